@@ -1,0 +1,37 @@
+# `make demo` and `make test` do everything on a fresh machine; each creates .venv when it is missing or out of date.
+
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
+RUN := runs/digits
+
+.PHONY: demo test lint clean
+.DELETE_ON_ERROR:
+
+# The library and what it needs.
+.venv/ready: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(PIP) --editable .
+	touch $@
+
+# What the tests and linters need beside it.
+.venv/ready-test: .venv/ready
+	$(PIP) --editable '.[test]'
+	touch $@
+
+demo: .venv/ready
+	$(BIN)/scoresde train experiment=digits run=$(RUN)
+	$(BIN)/scoresde sample run=$(RUN)
+	$(BIN)/scoresde bpd run=$(RUN)
+
+test: .venv/ready-test
+	$(BIN)/python -m pytest
+
+lint: .venv/ready-test
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+clean:
+	rm -rf .venv runs dist

@@ -1,0 +1,195 @@
+"""A mixture of Gaussians and its exact diffusion: the oracle that every method is tested against.
+
+Data p_0 = sum_k w_k N(m_k, R_k diag(s_k^2) R_k^T) stays a mixture under every SDE of this library,
+
+    p_t = sum_k w_k N(alpha m_k, C_k(t)),      C_k(t) = R_k diag(v_k) R_k^T,      v_k = alpha^2 s_k^2 + sigma^2.
+
+With responsibilities r_k(x) = w_k N(x; alpha m_k, C_k) / p_t(x) and the component scores u_k = -C_k^-1 (x - alpha m_k),
+
+    score       = sum_k r_k u_k
+    div(score)  = -sum_k r_k tr(C_k^-1) + sum_k r_k |u_k|^2 - |score|^2
+    p(x_0 | x)  = sum_k r_k N(m_k + alpha R_k diag(s_k^2 / v_k) R_k^T (x - alpha m_k),
+                              R_k diag(s_k^2 sigma^2 / v_k) R_k^T)
+
+all in float64, for states of any rank.
+"""
+
+import math
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from scoresde.protocols import Condition
+from scoresde.score import ScoreModel
+from scoresde.sdes import SDE
+from scoresde.tensors import dimensions, float64
+
+
+class GaussianMixture(nn.Module):
+    """A mixture of K Gaussians over states of shape `*`, exact under any SDE.
+
+    Args:
+        means: (K, *).
+        stds: standard deviations along the axes of each component, (K,) or (K, *).
+        weights: (K,), positive, normalised here; equal if not given.
+        rotation: orthogonal matrices R, (D, D) or (K, D, D) with D the product of `*`; the identity if not given.
+
+    Raises:
+        ValueError: shapes that do not fit, a standard deviation or weight that is not positive, a rotation that is not
+            orthogonal.
+    """
+
+    means: Tensor
+    stds: Tensor
+    log_weights: Tensor
+    rotation: Tensor | None
+
+    def __init__(self, means: Tensor, stds: Tensor, weights: Tensor | None = None, rotation: Tensor | None = None):
+        super().__init__()
+        means, stds = float64(means), float64(stds)
+        if means.ndim < 2 or stds.shape not in (means.shape[:1], means.shape):
+            raise ValueError(
+                f"means (K, *) and stds (K,) or (K, *) expected; got {tuple(means.shape)} and {tuple(stds.shape)}"
+            )
+        count, size = means.shape[0], dimensions(means)
+        weights = torch.ones(count) if weights is None else torch.as_tensor(weights)
+        if weights.shape != (count,) or not bool((weights > 0).all() and (stds > 0).all()):
+            raise ValueError(f"{count} positive weights and positive stds expected; got {weights.tolist()}")
+        self.event_shape = means.shape[1:]
+        self.register_buffer("means", means.reshape(count, size))
+        self.register_buffer("stds", stds.reshape(count, -1).expand(count, size).clone())
+        self.register_buffer("log_weights", float64(weights).log().log_softmax(0))
+        self.register_buffer("rotation", None if rotation is None else self._orthogonal(float64(rotation), count, size))
+
+    @staticmethod
+    def _orthogonal(rotation: Tensor, count: int, size: int) -> Tensor:
+        if rotation.shape not in ((size, size), (count, size, size)):
+            raise ValueError(f"rotation ({size}, {size}) or ({count}, {size}, {size}) expected; got {rotation.shape}")
+        identity = torch.eye(size, dtype=torch.float64, device=rotation.device)
+        if not torch.allclose(rotation @ rotation.mT, identity.expand_as(rotation), atol=1e-6):
+            raise ValueError(
+                "an orthogonal rotation expected (R R^T = I within 1e-6); take the Q of a QR decomposition"
+            )
+        return rotation.expand(count, size, size).clone()
+
+    def log_prob(self, x: Tensor, sde: SDE | None = None, t: Tensor | float | None = None) -> Tensor:
+        """Log-density at x (B, *), in nats, (B,), float64; of the marginal at t where an SDE and a time are given."""
+        marginal = _Marginal(self, x, sde, t)
+        return marginal.log_joint.logsumexp(dim=1)
+
+    def score(self, x: Tensor, sde: SDE | None = None, t: Tensor | float | None = None) -> Tensor:
+        """The gradient of `log_prob` in x, (B, *), in the dtype of x."""
+        return _Marginal(self, x, sde, t).score.reshape(x.shape).to(x.dtype)
+
+    def divergence(self, x: Tensor, sde: SDE | None = None, t: Tensor | float | None = None) -> Tensor:
+        """Divergence of the score at x, (B,), float64."""
+        marginal = _Marginal(self, x, sde, t)
+        norms = (marginal.component_scores.square() - 1 / marginal.variances).sum(dim=2)
+        return (marginal.responsibilities * norms).sum(dim=1) - marginal.score.square().sum(dim=1)
+
+    def posterior(self, x: Tensor, sde: SDE, t: Tensor | float) -> tuple[Tensor, Tensor, Tensor]:
+        """p(x_0 | x_t = x), a mixture: weights (B, K), means (B, K, *), stds along the axes R_k (B, K, *)."""
+        marginal = _Marginal(self, x, sde, t)
+        gain = marginal.alpha * self.stds.square() / marginal.variances
+        means = self.means + self._rotate(gain * marginal.offset)
+        stds = (self.stds * marginal.sigma / marginal.variances.sqrt()).expand_as(means)
+        shape = (*means.shape[:2], *self.event_shape)
+        return marginal.responsibilities, means.reshape(shape), stds.reshape(shape)
+
+    def denoise(self, x: Tensor, sde: SDE, t: Tensor | float) -> Tensor:
+        """E[x_0 | x_t = x], (B, *), in the dtype of x."""
+        weights, means, _ = self.posterior(x, sde, t)
+        return torch.einsum("bk,bk...->b...", weights, means).to(x.dtype)
+
+    def sample(
+        self,
+        n: int,
+        sde: SDE | None = None,
+        t: Tensor | float | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """n draws (n, *), float64; from the marginal at t where an SDE and a time are given."""
+        draw = partial(torch.randn, generator=generator, dtype=torch.float64)
+        component = torch.multinomial(self.log_weights.exp(), n, replacement=True, generator=generator)
+        axes = self.stds[component] * draw((n, self.means.shape[1]))
+        if self.rotation is not None:
+            axes = torch.einsum("bij,bj->bi", self.rotation[component], axes)
+        x0 = (self.means[component] + axes).reshape(n, *self.event_shape)
+        if sde is None or t is None:
+            return x0
+        return sde.perturb(x0, torch.as_tensor(t), draw(x0.shape))
+
+    def mean(self) -> Tensor:
+        """Mean of the mixture, of shape `*`."""
+        return (self.log_weights.exp() @ self.means).reshape(self.event_shape)
+
+    def covariance(self) -> Tensor:
+        """Covariance of the mixture over the flattened state, (D, D)."""
+        weights = self.log_weights.exp()
+        axes = self.stds.diag_embed() if self.rotation is None else self.rotation * self.stds[:, None, :]
+        centred = self.means - weights @ self.means
+        within = torch.einsum("k,kij,klj->il", weights, axes, axes)
+        return within + torch.einsum("k,ki,kj->ij", weights, centred, centred)
+
+    def score_model(self, sde: SDE) -> ScoreModel:
+        """The exact score as a `ScoreModel`, like that of any network."""
+        return ScoreModel(_ExactNetwork(self, sde), sde, prediction="v")
+
+    def _rotate(self, axes: Tensor) -> Tensor:
+        """From coordinates along the axes of each component to the state, (B, K, D)."""
+        return axes if self.rotation is None else torch.einsum("kij,bkj->bki", self.rotation, axes)
+
+    def _unrotate(self, state: Tensor) -> Tensor:
+        return state if self.rotation is None else torch.einsum("kji,bkj->bki", self.rotation, state)
+
+
+class _Marginal:
+    """The mixture at time t, evaluated at x: what every closed form above is made of."""
+
+    def __init__(self, mixture: GaussianMixture, x: Tensor, sde: SDE | None, t: Tensor | float | None):
+        if (sde is None) != (t is None):
+            raise ValueError("a marginal needs both an SDE and a time; got only one of them")
+        if x.shape[1:] != mixture.event_shape:
+            raise ValueError(f"states (B, {', '.join(map(str, mixture.event_shape))}) expected; got {tuple(x.shape)}")
+        flat = float64(x).flatten(1)[:, None, :]
+        if sde is None or t is None:
+            self.alpha, self.sigma = flat.new_ones(1, 1, 1), flat.new_zeros(1, 1, 1)
+        else:
+            t = float64(t).to(flat.device)
+            self.alpha, self.sigma = sde.alpha(t).reshape(-1, 1, 1), sde.sigma(t).reshape(-1, 1, 1)
+        self._mixture = mixture
+        self.variances = (self.alpha * mixture.stds).square() + self.sigma.square()
+        self.offset = mixture._unrotate(flat - self.alpha * mixture.means)
+        quadratic = (self.offset.square() / self.variances).sum(dim=2)
+        log_volume = self.variances.log().sum(dim=2) + flat.shape[2] * math.log(2 * math.pi)
+        self.log_joint = mixture.log_weights - 0.5 * (quadratic + log_volume)
+        self.responsibilities = self.log_joint.softmax(dim=1)
+
+    @property
+    def component_scores(self) -> Tensor:
+        """u_k along the axes of each component, (B, K, D)."""
+        return -self.offset / self.variances
+
+    @property
+    def score(self) -> Tensor:
+        """(B, D)."""
+        return torch.einsum("bk,bkd->bd", self.responsibilities, self._mixture._rotate(self.component_scores))
+
+
+class _ExactNetwork(nn.Module):
+    """The v prediction alpha E[eps | x] - sigma E[x_0 | x], bounded at both ends of the time range."""
+
+    def __init__(self, mixture: GaussianMixture, sde: SDE):
+        super().__init__()
+        self.mixture, self.sde = mixture, sde
+
+    def forward(self, x: Tensor, c_noise: Tensor, cond: Condition = None) -> Tensor:
+        if cond is not None:
+            raise ValueError("the exact score of a mixture has no condition; got one, pass cond=None")
+        t = float64(c_noise)
+        shape = (-1,) + (1,) * (x.ndim - 1)
+        alpha, sigma = self.sde.alpha(t).reshape(shape), self.sde.sigma(t).reshape(shape)
+        state = float64(x)
+        noise = -sigma * self.mixture.score(state, self.sde, t)
+        return (alpha * noise - sigma * self.mixture.denoise(state, self.sde, t)).to(x.dtype)

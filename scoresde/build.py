@@ -1,0 +1,143 @@
+"""From a configuration to objects, and from a run's directory to its model.
+
+A configuration is data: each node with a `_target_` is a constructor and its arguments. A run's configuration may come
+from elsewhere, so only targets of this library and the classes of torch.nn and torch.optim are built, unless the caller
+names further packages in `trust`.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import hydra
+import torch
+from omegaconf import DictConfig, ListConfig, OmegaConf
+
+from scoresde.likelihood import Transform
+from scoresde.score import ScoreModel
+from scoresde.training import checkpoint
+from scoresde.training.trainer import CHECKPOINT
+
+CONFIG = "config.yaml"
+TORCH_PACKAGES = ("torch.nn.", "torch.optim.")
+
+
+@dataclass
+class Run:
+    """A trained model: with its averaged weights, in eval mode; its transform; its configuration; its directory."""
+
+    model: ScoreModel
+    transform: Transform
+    config: DictConfig
+    path: Path
+
+
+def instantiate(config: Any, trust: Sequence[str] = (), **arguments: Any) -> Any:
+    """The object that a configuration describes; None for None.
+
+    Args:
+        config: a node with `_target_`, nested ones included.
+        trust: packages beside this library and torch whose targets may be built.
+        arguments: further arguments of the constructor, objects rather than configuration.
+
+    Raises:
+        ValueError: a target that is not allowed or does not exist, or arguments that its constructor refuses.
+    """
+    for target in _targets(config):
+        _check(target, trust)
+    try:
+        return hydra.utils.instantiate(config, _convert_="all", **arguments)
+    except hydra.errors.InstantiationException as error:
+        cause = error.__cause__ or error
+        raise ValueError(f"cannot build {config.get('_target_', config)}: {cause}") from error
+
+
+def build_model(config: DictConfig, trust: Sequence[str] = ()) -> ScoreModel:
+    """The score model of a run's configuration: its network, SDE and prediction type, untrained."""
+    network, sde = instantiate(config.network, trust), instantiate(config.sde, trust)
+    return ScoreModel(network, sde, instantiate(config.prediction, trust))
+
+
+def load(path: str | Path, weights: str = "ema", trust: Sequence[str] = (), device: str = "cpu") -> Run:
+    """A run that `scoresde train` made.
+
+    Args:
+        path: the run's directory.
+        weights: "ema", the averaged weights, or "raw", those of the last step.
+        trust: packages whose classes its configuration may name, see `instantiate`.
+        device: for the model.
+
+    Raises:
+        FileNotFoundError: no run there, or none with a checkpoint yet.
+        ValueError: another name of weights, or a checkpoint that does not fit the configuration.
+    """
+    path = Path(path)
+    if weights not in ("ema", "raw"):
+        raise ValueError(f"weights 'ema' or 'raw' expected; got {weights!r}")
+    config = read_config(path)
+    model = build_model(config, trust)
+    groups, _ = checkpoint.load(path / CHECKPOINT, {"model", "ema"} if weights == "ema" else {"model"})
+    state = {**groups["model"], **groups.get("ema", {})}
+    _check_shapes(model, state, path / CHECKPOINT)
+    model.load_state_dict(state)
+    return Run(model.to(device).eval(), instantiate(config.data.transform, trust), config, path)
+
+
+def read_config(path: Path) -> DictConfig:
+    """The configuration of a run.
+
+    Raises:
+        FileNotFoundError: there is no run at that path.
+    """
+    if not (path / CONFIG).is_file():
+        known = sorted(str(p.parent) for p in path.parent.glob(f"*/{CONFIG}"))
+        hint = f"; runs there: {', '.join(known)}" if known else "; train one with `scoresde train experiment=digits`"
+        raise FileNotFoundError(f"no run at {path} (no {CONFIG} in it){hint}")
+    config = OmegaConf.load(path / CONFIG)
+    if not isinstance(config, DictConfig):
+        raise ValueError(f"{path / CONFIG} is not a run's configuration: a mapping expected")
+    return config
+
+
+def _check_shapes(model: torch.nn.Module, state: dict[str, torch.Tensor], source: Path) -> None:
+    """Name the first difference between a model and a state dict."""
+    for name, tensor in model.state_dict().items():
+        if name not in state or state[name].shape != tensor.shape:
+            found = tuple(state[name].shape) if name in state else "nothing"
+            raise ValueError(
+                f"{source} does not fit its configuration: {name} {tuple(tensor.shape)} expected, got {found}"
+            )
+    if extra := sorted(set(state) - set(model.state_dict())):
+        raise ValueError(f"{source} does not fit its configuration: it holds {extra[0]}, which the model has not")
+
+
+def _targets(config: Any) -> Iterator[str]:
+    """Every `_target_` in a configuration."""
+    if isinstance(config, (DictConfig, dict)):
+        for key, value in config.items():
+            if key == "_target_":
+                yield str(value)
+            yield from _targets(value)
+    elif isinstance(config, (ListConfig, list, tuple)):
+        for value in config:
+            yield from _targets(value)
+
+
+def _check(target: str, trust: Sequence[str]) -> None:
+    """Refuse a target outside the allowed packages, or that reaches out of them through an import of theirs."""
+    if any(target == package or target.startswith(f"{package}.") for package in trust):
+        return
+    if not target.startswith(("scoresde.", *TORCH_PACKAGES)):
+        package = target.split(".")[0]
+        raise ValueError(
+            f"target {target!r} is outside scoresde, torch.nn and torch.optim; if you trust it, say trust=[{package}]"
+        )
+    try:
+        found = hydra.utils.get_object(target)
+    except Exception as error:
+        raise ValueError(f"target {target!r} does not exist: {error}") from error
+    home = getattr(found, "__module__", "") or ""
+    preset = callable(found) and home.startswith("scoresde.networks.")
+    if not (isinstance(found, type) or preset) or not home.startswith(("scoresde.", "torch.")):
+        raise ValueError(f"target {target!r} is not a class of scoresde, torch.nn or torch.optim")

@@ -1,0 +1,215 @@
+"""The command line: `scoresde train | sample | bpd`, each a Hydra application.
+
+Overrides follow the verb (`scoresde train experiment=digits trainer.steps=100`), `--multirun` sweeps, and `--help`
+shows what can be set. Wrong input ends in one line on stderr and exit code 2; an interrupted training in exit code 130;
+set HYDRA_FULL_ERROR=1 for the traceback.
+"""
+
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import hydra
+import numpy as np
+import torch
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from scoresde import build, plots
+from scoresde.data.transforms import Levels
+from scoresde.evaluation.likelihood import append_metrics, evaluate_likelihood
+from scoresde.score import ScoreModel
+from scoresde.training.checkpoint import replace_atomically
+from scoresde.training.trainer import Interrupted, NonFiniteLoss
+
+PREVIEW = 16
+RESUMABLE = ("steps", "log_every", "checkpoint_every", "preview_every", "workers", "device")
+
+
+def config_directory() -> Path:
+    """Where the configurations are: in the installed package, or beside it in a checkout."""
+    package = Path(__file__).resolve().parent
+    installed = package / "conf"
+    return installed if installed.is_dir() else package.parent / "conf"
+
+
+def train(config: DictConfig) -> None:
+    """Train a score model, or go on with a run that was stopped."""
+    run = run_directory(config)
+    model = build.build_model(config, config.trust)
+    optimizer = build.instantiate(config.optimizer, config.trust)
+    trainer = build.instantiate(config.trainer, config.trust, optimizer=optimizer)
+    data = build.instantiate(config.data, config.trust)
+    loss, sampler = (build.instantiate(part, config.trust) for part in (config.loss, config.sampler))
+    record_config(config, run)
+
+    def preview(model: ScoreModel, step: int) -> None:
+        samples = sampler(model, shape=(PREVIEW, *config.data.shape), seeds=range(PREVIEW)).x
+        draw(samples, data["transform"], run / "figures" / f"step{step:06d}.png")
+
+    parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    say({"run": run, "parameters": f"{parameters:,}", "samples": len(data["train"]), "steps": trainer.steps})
+    started = time.perf_counter()
+    trainer.fit(
+        model, loss, data["train"], run, data["transform"], data["dequantization"], preview, sys.stderr.isatty()
+    )
+    say({"trained": f"{time.perf_counter() - started:.0f} s", "checkpoint": run / "checkpoint.safetensors"})
+
+
+def sample(config: DictConfig) -> None:
+    """Draw samples of a run."""
+    if config.n < 1 or config.batch_size < 1:
+        raise ValueError(f"n and batch_size of 1 or more expected; got {config.n}, {config.batch_size}")
+    run = build.load(config.run, config.weights, config.trust, config.device)
+    sampler = build.instantiate(config.sampler, config.trust)
+    name = HydraConfig.get().runtime.choices["sampler"]
+    seeds = range(config.seed, config.seed + config.n)
+    drawn, evaluations, started = [], 0, time.perf_counter()
+    for first in range(0, config.n, config.batch_size):
+        part = seeds[first : first + config.batch_size]
+        result = sampler(run.model, shape=(len(part), *run.config.data.shape), seeds=part, progress=sys.stderr.isatty())
+        drawn.append(result.x.cpu())
+        evaluations = max(evaluations, result.nfe)
+    seconds = time.perf_counter() - started
+    samples = torch.cat(drawn)
+    array = run.path / "samples" / f"{name}.npy"
+    replace_atomically(array, lambda file: save_array(file, run.transform.inverse(samples).numpy()))
+    picture = draw(samples, run.transform, run.path / "figures" / f"samples_{name}.png")
+    row = {"kind": "samples", "sampler": name, "n": config.n, "nfe": evaluations, "seconds": round(seconds, 2)}
+    metrics = append_metrics(run.path, {**row, "seed": config.seed, "weights": config.weights})
+    say({**row, "array": array, "picture": picture, "metrics": metrics})
+
+
+def bpd(config: DictConfig) -> None:
+    """The likelihood of a run on a split of its data."""
+    run = build.load(config.run, config.weights, config.trust, config.device)
+    if config.split not in ("train", "validation", "test"):
+        raise ValueError(f"split 'train', 'validation' or 'test' expected; got {config.split!r}")
+    dataset = build.instantiate(run.config.data[config.split], config.trust)
+    options = build.instantiate(config.likelihood, config.trust)
+    dequantization = build.instantiate(run.config.data.dequantization, config.trust)
+    started = time.perf_counter()
+    result = evaluate_likelihood(run, dataset, dequantization, **options, progress=sys.stderr.isatty())
+    row: dict[str, Any] = {
+        "kind": "likelihood",
+        "split": config.split,
+        "n": len(result.per_sample),
+        "unit": result.unit,
+        "mean": result.mean,
+        "stderr": result.stderr,
+        "seconds": round(time.perf_counter() - started, 2),
+        "weights": config.weights,
+        "conventions": result.conventions,
+    }
+    metrics = append_metrics(run.path, row)
+    stderr = "" if result.stderr is None else f" +- {result.stderr:.4f} (standard error over {row['n']} samples)"
+    figure = f"{result.mean:.4f}{stderr}"
+    say({f"{config.split} {result.unit}": figure, **result.conventions, "seconds": row["seconds"], "metrics": metrics})
+
+
+def run_directory(config: DictConfig) -> Path:
+    """The run's directory: `run`, and in a sweep one below it for each job, named by its overrides."""
+    run = Path(config.run)
+    settings = HydraConfig.get()
+    if settings.mode == RunMode.MULTIRUN:
+        return run / (settings.job.override_dirname.replace("/", "-") or str(settings.job.num))
+    return run
+
+
+def record_config(config: DictConfig, run: Path) -> None:
+    """Write the run's configuration, or see that a run to go on with has the same one.
+
+    Raises:
+        ValueError: the directory holds a run of another configuration.
+    """
+    resolved = OmegaConf.to_container(config, resolve=True)
+    path = run / build.CONFIG
+    if path.exists():
+        before = flatten(OmegaConf.to_container(build.read_config(run), resolve=True))
+        changed = [
+            f"{key} was {before.get(key)!r}, now {value!r}"
+            for key, value in flatten(resolved).items()
+            if before.get(key) != value and key not in {f"trainer.{name}" for name in RESUMABLE} | {"device", "run"}
+        ]
+        if changed:
+            raise ValueError(
+                f"{run} holds a run of another configuration ({changed[0]}); choose another one with run=..."
+            )
+    text = OmegaConf.to_yaml(OmegaConf.create(resolved))
+    replace_atomically(path, lambda file: file.write_text(text))
+
+
+def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
+    """Leaves of a nested configuration by their dotted path."""
+    items = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else None
+    if items is None:
+        return {prefix: tree}
+    return {k: v for key, value in items for k, v in flatten(value, f"{prefix}.{key}" if prefix else str(key)).items()}
+
+
+def draw(samples: torch.Tensor, transform, path: Path) -> Path:
+    """The picture of samples in model space: grey levels where they are levels, data units elsewhere."""
+    if isinstance(transform, Levels):
+        return plots.save_samples(transform.quantise(samples), path, 0, transform.levels - 1)
+    return plots.save_samples(transform.inverse(samples), path)
+
+
+def save_array(path: Path, array: np.ndarray) -> None:
+    """Write an array in NumPy's format to exactly that path."""
+    with open(path, "wb") as file:
+        np.save(file, array)
+
+
+def say(rows: dict[str, Any]) -> None:
+    """A small aligned table on stdout."""
+    width = max(len(key) for key in rows)
+    for key, value in rows.items():
+        print(f"{key:<{width}}  {value}", flush=True)
+
+
+VERBS: dict[str, Callable[[DictConfig], None]] = {"train": train, "sample": sample, "bpd": bpd}
+
+
+def usage() -> str:
+    """The verbs, a line each."""
+    lines = [f"  {name:<8} {verb.__doc__}" for name, verb in VERBS.items()]
+    return "\n".join(["usage: scoresde VERB [key=value ...]; `scoresde VERB --help` shows what can be set", *lines])
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The console script: run a verb; the exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(usage())
+        return 0
+    verb, *overrides = arguments
+    if verb not in VERBS:
+        print(f"scoresde: unknown verb {verb!r}\n{usage()}", file=sys.stderr)
+        return 2
+    wants_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # or Hydra prints errors itself and exits with 1
+    sys.argv = [f"scoresde {verb}", *overrides]
+    application = hydra.main(version_base="1.3", config_path=str(config_directory()), config_name=verb)
+    try:
+        application(VERBS[verb])()
+    except Interrupted as stop:
+        print(f"scoresde {verb}: {stop}", file=sys.stderr)
+        return 130
+    except (ValueError, TypeError, OSError, NonFiniteLoss, HydraException, OmegaConfBaseException) as error:
+        if wants_traceback:
+            raise
+        print(f"scoresde {verb}: {one_line(error)}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def one_line(error: Exception) -> str:
+    """An exception's message, its first paragraph on one line."""
+    text = " ".join(line.strip() for line in str(error).strip().splitlines() if line.strip())
+    return text or type(error).__name__

@@ -1,0 +1,152 @@
+"""Invertible transforms between data space and model space, each with its log-determinant.
+
+A transform T maps data x (B, *) to model space; `inverse` undoes it; `log_det` is log|det dT/dx| per sample, in nats:
+log p_data(x) = log p_model(T(x)) + log_det(x).
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from scoresde.tensors import dimensions, float64
+
+
+@dataclass(frozen=True)
+class Affine:
+    """x -> scale x + shift.
+
+    Raises:
+        ValueError: a scale of zero.
+    """
+
+    scale: float = 1.0
+    shift: float = 0.0
+
+    def __post_init__(self):
+        if self.scale == 0:
+            raise ValueError("a scale other than 0 expected: scale=0 is not invertible")
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """To model space, (B, *)."""
+        return self.scale * x + self.shift
+
+    def inverse(self, y: Tensor) -> Tensor:
+        """Back to data space, (B, *)."""
+        return (y - self.shift) / self.scale
+
+    def log_det(self, x: Tensor) -> Tensor:
+        """d log|scale|, in nats (B,), float64."""
+        value = dimensions(x) * math.log(abs(self.scale))
+        return torch.full((x.shape[0],), value, dtype=torch.float64, device=x.device)
+
+
+@dataclass(frozen=True)
+class Levels:
+    """Grey levels 0 .. levels - 1, each the interval [x, x + 1), to [low, high] in model space.
+
+    The values of a dequantised image, x + u with u in [0, 1), fill [0, levels); so the map is
+    x -> low + (high - low) x / levels.
+
+    Args:
+        levels: number of grey levels (256 for 8 bits).
+        low, high: the range in model space.
+    """
+
+    levels: int = 256
+    low: float = -1.0
+    high: float = 1.0
+
+    def __post_init__(self):
+        if self.levels < 2 or not self.low < self.high:
+            raise ValueError(f"levels >= 2 and low < high expected; got {self}")
+
+    @property
+    def _affine(self) -> Affine:
+        return Affine((self.high - self.low) / self.levels, self.low)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """To model space, (B, *)."""
+        return self._affine(x)
+
+    def inverse(self, y: Tensor) -> Tensor:
+        """Back to the scale of the levels, (B, *), not rounded."""
+        return self._affine.inverse(y)
+
+    def log_det(self, x: Tensor) -> Tensor:
+        """In nats (B,), float64."""
+        return self._affine.log_det(x)
+
+    def quantise(self, y: Tensor) -> Tensor:
+        """The level that each value in model space falls in, clipped to 0 .. levels - 1."""
+        return self.inverse(y).floor().clamp(0, self.levels - 1)
+
+
+@dataclass(frozen=True)
+class Logit:
+    """Values in (low, high) to the real line: x -> logit(p), p = margin + (1 - 2 margin) (x - low) / (high - low).
+
+    (RealNVP, 1605.08803, section 4.1, with margin 0.05.)
+    """
+
+    low: float = 0.0
+    high: float = 1.0
+    margin: float = 0.05
+
+    def __post_init__(self):
+        if not self.low < self.high or not 0 <= self.margin < 0.5:
+            raise ValueError(f"low < high and 0 <= margin < 0.5 expected; got {self}")
+
+    def _fraction(self, x: Tensor) -> Tensor:
+        return self.margin + (1 - 2 * self.margin) * (x - self.low) / (self.high - self.low)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """To the real line, (B, *)."""
+        return torch.logit(self._fraction(x))
+
+    def inverse(self, y: Tensor) -> Tensor:
+        """Back to (low, high), (B, *)."""
+        fraction = (torch.sigmoid(y) - self.margin) / (1 - 2 * self.margin)
+        return self.low + (self.high - self.low) * fraction
+
+    def log_det(self, x: Tensor) -> Tensor:
+        """Sum of -log(p (1 - p)) + log slope, in nats (B,), float64."""
+        p = self._fraction(float64(x))
+        slope = math.log((1 - 2 * self.margin) / (self.high - self.low))
+        return (slope - torch.log(p) - torch.log1p(-p)).flatten(1).sum(dim=1)
+
+
+class Compose:
+    """Transforms one after the other, the first one first; log-determinants add.
+
+    Args:
+        transforms: the transforms, in the order in which data passes them.
+    """
+
+    def __init__(self, transforms: Sequence):
+        self.transforms = list(transforms)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """To model space, (B, *)."""
+        for transform in self.transforms:
+            x = transform(x)
+        return x
+
+    def inverse(self, y: Tensor) -> Tensor:
+        """Back to data space, (B, *)."""
+        for transform in reversed(self.transforms):
+            y = transform.inverse(y)
+        return y
+
+    def log_det(self, x: Tensor) -> Tensor:
+        """Sum of the log-determinants along the way, in nats (B,), float64."""
+        total = torch.zeros(x.shape[0], dtype=torch.float64, device=x.device)
+        for transform in self.transforms:
+            total = total + transform.log_det(x)
+            x = transform(x)
+        return total
+
+    def __repr__(self) -> str:
+        return f"Compose({', '.join(map(str, self.transforms))})"

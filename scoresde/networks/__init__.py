@@ -1,0 +1,6 @@
+"""Noise-conditional networks F(x, c_noise, cond)."""
+
+from scoresde.networks.mlp import MLP
+from scoresde.networks.unet import UNet
+
+__all__ = ["MLP", "UNet"]

@@ -1,0 +1,66 @@
+"""A noise-conditional network for vectors: residual layers with time features."""
+
+import math
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from scoresde.networks.layers import TimeEmbedding, linear
+from scoresde.protocols import Condition
+
+
+class ResidualLayer(nn.Module):
+    """x + W2 silu(W1 silu(norm(x)) + W_t time), the outer weights starting at zero."""
+
+    def __init__(self, width: int, time_features: int, dropout: float):
+        super().__init__()
+        self.norm, self.inner = nn.LayerNorm(width), linear(width, width)
+        self.time, self.dropout = linear(time_features, width), nn.Dropout(dropout)
+        self.outer = linear(width, width, scale=0.0)
+
+    def forward(self, x: Tensor, time: Tensor) -> Tensor:
+        hidden = self.inner(F.silu(self.norm(x))) + self.time(time)
+        return x + self.outer(self.dropout(F.silu(hidden)))
+
+
+class MLP(nn.Module):
+    """A residual multilayer perceptron on states of any shape, seen as vectors.
+
+    Args:
+        shape: shape `*` of one state, or its length.
+        width: hidden features.
+        depth: residual layers.
+        dropout: in the residual layers.
+        time_scale: highest frequency of the time embedding, see `PositionalEmbedding`.
+        cond_features: length of the condition vector, 0 without.
+    """
+
+    def __init__(
+        self,
+        shape: int | Sequence[int],
+        width: int = 128,
+        depth: int = 3,
+        dropout: float = 0.0,
+        time_scale: float = 1000.0,
+        cond_features: int = 0,
+    ):
+        super().__init__()
+        self.shape = (shape,) if isinstance(shape, int) else tuple(shape)
+        size = math.prod(self.shape)
+        self.time = TimeEmbedding(width, width, time_scale, cond_features)
+        self.input = linear(size, width)
+        self.layers = nn.ModuleDict({f"layer{i}": ResidualLayer(width, width, dropout) for i in range(depth)})
+        self.norm, self.output = nn.LayerNorm(width), linear(width, size, scale=0.0)
+
+    def forward(self, x: Tensor, c_noise: Tensor, cond: Condition = None) -> Tensor:
+        """F of the shape of x (B, *), at noise labels (B,) and a condition vector (B, cond_features)."""
+        if x.shape[1:] != self.shape:
+            raise ValueError(f"a state (B, {', '.join(map(str, self.shape))}) expected; got {tuple(x.shape)}")
+        if cond is not None and not isinstance(cond, Tensor):
+            raise TypeError(f"a condition vector (a tensor) or None expected; got {type(cond).__name__}")
+        time = self.time(c_noise, cond)
+        hidden = self.input(x.flatten(1))
+        for layer in self.layers.values():
+            hidden = layer(hidden, time)
+        return self.output(F.silu(self.norm(hidden))).reshape(x.shape)

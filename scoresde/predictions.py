@@ -1,0 +1,189 @@
+"""What a network predicts: a prediction type is two functions of time.
+
+Beside x = alpha x_0 + sigma eps, the network's regression target is another combination of the same pair,
+
+    F = p(t) x_0 + q(t) eps.
+
+Where the determinant D = alpha q - sigma p is not zero the two lines determine x_0 and eps, so every view of the model
+is affine in (x, F):
+
+    x_0 = (q x - sigma F) / D,        eps = (alpha F - p x) / D.
+
+| class      | p                                | q                      | D                | source             |
+| ---------- | -------------------------------- | ---------------------- | ---------------- | ------------------ |
+| `Noise`    | 0                                | 1                      | alpha            | 2006.11239, eq. 14 |
+| `Data`     | 1                                | 0                      | -sigma           | 2202.00512         |
+| `Score`    | 0                                | -1/sigma               | -alpha/sigma     | 2011.13456, eq. 7  |
+| `Velocity` | alpha'                           | sigma'                 | alpha g^2/2sigma | 2210.02747         |
+| `V`        | -sigma                           | alpha                  | alpha^2+sigma^2  | 2202.00512, app. D |
+| `Karras`   | sigma / (sigma_data n)           | -alpha sigma_data / n  | -n / sigma_data  | 2206.00364, eq. 7  |
+
+with n = (sigma^2 + alpha^2 sigma_data^2)^(1/2). A new type is a class with a `target`; what divides by zero at an end
+of the time range (noise prediction where alpha(t_max) = 0) is seen there and refused when a model is built.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from scoresde.sdes import SDE
+from scoresde.tensors import float64
+
+
+class Prediction(nn.Module):
+    """A prediction type. Every function takes float64 times and answers in their shape, () or (B,)."""
+
+    def target(self, sde: SDE, t: Tensor) -> tuple[Tensor, Tensor]:
+        """(p, q) of the network's target F = p x_0 + q eps."""
+        raise NotImplementedError(f"{type(self).__name__} must define target(sde, t) -> (p, q)")
+
+    def c_in(self, sde: SDE, t: Tensor) -> Tensor:
+        """Scale of the state before it enters the network."""
+        return torch.ones_like(t)
+
+    def c_noise(self, sde: SDE, t: Tensor) -> Tensor:
+        """The noise label that the network reads."""
+        return t
+
+    def determinant(self, sde: SDE, t: Tensor) -> Tensor:
+        """D = alpha q - sigma p."""
+        p, q = self.target(sde, t)
+        return sde.alpha(t) * q - sde.sigma(t) * p
+
+
+class Noise(Prediction):
+    """F = eps (DDPM, 2006.11239, eq. 14)."""
+
+    def target(self, sde: SDE, t: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.zeros_like(t), torch.ones_like(t)
+
+
+class Data(Prediction):
+    """F = x_0 (2202.00512, section 4)."""
+
+    def target(self, sde: SDE, t: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.ones_like(t), torch.zeros_like(t)
+
+
+class Score(Prediction):
+    """F = -eps / sigma, the score of the transition kernel (2011.13456, eq. 7)."""
+
+    def target(self, sde: SDE, t: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.zeros_like(t), -1 / sde.sigma(t)
+
+
+class Velocity(Prediction):
+    """F = alpha' x_0 + sigma' eps = dx_t/dt, the velocity of the probability flow (flow matching, 2210.02747)."""
+
+    def target(self, sde: SDE, t: Tensor) -> tuple[Tensor, Tensor]:
+        return sde.alpha_dot(t), sde.sigma_dot(t)
+
+
+class V(Prediction):
+    """F = alpha eps - sigma x_0 (progressive distillation, 2202.00512, appendix D; "v_prediction" in diffusers)."""
+
+    def target(self, sde: SDE, t: Tensor) -> tuple[Tensor, Tensor]:
+        return -sde.sigma(t), sde.alpha(t)
+
+
+class Karras(Prediction):
+    """EDM's preconditioning (2206.00364, eq. 7 and table 1), for any SDE.
+
+    At noise-to-signal ratio s = sigma/alpha the denoiser is c_skip x/alpha + c_out F(c_in x, c_noise) with
+    c_skip = sigma_data^2 / (s^2 + sigma_data^2), c_out = s sigma_data / (s^2 + sigma_data^2)^(1/2), c_noise = log(s)/4:
+    input and target have unit variance for data of standard deviation sigma_data.
+
+    Args:
+        sigma_data: root mean square of the data, positive.
+    """
+
+    def __init__(self, sigma_data: float = 0.5):
+        super().__init__()
+        if not sigma_data > 0:
+            raise ValueError(f"sigma_data > 0 expected; got {sigma_data}")
+        self.sigma_data = float(sigma_data)
+
+    def c_in(self, sde: SDE, t: Tensor) -> Tensor:
+        return 1 / torch.hypot(sde.sigma(t), self.sigma_data * sde.alpha(t))
+
+    def c_noise(self, sde: SDE, t: Tensor) -> Tensor:
+        return -0.125 * sde.log_snr(t)
+
+    def target(self, sde: SDE, t: Tensor) -> tuple[Tensor, Tensor]:
+        c_in = self.c_in(sde, t)
+        return c_in * sde.sigma(t) / self.sigma_data, -c_in * sde.alpha(t) * self.sigma_data
+
+    def extra_repr(self) -> str:
+        return f"sigma_data={self.sigma_data:g}"
+
+
+class Discrete(Prediction):
+    """A prediction of a network trained on discrete steps: its label comes from a table.
+
+    The position of t in the table is u = (N - 1) (t - start) / (end - start); "linear" reads the table between
+    entries, "nearest" rounds u to an entry (score_sde's VE), "floor" takes the entry below.
+
+    Args:
+        prediction: what the network predicts, a name or an instance.
+        labels: the label of each step, at least two, in order of growing time.
+        rounding: "linear", "nearest" or "floor".
+        start, end: times of the first and of the last entry.
+    """
+
+    def __init__(
+        self,
+        prediction: str | Prediction,
+        labels: Tensor | Sequence[float],
+        rounding: str = "linear",
+        start: float = 0.0,
+        end: float = 1.0,
+    ):
+        super().__init__()
+        table = float64(labels).flatten()
+        if len(table) < 2:
+            raise ValueError(f"a table of two labels or more expected; got {len(table)}")
+        if rounding not in ("linear", "nearest", "floor"):
+            raise ValueError(f"rounding 'linear', 'nearest' or 'floor' expected; got {rounding!r}")
+        if not start < end:
+            raise ValueError(f"start < end expected; got start={start}, end={end}")
+        self.inner = resolve(prediction)
+        self.rounding, self.start, self.end = rounding, start, end
+        self.labels = table.cpu()  # not a buffer: schedules stay in float64 on the CPU
+
+    def target(self, sde: SDE, t: Tensor) -> tuple[Tensor, Tensor]:
+        return self.inner.target(sde, t)
+
+    def c_in(self, sde: SDE, t: Tensor) -> Tensor:
+        return self.inner.c_in(sde, t)
+
+    def c_noise(self, sde: SDE, t: Tensor) -> Tensor:
+        last = len(self.labels) - 1
+        position = (last * (t - self.start) / (self.end - self.start)).clamp(0, last)
+        if self.rounding == "nearest":
+            position = position.round()
+        elif self.rounding == "floor":
+            # A node's own time lands on it, not below, whatever the last digit of the division.
+            position = (position + 1e-9).floor()
+        position = position.cpu()
+        below = position.long().clamp(max=last - 1)
+        return torch.lerp(self.labels[below], self.labels[below + 1], position - below).to(t.device)
+
+
+NAMES = {"noise": Noise, "data": Data, "velocity": Velocity, "v": V, "score": Score, "karras": Karras}
+
+
+def resolve(prediction: str | Prediction) -> Prediction:
+    """The prediction type of that name, or the instance given.
+
+    Raises:
+        ValueError: an unknown name.
+        TypeError: neither a name nor a `Prediction`.
+    """
+    if isinstance(prediction, Prediction):
+        return prediction
+    if not isinstance(prediction, str):
+        raise TypeError(f"a prediction's name or a Prediction instance expected; got {type(prediction).__name__}")
+    if prediction not in NAMES:
+        raise ValueError(f"prediction type among {', '.join(NAMES)} expected; got {prediction!r}")
+    return NAMES[prediction]()

@@ -1,0 +1,20 @@
+"""Samplers: predictor-corrector and probability flow."""
+
+from scoresde.samplers.base import Sampler, Samples, uniform_log_snr, uniform_time
+from scoresde.samplers.correctors import AnnealedLangevin, Langevin
+from scoresde.samplers.predictor_corrector import PredictorCorrector, ProbabilityFlow
+from scoresde.samplers.predictors import Ancestral, EulerMaruyama, ReverseDiffusion
+
+__all__ = [
+    "Ancestral",
+    "AnnealedLangevin",
+    "EulerMaruyama",
+    "Langevin",
+    "PredictorCorrector",
+    "ProbabilityFlow",
+    "ReverseDiffusion",
+    "Sampler",
+    "Samples",
+    "uniform_log_snr",
+    "uniform_time",
+]

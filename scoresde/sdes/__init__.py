@@ -1,0 +1,18 @@
+"""Diffusions: the base class, the reverse family, and the paths of the field."""
+
+from scoresde.sdes.base import SDE, ReverseSDE
+from scoresde.sdes.paths import VE, VP, Cosine, Karras, Rectified, SubVP
+from scoresde.sdes.tabulated import Tabulated, ZeroTerminalSNR
+
+__all__ = [
+    "SDE",
+    "VE",
+    "VP",
+    "Cosine",
+    "Karras",
+    "Rectified",
+    "ReverseSDE",
+    "SubVP",
+    "Tabulated",
+    "ZeroTerminalSNR",
+]

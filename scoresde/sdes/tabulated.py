@@ -1,0 +1,135 @@
+"""Diffusions given by a table, and the zero-terminal-SNR rescaling of any diffusion.
+
+The discrete schedules of DDPM, NCSN and diffusers are tables of noise levels. Interpolating their log-SNR
+monotonically (Fritsch-Carlson cubics: once continuously differentiable, no overshoot) makes a continuous path that
+passes through every entry; f and g follow from its slope,
+
+    g^2 = -sigma^2 (log SNR)'     and     f = -g^2/2 (variance preserving)   or   f = 0 (variance exploding).
+"""
+
+from collections.abc import Sequence
+from typing import Self
+
+import numpy as np
+import torch
+from scipy.interpolate import PchipInterpolator
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+from scoresde.sdes.base import SDE
+from scoresde.tensors import float64
+
+Table = Tensor | Sequence[float]
+
+
+class Tabulated(SDE):
+    """A path through nodes (t_i, log SNR_i), interpolated monotonically.
+
+    Args:
+        log_snr: the table, at least two values, strictly decreasing.
+        times: times of the nodes, strictly increasing; default i / (N - 1), from 0 to 1.
+        preserving: True for alpha^2 + sigma^2 = 1 (DDPM), False for alpha = 1 (NCSN).
+
+    Raises:
+        ValueError: a table too short, of unequal lengths, not finite, or not monotone.
+    """
+
+    def __init__(self, log_snr: Table, times: Table | None = None, preserving: bool = True):
+        values = float64(log_snr).cpu().flatten()
+        nodes = torch.linspace(0, 1, len(values), dtype=torch.float64) if times is None else float64(times).cpu()
+        if len(values) < 2 or nodes.shape != values.shape:
+            raise ValueError(f"two nodes or more, a time each, expected; got {len(values)} values, {len(nodes)} times")
+        if not bool(torch.isfinite(values).all() and (values.diff() < 0).all() and (nodes.diff() > 0).all()):
+            raise ValueError("a finite, strictly decreasing log-SNR at strictly increasing times expected")
+        super().__init__(float(nodes[0]), float(nodes[-1]))
+        self.preserving = preserving
+        slopes = PchipInterpolator(nodes.numpy(), values.numpy()).derivative()(nodes.numpy())
+        # Plain attributes, not buffers: schedules stay in float64 on the CPU wherever the model goes.
+        self.nodes, self.values, self.slopes = nodes, values, torch.from_numpy(np.asarray(slopes))
+
+    @classmethod
+    def from_alphas_cumprod(cls, alphas_cumprod: Table, times: Table | None = None) -> Self:
+        """The schedule of DDPM and diffusers: alpha^2 at each step (their alpha-bar, 2006.11239, eq. 4)."""
+        squared = float64(alphas_cumprod)
+        return cls(torch.logit(squared), times)
+
+    @classmethod
+    def from_sigmas(cls, sigmas: Table, times: Table | None = None) -> Self:
+        """The schedule of NCSN: increasing noise levels with alpha = 1 (1907.05600)."""
+        return cls(-2 * float64(sigmas).log(), times, preserving=False)
+
+    def _hermite(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """The interpolated log-SNR and its derivative in t, float64, on the CPU."""
+        t = float64(t).cpu()
+        right = torch.searchsorted(self.nodes, t.detach().contiguous()).clamp(1, len(self.nodes) - 1)
+        left = right - 1
+        width = self.nodes[right] - self.nodes[left]
+        u = (t - self.nodes[left]) / width
+        rise, start = self.values[right] - self.values[left], self.values[left]
+        in_slope, out_slope = width * self.slopes[left], width * self.slopes[right]
+        cubic, square = in_slope + out_slope - 2 * rise, 3 * rise - 2 * in_slope - out_slope
+        value = start + u * (in_slope + u * (square + u * cubic))
+        return value, (in_slope + u * (2 * square + u * 3 * cubic)) / width
+
+    def log_snr(self, t: Tensor) -> Tensor:
+        return self._hermite(t)[0].to(t)
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return torch.exp(0.5 * logsigmoid(self._hermite(t)[0])).to(t) if self.preserving else torch.ones_like(t)
+
+    def sigma(self, t: Tensor) -> Tensor:
+        log_snr = self._hermite(t)[0]
+        return torch.exp(0.5 * logsigmoid(-log_snr) if self.preserving else -0.5 * log_snr).to(t)
+
+    def alpha_dot(self, t: Tensor) -> Tensor:
+        return self.drift(t) * self.alpha(t)
+
+    def sigma_dot(self, t: Tensor) -> Tensor:
+        """f sigma + g^2 / (2 sigma)."""
+        return self.drift(t) * self.sigma(t) + 0.5 * self.diffusion(t).square() / self.sigma(t)
+
+    def drift(self, t: Tensor) -> Tensor:
+        return -0.5 * self.diffusion(t).square() if self.preserving else torch.zeros_like(t)
+
+    def diffusion(self, t: Tensor) -> Tensor:
+        return self.sigma(t) * torch.sqrt(-self._hermite(t)[1]).to(t)
+
+
+class ZeroTerminalSNR(SDE):
+    """Any path, rescaled so that no signal is left at its end (2305.08891, algorithm 1, in continuous time).
+
+    With n = (alpha^2 + sigma^2)^(1/2) and a = alpha / n (the root of alpha-bar, for a variance-preserving path),
+
+        a_new(t) = a(t_min) (a(t) - a(t_max)) / (a(t_min) - a(t_max)),
+        alpha = n a_new,   sigma = n (1 - a_new^2)^(1/2).
+
+    f diverges at t_max, where alpha = 0: models there predict data, v or velocity, not noise.
+
+    Args:
+        path: the path to rescale.
+        t_max: end of the time range, path.t_max unless given; the zero stays at path.t_max.
+    """
+
+    def __init__(self, path: SDE, t_max: float | None = None):
+        super().__init__(path.t_min, path.t_max if t_max is None else t_max)
+        if self.t_max > path.t_max:
+            raise ValueError(f"t_max at most the path's own, {path.t_max}, expected; got {t_max}")
+        self.path = path
+
+    def _rescaled(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """(a_new, n) at t."""
+        first, last = (self._signal(torch.full_like(t, end))[0] for end in (self.path.t_min, self.path.t_max))
+        signal, norm = self._signal(t)
+        return first * (signal - last) / (first - last), norm
+
+    def _signal(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        norm = torch.hypot(self.path.alpha(t), self.path.sigma(t))
+        return self.path.alpha(t) / norm, norm
+
+    def alpha(self, t: Tensor) -> Tensor:
+        signal, norm = self._rescaled(t)
+        return norm * signal
+
+    def sigma(self, t: Tensor) -> Tensor:
+        signal, norm = self._rescaled(t)
+        return norm * torch.sqrt(1 - signal.square())

@@ -1,0 +1,89 @@
+"""Explicit Runge-Kutta methods on a uniform grid: a fixed cost, and no result that depends on its batch.
+
+A method is its tableau (Hairer, Norsett and Wanner, Solving Ordinary Differential Equations I, section II.1),
+
+    k_i = field(s + c_i h, u + h sum_j a_ij k_j),        u <- u + h sum_i b_i k_i.
+"""
+
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from scoresde.solvers.base import Field, Solution, State, Status, finite, per_sample
+
+
+@dataclass(frozen=True)
+class Tableau:
+    """Butcher tableau of an explicit method of the given order: nodes c, rows of a below the diagonal, weights b."""
+
+    order: int
+    c: tuple[float, ...]
+    a: tuple[tuple[float, ...], ...]
+    b: tuple[float, ...]
+
+
+TABLEAUX = {
+    "euler": Tableau(1, (0,), ((),), (1,)),
+    "heun2": Tableau(2, (0, 1), ((), (1,)), (1 / 2, 1 / 2)),
+    "heun3": Tableau(3, (0, 1 / 3, 2 / 3), ((), (1 / 3,), (0, 2 / 3)), (1 / 4, 0, 3 / 4)),
+    "rk4": Tableau(4, (0, 1 / 2, 1 / 2, 1), ((), (1 / 2,), (0, 1 / 2), (0, 0, 1)), (1 / 6, 1 / 3, 1 / 3, 1 / 6)),
+}
+
+
+@dataclass(frozen=True)
+class RungeKutta:
+    """An explicit Runge-Kutta method with a fixed number of equal steps.
+
+    A sample that turns NaN or infinite is left at its last finite state, with its position and status; the others go
+    on.
+
+    Args:
+        method: "euler" (order 1), "heun2", "heun3" or "rk4" (order 4).
+        steps: number of steps; the cost is steps times the number of stages.
+
+    Raises:
+        ValueError: an unknown method, or fewer than one step.
+    """
+
+    method: str = "rk4"
+    steps: int = 32
+
+    def __post_init__(self):
+        if self.method not in TABLEAUX:
+            raise ValueError(f"method among {', '.join(TABLEAUX)} expected; got {self.method!r}")
+        if self.steps < 1:
+            raise ValueError(f"one step or more expected; got steps={self.steps}")
+
+    def __call__(self, field: Field, state: State, start: float, end: float) -> Solution:
+        """Integrate from start to end; see `scoresde.solvers.base`."""
+        tableau, grid = TABLEAUX[self.method], torch.linspace(start, end, self.steps + 1, dtype=torch.float64)
+        nfe, status = per_sample(0, state, torch.int64), per_sample(Status.OK, state, torch.int64)
+        position = per_sample(start, state, grid.dtype if state[0].device.type != "mps" else torch.float32)
+        for s, s_next in pairwise(grid):
+            running = status == Status.OK
+            proposed = self._step(tableau, field, s, s_next - s, state)
+            good = running & finite(proposed)
+            state = tuple(_where(good, new, old) for new, old in zip(proposed, state, strict=True))
+            position = torch.where(good, s_next.to(position), position)
+            nfe = nfe + running * len(tableau.b)
+            status = torch.where(running & ~good, Status.NONFINITE, status)
+        return Solution(state, position, nfe, status)
+
+    @staticmethod
+    def _step(tableau: Tableau, field: Field, s: Tensor, h: Tensor, state: State) -> State:
+        slopes: list[State] = []
+        for c, row in zip(tableau.c, tableau.a, strict=True):
+            slopes.append(field(s + c * h, _advance(state, h, row, slopes)))
+        return _advance(state, h, tableau.b, slopes)
+
+
+def _advance(state: State, h: Tensor, weights: tuple[float, ...], slopes: list[State]) -> State:
+    """state + h sum_i weights_i slopes_i, leaving out zero weights."""
+    terms = [(float(h) * w, slope) for w, slope in zip(weights, slopes, strict=True) if w]
+    return tuple(part + sum(w * slope[i] for w, slope in terms) for i, part in enumerate(state))
+
+
+def _where(mask: Tensor, new: Tensor, old: Tensor) -> Tensor:
+    return torch.where(mask.reshape(-1, *(1,) * (new.ndim - 1)), new, old)

@@ -1,0 +1,77 @@
+"""The solvers of torchdiffeq behind the interface of `scoresde.solvers.base`."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torchdiffeq import odeint
+
+from scoresde.solvers.base import Field, Solution, State, Status, finite, per_sample
+
+METHODS = ("dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun")
+
+
+@dataclass(frozen=True)
+class TorchDiffEq:
+    """An adaptive solver of torchdiffeq, Dormand-Prince 5(4) by default.
+
+    Its error control takes one step size for the whole batch, from the root mean square error over the batch: a
+    result depends slightly, within the tolerance, on the batch around it. Only the state proper enters that error,
+    never the noisy trace beside it. Where torchdiffeq gives up (a step size underflow, a NaN, too many steps), the
+    samples keep the state of the last accepted step.
+
+    Args:
+        method: "dopri5", "dopri8", "bosh3", "fehlberg2" or "adaptive_heun".
+        rtol, atol: relative and absolute tolerance of a step.
+        max_steps: steps after which it gives up.
+
+    Raises:
+        ValueError: an unknown method, or a tolerance or number of steps that is not positive.
+    """
+
+    method: str = "dopri5"
+    rtol: float = 1e-5
+    atol: float = 1e-5
+    max_steps: int = 10_000
+
+    def __post_init__(self):
+        if self.method not in METHODS:
+            raise ValueError(f"method among {', '.join(METHODS)} expected; got {self.method!r}")
+        if min(self.rtol, self.atol, self.max_steps) <= 0:
+            raise ValueError(f"positive tolerances and max_steps expected; got {self}")
+
+    def __call__(self, field: Field, state: State, start: float, end: float) -> Solution:
+        """Integrate from start to end; see `scoresde.solvers.base`."""
+        observed = _Observed(field, state, start)
+        options = {"norm": _state_norm, "max_num_steps": self.max_steps}
+        interval = torch.tensor([start, end], dtype=state[0].dtype, device=state[0].device)
+        try:
+            path = odeint(
+                observed, state, interval, rtol=self.rtol, atol=self.atol, method=self.method, options=options
+            )
+            final, position, ended = tuple(part[-1] for part in path), end, Status.OK
+        except AssertionError:  # how torchdiffeq reports underflow in dt and max_num_steps
+            final, position, ended = observed.accepted, observed.position, Status.FAILED
+        status = per_sample(ended, state, torch.int64)
+        status = torch.where(finite(final), status, Status.NONFINITE)
+        nfe = per_sample(observed.nfe, state, torch.int64)
+        return Solution(final, per_sample(position, state, state[0].dtype), nfe, status)
+
+
+def _state_norm(state: State) -> Tensor:
+    """Root mean square of the state proper."""
+    return state[0].square().mean().sqrt()
+
+
+class _Observed:
+    """A field that counts its evaluations and remembers the last accepted step."""
+
+    def __init__(self, field: Field, state: State, start: float):
+        self.field, self.accepted, self.position, self.nfe = field, state, start, 0
+
+    def __call__(self, s: Tensor, state: State) -> State:
+        self.nfe += 1
+        return self.field(s, state)
+
+    def callback_accept_step(self, s: Tensor, state: State, step: Tensor) -> None:
+        self.accepted, self.position = state, float(s)

@@ -1,0 +1,93 @@
+"""Small tensor idioms that every layer shares: broadcasting, float64 sums, random draws.
+
+A state is a tensor ``(B, *)`` of any rank; a time, a schedule value or a step size is ``()`` or ``(B,)``.
+`broadcast` is the only place where the second meets the first: indexing with ``[:, None, None, None]`` is right for
+images alone, and silently wrong for a state of shape (2, 2).
+
+Randomness is an argument. `Noise` is the stream of draws a sampler or a likelihood consumes: one stream for the batch
+(``generator``), or one per sample (``seeds``), so that sample i drawn alone equals sample i drawn in any batch.
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+
+def float64(values: Tensor | float | Sequence[float]) -> Tensor:
+    """The values in float64, on the CPU where their device has no float64 (MPS)."""
+    values = torch.as_tensor(values)
+    if values.device.type == "mps":
+        values = values.cpu()
+    return values.double()
+
+
+def broadcast(values: Tensor, x: Tensor) -> Tensor:
+    """Values ``()`` or ``(B,)``, cast once to the dtype and device of x ``(B, *)`` and shaped to multiply it."""
+    if values.ndim > 1 or (values.ndim == 1 and values.shape[0] not in (1, x.shape[0])):
+        raise ValueError(
+            f"one value per sample expected, shape () or ({x.shape[0]},) beside a state {tuple(x.shape)}; "
+            f"got {tuple(values.shape)}"
+        )
+    values = values.to(device=x.device, dtype=x.dtype)
+    return values.reshape(values.shape + (1,) * (x.ndim - values.ndim))
+
+
+def sum_dims(x: Tensor) -> Tensor:
+    """Sum over every dimension but the batch, in float64: ``(B, *) -> (B,)``."""
+    return float64(x).flatten(1).sum(dim=1)
+
+
+def dimensions(x: Tensor) -> int:
+    """Number of dimensions of one sample: the product of ``*`` in ``(B, *)``."""
+    return x[0].numel()
+
+
+class Noise:
+    """A stream of independent draws for a batch of states.
+
+    Args:
+        shape: shape ``(B, *)`` of one draw.
+        generator: one generator for the whole batch (default: PyTorch's global one).
+        seeds: one integer per sample instead; each sample then has its own stream, whatever the batch around it.
+        device, dtype: of the draws.
+
+    Raises:
+        ValueError: generator and seeds both given, or a number of seeds other than B.
+    """
+
+    def __init__(
+        self,
+        shape: Sequence[int],
+        generator: torch.Generator | None = None,
+        seeds: Sequence[int] | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype = torch.float32,
+    ):
+        self.shape, self.device, self.dtype = torch.Size(shape), torch.device(device or "cpu"), dtype
+        if seeds is not None and generator is not None:
+            raise ValueError("randomness comes from `generator` or from `seeds`; both were given, drop one")
+        if seeds is not None and len(seeds) != self.shape[0]:
+            raise ValueError(f"one seed per sample expected, {self.shape[0]} of them; got {len(seeds)}")
+        self._generator = generator
+        self._per_sample = None if seeds is None else [torch.Generator().manual_seed(int(s)) for s in seeds]
+
+    def normal(self) -> Tensor:
+        """Standard normal draws ``(B, *)``."""
+        return self._draw(torch.randn)
+
+    def uniform(self) -> Tensor:
+        """Uniform draws on [0, 1), ``(B, *)``."""
+        return self._draw(torch.rand)
+
+    def rademacher(self) -> Tensor:
+        """Draws of -1 or 1 with equal probability, ``(B, *)``."""
+        return self.uniform().sub_(0.5).sign_().add_(0.5).sign_()
+
+    def _draw(self, draw: Callable[..., Tensor]) -> Tensor:
+        if self._per_sample is not None:
+            event = self.shape[1:]
+            rows = [draw(event, generator=g, dtype=self.dtype) for g in self._per_sample]
+            return torch.stack(rows).to(self.device)
+        source = self.device if self._generator is None else self._generator.device
+        return draw(self.shape, generator=self._generator, device=source, dtype=self.dtype).to(self.device)
