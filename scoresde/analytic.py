@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from scoresde.protocols import Condition
 from scoresde.score import ScoreModel
 from scoresde.sdes import SDE
-from scoresde.tensors import dimensions, float64
+from scoresde.tensors import broadcast, dimensions, float64
 
 
 class GaussianMixture(nn.Module):
@@ -53,9 +53,11 @@ class GaussianMixture(nn.Module):
                 f"means (K, *) and stds (K,) or (K, *) expected; got {tuple(means.shape)} and {tuple(stds.shape)}"
             )
         count, size = means.shape[0], dimensions(means)
-        weights = torch.ones(count) if weights is None else torch.as_tensor(weights)
+        weights = float64(torch.ones(count) if weights is None else weights)
         if weights.shape != (count,) or not bool((weights > 0).all() and (stds > 0).all()):
-            raise ValueError(f"{count} positive weights and positive stds expected; got {weights.tolist()}")
+            raise ValueError(
+                f"{count} positive weights and positive stds expected; got {weights.tolist()} and {stds.tolist()}"
+            )
         self.event_shape = means.shape[1:]
         self.register_buffer("means", means.reshape(count, size))
         self.register_buffer("stds", stds.reshape(count, -1).expand(count, size).clone())
@@ -110,6 +112,8 @@ class GaussianMixture(nn.Module):
         generator: torch.Generator | None = None,
     ) -> Tensor:
         """n draws (n, *), float64; from the marginal at t where an SDE and a time are given."""
+        if (sde is None) != (t is None):
+            raise ValueError("a marginal needs both an SDE and a time; got only one of them")
         draw = partial(torch.randn, generator=generator, dtype=torch.float64)
         component = torch.multinomial(self.log_weights.exp(), n, replacement=True, generator=generator)
         axes = self.stds[component] * draw((n, self.means.shape[1]))
@@ -118,7 +122,7 @@ class GaussianMixture(nn.Module):
         x0 = (self.means[component] + axes).reshape(n, *self.event_shape)
         if sde is None or t is None:
             return x0
-        return sde.perturb(x0, torch.as_tensor(t), draw(x0.shape))
+        return sde.perturb(x0, float64(t), draw(x0.shape))
 
     def mean(self) -> Tensor:
         """Mean of the mixture, of shape `*`."""
@@ -157,7 +161,7 @@ class _Marginal:
             self.alpha, self.sigma = flat.new_ones(1, 1, 1), flat.new_zeros(1, 1, 1)
         else:
             t = float64(t).to(flat.device)
-            self.alpha, self.sigma = sde.alpha(t).reshape(-1, 1, 1), sde.sigma(t).reshape(-1, 1, 1)
+            self.alpha, self.sigma = broadcast(sde.alpha(t), flat), broadcast(sde.sigma(t), flat)
         self._mixture = mixture
         self.variances = (self.alpha * mixture.stds).square() + self.sigma.square()
         self.offset = mixture._unrotate(flat - self.alpha * mixture.means)

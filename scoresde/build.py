@@ -5,6 +5,7 @@ from elsewhere, so only targets of this library and the classes of torch.nn and 
 names further packages in `trust`.
 """
 
+import pkgutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from scoresde.likelihood import Transform
 from scoresde.score import ScoreModel
+from scoresde.tensors import available
 from scoresde.training import checkpoint
 from scoresde.training.trainer import CHECKPOINT
 
@@ -81,7 +83,7 @@ def load(path: str | Path, weights: str = "ema", trust: Sequence[str] = (), devi
     state = {**groups["model"], **groups.get("ema", {})}
     _check_shapes(model, state, path / CHECKPOINT)
     model.load_state_dict(state)
-    return Run(model.to(device).eval(), instantiate(config.data.transform, trust), config, path)
+    return Run(model.to(available(device)).eval(), instantiate(config.data.transform, trust), config, path)
 
 
 def read_config(path: Path) -> DictConfig:
@@ -134,10 +136,10 @@ def _check(target: str, trust: Sequence[str]) -> None:
             f"target {target!r} is outside scoresde, torch.nn and torch.optim; if you trust it, say trust=[{package}]"
         )
     try:
-        found = hydra.utils.get_object(target)
+        found = pkgutil.resolve_name(target)
     except Exception as error:
         raise ValueError(f"target {target!r} does not exist: {error}") from error
     home = getattr(found, "__module__", "") or ""
     preset = callable(found) and home.startswith("scoresde.networks.")
-    if not (isinstance(found, type) or preset) or not home.startswith(("scoresde.", "torch.")):
+    if not (isinstance(found, type) or preset) or not home.startswith(("scoresde.", *TORCH_PACKAGES)):
         raise ValueError(f"target {target!r} is not a class of scoresde, torch.nn or torch.optim")

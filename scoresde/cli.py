@@ -22,11 +22,10 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from scoresde import build, plots
-from scoresde.data.transforms import Levels
 from scoresde.evaluation.likelihood import append_metrics, evaluate_likelihood
 from scoresde.score import ScoreModel
 from scoresde.training.checkpoint import replace_atomically
-from scoresde.training.trainer import Interrupted, NonFiniteLoss
+from scoresde.training.trainer import CHECKPOINT, Interrupted
 
 PREVIEW = 16
 RESUMABLE = ("steps", "log_every", "checkpoint_every", "preview_every", "workers", "device")
@@ -42,6 +41,7 @@ def config_directory() -> Path:
 def train(config: DictConfig) -> None:
     """Train a score model, or go on with a run that was stopped."""
     run = run_directory(config)
+    torch.manual_seed(config.seed)
     model = build.build_model(config, config.trust)
     optimizer = build.instantiate(config.optimizer, config.trust)
     trainer = build.instantiate(config.trainer, config.trust, optimizer=optimizer)
@@ -51,7 +51,7 @@ def train(config: DictConfig) -> None:
 
     def preview(model: ScoreModel, step: int) -> None:
         samples = sampler(model, shape=(PREVIEW, *config.data.shape), seeds=range(PREVIEW)).x
-        draw(samples, data["transform"], run / "figures" / f"step{step:06d}.png")
+        draw(data["transform"].inverse(samples), config, run / "figures" / f"step{step:06d}.png")
 
     parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
     say({"run": run, "parameters": f"{parameters:,}", "samples": len(data["train"]), "steps": trainer.steps})
@@ -59,12 +59,12 @@ def train(config: DictConfig) -> None:
     trainer.fit(
         model, loss, data["train"], run, data["transform"], data["dequantization"], preview, sys.stderr.isatty()
     )
-    say({"trained": f"{time.perf_counter() - started:.0f} s", "checkpoint": run / "checkpoint.safetensors"})
+    say({"trained": f"{time.perf_counter() - started:.0f} s", "checkpoint": run / CHECKPOINT})
 
 
 def sample(config: DictConfig) -> None:
     """Draw samples of a run."""
-    if config.n < 1 or config.batch_size < 1:
+    if not all(isinstance(number, int) and number > 0 for number in (config.n, config.batch_size)):
         raise ValueError(f"n and batch_size of 1 or more expected; got {config.n}, {config.batch_size}")
     run = build.load(config.run, config.weights, config.trust, config.device)
     sampler = build.instantiate(config.sampler, config.trust)
@@ -77,10 +77,10 @@ def sample(config: DictConfig) -> None:
         drawn.append(result.x.cpu())
         evaluations = max(evaluations, result.nfe)
     seconds = time.perf_counter() - started
-    samples = torch.cat(drawn)
+    samples = run.transform.inverse(torch.cat(drawn))
     array = run.path / "samples" / f"{name}.npy"
-    replace_atomically(array, lambda file: save_array(file, run.transform.inverse(samples).numpy()))
-    picture = draw(samples, run.transform, run.path / "figures" / f"samples_{name}.png")
+    replace_atomically(array, lambda file: save_array(file, samples.numpy()))
+    picture = draw(samples, run.config, run.path / "figures" / f"samples_{name}.png")
     row = {"kind": "samples", "sampler": name, "n": config.n, "nfe": evaluations, "seconds": round(seconds, 2)}
     metrics = append_metrics(run.path, {**row, "seed": config.seed, "weights": config.weights})
     say({**row, "array": array, "picture": picture, "metrics": metrics})
@@ -123,19 +123,20 @@ def run_directory(config: DictConfig) -> Path:
 
 
 def record_config(config: DictConfig, run: Path) -> None:
-    """Write the run's configuration, or see that a run to go on with has the same one.
+    """Write the run's configuration; where there is a checkpoint to go on with, see that it is the same one.
 
     Raises:
         ValueError: the directory holds a run of another configuration.
     """
     resolved = OmegaConf.to_container(config, resolve=True)
     path = run / build.CONFIG
-    if path.exists():
-        before = flatten(OmegaConf.to_container(build.read_config(run), resolve=True))
+    if path.exists() and (run / CHECKPOINT).exists():
+        before, now = flatten(OmegaConf.to_container(build.read_config(run), resolve=True)), flatten(resolved)
+        free = {f"trainer.{name}" for name in RESUMABLE} | {"device", "run"}
         changed = [
-            f"{key} was {before.get(key)!r}, now {value!r}"
-            for key, value in flatten(resolved).items()
-            if before.get(key) != value and key not in {f"trainer.{name}" for name in RESUMABLE} | {"device", "run"}
+            f"{key} was {before.get(key)!r}, now {now.get(key)!r}"
+            for key in [*now, *before]
+            if before.get(key) != now.get(key) and key not in free
         ]
         if changed:
             raise ValueError(
@@ -147,17 +148,16 @@ def record_config(config: DictConfig, run: Path) -> None:
 
 def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
     """Leaves of a nested configuration by their dotted path."""
-    items = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else None
-    if items is None:
+    items = list(tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else ())
+    if not items:
         return {prefix: tree}
     return {k: v for key, value in items for k, v in flatten(value, f"{prefix}.{key}" if prefix else str(key)).items()}
 
 
-def draw(samples: torch.Tensor, transform, path: Path) -> Path:
-    """The picture of samples in model space: grey levels where they are levels, data units elsewhere."""
-    if isinstance(transform, Levels):
-        return plots.save_samples(transform.quantise(samples), path, 0, transform.levels - 1)
-    return plots.save_samples(transform.inverse(samples), path)
+def draw(samples: torch.Tensor, config: DictConfig, path: Path) -> Path:
+    """The picture of samples in data units, black to white over the data's declared range."""
+    low, high = config.data.range or (0.0, 1.0)
+    return plots.save_samples(samples, path, low, high)
 
 
 def save_array(path: Path, array: np.ndarray) -> None:
@@ -176,6 +176,9 @@ def say(rows: dict[str, Any]) -> None:
 VERBS: dict[str, Callable[[DictConfig], None]] = {"train": train, "sample": sample, "bpd": bpd}
 
 
+EXPECTED = (ValueError, TypeError, OSError, RuntimeError, HydraException, OmegaConfBaseException)
+
+
 def usage() -> str:
     """The verbs, a line each."""
     lines = [f"  {name:<8} {verb.__doc__}" for name, verb in VERBS.items()]
@@ -192,24 +195,41 @@ def main(argv: Sequence[str] | None = None) -> int:
     if verb not in VERBS:
         print(f"scoresde: unknown verb {verb!r}\n{usage()}", file=sys.stderr)
         return 2
-    wants_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # or Hydra prints errors itself and exits with 1
-    sys.argv = [f"scoresde {verb}", *overrides]
-    application = hydra.main(version_base="1.3", config_path=str(config_directory()), config_name=verb)
+    failed = []
+
+    def job(config: DictConfig) -> None:
+        """One run of the verb. What is expected to go wrong is told here: Hydra would add lines of its own."""
+        try:
+            VERBS[verb](config)
+        except (Interrupted, KeyboardInterrupt) as stop:
+            print(f"scoresde {verb}: {one_line(stop)}", file=sys.stderr)
+            raise SystemExit(130) from stop
+        except EXPECTED as error:
+            if wants_traceback:
+                raise
+            failed.append(error)
+            print(f"scoresde {verb}: {one_line(error)}", file=sys.stderr)
+
+    before, wants_traceback = (sys.argv, os.environ.get("HYDRA_FULL_ERROR")), os.environ.get("HYDRA_FULL_ERROR") == "1"
+    sys.argv, os.environ["HYDRA_FULL_ERROR"] = [f"scoresde {verb}", *overrides], "1"  # or Hydra exits by itself
     try:
-        application(VERBS[verb])()
-    except Interrupted as stop:
-        print(f"scoresde {verb}: {stop}", file=sys.stderr)
-        return 130
-    except (ValueError, TypeError, OSError, NonFiniteLoss, HydraException, OmegaConfBaseException) as error:
+        hydra.main(version_base="1.3", config_path=str(config_directory()), config_name=verb)(job)()
+    except EXPECTED as error:
         if wants_traceback:
             raise
+        failed.append(error)
         print(f"scoresde {verb}: {one_line(error)}", file=sys.stderr)
-        return 2
-    return 0
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    finally:
+        sys.argv = before[0]
+        os.environ.pop("HYDRA_FULL_ERROR")
+        if before[1] is not None:
+            os.environ["HYDRA_FULL_ERROR"] = before[1]
+    return 2 if failed else 0
 
 
-def one_line(error: Exception) -> str:
+def one_line(error: BaseException) -> str:
     """An exception's message, its first paragraph on one line."""
     text = " ".join(line.strip() for line in str(error).strip().splitlines() if line.strip())
     return text or type(error).__name__

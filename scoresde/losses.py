@@ -222,7 +222,13 @@ class DenoisingScoreMatching(nn.Module):
             generator: for the draws.
         """
         sde = model.sde
-        t = self.draw_times(sde, x0.shape[0], generator) if t is None else float64(t).expand(x0.shape[0])
+        if t is None:
+            t = self.draw_times(sde, x0.shape[0], generator)
+        elif (t := float64(t)).shape not in ((), x0.shape[:1]):
+            raise ValueError(f"times () or {tuple(x0.shape[:1])}, one per state, expected; got {tuple(t.shape)}")
+        t = t.expand(x0.shape[0])
+        if noise is not None and noise.shape != x0.shape:
+            raise ValueError(f"noise of the shape of the states, {tuple(x0.shape)}, expected; got {tuple(noise.shape)}")
         if noise is None:
             device = x0.device if generator is None else generator.device
             noise = torch.randn(x0.shape, generator=generator, device=device, dtype=x0.dtype).to(x0.device)

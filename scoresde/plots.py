@@ -9,7 +9,7 @@ from torch import Tensor
 
 from scoresde.training.checkpoint import replace_atomically
 
-PIXELS = 32  # height of a small image in a grid
+PIXELS = 64  # height of a small image in a grid
 
 
 def image_grid(images: Tensor, columns: int | None = None, gap: int = 1) -> np.ndarray:

@@ -17,6 +17,7 @@ is affine in (x, F):
 | `Velocity` | alpha'                           | sigma'                 | alpha g^2/2sigma | 2210.02747         |
 | `V`        | -sigma                           | alpha                  | alpha^2+sigma^2  | 2202.00512, app. D |
 | `Karras`   | sigma / (sigma_data n)           | -alpha sigma_data / n  | -n / sigma_data  | 2206.00364, eq. 7  |
+| `Denoiser` | 1                                | 0                      | -sigma           | as `Karras` reads  |
 
 with n = (sigma^2 + alpha^2 sigma_data^2)^(1/2). A new type is a class with a `target`; what divides by zero at an end
 of the time range (noise prediction where alpha(t_max) = 0) is seen there and refused when a model is built.
@@ -116,6 +117,17 @@ class Karras(Prediction):
 
     def extra_repr(self) -> str:
         return f"sigma_data={self.sigma_data:g}"
+
+
+class Denoiser(Karras):
+    """F = x_0, with EDM's input scale and noise label: for networks that are denoisers as a whole.
+
+    Args:
+        sigma_data: root mean square of the data, positive.
+    """
+
+    def target(self, sde: SDE, t: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.ones_like(t), torch.zeros_like(t)
 
 
 class Discrete(Prediction):

@@ -16,10 +16,23 @@ from torch import Tensor
 
 def float64(values: Tensor | float | Sequence[float]) -> Tensor:
     """The values in float64, on the CPU where their device has no float64 (MPS)."""
-    values = torch.as_tensor(values)
+    if not isinstance(values, Tensor):
+        return torch.as_tensor(values, dtype=torch.float64)
     if values.device.type == "mps":
         values = values.cpu()
     return values.double()
+
+
+def available(device: torch.device | str) -> torch.device:
+    """The device of that name.
+
+    Raises:
+        ValueError: there is none here.
+    """
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"a device of this machine expected; got {device!r} ({error})") from error
 
 
 def broadcast(values: Tensor, x: Tensor) -> Tensor:

@@ -81,7 +81,8 @@ class Levels:
 
     def quantise(self, y: Tensor) -> Tensor:
         """The level that each value in model space falls in, clipped to 0 .. levels - 1."""
-        return self.inverse(y).floor().clamp(0, self.levels - 1)
+        rounding = 4 * self.levels * torch.finfo(y.dtype).eps  # a level itself may come back just below it
+        return (self.inverse(y) + rounding).floor().clamp(0, self.levels - 1)
 
 
 @dataclass(frozen=True)

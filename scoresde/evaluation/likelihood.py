@@ -19,7 +19,6 @@ from scoresde.protocols import Condition
 from scoresde.solvers import Solver, Status
 from scoresde.tensors import dimensions
 from scoresde.training.batches import split_condition
-from scoresde.training.checkpoint import replace_atomically
 
 METRICS = "metrics.jsonl"
 
@@ -55,7 +54,7 @@ def evaluate_likelihood(
         batch_size: samples at a time.
         progress: show a progress bar.
     """
-    device = next(run.model.parameters()).device
+    device = next((p.device for p in run.model.parameters()), torch.device("cpu"))
     x, cond = split_condition(default_collate([dataset[i] for i in range(len(dataset))]), device)  # type: ignore[arg-type]
     if dequantization is not None:
         bits = bits_per_dim(
@@ -107,8 +106,9 @@ def _rows(cond: Condition, indices: Tensor) -> Condition:
 
 
 def append_metrics(run: Path, row: dict[str, Any]) -> Path:
-    """Add a line to the run's `metrics.jsonl`, replacing the file in one move."""
-    path = run / METRICS
-    lines = path.read_text() if path.exists() else ""
-    replace_atomically(path, lambda file: file.write_text(f"{lines}{json.dumps(row)}\n"))
+    """Add a line to the run's `metrics.jsonl`, in one write: commands at the same time do not lose each other's."""
+    line, path = f"{json.dumps(row)}\n".encode(), run / METRICS
+    run.mkdir(parents=True, exist_ok=True)
+    with open(path, "ab", buffering=0) as file:
+        file.write(line)
     return path

@@ -70,6 +70,7 @@ class UNet(nn.Module):
         input_frequencies: of sin and cos of the input, in cycles per unit, appended to the channels.
         cond_features: length of the condition vector, 0 without.
         dims: spatial dimensions.
+        out_channels: of the output, if not those of the state (logits of a `LevelHead`).
 
     Raises:
         ValueError: an image size that does not halve as often as needed, or attention at a resolution there is not.
@@ -89,8 +90,11 @@ class UNet(nn.Module):
         input_frequencies: Sequence[float] = (),
         cond_features: int = 0,
         dims: int = 2,
+        out_channels: int | None = None,
     ):
         super().__init__()
+        if dims not in (1, 2, 3):
+            raise ValueError(f"dims of 1, 2 or 3 expected; got dims = {dims}")
         self.image_size, self.channels, self.dims = image_size, channels, dims
         sizes = [image_size >> level for level in range(len(multipliers))]
         if image_size % (1 << (len(multipliers) - 1)):
@@ -127,10 +131,10 @@ class UNet(nn.Module):
                 stage["upsample"] = block(out, out, resample="up")
             self.up[name], current = stage, out
         self.norm = group_norm(current)
-        self.output = convolution(dims, current, channels, scale=0)
+        self.output = convolution(dims, current, out_channels or channels, scale=0)
 
     def forward(self, x: Tensor, c_noise: Tensor, cond: Condition = None) -> Tensor:
-        """F of the shape of x (B, C, *space), at noise labels (B,) and a condition vector (B, cond_features)."""
+        """F of the space of x (B, C, *space), at noise labels (B,) and a condition vector (B, cond_features)."""
         expected = (self.channels, *[self.image_size] * self.dims)
         if x.shape[1:] != expected:
             raise ValueError(f"a state (B, {', '.join(map(str, expected))}) expected; got {tuple(x.shape)}")

@@ -31,7 +31,7 @@ SECTIONS, ROUNDS = 64, 11  # 64^11 = 2^66: narrows any interval of float64 times
 
 def derivative(function: Callable[[Tensor], Tensor], t: Tensor) -> Tensor:
     """d function / dt at every t, by forward-mode differentiation."""
-    return torch.func.jvp(function, (t,), (torch.ones_like(t),))[1]
+    return torch.func.jvp(function, (t,), (torch.ones_like(t),))[1].to(t)
 
 
 class SDE(nn.Module):

@@ -17,7 +17,7 @@ with B(t) the integral of beta(s) = beta_min + s (beta_max - beta_min) from 0 to
 import math
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from scoresde.sdes.base import SDE
 
@@ -48,6 +48,8 @@ class LinearBeta(SDE):
     def time_of_integrated_beta(self, integral: Tensor) -> Tensor:
         """Inverse of `integrated_beta`: the positive root, written without cancellation."""
         slope = self.beta_max - self.beta_min
+        # At most that of t_max: an infinite integral would be nan here.
+        integral = integral.clamp(max=self.t_max * (self.beta_min + 0.5 * self.t_max * slope))
         return 2 * integral / (self.beta_min + torch.sqrt(self.beta_min**2 + 2 * slope * integral))
 
     def alpha(self, t: Tensor) -> Tensor:
@@ -89,7 +91,8 @@ class VP(LinearBeta):
         return -integral - torch.log(-torch.expm1(-integral))
 
     def time(self, log_snr: Tensor) -> Tensor:
-        return self.time_of_integrated_beta(nn.functional.softplus(-log_snr)).clamp(self.t_min, self.t_max)
+        integral = torch.logaddexp(-log_snr, torch.zeros_like(log_snr))  # softplus drops a term beyond 20
+        return self.time_of_integrated_beta(integral).clamp(self.t_min, self.t_max)
 
 
 class SubVP(LinearBeta):

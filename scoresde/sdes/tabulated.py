@@ -85,14 +85,14 @@ class Tabulated(SDE):
         return self.drift(t) * self.alpha(t)
 
     def sigma_dot(self, t: Tensor) -> Tensor:
-        """f sigma + g^2 / (2 sigma)."""
-        return self.drift(t) * self.sigma(t) + 0.5 * self.diffusion(t).square() / self.sigma(t)
+        """alpha^2 g^2 / (2 sigma), of either kind."""
+        return 0.5 * (self.alpha(t) * self.diffusion(t)).square() / self.sigma(t)
 
     def drift(self, t: Tensor) -> Tensor:
         return -0.5 * self.diffusion(t).square() if self.preserving else torch.zeros_like(t)
 
     def diffusion(self, t: Tensor) -> Tensor:
-        return self.sigma(t) * torch.sqrt(-self._hermite(t)[1]).to(t)
+        return self.sigma(t) * torch.sqrt((-self._hermite(t)[1]).clamp(min=0)).to(t)  # rounding, where flat
 
 
 class ZeroTerminalSNR(SDE):
@@ -116,20 +116,53 @@ class ZeroTerminalSNR(SDE):
             raise ValueError(f"t_max at most the path's own, {path.t_max}, expected; got {t_max}")
         self.path = path
 
-    def _rescaled(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """(a_new, n) at t."""
-        first, last = (self._signal(torch.full_like(t, end))[0] for end in (self.path.t_min, self.path.t_max))
-        signal, norm = self._signal(t)
-        return first * (signal - last) / (first - last), norm
+    def _unit(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(a, nu, n): the path as n (a, nu), with a^2 + nu^2 = 1."""
+        alpha, sigma = self.path.alpha(t), self.path.sigma(t)
+        norm = torch.sqrt(alpha.square() + sigma.square())
+        return alpha / norm, sigma / norm, norm
 
-    def _signal(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        norm = torch.hypot(self.path.alpha(t), self.path.sigma(t))
-        return self.path.alpha(t) / norm, norm
+    def _rescaled(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(a_new, nu_new, n) at t; 1 - a_new, and so nu_new, without cancellation at small t."""
+        (first, start, _), (last, _, _) = (
+            self._unit(torch.full_like(t, end)) for end in (self.path.t_min, self.path.t_max)
+        )
+        signal, noise, norm = self._unit(t)
+        fallen = (noise - start) * (noise + start) / (first + signal)  # a(t_min) - a(t)
+        rest = start.square() / (1 + first) + first * fallen / (first - last)  # 1 - a_new
+        return first * ((signal - last) / (first - last)), torch.sqrt(rest * (2 - rest)), norm
+
+    def _slopes(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """(a_new', n'/n): a' = -a g^2/(2 n^2) with the path's own g."""
+        (first, _, _), (last, _, _) = (
+            self._unit(torch.full_like(t, end)) for end in (self.path.t_min, self.path.t_max)
+        )
+        signal, noise, norm = self._unit(t)
+        fall = -0.5 * signal * (self.path.diffusion(t) / norm).square()
+        growth = (signal * self.path.alpha_dot(t) + noise * self.path.sigma_dot(t)) / norm
+        return first * fall / (first - last), growth
 
     def alpha(self, t: Tensor) -> Tensor:
-        signal, norm = self._rescaled(t)
+        signal, _, norm = self._rescaled(t)
         return norm * signal
 
     def sigma(self, t: Tensor) -> Tensor:
-        signal, norm = self._rescaled(t)
-        return norm * torch.sqrt(1 - signal.square())
+        _, noise, norm = self._rescaled(t)
+        return norm * noise
+
+    def alpha_dot(self, t: Tensor) -> Tensor:
+        (signal, _, norm), (fall, growth) = self._rescaled(t), self._slopes(t)
+        return norm * (growth * signal + fall)
+
+    def sigma_dot(self, t: Tensor) -> Tensor:
+        (signal, noise, norm), (fall, growth) = self._rescaled(t), self._slopes(t)
+        return norm * (growth * noise - signal * fall / noise)
+
+    def drift(self, t: Tensor) -> Tensor:
+        fall, growth = self._slopes(t)
+        return growth + fall / self._rescaled(t)[0]
+
+    def diffusion(self, t: Tensor) -> Tensor:
+        """n (-2 a_new'/a_new)^(1/2)."""
+        signal, _, norm = self._rescaled(t)
+        return norm * torch.sqrt(-2 * self._slopes(t)[0] / signal)

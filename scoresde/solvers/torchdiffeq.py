@@ -43,8 +43,9 @@ class TorchDiffEq:
     def __call__(self, field: Field, state: State, start: float, end: float) -> Solution:
         """Integrate from start to end; see `scoresde.solvers.base`."""
         observed = _Observed(field, state, start)
-        options = {"norm": _state_norm, "max_num_steps": self.max_steps}
         interval = torch.tensor([start, end], dtype=state[0].dtype, device=state[0].device)
+        # step_t: land on the end; by default torchdiffeq steps past it and interpolates, at a lower order.
+        options = {"norm": _state_norm, "max_num_steps": self.max_steps, "step_t": interval[1:]}
         try:
             path = odeint(
                 observed, state, interval, rtol=self.rtol, atol=self.atol, method=self.method, options=options

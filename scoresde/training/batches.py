@@ -3,6 +3,7 @@
 A run that is stopped and resumed then goes on exactly as if it had not been.
 """
 
+import hashlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,9 +14,9 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from scoresde.protocols import Condition
 
 
-def step_seed(seed: int, step: int) -> int:
-    """The seed of everything that is drawn in one step."""
-    return (seed << 40) + step
+def step_seed(seed: int, step: int, stream: str = "noise") -> int:
+    """The seed of a stream of draws in one step: 32 bits, for PyTorch's CPU generator ignores the higher ones."""
+    return int.from_bytes(hashlib.blake2b(f"{seed}/{stream}/{step}".encode(), digest_size=4).digest(), "big")
 
 
 class Shuffled(Sampler[list[int]]):
@@ -46,8 +47,7 @@ class Shuffled(Sampler[list[int]]):
         for step in range(self.start, self.stop):
             epoch, index = divmod(step, per_epoch)
             if epoch != drawn:
-                # Epochs draw from seeds that no step does: steps count from 0 upward, epochs from -1 downward.
-                generator = torch.Generator().manual_seed(step_seed(self.seed, -1 - epoch))
+                generator = torch.Generator().manual_seed(step_seed(self.seed, epoch, "order"))
                 order, drawn = torch.randperm(self.size, generator=generator).tolist(), epoch
             yield order[index * self.batch_size : (index + 1) * self.batch_size]
 

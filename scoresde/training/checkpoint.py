@@ -59,7 +59,7 @@ def load(path: Path, groups: set[str] | None = None) -> tuple[Tree, dict[str, An
                 if groups is None or group in groups:
                     tree.setdefault(group, {})[name] = file.get_tensor(key)
             return tree, json.loads(metadata["info"])
-    except (SafetensorError, KeyError) as error:
+    except (SafetensorError, KeyError, json.JSONDecodeError) as error:
         raise ValueError(f"{path} is not a checkpoint of this library ({error})") from error
 
 

@@ -25,12 +25,13 @@ from scoresde.dequantization import Uniform
 from scoresde.likelihood import Transform
 from scoresde.losses import DenoisingScoreMatching, LossTerms
 from scoresde.score import ScoreModel
-from scoresde.tensors import Noise
+from scoresde.tensors import Noise, available
 from scoresde.training import checkpoint
 from scoresde.training.batches import batches, split_condition, step_seed
 from scoresde.training.ema import EMA
 
 CHECKPOINT, LOG = "checkpoint.safetensors", "log.jsonl"
+Pending = dict[str, list[float]]  # losses and norms of the gradient since the last line of the log
 
 
 class NonFiniteLoss(RuntimeError):
@@ -77,7 +78,7 @@ class Trainer:
         workers: int = 0,
         device: str = "cpu",
     ):
-        if steps < 1 or warmup < 0 or not clip > 0:
+        if not isinstance(steps, int) or steps < 1 or warmup < 0 or not clip > 0:
             raise ValueError(f"steps >= 1, warmup >= 0, clip > 0 expected; got {steps}, {warmup}, {clip}")
         if decay not in ("none", "cosine"):
             raise ValueError(f"decay 'none' or 'cosine' expected; got {decay!r}")
@@ -90,7 +91,7 @@ class Trainer:
         )
         self.clip, self.ema, self.seed = clip, ema, seed
         self.log_every, self.checkpoint_every, self.preview_every = log_every, checkpoint_every, preview_every
-        self.workers, self.device = workers, device
+        self.workers, self.device = workers, available(device)
 
     def rate(self, step: int) -> float:
         """The learning rate of a step, as a fraction of the optimiser's own."""
@@ -128,12 +129,15 @@ class Trainer:
         parameters = [p for p in model.parameters() if p.requires_grad]
         optimizer, ema = self.optimizer(parameters), EMA(model, self.ema)
         base_rates = [group["lr"] for group in optimizer.param_groups]
-        first = self._resume(model, optimizer, ema, run / CHECKPOINT)
+        first, pending = self._resume(model, optimizer, ema, run / CHECKPOINT)
         loader = batches(dataset, self.batch_size, self.seed, first, self.steps, self.workers)
-        log = _Log(run, first)
+        log = _Log(run, first, pending)
         bar = tqdm(total=self.steps, initial=first, desc="training", unit="step", disable=not progress)
         with _interruptions() as interrupted, log, bar:
-            for step, batch in zip(range(first, self.steps), loader, strict=True):
+            items = iter(loader)
+            for step in range(first, self.steps):
+                torch.manual_seed(step_seed(self.seed, step, "global"))  # a random dataset and dropout draw from it
+                batch = next(items)
                 for group, base in zip(optimizer.param_groups, base_rates, strict=True):
                     group["lr"] = base * self.rate(step)
                 terms, norm = self._step(model, loss, optimizer, parameters, batch, transform, dequantization, step)
@@ -145,7 +149,7 @@ class Trainer:
                     bar.set_postfix(log.flush(done))
                 stop = interrupted()
                 if stop or self._due(done, self.checkpoint_every):
-                    self._save(model, optimizer, ema, run / CHECKPOINT, done)
+                    self._save(model, optimizer, ema, run / CHECKPOINT, done, log.pending())
                 if stop:
                     raise Interrupted(f"stopped after step {done} of {self.steps}; the same command goes on from there")
                 if preview is not None and self.preview_every and done % self.preview_every == 0:
@@ -156,7 +160,6 @@ class Trainer:
         self, model, loss, optimizer, parameters, batch, transform, dequantization, step: int
     ) -> tuple[LossTerms, Tensor]:
         """One optimiser step; the loss terms and the norm of the gradient."""
-        torch.manual_seed(step_seed(self.seed, step))  # dropout draws from the global generator
         generator = torch.Generator().manual_seed(step_seed(self.seed, step))
         x, cond = split_condition(batch, self.device)
         if dequantization is not None:
@@ -175,20 +178,20 @@ class Trainer:
     def _due(self, done: int, every: int) -> bool:
         return done == self.steps or bool(every and done % every == 0)
 
-    def _save(self, model: ScoreModel, optimizer: Optimizer, ema: EMA, path: Path, step: int) -> None:
+    def _save(self, model: ScoreModel, optimizer: Optimizer, ema: EMA, path: Path, step: int, pending: Pending) -> None:
         moments, settings = checkpoint.pack_optimizer(optimizer)
         groups = {"model": model.state_dict(), "ema": ema.shadow, "optimizer": moments}
-        checkpoint.save(path, groups, {"step": step, "optimizer": settings})
+        checkpoint.save(path, groups, {"step": step, "optimizer": settings, "log": pending})
 
-    def _resume(self, model: ScoreModel, optimizer: Optimizer, ema: EMA, path: Path) -> int:
-        """Restore the checkpoint if there is one; the step to go on with."""
+    def _resume(self, model: ScoreModel, optimizer: Optimizer, ema: EMA, path: Path) -> tuple[int, Pending]:
+        """Restore the checkpoint if there is one; the step to go on with, and what the next line of the log has."""
         if not path.exists():
-            return 0
+            return 0, {}
         groups, info = checkpoint.load(path)
         model.load_state_dict(groups["model"])
         ema.load(groups["ema"])
-        checkpoint.unpack_optimizer(optimizer, groups["optimizer"], info["optimizer"])
-        return min(int(info["step"]), self.steps)
+        checkpoint.unpack_optimizer(optimizer, groups.get("optimizer", {}), info["optimizer"])
+        return int(info["step"]), info.get("log", {})
 
     @staticmethod
     def _preview(preview, model: ScoreModel, ema: EMA, step: int) -> None:
@@ -234,19 +237,27 @@ def _interruptions() -> Iterator[Callable[[], bool]]:
 class _Log:
     """Means since the last line, to `log.jsonl` and TensorBoard."""
 
-    def __init__(self, run: Path, first: int):
+    def __init__(self, run: Path, first: int, pending: Pending):
         run.mkdir(parents=True, exist_ok=True)
         self._forget_after(run / LOG, first)
         self.file = open(run / LOG, "a")  # noqa: SIM115 - closed in __exit__
         self.board = SummaryWriter(str(run / "tensorboard"), purge_step=first + 1)
         self._reset()
+        self.losses += [torch.tensor(value) for value in pending.get("losses", [])]
+        self.norms += [torch.tensor(value) for value in pending.get("norms", [])]
+
+    def pending(self) -> Pending:
+        """What the next line will be the mean of, as far as it is known."""
+        return {"losses": [float(loss) for loss in self.losses], "norms": [float(norm) for norm in self.norms]}
 
     @staticmethod
     def _forget_after(path: Path, step: int) -> None:
         """Leave out the lines of steps that will be made again."""
         if path.exists():
-            kept = [line for line in path.read_text().splitlines() if json.loads(line)["step"] <= step]
-            checkpoint.replace_atomically(path, lambda file: file.write_text("".join(f"{line}\n" for line in kept)))
+            whole = path.read_text().splitlines(keepends=True)
+            # A line without an end was cut short by a crash.
+            kept = [line for line in whole if line.endswith("\n") and json.loads(line)["step"] <= step]
+            checkpoint.replace_atomically(path, lambda file: file.write_text("".join(kept)))
 
     def _reset(self) -> None:
         self.losses: list[Tensor] = []

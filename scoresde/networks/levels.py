@@ -1,0 +1,75 @@
+r"""A denoiser that knows its data is quantised: logits over grey levels instead of a regression.
+
+Uniformly dequantised data with K levels on [low, high] has the density of a level's box, of width w = (high - low) / K,
+times the probability of the level. Given a noisy value y = x_t / alpha at noise s = sigma / alpha, level k with prior
+probability pi_k has, exactly,
+
+    posterior  p_k   \propto  pi_k L_k,    L_k = Phi((b_k - y) / s) - Phi((a_k - y) / s),    box k = [a_k, b_k],
+    mean       m_k   =  y + s [phi((a_k - y) / s) - phi((b_k - y) / s)] / L_k,
+    E[x_0 | y]       =  sum_k p_k m_k.
+
+So the network has to say only what the other dimensions tell about this one, log pi_k; the edges of the boxes, where
+the score of quantised data varies fastest, are in closed form at every noise level. The probability-weighted mean is
+the score interpolation of categorical diffusion (2211.15089, section 3.1), here with boxes in the place of points;
+predicting the distribution of x_0 by logits is the parameterisation of D3PM (2107.03006, section 3.3).
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from scoresde.protocols import Condition
+
+
+class LevelHead(nn.Module):
+    """E[x_0 | x_t] of quantised data, from a network that outputs logits over levels.
+
+    The model around it is `predictions.Denoiser(sigma_data)`, whose input scale and noise label say what y and s are.
+
+    Args:
+        network: from (B, C, *space) to logits (B, C K, *space), channel c K + k holding level k of channel c.
+        levels: number of levels K.
+        low, high: the range of the data in model space (`data.Levels`).
+        sigma_data: the same as that of the prediction.
+
+    Raises:
+        ValueError: in a call, logits of another shape.
+    """
+
+    def __init__(self, network: nn.Module, levels: int, low: float = -1.0, high: float = 1.0, sigma_data: float = 0.5):
+        super().__init__()
+        if levels < 2 or not low < high or not sigma_data > 0:
+            raise ValueError(
+                f"levels >= 2, low < high and sigma_data > 0 expected; got {levels}, [{low}, {high}], {sigma_data}"
+            )
+        self.network, self.levels, self.low, self.high, self.sigma_data = network, levels, low, high, float(sigma_data)
+
+    def forward(self, x: Tensor, c_noise: Tensor, cond: Condition = None) -> Tensor:
+        """E[x_0 | x_t] (B, C, *space) at the scaled state x and noise labels log(s)/4 (B,)."""
+        logits = self.network(x, c_noise, cond)
+        expected = (x.shape[0], x.shape[1] * self.levels, *x.shape[2:])
+        if logits.shape != expected:
+            raise ValueError(f"logits {expected} over {self.levels} levels expected; got {tuple(logits.shape)}")
+        logits = logits.unflatten(1, (x.shape[1], self.levels)).movedim(2, -1)
+        return self._denoise(x, c_noise, logits).to(x.dtype)
+
+    def _denoise(self, x: Tensor, c_noise: Tensor, logits: Tensor) -> Tensor:
+        """sum_k p_k m_k, in float64 where there is one: L_k is a small difference wherever s is large."""
+        double = torch.float32 if x.device.type == "mps" else torch.float64
+        s = torch.exp(4 * c_noise.to(double)).reshape(-1, *(1,) * x.ndim)
+        y = x.to(double)[..., None] * torch.hypot(s, torch.full_like(s, self.sigma_data))
+        edges = torch.linspace(self.low, self.high, self.levels + 1, dtype=double, device=x.device)
+        z = (edges - y) / s
+        log_box, log_density = _log_interval(z[..., :-1], z[..., 1:]), -0.5 * (z.square() + math.log(2 * math.pi))
+        posterior = torch.softmax(logits.to(double) + log_box, dim=-1)
+        offset = torch.exp(log_density[..., :-1] - log_box) - torch.exp(log_density[..., 1:] - log_box)
+        return (posterior * (y + s * offset)).sum(dim=-1)
+
+
+def _log_interval(low: Tensor, high: Tensor) -> Tensor:
+    """log(Phi(high) - Phi(low)) for low < high, without underflow in either tail."""
+    upper_tail = low + high > 0
+    near = torch.special.log_ndtr(torch.where(upper_tail, -low, high))
+    far = torch.special.log_ndtr(torch.where(upper_tail, -high, low))
+    return near + torch.log(-torch.expm1(far - near))

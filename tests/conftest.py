@@ -1,0 +1,107 @@
+"""What the tests share: every path of the library, times along it, and an exact mixture of Gaussians."""
+
+import numpy as np
+import pytest
+import torch
+
+import scoresde as ss
+
+DDPM = np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))  # 2006.11239, section 4: the squared alpha of each step
+NCSN = np.geomspace(0.01, 50.0, 100)  # 1907.05600: a geometric sequence of noise levels
+
+INSTANCES = {
+    "vp": ss.VP(),
+    "sub-vp": ss.SubVP(),
+    "ve": ss.VE(),
+    "cosine": ss.Cosine(),
+    "karras": ss.Karras(),
+    "rectified": ss.Rectified(),
+    "ddpm": ss.Tabulated.from_alphas_cumprod(torch.from_numpy(DDPM)),
+    "ncsn": ss.Tabulated.from_sigmas(torch.from_numpy(NCSN)),
+    "zero-snr-vp": ss.ZeroTerminalSNR(ss.VP()),
+    "zero-snr-ve": ss.ZeroTerminalSNR(ss.VE()),
+}
+PATHS = [pytest.param(sde, id=name) for name, sde in INSTANCES.items()]
+NOISY_END = ("zero-snr-vp", "zero-snr-ve")  # alpha(t_max) = 0
+FINITE = [pytest.param(sde, id=name) for name, sde in INSTANCES.items() if name not in NOISY_END]
+
+
+def some(*names):
+    """Those paths alone."""
+    return [pytest.param(INSTANCES[name], id=name) for name in names]
+
+
+def f64(*values):
+    """A float64 tensor: () of one value, (n,) of several."""
+    return torch.tensor(values if len(values) > 1 else values[0], dtype=torch.float64)
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def normal(*shape, seed=0):
+    return torch.randn(shape, generator=seeded(seed), dtype=torch.float64)
+
+
+def times(sde, n=101, margin=1e-6):
+    """n float64 times between the ends of the path, denser towards both, a relative margin from each."""
+    u = torch.linspace(0, 1, n, dtype=torch.float64)
+    u = u**3 / (u**3 + (1 - u) ** 3)
+    return sde.t_min + (sde.t_max - sde.t_min) * (margin + (1 - 2 * margin) * u)
+
+
+def oracle(shape, seed=0):
+    """Three anisotropic, rotated Gaussians of unequal weights over states of that shape."""
+    size = int(np.prod(shape))
+    rotation = torch.linalg.qr(normal(3, size, size, seed=seed + 1)).Q
+    stds = 0.2 + 0.8 * torch.rand(3, *shape, generator=seeded(seed + 2), dtype=torch.float64)
+    return ss.GaussianMixture(normal(3, *shape, seed=seed), stds, f64(0.2, 0.3, 0.5), rotation)
+
+
+def close(actual, expected, rtol=1e-12, atol=0.0):
+    """Equal in shape and dtype, and in value within the tolerances given."""
+    torch.testing.assert_close(actual, expected, rtol=rtol, atol=atol)
+
+
+def gradient(function, t):
+    """d function / dt at every t, by reverse-mode differentiation."""
+    t = t.detach().clone().requires_grad_()
+    value = function(t)
+    return torch.autograd.grad(value.sum(), t)[0] if value.requires_grad else torch.zeros_like(t)
+
+
+def within(samples, expected, errors=4.5):
+    """The mean of independent samples (n, *) equals what is expected, within that many standard errors."""
+    stderr = samples.std(dim=0) / len(samples) ** 0.5
+    distance = (samples.mean(dim=0) - expected).abs()
+    assert bool((distance <= errors * stderr).all()), f"off by {(distance / stderr).max():.1f} standard errors"
+
+
+class ExactNetwork(torch.nn.Module):
+    """A network that emits the exact F = p E[x_0 | x] + q E[eps | x] of a mixture, for any prediction type.
+
+    `amount` (() or (B,)) times `wrong(x, t)` is added to the noise it believes in.
+    """
+
+    def __init__(self, mixture, sde, prediction, amount=0.0, wrong=None):
+        super().__init__()
+        self.mixture, self.sde, self.prediction, self.amount, self.wrong = mixture, sde, prediction, amount, wrong
+
+    def forward(self, scaled, c_noise, cond=None):
+        scale = (-1,) + (1,) * (scaled.ndim - 1)
+        karras = isinstance(self.prediction, ss.predictions.Karras)
+        t = self.sde.time(-8 * c_noise.double()) if karras else c_noise.double()
+        x = scaled.double() / self.prediction.c_in(self.sde, t).reshape(scale)
+        alpha, sigma = (c.reshape(scale) for c in (self.sde.alpha(t), self.sde.sigma(t)))
+        noise = -sigma * self.mixture.score(x, self.sde, t)
+        if self.wrong is not None:
+            noise = noise + torch.as_tensor(self.amount).reshape(scale) * self.wrong(x, t)
+        p, q = (c.reshape(scale) for c in self.prediction.target(self.sde, t))
+        return p * (x - sigma * noise) / alpha + q * noise
+
+
+def exact_model(mixture, sde, prediction, amount=0.0, wrong=None):
+    """The exact score of a mixture as a model of any prediction type, or that much wrong."""
+    prediction = ss.predictions.resolve(prediction)
+    return ss.ScoreModel(ExactNetwork(mixture, sde, prediction, amount, wrong), sde, prediction)

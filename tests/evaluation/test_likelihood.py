@@ -1,0 +1,138 @@
+"""The likelihood of a run on a dataset, against the oracle and against `bits_per_dim`."""
+
+import json
+import math
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+from torch.utils.data import default_collate
+
+import scoresde as ss
+from scoresde.data import Affine, Levels
+from scoresde.dequantization import Uniform
+from scoresde.evaluation.likelihood import METRICS, append_metrics, evaluate_likelihood
+from scoresde.networks import MLP
+from scoresde.solvers import RungeKutta
+from tests.conftest import normal, oracle, seeded
+from tests.networks.test_layers import randomised
+
+SHAPES = pytest.mark.parametrize("shape", [(2,), (1, 2, 2)], ids=["vector", "image"])
+EXACT = {"trace": ss.ExactTrace(), "solver": RungeKutta(steps=48), "progress": False}
+CHEAP = {"trace": ss.Hutchinson(), "solver": RungeKutta(steps=4), "progress": False}
+# With beta this large nothing of the data is left at t_max: the prior is the marginal to 5 digits.
+SDE = ss.VP(beta_min=0.1, beta_max=40.0)
+
+
+def as_run(model, transform, tmp_path):
+    return ss.Run(model.eval(), transform, OmegaConf.create({}), tmp_path)
+
+
+@SHAPES
+def test_continuous_data_has_the_nats_of_the_oracle(shape, tmp_path):
+    mixture, transform = oracle(shape), Affine(2.0, 1.0)
+    points = transform.inverse(mixture.sample(100, generator=seeded()))
+    run = as_run(mixture.score_model(SDE), transform, tmp_path)
+    result = evaluate_likelihood(run, list(points), None, **EXACT)
+    size = math.prod(shape)
+    nats = -(mixture.log_prob(transform(points), SDE, SDE.t_min) + size * math.log(2)) / size
+    torch.testing.assert_close(result.per_sample, nats, rtol=0, atol=2e-3)
+    assert result.unit == "nats/dim"
+    assert result.mean == pytest.approx(float(nats.mean()), abs=1e-3)
+    assert result.stderr == pytest.approx(float(nats.std()) / 10, rel=1e-2)
+    many = mixture.sample(20_000, generator=seeded(1))
+    entropy = -float(mixture.log_prob(many).mean()) / size - math.log(2)
+    assert abs(result.mean - entropy) < 4 * result.stderr
+    assert {"trace", "solver", "start", "transform", "prior"} <= set(result.conventions)
+
+
+@SHAPES
+def test_quantised_data_has_its_bits(shape, tmp_path):
+    mixture, transform = oracle(shape), Levels(8, -3.0, 3.0)
+    images = torch.randint(0, 8, (9, *shape), generator=seeded())
+    model = mixture.score_model(SDE)
+    options = {**CHEAP, "samples": 1, "batch_size": 4}
+    result = evaluate_likelihood(as_run(model, transform, tmp_path), list(images), Uniform(), **options)
+    expected = ss.bits_per_dim(model, images, transform, trace=options["trace"], solver=options["solver"])
+    torch.testing.assert_close(result.per_sample, expected.per_image, rtol=1e-9, atol=1e-9)
+    assert result.unit == "bits/dim"
+    assert (result.mean, result.stderr) == pytest.approx((expected.mean, expected.stderr), rel=1e-9)
+    assert result.conventions == expected.conventions
+
+
+class Network(MLP):
+    """A network of three dimensions in float64 that needs its condition."""
+
+    def __init__(self):
+        super().__init__(3, width=8, depth=1, time_scale=2.0, cond_features=2)
+        randomised(self)
+
+    def forward(self, x, c_noise, cond=None):
+        if isinstance(cond, dict):
+            cond = cond["label"]
+        return super().forward(x, c_noise, cond)
+
+
+def labelled(kind, n=7):
+    points, labels = normal(n, 3), normal(n, 2, seed=1)
+    return [(x, {"label": label} if kind == "dict" else label) for x, label in zip(points, labels, strict=True)]
+
+
+@pytest.mark.parametrize("kind", ["tensor", "dict"])
+@pytest.mark.parametrize("quantised", [False, True])
+def test_conditions_stay_with_their_samples(kind, quantised, tmp_path):
+    data, transform = labelled(kind), Levels(8) if quantised else Affine(0.5)
+    if quantised:
+        data = [((x * 2).round().clamp(0, 7), label) for x, label in data]
+    run = as_run(ss.ScoreModel(Network(), SDE, "karras"), transform, tmp_path)
+    dequantization = Uniform() if quantised else None
+    result = evaluate_likelihood(run, data, dequantization, **CHEAP, batch_size=3)
+    together = evaluate_likelihood(run, data, dequantization, **CHEAP, batch_size=100)
+    torch.testing.assert_close(result.per_sample, together.per_sample)
+    mixed = [(x, data[(i + 1) % len(data)][1]) for i, (x, _) in enumerate(data)]
+    other = evaluate_likelihood(run, mixed, dequantization, **CHEAP, batch_size=100).per_sample
+    assert float((other - together.per_sample).abs().min()) > 1e-6
+    if not quantised:
+        x, cond = default_collate(data)
+        log_prob = ss.log_prob(run.model, transform(x), cond, CHEAP["trace"], CHEAP["solver"], range(len(x)))
+        torch.testing.assert_close(result.per_sample, -(log_prob.value + 3 * math.log(0.5)) / 3)
+
+
+def test_one_sample_has_no_standard_error(tmp_path):
+    run = as_run(ss.ScoreModel(Network(), SDE, "karras"), Affine(), tmp_path)
+    result = evaluate_likelihood(run, labelled("tensor", n=1), None, **CHEAP)
+    assert result.stderr is None
+    assert result.mean == float(result.per_sample[0])
+
+
+@pytest.mark.parametrize("dequantization", [None, Uniform()], ids=["nats", "bits"])
+def test_a_solver_that_fails_is_no_figure(dequantization, tmp_path):
+    class Broken(Network):
+        def forward(self, x, c_noise, cond=None):
+            return super().forward(x, c_noise, cond) / (x[:, :1] > -100).logical_not()
+
+    run = as_run(ss.ScoreModel(Broken(), SDE, "karras"), Levels(8), tmp_path)
+    with pytest.raises(RuntimeError, match="the solver failed for"):
+        evaluate_likelihood(run, list(torch.zeros(3, 3)), dequantization, **CHEAP)
+
+
+def lines(run):
+    return [json.loads(line) for line in (run / METRICS).read_text().splitlines()]
+
+
+def test_metrics_are_appended(tmp_path):
+    run = tmp_path / "run"
+    for i in range(3):
+        assert append_metrics(run, {"i": i, "mean": 0.1 + i}) == run / METRICS
+    assert lines(run) == [{"i": i, "mean": 0.1 + i} for i in range(3)]
+    with pytest.raises(TypeError):
+        append_metrics(run, {"i": object()})
+    assert [row["i"] for row in lines(run)] == [0, 1, 2]
+    assert [path.name for path in run.iterdir()] == [METRICS]
+
+
+def test_metrics_of_commands_at_the_same_time_are_all_kept(tmp_path):
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda i: append_metrics(tmp_path, {"i": i}), range(40)))
+    assert sorted(row["i"] for row in lines(tmp_path)) == list(range(40))

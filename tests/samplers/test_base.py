@@ -1,0 +1,162 @@
+"""The loop: transitions, seeds, callbacks, trajectories, constraints, counts, and bad input."""
+
+import pytest
+import torch
+
+import scoresde as ss
+from scoresde.samplers import uniform_log_snr, uniform_time
+from scoresde.samplers.base import transitions
+from tests.conftest import oracle
+
+
+def sampler(**arguments):
+    predictor, corrector = ss.samplers.ReverseDiffusion(), ss.samplers.Langevin(snr=0.1)
+    return ss.samplers.PredictorCorrector(predictor, corrector, **{"steps": 12, "grid": "uniform_log_snr", **arguments})
+
+
+SAMPLERS = [
+    sampler(),
+    sampler(denoise_final=True),
+    ss.samplers.PredictorCorrector(ss.samplers.Ancestral(), steps=12),
+    ss.samplers.PredictorCorrector(corrector=ss.samplers.AnnealedLangevin(steps=2), steps=12),
+    ss.samplers.ProbabilityFlow(ss.solvers.RungeKutta("heun2", 12)),
+]
+
+
+@pytest.fixture
+def model():
+    return oracle((1, 2, 2)).score_model(ss.VP())
+
+
+@pytest.mark.parametrize("make", SAMPLERS)
+def test_a_sample_does_not_depend_on_its_batch(make, model):
+    together = make(model, shape=(3, 1, 2, 2), seeds=[3, 1, 4]).x
+    for i, seed in enumerate([3, 1, 4]):
+        alone = make(model, shape=(1, 1, 2, 2), seeds=[seed]).x
+        torch.testing.assert_close(alone[0], together[i], rtol=1e-5, atol=1e-5)
+
+
+def test_the_published_rule_does_depend_on_the_batch(model):
+    corrector = ss.samplers.Langevin(snr=0.1, rule="batch_mean")
+    make = ss.samplers.PredictorCorrector(ss.samplers.ReverseDiffusion(), corrector, steps=12, grid="uniform_log_snr")
+    together, alone = make(model, shape=(3, 1, 2, 2), seeds=[3, 1, 4]).x, make(model, shape=(1, 1, 2, 2), seeds=[3]).x
+    assert (together[0] - alone[0]).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("make", SAMPLERS)
+def test_evaluations_are_counted(make, model):
+    calls = []
+    model.network.register_forward_hook(lambda *_: calls.append(1))
+    assert make(model, shape=(2, 1, 2, 2), seeds=[0, 1]).nfe == len(calls) > 0
+
+
+def test_the_same_generator_gives_the_same_samples(model):
+    runs = [sampler()(model, shape=(2, 1, 2, 2), generator=torch.Generator().manual_seed(s)).x for s in (0, 0, 1)]
+    assert torch.equal(runs[0], runs[1])
+    assert not torch.equal(runs[0], runs[2])
+
+
+def test_trajectory_and_callback_see_every_transition(model):
+    seen = []
+    result = sampler()(
+        model, shape=(2, 1, 2, 2), seeds=[0, 1], trajectory=True, callback=lambda i, t, x: seen.append((i, float(t), x))
+    )
+    times = uniform_log_snr(model.sde, 12)
+    assert [i for i, _, _ in seen] == list(range(12))
+    assert [t for _, t, _ in seen] == times[1:].tolist()
+    assert result.trajectory.shape == (13, 2, 1, 2, 2)
+    assert all(torch.equal(result.trajectory[i + 1], x) for i, _, x in seen)
+    assert torch.equal(result.trajectory[-1], result.x)
+    every_third = sampler()(model, shape=(2, 1, 2, 2), seeds=[0, 1], trajectory=3).trajectory
+    assert torch.equal(every_third, result.trajectory[::3])
+
+
+def test_a_constraint_holds_after_every_transition(model):
+    def half_zero(x, t, noise):
+        return torch.cat([x[..., :1], torch.zeros_like(x[..., 1:])], dim=-1)
+
+    result = sampler()(model, shape=(2, 1, 2, 2), seeds=[0, 1], constraint=half_zero, trajectory=True)
+    assert (result.trajectory[1:, ..., 1] == 0).all()
+    assert (result.x[..., 0] != 0).all()
+
+
+def test_the_final_denoising_is_the_posterior_mean(model):
+    plain, denoised = (sampler(denoise_final=flag)(model, shape=(2, 1, 2, 2), seeds=[0, 1]) for flag in (False, True))
+    torch.testing.assert_close(denoised.x, model.denoise(plain.x, model.sde.t_min))
+    assert denoised.nfe == plain.nfe + 1
+
+
+def test_a_condition_reaches_the_network():
+    seen = []
+
+    class Network(torch.nn.Module):
+        def forward(self, x, label, cond=None):
+            seen.append(cond)
+            return x
+
+    cond = torch.ones(2, 5)
+    sampler(steps=2)(ss.ScoreModel(Network(), ss.VP()), shape=(2, 3), cond=cond, seeds=[0, 1])
+    assert len(seen) == 4
+    assert all(torch.equal(c, cond) for c in seen)
+
+
+def test_an_own_step_is_a_function(model):
+    """One predictor step of the probability flow, written by a user."""
+
+    def euler(model, x, t_from, t_to, noise, cond):
+        return x + float(t_to - t_from) * model.predict(x, t_from, cond).velocity
+
+    own = ss.samplers.PredictorCorrector(euler, steps=10)(model, x_T=torch.ones(2, 1, 2, 2))
+    library = ss.samplers.PredictorCorrector(ss.samplers.EulerMaruyama(l=0), steps=10)(
+        model, x_T=torch.ones(2, 1, 2, 2)
+    )
+    torch.testing.assert_close(own.x, library.x)
+
+
+@pytest.mark.parametrize("grid", [uniform_time, uniform_log_snr])
+@pytest.mark.parametrize("sde", [ss.VP(), ss.Karras(), ss.Rectified()], ids=str)
+def test_grids_go_from_prior_to_data(grid, sde):
+    times = grid(sde, 7)
+    assert times.shape == (8,)
+    assert float(times[0]) == sde.t_max
+    assert float(times[-1]) == pytest.approx(sde.t_min, rel=1e-12)
+    assert (times.diff() < 0).all()
+    even = times if grid is uniform_time else sde.log_snr(times)
+    torch.testing.assert_close(even.diff(), even.diff().mean().expand(7), rtol=1e-6, atol=0)
+    assert len(transitions(times)) == 7
+
+
+def test_an_own_grid(model):
+    calls = []
+    own = sampler(grid=lambda sde, steps: torch.tensor([1.0, 0.5, 0.1], dtype=torch.float64))
+    own(model, shape=(1, 1, 2, 2), seeds=[0], callback=lambda i, t, x: calls.append(float(t)))
+    assert calls == [0.5, 0.1]
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda m: sampler()(m), "exactly one"),
+        (lambda m: sampler()(m, shape=(1, 1, 2, 2), x_T=torch.zeros(1, 1, 2, 2)), "exactly one"),
+        (lambda m: sampler()(m, shape=(2,)), r"shape \(B, \*\)"),
+        (lambda m: sampler()(m, shape=(2, 1, 2, 2), seeds=[0]), "one seed per sample"),
+        (lambda m: sampler(steps=0), "one step or more"),
+        (lambda m: sampler(grid="karras"), "grid among"),
+        (lambda m: sampler(order="both"), "order among"),
+        (lambda m: ss.samplers.PredictorCorrector(), "got neither"),
+        (lambda m: ss.samplers.ProbabilityFlow(segments=0), "one segment"),
+        (lambda m: uniform_log_snr(ss.ZeroTerminalSNR(ss.VP()), 3), "finite log-SNR"),
+    ],
+)
+def test_bad_arguments(call, words, model):
+    with pytest.raises(ValueError, match=words):
+        call(model)
+
+
+def test_a_flow_that_fails_says_how_many():
+    class Breaks(torch.nn.Module):
+        def forward(self, x, label, cond=None):
+            return x * torch.nan
+
+    with pytest.raises(RuntimeError, match="2 of 2 samples"):
+        ss.samplers.ProbabilityFlow()(ss.ScoreModel(Breaks(), ss.VP()), shape=(2, 3), seeds=[0, 1])

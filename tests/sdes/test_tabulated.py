@@ -1,0 +1,156 @@
+"""Tabulated paths through every node of their table, and the rescaling to a zero terminal SNR."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy.interpolate import PchipInterpolator
+
+import scoresde as ss
+from tests.conftest import DDPM, INSTANCES, NCSN, close, f64, gradient, some, times
+
+
+def random_table(seed, n=7):
+    """A strictly decreasing log-SNR of very unequal steps, and strictly increasing times."""
+    rng = np.random.default_rng(seed)
+    values = np.cumsum(-np.exp(1.5 * rng.normal(size=n))) + 10
+    return torch.from_numpy(values), torch.from_numpy(np.cumsum(0.05 + rng.random(n)))
+
+
+# --- tables
+
+
+def test_ddpm_passes_through_its_alphas_cumprod():
+    sde, t = INSTANCES["ddpm"], torch.linspace(0, 1, 1000, dtype=torch.float64)
+    close(sde.alpha(t) ** 2, torch.from_numpy(DDPM), rtol=1e-12)
+    close(sde.sigma(t) ** 2, torch.from_numpy(1 - DDPM), rtol=1e-11)
+    close(sde.alpha(t) ** 2 + sde.sigma(t) ** 2, torch.ones_like(t), rtol=1e-14)
+    assert (sde.t_min, sde.t_max) == (0, 1)
+
+
+def test_ncsn_passes_through_its_noise_levels():
+    sde, t = INSTANCES["ncsn"], torch.linspace(0, 1, 100, dtype=torch.float64)
+    close(sde.sigma(t), torch.from_numpy(NCSN), rtol=1e-12)
+    close(sde.alpha(t), torch.ones_like(t), rtol=0)
+    close(sde.drift(t), torch.zeros_like(t), rtol=0)
+
+
+def test_a_geometric_table_is_ve_between_the_nodes_too():
+    sde, ve = INSTANCES["ncsn"], ss.VE()
+    t = times(sde, n=301)
+    close(sde.sigma(t), ve.sigma(t), rtol=1e-12)
+    close(sde.diffusion(t), ve.diffusion(t), rtol=1e-10)
+
+
+def test_ddpm_is_close_to_vp_its_continuous_limit():
+    """Step i of N is time (i + 1)/N of the SDE with beta(t) from N beta_1 to N beta_N, up to terms in 1/N."""
+    sde, vp = INSTANCES["ddpm"], ss.VP()
+    step = torch.arange(0, 1000, 37, dtype=torch.float64)
+    difference = sde.log_snr(step / 999) - vp.log_snr((step + 1) / 1000)
+    assert float(difference.abs().max()) < 0.1
+    assert float(difference[-1].abs()) < 0.08
+
+
+@pytest.mark.parametrize("preserving", [True, False])
+@pytest.mark.parametrize("seed", range(5))
+def test_any_table_is_met_at_its_nodes_and_monotone_between(seed, preserving):
+    values, nodes = random_table(seed)
+    sde = ss.Tabulated(values, nodes, preserving=preserving)
+    assert (sde.t_min, sde.t_max) == (float(nodes[0]), float(nodes[-1]))
+    close(sde.log_snr(nodes), values, rtol=1e-13, atol=1e-13)
+    t = torch.linspace(sde.t_min, sde.t_max, 3001, dtype=torch.float64)
+    log_snr = sde.log_snr(t)
+    assert bool((log_snr.diff() <= 1e-14).all())
+    close(log_snr, torch.from_numpy(PchipInterpolator(nodes, values)(t.numpy())), rtol=1e-12, atol=1e-12)
+    norm = sde.alpha(t) ** 2 + sde.sigma(t) ** 2 if preserving else sde.alpha(t)
+    close(norm, torch.ones_like(t), rtol=1e-14)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_slope_is_continuous_at_the_nodes(seed):
+    values, nodes = random_table(seed)
+    sde, inner = ss.Tabulated(values, nodes), nodes[1:-1]
+    before, after = (sde.diffusion(inner + side) ** 2 for side in (-1e-9, 1e-9))
+    close(before, after, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_g_is_finite_on_every_table(seed):
+    """Where the interpolant is flat (its end slope is zero on some tables), rounding must not make g^2 negative."""
+    sde = ss.Tabulated(*random_table(seed, n=5))
+    t = torch.linspace(sde.t_min, sde.t_max, 101, dtype=torch.float64)
+    g = sde.diffusion(torch.cat((t, sde.nodes)))
+    assert bool(torch.isfinite(g).all())
+    slope = gradient(sde.log_snr, t[1:-1])
+    close(sde.diffusion(t[1:-1]) ** 2, -(sde.sigma(t[1:-1]) ** 2) * slope, rtol=1e-10, atol=1e-12)
+
+
+def test_a_list_means_the_same_as_a_float64_tensor():
+    t = torch.linspace(0, 1, 4, dtype=torch.float64)
+    squared = [0.9999, 0.9, 0.5, 0.1]
+    close(ss.Tabulated.from_alphas_cumprod(squared).sigma(t) ** 2, f64(*(1 - s for s in squared)), rtol=1e-11)
+    close(ss.Tabulated.from_sigmas([0.01, 0.1, 1.3, 50.0]).sigma(t), f64(0.01, 0.1, 1.3, 50.0), rtol=1e-13)
+    close(ss.Tabulated([9.7, 3.3, -1.1, -8.9]).log_snr(t), f64(9.7, 3.3, -1.1, -8.9), rtol=1e-13)
+    close(ss.Tabulated([2.0, -2.0], times=[0.1, 0.7]).log_snr(f64(0.1, 0.7)), f64(2.0, -2.0), rtol=1e-13)
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: ss.Tabulated([1.0]), "two nodes or more"),
+        (lambda: ss.Tabulated([1.0, 0.0], times=[0.0, 0.5, 1.0]), "2 values, 3 times"),
+        (lambda: ss.Tabulated([0.0, 1.0]), "strictly decreasing"),
+        (lambda: ss.Tabulated([1.0, 1.0]), "strictly decreasing"),
+        (lambda: ss.Tabulated([1.0, 0.0], times=[1.0, 0.0]), "strictly increasing"),
+        (lambda: ss.Tabulated([math.inf, 0.0]), "finite"),
+        (lambda: ss.Tabulated([1.0, 0.0], times=[-1.0, 0.0]), "t_min=-1"),
+        (lambda: ss.Tabulated.from_alphas_cumprod([0.9, 0.5, 0.0]), "finite"),
+        (lambda: ss.Tabulated.from_sigmas([1.0, 0.1]), "strictly decreasing"),
+    ],
+)
+def test_impossible_tables_are_refused(build, message):
+    with pytest.raises(ValueError, match=message):
+        build()
+
+
+# --- zero terminal SNR
+
+
+def algorithm_1(alphas_cumprod):
+    """Algorithm 1 of 2305.08891: shift the root of alpha-bar for a last one of zero, scale so that the first stays."""
+    root = np.sqrt(alphas_cumprod)
+    first, last = root[0], root[-1]
+    return (root - last) * first / (first - last)
+
+
+def test_zero_terminal_snr_is_algorithm_1_at_the_nodes():
+    sde = ss.ZeroTerminalSNR(INSTANCES["ddpm"])
+    t = torch.linspace(0, 1, 1000, dtype=torch.float64)
+    close(sde.alpha(t), torch.from_numpy(algorithm_1(DDPM)), rtol=1e-11)
+    close(sde.sigma(t), torch.from_numpy(np.sqrt(1 - algorithm_1(DDPM) ** 2)), rtol=1e-11)
+
+
+@pytest.mark.parametrize("path", some("vp", "sub-vp", "ve", "cosine", "karras", "rectified", "ddpm", "ncsn"))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_signal_ends_at_zero_and_starts_unchanged(path, dtype):
+    sde, accuracy = ss.ZeroTerminalSNR(path), 4 * torch.finfo(dtype).eps
+    start, end = (torch.tensor(t, dtype=dtype) for t in (path.t_min, path.t_max))
+    assert float(sde.alpha(end)) == 0
+    assert float(sde.log_snr(end)) == -math.inf
+    close(sde.alpha(start), path.alpha(start), rtol=accuracy)
+    close(sde.sigma(start), path.sigma(start), rtol=8 * accuracy)
+    t = times(path).to(dtype)
+    norm = path.alpha(t) ** 2 + path.sigma(t) ** 2
+    close(sde.alpha(t) ** 2 + sde.sigma(t) ** 2, norm, rtol=4 * accuracy)
+    assert bool((sde.log_snr(times(path).double()) <= path.log_snr(times(path).double()) + 1e-9).all())
+
+
+def test_an_earlier_end_leaves_the_path_as_it_is():
+    whole, part = ss.ZeroTerminalSNR(ss.VP()), ss.ZeroTerminalSNR(ss.VP(), t_max=0.99)
+    t = times(part)
+    close(part.alpha(t), whole.alpha(t), rtol=0)
+    assert part.t_max == 0.99
+    assert float(part.alpha(f64(part.t_max))) > 0
+    with pytest.raises(ValueError, match=r"at most the path's own, 1\.0, expected; got 1\.5"):
+        ss.ZeroTerminalSNR(ss.VP(), t_max=1.5)

@@ -1,0 +1,281 @@
+"""Building from configurations: every one of ours works, none reaches out, and a run comes back from its directory."""
+
+import functools
+
+import hydra
+import pytest
+import torch
+from omegaconf import OmegaConf
+from torch import nn
+from torch.optim import Optimizer
+
+import scoresde as ss
+from scoresde import build
+from scoresde.cli import config_directory
+from scoresde.losses import DenoisingScoreMatching
+from scoresde.predictions import Prediction
+from scoresde.samplers.base import Sampler
+from scoresde.training import Trainer, checkpoint
+from scoresde.training.trainer import CHECKPOINT
+
+CONF = config_directory()
+KINDS = {
+    "sde": ss.SDE,
+    "prediction": Prediction,
+    "network": nn.Module,
+    "loss": DenoisingScoreMatching,
+    "sampler": Sampler,
+    "optimizer": functools.partial,
+    "trainer": Trainer,
+    "data": dict,
+    "likelihood": dict,
+}
+OPTIONS = [(path.parent.name, path.stem) for path in sorted(CONF.glob("*/*.yaml")) if path.parent.name != "experiment"]
+EXPERIMENTS = [path.stem for path in sorted(CONF.glob("experiment/*.yaml"))]
+
+
+@functools.cache
+def compose(name, *overrides):
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        return hydra.compose(name, overrides=list(overrides))
+
+
+def test_every_configuration_is_walked():
+    assert {group for group, _ in OPTIONS} == set(KINDS)
+    assert {path.name for path in CONF.glob("*.yaml")} == {"base.yaml", "train.yaml", "sample.yaml", "bpd.yaml"}
+    assert {"digits", "digits_ve", "digits_vp", "toy2d"} <= set(EXPERIMENTS)
+    assert len(list(CONF.rglob("*.yaml"))) == len(OPTIONS) + len(EXPERIMENTS) + 4
+
+
+@pytest.mark.parametrize(("group", "option"), OPTIONS, ids=["/".join(option) for option in OPTIONS])
+def test_every_option_builds_what_it_says(group, option):
+    whole = compose("bpd" if group == "likelihood" else "train").copy()
+    whole[group] = OmegaConf.load(CONF / group / f"{option}.yaml")
+    config = whole[group]
+    with torch.device("meta") if group == "network" else torch.device("cpu"):
+        built = build.instantiate(config, **({"optimizer": torch.optim.SGD} if group == "trainer" else {}))
+    assert isinstance(built, KINDS[group])
+    if group == "data":
+        for split in ("train", "validation", "test"):
+            assert list(built[split][0].shape) == list(config.shape)
+            assert len(built[split]) > 100
+        x = torch.stack([built["test"][i] for i in range(5)]) + 0.5
+        torch.testing.assert_close(built["transform"].inverse(built["transform"](x)), x)
+    elif group == "likelihood":
+        assert set(built) == {"trace", "solver", "samples", "batch_size"}
+        assert str(built["solver"]).startswith(config.solver._target_.rsplit(".", 1)[1])
+    elif group == "optimizer":
+        optimizer = built([nn.Parameter(torch.zeros(2))])
+        assert isinstance(optimizer, Optimizer)
+        assert optimizer.defaults["lr"] == config.lr
+    else:
+        assert type(built).__name__ == config._target_.rsplit(".", 1)[1]
+        for key, value in config.items():
+            if hasattr(built, key) and isinstance(value, (int, float)):
+                assert getattr(built, key) == value
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_every_experiment_trains_and_samples(experiment):
+    config = compose("train", f"experiment={experiment}", "sampler.steps=2")
+    assert config.run == f"runs/{experiment}"
+    model = build.build_model(config)
+    data, loss = build.instantiate(config.data), build.instantiate(config.loss)
+    optimizer = build.instantiate(config.optimizer)
+    trainer = build.instantiate(config.trainer, optimizer=optimizer)
+    assert trainer.batch_size <= len(data["train"])
+    x = data["transform"](torch.stack([data["train"][i] for i in range(64)]))
+    if "sigma_data" in config.prediction:
+        assert float(x.std()) == pytest.approx(config.prediction.sigma_data, rel=0.25)
+    terms = loss(model, x, generator=torch.Generator().manual_seed(0))
+    terms.value.mean().backward()
+    trainer.optimizer(model.parameters()).step()
+    assert bool(torch.isfinite(loss(model, x).value).all())
+    sampler = build.instantiate(config.sampler)
+    samples = sampler(model.eval(), shape=(2, *config.data.shape), seeds=[0, 1]).x
+    assert bool(torch.isfinite(samples).all())
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "os.system",
+        "builtins.eval",
+        "subprocess.Popen",
+        "torch.load",
+        "torch.hub.load",
+        "torch.package.PackageImporter",
+        "numpy.load",
+        "scoresdefake.Thing",
+        "torch.nnfake.Thing",
+        "hydra.utils.call",
+    ],
+)
+def test_refuses_targets_of_other_packages(target):
+    package = target.split(".")[0]
+    with pytest.raises(ValueError, match=rf"target '{target}' is outside scoresde.*trust=\[{package}\]"):
+        build.instantiate({"_target_": target})
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "scoresde.cli.main",
+        "scoresde.cli.os.system",
+        "scoresde.build.os.system",
+        "scoresde.build.hydra.utils.call",
+        "scoresde.build.Path",
+        "scoresde.build.load",
+        "scoresde.training.checkpoint.replace_atomically",
+        "scoresde.training.trainer.SummaryWriter",
+        "scoresde.training.batches.DataLoader",
+        "scoresde.data.datasets.load_digits",
+        "scoresde.networks.layers.torch.load",
+        "torch.nn.init.os",
+        "torch.nn.modules.module.torch.load",
+        "torch.nn.modules.lazy.torch.package.PackageImporter",
+        "torch.nn.functional.torch.hub.load",
+        "torch.optim.optimizer.functools.partial",
+        "scoresde.networks.Nothing",
+        "scoresde.",
+    ],
+)
+def test_refuses_targets_that_reach_out_of_ours(target, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=f"target '{target}' (is not a class of|does not exist)"):
+        build.instantiate({"_target_": target})
+
+
+NESTED = {
+    "argument": {"_target_": "scoresde.data.Affine", "scale": {"_target_": "subprocess.Popen"}},
+    "list": {"_target_": "scoresde.data.Compose", "transforms": [{"_target_": "subprocess.Popen"}]},
+    "positional": {"_target_": "scoresde.data.Affine", "_args_": [{"_target_": "subprocess.Popen"}]},
+    "partial": {"a": [{"b": {"_target_": "subprocess.Popen", "_partial_": True}}]},
+    "interpolation": {"_target_": "scoresde.data.Affine", "scale": {"_target_": "${oc.env:SOME_TARGET}"}},
+}
+
+
+@pytest.mark.parametrize("config", NESTED.values(), ids=NESTED)
+@pytest.mark.parametrize("wrap", [dict, OmegaConf.create], ids=["dict", "omegaconf"])
+def test_refuses_nested_targets(config, wrap, monkeypatch):
+    monkeypatch.setenv("SOME_TARGET", "subprocess.Popen")
+    monkeypatch.setattr("subprocess.Popen", lambda *args, **kwargs: pytest.fail("called"))
+    with pytest.raises(ValueError, match=r"'subprocess.Popen' is outside|'\$\{oc.env:SOME_TARGET\}' is outside"):
+        build.instantiate(wrap(config))
+
+
+def test_trust_is_given_to_a_package_and_to_nothing_else():
+    config = {"_target_": "fractions.Fraction", "_args_": [3, 4]}
+    for trust in ((), ("f",), ("fraction",), ("fractions.Fraction.x",), ("os",)):
+        with pytest.raises(ValueError, match="outside scoresde"):
+            build.instantiate(config, trust)
+    for trust in (("fractions",), ("os", "fractions"), ("fractions.Fraction",)):
+        assert build.instantiate(config, trust) == 0.75
+
+
+def test_arguments_arrive_as_plain_objects():
+    built = build.instantiate(OmegaConf.create({"_target_": "scoresde.networks.MLP", "shape": [2, 3], "width": 8}))
+    assert built.shape == (2, 3)
+    config = {"_target_": "scoresde.training.Trainer", "steps": 3}
+    assert build.instantiate(config, optimizer=torch.optim.SGD).optimizer is torch.optim.SGD
+    assert build.instantiate(None) is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [({"beta_max": -1}, "0 < beta_min <= beta_max.*beta_max=-1"), ({"beta": 1}, "unexpected keyword argument 'beta'")],
+)
+def test_refuses_arguments_that_the_constructor_refuses(arguments, message):
+    with pytest.raises(ValueError, match=rf"cannot build scoresde.sdes.VP: .*{message}"):
+        build.instantiate({"_target_": "scoresde.sdes.VP", **arguments})
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A run whose averaged weights are its raw ones plus 1."""
+    config = compose("train", "experiment=toy2d", "network.width=8", "network.depth=1")
+    path = tmp_path / "runs" / "toy"
+    path.mkdir(parents=True)
+    OmegaConf.save(config, path / build.CONFIG, resolve=True)
+    model = build.build_model(config)
+    ema = {name: p.detach() + 1 for name, p in model.named_parameters()}
+    checkpoint.save(path / CHECKPOINT, {"model": model.state_dict(), "ema": ema}, {"step": 1})
+    return path
+
+
+@pytest.mark.parametrize(("weights", "offset"), [("ema", 1), ("raw", 0)])
+def test_load_gives_the_weights_asked_for(run, weights, offset):
+    groups, _ = checkpoint.load(run / CHECKPOINT)
+    loaded = ss.load(str(run), weights=weights)
+    assert len(list(loaded.model.parameters())) > 5
+    for name, parameter in loaded.model.named_parameters():
+        assert torch.equal(parameter, groups["model"][name] + offset)
+    assert not loaded.model.training
+    assert isinstance(loaded.transform, ss.data.Affine)
+    assert loaded.config.name == "toy2d"
+    assert loaded.path == run
+
+
+def test_load_takes_averages_by_default_and_names_what_it_takes(run):
+    default, averaged = ss.load(run), ss.load(run, weights="ema")
+    assert all(map(torch.equal, default.model.parameters(), averaged.model.parameters()))
+    with pytest.raises(ValueError, match="'ema' or 'raw' expected; got 'best'"):
+        ss.load(run, weights="best")
+
+
+def test_load_without_a_run(run):
+    with pytest.raises(FileNotFoundError, match=r"no run at .*nothing.*runs there: .*runs/toy"):
+        ss.load(run.parent / "nothing")
+    with pytest.raises(FileNotFoundError, match="train one with `scoresde train"):
+        ss.load(run / "deeper" / "still")
+    (run / CHECKPOINT).unlink()
+    with pytest.raises(FileNotFoundError, match="no checkpoint at"):
+        ss.load(run)
+
+
+def edit(run, change):
+    groups, info = checkpoint.load(run / CHECKPOINT)
+    change(groups["model"])
+    checkpoint.save(run / CHECKPOINT, {**groups, "ema": {}}, info)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda model: model.pop("network.input.bias"), r"network.input.bias \(8,\) expected, got nothing"),
+        (
+            lambda model: model.update({"network.more": torch.zeros(1)}),
+            "it holds network.more, which the model has not",
+        ),
+    ],
+    ids=["missing", "extra"],
+)
+def test_load_names_what_the_checkpoint_lacks(run, change, message):
+    edit(run, change)
+    with pytest.raises(ValueError, match=rf"checkpoint.safetensors does not fit its configuration: {message}"):
+        ss.load(run, weights="raw")
+
+
+def test_load_names_the_first_parameter_of_another_shape(run):
+    config = OmegaConf.load(run / build.CONFIG)
+    config.network.width = 16
+    OmegaConf.save(config, run / build.CONFIG)
+    message = r"does not fit its configuration: network.time.inner.weight \(16, 16\) expected, got \(8, 8\)"
+    with pytest.raises(ValueError, match=message):
+        ss.load(run)
+
+
+def test_load_trusts_only_what_the_caller_does(run):
+    config = OmegaConf.load(run / build.CONFIG)
+    config.data.transform = {"_target_": "fractions.Fraction", "_args_": [1, 2]}
+    config.trust = ["fractions"]  # what a configuration says of itself does not count
+    OmegaConf.save(config, run / build.CONFIG)
+    with pytest.raises(ValueError, match=r"trust=\[fractions\]"):
+        ss.load(run)
+    assert ss.load(run, trust=["fractions"]).transform == 0.5
+
+
+def test_load_refuses_a_configuration_that_is_none(run):
+    (run / build.CONFIG).write_text("- 1\n- 2\n")
+    with pytest.raises(ValueError, match="is not a run's configuration"):
+        ss.load(run)

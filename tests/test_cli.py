@@ -1,0 +1,408 @@
+"""The command line: what each verb leaves behind, and one line for whatever goes wrong."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import matplotlib.image
+import numpy as np
+import pytest
+import yaml
+
+import scoresde as ss
+from scoresde.cli import main
+from scoresde.training.checkpoint import load
+
+TOY = ["experiment=toy2d", "trainer.batch_size=64", "network.width=16", "network.depth=1", "data.train.n=500"]
+TOY += [
+    "data.validation.n=60",
+    "data.test.n=40",
+    "sampler.steps=3",
+    "trainer.log_every=5",
+    "trainer.preview_every=20",
+    "trainer.warmup=5",
+]
+TRAIN = ["train", *TOY, "trainer.steps=20"]
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch):
+    """Every command runs in an empty directory, with the environment and the arguments of a fresh process."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["pytest"])
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A small run; its directory, and what the command said."""
+    run = tmp_path_factory.mktemp("trained") / "toy"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(run.parent)
+        patch.setattr(sys, "argv", ["pytest"])
+        patch.setenv("HYDRA_FULL_ERROR", "0")
+        assert main([*TRAIN, f"run={run}"]) == 0
+        assert [path.name for path in run.parent.iterdir()] == ["toy"]
+    return run
+
+
+def exit_code(*arguments):
+    """What the process would exit with."""
+    try:
+        return main(list(arguments))
+    except SystemExit as stop:
+        return stop.code or 0
+
+
+def fails(capsys, caplog, *arguments):
+    """The one line that a command which fails leaves on stderr."""
+    code = exit_code(*arguments)
+    error = capsys.readouterr().err
+    assert code == 2
+    assert len(error.splitlines()) == 1, error
+    assert error.startswith(f"scoresde {arguments[0]}: ")
+    assert not caplog.records  # without a handler they would be on stderr, too
+    return error.strip()
+
+
+def rows(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def bytes_of(run):
+    """What is in a run that was trained."""
+    return {name: (run / name).read_bytes() for name in ("checkpoint.safetensors", "log.jsonl", "config.yaml")}
+
+
+@pytest.mark.parametrize("arguments", [[], ["--help"], ["-h"]])
+def test_lists_the_verbs(arguments, capsys):
+    assert main(arguments) == 0
+    output = capsys.readouterr()
+    assert [line.split()[0] for line in output.out.splitlines()[1:]] == ["train", "sample", "bpd"]
+    assert not output.err
+
+
+def test_an_unknown_verb_is_answered_with_the_known_ones(capsys):
+    assert main(["trian", "experiment=digits"]) == 2
+    output = capsys.readouterr()
+    assert output.err.splitlines()[0] == "scoresde: unknown verb 'trian'"
+    assert "  train " in output.err
+    assert not output.out
+
+
+@pytest.mark.parametrize(
+    ("verb", "shown"),
+    [
+        ("train", ["experiment: digits, digits_ve, digits_vp, toy2d", "sde: ", "batch_size: ", "--multirun"]),
+        ("sample", ["sampler: ancestral, annealed_langevin, euler_maruyama, ode, pc", "run: ???", "batch_size: 256"]),
+        ("bpd", ["likelihood: default, dopri5, exact", "run: ???", "split: test"]),
+    ],
+)
+def test_help_of_a_verb_shows_what_can_be_set(verb, shown, capsys):
+    assert exit_code(verb, "--help") == 0
+    output = capsys.readouterr().out
+    assert output.startswith(f"scoresde {verb}: ")
+    assert [text for text in shown if text not in output] == []
+
+
+def test_train_leaves_a_run(trained):
+    assert [row["step"] for row in rows(trained / "log.jsonl")] == [5, 10, 15, 20]
+    assert load(trained / "checkpoint.safetensors")[1]["step"] == 20
+    config = yaml.safe_load((trained / "config.yaml").read_text())
+    assert config["network"]["width"] == 16
+    assert config["trainer"]["seed"] == config["seed"] == 0  # interpolations are resolved
+    assert [path.name for path in (trained / "figures").iterdir()] == ["step000020.png"]
+    assert any((trained / "tensorboard").iterdir())
+    run = ss.load(trained)
+    assert run.config.name == "toy2d"
+    assert sum(p.numel() for p in run.model.parameters()) > 1000
+
+
+def test_the_default_directory_is_named_after_the_experiment(tmp_path, capsys):
+    assert main([*TRAIN, "trainer.steps=1"]) == 0
+    assert (tmp_path / "runs" / "toy2d" / "checkpoint.safetensors").is_file()
+    assert [path.name for path in tmp_path.iterdir()] == ["runs"]
+    shown = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
+    assert shown["run"] == "runs/toy2d"
+    assert shown["steps"] == "1"
+
+
+def test_the_same_command_resumes(tmp_path):
+    command = [*TRAIN, "run=again", "trainer.decay=none"]
+    assert main([*command, "trainer.steps=10"]) == 0
+    before = bytes_of(tmp_path / "again")
+    assert main([*command, "trainer.steps=10"]) == 0
+    assert bytes_of(tmp_path / "again") == before
+    assert main(command) == 0
+    assert (tmp_path / "again" / "log.jsonl").read_bytes().startswith(before["log.jsonl"])
+    assert [row["step"] for row in rows(tmp_path / "again" / "log.jsonl")] == [5, 10, 15, 20]
+
+
+def test_the_seed_is_that_of_everything(tmp_path):
+    for run, seed in (("a", 1), ("b", 1), ("c", 2)):
+        assert main([*TRAIN, f"run={run}", f"seed={seed}", "trainer.steps=2"]) == 0
+    a, b, c = ((tmp_path / run / "checkpoint.safetensors").read_bytes() for run in "abc")
+    assert a == b
+    assert a != c
+
+
+@pytest.mark.parametrize("sampler", ["pc", "ode", "ancestral"])
+def test_sample_leaves_arrays_pictures_and_a_row(trained, sampler, capsys):
+    steps = [] if sampler == "ode" else ["sampler.steps=3"]
+    assert main(["sample", f"run={trained}", f"sampler={sampler}", "n=5", *steps]) == 0
+    array = np.load(trained / "samples" / f"{sampler}.npy")
+    assert array.shape == (5, 2)
+    assert np.isfinite(array).all()
+    assert matplotlib.image.imread(trained / "figures" / f"samples_{sampler}.png").shape[:2] == (600, 600)
+    row = rows(trained / "metrics.jsonl")[-1]
+    assert (row["kind"], row["sampler"], row["n"], row["seed"], row["weights"]) == ("samples", sampler, 5, 0, "ema")
+    assert row["nfe"] == {"pc": 7, "ancestral": 4}.get(sampler, row["nfe"]) > 3
+    assert re.search(rf"^nfe +{row['nfe']}$", capsys.readouterr().out, re.MULTILINE)
+
+
+def test_a_sample_depends_on_its_seed_alone(trained):
+    def draw(*overrides):
+        assert main(["sample", f"run={trained}", "sampler.steps=3", *overrides]) == 0
+        return np.load(trained / "samples" / "pc.npy")
+
+    whole = draw("n=5", "seed=10")
+    assert draw("n=5", "seed=10", "batch_size=2") == pytest.approx(whole, abs=1e-5)
+    assert draw("n=2", "seed=13") == pytest.approx(whole[3:], abs=1e-5)
+    assert np.abs(draw("n=5", "seed=10", "weights=raw") - whole).min() > 1e-6
+    assert len(np.unique(whole, axis=0)) == 5
+
+
+@pytest.mark.parametrize(("split", "n"), [("test", 40), ("validation", 60)])
+def test_bpd_leaves_a_figure_with_its_error(trained, split, n, capsys):
+    before = len(rows(trained / "metrics.jsonl")) if (trained / "metrics.jsonl").exists() else 0
+    assert main(["bpd", f"run={trained}", "likelihood.solver.steps=4", f"split={split}"]) == 0
+    after = rows(trained / "metrics.jsonl")
+    assert len(after) == before + 1
+    row = after[-1]
+    assert (row["kind"], row["split"], row["n"], row["unit"]) == ("likelihood", split, n, "nats/dim")
+    assert 0.5 < row["mean"] < 5
+    assert 0 < row["stderr"] < 0.5
+    assert row["conventions"]["solver"] == "RungeKutta(method='rk4', steps=4)"
+    assert f"{row['mean']:.4f} +- {row['stderr']:.4f} (standard error over {n} samples)" in capsys.readouterr().out
+
+
+def test_bpd_of_grey_levels_is_in_bits(tmp_path):
+    network = ["network=mlp", "network.shape=[1,8,8]", "network.width=16", "prediction=karras"]
+    assert main(["train", "experiment=digits", *network, "trainer.steps=1", "trainer.preview_every=0"]) == 0
+    assert main(["bpd", "run=runs/digits", "likelihood.solver.steps=4"]) == 0
+    (row,) = rows(tmp_path / "runs" / "digits" / "metrics.jsonl")
+    assert (row["unit"], row["n"]) == ("bits/dim", 297)
+    assert row["conventions"]["dequantization"] == "uniform, 1 per image"
+    # Without training, a Gaussian: worse than the digits deserve, and than log2 of their 17 levels by a bit or so.
+    assert 2.5 < row["mean"] < 6
+
+
+UNET = ["network=unet", "network.image_size=16", "network.channels=1", "network.width=8", "network.blocks=1"]
+UNET += ["trainer.batch_size=64", "prediction=karras"]
+
+WRONG = {
+    "key": (["train", "trainer.stepz=3"], "trainer.stepz"),
+    "syntax": (["train", "trainer.steps=["], "'['"),
+    "group option": (["sample", "sampler=nope", "run=x"], "sampler/nope"),
+    "experiment": (["train", "experiment=nope"], "digits_vp"),
+    "no run": (["sample", "run=missing"], "no run at missing"),
+    "run not named": (["sample"], "run"),
+    "shape": (["train", *TOY, "network.shape=[3]"], "(B, 3) expected; got (64, 2)"),
+    "image size": (["train", "experiment=digits", *UNET], "(B, 1, 16, 16) expected; got (64, 1, 8, 8)"),
+    "target": (["train", *TOY, "network._target_=os.system"], "trust=[os]"),
+    "missing target": (["train", *TOY, "network._target_=scoresde.networks.Nothing"], "does not exist"),
+    "argument": (["train", *TOY, "data.train.name=nope"], "moons, checkerboard, spirals, rings expected; got 'nope'"),
+    "number": (["train", *TOY, "trainer.steps=1.5"], "1.5"),
+    "batch": (["train", *TOY, "trainer.batch_size=501"], "500 samples expected; got 501"),
+    "device": (["train", *TOY, "device=nowhere"], "nowhere"),
+}
+
+
+@pytest.mark.parametrize(("arguments", "message"), WRONG.values(), ids=WRONG)
+def test_wrong_input_is_answered_in_one_line(arguments, message, capsys, caplog):
+    assert message in fails(capsys, caplog, *arguments)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["n=many"], "many"),
+        (["weights=best"], "'ema' or 'raw' expected; got 'best'"),
+        (["device=cuda:99"], "cuda"),
+        (["sampler=ode", "+sampler.solver.max_steps=2"], "did not reach"),
+    ],
+    ids=str,
+)
+def test_wrong_input_to_sample_is_answered_in_one_line(trained, overrides, message, capsys, caplog):
+    assert message in fails(capsys, caplog, "sample", f"run={trained}", *overrides)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["split=all"], "'train', 'validation' or 'test' expected; got 'all'"),
+        (["likelihood=dopri5", "+likelihood.solver.max_steps=2"], "solver failed"),
+    ],
+    ids=str,
+)
+def test_wrong_input_to_bpd_is_answered_in_one_line(trained, overrides, message, capsys, caplog):
+    assert message in fails(capsys, caplog, "bpd", f"run={trained}", *overrides)
+
+
+def test_a_damaged_checkpoint_is_answered_in_one_line(trained, tmp_path, capsys, caplog):
+    run = tmp_path / "damaged"
+    run.mkdir()
+    (run / "config.yaml").write_bytes((trained / "config.yaml").read_bytes())
+    assert "no checkpoint at damaged" in fails(capsys, caplog, "sample", "run=damaged")
+    (run / "checkpoint.safetensors").write_bytes(b"damaged")
+    assert "is not a checkpoint" in fails(capsys, caplog, "sample", "run=damaged")
+
+
+def test_a_traceback_for_who_asks_for_it(monkeypatch):
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    with pytest.raises(FileNotFoundError, match="no run at missing"):
+        main(["sample", "run=missing"])
+
+
+def test_a_command_leaves_its_process_as_it_was(monkeypatch):
+    monkeypatch.delenv("HYDRA_FULL_ERROR")
+    for _ in range(2):
+        assert main(["sample", "run=missing"]) == 2
+    assert "HYDRA_FULL_ERROR" not in os.environ
+    assert sys.argv == ["pytest"]
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [("network.depth=2", "network.depth was 1, now 2"), ("+optimizer.eps=1e-3", "optimizer.eps was None, now 0.001")],
+)
+def test_a_run_keeps_its_configuration(trained, override, message, capsys, caplog):
+    before = bytes_of(trained)
+    error = fails(capsys, caplog, *TRAIN, f"run={trained}", override)
+    assert f"{trained} holds a run of another configuration ({message})" in error
+    assert bytes_of(trained) == before
+
+
+def test_a_setting_that_is_gone_is_another_configuration(tmp_path, capsys, caplog):
+    command = [*TRAIN, "trainer.steps=1", "run=kept"]
+    assert main([*command, "+optimizer.eps=1e-3", "+data.tags=[a]"]) == 0
+    before = bytes_of(tmp_path / "kept")
+    capsys.readouterr()
+    assert "(optimizer.eps was 0.001" in fails(capsys, caplog, *command, "+data.tags=[a]")
+    assert "(data.tags" in fails(capsys, caplog, *command, "+optimizer.eps=1e-3", "+data.tags=[]")
+    assert bytes_of(tmp_path / "kept") == before
+
+
+def test_a_command_that_failed_can_be_corrected(tmp_path, capsys, caplog):
+    fails(capsys, caplog, *TRAIN, "trainer.batch_size=501", "run=corrected")
+    assert main([*TRAIN, "trainer.steps=1", "run=corrected"]) == 0
+    assert (tmp_path / "corrected" / "checkpoint.safetensors").is_file()
+
+
+OWN = """
+import torch
+
+class Line(torch.utils.data.Dataset):
+    def __init__(self, n):
+        self.points = torch.linspace(-1, 1, n)[:, None] * torch.ones(2)
+    def __len__(self):
+        return len(self.points)
+    def __getitem__(self, index):
+        return self.points[index]
+"""
+
+
+OWN_DATA = """
+shape: [2]
+range: null
+train: {_target_: own_line.Line, n: 100}
+validation: {_target_: own_line.Line, n: 50}
+test: {_target_: own_line.Line, n: 40}
+transform: {_target_: scoresde.data.Affine, scale: 2.0}
+dequantization: null
+"""
+
+
+def test_a_dataset_of_ones_own(tmp_path, monkeypatch, capsys, caplog):
+    (tmp_path / "own_line.py").write_text(OWN)
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "my" / "data").mkdir(parents=True)
+    (tmp_path / "my" / "data" / "line.yaml").write_text(OWN_DATA)
+    command = ["train", "--config-dir", "my", "experiment=toy2d", "data=line", "name=line"]
+    command += [option for option in TOY if option.startswith(("trainer", "network", "sampler"))] + ["trainer.steps=1"]
+    assert "trust=[own_line]" in fails(capsys, caplog, *command)
+    assert main([*command, "trust=[own_line]"]) == 0
+    likelihood = ["bpd", "run=runs/line", "likelihood.solver.steps=2"]
+    assert "trust=[own_line]" in fails(capsys, caplog, *likelihood)
+    assert main([*likelihood, "trust=[own_line]"]) == 0
+    assert main(["sample", "run=runs/line", "n=2", "sampler.steps=2"]) == 0
+    likelihood, samples = rows(tmp_path / "runs" / "line" / "metrics.jsonl")
+    assert (likelihood["n"], samples["n"]) == (40, 2)
+
+
+def test_a_sweep_has_a_directory_for_each_job(tmp_path):
+    run = Path("a" * 100, "b" * 100, "c" * 100)  # a long way down, as temporary directories are
+    assert main([*TRAIN, "trainer.steps=1", "seed=0,1", f"run={run}", "--multirun"]) == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["a" * 100]
+    configs = sorted((tmp_path / run).glob("*/config.yaml"))
+    assert [yaml.safe_load(path.read_text())["seed"] for path in configs] == [0, 1]
+    assert all(f"seed={seed}" in path.parent.name for seed, path in enumerate(configs))
+    assert all((path.parent / "checkpoint.safetensors").is_file() for path in configs)
+
+
+def test_a_job_that_fails_is_one_line_and_the_others_go_on(tmp_path, capsys):
+    assert main([*TRAIN, "trainer.steps=0,1", "run=sweep", "--multirun"]) == 2
+    error = capsys.readouterr().err
+    assert len(error.splitlines()) == 1, error
+    assert "steps >= 1" in error
+    assert len(list((tmp_path / "sweep").glob("*/checkpoint.safetensors"))) == 1
+
+
+def test_an_experiment_of_ones_own(tmp_path):
+    (tmp_path / "mine" / "experiment").mkdir(parents=True)
+    own = "# @package _global_\ndefaults:\n  - toy2d\nname: own\nnetwork:\n  width: 8\n"
+    (tmp_path / "mine" / "experiment" / "own.yaml").write_text(own)
+    toy = [override for override in TOY if not override.startswith(("experiment", "network.width"))]
+    assert main(["train", "--config-dir", "mine", "experiment=own", *toy, "trainer.steps=1"]) == 0
+    assert ss.load(tmp_path / "runs" / "own").config.network.width == 8
+
+
+def process(*arguments):
+    """The console script in a process of its own."""
+    script = Path(sys.executable).with_name("scoresde")
+    return subprocess.Popen([script, *arguments], text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+@pytest.mark.slow
+def test_the_stderr_of_a_process_has_one_line():
+    arguments, message = WRONG["missing target"]
+    failing = process(*arguments)
+    output, error = failing.communicate()
+    assert failing.returncode == 2
+    assert len(error.splitlines()) == 1, error
+    assert message in error
+    assert not output
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_in_one_line_and_the_run_goes_on(tmp_path):
+    arguments = [*TRAIN, "trainer.steps=100000", "run=stopped"]
+    training = process(*arguments)
+    log = tmp_path / "stopped" / "log.jsonl"
+    limit = time.monotonic() + 60
+    while not (log.exists() and log.stat().st_size) and training.poll() is None and time.monotonic() < limit:
+        time.sleep(0.05)
+    training.send_signal(signal.SIGINT)
+    _, error = training.communicate(timeout=60)
+    assert training.returncode == 130
+    assert len(error.splitlines()) == 1, error
+    assert "the same command goes on from there" in error
+    _, info = load(tmp_path / "stopped" / "checkpoint.safetensors")
+    assert 0 < info["step"] < 100000
+    assert main([*arguments, f"trainer.steps={info['step'] + 2}"]) == 0
+    assert load(tmp_path / "stopped" / "checkpoint.safetensors")[1]["step"] == info["step"] + 2

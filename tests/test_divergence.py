@@ -1,0 +1,84 @@
+"""Traces: exact and Hutchinson's, against Jacobians written out."""
+
+import math
+
+import pytest
+import torch
+
+from scoresde.divergence import ExactTrace, Hutchinson
+from scoresde.tensors import Noise
+
+
+def linear_field(shape, seed=0):
+    """A linear field with a full Jacobian per sample-independent matrix, and that matrix."""
+    size = math.prod(shape)
+    matrix = torch.randn(size, size, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    return (lambda x: (x.flatten(1) @ matrix.T).reshape(x.shape)), matrix
+
+
+def noise(x, seed=0):
+    return Noise(x.shape, torch.Generator().manual_seed(seed), dtype=x.dtype)
+
+
+@pytest.mark.parametrize("shape", [(3,), (1, 4, 4)])
+@pytest.mark.parametrize("chunk", [1, 5, 64])
+def test_exact_trace_of_a_nonlinear_field(shape, chunk):
+    x = torch.randn(2, *shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    inner, _ = linear_field(shape)
+    value, trace = ExactTrace(chunk).bind(noise(x))(lambda y: torch.sin(inner(y)), x)
+    jacobians = [torch.func.jacrev(lambda y: torch.sin(inner(y[None]))[0])(row) for row in x]
+    expected = torch.stack([j.reshape(math.prod(shape), -1).trace() for j in jacobians])
+    torch.testing.assert_close(trace[:, 0], expected)
+    torch.testing.assert_close(value, torch.sin(inner(x)))
+
+
+@pytest.mark.parametrize("distribution", ["rademacher", "gaussian"])
+def test_hutchinson_is_unbiased_and_its_error_falls_with_the_root_of_the_probes(distribution):
+    field, matrix = linear_field((1, 2, 3))
+    x = torch.zeros(4000, 1, 2, 3, dtype=torch.float64)
+    deviations = []
+    for probes in (1, 4, 16):
+        _, traces = Hutchinson(probes, distribution).bind(noise(x, seed=probes))(field, x)
+        estimate = traces.mean(dim=1)
+        deviations.append(float(estimate.std()))
+        assert abs(float(estimate.mean() - matrix.trace())) < 4 * deviations[-1] / math.sqrt(len(x))
+    symmetric = (matrix + matrix.T) / 2
+    off_diagonal = symmetric.square().sum() - symmetric.diagonal().square().sum()
+    variance = 2 * (off_diagonal if distribution == "rademacher" else symmetric.square().sum())
+    assert deviations[0] == pytest.approx(math.sqrt(variance), rel=0.1)
+    assert deviations[0] / deviations[1] == pytest.approx(2, rel=0.1)
+    assert deviations[1] / deviations[2] == pytest.approx(2, rel=0.1)
+
+
+def test_probes_are_kept_or_drawn_anew():
+    field, _ = linear_field((3,))
+    x = torch.zeros(5, 3, dtype=torch.float64)
+    kept = Hutchinson(resample=False).bind(noise(x))
+    fresh = Hutchinson(resample=True).bind(noise(x))
+    assert torch.equal(kept(field, x)[1], kept(field, x)[1])
+    assert not torch.equal(fresh(field, x)[1], fresh(field, x)[1])
+
+
+def test_one_evaluation_is_one_forward_pass():
+    calls = []
+    x = torch.zeros(2, 3, dtype=torch.float64)
+
+    def field(y):
+        calls.append(len(y))
+        return y.sin()
+
+    Hutchinson(probes=3).bind(noise(x))(field, x)
+    assert calls == [2]
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: Hutchinson(probes=0), "one probe or more"),
+        (lambda: Hutchinson(distribution="uniform"), "'rademacher' or 'gaussian'"),
+        (lambda: ExactTrace(chunk=0), "chunk of one or more"),
+    ],
+)
+def test_bad_arguments(make, words):
+    with pytest.raises(ValueError, match=words):
+        make()

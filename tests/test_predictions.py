@@ -1,0 +1,222 @@
+"""Prediction types: targets, preconditioning and labels against the formulas of their papers."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+import scoresde as ss
+from scoresde import predictions
+from tests.conftest import PATHS, close, f64, gradient, normal, some, times
+
+SIGMA_DATA = 0.7
+
+
+def edm(sde, t):
+    """c_skip, c_out, c_in, c_noise of 2206.00364, table 1, at the noise level s = sigma/alpha (alpha = 1 there)."""
+    s = sde.sigma(t) / sde.alpha(t)
+    total = s**2 + SIGMA_DATA**2
+    return SIGMA_DATA**2 / total, s * SIGMA_DATA / total.sqrt(), 1 / total.sqrt(), s.log() / 4
+
+
+def written_out(name, sde, t, x0, eps):
+    """The regression target of each type, from its definition."""
+    alpha, sigma = sde.alpha(t), sde.sigma(t)
+    if name == "karras":
+        c_skip, c_out, _, _ = edm(sde, t)
+        return (x0 - c_skip * (x0 + sigma / alpha * eps)) / c_out
+    return {
+        "noise": eps,
+        "data": x0,
+        "denoiser": x0,
+        "score": -(alpha * x0 + sigma * eps - alpha * x0) / sigma**2,
+        "velocity": gradient(sde.alpha, t) * x0 + gradient(sde.sigma, t) * eps,
+        "v": alpha * eps - sigma * x0,
+    }[name]
+
+
+TYPES = [*predictions.NAMES, "denoiser"]
+
+
+def instance(name):
+    if name == "denoiser":
+        return predictions.Denoiser(SIGMA_DATA)
+    return predictions.Karras(SIGMA_DATA) if name == "karras" else predictions.resolve(name)
+
+
+@pytest.mark.parametrize("name", TYPES)
+@pytest.mark.parametrize("sde", PATHS)
+def test_target_is_the_published_one_and_determines_data_and_noise(sde, name):
+    t = times(sde, n=21, margin=1e-3)
+    x0, eps = normal(21), normal(21, seed=1)
+    prediction = instance(name)
+    p, q = prediction.target(sde, t)
+    target = p * x0 + q * eps
+    scale = float(target.abs().max())
+    close(target, written_out(name, sde, t, x0, eps), rtol=1e-9, atol=1e-9 * scale)
+    # The determinant is that of the pair of lines: solving them gives back (x0, eps).
+    alpha, sigma, determinant = sde.alpha(t), sde.sigma(t), prediction.determinant(sde, t)
+    matrix = torch.stack((torch.stack((alpha, sigma), dim=1), torch.stack((p, q), dim=1)), dim=1)
+    close(determinant, torch.linalg.det(matrix), rtol=1e-9)
+    solved = torch.linalg.solve(matrix, torch.stack((alpha * x0 + sigma * eps, target), dim=1))
+    condition = float(torch.linalg.cond(matrix).max())
+    close(solved, torch.stack((x0, eps), dim=1), rtol=1e-14 * condition, atol=1e-14 * condition)
+
+
+@pytest.mark.parametrize(
+    ("name", "determinant"),
+    [
+        ("noise", lambda sde, t: sde.alpha(t)),
+        ("data", lambda sde, t: -sde.sigma(t)),
+        ("denoiser", lambda sde, t: -sde.sigma(t)),
+        ("score", lambda sde, t: -sde.alpha(t) / sde.sigma(t)),
+        ("velocity", lambda sde, t: sde.alpha(t) * sde.diffusion(t) ** 2 / (2 * sde.sigma(t))),
+        ("v", lambda sde, t: sde.alpha(t) ** 2 + sde.sigma(t) ** 2),
+        ("karras", lambda sde, t: -((sde.sigma(t) ** 2 + (SIGMA_DATA * sde.alpha(t)) ** 2).sqrt()) / SIGMA_DATA),
+    ],
+)
+@pytest.mark.parametrize("sde", PATHS)
+def test_determinants_are_those_of_the_module_table(sde, name, determinant):
+    t = times(sde, n=31)
+    close(instance(name).determinant(sde, t), determinant(sde, t), rtol=1e-10)
+
+
+@pytest.mark.parametrize("sde", PATHS)
+def test_karras_is_the_preconditioning_of_edm(sde):
+    """D(y; s) = c_skip y + c_out F(c_in y, c_noise) with y = x / alpha, whatever the scale of the path."""
+    t = times(sde, n=9, margin=1e-3)
+    x, output = normal(9, 3), normal(9, 3, seed=1)
+    seen = []
+
+    def network(scaled, label, cond):
+        seen.append((scaled, label))
+        return output
+
+    denoised = ss.ScoreModel(network, sde, predictions.Karras(SIGMA_DATA)).denoise(x, t) if _usable(sde) else None
+    c_skip, c_out, c_in, c_noise = (c[:, None] for c in edm(sde, t))
+    y = x / sde.alpha(t)[:, None]
+    prediction = predictions.Karras(SIGMA_DATA)
+    close(prediction.c_in(sde, t)[:, None] * x, c_in * y, rtol=1e-10)
+    close(prediction.c_noise(sde, t)[:, None], c_noise, rtol=1e-10, atol=1e-12)
+    if denoised is not None:
+        close(denoised, c_skip * y + c_out * output, rtol=1e-10, atol=1e-10)
+        close(seen[0][0], c_in * y, rtol=1e-10)
+        close(seen[0][1], c_noise[:, 0], rtol=1e-10, atol=1e-12)
+
+
+def _usable(sde):
+    return float(sde.alpha(f64(sde.t_max))) > 0
+
+
+@pytest.mark.parametrize("sde", some("vp", "ve", "karras", "rectified"))
+def test_karras_input_and_target_have_unit_variance(sde):
+    t = times(sde, n=11)
+    prediction = predictions.Karras(SIGMA_DATA)
+    p, q = prediction.target(sde, t)
+    close((p * SIGMA_DATA) ** 2 + q**2, torch.ones_like(t))
+    close(prediction.c_in(sde, t) ** 2 * ((sde.alpha(t) * SIGMA_DATA) ** 2 + sde.sigma(t) ** 2), torch.ones_like(t))
+
+
+def test_a_denoiser_reads_what_karras_reads():
+    sde, t = ss.VP(), times(ss.VP(), n=11)
+    denoiser, karras = predictions.Denoiser(SIGMA_DATA), predictions.Karras(SIGMA_DATA)
+    close(denoiser.c_in(sde, t), karras.c_in(sde, t), rtol=0)
+    close(denoiser.c_noise(sde, t), karras.c_noise(sde, t), rtol=0)
+
+
+@pytest.mark.parametrize("name", [n for n in TYPES if n not in ("karras", "denoiser")])
+def test_other_types_pass_state_and_time_on_as_they_are(name):
+    sde, t = ss.VP(), f64(0.1, 0.7)
+    close(instance(name).c_in(sde, t), f64(1.0, 1.0), rtol=0)
+    close(instance(name).c_noise(sde, t), t, rtol=0)
+
+
+# --- labels of networks trained on discrete steps
+
+TABLE = [10.0, 12.0, 30.0, 31.0, 50.0]
+
+
+@pytest.mark.parametrize(
+    ("rounding", "expected"),
+    [
+        # positions in the table: 0, 0.4, 1, 1.6, 2.2, 3.9, 4
+        ("linear", [10.0, 10.8, 12.0, 22.8, 30.2, 48.1, 50.0]),
+        ("nearest", [10.0, 10.0, 12.0, 30.0, 30.0, 50.0, 50.0]),
+        ("floor", [10.0, 10.0, 12.0, 12.0, 30.0, 31.0, 50.0]),
+    ],
+)
+@pytest.mark.parametrize(("start", "end"), [(0.0, 1.0), (1e-3, 0.7)])
+@pytest.mark.parametrize("as_tensor", [True, False])
+def test_discrete_labels_by_hand(rounding, expected, start, end, as_tensor):
+    labels = f64(*TABLE) if as_tensor else TABLE
+    prediction = predictions.Discrete("noise", labels, rounding, start, end)
+    t = start + (end - start) * f64(0.0, 0.1, 0.25, 0.4, 0.55, 0.975, 1.0)
+    close(prediction.c_noise(ss.VP(), t), f64(*expected), rtol=1e-12)
+    close(prediction.c_noise(ss.VP(), t[3]), f64(expected[3]), rtol=1e-12)
+    close(prediction.c_noise(ss.VP(), f64(start - 1, end + 1)), f64(10.0, 50.0), rtol=0)
+
+
+def test_discrete_labels_of_a_list_keep_their_digits():
+    prediction = predictions.Discrete("noise", [0.1, 0.7])
+    close(prediction.c_noise(ss.VP(), f64(0.0, 0.5, 1.0)), f64(0.1, 0.4, 0.7), rtol=1e-15)
+
+
+@pytest.mark.parametrize("rounding", ["linear", "nearest", "floor"])
+@pytest.mark.parametrize("n", [11, 1000, 4000])
+def test_the_time_of_every_node_reads_its_own_label(rounding, n):
+    """Also where (N - 1) i / (N - 1) falls short of i by a rounding."""
+    labels = np.arange(n, dtype=np.float64) ** 1.5
+    prediction = predictions.Discrete("noise", torch.from_numpy(labels), rounding, start=1e-3, end=0.9)
+    t = 1e-3 + (0.9 - 1e-3) * torch.arange(n, dtype=torch.float64) / (n - 1)
+    close(prediction.c_noise(ss.VP(), t), torch.from_numpy(labels), rtol=1e-9, atol=1e-6)
+
+
+def test_discrete_ve_labels_are_those_of_score_sde():
+    """score_sde's VE networks read round((T - t) (N - 1)): the table backwards, rounded to the nearest."""
+    n, t = 1000, times(ss.VE(), n=97)
+    labels = torch.arange(n - 1, -1, -1, dtype=torch.float64)
+    expected = torch.round((1 - t) * (n - 1))
+    close(predictions.Discrete("score", labels, "nearest").c_noise(ss.VE(), t), expected, rtol=0)
+
+
+@pytest.mark.parametrize("inner", ["v", predictions.Karras(SIGMA_DATA)])
+def test_discrete_changes_the_label_alone(inner):
+    sde, t = ss.VP(), f64(0.2, 0.8)
+    discrete, plain = predictions.Discrete(inner, [0.0, 999.0]), predictions.resolve(inner)
+    close(discrete.target(sde, t), plain.target(sde, t), rtol=0)
+    close(discrete.c_in(sde, t), plain.c_in(sde, t), rtol=0)
+    close(discrete.determinant(sde, t), plain.determinant(sde, t), rtol=0)
+
+
+# --- names and errors
+
+
+def test_names_resolve_and_instances_are_kept():
+    karras = predictions.Karras(0.3)
+    assert predictions.resolve(karras) is karras
+    assert isinstance(predictions.resolve("noise"), predictions.Noise)
+    assert predictions.resolve("karras").sigma_data == 0.5
+
+
+@pytest.mark.parametrize(
+    ("build", "error", "message"),
+    [
+        (lambda: predictions.resolve("epsilon"), ValueError, r"noise, data, velocity, v, score, karras.*'epsilon'"),
+        (lambda: predictions.resolve(3), TypeError, "Prediction instance expected; got int"),
+        (lambda: predictions.Karras(0.0), ValueError, "sigma_data > 0 expected; got 0"),
+        (lambda: predictions.Karras(math.nan), ValueError, "got nan"),
+        (lambda: predictions.Discrete("noise", [1.0]), ValueError, "two labels or more expected; got 1"),
+        (lambda: predictions.Discrete("noise", TABLE, "ceil"), ValueError, "'floor' expected; got 'ceil'"),
+        (lambda: predictions.Discrete("noise", TABLE, start=1.0, end=1.0), ValueError, "start < end"),
+        (lambda: predictions.Discrete("epsilon", TABLE), ValueError, "'epsilon'"),
+    ],
+)
+def test_bad_arguments_are_refused(build, error, message):
+    with pytest.raises(error, match=message):
+        build()
+
+
+def test_a_type_without_a_target_says_so():
+    with pytest.raises(NotImplementedError, match="must define target"):
+        predictions.Prediction().target(ss.VP(), f64(0.5))

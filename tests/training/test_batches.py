@@ -1,0 +1,84 @@
+"""Batches: every sample once an epoch, and every batch a function of the seed and the step."""
+
+from itertools import chain, product
+
+import pytest
+import torch
+from torch.utils.data import TensorDataset
+
+from scoresde.training.batches import Shuffled, batches, split_condition, step_seed
+
+SEEDS = [0, 1, 2, 20240101, 2**31 - 1]
+
+
+@pytest.mark.parametrize(("size", "batch_size"), [(12, 4), (10, 3), (5, 5), (3, 1)])
+def test_an_epoch_visits_every_sample_at_most_once(size, batch_size):
+    per_epoch = size // batch_size
+    steps = list(Shuffled(size, batch_size, seed=0, start=0, stop=4 * per_epoch))
+    assert {len(batch) for batch in steps} == {batch_size}
+    epochs = [list(chain(*steps[i : i + per_epoch])) for i in range(0, len(steps), per_epoch)]
+    for epoch in epochs:
+        assert len(set(epoch)) == per_epoch * batch_size
+        assert set(epoch) <= set(range(size))
+    assert len({tuple(epoch) for epoch in epochs}) > 1
+
+
+def test_the_samples_left_out_change_from_epoch_to_epoch():
+    steps = list(Shuffled(10, 9, seed=0, start=0, stop=50))
+    assert {(set(range(10)) - set(batch)).pop() for batch in steps} == set(range(10))
+
+
+@pytest.mark.parametrize("start", [0, 1, 2, 3, 5, 11])
+def test_batches_from_any_step_on_are_those_of_the_whole_run(start):
+    whole = list(Shuffled(13, 4, seed=7, start=0, stop=12))
+    resumed = Shuffled(13, 4, seed=7, start=start, stop=12)
+    assert len(resumed) == 12 - start
+    assert list(resumed) == whole[start:]
+    assert list(resumed) == whole[start:]
+
+
+def test_the_seed_decides_the_order():
+    orders = {seed: tuple(chain(*Shuffled(100, 10, seed, 0, 10))) for seed in SEEDS}
+    assert len(set(orders.values())) == len(SEEDS)
+    assert tuple(chain(*Shuffled(100, 10, 1, 0, 10))) == orders[1]
+
+
+def test_draws_differ_between_seeds_and_steps():
+    pairs = list(product(SEEDS, [0, 1, 2, 1000]))
+    draws = {
+        float(torch.rand(1, generator=torch.Generator().manual_seed(step_seed(*pair)), dtype=torch.float64))
+        for pair in pairs
+    }
+    assert len(draws) == len(pairs)
+
+
+@pytest.mark.parametrize("batch_size", [0, 11])
+def test_refuses_a_batch_that_cannot_be_filled(batch_size):
+    with pytest.raises(ValueError, match=f"from 1 to the dataset's 10 samples expected; got {batch_size}"):
+        Shuffled(10, batch_size, 0, 0, 1)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_the_loader_gives_the_items_of_each_batch(workers):
+    dataset = TensorDataset(torch.arange(10.0)[:, None] * torch.ones(2), torch.arange(10))
+    loader = batches(dataset, 4, seed=3, start=1, stop=6, workers=workers)
+    expected = list(Shuffled(10, 4, 3, 1, 6))
+    assert [labels.tolist() for _, labels in loader] == expected
+    assert [x[:, 1].tolist() for x, _ in loader] == expected
+
+
+def test_split_condition():
+    x, label = torch.zeros(4, 2), torch.arange(4)
+    assert split_condition(x, "cpu") == (x, None)
+    for pair in ((x, label), [x, label], (x, {"label": label})):
+        state, cond = split_condition(pair, "cpu")
+        assert state is x
+        assert (cond["label"] if isinstance(cond, dict) else cond) is label
+    assert split_condition((x, label), "meta")[1].device.type == "meta"
+    assert split_condition((x, {"label": label}), "meta")[1]["label"].device.type == "meta"
+
+
+@pytest.mark.parametrize("batch", [{"x": torch.zeros(2)}, "x", [torch.zeros(2)] * 3], ids=["dict", "str", "triple"])
+def test_refuses_items_that_are_no_states(batch):
+    with pytest.raises(TypeError, match=f"expected; got {type(batch).__name__}"):
+        split_condition(batch, "cpu")
