@@ -25,7 +25,7 @@ demo: .venv/ready
 	$(BIN)/scoresde bpd run=$(RUN)
 
 test: .venv/ready-test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto
 
 lint: .venv/ready-test
 	$(BIN)/ruff format --check .

@@ -191,9 +191,9 @@ class _ExactNetwork(nn.Module):
     def forward(self, x: Tensor, c_noise: Tensor, cond: Condition = None) -> Tensor:
         if cond is not None:
             raise ValueError("the exact score of a mixture has no condition; got one, pass cond=None")
-        t = float64(c_noise)
-        shape = (-1,) + (1,) * (x.ndim - 1)
-        alpha, sigma = self.sde.alpha(t).reshape(shape), self.sde.sigma(t).reshape(shape)
-        state = float64(x)
-        noise = -sigma * self.mixture.score(state, self.sde, t)
-        return (alpha * noise - sigma * self.mixture.denoise(state, self.sde, t)).to(x.dtype)
+        marginal = _Marginal(self.mixture, x, self.sde, c_noise)
+        # alpha eps - sigma x_0 of each component, with eps = -sigma u_k and x_0 its posterior mean
+        gain = marginal.alpha * marginal.sigma * (1 - self.mixture.stds.square()) / marginal.variances
+        components = self.mixture._rotate(gain * marginal.offset) - marginal.sigma * self.mixture.means
+        v = torch.einsum("bk,bkd->bd", marginal.responsibilities, components)
+        return v.reshape(x.shape).to(x.dtype)

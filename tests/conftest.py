@@ -6,6 +6,8 @@ import torch
 
 import scoresde as ss
 
+torch.set_num_threads(1)  # the states are small, and the tests run in a process for each core
+
 DDPM = np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))  # 2006.11239, section 4: the squared alpha of each step
 NCSN = np.geomspace(0.01, 50.0, 100)  # 1907.05600: a geometric sequence of noise levels
 

@@ -8,14 +8,10 @@ import torch
 import scoresde as ss
 from scoresde.data import Affine, Compose, Levels, Logit
 from scoresde.solvers import RungeKutta, Status, TorchDiffEq
-from tests.conftest import PATHS, oracle
+from tests.conftest import FINITE, oracle
 
 SHAPES = [(3,), (1, 4, 4)]
-FINE = RungeKutta("rk4", 128)
-
-
-def finite_end(sde):
-    return math.isfinite(float(sde.log_snr(torch.tensor(sde.t_max, dtype=torch.float64))))
+FINE, COARSE = RungeKutta("rk4", 96), RungeKutta("rk4", 24)
 
 
 def identity_error(mixture, sde, x, result):
@@ -26,11 +22,9 @@ def identity_error(mixture, sde, x, result):
     return (result.value - prior + exact_prior - expected).abs() / x[0].numel()
 
 
-@pytest.mark.parametrize("sde", PATHS)
+@pytest.mark.parametrize("sde", FINITE)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_oracle_identity(sde, shape):
-    if not finite_end(sde):
-        pytest.skip("alpha(t_max) = 0: the flow is refused there, see tests/test_flow.py")
     mixture = oracle(shape)
     x = mixture.sample(8, sde, sde.t_min, generator=torch.Generator().manual_seed(0))
     result = ss.log_prob(mixture.score_model(sde), x, trace=ss.ExactTrace(), solver=FINE)
@@ -142,9 +136,9 @@ def test_encode_and_decode_are_inverse(sde):
     mixture = oracle((1, 4, 4))
     model = mixture.score_model(sde)
     x = mixture.sample(4, sde, sde.t_min, generator=torch.Generator().manual_seed(0))
-    latent = ss.encode(model, x, solver=FINE)
-    torch.testing.assert_close(latent, ss.log_prob(model, x, solver=FINE, seeds=range(4)).latent)
-    torch.testing.assert_close(ss.decode(model, latent, solver=FINE), x, atol=2e-3, rtol=0)
+    latent = ss.encode(model, x, solver=RungeKutta("rk4", 48))
+    torch.testing.assert_close(latent, ss.log_prob(model, x, solver=RungeKutta("rk4", 48), seeds=range(4)).latent)
+    torch.testing.assert_close(ss.decode(model, latent, solver=RungeKutta("rk4", 48)), x, atol=2e-3, rtol=0)
 
 
 LEVELS = torch.randint(0, 8, (6, 1, 2, 2), generator=torch.Generator().manual_seed(0))
@@ -156,13 +150,14 @@ def bits_of(transform, **arguments):
     scale = math.exp(float(transform.log_det(torch.zeros(1, 1, 2, 2))) / 4)
     shift = float(transform(torch.zeros(1, 1, 2, 2))[0, 0, 0, 0])
     seen = ss.GaussianMixture(density.means.reshape(1, 1, 2, 2) * scale + shift, density.stds[:, 0] * scale)
-    arguments = {"trace": ss.ExactTrace(), "solver": FINE, **arguments}
-    return ss.bits_per_dim(seen.score_model(ss.VP()), LEVELS, transform, **arguments)
+    arguments = {"trace": ss.ExactTrace(), "solver": RungeKutta("rk4", 48), **arguments}
+    # A long path: at the published beta_max = 20 a mean of 0.5 is still seen in the prior, as 1e-3 bits.
+    return ss.bits_per_dim(seen.score_model(ss.VP(beta_max=40.0)), LEVELS, transform, **arguments)
 
 
 def test_bits_do_not_depend_on_the_scale_of_the_data():
     unit, symmetric = bits_of(Levels(8, 0, 1)), bits_of(Levels(8, -1, 1))
-    assert unit.mean == pytest.approx(symmetric.mean, abs=5e-4)
+    assert unit.mean == pytest.approx(symmetric.mean, abs=2e-4)
 
 
 def test_bits_are_the_density_at_the_dequantised_point():
@@ -171,7 +166,7 @@ def test_bits_are_the_density_at_the_dequantised_point():
         [torch.rand(1, 2, 2, generator=torch.Generator().manual_seed(i), dtype=torch.float64) for i in range(6)]
     )
     log_density = torch.distributions.Normal(4.0, 2.0).log_prob(LEVELS + u).flatten(1).sum(dim=1)
-    torch.testing.assert_close(bits.per_image, -log_density / (4 * math.log(2)), atol=1e-3, rtol=0)
+    torch.testing.assert_close(bits.per_image, -log_density / (4 * math.log(2)), atol=2e-4, rtol=0)
     assert bits.mean == pytest.approx(float(bits.per_image.mean()))
     assert bits.stderr == pytest.approx(float(bits.per_image.std()) / math.sqrt(6))
     assert {"dequantization", "start", "trace", "solver", "transform", "prior"} <= set(bits.conventions)
@@ -179,16 +174,13 @@ def test_bits_are_the_density_at_the_dequantised_point():
 
 def test_bits_do_not_depend_on_the_batch_size():
     trace = ss.Hutchinson()
-    whole, parts = (bits_of(Levels(8), trace=trace, batch_size=size) for size in (6, 4))
+    whole, parts = (bits_of(Levels(8), trace=trace, solver=COARSE, batch_size=size) for size in (6, 4))
     torch.testing.assert_close(whole.per_image, parts.per_image, atol=1e-8, rtol=0)
 
 
 def test_more_samples_tighten_the_bound():
     """Importance weighting (1509.00519): the bound falls with K, toward the exact probability of the levels."""
-    one, many = (
-        bits_of(Levels(8, -1, 1), solver=RungeKutta("rk4", 48)),
-        bits_of(Levels(8, -1, 1), samples=64, solver=RungeKutta("rk4", 48)),
-    )
+    one, many = (bits_of(Levels(8, -1, 1), samples=k, solver=COARSE) for k in (1, 24))
     normal = torch.distributions.Normal(4.0, 2.0)
     exact = -torch.log2(normal.cdf(LEVELS + 1.0) - normal.cdf(LEVELS.double())).mean()
     assert many.mean == pytest.approx(float(exact), abs=0.01)
@@ -197,10 +189,12 @@ def test_more_samples_tighten_the_bound():
 
 def test_the_perturbed_start_is_a_bound_close_to_the_density():
     mixture = oracle((1, 4, 4))
-    levels = (mixture.sample(64, generator=torch.Generator().manual_seed(0)) * 4 + 8).clamp(0, 15).floor()
+    levels = (mixture.sample(24, generator=torch.Generator().manual_seed(0)) * 4 + 8).clamp(0, 15).floor()
     model = mixture.score_model(ss.VP())
     data, perturbed = (
-        ss.bits_per_dim(model, levels, Affine(0.25, -2), trace=ss.ExactTrace(), solver=FINE, start=start)
+        ss.bits_per_dim(
+            model, levels, Affine(0.25, -2), trace=ss.ExactTrace(), solver=RungeKutta("rk4", 48), start=start
+        )
         for start in ("data", "perturb")
     )
     assert perturbed.mean == pytest.approx(data.mean, abs=0.02)
