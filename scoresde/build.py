@@ -140,6 +140,8 @@ def _check(target: str, trust: Sequence[str]) -> None:
     except Exception as error:
         raise ValueError(f"target {target!r} does not exist: {error}") from error
     home = getattr(found, "__module__", "") or ""
+    if any(part.startswith("_") for part in target.split(".")):
+        raise ValueError(f"target {target!r} is private")
     preset = callable(found) and home.startswith("scoresde.networks.")
     if not (isinstance(found, type) or preset) or not home.startswith(("scoresde.", *TORCH_PACKAGES)):
         raise ValueError(f"target {target!r} is not a class of scoresde, torch.nn or torch.optim")

@@ -9,7 +9,6 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from sklearn.datasets import load_digits, make_moons
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -29,6 +28,8 @@ class Digits(Dataset):
     def __init__(self, split: str):
         if split not in SPLITS:
             raise ValueError(f"split among {', '.join(SPLITS)} expected; got {split!r}")
+        from sklearn.datasets import load_digits  # here, for its import takes longer than that of the library
+
         images = load_digits().images
         order = np.random.RandomState(0).permutation(len(images))[SPLITS[split]]
         self.images = torch.from_numpy(images[order]).float()[:, None]
@@ -42,6 +43,8 @@ class Digits(Dataset):
 
 def moons(n: int, rng: np.random.RandomState) -> np.ndarray:
     """Two interleaved half circles (scikit-learn), centred, of about unit size."""
+    from sklearn.datasets import make_moons  # see Digits
+
     points, _ = make_moons(n, noise=0.06, random_state=rng)
     return (points - np.array([0.5, 0.25])) * 1.2
 

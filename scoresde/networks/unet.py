@@ -95,6 +95,8 @@ class UNet(nn.Module):
         super().__init__()
         if dims not in (1, 2, 3):
             raise ValueError(f"dims of 1, 2 or 3 expected; got dims = {dims}")
+        if blocks < 1 or len(multipliers) < 1:
+            raise ValueError(f"one block and one multiplier or more expected; got {blocks}, {list(multipliers)}")
         self.image_size, self.channels, self.dims = image_size, channels, dims
         sizes = [image_size >> level for level in range(len(multipliers))]
         if image_size % (1 << (len(multipliers) - 1)):

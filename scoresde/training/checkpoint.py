@@ -21,7 +21,7 @@ Tree = dict[str, dict[str, Tensor]]
 def replace_atomically(path: Path, write: Callable[[Path], Any]) -> None:
     """Let `write` fill a temporary file beside `path`, then put it in place of `path` in one move."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.tmp")  # one name: what a killed process leaves is overwritten
     try:
         write(temporary)
         with open(temporary, "rb") as file:

@@ -55,7 +55,7 @@ class Trainer:
         ema: decay of the moving average, see `EMA`.
         seed: of everything random.
         log_every, checkpoint_every, preview_every: in steps; 0 for never.
-        workers: processes that load data.
+        workers: processes that load data; what a dataset draws at random in them is not repeated on resuming.
         device: where to train.
 
     Raises:

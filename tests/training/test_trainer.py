@@ -230,7 +230,9 @@ def test_a_run_can_be_prolonged(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "options", [{"preview": lambda model, step: torch.rand(3), "preview_every": 2}, {"workers": 2}], ids=["preview", "workers"]
+    "options",
+    [{"preview": lambda model, step: torch.rand(3), "preview_every": 2}, {"workers": 2}],
+    ids=["preview", "workers"],
 )
 def test_previews_and_workers_change_nothing(whole, tmp_path, options):
     fit(tmp_path, **options)

@@ -1,0 +1,76 @@
+"""The denoiser of quantised data against Bayes' rule by quadrature over the boxes."""
+
+import math
+
+import pytest
+import torch
+
+import scoresde as ss
+from scoresde.networks import LevelHead
+from tests.conftest import f64, normal, seeded
+
+LEVELS, SIGMA_DATA = 5, 0.8
+
+
+class Logits(torch.nn.Module):
+    """The same logits (C, K) at every position, whatever the state."""
+
+    def __init__(self, logits):
+        super().__init__()
+        self.logits = logits
+
+    def forward(self, x, label, cond=None):
+        flat = self.logits.flatten().reshape(1, -1, *(1,) * (x.ndim - 2))
+        return flat.expand(x.shape[0], -1, *x.shape[2:])
+
+
+def head(logits, **arguments):
+    return LevelHead(Logits(logits), **{"levels": LEVELS, "sigma_data": SIGMA_DATA, **arguments})
+
+
+def quadrature(y, s, prior):
+    """E[x_0 | y] under the density prior_k on box k of [-1, 1], by the midpoint rule."""
+    grid = torch.linspace(-1, 1, 200_001, dtype=torch.float64)
+    grid = (grid[1:] + grid[:-1]) / 2
+    density = prior[((grid + 1) / 2 * LEVELS).long().clamp(max=LEVELS - 1)]
+    weights = density * torch.exp(-0.5 * ((grid - y[:, None]) / s).square())
+    return (weights * grid).sum(dim=1) / weights.sum(dim=1)
+
+
+@pytest.mark.parametrize("s", [1e-3, 0.03, 0.3, 3.0, 150.0])
+@pytest.mark.parametrize("space", [(2,), (2, 2)])
+def test_posterior_mean(s, space):
+    logits = normal(2, LEVELS)
+    y = 1.5 * normal(4, 2, *space, seed=1) * math.sqrt(0.5 + s**2)
+    y = y.clamp(-1 - 4 * s, 1 + 4 * s)  # farther out the quadrature itself underflows
+    out = head(logits)(y / math.hypot(s, SIGMA_DATA), torch.full((4,), math.log(s) / 4, dtype=torch.float64))
+    for channel in range(2):
+        expected = quadrature(y[:, channel].flatten(), s, logits[channel].softmax(dim=0))
+        torch.testing.assert_close(out[:, channel].flatten(), expected, atol=2e-6, rtol=0)
+
+
+@pytest.mark.parametrize("sde", [ss.VP(), ss.SubVP(), ss.VE(), ss.Rectified()], ids=lambda sde: type(sde).__name__)
+def test_uniform_levels_are_a_uniform_density(sde):
+    """With equal logits the data is uniform on [-1, 1]: the whole range is one box, whatever the number of levels."""
+    model = ss.ScoreModel(head(torch.zeros(1, LEVELS)), sde, ss.predictions.Denoiser(SIGMA_DATA))
+    one = ss.ScoreModel(head(torch.zeros(1, 2), levels=2), sde, ss.predictions.Denoiser(SIGMA_DATA))
+    x = sde.perturb(2 * torch.rand(3, 1, 4, dtype=torch.float64, generator=seeded()) - 1, f64(0.4), normal(3, 1, 4))
+    torch.testing.assert_close(model.score(x, 0.4), one.score(x, 0.4), atol=1e-9, rtol=1e-9)
+
+
+@pytest.mark.parametrize("s", [1e-6, 1e-3, 150.0])
+def test_finite_with_finite_gradients_far_out(s):
+    """The tails of every box, at both ends of the noise."""
+    x = torch.linspace(-8, 8, 33).reshape(-1, 1, 1).requires_grad_()
+    logits = torch.zeros(1, LEVELS, requires_grad=True)
+    out = head(logits)(x, torch.full((33,), math.log(s) / 4))
+    gradients = torch.autograd.grad(out.sum(), (x, logits))
+    assert all(bool(torch.isfinite(value).all()) for value in (out, *gradients))
+    assert (out.abs() <= 1 + 1e-5).all()
+
+
+def test_bad_arguments():
+    with pytest.raises(ValueError, match="levels >= 2"):
+        head(torch.zeros(1, 1), levels=1)
+    with pytest.raises(ValueError, match=r"logits \(3, 5, 4\)"):
+        head(torch.zeros(1, 4))(torch.zeros(3, 1, 4), torch.zeros(3))
