@@ -8,7 +8,8 @@ set HYDRA_FULL_ERROR=1 for the traceback.
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -175,7 +176,7 @@ def say(rows: dict[str, Any]) -> None:
 
 VERBS: dict[str, Callable[[DictConfig], None]] = {"train": train, "sample": sample, "bpd": bpd}
 
-
+# What wrong input and failed solves raise; anything else is a defect of the library, and has its traceback.
 EXPECTED = (ValueError, TypeError, OSError, RuntimeError, HydraException, OmegaConfBaseException)
 
 
@@ -195,38 +196,49 @@ def main(argv: Sequence[str] | None = None) -> int:
     if verb not in VERBS:
         print(f"scoresde: unknown verb {verb!r}\n{usage()}", file=sys.stderr)
         return 2
-    failed = []
+    failures: list[Exception] = []
 
-    def job(config: DictConfig) -> None:
-        """One run of the verb. What is expected to go wrong is told here: Hydra would add lines of its own."""
+    @contextmanager
+    def told() -> Iterator[None]:
+        """Within the block what is expected to go wrong ends in a line on stderr, unless a traceback is wanted."""
         try:
-            VERBS[verb](config)
-        except (Interrupted, KeyboardInterrupt) as stop:
-            print(f"scoresde {verb}: {one_line(stop)}", file=sys.stderr)
-            raise SystemExit(130) from stop
+            yield
         except EXPECTED as error:
             if wants_traceback:
                 raise
-            failed.append(error)
+            failures.append(error)
             print(f"scoresde {verb}: {one_line(error)}", file=sys.stderr)
 
-    before, wants_traceback = (sys.argv, os.environ.get("HYDRA_FULL_ERROR")), os.environ.get("HYDRA_FULL_ERROR") == "1"
-    sys.argv, os.environ["HYDRA_FULL_ERROR"] = [f"scoresde {verb}", *overrides], "1"  # or Hydra exits by itself
+    def job(config: DictConfig) -> None:
+        """One run of the verb: a sweep has many. Its errors end here, for Hydra would add lines of its own."""
+        with told():
+            try:
+                VERBS[verb](config)
+            except (Interrupted, KeyboardInterrupt) as stop:
+                print(f"scoresde {verb}: {one_line(stop)}", file=sys.stderr)
+                raise SystemExit(130) from stop
+
+    wants_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
+    with told(), hydra_arguments([f"scoresde {verb}", *overrides]):
+        try:
+            hydra.main(version_base="1.3", config_path=str(config_directory()), config_name=verb)(job)()
+        except SystemExit as stop:
+            return int(stop.code or 0)
+    return 2 if failures else 0
+
+
+@contextmanager
+def hydra_arguments(arguments: list[str]) -> Iterator[None]:
+    """Within the block Hydra reads these arguments, and raises its errors instead of printing them and exiting."""
+    before, setting = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
+    sys.argv, os.environ["HYDRA_FULL_ERROR"] = arguments, "1"
     try:
-        hydra.main(version_base="1.3", config_path=str(config_directory()), config_name=verb)(job)()
-    except EXPECTED as error:
-        if wants_traceback:
-            raise
-        failed.append(error)
-        print(f"scoresde {verb}: {one_line(error)}", file=sys.stderr)
-    except SystemExit as stop:
-        return int(stop.code or 0)
+        yield
     finally:
-        sys.argv = before[0]
+        sys.argv = before
         os.environ.pop("HYDRA_FULL_ERROR")
-        if before[1] is not None:
-            os.environ["HYDRA_FULL_ERROR"] = before[1]
-    return 2 if failed else 0
+        if setting is not None:
+            os.environ["HYDRA_FULL_ERROR"] = setting
 
 
 def one_line(error: BaseException) -> str:

@@ -67,6 +67,17 @@ class BitsPerDim:
     conventions: dict[str, str] = field(default_factory=dict)
 
 
+def conventions(model: ScoreModel, transform: Transform, trace: Trace, solver: Solver, start: str) -> dict[str, str]:
+    """What moves any likelihood of a model, in words."""
+    return {
+        "start": f"{start}, t_min={model.sde.t_min:g}",
+        "trace": str(trace),
+        "solver": str(solver),
+        "transform": str(transform),
+        "prior": f"N(0, {model.sde.prior_std:g}^2) at t_max={model.sde.t_max:g}",
+    }
+
+
 def log_prob(
     model: ScoreModel,
     x: Tensor,
@@ -198,18 +209,14 @@ def bits_per_dim(
         raise RuntimeError(
             f"the solver failed for {len(indices)} of {len(images)} images, {indices[:8]} first: {failed}"
         )
-    conventions = {
+    declared = {
         "quantity": "bits per dimension" + (" (upper bound)" if start == "perturb" or samples > 1 else ""),
         "dequantization": f"{dequantization}, {samples} per image",
-        "start": f"{start}, t_min={model.sde.t_min:g}",
-        "trace": str(trace),
-        "solver": str(solver),
-        "transform": str(transform),
-        "prior": f"N(0, {model.sde.prior_std:g}^2) at t_max={model.sde.t_max:g}",
+        **conventions(model, transform, trace, solver, start),
     }
     count = len(per_image)
     stderr = float(per_image.std()) / math.sqrt(count) if count > 1 else None
-    return BitsPerDim(float(per_image.mean()), stderr, per_image, conventions)
+    return BitsPerDim(float(per_image.mean()), stderr, per_image, declared)
 
 
 def _log_likelihood(model, images, transform, cond, dequantization, trace, solver, noise: Noise, start: str) -> Tensor:

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from scoresde.build import Run
 from scoresde.dequantization import Uniform
 from scoresde.divergence import Trace
-from scoresde.likelihood import bits_per_dim, log_prob
+from scoresde.likelihood import bits_per_dim, conventions, log_prob
 from scoresde.protocols import Condition
 from scoresde.solvers import Solver, Status
 from scoresde.tensors import dimensions
@@ -86,17 +86,13 @@ def _nats(
             raise RuntimeError(f"the solver failed for some samples of {indices[0]} .. {indices[-1]}")
         values.append((result.value + run.transform.log_det(part)).cpu())
     per_sample = -torch.cat(values) / dimensions(x)
-    conventions = {
+    declared = {
         "quantity": "negative log-density, nats per dimension",
-        "start": f"data, t_min={run.model.sde.t_min:g}",
-        "trace": str(trace),
-        "solver": str(solver),
-        "transform": str(run.transform),
-        "prior": f"N(0, {run.model.sde.prior_std:g}^2) at t_max={run.model.sde.t_max:g}",
+        **conventions(run.model, run.transform, trace, solver, "data"),
     }
     count = len(per_sample)
     stderr = float(per_sample.std()) / math.sqrt(count) if count > 1 else None
-    return Likelihood("nats/dim", float(per_sample.mean()), stderr, per_sample, conventions)
+    return Likelihood("nats/dim", float(per_sample.mean()), stderr, per_sample, declared)
 
 
 def _rows(cond: Condition, indices: Tensor) -> Condition:
