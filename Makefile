@@ -25,7 +25,7 @@ demo: .venv/ready
 	$(BIN)/scoresde bpd run=$(RUN)
 
 test: .venv/ready-test
-	$(BIN)/python -m pytest --numprocesses auto
+	$(BIN)/python -m pytest --numprocesses auto --dist worksteal
 
 lint: .venv/ready-test
 	$(BIN)/ruff format --check .
