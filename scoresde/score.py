@@ -59,7 +59,31 @@ class Views:
         return broadcast(a, self.x) * self.x + broadcast(b, self.x) * self.output
 
 
-class ScoreModel(nn.Module):
+class ViewMethods:
+    """Single views of whatever has `predict`, one network evaluation each."""
+
+    def predict(self, x: Tensor, t: Tensor | float, cond: Condition = None) -> ViewsProtocol:
+        """One network evaluation at x (B, *) and t () or (B,), and every view of it."""
+        raise NotImplementedError(f"{type(self).__name__} must define predict(x, t, cond)")
+
+    def score(self, x: Tensor, t: Tensor | float, cond: Condition = None) -> Tensor:
+        """The gradient of log p_t at x, (B, *)."""
+        return self.predict(x, t, cond).score
+
+    def noise(self, x: Tensor, t: Tensor | float, cond: Condition = None) -> Tensor:
+        """E[eps | x_t = x], (B, *)."""
+        return self.predict(x, t, cond).noise
+
+    def denoise(self, x: Tensor, t: Tensor | float, cond: Condition = None) -> Tensor:
+        """E[x_0 | x_t = x], (B, *) (Tweedie's formula)."""
+        return self.predict(x, t, cond).denoised
+
+    def velocity(self, x: Tensor, t: Tensor | float, cond: Condition = None) -> Tensor:
+        """dx/dt of the probability-flow ODE at (x, t), (B, *)."""
+        return self.predict(x, t, cond).velocity
+
+
+class ScoreModel(ViewMethods, nn.Module):
     """A noise-conditional network as the score of a diffusion.
 
     Args:
@@ -121,32 +145,16 @@ class ScoreModel(nn.Module):
         parameters = self.network.parameters() if isinstance(self.network, nn.Module) else iter(())
         return next((p.dtype for p in parameters if p.is_floating_point()), default)
 
-    def score(self, x: Tensor, t: Tensor | float, cond: Condition = None) -> Tensor:
-        """The gradient of log p_t at x, (B, *)."""
-        return self.predict(x, t, cond).score
 
-    def noise(self, x: Tensor, t: Tensor | float, cond: Condition = None) -> Tensor:
-        """E[eps | x_t = x], (B, *)."""
-        return self.predict(x, t, cond).noise
-
-    def denoise(self, x: Tensor, t: Tensor | float, cond: Condition = None) -> Tensor:
-        """E[x_0 | x_t = x], (B, *) (Tweedie's formula)."""
-        return self.predict(x, t, cond).denoised
-
-    def velocity(self, x: Tensor, t: Tensor | float, cond: Condition = None) -> Tensor:
-        """dx/dt of the probability-flow ODE at (x, t), (B, *)."""
-        return self.predict(x, t, cond).velocity
-
-
-class Counted:
+class Counted(ViewMethods):
     """A score model that counts the evaluations made through it, in `nfe`."""
 
     def __init__(self, model: ScoreModelProtocol):
         self.model, self.sde, self.nfe = model, model.sde, 0
 
-    def predict(self, x: Tensor, t: Tensor, cond: Condition = None) -> ViewsProtocol:
+    def predict(self, x: Tensor, t: Tensor | float, cond: Condition = None) -> ViewsProtocol:
         self.nfe += 1
-        return self.model.predict(x, t, cond)
+        return self.model.predict(x, float64(t), cond)
 
 
 def _cast(cond: Condition, dtype: torch.dtype) -> Condition:
