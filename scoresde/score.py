@@ -21,7 +21,12 @@ from scoresde.tensors import broadcast, float64
 
 
 class Views:
-    """The views of one network evaluation at (x, t): each (B, *), in the dtype of x, computed when asked for."""
+    """The views of one network evaluation at (x, t): each (B, *), in the dtype of x, computed when asked for.
+
+    `variance` is the fraction nu of a learned variance, None where the network learns none: a reverse step with the
+    posterior variance beta_tilde and the transition variance beta has log Sigma = nu log beta + (1 - nu) log beta_tilde
+    (2102.09672, eq. 15).
+    """
 
     def __init__(
         self, x: Tensor, output: Tensor, sde: SDE, prediction: Prediction, t: Tensor, variance: Tensor | None = None
@@ -91,15 +96,24 @@ class ScoreModel(ViewMethods, nn.Module):
         sde: the diffusion.
         prediction: what F predicts: "noise", "data", "velocity", "v", "score", "karras", or an instance such as
             `predictions.Karras(sigma_data=0.5)` or `predictions.Discrete("noise", labels)`.
+        learned_variance: the network's output has twice the channels (B, 2C, ...): F, and v in about [-1, 1] whose
+            nu = (v + 1)/2 is the variance of `Views` (2102.09672, section 3.1).
 
     Raises:
         ValueError: an unknown prediction type, or one that divides by zero (or has an infinite label) at t_min or t_max
             of this SDE, such as noise prediction where alpha(t_max) = 0.
     """
 
-    def __init__(self, network: nn.Module | Network, sde: SDE, prediction: str | Prediction = "noise"):
+    def __init__(
+        self,
+        network: nn.Module | Network,
+        sde: SDE,
+        prediction: str | Prediction = "noise",
+        learned_variance: bool = False,
+    ):
         super().__init__()
         self.network, self.sde, self.prediction = network, sde, predictions.resolve(prediction)
+        self.learned_variance = learned_variance
         self._refuse_singular_ends()
 
     def _refuse_singular_ends(self) -> None:
@@ -128,18 +142,25 @@ class ScoreModel(ViewMethods, nn.Module):
         """One network evaluation at x (B, *) and t () or (B,), and every view of it.
 
         Raises:
-            ValueError: t of another shape, or a network that changes the shape of the state.
+            ValueError: t of another shape, or a network output of another shape than that of the state (twice its channels with a
+                learned variance).
         """
         t = float64(t)
         scaled = broadcast(self.prediction.c_in(self.sde, t), x) * x
         label = self.prediction.c_noise(self.sde, t).expand(x.shape[0])
         dtype = self._network_dtype(x.dtype)
         output = self.network(scaled.to(dtype), label.to(x.device, dtype), _cast(cond, dtype))
-        if output.shape != x.shape:
+        expected = (x.shape[0], x.shape[1] * (2 if self.learned_variance else 1), *x.shape[2:])
+        if output.shape != expected:
+            twice = ", with a learned variance beside it," if self.learned_variance else ""
             raise ValueError(
-                f"a network output of the state's shape {tuple(x.shape)} expected; got {tuple(output.shape)}"
+                f"a network output of the state's shape{twice} {expected} expected; got {tuple(output.shape)}"
             )
-        return Views(x, output.to(x.dtype), self.sde, self.prediction, t)
+        output, variance = output.to(x.dtype), None
+        if self.learned_variance:
+            output, raw = output.chunk(2, dim=1)
+            variance = (raw + 1) / 2
+        return Views(x, output, self.sde, self.prediction, t, variance)
 
     def _network_dtype(self, default: torch.dtype) -> torch.dtype:
         parameters = self.network.parameters() if isinstance(self.network, nn.Module) else iter(())
