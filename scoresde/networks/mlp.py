@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from scoresde.networks.layers import TimeEmbedding, linear
+from scoresde.networks.embeddings import PositionalEmbedding, TimeEmbedding, named
+from scoresde.networks.layers import linear
 from scoresde.protocols import Condition
 
 
@@ -33,6 +34,7 @@ class MLP(nn.Module):
         depth: residual layers.
         dropout: in the residual layers.
         time_scale: highest frequency of the time embedding, see `PositionalEmbedding`.
+        classes: number of classes, 0 for none.
         cond_features: length of the condition vector, 0 without.
     """
 
@@ -43,23 +45,22 @@ class MLP(nn.Module):
         depth: int = 3,
         dropout: float = 0.0,
         time_scale: float = 1000.0,
+        classes: int = 0,
         cond_features: int = 0,
     ):
         super().__init__()
         self.shape = (shape,) if isinstance(shape, int) else tuple(shape)
         size = math.prod(self.shape)
-        self.time = TimeEmbedding(width, width, time_scale, cond_features)
+        self.time = TimeEmbedding(PositionalEmbedding(width, time_scale), width, width, classes, cond_features)
         self.input = linear(size, width)
         self.layers = nn.ModuleDict({f"layer{i}": ResidualLayer(width, width, dropout) for i in range(depth)})
         self.norm, self.output = nn.LayerNorm(width), linear(width, size, scale=0.0)
 
     def forward(self, x: Tensor, c_noise: Tensor, cond: Condition = None) -> Tensor:
-        """F of the shape of x (B, *), at noise labels (B,) and a condition vector (B, cond_features)."""
+        """F of the shape of x (B, *), at noise labels (B,) and a condition, see `embeddings`."""
         if x.shape[1:] != self.shape:
             raise ValueError(f"a state (B, {', '.join(map(str, self.shape))}) expected; got {tuple(x.shape)}")
-        if cond is not None and not isinstance(cond, Tensor):
-            raise TypeError(f"a condition vector (a tensor) or None expected; got {type(cond).__name__}")
-        time = self.time(c_noise, cond)
+        time = self.time(c_noise, named(cond, self.time.cond.parts))
         hidden = self.input(x.flatten(1))
         for layer in self.layers.values():
             hidden = layer(hidden, time)

@@ -1,12 +1,10 @@
-"""Layers: embeddings, convolutions, residual blocks and attention against what they stand for."""
+"""Linear layers, normalisation and recomputation."""
 
 import math
-from itertools import pairwise
 
 import pytest
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 from scoresde.networks import layers
 from tests.conftest import normal, seeded
@@ -28,22 +26,10 @@ def difference(a, b):
     return float((a - b).detach().abs().flatten(1).max(dim=1).values.min())
 
 
-@pytest.mark.parametrize(("features", "scale"), [(4, 1.0), (16, 1000.0)])
-def test_positional_embedding_frequencies(features, scale):
-    embedding = layers.PositionalEmbedding(features, scale)
-    frequencies = torch.logspace(math.log10(scale), math.log10(scale) - 4, features // 2)
-    torch.testing.assert_close(embedding.frequencies, frequencies, rtol=1e-5, atol=0)
-    label = torch.tensor([0.0, 0.3, -2.0])
-    phase = label[:, None] * embedding.frequencies
-    torch.testing.assert_close(embedding(label), torch.cat([torch.sin(phase), torch.cos(phase)], dim=1))
-    assert embedding(label.double()).dtype == torch.float64
-    assert not embedding.state_dict()
-
-
-@pytest.mark.parametrize("features", [2, 7])
-def test_positional_embedding_needs_pairs(features):
-    with pytest.raises(ValueError, match=f"even number of features, 4 or more, expected; got {features}"):
-        layers.PositionalEmbedding(features)
+def recorded(module, runs):
+    """Appends the module to `runs` at each of its calls; returns it."""
+    module.register_forward_pre_hook(lambda module, _: runs.append(module))
+    return module
 
 
 @DIMS
@@ -56,7 +42,10 @@ def test_convolution_keeps_the_resolution(dims, kernel):
 @pytest.mark.parametrize("scale", [1.0, 0.25, 0.0])
 def test_weights_have_the_variance_of_the_fan_average(scale):
     torch.manual_seed(0)
-    for layer, fan in ((layers.linear(200, 300, scale), 250), (layers.convolution(2, 30, 60, scale=scale), 9 * 45)):
+    given = nn.Conv1d(40, 80, 5)
+    assert layers.initialise(given, scale) is given
+    cases = (layers.linear(200, 300, scale), 250), (layers.convolution(2, 30, 60, scale=scale), 9 * 45), (given, 5 * 60)
+    for layer, fan in cases:
         assert float(layer.weight.detach().square().mean()) == pytest.approx(scale / fan, rel=0.05)
         assert float(layer.weight.detach().abs().max()) <= math.sqrt(3 * scale / fan)
         assert not layer.bias.any()
@@ -69,53 +58,52 @@ def test_group_norm_divides_the_channels(channels, groups):
     assert layers.group_norm(channels).num_groups == groups
 
 
-def test_time_embedding_reads_the_condition():
-    label, cond = normal(4), normal(4, 3, seed=1)
-    embedding = randomised(layers.TimeEmbedding(8, 16, cond_features=3))
-    outputs = [embedding(label, None), embedding(label, cond), embedding(label, cond.flip(0))]
-    assert outputs[0].shape == (4, 16)
-    assert min(difference(a, b) for a, b in pairwise(outputs)) > 1e-3
-    with pytest.raises(ValueError, match="without a condition"):
-        layers.TimeEmbedding(8, 16)(label.float(), cond.float())
+@pytest.mark.parametrize(
+    ("channels", "group_size", "groups"), [(8, 1, 8), (44, 1, 22), (128, 1, 32), (128, 8, 16), (12, 5, 2), (4, 8, 1)]
+)
+def test_group_norm_has_groups_of_a_size_at_least(channels, group_size, groups):
+    assert layers.group_norm(channels, group_size).num_groups == groups
 
 
-def test_attention_is_softmax_attention_over_all_positions():
-    x = normal(2, 8, 3, 4)
-    attention = randomised(layers.SelfAttention(2, 8, heads=2))
-    qkv = attention.qkv(attention.norm(x)).flatten(2)
-    q, k, v = (part.unflatten(1, (2, 4)) for part in qkv.chunk(3, dim=1))
-    weights = torch.einsum("bhcq,bhck->bhqk", q, k).div(math.sqrt(4)).softmax(dim=3)
-    mixed = torch.einsum("bhqk,bhck->bhcq", weights, v).reshape(x.shape)
-    torch.testing.assert_close(attention(x), (x + attention.out(mixed)) / math.sqrt(2))
-    with pytest.raises(ValueError, match="8 channels, 3 heads"):
-        layers.SelfAttention(2, 8, heads=3)
+def test_group_norm_divides_by_the_standard_deviation_of_its_group():
+    x, norm = 1e-3 * normal(2, 8, 3, 5), layers.group_norm(8, eps=1e-5).double()
+    groups = x.reshape(2, 2, 4, 15)
+    centred = groups - groups.mean(dim=(2, 3), keepdim=True)
+    expected = centred / (centred.square().mean(dim=(2, 3), keepdim=True) + 1e-5).sqrt()
+    torch.testing.assert_close(norm(x), expected.reshape(x.shape))
+    assert layers.group_norm(8).eps == 1e-6
 
 
-@DIMS
-def test_attention_starts_as_its_skip(dims):
-    x = torch.randn(2, 8, *[4] * dims, generator=seeded())
-    torch.testing.assert_close(layers.SelfAttention(dims, 8)(x), x / math.sqrt(2))
+def test_attend_in_every_mode_of_differentiation():
+    """Where the fused kernels serve the value, they have no forward-mode derivative: there plain operations do."""
+    query, key, value = normal(2, 3, 4, 6), normal(2, 3, 5, 6, seed=1), normal(2, 3, 5, 6, seed=2)
+
+    def written_out(query):
+        exps = torch.exp(torch.einsum("bhqc,bhkc->bhqk", query, key) / math.sqrt(6))
+        return torch.einsum("bhqk,bhkc->bhqc", exps / exps.sum(dim=3, keepdim=True), value)
+
+    def attended(query):
+        return layers.attend(query, key, value)
+
+    torch.testing.assert_close(attended(query), written_out(query))
+    tangent, cotangent = normal(2, 3, 4, 6, seed=3), normal(2, 3, 4, 6, seed=4)
+    for actual, expected in (
+        (torch.func.jvp(attended, (query,), (tangent,))[1], torch.func.jvp(written_out, (query,), (tangent,))[1]),
+        (torch.func.vjp(attended, query)[1](cotangent)[0], torch.func.vjp(written_out, query)[1](cotangent)[0]),
+    ):
+        torch.testing.assert_close(actual, expected)
 
 
-@DIMS
-@pytest.mark.parametrize("resample", [None, "down", "up"])
-def test_residual_block_starts_as_its_skip(dims, resample):
-    x, time = torch.randn(2, 8, *[4] * dims, generator=seeded()), torch.randn(2, 16, generator=seeded())
-    pool = (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d)[dims - 1](2)
-    resampled = {None: x, "down": pool(x), "up": F.interpolate(x, scale_factor=2)}[resample]
-    assert float(resampled.std()) > 0.1
-    block = layers.ResidualBlock(dims, 8, 8, 16, resample)
-    torch.testing.assert_close(block(x, time), block.skip(resampled) / math.sqrt(2))
-    assert isinstance(block.skip, nn.Identity) == (resample is None)
-
-
-@DIMS
-def test_residual_block_adds_time_to_every_position(dims):
-    x, time = normal(2, 8, *[4] * dims), normal(2, 16, seed=1)
-    block = randomised(layers.ResidualBlock(dims, 8, 4, 16))
-    seen = []
-    block.norm2.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0]))
-    block(x, time)
-    block(x, torch.zeros_like(time))
-    shift = block.time(time) - block.time(torch.zeros_like(time))
-    torch.testing.assert_close(seen[0] - seen[1], shift.reshape(2, 4, *[1] * dims).expand_as(seen[0]))
+@pytest.mark.parametrize("active", [False, True])
+def test_checkpointed_runs_again_in_the_backward_pass_alone(active):
+    runs = []
+    layer = recorded(nn.Bilinear(3, 4, 2).double(), runs)
+    x, y = normal(5, 3).requires_grad_(), normal(5, 4, seed=1)
+    output = layers.checkpointed(layer, x, y, active=active)
+    assert len(runs) == 1
+    torch.testing.assert_close(output, nn.functional.bilinear(x, y, layer.weight, layer.bias))
+    gradient = torch.autograd.grad(output.sum(), x)[0]
+    torch.testing.assert_close(gradient, torch.einsum("oij,bj->bi", layer.weight, y))
+    assert len(runs) == (2 if active else 1)
+    with torch.no_grad():
+        assert not layers.checkpointed(layer, x, y, active=active).requires_grad

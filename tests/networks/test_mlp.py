@@ -23,6 +23,28 @@ def test_has_as_many_layers_as_asked_for(depth):
     assert weights == embedding + ends + norms + depth * 3 * 8 * 8
 
 
+def test_as_written_out():
+    network = randomised(MLP((2, 3), width=8, depth=2, classes=4, cond_features=3))
+    x, label, parts = normal(4, 2, 3), normal(4, seed=1), {"label": torch.tensor([1, -1, 3, 0]), "vector": normal(4, 3)}
+
+    def affine(layer, x):
+        return x @ layer.weight.T + layer.bias
+
+    def norm(layer, x):
+        centred = x - x.mean(dim=1, keepdim=True)
+        return centred / (centred.square().mean(dim=1, keepdim=True) + 1e-5).sqrt() * layer.weight + layer.bias
+
+    def silu(x):
+        return x / (1 + torch.exp(-x))
+
+    h, time = affine(network.input, x.reshape(4, 6)), network.time(label, parts)
+    for layer in network.layers.values():
+        inner = affine(layer.inner, silu(norm(layer.norm, h))) + affine(layer.time, time)
+        h = h + affine(layer.outer, silu(inner))
+    expected = affine(network.output, silu(norm(network.norm, h))).reshape(4, 2, 3)
+    torch.testing.assert_close(network(x, label, parts), expected)
+
+
 def test_layers_start_as_their_skips():
     network, x = MLP(2, width=8, depth=3), torch.ones(1, 2)
     seen = []

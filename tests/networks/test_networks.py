@@ -4,14 +4,18 @@ from itertools import pairwise
 
 import pytest
 import torch
+from torch.func import functional_call, grad, jvp, vjp, vmap
 
 from scoresde.networks import MLP, UNet
-from tests.conftest import normal, seeded
+from scoresde.networks.embeddings import named
+from tests.conftest import normal
 from tests.networks.test_layers import difference, randomised
+
+pytestmark = pytest.mark.filterwarnings("ignore:There is a performance drop")  # fused attention is mapped by a loop
 
 
 def unet(dims, **options):
-    """A tiny U-Net with every kind of block."""
+    """A tiny U-Net with every kind of block, DDPM++'s."""
     tiny = {"channels": 1, "width": 4, "multipliers": (1, 2), "blocks": 1, "attention": (2,), "heads": 2}
     return UNet(image_size=4, dims=dims, **{**tiny, "dropout": 0.0, "time_scale": 2.0, **options})
 
@@ -20,91 +24,238 @@ def mlp(shape, **options):
     return MLP(shape, **{"width": 8, "depth": 2, "time_scale": 2.0, **options})
 
 
-CASES = {
-    "mlp-length": (lambda **options: mlp(2, **options), (2,)),
-    "mlp-vector": (lambda **options: mlp([3], **options), (3,)),
-    "mlp-image": (lambda **options: mlp((1, 4, 4), **options), (1, 4, 4)),
-    "unet-1d": (lambda **options: unet(1, **options), (1, 4)),
-    "unet-2d": (lambda **options: unet(2, channels=3, **options), (3, 4, 4)),
-    "unet-3d": (lambda **options: unet(3, **options), (1, 4, 4, 4)),
-    "unet-fourier": (lambda **options: unet(2, input_frequencies=[0.5, 1.0], **options), (1, 4, 4)),
+DDPM = {"resample": "convolution", "skip_rescale": False, "group_size": 2}
+NCSNPP = {
+    "fir": (1, 3, 3, 1),
+    "input_pyramid": "residual",
+    "output_pyramid": "skip",
+    "embedding": "fourier_log",
+    "fourier_scale": 0.3,
+    "scale_by_sigma": True,
 }
-NETWORKS = pytest.mark.parametrize(("make", "shape"), CASES.values(), ids=CASES)
+ADM = {
+    "embedding": "adm",
+    "attend_every": True,
+    "head_channels": 2,
+    "scale_shift": True,
+    "skip_rescale": False,
+    "project_skip": False,
+    "norm_eps": 1e-5,
+    "classes": 3,
+}
+CROSS = {"context_features": 3, "cond_features": 3, "cond_join": "input", "group_size": 2}
+
+
+def case(make, fixed, *arguments):
+    """A function that makes that network, with options of its own or others."""
+    return lambda **options: make(*arguments, **{**fixed, **options})
+
+
+CASES = {
+    "mlp-length": (case(mlp, {}, 2), (2,)),
+    "mlp-vector": (case(mlp, {"classes": 3, "cond_features": 3}, [3]), (3,)),
+    "mlp-image": (case(mlp, {}, (2, 2, 4)), (2, 2, 4)),
+    "ddpm-1d": (case(unet, DDPM, 1), (1, 4)),
+    "ddpm-3d": (case(unet, {**DDPM, "channels": 2}, 3), (2, 4, 4, 4)),
+    "ddpmpp-1d": (case(unet, {}, 1), (1, 4)),
+    "ddpmpp-2d": (case(unet, {"channels": 3}, 2), (3, 4, 4)),
+    "ddpmpp-fourier": (case(unet, {"input_frequencies": [0.5, 1.0]}, 2), (1, 4, 4)),
+    "ncsnpp-1d": (case(unet, {**NCSNPP, "input_pyramid": "skip"}, 1), (1, 4)),
+    "ncsnpp-2d": (case(unet, {**NCSNPP, "channels": 3}, 2), (3, 4, 4)),
+    "ncsnpp-3d": (case(unet, {**NCSNPP, "output_pyramid": "residual", "channels": 2}, 3), (2, 4, 4, 4)),
+    "adm-2d": (case(unet, {**ADM, "channels": 2}, 2), (2, 4, 4)),
+    "adm-3d": (case(unet, {**ADM, "channels": 2}, 3), (2, 4, 4, 4)),
+    "cross-1d": (case(unet, CROSS, 1), (1, 4)),
+    "cross-2d": (case(unet, {**CROSS, "channels": 3}, 2), (3, 4, 4)),
+}
+
+
+def cases(*names):
+    names = names or CASES
+    return pytest.mark.parametrize(("make", "shape"), [CASES[name] for name in names], ids=names)
+
+
+NETWORKS = cases()
+UNETS = cases(*(name for name in CASES if not name.startswith("mlp")))
+
+
+def inputs(network, shape, batch=3):
+    """States, positive noise labels, and all that the network may be told beside."""
+    known = network.conditions if isinstance(network, UNet) else network.time.cond.parts
+    labels = torch.tensor([2, -1, 0, 1, 1])[:batch]
+    parts = {"label": labels, "vector": normal(batch, 3, seed=2), "context": normal(batch, 5, 3, seed=3)}
+    x, label = normal(batch, *shape), 0.2 + normal(batch, seed=1).abs()
+    return x, label, named({name: parts[name] for name in known}, known)
+
+
+def at(index, x, label, cond):
+    """Those samples alone."""
+    return x[index], label[index], {name: part[index] for name, part in cond.items()}
+
+
+def gradients(network, x, label, cond):
+    """Of the sum of the squared output, with respect to the state, the label and every parameter."""
+    x, label = x.detach().requires_grad_(), label.detach().requires_grad_()
+    output = network(x, label, cond)
+    return [output, *torch.autograd.grad(output.square().sum(), [x, label, *network.parameters()])]
+
+
+def near(actual, expected, rtol=1e-9):
+    """Equal up to rounding: within that much of the largest entry."""
+    for a, b in zip(actual, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=rtol, atol=rtol * float(b.detach().abs().max()))
 
 
 @NETWORKS
 def test_keeps_the_shape_and_starts_at_zero(make, shape):
-    x = torch.randn(5, *shape, generator=seeded())
-    output = make()(x, torch.rand(5))
-    assert output.shape == x.shape
-    assert output.dtype == x.dtype
-    assert not output.any()
+    network = make()
+    x, label, cond = inputs(network.double(), shape)
+    for dtype in (torch.float32, torch.float64):
+        network.to(dtype)
+        parts = {name: part.to(dtype) if part.is_floating_point() else part for name, part in cond.items()}
+        output = network(x.to(dtype), label.to(dtype), parts)
+        assert output.shape == x.shape
+        assert output.dtype == dtype
+        assert not output.any()
 
 
 @NETWORKS
 def test_each_sample_has_its_own_output(make, shape):
-    network, x, label = randomised(make()), normal(5, *shape), normal(5, seed=1)
-    output = network(x, label)
+    network = randomised(make())
+    samples = inputs(network, shape, batch=5)
+    output = network(*samples)
     order = torch.tensor([3, 0, 4, 1, 2])
-    torch.testing.assert_close(network(x[order], label[order]), output[order])
-    torch.testing.assert_close(network(x[2:3], label[2:3]), output[2:3])
+    torch.testing.assert_close(network(*at(order, *samples)), output[order])
+    torch.testing.assert_close(network(*at(slice(2, 3), *samples)), output[2:3])
     assert difference(output[1:], output[:-1]) > 1e-3
 
 
 @NETWORKS
 def test_reads_the_noise_label(make, shape):
-    network, x, label = randomised(make()), normal(2, *shape), normal(2, seed=1)
-    assert difference(network(x, label), network(x, label + 1)) > 1e-3
+    network = randomised(make())
+    x, label, cond = inputs(network, shape)
+    assert difference(network(x, label, cond), network(x, label + 1, cond)) > 1e-3
 
 
 @NETWORKS
 def test_derivatives_are_right(make, shape):
     network = randomised(make())
-    inputs = normal(2, *shape).requires_grad_(), normal(2, seed=1).requires_grad_()
-    assert torch.autograd.gradcheck(network, inputs, fast_mode=True, atol=1e-6)
+    x, label, cond = inputs(network, shape, batch=2)
+    function = lambda x, label: network(x, label, cond)  # noqa: E731
+    leaves = x.requires_grad_(), label.requires_grad_()
+    assert torch.autograd.gradcheck(function, leaves, fast_mode=True, atol=1e-6)
 
 
 @NETWORKS
 def test_every_parameter_learns(make, shape):
     network = randomised(make(cond_features=3))
-    network(normal(4, *shape), normal(4, seed=1), normal(4, 3, seed=2)).square().sum().backward()
+    network(*inputs(network, shape, batch=5)).square().sum().backward()
     still = [name for name, p in network.named_parameters() if p.grad is None or not float(p.grad.abs().max()) > 1e-9]
     assert not still
 
 
 @NETWORKS
 def test_works_under_torch_func(make, shape):
-    network, x, label = randomised(make()), normal(3, *shape), normal(3, seed=1)
-    one = lambda x, label: network(x[None], label[None])[0]  # noqa: E731
-    torch.testing.assert_close(torch.func.vmap(one)(x, label), network(x, label))
-    field = lambda x: network(x, label)  # noqa: E731
-    tangent, cotangent = normal(3, *shape, seed=2), normal(3, *shape, seed=3)
-    output, pushed = torch.func.jvp(field, (x,), (tangent,))
-    (pulled,) = torch.func.vjp(field, x)[1](cotangent)
-    torch.testing.assert_close(output, network(x, label))
+    network = randomised(make())
+    x, label, cond = samples = inputs(network, shape)
+
+    def one(x, label, cond):
+        return network(*at(None, x, label, cond))[0]
+
+    torch.testing.assert_close(vmap(one)(*samples), network(*samples))
+    field = lambda x: network(x, label, cond)  # noqa: E731
+    tangent, cotangent = normal(3, *shape, seed=4), normal(3, *shape, seed=5)
+    output, pushed = jvp(field, (x,), (tangent,))
+    (pulled,) = vjp(field, x)[1](cotangent)
+    torch.testing.assert_close(output, network(*samples))
     torch.testing.assert_close((cotangent * pushed).sum(), (pulled * tangent).sum())
+    step = 1e-5
+    quotient = (field(x + step * tangent) - field(x - step * tangent)) / (2 * step)
+    near([pushed], [quotient], rtol=1e-6)
     assert difference(pushed, torch.zeros_like(pushed)) > 1e-3
+
+
+@NETWORKS
+def test_gradients_of_each_sample_by_torch_func(make, shape):
+    network = randomised(make())
+    samples, parameters = inputs(network, shape), {name: p.detach() for name, p in network.named_parameters()}
+
+    def loss(parameters, x, label, cond):
+        return functional_call(network, parameters, at(None, x, label, cond)).square().sum()
+
+    mapped = vmap(grad(loss), in_dims=(None, 0, 0, 0))(parameters, *samples)
+    for i in range(3):
+        expected = gradients(network, *at(slice(i, i + 1), *samples))[3:]
+        near([mapped[name][i] for name in parameters], expected)
+    assert difference(mapped["input.weight"][1:], mapped["input.weight"][:-1]) > 1e-3
 
 
 @NETWORKS
 def test_state_dict_has_everything(make, shape):
     network, other = randomised(make(), seed=0), randomised(make(), seed=1)
-    x, label = normal(2, *shape), normal(2, seed=1)
-    assert not torch.allclose(network(x, label), other(x, label))
+    samples = inputs(network, shape)
+    assert difference(network(*samples), other(*samples)) > 1e-3
     other.load_state_dict(network.state_dict())
-    assert torch.equal(network(x, label), other(x, label))
+    assert torch.equal(network(*samples), other(*samples))
+
+
+@UNETS
+def test_checkpointing_changes_nothing(make, shape):
+    plain, recomputed = make(), make(checkpointing=True)
+    recomputed.load_state_dict(randomised(plain).state_dict())
+    samples = inputs(plain, shape)
+    actual, expected = gradients(recomputed.double().eval(), *samples), gradients(plain, *samples)
+    assert all(torch.equal(*pair) for pair in zip(actual, expected, strict=True))
+
+
+ONE = {"multipliers": (1,), "attention": (4,), **CROSS}
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("mlp-vector", {}), ("ddpm-1d", {}), ("ncsnpp-2d", {}), ("adm-3d", ONE)],
+    ids=["mlp", "ddpm-1d", "ncsnpp-2d", "adm-cross-3d"],
+)
+def test_compiles_in_one_graph(name, options):
+    """One of them at one resolution alone: compiling takes time for every block."""
+    make, shape = CASES[name]
+    network = randomised(make(**options))
+    samples = inputs(network, shape, batch=2)
+    torch.compiler.reset()
+    compiled = torch.compile(network, fullgraph=True, backend="aot_eager", dynamic=False)
+    near(gradients(compiled, *samples), gradients(network, *samples))
+    torch.compiler.reset()
+
+
+@cases("mlp-image", "ddpm-3d", "ddpmpp-2d", "ncsnpp-2d", "ncsnpp-3d", "adm-2d", "adm-3d", "cross-2d")
+@pytest.mark.parametrize("weights", [False, True])
+def test_takes_any_memory_format(make, shape, weights):
+    """Of the state, and of the weights as well."""
+    form, network = torch.channels_last if len(shape) == 3 else torch.channels_last_3d, randomised(make())
+    x, label, cond = inputs(network, shape)
+    expected = gradients(network, x, label, cond)
+    assert not x.is_contiguous(memory_format=form)
+    if weights:
+        network.to(memory_format=form)
+    near(gradients(network, x.contiguous(memory_format=form), label, cond), expected)
 
 
 @NETWORKS
 def test_condition_changes_the_output_where_there_is_one(make, shape):
-    x, label, cond = normal(2, *shape), normal(2, seed=1), normal(2, 3, seed=2)
     network = randomised(make(cond_features=3))
+    x, label, given = inputs(network, shape, batch=2)
+    cond = given["vector"]
     outputs = [network(x, label), network(x, label, cond), network(x, label, cond.flip(0))]
     assert min(difference(a, b) for a, b in pairwise(outputs)) > 1e-3
-    with pytest.raises(ValueError, match="built without a condition"):
-        randomised(make())(x, label, cond)
-    with pytest.raises(TypeError, match="got dict"):
-        network(x, label, {"cond": cond})
+    assert torch.equal(network(x, label, {}), outputs[0])
+    assert torch.equal(network(x, label, {"vector": cond}), outputs[1])
+    for name, part in given.items():
+        others = {**given, name: part + 1 if part.is_floating_point() else part.flip(0)}
+        assert not torch.equal(network(x, label, others), network(x, label, given))
+    with pytest.raises(ValueError, match="built without a condition 'vector'"):
+        make(cond_features=0)(x.float(), label.float(), cond.float())
+    with pytest.raises(TypeError, match="None, a tensor or a dict of tensors expected; got list"):
+        network(x, label, [cond])
 
 
 @NETWORKS
@@ -117,7 +268,8 @@ def test_refuses_a_state_of_another_shape(make, shape):
 
 @NETWORKS
 def test_dropout_is_active_in_training_alone(make, shape):
-    network, x, label = randomised(make(dropout=0.5)), normal(2, *shape), normal(2, seed=1)
-    assert torch.equal(network(x, label), network(x, label))
+    network = randomised(make(dropout=0.5))
+    samples = inputs(network, shape)
+    assert torch.equal(network(*samples), network(*samples))
     network.train()
-    assert not torch.equal(network(x, label), network(x, label))
+    assert not torch.equal(network(*samples), network(*samples))

@@ -1,0 +1,222 @@
+r"""The diffusion transformer, DiT with adaLN-Zero (2212.09748, section 3.2), for one, two or three spatial dimensions.
+
+    tokens  h_0 = patches(x) + positions,     features  c = silu(time(c_noise) + label + vector)
+    block   h  <-  h + gate_1 * attention((1 + scale_1) * norm(h) + shift_1)
+            h  <-  h + gate_2 * mlp((1 + scale_2) * norm(h) + shift_2)
+    output  F   =  unpatchify(W ((1 + scale) * norm(h) + shift))
+
+with every shift, scale and gate linear in c, and zero at the start, as W is: each block starts as the identity
+and the network as zero. Positions are fixed: of every axis, from the last to the first, sin and cos of the place along
+it at frequencies 10^(-4k/n), k = 0..n-1 (the order of the published weights, whose first half is of the columns).
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from scoresde.networks.embeddings import PositionalEmbedding, TimeEmbedding, named
+from scoresde.networks.layers import CONVOLUTIONS, attend, checkpointed, linear
+from scoresde.protocols import Condition
+
+LABEL_FEATURES = 256
+
+
+def frequencies(count: int) -> Tensor:
+    """10^(-4k/count) for k = 0..count-1, (count,) in float64: half-open, 1 is among them and 10^-4 is not."""
+    return torch.exp(-math.log(1e4) / count * torch.arange(count, dtype=torch.float64))
+
+
+def positions(grid: Sequence[int], width: int) -> Tensor:
+    """The fixed embedding of every place of a grid in row-major order, (prod(grid), width) in float32."""
+    axes = torch.meshgrid(*(torch.arange(side, dtype=torch.float64) for side in grid), indexing="ij")
+    phases = [axis.reshape(-1, 1) * frequencies(width // (2 * len(grid))) for axis in reversed(axes)]
+    return torch.cat([wave(phase) for phase in phases for wave in (torch.sin, torch.cos)], dim=1).float()
+
+
+def unpatchify(tokens: Tensor, grid: Sequence[int], patch: int) -> Tensor:
+    """Tokens (B, prod(grid), patch^dims C), the channel fastest, as a state (B, C, *(patch * grid))."""
+    dims = len(grid)
+    cells = tokens.reshape(tokens.shape[0], *grid, *[patch] * dims, -1)
+    order = [axis for i in range(1, dims + 1) for axis in (i, i + dims)]
+    return cells.permute(0, -1, *order).reshape(tokens.shape[0], -1, *(patch * side for side in grid))
+
+
+def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """(1 + scale) x + shift."""
+    return x * (1 + scale) + shift
+
+
+def layer_norm(width: int) -> nn.LayerNorm:
+    """Layer normalisation without parameters: its shift and scale come from the conditioning."""
+    return nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention over all tokens, (B, N, width) -> (B, N, width)."""
+
+    def __init__(self, width: int, heads: int):
+        super().__init__()
+        self.heads = heads
+        self.qkv, self.proj = linear(width, 3 * width), linear(width, width)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        # (B, N, 3 width) -> three of (B, heads, N, width / heads)
+        q, k, v = self.qkv(tokens).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+        return self.proj(attend(q, k, v).transpose(1, 2).flatten(2))
+
+
+class FeedForward(nn.Module):
+    """W2 gelu(W1 x), with the tanh approximation of the GELU."""
+
+    def __init__(self, width: int, hidden: int):
+        super().__init__()
+        self.inner, self.outer = linear(width, hidden), linear(hidden, width)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.outer(F.gelu(self.inner(tokens), approximate="tanh"))
+
+
+class DiTBlock(nn.Module):
+    """Attention and feed-forward, each modulated before and gated after by the features (2212.09748, section 3.2).
+
+    Args:
+        width: of the tokens (B, N, width) and the features (B, width).
+        heads: of the attention.
+        hidden: features inside the feed-forward.
+        dropout: probability, on the outputs of both.
+    """
+
+    def __init__(self, width: int, heads: int, hidden: int, dropout: float = 0.0):
+        super().__init__()
+        self.norm1, self.attention = layer_norm(width), Attention(width, heads)
+        self.norm2, self.mlp = layer_norm(width), FeedForward(width, hidden)
+        self.modulation = linear(width, 6 * width, scale=0.0)
+        self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
+
+    def forward(self, tokens: Tensor, features: Tensor) -> Tensor:
+        modulation = self.modulation(features)[:, None]
+        shift1, scale1, gate1, shift2, scale2, gate2 = modulation.chunk(6, dim=2)
+        update = self.attention(modulate(self.norm1(tokens), shift1, scale1))
+        tokens = tokens + gate1 * self.dropout(update)
+        update = self.mlp(modulate(self.norm2(tokens), shift2, scale2))
+        return tokens + gate2 * self.dropout(update)
+
+
+class FinalLayer(nn.Module):
+    """Modulated tokens (B, N, width) as the values of their patches, (B, N, out_features); zero at the start."""
+
+    def __init__(self, width: int, out_features: int):
+        super().__init__()
+        self.norm, self.modulation = layer_norm(width), linear(width, 2 * width, scale=0.0)
+        self.output = linear(width, out_features, scale=0.0)
+
+    def forward(self, tokens: Tensor, features: Tensor) -> Tensor:
+        shift, scale = self.modulation(features)[:, None].chunk(2, dim=2)
+        return self.output(modulate(self.norm(tokens), shift, scale))
+
+
+class DiT(nn.Module):
+    """A noise-conditional transformer on the patches of (B, C, *space), with adaLN-Zero blocks (2212.09748).
+
+    It differentiates in reverse mode, forward mode and forward over reverse. Reverse over reverse needs
+    `torch.nn.attention.sdpa_kernel(SDPBackend.MATH)` around the call, as the fused attention kernels have no second
+    derivative; `torch.func.grad` and `vjp` do not see through checkpointing, `torch.autograd.grad` does.
+
+    Args:
+        image_size: length of the spatial sides at the input, one for all or one for each.
+        channels: of the state.
+        patch: side length of a patch.
+        width: features of a token.
+        depth: blocks.
+        heads: of the self-attention.
+        mlp_ratio: features inside a block's feed-forward, in widths.
+        dims: spatial dimensions.
+        time_scale: factor on the noise label before the embedding: 1000 gives a label in [0, 1] the range of the
+            paper's, 0 to 999.
+        classes: number of classes, 0 without.
+        cond_features: length of the condition vector, 0 without.
+        dropout: in the blocks.
+        out_channels: of the output, if not those of the state (twice as many for a learned variance).
+        checkpointing: keep only the tokens between blocks for the backward pass, and compute each block again there.
+
+    Raises:
+        ValueError: sides that are not of whole patches, a width that the axes or the heads do not divide.
+    """
+
+    def __init__(
+        self,
+        image_size: int | Sequence[int],
+        channels: int,
+        patch: int = 2,
+        width: int = 384,
+        depth: int = 12,
+        heads: int = 6,
+        mlp_ratio: float = 4.0,
+        dims: int = 2,
+        time_scale: float = 1000.0,
+        classes: int = 0,
+        cond_features: int = 0,
+        dropout: float = 0.0,
+        out_channels: int | None = None,
+        checkpointing: bool = False,
+    ):
+        super().__init__()
+        if dims not in CONVOLUTIONS:
+            raise ValueError(f"dims of 1, 2 or 3 expected; got dims = {dims}")
+        sides = (image_size,) * dims if isinstance(image_size, int) else tuple(image_size)
+        if len(sides) != dims or any(side < 1 or side % patch for side in sides):
+            raise ValueError(f"{dims} sides divisible by patch = {patch} expected; got image_size = {image_size}")
+        if width % (2 * dims):
+            raise ValueError(f"a width divisible by 2 dims = {2 * dims} expected; got width = {width}")
+        if width % heads:
+            raise ValueError(f"a width divisible by heads expected; got width = {width}, heads = {heads}")
+        self.shape, self.patch, self.checkpointing = (channels, *sides), patch, checkpointing
+        self.grid = tuple(side // patch for side in sides)
+        outputs = patch**dims * (channels if out_channels is None else out_channels)
+
+        self.input = CONVOLUTIONS[dims](channels, width, patch, stride=patch)
+        nn.init.xavier_uniform_(self.input.get_parameter("weight").detach().flatten(1))  # the linear layer it is
+        nn.init.zeros_(self.input.get_parameter("bias"))
+        self.positions = nn.Buffer(positions(self.grid, width), persistent=False)
+        position = PositionalEmbedding(LABEL_FEATURES, time_scale, endpoint=False)
+        self.time = TimeEmbedding(position, LABEL_FEATURES, width, classes, cond_features)
+        for layer in (self.time.inner, self.time.outer, self.time.cond.label):
+            if layer is not None:
+                nn.init.normal_(layer.weight, std=0.02)
+        hidden = int(mlp_ratio * width)
+        self.blocks = nn.ModuleDict({f"block{i}": DiTBlock(width, heads, hidden, dropout) for i in range(depth)})
+        self.final = FinalLayer(width, outputs)
+
+    def forward(self, x: Tensor, c_noise: Tensor, cond: Condition = None) -> Tensor:
+        """F of the space of x (B, C, *space), at noise labels (B,) and a condition, see `embeddings`."""
+        if x.shape[1:] != self.shape:
+            raise ValueError(f"a state (B, {', '.join(map(str, self.shape))}) expected; got {tuple(x.shape)}")
+        features = self.time(c_noise, named(cond, self.time.cond.parts))
+        tokens = self.input(x).flatten(2).transpose(1, 2) + self.positions
+        for block in self.blocks.values():
+            tokens = checkpointed(block, tokens, features, active=self.checkpointing)
+        return unpatchify(self.final(tokens, features), self.grid, self.patch)
+
+
+def dit_s(image_size: int | Sequence[int] = 32, channels: int = 4, patch: int = 2, **options: Any) -> DiT:
+    """DiT-S (2212.09748, table 1); 33M parameters with patch 2."""
+    return DiT(image_size, channels, patch, width=384, depth=12, heads=6, **options)
+
+
+def dit_b(image_size: int | Sequence[int] = 32, channels: int = 4, patch: int = 2, **options: Any) -> DiT:
+    """DiT-B (2212.09748, table 1); 130M parameters with patch 2."""
+    return DiT(image_size, channels, patch, width=768, depth=12, heads=12, **options)
+
+
+def dit_l(image_size: int | Sequence[int] = 32, channels: int = 4, patch: int = 2, **options: Any) -> DiT:
+    """DiT-L (2212.09748, table 1); 458M parameters with patch 2."""
+    return DiT(image_size, channels, patch, width=1024, depth=24, heads=16, **options)
+
+
+def dit_xl(image_size: int | Sequence[int] = 32, channels: int = 4, patch: int = 2, **options: Any) -> DiT:
+    """DiT-XL (2212.09748, table 1); 675M parameters with patch 2."""
+    return DiT(image_size, channels, patch, width=1152, depth=28, heads=16, **options)

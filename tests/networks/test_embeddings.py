@@ -1,0 +1,199 @@
+"""Embeddings of the noise label and of conditions against their formulas."""
+
+import math
+
+import pytest
+import torch
+
+from scoresde.networks import embeddings
+from scoresde.networks.embeddings import ConditionEmbedding, FourierEmbedding, PositionalEmbedding, TimeEmbedding, named
+from tests.conftest import close, f64, normal, seeded
+from tests.networks.test_layers import difference, randomised
+
+
+def silu(x):
+    return x / (1 + torch.exp(-x))
+
+
+def waves(phase):
+    """sin and cos of phases (B, n), (B, 2n)."""
+    return torch.cat([torch.sin(phase), torch.cos(phase)], dim=1)
+
+
+def affine(layer, x):
+    return x @ layer.weight.T + layer.bias
+
+
+@pytest.mark.parametrize("endpoint", [True, False])
+@pytest.mark.parametrize(("features", "scale"), [(4, 1.0), (16, 1000.0)])
+def test_positional_embedding_is_sin_and_cos(features, scale, endpoint):
+    embedding, half = PositionalEmbedding(features, scale, endpoint), features // 2
+    frequencies = f64(*(scale * 10_000 ** (-k / (half - 1 if endpoint else half)) for k in range(half)))
+    assert embedding.frequencies.dtype == torch.float32
+    close(embedding.frequencies.double(), frequencies, rtol=1e-6)
+    label = torch.tensor([0.0, 0.3, -2.0])
+    torch.testing.assert_close(embedding(label), waves(label[:, None] * embedding.frequencies))
+    assert embedding(label.double()).dtype == torch.float64
+    assert not embedding.state_dict()
+    assert not list(embedding.parameters())
+
+
+@pytest.mark.parametrize(("kind", "least"), [(PositionalEmbedding, 4), (FourierEmbedding, 2)])
+def test_embeddings_need_pairs(kind, least):
+    for features in (0, 7, least - 2):
+        with pytest.raises(ValueError, match=f"an even number of features, {least} or more, expected; got {features}"):
+            kind(features)
+    assert kind(least)(torch.zeros(3)).shape == (3, least)
+
+
+@pytest.mark.parametrize("log", [False, True])
+def test_fourier_embedding_is_sin_and_cos_of_whole_turns(log):
+    embedding, label = FourierEmbedding(10, scale=3.0, log=log).double(), f64(0.1, 1.0, 40.0)
+    turns = (torch.log(label) if log else label)[:, None] * embedding.frequencies
+    close(embedding(label), waves(2 * math.pi * turns), rtol=1e-9, atol=1e-9)
+    assert embedding.float()(label.float()).dtype == torch.float32
+    assert embedding.frequencies.shape == (5,)
+
+
+def test_fourier_frequencies_are_frozen_gaussian_and_kept():
+    torch.manual_seed(0)
+    embedding = FourierEmbedding(40_000, scale=16.0)
+    assert float(embedding.frequencies.std()) == pytest.approx(16, rel=0.02)
+    assert abs(float(embedding.frequencies.mean())) < 0.5
+    assert list(embedding.state_dict()) == ["frequencies"]
+    assert not list(embedding.parameters())
+
+
+def test_label_embedding_by_name():
+    positional, adm = (embeddings.label_embedding(kind, 8, 50.0, 7.0) for kind in ("positional", "adm"))
+    assert torch.equal(positional.frequencies, PositionalEmbedding(8, 50.0).frequencies)
+    assert torch.equal(adm.frequencies, PositionalEmbedding(8, 50.0, endpoint=False).frequencies)
+    for kind, log in (("fourier", False), ("fourier_log", True)):
+        torch.manual_seed(0)
+        fourier = embeddings.label_embedding(kind, 8, 50.0, 7.0)
+        assert torch.equal(fourier.frequencies, 7 * torch.randn(4, generator=seeded()))
+        assert fourier.log == log
+    expected = "'positional', 'adm', 'fourier' or 'fourier_log' expected; got 'cosine'"
+    with pytest.raises(ValueError, match=expected):
+        embeddings.label_embedding("cosine", 8, 50.0, 7.0)
+
+
+def test_named_parts_of_a_condition():
+    vector, label, known = torch.zeros(3, 2), torch.zeros(3, dtype=torch.int64), ["label", "vector", "context"]
+    assert named(None, known) == {}
+    assert named({}, known) == {}
+    for cond, name in ((vector, "vector"), (vector.half(), "vector"), (label, "label"), (label.int(), "label")):
+        (only,) = named(cond, iter(known)).items()
+        assert only[0] == name
+        assert only[1] is cond
+    parts = {"context": vector, "label": label}
+    assert named(parts, known) == parts
+
+
+@pytest.mark.parametrize(
+    ("cond", "message"),
+    [
+        ([0, 1], "None, a tensor or a dict of tensors expected; got list"),
+        (1, "None, a tensor or a dict of tensors expected; got int"),
+        ({"label": 1}, "a tensor as the condition 'label' expected; got int"),
+        ({"label": torch.tensor([1]), "vector": None}, "a tensor as the condition 'vector' expected; got NoneType"),
+    ],
+)
+def test_a_condition_is_none_a_tensor_or_a_dict_of_tensors(cond, message):
+    with pytest.raises(TypeError, match=message):
+        named(cond, ["label", "vector"])
+
+
+@pytest.mark.parametrize(
+    ("cond", "known", "message"),
+    [
+        (torch.zeros(3, 2), ["label"], r"built without a condition 'vector' \(it takes label\)"),
+        (torch.zeros(3, dtype=torch.int64), ["vector", "context"], r"'label' \(it takes vector, context\)"),
+        ({"context": torch.zeros(3, 2, 2)}, [], r"'context' \(it takes none\); pass cond=None, or build it with"),
+        ({"class": torch.zeros(3)}, ["label"], r"'class' \(it takes label\)"),
+    ],
+)
+def test_refuses_a_part_it_was_built_without(cond, known, message):
+    with pytest.raises(ValueError, match=message):
+        named(cond, known)
+
+
+def test_condition_embedding_is_the_sum_of_its_parts():
+    embedding = randomised(ConditionEmbedding(6, classes=4, cond_features=3))
+    label, vector = torch.tensor([3, 0, 1]), normal(3, 3)
+    row, line = embedding.label.weight[label], affine(embedding.vector, vector)
+    torch.testing.assert_close(embedding({"label": label}, 3), row)
+    torch.testing.assert_close(embedding({"vector": vector}, 3), line)
+    torch.testing.assert_close(embedding({"label": label, "vector": vector}, 3), row + line)
+    assert embedding({}, 3) is None
+    assert embedding.parts == ["label", "vector"]
+
+
+@pytest.mark.parametrize(("classes", "cond_features", "parts"), [(0, 0, []), (4, 0, ["label"]), (0, 3, ["vector"])])
+def test_condition_embedding_has_the_parts_it_was_built_with(classes, cond_features, parts):
+    embedding = ConditionEmbedding(6, classes, cond_features)
+    assert embedding.parts == parts
+    assert {name.split(".")[0] for name in embedding.state_dict()} == set(parts)
+    given = {"label": torch.tensor([0]), "vector": torch.zeros(1, 3)}
+    assert (embedding(given, 1) is None) == (not parts)
+
+
+def test_the_null_class_adds_and_learns_nothing():
+    embedding = randomised(ConditionEmbedding(6, classes=3, cond_features=3))
+    label, vector = torch.tensor([-1, 2, -1]), normal(3, 3)
+    assert embedding({"label": label}, 3).detach().abs().sum(dim=1).gt(0).tolist() == [False, True, False]
+    both, alone = embedding({"label": label, "vector": vector}, 3), embedding({"vector": vector}, 3)
+    assert torch.equal(both[::2], alone[::2])
+    assert difference(both[1:2], alone[1:2]) > 1e-3
+    both.square().sum().backward()
+    assert embedding.label.weight.grad.abs().sum(dim=1).gt(1e-6).tolist() == [False, False, True]
+
+
+def test_labels_of_any_integer_type():
+    embedding = randomised(ConditionEmbedding(6, classes=3))
+    for kind in (torch.int8, torch.int16, torch.int32):
+        label = torch.tensor([-1, 2, 0])
+        assert torch.equal(embedding({"label": label.to(kind)}, 3), embedding({"label": label}, 3))
+
+
+@pytest.mark.parametrize(
+    ("part", "value", "error", "message"),
+    [
+        ("label", torch.zeros(3, 1, dtype=torch.int64), ValueError, r"class labels \(3,\) expected; got \(3, 1\)"),
+        ("label", torch.tensor(1), ValueError, r"class labels \(3,\) expected; got \(\)"),
+        ("label", torch.tensor([1]), ValueError, r"class labels \(3,\) expected; got \(1,\)"),
+        ("label", torch.tensor([0, 4, 0]), ValueError, "class labels from 0 to 3, or -1 for none, expected"),
+        ("label", torch.tensor([0, -2, 0]), ValueError, "class labels from 0 to 3, or -1 for none, expected"),
+        ("label", torch.zeros(3), TypeError, "class labels of an integer type expected; got torch.float32"),
+        ("vector", torch.zeros(3, 4), ValueError, r"condition vectors \(3, 3\) expected; got \(3, 4\)"),
+        ("vector", torch.zeros(1, 3), ValueError, r"condition vectors \(3, 3\) expected; got \(1, 3\)"),
+        ("vector", torch.zeros(3), ValueError, r"condition vectors \(3, 3\) expected; got \(3,\)"),
+        ("vector", torch.ones(3, 3).int(), TypeError, "floating-point type expected; got torch.int32"),
+    ],
+)
+def test_refuses_parts_of_another_shape_or_type(part, value, error, message):
+    with pytest.raises(error, match=message):
+        ConditionEmbedding(6, classes=4, cond_features=3)({part: value}, 3)
+
+
+@pytest.mark.parametrize("join", ["input", "output"])
+def test_time_embedding_is_two_layers(join):
+    position = PositionalEmbedding(8, 2.0).double()
+    embedding = randomised(TimeEmbedding(position, 8, 12, classes=4, cond_features=3, join=join))
+    label, parts = normal(3), {"label": torch.tensor([1, -1, 3]), "vector": normal(3, 3, seed=1)}
+    cond = embedding.cond(parts, 3)
+    assert cond.shape == (3, 8 if join == "input" else 12)
+
+    def written_out(before, after):
+        hidden = affine(embedding.inner, waves(label[:, None] * position.frequencies) + before)
+        return silu(affine(embedding.outer, silu(hidden)) + after)
+
+    torch.testing.assert_close(embedding(label, {}), written_out(0, 0))
+    expected = written_out(cond, 0) if join == "input" else written_out(0, cond)
+    torch.testing.assert_close(embedding(label, parts), expected)
+    assert difference(embedding(label, parts), embedding(label, {})) > 1e-3
+
+
+def test_time_embedding_joins_at_the_input_or_the_output():
+    with pytest.raises(ValueError, match="joined at the 'input' or the 'output' expected; got 'middle'"):
+        TimeEmbedding(PositionalEmbedding(8), 8, 12, join="middle")
