@@ -6,13 +6,17 @@ its divergence costs one forward and one backward pass.
 
 A trace is bound to a stream of draws (`bind`) before an integration; the bound estimator maps (v, x) to the value of v
 (B, *) and the estimates (B, m), one per probe, in float64. Nothing is kept on the trace itself.
+
+A differentiable estimator leaves both in the graph, for objectives that are functions of the trace (score matching).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from scoresde.tensors import Noise, dimensions, sum_dims
 
@@ -45,19 +49,17 @@ class Hutchinson:
         if self.distribution not in ("rademacher", "gaussian"):
             raise ValueError(f"distribution 'rademacher' or 'gaussian' expected; got {self.distribution!r}")
 
-    def bind(self, noise: Noise) -> Estimator:
-        """The estimator that draws its probes from `noise`."""
+    def draw(self, noise: Noise) -> list[Tensor]:
+        """The probes of one evaluation, each (B, *)."""
         draw = noise.rademacher if self.distribution == "rademacher" else noise.normal
-        kept = None if self.resample else [draw() for _ in range(self.probes)]
+        return [draw() for _ in range(self.probes)]
+
+    def bind(self, noise: Noise, differentiable: bool = False) -> Estimator:
+        """The estimator that draws its probes from `noise`; `differentiable` in x and in the field's parameters."""
+        kept = None if self.resample else self.draw(noise)
 
         def estimate(field: Field, x: Tensor) -> tuple[Tensor, Tensor]:
-            probes = kept or [draw() for _ in range(self.probes)]
-            with torch.enable_grad():
-                x = x.detach().requires_grad_()
-                value = field(x)
-            products = [torch.autograd.grad(value, x, z, retain_graph=z is not probes[-1])[0] for z in probes]
-            traces = [sum_dims(product * z) for product, z in zip(products, probes, strict=True)]
-            return value.detach(), torch.stack(traces, dim=1)
+            return quadratic_forms(field, x, kept or self.draw(noise), differentiable)
 
         return estimate
 
@@ -76,23 +78,46 @@ class ExactTrace:
         if self.chunk < 1:
             raise ValueError(f"a chunk of one or more expected; got {self.chunk}")
 
-    def bind(self, noise: Noise) -> Estimator:
-        """The exact trace; draws nothing from `noise`."""
+    def bind(self, noise: Noise, differentiable: bool = False) -> Estimator:
+        """The exact trace; draws nothing from `noise`; `differentiable` in x and in the field's parameters."""
 
         def evaluate(field: Field, x: Tensor) -> tuple[Tensor, Tensor]:
-            with torch.enable_grad():
-                x = x.detach().requires_grad_()
-                value = field(x)
+            value, x = _evaluate(field, x, differentiable)
             size = dimensions(x)
             basis = torch.eye(size, dtype=value.dtype, device=value.device).reshape(size, 1, *x.shape[1:])
             trace = torch.zeros(x.shape[0], 1, dtype=torch.float64, device=x.device)
             for rows in basis.split(self.chunk):
                 cotangents = rows.expand(len(rows), *x.shape)
-                (products,) = torch.autograd.grad(value, x, cotangents, retain_graph=True, is_grads_batched=True)
-                trace += sum_dims((products * rows).transpose(0, 1))[:, None]
-            return value.detach(), trace
+                (products,) = torch.autograd.grad(
+                    value, x, cotangents, retain_graph=True, create_graph=differentiable, is_grads_batched=True
+                )
+                trace = trace + sum_dims((products * rows).transpose(0, 1))[:, None]
+            return value if differentiable else value.detach(), trace
 
         return evaluate
 
 
 Trace = Hutchinson | ExactTrace
+
+
+def quadratic_forms(
+    field: Field, x: Tensor, probes: Sequence[Tensor], differentiable: bool = False
+) -> tuple[Tensor, Tensor]:
+    """The value v (B, *) of a field at x (B, *), and z^T (dv/dx) z of each probe z (B, *), float64 (B, m)."""
+    value, x = _evaluate(field, x, differentiable)
+    forms = []
+    for z in probes:
+        retain = differentiable or z is not probes[-1]
+        (product,) = torch.autograd.grad(value, x, z, retain_graph=retain, create_graph=differentiable)
+        forms.append(sum_dims(product * z))
+    return value if differentiable else value.detach(), torch.stack(forms, dim=1)
+
+
+def _evaluate(field: Field, x: Tensor, differentiable: bool) -> tuple[Tensor, Tensor]:
+    """The field at x with a graph between them, and that x."""
+    if not (differentiable and x.requires_grad):
+        x = x.detach().requires_grad_()
+    # The fused attention kernels have no second derivative.
+    kernels = sdpa_kernel(SDPBackend.MATH) if differentiable else nullcontext()
+    with torch.enable_grad(), kernels:
+        return field(x), x

@@ -71,6 +71,49 @@ def test_one_evaluation_is_one_forward_pass():
     assert calls == [2]
 
 
+TRACES = [ExactTrace(), ExactTrace(chunk=2), Hutchinson(3), Hutchinson(2, "gaussian", resample=False)]
+
+
+def cubic(weight):
+    """The field (W x)^3, whose trace 3 sum_i (W x)_i^2 W_ii depends on x and on W."""
+    return lambda x: (x.flatten(1) @ weight.T).reshape(x.shape) ** 3
+
+
+@pytest.mark.parametrize("shape", [(3,), (1, 2, 2)])
+@pytest.mark.parametrize("trace", TRACES, ids=str)
+def test_differentiable_estimates_have_the_gradient_of_their_formula(trace, shape):
+    """d/dW and d/dx of the value and of z^T (dv/dx) z = sum_i z_i 3 (W x)_i^2 (W z)_i, for the probes drawn."""
+    x = torch.randn(4, *shape, dtype=torch.float64, generator=torch.Generator().manual_seed(2)).requires_grad_()
+    size = math.prod(shape)
+    weight = linear_field(shape)[1].requires_grad_()
+    value, traces = trace.bind(noise(x), differentiable=True)(cubic(weight), x)
+    actual = torch.autograd.grad(value.sum() + traces.square().sum(), (weight, x))
+
+    stream = noise(x)
+    exact = isinstance(trace, ExactTrace)
+    basis = torch.eye(size, dtype=torch.float64)[:, None]
+    probes, flat = list(basis) if exact else [z.flatten(1) for z in trace.draw(stream)], x.flatten(1)
+    forms = torch.stack([(z * 3 * (flat @ weight.T) ** 2 * (z @ weight.T)).sum(dim=1) for z in probes], dim=1)
+    forms = forms.sum(dim=1, keepdim=True) if exact else forms
+    expected = torch.autograd.grad(cubic(weight)(x).sum() + forms.square().sum(), (weight, x))
+    torch.testing.assert_close(traces, forms)
+    torch.testing.assert_close(value, cubic(weight)(x))
+    for first, second in zip(actual, expected, strict=True):
+        torch.testing.assert_close(first, second)
+
+
+@pytest.mark.parametrize("trace", TRACES, ids=str)
+def test_estimates_keep_no_graph_unless_asked_to(trace):
+    x, weight = torch.randn(4, 3, dtype=torch.float64), linear_field((3,))[1].requires_grad_()
+    for source in (x, x.clone().requires_grad_()):
+        value, traces = trace.bind(noise(x))(cubic(weight), source)
+        assert not value.requires_grad
+        assert not traces.requires_grad
+        again = trace.bind(noise(x), differentiable=True)(cubic(weight), source)
+        torch.testing.assert_close(again, (value, traces))
+    assert not x.requires_grad
+
+
 @pytest.mark.parametrize(
     ("make", "words"),
     [

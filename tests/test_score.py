@@ -228,6 +228,46 @@ def test_an_output_of_another_shape_is_refused(output):
         model.predict(normal(2, 3), f64(0.5))
 
 
+# --- learned variance
+
+
+@pytest.mark.parametrize("shape", [(2, 3), (2, 2), (2, 1, 4, 4), (2, 2, 3)])
+@pytest.mark.parametrize("prediction", TYPES, ids=named)
+def test_a_learned_variance_is_beside_the_output_and_changes_no_view(prediction, shape):
+    """2102.09672, section 3.1: the output has twice the channels, F and v; nu = (v + 1)/2."""
+    sde, x, t = ss.VP(), normal(*shape), f64(0.3, 0.8)
+    output, raw = normal(*shape, seed=1), normal(*shape, seed=2)
+    model = ss.ScoreModel(Emits(torch.cat([output, raw], dim=1)), sde, prediction, learned_variance=True)
+    views, plain = model.predict(x, t), ss.ScoreModel(Emits(output), sde, prediction).predict(x, t)
+    close(views.variance, (raw + 1) / 2)
+    assert plain.variance is None
+    close(views.output, output)
+    for name in VIEWS:
+        close(getattr(views, name), getattr(plain, name))
+    close(model.denoise(x, t), plain.denoised)
+    (slope,) = torch.autograd.grad(views.variance.sum(), model.network.scale)
+    close(slope, raw.sum() / 2)
+
+
+def test_a_learned_variance_is_in_the_dtype_of_the_state():
+    model = ss.ScoreModel(Emits(normal(2, 6), torch.float32), ss.VP(), learned_variance=True)
+    views = model.predict(normal(2, 3), f64(0.5))
+    assert views.variance.dtype == views.noise.dtype == torch.float64
+
+
+@pytest.mark.parametrize("output", [(2, 3), (2, 4), (2, 12), (1, 6), (2, 6, 1), (6,)])
+def test_an_output_without_twice_the_channels_is_refused(output):
+    model = ss.ScoreModel(lambda x, label, cond: torch.zeros(output), ss.VP(), learned_variance=True)
+    with pytest.raises(ValueError, match=r"state's shape, with a learned variance beside it, \(2, 6\) expected; got"):
+        model.predict(normal(2, 3), f64(0.5))
+
+
+def test_twice_the_channels_are_refused_where_no_variance_is_learned():
+    model = ss.ScoreModel(lambda x, label, cond: torch.zeros(2, 6), ss.VP())
+    with pytest.raises(ValueError, match=r"state's shape \(2, 3\) expected; got \(2, 6\)"):
+        model.predict(normal(2, 3), f64(0.5))
+
+
 @pytest.mark.parametrize("t", [f64(0.1, 0.2, 0.3), f64(0.1, 0.2)[:, None]])
 def test_times_of_another_shape_are_refused(t):
     with pytest.raises(ValueError, match=r"shape \(\) or \(2,\) beside a state \(2, 3\)"):

@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from scoresde.dequantization import Uniform
 from scoresde.likelihood import Transform
-from scoresde.losses import DenoisingScoreMatching, LossTerms
+from scoresde.losses import LossTerms, Objective
 from scoresde.score import ScoreModel
 from scoresde.tensors import Noise, available
 from scoresde.training import checkpoint
@@ -101,7 +101,7 @@ class Trainer:
     def fit(
         self,
         model: ScoreModel,
-        loss: DenoisingScoreMatching,
+        loss: Objective,
         dataset: Dataset,
         run: Path,
         transform: Transform,

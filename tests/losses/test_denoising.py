@@ -1,104 +1,33 @@
-"""Denoising score matching: known minima, vanishing gradients, published weights and unbiased draws of time."""
+"""Denoising score matching: known minima, the discrete objectives of the papers, unbiased draws of time."""
 
 import math
 
 import numpy as np
 import pytest
 import torch
-from scipy.integrate import cumulative_trapezoid, trapezoid
+from scipy.integrate import trapezoid
 
 import scoresde as ss
 from scoresde import losses
-from tests.conftest import FINITE, close, exact_model, f64, gradient, normal, oracle, seeded, some, times, within
+from tests.conftest import DDPM, FINITE, INSTANCES, NCSN, close, exact_model, f64, normal, oracle, seeded, some, within
+from tests.losses.published import (
+    DENSITIES,
+    SUITED,
+    TYPES,
+    falling,
+    grid,
+    named,
+    published_density,
+    published_omega,
+    snr,
+)
 
-TYPES = ["noise", "data", "score", "velocity", "v", ss.predictions.Karras(0.7), ss.predictions.Denoiser(0.7)]
-DENSITIES = {"uniform": losses.UniformTime(), "log-snr": losses.UniformLogSNR(), "log-normal": losses.LogNormal()}
 # Ranges on which even the densities that do not suit a weighting estimate it with a moderate variance
 MODERATE = [
     pytest.param(ss.VP(t_min=0.02), id="vp"),
     pytest.param(ss.VE(sigma_min=0.1, sigma_max=5.0), id="ve"),
     pytest.param(ss.Rectified(t_min=0.05, t_max=0.95), id="rectified"),
 ]
-
-
-def named(prediction):
-    return prediction if isinstance(prediction, str) else type(prediction).__name__.lower()
-
-
-def snr(sde, t):
-    return sde.alpha(t) ** 2 / sde.sigma(t) ** 2
-
-
-def falling(sde, t):
-    """-(log SNR)'."""
-    return -gradient(lambda t: snr(sde, t).log(), t)
-
-
-def published_density(name, sde, t):
-    """The density of times, written independently."""
-    if name == "uniform":
-        return torch.full_like(t, 1 / (sde.t_max - sde.t_min))
-    clean, noisy = (0.5 * snr(sde, f64(end)).log() for end in (sde.t_min, sde.t_max))
-    if name == "log-snr":
-        return falling(sde, t) / (2 * clean - 2 * noisy)
-    log_sigma = torch.distributions.Normal(f64(-1.2), f64(1.2))  # 2206.00364, table 1: ln(sigma) ~ N(-1.2, 1.2^2)
-    mass = log_sigma.cdf(-noisy) - log_sigma.cdf(-clean)
-    return log_sigma.log_prob(-0.5 * snr(sde, t).log()).exp() * 0.5 * falling(sde, t) / mass
-
-
-def published_omega(name, sde, t):
-    """The weight of the squared error of the noise, from the formula of each paper in the paper's own terms."""
-    s2 = 1 / snr(sde, t)  # the squared error of the data is s^2 times that of the noise, that of the score 1/sigma^2
-    uniform = published_density("uniform", sde, t)
-    if name == "variance":  # lambda = sigma^2 on the score
-        return sde.sigma(t) ** 2 / sde.sigma(t) ** 2 * uniform
-    if name == "likelihood":  # lambda = g^2 on the score, g^2 = (sigma^2)' - 2 (alpha'/alpha) sigma^2
-        drift = gradient(sde.alpha, t) / sde.alpha(t)
-        return (gradient(lambda t: sde.sigma(t) ** 2, t) - 2 * drift * sde.sigma(t) ** 2) / sde.sigma(t) ** 2
-    if name == "karras":  # lambda = (s^2 + sigma_data^2) / (s sigma_data)^2 on the data
-        return (s2 + 0.25) / (s2 * 0.25) * s2 * published_density("log-normal", sde, t)
-    return torch.minimum(snr(sde, t), f64(5.0)) * s2 * uniform  # min(SNR, gamma) on the data
-
-
-SUITED = {"variance": "uniform", "likelihood": "log-snr", "karras": "log-normal", "min_snr": "uniform"}
-
-
-def grid(sde, n=20_000):
-    """Times fine enough for a trapezoidal rule, whichever end the integrand grows at."""
-    fine = np.concatenate((np.linspace(0, 1, n), np.geomspace(1e-10, 1, n), 1 - np.geomspace(1e-10, 1, n)))
-    return torch.from_numpy(sde.t_min + (sde.t_max - sde.t_min) * np.unique(fine.clip(0, 1)))
-
-
-# --- weights
-
-
-@pytest.mark.parametrize("weighting", list(SUITED))
-@pytest.mark.parametrize("sde", FINITE)
-def test_weights_are_the_published_ones(sde, weighting):
-    t = times(sde, n=41)
-    omega = published_omega(weighting, sde, t)
-    close(losses.WEIGHTINGS[weighting]().omega(sde, t), omega, rtol=1e-7)
-    expected = omega / published_density(SUITED[weighting], sde, t)
-    terms = losses.DenoisingScoreMatching(weighting)(ss.ScoreModel(lambda x, t, cond: x, sde), normal(41, 2), t=t)
-    close(terms.weight, expected, rtol=1e-7)
-    close(terms.t, t, rtol=0)
-
-
-@pytest.mark.parametrize("sde", FINITE)
-def test_importance_weight_of_likelihood_is_constant(sde):
-    t = losses.UniformLogSNR().quantile(sde, torch.linspace(0.001, 0.999, 50, dtype=torch.float64))
-    terms = losses.DenoisingScoreMatching("likelihood")(ss.ScoreModel(lambda x, t, cond: x, sde), normal(50, 2), t=t)
-    ends = sde.log_snr(f64(sde.t_min, sde.t_max))
-    close(terms.weight, (ends[0] - ends[1]).expand(50), rtol=1e-10)
-
-
-def test_parameters_of_the_weightings():
-    sde, t = ss.VP(), f64(0.1, 0.3, 0.9)
-    close(losses.MinSNR(gamma=1.0).omega(sde, t) * (1 - 1e-5), torch.clamp(1 / snr(sde, t), max=1), rtol=1e-9)
-    karras = losses.Karras(sigma_data=2.0, mean=0.3, std=0.8)
-    expected = (1 + 1 / snr(sde, t) / 4) * losses.LogNormal(0.3, 0.8).density(sde, t)
-    close(karras.omega(sde, t), expected, rtol=1e-10)
-    assert (karras.times.mean, karras.times.std) == (0.3, 0.8)
 
 
 @pytest.mark.parametrize("shape", [(4, 3), (2, 2), (2, 1, 4, 4)])
@@ -145,9 +74,6 @@ def test_float32_loses_no_digits_at_small_t(prediction):
         wrong.square().mean(dim=1),
         rtol=1e-2 if named(prediction) in ("data", "denoiser") else 2e-5,
     )
-
-
-# --- minima
 
 
 @pytest.mark.parametrize("weighting", list(SUITED))
@@ -262,23 +188,6 @@ def test_nothing_is_infinite_where_no_signal_is_left():
         assert terms.value.tolist()[1] == 0  # eps is x there: nothing to learn about it
 
 
-# --- times
-
-
-@pytest.mark.parametrize("name", list(DENSITIES))
-@pytest.mark.parametrize("sde", [*FINITE, pytest.param(ss.ZeroTerminalSNR(ss.VP(), t_max=0.999), id="zero-snr-vp")])
-def test_density_integrates_to_one_and_quantile_inverts_its_integral(sde, name):
-    times, t = DENSITIES[name], grid(sde)
-    density = times.density(sde, t)
-    close(density, published_density(name, sde, t), rtol=1e-6)
-    cumulative = cumulative_trapezoid(density, t, initial=0)
-    assert cumulative[-1] == pytest.approx(1, abs=2e-5)
-    u = torch.linspace(0, 1, 101, dtype=torch.float64)
-    quantile = times.quantile(sde, u)
-    assert np.abs(np.interp(quantile, t, cumulative) - u.numpy()).max() < 2e-5
-    close(quantile[[0, -1]], f64(sde.t_min, sde.t_max), rtol=1e-9, atol=1e-12)
-
-
 @pytest.mark.parametrize("name", list(DENSITIES))
 @pytest.mark.parametrize("weighting", list(SUITED))
 @pytest.mark.parametrize("sde", MODERATE)
@@ -295,59 +204,6 @@ def test_every_density_of_times_estimates_the_same_objective(sde, weighting, nam
     assert float(value.std()) / n**0.5 < 0.1 * expected  # a bound on the error that the comparison allows
 
 
-def test_stratified_times_are_unbiased_and_vary_less():
-    sde, batch, repeats = ss.VP(t_min=0.02), 16, 300
-    mixture = ss.GaussianMixture(torch.zeros(1, 32), f64(0.6)[None])
-    model, x0, means = mixture.score_model(sde), mixture.sample(batch * repeats, generator=seeded()), {}
-    for stratified in (True, False):
-        loss, generator = losses.DenoisingScoreMatching("variance", stratified=stratified), seeded(1)
-        t = torch.cat([loss.draw_times(sde, batch, generator) for _ in range(repeats)])
-        means[stratified] = loss(model, x0, t=t, generator=generator).value.reshape(repeats, batch).mean(dim=1)
-    t = grid(sde)
-    kept = (sde.alpha(t) * 0.6) ** 2
-    expected = trapezoid(kept / (kept + sde.sigma(t) ** 2) / (1 - 0.02), t)
-    for stratified in (True, False):
-        within(means[stratified], expected)
-    assert float(means[True].var()) < 0.5 * float(means[False].var())
-
-
-@pytest.mark.parametrize("weighting", list(SUITED))
-@pytest.mark.parametrize("n", [1, 7, 64])
-def test_stratified_times_cover_every_stratum(weighting, n):
-    sde = ss.VP()
-    loss = losses.DenoisingScoreMatching(weighting)
-    drawn = [loss.draw_times(sde, n, seeded(seed)) for seed in range(5)]
-    edges = loss.times.quantile(sde, torch.linspace(0, 1, n + 1, dtype=torch.float64))
-    for t in drawn:
-        assert t.shape == (n,)
-        assert t.dtype == torch.float64
-        assert torch.equal(
-            torch.histc(torch.bucketize(t, edges[1:-1]).double(), n, 0, n - 1 or 1), torch.ones(n).double()
-        )
-    assert len({float(t[0]) for t in drawn}) == 5
-    # Each place of the batch sees every time, not its own stratum alone: its first time is uniform in probability.
-    places = torch.stack([loss.draw_times(sde, n, seeded(seed))[0] for seed in range(200)])
-    assert float((places < loss.times.quantile(sde, f64(0.5))).double().mean()) == pytest.approx(0.5, abs=0.12)
-
-
-def test_independent_times_leave_strata_empty():
-    t = losses.DenoisingScoreMatching(stratified=False).draw_times(ss.VP(), 1000, seeded())
-    assert len(torch.unique((t * 1000).long())) < 700  # 1 - 1/e of them on average
-
-
-# --- randomness, gradients, errors
-
-
-@pytest.mark.parametrize("stratified", [True, False])
-def test_terms_repeat_with_the_generator(stratified):
-    model, x0 = ss.ScoreModel(lambda x, label, cond: x, ss.VP()), normal(5, 3)
-    loss = losses.DenoisingScoreMatching("likelihood", stratified=stratified)
-    first, second, other = (loss(model, x0, generator=seeded(seed)) for seed in (1, 1, 2))
-    assert torch.equal(first.value, second.value)
-    assert torch.equal(first.t, second.t)
-    assert not bool((first.t == other.t).any())
-
-
 def test_gradient_is_that_of_the_value():
     sde, t, x0, eps = ss.VP(), f64(0.3, 0.6), normal(2, 3), normal(2, 3, seed=1)
     network = torch.nn.Linear(3, 3, bias=False, dtype=torch.float64)
@@ -357,40 +213,66 @@ def test_gradient_is_that_of_the_value():
     close(network.weight.grad, 2 * (network(x) - eps).detach().T @ x / 6)
 
 
-def test_own_weightings_and_densities():
-    class Cubic(losses.TimeDensity):
-        def quantile(self, sde, u):
-            return u ** (1 / 3)
-
-        def density(self, sde, t):
-            return 3 * t**2
-
-    class Half(losses.Weighting):
-        def omega(self, sde, t):
-            return torch.full_like(t, 0.5)
-
-    model, t = ss.ScoreModel(lambda x, label, cond: x, ss.VP()), f64(0.5, 0.9)
-    terms = losses.DenoisingScoreMatching(Half(), times=Cubic())(model, normal(2, 3), t=t)
-    close(terms.weight, 0.5 / (3 * t**2))
-    assert isinstance(losses.DenoisingScoreMatching(Half()).times, losses.UniformTime)
-    for base in (losses.Weighting().omega, losses.TimeDensity().quantile, losses.TimeDensity().density):
-        with pytest.raises(NotImplementedError, match="must define"):
-            base(ss.VP(), t)
+# --- the discrete objectives of the papers
 
 
-@pytest.mark.parametrize("name", ["log-snr", "log-normal"])
-@pytest.mark.parametrize("sde", [ss.ZeroTerminalSNR(ss.VP()), ss.Rectified(t_min=0.0), ss.Cosine(t_max=1.0)])
-def test_infinite_log_snr_is_refused_by_densities_over_it(sde, name):
-    with pytest.raises(ValueError, match=r"finite log-SNR .* raise t_min, lower t_max, or pass times=UniformTime"):
-        losses.DenoisingScoreMatching(times=DENSITIES[name]).draw_times(sde, 3)
-    assert losses.DenoisingScoreMatching().draw_times(sde, 3).shape == (3,)
+def probe(x, label, cond=None):
+    """A network that depends on the state and on the label."""
+    column = label.reshape(-1, *[1] * (x.ndim - 1))
+    return torch.tanh(x + column) - 0.3 * column
 
 
-def test_bad_arguments_are_refused():
-    loss, model = losses.DenoisingScoreMatching(), ss.ScoreModel(lambda x, label, cond: x, ss.VP())
+@pytest.mark.parametrize("shape", [(3,), (1, 2, 2)])
+def test_on_the_nodes_of_ddpm_it_is_l_simple(shape):
+    """2006.11239, eq. 14 (and algorithm 1): the plain mean over steps of ||eps - eps_theta(x_k, k)||^2, here over d."""
+    sde, loss = INSTANCES["ddpm"], losses.DenoisingScoreMatching("variance", losses.Nodes())
+    x0, eps = normal(1000, *shape), normal(1000, *shape, seed=1)
+    terms = loss(ss.ScoreModel(probe, sde), x0, noise=eps, generator=seeded())
+    k = np.rint(999 * terms.t.numpy()).astype(int)
+    assert sorted(k) == list(range(1000))
+    expected = []
+    for i, step in enumerate(k):
+        x = math.sqrt(DDPM[step]) * x0[i] + math.sqrt(1 - DDPM[step]) * eps[i]
+        output = probe(x[None], f64(step / 999)[None])[0]
+        expected.append(float((eps[i] - output).square().mean()))
+    close(terms.value, torch.tensor(expected, dtype=torch.float64), rtol=1e-9)
+    close(terms.weight, torch.ones(1000, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("shape", [(3,), (1, 2, 2)])
+@pytest.mark.parametrize("prediction", ["score", "noise"])
+def test_on_the_nodes_of_ncsn_half_the_sum_is_its_objective(prediction, shape):
+    """1907.05600: ell(sigma) = 1/2 E ||s(x~, sigma) + (x~ - x)/sigma^2||^2 (eq. 5), mean_i sigma_i^2 ell(sigma_i)."""
+    sde, n = INSTANCES["ncsn"], len(NCSN)
+    x, eps, sigmas = normal(n, *shape), normal(n, *shape, seed=1), torch.from_numpy(NCSN)
+    model = ss.ScoreModel(probe, sde, prediction)
+    loss = losses.DenoisingScoreMatching("variance", losses.Nodes(), reduction="half_sum")
+    terms = loss(model, x, noise=eps, generator=seeded())
+    i = torch.from_numpy(np.rint(99 * terms.t.numpy()).astype(int))
+    assert torch.equal(i.sort().values, torch.arange(n))
+    objective = 0.0
+    for row, level in enumerate(sigmas[i]):
+        noisy = x[row] + level * eps[row]
+        output = probe(noisy[None], terms.t[row : row + 1])[0]
+        score = output if prediction == "score" else -output / level
+        objective += level**2 * 0.5 * (score + (noisy - x[row]) / level**2).square().sum() / n
+    close(terms.value.mean(), objective, rtol=1e-9)
+
+
+@pytest.mark.parametrize("weighting", list(SUITED))
+@pytest.mark.parametrize("shape", [(5, 3), (2, 1, 4, 4)])
+def test_half_sum_is_half_of_the_dimensions_times_the_mean(shape, weighting):
+    model, x0, t = ss.ScoreModel(probe, ss.VP(), "v"), normal(*shape), torch.linspace(0.1, 0.9, shape[0])
+    mean, half_sum = (
+        losses.DenoisingScoreMatching(weighting, reduction=r)(model, x0, t=t, noise=normal(*shape, seed=1))
+        for r in ("mean", "half_sum")
+    )
+    close(half_sum.value, x0[0].numel() / 2 * mean.value)
+    close(half_sum.weight, mean.weight)
+
+
+def test_unknown_arguments_are_refused():
     with pytest.raises(ValueError, match="variance, likelihood, karras, min_snr expected; got 'snr'"):
         losses.DenoisingScoreMatching("snr")
-    with pytest.raises(ValueError, match=r"\(3,\)"):
-        loss(model, normal(4, 2), t=f64(0.1, 0.2, 0.3))
-    with pytest.raises(ValueError, match=r"\(1, 2\)"):
-        loss(model, normal(4, 2), noise=normal(1, 2))
+    with pytest.raises(ValueError, match="'mean' or 'half_sum' expected; got 'sum'"):
+        losses.DenoisingScoreMatching(reduction="sum")

@@ -1,0 +1,46 @@
+r"""Training objectives for any SDE and any prediction type.
+
+Each is an integral over time of a loss of the model at perturbed states, per dimension,
+
+    L = \int omega(t) E ell(x_t, t) dt,        x_t = alpha x_0 + sigma eps,
+
+estimated without bias by drawing t from a density q (`losses.times`) and weighting each sample with omega(t) / q(t)
+(`losses.weightings`). With eps_hat the noise that the model believes in (its score is -eps_hat/sigma):
+
+| class                    | ell                                                        | source                      |
+| ------------------------ | ---------------------------------------------------------- | --------------------------- |
+| `DenoisingScoreMatching` | ||eps_hat - eps||^2 / d                                    | Vincent 2011; 2011.13456    |
+| `ImplicitScoreMatching`  | (||eps_hat||^2 - 2 sigma tr(d eps_hat/dx)) / d             | Hyvarinen 2005; 1905.07088  |
+| `SlicedScoreMatching`    | the same along random directions                           | 1905.07088                  |
+| `Hybrid`                 | the first, and the evidence bound for a learned variance   | 2102.09672                  |
+
+The first three differ by constants; the exact score is the minimiser of each.
+"""
+
+from scoresde.losses.denoising import DenoisingScoreMatching
+from scoresde.losses.hybrid import Hybrid, bin_log_prob
+from scoresde.losses.implicit import ImplicitScoreMatching, SlicedScoreMatching
+from scoresde.losses.objective import LossTerms, Objective
+from scoresde.losses.times import LogNormal, Nodes, TimeDensity, UniformLogSNR, UniformTime
+from scoresde.losses.weightings import WEIGHTINGS, Karras, Likelihood, MinSNR, Variance, Weighting
+
+__all__ = [
+    "WEIGHTINGS",
+    "DenoisingScoreMatching",
+    "Hybrid",
+    "ImplicitScoreMatching",
+    "Karras",
+    "Likelihood",
+    "LogNormal",
+    "LossTerms",
+    "MinSNR",
+    "Nodes",
+    "Objective",
+    "SlicedScoreMatching",
+    "TimeDensity",
+    "UniformLogSNR",
+    "UniformTime",
+    "Variance",
+    "Weighting",
+    "bin_log_prob",
+]

@@ -1,0 +1,109 @@
+r"""Implicit and sliced score matching: the score of p_t from draws of x_t alone, without the noise in them.
+
+Integration by parts turns the Fisher divergence into tr(ds/dx) + |s|^2/2 (Hyvarinen 2005; 1905.07088, eq. 2-4). Of the
+noise eps_hat = -sigma s that a model believes in, per dimension and with the weights of denoising score matching,
+
+    L = \int omega(t) E[ ||eps_hat||^2 - 2 sigma tr(d eps_hat/dx) ] / d  dt = L_denoising - \int omega(t) dt,
+
+omega sigma^2 (2/d) times the first formula: by Stein's identity E[eps . eps_hat] = sigma E tr(d eps_hat/dx), so that
+the objectives differ by a constant of the weighting alone (the mean of `LossTerms.weight`), whatever the model.
+
+Along random directions v with E[v v^T] = I (sliced score matching),
+
+    tr(ds/dx) + |s|^2/2  =  E[ v^T (ds/dx) v ] + |s|^2/2  =  E[ v^T (ds/dx) v + (v^T s)^2/2 ],
+
+the first with the norm in closed form (SSM-VR, 1905.07088, eq. 8), the second as originally stated (eq. 7).
+Both differentiate the network twice: where a denoising objective is possible it is cheaper and varies less.
+"""
+
+import torch
+from torch import Tensor
+
+from scoresde.divergence import ExactTrace, Field, Hutchinson, Trace, quadratic_forms
+from scoresde.losses.objective import Objective
+from scoresde.losses.times import TimeDensity
+from scoresde.losses.weightings import Weighting
+from scoresde.protocols import Condition
+from scoresde.score import ScoreModel
+from scoresde.tensors import Noise, dimensions, sum_dims
+
+
+class ImplicitScoreMatching(Objective):
+    """The implicit score-matching loss of the module's second formula.
+
+    In expectation a term is that of `DenoisingScoreMatching` less its weight: negative, for a good model.
+
+    Args:
+        weighting, times, stratified: see `Objective`.
+        trace: `ExactTrace()` by default, a vector-Jacobian product per dimension, all of them kept for the backward
+            pass: for small states. `Hutchinson(probes)` makes it sliced score matching with reduced variance.
+    """
+
+    def __init__(
+        self,
+        weighting: str | Weighting = "variance",
+        times: TimeDensity | None = None,
+        trace: Trace | None = None,
+        stratified: bool = True,
+    ):
+        super().__init__(weighting, times, stratified)
+        self.trace = trace or ExactTrace()
+
+    def value(
+        self,
+        model: ScoreModel,
+        x0: Tensor,
+        t: Tensor,
+        noise: Tensor,
+        weight: Tensor,
+        cond: Condition = None,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        x = model.sde.perturb(x0, t, noise)
+        stream = Noise(x.shape, generator, device=x.device, dtype=x.dtype)
+        square, trace = self._estimate(lambda y: model.predict(y, t, cond).noise, x, stream)
+        weight, sigma = weight.to(square), model.sde.sigma(t).to(square)
+        return (weight * (square - 2 * sigma * trace) / dimensions(x)).to(x)
+
+    def _estimate(self, field: Field, x: Tensor, stream: Noise) -> tuple[Tensor, Tensor]:
+        """||v||^2 and tr(dv/dx) of the field v at x, or unbiased estimates of them: float64 (B,)."""
+        value, traces = self.trace.bind(stream, differentiable=True)(field, x)
+        return sum_dims(value.square()), traces.mean(dim=1)
+
+
+class SlicedScoreMatching(ImplicitScoreMatching):
+    """Sliced score matching (1905.07088, eq. 7 and 8).
+
+    Args:
+        projections: random directions of each sample, a backward pass each.
+        distribution: "gaussian" or "rademacher" (the smaller variance), both with E[v v^T] = I.
+        variance_reduction: |s|^2 in closed form (eq. 8) instead of its estimate (v^T s)^2 (eq. 7).
+        weighting, times, stratified: see `Objective`.
+
+    Raises:
+        ValueError: fewer than one projection, or an unknown distribution.
+    """
+
+    def __init__(
+        self,
+        projections: int = 1,
+        distribution: str = "gaussian",
+        variance_reduction: bool = True,
+        weighting: str | Weighting = "variance",
+        times: TimeDensity | None = None,
+        stratified: bool = True,
+    ):
+        if projections < 1:
+            raise ValueError(f"one projection or more expected; got projections={projections}")
+        directions = Hutchinson(projections, distribution)
+        super().__init__(weighting, times, directions, stratified)
+        self.directions, self.variance_reduction = directions, variance_reduction
+        self.projections, self.distribution = projections, distribution
+
+    def _estimate(self, field: Field, x: Tensor, stream: Noise) -> tuple[Tensor, Tensor]:
+        if self.variance_reduction:
+            return super()._estimate(field, x, stream)
+        directions = self.directions.draw(stream)
+        value, traces = quadratic_forms(field, x, directions, differentiable=True)
+        projected = torch.stack([sum_dims(value * v) for v in directions], dim=1)
+        return projected.square().mean(dim=1), traces.mean(dim=1)

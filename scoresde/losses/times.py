@@ -1,0 +1,145 @@
+"""Densities of training times, by their quantile functions: t = quantile(u) for uniform u.
+
+| class           | density q(t)                                    | for                                              |
+| --------------- | ----------------------------------------------- | ------------------------------------------------ |
+| `UniformTime`   | 1 / (t_max - t_min)                             | 2011.13456, section 3                            |
+| `UniformLogSNR` | proportional to g^2/sigma^2 = -(log SNR)'       | 2101.09258, section 5, for every SDE             |
+| `LogNormal`     | log(sigma/alpha) normal                         | 2206.00364, table 1                              |
+| `Nodes`         | equal probabilities of N given times            | 2006.11239, eq. 14 (DDPM); 1907.05600, eq. 6     |
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from scoresde.sdes import SDE
+from scoresde.tensors import float64
+
+
+class TimeDensity:
+    """A density of training times on [t_min, t_max], by its quantile function."""
+
+    def quantile(self, sde: SDE, u: Tensor) -> Tensor:
+        """The time below which a fraction u of the density lies; u and t float64 (B,)."""
+        raise NotImplementedError(f"{type(self).__name__} must define quantile(sde, u)")
+
+    def density(self, sde: SDE, t: Tensor) -> Tensor:
+        """The density at t, integrating to 1 over [t_min, t_max]."""
+        raise NotImplementedError(f"{type(self).__name__} must define density(sde, t)")
+
+
+class UniformTime(TimeDensity):
+    """t uniform on [t_min, t_max]."""
+
+    def quantile(self, sde: SDE, u: Tensor) -> Tensor:
+        return torch.lerp(torch.full_like(u, sde.t_min), torch.full_like(u, sde.t_max), u)
+
+    def density(self, sde: SDE, t: Tensor) -> Tensor:
+        return torch.full_like(t, 1 / (sde.t_max - sde.t_min))
+
+
+class Nodes(UniformTime):
+    r"""t uniform over N nodes t_0 < ... < t_(N-1): the discrete-time objectives.
+
+    The integral over time becomes a sum, \int h(t) dt -> (t_max - t_min)/N sum_k h(t_k): `density` is that of
+    `UniformTime`, so that under the weighting "variance" every term has weight 1 and the objective is the plain mean
+    over nodes. `DenoisingScoreMatching("variance", Nodes())` is then
+
+    - DDPM's L_simple (2006.11239, eq. 14) on `Tabulated.from_alphas_cumprod`, divided by the number of dimensions;
+    - NCSN's objective with lambda = sigma^2 (1907.05600, eq. 5 and 6) on `Tabulated.from_sigmas`, times 2/d; with
+      reduction="half_sum" it is that objective itself.
+
+    Args:
+        steps: N equally spaced times from t_min to t_max, for any SDE; the nodes of a `Tabulated` path if not given.
+
+    Raises:
+        ValueError: fewer than two steps. Of its methods: an SDE without nodes where no steps are given.
+    """
+
+    def __init__(self, steps: int | None = None):
+        if steps is not None and steps < 2:
+            raise ValueError(f"two steps or more expected; got steps={steps}")
+        self.steps = steps
+
+    def nodes(self, sde: SDE) -> Tensor:
+        """The times, increasing, float64 (N,), on the CPU."""
+        if self.steps is not None:
+            return torch.linspace(sde.t_min, sde.t_max, self.steps, dtype=torch.float64)
+        table = getattr(sde, "nodes", None)
+        if table is None:
+            raise ValueError(
+                f"an SDE with nodes (Tabulated) expected where no steps are given; {type(sde).__name__} has none: "
+                "pass Nodes(steps=1000) for equally spaced times"
+            )
+        return table
+
+    def quantile(self, sde: SDE, u: Tensor) -> Tensor:
+        nodes = self.nodes(sde)
+        return nodes[(u.cpu() * len(nodes)).long().clamp(max=len(nodes) - 1)].to(u)
+
+    def index(self, sde: SDE, t: Tensor) -> Tensor:
+        """The number k of each time t (B,) among the nodes, integers (B,), on the CPU.
+
+        Raises:
+            ValueError: a time that is no node, by more than 1e-6 of the range.
+        """
+        nodes, t = self.nodes(sde), float64(t).detach().cpu()
+        index = torch.bucketize(t.contiguous(), (nodes[1:] + nodes[:-1]) / 2)
+        distance = (t - nodes[index]).abs()
+        if bool((distance > 1e-6 * (sde.t_max - sde.t_min)).any()):
+            off = float(t[distance.argmax()])
+            raise ValueError(f"times among the {len(nodes)} nodes expected; got t={off:g}: draw them with `draw_times`")
+        return index
+
+
+def _log_snr_range(sde: SDE) -> tuple[Tensor, Tensor]:
+    """Log-SNR at t_min and at t_max."""
+    ends = sde.log_snr(torch.tensor([sde.t_min, sde.t_max], dtype=torch.float64))
+    if not bool(torch.isfinite(ends).all()):
+        raise ValueError(
+            f"a finite log-SNR at t_min and t_max expected to draw times by log-SNR; {type(sde).__name__} has "
+            f"{ends.tolist()}: raise t_min, lower t_max, or pass times=UniformTime()"
+        )
+    return ends[0], ends[1]
+
+
+def log_snr_slope(sde: SDE, t: Tensor) -> Tensor:
+    """-(log SNR)' = g^2/sigma^2."""
+    return (sde.diffusion(t) / sde.sigma(t)).square()
+
+
+class UniformLogSNR(TimeDensity):
+    """log-SNR uniform between its values at t_min and t_max: density proportional to g^2/sigma^2."""
+
+    def quantile(self, sde: SDE, u: Tensor) -> Tensor:
+        clean, noisy = _log_snr_range(sde)
+        return sde.time(clean + u * (noisy - clean))
+
+    def density(self, sde: SDE, t: Tensor) -> Tensor:
+        clean, noisy = _log_snr_range(sde)
+        return log_snr_slope(sde, t) / (clean - noisy)
+
+
+class LogNormal(TimeDensity):
+    """log(sigma/alpha) ~ N(mean, std^2), restricted to the range of the SDE (2206.00364, table 1: -1.2 and 1.2)."""
+
+    def __init__(self, mean: float = -1.2, std: float = 1.2):
+        self.mean, self.std = float(mean), float(std)
+
+    def _tails(self, sde: SDE) -> tuple[Tensor, Tensor]:
+        """The normal's cumulative probability at t_min and t_max."""
+        clean, noisy = _log_snr_range(sde)
+        return torch.special.ndtr(self._standard(clean)), torch.special.ndtr(self._standard(noisy))
+
+    def _standard(self, log_snr: Tensor) -> Tensor:
+        return (-0.5 * log_snr - self.mean) / self.std
+
+    def quantile(self, sde: SDE, u: Tensor) -> Tensor:
+        low, high = self._tails(sde)
+        return sde.time(-2 * (self.mean + self.std * torch.special.ndtri(low + u * (high - low))))
+
+    def density(self, sde: SDE, t: Tensor) -> Tensor:
+        low, high = self._tails(sde)
+        normal = torch.exp(-0.5 * self._standard(sde.log_snr(t)).square()) / (self.std * math.sqrt(2 * math.pi))
+        return normal * 0.5 * log_snr_slope(sde, t) / (high - low)

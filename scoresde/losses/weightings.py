@@ -1,0 +1,85 @@
+"""Weights in time of an objective, and the density of times that suits each.
+
+In terms of the error of the noise (that of the score is 1/sigma^2 of it, that of the data sigma^2/alpha^2 of it):
+
+| name         | omega(t)                                                | drawn from        | source             |
+| ------------ | ------------------------------------------------------- | ----------------- | ------------------ |
+| "variance"   | 1 / (t_max - t_min): lambda = sigma^2                   | uniform t         | 2011.13456, sec. 3 |
+| "likelihood" | g^2/sigma^2: lambda = g^2. L d/2 bounds -log p in nats  | uniform log-SNR   | 2101.09258, eq. 7  |
+| "karras"     | (s^2 + sigma_data^2)/sigma_data^2 N(log s), s=sigma/alpha| log-normal s     | 2206.00364, tab. 1 |
+| "min_snr"    | min(1, gamma/SNR) / (t_max - t_min)                     | uniform t         | 2303.09556, eq. 8  |
+
+Since g^2/sigma^2 = -(log SNR)', drawing t uniformly in log-SNR makes the importance weight of "likelihood" constant:
+the draw of 2101.09258 (section 5) has a closed form for every SDE.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from scoresde.losses.times import LogNormal, TimeDensity, UniformLogSNR, UniformTime, log_snr_slope
+from scoresde.sdes import SDE
+
+
+class Weighting:
+    """omega(t), the weight in time of the squared error of the predicted noise; `times` is the density it suits."""
+
+    times: TimeDensity = UniformTime()
+
+    def omega(self, sde: SDE, t: Tensor) -> Tensor:
+        """The weight at float64 t (B,), per unit of time."""
+        raise NotImplementedError(f"{type(self).__name__} must define omega(sde, t)")
+
+
+class Variance(Weighting):
+    """lambda = sigma^2 on the score: every noise level's error of the noise counts the same (2011.13456, sec. 3)."""
+
+    def omega(self, sde: SDE, t: Tensor) -> Tensor:
+        return UniformTime().density(sde, t)
+
+
+class Likelihood(Weighting):
+    """lambda = g^2 on the score: L d/2 plus a constant bounds the negative log-likelihood (2101.09258, theorem 1)."""
+
+    times = UniformLogSNR()
+
+    def omega(self, sde: SDE, t: Tensor) -> Tensor:
+        return log_snr_slope(sde, t)
+
+
+class Karras(Weighting):
+    """EDM's: unit weight on the network's own error, log-normal noise levels (2206.00364, table 1)."""
+
+    def __init__(self, sigma_data: float = 0.5, mean: float = -1.2, std: float = 1.2):
+        self.sigma_data, self.times = float(sigma_data), LogNormal(mean, std)
+
+    def omega(self, sde: SDE, t: Tensor) -> Tensor:
+        ratio = torch.exp(-0.5 * sde.log_snr(t))
+        return (1 + (ratio / self.sigma_data).square()) * self.times.density(sde, t)
+
+
+class MinSNR(Weighting):
+    """min(SNR, gamma) on the error of the data (2303.09556, eq. 8; gamma = 5)."""
+
+    def __init__(self, gamma: float = 5.0):
+        self.gamma = float(gamma)
+
+    def omega(self, sde: SDE, t: Tensor) -> Tensor:
+        return torch.exp(math.log(self.gamma) - sde.log_snr(t)).clamp(max=1) * UniformTime().density(sde, t)
+
+
+WEIGHTINGS = {"variance": Variance, "likelihood": Likelihood, "karras": Karras, "min_snr": MinSNR}
+
+
+def resolve(weighting: str | Weighting) -> Weighting:
+    """The weighting of that name, or the instance given.
+
+    Raises:
+        ValueError: an unknown name.
+    """
+    if not isinstance(weighting, str):
+        return weighting
+    if weighting not in WEIGHTINGS:
+        raise ValueError(f"weighting among {', '.join(WEIGHTINGS)} expected; got {weighting!r}")
+    return WEIGHTINGS[weighting]()
