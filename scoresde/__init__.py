@@ -7,18 +7,33 @@ samples = ss.samplers.PredictorCorrector(ss.samplers.ReverseDiffusion())(model, 
 nats = ss.log_prob(model, samples).value
 """
 
-from scoresde import data, losses, networks, predictions, samplers, solvers
+from scoresde import convert, data, losses, networks, predictions, samplers, solvers
 from scoresde.analytic import GaussianMixture
 from scoresde.build import Run, load
 from scoresde.dequantization import Uniform
 from scoresde.divergence import ExactTrace, Hutchinson
 from scoresde.likelihood import BitsPerDim, LogProb, bits_per_dim, decode, encode, log_prob
 from scoresde.score import ScoreModel, Views
-from scoresde.sdes import SDE, VE, VP, Cosine, Karras, Rectified, ReverseSDE, SubVP, Tabulated, ZeroTerminalSNR
+from scoresde.sdes import (
+    DDPM,
+    NCSN,
+    SDE,
+    VE,
+    VP,
+    Cosine,
+    Karras,
+    Rectified,
+    ReverseSDE,
+    SubVP,
+    Tabulated,
+    ZeroTerminalSNR,
+)
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "DDPM",
+    "NCSN",
     "SDE",
     "VE",
     "VP",
@@ -39,6 +54,7 @@ __all__ = [
     "Views",
     "ZeroTerminalSNR",
     "bits_per_dim",
+    "convert",
     "data",
     "decode",
     "encode",

@@ -6,7 +6,7 @@ names further packages in `trust`.
 """
 
 import pkgutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from typing import Any
 import hydra
 import torch
 from omegaconf import DictConfig, ListConfig, OmegaConf
+from torch import Tensor
 
 from scoresde.likelihood import Transform
 from scoresde.score import ScoreModel
@@ -52,13 +53,34 @@ def instantiate(config: Any, trust: Sequence[str] = (), **arguments: Any) -> Any
         return hydra.utils.instantiate(config, _convert_="all", **arguments)
     except hydra.errors.InstantiationException as error:
         cause = error.__cause__ or error
-        raise ValueError(f"cannot build {config.get('_target_', config)}: {cause}") from error
+        target = config.get("_target_")
+        raise ValueError(f"cannot build {target}: {cause}" if target else str(cause)) from error
 
 
 def build_model(config: DictConfig, trust: Sequence[str] = ()) -> ScoreModel:
     """The score model of a run's configuration: its network, SDE and prediction type, untrained."""
     network, sde = instantiate(config.network, trust), instantiate(config.sde, trust)
-    return ScoreModel(network, sde, instantiate(config.prediction, trust))
+    prediction, learned = instantiate(config.prediction, trust), bool(config.get("learned_variance", False))
+    return ScoreModel(network, sde, prediction, learned)
+
+
+def assemble(config: Mapping[str, Any], state: Mapping[str, Tensor], path: str | Path) -> Run:
+    """A run that was not trained here, of a configuration and the weights of its network.
+
+    Args:
+        config: as a run's configuration, at least `sde`, `prediction`, `network` and `data`.
+        state: the network's state dict.
+        path: where it comes from.
+
+    Raises:
+        ValueError: weights that do not fit the configuration.
+    """
+    tree = OmegaConf.create(dict(config))
+    model = build_model(tree)
+    weights = {f"network.{name}": value for name, value in state.items()}
+    _check_shapes(model, weights, Path(path))
+    model.load_state_dict(weights)
+    return Run(model.eval(), instantiate(tree.data.transform), tree, Path(path))
 
 
 def load(path: str | Path, weights: str = "ema", trust: Sequence[str] = (), device: str = "cpu") -> Run:
@@ -102,7 +124,13 @@ def read_config(path: Path) -> DictConfig:
     return config
 
 
-def _check_shapes(model: torch.nn.Module, state: dict[str, torch.Tensor], source: Path) -> None:
+def write_config(config: DictConfig, path: Path) -> None:
+    """Write a configuration, its interpolations resolved."""
+    text = OmegaConf.to_yaml(OmegaConf.create(OmegaConf.to_container(config, resolve=True)))
+    checkpoint.replace_atomically(path, lambda file: file.write_text(text))
+
+
+def _check_shapes(model: torch.nn.Module, state: dict[str, Tensor], source: Path) -> None:
     """Name the first difference between a model and a state dict."""
     for name, tensor in model.state_dict().items():
         if name not in state or state[name].shape != tensor.shape:

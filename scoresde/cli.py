@@ -1,4 +1,4 @@
-"""The command line: `scoresde train | sample | bpd`, each a Hydra application.
+"""The command line: `scoresde train | sample | bpd | convert`, each a Hydra application.
 
 Overrides follow the verb (`scoresde train experiment=digits trainer.steps=100`), `--multirun` sweeps, and `--help`
 shows what can be set. Wrong input ends in one line on stderr and exit code 2; an interrupted training in exit code 130;
@@ -8,7 +8,7 @@ set HYDRA_FULL_ERROR=1 for the traceback.
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from scoresde import build, plots
+from scoresde.convert import diffusers, edm, save_run, score_sde
 from scoresde.evaluation.likelihood import append_metrics, evaluate_likelihood
 from scoresde.score import ScoreModel
 from scoresde.training.checkpoint import replace_atomically
@@ -46,7 +47,8 @@ def train(config: DictConfig) -> None:
     model = build.build_model(config, config.trust)
     optimizer = build.instantiate(config.optimizer, config.trust)
     trainer = build.instantiate(config.trainer, config.trust, optimizer=optimizer)
-    data = build.instantiate(config.data, config.trust)
+    used = ("train", "transform", "dequantization", "training")
+    data = {part: build.instantiate(config.data.get(part), config.trust) for part in used}
     loss, sampler = (build.instantiate(part, config.trust) for part in (config.loss, config.sampler))
     record_config(config, run)
 
@@ -56,9 +58,9 @@ def train(config: DictConfig) -> None:
 
     parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
     say({"run": run, "parameters": f"{parameters:,}", "samples": len(data["train"]), "steps": trainer.steps})
-    started = time.perf_counter()
+    started, seen = time.perf_counter(), data["training"] or data  # some are trained on other values than measured
     trainer.fit(
-        model, loss, data["train"], run, data["transform"], data["dequantization"], preview, sys.stderr.isatty()
+        model, loss, data["train"], run, seen["transform"], seen["dequantization"], preview, sys.stderr.isatty()
     )
     say({"trained": f"{time.perf_counter() - started:.0f} s", "checkpoint": run / CHECKPOINT})
 
@@ -90,9 +92,10 @@ def sample(config: DictConfig) -> None:
 def bpd(config: DictConfig) -> None:
     """The likelihood of a run on a split of its data."""
     run = build.load(config.run, config.weights, config.trust, config.device)
-    if config.split not in ("train", "validation", "test"):
-        raise ValueError(f"split 'train', 'validation' or 'test' expected; got {config.split!r}")
-    dataset = build.instantiate(run.config.data[config.split], config.trust)
+    split = choice("split", config.split, ("train", "validation", "test"))
+    if (node := run.config.data[split]) is None:
+        raise ValueError(f"{run.path} names no {split} data: set data.{split} in its {build.CONFIG}")
+    dataset = build.instantiate(node, config.trust)
     options = build.instantiate(config.likelihood, config.trust)
     dequantization = build.instantiate(run.config.data.dequantization, config.trust)
     started = time.perf_counter()
@@ -112,6 +115,37 @@ def bpd(config: DictConfig) -> None:
     stderr = "" if result.stderr is None else f" +- {result.stderr:.4f} (standard error over {row['n']} samples)"
     figure = f"{result.mean:.4f}{stderr}"
     say({f"{config.split} {result.unit}": figure, **result.conventions, "seconds": row["seconds"], "metrics": metrics})
+
+
+def convert(config: DictConfig) -> None:
+    """Make a run of another project's checkpoint."""
+    run = Path(config.run or Path("runs") / Path(config.path).stem)
+    converted, averaged = CONVERTERS[choice("source", config.source, CONVERTERS)](config.path, config.config)
+    if config.get("data") is not None:
+        converted.config.data = config.data
+    save_run(converted, run, averaged)
+    parameters = sum(p.numel() for p in converted.model.parameters() if p.requires_grad)
+    say({"run": run, "parameters": f"{parameters:,}", "weights": "raw, ema" if averaged else "raw"})
+
+
+def convert_score_sde(path: str, config: str | None) -> tuple[build.Run, dict[str, torch.Tensor]]:
+    """The run of a score_sde checkpoint with its raw weights, and the averages."""
+    averages = score_sde(path, config, weights="ema").model
+    return score_sde(path, config, weights="raw"), dict(averages.named_parameters())
+
+
+CONVERTERS: dict[str, Callable[..., tuple[build.Run, dict[str, torch.Tensor] | None]]] = {
+    "score_sde": convert_score_sde,
+    "edm": lambda path, config: (edm(path, config), None),
+    "diffusers": lambda path, config: (diffusers(path), None),
+}
+
+
+def choice(name: str, value: str, known: Collection[str]) -> str:
+    """The value, one of the known ones."""
+    if value not in known:
+        raise ValueError(f"{name} among {', '.join(known)} expected; got {value!r}")
+    return value
 
 
 def run_directory(config: DictConfig) -> Path:
@@ -143,8 +177,7 @@ def record_config(config: DictConfig, run: Path) -> None:
             raise ValueError(
                 f"{run} holds a run of another configuration ({changed[0]}); choose another one with run=..."
             )
-    text = OmegaConf.to_yaml(OmegaConf.create(resolved))
-    replace_atomically(path, lambda file: file.write_text(text))
+    build.write_config(config, path)
 
 
 def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
@@ -174,7 +207,7 @@ def say(rows: dict[str, Any]) -> None:
         print(f"{key:<{width}}  {value}", flush=True)
 
 
-VERBS: dict[str, Callable[[DictConfig], None]] = {"train": train, "sample": sample, "bpd": bpd}
+VERBS: dict[str, Callable[[DictConfig], None]] = {"train": train, "sample": sample, "bpd": bpd, "convert": convert}
 
 # What wrong input and failed solves raise; anything else is a defect of the library, and has its traceback.
 EXPECTED = (ValueError, TypeError, OSError, RuntimeError, HydraException, OmegaConfBaseException)

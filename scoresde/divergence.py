@@ -86,11 +86,14 @@ class ExactTrace:
             size = dimensions(x)
             basis = torch.eye(size, dtype=value.dtype, device=value.device).reshape(size, 1, *x.shape[1:])
             trace = torch.zeros(x.shape[0], 1, dtype=torch.float64, device=x.device)
+
+            def product(row: Tensor) -> Tensor:
+                cotangent = row.expand(x.shape)
+                return torch.autograd.grad(value, x, cotangent, retain_graph=True, create_graph=differentiable)[0]
+
             for rows in basis.split(self.chunk):
-                cotangents = rows.expand(len(rows), *x.shape)
-                (products,) = torch.autograd.grad(
-                    value, x, cotangents, retain_graph=True, create_graph=differentiable, is_grads_batched=True
-                )
+                # "same": dropout that a checkpoint draws again is the one of the forward pass, in every row.
+                products = torch.func.vmap(product, randomness="same")(rows)
                 trace = trace + sum_dims((products * rows).transpose(0, 1))[:, None]
             return value if differentiable else value.detach(), trace
 

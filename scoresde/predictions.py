@@ -14,6 +14,7 @@ is affine in (x, F):
 | `Noise`    | 0                                | 1                      | alpha            | 2006.11239, eq. 14 |
 | `Data`     | 1                                | 0                      | -sigma           | 2202.00512         |
 | `Score`    | 0                                | -1/sigma               | -alpha/sigma     | 2011.13456, eq. 7  |
+| `SigmaScore` | as `Score`, its label sigma    |                        |                  | 2011.13456, app. H |
 | `Velocity` | alpha'                           | sigma'                 | alpha g^2/2sigma | 2210.02747         |
 | `V`        | -sigma                           | alpha                  | alpha^2+sigma^2  | 2202.00512, app. D |
 | `Karras`   | sigma / (sigma_data n)           | -alpha sigma_data / n  | -n / sigma_data  | 2206.00364, eq. 7  |
@@ -72,6 +73,13 @@ class Score(Prediction):
 
     def target(self, sde: SDE, t: Tensor) -> tuple[Tensor, Tensor]:
         return torch.zeros_like(t), -1 / sde.sigma(t)
+
+
+class SigmaScore(Score):
+    """F = -eps / sigma, the noise label being sigma, by which the network divides (NCSN++, 2011.13456, appendix H)."""
+
+    def c_noise(self, sde: SDE, t: Tensor) -> Tensor:
+        return sde.sigma(t)
 
 
 class Velocity(Prediction):
@@ -182,7 +190,15 @@ class Discrete(Prediction):
         return torch.lerp(self.labels[below], self.labels[below + 1], position - below).to(t.device)
 
 
-NAMES = {"noise": Noise, "data": Data, "velocity": Velocity, "v": V, "score": Score, "karras": Karras}
+NAMES = {
+    "noise": Noise,
+    "data": Data,
+    "velocity": Velocity,
+    "v": V,
+    "score": Score,
+    "sigma_score": SigmaScore,
+    "karras": Karras,
+}
 
 
 def resolve(prediction: str | Prediction) -> Prediction:

@@ -142,8 +142,8 @@ class ScoreModel(ViewMethods, nn.Module):
         """One network evaluation at x (B, *) and t () or (B,), and every view of it.
 
         Raises:
-            ValueError: t of another shape, or a network output of another shape than that of the state (twice its channels with a
-                learned variance).
+            ValueError: t of another shape, or a network output of another shape than that of the state (twice its
+                channels with a learned variance).
         """
         t = float64(t)
         scaled = broadcast(self.prediction.c_in(self.sde, t), x) * x

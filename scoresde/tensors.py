@@ -15,9 +15,9 @@ from torch import Tensor
 
 
 def float64(values: Tensor | float | Sequence[float]) -> Tensor:
-    """The values in float64, on the CPU where their device has no float64 (MPS)."""
+    """The values in float64, on the CPU if they are numbers, or where their device has no float64 (MPS)."""
     if not isinstance(values, Tensor):
-        return torch.as_tensor(values, dtype=torch.float64)
+        return torch.as_tensor(values, dtype=torch.float64, device="cpu")
     if values.device.type == "mps":
         values = values.cpu()
     return values.double()

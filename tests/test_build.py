@@ -1,6 +1,7 @@
 """Building from configurations: every one of ours works, none reaches out, and a run comes back from its directory."""
 
 import functools
+import pkgutil
 
 import hydra
 import pytest
@@ -12,18 +13,20 @@ from torch.optim import Optimizer
 import scoresde as ss
 from scoresde import build
 from scoresde.cli import config_directory
-from scoresde.losses import DenoisingScoreMatching
+from scoresde.losses import Objective
+from scoresde.networks import DiT, UNet
 from scoresde.predictions import Prediction
 from scoresde.samplers.base import Sampler
 from scoresde.training import Trainer, checkpoint
 from scoresde.training.trainer import CHECKPOINT
+from tests.data.test_images import stand_ins
 
 CONF = config_directory()
 KINDS = {
     "sde": ss.SDE,
     "prediction": Prediction,
     "network": nn.Module,
-    "loss": DenoisingScoreMatching,
+    "loss": Objective,
     "sampler": Sampler,
     "optimizer": functools.partial,
     "trainer": Trainer,
@@ -32,6 +35,16 @@ KINDS = {
 }
 OPTIONS = [(path.parent.name, path.stem) for path in sorted(CONF.glob("*/*.yaml")) if path.parent.name != "experiment"]
 EXPERIMENTS = [path.stem for path in sorted(CONF.glob("experiment/*.yaml"))]
+PUBLISHED = {  # 2011.13456's code: parameters that train
+    "cifar10_ddpm": 35_218_947,
+    "cifar10_ddpmpp": 61_804_419,
+    "cifar10_ddpmpp_deep": 106_632_579,
+    "cifar10_ncsnpp_vp": 62_693_251,
+    "cifar10_ncsnpp_ve": 62_758_787,
+    "cifar10_ncsnpp_deep_ve": 107_586_947,
+    "celebahq256_ncsnpp_ve": 65_574_421,
+    "ffhq1024_ncsnpp_ve": 105_785_880,
+}
 
 
 @functools.cache
@@ -42,15 +55,30 @@ def compose(name, *overrides):
 
 def test_every_configuration_is_walked():
     assert {group for group, _ in OPTIONS} == set(KINDS)
-    assert {path.name for path in CONF.glob("*.yaml")} == {"base.yaml", "train.yaml", "sample.yaml", "bpd.yaml"}
+    assert {path.name for path in CONF.glob("*.yaml")} == {
+        "base.yaml",
+        "train.yaml",
+        "sample.yaml",
+        "bpd.yaml",
+        "convert.yaml",
+    }
     assert {"digits", "digits_ve", "digits_vp", "toy2d"} <= set(EXPERIMENTS)
-    assert len(list(CONF.rglob("*.yaml"))) == len(OPTIONS) + len(EXPERIMENTS) + 4
+    assert len(list(CONF.rglob("*.yaml"))) == len(OPTIONS) + len(EXPERIMENTS) + 5
+
+
+@pytest.fixture
+def images(tmp_path, monkeypatch):
+    """What stands in for CIFAR-10 and for a folder of images, 101 in each split: a root for each dataset's target."""
+    monkeypatch.setattr(ss.data.CIFAR10, "records", 101)
+    return stand_ins(tmp_path)
 
 
 @pytest.mark.parametrize(("group", "option"), OPTIONS, ids=["/".join(option) for option in OPTIONS])
-def test_every_option_builds_what_it_says(group, option):
+def test_every_option_builds_what_it_says(group, option, request):
     whole = compose("bpd" if group == "likelihood" else "train").copy()
     whole[group] = OmegaConf.load(CONF / group / f"{option}.yaml")
+    if group == "data" and "root" in list(whole[group].keys()):
+        whole[group].root = request.getfixturevalue("images")[whole[group].train._target_]
     config = whole[group]
     with torch.device("meta") if group == "network" else torch.device("cpu"):
         built = build.instantiate(config, **({"optimizer": torch.optim.SGD} if group == "trainer" else {}))
@@ -69,22 +97,61 @@ def test_every_option_builds_what_it_says(group, option):
         assert isinstance(optimizer, Optimizer)
         assert optimizer.defaults["lr"] == config.lr
     else:
-        assert type(built).__name__ == config._target_.rsplit(".", 1)[1]
+        target = pkgutil.resolve_name(config._target_)
+        assert isinstance(built, target if isinstance(target, type) else (UNet, DiT))  # a preset is a function
         for key, value in config.items():
             if hasattr(built, key) and isinstance(value, (int, float)):
                 assert getattr(built, key) == value
 
 
+@pytest.mark.parametrize(("experiment", "parameters"), PUBLISHED.items())
+def test_published_experiments_are_as_published(experiment, parameters, images):
+    config = compose("train", f"experiment={experiment}").copy()
+    config.data.root = images[config.data.train._target_]
+    with torch.device("meta"):
+        model = build.build_model(config)
+    assert sum(p.numel() for p in model.parameters() if p.requires_grad) == parameters
+    exploding, deep, large = "_ve" in experiment, "deep" in experiment, not experiment.startswith("cifar10")
+    trainer = config.trainer
+    assert (trainer.warmup, trainer.clip, trainer.decay) == (5000, 1.0, "none")
+    assert trainer.ema == (0.999 if exploding and not experiment.startswith("ffhq") else 0.9999)
+    assert trainer.steps == (2_400_001 if large else 950_001 if deep else 1_300_001)
+    assert trainer.batch_size == {"celebahq256": 64, "ffhq1024": 8}.get(experiment.split("_")[0], 128)
+    optimizer = build.instantiate(config.optimizer)([nn.Parameter(torch.zeros(2))]).defaults
+    assert (optimizer["lr"], optimizer["betas"], optimizer["eps"]) == (2e-4, (0.9, 0.999), 1e-8)
+    low = 0.0 if exploding else -1.0
+    data = build.instantiate(config.data)
+    assert tuple(data["train"][0].shape) == tuple(config.data.shape)
+    assert len(data["train"]) % 2 == 0  # and the mirror images
+    ends = data["training"]["transform"](torch.tensor([[0.0, 255.0]])).flatten().tolist()
+    assert ends == pytest.approx([low, 1.0])
+    assert data["training"]["dequantization"] is None
+    assert (data["transform"].low, data["transform"].levels) == (low, 256)
+    sampler = build.instantiate(config.sampler)
+    assert sampler.steps == (2000 if large else 999 if experiment == "cifar10_ddpm" else 1000)
+    if exploding:
+        assert sampler.corrector.snr == {"celebahq256": 0.075, "ffhq1024": 0.15}.get(experiment.split("_")[0], 0.16)
+        assert (sampler.order, sampler.corrector.rule) == ("corrector_first", "batch_mean")
+        sigma_max = {"celebahq256": 348.0, "ffhq1024": 1348.0}.get(experiment.split("_")[0], 50.0)
+        assert (model.sde.sigma_min, model.sde.sigma_max) == (0.01, sigma_max)
+    elif experiment != "cifar10_ddpm":
+        assert (model.sde.beta_min, model.sde.beta_max, float(sampler.transitions(model.sde)[-1][1])) == (0.1, 20, 1e-3)
+    loss = build.instantiate(config.loss)
+    assert loss.reduction == ("half_sum" if exploding and not experiment.startswith("ffhq") else "mean")
+
+
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
-def test_every_experiment_trains_and_samples(experiment):
-    config = compose("train", f"experiment={experiment}", "sampler.steps=2")
+def test_every_experiment_trains_and_samples(experiment, request):
+    config = compose("train", f"experiment={experiment}", "sampler.steps=2").copy()
     assert config.run == f"runs/{experiment}"
+    if experiment in PUBLISHED:
+        small(config, request.getfixturevalue("images"))
     model = build.build_model(config)
     data, loss = build.instantiate(config.data), build.instantiate(config.loss)
     optimizer = build.instantiate(config.optimizer)
     trainer = build.instantiate(config.trainer, optimizer=optimizer)
     assert trainer.batch_size <= len(data["train"])
-    x = data["transform"](torch.stack([data["train"][i] for i in range(64)]))
+    x = data["transform"](torch.stack([data["train"][i] for i in range(4 if experiment in PUBLISHED else 64)]))
     if "sigma_data" in config.prediction:
         assert float(x.std()) == pytest.approx(config.prediction.sigma_data, rel=0.25)
     terms = loss(model, x, generator=torch.Generator().manual_seed(0))
@@ -94,6 +161,16 @@ def test_every_experiment_trains_and_samples(experiment):
     sampler = build.instantiate(config.sampler)
     samples = sampler(model.eval(), shape=(2, *config.data.shape), seeds=[0, 1]).x
     assert bool(torch.isfinite(samples).all())
+
+
+def small(config, images):
+    """The published experiment on a smaller network and smaller images: what is tested is that its parts fit."""
+    config.data.root = images[config.data.train._target_]
+    OmegaConf.update(config, "network", {"width": 8, "blocks": 1}, force_add=True)
+    if "size" in config.data:
+        config.data.size = 64
+        OmegaConf.update(config, "network", {"image_size": 64, "multipliers": [1, 1, 2]}, force_add=True)
+    config.trainer.batch_size = 4
 
 
 @pytest.mark.parametrize(

@@ -12,11 +12,13 @@ from pathlib import Path
 import matplotlib.image
 import numpy as np
 import pytest
+import torch
 import yaml
 
 import scoresde as ss
 from scoresde.cli import main
 from scoresde.training.checkpoint import load
+from tests.convert.reference import described, weights
 
 TOY = ["experiment=toy2d", "trainer.batch_size=64", "network.width=16", "network.depth=1", "data.train.n=500"]
 TOY += [
@@ -406,3 +408,68 @@ def test_ctrl_c_ends_in_one_line_and_the_run_goes_on(tmp_path):
     assert 0 < info["step"] < 100000
     assert main([*arguments, f"trainer.steps={info['step'] + 2}"]) == 0
     assert load(tmp_path / "stopped" / "checkpoint.safetensors")[1]["step"] == info["step"] + 2
+
+
+# --- convert
+
+FIXTURES = Path(__file__).parent / "data" / "score_sde"
+
+
+@pytest.mark.slow
+def test_convert_makes_a_run_that_the_other_verbs_accept(tmp_path, capsys):
+    source = FIXTURES / "ddpmpp_vp_continuous.pth"
+    assert main(["convert", "source=score_sde", f"path={source}", "data=digits", "data.range=[0,256]"]) == 0
+    run = tmp_path / "runs" / "ddpmpp_vp_continuous"
+    assert "raw, ema" in capsys.readouterr().out
+    reference = np.load(FIXTURES / "ddpmpp_vp_continuous.reference.npz")
+    x, t = (torch.from_numpy(reference[name]) for name in ("x", "t"))
+    for weights in ("raw", "ema"):
+        loaded = ss.load(run, weights=weights)
+        with torch.no_grad():
+            score = loaded.model.score(x, t)
+        torch.testing.assert_close(score, torch.from_numpy(reference[f"score_{weights}"]), rtol=1e-3, atol=1e-4)
+    assert loaded.config.data.test["_target_"] == "scoresde.data.Digits"
+
+
+@pytest.mark.slow
+def test_converted_run_samples_and_has_bits_per_dimension(tmp_path, capsys):
+    """A model of 8 x 8 digits with random weights, in score_sde's form: its network has weights by a rule."""
+    variant = described("score_sde/variants", "ddpmpp_grey")
+    state, config = weights(variant["shapes"]), variant["config"]
+    config["data"]["dataset"] = "digits"
+    torch.save({"model": state}, tmp_path / "grey.pth")
+    (tmp_path / "grey.config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="weights='raw'"):
+        ss.convert.score_sde(tmp_path / "grey.pth")
+    averages = [state[name] for name in variant["trainable"]]
+    torch.save({"model": state, "ema": {"shadow_params": averages}}, tmp_path / "grey.pth")
+    assert main(["convert", "source=score_sde", "path=grey.pth"]) == 0
+    assert main(["sample", "run=runs/grey", "n=2", "sampler.steps=2"]) == 0
+    assert main(["bpd", "run=runs/grey", "likelihood.solver.steps=2"]) == 0
+    assert "test bits/dim" in capsys.readouterr().out
+    (row,) = [row for row in rows(tmp_path / "runs" / "grey" / "metrics.jsonl") if row["kind"] == "likelihood"]
+    assert (row["n"], row["conventions"]["transform"]) == (297, "Levels(levels=17, low=-1.0, high=1.0)")
+
+
+def test_convert_says_what_is_wrong(tmp_path, capsys, caplog):
+    source = FIXTURES / "ddpmpp_vp_continuous.pth"
+    assert "source among score_sde, edm, diffusers expected; got 'gan'" in fails(
+        capsys, caplog, "convert", "source=gan", f"path={source}"
+    )
+    assert "no checkpoint at nowhere.pth" in fails(capsys, caplog, "convert", "source=edm", "path=nowhere.pth")
+    assert "no configuration at" in fails(
+        capsys, caplog, "convert", "source=score_sde", f"path={source}", "config=none.json"
+    )
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.yaml").write_text("{}")
+    assert "holds a run already" in fails(capsys, caplog, "convert", "source=score_sde", f"path={source}", "run=run")
+
+
+def test_bpd_of_a_run_without_data(capsys, caplog):
+    source = FIXTURES / "ncsnpp_ve_continuous.pth"
+    config = json.loads(source.with_suffix(".config.json").read_text())
+    config["data"]["dataset"] = "LSUN"
+    Path("lsun.json").write_text(json.dumps(config))
+    assert main(["convert", "source=score_sde", f"path={source}", "config=lsun.json", "run=lsun"]) == 0
+    capsys.readouterr()
+    assert "names no test data" in fails(capsys, caplog, "bpd", "run=lsun")

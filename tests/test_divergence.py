@@ -4,8 +4,10 @@ import math
 
 import pytest
 import torch
+from torch.nn.functional import scaled_dot_product_attention
+from torch.utils.checkpoint import checkpoint
 
-from scoresde.divergence import ExactTrace, Hutchinson
+from scoresde.divergence import ExactTrace, Hutchinson, quadratic_forms
 from scoresde.tensors import Noise
 
 
@@ -100,6 +102,33 @@ def test_differentiable_estimates_have_the_gradient_of_their_formula(trace, shap
     torch.testing.assert_close(value, cubic(weight)(x))
     for first, second in zip(actual, expected, strict=True):
         torch.testing.assert_close(first, second)
+
+
+@pytest.mark.parametrize("chunk", [5, 64])
+@pytest.mark.parametrize("differentiable", [False, True])
+def test_rows_at_once_are_rows_one_by_one_through_the_layers_of_a_network(differentiable, chunk):
+    """Normalisation, attention, and dropout that a checkpoint draws again in the backward pass."""
+    torch.manual_seed(0)
+    layers = torch.nn.Sequential(
+        torch.nn.Conv2d(1, 4, 3, padding=1), torch.nn.GroupNorm(2, 4), torch.nn.SiLU(), torch.nn.Dropout(0.5)
+    )
+    head = torch.nn.Conv2d(4, 1, 3, padding=1)
+
+    def field(x):
+        hidden = checkpoint(layers, x, use_reentrant=False)
+        return head(scaled_dot_product_attention(hidden, hidden, hidden))
+
+    x = torch.randn(3, 1, 4, 4)
+    basis = [row.reshape(1, 1, 4, 4).expand(3, 1, 4, 4) for row in torch.eye(16)]
+    torch.manual_seed(1)
+    value, trace = ExactTrace(chunk).bind(noise(x), differentiable)(field, x)
+    torch.manual_seed(1)
+    expected, forms = quadratic_forms(field, x, basis, differentiable=True)
+    torch.testing.assert_close(value, expected.detach() if not differentiable else expected)
+    torch.testing.assert_close(trace[:, 0], forms.sum(dim=1))
+    if differentiable:
+        actual, exact = (torch.autograd.grad(t.square().sum(), [*layers.parameters()]) for t in (trace, forms))
+        torch.testing.assert_close(actual, exact)
 
 
 @pytest.mark.parametrize("trace", TRACES, ids=str)

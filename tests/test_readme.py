@@ -1,6 +1,7 @@
 """The README's code runs as it stands."""
 
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -23,7 +24,7 @@ def test_the_library_in_twenty_lines(capsys):
 @pytest.mark.slow
 def test_data_of_ones_own(tmp_path):
     """The dataset, its configuration and the commands, with fewer steps."""
-    (tmp_path / "points.py").write_text(blocks("python")[1])
+    (tmp_path / "points.py").write_text(next(block for block in blocks("python") if "class Points" in block))
     (tmp_path / "my" / "data").mkdir(parents=True)
     (tmp_path / "my" / "data" / "points.yaml").write_text(blocks("yaml")[0])
     commands = next(block for block in blocks("sh") if "PYTHONPATH" in block)
@@ -35,3 +36,25 @@ def test_data_of_ones_own(tmp_path):
     assert done.returncode == 0, done.stderr
     assert "test nats/dim" in done.stdout
     assert (tmp_path / "runs" / "points" / "figures" / "samples_pc.png").is_file()
+
+
+@pytest.mark.slow
+def test_models_trained_elsewhere(tmp_path, monkeypatch):
+    """The lines of Python, and the commands with fewer steps, on a checkpoint of score_sde."""
+    source = Path(__file__).parent / "data" / "score_sde" / "ddpmpp_vp_continuous"
+    for suffix in (".pth", ".config.json"):
+        shutil.copy(source.with_suffix(suffix), tmp_path / f"checkpoint_8{suffix}")
+    monkeypatch.chdir(tmp_path)
+    exec(compile(next(block for block in blocks("python") if "convert" in block), "README.md", "exec"), {})
+    commands = next(block for block in blocks("sh") if "scoresde convert" in block)
+    convert, sample, bpd = commands.strip().splitlines()
+    assert bpd.startswith("scoresde bpd")  # its CIFAR-10 is not here
+    for command in (convert, f"{sample} sampler.steps=3 n=2"):
+        done = subprocess.run(
+            command.replace("scoresde", f"{sys.executable} -m scoresde", 1).split(),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+    assert (tmp_path / "runs" / "theirs" / "figures" / "samples_published_vp.png").is_file()

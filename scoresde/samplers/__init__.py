@@ -1,6 +1,6 @@
 """Samplers: predictor-corrector and probability flow."""
 
-from scoresde.samplers.base import Sampler, Samples, uniform_log_snr, uniform_time
+from scoresde.samplers.base import Sampler, Samples, UniformTime, uniform_log_snr, uniform_time
 from scoresde.samplers.correctors import AnnealedLangevin, Langevin
 from scoresde.samplers.predictor_corrector import PredictorCorrector, ProbabilityFlow
 from scoresde.samplers.predictors import Ancestral, EulerMaruyama, ReverseDiffusion
@@ -15,6 +15,7 @@ __all__ = [
     "ReverseDiffusion",
     "Sampler",
     "Samples",
+    "UniformTime",
     "uniform_log_snr",
     "uniform_time",
 ]

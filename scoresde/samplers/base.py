@@ -50,9 +50,27 @@ class Samples:
     trajectory: Tensor | None
 
 
-def uniform_time(sde: SDE, steps: int) -> Tensor:
-    """steps + 1 times from t_max to t_min, uniform in t, float64."""
-    return torch.linspace(sde.t_max, sde.t_min, steps + 1, dtype=torch.float64)
+@dataclass(frozen=True)
+class UniformTime:
+    """steps + 1 times from t_max to t_min, uniform in t, float64.
+
+    Args:
+        end: the last time, t_min unless given. The VP models of 2011.13456 are sampled down to 1e-3 (appendix C).
+
+    Raises:
+        ValueError: in a call, an end outside of the SDE's range.
+    """
+
+    end: float | None = None
+
+    def __call__(self, sde: SDE, steps: int) -> Tensor:
+        end = sde.t_min if self.end is None else self.end
+        if not sde.t_min <= end < sde.t_max:
+            raise ValueError(f"an end in [{sde.t_min:g}, {sde.t_max:g}) expected; got {end:g}")
+        return torch.linspace(sde.t_max, end, steps + 1, dtype=torch.float64)
+
+
+uniform_time = UniformTime()
 
 
 def uniform_log_snr(sde: SDE, steps: int) -> Tensor:

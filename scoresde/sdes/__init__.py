@@ -2,9 +2,11 @@
 
 from scoresde.sdes.base import SDE, ReverseSDE
 from scoresde.sdes.paths import VE, VP, Cosine, Karras, Rectified, SubVP
-from scoresde.sdes.tabulated import Tabulated, ZeroTerminalSNR
+from scoresde.sdes.tabulated import DDPM, NCSN, Tabulated, ZeroTerminalSNR
 
 __all__ = [
+    "DDPM",
+    "NCSN",
     "SDE",
     "VE",
     "VP",

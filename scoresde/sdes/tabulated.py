@@ -7,6 +7,7 @@ passes through every entry; f and g follow from its slope,
     g^2 = -sigma^2 (log SNR)'     and     f = -g^2/2 (variance preserving)   or   f = 0 (variance exploding).
 """
 
+import math
 from collections.abc import Sequence
 from typing import Self
 
@@ -36,7 +37,11 @@ class Tabulated(SDE):
 
     def __init__(self, log_snr: Table, times: Table | None = None, preserving: bool = True):
         values = float64(log_snr).cpu().flatten()
-        nodes = torch.linspace(0, 1, len(values), dtype=torch.float64) if times is None else float64(times).cpu()
+        nodes = (
+            torch.linspace(0, 1, len(values), dtype=torch.float64, device="cpu")
+            if times is None
+            else float64(times).cpu()
+        )
         if len(values) < 2 or nodes.shape != values.shape:
             raise ValueError(f"two nodes or more, a time each, expected; got {len(values)} values, {len(nodes)} times")
         if not bool(torch.isfinite(values).all() and (values.diff() < 0).all() and (nodes.diff() > 0).all()):
@@ -93,6 +98,51 @@ class Tabulated(SDE):
 
     def diffusion(self, t: Tensor) -> Tensor:
         return self.sigma(t) * torch.sqrt((-self._hermite(t)[1]).clamp(min=0)).to(t)  # rounding, where flat
+
+
+class DDPM(Tabulated):
+    """The N steps of DDPM, the i-th at t = i / (N - 1) (2006.11239, section 4).
+
+    alpha_i^2 = prod_{j <= i} (1 - beta_j) with beta_j in equal steps from beta_start to beta_end.
+
+    Args:
+        steps: N.
+        beta_start, beta_end: first and last beta.
+
+    Raises:
+        ValueError: fewer than two steps, or betas that are not in (0, 1).
+    """
+
+    def __init__(self, steps: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02):
+        if steps < 2 or not 0 < beta_start <= beta_end < 1:
+            raise ValueError(
+                f"two steps or more, 0 < beta_start <= beta_end < 1 expected; got {steps}, {beta_start}, {beta_end}"
+            )
+        betas = torch.linspace(beta_start, beta_end, steps, dtype=torch.float64, device="cpu")
+        log_signal = torch.log1p(-betas).cumsum(dim=0)
+        super().__init__(log_signal - torch.log(-torch.expm1(log_signal)))
+
+
+class NCSN(Tabulated):
+    """The N noise levels of NCSN, a geometric sequence, with alpha = 1 (1907.05600, section 4.3; 2006.09011).
+
+    Between the levels it is `VE`; the levels are what its discrete objective draws from.
+
+    Args:
+        steps: N.
+        sigma_min, sigma_max: lowest and highest level.
+
+    Raises:
+        ValueError: fewer than two levels, or levels that do not grow.
+    """
+
+    def __init__(self, steps: int = 1000, sigma_min: float = 0.01, sigma_max: float = 50.0):
+        if steps < 2 or not 0 < sigma_min < sigma_max:
+            raise ValueError(
+                f"two levels or more, 0 < sigma_min < sigma_max expected; got {steps}, {sigma_min}, {sigma_max}"
+            )
+        exponents = torch.linspace(math.log(sigma_min), math.log(sigma_max), steps, dtype=torch.float64, device="cpu")
+        super().__init__(-2 * exponents, preserving=False)
 
 
 class ZeroTerminalSNR(SDE):

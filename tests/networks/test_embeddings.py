@@ -33,7 +33,8 @@ def test_positional_embedding_is_sin_and_cos(features, scale, endpoint):
     close(embedding.frequencies.double(), frequencies, rtol=1e-6)
     label = torch.tensor([0.0, 0.3, -2.0])
     torch.testing.assert_close(embedding(label), waves(label[:, None] * embedding.frequencies))
-    assert embedding(label.double()).dtype == torch.float64
+    for dtype in (torch.bfloat16, torch.float64):
+        assert embedding(label.to(dtype)).dtype == dtype
     assert not embedding.state_dict()
     assert not list(embedding.parameters())
 
@@ -51,7 +52,8 @@ def test_fourier_embedding_is_sin_and_cos_of_whole_turns(log):
     embedding, label = FourierEmbedding(10, scale=3.0, log=log).double(), f64(0.1, 1.0, 40.0)
     turns = (torch.log(label) if log else label)[:, None] * embedding.frequencies
     close(embedding(label), waves(2 * math.pi * turns), rtol=1e-9, atol=1e-9)
-    assert embedding.float()(label.float()).dtype == torch.float32
+    for dtype in (torch.bfloat16, torch.float32):
+        assert embedding(label.to(dtype)).dtype == dtype
     assert embedding.frequencies.shape == (5,)
 
 

@@ -6,7 +6,7 @@ import torch
 import scoresde as ss
 from scoresde.samplers import uniform_log_snr, uniform_time
 from scoresde.samplers.base import transitions
-from tests.conftest import oracle
+from tests.conftest import close, oracle
 
 
 def sampler(**arguments):
@@ -161,3 +161,13 @@ def test_a_flow_that_fails_says_how_many():
 
     with pytest.raises(RuntimeError, match="2 of 2 samples"):
         ss.samplers.ProbabilityFlow()(ss.ScoreModel(Breaks(), ss.VP()), shape=(2, 3), seeds=[0, 1])
+
+
+def test_uniform_time_ends_where_it_is_told():
+    grid = ss.samplers.UniformTime(end=1e-3)(ss.VP(), 10)
+    close(grid, torch.linspace(1, 1e-3, 11, dtype=torch.float64))
+    sampler = ss.samplers.PredictorCorrector(ss.samplers.EulerMaruyama(), steps=2, grid=ss.samplers.UniformTime(0.4))
+    assert float(sampler.transitions(ss.VP())[-1][1]) == 0.4
+    for end in (1e-6, 1.0):
+        with pytest.raises(ValueError, match=r"an end in \[1e-05, 1\) expected"):
+            ss.samplers.UniformTime(end)(ss.VP(), 10)

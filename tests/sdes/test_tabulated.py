@@ -154,3 +154,46 @@ def test_an_earlier_end_leaves_the_path_as_it_is():
     assert float(part.alpha(f64(part.t_max))) > 0
     with pytest.raises(ValueError, match=r"at most the path's own, 1\.0, expected; got 1\.5"):
         ss.ZeroTerminalSNR(ss.VP(), t_max=1.5)
+
+
+# --- the published tables
+
+
+def test_ddpm_is_its_published_schedule():
+    nodes = torch.linspace(0, 1, 1000, dtype=torch.float64)
+    close(ss.DDPM().log_snr(nodes), INSTANCES["ddpm"].log_snr(nodes), rtol=1e-9, atol=1e-9)
+    betas = np.linspace(0.01, 0.3, 7)
+    close(
+        ss.DDPM(7, 0.01, 0.3).alpha(torch.linspace(0, 1, 7).double()) ** 2,
+        torch.from_numpy(np.cumprod(1 - betas)),
+        1e-6,
+    )
+
+
+def test_ncsn_is_a_geometric_sequence_of_levels():
+    sde = ss.NCSN(100)
+    close(sde.sigma(sde.nodes), torch.from_numpy(NCSN), rtol=1e-12)
+    assert sde.preserving is False
+    t = times(sde)
+    close(ss.NCSN(10, 0.02, 7.0).sigma(t), ss.VE(0.02, 7.0).sigma(t), rtol=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: ss.DDPM(1), "two steps or more.*got 1"),
+        (lambda: ss.DDPM(10, 0.3, 0.1), "beta_start <= beta_end"),
+        (lambda: ss.NCSN(1), "two levels or more.*got 1"),
+        (lambda: ss.NCSN(10, 5.0, 1.0), "sigma_min < sigma_max"),
+    ],
+)
+def test_published_tables_refuse_what_they_cannot_be(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_tables_stay_on_the_cpu_wherever_a_model_is_made():
+    with torch.device("meta"):
+        model = ss.ScoreModel(ss.networks.MLP(2, 8), ss.DDPM(10), ss.predictions.Discrete("noise", [0.0, 9.0]))
+    assert model.network.input.weight.is_meta
+    assert float(model.sde.sigma(f64(0.5))) > 0

@@ -1,0 +1,451 @@
+"""Models of diffusers: at every node of the schedule ours is theirs, and what has no counterpart is refused."""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import scoresde as ss
+from scoresde import build
+from scoresde.convert.base import save_run
+from scoresde.convert.from_diffusers import DiffusersNetwork, DiffusersSchedule
+from scoresde.convert.from_diffusers import diffusers as convert
+from scoresde.tensors import Noise
+from tests.conftest import close, seeded
+
+hf = pytest.importorskip("diffusers")
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+
+NODES = (0, 1, 500, 999)
+SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2")
+TINY = {
+    "sample_size": 8,
+    "block_out_channels": (16, 32),
+    "layers_per_block": 1,
+    "norm_num_groups": 8,
+    "down_block_types": ("DownBlock2D", "AttnDownBlock2D"),
+    "up_block_types": ("AttnUpBlock2D", "UpBlock2D"),
+}
+
+
+def unet(seed=0, **changes):
+    """A tiny network of diffusers with random weights, frozen and in eval mode."""
+    torch.manual_seed(seed)
+    return hf.UNet2DModel(**{**TINY, **changes}).eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="module")
+def network():
+    return unet()
+
+
+def states(*shape, seed=0):
+    return torch.randn(shape, generator=seeded(seed))
+
+
+def squared(scheduler):
+    """alpha^2 of a scheduler's steps in float64, its last digits included."""
+    return torch.cumprod(1 - scheduler.betas.double(), dim=0)
+
+
+def their_noise(scheduler, network, x, i):
+    """The noise prediction of diffusers at timestep i, from its own network's output, by the definitions."""
+    output = network(x, i).sample.double()
+    alpha, sigma = squared(scheduler)[i].sqrt(), (1 - squared(scheduler)[i]).sqrt()
+    return {
+        "epsilon": output,
+        "sample": (x - alpha * output) / sigma,
+        "v_prediction": alpha * output + sigma * x,
+    }[scheduler.config.prediction_type].float()
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "sample", "v_prediction"])
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("kind", ["DDPMScheduler", "DDIMScheduler"])
+def test_at_its_nodes_the_model_is_theirs(network, kind, schedule, prediction):
+    scheduler = getattr(hf, kind)(beta_schedule=schedule, prediction_type=prediction)
+    model, x = convert((network, scheduler)).model, states(2, 3, 8, 8)
+    assert not model.training
+    for i in NODES:
+        t = torch.tensor(i / 999, dtype=torch.float64)
+        expected = their_noise(scheduler, network, x, i)
+        # At the first nodes the noise is (x - alpha x_0) / 0.01: float32 to the scale of its largest.
+        close(model.noise(x, t), expected, rtol=2e-5, atol=1e-6 * max(5.0, float(expected.abs().max())))
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("kind", ["DDPMScheduler", "DDIMScheduler", "PNDMScheduler", "DPMSolverMultistepScheduler"])
+def test_the_path_goes_through_their_table(network, kind, schedule):
+    scheduler = getattr(hf, kind)(beta_schedule=schedule, num_train_timesteps=500)
+    sde = convert((network, scheduler)).model.sde
+    nodes = torch.arange(500, dtype=torch.float64) / 499
+    assert (sde.t_min, sde.t_max) == (0, 1)
+    close(sde.alpha(nodes).square(), scheduler.alphas_cumprod.double(), rtol=0, atol=1e-6)
+    # What their float32 table cannot hold: the variance at the first step is its beta.
+    close(sde.sigma(nodes[0]).square(), scheduler.betas[0].double(), rtol=1e-9)
+
+
+def test_labels_are_their_timesteps_and_fractions_lie_between(network):
+    model = convert((network, hf.DDPMScheduler())).model
+    t = torch.tensor([0.0, 1 / 999, 0.5, 700.25 / 999, 1.0], dtype=torch.float64)
+    labels = model.prediction.c_noise(model.sde, t)
+    close(labels, torch.tensor([0, 1, 499.5, 700.25, 999], dtype=torch.float64), rtol=1e-12)
+    x = states(1, 3, 8, 8)
+    close(model.noise(x, t[3]), network(x, torch.tensor([700.25])).sample, rtol=2e-5, atol=1e-5)
+    assert not torch.allclose(model.noise(x, t[3]), network(x, 700).sample, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("variance", "ours"), [("fixed_small", "posterior"), ("fixed_large", "forward")])
+def test_an_ancestral_step_is_their_ddpm_step(network, variance, ours):
+    scheduler = hf.DDPMScheduler(variance_type=variance, clip_sample=False)
+    model, x = convert((network, scheduler)).model, states(2, 3, 8, 8)
+    for i in (1, 20, 500, 999):
+        t, s = (torch.tensor(k / 999, dtype=torch.float64) for k in (i, i - 1))
+        step = ss.samplers.Ancestral(ours)(model, x, t, s, Noise(x.shape, seeded(3)))
+        theirs = scheduler.step(network(x, i).sample, i, x, generator=seeded(3)).prev_sample
+        # At the first step their float32 table has three digits of 1 - alpha^2 = 1e-4.
+        close(step, theirs, rtol=1e-5, atol=5e-4 if i == 1 else 2e-5)
+
+
+def test_a_learned_variance_is_theirs():
+    network, scheduler = unet(out_channels=6), hf.DDPMScheduler(variance_type="learned_range", clip_sample=False)
+    run, x = convert((network, scheduler)), states(2, 3, 8, 8)
+    assert run.model.learned_variance
+    for i in (1, 500, 999):
+        t, s = (torch.tensor(k / 999, dtype=torch.float64) for k in (i, i - 1))
+        views = run.model.predict(x, t)
+        noise, raw = network(x, i).sample.chunk(2, dim=1)
+        close(views.noise, noise, rtol=2e-5, atol=1e-5)
+        forward = run.model.sde.transition(s, t)[1]
+        posterior = forward * (run.model.sde.sigma(s) / run.model.sde.sigma(t)).square()
+        log_variance = views.variance * forward.log() + (1 - views.variance) * posterior.log()
+        close(log_variance.float(), scheduler._get_variance(i, raw), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["DDPMScheduler", "DDIMScheduler", "EulerDiscreteScheduler"])
+def test_a_terminal_snr_of_zero_is_left_out(network, kind):
+    scheduler = getattr(hf, kind)(rescale_betas_zero_snr=True, prediction_type="v_prediction")
+    with pytest.warns(UserWarning, match="its last timestep, 999, is left out, and t_max is timestep 998.*= 4e-09"):
+        model = convert((network, scheduler)).model
+    assert len(model.sde.nodes) == 999
+    x = states(2, 3, 8, 8)
+    for i in (0, 500, 998):
+        t = torch.tensor(i / 998, dtype=torch.float64)
+        close(model.noise(x, t), their_noise(scheduler, network, x, i), rtol=2e-5, atol=1e-5)
+
+
+def test_a_network_with_classes_reads_them():
+    network = unet(num_class_embeds=4)
+    model, x = convert((network, hf.DDPMScheduler())).model, states(2, 3, 8, 8)
+    for labels in (torch.tensor([0, 3]), torch.tensor([1, 1])):
+        expected = network(x, 999, class_labels=labels).sample
+        close(model.noise(x, 1.0, labels), expected, rtol=2e-5, atol=1e-5)
+    assert not torch.allclose(model.noise(x, 1.0, torch.tensor([0, 3])), expected, atol=1e-3)
+    with pytest.raises(ValueError, match=r"class labels \(B,\) expected; got cond None"):
+        model.noise(x, 1.0)
+    with pytest.raises(TypeError, match=r"class labels, a tensor.*got a dict of y"):
+        model.noise(x, 1.0, {"y": torch.tensor([0, 3])})
+
+
+def test_a_network_without_classes_refuses_them(network):
+    model = convert((network, hf.DDPMScheduler())).model
+    with pytest.raises(ValueError, match=r"no condition expected: this network has none; got cond \(2,\)"):
+        model.noise(states(2, 3, 8, 8), 1.0, torch.tensor([0, 3]))
+
+
+def test_likelihoods_and_samples_do_not_depend_on_the_batch():
+    run = convert((unet(in_channels=1, out_channels=1, sample_size=(8, 4)), hf.DDPMScheduler()))
+    assert list(run.config.data.shape) == [1, 8, 4]
+    images = torch.randint(0, 256, (3, 1, 8, 4), generator=seeded())
+    transformed = run.transform(images.double())
+    assert -1 <= float(transformed.min()) < -0.9 < 0.9 < float(transformed.max()) < 1
+    options = {"dequantization": ss.Uniform(), "solver": ss.solvers.RungeKutta(steps=2)}
+    bits = ss.bits_per_dim(run.model, images, run.transform, **options, seeds=range(3)).per_image
+    alone = ss.bits_per_dim(run.model, images[1:2], run.transform, **options, seeds=[1]).per_image
+    assert bool(torch.isfinite(bits).all())
+    close(alone, bits[1:2], rtol=1e-5)
+    assert float((bits[0] - bits[1]).abs()) > 1e-3 * float(bits[1].abs())
+    sampler = ss.samplers.PredictorCorrector(ss.samplers.Ancestral(), steps=20)
+    samples = sampler(run.model, shape=(3, 1, 8, 4), seeds=range(3)).x
+    assert bool(torch.isfinite(samples).all())
+    close(
+        sampler(run.model, shape=(1, 1, 8, 4), seeds=[1]).x, samples[1:2], rtol=1e-4, atol=1e-5 * float(samples.std())
+    )
+
+
+def test_the_exact_trace_goes_through_attention():
+    model = convert((unet(in_channels=1, out_channels=1, sample_size=4), hf.DDPMScheduler())).model
+    t, x = torch.tensor(0.4, dtype=torch.float64), states(2, 1, 4, 4)
+    _, trace = ss.ExactTrace().bind(Noise(x.shape))(lambda x: model.noise(x, t), x)
+    jacobian = torch.autograd.functional.jacobian(lambda x: model.noise(x, t).sum(dim=0), x)
+    expected = torch.einsum("chwbchw->b", jacobian)
+    close(trace[:, 0].float(), expected, rtol=1e-3, atol=1e-4)
+
+
+def exploding(network=None, **config):
+    network = network or unet(time_embedding_type="fourier")
+    return network, hf.ScoreSdeVeScheduler(sigma_max=50.0, sampling_eps=1e-4, **config)
+
+
+def test_score_sde_ve_is_a_ve_of_images_from_0_to_1():
+    network, scheduler = exploding()
+    run, x = convert((network, scheduler)), states(2, 3, 8, 8)
+    sde = run.model.sde
+    scheduler.set_timesteps(7)
+    scheduler.set_sigmas(7)
+    t = scheduler.timesteps.double()
+    close(sde.sigma(t).float(), scheduler.sigmas, rtol=1e-5)
+    assert (type(sde), sde.t_min, sde.t_max) == (ss.VE, 1e-4, 1.0)
+    for time, sigma in zip(t, scheduler.sigmas, strict=True):
+        expected = network(x, sigma).sample
+        close(run.model.score(x, time), expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max()))
+    levels = torch.tensor([[0.0, 128.0, 256.0]])
+    close(run.transform(levels), torch.tensor([[0, 0.5, 1]]))
+    assert list(run.config.data.range) == [0, 256]
+
+
+def same(run, other):
+    """Whether two runs have the same model, to the last bit."""
+    x, t = states(2, *run.config.data.shape), torch.tensor(0.3, dtype=torch.float64)
+    return torch.equal(run.model.score(x, t), other.model.score(x, t)) and run.config == other.config
+
+
+@pytest.mark.parametrize("layout", ["folders", "flat"])
+def test_a_saved_pipeline_is_its_objects(tmp_path, network, layout):
+    pipeline = hf.DDPMPipeline(network, hf.DDPMScheduler(beta_schedule="squaredcos_cap_v2"))
+    path = tmp_path / "cats"
+    pipeline.save_pretrained(path)
+    if layout == "flat":  # as the first published ones are
+        for file in [*path.glob("*/*")]:
+            file.rename(path / file.name)
+        for folder in ("unet", "scheduler"):
+            (path / folder).rmdir()
+    run = convert(str(path))
+    assert (run.path, run.config.name) == (path, "cats")
+    from_objects = [convert(pipeline), convert((pipeline.unet, pipeline.scheduler))]
+    for other in from_objects:
+        other.config.name = "cats"
+        assert same(run, other)
+    assert not same(run, convert((unet(seed=1), pipeline.scheduler)))
+
+
+def pair(kind, network):
+    """A network and a scheduler of each kind that a run may have."""
+    return {
+        "ddpm": lambda: (network, hf.DDPMScheduler(trained_betas=np.linspace(1e-4, 0.02, 50))),
+        "learned": lambda: (unet(out_channels=6), hf.DDPMScheduler(variance_type="learned_range")),
+        "zero": lambda: (network, hf.DDIMScheduler(rescale_betas_zero_snr=True)),
+        "exploding": exploding,
+    }[kind]()
+
+
+@pytest.mark.filterwarnings("ignore:.*zero terminal SNR")
+@pytest.mark.parametrize("kind", ["ddpm", "learned", "zero", "exploding"])
+def test_a_saved_run_comes_back(tmp_path, network, kind):
+    run = convert(pair(kind, network))
+    assert save_run(run, tmp_path / "run") == tmp_path / "run"
+    for weights in ("ema", "raw"):
+        loaded = ss.load(tmp_path / "run", weights=weights)
+        assert same(run, loaded)
+        assert not loaded.model.training
+    assert loaded.transform == run.transform
+
+
+def test_a_saved_run_has_averages_where_they_are_given(tmp_path, network):
+    run = convert((network, hf.DDPMScheduler()))
+    averaged = {name: p + 1 for name, p in run.model.named_parameters()}
+    save_run(run, tmp_path / "run", averaged)
+    name = next(iter(averaged))
+    for weights, shift in (("ema", 1), ("raw", 0)):
+        found = ss.load(tmp_path / "run", weights=weights).model.state_dict()
+        close(found[name], run.model.state_dict()[name] + shift)
+    with pytest.raises(FileExistsError, match=r"run holds a run already \(its config.yaml\)"):
+        save_run(run, tmp_path / "run")
+    for wrong in ({"network.x": torch.zeros(2)}, {name: torch.zeros(2)}):
+        with pytest.raises(ValueError, match=rf"own names and shapes expected; got {next(iter(wrong))} \(2,\)"):
+            save_run(run, tmp_path / "other", wrong)
+    assert not (tmp_path / "other").exists()
+
+
+def test_half_precision_weights_become_float32(network):
+    run = convert((unet().half(), hf.DDPMScheduler()))
+    assert {p.dtype for p in run.model.parameters()} == {torch.float32}
+    expected = network(states(1, 3, 8, 8), 999).sample
+    close(run.model.noise(states(1, 3, 8, 8), 1.0), expected, rtol=1e-2, atol=1e-2)
+
+
+def test_a_conversion_copies(network):
+    run = convert((network, hf.DDPMScheduler()))
+    before = network.conv_in.weight.clone()
+    next(run.model.network.unet.conv_in.parameters()).data.zero_()
+    assert torch.equal(network.conv_in.weight, before)
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "message"),
+    [
+        (
+            lambda: hf.FlowMatchEulerDiscreteScheduler(),
+            "`alphas_cumprod` expected.*got FlowMatchEulerDiscreteScheduler",
+        ),
+        (lambda: hf.EDMEulerScheduler(), "`alphas_cumprod` expected.*got EDMEulerScheduler"),
+        (lambda: hf.CogVideoXDDIMScheduler(), r"cumprod\(1 - betas\) expected; in this CogVideoXDDIMScheduler.* 0\.3"),
+        (lambda: hf.DDPMScheduler(prediction_type="x"), "among epsilon, sample, v_prediction expected; got 'x'"),
+        (lambda: hf.UniPCMultistepScheduler(use_flow_sigmas=True), "got flow matching"),
+        (
+            lambda: hf.EulerDiscreteScheduler(timestep_type="continuous", prediction_type="v_prediction"),
+            "timestep_type 'discrete' expected; got 'continuous'",
+        ),
+        (lambda: hf.DDPMScheduler(variance_type="learned_range"), "got 3 in, 3 out, variance_type 'learned_range'"),
+    ],
+)
+def test_refuses_schedulers_without_a_counterpart(network, scheduler, message):
+    with pytest.raises(ValueError, match=message):
+        convert((network, scheduler()))
+
+
+@pytest.mark.parametrize(
+    ("changes", "variance", "message"),
+    [
+        ({"sample_size": None}, "fixed_small", "unet.config.sample_size expected"),
+        (
+            {"time_embedding_type": "fourier"},
+            "fixed_small",
+            "'positional' expected beside DDPMScheduler.*got 'fourier'",
+        ),
+        ({"time_embedding_type": "learned", "num_train_timesteps": 1000}, "fixed_small", "got 'learned'"),
+        ({"out_channels": 6}, "fixed_small", "got 3 in, 6 out, variance_type 'fixed_small'"),
+        ({"out_channels": 6}, "learned", "the variance itself, has no counterpart.*variance_type 'learned'"),
+        ({"out_channels": 4}, "learned_range", "got 3 in, 4 out"),
+    ],
+)
+def test_refuses_networks_without_a_counterpart(changes, variance, message):
+    with pytest.raises(ValueError, match=message):
+        convert((unet(**changes), hf.DDPMScheduler(variance_type=variance)))
+
+
+def test_refuses_a_table_altered_by_hand(network):
+    scheduler = hf.DDPMScheduler()
+    scheduler.alphas_cumprod = scheduler.alphas_cumprod**2
+    with pytest.raises(ValueError, match=r"cumprod\(1 - betas\) expected"):
+        convert((network, scheduler))
+    scheduler = hf.DDPMScheduler()
+    scheduler.betas = hf.DDPMScheduler(beta_end=0.01).betas
+    scheduler.alphas_cumprod = torch.cumprod(1 - scheduler.betas, dim=0)
+    with pytest.raises(ValueError, match=r"this DDPMScheduler has other betas than its config gives.*trained_betas="):
+        convert((network, scheduler))
+
+
+class Pipeline:
+    """What a latent pipeline looks like."""
+
+    def __init__(self, **components):
+        self.components = components
+        self.unet, self.scheduler = components["unet"], components["scheduler"]
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        (lambda n: n, "expected; got UNet2DModel"),
+        (lambda n: 3, "expected; got int"),
+        (lambda n: (n, 3), "a scheduler of the type int"),
+        (lambda n: (nn.Conv2d(3, 3, 1), hf.DDPMScheduler()), "a network of the type Conv2d"),
+        (
+            lambda n: (
+                hf.UNet2DConditionModel(
+                    block_out_channels=(8,),
+                    norm_num_groups=8,
+                    layers_per_block=1,
+                    cross_attention_dim=8,
+                    down_block_types=("DownBlock2D",),
+                    up_block_types=("UpBlock2D",),
+                ),
+                hf.DDPMScheduler(),
+            ),
+            "a network of the type UNet2DConditionModel",
+        ),
+        (
+            lambda n: Pipeline(unet=n, scheduler=hf.DDPMScheduler(), vqvae=nn.Identity(), tokenizer=None),
+            "a scheduler alone.*got Pipeline, with vqvae beside them",
+        ),
+    ],
+    ids=["network", "int", "no scheduler", "other network", "conditional", "latent"],
+)
+def test_refuses_other_models(network, source, message):
+    with pytest.raises(TypeError, match=message):
+        convert(source(network))
+
+
+@pytest.fixture
+def folder(tmp_path, network):
+    hf.DDPMPipeline(network, hf.DDPMScheduler()).save_pretrained(tmp_path / "saved")
+    return tmp_path / "saved"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"vqvae": ["diffusers", "VQModel"]}, r"saved holds .*vqvae \(diffusers.VQModel\)"),
+        ({"unet": ["diffusers", "UNet2DConditionModel"]}, r"unet \(diffusers.UNet2DConditionModel\)"),
+        ({"unet": ["mine", "UNet2DModel"]}, r"unet \(mine.UNet2DModel\)"),
+        ({"scheduler": ["mine", "DDPMScheduler"]}, r"scheduler \(mine.DDPMScheduler\)"),
+        ({"scheduler": [None, None]}, r"saved holds unet \(diffusers.UNet2DModel\)$"),
+    ],
+)
+def test_refuses_folders_of_other_pipelines(folder, changes, message):
+    index = json.loads((folder / "model_index.json").read_text())
+    (folder / "model_index.json").write_text(json.dumps({**index, "feature_extractor": [None, None], **changes}))
+    with pytest.raises(TypeError, match=message):
+        convert(folder)
+
+
+@pytest.mark.parametrize("name", ["UNet2DModel", "DDPMPipeline", "Nothing", "NoScheduler", "os"])
+def test_refuses_what_is_no_scheduler(folder, name):
+    index = json.loads((folder / "model_index.json").read_text())
+    (folder / "model_index.json").write_text(json.dumps({**index, "scheduler": ["diffusers", name]}))
+    message = f"the name of a scheduler of diffusers .* expected; got '{name}'"
+    with pytest.raises(ValueError, match=message):
+        convert(folder)
+    with pytest.raises(ValueError, match=message):
+        DiffusersSchedule(name, {})
+
+
+def test_reads_no_pickles(folder, network, monkeypatch):
+    monkeypatch.setattr("torch.load", lambda *args, **kwargs: pytest.fail("called"))
+    (folder / "unet" / "diffusion_pytorch_model.safetensors").unlink()
+    torch.save(network.state_dict(), folder / "unet" / "diffusion_pytorch_model.bin")
+    with pytest.raises(FileNotFoundError, match=r"no weights in safetensors in .*saved/unet, and no pickles are read"):
+        convert(folder)
+    (folder / "unet" / "other.safetensors").write_bytes(b"")
+    with pytest.raises(OSError, match=r"diffusion_pytorch_model.safetensors"):
+        convert(folder)
+    with pytest.raises(FileNotFoundError, match=r"no pipeline of diffusers at google/ddpm.*none is downloaded"):
+        convert("google/ddpm-cifar10-32")
+
+
+def test_says_what_to_install(network, monkeypatch):
+    run = convert((network, hf.DDPMScheduler()))
+    monkeypatch.setitem(sys.modules, "diffusers", None)
+    with pytest.raises(ImportError, match=r"pip install 'scoresde\[diffusers\]'"):
+        convert((network, hf.DDPMScheduler))
+    with pytest.raises(ImportError, match=r"pip install 'scoresde\[diffusers\]'"):
+        DiffusersNetwork(run.config.network.config)
+
+
+def test_a_configuration_that_diffusers_refuses_is_named():
+    with pytest.raises(ValueError, match=r"cannot build .*DiffusersSchedule: DDPMScheduler refuses.*'beta'"):
+        build.instantiate(
+            {
+                "_target_": f"{DiffusersSchedule.__module__}.DiffusersSchedule",
+                "scheduler": "DDPMScheduler",
+                "config": {"beta": 1},
+            }
+        )
+    with pytest.raises(ValueError, match=r"cannot build .*DiffusersNetwork: .*'channels'"):
+        build.instantiate({"_target_": f"{DiffusersNetwork.__module__}.DiffusersNetwork", "config": {"channels": 1}})
+    with pytest.raises(ValueError, match="DDPMScheduler refuses its configuration: wrong is not implemented"):
+        DiffusersSchedule("DDPMScheduler", {"beta_schedule": "wrong"})
