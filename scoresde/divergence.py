@@ -11,7 +11,7 @@ A differentiable estimator leaves both in the graph, for objectives that are fun
 """
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -82,7 +82,7 @@ class ExactTrace:
         """The exact trace; draws nothing from `noise`; `differentiable` in x and in the field's parameters."""
 
         def evaluate(field: Field, x: Tensor) -> tuple[Tensor, Tensor]:
-            value, x = _evaluate(field, x, differentiable)
+            value, x = _evaluate(field, x, differentiable, fused=False)
             size = dimensions(x)
             basis = torch.eye(size, dtype=value.dtype, device=value.device).reshape(size, 1, *x.shape[1:])
             trace = torch.zeros(x.shape[0], 1, dtype=torch.float64, device=x.device)
@@ -92,8 +92,9 @@ class ExactTrace:
                 return torch.autograd.grad(value, x, cotangent, retain_graph=True, create_graph=differentiable)[0]
 
             for rows in basis.split(self.chunk):
-                # "same": dropout that a checkpoint draws again is the one of the forward pass, in every row.
-                products = torch.func.vmap(product, randomness="same")(rows)
+                # What a checkpoint computes again has the kernels and the dropout of the forward pass, in every row.
+                with _kernels(fused=False):
+                    products = torch.func.vmap(product, randomness="same")(rows)
                 trace = trace + sum_dims((products * rows).transpose(0, 1))[:, None]
             return value if differentiable else value.detach(), trace
 
@@ -107,7 +108,7 @@ def quadratic_forms(
     field: Field, x: Tensor, probes: Sequence[Tensor], differentiable: bool = False
 ) -> tuple[Tensor, Tensor]:
     """The value v (B, *) of a field at x (B, *), and z^T (dv/dx) z of each probe z (B, *), float64 (B, m)."""
-    value, x = _evaluate(field, x, differentiable)
+    value, x = _evaluate(field, x, differentiable, fused=not differentiable)
     forms = []
     for z in probes:
         retain = differentiable or z is not probes[-1]
@@ -116,11 +117,14 @@ def quadratic_forms(
     return value if differentiable else value.detach(), torch.stack(forms, dim=1)
 
 
-def _evaluate(field: Field, x: Tensor, differentiable: bool) -> tuple[Tensor, Tensor]:
+def _kernels(fused: bool) -> AbstractContextManager:
+    """The attention kernels to use: the fused ones have neither a second derivative nor one of many rows at once."""
+    return nullcontext() if fused else sdpa_kernel(SDPBackend.MATH)
+
+
+def _evaluate(field: Field, x: Tensor, differentiable: bool, fused: bool) -> tuple[Tensor, Tensor]:
     """The field at x with a graph between them, and that x."""
     if not (differentiable and x.requires_grad):
         x = x.detach().requires_grad_()
-    # The fused attention kernels have no second derivative.
-    kernels = sdpa_kernel(SDPBackend.MATH) if differentiable else nullcontext()
-    with torch.enable_grad(), kernels:
+    with torch.enable_grad(), _kernels(fused):
         return field(x), x

@@ -85,7 +85,7 @@ def bytes_of(run):
 def test_lists_the_verbs(arguments, capsys):
     assert main(arguments) == 0
     output = capsys.readouterr()
-    assert [line.split()[0] for line in output.out.splitlines()[1:]] == ["train", "sample", "bpd"]
+    assert [line.split()[0] for line in output.out.splitlines()[1:]] == ["train", "sample", "bpd", "convert"]
     assert not output.err
 
 
@@ -100,9 +100,17 @@ def test_an_unknown_verb_is_answered_with_the_known_ones(capsys):
 @pytest.mark.parametrize(
     ("verb", "shown"),
     [
-        ("train", ["experiment: digits, digits_ve, digits_vp, toy2d", "sde: ", "batch_size: ", "--multirun"]),
-        ("sample", ["sampler: ancestral, annealed_langevin, euler_maruyama, ode, pc", "run: ???", "batch_size: 256"]),
+        ("train", ["digits, digits_ve, digits_vp, ffhq1024_ncsnpp_ve, toy2d", "sde: ", "batch_size: ", "--multirun"]),
+        (
+            "sample",
+            [
+                "sampler: ancestral, annealed_langevin, euler_maruyama, ode, pc, published_ddpm",
+                "run: ???",
+                "batch_size: 256",
+            ],
+        ),
         ("bpd", ["likelihood: default, dopri5, exact", "run: ???", "split: test"]),
+        ("convert", ["source: ???", "path: ???", "data: cifar10, ", "source=edm"]),
     ],
 )
 def test_help_of_a_verb_shows_what_can_be_set(verb, shown, capsys):
@@ -247,7 +255,7 @@ def test_wrong_input_to_sample_is_answered_in_one_line(trained, overrides, messa
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["split=all"], "'train', 'validation' or 'test' expected; got 'all'"),
+        (["split=all"], "split among train, validation, test expected; got 'all'"),
         (["likelihood=dopri5", "+likelihood.solver.max_steps=2"], "solver failed"),
     ],
     ids=str,
@@ -423,11 +431,11 @@ def test_convert_makes_a_run_that_the_other_verbs_accept(tmp_path, capsys):
     assert "raw, ema" in capsys.readouterr().out
     reference = np.load(FIXTURES / "ddpmpp_vp_continuous.reference.npz")
     x, t = (torch.from_numpy(reference[name]) for name in ("x", "t"))
-    for weights in ("raw", "ema"):
-        loaded = ss.load(run, weights=weights)
+    for kind in ("raw", "ema"):
+        loaded = ss.load(run, weights=kind)
         with torch.no_grad():
             score = loaded.model.score(x, t)
-        torch.testing.assert_close(score, torch.from_numpy(reference[f"score_{weights}"]), rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(score, torch.from_numpy(reference[f"score_{kind}"]), rtol=1e-3, atol=1e-4)
     assert loaded.config.data.test["_target_"] == "scoresde.data.Digits"
 
 

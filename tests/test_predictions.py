@@ -30,6 +30,7 @@ def written_out(name, sde, t, x0, eps):
         "noise": eps,
         "data": x0,
         "denoiser": x0,
+        "sigma_score": -eps / sde.sigma(t),
         "score": -(alpha * x0 + sigma * eps - alpha * x0) / sigma**2,
         "velocity": gradient(sde.alpha, t) * x0 + gradient(sde.sigma, t) * eps,
         "v": alpha * eps - sigma * x0,
@@ -125,11 +126,17 @@ def test_a_denoiser_reads_what_karras_reads():
     close(denoiser.c_noise(sde, t), karras.c_noise(sde, t), rtol=0)
 
 
-@pytest.mark.parametrize("name", [n for n in TYPES if n not in ("karras", "denoiser")])
+@pytest.mark.parametrize("name", [n for n in TYPES if n not in ("karras", "denoiser", "sigma_score")])
 def test_other_types_pass_state_and_time_on_as_they_are(name):
     sde, t = ss.VP(), f64(0.1, 0.7)
     close(instance(name).c_in(sde, t), f64(1.0, 1.0), rtol=0)
     close(instance(name).c_noise(sde, t), t, rtol=0)
+
+
+def test_sigma_score_is_the_score_with_sigma_for_its_label():
+    sde, t = ss.VE(), f64(0.1, 0.7)
+    close(instance("sigma_score").c_noise(sde, t), sde.sigma(t), rtol=0)
+    close(instance("sigma_score").c_in(sde, t), f64(1.0, 1.0), rtol=0)
 
 
 # --- labels of networks trained on discrete steps
@@ -202,7 +209,11 @@ def test_names_resolve_and_instances_are_kept():
 @pytest.mark.parametrize(
     ("build", "error", "message"),
     [
-        (lambda: predictions.resolve("epsilon"), ValueError, r"noise, data, velocity, v, score, karras.*'epsilon'"),
+        (
+            lambda: predictions.resolve("epsilon"),
+            ValueError,
+            r"noise, data, velocity, v, score, sigma_score, karras.*'epsilon'",
+        ),
         (lambda: predictions.resolve(3), TypeError, "Prediction instance expected; got int"),
         (lambda: predictions.Karras(0.0), ValueError, "sigma_data > 0 expected; got 0"),
         (lambda: predictions.Karras(math.nan), ValueError, "got nan"),

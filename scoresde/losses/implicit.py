@@ -13,7 +13,9 @@ Along random directions v with E[v v^T] = I (sliced score matching),
     tr(ds/dx) + |s|^2/2  =  E[ v^T (ds/dx) v ] + |s|^2/2  =  E[ v^T (ds/dx) v + (v^T s)^2/2 ],
 
 the first with the norm in closed form (SSM-VR, 1905.07088, eq. 8), the second as originally stated (eq. 7).
-Both differentiate the network twice: where a denoising objective is possible it is cheaper and varies less.
+Both differentiate the network twice: where a denoising objective is possible it is cheaper and varies less. Attention
+then runs on unfused kernels, which a network's checkpointing does not know when it computes attention again: turn
+checkpointing off where PyTorch says so (CheckpointError).
 """
 
 import torch

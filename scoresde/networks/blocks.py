@@ -117,9 +117,12 @@ class Attention(nn.Module):
         return self.style.join(x, self.out(mixed.transpose(2, 3).reshape(x.shape)))
 
     def _split(self, features: Tensor, parts: int) -> tuple[Tensor, ...]:
-        """(B, parts C, positions) to `parts` tensors (B, heads, positions, C / heads)."""
+        """(B, parts C, positions) to `parts` tensors (B, heads, positions, C / heads).
+
+        They are contiguous: the fused kernels refuse features that are strided.
+        """
         split = features.unflatten(1, (parts, self.heads, -1)).transpose(3, 4)
-        return split.unbind(1)
+        return split.contiguous().unbind(1)
 
 
 class Block(nn.Module):

@@ -31,7 +31,6 @@ def ddpm(image_size: int = 32, **options: Any) -> UNet:
         "time_scale": 999.0,
         "resample": "convolution",
         "skip_rescale": False,
-        "group_size": 1,
     }
     return UNet(image_size, **{**settings, **options})
 

@@ -103,7 +103,8 @@ class UNet(nn.Module):
         skip_rescale: divide the sum of a skip and its update by 2^(1/2).
         scale_shift: the time features scale and shift a normalisation (ADM) rather than being added.
         project_skip: a residual block that resamples projects its skip even where the channels stay (not in ADM).
-        group_size: least number of channels of a normalisation's group, of which there are 32 at most (1 for DDPM).
+        group_size: least number of channels of a normalisation's group, of which there are 32 at most. In a group of
+            one channel the normalisation takes away the time features that were added, unless `scale_shift`.
         norm_eps: of the normalisations.
         input_pyramid: None, "skip" or "residual".
         output_pyramid: None, "skip" or "residual".
@@ -192,6 +193,7 @@ class UNet(nn.Module):
         )
         position = label_embedding(embedding, embedding_width, time_scale, fourier_scale)
         self.time = TimeEmbedding(position, embedding_width, features, classes, cond_features, cond_join)
+        self.context_features = context_features
         self.conditions = self.time.cond.parts + (["context"] if context_features else [])
         self.fourier = FourierInput(input_frequencies)
         self.input = convolution(dims, channels * (1 + 2 * len(input_frequencies)), width)
@@ -273,6 +275,9 @@ class UNet(nn.Module):
             raise ValueError(f"a state (B, {', '.join(map(str, expected))}) expected; got {tuple(x.shape)}")
         parts = named(cond, self.conditions)
         time, context = self.time(c_noise, parts), parts.get("context")
+        length = self.context_features
+        if context is not None and (context.ndim != 3 or (context.shape[0], context.shape[2]) != (len(x), length)):
+            raise ValueError(f"context vectors ({len(x)}, L, {length}) expected; got {tuple(context.shape)}")
         pyramid: Tensor | None = x if self.centered else 2 * x - 1
         hidden = self.input(self.fourier(pyramid))
         skips = [hidden]

@@ -157,6 +157,16 @@ def test_constants_come_from_the_configuration(kind, model, path, constants):
     assert ours["data"]["train"] is None
 
 
+@pytest.mark.parametrize(("name", "ours", "levels"), [("CIFAR10", "CIFAR10", 256), ("digits", "Digits", 17)])
+def test_datasets_of_ours_are_named(name, ours, levels):
+    config = changed(variant("ddpmpp_grey")["config"], "data", dataset=name, num_channels=3, image_size=32)
+    node = configuration(config)["data"]
+    assert (node["shape"], node["range"]) == ([3, 32, 32], [0, levels])
+    assert build.instantiate(node["transform"]) == ss.data.Levels(levels)
+    for split in ("train", "validation", "test"):
+        assert node[split]["_target_"] == f"scoresde.data.{ours}"
+
+
 @pytest.mark.parametrize("kind", ["vpsde", "vesde"])
 def test_discrete_labels_come_from_the_configuration(kind):
     config = changed(variant("ddpmpp_grey")["config"], "training", sde=kind, continuous=False)

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from scoresde.networks import blocks
 from scoresde.networks.blocks import Attention, Block, ResidualBlock, Style
@@ -87,8 +88,9 @@ def test_residual_block_as_written_out(direction, scale_shift, skip_rescale, pro
 def test_residual_block_in_other_dimensions(dims, direction, scale_shift):
     style = Style(dims=dims, time_features=6, fir=FIR, scale_shift=scale_shift, group_size=1)
     x, time = normal(2, 4, *[4] * dims), normal(2, 6, seed=1)
-    block = randomised(ResidualBlock(style, 4, 6, direction))
-    expected = residual(block, style, x, time, direction, groups=(4, 6), project=True)
+    out = 4 if direction else 6
+    block = randomised(ResidualBlock(style, 4, out, direction))
+    expected = residual(block, style, x, time, direction, groups=(4, out), project=True)
     torch.testing.assert_close(block(x, time), expected)
 
 
@@ -165,6 +167,15 @@ def test_attention_to_a_context(dims, options, heads):
     key, value = affine(attention.context, context).transpose(1, 2).chunk(2, dim=1)
     mixed = softmax_attention(query, key, value, heads).reshape(x.shape)
     torch.testing.assert_close(attention(x, context), joined(style, x, convolve(attention.out, mixed)))
+
+
+@pytest.mark.parametrize("context_features", [0, 6])
+def test_attention_may_use_the_fused_kernels(context_features):
+    """They refuse queries, keys and values of which the features are strided."""
+    attention = Attention(Style(heads=2), 8, context_features)
+    x, context = normal(2, 8, 4, 4).float(), normal(2, 5, context_features).float() if context_features else None
+    with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
+        assert attention(x, context).shape == x.shape
 
 
 @DIMS

@@ -208,7 +208,7 @@ def test_checkpointing_changes_nothing(make, shape):
     assert all(torch.equal(*pair) for pair in zip(actual, expected, strict=True))
 
 
-ONE = {"multipliers": (1,), "attention": (4,), **CROSS}
+ONE = {"multipliers": (1,), "attention": (4,), "checkpointing": True, **CROSS}
 
 
 @pytest.mark.parametrize(

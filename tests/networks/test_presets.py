@@ -65,6 +65,7 @@ def test_ddpm_is_the_first_of_them():
     assert attending == {"down.16x16.block0", "down.16x16.block1", "middle.block0", "up.16x16.block2"}
     assert len(parts(network, ResampledConvolution)) == 6
     assert {module.num_groups for module in parts(network, torch.nn.GroupNorm)} == {32}
+    assert {module.eps for module in parts(network, torch.nn.GroupNorm)} == {1e-6}
     assert {block.dropout.p for block in parts(network, ResidualBlock)} == {0.1}
     assert not network.down["32x32"]["block0"].residual.style.skip_rescale
 
@@ -98,7 +99,6 @@ def small(make, **options):
         "multipliers": (1, 2),
         "attention": (4,),
         "head_channels": None,
-        "group_size": 4,
     }
     return make(8, **{**settings, **options})
 
@@ -123,6 +123,7 @@ def test_adm_attends_after_every_block_with_heads_of_64_channels():
     assert {module.eps for module in parts(network, torch.nn.GroupNorm)} == {1e-5}
     steps = [block for name, block in network.named_modules() if name.endswith("sample") and isinstance(block, Block)]
     assert len(steps) == 6
+    assert not any(step.residual.style.skip_rescale for step in steps)
     assert all(step.residual.skip is None for step in steps)
     assert network.conditions == ["label"]
     both = presets.adm(classes=1000, out_channels=6)
@@ -146,3 +147,11 @@ def test_every_parameter_learns(make):
     x, label = normal(2, 3, 8, 8), torch.tensor([0.01, 0.02]).double()
     network(x, label, torch.tensor([0, 2])).square().sum().backward()
     assert not [name for name, p in network.named_parameters() if p.grad is None or not bool(p.grad.abs().max() > 1e-9)]
+
+
+@pytest.mark.parametrize("make", ["ddpm", "ddpmpp", "ncsnpp", "adm"])
+def test_a_small_network_reads_its_label(make):
+    """It would not, were the added time features normalised away in groups of one channel."""
+    network = randomised(small(getattr(presets, make)))
+    x, label = normal(2, 3, 8, 8), torch.tensor([0.5, 0.7]).double()
+    assert difference(network(x, label), network(x, label + 0.1)) > 1e-3

@@ -381,6 +381,14 @@ def test_conditions_join_where_they_are_told_to(join):
         ({"context_features": 4}, torch.tensor([0, 1]), r"'label' \(it takes context\)"),
         ({"cond_features": 3}, torch.zeros(2, 4), r"condition vectors \(2, 3\) expected; got \(2, 4\)"),
         ({"classes": 3}, torch.zeros(2, 1, dtype=torch.int64), r"class labels \(2,\) expected; got \(2, 1\)"),
+        *(
+            (
+                {"context_features": 4},
+                {"context": torch.zeros(shape)},
+                rf"context vectors \(2, L, 4\) expected; got {got}",
+            )
+            for shape, got in (((2, 5, 3), r"\(2, 5, 3\)"), ((2, 4), r"\(2, 4\)"), ((1, 5, 4), r"\(1, 5, 4\)"))
+        ),
     ],
 )
 def test_refuses_a_condition_it_cannot_read(options, cond, message):

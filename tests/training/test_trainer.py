@@ -378,9 +378,9 @@ def test_a_condition_reaches_the_network(tmp_path, cond_features):
         with pytest.raises(ValueError, match="built without a condition"):
             fit(tmp_path, Labelled(), model)
         return
-    before = model.network.time.cond.weight.detach().clone()
+    before = model.network.time.cond.vector.weight.detach().clone()
     fit(tmp_path, Labelled(), model)
-    assert not torch.equal(model.network.time.cond.weight, before)
+    assert not torch.equal(model.network.time.cond.vector.weight, before)
 
 
 def test_the_loss_falls_and_the_likelihood_rises(tmp_path):
