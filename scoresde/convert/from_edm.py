@@ -200,12 +200,13 @@ def translate(state: State, network: UNet) -> State:
         ValueError: the first tensor that differs, by both its names.
     """
     state = _folded(state, adm="out_norm.weight" in state)
+    heads = {name: module.heads for name, module in network.named_modules() if isinstance(module, Attention)}
     translated: State = {}
     for name, expected in network.state_dict().items():
         theirs = original_name(name, network, state)
         value = state.get(theirs)
         if value is not None and ".attention.qkv." in name:
-            value = _separated(value, _heads(network, name))
+            value = _separated(value, heads[name.split(".qkv.")[0]])
         if value is None or value.shape != expected.shape:
             got = "nothing of that name" if value is None else tuple(value.shape)
             raise ValueError(
@@ -260,13 +261,6 @@ def _folded(state: State, adm: bool) -> State:
     if adm:
         state["map_layer0.weight"] = state["map_layer0.weight"].roll(state["map_layer0.weight"].shape[1] // 2, dims=1)
     return state
-
-
-def _heads(network: UNet, name: str) -> int:
-    """Heads of the attention that a tensor belongs to."""
-    attention = network.get_submodule(name.split(".qkv.")[0])
-    assert isinstance(attention, Attention)  # by its name
-    return attention.heads
 
 
 def _separated(value: Tensor, heads: int) -> Tensor:
