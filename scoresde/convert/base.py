@@ -63,5 +63,9 @@ def save_run(run: build.Run, directory: str | Path, averaged: Mapping[str, Tenso
             )
     groups = {"model": state, **({} if averaged is None else {"ema": dict(averaged)})}
     checkpoint.save(directory / CHECKPOINT, groups, {"step": 0})
-    build.write_config(run.config, directory / build.CONFIG)
+    try:
+        build.write_config(run.config, directory / build.CONFIG)
+    except BaseException:
+        (directory / CHECKPOINT).unlink()
+        raise
     return directory

@@ -88,9 +88,14 @@ def _read_config(path: Path, config: Mapping[str, Any] | str | Path | None) -> M
     if config is None and not file.is_file():
         return {}
     try:
-        return json.loads(file.read_text())
+        found = json.loads(file.read_text())
     except json.JSONDecodeError as error:
         raise ValueError(f"{file} is not JSON ({error}); a class and its kwargs expected") from error
+    if not isinstance(found, dict):
+        raise ValueError(
+            f"{file} is not a preconditioning: a class and its kwargs expected; got {type(found).__name__}"
+        )
+    return found
 
 
 def preconditioning(config: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any], float]:
@@ -110,7 +115,8 @@ def preconditioning(config: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str
     if name == "VPPrecond":
         low, last = arguments.get("beta_min", 0.1), float(arguments.get("M", 1000) - 1)
         high = low + arguments.get("beta_d", 19.9)
-        sde = {"_target_": "scoresde.sdes.VP", "beta_min": low, "beta_max": high}
+        start = arguments.get("epsilon_t", 1e-5)
+        sde = {"_target_": "scoresde.sdes.VP", "beta_min": low, "beta_max": high, "t_min": start}
         labels = {"_target_": "scoresde.predictions.Discrete", "prediction": "noise", "labels": [0.0, last]}
         return sde, labels, dropout
     raise ValueError(f"a preconditioning among EDMPrecond, VPPrecond, VEPrecond expected; got {name!r}")
@@ -130,8 +136,8 @@ def architecture(state: State) -> dict[str, Any]:
             f"got {', '.join(list(state)[:3])}, ..."
         )
     sizes, adm = sorted({size for size, _ in found}, reverse=True), "out_norm.weight" in state
-    first = state[f"enc.{_square(sizes[0])}_conv.weight"]
-    noise_features = state["map_layer0.weight"].shape[1]
+    first = _part(state, f"enc.{_square(sizes[0])}_conv.weight", dims=4)
+    noise_features = _part(state, "map_layer0.weight", dims=2).shape[1]
     width = noise_features if adm else first.shape[0]
     if state["map_layer0.weight"].shape[0] != 4 * width:
         raise ValueError(
@@ -142,10 +148,10 @@ def architecture(state: State) -> dict[str, Any]:
         "image_size": sizes[0],
         "channels": first.shape[1],
         "width": width,
-        "multipliers": [state[f"enc.{_square(size)}_block0.conv1.weight"].shape[0] // width for size in sizes],
+        "multipliers": [_part(state, f"enc.{_square(s)}_block0.conv1.weight", dims=4).shape[0] // width for s in sizes],
         "blocks": 1 + max(index for _, index in found),
         "attention": [size for size in sizes if f"enc.{_square(size)}_block0.qkv.weight" in state],
-        "classes": state["map_label.weight"].shape[1] if "map_label.weight" in state else 0,
+        "classes": _part(state, "map_label.weight", dims=2).shape[1] if "map_label.weight" in state else 0,
         "time_scale": 1.0,
     }
     if adm:
@@ -163,6 +169,15 @@ def architecture(state: State) -> dict[str, Any]:
     }
 
 
+def _part(state: State, name: str, dims: int) -> Tensor:
+    """A tensor that there must be."""
+    value = state.get(name)
+    if value is None or value.ndim != dims:
+        got = "nothing of that name" if value is None else tuple(value.shape)
+        raise ValueError(f"weights with {name}, of {dims} dimensions, expected; got {got}")
+    return value
+
+
 def _square(size: int) -> str:
     return f"{size}x{size}"
 
@@ -171,7 +186,7 @@ def _taps(state: State, sizes: list[int]) -> list[float] | None:
     """The taps of the resampling filter, up to a factor; None for a network that does not resample."""
     if len(sizes) == 1:
         return None
-    taps = state[f"enc.{_square(sizes[1])}_down.conv0.resample_filter"][0, 0].sum(dim=0)
+    taps = _part(state, f"enc.{_square(sizes[1])}_down.conv0.resample_filter", dims=4)[0, 0].sum(dim=0)
     return (taps / taps[0]).tolist()
 
 
@@ -197,22 +212,25 @@ def translate(state: State, network: UNet) -> State:
     """The state dict of our network from that of EDM's.
 
     Raises:
-        ValueError: the first tensor that differs, by both its names.
+        ValueError: the first tensor that differs, by both its names, or one that the network has not.
     """
     state = _folded(state, adm="out_norm.weight" in state)
+    unused = {name for name in state if not name.endswith("resample_filter")} - {"map_augment.weight"}
     heads = {name: module.heads for name, module in network.named_modules() if isinstance(module, Attention)}
     translated: State = {}
     for name, expected in network.state_dict().items():
         theirs = original_name(name, network, state)
         value = state.get(theirs)
-        if value is not None and ".attention.qkv." in name:
-            value = _separated(value, heads[name.split(".qkv.")[0]])
+        unused.discard(theirs)
         if value is None or value.shape != expected.shape:
             got = "nothing of that name" if value is None else tuple(value.shape)
             raise ValueError(
                 f"weights differ first at {name} ({theirs} there): {tuple(expected.shape)} expected, got {got}"
             )
-        translated[name] = value
+        block, is_qkv, _ = name.partition(".qkv.")
+        translated[name] = _separated(value, heads[block]) if is_qkv else value
+    if unused:
+        raise ValueError(f"weights hold {min(unused)}, which the network has not")
     return translated
 
 
@@ -257,7 +275,10 @@ def _folded(state: State, adm: bool) -> State:
     if label is not None:
         state["map_label.weight"] = label.T * (1 if adm else math.sqrt(label.shape[1]))
     if bias is not None:
-        state["map_layer0.bias"] = state["map_layer0.bias"] + state["map_layer0.weight"] @ bias
+        inner = state["map_layer0.weight"]
+        if bias.shape != inner.shape[1:]:
+            raise ValueError(f"map_label.bias {tuple(inner.shape[1:])} expected; got {tuple(bias.shape)}")
+        state["map_layer0.bias"] = _part(state, "map_layer0.bias", dims=1) + inner @ bias
     if adm:
         state["map_layer0.weight"] = state["map_layer0.weight"].roll(state["map_layer0.weight"].shape[1] // 2, dims=1)
     return state

@@ -130,7 +130,7 @@ def score_sde(path: str | Path, config: Config | str | Path | None = None, weigh
 def read_config(path: Path, config: Config | str | Path | None) -> Config:
     """The configuration of a checkpoint, given or read from the file beside it."""
     if isinstance(config, Mapping):
-        return config
+        return _checked(config, "config")
     file = path.with_name(f"{path.stem}.config.json") if config is None else Path(config)
     if not file.is_file():
         raise FileNotFoundError(
@@ -141,9 +141,15 @@ def read_config(path: Path, config: Config | str | Path | None) -> Config:
         found = json.loads(file.read_text())
     except json.JSONDecodeError as error:
         raise ValueError(f"{file} is not JSON ({error}); a dump of the training's configuration expected") from error
-    if not isinstance(found, dict) or not {"data", "model", "training"} <= found.keys():
-        raise ValueError(f"{file} is not a configuration of score_sde: the sections data, model and training expected")
-    return found
+    return _checked(found, file)
+
+
+def _checked(config: Any, source: Any) -> Config:
+    if not isinstance(config, Mapping) or not {"data", "model", "training"} <= config.keys():
+        raise ValueError(
+            f"{source} is not a configuration of score_sde: the sections data, model and training expected"
+        )
+    return config
 
 
 def read_weights(path: Path, weights: str = "ema") -> State:
@@ -152,11 +158,14 @@ def read_weights(path: Path, weights: str = "ema") -> State:
     if not isinstance(found, dict) or "model" not in found:
         keys = ", ".join(map(str, found)) if isinstance(found, dict) else type(found).__name__
         raise ValueError(f"a checkpoint with 'model' expected in {path}; got {keys}")
+    if not isinstance(found["model"], dict) or not all(isinstance(value, Tensor) for value in found["model"].values()):
+        raise ValueError(f"'model' in {path} with names and tensors expected; got {type(found['model']).__name__}")
     state = {name.removeprefix("module."): value for name, value in found["model"].items()}
     state.pop("sigmas", None)  # the table of noise levels, known from the configuration
     if weights == "raw":
         return state
-    averages = found.get("ema", {}).get("shadow_params")
+    ema = found.get("ema")
+    averages = ema.get("shadow_params") if isinstance(ema, dict) else None
     trainable = [name for name, value in state.items() if not _frozen(name, value)]
     if averages is None or len(averages) != len(trainable):
         got = "none" if averages is None else str(len(averages))
@@ -181,7 +190,7 @@ def configuration(config: Config) -> dict[str, Any]:
     Raises:
         ValueError: a network, SDE or option that is not of this family.
     """
-    data, model, training = config["data"], config["model"], config["training"]
+    data, model, training = (_Section(name, config[name]) for name in ("data", "model", "training"))
     kind, continuous = training["sde"].lower(), bool(training["continuous"])
     return {
         "name": f"score_sde_{model['name']}",
@@ -190,6 +199,24 @@ def configuration(config: Config) -> dict[str, Any]:
         "network": _network(kind, continuous, data, model),
         "data": _data(data),
     }
+
+
+class _Section(dict):
+    """A section of a configuration, which says what it lacks."""
+
+    def __init__(self, name: str, values: Config):
+        super().__init__(values)
+        self.name = name
+
+    def __missing__(self, key: str) -> Any:
+        raise ValueError(f"{self.name}.{key} expected in the configuration; got nothing of that name")
+
+    def choice(self, key: str, choices: Mapping[str, Any]) -> Any:
+        """What the name that is given stands for."""
+        value = str(self[key]).lower()
+        if value not in choices:
+            raise ValueError(f"{self.name}.{key} among {', '.join(choices)} expected; got {self[key]!r}")
+        return choices[value]
 
 
 def _data(data: Config) -> dict[str, Any]:
@@ -222,7 +249,7 @@ def _prediction(kind: str, continuous: bool, model: Config) -> dict[str, Any]:
     return {"_target_": "scoresde.predictions.Discrete", "prediction": "noise", "labels": [0.0, 999.0]}
 
 
-def _network(kind: str, continuous: bool, data: Config, model: Config) -> dict[str, Any]:
+def _network(kind: str, continuous: bool, data: Config, model: _Section) -> dict[str, Any]:
     name = model["name"].lower()
     if name not in ("ddpm", "ncsnpp"):
         raise ValueError(
@@ -235,7 +262,9 @@ def _network(kind: str, continuous: bool, data: Config, model: Config) -> dict[s
         )
     size, levels = data["image_size"], len(model["ch_mult"])
     sizes = [size >> level for level in range(levels)]
-    fourier = name == "ncsnpp" and model["embedding_type"].lower() == "fourier"
+    fourier = name == "ncsnpp" and model.choice("embedding_type", {"positional": False, "fourier": True})
+    if fourier and not continuous:
+        raise ValueError("model.embedding_type 'positional' expected with discrete labels; got 'fourier'")
     divides = bool(model["scale_by_sigma"]) and not (kind == "vesde" and not continuous)
     if divides and not fourier:
         raise ValueError(
@@ -262,11 +291,13 @@ def _network(kind: str, continuous: bool, data: Config, model: Config) -> dict[s
         network |= {"embedding": "fourier_log", "embedding_width": width, "fourier_scale": model["fourier_scale"]}
     return {
         **network,
-        "resample": {"biggan": "residual", "ddpm": plain}[model["resblock_type"].lower()],
+        "resample": model.choice("resblock_type", {"biggan": "residual", "ddpm": plain}),
         "fir": list(model["fir_kernel"]) if model["fir"] else None,
         "skip_rescale": bool(model["skip_rescale"]),
-        "input_pyramid": PYRAMIDS[model["progressive_input"].lower()],
-        "output_pyramid": PYRAMIDS[model["progressive"].lower()],
+        "input_pyramid": model.choice(
+            "progressive_input", {"none": None, "residual": "residual", "input_skip": "skip"}
+        ),
+        "output_pyramid": model.choice("progressive", {"none": None, "residual": "residual", "output_skip": "skip"}),
         "combine": model["progressive_combine"].lower(),
     }
 
@@ -284,7 +315,6 @@ DATASETS: dict[str, dict[str, Any]] = {
         "test": {"_target_": "scoresde.data.Digits", "split": "test"},
     },
 }
-PYRAMIDS = {"none": None, "residual": "residual", "input_skip": "skip", "output_skip": "skip"}
 
 # The name of each part of a module in that project; of several, the one there is.
 PARTS: dict[type[nn.Module], dict[str, tuple[str, ...]]] = {
@@ -362,7 +392,7 @@ def _as_convolutions(group: State) -> State:
     found = {}
     for name, value in group.items():
         part, _, parameter = name.rpartition(".")
-        if part.startswith("NIN_") and parameter == "W":
+        if part.startswith("NIN_") and parameter == "W" and value.ndim == 2:
             found[f"{part}.weight"] = value.T[:, :, None, None].contiguous()
         else:
             found[f"{part}.bias" if part.startswith("NIN_") and parameter == "b" else name] = value
@@ -372,7 +402,8 @@ def _as_convolutions(group: State) -> State:
 def _joined(group: State) -> State:
     """Query, key and value as one convolution."""
     parts = [f"NIN_{i}" for i in range(3)]
-    if not all(f"{part}.{name}" in group for part in parts for name in ("weight", "bias")):
+    found = {name: [group[f"{p}.{name}"] for p in parts if f"{p}.{name}" in group] for name in ("weight", "bias")}
+    if any(len(values) < 3 or len({value.shape for value in values}) > 1 for values in found.values()):
         return group
-    joined = {f"NIN_qkv.{name}": torch.cat([group[f"{p}.{name}"] for p in parts]) for name in ("weight", "bias")}
+    joined = {f"NIN_qkv.{name}": torch.cat(values) for name, values in found.items()}
     return {**{name: value for name, value in group.items() if name.rpartition(".")[0] not in parts}, **joined}

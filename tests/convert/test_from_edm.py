@@ -136,7 +136,7 @@ def test_augmentation_is_left_out(converted, file):
 
 PRECONDITIONED = [
     ("edm_ddpmpp", {}, (0.1, 19.9, 1000)),
-    ("edm_adm", {"beta_min": 0.2, "beta_d": 14.0, "M": 500, "dropout": 0.3}, (0.2, 14.0, 500)),
+    ("edm_adm", {"beta_min": 0.2, "beta_d": 14.0, "M": 500, "epsilon_t": 1e-3, "dropout": 0.3}, (0.2, 14.0, 500)),
 ]
 
 
@@ -154,7 +154,7 @@ def test_vp_preconditioning(file, name, kwargs, constants):
         expected = x - sigma.float() * run.model.network(c_in * x, ((m - 1) * t).float(), labels)
     assert off(denoised(run, c_in * x, t, labels), expected) <= ACCURACY
     assert isinstance(run.model.sde, ss.VP)
-    assert (run.model.sde.t_min, run.model.sde.t_max) == (1e-5, 1.0)
+    assert (run.model.sde.t_min, run.model.sde.t_max) == (kwargs.get("epsilon_t", 1e-5), 1.0)
     assert run.config.network.dropout == kwargs.get("dropout", 0.1)
 
 
@@ -232,6 +232,13 @@ def test_refuses_a_configuration_that_is_not_json(file):
         edm(file)
 
 
+def test_refuses_a_configuration_that_is_no_object(file):
+    torch.save(given("edm_ddpmpp"), file)
+    file.with_name("edm.config.json").write_text('["VPPrecond"]')
+    with pytest.raises(ValueError, match=r"edm.config.json is not a preconditioning: .* got list"):
+        edm(file)
+
+
 @pytest.mark.parametrize(
     "held",
     [[torch.zeros(2)], torch.zeros(2), {"ema": {"a": torch.zeros(2)}}, {"a": torch.zeros(2), "step": 3}],
@@ -304,4 +311,36 @@ def test_refuses_an_embedding_of_another_width(file):
     state = {**given("edm_ddpmpp"), "model.map_layer0.weight": torch.zeros(32, 16)}
     torch.save(state, file)
     with pytest.raises(ValueError, match=r"4 x 16 features expected; got 32: channel_mult_emb other than 4"):
+        edm(file)
+
+
+NEEDED = {
+    "input": ("edm_adm", "enc.16x16_conv.weight", r"of 4 dimensions, expected; got \(2,\)"),
+    "noise": ("edm_adm", "map_layer0.weight", r"of 2 dimensions, expected; got \(2,\)"),
+    "label": ("edm_ncsnpp", "map_label.weight", r"of 2 dimensions, expected; got \(2,\)"),
+    "label bias": ("edm_ncsnpp", "map_label.bias", r"\(32,\) expected; got \(2,\)"),
+    "block": ("edm_ddpmpp", "enc.8x8_block0.conv1.weight", r"of 4 dimensions, expected; got \(2,\)"),
+    "filter": ("edm_ddpmpp", "enc.8x8_down.conv0.resample_filter", r"of 4 dimensions, expected; got \(2,\)"),
+    "query": ("edm_adm", "enc.8x8_block0.qkv.weight", r"there\): .* expected, got \(2,\)"),
+}
+
+
+@pytest.mark.parametrize(("name", "theirs", "message"), NEEDED.values(), ids=NEEDED)
+def test_names_a_tensor_of_another_shape_that_tells_the_architecture(file, name, theirs, message):
+    torch.save({**given(name), f"model.{theirs}": torch.zeros(2)}, file)
+    with pytest.raises(ValueError, match=rf"{theirs}.* {message}"):
+        edm(file)
+
+
+@pytest.mark.parametrize("theirs", ["enc.16x16_conv.weight", "enc.8x8_block0.conv1.weight", "map_layer0.bias"])
+def test_names_a_missing_tensor_that_tells_the_architecture(file, theirs):
+    torch.save({key: value for key, value in given("edm_ncsnpp").items() if key != f"model.{theirs}"}, file)
+    with pytest.raises(ValueError, match=f"weights with {theirs}, of . dimensions, expected; got nothing of that name"):
+        edm(file)
+
+
+@pytest.mark.parametrize("extra", ["dec.16x16_block9.conv0.weight", "head.bias"])
+def test_refuses_tensors_that_the_network_has_not(file, extra):
+    torch.save({**given("edm_ddpmpp"), f"model.{extra}": torch.zeros(2)}, file)
+    with pytest.raises(ValueError, match=f"weights hold {extra}, which the network has not"):
         edm(file)

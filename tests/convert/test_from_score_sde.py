@@ -252,7 +252,7 @@ def test_another_number_of_averages(file, skip):
 
 def test_without_averages_the_way_out_is_named(file):
     path, config = grey(file)
-    for ema in ({}, {"ema": {}}, {"ema": {"decay": 0.999}}):
+    for ema in ({}, {"ema": None}, {"ema": {}}, {"ema": {"decay": 0.999}}):
         torch.save({"model": unprefixed("ddpmpp_grey"), **ema}, path)
         with pytest.raises(ValueError, match=r"154 averages in ema.shadow_params of .*; got none: weights='raw'\?"):
             score_sde(path, config)
@@ -306,6 +306,10 @@ REFUSED = {
     "name": ("model", {"name": "ncsnv2_64"}, r"model.name 'ddpm' or 'ncsnpp' expected; got 'ncsnv2_64'"),
     "nonlinearity": ("model", {"nonlinearity": "elu"}, r"model.nonlinearity 'swish' .* expected; got 'elu', True"),
     "unconditional": ("model", {"conditional": False}, r"model.conditional true, .* expected; got 'swish', False"),
+    "block": ("model", {"resblock_type": "adm"}, "model.resblock_type among biggan, ddpm expected; got 'adm'"),
+    "embedding": ("model", {"embedding_type": "x"}, "model.embedding_type among positional, fourier expected; got 'x'"),
+    "input": ("model", {"progressive_input": "output_skip"}, "among none, residual, input_skip expected; got 'output"),
+    "output": ("model", {"progressive": "input_skip"}, "among none, residual, output_skip expected; got 'input_skip'"),
     "scaled": ("model", {"scale_by_sigma": True}, "scale_by_sigma expected only with Fourier features, or discrete VE"),
 }
 
@@ -324,6 +328,15 @@ def test_refuses_a_network_divided_by_a_label_that_is_no_sigma(file):
         score_sde(file, changed(config, "model", scale_by_sigma=True), weights="raw")
 
 
+@pytest.mark.parametrize("kind", ["vesde", "vpsde", "subvpsde"])
+def test_refuses_fourier_features_of_discrete_labels(file, kind):
+    """There too: a label of 0 has no logarithm."""
+    torch.save({"model": {}}, file)
+    config = changed(variant("ncsnpp_skip_ve")["config"], "training", sde=kind, continuous=False)
+    with pytest.raises(ValueError, match=r"model.embedding_type 'positional' expected with discrete labels"):
+        score_sde(file, config, weights="raw")
+
+
 def test_refuses_a_checkpoint_that_could_execute(file, tmp_path):
     path, config = grey(file)
     torch.save({"model": unprefixed("ddpmpp_grey"), "optimizer": Trap(tmp_path / "sprung")}, path)
@@ -337,6 +350,26 @@ def test_refuses_a_truncated_checkpoint(file):
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 3])
     with pytest.raises(ValueError, match="is not a checkpoint that PyTorch or safetensors can read"):
         score_sde(path, config, weights="raw")
+
+
+@pytest.mark.parametrize("section", ["data", "model", "training"])
+def test_a_configuration_that_lacks_something(file, section):
+    torch.save({"model": {}}, file)
+    config = variant("ddpmpp_grey")["config"]
+    without = {key: value for key, value in config.items() if key != section}
+    with pytest.raises(ValueError, match="config is not a configuration of score_sde: the sections data, model and"):
+        score_sde(file, without, weights="raw")
+    key = {"data": "image_size", "model": "nf", "training": "sde"}[section]
+    without = {**config, section: {name: value for name, value in config[section].items() if name != key}}
+    with pytest.raises(ValueError, match=f"{section}.{key} expected in the configuration; got nothing of that name"):
+        score_sde(file, without, weights="raw")
+
+
+@pytest.mark.parametrize("model", [torch.zeros(2), {"all_modules.0.weight": 1}], ids=["tensor", "numbers"])
+def test_refuses_a_model_that_is_no_state_dict(file, model):
+    torch.save({"model": model}, file)
+    with pytest.raises(ValueError, match=f"'model' in {file} with names and tensors expected; got "):
+        score_sde(file, variant("ddpmpp_grey")["config"])
 
 
 @pytest.mark.parametrize(
@@ -354,6 +387,10 @@ def reshape(*names):
             model[f"all_modules.{name}"] = torch.zeros(*model[f"all_modules.{name}"].shape, 2)
 
     return change
+
+
+def put(name, *shape):
+    return lambda model: model.update({f"all_modules.{name}": torch.zeros(shape)})
 
 
 def rename(old, new):
@@ -378,6 +415,10 @@ MISFITS = {
     "attention": (reshape("6.GroupNorm_0.bias", "8.GroupNorm_0.bias"), "down.4x4.block0.attention", 6),
     "last": (reshape("17.bias"), "output.conv", 17),
     "missing tensor": (drop("9.Dense_0.bias"), "middle.block1.residual", 9),
+    "narrow query": (put("8.NIN_0.W", 16, 32), "middle.block0.attention", 8),
+    "flat key": (put("8.NIN_1.W", 32), "middle.block0.attention", 8),
+    "deep value": (reshape("8.NIN_2.W"), "middle.block0.attention", 8),
+    "deep bias": (reshape("8.NIN_2.b"), "middle.block0.attention", 8),
     "missing query": (drop("12.NIN_0.W"), "up.4x4.block1.attention", 12),
     "other name": (rename("11.Conv_2.weight", "11.Conv_7.weight"), "up.4x4.block1.residual", 11),
     "missing block": (drop("8."), "middle.block0.attention", 9),

@@ -5,7 +5,6 @@ from itertools import pairwise
 import pytest
 import torch
 from torch.func import functional_call, grad, jvp, vjp, vmap
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from scoresde.networks import MLP, UNet
 from scoresde.networks.embeddings import named
@@ -145,16 +144,6 @@ def test_derivatives_are_right(make, shape):
     function = lambda x, label: network(x, label, cond)  # noqa: E731
     leaves = x.requires_grad_(), label.requires_grad_()
     assert torch.autograd.gradcheck(function, leaves, fast_mode=True, atol=1e-6)
-
-
-@cases("mlp-vector", "ddpm-1d", "ncsnpp-2d", "cross-1d")
-def test_second_derivatives_are_right_without_the_fused_kernels(make, shape):
-    """Which have none: a divergence that is differentiated itself asks for those of plain operations."""
-    network = randomised(make())
-    x, label, cond = inputs(network, shape, batch=2)
-    with sdpa_kernel(SDPBackend.MATH):
-        function = lambda x: network(x, label, cond)  # noqa: E731
-        assert torch.autograd.gradgradcheck(function, (x.requires_grad_(),), fast_mode=True, atol=1e-6)
 
 
 @NETWORKS
