@@ -38,18 +38,23 @@ SETTINGS = {
 }
 
 
-def ours() -> UNet:
+SMALL = {"width": 64, "multipliers": (1, 2), "blocks": 1}
+
+
+def ours(small: bool = False) -> UNet:
     """DDPM's U-Net for CIFAR-10, with attention after every block on the way up as diffusers has it."""
-    return ddpm(attend_every=True, dropout=0.0, time_scale=1.0)
+    return ddpm(attend_every=True, dropout=0.0, time_scale=1.0, **(SMALL if small else {}))
 
 
-def theirs() -> UNet2DModel:
+def theirs(small: bool = False) -> UNet2DModel:
     """The architecture of google/ddpm-cifar10-32."""
+    plain = 0 if small else 2
     return UNet2DModel(
         sample_size=32,
-        block_out_channels=(128, 256, 256, 256),
-        down_block_types=("DownBlock2D", "AttnDownBlock2D", "DownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "UpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
+        layers_per_block=1 if small else 2,
+        block_out_channels=(64, 128) if small else (128, 256, 256, 256),
+        down_block_types=("DownBlock2D", "AttnDownBlock2D", *["DownBlock2D"] * plain),
+        up_block_types=(*["UpBlock2D"] * plain, "AttnUpBlock2D", "UpBlock2D"),
         attention_head_dim=None,
         downsample_padding=0,
         flip_sin_to_cos=False,
@@ -117,10 +122,10 @@ def copy_weights(source: UNet, target: UNet2DModel) -> None:
     target.load_state_dict(state)
 
 
-def pair(device: str) -> dict[str, nn.Module]:
+def pair(device: str, small: bool = False) -> dict[str, nn.Module]:
     """The two networks with the same random weights; their outputs agree."""
     torch.manual_seed(0)
-    networks = {"scoresde": ours(), "diffusers": theirs()}
+    networks = {"scoresde": ours(small), "diffusers": theirs(small)}
     with torch.no_grad():
         for parameter in networks["scoresde"].parameters():
             if parameter.ndim > 1:
@@ -272,13 +277,14 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=20)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--settings", nargs="*", default=list(SETTINGS))
+    parser.add_argument("--small", action="store_true", help="a network of two resolutions, which compiles sooner")
     parser.add_argument("--profile", action="store_true")
     parser.add_argument("--peak", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.peak:
         measure_peak(*options.peak, options)
         return
-    networks = pair(options.device)
+    networks = pair(options.device, options.small)
     where = torch.cuda.get_device_name() if options.device == "cuda" else f"{os.cpu_count()} cores"
     print(f"batch {options.batch}, {options.pairs} pairs, {where}, PyTorch {torch.__version__}\n")
     print(

@@ -79,7 +79,9 @@ class UpStage(nn.ModuleDict):
 class UNet(nn.Module):
     """A noise-conditional U-Net on (B, C, *space) with one, two or three spatial dimensions.
 
-    The defaults are those of DDPM++; `presets` has the other members of the family.
+    The defaults are those of DDPM++; `presets` has the other members of the family. The layout channels_last is faster
+    on a CPU, but PyTorch's group normalisation has no vmap rule there: exact traces need the contiguous one. The fused
+    attention has no second derivative; within `torch.nn.attention.sdpa_kernel(SDPBackend.MATH)` it has.
 
     Args:
         image_size: length of the spatial sides at the input, one for all or one each; must halve
