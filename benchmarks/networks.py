@@ -38,7 +38,7 @@ SETTINGS = {
 }
 
 
-SMALL = {"width": 64, "multipliers": (1, 2), "blocks": 1}
+SMALL = {"width": 64, "multipliers": (1, 2), "blocks": 1, "group_size": 1}
 
 
 def ours(small: bool = False) -> UNet:
