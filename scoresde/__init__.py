@@ -7,12 +7,22 @@ samples = ss.samplers.PredictorCorrector(ss.samplers.ReverseDiffusion())(model, 
 nats = ss.log_prob(model, samples).value
 """
 
-from scoresde import convert, data, losses, networks, predictions, samplers, solvers
+from scoresde import bounds, convert, data, losses, networks, predictions, samplers, solvers
 from scoresde.analytic import GaussianMixture
 from scoresde.build import Run, load
-from scoresde.dequantization import Uniform
+from scoresde.dequantization import TruncatedNormal, Uniform, Variational
 from scoresde.divergence import ExactTrace, Hutchinson
-from scoresde.likelihood import BitsPerDim, LogProb, bits_per_dim, decode, encode, log_prob
+from scoresde.likelihood import (
+    BitsPerDim,
+    LogProb,
+    RoundTrip,
+    bits_per_dim,
+    decode,
+    encode,
+    log_prob,
+    round_trip,
+    sample_with_log_prob,
+)
 from scoresde.score import ScoreModel, Views
 from scoresde.sdes import (
     DDPM,
@@ -46,14 +56,18 @@ __all__ = [
     "LogProb",
     "Rectified",
     "ReverseSDE",
+    "RoundTrip",
     "Run",
     "ScoreModel",
     "SubVP",
     "Tabulated",
+    "TruncatedNormal",
     "Uniform",
+    "Variational",
     "Views",
     "ZeroTerminalSNR",
     "bits_per_dim",
+    "bounds",
     "convert",
     "data",
     "decode",
@@ -63,6 +77,8 @@ __all__ = [
     "losses",
     "networks",
     "predictions",
+    "round_trip",
+    "sample_with_log_prob",
     "samplers",
     "solvers",
 ]

@@ -16,10 +16,12 @@ import torch
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch import Tensor
 
-from scoresde.likelihood import Transform
+from scoresde.dequantization import Variational
+from scoresde.protocols import Transform
 from scoresde.score import ScoreModel
 from scoresde.tensors import available
 from scoresde.training import checkpoint
+from scoresde.training.dequantization import DEQUANTIZATION
 from scoresde.training.trainer import CHECKPOINT
 
 CONFIG = "config.yaml"
@@ -106,6 +108,30 @@ def load(path: str | Path, weights: str = "ema", trust: Sequence[str] = (), devi
     _check_shapes(model, state, path / CHECKPOINT)
     model.load_state_dict(state)
     return Run(model.to(available(device)).eval(), instantiate(config.data.transform, trust), config, path)
+
+
+def load_dequantization(run: Run) -> Variational:
+    """The dequantisation that `scoresde dequantize` learned for a run, without gradient, on the device of its model.
+
+    Raises:
+        FileNotFoundError: none was learned yet.
+        ValueError: a file that is no such dequantisation.
+    """
+    path = run.path / DEQUANTIZATION
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"no learned dequantisation at {path}; learn one with `scoresde dequantize run={run.path}`"
+        )
+    groups, info = checkpoint.load(path)
+    try:
+        dequantization = Variational(**info["arguments"])
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{path} is not a dequantisation of this library ({error!r})") from error
+    state = groups.get("dequantization", {})
+    _check_shapes(dequantization, state, path)
+    dequantization.load_state_dict(state)
+    device = next((p.device for p in run.model.parameters()), torch.device("cpu"))
+    return dequantization.to(device).eval().requires_grad_(False)
 
 
 def read_config(path: Path) -> DictConfig:

@@ -1,61 +1,134 @@
-"""The probability-flow ODE, and the change of density along it.
+r"""The probability-flow ODE, and the change of density along it.
 
     dx/dt = f x - g^2/2 score = alpha' E[x_0 | x] + sigma' E[eps | x]        (2011.13456, eq. 13)
     d log p_t(x_t)/dt = -tr(d velocity / dx)                                 (1806.07366; 2011.13456, eq. 39)
 
-Time is a poor variable for it: almost all of the change happens at small t. With s = sigma/alpha, the ratio of noise to
-signal, the ODE is solved in
+Neither t nor x are good variables for it. With r = sigma/alpha, the ratio of noise to signal, and the state in units of
+its own size,
 
-    u = asinh(s / c),    ds/du = (s^2 + c^2)^(1/2),    dt/du = (ds/du) / (ds/dt),    ds/dt = s g^2 / (2 sigma^2),
+    w = x / (alpha^2 + sigma^2)^(1/2),        dw/dr = (E[eps | x] - r E[x_0 | x]) / (1 + r^2)^(3/2),
 
-linear in s below c, where the data looks smooth, and logarithmic above: for VP at c = 0.01, u goes from 0.1 to 10. The
-coefficients of dx/du are combined in float64 from the views of one network evaluation.
+the flow is one and the same for all Gaussian paths; data of unit variance and no structure would stand still in it.
+What moves w happens at r from the finest structure of the data to a few times its extent. So steps are equal in
+
+    u = asinh(s / c),        1/s = 1/r + 1/R,
+
+linear in r below c, logarithmic in between, and linear in 1/r above R, where all that is left to see is the mean of the
+data. Up to r = infinity, which is u = asinh(R/c), everything is bounded: a path without signal at its end is no
+exception. The constants c = 0.02 and R = 20 are for data of about unit scale.
+
+The density of x is that of w, divided by (alpha^2 + sigma^2)^(d/2). All coefficients are combined in float64, from the
+views of one network evaluation a step.
 """
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from scoresde.divergence import Trace
-from scoresde.protocols import Condition, ScoreModel
+from scoresde.protocols import Condition, ScoreModel, select
 from scoresde.sdes import SDE
-from scoresde.solvers import RungeKutta, Solution, Solver
-from scoresde.tensors import Noise, float64
+from scoresde.solvers import Adams, Solver
+from scoresde.solvers.base import variable
+from scoresde.tensors import Noise, broadcast, dimensions, float64
 
-DEFAULT_SOLVER = RungeKutta("rk4", steps=64)
+DEFAULT_SOLVER = Adams()
+FINE, COARSE = 0.02, 20.0  # c and R
 
 
-class NoiseRatio:
-    """The variable u = asinh((sigma/alpha) / scale) on an SDE.
+class Ratio:
+    """The flow of w in u, see the module.
 
     Args:
         sde: the diffusion.
-        scale: noise-to-signal ratio c under which u turns linear, about the finest structure of the data.
-
-    Raises:
-        ValueError: an SDE with an infinite ratio at t_max (alpha = 0).
+        fine, coarse: c and R.
     """
 
-    def __init__(self, sde: SDE, scale: float = 0.01):
-        self.sde, self.scale = sde, float(scale)
-        if not math.isfinite(self.of_time(sde.t_max)):
-            raise ValueError(
-                f"a finite sigma/alpha at t_max expected for the probability flow; {type(sde).__name__} has alpha=0 at "
-                f"t_max={sde.t_max:g}: lower t_max (by 1e-3, say)"
-            )
+    def __init__(self, sde: SDE, fine: float = FINE, coarse: float = COARSE):
+        self.sde, self.fine, self.coarse = sde, fine, coarse
+        ends = torch.tensor([sde.t_min, sde.t_max], dtype=torch.float64)
+        self._times, self._ends = ends, self._of_log_snr(sde.log_snr(ends))
+
+    def _of_log_snr(self, log_snr: Tensor) -> Tensor:
+        return torch.asinh(1 / (self.fine * (torch.exp(0.5 * log_snr) + 1 / self.coarse)))
 
     def of_time(self, t: float) -> float:
         """u at time t."""
-        ratio = torch.exp(-0.5 * self.sde.log_snr(torch.tensor(t, dtype=torch.float64)))
-        return float(torch.asinh(ratio / self.scale))
+        return float(self._of_log_snr(self.sde.log_snr(torch.tensor(t, dtype=torch.float64))))
 
-    def to_time(self, u: Tensor) -> tuple[Tensor, Tensor]:
-        """(t, dt/du) at u, float64."""
-        ratio = self.scale * torch.sinh(float64(u).cpu())
-        t = self.sde.time(-2 * torch.log(ratio))
-        slope = 0.5 * ratio * (self.sde.diffusion(t) / self.sde.sigma(t)).square()
-        return t, torch.hypot(ratio, torch.tensor(self.scale, dtype=torch.float64)) / slope
+    def to_time(self, u: Tensor) -> Tensor:
+        """t at u, () or (B,), float64."""
+        u = float64(u).cpu()
+        s = self.fine * torch.sinh(u)
+        t = self.sde.time(-2 * (s.log() - (1 - s / self.coarse).clamp(min=0).log()))
+        # At the ends of the range, where rounding may leave it (and r may be infinite), the times are known.
+        t = torch.where(u <= self._ends[0], self._times[0], t)
+        return torch.where(u >= self._ends[1], self._times[1], t)
+
+    def scale(self, t: Tensor) -> Tensor:
+        """x / w at time t, float64."""
+        return torch.hypot(self.sde.alpha(t), self.sde.sigma(t))
+
+    def coefficients(self, u: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """(a, b) with dw/du = a E[x_0 | x] + b E[eps | x], float64, at u and its time t.
+
+        With q = 1 - s/R, so that r = s/q: dr/du = (s^2 + c^2)^(1/2) / q^2, and the powers of q cancel.
+        """
+        s = self.fine * torch.sinh(float64(u).cpu())
+        q = (1 - s / self.coarse).clamp(min=0)
+        pace = torch.hypot(s, torch.full_like(s, self.fine)) / torch.hypot(s, q) ** 3
+        return -pace * s, pace * q
+
+
+class Time:
+    """The flow of x in t, as it is written in papers: what the solvers of score_sde are given."""
+
+    def __init__(self, sde: SDE):
+        self.sde = sde
+        if not math.isfinite(float(sde.drift(torch.tensor(sde.t_max, dtype=torch.float64)))):
+            raise ValueError(
+                f"a finite drift at t_max={sde.t_max:g} expected by a solver in t: lower t_max (by 1e-3, say)"
+            )
+
+    def of_time(self, t: float) -> float:
+        """t."""
+        return t
+
+    def to_time(self, u: Tensor) -> Tensor:
+        """u."""
+        return float64(u).cpu()
+
+    def scale(self, t: Tensor) -> Tensor:
+        """1."""
+        return torch.ones_like(t)
+
+    def coefficients(self, u: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """(alpha', sigma')."""
+        return self.sde.alpha_dot(t), self.sde.sigma_dot(t)
+
+
+VARIABLES = {"ratio": Ratio, "time": Time}
+
+
+@dataclass
+class Carried:
+    """States carried along the flow, per sample.
+
+    x: (B, *) at time `t` (B,). divergence: log p at the start of the transition less log p at its end, nats (B, m), one
+    column for each probe; (B, 0) without a trace. variance: of their mean, (B,), where the solver knows its weights.
+    nfe: evaluations (B,). status: a `solvers.Status` (B,).
+    """
+
+    x: Tensor
+    t: Tensor
+    divergence: Tensor
+    variance: Tensor | None
+    nfe: Tensor
+    status: Tensor
 
 
 def integrate(
@@ -67,7 +140,8 @@ def integrate(
     solver: Solver | None = None,
     trace: Trace | None = None,
     noise: Noise | None = None,
-) -> Solution:
+    differentiable: bool = False,
+) -> Carried:
     """Carry x (B, *) along the probability flow from t_from to t_to.
 
     Args:
@@ -76,27 +150,44 @@ def integrate(
         cond: the network's condition.
         solver: default `DEFAULT_SOLVER`.
         trace: also integrate the divergence, with probes drawn from `noise`.
-
-    Returns:
-        A solution whose state is (x,), or (x, integral of the divergence (B, probes)) where a trace is given.
+        differentiable: keep the graph, in x and in the parameters of the model; for solvers on a fixed grid.
     """
     solver = solver or DEFAULT_SOLVER
-    sde, variable = model.sde, NoiseRatio(model.sde)
-    estimate = None if trace is None else trace.bind(noise or Noise(x.shape, device=x.device, dtype=x.dtype))
-    probes = getattr(trace, "probes", 1)
+    flow = VARIABLES[variable(solver)](model.sde)
+    estimate = None if trace is None else trace.bind(noise or Noise.like(x), differentiable)
 
-    def field(u: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        t, dt_du = variable.to_time(u)
-        data, eps = sde.alpha_dot(t) * dt_du, sde.sigma_dot(t) * dt_du
+    def field(u: Tensor, w: Tensor, rows: Tensor | None) -> tuple[Tensor, Tensor]:
+        t = flow.to_time(u)
+        (data, eps), scale, part = flow.coefficients(u, t), flow.scale(t), select(cond, rows)
 
-        def velocity(x: Tensor) -> Tensor:
-            return model.predict(x, t, cond).combine(data, eps)
+        def velocity(w: Tensor) -> Tensor:
+            return model.predict(broadcast(scale, w) * w, t, part).combine(data, eps)
 
         if estimate is None:
-            return (velocity(state[0]),)
-        value, traces = estimate(velocity, state[0])
-        return value, traces.to(state[1])
+            return velocity(w), torch.zeros(len(w), 0, dtype=w.dtype, device=w.device)
+        value, estimates, variance = estimate(velocity, w, rows)
+        return value, torch.cat([estimates, variance[:, None]], dim=1)
 
-    state: tuple[Tensor, ...] = (x,) if trace is None else (x, x.new_zeros(x.shape[0], probes))
-    with torch.no_grad():
-        return solver(field, state, variable.of_time(t_from), variable.of_time(t_to))
+    first = flow.scale(torch.tensor(t_from, dtype=torch.float64))
+    with torch.set_grad_enabled(differentiable), _frozen(model, not differentiable):
+        solution = solver(field, x / float(first), flow.of_time(t_from), flow.of_time(t_to))
+    t = flow.to_time(solution.position)
+    last = flow.scale(t)
+    grown = (dimensions(x) * (last / first).log()).to(x.device)  # the density of x is that of w over scale^d
+    divergence = solution.integral[:, :-1] + grown[:, None]
+    variance = None if trace is None or solution.squared is None else solution.squared[:, -1]
+    return Carried(broadcast(last, solution.x) * solution.x, t, divergence, variance, solution.nfe, solution.status)
+
+
+@contextmanager
+def _frozen(model: ScoreModel, freeze: bool) -> Iterator[None]:
+    """Within the block no parameter wants a gradient: products with the Jacobian then keep fewer activations."""
+    modules = model if isinstance(model, nn.Module) else None
+    wanting = [p for p in modules.parameters() if p.requires_grad] if modules is not None and freeze else []
+    for parameter in wanting:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in wanting:
+            parameter.requires_grad_(True)

@@ -2,10 +2,11 @@
 
     log p(x) = log p_prior(x(t_max)) + integral of tr(d velocity / dx) dt from t_start to t_max,   x(t_start) = x
 
-(1806.07366; 2011.13456, section 4.3 and eq. 39). The point is taken as x(t_min), the convention of the published code.
-`encode` and `decode` are the two directions of the same ODE.
+(1806.07366; 2011.13456, section 4.3 and eq. 39). `encode` and `decode` are the two directions of the same ODE;
+`sample_with_log_prob` samples and evaluates in one pass.
 
-Bits per dimension of integer levels x under uniform dequantisation and an invertible transform T to model space:
+Bits per dimension of integer levels x, dequantised to x + u with u ~ q(u | x), under an invertible transform T to model
+space:
 
     bits/dim = -[log p(T(x + u)) + log|det T'| - log q(u | x)] / (d log 2).
 
@@ -15,35 +16,30 @@ Scaling data to [0, 1] or [-1, 1] changes log p and log|det T'| by opposite amou
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
-from scoresde.dequantization import Uniform
-from scoresde.divergence import ExactTrace, Hutchinson, Trace
-from scoresde.flow import DEFAULT_SOLVER, integrate
-from scoresde.protocols import Condition, ScoreModel
+from scoresde.dequantization import Dequantization, Uniform
+from scoresde.divergence import Hutchinson, Trace
+from scoresde.flow import DEFAULT_SOLVER, Carried, integrate
+from scoresde.protocols import Condition, ScoreModel, Transform, select
+from scoresde.score import refuse_dropout
 from scoresde.solvers import Solver, Status
 from scoresde.tensors import Noise, dimensions, float64, sum_dims
 
-
-class Transform(Protocol):
-    """An invertible map from data space to model space that knows its log-determinant."""
-
-    def __call__(self, x: Tensor) -> Tensor: ...
-    def inverse(self, y: Tensor) -> Tensor: ...
-    def log_det(self, x: Tensor) -> Tensor: ...
+INFLATION = 1e-3  # bits per dimension: what a random trace may add to an importance-weighted bound
 
 
 @dataclass
 class LogProb:
     """log p(x) per sample.
 
-    value: nats (B,), float64. stderr: standard error of the trace estimate (B,), or None where one probe gives none.
-    latent: x(t_max), (B, *). nfe: evaluations (B,). status: a `solvers.Status` per sample (B,); where it is not OK,
-    value is NaN and latent the last finite state.
+    value: nats (B,), float64. stderr: standard error of the trace estimate in nats (B,): zero of an exact trace,
+    measured from two probes on, an upper bound (in mean square) of one fresh probe, None of one kept probe. latent:
+    x(t_max), (B, *). nfe: evaluations (B,). status: a `solvers.Status` per sample (B,); where it is not OK, value is
+    NaN and latent the last sound state, at `time` (B,).
     """
 
     value: Tensor
@@ -51,26 +47,39 @@ class LogProb:
     latent: Tensor
     nfe: Tensor
     status: Tensor
+    time: Tensor
+
+
+@dataclass
+class RoundTrip:
+    """Data carried to the prior and back: latent and x (B, *); error, root mean square per dimension (B,), float64."""
+
+    latent: Tensor
+    x: Tensor
+    error: Tensor
 
 
 @dataclass
 class BitsPerDim:
     """Bits per dimension of a set of images.
 
-    mean: over images. stderr: of that mean, over images (None for one image). per_image: (N,), float64.
-    conventions: everything that moves the number.
+    mean: over images. stderr: of that mean, over images (None for one image). per_image: (N,), float64. trace_stderr:
+    the part of each that comes from a random trace, in bits per dimension (N,), see `LogProb.stderr`. nfe: evaluations
+    of each image (N,), all its dequantisations together. conventions: everything that moves the number.
     """
 
     mean: float
     stderr: float | None
     per_image: Tensor
     conventions: dict[str, str] = field(default_factory=dict)
+    trace_stderr: Tensor | None = None
+    nfe: Tensor | None = None
 
 
 def conventions(model: ScoreModel, transform: Transform, trace: Trace, solver: Solver, start: str) -> dict[str, str]:
     """What moves any likelihood of a model, in words."""
     return {
-        "start": f"{start}, t_min={model.sde.t_min:g}",
+        "start": start,
         "trace": str(trace),
         "solver": str(solver),
         "transform": str(transform),
@@ -87,6 +96,7 @@ def log_prob(
     seeds: Sequence[int] | None = None,
     t_start: float | None = None,
     generator: torch.Generator | None = None,
+    differentiable: bool = False,
 ) -> LogProb:
     """log p(x) in nats, by the probability-flow ODE.
 
@@ -95,56 +105,97 @@ def log_prob(
         x: (B, *), taken as the state at t_start.
         cond: the network's condition.
         trace: `Hutchinson(probes=1)` by default, or `ExactTrace()`.
-        solver: a fixed-cost Runge-Kutta by default.
+        solver: `flow.DEFAULT_SOLVER` if not given, of fixed cost; `solvers.AdaptiveAdams()` controls errors per sample.
         seeds: one per sample, for the probes; sample i then has the same value in any batch.
         t_start: t_min by default.
         generator: for the probes instead of seeds.
+        differentiable: keep the graph of `value` and `latent`, in x and in the parameters; memory grows with the
+            number of evaluations.
 
     Raises:
         ValueError: a model with active dropout, a state that is not finite, a t_start out of range.
     """
-    return _log_prob(model, x, cond, trace, solver, _draws(x, seeds, generator), t_start)
-
-
-def _log_prob(model, x, cond, trace, solver, noise: Noise, t_start: float | None) -> LogProb:
-    _refuse_random_network(model)
+    refuse_dropout(model)
     if not bool(torch.isfinite(x).all()):
         raise ValueError("finite states expected; got NaN or infinity in x")
-    sde, trace = model.sde, trace or Hutchinson()
+    sde, trace, noise = model.sde, trace or Hutchinson(), Noise.like(x, generator, seeds)
     t_start = sde.t_min if t_start is None else t_start
     if not sde.t_min <= t_start < sde.t_max:
         raise ValueError(f"t_start in [{sde.t_min:g}, {sde.t_max:g}) expected; got {t_start}")
-    solution = integrate(model, x.to(noise.dtype), t_start, sde.t_max, cond, solver, trace, noise)
-    latent, divergence = solution.state
-    value = sde.prior_log_prob(latent) + float64(divergence).mean(dim=1)
-    value = torch.where(solution.status == Status.OK, value, math.nan)
-    return LogProb(value, _standard_error(trace, divergence), latent.to(x), solution.nfe, solution.status)
+    return _log_prob(model, x, cond, trace, solver, noise, t_start, differentiable)
 
 
-def _standard_error(trace: Trace, divergence: Tensor) -> Tensor | None:
-    """Of the mean over probes, each of which gives an unbiased integral of its own."""
-    if isinstance(trace, ExactTrace):
-        return torch.zeros(divergence.shape[0], dtype=torch.float64, device=divergence.device)
-    count = divergence.shape[1]
-    return float64(divergence).std(dim=1) / math.sqrt(count) if count > 1 else None
+def _log_prob(model, x, cond, trace, solver, noise: Noise, t_start: float, differentiable: bool = False) -> LogProb:
+    carried = integrate(model, x.to(noise.dtype), t_start, model.sde.t_max, cond, solver, trace, noise, differentiable)
+    value = model.sde.prior_log_prob(carried.x) + float64(carried.divergence).mean(dim=1)
+    return _result(trace, carried, value, carried.x.to(x))
+
+
+def sample_with_log_prob(
+    model: ScoreModel,
+    shape: Sequence[int] | None = None,
+    x_T: Tensor | None = None,
+    cond: Condition = None,
+    trace: Trace | None = None,
+    solver: Solver | None = None,
+    seeds: Sequence[int] | None = None,
+    generator: torch.Generator | None = None,
+    device: torch.device | str | None = None,
+) -> tuple[Tensor, LogProb]:
+    """Samples x (B, *) of the probability flow and their log p(x), from one pass down from the prior.
+
+    Args:
+        model: the score model, in eval mode.
+        shape, x_T: the shape (B, *) of states drawn from the prior, or the states at t_max to start from.
+        cond, trace, solver, seeds, generator: as of `log_prob`.
+        device: of the states drawn.
+
+    Raises:
+        ValueError: a model with active dropout; both or neither of shape and x_T.
+    """
+    refuse_dropout(model)
+    if (shape is None) == (x_T is None):
+        raise ValueError("a shape (B, *) or a starting state x_T expected, exactly one of them")
+    like = x_T if x_T is not None else torch.empty(tuple(shape or ()), device=device)
+    noise = Noise.like(like, generator, seeds)
+    z = model.sde.prior_std * noise.normal() if x_T is None else x_T.to(noise.dtype)
+    trace = trace or Hutchinson()
+    carried = integrate(model, z, model.sde.t_max, model.sde.t_min, cond, solver, trace, noise)
+    value = model.sde.prior_log_prob(z) - float64(carried.divergence).mean(dim=1)
+    return carried.x.to(like), _result(trace, carried, value, z.to(like))
+
+
+def _result(trace: Trace, carried: Carried, value: Tensor, latent: Tensor) -> LogProb:
+    ended = carried.status == Status.OK
+    stderr = trace.standard_error(carried.divergence.detach(), carried.variance)
+    if stderr is not None:
+        stderr = torch.where(ended, float64(stderr.detach()), math.nan)
+    return LogProb(torch.where(ended, value, math.nan), stderr, latent, carried.nfe, carried.status, carried.t)
 
 
 def encode(
     model: ScoreModel, x: Tensor, cond: Condition = None, solver: Solver | None = None, t_start: float | None = None
 ) -> Tensor:
     """The latent x(t_max) (B, *) of data x (B, *) taken as x(t_start), t_min by default."""
-    _refuse_random_network(model)
+    refuse_dropout(model)
     sde = model.sde
-    return integrate(model, x, sde.t_min if t_start is None else t_start, sde.t_max, cond, solver).state[0]
+    return integrate(model, x, sde.t_min if t_start is None else t_start, sde.t_max, cond, solver).x
 
 
 def decode(
     model: ScoreModel, z: Tensor, cond: Condition = None, solver: Solver | None = None, t_end: float | None = None
 ) -> Tensor:
     """The data x(t_end) (B, *), t_min by default, of a latent z (B, *) = x(t_max): the inverse of `encode`."""
-    _refuse_random_network(model)
+    refuse_dropout(model)
     sde = model.sde
-    return integrate(model, z, sde.t_max, sde.t_min if t_end is None else t_end, cond, solver).state[0]
+    return integrate(model, z, sde.t_max, sde.t_min if t_end is None else t_end, cond, solver).x
+
+
+def round_trip(model: ScoreModel, x: Tensor, cond: Condition = None, solver: Solver | None = None) -> RoundTrip:
+    """Encode data x (B, *), decode it again, and say by how much it came back different."""
+    latent = encode(model, x, cond, solver)
+    back = decode(model, latent, cond, solver)
+    return RoundTrip(latent, back, (sum_dims((back - x).square()) / dimensions(x)).sqrt())
 
 
 def bits_per_dim(
@@ -152,7 +203,7 @@ def bits_per_dim(
     images: Tensor,
     transform: Transform,
     cond: Condition = None,
-    dequantization: Uniform | None = None,
+    dequantization: Dequantization | None = None,
     samples: int = 1,
     trace: Trace | None = None,
     solver: Solver | None = None,
@@ -160,6 +211,7 @@ def bits_per_dim(
     start: str = "data",
     batch_size: int = 256,
     progress: bool = False,
+    inflation: float = INFLATION,
 ) -> BitsPerDim:
     """Bits per dimension of images of integer levels.
 
@@ -168,66 +220,132 @@ def bits_per_dim(
         images: integer levels (N, *), of any dtype.
         transform: from levels (and the values between them) to model space, with its log-determinant.
         cond: the network's condition, leading N.
-        dequantization: `Uniform()` by default.
+        dequantization: `Uniform()` by default, `TruncatedNormal()` or a trained `Variational`: the one that the network
+            was trained for.
         samples: K dequantisations per image, averaged in probability (an importance-weighted bound, 1509.00519).
-            Exponentiation turns the noise of a random trace into a bias upward: take `ExactTrace()` for K > 1.
         trace, solver: see `log_prob`.
         seeds: one per image; default 0, 1, 2, ..., so that the figure is reproducible.
-        start: "data" takes the dequantised point as x(t_min), as the published code does. "perturb" noises it to
-            t_min and adds the Gaussian decoder's residual term, a lower bound on the likelihood (2101.09258, B.2).
+        start: "data" takes the dequantised point as x(t_min), as the published code does (a truncated-normal
+            dequantisation says itself at which time its points are states). "perturb" noises it to t_min and adds the
+            Gaussian decoder's residual term, a lower bound on the likelihood (2101.09258, B.2).
         batch_size: images at a time.
         progress: show a progress bar.
+        inflation: with samples > 1, the largest accepted effect of a random trace, bits per dimension: the mean of
+            exp(noisy log p) is too large by half the variance of the noise, which no longer is a bound.
 
     Raises:
         ValueError: values that are not integers (continuous data has no bits: use `log_prob`, in nats), samples < 1,
-            an unknown start, or K > 1 with a random trace.
+            an unknown start, one that the dequantisation does not allow, or K > 1 with a trace that is too noisy.
         RuntimeError: a solve that failed, with the images concerned.
     """
     trace, solver, dequantization = trace or Hutchinson(), solver or DEFAULT_SOLVER, dequantization or Uniform()
+    _check_bits(images, samples, start)
+    refuse_dropout(model)
+    time = dequantization.start(model.sde, transform)
+    if time is not None and start == "perturb":
+        raise ValueError(f"start='data' expected: {dequantization} says at which time its points are states")
+    seeds = range(len(images)) if seeds is None else seeds
+    rows: list[_Bound] = []
+    for first in tqdm(range(0, len(images), batch_size), desc="bits/dim", disable=not progress):
+        part = slice(first, first + batch_size)
+        noise = Noise.like(images[part], seeds=seeds[part])
+        one = _Solve(model, transform, select(cond, part), dequantization, trace, solver, noise, start, time)
+        rows.append(_Bound.of([one(images[part]) for _ in range(samples)]))
+    unit = dimensions(images) * math.log(2)
+    per_image = -torch.cat([row.value for row in rows]).cpu() / unit
+    if len(failed := torch.nonzero(~torch.isfinite(per_image)).flatten().tolist()):
+        statuses = sorted({Status(int(s)).name for row in rows for s in row.status.unique()} - {"OK"})
+        raise RuntimeError(
+            f"the solver failed for {len(failed)} of {len(images)} images, {failed[:8]} first ({', '.join(statuses)}): "
+            "give it more steps, or look at those images with log_prob, which returns a status"
+        )
+    variance = None if rows[0].variance is None else torch.cat([row.variance for row in rows]).cpu()  # type: ignore[misc]
+    if time is None:
+        where = f"{start}, t_min={model.sde.t_min:g}"
+    else:
+        where = f"alpha x at t={time:.4g}, where sigma/alpha is the dequantisation's"
+    declared = {
+        "quantity": "bits per dimension" + (" (upper bound)" if start == "perturb" or samples > 1 else ""),
+        "dequantization": f"{dequantization}, {samples} per image",
+        **conventions(model, transform, trace, solver, where),
+    }
+    if samples > 1:
+        declared["inflation"] = _check_inflation(variance, unit, inflation)
+    count = len(per_image)
+    stderr = float(per_image.std()) / math.sqrt(count) if count > 1 else None
+    trace_stderr = None if variance is None else (variance / samples).sqrt() / unit
+    nfe = torch.cat([row.nfe for row in rows]).cpu()
+    return BitsPerDim(float(per_image.mean()), stderr, per_image, declared, trace_stderr, nfe)
+
+
+@dataclass
+class _Bound:
+    """log of the mean of K likelihoods, nats (B,); mean trace variance of one (B,), or None; evaluations; statuses."""
+
+    value: Tensor
+    variance: Tensor | None
+    nfe: Tensor
+    status: Tensor
+
+    @classmethod
+    def of(cls, solves: Sequence[LogProb]) -> "_Bound":
+        value = torch.stack([solve.value for solve in solves]).logsumexp(dim=0) - math.log(len(solves))
+        squares = [solve.stderr.square() for solve in solves if solve.stderr is not None]
+        variance = torch.stack(squares).mean(dim=0) if squares else None
+        status = torch.stack([solve.status for solve in solves]).amax(dim=0)
+        return cls(value, variance, torch.stack([solve.nfe for solve in solves]).sum(dim=0), status)
+
+
+@dataclass
+class _Solve:
+    """What takes levels (B, *) to their log-probability by one dequantisation."""
+
+    model: ScoreModel
+    transform: Transform
+    cond: Condition
+    dequantization: Dequantization
+    trace: Trace
+    solver: Solver
+    noise: Noise
+    start: str
+    time: float | None
+
+    def __call__(self, images: Tensor) -> LogProb:
+        """In nats; the latent and the evaluations of its solve."""
+        sde = self.model.sde
+        levels, log_q = self.dequantization.sample(images, self.noise)
+        x, offset = self.transform(levels), self.transform.log_det(levels) - log_q
+        if self.time is not None:
+            alpha = sde.alpha(torch.tensor(self.time, dtype=torch.float64))
+            x, offset = float(alpha) * x, offset + dimensions(x) * float(alpha.log())
+        elif self.start == "perturb":
+            x, residual = _perturb(self.model, x, self.cond, self.noise)
+            offset = offset + residual
+        time = sde.t_min if self.time is None else self.time
+        solve = _log_prob(self.model, x, self.cond, self.trace, self.solver, self.noise, time)
+        solve.value = solve.value + offset
+        return solve
+
+
+def _check_bits(images: Tensor, samples: int, start: str) -> None:
     if not bool((images == images.round()).all()):
         raise ValueError("integer grey levels expected; continuous data has no bits per dimension: use log_prob (nats)")
     if samples < 1:
         raise ValueError(f"one sample or more expected; got samples={samples}")
     if start not in ("data", "perturb"):
         raise ValueError(f"start 'data' or 'perturb' expected; got {start!r}")
-    if samples > 1 and not isinstance(trace, ExactTrace):
-        raise ValueError("an ExactTrace expected with samples > 1: averaging exp(noisy log p) inflates the likelihood")
-    seeds = range(len(images)) if seeds is None else seeds
-    rows = []
-    for first in tqdm(range(0, len(images), batch_size), desc="bits/dim", disable=not progress):
-        part = slice(first, first + batch_size)
-        batch = images[part]
-        noise = _draws(batch, seeds[part], None)
-        log_likelihoods = [
-            _log_likelihood(model, batch, transform, _take(cond, part), dequantization, trace, solver, noise, start)
-            for _ in range(samples)
-        ]
-        rows.append(torch.stack(log_likelihoods).logsumexp(dim=0) - math.log(samples))
-    per_image = -torch.cat(rows).cpu() / (dimensions(images) * math.log(2))
-    if bool(failed := (~torch.isfinite(per_image)).any()):
-        indices = torch.nonzero(~torch.isfinite(per_image)).flatten().tolist()
-        raise RuntimeError(
-            f"the solver failed for {len(indices)} of {len(images)} images, {indices[:8]} first: {failed}"
+
+
+def _check_inflation(variance: Tensor | None, unit: float, tolerance: float) -> str:
+    """What the noise of a trace adds to a mean of probabilities, in words; variances in nats^2 (N,)."""
+    estimate = math.inf if variance is None else float(variance.mean()) / 2 / unit
+    if estimate > tolerance:
+        known = "unknown of a single kept probe" if variance is None else f"{estimate:.2g} bits/dim"
+        raise ValueError(
+            f"an ExactTrace expected with samples > 1: averaging exp(noisy log p) inflates the likelihood, here by an "
+            f"amount {known}, beyond inflation={tolerance:g}; take ExactTrace(), or more fresh probes"
         )
-    declared = {
-        "quantity": "bits per dimension" + (" (upper bound)" if start == "perturb" or samples > 1 else ""),
-        "dequantization": f"{dequantization}, {samples} per image",
-        **conventions(model, transform, trace, solver, start),
-    }
-    count = len(per_image)
-    stderr = float(per_image.std()) / math.sqrt(count) if count > 1 else None
-    return BitsPerDim(float(per_image.mean()), stderr, per_image, declared)
-
-
-def _log_likelihood(model, images, transform, cond, dequantization, trace, solver, noise: Noise, start: str) -> Tensor:
-    """Log-probability of the levels, one dequantisation, in nats (B,)."""
-    levels, log_q = dequantization.sample(images, noise)
-    x = transform(levels)
-    offset = transform.log_det(levels) - log_q
-    if start == "perturb":
-        x, residual = _perturb(model, x, cond, noise)
-        offset = offset + residual
-    return _log_prob(model, x, cond, trace, solver, noise, None).value + offset
+    return f"at most {estimate:.1e} bits/dim, from the trace"
 
 
 def _perturb(model: ScoreModel, x: Tensor, cond: Condition, noise: Noise) -> tuple[Tensor, Tensor]:
@@ -241,22 +359,3 @@ def _perturb(model: ScoreModel, x: Tensor, cond: Condition, noise: Noise) -> tup
         error = (x - model.predict(perturbed, t, cond).denoised) / float(ratio)
     # Both densities share log(2 pi) and log(sigma); what is left of the scales is log(alpha), once per dimension.
     return perturbed, 0.5 * (sum_dims(eps.square()) - sum_dims(error.square())) + dimensions(x) * sde.alpha(t).log()
-
-
-def _draws(x: Tensor, seeds: Sequence[int] | None, generator: torch.Generator | None) -> Noise:
-    """Draws for states like x in the likelihood's dtype: float64 where the device has it."""
-    dtype = torch.float32 if x.device.type == "mps" else torch.float64
-    return Noise(x.shape, generator, seeds, x.device, dtype)
-
-
-def _take(cond: Condition, part: slice) -> Condition:
-    if cond is None or isinstance(cond, Tensor):
-        return cond if cond is None else cond[part]
-    return {key: value[part] for key, value in cond.items()}
-
-
-def _refuse_random_network(model: ScoreModel) -> None:
-    modules = model.modules() if isinstance(model, nn.Module) else ()
-    for module in modules:
-        if isinstance(module, nn.modules.dropout._DropoutNd) and module.training and module.p > 0:
-            raise ValueError("a deterministic network expected; this one has active dropout: call model.eval() first")

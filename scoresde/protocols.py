@@ -12,6 +12,15 @@ Condition = Tensor | dict[str, Tensor] | None
 """The condition of a network: None (the null condition), a tensor, or a dict of tensors, each with leading B."""
 
 
+def select(cond: Condition, rows: Tensor | slice | None) -> Condition:
+    """The condition of some of the samples."""
+    if cond is None or rows is None:
+        return cond
+    if isinstance(cond, Tensor):
+        return cond[rows]
+    return {key: value[rows] for key, value in cond.items()}
+
+
 class Network(Protocol):
     """A function of the scaled state (B, *), the noise label (B,) and the condition, of the shape of the state."""
 
@@ -40,3 +49,11 @@ class ScoreModel(Protocol):
     @property
     def sde(self) -> Any: ...
     def predict(self, x: Tensor, t: Tensor, cond: Condition = None) -> Views: ...
+
+
+class Transform(Protocol):
+    """An invertible map from data space to model space that knows its log-determinant, (B,) in nats."""
+
+    def __call__(self, x: Tensor) -> Tensor: ...
+    def inverse(self, y: Tensor) -> Tensor: ...
+    def log_det(self, x: Tensor) -> Tensor: ...

@@ -183,3 +183,10 @@ def _cast(cond: Condition, dtype: torch.dtype) -> Condition:
     if isinstance(cond, dict):
         return {key: value.to(dtype) if value.is_floating_point() else value for key, value in cond.items()}
     return cond.to(dtype) if cond is not None and cond.is_floating_point() else cond
+
+
+def refuse_dropout(model: ScoreModelProtocol) -> None:
+    """Raises ValueError for a model that is not a function of its arguments."""
+    for module in model.modules() if isinstance(model, nn.Module) else ():
+        if isinstance(module, nn.modules.dropout._DropoutNd) and module.training and module.p > 0:
+            raise ValueError("a deterministic network expected; this one has active dropout: call model.eval() first")

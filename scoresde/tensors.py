@@ -85,22 +85,29 @@ class Noise:
         self._generator = generator
         self._per_sample = None if seeds is None else [torch.Generator().manual_seed(int(s)) for s in seeds]
 
-    def normal(self) -> Tensor:
-        """Standard normal draws ``(B, *)``."""
-        return self._draw(torch.randn)
+    @classmethod
+    def like(cls, x: Tensor, generator: torch.Generator | None = None, seeds: Sequence[int] | None = None) -> "Noise":
+        """Draws for states like x, on its device: in float64 where it has it, whatever the dtype of x."""
+        dtype = torch.float32 if x.device.type == "mps" else torch.float64
+        return cls(x.shape, generator, seeds, x.device, dtype)
 
-    def uniform(self) -> Tensor:
-        """Uniform draws on [0, 1), ``(B, *)``."""
-        return self._draw(torch.rand)
+    def normal(self, rows: Tensor | None = None) -> Tensor:
+        """Standard normal draws ``(B, *)``, or ``(n, *)`` of the rows given: other streams stay where they are."""
+        return self._draw(torch.randn, rows)
 
-    def rademacher(self) -> Tensor:
-        """Draws of -1 or 1 with equal probability, ``(B, *)``."""
-        return self.uniform().sub_(0.5).sign_().add_(0.5).sign_()
+    def uniform(self, rows: Tensor | None = None) -> Tensor:
+        """Uniform draws on [0, 1), ``(B, *)`` or ``(n, *)`` of the rows given."""
+        return self._draw(torch.rand, rows)
 
-    def _draw(self, draw: Callable[..., Tensor]) -> Tensor:
+    def rademacher(self, rows: Tensor | None = None) -> Tensor:
+        """Draws of -1 or 1 with equal probability, ``(B, *)`` or ``(n, *)`` of the rows given."""
+        return self.uniform(rows).sub_(0.5).sign_().add_(0.5).sign_()
+
+    def _draw(self, draw: Callable[..., Tensor], rows: Tensor | None) -> Tensor:
+        event = self.shape[1:]
         if self._per_sample is not None:
-            event = self.shape[1:]
-            rows = [draw(event, generator=g, dtype=self.dtype) for g in self._per_sample]
-            return torch.stack(rows).to(self.device)
+            streams = self._per_sample if rows is None else [self._per_sample[i] for i in rows.tolist()]
+            return torch.stack([draw(event, generator=g, dtype=self.dtype) for g in streams]).to(self.device)
+        shape = self.shape if rows is None else (len(rows), *event)
         source = self.device if self._generator is None else self._generator.device
-        return draw(self.shape, generator=self._generator, device=source, dtype=self.dtype).to(self.device)
+        return draw(shape, generator=self._generator, device=source, dtype=self.dtype).to(self.device)

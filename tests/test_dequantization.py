@@ -1,16 +1,267 @@
-"""Dequantisation."""
+"""Dequantisations: what they draw is inside the level and has the density they say; where their points are states."""
 
+import math
+import re
+
+import pytest
 import torch
+from scipy.stats import kstest, truncnorm
 
-from scoresde.dequantization import Uniform
+import scoresde as ss
+from scoresde.dequantization import TruncatedNormal, Uniform, Variational
 from scoresde.tensors import Noise
+from tests.conftest import close, f64, normal, seeded, within
+
+SHAPES = [(1,), (5,), (2, 3), (3, 4), (1, 4, 4), (3, 2, 2), (1, 2, 2, 2)]
+
+
+def levels(*shape, count=17, seed=0):
+    return torch.randint(0, count, shape, generator=seeded(seed))
+
+
+def stream(images, seed=1, **options):
+    return Noise(images.shape, **{"generator": seeded(seed), "dtype": torch.float64, **options})
+
+
+class Given:
+    """A stream whose only draw is the uniform numbers given."""
+
+    dtype = torch.float64
+
+    def __init__(self, uniform):
+        self.draw = uniform
+
+    def uniform(self):
+        return self.draw
+
+
+def variational(shape, amount=0.1, seed=0, **options):
+    """A flow with random weights of that size in place of its first zeros."""
+    torch.manual_seed(seed)
+    q = Variational(shape, **{"levels": 17, "layers": 4, "width": 8, **options})
+    with torch.no_grad():
+        for parameter in q.parameters():
+            parameter.add_(amount * torch.randn(parameter.shape, generator=seeded(seed + 1)))
+    return q
+
+
+def all_of(shape):
+    return [Uniform(), TruncatedNormal(), TruncatedNormal(0.7), Variational(shape, 17), variational(shape)]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_values_are_in_their_level_and_depend_on_their_seed_alone(shape):
+    images = levels(6, *shape)
+    for q in all_of(shape):
+        values, log_q = q.sample(images, stream(images, generator=None, seeds=range(6)))
+        assert (values.dtype, log_q.dtype) == (torch.float64, torch.float64)
+        assert (values.shape, log_q.shape) == (images.shape, (6,))
+        assert torch.equal(values.floor(), images.double())
+        alone = q.sample(images[3:4], stream(images[3:4], generator=None, seeds=[3]))
+        torch.testing.assert_close((values[3:4], log_q[3:4]), alone, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("uniform", [0.0, 2**-60, 1 - 2**-53], ids=["first", "tiny", "last"])
+@pytest.mark.parametrize("level", [0, 16, 255])
+def test_the_ends_of_the_draws_stay_inside_the_level(uniform, level):
+    images = torch.full((1, 3), level)
+    flow = variational((3,), amount=3.0)
+    for q in (TruncatedNormal(3.0), TruncatedNormal(40.0), TruncatedNormal(1e-3), Variational((3,), 256), flow):
+        values, log_q = q.sample(images, Given(torch.full((1, 3), uniform, dtype=torch.float64)))
+        assert torch.equal(values.floor(), images.double())
+        assert bool(torch.isfinite(log_q).all())
 
 
 def test_uniform_fills_each_level_and_has_no_entropy_term():
-    images = torch.randint(0, 17, (2000, 1, 2, 2), generator=torch.Generator().manual_seed(0))
-    values, log_q = Uniform().sample(images, Noise(images.shape, torch.Generator().manual_seed(1), dtype=torch.float64))
+    images = levels(2000, 1, 2, 2)
+    values, log_q = Uniform().sample(images, stream(images))
     assert torch.equal(values.floor(), images.double())
     offset = values - images
     assert abs(float(offset.mean()) - 0.5) < 0.01
     assert abs(float(offset.var()) - 1 / 12) < 0.002
     assert torch.equal(log_q, torch.zeros(2000, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_log_q_is_the_density_of_what_is_drawn(shape):
+    """Values are a function of uniform numbers, of density 1: log q = -log|det d values / d numbers|."""
+    images, numbers = levels(1, *shape), torch.rand(1, *shape, generator=seeded(3), dtype=torch.float64)
+    size = numbers.numel()
+    for q in all_of(shape):
+        double = q.double() if isinstance(q, Variational) else q
+        jacobian = torch.autograd.functional.jacobian(lambda u, q=double: q.sample(images, Given(u))[0], numbers)
+        _, log_q = double.sample(images, Given(numbers))
+        close(log_q.detach(), -torch.linalg.slogdet(jacobian.reshape(size, size)).logabsdet[None], rtol=0, atol=1e-8)
+
+
+def test_log_q_is_the_density_of_each_bin():
+    """E[1/q; u in bin] is the width of the bin, for a q that is far from uniform."""
+    images = levels(40_000, 1)
+    for q in (TruncatedNormal(1.5), variational((1,), 0.5)):
+        values, log_q = (part.detach() for part in q.sample(images, stream(images)))
+        bins = (8 * (values - images)).long()
+        for index in range(8):
+            within(torch.where(bins == index, torch.exp(-log_q)[:, None], 0.0), 1 / 8)
+
+
+def test_values_of_known_levels_only():
+    with pytest.raises(ValueError, match=r"levels \(B, 1, 4, 4\) expected; got \(2, 4, 4\)"):
+        Variational((1, 4, 4), 17).sample(levels(2, 4, 4), stream(levels(2, 4, 4)))
+
+
+# --- truncated normal
+
+
+@pytest.mark.parametrize("tau", [0.01, 1.0, 3.0, 12.0])
+def test_truncated_normal_against_scipy(tau):
+    images = levels(4000, 3)
+    values, log_q = TruncatedNormal(tau).sample(images, stream(images))
+    reference = truncnorm(-tau, tau, scale=1 / (2 * tau))
+    offset = (values - images - 0.5).numpy()
+    assert kstest(offset.ravel(), reference.cdf).pvalue > 1e-3
+    close(log_q, torch.from_numpy(reference.logpdf(offset).sum(axis=1)), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("tau", [0.5, 3.0])
+def test_truncated_normal_has_probability_one(tau):
+    """The density at the quantiles, by quadrature over the level."""
+    grid = (torch.arange(20_000, dtype=torch.float64) + 0.5) / 20_000
+    values, log_q = TruncatedNormal(tau).sample(torch.zeros(20_000, 1), Given(grid[:, None]))
+    assert float(torch.trapezoid(log_q.exp(), values[:, 0])) == pytest.approx(1, abs=1e-3)
+
+
+def test_a_network_is_trained_on_what_is_measured():
+    images = levels(5, 2, 2)
+    uniform, flow = Uniform(), variational((2, 2))
+    for q in (uniform, flow):
+        close(q.training_values(images, stream(images)), q.sample(images, stream(images))[0].detach())
+    assert not flow.training_values(images, stream(images)).requires_grad
+    spent = stream(images)
+    assert torch.equal(TruncatedNormal().training_values(images, spent), images + f64(0.5))
+    assert torch.equal(spent.uniform(), stream(images).uniform())  # nothing was drawn
+
+
+PATHS = [ss.VP(), ss.SubVP(), ss.VE(), ss.Cosine(), ss.Karras(), ss.Rectified(), ss.DDPM()]
+AFFINE = [ss.data.Levels(17), ss.data.Levels(5, 0.0, 1.0), ss.data.Affine(-0.1, 3.0)]
+AFFINE += [ss.data.Compose([ss.data.Affine(0.5), ss.data.Levels(8, -2, 2)])]
+WIDTHS = [2 / 17, 1 / 5, 0.1, 0.25]
+
+
+@pytest.mark.parametrize("sde", PATHS, ids=lambda sde: type(sde).__name__)
+@pytest.mark.parametrize(
+    ("transform", "width"), list(zip(AFFINE, WIDTHS, strict=True)), ids=["17", "unit", "affine", "both"]
+)
+def test_the_start_is_where_the_noise_is_that_of_the_dequantisation(sde, transform, width):
+    for tau in (1.0, 3.0):
+        t = TruncatedNormal(tau).start(sde, transform)
+        assert sde.t_min < t < sde.t_max
+        ratio = sde.sigma(f64(t)) / sde.alpha(f64(t))
+        assert float(ratio) == pytest.approx(width / (2 * tau), rel=1e-6)
+
+
+@pytest.mark.parametrize("sde", [ss.VP(), ss.SubVP(), ss.VE()], ids=lambda sde: type(sde).__name__)
+def test_a_state_of_the_centres_inside_the_level_is_a_dequantised_point(sde):
+    """alpha T(x + u) is distributed as x(t) of a centre, given that it stays inside its level."""
+    transform, q, images = ss.data.Levels(9), TruncatedNormal(1.2), torch.full((20_000, 1), 4)
+    t = f64(q.start(sde, transform))
+    diffused = sde.perturb(transform(q.training_values(images, stream(images))), t, normal(20_000, 1))
+    inside = transform.inverse(diffused / sde.alpha(t))
+    inside = inside[(inside - 4.5).abs() < 0.5]
+    assert len(inside) / 20_000 == pytest.approx(math.erf(1.2 / math.sqrt(2)), abs=0.01)
+    assert kstest(inside.numpy(), q.sample(images, stream(images))[0].flatten().numpy()).pvalue > 1e-3
+
+
+def test_a_start_at_t_min_is_one():
+    t = TruncatedNormal().start(ss.SubVP(), ss.data.Levels(17))
+    assert TruncatedNormal().start(ss.SubVP(t_min=t), ss.data.Levels(17)) == pytest.approx(t, rel=1e-12)
+    assert Uniform().start(ss.VP(), ss.data.Levels(17)) is None
+    assert Variational(3, 17).start(ss.VP(), ss.data.Levels(17)) is None
+
+
+@pytest.mark.parametrize(
+    ("sde", "transform", "message"),
+    [
+        (ss.VE(), ss.data.Levels(256, 0, 1), r"0.000651.*VE goes from 0.01 at t_min=1e-05.*lower.*take tau <= (\S+)"),
+        (ss.SubVP(t_min=0.05), ss.data.Levels(17), r"SubVP goes from 0.02988 at t_min=0.05.*take tau <= (\S+)"),
+        (ss.VE(sigma_max=0.02), ss.data.Levels(2), r"to 0.02 at t_max=1: raise its t_max, or take tau >= (\S+)"),
+    ],
+)
+def test_no_start_on_a_path_that_is_too_short_and_the_fix_is_one(sde, transform, message):
+    with pytest.raises(ValueError, match=message) as refused:
+        TruncatedNormal().start(sde, transform)
+    tau = float(re.search(message, str(refused.value))[1])
+    assert sde.t_min < TruncatedNormal(tau).start(sde, transform) < sde.t_max
+
+
+@pytest.mark.parametrize("transform", [ss.data.Logit(), ss.data.Logit(0, 256)])
+def test_no_start_where_levels_differ_in_width(transform):
+    with pytest.raises(ValueError, match=r"affine transform \(Levels, Affine\) expected.*Logit.*use Uniform or Var"):
+        TruncatedNormal().start(ss.VP(), transform)
+
+
+@pytest.mark.parametrize("tau", [0, -1.0, math.inf, math.nan])
+def test_tau_is_a_positive_number(tau):
+    with pytest.raises(ValueError, match="a positive, finite tau expected; got tau="):
+        TruncatedNormal(tau)
+
+
+# --- variational
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_new_flow_is_the_uniform_density(shape):
+    images = levels(4, *shape)
+    values, log_q = Variational(shape, 17).sample(images, stream(images))
+    expected, _ = Uniform().sample(images, stream(images))
+    close(values.detach(), expected, atol=1e-12)
+    close(log_q.detach(), torch.zeros(4, dtype=torch.float64), atol=1e-12)
+
+
+@pytest.mark.parametrize("shape", [(6,), (3, 4), (2, 4, 4)])
+def test_every_value_depends_on_the_others_and_on_the_levels(shape):
+    """Each half reads the other one: within two layers, and across channels."""
+    q, images = variational(shape).double(), levels(1, *shape).double().requires_grad_()
+    numbers = torch.rand(1, *shape, generator=seeded(2), dtype=torch.float64).requires_grad_()
+    offset = (q.sample(images, Given(numbers))[0] - images).flatten()
+    for index in range(len(offset)):
+        of_levels, of_numbers = torch.autograd.grad(offset[index], (images, numbers), retain_graph=True)
+        assert int((of_numbers != 0).sum()) >= min(len(offset), 6)
+        assert int((of_levels.abs() > 1e-12).sum()) >= min(len(offset), 6)
+
+
+def test_draws_are_reparameterised():
+    """The gradient of an expectation is the expectation of the gradient, by central differences at the same draws."""
+    q, images = variational((4,)).double(), levels(50, 4)
+    weight = q.couplings["coupling1"].network[-1].weight
+
+    def mean():
+        values, log_q = q.sample(images, stream(images))
+        return (values.square().sum(dim=1) + log_q).mean()
+
+    (gradient,) = torch.autograd.grad(mean(), weight)
+    with torch.no_grad():
+        weight[2, 3] += 1e-5
+        above = float(mean())
+        weight[2, 3] -= 2e-5
+        below = float(mean())
+    assert float(gradient[2, 3]) == pytest.approx((above - below) / 2e-5, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (((), 17), r"shape of one state.*got \(\)"),
+        (((1, 0, 2), 17), r"got \(1, 0, 2\)"),
+        ((3, 1), "levels >= 2.*got 1, 4, 32"),
+        ((3, 17, 0), "layers >= 1"),
+        ((3, 17, 2, 0), "width >= 1"),
+    ],
+)
+def test_bad_arguments(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        Variational(*arguments)
+
+
+def test_names_in_the_conventions():
+    names = [str(q) for q in (Uniform(), TruncatedNormal(2.5), Variational(3, 17, layers=2))]
+    assert names == ["uniform", "truncated normal, tau=2.5", "variational, 2 coupling layers"]

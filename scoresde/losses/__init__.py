@@ -18,7 +18,7 @@ The first three differ by constants; the exact score is the minimiser of each.
 """
 
 from scoresde.losses.denoising import DenoisingScoreMatching
-from scoresde.losses.hybrid import Hybrid, bin_log_prob
+from scoresde.losses.hybrid import Bins, Hybrid, bin_log_prob, chain_term
 from scoresde.losses.implicit import ImplicitScoreMatching, SlicedScoreMatching
 from scoresde.losses.objective import LossTerms, Objective
 from scoresde.losses.times import LogNormal, Nodes, TimeDensity, UniformLogSNR, UniformTime
@@ -26,6 +26,7 @@ from scoresde.losses.weightings import WEIGHTINGS, Karras, Likelihood, MinSNR, V
 
 __all__ = [
     "WEIGHTINGS",
+    "Bins",
     "DenoisingScoreMatching",
     "Hybrid",
     "ImplicitScoreMatching",
@@ -43,4 +44,5 @@ __all__ = [
     "Variance",
     "Weighting",
     "bin_log_prob",
+    "chain_term",
 ]

@@ -16,6 +16,7 @@ The gradient of L_vlb reaches the variance alone: x_hat_0 is detached in it (sec
 """
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -90,31 +91,63 @@ class Hybrid(DenoisingScoreMatching):
             raise ValueError("a model with a learned variance expected: ScoreModel(..., learned_variance=True)")
         to_data = model.sde.sigma(t) / model.prediction.determinant(model.sde, t)
         missing = broadcast(to_data, error) * error.detach()  # x_0 - x_hat_0
-        bound = self._bound(model.sde, index, x0, missing, views.variance)
-        steps = len(self.times.nodes(model.sde))
-        return self._reduce(model, error, t, weight) + self.vlb_weight * steps * bound
+        nodes = self.times.nodes(model.sde)
+        bins = None if self.bin_width is None else Bins(self.bin_width, self.low, self.high)
+        bits = chain_term(model.sde, nodes, index, x0, missing, views.variance, bins) / math.log(2)
+        return self._reduce(model, error, t, weight) + self.vlb_weight * len(nodes) * bits
 
-    def _bound(self, sde: SDE, index: Tensor, x0: Tensor, missing: Tensor, fraction: Tensor) -> Tensor:
-        """The term of the bound at the node of each sample, in bits per dimension (B,)."""
-        log_posterior, log_ratio, data = _reverse_step(sde, self.times.nodes(sde), index)
-        grown = broadcast(log_ratio, x0) * fraction  # log(Sigma / beta_tilde)
-        scaled = broadcast(data * torch.exp(-0.5 * log_posterior), x0) * missing  # (mu_q - mu) / beta_tilde^(1/2)
-        divergence = 0.5 * (grown + torch.expm1(-grown) + scaled.square() * torch.exp(-grown))
-        nats = divergence.flatten(1).mean(dim=1)
-        first = index == 0
-        if bool(first.any()):
-            rows = first.nonzero().flatten().to(x0.device)
-            log_variance = float64(grown[rows])
-            log_variance = log_variance + broadcast(log_posterior[first], log_variance)
-            decoder = self._decode(float64(x0[rows]), float64(missing[rows]), torch.exp(0.5 * log_variance))
-            nats = nats.index_put((rows,), decoder.flatten(1).mean(dim=1).to(nats))
-        return nats / math.log(2)
 
-    def _decode(self, x0: Tensor, missing: Tensor, std: Tensor) -> Tensor:
-        """-log p(x_0 | x_(t_0)) of each dimension, in nats (n, *), float64."""
-        if self.bin_width is not None:
-            return -bin_log_prob(x0, x0 - missing, std, self.bin_width, self.low, self.high)
-        return 0.5 * (missing / std).square() + std.log() + 0.5 * math.log(2 * math.pi)
+class Bins(NamedTuple):
+    """Data levels in model space: their distance, the first and the last, whose bins are open-ended."""
+
+    width: float
+    low: float
+    high: float
+
+
+def chain_term(
+    sde: SDE,
+    nodes: Tensor,
+    index: Tensor,
+    x0: Tensor,
+    missing: Tensor,
+    fraction: Tensor | float,
+    bins: Bins | None = None,
+) -> Tensor:
+    """The term of L_vlb at the node of each sample, in nats per dimension (B,): the module's formulas.
+
+    Args:
+        sde: the path of the chain.
+        nodes: its times, increasing, float64 (N,).
+        index: the node of each sample, integers (B,) on the CPU; the decoder's term at 0, a divergence beyond.
+        x0: the data (B, *).
+        missing: x_0 - x_hat_0 (B, *).
+        fraction: nu, (B, *) or one number: 0 for Sigma = beta_tilde, 1 for beta.
+        bins: of data on levels, for the decoder (2006.11239, eq. 13); None for its density.
+
+    Raises:
+        ValueError: nodes without noise, or without more of it than the node before.
+    """
+    log_posterior, log_ratio, data = _reverse_step(sde, nodes, index)
+    grown = broadcast(log_ratio, x0) * fraction  # log(Sigma / beta_tilde)
+    scaled = broadcast(data * torch.exp(-0.5 * log_posterior), x0) * missing  # (mu_q - mu) / beta_tilde^(1/2)
+    divergence = 0.5 * (grown + torch.expm1(-grown) + scaled.square() * torch.exp(-grown))
+    nats = divergence.flatten(1).mean(dim=1)
+    first = index == 0
+    if bool(first.any()):
+        rows = first.nonzero().flatten().to(x0.device)
+        log_variance = float64(grown[rows])
+        log_variance = log_variance + broadcast(log_posterior[first], log_variance)
+        decoder = _decode(float64(x0[rows]), float64(missing[rows]), torch.exp(0.5 * log_variance), bins)
+        nats = nats.index_put((rows,), decoder.flatten(1).mean(dim=1).to(nats))
+    return nats
+
+
+def _decode(x0: Tensor, missing: Tensor, std: Tensor, bins: Bins | None) -> Tensor:
+    """-log p(x_0 | x_(t_0)) of each dimension, in nats (n, *), float64."""
+    if bins is not None:
+        return -bin_log_prob(x0, x0 - missing, std, *bins)
+    return 0.5 * (missing / std).square() + std.log() + 0.5 * math.log(2 * math.pi)
 
 
 def _reverse_step(sde: SDE, nodes: Tensor, index: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -69,7 +69,7 @@ class ImplicitScoreMatching(Objective):
 
     def _estimate(self, field: Field, x: Tensor, stream: Noise) -> tuple[Tensor, Tensor]:
         """||v||^2 and tr(dv/dx) of the field v at x, or unbiased estimates of them: float64 (B,)."""
-        value, traces = self.trace.bind(stream, differentiable=True)(field, x)
+        value, traces, _ = self.trace.bind(stream, differentiable=True)(field, x)
         return sum_dims(value.square()), traces.mean(dim=1)
 
 

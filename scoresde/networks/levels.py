@@ -8,9 +8,13 @@ probability pi_k has, exactly,
     mean       m_k   =  y + s [phi((a_k - y) / s) - phi((b_k - y) / s)] / L_k,
     E[x_0 | y]       =  sum_k p_k m_k.
 
+Data on the centres c_k of the boxes, which `dequantization.TruncatedNormal` measures, has points in the place of boxes,
+
+    p_k   \propto  pi_k exp(-(y - c_k)^2 / (2 s^2)),        m_k  =  c_k.
+
 So the network has to say only what the other dimensions tell about this one, log pi_k; the edges of the boxes, where
 the score of quantised data varies fastest, are in closed form at every noise level. The probability-weighted mean is
-the score interpolation of categorical diffusion (2211.15089, section 3.1), here with boxes in the place of points;
+the score interpolation of categorical diffusion (2211.15089, section 3.1), with boxes or points for its embeddings;
 predicting the distribution of x_0 by logits is the parameterisation of D3PM (2107.03006, section 3.3).
 """
 
@@ -32,18 +36,30 @@ class LevelHead(nn.Module):
         levels: number of levels K.
         low, high: the range of the data in model space (`data.Levels`).
         sigma_data: the same as that of the prediction.
+        data: "boxes", each level spread over its interval, or "points", at its centre: what the network is trained on.
 
     Raises:
-        ValueError: in a call, logits of another shape.
+        ValueError: an argument out of its range; in a call, logits of another shape.
     """
 
-    def __init__(self, network: nn.Module, levels: int, low: float = -1.0, high: float = 1.0, sigma_data: float = 0.5):
+    def __init__(
+        self,
+        network: nn.Module,
+        levels: int,
+        low: float = -1.0,
+        high: float = 1.0,
+        sigma_data: float = 0.5,
+        data: str = "boxes",
+    ):
         super().__init__()
+        if data not in ("boxes", "points"):
+            raise ValueError(f"data of 'boxes' or 'points' expected; got {data!r}")
         if levels < 2 or not low < high or not sigma_data > 0:
             raise ValueError(
                 f"levels >= 2, low < high and sigma_data > 0 expected; got {levels}, [{low}, {high}], {sigma_data}"
             )
         self.network, self.levels, self.low, self.high, self.sigma_data = network, levels, low, high, float(sigma_data)
+        self.data = data
 
     def forward(self, x: Tensor, c_noise: Tensor, cond: Condition = None) -> Tensor:
         """E[x_0 | x_t] (B, C, *space) at the scaled state x and noise labels log(s)/4 (B,)."""
@@ -60,13 +76,24 @@ class LevelHead(nn.Module):
         s = torch.exp(4 * c_noise.to(double)).reshape(-1, *(1,) * x.ndim)
         y = x.to(double)[..., None] * torch.hypot(s, torch.full_like(s, self.sigma_data))
         edges = torch.linspace(self.low, self.high, self.levels + 1, dtype=double, device=x.device)
-        z = (edges - y) / s
-        log_box, log_density = _log_interval(z[..., :-1], z[..., 1:]), -0.5 * (z.square() + math.log(2 * math.pi))
-        posterior = torch.softmax(logits.to(double) + log_box, dim=-1)
-        offset = torch.exp(log_density[..., :-1] - log_box) - torch.exp(log_density[..., 1:] - log_box)
-        # A mean lies in its box; far out in a tail the difference that gives it is all rounding.
-        means = torch.clamp(y + s * offset, min=edges[:-1], max=edges[1:])
+        log_likelihood, means = (_boxes if self.data == "boxes" else _points)(y, s, edges)
+        posterior = torch.softmax(logits.to(double) + log_likelihood, dim=-1)
         return (posterior * means).sum(dim=-1)
+
+
+def _boxes(y: Tensor, s: Tensor, edges: Tensor) -> tuple[Tensor, Tensor]:
+    """(log L_k, m_k), each (B, C, *space, K), of the boxes between the edges (K + 1,) at y (B, C, *space, 1)."""
+    z = (edges - y) / s
+    log_box, log_density = _log_interval(z[..., :-1], z[..., 1:]), -0.5 * (z.square() + math.log(2 * math.pi))
+    offset = torch.exp(log_density[..., :-1] - log_box) - torch.exp(log_density[..., 1:] - log_box)
+    # A mean lies in its box; far out in a tail the difference that gives it is all rounding.
+    return log_box, torch.clamp(y + s * offset, min=edges[:-1], max=edges[1:])
+
+
+def _points(y: Tensor, s: Tensor, edges: Tensor) -> tuple[Tensor, Tensor]:
+    """(log N(y; c_k, s^2) up to a constant (B, C, *space, K), c_k (K,)), c_k midway between the edges (K + 1,)."""
+    centres = (edges[:-1] + edges[1:]) / 2
+    return -0.5 * ((y - centres) / s).square(), centres
 
 
 def _log_interval(low: Tensor, high: Tensor) -> Tensor:

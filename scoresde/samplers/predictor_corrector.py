@@ -75,7 +75,8 @@ class ProbabilityFlow(Sampler):
     """Samples by the probability-flow ODE from the prior (2011.13456, section 4.3).
 
     Args:
-        solver: an ODE solver; a fixed-cost Runge-Kutta by default, `solvers.TorchDiffEq()` for an adaptive one.
+        solver: an ODE solver; `flow.DEFAULT_SOLVER` if not given, of fixed cost; `solvers.AdaptiveAdams()` or
+            `solvers.TorchDiffEq()` are adaptive.
         segments: number of transitions, uniform in log-SNR, that the solver goes through one after the other; more
             than one makes sense with a trajectory or a callback.
         denoise_final: replace the last state by E[x_0 | x], one more evaluation.
@@ -103,4 +104,4 @@ class ProbabilityFlow(Sampler):
         if failed := int((solution.status != Status.OK).sum()):
             statuses = solution.status.tolist()
             raise RuntimeError(f"{failed} of {len(x)} samples did not reach t={float(t_to):g}: statuses {statuses}")
-        return solution.state[0]
+        return solution.x

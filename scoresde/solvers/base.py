@@ -1,8 +1,14 @@
 """One interface for the solvers of ordinary differential equations.
 
-A solver carries a state, a tuple of tensors with leading batch dimension B, along du/ds = field(s, u) from `start` to
-`end`. The first tensor is the state proper; the others (a running integral of the divergence) are linear in it and
-take no part in error control. Every solver says per sample how it ended, and how many evaluations it took.
+A solver carries a state x (B, *) along dx/ds = v(s, x) from `start` to `end`, and integrates along the way whatever
+else the field reports, g(s, x) (B, k): estimates of a divergence, their variances. No g ever takes part in error
+control: a noisy trace costs no evaluation and moves no step.
+
+An integral along a computed path is a weighted sum of evaluations, sum_i w_i g_i. A solver that knows its weights
+returns sum_i w_i^2 g_i as well: where g_i is the variance of an independent error made at evaluation i, that sum is the
+variance of the integral.
+
+Every solver says per sample where and how it ended and how many evaluations that took.
 """
 
 from collections.abc import Callable
@@ -13,23 +19,33 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-State = tuple[Tensor, ...]
-Field = Callable[[Tensor, State], State]
+from scoresde.tensors import float64
+
+Field = Callable[[Tensor, Tensor, Tensor | None], tuple[Tensor, Tensor]]
+"""(v (n, *), g (n, k)) at s, () or (n,), and x (n, *); the rows (n,) of the batch that x holds, None for all of it."""
 
 
 class Status(IntEnum):
     """How the solution of a sample ended."""
 
     OK = 0
-    NONFINITE = 1  # a NaN or an infinity appeared; the state is the last finite one
-    FAILED = 2  # the solver gave up before `end`; the state is the last one it reached
+    NONFINITE = 1  # the field gave NaN or infinity; the state is the last finite one
+    FAILED = 2  # the steps do not resolve the field: a stiff one, or far too few steps; the state is the last sound one
+    BUDGET = 3  # evaluations used up before `end`; the state is the last one reached
 
 
 @dataclass
 class Solution:
-    """The state at `position` (B,), evaluations `nfe` (B,) and `status` (B,) of each sample."""
+    """What a solver returns, per sample.
 
-    state: State
+    x: the state (B, *) at `position` (B,), which is `end` where all went well. integral: of each g along the path,
+    (B, k), float64. squared: sum_i w_i^2 g_i, (B, k), float64, or None from a solver that does not know its weights.
+    nfe: evaluations (B,). status: a `Status` (B,).
+    """
+
+    x: Tensor
+    integral: Tensor
+    squared: Tensor | None
     position: Tensor
     nfe: Tensor
     status: Tensor
@@ -38,14 +54,29 @@ class Solution:
 class Solver(Protocol):
     """Anything that integrates a field."""
 
-    def __call__(self, field: Field, state: State, start: float, end: float) -> Solution: ...
+    def __call__(self, field: Field, x: Tensor, start: float, end: float) -> Solution: ...
 
 
-def finite(state: State) -> Tensor:
-    """Which samples are finite in every part of the state, (B,)."""
-    return torch.stack([torch.isfinite(part).flatten(1).all(dim=1) for part in state]).all(dim=0)
+def variable(solver: Solver) -> str:
+    """The variable in which a solver wants the probability flow, its attribute `variable`: "ratio" unless it says."""
+    return getattr(solver, "variable", "ratio")
 
 
-def per_sample(value: int | float, state: State, dtype: torch.dtype) -> Tensor:
-    """The value for every sample of the state, (B,)."""
-    return torch.full((state[0].shape[0],), value, dtype=dtype, device=state[0].device)
+def finite(*parts: Tensor) -> Tensor:
+    """Which samples are finite in every one of the tensors (B, *), (B,)."""
+    return torch.stack([torch.isfinite(part).flatten(1).all(dim=1) for part in parts]).all(dim=0)
+
+
+def per_sample(value: int | float, x: Tensor, dtype: torch.dtype) -> Tensor:
+    """The value for every sample of x, (B,)."""
+    return torch.full((x.shape[0],), value, dtype=dtype, device=x.device)
+
+
+def double(x: Tensor) -> torch.dtype:
+    """float64, or float32 where the device of x has none (MPS)."""
+    return torch.float32 if x.device.type == "mps" else torch.float64
+
+
+def rms(x: Tensor) -> Tensor:
+    """Root mean square over each sample, (B, *) -> (B,), float64."""
+    return float64(x.detach()).square().flatten(1).mean(dim=1).sqrt().to(x.device)

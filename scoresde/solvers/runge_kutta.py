@@ -11,7 +11,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from scoresde.solvers.base import Field, Solution, State, Status, finite, per_sample
+from scoresde.solvers.base import Field, Solution, Status, double, finite, per_sample
 
 
 @dataclass(frozen=True)
@@ -56,33 +56,42 @@ class RungeKutta:
         if self.steps < 1:
             raise ValueError(f"one step or more expected; got steps={self.steps}")
 
-    def __call__(self, field: Field, state: State, start: float, end: float) -> Solution:
+    def __call__(self, field: Field, x: Tensor, start: float, end: float) -> Solution:
         """Integrate from start to end; see `scoresde.solvers.base`."""
         tableau, grid = TABLEAUX[self.method], torch.linspace(start, end, self.steps + 1, dtype=torch.float64)
-        nfe, status = per_sample(0, state, torch.int64), per_sample(Status.OK, state, torch.int64)
-        position = per_sample(start, state, grid.dtype if state[0].device.type != "mps" else torch.float32)
+        nfe, status = per_sample(0, x, torch.int64), per_sample(Status.OK, x, torch.int64)
+        position, integral, squared = per_sample(start, x, double(x)), torch.zeros(()), torch.zeros(())
         for s, s_next in pairwise(grid):
             running = status == Status.OK
-            proposed = self._step(tableau, field, s, s_next - s, state)
-            good = running & finite(proposed)
-            state = tuple(_where(good, new, old) for new, old in zip(proposed, state, strict=True))
+            proposed, weights, reported = self._step(tableau, field, s, s_next - s, x)
+            good = running & finite(proposed, *reported)
+            x = _where(good, proposed, x)
+            grown = integral + sum(w * g for w, g in zip(weights, reported, strict=True))
+            integral = _where(good, grown, torch.as_tensor(integral).expand_as(grown))
+            grown = squared + sum(w**2 * g for w, g in zip(weights, reported, strict=True))
+            squared = _where(good, grown, torch.as_tensor(squared).expand_as(grown))
             position = torch.where(good, s_next.to(position), position)
             nfe = nfe + running * len(tableau.b)
             status = torch.where(running & ~good, Status.NONFINITE, status)
-        return Solution(state, position, nfe, status)
+        return Solution(x, integral, squared, position, nfe, status)
 
     @staticmethod
-    def _step(tableau: Tableau, field: Field, s: Tensor, h: Tensor, state: State) -> State:
-        slopes: list[State] = []
+    def _step(
+        tableau: Tableau, field: Field, s: Tensor, h: Tensor, x: Tensor
+    ) -> tuple[Tensor, list[float], list[Tensor]]:
+        """The state after a step, and the weight in integrals and the report of each of its evaluations."""
+        slopes: list[Tensor] = []
+        reported: list[Tensor] = []
         for c, row in zip(tableau.c, tableau.a, strict=True):
-            slopes.append(field(s + c * h, _advance(state, h, row, slopes)))
-        return _advance(state, h, tableau.b, slopes)
+            v, g = field(s + c * h, _advance(x, h, row, slopes), None)
+            slopes.append(v)
+            reported.append(g)
+        return _advance(x, h, tableau.b, slopes), [float(h) * w for w in tableau.b], reported
 
 
-def _advance(state: State, h: Tensor, weights: tuple[float, ...], slopes: list[State]) -> State:
-    """state + h sum_i weights_i slopes_i, leaving out zero weights."""
-    terms = [(float(h) * w, slope) for w, slope in zip(weights, slopes, strict=True) if w]
-    return tuple(part + sum(w * slope[i] for w, slope in terms) for i, part in enumerate(state))
+def _advance(x: Tensor, h: Tensor, weights: tuple[float, ...], slopes: list[Tensor]) -> Tensor:
+    """x + h sum_i weights_i slopes_i, leaving out zero weights."""
+    return x + sum(float(h) * w * slope for w, slope in zip(weights, slopes, strict=True) if w)
 
 
 def _where(mask: Tensor, new: Tensor, old: Tensor) -> Tensor:

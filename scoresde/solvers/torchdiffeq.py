@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torchdiffeq import odeint
 
-from scoresde.solvers.base import Field, Solution, State, Status, finite, per_sample
+from scoresde.solvers.base import Field, Solution, Status, double, finite, per_sample
 
 METHODS = ("dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun")
 
@@ -16,9 +16,9 @@ class TorchDiffEq:
     """An adaptive solver of torchdiffeq, Dormand-Prince 5(4) by default.
 
     Its error control takes one step size for the whole batch, from the root mean square error over the batch: a
-    result depends slightly, within the tolerance, on the batch around it. Only the state proper enters that error,
-    never the noisy trace beside it. Where torchdiffeq gives up (a step size underflow, a NaN, too many steps), the
-    samples keep the state of the last accepted step.
+    result depends slightly, within the tolerance, on the batch around it. Only the state enters that error, never the
+    noisy trace beside it. Where torchdiffeq gives up (a step size underflow, a NaN, too many steps), the samples keep
+    the state of the last accepted step.
 
     Args:
         method: "dopri5", "dopri8", "bosh3", "fehlberg2" or "adaptive_heun".
@@ -40,26 +40,29 @@ class TorchDiffEq:
         if min(self.rtol, self.atol, self.max_steps) <= 0:
             raise ValueError(f"positive tolerances and max_steps expected; got {self}")
 
-    def __call__(self, field: Field, state: State, start: float, end: float) -> Solution:
+    def __call__(self, field: Field, x: Tensor, start: float, end: float) -> Solution:
         """Integrate from start to end; see `scoresde.solvers.base`."""
-        observed = _Observed(field, state, start)
-        interval = torch.tensor([start, end], dtype=state[0].dtype, device=state[0].device)
+        observed = _Observed(field, x, start)
+        interval = torch.tensor([start, end], dtype=double(x), device=x.device)
         # step_t: land on the end; by default torchdiffeq steps past it and interpolates, at a lower order.
         options = {"norm": _state_norm, "max_num_steps": self.max_steps, "step_t": interval[1:]}
+        _, g = field(interval[0], x, None)  # for the number of integrals, and not counted in error control
+        observed.nfe += 1
+        state = (x, torch.zeros_like(g))
         try:
             path = odeint(
                 observed, state, interval, rtol=self.rtol, atol=self.atol, method=self.method, options=options
             )
             final, position, ended = tuple(part[-1] for part in path), end, Status.OK
         except AssertionError:  # how torchdiffeq reports underflow in dt and max_num_steps
-            final, position, ended = observed.accepted, observed.position, Status.FAILED
-        status = per_sample(ended, state, torch.int64)
-        status = torch.where(finite(final), status, Status.NONFINITE)
-        nfe = per_sample(observed.nfe, state, torch.int64)
-        return Solution(final, per_sample(position, state, state[0].dtype), nfe, status)
+            final, position, ended = observed.accepted or state, observed.position, Status.FAILED
+        status = per_sample(ended, x, torch.int64)
+        status = torch.where(finite(*final), status, Status.NONFINITE)
+        nfe = per_sample(observed.nfe, x, torch.int64)
+        return Solution(final[0], final[1], None, per_sample(position, x, double(x)), nfe, status)
 
 
-def _state_norm(state: State) -> Tensor:
+def _state_norm(state: tuple[Tensor, Tensor]) -> Tensor:
     """Root mean square of the state proper."""
     return state[0].square().mean().sqrt()
 
@@ -67,12 +70,13 @@ def _state_norm(state: State) -> Tensor:
 class _Observed:
     """A field that counts its evaluations and remembers the last accepted step."""
 
-    def __init__(self, field: Field, state: State, start: float):
-        self.field, self.accepted, self.position, self.nfe = field, state, start, 0
+    def __init__(self, field: Field, x: Tensor, start: float):
+        self.field, self.position, self.nfe = field, start, 0
+        self.accepted: tuple[Tensor, Tensor] | None = None
 
-    def __call__(self, s: Tensor, state: State) -> State:
+    def __call__(self, s: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         self.nfe += 1
-        return self.field(s, state)
+        return self.field(s, state[0], None)
 
-    def callback_accept_step(self, s: Tensor, state: State, step: Tensor) -> None:
+    def callback_accept_step(self, s: Tensor, state: tuple[Tensor, Tensor], step: Tensor) -> None:
         self.accepted, self.position = state, float(s)

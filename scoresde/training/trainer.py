@@ -21,9 +21,9 @@ from torch.utils.data import Dataset
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from scoresde.dequantization import Uniform
-from scoresde.likelihood import Transform
+from scoresde.dequantization import Dequantization
 from scoresde.losses import LossTerms, Objective
+from scoresde.protocols import Transform
 from scoresde.score import ScoreModel
 from scoresde.tensors import Noise, available
 from scoresde.training import checkpoint
@@ -105,7 +105,7 @@ class Trainer:
         dataset: Dataset,
         run: Path,
         transform: Transform,
-        dequantization: Uniform | None = None,
+        dequantization: Dequantization | None = None,
         preview: Callable[[ScoreModel, int], None] | None = None,
         progress: bool = True,
     ) -> None:
@@ -117,7 +117,7 @@ class Trainer:
             dataset: items are states `*` in data units, or (state, condition).
             run: the run's directory.
             transform: from data units to model space.
-            dequantization: of integer levels; None for continuous data.
+            dequantization: of integer levels, which gives the values to train on; None for continuous data.
             preview: called with the model, at its averaged weights and in eval mode, every `preview_every` steps.
             progress: show a progress bar.
 
@@ -163,7 +163,7 @@ class Trainer:
         generator = torch.Generator().manual_seed(step_seed(self.seed, step))
         x, cond = split_condition(batch, self.device)
         if dequantization is not None:
-            x, _ = dequantization.sample(x, Noise(x.shape, generator, device=x.device))
+            x = dequantization.training_values(x, Noise(x.shape, generator, device=x.device))
         terms = loss(model, transform(x.float()), cond, generator=generator)
         if not bool(torch.isfinite(terms.value).all()):
             raise NonFiniteLoss(_diagnosis(model, terms, step))

@@ -179,7 +179,7 @@ def test_likelihoods_and_samples_do_not_depend_on_the_batch():
 def test_the_exact_trace_goes_through_attention():
     model = convert((unet(in_channels=1, out_channels=1, sample_size=4), hf.DDPMScheduler())).model
     t, x = torch.tensor(0.4, dtype=torch.float64), states(2, 1, 4, 4)
-    _, trace = ss.ExactTrace().bind(Noise(x.shape))(lambda x: model.noise(x, t), x)
+    _, trace, _ = ss.ExactTrace().bind(Noise(x.shape))(lambda x: model.noise(x, t), x)
     jacobian = torch.autograd.functional.jacobian(lambda x: model.noise(x, t).sum(dim=0), x)
     expected = torch.einsum("chwbchw->b", jacobian)
     close(trace[:, 0].float(), expected, rtol=1e-3, atol=1e-4)

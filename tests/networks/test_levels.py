@@ -49,6 +49,37 @@ def test_posterior_mean(s, space):
         torch.testing.assert_close(out[:, channel].flatten(), expected, atol=2e-6, rtol=0)
 
 
+@pytest.mark.parametrize("s", [1e-3, 0.03, 0.3, 3.0, 150.0])
+@pytest.mark.parametrize("space", [(2,), (2, 2)])
+def test_posterior_mean_of_points(s, space):
+    """Of data on the centres of the boxes, by Bayes' rule over them."""
+    logits = normal(2, LEVELS)
+    y = 1.5 * normal(4, 2, *space, seed=1) * math.sqrt(0.5 + s**2)
+    y = y.clamp(-1 - 4 * s, 1 + 4 * s)
+    out = head(logits, data="points")(y / math.hypot(s, SIGMA_DATA), torch.full((4,), math.log(s) / 4).double())
+    centres = (torch.arange(LEVELS, dtype=torch.float64) + 0.5) * 2 / LEVELS - 1
+    for channel in range(2):
+        flat = y[:, channel].flatten()
+        joint = logits[channel].softmax(dim=0) * torch.exp(-0.5 * ((flat[:, None] - centres) / s).square())
+        known = joint.sum(dim=1) > 1e-280  # between points far apart in units of s the rule itself underflows
+        expected = (joint * centres).sum(dim=1) / joint.sum(dim=1)
+        torch.testing.assert_close(out[:, channel].flatten()[known], expected[known], atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("sde", [ss.VP(), ss.SubVP(), ss.VE(), ss.Rectified()], ids=lambda sde: type(sde).__name__)
+def test_points_are_a_mixture_of_narrow_gaussians(sde):
+    """The exact score of Gaussians on the centres, of standard deviation 1e-6, from a fifth of a level on."""
+    logits = normal(1, LEVELS)
+    centres = (torch.arange(LEVELS, dtype=torch.float64) + 0.5) * 2 / LEVELS - 1
+    mixture = ss.GaussianMixture(centres[:, None], torch.full((LEVELS,), 1e-6), logits[0].softmax(dim=0))
+    model = ss.ScoreModel(head(logits, data="points"), sde, ss.predictions.Denoiser(SIGMA_DATA))
+    for ratio in (0.08, 0.5, 5.0):
+        t = sde.time(f64(-2 * math.log(ratio)))
+        x = mixture.sample(50, sde, t, generator=seeded())
+        exact = mixture.score(x, sde, t)
+        torch.testing.assert_close(model.score(x[:, :, None], t)[:, :, 0], exact, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("sde", [ss.VP(), ss.SubVP(), ss.VE(), ss.Rectified()], ids=lambda sde: type(sde).__name__)
 def test_uniform_levels_are_a_uniform_density(sde):
     """With equal logits the data is uniform on [-1, 1]: the whole range is one box, whatever the number of levels."""
@@ -58,12 +89,13 @@ def test_uniform_levels_are_a_uniform_density(sde):
     torch.testing.assert_close(model.score(x, 0.4), one.score(x, 0.4), atol=1e-9, rtol=1e-9)
 
 
+@pytest.mark.parametrize("data", ["boxes", "points"])
 @pytest.mark.parametrize("s", [1e-6, 1e-3, 150.0])
-def test_finite_with_finite_gradients_far_out(s):
+def test_finite_with_finite_gradients_far_out(s, data):
     """The tails of every box, at both ends of the noise."""
     x = torch.linspace(-8, 8, 33).reshape(-1, 1, 1).requires_grad_()
     logits = torch.zeros(1, LEVELS, requires_grad=True)
-    out = head(logits)(x, torch.full((33,), math.log(s) / 4))
+    out = head(logits, data=data)(x, torch.full((33,), math.log(s) / 4))
     gradients = torch.autograd.grad(out.sum(), (x, logits))
     assert all(bool(torch.isfinite(value).all()) for value in (out, *gradients))
     assert (out.abs() <= 1 + 1e-5).all()
@@ -72,5 +104,7 @@ def test_finite_with_finite_gradients_far_out(s):
 def test_bad_arguments():
     with pytest.raises(ValueError, match="levels >= 2"):
         head(torch.zeros(1, 1), levels=1)
+    with pytest.raises(ValueError, match="'boxes' or 'points' expected; got 'lines'"):
+        head(torch.zeros(1, LEVELS), data="lines")
     with pytest.raises(ValueError, match=r"logits \(3, 5, 4\)"):
         head(torch.zeros(1, 4))(torch.zeros(3, 1, 4), torch.zeros(3))

@@ -6,56 +6,52 @@ import pytest
 import torch
 
 from scoresde.solvers import Status, TorchDiffEq
-
-
-def decay(s, state):
-    x, *rest = state
-    return (-x, *[torch.ones_like(part) for part in rest])
+from tests.solvers.problems import decay, nothing
 
 
 @pytest.mark.parametrize("method", ["dopri5", "dopri8", "bosh3"])
 def test_tolerance_is_met_forward_and_backward(method):
     x = torch.tensor([[1.0], [2.0]], dtype=torch.float64)
     solver = TorchDiffEq(method, rtol=1e-8, atol=1e-8)
-    forward = solver(decay, (x,), 0.0, 1.0)
-    torch.testing.assert_close(forward.state[0], x * math.exp(-1), atol=1e-7, rtol=0)
-    torch.testing.assert_close(solver(decay, forward.state, 1.0, 0.0).state[0], x, atol=3e-7, rtol=0)
+    forward = solver(decay, x, 0.0, 1.0)
+    torch.testing.assert_close(forward.x, x * math.exp(-1), atol=1e-7, rtol=0)
+    torch.testing.assert_close(forward.integral, torch.ones(2, 1, dtype=torch.float64), atol=1e-7, rtol=0)
+    torch.testing.assert_close(solver(decay, forward.x, 1.0, 0.0).x, x, atol=3e-7, rtol=0)
 
 
 def test_a_noisy_integral_does_not_cost_evaluations():
     generator = torch.Generator().manual_seed(0)
 
-    def noisy(s, state):
-        return -state[0], torch.randn(state[1].shape, generator=generator, dtype=torch.float64)
+    def noisy(s, x, rows):
+        return -x, torch.randn(len(x), 1, generator=generator, dtype=torch.float64)
 
-    x, integral = torch.ones(4, 1, dtype=torch.float64), torch.zeros(4, 1, dtype=torch.float64)
-    alone = TorchDiffEq()(decay, (x,), 0.0, 1.0)
-    beside = TorchDiffEq()(noisy, (x, integral), 0.0, 1.0)
+    x = torch.ones(4, 1, dtype=torch.float64)
+    alone, beside = TorchDiffEq()(decay, x, 0.0, 1.0), TorchDiffEq()(noisy, x, 0.0, 1.0)
     assert torch.equal(alone.nfe, beside.nfe)
-    torch.testing.assert_close(alone.state[0], beside.state[0])
+    torch.testing.assert_close(alone.x, beside.x)
 
 
 def test_evaluations_are_counted():
     calls = []
 
-    def field(s, state):
+    def field(s, x, rows):
         calls.append(1)
-        return decay(s, state)
+        return decay(s, x)
 
-    solution = TorchDiffEq()(field, (torch.ones(2, 1, dtype=torch.float64),), 0.0, 1.0)
+    solution = TorchDiffEq()(field, torch.ones(2, 1, dtype=torch.float64), 0.0, 1.0)
     assert solution.nfe.tolist() == [len(calls)] * 2
 
 
 @pytest.mark.parametrize("reason", ["nan", "max_steps"])
 def test_giving_up_is_a_status_not_an_exception(reason):
-    def field(s, state):
-        (x,) = state
-        return (torch.full_like(x, torch.nan) if reason == "nan" and s > 0.5 else 100 * torch.cos(100 * s) + 0 * x,)
+    def field(s, x, rows):
+        slope = torch.full_like(x, torch.nan) if reason == "nan" and s > 0.5 else 100 * torch.cos(100 * s) + 0 * x
+        return slope, nothing(x)
 
     solver = TorchDiffEq(max_steps=5) if reason == "max_steps" else TorchDiffEq()
-    solution = solver(field, (torch.zeros(2, 1, dtype=torch.float64),), 0.0, 1.0)
+    solution = solver(field, torch.zeros(2, 1, dtype=torch.float64), 0.0, 1.0)
     assert solution.status.tolist() == [Status.FAILED] * 2
-    assert torch.isfinite(solution.state[0]).all()
+    assert torch.isfinite(solution.x).all()
     assert (solution.position < 1).all()
 
 

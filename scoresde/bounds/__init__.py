@@ -1,0 +1,22 @@
+"""Evidence bounds: upper bounds on -log p of the generative model that runs the *reverse SDE*.
+
+They need no ODE, no trace and no solver, only what the network predicts of noisy data. The probability-flow ODE of the
+same network is another model, with another likelihood (`likelihood.log_prob`): the two figures stand side by side, they
+are not estimates of each other.
+
+| function          | model                                   | of             | source                               |
+| ----------------- | --------------------------------------- | -------------- | ------------------------------------ |
+| `continuous`      | the reverse SDE, then a Gaussian decoder| levels: bits   | 2101.09258, theorem 1; 2107.00630    |
+| `continuous_nats` | the same, differentiable                | states: nats   | the same                             |
+| `discrete`        | DDPM's chain over N nodes               | levels: bits   | 2006.11239; 2102.09672               |
+
+Standard errors. The times (or nodes) of each image fall into half as many strata as there are draws, two independent
+draws in each: a quarter of their squared difference estimates the variance of their mean without bias, however much the
+strata differ. A single draw in each stratum would have a little less variance, and no honest estimate of it.
+"""
+
+from scoresde.bounds.base import Bound, NatsBound
+from scoresde.bounds.chain import DiscreteBound, discrete
+from scoresde.bounds.evidence import continuous, continuous_nats
+
+__all__ = ["Bound", "DiscreteBound", "NatsBound", "continuous", "continuous_nats", "discrete"]

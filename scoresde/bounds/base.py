@@ -1,0 +1,139 @@
+"""What the bounds share: their results, their draws, and the standard errors of those."""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from scoresde.protocols import Condition, ScoreModel, Transform, select
+from scoresde.score import refuse_dropout
+from scoresde.sdes import SDE
+from scoresde.tensors import Noise, dimensions, float64, sum_dims
+
+
+@dataclass
+class NatsBound:
+    """An upper bound on -log p(x) of each state, in nats.
+
+    terms: "prior", "diffusion" and "reconstruction", each (B,), float64, with gradient; their sum is `value`.
+    stderr: the Monte-Carlo standard error of `value` (B,), or None where one draw gives none.
+    """
+
+    terms: dict[str, Tensor]
+    stderr: Tensor | None
+
+    @property
+    def value(self) -> Tensor:
+        """The bound (B,)."""
+        return torch.stack(list(self.terms.values())).sum(dim=0)
+
+
+@dataclass
+class Bound:
+    """An upper bound on the bits per dimension of a set of images, under the reverse SDE's model.
+
+    mean: over images. stderr: of that mean, over images; their Monte-Carlo noise is in it (None for one image).
+    monte_carlo: the Monte-Carlo noise alone, what stderr would be for these very images.
+    per_image: (N,), float64. per_image_stderr: their Monte-Carlo standard errors (N,), each from the draws of its
+    image. Both this and monte_carlo are None where every node of a chain was visited once.
+    terms: the parts that per_image is the sum of, each (N,), in bits per dimension.
+    conventions: everything that moves the number.
+    """
+
+    mean: float
+    stderr: float | None
+    monte_carlo: float | None
+    per_image: Tensor
+    per_image_stderr: Tensor | None
+    terms: dict[str, Tensor]
+    conventions: dict[str, str]
+
+
+# --- draws and their errors
+
+
+def uniform(noise: Noise) -> Tensor:
+    """One number of [0, 1) from the stream of each sample, float64 (B,), on the CPU."""
+    return float64(noise.uniform().flatten(1)[:, 0]).cpu()
+
+
+def standard_error(*estimates: Tensor) -> Tensor:
+    """Of the sum of the means of independent estimates (n, B), whose consecutive pairs share a stratum: (B,).
+
+    The mean over n/2 strata of a pair's mean (a + b)/2 has the variance sum (a - b)^2/4 / (n/2)^2.
+    """
+    variances = [(values[0::2] - values[1::2]).detach().square().sum(dim=0) / len(values) ** 2 for values in estimates]
+    return torch.stack(variances).sum(dim=0).sqrt()
+
+
+def refuse_odd(draws: int) -> None:
+    """Raises ValueError for a number of draws that does not make pairs."""
+    if draws < 2 or draws % 2:
+        raise ValueError(f"an even number of draws, 2 or more, expected (two per stratum); got draws={draws}")
+
+
+# --- what both bounds share
+
+
+def prior_divergence(sde: SDE, x: Tensor) -> Tensor:
+    """KL(N(alpha x, sigma^2 I) || N(0, prior_std^2 I)) at t_max, in nats, float64 (B,)."""
+    t = torch.tensor(sde.t_max, dtype=torch.float64)
+    signal, noise = (sde.alpha(t) / sde.prior_std).square(), (sde.sigma(t) / sde.prior_std).square()
+    return 0.5 * (signal * sum_dims(x.square()) + dimensions(x) * (noise - 1 - noise.log()))
+
+
+def batches(
+    model: ScoreModel,
+    images: Tensor,
+    cond: Condition,
+    seeds: Sequence[int] | None,
+    batch_size: int,
+    progress: bool,
+) -> Iterator[tuple[Tensor, Condition, Noise]]:
+    """Batches of images, each with its conditions and its stream of draws; refuses what `continuous` says."""
+    if not bool((images == images.round()).all()):
+        raise ValueError("integer grey levels expected; continuous data has no bits per dimension: use continuous_nats")
+    refuse_dropout(model)
+    seeds = range(len(images)) if seeds is None else seeds
+    if len(seeds) != len(images):
+        raise ValueError(f"one seed per image expected, {len(images)} of them; got {len(seeds)}")
+    for first in tqdm(range(0, len(images), batch_size), desc="bound", disable=not progress):
+        part = slice(first, first + batch_size)
+        yield images[part], select(cond, part), Noise.like(images[part], seeds=seeds[part])
+
+
+def summary(
+    model: ScoreModel, transform: Transform, images: Tensor, parts: Sequence[NatsBound], declared: dict[str, str]
+) -> dict[str, Any]:
+    """The fields of a `Bound`, of the bounds of its batches."""
+    bits = dimensions(images) * math.log(2)
+    terms = {name: torch.cat([part.terms[name] for part in parts]).cpu() / bits for name in parts[0].terms}
+    errors = [part.stderr for part in parts if part.stderr is not None]
+    stderr = torch.cat(errors).cpu() / bits if errors else None
+    per_image = torch.stack(list(terms.values())).sum(dim=0)
+    count = len(per_image)
+    if bool((failed := ~torch.isfinite(per_image)).any()):
+        indices = failed.nonzero().flatten().tolist()
+        raise RuntimeError(
+            f"the bound is not finite for {len(indices)} of {count} images, {indices[:8]} first: the network's output "
+            "is not finite there, or the decoder gives a level no probability"
+        )
+    conventions = {
+        "quantity": "bits per dimension (upper bound, of the reverse SDE's model, not of the probability flow)",
+        "transform": str(transform),
+        "prior": f"N(0, {model.sde.prior_std:g}^2) at t_max={model.sde.t_max:g}",
+        **declared,
+    }
+    return {
+        "mean": float(per_image.mean()),
+        "stderr": float(per_image.std()) / math.sqrt(count) if count > 1 else None,
+        "monte_carlo": None if stderr is None else float(stderr.norm()) / count,
+        "per_image": per_image,
+        "per_image_stderr": stderr,
+        "terms": terms,
+        "conventions": conventions,
+    }
