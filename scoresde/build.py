@@ -16,7 +16,7 @@ import torch
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch import Tensor
 
-from scoresde.dequantization import Variational
+from scoresde.dequantization import Dequantization, Variational
 from scoresde.protocols import Transform
 from scoresde.score import ScoreModel
 from scoresde.tensors import available
@@ -30,12 +30,14 @@ TORCH_PACKAGES = ("torch.nn.", "torch.optim.")
 
 @dataclass
 class Run:
-    """A trained model: with its averaged weights, in eval mode; its transform; its configuration; its directory."""
+    """A trained model: with its averaged weights, in eval mode; its transform; its configuration; its directory; the
+    dequantisation that it was trained for, None for continuous data."""
 
     model: ScoreModel
     transform: Transform
     config: DictConfig
     path: Path
+    dequantization: Dequantization | None = None
 
 
 def instantiate(config: Any, trust: Sequence[str] = (), **arguments: Any) -> Any:
@@ -82,7 +84,8 @@ def assemble(config: Mapping[str, Any], state: Mapping[str, Tensor], path: str |
     weights = {f"network.{name}": value for name, value in state.items()}
     _check_shapes(model, weights, Path(path))
     model.load_state_dict(weights)
-    return Run(model.eval(), instantiate(tree.data.transform), tree, Path(path))
+    data = tree.data
+    return Run(model.eval(), instantiate(data.transform), tree, Path(path), instantiate(data.get("dequantization")))
 
 
 def load(path: str | Path, weights: str = "ema", trust: Sequence[str] = (), device: str = "cpu") -> Run:
@@ -107,7 +110,8 @@ def load(path: str | Path, weights: str = "ema", trust: Sequence[str] = (), devi
     state = {**groups["model"], **groups.get("ema", {})}
     _check_shapes(model, state, path / CHECKPOINT)
     model.load_state_dict(state)
-    return Run(model.to(available(device)).eval(), instantiate(config.data.transform, trust), config, path)
+    transform, way = (instantiate(config.data.get(part), trust) for part in ("transform", "dequantization"))
+    return Run(model.to(available(device)).eval(), transform, config, path, way)
 
 
 def load_dequantization(run: Run) -> Variational:

@@ -1,4 +1,4 @@
-"""The command line: `scoresde train | sample | bpd | convert`, each a Hydra application.
+"""The command line: `scoresde train | sample | bpd | dequantize | convert`, each a Hydra application.
 
 Overrides follow the verb (`scoresde train experiment=digits trainer.steps=100`), `--multirun` sweeps, and `--help`
 shows what can be set. Wrong input ends in one line on stderr and exit code 2; an interrupted training in exit code 130;
@@ -8,8 +8,10 @@ set HYDRA_FULL_ERROR=1 for the traceback.
 import os
 import sys
 import time
+import warnings
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +26,12 @@ from omegaconf.errors import OmegaConfBaseException
 
 from scoresde import build, plots
 from scoresde.convert import diffusers, edm, save_run, score_sde
-from scoresde.evaluation.likelihood import append_metrics, evaluate_likelihood
+from scoresde.dequantization import Dequantization, TruncatedNormal, Uniform, Variational
+from scoresde.evaluation.likelihood import Estimate, Likelihood, append_metrics, evaluate_likelihood
 from scoresde.score import ScoreModel
-from scoresde.training.checkpoint import replace_atomically
+from scoresde.training import distributed
+from scoresde.training.checkpoint import replace_atomically, save
+from scoresde.training.dequantization import DEQUANTIZATION, compare, learn
 from scoresde.training.trainer import CHECKPOINT, Interrupted
 
 PREVIEW = 16
@@ -90,31 +95,98 @@ def sample(config: DictConfig) -> None:
 
 
 def bpd(config: DictConfig) -> None:
-    """The likelihood of a run on a split of its data."""
+    """The likelihood of a run on a split of its data, with its errors and conventions."""
     run = build.load(config.run, config.weights, config.trust, config.device)
     split = choice("split", config.split, ("train", "validation", "test"))
     if (node := run.config.data[split]) is None:
         raise ValueError(f"{run.path} names no {split} data: set data.{split} in its {build.CONFIG}")
     dataset = build.instantiate(node, config.trust)
-    options = build.instantiate(config.likelihood, config.trust)
-    dequantization = build.instantiate(run.config.data.dequantization, config.trust)
+    options, budget = (build.instantiate(part, config.trust) for part in (config.likelihood, config.budget))
+    way = run.dequantization
+    if config.dequantization is not None:
+        way = DEQUANTIZATIONS[choice("dequantization", config.dequantization, DEQUANTIZATIONS)](run)
+    if way is not None and way.start(run.model.sde, run.transform) is not None and budget.bound == "continuous":
+        budget = replace(budget, bound="discrete")  # its points are no clean data
     started = time.perf_counter()
-    result = evaluate_likelihood(run, dataset, dequantization, **options, progress=sys.stderr.isatty())
-    row: dict[str, Any] = {
-        "kind": "likelihood",
-        "split": config.split,
-        "n": len(result.per_sample),
-        "unit": result.unit,
-        "mean": result.mean,
-        "stderr": result.stderr,
-        "seconds": round(time.perf_counter() - started, 2),
-        "weights": config.weights,
-        "conventions": result.conventions,
-    }
-    metrics = append_metrics(run.path, row)
-    stderr = "" if result.stderr is None else f" +- {result.stderr:.4f} (standard error over {row['n']} samples)"
-    figure = f"{result.mean:.4f}{stderr}"
-    say({f"{config.split} {result.unit}": figure, **result.conventions, "seconds": row["seconds"], "metrics": metrics})
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UserWarning)
+        result = evaluate_likelihood(
+            run, dataset, way, **options, progress=sys.stderr.isatty(), budget=budget, seed=config.seed
+        )
+    if distributed.rank() > 0:
+        return
+    seconds = round(time.perf_counter() - started, 2)
+    for warning in caught:
+        print(f"scoresde bpd: warning: {warning.message}", file=sys.stderr)
+    row = {"kind": "likelihood", "split": split, "n": len(result.per_sample), "weights": config.weights}
+    fields = {key: value for key, value in asdict(result).items() if key != "per_sample"}
+    metrics = append_metrics(run.path, {**row, **fields, "seconds": seconds, "seed": config.seed})
+    say({**likelihood_table(result, split), "seconds": seconds, "metrics": metrics})
+
+
+DEQUANTIZATIONS: dict[str, Callable[[build.Run], Dequantization]] = {
+    "uniform": lambda run: Uniform(),
+    "truncated_normal": lambda run: TruncatedNormal(),
+    "variational": build.load_dequantization,
+}
+
+
+def likelihood_table(result: Likelihood, split: str) -> dict[str, Any]:
+    """The rows of a likelihood: the figure, its errors, what it rests on."""
+    count = len(result.per_sample)
+    figure = str(Estimate(result.mean, result.stderr))
+    rows: dict[str, Any] = {f"{split} {result.unit}": f"{figure} (standard error over {count} samples)"}
+    if result.stderr is None:
+        rows = {f"{split} {result.unit}": figure}
+    if result.population is not None and result.monte_carlo is not None:
+        rows["of which"] = (
+            f"+- {result.population:.4f} population, +- {result.monte_carlo:.4f} probes and dequantisation"
+        )
+    if result.discretisation is not None:
+        rows["finer solve"] = f"{result.discretisation.mean:+.4f} +- {result.discretisation.stderr or 0:.4f}"
+    if result.bound is not None:
+        rows["evidence bound"] = f"{result.bound} (of the reverse SDE)"
+        rows |= {f"  {key}": value for key, value in result.bound_conventions.items() if key not in result.conventions}
+    return {**rows, **result.conventions, "evaluations": f"{result.nfe:.4g} a sample"}
+
+
+def dequantize(config: DictConfig) -> None:
+    """Learn the dequantisation under which a run has the fewest bits."""
+    run = build.load(config.run, config.weights, config.trust, config.device)
+    train, validation = (grey_levels(run, split, config.trust) for split in ("train", "validation"))
+    optimizer = build.instantiate(config.optimizer, config.trust)
+    low, high = run.config.data.range
+    torch.manual_seed(config.seed)
+    q = Variational(list(run.config.data.shape), high - low, config.layers, config.width).to(config.device)
+    say({"run": run.path, "parameters": f"{sum(p.numel() for p in q.parameters()):,}", "steps": config.steps})
+    settings = {name: config[name] for name in ("steps", "batch_size", "clip", "seed")}
+    shown, started = sys.stderr.isatty(), time.perf_counter()
+    learn(q, run.model, run.transform, train, optimizer, **settings, progress=shown)
+    seconds = round(time.perf_counter() - started, 2)
+    bounds = vars(compare(q, run.model, run.transform, validation, config.draws, progress=shown))
+    path, settings = run.path / DEQUANTIZATION, {**settings, "weights": config.weights}
+    save(path, {"dequantization": q.state_dict()}, {"arguments": q.arguments, "training": settings})
+    row = {"kind": "dequantization", "split": "validation", "n": len(validation), "seconds": seconds}
+    metrics = append_metrics(run.path, {**row, **bounds, **settings})
+    figures = {name: f"{mean:.4f} +- {stderr:.4f}" for name, (mean, stderr) in bounds.items()}
+    figures["learned"] += f" (bound on validation bits/dim, standard error over {len(validation)} samples)"
+    say({**figures, "seconds": seconds, "checkpoint": path, "metrics": metrics})
+
+
+def grey_levels(run: build.Run, split: str, trust: Sequence[str]) -> Any:
+    """A split of a run's data.
+
+    Raises:
+        ValueError: continuous data, or a split that the run does not name.
+    """
+    data = run.config.data
+    if data.dequantization is None or data.range is None:
+        raise ValueError(
+            f"a run on grey levels, with data.dequantization and data.range, expected; {run.path} has none"
+        )
+    if data[split] is None:
+        raise ValueError(f"{run.path} names no {split} data: set data.{split} in its {build.CONFIG}")
+    return build.instantiate(data[split], trust)
 
 
 def convert(config: DictConfig) -> None:
@@ -207,7 +279,13 @@ def say(rows: dict[str, Any]) -> None:
         print(f"{key:<{width}}  {value}", flush=True)
 
 
-VERBS: dict[str, Callable[[DictConfig], None]] = {"train": train, "sample": sample, "bpd": bpd, "convert": convert}
+VERBS: dict[str, Callable[[DictConfig], None]] = {
+    "train": train,
+    "sample": sample,
+    "bpd": bpd,
+    "dequantize": dequantize,
+    "convert": convert,
+}
 
 # What wrong input and failed solves raise; anything else is a defect of the library, and has its traceback.
 EXPECTED = (ValueError, TypeError, OSError, RuntimeError, HydraException, OmegaConfBaseException)
@@ -215,7 +293,7 @@ EXPECTED = (ValueError, TypeError, OSError, RuntimeError, HydraException, OmegaC
 
 def usage() -> str:
     """The verbs, a line each."""
-    lines = [f"  {name:<8} {verb.__doc__}" for name, verb in VERBS.items()]
+    lines = [f"  {name:<10} {verb.__doc__}" for name, verb in VERBS.items()]
     return "\n".join(["usage: scoresde VERB [key=value ...]; `scoresde VERB --help` shows what can be set", *lines])
 
 
@@ -246,7 +324,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         """One run of the verb: a sweep has many. Its errors end here, for Hydra would add lines of its own."""
         with told():
             try:
-                VERBS[verb](config)
+                with distributed.processes():
+                    VERBS[verb](config)
             except (Interrupted, KeyboardInterrupt) as stop:
                 print(f"scoresde {verb}: {one_line(stop)}", file=sys.stderr)
                 raise SystemExit(130) from stop

@@ -15,7 +15,7 @@ Scaling data to [0, 1] or [-1, 1] changes log p and log|det T'| by opposite amou
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -63,17 +63,17 @@ class RoundTrip:
 class BitsPerDim:
     """Bits per dimension of a set of images.
 
-    mean: over images. stderr: of that mean, over images (None for one image). per_image: (N,), float64. trace_stderr:
-    the part of each that comes from a random trace, in bits per dimension (N,), see `LogProb.stderr`. nfe: evaluations
-    of each image (N,), all its dequantisations together. conventions: everything that moves the number.
+    mean: over images. stderr: of that mean, over images (None for one image). per_image: (N,), float64. conventions:
+    everything that moves the number. trace_stderr: the part of each that comes from a random trace, in bits per
+    dimension (N,), see `LogProb.stderr`. nfe: evaluations of each image (N,), all its dequantisations together.
     """
 
     mean: float
     stderr: float | None
     per_image: Tensor
-    conventions: dict[str, str] = field(default_factory=dict)
-    trace_stderr: Tensor | None = None
-    nfe: Tensor | None = None
+    conventions: dict[str, str]
+    trace_stderr: Tensor | None
+    nfe: Tensor
 
 
 def conventions(model: ScoreModel, transform: Transform, trace: Trace, solver: Solver, start: str) -> dict[str, str]:

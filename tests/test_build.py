@@ -18,6 +18,7 @@ from scoresde.networks import DiT, UNet
 from scoresde.predictions import Prediction
 from scoresde.samplers.base import Sampler
 from scoresde.training import Trainer, checkpoint
+from scoresde.training.dequantization import DEQUANTIZATION
 from scoresde.training.trainer import CHECKPOINT
 from tests.data.test_images import stand_ins
 
@@ -60,10 +61,11 @@ def test_every_configuration_is_walked():
         "train.yaml",
         "sample.yaml",
         "bpd.yaml",
+        "dequantize.yaml",
         "convert.yaml",
     }
-    assert {"digits", "digits_ve", "digits_vp", "toy2d"} <= set(EXPERIMENTS)
-    assert len(list(CONF.rglob("*.yaml"))) == len(OPTIONS) + len(EXPERIMENTS) + 5
+    assert {"digits", "digits_tn", "digits_ve", "digits_vp", "toy2d"} <= set(EXPERIMENTS)
+    assert len(list(CONF.rglob("*.yaml"))) == len(OPTIONS) + len(EXPERIMENTS) + 6
 
 
 @pytest.fixture
@@ -138,6 +140,16 @@ def test_published_experiments_are_as_published(experiment, parameters, images):
         assert (model.sde.beta_min, model.sde.beta_max, float(sampler.transitions(model.sde)[-1][1])) == (0.1, 20, 1e-3)
     loss = build.instantiate(config.loss)
     assert loss.reduction == ("half_sum" if exploding and not experiment.startswith("ffhq") else "mean")
+
+
+def test_the_truncated_normal_experiment_is_measured_where_it_was_trained():
+    """Nothing is trained that is not measured: the path begins just below the start, on the levels' centres."""
+    config = compose("train", "experiment=digits_tn")
+    model, data = build.build_model(config), build.instantiate(config.data)
+    start = data["dequantization"].start(model.sde, data["transform"])
+    assert model.sde.t_min < start < 1.02 * model.sde.t_min
+    assert model.network.data == "points"
+    assert config.data.transform == compose("train", "experiment=digits").data.transform
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
@@ -331,6 +343,26 @@ def test_load_names_what_the_checkpoint_lacks(run, change, message):
     edit(run, change)
     with pytest.raises(ValueError, match=rf"checkpoint.safetensors does not fit its configuration: {message}"):
         ss.load(run, weights="raw")
+
+
+def test_load_dequantization_gives_back_what_was_learned(run):
+    loaded = ss.load(run)
+    learned = ss.Variational(2, 17, layers=2, width=4)
+    torch.nn.init.normal_(learned.couplings["coupling1"].network[-1].weight)
+    save = functools.partial(checkpoint.save, run / DEQUANTIZATION)
+    with pytest.raises(FileNotFoundError, match=r"no learned dequantisation at .*`scoresde dequantize run=.*runs/toy`"):
+        build.load_dequantization(loaded)
+    save({"dequantization": learned.state_dict()}, {"arguments": learned.arguments})
+    found = build.load_dequantization(loaded)
+    assert found.arguments == learned.arguments
+    assert all(map(torch.equal, found.parameters(), learned.parameters()))
+    assert not any(p.requires_grad for p in found.parameters())
+    save({"dequantization": learned.state_dict()}, {"arguments": {**learned.arguments, "width": 5}})
+    with pytest.raises(ValueError, match=r"does not fit its configuration: couplings.coupling0.*got \(4, 4\)"):
+        build.load_dequantization(loaded)
+    save({"dequantization": learned.state_dict()}, {"step": 1})
+    with pytest.raises(ValueError, match="is not a dequantisation of this library"):
+        build.load_dequantization(loaded)
 
 
 def test_load_names_the_first_parameter_of_another_shape(run):

@@ -85,7 +85,13 @@ def bytes_of(run):
 def test_lists_the_verbs(arguments, capsys):
     assert main(arguments) == 0
     output = capsys.readouterr()
-    assert [line.split()[0] for line in output.out.splitlines()[1:]] == ["train", "sample", "bpd", "convert"]
+    assert [line.split()[0] for line in output.out.splitlines()[1:]] == [
+        "train",
+        "sample",
+        "bpd",
+        "dequantize",
+        "convert",
+    ]
     assert not output.err
 
 
@@ -100,7 +106,15 @@ def test_an_unknown_verb_is_answered_with_the_known_ones(capsys):
 @pytest.mark.parametrize(
     ("verb", "shown"),
     [
-        ("train", ["digits, digits_ve, digits_vp, ffhq1024_ncsnpp_ve, toy2d", "sde: ", "batch_size: ", "--multirun"]),
+        (
+            "train",
+            [
+                "digits, digits_tn, digits_ve, digits_vp, ffhq1024_ncsnpp_ve, toy2d",
+                "sde: ",
+                "batch_size: ",
+                "--multirun",
+            ],
+        ),
         (
             "sample",
             [
@@ -110,6 +124,7 @@ def test_an_unknown_verb_is_answered_with_the_known_ones(capsys):
             ],
         ),
         ("bpd", ["likelihood: default, dopri5, exact", "run: ???", "split: test"]),
+        ("dequantize", ["optimizer: adam", "run: ???", "steps: 500", "scoresde dequantize run=runs/digits steps=2000"]),
         ("convert", ["source: ???", "path: ???", "data: cifar10, ", "source=edm"]),
     ],
 )
@@ -201,15 +216,55 @@ def test_bpd_leaves_a_figure_with_its_error(trained, split, n, capsys):
     assert f"{row['mean']:.4f} +- {row['stderr']:.4f} (standard error over {n} samples)" in capsys.readouterr().out
 
 
+GREY = ["train", "experiment=digits", "network=mlp", "network.shape=[1,8,8]", "network.width=16", "prediction=karras"]
+GREY += ["trainer.steps=1", "trainer.preview_every=0"]
+
+
 def test_bpd_of_grey_levels_is_in_bits(tmp_path):
-    network = ["network=mlp", "network.shape=[1,8,8]", "network.width=16", "prediction=karras"]
-    assert main(["train", "experiment=digits", *network, "trainer.steps=1", "trainer.preview_every=0"]) == 0
+    assert main(GREY) == 0
     assert main(["bpd", "run=runs/digits", "likelihood.solver.steps=4"]) == 0
     (row,) = rows(tmp_path / "runs" / "digits" / "metrics.jsonl")
     assert (row["unit"], row["n"]) == ("bits/dim", 297)
     assert row["conventions"]["dequantization"] == "uniform, 1 per image"
     # Without training, a Gaussian: worse than the digits deserve, and than log2 of their 17 levels by a bit or so.
     assert 2.5 < row["mean"] < 6
+
+
+def test_dequantize_leaves_a_dequantisation_and_a_row(tmp_path, capsys):
+    assert main(GREY) == 0
+    run = tmp_path / "runs" / "digits"
+    before = bytes_of(run)
+    command = ["dequantize", "run=runs/digits", "layers=2", "width=4", "batch_size=16", "draws=4"]
+    assert main([*command, "steps=60", "optimizer.lr=0.01"]) == 0
+    assert bytes_of(run) == before
+    (row,) = rows(run / "metrics.jsonl")
+    assert (row["kind"], row["split"], row["n"], row["steps"]) == ("dequantization", "validation", 200, 60)
+    gain, stderr = row["gain"]
+    assert gain > 4 * stderr > 0  # of a model that is nearly a Gaussian, whose density varies inside a level
+    shown = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
+    assert shown["gain"] == f"{gain:.4f} +- {stderr:.4f}"
+    assert "bound on validation bits/dim" in shown["learned"]
+    learned = ss.build.load_dequantization(ss.load(run))
+    assert not any(p.requires_grad for p in learned.parameters())
+    first = (run / "dequantization.safetensors").read_bytes()
+    assert main([*command, "steps=60", "optimizer.lr=0.01"]) == 0
+    assert (run / "dequantization.safetensors").read_bytes() == first
+    assert main([*command, "steps=2", "seed=1"]) == 0
+    assert (run / "dequantization.safetensors").read_bytes() != first
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"), [(["steps=0"], "steps >= 1 and clip > 0 expected; got 0"), (["draws=3"], "even")], ids=str
+)
+def test_wrong_input_to_dequantize_is_answered_in_one_line(overrides, message, capsys, caplog, tmp_path):
+    assert main([*GREY, "run=grey"]) == 0
+    capsys.readouterr()
+    assert message in fails(capsys, caplog, "dequantize", "run=grey", "steps=1", *overrides)
+    assert not (tmp_path / "grey" / "dequantization.safetensors").exists()
+
+
+def test_dequantize_of_continuous_data(trained, capsys, caplog):
+    assert "a run on grey levels" in fails(capsys, caplog, "dequantize", f"run={trained}")
 
 
 UNET = ["network=unet", "network.image_size=16", "network.channels=1", "network.width=8", "network.blocks=1"]

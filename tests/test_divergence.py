@@ -7,7 +7,8 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 from torch.utils.checkpoint import checkpoint
 
-from scoresde.divergence import ExactTrace, Hutchinson, quadratic_forms
+from scoresde.divergence import MODES, ExactTrace, Hutchinson, quadratic_forms
+from scoresde.networks import UNet
 from scoresde.tensors import Noise
 
 
@@ -24,14 +25,16 @@ def noise(x, seed=0):
 
 @pytest.mark.parametrize("shape", [(3,), (1, 4, 4)])
 @pytest.mark.parametrize("chunk", [1, 5, 64])
-def test_exact_trace_of_a_nonlinear_field(shape, chunk):
+@pytest.mark.parametrize("mode", ["reverse", "forward"])
+def test_exact_trace_of_a_nonlinear_field(shape, chunk, mode):
     x = torch.randn(2, *shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     inner, _ = linear_field(shape)
-    value, trace, _ = ExactTrace(chunk).bind(noise(x))(lambda y: torch.sin(inner(y)), x)
+    value, trace, variance = ExactTrace(chunk, mode).bind(noise(x))(lambda y: torch.sin(inner(y)), x)
     jacobians = [torch.func.jacrev(lambda y: torch.sin(inner(y[None]))[0])(row) for row in x]
     expected = torch.stack([j.reshape(math.prod(shape), -1).trace() for j in jacobians])
     torch.testing.assert_close(trace[:, 0], expected)
     torch.testing.assert_close(value, torch.sin(inner(x)))
+    assert torch.equal(variance, torch.zeros(2, dtype=torch.float64))
 
 
 @pytest.mark.parametrize("distribution", ["rademacher", "gaussian"])
@@ -73,7 +76,97 @@ def test_one_evaluation_is_one_forward_pass():
     assert calls == [2]
 
 
-TRACES = [ExactTrace(), ExactTrace(chunk=2), Hutchinson(3), Hutchinson(2, "gaussian", resample=False)]
+@pytest.mark.parametrize("mode", ["reverse", "forward"])
+def test_memory_of_an_exact_trace_is_bounded_by_its_chunk(mode):
+    """The widest tensor that the field is given, or that products with its Jacobian make."""
+    widest = []
+
+    class Watched(torch.autograd.Function):
+        generate_vmap_rule = False
+
+        @staticmethod
+        def forward(x):
+            return 2 * x
+
+        @staticmethod
+        def setup_context(ctx, inputs, output):
+            pass
+
+        @staticmethod
+        def vmap(info, dims, x):
+            widest.append(x.shape[dims[0]])
+            return Watched.apply(x), dims[0]
+
+        @staticmethod
+        def backward(ctx, g):
+            return Watched.apply(g)
+
+        @staticmethod
+        def jvp(ctx, tangent):
+            return Watched.apply(tangent)
+
+    x = torch.randn(2, 10, dtype=torch.float64)
+    trace = ExactTrace(4, mode).bind(noise(x))(Watched.apply, x).estimates
+    torch.testing.assert_close(trace, torch.full((2, 1), 20.0, dtype=torch.float64))
+    assert max(widest) == 4
+
+
+def test_forward_and_reverse_mode_agree_on_a_network_with_attention():
+    torch.manual_seed(0)
+    network = UNet(8, 1, out_channels=1, width=16, multipliers=(1, 2), blocks=1, attention=(4,)).double().eval()
+    for parameter in network.parameters():
+        parameter.data.add_(0.05 * torch.randn_like(parameter))
+    x, label = torch.randn(2, 1, 8, 8, dtype=torch.float64), torch.zeros(2, dtype=torch.float64)
+    found = [ExactTrace(16, mode).bind(noise(x))(lambda y: network(y, label), x).estimates for mode in MODES]
+    torch.testing.assert_close(*found)
+
+
+def jacobian(kind, size):
+    """A matrix of that kind."""
+    matrix = torch.randn(size, size, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    symmetric = (matrix + matrix.T) / 2
+    level = symmetric - torch.diag(symmetric.diagonal()) + 3 * torch.eye(size, dtype=torch.float64)
+    return {"any": matrix, "symmetric": symmetric, "level diagonal": level}[kind]
+
+
+@pytest.mark.parametrize("kind", ["any", "symmetric", "level diagonal"])
+@pytest.mark.parametrize("distribution", ["rademacher", "gaussian"])
+@pytest.mark.parametrize("size", [2, 7])
+def test_the_variance_of_one_probe_is_bounded_in_expectation(kind, distribution, size):
+    matrix, x = jacobian(kind, size), torch.zeros(20_000, size, dtype=torch.float64)
+    found = Hutchinson(1, distribution).bind(noise(x))(lambda y: y @ matrix.T, x)
+    ratio = float(found.variance.mean() / found.estimates.var())
+    assert ratio > 0.97
+    if kind == "level diagonal" and distribution == "rademacher" and size > 2:
+        assert ratio == pytest.approx(1, abs=0.05)
+
+
+@pytest.mark.parametrize("distribution", ["rademacher", "gaussian"])
+@pytest.mark.parametrize("probes", [2, 5])
+def test_the_variance_of_several_probes_is_estimated(distribution, probes):
+    matrix, x = jacobian("any", 6), torch.zeros(20_000, 6, dtype=torch.float64)
+    found = Hutchinson(probes, distribution).bind(noise(x))(lambda y: y @ matrix.T, x)
+    assert float(found.variance.mean() / found.estimates.mean(dim=1).var()) == pytest.approx(1, abs=0.06)
+
+
+def test_probes_of_some_rows_leave_the_streams_of_the_others_alone():
+    field, _ = linear_field((3,))
+    x, rows = torch.zeros(4, 3, dtype=torch.float64), torch.tensor([2, 0])
+    estimators = [trace.bind(Noise(x.shape, seeds=range(4), dtype=x.dtype)) for trace in 2 * [Hutchinson()]]
+    first = estimators[0](field, x).estimates
+    assert torch.equal(estimators[1](field, x[rows], rows).estimates, first[rows])
+    assert torch.equal(estimators[1](field, x[1:2], torch.tensor([1])).estimates, first[1:2])
+    kept = Hutchinson(resample=False).bind(Noise(x.shape, seeds=range(4), dtype=x.dtype))
+    assert torch.equal(kept(field, x[rows], rows).estimates, kept(field, x).estimates[rows])
+
+
+TRACES = [
+    ExactTrace(),
+    ExactTrace(chunk=2),
+    ExactTrace(mode="forward"),
+    Hutchinson(3),
+    Hutchinson(2, "gaussian", resample=False),
+]
 
 
 def cubic(weight):
@@ -153,6 +246,7 @@ def test_estimates_keep_no_graph_unless_asked_to(trace):
         (lambda: Hutchinson(probes=0), "one probe or more"),
         (lambda: Hutchinson(distribution="uniform"), "'rademacher' or 'gaussian'"),
         (lambda: ExactTrace(chunk=0), "chunk of one or more"),
+        (lambda: ExactTrace(mode="backward"), "'reverse' or 'forward'"),
     ],
 )
 def test_bad_arguments(make, words):

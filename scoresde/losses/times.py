@@ -51,21 +51,26 @@ class Nodes(UniformTime):
       reduction="half_sum" it is that objective itself.
 
     Args:
-        steps: N equally spaced times from t_min to t_max, for any SDE; the nodes of a `Tabulated` path if not given.
+        steps: N times up to t_max, for any SDE; the nodes of a `Tabulated` path if not given.
+        spacing: of those N, equal in "time" or in "log_snr".
+        start: the first of those N, t_min if not given.
 
     Raises:
-        ValueError: fewer than two steps. Of its methods: an SDE without nodes where no steps are given.
+        ValueError: fewer than two steps, an unknown spacing. Of its methods: an SDE without nodes where no steps are
+            given, a start outside of its range, an infinite log-SNR at an end under spacing="log_snr".
     """
 
-    def __init__(self, steps: int | None = None):
+    def __init__(self, steps: int | None = None, spacing: str = "time", start: float | None = None):
         if steps is not None and steps < 2:
             raise ValueError(f"two steps or more expected; got steps={steps}")
-        self.steps = steps
+        if spacing not in ("time", "log_snr"):
+            raise ValueError(f"spacing 'time' or 'log_snr' expected; got {spacing!r}")
+        self.steps, self.spacing, self.start = steps, spacing, start
 
     def nodes(self, sde: SDE) -> Tensor:
         """The times, increasing, float64 (N,), on the CPU."""
         if self.steps is not None:
-            return torch.linspace(sde.t_min, sde.t_max, self.steps, dtype=torch.float64)
+            return self._spaced(sde, self.steps)
         table = getattr(sde, "nodes", None)
         if table is None:
             raise ValueError(
@@ -73,6 +78,16 @@ class Nodes(UniformTime):
                 "pass Nodes(steps=1000) for equally spaced times"
             )
         return table
+
+    def _spaced(self, sde: SDE, steps: int) -> Tensor:
+        start = sde.t_min if self.start is None else self.start
+        if not sde.t_min <= start < sde.t_max:
+            raise ValueError(f"a start in [{sde.t_min:g}, {sde.t_max:g}) expected; got {start:g}")
+        times = torch.linspace(start, sde.t_max, steps, dtype=torch.float64)
+        if self.spacing == "log_snr":
+            fractions = torch.linspace(0, 1, steps, dtype=torch.float64)[1:-1]
+            times[1:-1] = sde.time(torch.lerp(*_log_snr_range(sde, start), fractions))
+        return times
 
     def quantile(self, sde: SDE, u: Tensor) -> Tensor:
         nodes = self.nodes(sde)
@@ -93,9 +108,9 @@ class Nodes(UniformTime):
         return index
 
 
-def _log_snr_range(sde: SDE) -> tuple[Tensor, Tensor]:
-    """Log-SNR at t_min and at t_max."""
-    ends = sde.log_snr(torch.tensor([sde.t_min, sde.t_max], dtype=torch.float64))
+def _log_snr_range(sde: SDE, start: float | None = None) -> tuple[Tensor, Tensor]:
+    """Log-SNR at the start, t_min if not given, and at t_max."""
+    ends = sde.log_snr(torch.tensor([sde.t_min if start is None else start, sde.t_max], dtype=torch.float64))
     if not bool(torch.isfinite(ends).all()):
         raise ValueError(
             f"a finite log-SNR at t_min and t_max expected to draw times by log-SNR; {type(sde).__name__} has "

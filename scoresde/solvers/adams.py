@@ -19,7 +19,7 @@ The difference between predictor and corrector estimates the error of a step (Mi
 weights of the corrector, at the states evaluated.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -174,6 +174,10 @@ class Adams:
         if self.steps < 1:
             raise ValueError(f"one step or more expected; got steps={self.steps}")
 
+    def finer(self) -> "Adams":
+        """The method with four times the steps."""
+        return replace(self, steps=4 * self.steps)
+
     def __call__(self, field: Field, x: Tensor, start: float, end: float) -> Solution:
         """Integrate from start to end; see `scoresde.solvers.base`."""
         grid = torch.linspace(start, end, self.steps + 1, dtype=torch.float64)
@@ -199,7 +203,7 @@ class Adams:
 class AdaptiveAdams:
     """The predictor-corrector with a step size for each sample: no result depends on its batch-mates.
 
-    A step is accepted where predictor and corrector differ by at most rtol times the state (or 1, where that is larger),
+    A step is accepted where predictor and corrector differ by at most rtol times the state (or rtol, if that is more),
     in root mean square over its dimensions; the next one is chosen from that difference. Only samples that are not at
     the end are evaluated.
 
@@ -224,6 +228,11 @@ class AdaptiveAdams:
         _check_order(self.order, self.smoothing)
         if not (self.rtol > 0 and 0 < self.max_step <= 1 and self.max_evaluations >= 2):
             raise ValueError(f"rtol > 0, max_step in (0, 1] and max_evaluations >= 2 expected; got {self}")
+
+    def finer(self) -> "AdaptiveAdams":
+        """The method at a tenth of the tolerance and a quarter of the largest step."""
+        budget = 10 * self.max_evaluations
+        return replace(self, rtol=self.rtol / 10, max_step=self.max_step / 4, max_evaluations=budget)
 
     def __call__(self, field: Field, x: Tensor, start: float, end: float) -> Solution:
         """Integrate from start to end; see `scoresde.solvers.base`."""

@@ -52,7 +52,10 @@ class Solution:
 
 
 class Solver(Protocol):
-    """Anything that integrates a field."""
+    """Anything that integrates a field.
+
+    It may have `finer()`, a solver of a fraction of its error, by which that error is measured; and a `variable`.
+    """
 
     def __call__(self, field: Field, x: Tensor, start: float, end: float) -> Solution: ...
 

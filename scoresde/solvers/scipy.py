@@ -1,6 +1,6 @@
 """SciPy's solvers in the convention of score_sde, for comparison with published likelihoods."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -40,6 +40,10 @@ class SciPy:
             raise ValueError(f"method among {', '.join(METHODS)} expected; got {self.method!r}")
         if min(self.rtol, self.atol, self.max_evaluations) <= 0:
             raise ValueError(f"positive tolerances and max_evaluations expected; got {self}")
+
+    def finer(self) -> "SciPy":
+        """The method at a tenth of the tolerances."""
+        return replace(self, rtol=self.rtol / 10, atol=self.atol / 10)
 
     def __call__(self, field: Field, x: Tensor, start: float, end: float) -> Solution:
         """Integrate from start to end; see `scoresde.solvers.base`."""

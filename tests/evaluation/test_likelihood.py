@@ -12,9 +12,11 @@ from torch.utils.data import default_collate
 import scoresde as ss
 from scoresde.data import Affine, Levels
 from scoresde.dequantization import Uniform
-from scoresde.evaluation.likelihood import METRICS, append_metrics, evaluate_likelihood
+from scoresde.evaluation import Budget, evaluate_likelihood
+from scoresde.evaluation.likelihood import METRICS, append_metrics
 from scoresde.networks import MLP
-from scoresde.solvers import RungeKutta
+from scoresde.solvers import Adams, RungeKutta
+from scoresde.training.trainer import Interrupted
 from tests.conftest import normal, oracle, seeded
 from tests.networks.test_layers import randomised
 
@@ -136,3 +138,121 @@ def test_metrics_of_commands_at_the_same_time_are_all_kept(tmp_path):
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda i: append_metrics(tmp_path, {"i": i}), range(40)))
     assert sorted(row["i"] for row in lines(tmp_path)) == list(range(40))
+
+
+# --- errors of the figure
+
+
+def blurred(shape=(1, 2, 2)):
+    """A mixture as a run on 8 levels, and levels drawn from it."""
+    mixture, transform = oracle(shape), Levels(8, -3.0, 3.0)
+    levels = transform.inverse(mixture.sample(64, generator=seeded())).floor().clamp(0, 7)
+    return mixture.score_model(SDE), transform, list(levels)
+
+
+def test_monte_carlo_noise_is_told_apart_from_the_population(tmp_path):
+    """Against the spread of the mean over many seeds, and the spread of values whose noise is averaged away."""
+    model, transform, data = blurred()
+    run, options = (
+        as_run(model, transform, tmp_path),
+        {"trace": ss.Hutchinson(), "solver": Adams(12), "progress": False},
+    )
+    result = evaluate_likelihood(run, data, Uniform(), **options, budget=Budget(64, None))
+    repeated = torch.stack(
+        [
+            ss.bits_per_dim(
+                model, torch.stack(data), transform, trace=options["trace"], solver=options["solver"],
+                seeds=range(1000 * k, 1000 * k + 64),
+            ).per_image
+            for k in range(40)
+        ]
+    )  # fmt: skip
+    assert result.monte_carlo == pytest.approx(float(repeated.mean(dim=1).std()), rel=0.4)
+    population = math.sqrt(float(repeated.mean(dim=0).var() - repeated.var(dim=0).mean() / 40) / 64)
+    assert result.population == pytest.approx(population, rel=0.25)
+    assert result.population**2 + result.monte_carlo**2 == pytest.approx(result.stderr**2)
+
+
+def test_the_discretisation_is_what_a_finer_solve_changes_free_of_noise(tmp_path):
+    model, transform, data = blurred()
+    run = as_run(model, transform, tmp_path)
+    result = evaluate_likelihood(
+        run, data, Uniform(), ss.Hutchinson(), Adams(10), progress=False, budget=Budget(32, None), batch_size=20
+    )
+    kept, images = ss.Hutchinson(resample=False), torch.stack(data[:32])
+    coarse, fine = (
+        ss.bits_per_dim(model, images, transform, trace=kept, solver=solver) for solver in (Adams(10), Adams(40))
+    )
+    assert result.discretisation.mean == pytest.approx(fine.mean - coarse.mean, abs=1e-9)
+    assert result.discretisation.stderr == pytest.approx(
+        float((fine.per_image - coarse.per_image).std()) / math.sqrt(32), rel=1e-6
+    )
+
+
+@pytest.mark.parametrize("kind", ["continuous", "discrete"])
+def test_a_bound_stands_beside_the_value(kind, tmp_path):
+    model, transform, data = blurred()
+    budget = Budget(0, kind, 32, 400)
+    result = evaluate_likelihood(
+        as_run(model, transform, tmp_path), data, Uniform(), ss.ExactTrace(), Adams(24), progress=False, budget=budget
+    )
+    gap = result.bound.mean - result.mean
+    assert -3 * result.stderr < gap < (0.2 if kind == "continuous" else 0.8)  # half a bit is lost at the edges of bins
+    assert "upper bound" in result.bound_conventions["quantity"]
+    assert (result.population, result.monte_carlo, result.discretisation) == (None, None, None)
+
+
+def test_exact_nats_have_no_monte_carlo_noise(tmp_path):
+    mixture = oracle((2,))
+    run = as_run(mixture.score_model(SDE), Affine(), tmp_path)
+    points = list(mixture.sample(12, generator=seeded()))
+    result = evaluate_likelihood(run, points, None, **EXACT, budget=Budget(4))
+    assert (result.monte_carlo, result.population) == (0.0, result.stderr)
+    assert abs(result.discretisation.mean) < 1e-4
+    assert result.bound is None
+
+
+def test_a_figure_does_not_depend_on_the_batches_or_on_an_interruption(tmp_path):
+    model, transform, data = blurred()
+    run, arguments = as_run(model, transform, tmp_path), (data, Uniform(), ss.Hutchinson(), Adams(6))
+    options = {"progress": False, "budget": Budget(16, "continuous", 4)}
+    whole = evaluate_likelihood(run, *arguments, **options, batch_size=64)
+    calls = []
+
+    def stop(*_):
+        calls.append(1)
+        if len(calls) == 10:
+            raise KeyboardInterrupt
+
+    hook = model.network.register_forward_hook(stop)
+    with pytest.raises(Interrupted, match="goes on from there"):
+        evaluate_likelihood(run, *arguments, **options, batch_size=24)
+    assert len(list((tmp_path / "likelihood").rglob("*.json"))) == 1
+    hook.remove()
+    parts = evaluate_likelihood(run, *arguments, **options, batch_size=24)
+    torch.testing.assert_close(parts.per_sample, whole.per_sample, rtol=1e-9, atol=1e-9)
+    for name in ("monte_carlo", "population"):
+        assert getattr(parts, name) == pytest.approx(getattr(whole, name), rel=1e-6)
+    assert parts.bound.mean == pytest.approx(whole.bound.mean, rel=1e-9)
+    assert not list((tmp_path / "likelihood").iterdir())
+
+
+@pytest.mark.parametrize(("trained", "used", "warns"), [
+    (Uniform(), ss.TruncatedNormal(), True),
+    (ss.TruncatedNormal(), Uniform(), True),
+    (ss.TruncatedNormal(), ss.TruncatedNormal(2.0), True),
+    (Uniform(), Uniform(), False),
+    (ss.TruncatedNormal(), ss.TruncatedNormal(), False),
+])  # fmt: skip
+def test_a_lower_end_that_was_not_trained_for_warns(trained, used, warns, tmp_path, recwarn):
+    model, transform, data = blurred()
+    run = as_run(model, transform, tmp_path)
+    run.dequantization = trained
+    evaluate_likelihood(run, data[:2], used, ss.Hutchinson(), Adams(16), progress=False)
+    assert any("was trained for" in str(warning.message) for warning in recwarn) == warns
+
+
+@pytest.mark.parametrize("arguments", [{"samples": 1}, {"samples": -2}, {"bound": "tight"}])
+def test_bad_arguments_of_a_budget(arguments):
+    with pytest.raises(ValueError, match="expected"):
+        Budget(**arguments)

@@ -7,7 +7,7 @@ from scipy.integrate import cumulative_trapezoid
 
 import scoresde as ss
 from scoresde import losses
-from tests.conftest import FINITE, INSTANCES, close, f64, seeded
+from tests.conftest import FINITE, INSTANCES, close, f64, seeded, some
 from tests.losses.published import DENSITIES, grid, published_density
 
 
@@ -106,3 +106,20 @@ def test_chains_of_fewer_than_two_nodes_are_refused(steps):
 def test_times_between_nodes_have_no_index():
     with pytest.raises(ValueError, match=r"times among the 1000 nodes expected; got t=0.5:"):
         losses.Nodes().index(INSTANCES["ddpm"], f64(0.0, 0.5, 1.0))
+
+
+@pytest.mark.parametrize("sde", some("vp", "ve", "rectified"))
+def test_nodes_in_log_snr_are_equally_spaced_from_the_start_given(sde):
+    start = sde.t_min + 0.1 * (sde.t_max - sde.t_min)
+    for nodes, first in ((losses.Nodes(9, "log_snr"), sde.t_min), (losses.Nodes(9, "log_snr", start), start)):
+        times = nodes.nodes(sde)
+        assert (float(times[0]), float(times[-1])) == (first, sde.t_max)
+        spacing = sde.log_snr(times).diff()
+        torch.testing.assert_close(spacing, spacing.mean().expand(8), rtol=1e-6, atol=1e-6)
+
+
+def test_bad_nodes():
+    with pytest.raises(ValueError, match="'time' or 'log_snr'"):
+        losses.Nodes(9, "sigma")
+    with pytest.raises(ValueError, match="a start in"):
+        losses.Nodes(9, start=1.0).nodes(ss.VP())

@@ -18,7 +18,7 @@ from torch.utils.data import Dataset
 
 import scoresde as ss
 from scoresde.data import Affine, Levels, Toy2D
-from scoresde.dequantization import Uniform
+from scoresde.dequantization import TruncatedNormal, Uniform
 from scoresde.losses import DenoisingScoreMatching, LossTerms
 from scoresde.networks import MLP
 from scoresde.training import Interrupted, NonFiniteLoss, Trainer, checkpoint
@@ -354,6 +354,22 @@ def test_draws_of_a_step_are_not_drawn_twice(tmp_path):
     model.network.register_forward_pre_hook(lambda *ignored: draws.append(torch.rand(BATCH, 2)))
     fit(tmp_path, model=model, dequantization=Spy(), steps=2)
     assert len(torch.cat(draws).unique()) == 2 * 2 * 2 * BATCH
+
+
+@pytest.mark.parametrize("dequantization", [Uniform(), TruncatedNormal()], ids=str)
+def test_trains_on_what_the_dequantisation_measures(tmp_path, dequantization):
+    class Seen(DenoisingScoreMatching):
+        def forward(self, model, x0, *arguments, **options):
+            seen.append(Levels(17).inverse(x0.double()))
+            return super().forward(model, x0, *arguments, **options)
+
+    seen = []
+    fit(tmp_path, loss=Seen("likelihood"), dequantization=dequantization, steps=2)
+    offset = torch.cat(seen).frac()
+    if isinstance(dequantization, TruncatedNormal):
+        torch.testing.assert_close(offset, torch.full_like(offset, 0.5), rtol=0, atol=1e-5)
+    else:
+        assert float(offset.std()) > 0.2
 
 
 def test_gradients_are_clipped(tmp_path):

@@ -1,0 +1,468 @@
+"""Log-likelihoods side by side: this library, score_sde's convention, k-diffusion and flow_matching, on one model.
+
+    pip install --no-deps k-diffusion flow_matching        # the peers; without them their rows are left out
+    python benchmarks/likelihood.py --checkpoint digits_vp.pth --plot docs/likelihood_benchmark.png
+    python benchmarks/likelihood.py --run runs/digits --csv rows.csv
+    python benchmarks/likelihood.py --oracle --images 32    # an exact score: every method has the same known limit
+    python benchmarks/likelihood.py --checkpoint digits_vp.pth --study
+
+All compute log p of the same points (test images under one uniform dequantisation, taken as x(t_min)) by the same
+network with the same probe for each image, kept along the whole path: their limit is one number per image, and what is
+compared is the error of the integration. That limit comes from two solvers of ours with many steps; their difference is
+printed. Prints
+
+- each method at several budgets: evaluations of the flow and its divergence, passes through the network (forward and
+  backward), the error of the mean and the root mean square error over images, in bits/dim; seconds (median of runs in
+  random order, after one run of each), also relative to score_sde at its default tolerance; peak memory above that of
+  the model, of a process of its own (it does not depend on the budget; measured at the smallest);
+- the seconds at which each method reaches a given accuracy: of ours the smallest budget from which on every larger one
+  reaches it, of the others interpolated between measured budgets (linear in the logarithms);
+- the standard deviation per image over random probes, one kept against fresh ones at equal cost, and the exact trace.
+
+With --study, what was tried about the two: the smoothing of the Adams predictor, and other ways to draw the probes.
+"""
+
+import argparse
+import csv
+import math
+import os
+import random
+import re
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import peers
+import study
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+
+import scoresde as ss
+from scoresde.build import instantiate
+from scoresde.score import ViewMethods
+from scoresde.tensors import Noise, dimensions
+
+TARGETS = (3e-3, 1.5e-3, 5e-4)  # bits/dim, root mean square
+KEPT = ss.Hutchinson(resample=False)
+
+
+@dataclass(frozen=True)
+class Method:
+    """A method, its budgets from the smallest to the largest, the one it has by default, and its look in the plot."""
+
+    name: str
+    run: Callable[[ss.ScoreModel, Tensor, Tensor, Any], peers.Outcome]
+    budget: str
+    budgets: Sequence[Any]
+    default: Any
+    colour: str
+    marker: str
+
+
+def ours(solver: Callable[[Any], ss.solvers.Solver]) -> Callable[[ss.ScoreModel, Tensor, Tensor, Any], peers.Outcome]:
+    """`log_prob` with that solver; the probe kept is the first draw of the seeds, see `given_probe`."""
+
+    def run(model: ss.ScoreModel, x: Tensor, probe: Tensor, budget: Any) -> peers.Outcome:
+        found = ss.log_prob(model, x, trace=KEPT, solver=solver(budget), seeds=range(len(x)))
+        return peers.Outcome(found.value.cpu(), float(found.nfe.double().mean()))
+
+    return run
+
+
+ADAMS = "scoresde, Adams"
+ADAPTIVE = "scoresde, AdaptiveAdams"
+SCORE_SDE = "score_sde's convention, SciPy RK45"
+STEPS = (16, 20, 24, 28, 32, 40, 48, 64, 96, 128)
+METHODS = [
+    Method(ADAMS, ours(ss.solvers.Adams), "steps={}", STEPS, 40, "#0072B2", "o"),
+    Method(ADAPTIVE, ours(ss.solvers.AdaptiveAdams), "rtol={:g}", (1e-2, 3e-3, 1e-3, 3e-4, 1e-4), 1e-3, "#56B4E9", "s"),
+    Method(SCORE_SDE, peers.score_sde, "tol={:g}", (1e-3, 1e-4, 1e-5), 1e-5, "#D55E00", "^"),
+    Method("k-diffusion, dopri5", peers.k_diffusion, "tol={:g}", (1e-3, 1e-4, 1e-5), 1e-4, "#E69F00", "v"),
+    Method("flow_matching, dopri5", peers.flow_matching, "tol={:g}", (1e-3, 1e-4, 1e-5), 1e-5, "#009E73", "D"),
+    Method("flow_matching, midpoint", peers.flow_matching_midpoint, "steps={}", (20, 50, 100), 100, "#CC79A7", "P"),
+]
+
+
+@dataclass
+class Case:
+    """A model and the points x (B, *) that it is measured on; the exact density where that is known."""
+
+    title: str
+    model: ss.ScoreModel
+    x: Tensor
+    oracle: ss.GaussianMixture | None = None
+
+    @property
+    def unit(self) -> float:
+        """Nats of one bit/dim."""
+        return dimensions(self.x) * math.log(2)
+
+
+@dataclass
+class Row:
+    """What was measured of a method at a budget; errors in bits/dim, memory in MiB."""
+
+    method: str
+    budget: str
+    default: bool
+    evaluations: float
+    passes: float
+    mean_error: float
+    rms_error: float
+    seconds: list[float] = field(default_factory=list)
+    memory: float = math.nan
+
+    @property
+    def median(self) -> float:
+        """Seconds."""
+        return statistics.median(self.seconds)
+
+
+class Meter(ViewMethods, nn.Module):
+    """A model that counts the passes through its network, forward and backward, per image."""
+
+    def __init__(self, model: ss.ScoreModel, images: int):
+        super().__init__()
+        self.model, self.sde, self.images, self.passes = model, model.sde, images, 0.0
+
+    def predict(self, x: Tensor, t: Tensor | float, cond: Any = None) -> ss.Views:
+        """The views of the model."""
+        views = self.model.predict(x, t, cond)
+        self._count(len(x))
+        if views.output.requires_grad:
+            views.output.register_hook(lambda _: self._count(len(x)))
+        return views
+
+    def _count(self, rows: int) -> None:
+        self.passes += rows / self.images
+
+
+def load(options: argparse.Namespace) -> Case:
+    """The model that the options name, and its points."""
+    torch.manual_seed(0)
+    if options.oracle:
+        return exact_case(options.images)
+    run = ss.load(options.run) if options.run else ss.convert.score_sde(options.checkpoint)
+    data = instantiate(run.config.data.test)
+    images = torch.stack([data[i] for i in range(min(options.images, len(data)))])
+    levels, _ = ss.Uniform().sample(images, Noise(images.shape, seeds=range(len(images)), dtype=torch.float64))
+    title = f"{options.run or options.checkpoint}, {len(images)} test images {tuple(images.shape[1:])}"
+    return Case(title, run.model.to(options.device), run.transform(levels).to(options.device))
+
+
+def exact_case(images: int, components: int = 3) -> Case:
+    """A mixture of rotated Gaussians over states (1, 8, 8), its exact score under VP, and samples at t_min."""
+    generator = torch.Generator().manual_seed(0)
+    shape, size, sde = (components, 1, 8, 8), 64, ss.VP()
+    means = 0.5 * torch.randn(shape, generator=generator, dtype=torch.float64)
+    stds = 0.1 + 0.6 * torch.rand(shape, generator=generator, dtype=torch.float64)
+    square = torch.randn(components, size, size, generator=generator, dtype=torch.float64)
+    mixture = ss.GaussianMixture(means, stds, rotation=torch.linalg.qr(square).Q)
+    x = mixture.sample(images, sde, sde.t_min, generator)
+    return Case(f"an exact mixture of Gaussians, {images} samples", mixture.score_model(sde), x, mixture)
+
+
+def given_probe(x: Tensor) -> Tensor:
+    """The probe that `log_prob` keeps for the seeds 0, 1, 2, ...: what the peers are given."""
+    return KEPT.draw(Noise(x.shape, seeds=range(len(x)), device=x.device, dtype=torch.float64))[0]
+
+
+def reference(case: Case, steps: int) -> Tensor:
+    """The converged log p of each point with its probe, in nats (B,); prints how well it is known."""
+    solvers = {"Adams": ss.solvers.Adams(steps, smoothing=0), "rk4": ss.solvers.RungeKutta("rk4", steps // 4)}
+    found = {name: ours(lambda s: s)(case.model, case.x, case.x, solver).value for name, solver in solvers.items()}
+    mean, rms = errors(found["rk4"], found["Adams"], case.unit)
+    print(f"reference: Adams and rk4 with {steps} evaluations differ by {mean:.1e}, rms {rms:.1e} bits/dim")
+    if case.oracle is not None:
+        print(
+            f"our value with the exact trace is within {from_closed_form(case, steps):.1e} bits/dim of the closed form"
+        )
+    return found["Adams"]
+
+
+def from_closed_form(case: Case, steps: int) -> float:
+    """The largest error of our value with the exact trace, over a few points, in bits/dim.
+
+    The prior stands for the mixture's own marginal at t_max: its density there is put in its place.
+    """
+    sde, x = case.model.sde, case.x[:4]
+    found = ss.log_prob(case.model, x, trace=ss.ExactTrace(), solver=ss.solvers.Adams(steps, smoothing=0))
+    value = found.value - sde.prior_log_prob(found.latent) + case.oracle.log_prob(found.latent, sde, sde.t_max)
+    return float((value - case.oracle.log_prob(x, sde, sde.t_min)).abs().max()) / case.unit
+
+
+def errors(value: Tensor, truth: Tensor, unit: float) -> tuple[float, float]:
+    """The error of the mean and the root mean square error of bits/dim, from nats (B,)."""
+    error = (truth - value) / unit
+    return float(error.mean()), float(error.square().mean().sqrt())
+
+
+def measured(method: Method, budget: Any, case: Case, probe: Tensor, truth: Tensor) -> Row:
+    """A row without its times. A run that torchdiffeq gave up has NaN for errors."""
+    meter = Meter(case.model, len(case.x))
+    try:
+        value, evaluations = method.run(meter, case.x, probe, budget)
+    except AssertionError as error:
+        print(f"{method.name}, {method.budget.format(budget)} failed: {error}", file=sys.stderr)
+        value, evaluations = torch.full_like(truth, math.nan), math.nan
+    off = errors(value, truth, case.unit)
+    return Row(method.name, method.budget.format(budget), budget == method.default, evaluations, meter.passes, *off)
+
+
+def seconds(run: Callable[[], Any], device: str) -> float:
+    """The time of one call."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+    started = time.perf_counter()
+    run()
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - started
+
+
+def compare(case: Case, truth: Tensor, options: argparse.Namespace) -> list[Row]:
+    """All rows: errors, then times in random order, then memory."""
+    probe, pairs = given_probe(case.x), []
+    for method in METHODS:
+        if package := peers.missing(method.run):
+            print(f"{method.name} left out: {package} is not installed (pip install --no-deps {package})")
+            continue
+        for budget in method.budgets:
+            pairs.append((measured(method, budget, case, probe, truth), method, budget))
+    timed = [pair for pair in pairs if math.isfinite(pair[0].rms_error)] * options.repeats
+    for row, method, budget in random.Random(0).sample(timed, len(timed)):
+        row.seconds.append(seconds(lambda m=method, b=budget: m.run(case.model, case.x, probe, b), options.device))
+    peaks = {name: peak_memory(name, options) for name in dict.fromkeys(row.method for row, *_ in pairs)}
+    for row, *_ in pairs:
+        row.memory = peaks[row.method]
+    return [row for row, *_ in pairs]
+
+
+def peak_memory(name: str, options: argparse.Namespace) -> float:
+    """Peak memory in MiB of a process that runs a method once, at its smallest budget; NaN if it cannot be measured."""
+    command = [sys.executable, __file__, *sys.argv[1:], "--peak", name]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return float(done.stdout.split()[-1]) if done.returncode == 0 else math.nan
+
+
+def measure_peak(name: str, case: Case, device: str) -> None:
+    """Print the peak memory above that of the model and its points."""
+    method, probe = next(method for method in METHODS if method.name == name), given_probe(case.x)
+    method.run(case.model, case.x[:1], probe[:1], method.budgets[0])  # loads what is loaded once
+    before = memory(device, reset=True)
+    method.run(case.model, case.x, probe, method.budgets[0])
+    print(memory(device) - before)
+
+
+def memory(device: str, reset: bool = False) -> float:
+    """Peak memory since the last reset, MiB."""
+    if device == "cuda":
+        if reset:
+            torch.cuda.reset_peak_memory_stats()
+        return torch.cuda.max_memory_allocated() / 2**20
+    if reset:
+        Path("/proc/self/clear_refs").write_text("5")  # see proc(5): the peak starts again at what is in use now
+    return int(re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) / 2**10
+
+
+def print_rows(rows: Sequence[Row]) -> None:
+    """The first table."""
+    base = next(row for row in rows if row.method == SCORE_SDE and row.default).median
+    print(
+        "\n| method | budget | evaluations | passes | mean error | rms error | seconds | time / score_sde's default |",
+        end="",
+    )
+    print(" peak MiB |\n" + "| --- " * 9 + "|")
+    for row in rows:
+        cost = f"{row.median:.2f} | {row.median / base:.3f}" if row.seconds else "failed | "
+        star = " (default)" if row.default else ""
+        print(
+            f"| {row.method} | {row.budget}{star} | {row.evaluations:.1f} | {row.passes:.1f} | {row.mean_error:+.1e} | "
+            f"{row.rms_error:.1e} | {cost} | {row.memory:.0f} |"
+        )
+
+
+def cheapest(rows: Sequence[Row], target: float) -> Row | None:
+    """The first of a method's rows, from the smallest budget on, from which on all reach the target."""
+    found = None
+    for row in reversed(rows):
+        if not row.rms_error <= target:
+            break
+        found = row
+    return found
+
+
+def interpolated(rows: Sequence[Row], target: float) -> tuple[str, float]:
+    """Seconds at which a method reaches an accuracy: ("", "<" or ">" what was measured, the seconds).
+
+    Between the rows that are more accurate than every faster one, linear in the logarithms.
+    """
+    best: list[Row] = []
+    for row in sorted((row for row in rows if row.seconds), key=lambda row: row.median):
+        if not best or row.rms_error < best[-1].rms_error:
+            best.append(row)
+    if target >= best[0].rms_error:
+        return "<", best[0].median
+    if target < best[-1].rms_error:
+        return ">", best[-1].median
+    x = [-math.log(row.rms_error) for row in best]
+    return "", math.exp(np.interp(-math.log(target), x, [math.log(row.median) for row in best]))
+
+
+def print_summary(rows: Sequence[Row]) -> None:
+    """The second table: each of ours against all others, at equal accuracy; and against score_sde's default."""
+    tables = {name: list(group) for name, group in groupby(rows, key=lambda row: row.method)}
+    others = [name for name in tables if name not in (ADAMS, ADAPTIVE)]
+    base = next(row for row in rows if row.method == SCORE_SDE and row.default)
+    print(f"\n| rms, bits/dim | ours | s | {' | '.join(f'{name}, s (ratio)' for name in others)} |", end="")
+    print(f" ratio to score_sde at {base.budget} |\n" + "| --- " * (len(others) + 4) + "|")
+    for target in TARGETS:
+        for name in (ADAMS, ADAPTIVE):
+            row = cheapest(tables[name], target)
+            if row is None:
+                print(f"| {target:g} | {name}: not reached |" + " |" * (len(others) + 2))
+                continue
+            cells = []
+            for other in others:
+                sign, cost = interpolated(tables[other], target)
+                cells.append(f"{sign}{cost:.2f} ({sign}{cost / row.median:.1f})")
+            ratio = base.median / row.median
+            print(f"| {target:g} | {name}, {row.budget} | {row.median:.2f} | {' | '.join(cells)} | {ratio:.1f} |")
+
+
+def print_spread(case: Case, seeds: int, images: int) -> None:
+    """The third table: one probe kept against fresh ones, over random probes."""
+    x, device = case.x[:images], case.x.device.type
+    exact = ss.log_prob(case.model, x, trace=ss.ExactTrace()).value.cpu() / case.unit
+    many = x.repeat_interleave(seeds, dim=0)
+    print(f"\n{len(x)} images, {seeds} probes each, the default solver\n")
+    print(
+        "| one probe | standard deviation per image | as `stderr` states it | mean less that of the exact trace | s |"
+    )
+    print("| --- " * 5 + "|")
+    values = {}
+    for name, trace in (("kept", KEPT), ("fresh", ss.Hutchinson())):
+        parts: list[ss.LogProb] = []
+        cost = seconds(lambda t=trace, p=parts: p.extend(in_batches(case.model, many, t)), device)
+        values[name] = torch.cat([part.value for part in parts]).reshape(len(x), seeds).cpu() / case.unit
+        stated = [part.stderr.square() for part in parts if part.stderr is not None]
+        rms = f"{float(torch.cat(stated).mean().sqrt()) / case.unit:.4f}" if stated else "unknown"
+        spread = float(values[name].var(dim=1).mean().sqrt())
+        off = float((values[name].mean(dim=1) - exact).mean())
+        error = spread / math.sqrt(values[name].numel())
+        print(f"| {name} | {spread:.4f} | {rms} | {off:+.4f} +- {error:.4f} | {cost:.1f} |")
+    cost = seconds(lambda: ss.log_prob(case.model, x, trace=ss.ExactTrace()), device) * seeds
+    print(f"| none: the exact trace | 0 | 0 | 0 | {cost:.1f} for as many |")
+    ratio, low, high = variance_ratio(values["kept"].numpy(), values["fresh"].numpy())
+    print(f"\nvariance of one kept over that of fresh ones: {ratio:.2f} [{low:.2f}, {high:.2f}]", end=" ")
+    print("(95%, bootstrap over images and probes)")
+
+
+def in_batches(model: ss.ScoreModel, x: Tensor, trace: ss.Hutchinson, size: int = 128) -> list[ss.LogProb]:
+    """`log_prob` of many points, a probe seed each."""
+    return [
+        ss.log_prob(model, part, trace=trace, seeds=range(i * size, i * size + len(part)))
+        for i, part in enumerate(x.split(size))
+    ]
+
+
+def variance_ratio(a: np.ndarray, b: np.ndarray, draws: int = 2000) -> tuple[float, float, float]:
+    """Mean variance of the rows of a over that of b, (images, probes), with a 95% bootstrap interval."""
+    rng = np.random.default_rng(0)
+
+    def ratio(x: np.ndarray, y: np.ndarray) -> float:
+        return float(x.var(axis=1, ddof=1).mean() / y.var(axis=1, ddof=1).mean())
+
+    found = []
+    for _ in range(draws):
+        rows = rng.integers(len(a), size=len(a))[:, None]
+        picked = [values[rows, rng.integers(values.shape[1], size=(len(rows), values.shape[1]))] for values in (a, b)]
+        found.append(ratio(*picked))
+    low, high = np.quantile(found, [0.025, 0.975])
+    return ratio(a, b), float(low), float(high)
+
+
+def draw(rows: Sequence[Row], title: str, path: Path) -> None:
+    """Error against seconds, one line for each method; its default has a ring."""
+    figure = Figure(figsize=(7, 4.5), dpi=150, layout="constrained")
+    axes = figure.add_subplot()
+    for method in METHODS:
+        here = [row for row in rows if row.method == method.name and row.seconds]
+        if not here:
+            continue
+        x, y = [row.median for row in here], [row.rms_error for row in here]
+        axes.loglog(x, y, color=method.colour, marker=method.marker, markersize=5, linewidth=1.3, label=method.name)
+        ring = [(a, b) for a, b, row in zip(x, y, here, strict=True) if row.default]
+        axes.loglog(*zip(*ring, strict=True), "o", markersize=12, fillstyle="none", color=method.colour)
+    axes.set(xlabel="seconds", ylabel="rms error of log p, bits/dim")
+    axes.set_title(f"{title}\nrings: the defaults of each project", fontsize=9)
+    axes.grid(which="major", linewidth=0.4, alpha=0.6)
+    axes.legend(fontsize=8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path)
+    print(f"\nplot: {path}")
+
+
+def write_csv(rows: Sequence[Row], path: Path) -> None:
+    """All that was measured; every time taken, separated by spaces."""
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=list(asdict(rows[0])))
+        writer.writeheader()
+        writer.writerows({**asdict(row), "seconds": " ".join(f"{s:.4f}" for s in row.seconds)} for row in rows)
+
+
+def arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    model = parser.add_mutually_exclusive_group(required=True)
+    model.add_argument("--run", help="directory of a run")
+    model.add_argument("--checkpoint", help="checkpoint of score_sde_pytorch")
+    model.add_argument("--oracle", action="store_true", help="a mixture of Gaussians with its exact score")
+    parser.add_argument("--images", type=int, default=128)
+    parser.add_argument("--repeats", type=int, default=3, help="timed runs of each row")
+    parser.add_argument("--reference", type=int, default=600, help="evaluations of the reference")
+    parser.add_argument("--probes", type=int, default=64, help="probes per image of the third table")
+    parser.add_argument("--probe-images", type=int, default=8, help="images of the third table")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--csv", type=Path)
+    parser.add_argument("--plot", type=Path)
+    parser.add_argument("--study", action="store_true")
+    parser.add_argument("--peak", help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def main() -> None:
+    """The tables."""
+    options = arguments()
+    case = load(options)
+    if options.peak:
+        measure_peak(options.peak, case, options.device)
+        return
+    where = torch.cuda.get_device_name() if options.device == "cuda" else f"{os.cpu_count()} cores"
+    print(f"{case.title}; {where}, PyTorch {torch.__version__}")
+    truth = reference(case, options.reference)
+    if options.study:
+        study.smoothing(case.model, case.x, truth)
+        if case.oracle is None:
+            study.probes(case.model, case.x[: options.probe_images])
+        return
+    rows = compare(case, truth, options)
+    print_rows(rows)
+    print_summary(rows)
+    print_spread(case, options.probes, options.probe_images)
+    if options.plot:
+        draw(rows, case.title, options.plot)
+    if options.csv:
+        write_csv(rows, options.csv)
+
+
+if __name__ == "__main__":
+    main()

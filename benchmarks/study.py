@@ -1,0 +1,125 @@
+"""What was tried about the cost of a likelihood; `likelihood.py --study` prints it."""
+
+import math
+
+import torch
+from torch import Tensor
+
+import scoresde as ss
+from scoresde.divergence import Estimator, Evaluation, Field
+from scoresde.flow import integrate
+from scoresde.tensors import Noise, dimensions
+
+CENTRES, NEIGHBOURS = (16, 24, 32, 40, 64), (-2, -1, 0, 1, 2)
+SMOOTHINGS = (0, 1, 2)
+
+
+def smoothing(model: ss.ScoreModel, x: Tensor, truth: Tensor) -> None:
+    """The error of Adams with predictors of several smoothings, at equal cost.
+
+    The velocity of a network is rough in time, so that the error at one number of steps is luck: each figure is a root
+    mean square over neighbouring numbers, too.
+
+    Args:
+        model, x: the model and its points.
+        truth: their converged log p with the probe kept for seeds 0, 1, 2, ..., nats (B,).
+    """
+    print("\n| steps | " + " | ".join(f"rms error, smoothing={s}" for s in SMOOTHINGS) + " | first / second |")
+    print("| --- " * (len(SMOOTHINGS) + 2) + "|")
+    for centre in CENTRES:
+        found = []
+        for amount in SMOOTHINGS:
+            squares = []
+            for steps in (centre + offset for offset in NEIGHBOURS):
+                solver = ss.solvers.Adams(steps, smoothing=amount)
+                trace = ss.Hutchinson(resample=False)
+                value = ss.log_prob(model, x, trace=trace, solver=solver, seeds=range(len(x))).value
+                squares.append((value.cpu() - truth).square().mean())
+            found.append(float(torch.stack(squares).mean().sqrt()) / (dimensions(x) * math.log(2)))
+        cells = " | ".join(f"{value:.1e}" for value in found)
+        print(
+            f"| {centre + NEIGHBOURS[0]} to {centre + NEIGHBOURS[-1]} | {cells} | {found[0] / found[1]:.2f} |",
+            flush=True,
+        )
+
+
+class Jacobians:
+    """A trace that keeps the symmetric part of the Jacobian at every evaluation, `found`, each (B, d, d).
+
+    Its i-th integral, of `count`, is of the function that is 1 at evaluation i alone: the solver's weight of it.
+    """
+
+    def __init__(self, count: int):
+        self.count, self.found = count, []
+
+    def bind(self, noise: Noise, differentiable: bool = False) -> Estimator:
+        """The estimator; draws nothing."""
+
+        def evaluate(field: Field, x: Tensor, rows: Tensor | None = None) -> Evaluation:
+            full = torch.func.vmap(torch.func.jacrev(lambda one: field(one[None])[0]))(x)
+            size, index = dimensions(x), len(self.found)
+            jacobian = full.detach().reshape(len(x), size, size).double().cpu()
+            self.found.append((jacobian + jacobian.mT) / 2)
+            unit = torch.nn.functional.one_hot(torch.tensor(index), self.count).to(x)
+            return Evaluation(field(x), unit.expand(len(x), -1), torch.zeros_like(x.flatten(1)[:, 0]))
+
+        return evaluate
+
+
+def along_the_path(model: ss.ScoreModel, x: Tensor, steps: int = 32) -> Tensor:
+    """Weight times off-diagonal symmetric Jacobian at every evaluation of Adams, in bits/dim: (steps + 1, B, d, d)."""
+    trace = Jacobians(steps + 2)  # the last integral is zero: what is added to each of them stands there alone
+    carried = integrate(model, x, model.sde.t_min, model.sde.t_max, None, ss.solvers.Adams(steps), trace)
+    weights = (carried.divergence[:, :-1] - carried.divergence[:, -1:]).T.double().cpu()
+    terms = weights[..., None, None] * torch.stack(trace.found)
+    return (terms - terms.diagonal(dim1=2, dim2=3).diag_embed()) / (dimensions(x) * math.log(2))
+
+
+def linear_model(model: ss.ScoreModel) -> ss.ScoreModel:
+    """The score of the Gaussian with mean and covariance of the digits, dequantised, on [-1, 1]."""
+    levels = ss.data.Digits("fit").images.double()
+    data = ss.data.Levels(17)(levels + torch.rand(levels.shape, generator=torch.Generator().manual_seed(0)))
+    variances, axes = torch.linalg.eigh(torch.cov(data.flatten(1).T))
+    shape = (1, *levels.shape[1:])
+    return ss.GaussianMixture(data.mean(0, keepdim=True), variances.sqrt().reshape(shape), rotation=axes).score_model(
+        model.sde
+    )
+
+
+def spread(terms: Tensor) -> float:
+    """Standard deviation of sum_i z_i^T S_i z_i with independent z_i of -1 and 1, over terms (n, B, d, d)."""
+    return float(2 * terms.square().sum(dim=(0, 2, 3)).mean()) ** 0.5
+
+
+def orthogonal_spread(terms: Tensor, draws: int = 500) -> float:
+    """The same where z_i are different rows of a Hadamard matrix with random signs, in random order; simulated."""
+    size, generator = terms.shape[-1], torch.Generator().manual_seed(0)
+    rows = torch.ones(1, 1, dtype=terms.dtype)
+    while len(rows) < size:
+        rows = torch.cat([torch.cat([rows, rows], dim=1), torch.cat([rows, -rows], dim=1)])
+    values = []
+    for _ in range(draws):
+        signs = torch.randint(2, (size,), generator=generator) * 2 - 1
+        z = (rows * signs)[torch.randperm(size, generator=generator)[: len(terms)]]
+        values.append(torch.einsum("ni,nbij,nj->b", z, terms, z))
+    return float(torch.stack(values).var(dim=0).mean()) ** 0.5
+
+
+def probes(model: ss.ScoreModel, x: Tensor) -> None:
+    """Standard deviation per image of one probe per evaluation, by how it is drawn, from exact Jacobians of digits."""
+    if x.shape[1:] != (1, 8, 8):
+        print("\nthe study of probes is about the digits, 1 x 8 x 8; left out")
+        return
+    terms, known = along_the_path(model, x), along_the_path(linear_model(model), x)
+    overlap = (terms * known).sum(dim=(1, 2, 3), keepdim=True) / known.square().sum(dim=(1, 2, 3), keepdim=True)
+    rows = {
+        "one kept": spread(terms.sum(dim=0, keepdim=True)),
+        "fresh at every evaluation (default)": spread(terms),
+        "fresh, less the forms of a linear denoiser, whose trace is known": spread(terms - known),
+        "the same, with the best coefficient at every time": spread(terms - overlap * known),
+        "rows of a Hadamard matrix, another at every evaluation": orthogonal_spread(terms),
+    }
+    print(f"\n{len(x)} images, {len(terms)} evaluations\n\n| one probe per evaluation | standard deviation, bits/dim |")
+    print("| --- | --- |")
+    for name, value in rows.items():
+        print(f"| {name} | {value:.4f} |")

@@ -1,0 +1,68 @@
+"""Long evaluations in pieces: each done once, kept on disk until all are there, shared among processes.
+
+A piece is a name and a function without arguments that returns what JSON can hold: named lists of numbers, say. Pieces
+are independent of each other, so that neither the number of processes nor an interruption changes a result. Those
+finished wait in a directory of their own; when the evaluation is complete the directory goes.
+"""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from scoresde.training import distributed
+from scoresde.training.checkpoint import replace_atomically
+from scoresde.training.trainer import Interrupted
+
+Numbers = dict[str, Any]
+Piece = Callable[[], Numbers]
+
+
+def store(parent: Path, description: Any) -> Path:
+    """The directory of the evaluation that a JSON-able description stands for."""
+    text = json.dumps(description, sort_keys=True, default=str)
+    return parent / hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+def evaluate(pieces: Mapping[str, Piece], directory: Path, label: str, progress: bool) -> dict[str, Numbers]:
+    """The numbers of all pieces, in each process.
+
+    Args:
+        pieces: by name; the names are those of files. Each process does every size-th of them.
+        directory: where those finished are kept until the end.
+        label: of the progress bar.
+        progress: show one.
+
+    Raises:
+        Interrupted: Ctrl-C; what is finished is kept.
+    """
+    mine = dict(list(pieces.items())[distributed.rank() :: distributed.size()])
+    found: dict[str, Numbers] = {}
+    bar = tqdm(total=len(mine), desc=label, unit="piece", disable=not progress)
+    with bar:
+        try:
+            for name, piece in mine.items():
+                found[name] = _once(piece, directory / f"{name}.json")
+                bar.update()
+        except KeyboardInterrupt as stop:
+            raise Interrupted(
+                f"stopped after {len(found)} of {len(mine)} pieces; the same command goes on from there"
+            ) from stop
+    gathered = {name: numbers for part in distributed.gather(found) for name, numbers in part.items()}
+    if distributed.rank() == 0:
+        shutil.rmtree(directory, ignore_errors=True)
+    return {name: gathered[name] for name in pieces}
+
+
+def _once(piece: Piece, path: Path) -> Numbers:
+    """What the piece returns, or returned before."""
+    if path.is_file():
+        return json.loads(path.read_text())
+    numbers = piece()
+    text = json.dumps(numbers)  # Python writes float64 so that it reads back the same
+    replace_atomically(path, lambda file: file.write_text(text))
+    return numbers
