@@ -15,7 +15,8 @@ What moves w happens at r from the finest structure of the data to a few times i
 
 linear in r below c, logarithmic in between, and linear in 1/r above R, where all that is left to see is the mean of the
 data. Up to r = infinity, which is u = asinh(R/c), everything is bounded: a path without signal at its end is no
-exception. The constants c = 0.02 and R = 20 are for data of about unit scale.
+exception. R = 20 is for data of about unit scale, and so is c, from 0.002 to 0.02: twenty times the r that the path
+begins with, so that one which goes to finer detail (sub-VP) has steps there too.
 
 The density of x is that of w, divided by (alpha^2 + sigma^2)^(d/2). All coefficients are combined in float64, from the
 views of one network evaluation a step.
@@ -32,12 +33,13 @@ from torch import Tensor, nn
 from scoresde.divergence import Trace
 from scoresde.protocols import Condition, ScoreModel, select
 from scoresde.sdes import SDE
-from scoresde.solvers import Adams, Solver
+from scoresde.solvers import Adams, Solver, Status
 from scoresde.solvers.base import variable
 from scoresde.tensors import Noise, broadcast, dimensions, float64
 
 DEFAULT_SOLVER = Adams()
-FINE, COARSE = 0.02, 20.0  # c and R
+FINE, COARSE = (0.002, 0.02), 20.0  # the range of c; R
+DETAIL = 20.0  # c in units of the first r
 
 
 class Ratio:
@@ -45,12 +47,14 @@ class Ratio:
 
     Args:
         sde: the diffusion.
-        fine, coarse: c and R.
+        fine, coarse: c, from the path if not given, and R.
     """
 
-    def __init__(self, sde: SDE, fine: float = FINE, coarse: float = COARSE):
-        self.sde, self.fine, self.coarse = sde, fine, coarse
+    def __init__(self, sde: SDE, fine: float | None = None, coarse: float = COARSE):
         ends = torch.tensor([sde.t_min, sde.t_max], dtype=torch.float64)
+        first = math.exp(-0.5 * float(sde.log_snr(ends[0])))
+        self.fine = min(max(DETAIL * first, FINE[0]), FINE[1]) if fine is None else fine
+        self.sde, self.coarse = sde, coarse
         self._times, self._ends = ends, self._of_log_snr(sde.log_snr(ends))
 
     def _of_log_snr(self, log_snr: Tensor) -> Tensor:
@@ -177,6 +181,24 @@ def integrate(
     divergence = solution.integral[:, :-1] + grown[:, None]
     variance = None if trace is None or solution.squared is None else solution.squared[:, -1]
     return Carried(broadcast(last, solution.x) * solution.x, t, divergence, variance, solution.nfe, solution.status)
+
+
+def carry(
+    model: ScoreModel, x: Tensor, t_from: float, t_to: float, cond: Condition = None, solver: Solver | None = None
+) -> Tensor:
+    """The states x (B, *) carried from t_from to t_to, all of them.
+
+    Raises:
+        RuntimeError: some that did not arrive.
+    """
+    carried = integrate(model, x, t_from, t_to, cond, solver)
+    if failed := (carried.status != Status.OK).nonzero().flatten().tolist():
+        words = ", ".join(sorted({Status(int(carried.status[i])).name for i in failed}))
+        raise RuntimeError(
+            f"{len(failed)} of {len(x)} samples did not reach t={t_to:g} ({words}), {failed[:8]} first: give the "
+            "solver more steps, or ask flow.integrate, which returns where each of them is"
+        )
+    return carried.x
 
 
 @contextmanager

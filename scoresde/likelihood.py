@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from scoresde.dequantization import Dequantization, Uniform
 from scoresde.divergence import Hutchinson, Trace
-from scoresde.flow import DEFAULT_SOLVER, Carried, integrate
+from scoresde.flow import DEFAULT_SOLVER, Carried, carry, integrate
 from scoresde.protocols import Condition, ScoreModel, Transform, select
 from scoresde.score import refuse_dropout
 from scoresde.solvers import Solver, Status
@@ -176,19 +176,27 @@ def _result(trace: Trace, carried: Carried, value: Tensor, latent: Tensor) -> Lo
 def encode(
     model: ScoreModel, x: Tensor, cond: Condition = None, solver: Solver | None = None, t_start: float | None = None
 ) -> Tensor:
-    """The latent x(t_max) (B, *) of data x (B, *) taken as x(t_start), t_min by default."""
+    """The latent x(t_max) (B, *) of data x (B, *) taken as x(t_start), t_min by default.
+
+    Raises:
+        ValueError: a model with active dropout.
+        RuntimeError: samples that did not arrive.
+    """
     refuse_dropout(model)
-    sde = model.sde
-    return integrate(model, x, sde.t_min if t_start is None else t_start, sde.t_max, cond, solver).x
+    return carry(model, x, model.sde.t_min if t_start is None else t_start, model.sde.t_max, cond, solver)
 
 
 def decode(
     model: ScoreModel, z: Tensor, cond: Condition = None, solver: Solver | None = None, t_end: float | None = None
 ) -> Tensor:
-    """The data x(t_end) (B, *), t_min by default, of a latent z (B, *) = x(t_max): the inverse of `encode`."""
+    """The data x(t_end) (B, *), t_min by default, of a latent z (B, *) = x(t_max): the inverse of `encode`.
+
+    Raises:
+        ValueError: a model with active dropout.
+        RuntimeError: samples that did not arrive.
+    """
     refuse_dropout(model)
-    sde = model.sde
-    return integrate(model, z, sde.t_max, sde.t_min if t_end is None else t_end, cond, solver).x
+    return carry(model, z, model.sde.t_max, model.sde.t_min if t_end is None else t_end, cond, solver)
 
 
 def round_trip(model: ScoreModel, x: Tensor, cond: Condition = None, solver: Solver | None = None) -> RoundTrip:

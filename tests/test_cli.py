@@ -123,7 +123,7 @@ def test_an_unknown_verb_is_answered_with_the_known_ones(capsys):
                 "batch_size: 256",
             ],
         ),
-        ("bpd", ["likelihood: default, dopri5, exact", "run: ???", "split: test"]),
+        ("bpd", ["likelihood: adaptive, default, dopri5, exact, score_sde", "run: ???", "split: test"]),
         ("dequantize", ["optimizer: adam", "run: ???", "steps: 500", "scoresde dequantize run=runs/digits steps=2000"]),
         ("convert", ["source: ???", "path: ???", "data: cifar10, ", "source=edm"]),
     ],
@@ -205,15 +205,22 @@ def test_a_sample_depends_on_its_seed_alone(trained):
 @pytest.mark.parametrize(("split", "n"), [("test", 40), ("validation", 60)])
 def test_bpd_leaves_a_figure_with_its_error(trained, split, n, capsys):
     before = len(rows(trained / "metrics.jsonl")) if (trained / "metrics.jsonl").exists() else 0
-    assert main(["bpd", f"run={trained}", "likelihood.solver.steps=4", f"split={split}"]) == 0
+    assert main(["bpd", f"run={trained}", "likelihood.solver.steps=12", f"split={split}"]) == 0
     after = rows(trained / "metrics.jsonl")
     assert len(after) == before + 1
     row = after[-1]
     assert (row["kind"], row["split"], row["n"], row["unit"]) == ("likelihood", split, n, "nats/dim")
     assert 0.5 < row["mean"] < 5
     assert 0 < row["stderr"] < 0.5
-    assert row["conventions"]["solver"] == "RungeKutta(method='rk4', steps=4)"
-    assert f"{row['mean']:.4f} +- {row['stderr']:.4f} (standard error over {n} samples)" in capsys.readouterr().out
+    assert row["conventions"]["solver"] == "Adams(steps=12, order=3, smoothing=1)"
+    assert (row["nfe"], row["bound"]) == (13, None)
+    assert row["population"] ** 2 + row["monte_carlo"] ** 2 == pytest.approx(row["stderr"] ** 2)
+    assert 0 < abs(row["discretisation"]["mean"]) < 0.5
+    said = capsys.readouterr().out
+    assert f"{row['mean']:.4f} +- {row['stderr']:.4f} (standard error over {n} samples)" in said
+    assert f"+- {row['population']:.4f} population, +- {row['monte_carlo']:.4f} probes and dequantisation" in said
+    assert f"{row['discretisation']['mean']:+.4f} +- {row['discretisation']['stderr']:.4f}" in said
+    assert not list((trained / "likelihood").iterdir())
 
 
 GREY = ["train", "experiment=digits", "network=mlp", "network.shape=[1,8,8]", "network.width=16", "prediction=karras"]
@@ -222,12 +229,53 @@ GREY += ["trainer.steps=1", "trainer.preview_every=0"]
 
 def test_bpd_of_grey_levels_is_in_bits(tmp_path):
     assert main(GREY) == 0
-    assert main(["bpd", "run=runs/digits", "likelihood.solver.steps=4"]) == 0
+    assert main(["bpd", "run=runs/digits", "likelihood.solver.steps=12", "budget.samples=4"]) == 0
     (row,) = rows(tmp_path / "runs" / "digits" / "metrics.jsonl")
     assert (row["unit"], row["n"]) == ("bits/dim", 297)
     assert row["conventions"]["dequantization"] == "uniform, 1 per image"
     # Without training, a Gaussian: worse than the digits deserve, and than log2 of their 17 levels by a bit or so.
     assert 2.5 < row["mean"] < 6
+    assert row["bound"]["mean"] > row["mean"] - 1
+    assert "of the reverse SDE's model" in row["bound_conventions"]["quantity"]
+
+
+def test_bpd_with_another_dequantisation_warns_and_names_its_start(tmp_path, capsys):
+    assert main(GREY) == 0
+    command = ["bpd", "run=runs/digits", "likelihood.solver.steps=12", "budget.samples=0", "budget.nodes=30"]
+    assert main([*command, "dequantization=truncated_normal"]) == 0
+    (row,) = rows(tmp_path / "runs" / "digits" / "metrics.jsonl")
+    assert row["conventions"]["dequantization"].startswith("truncated normal")
+    assert "where sigma/alpha is the dequantisation's" in row["conventions"]["start"]
+    assert row["bound_conventions"]["chain"].startswith("30 nodes")
+    shown = capsys.readouterr()
+    assert "warning: this network was trained for uniform dequantisation" in shown.err
+    assert main([*command, "dequantization=gaussian"]) == 2
+    assert "uniform, truncated_normal, variational expected" in capsys.readouterr().err
+    assert main([*command, "dequantization=variational"]) == 2
+    assert "scoresde dequantize" in capsys.readouterr().err
+
+
+TWO = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "scoresde"]
+
+
+@pytest.mark.slow
+def test_two_processes_share_a_likelihood_and_agree_with_one(tmp_path):
+    """Three batches of values: uneven shares."""
+    assert main(GREY) == 0
+    command = ["bpd", "run=runs/digits", "likelihood.solver.steps=12", "budget.samples=16", "budget.bound_draws=4"]
+    assert main(command) == 0
+    done = subprocess.run([*TWO, *command], capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("test bits/dim") == 1
+    one, two = rows(tmp_path / "runs" / "digits" / "metrics.jsonl")
+    for name in ("mean", "stderr", "population", "monte_carlo", "nfe"):
+        assert two[name] == pytest.approx(one[name], rel=1e-9)
+    for name in ("discretisation", "bound"):
+        assert two[name] == pytest.approx(one[name], rel=1e-9)
+    broken = subprocess.run(
+        [*TWO, *command, "likelihood.solver.steps=1"], capture_output=True, timeout=300, check=False
+    )
+    assert broken.returncode != 0  # an error in one ends all
 
 
 def test_dequantize_leaves_a_dequantisation_and_a_row(tmp_path, capsys):
@@ -508,7 +556,7 @@ def test_converted_run_samples_and_has_bits_per_dimension(tmp_path, capsys):
     torch.save({"model": state, "ema": {"shadow_params": averages}}, tmp_path / "grey.pth")
     assert main(["convert", "source=score_sde", "path=grey.pth"]) == 0
     assert main(["sample", "run=runs/grey", "n=2", "sampler.steps=2"]) == 0
-    assert main(["bpd", "run=runs/grey", "likelihood.solver.steps=2"]) == 0
+    assert main(["bpd", "run=runs/grey", "budget.samples=0", "budget.bound=null"]) == 0
     assert "test bits/dim" in capsys.readouterr().out
     (row,) = [row for row in rows(tmp_path / "runs" / "grey" / "metrics.jsonl") if row["kind"] == "likelihood"]
     assert (row["n"], row["conventions"]["transform"]) == (297, "Levels(levels=17, low=-1.0, high=1.0)")

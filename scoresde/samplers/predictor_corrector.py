@@ -8,12 +8,12 @@ from one noise level to the next as it is.
 
 from torch import Tensor
 
-from scoresde.flow import integrate
+from scoresde.flow import carry
 from scoresde.protocols import Condition, ScoreModel
 from scoresde.samplers.base import Grid, Sampler, Step, Transition, resolve_grid, transitions, uniform_log_snr
 from scoresde.samplers.correctors import Corrector
 from scoresde.sdes import SDE
-from scoresde.solvers import Solver, Status
+from scoresde.solvers import Solver
 from scoresde.tensors import Noise
 
 ORDERS = ("predictor_first", "corrector_first")
@@ -100,8 +100,4 @@ class ProbabilityFlow(Sampler):
         self, model: ScoreModel, x: Tensor, t_from: Tensor, t_to: Tensor, noise: Noise, cond: Condition = None
     ) -> Tensor:
         """The state at t_to, carried there by the solver; draws nothing from `noise`."""
-        solution = integrate(model, x, float(t_from), float(t_to), cond, self.solver)
-        if failed := int((solution.status != Status.OK).sum()):
-            statuses = solution.status.tolist()
-            raise RuntimeError(f"{failed} of {len(x)} samples did not reach t={float(t_to):g}: statuses {statuses}")
-        return solution.x
+        return carry(model, x, float(t_from), float(t_to), cond, self.solver)

@@ -165,7 +165,7 @@ class Adams:
         ValueError: another order, a negative smoothing, fewer than one step.
     """
 
-    steps: int = 48
+    steps: int = 64
     order: int = 3
     smoothing: int = 1
 

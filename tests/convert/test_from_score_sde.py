@@ -592,7 +592,7 @@ def test_bits_per_dim_and_samples_of_a_converted_model(name):
 
 
 def test_the_probability_flow_returns():
-    model, x, solver = converted("ncsnpp_ve_continuous", "ema").model, normal(1, 3, 16, 16), RungeKutta("rk4", 8)
+    model, x, solver = converted("ncsnpp_ve_continuous", "ema").model, normal(1, 3, 16, 16), RungeKutta("rk4", 24)
     latent = ss.encode(model, x, solver=solver, t_start=0.7)
     assert off(latent, x) > 10
     assert off(ss.decode(model, latent, solver=solver, t_end=0.7), x) < 0.1
