@@ -272,10 +272,6 @@ def test_two_processes_share_a_likelihood_and_agree_with_one(tmp_path):
         assert two[name] == pytest.approx(one[name], rel=1e-9)
     for name in ("discretisation", "bound"):
         assert two[name] == pytest.approx(one[name], rel=1e-9)
-    broken = subprocess.run(
-        [*TWO, *command, "likelihood.solver.steps=1"], capture_output=True, timeout=300, check=False
-    )
-    assert broken.returncode != 0  # an error in one ends all
 
 
 def test_dequantize_leaves_a_dequantisation_and_a_row(tmp_path, capsys):

@@ -23,11 +23,31 @@ def test_alone():
         assert distributed.gather("x") == ["x"]
 
 
+BROKEN = """
+from scoresde.training import distributed
+with distributed.processes():
+    if distributed.rank() == 1:
+        raise SystemExit("rank 1 gives up")
+    distributed.gather(0)
+"""
+
+
+def run(script, directory):
+    path = directory / "script.py"
+    path.write_text(script)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", path]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+
+
 @pytest.mark.slow
 def test_two_processes_gather_uneven_values(tmp_path):
-    path = tmp_path / "script.py"
-    path.write_text(SCRIPT)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", path]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    done = run(SCRIPT, tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "2 [{'rank': 0, 'uneven': []}, {'rank': 1, 'uneven': [0]}]"
+
+
+@pytest.mark.slow
+def test_an_error_in_one_process_ends_all(tmp_path):
+    done = run(BROKEN, tmp_path)
+    assert done.returncode != 0
+    assert "rank 1 gives up" in done.stderr
