@@ -82,7 +82,7 @@ def ours(solver: Callable[[Any], ss.solvers.Solver]) -> Callable[[ss.ScoreModel,
 ADAMS = "scoresde, Adams"
 ADAPTIVE = "scoresde, AdaptiveAdams"
 SCORE_SDE = "score_sde's convention, SciPy RK45"
-STEPS = (16, 20, 24, 28, 32, 40, 48, 64, 96, 128)
+STEPS = sorted({16, 20, 24, 28, 32, 40, 48, 64, 96, 128, DEFAULT_SOLVER.steps})
 METHODS = [
     Method(ADAMS, ours(ss.solvers.Adams), "steps={}", STEPS, DEFAULT_SOLVER.steps, "#0072B2", "o"),
     Method(ADAPTIVE, ours(ss.solvers.AdaptiveAdams), "rtol={:g}", (1e-2, 3e-3, 1e-3, 3e-4, 1e-4), 1e-3, "#56B4E9", "s"),
@@ -156,7 +156,7 @@ def load(options: argparse.Namespace) -> Case:
     data = instantiate(run.config.data.test)
     images = torch.stack([data[i] for i in range(min(options.images, len(data)))])
     levels, _ = ss.Uniform().sample(images, Noise(images.shape, seeds=range(len(images)), dtype=torch.float64))
-    title = f"{options.run or options.checkpoint}, {len(images)} test images {tuple(images.shape[1:])}"
+    title = f"{Path(options.run or options.checkpoint).stem}, {len(images)} test images {tuple(images.shape[1:])}"
     return Case(title, run.model.to(options.device), run.transform(levels).to(options.device))
 
 
@@ -411,7 +411,8 @@ def draw(rows: Sequence[Row], title: str, path: Path) -> None:
         x, y = [row.median for row in here], [row.rms_error for row in here]
         axes.loglog(x, y, color=method.colour, marker=method.marker, markersize=5, linewidth=1.3, label=method.name)
         ring = [(a, b) for a, b, row in zip(x, y, here, strict=True) if row.default]
-        axes.loglog(*zip(*ring, strict=True), "o", markersize=12, fillstyle="none", color=method.colour)
+        if ring:
+            axes.loglog(*zip(*ring, strict=True), "o", markersize=12, fillstyle="none", color=method.colour)
     axes.set(xlabel="seconds", ylabel="rms error of log p, bits/dim")
     axes.set_title(f"{title}\nrings: the defaults of each project", fontsize=9)
     axes.grid(which="major", linewidth=0.4, alpha=0.6)

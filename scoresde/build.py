@@ -31,13 +31,14 @@ TORCH_PACKAGES = ("torch.nn.", "torch.optim.")
 @dataclass
 class Run:
     """A trained model: with its averaged weights, in eval mode; its transform; its configuration; its directory; the
-    dequantisation that it was trained for, None for continuous data."""
+    dequantisation of its data, None for continuous data; whether it was trained on the levels as they are instead."""
 
     model: ScoreModel
     transform: Transform
     config: DictConfig
     path: Path
     dequantization: Dequantization | None = None
+    trained_on_levels: bool = False
 
 
 def instantiate(config: Any, trust: Sequence[str] = (), **arguments: Any) -> Any:
@@ -84,8 +85,7 @@ def assemble(config: Mapping[str, Any], state: Mapping[str, Tensor], path: str |
     weights = {f"network.{name}": value for name, value in state.items()}
     _check_shapes(model, weights, Path(path))
     model.load_state_dict(weights)
-    data = tree.data
-    return Run(model.eval(), instantiate(data.transform), tree, Path(path), instantiate(data.get("dequantization")))
+    return _run(model.eval(), tree, Path(path), ())
 
 
 def load(path: str | Path, weights: str = "ema", trust: Sequence[str] = (), device: str = "cpu") -> Run:
@@ -110,8 +110,15 @@ def load(path: str | Path, weights: str = "ema", trust: Sequence[str] = (), devi
     state = {**groups["model"], **groups.get("ema", {})}
     _check_shapes(model, state, path / CHECKPOINT)
     model.load_state_dict(state)
-    transform, way = (instantiate(config.data.get(part), trust) for part in ("transform", "dequantization"))
-    return Run(model.to(available(device)).eval(), transform, config, path, way)
+    return _run(model.to(available(device)).eval(), config, path, trust)
+
+
+def _run(model: ScoreModel, config: DictConfig, path: Path, trust: Sequence[str]) -> Run:
+    """A run of a model that has its weights."""
+    data = config.data
+    transform, way = (instantiate(data.get(part), trust) for part in ("transform", "dequantization"))
+    on_levels = data.get("training") is not None and data.training.get("dequantization") is None
+    return Run(model, transform, config, path, way, on_levels)
 
 
 def load_dequantization(run: Run) -> Variational:

@@ -96,7 +96,7 @@ def sample(config: DictConfig) -> None:
 
 def bpd(config: DictConfig) -> None:
     """The likelihood of a run on a split of its data, with its errors and conventions."""
-    run = build.load(config.run, config.weights, config.trust, config.device)
+    run = build.load(config.run, config.weights, config.trust, distributed.device(config.device))
     split = choice("split", config.split, ("train", "validation", "test"))
     if (node := run.config.data[split]) is None:
         raise ValueError(f"{run.path} names no {split} data: set data.{split} in its {build.CONFIG}")
@@ -126,7 +126,9 @@ def bpd(config: DictConfig) -> None:
 
 DEQUANTIZATIONS: dict[str, Callable[[build.Run], Dequantization]] = {
     "uniform": lambda run: Uniform(),
-    "truncated_normal": lambda run: TruncatedNormal(),
+    "truncated_normal": lambda run: (
+        run.dequantization if isinstance(run.dequantization, TruncatedNormal) else TruncatedNormal()
+    ),
     "variational": build.load_dequantization,
 }
 
@@ -287,6 +289,8 @@ VERBS: dict[str, Callable[[DictConfig], None]] = {
     "convert": convert,
 }
 
+SHARED = ("bpd",)  # among processes
+
 # What wrong input and failed solves raise; anything else is a defect of the library, and has its traceback.
 EXPECTED = (ValueError, TypeError, OSError, RuntimeError, HydraException, OmegaConfBaseException)
 
@@ -307,6 +311,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if verb not in VERBS:
         print(f"scoresde: unknown verb {verb!r}\n{usage()}", file=sys.stderr)
         return 2
+    if distributed.started() > 1 and verb not in SHARED:
+        print(f"scoresde {verb}: one process expected; torchrun shares {', '.join(SHARED)} alone", file=sys.stderr)
+        return 2
     failures: list[Exception] = []
 
     @contextmanager
@@ -324,14 +331,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         """One run of the verb: a sweep has many. Its errors end here, for Hydra would add lines of its own."""
         with told():
             try:
-                with distributed.processes():
-                    VERBS[verb](config)
+                VERBS[verb](config)
             except (Interrupted, KeyboardInterrupt) as stop:
                 print(f"scoresde {verb}: {one_line(stop)}", file=sys.stderr)
                 raise SystemExit(130) from stop
 
     wants_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
-    with told(), hydra_arguments([f"scoresde {verb}", *overrides]):
+    with told(), distributed.processes(), hydra_arguments([f"scoresde {verb}", *overrides]):
         try:
             hydra.main(version_base="1.3", config_path=str(config_directory()), config_name=verb)(job)()
         except SystemExit as stop:

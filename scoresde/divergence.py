@@ -146,9 +146,9 @@ class ExactTrace:
             value, x = _evaluate(field, x, differentiable, fused=False) if graph else (field(x), x)
             products = self._reverse(value, x, differentiable) if self.mode == "reverse" else _forward(field, x)
             size = dimensions(x)
-            basis = torch.eye(size, dtype=value.dtype, device=value.device).reshape(size, 1, *x.shape[1:])
-            trace = torch.zeros(x.shape[0], 1, dtype=torch.float64, device=x.device)
-            for unit in basis.split(self.chunk):
+            trace = sum_dims(torch.zeros_like(value))[:, None]
+            for rows_of_basis in torch.arange(size, device=x.device).split(self.chunk):
+                unit = torch.nn.functional.one_hot(rows_of_basis, size).to(value).reshape(-1, 1, *x.shape[1:])
                 # What a checkpoint computes again has the kernels and the dropout of the forward pass, in every row.
                 with _kernels(fused=False), torch.set_grad_enabled(graph):
                     found = torch.func.vmap(products, randomness="same")(unit)

@@ -34,7 +34,7 @@ from scoresde.divergence import Trace
 from scoresde.protocols import Condition, ScoreModel, select
 from scoresde.sdes import SDE
 from scoresde.solvers import Adams, Solver, Status
-from scoresde.solvers.base import variable
+from scoresde.solvers.base import double, variable
 from scoresde.tensors import Noise, broadcast, dimensions, float64
 
 DEFAULT_SOLVER = Adams()
@@ -154,10 +154,17 @@ def integrate(
         cond: the network's condition.
         solver: default `DEFAULT_SOLVER`.
         trace: also integrate the divergence, with probes drawn from `noise`.
-        differentiable: keep the graph, in x and in the parameters of the model; for solvers on a fixed grid.
+        differentiable: keep the graph, in x and in the parameters of the network; for solvers on a fixed grid.
+
+    Raises:
+        ValueError: a transition that leaves the SDE's range or goes nowhere; a gradient in parameters of the SDE.
     """
-    solver = solver or DEFAULT_SOLVER
-    flow = VARIABLES[variable(solver)](model.sde)
+    with torch.set_grad_enabled(differentiable), _frozen(model, not differentiable):
+        return _integrate(model, x, t_from, t_to, cond, solver or DEFAULT_SOLVER, trace, noise, differentiable)
+
+
+def _integrate(model, x, t_from, t_to, cond, solver: Solver, trace, noise, differentiable) -> Carried:
+    flow = _flow(model, solver, t_from, t_to, differentiable)
     estimate = None if trace is None else trace.bind(noise or Noise.like(x), differentiable)
 
     def field(u: Tensor, w: Tensor, rows: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -170,35 +177,56 @@ def integrate(
         if estimate is None:
             return velocity(w), torch.zeros(len(w), 0, dtype=w.dtype, device=w.device)
         value, estimates, variance = estimate(velocity, w, rows)
-        return value, torch.cat([estimates, variance[:, None]], dim=1)
+        return value, torch.cat([estimates, variance[:, None]], dim=1).to(w.device, double(w))
 
     first = flow.scale(torch.tensor(t_from, dtype=torch.float64))
-    with torch.set_grad_enabled(differentiable), _frozen(model, not differentiable):
-        solution = solver(field, x / float(first), flow.of_time(t_from), flow.of_time(t_to))
+    solution = solver(field, x / float(first), flow.of_time(t_from), flow.of_time(t_to))
     t = flow.to_time(solution.position)
     last = flow.scale(t)
-    grown = (dimensions(x) * (last / first).log()).to(x.device)  # the density of x is that of w over scale^d
+    grown = (dimensions(x) * (last / first).log()).to(solution.integral)  # the density of x is that of w over scale^d
     divergence = solution.integral[:, :-1] + grown[:, None]
     variance = None if trace is None or solution.squared is None else solution.squared[:, -1]
     return Carried(broadcast(last, solution.x) * solution.x, t, divergence, variance, solution.nfe, solution.status)
 
 
+def _flow(model: ScoreModel, solver: Solver, t_from: float, t_to: float, differentiable: bool) -> "Ratio | Time":
+    """The flow in the solver's variable, of a transition that makes sense."""
+    sde = model.sde
+    low, high = sorted((t_from, t_to))
+    if not (sde.t_min <= low < high <= sde.t_max):
+        raise ValueError(
+            f"two different times in [{sde.t_min:g}, {sde.t_max:g}] expected; got a transition from {t_from:g} to "
+            f"{t_to:g}"
+        )
+    if differentiable and isinstance(sde, nn.Module) and any(p.requires_grad for p in sde.parameters()):
+        raise ValueError(
+            "an SDE without parameters expected with differentiable=True: the path's own gradient is not carried "
+            f"through the grid; {type(sde).__name__} has some: freeze them with sde.requires_grad_(False)"
+        )
+    return VARIABLES[variable(solver)](sde)
+
+
+def like(states: Tensor, x: Tensor) -> Tensor:
+    """States in the dtype of x if that is one of states: integers have no latents."""
+    return states.to(x.dtype) if x.is_floating_point() else states
+
+
 def carry(
     model: ScoreModel, x: Tensor, t_from: float, t_to: float, cond: Condition = None, solver: Solver | None = None
 ) -> Tensor:
-    """The states x (B, *) carried from t_from to t_to, all of them.
+    """The states x (B, *) carried from t_from to t_to, all of them; in float64 on the way, where there is one.
 
     Raises:
         RuntimeError: some that did not arrive.
     """
-    carried = integrate(model, x, t_from, t_to, cond, solver)
+    carried = integrate(model, x.to(double(x)), t_from, t_to, cond, solver)
     if failed := (carried.status != Status.OK).nonzero().flatten().tolist():
         words = ", ".join(sorted({Status(int(carried.status[i])).name for i in failed}))
         raise RuntimeError(
             f"{len(failed)} of {len(x)} samples did not reach t={t_to:g} ({words}), {failed[:8]} first: give the "
             "solver more steps, or ask flow.integrate, which returns where each of them is"
         )
-    return carried.x
+    return like(carried.x, x)
 
 
 @contextmanager

@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from scoresde.dequantization import Dequantization, Uniform
 from scoresde.divergence import Hutchinson, Trace
-from scoresde.flow import DEFAULT_SOLVER, Carried, carry, integrate
+from scoresde.flow import DEFAULT_SOLVER, Carried, carry, integrate, like
 from scoresde.protocols import Condition, ScoreModel, Transform, select
 from scoresde.score import refuse_dropout
 from scoresde.solvers import Solver, Status
@@ -127,8 +127,9 @@ def log_prob(
 
 def _log_prob(model, x, cond, trace, solver, noise: Noise, t_start: float, differentiable: bool = False) -> LogProb:
     carried = integrate(model, x.to(noise.dtype), t_start, model.sde.t_max, cond, solver, trace, noise, differentiable)
-    value = model.sde.prior_log_prob(carried.x) + float64(carried.divergence).mean(dim=1)
-    return _result(trace, carried, value, carried.x.to(x))
+    with torch.set_grad_enabled(differentiable):
+        value = model.sde.prior_log_prob(carried.x) + float64(carried.divergence).mean(dim=1)
+    return _result(trace, carried, value, like(carried.x, x))
 
 
 def sample_with_log_prob(
@@ -156,13 +157,13 @@ def sample_with_log_prob(
     refuse_dropout(model)
     if (shape is None) == (x_T is None):
         raise ValueError("a shape (B, *) or a starting state x_T expected, exactly one of them")
-    like = x_T if x_T is not None else torch.empty(tuple(shape or ()), device=device)
-    noise = Noise.like(like, generator, seeds)
+    start = x_T if x_T is not None else torch.empty(tuple(shape or ()), device=device)
+    noise = Noise.like(start, generator, seeds)
     z = model.sde.prior_std * noise.normal() if x_T is None else x_T.to(noise.dtype)
     trace = trace or Hutchinson()
     carried = integrate(model, z, model.sde.t_max, model.sde.t_min, cond, solver, trace, noise)
     value = model.sde.prior_log_prob(z) - float64(carried.divergence).mean(dim=1)
-    return carried.x.to(like), _result(trace, carried, value, z.to(like))
+    return like(carried.x, start), _result(trace, carried, value, like(z, start))
 
 
 def _result(trace: Trace, carried: Carried, value: Tensor, latent: Tensor) -> LogProb:
@@ -247,12 +248,15 @@ def bits_per_dim(
         RuntimeError: a solve that failed, with the images concerned.
     """
     trace, solver, dequantization = trace or Hutchinson(), solver or DEFAULT_SOLVER, dequantization or Uniform()
+    images = images.byte() if images.dtype == torch.bool else images
     _check_bits(images, samples, start)
     refuse_dropout(model)
     time = dequantization.start(model.sde, transform)
     if time is not None and start == "perturb":
         raise ValueError(f"start='data' expected: {dequantization} says at which time its points are states")
     seeds = range(len(images)) if seeds is None else seeds
+    if len(seeds) != len(images):
+        raise ValueError(f"one seed per sample expected, {len(images)} of them; got {len(seeds)}")
     rows: list[_Bound] = []
     for first in tqdm(range(0, len(images), batch_size), desc="bits/dim", disable=not progress):
         part = slice(first, first + batch_size)
@@ -263,45 +267,55 @@ def bits_per_dim(
     per_image = -torch.cat([row.value for row in rows]).cpu() / unit
     if len(failed := torch.nonzero(~torch.isfinite(per_image)).flatten().tolist()):
         statuses = sorted({Status(int(s)).name for row in rows for s in row.status.unique()} - {"OK"})
+        statuses = statuses or ["a value that is not finite"]
         raise RuntimeError(
             f"the solver failed for {len(failed)} of {len(images)} images, {failed[:8]} first ({', '.join(statuses)}): "
             "give it more steps, or look at those images with log_prob, which returns a status"
         )
-    variance = None if rows[0].variance is None else torch.cat([row.variance for row in rows]).cpu()  # type: ignore[misc]
+    variance, of_one = (
+        None if getattr(rows[0], name) is None else torch.cat([getattr(row, name) for row in rows]).cpu()
+        for name in ("variance", "of_one")
+    )
     if time is None:
         where = f"{start}, t_min={model.sde.t_min:g}"
     else:
         where = f"alpha x at t={time:.4g}, where sigma/alpha is the dequantisation's"
     declared = {
-        "quantity": "bits per dimension" + (" (upper bound)" if start == "perturb" or samples > 1 else ""),
+        "quantity": "bits per dimension (upper bound, by dequantisation)",
         "dequantization": f"{dequantization}, {samples} per image",
         **conventions(model, transform, trace, solver, where),
     }
     if samples > 1:
-        declared["inflation"] = _check_inflation(variance, unit, inflation)
+        declared["inflation"] = _check_inflation(of_one, unit, inflation)
     count = len(per_image)
     stderr = float(per_image.std()) / math.sqrt(count) if count > 1 else None
-    trace_stderr = None if variance is None else (variance / samples).sqrt() / unit
+    trace_stderr = None if variance is None else variance.sqrt() / unit
     nfe = torch.cat([row.nfe for row in rows]).cpu()
     return BitsPerDim(float(per_image.mean()), stderr, per_image, declared, trace_stderr, nfe)
 
 
 @dataclass
 class _Bound:
-    """log of the mean of K likelihoods, nats (B,); mean trace variance of one (B,), or None; evaluations; statuses."""
+    """log of the mean of K likelihoods, nats (B,); their trace variance, of that value and of one of them on average
+    (B,), or None; evaluations; statuses."""
 
     value: Tensor
     variance: Tensor | None
+    of_one: Tensor | None
     nfe: Tensor
     status: Tensor
 
     @classmethod
     def of(cls, solves: Sequence[LogProb]) -> "_Bound":
-        value = torch.stack([solve.value for solve in solves]).logsumexp(dim=0) - math.log(len(solves))
+        values = torch.stack([solve.value for solve in solves])
+        value = values.logsumexp(dim=0) - math.log(len(solves))
         squares = [solve.stderr.square() for solve in solves if solve.stderr is not None]
-        variance = torch.stack(squares).mean(dim=0) if squares else None
+        variance = of_one = None
+        if squares:  # d value / d value_k is the share of the k-th likelihood in their sum
+            shares, of_each = values.softmax(dim=0), torch.stack(squares)
+            variance, of_one = (shares.square() * of_each).sum(dim=0), (shares * of_each).sum(dim=0)
         status = torch.stack([solve.status for solve in solves]).amax(dim=0)
-        return cls(value, variance, torch.stack([solve.nfe for solve in solves]).sum(dim=0), status)
+        return cls(value, variance, of_one, torch.stack([solve.nfe for solve in solves]).sum(dim=0), status)
 
 
 @dataclass
@@ -336,6 +350,8 @@ class _Solve:
 
 
 def _check_bits(images: Tensor, samples: int, start: str) -> None:
+    if not len(images):
+        raise ValueError("one image or more expected; got none")
     if not bool((images == images.round()).all()):
         raise ValueError("integer grey levels expected; continuous data has no bits per dimension: use log_prob (nats)")
     if samples < 1:

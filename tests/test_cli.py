@@ -255,6 +255,13 @@ def test_bpd_with_another_dequantisation_warns_and_names_its_start(tmp_path, cap
     assert "scoresde dequantize" in capsys.readouterr().err
 
 
+def test_verbs_that_processes_do_not_share_refuse_several(monkeypatch, capsys):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for verb in ("train", "dequantize", "sample"):
+        assert main([verb]) == 2
+        assert "one process expected; torchrun shares bpd alone" in capsys.readouterr().err
+
+
 TWO = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "scoresde"]
 
 

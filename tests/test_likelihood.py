@@ -302,12 +302,55 @@ def test_active_dropout_is_refused():
         ({"samples": 2, "trace": ss.Hutchinson(resample=False)}, "ExactTrace.*unknown of a single kept probe"),
         ({"start": "perturb", "dequantization": ss.TruncatedNormal()}, "says at which time"),
         ({"seeds": [1]}, "one seed per sample"),
+        ({"seeds": [1, 2, 3], "batch_size": 1}, "one seed per sample"),
+        ({"images": torch.zeros(0, 1, 2, 2)}, "one image or more"),
     ],
 )
 def test_bad_arguments_of_bits_per_dim(arguments, words):
     model = ss.GaussianMixture(torch.zeros(1, 1, 2, 2), torch.ones(1)).score_model(ss.VP())
     with pytest.raises(ValueError, match=words):
         ss.bits_per_dim(model, **{"images": torch.zeros(2, 1, 2, 2), "transform": Affine(), **arguments})
+
+
+class Learned(ss.VP):
+    """A path with a parameter."""
+
+    def __init__(self):
+        super().__init__()
+        self.speed = torch.nn.Parameter(torch.tensor(1.0, dtype=torch.float64))
+
+    def integrated_beta(self, t):
+        return self.speed * super().integrated_beta(t)
+
+
+def test_a_path_with_parameters_leaves_no_graph_and_refuses_a_gradient():
+    model, x = ss.ScoreModel(ss.networks.MLP(2, width=8), Learned(), "v").eval(), torch.zeros(2, 2)
+    result = ss.log_prob(model, x, solver=Adams(8))
+    assert not result.value.requires_grad
+    assert not result.latent.requires_grad
+    assert not ss.encode(model, x, solver=Adams(8)).requires_grad
+    with pytest.raises(ValueError, match=r"freeze them with sde.requires_grad_\(False\)"):
+        ss.log_prob(model, x, differentiable=True)
+
+
+def test_the_dtype_of_a_latent_is_that_of_the_state_if_it_has_one():
+    mixture = oracle((3,))
+    model, x = mixture.score_model(ss.VP()), torch.tensor([[1, 0, -1]])
+    exact = ss.encode(model, x.double())
+    torch.testing.assert_close(ss.encode(model, x), exact)
+    torch.testing.assert_close(ss.log_prob(model, x).latent, exact)
+    assert ss.encode(model, x.half()).dtype == torch.float16
+    torch.testing.assert_close(ss.encode(model, x.half()).double(), exact, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [lambda m: ss.encode(m, torch.zeros(1, 2), t_start=2.0), lambda m: ss.decode(m, torch.zeros(1, 2), t_end=-5.0)],
+)
+def test_times_outside_of_the_range_are_refused(call):
+    model = ss.GaussianMixture(torch.zeros(1, 2), torch.ones(1)).score_model(ss.VP())
+    with pytest.raises(ValueError, match="two different times in"):
+        call(model)
 
 
 @pytest.mark.parametrize(
@@ -409,6 +452,31 @@ def test_fifty_samples_are_the_importance_weighted_bound():
     assert float(fifty.per_image.mean()) == pytest.approx(float(exact.mean()), abs=0.03)
     assert fifty.conventions["inflation"] == "at most 0.0e+00 bits/dim, from the trace"
     assert fifty.nfe.tolist() == [50 * 33] * len(levels)
+
+
+def test_the_trace_error_of_an_importance_weighted_bound_is_calibrated():
+    """Over probes, for given dequantisations: the likelihoods have unequal shares in their sum."""
+    mixture = oracle((1, 4, 4))
+    model, transform = mixture.score_model(ss.VP()), Affine(0.25, -2)
+    levels = (mixture.sample(3, generator=torch.Generator().manual_seed(0)) * 4 + 8).clamp(0, 15).floor()
+
+    class Given(ss.Uniform):
+        """The same points whatever the seed."""
+
+        def sample(self, images, noise):
+            self.drawn += 1
+            return super().sample(images, Noise(images.shape, seeds=range(100 * self.drawn, 100 * self.drawn + 3)))
+
+    def bound(k):
+        way = Given()
+        way.drawn = 0
+        arguments = {"trace": ss.Hutchinson(4), "solver": Adams(16), "samples": 4, "inflation": math.inf}
+        return ss.bits_per_dim(model, levels, transform, None, way, seeds=[k, k + 1000, k + 2000], **arguments)
+
+    found = [bound(k) for k in range(60)]
+    spread = torch.stack([bits.per_image for bits in found]).var(dim=0)
+    stated = torch.stack([bits.trace_stderr.square() for bits in found]).mean(dim=0)
+    assert float((stated.mean() / spread.mean()).sqrt()) == pytest.approx(1, abs=0.2)
 
 
 def test_an_importance_weighted_bound_of_a_noisy_trace_is_refused_or_declared():

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import Dataset, default_collate
 
 from scoresde import bounds
@@ -51,7 +51,7 @@ class Budget:
     """How much goes into the errors of a likelihood.
 
     Args:
-        samples: evaluated a second time, and once more by a finer solve; 0 for none.
+        samples: evenly spaced in the dataset, that are evaluated a second time, and by a finer solve; 0 for none.
         bound: "continuous" or "discrete", the evidence bound to report beside; None for none.
         bound_draws: evaluations of each sample for it, even.
         nodes: of the discrete chain, equally spaced in log-SNR from where the noise fits into a level.
@@ -70,6 +70,11 @@ class Budget:
             raise ValueError(f"samples 0, or 2 and more, expected; got {self.samples}")
         if self.bound is not None and self.bound not in BOUNDS:
             raise ValueError(f"bound among {', '.join(BOUNDS)}, or null, expected; got {self.bound!r}")
+        if self.bound_draws < 2 or self.bound_draws % 2 or self.bound_draws > 2 * (self.nodes - 1):
+            raise ValueError(
+                f"bound_draws even, from 2 to twice the {self.nodes - 1} steps of the chain, expected; got "
+                f"{self.bound_draws}"
+            )
 
 
 @dataclass(frozen=True)
@@ -116,6 +121,7 @@ def evaluate_likelihood(
     progress: bool = True,
     budget: Budget | None = None,
     seed: int = 0,
+    start: str = "data",
 ) -> Likelihood:
     """The likelihood of a dataset under a run's model; sample i draws from seed + i, whatever its batch.
 
@@ -126,28 +132,31 @@ def evaluate_likelihood(
         run: the model and its transform.
         dataset: items are states in data units, or (state, condition).
         dequantization: of integer levels, giving bits per dimension; None for continuous data, giving nats.
-        trace, solver, samples: see `likelihood.bits_per_dim`.
+        trace, solver, samples, start: see `likelihood.bits_per_dim`.
         batch_size: samples at a time.
         progress: show a progress bar.
         budget: what to spend on errors; nothing if not given.
         seed: of the first sample.
 
     Warns:
-        UserWarning: a dequantisation whose points start at a time that the network was not trained for.
+        UserWarning: a dequantisation whose points are no states that the network was trained for; an evidence bound
+            that cannot be given, and why.
 
     Raises:
-        ValueError: see `likelihood.bits_per_dim`.
+        ValueError: an empty dataset, and see `likelihood.bits_per_dim`.
         RuntimeError: a solve that failed.
         Interrupted: Ctrl-C.
     """
+    if not len(dataset):  # type: ignore[arg-type]
+        raise ValueError("a dataset of one sample or more expected; this one is empty")
     device = next((p.device for p in run.model.parameters()), torch.device("cpu"))
     x, cond = split_condition(default_collate([dataset[i] for i in range(len(dataset))]), device)  # type: ignore[arg-type]
     trace, solver, budget = trace or Hutchinson(), solver or DEFAULT_SOLVER, budget or Budget(0, None)
     _warn_of_another_lower_end(run, dequantization)
-    one = _Solve(run, x, cond, dequantization, trace, solver, samples, seed)
-    pieces = _pieces(one, budget, batch_size)
-    described = (*map(str, (trace, solver, dequantization, samples, batch_size, budget, seed)), _digest(run, x))
-    found = evaluate(pieces, store(run.path / PARTIAL, described), f"{one.unit}", progress)
+    one = _Solve(run, x, cond, dequantization, trace, solver, samples, seed, start)
+    budget = one.possible(budget)
+    described = (*map(str, (trace, solver, dequantization, samples, batch_size, budget, seed, start)), _digest(one))
+    found = evaluate(_pieces(one, budget, batch_size), store(run.path / PARTIAL, described), one.unit, progress)
     return _summary(one, budget, found)
 
 
@@ -163,6 +172,7 @@ class _Solve:
     solver: Solver
     samples: int
     seed: int
+    start: str
 
     @property
     def unit(self) -> str:
@@ -173,55 +183,86 @@ class _Solve:
         """Whether another seed gives another value."""
         return self.dequantization is not None or not isinstance(self.trace, ExactTrace)
 
-    def __call__(self, first: int, last: int) -> Numbers:
-        """Values per dimension and evaluations of the samples first .. last - 1."""
-        part, seeds = slice(first, last), range(self.seed + first, self.seed + last)
-        x, cond, model, transform = self.x[part], select(self.cond, part), self.run.model, self.run.transform
+    def __call__(self, indices: Tensor) -> Numbers:
+        """Values per dimension and evaluations of some samples, and the conventions."""
+        try:
+            return self._values(indices)
+        except RuntimeError as error:
+            raise RuntimeError(f"among samples {int(indices[0])} .. {int(indices[-1])}: {error}") from error
+
+    def _values(self, indices: Tensor) -> Numbers:
+        x, cond, seeds = self._of(indices)
+        model, transform = self.run.model, self.run.transform
         if self.dequantization is None:
             result = log_prob(model, transform(x), cond, self.trace, self.solver, seeds)
             if bool((failed := result.status != Status.OK).any()):
                 status = Status(int(result.status[failed][0])).name
-                raise RuntimeError(f"the solver failed for some samples of {first} .. {last - 1} ({status})")
+                raise RuntimeError(f"the solver failed for {int(failed.sum())} ({status})")
             values = -(result.value + transform.log_det(x)) / dimensions(x)
             declared = conventions(model, transform, self.trace, self.solver, f"data, t_min={model.sde.t_min:g}")
             declared = {"quantity": "negative log-density, nats per dimension", **declared}
             return {"value": values.tolist(), "nfe": result.nfe.tolist(), "conventions": declared}
         way = (self.dequantization, self.samples, self.trace, self.solver)
-        bits = bits_per_dim(model, x, transform, cond, *way, seeds)
+        bits = bits_per_dim(model, x, transform, cond, *way, seeds, self.start)
         return {"value": bits.per_image.tolist(), "nfe": bits.nfe.tolist(), "conventions": bits.conventions}
 
-    def bound(self, first: int, last: int, budget: Budget) -> Numbers:
-        """The evidence bound of the samples first .. last - 1."""
-        part, seeds = slice(first, last), range(self.seed + first, self.seed + last)
-        model, x, transform = self.run.model, self.x[part], self.run.transform
-        shared: dict[str, Any] = {"cond": select(self.cond, part), "draws": budget.bound_draws, "seeds": seeds}
+    def _of(self, indices: Tensor) -> tuple[Tensor, Condition, list[int]]:
+        """States, conditions and seeds."""
+        here = indices.to(self.x.device)
+        return self.x[here], select(self.cond, here), [self.seed + int(i) for i in indices]
+
+    def bound(self, indices: Tensor, budget: Budget) -> Numbers:
+        """The evidence bound of some samples."""
+        x, cond, seeds = self._of(indices)
+        model, transform = self.run.model, self.run.transform
+        shared: dict[str, Any] = {"cond": cond, "draws": budget.bound_draws, "seeds": seeds}
         found: bounds.Bound
         if budget.bound == "continuous":
             found = bounds.continuous(model, x, transform, dequantization=self.dequantization, **shared)
         else:
-            start = TruncatedNormal().start(model.sde, transform)  # where a level's bin holds the decoder's noise
-            found = bounds.discrete(model, x, transform, times=Nodes(budget.nodes, "log_snr", start), **shared)
+            first = None if self.dequantization is None else self.dequantization.start(model.sde, transform)
+            if first is None:
+                first = TruncatedNormal().start(model.sde, transform)  # where a level's bin holds the decoder's noise
+            found = bounds.discrete(model, x, transform, times=Nodes(budget.nodes, "log_snr", first), **shared)
         return {"value": found.per_image.tolist(), "conventions": found.conventions}
+
+    def possible(self, budget: Budget) -> Budget:
+        """The budget, without a bound that this model does not have: better known before the long part than after."""
+        if budget.bound is None or self.dequantization is None:
+            return replace(budget, bound=None)
+        try:
+            self.bound(torch.tensor([0]), replace(budget, bound_draws=2))
+        except (ValueError, RuntimeError) as error:
+            warnings.warn(f"no {budget.bound} evidence bound beside the value: {error}", stacklevel=3)
+            return replace(budget, bound=None)
+        return budget
 
 
 def _pieces(one: _Solve, budget: Budget, batch_size: int) -> dict[str, Piece]:
     """The values; some again; some coarse and fine with a kept probe; the bound."""
 
-    def parts(name: str, count: int, solve: Callable[[int, int], Numbers]) -> dict[str, Piece]:
-        ends = [(first, min(first + batch_size, count)) for first in range(0, count, batch_size)]
-        return {f"{name}-{first:06d}": partial(solve, first, last) for first, last in ends}
+    everything, some = torch.arange(len(one.x)), _subset(one, budget)
 
-    some, finer = min(budget.samples, len(one.x)), getattr(one.solver, "finer", None)
-    pieces = parts("values", len(one.x), one)
-    if some and one.is_random:
+    def parts(name: str, indices: Tensor, solve: Callable[[Tensor], Numbers]) -> dict[str, Piece]:
+        batches = indices.split(batch_size) if len(indices) else ()
+        return {f"{name}-{i:06d}": partial(solve, batch) for i, batch in enumerate(batches)}
+
+    pieces = parts("values", everything, one)
+    if one.is_random:
         pieces |= parts("again", some, replace(one, seed=one.seed + AGAIN))
-    if some and finer is not None:
+    if (finer := getattr(one.solver, "finer", None)) is not None:
         kept = one.trace if isinstance(one.trace, ExactTrace) else replace(one.trace, resample=False)
         same = replace(one, trace=kept, samples=1)
         pieces |= parts("coarse", some, same) | parts("fine", some, replace(same, solver=finer()))
-    if budget.bound is not None and one.dequantization is not None:
-        pieces |= parts("bound", len(one.x), partial(one.bound, budget=budget))
+    if budget.bound is not None:
+        pieces |= parts("bound", everything, partial(one.bound, budget=budget))
     return pieces
+
+
+def _subset(one: _Solve, budget: Budget) -> Tensor:
+    """The samples that errors are measured on: evenly spaced, for datasets come sorted."""
+    count = len(one.x)
+    return torch.linspace(0, count - 1, min(budget.samples, count)).round().long()
 
 
 def _summary(one: _Solve, budget: Budget, found: dict[str, Numbers]) -> Likelihood:
@@ -233,7 +274,7 @@ def _summary(one: _Solve, budget: Budget, found: dict[str, Numbers]) -> Likeliho
     mean, nfe = _estimate(values), float(column("values", "nfe").mean())
     result = Likelihood(one.unit, mean.mean, mean.stderr, values, found["values-000000"]["conventions"], nfe)
     if budget.samples and mean.stderr is not None:
-        noise = float((values[: len(again)] - again).square().mean()) / 2 / len(values) if len(again) else 0.0
+        noise = float((values[_subset(one, budget)] - again).square().mean()) / 2 / len(values) if len(again) else 0.0
         result.monte_carlo = math.sqrt(noise)
         result.population = math.sqrt(max(mean.stderr**2 - noise, 0.0))
     if len(fine):
@@ -249,11 +290,13 @@ def _estimate(values: Tensor) -> Estimate:
 
 
 def _warn_of_another_lower_end(run: Run, dequantization: Dequantization | None) -> None:
-    trained, sde = run.dequantization, run.model.sde
-    if dequantization is None or trained is None:
+    """Levels spread over their intervals, or states around their centres from some time on: a network knows one."""
+    if dequantization is None or (run.dequantization is None and not run.trained_on_levels):
         return
-    here, there = (way.start(sde, run.transform) for way in (dequantization, trained))
-    if here != there:
+    trained = "no" if run.trained_on_levels or run.dequantization is None else str(run.dequantization)
+    there = None if run.dequantization is None else run.dequantization.start(run.model.sde, run.transform)
+    here = dequantization.start(run.model.sde, run.transform)
+    if here != there or (run.trained_on_levels and here is None):
         warnings.warn(
             f"this network was trained for {trained} dequantisation and is measured with {dequantization}: it never "
             "saw such states at the lower end, and the figure is worse than that of a network trained for them",
@@ -261,11 +304,16 @@ def _warn_of_another_lower_end(run: Run, dequantization: Dequantization | None) 
         )
 
 
-def _digest(run: Run, x: Tensor) -> str:
-    """What stands for the weights and the data of an evaluation."""
-    digest = hashlib.blake2b(digest_size=16)
-    for tensor in (*run.model.state_dict().values(), x):
+def _digest(one: _Solve) -> str:
+    """What stands for the model, the data and the dequantisation of an evaluation."""
+    digest, sde, cond = hashlib.blake2b(digest_size=16), one.run.model.sde, one.cond
+    times = torch.linspace(sde.t_min, sde.t_max, 17, dtype=torch.float64)
+    learned: dict[str, Tensor] = one.dequantization.state_dict() if isinstance(one.dequantization, nn.Module) else {}
+    conditions = list(cond.values()) if isinstance(cond, dict) else [] if cond is None else [cond]
+    path = [times, sde.alpha(times), sde.sigma(times)]
+    for tensor in (*one.run.model.state_dict().values(), *learned.values(), *path, *conditions, one.x):
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    digest.update(f"{one.run.model!r} {one.run.transform} {sde.prior_std}".encode())
     return digest.hexdigest()
 
 

@@ -19,8 +19,6 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from scoresde.tensors import float64
-
 Field = Callable[[Tensor, Tensor, Tensor | None], tuple[Tensor, Tensor]]
 """(v (n, *), g (n, k)) at s, () or (n,), and x (n, *); the rows (n,) of the batch that x holds, None for all of it."""
 
@@ -81,5 +79,5 @@ def double(x: Tensor) -> torch.dtype:
 
 
 def rms(x: Tensor) -> Tensor:
-    """Root mean square over each sample, (B, *) -> (B,), float64."""
-    return float64(x.detach()).square().flatten(1).mean(dim=1).sqrt().to(x.device)
+    """Root mean square over each sample, (B, *) -> (B,), as `double`."""
+    return x.detach().to(double(x)).square().flatten(1).mean(dim=1).sqrt()

@@ -37,7 +37,7 @@ class RungeKutta:
     """An explicit Runge-Kutta method with a fixed number of equal steps.
 
     A sample that turns NaN or infinite is left at its last finite state, with its position and status; the others go
-    on.
+    on. There is no measure of the error here: a field that the steps do not resolve gives a wrong state, and OK.
 
     Args:
         method: "euler" (order 1), "heun2", "heun3" or "rk4" (order 4).

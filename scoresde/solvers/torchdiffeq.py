@@ -17,8 +17,8 @@ class TorchDiffEq:
 
     Its error control takes one step size for the whole batch, from the root mean square error over the batch: a
     result depends slightly, within the tolerance, on the batch around it. Only the state enters that error, never the
-    noisy trace beside it. Where torchdiffeq gives up (a step size underflow, a NaN, too many steps), the samples keep
-    the state of the last accepted step.
+    noisy trace beside it. Where torchdiffeq gives up (a step size underflow, a NaN of any sample, too many steps), all
+    samples keep the state at which the last accepted step began.
 
     Args:
         method: "dopri5", "dopri8", "bosh3", "fehlberg2" or "adaptive_heun".

@@ -7,11 +7,13 @@ divided without talk; the only exchange is `gather`, at the end, of plain Python
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import TypeVar
 
 import torch.distributed as dist
 
 Value = TypeVar("Value")
+PATIENCE = timedelta(days=7)  # of a process whose share is done, for the others
 
 
 def rank() -> int:
@@ -27,14 +29,24 @@ def size() -> int:
 @contextmanager
 def processes() -> Iterator[None]:
     """Within the block the processes that torchrun started know each other; alone, nothing happens."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
+    if started() == 1 or dist.is_initialized():
         yield
         return
-    dist.init_process_group("gloo")
+    dist.init_process_group("gloo", timeout=PATIENCE)
     try:
         yield
     finally:
         dist.destroy_process_group()
+
+
+def started() -> int:
+    """How many processes torchrun has started."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def device(name: str) -> str:
+    """The device of that name for this process: with several, each has an accelerator of its own."""
+    return f"cuda:{os.environ['LOCAL_RANK']}" if name == "cuda" and size() > 1 else name
 
 
 def gather(value: Value) -> list[Value]:
