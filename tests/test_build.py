@@ -92,7 +92,7 @@ def test_every_option_builds_what_it_says(group, option, request):
         x = torch.stack([built["test"][i] for i in range(5)]) + 0.5
         torch.testing.assert_close(built["transform"].inverse(built["transform"](x)), x)
     elif group == "likelihood":
-        assert set(built) == {"trace", "solver", "samples", "batch_size"}
+        assert set(built) == {"trace", "solver", "samples", "start", "batch_size"}
         assert str(built["solver"]).startswith(config.solver._target_.rsplit(".", 1)[1])
     elif group == "optimizer":
         optimizer = built([nn.Parameter(torch.zeros(2))])
