@@ -82,11 +82,11 @@ def ours(solver: Callable[[Any], ss.solvers.Solver]) -> Callable[[ss.ScoreModel,
 ADAMS = "scoresde, Adams"
 ADAPTIVE = "scoresde, AdaptiveAdams"
 SCORE_SDE = "score_sde's convention, SciPy RK45"
-STEPS = sorted({16, 20, 24, 28, 32, 40, 48, 64, 96, 128, DEFAULT_SOLVER.steps})
+STEPS = sorted({16, 20, 24, 28, 32, 35, 40, 48, 64, 96, 128, 160, 256, DEFAULT_SOLVER.steps})
 METHODS = [
     Method(ADAMS, ours(ss.solvers.Adams), "steps={}", STEPS, DEFAULT_SOLVER.steps, "#0072B2", "o"),
     Method(ADAPTIVE, ours(ss.solvers.AdaptiveAdams), "rtol={:g}", (1e-2, 3e-3, 1e-3, 3e-4, 1e-4), 1e-3, "#56B4E9", "s"),
-    Method(SCORE_SDE, peers.score_sde, "tol={:g}", (1e-3, 1e-4, 1e-5), 1e-5, "#D55E00", "^"),
+    Method(SCORE_SDE, peers.score_sde, "tol={:g}", (1e-3, 1e-4, 1e-5, 1e-6), 1e-5, "#D55E00", "^"),
     Method("k-diffusion, dopri5", peers.k_diffusion, "tol={:g}", (1e-3, 1e-4, 1e-5), 1e-4, "#E69F00", "v"),
     Method("flow_matching, dopri5", peers.flow_matching, "tol={:g}", (1e-3, 1e-4, 1e-5), 1e-5, "#009E73", "D"),
     Method("flow_matching, midpoint", peers.flow_matching_midpoint, "steps={}", (20, 50, 100), 100, "#CC79A7", "P"),

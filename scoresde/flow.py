@@ -15,7 +15,7 @@ What moves w happens at r from the finest structure of the data to a few times i
 
 linear in r below c, logarithmic in between, and linear in 1/r above R, where all that is left to see is the mean of the
 data. Up to r = infinity, which is u = asinh(R/c), everything is bounded: a path without signal at its end is no
-exception. R = 20 is for data of about unit scale, and so is c, from 0.002 to 0.02: twenty times the r that the path
+exception. R = 30 is for data of about unit scale, and so is c, from 0.002 to 0.02: twenty times the r that the path
 begins with, so that one which goes to finer detail (sub-VP) has steps there too.
 
 The density of x is that of w, divided by (alpha^2 + sigma^2)^(d/2). All coefficients are combined in float64, from the
@@ -38,7 +38,7 @@ from scoresde.solvers.base import double, variable
 from scoresde.tensors import Noise, broadcast, dimensions, float64
 
 DEFAULT_SOLVER = Adams()
-FINE, COARSE = (0.002, 0.02), 20.0  # the range of c; R
+FINE, COARSE = (0.002, 0.02), 30.0  # the range of c; R
 DETAIL = 20.0  # c in units of the first r
 
 

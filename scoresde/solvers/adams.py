@@ -166,7 +166,7 @@ class Adams:
         ValueError: another order, a negative smoothing, fewer than one step.
     """
 
-    steps: int = 64
+    steps: int = 80
     order: int = 3
     smoothing: int = 1
 
