@@ -17,7 +17,7 @@ from scoresde.protocols import Condition, Network
 from scoresde.protocols import ScoreModel as ScoreModelProtocol
 from scoresde.protocols import Views as ViewsProtocol
 from scoresde.sdes import SDE
-from scoresde.tensors import broadcast, float64
+from scoresde.tensors import broadcast, float64, send
 
 
 class Views:
@@ -149,7 +149,7 @@ class ScoreModel(ViewMethods, nn.Module):
         scaled = broadcast(self.prediction.c_in(self.sde, t), x) * x
         label = self.prediction.c_noise(self.sde, t).expand(x.shape[0])
         dtype = self._network_dtype(x.dtype)
-        output = self.network(scaled.to(dtype), label.to(x.device, dtype), _cast(cond, dtype))
+        output = self.network(scaled.to(dtype), send(label, x.device, dtype), _cast(cond, dtype))
         expected = (x.shape[0], x.shape[1] * (2 if self.learned_variance else 1), *x.shape[2:])
         if output.shape != expected:
             twice = ", with a learned variance beside it," if self.learned_variance else ""

@@ -35,6 +35,11 @@ def available(device: torch.device | str) -> torch.device:
         raise ValueError(f"a device of this machine expected; got {device!r} ({error})") from error
 
 
+def send(x: Tensor, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
+    """x on a device; nobody waits for an accelerator to receive it."""
+    return x.to(device, dtype or x.dtype, non_blocking=device.type != "cpu")
+
+
 def broadcast(values: Tensor, x: Tensor) -> Tensor:
     """Values ``()`` or ``(B,)``, cast once to the dtype and device of x ``(B, *)`` and shaped to multiply it."""
     if values.ndim > 1 or (values.ndim == 1 and values.shape[0] not in (1, x.shape[0])):
@@ -42,7 +47,9 @@ def broadcast(values: Tensor, x: Tensor) -> Tensor:
             f"one value per sample expected, shape () or ({x.shape[0]},) beside a state {tuple(x.shape)}; "
             f"got {tuple(values.shape)}"
         )
-    values = values.to(device=x.device, dtype=x.dtype)
+    if values.ndim == 0 and values.device.type == "cpu":
+        return values.to(x.dtype)  # multiplies a tensor of any device, and makes nobody wait for it
+    values = send(values, x.device, x.dtype)
     return values.reshape(values.shape + (1,) * (x.ndim - values.ndim))
 
 
@@ -107,7 +114,7 @@ class Noise:
         event = self.shape[1:]
         if self._per_sample is not None:
             streams = self._per_sample if rows is None else [self._per_sample[i] for i in rows.tolist()]
-            return torch.stack([draw(event, generator=g, dtype=self.dtype) for g in streams]).to(self.device)
+            return send(torch.stack([draw(event, generator=g, dtype=self.dtype) for g in streams]), self.device)
         shape = self.shape if rows is None else (len(rows), *event)
         source = self.device if self._generator is None else self._generator.device
-        return draw(shape, generator=self._generator, device=source, dtype=self.dtype).to(self.device)
+        return send(draw(shape, generator=self._generator, device=source, dtype=self.dtype), self.device)

@@ -1,34 +1,45 @@
 """The one sampling loop: a list of transitions, and a step that makes each of them.
 
 A sampler goes from the prior at t_max to data at t_min over transitions (t_from, t_to). What happens in a transition is
-a step: a function of the model, the state and the two times that returns the new state and keeps nothing. Everything a
-step draws comes from the `Noise` it is handed, so that a sample depends on its seed alone.
+a step: it is given the state and returns the new one, and keeps nothing on itself. What can be known before the loop
+(coefficients, in float64) is in the step's plan; what one transition leaves to the next (past evaluations of a
+multistep method) is its memory. Everything a step draws comes from the `Noise` it is handed, so that a sample depends on
+its seed alone. The loop itself never waits for the device.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from scoresde.protocols import Condition, ScoreModel
+from scoresde.samplers.grids import Transition
 from scoresde.score import Counted
 from scoresde.sdes import SDE
 from scoresde.tensors import Noise
 
-Transition = tuple[Tensor, Tensor]
-Grid = Callable[[SDE, int], Tensor]
-
 
 class Step(Protocol):
-    """One transition: the state at t_to, from the state x (B, *) at t_from; times float64, ()."""
+    """One transition: the state at t_to, from the state x (B, *) at t_from; times float64, (). A function will do."""
 
     def __call__(
         self, model: ScoreModel, x: Tensor, t_from: Tensor, t_to: Tensor, noise: Noise, cond: Condition
     ) -> Tensor: ...
+
+
+class PlannedStep(Step, Protocol):
+    """A step that prepares all transitions before the loop, and remembers. `Memory()` of its kind is where it starts.
+
+    plan: one entry for each transition. advance: the state at the end of the transition of that entry, and the memory.
+    """
+
+    def plan(self, sde: SDE, transitions: Sequence[Transition]) -> Sequence[Any]: ...
+    def advance(
+        self, model: ScoreModel, x: Tensor, entry: Any, noise: Noise, cond: Condition, memory: Any
+    ) -> tuple[Tensor, Any]: ...
 
 
 class Constraint(Protocol):
@@ -50,64 +61,10 @@ class Samples:
     trajectory: Tensor | None
 
 
-@dataclass(frozen=True)
-class UniformTime:
-    """steps + 1 times from t_max to t_min, uniform in t, float64.
-
-    Args:
-        end: the last time, t_min unless given. The VP models of 2011.13456 are sampled down to 1e-3 (appendix C).
-
-    Raises:
-        ValueError: in a call, an end outside of the SDE's range.
-    """
-
-    end: float | None = None
-
-    def __call__(self, sde: SDE, steps: int) -> Tensor:
-        end = sde.t_min if self.end is None else self.end
-        if not sde.t_min <= end < sde.t_max:
-            raise ValueError(f"an end in [{sde.t_min:g}, {sde.t_max:g}) expected; got {end:g}")
-        return torch.linspace(sde.t_max, end, steps + 1, dtype=torch.float64)
-
-
-uniform_time = UniformTime()
-
-
-def uniform_log_snr(sde: SDE, steps: int) -> Tensor:
-    """steps + 1 times from t_max to t_min, uniform in log-SNR, float64."""
-    ends = sde.log_snr(torch.tensor([sde.t_max, sde.t_min], dtype=torch.float64))
-    if not bool(torch.isfinite(ends).all()):
-        raise ValueError(f"a finite log-SNR at both ends expected; {type(sde).__name__} has {ends.tolist()}")
-    times = sde.time(torch.linspace(float(ends[0]), float(ends[1]), steps + 1, dtype=torch.float64))
-    times[0], times[-1] = sde.t_max, sde.t_min
-    return times
-
-
-GRIDS: dict[str, Grid] = {"uniform_time": uniform_time, "uniform_log_snr": uniform_log_snr}
-
-
-def resolve_grid(grid: str | Grid) -> Grid:
-    """The grid of that name, or the function given.
-
-    Raises:
-        ValueError: an unknown name.
-    """
-    if not isinstance(grid, str):
-        return grid
-    if grid not in GRIDS:
-        raise ValueError(f"grid among {', '.join(GRIDS)}, or a function (sde, steps) -> times, expected; got {grid!r}")
-    return GRIDS[grid]
-
-
-def transitions(times: Tensor) -> list[Transition]:
-    """Consecutive pairs of a grid of times."""
-    return list(pairwise(times))
-
-
 class Sampler:
-    """A list of transitions and a step; the loop over them, once for every algorithm.
+    """A list of transitions and what happens in each; the loop over them, once for every algorithm.
 
-    A subclass defines `transitions` and `step`.
+    A subclass defines `transitions` and `step`, or `plan` and `advance` if there is something to prepare or remember.
 
     Args:
         denoise_final: replace the last state by E[x_0 | x], one more evaluation.
@@ -125,6 +82,16 @@ class Sampler:
     ) -> Tensor:
         """The state at t_to; see `Step`."""
         raise NotImplementedError(f"{type(self).__name__} must define step(model, x, t_from, t_to, noise, cond)")
+
+    def plan(self, sde: SDE, transitions: Sequence[Transition]) -> Sequence[Any]:
+        """What can be computed before the loop, an entry for each transition."""
+        return transitions
+
+    def advance(
+        self, model: ScoreModel, x: Tensor, entry: Any, noise: Noise, cond: Condition, memory: Any
+    ) -> tuple[Tensor, Any]:
+        """The state after the transition of that entry, and what the next one may want to know; at first None."""
+        return self.step(model, x, *entry, noise, cond), None
 
     def __call__(
         self,
@@ -156,22 +123,37 @@ class Sampler:
 
         Raises:
             ValueError: both or neither of shape and x_T, a number of seeds other than B.
+            RuntimeError: samples that are NaN or infinite.
         """
         x, noise = _start(model, shape, x_T, generator, seeds, device, dtype)
-        counted, every = Counted(model), int(trajectory)
+        counted, every, memory = Counted(model), int(trajectory), None
         kept = [x] if every else []
         with torch.no_grad():
-            for i, (t_from, t_to) in enumerate(tqdm(self.transitions(model.sde), "sampling", disable=not progress)):
-                x = self.step(counted, x, t_from, t_to, noise, cond)
+            pairs = self.transitions(model.sde)
+            plan = tqdm(self.plan(model.sde, pairs), "sampling", disable=not progress)
+            for i, (entry, (_, t)) in enumerate(zip(plan, pairs, strict=True)):
+                x, memory = self.advance(counted, x, entry, noise, cond, memory)
                 if constraint is not None:
-                    x = constraint(x, t_to, noise)
+                    x = constraint(x, t, noise)
                 if callback is not None:
-                    callback(i, t_to, x)
+                    callback(i, t, x)
                 if every and (i + 1) % every == 0:
                     kept.append(x)
             if self.denoise_final:
-                x = counted.predict(x, t_to, cond).denoised
+                x = counted.predict(x, t, cond).denoised
+        _refuse_nan(x)
         return Samples(x, counted.nfe, torch.stack(kept) if kept else None)
+
+
+def _refuse_nan(x: Tensor) -> None:
+    """Raises RuntimeError for samples that are not finite, named; the one time that the device is asked."""
+    if x.device.type == "meta":
+        return
+    if bad := (~torch.isfinite(x.flatten(1)).all(dim=1)).nonzero().flatten().tolist():
+        raise RuntimeError(
+            f"{len(bad)} of {len(x)} samples are NaN or infinite, {bad[:8]} first: does the network give NaN, or is the "
+            "method unstable at this number of steps? A callback sees every state"
+        )
 
 
 def _start(

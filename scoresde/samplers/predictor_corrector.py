@@ -6,69 +6,92 @@ Without a corrector it is a plain SDE solver, without a predictor annealed Lange
 from one noise level to the next as it is.
 """
 
+from collections.abc import Callable, Sequence
+from typing import Any
+
 from torch import Tensor
 
 from scoresde.flow import carry
 from scoresde.protocols import Condition, ScoreModel
-from scoresde.samplers.base import Grid, Sampler, Step, Transition, resolve_grid, transitions, uniform_log_snr
+from scoresde.samplers.base import Sampler, Step
 from scoresde.samplers.correctors import Corrector
+from scoresde.samplers.grids import Grid, Transition, resolve_grid, transitions, uniform_log_snr
 from scoresde.sdes import SDE
 from scoresde.solvers import Solver
 from scoresde.tensors import Noise
 
 ORDERS = ("predictor_first", "corrector_first")
+STEPS = 1000
 
 
 class PredictorCorrector(Sampler):
-    """A predictor, a corrector, or both.
+    """A predictor, a corrector, or both: with a multistep or a deterministic step as predictor, that method.
 
     Args:
-        predictor: the step to the next time, or None.
+        predictor: the step to the next time, or None; a function (model, x, t_from, t_to, noise, cond) -> x will do.
         corrector: the chain at a time, or None.
-        steps: number of transitions.
-        grid: "uniform_time", "uniform_log_snr", or a function (sde, steps) -> (steps + 1,) times from t_max to t_min.
+        steps: number of transitions, 1,000 unless given; with times as the grid, what they say.
+        grid: a name ("uniform_time", "uniform_log_snr", "quadratic", "karras"), a function (sde, steps) -> (steps + 1,)
+            times from t_max to t_min, or the times themselves.
         order: "predictor_first", correcting at the time arrived at (2011.13456, algorithm 1), or "corrector_first",
             correcting at the time left, as the published code does.
         denoise_final: replace the last state by E[x_0 | x], one more evaluation.
 
     Raises:
-        ValueError: neither predictor nor corrector, fewer than one step, an unknown grid or order.
+        ValueError: neither predictor nor corrector, fewer than one step, an unknown grid or order; in a call, times that
+            do not decrease or leave the SDE's range.
     """
 
     def __init__(
         self,
         predictor: Step | None = None,
         corrector: Corrector | None = None,
-        steps: int = 1000,
-        grid: str | Grid = "uniform_time",
+        steps: int | None = None,
+        grid: str | Grid | Tensor | Sequence[float] = "uniform_time",
         order: str = "predictor_first",
         denoise_final: bool = False,
     ):
         super().__init__(denoise_final)
         if predictor is None and corrector is None:
             raise ValueError("a predictor, a corrector or both expected; got neither")
-        if steps < 1:
-            raise ValueError(f"one step or more expected; got steps={steps}")
+        for part, name in ((predictor, "predictor"), (corrector, "corrector")):
+            if part is not None and not callable(part):
+                raise TypeError(f"a {name} or a function of its signature expected; got {part!r}")
+        given = len(grid) - 1 if isinstance(grid, Tensor | list | tuple) else None
+        if given is not None and steps not in (None, given):
+            raise ValueError(f"steps={given}, or none, expected with {given + 1} times as the grid; got steps={steps}")
+        self.steps = steps if steps is not None else given if given is not None else STEPS
+        if self.steps < 1:
+            raise ValueError(f"one step or more expected; got steps={self.steps}")
         if order not in ORDERS:
             raise ValueError(f"order among {', '.join(ORDERS)} expected; got {order!r}")
-        self.predictor, self.corrector, self.steps, self.order = predictor, corrector, steps, order
+        self.predictor, self.corrector, self.order = predictor, corrector, order
         self.grid = resolve_grid(grid)
 
     def transitions(self, sde: SDE) -> list[Transition]:
         """The consecutive pairs of the grid."""
-        return transitions(self.grid(sde, self.steps))
+        return transitions(self.grid(sde, self.steps), sde)
 
-    def step(
-        self, model: ScoreModel, x: Tensor, t_from: Tensor, t_to: Tensor, noise: Noise, cond: Condition = None
-    ) -> Tensor:
+    def plan(self, sde: SDE, transitions: Sequence[Transition]) -> Sequence[Any]:
+        """Of each transition its times, and what the predictor prepared for it."""
+        prepare: Callable | None = getattr(self.predictor, "plan", None)
+        entries = prepare(sde, transitions) if prepare else [None] * len(transitions)
+        return list(zip(transitions, entries, strict=True))
+
+    def advance(
+        self, model: ScoreModel, x: Tensor, entry: Any, noise: Noise, cond: Condition, memory: Any
+    ) -> tuple[Tensor, Any]:
         """The state at t_to, predicted and corrected in the chosen order."""
+        (t_from, t_to), prepared = entry
         if self.corrector is not None and self.order == "corrector_first":
             x = self.corrector(model, x, t_from, noise, cond)
-        if self.predictor is not None:
+        if prepared is not None:
+            x, memory = self.predictor.advance(model, x, prepared, noise, cond, memory)
+        elif self.predictor is not None:
             x = self.predictor(model, x, t_from, t_to, noise, cond)
         if self.corrector is not None and self.order == "predictor_first":
             x = self.corrector(model, x, t_to, noise, cond)
-        return x
+        return x, memory
 
 
 class ProbabilityFlow(Sampler):
@@ -94,7 +117,7 @@ class ProbabilityFlow(Sampler):
 
     def transitions(self, sde: SDE) -> list[Transition]:
         """The consecutive pairs of the segments."""
-        return transitions(uniform_log_snr(sde, self.segments))
+        return transitions(uniform_log_snr(sde, self.segments), sde)
 
     def step(
         self, model: ScoreModel, x: Tensor, t_from: Tensor, t_to: Tensor, noise: Noise, cond: Condition = None

@@ -1,85 +1,187 @@
-"""Predictors: one step of a discretised reverse-time SDE from t to s < t.
+"""Predictors: one step of a discretised reverse-time SDE from t to s < t, with one or two evaluations.
 
 Every formula is in the forward transition of the path, x_t = r x_s + v^(1/2) eps with r = alpha_t/alpha_s and
 v = sigma_t^2 - r^2 sigma_s^2, which makes the published discrete updates of DDPM and NCSN cases of it:
 r = (1 - beta_i)^(1/2), v = beta_i, and r = 1, v = sigma_i^2 - sigma_(i-1)^2.
 """
 
+import math
+from collections.abc import Sequence
+
+import torch
 from torch import Tensor
 
 from scoresde.protocols import Condition, ScoreModel
-from scoresde.sdes import ReverseSDE
+from scoresde.samplers.linear import Linear, Point, Row, Stage
+from scoresde.sdes import SDE
 from scoresde.tensors import Noise, broadcast
 
+VARIANCES = ("posterior", "forward", "learned")
 
-class EulerMaruyama:
-    """Euler-Maruyama on the reverse family, x + (s - t) drift + l g |s - t|^(1/2) z.
+
+def check_level(l: float) -> float:  # noqa: E741 - the letter of the formula
+    """The noise level of the reverse family; a ValueError if negative."""
+    if not l >= 0:
+        raise ValueError(f"a noise level l >= 0 expected; got {l}")
+    return float(l)
+
+
+def _drift(sde: SDE, t: Tensor, l: float) -> tuple[float, float, float]:  # noqa: E741
+    """(f, k, l g) with drift f x + k E[eps | x] of the reverse family: k = (1 + l^2)/2 g^2 / sigma."""
+    g = float(sde.diffusion(t))
+    return float(sde.drift(t)), 0.5 * (1 + l * l) * g * g / float(sde.sigma(t)), l * g
+
+
+def _finite_drift(sde: SDE, nodes: Sequence[Point], name: str) -> None:
+    if nodes[0].alpha == 0:
+        raise ValueError(
+            f"alpha > 0 expected where {name} starts: the drift of {type(sde).__name__} is infinite at "
+            f"t={float(nodes[0].t):g}; lower t_max, or use Ancestral, DDIM or DPMSolverPP"
+        )
+
+
+class EulerMaruyama(Linear):
+    """Euler-Maruyama on the reverse family, x + (s - t) drift + l g |s - t|^(1/2) z; weak order 1.
 
     Args:
         l: noise level; 1 is the reverse SDE, 0 Euler's method on the probability flow.
+
+    Raises:
+        ValueError: a negative noise level; in a run, alpha = 0 where it starts.
     """
 
+    view = "noise"
+
     def __init__(self, l: float = 1.0):  # noqa: E741 - the letter of the formula
-        if l < 0:
-            raise ValueError(f"a noise level l >= 0 expected; got {l}")
-        self.l = l
+        self.l = check_level(l)
 
-    def __call__(
-        self, model: ScoreModel, x: Tensor, t_from: Tensor, t_to: Tensor, noise: Noise, cond: Condition = None
-    ) -> Tensor:
-        """The state at t_to; see `samplers.base.Step`."""
-        reverse = ReverseSDE(model, self.l)
-        step = t_to - t_from
-        x = x + broadcast(step, x) * reverse.drift(x, t_from, cond)
-        if self.l == 0:
-            return x
-        return x + broadcast(reverse.diffusion(t_from) * step.abs().sqrt(), x) * noise.normal()
+    def row(self, sde: SDE, nodes: Sequence[Point], target: Point, left: int) -> Row:
+        _finite_drift(sde, nodes, "Euler-Maruyama")
+        t, h = nodes[0].t, float(target.t - nodes[0].t)
+        f, k, g = _drift(sde, t, self.l)
+        return Row((Stage(t, 1 + h * f, (h * k,), g * math.sqrt(abs(h))),))
 
 
-class ReverseDiffusion:
-    """The reverse SDE discretised like the forward one (2011.13456, eq. 46, appendix E).
+class StochasticHeun(Linear):
+    """Heun's method on the reverse family, the same z in both stages; weak order 2, two evaluations a step.
+
+        y = x + (s - t) b(x, t) + c z,    x(s) = x + (s - t)/2 (b(x, t) + b(y, s)) + c z,    c^2 = l^2 int g^2
+
+    with the integral by the trapezoidal rule (additive noise: Kloeden and Platen, section 15.1).
+
+    Args:
+        l: noise level; 1 is the reverse SDE, 0 Heun's method in t on the probability flow.
+
+    Raises:
+        ValueError: a negative noise level; in a run, alpha = 0 where it starts.
+    """
+
+    view = "noise"
+
+    def __init__(self, l: float = 1.0):  # noqa: E741
+        self.l = check_level(l)
+
+    def row(self, sde: SDE, nodes: Sequence[Point], target: Point, left: int) -> Row:
+        _finite_drift(sde, nodes, "StochasticHeun")
+        t, s = nodes[0].t, target.t
+        h = float(s - t)
+        (f0, k0, g0), (f1, k1, g1) = _drift(sde, t, self.l), _drift(sde, s, self.l)
+        c = math.sqrt(0.5 * (g0 * g0 + g1 * g1) * abs(h))
+        first = Stage(t, 1 + h * f0, (h * k0,), c)
+        # The second drift is f1 y + k1 E with y as above, a combination of x, the first view and z.
+        a = 1 + 0.5 * h * (f0 + f1 * first.a)
+        b = (0.5 * h * k1, 0.5 * h * (k0 + f1 * first.b[0]))
+        return Row((first, Stage(s, a, b, c * (1 + 0.5 * h * f1))))
+
+
+class ReverseDiffusion(Linear):
+    """The reverse SDE discretised like the forward one (2011.13456, eq. 46, appendix E); weak order 1.
 
     (2 - r) x + v score(x, t) + v^(1/2) z
     """
 
-    def __call__(
-        self, model: ScoreModel, x: Tensor, t_from: Tensor, t_to: Tensor, noise: Noise, cond: Condition = None
-    ) -> Tensor:
-        """The state at t_to; see `samplers.base.Step`."""
-        ratio, variance = model.sde.transition(t_to, t_from)
-        score = model.predict(x, t_from, cond).score
-        return (
-            broadcast(2 - ratio, x) * x
-            + broadcast(variance, x) * score
-            + broadcast(variance.sqrt(), x) * noise.normal()
-        )
+    view = "noise"
+
+    def row(self, sde: SDE, nodes: Sequence[Point], target: Point, left: int) -> Row:
+        ratio, variance = (float(value) for value in sde.transition(target.t, nodes[0].t))
+        return Row((Stage(nodes[0].t, 2 - ratio, (-variance / nodes[0].sigma,), math.sqrt(variance)),))
 
 
-class Ancestral:
+class OptimalVariance:
+    """The variance of an ancestral step that fits the true reverse process best (2201.06503, theorem 1).
+
+        c^2 = posterior variance + (coefficient of E[x_0 | x])^2 (sigma_t/alpha_t)^2 (1 - Gamma(t)),
+        Gamma(t) = E |E[eps | x_t]|^2 / d,
+
+    the last term being the mean variance of x_0 given x_t. Gamma is estimated from data, once for a model, at levels
+    uniform in log-SNR, and interpolated between them.
+
+    Args:
+        model: the score model.
+        x0: data (N, *), in the model's space.
+        points: levels.
+        generator: randomness.
+        cond: the network's condition, for the N.
+    """
+
+    def __init__(
+        self,
+        model: ScoreModel,
+        x0: Tensor,
+        points: int = 64,
+        generator: torch.Generator | None = None,
+        cond: Condition = None,
+    ):
+        sde = model.sde
+        times = torch.linspace(sde.t_max, sde.t_min, 4 * points, dtype=torch.float64)
+        levels = sde.log_snr(times)
+        levels = levels[torch.isfinite(levels)]
+        self.log_snr = torch.linspace(float(levels.min()), float(levels.max()), points, dtype=torch.float64)
+        noise = Noise(x0.shape, generator, device=x0.device, dtype=x0.dtype)
+        found = []
+        with torch.no_grad():
+            for t in sde.time(self.log_snr):
+                found.append(model.predict(sde.perturb(x0, t, noise.normal()), t, cond).noise.square().mean().cpu())
+        self.gamma = torch.stack(found).double().clamp(0, 1)
+
+    def unexplained(self, log_snr: float) -> float:
+        """1 - Gamma at a log-SNR; constant beyond the levels."""
+        grid = self.log_snr
+        i = int(torch.searchsorted(grid, log_snr).clamp(1, len(grid) - 1))
+        part = min(max((log_snr - float(grid[i - 1])) / float(grid[i] - grid[i - 1]), 0.0), 1.0)
+        return 1 - float(torch.lerp(self.gamma[i - 1], self.gamma[i], part))
+
+
+class Ancestral(Linear):
     """A draw from the Gaussian q(x_s | x_t, x_0) at the predicted x_0 (2006.11239, eq. 7; 2011.13456, eq. 47, 4).
 
         (r sigma_s^2 x + v alpha_s E[x_0 | x]) / sigma_t^2 + noise of the chosen variance
 
     Args:
-        variance: "posterior", sigma_s^2 v / sigma_t^2 (DDPM's beta-tilde, NCSN's ancestral sampler), or "forward", v
-            (DDPM's beta, the choice of score_sde for VP).
+        variance: "posterior", sigma_s^2 v / sigma_t^2 (DDPM's beta-tilde, NCSN's ancestral sampler); "forward", v
+            (DDPM's beta, the choice of score_sde for VP); "learned", between the two as the network says (2102.09672,
+            eq. 15); or an `OptimalVariance`.
+
+    Raises:
+        ValueError: another variance; in a run, a learned one asked of a model that has none.
     """
 
-    def __init__(self, variance: str = "posterior"):
-        if variance not in ("posterior", "forward"):
-            raise ValueError(f"variance 'posterior' or 'forward' expected; got {variance!r}")
+    view = "denoised"
+
+    def __init__(self, variance: str | OptimalVariance = "posterior"):
+        if variance not in VARIANCES and not isinstance(variance, OptimalVariance):
+            raise ValueError(f"variance among {', '.join(VARIANCES)}, or an OptimalVariance, expected; got {variance!r}")
         self.variance = variance
 
-    def __call__(
-        self, model: ScoreModel, x: Tensor, t_from: Tensor, t_to: Tensor, noise: Noise, cond: Condition = None
-    ) -> Tensor:
-        """The state at t_to; see `samplers.base.Step`."""
-        sde = model.sde
-        ratio, forward = sde.transition(t_to, t_from)
-        kept = (sde.sigma(t_to) / sde.sigma(t_from)).square()
-        data = sde.alpha(t_to) * forward / sde.sigma(t_from).square()
-        # x itself is alpha_t E[x_0 | x] + sigma_t E[eps | x]: the mean is one affine map of the views.
-        denoised = data + ratio * kept * sde.alpha(t_from)
-        mean = model.predict(x, t_from, cond).combine(denoised, ratio * kept * sde.sigma(t_from))
-        variance = forward * kept if self.variance == "posterior" else forward
-        return mean + broadcast(variance.sqrt(), x) * noise.normal()
+    def row(self, sde: SDE, nodes: Sequence[Point], target: Point, left: int) -> Row:
+        here = nodes[0]
+        ratio, forward = (float(value) for value in sde.transition(target.t, here.t))
+        kept = (target.sigma / here.sigma) ** 2
+        data, posterior = target.alpha * forward / here.sigma**2, forward * kept
+        learned = None
+        if self.variance == "learned":
+            learned = (math.log(posterior), math.log(forward))
+        variance = forward if self.variance == "forward" else posterior
+        if isinstance(self.variance, OptimalVariance):
+            variance += (data * here.ratio) ** 2 * self.variance.unexplained(2 * here.lam) if here.alpha else 0.0
+        return Row((Stage(here.t, ratio * kept, (data,), math.sqrt(variance), learned),))

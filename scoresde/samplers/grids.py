@@ -1,0 +1,203 @@
+"""Grids of times: where a sampler stops on its way from the prior to the data.
+
+A grid is a function (sde, steps) -> times, float64, decreasing from t_max to t_min, `steps` transitions between them; or
+the times themselves. With lambda = log(alpha/sigma), half the log-SNR, and r = sigma/alpha:
+
+| name              | equal steps in                     | source                                   |
+|-------------------|------------------------------------|------------------------------------------|
+| `uniform_time`    | t                                  | 2011.13456, appendix D                   |
+| `uniform_log_snr` | lambda                             | 2206.00927, section 3.4                  |
+| `quadratic`       | t^(1/2): denser at the data        | 2010.02502, appendix D.2                 |
+| `karras`          | r^(1/rho), rho = 7                 | 2206.00364, eq. 5                        |
+| `Indices`         | the nodes of a discrete model      | 2305.08891, table 2: leading, trailing   |
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from scoresde.sdes import SDE
+from scoresde.tensors import float64
+
+Grid = Callable[[SDE, int], Tensor]
+Transition = tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class Power:
+    """Times with equal steps in t^(1/power): 1 is uniform, 2 quadratic.
+
+    Args:
+        power: positive.
+        end: the last time, t_min unless given. The VP models of 2011.13456 are sampled down to 1e-3 (appendix C).
+
+    Raises:
+        ValueError: a power that is not positive; in a call, an end outside of the SDE's range.
+    """
+
+    power: float = 1.0
+    end: float | None = None
+
+    def __post_init__(self):
+        if not self.power > 0:
+            raise ValueError(f"a positive power expected; got {self.power}")
+
+    def __call__(self, sde: SDE, steps: int) -> Tensor:
+        end = sde.t_min if self.end is None else self.end
+        if not sde.t_min <= end < sde.t_max:
+            raise ValueError(f"an end in [{sde.t_min:g}, {sde.t_max:g}) expected; got {end:g}")
+        roots = [value ** (1 / self.power) for value in (sde.t_max, end)]
+        times = torch.linspace(*roots, steps + 1, dtype=torch.float64) ** self.power
+        times[0], times[-1] = sde.t_max, end
+        return times
+
+
+uniform_time = Power(1.0)
+quadratic = Power(2.0)
+
+
+def uniform_log_snr(sde: SDE, steps: int) -> Tensor:
+    """steps + 1 times from t_max to t_min, uniform in log-SNR, float64."""
+    ends = _log_snr(sde)
+    return _at(sde, torch.linspace(float(ends[0]), float(ends[1]), steps + 1, dtype=torch.float64))
+
+
+@dataclass(frozen=True)
+class Karras:
+    """Times with equal steps in r^(1/rho), r = sigma/alpha (2206.00364, eq. 5).
+
+    Args:
+        rho: 7 there; 1 is uniform in r, and large ones come near `uniform_log_snr`.
+        low, high: r at both ends; those of the path unless given (0.002 and 80 there).
+
+    Raises:
+        ValueError: a rho that is not positive; in a call, ends that the path does not reach.
+    """
+
+    rho: float = 7.0
+    low: float | None = None
+    high: float | None = None
+
+    def __post_init__(self):
+        if not self.rho > 0:
+            raise ValueError(f"a positive rho expected; got {self.rho}")
+
+    def __call__(self, sde: SDE, steps: int) -> Tensor:
+        least, most = reversed(torch.exp(-0.5 * _log_snr(sde)).tolist())
+        low, high = self.low or least, self.high or most
+        if not least * (1 - 1e-9) <= low < high <= most * (1 + 1e-9):
+            raise ValueError(f"low < high within [{least:g}, {most:g}], the sigma/alpha of the path, expected; got {self}")
+        roots = torch.linspace(high ** (1 / self.rho), low ** (1 / self.rho), steps + 1, dtype=torch.float64)
+        times = sde.time(-2 * self.rho * roots.log())
+        for index, given, end in ((0, self.high, sde.t_max), (-1, self.low, sde.t_min)):
+            if given is None:
+                times[index] = end
+        return times
+
+
+karras = Karras()
+
+
+@dataclass(frozen=True)
+class Indices:
+    """Some of the nodes of a model with `count` discrete steps, times k / (count - 1) of `Tabulated`: one a step.
+
+    There are steps transitions less one between them; the last evaluation is that of `denoise_final=True`, as in
+    the samplers of diffusers, whose last step goes to sigma = 0.
+
+    Args:
+        spacing: "leading", k = 0, n, 2n, ... with n = count // steps; "trailing", from count - 1 down in steps of
+            count / steps; or "linspace", both ends (2305.08891, table 2).
+        count: nodes of the model.
+        offset: added to the indices of "leading".
+
+    Raises:
+        ValueError: another spacing; in a call, a number of steps not in 2, ..., count.
+    """
+
+    spacing: str = "trailing"
+    count: int = 1000
+    offset: int = 0
+
+    def __post_init__(self):
+        if self.spacing not in ("leading", "trailing", "linspace"):
+            raise ValueError(f"spacing 'leading', 'trailing' or 'linspace' expected; got {self.spacing!r}")
+
+    def __call__(self, sde: SDE, steps: int) -> Tensor:
+        if not 2 <= steps <= self.count:
+            raise ValueError(f"2 to {self.count} steps expected, one for each index; got {steps}")
+        each = torch.arange(steps, dtype=torch.float64)
+        if self.spacing == "leading":
+            indices = (each.flip(0) * (self.count // steps) + self.offset).clamp(max=self.count - 1)
+        elif self.spacing == "trailing":
+            indices = (self.count - each * self.count / steps).round() - 1
+        else:
+            indices = (each.flip(0) * (self.count - 1) / (steps - 1)).round()
+        return sde.t_min + (sde.t_max - sde.t_min) * indices / (self.count - 1)
+
+
+def _log_snr(sde: SDE) -> Tensor:
+    """log-SNR at t_max and t_min; a ValueError if infinite."""
+    ends = sde.log_snr(torch.tensor([sde.t_max, sde.t_min], dtype=torch.float64))
+    if not bool(torch.isfinite(ends).all()):
+        raise ValueError(f"a finite log-SNR at both ends expected; {type(sde).__name__} has {ends.tolist()}")
+    return ends
+
+
+def _at(sde: SDE, log_snr: Tensor) -> Tensor:
+    """The times of these log-SNRs, the first of them t_max and the last t_min."""
+    times = sde.time(log_snr)
+    times[0], times[-1] = sde.t_max, sde.t_min
+    return times
+
+
+GRIDS: dict[str, Grid] = {
+    "uniform_time": uniform_time,
+    "uniform_log_snr": uniform_log_snr,
+    "quadratic": quadratic,
+    "karras": karras,
+}
+
+
+@dataclass(frozen=True)
+class Given:
+    """The user's own times, whatever the number of steps asked for."""
+
+    times: Tensor
+
+    def __call__(self, sde: SDE, steps: int) -> Tensor:
+        return self.times
+
+
+def resolve_grid(grid: str | Grid | Tensor | Sequence[float]) -> Grid:
+    """The grid of that name, of those times, or the function given.
+
+    Raises:
+        ValueError: an unknown name.
+    """
+    if isinstance(grid, Tensor | list | tuple):
+        return Given(float64(grid).cpu())
+    if not isinstance(grid, str):
+        return grid
+    if grid not in GRIDS:
+        raise ValueError(
+            f"grid among {', '.join(GRIDS)}, a function (sde, steps) -> times, or the times themselves, expected; "
+            f"got {grid!r}"
+        )
+    return GRIDS[grid]
+
+
+def transitions(times: Tensor, sde: SDE) -> list[Transition]:
+    """Consecutive pairs of a grid.
+
+    Raises:
+        ValueError: fewer than two times, times that do not decrease or leave [t_min, t_max].
+    """
+    if times.ndim != 1 or len(times) < 2:
+        raise ValueError(f"a grid of two times or more, (n,), expected; got shape {tuple(times.shape)}")
+    if not bool((times.diff() < 0).all()) or times[0] > sde.t_max or times[-1] < sde.t_min:
+        raise ValueError(f"times that decrease within [{sde.t_min:g}, {sde.t_max:g}] expected; got {times.tolist()}")
+    return list(pairwise(times))

@@ -1,0 +1,175 @@
+r"""Linear steps: one core for every sampler whose state is a linear combination of what it has seen.
+
+With V(y, t) one view of the model (E[x_0 | y] or E[eps | y]) and z ~ N(0, I), drawn once a transition, the state at the
+end of the transition from t to s is computed in stages, each with one evaluation,
+
+    y_0 = x,        V_k = V(y_k, t_k),        y_(k+1) = a_k x + sum_j b_kj V_j + c_k z,        x(s) = y_K,
+
+where the sum runs over the views of this transition and of earlier ones, the newest first. One stage and no past is
+DDIM or an ancestral sampler; one stage and some past, a linear multistep method; two stages and no past, Heun's method.
+A method is its coefficients. They depend on the times alone: all are computed in float64 before the loop, which then
+holds nothing but evaluations of the network and multiplications by numbers.
+
+A method may correct. When V is evaluated at the end of a transition, to begin the next one, the transition is done
+once more with that view among the others, and no further evaluation (PEC mode; "UniC" of 2302.04867). This is left out
+where a constraint or a corrector has moved the state in between.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from scoresde.protocols import Condition, ScoreModel
+from scoresde.samplers.grids import Transition
+from scoresde.sdes import SDE
+from scoresde.tensors import Noise
+
+
+@dataclass(frozen=True)
+class Point:
+    """A time, (), float64, with alpha, sigma, and lambda = log(alpha/sigma) there."""
+
+    t: Tensor
+    alpha: float
+    sigma: float
+    lam: float
+
+    @classmethod
+    def at(cls, sde: SDE, t: Tensor) -> "Point":
+        """The point of a path at t."""
+        return cls(t, float(sde.alpha(t)), float(sde.sigma(t)), 0.5 * float(sde.log_snr(t)))
+
+    @property
+    def ratio(self) -> float:
+        """r = sigma/alpha."""
+        return math.exp(-self.lam)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """An evaluation at t and the next state, a x + sum_j b_j V_j + c z.
+
+    learned: bounds (log v_0, log v_1) of a variance that the network sets between them; c is then its root.
+    """
+
+    t: Tensor
+    a: float
+    b: tuple[float, ...]
+    c: float = 0.0
+    learned: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True)
+class Row:
+    """The coefficients of a transition.
+
+    stages: see the module. kick: (p, q), the state is first replaced by p x + q z'. correct: the b of the transition
+    before once more, with the view at its end as the first.
+    """
+
+    stages: tuple[Stage, ...]
+    kick: tuple[float, float] | None = None
+    correct: tuple[float, ...] = ()
+
+
+class Memory(NamedTuple):
+    """What a transition leaves to the next: the state it predicted, a x + c z of it, and the last views."""
+
+    predicted: Tensor | None = None
+    anchor: Tensor | None = None
+    views: tuple[Tensor, ...] = ()
+
+
+def combine(base: Tensor, weights: Sequence[float], views: Sequence[Tensor]) -> Tensor:
+    """base + sum_j weights_j views_j, of as many views as there are weights."""
+    for weight, view in zip(weights, views, strict=False):
+        if weight != 0:
+            base = torch.add(base, view, alpha=weight)
+    return base
+
+
+class Linear:
+    """A method given by its coefficients. A subclass defines `row`, and says which view it combines.
+
+    view: "denoised" or "noise". past: how many views it combines at most, that of the state included.
+    """
+
+    view = "denoised"
+    past = 1
+
+    def row(self, sde: SDE, nodes: Sequence[Point], target: Point, left: int) -> Row:
+        """The coefficients of the transition to `target` from nodes[0].
+
+        Args:
+            sde: the path.
+            nodes: where views are known: t_from, then the starts of earlier transitions, at most `past` of them.
+            target: t_to.
+            left: transitions left, this one included.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must define row(sde, nodes, target, left)")
+
+    def correction(self, nodes: Sequence[Point], target: Point, left: int) -> tuple[float, ...]:
+        """The b of that transition with the view at `target` as the first; empty for a method that does not correct."""
+        return ()
+
+    def plan(self, sde: SDE, transitions: Sequence[Transition]) -> list[Row]:
+        """The coefficients of every transition. The past begins anew where one does not follow another downwards."""
+        rows: list[Row] = []
+        nodes: list[Point] = []
+        target: Point | None = None
+        for i, (t_from, t_to) in enumerate(transitions):
+            left, correct = len(transitions) - i, ()
+            follows = target is not None and bool(t_from == target.t) and bool(nodes[0].t > t_from)
+            here = target if follows and target is not None else Point.at(sde, t_from)
+            if follows:
+                correct = self.correction(nodes, here, left + 1)
+            nodes = [here, *(node for node in nodes if follows and math.isfinite(node.lam))][: self.past]
+            target = Point.at(sde, t_to)
+            row = self.row(sde, nodes, target, left)
+            rows.append(Row(row.stages, row.kick, correct))
+        return rows
+
+    def advance(
+        self, model: ScoreModel, x: Tensor, row: Row, noise: Noise, cond: Condition, memory: Memory | None
+    ) -> tuple[Tensor, Memory]:
+        """The state at the end of a transition, and what is kept for the next."""
+        memory = memory or Memory()
+        views, anchor, y = memory.views, x, x
+        if row.kick is not None:
+            p, q = row.kick
+            x = y = torch.add(p * x, noise.normal(), alpha=q)
+        z = noise.normal() if any(stage.c or stage.learned for stage in row.stages) else None
+        for stage in row.stages:
+            predicted = model.predict(y, stage.t, cond)
+            views = (getattr(predicted, self.view), *views)
+            if row.correct and memory.anchor is not None and memory.predicted is y:
+                x = combine(memory.anchor, row.correct, views)
+            anchor = stage.a * x
+            if z is not None:
+                anchor = anchor + spread(stage, predicted.variance if stage.learned else None) * z
+            y = combine(anchor, stage.b, views)
+        return y, Memory(y, anchor, views[: self.past])
+
+    def __call__(
+        self, model: ScoreModel, x: Tensor, t_from: Tensor, t_to: Tensor, noise: Noise, cond: Condition = None
+    ) -> Tensor:
+        """The state at t_to, from x (B, *) at t_from and no past."""
+        (row,) = self.plan(model.sde, [(t_from, t_to)])
+        return self.advance(model, x, row, noise, cond, None)[0]
+
+
+def spread(stage: Stage, fraction: Tensor | None) -> float | Tensor:
+    """The standard deviation of a stage: c, or with a learned fraction nu, exp((1 - nu) log v_0 + nu log v_1)^(1/2)."""
+    if stage.learned is None:
+        return stage.c
+    if fraction is None:
+        raise ValueError(
+            "a model with a learned variance expected by variance='learned'; this one has none: build it with "
+            "ScoreModel(..., learned_variance=True), or choose 'posterior' or 'forward'"
+        )
+    low, high = stage.learned
+    return torch.exp(0.5 * (low + (high - low) * fraction))
