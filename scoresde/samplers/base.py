@@ -3,13 +3,13 @@
 A sampler goes from the prior at t_max to data at t_min over transitions (t_from, t_to). What happens in a transition is
 a step: it is given the state and returns the new one, and keeps nothing on itself. What can be known before the loop
 (coefficients, in float64) is in the step's plan; what one transition leaves to the next (past evaluations of a
-multistep method) is its memory. Everything a step draws comes from the `Noise` it is handed, so that a sample depends on
-its seed alone. The loop itself never waits for the device.
+multistep method) is its memory. Everything a step draws comes from the `Noise` it is handed: a sample depends on its
+seed alone. The loop itself never waits for the device.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -40,6 +40,11 @@ class PlannedStep(Step, Protocol):
     def advance(
         self, model: ScoreModel, x: Tensor, entry: Any, noise: Noise, cond: Condition, memory: Any
     ) -> tuple[Tensor, Any]: ...
+
+
+def is_planned(step: Step | None) -> TypeGuard[PlannedStep]:
+    """Whether a step has a plan."""
+    return hasattr(step, "plan") and hasattr(step, "advance")
 
 
 class Constraint(Protocol):
@@ -91,7 +96,8 @@ class Sampler:
         self, model: ScoreModel, x: Tensor, entry: Any, noise: Noise, cond: Condition, memory: Any
     ) -> tuple[Tensor, Any]:
         """The state after the transition of that entry, and what the next one may want to know; at first None."""
-        return self.step(model, x, *entry, noise, cond), None
+        t_from, t_to = entry
+        return self.step(model, x, t_from, t_to, noise, cond), None
 
     def __call__(
         self,
@@ -151,8 +157,8 @@ def _refuse_nan(x: Tensor) -> None:
         return
     if bad := (~torch.isfinite(x.flatten(1)).all(dim=1)).nonzero().flatten().tolist():
         raise RuntimeError(
-            f"{len(bad)} of {len(x)} samples are NaN or infinite, {bad[:8]} first: does the network give NaN, or is the "
-            "method unstable at this number of steps? A callback sees every state"
+            f"{len(bad)} of {len(x)} samples are NaN or infinite, {bad[:8]} first: does the network give NaN, or is "
+            "the method unstable at this number of steps? A callback sees every state"
         )
 
 

@@ -1,9 +1,9 @@
 r"""Exponential integrators in lambda = log(alpha/sigma): DDIM, DPM-Solver++ and its stochastic forms, UniPC, SA-Solver.
 
-The reverse family of noise level l has the exact solution (2211.01095, eq. 8; 2309.05019, eq. 10), h = lambda_s - lambda_t,
+The reverse family of noise level l has the exact solution (2211.01095, eq. 8; 2309.05019, eq. 10)
 
-    x_s = sigma_s/sigma_t e^(-l^2 h) x_t + alpha_s \int (1 + l^2) e^(-(1 + l^2)(lambda_s - lambda)) E[x_0 | x_lambda] dlambda
-          + sigma_s (1 - e^(-2 l^2 h))^(1/2) z
+    x_s = sigma_s/sigma_t e^(-l^2 h) x_t + alpha_s \int k e^(-k (lambda_s - lambda)) E[x_0 | x_lambda] dlambda
+          + sigma_s (1 - e^(-2 l^2 h))^(1/2) z,                 k = 1 + l^2,    h = lambda_s - lambda_t,
 
 so that only the denoiser is approximated: by a polynomial in lambda through its last values. What is linear in x is
 exact at any step, and so is Gaussian noise without data. l = 0 is the probability flow, l = 1 the reverse SDE.
@@ -42,7 +42,7 @@ def lagrange(nodes: Sequence[float], at: np.ndarray) -> np.ndarray:
 
 
 def weights(nodes: Sequence[float], start: float, end: float, rate: float) -> list[float]:
-    r"""w_j = \int_start^end rate e^(-rate (end - lambda)) L_j(lambda) dlambda, L_j the Lagrange polynomials of the nodes."""
+    r"""w_j = \int_start^end rate e^(-rate (end - lambda)) L_j(lambda) dlambda, L_j the Lagrange polynomials."""
     if len(nodes) == 1:
         return [-math.expm1(-rate * (end - start))]
     at = 0.5 * (end + start) + 0.5 * (end - start) * NODES

@@ -1,7 +1,7 @@
 """Grids of times: where a sampler stops on its way from the prior to the data.
 
-A grid is a function (sde, steps) -> times, float64, decreasing from t_max to t_min, `steps` transitions between them; or
-the times themselves. With lambda = log(alpha/sigma), half the log-SNR, and r = sigma/alpha:
+A grid is a function (sde, steps) -> times, float64, decreasing from t_max to t_min with `steps` transitions between
+them, or the times themselves. With lambda = log(alpha/sigma), half the log-SNR, and r = sigma/alpha:
 
 | name              | equal steps in                     | source                                   |
 |-------------------|------------------------------------|------------------------------------------|
@@ -49,8 +49,8 @@ class Power:
         end = sde.t_min if self.end is None else self.end
         if not sde.t_min <= end < sde.t_max:
             raise ValueError(f"an end in [{sde.t_min:g}, {sde.t_max:g}) expected; got {end:g}")
-        roots = [value ** (1 / self.power) for value in (sde.t_max, end)]
-        times = torch.linspace(*roots, steps + 1, dtype=torch.float64) ** self.power
+        high, low = (value ** (1 / self.power) for value in (sde.t_max, end))
+        times = torch.linspace(high, low, steps + 1, dtype=torch.float64) ** self.power
         times[0], times[-1] = sde.t_max, end
         return times
 
@@ -89,7 +89,9 @@ class Karras:
         least, most = reversed(torch.exp(-0.5 * _log_snr(sde)).tolist())
         low, high = self.low or least, self.high or most
         if not least * (1 - 1e-9) <= low < high <= most * (1 + 1e-9):
-            raise ValueError(f"low < high within [{least:g}, {most:g}], the sigma/alpha of the path, expected; got {self}")
+            raise ValueError(
+                f"low < high within [{least:g}, {most:g}], the sigma/alpha of the path, expected; got {self}"
+            )
         roots = torch.linspace(high ** (1 / self.rho), low ** (1 / self.rho), steps + 1, dtype=torch.float64)
         times = sde.time(-2 * self.rho * roots.log())
         for index, given, end in ((0, self.high, sde.t_max), (-1, self.low, sde.t_min)):
@@ -178,10 +180,10 @@ def resolve_grid(grid: str | Grid | Tensor | Sequence[float]) -> Grid:
     Raises:
         ValueError: an unknown name.
     """
-    if isinstance(grid, Tensor | list | tuple):
-        return Given(float64(grid).cpu())
-    if not isinstance(grid, str):
+    if callable(grid):
         return grid
+    if not isinstance(grid, str):
+        return Given(float64(grid).cpu())
     if grid not in GRIDS:
         raise ValueError(
             f"grid among {', '.join(GRIDS)}, a function (sde, steps) -> times, or the times themselves, expected; "

@@ -122,7 +122,7 @@ class Linear:
         nodes: list[Point] = []
         target: Point | None = None
         for i, (t_from, t_to) in enumerate(transitions):
-            left, correct = len(transitions) - i, ()
+            left, correct = len(transitions) - i, tuple[float, ...]()
             follows = target is not None and bool(t_from == target.t) and bool(nodes[0].t > t_from)
             here = target if follows and target is not None else Point.at(sde, t_from)
             if follows:

@@ -6,14 +6,14 @@ Without a corrector it is a plain SDE solver, without a predictor annealed Lange
 from one noise level to the next as it is.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
 
 from scoresde.flow import carry
 from scoresde.protocols import Condition, ScoreModel
-from scoresde.samplers.base import Sampler, Step
+from scoresde.samplers.base import Sampler, Step, is_planned
 from scoresde.samplers.correctors import Corrector
 from scoresde.samplers.grids import Grid, Transition, resolve_grid, transitions, uniform_log_snr
 from scoresde.sdes import SDE
@@ -38,8 +38,8 @@ class PredictorCorrector(Sampler):
         denoise_final: replace the last state by E[x_0 | x], one more evaluation.
 
     Raises:
-        ValueError: neither predictor nor corrector, fewer than one step, an unknown grid or order; in a call, times that
-            do not decrease or leave the SDE's range.
+        ValueError: neither predictor nor corrector, fewer than one step, an unknown grid or order; in a call, times
+            that do not decrease or leave the SDE's range.
     """
 
     def __init__(
@@ -74,9 +74,9 @@ class PredictorCorrector(Sampler):
 
     def plan(self, sde: SDE, transitions: Sequence[Transition]) -> Sequence[Any]:
         """Of each transition its times, and what the predictor prepared for it."""
-        prepare: Callable | None = getattr(self.predictor, "plan", None)
-        entries = prepare(sde, transitions) if prepare else [None] * len(transitions)
-        return list(zip(transitions, entries, strict=True))
+        if not is_planned(self.predictor):
+            return [(pair, None) for pair in transitions]
+        return list(zip(transitions, self.predictor.plan(sde, transitions), strict=True))
 
     def advance(
         self, model: ScoreModel, x: Tensor, entry: Any, noise: Noise, cond: Condition, memory: Any
@@ -85,7 +85,7 @@ class PredictorCorrector(Sampler):
         (t_from, t_to), prepared = entry
         if self.corrector is not None and self.order == "corrector_first":
             x = self.corrector(model, x, t_from, noise, cond)
-        if prepared is not None:
+        if is_planned(self.predictor):
             x, memory = self.predictor.advance(model, x, prepared, noise, cond, memory)
         elif self.predictor is not None:
             x = self.predictor(model, x, t_from, t_to, noise, cond)

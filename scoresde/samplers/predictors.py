@@ -14,7 +14,7 @@ from torch import Tensor
 from scoresde.protocols import Condition, ScoreModel
 from scoresde.samplers.linear import Linear, Point, Row, Stage
 from scoresde.sdes import SDE
-from scoresde.tensors import Noise, broadcast
+from scoresde.tensors import Noise
 
 VARIANCES = ("posterior", "forward", "learned")
 
@@ -170,7 +170,9 @@ class Ancestral(Linear):
 
     def __init__(self, variance: str | OptimalVariance = "posterior"):
         if variance not in VARIANCES and not isinstance(variance, OptimalVariance):
-            raise ValueError(f"variance among {', '.join(VARIANCES)}, or an OptimalVariance, expected; got {variance!r}")
+            raise ValueError(
+                f"variance among {', '.join(VARIANCES)}, or an OptimalVariance, expected; got {variance!r}"
+            )
         self.variance = variance
 
     def row(self, sde: SDE, nodes: Sequence[Point], target: Point, left: int) -> Row:

@@ -1,7 +1,7 @@
 r"""Single-step methods of several evaluations: Heun's, as EDM has it, and the DPM-Solvers.
 
-Heun's method is in y = x/alpha and r = sigma/alpha, where the flow is dy/dr = E[eps | x] (2206.00364, algorithm 1, for any
-path). The DPM-Solvers are exponential Runge-Kutta methods in lambda = log(alpha/sigma), with E[x_0 | x] (++) or
+Heun's method is in y = x/alpha and r = sigma/alpha, where the flow is dy/dr = E[eps | x] (2206.00364, algorithm 1,
+for any path). The DPM-Solvers are exponential Runge-Kutta methods in lambda = log(alpha/sigma), with E[x_0 | x] (++) or
 E[eps | x] as what is integrated; with h = lambda_s - lambda_t,
 
     x_s = sigma_s/sigma_t x_t + alpha_s \int e^(lambda - lambda_s) E[x_0 | x] dlambda
@@ -14,6 +14,7 @@ from collections.abc import Sequence
 import torch
 
 from scoresde.samplers.exponential import check_order
+from scoresde.samplers.grids import Transition
 from scoresde.samplers.linear import Linear, Point, Row, Stage
 from scoresde.samplers.multistep import check_signal
 from scoresde.sdes import SDE
@@ -58,10 +59,10 @@ class EDM(Linear):
             raise ValueError(f"churn >= 0, 0 <= low < high and noise > 0 expected; got {churn}, {low}, {high}, {noise}")
         self.churn, self.low, self.high, self.noise = churn, low, high, noise
 
-    def plan(self, sde: SDE, transitions: Sequence) -> list[Row]:
+    def plan(self, sde: SDE, transitions: Sequence[Transition]) -> list[Row]:
         """The coefficients of every transition; gamma depends on their number."""
         gamma = min(self.churn / max(len(transitions), 1), math.sqrt(2) - 1)
-        return [self._row(sde, *(Point.at(sde, t) for t in pair), gamma) for pair in transitions]
+        return [self._row(sde, Point.at(sde, t_from), Point.at(sde, t_to), gamma) for t_from, t_to in transitions]
 
     def _row(self, sde: SDE, here: Point, target: Point, gamma: float) -> Row:
         check_signal(sde, here)

@@ -1,0 +1,182 @@
+"""The samplers beside those of diffusers: equal network, schedule, times and noise give equal samples.
+
+A scheduler of diffusers evaluates the network at indices k of its table and ends in one of two ways:
+
+    at sigma = 0 (`final_sigmas_type="zero"`, `set_alpha_to_one=True`): the last of its N steps gives E[x_0 | x], of first
+        order whatever the method. Here N - 1 transitions between the indices, and `denoise_final=True`.
+    at index 0 (`final_sigmas_type="sigma_min"`, `set_alpha_to_one=False`): the last step goes there. Here N transitions,
+        index 0 being the end of the grid.
+
+`lower_order_final` counts the steps from the end, that to sigma = 0 being one: it is `final=True` where the end is index
+0. In DPMSolverMultistepScheduler it acts below 15 steps alone, and lowers the last step to order 1 and the one before to
+order 2. With 15 steps or more and the end at sigma = 0, nothing but the last step is of lower order: `final=False`.
+`euler_at_final` stays off; it would make the last step to index 0 one of order 1.
+
+Left out, because they compute something else: DEISMultistepScheduler, whose polynomial is one in log(sigma/alpha), and
+the third order of sde-dpmsolver++, where its weight of the second difference is off by that difference itself, the sign
+of the 1/2 in phi_3 being the opposite of that in the deterministic formula and in k-diffusion.
+"""
+
+from functools import cache
+
+import pytest
+import torch
+
+import scoresde as ss
+from tests.conftest import exact_model, normal, oracle, seeded
+
+diffusers = pytest.importorskip("diffusers")
+
+LAST = 999
+SHAPE = (16, 2)
+
+
+class Learned(torch.nn.Module):
+    """The noise of a mixture, and beside it a variance that depends on state and time."""
+
+    def __init__(self, mixture, sde):
+        super().__init__()
+        self.noise = exact_model(mixture, sde, "noise").network
+
+    def forward(self, x, t, cond=None):
+        return torch.cat([self.noise(x, t), torch.sin(3 * x + t[:, None])], dim=1)
+
+
+@cache
+def path(name="DDIMScheduler"):
+    """The path through the table of the scheduler, whose betas are those of DDPM by default."""
+    return ss.Tabulated.from_alphas_cumprod(getattr(diffusers, name)().alphas_cumprod.double())
+
+
+@cache
+def model(learned=False):
+    """A network that predicts the noise, nonlinear in the state."""
+    mixture = oracle(SHAPE[1:])
+    if learned:
+        return ss.ScoreModel(Learned(mixture, path()), path(), "noise", learned_variance=True)
+    return exact_model(mixture, path(), "noise")
+
+
+def theirs(scheduler, x, network, noise=None, **arguments):
+    """The loop of a pipeline: the network at every timestep, and the scheduler's step."""
+    for k in scheduler.timesteps:
+        scaled, label = scheduler.scale_model_input(x, k), (k.double() / LAST).expand(len(x))
+        if noise is not None:
+            arguments["variance_noise"] = noise.normal()
+        x = scheduler.step(network(scaled, label), k if k.is_floating_point() else int(k), x, **arguments).prev_sample
+    return x
+
+
+def ours(method, indices, x, model, denoise_final, **arguments):
+    grid = torch.as_tensor(indices, dtype=torch.float64) / LAST
+    sampler = ss.samplers.PredictorCorrector(method, grid=grid, denoise_final=denoise_final)
+    return sampler(model, x_T=x, **arguments).x
+
+
+def compare(scheduler, method, steps, denoise_final, noisy=False, **arguments):
+    """The largest difference between the samples of both, started from the same states."""
+    scheduler.set_timesteps(steps)
+    indices = scheduler.timesteps.tolist() + ([] if denoise_final else [0])
+    x, seed = normal(*SHAPE, seed=3), seeded(5)
+    noise = ss.tensors.Noise(SHAPE, seeded(5), dtype=x.dtype) if noisy else None
+    mine = ours(method, indices, x, model(), denoise_final, generator=seed)
+    reference = theirs(scheduler, x, model().network, noise, **arguments)
+    assert mine.std() > 0.3  # samples of the mixture, not of one point
+    return float((mine - reference).abs().max())
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("spacing", ["leading", "trailing"])
+def test_ddim_ending_at_the_data(spacing, eta):
+    scheduler = diffusers.DDIMScheduler(clip_sample=False, timestep_spacing=spacing, set_alpha_to_one=True)
+    assert compare(scheduler, ss.samplers.DDIM(eta), 25, True, noisy=eta > 0, eta=eta) < 1e-4
+
+
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+def test_ddim_ending_at_the_first_index(eta):
+    scheduler = diffusers.DDIMScheduler(clip_sample=False, set_alpha_to_one=False, steps_offset=1)
+    assert compare(scheduler, ss.samplers.DDIM(eta), 25, False, noisy=eta > 0, eta=eta) < 1e-4
+
+
+@pytest.mark.parametrize(
+    ("method", "settings"),
+    [
+        (ss.samplers.DPMSolverPP(1), {"solver_order": 1}),
+        (ss.samplers.DPMSolverPP(2, form="published"), {"solver_order": 2, "solver_type": "midpoint"}),
+        (ss.samplers.DPMSolverPP(2, form="exact"), {"solver_order": 2, "solver_type": "heun"}),
+        (ss.samplers.DPMSolverPP(3, form="published"), {"solver_order": 3}),
+    ],
+    ids=["1", "2M", "2M-exact", "3M"],
+)
+def test_dpm_solver_pp(method, settings):
+    scheduler = diffusers.DPMSolverMultistepScheduler(**settings)
+    assert compare(scheduler, method, 20, True) < 1e-4
+    method = ss.samplers.DPMSolverPP(method.order, form=method.form, final=True)
+    scheduler = diffusers.DPMSolverMultistepScheduler(**settings, final_sigmas_type="sigma_min")
+    assert compare(scheduler, method, 10, False) < 1e-4
+
+
+@pytest.mark.parametrize(
+    ("method", "settings"),
+    [
+        (ss.samplers.DPMSolverPP(1, l=1), {"solver_order": 1}),
+        (ss.samplers.DPMSolverPP(2, l=1, form="published"), {"solver_order": 2, "solver_type": "midpoint"}),
+        (ss.samplers.DPMSolverPP(2, l=1, form="exact"), {"solver_order": 2, "solver_type": "heun"}),
+    ],
+    ids=["1", "2M", "2M-exact"],
+)
+def test_stochastic_dpm_solver_pp(method, settings):
+    scheduler = diffusers.DPMSolverMultistepScheduler(algorithm_type="sde-dpmsolver++", **settings)
+    assert compare(scheduler, method, 20, True, noisy=True) < 1e-4
+
+
+@pytest.mark.parametrize("form", ["bh1", "bh2"])
+@pytest.mark.parametrize("order", [1, 2, 3])
+def test_unipc(order, form):
+    settings = {"solver_order": order, "solver_type": form, "predict_x0": True, "final_sigmas_type": "sigma_min"}
+    for final in (True, False):
+        scheduler = diffusers.UniPCMultistepScheduler(**settings, lower_order_final=final)
+        assert compare(scheduler, ss.samplers.UniPC(order, form, final), 12, False) < 1e-4
+
+
+@pytest.mark.parametrize("form", ["bh1", "bh2"])
+@pytest.mark.parametrize("order", [1, 2])
+def test_unipc_ending_at_the_data(order, form):
+    """At order 3 its last step but one would be of order 2, which final=False is not."""
+    scheduler = diffusers.UniPCMultistepScheduler(solver_order=order, solver_type=form, final_sigmas_type="zero")
+    assert compare(scheduler, ss.samplers.UniPC(order, form, final=False), 12, True) < 1e-4
+
+
+def test_heun():
+    """In y = x/alpha, and at integer indices: linspace(0, 999, 28) has steps of 37."""
+    scheduler = diffusers.HeunDiscreteScheduler(beta_start=1e-4, beta_end=0.02, timestep_spacing="linspace")
+    scheduler.set_timesteps(28)
+    indices = scheduler.timesteps.unique().flip(0).tolist()
+    assert indices == list(range(LAST, -1, -37))
+    x = normal(*SHAPE, seed=3)
+    start = x / model().sde.alpha(torch.tensor(1.0, dtype=torch.float64))
+    mine = ours(ss.samplers.Heun(), indices, x, model(), True)
+    assert (mine - theirs(scheduler, start, model().network)).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("steps", [20, 250])
+@pytest.mark.parametrize(
+    ("variance", "name"), [("posterior", "fixed_small"), ("forward", "fixed_large"), ("learned", "learned_range")]
+)
+def test_ancestral(variance, name, steps):
+    scheduler = diffusers.DDPMScheduler(clip_sample=False, variance_type=name)
+    scheduler.set_timesteps(steps)
+    learned, x = model(variance == "learned"), normal(*SHAPE, seed=3)
+    mine = ours(ss.samplers.Ancestral(variance), scheduler.timesteps, x, learned, True, generator=seeded(5))
+    reference = theirs(scheduler, x, learned.network, generator=seeded(5))
+    assert (mine - reference).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])
+@pytest.mark.parametrize("steps", [2, 7, 50, 333, 1000])
+def test_indices_are_the_timesteps(spacing, steps):
+    scheduler = diffusers.DDIMScheduler(timestep_spacing=spacing)
+    scheduler.set_timesteps(steps)
+    times = ss.samplers.Indices(spacing)(path(), steps)
+    assert (times * LAST).round().tolist() == scheduler.timesteps.tolist()
+    torch.testing.assert_close(times * LAST, scheduler.timesteps.double(), rtol=0, atol=1e-9)
