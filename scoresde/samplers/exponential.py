@@ -18,7 +18,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from scoresde.samplers.linear import Linear, Point, Row, Stage
+from scoresde.samplers.linear import Linear, Point, Row, Stage, kernel
 from scoresde.samplers.predictors import check_level
 from scoresde.sdes import SDE
 
@@ -76,7 +76,7 @@ class DDIM(Linear):
 
     def row(self, sde: SDE, nodes: Sequence[Point], target: Point, left: int) -> Row:
         here = nodes[0]
-        forward = -(here.sigma**2) * math.expm1(2 * (here.lam - target.lam))
+        _, forward = kernel(target, here)
         c = self.eta * target.sigma / here.sigma * math.sqrt(forward)
         a = math.sqrt(target.sigma**2 - c * c) / here.sigma
         return Row((Stage(here.t, a, (target.alpha - a * here.alpha,), c),))

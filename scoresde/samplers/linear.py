@@ -41,12 +41,24 @@ class Point:
     @classmethod
     def at(cls, sde: SDE, t: Tensor) -> "Point":
         """The point of a path at t."""
-        return cls(t, float(sde.alpha(t)), float(sde.sigma(t)), 0.5 * float(sde.log_snr(t)))
+        return points(sde, [t])[0]
 
     @property
     def ratio(self) -> float:
         """r = sigma/alpha."""
         return math.exp(-self.lam)
+
+
+def points(sde: SDE, times: Sequence[Tensor]) -> list[Point]:
+    """The points of a path at these times."""
+    t = torch.stack(list(times))
+    values = [part.tolist() for part in (sde.alpha(t), sde.sigma(t), 0.5 * sde.log_snr(t))]
+    return [Point(*point) for point in zip(t, *values, strict=True)]
+
+
+def kernel(clean: Point, noisy: Point) -> tuple[float, float]:
+    """(r, v) of the forward transition between two points, x_noisy = r x_clean + v^(1/2) eps; see `SDE.transition`."""
+    return noisy.alpha / clean.alpha, -(noisy.sigma**2) * math.expm1(2 * (noisy.lam - clean.lam))
 
 
 @dataclass(frozen=True)
@@ -118,19 +130,17 @@ class Linear:
 
     def plan(self, sde: SDE, transitions: Sequence[Transition]) -> list[Row]:
         """The coefficients of every transition. The past begins anew where one does not follow another downwards."""
+        starts, targets = (points(sde, times) for times in zip(*transitions, strict=True))
         rows: list[Row] = []
         nodes: list[Point] = []
-        target: Point | None = None
-        for i, (t_from, t_to) in enumerate(transitions):
-            left, correct = len(transitions) - i, tuple[float, ...]()
-            follows = target is not None and bool(t_from == target.t) and bool(nodes[0].t > t_from)
-            here = target if follows and target is not None else Point.at(sde, t_from)
-            if follows:
-                correct = self.correction(nodes, here, left + 1)
+        before = math.inf  # where the transition before ended
+        for here, target, left in zip(starts, targets, range(len(starts), 0, -1), strict=True):
+            follows = float(here.t) == before and float(nodes[0].t) > before
+            correct = self.correction(nodes, here, left + 1) if follows else ()
             nodes = [here, *(node for node in nodes if follows and math.isfinite(node.lam))][: self.past]
-            target = Point.at(sde, t_to)
             row = self.row(sde, nodes, target, left)
             rows.append(Row(row.stages, row.kick, correct))
+            before = float(target.t)
         return rows
 
     def advance(

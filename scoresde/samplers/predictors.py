@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from scoresde.protocols import Condition, ScoreModel
-from scoresde.samplers.linear import Linear, Point, Row, Stage
+from scoresde.samplers.linear import Linear, Point, Row, Stage, kernel
 from scoresde.sdes import SDE
 from scoresde.tensors import Noise
 
@@ -103,7 +103,7 @@ class ReverseDiffusion(Linear):
     view = "noise"
 
     def row(self, sde: SDE, nodes: Sequence[Point], target: Point, left: int) -> Row:
-        ratio, variance = (float(value) for value in sde.transition(target.t, nodes[0].t))
+        ratio, variance = kernel(target, nodes[0])
         return Row((Stage(nodes[0].t, 2 - ratio, (-variance / nodes[0].sigma,), math.sqrt(variance)),))
 
 
@@ -177,7 +177,7 @@ class Ancestral(Linear):
 
     def row(self, sde: SDE, nodes: Sequence[Point], target: Point, left: int) -> Row:
         here = nodes[0]
-        ratio, forward = (float(value) for value in sde.transition(target.t, here.t))
+        ratio, forward = kernel(target, here)
         kept = (target.sigma / here.sigma) ** 2
         data, posterior = target.alpha * forward / here.sigma**2, forward * kept
         learned = None

@@ -15,7 +15,7 @@ import torch
 
 from scoresde.samplers.exponential import check_order
 from scoresde.samplers.grids import Transition
-from scoresde.samplers.linear import Linear, Point, Row, Stage
+from scoresde.samplers.linear import Linear, Point, Row, Stage, points
 from scoresde.samplers.multistep import check_signal
 from scoresde.sdes import SDE
 
@@ -62,7 +62,8 @@ class EDM(Linear):
     def plan(self, sde: SDE, transitions: Sequence[Transition]) -> list[Row]:
         """The coefficients of every transition; gamma depends on their number."""
         gamma = min(self.churn / max(len(transitions), 1), math.sqrt(2) - 1)
-        return [self._row(sde, Point.at(sde, t_from), Point.at(sde, t_to), gamma) for t_from, t_to in transitions]
+        starts, targets = (points(sde, times) for times in zip(*transitions, strict=True))
+        return [self._row(sde, here, target, gamma) for here, target in zip(starts, targets, strict=True)]
 
     def _row(self, sde: SDE, here: Point, target: Point, gamma: float) -> Row:
         check_signal(sde, here)
