@@ -50,6 +50,11 @@ def weights(nodes: Sequence[float], start: float, end: float, rate: float) -> li
     return (lagrange(nodes, at) @ density).tolist()
 
 
+def limited(nodes: Sequence[Point], left: int, final: int) -> Sequence[Point]:
+    """The nodes that the order at the end of a run allows."""
+    return nodes[: left - 1 + final] if final else nodes
+
+
 def transport(here: Point, target: Point, l: float) -> tuple[float, float]:  # noqa: E741 - the letter of the formula
     """(a, c) of the exact solution: the coefficients of x and z."""
     h, square = target.lam - here.lam, l * l
@@ -90,7 +95,8 @@ class DPMSolverPP(Linear):
         l: noise level; 1 is SDE-DPM-Solver++ (eq. 19 there; 3M: k-diffusion), whose first order is the exponential
             Euler scheme (SEEDS-1, 2305.14267).
         form: "exact" weights of the polynomial, or those "published", see the module.
-        final: order of the last transitions at most 1, 2, ... counted from the end: steadier with few of them.
+        final: order of the last transition at most, one more for each before it; 0 for no such limit. With few steps 1
+            is steadier; 2 is what others have whose last step is to sigma = 0 (`denoise_final`).
 
     Raises:
         ValueError: another order or form, a negative noise level.
@@ -98,15 +104,15 @@ class DPMSolverPP(Linear):
 
     view = "denoised"
 
-    def __init__(self, order: int = 2, l: float = 0.0, form: str = "exact", final: bool = False):  # noqa: E741
-        if form not in ("exact", "published"):
-            raise ValueError(f"form 'exact' or 'published' expected; got {form!r}")
+    def __init__(self, order: int = 2, l: float = 0.0, form: str = "exact", final: int = 0):  # noqa: E741
+        if form not in ("exact", "published") or final < 0:
+            raise ValueError(f"form 'exact' or 'published' and final >= 0 expected; got {form!r}, {final}")
         self.past = self.order = check_order(order, 3)
         self.l, self.form, self.final = check_level(l), form, final
 
     def row(self, sde: SDE, nodes: Sequence[Point], target: Point, left: int) -> Row:
         here, rate = nodes[0], 1 + self.l**2
-        nodes = nodes[: left if self.final else None]
+        nodes = limited(nodes, left, self.final)
         a, c = transport(here, target, self.l)
         lams = [node.lam for node in nodes]
         if self.form == "exact" or len(nodes) == 1:
@@ -139,7 +145,8 @@ class UniPC(Linear):
     Args:
         order: p = 1, 2 or 3 of the predictor; the corrected method has order p + 1.
         form: "bh1" or "bh2".
-        final: order of the last transitions at most 1, 2, ... counted from the end, as in its authors' code.
+        final: order of the last transition at most, one more for each before it; 0 for no such limit. Its authors have
+            1, counting a last step to sigma = 0: 2 where that is `denoise_final`.
 
     Raises:
         ValueError: another order or form.
@@ -147,19 +154,19 @@ class UniPC(Linear):
 
     view = "denoised"
 
-    def __init__(self, order: int = 2, form: str = "bh2", final: bool = True):
-        if form not in ("bh1", "bh2"):
-            raise ValueError(f"form 'bh1' or 'bh2' expected; got {form!r}")
+    def __init__(self, order: int = 2, form: str = "bh2", final: int = 1):
+        if form not in ("bh1", "bh2") or final < 0:
+            raise ValueError(f"form 'bh1' or 'bh2' and final >= 0 expected; got {form!r}, {final}")
         self.past = self.order = check_order(order, 3)
         self.form, self.final = form, final
 
     def row(self, sde: SDE, nodes: Sequence[Point], target: Point, left: int) -> Row:
-        nodes = nodes[: left if self.final else None]
+        nodes = limited(nodes, left, self.final)
         a, _ = transport(nodes[0], target, 0.0)
         return Row((Stage(nodes[0].t, a, tuple(self._weights(nodes, target, ahead=False))),))
 
     def correction(self, nodes: Sequence[Point], target: Point, left: int) -> tuple[float, ...]:
-        nodes = nodes[: left if self.final else None]
+        nodes = limited(nodes, left, self.final)
         return tuple(self._weights(nodes, target, ahead=True)) if math.isfinite(nodes[0].lam) else ()
 
     def _weights(self, nodes: Sequence[Point], target: Point, ahead: bool) -> list[float]:

@@ -110,11 +110,13 @@ class ReverseDiffusion(Linear):
 class OptimalVariance:
     """The variance of an ancestral step that fits the true reverse process best (2201.06503, theorem 1).
 
-        c^2 = posterior variance + (coefficient of E[x_0 | x])^2 (sigma_t/alpha_t)^2 (1 - Gamma(t)),
-        Gamma(t) = E |E[eps | x_t]|^2 / d,
+        c^2 = posterior variance + (coefficient of E[x_0 | x])^2 (sigma_t/alpha_t)^2 V(t),
+        V(t) = E |eps - E[eps | x_t]|^2 / d = 1 - E |E[eps | x_t]|^2 / d,
 
-    the last term being the mean variance of x_0 given x_t. Gamma is estimated from data, once for a model, at levels
-    uniform in log-SNR, and interpolated between them.
+    (sigma_t/alpha_t)^2 V being the mean variance of x_0 given x_t. V is estimated from data, once for a model, at levels
+    uniform in log-SNR, and its logarithm interpolated between them: by the first of the two forms, whose relative error
+    is the same at all levels (where there is little signal the second is 1 less nearly 1), and which is also the best
+    variance around a mean that is not exact (2206.07309, section 4.2).
 
     Args:
         model: the score model.
@@ -141,15 +143,17 @@ class OptimalVariance:
         found = []
         with torch.no_grad():
             for t in sde.time(self.log_snr):
-                found.append(model.predict(sde.perturb(x0, t, noise.normal()), t, cond).noise.square().mean().cpu())
-        self.gamma = torch.stack(found).double().clamp(0, 1)
+                z = noise.normal()
+                error = model.predict(sde.perturb(x0, t, z), t, cond).noise - z
+                found.append(error.square().mean().cpu())
+        self.log_unexplained = torch.stack(found).double().clamp(1e-30, 1).log()
 
     def unexplained(self, log_snr: float) -> float:
-        """1 - Gamma at a log-SNR; constant beyond the levels."""
+        """V at a log-SNR; constant beyond the levels."""
         grid = self.log_snr
         i = int(torch.searchsorted(grid, log_snr).clamp(1, len(grid) - 1))
         part = min(max((log_snr - float(grid[i - 1])) / float(grid[i] - grid[i - 1]), 0.0), 1.0)
-        return 1 - float(torch.lerp(self.gamma[i - 1], self.gamma[i], part))
+        return math.exp(float(torch.lerp(self.log_unexplained[i - 1], self.log_unexplained[i], part)))
 
 
 class Ancestral(Linear):

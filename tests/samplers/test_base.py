@@ -5,8 +5,9 @@ import torch
 
 import scoresde as ss
 from scoresde.samplers import uniform_log_snr, uniform_time
-from scoresde.samplers.base import transitions
+from scoresde.samplers.grids import transitions
 from tests.conftest import close, oracle
+from tests.samplers.methods import METHODS, setup
 
 
 def sampler(**arguments):
@@ -41,6 +42,24 @@ def test_the_published_rule_does_depend_on_the_batch(model):
     make = ss.samplers.PredictorCorrector(ss.samplers.ReverseDiffusion(), corrector, steps=12, grid="uniform_log_snr")
     together, alone = make(model, shape=(3, 1, 2, 2), seeds=[3, 1, 4]).x, make(model, shape=(1, 1, 2, 2), seeds=[3]).x
     assert (together[0] - alone[0]).abs().max() > 1e-3
+
+
+def test_every_method_is_tested():
+    """METHODS, of which the law and the independence of its samples are tested, has all that the library exports."""
+    exported = {getattr(ss.samplers, name) for name in ss.samplers.__all__} - {ss.samplers.Linear}
+    methods = {kind for kind in exported if isinstance(kind, type) and issubclass(kind, ss.samplers.Linear)}
+    assert methods == {type(setup(name, oracle((1,)), ss.VP())[0]) for name in METHODS}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_no_method_lets_a_sample_depend_on_its_batch(name):
+    method, model = setup(name, oracle((1, 2, 2)), ss.VP())
+    make = ss.samplers.PredictorCorrector(method, steps=8, grid="uniform_log_snr")
+    together = make(model, shape=(3, 1, 2, 2), seeds=[3, 1, 4]).x
+    assert (together[1:] - together[0]).abs().amax(dim=(1, 2, 3)).min() > 1e-2
+    for i, seed in enumerate([3, 1, 4]):
+        alone = make(model, shape=(1, 1, 2, 2), seeds=[seed]).x
+        torch.testing.assert_close(alone[0], together[i], rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("make", SAMPLERS)
@@ -124,7 +143,7 @@ def test_grids_go_from_prior_to_data(grid, sde):
     assert (times.diff() < 0).all()
     even = times if grid is uniform_time else sde.log_snr(times)
     torch.testing.assert_close(even.diff(), even.diff().mean().expand(7), rtol=1e-6, atol=0)
-    assert len(transitions(times)) == 7
+    assert len(transitions(times, sde)) == 7
 
 
 def test_an_own_grid(model):
@@ -142,7 +161,7 @@ def test_an_own_grid(model):
         (lambda m: sampler()(m, shape=(2,)), r"shape \(B, \*\)"),
         (lambda m: sampler()(m, shape=(2, 1, 2, 2), seeds=[0]), "one seed per sample"),
         (lambda m: sampler(steps=0), "one step or more"),
-        (lambda m: sampler(grid="karras"), "grid among"),
+        (lambda m: sampler(grid="spline"), "grid among"),
         (lambda m: sampler(order="both"), "order among"),
         (lambda m: ss.samplers.PredictorCorrector(), "got neither"),
         (lambda m: ss.samplers.ProbabilityFlow(segments=0), "one segment"),
@@ -163,11 +182,11 @@ def test_a_flow_that_fails_says_how_many():
         ss.samplers.ProbabilityFlow()(ss.ScoreModel(Breaks(), ss.VP()), shape=(2, 3), seeds=[0, 1])
 
 
-def test_uniform_time_ends_where_it_is_told():
-    grid = ss.samplers.UniformTime(end=1e-3)(ss.VP(), 10)
+def test_a_grid_ends_where_it_is_told():
+    grid = ss.samplers.Power(end=1e-3)(ss.VP(), 10)
     close(grid, torch.linspace(1, 1e-3, 11, dtype=torch.float64))
-    sampler = ss.samplers.PredictorCorrector(ss.samplers.EulerMaruyama(), steps=2, grid=ss.samplers.UniformTime(0.4))
+    sampler = ss.samplers.PredictorCorrector(ss.samplers.EulerMaruyama(), steps=2, grid=ss.samplers.Power(end=0.4))
     assert float(sampler.transitions(ss.VP())[-1][1]) == 0.4
     for end in (1e-6, 1.0):
         with pytest.raises(ValueError, match=r"an end in \[1e-05, 1\) expected"):
-            ss.samplers.UniformTime(end)(ss.VP(), 10)
+            ss.samplers.Power(end=end)(ss.VP(), 10)

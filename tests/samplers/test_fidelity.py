@@ -2,19 +2,19 @@
 
 A scheduler of diffusers evaluates the network at indices k of its table and ends in one of two ways:
 
-    at sigma = 0 (`final_sigmas_type="zero"`, `set_alpha_to_one=True`): the last of its N steps gives E[x_0 | x], of first
-        order whatever the method. Here N - 1 transitions between the indices, and `denoise_final=True`.
-    at index 0 (`final_sigmas_type="sigma_min"`, `set_alpha_to_one=False`): the last step goes there. Here N transitions,
-        index 0 being the end of the grid.
+    at sigma = 0 (`final_sigmas_type="zero"`, `set_alpha_to_one=True`): the last of its N steps gives E[x_0 | x], of
+        first order whatever the method. Here N - 1 transitions between the indices, and `denoise_final=True`.
+    at index 0 (`final_sigmas_type="sigma_min"`, `set_alpha_to_one=False`): the last step goes there. Here N
+        transitions, index 0 being the end of the grid.
 
-`lower_order_final` counts the steps from the end, that to sigma = 0 being one: it is `final=True` where the end is index
-0. In DPMSolverMultistepScheduler it acts below 15 steps alone, and lowers the last step to order 1 and the one before to
-order 2. With 15 steps or more and the end at sigma = 0, nothing but the last step is of lower order: `final=False`.
-`euler_at_final` stays off; it would make the last step to index 0 one of order 1.
+`lower_order_final` counts the steps from the end, that to sigma = 0 being one: it is `final=True` where the end is
+index 0. In DPMSolverMultistepScheduler it acts below 15 steps alone, and lowers the last step to order 1 and the one
+before to order 2. With 15 steps or more and the end at sigma = 0, nothing but the last step is of lower order:
+`final=False`. `euler_at_final` stays off; it would make the last step to index 0 one of order 1.
 
 Left out, because they compute something else: DEISMultistepScheduler, whose polynomial is one in log(sigma/alpha), and
-the third order of sde-dpmsolver++, where its weight of the second difference is off by that difference itself, the sign
-of the 1/2 in phi_3 being the opposite of that in the deterministic formula and in k-diffusion.
+the third order of sde-dpmsolver++, where the 1/2 in the weight of the second difference has the opposite sign of that
+in the deterministic formula and in k-diffusion.
 """
 
 from functools import cache
@@ -23,9 +23,11 @@ import pytest
 import torch
 
 import scoresde as ss
+from scoresde.tensors import Noise
 from tests.conftest import exact_model, normal, oracle, seeded
 
 diffusers = pytest.importorskip("diffusers")
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # NumPy 2, in diffusers
 
 LAST = 999
 SHAPE = (16, 2)
@@ -43,9 +45,9 @@ class Learned(torch.nn.Module):
 
 
 @cache
-def path(name="DDIMScheduler"):
-    """The path through the table of the scheduler, whose betas are those of DDPM by default."""
-    return ss.Tabulated.from_alphas_cumprod(getattr(diffusers, name)().alphas_cumprod.double())
+def path():
+    """The path through the table of the schedulers; their betas are those of DDPM by default, but for Heun's."""
+    return ss.Tabulated.from_alphas_cumprod(diffusers.DDPMScheduler().alphas_cumprod.double())
 
 
 @cache
@@ -77,9 +79,9 @@ def compare(scheduler, method, steps, denoise_final, noisy=False, **arguments):
     """The largest difference between the samples of both, started from the same states."""
     scheduler.set_timesteps(steps)
     indices = scheduler.timesteps.tolist() + ([] if denoise_final else [0])
-    x, seed = normal(*SHAPE, seed=3), seeded(5)
-    noise = ss.tensors.Noise(SHAPE, seeded(5), dtype=x.dtype) if noisy else None
-    mine = ours(method, indices, x, model(), denoise_final, generator=seed)
+    x = normal(*SHAPE, seed=3)
+    noise = Noise(SHAPE, seeded(5), dtype=x.dtype) if noisy else None
+    mine = ours(method, indices, x, model(), denoise_final, generator=seeded(5))
     reference = theirs(scheduler, x, model().network, noise, **arguments)
     assert mine.std() > 0.3  # samples of the mixture, not of one point
     return float((mine - reference).abs().max())
@@ -139,12 +141,11 @@ def test_unipc(order, form):
         assert compare(scheduler, ss.samplers.UniPC(order, form, final), 12, False) < 1e-4
 
 
-@pytest.mark.parametrize("form", ["bh1", "bh2"])
 @pytest.mark.parametrize("order", [1, 2])
-def test_unipc_ending_at_the_data(order, form):
-    """At order 3 its last step but one would be of order 2, which final=False is not."""
-    scheduler = diffusers.UniPCMultistepScheduler(solver_order=order, solver_type=form, final_sigmas_type="zero")
-    assert compare(scheduler, ss.samplers.UniPC(order, form, final=False), 12, True) < 1e-4
+def test_unipc_ending_at_the_data(order):
+    """At order 3 its last step but one would be of order 2, which final=False is not; bh1 gives NaN at sigma = 0."""
+    scheduler = diffusers.UniPCMultistepScheduler(solver_order=order, solver_type="bh2", final_sigmas_type="zero")
+    assert compare(scheduler, ss.samplers.UniPC(order, "bh2", final=False), 12, True) < 1e-4
 
 
 def test_heun():
@@ -159,7 +160,7 @@ def test_heun():
     assert (mine - theirs(scheduler, start, model().network)).abs().max() < 1e-4
 
 
-@pytest.mark.parametrize("steps", [20, 250])
+@pytest.mark.parametrize("steps", [20, 100])
 @pytest.mark.parametrize(
     ("variance", "name"), [("posterior", "fixed_small"), ("forward", "fixed_large"), ("learned", "learned_range")]
 )
