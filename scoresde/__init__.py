@@ -7,7 +7,7 @@ samples = ss.samplers.PredictorCorrector(ss.samplers.ReverseDiffusion())(model, 
 nats = ss.log_prob(model, samples).value
 """
 
-from scoresde import bounds, convert, data, losses, networks, predictions, samplers, solvers
+from scoresde import bounds, convert, data, editing, losses, networks, predictions, samplers, solvers, thresholding
 from scoresde.analytic import GaussianMixture
 from scoresde.build import Run, load
 from scoresde.dequantization import TruncatedNormal, Uniform, Variational
@@ -71,6 +71,7 @@ __all__ = [
     "convert",
     "data",
     "decode",
+    "editing",
     "encode",
     "load",
     "log_prob",
@@ -81,4 +82,5 @@ __all__ = [
     "sample_with_log_prob",
     "samplers",
     "solvers",
+    "thresholding",
 ]

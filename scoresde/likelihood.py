@@ -25,7 +25,7 @@ from scoresde.dequantization import Dequantization, Uniform
 from scoresde.divergence import Hutchinson, Trace
 from scoresde.flow import DEFAULT_SOLVER, Carried, carry, integrate, like
 from scoresde.protocols import Condition, ScoreModel, Transform, select
-from scoresde.score import refuse_dropout
+from scoresde.score import refuse_other_flows
 from scoresde.solvers import Solver, Status
 from scoresde.tensors import Noise, dimensions, float64, sum_dims
 
@@ -113,9 +113,9 @@ def log_prob(
             number of evaluations.
 
     Raises:
-        ValueError: a model with active dropout, a state that is not finite, a t_start out of range.
+        ValueError: a model with active dropout or thresholding, a state that is not finite, a t_start out of range.
     """
-    refuse_dropout(model)
+    refuse_other_flows(model)
     if not bool(torch.isfinite(x).all()):
         raise ValueError("finite states expected; got NaN or infinity in x")
     sde, trace, noise = model.sde, trace or Hutchinson(), Noise.like(x, generator, seeds)
@@ -152,9 +152,9 @@ def sample_with_log_prob(
         device: of the states drawn.
 
     Raises:
-        ValueError: a model with active dropout; both or neither of shape and x_T.
+        ValueError: a model with active dropout or thresholding; both or neither of shape and x_T.
     """
-    refuse_dropout(model)
+    refuse_other_flows(model)
     if (shape is None) == (x_T is None):
         raise ValueError("a shape (B, *) or a starting state x_T expected, exactly one of them")
     start = x_T if x_T is not None else torch.empty(tuple(shape or ()), device=device)
@@ -180,10 +180,10 @@ def encode(
     """The latent x(t_max) (B, *) of data x (B, *) taken as x(t_start), t_min by default.
 
     Raises:
-        ValueError: a model with active dropout.
+        ValueError: a model with active dropout or thresholding.
         RuntimeError: samples that did not arrive.
     """
-    refuse_dropout(model)
+    refuse_other_flows(model)
     return carry(model, x, model.sde.t_min if t_start is None else t_start, model.sde.t_max, cond, solver)
 
 
@@ -193,10 +193,10 @@ def decode(
     """The data x(t_end) (B, *), t_min by default, of a latent z (B, *) = x(t_max): the inverse of `encode`.
 
     Raises:
-        ValueError: a model with active dropout.
+        ValueError: a model with active dropout or thresholding.
         RuntimeError: samples that did not arrive.
     """
-    refuse_dropout(model)
+    refuse_other_flows(model)
     return carry(model, z, model.sde.t_max, model.sde.t_min if t_end is None else t_end, cond, solver)
 
 
@@ -250,7 +250,7 @@ def bits_per_dim(
     trace, solver, dequantization = trace or Hutchinson(), solver or DEFAULT_SOLVER, dequantization or Uniform()
     images = images.byte() if images.dtype == torch.bool else images
     _check_bits(images, samples, start)
-    refuse_dropout(model)
+    refuse_other_flows(model)
     time = dequantization.start(model.sde, transform)
     if time is not None and start == "perturb":
         raise ValueError(f"start='data' expected: {dequantization} says at which time its points are states")

@@ -65,7 +65,12 @@ class Views:
 
 
 class ViewMethods:
-    """Single views of whatever has `predict`, one network evaluation each."""
+    """Single views of whatever has `predict`, one network evaluation each.
+
+    has_likelihood: whether the probability flow follows the score of a density; not where views were tampered with.
+    """
+
+    has_likelihood = True
 
     def predict(self, x: Tensor, t: Tensor | float, cond: Condition = None) -> ViewsProtocol:
         """One network evaluation at x (B, *) and t () or (B,), and every view of it."""
@@ -190,3 +195,14 @@ def refuse_dropout(model: ScoreModelProtocol) -> None:
     for module in model.modules() if isinstance(model, nn.Module) else ():
         if isinstance(module, nn.modules.dropout._DropoutNd) and module.training and module.p > 0:
             raise ValueError("a deterministic network expected; this one has active dropout: call model.eval() first")
+
+
+def refuse_other_flows(model: ScoreModelProtocol) -> None:
+    """Raises ValueError for a model whose probability flow gives no likelihood: dropout, or changed views."""
+    refuse_dropout(model)
+    for module in model.modules() if isinstance(model, nn.Module) else (model,):
+        if not getattr(module, "has_likelihood", True):
+            raise ValueError(
+                f"a model whose velocity follows from a score expected; {type(module).__name__} changes it, for "
+                "samplers alone: pass the model inside, its .model"
+            )

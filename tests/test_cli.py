@@ -587,3 +587,24 @@ def test_bpd_of_a_run_without_data(capsys, caplog):
     assert main(["convert", "source=score_sde", f"path={source}", "config=lsun.json", "run=lsun"]) == 0
     capsys.readouterr()
     assert "names no test data" in fails(capsys, caplog, "bpd", "run=lsun")
+
+
+@pytest.mark.parametrize(("name", "arguments"), [("Clipped", ""), ("DynamicThresholding", ", quantile: 0.5")])
+def test_sample_with_a_threshold(trained, name, arguments, capsys, caplog):
+    command = ["sample", f"run={trained}", "n=5", "sampler.steps=3"]
+    node = f"threshold={{_target_: scoresde.thresholding.{name}, low: -0.5, high: 0.25{arguments}}}"
+    run = ss.load(trained)
+    drawn = []
+    for options in ([], [node]):
+        assert main([*command, *options]) == 0
+        drawn.append(run.transform(torch.from_numpy(np.load(trained / "samples" / "pc.npy"))))
+    assert drawn[0].abs().max() > 0.5
+    assert -0.5 - 1e-6 <= drawn[1].min() <= drawn[1].max() <= 0.25 + 1e-6
+    plain, thresholded = rows(trained / "metrics.jsonl")[-2:]
+    assert plain["threshold"] is None
+    assert thresholded["threshold"]["_target_"] == f"scoresde.thresholding.{name}"
+    assert thresholded["nfe"] == plain["nfe"]
+    capsys.readouterr()
+    assert "scoresde.thresholding.Clipped} or the like expected; got clipped" in fails(
+        capsys, caplog, *command, "threshold=clipped"
+    )

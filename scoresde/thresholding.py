@@ -1,0 +1,162 @@
+r"""Thresholding: a score model whose prediction of the data is kept in the range of the data.
+
+A network's E[x_0 | x_t] may leave the range that the data is known to have, most of all at high noise and under strong
+guidance. Thresholding is a map T of that prediction, and a property of the model rather than of each sampler: with
+D = T(E[x_0 | x_t]), the noise that the model then believes in is (x - alpha D) / sigma, and every other view follows
+from the two,
+
+    score = -noise / sigma,        velocity = alpha' D + sigma' noise,
+
+so that alpha D + sigma noise = x as before. Nothing is computed through D in the dtype of the state: the views are
+those of the model inside, moved by what thresholding moved the data by,
+
+    d D + n noise  =  (d E[x_0 | x_t] + n E[eps | x_t]) + (d - n alpha/sigma) (D - E[x_0 | x_t]),
+
+which leaves them as they were, to the last digit, wherever the prediction is in the range.
+
+Thresholding is for samplers. The velocity is no longer that of a score: where it holds D at a bound, the flow from data
+to noise multiplies the distance to that bound by sigma(t)/sigma(t_min). `log_prob`, `encode` and `decode` therefore
+want the model inside (`.model`); the evidence bounds of `scoresde.bounds` hold for any denoiser, and take a thresholded
+one. Thresholding goes outermost: around guidance, not within.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from scoresde.predictions import Data
+from scoresde.protocols import Condition, ScoreModel
+from scoresde.protocols import Views as ViewsProtocol
+from scoresde.score import ViewMethods, Views
+from scoresde.sdes import SDE
+from scoresde.tensors import broadcast, float64
+
+
+class ThresholdedViews(Views):
+    """The views of a data prediction that was thresholded; see the module. `output` is that prediction.
+
+    Where sigma = 0 the noise is left as it was: the state says nothing about it.
+    """
+
+    def __init__(self, views: ViewsProtocol, x: Tensor, before: Tensor, after: Tensor, sde: SDE, t: Tensor):
+        super().__init__(x, after, sde, Data(), t, views.variance)
+        self._views, self._shift = views, after - before
+
+    @property
+    def denoised(self) -> Tensor:
+        """The thresholded prediction itself, within its range exactly."""
+        return self.output
+
+    def combine(self, denoised: Tensor, noise: Tensor) -> Tensor:
+        """denoised * D + noise * (x - alpha D)/sigma with float64 coefficients () or (B,)."""
+        alpha, sigma = self.sde.alpha(self.t), self.sde.sigma(self.t)
+        ratio = torch.where(sigma > 0, alpha / sigma, 0.0)
+        return self._views.combine(denoised, noise) + broadcast(denoised - noise * ratio, self.x) * self._shift
+
+
+class Thresholded(ViewMethods, nn.Module):
+    """A score model with a thresholded prediction of the data. A subclass defines `threshold`.
+
+    Args:
+        model: the score model, with guidance if there is any.
+        low, high: the range of the data, in the model's space.
+
+    Raises:
+        TypeError: a model that is none.
+        ValueError: a range that is empty or not finite.
+    """
+
+    has_likelihood = False
+
+    def __init__(self, model: ScoreModel, low: float = -1.0, high: float = 1.0):
+        super().__init__()
+        if not callable(getattr(model, "predict", None)):
+            raise TypeError(f"a score model, with predict(x, t, cond), expected; got {type(model).__name__}")
+        if not (math.isfinite(low) and math.isfinite(high) and low < high):
+            raise ValueError(f"a finite range low < high expected; got low={low}, high={high}")
+        self.model, self.low, self.high = model, float(low), float(high)
+
+    @property
+    def sde(self) -> SDE:
+        """The diffusion of the model inside."""
+        return self.model.sde
+
+    def threshold(self, denoised: Tensor) -> Tensor:
+        """T of a prediction (B, *), each sample by itself."""
+        raise NotImplementedError(f"{type(self).__name__} must define threshold(denoised)")
+
+    def predict(self, x: Tensor, t: Tensor | float, cond: Condition = None) -> ThresholdedViews:
+        """One evaluation of the model inside at x (B, *) and t () or (B,), and every view of its thresholded data."""
+        t = float64(t)
+        views = self.model.predict(x, t, cond)
+        before = views.denoised
+        return ThresholdedViews(views, x, before, self.threshold(before), self.sde, t)
+
+    def extra_repr(self) -> str:
+        return f"low={self.low:g}, high={self.high:g}"
+
+
+class Clipped(Thresholded):
+    """D = min(max(E[x_0 | x_t], low), high), "static thresholding" (2205.11487, section 2.3).
+
+    Args:
+        model: the score model, with guidance if there is any.
+        low, high: the range of the data, in the model's space.
+
+    Raises:
+        TypeError: a model that is none.
+        ValueError: a range that is empty or not finite.
+    """
+
+    def threshold(self, denoised: Tensor) -> Tensor:
+        """Clipped to [low, high]."""
+        return denoised.clamp(self.low, self.high)
+
+
+class DynamicThresholding(Thresholded):
+    """Each sample clipped at its own quantile, and scaled back into the range (2205.11487, section 2.3).
+
+    With m and h the middle and half the width of the range, and s >= h the quantile of |E[x_0 | x_t] - m| over the
+    dimensions of the sample,
+
+        D = m + (h/s) clip(E[x_0 | x_t] - m, -s, s).
+
+    Args:
+        model: the score model, with guidance if there is any.
+        quantile: in (0, 1]; 1 scales without clipping.
+        low, high: the range of the data, in the model's space.
+
+    Raises:
+        TypeError: a model that is none.
+        ValueError: a range that is empty or not finite, a quantile outside of (0, 1].
+    """
+
+    def __init__(self, model: ScoreModel, quantile: float = 0.995, low: float = -1.0, high: float = 1.0):
+        super().__init__(model, low, high)
+        if not 0 < quantile <= 1:
+            raise ValueError(f"a quantile in (0, 1] expected; got {quantile}")
+        self.quantile = float(quantile)
+
+    def threshold(self, denoised: Tensor) -> Tensor:
+        """Clipped at the quantile of each sample, and divided by it where it is beyond the range."""
+        middle, half = 0.5 * (self.low + self.high), 0.5 * (self.high - self.low)
+        extent = quantile((denoised - middle).abs().flatten(1), self.quantile).clamp(min=half)
+        extent = extent.reshape(-1, *[1] * (denoised.ndim - 1))
+        kept = denoised.clamp(middle - extent, middle + extent)
+        scaled = torch.lerp(kept, kept.new_full((), middle), 1 - half / extent)  # as it was where extent = half
+        return scaled.clamp(self.low, self.high)
+
+    def extra_repr(self) -> str:
+        return f"quantile={self.quantile:g}, {super().extra_repr()}"
+
+
+def quantile(values: Tensor, q: float) -> Tensor:
+    """The quantile of each row of values (B, n), linear between two of them: (B,).
+
+    As `torch.quantile`, which takes no more than 2^24 values in all, and no half precision.
+    """
+    position = q * (values.shape[1] - 1)
+    below = math.floor(position)
+    top = values.topk(values.shape[1] - below, dim=1).values  # falls down to the value at that place
+    return torch.lerp(top[:, -1], top[:, max(top.shape[1] - 2, 0)], position - below)
