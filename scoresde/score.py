@@ -50,6 +50,13 @@ class Views:
         return self.combine(torch.zeros_like(self.t), -1 / self.sde.sigma(self.t))
 
     @property
+    def v(self) -> Tensor:
+        """E[v | x_t], v = (alpha eps - sigma x_0) / (alpha^2 + sigma^2)^(1/2) (2202.00512, appendix D)."""
+        alpha, sigma = self.sde.alpha(self.t), self.sde.sigma(self.t)
+        size = torch.hypot(alpha, sigma)
+        return self.combine(-sigma / size, alpha / size)
+
+    @property
     def velocity(self) -> Tensor:
         """dx/dt of the probability-flow ODE: alpha' E[x_0 | x_t] + sigma' E[eps | x_t] = f x - g^2/2 score."""
         return self.combine(self.sde.alpha_dot(self.t), self.sde.sigma_dot(self.t))

@@ -73,6 +73,8 @@ def test_every_view_recovers_the_truth(sde, prediction, shape):
     for name, value in truth(sde, t, x0, eps).items():
         close(getattr(views, name), value, rtol=1e-8, atol=1e-8 * float(value.abs().max()))
         close(methods[name](x, t), getattr(views, name), rtol=0)
+    phi = torch.atan2(sde.sigma(t), sde.alpha(t))
+    close(views.v, column(phi.cos(), x0) * eps - column(phi.sin(), x0) * x0, rtol=1e-8, atol=1e-7)
 
 
 @pytest.mark.parametrize("second", TYPES, ids=named)

@@ -8,6 +8,7 @@ them, or the times themselves. With lambda = log(alpha/sigma), half the log-SNR,
 | `uniform_time`    | t                                  | 2011.13456, appendix D                   |
 | `uniform_log_snr` | lambda                             | 2206.00927, section 3.4                  |
 | `quadratic`       | t^(1/2): denser at the data        | 2010.02502, appendix D.2                 |
+| `angle`           | phi^(1/2), phi = atan(sigma/alpha) |                                          |
 | `karras`          | r^(1/rho), rho = 7                 | 2206.00364, eq. 5                        |
 | `Indices`         | the nodes of a discrete model      | 2305.08891, table 2: leading, trailing   |
 """
@@ -104,6 +105,32 @@ karras = Karras()
 
 
 @dataclass(frozen=True)
+class Angle:
+    """Times with equal steps in phi^(1/power), phi = atan(sigma/alpha) from 0 (data) to pi/2 (noise).
+
+    Args:
+        power: 1 is uniform in the angle, larger ones are denser at the data.
+
+    Raises:
+        ValueError: a power that is not positive.
+    """
+
+    power: float = 2.0
+
+    def __post_init__(self):
+        if not self.power > 0:
+            raise ValueError(f"a positive power expected; got {self.power}")
+
+    def __call__(self, sde: SDE, steps: int) -> Tensor:
+        ends = torch.tensor([sde.t_max, sde.t_min], dtype=torch.float64)
+        high, low = (torch.atan2(sde.sigma(ends), sde.alpha(ends)) ** (1 / self.power)).tolist()
+        return _at(sde, -2 * torch.linspace(high, low, steps + 1, dtype=torch.float64).pow(self.power).tan().log())
+
+
+angle = Angle()
+
+
+@dataclass(frozen=True)
 class Indices:
     """Some of the nodes of a model with `count` discrete steps, times k / (count - 1) of `Tabulated`: one a step.
 
@@ -161,6 +188,7 @@ GRIDS: dict[str, Grid] = {
     "uniform_log_snr": uniform_log_snr,
     "quadratic": quadratic,
     "karras": karras,
+    "angle": angle,
 }
 
 

@@ -1,7 +1,7 @@
 r"""Linear steps: one core for every sampler whose state is a linear combination of what it has seen.
 
-With V(y, t) one view of the model (E[x_0 | y] or E[eps | y]) and z ~ N(0, I), drawn once a transition, the state at the
-end of the transition from t to s is computed in stages, each with one evaluation,
+With V(y, t) one view of the model (E[x_0 | y], E[eps | y] or E[v | y]) and z ~ N(0, I), drawn once a transition, the
+state at the end of the transition from t to s is computed in stages, each with one evaluation,
 
     y_0 = x,        V_k = V(y_k, t_k),        y_(k+1) = a_k x + sum_j b_kj V_j + c_k z,        x(s) = y_K,
 
@@ -107,7 +107,7 @@ def combine(base: Tensor, weights: Sequence[float], views: Sequence[Tensor]) -> 
 class Linear:
     """A method given by its coefficients. A subclass defines `row`, and says which view it combines.
 
-    view: "denoised" or "noise". past: how many views it combines at most, that of the state included.
+    view: "denoised", "noise" or "v". past: how many views it combines at most, that of the state included.
     """
 
     view = "denoised"

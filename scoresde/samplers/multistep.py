@@ -1,4 +1,4 @@
-r"""Multistep methods for the probability flow with the noise as its velocity.
+r"""Multistep methods for the probability flow, in sigma/alpha or in the angle atan(sigma/alpha).
 
 In y = x/alpha and r = sigma/alpha the flow is dy/dr = E[eps | x]. So a step from t to s is
 
@@ -6,13 +6,21 @@ In y = x/alpha and r = sigma/alpha the flow is dy/dr = E[eps | x]. So a step fro
 
 with a polynomial for E[eps | x] through its last values: in r (rho-AB of DEIS), in t (t-AB), or, as if the steps were
 equal, with the classical weights of Adams and Bashforth (iPNDM).
+
+r is infinite where no signal is left, and E[eps | x] changes fast where little noise is. With the angle phi =
+atan(sigma/alpha) and the state in units of its own size, w = x/(alpha^2 + sigma^2)^(1/2), the flow is
+
+    dw/dphi = E[v | x],        v = cos(phi) eps - sin(phi) x_0
+
+(v of 2202.00512, section 4 and appendix D), bounded on all of [0, pi/2], for any path: `AngularAdams`.
 """
 
+import math
 from collections.abc import Sequence
 
 import torch
 
-from scoresde.samplers.exponential import NODES, QUADRATURE, check_order, lagrange
+from scoresde.samplers.exponential import NODES, QUADRATURE, check_order, lagrange, limited
 from scoresde.samplers.linear import Linear, Point, Row, Stage
 from scoresde.sdes import SDE
 
@@ -93,3 +101,55 @@ class IPNDM(Linear):
         step = target.alpha * (target.ratio - here.ratio)
         b = tuple(step * weight for weight in ADAMS_BASHFORTH[len(nodes)])
         return Row((Stage(here.t, target.alpha / here.alpha, b),))
+
+
+class AngularAdams(Linear):
+    """Adams-Bashforth predictor and Adams-Moulton corrector in the angle, one evaluation a step, for few steps.
+
+    The predictor interpolates `order` values of E[v | x], the corrector `corrector` of them and the one ahead, which
+    is evaluated once (PEC): of order min(order, corrector) + 1, or `order` without a corrector. Bounded at both ends:
+    it begins where no signal is left, too.
+
+    Args:
+        order: 1 to 4.
+        corrector: 0 (none) to 4.
+        final: order of the last transition at most, one more for each before it; 0 for no such limit.
+
+    Raises:
+        ValueError: another order or corrector, a negative limit.
+    """
+
+    view = "v"
+
+    def __init__(self, order: int = 3, corrector: int = 2, final: int = 1):
+        self.order = check_order(order, 4)
+        if corrector not in range(5) or final < 0:
+            raise ValueError(f"a corrector from 0 to 4 and final >= 0 expected; got {corrector}, {final}")
+        self.corrector, self.final = corrector, final
+        self.past = max(order, corrector)
+
+    def row(self, sde: SDE, nodes: Sequence[Point], target: Point, left: int) -> Row:
+        here, known = nodes[0], limited(nodes[: self.order], left, self.final)
+        return Row((Stage(here.t, _size(target) / _size(here), _angular_weights(known, here, target)),))
+
+    def correction(self, nodes: Sequence[Point], target: Point, left: int) -> tuple[float, ...]:
+        if not self.corrector:
+            return ()
+        known = limited(nodes[: self.corrector], left, self.final)
+        return _angular_weights([target, *known], nodes[0], target)
+
+
+def _angle(point: Point) -> float:
+    return math.atan2(point.sigma, point.alpha)
+
+
+def _size(point: Point) -> float:
+    return math.hypot(point.alpha, point.sigma)
+
+
+def _angular_weights(nodes: Sequence[Point], here: Point, target: Point) -> tuple[float, ...]:
+    """The size of the target times the integral from here to there of each Lagrange polynomial in the angle."""
+    low, high = _angle(here), _angle(target)
+    at = 0.5 * (low + high) + 0.5 * (high - low) * NODES
+    shapes = lagrange([_angle(node) for node in nodes], at)
+    return tuple((_size(target) * 0.5 * (high - low) * shapes @ QUADRATURE).tolist())

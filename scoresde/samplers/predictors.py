@@ -113,10 +113,10 @@ class OptimalVariance:
         c^2 = posterior variance + (coefficient of E[x_0 | x])^2 (sigma_t/alpha_t)^2 V(t),
         V(t) = E |eps - E[eps | x_t]|^2 / d = 1 - E |E[eps | x_t]|^2 / d,
 
-    (sigma_t/alpha_t)^2 V being the mean variance of x_0 given x_t. V is estimated from data, once for a model, at levels
-    uniform in log-SNR, and its logarithm interpolated between them: by the first of the two forms, whose relative error
-    is the same at all levels (where there is little signal the second is 1 less nearly 1), and which is also the best
-    variance around a mean that is not exact (2206.07309, section 4.2).
+    (sigma_t/alpha_t)^2 V being the mean variance of x_0 given x_t. V is estimated from data, once for a model, at
+    levels uniform in log-SNR, and its logarithm interpolated between them: by the first of the two forms, whose
+    relative error is the same at all levels (where there is little signal the second is 1 less nearly 1), and which is
+    the best variance around a mean that is not exact, too (2206.07309).
 
     Args:
         model: the score model.

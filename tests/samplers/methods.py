@@ -33,11 +33,13 @@ METHODS = {
     **{
         f"dpm-solver-{p}-{v}": (samplers.DPMSolver(p, v), 120 // p**2) for p in (1, 2, 3) for v in ("denoised", "noise")
     },
+    "angular-adams": (samplers.AngularAdams(), 25),
+    "angular-bashforth": (samplers.AngularAdams(2, corrector=0), 40),
     "heun": (samplers.Heun(), 30),
     "edm": (samplers.EDM(churn=20.0), 60),
 }
 # Those that bear alpha = 0 at the start, by how their names begin.
-FROM_NOISE = ("ancestral", "reverse-diffusion", "ddim", "dpm-solver++", "sde-dpm-solver++", "unipc", "sa-")
+FROM_NOISE = ("ancestral", "reverse-diffusion", "ddim", "dpm-solver++", "sde-dpm-solver++", "unipc", "sa-", "angular")
 
 
 class WithVariance(torch.nn.Module):
