@@ -160,7 +160,7 @@ class _Marginal:
         if sde is None or t is None:
             self.alpha, self.sigma = flat.new_ones(1, 1, 1), flat.new_zeros(1, 1, 1)
         else:
-            t = float64(t).to(flat.device)
+            t = float64(t).reshape(-1).to(flat.device)
             self.alpha, self.sigma = broadcast(sde.alpha(t), flat), broadcast(sde.sigma(t), flat)
         self._mixture = mixture
         self.variances = (self.alpha * mixture.stds).square() + self.sigma.square()

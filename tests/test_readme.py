@@ -58,3 +58,8 @@ def test_models_trained_elsewhere(tmp_path, monkeypatch):
         )
         assert done.returncode == 0, done.stderr
     assert (tmp_path / "runs" / "theirs" / "figures" / "samples_published_vp.png").is_file()
+
+
+def test_a_sampler_in_a_few_lines(capsys):
+    exec(compile(next(block for block in blocks("python") if "AngularAdams" in block), "README.md", "exec"), {})
+    assert " 10 torch.Size([10, 16, 2])" in capsys.readouterr().out

@@ -1,11 +1,22 @@
 """Samplers: predictor-corrector, multistep and single-step methods, and the probability flow."""
 
+from scoresde.samplers.adaptive import ErrorControlled
 from scoresde.samplers.base import Sampler, Samples
-from scoresde.samplers.correctors import AnnealedLangevin, Langevin
+from scoresde.samplers.correctors import MALA, AnnealedLangevin, Langevin
 from scoresde.samplers.exponential import DDIM, DPMSolverPP, SASolver, UniPC
-from scoresde.samplers.grids import Indices, Karras, Power, karras, quadratic, uniform_log_snr, uniform_time
+from scoresde.samplers.grids import (
+    Angle,
+    Indices,
+    Karras,
+    Power,
+    angle,
+    karras,
+    quadratic,
+    uniform_log_snr,
+    uniform_time,
+)
 from scoresde.samplers.linear import Linear
-from scoresde.samplers.multistep import DEIS, IPNDM
+from scoresde.samplers.multistep import DEIS, IPNDM, AngularAdams
 from scoresde.samplers.predictor_corrector import PredictorCorrector, ProbabilityFlow
 from scoresde.samplers.predictors import (
     Ancestral,
@@ -15,16 +26,21 @@ from scoresde.samplers.predictors import (
     StochasticHeun,
 )
 from scoresde.samplers.singlestep import EDM, DPMSolver, Heun
+from scoresde.samplers.torchsde import TorchSDE
 
 __all__ = [
     "DDIM",
     "DEIS",
     "EDM",
     "IPNDM",
+    "MALA",
     "Ancestral",
+    "Angle",
+    "AngularAdams",
     "AnnealedLangevin",
     "DPMSolver",
     "DPMSolverPP",
+    "ErrorControlled",
     "EulerMaruyama",
     "Heun",
     "Indices",
@@ -40,7 +56,9 @@ __all__ = [
     "Sampler",
     "Samples",
     "StochasticHeun",
+    "TorchSDE",
     "UniPC",
+    "angle",
     "karras",
     "quadratic",
     "uniform_log_snr",

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from scoresde.protocols import Condition, ScoreModel
-from scoresde.tensors import Noise, broadcast, sum_dims
+from scoresde.tensors import Noise, broadcast, float64, sum_dims
 
 
 class Corrector(Protocol):
@@ -80,4 +80,48 @@ class AnnealedLangevin:
         half = 0.5 * self.step * model.sde.sigma(t).square()
         for _ in range(self.steps):
             x = langevin(x, model.predict(x, t, cond).score, half, noise.normal())
+        return x
+
+
+class MALA:
+    """The Metropolis-adjusted Langevin algorithm: a Langevin step y of size h = step sigma^2, taken or not.
+
+    A step is taken with probability min(1, a), with the proposal's density q(y | x) = N(y; x + h score(x), 2h) and
+
+        log a = log p(y) - log p(x) + log q(x | y) - log q(y | x) = h/4 (|score(x)|^2 - |score(y)|^2).
+
+    The last form is what remains when log p(y) - log p(x), which a score model does not give, is the integral of the
+    score along the straight line by the trapezoidal rule, (score(x) + score(y)).(y - x)/2. That is exact where the
+    score is linear: every Gaussian is invariant at any step. Elsewhere the error of the rule, of third order in y - x,
+    leaves a bias.
+
+    Each sample is accepted or rejected for itself. The score at the state arrived at is kept: `steps` steps cost one
+    evaluation more than that. The acceptance falls with the number of dimensions d; where the noise is all there is, to
+    one half at step = 1.5 d^(-1/3).
+
+    Args:
+        step: h / sigma^2.
+        steps: steps at each time.
+
+    Raises:
+        ValueError: a step that is not positive, fewer than one step.
+    """
+
+    def __init__(self, step: float = 0.1, steps: int = 1):
+        if not step > 0 or steps < 1:
+            raise ValueError(f"step > 0 and one step or more expected; got step={step}, steps={steps}")
+        self.step, self.steps = step, steps
+
+    def __call__(self, model: ScoreModel, x: Tensor, t: Tensor, noise: Noise, cond: Condition = None) -> Tensor:
+        """The state at t after `steps` steps, each of them taken or not."""
+        h = self.step * model.sde.sigma(t).square()
+        score = model.predict(x, t, cond).score
+        for _ in range(self.steps):
+            y = langevin(x, score, h, noise.normal())
+            ahead = model.predict(y, t, cond).score
+            log_ratio = 0.25 * h * sum_dims((score - ahead) * (score + ahead))
+            # One draw a sample, of the many of its stream. Written so that NaN is accepted, and seen by the sampler.
+            rejected = float64(noise.uniform().flatten(1)[:, 0]).log() >= log_ratio
+            rejected = rejected.to(x.device).reshape(-1, *(1,) * (x.ndim - 1))
+            x, score = torch.where(rejected, x, y), torch.where(rejected, score, ahead)
         return x

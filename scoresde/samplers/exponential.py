@@ -18,7 +18,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from scoresde.samplers.linear import Linear, Point, Row, Stage, kernel
+from scoresde.samplers.linear import Linear, Point, Row, Stage, check_towards_data, kernel
 from scoresde.samplers.predictors import check_level
 from scoresde.sdes import SDE
 
@@ -50,16 +50,20 @@ def weights(nodes: Sequence[float], start: float, end: float, rate: float) -> li
     return (lagrange(nodes, at) @ density).tolist()
 
 
-def limited(nodes: Sequence[Point], left: int, final: int) -> Sequence[Point]:
-    """The nodes that the order at the end of a run allows."""
+def limited(nodes: Sequence[Point], target: Point, left: int, final: int) -> Sequence[Point]:
+    """The nodes that the order at the end of a run allows; one, where no noise is left and lambda is infinite."""
+    if math.isinf(target.lam):
+        return nodes[:1]
     return nodes[: left - 1 + final] if final else nodes
 
 
 def transport(here: Point, target: Point, l: float) -> tuple[float, float]:  # noqa: E741 - the letter of the formula
     """(a, c) of the exact solution: the coefficients of x and z."""
     h, square = target.lam - here.lam, l * l
-    decay = math.exp(-square * h) if square else 1.0
-    return target.sigma / here.sigma * decay, target.sigma * math.sqrt(-math.expm1(-2 * square * h)) if square else 0.0
+    if not square:
+        return target.sigma / here.sigma, 0.0
+    check_towards_data(here, target)
+    return target.sigma / here.sigma * math.exp(-square * h), target.sigma * math.sqrt(-math.expm1(-2 * square * h))
 
 
 class DDIM(Linear):
@@ -81,8 +85,7 @@ class DDIM(Linear):
 
     def row(self, sde: SDE, nodes: Sequence[Point], target: Point, left: int) -> Row:
         here = nodes[0]
-        _, forward = kernel(target, here)
-        c = self.eta * target.sigma / here.sigma * math.sqrt(forward)
+        c = self.eta * target.sigma / here.sigma * math.sqrt(kernel(target, here)[1]) if self.eta else 0.0
         a = math.sqrt(target.sigma**2 - c * c) / here.sigma
         return Row((Stage(here.t, a, (target.alpha - a * here.alpha,), c),))
 
@@ -91,7 +94,7 @@ class DPMSolverPP(Linear):
     """DPM-Solver++, multistep (2211.01095), one evaluation a step; of the first order it is DDIM.
 
     Args:
-        order: 1, 2 or 3.
+        order: 1, 2 or 3; the weak order with noise is 2 at most.
         l: noise level; 1 is SDE-DPM-Solver++ (eq. 19 there; 3M: k-diffusion), whose first order is the exponential
             Euler scheme (SEEDS-1, 2305.14267).
         form: "exact" weights of the polynomial, or those "published", see the module.
@@ -112,7 +115,7 @@ class DPMSolverPP(Linear):
 
     def row(self, sde: SDE, nodes: Sequence[Point], target: Point, left: int) -> Row:
         here, rate = nodes[0], 1 + self.l**2
-        nodes = limited(nodes, left, self.final)
+        nodes = limited(nodes, target, left, self.final)
         a, c = transport(here, target, self.l)
         lams = [node.lam for node in nodes]
         if self.form == "exact" or len(nodes) == 1:
@@ -143,7 +146,7 @@ class UniPC(Linear):
     With data prediction, hh = -h, and B(h) = hh ("bh1") or e^hh - 1 ("bh2").
 
     Args:
-        order: p = 1, 2 or 3 of the predictor; the corrected method has order p + 1.
+        order: p = 1, 2 or 3 of the predictor; the corrected method has order p + 1, and 2 with `final` = 1.
         form: "bh1" or "bh2".
         final: order of the last transition at most, one more for each before it; 0 for no such limit. Its authors have
             1, counting a last step to sigma = 0: 2 where that is `denoise_final`.
@@ -161,12 +164,12 @@ class UniPC(Linear):
         self.form, self.final = form, final
 
     def row(self, sde: SDE, nodes: Sequence[Point], target: Point, left: int) -> Row:
-        nodes = limited(nodes, left, self.final)
+        nodes = limited(nodes, target, left, self.final)
         a, _ = transport(nodes[0], target, 0.0)
         return Row((Stage(nodes[0].t, a, tuple(self._weights(nodes, target, ahead=False))),))
 
     def correction(self, nodes: Sequence[Point], target: Point, left: int) -> tuple[float, ...]:
-        nodes = limited(nodes, left, self.final)
+        nodes = limited(nodes, target, left, self.final)
         return tuple(self._weights(nodes, target, ahead=True)) if math.isfinite(nodes[0].lam) else ()
 
     def _weights(self, nodes: Sequence[Point], target: Point, ahead: bool) -> list[float]:
@@ -202,11 +205,14 @@ class UniPC(Linear):
 class SASolver(Linear):
     """SA-Solver (2309.05019, algorithm 1): stochastic Adams predictor and corrector, one evaluation a step.
 
+    Of order min(order, corrector) + 1 without noise (`order` without a corrector), of weak order 2 at most with it.
+
     Args:
         order: values that the predictor interpolates, 1 to 4.
         corrector: values that the corrector interpolates beside the one ahead, 0 (none) to 4.
         l: noise level, tau there; 0 is deterministic.
-        low, high: sigma/alpha between which there is noise; l is 0 elsewhere (section 6.3 there: 0.05 and 1 to 50).
+        low, high: sigma/alpha between which there is noise; l is 0 elsewhere.
+        final: order of the last transition at most, one more for each before it; 0 for no such limit.
 
     Raises:
         ValueError: an order, noise level or range that makes no sense.
@@ -221,21 +227,27 @@ class SASolver(Linear):
         l: float = 1.0,  # noqa: E741
         low: float = 0.0,
         high: float = math.inf,
+        final: int = 0,
     ):
         self.order, self.l = check_order(order, 4), check_level(l)
-        if corrector not in range(5) or not 0 <= low < high:
-            raise ValueError(f"a corrector from 0 to 4, and 0 <= low < high, expected; got {corrector}, {low}, {high}")
-        self.corrector, self.low, self.high = corrector, low, high
+        if corrector not in range(5) or not 0 <= low < high or final < 0:
+            raise ValueError(
+                f"a corrector from 0 to 4, 0 <= low < high and final >= 0 expected; got {corrector}, {low}, {high}, "
+                f"{final}"
+            )
+        self.corrector, self.low, self.high, self.final = corrector, low, high, final
         self.past = max(order, corrector)
 
     def row(self, sde: SDE, nodes: Sequence[Point], target: Point, left: int) -> Row:
         a, c = transport(nodes[0], target, self._level(nodes[0]))
-        return Row((Stage(nodes[0].t, a, self._weights(nodes[: self.order], nodes[0], target), c),))
+        known = limited(nodes[: self.order], target, left, self.final)
+        return Row((Stage(nodes[0].t, a, self._weights(known, nodes[0], target), c),))
 
     def correction(self, nodes: Sequence[Point], target: Point, left: int) -> tuple[float, ...]:
         if not self.corrector or not math.isfinite(nodes[0].lam):
             return ()
-        return self._weights([target, *nodes[: self.corrector]], nodes[0], target)
+        known = limited(nodes[: self.corrector], target, left, self.final)
+        return self._weights([target, *known], nodes[0], target)
 
     def _weights(self, nodes: Sequence[Point], here: Point, target: Point) -> tuple[float, ...]:
         rate = 1 + self._level(here) ** 2

@@ -88,7 +88,8 @@ class Karras:
 
     def __call__(self, sde: SDE, steps: int) -> Tensor:
         least, most = reversed(torch.exp(-0.5 * _log_snr(sde)).tolist())
-        low, high = self.low or least, self.high or most
+        low = least if self.low is None else self.low
+        high = most if self.high is None else self.high
         if not least * (1 - 1e-9) <= low < high <= most * (1 + 1e-9):
             raise ValueError(
                 f"low < high within [{least:g}, {most:g}], the sigma/alpha of the path, expected; got {self}"
@@ -154,6 +155,8 @@ class Indices:
     def __post_init__(self):
         if self.spacing not in ("leading", "trailing", "linspace"):
             raise ValueError(f"spacing 'leading', 'trailing' or 'linspace' expected; got {self.spacing!r}")
+        if self.count < 2:
+            raise ValueError(f"two nodes or more expected; got count={self.count}")
 
     def __call__(self, sde: SDE, steps: int) -> Tensor:
         if not 2 <= steps <= self.count:

@@ -58,7 +58,17 @@ def points(sde: SDE, times: Sequence[Tensor]) -> list[Point]:
 
 def kernel(clean: Point, noisy: Point) -> tuple[float, float]:
     """(r, v) of the forward transition between two points, x_noisy = r x_clean + v^(1/2) eps; see `SDE.transition`."""
+    check_towards_data(noisy, clean)
     return noisy.alpha / clean.alpha, -(noisy.sigma**2) * math.expm1(2 * (noisy.lam - clean.lam))
+
+
+def check_towards_data(here: Point, target: Point) -> None:
+    """Raises ValueError for a transition on which noise grows."""
+    if not target.lam > here.lam:
+        raise ValueError(
+            f"a transition towards the data expected by this method; got one from t={float(here.t):g} up to "
+            f"{float(target.t):g}: go up by `sde.transition`, or with a deterministic method"
+        )
 
 
 @dataclass(frozen=True)

@@ -107,8 +107,8 @@ class AngularAdams(Linear):
     """Adams-Bashforth predictor and Adams-Moulton corrector in the angle, one evaluation a step, for few steps.
 
     The predictor interpolates `order` values of E[v | x], the corrector `corrector` of them and the one ahead, which
-    is evaluated once (PEC): of order min(order, corrector) + 1, or `order` without a corrector. Bounded at both ends:
-    it begins where no signal is left, too.
+    is evaluated once (PEC): of order min(order, corrector) + 1, or `order` without a corrector, and 2 with `final` = 1,
+    which is better with few steps. Bounded at both ends: it begins where no signal is left, too.
 
     Args:
         order: 1 to 4.
@@ -129,13 +129,13 @@ class AngularAdams(Linear):
         self.past = max(order, corrector)
 
     def row(self, sde: SDE, nodes: Sequence[Point], target: Point, left: int) -> Row:
-        here, known = nodes[0], limited(nodes[: self.order], left, self.final)
+        here, known = nodes[0], limited(nodes[: self.order], target, left, self.final)
         return Row((Stage(here.t, _size(target) / _size(here), _angular_weights(known, here, target)),))
 
     def correction(self, nodes: Sequence[Point], target: Point, left: int) -> tuple[float, ...]:
         if not self.corrector:
             return ()
-        known = limited(nodes[: self.corrector], left, self.final)
+        known = limited(nodes[: self.corrector], target, left, self.final)
         return _angular_weights([target, *known], nodes[0], target)
 
 

@@ -16,6 +16,7 @@ from scoresde.samplers.linear import Linear, Point, Row, Stage, kernel
 from scoresde.sdes import SDE
 from scoresde.tensors import Noise
 
+TINY = 1e-300  # stands for a variance of 0 under a logarithm
 VARIANCES = ("posterior", "forward", "learned")
 
 
@@ -28,8 +29,10 @@ def check_level(l: float) -> float:  # noqa: E741 - the letter of the formula
 
 def _drift(sde: SDE, t: Tensor, l: float) -> tuple[float, float, float]:  # noqa: E741
     """(f, k, l g) with drift f x + k E[eps | x] of the reverse family: k = (1 + l^2)/2 g^2 / sigma."""
-    g = float(sde.diffusion(t))
-    return float(sde.drift(t)), 0.5 * (1 + l * l) * g * g / float(sde.sigma(t)), l * g
+    g, sigma = float(sde.diffusion(t)), float(sde.sigma(t))
+    if sigma == 0:
+        raise ValueError(f"sigma > 0 expected wherever the drift is evaluated; got 0 at t={float(t):g}: raise t_min")
+    return float(sde.drift(t)), 0.5 * (1 + l * l) * g * g / sigma, l * g
 
 
 def _finite_drift(sde: SDE, nodes: Sequence[Point], name: str) -> None:
@@ -98,6 +101,8 @@ class ReverseDiffusion(Linear):
     """The reverse SDE discretised like the forward one (2011.13456, eq. 46, appendix E); weak order 1.
 
     (2 - r) x + v score(x, t) + v^(1/2) z
+
+    From alpha = 0, where x is noise alone, its first step adds as much noise again: a matter of many steps.
     """
 
     view = "noise"
@@ -186,7 +191,7 @@ class Ancestral(Linear):
         data, posterior = target.alpha * forward / here.sigma**2, forward * kept
         learned = None
         if self.variance == "learned":
-            learned = (math.log(posterior), math.log(forward))
+            learned = (math.log(max(posterior, TINY)), math.log(forward))
         variance = forward if self.variance == "forward" else posterior
         if isinstance(self.variance, OptimalVariance):
             variance += (data * here.ratio) ** 2 * self.variance.unexplained(2 * here.lam) if here.alpha else 0.0

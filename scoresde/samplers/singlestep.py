@@ -45,7 +45,7 @@ class EDM(Linear):
 
     Args:
         churn: S_churn; gamma is min(churn / number of steps, 2^(1/2) - 1).
-        low, high: S_tmin and S_tmax, the sigma/alpha between which noise is added.
+        low, high: S_tmin and S_tmax, the sigma/alpha between which noise is added; r never goes beyond that of t_max.
         noise: S_noise, the size of the noise added.
 
     Raises:
@@ -79,12 +79,15 @@ class EDM(Linear):
 class DPMSolver(Linear):
     """DPM-Solver (2206.00927, algorithms 1, 2) and DPM-Solver++ (2211.01095, algorithm 1), single-step.
 
+    The last stage of order 2 takes the view at the middle for the whole step, that of order 3 the line through the
+    first and the last view.
+
     Args:
         order: 1 (DDIM), 2 or 3: as many evaluations a step.
         view: "denoised" is DPM-Solver++, "noise" DPM-Solver.
 
     Raises:
-        ValueError: another order or view; in a run, alpha = 0 where it starts.
+        ValueError: another order or view; in a run, alpha = 0 where it starts or sigma = 0 where it ends.
     """
 
     def __init__(self, order: int = 2, view: str = "denoised"):
@@ -96,12 +99,18 @@ class DPMSolver(Linear):
         here = nodes[0]
         check_signal(sde, here)
         h = target.lam - here.lam
+        if math.isinf(h):
+            raise ValueError(
+                f"sigma > 0 where it ends expected by DPMSolver; got 0 at t={float(target.t):g}: raise t_min"
+            )
         parts = {1: (1.0,), 2: (0.5, 1.0), 3: (1 / 3, 2 / 3, 1.0)}[self.order]
         ends = [target if part == 1 else self._between(sde, here, part * h) for part in parts]
         starts = [here, *ends[:-1]]
         stages = []
         for k, (part, start, end) in enumerate(zip(parts, starts, ends, strict=True)):
             a, scale, constant, slope = self._integrals(here, end, part * h)
+            if self.order == 2 and k == 1:
+                slope = 0.5 * constant  # the weight of the first view vanishes
             # The slope is that between the first view and the newest, (k / order) h apart.
             tilt = slope * part * self.order / k if k else 0.0
             between = (0.0,) * (k - 1)

@@ -1,0 +1,166 @@
+"""The SDE solvers of torchsde on the reverse family, for comparison.
+
+torchsde solves forward in time, for states (B, D). With s = t_from + t_to - t, the family of `ReverseSDE` is
+
+    dx = -drift(x, t) ds + l g(t) dW_s,        s from t_to to t_from,
+
+whose noise is additive: the Ito and the Stratonovich solutions are the same, and methods for either apply.
+"""
+
+import importlib
+import math
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from scoresde.protocols import Condition, ScoreModel
+from scoresde.samplers.base import Sampler
+from scoresde.samplers.grids import Transition, transitions
+from scoresde.samplers.predictors import check_level
+from scoresde.sdes import SDE, ReverseSDE
+from scoresde.solvers.base import double
+from scoresde.tensors import Noise
+
+METHODS = {"euler": "ito", "srk": "ito", "heun": "stratonovich", "midpoint": "stratonovich"}
+ENTROPY = 64  # bits of it, at least, for each Brownian motion
+
+
+def _torchsde() -> ModuleType:
+    try:
+        return importlib.import_module("torchsde")
+    except ImportError as error:
+        raise ImportError(
+            "TorchSDE needs torchsde, which is not installed: pip install 'scoresde[torchsde]'"
+        ) from error
+
+
+def entropies(noise: Noise) -> list[int]:
+    """An integer for each sample, from its own stream of uniform draws."""
+    bits = round(-math.log2(torch.finfo(noise.dtype).eps))
+    found = [0] * noise.shape[0]
+    for _ in range(math.ceil(ENTROPY / bits)):
+        draws = (noise.uniform().flatten(1)[:, 0].double().cpu() * 2**bits).long().tolist()
+        found = [(value << bits) + draw for value, draw in zip(found, draws, strict=True)]
+    return found
+
+
+class Brownian:
+    """Brownian motions (B, D) as torchsde asks for them: a `BrownianInterval` for each sample, with its own entropy."""
+
+    def __init__(self, entropy: list[int], x: Tensor, ends: tuple[float, float], dt: float | None, area: str):
+        interval = _torchsde().BrownianInterval
+        kind = {"size": (1, x.shape[1]), "dtype": x.dtype, "device": x.device, "levy_area_approximation": area}
+        self.motions = [interval(*ends, entropy=one, dt=dt, **kind) for one in entropy]
+        self.shape, self.dtype, self.device, self.levy_area_approximation = x.shape, x.dtype, x.device, area
+
+    def __call__(self, ta: Tensor, tb: Tensor, return_U: bool = False, return_A: bool = False) -> Any:
+        """The increment over [ta, tb], and the integral U where it is asked for."""
+        parts = [motion(ta, tb, return_U=return_U, return_A=return_A) for motion in self.motions]
+        if isinstance(parts[0], Tensor):
+            return torch.cat(parts)
+        return tuple(torch.cat(column) for column in zip(*parts, strict=True))
+
+
+class _Reversed:
+    """The reverse SDE in s, on flattened states, as torchsde asks for it."""
+
+    noise_type = "additive"
+
+    def __init__(
+        self, family: ReverseSDE, sde_type: str, shape: torch.Size, ends: tuple[float, float], cond: Condition
+    ):
+        self.family, self.sde_type, self.shape, self.ends, self.cond = family, sde_type, shape, ends, cond
+
+    def _time(self, s: Tensor) -> Tensor:
+        low, high = self.ends
+        return (low + high - s).clamp(low, high)
+
+    def f(self, s: Tensor, y: Tensor) -> Tensor:
+        """The drift (B, D)."""
+        return -self.family.drift(y.reshape(self.shape), self._time(s), self.cond).flatten(1)
+
+    def g_prod(self, s: Tensor, y: Tensor, v: Tensor) -> Tensor:
+        """The diffusion times v (B, D)."""
+        return self.family.diffusion(self._time(s)).to(v) * v
+
+
+class TorchSDE(Sampler):
+    """A solver of torchsde on the reverse SDE, in the time t.
+
+    Every sample has a Brownian motion of its own, from its own stream of draws: on the fixed grid it does not depend on
+    its batch. With adaptive=True it does, since torchsde takes one step size for the whole batch, from the root mean
+    square error over the batch.
+
+    Args:
+        method: "euler" (Euler-Maruyama), "srk" (Roessler's, strong order 1.5), "heun" or "midpoint".
+        steps: number of equal steps; with adaptive=True, the first one is the range over `steps`.
+        l: noise level; 1 is the reverse SDE, 0 the probability flow.
+        adaptive: control the error, by comparison of a step with two of half its size.
+        rtol, atol, dt_min: relative and absolute tolerance and the smallest step, which is taken whatever its error;
+            for adaptive=True.
+        denoise_final: replace the last state by E[x_0 | x], one more evaluation.
+
+    torchsde evaluates the drift once more at the start, to see its shape, and `nfe` counts it.
+
+    Raises:
+        ValueError: an unknown method, steps, tolerances or a smallest step that are not positive, a negative noise
+            level; in a call, alpha = 0 at t_max.
+        ImportError: in a call, without torchsde.
+        RuntimeError: in a call, NaN.
+    """
+
+    def __init__(
+        self,
+        method: str = "srk",
+        steps: int = 250,
+        l: float = 1.0,  # noqa: E741 - the letter of the formula
+        adaptive: bool = False,
+        rtol: float = 1e-2,
+        atol: float = 1e-2,
+        dt_min: float = 1e-6,
+        denoise_final: bool = False,
+    ):
+        super().__init__(denoise_final)
+        if method not in METHODS:
+            raise ValueError(f"method among {', '.join(METHODS)} expected; got {method!r}")
+        if steps < 1 or min(rtol, atol, dt_min) <= 0:
+            raise ValueError(
+                f"one step or more, positive rtol, atol and dt_min expected; got {steps}, {rtol}, {atol} and {dt_min}"
+            )
+        self.method, self.steps, self.l, self.adaptive = method, steps, check_level(l), adaptive
+        self.rtol, self.atol, self.dt_min = rtol, atol, dt_min
+
+    def transitions(self, sde: SDE) -> list[Transition]:
+        """One, from t_max to t_min.
+
+        Raises:
+            ValueError: alpha(t_max) = 0.
+        """
+        if not math.isfinite(float(sde.drift(torch.tensor(sde.t_max, dtype=torch.float64)))):
+            raise ValueError(
+                f"alpha > 0 expected at t_max={sde.t_max:g}, where the drift of {type(sde).__name__} is infinite; "
+                "lower t_max, or use ErrorControlled"
+            )
+        return transitions(torch.tensor([sde.t_max, sde.t_min], dtype=torch.float64), sde)
+
+    def step(
+        self, model: ScoreModel, x: Tensor, t_from: Tensor, t_to: Tensor, noise: Noise, cond: Condition = None
+    ) -> Tensor:
+        """The state at t_to, from x (B, *) at t_from > t_to; in float64 on the way, where there is one."""
+        sdeint = _torchsde().sdeint
+        low, high = float(t_to), float(t_from)
+        dt = (high - low) / self.steps
+        y = x.to(double(x)).flatten(1)
+        area = "space-time" if self.method == "srk" else "none"
+        motion = Brownian(entropies(noise), y, (low, high), None if self.adaptive else dt, area)
+        family = _Reversed(ReverseSDE(model, self.l), METHODS[self.method], x.shape, (low, high), cond)
+        control = {"adaptive": self.adaptive, "rtol": self.rtol, "atol": self.atol, "dt_min": self.dt_min}
+        # A little longer than dt: torchsde cuts the last step at the end, and would add one for the rounding of the sum
+        first = dt * (1 + 1e-10)
+        try:
+            path = sdeint(family, y, torch.stack([t_to, t_from]), bm=motion, method=self.method, dt=first, **control)
+        except AssertionError as error:  # how torchsde reports NaN in an error estimate
+            raise RuntimeError(f"torchsde gave up ({error}): does the network give NaN?") from error
+        return path[-1].reshape(x.shape).to(x.dtype)
