@@ -12,6 +12,7 @@ from scoresde.samplers.grids import (
     angle,
     karras,
     quadratic,
+    uniform_angle,
     uniform_log_snr,
     uniform_time,
 )
@@ -61,6 +62,7 @@ __all__ = [
     "angle",
     "karras",
     "quadratic",
+    "uniform_angle",
     "uniform_log_snr",
     "uniform_time",
 ]

@@ -8,7 +8,8 @@ them, or the times themselves. With lambda = log(alpha/sigma), half the log-SNR,
 | `uniform_time`    | t                                  | 2011.13456, appendix D                   |
 | `uniform_log_snr` | lambda                             | 2206.00927, section 3.4                  |
 | `quadratic`       | t^(1/2): denser at the data        | 2010.02502, appendix D.2                 |
-| `angle`           | phi^(1/2), phi = atan(sigma/alpha) |                                          |
+| `uniform_angle`   | phi = atan(sigma/alpha)            | 2202.00512, appendix D                   |
+| `angle`           | phi^(1/2): denser at the data      |                                          |
 | `karras`          | r^(1/rho), rho = 7                 | 2206.00364, eq. 5                        |
 | `Indices`         | the nodes of a discrete model      | 2305.08891, table 2: leading, trailing   |
 """
@@ -128,7 +129,7 @@ class Angle:
         return _at(sde, -2 * torch.linspace(high, low, steps + 1, dtype=torch.float64).pow(self.power).tan().log())
 
 
-angle = Angle()
+uniform_angle, angle = Angle(1.0), Angle(2.0)
 
 
 @dataclass(frozen=True)
@@ -191,6 +192,7 @@ GRIDS: dict[str, Grid] = {
     "uniform_log_snr": uniform_log_snr,
     "quadratic": quadratic,
     "karras": karras,
+    "uniform_angle": uniform_angle,
     "angle": angle,
 }
 

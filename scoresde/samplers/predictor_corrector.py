@@ -31,8 +31,8 @@ class PredictorCorrector(Sampler):
         predictor: the step to the next time, or None; a function (model, x, t_from, t_to, noise, cond) -> x will do.
         corrector: the chain at a time, or None.
         steps: number of transitions, 1,000 unless given; with times as the grid, what they say.
-        grid: a name ("uniform_time", "uniform_log_snr", "quadratic", "karras", "angle"), a function (sde, steps) ->
-            (steps + 1,) times from t_max to t_min, or the times themselves.
+        grid: a name ("uniform_time", "uniform_log_snr", "quadratic", "karras", "uniform_angle", "angle"), a function
+            (sde, steps) -> (steps + 1,) times from t_max to t_min, or the times themselves.
         order: "predictor_first", correcting at the time arrived at (2011.13456, algorithm 1), or "corrector_first",
             correcting at the time left, as the published code does.
         denoise_final: replace the last state by E[x_0 | x], one more evaluation.

@@ -137,7 +137,7 @@ def test_without_torchsde_the_error_says_what_to_install(monkeypatch):
         return load(name, *rest)
 
     monkeypatch.setattr(importlib, "import_module", missing)
-    with pytest.raises(ImportError, match="pip install torchsde"):
+    with pytest.raises(ImportError, match=r"pip install 'scoresde\[torchsde\]'"):
         ss.samplers.TorchSDE("euler", 5)(oracle((3,)).score_model(ss.VP()), shape=(2, 3), seeds=[0, 1])
 
 
