@@ -61,11 +61,12 @@ def test_every_configuration_is_walked():
         "train.yaml",
         "sample.yaml",
         "bpd.yaml",
+        "compare.yaml",
         "dequantize.yaml",
         "convert.yaml",
     }
     assert {"digits", "digits_tn", "digits_ve", "digits_vp", "toy2d"} <= set(EXPERIMENTS)
-    assert len(list(CONF.rglob("*.yaml"))) == len(OPTIONS) + len(EXPERIMENTS) + 6
+    assert len(list(CONF.rglob("*.yaml"))) == len(OPTIONS) + len(EXPERIMENTS) + 7
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """The command line: what each verb leaves behind, and one line for whatever goes wrong."""
 
+import csv
 import json
 import os
 import re
@@ -89,6 +90,7 @@ def test_lists_the_verbs(arguments, capsys):
         "train",
         "sample",
         "bpd",
+        "compare",
         "dequantize",
         "convert",
     ]
@@ -118,12 +120,13 @@ def test_an_unknown_verb_is_answered_with_the_known_ones(capsys):
         (
             "sample",
             [
-                "sampler: ancestral, annealed_langevin, euler_maruyama, ode, pc, published_ddpm",
+                "annealed_langevin, ddim, ddim_eta1, deis3, ",
                 "run: ???",
                 "batch_size: 256",
             ],
         ),
         ("bpd", ["likelihood: adaptive, default, dopri5, exact, score_sde", "run: ???", "split: test"]),
+        ("compare", ["dpmpp2, ", "run: ???", "sde: ", "- ancestral", "scoresde compare run=oracle sde=subvp"]),
         ("dequantize", ["optimizer: adam", "run: ???", "steps: 500", "scoresde dequantize run=runs/digits steps=2000"]),
         ("convert", ["source: ???", "path: ???", "data: cifar10, ", "source=edm"]),
     ],
@@ -257,7 +260,7 @@ def test_bpd_with_another_dequantisation_warns_and_names_its_start(tmp_path, cap
 
 def test_verbs_that_processes_do_not_share_refuse_several(monkeypatch, capsys):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    for verb in ("train", "dequantize", "sample"):
+    for verb in ("train", "dequantize", "sample", "compare"):
         assert main([verb]) == 2
         assert "one process expected; torchrun shares bpd alone" in capsys.readouterr().err
 
@@ -608,3 +611,104 @@ def test_sample_with_a_threshold(trained, name, arguments, capsys, caplog):
     assert "scoresde.thresholding.Clipped} or the like expected; got clipped" in fails(
         capsys, caplog, *command, "threshold=clipped"
     )
+
+
+# --- compare
+
+SMALL = ["samplers=[ddim,heun]", "nfe=[5,10]", "n=64", "resamples=20", "repeats=1"]
+
+
+def table_of(output):
+    """The lines of the table: (sampler, NFE) and the figures, each value +- width."""
+    lines = [re.split(r"  +", line.strip()) for line in output.split("\n\n")[0].splitlines()]
+    return lines[0], {(name, nfe): figures for name, nfe, _, *figures in lines[1:]}
+
+
+def test_compare_on_the_oracle_leaves_a_table_rows_and_a_plot(tmp_path, capsys):
+    assert main(["compare", "run=oracle", *SMALL]) == 0
+    run = tmp_path / "runs" / "oracle"
+    output = capsys.readouterr().out
+    titles, table = table_of(output)
+    assert titles == ["sampler", "NFE", "seconds", "sliced_wasserstein", "mean_error", "covariance_error"]
+    assert list(table) == [("exact draws", "-"), ("ddim", "5"), ("ddim", "10"), ("heun", "4"), ("heun", "10")]
+    assert "3 rotated Gaussians over (3,), weights 0.5, 0.3, 0.2" in output
+    assert "under VP" in output
+    written = rows(run / "metrics.jsonl")
+    assert len(written) == 15
+    assert {row["kind"] for row in written} == {"comparison"}
+    with (run / "comparison.csv").open() as file:
+        lines = list(csv.DictReader(file))
+    assert [(line["sampler"], line["nfe"]) for line in lines] == [(row["sampler"], str(row["nfe"])) for row in written]
+    for line, row in zip(lines, written, strict=True):
+        assert float(line["low"]) == row["low"] <= row["value"] <= row["high"]
+        shown = table[row["sampler"], str(row["nfe"]) if row["nfe"] else "-"][titles.index(row["metric"]) - 3]
+        value, width = map(float, shown.split(" +- "))
+        assert value == pytest.approx(row["value"], abs=0.1 * width)
+    assert matplotlib.image.imread(run / "figures" / "comparison.png").shape[:2] == (800, 1840)
+    assert sorted(path.name for path in run.iterdir()) == ["comparison.csv", "figures", "metrics.jsonl"]
+
+
+def test_compare_on_the_oracle_takes_another_path(tmp_path, capsys):
+    command = ["compare", "run=oracle", "sde=subvp", "samplers=[dpm_single3]", "nfe=[7]", "n=16", "resamples=4"]
+    assert main([*command, "metrics=[energy_distance,mmd]"]) == 0
+    titles, table = table_of(capsys.readouterr().out)
+    assert titles[3:] == ["energy_distance", "mmd"]
+    assert list(table) == [("exact draws", "-"), ("dpm_single3", "6")]
+    assert rows(tmp_path / "runs" / "oracle" / "metrics.jsonl")[0]["model"].endswith("under SubVP")
+
+
+def test_compare_on_a_run_has_its_test_data(trained, capsys):
+    assert main(["compare", f"run={trained}", *SMALL]) == 0
+    _, table = table_of(capsys.readouterr().out)
+    assert list(table) == [("training data", "-"), ("ddim", "5"), ("ddim", "10"), ("heun", "4"), ("heun", "10")]
+    found = [row for row in rows(trained / "metrics.jsonl") if row["kind"] == "comparison"]
+    assert {(row["reference"], row["n"], row["weights"]) for row in found} == {("40 of test data", 64, "ema")}
+    assert (trained / "figures" / "comparison.png").is_file()
+
+
+def test_compare_on_images_has_a_frechet_distance_on_named_features(tmp_path, capsys):
+    assert main(GREY) == 0
+    assert main(["compare", "run=runs/digits", "samplers=[dpmpp2]", "nfe=[5]", "n=40", "resamples=4"]) == 0
+    assert "frechet_distance (pca-32)" in capsys.readouterr().out
+    found = rows(tmp_path / "runs" / "digits" / "metrics.jsonl")
+    assert {(row["metric"], row["space"]) for row in found} == {
+        ("frechet_distance", "pca-32"),
+        ("sliced_wasserstein", "state"),
+        ("mmd", "state"),
+    }
+    assert {row["reference"] for row in found} == {"297 of test data"}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["samplers=[ddim,nope]"], "annealed_langevin, ddim, ddim_eta1, deis3, "),
+        (["samplers=[nope]"], "got 'nope'"),
+        (["samplers=ddim"], "samplers as a list of one entry or more, samplers=[...], expected; got ddim"),
+        (["samplers=[]"], "samplers as a list of one entry or more"),
+        (["samplers=[ode]"], "ode chooses its own"),
+        (["nfe=[]"], "nfe as a list of one entry or more"),
+        (["nfe=[10,0]"], "nfe[1] as a whole number of 1 or more expected; got 0"),
+        (["nfe=[1]", "samplers=[heun]"], "nfe=2 or more, one step of heun, expected; got nfe=1"),
+        (["metrics=[fid]"], "metrics among sliced_wasserstein, mmd, "),
+        (["n=2"], "n as a whole number of 4 or more expected; got 2"),
+        (["run=missing"], "no run at missing"),
+    ],
+    ids=str,
+)
+def test_wrong_input_to_compare_is_answered_in_one_line(overrides, message, capsys, caplog, tmp_path):
+    assert message in fails(capsys, caplog, "compare", "run=oracle", "n=16", "resamples=2", *overrides)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("override", "message"), [("split=all", "split among train"), ("split=validation", "no valid")]
+)
+def test_compare_with_data_that_are_not_there(trained, tmp_path, override, message, capsys, caplog):
+    run = tmp_path / "without"
+    run.mkdir()
+    (run / "checkpoint.safetensors").write_bytes((trained / "checkpoint.safetensors").read_bytes())
+    config = yaml.safe_load((trained / "config.yaml").read_text())
+    config["data"]["validation"] = None
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    assert message in fails(capsys, caplog, "compare", "run=without", override, *SMALL)
