@@ -186,7 +186,10 @@ def predictor(**arguments):
     [
         (lambda: predictor(steps=0), "one step or more expected; got steps=0"),
         (lambda: predictor(steps=-3), "one step or more expected; got steps=-3"),
-        (lambda: predictor(grid="spline"), "grid among uniform_time, uniform_log_snr, quadratic, karras, uniform_angle, angle"),
+        (
+            lambda: predictor(grid="spline"),
+            "grid among uniform_time, uniform_log_snr, quadratic, karras, uniform_angle, angle",
+        ),
         (lambda: predictor(grid=[0.9]), "one step or more expected"),
         (lambda: predictor(steps=3, grid=[0.9, 0.5, 0.1]), "steps=2, or none, expected with 3 times"),
         (lambda: samplers.Power(0.0), "positive power"),
