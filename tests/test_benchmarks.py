@@ -1,4 +1,4 @@
-"""The benchmark of likelihoods: the peers have the limit of this library, and its tables say what was measured."""
+"""The benchmarks: the peers have the limits of this library, and the tables say what was measured."""
 
 import math
 import sys
@@ -19,6 +19,8 @@ if not BENCHMARKS.is_dir():
 sys.path.insert(0, str(BENCHMARKS))
 import likelihood  # noqa: E402
 import peers  # noqa: E402
+import sampler_peers  # noqa: E402
+import samplers  # noqa: E402
 import study  # noqa: E402
 
 UNIT = 64 * math.log(2)  # nats of one bit/dim
@@ -151,3 +153,145 @@ def test_the_spread_from_jacobians_is_that_of_the_library():
         )
         found = float(value.reshape(2, 400).var(dim=1).mean().sqrt())
         assert found == pytest.approx(study.spread(expected), rel=0.1)
+
+
+SHORT = ss.VP(t_min=1e-3)
+
+
+def installed(package):
+    if sampler_peers.missing(package):
+        pytest.skip(f"{package} is not installed")
+
+
+def library_sample(step, grid, mixture, x, evaluations):
+    return samplers.ours(step, grid)(mixture.score_model(SHORT), x, evaluations)
+
+
+PAIRS = {
+    "k-diffusion, euler": ("k_diffusion", sampler_peers.k_diffusion, ("euler",), {}, samplers.DDIM),
+    "k-diffusion, 2m": ("k_diffusion", sampler_peers.k_diffusion, ("dpmpp_2m",), {}, ("published", 2)),
+    "k-diffusion, lms": ("k_diffusion", sampler_peers.k_diffusion, ("lms",), {"order": 3}, ("ratio", 3)),
+    "azula, DDIM": ("azula", sampler_peers.azula, ("DDIM",), {}, samplers.DDIM),
+    "azula, Euler": ("azula", sampler_peers.azula, ("Euler",), {}, samplers.DDIM),
+    "azula, zAB": ("azula", sampler_peers.azula, ("zAB",), {"order": 3}, ("ratio", 3)),
+    "azula, xEAB": ("azula", sampler_peers.azula, ("xEAB",), {"order": 3}, ("exact", 3)),
+}
+
+
+def step_of(method):
+    """A step of this library from a short description."""
+    if not isinstance(method, tuple):
+        return method
+    kind, order = method
+    return lambda: samplers.DEIS(order, "ratio") if kind == "ratio" else samplers.DPMSolverPP(order, form=kind)
+
+
+@pytest.mark.parametrize("grid", ["uniform_time", "karras"])
+@pytest.mark.parametrize("pair", PAIRS.values(), ids=PAIRS)
+def test_the_same_method_gives_the_same_samples_through_an_adapter(pair, grid):
+    """One step and a denoising, and several of a multistep method, in the coordinates of each library."""
+    package, adapter, names, options, method = pair
+    installed(package)
+    mixture, times = oracle((1, 2, 3)), samplers.GRIDS[grid]
+    x = mixture.sample(5, SHORT, SHORT.t_max, seeded())
+    for evaluations in (2, 8):
+        found = adapter(*names, times, **options)(mixture.score_model(SHORT), x, evaluations)
+        # lms integrates its polynomials by quadrature, to a relative 1e-4
+        tolerance = 1e-3 if "lms" in names else 1e-6
+        close(found, library_sample(step_of(method), times, mixture, x, evaluations), rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "indices"),
+    [
+        ("DDIM", {"timestep_spacing": "trailing", "clip_sample": False}, [999, 749, 499, 249]),
+        ("EulerDiscrete", {"timestep_spacing": "linspace"}, [999, 666, 333, 0]),
+        ("DPMSolverMultistep", {"timestep_spacing": "trailing", "solver_order": 1}, [999, 749, 499, 249]),
+        ("DPMSolverMultistep", {"timestep_spacing": "linspace", "solver_order": 1}, [999, 749, 500, 250]),
+    ],
+)
+def test_a_scheduler_of_diffusers_takes_our_steps(name, options, indices):
+    """Its table is the path's, its levels are float32."""
+    installed("diffusers")
+    mixture = oracle((1, 2, 3))
+    model, x = mixture.score_model(SHORT), mixture.sample(5, SHORT, SHORT.t_max, seeded())
+    found = sampler_peers.diffusers(name, scaled=name == "EulerDiscrete", **options)(model, x, 4)
+    times = SHORT.t_min + (SHORT.t_max - SHORT.t_min) * torch.tensor(indices, dtype=torch.float64) / 999
+    close(found, samplers.ours(samplers.DDIM, lambda *_: times)(model, x, 4), rtol=0, atol=2e-4)
+
+
+@pytest.mark.parametrize("name", ["karras", "exponential"])
+def test_the_levels_of_k_diffusion_are_a_grid_of_ours(name):
+    installed("k_diffusion")
+    ends = [float(SHORT.sigma(f64(t)) / SHORT.alpha(f64(t))) for t in (SHORT.t_min, SHORT.t_max)]
+    theirs = getattr(peers.sampling_of_k_diffusion(), f"get_sigmas_{name}")(9, *ends)
+    grid = samplers.GRIDS["karras" if name == "karras" else "uniform_log_snr"]
+    close(sampler_peers.levels(SHORT, grid, 9), theirs[:-1].double(), rtol=1e-4)
+
+
+@pytest.mark.slow
+def test_every_candidate_stays_within_the_budget_and_draws_only_if_it_is_said_to():
+    """Evaluations are counted on the network; methods of two a step leave one over from an even budget."""
+    mixture = oracle((2,))
+    model, x = mixture.score_model(SHORT), mixture.sample(3, SHORT, SHORT.t_max, seeded())
+    missed = []
+    for candidate in samplers.candidates():
+        if candidate.grid not in ("karras", "its own", "linspace", "lu_lambdas"):
+            continue
+        first, evaluations = samplers.sampled(candidate, model, x, 10)
+        if not bool(torch.isfinite(first).all()):
+            missed.append(candidate.name)
+            continue
+        assert 9 <= evaluations <= 10, candidate
+        with torch.no_grad():  # goes on in the stream of random numbers that the first call began
+            assert torch.equal(first, candidate.run(model, x, 10)) != candidate.stochastic, candidate
+    assert all(name.startswith("ProbabilityFlow") for name in missed), missed
+
+
+def test_errors_of_samplers_fall_to_the_converged_flow():
+    """The best of every library: its error at 40 evaluations is a fraction of that at 10."""
+    case = samplers.exact_case((2,))
+    x = case.start(64, 1)
+    truth = samplers.converged(case.model, x)
+    names = {"DEIS(3)", "DEISMultistep(solver_order=3)", "dpmpp_2m", "vAB(order=3)"}
+    grids = {"quadratic", "exponential"}
+    listed = [one for one in samplers.candidates() if one.name in names and one.grid in grids]
+    assert len({one.library for one in listed}) == len({one.library for one in samplers.candidates()})
+    for one in listed:
+        (few,) = samplers.flow_errors(case.model, x, truth, 10, [one])
+        (many,) = samplers.flow_errors(case.model, x, truth, 40, [one])
+        assert many.rms < 0.3 * few.rms, one
+
+
+def test_the_distances_of_exact_draws_are_those_of_the_floor():
+    """Energy distances without bias: none of two exact batches; of a shifted one, more."""
+    case = samplers.exact_case((2,))
+    truth, same = case.exact(1000, 5), case.exact(1000, 6)
+    (near, close_by), (far, apart) = (samplers.compared(truth, x) for x in (same, same + 0.3))
+    assert far > 2 * near
+    assert apart > 0.03 > abs(close_by)
+    assert samplers.compared(truth, torch.full_like(truth, math.nan)) == (math.inf, math.inf)
+
+
+def test_an_overhead_is_of_the_same_calls():
+    """The bare evaluations are as many as the sampler makes, and the draws too; a ratio is of its own pair."""
+    model = ss.ScoreModel(samplers.Identity(), ss.VP(), "v")
+    sampler = samplers.PredictorCorrector(samplers.ReverseDiffusion(), samplers.Langevin(), steps=4)
+    arms = samplers.Arms(sampler, model, (3, 1, 2, 2), range(3), "cpu")
+    assert (arms.evaluations, arms.draws) == (8, 9)  # a step draws twice, and the start once
+    with samplers.counted(model.network) as rows:
+        arms.evaluate()
+    assert rows == [3] * 8
+    whole, rest, each = arms.ratios(3)
+    assert whole.shape == rest.shape == (3,)
+    assert bool((rest < whole).all())
+    assert each > 0
+
+
+def test_an_interval_of_a_median_ratio_holds_it():
+    rng = np.random.default_rng(1)
+    held = 0
+    for _ in range(40):
+        low, high = samplers.interval(lambda a: np.median(a, axis=-1), 1.01 + 0.01 * rng.normal(size=25), draws=200)
+        held += low < 1.01 < high
+    assert held >= 34  # 38 expected

@@ -408,7 +408,7 @@ def bootstrap(
     It is for the expectation of the statistic at N and M samples, what repetitions of the experiment scatter around: of
     an unbiased statistic, the distance itself; of a biased one, the distance with its bias. Measured between Gaussians
     in space with 200 samples each, intervals of 95% cover that in 93 to nearly 100% of repetitions (sliced Wasserstein,
-    energy and Frechet distance, error of the mean; 300 of them), and nearly always where P = Q: they are too wide there.
+    energy and Frechet distance, error of the mean; 300 of them), and nearly always where P = Q, too wide there.
 
     Args:
         statistic: a function of (x, y), or of x alone, to `()`; with `SlicedWasserstein` and `Discrepancy`, of the
