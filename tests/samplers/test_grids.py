@@ -209,3 +209,13 @@ def predictor(**arguments):
 def test_bad_arguments(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_the_angle_ends_where_it_is_told_to():
+    sde = ss.SubVP()
+    times = samplers.Angle(power=1.0, low=0.02)(sde, 8)
+    phi = torch.atan2(sde.sigma(times), sde.alpha(times))
+    close(phi.diff(), phi.diff()[:1].expand(8), 1e-9)
+    close((sde.sigma(times) / sde.alpha(times))[-1], torch.tensor(0.02, dtype=torch.float64), 1e-9)
+    with pytest.raises(ValueError, match="low in "):
+        samplers.Angle(low=1e-9)(sde, 8)
