@@ -1,0 +1,702 @@
+"""Samplers: what the loop costs beside the network, and how near samples come beside other projects at equal cost.
+
+    python benchmarks/samplers.py --overhead                        # a quiet machine wanted
+    pip install --no-deps k-diffusion azula; pip install diffusers  # what is not installed is left out
+    python benchmarks/samplers.py --oracle --plot docs/sampler_benchmark.png
+    python benchmarks/samplers.py --checkpoint digits_vp.pth --images 256 --pilot 32 --samples 256
+
+--overhead prints the milliseconds of a step with a network that returns its input, and the time of a sampler over that
+of its network evaluations alone: as many calls on states and labels of the same shape, timed next to it in random
+order; with and without the time that its random draws take. The ratio is the median over pairs, with a 95% bootstrap
+interval, whose upper end is compared with 1.02.
+
+The others compare samplers at 5, 10 and 20 evaluations of the network, counted on the network. All start at t_max from
+the same states, drawn from the exact marginal (from the prior for a checkpoint), go to t = 0.001, the end at which
+2011.13456 samples VP models, and replace the state there by E[x_0 | x], which is one of the evaluations. Every library
+has the grids that this one has, and diffusers, which makes its own, all of those. Two errors:
+
+- for the deterministic methods, of each sample: its distance to where the probability flow converges to from the same
+  start, root mean square over the dimensions. The method and grid of each library that are best on some samples
+  (--pilot) are measured on others (--images): root mean square over samples, with a 95% bootstrap interval, and the
+  ratio to ours on the same samples. A few samples that end in another mode than they should can make up most of it:
+  the median is given, too;
+- for these and for stochastic methods, of the distribution: sliced 2-Wasserstein distance and energy distance to exact
+  draws (denoised at t = 0.001 as well; for a checkpoint, draws by the converged flow), mean and standard error over
+  batches, beside what exact draws have.
+"""
+
+import argparse
+import csv
+import importlib.metadata
+import math
+import os
+import random
+import statistics
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import hydra
+import numpy as np
+import sampler_peers as peers
+import torch
+from matplotlib.figure import Figure
+from sampler_peers import Run
+from torch import Tensor, nn
+
+import scoresde as ss
+from scoresde.build import build_model
+from scoresde.cli import config_directory
+from scoresde.metrics.vectors import energy_distance, sliced_wasserstein
+from scoresde.samplers import (
+    DDIM,
+    DEIS,
+    IPNDM,
+    Ancestral,
+    AngularAdams,
+    DPMSolverPP,
+    Heun,
+    Langevin,
+    PredictorCorrector,
+    ProbabilityFlow,
+    ReverseDiffusion,
+    SASolver,
+    UniPC,
+)
+from scoresde.samplers.grids import GRIDS, Grid
+from scoresde.tensors import Noise
+
+LIBRARIES = ("scoresde", "diffusers", "k-diffusion", "azula")
+OURS, END, BUDGETS = LIBRARIES[0], 1e-3, (5, 10, 20)
+ENERGY = 2000  # states that an energy distance is of
+TARGET = 1.02
+
+
+# --- what is compared
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A method of a library on a grid."""
+
+    library: str
+    name: str
+    grid: str
+    run: Run
+    stochastic: bool = False
+
+
+def ours(step: Callable[[], Any], grid: Grid, cost: int = 1) -> Run:
+    """A step of this library over a grid; denoised at its end."""
+
+    def run(model: ss.ScoreModel, x: Tensor, evaluations: int) -> Tensor:
+        steps = (evaluations - 1) // cost
+        return PredictorCorrector(step(), steps=steps, grid=grid, denoise_final=True)(model, x_T=x).x
+
+    return run
+
+
+def flow(order: int, smoothing: int = 0) -> Run:
+    """The likelihood's solver, in its own variable, which evaluates both ends of the path; denoised at its end."""
+
+    def run(model: ss.ScoreModel, x: Tensor, evaluations: int) -> Tensor:
+        solver = ss.solvers.Adams(evaluations - 2, order, smoothing)
+        return ProbabilityFlow(solver, denoise_final=True)(model, x_T=x).x
+
+    return run
+
+
+def of_this_library() -> Iterator[Candidate]:
+    """Ours."""
+    steps = {
+        "DDIM": DDIM,
+        "DPMSolverPP(2)": lambda: DPMSolverPP(2),
+        "DPMSolverPP(2, final)": lambda: DPMSolverPP(2, final=1),
+        "DPMSolverPP(3)": lambda: DPMSolverPP(3),
+        "DPMSolverPP(3, final)": lambda: DPMSolverPP(3, final=1),
+        "DPMSolverPP(3, published)": lambda: DPMSolverPP(3, form="published"),
+        "UniPC(2)": lambda: UniPC(2),
+        "UniPC(3)": lambda: UniPC(3),
+        "UniPC(2, bh1)": lambda: UniPC(2, "bh1"),
+        "UniPC(3, bh1)": lambda: UniPC(3, "bh1"),
+        "DEIS(3)": lambda: DEIS(3),
+        "DEIS(4)": lambda: DEIS(4),
+        "DEIS(3, ratio)": lambda: DEIS(3, "ratio"),
+        "AngularAdams(2, 1)": lambda: AngularAdams(2, 1),
+        "AngularAdams(3, 0)": lambda: AngularAdams(3, 0),
+        "AngularAdams(3, 3)": lambda: AngularAdams(3, 3),
+        "IPNDM(3)": lambda: IPNDM(3),
+        "IPNDM(4)": lambda: IPNDM(4),
+        "AngularAdams(2, 2)": lambda: AngularAdams(2, 2),
+        "AngularAdams(3, 2)": AngularAdams,
+        "AngularAdams(3, 2, final=0)": lambda: AngularAdams(final=0),
+        "AngularAdams(4, 3)": lambda: AngularAdams(4, 3),
+        "SASolver(2, 2, l=0)": lambda: SASolver(2, 2, l=0.0),
+        "SASolver(3, 3, l=0)": lambda: SASolver(3, 3, l=0.0),
+    }
+    noisy = {
+        "Ancestral": Ancestral,
+        "DPMSolverPP(1, l=1)": lambda: DPMSolverPP(1, l=1.0),
+        "DPMSolverPP(2, l=1)": lambda: DPMSolverPP(2, l=1.0),
+        "DPMSolverPP(2, l=0.5)": lambda: DPMSolverPP(2, l=0.5),
+        "SASolver(2, 2, l=0.5)": lambda: SASolver(2, 2, l=0.5),
+        "SASolver(3, 3, l=1)": lambda: SASolver(3, 3),
+    }
+    for grid, times in GRIDS.items():
+        for name, step in steps.items():
+            yield Candidate(OURS, name, grid, ours(step, times))
+        yield Candidate(OURS, "Heun", grid, ours(Heun, times, cost=2))
+        for name, step in noisy.items():
+            yield Candidate(OURS, name, grid, ours(step, times), stochastic=True)
+    for order in (1, 2, 3):
+        for smoothing in (0, 1):
+            name = f"ProbabilityFlow(Adams(order={order}, smoothing={smoothing}))"
+            yield Candidate(OURS, name, "its own", flow(order, smoothing))
+
+
+def of_k_diffusion() -> Iterator[Candidate]:
+    """k-diffusion: name, evaluations a step, options."""
+    samplers: list[tuple[str, int, dict[str, Any]]] = [
+        ("euler", 1, {}),
+        ("heun", 2, {}),
+        ("dpm_2", 2, {}),
+        *(("lms", 1, {"order": order}) for order in (2, 3, 4)),
+        ("dpmpp_2m", 1, {}),
+        ("dpmpp_2m_sde", 1, {"eta": 0.0, "solver_type": "heun"}),
+        ("dpmpp_3m_sde", 1, {"eta": 0.0}),
+        ("euler_ancestral", 1, {"eta": 1.0}),
+        ("dpmpp_sde", 2, {"eta": 1.0}),
+        *(("dpmpp_2m_sde", 1, {"eta": eta}) for eta in (0.5, 1.0)),
+        ("dpmpp_3m_sde", 1, {"eta": 1.0}),
+    ]
+    for grid, times in GRIDS.items():
+        for name, cost, options in samplers:
+            run = peers.k_diffusion(name, times, cost, **options)
+            yield Candidate("k-diffusion", labelled(name, options), grid, run, bool(options.get("eta")))
+
+
+def of_azula() -> Iterator[Candidate]:
+    """azula: name, evaluations a step, options, whether it draws."""
+    samplers: list[tuple[str, int, dict[str, Any], bool]] = [
+        ("DDIM", 1, {}, False),
+        ("Euler", 1, {}, False),
+        ("Heun", 2, {}, False),
+        *((name, 1, {"order": n}, False) for name in ("zAB", "vAB", "zEAB", "xEAB", "REAB") for n in (2, 3, 4)),
+        ("DDPM", 1, {}, True),
+        ("DDIM", 1, {"eta": 0.5}, True),
+        ("Ito", 1, {}, True),
+    ]
+    for grid, times in GRIDS.items():
+        for name, cost, options, draws in samplers:
+            run = peers.azula(name, times, cost, **options)
+            yield Candidate("azula", labelled(name, options), grid, run, draws)
+
+
+def of_diffusers() -> Iterator[Candidate]:
+    """diffusers: its schedulers on each of the grids that they have."""
+    nodes = {name: {"timestep_spacing": name} for name in ("linspace", "trailing")}
+    free = {name: {f"use_{name}_sigmas": True} for name in ("karras", "exponential", "beta")}
+    lu = {"lu_lambdas": {"use_lu_lambdas": True}}
+    level = {"final_sigmas_type": "sigma_min"}
+
+    def made(name: str, options: dict[str, Any], grids: dict[str, dict], draws: bool = False, **how: Any) -> Any:
+        title = labelled(name, {**options, **({"final": "level"} if options.get("final_sigmas_type") else {})})
+        for grid, chosen in grids.items():
+            yield Candidate("diffusers", title, grid, peers.diffusers(name, **how, **options, **chosen), draws)
+
+    yield from made("DDIM", {"clip_sample": False}, nodes)
+    for order in (2, 3):
+        one = {"solver_order": order}
+        yield from made("DPMSolverMultistep", one, {**nodes, **free, **lu})
+        yield from made("DPMSolverMultistep", one | level, nodes, final="level")
+        yield from made("UniPCMultistep", one, {**nodes, **free})
+        for kind in ("bh1", "bh2"):  # to a last level of zero, "bh1" is not finite
+            other = one | {"solver_type": kind} | level
+            yield from made("UniPCMultistep", other, nodes, final="level")
+            yield from made("UniPCMultistep", other, free, final="repeat")
+        yield from made("DEISMultistep", one, nodes, final="level")
+        yield from made("DEISMultistep", one, free, final="repeat")
+    yield from made("EulerDiscrete", {}, {**nodes, **free}, scaled=True)
+    yield from made("LMSDiscrete", {}, {**nodes, **free}, scaled=True)
+    yield from made("HeunDiscrete", {}, {**nodes, **free}, scaled=True, cost=2)
+    yield from made("KDPM2Discrete", {}, {**nodes, **free}, scaled=True, cost=2)
+    sde = {"algorithm_type": "sde-dpmsolver++", "solver_order": 2}
+    yield from made("DPMSolverMultistep", sde, {**nodes, **free, **lu}, draws=True)
+    yield from made("EulerAncestralDiscrete", {}, nodes, draws=True, scaled=True)
+
+
+def labelled(name: str, options: dict[str, Any]) -> str:
+    """A call as it is printed: the name, and the values of options that say which method it is."""
+    shown = [f"{key}={value}" for key, value in options.items() if key not in ("clip_sample", "final_sigmas_type")]
+    return f"{name}({', '.join(shown)})" if shown else name
+
+
+PACKAGES = {"diffusers": of_diffusers, "k_diffusion": of_k_diffusion, "azula": of_azula}
+
+
+def candidates() -> list[Candidate]:
+    """All of the libraries that are installed."""
+    found = list(of_this_library())
+    for package, listed in PACKAGES.items():
+        if peers.missing(package):
+            print(f"{package} left out: it is not installed")
+        else:
+            found += listed()
+    return found
+
+
+# --- models
+
+
+@dataclass
+class Case:
+    """A model, states to start from, and draws of the law that samples should have; both of a number and a seed."""
+
+    title: str
+    model: ss.ScoreModel
+    start: Callable[[int, int], Tensor]
+    exact: Callable[[int, int], Tensor]
+
+
+def seeded(seed: int) -> torch.Generator:
+    """A generator."""
+    return torch.Generator().manual_seed(seed)
+
+
+def converged(model: ss.ScoreModel, x: Tensor, steps: int = 400) -> Tensor:
+    """Where the probability flow goes to, denoised there."""
+    return ProbabilityFlow(ss.solvers.Adams(steps, smoothing=0), denoise_final=True)(model, x_T=x).x
+
+
+def exact_case(shape: Sequence[int], components: int = 8) -> Case:
+    """A mixture of rotated Gaussians over states of that shape, its exact score under VP, float64."""
+    generator, size, sde = seeded(0), math.prod(shape), ss.VP(t_min=END)
+    means = 0.7 * torch.randn(components, *shape, generator=generator, dtype=torch.float64)
+    stds = 0.05 + 0.25 * torch.rand(components, *shape, generator=generator, dtype=torch.float64)
+    square = torch.randn(components, size, size, generator=generator, dtype=torch.float64)
+    mixture = ss.GaussianMixture(means, stds, rotation=torch.linalg.qr(square).Q)
+    model = mixture.score_model(sde)
+
+    def exact(count: int, seed: int) -> Tensor:
+        return model.denoise(mixture.sample(count, sde, sde.t_min, seeded(seed)), sde.t_min)
+
+    def start(count: int, seed: int) -> Tensor:
+        return mixture.sample(count, sde, sde.t_max, seeded(seed))
+
+    title = f"an exact mixture of {components} rotated Gaussians over {tuple(shape)}"
+    return Case(title, model, start, exact)
+
+
+def trained_case(checkpoint: str, device: str) -> Case:
+    """A checkpoint of score_sde_pytorch; what is exact is where its own flow converges to."""
+    run = ss.convert.score_sde(checkpoint)
+    shape = tuple(run.config.data.shape)
+    model = ss.ScoreModel(run.model.network, ss.VP(t_min=END), run.model.prediction).to(device).eval()
+
+    def start(count: int, seed: int) -> Tensor:
+        return torch.randn(count, *shape, generator=seeded(seed)).to(device)
+
+    def exact(count: int, seed: int) -> Tensor:
+        return converged(model, start(count, seed))
+
+    return Case(f"{Path(checkpoint).stem}, states {shape}", model, start, exact)
+
+
+@contextmanager
+def counted(network: nn.Module) -> Iterator[list[int]]:
+    """Within the block, the rows of every call of a network."""
+    rows: list[int] = []
+    handle = network.register_forward_pre_hook(lambda _, given: rows.append(len(given[0])))
+    try:
+        yield rows
+    finally:
+        handle.remove()
+
+
+# --- errors
+
+
+@dataclass
+class Result:
+    """Of a candidate at a budget: evaluations counted, and the error of each sample, (N,); NaN if it failed."""
+
+    candidate: Candidate
+    budget: int
+    evaluations: float
+    errors: Tensor
+
+    @property
+    def rms(self) -> float:
+        """Over samples; infinite for a failure."""
+        value = float(self.errors.square().mean().sqrt())
+        return value if math.isfinite(value) else math.inf
+
+
+def sampled(candidate: Candidate, model: ss.ScoreModel, x: Tensor, budget: int) -> tuple[Tensor, float]:
+    """Samples and the evaluations of each; NaN where a method gave up or cannot have so few steps."""
+    with counted(model.network) as rows, torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            torch.manual_seed(0)
+            found = candidate.run(model, x, budget)
+        except (RuntimeError, ValueError, IndexError, AssertionError) as error:
+            print(f"{candidate.name} on {candidate.grid}, {budget} evaluations: {error}", file=sys.stderr)
+            found = torch.full_like(x, math.nan)
+    return found, sum(rows) / len(x)
+
+
+def flow_errors(
+    model: ss.ScoreModel, x: Tensor, truth: Tensor, budget: int, listed: Sequence[Candidate]
+) -> Iterator[Result]:
+    """The error of candidates at a budget, per sample."""
+    for candidate in listed:
+        found, evaluations = sampled(candidate, model, x, budget)
+        if evaluations > budget:
+            raise RuntimeError(f"{candidate}: {evaluations} evaluations counted, {budget} allowed")
+        yield Result(candidate, budget, evaluations, distance(found, truth).cpu())
+
+
+def deterministic(
+    case: Case, options: argparse.Namespace, listed: Sequence[Candidate]
+) -> tuple[list[Result], list[Result]]:
+    """Every deterministic candidate on the pilot's samples, and the best of each library on others."""
+    x, pilot = case.start(options.images, 1), case.start(options.pilot, 4)
+    truth, near = converged(case.model, x), converged(case.model, pilot)
+    off = float(distance(converged(case.model, pilot, 300), near).square().mean().sqrt())
+    print(f"the converged flow: 400 steps of Adams, within {off:.1e} (rms) of 300\n", flush=True)
+    tried: list[Result] = []
+    best: list[Result] = []
+    for budget in options.budgets:
+        results = list(flow_errors(case.model, pilot, near, budget, [one for one in listed if not one.stochastic]))
+        for library in LIBRARIES:
+            if group := [result for result in results if result.candidate.library == library]:
+                chosen = min(group, key=lambda result: result.rms).candidate
+                best += flow_errors(case.model, x, truth, budget, [chosen])
+        tried += results
+    return tried, best
+
+
+def distance(x: Tensor, y: Tensor) -> Tensor:
+    """Root mean square over the dimensions of each sample, (B,), float64."""
+    return (x - y).double().flatten(1).square().mean(dim=1).sqrt()
+
+
+def interval(statistic: Callable[..., np.ndarray], *samples: np.ndarray, draws: int = 1000) -> tuple[float, float]:
+    """A 95% bootstrap interval of a statistic along the last axis, over samples that are drawn together."""
+    rng = np.random.default_rng(0)
+    rows = rng.integers(len(samples[0]), size=(draws, len(samples[0])))
+    low, high = np.quantile(statistic(*(sample[rows] for sample in samples)), [0.025, 0.975])
+    return float(low), float(high)
+
+
+def rms(errors: np.ndarray) -> np.ndarray:
+    """Root mean square along the last axis."""
+    return np.sqrt(np.square(errors).mean(axis=-1))
+
+
+def print_flow(best: Sequence[Result]) -> None:
+    """The first table: the best of each library."""
+    print("| budget | library | method | grid | evaluations | rms error [95%] | median | ours / this [95%] |")
+    print("| --- " * 8 + "|")
+    mine = {result.budget: result.errors.numpy() for result in best if result.candidate.library == OURS}
+    for result in best:
+        one, errors, base = result.candidate, result.errors.numpy(), mine[result.budget]
+        low, high = interval(rms, errors)
+        ratio = "1"
+        if one.library != OURS:
+            bounds = interval(lambda a, b: rms(a) / rms(b), base, errors)
+            ratio = f"{rms(base) / rms(errors):.2f} [{bounds[0]:.2f}, {bounds[1]:.2f}]"
+        cells = f"{result.rms:.2e} [{low:.2e}, {high:.2e}] | {np.median(errors):.2e} | {ratio}"
+        print(f"| {result.budget} | {one.library} | {one.name} | {one.grid} | {result.evaluations:.0f} | {cells} |")
+
+
+def print_law(case: Case, options: argparse.Namespace, best: Sequence[Result], listed: Sequence[Candidate]) -> None:
+    """The second table: distances between distributions, of the best deterministic and stochastic method of each."""
+    count, batches, few = options.samples, options.batches, min(options.samples, 4 * options.pilot)
+    truths = [case.exact(count, 100 + i) for i in range(batches)]
+    starts = [case.start(count, 200 + i) for i in range(batches)]
+    print("\n| budget | library | method | grid | evaluations | sliced 2-Wasserstein | energy distance |")
+    print("| --- " * 7 + "|")
+    floor = [compared(truth, case.exact(count, 300 + i)) for i, truth in enumerate(truths)]
+    print(f"| | exact draws | | | | {' | '.join(stated(column) for column in zip(*floor, strict=True))} |")
+    trial, wanted = case.start(few, 2), case.exact(few, 3)
+    for budget in dict.fromkeys(result.budget for result in best):
+        for library in LIBRARIES:
+            rows = [
+                result.candidate for result in best if (result.candidate.library, result.budget) == (library, budget)
+            ]
+            noisy = [one for one in listed if one.stochastic and one.library == library]
+            if noisy:
+                rows.append(min(noisy, key=lambda one: from_law(sampled(one, case.model, trial, budget)[0], wanted)))
+            for one in rows:
+                drawn = [sampled(one, case.model, x, budget) for x in starts]
+                found = [compared(truth, x) for truth, (x, _) in zip(truths, drawn, strict=True)]
+                cells = " | ".join(stated(column) for column in zip(*found, strict=True))
+                print(f"| {budget} | {library} | {one.name} | {one.grid} | {drawn[0][1]:.0f} | {cells} |", flush=True)
+
+
+def from_law(x: Tensor, truth: Tensor) -> float:
+    """Sliced 2-Wasserstein distance on the same directions for all; infinite for a failure."""
+    if not bool(torch.isfinite(x).all()):
+        return math.inf
+    return float(sliced_wasserstein(x, truth, 64, generator=seeded(0)))
+
+
+def compared(truth: Tensor, x: Tensor) -> tuple[float, float]:
+    """Sliced 2-Wasserstein and energy distance."""
+    if not bool(torch.isfinite(x).all()):
+        return math.inf, math.inf
+    pairs = zip(truth.split(ENERGY)[:5], x.split(ENERGY)[:5], strict=True)
+    energy = [float(energy_distance(a, b)) for a, b in pairs if len(a) > 1]
+    return from_law(x, truth), statistics.mean(energy)
+
+
+def stated(values: Sequence[float]) -> str:
+    """Mean and standard error."""
+    error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan
+    return f"{statistics.mean(values):.2e} +- {error:.0e}"
+
+
+def draw(best: Sequence[Result], title: str, path: Path) -> None:
+    """The error of the best of each library against the budget."""
+    figure = Figure(figsize=(6, 4), dpi=150, layout="constrained")
+    axes = figure.add_subplot()
+    for library, marker in zip(LIBRARIES, "o^vD", strict=True):
+        here = [result for result in best if result.candidate.library == library]
+        axes.loglog([r.budget for r in here], [r.rms for r in here], marker=marker, linewidth=1.3, label=library)
+    axes.set(xlabel="network evaluations", ylabel="rms distance to the converged flow")
+    axes.set_title(f"{title}\nthe best method and grid of each library", fontsize=9)
+    axes.set_xticks(BUDGETS, [str(budget) for budget in BUDGETS])
+    axes.grid(which="major", linewidth=0.4, alpha=0.6)
+    axes.legend(fontsize=8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path)
+    print(f"\nplot: {path}")
+
+
+def write_csv(results: Sequence[Result], path: Path) -> None:
+    """Every deterministic candidate, on the pilot's samples."""
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["budget", "library", "method", "grid", "evaluations", "rms_error", "median_error"])
+        for result in sorted(results, key=lambda result: (result.budget, result.rms)):
+            one = result.candidate
+            middle = float(result.errors.median())
+            writer.writerow([result.budget, one.library, one.name, one.grid, result.evaluations, result.rms, middle])
+
+
+def quality(case: Case, options: argparse.Namespace, plot: Path | None) -> list[Result]:
+    """Both tables of a model."""
+    print(f"\n### {case.title}\n")
+    listed = candidates()
+    results, best = deterministic(case, options, listed)
+    print_flow(best)
+    print_law(case, options, best, listed)
+    if plot:
+        draw(best, case.title, plot)
+    return results
+
+
+# --- overhead
+
+
+class Identity(nn.Module):
+    """A network that returns its input."""
+
+    def forward(self, x: Tensor, label: Tensor, cond: Any = None) -> Tensor:
+        """x."""
+        return x
+
+
+METHODS = {
+    "DPMSolverPP(2)": lambda: {"predictor": DPMSolverPP(2)},
+    "Ancestral": lambda: {"predictor": Ancestral()},
+    "ReverseDiffusion, Langevin": lambda: {"predictor": ReverseDiffusion(), "corrector": Langevin()},
+}
+MORE = {
+    "DDIM": lambda: {"predictor": DDIM()},
+    "UniPC(3)": lambda: {"predictor": UniPC(3)},
+    "SASolver(3, 3)": lambda: {"predictor": SASolver()},
+    "Heun": lambda: {"predictor": Heun()},
+}
+
+
+def configured(experiment: str) -> ss.ScoreModel:
+    """The untrained model of an experiment's configuration, in eval mode."""
+    with hydra.initialize_config_dir(str(config_directory()), version_base="1.3"):
+        config = hydra.compose("train", overrides=[f"experiment={experiment}"])
+    return build_model(config).eval()
+
+
+def seconds(run: Callable[[], Any], device: str) -> float:
+    """The time of one call."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+    started = time.perf_counter()
+    run()
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - started
+
+
+@dataclass
+class Arms:
+    """A sampler, and what it cannot do without.
+
+    shape: of the states. seeds: one for each sample, or None for one stream.
+    """
+
+    sampler: PredictorCorrector
+    model: ss.ScoreModel
+    shape: Sequence[int]
+    seeds: Sequence[int] | None
+    device: str
+
+    def __post_init__(self):
+        drawn: list[int] = []
+        normal = Noise.normal
+
+        def noted(noise: Noise, rows: Tensor | None = None) -> Tensor:
+            drawn.append(1)
+            return normal(noise, rows)
+
+        with mock.patch.object(Noise, "normal", noted), counted(self.model.network) as rows:
+            self.sample()
+        self.draws, self.evaluations = len(drawn), len(rows)
+        self.x = torch.randn(*self.shape, device=self.device)
+        self.label = torch.full(self.shape[:1], 0.5, device=self.device)
+
+    def sample(self) -> None:
+        """The sampler, its draws included."""
+        self.sampler(self.model, shape=self.shape, seeds=self.seeds, device=self.device)
+
+    def evaluate(self) -> None:
+        """The evaluations alone."""
+        with torch.no_grad():
+            for _ in range(self.evaluations):
+                self.model.network(self.x, self.label, None)
+
+    def draw(self) -> None:
+        """The draws alone."""
+        noise = Noise(self.shape, seeds=self.seeds, device=self.device)
+        for _ in range(self.draws):
+            noise.normal()
+
+    def ratios(self, pairs: int) -> tuple[np.ndarray, np.ndarray, float]:
+        """Time of the sampler over that of its evaluations, and over that of evaluations and draws; seconds of one."""
+        runs = {"sample": self.sample, "evaluate": self.evaluate, "draw": self.draw}
+        times: dict[str, list[float]] = {name: [] for name in runs}
+        for run in runs.values():
+            run()
+        order = random.Random(0)
+        for _ in range(pairs):
+            for name in order.sample(list(runs), len(runs)):
+                times[name].append(seconds(runs[name], self.device))
+        sample, evaluate, drawing = (np.array(column) for column in times.values())
+        return sample / evaluate, sample / (evaluate + drawing), float(np.median(evaluate)) / self.evaluations
+
+
+def print_overhead(options: argparse.Namespace) -> None:
+    """Both tables of the overhead."""
+    print("\n| network that returns its input, states | method | ms a step |\n| --- | --- | --- |")
+    for shape in ((16, 3, 32, 32), (256, 1, 8, 8)):
+        model = ss.ScoreModel(Identity(), ss.VP(), "v")
+        for name, parts in {**METHODS, **MORE}.items():
+            sampler = PredictorCorrector(**parts(), steps=options.steps, grid="uniform_log_snr")
+            arms = Arms(sampler, model, shape, None, options.device)
+            cost = [seconds(arms.sample, options.device) for _ in range(options.pairs)]
+            print(f"| {shape} | {name} | {1e3 * statistics.median(cost) / options.steps:.3f} |", flush=True)
+    print("\n| network, states | seeds | method | evaluations | ms each | ratio [95%] | less the draws [95%] |", end="")
+    print(f" at most {TARGET} |\n" + "| --- " * 8 + "|")
+    cases = [
+        ("cifar10_ddpmpp", (options.batch, 3, 32, 32), False, 3),
+        ("digits", (256, 1, 8, 8), True, 20),
+        ("digits", (256, 1, 8, 8), False, 20),
+    ]
+    for experiment, shape, separate, steps in cases:
+        model = configured(experiment).to(options.device)
+        for name, parts in METHODS.items():
+            sampler = PredictorCorrector(**parts(), steps=steps, grid="uniform_log_snr")
+            seeds = range(shape[0]) if separate else None
+            arms = Arms(sampler, model, shape, seeds, options.device)
+            *ratios, each = arms.ratios(options.pairs)
+            bounds = [interval(lambda a: np.median(a, axis=-1), ratio) for ratio in ratios]
+            cells = [
+                f"{np.median(ratio):.4f} [{low:.4f}, {high:.4f}]"
+                for ratio, (low, high) in zip(ratios, bounds, strict=True)
+            ]
+            met = "yes" if bounds[0][1] <= TARGET else f"no ({bounds[0][1]:.4f})"
+            kind = "one a sample" if separate else "one stream"
+            print(f"| {experiment}, {shape} | {kind} | {name} | {arms.evaluations} | {1e3 * each:.1f} | ", end="")
+            print(f"{' | '.join(cells)} | {met} |", flush=True)
+
+
+def machine(device: str) -> str:
+    """Where this ran, and the versions of what was compared."""
+    where = (
+        torch.cuda.get_device_name() if device == "cuda" else f"{os.cpu_count()} cores, {torch.get_num_threads()} used"
+    )
+    packages = [name for name in ("diffusers", "k-diffusion", "azula") if not peers.missing(name.replace("-", "_"))]
+    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in packages)
+    return f"{where}; PyTorch {torch.__version__}, {versions}"
+
+
+def arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--overhead", action="store_true")
+    what.add_argument("--oracle", action="store_true", help="mixtures of Gaussians with their exact score")
+    what.add_argument("--checkpoint", help="VP checkpoint of score_sde_pytorch")
+    parser.add_argument("--images", type=int, default=8192, help="samples that distances to the flow are of")
+    parser.add_argument(
+        "--pilot",
+        type=int,
+        default=1024,
+        help="samples that methods and grids are chosen on (stochastic ones on four times as many)",
+    )
+    parser.add_argument(
+        "--samples", type=int, default=20_000, help="samples of a batch, for distances of distributions"
+    )
+    parser.add_argument("--batches", type=int, default=5)
+    parser.add_argument("--budgets", type=int, nargs="*", default=BUDGETS)
+    parser.add_argument("--pairs", type=int, default=20, help="pairs of times")
+    parser.add_argument("--steps", type=int, default=200, help="steps with a network that returns its input")
+    parser.add_argument("--batch", type=int, default=16, help="images of the CIFAR-10 network")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--csv", type=Path)
+    parser.add_argument("--plot", type=Path)
+    return parser.parse_args()
+
+
+def main() -> None:
+    """The tables."""
+    options = arguments()
+    print(machine(options.device))
+    if options.overhead:
+        print_overhead(options)
+        return
+    cases = (
+        [trained_case(options.checkpoint, options.device)]
+        if options.checkpoint
+        else [
+            exact_case((2,)),
+            exact_case((1, 4, 4)),
+        ]
+    )
+    results = []
+    for index, case in enumerate(cases):
+        plot = options.plot if index == 0 else None
+        results += quality(case, options, plot)
+    if options.csv:
+        write_csv(results, options.csv)
+
+
+if __name__ == "__main__":
+    main()
