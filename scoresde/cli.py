@@ -40,7 +40,7 @@ from scoresde.training.dequantization import compare as compare_dequantizations
 from scoresde.training.trainer import CHECKPOINT, Interrupted
 
 PREVIEW = 16
-ORACLE, ORACLE_SAMPLES, RUN_SAMPLES = "oracle", 5000, 1000
+ORACLE, ORACLE_SAMPLES, RUN_SAMPLES = "oracle", 5000, 500
 RESUMABLE = ("steps", "log_every", "checkpoint_every", "preview_every", "workers", "device")
 
 

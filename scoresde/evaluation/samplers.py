@@ -341,6 +341,8 @@ class _Comparison:
         """The rows of a sampler; none if it does not give numbers."""
         try:
             x, nfe = self.draw(sampler)
+        except torch.OutOfMemoryError:
+            raise
         except RuntimeError as error:
             warnings.warn(f"{name} at nfe={budget} is left out: {error}", stacklevel=3)
             return []

@@ -1,6 +1,6 @@
 r"""Distances between a sample x (N, *) of a distribution P and a sample y (M, *) of Q, states flattened, in float64.
 
-    sliced Wasserstein   SW_p = (mean over unit vectors u of W_p(u x, u y)^p)^(1/p)               (1011.5591 and later)
+    sliced Wasserstein   SW_p = (mean over unit vectors u of W_p(u x, u y)^p)^(1/p)               (Rabin et al. 2011)
     maximum mean         MMD^2 = E k(x, x') + E k(y, y') - 2 E k(x, y), k Gaussian                (Gretton et al. 2012)
     energy distance      2 E|x - y| - E|x - x'| - E|y - y'|: the same with k = -|x - y|           (1207.6076)
     mean, covariance     |m_x - m| / tr(C)^(1/2)  and  |C_x - C|_F / |C|_F

@@ -102,7 +102,7 @@ class Bridges:
         self.clocks, self.values = self.clocks[kept], self.values[kept.to(self.values.device)]
 
 
-class Angle:
+class AngularPath:
     """A transition of a path in the variable nu of the module, from `start` to `end`; float64, on the CPU.
 
     The inverse is interpolated: the time for a nu that is asked for is that of a nu nearby, and what is computed is
@@ -149,8 +149,8 @@ class Angle:
 
 
 class Place(NamedTuple):
-    """Where n samples are: what `Angle` was asked for, the time t, its nu and the clock of the noise, (n,) on the CPU;
-    the state w and the noise z there, (n, *)."""
+    """Where n samples are: what `AngularPath` was asked for, the time t, its nu and the clock of the noise, (n,) on the
+    CPU; the state w and the noise z there, (n, *)."""
 
     asked: Tensor
     t: Tensor
@@ -285,7 +285,7 @@ class ErrorControlled(Sampler):
         Raises:
             RuntimeError: samples that did not arrive: how many, which, where and why.
         """
-        angle = Angle(model.sde, t_from, t_to)
+        angle = AngularPath(model.sde, t_from, t_to)
         largest = self.max_step * (angle.end - angle.start)
         runs = _Runs.begin(self._start(angle, x), largest / FIRST)
         arrived = torch.empty_like(runs.here.w)
@@ -303,11 +303,11 @@ class ErrorControlled(Sampler):
         hint = f"allow more than {self.max_evaluations} evaluations, or a larger error"
         raise _failure("did not arrive", runs.rows, runs.here.t, len(x), hint)
 
-    def _clock(self, angle: Angle, nu: Tensor) -> Tensor:
+    def _clock(self, angle: AngularPath, nu: Tensor) -> Tensor:
         """c at nu; 0 for the ODE."""
         return self.l**2 * angle.log_signal(nu) if self.l else torch.zeros_like(nu)
 
-    def _start(self, angle: Angle, x: Tensor) -> Place:
+    def _start(self, angle: AngularPath, x: Tensor) -> Place:
         """The place at the start of the transition, with the noise 0 there: only its changes matter."""
         t = angle.ends[0].expand(len(x))
         w = x.to(double(x)) / float(angle.scale(angle.ends[0]))
@@ -315,7 +315,7 @@ class ErrorControlled(Sampler):
         return Place(nu, t, nu, self._clock(angle, nu), w, torch.zeros_like(w))
 
     @staticmethod
-    def _evaluate(model: ScoreModel, angle: Angle, runs: _Runs, cond: Condition) -> tuple[Tensor, Tensor]:
+    def _evaluate(model: ScoreModel, angle: AngularPath, runs: _Runs, cond: Condition) -> tuple[Tensor, Tensor]:
         """V of each sample, at the start or at the end of its step, and the time (n,)."""
         t = torch.where(runs.landing, runs.there.t, runs.here.t)
         state, scale = _choose(runs.landing, runs.there.w, runs.here.w), angle.scale(t)
@@ -337,7 +337,7 @@ class ErrorControlled(Sampler):
         runs.landing = ~good
         return good
 
-    def _propose(self, angle: Angle, runs: _Runs, noise: Noise) -> None:
+    def _propose(self, angle: AngularPath, runs: _Runs, noise: Noise) -> None:
         """The end of a step, and w' there, for the samples that have been evaluated where they are."""
         which = runs.landing.nonzero().flatten()
         if not len(which):

@@ -7,6 +7,7 @@ multistep method) is its memory. Everything a step draws comes from the `Noise` 
 seed alone. The loop itself never waits for the device.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeGuard
@@ -20,6 +21,8 @@ from scoresde.samplers.grids import Transition
 from scoresde.score import Counted
 from scoresde.sdes import SDE
 from scoresde.tensors import Noise
+
+MOST_SIGNAL = math.log(0.1)  # log-SNR up to which noise may stand for the states at the first time of a grid
 
 
 class Step(Protocol):
@@ -118,29 +121,33 @@ class Sampler:
 
         Args:
             model: the score model, in eval mode.
-            shape, x_T: the shape (B, *) of samples started from the prior, or the states at t_max to start from.
+            shape, x_T: the shape (B, *) of samples started from noise, or the states to start from, both at the first
+                time of the grid: t_max, where noise is the prior, unless the grid says otherwise.
             cond: the network's condition.
-            generator, seeds: randomness; with seeds, one per sample, a sample does not depend on its batch.
+            generator, seeds: randomness; with seeds, one per sample, a sample does not depend on its batch (what does
+                says so: adapters of adaptive solvers, and a published rule of `Langevin`).
             constraint: applied to the state after each transition.
-            callback: called with (index, t, x) after each transition.
+            callback: called with (index, t, x) after each transition; x is not to be written into.
             trajectory: True keeps the state after every transition, k after every k-th.
             progress: show a progress bar.
-            device, dtype: of samples started from the prior; by default the model's device and float32.
+            device, dtype: of samples started from noise; by default the model's device and float32.
 
         Raises:
-            ValueError: both or neither of shape and x_T, a number of seeds other than B.
+            ValueError: both or neither of shape and x_T, states that are not floating-point numbers (B, *), a number of
+                seeds other than B, a shape where the grid starts at a time at which states are more than noise.
             RuntimeError: samples that are NaN or infinite.
         """
-        x, noise = _start(model, shape, x_T, generator, seeds, device, dtype)
-        counted, every, memory = Counted(model), int(trajectory), None
-        kept = [x] if every else []
+        if (every := int(trajectory)) < 0:
+            raise ValueError(f"trajectory True, False or a positive number expected; got {trajectory}")
+        pairs = self.transitions(model.sde)
+        x, noise = _start(model, pairs[0][0], shape, x_T, generator, seeds, device, dtype)
+        counted, memory, kept = Counted(model), None, [x] if every else []
         with torch.no_grad():
-            pairs = self.transitions(model.sde)
             plan = tqdm(self.plan(model.sde, pairs), "sampling", disable=not progress)
             for i, (entry, (_, t)) in enumerate(zip(plan, pairs, strict=True)):
                 x, memory = self.advance(counted, x, entry, noise, cond, memory)
                 if constraint is not None:
-                    x = constraint(x, t, noise)
+                    x = constraint(x.clone(), t, noise)  # one that writes in place leaves no memory wrong
                 if callback is not None:
                     callback(i, t, x)
                 if every and (i + 1) % every == 0:
@@ -164,6 +171,7 @@ def _refuse_nan(x: Tensor) -> None:
 
 def _start(
     model: ScoreModel,
+    t: Tensor,
     shape: Sequence[int] | None,
     x_T: Tensor | None,
     generator: torch.Generator | None,
@@ -171,15 +179,23 @@ def _start(
     device: torch.device | str | None,
     dtype: torch.dtype,
 ) -> tuple[Tensor, Noise]:
-    """The state at t_max, given or drawn from the prior, and the stream of the draws to come."""
+    """The state at t, given or drawn, and the stream of the draws to come."""
     if x_T is not None and shape is None:
+        if not x_T.is_floating_point() or x_T.ndim < 2:
+            raise ValueError(f"x_T of floating-point numbers (B, *) expected; got {x_T.dtype} {tuple(x_T.shape)}")
         return x_T, Noise(x_T.shape, generator, seeds, x_T.device, x_T.dtype)
     if shape is None or x_T is not None:
         raise ValueError("a shape (B, *) or a starting state x_T expected, exactly one of them")
     if len(shape) < 2 or min(shape) < 1:
         raise ValueError(f"a shape (B, *) with at least one dimension a sample expected; got {tuple(shape)}")
+    sde = model.sde
+    if t < sde.t_max and float(sde.log_snr(t)) > MOST_SIGNAL:
+        raise ValueError(
+            f"states x_T expected by a sampler that starts at t={float(t):g}, where alpha={float(sde.alpha(t)):g} and "
+            f"sigma={float(sde.sigma(t)):g}: noise alone is not their law"
+        )
     noise = Noise(shape, generator, seeds, device or _device(model), dtype)
-    return model.sde.prior_std * noise.normal(), noise
+    return float(sde.sigma(t)) * noise.normal(), noise
 
 
 def _device(model: ScoreModel) -> torch.device:

@@ -189,7 +189,10 @@ def _log_snr(sde: SDE) -> Tensor:
     """log-SNR at t_max and t_min; a ValueError if infinite."""
     ends = sde.log_snr(torch.tensor([sde.t_max, sde.t_min], dtype=torch.float64))
     if not bool(torch.isfinite(ends).all()):
-        raise ValueError(f"a finite log-SNR at both ends expected; {type(sde).__name__} has {ends.tolist()}")
+        raise ValueError(
+            f"a finite log-SNR at both ends expected; {type(sde).__name__} has {ends.tolist()}: lower t_max or raise "
+            "t_min a little, or take a grid in the angle"
+        )
     return ends
 
 
@@ -229,7 +232,9 @@ def resolve_grid(grid: str | Grid | Tensor | Sequence[float]) -> Grid:
     if callable(grid):
         return grid
     if not isinstance(grid, str):
-        return Given(float64(grid).cpu())
+        times = float64(grid).cpu()
+        _check_length(times)
+        return Given(times)
     if grid not in GRIDS:
         raise ValueError(
             f"grid among {', '.join(GRIDS)}, a function (sde, steps) -> times, or the times themselves, expected; "
@@ -238,14 +243,19 @@ def resolve_grid(grid: str | Grid | Tensor | Sequence[float]) -> Grid:
     return GRIDS[grid]
 
 
+def _check_length(times: Tensor) -> None:
+    if times.ndim != 1 or len(times) < 2:
+        raise ValueError(f"a grid of two times or more, (n,), expected; got shape {tuple(times.shape)}")
+
+
 def transitions(times: Tensor, sde: SDE) -> list[Transition]:
     """Consecutive pairs of a grid.
 
     Raises:
         ValueError: fewer than two times, times that do not decrease or leave [t_min, t_max].
     """
-    if times.ndim != 1 or len(times) < 2:
-        raise ValueError(f"a grid of two times or more, (n,), expected; got shape {tuple(times.shape)}")
+    times = float64(times).cpu()
+    _check_length(times)
     if not bool((times.diff() < 0).all()) or times[0] > sde.t_max or times[-1] < sde.t_min:
         raise ValueError(f"times that decrease within [{sde.t_min:g}, {sde.t_max:g}] expected; got {times.tolist()}")
     return list(pairwise(times))

@@ -15,10 +15,10 @@ from scoresde.flow import carry
 from scoresde.protocols import Condition, ScoreModel
 from scoresde.samplers.base import Sampler, Step, is_planned
 from scoresde.samplers.correctors import Corrector
-from scoresde.samplers.grids import Grid, Transition, resolve_grid, transitions, uniform_log_snr
+from scoresde.samplers.grids import Given, Grid, Transition, resolve_grid, transitions, uniform_log_snr
 from scoresde.sdes import SDE
 from scoresde.solvers import Solver
-from scoresde.tensors import Noise
+from scoresde.tensors import Noise, float64
 
 ORDERS = ("predictor_first", "corrector_first")
 STEPS = 1000
@@ -57,7 +57,8 @@ class PredictorCorrector(Sampler):
         for part, name in ((predictor, "predictor"), (corrector, "corrector")):
             if part is not None and not callable(part):
                 raise TypeError(f"a {name} or a function of its signature expected; got {part!r}")
-        given = len(grid) - 1 if isinstance(grid, Tensor | list | tuple) else None
+        self.grid = resolve_grid(grid)
+        given = len(self.grid.times) - 1 if isinstance(self.grid, Given) else None
         if given is not None and steps not in (None, given):
             raise ValueError(f"steps={given}, or none, expected with {given + 1} times as the grid; got steps={steps}")
         self.steps = steps if steps is not None else given if given is not None else STEPS
@@ -66,7 +67,6 @@ class PredictorCorrector(Sampler):
         if order not in ORDERS:
             raise ValueError(f"order among {', '.join(ORDERS)} expected; got {order!r}")
         self.predictor, self.corrector, self.order = predictor, corrector, order
-        self.grid = resolve_grid(grid)
 
     def transitions(self, sde: SDE) -> list[Transition]:
         """The consecutive pairs of the grid."""
@@ -117,7 +117,9 @@ class ProbabilityFlow(Sampler):
 
     def transitions(self, sde: SDE) -> list[Transition]:
         """The consecutive pairs of the segments."""
-        return transitions(uniform_log_snr(sde, self.segments), sde)
+        if self.segments > 1:
+            return transitions(uniform_log_snr(sde, self.segments), sde)
+        return transitions(float64([sde.t_max, sde.t_min]), sde)
 
     def step(
         self, model: ScoreModel, x: Tensor, t_from: Tensor, t_to: Tensor, noise: Noise, cond: Condition = None

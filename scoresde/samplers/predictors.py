@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from scoresde.protocols import Condition, ScoreModel
-from scoresde.samplers.linear import Linear, Point, Row, Stage, kernel
+from scoresde.samplers.linear import Linear, Point, Row, Stage, check_towards_data, kernel
 from scoresde.sdes import SDE
 from scoresde.tensors import Noise
 
@@ -60,6 +60,8 @@ class EulerMaruyama(Linear):
 
     def row(self, sde: SDE, nodes: Sequence[Point], target: Point, left: int) -> Row:
         _finite_drift(sde, nodes, "Euler-Maruyama")
+        if self.l:
+            check_towards_data(nodes[0], target)
         t, h = nodes[0].t, float(target.t - nodes[0].t)
         f, k, g = _drift(sde, t, self.l)
         return Row((Stage(t, 1 + h * f, (h * k,), g * math.sqrt(abs(h))),))
@@ -86,6 +88,8 @@ class StochasticHeun(Linear):
 
     def row(self, sde: SDE, nodes: Sequence[Point], target: Point, left: int) -> Row:
         _finite_drift(sde, nodes, "StochasticHeun")
+        if self.l:
+            check_towards_data(nodes[0], target)
         t, s = nodes[0].t, target.t
         h = float(s - t)
         (f0, k0, g0), (f1, k1, g1) = _drift(sde, t, self.l), _drift(sde, s, self.l)
@@ -152,6 +156,11 @@ class OptimalVariance:
                 error = model.predict(sde.perturb(x0, t, z), t, cond).noise - z
                 found.append(error.square().mean().cpu())
         self.log_unexplained = torch.stack(found).double().clamp(1e-30, 1).log()
+        self.prior = float(x0.double().var(dim=0, unbiased=False).mean())
+
+    def of_data(self, here: Point) -> float:
+        """The mean variance of x_0 given x_t, (sigma/alpha)^2 V; where there is no signal, that of the data."""
+        return here.ratio**2 * self.unexplained(2 * here.lam) if here.alpha else self.prior
 
     def unexplained(self, log_snr: float) -> float:
         """V at a log-SNR; constant beyond the levels."""
@@ -194,5 +203,5 @@ class Ancestral(Linear):
             learned = (math.log(max(posterior, TINY)), math.log(forward))
         variance = forward if self.variance == "forward" else posterior
         if isinstance(self.variance, OptimalVariance):
-            variance += (data * here.ratio) ** 2 * self.variance.unexplained(2 * here.lam) if here.alpha else 0.0
+            variance += data**2 * self.variance.of_data(here)
         return Row((Stage(here.t, ratio * kept, (data,), math.sqrt(variance), learned),))

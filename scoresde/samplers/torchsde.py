@@ -21,7 +21,7 @@ from scoresde.samplers.grids import Transition, transitions
 from scoresde.samplers.predictors import check_level
 from scoresde.sdes import SDE, ReverseSDE
 from scoresde.solvers.base import double
-from scoresde.tensors import Noise
+from scoresde.tensors import Noise, float64
 
 METHODS = {"euler": "ito", "srk": "ito", "heun": "stratonovich", "midpoint": "stratonovich"}
 ENTROPY = 64  # bits of it, at least, for each Brownian motion
@@ -41,7 +41,7 @@ def entropies(noise: Noise) -> list[int]:
     bits = round(-math.log2(torch.finfo(noise.dtype).eps))
     found = [0] * noise.shape[0]
     for _ in range(math.ceil(ENTROPY / bits)):
-        draws = (noise.uniform().flatten(1)[:, 0].double().cpu() * 2**bits).long().tolist()
+        draws = (float64(noise.uniform().flatten(1)[:, 0]).cpu() * 2**bits).long().tolist()
         found = [(value << bits) + draw for value, draw in zip(found, draws, strict=True)]
     return found
 

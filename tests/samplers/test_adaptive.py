@@ -7,7 +7,7 @@ import torch
 
 import scoresde as ss
 from scoresde.samplers import adaptive
-from scoresde.samplers.adaptive import Angle, Bridges
+from scoresde.samplers.adaptive import AngularPath, Bridges
 from scoresde.samplers.grids import transitions
 from scoresde.tensors import Noise
 from tests.conftest import close, f64, normal, oracle, seeded
@@ -82,7 +82,7 @@ def test_known_points_of_the_noise_stay_and_those_behind_are_forgotten():
 @pytest.mark.parametrize("sde", SDES, ids=name)
 def test_the_variable_goes_from_end_to_end(sde):
     ends = f64(sde.t_max, sde.t_min)
-    angle = Angle(sde, *ends)
+    angle = AngularPath(sde, *ends)
     asked = torch.linspace(angle.start, angle.end, 999, dtype=torch.float64)
     t = angle.time(asked)
     assert torch.equal(t[[0, -1]], ends)
@@ -95,7 +95,7 @@ def test_the_variable_goes_from_end_to_end(sde):
 @pytest.mark.parametrize("level", [0.0, 0.6, 1.0, 1.7])
 def test_the_weights_of_a_step(level):
     """Level 0: p is the change of angle. Level 1: 2 (sin phi_s - sin phi_t) / cos phi_s. Any: p by a fine sum."""
-    angle = Angle(ss.VP(), f64(1.0), f64(1e-3))
+    angle = AngularPath(ss.VP(), f64(1.0), f64(1e-3))
     nu, after = f64(1.0, 4.0), f64(1.8, 5.5)
     kept, p, q = angle.weights(nu, after, level)
     grid = nu[:, None] + (after - nu)[:, None] * torch.linspace(0, 1, 200_001, dtype=torch.float64)

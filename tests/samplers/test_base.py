@@ -190,3 +190,54 @@ def test_a_grid_ends_where_it_is_told():
     for end in (1e-6, 1.0):
         with pytest.raises(ValueError, match=r"an end in \[1e-05, 1\) expected"):
             ss.samplers.Power(end=end)(ss.VP(), 10)
+
+
+@pytest.mark.parametrize("step", [ss.samplers.UniPC(2), ss.samplers.SASolver(), ss.samplers.AngularAdams()])
+def test_a_constraint_may_write_in_place(step, model):
+    def flipped(x, t, noise):
+        return -x if abs(float(t) - float(turn)) < 1e-9 else x
+
+    def in_place(x, t, noise):
+        return x.neg_() if abs(float(t) - float(turn)) < 1e-9 else x
+
+    turn = uniform_time(model.sde, 12)[8]
+    make = ss.samplers.PredictorCorrector(step, steps=12)
+    one, other = (
+        make(model, shape=(2, 1, 2, 2), seeds=[0, 1], constraint=c, trajectory=True) for c in (flipped, in_place)
+    )
+    assert torch.equal(one.trajectory, other.trajectory)
+
+
+def test_noise_has_the_size_of_the_first_time_of_the_grid():
+    sde = ss.VE()
+    mixture = ss.GaussianMixture(torch.zeros(1, 2), torch.ones(1))
+    make = ss.samplers.PredictorCorrector(ss.samplers.DDIM(), steps=40, grid=ss.samplers.Karras(high=5.0))
+    x = make(mixture.score_model(sde), shape=(4000, 2), generator=torch.Generator().manual_seed(0)).x
+    assert x.std() == pytest.approx(5 / 26**0.5, rel=0.05)  # the flow's own law from N(0, 25) instead of N(0, 26)
+
+
+def test_noise_does_not_stand_for_states_with_signal(model):
+    make = ss.samplers.PredictorCorrector(ss.samplers.DDIM(), grid=[0.4, 0.2, 0.1])
+    with pytest.raises(ValueError, match=r"states x_T expected by a sampler that starts at t=0.4"):
+        make(model, shape=(2, 1, 2, 2))
+    assert make(model, x_T=torch.ones(2, 1, 2, 2)).nfe == 2
+
+
+@pytest.mark.parametrize("x", [torch.ones(2, 1, 2, 2, dtype=torch.int64), torch.ones(3)])
+def test_states_are_floating_point_numbers_with_a_batch(model, x):
+    with pytest.raises(ValueError, match="x_T of floating-point numbers"):
+        sampler()(model, x_T=x)
+
+
+def test_the_probability_flow_begins_where_no_signal_is_left():
+    sde = ss.Cosine(t_max=1.0)
+    mixture = ss.GaussianMixture(torch.full((1, 2), 0.5), torch.tensor([0.3]))
+    x = ss.samplers.ProbabilityFlow()(mixture.score_model(sde), shape=(500, 2), seeds=range(500)).x
+    assert x.mean() == pytest.approx(0.5, abs=0.04)
+    assert x.std() == pytest.approx(0.3, rel=0.08)
+
+
+@pytest.mark.parametrize("grid", [[], torch.tensor(1.0), [0.5]])
+def test_times_of_ones_own_are_two_or_more(grid):
+    with pytest.raises(ValueError, match="two times or more"):
+        ss.samplers.PredictorCorrector(ss.samplers.DDIM(), grid=grid)

@@ -168,3 +168,21 @@ def test_the_optimal_variance_on_one_gaussian(sde, steps):
 def test_bad_arguments(make):
     with pytest.raises(ValueError, match="expected"):
         make()
+
+
+def test_the_optimal_variance_where_no_signal_is_left():
+    """Data N(0, 1) under a path of constant size stay N(0, 1) at any number of steps."""
+    sde = ss.Cosine(t_max=1.0)
+    mixture = ss.GaussianMixture(torch.zeros(1, 2), torch.ones(1))
+    model = mixture.score_model(sde)
+    data = mixture.sample(4000, generator=torch.Generator().manual_seed(1))
+    step = ss.samplers.Ancestral(ss.samplers.OptimalVariance(model, data, generator=torch.Generator().manual_seed(2)))
+    make = ss.samplers.PredictorCorrector(step, steps=2, grid="angle")
+    x = make(model, shape=(4000, 2), generator=torch.Generator().manual_seed(3)).x
+    assert x.std() == pytest.approx(1.0, rel=0.04)
+
+
+@pytest.mark.parametrize("step", [ss.samplers.EulerMaruyama(), ss.samplers.StochasticHeun()])
+def test_a_noisy_step_of_the_reverse_sde_goes_down(step):
+    with pytest.raises(ValueError, match="towards the data"):
+        step.plan(ss.VP(), [(torch.tensor(0.3), torch.tensor(0.7))])
