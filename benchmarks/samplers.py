@@ -6,9 +6,9 @@
     python benchmarks/samplers.py --checkpoint digits_vp.pth --images 256 --pilot 32 --samples 256
 
 --overhead prints the milliseconds of a step with a network that returns its input, and the time of a sampler over that
-of its network evaluations alone: as many calls on states and labels of the same shape, timed next to it in random
-order; with and without the time that its random draws take. The ratio is the median over pairs, with a 95% bootstrap
-interval, whose upper end is compared with 1.02.
+of its network evaluations alone: the same calls with the same states and labels, timed next to it in random order; with
+and without the time that its random draws take. The ratio is the median over pairs, with a 95% bootstrap interval,
+whose upper end is compared with 1.02.
 
 The others compare samplers at 5, 10 and 20 evaluations of the network, counted on the network. All start at t_max from
 the same states, drawn from the exact marginal (from the prior for a checkpoint), go to t = 0.001, the end at which
@@ -566,11 +566,12 @@ class Arms:
             drawn.append(1)
             return normal(noise, rows)
 
-        with mock.patch.object(Noise, "normal", noted), counted(self.model.network) as rows:
+        self.calls: list[tuple] = []
+        handle = self.model.network.register_forward_pre_hook(lambda _, given: self.calls.append(given))
+        with mock.patch.object(Noise, "normal", noted):
             self.sample()
-        self.draws, self.evaluations = len(drawn), len(rows)
-        self.x = torch.randn(*self.shape, device=self.device)
-        self.label = torch.full(self.shape[:1], 0.5, device=self.device)
+        handle.remove()
+        self.draws, self.evaluations = len(drawn), len(self.calls)
 
     def sample(self) -> None:
         """The sampler, its draws included."""
@@ -579,8 +580,8 @@ class Arms:
     def evaluate(self) -> None:
         """The evaluations alone."""
         with torch.no_grad():
-            for _ in range(self.evaluations):
-                self.model.network(self.x, self.label, None)
+            for given in self.calls:
+                self.model.network(*given)
 
     def draw(self) -> None:
         """The draws alone."""
@@ -619,7 +620,7 @@ def print_overhead(options: argparse.Namespace) -> None:
         ("digits", (256, 1, 8, 8), True, 20),
         ("digits", (256, 1, 8, 8), False, 20),
     ]
-    for experiment, shape, separate, steps in cases:
+    for experiment, shape, separate, steps in (case for case in cases if case[0] in options.networks):
         model = configured(experiment).to(options.device)
         for name, parts in METHODS.items():
             sampler = PredictorCorrector(**parts(), steps=steps, grid="uniform_log_snr")
@@ -669,6 +670,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--pairs", type=int, default=20, help="pairs of times")
     parser.add_argument("--steps", type=int, default=200, help="steps with a network that returns its input")
     parser.add_argument("--batch", type=int, default=16, help="images of the CIFAR-10 network")
+    parser.add_argument("--networks", nargs="*", default=("cifar10_ddpmpp", "digits"), help="of the overhead")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--csv", type=Path)
     parser.add_argument("--plot", type=Path)

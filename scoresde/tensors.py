@@ -100,21 +100,23 @@ class Noise:
 
     def normal(self, rows: Tensor | None = None) -> Tensor:
         """Standard normal draws ``(B, *)``, or ``(n, *)`` of the rows given: other streams stay where they are."""
-        return self._draw(torch.randn, rows)
+        return self._draw(Tensor.normal_, rows)
 
     def uniform(self, rows: Tensor | None = None) -> Tensor:
         """Uniform draws on [0, 1), ``(B, *)`` or ``(n, *)`` of the rows given."""
-        return self._draw(torch.rand, rows)
+        return self._draw(Tensor.uniform_, rows)
 
     def rademacher(self, rows: Tensor | None = None) -> Tensor:
         """Draws of -1 or 1 with equal probability, ``(B, *)`` or ``(n, *)`` of the rows given."""
         return self.uniform(rows).sub_(0.5).sign_().add_(0.5).sign_()
 
-    def _draw(self, draw: Callable[..., Tensor], rows: Tensor | None) -> Tensor:
-        event = self.shape[1:]
+    def _draw(self, fill: Callable[..., Tensor], rows: Tensor | None) -> Tensor:
+        shape = self.shape if rows is None else (len(rows), *self.shape[1:])
         if self._per_sample is not None:
             streams = self._per_sample if rows is None else [self._per_sample[i] for i in rows.tolist()]
-            return send(torch.stack([draw(event, generator=g, dtype=self.dtype) for g in streams]), self.device)
-        shape = self.shape if rows is None else (len(rows), *event)
+            drawn = torch.empty(shape, dtype=self.dtype, device="cpu")
+            for part, generator in zip(drawn.unbind(0), streams, strict=True):
+                fill(part, generator=generator)
+            return send(drawn, self.device)
         source = self.device if self._generator is None else self._generator.device
-        return send(draw(shape, generator=self._generator, device=source, dtype=self.dtype), self.device)
+        return send(fill(torch.empty(shape, dtype=self.dtype, device=source), generator=self._generator), self.device)
