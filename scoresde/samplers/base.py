@@ -147,7 +147,7 @@ class Sampler:
             for i, (entry, (_, t)) in enumerate(zip(plan, pairs, strict=True)):
                 x, memory = self.advance(counted, x, entry, noise, cond, memory)
                 if constraint is not None:
-                    x = constraint(x.clone(), t, noise)  # one that writes in place leaves no memory wrong
+                    x = _constrained(constraint, x, t, noise)
                 if callback is not None:
                     callback(i, t, x)
                 if every and (i + 1) % every == 0:
@@ -156,6 +156,13 @@ class Sampler:
                 x = counted.predict(x, t, cond).denoised
         _refuse_nan(x)
         return Samples(x, counted.nfe, torch.stack(kept) if kept else None)
+
+
+def _constrained(constraint: Constraint, x: Tensor, t: Tensor, noise: Noise) -> Tensor:
+    """The constrained state; another tensor where x was written into, for it is not what a method remembers any more."""
+    before = None if x.is_inference() else x._version
+    found = constraint(x, t, noise)
+    return found.clone() if found is x and (before is None or x._version != before) else found
 
 
 def _refuse_nan(x: Tensor) -> None:

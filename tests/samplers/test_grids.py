@@ -190,7 +190,7 @@ def predictor(**arguments):
             lambda: predictor(grid="spline"),
             "grid among uniform_time, uniform_log_snr, quadratic, karras, uniform_angle, angle",
         ),
-        (lambda: predictor(grid=[0.9]), "one step or more expected"),
+        (lambda: predictor(grid=[0.9]), "two times or more"),
         (lambda: predictor(steps=3, grid=[0.9, 0.5, 0.1]), "steps=2, or none, expected with 3 times"),
         (lambda: samplers.Power(0.0), "positive power"),
         (lambda: samplers.Power(-1.0), "positive power"),
