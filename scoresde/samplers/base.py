@@ -159,7 +159,7 @@ class Sampler:
 
 
 def _constrained(constraint: Constraint, x: Tensor, t: Tensor, noise: Noise) -> Tensor:
-    """The constrained state; another tensor where x was written into, for it is not what a method remembers any more."""
+    """The constrained state; another tensor where x was written into: it is not what a method remembers any more."""
     before = None if x.is_inference() else x._version
     found = constraint(x, t, noise)
     return found.clone() if found is x and (before is None or x._version != before) else found
