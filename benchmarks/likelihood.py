@@ -31,7 +31,6 @@ import re
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import groupby
@@ -42,6 +41,7 @@ import numpy as np
 import peers
 import study
 import torch
+from clock import seconds
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
@@ -224,17 +224,6 @@ def measured(method: Method, budget: Any, case: Case, probe: Tensor, truth: Tens
         value, evaluations = torch.full_like(truth, math.nan), math.nan
     off = errors(value, truth, case.unit)
     return Row(method.name, method.budget.format(budget), budget == method.default, evaluations, meter.passes, *off)
-
-
-def seconds(run: Callable[[], Any], device: str) -> float:
-    """The time of one call."""
-    if device == "cuda":
-        torch.cuda.synchronize()
-    started = time.perf_counter()
-    run()
-    if device == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - started
 
 
 def compare(case: Case, truth: Tensor, options: argparse.Namespace) -> list[Row]:

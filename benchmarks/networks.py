@@ -17,12 +17,12 @@ import re
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
+from clock import seconds
 from diffusers import UNet2DModel
 from torch import Tensor, nn
 
@@ -175,17 +175,6 @@ def frozen(network: nn.Module, freeze: bool) -> Iterator[None]:
     yield
     for parameter in network.parameters():
         parameter.requires_grad_(True)
-
-
-def seconds(run: Callable[[], None], device: str) -> float:
-    """The time of one call."""
-    if device == "cuda":
-        torch.cuda.synchronize()
-    started = time.perf_counter()
-    run()
-    if device == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - started
 
 
 def prepared(network: nn.Module, setting: dict[str, bool]) -> nn.Module:

@@ -33,7 +33,6 @@ import os
 import random
 import statistics
 import sys
-import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -46,6 +45,7 @@ import hydra
 import numpy as np
 import sampler_peers as peers
 import torch
+from clock import seconds
 from matplotlib.figure import Figure
 from sampler_peers import Run
 from torch import Tensor, nn
@@ -532,17 +532,6 @@ def configured(experiment: str) -> ss.ScoreModel:
     with hydra.initialize_config_dir(str(config_directory()), version_base="1.3"):
         config = hydra.compose("train", overrides=[f"experiment={experiment}"])
     return build_model(config).eval()
-
-
-def seconds(run: Callable[[], Any], device: str) -> float:
-    """The time of one call."""
-    if device == "cuda":
-        torch.cuda.synchronize()
-    started = time.perf_counter()
-    run()
-    if device == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - started
 
 
 @dataclass

@@ -62,6 +62,15 @@ def kernel(clean: Point, noisy: Point) -> tuple[float, float]:
     return noisy.alpha / clean.alpha, -(noisy.sigma**2) * math.expm1(2 * (noisy.lam - clean.lam))
 
 
+def check_signal(sde: SDE, here: Point, method: object) -> None:
+    """Raises ValueError where the drift and sigma/alpha are infinite."""
+    if here.alpha == 0:
+        raise ValueError(
+            f"alpha > 0 expected where {type(method).__name__} starts; {type(sde).__name__} has none at "
+            f"t={float(here.t):g}: lower t_max, or use DDIM, DPMSolverPP, UniPC, AngularAdams or Ancestral"
+        )
+
+
 def check_towards_data(here: Point, target: Point) -> None:
     """Raises ValueError for a transition on which noise grows."""
     if not target.lam > here.lam:

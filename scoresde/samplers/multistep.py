@@ -21,7 +21,7 @@ from collections.abc import Sequence
 import torch
 
 from scoresde.samplers.exponential import NODES, QUADRATURE, check_order, lagrange, limited
-from scoresde.samplers.linear import Linear, Point, Row, Stage
+from scoresde.samplers.linear import Linear, Point, Row, Stage, check_signal
 from scoresde.sdes import SDE
 
 ADAMS_BASHFORTH = {
@@ -30,15 +30,6 @@ ADAMS_BASHFORTH = {
     3: (23 / 12, -16 / 12, 5 / 12),
     4: (55 / 24, -59 / 24, 37 / 24, -9 / 24),
 }
-
-
-def check_signal(sde: SDE, here: Point) -> None:
-    """Raises ValueError where sigma/alpha is infinite."""
-    if here.alpha == 0:
-        raise ValueError(
-            f"alpha > 0 expected where a method in sigma/alpha starts; {type(sde).__name__} has none at "
-            f"t={float(here.t):g}: lower t_max, or use DDIM, DPMSolverPP or UniPC"
-        )
 
 
 class DEIS(Linear):
@@ -62,7 +53,7 @@ class DEIS(Linear):
 
     def row(self, sde: SDE, nodes: Sequence[Point], target: Point, left: int) -> Row:
         here = nodes[0]
-        check_signal(sde, here)
+        check_signal(sde, here, self)
         in_time = self.variable == "time"
         ends = (float(here.t), float(target.t)) if in_time else (here.ratio, target.ratio)
         at = 0.5 * (ends[0] + ends[1]) + 0.5 * (ends[1] - ends[0]) * NODES
@@ -97,7 +88,7 @@ class IPNDM(Linear):
 
     def row(self, sde: SDE, nodes: Sequence[Point], target: Point, left: int) -> Row:
         here = nodes[0]
-        check_signal(sde, here)
+        check_signal(sde, here, self)
         step = target.alpha * (target.ratio - here.ratio)
         b = tuple(step * weight for weight in ADAMS_BASHFORTH[len(nodes)])
         return Row((Stage(here.t, target.alpha / here.alpha, b),))

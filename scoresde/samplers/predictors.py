@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from scoresde.protocols import Condition, ScoreModel
-from scoresde.samplers.linear import Linear, Point, Row, Stage, check_towards_data, kernel
+from scoresde.samplers.linear import Linear, Point, Row, Stage, check_signal, check_towards_data, kernel
 from scoresde.sdes import SDE
 from scoresde.tensors import Noise
 
@@ -35,14 +35,6 @@ def _drift(sde: SDE, t: Tensor, l: float) -> tuple[float, float, float]:  # noqa
     return float(sde.drift(t)), 0.5 * (1 + l * l) * g * g / sigma, l * g
 
 
-def _finite_drift(sde: SDE, nodes: Sequence[Point], name: str) -> None:
-    if nodes[0].alpha == 0:
-        raise ValueError(
-            f"alpha > 0 expected where {name} starts: the drift of {type(sde).__name__} is infinite at "
-            f"t={float(nodes[0].t):g}; lower t_max, or use Ancestral, DDIM or DPMSolverPP"
-        )
-
-
 class EulerMaruyama(Linear):
     """Euler-Maruyama on the reverse family, x + (s - t) drift + l g |s - t|^(1/2) z; weak order 1.
 
@@ -59,7 +51,7 @@ class EulerMaruyama(Linear):
         self.l = check_level(l)
 
     def row(self, sde: SDE, nodes: Sequence[Point], target: Point, left: int) -> Row:
-        _finite_drift(sde, nodes, "Euler-Maruyama")
+        check_signal(sde, nodes[0], self)
         if self.l:
             check_towards_data(nodes[0], target)
         t, h = nodes[0].t, float(target.t - nodes[0].t)
@@ -87,7 +79,7 @@ class StochasticHeun(Linear):
         self.l = check_level(l)
 
     def row(self, sde: SDE, nodes: Sequence[Point], target: Point, left: int) -> Row:
-        _finite_drift(sde, nodes, "StochasticHeun")
+        check_signal(sde, nodes[0], self)
         if self.l:
             check_towards_data(nodes[0], target)
         t, s = nodes[0].t, target.t

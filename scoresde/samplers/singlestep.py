@@ -15,8 +15,7 @@ import torch
 
 from scoresde.samplers.exponential import check_order
 from scoresde.samplers.grids import Transition
-from scoresde.samplers.linear import Linear, Point, Row, Stage, points
-from scoresde.samplers.multistep import check_signal
+from scoresde.samplers.linear import Linear, Point, Row, Stage, check_signal, points
 from scoresde.sdes import SDE
 
 
@@ -36,7 +35,7 @@ class Heun(Linear):
     view = "noise"
 
     def row(self, sde: SDE, nodes: Sequence[Point], target: Point, left: int) -> Row:
-        check_signal(sde, nodes[0])
+        check_signal(sde, nodes[0], self)
         return Row(_heun(nodes[0], target))
 
 
@@ -66,7 +65,7 @@ class EDM(Linear):
         return [self._row(sde, here, target, gamma) for here, target in zip(starts, targets, strict=True)]
 
     def _row(self, sde: SDE, here: Point, target: Point, gamma: float) -> Row:
-        check_signal(sde, here)
+        check_signal(sde, here, self)
         most = math.exp(-0.5 * float(sde.log_snr(torch.tensor(sde.t_max, dtype=torch.float64))))
         ratio = min(here.ratio * (1 + gamma), most)
         if not (self.low <= here.ratio <= self.high) or ratio <= here.ratio * (1 + 1e-12):
@@ -97,7 +96,7 @@ class DPMSolver(Linear):
 
     def row(self, sde: SDE, nodes: Sequence[Point], target: Point, left: int) -> Row:
         here = nodes[0]
-        check_signal(sde, here)
+        check_signal(sde, here, self)
         h = target.lam - here.lam
         if math.isinf(h):
             raise ValueError(
