@@ -6,9 +6,10 @@
     python benchmarks/samplers.py --checkpoint digits_vp.pth --images 256 --pilot 32 --samples 256
 
 --overhead prints the milliseconds of a step with a network that returns its input, and the time of a sampler over that
-of its network evaluations alone: the same calls with the same states and labels, timed next to it in random order; with
-and without the time that its random draws take. The ratio is the median over pairs, with a 95% bootstrap interval,
-whose upper end is compared with 1.02.
+of its network evaluations alone: after every step of the sampler the same calls are made once more, with the same
+states and labels, so that the two times grow side by side; with and without the time that its random draws take. Both
+as in the command line: freed memory stays with the process. The ratio is the median over such runs, with a 95%
+bootstrap interval, whose upper end is compared with 1.02.
 
 The others compare samplers at 5, 10 and 20 evaluations of the network, counted on the network. All start at t_max from
 the same states, drawn from the exact marginal (from the prior for a checkpoint), go to t = 0.001, the end at which
@@ -30,13 +31,13 @@ import csv
 import importlib.metadata
 import math
 import os
-import random
 import statistics
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -53,6 +54,7 @@ from torch import Tensor, nn
 import scoresde as ss
 from scoresde.build import build_model
 from scoresde.cli import config_directory
+from scoresde.memory import keep_freed_memory
 from scoresde.metrics.vectors import energy_distance, sliced_wasserstein
 from scoresde.samplers import (
     DDIM,
@@ -535,8 +537,10 @@ def configured(experiment: str) -> ss.ScoreModel:
 
 
 @dataclass
-class Arms:
-    """A sampler, and what it cannot do without.
+class Overhead:
+    """A sampler that stops after every step, while the network is given once more what it was given in that step.
+
+    The two times grow side by side, a step at a time: what else the machine does falls on both alike.
 
     shape: of the states. seeds: one for each sample, or None for one stream.
     """
@@ -547,60 +551,58 @@ class Arms:
     seeds: Sequence[int] | None
     device: str
 
-    def __post_init__(self):
-        drawn: list[int] = []
+    def run(self) -> tuple[float, float, int]:
+        """Seconds of the sampler without its stops, seconds of the evaluations in them, and their number."""
+        network, calls, alone, count = self.model.network, [], [], 0
+
+        def repeat(*_: Any) -> None:
+            nonlocal count
+            given = list(calls)
+            alone.append(seconds(lambda: [network(*arguments) for arguments in given], self.device))
+            count += len(given)
+            calls.clear()
+
+        options = {"seeds": self.seeds, "device": self.device, "callback": repeat}
+        handle = network.register_forward_pre_hook(lambda _, given: calls.append(given))
+        with_stops = seconds(lambda: self.sampler(self.model, shape=self.shape, **options), self.device)
+        handle.remove()
+        return with_stops - sum(alone), sum(alone), count
+
+    def draws(self) -> float:
+        """Seconds of the draws alone."""
+        count = 0
         normal = Noise.normal
 
         def noted(noise: Noise, rows: Tensor | None = None) -> Tensor:
-            drawn.append(1)
+            nonlocal count
+            count += 1
             return normal(noise, rows)
 
-        self.calls: list[tuple] = []
-        handle = self.model.network.register_forward_pre_hook(lambda _, given: self.calls.append(given))
         with mock.patch.object(Noise, "normal", noted):
-            self.sample()
-        handle.remove()
-        self.draws, self.evaluations = len(drawn), len(self.calls)
-
-    def sample(self) -> None:
-        """The sampler, its draws included."""
-        self.sampler(self.model, shape=self.shape, seeds=self.seeds, device=self.device)
-
-    def evaluate(self) -> None:
-        """The evaluations alone."""
-        with torch.no_grad():
-            for given in self.calls:
-                self.model.network(*given)
-
-    def draw(self) -> None:
-        """The draws alone."""
+            self.sampler(self.model, shape=self.shape, seeds=self.seeds, device=self.device)
         noise = Noise(self.shape, seeds=self.seeds, device=self.device)
-        for _ in range(self.draws):
-            noise.normal()
+        return seconds(lambda: [noise.normal() for _ in range(count)], self.device)
 
-    def ratios(self, pairs: int) -> tuple[np.ndarray, np.ndarray, float]:
-        """Time of the sampler over that of its evaluations, and over that of evaluations and draws; seconds of one."""
-        runs = {"sample": self.sample, "evaluate": self.evaluate, "draw": self.draw}
-        times: dict[str, list[float]] = {name: [] for name in runs}
-        for run in runs.values():
-            run()
-        order = random.Random(0)
-        for _ in range(pairs):
-            for name in order.sample(list(runs), len(runs)):
-                times[name].append(seconds(runs[name], self.device))
-        sample, evaluate, drawing = (np.array(column) for column in times.values())
-        return sample / evaluate, sample / (evaluate + drawing), float(np.median(evaluate)) / self.evaluations
+    def ratios(self, pairs: int) -> tuple[np.ndarray, np.ndarray, float, int]:
+        """Time of the sampler over that of its evaluations, and over that of evaluations and draws; the seconds and
+        the number of evaluations."""
+        self.run()
+        runs = [self.run() for _ in range(pairs)]
+        sample, bare = (np.array([run[i] for run in runs]) for i in range(2))
+        count = runs[0][2]
+        return sample / bare, sample / (bare + self.draws()), float(np.median(bare)) / count, count
 
 
 def print_overhead(options: argparse.Namespace) -> None:
     """Both tables of the overhead."""
+    keep_freed_memory()
     print("\n| network that returns its input, states | method | ms a step |\n| --- | --- | --- |")
     for shape in ((16, 3, 32, 32), (256, 1, 8, 8)):
         model = ss.ScoreModel(Identity(), ss.VP(), "v")
         for name, parts in {**METHODS, **MORE}.items():
             sampler = PredictorCorrector(**parts(), steps=options.steps, grid="uniform_log_snr")
-            arms = Arms(sampler, model, shape, None, options.device)
-            cost = [seconds(arms.sample, options.device) for _ in range(options.pairs)]
+            run = partial(sampler, model, shape=shape, device=options.device)
+            cost = [seconds(run, options.device) for _ in range(options.pairs)]
             print(f"| {shape} | {name} | {1e3 * statistics.median(cost) / options.steps:.3f} |", flush=True)
     print("\n| network, states | seeds | method | evaluations | ms each | ratio [95%] | less the draws [95%] |", end="")
     print(f" at most {TARGET} |\n" + "| --- " * 8 + "|")
@@ -614,8 +616,7 @@ def print_overhead(options: argparse.Namespace) -> None:
         for name, parts in METHODS.items():
             sampler = PredictorCorrector(**parts(), steps=steps, grid="uniform_log_snr")
             seeds = range(shape[0]) if separate else None
-            arms = Arms(sampler, model, shape, seeds, options.device)
-            *ratios, each = arms.ratios(options.pairs)
+            *ratios, each, evaluations = Overhead(sampler, model, shape, seeds, options.device).ratios(options.pairs)
             bounds = [interval(lambda a: np.median(a, axis=-1), ratio) for ratio in ratios]
             cells = [
                 f"{np.median(ratio):.4f} [{low:.4f}, {high:.4f}]"
@@ -623,7 +624,7 @@ def print_overhead(options: argparse.Namespace) -> None:
             ]
             met = "yes" if bounds[0][1] <= TARGET else f"no ({bounds[0][1]:.4f})"
             kind = "one a sample" if separate else "one stream"
-            print(f"| {experiment}, {shape} | {kind} | {name} | {arms.evaluations} | {1e3 * each:.1f} | ", end="")
+            print(f"| {experiment}, {shape} | {kind} | {name} | {evaluations} | {1e3 * each:.1f} | ", end="")
             print(f"{' | '.join(cells)} | {met} |", flush=True)
 
 

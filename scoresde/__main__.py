@@ -2,7 +2,15 @@
 
 import sys
 
-from scoresde.cli import main
+from scoresde import cli
+from scoresde.memory import keep_freed_memory
+
+
+def main() -> int:
+    """The command line, in a process of its own."""
+    keep_freed_memory()
+    return cli.main()
+
 
 if __name__ == "__main__":
     sys.exit(main())

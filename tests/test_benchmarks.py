@@ -277,15 +277,17 @@ def test_an_overhead_is_of_the_same_calls():
     """The bare evaluations are as many as the sampler makes, and the draws too; a ratio is of its own pair."""
     model = ss.ScoreModel(samplers.Identity(), ss.VP(), "v")
     sampler = samplers.PredictorCorrector(samplers.ReverseDiffusion(), samplers.Langevin(), steps=4)
-    arms = samplers.Arms(sampler, model, (3, 1, 2, 2), range(3), "cpu")
-    assert (arms.evaluations, arms.draws) == (8, 9)  # a step draws twice, and the start once
+    overhead = samplers.Overhead(sampler, model, (3, 1, 2, 2), range(3), "cpu")
     with samplers.counted(model.network) as rows:
-        arms.evaluate()
-    assert rows == [3] * 8
-    whole, rest, each = arms.ratios(3)
+        *times, count = overhead.run()
+    assert rows == [3] * 16  # each of the 8 evaluations twice
+    assert count == 8
+    assert min(times) > 0
+    whole, rest, each, evaluations = overhead.ratios(3)
     assert whole.shape == rest.shape == (3,)
     assert bool((rest < whole).all())
     assert each > 0
+    assert evaluations == 8
 
 
 def test_an_interval_of_a_median_ratio_holds_it():

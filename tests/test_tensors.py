@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch import Tensor
 
 from scoresde.tensors import Noise, broadcast, sum_dims
 
@@ -58,3 +59,21 @@ def test_randomness_comes_from_one_place():
         Noise((2, 3), torch.Generator(), [0, 1])
     with pytest.raises(ValueError, match="one seed per sample"):
         Noise((2, 3), seeds=[0, 1, 2])
+
+
+@pytest.mark.parametrize("event", [(16,), (1, 8, 8), (3, 4, 4), (5,), (1024,)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_draws_ahead_are_those_of_one_after_the_other(event, dtype):
+    """Every sample's stream gives what its generator gives, one draw at a time, whatever is asked for in between."""
+    noise = Noise((3, *event), seeds=[4, 5, 6], dtype=dtype)
+    streams = [torch.Generator().manual_seed(seed) for seed in (4, 5, 6)]
+
+    def expected(fill, rows=(0, 1, 2)):
+        return torch.stack([fill(torch.empty(event, dtype=dtype), generator=streams[row]) for row in rows])
+
+    for _ in range(21):
+        assert torch.equal(noise.normal(), expected(Tensor.normal_))
+    assert torch.equal(noise.normal(torch.tensor([2])), expected(Tensor.normal_, (2,)))
+    assert torch.equal(noise.normal(), expected(Tensor.normal_))
+    assert torch.equal(noise.uniform(), expected(Tensor.uniform_))
+    assert torch.equal(noise.normal(), expected(Tensor.normal_))

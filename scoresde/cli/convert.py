@@ -1,0 +1,35 @@
+"""`scoresde convert`."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from omegaconf import DictConfig
+
+from scoresde import build
+from scoresde.cli.common import choice, say
+from scoresde.convert import diffusers, edm, save_run, score_sde
+
+
+def convert(config: DictConfig) -> None:
+    """Make a run of another project's checkpoint."""
+    run = Path(config.run or Path("runs") / Path(config.path).stem)
+    converted, averaged = CONVERTERS[choice("source", config.source, CONVERTERS)](config.path, config.config)
+    if config.get("data") is not None:
+        converted.config.data = config.data
+    save_run(converted, run, averaged)
+    parameters = sum(p.numel() for p in converted.model.parameters() if p.requires_grad)
+    say({"run": run, "parameters": f"{parameters:,}", "weights": "raw, ema" if averaged else "raw"})
+
+
+def convert_score_sde(path: str, config: str | None) -> tuple[build.Run, dict[str, torch.Tensor]]:
+    """The run of a score_sde checkpoint with its raw weights, and the averages."""
+    averages = score_sde(path, config, weights="ema").model
+    return score_sde(path, config, weights="raw"), dict(averages.named_parameters())
+
+
+CONVERTERS: dict[str, Callable[..., tuple[build.Run, dict[str, torch.Tensor] | None]]] = {
+    "score_sde": convert_score_sde,
+    "edm": lambda path, config: (edm(path, config), None),
+    "diffusers": lambda path, config: (diffusers(path), None),
+}
