@@ -2,19 +2,25 @@
 
 import sys
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
+from torch.utils.data import Dataset
 
 from scoresde import build
 from scoresde.cli.common import draw, run_directory, say
+from scoresde.losses import Objective
 from scoresde.score import ScoreModel
+from scoresde.training import distributed
 from scoresde.training.trainer import CHECKPOINT
+from scoresde.training.validation import HeldOut, View
 
 PREVIEW = 16
-RESUMABLE = ("steps", "log_every", "checkpoint_every", "preview_every", "workers", "device")
+INTERVALS = ("log_every", "checkpoint_every", "preview_every", "evaluate_every")
+RESUMABLE = ("steps", *INTERVALS, "accumulate", "compile", "channels_last", "workers", "parallel", "wandb", "device")
 
 
 def train(config: DictConfig) -> None:
@@ -24,22 +30,54 @@ def train(config: DictConfig) -> None:
     model = build.build_model(config, config.trust)
     optimizer = build.instantiate(config.optimizer, config.trust)
     trainer = build.instantiate(config.trainer, config.trust, optimizer=optimizer)
-    used = ("train", "transform", "dequantization", "training")
-    data = {part: build.instantiate(config.data.get(part), config.trust) for part in used}
     loss, sampler = (build.instantiate(part, config.trust) for part in (config.loss, config.sampler))
-    record_config(config, run)
+    dataset = build.instantiate(config.data.train, config.trust)
+    fit_transform(config, dataset)
+    measured, trained = views(config)
+    held_out = held_out_numbers(config, loss, trained, measured)
+    if first := distributed.rank() == 0:
+        record_config(config, run)
 
     def preview(model: ScoreModel, step: int) -> None:
         samples = sampler(model, shape=(PREVIEW, *config.data.shape), seeds=range(PREVIEW)).x
-        draw(data["transform"].inverse(samples), config, run / "figures" / f"step{step:06d}.png")
+        if first:
+            draw(measured.transform.inverse(samples), config, run / "figures" / f"step{step:06d}.png")
 
     parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    say({"run": run, "parameters": f"{parameters:,}", "samples": len(data["train"]), "steps": trainer.steps})
-    started, seen = time.perf_counter(), data["training"] or data  # some are trained on other values than measured
-    trainer.fit(
-        model, loss, data["train"], run, seen["transform"], seen["dequantization"], preview, sys.stderr.isatty()
+    if first:
+        say({"run": run, "parameters": f"{parameters:,}", "samples": len(dataset), "steps": trainer.steps})
+    started = time.perf_counter()
+    seen = (trained.transform, trained.dequantization)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "find_unused_parameters=True was specified")
+        trainer.fit(model, loss, dataset, run, *seen, preview, held_out, sys.stderr.isatty())
+    if first:
+        say({"trained": f"{time.perf_counter() - started:.0f} s", "checkpoint": run / CHECKPOINT})
+
+
+def fit_transform(config: DictConfig, dataset: Dataset) -> None:
+    """Put into the configuration the numbers of a transform that come from the data."""
+    transform = build.instantiate(config.data.transform, config.trust)
+    if hasattr(transform, "fit") and not transform.fitted:
+        config.data.transform.update(transform.fit(dataset))
+
+
+def views(config: DictConfig) -> tuple[View, View]:
+    """How a likelihood sees the data, and how the training does: some are trained on other values than measured."""
+    parts = [config.data, config.data.get("training") or config.data]
+    measured, trained = (
+        View(*(build.instantiate(part.get(name), config.trust) for name in ("transform", "dequantization")))
+        for part in parts
     )
-    say({"trained": f"{time.perf_counter() - started:.0f} s", "checkpoint": run / CHECKPOINT})
+    return measured, trained
+
+
+def held_out_numbers(config: DictConfig, loss: Objective, trained: View, measured: View) -> HeldOut | None:
+    """What the log says of held-out data; None where there is none, or nothing is to be said."""
+    if not config.trainer.evaluate_every or config.data.get("validation") is None:
+        return None
+    dataset = build.instantiate(config.data.validation, config.trust)
+    return HeldOut(loss, dataset, trained, measured, **config.held_out, seed=config.seed)
 
 
 def record_config(config: DictConfig, run: Path) -> None:

@@ -9,7 +9,6 @@ The error is computed from the network's own target F = p x_0 + q eps, as eps_ha
 loses no digits at small t.
 """
 
-import torch
 from torch import Tensor
 
 from scoresde.losses.objective import Objective
@@ -17,7 +16,7 @@ from scoresde.losses.times import TimeDensity
 from scoresde.losses.weightings import Weighting
 from scoresde.protocols import Condition
 from scoresde.score import ScoreModel, Views
-from scoresde.tensors import broadcast
+from scoresde.tensors import Noise, broadcast
 
 
 class DenoisingScoreMatching(Objective):
@@ -55,7 +54,7 @@ class DenoisingScoreMatching(Objective):
         noise: Tensor,
         weight: Tensor,
         cond: Condition = None,
-        generator: torch.Generator | None = None,
+        stream: Noise | None = None,
     ) -> Tensor:
         _, error = self._predict(model, x0, t, noise, cond)
         return self._reduce(model, error, t, weight)

@@ -27,7 +27,7 @@ from scoresde.losses.weightings import Weighting
 from scoresde.protocols import Condition
 from scoresde.score import ScoreModel
 from scoresde.sdes import SDE
-from scoresde.tensors import broadcast, float64
+from scoresde.tensors import Noise, broadcast, float64
 
 
 class Hybrid(DenoisingScoreMatching):
@@ -83,7 +83,7 @@ class Hybrid(DenoisingScoreMatching):
         noise: Tensor,
         weight: Tensor,
         cond: Condition = None,
-        generator: torch.Generator | None = None,
+        stream: Noise | None = None,
     ) -> Tensor:
         index = self.times.index(model.sde, t)
         views, error = self._predict(model, x0, t, noise, cond)

@@ -59,10 +59,10 @@ class ImplicitScoreMatching(Objective):
         noise: Tensor,
         weight: Tensor,
         cond: Condition = None,
-        generator: torch.Generator | None = None,
+        stream: Noise | None = None,
     ) -> Tensor:
         x = model.sde.perturb(x0, t, noise)
-        stream = Noise(x.shape, generator, device=x.device, dtype=x.dtype)
+        stream = stream or Noise(x.shape, device=x.device, dtype=x.dtype)
         square, trace = self._estimate(lambda y: model.predict(y, t, cond).noise, x, stream)
         weight, sigma = weight.to(square), model.sde.sigma(t).to(square)
         return (weight * (square - 2 * sigma * trace) / dimensions(x)).to(x)

@@ -14,7 +14,7 @@ from scoresde.losses.weightings import Weighting
 from scoresde.protocols import Condition
 from scoresde.score import ScoreModel
 from scoresde.sdes import SDE
-from scoresde.tensors import float64
+from scoresde.tensors import Noise, float64
 
 
 @dataclass
@@ -57,9 +57,10 @@ class Objective(nn.Module):
         noise: Tensor,
         weight: Tensor,
         cond: Condition = None,
-        generator: torch.Generator | None = None,
+        stream: Noise | None = None,
     ) -> Tensor:
-        """The weighted terms (B,) of x0 and noise (B, *) at t (B,), whose weights are float64 (B,)."""
+        """The weighted terms (B,) of x0 and noise (B, *) at t (B,), whose weights are float64 (B,); further draws are
+        from the stream."""
         raise NotImplementedError(f"{type(self).__name__} must define value(model, x0, t, noise, weight, ...)")
 
     def draw_times(self, sde: SDE, n: int, generator: torch.Generator | None = None) -> Tensor:
@@ -78,6 +79,7 @@ class Objective(nn.Module):
         t: Tensor | None = None,
         noise: Tensor | None = None,
         generator: torch.Generator | None = None,
+        stream: Noise | None = None,
     ) -> LossTerms:
         """Loss terms of clean states x0 (B, *).
 
@@ -88,6 +90,8 @@ class Objective(nn.Module):
             t: times (B,), taken as drawn from `times`; drawn here if not given.
             noise: (B, *); drawn here if not given.
             generator: for the draws.
+            stream: for all draws but the times, instead of the generator: of states like x0, which may have a stream of
+                their own each.
 
         Raises:
             ValueError: times or noise of a shape that does not fit the states.
@@ -100,8 +104,15 @@ class Objective(nn.Module):
         t = t.expand(x0.shape[0])
         if noise is not None and noise.shape != x0.shape:
             raise ValueError(f"noise of the shape of the states, {tuple(x0.shape)}, expected; got {tuple(noise.shape)}")
+        if stream is None:
+            stream = Noise(x0.shape, generator, device=x0.device, dtype=x0.dtype)
         if noise is None:
-            device = x0.device if generator is None else generator.device
-            noise = torch.randn(x0.shape, generator=generator, device=device, dtype=x0.dtype).to(x0.device)
-        weight = self.weighting.omega(sde, t) / self.times.density(sde, t)
-        return LossTerms(self.value(model, x0, t, noise, weight, cond, generator), t, weight)
+            noise = stream.normal()
+        return self.terms(model, x0, t, noise, cond, stream)
+
+    def terms(
+        self, model: ScoreModel, x0: Tensor, t: Tensor, noise: Tensor, cond: Condition = None, stream: Noise | None = None
+    ) -> LossTerms:
+        """Loss terms of x0 and noise (B, *) at t (B,)."""
+        weight = self.weighting.omega(model.sde, t) / self.times.density(model.sde, t)
+        return LossTerms(self.value(model, x0, t, noise, weight, cond, stream), t, weight)

@@ -1,22 +1,65 @@
-"""Which samples each training step sees, and from which seed it draws: functions of (seed, step) alone.
+"""What each training step sees and draws: functions of (seed, step, position in the batch) alone.
 
-A run that is stopped and resumed then goes on exactly as if it had not been.
+A run that is stopped and resumed then goes on exactly as if it had not been, and neither the number of processes that
+share a batch, nor the parts it is accumulated in, nor the workers that load it change what a sample is or what noise it
+gets. The positions of a batch draw in blocks of 16, from one generator each: a process draws the blocks that it needs.
 """
 
 import hashlib
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from scoresde.protocols import Condition
+from scoresde.tensors import Noise, send
+
+BLOCK = 16
 
 
 def step_seed(seed: int, step: int, stream: str = "noise") -> int:
     """The seed of a stream of draws in one step: 32 bits, for PyTorch's CPU generator ignores the higher ones."""
     return int.from_bytes(hashlib.blake2b(f"{seed}/{stream}/{step}".encode(), digest_size=4).digest(), "big")
+
+
+def share(count: int, rank: int, size: int) -> range:
+    """The positions among `count` that belong to a process: consecutive ones, of all processes nearly as many."""
+    return range(count * rank // size, count * (rank + 1) // size)
+
+
+class StepNoise(Noise):
+    """The draws of some positions of a step's batch.
+
+    Args:
+        shape: (n, *) of a draw.
+        positions: n consecutive ones of the batch.
+        seed, step: see the module.
+        device, dtype: of the draws.
+    """
+
+    def __init__(
+        self,
+        shape: Sequence[int],
+        positions: range,
+        seed: int,
+        step: int,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype = torch.float32,
+    ):
+        super().__init__(shape, device=device, dtype=dtype)
+        blocks = range(positions.start // BLOCK, -(-positions.stop // BLOCK))
+        first = positions.start - BLOCK * blocks.start
+        self._rows = slice(first, first + len(positions))
+        self._blocks = [torch.Generator().manual_seed(step_seed(seed, step, f"block {block}")) for block in blocks]
+
+    def _draw(self, fill: Callable[..., Tensor], rows: Tensor | None) -> Tensor:
+        drawn = torch.empty((len(self._blocks), BLOCK, *self.shape[1:]), dtype=self.dtype, device="cpu")
+        for part, generator in zip(drawn.unbind(0), self._blocks, strict=True):
+            fill(part, generator=generator)
+        mine = drawn.flatten(0, 1)[self._rows]
+        return send(mine if rows is None else mine[rows.cpu()], self.device)
 
 
 class Shuffled(Sampler[list[int]]):
@@ -52,10 +95,68 @@ class Shuffled(Sampler[list[int]]):
             yield order[index * self.batch_size : (index + 1) * self.batch_size]
 
 
-def batches(dataset: Dataset, batch_size: int, seed: int, start: int, stop: int, workers: int = 0) -> DataLoader:
-    """A loader of the batches of steps start .. stop - 1."""
-    sampler = Shuffled(len(dataset), batch_size, seed, start, stop)  # type: ignore[arg-type]
-    return DataLoader(dataset, batch_sampler=sampler, num_workers=workers)
+class Key(NamedTuple):
+    """An item of a batch: what it is, and what its random draws are a function of."""
+
+    step: int
+    position: int
+    item: int
+
+
+class Keys(Sampler[list[Key]]):
+    """The items of some positions of each batch."""
+
+    def __init__(self, order: Shuffled, positions: range):
+        self.order, self.positions = order, positions
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        for step, batch in enumerate(self.order, start=self.order.start):
+            yield [Key(step, position, batch[position]) for position in self.positions]
+
+
+class Keyed(Dataset):
+    """A dataset by keys. What an item draws from PyTorch's global generator depends on its key alone."""
+
+    def __init__(self, dataset: Dataset, seed: int):
+        self.dataset, self.seed = dataset, seed
+
+    def __getitem__(self, key: Key) -> Any:
+        torch.default_generator.manual_seed(step_seed(self.seed, key.step, f"item {key.position}"))
+        return self.dataset[key.item]
+
+
+def batches(
+    dataset: Dataset,
+    batch_size: int,
+    seed: int,
+    start: int,
+    stop: int,
+    workers: int = 0,
+    rank: int = 0,
+    size: int = 1,
+    pin: bool = False,
+) -> DataLoader:
+    """A loader of a process's share of the batches of steps start .. stop - 1.
+
+    Args:
+        dataset: items as `split_condition` takes them; may draw from PyTorch's global generator.
+        batch_size: of all processes together.
+        seed, start, stop: see `Shuffled`.
+        workers: processes that load, two batches ahead each.
+        rank, size: this process, of how many.
+        pin: in page-locked memory, for an accelerator.
+
+    Raises:
+        ValueError: fewer samples in a batch than processes.
+    """
+    order = Shuffled(len(dataset), batch_size, seed, start, stop)  # type: ignore[arg-type]
+    if batch_size < size:
+        raise ValueError(f"a batch of {size} samples or more, one a process, expected; got batch_size={batch_size}")
+    keys = Keys(order, share(batch_size, rank, size))
+    return DataLoader(Keyed(dataset, seed), batch_sampler=keys, num_workers=workers, pin_memory=pin)
 
 
 def split_condition(batch: Any, device: torch.device | str) -> tuple[Tensor, Condition]:
@@ -67,6 +168,7 @@ def split_condition(batch: Any, device: torch.device | str) -> tuple[Tensor, Con
     x, cond = batch if isinstance(batch, (tuple, list)) and len(batch) == 2 else (batch, None)
     if not isinstance(x, Tensor):
         raise TypeError(f"a dataset whose items are a tensor, or (tensor, condition), expected; got {type(x).__name__}")
+    device = torch.device(device)
     if isinstance(cond, dict):
-        return x.to(device), {key: value.to(device) for key, value in cond.items()}
-    return x.to(device), cond.to(device) if isinstance(cond, Tensor) else None
+        return send(x, device), {key: send(value, device) for key, value in cond.items()}
+    return send(x, device), send(cond, device) if isinstance(cond, Tensor) else None

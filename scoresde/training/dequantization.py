@@ -26,7 +26,6 @@ from torch.utils.data import Dataset, default_collate
 from tqdm import tqdm
 
 from scoresde import bounds
-from scoresde.bounds.base import prior_divergence
 from scoresde.dequantization import Dequantization, Uniform, Variational
 from scoresde.losses import DenoisingScoreMatching
 from scoresde.protocols import Condition, Transform
@@ -63,7 +62,7 @@ def negative_evidence(
     matching = float64(HALF_SQUARES(model, y, cond, generator=generator).value)
     sigma = model.sde.sigma(float64(model.sde.t_min))
     entropy = dimensions(y) * (0.5 * math.log(2 * math.pi * math.e) + sigma.log())
-    return matching + prior_divergence(model.sde, y) + entropy - float64(transform.log_det(values)) + float64(log_q)
+    return matching + model.sde.prior_divergence(y) + entropy - float64(transform.log_det(values)) + float64(log_q)
 
 
 def learn(

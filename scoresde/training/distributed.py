@@ -1,19 +1,34 @@
-"""Several processes for one command: who this one is, and what the others have found.
+"""Several processes for one command: who this one is, what the others have found, and how a training is shared.
 
-`torchrun --nproc-per-node 2 -m scoresde VERB ...` starts processes that read their rank from the environment. Work is
-divided without talk; the only exchange is `gather`, at the end, of plain Python values.
+`torchrun --nproc-per-node 2 -m scoresde VERB ...` starts processes that read their rank from the environment. An
+evaluation divides its work without talk and gathers plain Python values at the end. In a training each process has its
+share of every batch, and the gradients are averaged:
+
+ddp     every process has the whole model; gradients are reduced while the backward pass goes on
+        (DistributedDataParallel);
+fsdp    parameters, gradients, moments and averages are sharded, and gathered block by block when they are needed
+        (`fully_shard`, FSDP2), for models that do not fit.
 """
 
+import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import TypeVar
+from typing import Any, TypeVar
 
+import torch
 import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from scoresde.score import ScoreModel
 
 Value = TypeVar("Value")
 PATIENCE = timedelta(days=7)  # of a process whose share is done, for the others
+STRATEGIES = ("ddp", "fsdp")
 
 
 def rank() -> int:
@@ -32,7 +47,7 @@ def processes() -> Iterator[None]:
     if started() == 1 or dist.is_initialized():
         yield
         return
-    dist.init_process_group("gloo", timeout=PATIENCE)
+    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=PATIENCE)
     try:
         yield
     finally:
@@ -46,7 +61,11 @@ def started() -> int:
 
 def device(name: str) -> str:
     """The device of that name for this process: with several, each has an accelerator of its own."""
-    return f"cuda:{os.environ['LOCAL_RANK']}" if name == "cuda" and size() > 1 else name
+    if name != "cuda" or size() == 1:
+        return name
+    mine = f"cuda:{os.environ['LOCAL_RANK']}"
+    torch.cuda.set_device(mine)
+    return mine
 
 
 def gather(value: Value) -> list[Value]:
@@ -56,3 +75,87 @@ def gather(value: Value) -> list[Value]:
     values: list = [None] * size()
     dist.all_gather_object(values, value)
     return values
+
+
+def total(x: Tensor) -> Tensor:
+    """The sum of a tensor on the CPU over all processes, in place."""
+    if size() > 1:
+        dist.all_reduce(x)
+    return x
+
+
+def anyone(flag: bool) -> bool:
+    """Whether the flag is set in any process."""
+    return flag if size() == 1 else bool(total(torch.tensor(float(flag))))
+
+
+# --- how a training is shared
+
+
+class Shared:
+    """An objective whose gradients are those of all processes' samples.
+
+    Args:
+        objective: a module whose call gives the loss terms of a batch.
+        model: in it, what is trained.
+        strategy: "ddp" or "fsdp"; of no consequence for one process.
+
+    Raises:
+        ValueError: another strategy, or "fsdp" for parameters beside the network's.
+    """
+
+    def __init__(self, objective: nn.Module, model: ScoreModel, strategy: str):
+        if strategy not in STRATEGIES:
+            raise ValueError(f"parallel among {', '.join(STRATEGIES)} expected; got {strategy!r}")
+        self._call: nn.Module = objective
+        self._sharded = shard(model) if size() > 1 and strategy == "fsdp" else None
+        if size() > 1 and self._sharded is None:
+            place = next(model.parameters()).device
+            ids = [place] if place.type == "cuda" else None
+            # A network may leave parameters out (an embedding of labels that are not given).
+            self._call = DistributedDataParallel(objective, device_ids=ids, find_unused_parameters=True)
+
+    def __call__(self, *arguments: Any) -> Any:
+        """The objective of these arguments."""
+        return self._call(*arguments)
+
+    @contextmanager
+    def accumulating(self, last: bool) -> Iterator[None]:
+        """Within the block gradients are added up, and exchanged for the last part of a batch only."""
+        if self._sharded is not None:
+            self._sharded.set_requires_gradient_sync(last)
+        call = self._call
+        with call.no_sync() if isinstance(call, DistributedDataParallel) and not last else contextlib.nullcontext():
+            yield
+
+
+def shard(model: ScoreModel) -> FSDPModule:
+    """A model's network, sharded in place over all processes: each block of its lists, and what is left.
+
+    Raises:
+        ValueError: a network that is no module, or parameters beside its own, such as those of a learned path.
+    """
+    network = model.network
+    if not isinstance(network, nn.Module):
+        raise ValueError(f"a network that is a torch.nn.Module expected by parallel=fsdp; got {type(network).__name__}")
+    own = {id(parameter) for parameter in network.parameters()}
+    if any(id(parameter) not in own for parameter in model.parameters()):
+        raise ValueError("a path without parameters expected by parallel=fsdp; take parallel=ddp for a learned one")
+    for module in list(network.modules()):
+        if isinstance(module, nn.ModuleList):
+            for block in module:
+                if not isinstance(block, nn.ModuleList) and any(True for _ in block.parameters()):
+                    fully_shard(block)
+    return fully_shard(network)
+
+
+def whole(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors with all their shards; every process has to ask."""
+    return {name: x.full_tensor() if isinstance(x, DTensor) else x for name, x in tensors.items()}
+
+
+def placed(x: Tensor, like: Tensor) -> Tensor:
+    """A whole tensor as another one is: its device, its shard."""
+    if isinstance(like, DTensor):
+        return distribute_tensor(x.to(like.device), like.device_mesh, like.placements)
+    return x.to(like.device)

@@ -1,102 +1,129 @@
 """The training loop, to be read in one sitting.
 
 Each step: a batch, dequantised and transformed to model space; the loss; clipped gradients; an optimiser step at the
-scheduled learning rate; the moving average. Everything random in step n is drawn from (seed, n). What a run has
-learned is in `<run>/checkpoint.safetensors`, replaced atomically; how it went in `<run>/log.jsonl` and TensorBoard.
+scheduled learning rate; the moving averages. Everything random in step n is drawn from (seed, n), see
+`training.batches`. What a run has learned is in `<run>/checkpoint.safetensors`, replaced atomically; how it went in
+`<run>/log.jsonl` and TensorBoard. Started by torchrun, the processes share each batch, see `training.distributed`.
 """
 
-import json
-import math
 import signal
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.utils.data import Dataset
-from torch.utils.tensorboard import SummaryWriter
+from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from scoresde.dequantization import Dequantization
 from scoresde.losses import LossTerms, Objective
-from scoresde.protocols import Transform
+from scoresde.protocols import Condition, Transform, select
 from scoresde.score import ScoreModel
 from scoresde.tensors import Noise, available
-from scoresde.training import checkpoint
-from scoresde.training.batches import batches, split_condition, step_seed
+from scoresde.training import distributed, posthoc
+from scoresde.training.batches import StepNoise, batches, share, split_condition, step_seed
+from scoresde.training.distributed import Shared
 from scoresde.training.ema import EMA
+from scoresde.training.guard import SKIPPED, Guard, NonFiniteLoss, diagnosis
+from scoresde.training.log import LOG, Lines, Log, TensorBoard, WeightsAndBiases, Writer, forget_after
+from scoresde.training.precision import Precision
+from scoresde.training.schedule import DECAYS, rate
+from scoresde.training.state import CHECKPOINT, State
 
-CHECKPOINT, LOG = "checkpoint.safetensors", "log.jsonl"
-Pending = dict[str, list[float]]  # losses and norms of the gradient since the last line of the log
-
-
-class NonFiniteLoss(RuntimeError):
-    """The loss turned NaN or infinite; the message has the step and the noise levels."""
+__all__ = ["CHECKPOINT", "LOG", "Interrupted", "NonFiniteLoss", "Trainer"]
+AVERAGES = "averages"
+Report = Callable[[ScoreModel, int], Any]
 
 
 class Interrupted(RuntimeError):
     """Ctrl-C or a termination signal stopped the run after a whole step; the checkpoint is written."""
 
 
+@dataclass
 class Trainer:
     """How a model is trained.
 
     Args:
         optimizer: a function of the parameters that makes the optimiser (a Hydra partial).
         steps: number of optimiser steps.
-        batch_size: samples a step.
-        warmup: steps over which the learning rate rises linearly from 0.
-        decay: "none", or "cosine" to 0 at the last step.
+        batch_size: samples a step, of all processes together.
+        accumulate: parts that a process computes its share in, one after the other; the gradient is the same.
+        warmup, decay, decay_start: of the learning rate, see `training.schedule.rate`.
         clip: largest norm of the gradient.
-        ema: decay of the moving average, see `EMA`.
+        ema, ema_warmup: decay of the moving average and its beginning, see `EMA`.
+        power: sigma_rel of the averages kept for a profile that is chosen afterwards, see `training.posthoc`; none by
+            default. snapshot_every: steps between the snapshots that it is made of.
+        precision: "float32", "bf16" or "fp16", see `training.precision`.
+        compile: the network, by torch.compile.
+        channels_last: the layout of states and weights (B, C, H, W).
+        skip_limit: steps in a row with a gradient that is not finite that are left out before the run stops.
         seed: of everything random.
-        log_every, checkpoint_every, preview_every: in steps; 0 for never.
-        workers: processes that load data; what a dataset draws at random in them is not repeated on resuming.
-        device: where to train.
+        log_every, checkpoint_every, preview_every, evaluate_every: in steps; 0 for never but at the end.
+        workers: processes that load data.
+        parallel: "ddp" or "fsdp", what torchrun's processes do; see `training.distributed`.
+        wandb: options of wandb.init, to log to Weights & Biases as well; None for not.
+        device: where to train; `where` is this process's.
 
     Raises:
         ValueError: an argument out of its range.
     """
 
-    def __init__(
-        self,
-        optimizer: Callable[[Any], Optimizer],
-        steps: int,
-        batch_size: int = 128,
-        warmup: int = 0,
-        decay: str = "none",
-        clip: float = 1.0,
-        ema: float = 0.999,
-        seed: int = 0,
-        log_every: int = 50,
-        checkpoint_every: int = 500,
-        preview_every: int = 0,
-        workers: int = 0,
-        device: str = "cpu",
-    ):
-        if not isinstance(steps, int) or steps < 1 or warmup < 0 or not clip > 0:
-            raise ValueError(f"steps >= 1, warmup >= 0, clip > 0 expected; got {steps}, {warmup}, {clip}")
-        if decay not in ("none", "cosine"):
-            raise ValueError(f"decay 'none' or 'cosine' expected; got {decay!r}")
-        self.optimizer, self.steps, self.batch_size, self.warmup, self.decay = (
-            optimizer,
-            steps,
-            batch_size,
-            warmup,
-            decay,
-        )
-        self.clip, self.ema, self.seed = clip, ema, seed
-        self.log_every, self.checkpoint_every, self.preview_every = log_every, checkpoint_every, preview_every
-        self.workers, self.device = workers, available(device)
+    optimizer: Callable[[Any], Optimizer]
+    steps: int
+    batch_size: int = 128
+    accumulate: int = 1
+    warmup: int = 0
+    decay: str = "none"
+    decay_start: int = 1
+    clip: float = 1.0
+    ema: float = 0.999
+    ema_warmup: str = "tensorflow"
+    power: tuple[float, ...] | list[float] = ()
+    snapshot_every: int = 0
+    precision: str = "float32"
+    compile: bool = False
+    channels_last: bool = False
+    skip_limit: int = 10
+    seed: int = 0
+    log_every: int = 50
+    checkpoint_every: int = 500
+    preview_every: int = 0
+    evaluate_every: int = 0
+    workers: int = 0
+    parallel: str = "ddp"
+    wandb: dict[str, Any] | None = None
+    device: str = "cpu"
+    where: torch.device = field(init=False)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.steps, int) or self.steps < 1 or self.warmup < 0 or not self.clip > 0:
+            raise ValueError(
+                f"steps >= 1, warmup >= 0, clip > 0 expected; got {self.steps}, {self.warmup}, {self.clip}"
+            )
+        if self.decay not in DECAYS:
+            raise ValueError(f"decay among {', '.join(DECAYS)} expected; got {self.decay!r}")
+        if self.accumulate < 1 or self.decay_start < 1 or self.skip_limit < 0:
+            raise ValueError(
+                "accumulate >= 1, decay_start >= 1, skip_limit >= 0 expected; got "
+                f"{self.accumulate}, {self.decay_start}, {self.skip_limit}"
+            )
+        if bool(self.power) != bool(self.snapshot_every):
+            raise ValueError(
+                "power=[sigma_rel, ...] together with snapshot_every > 0 expected, or neither; got "
+                f"{list(self.power)}, {self.snapshot_every}"
+            )
+        if self.power and self.parallel == "fsdp":
+            raise ValueError("power averages are not sharded: parallel=ddp, or power=[] expected; got parallel=fsdp")
+        self.where = available(distributed.device(self.device))
+        Precision(self.precision, self.where)
 
     def rate(self, step: int) -> float:
         """The learning rate of a step, as a fraction of the optimiser's own."""
-        rising = min(1.0, (step + 1) / self.warmup) if self.warmup else 1.0
-        return rising * (0.5 * (1 + math.cos(math.pi * step / self.steps)) if self.decay == "cosine" else 1.0)
+        return rate(step, self.steps, self.warmup, self.decay, self.decay_start)
 
     def fit(
         self,
@@ -106,7 +133,8 @@ class Trainer:
         run: Path,
         transform: Transform,
         dequantization: Dequantization | None = None,
-        preview: Callable[[ScoreModel, int], None] | None = None,
+        preview: Report | None = None,
+        evaluate: Report | None = None,
         progress: bool = True,
     ) -> None:
         """Train the model from the run's last checkpoint, or from the start, to `steps`.
@@ -119,97 +147,176 @@ class Trainer:
             transform: from data units to model space.
             dequantization: of integer levels, which gives the values to train on; None for continuous data.
             preview: called with the model, at its averaged weights and in eval mode, every `preview_every` steps.
+            evaluate: the same every `evaluate_every` steps and at the end; returns numbers by their names, for the log.
             progress: show a progress bar.
 
         Raises:
-            NonFiniteLoss: the loss was not finite; the last checkpoint stays as it was.
+            NonFiniteLoss: the loss or its gradient was not finite too often; the last checkpoint stays as it was.
             Interrupted: SIGINT or SIGTERM; the checkpoint holds the last whole step.
         """
-        model.to(self.device).train()
-        parameters = [p for p in model.parameters() if p.requires_grad]
-        optimizer, ema = self.optimizer(parameters), EMA(model, self.ema)
-        base_rates = [group["lr"] for group in optimizer.param_groups]
-        first, pending = self._resume(model, optimizer, ema, run / CHECKPOINT)
-        loader = batches(dataset, self.batch_size, self.seed, first, self.steps, self.workers)
-        log = _Log(run, first, pending)
-        bar = tqdm(total=self.steps, initial=first, desc="training", unit="step", disable=not progress)
+        first_process = distributed.rank() == 0
+        terms = _Terms(self._prepared(model), loss, transform, dequantization, self.seed, self.where)
+        objective = Shared(terms, model, self.parallel)
+        state = self._state(model, run / CHECKPOINT, Guard(self.skip_limit, run / SKIPPED if first_process else None))
+        base_rates = [group["lr"] for group in state.optimizer.param_groups]
+        state.resume()
+        if first_process:
+            forget_after(run / SKIPPED, state.step)
+            posthoc.forget_after(run / AVERAGES, state.step)
+        processes = {"rank": distributed.rank(), "size": distributed.size()}
+        pin = self.where.type == "cuda"
+        loader = batches(
+            dataset, self.batch_size, self.seed, state.step, self.steps, self.workers, **processes, pin=pin
+        )
+        writers = self._writers(run, state.step) if first_process else []
+        log = Log(writers, state.pending if first_process else {}, distributed.total, self.where)
+        shown = progress and first_process
+        bar = tqdm(total=self.steps, initial=state.step, desc="training", unit="step", disable=not shown)
         with _interruptions() as interrupted, log, bar:
             items = iter(loader)
-            for step in range(first, self.steps):
-                torch.manual_seed(step_seed(self.seed, step, "global"))  # a random dataset and dropout draw from it
+            for step in range(state.step, self.steps):
                 batch = next(items)
-                for group, base in zip(optimizer.param_groups, base_rates, strict=True):
+                for group, base in zip(state.optimizer.param_groups, base_rates, strict=True):
                     group["lr"] = base * self.rate(step)
-                terms, norm = self._step(model, loss, optimizer, parameters, batch, transform, dequantization, step)
-                ema.update(step + 1)
-                done = step + 1
-                log.record(terms, norm, optimizer.param_groups[0]["lr"])
+                self._step(objective, state, batch, step, log)
+                state.step = done = step + 1
                 bar.update()
                 if self._due(done, self.log_every):
-                    bar.set_postfix(log.flush(done))
-                stop = interrupted()
+                    bar.set_postfix(log.flush(done, state.guard.total))
+                stop = distributed.anyone(interrupted())
+                if state.power is not None and first_process and self._due(done, self.snapshot_every):
+                    posthoc.save_snapshot(run / AVERAGES, done, state.power)
                 if stop or self._due(done, self.checkpoint_every):
-                    self._save(model, optimizer, ema, run / CHECKPOINT, done, log.pending())
+                    state.save(log.pending())
                 if stop:
                     raise Interrupted(f"stopped after step {done} of {self.steps}; the same command goes on from there")
                 if preview is not None and self.preview_every and done % self.preview_every == 0:
-                    self._preview(preview, model, ema, done)
+                    self._report(preview, state, done)
+                if evaluate is not None and self.evaluate_every and self._due(done, self.evaluate_every):
+                    log.write({"step": done, **self._report(evaluate, state, done)})
                 log.start_clock()
 
-    def _step(
-        self, model, loss, optimizer, parameters, batch, transform, dequantization, step: int
-    ) -> tuple[LossTerms, Tensor]:
-        """One optimiser step; the loss terms and the norm of the gradient."""
-        generator = torch.Generator().manual_seed(step_seed(self.seed, step))
-        x, cond = split_condition(batch, self.device)
-        if dequantization is not None:
-            x = dequantization.training_values(x, Noise(x.shape, generator, device=x.device))
-        terms = loss(model, transform(x.float()), cond, generator=generator)
-        if not bool(torch.isfinite(terms.value).all()):
-            raise NonFiniteLoss(_diagnosis(model, terms, step))
-        optimizer.zero_grad()
-        terms.value.mean().backward()
-        norm = nn.utils.clip_grad_norm_(parameters, self.clip)
-        if not bool(torch.isfinite(norm)):
-            raise NonFiniteLoss(f"the gradient is not finite at step {step}; nothing of it was applied")
-        optimizer.step()
-        return terms, norm
+    # --- before the loop
+
+    def _prepared(self, model: ScoreModel) -> ScoreModel:
+        """The model where it is trained, in its layout, compiled if wanted."""
+        model.to(self.where).train()
+        if isinstance(model.network, nn.Module):
+            if self.channels_last:
+                model.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            if self.compile:
+                model.network.compile()
+        return model
+
+    def _state(self, model: ScoreModel, path: Path, guard: Guard) -> State:
+        """The state at step 0."""
+        optimizer = self.optimizer([p for p in model.parameters() if p.requires_grad])
+        ema = EMA(model, self.ema, warmup=self.ema_warmup)
+        power = posthoc.PowerAverages(model, tuple(self.power)) if self.power else None
+        return State(model, optimizer, ema, power, Precision(self.precision, self.where), guard, path)
+
+    def _loader(self, dataset: Dataset, first: int) -> DataLoader:
+        """The batches from a step on, this process's share of them."""
+        processes, pin = {"rank": distributed.rank(), "size": distributed.size()}, self.where.type == "cuda"
+        return batches(dataset, self.batch_size, self.seed, first, self.steps, self.workers, pin=pin, **processes)
+
+    def _writers(self, run: Path, first: int) -> list[Writer]:
+        """Where the log goes."""
+        found: list[Writer] = [Lines(run / LOG, first), TensorBoard(run / "tensorboard", first)]
+        return [*found, WeightsAndBiases(run, self.wandb)] if self.wandb is not None else found
+
+    # --- in the loop
+
+    def _step(self, objective: Shared, state: State, batch: Any, step: int, log: Log) -> None:
+        """One optimiser step, left out if its gradient is not finite."""
+        torch.manual_seed(step_seed(self.seed, step, _dropout_stream()))
+        x, cond = split_condition(batch, self.where)
+        if self.channels_last and x.ndim == 4:
+            x = x.contiguous(memory_format=torch.channels_last)
+        positions = share(self.batch_size, distributed.rank(), distributed.size())
+        weight = distributed.size() / self.batch_size  # gradients are averaged over processes
+        state.optimizer.zero_grad()
+        parts: list[LossTerms] = []
+        count = min(self.accumulate, len(x))
+        for i in range(count):
+            part = share(len(x), i, count)
+            rows = slice(part.start, part.stop)
+            with objective.accumulating(last=i == count - 1):
+                with state.precision.autocast():
+                    found = objective(x[rows], select(cond, rows), positions[rows], self.batch_size, step)
+                state.precision.backward(weight * found[0].sum())
+            parts.append(LossTerms(*(y.detach() for y in found)))
+        terms = LossTerms(*(torch.cat(column) for column in zip(*(vars(p).values() for p in parts), strict=True)))
+        state.precision.unscale(state.optimizer)
+        norm = float(_norm(nn.utils.clip_grad_norm_(_parameters(state.optimizer), self.clip)))
+        finite = norm < float("inf") and not distributed.anyone(not bool(torch.isfinite(terms.value).all()))
+        state.precision.step(state.optimizer, finite)
+        if not finite:
+            state.guard.skipped(step, diagnosis(state.model, terms.value, terms.t, step))
+        state.ema.update(step + 1)  # of weights that stayed as they were, if the step was left out
+        if state.power is not None:
+            state.power.update(step + 1)
+        if not finite:
+            return
+        state.guard.passed()
+        share_of_batch = len(x) / self.batch_size
+        log.record(terms, share_of_batch, norm, state.optimizer.param_groups[0]["lr"], state.model.sde, self.batch_size)
 
     def _due(self, done: int, every: int) -> bool:
         return done == self.steps or bool(every and done % every == 0)
 
-    def _save(self, model: ScoreModel, optimizer: Optimizer, ema: EMA, path: Path, step: int, pending: Pending) -> None:
-        moments, settings = checkpoint.pack_optimizer(optimizer)
-        groups = {"model": model.state_dict(), "ema": ema.shadow, "optimizer": moments}
-        checkpoint.save(path, groups, {"step": step, "optimizer": settings, "log": pending})
-
-    def _resume(self, model: ScoreModel, optimizer: Optimizer, ema: EMA, path: Path) -> tuple[int, Pending]:
-        """Restore the checkpoint if there is one; the step to go on with, and what the next line of the log has."""
-        if not path.exists():
-            return 0, {}
-        groups, info = checkpoint.load(path)
-        model.load_state_dict(groups["model"])
-        ema.load(groups["ema"])
-        checkpoint.unpack_optimizer(optimizer, groups.get("optimizer", {}), info["optimizer"])
-        return int(info["step"]), info.get("log", {})
-
     @staticmethod
-    def _preview(preview, model: ScoreModel, ema: EMA, step: int) -> None:
-        model.eval()
-        with ema.applied():
-            preview(model, step)
-        model.train()
+    def _report(report: Report, state: State, step: int) -> Any:
+        """What is said of the averaged model. All processes say it: a sharded network needs them all."""
+        state.model.eval()
+        with state.ema.applied():
+            found = report(state.model, step)
+        state.model.train()
+        return found
 
 
-def _diagnosis(model: ScoreModel, terms: LossTerms, step: int) -> str:
-    """What is known about a loss that is not finite."""
-    bad = ~torch.isfinite(terms.value.cpu())
-    times = terms.t.cpu()[bad]
-    levels = ", ".join(f"t={float(t):.4g} (sigma={float(model.sde.sigma(t)):.4g})" for t in times[:4])
-    return (
-        f"the loss is not finite at step {step}, for {int(bad.sum())} of {len(bad)} samples: {levels}"
-        f"{', ...' if len(times) > 4 else ''}. The last checkpoint is intact; lower the learning rate or the clip"
-    )
+class _Terms(nn.Module):
+    """The loss terms of data, as a module: what several processes exchange gradients of."""
+
+    def __init__(
+        self,
+        model: ScoreModel,
+        loss: Objective,
+        transform: Transform,
+        dequantization: Dequantization | None,
+        seed: int,
+        device: torch.device,
+    ):
+        super().__init__()
+        self.model, self.loss = model, loss
+        self.transform, self.dequantization, self.seed, self.device = transform, dequantization, seed, device
+
+    def forward(
+        self, x: Tensor, cond: Condition, positions: range, batch_size: int, step: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """(value, t, weight) of the data x (n, *) at those positions of the step's batch."""
+        stream: Noise = StepNoise(x.shape, positions, self.seed, step, self.device)
+        if self.dequantization is not None:
+            x = self.dequantization.training_values(x, stream)
+        generator = torch.Generator().manual_seed(step_seed(self.seed, step, "times"))
+        t = self.loss.draw_times(self.model.sde, batch_size, generator)[positions.start : positions.stop]
+        terms = self.loss(self.model, self.transform(x.float()), cond, t=t, stream=stream)
+        return terms.value, terms.t, terms.weight
+
+
+def _parameters(optimizer: Optimizer) -> list[nn.Parameter]:
+    return [p for group in optimizer.param_groups for p in group["params"]]
+
+
+def _norm(norm: Tensor) -> Tensor:
+    """A norm over all shards."""
+    return distributed.whole({"norm": norm})["norm"]
+
+
+def _dropout_stream() -> str:
+    """The stream of PyTorch's global generator: each process has another one."""
+    rank = distributed.rank()
+    return f"global {rank}" if rank else "global"
 
 
 @contextmanager
@@ -232,70 +339,3 @@ def _interruptions() -> Iterator[Callable[[], bool]]:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
-
-
-class _Log:
-    """Means since the last line, to `log.jsonl` and TensorBoard."""
-
-    def __init__(self, run: Path, first: int, pending: Pending):
-        run.mkdir(parents=True, exist_ok=True)
-        self._forget_after(run / LOG, first)
-        self.file = open(run / LOG, "a")  # noqa: SIM115 - closed in __exit__
-        self.board = SummaryWriter(str(run / "tensorboard"), purge_step=first + 1)
-        self._reset()
-        self.losses += [torch.tensor(value) for value in pending.get("losses", [])]
-        self.norms += [torch.tensor(value) for value in pending.get("norms", [])]
-
-    def pending(self) -> Pending:
-        """What the next line will be the mean of, as far as it is known."""
-        return {"losses": [float(loss) for loss in self.losses], "norms": [float(norm) for norm in self.norms]}
-
-    @staticmethod
-    def _forget_after(path: Path, step: int) -> None:
-        """Leave out the lines of steps that will be made again."""
-        if path.exists():
-            whole = path.read_text().splitlines(keepends=True)
-            # A line without an end was cut short by a crash.
-            kept = [line for line in whole if line.endswith("\n") and json.loads(line)["step"] <= step]
-            checkpoint.replace_atomically(path, lambda file: file.write_text("".join(kept)))
-
-    def _reset(self) -> None:
-        self.losses: list[Tensor] = []
-        self.norms: list[Tensor] = []
-        self.samples, self.seconds = 0, 0.0
-        self.start_clock()
-
-    def start_clock(self) -> None:
-        """What came before (checkpoints, previews) is not training time."""
-        self.since = time.perf_counter()
-
-    def record(self, terms: LossTerms, norm: Tensor, rate: float) -> None:
-        self.losses.append(terms.value.detach().mean())
-        self.norms.append(norm.detach())
-        self.samples += len(terms.value)
-        self.seconds += time.perf_counter() - self.since
-        self.rate = rate
-
-    def flush(self, step: int) -> dict[str, str]:
-        """Write the line of a step; what of it belongs beside a progress bar."""
-        row = {
-            "step": step,
-            "loss": float(torch.stack(self.losses).mean()),
-            "gradient_norm": float(torch.stack(self.norms).mean()),
-            "learning_rate": self.rate,
-            "images_per_second": self.samples / self.seconds,
-        }
-        self.file.write(json.dumps(row) + "\n")
-        self.file.flush()
-        for name, value in row.items():
-            if name != "step":
-                self.board.add_scalar(name, value, step)
-        self._reset()
-        return {"loss": f"{row['loss']:.4g}", "images/s": f"{row['images_per_second']:.0f}"}
-
-    def __enter__(self) -> "_Log":
-        return self
-
-    def __exit__(self, *error) -> None:
-        self.file.close()
-        self.board.close()

@@ -4,10 +4,12 @@ import copy
 import json
 import math
 import os
+import random
 import re
 import signal
 import subprocess
 import sys
+import time
 from functools import partial
 from pathlib import Path
 
@@ -22,7 +24,8 @@ from scoresde.dequantization import TruncatedNormal, Uniform
 from scoresde.losses import DenoisingScoreMatching, LossTerms
 from scoresde.networks import MLP
 from scoresde.training import Interrupted, NonFiniteLoss, Trainer, checkpoint
-from scoresde.training.trainer import CHECKPOINT, LOG
+from scoresde.training.log import LOG
+from scoresde.training.state import CHECKPOINT
 from tests.conftest import seeded
 
 STEPS, BATCH = 12, 8
@@ -101,6 +104,7 @@ def assert_same_run(run, other):
     assert [name for name in tensors if not torch.equal(tensors[name], expected[name])] == []
     for row in (logs := (rows(run), rows(other)))[0] + logs[1]:
         assert row.pop("images_per_second") > 0
+        assert row.pop("memory_gb") > 0
     assert logs[0] == logs[1]
 
 
@@ -252,7 +256,7 @@ def test_the_seed_changes_everything_but_the_start(whole, tmp_path, seed):
 @pytest.mark.parametrize("step", [0, 6, 11])
 def test_a_loss_that_is_not_finite_is_located(tmp_path, step):
     with pytest.raises(NonFiniteLoss, match=f"not finite at step {step}, for 8 of 8 samples") as raised:
-        fit(tmp_path, Watched(at=step, act=lambda point: point * math.nan))
+        fit(tmp_path, Watched(at=step, act=lambda point: point * math.nan), skip_limit=0)
     pairs = re.findall(r"t=(\S+) \(sigma=(\S+)\)", str(raised.value))
     assert len(pairs) == 4
     for t, sigma in pairs:
@@ -264,7 +268,7 @@ def test_a_loss_that_is_not_finite_leaves_the_checkpoint(whole, tmp_path):
     fit(tmp_path, decay="none", steps=8)
     before = (tmp_path / CHECKPOINT).read_bytes()
     with pytest.raises(NonFiniteLoss, match="at step 9"):
-        fit(tmp_path, Watched(at=1, act=lambda point: point * math.inf), decay="none", checkpoint_every=0)
+        fit(tmp_path, Watched(at=1, act=lambda point: point * math.inf), decay="none", checkpoint_every=0, skip_limit=0)
     assert (tmp_path / CHECKPOINT).read_bytes() == before
     assert [row["step"] for row in rows(tmp_path)] == [4, 8]
 
@@ -281,7 +285,7 @@ def test_a_gradient_that_is_not_finite_is_not_applied(tmp_path):
     model = new_model()
     before = copy.deepcopy(model.state_dict())
     with pytest.raises(NonFiniteLoss, match="gradient is not finite at step 0"):
-        fit(tmp_path, model=model, loss=Kinked())
+        fit(tmp_path, model=model, loss=Kinked(), skip_limit=0)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
@@ -317,7 +321,8 @@ def test_the_log_has_means_since_the_last_line(whole, tmp_path):
     assert [row["step"] for row in single] == list(range(1, 13))
     assert [row["step"] for row in grouped] == [4, 8, 12]
     for i, row in enumerate(grouped):
-        assert set(row) == {"step", "loss", "gradient_norm", "learning_rate", "images_per_second"}
+        numbers = {"step", "loss", "gradient_norm", "learning_rate", "images_per_second", "memory_gb", "skipped"}
+        assert set(row) == numbers | {"loss_by_log_snr"}
         for key in ("loss", "gradient_norm"):
             assert row[key] == pytest.approx(sum(r[key] for r in single[4 * i : 4 * i + 4]) / 4, rel=1e-5)
         assert row["learning_rate"] == single[4 * i + 3]["learning_rate"]
@@ -326,7 +331,10 @@ def test_the_log_has_means_since_the_last_line(whole, tmp_path):
 
 def test_tensorboard_has_what_the_log_has(whole):
     board = EventAccumulator(str(whole / "tensorboard")).Reload()
-    assert set(board.Tags()["scalars"]) == {"loss", "gradient_norm", "learning_rate", "images_per_second"}
+    numbers = {"loss", "gradient_norm", "learning_rate", "images_per_second", "memory_gb", "skipped"}
+    levels = {tag for tag in board.Tags()["scalars"] if tag.startswith("loss_by_log_snr/")}
+    assert set(board.Tags()["scalars"]) - levels == numbers
+    assert {"loss_by_log_snr/below-8", "loss_by_log_snr/+0..+2"} <= levels
     for key in ("loss", "learning_rate"):
         events = [(event.step, event.value) for event in board.Scalars(key)]
         assert events == [(row["step"], pytest.approx(row[key], rel=1e-6)) for row in rows(whole)]
@@ -344,7 +352,7 @@ def test_rates_of_warmup_and_decay(whole):
 
 
 def test_draws_of_a_step_are_not_drawn_twice(tmp_path):
-    # Dequantisation, noise and times come from one generator, dropout from the global one: from another seed.
+    # Dequantisation and noise come from one stream, times from another, dropout from the global one.
     class Spy(Uniform):
         def sample(self, images, noise):
             draws.append(noise.uniform())
@@ -426,7 +434,7 @@ def test_the_loss_falls_and_the_likelihood_rises(tmp_path):
         ({"steps": 0}, "steps >= 1.*got 0"),
         ({"warmup": -1}, "warmup >= 0.*-1"),
         ({"clip": 0.0}, "clip > 0.*0.0"),
-        ({"decay": "linear"}, "'none' or 'cosine' expected; got 'linear'"),
+        ({"decay": "step"}, "decay among none, linear, cosine, inverse_sqrt expected; got 'step'"),
         ({"ema": 1.0}, "decay"),
         ({"batch_size": 41}, "40 samples expected; got 41"),
     ],
@@ -435,3 +443,169 @@ def test_refuses_settings_out_of_range(tmp_path, options, message):
     with pytest.raises(ValueError, match=message):
         fit(tmp_path, **options)
     assert not (tmp_path / CHECKPOINT).exists()
+
+
+def raw(run):
+    """The weights of the last step, as one vector."""
+    return torch.cat([value.flatten() for name, value in sorted(saved(run)[0].items()) if name.startswith("model/")])
+
+
+@pytest.mark.parametrize("accumulate", [2, 3, 8, 20])
+def test_a_batch_in_parts_is_the_same_batch(tmp_path, accumulate):
+    """The draws of a sample do not depend on the part it is in; nor does the gradient, but for rounding."""
+    options = {"model": new_model(dropout=0.0), "optimizer": partial(torch.optim.SGD, lr=1e-2)}
+    fit(tmp_path / "whole", **copy.deepcopy(options))
+    fit(tmp_path / "parts", accumulate=accumulate, **copy.deepcopy(options))
+    torch.testing.assert_close(raw(tmp_path / "parts"), raw(tmp_path / "whole"), rtol=1e-5, atol=1e-6)
+    for row, expected in zip(rows(tmp_path / "parts"), rows(tmp_path / "whole"), strict=True):
+        assert row["loss"] == pytest.approx(expected["loss"], rel=1e-5)
+        assert row["loss_by_log_snr"] == pytest.approx(expected["loss_by_log_snr"], rel=1e-4)
+
+
+def test_the_loss_by_noise_level_is_that_of_its_samples(tmp_path):
+    """Against the terms themselves, told apart by hand."""
+
+    class Kept(DenoisingScoreMatching):
+        def forward(self, *arguments, **options):
+            kept.append(super().forward(*arguments, **options))
+            return kept[-1]
+
+    kept = []
+    fit(tmp_path, loss=Kept("likelihood"), steps=4, log_every=4)
+    log_snr = torch.cat([ss.VP().log_snr(terms.t) for terms in kept])
+    errors = torch.cat([terms.value.detach().double() / terms.weight for terms in kept])
+    found = rows(tmp_path)[0]["loss_by_log_snr"]
+    edges = [-math.inf, *range(-8, 9, 2), math.inf]
+    for low, high, mean in zip(edges, edges[1:], found, strict=False):
+        inside = errors[(log_snr > low) & (log_snr <= high)]
+        assert mean == (pytest.approx(float(inside.mean())) if len(inside) else None)
+    assert sum(mean is not None for mean in found) > 3
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_lower_precision_learns_the_same_and_goes_on(tmp_path, precision):
+    fit(tmp_path / "whole", precision=precision)
+    with pytest.raises(Interrupted):
+        fit(tmp_path / "run", Watched(at=6, act=kill(signal.SIGINT)), precision=precision)
+    fit(tmp_path / "run", precision=precision, model=new_model(seed=1))
+    assert_same_run(tmp_path / "run", tmp_path / "whole")
+    fit(tmp_path / "float32")
+    assert not torch.equal(raw(tmp_path / "whole"), raw(tmp_path / "float32"))
+    torch.testing.assert_close(raw(tmp_path / "whole"), raw(tmp_path / "float32"), rtol=0.1, atol=0.05)
+    assert saved(tmp_path / "whole")[0]["model/network.input.weight"].dtype == torch.float32
+
+
+def poisoned(*steps):
+    """Data of which the batches of some steps are NaN."""
+
+    class Poisoned(Watched):
+        def __getitem__(self, index):
+            batch, self.given = self.given // BATCH, self.given + 1
+            return self.points[index] * (math.nan if batch in steps else 1.0)
+
+    return Poisoned()
+
+
+def test_steps_that_are_not_finite_are_left_out(whole, tmp_path):
+    """The weights stay as they were, the moments too; what was wrong is in a file; the log counts them."""
+    with pytest.warns(UserWarning, match="left out: the loss is not finite at step 4"):
+        fit(tmp_path / "run", poisoned(4, 9), skip_limit=1)
+    tensors, info = saved(tmp_path / "run")
+    assert all(bool(torch.isfinite(value).all()) for value in tensors.values())
+    assert info["skipped"] == [0, 2]
+    assert {float(value) for name, value in tensors.items() if name.endswith("/step")} == {STEPS - 2}
+    assert [row["skipped"] for row in rows(tmp_path / "run")] == [0, 1, 2]
+    lines = [json.loads(line) for line in (tmp_path / "run" / "skipped.jsonl").read_text().splitlines()]
+    assert [(line["step"], line["in_a_row"]) for line in lines] == [(4, 1), (9, 1)]
+
+
+def test_too_many_in_a_row_stop_the_run(tmp_path):
+    fit(tmp_path, steps=5, decay="none")
+    before = (tmp_path / CHECKPOINT).read_bytes()
+    with pytest.warns(UserWarning, match="left out"), pytest.raises(NonFiniteLoss, match="at step 8.*the 3th in a row"):
+        fit(tmp_path, poisoned(1, 2, 3), decay="none", skip_limit=2)
+    assert (tmp_path / CHECKPOINT).read_bytes() == before
+
+
+def test_averages_for_a_profile_chosen_later_survive_a_stop(tmp_path):
+    options = {"power": (0.05, 0.1), "snapshot_every": 4}
+    fit(tmp_path / "whole", **options)
+    with pytest.raises(Interrupted):
+        fit(tmp_path / "run", Watched(at=6, act=kill(signal.SIGINT)), **options)
+    fit(tmp_path / "run", model=new_model(seed=1), **options)
+    assert_same_run(tmp_path / "run", tmp_path / "whole")
+    snapshots = sorted(path.name for path in (tmp_path / "run" / "averages").iterdir())
+    assert snapshots == ["step0000004.safetensors", "step0000008.safetensors", "step0000012.safetensors"]
+    for name in snapshots:
+        files = [(tmp_path / run / "averages" / name).read_bytes() for run in ("run", "whole")]
+        assert files[0] == files[1]
+
+
+def test_numbers_of_an_evaluation_are_lines_of_the_log(tmp_path):
+    def evaluate(model, step):
+        assert not model.training
+        return {"validation_loss": step / 2}
+
+    model, trainer = new_model(), Trainer(ADAM, 7, BATCH, log_every=0, evaluate_every=3)
+    trainer.fit(model, DenoisingScoreMatching(), Watched(), tmp_path, Levels(17), Uniform(), None, evaluate, False)
+    found = [(row["step"], row["validation_loss"]) for row in rows(tmp_path) if "validation_loss" in row]
+    assert found == [(3, 1.5), (6, 3.0), (7, 3.5)]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"precision": "half"}, "precision among float32, bf16, fp16 expected; got 'half'"),
+        ({"accumulate": 0}, "accumulate >= 1"),
+        ({"power": (0.1,)}, "together with snapshot_every > 0 expected"),
+        ({"power": (0.1,), "snapshot_every": 2, "parallel": "fsdp"}, "parallel=ddp"),
+        ({"device": "tpu9"}, "a device of this machine expected"),
+    ],
+)
+def test_settings_out_of_range_are_refused(options, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        Trainer(ADAM, 10, **options)
+
+
+class Deaf:
+    """A process that is killed at random moments, and started again until it is done."""
+
+    def __init__(self, run, dataset_delay):
+        self.code = f"from {__name__} import slow_run; slow_run({str(run)!r}, {dataset_delay})"
+
+    def until_done(self, kills, rng):
+        """How often it was killed."""
+        killed = 0
+        while True:
+            process = subprocess.Popen([sys.executable, "-c", self.code], cwd=Path(__file__).parents[2])
+            try:
+                process.wait(timeout=rng.uniform(2.5, 7.0) if killed < kills else 300)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                killed += 1
+                process.wait()
+                continue
+            assert process.returncode == 0
+            return killed
+
+
+def slow_run(run, delay):
+    """Checkpoints, snapshots, lines and previews all the time; some time in each item."""
+
+    class Slow(Flipped):
+        def __getitem__(self, index):
+            time.sleep(delay)
+            return super().__getitem__(index)
+
+    options = {"power": (0.05, 0.1), "snapshot_every": 3, "checkpoint_every": 2, "preview_every": 3, "log_every": 3}
+    fit(Path(run), Slow(), preview=lambda model, step: torch.rand(3), steps=120, **options)
+
+
+@pytest.mark.slow
+def test_a_run_killed_at_any_moment_goes_on_bit_for_bit(tmp_path):
+    kills = int(os.environ.get("SCORESDE_KILLS", "2"))
+    slow_run(tmp_path / "whole", 0.0)
+    assert Deaf(tmp_path / "run", 0.012).until_done(kills, random.Random(0)) == kills
+    assert_same_run(tmp_path / "run", tmp_path / "whole")
+    for path in sorted((tmp_path / "whole" / "averages").iterdir()):
+        assert (tmp_path / "run" / "averages" / path.name).read_bytes() == path.read_bytes()
