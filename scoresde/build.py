@@ -5,6 +5,7 @@ from elsewhere, so only targets of this library and the classes of torch.nn and 
 names further packages in `trust`.
 """
 
+import math
 import pkgutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,6 +23,8 @@ from scoresde.score import ScoreModel
 from scoresde.tensors import available
 from scoresde.training import checkpoint
 from scoresde.training.dequantization import DEQUANTIZATION
+from scoresde.training.posthoc import AVERAGES, reconstruct
+from scoresde.training.power import WIDEST
 from scoresde.training.trainer import CHECKPOINT
 
 CONFIG = "config.yaml"
@@ -88,29 +91,48 @@ def assemble(config: Mapping[str, Any], state: Mapping[str, Tensor], path: str |
     return _run(model.eval(), tree, Path(path), ())
 
 
-def load(path: str | Path, weights: str = "ema", trust: Sequence[str] = (), device: str = "cpu") -> Run:
+def load(path: str | Path, weights: str | float = "ema", trust: Sequence[str] = (), device: str = "cpu") -> Run:
     """A run that `scoresde train` made.
 
     Args:
         path: the run's directory.
-        weights: "ema", the averaged weights, or "raw", those of the last step.
+        weights: "ema", the averaged weights, or "raw", those of the last step; or a number, as such or as text: the
+            sigma_rel of a power-function average, made of what the run stored of them (2312.02696), see
+            `scoresde.training.posthoc.reconstruct`.
         trust: packages whose classes its configuration may name, see `instantiate`.
         device: for the model.
 
     Raises:
-        FileNotFoundError: no run there, or none with a checkpoint yet.
-        ValueError: another name of weights, or a checkpoint that does not fit the configuration.
+        FileNotFoundError: no run there, or none with a checkpoint yet; or no power-function averages in it.
+        ValueError: another name of weights, a sigma_rel out of (0, 0.2887) or out of reach of what was stored, or a
+            checkpoint that does not fit the configuration.
     """
     path = Path(path)
-    if weights not in ("ema", "raw"):
-        raise ValueError(f"weights 'ema' or 'raw' expected; got {weights!r}")
+    sigma_rel = None if weights in ("ema", "raw") else _sigma_rel(weights)
     config = read_config(path)
     model = build_model(config, trust)
-    groups, _ = checkpoint.load(path / CHECKPOINT, {"model", "ema"} if weights == "ema" else {"model"})
-    state = {**groups["model"], **groups.get("ema", {})}
+    groups, info = checkpoint.load(path / CHECKPOINT, {"model", "ema"} if weights == "ema" else {"model"})
+    averages = groups.get("ema", {})
+    if sigma_rel is not None:
+        averages = reconstruct(path / AVERAGES, sigma_rel, info.get("step"), extra=[path / CHECKPOINT])
+    state = {**groups["model"], **averages}
     _check_shapes(model, state, path / CHECKPOINT)
     model.load_state_dict(state)
     return _run(model.to(available(device)).eval(), config, path, trust)
+
+
+def _sigma_rel(weights: str | float) -> float:
+    """The width of the average that a choice of weights names."""
+    try:
+        width = math.nan if isinstance(weights, bool) else float(weights)
+    except (TypeError, ValueError):
+        width = math.nan
+    if not 0 < width < WIDEST:
+        raise ValueError(
+            f"weights 'ema' or 'raw' expected; got {weights!r}, nor is that the sigma_rel of a power-function average: "
+            f"a number between 0 and {WIDEST:.4f} such as 0.08"
+        )
+    return width
 
 
 def _run(model: ScoreModel, config: DictConfig, path: Path, trust: Sequence[str]) -> Run:

@@ -19,6 +19,7 @@ from scoresde.predictions import Prediction
 from scoresde.samplers.base import Sampler
 from scoresde.training import Trainer, checkpoint
 from scoresde.training.dequantization import DEQUANTIZATION
+from scoresde.training.posthoc import AVERAGES, PowerAverages, save_snapshot
 from scoresde.training.trainer import CHECKPOINT
 from tests.data.test_images import stand_ins
 
@@ -311,6 +312,52 @@ def test_load_takes_averages_by_default_and_names_what_it_takes(run):
     assert all(map(torch.equal, default.model.parameters(), averaged.model.parameters()))
     with pytest.raises(ValueError, match="'ema' or 'raw' expected; got 'best'"):
         ss.load(run, weights="best")
+
+
+def with_averages(run, snapshots, steps=40):
+    """A run whose parameters move a step's number up or down; the averages of widths 0.05, 0.1 and 0.08."""
+    groups, _ = checkpoint.load(run / CHECKPOINT)
+    model = build.build_model(build.read_config(run))
+    kept, every = (PowerAverages(model, widths) for widths in ((0.05, 0.1), (0.05, 0.1, 0.08)))
+    for step in range(1, steps + 1):
+        with torch.no_grad():
+            for p in model.parameters():
+                p.add_(step * (-1) ** (step // 3))
+        kept.update(step)
+        every.update(step)
+        if step in snapshots:
+            save_snapshot(run / AVERAGES, step, kept)
+    stored = {"model": model.state_dict(), "ema": groups["ema"], **kept.groups()}
+    checkpoint.save(run / CHECKPOINT, stored, {"step": steps})
+    return every.averages
+
+
+@pytest.mark.parametrize("weights", ["0.08", 0.08, "0.1", 0.1, 0.05])
+def test_load_makes_an_average_of_any_width(run, weights):
+    every = with_averages(run, snapshots=range(2, 40, 2))  # the last one is the checkpoint itself
+    loaded = ss.load(run, weights=weights)
+    for name, parameter in loaded.model.named_parameters():
+        torch.testing.assert_close(parameter.detach(), every[float(weights)][name], rtol=1e-3, atol=1e-3)
+    raw = ss.load(run, weights="raw").model
+    assert not any(map(torch.equal, loaded.model.parameters(), raw.parameters()))
+
+
+@pytest.mark.parametrize("weights", ["0.3", 0.3, 0, -0.1, "nan", True, None])
+def test_load_refuses_widths_that_no_average_has(run, weights):
+    with pytest.raises(
+        ValueError, match=f"'ema' or 'raw' expected; got {weights!r}.*between 0 and 0.2887 such as 0.08"
+    ):
+        ss.load(run, weights=weights)
+
+
+def test_load_says_that_a_run_stored_no_averages(run):
+    with pytest.raises(FileNotFoundError, match=r"no snapshots of power-function averages in .*toy.averages"):
+        ss.load(run, weights=0.08)
+    with_averages(run, snapshots=[])
+    with pytest.raises(
+        ValueError, match=r"sigma_rel 0.2 at step 40 is out of reach: snapshots of 1 step .*toy.averages"
+    ):
+        ss.load(run, weights=0.2)
 
 
 def test_load_without_a_run(run):

@@ -162,7 +162,7 @@ class Trainer:
         state.resume()
         if first_process:
             forget_after(run / SKIPPED, state.step)
-            posthoc.forget_after(run / AVERAGES, state.step)
+            posthoc.forget_after(run / posthoc.AVERAGES, state.step)
         processes = {"rank": distributed.rank(), "size": distributed.size()}
         pin = self.where.type == "cuda"
         loader = batches(
@@ -185,7 +185,7 @@ class Trainer:
                     bar.set_postfix(log.flush(done, state.guard.total))
                 stop = distributed.anyone(interrupted())
                 if state.power is not None and first_process and self._due(done, self.snapshot_every):
-                    posthoc.save_snapshot(run / AVERAGES, done, state.power)
+                    posthoc.save_snapshot(run / posthoc.AVERAGES, done, state.power)
                 if stop or self._due(done, self.checkpoint_every):
                     state.save(log.pending())
                 if stop:

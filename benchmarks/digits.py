@@ -1,0 +1,142 @@
+"""What brings the digits' bits: one change of the training at a time, chosen on validation, measured on test.
+
+    python benchmarks/digits.py --out runs/ablation                      # every variant, one seed, on validation
+    python benchmarks/digits.py --out runs/ablation --test NAME NAME ... # those variants, three seeds, on test
+
+On validation a variant is trained on the 1,300 digits of "train" and measured on the 200 of "validation"; on test it is
+trained on both, and measured on the 297 of "test". Each row is the mean over images (and seeds) of the bits/dim, its
+standard error over images, and the mean difference from the first row, image by image: its error is smaller, for all
+variants measure the same images with the same draws. With several seeds, their standard deviation. Runs are commands
+of `scoresde train` and `scoresde bpd`, in their own processes; those that are there already are not done again.
+"""
+
+import argparse
+import json
+import math
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+import scoresde as ss
+
+POWER = ["trainer.power=[0.05,0.1]", "trainer.snapshot_every=50"]
+UNIFORM = "loss.times={_target_: scoresde.losses.UniformLogSNR}"
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A training, and the weights that are measured."""
+
+    overrides: tuple[str, ...] = ()
+    weights: str = "ema"
+    trained_as: str | None = None  # another variant whose run it is
+    experiment: str = "digits"
+
+
+VARIANTS = {
+    "as it is": Variant(tuple(POWER)),
+    "weighting: variance": Variant(("loss=variance",)),
+    "weighting: karras": Variant(("loss=karras",)),
+    "times: uniform in log-SNR": Variant(("~loss.times", f"+{UNIFORM}")),
+    "times: log-normal, mean 0": Variant(("loss.times.mean=0",)),
+    "times: log-normal, std 2": Variant(("loss.times.std=2",)),
+    "path: VP": Variant(("sde=vp",)),
+    "path: learned SNR": Variant(experiment="digits_vdm"),
+    "average: last weights": Variant(weights="raw", trained_as="as it is"),
+    "average: sigma_rel 0.05": Variant(weights="0.05", trained_as="as it is"),
+    "average: sigma_rel 0.1": Variant(weights="0.1", trained_as="as it is"),
+    "average: sigma_rel 0.15": Variant(weights="0.15", trained_as="as it is"),
+    "average: sigma_rel 0.2": Variant(weights="0.2", trained_as="as it is"),
+    "network: width 32": Variant(("network.network.width=32",)),
+    "network: two blocks": Variant(("network.network.blocks=2",)),
+    "network: dropout 0.1": Variant(("network.network.dropout=0.1",)),
+    "precision: bf16": Variant(("trainer.precision=bf16",)),
+    "batch: 128, half the steps": Variant(("trainer.batch_size=128", "trainer.steps=600", "trainer.warmup=100")),
+    "batch: 32, twice the steps": Variant(("trainer.batch_size=32", "trainer.steps=2400", "trainer.warmup=400")),
+    "rate: 2e-3": Variant(("optimizer.lr=2e-3",)),
+    "rate: 5e-3": Variant(("optimizer.lr=5e-3",)),
+    "steps: twice": Variant(("trainer.steps=2400",)),
+    "steps: twice, dropout 0.1": Variant(("trainer.steps=2400", "network.network.dropout=0.1")),
+}
+QUIET = ("trainer.preview_every=0", "trainer.evaluate_every=0", "trainer.checkpoint_every=400")
+
+
+def command(*arguments: str) -> None:
+    """A verb in a process of its own."""
+    subprocess.run([sys.executable, "-m", "scoresde", *arguments], check=True, stdout=subprocess.DEVNULL)
+
+
+def run_of(name: str, out: Path, split: str, seed: int) -> Path:
+    """Where a variant is trained."""
+    variant = VARIANTS[name]
+    plain = "".join(c if c.isalnum() else "-" for c in (variant.trained_as or name))
+    return out / f"{plain}_{split}_{seed}"
+
+
+def trained(name: str, out: Path, split: str, seed: int) -> Path:
+    """The finished run of a variant."""
+    variant, run = VARIANTS[name], run_of(name, out, split, seed)
+    if variant.trained_as is not None:
+        return trained(variant.trained_as, out, split, seed)
+    data = ["data.train.split=train"] if split == "validation" else []
+    arguments = [f"experiment={variant.experiment}", f"run={run}", f"seed={seed}", *data, *QUIET, *variant.overrides]
+    command("train", *arguments)
+    return run
+
+
+def bits(name: str, out: Path, split: str, seed: int) -> torch.Tensor:
+    """Bits/dim of each image of the split, (N,), float64; kept in a file beside the run."""
+    run, variant = trained(name, out, split, seed), VARIANTS[name]
+    path = run / f"bits_{variant.weights}.json"
+    if not path.exists():
+        model = ss.load(run, weights=variant.weights)
+        images = torch.stack(list(ss.data.Digits(split)))
+        found = ss.bits_per_dim(model.model, images, model.transform, seeds=range(len(images))).per_image
+        path.write_text(json.dumps(found.tolist()))
+    return torch.tensor(json.loads(path.read_text()), dtype=torch.float64)
+
+
+def mean(values: torch.Tensor) -> str:
+    """The mean over images and its standard error."""
+    return f"{float(values.mean()):.4f} +- {float(values.std()) / math.sqrt(len(values)):.4f}"
+
+
+def seconds(run: Path) -> float:
+    """Of the steps of a training, from its log."""
+    rows = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    batch = ss.load(run).config.trainer.batch_size
+    speeds = [(row["step"], row["images_per_second"]) for row in rows if row.get("images_per_second")]
+    befores = [0, *(step for step, _ in speeds)]
+    return sum((step - before) * batch / speed for (step, speed), before in zip(speeds, befores, strict=False))
+
+
+def main() -> None:
+    """The table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, default=Path("runs/ablation"))
+    parser.add_argument("--names", nargs="*", default=list(VARIANTS), choices=VARIANTS)
+    parser.add_argument("--test", nargs="*", choices=VARIANTS, help="measured on test instead")
+    parser.add_argument("--seeds", type=int, nargs="*", default=None)
+    options = parser.parse_args()
+    names, split = (options.test, "test") if options.test else (options.names, "validation")
+    seeds = options.seeds or ([0, 1, 2] if options.test else [0])
+    threads = os.environ.get("OMP_NUM_THREADS", os.cpu_count())
+    print(f"{split}, seeds {seeds}; PyTorch {torch.__version__}, {threads} threads\n")
+    columns = ["variant", "bits/dim", f"less {names[0]}", "standard deviation of seeds", "s of steps"]
+    print(f"| {' | '.join(columns)} |\n{'| --- ' * len(columns)}|")
+    first: torch.Tensor | None = None
+    for name in names:
+        found = torch.stack([bits(name, options.out, split, seed) for seed in seeds])
+        images = found.mean(dim=0)
+        first = images if first is None else first
+        spread = f"{float(found.mean(dim=1).std()):.4f}" if len(seeds) > 1 else ""
+        taken = sum(seconds(trained(name, options.out, split, seed)) for seed in seeds) / len(seeds)
+        print(f"| {name} | {mean(images)} | {mean(images - first)} | {spread} | {taken:.0f} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
