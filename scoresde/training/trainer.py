@@ -163,37 +163,21 @@ class Trainer:
         if first_process:
             forget_after(run / SKIPPED, state.step)
             posthoc.forget_after(run / posthoc.AVERAGES, state.step)
-        processes = {"rank": distributed.rank(), "size": distributed.size()}
-        pin = self.where.type == "cuda"
-        loader = batches(
-            dataset, self.batch_size, self.seed, state.step, self.steps, self.workers, **processes, pin=pin
-        )
         writers = self._writers(run, state.step) if first_process else []
         log = Log(writers, state.pending if first_process else {}, distributed.total, self.where)
         shown = progress and first_process
         bar = tqdm(total=self.steps, initial=state.step, desc="training", unit="step", disable=not shown)
         with _interruptions() as interrupted, log, bar:
-            items = iter(loader)
-            for step in range(state.step, self.steps):
-                batch = next(items)
+            for step, batch in enumerate(self._loader(dataset, state.step), start=state.step):
                 for group, base in zip(state.optimizer.param_groups, base_rates, strict=True):
                     group["lr"] = base * self.rate(step)
                 self._step(objective, state, batch, step, log)
-                state.step = done = step + 1
+                state.step = step + 1
                 bar.update()
-                if self._due(done, self.log_every):
-                    bar.set_postfix(log.flush(done, state.guard.total))
-                stop = distributed.anyone(interrupted())
-                if state.power is not None and first_process and self._due(done, self.snapshot_every):
-                    posthoc.save_snapshot(run / posthoc.AVERAGES, done, state.power)
-                if stop or self._due(done, self.checkpoint_every):
-                    state.save(log.pending())
-                if stop:
-                    raise Interrupted(f"stopped after step {done} of {self.steps}; the same command goes on from there")
-                if preview is not None and self.preview_every and done % self.preview_every == 0:
-                    self._report(preview, state, done)
-                if evaluate is not None and self.evaluate_every and self._due(done, self.evaluate_every):
-                    log.write({"step": done, **self._report(evaluate, state, done)})
+                if self._due(state.step, self.log_every):
+                    bar.set_postfix(log.flush(state.step, state.guard.total))
+                self._keep(state, log, run, stop=distributed.anyone(interrupted()))
+                self._report(state, log, preview, evaluate)
                 log.start_clock()
 
     # --- before the loop
@@ -265,14 +249,28 @@ class Trainer:
     def _due(self, done: int, every: int) -> bool:
         return done == self.steps or bool(every and done % every == 0)
 
-    @staticmethod
-    def _report(report: Report, state: State, step: int) -> Any:
-        """What is said of the averaged model. All processes say it: a sharded network needs them all."""
+    def _keep(self, state: State, log: Log, run: Path, stop: bool) -> None:
+        """Write what is due, or all if the run is to stop."""
+        if state.power is not None and distributed.rank() == 0 and self._due(state.step, self.snapshot_every):
+            posthoc.save_snapshot(run / posthoc.AVERAGES, state.step, state.power)
+        if stop or self._due(state.step, self.checkpoint_every):
+            state.save(log.pending())
+        if stop:
+            raise Interrupted(f"stopped after step {state.step} of {self.steps}; the same command goes on from there")
+
+    def _report(self, state: State, log: Log, preview: Report | None, evaluate: Report | None) -> None:
+        """What is due of the averaged model. All processes are in it: a sharded network needs them all."""
+        previewed = preview is not None and self.preview_every and state.step % self.preview_every == 0
+        evaluated = evaluate is not None and self.evaluate_every and self._due(state.step, self.evaluate_every)
+        if not (previewed or evaluated):
+            return
         state.model.eval()
         with state.ema.applied():
-            found = report(state.model, step)
+            if preview is not None and previewed:
+                preview(state.model, state.step)
+            if evaluate is not None and evaluated:
+                log.write({"step": state.step, **evaluate(state.model, state.step)})
         state.model.train()
-        return found
 
 
 class _Terms(nn.Module):
