@@ -96,15 +96,16 @@ class Shuffled(Sampler[list[int]]):
 
 
 class Key(NamedTuple):
-    """An item of a batch: what it is, and what its random draws are a function of."""
+    """An item of a batch, and the seed of what it draws at random."""
 
-    step: int
-    position: int
+    seed: int
     item: int
 
 
 class Keys(Sampler[list[Key]]):
-    """The items of some positions of each batch."""
+    """The items of some positions of each batch. Neighbours' seeds are 2^32 / 1.618... apart."""
+
+    spacing = 0x9E3779B1
 
     def __init__(self, order: Shuffled, positions: range):
         self.order, self.positions = order, positions
@@ -114,17 +115,18 @@ class Keys(Sampler[list[Key]]):
 
     def __iter__(self) -> Iterator[list[Key]]:
         for step, batch in enumerate(self.order, start=self.order.start):
-            yield [Key(step, position, batch[position]) for position in self.positions]
+            base = step_seed(self.order.seed, step, "items")
+            yield [Key((base + self.spacing * i) % 2**32, batch[i]) for i in self.positions]
 
 
 class Keyed(Dataset):
     """A dataset by keys. What an item draws from PyTorch's global generator depends on its key alone."""
 
-    def __init__(self, dataset: Dataset, seed: int):
-        self.dataset, self.seed = dataset, seed
+    def __init__(self, dataset: Dataset):
+        self.dataset = dataset
 
     def __getitem__(self, key: Key) -> Any:
-        torch.default_generator.manual_seed(step_seed(self.seed, key.step, f"item {key.position}"))
+        torch.default_generator.manual_seed(key.seed)
         return self.dataset[key.item]
 
 
@@ -156,7 +158,7 @@ def batches(
     if batch_size < size:
         raise ValueError(f"a batch of {size} samples or more, one a process, expected; got batch_size={batch_size}")
     keys = Keys(order, share(batch_size, rank, size))
-    return DataLoader(Keyed(dataset, seed), batch_sampler=keys, num_workers=workers, pin_memory=pin)
+    return DataLoader(Keyed(dataset), batch_sampler=keys, num_workers=workers, pin_memory=pin)
 
 
 def split_condition(batch: Any, device: torch.device | str) -> tuple[Tensor, Condition]:

@@ -213,7 +213,7 @@ class Trainer:
 
     def _step(self, objective: Shared, state: State, batch: Any, step: int, log: Log) -> None:
         """One optimiser step, left out if its gradient is not finite."""
-        torch.manual_seed(step_seed(self.seed, step, _dropout_stream()))
+        _seed_dropout(step_seed(self.seed, step, f"dropout {distributed.rank()}"), self.where)
         x, cond = split_condition(batch, self.where)
         if self.channels_last and x.ndim == 4:
             x = x.contiguous(memory_format=torch.channels_last)
@@ -311,10 +311,11 @@ def _norm(norm: Tensor) -> Tensor:
     return distributed.whole({"norm": norm})["norm"]
 
 
-def _dropout_stream() -> str:
-    """The stream of PyTorch's global generator: each process has another one."""
-    rank = distributed.rank()
-    return f"global {rank}" if rank else "global"
+def _seed_dropout(seed: int, device: torch.device) -> None:
+    """Seed the generators that dropout draws from; torch.manual_seed asks for every kind of device, a millisecond."""
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(seed)
 
 
 @contextmanager
