@@ -2,41 +2,41 @@
 
 Overrides follow the verb (`scoresde train experiment=digits trainer.steps=100`), `--multirun` sweeps, and `--help`
 shows what can be set. Wrong input ends in one line on stderr and exit code 2; an interrupted training in exit code 130;
-set HYDRA_FULL_ERROR=1 for the traceback.
+set HYDRA_FULL_ERROR=1 for the traceback. The jobs of a sweep may run elsewhere, see `cli.jobs`.
 """
 
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import hydra
-from hydra.errors import HydraException
 from omegaconf import DictConfig
-from omegaconf.errors import OmegaConfBaseException
 
 from scoresde.cli.common import config_directory
 from scoresde.cli.convert import convert
+from scoresde.cli.data import data
+from scoresde.cli.evaluate import evaluate
+from scoresde.cli.jobs import INTERRUPTED, Job
 from scoresde.cli.likelihood import bpd, dequantize
 from scoresde.cli.sample import compare, sample
 from scoresde.cli.train import train
 from scoresde.training import distributed
-from scoresde.training.trainer import Interrupted
 
 VERBS: dict[str, Callable[[DictConfig], None]] = {
     "train": train,
     "sample": sample,
     "bpd": bpd,
+    "evaluate": evaluate,
     "compare": compare,
     "dequantize": dequantize,
     "convert": convert,
+    "data": data,
 }
 
 
-SHARED = ("bpd",)  # among processes
-
-
-EXPECTED = (ValueError, TypeError, OSError, RuntimeError, HydraException, OmegaConfBaseException)
+SHARED = ("train", "sample", "bpd", "evaluate")  # among processes
 
 
 def usage() -> str:
@@ -55,38 +55,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     if verb not in VERBS:
         print(f"scoresde: unknown verb {verb!r}\n{usage()}", file=sys.stderr)
         return 2
-    if distributed.started() > 1 and verb not in SHARED:
-        print(f"scoresde {verb}: one process expected; torchrun shares {', '.join(SHARED)} alone", file=sys.stderr)
-        return 2
-    failures: list[Exception] = []
-
-    @contextmanager
-    def told() -> Iterator[None]:
-        """Within the block what is expected to go wrong ends in a line on stderr, unless a traceback is wanted."""
-        try:
-            yield
-        except EXPECTED as error:
-            if wants_traceback:
-                raise
-            failures.append(error)
-            print(f"scoresde {verb}: {one_line(error)}", file=sys.stderr)
-
-    def job(config: DictConfig) -> None:
-        """One run of the verb: a sweep has many. Its errors end here, for Hydra would add lines of its own."""
-        with told():
+    job = Job(verb, VERBS[verb], SHARED, wants_traceback=os.environ.get("HYDRA_FULL_ERROR") == "1")
+    with job.told():
+        job.refuse_several()
+        with distributed.processes(), hydra_arguments([f"scoresde {verb}", *options_first(overrides)]):
             try:
-                VERBS[verb](config)
-            except (Interrupted, KeyboardInterrupt) as stop:
-                print(f"scoresde {verb}: {one_line(stop)}", file=sys.stderr)
-                raise SystemExit(130) from stop
+                hydra.main(version_base="1.3", config_path=str(config_directory()), config_name=verb)(job)()
+            except SystemExit as stop:
+                return int(stop.code or 0)
+            except KeyboardInterrupt:  # while the jobs of a sweep run elsewhere
+                return INTERRUPTED
+    return 2 if job.failed else 0
 
-    wants_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
-    with told(), distributed.processes(), hydra_arguments([f"scoresde {verb}", *overrides]):
-        try:
-            hydra.main(version_base="1.3", config_path=str(config_directory()), config_name=verb)(job)()
-        except SystemExit as stop:
-            return int(stop.code or 0)
-    return 2 if failures else 0
+
+def options_first(arguments: Sequence[str]) -> list[str]:
+    """The arguments with options (`--multirun`, `--config-dir DIR`) before overrides, for argparse to read them all."""
+    overrides = [x for x in arguments if not x.startswith("-") and ("=" in x or re.match("~[^/]", x))]
+    return [*(x for x in arguments if x not in overrides), *overrides]
 
 
 @contextmanager
@@ -101,9 +86,3 @@ def hydra_arguments(arguments: list[str]) -> Iterator[None]:
         os.environ.pop("HYDRA_FULL_ERROR")
         if setting is not None:
             os.environ["HYDRA_FULL_ERROR"] = setting
-
-
-def one_line(error: BaseException) -> str:
-    """An exception's message, its first paragraph on one line."""
-    text = " ".join(line.strip() for line in str(error).strip().splitlines() if line.strip())
-    return text or type(error).__name__

@@ -1,7 +1,32 @@
-"""Datasets, and invertible transforms to model space."""
+"""Datasets, what they hold, and invertible transforms to model space."""
 
+from scoresde.data.arrays import Arrays
+from scoresde.data.cifar import CIFAR10
 from scoresde.data.datasets import Digits, Toy2D
-from scoresde.data.images import CIFAR10, ImageFolder
+from scoresde.data.idx import IDX
+from scoresde.data.images import ImageFolder
+from scoresde.data.parquet import ParquetImages
+from scoresde.data.patches import Patches
+from scoresde.data.standardize import Standardize
+from scoresde.data.statistics import Statistics, describe
+from scoresde.data.tables import Table
 from scoresde.data.transforms import Affine, Compose, Levels, Logit
 
-__all__ = ["CIFAR10", "Affine", "Compose", "Digits", "ImageFolder", "Levels", "Logit", "Toy2D"]
+__all__ = [
+    "CIFAR10",
+    "IDX",
+    "Affine",
+    "Arrays",
+    "Compose",
+    "Digits",
+    "ImageFolder",
+    "Levels",
+    "Logit",
+    "ParquetImages",
+    "Patches",
+    "Standardize",
+    "Statistics",
+    "Table",
+    "Toy2D",
+    "describe",
+]

@@ -23,22 +23,24 @@ class Digits(Dataset):
 
     Args:
         split: "train", "validation", "fit" or "test".
+        labels: items are pairs of the image and its digit, an int64 tensor ().
     """
 
-    def __init__(self, split: str):
+    def __init__(self, split: str, labels: bool = False):
         if split not in SPLITS:
             raise ValueError(f"split among {', '.join(SPLITS)} expected; got {split!r}")
         from sklearn.datasets import load_digits  # here, for its import takes longer than that of the library
 
-        images = load_digits().images
-        order = np.random.RandomState(0).permutation(len(images))[SPLITS[split]]
-        self.images = torch.from_numpy(images[order]).float()[:, None]
+        digits = load_digits()
+        order = np.random.RandomState(0).permutation(len(digits.images))[SPLITS[split]]
+        self.images = torch.from_numpy(digits.images[order]).float()[:, None]
+        self.labels = torch.from_numpy(digits.target[order]).long() if labels else None
 
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitem__(self, index: int) -> Tensor:
-        return self.images[index]
+    def __getitem__(self, index: int) -> Tensor | tuple[Tensor, Tensor]:
+        return self.images[index] if self.labels is None else (self.images[index], self.labels[index])
 
 
 def moons(n: int, rng: np.random.RandomState) -> np.ndarray:

@@ -1,245 +1,108 @@
-"""Datasets of images: CIFAR-10 from its official archives, and the image files of a folder.
+"""The image files of a folder or of a ZIP archive, and how any image file becomes a state.
 
-An item is a float32 tensor (channels, height, width) of integer levels 0 to 255. With `flip` a dataset of n images has
-2n items, and item n + i is the mirror image of item i. A uniform draw over the items is then the random flip of the
-published trainings, and needs no random state of its own.
+A state is a float32 tensor (channels, height, width) of integer levels 0 to 255.
 """
 
 import hashlib
-import http.client
 import io
 import os
-import pickle
-import shutil
-import sys
-import tarfile
-import urllib.request
-from collections.abc import Callable, Sequence
+import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import Dataset
-from tqdm import tqdm
 
-SHAPE = (3, 32, 32)  # of CIFAR-10
-PIXELS = 3 * 32 * 32
-BATCHES = {"train": [f"data_batch_{i}" for i in range(1, 6)], "test": ["test_batch"]}
+from scoresde.data.base import Items
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP")  # the only decoders that a file reaches, whatever its suffix
 MODES = {1: "L", 3: "RGB"}
 SHARES = {"train": range(10, 100), "validation": range(5, 10), "test": range(5), "all": range(100)}  # in hundredths
-
-Records = tuple[np.ndarray, np.ndarray]
-"""Images (n, 3072) uint8, each its red plane, then green, then blue, row by row; and labels (n,)."""
-
-
-class CIFAR10(Dataset):
-    """CIFAR-10 (Krizhevsky 2009): 3 x 32 x 32, levels 0 to 255; 50,000 images to train on, 10,000 to test on.
-
-    Read from the first of these that `root` has: the files of the binary version, in cifar-10-batches-bin/ or in root
-    itself; cifar-10-binary.tar.gz; the files of the Python version, in cifar-10-batches-py/ or in root itself;
-    cifar-10-python.tar.gz. If none is there, the binary archive is downloaded. An archive is checked against its MD5
-    before anything is read from it, and is never unpacked on the disk; a pickle of the Python version can make nothing
-    but arrays.
-
-    Args:
-        root: the folder of the archive, or of its files.
-        split: "train" or "test".
-        flip: whether the mirror images follow the images.
-        download: whether to download what is not there.
-        labels: whether an item is (state, label), its label 0 to 9 an int64 tensor ().
-
-    Raises:
-        ValueError: another split, or files that are not CIFAR-10.
-        FileNotFoundError: it is not there, and was not to be downloaded, or could not be.
-    """
-
-    url = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
-    md5 = {  # noqa: RUF012 - a constant
-        "cifar-10-binary.tar.gz": "c32a1d4ab5d03f1284b67883e8d87530",
-        "cifar-10-python.tar.gz": "c58f30108f718f92721af3b95e74349a",
-    }
-    records = 10_000  # in each file
-
-    def __init__(
-        self,
-        root: str | Path = "datasets/cifar10",
-        split: str = "train",
-        flip: bool = False,
-        download: bool = True,
-        labels: bool = False,
-    ):
-        if split not in BATCHES:
-            raise ValueError(f"split among {', '.join(BATCHES)} expected; got {split!r}")
-        root = Path(root)
-        records = self._find(root, BATCHES[split])
-        if not records:
-            self._download(root, download)
-            records = self._find(root, BATCHES[split])
-        images, classes = map(np.concatenate, zip(*records, strict=True))
-        self.images = torch.from_numpy(images).reshape(-1, *SHAPE)
-        self.classes = torch.from_numpy(classes.astype(np.int64))
-        self.flip, self.labels = flip, labels
-
-    def __len__(self) -> int:
-        return len(self.images) * (2 if self.flip else 1)
-
-    def __getitem__(self, index: int) -> Tensor | tuple[Tensor, Tensor]:
-        mirrored, item = divmod(range(len(self))[index], len(self.images))
-        image = self.images[item].float()
-        image = image.flip(-1) if mirrored else image
-        return (image, self.classes[item]) if self.labels else image
-
-    def _find(self, root: Path, batches: Sequence[str]) -> list[Records]:
-        """The records of each batch; none if neither its files nor an archive is there."""
-        for version in VERSIONS:
-            contents = self._contents(root, version, [f"{batch}{version.suffix}" for batch in batches])
-            if contents:
-                return [version.parse(content, name, self.records) for name, content in contents.items()]
-        return []
-
-    def _contents(self, root: Path, version: "_Version", names: Sequence[str]) -> dict[str, bytes]:
-        """The contents of one version's files, by the names that errors give them."""
-        for folder in (root / version.folder, root):
-            if all((folder / name).is_file() for name in names):
-                return {str(folder / name): (folder / name).read_bytes() for name in names}
-        archive = root / version.archive
-        if not archive.is_file():
-            return {}
-        with open(archive, "rb") as file:
-            self._verify(file, archive.name, f"{archive}: delete it, and download it again")
-            file.seek(0)
-            members = _members(file, [f"{version.folder}/{name}" for name in names])
-        return {f"{archive}/{name}": content for name, content in members.items()}
-
-    def _verify(self, file: io.BufferedReader, name: str, where: str) -> None:
-        """Compare an archive's MD5 with the published one."""
-        found = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
-        if found != self.md5[name]:
-            raise ValueError(f"MD5 {self.md5[name]} expected of {name}; got {found} from {where}")
-
-    def _download(self, root: Path, allowed: bool) -> None:
-        """Fetch the binary archive under another name, verify it, and put it in place in one move."""
-        path = root / self.url.rsplit("/", 1)[1]
-        fix = f"put {path.name} there, from {self.url} (MD5 {self.md5[path.name]})"
-        if not allowed:
-            raise FileNotFoundError(f"no CIFAR-10 in {root}; {fix}, or say download=True")
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")  # processes that download at once do not collide
-        try:
-            with urllib.request.urlopen(self.url, timeout=60) as response:
-                root.mkdir(parents=True, exist_ok=True)
-                bar = {"desc": path.name, "total": int(response.headers.get("Content-Length") or 0) or None}
-                with (
-                    tqdm.wrapattr(response, "read", **bar, disable=not sys.stderr.isatty()) as counted,
-                    open(temporary, "wb") as file,
-                ):
-                    shutil.copyfileobj(counted, file)
-            with open(temporary, "rb") as file:
-                self._verify(file, path.name, self.url)
-            os.replace(temporary, path)
-        except (OSError, http.client.HTTPException, ValueError) as error:
-            reason = f"{type(error).__name__}: {error}"
-            raise FileNotFoundError(f"no CIFAR-10 in {root}, and its download failed ({reason}); {fix}") from error
-        finally:
-            temporary.unlink(missing_ok=True)
+# What Pillow, zipfile and zlib raise on damaged content; RuntimeError: an archive that is encrypted.
+UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
 
 
 @dataclass(frozen=True)
-class _Version:
-    """How one of the official versions of CIFAR-10 keeps its records."""
+class Reader:
+    """From an encoded image to a state: its centre square, resized with Pillow's Lanczos filter.
 
-    archive: str
-    folder: str
-    suffix: str
-    parse: Callable[[bytes, str, int], Records]  # of a file's content, its name in errors, and its number of records
-
-
-def _members(file: io.BufferedReader, names: Sequence[str]) -> dict[str, bytes]:
-    """The contents of members of a tar.gz, by their full names, in that order."""
-    contents = {}
-    with tarfile.open(fileobj=file, mode="r:gz") as tar:
-        for member in tar:
-            if member.name in names and (content := tar.extractfile(member)):
-                contents[member.name] = content.read()
-    if missing := [name for name in names if name not in contents]:
-        raise ValueError(f"member {missing[0]} expected in {file.name}; there is none")
-    return {name: contents[name] for name in names}
-
-
-def _parse_binary(content: bytes, name: str, records: int) -> Records:
-    """Records of one byte of label and 3072 of pixels."""
-    size = records * (1 + PIXELS)
-    if len(content) != size:
-        raise ValueError(
-            f"{records} records of {1 + PIXELS} bytes, {size} in all, expected in {name}; got {len(content)} bytes: "
-            "extract or download it again"
-        )
-    rows = np.frombuffer(content, np.uint8).reshape(records, 1 + PIXELS)
-    return rows[:, 1:], rows[:, 0]
-
-
-def _parse_pickle(content: bytes, name: str, records: int) -> Records:
-    """A dict of b"data", an array (records, 3072) of uint8, and b"labels", a list."""
-    try:
-        batch = _ArrayUnpickler(io.BytesIO(content), encoding="bytes").load()
-        images, labels = batch[b"data"], np.asarray(batch[b"labels"], np.int64)
-        if (images.shape, images.dtype, labels.shape) != ((records, PIXELS), np.uint8, (records,)):
-            raise ValueError(f"data {images.shape} of {images.dtype}, labels {labels.shape}")
-    except Exception as error:  # a pickle that is damaged may raise anything
-        raise ValueError(
-            f"a pickle of data {(records, PIXELS)} of uint8 and labels {(records,)} expected in {name}; got "
-            f"{type(error).__name__}: {error}: extract or download it again"
-        ) from error
-    return images, labels
-
-
-class _ArrayUnpickler(pickle.Unpickler):
-    """Of a pickle's globals, gives those that NumPy's arrays are made with, and refuses the others."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        """The global of that name."""
-        if (module, name) not in ARRAY_GLOBALS:
-            raise ValueError(f"the global {module}.{name}, refused: an array needs none such")
-        return ARRAY_GLOBALS[module, name]
-
-
-def _encode(text: str, _encoding: str) -> bytes:
-    """What stands for bytes in a pickle of protocol 2 that Python 3 wrote: always in Latin-1."""
-    return text.encode("latin1")
-
-
-_reconstruct = np.empty(0).__reduce__()[0]  # its module's name depends on NumPy's version
-ARRAY_GLOBALS: dict[tuple[str, str], Any] = {
-    ("numpy.core.multiarray", "_reconstruct"): _reconstruct,
-    ("numpy._core.multiarray", "_reconstruct"): _reconstruct,
-    ("numpy", "ndarray"): np.ndarray,
-    ("numpy", "dtype"): np.dtype,
-    ("_codecs", "encode"): _encode,
-}
-VERSIONS = (
-    _Version("cifar-10-binary.tar.gz", "cifar-10-batches-bin", ".bin", _parse_binary),
-    _Version("cifar-10-python.tar.gz", "cifar-10-batches-py", "", _parse_pickle),
-)
-
-
-class ImageFolder(Dataset):
-    """The image files of a folder and of those under it, by relative path: channels x size x size, levels 0 to 255.
-
-    Each is cropped to its centre square, then resized with Pillow's Lanczos filter; one of that size already is left
-    exactly as it is. It is read when it is asked for. An orientation in its metadata is not applied, and transparency
-    is left out.
-
-    A file belongs to a split by its relative path alone (SHA-256, the first eight bytes modulo 100: 0-4 "test", 5-9
-    "validation", the others "train"), so it stays there when other files come or go.
+    An image of that size already is left exactly as it is. An orientation in its metadata is not applied, and
+    transparency is left out.
 
     Args:
-        root: the folder.
+        size: height and width.
+        channels: 3 for RGB, 1 for grey levels; images are converted.
+        crop: "center".
+
+    Raises:
+        ValueError: an argument that is not one of these.
+    """
+
+    size: int
+    channels: int = 3
+    crop: str = "center"
+
+    def __post_init__(self):
+        if self.size < 1 or self.crop != "center" or self.channels not in MODES:
+            raise ValueError(
+                f"size >= 1, crop 'center' and channels 1 or 3 expected; got size={self.size}, crop={self.crop!r}, "
+                f"channels={self.channels}"
+            )
+
+    def __call__(self, file: IO[bytes] | Path, where: str | Path) -> Tensor:
+        """The state (channels, size, size) of a file, or of what is open, which errors call `where`.
+
+        Raises:
+            ValueError: it cannot be read, or has more than eight bits per channel.
+        """
+        image = self._square(self._decode(file, where))
+        levels = np.array(image, np.float32).reshape(self.size, self.size, self.channels)
+        return torch.from_numpy(levels).movedim(-1, 0).contiguous()
+
+    def _decode(self, file: IO[bytes] | Path, where: str | Path) -> Image.Image:
+        """One image, converted."""
+        try:
+            with Image.open(file, formats=FORMATS) as image:
+                image.load()
+        except (*UNREADABLE, Image.DecompressionBombError) as error:
+            raise unreadable(where, error) from error
+        if image.mode.startswith(("I", "F")):  # Pillow would clip these to 255
+            raise ValueError(f"an image of 8 bits per channel expected in {where}; got mode {image.mode}: convert it")
+        return image.convert(MODES[self.channels])
+
+    def _square(self, image: Image.Image) -> Image.Image:
+        """The centre square, resized."""
+        side = min(image.size)
+        left, top = (image.width - side) // 2, (image.height - side) // 2
+        square = image.crop((left, top, left + side, top + side))
+        return square.resize((self.size, self.size), Image.Resampling.LANCZOS)
+
+
+def unreadable(where: str | Path, error: BaseException) -> ValueError:
+    """The error of an image that cannot be read."""
+    return ValueError(
+        f"an image that can be read expected in {where}; remove or replace it ({type(error).__name__}: {error})"
+    )
+
+
+class ImageFolder(Items):
+    """The image files of a folder and of those under it, or of a ZIP archive: channels x size x size, levels 0 to 255.
+
+    They are in the order of their relative paths, each read, cropped and resized (see `Reader`) when it is asked for.
+    An archive is never unpacked on the disk, and each process that reads it opens it for itself; images compress no
+    further, so a stored one (`zip -0`) is the fastest.
+
+    A file belongs to a split by its relative path alone (SHA-256, the first eight bytes modulo 100: 0-4 "test", 5-9
+    "validation", the others "train"), so it stays there when other files come or go. In an archive the path is that of
+    the member: zipped from within the folder (`cd faces; zip -0r ../faces.zip .`), the splits stay those of the folder.
+
+    Args:
+        root: the folder, or a file ending in .zip.
         size: height and width.
         flip: whether the mirror images follow the images.
         crop: "center".
@@ -247,9 +110,9 @@ class ImageFolder(Dataset):
         split: "train", "validation", "test" or "all".
 
     Raises:
-        ValueError: an argument that is not one of these, no image in the folder or in the split; of an item: a file
-            that cannot be read, or has more than eight bits per channel.
-        FileNotFoundError: no such folder.
+        ValueError: an argument that is not one of these, a file that is no archive, no image in the folder or in the
+            split; of an item: a file that cannot be read, or has more than eight bits per channel.
+        FileNotFoundError: no such folder or archive.
     """
 
     def __init__(
@@ -261,48 +124,73 @@ class ImageFolder(Dataset):
         channels: int = 3,
         split: str = "all",
     ):
-        if size < 1 or crop != "center" or channels not in MODES:
-            raise ValueError(
-                f"size >= 1, crop 'center' and channels 1 or 3 expected; got size={size}, crop={crop!r}, "
-                f"channels={channels}"
-            )
+        self.reader = Reader(size, channels, crop)
         if split not in SHARES:
             raise ValueError(f"split among {', '.join(SHARES)} expected; got {split!r}")
-        self.root, self.size, self.flip, self.channels = Path(root), size, flip, channels
-        files = image_files(self.root)
+        self.root, self.flip = Path(root), flip
+        self.archive = Archive(self.root) if self.root.suffix.lower() == ".zip" and not self.root.is_dir() else None
+        files = image_files(self.root) if self.archive is None else self.archive.images()
         self.files = [file for file in files if hundredth(file) in SHARES[split]]
         if not self.files:
             raise ValueError(f"no image of split {split!r} among the {len(files)} in {root}; take split='all'")
 
-    def __len__(self) -> int:
-        return len(self.files) * (2 if self.flip else 1)
+    def count(self) -> int:
+        """The files, without mirror images."""
+        return len(self.files)
 
-    def __getitem__(self, index: int) -> Tensor:
-        mirrored, item = divmod(range(len(self))[index], len(self.files))
-        image = self._square(self._read(self.root / self.files[item]))
-        levels = np.array(image, np.float32).reshape(self.size, self.size, self.channels)
-        state = torch.from_numpy(levels).movedim(-1, 0).contiguous()
-        return state.flip(-1) if mirrored else state
+    def state(self, item: int) -> Tensor:
+        """One image."""
+        path = self.root / self.files[item]
+        return self.reader(path if self.archive is None else io.BytesIO(self.archive.read(self.files[item])), path)
 
-    def _read(self, path: Path) -> Image.Image:
-        """One image, converted."""
+
+class Archive:
+    """The members of a ZIP archive, read by several processes: each has a handle of its own.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: no archive that can be read, or no image in it.
+    """
+
+    def __init__(self, path: Path):
+        if not path.is_file():
+            raise FileNotFoundError(f"a ZIP archive of images expected at {path}; there is none")
+        self.path = path
+        self._handle: tuple[int, zipfile.ZipFile] | None = None
+
+    def images(self) -> list[str]:
+        """The names of the images in it, sorted; a file beside each that macOS adds is none."""
+        names = [member.filename for member in self._open().infolist() if not member.is_dir()]
+        images = [name for name in names if _is_image(name) and not name.startswith("__MACOSX/")]
+        if not images:
+            raise _no_image(self.path, len(names))
+        return sorted(set(images))
+
+    def read(self, name: str) -> bytes:
+        """The content of a member.
+
+        Raises:
+            ValueError: it is damaged or encrypted.
+        """
         try:
-            with Image.open(path, formats=FORMATS) as image:
-                image.load()
-        except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
-            raise ValueError(
-                f"an image that can be read expected in {path}; remove or replace it ({type(error).__name__}: {error})"
-            ) from error
-        if image.mode.startswith(("I", "F")):  # Pillow would clip these to 255
-            raise ValueError(f"an image of 8 bits per channel expected in {path}; got mode {image.mode}: convert it")
-        return image.convert(MODES[self.channels])
+            return self._open().read(name)
+        except (*UNREADABLE, KeyError) as error:
+            raise unreadable(self.path / name, error) from error
 
-    def _square(self, image: Image.Image) -> Image.Image:
-        """The centre square, resized."""
-        side = min(image.size)
-        left, top = (image.width - side) // 2, (image.height - side) // 2
-        square = image.crop((left, top, left + side, top + side))
-        return square.resize((self.size, self.size), Image.Resampling.LANCZOS)
+    def _open(self) -> zipfile.ZipFile:
+        """This process's handle: one inherited from another process would share its position in the file."""
+        if self._handle is None or self._handle[0] != os.getpid():
+            try:
+                self._handle = os.getpid(), zipfile.ZipFile(self.path)
+            except (zipfile.BadZipFile, OSError, ValueError) as error:
+                raise ValueError(
+                    f"a ZIP archive that can be read expected at {self.path}; got "
+                    f"{self.path.stat().st_size} bytes that are none ({error}): copy or zip it again"
+                ) from error
+        return self._handle[1]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"path": self.path, "_handle": None}
 
 
 def image_files(root: Path) -> list[str]:
@@ -315,10 +203,18 @@ def image_files(root: Path) -> list[str]:
     if not root.is_dir():
         raise FileNotFoundError(f"a folder of images expected at {root}; there is none")
     files = [Path(folder, name) for folder, _, names in os.walk(root) for name in names]
-    images = sorted(file.relative_to(root).as_posix() for file in files if file.suffix.lower() in SUFFIXES)
+    images = sorted(file.relative_to(root).as_posix() for file in files if _is_image(file))
     if not images:
-        raise ValueError(f"files ending in {', '.join(SUFFIXES)} expected in {root}; none of its {len(files)} does")
+        raise _no_image(root, len(files))
     return images
+
+
+def _is_image(file: str | Path) -> bool:
+    return Path(file).suffix.lower() in SUFFIXES
+
+
+def _no_image(root: Path, files: int) -> ValueError:
+    return ValueError(f"files ending in {', '.join(SUFFIXES)} expected in {root}; none of its {files} does")
 
 
 def hundredth(file: str) -> int:

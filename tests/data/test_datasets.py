@@ -94,3 +94,11 @@ def test_toys_are_drawn_from_their_seed(name):
 def test_refuses_what_there_is_not(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_digits_have_their_labels_if_asked():
+    target = load_digits().target[np.random.RandomState(0).permutation(1797)]
+    pairs = Digits("test", labels=True)
+    assert [int(label) for _, label in pairs] == target[1500:].tolist()
+    assert torch.equal(pairs[5][0], Digits("test")[5])
+    assert (pairs[0][1].dtype, pairs[0][1].shape) == (torch.int64, ())

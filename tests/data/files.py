@@ -1,0 +1,100 @@
+"""Small files in the formats that the datasets read, and what stands in for data that no test downloads."""
+
+import io
+import itertools
+import struct
+
+import numpy as np
+import pyarrow
+import pyarrow.parquet
+import torch
+from PIL import Image
+
+from scoresde.data.images import hundredth
+
+RECORDS = 3
+BATCHES = [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]
+
+
+def records(batch, n=RECORDS):
+    """Images (n, 3072) and labels (n,), uint8, other ones for each batch."""
+    rng = np.random.RandomState(BATCHES.index(batch))
+    return rng.randint(0, 256, (n, 3072)).astype(np.uint8), rng.randint(0, 10, n).astype(np.uint8)
+
+
+def binary(images, labels):
+    """The content of a file of the binary version."""
+    return np.concatenate([labels[:, None], images], axis=1).tobytes()
+
+
+def contents(write=binary, n=RECORDS):
+    """The content of each file of a version, by its name."""
+    suffix = ".bin" if write is binary else ""
+    return {f"{batch}{suffix}": write(*records(batch, n)) for batch in BATCHES}
+
+
+def write_files(folder, files):
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+
+
+def stacked(dataset):
+    return torch.stack([dataset[i] for i in range(len(dataset))])
+
+
+def levels(height, width, channels=3, seed=0):
+    """A random picture, (height, width, channels) uint8, without the last axis for one channel."""
+    picture = np.random.RandomState(seed).randint(0, 256, (height, width, channels)).astype(np.uint8)
+    return picture if channels > 1 else picture[..., 0]
+
+
+def write_images(root, pictures, **options):
+    for name, picture in pictures.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(picture).save(root / name, **options)
+
+
+def png(picture):
+    """The content of an image file."""
+    buffer = io.BytesIO()
+    Image.fromarray(picture).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def idx(values):
+    """The content of an IDX file of unsigned bytes."""
+    return struct.pack(f">HBB{values.ndim}I", 0, 8, values.ndim, *values.shape) + values.tobytes()
+
+
+def write_parquet(path, images, row_group_size=None, column="image", **columns):
+    """A Parquet file of encoded images in structs {bytes, path}, as the hub's."""
+    rows = [{"bytes": image, "path": f"{i}.png"} for i, image in enumerate(images)]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    table = pyarrow.table({column: rows, **columns})
+    pyarrow.parquet.write_table(table, path, row_group_size=row_group_size)
+
+
+SHAPES = {"scoresde.data.Arrays": [2, 16], "scoresde.data.Table": [3]}
+
+
+def stand_ins(root, n=101):
+    """For other modules, in place of data that no test downloads: n states or more of each split; their root or path
+    by target. States of arrays and tables are of the SHAPES.
+
+    CIFAR10.records has to be n.
+    """
+    write_files(root / "cifar10", contents(n=n))
+    for part in (range(5), range(5, 10), range(10, 100)):
+        names = (f"{i}.png" for i in itertools.count() if hundredth(f"{i}.png") in part)
+        write_images(root / "images", {name: levels(8, 8) for name in itertools.islice(names, n)})
+    rng, many = np.random.RandomState(0), 21 * n  # a twentieth of them are a split
+    images = {f"{name}-images-idx3-ubyte": idx(levels(n, 28, 28)) for name in ("train", "t10k")}
+    write_files(root / "idx", images)
+    write_parquet(root / "parquet" / "train-0.parquet", [png(levels(8, 8))] * many)
+    write_parquet(root / "parquet" / "test-0.parquet", [png(levels(8, 8))] * n)
+    np.save(root / "arrays.npy", 5 + 2 * rng.normal(size=(many, *SHAPES["scoresde.data.Arrays"])))
+    np.savetxt(root / "table.csv", [9, -9, 0] + [1, 10, 0.1] * rng.normal(size=(many, 3)), delimiter=",")
+    places = {"CIFAR10": "cifar10", "ImageFolder": "images", "IDX": "idx", "ParquetImages": "parquet"}
+    places |= {"Arrays": "arrays.npy", "Table": "table.csv"}
+    return {f"scoresde.data.{name}": str(root / place) for name, place in places.items()}
