@@ -186,12 +186,13 @@ class _ExactNetwork(nn.Module):
 
     def __init__(self, mixture: GaussianMixture, sde: SDE):
         super().__init__()
-        self.mixture, self.sde = mixture, sde
+        self.mixture = mixture
+        self.path = (sde,)  # not as a module: the parameters of a path that learns are the model's, not the network's
 
     def forward(self, x: Tensor, c_noise: Tensor, cond: Condition = None) -> Tensor:
         if cond is not None:
             raise ValueError("the exact score of a mixture has no condition; got one, pass cond=None")
-        marginal = _Marginal(self.mixture, x, self.sde, c_noise)
+        marginal = _Marginal(self.mixture, x, *self.path, c_noise)
         # alpha eps - sigma x_0 of each component, with eps = -sigma u_k and x_0 its posterior mean
         gain = marginal.alpha * marginal.sigma * (1 - self.mixture.stds.square()) / marginal.variances
         components = self.mixture._rotate(gain * marginal.offset) - marginal.sigma * self.mixture.means

@@ -338,7 +338,7 @@ class _Solve:
         levels, log_q = self.dequantization.sample(images, self.noise)
         x, offset = self.transform(levels), self.transform.log_det(levels) - log_q
         if self.time is not None:
-            alpha = sde.alpha(torch.tensor(self.time, dtype=torch.float64))
+            alpha = sde.alpha(torch.tensor(self.time, dtype=torch.float64)).detach()
             x, offset = float(alpha) * x, offset + dimensions(x) * float(alpha.log())
         elif self.start == "perturb":
             x, residual = _perturb(self.model, x, self.cond, self.noise)

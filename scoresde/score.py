@@ -8,6 +8,9 @@ with a and b combined in float64 (`scoresde.predictions`) and cast once. No view
 t = 1e-5, where sigma is about 1e-3, the division by sigma would multiply float32 rounding by a thousand each time.
 """
 
+from copy import copy
+from typing import Self
+
 import torch
 from torch import Tensor, nn
 
@@ -149,6 +152,12 @@ class ScoreModel(ViewMethods, nn.Module):
                     f"({', '.join(infinite)} not finite); choose another prediction type ('v', 'velocity' or 'data' "
                     f"bear alpha = 0) or another {name}"
                 )
+
+    def along(self, sde: SDE) -> Self:
+        """The model with the same network, not a copy of it, along another path."""
+        model = copy(self)
+        model._modules = {**self._modules, "sde": sde}
+        return model
 
     def predict(self, x: Tensor, t: Tensor | float, cond: Condition = None) -> Views:
         """One network evaluation at x (B, *) and t () or (B,), and every view of it.

@@ -11,6 +11,16 @@ torch.set_num_threads(1)  # the states are small, and the tests run in a process
 DDPM = np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))  # 2006.11239, section 4: the squared alpha of each step
 NCSN = np.geomspace(0.01, 50.0, 100)  # 1907.05600: a geometric sequence of noise levels
 
+
+def learned(seed=0, spread=1.0, **arguments):
+    """A path whose parameters are somewhere, as after a training; without gradient."""
+    sde, generator = ss.LearnedVP(**arguments), torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        sde.ends += 0.3
+        sde.shape += spread * torch.randn(sde.shape.shape, generator=generator)
+    return sde.requires_grad_(False)
+
+
 INSTANCES = {
     "vp": ss.VP(),
     "sub-vp": ss.SubVP(),
@@ -20,6 +30,7 @@ INSTANCES = {
     "rectified": ss.Rectified(),
     "ddpm": ss.Tabulated.from_alphas_cumprod(torch.from_numpy(DDPM)),
     "ncsn": ss.Tabulated.from_sigmas(torch.from_numpy(NCSN)),
+    "learned": learned(),
     "zero-snr-vp": ss.ZeroTerminalSNR(ss.VP()),
     "zero-snr-ve": ss.ZeroTerminalSNR(ss.VE()),
 }
@@ -88,18 +99,20 @@ class ExactNetwork(torch.nn.Module):
 
     def __init__(self, mixture, sde, prediction, amount=0.0, wrong=None):
         super().__init__()
-        self.mixture, self.sde, self.prediction, self.amount, self.wrong = mixture, sde, prediction, amount, wrong
+        self.mixture, self.prediction, self.amount, self.wrong = mixture, prediction, amount, wrong
+        self.path = (sde,)  # not as a module: its parameters, if it has any, are none of the network's
 
     def forward(self, scaled, c_noise, cond=None):
         scale = (-1,) + (1,) * (scaled.ndim - 1)
         karras = isinstance(self.prediction, ss.predictions.Karras)
-        t = self.sde.time(-8 * c_noise.double()) if karras else c_noise.double()
-        x = scaled.double() / self.prediction.c_in(self.sde, t).reshape(scale)
-        alpha, sigma = (c.reshape(scale) for c in (self.sde.alpha(t), self.sde.sigma(t)))
-        noise = -sigma * self.mixture.score(x, self.sde, t)
+        sde = self.path[0]
+        t = sde.time(-8 * c_noise.double()) if karras else c_noise.double()
+        x = scaled.double() / self.prediction.c_in(sde, t).reshape(scale)
+        alpha, sigma = (c.reshape(scale) for c in (sde.alpha(t), sde.sigma(t)))
+        noise = -sigma * self.mixture.score(x, sde, t)
         if self.wrong is not None:
             noise = noise + torch.as_tensor(self.amount).reshape(scale) * self.wrong(x, t)
-        p, q = (c.reshape(scale) for c in self.prediction.target(self.sde, t))
+        p, q = (c.reshape(scale) for c in self.prediction.target(sde, t))
         return p * (x - sigma * noise) / alpha + q * noise
 
 

@@ -11,8 +11,7 @@ from tqdm import tqdm
 
 from scoresde.protocols import Condition, ScoreModel, Transform, select
 from scoresde.score import refuse_dropout
-from scoresde.sdes import SDE
-from scoresde.tensors import Noise, dimensions, float64, sum_dims
+from scoresde.tensors import Noise, dimensions, float64
 
 
 @dataclass
@@ -77,13 +76,6 @@ def refuse_odd(draws: int) -> None:
 
 
 # --- what both bounds share
-
-
-def prior_divergence(sde: SDE, x: Tensor) -> Tensor:
-    """KL(N(alpha x, sigma^2 I) || N(0, prior_std^2 I)) at t_max, in nats, float64 (B,)."""
-    t = torch.tensor(sde.t_max, dtype=torch.float64)
-    signal, noise = (sde.alpha(t) / sde.prior_std).square(), (sde.sigma(t) / sde.prior_std).square()
-    return 0.5 * (signal * sum_dims(x.square()) + dimensions(x) * (noise - 1 - noise.log()))
 
 
 def batches(

@@ -22,7 +22,6 @@ from scoresde.bounds.base import (
     Bound,
     NatsBound,
     batches,
-    prior_divergence,
     refuse_odd,
     standard_error,
     summary,
@@ -175,7 +174,7 @@ def _discrete(
     drawn = torch.stack(values)
     reconstruction = torch.stack([term(torch.zeros(count, dtype=torch.long)) for _ in range(repeats)])
     terms = {
-        "prior": prior_divergence(model.sde, x0).cpu(),
+        "prior": model.sde.prior_divergence(x0).cpu(),
         "diffusion": drawn.mean(dim=0),
         "reconstruction": reconstruction.mean(dim=0),
     }

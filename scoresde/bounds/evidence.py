@@ -38,7 +38,6 @@ from scoresde.bounds.base import (
     Bound,
     NatsBound,
     batches,
-    prior_divergence,
     refuse_odd,
     standard_error,
     summary,
@@ -182,7 +181,7 @@ def _continuous(
             weight = (log_snr_slope(sde, t) / times.density(sde, t)).to(error.squares)
             errors.append(error)
             rows.append(
-                torch.stack([prior_divergence(sde, x), weight * error.controlled(share), change.to(error.squares)])
+                torch.stack([sde.prior_divergence(x), weight * error.controlled(share), change.to(error.squares)])
             )
         share = _share(errors)
     drawn = torch.stack(rows)

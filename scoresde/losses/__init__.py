@@ -13,6 +13,7 @@ estimated without bias by drawing t from a density q (`losses.times`) and weight
 | `ImplicitScoreMatching`  | (||eps_hat||^2 - 2 sigma tr(d eps_hat/dx)) / d             | Hyvarinen 2005; 1905.07088  |
 | `SlicedScoreMatching`    | the same along random directions                           | 1905.07088                  |
 | `Hybrid`                 | the first, and the evidence bound for a learned variance   | 2102.09672                  |
+| `VariationalBound`       | half the first; the evidence bound, for a learned path too | 2107.00630                  |
 
 The first three differ by constants; the exact score is the minimiser of each.
 """
@@ -22,11 +23,13 @@ from scoresde.losses.hybrid import Bins, Hybrid, bin_log_prob, chain_term
 from scoresde.losses.implicit import ImplicitScoreMatching, SlicedScoreMatching
 from scoresde.losses.objective import LossTerms, Objective
 from scoresde.losses.times import LogNormal, Nodes, TimeDensity, UniformLogSNR, UniformTime
+from scoresde.losses.variational import BoundTerms, VariationalBound
 from scoresde.losses.weightings import WEIGHTINGS, Karras, Likelihood, MinSNR, Variance, Weighting
 
 __all__ = [
     "WEIGHTINGS",
     "Bins",
+    "BoundTerms",
     "DenoisingScoreMatching",
     "Hybrid",
     "ImplicitScoreMatching",
@@ -42,6 +45,7 @@ __all__ = [
     "UniformLogSNR",
     "UniformTime",
     "Variance",
+    "VariationalBound",
     "Weighting",
     "bin_log_prob",
     "chain_term",

@@ -111,7 +111,13 @@ class Objective(nn.Module):
         return self.terms(model, x0, t, noise, cond, stream)
 
     def terms(
-        self, model: ScoreModel, x0: Tensor, t: Tensor, noise: Tensor, cond: Condition = None, stream: Noise | None = None
+        self,
+        model: ScoreModel,
+        x0: Tensor,
+        t: Tensor,
+        noise: Tensor,
+        cond: Condition = None,
+        stream: Noise | None = None,
     ) -> LossTerms:
         """Loss terms of x0 and noise (B, *) at t (B,)."""
         weight = self.weighting.omega(model.sde, t) / self.times.density(model.sde, t)

@@ -102,6 +102,7 @@ class Sampler:
         t_from, t_to = entry
         return self.step(model, x, t_from, t_to, noise, cond), None
 
+    @torch.no_grad()
     def __call__(
         self,
         model: ScoreModel,
@@ -142,18 +143,17 @@ class Sampler:
         pairs = self.transitions(model.sde)
         x, noise = _start(model, pairs[0][0], shape, x_T, generator, seeds, device, dtype)
         counted, memory, kept = Counted(model), None, [x] if every else []
-        with torch.no_grad():
-            plan = tqdm(self.plan(model.sde, pairs), "sampling", disable=not progress)
-            for i, (entry, (_, t)) in enumerate(zip(plan, pairs, strict=True)):
-                x, memory = self.advance(counted, x, entry, noise, cond, memory)
-                if constraint is not None:
-                    x = _constrained(constraint, x, t, noise)
-                if callback is not None:
-                    callback(i, t, x)
-                if every and (i + 1) % every == 0:
-                    kept.append(x)
-            if self.denoise_final:
-                x = counted.predict(x, t, cond).denoised
+        plan = tqdm(self.plan(model.sde, pairs), "sampling", disable=not progress)
+        for i, (entry, (_, t)) in enumerate(zip(plan, pairs, strict=True)):
+            x, memory = self.advance(counted, x, entry, noise, cond, memory)
+            if constraint is not None:
+                x = _constrained(constraint, x, t, noise)
+            if callback is not None:
+                callback(i, t, x)
+            if every and (i + 1) % every == 0:
+                kept.append(x)
+        if self.denoise_final:
+            x = counted.predict(x, t, cond).denoised
         _refuse_nan(x)
         return Samples(x, counted.nfe, torch.stack(kept) if kept else None)
 

@@ -1,6 +1,8 @@
 """Diffusions: the base class, the reverse family, and the paths of the field."""
 
 from scoresde.sdes.base import SDE, ReverseSDE
+from scoresde.sdes.learned import LearnedVP
+from scoresde.sdes.log_snr import LogSNRPath
 from scoresde.sdes.paths import VE, VP, Cosine, Karras, Rectified, SubVP
 from scoresde.sdes.tabulated import DDPM, NCSN, Tabulated, ZeroTerminalSNR
 
@@ -12,6 +14,8 @@ __all__ = [
     "VP",
     "Cosine",
     "Karras",
+    "LearnedVP",
+    "LogSNRPath",
     "Rectified",
     "ReverseSDE",
     "SubVP",

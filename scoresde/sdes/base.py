@@ -131,6 +131,20 @@ class SDE(nn.Module):
         log_scale = math.log(self.prior_std) + 0.5 * math.log(2 * math.pi)
         return -0.5 * sum_dims(float64(z).square()) / self.prior_std**2 - dimensions(z) * log_scale
 
+    def prior_divergence(self, x: Tensor) -> Tensor:
+        """KL(N(alpha x, sigma^2 I) || N(0, prior_std^2 I)) at t_max of clean states x (B, *), in nats, float64 (B,)."""
+        t = torch.tensor(self.t_max, dtype=torch.float64)
+        signal, noise = (self.alpha(t) / self.prior_std).square(), (self.sigma(t) / self.prior_std).square()
+        return 0.5 * (signal * sum_dims(x.square()) + dimensions(x) * (noise - 1 - noise.log()))
+
+    def drawn(self, t: Tensor, factor: Callable[[], Tensor]) -> "SDE":
+        """The path that an objective evaluates at the times t (B,) which it has drawn.
+
+        Of a path that learns its shape between the ends, the gradient of the shape is multiplied on the way back by
+        factor() (B,), each sample's part by its own: how much its loss counts there. Others are what they are.
+        """
+        return self
+
     def extra_repr(self) -> str:
         return f"t_min={self.t_min:g}, t_max={self.t_max:g}"
 

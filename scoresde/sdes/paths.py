@@ -9,6 +9,7 @@
 | `Karras`          | 1                 | t                            | 2206.00364, table 1          |
 | `Rectified`       | 1 - t             | t                            | 2209.03003, 2210.02747       |
 | `Tabulated`       | from a table of log-SNR, interpolated monotonically (DDPM, NCSN)               |
+| `LearnedVP`       | log-SNR is a monotone network of t, which trains (2107.00630)                  |
 | `ZeroTerminalSNR` | any of them, rescaled so that alpha(t_max) = 0 (2305.08891)                    |
 
 with B(t) the integral of beta(s) = beta_min + s (beta_max - beta_min) from 0 to t.

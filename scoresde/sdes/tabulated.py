@@ -2,9 +2,7 @@
 
 The discrete schedules of DDPM, NCSN and diffusers are tables of noise levels. Interpolating their log-SNR
 monotonically (Fritsch-Carlson cubics: once continuously differentiable, no overshoot) makes a continuous path that
-passes through every entry; f and g follow from its slope,
-
-    g^2 = -sigma^2 (log SNR)'     and     f = -g^2/2 (variance preserving)   or   f = 0 (variance exploding).
+passes through every entry; everything else follows from it and its slope (`LogSNRPath`).
 """
 
 import math
@@ -15,15 +13,15 @@ import numpy as np
 import torch
 from scipy.interpolate import PchipInterpolator
 from torch import Tensor
-from torch.nn.functional import logsigmoid
 
 from scoresde.sdes.base import SDE
+from scoresde.sdes.log_snr import LogSNRPath
 from scoresde.tensors import float64
 
 Table = Tensor | Sequence[float]
 
 
-class Tabulated(SDE):
+class Tabulated(LogSNRPath):
     """A path through nodes (t_i, log SNR_i), interpolated monotonically.
 
     Args:
@@ -46,8 +44,7 @@ class Tabulated(SDE):
             raise ValueError(f"two nodes or more, a time each, expected; got {len(values)} values, {len(nodes)} times")
         if not bool(torch.isfinite(values).all() and (values.diff() < 0).all() and (nodes.diff() > 0).all()):
             raise ValueError("a finite, strictly decreasing log-SNR at strictly increasing times expected")
-        super().__init__(float(nodes[0]), float(nodes[-1]))
-        self.preserving = preserving
+        super().__init__(float(nodes[0]), float(nodes[-1]), preserving)
         slopes = PchipInterpolator(nodes.numpy(), values.numpy()).derivative()(nodes.numpy())
         # Plain attributes, not buffers: schedules stay in float64 on the CPU wherever the model goes.
         self.nodes, self.values, self.slopes = nodes, values, torch.from_numpy(np.asarray(slopes))
@@ -63,8 +60,7 @@ class Tabulated(SDE):
         """The schedule of NCSN: increasing noise levels with alpha = 1 (1907.05600)."""
         return cls(-2 * float64(sigmas).log(), times, preserving=False)
 
-    def _hermite(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """The interpolated log-SNR and its derivative in t, float64, on the CPU."""
+    def schedule(self, t: Tensor) -> tuple[Tensor, Tensor]:
         t = float64(t).cpu()
         right = torch.searchsorted(self.nodes, t.detach().contiguous()).clamp(1, len(self.nodes) - 1)
         left = right - 1
@@ -75,29 +71,6 @@ class Tabulated(SDE):
         cubic, square = in_slope + out_slope - 2 * rise, 3 * rise - 2 * in_slope - out_slope
         value = start + u * (in_slope + u * (square + u * cubic))
         return value, (in_slope + u * (2 * square + u * 3 * cubic)) / width
-
-    def log_snr(self, t: Tensor) -> Tensor:
-        return self._hermite(t)[0].to(t)
-
-    def alpha(self, t: Tensor) -> Tensor:
-        return torch.exp(0.5 * logsigmoid(self._hermite(t)[0])).to(t) if self.preserving else torch.ones_like(t)
-
-    def sigma(self, t: Tensor) -> Tensor:
-        log_snr = self._hermite(t)[0]
-        return torch.exp(0.5 * logsigmoid(-log_snr) if self.preserving else -0.5 * log_snr).to(t)
-
-    def alpha_dot(self, t: Tensor) -> Tensor:
-        return self.drift(t) * self.alpha(t)
-
-    def sigma_dot(self, t: Tensor) -> Tensor:
-        """alpha^2 g^2 / (2 sigma), of either kind."""
-        return 0.5 * (self.alpha(t) * self.diffusion(t)).square() / self.sigma(t)
-
-    def drift(self, t: Tensor) -> Tensor:
-        return -0.5 * self.diffusion(t).square() if self.preserving else torch.zeros_like(t)
-
-    def diffusion(self, t: Tensor) -> Tensor:
-        return self.sigma(t) * torch.sqrt((-self._hermite(t)[1]).clamp(min=0)).to(t)  # rounding, where flat
 
 
 class DDPM(Tabulated):

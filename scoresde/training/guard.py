@@ -60,6 +60,6 @@ def diagnosis(model: ScoreModel, values: Tensor, times: Tensor, step: int) -> st
     if not bad.any():
         return f"the gradient is not finite at step {step}, though the loss is"
     found = times.detach().cpu()[bad]
-    levels = ", ".join(f"t={float(t):.4g} (sigma={float(model.sde.sigma(t)):.4g})" for t in found[:4])
+    levels = ", ".join(f"t={float(t):.4g} (sigma={float(model.sde.sigma(t).detach()):.4g})" for t in found[:4])
     more = ", ..." if len(found) > 4 else ""
     return f"the loss is not finite at step {step}, for {int(bad.sum())} of {len(bad)} samples: {levels}{more}"

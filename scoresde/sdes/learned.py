@@ -1,0 +1,191 @@
+r"""A variance-preserving path whose log-SNR is learned (variational diffusion models, 2107.00630).
+
+    alpha^2 = sigmoid(-gamma),   sigma^2 = sigmoid(gamma),   gamma(t) = -log SNR = gamma_0 + (gamma_1 - gamma_0) phi(u),
+
+with u = (t - t_min)/(t_max - t_min) and a shape phi that rises from 0 to 1: a monotone network of one linear path and K
+sigmoid units beside it (appendix H), whose scale drops out as its ends are fixed,
+
+    phi(u) = (n(u) - n(0)) / (n(1) - n(0)),        n(u) = u + sum_k a_k sigmoid(b_k (u - c_k)),        a_k, b_k > 0,
+    phi'(u) = (1 + sum_k a_k b_k s_k (1 - s_k)) / (n(1) - n(0)).
+
+The linear path keeps phi' > 0 whatever the parameters. -gamma_0, gamma_1, a_k and b_k are positive as softplus of
+numbers that train; these and the c_k are a start (nearly linear in t, with the ends given) plus a deviation. The
+deviations are the module's parameters: zero at first, in float32 and never less. All arithmetic is in float64 on the
+CPU, so that a path is the same function wherever its parameters are and in whichever precision the network beside it
+runs. They follow the model from device to device as any parameters do (optimisers, averages and DistributedDataParallel
+need nothing special); an evaluation copies them to the CPU, which waits for an accelerator.
+
+Every function is differentiable in the parameters, twice, but for `time`. Which gradient trains them is the
+objective's matter: `losses.VariationalBound`. Most others would draw the ends together, for they have no term that
+holds them apart: `path.requires_grad_(False)` there.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import softplus
+
+from scoresde.sdes.base import SDE
+from scoresde.sdes.log_snr import LogSNRPath
+from scoresde.tensors import float64
+
+ROUNDS, ROUNDING = 80, 4e-15  # of the root search: bisection alone would need 50 rounds; that of phi itself
+
+
+class LearnedVP(LogSNRPath):
+    """The module's path: gamma(t) = -log SNR is a monotone network of t (2107.00630, eq. 4 and appendix H).
+
+    Args:
+        gamma_min, gamma_max: gamma at t_min and at t_max, where training starts: gamma_min < 0 < gamma_max. The paper's
+            are -13.3 and 5 (appendix H); at 10 as much signal is left at t_max as in `VP`.
+        units: K, sigmoid units of the shape.
+        learn_ends: whether gamma_0 and gamma_1 train as well, or the shape between them alone.
+        t_min, t_max: the range of time.
+
+    Raises:
+        ValueError: an argument out of its range.
+    """
+
+    def __init__(
+        self,
+        gamma_min: float = -13.3,
+        gamma_max: float = 10.0,
+        units: int = 64,
+        learn_ends: bool = True,
+        t_min: float = 0.0,
+        t_max: float = 1.0,
+    ):
+        super().__init__(t_min, t_max)
+        if not -math.inf < gamma_min < 0 < gamma_max < math.inf:
+            raise ValueError(f"gamma_min < 0 < gamma_max, finite, expected; got {gamma_min}, {gamma_max}")
+        if not isinstance(units, int) or units < 1:
+            raise ValueError(f"units >= 1 expected, an integer; got {units!r}")
+        # Plain attributes, not buffers: they stay in float64 on the CPU wherever the model goes.
+        self._first_ends = _softplus_inverse(float64([-gamma_min, gamma_max]))
+        self._first_shape = torch.stack(
+            [
+                _softplus_inverse(torch.full((units,), 1 / units, dtype=torch.float64, device="cpu")),
+                _softplus_inverse(torch.full((units,), units / 2, dtype=torch.float64, device="cpu")),
+                (torch.arange(units, dtype=torch.float64, device="cpu") + 0.5) / units,
+            ]
+        )
+        self.ends = nn.Parameter(torch.zeros(2, dtype=torch.float32), requires_grad=learn_ends)
+        self.shape = nn.Parameter(torch.zeros(3, units, dtype=torch.float32))
+
+    def gammas(self) -> Tensor:
+        """(gamma_0, gamma_1), float64 (2,), on the CPU."""
+        sizes = _softplus(self._first_ends + float64(self.ends).cpu())
+        return torch.stack([-sizes[0], sizes[1]])
+
+    def fraction(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """The shape phi and its derivative in t, float64, on the CPU."""
+        width = self.t_max - self.t_min
+        a, b, c = self._units()
+        value, slope = _rise((float64(t).cpu() - self.t_min) / width, a, b, c)
+        return value, slope / width
+
+    def schedule(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        return _log_snr(self.gammas(), *self.fraction(t))
+
+    @torch.no_grad()
+    def time(self, log_snr: Tensor) -> Tensor:
+        """Inverse of `log_snr`, clamped to [t_min, t_max]; without gradient (Newton's method)."""
+        low, high = self.gammas()
+        goal = ((-float64(log_snr).cpu() - low) / (high - low)).clamp(0, 1)
+        a, b, c = self._units()
+        left, right, u = torch.zeros_like(goal), torch.ones_like(goal), goal
+        for _ in range(ROUNDS):
+            value, slope = _rise(u, a, b, c)
+            excess = value - goal
+            left, right = torch.where(excess > 0, left, u), torch.where(excess > 0, u, right)
+            newton = u - excess / slope
+            inside = (newton >= left) & (newton <= right)
+            u = torch.where(inside, newton, 0.5 * (left + right))
+            if bool((torch.minimum(excess.abs(), right - left) <= ROUNDING).all()):
+                break
+        return (self.t_min + (self.t_max - self.t_min) * u).clamp(self.t_min, self.t_max).to(log_snr)
+
+    def drawn(self, t: Tensor, factor: Callable[[], Tensor]) -> SDE:
+        """The path as an objective sees it at the times t (B,) that it has drawn, evaluated once: see `SDE.drawn`."""
+        return _Drawn(self, t, factor)
+
+    @property
+    def prior_std(self) -> float:
+        """1, whatever sigma(t_max) becomes: the prior does not learn (2107.00630, section 3.3)."""
+        return 1.0
+
+    def _units(self) -> tuple[Tensor, Tensor, Tensor]:
+        """(a, b, c) of the units, float64 (K,) each, on the CPU."""
+        a, b, c = self._first_shape + float64(self.shape).cpu()
+        return _softplus(a), _softplus(b), c
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        """Moved and cast as any module, but not to half precision, which would be another path."""
+
+        def kept(tensor: Tensor) -> Tensor:
+            moved = fn(tensor)
+            return moved if torch.finfo(moved.dtype).bits >= 32 else tensor.to(moved.device)
+
+        return super()._apply(kept, recurse)
+
+    def extra_repr(self) -> str:
+        if self.ends.is_meta:
+            return super().extra_repr()
+        low, high = self.gammas().tolist()
+        return f"gamma_min={low:g}, gamma_max={high:g}, units={self.shape.shape[1]}, " + super().extra_repr()
+
+
+class _Drawn(LogSNRPath):
+    """A learned path at times t (B,), evaluated once; elsewhere the path itself.
+
+    On the way back the gradient of each time's phi and phi', and so that of the shape but not of the ends, is
+    multiplied by the time's `factor()` (B,), which need not be known before.
+    """
+
+    def __init__(self, path: LearnedVP, t: Tensor, factor: Callable[[], Tensor]):
+        super().__init__(path.t_min, path.t_max)
+        self.path, self.t = path, t
+        values = path.fraction(t)
+        for value in values:
+            if value.requires_grad:
+                value.register_hook(lambda gradient: gradient * factor())
+        self._at = _log_snr(path.gammas(), *values)
+
+    def schedule(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        return self._at if torch.equal(t, self.t) else self.path.schedule(t)
+
+    def time(self, log_snr: Tensor) -> Tensor:
+        return self.path.time(log_snr)
+
+    @property
+    def prior_std(self) -> float:
+        return self.path.prior_std
+
+
+def _log_snr(gammas: Tensor, fraction: Tensor, slope: Tensor) -> tuple[Tensor, Tensor]:
+    """-gamma and its derivative, from the ends, phi and phi'."""
+    low, high = gammas
+    return -torch.lerp(low, high, fraction), -(high - low) * slope  # exact at both ends
+
+
+def _rise(u: Tensor, a: Tensor, b: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+    """phi and phi' at u (*), of the units a, b, c (K,): the module's formulas."""
+    at = torch.cat([u.new_tensor([0.0, 1.0]), u.flatten()])
+    unit = torch.sigmoid(b * (at[:, None] - c))
+    weighted = a * unit
+    height = at + weighted.sum(dim=1)
+    whole = height[1] - height[0]
+    slope = 1 + (b * weighted * (1 - unit)).sum(dim=1)[2:]
+    return ((height[2:] - height[0]) / whole).reshape(u.shape), (slope / whole).reshape(u.shape)
+
+
+def _softplus(x: Tensor) -> Tensor:
+    """log(1 + exp(x)); by default PyTorch drops a term of 1e-9 beyond 20."""
+    return softplus(x, threshold=40)
+
+
+def _softplus_inverse(y: Tensor) -> Tensor:
+    return y + torch.log(-torch.expm1(-y))

@@ -1,0 +1,53 @@
+"""Paths given by their log-SNR: one function of time, from which everything follows.
+
+| kind                | alpha^2          | sigma^2           | f      | g^2                 |
+| ------------------- | ---------------- | ----------------- | ------ | ------------------- |
+| variance preserving | sigmoid(log SNR) | sigmoid(-log SNR) | -g^2/2 | -sigma^2 (log SNR)' |
+| variance exploding  | 1                | exp(-log SNR)     | 0      | the same            |
+"""
+
+import torch
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+from scoresde.sdes.base import SDE
+
+
+class LogSNRPath(SDE):
+    """A path by its log-SNR. A subclass defines `schedule`.
+
+    Args:
+        t_min, t_max: see `SDE`.
+        preserving: True for alpha^2 + sigma^2 = 1, False for alpha = 1.
+    """
+
+    def __init__(self, t_min: float, t_max: float, preserving: bool = True):
+        super().__init__(t_min, t_max)
+        self.preserving = preserving
+
+    def schedule(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """The log-SNR and its derivative in t, float64, on the CPU, wherever t is."""
+        raise NotImplementedError(f"{type(self).__name__} must define schedule(t) -> (log-SNR, its derivative)")
+
+    def log_snr(self, t: Tensor) -> Tensor:
+        return self.schedule(t)[0].to(t)
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return torch.exp(0.5 * logsigmoid(self.schedule(t)[0])).to(t) if self.preserving else torch.ones_like(t)
+
+    def sigma(self, t: Tensor) -> Tensor:
+        log_snr = self.schedule(t)[0]
+        return torch.exp(0.5 * logsigmoid(-log_snr) if self.preserving else -0.5 * log_snr).to(t)
+
+    def alpha_dot(self, t: Tensor) -> Tensor:
+        return self.drift(t) * self.alpha(t)
+
+    def sigma_dot(self, t: Tensor) -> Tensor:
+        """alpha^2 g^2 / (2 sigma), of either kind."""
+        return 0.5 * (self.alpha(t) * self.diffusion(t)).square() / self.sigma(t)
+
+    def drift(self, t: Tensor) -> Tensor:
+        return -0.5 * self.diffusion(t).square() if self.preserving else torch.zeros_like(t)
+
+    def diffusion(self, t: Tensor) -> Tensor:
+        return self.sigma(t) * torch.sqrt((-self.schedule(t)[1]).clamp(min=0)).to(t)  # rounding, where flat
