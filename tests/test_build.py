@@ -13,7 +13,9 @@ from torch.optim import Optimizer
 import scoresde as ss
 from scoresde import build
 from scoresde.cli import config_directory
+from scoresde.evaluation.features import TrainedClassifier
 from scoresde.losses import Objective
+from scoresde.metrics import Inception, Pixels
 from scoresde.networks import DiT, UNet
 from scoresde.predictions import Prediction
 from scoresde.samplers.base import Sampler
@@ -21,7 +23,7 @@ from scoresde.training import Trainer, checkpoint
 from scoresde.training.dequantization import DEQUANTIZATION
 from scoresde.training.posthoc import AVERAGES, PowerAverages, save_snapshot
 from scoresde.training.trainer import CHECKPOINT
-from tests.data.test_images import stand_ins
+from tests.data.files import SHAPES, stand_ins
 
 CONF = config_directory()
 KINDS = {
@@ -34,13 +36,16 @@ KINDS = {
     "trainer": Trainer,
     "data": dict,
     "likelihood": dict,
+    "features": (Pixels, Inception, TrainedClassifier),
 }
 OPTIONS = [(path.parent.name, path.stem) for path in sorted(CONF.glob("*/*.yaml")) if path.parent.name != "experiment"]
 EXPERIMENTS = [path.stem for path in sorted(CONF.glob("experiment/*.yaml"))]
 PUBLISHED = {  # 2011.13456's code: parameters that train
     "cifar10_ddpm": 35_218_947,
     "cifar10_ddpmpp": 61_804_419,
+    "cifar10_ddpmpp_subvp": 61_804_419,
     "cifar10_ddpmpp_deep": 106_632_579,
+    "cifar10_ddpmpp_deep_subvp": 106_632_579,
     "cifar10_ncsnpp_vp": 62_693_251,
     "cifar10_ncsnpp_ve": 62_758_787,
     "cifar10_ncsnpp_deep_ve": 107_586_947,
@@ -62,12 +67,14 @@ def test_every_configuration_is_walked():
         "train.yaml",
         "sample.yaml",
         "bpd.yaml",
+        "evaluate.yaml",
+        "data.yaml",
         "compare.yaml",
         "dequantize.yaml",
         "convert.yaml",
     }
     assert {"digits", "digits_tn", "digits_ve", "digits_vp", "toy2d"} <= set(EXPERIMENTS)
-    assert len(list(CONF.rglob("*.yaml"))) == len(OPTIONS) + len(EXPERIMENTS) + 7
+    assert len(list(CONF.rglob("*.yaml"))) == len(OPTIONS) + len(EXPERIMENTS) + len(list(CONF.glob("*.yaml")))
 
 
 @pytest.fixture
@@ -79,10 +86,10 @@ def images(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(("group", "option"), OPTIONS, ids=["/".join(option) for option in OPTIONS])
 def test_every_option_builds_what_it_says(group, option, request):
-    whole = compose("bpd" if group == "likelihood" else "train").copy()
+    whole = compose({"likelihood": "bpd", "features": "evaluate"}.get(group, "train")).copy()
     whole[group] = OmegaConf.load(CONF / group / f"{option}.yaml")
-    if group == "data" and "root" in list(whole[group].keys()):
-        whole[group].root = request.getfixturevalue("images")[whole[group].train._target_]
+    if group == "data":
+        stand_in(whole.data, request)
     config = whole[group]
     with torch.device("meta") if group == "network" else torch.device("cpu"):
         built = build.instantiate(config, **({"optimizer": torch.optim.SGD} if group == "trainer" else {}))
@@ -91,8 +98,8 @@ def test_every_option_builds_what_it_says(group, option, request):
         for split in ("train", "validation", "test"):
             assert list(built[split][0].shape) == list(config.shape)
             assert len(built[split]) > 100
-        x = torch.stack([built["test"][i] for i in range(5)]) + 0.5
-        torch.testing.assert_close(built["transform"].inverse(built["transform"](x)), x)
+        x, transform = torch.stack([built["test"][i] for i in range(5)]) + 0.5, fitted(built)
+        torch.testing.assert_close(transform.inverse(transform(x)), x)
     elif group == "likelihood":
         assert set(built) == {"trace", "solver", "samples", "start", "batch_size"}
         assert str(built["solver"]).startswith(config.solver._target_.rsplit(".", 1)[1])
@@ -160,12 +167,14 @@ def test_every_experiment_trains_and_samples(experiment, request):
     assert config.run == f"runs/{experiment}"
     if experiment in PUBLISHED:
         small(config, request.getfixturevalue("images"))
+    stand_in(config.data, request)
     model = build.build_model(config)
     data, loss = build.instantiate(config.data), build.instantiate(config.loss)
+    transform = fitted(data)
     optimizer = build.instantiate(config.optimizer)
     trainer = build.instantiate(config.trainer, optimizer=optimizer)
     assert trainer.batch_size <= len(data["train"])
-    x = data["transform"](torch.stack([data["train"][i] for i in range(4 if experiment in PUBLISHED else 64)]))
+    x = transform(torch.stack([data["train"][i] for i in range(4 if experiment in PUBLISHED else 64)]))
     if "sigma_data" in config.prediction:
         assert float(x.std()) == pytest.approx(config.prediction.sigma_data, rel=0.25)
     terms = loss(model, x, generator=torch.Generator().manual_seed(0))
@@ -175,6 +184,21 @@ def test_every_experiment_trains_and_samples(experiment, request):
     sampler = build.instantiate(config.sampler)
     samples = sampler(model.eval(), shape=(2, *config.data.shape), seeds=[0, 1]).x
     assert bool(torch.isfinite(samples).all())
+
+
+def stand_in(data, request):
+    """Data that is here, in the place of files that a configuration asks for."""
+    for key in ("root", "path"):
+        if key in list(data.keys()):
+            data[key] = request.getfixturevalue("images")[data.train._target_]
+    if OmegaConf.is_missing(data, "shape"):
+        data.shape = SHAPES[data.train._target_]
+
+
+def fitted(data):
+    """The transform, with the numbers that come from the training data."""
+    transform = data["transform"]
+    return transform if getattr(transform, "fitted", True) else type(transform)(**transform.fit(data["train"]))
 
 
 def small(config, images):

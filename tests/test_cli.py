@@ -90,9 +90,11 @@ def test_lists_the_verbs(arguments, capsys):
         "train",
         "sample",
         "bpd",
+        "evaluate",
         "compare",
         "dequantize",
         "convert",
+        "data",
     ]
     assert not output.err
 
@@ -111,7 +113,7 @@ def test_an_unknown_verb_is_answered_with_the_known_ones(capsys):
         (
             "train",
             [
-                "digits, digits_tn, digits_ve, digits_vp, ffhq1024_ncsnpp_ve, toy2d",
+                "digits, digits_tn, digits_vdm, digits_ve, digits_vp, ffhq1024_ncsnpp_ve, series, table, toy2d",
                 "sde: ",
                 "batch_size: ",
                 "--multirun",
@@ -126,9 +128,10 @@ def test_an_unknown_verb_is_answered_with_the_known_ones(capsys):
             ],
         ),
         ("bpd", ["likelihood: adaptive, default, dopri5, exact, score_sde", "run: ???", "split: test"]),
+        ("evaluate", ["features: digits, inception, pixels", "run: ???", "floors:", "features=inception n=50000"]),
         ("compare", ["dpmpp2, ", "run: ???", "sde: ", "- ancestral", "scoresde compare run=oracle sde=subvp"]),
         ("dequantize", ["optimizer: adam", "run: ???", "steps: 500", "scoresde dequantize run=runs/digits steps=2000"]),
-        ("convert", ["source: ???", "path: ???", "data: cifar10, ", "source=edm"]),
+        ("convert", ["source: ???", "path: ???", "data: arrays, cifar10, ", "source=edm"]),
     ],
 )
 def test_help_of_a_verb_shows_what_can_be_set(verb, shown, capsys):
@@ -260,9 +263,9 @@ def test_bpd_with_another_dequantisation_warns_and_names_its_start(tmp_path, cap
 
 def test_verbs_that_processes_do_not_share_refuse_several(monkeypatch, capsys):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    for verb in ("train", "dequantize", "sample", "compare"):
+    for verb in ("dequantize", "sample", "compare"):
         assert main([verb]) == 2
-        assert "one process expected; torchrun shares bpd alone" in capsys.readouterr().err
+        assert "one process expected; torchrun shares train, bpd alone" in capsys.readouterr().err
 
 
 TWO = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "scoresde"]

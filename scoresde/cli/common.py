@@ -1,6 +1,10 @@
 """What the verbs share: a run's directory and data, choices that are checked, tables on stdout."""
 
-from collections.abc import Collection, Sequence
+import hashlib
+import sys
+import warnings
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +15,10 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from scoresde import plots
+from scoresde.training import distributed
 
 SPLITS = ("train", "validation", "test")
+LONGEST_NAME = 255  # bytes, of a file
 
 
 def config_directory() -> Path:
@@ -27,8 +33,17 @@ def run_directory(config: DictConfig) -> Path:
     run = Path(config.run)
     settings = HydraConfig.get()
     if settings.mode == RunMode.MULTIRUN:
-        return run / (settings.job.override_dirname.replace("/", "-") or str(settings.job.num))
+        return run / (file_name(settings.job.override_dirname) or str(settings.job.num))
     return run
+
+
+def file_name(text: str) -> str:
+    """A text as the name of a file; of a longer one than file systems take, its beginning and a digest."""
+    name = text.replace("/", "-")
+    if len(name.encode()) <= LONGEST_NAME:
+        return name
+    digest = hashlib.sha256(text.encode()).hexdigest()[:16]
+    return f"{name.encode()[: LONGEST_NAME - 17].decode(errors='ignore')}-{digest}"
 
 
 def choice(name: str, value: str, known: Collection[str]) -> str:
@@ -36,6 +51,16 @@ def choice(name: str, value: str, known: Collection[str]) -> str:
     if value not in known:
         raise ValueError(f"{name} among {', '.join(known)} expected; got {value!r}")
     return value
+
+
+@contextmanager
+def warnings_told(verb: str) -> Iterator[None]:
+    """After the block, its UserWarnings as lines of that verb on stderr, those of the first process."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UserWarning)
+        yield
+    for warning in caught if distributed.rank() == 0 else ():
+        print(f"scoresde {verb}: warning: {warning.message}", file=sys.stderr)
 
 
 def listed(config: DictConfig, key: str) -> list[Any]:

@@ -2,7 +2,6 @@
 
 import sys
 import time
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from typing import Any
@@ -11,9 +10,10 @@ import torch
 from omegaconf import DictConfig
 
 from scoresde import build
-from scoresde.cli.common import SPLITS, choice, say
+from scoresde.cli.common import SPLITS, choice, say, warnings_told
 from scoresde.dequantization import Dequantization, TruncatedNormal, Uniform, Variational
-from scoresde.evaluation.likelihood import Estimate, Likelihood, append_metrics, evaluate_likelihood
+from scoresde.evaluation.likelihood import Estimate, Likelihood, evaluate_likelihood
+from scoresde.evaluation.records import append_metrics
 from scoresde.training import distributed
 from scoresde.training.checkpoint import save
 from scoresde.training.dequantization import DEQUANTIZATION, learn
@@ -23,6 +23,15 @@ from scoresde.training.dequantization import compare as compare_dequantizations
 def bpd(config: DictConfig) -> None:
     """The likelihood of a run on a split of its data, with its errors and conventions."""
     run = build.load(config.run, config.weights, config.trust, distributed.device(config.device))
+    result, seconds = likelihood_of(run, config, "bpd")
+    if distributed.rank() > 0:
+        return
+    metrics = append_metrics(run.path, likelihood_row(result, config, seconds), distributed.device(config.device))
+    say({**likelihood_table(result, config.split), "seconds": seconds, "metrics": metrics})
+
+
+def likelihood_of(run: build.Run, config: DictConfig, verb: str) -> tuple[Likelihood, float]:
+    """The likelihood of a run that a configuration of `bpd` describes, and its seconds."""
     split = choice("split", config.split, SPLITS)
     if (node := run.config.data[split]) is None:
         raise ValueError(f"{run.path} names no {split} data: set data.{split} in its {build.CONFIG}")
@@ -34,20 +43,17 @@ def bpd(config: DictConfig) -> None:
     if way is not None and way.start(run.model.sde, run.transform) is not None and budget.bound == "continuous":
         budget = replace(budget, bound="discrete")  # its points are no clean data
     started = time.perf_counter()
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", UserWarning)
-        result = evaluate_likelihood(
-            run, dataset, way, **options, progress=sys.stderr.isatty(), budget=budget, seed=config.seed
-        )
-    if distributed.rank() > 0:
-        return
-    seconds = round(time.perf_counter() - started, 2)
-    for warning in caught:
-        print(f"scoresde bpd: warning: {warning.message}", file=sys.stderr)
-    row = {"kind": "likelihood", "split": split, "n": len(result.per_sample), "weights": config.weights}
+    shown = sys.stderr.isatty() and distributed.rank() == 0
+    with warnings_told(verb):
+        result = evaluate_likelihood(run, dataset, way, **options, progress=shown, budget=budget, seed=config.seed)
+    return result, round(time.perf_counter() - started, 2)
+
+
+def likelihood_row(result: Likelihood, config: DictConfig, seconds: float) -> dict[str, Any]:
+    """What `metrics.jsonl` keeps of a likelihood."""
+    row = {"kind": "likelihood", "split": config.split, "n": len(result.per_sample), "weights": config.weights}
     fields = {key: value for key, value in asdict(result).items() if key != "per_sample"}
-    metrics = append_metrics(run.path, {**row, **fields, "seconds": seconds, "seed": config.seed})
-    say({**likelihood_table(result, split), "seconds": seconds, "metrics": metrics})
+    return {**row, **fields, "seconds": seconds, "seed": config.seed}
 
 
 def likelihood_table(result: Likelihood, split: str) -> dict[str, Any]:
@@ -86,7 +92,7 @@ def dequantize(config: DictConfig) -> None:
     path, settings = run.path / DEQUANTIZATION, {**settings, "weights": config.weights}
     save(path, {"dequantization": q.state_dict()}, {"arguments": q.arguments, "training": settings})
     row = {"kind": "dequantization", "split": "validation", "n": len(validation), "seconds": seconds}
-    metrics = append_metrics(run.path, {**row, **bounds, **settings})
+    metrics = append_metrics(run.path, {**row, **bounds, **settings}, config.device)
     figures = {name: f"{mean:.4f} +- {stderr:.4f}" for name, (mean, stderr) in bounds.items()}
     figures["learned"] += f" (bound on validation bits/dim, standard error over {len(validation)} samples)"
     say({**figures, "seconds": seconds, "checkpoint": path, "metrics": metrics})

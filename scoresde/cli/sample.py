@@ -1,25 +1,27 @@
 """`scoresde sample`, and `scoresde compare`."""
 
 import sys
-import time
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import hydra
-import torch
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from scoresde import build, plots
 from scoresde.cli.common import SPLITS, choice, draw, listed, print_table, save_array, say
+from scoresde.evaluation import references
 from scoresde.evaluation import samplers as comparison
-from scoresde.evaluation.likelihood import append_metrics
+from scoresde.evaluation.generation import Drawn, draw_samples
+from scoresde.evaluation.records import append_metrics
 from scoresde.samplers import Sampler
 from scoresde.score import ScoreModel
+from scoresde.training import distributed
 from scoresde.training.checkpoint import replace_atomically
 
 ORACLE, ORACLE_SAMPLES, RUN_SAMPLES = "oracle", 5000, 500
@@ -27,9 +29,23 @@ ORACLE, ORACLE_SAMPLES, RUN_SAMPLES = "oracle", 5000, 500
 
 def sample(config: DictConfig) -> None:
     """Draw samples of a run."""
-    if not all(isinstance(number, int) and number > 0 for number in (config.n, config.batch_size)):
-        raise ValueError(f"n and batch_size of 1 or more expected; got {config.n}, {config.batch_size}")
-    run = build.load(config.run, config.weights, config.trust, config.device)
+    device = distributed.device(config.device)
+    run = build.load(config.run, config.weights, config.trust, device)
+    result = draw_of_run(run, config, config.n)
+    if distributed.rank() > 0:
+        return
+    row = {"kind": "samples", **draw_row(result, config, config.n)}
+    name = row["sampler"]
+    array = run.path / "samples" / f"{name}.npy"
+    replace_atomically(array, lambda file: save_array(file, result.x.numpy()))
+    picture = draw(result.x, run.config, run.path / "figures" / f"samples_{name}.png")
+    metrics = append_metrics(run.path, row, device)
+    shown = {key: row[key] for key in ("sampler", "n", "nfe", "seconds")}
+    say({**shown, "array": array, "picture": picture, "metrics": metrics})
+
+
+def draw_of_run(run: build.Run, config: DictConfig, n: int) -> Drawn:
+    """n samples of a run by the configuration's sampler, with its threshold, from its seed on."""
     model, threshold = run.model, config.threshold
     if threshold is not None:
         if "_target_" not in threshold:
@@ -38,23 +54,22 @@ def sample(config: DictConfig) -> None:
             )
         model = build.instantiate(threshold, config.trust, model=model)
     sampler = build.instantiate(config.sampler, config.trust)
-    name = HydraConfig.get().runtime.choices["sampler"]
-    seeds = range(config.seed, config.seed + config.n)
-    drawn, evaluations, started = [], 0, time.perf_counter()
-    for first in range(0, config.n, config.batch_size):
-        part = seeds[first : first + config.batch_size]
-        result = sampler(model, shape=(len(part), *run.config.data.shape), seeds=part, progress=sys.stderr.isatty())
-        drawn.append(result.x.cpu())
-        evaluations = max(evaluations, result.nfe)
-    seconds = time.perf_counter() - started
-    samples = run.transform.inverse(torch.cat(drawn))
-    array = run.path / "samples" / f"{name}.npy"
-    replace_atomically(array, lambda file: save_array(file, samples.numpy()))
-    picture = draw(samples, run.config, run.path / "figures" / f"samples_{name}.png")
-    row = {"kind": "samples", "sampler": name, "n": config.n, "nfe": evaluations, "seconds": round(seconds, 2)}
-    settings = {"seed": config.seed, "weights": config.weights, "threshold": threshold and dict(threshold)}
-    metrics = append_metrics(run.path, {**row, **settings})
-    say({**row, "array": array, "picture": picture, "metrics": metrics})
+    shown = sys.stderr.isatty() and distributed.rank() == 0
+    return draw_samples(run, sampler, n, config.batch_size, config.seed, model, progress=shown)
+
+
+def draw_row(result: Drawn, config: DictConfig, n: int) -> dict[str, Any]:
+    """What `metrics.jsonl` keeps of a draw."""
+    threshold = config.threshold
+    return {
+        "sampler": HydraConfig.get().runtime.choices["sampler"],
+        "n": n,
+        "nfe": result.nfe,
+        "seconds": round(result.seconds, 2),
+        "seed": config.seed,
+        "weights": config.weights,
+        "threshold": None if threshold is None else OmegaConf.to_container(threshold, resolve=True),
+    }
 
 
 def compare(config: DictConfig) -> None:
@@ -74,7 +89,7 @@ def compare(config: DictConfig) -> None:
         print(f"scoresde compare: warning: {warning.message}", file=sys.stderr)
     for row in rows:
         described_row = {"kind": "comparison", **asdict(row), "level": config.level, "seed": config.seed}
-        metrics_path = append_metrics(path, {**described_row, **described})
+        metrics_path = append_metrics(path, {**described_row, **described}, config.device)
     print_table(comparison.table(rows))
     print()
     half = f"half the width of the {100 * config.level:g}% interval; {reference.floor} are the noise floor"
@@ -86,16 +101,16 @@ def compare(config: DictConfig) -> None:
     )
 
 
-def compared(config: DictConfig) -> tuple[ScoreModel, comparison.Reference, Path, dict[str, str]]:
+def compared(config: DictConfig) -> tuple[ScoreModel, references.Reference, Path, dict[str, str]]:
     """The model, what its samples are compared with, where results go, and what it is: a run, or the oracle."""
     if config.run == ORACLE:
-        mixture, sde = comparison.mixture_of_three(), build.instantiate(config.sde, config.trust)
-        reference = comparison.Reference.of_mixture(mixture, sde, config.n or ORACLE_SAMPLES, config.seed)
-        described = f"exact score of {comparison.describe(mixture)} under {type(sde).__name__}"
+        mixture, sde = references.mixture_of_three(), build.instantiate(config.sde, config.trust)
+        reference = references.Reference.of_mixture(mixture, sde, config.n or ORACLE_SAMPLES, config.seed)
+        described = f"exact score of {references.describe(mixture)} under {type(sde).__name__}"
         return mixture.score_model(sde), reference, Path("runs") / ORACLE, {"model": described}
     run = build.load(config.run, config.weights, config.trust, config.device)
     split = choice("split", config.split, SPLITS)
-    reference = comparison.Reference.of_run(run, config.n or RUN_SAMPLES, split, config.seed, config.trust)
+    reference = references.Reference.of_run(run, config.n or RUN_SAMPLES, split, config.seed, config.trust)
     return run.model, reference, run.path, {"run": str(run.path), "weights": config.weights}
 
 

@@ -14,14 +14,11 @@ The first two add up, in squares, to the standard error over samples, which is t
 third is a bias. Beside the likelihood of the probability flow stands an evidence bound, that of the reverse SDE.
 """
 
-import hashlib
-import json
 import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -32,7 +29,7 @@ from scoresde import bounds
 from scoresde.build import Run
 from scoresde.dequantization import Dequantization, TruncatedNormal
 from scoresde.divergence import ExactTrace, Hutchinson, Trace
-from scoresde.evaluation.pieces import Numbers, Piece, evaluate, store
+from scoresde.evaluation.pieces import Numbers, Piece, digest, evaluate, path_of, store
 from scoresde.flow import DEFAULT_SOLVER
 from scoresde.likelihood import bits_per_dim, conventions, log_prob
 from scoresde.losses import Nodes
@@ -41,7 +38,7 @@ from scoresde.solvers import Solver, Status
 from scoresde.tensors import dimensions
 from scoresde.training.batches import split_condition
 
-METRICS, PARTIAL = "metrics.jsonl", "likelihood"
+PARTIAL = "likelihood"
 AGAIN = 2**31  # added to the seed of a sample for its second, independent evaluation
 BOUNDS = ("continuous", "discrete")
 
@@ -306,21 +303,8 @@ def _warn_of_another_lower_end(run: Run, dequantization: Dequantization | None) 
 
 def _digest(one: _Solve) -> str:
     """What stands for the model, the data and the dequantisation of an evaluation."""
-    digest, sde, cond = hashlib.blake2b(digest_size=16), one.run.model.sde, one.cond
-    times = torch.linspace(sde.t_min, sde.t_max, 17, dtype=torch.float64)
+    sde, cond = one.run.model.sde, one.cond
     learned: dict[str, Tensor] = one.dequantization.state_dict() if isinstance(one.dequantization, nn.Module) else {}
     conditions = list(cond.values()) if isinstance(cond, dict) else [] if cond is None else [cond]
-    path = [times, sde.alpha(times), sde.sigma(times)]
-    for tensor in (*one.run.model.state_dict().values(), *learned.values(), *path, *conditions, one.x):
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    digest.update(f"{one.run.model!r} {one.run.transform} {sde.prior_std}".encode())
-    return digest.hexdigest()
-
-
-def append_metrics(run: Path, row: dict[str, Any]) -> Path:
-    """Add a line to the run's `metrics.jsonl`, in one write: commands at the same time do not lose each other's."""
-    line, path = f"{json.dumps(row)}\n".encode(), run / METRICS
-    run.mkdir(parents=True, exist_ok=True)
-    with open(path, "ab", buffering=0) as file:
-        file.write(line)
-    return path
+    tensors = (*one.run.model.state_dict().values(), *learned.values(), *path_of(sde), *conditions, one.x)
+    return digest(tensors, f"{one.run.model!r} {one.run.transform} {sde.prior_std}")

@@ -8,12 +8,15 @@ finished wait in a directory of their own; when the evaluation is complete the d
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
 from tqdm import tqdm
 
+from scoresde.sdes import SDE
 from scoresde.training import distributed
 from scoresde.training.checkpoint import replace_atomically
 from scoresde.training.trainer import Interrupted
@@ -26,6 +29,21 @@ def store(parent: Path, description: Any) -> Path:
     """The directory of the evaluation that a JSON-able description stands for."""
     text = json.dumps(description, sort_keys=True, default=str)
     return parent / hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+def digest(tensors: Iterable[Tensor], text: str) -> str:
+    """What stands for the values of some tensors, and a text."""
+    found = hashlib.blake2b(digest_size=16)
+    for tensor in tensors:
+        found.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    found.update(text.encode())
+    return found.hexdigest()
+
+
+def path_of(sde: SDE) -> tuple[Tensor, Tensor, Tensor]:
+    """What stands for a path: some times, and alpha and sigma there."""
+    times = torch.linspace(sde.t_min, sde.t_max, 17, dtype=torch.float64)
+    return times, sde.alpha(times), sde.sigma(times)
 
 
 def evaluate(pieces: Mapping[str, Piece], directory: Path, label: str, progress: bool) -> dict[str, Numbers]:

@@ -1,5 +1,16 @@
-"""Distances between samples, and their intervals."""
+"""Distances between samples with their errors: of states as they are, and of images in a feature space."""
 
+from scoresde.metrics.features import Classifier, Features, FeatureSpace, Inception, Pixels
+from scoresde.metrics.images import (
+    Figure,
+    frechet,
+    inception_score,
+    kernel_distance,
+    measure,
+    measure_images,
+    precision_recall,
+)
+from scoresde.metrics.statistics import Statistics
 from scoresde.metrics.vectors import (
     Discrepancy,
     Interval,
@@ -17,17 +28,30 @@ from scoresde.metrics.vectors import (
 )
 
 __all__ = [
+    "Classifier",
     "Discrepancy",
+    "FeatureSpace",
+    "Features",
+    "Figure",
+    "Inception",
     "Interval",
+    "Pixels",
     "PrincipalComponents",
     "SlicedWasserstein",
+    "Statistics",
     "bootstrap",
     "covariance_error",
     "energy_distance",
+    "frechet",
     "frechet_distance",
+    "inception_score",
+    "kernel_distance",
     "mean_error",
+    "measure",
+    "measure_images",
     "mmd",
     "moments",
+    "precision_recall",
     "sliced_wasserstein",
     "wasserstein",
 ]

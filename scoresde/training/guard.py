@@ -46,7 +46,7 @@ class Guard:
             with open(self.path, "a") as file:
                 file.write(json.dumps({"step": step, "in_a_row": self.in_a_row, "reason": reason}) + "\n")
         if self.in_a_row > self.limit:
-            before = f", the {self.in_a_row}th in a row" if self.limit else ""
+            before = f", number {self.in_a_row} in a row" if self.limit else ""
             raise NonFiniteLoss(
                 f"{reason}{before}. The last checkpoint is intact; lower the learning rate or the clip, or take a "
                 "wider precision"

@@ -1,8 +1,6 @@
 """The likelihood of a run on a dataset, against the oracle and against `bits_per_dim`."""
 
-import json
 import math
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -13,7 +11,7 @@ import scoresde as ss
 from scoresde.data import Affine, Levels
 from scoresde.dequantization import Uniform
 from scoresde.evaluation import Budget, evaluate_likelihood
-from scoresde.evaluation.likelihood import METRICS, _digest, _Solve, _subset, append_metrics
+from scoresde.evaluation.likelihood import _digest, _Solve, _subset
 from scoresde.networks import MLP
 from scoresde.solvers import Adams, RungeKutta
 from scoresde.training.trainer import Interrupted
@@ -117,27 +115,6 @@ def test_a_solver_that_fails_is_no_figure(dequantization, tmp_path):
     run = as_run(ss.ScoreModel(Broken(), SDE, "karras"), Levels(8), tmp_path)
     with pytest.raises(RuntimeError, match="the solver failed for"):
         evaluate_likelihood(run, list(torch.zeros(3, 3)), dequantization, **CHEAP)
-
-
-def lines(run):
-    return [json.loads(line) for line in (run / METRICS).read_text().splitlines()]
-
-
-def test_metrics_are_appended(tmp_path):
-    run = tmp_path / "run"
-    for i in range(3):
-        assert append_metrics(run, {"i": i, "mean": 0.1 + i}) == run / METRICS
-    assert lines(run) == [{"i": i, "mean": 0.1 + i} for i in range(3)]
-    with pytest.raises(TypeError):
-        append_metrics(run, {"i": object()})
-    assert [row["i"] for row in lines(run)] == [0, 1, 2]
-    assert [path.name for path in run.iterdir()] == [METRICS]
-
-
-def test_metrics_of_commands_at_the_same_time_are_all_kept(tmp_path):
-    with ThreadPoolExecutor(8) as pool:
-        list(pool.map(lambda i: append_metrics(tmp_path, {"i": i}), range(40)))
-    assert sorted(row["i"] for row in lines(tmp_path)) == list(range(40))
 
 
 # --- errors of the figure

@@ -3,8 +3,10 @@
 import json
 
 import pytest
+import torch
 
-from scoresde.evaluation.pieces import evaluate, store
+import scoresde as ss
+from scoresde.evaluation.pieces import digest, evaluate, path_of, store
 from scoresde.training.trainer import Interrupted
 
 
@@ -49,3 +51,10 @@ def test_what_is_kept_reads_back_to_the_last_bit(tmp_path):
 def test_another_description_is_another_directory(tmp_path):
     assert store(tmp_path, {"steps": 3}) == store(tmp_path, {"steps": 3})
     assert store(tmp_path, {"steps": 3}) != store(tmp_path, {"steps": 4})
+
+
+def test_a_digest_is_that_of_values_and_text():
+    x = torch.arange(3.0)
+    assert digest([x], "a") == digest([x.clone()], "a")
+    assert len({digest([x], "a"), digest([x], "b"), digest([x + 1], "a"), digest([x.double()], "a")}) == 4
+    assert [part.shape for part in path_of(ss.VP())] == [(17,)] * 3

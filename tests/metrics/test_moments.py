@@ -1,0 +1,116 @@
+"""Moments and the Frechet distance against closed forms, NumPy and SciPy."""
+
+import math
+
+import numpy as np
+import pytest
+import scipy.linalg
+import torch
+
+from scoresde.metrics import PrincipalComponents, covariance_error, frechet_distance, mean_error, moments
+from scoresde.metrics.moments import frechet_influence, frechet_stderr
+from tests.conftest import close, f64, normal, within
+
+
+def test_errors_of_moments():
+    x = normal(200, 1, 3)
+    mean, covariance = moments(x)
+    assert np.allclose(covariance, np.cov(x.flatten(1).numpy().T))
+    assert float(mean_error(x, mean, covariance)) == pytest.approx(0, abs=1e-12)
+    assert float(mean_error(x + 2.0, mean, covariance)) == pytest.approx(2 * math.sqrt(3 / float(covariance.trace())))
+    assert float(covariance_error(2 * x, covariance)) == pytest.approx(3.0)
+    exact = torch.stack([mean_error(normal(50, 3, seed=s), torch.zeros(3), torch.eye(3)) ** 2 for s in range(400)])
+    within(exact[:, None], f64(1 / 50))
+
+
+def spread(size, seed, rank=None):
+    root = normal(size, rank or size, seed=seed)
+    return root @ root.mT
+
+
+@pytest.mark.parametrize("size", [1, 4, 12])
+def test_frechet_distance_is_that_of_scipys_roots(size):
+    mean1, mean2 = normal(size), normal(size, seed=1)
+    c1, c2 = spread(size, 2), spread(size, 3)
+    root = scipy.linalg.sqrtm(c1.numpy() @ c2.numpy())
+    expected = float((mean1 - mean2).square().sum() + (c1 + c2).trace()) - 2 * np.trace(root).real
+    assert float(frechet_distance(mean1, c1, mean2, c2)) == pytest.approx(expected, rel=1e-8)
+
+
+def test_frechet_distance_in_closed_form():
+    mean, zero = f64(3.0, 4.0), torch.zeros(2)
+    a, b = torch.diag(f64(4.0, 9.0)), torch.diag(f64(1.0, 25.0))
+    assert float(frechet_distance(mean, a, zero, b)) == pytest.approx(25 + 1 + 4)  # commuting: |a^(1/2) - b^(1/2)|^2
+    assert float(frechet_distance(mean, a, mean, a)) == pytest.approx(0, abs=1e-12)
+    flat, turned = spread(6, 0, rank=2), torch.linalg.qr(normal(6, 6, seed=1)).Q  # of points in a plane
+    assert float(frechet_distance(torch.zeros(6), flat, torch.zeros(6), flat)) == pytest.approx(0, abs=1e-6)
+    other = spread(6, 2)
+    same = frechet_distance(torch.zeros(6), turned @ flat @ turned.mT, torch.zeros(6), turned @ other @ turned.mT)
+    assert float(same) == pytest.approx(float(frechet_distance(torch.zeros(6), other, torch.zeros(6), flat)), rel=1e-6)
+
+
+def test_principal_components_have_the_variances_of_the_data():
+    data = normal(500, 1, 2, 3) * f64(3.0, 1.0, 0.1) + 5
+    features = PrincipalComponents.of(data, 4)
+    assert str(features) == "pca-4"
+    close(features.axes @ features.axes.mT, torch.eye(4, dtype=torch.float64), atol=1e-12)
+    mean, covariance = moments(features(data))
+    assert float(mean.abs().max()) < 1e-12
+    largest = torch.linalg.eigvalsh(moments(data)[1]).flip(0)[:4]
+    close(covariance, largest.diag(), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: mean_error(normal(4, 2), torch.zeros(3), torch.eye(3)), "a mean of 2 numbers"),
+        (lambda: covariance_error(normal(4, 2), torch.eye(3)), r"covariance \(2, 2\) expected"),
+        (lambda: frechet_distance(*moments(normal(4, 2)), *moments(normal(4, 3))), "a mean of 2 numbers"),
+        (lambda: PrincipalComponents.of(normal(9, 4), 5), "1 to 4 principal components expected; got 5"),
+    ],
+)
+def test_wrong_input(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+# --- the error of the Frechet distance
+
+
+def frechet(x, y):
+    return frechet_distance(*moments(x), *moments(y))
+
+
+def test_the_influence_is_the_derivative_by_the_weight_of_a_sample():
+    """Of a mixture (1 - e) x + e at x_i, by finite differences of its moments."""
+    x, y = normal(40, 3) * f64(1.0, 2.0, 0.5) + 0.3, normal(50, 3, seed=1)
+    mean, covariance = x.mean(dim=0), x.mT.cov(correction=0)
+    other = moments(y)
+    expected = []
+    for one in x:
+        values = []
+        for e in (1e-5, -1e-5):
+            m = (1 - e) * mean + e * one
+            second = (1 - e) * (covariance + torch.outer(mean, mean)) + e * torch.outer(one, one)
+            values.append(frechet_distance(m, second - torch.outer(m, m), *other))
+        expected.append((values[0] - values[1]) / 2e-5)
+    expected, found = torch.stack(expected), frechet_influence(x, *other)
+    # The one has the covariance over 40, the other that over 39.
+    assert float((found - found.mean() - expected).abs().max()) < 0.05 * float(expected.abs().max())
+
+
+def test_the_standard_error_is_that_of_repetitions():
+    found, values = [], []
+    for seed in range(150):
+        x = normal(120, 4, seed=seed) * 1.3
+        y = normal(150, 4, seed=1000 + seed) + f64(1.0, 0.0, 0.0, 0.0)
+        values.append(frechet(x, y))
+        found.append(frechet_stderr(x, y))
+    scatter = float(torch.stack(values).std())
+    assert float(torch.stack(found).mean()) == pytest.approx(scatter, rel=0.2)
+
+
+def test_samples_of_fewer_than_their_dimensions_have_an_error_too():
+    x, y = normal(20, 50), normal(25, 50, seed=1) + 1
+    assert 0 < float(frechet_stderr(x, y)) < float(frechet(x, y))
+    assert float(frechet_stderr(x, x)) == pytest.approx(0, abs=1e-6)

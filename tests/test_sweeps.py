@@ -1,0 +1,114 @@
+"""Sweeps by Hydra's launchers: jobs in other processes leave what they would leave in this one."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from scoresde.cli import main, options_first
+from scoresde.cli.common import LONGEST_NAME, file_name
+from scoresde.training.checkpoint import load
+
+pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
+pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
+
+TOY = ["experiment=toy2d", "trainer.batch_size=32", "network.width=16", "network.depth=1", "data.train.n=200"]
+TOY += ["trainer.preview_every=0", "trainer.evaluate_every=0", "trainer.warmup=2"]
+JOBLIB = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
+LOCAL = ["hydra/launcher=submitit_local", "hydra.launcher.timeout_min=5"]
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["pytest"])
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+
+
+def command(*arguments):
+    """The console script in a process of its own."""
+    script = Path(sys.executable).with_name("scoresde")
+    return subprocess.run([script, *arguments], capture_output=True, text=True, timeout=300, check=False)
+
+
+def settings(run):
+    """(seed, steps) of each job that trained, in the order of their directories."""
+    configs = [
+        yaml.safe_load(path.with_name("config.yaml").read_text()) for path in sorted(run.glob("*/*.safetensors"))
+    ]
+    return [(config["seed"], config["trainer"]["steps"]) for config in configs]
+
+
+@pytest.mark.slow
+def test_joblib_leaves_what_one_process_after_the_other_does(tmp_path):
+    """The options in the middle, as one types them."""
+    done = command("train", *TOY, "seed=0,1", "trainer.steps=3", "run=spread", "--multirun", *JOBLIB)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("\ncheckpoint ") == 2
+    assert settings(tmp_path / "spread") == [(0, 3), (1, 3)]
+    assert main(["train", *TOY, "seed=0,1", "trainer.steps=3", "run=here", "--multirun"]) == 0
+    spread, here = (sorted((tmp_path / run).glob("*/*.safetensors")) for run in ("spread", "here"))
+    assert [path.parent.name for path in spread] == [path.parent.name for path in here]
+    assert [path.read_bytes() for path in spread] == [path.read_bytes() for path in here]
+
+
+@pytest.mark.slow
+def test_a_job_that_fails_elsewhere_is_reported_and_the_others_go_on(tmp_path):
+    done = command("train", *TOY, "trainer.steps=0,3", "run=sweep", "--multirun", *JOBLIB)
+    assert done.returncode == 2
+    there, overrides, here = done.stderr.splitlines()
+    assert there.startswith("scoresde train: cannot build scoresde.training.Trainer: steps >= 1")
+    assert "'trainer.steps=0'" in overrides
+    assert here == there.replace("scoresde train: ", "scoresde train: a job failed: ")
+    assert settings(tmp_path / "sweep") == [(0, 3)]
+
+
+@pytest.mark.slow
+def test_tasks_of_a_submitted_job_share_it(tmp_path):
+    """Two tasks a job, as many processes of torchrun: one log, and one process's weights up to rounding."""
+    arguments = ["train", *TOY, "trainer.steps=3", "trainer.log_every=1"]
+    done = command(*arguments, "seed=0", "run=tasks", "--multirun", *LOCAL, "hydra.launcher.tasks_per_node=2")
+    assert done.returncode == 0, done.stderr
+    assert main([*arguments, "run=one"]) == 0
+    (shared,) = (tmp_path / "tasks").glob("*/checkpoint.safetensors")
+    assert (shared.with_name("log.jsonl").read_text()).count('"loss"') == 3
+    (tree, info), (alone, its) = load(shared), load(tmp_path / "one" / "checkpoint.safetensors")
+    assert info["step"] == its["step"] == 3
+    assert tree.keys() == alone.keys()
+    for group, tensors in tree.items():
+        torch.testing.assert_close(tensors, alone[group], rtol=1e-4, atol=1e-6)
+
+
+def test_tasks_do_not_share_what_is_not_shared(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert main(["convert", "source=edm", "path=x.pt"]) == 2
+    assert "one process expected; torchrun shares train, " in capsys.readouterr().err
+
+
+def test_a_submission_to_slurm_composes(capsys):
+    resources = ["hydra.launcher.partition=gpu", "hydra.launcher.gpus_per_node=8", "hydra.launcher.tasks_per_node=8"]
+    assert main(["train", *TOY, "--cfg", "hydra", "hydra/launcher=submitit_slurm", *resources]) == 0
+    config = yaml.safe_load(capsys.readouterr().out)["hydra"]
+    launcher = config["launcher"]
+    assert launcher["_target_"] == "hydra_plugins.hydra_submitit_launcher.submitit_launcher.SlurmLauncher"
+    assert (launcher["partition"], launcher["gpus_per_node"], launcher["tasks_per_node"]) == ("gpu", 8, 8)
+    assert config["sweep"]["dir"] == "${run}"  # in it, .submitit has what the jobs say
+    assert launcher["submitit_folder"] == "${hydra.sweep.dir}/.submitit/%j"
+    assert config["job"]["name"] == "scoresde"
+
+
+def test_options_may_stand_among_overrides():
+    typed = ["a=1", "--multirun", "b=2", "~c", "--config-dir", "my", "+d=3", "--cfg", "job"]
+    assert options_first(typed) == ["--multirun", "--config-dir", "my", "--cfg", "job", "a=1", "b=2", "~c", "+d=3"]
+
+
+def test_a_long_name_of_a_job_is_cut_and_stays_its_own():
+    assert file_name("a/b=1,c=2") == "a-b=1,c=2"
+    assert file_name("x" * LONGEST_NAME) == "x" * LONGEST_NAME
+    one, other = (file_name("é" * 200 + f",seed={seed}") for seed in (0, 1))
+    assert one != other
+    assert max(len(name.encode()) for name in (one, other)) <= LONGEST_NAME
+    assert one.startswith("é" * 100)
