@@ -263,9 +263,9 @@ def test_bpd_with_another_dequantisation_warns_and_names_its_start(tmp_path, cap
 
 def test_verbs_that_processes_do_not_share_refuse_several(monkeypatch, capsys):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    for verb in ("dequantize", "sample", "compare"):
+    for verb in ("dequantize", "compare"):
         assert main([verb]) == 2
-        assert "one process expected; torchrun shares train, bpd alone" in capsys.readouterr().err
+        assert "one process expected; torchrun shares train, sample, bpd, evaluate alone" in capsys.readouterr().err
 
 
 TWO = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "scoresde"]
