@@ -1,4 +1,4 @@
-"""What brings the digits' bits: one change of the training at a time, chosen on validation, measured on test.
+"""What brings the digits' bits: changes of the first training, chosen on validation, measured on test.
 
     python benchmarks/digits.py --out runs/ablation                      # every variant, one seed, on validation
     python benchmarks/digits.py --out runs/ablation --test NAME NAME ... # those variants, three seeds, on test
@@ -11,6 +11,7 @@ of `scoresde train` and `scoresde bpd`, in their own processes; those that are t
 """
 
 import argparse
+import functools
 import json
 import math
 import os
@@ -23,6 +24,7 @@ import torch
 
 import scoresde as ss
 
+FIRST = ("network.network.width=24", "trainer.steps=1200", "trainer.warmup=200", "trainer.ema=0.99")
 POWER = ["trainer.power=[0.05,0.1]", "trainer.snapshot_every=50"]
 UNIFORM = "loss.times={_target_: scoresde.losses.UniformLogSNR}"
 
@@ -38,7 +40,7 @@ class Variant:
 
 
 VARIANTS = {
-    "as it is": Variant(tuple(POWER)),
+    "first": Variant(tuple(POWER)),
     "weighting: variance": Variant(("loss=variance",)),
     "weighting: karras": Variant(("loss=karras",)),
     "times: uniform in log-SNR": Variant(("~loss.times", f"+{UNIFORM}")),
@@ -46,11 +48,11 @@ VARIANTS = {
     "times: log-normal, std 2": Variant(("loss.times.std=2",)),
     "path: VP": Variant(("sde=vp",)),
     "path: learned SNR": Variant(experiment="digits_vdm"),
-    "average: last weights": Variant(weights="raw", trained_as="as it is"),
-    "average: sigma_rel 0.05": Variant(weights="0.05", trained_as="as it is"),
-    "average: sigma_rel 0.1": Variant(weights="0.1", trained_as="as it is"),
-    "average: sigma_rel 0.15": Variant(weights="0.15", trained_as="as it is"),
-    "average: sigma_rel 0.2": Variant(weights="0.2", trained_as="as it is"),
+    "average: last weights": Variant(weights="raw", trained_as="first"),
+    "average: sigma_rel 0.05": Variant(weights="0.05", trained_as="first"),
+    "average: sigma_rel 0.1": Variant(weights="0.1", trained_as="first"),
+    "average: sigma_rel 0.15": Variant(weights="0.15", trained_as="first"),
+    "average: sigma_rel 0.2": Variant(weights="0.2", trained_as="first"),
     "network: width 32": Variant(("network.network.width=32",)),
     "network: two blocks": Variant(("network.network.blocks=2",)),
     "network: dropout 0.1": Variant(("network.network.dropout=0.1",)),
@@ -61,6 +63,7 @@ VARIANTS = {
     "rate: 5e-3": Variant(("optimizer.lr=5e-3",)),
     "steps: twice": Variant(("trainer.steps=2400",)),
     "steps: twice, dropout 0.1": Variant(("trainer.steps=2400", "network.network.dropout=0.1")),
+    "steps: twice, width 32": Variant(("trainer.steps=2400", "network.network.width=32")),
 }
 QUIET = ("trainer.preview_every=0", "trainer.evaluate_every=0", "trainer.checkpoint_every=400")
 
@@ -77,13 +80,15 @@ def run_of(name: str, out: Path, split: str, seed: int) -> Path:
     return out / f"{plain}_{split}_{seed}"
 
 
+@functools.cache
 def trained(name: str, out: Path, split: str, seed: int) -> Path:
     """The finished run of a variant."""
     variant, run = VARIANTS[name], run_of(name, out, split, seed)
     if variant.trained_as is not None:
         return trained(variant.trained_as, out, split, seed)
     data = ["data.train.split=train"] if split == "validation" else []
-    arguments = [f"experiment={variant.experiment}", f"run={run}", f"seed={seed}", *data, *QUIET, *variant.overrides]
+    changed = {part.partition("=")[0]: part for part in (*FIRST, *variant.overrides)}
+    arguments = [f"experiment={variant.experiment}", f"run={run}", f"seed={seed}", *data, *QUIET, *changed.values()]
     command("train", *arguments)
     return run
 
@@ -119,7 +124,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("runs/ablation"))
     parser.add_argument("--names", nargs="*", default=list(VARIANTS), choices=VARIANTS)
-    parser.add_argument("--test", nargs="*", choices=VARIANTS, help="measured on test instead")
+    parser.add_argument("--test", nargs="+", choices=VARIANTS, help="measured on test instead")
     parser.add_argument("--seeds", type=int, nargs="*", default=None)
     options = parser.parse_args()
     names, split = (options.test, "test") if options.test else (options.names, "validation")

@@ -37,7 +37,7 @@ def available(device: torch.device | str) -> torch.device:
 
 def send(x: Tensor, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
     """x on a device; nobody waits for an accelerator to receive it."""
-    return x.to(device, dtype or x.dtype, non_blocking=device.type != "cpu")
+    return x.to(device, dtype or x.dtype, non_blocking=device.type == "cuda")
 
 
 def broadcast(values: Tensor, x: Tensor) -> Tensor:

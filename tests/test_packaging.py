@@ -57,6 +57,6 @@ def test_installed_wheel_works_elsewhere(wheel, tmp_path):
     there = {"cwd": tmp_path, "env": environment}
     assert Path(run(python, "-c", where, **there).strip()) == site / "scoresde" / "__init__.py"
     shown = run(script, "train", "--help", **there)
-    assert re.search(r"experiment: .*\bdigits, digits_tn, digits_ve, digits_vp, .*\btoy2d", shown)
-    assert "sde: cosine, ddpm, karras, ncsn, rectified, subvp, ve, vp" in shown
+    assert re.search(r"experiment: .*\bdigits, digits_tn, digits_vdm, digits_ve, digits_vp, .*\btoy2d", shown)
+    assert "sde: cosine, ddpm, karras, learned, ncsn, rectified, subvp, ve, vp" in shown
     assert [path.name for path in tmp_path.iterdir()] == ["clean"]

@@ -20,6 +20,7 @@ from scoresde.training.validation import HeldOut, View
 
 PREVIEW = 16
 INTERVALS = ("log_every", "checkpoint_every", "preview_every", "evaluate_every")
+BESIDE = ("held_out", "sampler", "trust", "hydra")  # parts that change nothing of what is learned
 RESUMABLE = ("steps", *INTERVALS, "accumulate", "compile", "channels_last", "workers", "parallel", "wandb", "device")
 
 
@@ -91,10 +92,12 @@ def record_config(config: DictConfig, run: Path) -> None:
     if path.exists() and (run / CHECKPOINT).exists():
         before, now = flatten(OmegaConf.to_container(build.read_config(run), resolve=True)), flatten(resolved)
         free = {f"trainer.{name}" for name in RESUMABLE} | {"device", "run"}
+        for key in now:  # what the trainer of an older version did not know is as it is by default
+            before.setdefault(key, now[key] if key.startswith("trainer.") else None)
         changed = [
-            f"{key} was {before.get(key)!r}, now {now.get(key)!r}"
-            for key in [*now, *before]
-            if before.get(key) != now.get(key) and key not in free
+            f"{key} was {before[key]!r}, now {now.get(key)!r}"
+            for key in before
+            if before[key] != now.get(key) and key not in free and key.split(".")[0] not in BESIDE
         ]
         if changed:
             raise ValueError(

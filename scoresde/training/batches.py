@@ -165,12 +165,15 @@ def split_condition(batch: Any, device: torch.device | str) -> tuple[Tensor, Con
     """(state, condition) of a batch: a tensor, or a pair (tensor, condition), moved to the device.
 
     Raises:
-        TypeError: a batch of another kind.
+        TypeError: a batch of another kind, or a condition that is neither a tensor nor a dictionary of tensors.
     """
     x, cond = batch if isinstance(batch, (tuple, list)) and len(batch) == 2 else (batch, None)
     if not isinstance(x, Tensor):
         raise TypeError(f"a dataset whose items are a tensor, or (tensor, condition), expected; got {type(x).__name__}")
     device = torch.device(device)
+    for part in cond.values() if isinstance(cond, dict) else [cond]:
+        if not isinstance(part, Tensor) and cond is not None:
+            raise TypeError(f"a condition that is a tensor, or a dict of tensors, expected; got {type(part).__name__}")
     if isinstance(cond, dict):
         return send(x, device), {key: send(value, device) for key, value in cond.items()}
-    return send(x, device), send(cond, device) if isinstance(cond, Tensor) else None
+    return send(x, device), None if cond is None else send(cond, device)

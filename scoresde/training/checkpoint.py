@@ -34,7 +34,7 @@ def replace_atomically(path: Path, write: Callable[[Path], Any]) -> None:
 def save(path: Path, groups: Tree, info: dict[str, Any]) -> None:
     """Write groups of named tensors, and JSON-able information, as one file."""
     tensors = {
-        f"{group}/{name}": tensor.detach().contiguous().clone()
+        f"{group}/{name}": tensor.detach().to("cpu", copy=True).contiguous()
         for group, members in groups.items()
         for name, tensor in members.items()
     }
@@ -71,11 +71,17 @@ def pack_optimizer(optimizer: Optimizer) -> tuple[dict[str, Tensor], dict[str, A
     for index, moments in state["state"].items():
         for name, value in moments.items():
             (tensors if isinstance(value, Tensor) else scalars)[f"{index}/{name}"] = value
-    return tensors, {"param_groups": state["param_groups"], "scalars": scalars}
+    return tensors, {"kind": type(optimizer).__name__, "param_groups": state["param_groups"], "scalars": scalars}
 
 
 def unpack_optimizer(optimizer: Optimizer, tensors: dict[str, Tensor], info: dict[str, Any]) -> None:
-    """Restore what `pack_optimizer` took."""
+    """Restore what `pack_optimizer` took.
+
+    Raises:
+        ValueError: it was another kind of optimiser's, or of other parameters.
+    """
+    if (kind := info.get("kind", type(optimizer).__name__)) != type(optimizer).__name__:
+        raise ValueError(f"the checkpoint has the moments of {kind}; it cannot go on with {type(optimizer).__name__}")
     state: dict[int, dict[str, Any]] = {}
     for key, value in {**tensors, **info["scalars"]}.items():
         index, _, name = key.partition("/")

@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
@@ -29,6 +30,7 @@ from scoresde.score import ScoreModel
 Value = TypeVar("Value")
 PATIENCE = timedelta(days=7)  # of a process whose share is done, for the others
 STRATEGIES = ("ddp", "fsdp")
+CONTAINERS = (nn.ModuleList, nn.ModuleDict)  # of blocks
 
 
 def rank() -> int:
@@ -130,7 +132,7 @@ class Shared:
 
 
 def shard(model: ScoreModel) -> FSDPModule:
-    """A model's network, sharded in place over all processes: each block of its lists, and what is left.
+    """A model's network, sharded in place over all processes: each block of its containers, and what is left.
 
     Raises:
         ValueError: a network that is no module, or parameters beside its own, such as those of a learned path.
@@ -141,21 +143,28 @@ def shard(model: ScoreModel) -> FSDPModule:
     own = {id(parameter) for parameter in network.parameters()}
     if any(id(parameter) not in own for parameter in model.parameters()):
         raise ValueError("a path without parameters expected by parallel=fsdp; take parallel=ddp for a learned one")
-    for module in list(network.modules()):
-        if isinstance(module, nn.ModuleList):
-            for block in module:
-                if not isinstance(block, nn.ModuleList) and any(True for _ in block.parameters()):
-                    fully_shard(block)
-    return fully_shard(network)
+    mesh = init_device_mesh(next(network.parameters()).device.type, (size(),))
+    for module in reversed(list(network.modules())):  # inner blocks before those that they are part of
+        for block in module.children() if isinstance(module, CONTAINERS) else ():
+            if not isinstance(block, CONTAINERS) and any(True for _ in block.parameters()):
+                fully_shard(block, mesh=mesh)
+    # Resharded even at the root: what an evaluation has gathered is no longer right when the weights are put back.
+    return fully_shard(network, mesh=mesh, reshard_after_forward=True)
 
 
-def whole(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors with all their shards; every process has to ask."""
-    return {name: x.full_tensor() if isinstance(x, DTensor) else x for name, x in tensors.items()}
+def whole(x: Tensor) -> Tensor:
+    """The tensor with all its shards; every process has to ask."""
+    return x.full_tensor() if isinstance(x, DTensor) else x
+
+
+def collected(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The whole tensors in the memory of the first process, none in the others; every process has to ask."""
+    found = ((name, whole(x)) for name, x in tensors.items())  # one at a time: together they may not fit
+    return {name: x.detach().cpu() for name, x in found if rank() == 0}
 
 
 def placed(x: Tensor, like: Tensor) -> Tensor:
-    """A whole tensor as another one is: its device, its shard."""
+    """A whole tensor as another one of its shape is: its device, its shard, its layout (fused optimisers need it)."""
     if isinstance(like, DTensor):
         return distribute_tensor(x.to(like.device), like.device_mesh, like.placements)
-    return x.to(like.device)
+    return torch.empty_like(like, dtype=x.dtype).copy_(x)

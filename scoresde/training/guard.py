@@ -1,6 +1,6 @@
 """What is not finite is not learned from: a step whose gradient is NaN or infinite is left out, and said.
 
-Neither the weights nor their averages nor the optimiser's moments see it. A few in a row may be a scale of float16 that
+Neither the weights nor the optimiser's moments see it; the averages take in the weights as they stayed. A few in a row may be a scale of float16 that
 is found, or a bad sample; more of them are a run that has diverged, which stops. The last checkpoint is then good.
 """
 
@@ -17,7 +17,7 @@ SKIPPED = "skipped.jsonl"
 
 
 class NonFiniteLoss(RuntimeError):
-    """The loss or its gradient is NaN or infinite; the message has the step and the noise levels."""
+    """The loss, its gradient or a weight is NaN or infinite; the message has the step and the noise levels."""
 
 
 class Guard:

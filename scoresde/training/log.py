@@ -113,6 +113,8 @@ class Log:
         pending: sums that a checkpoint kept, see `pending`.
         total: of a tensor's sum over processes.
         device: where the losses are.
+
+    `rate` is the learning rate of the last step.
     """
 
     def __init__(
@@ -124,7 +126,7 @@ class Log:
     ):
         self.writers, self.total, self.device = writers, total, device
         self._reset()
-        if pending:
+        if "sums" in pending:  # versions before kept other numbers: their line then begins anew
             self.sums, self.levels, self.counts = (
                 torch.tensor(pending[name], dtype=torch.float64) for name in ("sums", "levels", "counts")
             )
@@ -139,16 +141,15 @@ class Log:
         """What came before (checkpoints, previews) is not training time."""
         self.since = time.perf_counter()
 
-    def record(self, terms: LossTerms, share: float, norm: float, rate: float, sde: SDE, samples: int) -> None:
+    def record(self, terms: LossTerms, share: float, norm: float, sde: SDE, samples: int) -> None:
         """A step: the terms of this process, its share of the batch, and what all processes have in common."""
-        values = terms.value.detach().double().cpu()
-        times, weights = terms.t.detach().double().cpu(), terms.weight.detach().double().cpu()
+        values, times, weights = (y.detach().cpu().double() for y in (terms.value, terms.t, terms.weight))
         self.sums += torch.tensor([float(values.mean()) * share, norm, 1.0], dtype=torch.float64)
         with torch.no_grad():
             level = torch.bucketize(sde.log_snr(times).cpu(), LEVELS)
         self.levels.index_add_(0, level, values / weights)
         self.counts.index_add_(0, level, torch.ones_like(values))
-        self.samples, self.rate = self.samples + samples, rate
+        self.samples += samples
         self.seconds += time.perf_counter() - self.since
 
     def pending(self) -> dict[str, list[float]]:

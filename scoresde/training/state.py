@@ -13,9 +13,9 @@ from torch.optim import Optimizer
 
 from scoresde.score import ScoreModel
 from scoresde.training import checkpoint, distributed
-from scoresde.training.distributed import placed, whole
+from scoresde.training.distributed import collected, placed
 from scoresde.training.ema import EMA
-from scoresde.training.guard import Guard
+from scoresde.training.guard import Guard, NonFiniteLoss
 from scoresde.training.posthoc import PowerAverages
 from scoresde.training.precision import Precision
 
@@ -45,15 +45,22 @@ class State:
         self.model, self.optimizer, self.ema, self.power = model, optimizer, ema, power
         self.precision, self.guard, self.path = precision, guard, path
         self.step = 0
+        self.is_due = False  # whether the checkpoint is to be written, as soon as a step is finite
         self.pending: Pending = {}
 
     def save(self, pending: Pending) -> None:
-        """Write the checkpoint, once for all processes, which all have to call."""
+        """Write the checkpoint, once for all processes, which all have to call.
+
+        Raises:
+            NonFiniteLoss: weights are not finite; the checkpoint before stays.
+        """
         moments, settings = checkpoint.pack_optimizer(self.optimizer)
         groups = {"model": self.model.state_dict(), "ema": self.ema.shadow, "optimizer": moments}
         if self.power is not None:
             groups |= self.power.groups()
-        groups = {name: whole(group) for name, group in groups.items()}
+        groups = {name: collected(group) for name, group in groups.items()}
+        if distributed.anyone(not all(bool(torch.isfinite(x).all()) for x in groups["ema"].values())):
+            raise NonFiniteLoss(f"the weights are not finite after step {self.step}. The last checkpoint is intact")
         info = {
             "step": self.step,
             "optimizer": settings,
@@ -66,12 +73,20 @@ class State:
         distributed.gather(None)  # nobody goes on, or ends, before it is there
 
     def resume(self) -> None:
-        """Take up the checkpoint, if there is one."""
-        if not self.path.exists():
+        """Take up the checkpoint, if there is one.
+
+        Raises:
+            FileNotFoundError: only other processes see it.
+            ValueError: it is that of another model or optimiser.
+        """
+        exists = self.path.exists()
+        if distributed.anyone(exists) and not exists:
+            raise FileNotFoundError(f"{self.path} is not there for every process: a directory that all see expected")
+        if not exists:
             return
         groups, info = checkpoint.load(self.path)
-        restore(self.model.state_dict(), groups["model"])
-        restore(self.ema.shadow, groups["ema"])
+        restore(self.model.state_dict(), groups.get("model", {}))
+        restore(self.ema.shadow, groups.get("ema", {}))
         if self.power is not None:
             for name, group in self.power.groups().items():
                 if name not in groups:
@@ -86,6 +101,8 @@ class State:
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         found = {}
         for key, value in moments.items():
+            if int(key.partition("/")[0]) >= len(parameters):
+                raise ValueError(f"moments of {len(parameters)} parameters expected in {self.path}; it has more")
             like = parameters[int(key.partition("/")[0])]
             found[key] = placed(value, like) if value.shape == like.shape else value
         checkpoint.unpack_optimizer(self.optimizer, found, settings)
@@ -93,6 +110,17 @@ class State:
 
 @torch.no_grad()
 def restore(tensors: dict[str, Tensor], values: dict[str, Tensor]) -> None:
-    """Give the tensors, in place, the values of the same names."""
+    """Give the tensors, in place, the values of the same names.
+
+    Raises:
+        ValueError: other names or shapes; nothing is changed then.
+    """
+    shapes, found = ({name: tuple(x.shape) for name, x in group.items()} for group in (tensors, values))
+    for name in [*shapes, *found]:
+        if shapes.get(name) != found.get(name):
+            raise ValueError(
+                f"the checkpoint is that of another model: {name} {shapes.get(name, 'nothing')} expected, got "
+                f"{found.get(name, 'nothing')}; take another directory for this one"
+            )
     for name, tensor in tensors.items():
         tensor.copy_(placed(values[name], tensor))

@@ -6,6 +6,7 @@ scheduled learning rate; the moving averages. Everything random in step n is dra
 `<run>/log.jsonl` and TensorBoard. Started by torchrun, the processes share each batch, see `training.distributed`.
 """
 
+import json
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -116,8 +117,8 @@ class Trainer:
                 "power=[sigma_rel, ...] together with snapshot_every > 0 expected, or neither; got "
                 f"{list(self.power)}, {self.snapshot_every}"
             )
-        if self.power and self.parallel == "fsdp":
-            raise ValueError("power averages are not sharded: parallel=ddp, or power=[] expected; got parallel=fsdp")
+        if self.parallel == "fsdp" and (self.power or self.channels_last):
+            raise ValueError("parallel=fsdp takes neither power averages nor channels_last: parallel=ddp expected")
         self.where = available(distributed.device(self.device))
         Precision(self.precision, self.where)
 
@@ -161,13 +162,15 @@ class Trainer:
         base_rates = [group["lr"] for group in state.optimizer.param_groups]
         state.resume()
         if first_process:
-            forget_after(run / SKIPPED, state.step)
+            forget_after(run / SKIPPED, state.step - 1)  # of its lines, step n is the one after n steps
             posthoc.forget_after(run / posthoc.AVERAGES, state.step)
         writers = self._writers(run, state.step) if first_process else []
         log = Log(writers, state.pending if first_process else {}, distributed.total, self.where)
         shown = progress and first_process
         bar = tqdm(total=self.steps, initial=state.step, desc="training", unit="step", disable=not shown)
         with _interruptions() as interrupted, log, bar:
+            if distributed.anyone(first_process and not _is_evaluated(run / LOG, state.step)):
+                self._report(state, log, None, evaluate)  # stopped between the checkpoint and this
             for step, batch in enumerate(self._loader(dataset, state.step), start=state.step):
                 for group, base in zip(state.optimizer.param_groups, base_rates, strict=True):
                     group["lr"] = base * self.rate(step)
@@ -221,7 +224,7 @@ class Trainer:
         weight = distributed.size() / self.batch_size  # gradients are averaged over processes
         state.optimizer.zero_grad()
         parts: list[LossTerms] = []
-        count = min(self.accumulate, len(x))
+        count = min(self.accumulate, self.batch_size // distributed.size())  # the same in all: they wait for each other
         for i in range(count):
             part = share(len(x), i, count)
             rows = slice(part.start, part.stop)
@@ -232,19 +235,19 @@ class Trainer:
             parts.append(LossTerms(*(y.detach() for y in found)))
         terms = LossTerms(*(torch.cat(column) for column in zip(*(vars(p).values() for p in parts), strict=True)))
         state.precision.unscale(state.optimizer)
-        norm = float(_norm(nn.utils.clip_grad_norm_(_parameters(state.optimizer), self.clip)))
-        finite = norm < float("inf") and not distributed.anyone(not bool(torch.isfinite(terms.value).all()))
+        norm = float(distributed.whole(nn.utils.clip_grad_norm_(_parameters(state.optimizer), self.clip)))
+        finite = not distributed.anyone(not norm < float("inf") or not bool(torch.isfinite(terms.value).all()))
         state.precision.step(state.optimizer, finite)
         if not finite:
-            state.guard.skipped(step, diagnosis(state.model, terms.value, terms.t, step))
+            values, times = (torch.cat(distributed.gather(y.cpu())) for y in (terms.value, terms.t))
+            state.guard.skipped(step, diagnosis(state.model, values, times, step))
         state.ema.update(step + 1)  # of weights that stayed as they were, if the step was left out
         if state.power is not None:
             state.power.update(step + 1)
-        if not finite:
-            return
-        state.guard.passed()
-        share_of_batch = len(x) / self.batch_size
-        log.record(terms, share_of_batch, norm, state.optimizer.param_groups[0]["lr"], state.model.sde, self.batch_size)
+        log.rate = state.optimizer.param_groups[0]["lr"]
+        if finite:
+            state.guard.passed()
+            log.record(terms, len(x) / self.batch_size, norm, state.model.sde, self.batch_size)
 
     def _due(self, done: int, every: int) -> bool:
         return done == self.steps or bool(every and done % every == 0)
@@ -253,8 +256,11 @@ class Trainer:
         """Write what is due, or all if the run is to stop."""
         if state.power is not None and distributed.rank() == 0 and self._due(state.step, self.snapshot_every):
             posthoc.save_snapshot(run / posthoc.AVERAGES, state.step, state.power)
-        if stop or self._due(state.step, self.checkpoint_every):
+        state.is_due |= self._due(state.step, self.checkpoint_every)
+        left_out = state.guard.in_a_row > 0 and state.step < self.steps  # it may have diverged: wait and see
+        if stop or (state.is_due and not left_out):
             state.save(log.pending())
+            state.is_due = False
         if stop:
             raise Interrupted(f"stopped after step {state.step} of {self.steps}; the same command goes on from there")
 
@@ -306,16 +312,19 @@ def _parameters(optimizer: Optimizer) -> list[nn.Parameter]:
     return [p for group in optimizer.param_groups for p in group["params"]]
 
 
-def _norm(norm: Tensor) -> Tensor:
-    """A norm over all shards."""
-    return distributed.whole({"norm": norm})["norm"]
+def _is_evaluated(path: Path, step: int) -> bool:
+    """Whether the log has the numbers of an evaluation after that step."""
+    lines = map(json.loads, path.read_text().splitlines()) if step else ()
+    return not step or any(line["step"] == step and "loss" not in line for line in lines)
 
 
 def _seed_dropout(seed: int, device: torch.device) -> None:
     """Seed the generators that dropout draws from; torch.manual_seed asks for every kind of device, a millisecond."""
     torch.default_generator.manual_seed(seed)
     if device.type == "cuda":
-        torch.cuda.manual_seed(seed)
+        torch.cuda.default_generators[device.index].manual_seed(seed)  # torch.cuda's is that of the current device
+    elif device.type == "mps":
+        torch.mps.manual_seed(seed)
 
 
 @contextmanager

@@ -88,7 +88,7 @@ class HeldOut:
             terms = self.loss(
                 model, self.trained.transform(part.float()), select(cond, rows), t=times[rows], stream=stream
             )
-            found.append(terms.value.double().cpu())
+            found.append(terms.value.cpu().double())
         return torch.cat(found)
 
     def _is_bounded(self, model: ScoreModel) -> bool:

@@ -82,3 +82,9 @@ def test_split_condition():
 def test_refuses_items_that_are_no_states(batch):
     with pytest.raises(TypeError, match=f"expected; got {type(batch).__name__}"):
         split_condition(batch, "cpu")
+
+
+@pytest.mark.parametrize("cond", [("cat", "dog"), [torch.ones(2)] * 2, {"name": ["cat", "dog"]}], ids=str)
+def test_refuses_conditions_that_no_network_takes(cond):
+    with pytest.raises(TypeError, match="a condition that is a tensor, or a dict of tensors, expected"):
+        split_condition([torch.zeros(2, 3), cond], "cpu")

@@ -71,12 +71,21 @@ from scoresde.data import Levels
 from scoresde.dequantization import Uniform
 
 run, strategy, batch, objective = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), sys.argv[4]
+
+
+def evaluated(model, step):
+    with torch.no_grad():
+        assert bool(torch.isfinite(model.noise(torch.zeros(4, 2), 0.5)).all())
+
+
 loss = SlicedScoreMatching() if objective == "sliced" else DenoisingScoreMatching("likelihood")
 with distributed.processes():
     for steps in (4, 6):  # and on from the checkpoint
-        trainer = Trainer(ADAM, steps, batch, log_every=1, accumulate=2, parallel=strategy, warmup=2)
+        trainer = Trainer(
+            ADAM, steps, batch, log_every=1, accumulate=3, parallel=strategy, warmup=2, preview_every=1
+        )
         model = new_model(dropout=0.0, width=16)
-        trainer.fit(model, loss, Watched(), run, Levels(17), Uniform(), lambda model, step: None, progress=False)
+        trainer.fit(model, loss, Watched(), run, Levels(17), Uniform(), evaluated, progress=False)
 """
 
 

@@ -517,6 +517,46 @@ def test_steps_that_are_not_finite_are_left_out(whole, tmp_path):
     assert [row["skipped"] for row in rows(tmp_path / "run")] == [0, 1, 2]
     lines = [json.loads(line) for line in (tmp_path / "run" / "skipped.jsonl").read_text().splitlines()]
     assert [(line["step"], line["in_a_row"]) for line in lines] == [(4, 1), (9, 1)]
+    assert all(row["learning_rate"] > 0 for row in rows(tmp_path / "run"))
+
+
+def test_a_step_that_is_left_out_again_is_listed_once(tmp_path):
+    class Dying(type(poisoned())):
+        def __getitem__(self, index):
+            if self.given == 6 * BATCH:
+                raise MemoryError
+            return super().__getitem__(index) * (math.nan if (self.given - 1) // BATCH == 5 else 1.0)
+
+    with pytest.warns(UserWarning, match="at step 5"), pytest.raises(MemoryError):
+        fit(tmp_path, Dying())
+    assert saved(tmp_path)[1]["step"] == 5
+    with pytest.warns(UserWarning, match="at step 5"):
+        fit(tmp_path, poisoned(0))
+    lines = [json.loads(line) for line in (tmp_path / "skipped.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [5]
+
+
+def test_the_last_good_checkpoint_stays_while_steps_are_left_out(tmp_path):
+    """Due at step 3 and 6, among steps that are left out: written after the next one that is not, or never."""
+    seen = {}
+
+    def preview(model, step):
+        seen[step] = saved(tmp_path / "lucky")[1]["step"] if (tmp_path / "lucky" / CHECKPOINT).exists() else None
+
+    with pytest.warns(UserWarning, match="left out"):
+        fit(tmp_path / "lucky", poisoned(2, 3), preview=preview, preview_every=1, checkpoint_every=3)
+    assert list(seen.values()) == [None] * 4 + [5, 6, 6, 6, 9, 9, 9, 12]
+    diverging = {"optimizer": partial(torch.optim.SGD, lr=1e38), "warmup": 0, "clip": 1e6, "skip_limit": 5}
+    with pytest.warns(UserWarning, match="left out"), pytest.raises(NonFiniteLoss, match="number 6 in a row"):
+        fit(tmp_path / "run", checkpoint_every=3, **diverging)
+    assert not (tmp_path / "run" / CHECKPOINT).exists()
+
+
+def test_weights_that_are_not_finite_are_not_kept(tmp_path):
+    options = {"optimizer": partial(torch.optim.SGD, lr=1e38), "warmup": 0, "clip": 1e6}
+    with pytest.raises(NonFiniteLoss, match="weights are not finite after step 1"):
+        fit(tmp_path, checkpoint_every=1, **options)
+    assert not (tmp_path / CHECKPOINT).exists()
 
 
 def test_too_many_in_a_row_stop_the_run(tmp_path):
@@ -553,6 +593,71 @@ def test_numbers_of_an_evaluation_are_lines_of_the_log(tmp_path):
     trainer.fit(model, DenoisingScoreMatching(), Watched(), tmp_path, Levels(17), Uniform(), None, evaluate, False)
     found = [(row["step"], row["validation_loss"]) for row in rows(tmp_path) if "validation_loss" in row]
     assert found == [(3, 1.5), (6, 3.0), (7, 3.5)]
+
+
+@pytest.mark.parametrize("done", [3, 7])
+def test_an_evaluation_that_a_stop_has_left_out_is_made_up_for(tmp_path, done):
+    def go(data):
+        trainer = Trainer(ADAM, 7, BATCH, log_every=1, evaluate_every=3)
+        arguments = (Watched() if data is None else data, tmp_path, Levels(17), Uniform(), None)
+        trainer.fit(new_model(), DenoisingScoreMatching(), *arguments, lambda model, step: {"v": step}, False)
+
+    with pytest.raises(Interrupted, match=f"after step {done} of 7"):
+        go(Watched(at=done - 1, act=kill(signal.SIGTERM)))
+    for _ in range(2):
+        go(None)
+        assert [row["step"] for row in rows(tmp_path) if "v" in row] == [3, 6, 7]
+
+
+class Images(Dataset):
+    """Grey levels of three channels."""
+
+    def __len__(self):
+        return 16
+
+    def __getitem__(self, index):
+        return torch.randint(0, 17, (3, 4, 4), generator=seeded(index)).float()
+
+
+class Convolutions(torch.nn.Module):
+    """Two of them."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = torch.nn.Conv2d(3, 8, 3, padding=1), torch.nn.Conv2d(8, 3, 3, padding=1)
+
+    def forward(self, x, c_noise, cond=None):
+        return self.last(torch.tanh(self.first(x) + c_noise[:, None, None, None]))
+
+
+def test_moments_keep_the_layout_of_their_weights(tmp_path):
+    """A fused optimiser goes through both in the order of memory."""
+
+    def go(run, steps):
+        torch.manual_seed(0)
+        options = {"optimizer": partial(torch.optim.Adam, fused=True), "channels_last": True, "decay": "none"}
+        fit(tmp_path / run, Images(), ss.ScoreModel(Convolutions(), ss.VP(), "karras"), steps=steps, **options)
+
+    go("whole", 8)
+    go("run", 4)
+    go("run", 8)
+    assert_same_run(tmp_path / "run", tmp_path / "whole")
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"model": {"width": 4}}, r"of another model: network.* \(4, .*expected, got \(8, "),
+        ({"model": {"depth": 2}}, "layer1.* expected, got nothing"),
+        ({"model": {"depth": 0}}, "layer0.* nothing expected"),
+        ({"optimizer": partial(torch.optim.SGD, lr=1e-2, momentum=0.9)}, "moments of Adam; it cannot go on with SGD"),
+    ],
+)
+def test_a_checkpoint_of_something_else_is_refused(tmp_path, changed, message):
+    fit(tmp_path, steps=4)
+    changed = {**changed, "model": new_model(**changed.get("model", {}))}
+    with pytest.raises(ValueError, match=message):
+        fit(tmp_path, **changed)
 
 
 @pytest.mark.parametrize(
