@@ -113,7 +113,7 @@ def test_an_unknown_verb_is_answered_with_the_known_ones(capsys):
         (
             "train",
             [
-                "digits, digits_tn, digits_vdm, digits_ve, digits_vp, ffhq1024_ncsnpp_ve, patches, series, table, toy2d",
+                "digits, digits_tn, digits_vdm, digits_ve, digits_vp, ffhq1024_ncsnpp_ve, patches, series, table",
                 "sde: ",
                 "batch_size: ",
                 "--multirun",

@@ -1,7 +1,8 @@
 """What is not finite is not learned from: a step whose gradient is NaN or infinite is left out, and said.
 
-Neither the weights nor the optimiser's moments see it; the averages take in the weights as they stayed. A few in a row may be a scale of float16 that
-is found, or a bad sample; more of them are a run that has diverged, which stops. The last checkpoint is then good.
+Neither the weights nor the optimiser's moments see it; the averages take in the weights as they stayed. A few in a row
+may be a scale of float16 that is found, or a bad sample; more of them are a run that has diverged, which stops. The
+last checkpoint is then good.
 """
 
 import json
