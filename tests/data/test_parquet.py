@@ -24,6 +24,7 @@ def write_columns(path, **columns):
 
 def test_images_are_those_of_a_folder_across_files_and_row_groups(tmp_path):
     write_images(tmp_path / "folder", {f"{i:02d}.png": picture for i, picture in enumerate(PICTURES)})
+    (tmp_path / "deeper").mkdir()
     write_parquet(tmp_path / "train-1.parquet", IMAGES[20:], row_group_size=7)
     write_parquet(tmp_path / "train-0.parquet", IMAGES[:20], row_group_size=30)
     write_parquet(tmp_path / "test-0.parquet", IMAGES[:3])
@@ -33,7 +34,8 @@ def test_images_are_those_of_a_folder_across_files_and_row_groups(tmp_path):
     listed = ParquetImages([tmp_path / "test-0.parquet", str(tmp_path / "train-0*")], 6)
     assert torch.equal(listed[3], listed[0])
     assert len(listed) == 23
-    assert len(ParquetImages(f"{tmp_path.parent}/**/train-*.parquet", 6)) == 50
+    write_parquet(tmp_path / "deeper" / "train-2.parquet", IMAGES[:5])
+    assert len(ParquetImages(f"{tmp_path}/**/train-*.parquet", 6)) == 55
 
 
 @pytest.mark.parametrize("kind", [pyarrow.binary(), pyarrow.large_binary()], ids=str)
