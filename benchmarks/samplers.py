@@ -613,8 +613,8 @@ def print_overhead(options: argparse.Namespace) -> None:
     ]
     for experiment, shape, separate, steps in (case for case in cases if case[0] in options.networks):
         model = configured(experiment).to(options.device)
-        for name, parts in METHODS.items():
-            sampler = PredictorCorrector(**parts(), steps=steps, grid="uniform_log_snr")
+        for name in options.methods:
+            sampler = PredictorCorrector(**METHODS[name](), steps=steps, grid="uniform_log_snr")
             seeds = range(shape[0]) if separate else None
             *ratios, each, evaluations = Overhead(sampler, model, shape, seeds, options.device).ratios(options.pairs)
             bounds = [interval(lambda a: np.median(a, axis=-1), ratio) for ratio in ratios]
@@ -661,6 +661,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=200, help="steps with a network that returns its input")
     parser.add_argument("--batch", type=int, default=16, help="images of the CIFAR-10 network")
     parser.add_argument("--networks", nargs="*", default=("cifar10_ddpmpp", "digits"), help="of the overhead")
+    parser.add_argument("--methods", nargs="*", default=list(METHODS), choices=METHODS, help="of the overhead")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--csv", type=Path)
     parser.add_argument("--plot", type=Path)
