@@ -33,15 +33,15 @@ class Items(Dataset):
 
     def count(self) -> int:
         """n, without mirror images."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} must define count() -> int")
 
     def state(self, item: int) -> Tensor:
         """The state of item 0 .. n - 1, float32."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} must define state(item) -> Tensor")
 
     def label(self, item: int) -> Tensor:
         """Its label: an int64 tensor (), or a float32 one."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} has no labels: define label(item) -> Tensor")
 
 
 def split_indices(
