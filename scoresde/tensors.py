@@ -132,7 +132,7 @@ class _Ahead:
 
     PyTorch fills a tensor with normal draws in groups of 16 numbers, in order: where a state is a multiple of that, one
     fill of k states equals k fills of one. What is not the next normal draw of every stream needs the streams where one
-    after the other would have left them: what was drawn ahead is then given back, and no more of it drawn.
+    after the other would have left them: they are then seeded again, draw again what was used, and no more ahead.
     """
 
     group, most = 16, 1024  # numbers that a stream draws at once at most: beyond, nothing is gained
@@ -142,26 +142,25 @@ class _Ahead:
         size = shape[1:].numel()
         self.possible = size % self.group == 0 and 0 < 2 * size <= self.most and dtype in (torch.float32, torch.float64)
         self.limit = self.most // max(size, 1)
-        self.drawn: list[Tensor] = []
-        self.used = self.count = 0
-        self.states: list[Tensor] = []
+        self.left: list[Tensor] = []
+        self.count = self.used = 0
 
     def next(self) -> Tensor:
         """The next draw (B, *), on the CPU."""
-        if self.used == self.count:
-            self.states = [stream.get_state() for stream in self.streams]
-            self.used, self.count = 0, min(2 * self.count or 1, self.limit)
-            self.drawn = [draw.contiguous() for draw in self._fill(self.count).unbind(1)]
+        if not self.left:
+            self.count = min(4 * self.count or 1, self.limit)
+            self.left = [draw.contiguous() for draw in self._fill(self.count).flip(1).unbind(1)]
         self.used += 1
-        return self.drawn[self.used - 1]
+        return self.left.pop()
 
     def give_back(self) -> None:
         """Streams as they were before the draws that nobody has had."""
-        if self.used < self.count:
-            for stream, state in zip(self.streams, self.states, strict=True):
-                stream.set_state(state)
-            self._fill(self.used)
-            self.used = self.count
+        if self.left:
+            for stream in self.streams:
+                stream.manual_seed(stream.initial_seed())
+            for start in range(0, self.used, self.limit):
+                self._fill(min(self.limit, self.used - start))
+            self.left = []
         self.possible = False
 
     def _fill(self, count: int) -> Tensor:
