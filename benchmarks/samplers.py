@@ -52,9 +52,9 @@ from sampler_peers import Run
 from torch import Tensor, nn
 
 import scoresde as ss
+from scoresde import process
 from scoresde.build import build_model
 from scoresde.cli import config_directory
-from scoresde.memory import keep_freed_memory
 from scoresde.metrics.vectors import energy_distance, sliced_wasserstein
 from scoresde.samplers import (
     DDIM,
@@ -595,7 +595,7 @@ class Overhead:
 
 def print_overhead(options: argparse.Namespace) -> None:
     """Both tables of the overhead."""
-    keep_freed_memory()
+    process.prepare()
     print("\n| network that returns its input, states | method | ms a step |\n| --- | --- | --- |")
     for shape in ((16, 3, 32, 32), (256, 1, 8, 8)):
         model = ss.ScoreModel(Identity(), ss.VP(), "v")

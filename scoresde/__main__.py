@@ -2,13 +2,12 @@
 
 import sys
 
-from scoresde import cli
-from scoresde.memory import keep_freed_memory
+from scoresde import cli, process
 
 
 def main() -> int:
     """The command line, in a process of its own."""
-    keep_freed_memory()
+    process.prepare()
     return cli.main()
 
 

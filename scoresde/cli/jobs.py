@@ -17,7 +17,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from scoresde.memory import keep_freed_memory
+from scoresde import process
 from scoresde.training import distributed
 from scoresde.training.trainer import Interrupted
 
@@ -80,7 +80,7 @@ class Job:
         if not self.sent:
             yield
             return
-        keep_freed_memory()
+        process.prepare()
         join_tasks()
         self.refuse_several()
         with distributed.processes():

@@ -1,5 +1,6 @@
-"""Freed memory that stays with the process."""
+"""Freed memory that stays with the process, and denormal numbers."""
 
+import platform
 import subprocess
 import sys
 
@@ -7,7 +8,7 @@ import pytest
 
 FAULTS = """
 import resource, torch
-from scoresde.memory import keep_freed_memory
+from scoresde.process import keep_freed_memory
 if {keep}: assert keep_freed_memory()
 torch.set_num_threads(1)
 for n in range(60):
@@ -27,3 +28,19 @@ def test_freed_memory_is_not_fetched_anew():
         faults[keep] = int(found.stdout)
     assert faults[True] < 50
     assert faults[False] >= 50  # one at least a tensor, with huge pages
+
+
+DENORMAL = """
+import torch
+from scoresde import process
+process.prepare()
+tiny = torch.full((4_000_000,), 1e-30)
+print(int((tiny * 1e-10 != 0).sum()), int((tiny * 1e-7 != 0).sum()))
+"""
+
+
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="where PyTorch can arrange it")
+def test_denormal_numbers_are_zero_in_all_threads():
+    found = subprocess.run([sys.executable, "-c", DENORMAL], capture_output=True, text=True)
+    assert found.returncode == 0, found.stderr
+    assert found.stdout.split() == ["0", "4000000"]
