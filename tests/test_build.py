@@ -69,6 +69,7 @@ def test_every_configuration_is_walked():
         "bpd.yaml",
         "evaluate.yaml",
         "data.yaml",
+        "report.yaml",
         "compare.yaml",
         "dequantize.yaml",
         "convert.yaml",
@@ -168,6 +169,8 @@ def test_every_experiment_trains_and_samples(experiment, request):
     if experiment in PUBLISHED:
         small(config, request.getfixturevalue("images"))
     stand_in(config.data, request)
+    if experiment == "images":
+        config.network.width = 8
     model = build.build_model(config)
     data, loss = build.instantiate(config.data), build.instantiate(config.loss)
     transform = fitted(data)
@@ -185,6 +188,18 @@ def test_every_experiment_trains_and_samples(experiment, request):
     sampler = build.instantiate(config.sampler)
     samples = sampler(model.eval(), shape=(2, *config.data.shape), seeds=[0, 1]).x
     assert bool(torch.isfinite(samples).all())
+
+
+@pytest.mark.parametrize("experiment", [name for name in EXPERIMENTS if name not in PUBLISHED and "digits" not in name])
+@pytest.mark.parametrize("prediction", ["noise", "v", "karras"])
+def test_parts_of_an_experiment_can_be_others(experiment, prediction, request):
+    """What an experiment sets of a part is in the option that it names: another option takes its place as it is."""
+    config = compose("train", f"experiment={experiment}", f"prediction={prediction}", "network=mlp").copy()
+    stand_in(config.data, request)
+    config.network.width = 8
+    model = build.build_model(config)
+    x = torch.zeros(2, *config.data.shape)
+    assert model.denoise(x, 0.5).shape == x.shape
 
 
 def stand_in(data, request):
