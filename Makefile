@@ -5,7 +5,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 RUN := runs/digits
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint notebooks clean
 .DELETE_ON_ERROR:
 
 # The library and what it needs.
@@ -23,6 +23,7 @@ demo: .venv/ready
 	$(BIN)/scoresde train experiment=digits run=$(RUN)
 	$(BIN)/scoresde sample run=$(RUN)
 	$(BIN)/scoresde bpd run=$(RUN)
+	$(BIN)/scoresde report run=$(RUN)
 
 test: .venv/ready-test
 	$(BIN)/python -m pytest --numprocesses auto --dist worksteal
@@ -32,6 +33,10 @@ lint: .venv/ready-test
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# The notebooks, run in place.
+notebooks: .venv/ready-test
+	$(BIN)/python notebooks/execute.py
 
 clean:
 	rm -rf .venv runs dist

@@ -10,6 +10,9 @@ Every line is a JSON object: a figure, or several, with its `kind`, its `seed` a
     device         its name, and the accelerator's
     config, checkpoint    SHA-256 of the run's files, null where there is none
     processes      that shared the work
+
+The likelihood of each sample of a split, of which a line has the mean, is in `per_sample/<split>.npz`, the last one
+computed.
 """
 
 import functools
@@ -18,19 +21,23 @@ import json
 import os
 import platform
 import subprocess
+import zipfile
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from scoresde.build import CONFIG
 from scoresde.metrics.features import file_sha256
 from scoresde.training import distributed
+from scoresde.training.checkpoint import replace_atomically
 from scoresde.training.trainer import CHECKPOINT
 
 METRICS = "metrics.jsonl"
+PER_SAMPLE = "per_sample"
 PACKAGE = Path(__file__).resolve().parents[1]
 PATIENCE = 10.0  # seconds for git
 
@@ -42,15 +49,47 @@ def append_metrics(run: Path, row: dict[str, Any], device: torch.device | str = 
 
     Args:
         run: its directory.
-        row: JSON-able; with `seed` and `n` where anything was drawn.
+        row: JSON-able; with `seed` and `n` where anything was drawn. A `provenance` of its own stays.
         device: that the figures were computed on.
     """
-    line = f"{json.dumps({**row, 'provenance': provenance(run, device)})}\n".encode()
+    row = row if "provenance" in row else {**row, "provenance": provenance(run, device)}
+    line = f"{json.dumps(row)}\n".encode()
     path = run / METRICS
     run.mkdir(parents=True, exist_ok=True)
     with open(path, "ab", buffering=0) as file:
         file.write(line)
     return path
+
+
+def keep_per_sample(run: Path, split: str, values: Tensor) -> Path:
+    """Keep the likelihood (N,) of each sample of a split, in the order of the split: the array `values` of an .npz."""
+    path = run / PER_SAMPLE / f"{split}.npz"
+
+    def write(temporary: Path) -> None:
+        with open(temporary, "wb") as file:
+            np.savez(file, values=values.detach().cpu().double().numpy())
+
+    replace_atomically(path, write)
+    return path
+
+
+def load_per_sample(run: Path, split: str) -> np.ndarray | None:
+    """What `keep_per_sample` kept of a split, float64 (N,); None if nothing was.
+
+    Raises:
+        ValueError: a file that is something else.
+    """
+    path = run / PER_SAMPLE / f"{split}.npz"
+    if not path.is_file():
+        return None
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            values = file["values"]
+    except (ValueError, KeyError, TypeError, EOFError, OSError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path} is no likelihood of samples; `scoresde bpd` writes it anew ({error})") from error
+    if values.ndim != 1 or values.dtype != np.float64:
+        raise ValueError(f"values (N,) in float64 in {path} expected; got {values.dtype} {values.shape}")
+    return values
 
 
 def provenance(run: Path, device: torch.device | str = "cpu") -> dict[str, Any]:

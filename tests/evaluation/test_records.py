@@ -6,12 +6,21 @@ import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 
+import numpy as np
 import pytest
 import torch
 
 from scoresde.build import CONFIG
 from scoresde.evaluation import records
-from scoresde.evaluation.records import METRICS, append_metrics, commit, digest, provenance
+from scoresde.evaluation.records import (
+    METRICS,
+    append_metrics,
+    commit,
+    digest,
+    keep_per_sample,
+    load_per_sample,
+    provenance,
+)
 from scoresde.training.trainer import CHECKPOINT
 
 
@@ -88,3 +97,27 @@ def test_without_git_there_is_no_commit(tmp_path, monkeypatch):
     )
     commit.cache_clear()
     assert commit(tmp_path) is None
+
+
+def test_the_likelihood_of_each_sample_is_kept(tmp_path):
+    assert load_per_sample(tmp_path, "test") is None
+    values = torch.linspace(0, 1, 7, dtype=torch.float64) / 3
+    keep_per_sample(tmp_path, "test", torch.arange(3.0))
+    path = keep_per_sample(tmp_path, "test", values)
+    assert load_per_sample(tmp_path, "test").tolist() == values.tolist()
+    assert load_per_sample(tmp_path, "validation") is None
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_file_that_holds_no_likelihoods_is_named(tmp_path):
+    path = keep_per_sample(tmp_path, "test", torch.arange(3.0))
+    np.savez(path, values=np.zeros((2, 2)))
+    with pytest.raises(ValueError, match=r"values \(N,\) in float64 .* expected; got float64 \(2, 2\)"):
+        load_per_sample(tmp_path, "test")
+    for content in (b"no archive", b""):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=r"test\.npz is no likelihood of samples; `scoresde bpd` writes it anew"):
+            load_per_sample(tmp_path, "test")
+    np.savez(path, values=np.array([{}], dtype=object))
+    with pytest.raises(ValueError, match="is no likelihood of samples"):
+        load_per_sample(tmp_path, "test")

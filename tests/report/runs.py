@@ -1,0 +1,193 @@
+"""Run directories of a few kinds of states, written by the library's own tools, without a training."""
+
+import csv
+import json
+from dataclasses import asdict, fields
+
+import numpy as np
+import torch
+import yaml
+from omegaconf import OmegaConf
+
+from scoresde import build
+from scoresde.evaluation.records import append_metrics, keep_per_sample
+from scoresde.evaluation.samplers import Row
+from scoresde.report import FilmSettings, Source, render
+from scoresde.training.checkpoint import load, save
+
+FILM = FilmSettings(samples=4, steps=6, frames=3)
+DIGITS = {
+    "shape": [1, 8, 8],
+    "range": [0, 17],
+    "train": {"_target_": "scoresde.data.Digits", "split": "fit"},
+    "validation": {"_target_": "scoresde.data.Digits", "split": "validation"},
+    "test": {"_target_": "scoresde.data.Digits", "split": "test"},
+    "transform": {"_target_": "scoresde.data.Levels", "levels": 17, "low": -1.0, "high": 1.0},
+    "dequantization": {"_target_": "scoresde.dequantization.Uniform"},
+}
+MOONS = {"_target_": "scoresde.data.Toy2D", "name": "moons", "n": 40}
+OTHER = {"range": None, "transform": {"_target_": "scoresde.data.Affine"}, "dequantization": None}
+
+
+def data_of(shape):
+    """The data node of a configuration for states of that shape."""
+    if list(shape) == [1, 8, 8]:
+        return DIGITS
+    if list(shape) == [2]:
+        return {"shape": [2], **OTHER, "train": MOONS, "validation": None, "test": {**MOONS, "seed": 2}}
+    node = {"_target_": "scoresde.data.Arrays", "path": "nowhere.npy", "shape": list(shape), "split": "train"}
+    return {"shape": list(shape), **OTHER, "train": node, "validation": None, "test": node}
+
+
+def configuration(shape, **changes):
+    """A run's configuration, a plain mapping."""
+    return {
+        "device": "cpu",
+        "seed": 0,
+        "trust": [],
+        "sde": {"_target_": "scoresde.sdes.VP", "beta_min": 0.1, "beta_max": 20.0, "t_min": 1e-5, "t_max": 1.0},
+        "prediction": {"_target_": "scoresde.predictions.Karras", "sigma_data": 1.0},
+        "network": {"_target_": "scoresde.networks.MLP", "shape": list(shape), "width": 8, "depth": 1},
+        "data": data_of(shape),
+        "loss": {"_target_": "scoresde.losses.DenoisingScoreMatching", "weighting": "likelihood"},
+        "trainer": {"_target_": "scoresde.training.Trainer", "steps": 60, "batch_size": 32},
+        "name": "tiny",
+        "run": "runs/tiny",
+        **changes,
+    }
+
+
+def new_run(path, shape, checkpoint=True, **changes):
+    """A run's directory with a configuration, and a model with random weights as its checkpoint."""
+    path.mkdir(parents=True)
+    config = configuration(shape, **changes)
+    (path / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+    if checkpoint:
+        torch.manual_seed(0)
+        state = build.build_model(OmegaConf.create(config)).state_dict()
+        save(path / "checkpoint.safetensors", {"model": state, "ema": state}, {"step": 60})
+    return path
+
+
+def train_further(path):
+    """Make another checkpoint of the run's."""
+    groups, info = load(path / "checkpoint.safetensors")
+    save(path / "checkpoint.safetensors", groups, {**info, "step": 61})
+
+
+def add_log(path, levels=True):
+    """Twelve lines of a training, and two of held-out data."""
+    with open(path / "log.jsonl", "w") as file:
+        for i in range(1, 13):
+            line = {"step": 5 * i, "loss": 100.0 / i, "gradient_norm": 2.0 + i, "learning_rate": 1e-3, "skipped": 0}
+            line |= {"images_per_second": 100.0 + i, "memory_gb": 0.25}
+            if levels:
+                line["loss_by_log_snr"] = [None, *(10.0 ** (k - 8) / i for k in range(9))]
+            file.write(json.dumps(line) + "\n")
+        for step, loss in ((30, 4.0), (60, 3.0)):
+            held_out = {"step": step, "validation_loss": loss, "validation_loss_stderr": 0.1}
+            held_out |= {"validation_bits_per_dim_bound": loss / 2, "validation_bits_per_dim_bound_stderr": 0.05}
+            file.write(json.dumps(held_out) + "\n")
+
+
+def add_samples(path, shape, n=20, sampler="pc"):
+    """Samples in a file, and the line about them."""
+    values = 8 * np.random.RandomState(0).rand(n, *shape)
+    (path / "samples").mkdir(exist_ok=True)
+    np.save(path / "samples" / f"{sampler}.npy", values.astype(np.float32))
+    row = {"kind": "samples", "sampler": sampler, "n": n, "nfe": 401, "seconds": 2.5, "seed": 0, "weights": "ema"}
+    append_metrics(path, {**row, "threshold": None})
+
+
+def likelihood_row(n=297, split="test", mean=1.75, unit="bits/dim", **changes):
+    """A line about a likelihood."""
+    conventions = {"quantity": "bits per dimension", "solver": "Adams(steps=80)", "trace": "Hutchinson(probes=1)"}
+    return {
+        "kind": "likelihood",
+        "split": split,
+        "n": n,
+        "weights": "ema",
+        "unit": unit,
+        "mean": mean,
+        "stderr": 0.05,
+        "conventions": {**conventions, "dequantization": "uniform, 1 per image"},
+        "nfe": 81.0,
+        "population": 0.04,
+        "monte_carlo": 0.03,
+        "discretisation": {"mean": -0.0021, "stderr": 0.0004},
+        "bound": {"mean": 1.9, "stderr": 0.06},
+        "bound_conventions": {"times": "UniformLogSNR, 32 in 16 strata per image"},
+        "seconds": 12.5,
+        "seed": 0,
+        **changes,
+    }
+
+
+def add_likelihood(path, n=297, **changes):
+    """A line about a likelihood of the test data, and the value of each sample: 1.0, ..., 2.5 in some order."""
+    order = np.random.RandomState(1).permutation(n)
+    values = torch.from_numpy(np.linspace(1.0, 2.5, n)[order])
+    keep_per_sample(path, "test", values)
+    append_metrics(path, likelihood_row(n, mean=float(values.mean()), **changes))
+    return values
+
+
+def add_comparison(path):
+    """Two samplers at two budgets, with their noise floor."""
+    shared = {"batch": 100, "metric": "sliced_wasserstein", "space": "state", "n": 100, "reference": "297 of test data"}
+    rows = [Row("training data", None, None, 0, None, value=0.05, low=0.04, high=0.06, **shared)]
+    for sampler, values in (("ddim", (0.4, 0.2)), ("unipc2", (0.2, 0.07))):
+        for nfe, value in zip((5, 10), values, strict=True):
+            rows.append(
+                Row(sampler, nfe, nfe, nfe, 0.1 * nfe, value=value, low=0.9 * value, high=1.2 * value, **shared)
+            )
+    with open(path / "comparison.csv", "w", newline="") as file:
+        writer = csv.DictWriter(file, [column.name for column in fields(Row)])
+        writer.writeheader()
+        writer.writerows(asdict(row) for row in rows)
+    for row in rows:
+        append_metrics(path, {"kind": "comparison", **asdict(row), "level": 0.9, "seed": 0})
+
+
+def add_quality(path):
+    """The Fréchet distance and the precision of samples, and of training data in their place."""
+    for of, distance, precision in (("samples", 3.25, 0.75), ("training data", 1.5, 0.875)):
+        about = {"sampler": "pc", "nfe": 401, "weights": "ema"} if of == "samples" else {}
+        for metric, value in (("frechet_distance", distance), ("precision", precision)):
+            row = {"kind": "quality", "of": of, "metric": metric, "value": value, "error": 0.125, "n": 297, "seed": 0}
+            row |= {"error_kind": "standard error", "features": "digits (0123456789ab)", "reference": "test data"}
+            append_metrics(path, {**row, "reference_n": 297, **about})
+
+
+def whole_run(path, shape=(1, 8, 8)):
+    """A run with all that there is."""
+    new_run(path, shape)
+    add_log(path)
+    add_samples(path, shape)
+    add_likelihood(path, n=297 if len(shape) == 3 else 40, **({} if len(shape) == 3 else {"unit": "nats/dim"}))
+    add_comparison(path)
+    add_quality(path)
+    return path
+
+
+def source_of(path, film=FILM, **changes):
+    """The source of a report on the run in that directory."""
+    text = (path / "config.yaml").read_text()
+    config = build.read_config(path)
+    data = {}
+    for split in ("test", "validation"):
+        try:
+            data[split] = build.instantiate(config.data[split]) if config.data.get(split) else f"no {split} data"
+        except (ValueError, OSError) as error:
+            data[split] = f"not to be had ({error})"
+    try:
+        run = build.load(path)
+    except FileNotFoundError as error:
+        run = str(error)
+    given = {"path": path, "config": yaml.safe_load(text), "config_text": text, "run": run, "data": data, "film": film}
+    return Source(**given | changes)
+
+
+def page_of(path, **changes):
+    """The text of the report on a run's directory."""
+    return render(source_of(path, **changes))
