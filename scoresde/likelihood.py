@@ -19,11 +19,11 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from scoresde.dequantization import Dequantization, Uniform
 from scoresde.divergence import Hutchinson, Trace
 from scoresde.flow import DEFAULT_SOLVER, Carried, carry, integrate, like
+from scoresde.progress import progress_bar
 from scoresde.protocols import Condition, ScoreModel, Transform, select
 from scoresde.score import refuse_other_flows
 from scoresde.solvers import Solver, Status
@@ -258,7 +258,7 @@ def bits_per_dim(
     if len(seeds) != len(images):
         raise ValueError(f"one seed per sample expected, {len(images)} of them; got {len(seeds)}")
     rows: list[_Bound] = []
-    for first in tqdm(range(0, len(images), batch_size), desc="bits/dim", disable=not progress):
+    for first in progress_bar(range(0, len(images), batch_size), title="bits/dim", unit="batch", shown=progress):
         part = slice(first, first + batch_size)
         noise = Noise.like(images[part], seeds=seeds[part])
         one = _Solve(model, transform, select(cond, part), dequantization, trace, solver, noise, start, time)

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
+from scoresde.progress import progress_bar
 from scoresde.protocols import Condition, ScoreModel, Transform, select
 from scoresde.score import refuse_dropout
 from scoresde.tensors import Noise, dimensions, float64
@@ -93,7 +93,7 @@ def batches(
     seeds = range(len(images)) if seeds is None else seeds
     if len(seeds) != len(images):
         raise ValueError(f"one seed per image expected, {len(images)} of them; got {len(seeds)}")
-    for first in tqdm(range(0, len(images), batch_size), desc="bound", disable=not progress):
+    for first in progress_bar(range(0, len(images), batch_size), title="bound", unit="batch", shown=progress):
         part = slice(first, first + batch_size)
         yield images[part], select(cond, part), Noise.like(images[part], seeds=seeds[part])
 

@@ -1,9 +1,9 @@
-"""What the verbs share: a run's directory and data, choices that are checked, tables on stdout."""
+"""What the verbs share: a run and its directory, choices that are checked, warnings, files."""
 
 import hashlib
 import sys
 import warnings
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,8 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from scoresde import plots
+from scoresde import build, plots
+from scoresde.cli.names import check_run
 from scoresde.training import distributed
 
 SPLITS = ("train", "validation", "test")
@@ -35,6 +36,11 @@ def run_directory(config: DictConfig) -> Path:
     if settings.mode == RunMode.MULTIRUN:
         return run / (file_name(settings.job.override_dirname) or str(settings.job.num))
     return run
+
+
+def load_run(config: DictConfig, device: str) -> build.Run:
+    """The run that a configuration names, with the weights that it names."""
+    return build.load(check_run(config.run), config.weights, config.trust, device)
 
 
 def file_name(text: str) -> str:
@@ -80,18 +86,3 @@ def save_array(path: Path, array: np.ndarray) -> None:
     """Write an array in NumPy's format to exactly that path."""
     with open(path, "wb") as file:
         np.save(file, array)
-
-
-def say(rows: dict[str, Any]) -> None:
-    """A small aligned table on stdout."""
-    width = max(len(key) for key in rows)
-    for key, value in rows.items():
-        print(f"{key:<{width}}  {value}", flush=True)
-
-
-def print_table(lines: Sequence[Sequence[str]]) -> None:
-    """Lines of cells, aligned: the first column to the left, the others to the right."""
-    widths = [max(len(cell) for cell in column) for column in zip(*lines, strict=True)]
-    for first, *others in lines:
-        cells = [first.ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True))]
-        print("  ".join(cells), flush=True)

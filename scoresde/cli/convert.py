@@ -7,11 +7,13 @@ import torch
 from omegaconf import DictConfig
 
 from scoresde import build
-from scoresde.cli.common import choice, say
+from scoresde.cli.common import choice
+from scoresde.cli.output import Record, say
 from scoresde.convert import diffusers, edm, save_run, score_sde
+from scoresde.training.trainer import CHECKPOINT
 
 
-def convert(config: DictConfig) -> None:
+def convert(config: DictConfig) -> Record:
     """Make a run of another project's checkpoint."""
     run = Path(config.run or Path("runs") / Path(config.path).stem)
     converted, averaged = CONVERTERS[choice("source", config.source, CONVERTERS)](config.path, config.config)
@@ -19,7 +21,10 @@ def convert(config: DictConfig) -> None:
         converted.config.data = config.data
     save_run(converted, run, averaged)
     parameters = sum(p.numel() for p in converted.model.parameters() if p.requires_grad)
-    say({"run": run, "parameters": f"{parameters:,}", "weights": "raw, ema" if averaged else "raw"})
+    weights = ["raw", "ema"] if averaged else ["raw"]
+    say({"run": run, "parameters": f"{parameters:,}", "weights": ", ".join(weights)})
+    paths = {"checkpoint": run / CHECKPOINT, "config": run / build.CONFIG}
+    return {"run": run, "parameters": parameters, "weights": weights, "paths": paths}
 
 
 def convert_score_sde(path: str, config: str | None) -> tuple[build.Run, dict[str, torch.Tensor]]:

@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from scoresde import build, plots
-from scoresde.cli.common import SPLITS, choice, print_table, say
+from scoresde.cli.common import SPLITS, choice
+from scoresde.cli.output import Record, gap, print_table, say, shows_progress
 from scoresde.data.statistics import Statistics, describe, state_of
 from scoresde.training.checkpoint import replace_atomically
 
@@ -24,7 +25,7 @@ PANELS = 16  # histograms or channels in a picture
 LINES = 12  # series in a panel
 
 
-def data(config: DictConfig) -> None:
+def data(config: DictConfig) -> Record:
     """What a dataset holds: its statistics, and a picture of its samples."""
     if config.get("data") is None:
         raise ValueError("a dataset, data=... or experiment=..., expected; got none")
@@ -35,18 +36,31 @@ def data(config: DictConfig) -> None:
     datasets = {split: build.instantiate(node, config.trust) for split, node in nodes.items()}
     found: dict[str, Statistics] = {}
     for split, dataset in datasets.items():
-        found[split] = describe(dataset, config.limit, found)
+        found[split] = describe(dataset, config.limit, found, progress=shows_progress())
     print_table(table(found))
-    print()
+    gap()
     if names := getattr(datasets[drawn], "names", None):
         moments = zip(found[drawn].mean, found[drawn].std, strict=True)
         rows = [[name, *(f"{value:.6g}" for value in pair)] for name, pair in zip(names, moments, strict=True)]
         print_table([[drawn, "mean", "standard deviation"], *rows])
-        print()
+        gap()
     samples = some(datasets[drawn], config.n or (POINTS if len(found[drawn].shape) == 1 else IMAGES))
     path = Path(config.out) if config.out is not None else FIGURES / f"{name_of(config)}.png"
-    said = {"shape": list(found[drawn].shape), **in_model_space(config, datasets)}
-    say({**said, "picture": save(samples, path, config.data.get("range"), names)})
+    shape, states = list(found[drawn].shape), in_model_space(config, datasets)
+    picture = save(samples, path, config.data.get("range"), names)
+    said: Record = {"shape": shape}
+    if states is not None:
+        spread = "mean {mean:.4g}, standard deviation {std:.4g} (prediction.sigma_data)"
+        said["model space"] = spread.format(**states)
+    say({**said, "picture": picture})
+    statistics = {split: record_of(one) for split, one in found.items()}
+    known = {"shape": shape, "names": names, "model_space": states, "statistics": statistics}
+    return {"data": name_of(config), **known, "paths": {"picture": picture}}
+
+
+def record_of(statistics: Statistics) -> Record:
+    """The statistics as numbers."""
+    return {key: value for key, value in vars(statistics).items() if key != "fingerprints"}
 
 
 def name_of(config: DictConfig) -> str:
@@ -64,18 +78,18 @@ def some(dataset: Dataset, n: int) -> Tensor:
     return torch.stack([state_of(dataset[i]) for i in chosen.tolist()])
 
 
-def in_model_space(config: DictConfig, datasets: dict[str, Dataset]) -> dict[str, str]:
+def in_model_space(config: DictConfig, datasets: dict[str, Dataset]) -> dict[str, float] | None:
     """Mean and standard deviation of the training data as a network sees them, from a sample of them."""
     node = config.data.get("training") or config.data
     transform = build.instantiate(node.get("transform"), config.trust)
     if transform is None or "train" not in datasets:
-        return {}
+        return None
     if hasattr(transform, "fit") and not transform.fitted:
         transform = type(transform)(**transform.fit(datasets["train"]))
     values = some(datasets["train"], POINTS).double()
     centred = values + 0.5 if node.get("dequantization") is not None else values  # the mean of x + u
     states = transform(centred)
-    return {"model space": f"mean {states.mean():.4g}, standard deviation {states.std():.4g} (prediction.sigma_data)"}
+    return {"mean": float(states.mean()), "std": float(states.std())}
 
 
 def table(found: dict[str, Statistics]) -> list[list[str]]:

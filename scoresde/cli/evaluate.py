@@ -1,6 +1,5 @@
 """`scoresde evaluate`."""
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,13 +11,14 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from scoresde import build
-from scoresde.cli.common import SPLITS, choice, listed, print_table, say
-from scoresde.cli.likelihood import likelihood_of, likelihood_row, likelihood_table
+from scoresde.cli.common import SPLITS, choice, listed, load_run
+from scoresde.cli.likelihood import likelihood_of, likelihood_paths, likelihood_row, likelihood_table
+from scoresde.cli.output import Record, gap, keep, print_table, say, shows_progress
 from scoresde.cli.sample import draw_of_run, draw_row
 from scoresde.evaluation.features import TrainedClassifier
 from scoresde.evaluation.images import is_of_images
 from scoresde.evaluation.quality import Comparison, Quality, errors, quality_of_images, quality_of_states, table
-from scoresde.evaluation.records import append_metrics
+from scoresde.evaluation.records import METRICS
 from scoresde.evaluation.references import data_items
 from scoresde.metrics.statistics import Statistics
 from scoresde.training import distributed
@@ -26,32 +26,34 @@ from scoresde.training import distributed
 DEFAULT_SPACE = "pixels"
 
 
-def evaluate(config: DictConfig) -> None:
+def evaluate(config: DictConfig) -> Record | None:
     """The quality of a run's samples, and its likelihood, against a split of its data."""
     device = distributed.device(config.device)
-    run = build.load(config.run, config.weights, config.trust, device)
+    run = load_run(config, device)
     measured = _Evaluation(run, config, device)
     samples, described = measured.samples()
     quality = measured.quality(samples)
     first = distributed.rank() == 0
-    if first:
-        metrics = measured.write(quality, described)
+    rows = measured.write(quality, described) if first else []
     bits = None
     if config.bpd and config.get("likelihood") is not None:
         result, seconds = likelihood_of(run, config, "evaluate")
         if first:
-            append_metrics(run.path, likelihood_row(result, config, seconds), device)
+            rows.append(keep(run.path, likelihood_row(result, config, seconds), device))
             bits = likelihood_table(result, config.split)
-    if first:
-        say(measured.told(quality, described))
-        print()
-        print_table(table(quality))
-        print()
-        kinds = {f"+- of {metric}": kind for metric, kind in errors(quality).items()}
-        left_out = {f"no {metric}": why for metric, why in quality.left_out.items()}
-        say({**kinds, **left_out})
-        print()
-        say({**(bits or {}), "metrics": metrics})
+    if not first:
+        return None
+    paths = {"metrics": run.path / METRICS}
+    say(measured.told(quality, described))
+    gap()
+    print_table(table(quality))
+    gap()
+    kinds = {f"+- of {metric}": kind for metric, kind in errors(quality).items()}
+    say({**kinds, **{f"no {metric}": why for metric, why in quality.left_out.items()}})
+    gap()
+    say({**(bits or {}), **paths})
+    paths |= likelihood_paths(run, config) if bits is not None else {}
+    return {"run": run.path, "rows": rows, "left_out": quality.left_out, "paths": paths}
 
 
 @dataclass
@@ -80,7 +82,7 @@ class _Evaluation:
         self.reference = None if config.reference is None else Statistics.load(config.reference)
         self.space = build.instantiate(config.features, config.trust)
         if isinstance(self.space, TrainedClassifier):
-            self.space.progress = sys.stderr.isatty() and distributed.rank() == 0
+            self.space.progress = shows_progress()
         _ = self.space.name  # what is missing is better known before the samples are drawn than after
 
     def samples(self) -> tuple[Tensor, dict[str, Any]]:
@@ -100,12 +102,12 @@ class _Evaluation:
         if not self.is_image:
             return quality_of_states(self.run, samples, self.comparison, config.resamples, config.level)
         directory = None if config.statistics is None else Path(config.statistics)
-        extraction = (config.batch_size, self.device)
+        extraction = (config.batch_size, self.device, shows_progress())
         return quality_of_images(self.run, samples, self.space, self.comparison, self.reference, directory, *extraction)
 
-    def write(self, quality: Quality, described: dict[str, Any]) -> Path:
+    def write(self, quality: Quality, described: dict[str, Any]) -> list[Record]:
         """A row for each figure of each column."""
-        path = self.run.path
+        rows = []
         for column in quality.columns:
             about = described if column.what == "samples" else {"n": column.n, "seed": self.config.seed}
             for figure in column.figures.values():
@@ -122,8 +124,8 @@ class _Evaluation:
                     "reference_n": column.reference_n,
                     **about,
                 }
-                path = append_metrics(self.run.path, row, self.device)
-        return path
+                rows.append(keep(self.run.path, row, self.device))
+        return rows
 
     def told(self, quality: Quality, described: dict[str, Any]) -> dict[str, Any]:
         """What the table rests on."""

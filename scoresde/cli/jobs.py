@@ -13,16 +13,20 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from scoresde import process
+from scoresde.cli.names import one_line
+from scoresde.cli.output import Arriving, Output, Record, line, talking
 from scoresde.training import distributed
 from scoresde.training.trainer import Interrupted
 
 EXPECTED = (ValueError, TypeError, OSError, RuntimeError, HydraException, OmegaConfBaseException)
-INTERRUPTED = 130
+WRONG, INTERRUPTED = 2, 130  # exit codes
+Verb = Callable[[DictConfig], Record | None]
 
 
 class Failed(RuntimeError):
@@ -34,21 +38,25 @@ class Job:
 
     Args:
         name: of the verb.
-        verb: a function of the configuration.
+        verb: a function of the configuration, which returns its record.
         shared: the verbs that processes may share.
+        as_json: print the records, and no tables.
         wants_traceback: leave exceptions as they are.
     """
 
-    def __init__(self, name: str, verb: Callable[[DictConfig], None], shared: Sequence[str], wants_traceback: bool):
-        self.name, self.verb, self.shared, self.wants_traceback = name, verb, shared, wants_traceback
+    def __init__(
+        self, name: str, verb: Verb, shared: Sequence[str], as_json: bool = False, wants_traceback: bool = False
+    ):
+        self.name, self.verb, self.shared = name, verb, shared
+        self.as_json, self.wants_traceback = as_json, wants_traceback
         self.failed = False  # whether any run of it has
         self.sent = False  # whether this is a copy, in another process
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "sent": True}
 
-    def __call__(self, config: DictConfig) -> None:
-        """Run the verb.
+    def __call__(self, config: DictConfig) -> Arriving | None:
+        """Run the verb; from another process, what is to be printed in the command's.
 
         Raises:
             SystemExit: it was interrupted.
@@ -56,10 +64,24 @@ class Job:
         """
         with self.told(), self.processes():
             try:
-                self.verb(config)
+                with talking(Output(tables=not self.as_json, bars=not self.sent)):
+                    record = self.verb(config)
             except (Interrupted, KeyboardInterrupt) as stop:
-                print(f"scoresde {self.name}: {one_line(stop)}", file=sys.stderr)
+                reason = one_line(stop) if str(stop) else "interrupted"
+                print(f"scoresde {self.name}: {reason}", file=sys.stderr)
                 raise SystemExit(INTERRUPTED) from stop
+            if self.as_json and distributed.rank() == 0:
+                return self.handed_over(record or {})
+        return None
+
+    def handed_over(self, record: Record) -> Arriving | None:
+        """The record printed, or on its way to where it is."""
+        about = {"verb": self.name, "overrides": list(HydraConfig.get().overrides.task)}
+        text = line({**about, **record})
+        if self.sent:
+            return Arriving(text)
+        print(text, flush=True)
+        return None
 
     @contextmanager
     def told(self) -> Iterator[None]:
@@ -105,9 +127,3 @@ def join_tasks() -> None:
 
     if JobEnvironment().num_tasks > 1:
         TorchDistributedEnvironment().export(set_cuda_visible_devices=False, overwrite=True)
-
-
-def one_line(error: BaseException) -> str:
-    """An exception's message, its first paragraph on one line."""
-    text = " ".join(line.strip() for line in str(error).strip().splitlines() if line.strip())
-    return text or type(error).__name__

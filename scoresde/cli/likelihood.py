@@ -1,37 +1,47 @@
 """`scoresde bpd`, and `scoresde dequantize`."""
 
-import sys
+import shlex
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 import torch
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from scoresde import build
-from scoresde.cli.common import SPLITS, choice, say, warnings_told
+from scoresde.cli.common import SPLITS, choice, load_run, warnings_told
+from scoresde.cli.output import Record, keep, say, shows_progress
 from scoresde.dequantization import Dequantization, TruncatedNormal, Uniform, Variational
 from scoresde.evaluation.likelihood import Estimate, Likelihood, evaluate_likelihood
-from scoresde.evaluation.records import append_metrics
+from scoresde.evaluation.records import METRICS, PER_SAMPLE, keep_per_sample
 from scoresde.training import distributed
 from scoresde.training.checkpoint import save
 from scoresde.training.dequantization import DEQUANTIZATION, learn
 from scoresde.training.dequantization import compare as compare_dequantizations
 
 
-def bpd(config: DictConfig) -> None:
+def bpd(config: DictConfig) -> Record | None:
     """The likelihood of a run on a split of its data, with its errors and conventions."""
-    run = build.load(config.run, config.weights, config.trust, distributed.device(config.device))
+    device = distributed.device(config.device)
+    run = load_run(config, device)
     result, seconds = likelihood_of(run, config, "bpd")
     if distributed.rank() > 0:
-        return
-    metrics = append_metrics(run.path, likelihood_row(result, config, seconds), distributed.device(config.device))
-    say({**likelihood_table(result, config.split), "seconds": seconds, "metrics": metrics})
+        return None
+    row, paths = keep(run.path, likelihood_row(result, config, seconds), device), {"metrics": run.path / METRICS}
+    say({**likelihood_table(result, config.split), "seconds": seconds, **paths})
+    return {"run": run.path, "rows": [row], "paths": {**paths, **likelihood_paths(run, config)}}
+
+
+def likelihood_paths(run: build.Run, config: DictConfig) -> dict[str, Path]:
+    """Where the likelihood of each sample is."""
+    return {"per_sample": run.path / PER_SAMPLE / f"{config.split}.npz"}
 
 
 def likelihood_of(run: build.Run, config: DictConfig, verb: str) -> tuple[Likelihood, float]:
-    """The likelihood of a run that a configuration of `bpd` describes, and its seconds."""
+    """The likelihood of a run that a configuration of `bpd` describes, and its seconds; each sample's is kept."""
     split = choice("split", config.split, SPLITS)
     if (node := run.config.data[split]) is None:
         raise ValueError(f"{run.path} names no {split} data: set data.{split} in its {build.CONFIG}")
@@ -43,9 +53,11 @@ def likelihood_of(run: build.Run, config: DictConfig, verb: str) -> tuple[Likeli
     if way is not None and way.start(run.model.sde, run.transform) is not None and budget.bound == "continuous":
         budget = replace(budget, bound="discrete")  # its points are no clean data
     started = time.perf_counter()
-    shown = sys.stderr.isatty() and distributed.rank() == 0
+    how = {"budget": budget, "seed": config.seed, "progress": shows_progress()}
     with warnings_told(verb):
-        result = evaluate_likelihood(run, dataset, way, **options, progress=shown, budget=budget, seed=config.seed)
+        result = evaluate_likelihood(run, dataset, way, **options, **how)
+    if distributed.rank() == 0:
+        keep_per_sample(run.path, split, result.per_sample)
     return result, round(time.perf_counter() - started, 2)
 
 
@@ -53,7 +65,9 @@ def likelihood_row(result: Likelihood, config: DictConfig, seconds: float) -> di
     """What `metrics.jsonl` keeps of a likelihood."""
     row = {"kind": "likelihood", "split": config.split, "n": len(result.per_sample), "weights": config.weights}
     fields = {key: value for key, value in asdict(result).items() if key != "per_sample"}
-    return {**row, **fields, "seconds": seconds, "seed": config.seed}
+    hydra = HydraConfig.get()
+    command = shlex.join(["scoresde", str(hydra.job.config_name), *hydra.overrides.task])
+    return {**row, **fields, "seconds": seconds, "seed": config.seed, "command": command}
 
 
 def likelihood_table(result: Likelihood, split: str) -> dict[str, Any]:
@@ -75,27 +89,30 @@ def likelihood_table(result: Likelihood, split: str) -> dict[str, Any]:
     return {**rows, **result.conventions, "evaluations": f"{result.nfe:.4g} a sample"}
 
 
-def dequantize(config: DictConfig) -> None:
+def dequantize(config: DictConfig) -> Record:
     """Learn the dequantisation under which a run has the fewest bits."""
-    run = build.load(config.run, config.weights, config.trust, config.device)
+    run = load_run(config, config.device)
     train, validation = (grey_levels(run, split, config.trust) for split in ("train", "validation"))
     optimizer = build.instantiate(config.optimizer, config.trust)
     low, high = run.config.data.range
     torch.manual_seed(config.seed)
     q = Variational(list(run.config.data.shape), high - low, config.layers, config.width).to(config.device)
-    say({"run": run.path, "parameters": f"{sum(p.numel() for p in q.parameters()):,}", "steps": config.steps})
+    parameters = sum(p.numel() for p in q.parameters())
+    say({"run": run.path, "parameters": f"{parameters:,}", "steps": config.steps})
     settings = {name: config[name] for name in ("steps", "batch_size", "clip", "seed")}
-    shown, started = sys.stderr.isatty(), time.perf_counter()
+    shown, started = shows_progress(), time.perf_counter()
     learn(q, run.model, run.transform, train, optimizer, **settings, progress=shown)
     seconds = round(time.perf_counter() - started, 2)
     bounds = vars(compare_dequantizations(q, run.model, run.transform, validation, config.draws, progress=shown))
     path, settings = run.path / DEQUANTIZATION, {**settings, "weights": config.weights}
     save(path, {"dequantization": q.state_dict()}, {"arguments": q.arguments, "training": settings})
     row = {"kind": "dequantization", "split": "validation", "n": len(validation), "seconds": seconds}
-    metrics = append_metrics(run.path, {**row, **bounds, **settings}, config.device)
+    row = keep(run.path, {**row, **bounds, **settings}, config.device)
+    paths = {"checkpoint": path, "metrics": run.path / METRICS}
     figures = {name: f"{mean:.4f} +- {stderr:.4f}" for name, (mean, stderr) in bounds.items()}
     figures["learned"] += f" (bound on validation bits/dim, standard error over {len(validation)} samples)"
-    say({**figures, "seconds": seconds, "checkpoint": path, "metrics": metrics})
+    say({**figures, "seconds": seconds, **paths})
+    return {"run": run.path, "parameters": parameters, "rows": [row], "paths": paths}
 
 
 def grey_levels(run: build.Run, split: str, trust: Sequence[str]) -> Any:

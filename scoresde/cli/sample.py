@@ -1,7 +1,5 @@
 """`scoresde sample`, and `scoresde compare`."""
 
-import sys
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -14,11 +12,12 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from scoresde import build, plots
-from scoresde.cli.common import SPLITS, choice, draw, listed, print_table, save_array, say
+from scoresde.cli.common import SPLITS, choice, draw, listed, load_run, save_array, warnings_told
+from scoresde.cli.output import Record, gap, keep, print_table, say, shows_progress
 from scoresde.evaluation import references
 from scoresde.evaluation import samplers as comparison
 from scoresde.evaluation.generation import Drawn, draw_samples
-from scoresde.evaluation.records import append_metrics
+from scoresde.evaluation.records import METRICS
 from scoresde.samplers import Sampler
 from scoresde.score import ScoreModel
 from scoresde.training import distributed
@@ -27,21 +26,21 @@ from scoresde.training.checkpoint import replace_atomically
 ORACLE, ORACLE_SAMPLES, RUN_SAMPLES = "oracle", 5000, 500
 
 
-def sample(config: DictConfig) -> None:
+def sample(config: DictConfig) -> Record | None:
     """Draw samples of a run."""
     device = distributed.device(config.device)
-    run = build.load(config.run, config.weights, config.trust, device)
+    run = load_run(config, device)
     result = draw_of_run(run, config, config.n)
     if distributed.rank() > 0:
-        return
-    row = {"kind": "samples", **draw_row(result, config, config.n)}
+        return None
+    row = keep(run.path, {"kind": "samples", **draw_row(result, config, config.n)}, device)
     name = row["sampler"]
     array = run.path / "samples" / f"{name}.npy"
     replace_atomically(array, lambda file: save_array(file, result.x.numpy()))
     picture = draw(result.x, run.config, run.path / "figures" / f"samples_{name}.png")
-    metrics = append_metrics(run.path, row, device)
-    shown = {key: row[key] for key in ("sampler", "n", "nfe", "seconds")}
-    say({**shown, "array": array, "picture": picture, "metrics": metrics})
+    paths = {"array": array, "picture": picture, "metrics": run.path / METRICS}
+    say({**{key: row[key] for key in ("sampler", "n", "nfe", "seconds")}, **paths})
+    return {"run": run.path, "rows": [row], "paths": paths}
 
 
 def draw_of_run(run: build.Run, config: DictConfig, n: int) -> Drawn:
@@ -54,8 +53,7 @@ def draw_of_run(run: build.Run, config: DictConfig, n: int) -> Drawn:
             )
         model = build.instantiate(threshold, config.trust, model=model)
     sampler = build.instantiate(config.sampler, config.trust)
-    shown = sys.stderr.isatty() and distributed.rank() == 0
-    return draw_samples(run, sampler, n, config.batch_size, config.seed, model, progress=shown)
+    return draw_samples(run, sampler, n, config.batch_size, config.seed, model, progress=shows_progress())
 
 
 def draw_row(result: Drawn, config: DictConfig, n: int) -> dict[str, Any]:
@@ -72,33 +70,29 @@ def draw_row(result: Drawn, config: DictConfig, n: int) -> dict[str, Any]:
     }
 
 
-def compare(config: DictConfig) -> None:
-    """Samplers side by side on a run, or on an exact score: quality against evaluations and seconds."""
+def compare(config: DictConfig) -> Record:
+    """Samplers side by side on a run, or on an exact score: quality, evaluations, seconds."""
     names, budgets = (listed(config, key) for key in ("samplers", "nfe"))
     samplers = {name: sampler_of(name, config.trust) for name in names}
     metrics = None if config.metrics is None else listed(config, "metrics")
     model, reference, path, described = compared(config)
     settings = {key: config[key] for key in ("batch_size", "repeats", "resamples", "level", "seed")}
     n = config.n if config.n is not None else len(reference.truth)
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", UserWarning)
+    with warnings_told("compare"):
         rows = comparison.compare(
-            model, samplers, budgets, reference, metrics, n, **settings, progress=sys.stderr.isatty()
+            model, samplers, budgets, reference, metrics, n, **settings, progress=shows_progress()
         )
-    for warning in caught:
-        print(f"scoresde compare: warning: {warning.message}", file=sys.stderr)
-    for row in rows:
-        described_row = {"kind": "comparison", **asdict(row), "level": config.level, "seed": config.seed}
-        metrics_path = append_metrics(path, {**described_row, **described}, config.device)
+    about = {"level": config.level, "seed": config.seed, **described}
+    kept = [keep(path, {"kind": "comparison", **asdict(row), **about}, config.device) for row in rows]
     print_table(comparison.table(rows))
-    print()
+    gap()
     half = f"half the width of the {100 * config.level:g}% interval; {reference.floor} are the noise floor"
     table = comparison.write_csv(rows, path / "comparison.csv")
     picture = plots.save_comparison(rows, path / "figures" / "comparison.png")
     said = {**described, "samples": n, "compared with": reference.name, "+-": half}
-    say(
-        {**said, "seconds": f"of a batch of {rows[0].batch}", "csv": table, "picture": picture, "metrics": metrics_path}
-    )
+    paths = {"csv": table, "picture": picture, "metrics": path / METRICS}
+    say({**said, "seconds": f"of a batch of {rows[0].batch}", **paths})
+    return {"run": path, "rows": kept, "paths": paths}
 
 
 def compared(config: DictConfig) -> tuple[ScoreModel, references.Reference, Path, dict[str, str]]:
@@ -108,7 +102,7 @@ def compared(config: DictConfig) -> tuple[ScoreModel, references.Reference, Path
         reference = references.Reference.of_mixture(mixture, sde, config.n or ORACLE_SAMPLES, config.seed)
         described = f"exact score of {references.describe(mixture)} under {type(sde).__name__}"
         return mixture.score_model(sde), reference, Path("runs") / ORACLE, {"model": described}
-    run = build.load(config.run, config.weights, config.trust, config.device)
+    run = load_run(config, config.device)
     split = choice("split", config.split, SPLITS)
     reference = references.Reference.of_run(run, config.n or RUN_SAMPLES, split, config.seed, config.trust)
     return run.model, reference, run.path, {"run": str(run.path), "weights": config.weights}

@@ -1,6 +1,6 @@
 """`scoresde train`."""
 
-import sys
+import json
 import time
 import warnings
 from pathlib import Path
@@ -11,11 +11,13 @@ from omegaconf import DictConfig, OmegaConf
 from torch.utils.data import Dataset
 
 from scoresde import build
-from scoresde.cli.common import draw, run_directory, say
+from scoresde.cli.common import draw, run_directory
+from scoresde.cli.output import Record, say, shows_progress
+from scoresde.data.statistics import state_of
 from scoresde.losses import Objective
 from scoresde.score import ScoreModel
 from scoresde.training import distributed
-from scoresde.training.trainer import CHECKPOINT
+from scoresde.training.trainer import CHECKPOINT, LOG
 from scoresde.training.validation import HeldOut, View
 
 PREVIEW = 16
@@ -24,15 +26,16 @@ BESIDE = ("held_out", "sampler", "trust", "hydra")  # parts that change nothing 
 RESUMABLE = ("steps", *INTERVALS, "accumulate", "compile", "channels_last", "workers", "parallel", "wandb", "device")
 
 
-def train(config: DictConfig) -> None:
+def train(config: DictConfig) -> Record | None:
     """Train a score model, or go on with a run that was stopped."""
     run = run_directory(config)
+    torch.manual_seed(config.seed)
+    dataset = training_data(config)
     torch.manual_seed(config.seed)
     model = build.build_model(config, config.trust)
     optimizer = build.instantiate(config.optimizer, config.trust)
     trainer = build.instantiate(config.trainer, config.trust, optimizer=optimizer)
     loss, sampler = (build.instantiate(part, config.trust) for part in (config.loss, config.sampler))
-    dataset = build.instantiate(config.data.train, config.trust)
     fit_transform(config, dataset)
     measured, trained = views(config)
     held_out = held_out_numbers(config, loss, trained, measured)
@@ -45,15 +48,37 @@ def train(config: DictConfig) -> None:
             draw(measured.transform.inverse(samples), config, run / "figures" / f"step{step:06d}.png")
 
     parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    counts = {"parameters": parameters, "samples": len(dataset), "steps": trainer.steps}  # type: ignore[arg-type]
     if first:
-        say({"run": run, "parameters": f"{parameters:,}", "samples": len(dataset), "steps": trainer.steps})
+        say({"run": run, **counts, "parameters": f"{parameters:,}"})
     started = time.perf_counter()
     seen = (trained.transform, trained.dequantization)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "find_unused_parameters=True was specified")
-        trainer.fit(model, loss, dataset, run, *seen, preview, held_out, sys.stderr.isatty())
-    if first:
-        say({"trained": f"{time.perf_counter() - started:.0f} s", "checkpoint": run / CHECKPOINT})
+        trainer.fit(model, loss, dataset, run, *seen, preview, held_out, shows_progress())
+    if not first:
+        return None
+    seconds, paths = time.perf_counter() - started, {"checkpoint": run / CHECKPOINT}
+    say({"trained": f"{seconds:.0f} s", **paths})
+    paths |= {"config": run / build.CONFIG, "log": run / LOG}
+    return {"run": run, **counts, "seconds": seconds, "last": last_line(run / LOG), "paths": paths}
+
+
+def last_line(log: Path) -> Record:
+    """What a training's log says of its last step: the line on the loss, and the one on held-out data."""
+    lines = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+    return {key: value for line in lines if line["step"] == lines[-1]["step"] for key, value in line.items()}
+
+
+def training_data(config: DictConfig) -> Dataset:
+    """The dataset; where the configuration leaves its shape open, that of an item is put there."""
+    is_open = OmegaConf.is_missing(config.data, "shape")
+    if is_open:
+        config.data.shape = None
+    dataset = build.instantiate(config.data.train, config.trust)
+    if is_open:
+        config.data.shape = list(state_of(dataset[0]).shape)
+    return dataset
 
 
 def fit_transform(config: DictConfig, dataset: Dataset) -> None:
@@ -91,7 +116,7 @@ def record_config(config: DictConfig, run: Path) -> None:
     path = run / build.CONFIG
     if path.exists() and (run / CHECKPOINT).exists():
         before, now = flatten(OmegaConf.to_container(build.read_config(run), resolve=True)), flatten(resolved)
-        free = {f"trainer.{name}" for name in RESUMABLE} | {"device", "run"}
+        free = {f"trainer.{name}" for name in RESUMABLE} | {"device", "run", "data.sigma_data"}
         for key in now:  # what the trainer of an older version did not know is as it is by default
             before.setdefault(key, now[key] if key.startswith("trainer.") else None)
         changed = [

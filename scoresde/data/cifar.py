@@ -129,7 +129,7 @@ class CIFAR10(Items):
                 root.mkdir(parents=True, exist_ok=True)
                 bar = {"desc": path.name, "total": int(response.headers.get("Content-Length") or 0) or None}
                 with (
-                    tqdm.wrapattr(response, "read", **bar, disable=not sys.stderr.isatty()) as counted,
+                    tqdm.wrapattr(response, "read", **bar, leave=False, disable=not sys.stderr.isatty()) as counted,
                     open(temporary, "wb") as file,
                 ):
                     shutil.copyfileobj(counted, file)

@@ -19,6 +19,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from scoresde.progress import progress_bar
+
 BLOCK = 2**20  # values at once
 MANY = 65_536  # distinct levels, beyond which they are not counted
 
@@ -90,13 +92,19 @@ class Statistics:
     fingerprints: frozenset[bytes] = field(repr=False, compare=False)
 
 
-def describe(dataset: Dataset, limit: int | None = None, others: Mapping[str, Statistics] | None = None) -> Statistics:
+def describe(
+    dataset: Dataset,
+    limit: int | None = None,
+    others: Mapping[str, Statistics] | None = None,
+    progress: bool = False,
+) -> Statistics:
     """The statistics of a dataset.
 
     Args:
         dataset: items are states `*`, or (state, condition), all of one shape.
         limit: examine at most so many items, spread evenly; all by default.
         others: of further splits, by name: which items are in these too.
+        progress: show a progress bar.
 
     Raises:
         ValueError: no item, items of different shapes, no item with finite values, or a limit below 1.
@@ -107,7 +115,7 @@ def describe(dataset: Dataset, limit: int | None = None, others: Mapping[str, St
     shared: Counter[str] = Counter(dict.fromkeys(others or {}, 0))
     first: Tensor | None = None
     block: list[Tensor] = []
-    for index in indices:
+    for index in progress_bar(indices, title="examining", unit="item", shown=progress):
         item = dataset[index]
         state, label = state_of(item), _label(item)
         first = state if first is None else first

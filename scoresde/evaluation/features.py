@@ -12,6 +12,7 @@ from torch.utils.data import Dataset
 from scoresde.evaluation.records import digest
 from scoresde.metrics.classifier import SmallCNN, train_classifier
 from scoresde.metrics.features import Classifier, Features, FeatureSpace, Span, extract
+from scoresde.progress import progress_bar
 from scoresde.training import checkpoint, distributed
 
 
@@ -91,13 +92,19 @@ class TrainedClassifier:
 
 
 def shared_extract(
-    space: FeatureSpace, images: Tensor, span: Span, batch_size: int, device: torch.device | str
+    space: FeatureSpace,
+    images: Tensor,
+    span: Span,
+    batch_size: int,
+    device: torch.device | str,
+    progress: bool = False,
 ) -> Features:
     """`metrics.features.extract` with the batches shared among processes; the features in each of them."""
     batches = list(images.split(batch_size))
+    turns = range(distributed.rank(), len(batches), distributed.size())
     mine = {
         i: extract(space, batches[i], span, batch_size, device)
-        for i in range(distributed.rank(), len(batches), distributed.size())
+        for i in progress_bar(turns, title="features", unit="batch", shown=progress)
     }
     found = {i: part for parts in distributed.gather(mine) for i, part in parts.items()}
     return Features.cat([found[i] for i in range(len(batches))])

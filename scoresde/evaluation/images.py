@@ -65,6 +65,7 @@ def data_statistics(
     trust: tuple[str, ...] = (),
     batch_size: int = 256,
     device: torch.device | str = "cpu",
+    progress: bool = False,
 ) -> Statistics:
     """The statistics of a split of a run's images with their features, from a file if they were needed before.
 
@@ -78,6 +79,7 @@ def data_statistics(
         most: so many at most, evenly spaced in the split; all of it unless given.
         without: another split whose images are left out.
         batch_size, device: of the extraction, which processes share.
+        progress: show a progress bar.
 
     Raises:
         ValueError: no such split, or fewer than four images.
@@ -88,7 +90,7 @@ def data_statistics(
     if distributed.gather(path.is_file())[0]:  # one answer for all: the work after it is shared
         return Statistics.load(path)
     images = _images(run, split, most, without, trust)
-    found = Statistics.of(shared_extract(space, images, span_of(run), batch_size, device), space.name)
+    found = Statistics.of(shared_extract(space, images, span_of(run), batch_size, device, progress), space.name)
     if distributed.rank() == 0:
         replace_atomically(path, found.save)
     return found

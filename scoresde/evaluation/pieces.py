@@ -14,8 +14,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
+from scoresde.progress import progress_bar
 from scoresde.sdes import SDE
 from scoresde.training import distributed
 from scoresde.training.checkpoint import replace_atomically
@@ -60,7 +60,7 @@ def evaluate(pieces: Mapping[str, Piece], directory: Path, label: str, progress:
     """
     mine = dict(list(pieces.items())[distributed.rank() :: distributed.size()])
     found: dict[str, Numbers] = {}
-    bar = tqdm(total=len(mine), desc=label, unit="piece", disable=not progress)
+    bar = progress_bar(total=len(mine), title=label, unit="piece", shown=progress)
     with bar:
         try:
             for name, piece in mine.items():

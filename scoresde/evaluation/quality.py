@@ -92,6 +92,7 @@ def quality_of_images(
     directory: Path | None = None,
     batch_size: int = 256,
     device: torch.device | str = "cpu",
+    progress: bool = False,
 ) -> Quality:
     """The figures of images in a feature space; processes share the extraction of features.
 
@@ -103,6 +104,7 @@ def quality_of_images(
         reference: statistics to compare with instead of a split's.
         directory: where statistics of data are kept, see `images.data_statistics`.
         batch_size, device: of the extraction.
+        progress: show progress bars.
 
     Raises:
         ValueError: samples of another shape than the data's, statistics of another feature space, an unknown metric.
@@ -111,14 +113,14 @@ def quality_of_images(
     metrics = tuple(comparison.metrics or METRICS)
     if unknown := [name for name in metrics if name not in METRICS]:
         raise ValueError(f"metrics among {', '.join(METRICS)} expected; got {unknown[0]!r}")
-    settings = {"trust": comparison.trust, "batch_size": batch_size, "device": device}
+    settings = {"trust": comparison.trust, "batch_size": batch_size, "device": device, "progress": progress}
     name, given = f"{comparison.split} data", reference
     if reference is None:
         reference = data_statistics(run, comparison.split, space, directory, **settings)  # type: ignore[arg-type]
     else:
         name = "given statistics"
         _check_space(reference, space)
-    found = shared_extract(space, to_levels(run, samples), span_of(run), batch_size, device)
+    found = shared_extract(space, to_levels(run, samples), span_of(run), batch_size, device, progress)
     if found.values.shape[1] != len(reference.mean):
         raise ValueError(
             f"statistics of {found.values.shape[1]} features ({space.name}) expected; got {len(reference.mean)}"

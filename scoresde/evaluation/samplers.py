@@ -22,9 +22,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from scoresde.evaluation.references import FEWEST, TRUTHS, Reference, check_metrics, figures
+from scoresde.progress import progress_bar
 from scoresde.protocols import ScoreModel
 from scoresde.samplers import Sampler
 from scoresde.training.checkpoint import replace_atomically
@@ -120,7 +120,7 @@ def compare(
     planned = [(name, *plan) for name, build in samplers.items() for plan in one.plans(name, build, budgets)]
     truth = reference.truth
     rows = list(one.rows(truth, sampler=reference.floor, budget=None, steps=None, nfe=0, seconds=None, n=len(truth)))
-    for name, budget, steps in tqdm(planned, "comparing", unit="row", disable=not progress):
+    for name, budget, steps in progress_bar(planned, title="comparing", unit="row", shown=progress):
         rows += one.measure(name, samplers[name](steps), budget, steps)
     return rows
 

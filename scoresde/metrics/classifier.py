@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import Dataset
-from tqdm import tqdm
 
 from scoresde.metrics.features import Span, unit
+from scoresde.progress import progress_bar
 
 
 class SmallCNN(nn.Module):
@@ -116,7 +116,7 @@ def train_classifier(
     optimizer = torch.optim.Adam(network.parameters(), lr)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs)
     images = unit(images, span)
-    for _ in tqdm(range(epochs), "training a classifier for features", unit="epoch", disable=not progress):
+    for _ in progress_bar(range(epochs), title="training a classifier for features", unit="epoch", shown=progress):
         for rows in torch.randperm(len(images), generator=generator).split(batch_size):
             loss = F.cross_entropy(network(images[rows])[1], labels[rows])
             optimizer.zero_grad()

@@ -14,8 +14,8 @@ from typing import Any, Protocol, TypeGuard
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
+from scoresde.progress import progress_bar
 from scoresde.protocols import Condition, ScoreModel
 from scoresde.samplers.grids import Transition
 from scoresde.score import Counted
@@ -143,7 +143,7 @@ class Sampler:
         pairs = self.transitions(model.sde)
         x, noise = _start(model, pairs[0][0], shape, x_T, generator, seeds, device, dtype)
         counted, memory, kept = Counted(model), None, [x] if every else []
-        plan = tqdm(self.plan(model.sde, pairs), "sampling", disable=not progress)
+        plan = progress_bar(self.plan(model.sde, pairs), title="sampling", unit="step", shown=progress)
         for i, (entry, (_, t)) in enumerate(zip(plan, pairs, strict=True)):
             x, memory = self.advance(counted, x, entry, noise, cond, memory)
             if constraint is not None:

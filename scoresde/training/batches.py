@@ -77,7 +77,10 @@ class Shuffled(Sampler[list[int]]):
 
     def __init__(self, size: int, batch_size: int, seed: int, start: int, stop: int):
         if not 1 <= batch_size <= size:
-            raise ValueError(f"a batch size from 1 to the dataset's {size} samples expected; got {batch_size}")
+            raise ValueError(
+                f"a batch size from 1 to the dataset's {size} samples expected; got {batch_size}: "
+                "set trainer.batch_size"
+            )
         self.size, self.batch_size, self.seed, self.start, self.stop = size, batch_size, seed, start, stop
 
     def __len__(self) -> int:

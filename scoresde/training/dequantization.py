@@ -23,11 +23,11 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.data import Dataset, default_collate
-from tqdm import tqdm
 
 from scoresde import bounds
 from scoresde.dequantization import Dequantization, Uniform, Variational
 from scoresde.losses import DenoisingScoreMatching
+from scoresde.progress import progress_bar
 from scoresde.protocols import Condition, Transform
 from scoresde.score import ScoreModel
 from scoresde.tensors import Noise, dimensions, float64
@@ -101,7 +101,7 @@ def learn(
     updates = optimizer(parameters)
     rate = torch.optim.lr_scheduler.CosineAnnealingLR(updates, steps)
     loader = batches(dataset, batch_size, seed, 0, steps)
-    bar = tqdm(total=steps, desc="dequantization", unit="step", disable=not progress)
+    bar = progress_bar(total=steps, title="dequantization", unit="step", shown=progress)
     items = iter(loader)
     with bar:
         for step in range(steps):

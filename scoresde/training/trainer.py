@@ -18,10 +18,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader, Dataset
-from tqdm import tqdm
 
 from scoresde.dequantization import Dequantization
 from scoresde.losses import LossTerms, Objective
+from scoresde.progress import progress_bar
 from scoresde.protocols import Condition, Transform, select
 from scoresde.score import ScoreModel
 from scoresde.tensors import Noise, available
@@ -167,7 +167,7 @@ class Trainer:
         writers = self._writers(run, state.step) if first_process else []
         log = Log(writers, state.pending if first_process else {}, distributed.total, self.where)
         shown = progress and first_process
-        bar = tqdm(total=self.steps, initial=state.step, desc="training", unit="step", disable=not shown)
+        bar = progress_bar(total=self.steps, initial=state.step, title="training", unit="step", shown=shown)
         with _interruptions() as interrupted, log, bar:
             if distributed.anyone(first_process and not _is_evaluated(run / LOG, state.step)):
                 self._report(state, log, None, evaluate)  # stopped between the checkpoint and this

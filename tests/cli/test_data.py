@@ -12,14 +12,6 @@ from scoresde.data import Digits
 from tests.data.files import png, stacked, write_images, write_parquet
 
 
-@pytest.fixture(autouse=True)
-def elsewhere(tmp_path, monkeypatch):
-    """Every command runs in an empty directory, with the arguments of a fresh process."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["pytest"])
-    monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
-
-
 def said(capsys, *arguments):
     """The lines of the command, by their label: the cells of each."""
     code = main(["data", *arguments])
@@ -90,7 +82,7 @@ def test_images_of_ones_own(option, capsys, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["data=table"], "Missing mandatory value: data.path"),
+        (["data=table"], "a value of data.path, which has no default, expected: data.path=..."),
         (["data=table", "data.path=none.csv"], "cannot build scoresde.data.Table: a table expected at none.csv"),
         (["data=digits", "split=fit"], "split among train, validation, test expected; got 'fit'"),
         (["data=digits", "limit=0"], "limit=0"),

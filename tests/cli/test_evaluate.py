@@ -24,14 +24,6 @@ TINY = ["features.epochs=1", "features.width=4", "likelihood.solver.steps=8", "b
 PROVENANCE = {"date", "version", "commit", "python", "torch", "numpy", "device", "config", "checkpoint", "processes"}
 
 
-@pytest.fixture(autouse=True)
-def elsewhere(tmp_path, monkeypatch):
-    """Every command runs in an empty directory, with the environment and the arguments of a fresh process."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["pytest"])
-    monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
-
-
 def rows(path, kind="quality"):
     return [row for row in map(json.loads, (path / "metrics.jsonl").read_text().splitlines()) if row["kind"] == kind]
 

@@ -19,7 +19,7 @@ from tests.conftest import close, normal, seeded
 from tests.convert.reference import DATA, Trap, arrays, converted, described, off, weights
 
 FOLDER = DATA / "score_sde"
-SHARED = Path(__file__).parents[2].parent / "shared" / "fixtures"
+TRAINED = Path(__file__).parents[2] / "notebooks" / "checkpoints"
 FIXTURES = ("ddpm_vp_discrete", "ddpmpp_vp_continuous", "ncsnpp_ve_continuous")
 VARIANTS = sorted(path.stem for path in (FOLDER / "variants").glob("*.json"))
 ACCURACY = 1e-5  # both sides are float32; they differ by 3e-6 at most
@@ -101,9 +101,7 @@ def test_every_variant_is_there():
 
 
 def test_scores_of_a_trained_model():
-    if not (SHARED / "digits_vp.pth").is_file():
-        pytest.skip("trained weights are not in the repository")
-    run, reference = score_sde(SHARED / "digits_vp.pth"), arrays(SHARED, "digits_vp.reference")
+    run, reference = score_sde(TRAINED / "digits_vp.pth"), arrays(TRAINED, "digits_vp.reference")
     exact = reference["t"] >= 0.01
     found = score(run, reference["x"][exact], reference["t"][exact])
     assert len(found) == 12
