@@ -1,6 +1,5 @@
 """`scoresde bpd`, and `scoresde dequantize`."""
 
-import shlex
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
@@ -8,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from scoresde import build
@@ -65,9 +63,7 @@ def likelihood_row(result: Likelihood, config: DictConfig, seconds: float) -> di
     """What `metrics.jsonl` keeps of a likelihood."""
     row = {"kind": "likelihood", "split": config.split, "n": len(result.per_sample), "weights": config.weights}
     fields = {key: value for key, value in asdict(result).items() if key != "per_sample"}
-    hydra = HydraConfig.get()
-    command = shlex.join(["scoresde", str(hydra.job.config_name), *hydra.overrides.task])
-    return {**row, **fields, "seconds": seconds, "seed": config.seed, "command": command}
+    return {**row, **fields, "seconds": seconds, "seed": config.seed}
 
 
 def likelihood_table(result: Likelihood, split: str) -> dict[str, Any]:

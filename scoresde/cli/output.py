@@ -9,6 +9,7 @@ are null, and stdout has nothing but these lines: whatever else is printed goes 
 import json
 import math
 import os
+import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stdout
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 from torch import Tensor
 
@@ -86,8 +88,10 @@ def shows_progress() -> bool:
 
 
 def keep(run: Path, row: Record, device: Any) -> Record:
-    """Add a row to the run's `metrics.jsonl`; the row as it is there, with its provenance."""
-    row = {**row, "provenance": provenance(run, device)}
+    """Add a row to the run's `metrics.jsonl`; the row as it is there, with its command and its provenance."""
+    hydra = HydraConfig.get()
+    command = shlex.join(["scoresde", str(hydra.job.config_name), *hydra.overrides.task])
+    row = {**row, "command": command, "provenance": provenance(run, device)}
     append_metrics(run, row, device)
     return row
 

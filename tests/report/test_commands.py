@@ -6,26 +6,23 @@ from pathlib import Path
 from scoresde.evaluation.records import append_metrics
 from scoresde.report.commands import adding, reproducing
 from scoresde.report.facts import Facts
-from tests.report.runs import add_comparison, add_quality, add_samples, configuration, likelihood_row, new_run
+from tests.report.runs import configuration, likelihood_row, new_run
 
 
 def test_what_a_run_has_can_be_made_again(tmp_path):
+    """As it was told to be made, once; not what is of an earlier training, nor lines that do not say."""
     run = new_run(tmp_path / "run", (1, 8, 8))
-    add_samples(run, (1, 8, 8), n=20, sampler="unipc2")
-    append_metrics(run, likelihood_row(split="validation", seed=3))
-    append_metrics(run, likelihood_row(command=f"scoresde bpd run={run} likelihood=exact"))
-    add_comparison(run)
-    add_quality(run)
-    found = {one.line for one in reproducing(Facts(run, configuration((1, 8, 8))), ["scoresde", "train", "sde=ve"])}
-    assert found == {
-        f"scoresde train sde=ve run={run}",
-        f"scoresde sample run={run} sampler=unipc2 n=20",
-        f"scoresde bpd run={run} split=validation seed=3",
+    facts = Facts(run, configuration((1, 8, 8)))
+    given = [
         f"scoresde bpd run={run} likelihood=exact",
-        f"scoresde evaluate run={run} features=digits n=297",
-        f"scoresde compare run={run} 'samplers=[ddim,unipc2]' 'nfe=[5,10]' n=100",
-        f"scoresde report run={run}",
-    }
+        f"scoresde sample run={run} sampler.steps=10",
+        "scoresde bpd old",
+    ]
+    for kind, command in (("likelihood", given[0]), ("samples", given[1]), ("samples", given[1]), ("likelihood", None)):
+        append_metrics(run, {**likelihood_row(), "kind": kind, "command": command})
+    append_metrics(run, {**likelihood_row(), "command": given[2], "provenance": {"checkpoint": "of another"}})
+    found = [one.line for one in reproducing(Facts(run, facts.config), ["scoresde", "train", "sde=ve"])]
+    assert found == [f"scoresde train sde=ve run={run}", *given[:2], f"scoresde report run={run}"]
 
 
 def test_paths_are_quoted_for_a_shell():
