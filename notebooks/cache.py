@@ -6,7 +6,8 @@ RUN is runs/digits unless given, what `make demo` leaves; notebooks/runs/<name o
 
     config.yaml               as it is
     log.jsonl                 as it is
-    metrics.jsonl             the lines that were measured on these weights (their provenance says on which)
+    metrics.jsonl             the lines that were measured on these weights: their provenance names this checkpoint,
+                              and as `of` the one that it is of
     per_sample/               the likelihood of each sample of the splits that such a line is about
     checkpoint.safetensors    the averaged weights alone, in the group "model"
 
@@ -43,7 +44,7 @@ def cache(run: Path, runs: Path = RUNS) -> Path:
     _, info = checkpoint.load(run / CHECKPOINT, set())
     described = {"step": info.get("step"), "weights": "ema", "of": digest(run / CHECKPOINT)}
     checkpoint.save(cached / CHECKPOINT, {"model": model.state_dict()}, described)
-    lines = measured(run)
+    lines = measured(run, digest(cached / CHECKPOINT))
     splits = {row["split"] for row in map(json.loads, lines) if row["kind"] == "likelihood"}
     contents = {name: (run / name).read_bytes() for name in (CONFIG, LOG)} | {METRICS: "".join(lines).encode()}
     for name in (f"{PER_SAMPLE}/{split}.npz" for split in sorted(splits)):
@@ -56,12 +57,16 @@ def cache(run: Path, runs: Path = RUNS) -> Path:
     return cached
 
 
-def measured(run: Path) -> list[str]:
-    """The lines of a run's metrics.jsonl whose provenance names its checkpoint; older ones were of other weights."""
+def measured(run: Path, cached: str | None) -> list[str]:
+    """The lines of a run's metrics.jsonl that are about its checkpoint, as lines about the cached one."""
     if not (run / METRICS).is_file():
         return []
-    weights, lines = digest(run / CHECKPOINT), (run / METRICS).read_text().splitlines(keepends=True)
-    return [line for line in lines if json.loads(line).get("provenance", {}).get("checkpoint") == weights]
+    weights, rows = digest(run / CHECKPOINT), map(json.loads, (run / METRICS).read_text().splitlines())
+    about = [row for row in rows if row.get("provenance", {}).get("checkpoint") == weights]
+    return [
+        f"{json.dumps({**row, 'provenance': {**row['provenance'], 'checkpoint': cached, 'of': weights}})}\n"
+        for row in about
+    ]
 
 
 if __name__ == "__main__":

@@ -39,6 +39,11 @@ NOISY_END = ("zero-snr-vp", "zero-snr-ve")  # alpha(t_max) = 0
 FINITE = [pytest.param(sde, id=name) for name, sde in INSTANCES.items() if name not in NOISY_END]
 
 
+def pytest_collection_modifyitems(items):
+    """Slow tests first, the notebooks before them: no process is left with a long one at the end."""
+    items.sort(key=lambda item: (item.path.stem != "test_notebooks", item.get_closest_marker("slow") is None))
+
+
 def some(*names):
     """Those paths alone."""
     return [pytest.param(INSTANCES[name], id=name) for name in names]

@@ -69,7 +69,7 @@ def keep_per_sample(run: Path, split: str, values: Tensor) -> Path:
         with open(temporary, "wb") as file:
             np.savez(file, values=values.detach().cpu().double().numpy())
 
-    replace_atomically(path, write)
+    replace_atomically(path, write, alone=False)  # jobs of a sweep may measure the same run
     return path
 
 

@@ -84,7 +84,7 @@ class SDE(nn.Module):
         return 2 * (self.alpha(t).log() - self.sigma(t).log())
 
     def time(self, log_snr: Tensor) -> Tensor:
-        """Inverse of `log_snr`, clamped to [t_min, t_max]."""
+        """Inverse of `log_snr`, clamped to [t_min, t_max]; by default 700 evaluations for each."""
         low = torch.full_like(log_snr, self.t_min)
         width = torch.full_like(log_snr, self.t_max - self.t_min)
         steps = torch.arange(1, SECTIONS, dtype=log_snr.dtype, device=log_snr.device) / SECTIONS

@@ -18,10 +18,17 @@ from torch.optim import Optimizer
 Tree = dict[str, dict[str, Tensor]]
 
 
-def replace_atomically(path: Path, write: Callable[[Path], Any]) -> None:
-    """Let `write` fill a temporary file beside `path`, then put it in place of `path` in one move."""
+def replace_atomically(path: Path, write: Callable[[Path], Any], alone: bool = True) -> None:
+    """Let `write` fill a temporary file beside `path`, then put it in place of `path` in one move.
+
+    Args:
+        path: of the file.
+        write: given the path of the temporary one.
+        alone: no other process writes this file. Its temporary name is then always the same: what a killed process
+            leaves is overwritten.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")  # one name: what a killed process leaves is overwritten
+    temporary = path.with_name(f".{path.name}.tmp" if alone else f".{path.name}.{os.getpid()}.tmp")
     try:
         write(temporary)
         with open(temporary, "rb") as file:
