@@ -231,24 +231,18 @@ def test_data_of_ones_own(elsewhere, capsys):
 
 
 @pytest.mark.slow
-def test_a_dataset_and_a_network_of_ones_own(elsewhere):
-    """In processes of their own: the names of modules are looked up on PYTHONPATH."""
+def test_a_dataset_and_a_network_of_ones_own(elsewhere, monkeypatch, capsys):
     Path("points.py").write_text(block("python", "class Points"))
     for text, path in (("points.Points}", "data/points.yaml"), ("points.Network", "network/small.yaml")):
         Path("my", path).parent.mkdir(parents=True, exist_ok=True)
         Path("my", path).write_text(block("yaml", text))
-    short = {
-        "train": "trainer.steps=20 trainer.batch_size=64 device=cpu",
-        "sample": "n=8 sampler.steps=5",
-        "bpd": "likelihood.solver.steps=8",
-    }
-    lines = block("sh", "PYTHONPATH")
-    for verb, overrides in short.items():
-        lines = re.sub(rf"^(scoresde {verb} .*)$", rf"\1 {overrides}", lines, flags=re.MULTILINE)
-    lines = lines.replace("scoresde ", f"{sys.executable} -m scoresde ")
-    done = subprocess.run(["sh", "-ec", lines], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "test nats/dim" in done.stdout
+    (export, setting), *lines = commands(block("sh", "PYTHONPATH"))
+    assert (export, setting) == ("export", "PYTHONPATH=.")
+    monkeypatch.syspath_prepend(".")
+    short = {"train": ["trainer.steps=20", "trainer.batch_size=64"], "sample": ["sampler.steps=5"], "bpd": BITS[:1]}
+    for _, verb, *arguments in lines:
+        assert main([verb, *arguments, *short.pop(verb)]) == 0
+    assert "test nats/dim" in capsys.readouterr().out
     assert Path("runs/points/figures/samples_pc.png").is_file()
 
 

@@ -121,3 +121,21 @@ def test_a_file_that_holds_no_likelihoods_is_named(tmp_path):
     np.savez(path, values=np.array([{}], dtype=object))
     with pytest.raises(ValueError, match="is no likelihood of samples"):
         load_per_sample(tmp_path, "test")
+
+
+MANY = """
+import sys, torch
+from pathlib import Path
+from scoresde.evaluation.records import keep_per_sample
+for n in range(200):
+    keep_per_sample(Path("."), "test", torch.full((1000,), float(sys.argv[1])))
+"""
+
+
+@pytest.mark.slow
+def test_processes_at_the_same_time_leave_the_values_of_one(tmp_path):
+    """Jobs of a sweep that measure one run: none fails, and none mixes its file with another's."""
+    jobs = [subprocess.Popen([sys.executable, "-c", MANY, value], cwd=tmp_path) for value in ("1", "2")]
+    assert [job.wait(timeout=120) for job in jobs] == [0, 0]
+    assert load_per_sample(tmp_path, "test").tolist() in ([1.0] * 1000, [2.0] * 1000)
+    assert [path.name for path in (tmp_path / "per_sample").iterdir()] == ["test.npz"]

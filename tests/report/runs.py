@@ -184,7 +184,8 @@ def source_of(path, film=FILM, **changes):
         run = build.load(path)
     except FileNotFoundError as error:
         run = str(error)
-    given = {"path": path, "config": yaml.safe_load(text), "config_text": text, "run": run, "data": data, "film": film}
+    given = {"path": path, "config": yaml.safe_load(text), "config_text": text, "run": run, "named": [f"run={path}"]}
+    given |= {"data": data, "film": film}
     return Source(**given | changes)
 
 
