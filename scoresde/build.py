@@ -174,13 +174,17 @@ def read_config(path: Path) -> DictConfig:
         FileNotFoundError: there is no run at that path.
     """
     if not (path / CONFIG).is_file():
-        known = sorted(str(p.parent) for p in path.parent.glob(f"*/{CONFIG}"))
-        hint = f"; runs there: {', '.join(known)}" if known else "; train one with `scoresde train experiment=digits`"
-        raise FileNotFoundError(f"no run at {path} (no {CONFIG} in it){hint}")
+        raise no_run(path)
     config = OmegaConf.load(path / CONFIG)
     if not isinstance(config, DictConfig):
         raise ValueError(f"{path / CONFIG} is not a run's configuration: a mapping expected")
     return config
+
+
+def no_run(path: Path, hint: str = "") -> FileNotFoundError:
+    """The error of a path at which there is no run, with a hint at another one."""
+    way = "`scoresde train experiment=digits` makes one"
+    return FileNotFoundError(f"no run at {path} (no {CONFIG} in it){hint}; {way}")
 
 
 def write_config(config: DictConfig, path: Path) -> None:

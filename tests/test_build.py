@@ -401,9 +401,9 @@ def test_load_says_that_a_run_stored_no_averages(run):
 
 
 def test_load_without_a_run(run):
-    with pytest.raises(FileNotFoundError, match=r"no run at .*nothing.*runs there: .*runs/toy"):
+    with pytest.raises(FileNotFoundError, match=r"no run at .*nothing \(no config\.yaml in it\); `scoresde train"):
         ss.load(run.parent / "nothing")
-    with pytest.raises(FileNotFoundError, match="train one with `scoresde train"):
+    with pytest.raises(FileNotFoundError, match="`scoresde train experiment=digits` makes one"):
         ss.load(run / "deeper" / "still")
     (run / CHECKPOINT).unlink()
     with pytest.raises(FileNotFoundError, match="no checkpoint at"):

@@ -89,7 +89,9 @@ def run(verb: str, arguments: Sequence[str], as_json: bool) -> int:
         with distributed.processes(), hydra_arguments([f"scoresde {verb}", *sorted_arguments]), fitted(options.help):
             try:
                 hydra.main(version_base="1.3", config_path=str(config_directory()), config_name=verb)(job)()
-            except (HydraException, OmegaConfBaseException) as error:  # no job has begun
+            except (HydraException, OmegaConfBaseException, ValueError) as error:
+                if type(error) is ValueError and job.begun:  # of a job, which says itself what is wrong
+                    raise
                 loader = completion.config_loader(config_directory(), options.config_dir)
                 raise ValueError(explain(error, verb, options.overrides, loader)) from error
             except SystemExit as stop:

@@ -15,7 +15,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from scoresde import build, plots
-from scoresde.cli.names import check_run
+from scoresde.cli.names import check_run, run_path
 from scoresde.training import distributed
 
 SPLITS = ("train", "validation", "test")
@@ -31,7 +31,7 @@ def config_directory() -> Path:
 
 def run_directory(config: DictConfig) -> Path:
     """The run's directory: `run`, and in a sweep one below it for each job, named by its overrides."""
-    run = Path(config.run)
+    run = run_path(config.run)
     settings = HydraConfig.get()
     if settings.mode == RunMode.MULTIRUN:
         return run / (file_name(settings.job.override_dirname) or str(settings.job.num))

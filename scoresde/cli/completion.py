@@ -6,6 +6,7 @@ COMP_LINE; it prints the candidates for the last word, a line each, with a space
 """
 
 import os
+import re
 import shlex
 import sys
 from collections.abc import Sequence
@@ -16,7 +17,9 @@ from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.utils import create_config_search_path, get_args
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.config_search_path import SearchPathQuery
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import setup_globals
+from hydra.errors import HydraException
 from hydra.plugins.completion_plugin import DefaultCompletionPlugin
 
 BASH = """
@@ -24,7 +27,8 @@ _scoresde_completion() {
     local line="${COMP_LINE:0:COMP_POINT}" candidate word
     COMPREPLY=()
     while IFS= read -r candidate; do
-        COMPREPLY+=("$candidate")
+        printf -v word %q "${candidate% }"
+        COMPREPLY+=("$word${candidate#"${candidate% }"}")
     done < <(COMP_LINE="$line" QUERY 2> /dev/null)
     word="${line##* }"
     if [[ "$COMP_WORDBREAKS" == *=* && "$word" == *=* ]]; then  # then bash replaces what follows the "="
@@ -116,7 +120,9 @@ def candidates(line: str, configs: Path) -> list[str]:
     elif word.startswith("-"):
         found = list(FLAGS)
     elif word.startswith(RUN):
-        found = [f"{RUN}{run} " for run in runs(Path(word.removeprefix(RUN).rpartition("/")[0]))]
+        typed = word.replace("\\", "")
+        places = runs(Path(typed.removeprefix(RUN).rpartition("/")[0]))
+        return [f"{named(run)} " for run in places if f"{RUN}{run}".startswith(typed)]
     else:
         found = overrides(words[0], words[1:], word, configs)
     return sorted(candidate for candidate in found if candidate.startswith(word))
@@ -125,6 +131,27 @@ def candidates(line: str, configs: Path) -> list[str]:
 def runs(folder: Path) -> list[Path]:
     """The runs in a folder, and in the usual one."""
     return sorted({path.parent for place in (folder, Path("runs")) for path in place.glob("*/config.yaml")})
+
+
+def named(run: str | Path) -> str:
+    """The override that names a run, as Hydra reads it; a shell may need quotes around it."""
+    return f"{RUN}{literal(str(run))}"
+
+
+def literal(text: str) -> str:
+    """A text as the value of an override that Hydra reads as that text: as it is, or escaped, or in quotes."""
+    escaped = re.sub(r"([\\\s,=:()\[\]{}])", r"\\\1", text)
+    doubled = re.sub(r'(\\*)("|\Z)', lambda found: 2 * found[1] + ('\\"' if found[2] else ""), text)
+    return next((form for form in (text, escaped) if is_read_as(form, text)), f'"{doubled}"')
+
+
+def is_read_as(form: str, text: str) -> bool:
+    """Whether Hydra reads a value as that text, by itself and in a list."""
+    try:
+        read = [OverridesParser.create().parse_override(f"key={value}").value() for value in (form, f"[{form}]")]
+    except HydraException:
+        return False
+    return read == [text, [text]]
 
 
 def overrides(verb: str, words: Sequence[str], word: str, configs: Path) -> list[str]:

@@ -49,7 +49,8 @@ class Job:
     ):
         self.name, self.verb, self.shared = name, verb, shared
         self.as_json, self.wants_traceback = as_json, wants_traceback
-        self.failed = False  # whether any run of it has
+        self.begun = False  # whether any run of it has
+        self.failed = False  # whether any has failed
         self.sent = False  # whether this is a copy, in another process
 
     def __getstate__(self) -> dict[str, Any]:
@@ -62,6 +63,7 @@ class Job:
             SystemExit: it was interrupted.
             Failed: something expected went wrong, and this is another process than the command's.
         """
+        self.begun = True
         with self.told(), self.processes():
             try:
                 with talking(Output(tables=not self.as_json, bars=not self.sent)):

@@ -5,14 +5,16 @@ found in `cli.overrides`.
 """
 
 import re
+import shlex
 from collections.abc import Collection
 from difflib import get_close_matches
 from pathlib import Path
+from typing import Any
 
 from hydra.errors import HydraException
 
-from scoresde.build import CONFIG
-from scoresde.cli.completion import runs
+from scoresde.build import CONFIG, no_run
+from scoresde.cli.completion import named, runs
 
 NEAR = 0.6  # difflib's ratio of common characters
 MANY = 12  # runs that one line lists
@@ -45,16 +47,31 @@ def one_line(error: BaseException) -> str:
     text = " ".join(line.strip() for part in told for line in str(part).splitlines() if line.strip())
     if missing := re.search(r"Missing mandatory value: (\S+)", text):
         return f"a value of {missing[1]}, which has no default, expected: {missing[1]}=..."
+    if absent := re.search(r"Key '\S+' is not in struct full_key: (\S+)", text):
+        return f"a configuration with {absent[1]} expected; it has none (does an override, ~..., leave it out?)"
     return with_suggestion(text) or type(error).__name__
 
 
-def check_run(path: str | Path) -> Path:
+def run_path(value: Any) -> Path:
+    """The path that `run` names, whether or not there is a run.
+
+    Raises:
+        ValueError: it names none.
+    """
+    if not isinstance(value, (str, Path)) or not str(value):
+        quoted = f"; a name like that in quotes: 'run=\"{value}\"'" if isinstance(value, (int, float)) else ""
+        raise ValueError(f"a directory expected, run=DIRECTORY; got run={'null' if value is None else value}{quoted}")
+    return Path(value)
+
+
+def check_run(path: Any) -> Path:
     """The directory of a run.
 
     Raises:
+        ValueError: no path.
         FileNotFoundError: there is none; what there is instead.
     """
-    path = Path(path)
+    path = run_path(path)
     if (path / CONFIG).is_file():
         return path
     known = {str(run): run.name for run in runs(path.parent)}
@@ -62,7 +79,5 @@ def check_run(path: str | Path) -> Path:
     listed = ", ".join([*list(known)[:MANY], *(["..."] if len(known) > MANY else [])])
     there = f"; there are: {listed}" if listed else ""
     if run := next((run for run, name in known.items() if name in near), None):
-        there = f"; did you mean run={run}? There are: {listed}"
-    raise FileNotFoundError(
-        f"no run at {path} (no {CONFIG} in it){there}; `scoresde train experiment=digits` makes one"
-    )
+        there = f"; did you mean {shlex.quote(named(run))}? There are: {listed}"
+    raise no_run(path, there)

@@ -90,10 +90,18 @@ def shows_progress() -> bool:
 def keep(run: Path, row: Record, device: Any) -> Record:
     """Add a row to the run's `metrics.jsonl`; the row as it is there, with its command and its provenance."""
     hydra = HydraConfig.get()
-    command = shlex.join(["scoresde", str(hydra.job.config_name), *hydra.overrides.task])
+    command = shlex.join(["scoresde", str(hydra.job.config_name), *config_dir(), *hydra.overrides.task])
     row = {**row, "command": command, "provenance": provenance(run, device)}
     append_metrics(run, row, device)
     return row
+
+
+def config_dir() -> list[str]:
+    """The words `--config-dir DIR`, if the command has them."""
+    sources = [source for source in HydraConfig.get().runtime.config_sources if source.provider == "command-line"]
+    paths = [Path(source.path) for source in sources]
+    here = Path.cwd()
+    return [x for p in paths for x in ("--config-dir", str(p.relative_to(here) if p.is_relative_to(here) else p))]
 
 
 def line(record: Record) -> str:

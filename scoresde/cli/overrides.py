@@ -6,6 +6,7 @@ probably meant.
 """
 
 import argparse
+import shlex
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
@@ -21,6 +22,7 @@ from hydra.types import RunMode
 from omegaconf import OmegaConf
 
 from scoresde.build import CONFIG
+from scoresde.cli.completion import named
 from scoresde.cli.names import NEAR, meant, of, one_line
 
 FEW = 3  # keys that one line proposes
@@ -47,8 +49,12 @@ def parse_options(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def explain(error: Exception, verb: str, overrides: Sequence[str], loader: ConfigLoader) -> str:
-    """Why Hydra refused a verb's overrides: the first wrong name among them, or else what Hydra says."""
-    return next(_Overrides(verb, overrides, loader).wrong(), None) or one_line(error)
+    """Why Hydra refused a verb's overrides: the first wrong one among them, or else what Hydra says."""
+    given = _Overrides(verb, overrides, loader)
+    found = next(given.wrong(), None)
+    if found is None and "--multirun" in str(error):
+        found = next(given.sweeps(), None)
+    return found or one_line(error)
 
 
 class _Overrides:
@@ -76,7 +82,7 @@ class _Overrides:
             found: str | None
             if override is None and "=" in text:
                 found = f"{text!r} cannot be read as key=value; {QUOTE}"
-            elif override is None:
+            elif override is None or not override.key_or_group:
                 found = self._word(text, following)
             elif self._options(override.key_or_group):
                 found = self._option(override)
@@ -85,11 +91,22 @@ class _Overrides:
             if found:
                 yield found
 
+    def sweeps(self) -> Iterator[str]:
+        """Those that are sweeps, where the option for one is missing."""
+        for text, override in self.parsed.items():
+            if override is not None and override.is_sweep_override():
+                key, _, values = text.partition("=")
+                as_list = "" if self._options(key) else f"; as a list it is {key}=[{values}]"
+                yield f"{text} is a sweep: add --multirun{as_list}"
+
     # --- what is there
 
     def _options(self, group: str) -> list[str]:
         """The options of a group; none where there is no such group."""
         return self.loader.get_group_options(group, ObjectType.CONFIG)
+
+    def _listed(self, group: str) -> str:
+        return ", ".join(sorted(self._options(group)))
 
     def _is_sound(self, override: Override | None) -> bool:
         """Whether it chooses an option that there is."""
@@ -121,7 +138,7 @@ class _Overrides:
         elif groups := [group for group in self.choices if text in self._options(group)]:
             found = f"{'experiment' if 'experiment' in groups else groups[0]}={text}"
         elif "run" in self.keys and (Path(text) / CONFIG).is_file():
-            found = f"run={text}"
+            found = shlex.quote(named(text))
         elif near := get_close_matches(text, [*self.choices, *self.keys], n=1, cutoff=NEAR):
             found = f"{near[0]}=..."
         return f"key=value expected; got {text!r}{f'; did you mean {found}?' if found else ''}"
@@ -129,6 +146,8 @@ class _Overrides:
     def _option(self, override: Override) -> str | None:
         """An option that a group does not have, or a group that the verb does not have."""
         group, options = override.key_or_group, self._options(override.key_or_group)
+        if not override.is_delete() and not override.is_sweep_override() and override.value() is None:
+            return f"an option of group {group} expected, {group}=...; got null; there are: {self._listed(group)}"
         for name in _names(override):
             if name not in options:
                 return f"no option {name!r} in group {group}{of(name, sorted(options))}"

@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,15 @@ from torch.utils.data import Dataset
 
 from scoresde import build, data
 from scoresde.cli.common import config_directory
+from scoresde.cli.completion import literal, named
 from scoresde.cli.names import check_run
-from scoresde.cli.output import Record, say
+from scoresde.cli.output import Record, config_dir, say
+from scoresde.cli.train import flatten
 from scoresde.report import FilmSettings, Source, write_report
 from scoresde.report.facts import Facts
 
 BESIDE = ("run", "trust", "hydra", "held_out")  # parts of a configuration that change nothing of what is learned
+MISSING = "???"  # what has no default
 GROUPS = ("data", "network", "sde", "prediction", "loss", "sampler", "optimizer", "trainer")
 
 
@@ -29,7 +33,10 @@ def report(config: DictConfig) -> Record:
     """Write a run as one HTML page: what came of it, and how to have it again."""
     path = check_run(config.run)
     of_run = build.read_config(path)
+    refuse_resolvers(of_run, path)
     plain: dict[str, Any] = OmegaConf.to_container(of_run, resolve=True)  # type: ignore[assignment]
+    training = training_of(plain)
+    trust = [f"trust={written(list(config.trust))}"] if config.trust else []
     film = (
         FilmSettings(config.film_samples, config.film_steps, config.film_frames, config.seed) if config.film else None
     )
@@ -39,14 +46,15 @@ def report(config: DictConfig) -> Record:
         config=plain,
         config_text=OmegaConf.to_yaml(OmegaConf.create(plain)),
         run=model_of(path, config),
+        named=[named(path), *trust],
         data={split: data_of(of_run, split, config.trust)},
-        train=train_command(plain),
+        train=None if training is None else ["scoresde", "train", *config_dir(), *training],
         film=film,
         device=config.device,
     )
-    written = write_report(source, None if config.out is None else Path(config.out))
-    paths = {"report": written}
-    say({**paths, "size": f"{written.stat().st_size / 1e6:.1f} MB"})
+    page = write_report(source, None if config.out is None else Path(config.out))
+    paths = {"report": page}
+    say({**paths, "size": f"{page.stat().st_size / 1e6:.1f} MB"})
     return {"run": path, "rows": [], "paths": paths}
 
 
@@ -74,20 +82,34 @@ def offline(name: str) -> dict[str, bool]:
     return {"download": False} if found is not None and "download" in inspect.signature(found).parameters else {}
 
 
+def refuse_resolvers(config: DictConfig, path: Path) -> None:
+    """See that a configuration says what it means by itself: the page shows it, and goes to others.
+
+    Raises:
+        ValueError: a resolver in it, which may put the value of an environment variable into the page.
+    """
+    unresolved: Any = OmegaConf.to_container(config, resolve=False)
+    for key, value in flatten(unresolved).items():
+        if re.search(r"\$\{[^}]*(:|\$\{)", str(value)):
+            raise ValueError(
+                f"a configuration without resolvers expected in {path / build.CONFIG}; got {key}: {value}, whose value "
+                "depends on the machine and would be shown: write the value itself"
+            )
+
+
 # --- the command of a training
 
 
-def train_command(config: Mapping[str, Any]) -> list[str] | None:
-    """The words of the command that makes a run of that configuration; None if `scoresde train` has no such experiment.
+def training_of(config: Mapping[str, Any]) -> list[str] | None:
+    """The overrides of `train` that make a run of that configuration; None for one that was not trained here.
 
-    The experiment is the one of the run's name; options of the groups and single overrides say what is different.
+    The experiment is the nearest one; options of the groups and single overrides say what is different.
     """
-    loader: ConfigLoader = GlobalHydra.instance().config_loader()
-    name = config.get("name")
-    if "trainer" not in config or name not in loader.get_group_options("experiment"):
+    if any(group not in config for group in GROUPS if group not in BESIDE):
         return None
+    loader: ConfigLoader = GlobalHydra.instance().config_loader()
     wanted = leaves(config)
-    overrides = [f"experiment={name}"]
+    overrides = [f"experiment={nearest(wanted, loader.get_group_options('experiment'))}"]
     try:
         for group in GROUPS:
             if target(config, group) == target(composed(overrides, wanted)[0], group):
@@ -96,9 +118,17 @@ def train_command(config: Mapping[str, Any]) -> list[str] | None:
             tried = [[*overrides, f"{group}={option}"] for option in options]
             overrides = min([overrides, *tried], key=lambda some: len(differences(some, wanted)))
         overrides += differences(overrides, wanted)
+        composed(overrides, wanted)
     except (HydraException, OmegaConfBaseException):
         return None
-    return ["scoresde", "train", *overrides]
+    return overrides
+
+
+def nearest(wanted: Mapping[str, Any], experiments: Sequence[str]) -> str:
+    """The experiment that differs from a configuration in the fewest leaves."""
+    if (name := wanted.get("name")) in experiments and not differences([f"experiment={name}"], wanted):
+        return str(name)
+    return min(experiments, key=lambda name: len(differences([f"experiment={name}"], wanted)))
 
 
 def may_be(config: Mapping[str, Any], group: str, option: str) -> bool:
@@ -109,14 +139,15 @@ def may_be(config: Mapping[str, Any], group: str, option: str) -> bool:
     node: Any = OmegaConf.load(path)
     if "defaults" in node:
         return True
-    named = (node.get("train") or {}).get("_target_") if group == "data" else node.get("_target_")
-    return named == target(config, group)
+    of_option = (node.get("train") or {}).get("_target_") if group == "data" else node.get("_target_")
+    return of_option == target(config, group)
 
 
 def composed(overrides: Sequence[str], wanted: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
     """The configuration of `train` under those overrides, and what it demands, taken from the one that is wanted."""
     config = hydra.compose("train", overrides=list(overrides))
-    demanded = sorted(OmegaConf.missing_keys(config))
+    unresolved: Any = OmegaConf.to_container(config, resolve=False)
+    demanded = sorted(key for key, value in leaves(unresolved).items() if value == MISSING)
     for key in demanded:
         OmegaConf.update(config, key, wanted.get(key))
     return OmegaConf.to_container(config, resolve=True), demanded  # type: ignore[return-value]
@@ -159,12 +190,14 @@ def leaves(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def written(value: Any) -> str:
-    """A value as an override has it."""
+    """A value as an override has it: what Hydra reads as that value."""
     if isinstance(value, str):
-        return value if value and all(c.isalnum() or c in "_-./" for c in value) else f"'{value}'"
+        return literal(value)
     if isinstance(value, list):
         return f"[{','.join(map(written, value))}]"
-    return json.dumps(value)
+    if isinstance(value, Mapping):
+        return f"{{{','.join(f'{written(key)}:{written(part)}' for key, part in value.items())}}}"
+    return str(value) if isinstance(value, float) else json.dumps(value)  # inf and nan, which JSON has not
 
 
 def target(config: Mapping[str, Any], group: str) -> Any:

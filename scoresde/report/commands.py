@@ -5,13 +5,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from scoresde.report.facts import Facts
+from scoresde.report.words import sentence
 
 MADE = {
-    "samples": "Draw samples",
-    "likelihood": "Measure the likelihood",
-    "quality": "Measure the quality of samples",
-    "dequantization": "Learn the dequantisation",
-    "comparison": "Compare samplers",
+    "samples": "draw samples",
+    "likelihood": "measure the likelihood",
+    "quality": "measure the quality of samples",
+    "dequantization": "learn the dequantisation",
+    "comparison": "compare samplers",
 }
 
 
@@ -23,43 +24,42 @@ class Command:
     line: str
 
 
-def command(verb: str, facts: Facts, *overrides: str) -> str:
-    """The command line of a verb on the run."""
-    return shlex.join(["scoresde", verb, f"run={facts.path}", *overrides])
-
-
-def adding(facts: Facts, train: Sequence[str] | None = None) -> dict[str, str]:
-    """The command that adds each part of the report, by the name of the part.
+def adding(facts: Facts, run: Sequence[str], train: Sequence[str] | None = None) -> dict[str, str]:
+    """The command that adds each part of the report, by the name of the part; "" where it is not known.
 
     Args:
         facts: of the run.
-        train: as in `reproducing`; one by the run's name if there is none.
+        run, train: as in `reproducing`.
     """
-    name = facts.config.get("name")
-    again = train or ["scoresde", "train", *([f"experiment={name}"] if name else [])]
     features = ["features=digits"] if "Digits" in str(facts.data.get("train")) else []
+    elsewhere = ["run=runs/followed", *run[1:]]
+
+    def on_run(verb: str, *overrides: str) -> str:
+        return shlex.join(["scoresde", verb, *run, *overrides])
+
     return {
-        "train": shlex.join([*again, f"run={facts.path}"]),
-        "held_out": shlex.join([*again, "trainer.evaluate_every=100", "run=runs/followed"]),
-        "sample": command("sample", facts),
-        "bpd": command("bpd", facts),
-        "evaluate": command("evaluate", facts, *features),
-        "compare": command("compare", facts),
-        "film": command("report", facts, "film=true"),
+        "train": "" if train is None else shlex.join([*train, *run]),
+        "held_out": "" if train is None else shlex.join([*train, "trainer.evaluate_every=100", *elsewhere]),
+        "sample": on_run("sample"),
+        "bpd": on_run("bpd"),
+        "evaluate": on_run("evaluate", *features),
+        "compare": on_run("compare"),
+        "film": on_run("report", "film=true"),
     }
 
 
-def reproducing(facts: Facts, train: Sequence[str] | None) -> list[Command]:
-    """The commands that make the run and its figures again, as they were given, in their order.
+def reproducing(facts: Facts, run: Sequence[str], train: Sequence[str] | None) -> list[Command]:
+    """The commands that make the run and its figures again, as they were given, in their order, each once.
 
     Args:
         facts: of the run.
-        train: the words of the command that trains it, without run=...; None where it was not trained here.
+        run: the words by which a verb finds it: `run=...`, and what else it needs, as Hydra reads them.
+        train: the words of the command that trains it, without these; None where it was not trained here.
     """
-    found = [] if train is None else [Command("Train the model", shlex.join([*train, f"run={facts.path}"]))]
+    made: dict[str, list[str]] = {} if train is None else {shlex.join([*train, *run]): ["train the model"]}
     for line in facts.metrics:
         what = MADE.get(str(line.get("kind")))
         if what is not None and line.get("command") and facts.is_current(line):
-            found.append(Command(what, str(line["command"])))
-    found.append(Command("Write this report", command("report", facts)))
-    return list(dict.fromkeys(found))
+            made.setdefault(str(line["command"]), []).append(what)
+    made[shlex.join(["scoresde", "report", *run])] = ["write this report"]
+    return [Command(sentence(", ".join(dict.fromkeys(whats))), line) for line, whats in made.items()]

@@ -154,12 +154,13 @@ def quality_table(facts: Facts, space: str, lines: dict[tuple[str, str], MetricL
         line = next(line for (name, _), line in lines.items() if name == column)
         counts.append(f"{number(line.get('n'))} : {number(line.get('reference_n'))}")
     first = next(line for line in lines.values())
+    measured_in = "the states themselves" if space == "model space" else f"the features “{space}”"
     caption = (
-        f"Measured in {'the states themselves' if space == 'model space' else f'the features “{space}”'}, against "
+        f"Measured in {measured_in}, against "
         f"{first.get('reference')}. Columns other than the samples' are what real data has in their place."
     )
     compared = f"{many(facts)} : reference"
-    return Table(caption, ["", *columns], [[compared, *counts], *found])
+    return Table(caption, ["", *columns], [[compared, *counts], *found], measured_in)
 
 
 def error_kinds(facts: Facts) -> list[tuple[str, str, str]]:

@@ -51,7 +51,8 @@ class Source:
 
     path: the run's directory. config: its configuration, a plain mapping; config_text: as it is shown.
     run: its model, or why there is none. data: a split of its data by name, or why it is not to be had.
-    train: the words of the command that trains it, without run=...; None where it was not trained here.
+    named: the words by which a verb finds it: `run=...`, and what else it needs, as Hydra reads them.
+    train: the words of the command that trains it, without these; None where it was not trained here.
     film: None to leave it out. device: that the film is computed on.
     """
 
@@ -59,6 +60,7 @@ class Source:
     config: Mapping[str, Any]
     config_text: str
     run: Run | str
+    named: Sequence[str]
     data: Mapping[str, Dataset | str] = field(default_factory=dict)
     train: Sequence[str] | None = None
     film: FilmSettings | None = field(default_factory=FilmSettings)
@@ -96,8 +98,8 @@ def render(source: Source) -> str:
         "error_kinds": error_kinds(facts),
         "origins": origins(facts),
         "made": provenance(source.path, source.device),
-        "commands": reproducing(facts, source.train),
-        "adding": adding(facts, source.train),
+        "commands": reproducing(facts, source.named, source.train),
+        "adding": adding(facts, source.named, source.train),
         "config_text": source.config_text,
         "parameters": parameters(source, facts),
     }
@@ -193,14 +195,16 @@ def film_part(source: Source, facts: Facts) -> dict[str, Any]:
     if isinstance(source.run, str):
         return {"missing": source.run}
     run, settings = source.run, source.film
-    count, steps = settings.samples or film_samples(facts), settings.steps or film_steps(facts)
+    count = film_samples(facts) if settings.samples is None else settings.samples
+    steps = film_steps(facts) if settings.steps is None else settings.steps
     check_numbers(count, steps, settings.frames)
     try:
         film, paths = run_film(
             run.model, run.transform, list(facts.shape), count, steps, settings.frames, settings.seed
         )
-    except (ValueError, TypeError, RuntimeError) as error:  # a network that wants a condition, or gives NaN
-        return {"missing": f"the model gave none: {error}"}
+    except Exception as error:  # whatever a network raises, one that wants a condition for example
+        kind = "" if isinstance(error, (ValueError, RuntimeError)) else f"{type(error).__name__}: "
+        return {"missing": f"the model gave none: {kind}{error}"}
     samples = facts.samples(facts.drawn[1]) if facts.drawn is not None else None
     return {
         "missing": "",

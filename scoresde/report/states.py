@@ -100,7 +100,10 @@ def charts_of(facts: Facts, samples: Tensor, beside: Tensor | None) -> list[Char
     if flat.shape[1] == 1:
         return [histogram(flat[:, 0])]
     real = None if beside is None else beside.double().flatten(1)
-    basis = principal(flat if real is None else real, 2)
+    spread = flat if real is None else real
+    if len(spread) < 2:  # which has no principal components
+        return [coordinates(flat, real)]
+    basis = principal(spread, 2)
     labels = ("first principal component", "second principal component")
     return [
         cloud("Samples in two dimensions", flat @ basis, None if real is None else real @ basis, labels),
@@ -114,7 +117,8 @@ def cloud(title: str, samples: Tensor, beside: Tensor | None, labels: tuple[str,
     if beside is not None:
         layers.append(Dots("data", *columns(beside[:POINTS]), colour=6, size=2.0))
     layers.append(Dots("samples", *columns(samples[:POINTS]), size=2.4 if len(samples) > FEW else 4.5))
-    mean, std = (", ".join(number(float(v), 3) for v in part) for part in (samples.mean(dim=0), samples.std(dim=0)))
+    deviation = samples.std(dim=0, correction=min(1, len(samples) - 1))
+    mean, std = (", ".join(number(float(v), 3) for v in part) for part in (samples.mean(dim=0), deviation))
     seen = f"{title}: {min(len(samples), POINTS)} samples as dots, of mean ({mean}) and standard deviations ({std})."
     return Chart(title, seen, layers, x=labels[0], y=labels[1], square=True, height=340.0)
 
@@ -221,7 +225,7 @@ def _flat(x: Tensor, basis: Tensor | None) -> Tensor:
 def _ends(facts: Facts, x: Tensor, basis: Tensor | None) -> tuple[tuple[float, float], tuple[float, float]]:
     """The ends of the axes of all panels."""
     if facts.kind == "series":
-        return (0.0, float(x.shape[-1] - 1)), span(x[:, 0].flatten().tolist())
+        return (0.0, float(max(x.shape[-1] - 1, 1))), span(x[:, 0].flatten().tolist())
     flat = _flat(x, basis)
     if flat.shape[1] == 1:
         return span(flat[:, 0].tolist()), (0.0, 1.0)

@@ -36,13 +36,11 @@ def training(facts: Facts) -> Training:
     if len(lines) > 1:
         found.charts += [loss_chart(lines), norm_chart(lines)]
         found.said = pace(lines)
-    measured = [line for line in held_out if line.get("validation_loss") is not None]
-    if measured:
-        found.has_held_out = True
+    found.has_held_out = any(line.get("validation_loss") is not None for line in held_out)
+    if measured := finite(held_out, "validation_loss"):
         found.charts.append(held_out_chart(measured, "validation_loss", "Loss on held-out data", "loss"))
     for name in BOUNDS:
-        bounded = [line for line in held_out if line.get(name) is not None]
-        if bounded:
+        if bounded := finite(held_out, name):
             unit = "bits/dim" if "bits" in name else "nats/dim"
             found.charts.append(held_out_chart(bounded, name, "Evidence bound on held-out data", unit))
     if (chart := levels_chart(lines)) is not None:
@@ -53,7 +51,7 @@ def training(facts: Facts) -> Training:
 
 def thinned(x: Sequence[float], y: Sequence[float]) -> tuple[list[float], list[float]]:
     """At most `MOST_POINTS` points: the last x and the mean y of equally many neighbours."""
-    size = math.ceil(len(x) / MOST_POINTS)
+    size = max(1, math.ceil(len(x) / MOST_POINTS))
     parts = [slice(i, i + size) for i in range(0, len(x), size)]
     return [x[part][-1] for part in parts], [sum(y[part]) / len(y[part]) for part in parts]
 
@@ -65,8 +63,13 @@ def moving_mean(y: Sequence[float], window: int) -> list[float]:
 
 def curve(lines: Sequence[LogLine], name: str) -> tuple[list[float], list[float]]:
     """Steps and values of what was logged under a name."""
-    kept = [line for line in lines if line.get(name) is not None and math.isfinite(line[name])]
+    kept = finite(lines, name)
     return [float(line["step"]) for line in kept], [float(line[name]) for line in kept]
+
+
+def finite(lines: Sequence[LogLine], name: str) -> list[LogLine]:
+    """The lines that have a finite number under a name."""
+    return [line for line in lines if line.get(name) is not None and math.isfinite(line[name])]
 
 
 def with_mean(title: str, what: str, lines: Sequence[LogLine], name: str, y_label: str) -> Chart:
@@ -86,7 +89,7 @@ def with_mean(title: str, what: str, lines: Sequence[LogLine], name: str, y_labe
         if y
         else f"{what} was never finite."
     )
-    return Chart(title, seen, layers, x="step", y=y_label, y_log=log)
+    return Chart(title if y else f"{title} (never finite)", seen, layers, x="step", y=y_label, y_log=log)
 
 
 def loss_chart(lines: Sequence[LogLine]) -> Chart:
@@ -100,9 +103,9 @@ def norm_chart(lines: Sequence[LogLine]) -> Chart:
 
 
 def held_out_chart(lines: Sequence[LogLine], name: str, title: str, y_label: str) -> Chart:
-    """A number of held-out data with its standard errors."""
+    """A number of held-out data, finite in each of these lines, with its standard errors."""
     x, y = curve(lines, name)
-    errors = [float(line.get(f"{name}_stderr") or 0.0) for line in lines if line["step"] in x]
+    errors = [float(line.get(f"{name}_stderr") or 0.0) for line in lines]
     low, high = ([v + sign * e for v, e in zip(y, errors, strict=True)] for sign in (-1, 1))
     layer = Line("", x, y, low, high, colour=2, style="both")
     seen = (

@@ -118,18 +118,19 @@ def path(facts: Facts) -> str:
 def likelihood_meaning(facts: Facts, line: Line) -> str:
     """What the likelihood is, and what to compare it with."""
     dimensions = math.prod(facts.shape) or 1
-    seen = "been trained on" if line.get("split") == "train" else "not been trained on"
+    split = str(line.get("split"))
+    known = {"test": "that the model has not been trained on", "train": "that the model has been trained on"}
+    which = f"{many(facts)} {known.get(split, f'of the {split} data')}"
     if line.get("unit") == "bits/dim":
         meaning = (
-            f"how many bits it takes, on average, to store one {dimension(facts)} of {many(facts)} that the model has "
-            f"{seen}, if the model says what is likely. Fewer is better"
+            f"how many bits it takes, on average, to store one {dimension(facts)} of {which}, if the model "
+            "says what is likely. Fewer is better"
         )
         if facts.levels:
-            known = math.log2(facts.levels)
-            meaning += f"; knowing nothing, it takes log₂ {facts.levels} = {known:.2f} bits"
+            meaning += f"; knowing nothing, it takes log₂ {facts.levels} = {math.log2(facts.levels):.2f} bits"
         return f"{meaning}."
     return (
-        f"minus the logarithm of the density that the model gives to {many(facts)} that it has {seen}, divided "
-        f"by their {dimensions} dimension{'s' if dimensions > 1 else ''}. Lower is better; it may be negative, and "
+        f"minus the logarithm of the density that the model gives to {which}, divided by "
+        f"their {dimensions} dimension{'s' if dimensions > 1 else ''}. Lower is better; it may be negative, and "
         "depends on the units of the data."
     )

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from scoresde.cli import VERBS, completion, config_directory, main
 
@@ -61,6 +62,25 @@ def test_runs_that_there_are():
         Path(run, "config.yaml").touch()
     assert completed("scoresde bpd run=") == ["run=runs/a ", "run=runs/b "]
     assert completed("scoresde bpd run=else/") == ["run=else/c "]
+    Path("else/a=1,b").mkdir()
+    Path("else/a=1,b/config.yaml").touch()
+    assert completed("scoresde bpd run=else/a") == [r"run=else/a\=1\,b "]
+    assert completed(r"scoresde bpd run=else/a\\=1") == [r"run=else/a\=1\,b "]
+
+
+NASTY = ["", "it's", 'a"b', "1", "true", "null", "inf", "1e3", "a,b", "k=v", "a:b", "[x]", "{a}", "(b)", " a ", "~x"]
+NASTY += ["a\\", 'a\\"b', "é", "a\nb", "a\\\n", "choice(a,b)", "glob(*)", "#c", "a;b", "'\"", "x}", "runs/a=b,c=1"]
+
+
+@pytest.mark.parametrize("text", NASTY)
+def test_a_literal_is_read_as_its_text(text):
+    parser = OverridesParser.create()
+    assert parser.parse_override(f"key={completion.literal(text)}").value() == text
+    assert parser.parse_override(f"key=[{completion.literal(text)}]").value() == [text]
+
+
+def test_a_literal_is_as_it_is_where_it_can_be():
+    assert completion.literal("runs/my-run_2.5") == "runs/my-run_2.5"
 
 
 def test_configurations_of_ones_own():
@@ -109,10 +129,13 @@ printf '%s|' "${COMPREPLY[@]}"
         ("scoresde train experiment=to", "toy2d |"),  # bash breaks words at "=", and replaces what is behind it
         ("scoresde train sampler.st", "sampler.steps=|"),
         ("scoresde train zzzz", "|"),
+        ("scoresde bpd run=runs/a", r"runs/a\\=1 |"),
     ],
 )
 def test_bash_has_its_candidates(line, reply, capsys):
     assert main(["completion", "bash"]) == 0
+    Path("runs/a=1").mkdir(parents=True)
+    Path("runs/a=1/config.yaml").touch()
     environment = {**os.environ, "SCRIPT": capsys.readouterr().out}
     done = subprocess.run(["bash", "-c", BASH, "bash", line], capture_output=True, text=True, env=environment)
     assert (done.returncode, done.stdout) == (0, reply), done.stderr

@@ -56,6 +56,22 @@ def test_an_unknown_run_is_answered_with_the_nearest_one(capsys):
     assert "did you mean run=runs/digits?" in refused(capsys, "sample", "runs/digits")
 
 
+def test_a_run_whose_name_has_a_meaning_for_hydra_is_proposed_in_quotes(capsys):
+    folder = Path("runs", "experiment=toy2d,seed=1")
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text("{}")
+    found = refused(capsys, "sample", r"run=runs/experiment\=toy2d\,sed\=1")
+    assert r"did you mean 'run=runs/experiment\=toy2d\,seed\=1'?" in found
+
+
+@pytest.mark.parametrize("verb", ["sample", "train", "report"])
+@pytest.mark.parametrize(("given", "told"), [("", ""), ("null", "null"), ("[a]", "['a']"), ("7", "7")])
+def test_a_run_is_a_path(verb, given, told, capsys):
+    found = refused(capsys, verb, f"run={given}")
+    assert f"a directory expected, run=DIRECTORY; got run={told}" in found
+    assert (given == "7") == ("""'run="7"'""" in found)
+
+
 def test_without_any_run_the_way_to_one_is_told(capsys):
     found = refused(capsys, "sample", "run=digits")
     assert found.endswith("no run at digits (no config.yaml in it); `scoresde train experiment=digits` makes one")

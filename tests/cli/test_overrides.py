@@ -34,7 +34,11 @@ WRONG = {
     "flag": (["train", "--multrun"], "scoresde train: no option --multrun; did you mean --multirun?"),
     "json flag": (["train", "--jsn"], "scoresde train: no option --jsn; did you mean --json?"),
     "choice of a flag": (["train", "--cfg", "jb"], "invalid choice: 'jb'"),
-    "no sweep": (["train", "seed=0,1"], "add --multirun"),
+    "no sweep": (["train", "seed=0,1"], "seed=0,1 is a sweep: add --multirun; as a list it is seed=[0,1]"),
+    "no sweep of a group": (["train", "sde=vp,ve"], "scoresde train: sde=vp,ve is a sweep: add --multirun"),
+    "no key": (["train", "=5"], "scoresde train: key=value expected; got '=5'"),
+    "no option": (["train", "sde=null"], "an option of group sde expected, sde=...; got null; there are: cosine, ddpm"),
+    "group left out": (["train", "~sde"], "a configuration with sde expected; it has none (does an override, ~..."),
 }
 
 

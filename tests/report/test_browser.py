@@ -47,6 +47,9 @@ CONTRAST = """() => {
 SMALLEST = """() => Math.min(...[...document.querySelectorAll("svg.chart text")].map(
   e => e.getBoundingClientRect().height))"""
 
+LABELS = """() => Math.min(...[...document.querySelectorAll(".film .time, .row-labels span")].map(
+  e => parseFloat(getComputedStyle(e).fontSize)))"""
+
 
 @pytest.fixture(scope="module")
 def browser():
@@ -99,6 +102,7 @@ def test_a_page_fits_into_its_window(opened, name, width):
     assert sizes[0] <= sizes[1]
     assert page.evaluate("() => [...document.images].every(i => i.complete && i.naturalWidth > 0)")
     assert page.evaluate(SMALLEST) >= 10 or name == "bare"
+    assert page.evaluate(LABELS) >= 12
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

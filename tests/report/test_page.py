@@ -91,6 +91,7 @@ def test_the_outline_of_a_page(whole):
     ids = [a["id"] for _, a in reader.tags if "id" in a]
     assert len(set(ids)) == len(ids)
     assert set(links) <= set(ids)
+    assert {"about", "film", "commands"} <= set(links)
 
 
 def test_a_page_stands_by_itself(whole):
@@ -133,7 +134,9 @@ def test_a_run_with_nothing_but_a_checkpoint_names_what_is_missing(tmp_path, sha
         assert f"scoresde {verb} run={run}" in reader.text
     assert "From noise to data" in reader.text
     assert "no log of a training" in reader.text
-    assert "scoresde train" in reader.text
+    assert "scoresde train" not in reader.text
+    trained = Reader(page_of(run, film=None, train=["scoresde", "train", "experiment=x"])).text
+    assert f"scoresde train experiment=x run={run}" in trained
 
 
 @pytest.mark.parametrize("shape", [(2,), (5,), (1,), (2, 16), (2, 2, 2, 3)])
@@ -173,6 +176,45 @@ def test_a_model_that_gives_no_samples_says_why(tmp_path):
     assert "There is no film and there are no paths: the model gave none: 4 of 4 samples are NaN" in text
     with pytest.raises(ValueError, match="samples=1, steps=6, frames=3"):
         page_of(run, film=FilmSettings(1, 6, 3))
+
+
+def test_a_model_that_fails_in_its_own_way_says_how(tmp_path, monkeypatch):
+    run = new_run(tmp_path / "run", (2,))
+    source = source_of(run)
+
+    def wants_a_condition(*_):
+        raise AttributeError("'NoneType' object has no attribute 'shape'")
+
+    monkeypatch.setattr(source.run.model.network, "forward", wants_a_condition)
+    assert "the model gave none: AttributeError: 'NoneType' object has no" in Reader(render(source)).text
+    with pytest.raises(ValueError, match="got samples=0, steps=6"):
+        page_of(run, film=FilmSettings(0, 6, 3))
+
+
+def test_series_of_one_value_have_a_page(tmp_path):
+    assert "From noise to data" in Reader(page_of(whole_run(tmp_path / "run", (2, 1)))).text
+
+
+def test_held_out_data_that_was_trained_on_is_not_asked_for(tmp_path):
+    run = new_run(tmp_path / "run", (2,))
+    (run / "log.jsonl").write_text('{"step": 1, "loss": 2.0}\n{"step": 2, "loss": 1.0}\n')
+    given = {"film": None, "train": ["scoresde", "train"]}
+    assert "trainer.evaluate_every=100" in Reader(page_of(run, **given)).text
+    config = configuration((2,), trainer={"_target_": "scoresde.training.Trainer", "evaluate_every": 0})
+    text = Reader(page_of(run, config=config, **given)).text
+    assert "Held-out data were not measured (trainer.evaluate_every=0)." in text
+    assert "trainer.evaluate_every=100" not in text
+
+
+def test_tables_of_several_feature_spaces_are_told_apart(tmp_path, whole):
+    run = new_run(tmp_path / "run", (1, 8, 8))
+    for space in ("inception", "pixels"):
+        row = {"kind": "quality", "of": "samples", "metric": "kid", "value": 1.0, "features": space}
+        append_metrics(run, {**row, "reference": "train data"})
+    reader = Reader(page_of(run, film=None))
+    labels = [attributes.get("aria-label") for _, attributes in reader.tags]
+    assert {f"Quality of samples by the features “{space}”" for space in ("inception", "pixels")} <= set(labels)
+    assert "held back" not in reader.text
 
 
 def test_an_earlier_training_picture_stands_in_for_samples(tmp_path, whole):

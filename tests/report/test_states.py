@@ -55,7 +55,14 @@ def test_the_moments_of_points_are_told(tmp_path):
     assert "2 samples as dots, of mean (1, 3) and standard deviations (1.41, 2.83)" in chart.description
 
 
-@pytest.mark.parametrize("shape", [(1, 8, 8), (2,), (1,), (4,), (2, 6), (2, 2, 2, 2)])
+@pytest.mark.parametrize("shape", [(1,), (2,), (4,), (2, 6), (2, 2, 2, 2)])
+def test_one_sample_without_data_has_its_charts(tmp_path, shape):
+    found = gallery(facts_of(tmp_path, shape), normal(1, *shape), "by pc")
+    assert found.charts
+    assert all("nan" not in str(chart.svg()) for chart in found.charts)
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 8), (2,), (1,), (4,), (2, 6), (2, 1), (2, 2, 2, 2)])
 def test_frames_and_paths_of_any_state(tmp_path, shape):
     facts = facts_of(tmp_path, shape)
     log_snr = torch.linspace(-8, 8, 5, dtype=torch.float64)

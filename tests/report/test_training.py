@@ -1,5 +1,8 @@
 """Curves of a training, against sums worked out by hand."""
 
+import json
+import math
+
 import pytest
 
 from scoresde.report.facts import Facts
@@ -33,6 +36,20 @@ def test_the_charts_of_a_log(tmp_path):
     ]
     assert "4.00 ± 0.10 at step 30, 3.00 ± 0.10 at step 60" in found.charts[2].description
     assert found.said == {"pace": "107 samples a second (median)", "memory": "0.25 GB at most"}
+
+
+def test_numbers_that_were_never_finite_are_told(tmp_path):
+    run = new_run(tmp_path / "run", (2,))
+    lines = [{"step": i, "loss": math.nan, "gradient_norm": None} for i in (1, 2)]
+    lines += [{"step": 2, "validation_loss": math.nan, "validation_nats_per_dim_bound": math.inf}]
+    (run / "log.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    found = training(Facts(run, configuration((2,))))
+    assert [chart.title for chart in found.charts] == [
+        "Training loss (never finite)",
+        "Norm of the gradient (never finite)",
+    ]
+    assert all("nan" not in str(chart.svg()) for chart in found.charts)
+    assert found.has_held_out
 
 
 def test_levels_are_told_apart_by_the_time_of_the_training():

@@ -59,3 +59,6 @@ def test_a_likelihood_of_training_data_is_called_one(tmp_path):
     facts = Facts(tmp_path, configuration((1, 8, 8)))
     assert "has not been trained on" in likelihood_meaning(facts, likelihood_row())
     assert "that the model has been trained on" in likelihood_meaning(facts, likelihood_row(split="train"))
+    of_validation = likelihood_meaning(facts, likelihood_row(split="validation"))
+    assert "one pixel value of images of the validation data, if" in of_validation
+    assert "trained on" not in of_validation
