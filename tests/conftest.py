@@ -1,5 +1,11 @@
 """What the tests share: every path of the library, times along it, and an exact mixture of Gaussians."""
 
+import os
+
+os.environ.setdefault(
+    "OMP_NUM_THREADS", "1"
+)  # of this process, before torch is imported, and of those that tests start
+
 import numpy as np
 import pytest
 import torch

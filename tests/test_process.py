@@ -1,5 +1,6 @@
 """Freed memory that stays with the process, and denormal numbers."""
 
+import os
 import platform
 import subprocess
 import sys
@@ -42,6 +43,7 @@ print(int((tiny * 1e-10 != 0).sum()), int((tiny * 1e-7 != 0).sum()))
 
 @pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="where PyTorch can arrange it")
 def test_denormal_numbers_are_zero_in_all_threads():
-    found = subprocess.run([sys.executable, "-c", DENORMAL], capture_output=True, text=True)
+    environment = os.environ | {"OMP_NUM_THREADS": "2"}
+    found = subprocess.run([sys.executable, "-c", DENORMAL], capture_output=True, text=True, env=environment)
     assert found.returncode == 0, found.stderr
     assert found.stdout.split() == ["0", "4000000"]
