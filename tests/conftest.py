@@ -9,9 +9,12 @@ os.environ.setdefault(
 import numpy as np
 import pytest
 import torch
+from hypothesis import settings
 
 import scoresde as ss
 
+settings.register_profile("repeatable", derandomize=True)  # new examples: pytest --hypothesis-profile=default
+settings.load_profile("repeatable")
 torch.set_num_threads(1)  # the states are small, and the tests run in a process for each core
 
 DDPM = np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))  # 2006.11239, section 4: the squared alpha of each step

@@ -92,20 +92,26 @@ class LearnedVP(LogSNRPath):
 
     @torch.no_grad()
     def time(self, log_snr: Tensor) -> Tensor:
-        """Inverse of `log_snr`, clamped to [t_min, t_max]; without gradient (Newton's method)."""
+        """Inverse of `log_snr`, clamped to [t_min, t_max]; without gradient.
+
+        Newton's method; bisection where it would leave the bracket, or crawl: its steps do not halve on a steep foot.
+        """
         low, high = self.gammas()
         goal = ((-float64(log_snr).cpu() - low) / (high - low)).clamp(0, 1)
         a, b, c = self._units()
         left, right, u = torch.zeros_like(goal), torch.ones_like(goal), goal
+        step = right - left
         for _ in range(ROUNDS):
             value, slope = _rise(u, a, b, c)
             excess = value - goal
             left, right = torch.where(excess > 0, left, u), torch.where(excess > 0, u, right)
-            newton = u - excess / slope
-            inside = (newton >= left) & (newton <= right)
-            u = torch.where(inside, newton, 0.5 * (left + right))
-            if bool((torch.minimum(excess.abs(), right - left) <= ROUNDING).all()):
+            found = torch.minimum(excess.abs(), right - left) <= ROUNDING
+            if bool(found.all()):
                 break
+            newton = -excess / slope
+            good = (u + newton >= left) & (u + newton <= right) & (newton.abs() <= 0.5 * step.abs())
+            step = torch.where(good, newton, 0.5 * (left + right) - u)
+            u = torch.where(found, u, u + step)
         return (self.t_min + (self.t_max - self.t_min) * u).clamp(self.t_min, self.t_max).to(log_snr)
 
     def drawn(self, t: Tensor, factor: Callable[[], Tensor]) -> SDE:
@@ -173,13 +179,12 @@ def _log_snr(gammas: Tensor, fraction: Tensor, slope: Tensor) -> tuple[Tensor, T
 
 def _rise(u: Tensor, a: Tensor, b: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
     """phi and phi' at u (*), of the units a, b, c (K,): the module's formulas."""
-    at = torch.cat([u.new_tensor([0.0, 1.0]), u.flatten()])
-    unit = torch.sigmoid(b * (at[:, None] - c))
-    weighted = a * unit
-    height = at + weighted.sum(dim=1)
-    whole = height[1] - height[0]
-    slope = 1 + (b * weighted * (1 - unit)).sum(dim=1)[2:]
-    return ((height[2:] - height[0]) / whole).reshape(u.shape), (slope / whole).reshape(u.shape)
+    at = torch.cat([u.new_ones(1), u.flatten()])[:, None]
+    unit, unit_at_0 = torch.sigmoid(b * (at - c)), torch.sigmoid(-b * c)
+    risen = unit * (1 - unit_at_0) * -torch.expm1(-b * at)  # unit - unit_at_0, which would cancel far from c
+    height = at[:, 0] + (a * risen).sum(dim=1)
+    slope = 1 + (a * b * unit * (1 - unit)).sum(dim=1)
+    return (height[1:] / height[0]).reshape(u.shape), (slope[1:] / height[0]).reshape(u.shape)
 
 
 def _softplus(x: Tensor) -> Tensor:

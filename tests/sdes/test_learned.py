@@ -89,11 +89,18 @@ def test_gamma_rises_whatever_the_parameters(units, spread, low, high, seed):
     assert bool(((found - t).abs() <= rounding).all())
 
 
-def test_the_inverse_of_a_path_with_a_sharp_bend():
-    """Newton's method alone would leave the range from the flat parts."""
-    sde = deviated(f64(0.0, 0.0), torch.tensor([[8.0], [400.0], [0.2]]))
+@pytest.mark.parametrize("steepness", [60.0, 200.0, 400.0])
+def test_the_inverse_of_a_path_with_a_sharp_bend(steepness):
+    """Newton's method alone would leave the range from the flat parts, or crawl down the foot of the bend."""
+    sde = deviated(f64(0.0, 0.0), torch.tensor([[8.0], [steepness], [0.2]]))
     log_snr = torch.linspace(13.0, -9.9, 301, dtype=torch.float64)
     close(sde.log_snr(sde.time(log_snr)).detach(), log_snr, rtol=0, atol=1e-10)
+
+
+def test_units_far_from_the_range_leave_no_rounding():
+    """Their sigmoids are 1 to the last digit: differences of sums of them would lose four digits."""
+    sde = deviated(f64(0.0, 0.0), torch.tensor([[1e4] * 3, [50.0] * 3, [-2.0, -3.0, -4.0]]))
+    close(sde.fraction(times(sde))[0].detach(), times(sde), rtol=1e-15)
 
 
 def test_the_inverse_has_no_gradient():
