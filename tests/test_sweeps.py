@@ -1,5 +1,6 @@
 """Sweeps by Hydra's launchers: jobs in other processes leave what they would leave in this one."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -34,6 +35,11 @@ def command(*arguments):
     return subprocess.run([script, *arguments], capture_output=True, text=True, timeout=300, check=False)
 
 
+def records(stdout):
+    """What the jobs of a sweep with --json printed, a line each."""
+    return [json.loads(line) for line in stdout.splitlines()]
+
+
 def settings(run):
     """(seed, steps) of each job that trained, in the order of their directories."""
     configs = [
@@ -57,8 +63,11 @@ def test_joblib_leaves_what_one_process_after_the_other_does(tmp_path):
 
 @pytest.mark.slow
 def test_a_job_that_fails_elsewhere_is_reported_and_the_others_go_on(tmp_path):
-    done = command("train", *TOY, "trainer.steps=0,3", "run=sweep", "--multirun", *JOBLIB)
+    done = command("train", *TOY, "trainer.steps=0,3", "run=sweep", "--multirun", "--json", *JOBLIB)
     assert done.returncode == 2
+    (record,) = records(done.stdout)
+    assert "trainer.steps=3" in record["overrides"]
+    assert (tmp_path / record["paths"]["checkpoint"]).is_file()
     there, overrides, here = done.stderr.splitlines()
     assert there.startswith("scoresde train: cannot build scoresde.training.Trainer: steps >= 1")
     assert "'trainer.steps=0'" in overrides
@@ -68,12 +77,16 @@ def test_a_job_that_fails_elsewhere_is_reported_and_the_others_go_on(tmp_path):
 
 @pytest.mark.slow
 def test_tasks_of_a_submitted_job_share_it(tmp_path):
-    """Two tasks a job, as many processes of torchrun: one log, and one process's weights up to rounding."""
+    """Two tasks a job, as many processes of torchrun: one log, one record, and one process's weights up to rounding."""
     arguments = ["train", *TOY, "trainer.steps=3", "trainer.log_every=1"]
-    done = command(*arguments, "seed=0", "run=tasks", "--multirun", *LOCAL, "hydra.launcher.tasks_per_node=2")
+    tasks = ["seed=0", "run=tasks", "--multirun", "--json", *LOCAL, "hydra.launcher.tasks_per_node=2"]
+    done = command(*arguments, *tasks)
     assert done.returncode == 0, done.stderr
     assert main([*arguments, "run=one"]) == 0
     (shared,) = (tmp_path / "tasks").glob("*/checkpoint.safetensors")
+    (record,) = records(done.stdout)
+    assert "seed=0" in record["overrides"]
+    assert tmp_path / record["paths"]["checkpoint"] == shared
     assert (shared.with_name("log.jsonl").read_text()).count('"loss"') == 3
     (tree, info), (alone, its) = load(shared), load(tmp_path / "one" / "checkpoint.safetensors")
     assert info["step"] == its["step"] == 3

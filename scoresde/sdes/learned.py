@@ -94,7 +94,7 @@ class LearnedVP(LogSNRPath):
     def time(self, log_snr: Tensor) -> Tensor:
         """Inverse of `log_snr`, clamped to [t_min, t_max]; without gradient.
 
-        Newton's method; bisection where it would leave the bracket, or crawl: its steps do not halve on a steep foot.
+        Newton's method; bisection where it would leave the bracket or crawl, as down the steep foot of a unit.
         """
         low, high = self.gammas()
         goal = ((-float64(log_snr).cpu() - low) / (high - low)).clamp(0, 1)
@@ -106,12 +106,13 @@ class LearnedVP(LogSNRPath):
             excess = value - goal
             left, right = torch.where(excess > 0, left, u), torch.where(excess > 0, u, right)
             found = torch.minimum(excess.abs(), right - left) <= ROUNDING
+            newton = -excess / slope
+            inside = (u + newton >= left) & (u + newton <= right)
+            halved = newton.abs() <= 0.5 * step.abs()
+            step = torch.where(inside & (halved | found), newton, 0.5 * (left + right) - u)
+            u = u + step
             if bool(found.all()):
                 break
-            newton = -excess / slope
-            good = (u + newton >= left) & (u + newton <= right) & (newton.abs() <= 0.5 * step.abs())
-            step = torch.where(good, newton, 0.5 * (left + right) - u)
-            u = torch.where(found, u, u + step)
         return (self.t_min + (self.t_max - self.t_min) * u).clamp(self.t_min, self.t_max).to(log_snr)
 
     def drawn(self, t: Tensor, factor: Callable[[], Tensor]) -> SDE:

@@ -10,9 +10,10 @@ from collections.abc import Sequence
 from typing import Self
 
 import numpy as np
+import scipy  # its subpackages are imported where they are first used
 import torch
-from scipy.interpolate import PchipInterpolator
 from torch import Tensor
+from torch.nn.functional import logsigmoid
 
 from scoresde.sdes.base import SDE
 from scoresde.sdes.log_snr import LogSNRPath
@@ -45,7 +46,7 @@ class Tabulated(LogSNRPath):
         if not bool(torch.isfinite(values).all() and (values.diff() < 0).all() and (nodes.diff() > 0).all()):
             raise ValueError("a finite, strictly decreasing log-SNR at strictly increasing times expected")
         super().__init__(float(nodes[0]), float(nodes[-1]), preserving)
-        slopes = PchipInterpolator(nodes.numpy(), values.numpy()).derivative()(nodes.numpy())
+        slopes = scipy.interpolate.PchipInterpolator(nodes.numpy(), values.numpy()).derivative()(nodes.numpy())
         # Plain attributes, not buffers: schedules stay in float64 on the CPU wherever the model goes.
         self.nodes, self.values, self.slopes = nodes, values, torch.from_numpy(np.asarray(slopes))
 
@@ -145,11 +146,15 @@ class ZeroTerminalSNR(SDE):
         norm = torch.sqrt(alpha.square() + sigma.square())
         return alpha / norm, sigma / norm, norm
 
+    def _ends(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """a(t_min), nu(t_min) and a(t_max) of the path, (), in t's dtype."""
+        first, start, _ = self._unit(t.new_full((), self.path.t_min))
+        last, _, _ = self._unit(t.new_full((), self.path.t_max))
+        return first, start, last
+
     def _rescaled(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(a_new, nu_new, n) at t; 1 - a_new, and so nu_new, without cancellation at small t."""
-        (first, start, _), (last, _, _) = (
-            self._unit(torch.full_like(t, end)) for end in (self.path.t_min, self.path.t_max)
-        )
+        first, start, last = self._ends(t)
         signal, noise, norm = self._unit(t)
         fallen = (noise - start) * (noise + start) / (first + signal)  # a(t_min) - a(t)
         rest = start.square() / (1 + first) + first * fallen / (first - last)  # 1 - a_new
@@ -157,9 +162,7 @@ class ZeroTerminalSNR(SDE):
 
     def _slopes(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """(a_new', n'/n): a' = -a g^2/(2 n^2) with the path's own g."""
-        (first, _, _), (last, _, _) = (
-            self._unit(torch.full_like(t, end)) for end in (self.path.t_min, self.path.t_max)
-        )
+        first, _, last = self._ends(t)
         signal, noise, norm = self._unit(t)
         fall = -0.5 * signal * (self.path.diffusion(t) / norm).square()
         growth = (signal * self.path.alpha_dot(t) + noise * self.path.sigma_dot(t)) / norm
@@ -189,3 +192,13 @@ class ZeroTerminalSNR(SDE):
         """n (-2 a_new'/a_new)^(1/2)."""
         signal, _, norm = self._rescaled(t)
         return norm * torch.sqrt(-2 * self._slopes(t)[0] / signal)
+
+    def time(self, log_snr: Tensor) -> Tensor:
+        """Inverse of `log_snr`, clamped to [t_min, t_max]: the path's own, at the a that a_new came from."""
+        first, start, last = self._ends(log_snr)
+        scale = (first - last) / first
+        a_new = torch.exp(0.5 * logsigmoid(log_snr))
+        missing = start.square() / (1 + first)  # 1 - a, without cancellation at small t; at t_min first
+        missing = missing + scale * (-torch.expm1(0.5 * logsigmoid(log_snr)) - missing)
+        a = last + scale * a_new
+        return self.path.time(2 * a.log() - (missing * (1 + a)).log()).clamp(self.t_min, self.t_max)

@@ -3,13 +3,13 @@
 from dataclasses import dataclass, replace
 
 import numpy as np
+import scipy  # its subpackages are imported where they are first used
 import torch
-from scipy.integrate import BDF, DOP853, LSODA, RK23, RK45, Radau
 from torch import Tensor
 
 from scoresde.solvers.base import Field, Solution, Status, double, per_sample
 
-METHODS = {"RK45": RK45, "RK23": RK23, "DOP853": DOP853, "LSODA": LSODA, "Radau": Radau, "BDF": BDF}
+METHODS = ("RK45", "RK23", "DOP853", "LSODA", "Radau", "BDF")
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,8 @@ class SciPy:
         flat = _Flattened(field, x)
         vector, position, ended = flat.first(start), start, Status.OK
         try:
-            stepper = METHODS[self.method](flat, start, vector, end, rtol=self.rtol, atol=self.atol)
+            method = getattr(scipy.integrate, self.method)
+            stepper = method(flat, start, vector, end, rtol=self.rtol, atol=self.atol)
             while stepper.status == "running" and flat.nfe < self.max_evaluations:
                 stepper.step()
                 vector, position = stepper.y, float(stepper.t)

@@ -4,7 +4,6 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
-from torchdiffeq import odeint
 
 from scoresde.solvers.base import Field, Solution, Status, double, finite, per_sample
 
@@ -46,6 +45,8 @@ class TorchDiffEq:
 
     def __call__(self, field: Field, x: Tensor, start: float, end: float) -> Solution:
         """Integrate from start to end; see `scoresde.solvers.base`."""
+        from torchdiffeq import odeint  # here, for it brings SciPy's integrators with it
+
         observed = _Observed(field, x, start)
         interval = torch.tensor([start, end], dtype=double(x), device=x.device)
         # step_t: land on the end; by default torchdiffeq steps past it and interpolates, at a lower order.

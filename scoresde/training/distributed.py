@@ -15,17 +15,19 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeGuard, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from scoresde.score import ScoreModel
+
+if TYPE_CHECKING:  # half a second, for those who shard alone
+    from torch.distributed.fsdp import FSDPModule
+    from torch.distributed.tensor import DTensor
 
 Value = TypeVar("Value")
 PATIENCE = timedelta(days=7)  # of a process whose share is done, for the others
@@ -131,12 +133,14 @@ class Shared:
             yield
 
 
-def shard(model: ScoreModel) -> FSDPModule:
+def shard(model: ScoreModel) -> "FSDPModule":
     """A model's network, sharded in place over all processes: each block of its containers, and what is left.
 
     Raises:
         ValueError: a network that is no module, or parameters beside its own, such as those of a learned path.
     """
+    from torch.distributed.fsdp import fully_shard
+
     network = model.network
     if not isinstance(network, nn.Module):
         raise ValueError(f"a network that is a torch.nn.Module expected by parallel=fsdp; got {type(network).__name__}")
@@ -154,7 +158,7 @@ def shard(model: ScoreModel) -> FSDPModule:
 
 def whole(x: Tensor) -> Tensor:
     """The tensor with all its shards; every process has to ask."""
-    return x.full_tensor() if isinstance(x, DTensor) else x
+    return x.full_tensor() if _sharded(x) else x
 
 
 def collected(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -165,6 +169,17 @@ def collected(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def placed(x: Tensor, like: Tensor) -> Tensor:
     """A whole tensor as another one of its shape is: its device, its shard, its layout (fused optimisers need it)."""
-    if isinstance(like, DTensor):
+    if _sharded(like):
+        from torch.distributed.tensor import distribute_tensor
+
         return distribute_tensor(x.to(like.device), like.device_mesh, like.placements)
     return torch.empty_like(like, dtype=x.dtype).copy_(x)
+
+
+def _sharded(x: Tensor) -> "TypeGuard[DTensor]":
+    """Whether it is a DTensor; without a process group there is none."""
+    if not dist.is_initialized():
+        return False
+    from torch.distributed.tensor import DTensor
+
+    return isinstance(x, DTensor)

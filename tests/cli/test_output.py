@@ -4,7 +4,6 @@ import io
 import json
 import math
 import pickle
-import subprocess
 import sys
 from pathlib import Path
 
@@ -140,22 +139,6 @@ def test_a_record_of_another_process_is_printed_where_it_arrives(capsys):
     assert not capsys.readouterr().out
     pickle.loads(sent)
     assert capsys.readouterr().out == '{"a": 1}\n'
-
-
-SWEEPS = [("joblib", ["0", "1"], "n_jobs=2"), ("submitit_local", ["1"], "timeout_min=5")]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("launcher", "seeds", "option"), SWEEPS)
-def test_jobs_in_other_processes_print_their_lines_here(launcher, seeds, option, tmp_path):
-    pytest.importorskip(f"hydra_plugins.hydra_{launcher.split('_')[0]}_launcher")
-    command = [sys.executable, "-m", "scoresde", "train", *TOY, f"seed={','.join(seeds)}", "trainer.steps=1"]
-    command += ["run=sweep", "--multirun", "--json", f"hydra/launcher={launcher}", f"hydra.launcher.{option}"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr
-    found = [json.loads(text) for text in done.stdout.splitlines()]
-    assert sorted(x for record in found for x in record["overrides"] if "seed" in x) == [f"seed={x}" for x in seeds]
-    assert all((tmp_path / record["paths"]["checkpoint"]).is_file() for record in found)
 
 
 class Terminal(io.StringIO):
