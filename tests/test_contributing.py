@@ -43,7 +43,8 @@ class Count:
 def run(name, arguments):
     if name == "pytest":
         count = Count()
-        return int(pytest.main([*arguments, "-p", "no:cacheprovider", "-q"], plugins=[count])), count.n
+        options = ["-p", "no:cacheprovider", "--assert=plain", "-q"]
+        return int(pytest.main([*arguments, *options], plugins=[count])), count.n
     if name == "scoresde":
         return main(arguments), None
     sys.argv = arguments

@@ -2,6 +2,7 @@
 
 import json
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -38,11 +39,17 @@ with distributed.processes():
 """
 
 
+def torchrun(processes, *command):
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, *launcher, *map(str, command)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=240, check=False, env=environment)
+
+
 def run(script, directory):
     path = directory / "script.py"
     path.write_text(script)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", path]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    return torchrun(2, path)
 
 
 @pytest.mark.slow
@@ -90,15 +97,18 @@ with distributed.processes():
 
 
 def trained(directory, processes, *arguments):
-    """The checkpoint and the losses of a training by that number of processes."""
+    """The checkpoint and the losses of a training by that number of processes; one is this one."""
     run = directory / f"run{processes}"
     path = directory / "training.py"
     path.write_text(TRAINING)
-    launcher = [] if processes == 1 else ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command = [sys.executable, *launcher, path, run, *map(str, arguments)]
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False, env=environment)
-    assert done.returncode == 0, done.stderr
+    command = [str(path), str(run), *map(str, arguments)]
+    if processes == 1:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sys, "argv", command)
+            runpy.run_path(str(path))
+    else:
+        done = torchrun(processes, *command)
+        assert done.returncode == 0, done.stderr
     groups, info = checkpoint.load(run / CHECKPOINT)
     return groups, info, [json.loads(line) for line in (run / LOG).read_text().splitlines()]
 
@@ -149,9 +159,7 @@ def test_an_error_of_one_process_ends_a_training(tmp_path):
     """The other does not wait for it for ever, and what was reached is there to go on with."""
     path = tmp_path / "failing.py"
     path.write_text(FAILING)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", path, tmp_path]
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, env=environment)
+    done = torchrun(2, path, tmp_path)
     assert done.returncode != 0
     assert "rank 1 has no more" in done.stderr
     assert 2 <= checkpoint.load(tmp_path / CHECKPOINT)[1]["step"] < 10
