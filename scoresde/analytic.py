@@ -94,7 +94,7 @@ class GaussianMixture(nn.Module):
         """p(x_0 | x_t = x), a mixture: weights (B, K), means (B, K, *), stds along the axes R_k (B, K, *)."""
         marginal = _Marginal(self, x, sde, t)
         gain = marginal.alpha * self.stds.square() / marginal.variances
-        means = self.means + self._rotate(gain * marginal.offset)
+        means = self.means + self._turned(gain * marginal.offset)
         stds = (self.stds * marginal.sigma / marginal.variances.sqrt()).expand_as(means)
         shape = (*means.shape[:2], *self.event_shape)
         return marginal.responsibilities, means.reshape(shape), stds.reshape(shape)
@@ -140,45 +140,57 @@ class GaussianMixture(nn.Module):
         """The exact score as a `ScoreModel`, like that of any network."""
         return ScoreModel(_ExactNetwork(self, sde), sde, prediction="v")
 
-    def _rotate(self, axes: Tensor) -> Tensor:
-        """From coordinates along the axes of each component to the state, (B, K, D)."""
+    def _along(self, states: Tensor) -> Tensor:
+        """R_k^T x: coordinates of states (B, D) along the axes of each component, (B, K, D) or (B, 1, D) of all."""
+        if self.rotation is None:
+            return states[:, None, :]
+        return (states @ self.rotation.transpose(0, 1).flatten(1)).unflatten(1, self.means.shape)
+
+    def _centres(self) -> Tensor:
+        """R_k^T m_k, (K, D)."""
+        return self.means if self.rotation is None else (self.means[:, None, :] @ self.rotation).squeeze(1)
+
+    def _turned(self, axes: Tensor) -> Tensor:
+        """R_k a_k: from coordinates along the axes of each component to the state, (B, K, D)."""
         return axes if self.rotation is None else torch.einsum("kij,bkj->bki", self.rotation, axes)
 
-    def _unrotate(self, state: Tensor) -> Tensor:
-        return state if self.rotation is None else torch.einsum("kji,bkj->bki", self.rotation, state)
+    def _average(self, weights: Tensor, axes: Tensor) -> Tensor:
+        """sum_k w_k R_k a_k, (B, D), of weights (B, K) and coordinates (B, K, D)."""
+        weighted = weights[:, :, None] * axes
+        return weighted.sum(dim=1) if self.rotation is None else weighted.flatten(1) @ self.rotation.mT.flatten(0, 1)
 
 
 class _Marginal:
-    """The mixture at time t, evaluated at x: what every closed form above is made of."""
+    """The mixture at time t, evaluated at x: what every closed form above is made of.
+
+    variances v_k, (1, K, D) or (B, K, D); `offset` R_k^T (x - alpha m_k) and `component_scores` R_k^T u_k, (B, K, D)
+    along the axes of each component; `log_joint` and `responsibilities` (B, K).
+    """
 
     def __init__(self, mixture: GaussianMixture, x: Tensor, sde: SDE | None, t: Tensor | float | None):
         if (sde is None) != (t is None):
             raise ValueError("a marginal needs both an SDE and a time; got only one of them")
         if x.shape[1:] != mixture.event_shape:
             raise ValueError(f"states (B, {', '.join(map(str, mixture.event_shape))}) expected; got {tuple(x.shape)}")
-        flat = float64(x).flatten(1)[:, None, :]
+        along = mixture._along(float64(x).flatten(1))
         if sde is None or t is None:
-            self.alpha, self.sigma = flat.new_ones(1, 1, 1), flat.new_zeros(1, 1, 1)
+            self.alpha, self.sigma = along.new_ones(1, 1, 1), along.new_zeros(1, 1, 1)
         else:
-            t = float64(t).reshape(-1).to(flat.device)
-            self.alpha, self.sigma = broadcast(sde.alpha(t), flat), broadcast(sde.sigma(t), flat)
+            t = float64(t).reshape(-1).to(along.device)
+            self.alpha, self.sigma = broadcast(sde.alpha(t), along), broadcast(sde.sigma(t), along)
         self._mixture = mixture
         self.variances = (self.alpha * mixture.stds).square() + self.sigma.square()
-        self.offset = mixture._unrotate(flat - self.alpha * mixture.means)
-        quadratic = (self.offset.square() / self.variances).sum(dim=2)
-        log_volume = self.variances.log().sum(dim=2) + flat.shape[2] * math.log(2 * math.pi)
+        self.offset = along - self.alpha * mixture._centres()
+        self.component_scores = -self.offset / self.variances
+        quadratic = -(self.offset * self.component_scores).sum(dim=2)
+        log_volume = self.variances.log().sum(dim=2) + along.shape[2] * math.log(2 * math.pi)
         self.log_joint = mixture.log_weights - 0.5 * (quadratic + log_volume)
         self.responsibilities = self.log_joint.softmax(dim=1)
 
     @property
-    def component_scores(self) -> Tensor:
-        """u_k along the axes of each component, (B, K, D)."""
-        return -self.offset / self.variances
-
-    @property
     def score(self) -> Tensor:
         """(B, D)."""
-        return torch.einsum("bk,bkd->bd", self.responsibilities, self._mixture._rotate(self.component_scores))
+        return self._mixture._average(self.responsibilities, self.component_scores)
 
 
 class _ExactNetwork(nn.Module):
@@ -192,9 +204,10 @@ class _ExactNetwork(nn.Module):
     def forward(self, x: Tensor, c_noise: Tensor, cond: Condition = None) -> Tensor:
         if cond is not None:
             raise ValueError("the exact score of a mixture has no condition; got one, pass cond=None")
-        marginal = _Marginal(self.mixture, x, *self.path, c_noise)
+        times = c_noise[:1] if c_noise.stride() == (0,) else c_noise  # one for all, where a model has expanded it
+        marginal = _Marginal(self.mixture, x, *self.path, times)
         # alpha eps - sigma x_0 of each component, with eps = -sigma u_k and x_0 its posterior mean
-        gain = marginal.alpha * marginal.sigma * (1 - self.mixture.stds.square()) / marginal.variances
-        components = self.mixture._rotate(gain * marginal.offset) - marginal.sigma * self.mixture.means
-        v = torch.einsum("bk,bkd->bd", marginal.responsibilities, components)
+        gain = marginal.alpha * marginal.sigma * (self.mixture.stds.square() - 1)
+        v = self.mixture._average(marginal.responsibilities, gain * marginal.component_scores)
+        v = v - marginal.sigma[:, 0] * (marginal.responsibilities @ self.mixture.means)
         return v.reshape(x.shape).to(x.dtype)
