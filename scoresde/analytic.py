@@ -144,7 +144,7 @@ class GaussianMixture(nn.Module):
         """R_k^T x: coordinates of states (B, D) along the axes of each component, (B, K, D) or (B, 1, D) of all."""
         if self.rotation is None:
             return states[:, None, :]
-        return (states @ self.rotation.transpose(0, 1).flatten(1)).unflatten(1, self.means.shape)
+        return (states @ self.rotation.transpose(0, 1).flatten(1).to(states)).unflatten(1, self.means.shape)
 
     def _centres(self) -> Tensor:
         """R_k^T m_k, (K, D)."""
@@ -152,12 +152,16 @@ class GaussianMixture(nn.Module):
 
     def _turned(self, axes: Tensor) -> Tensor:
         """R_k a_k: from coordinates along the axes of each component to the state, (B, K, D)."""
-        return axes if self.rotation is None else torch.einsum("kij,bkj->bki", self.rotation, axes)
+        if self.rotation is None:
+            return axes
+        return torch.einsum("kij,bkj->bki", self.rotation.to(axes), axes)
 
     def _average(self, weights: Tensor, axes: Tensor) -> Tensor:
         """sum_k w_k R_k a_k, (B, D), of weights (B, K) and coordinates (B, K, D)."""
         weighted = weights[:, :, None] * axes
-        return weighted.sum(dim=1) if self.rotation is None else weighted.flatten(1) @ self.rotation.mT.flatten(0, 1)
+        if self.rotation is None:
+            return weighted.sum(dim=1)
+        return weighted.flatten(1) @ self.rotation.mT.flatten(0, 1).to(weighted)
 
 
 class _Marginal:
@@ -209,5 +213,5 @@ class _ExactNetwork(nn.Module):
         # alpha eps - sigma x_0 of each component, with eps = -sigma u_k and x_0 its posterior mean
         gain = marginal.alpha * marginal.sigma * (self.mixture.stds.square() - 1)
         v = self.mixture._average(marginal.responsibilities, gain * marginal.component_scores)
-        v = v - marginal.sigma[:, 0] * (marginal.responsibilities @ self.mixture.means)
+        v = v - marginal.sigma[:, 0] * (marginal.responsibilities @ self.mixture.means.to(v))
         return v.reshape(x.shape).to(x.dtype)

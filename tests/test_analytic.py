@@ -1,5 +1,6 @@
 """The oracle itself, against torch.distributions, automatic differentiation and quadrature."""
 
+import copy
 import math
 
 import pytest
@@ -218,6 +219,16 @@ def test_a_mixture_is_a_module_that_moves_and_saves():
     blank.load_state_dict(state)
     x = states(blank)
     close(blank.log_prob(x), MIXTURES["rotated"].log_prob(x))
+
+
+@pytest.mark.parametrize("mixture", MIXTURES.values(), ids=MIXTURES)
+def test_parameters_in_float32_are_rounded_and_no_more(mixture):
+    """A model is cast with what is in it: the arithmetic stays in float64."""
+    sde, x = ss.VP(), states(mixture)
+    rounded = copy.deepcopy(mixture).float()
+    close(rounded.score(x, sde, 0.3), mixture.score(x, sde, 0.3), rtol=1e-5, atol=1e-6)
+    close(rounded.denoise(x, sde, 0.3), mixture.denoise(x, sde, 0.3), rtol=1e-5, atol=1e-6)
+    close(rounded.score_model(sde).noise(x, 0.3), mixture.score_model(sde).noise(x, 0.3), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(
