@@ -1,5 +1,6 @@
 """What the tests share: every path of the library, times along it, and an exact mixture of Gaussians."""
 
+import gc
 import os
 
 os.environ.setdefault(
@@ -51,6 +52,11 @@ FINITE = [pytest.param(sde, id=name) for name, sde in INSTANCES.items() if name 
 def pytest_collection_modifyitems(items):
     """Slow tests first, the notebooks before them: no process is left with a long one at the end."""
     items.sort(key=lambda item: (item.path.stem != "test_notebooks", item.get_closest_marker("slow") is None))
+
+
+def pytest_collection_finish():
+    """Thousands of tests stay as long as the process: the garbage collector need not look at them each time."""
+    gc.freeze()
 
 
 def some(*names):

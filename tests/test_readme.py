@@ -40,7 +40,7 @@ TRAINED = {
     "series": ["trainer.steps=3", "trainer.batch_size=8", "network.width=8"],
     "images": [*SMALL, "trainer.batch_size=8"],
 }
-BITS = ["likelihood.solver.steps=16", "budget.samples=2", "budget.bound_draws=2"]
+BITS = ["likelihood.solver.steps=8", "budget.samples=2", "budget.bound_draws=2"]
 SHORT = {
     "bpd": BITS,
     "compare": ["n=12", "nfe=[2,4]", "resamples=4"],

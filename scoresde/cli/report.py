@@ -111,12 +111,14 @@ def training_of(config: Mapping[str, Any]) -> list[str] | None:
     wanted = leaves(config)
     overrides = [f"experiment={nearest(wanted, loader.get_group_options('experiment'))}"]
     try:
+        found, _ = composed(overrides, wanted)
         for group in GROUPS:
-            if target(config, group) == target(composed(overrides, wanted)[0], group):
+            if target(config, group) == target(found, group):
                 continue
             options = [name for name in loader.get_group_options(group) if may_be(config, group, name)]
             tried = [[*overrides, f"{group}={option}"] for option in options]
             overrides = min([overrides, *tried], key=lambda some: len(differences(some, wanted)))
+            found, _ = composed(overrides, wanted)
         overrides += differences(overrides, wanted)
         composed(overrides, wanted)
     except (HydraException, OmegaConfBaseException):
