@@ -2,9 +2,9 @@
 
 Overrides follow the verb (`scoresde train experiment=digits trainer.steps=100`), `--multirun` sweeps, `--json` prints
 records instead of tables (`cli.output`), and `--help` shows what can be set. Exit codes: 0; 2 for wrong input and for
-failed jobs, with a line on stderr that names the fix (`cli.names`, `cli.overrides`); 130 for an interrupted one;
-whatever else goes wrong is an error of this program, and shows its traceback (1). HYDRA_FULL_ERROR=1 shows that of any
-error. The jobs of a sweep may run elsewhere, see `cli.jobs`.
+failed jobs, with a line on stderr that names the fix (`cli.names`, `cli.overrides`); 130 for an interrupted one; 141
+where nobody reads on (`| head`); whatever else goes wrong is an error of this program, and shows its traceback (1).
+HYDRA_FULL_ERROR=1 shows that of any error. The jobs of a sweep may run elsewhere, see `cli.jobs`.
 """
 
 import os
@@ -22,7 +22,7 @@ from scoresde.cli.common import choice, config_directory
 from scoresde.cli.convert import convert
 from scoresde.cli.data import data
 from scoresde.cli.evaluate import evaluate
-from scoresde.cli.help import fitted, show, usage, version
+from scoresde.cli.help import fitted, usage, version
 from scoresde.cli.jobs import INTERRUPTED, WRONG, Job, Verb
 from scoresde.cli.likelihood import bpd, dequantize
 from scoresde.cli.names import of, one_line
@@ -53,9 +53,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The console script: run a verb; the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in ("-h", "--help"):
-        show(usage(VERBS))
+        print(usage(VERBS))
     elif "--version" in arguments:
-        show(version())
+        print(version())
     elif arguments[0] == COMPLETION:
         return complete(" ".join(arguments[1:]))
     elif arguments[0] in VERBS:
@@ -69,10 +69,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 def complete(shell: str) -> int:
     """Print the lines that make a shell complete names; the exit code."""
     if shell in ("-h", "--help"):
-        show(completion.HELP)
+        print(completion.HELP)
         return 0
     try:
-        show(completion.script(choice("a shell", shell, completion.SHELLS), config_directory()))
+        print(completion.script(choice("a shell", shell, completion.SHELLS), config_directory()))
     except ValueError as error:
         print(f"scoresde {COMPLETION}: {one_line(error)}", file=sys.stderr)
         return WRONG

@@ -2,8 +2,6 @@
 
 import importlib.metadata
 import io
-import os
-import sys
 import textwrap
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
@@ -36,6 +34,7 @@ exit codes:
   1    an error of this program, shown with its traceback
   2    wrong input, or a job that failed: one line on stderr
   130  interrupted
+  141  nobody reads on, as before | head
 """
 
 COMPLETION = "Make a shell complete all these names: bash, zsh or fish."
@@ -65,7 +64,7 @@ def fitted(wanted: bool) -> Iterator[None]:
             yield
         finally:
             lines = text.getvalue().rstrip().splitlines()
-    show("\n".join(fold(line) for line in with_groups(lines, HydraConfig.get().runtime.choices)))
+    print("\n".join(fold(line) for line in with_groups(lines, HydraConfig.get().runtime.choices)))
 
 
 def with_groups(lines: Sequence[str], groups: Collection[str]) -> Iterator[str]:
@@ -75,14 +74,6 @@ def with_groups(lines: Sequence[str], groups: Collection[str]) -> Iterator[str]:
         part = line if line.startswith("== ") else part
         if not part.startswith("== Groups") or line == part or not line or line.partition(":")[0] in groups:
             yield line
-
-
-def show(text: str) -> None:
-    """Print a text, as far as somebody reads it (`scoresde train --help | head`)."""
-    try:
-        print(text, flush=True)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left goes nowhere
 
 
 def fold(line: str, indent: int | None = None) -> str:

@@ -25,7 +25,7 @@ from scoresde.training import distributed
 from scoresde.training.trainer import Interrupted
 
 EXPECTED = (ValueError, TypeError, OSError, RuntimeError, HydraException, OmegaConfBaseException)
-WRONG, INTERRUPTED = 2, 130  # exit codes
+WRONG, INTERRUPTED, UNREAD = 2, 130, 141  # exit codes
 Verb = Callable[[DictConfig], Record | None]
 
 
@@ -90,6 +90,8 @@ class Job:
         """Within the block what is expected to go wrong ends in a line on stderr, unless a traceback is wanted."""
         try:
             yield
+        except BrokenPipeError as error:  # nobody reads on, as before `| head`: no fault of the job
+            raise SystemExit(UNREAD) from error
         except EXPECTED as error:
             if self.wants_traceback:
                 raise

@@ -1,4 +1,4 @@
-"""Exit codes: 0 done, 1 an error of this program with its traceback, 2 wrong input or a failed job, 130 interrupted."""
+"""Exit codes: 0 done, 1 an error of this program, 2 wrong input or a failed job, 130 interrupted, 141 unread."""
 
 import subprocess
 import sys
@@ -66,3 +66,18 @@ def test_a_sweep_has_the_code_of_its_worst_job(capsys):
     assert main([*command, "trainer.steps=1,2"]) == 0
     assert main([*command, "trainer.steps=0,1"]) == 2
     assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", [["data", "data=toy2d"], ["data", "--help"]])
+def test_a_reader_that_goes_away_is_141_without_a_word(command, tmp_path):
+    process = subprocess.Popen(
+        [sys.executable, "-m", "scoresde", *command],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    process.stdout.close()
+    assert process.stderr.read() == ""
+    assert process.wait() == 141

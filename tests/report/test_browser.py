@@ -17,7 +17,7 @@ CHROMIUM = next(filter(None, map(shutil.which, NAMES)), None)
 KINDS = {"images": (1, 8, 8), "plane": (2,), "vectors": (5,), "series": (2, 16)}
 
 # The contrast of every text with what is behind it (WCAG 2.2), and where it is.
-CONTRAST = """() => {
+COLOURS = """
   const parse = colour => {
     const canvas = document.createElement("canvas").getContext("2d", {willReadFrequently: true});
     canvas.clearRect(0, 0, 1, 1); canvas.fillStyle = colour; canvas.fillRect(0, 0, 1, 1);
@@ -33,17 +33,30 @@ CONTRAST = """() => {
     for (let e = element; e; e = e.parentElement) layers.push(parse(getComputedStyle(e).backgroundColor));
     return layers.reverse().reduce((under, top) => over(top, under), [255, 255, 255, 1]);
   };
+  const contrast = (colour, ground) => {
+    const [dark, light] = [luminance(ground), luminance(over(colour, ground))].sort((a, b) => a - b);
+    return (light + 0.05) / (dark + 0.05);
+  };
+"""
+CONTRAST = f"""() => {{
+{COLOURS}
   const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT), found = [];
-  while (walker.nextNode()) {
+  while (walker.nextNode()) {{
     const text = walker.currentNode.textContent.trim(), element = walker.currentNode.parentElement;
     if (!text || ["STYLE", "SCRIPT", "title", "desc"].includes(element.tagName)) continue;
     const style = getComputedStyle(element), inSvg = element instanceof SVGElement;
-    const ground = behind(element), colour = over(parse(inSvg ? style.fill : style.color), ground);
-    const [dark, light] = [luminance(ground), luminance(colour)].sort((a, b) => a - b);
-    found.push([(light + 0.05) / (dark + 0.05), text.slice(0, 40)]);
-  }
+    found.push([contrast(parse(inSvg ? style.fill : style.color), behind(element)), text.slice(0, 40)]);
+  }}
   return found;
-}"""
+}}"""
+MARKS = f"""() => {{
+{COLOURS}
+  return [...document.querySelectorAll("svg .line, svg .dots, svg .bar, svg .mark, svg .rule")].map(mark => {{
+    const style = getComputedStyle(mark), painted = style.fill === "none" ? style.stroke : style.fill;
+    const [r, g, b, a] = parse(painted);
+    return [contrast([r, g, b, a * style.opacity], behind(mark)), mark.getAttribute("class")];
+  }});
+}}"""
 SMALLEST = """() => Math.min(...[...document.querySelectorAll("svg.chart text")].map(
   e => e.getBoundingClientRect().height))"""
 
@@ -114,6 +127,15 @@ def test_text_stands_out_from_its_ground(opened, name, scheme):
     assert [text for contrast, text in found if contrast < 4.5] == []
     ground = page.evaluate("() => getComputedStyle(document.body).backgroundColor")
     assert (sum(map(int, ground[4:-1].split(","))) < 200) == (scheme == "dark")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("name", ["images", "plane"])
+def test_marks_of_charts_stand_out_from_their_ground(opened, name, scheme):
+    """By 3:1, as what one has to see to understand a picture (WCAG 2.2, 1.4.11)."""
+    found = opened(name, 400, scheme).evaluate(MARKS)
+    assert len(found) > 20
+    assert [mark for contrast, mark in found if contrast < 3] == []
 
 
 def test_headings_and_alternatives(opened):
