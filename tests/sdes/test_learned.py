@@ -2,6 +2,7 @@
 
 import copy
 import math
+from decimal import Decimal, localcontext
 
 import pytest
 import torch
@@ -97,10 +98,33 @@ def test_the_inverse_of_a_path_with_a_sharp_bend(steepness):
     close(sde.log_snr(sde.time(log_snr)).detach(), log_snr, rtol=0, atol=1e-10)
 
 
-def test_units_far_from_the_range_leave_no_rounding():
-    """Their sigmoids are 1 to the last digit: differences of sums of them would lose four digits."""
-    sde = deviated(f64(0.0, 0.0), torch.tensor([[1e4] * 3, [50.0] * 3, [-2.0, -3.0, -4.0]]))
-    close(sde.fraction(times(sde))[0].detach(), times(sde), rtol=1e-15)
+def in_fifty_digits(sde, t):
+    """phi and phi' at times in [0, 1], by their formulas."""
+    units = list(zip(*((Decimal(value) for value in part.tolist()) for part in sde._units()), strict=True))
+
+    def sigmoid(x):
+        return 1 / (1 + (-x).exp())
+
+    def height(u):
+        return u + sum(a * sigmoid(b * (u - c)) for a, b, c in units)
+
+    def slope(u):
+        return 1 + sum(a * b * sigmoid(b * (u - c)) * sigmoid(b * (c - u)) for a, b, c in units)
+
+    with localcontext(prec=50):
+        start, end = height(Decimal(0)), height(Decimal(1))
+        found = [((height(u) - start) / (end - start), slope(u) / (end - start)) for u in map(Decimal, t.tolist())]
+    return torch.tensor([[float(value) for value in pair] for pair in found], dtype=torch.float64).unbind(1)
+
+
+@pytest.mark.parametrize("centre", [-3.0, -0.9, -0.4, 0.2, 0.9, 1.3])
+@pytest.mark.parametrize("weight", [0.0, 1e4])
+def test_the_shape_is_rounded_and_no_more(weight, centre):
+    """Far from the range sigmoids are 1, or 1 but for rounding: their differences would lose four digits and more."""
+    sde = deviated(f64(0.0, 0.0), torch.tensor([[weight] * 2, [50.0] * 2, [centre, centre - 0.6]]))
+    t = times(sde)
+    for value, expected in zip(sde.requires_grad_(False).fraction(t), in_fifty_digits(sde, t), strict=True):
+        close(value, expected, rtol=5e-14)  # of exponents up to 200
 
 
 def test_the_inverse_has_no_gradient():
