@@ -2,7 +2,7 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
-# Bytecode is written at a module's first import, wherever that is switched off too: most of what is installed never is.
+# Modules are compiled when first imported, even if the environment says not to: most installed ones never are imported.
 export PYTHONDONTWRITEBYTECODE :=
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --no-compile --constraint constraints.txt
 RUN := runs/digits

@@ -4,7 +4,7 @@ import os
 import sys
 
 from scoresde import cli, process
-from scoresde.cli.jobs import UNREAD
+from scoresde.cli.jobs import UNREAD, is_unread
 
 
 def main() -> int:
@@ -12,9 +12,12 @@ def main() -> int:
     process.prepare()
     try:
         code = cli.main()
-        sys.stdout.flush()
+        if sys.stdout is not None:  # it may be closed
+            sys.stdout.flush()
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is flushed at exit
+        if not is_unread():
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # for what is flushed at exit
         return UNREAD
     return code
 

@@ -93,7 +93,7 @@ class GaussianMixture(nn.Module):
     def posterior(self, x: Tensor, sde: SDE, t: Tensor | float) -> tuple[Tensor, Tensor, Tensor]:
         """p(x_0 | x_t = x), a mixture: weights (B, K), means (B, K, *), stds along the axes R_k (B, K, *)."""
         marginal = _Marginal(self, x, sde, t)
-        gain = marginal.alpha * self.stds.square() / marginal.variances
+        gain = marginal.alpha * float64(self.stds).square() / marginal.variances
         means = self.means + self._turned(gain * marginal.offset)
         stds = (self.stds * marginal.sigma / marginal.variances.sqrt()).expand_as(means)
         shape = (*means.shape[:2], *self.event_shape)
@@ -148,7 +148,8 @@ class GaussianMixture(nn.Module):
 
     def _centres(self) -> Tensor:
         """R_k^T m_k, (K, D)."""
-        return self.means if self.rotation is None else (self.means[:, None, :] @ self.rotation).squeeze(1)
+        means = float64(self.means)
+        return means if self.rotation is None else (means[:, None, :] @ float64(self.rotation)).squeeze(1)
 
     def _turned(self, axes: Tensor) -> Tensor:
         """R_k a_k: from coordinates along the axes of each component to the state, (B, K, D)."""
@@ -208,10 +209,9 @@ class _ExactNetwork(nn.Module):
     def forward(self, x: Tensor, c_noise: Tensor, cond: Condition = None) -> Tensor:
         if cond is not None:
             raise ValueError("the exact score of a mixture has no condition; got one, pass cond=None")
-        times = c_noise[:1] if c_noise.stride() == (0,) else c_noise  # one for all, where a model has expanded it
-        marginal = _Marginal(self.mixture, x, *self.path, times)
+        marginal = _Marginal(self.mixture, x, *self.path, c_noise)
         # alpha eps - sigma x_0 of each component, with eps = -sigma u_k and x_0 its posterior mean
-        gain = marginal.alpha * marginal.sigma * (self.mixture.stds.square() - 1)
+        gain = marginal.alpha * marginal.sigma * (float64(self.mixture.stds).square() - 1)
         v = self.mixture._average(marginal.responsibilities, gain * marginal.component_scores)
         v = v - marginal.sigma[:, 0] * (marginal.responsibilities @ self.mixture.means.to(v))
         return v.reshape(x.shape).to(x.dtype)

@@ -226,9 +226,12 @@ def test_parameters_in_float32_are_rounded_and_no_more(mixture):
     """A model is cast with what is in it: the arithmetic stays in float64."""
     sde, x = ss.VP(), states(mixture)
     rounded = copy.deepcopy(mixture).float()
-    close(rounded.score(x, sde, 0.3), mixture.score(x, sde, 0.3), rtol=1e-5, atol=1e-6)
-    close(rounded.denoise(x, sde, 0.3), mixture.denoise(x, sde, 0.3), rtol=1e-5, atol=1e-6)
-    close(rounded.score_model(sde).noise(x, 0.3), mixture.score_model(sde).noise(x, 0.3), rtol=1e-5, atol=1e-6)
+    mixture = copy.deepcopy(rounded).double()
+    assert rounded.means.dtype == torch.float32
+    close(rounded.log_prob(x, sde, 0.3), mixture.log_prob(x, sde, 0.3))
+    close(rounded.score(x, sde, 0.3), mixture.score(x, sde, 0.3), atol=1e-13)
+    close(rounded.denoise(x, sde, 0.3), mixture.denoise(x, sde, 0.3), atol=1e-13)
+    close(rounded.score_model(sde).noise(x, 0.3), mixture.score_model(sde).noise(x, 0.3), atol=1e-13)
 
 
 @pytest.mark.parametrize(

@@ -59,7 +59,12 @@ def test_joblib_leaves_what_one_process_after_the_other_does(tmp_path):
     assert settings(tmp_path / "spread") == [(0, 2), (0, 3)]
     assert [path.parent.name for path in spread] == [path.parent.name for path in here]
     assert [path.read_bytes() for path in spread] == [path.read_bytes() for path in here]
-    assert sorted(tmp_path / record["paths"]["checkpoint"] for record in records(done.stdout)) == spread
+    said = sorted(records(done.stdout), key=lambda record: record["paths"]["checkpoint"])
+    assert [tmp_path / record["paths"]["checkpoint"] for record in said] == spread
+    assert [[x for x in record["overrides"] if "steps" in x] for record in said] == [
+        ["trainer.steps=2"],
+        ["trainer.steps=3"],
+    ]
     there, overrides, reported = done.stderr.splitlines()
     assert there.startswith("scoresde train: cannot build scoresde.training.Trainer: steps >= 1")
     assert "'trainer.steps=0'" in overrides
@@ -67,10 +72,11 @@ def test_joblib_leaves_what_one_process_after_the_other_does(tmp_path):
 
 
 @pytest.mark.slow
-def test_tables_of_jobs_elsewhere_are_printed_here():
-    done = command("train", *TOY, "trainer.steps=1", "run=sweep", "--multirun", *JOBLIB)
+def test_tables_of_jobs_elsewhere_are_printed_here(tmp_path):
+    done = command("train", *TOY, "seed=0,1", "trainer.steps=1", "run=sweep", "--multirun", *JOBLIB)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("\ncheckpoint ") == 1
+    assert done.stdout.count("\ncheckpoint ") == 2
+    assert settings(tmp_path / "sweep") == [(0, 1), (1, 1)]
 
 
 @pytest.mark.slow

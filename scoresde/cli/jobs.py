@@ -8,6 +8,7 @@ those of torchrun.
 """
 
 import os
+import select
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -90,9 +91,9 @@ class Job:
         """Within the block what is expected to go wrong ends in a line on stderr, unless a traceback is wanted."""
         try:
             yield
-        except BrokenPipeError as error:  # nobody reads on, as before `| head`: no fault of the job
-            raise SystemExit(UNREAD) from error
         except EXPECTED as error:
+            if isinstance(error, BrokenPipeError) and is_unread():
+                raise SystemExit(UNREAD) from error
             if self.wants_traceback:
                 raise
             self.failed = True
@@ -131,3 +132,13 @@ def join_tasks() -> None:
 
     if JobEnvironment().num_tasks > 1:
         TorchDistributedEnvironment().export(set_cuda_visible_devices=False, overwrite=True)
+
+
+def is_unread() -> bool:
+    """Whether stdout is a pipe that nobody reads any more, as before `| head`: no fault of a job."""
+    try:
+        poll = select.poll()
+        poll.register(1, select.POLLOUT)
+        return any(state & (select.POLLERR | select.POLLHUP) for _, state in poll.poll(0))
+    except (AttributeError, OSError):  # no such function here, or no such file
+        return False

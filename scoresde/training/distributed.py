@@ -12,6 +12,7 @@ fsdp    parameters, gradients, moments and averages are sharded, and gathered bl
 
 import contextlib
 import os
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
@@ -25,7 +26,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from scoresde.score import ScoreModel
 
-if TYPE_CHECKING:  # half a second, for those who shard alone
+if TYPE_CHECKING:  # importing them takes half a second: left to those who shard
     from torch.distributed.fsdp import FSDPModule
     from torch.distributed.tensor import DTensor
 
@@ -177,9 +178,6 @@ def placed(x: Tensor, like: Tensor) -> Tensor:
 
 
 def _sharded(x: Tensor) -> "TypeGuard[DTensor]":
-    """Whether it is a DTensor; without a process group there is none."""
-    if not dist.is_initialized():
-        return False
-    from torch.distributed.tensor import DTensor
-
-    return isinstance(x, DTensor)
+    """Whether it is a DTensor: there is none where nobody has imported them."""
+    module = sys.modules.get("torch.distributed.tensor")
+    return module is not None and isinstance(x, module.DTensor)

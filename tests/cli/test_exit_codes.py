@@ -81,3 +81,15 @@ def test_a_reader_that_goes_away_is_141_without_a_word(command, tmp_path):
     process.stdout.close()
     assert process.stderr.read() == ""
     assert process.wait() == 141
+
+
+def test_a_broken_pipe_elsewhere_is_an_error_as_any_other(monkeypatch, capsys):
+    verb_that(monkeypatch, BrokenPipeError("a process has gone"))
+    assert main(["data"]) == 2
+    assert capsys.readouterr().err == "scoresde data: a process has gone\n"
+
+
+@pytest.mark.slow
+def test_a_closed_output_is_no_error():
+    done = subprocess.run(["bash", "-c", f"{sys.executable} -m scoresde --version >&-"], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")

@@ -51,7 +51,7 @@ CONTRAST = f"""() => {{
 }}"""
 MARKS = f"""() => {{
 {COLOURS}
-  return [...document.querySelectorAll("svg .line, svg .dots, svg .bar, svg .mark, svg .rule")].map(mark => {{
+  return [...document.querySelectorAll("svg :is(.line, .dots, .bar, .whisker, .mark, .box, .rule)")].map(mark => {{
     const style = getComputedStyle(mark), painted = style.fill === "none" ? style.stroke : style.fill;
     const [r, g, b, a] = parse(painted);
     return [contrast([r, g, b, a * style.opacity], behind(mark)), mark.getAttribute("class")];

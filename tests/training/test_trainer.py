@@ -680,28 +680,33 @@ def test_settings_out_of_range_are_refused(options, message):
 
 
 class Deaf:
-    """A process that is killed at random moments, and started again until it is done."""
+    """A process that is killed at random moments of its training, and started again until it is done."""
 
-    def __init__(self, run, dataset_delay):
-        self.code = f"from {__name__} import slow_run; slow_run({str(run)!r}, {dataset_delay})"
+    def __init__(self, run, steps):
+        self.log = run / LOG
+        self.code = f"from {__name__} import slow_run; slow_run({str(run)!r}, {steps}, 0.001)"
+
+    def lines(self):
+        return self.log.read_bytes().count(b"\n") if self.log.exists() else 0
 
     def until_done(self, kills, rng):
         """How often it was killed."""
         killed = 0
         while True:
+            goal = self.lines() + rng.randint(0, 3)
             process = subprocess.Popen([sys.executable, "-c", self.code], cwd=Path(__file__).parents[2])
-            try:
-                process.wait(timeout=rng.uniform(2.5, 7.0) if killed < kills else 300)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                killed += 1
-                process.wait()
-                continue
-            assert process.returncode == 0
-            return killed
+            while killed < kills and process.poll() is None and self.lines() <= goal:
+                time.sleep(0.002)
+            if killed == kills or process.poll() is not None:
+                assert process.wait(timeout=300) == 0
+                return killed
+            time.sleep(rng.uniform(0, 0.1))  # what two lines take
+            process.kill()
+            killed += 1
+            process.wait()
 
 
-def slow_run(run, delay):
+def slow_run(run, steps, delay):
     """Checkpoints, snapshots, lines and previews all the time; some time in each item."""
 
     class Slow(Flipped):
@@ -710,15 +715,15 @@ def slow_run(run, delay):
             return super().__getitem__(index)
 
     options = {"power": (0.05, 0.1), "snapshot_every": 3, "checkpoint_every": 2, "preview_every": 3, "log_every": 3}
-    fit(Path(run), Slow(), preview=lambda model, step: torch.rand(3), steps=60, **options)
+    fit(Path(run), Slow(), preview=lambda model, step: torch.rand(3), steps=steps, **options)
 
 
 @pytest.mark.slow
 def test_a_run_killed_at_any_moment_goes_on_bit_for_bit(tmp_path):
     kills = int(os.environ.get("SCORESDE_KILLS", "2"))
-    slow_run(tmp_path / "whole", 0.0)
-    long_enough = 0.006 * kills  # what a life of five seconds does is a third of the run, or less
-    assert Deaf(tmp_path / "run", long_enough).until_done(kills, random.Random(0)) == kills
+    steps = 30 * kills  # ten lines for each life of six or less
+    slow_run(tmp_path / "whole", steps, 0.0)
+    assert Deaf(tmp_path / "run", steps).until_done(kills, random.Random(0)) == kills
     assert_same_run(tmp_path / "run", tmp_path / "whole")
     for path in sorted((tmp_path / "whole" / "averages").iterdir()):
         assert (tmp_path / "run" / "averages" / path.name).read_bytes() == path.read_bytes()
