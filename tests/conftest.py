@@ -3,9 +3,9 @@
 import gc
 import os
 
-os.environ.setdefault(
-    "OMP_NUM_THREADS", "1"
-)  # of this process, before torch is imported, and of those that tests start
+# The states are small, and the tests run in a process for each core: one thread, here (before torch is imported) and in
+# the processes that tests start.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ import scoresde as ss
 
 settings.register_profile("repeatable", derandomize=True)  # new examples: pytest --hypothesis-profile=default
 settings.load_profile("repeatable")
-torch.set_num_threads(1)  # the states are small, and the tests run in a process for each core
+torch.set_num_threads(1)
 
 DDPM = np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))  # 2006.11239, section 4: the squared alpha of each step
 NCSN = np.geomspace(0.01, 50.0, 100)  # 1907.05600: a geometric sequence of noise levels

@@ -180,13 +180,15 @@ def _log_snr(gammas: Tensor, fraction: Tensor, slope: Tensor) -> tuple[Tensor, T
 
 def _rise(u: Tensor, a: Tensor, b: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
     """phi and phi' at u (*), of the units a, b, c (K,): the module's formulas."""
-    at = torch.cat([u.new_ones(1), u.flatten()])[:, None]
+    at = torch.cat([u.new_ones(1), u.flatten()])[:, None]  # the first for n(1) - n(0)
     exponent = b * (at - c)
     unit, rest = torch.sigmoid(exponent), torch.sigmoid(-exponent)
     risen = unit * torch.sigmoid(b * c) * -torch.expm1(-b * at)  # of the unit since 0, which would cancel far from c
     height = at[:, 0] + (a * risen).sum(dim=1)
     slope = 1 + (a * b * unit * rest).sum(dim=1)
-    return (height[1:] / height[0]).reshape(u.shape), (slope[1:] / height[0]).reshape(u.shape)
+    phi = height[1:] / height[0]
+    phi = phi + torch.where(at[1:, 0] == 1, 1 - phi, 0).detach()  # sums of two rows may be rounded otherwise
+    return phi.reshape(u.shape), (slope[1:] / height[0]).reshape(u.shape)
 
 
 def _softplus(x: Tensor) -> Tensor:
