@@ -10,7 +10,7 @@ nats = ss.log_prob(model, samples).value
 from scoresde import bounds, convert, data, editing, losses, networks, predictions, samplers, solvers, thresholding
 from scoresde.analytic import GaussianMixture
 from scoresde.build import Run, load
-from scoresde.dequantization import TruncatedNormal, Uniform, Variational
+from scoresde.dequantization import DataMap, TruncatedNormal, Uniform, Variational
 from scoresde.divergence import ExactTrace, Hutchinson
 from scoresde.likelihood import (
     BitsPerDim,
@@ -23,7 +23,7 @@ from scoresde.likelihood import (
     round_trip,
     sample_with_log_prob,
 )
-from scoresde.score import ScoreModel, Views
+from scoresde.score import ModelWrapper, ScoreModel
 from scoresde.sdes import (
     DDPM,
     NCSN,
@@ -39,6 +39,7 @@ from scoresde.sdes import (
     Tabulated,
     ZeroTerminalSNR,
 )
+from scoresde.views import BlendedViews, ShiftedViews, Views
 
 __version__ = "0.1.0"
 
@@ -49,18 +50,22 @@ __all__ = [
     "VE",
     "VP",
     "BitsPerDim",
+    "BlendedViews",
     "Cosine",
+    "DataMap",
     "ExactTrace",
     "GaussianMixture",
     "Hutchinson",
     "Karras",
     "LearnedVP",
     "LogProb",
+    "ModelWrapper",
     "Rectified",
     "ReverseSDE",
     "RoundTrip",
     "Run",
     "ScoreModel",
+    "ShiftedViews",
     "SubVP",
     "Tabulated",
     "TruncatedNormal",

@@ -17,7 +17,7 @@ import torch
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch import Tensor
 
-from scoresde.dequantization import Dequantization, Variational
+from scoresde.dequantization import DataMap, Dequantization, Variational
 from scoresde.protocols import Transform
 from scoresde.score import ScoreModel
 from scoresde.tensors import available
@@ -42,6 +42,11 @@ class Run:
     path: Path
     dequantization: Dequantization | None = None
     trained_on_levels: bool = False
+
+    @property
+    def states(self) -> DataMap:
+        """From its data to states of its model, and back."""
+        return DataMap(self.transform, self.dequantization)
 
 
 def instantiate(config: Any, trust: Sequence[str] = (), **arguments: Any) -> Any:

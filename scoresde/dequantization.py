@@ -14,6 +14,8 @@ with equality where q is p itself, restricted to the cell of x:
 | `Variational`     | a normalising flow, learned for a trained model             | x + u           | x(t_min)     |
 
 A network is measured where it was trained: `training_values` is what it sees, `start` the time it is measured from.
+
+A `DataMap` is a dequantisation and a transform T in one: from data to states of a model, what that costs, and back.
 """
 
 import math
@@ -28,14 +30,15 @@ from torch.nn import functional as F
 from scoresde.networks.layers import convolution, linear
 from scoresde.protocols import Transform
 from scoresde.sdes import SDE
-from scoresde.tensors import Noise, float64, sum_dims
+from scoresde.tensors import Noise, dimensions, double, float64, sum_dims
 
 
 class Dequantization(Protocol):
     """What training and likelihood ask of a dequantisation; `str` of it is printed among the conventions."""
 
     def sample(self, images: Tensor, noise: Noise) -> tuple[Tensor, Tensor]:
-        """(values x + u (B, *) in [x, x + 1), log q(u | x) in nats (B,)) of levels x (B, *), in the dtype of noise."""
+        """(values x + u (B, *) in [x, x + 1), log q(u | x) in nats (B,)) of levels x (B, *): in the dtype of
+        floating-point levels, or in float64."""
         ...
 
     def training_values(self, images: Tensor, noise: Noise) -> Tensor:
@@ -47,13 +50,62 @@ class Dequantization(Protocol):
         ...
 
 
+class DataMap:
+    """From data to states of a model and back, and what that costs in nats.
+
+    A state is y = T(values), the values being the data itself, or levels that are dequantised; alpha(t) y where the
+    dequantisation says that it is a state at a time t > 0. In expectation over draws, with the nats that `draw` gives,
+
+        log p(data)  >=  log p(state) + nats,        nats = log|det dT| - log q(u | data) + d log alpha(t),
+
+    with equality for continuous data. A state may have another shape than its data.
+
+    Args:
+        transform: T.
+        dequantization: of integer levels; None for continuous data.
+    """
+
+    def __init__(self, transform: Transform, dequantization: Dequantization | None = None):
+        self.transform, self.dequantization = transform, dequantization
+
+    def start(self, sde: SDE) -> float | None:
+        """The time at which `draw` gives states; None takes them as x(t_min)."""
+        return None if self.dequantization is None else self.dequantization.start(sde, self.transform)
+
+    def draw(self, data: Tensor, noise: Noise, sde: SDE) -> tuple[Tensor, Tensor]:
+        """A state (B, *) of the data (B, *), and its nats (B,), float64."""
+        if self.dequantization is None:
+            values, nats = data, self.transform.log_det(data)
+        else:
+            values, log_q = self.dequantization.sample(data, noise)
+            nats = self.transform.log_det(values) - log_q
+        state = self.transform(values)
+        if (start := self.start(sde)) is not None:
+            alpha = sde.alpha(float64(start)).detach()
+            state, nats = float(alpha) * state, nats + dimensions(state) * float(alpha.log())
+        return state, float64(nats)
+
+    def trained(self, data: Tensor, noise: Noise) -> Tensor:
+        """The clean state (B, *) that a network is trained on, of floating-point data (B, *) and in its dtype."""
+        if self.dequantization is not None:
+            data = self.dequantization.training_values(data, noise)
+        return self.transform(data)
+
+    def inverse(self, state: Tensor) -> Tensor:
+        """The values (B, *) of a state (B, *), not rounded to levels."""
+        return self.transform.inverse(state)
+
+    def __str__(self) -> str:
+        return str(self.transform)
+
+
 class Uniform:
     """u uniform on [0, 1)^d, log q = 0."""
 
     def sample(self, images: Tensor, noise: Noise) -> tuple[Tensor, Tensor]:
-        """(images + u (B, *), log q(u | images) in nats (B,)), in float64; noise draws u."""
-        values = images.to(noise.dtype) + noise.uniform()
-        return values, torch.zeros(images.shape[0], dtype=noise.dtype, device=values.device)
+        """(images + u (B, *), log q(u | images) in nats (B,)); noise draws u."""
+        levels = _floating(images)
+        return levels + noise.uniform(levels), levels.new_zeros(len(levels))
 
     def training_values(self, images: Tensor, noise: Noise) -> Tensor:
         """images + u, (B, *)."""
@@ -92,15 +144,16 @@ class TruncatedNormal:
         self.tau = float(tau)
 
     def sample(self, images: Tensor, noise: Noise) -> tuple[Tensor, Tensor]:
-        """(images + u (B, *), log q(u | images) in nats (B,)), in float64; noise draws u, by the inverse cdf."""
+        """(images + u (B, *), log q(u | images) in nats (B,)); noise draws u, by the inverse cdf."""
+        levels = _floating(images)
         tail = 0.5 * math.erfc(self.tau / math.sqrt(2))
-        z = torch.special.ndtri(tail + (1 - 2 * tail) * noise.uniform()).clamp(-self.tau, self.tau)
+        z = torch.special.ndtri(tail + (1 - 2 * tail) * noise.uniform(levels)).clamp(-self.tau, self.tau)
         log_scale = 0.5 * math.log(2 * math.pi) - math.log(2 * self.tau) + math.log(math.erf(self.tau / math.sqrt(2)))
-        return _within(images, 0.5 + z / (2 * self.tau)), sum_dims(-0.5 * z.square() - log_scale).to(z)
+        return _within(levels, 0.5 + z / (2 * self.tau)), sum_dims(-0.5 * z.square() - log_scale).to(z)
 
     def training_values(self, images: Tensor, noise: Noise) -> Tensor:
         """images + 1/2, (B, *), the centres of the levels; nothing is drawn."""
-        return images.to(noise.dtype) + 0.5
+        return _floating(images) + 0.5
 
     def start(self, sde: SDE, transform: Transform) -> float:
         """The time at which sigma/alpha is 1/(2 tau) of a level's width in model space.
@@ -160,7 +213,7 @@ class Variational(nn.Module):
         self.couplings = nn.ModuleDict({f"coupling{i}": Coupling(shape, width, parity=i % 2) for i in range(layers)})
 
     def sample(self, images: Tensor, noise: Noise) -> tuple[Tensor, Tensor]:
-        """(images + u (B, *), log q(u | images) in nats (B,)), in float64; noise draws e.
+        """(images + u (B, *), log q(u | images) in nats (B,)); noise draws e.
 
         Both have gradients in the parameters where those require them.
 
@@ -169,14 +222,15 @@ class Variational(nn.Module):
         """
         if images.shape[1:] != self.shape:
             raise ValueError(f"levels (B, {', '.join(map(str, self.shape))}) expected; got {tuple(images.shape)}")
-        context = 2 * (images.to(noise.dtype) + 0.5) / self.levels - 1
-        base = state = torch.logit(noise.uniform(), eps=torch.finfo(noise.dtype).tiny)
+        levels = _floating(images)
+        context = 2 * (levels + 0.5) / self.levels - 1
+        base = state = torch.logit(noise.uniform(levels), eps=torch.finfo(levels.dtype).tiny)
         log_det = torch.zeros_like(state)
         for coupling in self.couplings.values():
             state, log_scale = coupling(state, context)
             log_det = log_det + log_scale
         log_q = sum_dims(_log_logistic(base) - log_det - _log_logistic(state))
-        return _within(images, torch.sigmoid(state)), log_q.to(state)
+        return _within(levels, torch.sigmoid(state)), log_q.to(state)
 
     def training_values(self, images: Tensor, noise: Noise) -> Tensor:
         """images + u, (B, *), without gradient."""
@@ -231,9 +285,13 @@ def _log_logistic(e: Tensor) -> Tensor:
     return F.logsigmoid(e) + F.logsigmoid(-e)
 
 
-def _within(images: Tensor, u: Tensor) -> Tensor:
-    """images + u, below images + 1 whatever the rounding: a value on the edge would be of the next level."""
-    levels = images.to(u)
+def _floating(images: Tensor) -> Tensor:
+    """Levels as floating-point numbers."""
+    return images if images.is_floating_point() else images.to(double(images))
+
+
+def _within(levels: Tensor, u: Tensor) -> Tensor:
+    """levels + u, below levels + 1 whatever the rounding: a value on the edge would be of the next level."""
     return torch.minimum(levels + u, torch.nextafter(levels + 1, levels))
 
 

@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from scoresde.evaluations import vectorised
 from scoresde.tensors import Noise, dimensions, sum_dims
 
 Field = Callable[[Tensor], Tensor]
@@ -72,17 +73,18 @@ class Hutchinson:
         if self.distribution not in ("rademacher", "gaussian"):
             raise ValueError(f"distribution 'rademacher' or 'gaussian' expected; got {self.distribution!r}")
 
-    def draw(self, noise: Noise, rows: Tensor | None = None) -> list[Tensor]:
-        """The probes of one evaluation, each (B, *), or (n, *) of the rows given."""
+    def draw(self, noise: Noise, x: Tensor, rows: Tensor | None = None) -> list[Tensor]:
+        """The probes of one evaluation at x (B, *), or (n, *) of the rows given."""
         draw = noise.rademacher if self.distribution == "rademacher" else noise.normal
-        return [draw(rows) for _ in range(self.probes)]
+        return [draw(x, rows) for _ in range(self.probes)]
 
-    def bind(self, noise: Noise, differentiable: bool = False) -> Estimator:
-        """The estimator that draws its probes from `noise`; `differentiable` in x and in the field's parameters."""
-        kept = None if self.resample else self.draw(noise)
+    def bind(self, noise: Noise, x: Tensor, differentiable: bool = False) -> Estimator:
+        """The estimator for states like x (B, *) that draws its probes from `noise`; `differentiable` in x and in the
+        field's parameters."""
+        kept = None if self.resample else self.draw(noise, x)
 
         def estimate(field: Field, x: Tensor, rows: Tensor | None = None) -> Evaluation:
-            probes = self.draw(noise, rows) if kept is None else [z if rows is None else z[rows] for z in kept]
+            probes = self.draw(noise, x, rows) if kept is None else [z if rows is None else z[rows] for z in kept]
             value, forms, squares = _products(field, x, probes, differentiable)
             return Evaluation(value, forms, self._variance(forms, squares, dimensions(x)))
 
@@ -138,7 +140,7 @@ class ExactTrace:
         """The number of integrals that the trace is the mean of: one."""
         return 1
 
-    def bind(self, noise: Noise, differentiable: bool = False) -> Estimator:
+    def bind(self, noise: Noise, x: Tensor, differentiable: bool = False) -> Estimator:
         """The exact trace; draws nothing from `noise`; `differentiable` in x and in the field's parameters."""
 
         def evaluate(field: Field, x: Tensor, rows: Tensor | None = None) -> Evaluation:
@@ -150,7 +152,7 @@ class ExactTrace:
             for rows_of_basis in torch.arange(size, device=x.device).split(self.chunk):
                 unit = torch.nn.functional.one_hot(rows_of_basis, size).to(value).reshape(-1, 1, *x.shape[1:])
                 # What a checkpoint computes again has the kernels and the dropout of the forward pass, in every row.
-                with _kernels(fused=False), torch.set_grad_enabled(graph):
+                with _kernels(fused=False), torch.set_grad_enabled(graph), vectorised(len(rows_of_basis)):
                     found = torch.func.vmap(products, randomness="same")(unit)
                 trace = trace + sum_dims((found * unit).transpose(0, 1))[:, None]
             trace = trace if differentiable else trace.detach()

@@ -18,9 +18,10 @@ import torch
 from torch import Tensor
 
 from scoresde.likelihood import decode, encode
-from scoresde.protocols import Condition, ScoreModel
+from scoresde.protocols import Model
 from scoresde.samplers.base import Sampler, Samples
 from scoresde.samplers.grids import Transition
+from scoresde.score import BaseModel
 from scoresde.sdes import SDE
 from scoresde.solvers import Solver
 from scoresde.tensors import Noise, broadcast, float64
@@ -65,11 +66,9 @@ class From(Sampler):
         """That of the sampler."""
         return self.sampler.plan(sde, transitions)
 
-    def advance(
-        self, model: ScoreModel, x: Tensor, entry: Any, noise: Noise, cond: Condition, memory: Any
-    ) -> tuple[Tensor, Any]:
+    def advance(self, model: BaseModel, x: Tensor, entry: Any, noise: Noise, memory: Any) -> tuple[Tensor, Any]:
         """As the sampler does."""
-        return self.sampler.advance(model, x, entry, noise, cond, memory)
+        return self.sampler.advance(model, x, entry, noise, memory)
 
 
 def _below(pairs: Sequence[Transition], t: float, margin: float) -> list[Transition]:
@@ -114,22 +113,22 @@ MODES: dict[str, Callable[[Tensor, Tensor, float], Tensor]] = {"spherical": sler
 
 
 def interpolate(
-    model: ScoreModel,
+    model: Model,
     x: Tensor,
     y: Tensor,
     weights: Sequence[float] | Tensor,
     mode: str = "spherical",
-    cond: Condition = None,
+    cond: Any = None,
     solver: Solver | None = None,
 ) -> Tensor:
     """Data between x and y by their latents in the probability flow (2010.02502, section 5.3).
 
     Args:
-        model: the score model, in eval mode.
+        model: the model, in eval mode.
         x, y: data (B, *), in the model's space.
         weights: K of them: 0 gives x back and 1 gives y, as a round trip does; others than of [0, 1] go beyond.
         mode: "spherical", latents of independent noise keep their norm on the way; or "linear".
-        cond: the network's condition, of x and of y.
+        cond: short for `model.given(cond)`, of x and of y.
         solver: `flow.DEFAULT_SOLVER` if not given.
 
     Returns:
@@ -137,7 +136,7 @@ def interpolate(
 
     Raises:
         ValueError: x and y of different shapes, weights that are not finite numbers (K,), an unknown mode, latents in
-            opposite directions with mode "spherical"; a model with active dropout or thresholding.
+            opposite directions with mode "spherical"; a model with active dropout, or whose flow has no density.
         RuntimeError: samples that did not arrive.
     """
     _check_pair(x, y)
@@ -149,11 +148,11 @@ def interpolate(
 
 
 def perturb_and_denoise(
-    model: ScoreModel,
+    model: Model,
     x: Tensor,
     t: float,
     sampler: Sampler,
-    cond: Condition = None,
+    cond: Any = None,
     generator: torch.Generator | None = None,
     seeds: Sequence[int] | None = None,
     **options: Any,
@@ -161,12 +160,12 @@ def perturb_and_denoise(
     """SDEdit: x noised to t, and sampled from there (2108.01073, section 3).
 
     Args:
-        model: the score model, in eval mode.
+        model: the model, in eval mode.
         x: data, or a sketch of it, (B, *), in the model's space.
         t: how far to go, in (t_min, t_max]: small times keep x, t_max is sampling afresh; of a noise-to-signal ratio
             r it is `sde.time` of -2 log r.
         sampler: any sampler; the part of its way below t is gone.
-        cond: the network's condition.
+        cond: short for `model.given(cond)`.
         generator, seeds: randomness; with seeds, one per sample, a sample does not depend on its batch.
         options: further ones of a sampler's call: constraint, callback, trajectory, progress.
 
@@ -181,14 +180,14 @@ def perturb_and_denoise(
 
 
 def interpolate_noised(
-    model: ScoreModel,
+    model: Model,
     x: Tensor,
     y: Tensor,
     weights: Sequence[float] | Tensor,
     t: float,
     sampler: Sampler,
     noise: str = "same",
-    cond: Condition = None,
+    cond: Any = None,
     generator: torch.Generator | None = None,
     seeds: Sequence[int] | None = None,
 ) -> Tensor:
@@ -198,14 +197,14 @@ def interpolate_noised(
     With weight 0 it is `perturb_and_denoise` of x.
 
     Args:
-        model: the score model, in eval mode.
+        model: the model, in eval mode.
         x, y: data (B, *), in the model's space.
         weights: K of them, finite.
         t: how far to go, in (t_min, t_max].
         sampler: any sampler.
         noise: "same", x_t and y_t have one eps, and what is between them has the noise that the model expects at t; or
             "independent", as published, where it has ((1 - w)^2 + w^2)^(1/2) of it, the least being 0.71 in the middle.
-        cond: the network's condition.
+        cond: short for `model.given(cond)`.
         generator, seeds: randomness; with seeds, one per sample, a sample does not depend on its batch.
 
     Returns:
@@ -235,11 +234,11 @@ def _streams(
 
     A stream is the arguments generator or seeds of `Noise`; the first ones do not depend on how many there are.
     """
-    draws = Noise((len(x), 1), generator, seeds, dtype=torch.float64)
+    draws = Noise(generator, seeds, len(x))
     device = x.device if generator is None else generator.device
 
     def stream() -> Callable[[], dict[str, Any]]:
-        numbers = (draws.uniform()[:, 0] * 2**53).long().tolist()
+        numbers = draws.seeds(len(x))
         if seeds is not None:
             return lambda: {"seeds": numbers}
         return lambda: {"generator": torch.Generator(device).manual_seed(numbers[0])}
@@ -249,7 +248,7 @@ def _streams(
 
 def _noised(sde: SDE, x: Tensor, t: float, stream: Callable[[], dict[str, Any]]) -> Tensor:
     """A draw of x_t given x (B, *)."""
-    return sde.perturb(x, float64(t), Noise(x.shape, device=x.device, dtype=x.dtype, **stream()).normal())
+    return sde.perturb(x, float64(t), Noise(**stream()).normal(x))
 
 
 def _check_time(sde: SDE, t: float) -> None:

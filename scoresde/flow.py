@@ -26,16 +26,19 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from scoresde.divergence import Trace
-from scoresde.protocols import Condition, ScoreModel, select
+from scoresde.evaluations import counting
+from scoresde.protocols import Model
+from scoresde.score import BaseModel, as_model
 from scoresde.sdes import SDE
 from scoresde.solvers import Adams, Solver, Status
-from scoresde.solvers.base import double, variable
-from scoresde.tensors import Noise, broadcast, dimensions, float64
+from scoresde.solvers.base import variable
+from scoresde.tensors import Noise, broadcast, dimensions, double, float64
 
 DEFAULT_SOLVER = Adams()
 FINE, COARSE = (0.002, 0.02), 30.0  # the range of c; R
@@ -75,7 +78,7 @@ class Ratio:
 
     def scale(self, t: Tensor) -> Tensor:
         """x / w at time t, float64."""
-        return torch.hypot(self.sde.alpha(t), self.sde.sigma(t))
+        return self.sde.at(t).size
 
     def coefficients(self, u: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """(a, b) with dw/du = a E[x_0 | x] + b E[eps | x], float64, at u and its time t.
@@ -124,7 +127,8 @@ class Carried:
 
     x: (B, *) at time `t` (B,). divergence: log p at the start of the transition less log p at its end, nats (B, m), one
     column for each probe; (B, 0) without a trace. variance: of their mean, (B,), where the solver knows its weights.
-    nfe: evaluations (B,). status: a `solvers.Status` (B,).
+    nfe, backward: evaluations of networks, and products with their Jacobians, int64 (B,). status: a `solvers.Status`
+    (B,).
     """
 
     x: Tensor
@@ -132,15 +136,16 @@ class Carried:
     divergence: Tensor
     variance: Tensor | None
     nfe: Tensor
+    backward: Tensor
     status: Tensor
 
 
 def integrate(
-    model: ScoreModel,
+    model: Model,
     x: Tensor,
     t_from: float,
     t_to: float,
-    cond: Condition = None,
+    cond: Any = None,
     solver: Solver | None = None,
     trace: Trace | None = None,
     noise: Noise | None = None,
@@ -149,9 +154,9 @@ def integrate(
     """Carry x (B, *) along the probability flow from t_from to t_to.
 
     Args:
-        model: the score model.
+        model: the model.
         x: the state at t_from.
-        cond: the network's condition.
+        cond: short for `model.given(cond)`.
         solver: default `DEFAULT_SOLVER`.
         trace: also integrate the divergence, with probes drawn from `noise`.
         differentiable: keep the graph, in x and in the parameters of the network; for solvers on a fixed grid.
@@ -159,25 +164,34 @@ def integrate(
     Raises:
         ValueError: a transition that leaves the SDE's range or goes nowhere; a gradient in parameters of the SDE.
     """
+    model = as_model(model, cond)
     with torch.set_grad_enabled(differentiable), _frozen(model, not differentiable):
-        return _integrate(model, x, t_from, t_to, cond, solver or DEFAULT_SOLVER, trace, noise, differentiable)
+        return _integrate(model, x, t_from, t_to, solver or DEFAULT_SOLVER, trace, noise or Noise(), differentiable)
 
 
-def _integrate(model, x, t_from, t_to, cond, solver: Solver, trace, noise, differentiable) -> Carried:
-    flow = _flow(model, solver, t_from, t_to, differentiable)
-    estimate = None if trace is None else trace.bind(noise or Noise.like(x), differentiable)
+def _integrate(model: BaseModel, x, t_from, t_to, solver: Solver, trace, noise: Noise, differentiable) -> Carried:
+    flow, count = _flow(model, solver, t_from, t_to, differentiable), len(x)
+    estimate = None if trace is None else trace.bind(noise, x, differentiable)
+    evaluations = torch.zeros(2, count, dtype=torch.int64)  # and products with the Jacobian
 
     def field(u: Tensor, w: Tensor, rows: Tensor | None) -> tuple[Tensor, Tensor]:
         t = flow.to_time(u)
-        (data, eps), scale, part = flow.coefficients(u, t), flow.scale(t), select(cond, rows)
+        (data, eps), scale = flow.coefficients(u, t), flow.scale(t)
+        part = model if rows is None else model.rows(rows, count)
 
         def velocity(w: Tensor) -> Tensor:
-            return model.predict(broadcast(scale, w) * w, t, part).combine(data, eps)
+            return part.predict(broadcast(scale, w) * w, t).combine(data, eps)
 
-        if estimate is None:
-            return velocity(w), torch.zeros(len(w), 0, dtype=w.dtype, device=w.device)
-        value, estimates, variance = estimate(velocity, w, rows)
-        return value, torch.cat([estimates, variance[:, None]], dim=1).to(w.device, double(w))
+        with counting() as counts:
+            if estimate is None:
+                value, integrands = velocity(w), torch.zeros(len(w), 0, dtype=w.dtype, device=w.device)
+            else:
+                value, estimates, variance = estimate(velocity, w, rows)
+                integrands = torch.cat([estimates, variance[:, None]], dim=1).to(w.device, double(w))
+        evaluations[:, slice(None) if rows is None else rows.cpu()] += torch.tensor(
+            [[counts.forward], [counts.backward]]
+        )
+        return value, integrands
 
     first = flow.scale(torch.tensor(t_from, dtype=torch.float64))
     solution = solver(field, x / float(first), flow.of_time(t_from), flow.of_time(t_to))
@@ -186,10 +200,11 @@ def _integrate(model, x, t_from, t_to, cond, solver: Solver, trace, noise, diffe
     grown = (dimensions(x) * (last / first).log()).to(solution.integral)  # the density of x is that of w over scale^d
     divergence = solution.integral[:, :-1] + grown[:, None]
     variance = None if trace is None or solution.squared is None else solution.squared[:, -1]
-    return Carried(broadcast(last, solution.x) * solution.x, t, divergence, variance, solution.nfe, solution.status)
+    nfe, backward = evaluations.to(x.device)
+    return Carried(broadcast(last, solution.x) * solution.x, t, divergence, variance, nfe, backward, solution.status)
 
 
-def _flow(model: ScoreModel, solver: Solver, t_from: float, t_to: float, differentiable: bool) -> "Ratio | Time":
+def _flow(model: BaseModel, solver: Solver, t_from: float, t_to: float, differentiable: bool) -> "Ratio | Time":
     """The flow in the solver's variable, of a transition that makes sense."""
     sde = model.sde
     low, high = sorted((t_from, t_to))
@@ -212,7 +227,7 @@ def like(states: Tensor, x: Tensor) -> Tensor:
 
 
 def carry(
-    model: ScoreModel, x: Tensor, t_from: float, t_to: float, cond: Condition = None, solver: Solver | None = None
+    model: Model, x: Tensor, t_from: float, t_to: float, cond: Any = None, solver: Solver | None = None
 ) -> Tensor:
     """The states x (B, *) carried from t_from to t_to, all of them; in float64 on the way, where there is one.
 
@@ -230,10 +245,9 @@ def carry(
 
 
 @contextmanager
-def _frozen(model: ScoreModel, freeze: bool) -> Iterator[None]:
+def _frozen(model: BaseModel, freeze: bool) -> Iterator[None]:
     """Within the block no parameter wants a gradient: products with the Jacobian then keep fewer activations."""
-    modules = model if isinstance(model, nn.Module) else None
-    wanting = [p for p in modules.parameters() if p.requires_grad] if modules is not None and freeze else []
+    wanting = [p for p in model.parameters() if p.requires_grad] if freeze else []
     for parameter in wanting:
         parameter.requires_grad_(False)
     try:

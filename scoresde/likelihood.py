@@ -16,18 +16,21 @@ Scaling data to [0, 1] or [-1, 1] changes log p and log|det T'| by opposite amou
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from scoresde.dequantization import Dequantization, Uniform
+from scoresde.dequantization import DataMap, Dequantization, Uniform
 from scoresde.divergence import Hutchinson, Trace
+from scoresde.evaluations import counting
 from scoresde.flow import DEFAULT_SOLVER, Carried, carry, integrate, like
+from scoresde.losses import squared_errors
 from scoresde.progress import progress_bar
-from scoresde.protocols import Condition, ScoreModel, Transform, select
-from scoresde.score import refuse_other_flows
+from scoresde.protocols import Model, Transform
+from scoresde.score import BaseModel, as_model, device_of, require_density
 from scoresde.solvers import Solver, Status
-from scoresde.tensors import Noise, dimensions, float64, sum_dims
+from scoresde.tensors import Noise, dimensions, double, float64, mean_and_error, send, sum_dims
 
 INFLATION = 1e-3  # bits per dimension: what a random trace may add to an importance-weighted bound
 
@@ -38,14 +41,16 @@ class LogProb:
 
     value: nats (B,), float64. stderr: standard error of the trace estimate in nats (B,): zero of an exact trace,
     measured from two probes on, an upper bound (in mean square) of one fresh probe, None of one kept probe. latent:
-    x(t_max), (B, *). nfe: evaluations (B,). status: a `solvers.Status` per sample (B,); where it is not OK, value is
-    NaN and latent the last sound state, at `time` (B,).
+    x(t_max), (B, *). nfe: evaluations of networks (B,), counted where they run; backward: products with their Jacobians
+    beside them (B,). status: a `solvers.Status` per sample (B,); where it is not OK, value is NaN and latent the last
+    sound state, at `time` (B,).
     """
 
     value: Tensor
     stderr: Tensor | None
     latent: Tensor
     nfe: Tensor
+    backward: Tensor
     status: Tensor
     time: Tensor
 
@@ -65,7 +70,8 @@ class BitsPerDim:
 
     mean: over images. stderr: of that mean, over images (None for one image). per_image: (N,), float64. conventions:
     everything that moves the number. trace_stderr: the part of each that comes from a random trace, in bits per
-    dimension (N,), see `LogProb.stderr`. nfe: evaluations of each image (N,), all its dequantisations together.
+    dimension (N,), see `LogProb.stderr`. nfe, backward: evaluations and products with Jacobians of each image (N,), all
+    its dequantisations together.
     """
 
     mean: float
@@ -74,23 +80,25 @@ class BitsPerDim:
     conventions: dict[str, str]
     trace_stderr: Tensor | None
     nfe: Tensor
+    backward: Tensor
 
 
-def conventions(model: ScoreModel, transform: Transform, trace: Trace, solver: Solver, start: str) -> dict[str, str]:
+def conventions(model: BaseModel, states: DataMap, trace: Trace, solver: Solver, start: str) -> dict[str, str]:
     """What moves any likelihood of a model, in words."""
     return {
+        "density": f"of the probability flow of {model.density}",
         "start": start,
         "trace": str(trace),
         "solver": str(solver),
-        "transform": str(transform),
+        "transform": str(states),
         "prior": f"N(0, {model.sde.prior_std:g}^2) at t_max={model.sde.t_max:g}",
     }
 
 
 def log_prob(
-    model: ScoreModel,
+    model: Model,
     x: Tensor,
-    cond: Condition = None,
+    cond: Any = None,
     trace: Trace | None = None,
     solver: Solver | None = None,
     seeds: Sequence[int] | None = None,
@@ -101,9 +109,9 @@ def log_prob(
     """log p(x) in nats, by the probability-flow ODE.
 
     Args:
-        model: the score model, in eval mode.
+        model: the model, in eval mode.
         x: (B, *), taken as the state at t_start.
-        cond: the network's condition.
+        cond: short for `model.given(cond)`.
         trace: `Hutchinson(probes=1)` by default, or `ExactTrace()`.
         solver: `flow.DEFAULT_SOLVER` if not given, of fixed cost; `solvers.AdaptiveAdams()` controls errors per sample.
         seeds: one per sample, for the probes; sample i then has the same value in any batch.
@@ -113,30 +121,40 @@ def log_prob(
             number of evaluations.
 
     Raises:
-        ValueError: a model with active dropout or thresholding, a state that is not finite, a t_start out of range.
+        ValueError: a model with active dropout, or whose flow has no density, a state that is not finite, a t_start out
+            of range.
     """
-    refuse_other_flows(model)
+    model = _with_density(model, cond)
     if not bool(torch.isfinite(x).all()):
         raise ValueError("finite states expected; got NaN or infinity in x")
-    sde, trace, noise = model.sde, trace or Hutchinson(), Noise.like(x, generator, seeds)
+    sde, trace, noise = model.sde, trace or Hutchinson(), Noise(generator, seeds, len(x))
     t_start = sde.t_min if t_start is None else t_start
     if not sde.t_min <= t_start < sde.t_max:
         raise ValueError(f"t_start in [{sde.t_min:g}, {sde.t_max:g}) expected; got {t_start}")
-    return _log_prob(model, x, cond, trace, solver, noise, t_start, differentiable)
+    return _log_prob(model, x, trace, solver, noise, t_start, differentiable)
 
 
-def _log_prob(model, x, cond, trace, solver, noise: Noise, t_start: float, differentiable: bool = False) -> LogProb:
-    carried = integrate(model, x.to(noise.dtype), t_start, model.sde.t_max, cond, solver, trace, noise, differentiable)
+def _with_density(model: Model, cond: Any) -> BaseModel:
+    """The conditional model, if its flow has a density."""
+    model = as_model(model, cond)
+    require_density(model)
+    return model
+
+
+def _log_prob(
+    model: BaseModel, x, trace, solver, noise: Noise, t_start: float, differentiable: bool = False
+) -> LogProb:
+    carried = integrate(model, x.to(double(x)), t_start, model.sde.t_max, None, solver, trace, noise, differentiable)
     with torch.set_grad_enabled(differentiable):
         value = model.sde.prior_log_prob(carried.x) + float64(carried.divergence).mean(dim=1)
     return _result(trace, carried, value, like(carried.x, x))
 
 
 def sample_with_log_prob(
-    model: ScoreModel,
+    model: Model,
     shape: Sequence[int] | None = None,
     x_T: Tensor | None = None,
-    cond: Condition = None,
+    cond: Any = None,
     trace: Trace | None = None,
     solver: Solver | None = None,
     seeds: Sequence[int] | None = None,
@@ -146,22 +164,23 @@ def sample_with_log_prob(
     """Samples x (B, *) of the probability flow and their log p(x), from one pass down from the prior.
 
     Args:
-        model: the score model, in eval mode.
+        model: the model, in eval mode.
         shape, x_T: the shape (B, *) of states drawn from the prior, or the states at t_max to start from.
         cond, trace, solver, seeds, generator: as of `log_prob`.
-        device: of the states drawn.
+        device: of the states drawn; the model's by default.
 
     Raises:
-        ValueError: a model with active dropout or thresholding; both or neither of shape and x_T.
+        ValueError: a model with active dropout, or whose flow has no density; both or neither of shape and x_T.
     """
-    refuse_other_flows(model)
+    model = _with_density(model, cond)
     if (shape is None) == (x_T is None):
         raise ValueError("a shape (B, *) or a starting state x_T expected, exactly one of them")
-    start = x_T if x_T is not None else torch.empty(tuple(shape or ()), device=device)
-    noise = Noise.like(start, generator, seeds)
-    z = model.sde.prior_std * noise.normal() if x_T is None else x_T.to(noise.dtype)
+    start = x_T if x_T is not None else torch.empty(tuple(shape or ()), device=device or device_of(model))
+    noise, z = Noise(generator, seeds, len(start)), start.to(double(start))
+    if x_T is None:
+        z = model.sde.prior_std * noise.normal(z)
     trace = trace or Hutchinson()
-    carried = integrate(model, z, model.sde.t_max, model.sde.t_min, cond, solver, trace, noise)
+    carried = integrate(model, z, model.sde.t_max, model.sde.t_min, None, solver, trace, noise)
     value = model.sde.prior_log_prob(z) - float64(carried.divergence).mean(dim=1)
     return like(carried.x, start), _result(trace, carried, value, like(z, start))
 
@@ -171,36 +190,37 @@ def _result(trace: Trace, carried: Carried, value: Tensor, latent: Tensor) -> Lo
     stderr = trace.standard_error(carried.divergence.detach(), carried.variance)
     if stderr is not None:
         stderr = torch.where(ended, float64(stderr.detach()), math.nan)
-    return LogProb(torch.where(ended, value, math.nan), stderr, latent, carried.nfe, carried.status, carried.t)
+    value = torch.where(ended, value, math.nan)
+    return LogProb(value, stderr, latent, carried.nfe, carried.backward, carried.status, carried.t)
 
 
 def encode(
-    model: ScoreModel, x: Tensor, cond: Condition = None, solver: Solver | None = None, t_start: float | None = None
+    model: Model, x: Tensor, cond: Any = None, solver: Solver | None = None, t_start: float | None = None
 ) -> Tensor:
     """The latent x(t_max) (B, *) of data x (B, *) taken as x(t_start), t_min by default.
 
     Raises:
-        ValueError: a model with active dropout or thresholding.
+        ValueError: a model with active dropout, or whose flow has no density.
         RuntimeError: samples that did not arrive.
     """
-    refuse_other_flows(model)
-    return carry(model, x, model.sde.t_min if t_start is None else t_start, model.sde.t_max, cond, solver)
+    model = _with_density(model, cond)
+    return carry(model, x, model.sde.t_min if t_start is None else t_start, model.sde.t_max, None, solver)
 
 
 def decode(
-    model: ScoreModel, z: Tensor, cond: Condition = None, solver: Solver | None = None, t_end: float | None = None
+    model: Model, z: Tensor, cond: Any = None, solver: Solver | None = None, t_end: float | None = None
 ) -> Tensor:
     """The data x(t_end) (B, *), t_min by default, of a latent z (B, *) = x(t_max): the inverse of `encode`.
 
     Raises:
-        ValueError: a model with active dropout or thresholding.
+        ValueError: a model with active dropout, or whose flow has no density.
         RuntimeError: samples that did not arrive.
     """
-    refuse_other_flows(model)
-    return carry(model, z, model.sde.t_max, model.sde.t_min if t_end is None else t_end, cond, solver)
+    model = _with_density(model, cond)
+    return carry(model, z, model.sde.t_max, model.sde.t_min if t_end is None else t_end, None, solver)
 
 
-def round_trip(model: ScoreModel, x: Tensor, cond: Condition = None, solver: Solver | None = None) -> RoundTrip:
+def round_trip(model: Model, x: Tensor, cond: Any = None, solver: Solver | None = None) -> RoundTrip:
     """Encode data x (B, *), decode it again, and say by how much it came back different."""
     latent = encode(model, x, cond, solver)
     back = decode(model, latent, cond, solver)
@@ -208,10 +228,10 @@ def round_trip(model: ScoreModel, x: Tensor, cond: Condition = None, solver: Sol
 
 
 def bits_per_dim(
-    model: ScoreModel,
+    model: Model,
     images: Tensor,
-    transform: Transform,
-    cond: Condition = None,
+    transform: Transform | DataMap,
+    cond: Any = None,
     dequantization: Dequantization | None = None,
     samples: int = 1,
     trace: Trace | None = None,
@@ -225,10 +245,11 @@ def bits_per_dim(
     """Bits per dimension of images of integer levels.
 
     Args:
-        model: the score model, in eval mode.
-        images: integer levels (N, *), of any dtype.
-        transform: from levels (and the values between them) to model space, with its log-determinant.
-        cond: the network's condition, leading N.
+        model: the model, in eval mode.
+        images: integer levels (N, *), of any dtype, on any device: batches of them are sent to the model's.
+        transform: from levels (and the values between them) to model space, with its log-determinant; or a `DataMap`,
+            which includes the dequantisation.
+        cond: short for `model.given(cond)`, leading N.
         dequantization: `Uniform()` by default, `TruncatedNormal()` or a trained `Variational`: the one that the network
             was trained for.
         samples: K dequantisations per image, averaged in probability (an importance-weighted bound, 1509.00519).
@@ -247,22 +268,23 @@ def bits_per_dim(
             an unknown start, one that the dequantisation does not allow, or K > 1 with a trace that is too noisy.
         RuntimeError: a solve that failed, with the images concerned.
     """
-    trace, solver, dequantization = trace or Hutchinson(), solver or DEFAULT_SOLVER, dequantization or Uniform()
+    trace, solver = trace or Hutchinson(), solver or DEFAULT_SOLVER
     images = images.byte() if images.dtype == torch.bool else images
     _check_bits(images, samples, start)
-    refuse_other_flows(model)
-    time = dequantization.start(model.sde, transform)
+    model, states = _with_density(model, cond), _levels_map(transform, dequantization)
+    time = states.start(model.sde)
     if time is not None and start == "perturb":
-        raise ValueError(f"start='data' expected: {dequantization} says at which time its points are states")
-    seeds = range(len(images)) if seeds is None else seeds
-    if len(seeds) != len(images):
-        raise ValueError(f"one seed per sample expected, {len(images)} of them; got {len(seeds)}")
+        raise ValueError(f"start='data' expected: {states.dequantization} says at which time its points are states")
+    seeds, count = range(len(images)) if seeds is None else seeds, len(images)
+    if len(seeds) != count:
+        raise ValueError(f"one seed per sample expected, {count} of them; got {len(seeds)}")
     rows: list[_Bound] = []
-    for first in progress_bar(range(0, len(images), batch_size), title="bits/dim", unit="batch", shown=progress):
+    device = device_of(model)
+    for first in progress_bar(range(0, count, batch_size), title="bits/dim", unit="batch", shown=progress):
         part = slice(first, first + batch_size)
-        noise = Noise.like(images[part], seeds=seeds[part])
-        one = _Solve(model, transform, select(cond, part), dequantization, trace, solver, noise, start, time)
-        rows.append(_Bound.of([one(images[part]) for _ in range(samples)]))
+        one = _Solve(model.rows(part, count), states, trace, solver, Noise(seeds=seeds[part]), start, time)
+        batch = send(images[part], device)
+        rows.append(_Bound.of([one(batch) for _ in range(samples)]))
     unit = dimensions(images) * math.log(2)
     per_image = -torch.cat([row.value for row in rows]).cpu() / unit
     if len(failed := torch.nonzero(~torch.isfinite(per_image)).flatten().tolist()):
@@ -282,27 +304,38 @@ def bits_per_dim(
         where = f"alpha x at t={time:.4g}, where sigma/alpha is the dequantisation's"
     declared = {
         "quantity": "bits per dimension (upper bound, by dequantisation)",
-        "dequantization": f"{dequantization}, {samples} per image",
-        **conventions(model, transform, trace, solver, where),
+        "dequantization": f"{states.dequantization}, {samples} per image",
+        **conventions(model, states, trace, solver, where),
     }
     if samples > 1:
         declared["inflation"] = _check_inflation(of_one, unit, inflation)
-    count = len(per_image)
-    stderr = float(per_image.std()) / math.sqrt(count) if count > 1 else None
     trace_stderr = None if variance is None else variance.sqrt() / unit
-    nfe = torch.cat([row.nfe for row in rows]).cpu()
-    return BitsPerDim(float(per_image.mean()), stderr, per_image, declared, trace_stderr, nfe)
+    nfe, backward = (torch.cat([getattr(row, name) for row in rows]).cpu() for name in ("nfe", "backward"))
+    return BitsPerDim(*mean_and_error(per_image), per_image, declared, trace_stderr, nfe, backward)
+
+
+def _levels_map(transform: Transform | DataMap, dequantization: Dequantization | None) -> DataMap:
+    """The map of levels: uniform dequantisation unless another one is given."""
+    if not isinstance(transform, DataMap):
+        return DataMap(transform, dequantization or Uniform())
+    if dequantization is not None or transform.dequantization is None:
+        raise ValueError(
+            "a DataMap with a dequantisation, and no other beside it, expected for bits; got "
+            f"DataMap(dequantization={transform.dequantization}) and dequantization={dequantization}"
+        )
+    return transform
 
 
 @dataclass
 class _Bound:
     """log of the mean of K likelihoods, nats (B,); their trace variance, of that value and of one of them on average
-    (B,), or None; evaluations; statuses."""
+    (B,), or None; evaluations and products with Jacobians; statuses."""
 
     value: Tensor
     variance: Tensor | None
     of_one: Tensor | None
     nfe: Tensor
+    backward: Tensor
     status: Tensor
 
     @classmethod
@@ -315,17 +348,16 @@ class _Bound:
             shares, of_each = values.softmax(dim=0), torch.stack(squares)
             variance, of_one = (shares.square() * of_each).sum(dim=0), (shares * of_each).sum(dim=0)
         status = torch.stack([solve.status for solve in solves]).amax(dim=0)
-        return cls(value, variance, of_one, torch.stack([solve.nfe for solve in solves]).sum(dim=0), status)
+        nfe, backward = (torch.stack([getattr(s, name) for s in solves]).sum(dim=0) for name in ("nfe", "backward"))
+        return cls(value, variance, of_one, nfe, backward, status)
 
 
 @dataclass
 class _Solve:
     """What takes levels (B, *) to their log-probability by one dequantisation."""
 
-    model: ScoreModel
-    transform: Transform
-    cond: Condition
-    dequantization: Dequantization
+    model: BaseModel
+    states: DataMap
     trace: Trace
     solver: Solver
     noise: Noise
@@ -335,17 +367,14 @@ class _Solve:
     def __call__(self, images: Tensor) -> LogProb:
         """In nats; the latent and the evaluations of its solve."""
         sde = self.model.sde
-        levels, log_q = self.dequantization.sample(images, self.noise)
-        x, offset = self.transform(levels), self.transform.log_det(levels) - log_q
-        if self.time is not None:
-            alpha = sde.alpha(torch.tensor(self.time, dtype=torch.float64)).detach()
-            x, offset = float(alpha) * x, offset + dimensions(x) * float(alpha.log())
-        elif self.start == "perturb":
-            x, residual = _perturb(self.model, x, self.cond, self.noise)
-            offset = offset + residual
+        x, nats = self.states.draw(images.to(double(images)), self.noise, sde)
+        with counting() as count:
+            if self.start == "perturb":
+                x, residual = _perturb(self.model, x, self.noise)
+                nats = nats + residual
         time = sde.t_min if self.time is None else self.time
-        solve = _log_prob(self.model, x, self.cond, self.trace, self.solver, self.noise, time)
-        solve.value = solve.value + offset
+        solve = _log_prob(self.model, x, self.trace, self.solver, self.noise, time)
+        solve.value, solve.nfe = solve.value + nats, solve.nfe + count.forward
         return solve
 
 
@@ -372,14 +401,11 @@ def _check_inflation(variance: Tensor | None, unit: float, tolerance: float) -> 
     return f"at most {estimate:.1e} bits/dim, from the trace"
 
 
-def _perturb(model: ScoreModel, x: Tensor, cond: Condition, noise: Noise) -> tuple[Tensor, Tensor]:
+def _perturb(model: BaseModel, x: Tensor, noise: Noise) -> tuple[Tensor, Tensor]:
     """(x_t at t_min, log N(x; E[x_0 | x_t], (sigma/alpha)^2) - log q(x_t | x) in nats (B,))."""
-    sde = model.sde
+    sde, eps = model.sde, noise.normal(x)
     t = torch.tensor(sde.t_min, dtype=torch.float64)
-    eps = noise.normal()
-    perturbed = sde.perturb(x, t, eps)
-    ratio = sde.sigma(t) / sde.alpha(t)
     with torch.no_grad():
-        error = (x - model.predict(perturbed, t, cond).denoised) / float(ratio)
+        errors, norms = squared_errors(model, x, t, eps)
     # Both densities share log(2 pi) and log(sigma); what is left of the scales is log(alpha), once per dimension.
-    return perturbed, 0.5 * (sum_dims(eps.square()) - sum_dims(error.square())) + dimensions(x) * sde.alpha(t).log()
+    return sde.perturb(x, t, eps), 0.5 * (norms - errors) + dimensions(x) * sde.alpha(t).log()

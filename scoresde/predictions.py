@@ -18,7 +18,7 @@ is affine in (x, F):
 | `Velocity` | alpha'                           | sigma'                 | alpha g^2/2sigma | 2210.02747         |
 | `V`        | -sigma                           | alpha                  | alpha^2+sigma^2  | 2202.00512, app. D |
 | `Karras`   | sigma / (sigma_data n)           | -alpha sigma_data / n  | -n / sigma_data  | 2206.00364, eq. 7  |
-| `Denoiser` | 1                                | 0                      | -sigma           | as `Karras` reads  |
+| `Denoiser` | as `Data`, of x/alpha at sigma/alpha |                    |                  | 2206.00364, eq. 2  |
 
 with n = (sigma^2 + alpha^2 sigma_data^2)^(1/2). A new type is a class with a `target`; what divides by zero at an end
 of the time range (noise prediction where alpha(t_max) = 0) is seen there and refused when a model is built.
@@ -127,12 +127,17 @@ class Karras(Prediction):
         return f"sigma_data={self.sigma_data:g}"
 
 
-class Denoiser(Karras):
-    """F = x_0, with EDM's input scale and noise label: for networks that are denoisers as a whole.
+class Denoiser(Prediction):
+    """F = x_0, for networks that are denoisers as a whole: D(y, s) of y = x/alpha at noise s = sigma/alpha.
 
-    Args:
-        sigma_data: root mean square of the data, positive.
+    This is the denoiser of EDM (2206.00364, eq. 2), which scales its inputs itself (`networks.LevelHead` does).
     """
+
+    def c_in(self, sde: SDE, t: Tensor) -> Tensor:
+        return 1 / sde.alpha(t)
+
+    def c_noise(self, sde: SDE, t: Tensor) -> Tensor:
+        return sde.sigma(t) / sde.alpha(t)
 
     def target(self, sde: SDE, t: Tensor) -> tuple[Tensor, Tensor]:
         return torch.ones_like(t), torch.zeros_like(t)

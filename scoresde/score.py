@@ -1,109 +1,126 @@
-"""The score model: a network, an SDE and a prediction type become every view of a diffusion model.
+"""Models: a network, an SDE and a prediction type become every view of a diffusion model; wrappers change views.
 
 One evaluation of the network, F = network(c_in(t) x, c_noise(t), cond), gives each view as one affine map,
 
     score, noise, denoised, velocity  =  a(t) x + b(t) F,
 
-with a and b combined in float64 (`scoresde.predictions`) and cast once. No view is computed through another: at
-t = 1e-5, where sigma is about 1e-3, the division by sigma would multiply float32 rounding by a thousand each time.
+with a and b combined in float64 (`scoresde.predictions`) and cast once (`scoresde.views`).
+
+A model is `sde` and `predict(x, t) -> Views`. `BaseModel` has what follows from the two, and `ModelWrapper`, a model
+around a model, passes on what a subclass does not change. A condition is bound once, `model.given(cond)`, and from then
+on belongs to the model.
 """
 
+from abc import abstractmethod
 from copy import copy
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
 from scoresde import predictions
+from scoresde.evaluations import counting, evaluated
 from scoresde.predictions import Prediction
-from scoresde.protocols import Condition, Network
-from scoresde.protocols import ScoreModel as ScoreModelProtocol
-from scoresde.protocols import Views as ViewsProtocol
+from scoresde.protocols import Condition, Model, Network, as_condition, expand, select
 from scoresde.sdes import SDE
 from scoresde.tensors import broadcast, float64, send
+from scoresde.views import Views
 
 
-class Views:
-    """The views of one network evaluation at (x, t): each (B, *), in the dtype of x, computed when asked for.
-
-    `variance` is the fraction nu of a learned variance, None where the network learns none: a reverse step with the
-    posterior variance beta_tilde and the transition variance beta has log Sigma = nu log beta + (1 - nu) log beta_tilde
-    (2102.09672, eq. 15).
-    """
+class NetworkViews(Views):
+    """The views of one evaluation of a network: affine in the state x (B, *) and the network's `output` (B, *)."""
 
     def __init__(
         self, x: Tensor, output: Tensor, sde: SDE, prediction: Prediction, t: Tensor, variance: Tensor | None = None
     ):
-        self.x, self.output, self.sde, self.t, self.variance = x, output, sde, t, variance
+        super().__init__(sde, t, variance)
+        self._x, self._output = x, output
         self._target = prediction.target(sde, t)
 
-    @property
-    def denoised(self) -> Tensor:
-        """E[x_0 | x_t]."""
-        return self.combine(torch.ones_like(self.t), torch.zeros_like(self.t))
+    def combine(self, denoised: Tensor, noise: Tensor) -> Tensor:
+        p, q = self._target
+        a = (denoised * q - noise * p) / self._determinant()
+        return broadcast(a, self._x) * self._x + self._of_output(denoised, noise) * self._output
 
-    @property
-    def noise(self) -> Tensor:
-        """E[eps | x_t]."""
-        return self.combine(torch.zeros_like(self.t), torch.ones_like(self.t))
+    def error(self, x0: Tensor, noise: Tensor) -> Views:
+        """From the error of the network's own target, F - (p x0 + q noise)."""
+        p, q = self._target
+        target = broadcast(p, x0) * x0 + broadcast(q, noise) * noise
+        return _TargetError(self, self._output - target)
 
-    @property
-    def score(self) -> Tensor:
-        """The gradient of log p_t(x): -E[eps | x_t] / sigma."""
-        return self.combine(torch.zeros_like(self.t), -1 / self.sde.sigma(self.t))
+    def _determinant(self) -> Tensor:
+        p, q = self._target
+        return self.sde.alpha(self.t) * q - self.sde.sigma(self.t) * p
 
-    @property
-    def v(self) -> Tensor:
-        """E[v | x_t], v = (alpha eps - sigma x_0) / (alpha^2 + sigma^2)^(1/2) (2202.00512, appendix D)."""
-        alpha, sigma = self.sde.alpha(self.t), self.sde.sigma(self.t)
-        size = torch.hypot(alpha, sigma)
-        return self.combine(-sigma / size, alpha / size)
+    def _of_output(self, denoised: Tensor, noise: Tensor) -> Tensor:
+        """The coefficient b of the output."""
+        b = noise * self.sde.alpha(self.t) - denoised * self.sde.sigma(self.t)
+        return broadcast(b / self._determinant(), self._output)
 
-    @property
-    def velocity(self) -> Tensor:
-        """dx/dt of the probability-flow ODE: alpha' E[x_0 | x_t] + sigma' E[eps | x_t] = f x - g^2/2 score."""
-        return self.combine(self.sde.alpha_dot(self.t), self.sde.sigma_dot(self.t))
+
+class _TargetError(Views):
+    """The errors of a network's views by that of its target (B, *): the same combinations, at x = 0."""
+
+    def __init__(self, views: NetworkViews, error: Tensor):
+        super().__init__(views.sde, views.t, views.variance)
+        self._views, self._error = views, error
 
     def combine(self, denoised: Tensor, noise: Tensor) -> Tensor:
-        """denoised * E[x_0 | x_t] + noise * E[eps | x_t] with float64 coefficients () or (B,), as one affine map."""
-        p, q = self._target
-        alpha, sigma = self.sde.alpha(self.t), self.sde.sigma(self.t)
-        determinant = alpha * q - sigma * p
-        a = (denoised * q - noise * p) / determinant
-        b = (noise * alpha - denoised * sigma) / determinant
-        return broadcast(a, self.x) * self.x + broadcast(b, self.x) * self.output
+        return self._views._of_output(denoised, noise) * self._error
 
 
-class ViewMethods:
-    """Single views of whatever has `predict`, one network evaluation each.
+class BaseModel(nn.Module):
+    """A diffusion model. A subclass has the attribute `sde` and defines `predict`.
 
-    has_likelihood: whether the probability flow follows the score of a density; not where views were tampered with.
+    cond: the condition that is bound to the model, None without one.
+    density: the name of the model whose flow has a density, which likelihoods print among their conventions; None where
+        the probability flow has none (its views were changed so that it is not invertible).
     """
 
-    has_likelihood = True
+    sde: SDE
 
-    def predict(self, x: Tensor, t: Tensor | float, cond: Condition = None) -> ViewsProtocol:
-        """One network evaluation at x (B, *) and t () or (B,), and every view of it."""
-        raise NotImplementedError(f"{type(self).__name__} must define predict(x, t, cond)")
+    @property
+    def density(self) -> str | None:
+        return type(self).__name__
 
-    def score(self, x: Tensor, t: Tensor | float, cond: Condition = None) -> Tensor:
+    @abstractmethod
+    def predict(self, x: Tensor, t: Tensor | float) -> Views:
+        """Every view of the model at x (B, *) and t () or (B,)."""
+        raise NotImplementedError(f"{type(self).__name__} must define predict(x, t)")
+
+    def given(self, cond: Any) -> Self:
+        """The conditional model p(x | cond), of the same parameters; see `protocols.Condition`. None changes nothing.
+
+        Raises:
+            TypeError: a condition that is not a tensor, number, list, array, or a dict of them; a model without
+                conditions.
+        """
+        if cond is None:
+            return self
+        raise TypeError(f"{type(self).__name__} takes no condition; got {type(cond).__name__}: pass cond=None")
+
+    def rows(self, rows: Tensor | slice, count: int) -> Self:
+        """The model of some samples of a batch of `count`: with their conditions."""
+        return self
+
+    def score(self, x: Tensor, t: Tensor | float, cond: Any = None) -> Tensor:
         """The gradient of log p_t at x, (B, *)."""
-        return self.predict(x, t, cond).score
+        return self.given(cond).predict(x, t).score
 
-    def noise(self, x: Tensor, t: Tensor | float, cond: Condition = None) -> Tensor:
+    def noise(self, x: Tensor, t: Tensor | float, cond: Any = None) -> Tensor:
         """E[eps | x_t = x], (B, *)."""
-        return self.predict(x, t, cond).noise
+        return self.given(cond).predict(x, t).noise
 
-    def denoise(self, x: Tensor, t: Tensor | float, cond: Condition = None) -> Tensor:
+    def denoise(self, x: Tensor, t: Tensor | float, cond: Any = None) -> Tensor:
         """E[x_0 | x_t = x], (B, *) (Tweedie's formula)."""
-        return self.predict(x, t, cond).denoised
+        return self.given(cond).predict(x, t).denoised
 
-    def velocity(self, x: Tensor, t: Tensor | float, cond: Condition = None) -> Tensor:
+    def velocity(self, x: Tensor, t: Tensor | float, cond: Any = None) -> Tensor:
         """dx/dt of the probability-flow ODE at (x, t), (B, *)."""
-        return self.predict(x, t, cond).velocity
+        return self.given(cond).predict(x, t).velocity
 
 
-class ScoreModel(ViewMethods, nn.Module):
+class ScoreModel(BaseModel):
     """A noise-conditional network as the score of a diffusion.
 
     Args:
@@ -129,6 +146,7 @@ class ScoreModel(ViewMethods, nn.Module):
         super().__init__()
         self.network, self.sde, self.prediction = network, sde, predictions.resolve(prediction)
         self.learned_variance = learned_variance
+        self.cond: Condition = None
         self._refuse_singular_ends()
 
     def _refuse_singular_ends(self) -> None:
@@ -153,13 +171,20 @@ class ScoreModel(ViewMethods, nn.Module):
                     f"bear alpha = 0) or another {name}"
                 )
 
-    def along(self, sde: SDE) -> Self:
-        """The model with the same network, not a copy of it, along another path."""
+    def given(self, cond: Any) -> Self:
+        """The conditional model, with the same network; see `BaseModel.given`."""
+        return self if cond is None else self._with(as_condition(cond))
+
+    def rows(self, rows: Tensor | slice, count: int) -> Self:
+        """The model with the conditions of some samples of a batch of `count`."""
+        return self if self.cond is None else self._with(select(self.cond, rows, count))
+
+    def _with(self, cond: Condition) -> Self:
         model = copy(self)
-        model._modules = {**self._modules, "sde": sde}
+        model.cond = cond
         return model
 
-    def predict(self, x: Tensor, t: Tensor | float, cond: Condition = None) -> Views:
+    def predict(self, x: Tensor, t: Tensor | float) -> Views:
         """One network evaluation at x (B, *) and t () or (B,), and every view of it.
 
         Raises:
@@ -170,7 +195,9 @@ class ScoreModel(ViewMethods, nn.Module):
         scaled = broadcast(self.prediction.c_in(self.sde, t), x) * x
         label = self.prediction.c_noise(self.sde, t).expand(x.shape[0])
         dtype = self._network_dtype(x.dtype)
-        output = self.network(scaled.to(dtype), send(label, x.device, dtype), _cast(cond, dtype))
+        cond = _sent(expand(self.cond, len(x)), x.device, dtype)
+        output = self.network(scaled.to(dtype), send(label, x.device, dtype), cond)
+        evaluated(output)
         expected = (x.shape[0], x.shape[1] * (2 if self.learned_variance else 1), *x.shape[2:])
         if output.shape != expected:
             twice = ", with a learned variance beside it," if self.learned_variance else ""
@@ -181,44 +208,132 @@ class ScoreModel(ViewMethods, nn.Module):
         if self.learned_variance:
             output, raw = output.chunk(2, dim=1)
             variance = (raw + 1) / 2
-        return Views(x, output, self.sde, self.prediction, t, variance)
+        return NetworkViews(x, output, self.sde, self.prediction, t, variance)
 
     def _network_dtype(self, default: torch.dtype) -> torch.dtype:
         parameters = self.network.parameters() if isinstance(self.network, nn.Module) else iter(())
         return next((p.dtype for p in parameters if p.is_floating_point()), default)
 
 
-class Counted(ViewMethods):
-    """A score model that counts the evaluations made through it, in `nfe`."""
+class ModelWrapper(BaseModel):
+    """A model around a model. A subclass overrides `predict`, and nothing else has to be said.
 
-    def __init__(self, model: ScoreModelProtocol):
-        self.model, self.sde, self.nfe = model, model.sde, 0
+    Parameters, device, condition, density and every attribute that the subclass does not define are those of the model
+    inside, `self.model`; so are the evaluations that are counted.
 
-    def predict(self, x: Tensor, t: Tensor | float, cond: Condition = None) -> ViewsProtocol:
-        self.nfe += 1
-        return self.model.predict(x, float64(t), cond)
+    Args:
+        model: any model, another wrapper included.
+
+    Raises:
+        TypeError: `model` has no `sde` or no `predict`.
+    """
+
+    model: Any
+
+    def __init__(self, model: Model):
+        super().__init__()
+        for name in ("sde", "predict"):
+            if not hasattr(model, name):
+                raise TypeError(
+                    f"a model with `sde` and `predict(x, t)` expected; {type(model).__name__} has no {name!r}"
+                )
+        self.model = model
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name == "model" or name.startswith("__"):
+                raise
+            return getattr(self.model, name)
+
+    @property
+    def density(self) -> str | None:
+        inner = self._inside("density", "str | None: whose density its probability flow has, None where it has none")
+        return inner if inner is None or type(self) is ModelWrapper else f"{type(self).__name__}({inner})"
+
+    def predict(self, x: Tensor, t: Tensor | float) -> Views:
+        """The views of the model inside."""
+        return self.model.predict(x, t)
+
+    def given(self, cond: Any) -> Self:
+        """The same wrapper around the conditional model."""
+        return self if cond is None else self._around(self._inside("given", "given(cond), the conditional model")(cond))
+
+    def rows(self, rows: Tensor | slice, count: int) -> Self:
+        """The same wrapper around the model of some samples of a batch of `count`."""
+        inner = self._inside("rows", "rows(rows, count), the model of some samples of a batch")
+        return self._around(inner(rows, count))
+
+    def _around(self, model: Model) -> Self:
+        if model is self.model:
+            return self
+        wrapper = copy(self)
+        vars(wrapper)["model"] = model  # found before the registered module, which has the same parameters
+        return wrapper
+
+    def _inside(self, name: str, meaning: str) -> Any:
+        """An attribute of the model inside, which a model of a foreign class may lack."""
+        if not hasattr(self.model, name):
+            raise TypeError(
+                f"{type(self.model).__name__} has no {name!r} ({meaning}), which is needed here: define it, or "
+                "make the class a subclass of scoresde.ModelWrapper, which passes it on"
+            )
+        return getattr(self.model, name)
 
 
-def _cast(cond: Condition, dtype: torch.dtype) -> Condition:
-    """Floating-point conditions in the network's dtype; class labels and the like as they are."""
-    if isinstance(cond, dict):
-        return {key: value.to(dtype) if value.is_floating_point() else value for key, value in cond.items()}
-    return cond.to(dtype) if cond is not None and cond.is_floating_point() else cond
+class _Foreign(ModelWrapper):
+    """A model of a foreign class, with `sde` and `predict` alone. If it counts no evaluation, a call is one."""
+
+    @property
+    def density(self) -> str | None:
+        return self._inside("density", "str | None: whose density its probability flow has, None where it has none")
+
+    def predict(self, x: Tensor, t: Tensor | float) -> Views:
+        with counting() as inside:
+            views = self.model.predict(x, float64(t))
+        if not (inside.forward or inside.backward):
+            evaluated(x)
+        return views
 
 
-def refuse_dropout(model: ScoreModelProtocol) -> None:
-    """Raises ValueError for a model that is not a function of its arguments."""
+def as_model(model: Model, cond: Any = None) -> BaseModel:
+    """The model given a condition, with everything that `BaseModel` has.
+
+    Raises:
+        TypeError: a model without `sde` or `predict`, or one that cannot be given a condition.
+    """
+    known = model if isinstance(model, BaseModel) else _Foreign(model)
+    return known.given(cond)
+
+
+def _sent(cond: Condition, device: torch.device, dtype: torch.dtype) -> Condition:
+    """The condition on a device: floating-point numbers in the network's dtype, class labels as they are."""
+    if cond is None:
+        return None
+    parts = {"": cond} if isinstance(cond, Tensor) else cond
+    sent = {key: send(part, device, dtype if part.is_floating_point() else part.dtype) for key, part in parts.items()}
+    return sent[""] if isinstance(cond, Tensor) else sent
+
+
+def device_of(model: Model) -> torch.device:
+    """The device of the model's parameters; the CPU for a model without any."""
+    parameters = model.parameters() if isinstance(model, nn.Module) else iter(())
+    return next((p.device for p in parameters), torch.device("cpu"))
+
+
+def refuse_dropout(model: Model) -> None:
+    """Raise ValueError for a model with active dropout, which is not a function of its arguments."""
     for module in model.modules() if isinstance(model, nn.Module) else ():
         if isinstance(module, nn.modules.dropout._DropoutNd) and module.training and module.p > 0:
             raise ValueError("a deterministic network expected; this one has active dropout: call model.eval() first")
 
 
-def refuse_other_flows(model: ScoreModelProtocol) -> None:
-    """Raises ValueError for a model whose probability flow gives no likelihood: dropout, or changed views."""
+def require_density(model: BaseModel) -> None:
+    """Raise ValueError for a model whose probability flow has no density, or with active dropout."""
     refuse_dropout(model)
-    for module in model.modules() if isinstance(model, nn.Module) else (model,):
-        if not getattr(module, "has_likelihood", True):
-            raise ValueError(
-                f"a model whose velocity follows from a score expected; {type(module).__name__} changes it, for "
-                "samplers alone: pass the model inside, its .model"
-            )
+    if model.density is None:
+        raise ValueError(
+            f"a model whose probability flow has a density expected; that of {type(model).__name__} has none, it is "
+            "for samplers alone: pass the model inside, its .model"
+        )

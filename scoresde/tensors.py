@@ -8,6 +8,10 @@ Randomness is an argument. `Noise` is the stream of draws a sampler or a likelih
 (``generator``), or one per sample (``seeds``), so that sample i drawn alone equals sample i drawn in any batch.
 """
 
+import hashlib
+import math
+import operator
+import struct
 from collections.abc import Callable, Sequence
 
 import torch
@@ -21,6 +25,11 @@ def float64(values: Tensor | float | Sequence[float]) -> Tensor:
     if values.device.type == "mps":
         values = values.cpu()
     return values.double()
+
+
+def double(x: Tensor) -> torch.dtype:
+    """float64, or float32 where the device of x has none (MPS)."""
+    return torch.float32 if x.device.type == "mps" else torch.float64
 
 
 def available(device: torch.device | str) -> torch.device:
@@ -60,111 +69,130 @@ def sum_dims(x: Tensor) -> Tensor:
 
 def dimensions(x: Tensor) -> int:
     """Number of dimensions of one sample: the product of ``*`` in ``(B, *)``."""
-    return x[0].numel()
+    return x.shape[1:].numel()
+
+
+def mean_and_error(values: Tensor) -> tuple[float, float | None]:
+    """The mean of independent values (n,), and its standard error; None of a single value."""
+    values = float64(values)
+    stderr = float(values.std()) / math.sqrt(len(values)) if len(values) > 1 else None
+    return float(values.mean()), stderr
 
 
 class Noise:
-    """A stream of independent draws for a batch of states.
+    """Streams of independent draws for a batch of states. A draw takes its shape, dtype and device where it is drawn.
+
+    With `seeds`, sample i has a stream of its own: element j of its k-th draw is a function of (seed, k, j) alone, in
+    any shape, on any device and with any samples beside it; another dtype changes its precision. The 64-bit words are
+    those of SplitMix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014),
+
+        word = mix(a + g (2^32 k + j)),        a and the odd g from a hash of the seed.
+
+    With `generator` (default: PyTorch's global one), the batch has one stream, and a draw depends on those before it.
 
     Args:
-        shape: shape ``(B, *)`` of one draw.
-        generator: one generator for the whole batch (default: PyTorch's global one).
-        seeds: one integer per sample instead; each sample then has its own stream, whatever the batch around it.
-        device, dtype: of the draws.
+        generator: one generator for the whole batch.
+        seeds: one integer of any size per sample instead.
+        count: number of samples, which the number of seeds is checked against.
 
     Raises:
-        ValueError: generator and seeds both given, or a number of seeds other than B.
+        ValueError: generator and seeds both given, or a number of seeds other than `count`.
+        TypeError: a seed that is not an integer.
     """
 
     def __init__(
         self,
-        shape: Sequence[int],
         generator: torch.Generator | None = None,
         seeds: Sequence[int] | None = None,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype = torch.float32,
+        count: int | None = None,
     ):
-        self.shape, self.device, self.dtype = torch.Size(shape), torch.device(device or "cpu"), dtype
         if seeds is not None and generator is not None:
             raise ValueError("randomness comes from `generator` or from `seeds`; both were given, drop one")
-        if seeds is not None and len(seeds) != self.shape[0]:
-            raise ValueError(f"one seed per sample expected, {self.shape[0]} of them; got {len(seeds)}")
+        if seeds is not None and count is not None and len(seeds) != count:
+            raise ValueError(f"one seed per sample expected, {count} of them; got {len(seeds)}")
         self._generator = generator
-        self._per_sample = None if seeds is None else [torch.Generator().manual_seed(int(s)) for s in seeds]
-        self._ahead = _Ahead(self._per_sample, self.shape, dtype) if self._per_sample else None
+        self._is_seeded = seeds is not None
+        keys = [] if seeds is None else [_key(seed) for seed in seeds]
+        self._keys = torch.tensor(keys, dtype=torch.int64, device="cpu").reshape(-1, 2)
+        self._numbers = torch.zeros(len(keys), dtype=torch.int64, device="cpu")  # of the draws made, for each sample
 
-    @classmethod
-    def like(cls, x: Tensor, generator: torch.Generator | None = None, seeds: Sequence[int] | None = None) -> "Noise":
-        """Draws for states like x, on its device: in float64 where it has it, whatever the dtype of x."""
-        dtype = torch.float32 if x.device.type == "mps" else torch.float64
-        return cls(x.shape, generator, seeds, x.device, dtype)
+    def normal(self, like: Tensor, rows: Tensor | None = None) -> Tensor:
+        """Standard normal draws of the shape (B, *), dtype and device of a tensor; or (n, *), of the samples `rows`."""
+        if not self._is_seeded:
+            return self._fill(Tensor.normal_, like)
+        size, wide = dimensions(like), like.dtype == torch.float64
+        bits, dtype = (32, torch.float64) if wide else (24, torch.float32)  # 24 are exact in float32
+        half = self._words(like, rows, (size + 1) // 2).view(torch.int32)[:, :size] >> (32 - bits)
+        signed = half.to(dtype).add_(0.5).mul_(2.0 ** (1 - bits))  # symmetric, and inside (-1, 1)
+        return signed.erfinv_().mul_(math.sqrt(2)).to(like.dtype).reshape(like.shape)
 
-    def normal(self, rows: Tensor | None = None) -> Tensor:
-        """Standard normal draws ``(B, *)``, or ``(n, *)`` of the rows given: other streams stay where they are."""
-        if rows is None and self._ahead is not None and self._ahead.possible:
-            return send(self._ahead.next(), self.device)
-        return self._draw(Tensor.normal_, rows)
+    def uniform(self, like: Tensor, rows: Tensor | None = None) -> Tensor:
+        """Uniform draws on [0, 1), like those of `normal`."""
+        if not self._is_seeded:
+            return self._fill(Tensor.uniform_, like)
+        bits = 1 - round(math.log2(torch.finfo(like.dtype).eps))  # of the significand: nothing is rounded up to 1
+        fraction = _shifted(self._words(like, rows, dimensions(like)), 64 - bits).to(like.dtype)
+        return fraction.mul_(2.0**-bits).reshape(like.shape)
 
-    def uniform(self, rows: Tensor | None = None) -> Tensor:
-        """Uniform draws on [0, 1), ``(B, *)`` or ``(n, *)`` of the rows given."""
-        return self._draw(Tensor.uniform_, rows)
+    def rademacher(self, like: Tensor, rows: Tensor | None = None) -> Tensor:
+        """Draws of -1 or 1 with equal probability, like those of `normal`."""
+        if not self._is_seeded:
+            return self.uniform(like).sub_(0.5).sign_().add_(0.5).sign_()
+        signs = (self._words(like, rows, dimensions(like)) >> 63) | 1
+        return signs.to(like.dtype).reshape(like.shape)
 
-    def rademacher(self, rows: Tensor | None = None) -> Tensor:
-        """Draws of -1 or 1 with equal probability, ``(B, *)`` or ``(n, *)`` of the rows given."""
-        return self.uniform(rows).sub_(0.5).sign_().add_(0.5).sign_()
+    def seeds(self, count: int) -> list[int]:
+        """An integer of 63 bits for each of `count` samples, uniform: a seed of a further stream."""
+        like = torch.empty(count, 1, device="cpu")
+        if not self._is_seeded:
+            return torch.randint(2**63 - 1, (count,), generator=self._generator, device=self._source(like)).tolist()
+        return _shifted(self._words(like, None, 1), 1).flatten().tolist()
 
-    def _draw(self, fill: Callable[..., Tensor], rows: Tensor | None) -> Tensor:
-        shape = self.shape if rows is None else (len(rows), *self.shape[1:])
-        if self._per_sample is not None:
-            if self._ahead is not None:
-                self._ahead.give_back()
-            streams = self._per_sample if rows is None else [self._per_sample[i] for i in rows.tolist()]
-            drawn = torch.empty(shape, dtype=self.dtype, device="cpu")
-            for part, generator in zip(drawn.unbind(0), streams, strict=True):
-                fill(part, generator=generator)
-            return send(drawn, self.device)
-        source = self.device if self._generator is None else self._generator.device
-        return send(fill(torch.empty(shape, dtype=self.dtype, device=source), generator=self._generator), self.device)
+    def _source(self, like: Tensor) -> torch.device:
+        return like.device if self._generator is None else self._generator.device
+
+    def _fill(self, fill: Callable[..., Tensor], like: Tensor) -> Tensor:
+        drawn = torch.empty(like.shape, dtype=like.dtype, device=self._source(like))
+        return send(fill(drawn, generator=self._generator), like.device)
+
+    def _words(self, like: Tensor, rows: Tensor | None, size: int) -> Tensor:
+        """The next draw of each sample, int64 (n, size), on the device of `like`."""
+        keys, numbers = self._keys, self._numbers
+        if rows is None:
+            self._numbers = numbers + 1
+        else:
+            rows = rows.cpu()
+            keys, numbers = keys[rows], numbers[rows]
+            self._numbers = self._numbers.index_add(0, rows, torch.ones_like(rows))
+        if len(keys) != len(like):
+            raise ValueError(f"one seed per sample expected, {len(like)} of them; got {len(keys)}")
+        first, step = keys.unbind(1)
+        return words(first + step * (numbers << 32), step, size, like.device)
 
 
-class _Ahead:
-    """Normal draws of some states at once, the same numbers as one after the other at a fraction of the cost.
+def words(first: Tensor, step: Tensor, size: int, device: torch.device) -> Tensor:
+    """mix(first + step j) for j = 0, ..., size - 1: int64 (n, size) of first and step (n,), on a device."""
+    first, step = send(first, device), send(step, device)
+    return _mixed(torch.addcmul(first[:, None], step[:, None], torch.arange(size, device=device)))
 
-    PyTorch fills a tensor with normal draws in groups of 16 numbers, in order: where a state is a multiple of that, one
-    fill of k states equals k fills of one. What is not the next normal draw of every stream needs the streams where one
-    after the other would have left them: they are then seeded again, draw again what was used, and no more ahead.
-    """
 
-    group, most = 16, 1024  # numbers that a stream draws at once at most: beyond, nothing is gained
+def _key(seed: int) -> tuple[int, int]:
+    """(a, g) of a seed, as signed 64-bit integers."""
+    try:
+        text = str(operator.index(seed))
+    except TypeError:
+        raise TypeError(f"integers as seeds expected; got {seed!r} ({type(seed).__name__})") from None
+    first, step = struct.unpack("<qq", hashlib.blake2b(text.encode(), digest_size=16).digest())
+    return first, step | 1
 
-    def __init__(self, streams: Sequence[torch.Generator], shape: torch.Size, dtype: torch.dtype):
-        self.streams, self.shape, self.dtype = streams, shape, dtype
-        size = shape[1:].numel()
-        self.possible = size % self.group == 0 and 0 < 2 * size <= self.most and dtype in (torch.float32, torch.float64)
-        self.limit = self.most // max(size, 1)
-        self.left: list[Tensor] = []
-        self.count = self.used = 0
 
-    def next(self) -> Tensor:
-        """The next draw (B, *), on the CPU."""
-        if not self.left:
-            self.count = min(4 * self.count or 1, self.limit)
-            self.left = [draw.contiguous() for draw in self._fill(self.count).flip(1).unbind(1)]
-        self.used += 1
-        return self.left.pop()
+def _shifted(z: Tensor, count: int) -> Tensor:
+    """The logical shift of 64-bit words to the right."""
+    return (z >> count) & ((1 << (64 - count)) - 1)
 
-    def give_back(self) -> None:
-        """Streams as they were before the draws that nobody has had."""
-        if self.left:
-            for stream in self.streams:
-                stream.manual_seed(stream.initial_seed())
-            for start in range(0, self.used, self.limit):
-                self._fill(min(self.limit, self.used - start))
-            self.left = []
-        self.possible = False
 
-    def _fill(self, count: int) -> Tensor:
-        block = torch.empty((self.shape[0], count, *self.shape[1:]), dtype=self.dtype, device="cpu")
-        for part, stream in zip(block.unbind(0), self.streams, strict=True):
-            part.normal_(generator=stream)
-        return block
+def _mixed(z: Tensor) -> Tensor:
+    """The finaliser of SplitMix64, in place; products are modulo 2^64."""
+    for shift, factor in ((30, -0x40A7B892E31B1A47), (27, -0x6B2FB644ECCEEE15)):
+        z = z.bitwise_xor_(_shifted(z, shift)).mul_(factor)
+    return z.bitwise_xor_(_shifted(z, 31))

@@ -23,75 +23,44 @@ one. Thresholding goes outermost: around guidance, not within.
 import math
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from scoresde.predictions import Data
-from scoresde.protocols import Condition, ScoreModel
-from scoresde.protocols import Views as ViewsProtocol
-from scoresde.score import ViewMethods, Views
-from scoresde.sdes import SDE
-from scoresde.tensors import broadcast, float64
+from scoresde.protocols import Model
+from scoresde.score import ModelWrapper
+from scoresde.views import ShiftedViews, Views
 
 
-class ThresholdedViews(Views):
-    """The views of a data prediction that was thresholded; see the module. `output` is that prediction.
-
-    Where sigma = 0 the noise is left as it was: the state says nothing about it.
-    """
-
-    def __init__(self, views: ViewsProtocol, x: Tensor, before: Tensor, after: Tensor, sde: SDE, t: Tensor):
-        super().__init__(x, after, sde, Data(), t, views.variance)
-        self._views, self._shift = views, after - before
-
-    @property
-    def denoised(self) -> Tensor:
-        """The thresholded prediction itself, within its range exactly."""
-        return self.output
-
-    def combine(self, denoised: Tensor, noise: Tensor) -> Tensor:
-        """denoised * D + noise * (x - alpha D)/sigma with float64 coefficients () or (B,)."""
-        alpha, sigma = self.sde.alpha(self.t), self.sde.sigma(self.t)
-        ratio = torch.where(sigma > 0, alpha / sigma, 0.0)
-        return self._views.combine(denoised, noise) + broadcast(denoised - noise * ratio, self.x) * self._shift
-
-
-class Thresholded(ViewMethods, nn.Module):
+class Thresholded(ModelWrapper):
     """A score model with a thresholded prediction of the data. A subclass defines `threshold`.
 
     Args:
-        model: the score model, with guidance if there is any.
+        model: the model, with guidance if there is any.
         low, high: the range of the data, in the model's space.
 
     Raises:
-        TypeError: a model that is none.
+        TypeError: `model` has no `sde` or no `predict`.
         ValueError: a range that is empty or not finite.
     """
 
-    has_likelihood = False
-
-    def __init__(self, model: ScoreModel, low: float = -1.0, high: float = 1.0):
-        super().__init__()
-        if not callable(getattr(model, "predict", None)):
-            raise TypeError(f"a score model, with predict(x, t, cond), expected; got {type(model).__name__}")
+    def __init__(self, model: Model, low: float = -1.0, high: float = 1.0):
+        super().__init__(model)
         if not (math.isfinite(low) and math.isfinite(high) and low < high):
             raise ValueError(f"a finite range low < high expected; got low={low}, high={high}")
-        self.model, self.low, self.high = model, float(low), float(high)
+        self.low, self.high = float(low), float(high)
 
     @property
-    def sde(self) -> SDE:
-        """The diffusion of the model inside."""
-        return self.model.sde
+    def density(self) -> None:
+        """None: the flow is not invertible where the prediction is held at a bound."""
 
     def threshold(self, denoised: Tensor) -> Tensor:
         """T of a prediction (B, *), each sample by itself."""
         raise NotImplementedError(f"{type(self).__name__} must define threshold(denoised)")
 
-    def predict(self, x: Tensor, t: Tensor | float, cond: Condition = None) -> ThresholdedViews:
+    def predict(self, x: Tensor, t: Tensor | float) -> Views:
         """One evaluation of the model inside at x (B, *) and t () or (B,), and every view of its thresholded data."""
-        t = float64(t)
-        views = self.model.predict(x, t, cond)
+        views = self.model.predict(x, t)
         before = views.denoised
-        return ThresholdedViews(views, x, before, self.threshold(before), self.sde, t)
+        return ShiftedViews(views, before, self.threshold(before))
 
     def extra_repr(self) -> str:
         return f"low={self.low:g}, high={self.high:g}"
@@ -101,11 +70,11 @@ class Clipped(Thresholded):
     """D = min(max(E[x_0 | x_t], low), high), "static thresholding" (2205.11487, section 2.3).
 
     Args:
-        model: the score model, with guidance if there is any.
+        model: the model, with guidance if there is any.
         low, high: the range of the data, in the model's space.
 
     Raises:
-        TypeError: a model that is none.
+        TypeError: `model` has no `sde` or no `predict`.
         ValueError: a range that is empty or not finite.
     """
 
@@ -123,16 +92,16 @@ class DynamicThresholding(Thresholded):
         D = m + (h/s) clip(E[x_0 | x_t] - m, -s, s).
 
     Args:
-        model: the score model, with guidance if there is any.
+        model: the model, with guidance if there is any.
         quantile: in (0, 1]; 1 scales without clipping.
         low, high: the range of the data, in the model's space.
 
     Raises:
-        TypeError: a model that is none.
+        TypeError: `model` has no `sde` or no `predict`.
         ValueError: a range that is empty or not finite, a quantile outside of (0, 1].
     """
 
-    def __init__(self, model: ScoreModel, quantile: float = 0.995, low: float = -1.0, high: float = 1.0):
+    def __init__(self, model: Model, quantile: float = 0.995, low: float = -1.0, high: float = 1.0):
         super().__init__(model, low, high)
         if not 0 < quantile <= 1:
             raise ValueError(f"a quantile in (0, 1] expected; got {quantile}")

@@ -124,9 +124,11 @@ class ExactNetwork(torch.nn.Module):
 
     def forward(self, scaled, c_noise, cond=None):
         scale = (-1,) + (1,) * (scaled.ndim - 1)
-        karras = isinstance(self.prediction, ss.predictions.Karras)
-        sde = self.path[0]
-        t = sde.time(-8 * c_noise.double()) if karras else c_noise.double()
+        sde, t = self.path[0], c_noise.double()
+        if isinstance(self.prediction, ss.predictions.Karras):
+            t = sde.time(-8 * t)
+        elif isinstance(self.prediction, ss.predictions.Denoiser):
+            t = sde.time(-2 * t.log())
         x = scaled.double() / self.prediction.c_in(sde, t).reshape(scale)
         alpha, sigma = (c.reshape(scale) for c in (sde.alpha(t), sde.sigma(t)))
         noise = -sigma * self.mixture.score(x, sde, t)

@@ -179,8 +179,9 @@ def test_every_experiment_trains_and_samples(experiment, request):
     assert trainer.batch_size <= len(data["train"])
     count = 4 if experiment in PUBLISHED else 64
     x = transform(torch.stack([data["train"][i * len(data["train"]) // count] for i in range(count)]))
-    if "sigma_data" in config.prediction:
-        assert float(x.std()) == pytest.approx(config.prediction.sigma_data, rel=0.25)
+    for part in (config.prediction, config.network):
+        if "sigma_data" in part:
+            assert float(x.std()) == pytest.approx(part.sigma_data, rel=0.25)
     terms = loss(model, x, generator=torch.Generator().manual_seed(0))
     terms.value.mean().backward()
     trainer.optimizer(model.parameters()).step()

@@ -8,7 +8,7 @@ import torch
 
 import scoresde as ss
 from scoresde import predictions
-from tests.conftest import PATHS, close, f64, gradient, normal, some, times
+from tests.conftest import FINITE, PATHS, close, f64, gradient, normal, some, times
 
 SIGMA_DATA = 0.7
 
@@ -42,7 +42,7 @@ TYPES = [*predictions.NAMES, "denoiser"]
 
 def instance(name):
     if name == "denoiser":
-        return predictions.Denoiser(SIGMA_DATA)
+        return predictions.Denoiser()
     return predictions.Karras(SIGMA_DATA) if name == "karras" else predictions.resolve(name)
 
 
@@ -119,11 +119,20 @@ def test_karras_input_and_target_have_unit_variance(sde):
     close(prediction.c_in(sde, t) ** 2 * ((sde.alpha(t) * SIGMA_DATA) ** 2 + sde.sigma(t) ** 2), torch.ones_like(t))
 
 
-def test_a_denoiser_reads_what_karras_reads():
-    sde, t = ss.VP(), times(ss.VP(), n=11)
-    denoiser, karras = predictions.Denoiser(SIGMA_DATA), predictions.Karras(SIGMA_DATA)
-    close(denoiser.c_in(sde, t), karras.c_in(sde, t), rtol=0)
-    close(denoiser.c_noise(sde, t), karras.c_noise(sde, t), rtol=0)
+@pytest.mark.parametrize("sde", FINITE)
+def test_a_denoiser_reads_the_state_over_alpha_and_the_noise_in_it(sde):
+    """D(x/alpha, sigma/alpha), and its output is the denoised view as it is."""
+    t, x, seen = times(sde, n=9), normal(9, 3), []
+
+    def network(y, s, cond):
+        seen.append((y, s))
+        return torch.tanh(y)
+
+    denoised = ss.ScoreModel(network, sde, predictions.Denoiser()).denoise(x, t)
+    ((y, s),) = seen
+    close(sde.alpha(t)[:, None] * y, x)
+    close(s, torch.exp(-0.5 * sde.log_snr(t)))
+    close(denoised, torch.tanh(y))
 
 
 @pytest.mark.parametrize("name", [n for n in TYPES if n not in ("karras", "denoiser", "sigma_score")])

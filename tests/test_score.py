@@ -9,7 +9,7 @@ from scoresde import predictions
 from scoresde.score import Counted
 from tests.conftest import INSTANCES, PATHS, close, f64, gradient, normal, some, times
 
-TYPES = ["noise", "data", "score", "velocity", "v", predictions.Karras(0.7), predictions.Denoiser(0.7)]
+TYPES = ["noise", "data", "score", "velocity", "v", predictions.Karras(0.7), predictions.Denoiser()]
 SHAPES = [(4, 3), (2, 2), (2, 1, 4, 4)]  # (2, 2): a time of shape (B,) must not run along the other dimension
 VIEWS = ("score", "noise", "denoised", "velocity")
 
@@ -52,7 +52,7 @@ def truth(sde, t, x0, eps):
 
 
 def accepted(sde, prediction):
-    """Noise and score networks cannot tell x_0 where alpha(t_max) = 0, and Karras labels are infinite there."""
+    """Noise and score networks cannot tell x_0 where alpha(t_max) = 0; EDM's label, and x/alpha, are infinite there."""
     return float(sde.alpha(f64(sde.t_max))) > 0 or named(prediction) in ("data", "velocity", "v")
 
 

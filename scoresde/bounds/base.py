@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from scoresde.progress import progress_bar
-from scoresde.protocols import Condition, ScoreModel, Transform, select
-from scoresde.score import refuse_dropout
-from scoresde.tensors import Noise, dimensions, float64
+from scoresde.protocols import Model, Transform
+from scoresde.score import BaseModel, as_model, device_of, refuse_dropout
+from scoresde.tensors import Noise, dimensions, mean_and_error, send
 
 
 @dataclass
@@ -55,9 +55,9 @@ class Bound:
 # --- draws and their errors
 
 
-def uniform(noise: Noise) -> Tensor:
+def uniform(noise: Noise, count: int) -> Tensor:
     """One number of [0, 1) from the stream of each sample, float64 (B,), on the CPU."""
-    return float64(noise.uniform().flatten(1)[:, 0]).cpu()
+    return noise.uniform(torch.empty(count, dtype=torch.float64, device="cpu"))
 
 
 def standard_error(*estimates: Tensor) -> Tensor:
@@ -79,27 +79,29 @@ def refuse_odd(draws: int) -> None:
 
 
 def batches(
-    model: ScoreModel,
+    model: Model,
     images: Tensor,
-    cond: Condition,
+    cond: Any,
     seeds: Sequence[int] | None,
     batch_size: int,
     progress: bool,
-) -> Iterator[tuple[Tensor, Condition, Noise]]:
-    """Batches of images, each with its conditions and its stream of draws; refuses what `continuous` says."""
+) -> Iterator[tuple[BaseModel, Tensor, Noise]]:
+    """Batches of images on the model's device, each with its conditional model and its stream of draws; refuses what
+    `continuous` says."""
     if not bool((images == images.round()).all()):
         raise ValueError("integer grey levels expected; continuous data has no bits per dimension: use continuous_nats")
     refuse_dropout(model)
-    seeds = range(len(images)) if seeds is None else seeds
-    if len(seeds) != len(images):
-        raise ValueError(f"one seed per image expected, {len(images)} of them; got {len(seeds)}")
-    for first in progress_bar(range(0, len(images), batch_size), title="bound", unit="batch", shown=progress):
+    model, count, device = as_model(model, cond), len(images), device_of(model)
+    seeds = range(count) if seeds is None else seeds
+    if len(seeds) != count:
+        raise ValueError(f"one seed per image expected, {count} of them; got {len(seeds)}")
+    for first in progress_bar(range(0, count, batch_size), title="bound", unit="batch", shown=progress):
         part = slice(first, first + batch_size)
-        yield images[part], select(cond, part), Noise.like(images[part], seeds=seeds[part])
+        yield model.rows(part, count), send(images[part], device), Noise(seeds=seeds[part])
 
 
 def summary(
-    model: ScoreModel, transform: Transform, images: Tensor, parts: Sequence[NatsBound], declared: dict[str, str]
+    model: Model, transform: Transform, images: Tensor, parts: Sequence[NatsBound], declared: dict[str, str]
 ) -> dict[str, Any]:
     """The fields of a `Bound`, of the bounds of its batches."""
     bits = dimensions(images) * math.log(2)
@@ -107,7 +109,7 @@ def summary(
     errors = [part.stderr for part in parts if part.stderr is not None]
     stderr = torch.cat(errors).cpu() / bits if errors else None
     per_image = torch.stack(list(terms.values())).sum(dim=0)
-    count = len(per_image)
+    count, (mean, error) = len(per_image), mean_and_error(per_image)
     if bool((failed := ~torch.isfinite(per_image)).any()):
         indices = failed.nonzero().flatten().tolist()
         raise RuntimeError(
@@ -121,8 +123,8 @@ def summary(
         **declared,
     }
     return {
-        "mean": float(per_image.mean()),
-        "stderr": float(per_image.std()) / math.sqrt(count) if count > 1 else None,
+        "mean": mean,
+        "stderr": error,
         "monte_carlo": None if stderr is None else float(stderr.norm()) / count,
         "per_image": per_image,
         "per_image_stderr": stderr,

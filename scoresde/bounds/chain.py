@@ -14,6 +14,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,8 +29,9 @@ from scoresde.bounds.base import (
     uniform,
 )
 from scoresde.losses import Bins, Nodes, chain_term
-from scoresde.protocols import Condition, ScoreModel, Transform
-from scoresde.tensors import Noise, dimensions, float64
+from scoresde.protocols import Model, Transform
+from scoresde.score import BaseModel
+from scoresde.tensors import Noise, dimensions, double, float64
 
 # The fraction nu of `losses.hybrid` (None: the model's own), and its words.
 VARIANCES = {
@@ -62,10 +64,10 @@ class DiscreteBound(Bound):
 
 
 def discrete(
-    model: ScoreModel,
+    model: Model,
     images: Tensor,
     transform: Transform,
-    cond: Condition = None,
+    cond: Any = None,
     variance: str = "posterior",
     times: Nodes | None = None,
     draws: int | None = None,
@@ -85,10 +87,10 @@ def discrete(
     `data.Levels(256, -256/255, 256/255)`.
 
     Args:
-        model: the score model, in eval mode.
+        model: the model, in eval mode.
         images: integer levels 0 .. levels - 1 (N, *), of any dtype.
         transform: from levels to model space, equally spaced there.
-        cond: the network's condition, leading N.
+        cond: short for `model.given(cond)`, leading N.
         variance: of the reverse steps, "posterior" (beta_tilde), "forward" (beta), or "learned", the model's own
             between the two (2102.09672, eq. 15). At node 0 they are the beta_tilde of node 1 and sigma(t_0)^2; the
             published code's "fixed large" has the former there.
@@ -119,10 +121,10 @@ def discrete(
     bins = _bins(transform, images, levels)
     fraction, meaning = VARIANCES[variance]
     parts, per_step = [], []
-    for batch, condition, noise in batches(model, images, cond, seeds, batch_size, progress):
-        x0 = transform(batch.to(noise.dtype) + 0.5)
+    for conditional, batch, noise in batches(model, images, cond, seeds, batch_size, progress):
+        x0 = transform(batch.to(double(batch)) + 0.5)
         with torch.no_grad():
-            part, of_steps = _discrete(model, x0, condition, noise, nodes, fraction, bins, draws)
+            part, of_steps = _discrete(conditional, x0, noise, nodes, fraction, bins, draws)
         parts.append(part)
         per_step.append(of_steps / (dimensions(images) * math.log(2)))
     visits = "each step once" if draws is None else f"{draws} draws of the steps in {draws // 2} strata, 2 at node 0"
@@ -137,9 +139,8 @@ def discrete(
 
 
 def _discrete(
-    model: ScoreModel,
+    model: BaseModel,
     x0: Tensor,
-    cond: Condition,
     noise: Noise,
     nodes: Tensor,
     fraction: float | None,
@@ -151,14 +152,15 @@ def _discrete(
 
     def term(index: Tensor) -> Tensor:
         t = nodes[index]
-        views = model.predict(model.sde.perturb(x0, t, noise.normal()), t, cond)
+        eps = noise.normal(x0)
+        views = model.predict(model.sde.perturb(x0, t, eps), t)
         nu = views.variance if fraction is None else fraction
         if nu is None:
             raise ValueError(
                 "a model with a learned variance expected for variance='learned': ScoreModel(..., "
                 "learned_variance=True); take variance='posterior' or 'forward' for this one"
             )
-        nats = chain_term(model.sde, nodes, index, x0, x0 - views.denoised, nu, bins)
+        nats = chain_term(model.sde, nodes, index, x0, -views.error(x0, eps).denoised, nu, bins)
         return dimensions(x0) * float64(nats).cpu()
 
     strata, repeats = (steps, 1) if draws is None else (draws // 2, 2)
@@ -166,7 +168,7 @@ def _discrete(
     values, total, visits = [], torch.zeros(count, steps, dtype=torch.float64), torch.zeros(count, steps)
     for first, end in pairwise(edges):
         for _ in range(repeats):
-            step = first + ((end - first) * uniform(noise)).long()
+            step = first + ((end - first) * uniform(noise, count)).long()
             value = term(step + 1)
             total.scatter_add_(1, step[:, None], value[:, None])
             visits.scatter_add_(1, step[:, None], torch.ones(count, 1))

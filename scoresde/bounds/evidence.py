@@ -27,9 +27,8 @@ Levels of images are dequantised, x = T(levels + u) with the transform T to mode
 adds `change_of_variables` = E[log q(u | levels) - log|det T'|].
 """
 
-import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -43,18 +42,18 @@ from scoresde.bounds.base import (
     summary,
     uniform,
 )
-from scoresde.dequantization import Dequantization, Uniform
-from scoresde.losses import Nodes, TimeDensity, UniformLogSNR
+from scoresde.dequantization import DataMap, Dequantization, Uniform
+from scoresde.losses import Nodes, TimeDensity, UniformLogSNR, decoder_log_scale, squared_errors
 from scoresde.losses.times import log_snr_slope
-from scoresde.protocols import Condition, ScoreModel, Transform
-from scoresde.sdes import SDE
-from scoresde.tensors import Noise, dimensions, sum_dims
+from scoresde.protocols import Model, Transform
+from scoresde.score import BaseModel, as_model
+from scoresde.tensors import Noise, dimensions, double
 
 
 def continuous_nats(
-    model: ScoreModel,
+    model: Model,
     x: Tensor,
-    cond: Condition = None,
+    cond: Any = None,
     draws: int = 2,
     noise: Noise | None = None,
     times: TimeDensity | None = None,
@@ -67,12 +66,12 @@ def continuous_nats(
     parameters of the model.
 
     Args:
-        model: the score model.
+        model: the model.
         x: data (B, *) in model space.
-        cond: the network's condition.
+        cond: short for `model.given(cond)`.
         draws: times of each sample, even; or 1, without standard error. The decoder has an eighth of them, at least
             two (at least one), of its own. Each draw is one evaluation of the network.
-        noise: the stream of draws for states like x; float64 from `seeds` or `generator` if not given.
+        noise: the stream of draws; from `seeds` or `generator` if not given.
         times: density of the times, `losses.UniformLogSNR()` if not given.
         seeds: one per sample: sample i then has the same value in any batch.
         generator: for the draws, instead of seeds.
@@ -85,21 +84,21 @@ def continuous_nats(
     if draws != 1:
         refuse_odd(draws)
     if noise is None:
-        noise = Noise.like(x, generator, seeds)
+        noise = Noise(generator, seeds, len(x))
     elif seeds is not None or generator is not None:
         raise ValueError("randomness comes from `noise`, or from `seeds` or `generator`; both were given, drop one")
-    states = x.to(noise.dtype)
+    states = x.to(double(x))
     unchanged = torch.zeros(len(x), dtype=torch.float64)
-    bound = _continuous(model, lambda: (states, unchanged), cond, draws, noise, times or UniformLogSNR())
+    bound = _continuous(as_model(model, cond), lambda: (states, unchanged), draws, noise, times or UniformLogSNR())
     del bound.terms["change_of_variables"]
     return bound
 
 
 def continuous(
-    model: ScoreModel,
+    model: Model,
     images: Tensor,
     transform: Transform,
-    cond: Condition = None,
+    cond: Any = None,
     dequantization: Dequantization | None = None,
     draws: int = 16,
     times: TimeDensity | None = None,
@@ -113,10 +112,10 @@ def continuous(
     "diffusion", "reconstruction" and "change_of_variables".
 
     Args:
-        model: the score model, in eval mode.
+        model: the model, in eval mode.
         images: integer levels (N, *), of any dtype.
         transform: from levels (and the values between them) to model space, with its log-determinant.
-        cond: the network's condition, leading N.
+        cond: short for `model.given(cond)`, leading N.
         dequantization: `Uniform()` by default, or one whose points are clean data; every draw has its own.
         draws: times of each image, even; the decoder has an eighth of them, at least two, of its own. Each draw is one
             evaluation of the network.
@@ -131,23 +130,23 @@ def continuous(
         RuntimeError: a bound that is not finite, with the images concerned.
     """
     refuse_odd(draws)
-    dequantization, times = dequantization or Uniform(), times or UniformLogSNR()
-    if (start := dequantization.start(model.sde, transform)) is not None:
+    states, times = DataMap(transform, dequantization or Uniform()), times or UniformLogSNR()
+    if (start := states.start(model.sde)) is not None:
         raise ValueError(
             f"a dequantisation whose points are clean data expected (Uniform, Variational); {dequantization} draws "
             f"states at t={start:g}, of networks trained on the levels' centres: bound those with bounds.discrete"
         )
     parts = []
-    for batch, condition, noise in batches(model, images, cond, seeds, batch_size, progress):
+    for conditional, batch, noise in batches(model, images, cond, seeds, batch_size, progress):
 
         def point(batch: Tensor = batch, noise: Noise = noise) -> tuple[Tensor, Tensor]:
-            levels, log_q = dequantization.sample(batch, noise)
-            return transform(levels), log_q - transform.log_det(levels)
+            x, nats = states.draw(batch.to(double(batch)), noise, model.sde)
+            return x, -nats
 
         with torch.no_grad():
-            parts.append(_continuous(model, point, condition, draws, noise, times))
+            parts.append(_continuous(conditional, point, draws, noise, times))
     declared = {
-        "dequantization": f"{dequantization}, one for each draw",
+        "dequantization": f"{states.dequantization}, one for each draw",
         "times": f"{type(times).__name__}, {draws} in {draws // 2} strata per image",
         "decoder": f"density of N(E[x_0 | x_t], (sigma/alpha)^2) at t_min={model.sde.t_min:g}, "
         f"{_decoder_draws(draws)} draws per image",
@@ -156,9 +155,8 @@ def continuous(
 
 
 def _continuous(
-    model: ScoreModel,
+    model: BaseModel,
     point: Callable[[], tuple[Tensor, Tensor]],
-    cond: Condition,
     draws: int,
     noise: Noise,
     times: TimeDensity,
@@ -168,16 +166,16 @@ def _continuous(
         raise TypeError("a density over a continuum of times expected; got the nodes of a chain: use bounds.discrete")
     sde, repeats = model.sde, min(draws, 2)
     strata = draws // repeats
-    t_min, log_scale = _decoder_scale(sde)
-    decoder = [_errors(model, point()[0], t_min, cond, noise) for _ in range(_decoder_draws(draws))]
+    t_min, log_scale = torch.tensor(sde.t_min, dtype=torch.float64), decoder_log_scale(sde)
+    decoder = [_errors(model, point()[0], t_min, noise) for _ in range(_decoder_draws(draws))]
     reconstruction = torch.stack([error.controlled(1.0) + error.size * log_scale for error in decoder])
     share, rows = _share(decoder), []
     for stratum in range(strata):
         errors = []
         for _ in range(repeats):
             x, change = point()
-            t = times.quantile(sde, (stratum + uniform(noise)) / strata)
-            error = _errors(model, x, t, cond, noise)
+            t = times.quantile(sde, (stratum + uniform(noise, len(x))) / strata)
+            error = _errors(model, x, t, noise)
             weight = (log_snr_slope(sde, t) / times.density(sde, t)).to(error.squares)
             errors.append(error)
             rows.append(
@@ -207,26 +205,15 @@ class _Errors(NamedTuple):
         return 0.5 * (self.squares - share * (self.norms - self.size))
 
 
-def _errors(model: ScoreModel, x: Tensor, t: Tensor, cond: Condition, noise: Noise) -> _Errors:
+def _errors(model: BaseModel, x: Tensor, t: Tensor, noise: Noise) -> _Errors:
     """Of one draw of x_t."""
-    eps = noise.normal()
-    error = model.predict(model.sde.perturb(x, t, eps), t, cond).noise - eps
-    return _Errors(sum_dims(error.square()), sum_dims(eps.square()), dimensions(x))
+    return _Errors(*squared_errors(model, x, t, noise.normal(x)), dimensions(x))
 
 
 def _share(errors: Sequence[_Errors]) -> Tensor:
     """The share of the noise that these draws leave unexplained, (B,), at most 1; a constant to gradients."""
     unexplained = torch.stack([error.squares for error in errors]).detach().sum(dim=0)
     return (unexplained / torch.stack([error.norms for error in errors]).sum(dim=0)).clamp(max=1)
-
-
-def _decoder_scale(sde: SDE) -> tuple[Tensor, Tensor]:
-    """t_min, and log((2 pi)^(1/2) sigma/alpha) there."""
-    t = torch.tensor(sde.t_min, dtype=torch.float64)
-    ratio = sde.sigma(t) / sde.alpha(t)
-    if not bool(ratio > 0):
-        raise ValueError(f"sigma(t_min) > 0 expected, the decoder's width; got 0 at t_min={float(t):g}: raise t_min")
-    return t, ratio.log() + 0.5 * math.log(2 * math.pi)
 
 
 def _decoder_draws(draws: int) -> int:

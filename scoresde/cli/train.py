@@ -18,7 +18,7 @@ from scoresde.losses import Objective
 from scoresde.score import ScoreModel
 from scoresde.training import distributed
 from scoresde.training.trainer import CHECKPOINT, LOG
-from scoresde.training.validation import HeldOut, View
+from scoresde.training.validation import DataMap, HeldOut
 
 PREVIEW = 16
 INTERVALS = ("log_every", "checkpoint_every", "preview_every", "evaluate_every")
@@ -37,7 +37,7 @@ def train(config: DictConfig) -> Record | None:
     trainer = build.instantiate(config.trainer, config.trust, optimizer=optimizer)
     loss, sampler = (build.instantiate(part, config.trust) for part in (config.loss, config.sampler))
     fit_transform(config, dataset)
-    measured, trained = views(config)
+    measured, trained = data_maps(config)
     held_out = held_out_numbers(config, loss, trained, measured)
     if first := distributed.rank() == 0:
         record_config(config, run)
@@ -45,17 +45,16 @@ def train(config: DictConfig) -> Record | None:
     def preview(model: ScoreModel, step: int) -> None:
         samples = sampler(model, shape=(PREVIEW, *config.data.shape), seeds=range(PREVIEW)).x
         if first:
-            draw(measured.transform.inverse(samples), config, run / "figures" / f"step{step:06d}.png")
+            draw(measured.inverse(samples), config, run / "figures" / f"step{step:06d}.png")
 
     parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
     counts = {"parameters": parameters, "samples": len(dataset), "steps": trainer.steps}  # type: ignore[arg-type]
     if first:
         say({"run": run, **counts, "parameters": f"{parameters:,}"})
     started = time.perf_counter()
-    seen = (trained.transform, trained.dequantization)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "find_unused_parameters=True was specified")
-        trainer.fit(model, loss, dataset, run, *seen, preview, held_out, shows_progress())
+        trainer.fit(model, loss, dataset, run, trained, preview, held_out, shows_progress())
     if not first:
         return None
     seconds, paths = time.perf_counter() - started, {"checkpoint": run / CHECKPOINT}
@@ -88,17 +87,17 @@ def fit_transform(config: DictConfig, dataset: Dataset) -> None:
         config.data.transform.update(transform.fit(dataset))
 
 
-def views(config: DictConfig) -> tuple[View, View]:
-    """How a likelihood sees the data, and how the training does: some are trained on other values than measured."""
+def data_maps(config: DictConfig) -> tuple[DataMap, DataMap]:
+    """The data map of a likelihood, and that of the training: some are trained on other values than measured."""
     parts = [config.data, config.data.get("training") or config.data]
     measured, trained = (
-        View(*(build.instantiate(part.get(name), config.trust) for name in ("transform", "dequantization")))
+        DataMap(*(build.instantiate(part.get(name), config.trust) for name in ("transform", "dequantization")))
         for part in parts
     )
     return measured, trained
 
 
-def held_out_numbers(config: DictConfig, loss: Objective, trained: View, measured: View) -> HeldOut | None:
+def held_out_numbers(config: DictConfig, loss: Objective, trained: DataMap, measured: DataMap) -> HeldOut | None:
     """What the log says of held-out data; None where there is none, or nothing is to be said."""
     if not config.trainer.evaluate_every or config.data.get("validation") is None:
         return None

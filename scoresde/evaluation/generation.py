@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from scoresde.build import Run
 from scoresde.evaluation.pieces import Numbers, digest, evaluate, path_of, store
-from scoresde.protocols import ScoreModel
+from scoresde.protocols import Model
 from scoresde.samplers import Sampler
 from scoresde.training import distributed
 from scoresde.training.checkpoint import replace_atomically
@@ -42,7 +42,7 @@ def draw_samples(
     n: int,
     batch_size: int = 256,
     seed: int = 0,
-    model: ScoreModel | None = None,
+    model: Model | None = None,
     described: str = "",
     progress: bool = False,
 ) -> Drawn:
@@ -84,7 +84,7 @@ def draw_samples(
     return Drawn(x, nfe, seconds)
 
 
-def _draw(run: Run, model: ScoreModel, sampler: Sampler, seeds: range, file: Path, progress: bool) -> Numbers:
+def _draw(run: Run, model: Model, sampler: Sampler, seeds: range, file: Path, progress: bool) -> Numbers:
     """Draw a batch, leave it in a file, and return what it cost."""
     started = time.perf_counter()
     result = sampler(model, shape=(len(seeds), *run.config.data.shape), seeds=seeds, progress=progress)
@@ -121,7 +121,7 @@ def _tree(part: object) -> object:
     return {"_type": f"{getattr(part, '__module__', '')}.{name}", **attributes, **children}
 
 
-def _digest(run: Run, model: ScoreModel) -> str:
+def _digest(run: Run, model: Model) -> str:
     """What stands for a model: its weights, its path, its transform."""
     states = model.state_dict().values() if isinstance(model, nn.Module) else ()
     return digest((*states, *path_of(run.model.sde)), f"{describe(model)} {run.transform}")

@@ -16,7 +16,7 @@ third is a bias. Beside the likelihood of the probability flow stands an evidenc
 
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -27,15 +27,16 @@ from torch.utils.data import Dataset, default_collate
 
 from scoresde import bounds
 from scoresde.build import Run
-from scoresde.dequantization import Dequantization, TruncatedNormal
+from scoresde.dequantization import DataMap, Dequantization, TruncatedNormal
 from scoresde.divergence import ExactTrace, Hutchinson, Trace
 from scoresde.evaluation.pieces import Numbers, Piece, digest, evaluate, path_of, store
 from scoresde.flow import DEFAULT_SOLVER
 from scoresde.likelihood import bits_per_dim, conventions, log_prob
 from scoresde.losses import Nodes
-from scoresde.protocols import Condition, select
+from scoresde.protocols import Condition
+from scoresde.score import device_of
 from scoresde.solvers import Solver, Status
-from scoresde.tensors import dimensions
+from scoresde.tensors import Noise, dimensions, mean_and_error
 from scoresde.training.batches import split_condition
 
 PARTIAL = "likelihood"
@@ -146,13 +147,14 @@ def evaluate_likelihood(
     """
     if not len(dataset):  # type: ignore[arg-type]
         raise ValueError("a dataset of one sample or more expected; this one is empty")
-    device = next((p.device for p in run.model.parameters()), torch.device("cpu"))
-    x, cond = split_condition(default_collate([dataset[i] for i in range(len(dataset))]), device)  # type: ignore[arg-type]
     trace, solver, budget = trace or Hutchinson(), solver or DEFAULT_SOLVER, budget or Budget(0, None)
     _warn_of_another_lower_end(run, dequantization)
-    one = _Solve(run, x, cond, dequantization, trace, solver, samples, seed, start)
+    one = _Solve(run, dataset, dequantization, trace, solver, samples, seed, start)
     budget = one.possible(budget)
-    described = (*map(str, (trace, solver, dequantization, samples, batch_size, budget, seed, start)), _digest(one))
+    described = (
+        *map(str, (trace, solver, dequantization, samples, batch_size, budget, seed, start)),
+        _digest(one, batch_size),
+    )
     found = evaluate(_pieces(one, budget, batch_size), store(run.path / PARTIAL, described), one.unit, progress)
     return _summary(one, budget, found)
 
@@ -162,8 +164,7 @@ class _Solve:
     """What takes some samples of the dataset to their numbers."""
 
     run: Run
-    x: Tensor
-    cond: Condition
+    dataset: Dataset
     dequantization: Dequantization | None
     trace: Trace
     solver: Solver
@@ -189,24 +190,29 @@ class _Solve:
 
     def _values(self, indices: Tensor) -> Numbers:
         x, cond, seeds = self._of(indices)
-        model, transform = self.run.model, self.run.transform
+        model, states = self.run.model, DataMap(self.run.transform, self.dequantization)
         if self.dequantization is None:
-            result = log_prob(model, transform(x), cond, self.trace, self.solver, seeds)
+            state, nats = states.draw(x, Noise(seeds=seeds), model.sde)
+            result = log_prob(model, state, cond, self.trace, self.solver, seeds)
             if bool((failed := result.status != Status.OK).any()):
                 status = Status(int(result.status[failed][0])).name
                 raise RuntimeError(f"the solver failed for {int(failed.sum())} ({status})")
-            values = -(result.value + transform.log_det(x)) / dimensions(x)
-            declared = conventions(model, transform, self.trace, self.solver, f"data, t_min={model.sde.t_min:g}")
+            values = -(result.value + nats) / dimensions(x)
+            declared = conventions(model, states, self.trace, self.solver, f"data, t_min={model.sde.t_min:g}")
             declared = {"quantity": "negative log-density, nats per dimension", **declared}
             return {"value": values.tolist(), "nfe": result.nfe.tolist(), "conventions": declared}
-        way = (self.dequantization, self.samples, self.trace, self.solver)
-        bits = bits_per_dim(model, x, transform, cond, *way, seeds, self.start)
+        settings: dict[str, Any] = {"samples": self.samples, "trace": self.trace, "solver": self.solver}
+        bits = bits_per_dim(model, x, states, cond, **settings, seeds=seeds, start=self.start)
         return {"value": bits.per_image.tolist(), "nfe": bits.nfe.tolist(), "conventions": bits.conventions}
 
     def _of(self, indices: Tensor) -> tuple[Tensor, Condition, list[int]]:
-        """States, conditions and seeds."""
-        here = indices.to(self.x.device)
-        return self.x[here], select(self.cond, here), [self.seed + int(i) for i in indices]
+        """States and conditions on the model's device, and seeds."""
+        items = default_collate([self.dataset[int(i)] for i in indices])
+        return *split_condition(items, device_of(self.run.model)), [self.seed + int(i) for i in indices]
+
+    @property
+    def count(self) -> int:
+        return len(self.dataset)  # type: ignore[arg-type]
 
     def bound(self, indices: Tensor, budget: Budget) -> Numbers:
         """The evidence bound of some samples."""
@@ -238,7 +244,7 @@ class _Solve:
 def _pieces(one: _Solve, budget: Budget, batch_size: int) -> dict[str, Piece]:
     """The values; some again; some coarse and fine with a kept probe; the bound."""
 
-    everything, some = torch.arange(len(one.x)), _subset(one, budget)
+    everything, some = torch.arange(one.count), _subset(one, budget)
 
     def parts(name: str, indices: Tensor, solve: Callable[[Tensor], Numbers]) -> dict[str, Piece]:
         batches = indices.split(batch_size) if len(indices) else ()
@@ -258,7 +264,7 @@ def _pieces(one: _Solve, budget: Budget, batch_size: int) -> dict[str, Piece]:
 
 def _subset(one: _Solve, budget: Budget) -> Tensor:
     """The samples that errors are measured on: evenly spaced, for datasets come sorted."""
-    count = len(one.x)
+    count = one.count
     return torch.linspace(0, count - 1, min(budget.samples, count)).round().long()
 
 
@@ -282,8 +288,7 @@ def _summary(one: _Solve, budget: Budget, found: dict[str, Numbers]) -> Likeliho
 
 
 def _estimate(values: Tensor) -> Estimate:
-    stderr = float(values.std()) / math.sqrt(len(values)) if len(values) > 1 else None
-    return Estimate(float(values.mean()), stderr)
+    return Estimate(*mean_and_error(values))
 
 
 def _warn_of_another_lower_end(run: Run, dequantization: Dequantization | None) -> None:
@@ -301,10 +306,15 @@ def _warn_of_another_lower_end(run: Run, dequantization: Dequantization | None) 
         )
 
 
-def _digest(one: _Solve) -> str:
+def _digest(one: _Solve, batch_size: int) -> str:
     """What stands for the model, the data and the dequantisation of an evaluation."""
-    sde, cond = one.run.model.sde, one.cond
+    sde = one.run.model.sde
     learned: dict[str, Tensor] = one.dequantization.state_dict() if isinstance(one.dequantization, nn.Module) else {}
-    conditions = list(cond.values()) if isinstance(cond, dict) else [] if cond is None else [cond]
-    tensors = (*one.run.model.state_dict().values(), *learned.values(), *path_of(sde), *conditions, one.x)
-    return digest(tensors, f"{one.run.model!r} {one.run.transform} {sde.prior_std}")
+
+    def tensors() -> Iterator[Tensor]:
+        yield from (*one.run.model.state_dict().values(), *learned.values(), *path_of(sde))
+        for indices in torch.arange(one.count).split(batch_size):
+            x, cond, _ = one._of(indices)
+            yield from (x, *(cond.values() if isinstance(cond, dict) else [] if cond is None else [cond]))
+
+    return digest(tensors(), f"{one.run.model!r} {one.run.transform} {sde.prior_std}")

@@ -16,6 +16,7 @@ from torch.utils.data import default_collate
 
 from scoresde.analytic import GaussianMixture
 from scoresde.build import CONFIG, Run, instantiate
+from scoresde.dequantization import DataMap
 from scoresde.metrics.intervals import Interval, Statistic, bootstrap
 from scoresde.metrics.kernels import Discrepancy, gaussian, median_bandwidths
 from scoresde.metrics.moments import PrincipalComponents, covariance_error, frechet_distance, mean_error, moments
@@ -99,11 +100,9 @@ def data_states(run: Run, split: str, most: int, seed: int = 0, trust: Sequence[
         ValueError: no such split, or fewer than four samples in it.
     """
     x = data_items(run, split, most, trust)
-    seen = instantiate(run.config.data.get("training"), trust)
-    seen = seen or {"transform": run.transform, "dequantization": run.dequantization}
-    if (way := seen["dequantization"]) is not None:
-        x = way.training_values(x, Noise(x.shape, seeds=range(seed, seed + len(x)), dtype=torch.float64))
-    return float64(seen["transform"](x))
+    training = instantiate(run.config.data.get("training"), trust)
+    states = DataMap(**training) if training else run.states
+    return float64(states.trained(x.double(), Noise(seeds=range(seed, seed + len(x)))))
 
 
 def data_items(run: Run, split: str, most: int | None = None, trust: Sequence[str] = ()) -> Tensor:

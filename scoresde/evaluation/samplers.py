@@ -25,7 +25,7 @@ from torch import Tensor
 
 from scoresde.evaluation.references import FEWEST, TRUTHS, Reference, check_metrics, figures
 from scoresde.progress import progress_bar
-from scoresde.protocols import ScoreModel
+from scoresde.protocols import Model
 from scoresde.samplers import Sampler
 from scoresde.training.checkpoint import replace_atomically
 
@@ -68,7 +68,7 @@ class Row:
 
 
 def compare(
-    model: ScoreModel,
+    model: Model,
     samplers: Mapping[str, Build],
     budgets: Sequence[int],
     reference: Reference,
@@ -129,7 +129,7 @@ def compare(
 class _Comparison:
     """What all rows of a comparison share."""
 
-    model: ScoreModel
+    model: Model
     reference: Reference
     metrics: tuple[str, ...]
     n: int

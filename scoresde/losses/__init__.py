@@ -21,9 +21,9 @@ The first three differ by constants; the exact score is the minimiser of each.
 from scoresde.losses.denoising import DenoisingScoreMatching
 from scoresde.losses.hybrid import Bins, Hybrid, bin_log_prob, chain_term
 from scoresde.losses.implicit import ImplicitScoreMatching, SlicedScoreMatching
-from scoresde.losses.objective import LossTerms, Objective
+from scoresde.losses.objective import Drawn, LossTerms, Objective
 from scoresde.losses.times import LogNormal, Nodes, TimeDensity, UniformLogSNR, UniformTime
-from scoresde.losses.variational import BoundTerms, VariationalBound
+from scoresde.losses.variational import BoundTerms, VariationalBound, decoder_log_scale, squared_errors
 from scoresde.losses.weightings import WEIGHTINGS, Karras, Likelihood, MinSNR, Variance, Weighting
 
 __all__ = [
@@ -31,6 +31,7 @@ __all__ = [
     "Bins",
     "BoundTerms",
     "DenoisingScoreMatching",
+    "Drawn",
     "Hybrid",
     "ImplicitScoreMatching",
     "Karras",
@@ -49,4 +50,6 @@ __all__ = [
     "Weighting",
     "bin_log_prob",
     "chain_term",
+    "decoder_log_scale",
+    "squared_errors",
 ]

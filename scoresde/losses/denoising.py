@@ -5,18 +5,16 @@ The objective is an integral over time of the squared error of the predicted noi
 
     L = \int omega(t) E ||eps_hat(x_t, t) - eps||^2 / d  dt,        x_t = alpha x_0 + sigma eps.
 
-The error is computed from the network's own target F = p x_0 + q eps, as eps_hat - eps = (alpha / D) (F_hat - F), which
-loses no digits at small t.
+The views of the model say the error (`Views.error`): those of a network from its own target, which loses no digits at
+small t.
 """
 
 from torch import Tensor
 
-from scoresde.losses.objective import Objective
+from scoresde.losses.objective import Drawn, Objective
 from scoresde.losses.times import TimeDensity
 from scoresde.losses.weightings import Weighting
-from scoresde.protocols import Condition
-from scoresde.score import ScoreModel, Views
-from scoresde.tensors import Noise, broadcast
+from scoresde.score import BaseModel
 
 
 class DenoisingScoreMatching(Objective):
@@ -46,30 +44,12 @@ class DenoisingScoreMatching(Objective):
             raise ValueError(f"reduction 'mean' or 'half_sum' expected; got {reduction!r}")
         self.reduction = reduction
 
-    def value(
-        self,
-        model: ScoreModel,
-        x0: Tensor,
-        t: Tensor,
-        noise: Tensor,
-        weight: Tensor,
-        cond: Condition = None,
-        stream: Noise | None = None,
-    ) -> Tensor:
-        _, error = self._predict(model, x0, t, noise, cond)
-        return self._reduce(model, error, t, weight)
+    def value(self, model: BaseModel, drawn: Drawn, weight: Tensor) -> Tensor:
+        views = model.predict(drawn.perturbed(model.sde), drawn.t)
+        return self._reduce(views.error(drawn.x0, drawn.noise).noise, weight)
 
-    @staticmethod
-    def _predict(model: ScoreModel, x0: Tensor, t: Tensor, noise: Tensor, cond: Condition) -> tuple[Views, Tensor]:
-        """The model's views of x_t, and the error F_hat - F (B, *) of its network."""
-        p, q = model.prediction.target(model.sde, t)
-        target = broadcast(p, x0) * x0 + broadcast(q, x0) * noise
-        views = model.predict(model.sde.perturb(x0, t, noise), t, cond)
-        return views, views.output - target
-
-    def _reduce(self, model: ScoreModel, error: Tensor, t: Tensor, weight: Tensor) -> Tensor:
-        """The weighted squared error of the noise (B,), from that of the network."""
-        to_noise = model.sde.alpha(t) / model.prediction.determinant(model.sde, t)
+    def _reduce(self, error: Tensor, weight: Tensor) -> Tensor:
+        """The weighted squared error of the noise (B,)."""
         squares = error.square().flatten(1)
         reduced = squares.mean(dim=1) if self.reduction == "mean" else 0.5 * squares.sum(dim=1)
-        return (weight * to_noise.square()).to(reduced) * reduced
+        return weight.to(reduced) * reduced

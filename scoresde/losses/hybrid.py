@@ -22,12 +22,12 @@ import torch
 from torch import Tensor
 
 from scoresde.losses.denoising import DenoisingScoreMatching
+from scoresde.losses.objective import Drawn
 from scoresde.losses.times import Nodes
 from scoresde.losses.weightings import Weighting
-from scoresde.protocols import Condition
-from scoresde.score import ScoreModel
+from scoresde.score import BaseModel
 from scoresde.sdes import SDE
-from scoresde.tensors import Noise, broadcast, float64
+from scoresde.tensors import broadcast, float64
 
 
 class Hybrid(DenoisingScoreMatching):
@@ -75,26 +75,17 @@ class Hybrid(DenoisingScoreMatching):
         super().__init__(weighting, times, stratified)
         self.vlb_weight, self.bin_width, self.low, self.high = vlb_weight, bin_width, low, high
 
-    def value(
-        self,
-        model: ScoreModel,
-        x0: Tensor,
-        t: Tensor,
-        noise: Tensor,
-        weight: Tensor,
-        cond: Condition = None,
-        stream: Noise | None = None,
-    ) -> Tensor:
-        index = self.times.index(model.sde, t)
-        views, error = self._predict(model, x0, t, noise, cond)
+    def value(self, model: BaseModel, drawn: Drawn, weight: Tensor) -> Tensor:
+        index = self.times.index(model.sde, drawn.t)
+        views = model.predict(drawn.perturbed(model.sde), drawn.t)
         if views.variance is None:
             raise ValueError("a model with a learned variance expected: ScoreModel(..., learned_variance=True)")
-        to_data = model.sde.sigma(t) / model.prediction.determinant(model.sde, t)
-        missing = broadcast(to_data, error) * error.detach()  # x_0 - x_hat_0
+        error = views.error(drawn.x0, drawn.noise)
         nodes = self.times.nodes(model.sde)
         bins = None if self.bin_width is None else Bins(self.bin_width, self.low, self.high)
-        bits = chain_term(model.sde, nodes, index, x0, missing, views.variance, bins) / math.log(2)
-        return self._reduce(model, error, t, weight) + self.vlb_weight * len(nodes) * bits
+        missing = -error.denoised.detach()
+        bits = chain_term(model.sde, nodes, index, drawn.x0, missing, views.variance, bins) / math.log(2)
+        return self._reduce(error.noise, weight) + self.vlb_weight * len(nodes) * bits
 
 
 class Bins(NamedTuple):
@@ -160,10 +151,9 @@ def _reverse_step(sde: SDE, nodes: Tensor, index: Tensor) -> tuple[Tensor, Tenso
     """
     later = index.clamp(min=1)
     s, t = nodes[later - 1], nodes[later]
+    _, data, posterior = sde.posterior(t, s)
     _, forward = sde.transition(s, t)
-    posterior = forward * (sde.sigma(s) / sde.sigma(t)).square()
     largest = torch.where(index == 0, sde.sigma(nodes[0]).square(), forward)
-    data = sde.alpha(s) * forward / sde.sigma(t).square()
     if not bool((posterior > 0).all()):
         at = int(index[(posterior > 0).long().argmin()])
         raise ValueError(

@@ -22,11 +22,10 @@ import torch
 from torch import Tensor
 
 from scoresde.divergence import ExactTrace, Field, Hutchinson, Trace, quadratic_forms
-from scoresde.losses.objective import Objective
+from scoresde.losses.objective import Drawn, Objective
 from scoresde.losses.times import TimeDensity
 from scoresde.losses.weightings import Weighting
-from scoresde.protocols import Condition
-from scoresde.score import ScoreModel
+from scoresde.score import BaseModel
 from scoresde.tensors import Noise, dimensions, sum_dims
 
 
@@ -51,25 +50,15 @@ class ImplicitScoreMatching(Objective):
         super().__init__(weighting, times, stratified)
         self.trace = trace or ExactTrace()
 
-    def value(
-        self,
-        model: ScoreModel,
-        x0: Tensor,
-        t: Tensor,
-        noise: Tensor,
-        weight: Tensor,
-        cond: Condition = None,
-        stream: Noise | None = None,
-    ) -> Tensor:
-        x = model.sde.perturb(x0, t, noise)
-        stream = stream or Noise(x.shape, device=x.device, dtype=x.dtype)
-        square, trace = self._estimate(lambda y: model.predict(y, t, cond).noise, x, stream)
+    def value(self, model: BaseModel, drawn: Drawn, weight: Tensor) -> Tensor:
+        x, t = drawn.perturbed(model.sde), drawn.t
+        square, trace = self._estimate(lambda y: model.predict(y, t).noise, x, drawn.stream)
         weight, sigma = weight.to(square), model.sde.sigma(t).to(square)
         return (weight * (square - 2 * sigma * trace) / dimensions(x)).to(x)
 
     def _estimate(self, field: Field, x: Tensor, stream: Noise) -> tuple[Tensor, Tensor]:
         """||v||^2 and tr(dv/dx) of the field v at x, or unbiased estimates of them: float64 (B,)."""
-        value, traces, _ = self.trace.bind(stream, differentiable=True)(field, x)
+        value, traces, _ = self.trace.bind(stream, x, differentiable=True)(field, x)
         return sum_dims(value.square()), traces.mean(dim=1)
 
 
@@ -105,7 +94,7 @@ class SlicedScoreMatching(ImplicitScoreMatching):
     def _estimate(self, field: Field, x: Tensor, stream: Noise) -> tuple[Tensor, Tensor]:
         if self.variance_reduction:
             return super()._estimate(field, x, stream)
-        directions = self.directions.draw(stream)
+        directions = self.directions.draw(stream, x)
         value, traces = quadratic_forms(field, x, directions, differentiable=True)
         projected = torch.stack([sum_dims(value * v) for v in directions], dim=1)
         return projected.square().mean(dim=1), traces.mean(dim=1)

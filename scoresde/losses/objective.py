@@ -4,6 +4,7 @@ x_t = alpha x_0 + sigma eps,        eps ~ N(0, I),        t ~ q,        weight =
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,8 +12,8 @@ from torch import Tensor, nn
 from scoresde.losses import weightings
 from scoresde.losses.times import TimeDensity
 from scoresde.losses.weightings import Weighting
-from scoresde.protocols import Condition
-from scoresde.score import ScoreModel
+from scoresde.protocols import Model
+from scoresde.score import BaseModel, as_model
 from scoresde.sdes import SDE
 from scoresde.tensors import Noise, float64
 
@@ -27,6 +28,21 @@ class LossTerms:
     value: Tensor
     t: Tensor
     weight: Tensor
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """What a loss is evaluated on: clean states x0 (B, *), times t (B,), float64, noise eps (B, *), and the stream that
+    further draws come from."""
+
+    x0: Tensor
+    t: Tensor
+    noise: Tensor
+    stream: Noise
+
+    def perturbed(self, sde: SDE) -> Tensor:
+        """x_t = alpha x_0 + sigma eps."""
+        return sde.perturb(self.x0, self.t, self.noise)
 
 
 class Objective(nn.Module):
@@ -49,19 +65,9 @@ class Objective(nn.Module):
         self.weighting = weightings.resolve(weighting)
         self.times, self.stratified = times or self.weighting.times, stratified
 
-    def value(
-        self,
-        model: ScoreModel,
-        x0: Tensor,
-        t: Tensor,
-        noise: Tensor,
-        weight: Tensor,
-        cond: Condition = None,
-        stream: Noise | None = None,
-    ) -> Tensor:
-        """The weighted terms (B,) of x0 and noise (B, *) at t (B,), whose weights are float64 (B,); further draws are
-        from the stream."""
-        raise NotImplementedError(f"{type(self).__name__} must define value(model, x0, t, noise, weight, ...)")
+    def value(self, model: BaseModel, drawn: Drawn, weight: Tensor) -> Tensor:
+        """The weighted terms (B,) of what was drawn, whose weights are float64 (B,)."""
+        raise NotImplementedError(f"{type(self).__name__} must define value(model, drawn, weight)")
 
     def draw_times(self, sde: SDE, n: int, generator: torch.Generator | None = None) -> Tensor:
         """n times from the density, (n,), float64, on the CPU."""
@@ -73,9 +79,9 @@ class Objective(nn.Module):
 
     def forward(
         self,
-        model: ScoreModel,
+        model: Model,
         x0: Tensor,
-        cond: Condition = None,
+        cond: Any = None,
         t: Tensor | None = None,
         noise: Tensor | None = None,
         generator: torch.Generator | None = None,
@@ -84,41 +90,32 @@ class Objective(nn.Module):
         """Loss terms of clean states x0 (B, *).
 
         Args:
-            model: the score model to train.
+            model: the model to train.
             x0: clean data.
-            cond: the network's condition.
+            cond: short for `model.given(cond)`.
             t: times (B,), taken as drawn from `times`; drawn here if not given.
             noise: (B, *); drawn here if not given.
             generator: for the draws.
-            stream: for all draws but the times, instead of the generator: of states like x0, which may have a stream of
-                their own each.
+            stream: for all draws but the times, instead of the generator; states may have a stream of their own each.
 
         Raises:
             ValueError: times or noise of a shape that does not fit the states.
         """
-        sde = model.sde
+        model = as_model(model, cond)
         if t is None:
-            t = self.draw_times(sde, x0.shape[0], generator)
+            t = self.draw_times(model.sde, x0.shape[0], generator)
         elif (t := float64(t)).shape not in ((), x0.shape[:1]):
             raise ValueError(f"times () or {tuple(x0.shape[:1])}, one per state, expected; got {tuple(t.shape)}")
         t = t.expand(x0.shape[0])
         if noise is not None and noise.shape != x0.shape:
             raise ValueError(f"noise of the shape of the states, {tuple(x0.shape)}, expected; got {tuple(noise.shape)}")
         if stream is None:
-            stream = Noise(x0.shape, generator, device=x0.device, dtype=x0.dtype)
+            stream = Noise(generator)
         if noise is None:
-            noise = stream.normal()
-        return self.terms(model, x0, t, noise, cond, stream)
+            noise = stream.normal(x0)
+        return self.terms(model, Drawn(x0, t, noise, stream))
 
-    def terms(
-        self,
-        model: ScoreModel,
-        x0: Tensor,
-        t: Tensor,
-        noise: Tensor,
-        cond: Condition = None,
-        stream: Noise | None = None,
-    ) -> LossTerms:
-        """Loss terms of x0 and noise (B, *) at t (B,)."""
-        weight = self.weighting.omega(model.sde, t) / self.times.density(model.sde, t)
-        return LossTerms(self.value(model, x0, t, noise, weight, cond, stream), t, weight)
+    def terms(self, model: BaseModel, drawn: Drawn) -> LossTerms:
+        """The weighted terms of what was drawn."""
+        weight = self.weighting.omega(model.sde, drawn.t) / self.times.density(model.sde, drawn.t)
+        return LossTerms(self.value(model, drawn, weight), drawn.t, weight)

@@ -22,7 +22,7 @@ of the variance of L (appendix I.2). Of a batch, with mean L_bar, the latter is
     d/d shape  1/(B - 1) sum_i (L_i - L_bar)^2  =  1/B sum_i  2 B/(B - 1) (L_i - L_bar)  d L_i / d shape:
 
 the gradient of mean(L), each sample's part times a factor. All come from one backward pass of `value.mean()`, in which
-the path multiplies by these factors what goes to its shape (`SDE.drawn`).
+the path multiplies by these factors what goes to its shape (`SDE.scaled_gradient`).
 """
 
 import math
@@ -32,12 +32,11 @@ import torch
 from torch import Tensor
 
 from scoresde.losses.denoising import DenoisingScoreMatching
-from scoresde.losses.objective import LossTerms
+from scoresde.losses.objective import Drawn, LossTerms
 from scoresde.losses.times import Nodes, TimeDensity, UniformTime
-from scoresde.protocols import Condition
-from scoresde.score import ScoreModel
+from scoresde.score import BaseModel
 from scoresde.sdes import SDE
-from scoresde.tensors import Noise, dimensions, float64
+from scoresde.tensors import dimensions, float64, sum_dims
 
 
 @dataclass
@@ -72,25 +71,17 @@ class VariationalBound(DenoisingScoreMatching):
             raise TypeError("a density over a continuum of times expected; got the nodes of a chain: see losses.Hybrid")
         super().__init__("likelihood", times or UniformTime(), stratified)
 
-    def terms(
-        self,
-        model: ScoreModel,
-        x0: Tensor,
-        t: Tensor,
-        noise: Tensor,
-        cond: Condition = None,
-        stream: Noise | None = None,
-    ) -> BoundTerms:
+    def terms(self, model: BaseModel, drawn: Drawn) -> BoundTerms:
         self._refuse_other_times(model.sde)
-        drawn: list[Tensor] = []  # the diffusion terms, known when their gradients are asked for
-        path = model.sde.drawn(t, lambda: _variance_factor(drawn[0]))
-        found = super().terms(model.along(path), x0, t, noise, cond, stream)
-        diffusion = 0.5 * found.value
-        drawn.append(float64(diffusion.detach()).cpu())
-        prior = (model.sde.prior_divergence(x0) / dimensions(x0)).to(diffusion)
-        reconstruction = _reconstruction(model.sde).to(diffusion).expand_as(diffusion)
+        values: list[Tensor] = []  # the diffusion terms, known when their gradients are asked for
+        with model.sde.scaled_gradient(lambda: _variance_factor(values[0])):
+            terms = super().terms(model, drawn)
+        diffusion = 0.5 * terms.value
+        values.append(float64(diffusion.detach()).cpu())
+        prior = (model.sde.prior_divergence(drawn.x0) / dimensions(drawn.x0)).to(diffusion)
+        reconstruction = (0.5 + decoder_log_scale(model.sde)).to(diffusion).expand_as(diffusion)
         value = prior + diffusion + reconstruction
-        return BoundTerms(value, t, found.weight.detach(), prior, diffusion, reconstruction)
+        return BoundTerms(value, drawn.t, terms.weight.detach(), prior, diffusion, reconstruction)
 
     def _refuse_other_times(self, sde: SDE) -> None:
         learns = torch.is_grad_enabled() and any(parameter.requires_grad for parameter in sde.parameters())
@@ -107,12 +98,29 @@ def _variance_factor(values: Tensor) -> Tensor:
     return 2 * values if count == 1 else 2 * count / (count - 1) * (values - values.mean())
 
 
-def _reconstruction(sde: SDE) -> Tensor:
-    """(log(2 pi e) + gamma(t_min)) / 2."""
+# --- what other evidence bounds share with this one
+
+
+def squared_errors(model: BaseModel, x0: Tensor, t: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+    """(|eps_hat - eps|^2, |eps|^2), float64 (B,) each, at x_t = alpha x0 + sigma noise.
+
+    At t_min they are those of the decoder N(E[x_0 | x_t], (sigma/alpha)^2 I), whose mean is off by
+    E[x_0 | x_t] - x_0 = -(sigma/alpha) (eps_hat - eps).
+    """
+    error = model.predict(model.sde.perturb(x0, t, noise), t).error(x0, noise).noise
+    return sum_dims(error.square()), sum_dims(noise.square())
+
+
+def decoder_log_scale(sde: SDE) -> Tensor:
+    """log((2 pi)^(1/2) sigma/alpha) at t_min, the log of the decoder's normaliser per dimension; float64, ().
+
+    Raises:
+        ValueError: no noise at t_min, the width of the decoder.
+    """
     log_snr = sde.log_snr(torch.tensor(sde.t_min, dtype=torch.float64))
     if not bool(torch.isfinite(log_snr)):
         raise ValueError(
-            f"noise at t_min expected, the width of the decoder; {type(sde).__name__} has a log-SNR of "
+            f"sigma(t_min) > 0 expected, the width of the decoder; {type(sde).__name__} has a log-SNR of "
             f"{log_snr.item():g} at t_min={sde.t_min:g}: raise t_min"
         )
-    return 0.5 * (math.log(2 * math.pi * math.e) - log_snr)
+    return 0.5 * (math.log(2 * math.pi) - log_snr)

@@ -24,18 +24,21 @@ import torch
 from torch import Tensor, nn
 
 from scoresde.protocols import Condition
+from scoresde.tensors import broadcast
 
 
 class LevelHead(nn.Module):
     """E[x_0 | x_t] of quantised data, from a network that outputs logits over levels.
 
-    The model around it is `predictions.Denoiser(sigma_data)`, whose input scale and noise label say what y and s are.
+    The prediction type of the model around it is `predictions.Denoiser()`, which passes y and s themselves. The network
+    inside reads them as a network of EDM does (2206.00364, table 1): y / (s^2 + sigma_data^2)^(1/2), and log(s)/4 for
+    its noise label.
 
     Args:
         network: from (B, C, *space) to logits (B, C K, *space), channel c K + k holding level k of channel c.
         levels: number of levels K.
         low, high: the range of the data in model space (`data.Levels`).
-        sigma_data: the same as that of the prediction.
+        sigma_data: scale of the data (root mean square), positive, for the inner network's input.
         data: "boxes", each level spread over its interval, or "points", at its centre: what the network is trained on.
 
     Raises:
@@ -61,23 +64,24 @@ class LevelHead(nn.Module):
         self.network, self.levels, self.low, self.high, self.sigma_data = network, levels, low, high, float(sigma_data)
         self.data = data
 
-    def forward(self, x: Tensor, c_noise: Tensor, cond: Condition = None) -> Tensor:
-        """E[x_0 | x_t] (B, C, *space) at the scaled state x and noise labels log(s)/4 (B,)."""
-        logits = self.network(x, c_noise, cond)
-        expected = (x.shape[0], x.shape[1] * self.levels, *x.shape[2:])
+    def forward(self, y: Tensor, s: Tensor, cond: Condition = None) -> Tensor:
+        """E[x_0 | y] (B, C, *space) at y = x_t / alpha (B, C, *space) and noise s = sigma / alpha (B,)."""
+        dtype = y.dtype
+        double = torch.float32 if y.device.type == "mps" else torch.float64
+        y, s = y.to(double), s.to(double)
+        scaled = y / broadcast(torch.hypot(s, torch.full_like(s, self.sigma_data)), y)
+        logits = self.network(scaled.to(dtype), (s.log() / 4).to(dtype), cond)
+        expected = (y.shape[0], y.shape[1] * self.levels, *y.shape[2:])
         if logits.shape != expected:
             raise ValueError(f"logits {expected} over {self.levels} levels expected; got {tuple(logits.shape)}")
-        logits = logits.unflatten(1, (x.shape[1], self.levels)).movedim(2, -1)
-        return self._denoise(x, c_noise, logits).to(x.dtype)
+        return self._denoise(y, s, logits.unflatten(1, (y.shape[1], self.levels)).movedim(2, -1)).to(dtype)
 
-    def _denoise(self, x: Tensor, c_noise: Tensor, logits: Tensor) -> Tensor:
+    def _denoise(self, y: Tensor, s: Tensor, logits: Tensor) -> Tensor:
         """sum_k p_k m_k, in float64 where there is one: L_k is a small difference wherever s is large."""
-        double = torch.float32 if x.device.type == "mps" else torch.float64
-        s = torch.exp(4 * c_noise.to(double)).reshape(-1, *(1,) * x.ndim)
-        y = x.to(double)[..., None] * torch.hypot(s, torch.full_like(s, self.sigma_data))
-        edges = torch.linspace(self.low, self.high, self.levels + 1, dtype=double, device=x.device)
-        log_likelihood, means = (_boxes if self.data == "boxes" else _points)(y, s, edges)
-        posterior = torch.softmax(logits.to(double) + log_likelihood, dim=-1)
+        edges = torch.linspace(self.low, self.high, self.levels + 1, dtype=y.dtype, device=y.device)
+        likelihood = _boxes if self.data == "boxes" else _points
+        log_likelihood, means = likelihood(y[..., None], s.reshape(-1, *(1,) * y.ndim), edges)
+        posterior = torch.softmax(logits.to(y.dtype) + log_likelihood, dim=-1)
         return (posterior * means).sum(dim=-1)
 
 

@@ -31,13 +31,13 @@ import torch
 from torch import Tensor
 
 from scoresde.flow import COARSE
-from scoresde.protocols import Condition, ScoreModel, select
 from scoresde.samplers.base import Sampler
 from scoresde.samplers.grids import Transition, transitions, uniform_log_snr
 from scoresde.samplers.predictors import check_level
+from scoresde.score import BaseModel
 from scoresde.sdes import SDE
-from scoresde.solvers.base import double, finite, rms
-from scoresde.tensors import Noise, broadcast
+from scoresde.solvers.base import finite, rms
+from scoresde.tensors import Noise, broadcast, double
 
 SHRINK, GROW = 0.2, 5.0  # bounds of the change of a step size
 TABLE = 256  # intervals of it in which the inverse of a path is interpolated
@@ -127,10 +127,6 @@ class AngularPath:
         place = TABLE * ((nu - self.start) / (self.end - self.start)).clamp(0, 1)
         i = place.long().clamp(max=TABLE - 1)
         return torch.lerp(self._times[i], self._times[i + 1], place - i)
-
-    def scale(self, t: Tensor) -> Tensor:
-        """x / w at t."""
-        return torch.hypot(self.sde.alpha(t), self.sde.sigma(t))
 
     @staticmethod
     def log_signal(nu: Tensor) -> Tensor:
@@ -277,9 +273,7 @@ class ErrorControlled(Sampler):
             return transitions(torch.tensor([sde.t_max, sde.t_min], dtype=torch.float64), sde)
         return transitions(uniform_log_snr(sde, self.segments), sde)
 
-    def step(
-        self, model: ScoreModel, x: Tensor, t_from: Tensor, t_to: Tensor, noise: Noise, cond: Condition = None
-    ) -> Tensor:
+    def step(self, model: BaseModel, x: Tensor, t_from: Tensor, t_to: Tensor, noise: Noise) -> Tensor:
         """The state at t_to, from x (B, *) at t_from > t_to; in float64 on the way, where there is one.
 
         Raises:
@@ -290,7 +284,7 @@ class ErrorControlled(Sampler):
         runs = _Runs.begin(self._start(angle, x), largest / FIRST)
         arrived = torch.empty_like(runs.here.w)
         for _ in range(self.max_evaluations):
-            velocity, t = self._evaluate(model, angle, runs, cond)
+            velocity, t = self._evaluate(model, runs, len(x))
             good = self._judge(runs, velocity, largest)
             if bad := (~finite(velocity)).nonzero().flatten().tolist():
                 raise _failure("turned NaN or infinite", runs.rows[bad], t[bad], len(x), "is the network sound there?")
@@ -298,7 +292,7 @@ class ErrorControlled(Sampler):
                 arrived[runs.rows[over].to(x.device)] = runs.here.w[over.to(x.device)]
                 runs.keep(~over)
             if not len(runs.rows):
-                return (broadcast(angle.scale(t_to), arrived) * arrived).to(x.dtype)
+                return (broadcast(angle.sde.at(t_to).size, arrived) * arrived).to(x.dtype)
             self._propose(angle, runs, noise)
         hint = f"allow more than {self.max_evaluations} evaluations, or a larger error"
         raise _failure("did not arrive", runs.rows, runs.here.t, len(x), hint)
@@ -310,17 +304,17 @@ class ErrorControlled(Sampler):
     def _start(self, angle: AngularPath, x: Tensor) -> Place:
         """The place at the start of the transition, with the noise 0 there: only its changes matter."""
         t = angle.ends[0].expand(len(x))
-        w = x.to(double(x)) / float(angle.scale(angle.ends[0]))
+        w = x.to(double(x)) / float(angle.sde.at(angle.ends[0]).size)
         nu = torch.full_like(t, angle.start)
         return Place(nu, t, nu, self._clock(angle, nu), w, torch.zeros_like(w))
 
     @staticmethod
-    def _evaluate(model: ScoreModel, angle: AngularPath, runs: _Runs, cond: Condition) -> tuple[Tensor, Tensor]:
+    def _evaluate(model: BaseModel, runs: _Runs, count: int) -> tuple[Tensor, Tensor]:
         """V of each sample, at the start or at the end of its step, and the time (n,)."""
         t = torch.where(runs.landing, runs.there.t, runs.here.t)
-        state, scale = _choose(runs.landing, runs.there.w, runs.here.w), angle.scale(t)
-        views = model.predict(broadcast(scale, state) * state, t, select(cond, runs.rows.to(state.device)))
-        return views.combine(-model.sde.sigma(t) / scale, model.sde.alpha(t) / scale), t
+        state = _choose(runs.landing, runs.there.w, runs.here.w)
+        views = model.rows(runs.rows, count).predict(broadcast(model.sde.at(t).size, state) * state, t)
+        return views.v, t
 
     def _judge(self, runs: _Runs, velocity: Tensor, largest: float) -> Tensor:
         """Accept or reject the steps whose end was evaluated, and choose the next step; the accepted ones (n,)."""
@@ -351,7 +345,7 @@ class ErrorControlled(Sampler):
         w = broadcast(kept, z) * here.w + broadcast(p, z) * velocity
         if self.l:
             runs.paths.forget(runs.here.clock)
-            z = runs.paths.draw(which, clock, noise.normal(runs.rows[which]).to(w.dtype))
+            z = runs.paths.draw(which, clock, noise.normal(w, runs.rows[which]))
             w = w + z - broadcast(kept, z) * here.z
         runs.there = runs.there.put(which, Place(asked, t, nu, clock, w, z))
 

@@ -5,68 +5,104 @@ a step: it is given the state and returns the new one, and keeps nothing on itse
 (coefficients, in float64) is in the step's plan; what one transition leaves to the next (past evaluations of a
 multistep method) is its memory. Everything a step draws comes from the `Noise` it is handed: a sample depends on its
 seed alone. The loop itself never waits for the device.
+
+Transitions may go up again, to more noise (RePaint, 2201.09865); `samplers.linear` says what its methods do there.
 """
 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeGuard
+from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from scoresde.evaluations import counting
 from scoresde.progress import progress_bar
-from scoresde.protocols import Condition, ScoreModel
+from scoresde.protocols import Model
 from scoresde.samplers.grids import Transition
-from scoresde.score import Counted
+from scoresde.score import BaseModel, as_model, device_of
 from scoresde.sdes import SDE
 from scoresde.tensors import Noise
 
 MOST_SIGNAL = math.log(0.1)  # log-SNR up to which noise may stand for the states at the first time of a grid
 
+StepFunction = Callable[[BaseModel, Tensor, Tensor, Tensor, Noise], Tensor]
+"""(model, x, t_from, t_to, noise) -> the state at t_to, from the state x (B, *) at t_from; times float64, ()."""
+
 
 class Step(Protocol):
-    """One transition: the state at t_to, from the state x (B, *) at t_from; times float64, (). A function will do."""
+    """A step that prepares all transitions before the loop, and may remember.
 
-    def __call__(
-        self, model: ScoreModel, x: Tensor, t_from: Tensor, t_to: Tensor, noise: Noise, cond: Condition
-    ) -> Tensor: ...
-
-
-class PlannedStep(Step, Protocol):
-    """A step that prepares all transitions before the loop, and remembers. `Memory()` of its kind is where it starts.
-
-    plan: one entry for each transition. advance: the state at the end of the transition of that entry, and the memory.
+    plan: one entry for each transition. advance: the state at the end of the transition of that entry, and what the
+    next one may want to know; at first None.
     """
 
     def plan(self, sde: SDE, transitions: Sequence[Transition]) -> Sequence[Any]: ...
+    def advance(self, model: BaseModel, x: Tensor, entry: Any, noise: Noise, memory: Any) -> tuple[Tensor, Any]: ...
+
+
+class FunctionStep:
+    """A plain function as a step: its plan is the transitions, and it remembers nothing."""
+
+    def __init__(self, function: StepFunction):
+        self.function = function
+
+    def plan(self, sde: SDE, transitions: Sequence[Transition]) -> Sequence[Transition]:
+        """The transitions."""
+        return transitions
+
     def advance(
-        self, model: ScoreModel, x: Tensor, entry: Any, noise: Noise, cond: Condition, memory: Any
-    ) -> tuple[Tensor, Any]: ...
+        self, model: BaseModel, x: Tensor, entry: Transition, noise: Noise, memory: None
+    ) -> tuple[Tensor, None]:
+        """The function's state at the end of the transition."""
+        return self.function(model, x, *entry, noise), None
 
 
-def is_planned(step: Step | None) -> TypeGuard[PlannedStep]:
-    """Whether a step has a plan."""
-    return hasattr(step, "plan") and hasattr(step, "advance")
+def as_step(step: Step | StepFunction) -> Step:
+    """A step, or a plain function as one.
+
+    Raises:
+        TypeError: neither.
+    """
+    if hasattr(step, "plan") and hasattr(step, "advance"):
+        return step
+    if not callable(step):
+        raise TypeError(
+            "a step with plan and advance, or a function (model, x, t_from, t_to, noise) -> x, expected; got "
+            f"{type(step).__name__}"
+        )
+    return FunctionStep(step)
+
+
+def make_transition(
+    step: Step | StepFunction, model: Model, x: Tensor, t_from: Tensor, t_to: Tensor, noise: Noise
+) -> Tensor:
+    """The state at t_to, from x (B, *) at t_from and no past, by a single transition of a step."""
+    step, model = as_step(step), as_model(model)
+    (entry,) = step.plan(model.sde, [(t_from, t_to)])
+    return step.advance(model, x, entry, noise, None)[0]
 
 
 class Constraint(Protocol):
     """A projection after every transition: the state at t, from the state x (B, *) at t."""
 
-    def __call__(self, x: Tensor, t: Tensor, noise: Noise) -> Tensor: ...
+    def __call__(self, model: BaseModel, x: Tensor, t: Tensor, noise: Noise) -> Tensor: ...
 
 
 @dataclass
 class Samples:
     """What a sampler returns.
 
-    x: samples (B, *) at t_min, denoised if asked for. nfe: network evaluations of each sample, counted.
-    trajectory: the states after every kept transition, the first included, (K, B, *), or None.
+    x: samples (B, *) at t_min, denoised if asked for. nfe: evaluations of networks, counted where they run; backward:
+    products with their Jacobians (backward passes) beside them. trajectory: the states after every kept transition, the
+    first included, (K, B, *), or None.
     """
 
     x: Tensor
     nfe: int
     trajectory: Tensor | None
+    backward: int = 0
 
 
 class Sampler:
@@ -85,30 +121,26 @@ class Sampler:
         """The pairs (t_from, t_to) to go through, from t_max to t_min, float64."""
         raise NotImplementedError(f"{type(self).__name__} must define transitions(sde)")
 
-    def step(
-        self, model: ScoreModel, x: Tensor, t_from: Tensor, t_to: Tensor, noise: Noise, cond: Condition = None
-    ) -> Tensor:
-        """The state at t_to; see `Step`."""
-        raise NotImplementedError(f"{type(self).__name__} must define step(model, x, t_from, t_to, noise, cond)")
+    def step(self, model: BaseModel, x: Tensor, t_from: Tensor, t_to: Tensor, noise: Noise) -> Tensor:
+        """The state at t_to; see `StepFunction`."""
+        raise NotImplementedError(f"{type(self).__name__} must define step(model, x, t_from, t_to, noise)")
 
     def plan(self, sde: SDE, transitions: Sequence[Transition]) -> Sequence[Any]:
         """What can be computed before the loop, an entry for each transition."""
         return transitions
 
-    def advance(
-        self, model: ScoreModel, x: Tensor, entry: Any, noise: Noise, cond: Condition, memory: Any
-    ) -> tuple[Tensor, Any]:
+    def advance(self, model: BaseModel, x: Tensor, entry: Any, noise: Noise, memory: Any) -> tuple[Tensor, Any]:
         """The state after the transition of that entry, and what the next one may want to know; at first None."""
         t_from, t_to = entry
-        return self.step(model, x, t_from, t_to, noise, cond), None
+        return self.step(model, x, t_from, t_to, noise), None
 
     @torch.no_grad()
     def __call__(
         self,
-        model: ScoreModel,
+        model: Model,
         shape: Sequence[int] | None = None,
         x_T: Tensor | None = None,
-        cond: Condition = None,
+        cond: Any = None,
         generator: torch.Generator | None = None,
         seeds: Sequence[int] | None = None,
         constraint: Constraint | None = None,
@@ -121,10 +153,10 @@ class Sampler:
         """Samples (B, *) at t_min.
 
         Args:
-            model: the score model, in eval mode.
+            model: the model, in eval mode.
             shape, x_T: the shape (B, *) of samples started from noise, or the states to start from, both at the first
                 time of the grid: t_max, where noise is the prior, unless the grid says otherwise.
-            cond: the network's condition.
+            cond: short for `model.given(cond)`.
             generator, seeds: randomness; with seeds, one per sample, a sample does not depend on its batch (what does
                 says so: adapters of adaptive solvers, and a published rule of `Langevin`).
             constraint: applied to the state after each transition.
@@ -140,29 +172,32 @@ class Sampler:
         """
         if (every := int(trajectory)) < 0:
             raise ValueError(f"trajectory True, False or a positive number expected; got {trajectory}")
+        model = as_model(model, cond)
         pairs = self.transitions(model.sde)
         x, noise = _start(model, pairs[0][0], shape, x_T, generator, seeds, device, dtype)
-        counted, memory, kept = Counted(model), None, [x] if every else []
+        memory, kept = None, [x] if every else []
         plan = progress_bar(self.plan(model.sde, pairs), title="sampling", unit="step", shown=progress)
-        for i, (entry, (_, t)) in enumerate(zip(plan, pairs, strict=True)):
-            x, memory = self.advance(counted, x, entry, noise, cond, memory)
-            if constraint is not None:
-                x = _constrained(constraint, x, t, noise)
-            if callback is not None:
-                callback(i, t, x)
-            if every and (i + 1) % every == 0:
-                kept.append(x)
-        if self.denoise_final:
-            x = counted.predict(x, t, cond).denoised
+        with counting() as count:
+            for i, (entry, (_, t)) in enumerate(zip(plan, pairs, strict=True)):
+                x, memory = self.advance(model, x, entry, noise, memory)
+                if constraint is not None:
+                    x = _constrained(constraint, model, x, t, noise)
+                if callback is not None:
+                    callback(i, t, x)
+                if every and (i + 1) % every == 0:
+                    kept.append(x)
+            if self.denoise_final:
+                x = model.predict(x, t).denoised
         _refuse_nan(x)
-        return Samples(x, counted.nfe, torch.stack(kept) if kept else None)
+        return Samples(x, count.forward, torch.stack(kept) if kept else None, count.backward)
 
 
-def _constrained(constraint: Constraint, x: Tensor, t: Tensor, noise: Noise) -> Tensor:
+def _constrained(constraint: Constraint, model: BaseModel, x: Tensor, t: Tensor, noise: Noise) -> Tensor:
     """The constrained state; another tensor where x was written into: it is not what a method remembers any more."""
     before = None if x.is_inference() else x._version
-    found = constraint(x, t, noise)
-    return found.clone() if found is x and (before is None or x._version != before) else found
+    constrained = constraint(model, x, t, noise)
+    changed = before is None or x._version != before
+    return constrained.clone() if constrained is x and changed else constrained
 
 
 def _refuse_nan(x: Tensor) -> None:
@@ -177,7 +212,7 @@ def _refuse_nan(x: Tensor) -> None:
 
 
 def _start(
-    model: ScoreModel,
+    model: BaseModel,
     t: Tensor,
     shape: Sequence[int] | None,
     x_T: Tensor | None,
@@ -190,7 +225,7 @@ def _start(
     if x_T is not None and shape is None:
         if not x_T.is_floating_point() or x_T.ndim < 2:
             raise ValueError(f"x_T of floating-point numbers (B, *) expected; got {x_T.dtype} {tuple(x_T.shape)}")
-        return x_T, Noise(x_T.shape, generator, seeds, x_T.device, x_T.dtype)
+        return x_T, Noise(generator, seeds, len(x_T))
     if shape is None or x_T is not None:
         raise ValueError("a shape (B, *) or a starting state x_T expected, exactly one of them")
     if len(shape) < 2 or min(shape) < 1:
@@ -201,11 +236,6 @@ def _start(
             f"states x_T expected by a sampler that starts at t={float(t):g}, where alpha={float(sde.alpha(t)):g} and "
             f"sigma={float(sde.sigma(t)):g}: noise alone is not their law"
         )
-    noise = Noise(shape, generator, seeds, device or _device(model), dtype)
-    return float(sde.sigma(t)) * noise.normal(), noise
-
-
-def _device(model: ScoreModel) -> torch.device:
-    """Where the model's parameters are; the CPU for a model without any."""
-    parameters = model.parameters() if isinstance(model, nn.Module) else iter(())
-    return next((p.device for p in parameters), torch.device("cpu"))
+    noise = Noise(generator, seeds, shape[0])
+    std = sde.prior_std if t == sde.t_max else float(sde.sigma(t))
+    return std * noise.normal(torch.empty(tuple(shape), dtype=dtype, device=device or device_of(model))), noise

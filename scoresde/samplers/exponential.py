@@ -18,9 +18,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from scoresde.samplers.linear import Linear, Point, Row, Stage, check_towards_data, kernel
+from scoresde.samplers.linear import Linear, Row, Stage
 from scoresde.samplers.predictors import check_level
 from scoresde.sdes import SDE
+from scoresde.sdes.points import Point, posterior
 
 NODES, QUADRATURE = np.polynomial.legendre.leggauss(32)
 
@@ -62,7 +63,6 @@ def transport(here: Point, target: Point, l: float) -> tuple[float, float]:  # n
     h, square = target.lam - here.lam, l * l
     if not square:
         return target.sigma / here.sigma, 0.0
-    check_towards_data(here, target)
     return target.sigma / here.sigma * math.exp(-square * h), target.sigma * math.sqrt(-math.expm1(-2 * square * h))
 
 
@@ -81,11 +81,11 @@ class DDIM(Linear):
     def __init__(self, eta: float = 0.0):
         if not 0 <= eta <= 1:
             raise ValueError(f"an eta in [0, 1] expected; got {eta}")
-        self.eta = eta
+        self.eta, self.stochastic = eta, eta > 0
 
     def row(self, sde: SDE, nodes: Sequence[Point], target: Point, left: int) -> Row:
         here = nodes[0]
-        c = self.eta * target.sigma / here.sigma * math.sqrt(kernel(target, here)[1]) if self.eta else 0.0
+        c = self.eta * math.sqrt(posterior(target, here)[2]) if self.eta else 0.0
         a = math.sqrt(target.sigma**2 - c * c) / here.sigma
         return Row((Stage(here.t, a, (target.alpha - a * here.alpha,), c),))
 
@@ -112,6 +112,7 @@ class DPMSolverPP(Linear):
             raise ValueError(f"form 'exact' or 'published' and final >= 0 expected; got {form!r}, {final}")
         self.past = self.order = check_order(order, 3)
         self.l, self.form, self.final = check_level(l), form, final
+        self.stochastic = self.l > 0
 
     def row(self, sde: SDE, nodes: Sequence[Point], target: Point, left: int) -> Row:
         here, rate = nodes[0], 1 + self.l**2
@@ -236,7 +237,7 @@ class SASolver(Linear):
                 f"{final}"
             )
         self.corrector, self.low, self.high, self.final = corrector, low, high, final
-        self.past = max(order, corrector)
+        self.past, self.stochastic = max(order, corrector), self.l > 0
 
     def row(self, sde: SDE, nodes: Sequence[Point], target: Point, left: int) -> Row:
         a, c = transport(nodes[0], target, self._level(nodes[0]))

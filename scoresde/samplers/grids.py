@@ -129,7 +129,7 @@ class Angle:
 
     def __call__(self, sde: SDE, steps: int) -> Tensor:
         ends = torch.tensor([sde.t_max, sde.t_min], dtype=torch.float64)
-        most, least = torch.atan2(sde.sigma(ends), sde.alpha(ends)).tolist()
+        most, least = sde.at(ends).angle.tolist()
         low = least if self.low is None else math.atan(self.low)
         if not least <= low < most:
             raise ValueError(
@@ -249,13 +249,18 @@ def _check_length(times: Tensor) -> None:
 
 
 def transitions(times: Tensor, sde: SDE) -> list[Transition]:
-    """Consecutive pairs of a grid.
+    """Consecutive pairs of a grid; times may rise again in between (RePaint, 2201.09865).
 
     Raises:
-        ValueError: fewer than two times, times that do not decrease or leave [t_min, t_max].
+        ValueError: fewer than two times, two equal ones in a row, times that leave [t_min, t_max], a first one that is
+            not the largest, or a last one that is not the smallest.
     """
     times = float64(times).cpu()
     _check_length(times)
-    if not bool((times.diff() < 0).all()) or times[0] > sde.t_max or times[-1] < sde.t_min:
-        raise ValueError(f"times that decrease within [{sde.t_min:g}, {sde.t_max:g}] expected; got {times.tolist()}")
+    falls = times[0] == times.max() and times[-1] == times.min()
+    if not (falls and bool((times.diff() != 0).all())) or times[0] > sde.t_max or times[-1] < sde.t_min:
+        raise ValueError(
+            f"times within [{sde.t_min:g}, {sde.t_max:g}] expected, from the largest to the smallest, each other than "
+            f"the one before; got {times.tolist()}"
+        )
     return list(pairwise(times))

@@ -10,6 +10,9 @@ DDIM or an ancestral sampler; one stage and some past, a linear multistep method
 A method is its coefficients. They depend on the times alone: all are computed in float64 before the loop, which then
 holds nothing but evaluations of the network and multiplications by numbers.
 
+A transition may go up, to more noise (RePaint, 2201.09865). Both ways keep the marginal: a method that draws noise then
+draws from the forward kernel q(x_s | x_t), without an evaluation; a deterministic one follows the flow back.
+
 A method may correct. When V is evaluated at the end of a transition, to begin the next one, the transition is done
 once more with that view among the others, and no further evaluation (PEC mode; "UniC" of 2302.04867). This is left out
 where a constraint or a corrector has moved the state in between.
@@ -23,43 +26,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from scoresde.protocols import Condition, ScoreModel
 from scoresde.samplers.grids import Transition
+from scoresde.score import BaseModel
 from scoresde.sdes import SDE
+from scoresde.sdes.points import Point, points, transition
 from scoresde.tensors import Noise
-
-
-@dataclass(frozen=True)
-class Point:
-    """A time, (), float64, with alpha, sigma, and lambda = log(alpha/sigma) there."""
-
-    t: Tensor
-    alpha: float
-    sigma: float
-    lam: float
-
-    @classmethod
-    def at(cls, sde: SDE, t: Tensor) -> "Point":
-        """The point of a path at t."""
-        return points(sde, [t])[0]
-
-    @property
-    def ratio(self) -> float:
-        """r = sigma/alpha."""
-        return math.exp(-self.lam)
-
-
-def points(sde: SDE, times: Sequence[Tensor]) -> list[Point]:
-    """The points of a path at these times."""
-    t = torch.stack(list(times))
-    values = [part.tolist() for part in (sde.alpha(t), sde.sigma(t), 0.5 * sde.log_snr(t))]
-    return [Point(*point) for point in zip(t, *values, strict=True)]
-
-
-def kernel(clean: Point, noisy: Point) -> tuple[float, float]:
-    """(r, v) of the forward transition between two points, x_noisy = r x_clean + v^(1/2) eps; see `SDE.transition`."""
-    check_towards_data(noisy, clean)
-    return noisy.alpha / clean.alpha, -(noisy.sigma**2) * math.expm1(2 * (noisy.lam - clean.lam))
 
 
 def check_signal(sde: SDE, here: Point, method: object) -> None:
@@ -68,15 +39,6 @@ def check_signal(sde: SDE, here: Point, method: object) -> None:
         raise ValueError(
             f"alpha > 0 expected where {type(method).__name__} starts; {type(sde).__name__} has none at "
             f"t={float(here.t):g}: lower t_max, or use DDIM, DPMSolverPP, UniPC, AngularAdams or Ancestral"
-        )
-
-
-def check_towards_data(here: Point, target: Point) -> None:
-    """Raises ValueError for a transition on which noise grows."""
-    if not target.lam > here.lam:
-        raise ValueError(
-            f"a transition towards the data expected by this method; got one from t={float(here.t):g} up to "
-            f"{float(target.t):g}: go up by `sde.transition`, or with a deterministic method"
         )
 
 
@@ -98,8 +60,8 @@ class Stage:
 class Row:
     """The coefficients of a transition.
 
-    stages: see the module. kick: (p, q), the state is first replaced by p x + q z'. correct: the b of the transition
-    before once more, with the view at its end as the first.
+    stages: see the module; none for a transition by the kick alone. kick: (p, q), the state is first replaced by
+    p x + q z'. correct: the b of the transition before once more, with the view at its end as the first.
     """
 
     stages: tuple[Stage, ...]
@@ -126,11 +88,13 @@ def combine(base: Tensor, weights: Sequence[float], views: Sequence[Tensor]) -> 
 class Linear:
     """A method given by its coefficients. A subclass defines `row`, and says which view it combines.
 
-    view: "denoised", "noise" or "v". past: how many views it combines at most, that of the state included.
+    view: "denoised", "noise" or "v". past: how many views it combines at most, that of the state included. stochastic:
+    whether it draws noise.
     """
 
     view = "denoised"
     past = 1
+    stochastic = False
 
     def row(self, sde: SDE, nodes: Sequence[Point], target: Point, left: int) -> Row:
         """The coefficients of the transition to `target` from nodes[0].
@@ -157,23 +121,26 @@ class Linear:
             follows = float(here.t) == before and float(nodes[0].t) > before
             correct = self.correction(nodes, here, left + 1) if follows else ()
             nodes = [here, *(node for node in nodes if follows and math.isfinite(node.lam))][: self.past]
-            row = self.row(sde, nodes, target, left)
-            rows.append(Row(row.stages, row.kick, correct))
+            if self.stochastic and target.lam < here.lam:
+                rows.append(upward(here, target))
+            else:
+                row = self.row(sde, nodes, target, left)
+                rows.append(Row(row.stages, row.kick, correct))
             before = float(target.t)
         return rows
 
     def advance(
-        self, model: ScoreModel, x: Tensor, row: Row, noise: Noise, cond: Condition, memory: Memory | None
+        self, model: BaseModel, x: Tensor, row: Row, noise: Noise, memory: Memory | None
     ) -> tuple[Tensor, Memory]:
         """The state at the end of a transition, and what is kept for the next."""
         memory = memory or Memory()
         views, anchor, y = memory.views, x, x
         if row.kick is not None:
             p, q = row.kick
-            x = y = torch.add(p * x, noise.normal(), alpha=q)
-        z = noise.normal() if any(stage.c or stage.learned for stage in row.stages) else None
+            x = y = torch.add(p * x, noise.normal(x), alpha=q)
+        z = noise.normal(x) if any(stage.c or stage.learned for stage in row.stages) else None
         for stage in row.stages:
-            predicted = model.predict(y, stage.t, cond)
+            predicted = model.predict(y, stage.t)
             views = (getattr(predicted, self.view), *views)
             if row.correct and memory.anchor is not None and memory.predicted is y:
                 x = combine(memory.anchor, row.correct, views)
@@ -183,12 +150,11 @@ class Linear:
             y = combine(anchor, stage.b, views)
         return y, Memory(y, anchor, views[: self.past])
 
-    def __call__(
-        self, model: ScoreModel, x: Tensor, t_from: Tensor, t_to: Tensor, noise: Noise, cond: Condition = None
-    ) -> Tensor:
-        """The state at t_to, from x (B, *) at t_from and no past."""
-        (row,) = self.plan(model.sde, [(t_from, t_to)])
-        return self.advance(model, x, row, noise, cond, None)[0]
+
+def upward(here: Point, target: Point) -> Row:
+    """The transition to more noise by a draw from the forward kernel."""
+    ratio, variance = transition(here, target)
+    return Row((), kick=(ratio, math.sqrt(variance)))
 
 
 def spread(stage: Stage, fraction: Tensor | None) -> float | Tensor:

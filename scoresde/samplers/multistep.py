@@ -15,14 +15,14 @@ atan(sigma/alpha) and the state in units of its own size, w = x/(alpha^2 + sigma
 (v of 2202.00512, section 4 and appendix D), bounded on all of [0, pi/2], for any path: `AngularAdams`.
 """
 
-import math
 from collections.abc import Sequence
 
 import torch
 
 from scoresde.samplers.exponential import NODES, QUADRATURE, check_order, lagrange, limited
-from scoresde.samplers.linear import Linear, Point, Row, Stage, check_signal
+from scoresde.samplers.linear import Linear, Row, Stage, check_signal
 from scoresde.sdes import SDE
+from scoresde.sdes.points import Point
 
 ADAMS_BASHFORTH = {
     1: (1.0,),
@@ -121,7 +121,7 @@ class AngularAdams(Linear):
 
     def row(self, sde: SDE, nodes: Sequence[Point], target: Point, left: int) -> Row:
         here, known = nodes[0], limited(nodes[: self.order], target, left, self.final)
-        return Row((Stage(here.t, _size(target) / _size(here), _angular_weights(known, here, target)),))
+        return Row((Stage(here.t, target.size / here.size, _angular_weights(known, here, target)),))
 
     def correction(self, nodes: Sequence[Point], target: Point, left: int) -> tuple[float, ...]:
         if not self.corrector:
@@ -130,17 +130,9 @@ class AngularAdams(Linear):
         return _angular_weights([target, *known], nodes[0], target)
 
 
-def _angle(point: Point) -> float:
-    return math.atan2(point.sigma, point.alpha)
-
-
-def _size(point: Point) -> float:
-    return math.hypot(point.alpha, point.sigma)
-
-
 def _angular_weights(nodes: Sequence[Point], here: Point, target: Point) -> tuple[float, ...]:
     """The size of the target times the integral from here to there of each Lagrange polynomial in the angle."""
-    low, high = _angle(here), _angle(target)
+    low, high = here.angle, target.angle
     at = 0.5 * (low + high) + 0.5 * (high - low) * NODES
-    shapes = lagrange([_angle(node) for node in nodes], at)
-    return tuple((_size(target) * 0.5 * (high - low) * shapes @ QUADRATURE).tolist())
+    shapes = lagrange([node.angle for node in nodes], at)
+    return tuple((target.size * 0.5 * (high - low) * shapes @ QUADRATURE).tolist())

@@ -12,10 +12,10 @@ from typing import Any
 from torch import Tensor
 
 from scoresde.flow import carry
-from scoresde.protocols import Condition, ScoreModel
-from scoresde.samplers.base import Sampler, Step, is_planned
+from scoresde.samplers.base import Sampler, Step, StepFunction, as_step
 from scoresde.samplers.correctors import Corrector
 from scoresde.samplers.grids import Given, Grid, Transition, resolve_grid, transitions, uniform_log_snr
+from scoresde.score import BaseModel
 from scoresde.sdes import SDE
 from scoresde.solvers import Solver
 from scoresde.tensors import Noise, float64
@@ -28,23 +28,24 @@ class PredictorCorrector(Sampler):
     """A predictor, a corrector, or both: with a multistep or a deterministic step as predictor, that method.
 
     Args:
-        predictor: the step to the next time, or None; a function (model, x, t_from, t_to, noise, cond) -> x will do.
+        predictor: the step to the next time, or None; a function (model, x, t_from, t_to, noise) -> x will do.
         corrector: the chain at a time, or None.
         steps: number of transitions, 1,000 unless given; with times as the grid, what they say.
         grid: a name ("uniform_time", "uniform_log_snr", "quadratic", "karras", "uniform_angle", "angle"), a function
-            (sde, steps) -> (steps + 1,) times from t_max to t_min, or the times themselves.
+            (sde, steps) -> (steps + 1,) times from t_max to t_min, or the times themselves, which may rise again in
+            between.
         order: "predictor_first", correcting at the time arrived at (2011.13456, algorithm 1), or "corrector_first",
             correcting at the time left, as the published code does.
         denoise_final: replace the last state by E[x_0 | x], one more evaluation.
 
     Raises:
         ValueError: neither predictor nor corrector, fewer than one step, an unknown grid or order; in a call, times
-            that do not decrease or leave the SDE's range.
+            that do not fall or leave the SDE's range.
     """
 
     def __init__(
         self,
-        predictor: Step | None = None,
+        predictor: Step | StepFunction | None = None,
         corrector: Corrector | None = None,
         steps: int | None = None,
         grid: str | Grid | Tensor | Sequence[float] = "uniform_time",
@@ -54,9 +55,8 @@ class PredictorCorrector(Sampler):
         super().__init__(denoise_final)
         if predictor is None and corrector is None:
             raise ValueError("a predictor, a corrector or both expected; got neither")
-        for part, name in ((predictor, "predictor"), (corrector, "corrector")):
-            if part is not None and not callable(part):
-                raise TypeError(f"a {name} or a function of its signature expected; got {part!r}")
+        if corrector is not None and not callable(corrector):
+            raise TypeError(f"a corrector, or a function (model, x, t, noise) -> x, expected; got {corrector!r}")
         self.grid = resolve_grid(grid)
         given = len(self.grid.times) - 1 if isinstance(self.grid, Given) else None
         if given is not None and steps not in (None, given):
@@ -66,7 +66,8 @@ class PredictorCorrector(Sampler):
             raise ValueError(f"one step or more expected; got steps={self.steps}")
         if order not in ORDERS:
             raise ValueError(f"order among {', '.join(ORDERS)} expected; got {order!r}")
-        self.predictor, self.corrector, self.order = predictor, corrector, order
+        self.predictor = None if predictor is None else as_step(predictor)
+        self.corrector, self.order = corrector, order
 
     def transitions(self, sde: SDE) -> list[Transition]:
         """The consecutive pairs of the grid."""
@@ -74,23 +75,19 @@ class PredictorCorrector(Sampler):
 
     def plan(self, sde: SDE, transitions: Sequence[Transition]) -> Sequence[Any]:
         """Of each transition its times, and what the predictor prepared for it."""
-        if not is_planned(self.predictor):
+        if self.predictor is None:
             return [(pair, None) for pair in transitions]
         return list(zip(transitions, self.predictor.plan(sde, transitions), strict=True))
 
-    def advance(
-        self, model: ScoreModel, x: Tensor, entry: Any, noise: Noise, cond: Condition, memory: Any
-    ) -> tuple[Tensor, Any]:
+    def advance(self, model: BaseModel, x: Tensor, entry: Any, noise: Noise, memory: Any) -> tuple[Tensor, Any]:
         """The state at t_to, predicted and corrected in the chosen order."""
         (t_from, t_to), prepared = entry
         if self.corrector is not None and self.order == "corrector_first":
-            x = self.corrector(model, x, t_from, noise, cond)
-        if is_planned(self.predictor):
-            x, memory = self.predictor.advance(model, x, prepared, noise, cond, memory)
-        elif self.predictor is not None:
-            x = self.predictor(model, x, t_from, t_to, noise, cond)
+            x = self.corrector(model, x, t_from, noise)
+        if self.predictor is not None:
+            x, memory = self.predictor.advance(model, x, prepared, noise, memory)
         if self.corrector is not None and self.order == "predictor_first":
-            x = self.corrector(model, x, t_to, noise, cond)
+            x = self.corrector(model, x, t_to, noise)
         return x, memory
 
 
@@ -121,8 +118,6 @@ class ProbabilityFlow(Sampler):
             return transitions(uniform_log_snr(sde, self.segments), sde)
         return transitions(float64([sde.t_max, sde.t_min]), sde)
 
-    def step(
-        self, model: ScoreModel, x: Tensor, t_from: Tensor, t_to: Tensor, noise: Noise, cond: Condition = None
-    ) -> Tensor:
+    def step(self, model: BaseModel, x: Tensor, t_from: Tensor, t_to: Tensor, noise: Noise) -> Tensor:
         """The state at t_to, carried there by the solver; draws nothing from `noise`."""
-        return carry(model, x, float(t_from), float(t_to), cond, self.solver)
+        return carry(model, x, float(t_from), float(t_to), solver=self.solver)

@@ -7,13 +7,16 @@ r = (1 - beta_i)^(1/2), v = beta_i, and r = 1, v = sigma_i^2 - sigma_(i-1)^2.
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from scoresde.protocols import Condition, ScoreModel
-from scoresde.samplers.linear import Linear, Point, Row, Stage, check_signal, check_towards_data, kernel
+from scoresde.protocols import Model
+from scoresde.samplers.linear import Linear, Row, Stage, check_signal
+from scoresde.score import as_model
 from scoresde.sdes import SDE
+from scoresde.sdes.points import Point, posterior, transition
 from scoresde.tensors import Noise
 
 TINY = 1e-300  # stands for a variance of 0 under a logarithm
@@ -49,11 +52,10 @@ class EulerMaruyama(Linear):
 
     def __init__(self, l: float = 1.0):  # noqa: E741 - the letter of the formula
         self.l = check_level(l)
+        self.stochastic = self.l > 0
 
     def row(self, sde: SDE, nodes: Sequence[Point], target: Point, left: int) -> Row:
         check_signal(sde, nodes[0], self)
-        if self.l:
-            check_towards_data(nodes[0], target)
         t, h = nodes[0].t, float(target.t - nodes[0].t)
         f, k, g = _drift(sde, t, self.l)
         return Row((Stage(t, 1 + h * f, (h * k,), g * math.sqrt(abs(h))),))
@@ -77,11 +79,10 @@ class StochasticHeun(Linear):
 
     def __init__(self, l: float = 1.0):  # noqa: E741
         self.l = check_level(l)
+        self.stochastic = self.l > 0
 
     def row(self, sde: SDE, nodes: Sequence[Point], target: Point, left: int) -> Row:
         check_signal(sde, nodes[0], self)
-        if self.l:
-            check_towards_data(nodes[0], target)
         t, s = nodes[0].t, target.t
         h = float(s - t)
         (f0, k0, g0), (f1, k1, g1) = _drift(sde, t, self.l), _drift(sde, s, self.l)
@@ -102,9 +103,10 @@ class ReverseDiffusion(Linear):
     """
 
     view = "noise"
+    stochastic = True
 
     def row(self, sde: SDE, nodes: Sequence[Point], target: Point, left: int) -> Row:
-        ratio, variance = kernel(target, nodes[0])
+        ratio, variance = transition(target, nodes[0])
         return Row((Stage(nodes[0].t, 2 - ratio, (-variance / nodes[0].sigma,), math.sqrt(variance)),))
 
 
@@ -120,34 +122,34 @@ class OptimalVariance:
     the best variance around a mean that is not exact, too (2206.07309).
 
     Args:
-        model: the score model.
+        model: the model.
         x0: data (N, *), in the model's space.
         points: levels.
         generator: randomness.
-        cond: the network's condition, for the N.
+        cond: short for `model.given(cond)`.
     """
 
     def __init__(
         self,
-        model: ScoreModel,
+        model: Model,
         x0: Tensor,
         points: int = 64,
         generator: torch.Generator | None = None,
-        cond: Condition = None,
+        cond: Any = None,
     ):
+        model = as_model(model, cond)
         sde = model.sde
         times = torch.linspace(sde.t_max, sde.t_min, 4 * points, dtype=torch.float64)
         levels = sde.log_snr(times)
         levels = levels[torch.isfinite(levels)]
         self.log_snr = torch.linspace(float(levels.min()), float(levels.max()), points, dtype=torch.float64)
-        noise = Noise(x0.shape, generator, device=x0.device, dtype=x0.dtype)
-        found = []
+        noise, unexplained = Noise(generator), []
         with torch.no_grad():
             for t in sde.time(self.log_snr):
-                z = noise.normal()
-                error = model.predict(sde.perturb(x0, t, z), t, cond).noise - z
-                found.append(error.square().mean().cpu())
-        self.log_unexplained = torch.stack(found).double().clamp(1e-30, 1).log()
+                z = noise.normal(x0)
+                error = model.predict(sde.perturb(x0, t, z), t).error(x0, z).noise
+                unexplained.append(error.square().mean().cpu())
+        self.log_unexplained = torch.stack(unexplained).double().clamp(1e-30, 1).log()
         self.prior = float(x0.double().var(dim=0, unbiased=False).mean())
 
     def of_data(self, here: Point) -> float:
@@ -177,6 +179,7 @@ class Ancestral(Linear):
     """
 
     view = "denoised"
+    stochastic = True
 
     def __init__(self, variance: str | OptimalVariance = "posterior"):
         if variance not in VARIANCES and not isinstance(variance, OptimalVariance):
@@ -187,13 +190,12 @@ class Ancestral(Linear):
 
     def row(self, sde: SDE, nodes: Sequence[Point], target: Point, left: int) -> Row:
         here = nodes[0]
-        ratio, forward = kernel(target, here)
-        kept = (target.sigma / here.sigma) ** 2
-        data, posterior = target.alpha * forward / here.sigma**2, forward * kept
+        state, data, posterior_variance = posterior(target, here)
+        _, forward = transition(target, here)
         learned = None
         if self.variance == "learned":
-            learned = (math.log(max(posterior, TINY)), math.log(forward))
-        variance = forward if self.variance == "forward" else posterior
+            learned = (math.log(max(posterior_variance, TINY)), math.log(forward))
+        variance = forward if self.variance == "forward" else posterior_variance
         if isinstance(self.variance, OptimalVariance):
             variance += data**2 * self.variance.of_data(here)
-        return Row((Stage(here.t, ratio * kept, (data,), math.sqrt(variance), learned),))
+        return Row((Stage(here.t, state, (data,), math.sqrt(variance), learned),))

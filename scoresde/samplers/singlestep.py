@@ -15,8 +15,9 @@ import torch
 
 from scoresde.samplers.exponential import check_order
 from scoresde.samplers.grids import Transition
-from scoresde.samplers.linear import Linear, Point, Row, Stage, check_signal, points
+from scoresde.samplers.linear import Linear, Row, Stage, check_signal, upward
 from scoresde.sdes import SDE
+from scoresde.sdes.points import Point, points
 
 
 def _heun(here: Point, target: Point) -> tuple[Stage, Stage]:
@@ -65,12 +66,14 @@ class EDM(Linear):
         return [self._row(sde, here, target, gamma) for here, target in zip(starts, targets, strict=True)]
 
     def _row(self, sde: SDE, here: Point, target: Point, gamma: float) -> Row:
+        if self.churn and target.lam < here.lam:
+            return upward(here, target)
         check_signal(sde, here, self)
         most = math.exp(-0.5 * float(sde.log_snr(torch.tensor(sde.t_max, dtype=torch.float64))))
         ratio = min(here.ratio * (1 + gamma), most)
         if not (self.low <= here.ratio <= self.high) or ratio <= here.ratio * (1 + 1e-12):
             return Row(_heun(here, target))
-        raised = Point.at(sde, sde.time(torch.tensor(-2 * math.log(ratio), dtype=torch.float64)))
+        raised = points(sde, [sde.time(torch.tensor(-2 * math.log(ratio), dtype=torch.float64))])[0]
         added = self.noise * raised.alpha * math.sqrt(max(raised.ratio**2 - here.ratio**2, 0.0))
         return Row(_heun(raised, target), kick=(raised.alpha / here.alpha, added))
 
@@ -128,4 +131,4 @@ class DPMSolver(Linear):
     @staticmethod
     def _between(sde: SDE, here: Point, h: float) -> Point:
         """The point at lambda_t + h."""
-        return Point.at(sde, sde.time(torch.tensor(2 * (here.lam + h), dtype=torch.float64)))
+        return points(sde, [sde.time(torch.tensor(2 * (here.lam + h), dtype=torch.float64))])[0]

@@ -15,16 +15,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scoresde.protocols import Condition, ScoreModel
 from scoresde.samplers.base import Sampler
 from scoresde.samplers.grids import Transition, transitions
 from scoresde.samplers.predictors import check_level
+from scoresde.score import BaseModel
 from scoresde.sdes import SDE, ReverseSDE
-from scoresde.solvers.base import double
-from scoresde.tensors import Noise, float64
+from scoresde.tensors import Noise, double
 
 METHODS = {"euler": "ito", "srk": "ito", "heun": "stratonovich", "midpoint": "stratonovich"}
-ENTROPY = 64  # bits of it, at least, for each Brownian motion
 
 
 def _torchsde() -> ModuleType:
@@ -34,16 +32,6 @@ def _torchsde() -> ModuleType:
         raise ImportError(
             "TorchSDE needs torchsde, which is not installed: pip install 'scoresde[torchsde]'"
         ) from error
-
-
-def entropies(noise: Noise) -> list[int]:
-    """An integer for each sample, from its own stream of uniform draws."""
-    bits = round(-math.log2(torch.finfo(noise.dtype).eps))
-    found = [0] * noise.shape[0]
-    for _ in range(math.ceil(ENTROPY / bits)):
-        draws = (float64(noise.uniform().flatten(1)[:, 0]).cpu() * 2**bits).long().tolist()
-        found = [(value << bits) + draw for value, draw in zip(found, draws, strict=True)]
-    return found
 
 
 class Brownian:
@@ -68,10 +56,8 @@ class _Reversed:
 
     noise_type = "additive"
 
-    def __init__(
-        self, family: ReverseSDE, sde_type: str, shape: torch.Size, ends: tuple[float, float], cond: Condition
-    ):
-        self.family, self.sde_type, self.shape, self.ends, self.cond = family, sde_type, shape, ends, cond
+    def __init__(self, family: ReverseSDE, sde_type: str, shape: torch.Size, ends: tuple[float, float]):
+        self.family, self.sde_type, self.shape, self.ends = family, sde_type, shape, ends
 
     def _time(self, s: Tensor) -> Tensor:
         low, high = self.ends
@@ -79,7 +65,7 @@ class _Reversed:
 
     def f(self, s: Tensor, y: Tensor) -> Tensor:
         """The drift (B, D)."""
-        return -self.family.drift(y.reshape(self.shape), self._time(s), self.cond).flatten(1)
+        return -self.family.drift(y.reshape(self.shape), self._time(s)).flatten(1)
 
     def g_prod(self, s: Tensor, y: Tensor, v: Tensor) -> Tensor:
         """The diffusion times v (B, D)."""
@@ -145,17 +131,15 @@ class TorchSDE(Sampler):
             )
         return transitions(torch.tensor([sde.t_max, sde.t_min], dtype=torch.float64), sde)
 
-    def step(
-        self, model: ScoreModel, x: Tensor, t_from: Tensor, t_to: Tensor, noise: Noise, cond: Condition = None
-    ) -> Tensor:
+    def step(self, model: BaseModel, x: Tensor, t_from: Tensor, t_to: Tensor, noise: Noise) -> Tensor:
         """The state at t_to, from x (B, *) at t_from > t_to; in float64 on the way, where there is one."""
         sdeint = _torchsde().sdeint
         low, high = float(t_to), float(t_from)
         dt = (high - low) / self.steps
         y = x.to(double(x)).flatten(1)
         area = "space-time" if self.method == "srk" else "none"
-        motion = Brownian(entropies(noise), y, (low, high), None if self.adaptive else dt, area)
-        family = _Reversed(ReverseSDE(model, self.l), METHODS[self.method], x.shape, (low, high), cond)
+        motion = Brownian(noise.seeds(len(x)), y, (low, high), None if self.adaptive else dt, area)
+        family = _Reversed(ReverseSDE(model, self.l), METHODS[self.method], x.shape, (low, high))
         control = {"adaptive": self.adaptive, "rtol": self.rtol, "atol": self.atol, "dt_min": self.dt_min}
         # A little longer than dt: torchsde cuts the last step at the end, and would add one for the rounding of the sum
         first = dt * (1 + 1e-10)

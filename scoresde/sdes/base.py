@@ -19,11 +19,14 @@ asks in float64.
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor, nn
 
-from scoresde.protocols import Condition, ScoreModel
+from scoresde.protocols import Model
+from scoresde.sdes import points
+from scoresde.sdes.points import Point
 from scoresde.tensors import Noise, broadcast, dimensions, float64, sum_dims
 
 SECTIONS, ROUNDS = 64, 11  # 64^11 = 2^66: narrows any interval of float64 times down to neighbouring numbers
@@ -100,15 +103,17 @@ class SDE(nn.Module):
         t = float64(t)
         return broadcast(self.alpha(t), x0) * x0 + broadcast(self.sigma(t), x0) * noise
 
-    def transition(self, t_from: Tensor, t_to: Tensor) -> tuple[Tensor, Tensor]:
-        """The forward kernel x_to = r x_from + v^(1/2) eps for t_from < t_to, as (r, v).
+    def at(self, t: Tensor) -> Point[Tensor]:
+        """The path at float64 t, () or (B,): alpha, sigma, log(alpha/sigma), and what follows from them."""
+        return Point(t, self.alpha(t), self.sigma(t), 0.5 * self.log_snr(t))
 
-        r = alpha_to / alpha_from and v = sigma_to^2 - r^2 sigma_from^2, written without the cancellation as
-        -sigma_to^2 expm1(log SNR_to - log SNR_from).
-        """
-        ratio = self.alpha(t_to) / self.alpha(t_from)
-        variance = -self.sigma(t_to).square() * torch.expm1(self.log_snr(t_to) - self.log_snr(t_from))
-        return ratio, variance
+    def transition(self, t_from: Tensor, t_to: Tensor) -> tuple[Tensor, Tensor]:
+        """(r, v) of the forward kernel x_to = r x_from + v^(1/2) eps for t_from < t_to; see `sdes.points`."""
+        return points.transition(self.at(t_from), self.at(t_to))
+
+    def posterior(self, t_from: Tensor, t_to: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(a, b, v) of q(x_to | x_from, x_0) = N(a x_from + b x_0, v I) for t_to < t_from; see `sdes.points`."""
+        return points.posterior(self.at(t_to), self.at(t_from))
 
     @property
     def prior_std(self) -> float:
@@ -124,7 +129,8 @@ class SDE(nn.Module):
         dtype: torch.dtype = torch.float32,
     ) -> Tensor:
         """Draws (B, *) from the prior; `seeds` gives each sample its own stream."""
-        return self.prior_std * Noise(shape, generator, seeds, device, dtype).normal()
+        like = torch.empty(tuple(shape), dtype=dtype, device=device)
+        return self.prior_std * Noise(generator, seeds, len(like)).normal(like)
 
     def prior_log_prob(self, z: Tensor) -> Tensor:
         """Log-density of the prior at z (B, *), in nats, (B,), float64."""
@@ -137,13 +143,13 @@ class SDE(nn.Module):
         signal, noise = (self.alpha(t) / self.prior_std).square(), (self.sigma(t) / self.prior_std).square()
         return 0.5 * (signal * sum_dims(x.square()) + dimensions(x) * (noise - 1 - noise.log()))
 
-    def drawn(self, t: Tensor, factor: Callable[[], Tensor]) -> "SDE":
-        """The path that an objective evaluates at the times t (B,) which it has drawn.
+    def scaled_gradient(self, factor: Callable[[], Tensor]) -> AbstractContextManager[None]:
+        """Within the block, the gradient of a learned shape at times t (B,) is multiplied on its way back by factor().
 
-        Of a path that learns its shape between the ends, the gradient of the shape is multiplied on the way back by
-        factor() (B,), each sample's part by its own: how much its loss counts there. Others are what they are.
+        factor() is (B,), how much each sample counts, and is asked for in the backward pass. Without effect on a path
+        that does not learn its shape between the ends.
         """
-        return self
+        return nullcontext()
 
     def extra_repr(self) -> str:
         return f"t_min={self.t_min:g}, t_max={self.t_max:g}"
@@ -156,21 +162,21 @@ class ReverseSDE:
     eq. 6), l = 0 the probability-flow ODE (eq. 13).
 
     Args:
-        model: the score model, with its `sde`.
+        model: the model, with its `sde`.
         l: noise level, >= 0.
     """
 
-    def __init__(self, model: ScoreModel, l: float = 1.0):  # noqa: E741 - the letter of the formula
+    def __init__(self, model: Model, l: float = 1.0):  # noqa: E741 - the letter of the formula
         if l < 0:
             raise ValueError(f"a noise level l >= 0 expected; got {l}")
         self.model, self.sde, self.l = model, model.sde, float(l)
 
-    def drift(self, x: Tensor, t: Tensor, cond: Condition = None) -> Tensor:
+    def drift(self, x: Tensor, t: Tensor) -> Tensor:
         """The drift at x (B, *) and t () or (B,): velocity - l^2/2 g^2 score, from one network evaluation."""
         t = float64(t)
         sde = self.sde
         churn = 0.5 * self.l**2 * sde.diffusion(t).square() / sde.sigma(t) if self.l else torch.zeros_like(t)
-        return self.model.predict(x, t, cond).combine(sde.alpha_dot(t), sde.sigma_dot(t) + churn)
+        return self.model.predict(x, t).combine(sde.alpha_dot(t), sde.sigma_dot(t) + churn)
 
     def diffusion(self, t: Tensor) -> Tensor:
         """l g(t), () or (B,)."""

@@ -21,14 +21,14 @@ holds them apart: `path.requires_grad_(False)` there.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-from scoresde.sdes.base import SDE
 from scoresde.sdes.log_snr import LogSNRPath
 from scoresde.tensors import float64
 
@@ -74,6 +74,7 @@ class LearnedVP(LogSNRPath):
         )
         self.ends = nn.Parameter(torch.zeros(2, dtype=torch.float32), requires_grad=learn_ends)
         self.shape = nn.Parameter(torch.zeros(3, units, dtype=torch.float32))
+        self._factor: Callable[[], Tensor] | None = None
 
     def gammas(self) -> Tensor:
         """(gamma_0, gamma_1), float64 (2,), on the CPU."""
@@ -85,6 +86,10 @@ class LearnedVP(LogSNRPath):
         width = self.t_max - self.t_min
         a, b, c = self._units()
         value, slope = _rise((float64(t).cpu() - self.t_min) / width, a, b, c)
+        if (factor := self._factor) is not None and t.ndim:
+            for part in (value, slope):
+                if part.requires_grad:
+                    part.register_hook(lambda gradient: gradient * factor())
         return value, slope / width
 
     def schedule(self, t: Tensor) -> tuple[Tensor, Tensor]:
@@ -115,9 +120,14 @@ class LearnedVP(LogSNRPath):
                 break
         return (self.t_min + (self.t_max - self.t_min) * u).clamp(self.t_min, self.t_max).to(log_snr)
 
-    def drawn(self, t: Tensor, factor: Callable[[], Tensor]) -> SDE:
-        """The path as an objective sees it at the times t (B,) that it has drawn, evaluated once: see `SDE.drawn`."""
-        return _Drawn(self, t, factor)
+    @contextmanager
+    def scaled_gradient(self, factor: Callable[[], Tensor]) -> Iterator[None]:
+        """See `SDE.scaled_gradient`: the gradient of phi and phi', and so that of the shape but not of the ends."""
+        self._factor = factor
+        try:
+            yield
+        finally:
+            self._factor = None
 
     @property
     def prior_std(self) -> float:
@@ -143,33 +153,6 @@ class LearnedVP(LogSNRPath):
             return super().extra_repr()
         low, high = self.gammas().tolist()
         return f"gamma_min={low:g}, gamma_max={high:g}, units={self.shape.shape[1]}, " + super().extra_repr()
-
-
-class _Drawn(LogSNRPath):
-    """A learned path at times t (B,), evaluated once; elsewhere the path itself.
-
-    On the way back the gradient of each time's phi and phi', and so that of the shape but not of the ends, is
-    multiplied by the time's `factor()` (B,), which need not be known before.
-    """
-
-    def __init__(self, path: LearnedVP, t: Tensor, factor: Callable[[], Tensor]):
-        super().__init__(path.t_min, path.t_max)
-        self.path, self.t = path, t
-        values = path.fraction(t)
-        for value in values:
-            if value.requires_grad:
-                value.register_hook(lambda gradient: gradient * factor())
-        self._at = _log_snr(path.gammas(), *values)
-
-    def schedule(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        return self._at if torch.equal(t, self.t) else self.path.schedule(t)
-
-    def time(self, log_snr: Tensor) -> Tensor:
-        return self.path.time(log_snr)
-
-    @property
-    def prior_std(self) -> float:
-        return self.path.prior_std
 
 
 def _log_snr(gammas: Tensor, fraction: Tensor, slope: Tensor) -> tuple[Tensor, Tensor]:

@@ -25,8 +25,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from scoresde.solvers.base import Field, Solution, Status, double, finite, per_sample, rms
-from scoresde.tensors import broadcast
+from scoresde.solvers.base import Field, Solution, Status, finite, per_sample, rms
+from scoresde.tensors import broadcast, double
 
 UNRESOLVED = 0.5  # difference between predictor and corrector beyond which a step means nothing
 SMALLEST = 1e-12  # step, as a fraction of the interval, below which the adaptive solver gives up

@@ -19,6 +19,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from scoresde.tensors import double
+
 Field = Callable[[Tensor, Tensor, Tensor | None], tuple[Tensor, Tensor]]
 """(v (n, *), g (n, k)) at s, () or (n,), and x (n, *); the rows (n,) of the batch that x holds, None for all of it."""
 
@@ -71,11 +73,6 @@ def finite(*parts: Tensor) -> Tensor:
 def per_sample(value: int | float, x: Tensor, dtype: torch.dtype) -> Tensor:
     """The value for every sample of x, (B,)."""
     return torch.full((x.shape[0],), value, dtype=dtype, device=x.device)
-
-
-def double(x: Tensor) -> torch.dtype:
-    """float64, or float32 where the device of x has none (MPS)."""
-    return torch.float32 if x.device.type == "mps" else torch.float64
 
 
 def rms(x: Tensor) -> Tensor:

@@ -11,7 +11,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from scoresde.solvers.base import Field, Solution, Status, double, finite, per_sample
+from scoresde.solvers.base import Field, Solution, Status, finite, per_sample
+from scoresde.tensors import double
 
 
 @dataclass(frozen=True)

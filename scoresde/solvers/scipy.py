@@ -7,7 +7,8 @@ import scipy  # its subpackages are imported where they are first used
 import torch
 from torch import Tensor
 
-from scoresde.solvers.base import Field, Solution, Status, double, per_sample
+from scoresde.solvers.base import Field, Solution, Status, per_sample
+from scoresde.tensors import double
 
 METHODS = ("RK45", "RK23", "DOP853", "LSODA", "Radau", "BDF")
 

@@ -5,7 +5,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from scoresde.solvers.base import Field, Solution, Status, double, finite, per_sample
+from scoresde.solvers.base import Field, Solution, Status, finite, per_sample
+from scoresde.tensors import double
 
 METHODS = ("dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun")
 

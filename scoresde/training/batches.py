@@ -2,11 +2,11 @@
 
 A run that is stopped and resumed then goes on exactly as if it had not been, and neither the number of processes that
 share a batch, nor the parts it is accumulated in, nor the workers that load it change what a sample is or what noise it
-gets. The positions of a batch draw in blocks of 16, from one generator each: a process draws the blocks that it needs.
+gets.
 """
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -14,9 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from scoresde.protocols import Condition
-from scoresde.tensors import Noise, send
-
-BLOCK = 16
+from scoresde.tensors import Noise, send, words
 
 
 def step_seed(seed: int, step: int, stream: str = "noise") -> int:
@@ -30,36 +28,23 @@ def share(count: int, rank: int, size: int) -> range:
 
 
 class StepNoise(Noise):
-    """The draws of some positions of a step's batch.
+    """The draws of some positions of a step's batch: parts of the draws of one stream for the whole batch.
 
     Args:
-        shape: (n, *) of a draw.
         positions: n consecutive ones of the batch.
         seed, step: see the module.
-        device, dtype: of the draws.
     """
 
-    def __init__(
-        self,
-        shape: Sequence[int],
-        positions: range,
-        seed: int,
-        step: int,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype = torch.float32,
-    ):
-        super().__init__(shape, device=device, dtype=dtype)
-        blocks = range(positions.start // BLOCK, -(-positions.stop // BLOCK))
-        first = positions.start - BLOCK * blocks.start
-        self._rows = slice(first, first + len(positions))
-        self._blocks = [torch.Generator().manual_seed(step_seed(seed, step, f"block {block}")) for block in blocks]
+    def __init__(self, positions: range, seed: int, step: int):
+        super().__init__(seeds=[step_seed(seed, step)])
+        self._positions = torch.tensor(positions)
 
-    def _draw(self, fill: Callable[..., Tensor], rows: Tensor | None) -> Tensor:
-        drawn = torch.empty((len(self._blocks), BLOCK, *self.shape[1:]), dtype=self.dtype, device="cpu")
-        for part, generator in zip(drawn.unbind(0), self._blocks, strict=True):
-            fill(part, generator=generator)
-        mine = drawn.flatten(0, 1)[self._rows]
-        return send(mine if rows is None else mine[rows.cpu()], self.device)
+    def _words(self, like: Tensor, rows: Tensor | None, size: int) -> Tensor:
+        positions = self._positions if rows is None else self._positions[rows.cpu()]
+        ((first, step),) = self._keys
+        start = (self._numbers << 32) + size * positions
+        self._numbers = self._numbers + 1
+        return words(first + step * start, step.expand_as(start), size, like.device)
 
 
 class Shuffled(Sampler[list[int]]):

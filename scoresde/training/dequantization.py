@@ -4,16 +4,11 @@ Minimised is a bound on -log P(x) in nats (1902.00275, section 3.1), in which th
 
     E_{u ~ q(u|x)} [ B(T(x + u)) - log|det T'| + log q(u|x) ],
 
-with the evidence bound of the diffusion in the place of -log p (2101.09258, theorem 3; d dimensions),
-
-    -log p(y) <= B(y) = 1/2 \int g^2/sigma^2 E|eps_hat(y_t, t) - eps|^2 dt + KL(q(y_(t_max) | y) || prior)
-                        + d/2 log(2 pi e sigma(t_min)^2),        y_t = alpha y + sigma eps.
-
-Its integral is the denoising objective under the weighting "likelihood", half the sum over dimensions; the last term is
-the entropy of the noise at t_min, for as in a likelihood y is taken as x(t_min). B is tight where the score is exact.
+with the evidence bound B(y) of `losses.VariationalBound`, in nats, in the place of -log p(y) (2101.09258, theorem 3).
+A likelihood takes y itself as x(t_min), while the bound's decoder is centred on x(t_min)/alpha: the two differ by the
+constant d log alpha(t_min).
 """
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -25,25 +20,25 @@ from torch.optim import Optimizer
 from torch.utils.data import Dataset, default_collate
 
 from scoresde import bounds
-from scoresde.dequantization import Dequantization, Uniform, Variational
-from scoresde.losses import DenoisingScoreMatching
+from scoresde.dequantization import DataMap, Dequantization, Uniform, Variational
+from scoresde.losses import UniformLogSNR, VariationalBound
 from scoresde.progress import progress_bar
-from scoresde.protocols import Condition, Transform
+from scoresde.protocols import Model, Transform
 from scoresde.score import ScoreModel
-from scoresde.tensors import Noise, dimensions, float64
+from scoresde.tensors import Noise, dimensions, double, float64, mean_and_error
 from scoresde.training.batches import batches, split_condition, step_seed
 from scoresde.training.trainer import NonFiniteLoss
 
 DEQUANTIZATION = "dequantization.safetensors"
-HALF_SQUARES = DenoisingScoreMatching("likelihood", reduction="half_sum")
+BOUND = VariationalBound(UniformLogSNR())
 
 
 def negative_evidence(
-    model: ScoreModel,
+    model: Model,
     images: Tensor,
     transform: Transform,
     dequantization: Dequantization,
-    cond: Condition = None,
+    cond: Any = None,
     generator: torch.Generator | None = None,
 ) -> Tensor:
     """One draw of the module's bound on -log P(images), in nats (B,), with gradient in the dequantisation.
@@ -53,16 +48,13 @@ def negative_evidence(
         images: integer levels (B, *).
         transform: from levels to model space.
         dequantization: one whose point is x(t_min).
-        cond: the network's condition.
+        cond: short for `model.given(cond)`.
         generator: for u, times and noise.
     """
-    dtype = torch.float32 if images.device.type == "mps" else torch.float64
-    values, log_q = dequantization.sample(images, Noise(images.shape, generator, device=images.device, dtype=dtype))
-    y = transform(values)
-    matching = float64(HALF_SQUARES(model, y, cond, generator=generator).value)
-    sigma = model.sde.sigma(float64(model.sde.t_min))
-    entropy = dimensions(y) * (0.5 * math.log(2 * math.pi * math.e) + sigma.log())
-    return matching + model.sde.prior_divergence(y) + entropy - float64(transform.log_det(values)) + float64(log_q)
+    sde = model.sde
+    y, nats = DataMap(transform, dequantization).draw(images.to(double(images)), Noise(generator), sde)
+    bound = BOUND(model, y, cond, generator=generator).value
+    return dimensions(y) * (float64(bound) + sde.alpha(float64(sde.t_min)).log()) - nats
 
 
 def learn(
@@ -131,9 +123,9 @@ class Comparison:
     `gain` is uniform less learned, image by image at the same draws: its error is smaller than theirs.
     """
 
-    learned: tuple[float, float]
-    uniform: tuple[float, float]
-    gain: tuple[float, float]
+    learned: tuple[float, float | None]
+    uniform: tuple[float, float | None]
+    gain: tuple[float, float | None]
 
 
 def compare(
@@ -164,9 +156,4 @@ def compare(
         bounds.continuous, model, images, transform, cond, draws=draws, batch_size=batch_size, progress=progress
     )
     learned, uniform = (bound(dequantization=q).per_image for q in (dequantization, Uniform()))
-    return Comparison(_mean(learned), _mean(uniform), _mean(uniform - learned))
-
-
-def _mean(values: Tensor) -> tuple[float, float]:
-    """The mean and its standard error."""
-    return float(values.mean()), float(values.std()) / math.sqrt(len(values))
+    return Comparison(*(mean_and_error(values) for values in (learned, uniform, uniform - learned)))

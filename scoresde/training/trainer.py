@@ -19,12 +19,12 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader, Dataset
 
-from scoresde.dequantization import Dequantization
+from scoresde.dequantization import DataMap
 from scoresde.losses import LossTerms, Objective
 from scoresde.progress import progress_bar
-from scoresde.protocols import Condition, Transform, select
+from scoresde.protocols import Condition, select
 from scoresde.score import ScoreModel
-from scoresde.tensors import Noise, available
+from scoresde.tensors import available
 from scoresde.training import distributed, posthoc
 from scoresde.training.batches import StepNoise, batches, share, split_condition, step_seed
 from scoresde.training.distributed import Shared
@@ -132,8 +132,7 @@ class Trainer:
         loss: Objective,
         dataset: Dataset,
         run: Path,
-        transform: Transform,
-        dequantization: Dequantization | None = None,
+        states: DataMap,
         preview: Report | None = None,
         evaluate: Report | None = None,
         progress: bool = True,
@@ -145,8 +144,7 @@ class Trainer:
             loss: gives the terms of a batch in model space.
             dataset: items are states `*` in data units, or (state, condition).
             run: the run's directory.
-            transform: from data units to model space.
-            dequantization: of integer levels, which gives the values to train on; None for continuous data.
+            states: from data to the states that the model is trained on.
             preview: called with the model, at its averaged weights and in eval mode, every `preview_every` steps.
             evaluate: the same every `evaluate_every` steps and at the end; returns numbers by their names, for the log.
             progress: show a progress bar.
@@ -156,7 +154,7 @@ class Trainer:
             Interrupted: SIGINT or SIGTERM; the checkpoint holds the last whole step.
         """
         first_process = distributed.rank() == 0
-        terms = _Terms(self._prepared(model), loss, transform, dequantization, self.seed, self.where)
+        terms = _Terms(self._prepared(model), loss, states, self.seed)
         objective = Shared(terms, model, self.parallel)
         state = self._state(model, run / CHECKPOINT, Guard(self.skip_limit, run / SKIPPED if first_process else None))
         base_rates = [group["lr"] for group in state.optimizer.param_groups]
@@ -230,7 +228,7 @@ class Trainer:
             rows = slice(part.start, part.stop)
             with objective.accumulating(last=i == count - 1):
                 with state.precision.autocast():
-                    found = objective(x[rows], select(cond, rows), positions[rows], self.batch_size, step)
+                    found = objective(x[rows], select(cond, rows, len(x)), positions[rows], self.batch_size, step)
                 state.precision.backward(weight * found[0].sum())
             parts.append(LossTerms(*(y.detach() for y in found)))
         terms = LossTerms(*(torch.cat(column) for column in zip(*(vars(p).values() for p in parts), strict=True)))
@@ -282,29 +280,19 @@ class Trainer:
 class _Terms(nn.Module):
     """The loss terms of data, as a module: what several processes exchange gradients of."""
 
-    def __init__(
-        self,
-        model: ScoreModel,
-        loss: Objective,
-        transform: Transform,
-        dequantization: Dequantization | None,
-        seed: int,
-        device: torch.device,
-    ):
+    def __init__(self, model: ScoreModel, loss: Objective, states: DataMap, seed: int):
         super().__init__()
-        self.model, self.loss = model, loss
-        self.transform, self.dequantization, self.seed, self.device = transform, dequantization, seed, device
+        self.model, self.loss, self.states, self.seed = model, loss, states, seed
 
     def forward(
         self, x: Tensor, cond: Condition, positions: range, batch_size: int, step: int
     ) -> tuple[Tensor, Tensor, Tensor]:
         """(value, t, weight) of the data x (n, *) at those positions of the step's batch."""
-        stream: Noise = StepNoise(x.shape, positions, self.seed, step, self.device)
-        if self.dequantization is not None:
-            x = self.dequantization.training_values(x, stream)
+        stream = StepNoise(positions, self.seed, step)
+        x0 = self.states.trained(x.float(), stream)
         generator = torch.Generator().manual_seed(step_seed(self.seed, step, "times"))
         t = self.loss.draw_times(self.model.sde, batch_size, generator)[positions.start : positions.stop]
-        terms = self.loss(self.model, self.transform(x.float()), cond, t=t, stream=stream)
+        terms = self.loss(self.model, x0, cond, t=t, stream=stream)
         return terms.value, terms.t, terms.weight
 
 

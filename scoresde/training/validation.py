@@ -4,27 +4,19 @@ Both draw the same noise every time, so that what changes from one line of the l
 """
 
 import math
-from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
 from scoresde import bounds
-from scoresde.dequantization import Dequantization
+from scoresde.dequantization import DataMap
 from scoresde.losses import Objective
-from scoresde.protocols import Condition, Transform, select
+from scoresde.protocols import Condition, select
 from scoresde.score import ScoreModel
-from scoresde.tensors import dimensions
+from scoresde.tensors import dimensions, mean_and_error
 from scoresde.training.batches import StepNoise, split_condition, step_seed
-
-
-@dataclass
-class View:
-    """How data is seen: its transform to model space, and how integer levels become values (None: it is continuous)."""
-
-    transform: Transform
-    dequantization: Dequantization | None
 
 
 class HeldOut:
@@ -33,8 +25,8 @@ class HeldOut:
     Args:
         loss: the training's.
         dataset: not trained on.
-        trained: how the training sees data.
-        measured: how a likelihood does.
+        trained: the data map of the training.
+        measured: that of a likelihood.
         samples: of the dataset, evenly spaced.
         draws: evaluations of each sample for the bound, even; 0 for no bound.
         batch_size: samples at a time.
@@ -48,8 +40,8 @@ class HeldOut:
         self,
         loss: Objective,
         dataset: Dataset,
-        trained: View,
-        measured: View,
+        trained: DataMap,
+        measured: DataMap,
         samples: int = 256,
         draws: int = 8,
         batch_size: int = 128,
@@ -82,37 +74,35 @@ class HeldOut:
             rows = slice(first, first + self.batch_size)
             part = x[rows]
             positions = range(first, first + len(part))
-            stream = StepNoise(part.shape, positions, step_seed(self.seed, 0, "validation"), 0, device=x.device)
-            if self.trained.dequantization is not None:
-                part = self.trained.dequantization.training_values(part, stream)
-            terms = self.loss(
-                model, self.trained.transform(part.float()), select(cond, rows), t=times[rows], stream=stream
-            )
+            stream = StepNoise(positions, step_seed(self.seed, 0, "validation"), 0)
+            x0 = self.trained.trained(part.float(), stream)
+            terms = self.loss(model, x0, select(cond, rows, len(x)), t=times[rows], stream=stream)
             found.append(terms.value.cpu().double())
         return torch.cat(found)
 
     def _is_bounded(self, model: ScoreModel) -> bool:
         """Whether the continuous bound is of what the likelihood measures: not where its points are no clean data."""
-        way = self.measured.dequantization
-        return way is None or way.start(model.sde, self.measured.transform) is None
+        return self.measured.start(model.sde) is None
 
     def _bound(self, model: ScoreModel, x: Tensor, cond: Condition) -> dict[str, float]:
-        transform, way = self.measured.transform, self.measured.dequantization
-        if way is not None:
-            found = bounds.continuous(model, x, transform, cond, way, draws=self.draws, batch_size=self.batch_size)
+        transform, dequantization = self.measured.transform, self.measured.dequantization
+        if dequantization is not None:
+            bound = partial(bounds.continuous, draws=self.draws, batch_size=self.batch_size)
+            found = bound(model, x, transform, cond, dequantization)
             return _mean("validation_bits_per_dim_bound", found.per_image)
         y = transform(x)
         parts = []
         for first in range(0, len(y), self.batch_size):
             rows = slice(first, first + self.batch_size)
             seeds = range(first, first + len(y[rows]))
-            parts.append(bounds.continuous_nats(model, y[rows], select(cond, rows), self.draws, seeds=seeds).value)
+            parts.append(
+                bounds.continuous_nats(model, y[rows], select(cond, rows, len(y)), self.draws, seeds=seeds).value
+            )
         nats = torch.cat(parts).cpu() - transform.log_det(x).cpu()
         return _mean("validation_nats_per_dim_bound", nats / dimensions(x))
 
 
 def _mean(name: str, values: Tensor) -> dict[str, float]:
     """The mean and its standard error."""
-    values = values.double()
-    spread = float(values.std()) / math.sqrt(len(values)) if len(values) > 1 else math.nan
-    return {name: float(values.mean()), f"{name}_stderr": spread}
+    mean, error = mean_and_error(values)
+    return {name: mean, f"{name}_stderr": math.nan if error is None else error}

@@ -20,6 +20,7 @@ class Logits(torch.nn.Module):
         self.logits = logits
 
     def forward(self, x, label, cond=None):
+        self.given = x, label
         flat = self.logits.flatten().reshape(1, -1, *(1,) * (x.ndim - 2))
         return flat.expand(x.shape[0], -1, *x.shape[2:])
 
@@ -43,7 +44,7 @@ def test_posterior_mean(s, space):
     logits = normal(2, LEVELS)
     y = 1.5 * normal(4, 2, *space, seed=1) * math.sqrt(0.5 + s**2)
     y = y.clamp(-1 - 4 * s, 1 + 4 * s)  # farther out the quadrature itself underflows
-    out = head(logits)(y / math.hypot(s, SIGMA_DATA), torch.full((4,), math.log(s) / 4, dtype=torch.float64))
+    out = head(logits)(y, torch.full((4,), s, dtype=torch.float64))
     for channel in range(2):
         expected = quadrature(y[:, channel].flatten(), s, logits[channel].softmax(dim=0))
         torch.testing.assert_close(out[:, channel].flatten(), expected, atol=2e-6, rtol=0)
@@ -56,7 +57,7 @@ def test_posterior_mean_of_points(s, space):
     logits = normal(2, LEVELS)
     y = 1.5 * normal(4, 2, *space, seed=1) * math.sqrt(0.5 + s**2)
     y = y.clamp(-1 - 4 * s, 1 + 4 * s)
-    out = head(logits, data="points")(y / math.hypot(s, SIGMA_DATA), torch.full((4,), math.log(s) / 4).double())
+    out = head(logits, data="points")(y, torch.full((4,), s, dtype=torch.float64))
     centres = (torch.arange(LEVELS, dtype=torch.float64) + 0.5) * 2 / LEVELS - 1
     for channel in range(2):
         flat = y[:, channel].flatten()
@@ -72,7 +73,7 @@ def test_points_are_a_mixture_of_narrow_gaussians(sde):
     logits = normal(1, LEVELS)
     centres = (torch.arange(LEVELS, dtype=torch.float64) + 0.5) * 2 / LEVELS - 1
     mixture = ss.GaussianMixture(centres[:, None], torch.full((LEVELS,), 1e-6), logits[0].softmax(dim=0))
-    model = ss.ScoreModel(head(logits, data="points"), sde, ss.predictions.Denoiser(SIGMA_DATA))
+    model = ss.ScoreModel(head(logits, data="points"), sde, ss.predictions.Denoiser())
     for ratio in (0.08, 0.5, 5.0):
         t = sde.time(f64(-2 * math.log(ratio)))
         x = mixture.sample(50, sde, t, generator=seeded())
@@ -83,20 +84,63 @@ def test_points_are_a_mixture_of_narrow_gaussians(sde):
 @pytest.mark.parametrize("sde", [ss.VP(), ss.SubVP(), ss.VE(), ss.Rectified()], ids=lambda sde: type(sde).__name__)
 def test_uniform_levels_are_a_uniform_density(sde):
     """With equal logits the data is uniform on [-1, 1]: the whole range is one box, whatever the number of levels."""
-    model = ss.ScoreModel(head(torch.zeros(1, LEVELS)), sde, ss.predictions.Denoiser(SIGMA_DATA))
-    one = ss.ScoreModel(head(torch.zeros(1, 2), levels=2), sde, ss.predictions.Denoiser(SIGMA_DATA))
+    model = ss.ScoreModel(head(torch.zeros(1, LEVELS)), sde, ss.predictions.Denoiser())
+    one = ss.ScoreModel(head(torch.zeros(1, 2), levels=2), sde, ss.predictions.Denoiser())
     x = sde.perturb(2 * torch.rand(3, 1, 4, dtype=torch.float64, generator=seeded()) - 1, f64(0.4), normal(3, 1, 4))
     torch.testing.assert_close(model.score(x, 0.4), one.score(x, 0.4), atol=1e-9, rtol=1e-9)
+
+
+def closed_form(y, s, prior, data):
+    """E[x_0 | y] by the formulas of the module, sum_k pi_k L_k m_k / sum_k pi_k L_k: y (n, 1), s (n, 1), prior (K,)."""
+    edges = torch.linspace(-1, 1, LEVELS + 1, dtype=torch.float64)
+    if data == "points":
+        centres = (edges[1:] + edges[:-1]) / 2
+        joint = prior * torch.exp(-0.5 * ((y - centres) / s).square())
+        return (joint * centres).sum(dim=1) / joint.sum(dim=1)
+    z = (edges - y) / s
+    a, b = z[:, :-1], z[:, 1:]
+    likelihood = torch.special.ndtr(-(a + b).sign() * a) - torch.special.ndtr(-(a + b).sign() * b)
+    density = torch.exp(-0.5 * z.square()) / math.sqrt(2 * math.pi)
+    moved = (prior * (density[:, :-1] - density[:, 1:])).sum(dim=1) / (prior * likelihood.abs()).sum(dim=1)
+    return y[:, 0] + s[:, 0] * moved
+
+
+@pytest.mark.parametrize("data", ["boxes", "points"])
+@pytest.mark.parametrize("sigma_data", [0.05, SIGMA_DATA, 20.0])
+@pytest.mark.parametrize("sde", [ss.VP(), ss.SubVP(), ss.VE(), ss.Rectified()], ids=lambda sde: type(sde).__name__)
+def test_the_denoised_view_is_the_posterior_mean_whatever_sigma_data(sde, sigma_data, data):
+    """The scale is for the network inside: where this outputs log pi_k, no sigma_data makes the mean wrong."""
+    prior = normal(LEVELS).softmax(dim=0)
+    model = ss.ScoreModel(head(prior.log(), data=data, sigma_data=sigma_data), sde, ss.predictions.Denoiser())
+    box = torch.multinomial(prior, 40, replacement=True, generator=seeded())
+    x0 = (box + 0.5 + (0.9 * torch.rand(40, generator=seeded()) - 0.45) * (data == "boxes")) * 2 / LEVELS - 1
+    for t in (sde.t_min + (sde.t_max - sde.t_min) * f64(0.0, 0.01, 0.1, 0.3, 0.6, 1.0)):
+        x = sde.perturb(x0[:, None].double(), t, normal(40, 1, seed=1))
+        s = torch.full((40, 1), float(sde.sigma(t) / sde.alpha(t)), dtype=torch.float64)
+        exact = closed_form(x / sde.alpha(t), s, prior, data)
+        # Where s is large both sides divide differences of size 1/s by one another.
+        atol = 1e-13 * max(1.0, float(s[0])) ** 2
+        torch.testing.assert_close(model.denoise(x[:, :, None], t).flatten(), exact, atol=atol, rtol=0)
+
+
+@pytest.mark.parametrize("sde", [ss.VP(), ss.VE()], ids=lambda sde: type(sde).__name__)
+def test_the_network_inside_reads_what_edm_reads(sde):
+    wrapper, karras = head(torch.zeros(1, LEVELS)), ss.predictions.Karras(SIGMA_DATA)
+    x, t = normal(4, 1, 3), sde.t_min + (sde.t_max - sde.t_min) * f64(0.0, 0.1, 0.5, 1.0)
+    ss.ScoreModel(wrapper, sde, ss.predictions.Denoiser()).denoise(x, t)
+    scaled, label = wrapper.network.given
+    torch.testing.assert_close(scaled, karras.c_in(sde, t)[:, None, None] * x, atol=0, rtol=1e-12)
+    torch.testing.assert_close(label, karras.c_noise(sde, t), atol=1e-13, rtol=0)
 
 
 @pytest.mark.parametrize("data", ["boxes", "points"])
 @pytest.mark.parametrize("s", [1e-6, 1e-3, 150.0])
 def test_finite_with_finite_gradients_far_out(s, data):
     """The tails of every box, at both ends of the noise."""
-    x = torch.linspace(-8, 8, 33).reshape(-1, 1, 1).requires_grad_()
+    y = (math.hypot(s, SIGMA_DATA) * torch.linspace(-8, 8, 33)).reshape(-1, 1, 1).requires_grad_()
     logits = torch.zeros(1, LEVELS, requires_grad=True)
-    out = head(logits, data=data)(x, torch.full((33,), math.log(s) / 4))
-    gradients = torch.autograd.grad(out.sum(), (x, logits))
+    out = head(logits, data=data)(y, torch.full((33,), s))
+    gradients = torch.autograd.grad(out.sum(), (y, logits))
     assert all(bool(torch.isfinite(value).all()) for value in (out, *gradients))
     assert (out.abs() <= 1 + 1e-5).all()
 
@@ -107,4 +151,6 @@ def test_bad_arguments():
     with pytest.raises(ValueError, match="'boxes' or 'points' expected; got 'lines'"):
         head(torch.zeros(1, LEVELS), data="lines")
     with pytest.raises(ValueError, match=r"logits \(3, 5, 4\)"):
-        head(torch.zeros(1, 4))(torch.zeros(3, 1, 4), torch.zeros(3))
+        head(torch.zeros(1, 4))(torch.zeros(3, 1, 4), torch.ones(3))
+    with pytest.raises(ValueError, match="sigma_data > 0"):
+        head(torch.zeros(1, LEVELS), sigma_data=0.0)

@@ -1,0 +1,77 @@
+"""A path at a time, and the Gaussian kernels between two times.
+
+With r = alpha_t / alpha_s and v = sigma_t^2 - r^2 sigma_s^2 for s < t (t is noisier),
+
+    q(x_t | x_s)      = N(r x_s, v I)
+    q(x_s | x_t, x_0) = N((r sigma_s^2 x_t + v alpha_s x_0) / sigma_t^2, v sigma_s^2 / sigma_t^2 I)
+
+(2006.11239, eq. 7), on every path.
+The numbers are floats, for coefficients that are computed before a loop, or float64 tensors () or (B,).
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Generic, Protocol, TypeVar
+
+import torch
+from torch import Tensor
+
+Number = TypeVar("Number", float, Tensor)
+
+
+class Schedule(Protocol):
+    """What a point asks of a path."""
+
+    def alpha(self, t: Tensor) -> Tensor: ...
+    def sigma(self, t: Tensor) -> Tensor: ...
+    def log_snr(self, t: Tensor) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class Point(Generic[Number]):
+    """A time t, float64, with alpha, sigma and lambda = log(alpha/sigma) there."""
+
+    t: Tensor
+    alpha: Number
+    sigma: Number
+    lam: Number
+
+    @property
+    def ratio(self) -> Number:
+        """r = sigma/alpha."""
+        return _call("exp", -self.lam)
+
+    @property
+    def size(self) -> Number:
+        """(alpha^2 + sigma^2)^(1/2), the size of a state of unit data: the unit of w = x/size."""
+        return _call("hypot", self.alpha, self.sigma)
+
+    @property
+    def angle(self) -> Number:
+        """phi = atan(sigma/alpha), from 0 (data) to pi/2 (noise)."""
+        return _call("atan2", self.sigma, self.alpha)
+
+
+def points(sde: Schedule, times: Sequence[Tensor]) -> list[Point[float]]:
+    """The points of a path at these times, of floats: one evaluation of the path for all of them."""
+    t = torch.stack(list(times))
+    values = [part.tolist() for part in (sde.alpha(t), sde.sigma(t), 0.5 * sde.log_snr(t))]
+    return [Point(*point) for point in zip(t, *values, strict=True)]
+
+
+def transition(clean: Point[Number], noisy: Point[Number]) -> tuple[Number, Number]:
+    """(r, v) of q(x_t | x_s): v without cancellation, -sigma_t^2 expm1(2 (lambda_t - lambda_s))."""
+    return noisy.alpha / clean.alpha, -(noisy.sigma**2) * _call("expm1", 2 * (noisy.lam - clean.lam))
+
+
+def posterior(clean: Point[Number], noisy: Point[Number]) -> tuple[Number, Number, Number]:
+    """(a, b, variance) of q(x_s | x_t, x_0) = N(a x_t + b x_0, variance I)."""
+    ratio, variance = transition(clean, noisy)
+    kept = (clean.sigma / noisy.sigma) ** 2
+    return ratio * kept, clean.alpha * variance / noisy.sigma**2, variance * kept
+
+
+def _call(name: str, *values: Number) -> Number:
+    """The function of that name in torch or in math."""
+    return getattr(torch if isinstance(values[0], Tensor) else math, name)(*values)

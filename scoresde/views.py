@@ -1,0 +1,158 @@
+r"""The views of a diffusion model at (x, t): one primitive, from which every other follows.
+
+A model knows E[x_0 | x_t] and E[eps | x_t], with alpha E[x_0 | x_t] + sigma E[eps | x_t] = x. Whatever a sampler, a
+likelihood or a loss asks of it is a combination of the two,
+
+    combine(d, n) = d E[x_0 | x_t] + n E[eps | x_t],
+
+with coefficients in float64 that are cast once. No view is computed through another: at t = 1e-5, where sigma is about
+1e-3, the division by sigma would multiply float32 rounding by a thousand each time.
+
+| implementation       | combine(d, n)                                           | used by                            |
+| -------------------- | ------------------------------------------------------- | ---------------------------------- |
+| `score.NetworkViews` | a(t) x + b(t) F, of the network's output F              | `score.ScoreModel`                 |
+| `BlendedViews`       | sum_k w_k(t) views_k.combine(d, n)                      | guidance, compositions             |
+| `ShiftedViews`       | views.combine(d, n) + (d - n alpha/sigma) delta         | thresholding, posterior models     |
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from scoresde.tensors import broadcast
+
+
+class Path(Protocol):
+    """What views need of an SDE."""
+
+    def alpha(self, t: Tensor) -> Tensor: ...
+    def sigma(self, t: Tensor) -> Tensor: ...
+    def alpha_dot(self, t: Tensor) -> Tensor: ...
+    def sigma_dot(self, t: Tensor) -> Tensor: ...
+
+
+class Views(ABC):
+    """Every view of a model at (x, t), each (B, *) in the dtype of x, computed when asked for.
+
+    Args:
+        sde: the diffusion.
+        t: float64, () or (B,).
+        variance: the fraction nu (B, *) of a learned variance, None where the network learns none: a reverse step with
+            the posterior variance beta_tilde and the transition variance beta has log Sigma = nu log beta +
+            (1 - nu) log beta_tilde (2102.09672, eq. 15).
+    """
+
+    def __init__(self, sde: Path, t: Tensor, variance: Tensor | None = None):
+        self.sde, self.t, self.variance = sde, t, variance
+
+    @abstractmethod
+    def combine(self, denoised: Tensor, noise: Tensor) -> Tensor:
+        """denoised * E[x_0 | x_t] + noise * E[eps | x_t], (B, *), with float64 coefficients () or (B,)."""
+
+    def error(self, x0: Tensor, noise: Tensor) -> "Views":
+        """The errors of these views, which are views again, at x_t = alpha x0 + sigma noise with x0 and noise (B, *).
+
+        `error.noise` is E[eps | x_t] - noise and `error.denoised` is E[x_0 | x_t] - x0. Where a network gives the
+        error of its own target, no digits are lost at small t.
+        """
+        one = torch.ones_like(self.t)
+        return BlendedViews([self, Pair(self.sde, self.t, x0, noise)], [one, -one])
+
+    @property
+    def denoised(self) -> Tensor:
+        """E[x_0 | x_t]."""
+        return self.combine(torch.ones_like(self.t), torch.zeros_like(self.t))
+
+    @property
+    def noise(self) -> Tensor:
+        """E[eps | x_t]."""
+        return self.combine(torch.zeros_like(self.t), torch.ones_like(self.t))
+
+    @property
+    def score(self) -> Tensor:
+        """The gradient of log p_t(x): -E[eps | x_t] / sigma."""
+        return self.combine(torch.zeros_like(self.t), -1 / self.sde.sigma(self.t))
+
+    @property
+    def v(self) -> Tensor:
+        """E[v | x_t], v = (alpha eps - sigma x_0) / (alpha^2 + sigma^2)^(1/2) (2202.00512, appendix D)."""
+        alpha, sigma = self.sde.alpha(self.t), self.sde.sigma(self.t)
+        size = torch.hypot(alpha, sigma)
+        return self.combine(-sigma / size, alpha / size)
+
+    @property
+    def velocity(self) -> Tensor:
+        """dx/dt of the probability-flow ODE: alpha' E[x_0 | x_t] + sigma' E[eps | x_t] = f x - g^2/2 score."""
+        return self.combine(self.sde.alpha_dot(self.t), self.sde.sigma_dot(self.t))
+
+
+class Pair(Views):
+    """The views of a known pair (x0, noise), (B, *) each: d x0 + n noise."""
+
+    def __init__(self, sde: Path, t: Tensor, x0: Tensor, noise: Tensor):
+        super().__init__(sde, t)
+        self._x0, self._noise = x0, noise
+
+    def combine(self, denoised: Tensor, noise: Tensor) -> Tensor:
+        return broadcast(denoised, self._x0) * self._x0 + broadcast(noise, self._noise) * self._noise
+
+
+class BlendedViews(Views):
+    """sum_k w_k(t) views_k.combine(d, n); the learned variance is that of the first.
+
+    Args:
+        views: of models of one SDE, at one (x, t).
+        weights: w_k, float64, () or (B,) each. With weights that add up to 1, alpha E[x_0 | x_t] + sigma E[eps | x_t]
+            stays x.
+
+    Raises:
+        ValueError: no views, or another number of weights.
+    """
+
+    def __init__(self, views: Sequence[Views], weights: Sequence[Tensor]):
+        if not views or len(views) != len(weights):
+            raise ValueError(f"as many weights as views, one or more, expected; got {len(weights)} and {len(views)}")
+        super().__init__(views[0].sde, views[0].t, views[0].variance)
+        self._views, self._weights = list(views), list(weights)
+
+    def combine(self, denoised: Tensor, noise: Tensor) -> Tensor:
+        parts = zip(self._views, self._weights, strict=True)
+        first, *others = (views.combine(weight * denoised, weight * noise) for views, weight in parts)
+        return sum(others, start=first)
+
+    def error(self, x0: Tensor, noise: Tensor) -> Views:
+        """The blend of the errors, and of the pair itself by the sum of the weights less 1."""
+        errors = [views.error(x0, noise) for views in self._views]
+        excess = torch.stack([weight.expand_as(self.t) for weight in self._weights]).sum(dim=0) - 1
+        return BlendedViews([*errors, Pair(self.sde, self.t, x0, noise)], [*self._weights, excess])
+
+
+class ShiftedViews(Views):
+    """Views whose denoised mean is moved from `before` to `after`, (B, *), at the same x.
+
+    With delta = after - before, combine(d, n) = views.combine(d, n) + (d - n alpha/sigma) delta: where delta is zero,
+    the views are what they were to the last digit. Where sigma = 0 the noise stays: the state says nothing about it.
+    """
+
+    def __init__(self, views: Views, before: Tensor, after: Tensor):
+        super().__init__(views.sde, views.t, views.variance)
+        self._views, self._before, self._after = views, before, after
+
+    @property
+    def denoised(self) -> Tensor:
+        """The new mean itself."""
+        return self._after
+
+    def combine(self, denoised: Tensor, noise: Tensor) -> Tensor:
+        alpha, sigma = self.sde.alpha(self.t), self.sde.sigma(self.t)
+        ratio = torch.where(sigma > 0, alpha / sigma, 0.0)
+        delta = self._after - self._before
+        return self._views.combine(denoised, noise) + broadcast(denoised - noise * ratio, delta) * delta
+
+    def error(self, x0: Tensor, noise: Tensor) -> Views:
+        """The errors of the views inside, shifted alike."""
+        errors = self._views.error(x0, noise)
+        return ShiftedViews(errors, self._before - x0, self._after - x0)
