@@ -78,7 +78,7 @@ class Ratio:
 
     def scale(self, t: Tensor) -> Tensor:
         """x / w at time t, float64."""
-        return self.sde.at(t).size
+        return self.sde.size(t)
 
     def coefficients(self, u: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """(a, b) with dw/du = a E[x_0 | x] + b E[eps | x], float64, at u and its time t.

@@ -11,7 +11,6 @@ around a model, passes on what a subclass does not change. A condition is bound 
 on belongs to the model.
 """
 
-from abc import abstractmethod
 from copy import copy
 from typing import Any, Self
 
@@ -35,27 +34,22 @@ class NetworkViews(Views):
     ):
         super().__init__(sde, t, variance)
         self._x, self._output = x, output
-        self._target = prediction.target(sde, t)
+        self._alpha, self._sigma = sde.alpha(t), sde.sigma(t)
+        self._p, self._q = prediction.target(sde, t)
+        self._determinant = self._alpha * self._q - self._sigma * self._p
 
     def combine(self, denoised: Tensor, noise: Tensor) -> Tensor:
-        p, q = self._target
-        a = (denoised * q - noise * p) / self._determinant()
+        a = (denoised * self._q - noise * self._p) / self._determinant
         return broadcast(a, self._x) * self._x + self._of_output(denoised, noise) * self._output
 
     def error(self, x0: Tensor, noise: Tensor) -> Views:
         """From the error of the network's own target, F - (p x0 + q noise)."""
-        p, q = self._target
-        target = broadcast(p, x0) * x0 + broadcast(q, noise) * noise
+        target = broadcast(self._p, x0) * x0 + broadcast(self._q, noise) * noise
         return _TargetError(self, self._output - target)
-
-    def _determinant(self) -> Tensor:
-        p, q = self._target
-        return self.sde.alpha(self.t) * q - self.sde.sigma(self.t) * p
 
     def _of_output(self, denoised: Tensor, noise: Tensor) -> Tensor:
         """The coefficient b of the output."""
-        b = noise * self.sde.alpha(self.t) - denoised * self.sde.sigma(self.t)
-        return broadcast(b / self._determinant(), self._output)
+        return broadcast((noise * self._alpha - denoised * self._sigma) / self._determinant, self._output)
 
 
 class _TargetError(Views):
@@ -83,7 +77,6 @@ class BaseModel(nn.Module):
     def density(self) -> str | None:
         return type(self).__name__
 
-    @abstractmethod
     def predict(self, x: Tensor, t: Tensor | float) -> Views:
         """Every view of the model at x (B, *) and t () or (B,)."""
         raise NotImplementedError(f"{type(self).__name__} must define predict(x, t)")
@@ -288,6 +281,11 @@ class _Foreign(ModelWrapper):
     @property
     def density(self) -> str | None:
         return self._inside("density", "str | None: whose density its probability flow has, None where it has none")
+
+    def rows(self, rows: Tensor | slice, count: int) -> Self:
+        if isinstance(rows, slice) and rows.indices(count) == (0, count, 1):
+            return self  # all of them
+        return super().rows(rows, count)
 
     def predict(self, x: Tensor, t: Tensor | float) -> Views:
         with counting() as inside:

@@ -26,12 +26,14 @@ from scoresde.tensors import broadcast
 
 
 class Path(Protocol):
-    """What views need of an SDE."""
+    """What views, and points of a path, need of an SDE: functions of time."""
 
     def alpha(self, t: Tensor) -> Tensor: ...
     def sigma(self, t: Tensor) -> Tensor: ...
     def alpha_dot(self, t: Tensor) -> Tensor: ...
     def sigma_dot(self, t: Tensor) -> Tensor: ...
+    def log_snr(self, t: Tensor) -> Tensor: ...
+    def size(self, t: Tensor) -> Tensor: ...
 
 
 class Views(ABC):
@@ -79,9 +81,8 @@ class Views(ABC):
     @property
     def v(self) -> Tensor:
         """E[v | x_t], v = (alpha eps - sigma x_0) / (alpha^2 + sigma^2)^(1/2) (2202.00512, appendix D)."""
-        alpha, sigma = self.sde.alpha(self.t), self.sde.sigma(self.t)
-        size = torch.hypot(alpha, sigma)
-        return self.combine(-sigma / size, alpha / size)
+        size = self.sde.size(self.t)
+        return self.combine(-self.sde.sigma(self.t) / size, self.sde.alpha(self.t) / size)
 
     @property
     def velocity(self) -> Tensor:

@@ -19,6 +19,8 @@ from scoresde.samplers import (
     uniform_log_snr,
     uniform_time,
 )
+from scoresde.samplers.base import as_step, make_transition
+from scoresde.tensors import Noise
 from tests.conftest import close, f64, normal, oracle, seeded, some, within
 
 SMOOTH = some("vp", "ve", "karras", "rectified")
@@ -196,15 +198,12 @@ def test_from_a_node_it_is_the_rest_of_the_sampler(predictor):
     t = float(uniform_log_snr(model.sde, 9)[4])
     states, draws = [], []
 
-    class Replayed:
+    def replayed(model, x, t_from, t_to, noise):
         """A step that draws the same noise from the same time on."""
+        draws.append(float(t_from))
+        return make_transition(predictor, model, x, t_from, t_to, Noise(seeded(int(1e6 * t_from))))
 
-        def __call__(self, model, x, t_from, t_to, noise, cond=None):
-            stream = ss.tensors.Noise.like(x, seeded(int(1e6 * t_from)))
-            draws.append(float(t_from))
-            return predictor(model, x, t_from, t_to, stream, cond)
-
-    sampler.predictor = Replayed()
+    sampler.predictor = as_step(replayed)
     whole = sampler(model, x_T=x_T, callback=lambda i, t, x: states.append(x))
     rest = From(sampler, t)(model, x_T=states[3])
     assert draws[9:] == draws[4:9]
@@ -291,8 +290,8 @@ def test_the_sampler_draws_afresh():
         def transitions(self, sde):
             return [tuple(f64(1.0, 0.1))]
 
-        def step(self, model, x, t_from, t_to, noise, cond=None):
-            drawn.extend((x, noise.normal()))
+        def step(self, model, x, t_from, t_to, noise):
+            drawn.extend((x, noise.normal(x)))
             return x
 
     model = oracle((2,)).score_model(sde)
@@ -337,7 +336,7 @@ class Still(Sampler):
     def transitions(self, sde):
         return [tuple(f64(sde.t_max, sde.t_min))]
 
-    def step(self, model, x, t_from, t_to, noise, cond=None):
+    def step(self, model, x, t_from, t_to, noise):
         return x
 
 

@@ -292,7 +292,7 @@ class ErrorControlled(Sampler):
                 arrived[runs.rows[over].to(x.device)] = runs.here.w[over.to(x.device)]
                 runs.keep(~over)
             if not len(runs.rows):
-                return (broadcast(angle.sde.at(t_to).size, arrived) * arrived).to(x.dtype)
+                return (broadcast(angle.sde.size(t_to), arrived) * arrived).to(x.dtype)
             self._propose(angle, runs, noise)
         hint = f"allow more than {self.max_evaluations} evaluations, or a larger error"
         raise _failure("did not arrive", runs.rows, runs.here.t, len(x), hint)
@@ -304,7 +304,7 @@ class ErrorControlled(Sampler):
     def _start(self, angle: AngularPath, x: Tensor) -> Place:
         """The place at the start of the transition, with the noise 0 there: only its changes matter."""
         t = angle.ends[0].expand(len(x))
-        w = x.to(double(x)) / float(angle.sde.at(angle.ends[0]).size)
+        w = x.to(double(x)) / float(angle.sde.size(angle.ends[0]))
         nu = torch.full_like(t, angle.start)
         return Place(nu, t, nu, self._clock(angle, nu), w, torch.zeros_like(w))
 
@@ -313,7 +313,7 @@ class ErrorControlled(Sampler):
         """V of each sample, at the start or at the end of its step, and the time (n,)."""
         t = torch.where(runs.landing, runs.there.t, runs.here.t)
         state = _choose(runs.landing, runs.there.w, runs.here.w)
-        views = model.rows(runs.rows, count).predict(broadcast(model.sde.at(t).size, state) * state, t)
+        views = model.rows(runs.rows, count).predict(broadcast(model.sde.size(t), state) * state, t)
         return views.v, t
 
     def _judge(self, runs: _Runs, velocity: Tensor, largest: float) -> Tensor:

@@ -86,6 +86,10 @@ class SDE(nn.Module):
         """log(alpha^2 / sigma^2), in nats; decreasing in t."""
         return 2 * (self.alpha(t).log() - self.sigma(t).log())
 
+    def size(self, t: Tensor) -> Tensor:
+        """(alpha^2 + sigma^2)^(1/2), the size of the states of unit data."""
+        return torch.hypot(self.alpha(t), self.sigma(t))
+
     def time(self, log_snr: Tensor) -> Tensor:
         """Inverse of `log_snr`, clamped to [t_min, t_max]; by default 700 evaluations for each."""
         low = torch.full_like(log_snr, self.t_min)

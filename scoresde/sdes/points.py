@@ -12,20 +12,14 @@ The numbers are floats, for coefficients that are computed before a loop, or flo
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor
 
+from scoresde.views import Path
+
 Number = TypeVar("Number", float, Tensor)
-
-
-class Schedule(Protocol):
-    """What a point asks of a path."""
-
-    def alpha(self, t: Tensor) -> Tensor: ...
-    def sigma(self, t: Tensor) -> Tensor: ...
-    def log_snr(self, t: Tensor) -> Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -53,7 +47,7 @@ class Point(Generic[Number]):
         return _call("atan2", self.sigma, self.alpha)
 
 
-def points(sde: Schedule, times: Sequence[Tensor]) -> list[Point[float]]:
+def points(sde: Path, times: Sequence[Tensor]) -> list[Point[float]]:
     """The points of a path at these times, of floats: one evaluation of the path for all of them."""
     t = torch.stack(list(times))
     values = [part.tolist() for part in (sde.alpha(t), sde.sigma(t), 0.5 * sde.log_snr(t))]

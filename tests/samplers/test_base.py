@@ -91,7 +91,7 @@ def test_trajectory_and_callback_see_every_transition(model):
 
 
 def test_a_constraint_holds_after_every_transition(model):
-    def half_zero(x, t, noise):
+    def half_zero(model, x, t, noise):
         return torch.cat([x[..., :1], torch.zeros_like(x[..., 1:])], dim=-1)
 
     result = sampler()(model, shape=(2, 1, 2, 2), seeds=[0, 1], constraint=half_zero, trajectory=True)
@@ -122,8 +122,8 @@ def test_a_condition_reaches_the_network():
 def test_an_own_step_is_a_function(model):
     """One predictor step of the probability flow, written by a user with the model's own methods."""
 
-    def euler(model, x, t_from, t_to, noise, cond):
-        return x + float(t_to - t_from) * model.velocity(x, t_from, cond)
+    def euler(model, x, t_from, t_to, noise):
+        return x + float(t_to - t_from) * model.velocity(x, t_from)
 
     own = ss.samplers.PredictorCorrector(euler, steps=10)(model, x_T=torch.ones(2, 1, 2, 2))
     library = ss.samplers.PredictorCorrector(ss.samplers.EulerMaruyama(l=0), steps=10)(
@@ -194,10 +194,10 @@ def test_a_grid_ends_where_it_is_told():
 
 @pytest.mark.parametrize("step", [ss.samplers.UniPC(2), ss.samplers.SASolver(), ss.samplers.AngularAdams()])
 def test_a_constraint_may_write_in_place(step, model):
-    def flipped(x, t, noise):
+    def flipped(model, x, t, noise):
         return -x if abs(float(t) - float(turn)) < 1e-9 else x
 
-    def in_place(x, t, noise):
+    def in_place(model, x, t, noise):
         return x.neg_() if abs(float(t) - float(turn)) < 1e-9 else x
 
     turn = uniform_time(model.sde, 12)[8]

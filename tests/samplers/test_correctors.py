@@ -12,8 +12,9 @@ T = torch.tensor(0.5, dtype=torch.float64)
 def stationary_variance(corrector, sde, shape, steps=400, n=4000):
     """Empirical variance after many corrector steps on N(0, 1) data, started from its marginal at T."""
     model = ss.GaussianMixture(torch.zeros(1, *shape), torch.ones(1)).score_model(sde)
-    noise = Noise((n, *shape), torch.Generator().manual_seed(0), dtype=torch.float64)
-    x = torch.sqrt(sde.alpha(T) ** 2 + sde.sigma(T) ** 2) * noise.normal()
+    noise = Noise(torch.Generator().manual_seed(0))
+    like = torch.empty(n, *shape, dtype=torch.float64)
+    x = torch.sqrt(sde.alpha(T) ** 2 + sde.sigma(T) ** 2) * noise.normal(like)
     for _ in range(steps):
         x = corrector(model, x, T, noise)
     return float(x.var())
@@ -33,8 +34,8 @@ def test_annealed_langevin_is_ncsn_s_update():
     sde = ss.VE()
     model = ss.GaussianMixture(torch.zeros(1, 2), torch.ones(1)).score_model(sde)
     x = torch.ones(3, 2, dtype=torch.float64)
-    draws = Noise(x.shape, torch.Generator().manual_seed(1), dtype=x.dtype)
-    z = Noise(x.shape, torch.Generator().manual_seed(1), dtype=x.dtype).normal()
+    draws = Noise(torch.Generator().manual_seed(1))
+    z = Noise(torch.Generator().manual_seed(1)).normal(x)
     # 1907.05600, algorithm 1: alpha_i = epsilon sigma_i^2 / sigma_L^2, with epsilon = 2e-5 and sigma_L = 0.01
     rate = 2e-5 * sde.sigma(T) ** 2 / 0.01**2
     expected = x + rate / 2 * model.score(x, T) + rate.sqrt() * z
@@ -46,8 +47,8 @@ def test_the_published_rule():
     sde = ss.VE()
     model = ss.GaussianMixture(torch.zeros(1, 2), torch.ones(1)).score_model(sde)
     x = torch.arange(6.0, dtype=torch.float64).reshape(3, 2)
-    draws = Noise(x.shape, torch.Generator().manual_seed(1), dtype=x.dtype)
-    z, score = Noise(x.shape, torch.Generator().manual_seed(1), dtype=x.dtype).normal(), model.score(x, T)
+    draws = Noise(torch.Generator().manual_seed(1))
+    z, score = Noise(torch.Generator().manual_seed(1)).normal(x), model.score(x, T)
     h = 2 * (0.16 * z.norm(dim=1).mean() / score.norm(dim=1).mean()) ** 2
     expected = x + h * score + (2 * h).sqrt() * z
     torch.testing.assert_close(ss.samplers.Langevin(rule="batch_mean")(model, x, T, draws), expected)
@@ -70,7 +71,7 @@ def test_bad_arguments(make):
 
 def chain(corrector, mixture, sde, x, seed=1):
     """The states after a corrector at T, in float64."""
-    return corrector(mixture.score_model(sde), x, T, Noise(x.shape, torch.Generator().manual_seed(seed), dtype=x.dtype))
+    return corrector(mixture.score_model(sde), x, T, Noise(torch.Generator().manual_seed(seed)))
 
 
 def gaussian(*stds):
@@ -143,18 +144,18 @@ class Counting:
     def __init__(self, model):
         self.model, self.sde, self.count = model, model.sde, 0
 
-    def predict(self, x, t, cond=None):
+    def predict(self, x, t):
         self.count += 1
-        return self.model.predict(x, t, cond)
+        return self.model.predict(x, t)
 
 
 def test_mala_costs_one_evaluation_more_than_its_steps_and_does_not_depend_on_the_batch():
     sde, mixture = ss.VE(), sharp_mixture()
     model, x = Counting(mixture.score_model(sde)), mixture.sample(4, sde, T, generator=torch.Generator().manual_seed(0))
     corrector = ss.samplers.MALA(step=1.0, steps=6)
-    together = corrector(model, x, T, Noise(x.shape, seeds=[4, 1, 7, 2], dtype=x.dtype))
+    together = corrector(model, x, T, Noise(seeds=[4, 1, 7, 2]))
     assert model.count == 7
-    alone = corrector(model, x[2:3], T, Noise((1, 8), seeds=[7], dtype=x.dtype))
+    alone = corrector(model, x[2:3], T, Noise(seeds=[7]))
     torch.testing.assert_close(together[2:3], alone, rtol=1e-10, atol=1e-10)
 
 
@@ -163,7 +164,7 @@ def test_mala_does_not_hide_a_network_that_gives_nan():
         return torch.where(x > 0, torch.nan, x)
 
     model, x = ss.ScoreModel(network, ss.VP()), torch.ones(2, 3)
-    assert ss.samplers.MALA()(model, x, T, Noise(x.shape, seeds=[0, 1])).isnan().all()
+    assert ss.samplers.MALA()(model, x, T, Noise(seeds=[0, 1])).isnan().all()
 
 
 @pytest.mark.parametrize("make", [lambda: ss.samplers.MALA(step=0), lambda: ss.samplers.MALA(steps=0)])

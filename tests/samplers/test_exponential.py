@@ -11,7 +11,7 @@ from scipy.integrate import quad
 import scoresde as ss
 from scoresde import samplers
 from scoresde.samplers.exponential import lagrange, weights
-from scoresde.samplers.linear import Point
+from scoresde.sdes.points import points as path_points
 from tests.conftest import f64
 
 PATHS = {"vp": ss.VP(), "ve": ss.VE(), "sub-vp": ss.SubVP(), "rectified": ss.Rectified()}
@@ -20,7 +20,7 @@ LAMBDAS = (-1.3, -0.9, -0.2, 0.1, 0.8)  # unequal steps
 
 
 def points(sde, lams=LAMBDAS):
-    return [Point.at(sde, sde.time(f64(2 * lam))) for lam in lams]
+    return path_points(sde, [sde.time(f64(2 * lam)) for lam in lams])
 
 
 def planned(step, sde, lams=LAMBDAS):

@@ -64,7 +64,7 @@ def theirs(scheduler, x, network, noise=None, **arguments):
     for k in scheduler.timesteps:
         scaled, label = scheduler.scale_model_input(x, k), (k.double() / LAST).expand(len(x))
         if noise is not None:
-            arguments["variance_noise"] = noise.normal()
+            arguments["variance_noise"] = noise.normal(x)
         x = scheduler.step(network(scaled, label), k if k.is_floating_point() else int(k), x, **arguments).prev_sample
     return x
 
@@ -80,7 +80,7 @@ def compare(scheduler, method, steps, denoise_final, noisy=False, **arguments):
     scheduler.set_timesteps(steps)
     indices = scheduler.timesteps.tolist() + ([] if denoise_final else [0])
     x = normal(*SHAPE, seed=3)
-    noise = Noise(SHAPE, seeded(5), dtype=x.dtype) if noisy else None
+    noise = Noise(seeded(5)) if noisy else None
     mine = ours(method, indices, x, model(), denoise_final, generator=seeded(5))
     reference = theirs(scheduler, x, model().network, noise, **arguments)
     assert mine.std() > 0.3  # samples of the mixture, not of one point

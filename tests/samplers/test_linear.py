@@ -8,7 +8,9 @@ import torch
 
 import scoresde as ss
 from scoresde import samplers
-from scoresde.samplers.linear import Linear, Memory, Point, Row, Stage, combine
+from scoresde.samplers.base import make_transition
+from scoresde.samplers.linear import Linear, Memory, Row, Stage, combine
+from scoresde.sdes.points import points
 from scoresde.tensors import Noise
 from tests.conftest import close, f64, normal, oracle, seeded
 
@@ -83,7 +85,7 @@ def test_evaluations_a_step(name):
 @EVERY_METHOD
 def test_a_step_alone_is_the_first_of_a_run(name):
     step, model, x = METHODS[name][0], oracle((2,)).score_model(ss.VP()), normal(3, 2)
-    alone = step(model, x, f64(0.8), f64(0.5), Noise(x.shape, seeded(), dtype=x.dtype))
+    alone = make_transition(step, model, x, f64(0.8), f64(0.5), Noise(seeded()))
     chain = samplers.PredictorCorrector(step, grid=[0.8, 0.5])(model, x_T=x, generator=seeded()).x
     assert torch.equal(alone, chain)
 
@@ -145,14 +147,14 @@ class Uncorrected(samplers.UniPC):
 @pytest.mark.parametrize("steps", [2, 6])
 def test_a_correction_is_left_out_where_a_constraint_moved_the_state(steps):
     corrected = run(samplers.UniPC(2), steps=steps)
-    left_out = run(samplers.UniPC(2), steps=steps, constraint=lambda x, t, noise: x.clone())
+    left_out = run(samplers.UniPC(2), steps=steps, constraint=lambda model, x, t, noise: x.clone())
     assert (corrected - left_out).abs().max() > 1e-3
     assert torch.equal(left_out, run(Uncorrected(2), steps=steps))
-    assert torch.equal(corrected, run(samplers.UniPC(2), steps=steps, constraint=lambda x, t, noise: x))
+    assert torch.equal(corrected, run(samplers.UniPC(2), steps=steps, constraint=lambda model, x, t, noise: x))
 
 
 def test_a_correction_is_left_out_beside_a_corrector():
-    def still(model, x, t, noise, cond):
+    def still(model, x, t, noise):
         return x + 0
 
     model, x = oracle((2,)).score_model(ss.VP()), normal(3, 2)
@@ -169,7 +171,7 @@ def test_a_constraint_is_obeyed_by_what_follows():
     mixture = ss.GaussianMixture(f64([0.5, -0.3])[None], f64([0.4]))
     sde = ss.VP()
 
-    def onto_the_mean(x, t, noise):
+    def onto_the_mean(model, x, t, noise):
         return (sde.alpha(t) * mixture.mean()).expand_as(x) if 0.3 < t < 0.9 else x
 
     x = run(samplers.UniPC(3), sde, mixture, 12, constraint=onto_the_mean)
@@ -188,8 +190,8 @@ class Spread(torch.nn.Module):
 
 
 class Ones(Noise):
-    def normal(self, rows=None):
-        return torch.ones(self.shape, dtype=self.dtype)
+    def normal(self, like, rows=None):
+        return torch.ones_like(like)
 
 
 @pytest.mark.parametrize("v", [-1.0, -0.2, 0.5, 1.0])
@@ -201,7 +203,7 @@ def test_a_learned_variance_is_a_geometric_mean(v):
     beta = sde.sigma(t) ** 2 - ratio**2 * sde.sigma(s) ** 2
     tilde = beta * (sde.sigma(s) / sde.sigma(t)) ** 2
     nu = (v + 1) / 2
-    found = samplers.Ancestral("learned")(model, x, t, s, Ones(x.shape, dtype=x.dtype))
+    found = make_transition(samplers.Ancestral("learned"), model, x, t, s, Ones())
     close(found, x / ratio + torch.sqrt(beta**nu * tilde ** (1 - nu)))
 
 
@@ -212,10 +214,10 @@ def test_a_learned_variance_differs_from_sample_to_sample():
 
     sde, x = ss.VP(), f64(-1.0, 1.0).reshape(2, 1, 1)
     model = ss.ScoreModel(OfState(), sde, "noise", learned_variance=True)
-    t, s, noise = f64(0.6), f64(0.4), Ones(x.shape, dtype=x.dtype)
-    both = samplers.Ancestral("learned")(model, x, t, s, noise)
+    t, s, noise = f64(0.6), f64(0.4), Ones()
+    both = make_transition(samplers.Ancestral("learned"), model, x, t, s, noise)
     low, high = (
-        samplers.Ancestral(variance)(ss.ScoreModel(Silent(), sde), x, t, s, noise)
+        make_transition(samplers.Ancestral(variance), ss.ScoreModel(Silent(), sde), x, t, s, noise)
         for variance in ("posterior", "forward")
     )
     close(both, torch.stack([low[0], high[1]]))
@@ -277,9 +279,8 @@ ONE = ss.GaussianMixture(f64([0.4, -0.2])[None], f64([0.3, 0.6])[None])
 def test_the_first_step_from_pure_noise(name, sde):
     """E[x_0 | x] is then the mean of the data: alpha m + sigma eps, the noise being that of x or anew."""
     x, t, s = float(sde.sigma(f64(1.0))) * normal(3, 2), f64(1.0), f64(0.98)
-    noise = Noise(x.shape, seeded(), dtype=x.dtype)
-    found = METHODS[name][0](ONE.score_model(sde), x, t, s, noise)
-    z = Noise(x.shape, seeded(), dtype=x.dtype).normal()
+    found = make_transition(METHODS[name][0], ONE.score_model(sde), x, t, s, Noise(seeded()))
+    z = Noise(seeded()).normal(x)
     eps = x / sde.sigma(t) if name in ("ddim", "dpm-solver++", "unipc") else z
     spread = torch.sqrt(sde.transition(s, t)[1]) if name == "ancestral-forward" else sde.sigma(s)
     close(found, sde.alpha(s) * ONE.mean() + spread * eps, 1e-9)
@@ -351,7 +352,7 @@ def test_stages_and_a_kick_by_hand():
     class Constant:
         sde = ss.VP()
 
-        def predict(self, x, t, cond=None):
+        def predict(self, x, t):
             return Seen(x + t)
 
     class Seen:
@@ -363,11 +364,9 @@ def test_stages_and_a_kick_by_hand():
     t = f64(0.5)
     row = Row((Stage(t, 0.5, (1.0, 0.25), 0.1), Stage(t, 1.5, (2.0, -1.0, 4.0), 0.2)), kick=(2.0, 3.0))
     x, past = normal(2, 3), normal(2, 3, seed=1)
-    draws = Noise(x.shape, seeded(4), dtype=x.dtype)
-    kick, z = draws.normal(), draws.normal()
-    found, memory = Linear().advance(
-        Constant(), x, row, Noise(x.shape, seeded(4), dtype=x.dtype), None, Memory(views=(past,))
-    )
+    draws = Noise(seeded(4))
+    kick, z = draws.normal(x), draws.normal(x)
+    found, memory = Linear().advance(Constant(), x, row, Noise(seeded(4)), Memory(views=(past,)))
     start = 2 * x + 3 * kick
     first = start + 0.5
     middle = 0.5 * start + first + 0.25 * past + 0.1 * z
@@ -387,7 +386,7 @@ def test_combine_uses_as_many_views_as_there_are_weights():
 
 def test_a_point_of_a_path():
     sde, t = ss.Rectified(), f64(0.25)
-    point = Point.at(sde, t)
+    (point,) = points(sde, [t])
     assert (point.alpha, point.sigma) == (0.75, 0.25)
     assert point.lam == pytest.approx(math.log(3))
     assert point.ratio == pytest.approx(1 / 3)
@@ -405,9 +404,9 @@ def test_ddim_goes_up_as_it_comes_down():
     times = torch.linspace(0.3, 0.5, 201, dtype=torch.float64)
     there = x
     for a, b in pairwise(times):
-        there = samplers.DDIM()(model, there, a, b, None)
+        there = make_transition(samplers.DDIM(), model, there, a, b, None)
     for a, b in pairwise(times.flip(0)):
-        there = samplers.DDIM()(model, there, a, b, None)
+        there = make_transition(samplers.DDIM(), model, there, a, b, None)
     close(there, x, rtol=0, atol=2e-2)
 
 

@@ -117,7 +117,7 @@ def error(step, sde, lams):
     views = [getattr(model.predict(x, t), step.view) for x, t in zip(states[:-1], times, strict=False)]
     x, memory = states[-1], Memory(views=tuple(reversed(views)))
     for row in step.plan(sde, pairs)[step.past - 1 :]:
-        x, memory = step.advance(model, x, row, None, None, memory)
+        x, memory = step.advance(model, x, row, None, memory)
     return float((x / sde.alpha(pairs[-1][1]) - flow()(lams[-1])).square().mean().sqrt())
 
 
@@ -198,13 +198,11 @@ THIRD = {  # those whose second-order term is small beside the next
 class Units(Noise):
     """Draw k is 1 in row k + 2 of the batch and 0 elsewhere: the rows carry the coefficients of an affine map."""
 
-    def __init__(self, draws):
-        super().__init__((draws + 2, 1), dtype=torch.float64)
-        self.row = 1
+    row = 1
 
-    def normal(self, rows=None):
+    def normal(self, like, rows=None):
         self.row += 1
-        return torch.zeros(self.shape, dtype=self.dtype).index_fill_(0, torch.tensor(self.row), 1.0)
+        return torch.zeros_like(like).index_fill_(0, torch.tensor(self.row), 1.0)
 
 
 def law(sde, t):
@@ -227,16 +225,16 @@ def reverse(sde, t, s, level):
 def propagated(step, sde, lams, level):
     """(rho, shift, variance) of a method, from the first lambda to the last."""
     model, pairs = GAUSSIAN.score_model(sde), transitions(sde, lams)
-    noise, views = Units(len(pairs)), []
-    x = torch.zeros(noise.shape, dtype=torch.float64)
+    noise, views = Units(), []
+    x = torch.zeros(len(pairs) + 2, 1, dtype=torch.float64)
     x[1] = 1.0
     for t, s in pairs[: step.past - 1]:
         views.insert(0, getattr(model.predict(x, t), step.view))
         rho, shift, variance = reverse(sde, t, s, level)
-        x = rho * x + shift + math.sqrt(variance) * noise.normal()
+        x = rho * x + shift + math.sqrt(variance) * noise.normal(x)
     memory = Memory(views=tuple(views))
     for row in step.plan(sde, pairs)[step.past - 1 :]:
-        x, memory = step.advance(model, x, row, noise, None, memory)
+        x, memory = step.advance(model, x, row, noise, memory)
     shift, *coefficients = (x[:, 0] - x[0, 0] * (torch.arange(len(x)) > 0)).tolist()
     return coefficients[0], shift, sum(c * c for c in coefficients[1:])
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import scoresde as ss
+from scoresde.samplers.base import make_transition
 from scoresde.tensors import Noise
 from tests.conftest import exact_model, f64, normal, oracle, seeded, some
 
@@ -17,10 +18,10 @@ class Fixed(Noise):
     """A stream that repeats one draw."""
 
     def __init__(self, z):
-        super().__init__(z.shape, dtype=z.dtype)
+        super().__init__()
         self.z = z
 
-    def normal(self):
+    def normal(self, like, rows=None):
         return self.z
 
 
@@ -41,13 +42,15 @@ def test_ddpm_updates(i):
     beta = BETAS[i]
     # 2011.13456, eq. 46 (reverse diffusion) and eq. 4 (ancestral); 2006.11239, eq. 7 for beta-tilde
     torch.testing.assert_close(
-        ss.samplers.ReverseDiffusion()(model, x, t, s, noise),
+        make_transition(ss.samplers.ReverseDiffusion(), model, x, t, s, noise),
         (2 - (1 - beta).sqrt()) * x + beta * score + beta.sqrt() * z,
     )
     mean = (x + beta * score) / (1 - beta).sqrt()
-    torch.testing.assert_close(ss.samplers.Ancestral("forward")(model, x, t, s, noise), mean + beta.sqrt() * z)
+    torch.testing.assert_close(
+        make_transition(ss.samplers.Ancestral("forward"), model, x, t, s, noise), mean + beta.sqrt() * z
+    )
     tilde = (1 - bars[i - 1]) / (1 - bars[i]) * beta
-    torch.testing.assert_close(ss.samplers.Ancestral()(model, x, t, s, noise), mean + tilde.sqrt() * z)
+    torch.testing.assert_close(make_transition(ss.samplers.Ancestral(), model, x, t, s, noise), mean + tilde.sqrt() * z)
 
 
 @pytest.mark.parametrize("i", [1, 10, 49])
@@ -56,10 +59,12 @@ def test_ncsn_updates(i):
     step = SIGMAS[i] ** 2 - SIGMAS[i - 1] ** 2
     # 2011.13456, eq. 46 with G^2 = sigma_i^2 - sigma_(i-1)^2, and eq. 47
     torch.testing.assert_close(
-        ss.samplers.ReverseDiffusion()(model, x, t, s, noise), x + step * score + step.sqrt() * z
+        make_transition(ss.samplers.ReverseDiffusion(), model, x, t, s, noise), x + step * score + step.sqrt() * z
     )
     spread = SIGMAS[i - 1] / SIGMAS[i] * step.sqrt()
-    torch.testing.assert_close(ss.samplers.Ancestral()(model, x, t, s, noise), x + step * score + spread * z)
+    torch.testing.assert_close(
+        make_transition(ss.samplers.Ancestral(), model, x, t, s, noise), x + step * score + spread * z
+    )
 
 
 @pytest.mark.parametrize("level", [0.0, 0.5, 1.0])
@@ -69,7 +74,7 @@ def test_euler_maruyama(level):
     beta, h = sde.beta(t), t - s
     drift = -0.5 * beta * x - 0.5 * (1 + level**2) * beta * score
     expected = x - h * drift + level * (beta * h).sqrt() * z
-    torch.testing.assert_close(ss.samplers.EulerMaruyama(level)(model, x, t, s, noise), expected)
+    torch.testing.assert_close(make_transition(ss.samplers.EulerMaruyama(level), model, x, t, s, noise), expected)
 
 
 def test_ancestral_starts_where_no_signal_is_left():
@@ -78,7 +83,7 @@ def test_ancestral_starts_where_no_signal_is_left():
     mixture = ss.GaussianMixture(torch.full((1, 2), 0.4), torch.tensor([0.3]))
     t, s = (torch.tensor(v, dtype=torch.float64) for v in (1.0, 0.9))
     x = torch.randn(4, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    out = ss.samplers.Ancestral()(mixture.score_model(sde), x, t, s, Fixed(torch.zeros_like(x)))
+    out = make_transition(ss.samplers.Ancestral(), mixture.score_model(sde), x, t, s, Fixed(torch.zeros_like(x)))
     torch.testing.assert_close(out, sde.alpha(s).expand_as(x) * 0.4)
 
 
@@ -98,13 +103,13 @@ def test_the_learned_variance(i):
     beta, tilde = BETAS[i], (1 - bars[i - 1]) / (1 - bars[i]) * BETAS[i]
     spread = (0.5 * (v + 1) * beta.log() + 0.5 * (1 - v) * tilde.log()).exp().sqrt()
     expected = (x + beta * score) / (1 - beta).sqrt() + spread * z
-    torch.testing.assert_close(ss.samplers.Ancestral("learned")(model, x, t, s, noise), expected)
+    torch.testing.assert_close(make_transition(ss.samplers.Ancestral("learned"), model, x, t, s, noise), expected)
 
 
 def test_a_learned_variance_needs_a_model_that_has_one():
     model, x, t, s, noise, _, _ = transition(ss.VP(), 10)
     with pytest.raises(ValueError, match="a model with a learned variance expected"):
-        ss.samplers.Ancestral("learned")(model, x, t, s, noise)
+        make_transition(ss.samplers.Ancestral("learned"), model, x, t, s, noise)
 
 
 STD, DRAWS = 0.5, 10_000
@@ -153,7 +158,9 @@ def test_the_optimal_variance_on_one_gaussian(sde, steps):
     def affine(variance):
         """The gain and the variance of a step, which is affine in x and z here."""
         step = ss.samplers.Ancestral(variance)
-        still, moved, noisy = (step(model, x, t, s, Fixed(z)) for x, z in ((zero, zero), (one, zero), (zero, one)))
+        still, moved, noisy = (
+            make_transition(step, model, x, t, s, Fixed(z)) for x, z in ((zero, zero), (one, zero), (zero, one))
+        )
         return float((moved - still)[0, 0]), float((noisy - still)[0, 0]) ** 2
 
     gain, variance = affine(optimal)

@@ -8,7 +8,8 @@ import torch
 
 import scoresde as ss
 from scoresde import samplers
-from scoresde.samplers.linear import Point
+from scoresde.samplers.base import make_transition
+from scoresde.sdes.points import points
 from scoresde.tensors import Noise
 from tests.conftest import close, f64, normal, oracle, seeded
 
@@ -39,7 +40,7 @@ def test_heun_is_the_deterministic_sampler_of_edm(sde):
     d = (x - model.denoise(x, t)) / 3.0
     y = x + (1.2 - 3.0) * d
     again = (y - model.denoise(y, s)) / 1.2
-    close(samplers.Heun()(model, x, t, s, None), x + (1.2 - 3.0) * (d + again) / 2, 1e-9)
+    close(make_transition(samplers.Heun(), model, x, t, s, None), x + (1.2 - 3.0) * (d + again) / 2, 1e-9)
 
 
 @EVERY_PATH
@@ -50,7 +51,7 @@ def test_heun_in_the_ratio(sde):
     step = sigma_s / b - sigma / a
     first = model.noise(x, T)
     second = model.noise(b * (x / a + step * first), S)
-    close(samplers.Heun()(model, x, T, S, None), b * (x / a + step * (first + second) / 2), 1e-9)
+    close(make_transition(samplers.Heun(), model, x, T, S, None), b * (x / a + step * (first + second) / 2), 1e-9)
 
 
 @pytest.mark.parametrize("churn", [2.0, 40.0])
@@ -63,12 +64,12 @@ def test_edm_as_published(size, churn):
     x = 40.0 * normal(3, 2)
     sampler = samplers.PredictorCorrector(samplers.EDM(churn, low, high, size), grid=times)
     found = sampler(model, x_T=x, generator=seeded(2)).x
-    noise = Noise(x.shape, seeded(2), dtype=x.dtype)
+    noise = Noise(seeded(2))
     for t, s in pairwise(times):
         gamma = min(churn / 5, math.sqrt(2) - 1) if low <= t <= high else 0.0
         raised = t * (1 + gamma)
         if gamma:
-            x = x + math.sqrt(raised**2 - t**2) * size * noise.normal()
+            x = x + math.sqrt(raised**2 - t**2) * size * noise.normal(x)
         d = (x - model.denoise(x, f64(raised))) / raised
         y = x + (s - raised) * d
         x = x + (s - raised) * (d + (y - model.denoise(y, f64(s))) / s) / 2
@@ -83,7 +84,7 @@ def test_churn_raises_the_ratio_and_keeps_the_marginal(churn, sde):
     plan = samplers.EDM(churn).plan(sde, list(pairwise(times)))
     gamma = min(churn / 5, math.sqrt(2) - 1)
     for row, t in zip(plan, times[:-1], strict=True):
-        here, raised = Point.at(sde, t), Point.at(sde, row.stages[0].t)
+        here, raised = points(sde, [t, row.stages[0].t])
         p, q = row.kick
         assert raised.ratio == pytest.approx((1 + gamma) * here.ratio, rel=1e-9)
         assert p * here.alpha == pytest.approx(raised.alpha, rel=1e-9)
@@ -103,7 +104,9 @@ def test_edm_adds_noise_between_its_bounds_alone_and_not_beyond_the_path():
 @EVERY_PATH
 def test_without_churn_edm_is_heun(sde):
     model, x = setup(sde)
-    assert torch.equal(samplers.EDM(0.0)(model, x, T, S, None), samplers.Heun()(model, x, T, S, None))
+    assert torch.equal(
+        make_transition(samplers.EDM(0.0), model, x, T, S, None), make_transition(samplers.Heun(), model, x, T, S, None)
+    )
 
 
 def midway(sde, part):
@@ -116,7 +119,12 @@ def midway(sde, part):
 def test_first_order_is_ddim(sde):
     model, x = setup(sde)
     for view in ("denoised", "noise"):
-        close(samplers.DPMSolver(1, view)(model, x, T, S, None), samplers.DDIM()(model, x, T, S, None), 1e-9, 1e-9)
+        close(
+            make_transition(samplers.DPMSolver(1, view), model, x, T, S, None),
+            make_transition(samplers.DDIM(), model, x, T, S, None),
+            1e-9,
+            1e-9,
+        )
 
 
 @EVERY_PATH
@@ -127,11 +135,11 @@ def test_second_order_as_published(sde):
     (a, sigma, _), (au, sigma_u, _), (b, sigma_s, _) = (terms(sde, t) for t in (T, u, S))
     middle = model.noise(au / a * x - sigma_u * math.expm1(h / 2) * model.noise(x, T), u)
     expected = b / a * x - sigma_s * math.expm1(h) * middle
-    close(samplers.DPMSolver(2, "noise")(model, x, T, S, None), expected, 1e-8, 1e-9)
+    close(make_transition(samplers.DPMSolver(2, "noise"), model, x, T, S, None), expected, 1e-8, 1e-9)
 
     middle = model.denoise(sigma_u / sigma * x - au * math.expm1(-h / 2) * model.denoise(x, T), u)
     expected = sigma_s / sigma * x - b * math.expm1(-h) * middle
-    close(samplers.DPMSolver(2)(model, x, T, S, None), expected, 1e-8, 1e-9)
+    close(make_transition(samplers.DPMSolver(2), model, x, T, S, None), expected, 1e-8, 1e-9)
 
 
 @EVERY_PATH
@@ -146,7 +154,7 @@ def test_dpm_solver_3_as_published(sde):
     y2 = a2 / a * x - s2 * math.expm1(third) * first - s2 * 2 * (math.expm1(third) / third - 1) * d1
     d2 = model.noise(y2, u2) - first
     expected = b / a * x - s * math.expm1(h) * first - s * 1.5 * (math.expm1(h) / h - 1) * d2
-    close(samplers.DPMSolver(3, "noise")(model, x, T, S, None), expected, 1e-8, 1e-9)
+    close(make_transition(samplers.DPMSolver(3, "noise"), model, x, T, S, None), expected, 1e-8, 1e-9)
 
 
 @EVERY_PATH
@@ -161,14 +169,14 @@ def test_third_order_with_the_denoiser(sde):
     y2 = s2 / sigma * x - a2 * math.expm1(third) * first - a2 * 2 * (math.expm1(third) / third - 1) * d1
     d2 = model.denoise(y2, u2) - first
     expected = s / sigma * x - b * math.expm1(-h) * first - b * 1.5 * (math.expm1(-h) / -h - 1) * d2
-    close(samplers.DPMSolver(3)(model, x, T, S, None), expected, 1e-8, 1e-9)
+    close(make_transition(samplers.DPMSolver(3), model, x, T, S, None), expected, 1e-8, 1e-9)
 
 
 @EVERY_PATH
 @pytest.mark.parametrize("order", [1, 2, 3])
 def test_what_is_integrated_is_exact_where_constant(order, sde):
     """Data in one point for the denoised view; for the noise, states that are noise alone."""
-    here, target = Point.at(sde, T), Point.at(sde, S)
+    here, target = points(sde, [T, S])
     (row,) = samplers.DPMSolver(order).plan(sde, [(T, S)])
     assert row.stages[-1].a * here.alpha + sum(row.stages[-1].b) == pytest.approx(target.alpha)
     (row,) = samplers.DPMSolver(order, "noise").plan(sde, [(T, S)])

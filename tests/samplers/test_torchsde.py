@@ -2,13 +2,15 @@
 
 import importlib
 import math
+from typing import ClassVar
 
 import pytest
 import torch
 
 import scoresde as ss
 from scoresde.samplers import torchsde
-from scoresde.samplers.torchsde import METHODS, Brownian, entropies
+from scoresde.samplers.base import make_transition
+from scoresde.samplers.torchsde import METHODS, Brownian
 from scoresde.tensors import Noise
 from tests.conftest import close, f64, normal, oracle, seeded
 
@@ -21,19 +23,41 @@ class Given(Noise):
     """A stream whose normal draws are given, one after the other."""
 
     def __init__(self, draws):
-        super().__init__(draws[0].shape, dtype=draws[0].dtype)
+        super().__init__()
         self.draws = iter(draws)
 
-    def normal(self, rows=None):
+    def normal(self, like, rows=None):
         return next(self.draws)
 
 
+class Still:
+    """Keeps the entropies that it is given, and never moves."""
+
+    given: ClassVar[list] = []
+
+    def __init__(self, entropy, x, ends, dt, area):
+        self.given.append(entropy)
+        self.shape, self.dtype, self.device, self.levy_area_approximation = x.shape, x.dtype, x.device, area
+
+    def __call__(self, ta, tb, **which):
+        return torch.zeros(self.shape, dtype=self.dtype)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-def test_entropies_are_of_the_sample_alone(dtype):
-    many = entropies(Noise((2000, 3), seeds=range(2000), dtype=dtype))
+def test_entropies_are_of_the_sample_alone(monkeypatch, dtype):
+    """Of its seed: whatever the batch around it, and the dtype of its state."""
+    monkeypatch.setattr(torchsde, "Brownian", Still)
+    monkeypatch.setattr(Still, "given", [])
+    model = ss.ScoreModel(lambda x, c_noise, cond: x, ss.VP())
+    for seeds in (range(2000), [7]):
+        ss.samplers.TorchSDE("euler", 1)(model, shape=(len(seeds), 3), seeds=seeds, dtype=dtype)
+    many, alone = Still.given
     assert len(set(many)) == 2000
-    assert entropies(Noise((1, 3), seeds=[7], dtype=dtype)) == many[7:8]
+    assert alone == many[7:8]
     assert max(many).bit_length() >= 60
+    noise = Noise(seeds=range(2000))
+    noise.normal(torch.empty(2000, 3))  # that of the first state
+    assert many == noise.seeds(2000)
 
 
 def test_the_brownian_motions_have_their_law():
@@ -66,7 +90,7 @@ def test_euler_is_euler_maruyama_on_the_same_increments(monkeypatch, shape, leve
     sampler = ss.samplers.PredictorCorrector(ss.samplers.EulerMaruyama(level), steps=steps)
     ours, given = x_T, Given(draws)
     for t, s in sampler.transitions(sde):
-        ours = sampler.predictor(model, ours, t, s, given)
+        ours = make_transition(sampler.predictor, model, ours, t, s, given)
     close(theirs.x, ours, rtol=1e-6, atol=1e-6)
     assert len(draws) == steps
     assert theirs.nfe == steps + 1  # and the one that shows torchsde the shape of the drift
