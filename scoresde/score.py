@@ -255,6 +255,8 @@ class ModelWrapper(BaseModel):
 
     def rows(self, rows: Tensor | slice, count: int) -> Self:
         """The same wrapper around the model of some samples of a batch of `count`."""
+        if isinstance(rows, slice) and rows.indices(count) == (0, count, 1):
+            return self  # all of them, also of a model that lacks `rows`
         inner = self._inside("rows", "rows(rows, count), the model of some samples of a batch")
         return self._around(inner(rows, count))
 
@@ -281,11 +283,6 @@ class _Foreign(ModelWrapper):
     @property
     def density(self) -> str | None:
         return self._inside("density", "str | None: whose density its probability flow has, None where it has none")
-
-    def rows(self, rows: Tensor | slice, count: int) -> Self:
-        if isinstance(rows, slice) and rows.indices(count) == (0, count, 1):
-            return self  # all of them
-        return super().rows(rows, count)
 
     def predict(self, x: Tensor, t: Tensor | float) -> Views:
         with counting() as inside:

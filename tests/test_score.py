@@ -1,12 +1,14 @@
 """Every view of a score model recovers the truth from an exact network, of any parameterisation."""
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 import scoresde as ss
 from scoresde import predictions
-from scoresde.score import Counted
+from scoresde.evaluations import counting
+from scoresde.score import as_model
 from tests.conftest import INSTANCES, PATHS, close, f64, gradient, normal, some, times
 
 TYPES = ["noise", "data", "score", "velocity", "v", predictions.Karras(0.7), predictions.Denoiser()]
@@ -167,7 +169,7 @@ def test_network_runs_in_its_own_dtype_and_views_in_that_of_the_state(network, s
     sde, t, x = ss.VP(), f64(0.2, 0.6), normal(2, 3)
     model = ss.ScoreModel(Emits(x, network), sde, "v")
     cond = {"text": normal(2, 5), "label": torch.tensor([1, 2])}
-    views = model.predict(x.to(state), t, cond)
+    views = model.given(cond).predict(x.to(state), t)
     given, label, conditions = model.network.given
     assert given.dtype == label.dtype == conditions["text"].dtype == network
     assert conditions["label"].dtype == torch.int64
@@ -212,9 +214,11 @@ def test_a_number_a_scalar_and_a_vector_are_the_same_time(prediction):
 @pytest.mark.parametrize("cond", [None, normal(2, 4), {"a": normal(2, 4), "b": torch.tensor([3, 1])}])
 def test_condition_reaches_the_network_through_every_view(cond):
     model, x = ss.ScoreModel(Emits(normal(2, 3)), ss.VP()), normal(2, 3)
-    for method in (model.score, model.noise, model.denoise, model.velocity, model.predict):
+    views = (model.score, model.noise, model.denoise, model.velocity)
+    calls = [lambda method=method: method(x, f64(0.5), cond) for method in views]
+    for call in (*calls, lambda: model.given(cond).predict(x, f64(0.5))):
         model.network.given = None
-        method(x, f64(0.5), cond)
+        call()
         given = model.network.given[2]
         if isinstance(cond, dict):
             assert given.keys() == cond.keys()
@@ -243,7 +247,6 @@ def test_a_learned_variance_is_beside_the_output_and_changes_no_view(prediction,
     views, plain = model.predict(x, t), ss.ScoreModel(Emits(output), sde, prediction).predict(x, t)
     close(views.variance, (raw + 1) / 2)
     assert plain.variance is None
-    close(views.output, output)
     for name in VIEWS:
         close(getattr(views, name), getattr(plain, name))
     close(model.denoise(x, t), plain.denoised)
@@ -297,10 +300,142 @@ def test_parameters_of_network_are_those_of_the_model():
     assert {name for name, _ in model.named_parameters()} == {"network.weight", "network.bias"}
 
 
-def test_evaluations_are_counted():
-    counted = Counted(ss.ScoreModel(Emits(normal(2, 3)), ss.VP()))
-    for _ in range(3):
-        views = counted.predict(normal(2, 3), f64(0.5))
-        assert views.score is not None
-        assert views.noise is not None
-    assert counted.nfe == 3
+def test_a_model_given_a_condition_has_the_same_network_and_leaves_the_other_as_it_is():
+    model, x = ss.ScoreModel(Emits(normal(2, 3)), ss.VP()), normal(2, 3)
+    conditional = model.given(normal(2, 4))
+    assert conditional.network is model.network
+    assert type(conditional) is ss.ScoreModel
+    assert dict(conditional.named_parameters()).keys() == dict(model.named_parameters()).keys()
+    model.predict(x, 0.5)
+    assert model.network.given[2] is None
+    again = conditional.given(torch.tensor([1, 2]))
+    again.predict(x, 0.5)
+    assert torch.equal(model.network.given[2], torch.tensor([1, 2]))
+
+
+@pytest.mark.parametrize(
+    ("cond", "expected"),
+    [
+        (7, torch.tensor([7, 7])),
+        (0.5, torch.tensor([0.5, 0.5])),
+        ([4, 2], torch.tensor([4, 2])),
+        (np.array([4, 2]), torch.tensor([4, 2])),
+        (torch.tensor([3]), torch.tensor([3, 3])),
+        (torch.tensor([1.0, 2.0, 3.0]), torch.tensor([[1.0, 2.0, 3.0]] * 2)),
+        (
+            {"label": 3, "vector": [[1.0, 2.0]]},
+            {"label": torch.tensor([3, 3]), "vector": torch.tensor([[1.0, 2.0]] * 2)},
+        ),
+    ],
+    ids=repr,
+)
+def test_a_condition_is_a_number_a_list_an_array_or_one_sample_for_all(cond, expected):
+    model = ss.ScoreModel(Emits(normal(2, 3), torch.float32), ss.VP())
+    model.given(cond).predict(normal(2, 3), 0.5)
+    seen = model.network.given[2]
+    if isinstance(expected, dict):
+        assert all(torch.equal(seen[name], value) for name, value in expected.items())
+    else:
+        assert torch.equal(seen, expected)
+
+
+@pytest.mark.parametrize(("cond", "kind"), [("two", "str"), ([[1], [1, 2]], "list"), ({"label": object()}, "object")])
+def test_a_condition_of_another_kind_is_refused(cond, kind):
+    with pytest.raises(TypeError, match=f"a number, a list, a NumPy array, or a dict of them, expected; got {kind}"):
+        ss.ScoreModel(Emits(normal(2, 3)), ss.VP()).given(cond)
+
+
+def test_some_rows_of_a_conditional_model_have_their_conditions():
+    model, x = ss.ScoreModel(Emits(normal(2, 3), torch.float32), ss.VP()), normal(2, 3)
+    cond = {"label": torch.arange(5), "vector": torch.tensor([1.0, 2.0])}  # one label each, one vector for all
+    for rows in (torch.tensor([4, 1]), slice(1, 5, 3)):
+        model.given(cond).rows(rows, 5).predict(x, 0.5)
+        seen = model.network.given[2]
+        assert torch.equal(seen["label"], torch.arange(5)[rows])
+        assert torch.equal(seen["vector"], torch.tensor([[1.0, 2.0]] * 2))
+    # Two dimensions of a vector for all, and two rows: still one vector for all
+    model.given(torch.tensor([1.0, 2.0])).rows(slice(0, 2), 5).predict(x, 0.5)
+    assert torch.equal(model.network.given[2], torch.tensor([[1.0, 2.0]] * 2))
+    assert model.rows(slice(0, 2), 5) is model
+
+
+def test_evaluations_are_counted_where_the_network_runs():
+    model = ss.ScoreModel(Emits(normal(2, 3)), ss.VP())
+    with counting() as outer:
+        for _ in range(3):
+            views = model.predict(normal(2, 3), f64(0.5))
+            assert views.score is not None
+            assert views.noise is not None
+        with counting() as inner:
+            model.predict(normal(2, 3), f64(0.5))
+    model.predict(normal(2, 3), f64(0.5))
+    assert (outer.forward, inner.forward, outer.backward) == (4, 1, 0)
+
+
+# --- a model around a model
+
+
+class Doubled(ss.ModelWrapper):
+    """Evaluates the model inside twice."""
+
+    def predict(self, x, t):
+        self.model.predict(x, t)
+        return super().predict(x, t)
+
+
+def test_a_wrapper_passes_on_what_it_does_not_change():
+    inner = ss.ScoreModel(nn.Linear(3, 3), ss.VP(), "v", learned_variance=True)
+    wrapper = ss.ModelWrapper(ss.ModelWrapper(inner))
+    assert wrapper.sde is inner.sde
+    assert wrapper.prediction is inner.prediction
+    assert wrapper.network is inner.network
+    assert wrapper.learned_variance
+    assert wrapper.density == inner.density == "ScoreModel"
+    assert [*wrapper.parameters()] == [*inner.parameters()]
+    with pytest.raises(AttributeError, match="has no attribute 'networks'"):
+        _ = wrapper.networks
+    assert Doubled(inner).density == "Doubled(ScoreModel)"
+    assert ss.ModelWrapper(ss.thresholding.Clipped(inner)).density is None
+
+
+def test_a_wrapper_given_a_condition_is_around_the_conditional_model():
+    inner, x = ss.ScoreModel(Emits(normal(2, 3)), ss.VP()), normal(2, 3)
+    wrapper = Doubled(ss.ModelWrapper(inner))
+    conditional = wrapper.given(torch.tensor([4, 2]))
+    assert type(conditional) is Doubled
+    conditional.predict(x, 0.5)
+    assert torch.equal(inner.network.given[2], torch.tensor([4, 2]))
+    conditional.rows(torch.tensor([1, 0]), 2).predict(x, 0.5)
+    assert torch.equal(inner.network.given[2], torch.tensor([2, 4]))
+    wrapper.predict(x, 0.5)
+    assert inner.network.given[2] is None
+    assert conditional.state_dict().keys() == wrapper.state_dict().keys()
+    assert wrapper.given(None) is wrapper
+
+
+def test_what_is_missing_in_a_foreign_model_is_named():
+    class Alone:
+        sde = ss.VP()
+
+        def predict(self, x, t):
+            return normal(2, 3)
+
+    class NoPath:
+        def predict(self, x, t):
+            return normal(2, 3)
+
+    with pytest.raises(TypeError, match="NoPath has no 'sde'"):
+        as_model(NoPath())
+    with pytest.raises(TypeError, match="function has no 'sde'"):
+        ss.ModelWrapper(lambda x, t: x)
+    for call, name in (
+        (lambda model: model.density, "density"),
+        (lambda model: model.given(3), "given"),
+        (lambda model: model.rows(torch.tensor([0]), 2), "rows"),
+    ):
+        with pytest.raises(TypeError, match=f"Alone has no '{name}'.* subclass of scoresde.ModelWrapper"):
+            call(as_model(Alone()))
+    assert as_model(Alone()).rows(slice(0, 8), 2) is not None  # all of them
+    with counting() as count:
+        as_model(Alone()).predict(normal(2, 3), 0.5)
+    assert count.forward == 1
