@@ -244,12 +244,13 @@ class Twice(ss.ModelWrapper):
 def test_a_wrapper_that_evaluates_twice_counts_twice():
     mixture = oracle((1, 2, 3)).score_model(ss.VP(t_min=1e-3))
     for wrapped, factor in ((mixture, 1), (Twice(mixture), 2), (Plain(Twice(mixture)), 2), (Twice(Twice(mixture)), 4)):
-        assert PC(samplers.DDIM(), steps=5)(wrapped, shape=(2, 1, 2, 3)).nfe == 5 * factor
-        assert samplers.ProbabilityFlow(ss.solvers.Adams(steps=5))(wrapped, shape=(2, 1, 2, 3)).nfe == 6 * factor
+        assert PC(samplers.DDIM(), steps=5)(wrapped, x_T=states()).nfe == 5 * factor
+        flow = samplers.ProbabilityFlow(ss.solvers.Adams(steps=16))
+        assert flow(wrapped, x_T=states()).nfe == 17 * factor
         if not isinstance(wrapped, Plain):
-            assert ss.log_prob(wrapped, states(), solver=ss.solvers.Adams(steps=5)).nfe.tolist() == [6 * factor] * 3
-            bits = ss.bits_per_dim(wrapped, levels(), TRANSFORM, solver=ss.solvers.Adams(steps=8), start="perturb")
-            assert bits.nfe.tolist() == [10 * factor] * 3
+            assert ss.log_prob(wrapped, states(), solver=ss.solvers.Adams(steps=16)).nfe.tolist() == [17 * factor] * 3
+            bits = ss.bits_per_dim(wrapped, levels(), TRANSFORM, solver=ss.solvers.Adams(steps=16), start="perturb")
+            assert bits.nfe.tolist() == [18 * factor] * 3
 
 
 @pytest.mark.parametrize("wrap", [ss.ModelWrapper, WRAPPERS["nested"]])
