@@ -130,7 +130,7 @@ class Karras(Prediction):
 class Denoiser(Prediction):
     """F = x_0, for networks that are denoisers as a whole: D(y, s) of y = x/alpha at noise s = sigma/alpha.
 
-    This is the denoiser of EDM (2206.00364, eq. 2), which scales its inputs itself (`networks.LevelHead` does).
+    The denoiser of EDM (2206.00364, eq. 2). The network scales its own inputs, as `networks.LevelHead` does.
     """
 
     def c_in(self, sde: SDE, t: Tensor) -> Tensor:

@@ -212,7 +212,8 @@ class ModelWrapper(BaseModel):
     """A model around a model. A subclass overrides `predict`, and nothing else has to be said.
 
     Parameters, device, condition, density and every attribute that the subclass does not define are those of the model
-    inside, `self.model`; so are the evaluations that are counted.
+    inside, `self.model`; so are the evaluations that are counted. A subclass that keeps a tensor for each sample
+    overrides `rows` as well, which is asked for parts of a batch.
 
     Args:
         model: any model, another wrapper included.
@@ -278,7 +279,17 @@ class ModelWrapper(BaseModel):
 
 
 class _Foreign(ModelWrapper):
-    """A model of a foreign class, with `sde` and `predict` alone. If it counts no evaluation, a call is one."""
+    """A model of a foreign class, with `sde` and `predict` alone. If it counts no evaluation, a call is one.
+
+    The modules among its attributes are taken as its parts: their device, parameters and dropout are the model's.
+    """
+
+    def __init__(self, model: Model):
+        super().__init__(model)
+        if not isinstance(model, nn.Module):
+            self.parts = nn.ModuleList(
+                part for part in getattr(model, "__dict__", {}).values() if isinstance(part, nn.Module)
+            )
 
     @property
     def density(self) -> str | None:

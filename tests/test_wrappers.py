@@ -234,6 +234,22 @@ def test_training_through_a_wrapper_gives_the_weights_of_training_without(wrappe
     assert not torch.equal(trained[0]["network.mix"], model().float().network.mix)
 
 
+def test_a_users_class_that_is_no_module_is_not_trained_by_the_trainer(tmp_path: Path):
+    trainer = Trainer(torch.optim.Adam, steps=1)
+    with pytest.raises(TypeError, match=r"torch.nn.Module expected to be trained.* got Plain"):
+        trainer.fit(Plain(model()), losses.DenoisingScoreMatching(), None, tmp_path, ss.DataMap(ss.data.Affine()))
+
+
+def test_active_dropout_inside_a_users_class_is_seen():
+    inner = ss.ScoreModel(nn.Sequential(nn.Linear(3, 3), nn.Dropout(0.5)), ss.VP())
+    for call in (
+        lambda m: ss.log_prob(m, normal(2, 3)),
+        lambda m: bounds.continuous(m, torch.ones(2, 3), TRANSFORM, draws=2),
+    ):
+        with pytest.raises(ValueError, match="active dropout"):
+            call(Dense(inner))
+
+
 class Twice(ss.ModelWrapper):
     """Evaluates the model inside twice, and returns their mean."""
 

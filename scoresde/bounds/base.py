@@ -90,8 +90,9 @@ def batches(
     `continuous` says."""
     if not bool((images == images.round()).all()):
         raise ValueError("integer grey levels expected; continuous data has no bits per dimension: use continuous_nats")
+    model, count = as_model(model, cond), len(images)
     refuse_dropout(model)
-    model, count, device = as_model(model, cond), len(images), device_of(model)
+    device = device_of(model)
     seeds = range(count) if seeds is None else seeds
     if len(seeds) != count:
         raise ValueError(f"one seed per image expected, {count} of them; got {len(seeds)}")

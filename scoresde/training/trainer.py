@@ -150,6 +150,7 @@ class Trainer:
             progress: show a progress bar.
 
         Raises:
+            TypeError: a model that is not a module.
             NonFiniteLoss: the loss or its gradient was not finite too often; the last checkpoint stays as it was.
             Interrupted: SIGINT or SIGTERM; the checkpoint holds the last whole step.
         """
@@ -185,6 +186,11 @@ class Trainer:
 
     def _prepared(self, model: ScoreModel) -> ScoreModel:
         """The model where it is trained, in its layout, compiled if wanted."""
+        if not isinstance(model, nn.Module):
+            raise TypeError(
+                f"a torch.nn.Module expected to be trained, such as a ScoreModel; got {type(model).__name__}: make "
+                "it a subclass of scoresde.ModelWrapper"
+            )
         model.to(self.where).train()
         if isinstance(model.network, nn.Module):
             if self.channels_last:
