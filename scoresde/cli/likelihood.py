@@ -82,7 +82,11 @@ def likelihood_table(result: Likelihood, split: str) -> dict[str, Any]:
     if result.bound is not None:
         rows["evidence bound"] = f"{result.bound} (of the reverse SDE)"
         rows |= {f"  {key}": value for key, value in result.bound_conventions.items() if key not in result.conventions}
-    return {**rows, **result.conventions, "evaluations": f"{result.nfe:.4g} a sample"}
+    return {
+        **rows,
+        **result.conventions,
+        "evaluations": f"{result.nfe:.4g} a sample, and {result.backward:.4g} backward passes",
+    }
 
 
 def dequantize(config: DictConfig) -> Record:

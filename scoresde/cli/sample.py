@@ -63,6 +63,7 @@ def draw_row(result: Drawn, config: DictConfig, n: int) -> dict[str, Any]:
         "sampler": HydraConfig.get().runtime.choices["sampler"],
         "n": n,
         "nfe": result.nfe,
+        "backward": result.backward,
         "seconds": round(result.seconds, 2),
         "seed": config.seed,
         "weights": config.weights,

@@ -29,11 +29,13 @@ DRAWING = "drawing"
 
 @dataclass(frozen=True)
 class Drawn:
-    """Samples (n, *) in data units, on the CPU; evaluations of each; seconds of all batches together."""
+    """Samples (n, *) in data units, on the CPU; evaluations of each; seconds of all batches together; backward
+    passes of each."""
 
     x: Tensor
     nfe: int
     seconds: float
+    backward: int
 
 
 def draw_samples(
@@ -80,8 +82,8 @@ def draw_samples(
     distributed.gather(None)  # all have read what is now taken away
     if distributed.rank() == 0:
         shutil.rmtree(directory, ignore_errors=True)
-    nfe, seconds = max(one["nfe"] for one in found.values()), sum(one["seconds"] for one in found.values())
-    return Drawn(x, nfe, seconds)
+    nfe, backward = (max(one[name] for one in found.values()) for name in ("nfe", "backward"))
+    return Drawn(x, nfe, sum(one["seconds"] for one in found.values()), backward)
 
 
 def _draw(run: Run, model: Model, sampler: Sampler, seeds: range, file: Path, progress: bool) -> Numbers:
@@ -95,7 +97,7 @@ def _draw(run: Run, model: Model, sampler: Sampler, seeds: range, file: Path, pr
             np.save(opened, samples)
 
     replace_atomically(file, write)
-    return {"nfe": result.nfe, "seconds": time.perf_counter() - started}
+    return {"nfe": result.nfe, "backward": result.backward, "seconds": time.perf_counter() - started}
 
 
 def describe(part: object) -> str:

@@ -31,7 +31,7 @@ from scoresde.dequantization import DataMap, Dequantization, TruncatedNormal
 from scoresde.divergence import ExactTrace, Hutchinson, Trace
 from scoresde.evaluation.pieces import Numbers, Piece, digest, evaluate, path_of, store
 from scoresde.flow import DEFAULT_SOLVER
-from scoresde.likelihood import bits_per_dim, conventions, log_prob
+from scoresde.likelihood import BitsPerDim, LogProb, bits_per_dim, conventions, log_prob
 from scoresde.losses import Nodes
 from scoresde.protocols import Condition
 from scoresde.score import device_of
@@ -92,7 +92,8 @@ class Likelihood:
 
     mean, and stderr over samples (None of one); per_sample (N,); conventions: everything that moves the number.
     population, monte_carlo: the two parts of stderr, None where not measured. discretisation: what a finer solve adds
-    to the mean. bound: the mean of an evidence bound. nfe: mean number of evaluations of a sample.
+    to the mean. bound: the mean of an evidence bound. nfe, backward: mean numbers of evaluations of a sample, and
+    of products with Jacobians beside them.
     """
 
     unit: str
@@ -101,6 +102,7 @@ class Likelihood:
     per_sample: Tensor
     conventions: dict[str, str]
     nfe: float
+    backward: float
     population: float | None = None
     monte_carlo: float | None = None
     discretisation: Estimate | None = None
@@ -200,10 +202,15 @@ class _Solve:
             values = -(result.value + nats) / dimensions(x)
             declared = conventions(model, states, self.trace, self.solver, f"data, t_min={model.sde.t_min:g}")
             declared = {"quantity": "negative log-density, nats per dimension", **declared}
-            return {"value": values.tolist(), "nfe": result.nfe.tolist(), "conventions": declared}
+            return self._numbers(values, result, declared)
         settings: dict[str, Any] = {"samples": self.samples, "trace": self.trace, "solver": self.solver}
         bits = bits_per_dim(model, x, states, cond, **settings, seeds=seeds, start=self.start)
-        return {"value": bits.per_image.tolist(), "nfe": bits.nfe.tolist(), "conventions": bits.conventions}
+        return self._numbers(bits.per_image, bits, bits.conventions)
+
+    @staticmethod
+    def _numbers(values: Tensor, result: LogProb | BitsPerDim, declared: dict[str, str]) -> Numbers:
+        counts = {"nfe": result.nfe.tolist(), "backward": result.backward.tolist()}
+        return {"value": values.tolist(), **counts, "conventions": declared}
 
     def _of(self, indices: Tensor) -> tuple[Tensor, Condition, list[int]]:
         """States and conditions on the model's device, and seeds."""
@@ -274,8 +281,9 @@ def _summary(one: _Solve, budget: Budget, found: dict[str, Numbers]) -> Likeliho
         return torch.tensor(numbers, dtype=torch.float64)
 
     values, again, coarse, fine, bound = (column(name) for name in ("values", "again", "coarse", "fine", "bound"))
-    mean, nfe = _estimate(values), float(column("values", "nfe").mean())
-    result = Likelihood(one.unit, mean.mean, mean.stderr, values, found["values-000000"]["conventions"], nfe)
+    mean, conditions = _estimate(values), found["values-000000"]["conventions"]
+    nfe, backward = (float(column("values", key).mean()) for key in ("nfe", "backward"))
+    result = Likelihood(one.unit, mean.mean, mean.stderr, values, conditions, nfe, backward)
     if budget.samples and mean.stderr is not None:
         noise = float((values[_subset(one, budget)] - again).square().mean()) / 2 / len(values) if len(again) else 0.0
         result.monte_carlo = math.sqrt(noise)

@@ -41,7 +41,7 @@ class Row:
     seconds: median time of a batch of `batch` samples.
     metric, space: what is measured, and on what: "state", or the name of the features.
     value, low, high: the figure, and the interval of its expectation (`metrics.bootstrap`).
-    n: samples. reference: what they are compared with.
+    n: samples. reference: what they are compared with. backward: backward passes through the network, counted.
     """
 
     sampler: str
@@ -57,6 +57,7 @@ class Row:
     high: float
     n: int
     reference: str
+    backward: int = 0
 
     @property
     def is_floor(self) -> bool:
@@ -158,24 +159,25 @@ class _Comparison:
     def measure(self, name: str, sampler: Sampler, budget: int, steps: int) -> list[Row]:
         """The rows of a sampler; none if it does not give numbers."""
         try:
-            x, nfe = self.draw(sampler)
+            x, nfe, backward = self.draw(sampler)
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:
             warnings.warn(f"{name} at nfe={budget} is left out: {error}", stacklevel=3)
             return []
         seconds = self.time(sampler)
-        return list(self.rows(x, sampler=name, budget=budget, steps=steps, nfe=nfe, seconds=seconds, n=self.n))
+        cost = {"budget": budget, "steps": steps, "nfe": nfe, "backward": backward, "seconds": seconds}
+        return list(self.rows(x, sampler=name, **cost, n=self.n))
 
-    def draw(self, sampler: Sampler) -> tuple[Tensor, int]:
-        """The samples (n, *), and the evaluations of each."""
-        drawn, nfe, seeds = [], 0, range(self.seed, self.seed + self.n)
+    def draw(self, sampler: Sampler) -> tuple[Tensor, int, int]:
+        """The samples (n, *), and the evaluations and backward passes of each."""
+        drawn, nfe, backward, seeds = [], 0, 0, range(self.seed, self.seed + self.n)
         for start in range(0, self.n, self.batch):
             part = seeds[start : start + self.batch]
             result = sampler(self.model, shape=(len(part), *self.shape), seeds=part)
             drawn.append(result.x.cpu())
-            nfe = max(nfe, result.nfe)
-        return torch.cat(drawn), nfe
+            nfe, backward = max(nfe, result.nfe), max(backward, result.backward)
+        return torch.cat(drawn), nfe, backward
 
     def time(self, sampler: Sampler) -> float:
         """Median seconds of a batch."""
@@ -212,7 +214,8 @@ def table(rows: Sequence[Row]) -> list[list[str]]:
     for name, budget in dict.fromkeys((row.sampler, row.budget) for row in rows):
         mine = {(row.metric, row.space): row for row in rows if (row.sampler, row.budget) == (name, budget)}
         first = next(iter(mine.values()))
-        cost = ["-", "-"] if first.seconds is None else [str(first.nfe), f"{first.seconds:.3g}"]
+        evaluations = f"{first.nfe} + {first.backward} backward" if first.backward else str(first.nfe)
+        cost = ["-", "-"] if first.seconds is None else [evaluations, f"{first.seconds:.3g}"]
         lines.append([name, *cost, *(_figure(mine[key]) for key in metrics)])
     return lines
 

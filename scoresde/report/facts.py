@@ -82,6 +82,7 @@ def read_comparison(path: Path) -> list[Row]:
             try:
                 given |= {key: int(line[key]) if line[key] else None for key in whole}
                 given |= {key: float(line[key]) if line[key] else None for key in real}
+                given["backward"] = int(line.get("backward") or 0)
                 rows.append(Row(**{column.name: given[column.name] for column in fields(Row)}))
             except (KeyError, TypeError, ValueError) as error:
                 raise ValueError(f"{path} as `scoresde compare` writes it expected; {error!r} in {line}") from error
