@@ -573,15 +573,15 @@ class Overhead:
         count = 0
         normal = Noise.normal
 
-        def noted(noise: Noise, rows: Tensor | None = None) -> Tensor:
+        def noted(noise: Noise, like: Tensor, rows: Tensor | None = None) -> Tensor:
             nonlocal count
             count += 1
-            return normal(noise, rows)
+            return normal(noise, like, rows)
 
         with mock.patch.object(Noise, "normal", noted):
             self.sampler(self.model, shape=self.shape, seeds=self.seeds, device=self.device)
-        noise = Noise(self.shape, seeds=self.seeds, device=self.device)
-        return seconds(lambda: [noise.normal() for _ in range(count)], self.device)
+        noise, like = Noise(seeds=self.seeds), torch.empty(tuple(self.shape), device=self.device)
+        return seconds(lambda: [noise.normal(like) for _ in range(count)], self.device)
 
     def ratios(self, pairs: int) -> tuple[np.ndarray, np.ndarray, float, int]:
         """Time of the sampler over that of its evaluations, and over that of evaluations and draws; the seconds and

@@ -25,9 +25,9 @@ class Evaluations:
 
 
 @contextmanager
-def counting() -> Iterator[Evaluations]:
-    """Within the block, evaluations of networks are added to the count it gives."""
-    count = Evaluations()
+def counting(count: Evaluations | None = None) -> Iterator[Evaluations]:
+    """Within the block, evaluations of networks are added to a count: a new one unless one is given."""
+    count = Evaluations() if count is None else count
     token = _open.set((*_open.get(), count))
     try:
         yield count

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from scoresde.evaluations import vectorised
+from scoresde.counting import vectorised
 from scoresde.tensors import Noise, dimensions, sum_dims
 
 Field = Callable[[Tensor], Tensor]

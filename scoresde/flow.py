@@ -31,8 +31,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from scoresde.counting import counting
 from scoresde.divergence import Trace
-from scoresde.evaluations import counting
 from scoresde.protocols import Model
 from scoresde.score import BaseModel, as_model
 from scoresde.sdes import SDE

@@ -21,9 +21,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from scoresde.counting import counting
 from scoresde.dequantization import DataMap, Dequantization, Uniform
 from scoresde.divergence import Hutchinson, Trace
-from scoresde.evaluations import counting
 from scoresde.flow import DEFAULT_SOLVER, Carried, carry, integrate, like
 from scoresde.losses import squared_errors
 from scoresde.progress import progress_bar

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from scoresde import predictions
-from scoresde.evaluations import counting, evaluated
+from scoresde.counting import counting, evaluated
 from scoresde.predictions import Prediction
 from scoresde.protocols import Condition, Model, Network, as_condition, expand, select
 from scoresde.sdes import SDE

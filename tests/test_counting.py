@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import scoresde as ss
-from scoresde.evaluations import counting, evaluated, vectorised
+from scoresde.counting import counting, evaluated, vectorised
 from tests.conftest import normal, oracle
 
 

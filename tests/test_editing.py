@@ -184,11 +184,12 @@ def test_a_remnant_is_joined_to_the_next_transition(beyond):
 def test_transitions_that_rise_again_stay_below():
     class Jumps(Sampler):
         def transitions(self, sde):
-            times = f64(1.0, 0.5, 0.9, 0.5, 0.1, 0.4, 0.1)
             return list(pairwise(times))
 
-    assert levels(Jumps(), 0.7, ss.VP()) == [0.7, 0.5, 0.7, 0.5, 0.1, 0.4, 0.1]
-    assert levels(Jumps(), 0.3, ss.VP()) == [0.3, 0.1, 0.3, 0.1]
+    times = f64(1.0, 0.5, 0.9, 0.5, 0.1, 0.4, 0.1)
+    for sampler in (Jumps(), PredictorCorrector(Ancestral(), grid=times)):
+        assert levels(sampler, 0.7, ss.VP()) == [0.7, 0.5, 0.7, 0.5, 0.1, 0.4, 0.1]
+        assert levels(sampler, 0.3, ss.VP()) == [0.3, 0.1, 0.3, 0.1]
 
 
 @pytest.mark.parametrize("predictor", [DDIM(), Ancestral()])

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from scoresde.evaluations import counting
+from scoresde.counting import Evaluations, counting
 from scoresde.progress import progress_bar
 from scoresde.protocols import Model
 from scoresde.samplers.grids import Transition
@@ -65,13 +65,13 @@ def as_step(step: Step | StepFunction) -> Step:
     Raises:
         TypeError: neither.
     """
+    if isinstance(step, type) or not ((hasattr(step, "plan") and hasattr(step, "advance")) or callable(step)):
+        kind = f"the class {step.__name__}: make an instance" if isinstance(step, type) else type(step).__name__
+        raise TypeError(
+            f"a step with plan and advance, or a function (model, x, t_from, t_to, noise) -> x, expected; got {kind}"
+        )
     if hasattr(step, "plan") and hasattr(step, "advance"):
         return step
-    if not callable(step):
-        raise TypeError(
-            "a step with plan and advance, or a function (model, x, t_from, t_to, noise) -> x, expected; got "
-            f"{type(step).__name__}"
-        )
     return FunctionStep(step)
 
 
@@ -177,16 +177,18 @@ class Sampler:
         x, noise = _start(model, pairs[0][0], shape, x_T, generator, seeds, device, dtype)
         memory, kept = None, [x] if every else []
         plan = progress_bar(self.plan(model.sde, pairs), title="sampling", unit="step", shown=progress)
-        with counting() as count:
-            for i, (entry, (_, t)) in enumerate(zip(plan, pairs, strict=True)):
+        count = Evaluations()
+        for i, (entry, (_, t)) in enumerate(zip(plan, pairs, strict=True)):
+            with counting(count):  # what a callback evaluates is not part of it
                 x, memory = self.advance(model, x, entry, noise, memory)
                 if constraint is not None:
                     x = _constrained(constraint, model, x, t, noise)
-                if callback is not None:
-                    callback(i, t, x)
-                if every and (i + 1) % every == 0:
-                    kept.append(x)
-            if self.denoise_final:
+            if callback is not None:
+                callback(i, t, x)
+            if every and (i + 1) % every == 0:
+                kept.append(x)
+        if self.denoise_final:
+            with counting(count):
                 x = model.predict(x, t).denoised
         _refuse_nan(x)
         return Samples(x, count.forward, torch.stack(kept) if kept else None, count.backward)

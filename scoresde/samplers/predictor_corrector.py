@@ -40,7 +40,7 @@ class PredictorCorrector(Sampler):
 
     Raises:
         ValueError: neither predictor nor corrector, fewer than one step, an unknown grid or order; in a call, times
-            that do not fall or leave the SDE's range.
+            that leave the SDE's range, or whose first is not the largest or last not the smallest.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class PredictorCorrector(Sampler):
         super().__init__(denoise_final)
         if predictor is None and corrector is None:
             raise ValueError("a predictor, a corrector or both expected; got neither")
-        if corrector is not None and not callable(corrector):
+        if corrector is not None and (isinstance(corrector, type) or not callable(corrector)):
             raise TypeError(f"a corrector, or a function (model, x, t, noise) -> x, expected; got {corrector!r}")
         self.grid = resolve_grid(grid)
         given = len(self.grid.times) - 1 if isinstance(self.grid, Given) else None

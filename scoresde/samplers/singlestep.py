@@ -58,6 +58,7 @@ class EDM(Linear):
         if not (churn >= 0 and 0 <= low < high and noise > 0):
             raise ValueError(f"churn >= 0, 0 <= low < high and noise > 0 expected; got {churn}, {low}, {high}, {noise}")
         self.churn, self.low, self.high, self.noise = churn, low, high, noise
+        self.stochastic = churn > 0
 
     def plan(self, sde: SDE, transitions: Sequence[Transition]) -> list[Row]:
         """The coefficients of every transition; gamma depends on their number."""
@@ -66,7 +67,7 @@ class EDM(Linear):
         return [self._row(sde, here, target, gamma) for here, target in zip(starts, targets, strict=True)]
 
     def _row(self, sde: SDE, here: Point, target: Point, gamma: float) -> Row:
-        if self.churn and target.lam < here.lam:
+        if self.stochastic and target.lam < here.lam:
             return upward(here, target)
         check_signal(sde, here, self)
         most = math.exp(-0.5 * float(sde.log_snr(torch.tensor(sde.t_max, dtype=torch.float64))))

@@ -221,6 +221,27 @@ def test_only_samples_on_the_way_are_evaluated_each_at_its_own_time_with_its_own
     close(alone.x[0], result.x[4], rtol=1e-4, atol=1e-4)
 
 
+def test_a_model_that_cannot_choose_samples_is_told_what_it_lacks():
+    """Samples arrive one after the other: a class of one's own has to say what its model of the others is."""
+
+    class Own:
+        sde = ss.VP()
+
+        def predict(self, x, t):
+            return exact.predict(x, t)
+
+    class Chooses(Own):
+        def rows(self, rows, count):
+            return self
+
+    exact, sampler = oracle((3,)).score_model(ss.VP()), ss.samplers.ErrorControlled()
+    with pytest.raises(TypeError, match=r"Own has no 'rows' .* make the class a subclass of scoresde.ModelWrapper"):
+        sampler(Own(), shape=(4, 3), seeds=range(4))
+    found, expected = (sampler(model, shape=(4, 3), seeds=range(4)) for model in (Chooses(), exact))
+    assert torch.equal(found.x, expected.x)
+    assert found.nfe == expected.nfe
+
+
 # How it fails
 
 

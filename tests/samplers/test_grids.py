@@ -1,6 +1,7 @@
 """Grids: their ends, what they are uniform in, the indices of discrete models, times that are given, and bad input."""
 
 import math
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -162,19 +163,48 @@ def test_the_number_of_steps_is_1000_unless_given():
         f64(0.5)[None],
         f64(0.1, 0.5, 0.9),
         f64(0.9, 0.5, 0.5),
+        f64(0.9, 0.5, 0.5, 0.1),
         f64(0.9, 0.5, 0.6),
+        f64(0.5, 0.9, 0.1),
+        f64(0.9, 0.5, 0.95, 0.1),
+        f64(0.9, 0.1, 0.5, 0.3),
         f64(1.5, 0.5),
         f64(0.5, 0.0),
         f64(0.5, math.nan),
         f64(0.9, 0.5)[None],
     ],
-    ids=["one", "increasing", "equal", "up again", "beyond t_max", "beyond t_min", "nan", "two dimensions"],
+    ids=[
+        "one",
+        "increasing",
+        "equal",
+        "equal in between",
+        "up again",
+        "first not the largest",
+        "above the first",
+        "last not the smallest",
+        "beyond t_max",
+        "beyond t_min",
+        "nan",
+        "two dimensions",
+    ],
 )
 def test_bad_times(times):
-    with pytest.raises(ValueError, match="expected; got"):
+    with pytest.raises(
+        ValueError, match=r"expected(, from the largest to the smallest, each other than the one before)?; got"
+    ):
         transitions(times, ss.VP())
     with pytest.raises(ValueError, match="expected"):
         samplers.PredictorCorrector(samplers.DDIM(), grid=times).transitions(ss.VP())
+
+
+@pytest.mark.parametrize("times", [(0.9, 0.5, 0.7, 0.5, 0.1), (0.9, 0.5, 0.9, 0.1), (0.9, 0.1, 0.5, 0.7, 0.1)])
+def test_times_may_rise_again_in_between(times):
+    """RePaint (2201.09865); up to the first time, and from the last."""
+    expected = list(pairwise(times))
+    assert transitions(f64(*times), ss.VP()) == [(f64(a), f64(b)) for a, b in expected]
+    for grid in (times, lambda sde, steps: f64(*times)):
+        sampler = samplers.PredictorCorrector(samplers.Ancestral(), grid=grid)
+        assert [(float(a), float(b)) for a, b in sampler.transitions(ss.VP())] == expected
 
 
 def predictor(**arguments):

@@ -12,7 +12,7 @@ from scoresde.samplers.base import make_transition
 from scoresde.samplers.linear import Linear, Memory, Row, Stage, combine
 from scoresde.sdes.points import points
 from scoresde.tensors import Noise
-from tests.conftest import close, f64, normal, oracle, seeded
+from tests.conftest import close, f64, normal, oracle, seeded, within
 
 METHODS = {
     "euler-maruyama": (samplers.EulerMaruyama(), 1),
@@ -95,14 +95,8 @@ def test_the_past_grows_to_its_length():
     assert [len(row.stages[0].b) for row in plan] == [1, 2, 3, 3]
 
 
-BACK = pairs(1.0, 0.8, 0.6, 0.8, 0.6, 0.4)
-
-
-class TravelsBack(samplers.PredictorCorrector):
-    """Goes back up once, as in RePaint (2201.09865), here by the method itself."""
-
-    def transitions(self, sde):
-        return BACK
+BACK_TIMES = [1.0, 0.8, 0.6, 0.8, 0.6, 0.4]  # back up once, as in RePaint (2201.09865)
+BACK = pairs(*BACK_TIMES)
 
 
 def test_the_past_begins_anew_after_going_back_up():
@@ -125,7 +119,7 @@ def test_the_past_begins_anew_after_a_jump():
 )
 def test_a_run_that_goes_back_up_is_two_runs(step):
     model, x = oracle((2,)).score_model(ss.VP()), normal(3, 2)
-    whole = TravelsBack(step)(model, x_T=x, trajectory=True).trajectory
+    whole = samplers.PredictorCorrector(step, grid=BACK_TIMES)(model, x_T=x, trajectory=True).trajectory
 
     def part(x, transitions):
         sampler = samplers.PredictorCorrector(step)
@@ -392,10 +386,104 @@ def test_a_point_of_a_path():
     assert point.ratio == pytest.approx(1 / 3)
 
 
-@pytest.mark.parametrize("step", [samplers.Ancestral(), samplers.DDIM(1.0), samplers.DPMSolverPP(2, l=1.0)])
-def test_a_stochastic_step_up_is_refused(step):
-    with pytest.raises(ValueError, match=r"towards the data expected .* from t=0.2 up to 0.5"):
-        step.plan(ss.VP(), [(f64(0.2), f64(0.5))])
+STOCHASTIC = {
+    "ancestral": samplers.Ancestral(),
+    "ancestral-forward": samplers.Ancestral("forward"),
+    "ddim-1": samplers.DDIM(1.0),
+    "ddim-half": samplers.DDIM(0.5),
+    "euler-maruyama": samplers.EulerMaruyama(),
+    "stochastic-heun": samplers.StochasticHeun(),
+    "reverse-diffusion": samplers.ReverseDiffusion(),
+    "sde-dpm-solver++": samplers.DPMSolverPP(2, l=1.0),
+    "sa-solver": samplers.SASolver(2, 2),
+    "edm": samplers.EDM(churn=10.0),
+}
+TWO_A_STEP = ("stochastic-heun", "edm")
+DOWN, UP, AGAIN = torch.linspace(-1.0, 1.0, 51), (0.2, -0.5), torch.linspace(-0.5, 1.5, 51)  # lambda
+
+
+@pytest.mark.parametrize("sde", [ss.VP(), ss.VE(), ss.Rectified()], ids=["vp", "ve", "rectified"])
+@pytest.mark.parametrize("name", STOCHASTIC)
+def test_a_run_that_goes_back_up_keeps_the_marginals(name, sde):
+    """At the bottom, after two transitions up from there, and at the end; nothing is evaluated on the way up."""
+    mixture, n, calls = oracle((2,)), 8000, []
+    times = sde.time(2 * torch.cat([DOWN, torch.tensor(UP), AGAIN[1:]]).double())
+    model, x_T = mixture.score_model(sde), mixture.sample(n, sde, times[0], generator=seeded(1))
+    model.network.register_forward_hook(lambda *_: calls.append(1))
+    result = samplers.PredictorCorrector(STOCHASTIC[name], grid=times)(
+        model, x_T=x_T, generator=seeded(2), trajectory=True
+    )
+    assert result.nfe == len(calls) == 100 * (2 if name in TWO_A_STEP else 1)
+    for index in (50, 51, 52, 102):
+        alpha, sigma = sde.alpha(times[index]), sde.sigma(times[index])
+        deviation = result.trajectory[index] - alpha * mixture.mean()
+        within(deviation, torch.zeros(2, dtype=torch.float64))
+        covariance = alpha.square() * mixture.covariance() + sigma.square() * torch.eye(2, dtype=torch.float64)
+        within(deviation[:, :, None] * deviation[:, None, :], covariance)
+
+
+@pytest.mark.parametrize("sde", [ss.VP(), ss.VE(), ss.Rectified()], ids=["vp", "ve", "rectified"])
+@pytest.mark.parametrize("name", STOCHASTIC)
+def test_a_stochastic_step_up_is_the_forward_kernel(name, sde):
+    """x_t = r x_s + v^(1/2) z, by one draw and without an evaluation, also from no noise and to no signal."""
+
+    class Silent:
+        sde = None
+
+        def predict(self, x, t):
+            raise AssertionError("no evaluation is wanted on the way up")
+
+    model, x, s, t = Silent(), normal(3, 2), f64(0.2), f64(0.5)
+    model.sde = sde
+    ratio, variance = sde.transition(s, t)
+    z = Noise(seeded(3)).normal(x)
+    close(make_transition(STOCHASTIC[name], model, x, s, t, Noise(seeded(3))), ratio * x + variance.sqrt() * z)
+    model.sde = ss.ZeroTerminalSNR(ss.VP(t_min=0.0))
+    found = make_transition(STOCHASTIC[name], model, x, f64(0.0), f64(1.0), Noise(seeded(3)))
+    close(found, z)
+
+
+@pytest.mark.parametrize("name", STOCHASTIC)
+def test_the_past_of_a_stochastic_method_begins_anew_after_going_back_up(name):
+    step, sde = STOCHASTIC[name], ss.VP()
+    plan = step.plan(sde, BACK)
+    assert [len(row.stages) > 0 for row in plan] == [True, True, False, True, True]
+    assert plan[2].correct == plan[3].correct == ()
+    if name != "edm":  # whose gamma depends on the number of transitions
+        assert plan[3:] == step.plan(sde, BACK[3:])
+
+
+@pytest.mark.parametrize("name", ["ancestral", "sde-dpm-solver++", "sa-solver", "edm"])
+def test_a_sample_that_goes_back_up_does_not_depend_on_its_batch(name):
+    model, make = oracle((2,)).score_model(ss.VP()), samplers.PredictorCorrector(STOCHASTIC[name], grid=BACK_TIMES)
+    x_T = normal(3, 2)
+    together = make(model, x_T=x_T, seeds=[3, 1, 4]).x
+    alone = torch.cat([make(model, x_T=x_T[i : i + 1], seeds=[seed]).x for i, seed in enumerate([3, 1, 4])])
+    close(alone, together, 1e-9)
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        samplers.Heun(),
+        samplers.EDM(churn=0.0),
+        samplers.EulerMaruyama(l=0.0),
+        samplers.StochasticHeun(l=0.0),
+        samplers.DPMSolverPP(1),
+        samplers.DPMSolver(2),
+        samplers.AngularAdams(1, 0),
+    ],
+    ids=lambda step: type(step).__name__,
+)
+def test_deterministic_methods_go_up_as_they_come_down(step):
+    model, x = oracle((3,)).score_model(ss.VP()), normal(4, 3)
+    times = torch.linspace(0.5, 0.3, 201, dtype=torch.float64)
+    grid = torch.cat([times, times.flip(0)[1:], times[1:]])
+    result = samplers.PredictorCorrector(step, grid=grid)(model, x_T=x, trajectory=200)
+    _, bottom, top, again = result.trajectory
+    close(top, x, rtol=0, atol=2e-2)
+    close(again, bottom, rtol=0, atol=2e-2)
+    assert (bottom - x).abs().max() > 0.1
 
 
 def test_ddim_goes_up_as_it_comes_down():

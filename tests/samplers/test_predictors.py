@@ -189,7 +189,14 @@ def test_the_optimal_variance_where_no_signal_is_left():
     assert x.std() == pytest.approx(1.0, rel=0.04)
 
 
-@pytest.mark.parametrize("step", [ss.samplers.EulerMaruyama(), ss.samplers.StochasticHeun()])
-def test_a_noisy_step_of_the_reverse_sde_goes_down(step):
-    with pytest.raises(ValueError, match="towards the data"):
-        step.plan(ss.VP(), [(torch.tensor(0.3), torch.tensor(0.7))])
+@pytest.mark.parametrize("kind", [ss.samplers.EulerMaruyama, ss.samplers.StochasticHeun])
+def test_a_noisy_step_of_the_reverse_sde_goes_up_by_the_forward_kernel_and_the_flow_by_itself(kind):
+    sde, (low, high) = ss.VP(), f64(0.3, 0.7)
+    ratio, variance = sde.transition(low, high)
+    (row,) = kind().plan(sde, [(low, high)])
+    assert row.stages == ()
+    assert row.kick == pytest.approx((float(ratio), float(variance.sqrt())))
+    (row,) = kind(l=0.0).plan(sde, [(low, high)])
+    assert row.kick is None
+    assert len(row.stages) > 0
+    assert all(stage.c == 0 for stage in row.stages)
