@@ -8,25 +8,31 @@ backward pass through the network is counted when a gradient reaches its output.
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
 _open: ContextVar[tuple["Evaluations", ...]] = ContextVar("open counts", default=())
-_products = [0]  # of one pass within `vectorised`; not a context variable: autograd calls hooks from threads of its own
 
 
 @dataclass
 class Evaluations:
-    """How often networks were evaluated, and how many products with a Jacobian, a backward pass each, were made."""
+    """How often networks were evaluated, and how many products with a Jacobian, a backward pass each, were made.
+
+    products: of one vectorised pass, 0 outside of `vectorised`.
+    """
 
     forward: int = 0
     backward: int = 0
+    products: int = field(default=0, repr=False)
 
 
 @contextmanager
 def counting(count: Evaluations | None = None) -> Iterator[Evaluations]:
-    """Within the block, evaluations of networks are added to a count: a new one unless one is given."""
+    """Evaluations of networks within the block are added to a count: a new one unless one is given.
+
+    A gradient that reaches one of their outputs is added as well, also after the block.
+    """
     count = Evaluations() if count is None else count
     token = _open.set((*_open.get(), count))
     try:
@@ -36,13 +42,16 @@ def counting(count: Evaluations | None = None) -> Iterator[Evaluations]:
 
 
 @contextmanager
-def vectorised(number: int) -> Iterator[None]:
-    """Within the block, a vectorised pass through a network, backward or with tangents, is that many products."""
-    before, _products[0] = _products[0], number
+def vectorised(products: int) -> Iterator[None]:
+    """Within the block, a pass through a network, backward or with tangents, is that many products."""
+    before = [(count, count.products) for count in _open.get()]
+    for count, _ in before:
+        count.products = products
     try:
         yield
     finally:
-        _products[0] = before
+        for count, number in before:
+            count.products = number
 
 
 def evaluated(output: Tensor) -> None:
@@ -51,14 +60,14 @@ def evaluated(output: Tensor) -> None:
     if not counts:
         return
     for count in counts:
-        if _products[0]:
-            count.backward += _products[0]
+        if count.products:
+            count.backward += count.products
         else:
             count.forward += 1
     if output.requires_grad:
 
         def differentiated(gradient: Tensor) -> None:
             for count in counts:
-                count.backward += _products[0] or 1
+                count.backward += count.products or 1
 
         output.register_hook(differentiated)

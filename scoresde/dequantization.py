@@ -85,8 +85,8 @@ class DataMap:
             state, nats = float(alpha) * state, nats + dimensions(state) * float(alpha.log())
         return state, float64(nats)
 
-    def trained(self, data: Tensor, noise: Noise) -> Tensor:
-        """The clean state (B, *) that a network is trained on, of floating-point data (B, *) and in its dtype."""
+    def training_states(self, data: Tensor, noise: Noise) -> Tensor:
+        """The clean states (B, *) that a network is trained on, of floating-point data (B, *) and in its dtype."""
         if self.dequantization is not None:
             data = self.dequantization.training_values(data, noise)
         return self.transform(data)
@@ -97,6 +97,22 @@ class DataMap:
 
     def __str__(self) -> str:
         return str(self.transform)
+
+
+def levels_map(transform: Transform | DataMap, dequantization: Dequantization | None) -> DataMap:
+    """The data map of integer levels: uniform dequantisation unless another one is given.
+
+    Raises:
+        ValueError: a `DataMap` with a dequantisation beside it, or without one in it.
+    """
+    if not isinstance(transform, DataMap):
+        return DataMap(transform, dequantization or Uniform())
+    if dequantization is not None or transform.dequantization is None:
+        raise ValueError(
+            "a DataMap with a dequantisation, and no other beside it, expected for bits; got "
+            f"DataMap(dequantization={transform.dequantization}) and dequantization={dequantization}"
+        )
+    return transform
 
 
 class Uniform:

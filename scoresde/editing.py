@@ -41,7 +41,7 @@ class From(Sampler):
         t: where to start, in (t_min, t_max]; `x_T` of a call is then the state at t.
 
     Raises:
-        TypeError: a sampler that is none.
+        TypeError: `sampler` is not a `Sampler`.
         ValueError: in a call, a t outside of (t_min, t_max], or at which the sampler has ended already.
     """
 

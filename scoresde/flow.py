@@ -165,7 +165,7 @@ def integrate(
         ValueError: a transition that leaves the SDE's range or goes nowhere; a gradient in parameters of the SDE.
     """
     model = as_model(model, cond)
-    with torch.set_grad_enabled(differentiable), _frozen(model, not differentiable):
+    with torch.set_grad_enabled(differentiable), frozen(model, not differentiable):
         return _integrate(model, x, t_from, t_to, solver or DEFAULT_SOLVER, trace, noise or Noise(), differentiable)
 
 
@@ -210,8 +210,8 @@ def _flow(model: BaseModel, solver: Solver, t_from: float, t_to: float, differen
     low, high = sorted((t_from, t_to))
     if not (sde.t_min <= low < high <= sde.t_max):
         raise ValueError(
-            f"two different times in [{sde.t_min:g}, {sde.t_max:g}] expected; got a transition from {t_from:g} to "
-            f"{t_to:g}"
+            f"t_from and t_to must differ and lie in [{sde.t_min:g}, {sde.t_max:g}]; got t_from={t_from:g} and "
+            f"t_to={t_to:g}"
         )
     if differentiable and isinstance(sde, nn.Module) and any(p.requires_grad for p in sde.parameters()):
         raise ValueError(
@@ -245,9 +245,9 @@ def carry(
 
 
 @contextmanager
-def _frozen(model: BaseModel, freeze: bool) -> Iterator[None]:
+def frozen(model: Model, freeze: bool = True) -> Iterator[None]:
     """Within the block no parameter wants a gradient: products with the Jacobian then keep fewer activations."""
-    wanting = [p for p in model.parameters() if p.requires_grad] if freeze else []
+    wanting = [p for p in as_model(model).parameters() if p.requires_grad] if freeze else []
     for parameter in wanting:
         parameter.requires_grad_(False)
     try:

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from scoresde.counting import counting
-from scoresde.dequantization import DataMap, Dequantization, Uniform
+from scoresde.dequantization import DataMap, Dequantization, levels_map
 from scoresde.divergence import Hutchinson, Trace
 from scoresde.flow import DEFAULT_SOLVER, Carried, carry, integrate, like
 from scoresde.losses import squared_errors
@@ -271,7 +271,7 @@ def bits_per_dim(
     trace, solver = trace or Hutchinson(), solver or DEFAULT_SOLVER
     images = images.byte() if images.dtype == torch.bool else images
     _check_bits(images, samples, start)
-    model, states = _with_density(model, cond), _levels_map(transform, dequantization)
+    model, states = _with_density(model, cond), levels_map(transform, dequantization)
     time = states.start(model.sde)
     if time is not None and start == "perturb":
         raise ValueError(f"start='data' expected: {states.dequantization} says at which time its points are states")
@@ -279,7 +279,7 @@ def bits_per_dim(
     if len(seeds) != count:
         raise ValueError(f"one seed per sample expected, {count} of them; got {len(seeds)}")
     rows: list[_Bound] = []
-    device = device_of(model)
+    device = device_of(model) or images.device
     for first in progress_bar(range(0, count, batch_size), title="bits/dim", unit="batch", shown=progress):
         part = slice(first, first + batch_size)
         one = _Solve(model.rows(part, count), states, trace, solver, Noise(seeds=seeds[part]), start, time)
@@ -312,18 +312,6 @@ def bits_per_dim(
     trace_stderr = None if variance is None else variance.sqrt() / unit
     nfe, backward = (torch.cat([getattr(row, name) for row in rows]).cpu() for name in ("nfe", "backward"))
     return BitsPerDim(*mean_and_error(per_image), per_image, declared, trace_stderr, nfe, backward)
-
-
-def _levels_map(transform: Transform | DataMap, dequantization: Dequantization | None) -> DataMap:
-    """The map of levels: uniform dequantisation unless another one is given."""
-    if not isinstance(transform, DataMap):
-        return DataMap(transform, dequantization or Uniform())
-    if dequantization is not None or transform.dequantization is None:
-        raise ValueError(
-            "a DataMap with a dequantisation, and no other beside it, expected for bits; got "
-            f"DataMap(dequantization={transform.dequantization}) and dequantization={dequantization}"
-        )
-    return transform
 
 
 @dataclass
@@ -374,7 +362,8 @@ class _Solve:
                 nats = nats + residual
         time = sde.t_min if self.time is None else self.time
         solve = _log_prob(self.model, x, self.trace, self.solver, self.noise, time)
-        solve.value, solve.nfe = solve.value + nats, solve.nfe + count.forward
+        solve.value = solve.value + nats
+        solve.nfe, solve.backward = solve.nfe + count.forward, solve.backward + count.backward
         return solve
 
 

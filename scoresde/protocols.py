@@ -1,7 +1,7 @@
 """What the layers ask of each other, as structural types.
 
 A network is any callable of its signature; a model is anything with an SDE and `predict`; samplers, losses and
-likelihoods accept whatever fits, without asking for its class (`score.as_model` adds what such a model may lack).
+likelihoods accept any object of that signature (`score.as_model` adds what such a model may lack).
 """
 
 from typing import Any, Protocol
@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from scoresde.tensors import send
 from scoresde.views import Views
 
 Condition = Tensor | dict[str, Tensor] | None
@@ -55,6 +56,13 @@ def select(cond: Condition, rows: Tensor | slice, count: int) -> Condition:
 def expand(cond: Condition, count: int) -> Condition:
     """The condition with leading dimension `count` in every tensor."""
     return _each(cond, lambda part: part if _is_per_sample(part, count) else _repeated(part, count))
+
+
+def to_device(cond: Condition, device: torch.device | None, dtype: torch.dtype | None = None) -> Condition:
+    """The condition on a device, where one is given: floating-point numbers in a dtype, class labels as they are."""
+    if device is None:
+        return cond
+    return _each(cond, lambda part: send(part, device, dtype if part.is_floating_point() else None))
 
 
 def _each(cond: Condition, change: Any) -> Condition:

@@ -12,6 +12,7 @@ on belongs to the model.
 """
 
 from copy import copy
+from itertools import chain
 from typing import Any, Self
 
 import torch
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 from scoresde import predictions
 from scoresde.counting import counting, evaluated
 from scoresde.predictions import Prediction
-from scoresde.protocols import Condition, Model, Network, as_condition, expand, select
+from scoresde.protocols import Condition, Model, Network, as_condition, expand, select, to_device
 from scoresde.sdes import SDE
 from scoresde.tensors import broadcast, float64, send
 from scoresde.views import Views
@@ -82,7 +83,12 @@ class BaseModel(nn.Module):
         raise NotImplementedError(f"{type(self).__name__} must define predict(x, t)")
 
     def given(self, cond: Any) -> Self:
-        """The conditional model p(x | cond), of the same parameters; see `protocols.Condition`. None changes nothing.
+        """The conditional model p(x | cond), of the same parameters. None changes nothing.
+
+        Args:
+            cond: a tensor, a number, a list, a NumPy array, or a dict of them: with leading dimension B, one condition
+                for each sample; or that of one sample, used for all. Where the first dimension of the latter might be
+                B, give it a leading dimension of 1.
 
         Raises:
             TypeError: a condition that is not a tensor, number, list, array, or a dict of them; a model without
@@ -95,6 +101,14 @@ class BaseModel(nn.Module):
     def rows(self, rows: Tensor | slice, count: int) -> Self:
         """The model of some samples of a batch of `count`: with their conditions."""
         return self
+
+    def __copy__(self) -> Self:
+        """A model of the same parts; replacing a part of the copy does not change the original."""
+        model = self.__new__(type(self))
+        vars(model).update(
+            {name: value.copy() if isinstance(value, dict) else value for name, value in vars(self).items()}
+        )
+        return model
 
     def score(self, x: Tensor, t: Tensor | float, cond: Any = None) -> Tensor:
         """The gradient of log p_t at x, (B, *)."""
@@ -166,7 +180,7 @@ class ScoreModel(BaseModel):
 
     def given(self, cond: Any) -> Self:
         """The conditional model, with the same network; see `BaseModel.given`."""
-        return self if cond is None else self._with(as_condition(cond))
+        return self if cond is None else self._with(to_device(as_condition(cond), device_of(self)))
 
     def rows(self, rows: Tensor | slice, count: int) -> Self:
         """The model with the conditions of some samples of a batch of `count`."""
@@ -174,7 +188,7 @@ class ScoreModel(BaseModel):
 
     def _with(self, cond: Condition) -> Self:
         model = copy(self)
-        model.cond = cond
+        vars(model)["cond"] = cond  # a parameter among the conditions is not one of the model's
         return model
 
     def predict(self, x: Tensor, t: Tensor | float) -> Views:
@@ -188,7 +202,7 @@ class ScoreModel(BaseModel):
         scaled = broadcast(self.prediction.c_in(self.sde, t), x) * x
         label = self.prediction.c_noise(self.sde, t).expand(x.shape[0])
         dtype = self._network_dtype(x.dtype)
-        cond = _sent(expand(self.cond, len(x)), x.device, dtype)
+        cond = to_device(expand(self.cond, len(x)), x.device, dtype)
         output = self.network(scaled.to(dtype), send(label, x.device, dtype), cond)
         evaluated(output)
         expected = (x.shape[0], x.shape[1] * (2 if self.learned_variance else 1), *x.shape[2:])
@@ -209,11 +223,12 @@ class ScoreModel(BaseModel):
 
 
 class ModelWrapper(BaseModel):
-    """A model around a model. A subclass overrides `predict`, and nothing else has to be said.
+    """A model around a model. A subclass overrides `predict`.
 
     Parameters, device, condition, density and every attribute that the subclass does not define are those of the model
-    inside, `self.model`; so are the evaluations that are counted. A subclass that keeps a tensor for each sample
-    overrides `rows` as well, which is asked for parts of a batch.
+    inside, `self.model`, and evaluations are counted there. `given` binds a condition to `self.model`; parts of a batch
+    (`rows`) are asked of every model among the wrapper's modules. A subclass overrides them if it keeps more for each
+    sample, or if a condition means something else to it.
 
     Args:
         model: any model, another wrapper included.
@@ -226,24 +241,19 @@ class ModelWrapper(BaseModel):
 
     def __init__(self, model: Model):
         super().__init__()
-        for name in ("sde", "predict"):
-            if not hasattr(model, name):
-                raise TypeError(
-                    f"a model with `sde` and `predict(x, t)` expected; {type(model).__name__} has no {name!r}"
-                )
-        self.model = model
+        self.model = as_model(model)
 
     def __getattr__(self, name: str) -> Any:
         try:
             return super().__getattr__(name)
         except AttributeError:
-            if name == "model" or name.startswith("__"):
+            if name == "model" or name.startswith("__") or hasattr(type(self), name):
                 raise
             return getattr(self.model, name)
 
     @property
     def density(self) -> str | None:
-        inner = self._inside("density", "str | None: whose density its probability flow has, None where it has none")
+        inner = self.model.density
         return inner if inner is None or type(self) is ModelWrapper else f"{type(self).__name__}({inner})"
 
     def predict(self, x: Tensor, t: Tensor | float) -> Views:
@@ -252,55 +262,89 @@ class ModelWrapper(BaseModel):
 
     def given(self, cond: Any) -> Self:
         """The same wrapper around the conditional model."""
-        return self if cond is None else self._around(self._inside("given", "given(cond), the conditional model")(cond))
+        return self if cond is None else self._replaced({"model": self.model.given(cond)})
 
     def rows(self, rows: Tensor | slice, count: int) -> Self:
-        """The same wrapper around the model of some samples of a batch of `count`."""
-        if isinstance(rows, slice) and rows.indices(count) == (0, count, 1):
-            return self  # all of them, also of a model that lacks `rows`
-        inner = self._inside("rows", "rows(rows, count), the model of some samples of a batch")
-        return self._around(inner(rows, count))
+        """The same wrapper around the models of some samples of a batch of `count`."""
+        models = {name: part for name, part in self.named_children() if isinstance(part, BaseModel)}
+        return self._replaced({name: part.rows(rows, count) for name, part in models.items()})
 
-    def _around(self, model: Model) -> Self:
-        if model is self.model:
+    def _replaced(self, parts: dict[str, BaseModel]) -> Self:
+        if all(part is getattr(self, name) for name, part in parts.items()):
             return self
         wrapper = copy(self)
-        vars(wrapper)["model"] = model  # found before the registered module, which has the same parameters
+        for name, part in parts.items():
+            setattr(wrapper, name, part)
         return wrapper
 
-    def _inside(self, name: str, meaning: str) -> Any:
-        """An attribute of the model inside, which a model of a foreign class may lack."""
-        if not hasattr(self.model, name):
-            raise TypeError(
-                f"{type(self.model).__name__} has no {name!r} ({meaning}), which is needed here: define it, or "
-                "make the class a subclass of scoresde.ModelWrapper, which passes it on"
-            )
-        return getattr(self.model, name)
 
+class ForeignModel(BaseModel):
+    """A model of a class of the user's own, with `sde` and `predict` alone, as a `BaseModel`.
 
-class _Foreign(ModelWrapper):
-    """A model of a foreign class, with `sde` and `predict` alone. If it counts no evaluation, a call is one.
+    If it counts no evaluation, a call is one. The modules that it holds are parts of it: their device, parameters and
+    dropout are the model's. What else it is asked for (`density`, `given`, `rows`) it has to define.
 
-    The modules among its attributes are taken as its parts: their device, parameters and dropout are the model's.
+    Raises:
+        TypeError: `model` has no `sde` or no `predict`; later, that it lacks what is needed.
     """
 
     def __init__(self, model: Model):
-        super().__init__(model)
-        if not isinstance(model, nn.Module):
-            self.parts = nn.ModuleList(
-                part for part in getattr(model, "__dict__", {}).values() if isinstance(part, nn.Module)
-            )
+        super().__init__()
+        for name in ("sde", "predict"):
+            if not hasattr(model, name):
+                raise TypeError(
+                    f"a model with `sde` and `predict(x, t)` expected; {type(model).__name__} has no {name!r}"
+                )
+        vars(self)["foreign"] = model
+        self.parts = nn.ModuleList(_modules_in(model))
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name.startswith("__") or hasattr(type(self), name):
+                raise
+            return getattr(vars(self)["foreign"], name)
 
     @property
     def density(self) -> str | None:
-        return self._inside("density", "str | None: whose density its probability flow has, None where it has none")
+        return self._defined("density", "str | None: whose density its probability flow has, None where it has none")
 
     def predict(self, x: Tensor, t: Tensor | float) -> Views:
         with counting() as inside:
-            views = self.model.predict(x, float64(t))
+            views = self.foreign.predict(x, float64(t))
         if not (inside.forward or inside.backward):
             evaluated(x)
         return views
+
+    def given(self, cond: Any) -> BaseModel:  # type: ignore[override]
+        return self if cond is None else as_model(self._defined("given", "given(cond), the conditional model")(cond))
+
+    def rows(self, rows: Tensor | slice, count: int) -> BaseModel:  # type: ignore[override]
+        if isinstance(rows, slice) and rows.indices(count) == (0, count, 1):
+            return self  # all of them
+        return as_model(self._defined("rows", "rows(rows, count), the model of some samples of a batch")(rows, count))
+
+    def _defined(self, name: str, meaning: str) -> Any:
+        if not hasattr(self.foreign, name):
+            raise TypeError(
+                f"{type(self.foreign).__name__} has no {name!r} ({meaning}), which is needed here: define it, or "
+                "make the class a subclass of scoresde.ModelWrapper, which passes it on"
+            )
+        return getattr(self.foreign, name)
+
+
+def _modules_in(part: Any) -> list[nn.Module]:
+    """The modules that an object is or holds: among its attributes, and in lists, dicts and models of them."""
+    if isinstance(part, nn.Module):
+        return [part]
+    if isinstance(part, dict):
+        held = list(part.values())
+    elif isinstance(part, (list, tuple)):
+        held = list(part)
+    else:
+        held = list(getattr(part, "__dict__", {}).values()) if hasattr(part, "predict") else []
+    return [module for one in held for module in _modules_in(one)]
 
 
 def as_model(model: Model, cond: Any = None) -> BaseModel:
@@ -309,23 +353,15 @@ def as_model(model: Model, cond: Any = None) -> BaseModel:
     Raises:
         TypeError: a model without `sde` or `predict`, or one that cannot be given a condition.
     """
-    known = model if isinstance(model, BaseModel) else _Foreign(model)
+    known = model if isinstance(model, BaseModel) else ForeignModel(model)
     return known.given(cond)
 
 
-def _sent(cond: Condition, device: torch.device, dtype: torch.dtype) -> Condition:
-    """The condition on a device: floating-point numbers in the network's dtype, class labels as they are."""
-    if cond is None:
+def device_of(model: Model) -> torch.device | None:
+    """The device of the model's parameters and buffers; None for a model without any."""
+    if not isinstance(model, nn.Module):
         return None
-    parts = {"": cond} if isinstance(cond, Tensor) else cond
-    sent = {key: send(part, device, dtype if part.is_floating_point() else part.dtype) for key, part in parts.items()}
-    return sent[""] if isinstance(cond, Tensor) else sent
-
-
-def device_of(model: Model) -> torch.device:
-    """The device of the model's parameters; the CPU for a model without any."""
-    parameters = model.parameters() if isinstance(model, nn.Module) else iter(())
-    return next((p.device for p in parameters), torch.device("cpu"))
+    return next((tensor.device for tensor in chain(model.parameters(), model.buffers())), None)
 
 
 def refuse_dropout(model: Model) -> None:
@@ -339,7 +375,9 @@ def require_density(model: BaseModel) -> None:
     """Raise ValueError for a model whose probability flow has no density, or with active dropout."""
     refuse_dropout(model)
     if model.density is None:
+        while isinstance(model, ModelWrapper) and model.model.density is None:
+            model = model.model
         raise ValueError(
             f"a model whose probability flow has a density expected; that of {type(model).__name__} has none, it is "
-            "for samplers alone: pass the model inside, its .model"
+            "for samplers alone: take the model inside it, its .model"
         )

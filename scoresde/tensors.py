@@ -33,10 +33,10 @@ def double(x: Tensor) -> torch.dtype:
 
 
 def available(device: torch.device | str) -> torch.device:
-    """The device of that name.
+    """Return `torch.device(device)`.
 
     Raises:
-        ValueError: there is none here.
+        ValueError: it is not available on this machine.
     """
     try:
         return torch.empty(0, device=device).device
@@ -45,7 +45,7 @@ def available(device: torch.device | str) -> torch.device:
 
 
 def send(x: Tensor, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
-    """x on a device; nobody waits for an accelerator to receive it."""
+    """Copy x to a device, without synchronising."""
     return x.to(device, dtype or x.dtype, non_blocking=device.type == "cuda")
 
 
@@ -57,7 +57,7 @@ def broadcast(values: Tensor, x: Tensor) -> Tensor:
             f"got {tuple(values.shape)}"
         )
     if values.ndim == 0 and values.device.type == "cpu":
-        return values.to(x.dtype)  # multiplies a tensor of any device, and makes nobody wait for it
+        return values.to(x.dtype)  # multiplies a tensor of any device, without synchronising
     values = send(values, x.device, x.dtype)
     return values.reshape(values.shape + (1,) * (x.ndim - values.ndim))
 
@@ -138,8 +138,9 @@ class Noise:
         """Draws of -1 or 1 with equal probability, like those of `normal`."""
         if not self._is_seeded:
             return self.uniform(like).sub_(0.5).sign_().add_(0.5).sign_()
-        signs = (self._words(like, rows, dimensions(like)) >> 63) | 1
-        return signs.to(like.dtype).reshape(like.shape)
+        size = dimensions(like)
+        bits = self._words(like, rows, (size + 63) // 64)[..., None] >> torch.arange(64, device=like.device)
+        return (bits.flatten(1)[:, :size] & 1).mul_(2).sub_(1).to(like.dtype).reshape(like.shape)
 
     def seeds(self, count: int) -> list[int]:
         """An integer of 63 bits for each of `count` samples, uniform: a seed of a further stream."""
@@ -188,7 +189,7 @@ def _key(seed: int) -> tuple[int, int]:
 
 def _shifted(z: Tensor, count: int) -> Tensor:
     """The logical shift of 64-bit words to the right."""
-    return (z >> count) & ((1 << (64 - count)) - 1)
+    return (z >> count).bitwise_and_((1 << (64 - count)) - 1)
 
 
 def _mixed(z: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from scoresde.tensors import broadcast
+from scoresde.tensors import broadcast, float64
 
 
 class Path(Protocol):
@@ -106,18 +106,18 @@ class BlendedViews(Views):
 
     Args:
         views: of models of one SDE, at one (x, t).
-        weights: w_k, float64, () or (B,) each. With weights that add up to 1, alpha E[x_0 | x_t] + sigma E[eps | x_t]
+        weights: w_k, numbers or tensors () or (B,). Where they add up to 1, alpha E[x_0 | x_t] + sigma E[eps | x_t]
             stays x.
 
     Raises:
         ValueError: no views, or another number of weights.
     """
 
-    def __init__(self, views: Sequence[Views], weights: Sequence[Tensor]):
+    def __init__(self, views: Sequence[Views], weights: Sequence[Tensor | float]):
         if not views or len(views) != len(weights):
             raise ValueError(f"as many weights as views, one or more, expected; got {len(weights)} and {len(views)}")
         super().__init__(views[0].sde, views[0].t, views[0].variance)
-        self._views, self._weights = list(views), list(weights)
+        self._views, self._weights = list(views), [float64(weight).to(self.t.device) for weight in weights]
 
     def combine(self, denoised: Tensor, noise: Tensor) -> Tensor:
         parts = zip(self._views, self._weights, strict=True)
@@ -127,7 +127,7 @@ class BlendedViews(Views):
     def error(self, x0: Tensor, noise: Tensor) -> Views:
         """The blend of the errors, and of the pair itself by the sum of the weights less 1."""
         errors = [views.error(x0, noise) for views in self._views]
-        excess = torch.stack([weight.expand_as(self.t) for weight in self._weights]).sum(dim=0) - 1
+        excess = sum(self._weights[1:], start=self._weights[0]) - 1
         return BlendedViews([*errors, Pair(self.sde, self.t, x0, noise)], [*self._weights, excess])
 
 

@@ -103,6 +103,17 @@ def test_a_weight_in_time_is_that_of_each_sample():
     close(blend.denoised[1], 3 * first.denoised[1] - 2 * second.denoised[1], rtol=1e-9)
 
 
+def test_weights_are_numbers_or_tensors_and_one_time_will_do_for_all():
+    sde, x0, eps = ss.VP(), normal(2, 3), normal(2, 3, seed=1)
+    x, t = sde.perturb(x0, f64(0.4), eps), f64(0.4)
+    first, second = (oracle((3,), seed).score_model(sde).predict(x, t) for seed in (0, 1))
+    numbers = ss.BlendedViews([first, second], [1.25, -0.5])
+    tensors = ss.BlendedViews([first, second], [torch.tensor([1.25, 1.25]), torch.tensor(-0.5)])
+    for blend in (numbers, tensors):
+        close(blend.noise, 1.25 * first.noise - 0.5 * second.noise, rtol=1e-9)
+        close(blend.error(x0, eps).noise, blend.noise - eps, rtol=1e-9, atol=1e-11)
+
+
 def test_a_blend_needs_as_many_weights_as_views():
     views = Pair(ss.VP(), f64(0.5), normal(2, 3), normal(2, 3))
     for parts in (([], []), ([views], [f64(1.0), f64(2.0)])):

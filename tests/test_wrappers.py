@@ -13,8 +13,11 @@ from torch.utils.data import TensorDataset
 import scoresde as ss
 from scoresde import bounds, losses, samplers
 from scoresde.editing import interpolate, perturb_and_denoise
+from scoresde.evaluation.generation import describe
+from scoresde.score import as_model
 from scoresde.thresholding import Clipped, DynamicThresholding
 from scoresde.training.trainer import Trainer
+from scoresde.views import Pair
 from tests.conftest import f64, normal, oracle, seeded
 
 CLASSES, SEEDS = 4, [3, 1, 4]
@@ -267,6 +270,83 @@ def test_a_wrapper_that_evaluates_twice_counts_twice():
             assert ss.log_prob(wrapped, states(), solver=ss.solvers.Adams(steps=16)).nfe.tolist() == [17 * factor] * 3
             bits = ss.bits_per_dim(wrapped, levels(), TRANSFORM, solver=ss.solvers.Adams(steps=16), start="perturb")
             assert bits.nfe.tolist() == [18 * factor] * 3
+
+
+class Own:
+    """A user's model with a network of its own, of no base class and without a `ScoreModel` inside."""
+
+    density = "Own"
+
+    def __init__(self, network):
+        self.sde, self.networks = ss.VP(t_min=1e-3), {"first": network}
+
+    def predict(self, x, t):
+        noise = self.networks["first"](x)
+        alpha, sigma = (float(c) for c in (self.sde.alpha(f64(float(t))), self.sde.sigma(f64(float(t)))))
+        return Pair(self.sde, torch.as_tensor(t).double(), (x - sigma * noise) / alpha, noise)
+
+
+@pytest.mark.parametrize("wrap", [lambda m: m, ss.ModelWrapper, WRAPPERS["nested"], Clipped, Twice])
+def test_a_users_own_network_is_counted_and_its_dropout_seen(wrap):
+    network = nn.Sequential(nn.Linear(3, 3), nn.Dropout(0.5)).double().eval()
+    factor = 2 if wrap is Twice else 1
+    assert PC(samplers.DDIM(), steps=5)(wrap(Own(network)), x_T=normal(2, 3)).nfe == 5 * factor
+    wrapped = as_model(wrap(Own(network)))
+    assert {id(p) for p in wrapped.parameters()} == {id(p) for p in network.parameters()}
+    network.train()
+    with pytest.raises(ValueError, match="active dropout"):
+        bounds.continuous(wrapped, torch.ones(2, 3), TRANSFORM, draws=2)
+
+
+class Autoguided(ss.ModelWrapper):
+    """A second model beside the first, each with conditions of its own."""
+
+    def __init__(self, model, weak):
+        super().__init__(model)
+        self.weak = weak
+
+    def predict(self, x, t):
+        return ss.BlendedViews([self.model.predict(x, t), self.weak.predict(x, t)], [2.0, -1.0])
+
+
+def test_parts_of_a_batch_are_asked_of_every_model_of_a_wrapper():
+    labels = torch.tensor([2, 0, 3])
+    guided = Autoguided(model().given(labels), model().given(labels.flip(0)))
+    whole = ss.bits_per_dim(guided, levels(), TRANSFORM).per_image
+    assert torch.equal(ss.bits_per_dim(guided, levels(), TRANSFORM, batch_size=2).per_image[:2], whole[:2])
+    swapped = Autoguided(model().given(labels), model().given(labels))
+    assert not torch.equal(ss.bits_per_dim(swapped, levels(), TRANSFORM).per_image, whole)
+
+
+def test_replacing_a_part_of_a_conditional_model_leaves_the_original_alone():
+    inner = model()
+    conditional, wrapped = inner.given(1), ss.ModelWrapper(inner)
+    conditional.sde = ss.VE()
+    assert type(inner.sde) is ss.VP
+    wrapped.given(1).model = model(ss.VE())
+    assert wrapped.model is inner
+    prompt = nn.Parameter(torch.tensor([0.5]))
+    learned = inner.given(prompt)
+    assert "cond" not in learned.state_dict()
+    assert learned.given(3).cond == 3
+    wrapped.given(1).eval()
+    assert not inner.network.training
+    assert describe(wrapped.given(1)) != describe(wrapped.given(2))
+
+
+def test_the_model_without_density_is_named():
+    with pytest.raises(ValueError, match="that of Clipped has none"):
+        ss.encode(ss.ModelWrapper(ss.ModelWrapper(Clipped(model()))), states())
+
+
+def test_an_error_in_a_property_of_a_wrapper_is_not_hidden():
+    class Wrong(ss.ModelWrapper):
+        @property
+        def density(self):
+            return self.model.densty
+
+    with pytest.raises(AttributeError):
+        _ = Wrong(model()).density
 
 
 @pytest.mark.parametrize("wrap", [ss.ModelWrapper, WRAPPERS["nested"]])

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from scoresde.dequantization import DataMap
 from scoresde.progress import progress_bar
 from scoresde.protocols import Model, Transform
 from scoresde.score import BaseModel, as_model, device_of, refuse_dropout
@@ -92,7 +93,7 @@ def batches(
         raise ValueError("integer grey levels expected; continuous data has no bits per dimension: use continuous_nats")
     model, count = as_model(model, cond), len(images)
     refuse_dropout(model)
-    device = device_of(model)
+    device = device_of(model) or images.device
     seeds = range(count) if seeds is None else seeds
     if len(seeds) != count:
         raise ValueError(f"one seed per image expected, {count} of them; got {len(seeds)}")
@@ -102,7 +103,7 @@ def batches(
 
 
 def summary(
-    model: Model, transform: Transform, images: Tensor, parts: Sequence[NatsBound], declared: dict[str, str]
+    model: Model, transform: Transform | DataMap, images: Tensor, parts: Sequence[NatsBound], declared: dict[str, str]
 ) -> dict[str, Any]:
     """The fields of a `Bound`, of the bounds of its batches."""
     bits = dimensions(images) * math.log(2)

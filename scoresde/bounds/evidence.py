@@ -42,7 +42,7 @@ from scoresde.bounds.base import (
     summary,
     uniform,
 )
-from scoresde.dequantization import DataMap, Dequantization, Uniform
+from scoresde.dequantization import DataMap, Dequantization, levels_map
 from scoresde.losses import Nodes, TimeDensity, UniformLogSNR, decoder_log_scale, squared_errors
 from scoresde.losses.times import log_snr_slope
 from scoresde.protocols import Model, Transform
@@ -97,7 +97,7 @@ def continuous_nats(
 def continuous(
     model: Model,
     images: Tensor,
-    transform: Transform,
+    transform: Transform | DataMap,
     cond: Any = None,
     dequantization: Dequantization | None = None,
     draws: int = 16,
@@ -114,7 +114,8 @@ def continuous(
     Args:
         model: the model, in eval mode.
         images: integer levels (N, *), of any dtype.
-        transform: from levels (and the values between them) to model space, with its log-determinant.
+        transform: from levels (and the values between them) to model space, with its log-determinant; or a `DataMap`,
+            which includes the dequantisation.
         cond: short for `model.given(cond)`, leading N.
         dequantization: `Uniform()` by default, or one whose points are clean data; every draw has its own.
         draws: times of each image, even; the decoder has an eighth of them, at least two, of its own. Each draw is one
@@ -130,11 +131,12 @@ def continuous(
         RuntimeError: a bound that is not finite, with the images concerned.
     """
     refuse_odd(draws)
-    states, times = DataMap(transform, dequantization or Uniform()), times or UniformLogSNR()
+    states, times = levels_map(transform, dequantization), times or UniformLogSNR()
     if (start := states.start(model.sde)) is not None:
         raise ValueError(
-            f"a dequantisation whose points are clean data expected (Uniform, Variational); {dequantization} draws "
-            f"states at t={start:g}, of networks trained on the levels' centres: bound those with bounds.discrete"
+            "a dequantisation whose points are clean data expected (Uniform, Variational); "
+            f"{states.dequantization} draws states at t={start:g}, of networks trained on the levels' centres: bound "
+            "those with bounds.discrete"
         )
     parts = []
     for conditional, batch, noise in batches(model, images, cond, seeds, batch_size, progress):
@@ -151,7 +153,7 @@ def continuous(
         "decoder": f"density of N(E[x_0 | x_t], (sigma/alpha)^2) at t_min={model.sde.t_min:g}, "
         f"{_decoder_draws(draws)} draws per image",
     }
-    return Bound(**summary(model, transform, images, parts, declared))
+    return Bound(**summary(model, states, images, parts, declared))
 
 
 def _continuous(

@@ -16,7 +16,7 @@ from scoresde.cli.common import SPLITS, choice, draw, listed, load_run, save_arr
 from scoresde.cli.output import Record, gap, keep, print_table, say, shows_progress
 from scoresde.evaluation import references
 from scoresde.evaluation import samplers as comparison
-from scoresde.evaluation.generation import Drawn, draw_samples
+from scoresde.evaluation.generation import DrawnSamples, draw_samples
 from scoresde.evaluation.records import METRICS
 from scoresde.samplers import Sampler
 from scoresde.score import ScoreModel
@@ -43,7 +43,7 @@ def sample(config: DictConfig) -> Record | None:
     return {"run": run.path, "rows": [row], "paths": paths}
 
 
-def draw_of_run(run: build.Run, config: DictConfig, n: int) -> Drawn:
+def draw_of_run(run: build.Run, config: DictConfig, n: int) -> DrawnSamples:
     """n samples of a run by the configuration's sampler, with its threshold, from its seed on."""
     model, threshold = run.model, config.threshold
     if threshold is not None:
@@ -56,7 +56,7 @@ def draw_of_run(run: build.Run, config: DictConfig, n: int) -> Drawn:
     return draw_samples(run, sampler, n, config.batch_size, config.seed, model, progress=shows_progress())
 
 
-def draw_row(result: Drawn, config: DictConfig, n: int) -> dict[str, Any]:
+def draw_row(result: DrawnSamples, config: DictConfig, n: int) -> dict[str, Any]:
     """What `metrics.jsonl` keeps of a draw."""
     threshold = config.threshold
     return {

@@ -14,11 +14,12 @@ from scoresde import build
 from scoresde.cli.common import draw, run_directory
 from scoresde.cli.output import Record, say, shows_progress
 from scoresde.data.statistics import state_of
+from scoresde.dequantization import DataMap
 from scoresde.losses import Objective
 from scoresde.score import ScoreModel
 from scoresde.training import distributed
 from scoresde.training.trainer import CHECKPOINT, LOG
-from scoresde.training.validation import DataMap, HeldOut
+from scoresde.training.validation import HeldOut
 
 PREVIEW = 16
 INTERVALS = ("log_every", "checkpoint_every", "preview_every", "evaluate_every")

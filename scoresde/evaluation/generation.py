@@ -28,7 +28,7 @@ DRAWING = "drawing"
 
 
 @dataclass(frozen=True)
-class Drawn:
+class DrawnSamples:
     """Samples (n, *) in data units, on the CPU; evaluations of each; seconds of all batches together; backward
     passes of each."""
 
@@ -47,7 +47,7 @@ def draw_samples(
     model: Model | None = None,
     described: str = "",
     progress: bool = False,
-) -> Drawn:
+) -> DrawnSamples:
     """n samples of a run, from seeds seed, ..., seed + n - 1, in each process.
 
     Args:
@@ -83,7 +83,7 @@ def draw_samples(
     if distributed.rank() == 0:
         shutil.rmtree(directory, ignore_errors=True)
     nfe, backward = (max(one[name] for one in found.values()) for name in ("nfe", "backward"))
-    return Drawn(x, nfe, sum(one["seconds"] for one in found.values()), backward)
+    return DrawnSamples(x, nfe, sum(one["seconds"] for one in found.values()), backward)
 
 
 def _draw(run: Run, model: Model, sampler: Sampler, seeds: range, file: Path, progress: bool) -> Numbers:

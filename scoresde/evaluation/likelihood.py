@@ -29,6 +29,7 @@ from scoresde import bounds
 from scoresde.build import Run
 from scoresde.dequantization import DataMap, Dequantization, TruncatedNormal
 from scoresde.divergence import ExactTrace, Hutchinson, Trace
+from scoresde.evaluation.generation import describe
 from scoresde.evaluation.pieces import Numbers, Piece, digest, evaluate, path_of, store
 from scoresde.flow import DEFAULT_SOLVER
 from scoresde.likelihood import BitsPerDim, LogProb, bits_per_dim, conventions, log_prob
@@ -36,7 +37,7 @@ from scoresde.losses import Nodes
 from scoresde.protocols import Condition
 from scoresde.score import device_of
 from scoresde.solvers import Solver, Status
-from scoresde.tensors import Noise, dimensions, mean_and_error
+from scoresde.tensors import Noise, dimensions, mean_and_error, send
 from scoresde.training.batches import split_condition
 
 PARTIAL = "likelihood"
@@ -130,7 +131,7 @@ def evaluate_likelihood(
 
     Args:
         run: the model and its transform.
-        dataset: items are states in data units, or (state, condition).
+        dataset: items are states in data units, or (state, condition), the same each time they are asked for.
         dequantization: of integer levels, giving bits per dimension; None for continuous data, giving nats.
         trace, solver, samples, start: see `likelihood.bits_per_dim`.
         batch_size: samples at a time.
@@ -194,7 +195,7 @@ class _Solve:
         x, cond, seeds = self._of(indices)
         model, states = self.run.model, DataMap(self.run.transform, self.dequantization)
         if self.dequantization is None:
-            state, nats = states.draw(x, Noise(seeds=seeds), model.sde)
+            state, nats = states.draw(send(x, device_of(model) or x.device), Noise(seeds=seeds), model.sde)
             result = log_prob(model, state, cond, self.trace, self.solver, seeds)
             if bool((failed := result.status != Status.OK).any()):
                 status = Status(int(result.status[failed][0])).name
@@ -213,9 +214,9 @@ class _Solve:
         return {"value": values.tolist(), **counts, "conventions": declared}
 
     def _of(self, indices: Tensor) -> tuple[Tensor, Condition, list[int]]:
-        """States and conditions on the model's device, and seeds."""
+        """States and conditions, on the CPU, and seeds."""
         items = default_collate([self.dataset[int(i)] for i in indices])
-        return *split_condition(items, device_of(self.run.model)), [self.seed + int(i) for i in indices]
+        return *split_condition(items, "cpu"), [self.seed + int(i) for i in indices]
 
     @property
     def count(self) -> int:
@@ -325,4 +326,4 @@ def _digest(one: _Solve, batch_size: int) -> str:
             x, cond, _ = one._of(indices)
             yield from (x, *(cond.values() if isinstance(cond, dict) else [] if cond is None else [cond]))
 
-    return digest(tensors(), f"{one.run.model!r} {one.run.transform} {sde.prior_std}")
+    return digest(tensors(), f"{describe(one.run.model)} {one.run.transform} {sde.prior_std}")

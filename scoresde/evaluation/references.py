@@ -102,7 +102,7 @@ def data_states(run: Run, split: str, most: int, seed: int = 0, trust: Sequence[
     x = data_items(run, split, most, trust)
     training = instantiate(run.config.data.get("training"), trust)
     states = DataMap(**training) if training else run.states
-    return float64(states.trained(x.double(), Noise(seeds=range(seed, seed + len(x)))))
+    return float64(states.training_states(x.double(), Noise(seeds=range(seed, seed + len(x)))))
 
 
 def data_items(run: Run, split: str, most: int | None = None, trust: Sequence[str] = ()) -> Tensor:

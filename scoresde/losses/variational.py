@@ -74,7 +74,7 @@ class VariationalBound(DenoisingScoreMatching):
     def terms(self, model: BaseModel, drawn: Drawn) -> BoundTerms:
         self._refuse_other_times(model.sde)
         values: list[Tensor] = []  # the diffusion terms, known when their gradients are asked for
-        with model.sde.scaled_gradient(lambda: _variance_factor(values[0])):
+        with model.sde.scaled_gradient(drawn.t, lambda: _variance_factor(values[0])):
             terms = super().terms(model, drawn)
         diffusion = 0.5 * terms.value
         values.append(float64(diffusion.detach()).cpu())

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from scoresde.protocols import Condition
-from scoresde.tensors import broadcast
+from scoresde.tensors import broadcast, double
 
 
 class LevelHead(nn.Module):
@@ -67,8 +67,7 @@ class LevelHead(nn.Module):
     def forward(self, y: Tensor, s: Tensor, cond: Condition = None) -> Tensor:
         """E[x_0 | y] (B, C, *space) at y = x_t / alpha (B, C, *space) and noise s = sigma / alpha (B,)."""
         dtype = y.dtype
-        double = torch.float32 if y.device.type == "mps" else torch.float64
-        y, s = y.to(double), s.to(double)
+        y, s = y.to(double(y)), s.to(double(y))
         scaled = y / broadcast(torch.hypot(s, torch.full_like(s, self.sigma_data)), y)
         logits = self.network(scaled.to(dtype), (s.log() / 4).to(dtype), cond)
         expected = (y.shape[0], y.shape[1] * self.levels, *y.shape[2:])

@@ -147,8 +147,8 @@ class SDE(nn.Module):
         signal, noise = (self.alpha(t) / self.prior_std).square(), (self.sigma(t) / self.prior_std).square()
         return 0.5 * (signal * sum_dims(x.square()) + dimensions(x) * (noise - 1 - noise.log()))
 
-    def scaled_gradient(self, factor: Callable[[], Tensor]) -> AbstractContextManager[None]:
-        """Within the block, the gradient of a learned shape at times t (B,) is multiplied on its way back by factor().
+    def scaled_gradient(self, t: Tensor, factor: Callable[[], Tensor]) -> AbstractContextManager[None]:
+        """Within the block, the gradient of a learned shape at the times t (B,) is multiplied on its way by factor().
 
         factor() is (B,), how much each sample counts, and is asked for in the backward pass. Without effect on a path
         that does not learn its shape between the ends.

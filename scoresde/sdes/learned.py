@@ -74,7 +74,7 @@ class LearnedVP(LogSNRPath):
         )
         self.ends = nn.Parameter(torch.zeros(2, dtype=torch.float32), requires_grad=learn_ends)
         self.shape = nn.Parameter(torch.zeros(3, units, dtype=torch.float32))
-        self._factor: Callable[[], Tensor] | None = None
+        self._scaled: tuple[Tensor, Tensor, Tensor] | None = None  # within `scaled_gradient`: t, phi and phi'
 
     def gammas(self) -> Tensor:
         """(gamma_0, gamma_1), float64 (2,), on the CPU."""
@@ -83,13 +83,11 @@ class LearnedVP(LogSNRPath):
 
     def fraction(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """The shape phi and its derivative in t, float64, on the CPU."""
+        if self._scaled is not None and torch.equal(t, self._scaled[0]):
+            return self._scaled[1:]
         width = self.t_max - self.t_min
         a, b, c = self._units()
         value, slope = _rise((float64(t).cpu() - self.t_min) / width, a, b, c)
-        if (factor := self._factor) is not None and t.ndim:
-            for part in (value, slope):
-                if part.requires_grad:
-                    part.register_hook(lambda gradient: gradient * factor())
         return value, slope / width
 
     def schedule(self, t: Tensor) -> tuple[Tensor, Tensor]:
@@ -121,13 +119,20 @@ class LearnedVP(LogSNRPath):
         return (self.t_min + (self.t_max - self.t_min) * u).clamp(self.t_min, self.t_max).to(log_snr)
 
     @contextmanager
-    def scaled_gradient(self, factor: Callable[[], Tensor]) -> Iterator[None]:
-        """See `SDE.scaled_gradient`: the gradient of phi and phi', and so that of the shape but not of the ends."""
-        self._factor = factor
+    def scaled_gradient(self, t: Tensor, factor: Callable[[], Tensor]) -> Iterator[None]:
+        """See `SDE.scaled_gradient`: the gradient of phi and phi', and so that of the shape but not of the ends.
+
+        Both are evaluated once, for all that asks for them at the times t.
+        """
+        value, slope = self.fraction(t)
+        for part in (value, slope):
+            if part.requires_grad:
+                part.register_hook(lambda gradient: gradient * factor())
+        before, self._scaled = self._scaled, (t, value, slope)
         try:
             yield
         finally:
-            self._factor = None
+            self._scaled = before
 
     @property
     def prior_std(self) -> float:

@@ -17,9 +17,9 @@ from scoresde.protocols import Condition
 from scoresde.tensors import Noise, send, words
 
 
-def step_seed(seed: int, step: int, stream: str = "noise") -> int:
-    """The seed of a stream of draws in one step: 32 bits, for PyTorch's CPU generator ignores the higher ones."""
-    return int.from_bytes(hashlib.blake2b(f"{seed}/{stream}/{step}".encode(), digest_size=4).digest(), "big")
+def step_seed(seed: int, step: int, stream: str = "noise", size: int = 4) -> int:
+    """The seed of a stream of draws in one step, of `size` bytes: 4, as PyTorch's CPU generator ignores the others."""
+    return int.from_bytes(hashlib.blake2b(f"{seed}/{stream}/{step}".encode(), digest_size=size).digest(), "big")
 
 
 def share(count: int, rank: int, size: int) -> range:
@@ -36,8 +36,8 @@ class StepNoise(Noise):
     """
 
     def __init__(self, positions: range, seed: int, step: int):
-        super().__init__(seeds=[step_seed(seed, step)])
-        self._positions = torch.tensor(positions)
+        super().__init__(seeds=[step_seed(seed, step, size=16)])
+        self._positions = torch.tensor(positions, device="cpu")
 
     def _words(self, like: Tensor, rows: Tensor | None, size: int) -> Tensor:
         positions = self._positions if rows is None else self._positions[rows.cpu()]

@@ -21,6 +21,7 @@ from torch.utils.data import Dataset, default_collate
 
 from scoresde import bounds
 from scoresde.dequantization import DataMap, Dequantization, Uniform, Variational
+from scoresde.flow import frozen
 from scoresde.losses import UniformLogSNR, VariationalBound
 from scoresde.progress import progress_bar
 from scoresde.protocols import Model, Transform
@@ -53,7 +54,8 @@ def negative_evidence(
     """
     sde = model.sde
     y, nats = DataMap(transform, dequantization).draw(images.to(double(images)), Noise(generator), sde)
-    bound = BOUND(model, y, cond, generator=generator).value
+    with frozen(model):
+        bound = BOUND(model, y, cond, generator=generator).value
     return dimensions(y) * (float64(bound) + sde.alpha(float64(sde.t_min)).log()) - nats
 
 
@@ -150,8 +152,7 @@ def compare(
     """
     if (count := len(dataset)) < 2:  # type: ignore[arg-type]
         raise ValueError(f"two images or more expected, for a standard error; got {count}")
-    device = next(dequantization.parameters()).device
-    images, cond = split_condition(default_collate([dataset[i] for i in range(count)]), device)
+    images, cond = split_condition(default_collate([dataset[i] for i in range(count)]), "cpu")
     bound = partial(
         bounds.continuous, model, images, transform, cond, draws=draws, batch_size=batch_size, progress=progress
     )

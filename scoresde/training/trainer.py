@@ -192,11 +192,16 @@ class Trainer:
                 "it a subclass of scoresde.ModelWrapper"
             )
         model.to(self.where).train()
-        if isinstance(model.network, nn.Module):
+        network = getattr(model, "network", None)
+        if isinstance(network, nn.Module):
             if self.channels_last:
-                model.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+                network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
             if self.compile:
-                model.network.compile()
+                network.compile()
+        elif self.channels_last or self.compile:
+            raise ValueError(
+                f"a model with a `network` expected by channels_last and compile; got {type(model).__name__}"
+            )
         return model
 
     def _state(self, model: ScoreModel, path: Path, guard: Guard) -> State:
@@ -295,7 +300,7 @@ class _Terms(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """(value, t, weight) of the data x (n, *) at those positions of the step's batch."""
         stream = StepNoise(positions, self.seed, step)
-        x0 = self.states.trained(x.float(), stream)
+        x0 = self.states.training_states(x.float(), stream)
         generator = torch.Generator().manual_seed(step_seed(self.seed, step, "times"))
         t = self.loss.draw_times(self.model.sde, batch_size, generator)[positions.start : positions.stop]
         terms = self.loss(self.model, x0, cond, t=t, stream=stream)

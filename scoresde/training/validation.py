@@ -4,7 +4,6 @@ Both draw the same noise every time, so that what changes from one line of the l
 """
 
 import math
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -75,7 +74,7 @@ class HeldOut:
             part = x[rows]
             positions = range(first, first + len(part))
             stream = StepNoise(positions, step_seed(self.seed, 0, "validation"), 0)
-            x0 = self.trained.trained(part.float(), stream)
+            x0 = self.trained.training_states(part.float(), stream)
             terms = self.loss(model, x0, select(cond, rows, len(x)), t=times[rows], stream=stream)
             found.append(terms.value.cpu().double())
         return torch.cat(found)
@@ -85,11 +84,10 @@ class HeldOut:
         return self.measured.start(model.sde) is None
 
     def _bound(self, model: ScoreModel, x: Tensor, cond: Condition) -> dict[str, float]:
-        transform, dequantization = self.measured.transform, self.measured.dequantization
-        if dequantization is not None:
-            bound = partial(bounds.continuous, draws=self.draws, batch_size=self.batch_size)
-            found = bound(model, x, transform, cond, dequantization)
-            return _mean("validation_bits_per_dim_bound", found.per_image)
+        transform = self.measured.transform
+        if self.measured.dequantization is not None:
+            bound = bounds.continuous(model, x, self.measured, cond, draws=self.draws, batch_size=self.batch_size)
+            return _mean("validation_bits_per_dim_bound", bound.per_image)
         y = transform(x)
         parts = []
         for first in range(0, len(y), self.batch_size):
