@@ -43,12 +43,12 @@ import study
 import torch
 from clock import seconds
 from matplotlib.figure import Figure
-from torch import Tensor, nn
+from torch import Tensor
 
 import scoresde as ss
 from scoresde.build import instantiate
+from scoresde.counting import Evaluations, counting
 from scoresde.flow import DEFAULT_SOLVER
-from scoresde.score import ViewMethods
 from scoresde.tensors import Noise, dimensions
 
 TARGETS = (3e-3, 1.5e-3, 5e-4)  # bits/dim, root mean square
@@ -128,23 +128,25 @@ class Row:
         return statistics.median(self.seconds)
 
 
-class Meter(ViewMethods, nn.Module):
+class Meter(ss.ModelWrapper):
     """A model that counts the passes through its network, forward and backward, per image."""
 
     def __init__(self, model: ss.ScoreModel, images: int):
-        super().__init__()
-        self.model, self.sde, self.images, self.passes = model, model.sde, images, 0.0
+        super().__init__(model)
+        self.images = images
+        self.calls: list[tuple[int, Evaluations]] = []  # the rows of each, and its passes: a backward one comes later
 
-    def predict(self, x: Tensor, t: Tensor | float, cond: Any = None) -> ss.Views:
+    def predict(self, x: Tensor, t: Tensor | float) -> ss.Views:
         """The views of the model."""
-        views = self.model.predict(x, t, cond)
-        self._count(len(x))
-        if views.output.requires_grad:
-            views.output.register_hook(lambda _: self._count(len(x)))
+        with counting() as count:
+            views = self.model.predict(x, t)
+        self.calls.append((len(x), count))
         return views
 
-    def _count(self, rows: int) -> None:
-        self.passes += rows / self.images
+    @property
+    def passes(self) -> float:
+        """Of an image, on average."""
+        return sum(rows * (count.forward + count.backward) for rows, count in self.calls) / self.images
 
 
 def load(options: argparse.Namespace) -> Case:
@@ -155,7 +157,7 @@ def load(options: argparse.Namespace) -> Case:
     run = ss.load(options.run) if options.run else ss.convert.score_sde(options.checkpoint)
     data = instantiate(run.config.data.test)
     images = torch.stack([data[i] for i in range(min(options.images, len(data)))])
-    levels, _ = ss.Uniform().sample(images, Noise(images.shape, seeds=range(len(images)), dtype=torch.float64))
+    levels, _ = ss.Uniform().sample(images.double(), Noise(seeds=range(len(images))))
     title = f"{Path(options.run or options.checkpoint).stem}, {len(images)} test images {tuple(images.shape[1:])}"
     return Case(title, run.model.to(options.device), run.transform(levels).to(options.device))
 
@@ -174,7 +176,7 @@ def exact_case(images: int, components: int = 3) -> Case:
 
 def given_probe(x: Tensor) -> Tensor:
     """The probe that `log_prob` keeps for the seeds 0, 1, 2, ...: what the peers are given."""
-    return KEPT.draw(Noise(x.shape, seeds=range(len(x)), device=x.device, dtype=torch.float64))[0]
+    return KEPT.draw(Noise(seeds=range(len(x))), x.double())[0]
 
 
 def reference(case: Case, steps: int) -> Tensor:

@@ -52,7 +52,7 @@ class Jacobians:
     def __init__(self, count: int):
         self.count, self.found = count, []
 
-    def bind(self, noise: Noise, differentiable: bool = False) -> Estimator:
+    def bind(self, noise: Noise, x: Tensor, differentiable: bool = False) -> Estimator:
         """The estimator; draws nothing."""
 
         def evaluate(field: Field, x: Tensor, rows: Tensor | None = None) -> Evaluation:

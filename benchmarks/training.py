@@ -45,7 +45,7 @@ from scoresde import process
 from scoresde.build import build_model
 from scoresde.cli import config_directory
 from scoresde.data import Levels
-from scoresde.dequantization import Uniform
+from scoresde.dequantization import DataMap, Uniform
 from scoresde.losses import DenoisingScoreMatching
 from scoresde.training import Trainer
 
@@ -168,7 +168,7 @@ class Case:
 
 def ratios(case: Case, pairs: int, block: int, device: str) -> tuple[np.ndarray, float]:
     """Time of the trainer over that of the other, for each block of steps; and images a second of the trainer."""
-    data = Grey(case.shape)
+    data, states = Grey(case.shape), DataMap(Levels(256), Uniform())
     trainer = Beside(
         partial(torch.optim.Adam, lr=2e-4, fused=True), (pairs + 1) * block + 2, case.batch, log_every=50, device=device
     )
@@ -178,7 +178,7 @@ def ratios(case: Case, pairs: int, block: int, device: str) -> tuple[np.ndarray,
     trainer.other = case.other(network, data, case.batch, device)
     with tempfile.TemporaryDirectory() as folder:
         loss = DenoisingScoreMatching("variance")
-        trainer.fit(case.model, loss, data, Path(folder), Levels(256), Uniform(), progress=False)
+        trainer.fit(case.model, loss, data, Path(folder), states, progress=False)
     ended, waited, other = (np.array(trainer.times[name]) for name in ("ended", "waited", "other"))
     own = np.diff(ended) - waited[1 : len(ended)]  # a step begins when the next batch is asked for
     blocks = slice(block, (pairs + 1) * block)  # the first one warms up
@@ -230,10 +230,9 @@ def one_setting(name: str, options: argparse.Namespace) -> None:
     trainer = Trainer(optimizer, steps, options.batch, **settings)
     width = [] if options.full else ["+network.width=32", "+network.blocks=1"]
     model, data = configured("cifar10_ddpmpp", *width), Grey((3, 32, 32))
+    loss, states = DenoisingScoreMatching("variance"), DataMap(Levels(256), Uniform())
     with tempfile.TemporaryDirectory() as folder:
-        trainer.fit(
-            model, DenoisingScoreMatching("variance"), data, Path(folder), Levels(256), Uniform(), progress=False
-        )
+        trainer.fit(model, loss, data, Path(folder), states, progress=False)
         rows = [json.loads(line) for line in (Path(folder) / "log.jsonl").read_text().splitlines()]
     print(json.dumps({"speed": rows[-1]["images_per_second"], "memory": rows[-1]["memory_gb"]}))
 

@@ -76,7 +76,7 @@ def test_score_sde_is_the_published_integral_by_hand():
     """At one tolerance the two take the same steps: their errors agree, not only their limits."""
     mixture = oracle((2, 3))
     model, x = mixture.score_model(VP), mixture.sample(2, VP, VP.t_min, seeded())
-    probe = Noise(x.shape, seeds=[0, 1], dtype=torch.float64).rademacher()
+    probe = Noise(seeds=[0, 1]).rademacher(x)
 
     def slope(t, vector):
         state = torch.from_numpy(vector[:12]).reshape(2, 2, 3)

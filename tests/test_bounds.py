@@ -9,6 +9,7 @@ from torch.distributions import Normal, kl_divergence
 import scoresde as ss
 from scoresde import bounds, losses
 from scoresde.data import Affine, Compose, Levels, Logit
+from scoresde.dequantization import DataMap
 from tests.conftest import DDPM, FINITE, close, exact_model, f64, normal, oracle, seeded, some, within
 from tests.losses.networks import with_variance
 
@@ -220,12 +221,29 @@ def test_the_summary_of_a_set_of_images():
     assert one.monte_carlo == pytest.approx(float(result.per_image_stderr[0]))
 
 
+MAPPED = [
+    pytest.param(ss.Uniform(), Levels(8), id="uniform"),
+    pytest.param(ss.Variational((1, 2, 2), 8).requires_grad_(False), Affine(0.5, -2), id="flow"),
+]
+
+
+@pytest.mark.parametrize(("dequantization", "transform"), MAPPED)
+def test_a_map_of_levels_is_its_transform_and_its_dequantisation(dequantization, transform):
+    model = model_of_levels(transform, ss.VP())
+    parts = bounds.continuous(model, IMAGES, transform, dequantization=dequantization, draws=4)
+    whole = bounds.continuous(model, IMAGES, DataMap(transform, dequantization), draws=4)
+    close(whole.per_image, parts.per_image, rtol=0)
+    assert whole.conventions == parts.conventions
+    assert str(dequantization) in whole.conventions["dequantization"]
+    assert whole.conventions["transform"] == str(transform)
+
+
 def test_a_learned_dequantisation_enters_with_its_density():
     """q = Beta(1, 2): log q = log 2(1 - u); against its own integrals over u."""
 
     class Beta:
         def sample(self, images, noise):
-            u = 1 - noise.uniform().sqrt()
+            u = 1 - noise.uniform(images).sqrt()
             return images + u, (2 * (1 - u)).log().flatten(1).sum(dim=1)
 
         def start(self, sde, transform):
@@ -295,7 +313,7 @@ def test_a_sample_does_not_depend_on_its_batch(draws):
         close(alone.value, together.value[[i]], rtol=1e-9)
         for name, values in together.terms.items():
             close(alone.terms[name], values[[i]], rtol=1e-9)
-    given = bounds.continuous_nats(model, x, draws=draws, noise=ss.tensors.Noise(x.shape, seeds=seeds, dtype=x.dtype))
+    given = bounds.continuous_nats(model, x, draws=draws, noise=ss.tensors.Noise(seeds=seeds))
     close(given.value, together.value)
 
 
@@ -352,12 +370,15 @@ def test_the_condition_reaches_the_network_of_its_image(as_dict):
     expected = 0.5 * (snr(sde, sde.t_min) - snr(sde, sde.t_max)) * square / (4 * math.log(2))
     chain = bounds.discrete(constant(sde), IMAGES, transform, cond, times=losses.Nodes(6), batch_size=2)
     close(chain.terms["diffusion"], expected, rtol=1e-8)
+    given = bounds.discrete(constant(sde).given(cond), IMAGES, transform, times=losses.Nodes(6), batch_size=2)
+    close(given.per_image, chain.per_image, rtol=0)
     levels = repeated(IMAGES, 40)
     many = {"target": repeated(y, 40)} if as_dict else repeated(y, 40)
     result = bounds.continuous(constant(sde), levels, transform, many, draws=16, batch_size=64)
     spread = 0.5 * (snr(sde, sde.t_min) - snr(sde, sde.t_max)) * (2 / 8) ** 2 / 12 / math.log(2)
     within(result.terms["diffusion"].reshape(5, 40).T, expected + spread)
     nats = bounds.continuous_nats(constant(sde), x, cond, draws=512, seeds=range(5))
+    close(bounds.continuous_nats(constant(sde).given(cond), x, draws=512, seeds=range(5)).value, nats.value, rtol=0)
     away = nats.terms["diffusion"] - expected * 4 * math.log(2)
     assert bool((away.abs() < 4.5 * nats.stderr).all())
     assert float(nats.stderr.max()) < 1.0
@@ -574,6 +595,12 @@ def test_bad_arguments_of_both(bound, arguments, error, words):
         ({"times": losses.Nodes(4)}, TypeError, "use bounds.discrete"),
         ({"model": constant(ss.VP(t_min=0.05)), "dequantization": ss.TruncatedNormal()}, ValueError, "clean data"),
         ({"model": ss.ScoreModel(Constant(), ss.ZeroTerminalSNR(ss.VP()), "v")}, ValueError, "finite log-SNR"),
+        ({"transform": DataMap(Levels(8))}, ValueError, r"a DataMap with a dequantisation.*\(dequantization=None\)"),
+        (
+            {"transform": DataMap(Levels(8), ss.Uniform()), "dequantization": ss.Uniform()},
+            ValueError,
+            "no other beside it, expected for bits",
+        ),
     ],
 )
 def test_bad_arguments_of_the_continuous_bound(arguments, error, words):
@@ -588,7 +615,7 @@ def test_bad_arguments_of_the_bound_in_nats():
     with pytest.raises(ValueError, match="draws=3"):
         bounds.continuous_nats(model, x, draws=3)
     with pytest.raises(ValueError, match="drop one"):
-        bounds.continuous_nats(model, x, noise=ss.tensors.Noise(x.shape), seeds=[0, 1])
+        bounds.continuous_nats(model, x, noise=ss.tensors.Noise(), seeds=[0, 1])
     with pytest.raises(ValueError, match="drop one"):
         bounds.continuous_nats(model, x, seeds=[0, 1], generator=seeded())
     clean = ss.ScoreModel(Constant(), ss.VP(t_min=0.0), "v")

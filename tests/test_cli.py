@@ -288,7 +288,7 @@ def test_dequantize_leaves_a_dequantisation_and_a_row(tmp_path, capsys):
     assert main(GREY) == 0
     run = tmp_path / "runs" / "digits"
     before = bytes_of(run)
-    command = ["dequantize", "run=runs/digits", "layers=2", "width=4", "batch_size=16", "draws=4"]
+    command = ["dequantize", "run=runs/digits", "layers=2", "width=4", "batch_size=16", "draws=16"]
     assert main([*command, "steps=60", "optimizer.lr=0.01"]) == 0
     assert bytes_of(run) == before
     (row,) = rows(run / "metrics.jsonl")

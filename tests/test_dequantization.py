@@ -3,12 +3,13 @@
 import math
 import re
 
+import numpy as np
 import pytest
 import torch
 from scipy.stats import kstest, truncnorm
 
 import scoresde as ss
-from scoresde.dequantization import TruncatedNormal, Uniform, Variational
+from scoresde.dequantization import DataMap, TruncatedNormal, Uniform, Variational
 from scoresde.tensors import Noise
 from tests.conftest import close, f64, normal, seeded, within
 
@@ -19,19 +20,18 @@ def levels(*shape, count=17, seed=0):
     return torch.randint(0, count, shape, generator=seeded(seed))
 
 
-def stream(images, seed=1, **options):
-    return Noise(images.shape, **{"generator": seeded(seed), "dtype": torch.float64, **options})
+def stream(seed=1):
+    return Noise(seeded(seed))
 
 
 class Given:
     """A stream whose only draw is the uniform numbers given."""
 
-    dtype = torch.float64
-
     def __init__(self, uniform):
         self.draw = uniform
 
-    def uniform(self):
+    def uniform(self, like):
+        assert (like.shape, like.dtype) == (self.draw.shape, self.draw.dtype)
         return self.draw
 
 
@@ -53,28 +53,32 @@ def all_of(shape):
 def test_values_are_in_their_level_and_depend_on_their_seed_alone(shape):
     images = levels(6, *shape)
     for q in all_of(shape):
-        values, log_q = q.sample(images, stream(images, generator=None, seeds=range(6)))
+        values, log_q = q.sample(images, Noise(seeds=range(6)))
         assert (values.dtype, log_q.dtype) == (torch.float64, torch.float64)
         assert (values.shape, log_q.shape) == (images.shape, (6,))
         assert torch.equal(values.floor(), images.double())
-        alone = q.sample(images[3:4], stream(images[3:4], generator=None, seeds=[3]))
+        alone = q.sample(images[3:4], Noise(seeds=[3]))
         torch.testing.assert_close((values[3:4], log_q[3:4]), alone, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("uniform", [0.0, 2**-60, 1 - 2**-53], ids=["first", "tiny", "last"])
+@pytest.mark.parametrize("dtype", [torch.int64, torch.float32, torch.float64])
+@pytest.mark.parametrize("place", ["first", "tiny", "last"])
 @pytest.mark.parametrize("level", [0, 16, 255])
-def test_the_ends_of_the_draws_stay_inside_the_level(uniform, level):
-    images = torch.full((1, 3), level)
+def test_the_ends_of_the_draws_stay_inside_the_level(place, level, dtype):
+    images = torch.full((1, 3), level, dtype=dtype)
+    kept = torch.float32 if dtype == torch.float32 else torch.float64
+    uniform = {"first": 0.0, "tiny": 2**-60, "last": 1 - torch.finfo(kept).eps / 2}[place]
     flow = variational((3,), amount=3.0)
     for q in (TruncatedNormal(3.0), TruncatedNormal(40.0), TruncatedNormal(1e-3), Variational((3,), 256), flow):
-        values, log_q = q.sample(images, Given(torch.full((1, 3), uniform, dtype=torch.float64)))
-        assert torch.equal(values.floor(), images.double())
+        values, log_q = q.sample(images, Given(torch.full((1, 3), uniform, dtype=kept)))
+        assert values.dtype == log_q.dtype == kept
+        assert torch.equal(values.floor(), images.to(kept))
         assert bool(torch.isfinite(log_q).all())
 
 
 def test_uniform_fills_each_level_and_has_no_entropy_term():
     images = levels(2000, 1, 2, 2)
-    values, log_q = Uniform().sample(images, stream(images))
+    values, log_q = Uniform().sample(images, stream())
     assert torch.equal(values.floor(), images.double())
     offset = values - images
     assert abs(float(offset.mean()) - 0.5) < 0.01
@@ -98,7 +102,7 @@ def test_log_q_is_the_density_of_each_bin():
     """E[1/q; u in bin] is the width of the bin, for a q that is far from uniform."""
     images = levels(40_000, 1)
     for q in (TruncatedNormal(1.5), variational((1,), 0.5)):
-        values, log_q = (part.detach() for part in q.sample(images, stream(images)))
+        values, log_q = (part.detach() for part in q.sample(images, stream()))
         bins = (8 * (values - images)).long()
         for index in range(8):
             within(torch.where(bins == index, torch.exp(-log_q)[:, None], 0.0), 1 / 8)
@@ -106,7 +110,7 @@ def test_log_q_is_the_density_of_each_bin():
 
 def test_values_of_known_levels_only():
     with pytest.raises(ValueError, match=r"levels \(B, 1, 4, 4\) expected; got \(2, 4, 4\)"):
-        Variational((1, 4, 4), 17).sample(levels(2, 4, 4), stream(levels(2, 4, 4)))
+        Variational((1, 4, 4), 17).sample(levels(2, 4, 4), stream())
 
 
 # --- truncated normal
@@ -115,7 +119,7 @@ def test_values_of_known_levels_only():
 @pytest.mark.parametrize("tau", [0.01, 1.0, 3.0, 12.0])
 def test_truncated_normal_against_scipy(tau):
     images = levels(4000, 3)
-    values, log_q = TruncatedNormal(tau).sample(images, stream(images))
+    values, log_q = TruncatedNormal(tau).sample(images, stream())
     reference = truncnorm(-tau, tau, scale=1 / (2 * tau))
     offset = (values - images - 0.5).numpy()
     assert kstest(offset.ravel(), reference.cdf).pvalue > 1e-3
@@ -126,7 +130,7 @@ def test_truncated_normal_against_scipy(tau):
 def test_truncated_normal_has_probability_one(tau):
     """The density at the quantiles, by quadrature over the level."""
     grid = (torch.arange(20_000, dtype=torch.float64) + 0.5) / 20_000
-    values, log_q = TruncatedNormal(tau).sample(torch.zeros(20_000, 1), Given(grid[:, None]))
+    values, log_q = TruncatedNormal(tau).sample(torch.zeros(20_000, 1).double(), Given(grid[:, None]))
     assert float(torch.trapezoid(log_q.exp(), values[:, 0])) == pytest.approx(1, abs=1e-3)
 
 
@@ -134,11 +138,11 @@ def test_a_network_is_trained_on_what_is_measured():
     images = levels(5, 2, 2)
     uniform, flow = Uniform(), variational((2, 2))
     for q in (uniform, flow):
-        close(q.training_values(images, stream(images)), q.sample(images, stream(images))[0].detach())
-    assert not flow.training_values(images, stream(images)).requires_grad
-    spent = stream(images)
+        close(q.training_values(images, stream()), q.sample(images, stream())[0].detach())
+    assert not flow.training_values(images, stream()).requires_grad
+    spent = stream()
     assert torch.equal(TruncatedNormal().training_values(images, spent), images + f64(0.5))
-    assert torch.equal(spent.uniform(), stream(images).uniform())  # nothing was drawn
+    assert torch.equal(spent.uniform(images.double()), stream().uniform(images.double()))  # nothing was drawn
 
 
 PATHS = [ss.VP(), ss.SubVP(), ss.VE(), ss.Cosine(), ss.Karras(), ss.Rectified(), ss.DDPM()]
@@ -164,11 +168,11 @@ def test_a_state_of_the_centres_inside_the_level_is_a_dequantised_point(sde):
     """alpha T(x + u) is distributed as x(t) of a centre, given that it stays inside its level."""
     transform, q, images = ss.data.Levels(9), TruncatedNormal(1.2), torch.full((20_000, 1), 4)
     t = f64(q.start(sde, transform))
-    diffused = sde.perturb(transform(q.training_values(images, stream(images))), t, normal(20_000, 1))
+    diffused = sde.perturb(transform(q.training_values(images, stream())), t, normal(20_000, 1))
     inside = transform.inverse(diffused / sde.alpha(t))
     inside = inside[(inside - 4.5).abs() < 0.5]
     assert len(inside) / 20_000 == pytest.approx(math.erf(1.2 / math.sqrt(2)), abs=0.01)
-    assert kstest(inside.numpy(), q.sample(images, stream(images))[0].flatten().numpy()).pvalue > 1e-3
+    assert kstest(inside.numpy(), q.sample(images, stream())[0].flatten().numpy()).pvalue > 1e-3
 
 
 def test_a_start_at_t_min_is_one():
@@ -211,8 +215,8 @@ def test_tau_is_a_positive_number(tau):
 @pytest.mark.parametrize("shape", SHAPES)
 def test_a_new_flow_is_the_uniform_density(shape):
     images = levels(4, *shape)
-    values, log_q = Variational(shape, 17).sample(images, stream(images))
-    expected, _ = Uniform().sample(images, stream(images))
+    values, log_q = Variational(shape, 17).sample(images, stream())
+    expected, _ = Uniform().sample(images, stream())
     close(values.detach(), expected, atol=1e-12)
     close(log_q.detach(), torch.zeros(4, dtype=torch.float64), atol=1e-12)
 
@@ -235,7 +239,7 @@ def test_draws_are_reparameterised():
     weight = q.couplings["coupling1"].network[-1].weight
 
     def mean():
-        values, log_q = q.sample(images, stream(images))
+        values, log_q = q.sample(images, stream())
         return (values.square().sum(dim=1) + log_q).mean()
 
     (gradient,) = torch.autograd.grad(mean(), weight)
@@ -260,6 +264,150 @@ def test_draws_are_reparameterised():
 def test_bad_arguments(arguments, message):
     with pytest.raises(ValueError, match=message):
         Variational(*arguments)
+
+
+# --- from data to states, with what it costs
+
+
+class Flat:
+    """States of one dimension beside the batch, twice the data."""
+
+    def __call__(self, x):
+        return 2 * x.flatten(1)
+
+    def inverse(self, y):
+        return 0.5 * y.reshape(-1, 1, 2, 2)
+
+    def log_det(self, x):
+        return torch.full((len(x),), x[0].numel() * math.log(2), dtype=torch.float64)
+
+    def __str__(self):
+        return "flat"
+
+
+MAPS = {
+    "levels": ss.data.Levels(17, -2.0, 1.0),
+    "affine": ss.data.Affine(-0.1, 3.0),
+    "flat": Flat(),
+    "logit": ss.data.Compose([ss.data.Affine(1 / 17), ss.data.Logit()]),
+}
+
+
+def log_det_by_autograd(transform, values):
+    """log|det dT| of each sample (B,), from its Jacobian."""
+    size = values[0].numel()
+    jacobians = [torch.autograd.functional.jacobian(transform, x[None]).reshape(size, size) for x in values]
+    return torch.stack([torch.linalg.slogdet(jacobian).logabsdet for jacobian in jacobians])
+
+
+NAMES = ["uniform", "normal", "wide normal", "new flow", "flow"]
+DRAWN = [
+    pytest.param(q, name, id=f"{called}-{name}")
+    for called, q in zip(NAMES, all_of((1, 2, 2)), strict=True)
+    for name in MAPS
+    if name != "logit" or not isinstance(q, TruncatedNormal)  # whose levels are of one width
+]
+
+
+@pytest.mark.parametrize(("q", "name"), DRAWN)
+@pytest.mark.parametrize("sde", [ss.VP(), ss.SubVP(), ss.Rectified()], ids=lambda sde: type(sde).__name__)
+def test_a_draw_is_a_state_with_its_change_of_variables(sde, q, name):
+    """state = alpha T(x + u), nats = log|det dT| - log q(u | x) + d log alpha, alpha = 1 where states are x(t_min)."""
+    images, transform = levels(6, 1, 2, 2), MAPS[name]
+    states = DataMap(transform, q)
+    state, nats = (part.detach() for part in states.draw(images, Noise(seeds=range(6)), sde))
+    values, log_q = (part.detach() for part in q.sample(images, Noise(seeds=range(6))))
+    start = states.start(sde)
+    assert (start is None) == (not isinstance(q, TruncatedNormal))
+    alpha = f64(1.0) if start is None else sde.alpha(f64(start))
+    close(state, alpha * transform(values))
+    close(nats, log_det_by_autograd(transform, values) - log_q + 4 * alpha.log(), rtol=1e-9, atol=1e-9)
+    assert state.dtype == nats.dtype == torch.float64
+
+
+@pytest.mark.parametrize("name", ["levels", "affine", "flat"])
+@pytest.mark.parametrize("sde", [ss.VP(), ss.SubVP(), ss.VE(), ss.Rectified()], ids=lambda sde: type(sde).__name__)
+@pytest.mark.parametrize("tau", [1.0, 3.0])
+def test_nats_are_those_of_the_law_of_the_state(tau, sde, name):
+    """Of levels under TruncatedNormal: N(alpha T(x + 1/2), sigma(t)^2), up to tau standard deviations; by scipy."""
+    images, transform = levels(50, 1, 2, 2), MAPS[name]
+    states = DataMap(transform, TruncatedNormal(tau))
+    state, nats = states.draw(images, Noise(seeds=range(50)), sde)
+    t = f64(states.start(sde))
+    centre = (sde.alpha(t) * transform(images + f64(0.5))).numpy()
+    law = truncnorm(-tau, tau, loc=centre, scale=float(sde.sigma(t)))
+    close(-nats, torch.from_numpy(law.logpdf(state.numpy()).reshape(50, -1).sum(axis=1)), rtol=1e-6, atol=1e-6)
+    assert bool((np.abs(state.numpy() - centre) <= tau * float(sde.sigma(t)) * (1 + 1e-9)).all())
+
+
+def test_nats_of_uniform_levels_are_the_volume_of_their_cell():
+    images = levels(5, 3)
+    state, nats = DataMap(ss.data.Levels(17, 0.0, 2.0)).draw(images.double(), Noise(seeds=range(5)), ss.VP())
+    close(nats, torch.full((5,), 3 * math.log(2 / 17), dtype=torch.float64))
+    drawn, of_levels = DataMap(ss.data.Levels(17, 0.0, 2.0), Uniform()).draw(images, Noise(seeds=range(5)), ss.VP())
+    close(of_levels, nats)
+    offset = (drawn - state) * 17 / 2
+    assert 0 <= float(offset.min()) < float(offset.max()) < 1
+
+
+@pytest.mark.parametrize("name", list(MAPS))
+def test_continuous_data_is_mapped_and_nothing_is_drawn(name):
+    data, transform, noise = 1 + 15 * torch.rand(4, 1, 2, 2, generator=seeded()).double(), MAPS[name], stream()
+    states = DataMap(transform)
+    assert states.start(ss.VP()) is None
+    state, nats = states.draw(data, noise, ss.VP())
+    close(state, transform(data), rtol=0)
+    close(nats, log_det_by_autograd(transform, data), rtol=1e-9)
+    close(states.training_states(data, noise), state, rtol=0)
+    assert torch.equal(noise.normal(data), stream().normal(data))
+    close(states.inverse(state), data, rtol=1e-9)
+    assert str(states) == str(transform)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("name", ["levels", "affine", "flat"])
+@pytest.mark.parametrize("q", all_of((1, 2, 2)), ids=NAMES)
+def test_a_network_is_trained_on_clean_states_in_the_dtype_of_the_data(q, name, dtype):
+    """T of the values that the dequantisation trains on: for TruncatedNormal the centres, not the points it draws."""
+    images, transform = levels(4, 1, 2, 2).to(dtype), MAPS[name]
+    states, values = DataMap(transform, q), q.training_values(images, Noise(seeds=range(4)))
+    trained = states.training_states(images, Noise(seeds=range(4)))
+    assert trained.dtype == values.dtype == dtype
+    close(trained, transform(values), rtol=0)
+    if isinstance(q, TruncatedNormal):
+        assert torch.equal(values, images + 0.5)
+    assert not trained.requires_grad
+    tolerance = 1e-5 if dtype == torch.float32 else 1e-12
+    close(states.inverse(trained), values, rtol=tolerance, atol=tolerance)
+    state, nats = states.draw(images, Noise(seeds=range(4)), ss.VP())
+    assert (state.dtype, nats.dtype) == (dtype, torch.float64)
+
+
+@pytest.fixture
+def every_warning(recwarn):
+    """PyTorch says some things once in a process."""
+    torch.set_warn_always(True)
+    yield recwarn
+    torch.set_warn_always(False)
+
+
+def test_a_path_that_learns_has_no_gradient_from_its_data(every_warning):
+    images, sde = levels(3, 4), ss.LearnedVP()
+    states = DataMap(ss.data.Levels(17), TruncatedNormal())
+    every_warning.clear()
+    state, nats = states.draw(images, Noise(seeds=range(3)), sde)
+    assert not state.requires_grad
+    assert not nats.requires_grad
+    assert not [warning for warning in every_warning if "requires_grad" in str(warning.message)]
+
+
+def test_a_flow_has_the_gradient_of_its_nats():
+    images, q = levels(3, 4), variational((4,)).double()
+    weight = q.couplings["coupling1"].network[-1].weight
+    state, nats = DataMap(ss.data.Affine(0.5), q).draw(images, Noise(seeds=range(3)), ss.VP())
+    values, log_q = q.sample(images, Noise(seeds=range(3)))
+    found = torch.autograd.grad((state.square().sum() + nats.sum()), weight)[0]
+    close(found, torch.autograd.grad((0.5 * values).square().sum() - log_q.sum(), weight)[0], atol=1e-12)
 
 
 def test_names_in_the_conventions():

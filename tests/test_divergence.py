@@ -19,8 +19,8 @@ def linear_field(shape, seed=0):
     return (lambda x: (x.flatten(1) @ matrix.T).reshape(x.shape)), matrix
 
 
-def noise(x, seed=0):
-    return Noise(x.shape, torch.Generator().manual_seed(seed), dtype=x.dtype)
+def noise(seed=0):
+    return Noise(torch.Generator().manual_seed(seed))
 
 
 @pytest.mark.parametrize("shape", [(3,), (1, 4, 4)])
@@ -29,7 +29,7 @@ def noise(x, seed=0):
 def test_exact_trace_of_a_nonlinear_field(shape, chunk, mode):
     x = torch.randn(2, *shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     inner, _ = linear_field(shape)
-    value, trace, variance = ExactTrace(chunk, mode).bind(noise(x))(lambda y: torch.sin(inner(y)), x)
+    value, trace, variance = ExactTrace(chunk, mode).bind(noise(), x)(lambda y: torch.sin(inner(y)), x)
     jacobians = [torch.func.jacrev(lambda y: torch.sin(inner(y[None]))[0])(row) for row in x]
     expected = torch.stack([j.reshape(math.prod(shape), -1).trace() for j in jacobians])
     torch.testing.assert_close(trace[:, 0], expected)
@@ -43,7 +43,7 @@ def test_hutchinson_is_unbiased_and_its_error_falls_with_the_root_of_the_probes(
     x = torch.zeros(4000, 1, 2, 3, dtype=torch.float64)
     deviations = []
     for probes in (1, 4, 16):
-        _, traces, _ = Hutchinson(probes, distribution).bind(noise(x, seed=probes))(field, x)
+        _, traces, _ = Hutchinson(probes, distribution).bind(noise(seed=probes), x)(field, x)
         estimate = traces.mean(dim=1)
         deviations.append(float(estimate.std()))
         assert abs(float(estimate.mean() - matrix.trace())) < 4 * deviations[-1] / math.sqrt(len(x))
@@ -58,8 +58,8 @@ def test_hutchinson_is_unbiased_and_its_error_falls_with_the_root_of_the_probes(
 def test_probes_are_kept_or_drawn_anew():
     field, _ = linear_field((3,))
     x = torch.zeros(5, 3, dtype=torch.float64)
-    kept = Hutchinson(resample=False).bind(noise(x))
-    fresh = Hutchinson(resample=True).bind(noise(x))
+    kept = Hutchinson(resample=False).bind(noise(), x)
+    fresh = Hutchinson(resample=True).bind(noise(), x)
     assert torch.equal(kept(field, x)[1], kept(field, x)[1])
     assert not torch.equal(fresh(field, x)[1], fresh(field, x)[1])
 
@@ -72,7 +72,7 @@ def test_one_evaluation_is_one_forward_pass():
         calls.append(len(y))
         return y.sin()
 
-    Hutchinson(probes=3).bind(noise(x))(field, x)
+    Hutchinson(probes=3).bind(noise(), x)(field, x)
     assert calls == [2]
 
 
@@ -106,7 +106,7 @@ def test_memory_of_an_exact_trace_is_bounded_by_its_chunk(mode):
             return Watched.apply(tangent)
 
     x = torch.randn(2, 10, dtype=torch.float64)
-    trace = ExactTrace(4, mode).bind(noise(x))(Watched.apply, x).estimates
+    trace = ExactTrace(4, mode).bind(noise(), x)(Watched.apply, x).estimates
     torch.testing.assert_close(trace, torch.full((2, 1), 20.0, dtype=torch.float64))
     assert max(widest) == 4
 
@@ -117,7 +117,7 @@ def test_forward_and_reverse_mode_agree_on_a_network_with_attention():
     for parameter in network.parameters():
         parameter.data.add_(0.05 * torch.randn_like(parameter))
     x, label = torch.randn(2, 1, 8, 8, dtype=torch.float64), torch.zeros(2, dtype=torch.float64)
-    found = [ExactTrace(16, mode).bind(noise(x))(lambda y: network(y, label), x).estimates for mode in MODES]
+    found = [ExactTrace(16, mode).bind(noise(), x)(lambda y: network(y, label), x).estimates for mode in MODES]
     torch.testing.assert_close(*found)
 
 
@@ -134,7 +134,7 @@ def jacobian(kind, size):
 @pytest.mark.parametrize("size", [2, 7])
 def test_the_variance_of_one_probe_is_bounded_in_expectation(kind, distribution, size):
     matrix, x = jacobian(kind, size), torch.zeros(20_000, size, dtype=torch.float64)
-    found = Hutchinson(1, distribution).bind(noise(x))(lambda y: y @ matrix.T, x)
+    found = Hutchinson(1, distribution).bind(noise(), x)(lambda y: y @ matrix.T, x)
     ratio = float(found.variance.mean() / found.estimates.var())
     assert ratio > 0.97
     if kind == "level diagonal" and distribution == "rademacher" and size > 2:
@@ -145,18 +145,18 @@ def test_the_variance_of_one_probe_is_bounded_in_expectation(kind, distribution,
 @pytest.mark.parametrize("probes", [2, 5])
 def test_the_variance_of_several_probes_is_estimated(distribution, probes):
     matrix, x = jacobian("any", 6), torch.zeros(20_000, 6, dtype=torch.float64)
-    found = Hutchinson(probes, distribution).bind(noise(x))(lambda y: y @ matrix.T, x)
+    found = Hutchinson(probes, distribution).bind(noise(), x)(lambda y: y @ matrix.T, x)
     assert float(found.variance.mean() / found.estimates.mean(dim=1).var()) == pytest.approx(1, abs=0.06)
 
 
 def test_probes_of_some_rows_leave_the_streams_of_the_others_alone():
     field, _ = linear_field((3,))
     x, rows = torch.zeros(4, 3, dtype=torch.float64), torch.tensor([2, 0])
-    estimators = [trace.bind(Noise(x.shape, seeds=range(4), dtype=x.dtype)) for trace in 2 * [Hutchinson()]]
+    estimators = [trace.bind(Noise(seeds=range(4)), x) for trace in 2 * [Hutchinson()]]
     first = estimators[0](field, x).estimates
     assert torch.equal(estimators[1](field, x[rows], rows).estimates, first[rows])
     assert torch.equal(estimators[1](field, x[1:2], torch.tensor([1])).estimates, first[1:2])
-    kept = Hutchinson(resample=False).bind(Noise(x.shape, seeds=range(4), dtype=x.dtype))
+    kept = Hutchinson(resample=False).bind(Noise(seeds=range(4)), x)
     assert torch.equal(kept(field, x[rows], rows).estimates, kept(field, x).estimates[rows])
 
 
@@ -181,13 +181,13 @@ def test_differentiable_estimates_have_the_gradient_of_their_formula(trace, shap
     x = torch.randn(4, *shape, dtype=torch.float64, generator=torch.Generator().manual_seed(2)).requires_grad_()
     size = math.prod(shape)
     weight = linear_field(shape)[1].requires_grad_()
-    value, traces, _ = trace.bind(noise(x), differentiable=True)(cubic(weight), x)
+    value, traces, _ = trace.bind(noise(), x, differentiable=True)(cubic(weight), x)
     actual = torch.autograd.grad(value.sum() + traces.square().sum(), (weight, x))
 
-    stream = noise(x)
+    stream = noise()
     exact = isinstance(trace, ExactTrace)
     basis = torch.eye(size, dtype=torch.float64)[:, None]
-    probes, flat = list(basis) if exact else [z.flatten(1) for z in trace.draw(stream)], x.flatten(1)
+    probes, flat = list(basis) if exact else [z.flatten(1) for z in trace.draw(stream, x)], x.flatten(1)
     forms = torch.stack([(z * 3 * (flat @ weight.T) ** 2 * (z @ weight.T)).sum(dim=1) for z in probes], dim=1)
     forms = forms.sum(dim=1, keepdim=True) if exact else forms
     expected = torch.autograd.grad(cubic(weight)(x).sum() + forms.square().sum(), (weight, x))
@@ -218,7 +218,7 @@ def test_rows_at_once_are_rows_one_by_one_through_the_layers_of_a_network(differ
     x = torch.randn(3, 1, 4, 4)
     basis = [row.reshape(1, 1, 4, 4).expand(3, 1, 4, 4) for row in torch.eye(16)]
     torch.manual_seed(1)
-    value, trace, _ = ExactTrace(chunk).bind(noise(x), differentiable)(field, x)
+    value, trace, _ = ExactTrace(chunk).bind(noise(), x, differentiable)(field, x)
     torch.manual_seed(1)
     expected, forms = quadratic_forms(field, x, basis, differentiable)
     sums = forms.sum(dim=1)
@@ -232,10 +232,10 @@ def test_rows_at_once_are_rows_one_by_one_through_the_layers_of_a_network(differ
 def test_estimates_keep_no_graph_unless_asked_to(trace):
     x, weight = torch.randn(4, 3, dtype=torch.float64), linear_field((3,))[1].requires_grad_()
     for source in (x, x.clone().requires_grad_()):
-        value, traces, _ = trace.bind(noise(x))(cubic(weight), source)
+        value, traces, _ = trace.bind(noise(), x)(cubic(weight), source)
         assert not value.requires_grad
         assert not traces.requires_grad
-        again = trace.bind(noise(x), differentiable=True)(cubic(weight), source)
+        again = trace.bind(noise(), x, differentiable=True)(cubic(weight), source)
         torch.testing.assert_close(again[:2], (value, traces))
     assert not x.requires_grad
 

@@ -6,12 +6,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch.distributions import Normal
 
 import scoresde as ss
 from scoresde.data import Affine, Compose, Levels, Logit
+from scoresde.dequantization import DataMap
 from scoresde.solvers import Adams, AdaptiveAdams, RungeKutta, SciPy, Status, TorchDiffEq
 from scoresde.tensors import Noise
-from tests.conftest import PATHS, oracle
+from tests.conftest import PATHS, oracle, within
 
 SHAPES = [(3,), (2, 5), (1, 4, 4)]
 FINE, COARSE = RungeKutta("rk4", 64), RungeKutta("rk4", 24)
@@ -53,9 +55,9 @@ def test_the_identity_holds_for_every_prediction_type(prediction):
             return exact.predict(state, t).combine(p, q)
 
     class Model(ss.ScoreModel):
-        def predict(self, x, t, cond=None):
+        def predict(self, x, t):
             self.network.t = t
-            return super().predict(x, t, cond)
+            return super().predict(x, t)
 
     model = Model(Emit(), sde, prediction)
     x = mixture.sample(4, sde, sde.t_min, generator=torch.Generator().manual_seed(0))
@@ -77,8 +79,11 @@ def test_evaluations_are_counted_and_each_is_one_forward_pass():
     mixture, sde = oracle((3,)), ss.VP()
     model, calls = mixture.score_model(sde), []
     model.network.register_forward_hook(lambda *_: calls.append(1))
-    result = ss.log_prob(model, torch.zeros(2, 3), solver=RungeKutta("rk4", 5), seeds=[0, 1])
-    assert result.nfe.tolist() == [len(calls)] * 2
+    for trace, products in ((ss.Hutchinson(), 1), (ss.Hutchinson(3, resample=False), 3), (ss.ExactTrace(chunk=2), 3)):
+        calls.clear()
+        result = ss.log_prob(model, torch.zeros(2, 3), trace=trace, solver=RungeKutta("rk4", 5), seeds=[0, 1])
+        assert result.nfe.tolist() == [len(calls)] * 2
+        assert result.backward.tolist() == [products * len(calls)] * 2
 
 
 ESTIMATES = [
@@ -183,9 +188,7 @@ def test_bits_do_not_depend_on_the_scale_of_the_data():
 
 def test_bits_are_the_density_at_the_dequantised_point():
     bits = bits_of(Levels(8, -1, 1), seeds=range(6))
-    u = torch.stack(
-        [torch.rand(1, 2, 2, generator=torch.Generator().manual_seed(i), dtype=torch.float64) for i in range(6)]
-    )
+    u = Noise(seeds=range(6)).uniform(LEVELS.double())
     log_density = torch.distributions.Normal(4.0, 2.0).log_prob(LEVELS + u).flatten(1).sum(dim=1)
     torch.testing.assert_close(bits.per_image, -log_density / (4 * math.log(2)), atol=2e-4, rtol=0)
     assert bits.mean == pytest.approx(float(bits.per_image.mean()))
@@ -202,13 +205,56 @@ def test_bits_do_not_depend_on_the_batch_size():
 def test_samples_are_averaged_in_probability():
     """The importance-weighted bound (1509.00519, eq. 8) of the same dequantisations, from the density itself."""
     bits = bits_of(Levels(8, -1, 1), samples=5, seeds=range(6))
-    generators = [torch.Generator().manual_seed(i) for i in range(6)]
-    u = torch.stack([torch.rand(5, 1, 2, 2, generator=g, dtype=torch.float64) for g in generators])
+    noise = Noise(seeds=range(6))
+    u = torch.stack([noise.uniform(LEVELS.double()) for _ in range(5)], dim=1)
     log_density = torch.distributions.Normal(4.0, 2.0).log_prob(LEVELS[:, None] + u).flatten(2).sum(dim=2)
     expected = -(log_density.logsumexp(dim=1) - math.log(5)) / (4 * math.log(2))
     torch.testing.assert_close(bits.per_image, expected, atol=3e-4, rtol=0)
     assert (bits.per_image < -log_density.mean(dim=1) / (4 * math.log(2))).all()
     assert "5 per image" in bits.conventions["dequantization"]
+
+
+MAPPED = [
+    pytest.param(ss.Uniform(), Levels(8, -1.0, 1.0), id="uniform"),
+    pytest.param(ss.Uniform(), Compose([Affine(0.1, 0.1), Logit()]), id="uniform-logit"),
+    pytest.param(ss.TruncatedNormal(2.0), Levels(8, -1.0, 1.0), id="normal"),
+    pytest.param(ss.Variational((1, 2, 2), 8).requires_grad_(False), Levels(8, -1.0, 1.0), id="flow"),
+]
+
+
+@pytest.mark.parametrize("perturbed", [False, True])
+@pytest.mark.parametrize(("dequantization", "transform"), MAPPED)
+def test_a_map_of_levels_is_its_transform_and_its_dequantisation(dequantization, transform, perturbed):
+    start = "perturb" if perturbed and not isinstance(dequantization, ss.TruncatedNormal) else "data"
+    model = oracle((1, 2, 2)).score_model(ss.VP())
+    arguments = {"trace": ss.Hutchinson(2), "solver": Adams(8), "seeds": range(6), "start": start}
+    parts = ss.bits_per_dim(model, LEVELS, transform, dequantization=dequantization, **arguments)
+    whole = ss.bits_per_dim(model, LEVELS, DataMap(transform, dequantization), **arguments)
+    assert torch.equal(whole.per_image, parts.per_image)
+    assert torch.equal(whole.trace_stderr, parts.trace_stderr)
+    assert whole.conventions == parts.conventions
+    assert str(dequantization) in whole.conventions["dequantization"]
+    assert whole.conventions["transform"] == str(transform)
+
+
+def test_the_default_map_of_levels_is_uniform():
+    model = oracle((1, 2, 2)).score_model(ss.VP())
+    arguments = {"solver": Adams(8), "seeds": range(6)}
+    default, uniform = (
+        ss.bits_per_dim(model, LEVELS, states, **arguments) for states in (Levels(8), DataMap(Levels(8), ss.Uniform()))
+    )
+    assert torch.equal(default.per_image, uniform.per_image)
+    assert default.conventions == uniform.conventions
+
+
+def test_evaluations_and_products_are_those_of_all_dequantisations():
+    model = oracle((1, 2, 2)).score_model(ss.VP())
+    for start, more in (("data", 0), ("perturb", 1)):
+        bits = ss.bits_per_dim(
+            model, LEVELS, Levels(8), samples=3, trace=ss.ExactTrace(), solver=Adams(8), start=start, batch_size=4
+        )
+        assert bits.nfe.tolist() == [3 * (9 + more)] * 6
+        assert bits.backward.tolist() == [3 * 9 * 4] * 6
 
 
 def test_the_perturbed_start_is_a_bound_close_to_the_density():
@@ -223,6 +269,47 @@ def test_the_perturbed_start_is_a_bound_close_to_the_density():
     )
     assert perturbed.mean == pytest.approx(data.mean, abs=0.02)
     assert "bound" in perturbed.conventions["quantity"]
+
+
+@pytest.mark.parametrize("sde", [ss.Rectified(t_min=0.2), ss.VP(t_min=0.25, beta_max=40.0)], ids=["rectified", "vp"])
+@pytest.mark.parametrize("shape", [(3,), (1, 2, 2)], ids=["vector", "image"])
+def test_the_perturbed_start_is_its_formula(sde, shape):
+    """log p_t(x_t) + log N(x; E[x_0 | x_t], (sigma/alpha)^2) - log N(x_t; alpha x, sigma^2) of each draw.
+
+    Of data N(m, s^2), where each is a normal density and E[x_0 | x_t] = m + alpha s^2/v (x_t - alpha m), with the
+    variance v = alpha^2 s^2 + sigma^2 of x_t; alpha(t_min) is 0.8 and 0.53: its logarithm is no detail.
+    """
+    mean, std, copies, size = 0.3, 0.7, 400, math.prod(shape)
+    model = ss.GaussianMixture(torch.full((1, *shape), mean), torch.tensor([std])).score_model(sde)
+    levels = torch.randint(0, 8, (3, *shape), generator=torch.Generator().manual_seed(0)).repeat_interleave(copies, 0)
+    transform, seeds = Levels(8, -1.5, 2.0), range(len(levels))
+    arguments = {"trace": ss.ExactTrace(), "solver": Adams(32), "seeds": seeds}
+    bits = ss.bits_per_dim(model, levels, transform, start="perturb", batch_size=len(levels), **arguments)
+    noise = Noise(seeds=seeds)
+    x = transform(levels + noise.uniform(levels.double()))
+    t = torch.tensor(sde.t_min, dtype=torch.float64)
+    alpha, sigma = sde.alpha(t), sde.sigma(t)
+    state = alpha * x + sigma * noise.normal(x)
+    variance = (alpha * std) ** 2 + sigma**2
+    denoised = mean + alpha * std**2 / variance * (state - alpha * mean)
+    nats = Normal(alpha * mean, variance.sqrt()).log_prob(state)
+    nats = nats + Normal(denoised, sigma / alpha).log_prob(x) - Normal(alpha * x, sigma).log_prob(state)
+    expected = -(nats.flatten(1).sum(dim=1) + size * math.log(3.5 / 8)) / (size * math.log(2))
+    torch.testing.assert_close(bits.per_image, expected, atol=1e-3, rtol=0)
+    assert bits.nfe.tolist() == [34] * len(levels)  # that of the decoder beside those of the solve
+    # On average over draws: the entropies of the two kernels differ by log alpha alone. |x - E[x_0 | x_t]|^2 is
+    # w^2 (x - m)^2 + ((1 - w) sigma/alpha)^2 on average, with w = sigma^2/v.
+    w, square = sigma**2 / variance, (x - mean) ** 2
+    left = w**2 * square + ((1 - w) * sigma / alpha) ** 2
+    around = (alpha**2 * square + sigma**2) / variance
+    average = (
+        -0.5 * (2 * math.pi * variance).log() - 0.5 * around - 0.5 * (alpha / sigma) ** 2 * left + 0.5 + alpha.log()
+    )
+    average = -(average.flatten(1).sum(dim=1) + size * math.log(3.5 / 8)) / (size * math.log(2))
+    for part in (bits.per_image - average).split(copies):
+        within(part, 0.0)
+    whole = bits.per_image.reshape(3, copies).mean(dim=1) - average.reshape(3, copies).mean(dim=1)
+    assert float(whole.abs().max()) < 0.1 * abs(float(alpha.log2()))
 
 
 def test_a_composed_transform_enters_with_its_determinant():
@@ -304,6 +391,11 @@ def test_active_dropout_is_refused():
         ({"seeds": [1]}, "one seed per sample"),
         ({"seeds": [1, 2, 3], "batch_size": 1}, "one seed per sample"),
         ({"images": torch.zeros(0, 1, 2, 2)}, "one image or more"),
+        ({"transform": DataMap(Affine())}, r"DataMap with a dequantisation.* got DataMap\(dequantization=None\)"),
+        (
+            {"transform": DataMap(Affine(), ss.Uniform()), "dequantization": ss.TruncatedNormal()},
+            "no other beside it, expected for bits; got .*uniform.*truncated normal",
+        ),
     ],
 )
 def test_bad_arguments_of_bits_per_dim(arguments, words):
@@ -349,7 +441,7 @@ def test_the_dtype_of_a_latent_is_that_of_the_state_if_it_has_one():
 )
 def test_times_outside_of_the_range_are_refused(call):
     model = ss.GaussianMixture(torch.zeros(1, 2), torch.ones(1)).score_model(ss.VP())
-    with pytest.raises(ValueError, match="two different times in"):
+    with pytest.raises(ValueError, match="t_from and t_to must differ and lie in"):
         call(model)
 
 
@@ -468,7 +560,7 @@ def test_the_trace_error_of_an_importance_weighted_bound_is_calibrated():
         def sample(self, images, noise):
             self.drawn += 1
             seeds = range(100 * self.drawn, 100 * self.drawn + 3)
-            return super().sample(images, Noise(images.shape, seeds=[*seeds] * (len(images) // 3)))
+            return super().sample(images, Noise(seeds=[*seeds] * (len(images) // 3)))
 
     arguments = {"trace": ss.Hutchinson(4), "solver": Adams(16), "samples": 4, "inflation": math.inf}
     copies = levels.repeat(60, 1, 1, 1)
@@ -498,8 +590,7 @@ def test_a_truncated_normal_starts_where_its_points_are_states():
     bits = ss.bits_per_dim(
         model, levels, transform, dequantization=dequantization, trace=ss.ExactTrace(), solver=FINE, seeds=seeds
     )
-    noise = Noise(levels.shape, seeds=seeds, dtype=torch.float64)
-    values, log_q = dequantization.sample(levels, noise)
+    values, log_q = dequantization.sample(levels, Noise(seeds=seeds))
     x = alpha * transform(values)
     solve = ss.log_prob(model, x, trace=ss.ExactTrace(), solver=FINE, t_start=t)
     expected = -(solve.value + math.log(alpha) + math.log(0.1) - log_q) / math.log(2)

@@ -7,7 +7,7 @@ from torch import nn
 
 import scoresde as ss
 from scoresde import predictions
-from scoresde.evaluations import counting
+from scoresde.counting import counting
 from scoresde.score import as_model
 from tests.conftest import INSTANCES, PATHS, close, f64, gradient, normal, some, times
 

@@ -6,6 +6,7 @@ from torch import nn
 
 import scoresde as ss
 from scoresde.samplers import DDIM, EDM, Ancestral, DPMSolverPP, PredictorCorrector, ProbabilityFlow, ReverseDiffusion
+from scoresde.score import ModelWrapper
 from scoresde.thresholding import Clipped, DynamicThresholding, Thresholded, quantile
 from tests.conftest import (
     INSTANCES,
@@ -215,7 +216,7 @@ def test_a_learned_variance_and_the_condition_pass():
 
     plain = ss.ScoreModel(Network(), ss.VP(), "data", learned_variance=True)
     cond, model = normal(4, 2), Clipped(plain)
-    views = model.predict(normal(4, 3), f64(0.5), cond)
+    views = model.given(cond).predict(normal(4, 3), f64(0.5))
     close(views.variance, (raw + 1) / 2)
     close(views.denoised, (3 * x0).clamp(-1, 1))
     assert torch.equal(seen[0], cond)
@@ -242,6 +243,10 @@ def test_gradients_pass_where_nothing_is_clipped():
 # --- no likelihood
 
 
+class Renamed(ModelWrapper):
+    """A model of another class around a model, which says nothing about its density."""
+
+
 @pytest.mark.parametrize(
     "call",
     [
@@ -257,8 +262,8 @@ def test_gradients_pass_where_nothing_is_clipped():
 @EACH
 def test_likelihoods_want_the_model_inside(call, make):
     x, plain = normal(2, 3), oracle((3,)).score_model(ss.VP())
-    for model in (make(plain), make(make(plain)), nn.ModuleDict({"guided": make(plain)})):
-        with pytest.raises(ValueError, match=r"velocity follows from a score expected; .* its \.model"):
+    for model in (make(plain), make(make(plain)), ModelWrapper(make(plain)), Renamed(make(plain))):
+        with pytest.raises(ValueError, match=r"probability flow has a density expected; .* its \.model"):
             call(model, x)
     call(make(plain).model, x)
 
@@ -287,7 +292,7 @@ def test_dropout_is_refused_as_before():
         (lambda m: DynamicThresholding(m, 0.0), ValueError, r"a quantile in \(0, 1\] expected; got 0.0"),
         (lambda m: DynamicThresholding(m, 99.5), ValueError, "got 99.5"),
         (lambda m: DynamicThresholding(m, low=2.0), ValueError, "low < high"),
-        (lambda m: Clipped(nn.Identity()), TypeError, "a score model, with predict.*; got Identity"),
+        (lambda m: Clipped(nn.Identity()), TypeError, r"`sde` and `predict\(x, t\)` expected; Identity has no 'sde'"),
         (lambda m: Thresholded(m).denoise(normal(1, 3), 0.5), NotImplementedError, "must define threshold"),
     ],
 )

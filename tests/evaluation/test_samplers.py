@@ -4,6 +4,7 @@ import csv
 import warnings
 
 import pytest
+import torch
 
 import scoresde as ss
 from scoresde.evaluation import Reference, compare, mixture_of_three
@@ -73,7 +74,25 @@ def test_evaluations_are_counted_and_within_the_budget(mixture, reference):
         ("pc", 12, 5, 11),
     ]
     assert all(row.seconds > 0 for row in rows[1:])
+    assert {row.backward for row in rows} == {0}
     assert rows[0].seconds is None
+
+
+class Gradient(ss.ModelWrapper):
+    """A model that asks for a gradient through its network at every evaluation, as posterior sampling does."""
+
+    def predict(self, x, t):
+        with torch.enable_grad():
+            y = x.detach().requires_grad_()
+            torch.autograd.grad(self.model.predict(y, t).denoised.square().sum(), y)
+        return self.model.predict(x, t)
+
+
+def test_backward_passes_are_counted_beside_evaluations_and_shown(mixture, reference):
+    model = Gradient(mixture.score_model(SDE))
+    rows = compare(model, {"ddim": of(DDIM())}, [8], reference, ["mean_error"], **TINY)
+    assert [(row.nfe, row.steps, row.backward) for row in rows[1:]] == [(8, 4, 4)]
+    assert table(rows)[2][:2] == ["ddim", "8 + 4 backward"]
 
 
 def test_figures_are_those_of_the_samples_whatever_their_batches(mixture, reference):
@@ -95,7 +114,7 @@ def test_figures_are_those_of_the_samples_whatever_their_batches(mixture, refere
 
 
 def test_a_sampler_that_gives_nan_is_left_out_with_a_warning(mixture, reference):
-    def broken(model, x, t_from, t_to, noise, cond):
+    def broken(model, x, t_from, t_to, noise):
         return model.predict(x, t_from).denoised / (1 if len(x) == 1 else 0)
 
     samplers = {"broken": of(broken), "ddim": of(DDIM())}

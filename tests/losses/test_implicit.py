@@ -122,11 +122,11 @@ def test_sliced_values_are_the_formulas_of_the_paper(reduced, distribution, shap
     sde, loss = ss.VP(), losses.SlicedScoreMatching(3, distribution, reduced)
     model, (x0, t, eps, x) = tanh_model(sde, "v"), drawn(sde, shape)
     terms = loss(model, x0, t=t, noise=eps, generator=seeded(5))
-    stream = Noise(x.shape, seeded(5), dtype=x.dtype)
+    stream = Noise(seeded(5))
     score, jacobian = parts(model, x, t)
     expected = 0.0
     for _ in range(3):
-        v = (stream.rademacher() if distribution == "rademacher" else stream.normal()).flatten(1)
+        v = (stream.rademacher(x) if distribution == "rademacher" else stream.normal(x)).flatten(1)
         projected = score.square().sum(dim=1) if reduced else (v * score).sum(dim=1) ** 2
         expected = expected + (torch.einsum("bi,bij,bj->b", v, jacobian, v) + projected / 2) / 3
     close(terms.value.detach(), sde.sigma(t) ** 2 * 2 / score.shape[1] * expected, rtol=1e-6, atol=1e-9)
@@ -172,12 +172,8 @@ def test_gradient_of_sliced_score_matching(reduced):
     model = ss.ScoreModel(lambda x, label, cond: x @ weight.T, sde)
     loss = losses.SlicedScoreMatching(2, variance_reduction=reduced)
     loss(model, x0, t=t, noise=eps, generator=seeded(5)).value.sum().backward()
-    stream, expected, value = (
-        Noise(x.shape, seeded(5), dtype=x.dtype),
-        torch.zeros(3, 3).double(),
-        x @ weight.detach().T,
-    )
-    for v in (stream.normal(), stream.normal()):
+    stream, expected, value = Noise(seeded(5)), torch.zeros(3, 3).double(), x @ weight.detach().T
+    for v in (stream.normal(x), stream.normal(x)):
         # of ||W x||^2: 2 W x x^T; of (v^T W x)^2: 2 (v^T W x) v x^T; of v^T W v: v v^T
         square = value if reduced else (v * value).sum(dim=1, keepdim=True) * v
         expected += (2 * square.T @ x - 2 * (sde.sigma(t)[:, None] * v).T @ v) / 2

@@ -8,6 +8,7 @@ from scipy.integrate import trapezoid
 import scoresde as ss
 from scoresde import build, losses
 from scoresde.cli import config_directory
+from scoresde.tensors import Noise
 from tests.conftest import INSTANCES, exact_model, f64, normal, oracle, seeded, within
 from tests.losses.networks import Trained, with_variance
 from tests.losses.published import SUITED, grid
@@ -194,6 +195,61 @@ def test_the_condition_reaches_the_network_and_one_evaluation_is_enough(loss):
     assert len(given) == 1
     assert given[0] is not None
     assert torch.equal(given[0], cond)
+
+
+@pytest.mark.parametrize("loss", OBJECTIVES)
+def test_a_condition_may_be_bound_to_the_model_before(loss):
+    doubled = isinstance(loss, losses.Hybrid)
+
+    def network(x, label, cond):
+        output = x.tanh() + cond
+        return torch.cat([output, output], dim=1) if doubled else output
+
+    model, x0, cond = ss.ScoreModel(network, ss.VP(), learned_variance=doubled), normal(4, 3), normal(4, 3, seed=1)
+    bound, given = loss(model.given(cond), x0, generator=seeded()), loss(model, x0, cond, generator=seeded())
+    assert torch.equal(bound.value, given.value)
+    other = loss(model, x0, cond.flip(0), generator=seeded())
+    assert not bool((other.value == given.value).any())
+
+
+@pytest.mark.parametrize("loss", [*OBJECTIVES, pytest.param(losses.VariationalBound(), id="variational")])
+def test_states_with_streams_of_their_own_have_the_same_terms_in_any_batch(loss):
+    """Their noise, and what an objective draws besides; times are drawn by the generator."""
+    doubled, seeds = isinstance(loss, losses.Hybrid), [4, 9, 2]
+    model = ss.ScoreModel(lambda x, label, cond: x.tanh().repeat(1, 1 + doubled), ss.VP(), learned_variance=doubled)
+    x0, t = normal(3, 5), loss.times.quantile(model.sde, f64(0.2, 0.5, 0.9))
+    together = loss(model, x0, t=t, stream=Noise(seeds=seeds)).value
+    for i, seed in enumerate(seeds):
+        alone = loss(model, x0[i : i + 1], t=t[i : i + 1], stream=Noise(seeds=[seed])).value
+        torch.testing.assert_close(alone[0], together[i])
+    noise = Noise(seeds=seeds).normal(x0)
+    if not isinstance(loss, losses.ImplicitScoreMatching):
+        torch.testing.assert_close(loss(model, x0, t=t, noise=noise).value, together)
+
+
+def test_an_objective_of_a_users_own_gets_what_was_drawn():
+    """`value` has the model with its condition, states, times and noise; `terms` the same, before any weight."""
+    seen = []
+
+    class Own(losses.Objective):
+        def value(self, model, drawn, weight):
+            seen.append((model, drawn, weight))
+            return weight * drawn.noise.square().mean(dim=1)
+
+    model, x0, cond = ss.ScoreModel(lambda x, label, cond: x, ss.VP()), normal(4, 3), normal(4, 2)
+    t, noise, stream = f64(0.1, 0.2, 0.3, 0.4), normal(4, 3, seed=1), Noise(seeds=range(4))
+    terms = Own("likelihood")(model, x0, cond, t=t, noise=noise, stream=stream)
+    ((given, drawn, weight),) = seen
+    assert torch.equal(given.cond, cond)
+    assert drawn.x0 is x0
+    assert drawn.noise is noise
+    assert drawn.stream is stream
+    torch.testing.assert_close(drawn.t, t)
+    torch.testing.assert_close(drawn.perturbed(model.sde), model.sde.perturb(x0, t, noise))
+    torch.testing.assert_close(terms.value, weight * noise.square().mean(dim=1))
+    torch.testing.assert_close(terms.weight, weight)
+    again = Own("likelihood").terms(model, losses.Drawn(x0, t, noise, stream))
+    torch.testing.assert_close(again.value, terms.value)
 
 
 def test_an_objective_without_terms_says_so():

@@ -75,10 +75,13 @@ def test_it_is_the_bound_of_learned_dequantisations_in_the_units_of_the_data():
         def sample(self, images, noise):
             return images + 0.5, torch.zeros(len(images), dtype=torch.float64)
 
-    y = transform(images + 0.5)
+        def start(self, sde, transform):
+            return None
+
+    y = transform(images.double() + 0.5)
     other = negative_evidence(model, images, transform, Centres(), generator=seeded()) + transform.log_det(images)
     terms = losses.VariationalBound(losses.UniformLogSNR())(model, y, generator=seeded())
-    close(4 * terms.value.double(), other - 4 * sde.alpha(f64(sde.t_min)).log(), rtol=1e-6, atol=1e-6)
+    close(4 * terms.value, other - 4 * sde.alpha(f64(sde.t_min)).log(), rtol=1e-9, atol=1e-9)
 
 
 def test_the_bound_does_not_depend_on_the_path_between_its_ends():
@@ -145,6 +148,23 @@ def test_parts_of_a_batch_and_a_scale_add_up():
     for rows in (slice(0, 4), slice(4, 8)):
         (128 * loss(model, x[rows], t=t[rows], noise=noise[rows]).value.sum() / 8).backward()
     close(model.sde.shape.grad, 128 * (gradients[0] + gradients[1]) / 2, rtol=1e-10)
+
+
+def test_losses_of_several_batches_before_a_backward_pass_keep_their_own_factors():
+    model, x, t, noise = small(batch=8)
+    loss, parts, gradients = losses.VariationalBound(), (slice(0, 3), slice(3, 8)), []
+    for rows in parts:
+        value = loss(model, x[rows], t=t[rows], noise=noise[rows]).value.mean()
+        gradients.append(torch.autograd.grad(value, model.sde.shape)[0])
+    values = [loss(model, x[rows], t=t[rows], noise=noise[rows]).value.mean() for rows in parts]
+    model.zero_grad()
+    (values[1] + values[0]).backward()
+    close(model.sde.shape.grad, gradients[0] + gradients[1], rtol=1e-10)
+    # and the path itself is left as it was
+    (plain,) = torch.autograd.grad(model.sde.log_snr(t[:3]).sum(), model.sde.shape)
+    (fresh,) = torch.autograd.grad(copy.deepcopy(model).sde.log_snr(t[:3]).sum(), model.sde.shape, allow_unused=True)
+    assert fresh is None
+    assert float(plain.abs().max()) > 0
 
 
 def test_float32_states_and_parameters_have_the_same_gradients():
@@ -257,6 +277,35 @@ def test_a_path_trained_with_its_network_halves_the_variance():
     with torch.no_grad():
         linear.sde.shape.zero_()
     assert float(after) < 0.65 * float(variance(linear, x))
+
+
+# --- what it shares with other bounds
+
+
+@pytest.mark.parametrize("shape", [(3,), (1, 2, 2)])
+@pytest.mark.parametrize("sde", [ss.VP(), ss.VE(), ss.Rectified(), learned()], ids=["vp", "ve", "rectified", "learned"])
+def test_squared_errors_are_those_of_the_noise_and_of_the_data(sde, shape):
+    """|eps_hat - eps|^2 and |eps|^2; the decoder at t_min is off by -(sigma/alpha)(eps_hat - eps)."""
+    model, x0, eps = oracle(shape).score_model(sde), normal(5, *shape), normal(5, *shape, seed=1)
+    for t in (f64(sde.t_min), f64(0.3), torch.linspace(0.1, 0.9, 5, dtype=torch.float64)):
+        squares, norms = losses.squared_errors(model, x0, t, eps)
+        x = sde.perturb(x0, t, eps)
+        expected = (model.noise(x, t) - eps).square().flatten(1).sum(dim=1)
+        close(squares, expected, rtol=1e-7)
+        close(norms, eps.square().flatten(1).sum(dim=1))
+        missing = (model.denoise(x, t) - x0).square().flatten(1).sum(dim=1)
+        close(missing, (sde.sigma(t) / sde.alpha(t)).square() * squares, rtol=1e-5)
+    single = losses.squared_errors(model, x0.float(), f64(sde.t_min), eps.float())
+    assert [part.dtype for part in single] == [torch.float64] * 2
+
+
+@pytest.mark.parametrize("sde", [ss.VP(), ss.VE(), ss.Rectified(), learned()], ids=["vp", "ve", "rectified", "learned"])
+def test_the_scale_of_the_decoder_is_that_of_its_density(sde):
+    """The density of N(0, (sigma/alpha)^2) at 0 is one over it."""
+    first = f64(sde.t_min)
+    close(losses.decoder_log_scale(sde), -Normal(f64(0.0), sde.sigma(first) / sde.alpha(first)).log_prob(f64(0.0)))
+    with pytest.raises(ValueError, match="VP has a log-SNR of inf at t_min=0: raise t_min"):
+        losses.decoder_log_scale(ss.VP(t_min=0.0))
 
 
 # --- what is refused

@@ -6,9 +6,11 @@ import pytest
 import torch
 
 import scoresde as ss
+from scoresde.sdes.points import points, posterior, transition
+from scoresde.tensors import Noise
 from tests.conftest import FINITE, PATHS, close, f64, gradient, normal, oracle, seeded, some, times
 
-FUNCTIONS = ("alpha", "sigma", "alpha_dot", "sigma_dot", "drift", "diffusion", "log_snr")
+FUNCTIONS = ("alpha", "sigma", "alpha_dot", "sigma_dot", "drift", "diffusion", "log_snr", "size")
 
 
 class TwoFunctions(ss.SDE):
@@ -34,6 +36,7 @@ def test_coefficients_follow_from_alpha_and_sigma_by_reverse_mode_derivatives(sd
     close(sde.diffusion(t).square(), 2 * sigma * sigma_dot - 2 * alpha_dot / alpha * sigma**2, rtol=1e-12)
     close(sde.diffusion(t).square(), -(sigma**2) * gradient(sde.log_snr, t), rtol=1e-12)
     close(sde.log_snr(t), torch.log(alpha**2 / sigma**2), rtol=1e-12, atol=1e-12)
+    close(sde.size(t), (alpha**2 + sigma**2).sqrt())
 
 
 @pytest.mark.parametrize("sde", PATHS)
@@ -76,6 +79,53 @@ def test_transitions_compose(sde):
     close(r01 * r12, r02, rtol=1e-10)
     close(r12**2 * v01 + v12, v02, rtol=1e-10)
     close(r02**2 * sde.sigma(start) ** 2 + v02, sde.sigma(end) ** 2, rtol=1e-10)
+
+
+@pytest.mark.parametrize("sde", PATHS)
+def test_a_point_is_the_path_at_its_time(sde):
+    t = times(sde, n=9)
+    point, alpha, sigma = sde.at(t), sde.alpha(t), sde.sigma(t)
+    assert torch.equal(point.t, t)
+    close(point.alpha, alpha, rtol=0)
+    close(point.sigma, sigma, rtol=0)
+    close(point.lam, (alpha / sigma).log(), atol=1e-12)
+    close(point.ratio, sigma / alpha, rtol=1e-10)
+    close(point.size, sde.size(t), rtol=0)
+    close(point.angle, (sigma / alpha).atan(), rtol=1e-12)
+    for each, one in zip(t, points(sde, t.unbind()), strict=True):
+        assert torch.equal(one.t, each)
+        here = sde.at(each)
+        for name in ("alpha", "sigma", "lam", "ratio", "size", "angle"):
+            assert type(getattr(one, name)) is float
+            assert getattr(one, name) == pytest.approx(float(getattr(here, name)), rel=1e-12, abs=1e-12)
+
+
+@pytest.mark.parametrize("sde", PATHS)
+def test_the_posterior_of_a_cleaner_state_is_the_conditional_of_a_joint_normal(sde):
+    """Of (x_s, x_t) given x_0, with covariance r sigma_s^2: by the formula of conditioning, for s < t."""
+    s, t = times(sde, n=60)[::2], times(sde, n=60)[1::2]
+    (a, b, variance), (r, v) = sde.posterior(t, s), sde.transition(s, t)
+    assert a.dtype == b.dtype == variance.dtype == torch.float64
+    assert a.shape == b.shape == variance.shape == t.shape
+    gain = r * sde.sigma(s) ** 2 / sde.sigma(t) ** 2  # E[x_s | x_t, x_0] = alpha_s x_0 + gain (x_t - alpha_t x_0)
+    close(a, gain, rtol=1e-11)
+    left = (sde.alpha(s) - gain * sde.alpha(t)).abs()
+    assert bool(((b - sde.alpha(s) + gain * sde.alpha(t)).abs() <= 1e-14 * (sde.alpha(s) + left)).all())
+    schur = sde.sigma(s) ** 2 - gain * r * sde.sigma(s) ** 2
+    assert bool(((variance - schur).abs() <= 1e-14 * sde.sigma(s) ** 2).all())
+    assert bool((variance > 0).all())
+    # x_t of the kernel r x_s + v^(1/2) eps, put in: mean and variance of x_s again
+    close(a * r * sde.alpha(s) + b, sde.alpha(s), rtol=1e-10)
+    close(a**2 * (r**2 * sde.sigma(s) ** 2 + v) + variance, sde.sigma(s) ** 2, rtol=1e-10)
+
+
+@pytest.mark.parametrize("sde", FINITE)
+def test_the_floats_of_a_kernel_are_those_of_its_tensors(sde):
+    t = times(sde, n=6)
+    for clean, noisy, s, u in zip(points(sde, t[:-1]), points(sde, t[1:]), t[:-1], t[1:], strict=True):
+        ratio, variance = transition(clean, noisy)
+        assert (ratio, variance) == pytest.approx([float(part) for part in sde.transition(s, u)], rel=1e-12)
+        assert posterior(clean, noisy) == pytest.approx([float(part) for part in sde.posterior(u, s)], rel=1e-12)
 
 
 @pytest.mark.parametrize("sde", FINITE)
@@ -201,6 +251,8 @@ def test_prior_is_the_marginal_at_t_max(sde):
     draws = sde.prior_sample((4000, 5), generator=seeded(), dtype=torch.float64)
     assert float(draws.std()) == pytest.approx(sde.prior_std, rel=0.02)
     assert abs(float(draws.mean())) < 0.03 * sde.prior_std
+    own = sde.prior_sample((4000, 5), seeds=range(4000), dtype=torch.float64)
+    assert torch.equal(own, sde.prior_std * Noise(seeds=range(4000)).normal(draws))
 
 
 def test_prior_samples_of_a_seed_do_not_depend_on_the_batch():
@@ -271,7 +323,7 @@ def test_reverse_sde_uses_one_evaluation_and_refuses_negative_noise():
         return x
 
     model = ss.ScoreModel(network, ss.VP())
-    ss.ReverseSDE(model, 1).drift(normal(2, 3), f64(0.3), torch.tensor([1, 2]))
+    ss.ReverseSDE(model.given(torch.tensor([1, 2])), 1).drift(normal(2, 3), f64(0.3))
     assert [c.tolist() for c in calls] == [[1, 2]]
     with pytest.raises(ValueError, match=r"l >= 0 expected; got -0\.5"):
         ss.ReverseSDE(model, -0.5)

@@ -163,29 +163,83 @@ def test_ends_that_do_not_learn():
     assert float(sde.shape.grad.abs().max()) > 0
 
 
-def test_a_drawn_path_weighs_what_goes_to_the_shape_and_leaves_the_ends():
-    """Each time by its own factor, which is asked for on the way back; elsewhere the path is what it was."""
+WEIGHED = ["alpha", "sigma", "log_snr", "alpha_dot", "sigma_dot", "drift", "diffusion", "size"]
+
+
+@pytest.mark.parametrize("name", [*WEIGHED, "all"])
+def test_a_scaled_gradient_weighs_what_goes_to_the_shape_and_leaves_the_ends(name):
+    """Each time by its own factor, which is asked for on the way back, when the block may be over; values stay."""
     sde, t, factors = deviated(f64(0.1, 0.2), normal(3, 6)), f64(0.2, 0.9, 0.5), []
-    drawn = sde.drawn(t, lambda: factors[0])
-    weights = normal(3)
+    names, weights = WEIGHED if name == "all" else [name], normal(3)
 
-    def objective(path, scale):
-        return (scale * weights * (path.alpha(t) + path.diffusion(t).square())).sum()
+    def objective(scale=1.0):
+        return (scale * weights * torch.stack([getattr(sde, name)(t).square() for name in names]).sum(dim=0)).sum()
 
-    close(objective(drawn, 1.0), objective(sde, 1.0))
+    def gradients(value):
+        return torch.autograd.grad(value, (sde.ends, sde.shape))
+
+    with sde.scaled_gradient(t, lambda: factors[0]):
+        inside = objective()
+    close(inside, objective(), rtol=0)
     factors.append(f64(2.0, -3.0, 0.5))
-    ends, shape = torch.autograd.grad(objective(drawn, 1.0), (sde.ends, sde.shape))
-    close(ends, torch.autograd.grad(objective(sde, 1.0), sde.ends)[0], rtol=1e-12)
-    close(shape, torch.autograd.grad(objective(sde, factors[0]), sde.shape)[0], rtol=1e-10, atol=1e-12)
-    other = f64(0.3, 0.4)
-    close(drawn.log_snr(other), sde.log_snr(other))
-    close(drawn.time(f64(1.0)), sde.time(f64(1.0)))
-    assert drawn.prior_std == sde.prior_std
+    ends, shape = gradients(inside)
+    plain, weighed = gradients(objective()), gradients(objective(factors[0]))
+    if float(plain[0].abs().max()) > 0:  # (VP has a size of 1)
+        close(ends, plain[0], rtol=1e-12)
+        assert float((plain[0] - weighed[0]).abs().max()) > 1e-3 * float(plain[0].abs().max())
+    close(shape, weighed[1], rtol=1e-10, atol=1e-12)
 
 
-def test_paths_without_parameters_are_drawn_as_they_are():
-    sde = ss.VP()
-    assert sde.drawn(f64(0.1, 0.2), lambda: f64(1.0, 1.0)) is sde
+def test_a_scaled_gradient_is_of_its_times_and_is_over_with_its_block():
+    """Also when the block fails, and one within another; other times have their plain gradient."""
+    sde, t = deviated(f64(0.1, 0.2), normal(3, 6)), f64(0.2, 0.9, 0.5)
+    none, others = torch.zeros(3, dtype=torch.float64), (f64(0.3, 0.4, 0.6), f64(0.2, 0.9), f64(0.2))
+
+    def gradient(t=t):
+        return torch.autograd.grad(sde.log_snr(t).square().sum(), sde.shape, retain_graph=True)[0]
+
+    before, of_others = gradient(), [gradient(other) for other in others]
+    with sde.scaled_gradient(t, lambda: none):
+        assert float(gradient().abs().max()) == 0
+        assert float(gradient(t.clone()).abs().max()) == 0
+        for other, expected in zip(others, of_others, strict=True):
+            close(sde.log_snr(other), -torch.lerp(*sde.gammas(), sde.fraction(other)[0]))
+            close(gradient(other), expected, rtol=0)
+        with sde.scaled_gradient(others[0], lambda: 2 * torch.ones(3, dtype=torch.float64)):
+            close(gradient(others[0]), 2 * of_others[0])
+            close(gradient(), before, rtol=0)
+        assert float(gradient().abs().max()) == 0
+        close(gradient(others[0]), of_others[0], rtol=0)
+    close(gradient(), before, rtol=0)
+    with pytest.raises(RuntimeError, match="in the block"), sde.scaled_gradient(t, lambda: none):
+        raise RuntimeError("in the block")
+    close(gradient(), before, rtol=0)
+
+
+def test_within_a_scaled_gradient_the_shape_is_evaluated_once():
+    sde, t = learned(), f64(0.2, 0.9, 0.5)
+    with sde.scaled_gradient(t, lambda: t):
+        first, again = sde.fraction(t), sde.fraction(t.clone())
+        assert all(one is other for one, other in zip(first, again, strict=True))
+    close(first, sde.fraction(t), rtol=0)
+
+
+def test_a_scaled_gradient_says_nothing_about_paths_and_times_without_gradient():
+    def never():
+        raise AssertionError("asked for a factor")
+
+    t = f64(0.1, 0.2).requires_grad_()
+    for sde in (ss.VP(), ss.Tabulated(f64(8.0, 0.0, -8.0))):
+        expected = torch.autograd.grad(sde.alpha(t).sum(), t)[0]
+        with sde.scaled_gradient(t, never):
+            close(torch.autograd.grad(sde.alpha(t).sum(), t)[0], expected, rtol=0)
+    frozen, ends = learned(), ss.LearnedVP()
+    ends.shape.requires_grad_(False)
+    t = t.detach()
+    with frozen.scaled_gradient(t, never), ends.scaled_gradient(t, never):
+        assert not frozen.diffusion(t).requires_grad
+        ends.diffusion(t).sum().backward()
+    assert float(ends.ends.grad.abs().min()) > 0
 
 
 # --- where and in what the parameters are
@@ -254,15 +308,6 @@ def test_parameters_with_gradients_change_neither_samples_nor_likelihoods(every_
         assert not x.requires_grad
     close(found[0], found[1], rtol=1e-12)
     assert not [warning for warning in every_warning if "requires_grad" in str(warning.message)]
-
-
-def test_the_model_along_another_path_shares_its_network():
-    model = ss.ScoreModel(ss.networks.MLP(2, 8), ss.VP(), "v")
-    other = model.along(ss.Cosine())
-    x = normal(3, 2, seed=2).float()
-    assert other.network is model.network
-    assert isinstance(model.sde, ss.VP)
-    close(other.noise(x, 0.3), ss.ScoreModel(model.network, ss.Cosine(), "v").noise(x, 0.3))
 
 
 @pytest.mark.parametrize(

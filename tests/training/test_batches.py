@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.utils.data import TensorDataset
 
-from scoresde.training.batches import Shuffled, batches, split_condition, step_seed
+from scoresde.training.batches import Shuffled, StepNoise, batches, split_condition, step_seed
 
 SEEDS = [0, 1, 2, 20240101, 2**31 - 1]
 
@@ -50,6 +50,38 @@ def test_draws_differ_between_seeds_and_steps():
         for pair in pairs
     }
     assert len(draws) == len(pairs)
+
+
+KINDS = ("normal", "uniform", "rademacher", "normal")
+
+
+def step_draws(positions, seed=0, step=3, rows=None, dtype=torch.float32, shape=(3,)):
+    """One draw after the other of some positions of a batch."""
+    noise, like = StepNoise(positions, seed, step), torch.empty(len(positions), *shape, dtype=dtype)
+    like = like if rows is None else like[rows]
+    return [getattr(noise, kind)(like, rows) for kind in KINDS]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("shape", [(3,), (2, 2)], ids=str)
+@pytest.mark.parametrize("positions", [range(1), range(2, 5), range(5, 7), range(6, 7)], ids=str)
+def test_a_position_draws_the_same_in_any_part_of_its_batch(positions, shape, dtype):
+    """One after the other, and all of the elements differ; some rows of a part have theirs as well."""
+    whole = step_draws(range(7), dtype=dtype, shape=shape)
+    for found, expected in zip(step_draws(positions, dtype=dtype, shape=shape), whole, strict=True):
+        assert torch.equal(found, expected[positions.start : positions.stop])
+    rows = torch.arange(0, len(positions), 2)
+    for found, expected in zip(step_draws(positions, rows=rows, dtype=dtype, shape=shape), whole, strict=True):
+        assert torch.equal(found, expected[positions.start : positions.stop][rows])
+    normal = torch.stack([whole[0], whole[3]])
+    assert len(normal.unique()) == normal.numel()
+
+
+@pytest.mark.parametrize("other", [{"seed": 1}, {"step": 4}], ids=str)
+def test_another_step_or_seed_draws_something_else(other):
+    draws, others = step_draws(range(7)), step_draws(range(7), **other)
+    assert not any(bool((x == y).any()) for x, y in zip(draws[:2], others[:2], strict=True))
+    assert not torch.equal(draws[2], others[2])
 
 
 @pytest.mark.parametrize("batch_size", [0, 11])

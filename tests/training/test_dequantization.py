@@ -44,7 +44,7 @@ def exact_bound(mixture, q, cell, n=20_000):
     """-log p + log q of the exact density, nats per draw (n,)."""
     images = cell.expand(n, -1)
     with torch.no_grad():
-        values, log_q = q.sample(images, Noise(images.shape, seeded(7), dtype=torch.float64))
+        values, log_q = q.sample(images, Noise(seeded(7)))
         return log_q - mixture.log_prob(TRANSFORM(values)) - TRANSFORM.log_det(values)
 
 
@@ -85,7 +85,7 @@ def test_the_gradient_is_that_of_the_exact_bound():
     q.couplings["coupling0"].mask.zero_()  # one dimension, moved by the only layer
     bias = q.couplings["coupling0"].network[-1].bias
     bound = negative_evidence(LINE.score_model(sde), images, TRANSFORM, q, generator=seeded())
-    values, log_q = q.sample(images, Noise(images.shape, seeded(), dtype=torch.float64))
+    values, log_q = q.sample(images, Noise(seeded()))
     exact = log_q - LINE.log_prob(TRANSFORM(values)) - TRANSFORM.log_det(values)
     estimated, expected = (torch.autograd.grad(value.mean(), bias)[0] for value in (bound, exact))
     torch.testing.assert_close(estimated, expected, rtol=0.1, atol=0.05)

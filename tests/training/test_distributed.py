@@ -75,7 +75,7 @@ from scoresde.losses import DenoisingScoreMatching, SlicedScoreMatching
 from scoresde.training import Trainer, distributed
 from tests.training.test_trainer import ADAM, Watched, new_model
 from scoresde.data import Levels
-from scoresde.dequantization import Uniform
+from scoresde.dequantization import DataMap, Uniform
 
 run, strategy, batch, objective = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), sys.argv[4]
 
@@ -92,7 +92,7 @@ with distributed.processes():
             ADAM, steps, batch, log_every=1, accumulate=3, parallel=strategy, warmup=2, preview_every=1
         )
         model = new_model(dropout=0.0, width=16)
-        trainer.fit(model, loss, Watched(), run, Levels(17), Uniform(), evaluated, progress=False)
+        trainer.fit(model, loss, Watched(), run, DataMap(Levels(17), Uniform()), evaluated, progress=False)
 """
 
 
@@ -140,6 +140,7 @@ FAILING = """
 import sys
 from pathlib import Path
 from scoresde.data import Levels
+from scoresde.dequantization import DataMap
 from scoresde.losses import DenoisingScoreMatching
 from scoresde.training import Trainer, distributed
 from tests.training.test_trainer import ADAM, Watched, new_model
@@ -150,7 +151,7 @@ def fail(point):
 with distributed.processes():
     data = Watched(at=3, act=fail) if distributed.rank() == 1 else Watched()
     trainer = Trainer(ADAM, 1000, 16, log_every=1, checkpoint_every=2)
-    trainer.fit(new_model(), DenoisingScoreMatching(), data, Path(sys.argv[1]), Levels(17), progress=False)
+    trainer.fit(new_model(), DenoisingScoreMatching(), data, Path(sys.argv[1]), DataMap(Levels(17)), progress=False)
 """
 
 
