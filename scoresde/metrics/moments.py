@@ -69,7 +69,7 @@ def frechet_distance(mean1: Tensor, covariance1: Tensor, mean2: Tensor, covarian
     of no more than its own rounding error, of either sign, is exactly 0.
 
     An eigenvalue under the outer root is off by e = D eps lambda_max at most, and its root by min(e^(1/2), e /
-    lambda^(1/2)): the half of the digits is lost in directions without variance.
+    lambda^(1/2)): half of the digits are lost in directions without variance. The traces are off by D eps.
 
     Args:
         mean1, mean2: (D,).
@@ -89,7 +89,7 @@ def frechet_distance(mean1: Tensor, covariance1: Tensor, mean2: Tensor, covarian
     distance = total - 2 * values.sqrt().sum()
     relative = len(values) * torch.finfo(values.dtype).eps
     off = relative * values[-1]
-    rounding = relative * total + 2 * (off / values.clamp(min=off).sqrt()).nan_to_num(0).sum()
+    rounding = relative * total + 2 * (off / values.clamp(min=off).sqrt()).sum()  # nan where all are 0: none is lost
     return torch.where(distance.abs() <= rounding, torch.zeros_like(distance), distance)
 
 

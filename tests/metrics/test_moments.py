@@ -61,11 +61,13 @@ def test_a_distance_within_its_rounding_is_zero(rank, scale):
 
 
 def test_a_distance_above_its_rounding_is_not():
-    """No more than 1e-12 of the trace is rounding where every variance is large."""
-    covariance, zero = spread(6, 0) + torch.eye(6), torch.zeros(6)
-    found = frechet_distance(zero + 1e-5, covariance, zero, covariance)
-    assert float(found) == pytest.approx(6e-10, rel=1e-2)
+    """Rounding is 4e-14 at most of the trace where no variance is small, and what is no distance is not hidden."""
+    covariance, zero = torch.linspace(1, 2, 12, dtype=torch.float64).diag(), torch.zeros(12, dtype=torch.float64)
+    found = frechet_distance(zero + 2e-6, covariance, zero, covariance)
+    assert float(found) == pytest.approx(12 * 2e-6**2, rel=1e-2)
     assert frechet_distance(zero * math.nan, covariance, zero, covariance).isnan()
+    indefinite = torch.diag(f64(1.0, -1.0))
+    assert float(frechet_distance(zero[:2], indefinite, zero[:2], indefinite)) == -2
 
 
 def test_principal_components_have_the_variances_of_the_data():
