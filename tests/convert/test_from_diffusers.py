@@ -17,7 +17,6 @@ from scoresde.tensors import Noise
 from tests.conftest import close, seeded
 
 hf = pytest.importorskip("diffusers")
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
 NODES = (0, 1, 500, 999)
 SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2")
