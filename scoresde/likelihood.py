@@ -355,8 +355,8 @@ class _Solve:
     def __call__(self, images: Tensor) -> LogProb:
         """In nats; the latent and the evaluations of its solve."""
         sde = self.model.sde
-        x, nats = self.states.draw(images.to(double(images)), self.noise, sde)
-        with counting() as count:
+        with torch.no_grad(), counting() as count:
+            x, nats = self.states.draw(images.to(double(images)), self.noise, sde)
             if self.start == "perturb":
                 x, residual = _perturb(self.model, x, self.noise)
                 nats = nats + residual
@@ -394,7 +394,6 @@ def _perturb(model: BaseModel, x: Tensor, noise: Noise) -> tuple[Tensor, Tensor]
     """(x_t at t_min, log N(x; E[x_0 | x_t], (sigma/alpha)^2) - log q(x_t | x) in nats (B,))."""
     sde, eps = model.sde, noise.normal(x)
     t = torch.tensor(sde.t_min, dtype=torch.float64)
-    with torch.no_grad():
-        errors, norms = squared_errors(model, x, t, eps)
+    errors, norms = squared_errors(model, x, t, eps)
     # Both densities share log(2 pi) and log(sigma); what is left of the scales is log(alpha), once per dimension.
     return sde.perturb(x, t, eps), 0.5 * (norms - errors) + dimensions(x) * sde.alpha(t).log()

@@ -230,6 +230,7 @@ def test_the_levels_of_k_diffusion_are_a_grid_of_ours(name):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:__array_wrap__ must accept:DeprecationWarning:numpy")  # called by diffusers
 def test_every_candidate_stays_within_the_budget_and_draws_only_if_it_is_said_to():
     """Evaluations are counted on the network; methods of two a step leave one over from an even budget."""
     mixture = oracle((2,))

@@ -278,7 +278,8 @@ def _folded(state: State, adm: bool) -> State:
         inner = state["map_layer0.weight"]
         if bias.shape != inner.shape[1:]:
             raise ValueError(f"map_label.bias {tuple(inner.shape[1:])} expected; got {tuple(bias.shape)}")
-        state["map_layer0.bias"] = _part(state, "map_layer0.bias", dims=1) + inner @ bias
+        ours = _part(state, "map_layer0.bias", dims=1)
+        state["map_layer0.bias"] = (ours.double() + inner.double() @ bias.double()).to(ours.dtype)
     if adm:
         state["map_layer0.weight"] = state["map_layer0.weight"].roll(state["map_layer0.weight"].shape[1] // 2, dims=1)
     return state

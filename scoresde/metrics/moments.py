@@ -65,7 +65,11 @@ def frechet_distance(mean1: Tensor, covariance1: Tensor, mean2: Tensor, covarian
         |m_1 - m_2|^2 + tr(C_1) + tr(C_2) - 2 tr((C_1^(1/2) C_2 C_1^(1/2))^(1/2))
 
     Of the moments of a network's features, this is what is called FID (1706.08500). The roots are those of symmetric
-    matrices, by their eigenvalues, rounding below zero cut off: also right where a covariance is singular.
+    matrices, by their eigenvalues, rounding below zero cut off: also right where a covariance is singular. A distance
+    of no more than its own rounding error, of either sign, is exactly 0.
+
+    An eigenvalue under the outer root is off by e = D eps lambda_max at most, and its root by min(e^(1/2), e /
+    lambda^(1/2)): half of the digits are lost in directions without variance. The traces are off by D eps.
 
     Args:
         mean1, mean2: (D,).
@@ -80,8 +84,13 @@ def frechet_distance(mean1: Tensor, covariance1: Tensor, mean2: Tensor, covarian
     first = _of_size(mean1.numel(), mean1, covariance1)
     second = _of_size(mean1.numel(), mean2, covariance2)
     root = _root(first[1])
-    overlap = torch.linalg.eigvalsh(root @ second[1] @ root).clamp(min=0).sqrt().sum()
-    return (first[0] - second[0]).square().sum() + first[1].trace() + second[1].trace() - 2 * overlap
+    values = torch.linalg.eigvalsh(root @ second[1] @ root).clamp(min=0)
+    total = (first[0] - second[0]).square().sum() + first[1].trace() + second[1].trace()
+    distance = total - 2 * values.sqrt().sum()
+    relative = len(values) * torch.finfo(values.dtype).eps
+    off = relative * values[-1]
+    rounding = relative * total + 2 * (off / values.clamp(min=off).sqrt()).sum()  # nan where all are 0: none is lost
+    return torch.where(distance.abs() <= rounding, torch.zeros_like(distance), distance)
 
 
 def frechet_influence(x: Tensor, mean: Tensor, covariance: Tensor) -> Tensor:

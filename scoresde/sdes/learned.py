@@ -83,11 +83,12 @@ class LearnedVP(LogSNRPath):
 
     def fraction(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """The shape phi and its derivative in t, float64, on the CPU."""
+        t = float64(t).cpu()
         if self._scaled is not None and torch.equal(t, self._scaled[0]):
             return self._scaled[1:]
         width = self.t_max - self.t_min
         a, b, c = self._units()
-        value, slope = _rise((float64(t).cpu() - self.t_min) / width, a, b, c)
+        value, slope = _rise((t - self.t_min) / width, a, b, c)
         return value, slope / width
 
     def schedule(self, t: Tensor) -> tuple[Tensor, Tensor]:
@@ -126,9 +127,9 @@ class LearnedVP(LogSNRPath):
         """
         value, slope = self.fraction(t)
         for part in (value, slope):
-            if part.requires_grad:
+            if part.requires_grad and self.shape.requires_grad:
                 part.register_hook(lambda gradient: gradient * factor())
-        before, self._scaled = self._scaled, (t, value, slope)
+        before, self._scaled = self._scaled, (float64(t).cpu(), value, slope)
         try:
             yield
         finally:

@@ -18,7 +18,6 @@ from scoresde.tensors import Noise
 from tests.conftest import close, seeded
 
 hf = pytest.importorskip("diffusers")
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
 NODES = (0, 1, 500, 999)
 SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2")
@@ -108,7 +107,7 @@ def test_an_ancestral_step_is_their_ddpm_step(network, variance, ours):
         step = make_transition(ss.samplers.Ancestral(ours), model, x, t, s, Noise(seeded(3)))
         theirs = scheduler.step(network(x, i).sample, i, x, generator=seeded(3)).prev_sample
         # At the first step their float32 table has three digits of 1 - alpha^2 = 1e-4.
-        close(step, theirs, rtol=1e-5, atol=5e-4 if i == 1 else 2e-5)
+        close(step, theirs, rtol=1e-5, atol=1e-3 if i == 1 else 2e-5)
 
 
 def test_a_learned_variance_is_theirs():

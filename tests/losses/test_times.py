@@ -22,7 +22,8 @@ def test_density_integrates_to_one_and_quantile_inverts_its_integral(sde, name):
     u = torch.linspace(0, 1, 101, dtype=torch.float64)
     quantile = times.quantile(sde, u)
     assert np.abs(np.interp(quantile, t, cumulative) - u.numpy()).max() < 2e-5
-    close(quantile[[0, -1]], f64(sde.t_min, sde.t_max), rtol=1e-9, atol=1e-12)
+    # One rounding of a fraction near 1 moves a time by 1e-16 over the density, which falls to 4e-8: by 3e-9.
+    close(quantile[[0, -1]], f64(sde.t_min, sde.t_max), rtol=2e-8, atol=1e-12)
 
 
 @pytest.mark.parametrize("name", ["log-snr", "log-normal"])

@@ -41,12 +41,33 @@ def test_frechet_distance_in_closed_form():
     mean, zero = f64(3.0, 4.0), torch.zeros(2)
     a, b = torch.diag(f64(4.0, 9.0)), torch.diag(f64(1.0, 25.0))
     assert float(frechet_distance(mean, a, zero, b)) == pytest.approx(25 + 1 + 4)  # commuting: |a^(1/2) - b^(1/2)|^2
-    assert float(frechet_distance(mean, a, mean, a)) == pytest.approx(0, abs=1e-12)
+    assert float(frechet_distance(mean, a, mean, a)) == 0
     flat, turned = spread(6, 0, rank=2), torch.linalg.qr(normal(6, 6, seed=1)).Q  # of points in a plane
-    assert float(frechet_distance(torch.zeros(6), flat, torch.zeros(6), flat)) == pytest.approx(0, abs=1e-6)
+    assert float(frechet_distance(torch.zeros(6), flat, torch.zeros(6), flat)) == 0
     other = spread(6, 2)
     same = frechet_distance(torch.zeros(6), turned @ flat @ turned.mT, torch.zeros(6), turned @ other @ turned.mT)
     assert float(same) == pytest.approx(float(frechet_distance(torch.zeros(6), other, torch.zeros(6), flat)), rel=1e-6)
+
+
+@pytest.mark.parametrize("rank", [1, 4, 12])
+@pytest.mark.parametrize("scale", [1e-9, 1.0, 1e9])
+def test_a_distance_within_its_rounding_is_zero(rank, scale):
+    """A covariance twice, in two orders of summation: what is left is of either sign, 1e-8 of the trace if singular."""
+    for seed in range(20):
+        mean, root = normal(12, seed=seed), scale * normal(12, rank, seed=100 + seed)
+        assert float(frechet_distance(mean, root @ root.mT, mean, root.flip(1) @ root.flip(1).mT)) == 0
+    nothing = torch.zeros(12, 12)
+    assert float(frechet_distance(mean, nothing, mean, nothing)) == 0
+
+
+def test_a_distance_above_its_rounding_is_not():
+    """Rounding is 4e-14 at most of the trace where no variance is small, and what is no distance is not hidden."""
+    covariance, zero = torch.linspace(1, 2, 12, dtype=torch.float64).diag(), torch.zeros(12, dtype=torch.float64)
+    found = frechet_distance(zero + 2e-6, covariance, zero, covariance)
+    assert float(found) == pytest.approx(12 * 2e-6**2, rel=1e-2)
+    assert frechet_distance(zero * math.nan, covariance, zero, covariance).isnan()
+    indefinite = torch.diag(f64(1.0, -1.0))
+    assert float(frechet_distance(zero[:2], indefinite, zero[:2], indefinite)) == -2
 
 
 def test_principal_components_have_the_variances_of_the_data():

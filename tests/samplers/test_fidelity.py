@@ -27,7 +27,6 @@ from scoresde.tensors import Noise
 from tests.conftest import exact_model, normal, oracle, seeded
 
 diffusers = pytest.importorskip("diffusers")
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # NumPy 2, in diffusers
 
 LAST = 999
 SHAPE = (16, 2)

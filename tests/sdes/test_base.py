@@ -198,7 +198,8 @@ def test_float32_times_lose_no_more_than_float32_digits(sde, name):
     if float(sde.alpha(f64(sde.t_max))) == 0:
         t = t[: len(t) // 2]  # towards alpha = 0, a difference of the path's own values at t and t_max
     exact = getattr(sde, name)(t.double())
-    close(getattr(sde, name)(t), exact.float(), rtol=2e-5, atol=1e-6 if name == "log_snr" else 0)
+    # Two terms of the slope of zero-snr-ve leave 1/50 of themselves: fifty times some roundings of 6e-8.
+    close(getattr(sde, name)(t), exact.float(), rtol=4e-5, atol=1e-6 if name == "log_snr" else 0)
 
 
 @pytest.mark.parametrize("sde", PATHS)

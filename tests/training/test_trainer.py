@@ -486,6 +486,7 @@ def test_the_loss_by_noise_level_is_that_of_its_samples(tmp_path):
     assert sum(mean is not None for mean in found) > 3
 
 
+@pytest.mark.filterwarnings("ignore:left out. the gradient is not finite")  # until the scale of fp16 is found
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_lower_precision_learns_the_same_and_goes_on(tmp_path, precision):
     options = {"precision": precision, "log_every": 6}  # fp16 may leave out the first four steps: its factor falls
@@ -513,7 +514,8 @@ def poisoned(*steps):
 
 def test_steps_that_are_not_finite_are_left_out(whole, tmp_path):
     """The weights stay as they were, the moments too; what was wrong is in a file; the log counts them."""
-    with pytest.warns(UserWarning, match="left out: the loss is not finite at step 4"):
+    told = [pytest.warns(UserWarning, match=f"left out: the loss is not finite at step {step}") for step in (4, 9)]
+    with told[0], told[1]:
         fit(tmp_path / "run", poisoned(4, 9), skip_limit=1)
     tensors, info = saved(tmp_path / "run")
     assert all(bool(torch.isfinite(value).all()) for value in tensors.values())
