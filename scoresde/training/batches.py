@@ -30,6 +30,8 @@ def share(count: int, rank: int, size: int) -> range:
 class StepNoise(Noise):
     """The draws of some positions of a step's batch: parts of the draws of one stream for the whole batch.
 
+    A draw of the whole batch has less than 2^32 words of 64 bits, see `Noise`.
+
     Args:
         positions: n consecutive ones of the batch.
         seed, step: see the module.
