@@ -307,7 +307,7 @@ def _floating(images: Tensor) -> Tensor:
 
 
 def _within(levels: Tensor, u: Tensor) -> Tensor:
-    """levels + u, below levels + 1 whatever the rounding: a value on the edge would be of the next level."""
+    """levels + u, kept below levels + 1 after rounding: a value on the edge would be of the next level."""
     return torch.minimum(levels + u, torch.nextafter(levels + 1, levels))
 
 

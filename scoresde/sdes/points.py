@@ -67,5 +67,5 @@ def posterior(clean: Point[Number], noisy: Point[Number]) -> tuple[Number, Numbe
 
 
 def _call(name: str, *values: Number) -> Number:
-    """The function of that name in torch or in math."""
+    """Call the function `name` of torch for tensors, of math for floats."""
     return getattr(torch if isinstance(values[0], Tensor) else math, name)(*values)
