@@ -98,7 +98,7 @@ def test_draws_are_their_formula(seed):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_draw_is_a_function_of_the_seed_and_of_its_number(kind, dtype):
-    """In any shape of as many elements, in any batch, for any rows, whatever was drawn before."""
+    """Draw k is the same in any shape of as many elements, in any batch, for any rows, after draws of any kind."""
 
     def draws(seeds, event=(3, 4), before=()):
         stream, like = Noise(seeds=seeds, count=len(seeds)), empty(len(seeds), *event, dtype=dtype)
@@ -229,7 +229,7 @@ EVENT = (100, 100, 100)  # seeds, draws, elements
 
 @pytest.fixture(scope="module")
 def million():
-    """10^6 numbers of each kind, by seed, draw and element; those of neighbouring seeds, and of what is not theirs."""
+    """10^6 numbers of each kind, by seed, draw and element; neighbouring seeds, draws and elements are uncorrelated."""
 
     def of(kind, seeds, dtype=torch.float64):
         stream, like = Noise(seeds=seeds), empty(EVENT[0], EVENT[2], dtype=dtype)
@@ -281,7 +281,7 @@ def test_draws_are_uncorrelated(kind, dim, million):
 
 
 def test_the_kinds_of_a_draw_are_not_the_draws_of_one_another():
-    """Draws of one stream one after the other are independent, whatever their kinds."""
+    """Consecutive draws of one stream are independent, also draws of different kinds."""
     stream, like = Noise(seeds=range(1000)), empty(1000, 1000, dtype=torch.float64)
     normal, uniform, signs = stream.normal(like), stream.uniform(like) - 0.5, stream.rademacher(like)
     for first, second in ((normal, uniform), (normal, signs), (uniform, signs)):

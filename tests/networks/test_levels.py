@@ -108,7 +108,7 @@ def closed_form(y, s, prior, data):
 @pytest.mark.parametrize("data", ["boxes", "points"])
 @pytest.mark.parametrize("sigma_data", [0.05, SIGMA_DATA, 20.0])
 @pytest.mark.parametrize("sde", [ss.VP(), ss.SubVP(), ss.VE(), ss.Rectified()], ids=lambda sde: type(sde).__name__)
-def test_the_denoised_view_is_the_posterior_mean_whatever_sigma_data(sde, sigma_data, data):
+def test_the_denoised_view_is_the_posterior_mean_at_any_sigma_data(sde, sigma_data, data):
     """The scale is for the network inside: where this outputs log pi_k, no sigma_data makes the mean wrong."""
     prior = normal(LEVELS).softmax(dim=0)
     model = ss.ScoreModel(head(prior.log(), data=data, sigma_data=sigma_data), sde, ss.predictions.Denoiser())

@@ -186,7 +186,7 @@ class Twice(ss.ModelWrapper):
 
 
 class Guided(ss.ModelWrapper):
-    """Takes as many gradients through the network as it is told, and moves the denoised mean along the last one."""
+    """Takes `gradients` gradients through the network, and moves the denoised mean along the last one."""
 
     def __init__(self, model, gradients):
         super().__init__(model)

@@ -45,7 +45,7 @@ class Still:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 def test_entropies_are_of_the_sample_alone(monkeypatch, dtype):
-    """Of its seed: whatever the batch around it, and the dtype of its state."""
+    """The entropy depends on the seed alone: neither on the batch nor on the dtype of the state."""
     monkeypatch.setattr(torchsde, "Brownian", Still)
     monkeypatch.setattr(Still, "given", [])
     model = ss.ScoreModel(lambda x, c_noise, cond: x, ss.VP())
