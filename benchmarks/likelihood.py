@@ -49,7 +49,8 @@ import scoresde as ss
 from scoresde.build import instantiate
 from scoresde.counting import Evaluations, counting
 from scoresde.flow import DEFAULT_SOLVER
-from scoresde.tensors import Noise, dimensions
+from scoresde.random_stream import RandomStream
+from scoresde.tensors import dimensions
 
 TARGETS = (3e-3, 1.5e-3, 5e-4)  # bits/dim, root mean square
 CHECKED = 16  # points at which the reference is computed twice
@@ -157,7 +158,7 @@ def load(options: argparse.Namespace) -> Case:
     run = ss.load(options.run) if options.run else ss.convert.score_sde(options.checkpoint)
     data = instantiate(run.config.data.test)
     images = torch.stack([data[i] for i in range(min(options.images, len(data)))])
-    levels, _ = ss.Uniform().sample(images.double(), Noise(seeds=range(len(images))))
+    levels, _ = ss.Uniform().sample(images.double(), RandomStream(seeds=range(len(images))))
     title = f"{Path(options.run or options.checkpoint).stem}, {len(images)} test images {tuple(images.shape[1:])}"
     return Case(title, run.model.to(options.device), run.transform(levels).to(options.device))
 
@@ -176,7 +177,7 @@ def exact_case(images: int, components: int = 3) -> Case:
 
 def given_probe(x: Tensor) -> Tensor:
     """The probe that `log_prob` keeps for the seeds 0, 1, 2, ...: what the peers are given."""
-    return KEPT.draw(Noise(seeds=range(len(x))), x.double())[0]
+    return KEPT.draw(RandomStream(seeds=range(len(x))), x.double())[0]
 
 
 def reference(case: Case, steps: int) -> Tensor:

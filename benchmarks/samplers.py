@@ -52,10 +52,11 @@ from sampler_peers import Run
 from torch import Tensor, nn
 
 import scoresde as ss
-from scoresde import process
 from scoresde.build import build_model
 from scoresde.cli import config_directory
 from scoresde.metrics.vectors import energy_distance, sliced_wasserstein
+from scoresde.process_settings import tune_process
+from scoresde.random_stream import RandomStream
 from scoresde.samplers import (
     DDIM,
     DEIS,
@@ -72,7 +73,6 @@ from scoresde.samplers import (
     UniPC,
 )
 from scoresde.samplers.grids import GRIDS, Grid
-from scoresde.tensors import Noise
 
 LIBRARIES = ("scoresde", "diffusers", "k-diffusion", "azula")
 OURS, END, BUDGETS = LIBRARIES[0], 1e-3, (5, 10, 20)
@@ -571,17 +571,17 @@ class Overhead:
     def draws(self) -> float:
         """Seconds of the draws alone."""
         count = 0
-        normal = Noise.normal
+        normal = RandomStream.normal
 
-        def noted(noise: Noise, like: Tensor, rows: Tensor | None = None) -> Tensor:
+        def noted(stream: RandomStream, like: Tensor, rows: Tensor | None = None) -> Tensor:
             nonlocal count
             count += 1
-            return normal(noise, like, rows)
+            return normal(stream, like, rows)
 
-        with mock.patch.object(Noise, "normal", noted):
+        with mock.patch.object(RandomStream, "normal", noted):
             self.sampler(self.model, shape=self.shape, seeds=self.seeds, device=self.device)
-        noise, like = Noise(seeds=self.seeds), torch.empty(tuple(self.shape), device=self.device)
-        return seconds(lambda: [noise.normal(like) for _ in range(count)], self.device)
+        stream, like = RandomStream(seeds=self.seeds), torch.empty(tuple(self.shape), device=self.device)
+        return seconds(lambda: [stream.normal(like) for _ in range(count)], self.device)
 
     def ratios(self, pairs: int) -> tuple[np.ndarray, np.ndarray, float, int]:
         """Time of the sampler over that of its evaluations, and over that of evaluations and draws; the seconds and
@@ -595,7 +595,7 @@ class Overhead:
 
 def print_overhead(options: argparse.Namespace) -> None:
     """Both tables of the overhead."""
-    process.prepare()
+    tune_process()
     print("\n| network that returns its input, states | method | ms a step |\n| --- | --- | --- |")
     for shape in ((16, 3, 32, 32), (256, 1, 8, 8)):
         model = ss.ScoreModel(Identity(), ss.VP(), "v")

@@ -8,7 +8,8 @@ from torch import Tensor
 import scoresde as ss
 from scoresde.divergence import Estimator, Evaluation, Field
 from scoresde.flow import integrate
-from scoresde.tensors import Noise, dimensions
+from scoresde.random_stream import RandomStream
+from scoresde.tensors import dimensions
 
 CENTRES, NEIGHBOURS = (16, 24, 32, 40, 64), (-2, -1, 0, 1, 2)
 SMOOTHINGS = (0, 1, 2)
@@ -52,7 +53,7 @@ class Jacobians:
     def __init__(self, count: int):
         self.count, self.found = count, []
 
-    def bind(self, noise: Noise, x: Tensor, differentiable: bool = False) -> Estimator:
+    def bind(self, stream: RandomStream, x: Tensor, differentiable: bool = False) -> Estimator:
         """The estimator; draws nothing."""
 
         def evaluate(field: Field, x: Tensor, rows: Tensor | None = None) -> Evaluation:

@@ -41,12 +41,12 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset
 
 import scoresde as ss
-from scoresde import process
 from scoresde.build import build_model
 from scoresde.cli import config_directory
 from scoresde.data import Levels
 from scoresde.dequantization import DataMap, Uniform
 from scoresde.losses import DenoisingScoreMatching
+from scoresde.process_settings import tune_process
 from scoresde.training import Trainer
 
 TARGET = 1.03
@@ -266,7 +266,7 @@ def main() -> None:
     parser.add_argument("--full", action="store_true", help="the published DDPM++ as well")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args()
-    process.prepare()
+    tune_process()
     if options.setting:
         one_setting(options.setting, options)
         return

@@ -23,7 +23,7 @@ from scoresde.likelihood import (
     round_trip,
     sample_with_log_prob,
 )
-from scoresde.score import ModelWrapper, ScoreModel
+from scoresde.score import ScoreModel
 from scoresde.sdes import (
     DDPM,
     NCSN,
@@ -40,6 +40,7 @@ from scoresde.sdes import (
     ZeroTerminalSNR,
 )
 from scoresde.views import BlendedViews, ShiftedViews, Views
+from scoresde.wrappers import ModelWrapper
 
 __version__ = "0.1.0"
 

@@ -3,13 +3,14 @@
 import os
 import sys
 
-from scoresde import cli, process
+from scoresde import cli
 from scoresde.cli.jobs import UNREAD, is_unread
+from scoresde.process_settings import tune_process
 
 
 def main() -> int:
     """The command line, in a process of its own; without a word where nobody reads on."""
-    process.prepare()
+    tune_process()
     try:
         code = cli.main()
         if sys.stdout is not None:  # it may be closed

@@ -22,13 +22,19 @@ from scoresde.protocols import Transform
 from scoresde.score import ScoreModel
 from scoresde.tensors import available
 from scoresde.training import checkpoint
-from scoresde.training.dequantization import DEQUANTIZATION
+from scoresde.training.learned_dequantization import DEQUANTIZATION
 from scoresde.training.posthoc import AVERAGES, reconstruct
 from scoresde.training.power import WIDEST
 from scoresde.training.trainer import CHECKPOINT
 
 CONFIG = "config.yaml"
 TORCH_PACKAGES = ("torch.nn.", "torch.optim.")
+RENAMED = {  # targets in the configurations of older runs
+    "scoresde.predictions.Karras": "scoresde.predictions.KarrasPreconditioning",
+    "scoresde.losses.Karras": "scoresde.losses.KarrasWeighting",
+    "scoresde.samplers.Karras": "scoresde.samplers.KarrasGrid",
+    "scoresde.metrics.Classifier": "scoresde.metrics.ClassifierFeatures",
+}
 
 
 @dataclass
@@ -44,7 +50,7 @@ class Run:
     trained_on_levels: bool = False
 
     @property
-    def states(self) -> DataMap:
+    def data_map(self) -> DataMap:
         """From its data to states of its model, and back."""
         return DataMap(self.transform, self.dequantization)
 
@@ -183,7 +189,17 @@ def read_config(path: Path) -> DictConfig:
     config = OmegaConf.load(path / CONFIG)
     if not isinstance(config, DictConfig):
         raise ValueError(f"{path / CONFIG} is not a run's configuration: a mapping expected")
-    return config
+    return OmegaConf.create(_with_new_names(OmegaConf.to_container(config, resolve=False)))
+
+
+def _with_new_names(node: Any) -> Any:
+    """The configuration with targets of older versions under their new names."""
+    if isinstance(node, dict):
+        return {
+            key: RENAMED.get(value, value) if key == "_target_" else _with_new_names(value)
+            for key, value in node.items()
+        }
+    return [_with_new_names(value) for value in node] if isinstance(node, list) else node
 
 
 def no_run(path: Path, hint: str = "") -> FileNotFoundError:

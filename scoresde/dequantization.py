@@ -29,19 +29,20 @@ from torch.nn import functional as F
 
 from scoresde.networks.layers import convolution, linear
 from scoresde.protocols import Transform
+from scoresde.random_stream import RandomStream
 from scoresde.sdes import SDE
-from scoresde.tensors import Noise, dimensions, double, float64, sum_dims
+from scoresde.tensors import dimensions, double, float64, sum_dims
 
 
 class Dequantization(Protocol):
     """What training and likelihood ask of a dequantisation; `str` of it is printed among the conventions."""
 
-    def sample(self, images: Tensor, noise: Noise) -> tuple[Tensor, Tensor]:
+    def sample(self, images: Tensor, stream: RandomStream) -> tuple[Tensor, Tensor]:
         """(values x + u (B, *) in [x, x + 1), log q(u | x) in nats (B,)) of levels x (B, *): in the dtype of
         floating-point levels, or in float64."""
         ...
 
-    def training_values(self, images: Tensor, noise: Noise) -> Tensor:
+    def training_values(self, images: Tensor, stream: RandomStream) -> Tensor:
         """The values (B, *) that a network to be measured this way is trained on."""
         ...
 
@@ -72,12 +73,12 @@ class DataMap:
         """The time at which `draw` gives states; None takes them as x(t_min)."""
         return None if self.dequantization is None else self.dequantization.start(sde, self.transform)
 
-    def draw(self, data: Tensor, noise: Noise, sde: SDE) -> tuple[Tensor, Tensor]:
+    def draw(self, data: Tensor, stream: RandomStream, sde: SDE) -> tuple[Tensor, Tensor]:
         """A state (B, *) of the data (B, *), and its nats (B,), float64."""
         if self.dequantization is None:
             values, nats = data, self.transform.log_det(data)
         else:
-            values, log_q = self.dequantization.sample(data, noise)
+            values, log_q = self.dequantization.sample(data, stream)
             nats = self.transform.log_det(values) - log_q
         state = self.transform(values)
         if (start := self.start(sde)) is not None:
@@ -85,10 +86,10 @@ class DataMap:
             state, nats = float(alpha) * state, nats + dimensions(state) * float(alpha.log())
         return state, float64(nats)
 
-    def training_states(self, data: Tensor, noise: Noise) -> Tensor:
+    def training_states(self, data: Tensor, stream: RandomStream) -> Tensor:
         """The clean states (B, *) that a network is trained on, of floating-point data (B, *) and in its dtype."""
         if self.dequantization is not None:
-            data = self.dequantization.training_values(data, noise)
+            data = self.dequantization.training_values(data, stream)
         return self.transform(data)
 
     def inverse(self, state: Tensor) -> Tensor:
@@ -118,14 +119,14 @@ def levels_map(transform: Transform | DataMap, dequantization: Dequantization | 
 class Uniform:
     """u uniform on [0, 1)^d, log q = 0."""
 
-    def sample(self, images: Tensor, noise: Noise) -> tuple[Tensor, Tensor]:
+    def sample(self, images: Tensor, stream: RandomStream) -> tuple[Tensor, Tensor]:
         """(images + u (B, *), log q(u | images) in nats (B,)); noise draws u."""
         levels = _floating(images)
-        return levels + noise.uniform(levels), levels.new_zeros(len(levels))
+        return levels + stream.uniform(levels), levels.new_zeros(len(levels))
 
-    def training_values(self, images: Tensor, noise: Noise) -> Tensor:
+    def training_values(self, images: Tensor, stream: RandomStream) -> Tensor:
         """images + u, (B, *)."""
-        return self.sample(images, noise)[0]
+        return self.sample(images, stream)[0]
 
     def start(self, sde: SDE, transform: Transform) -> None:
         """None: the point is taken as x(t_min), the convention of 2011.13456's code."""
@@ -159,15 +160,15 @@ class TruncatedNormal:
             raise ValueError(f"a positive, finite tau expected; got tau={tau}")
         self.tau = float(tau)
 
-    def sample(self, images: Tensor, noise: Noise) -> tuple[Tensor, Tensor]:
+    def sample(self, images: Tensor, stream: RandomStream) -> tuple[Tensor, Tensor]:
         """(images + u (B, *), log q(u | images) in nats (B,)); noise draws u, by the inverse cdf."""
         levels = _floating(images)
         tail = 0.5 * math.erfc(self.tau / math.sqrt(2))
-        z = torch.special.ndtri(tail + (1 - 2 * tail) * noise.uniform(levels)).clamp(-self.tau, self.tau)
+        z = torch.special.ndtri(tail + (1 - 2 * tail) * stream.uniform(levels)).clamp(-self.tau, self.tau)
         log_scale = 0.5 * math.log(2 * math.pi) - math.log(2 * self.tau) + math.log(math.erf(self.tau / math.sqrt(2)))
         return _within(levels, 0.5 + z / (2 * self.tau)), sum_dims(-0.5 * z.square() - log_scale).to(z)
 
-    def training_values(self, images: Tensor, noise: Noise) -> Tensor:
+    def training_values(self, images: Tensor, stream: RandomStream) -> Tensor:
         """images + 1/2, (B, *), the centres of the levels; nothing is drawn."""
         return _floating(images) + 0.5
 
@@ -205,7 +206,7 @@ class Variational(nn.Module):
         log q(u|x) = sum log Lambda(e) - log|det df/de| - sum log Lambda(f(e)).
 
     The layers start as the identity: q is the uniform density until it is trained, by `scoresde dequantize`
-    (`training.dequantization`; for score models 2101.09258, section 5).
+    (`training.learned_dequantization`; for score models 2101.09258, section 5).
 
     Args:
         shape: of one state: (D,), (C, L), (C, H, W), ...
@@ -228,7 +229,7 @@ class Variational(nn.Module):
         self.arguments = {"shape": list(shape), "levels": levels, "layers": layers, "width": width}
         self.couplings = nn.ModuleDict({f"coupling{i}": Coupling(shape, width, parity=i % 2) for i in range(layers)})
 
-    def sample(self, images: Tensor, noise: Noise) -> tuple[Tensor, Tensor]:
+    def sample(self, images: Tensor, stream: RandomStream) -> tuple[Tensor, Tensor]:
         """(images + u (B, *), log q(u | images) in nats (B,)); noise draws e.
 
         Both have gradients in the parameters where those require them.
@@ -240,7 +241,7 @@ class Variational(nn.Module):
             raise ValueError(f"levels (B, {', '.join(map(str, self.shape))}) expected; got {tuple(images.shape)}")
         levels = _floating(images)
         context = 2 * (levels + 0.5) / self.levels - 1
-        base = state = torch.logit(noise.uniform(levels), eps=torch.finfo(levels.dtype).tiny)
+        base = state = torch.logit(stream.uniform(levels), eps=torch.finfo(levels.dtype).tiny)
         log_det = torch.zeros_like(state)
         for coupling in self.couplings.values():
             state, log_scale = coupling(state, context)
@@ -248,10 +249,10 @@ class Variational(nn.Module):
         log_q = sum_dims(_log_logistic(base) - log_det - _log_logistic(state))
         return _within(levels, torch.sigmoid(state)), log_q.to(state)
 
-    def training_values(self, images: Tensor, noise: Noise) -> Tensor:
+    def training_values(self, images: Tensor, stream: RandomStream) -> Tensor:
         """images + u, (B, *), without gradient."""
         with torch.no_grad():
-            return self.sample(images, noise)[0]
+            return self.sample(images, stream)[0]
 
     def start(self, sde: SDE, transform: Transform) -> None:
         """None: the point is taken as x(t_min)."""

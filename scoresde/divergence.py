@@ -27,7 +27,8 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from scoresde.counting import vectorised
-from scoresde.tensors import Noise, dimensions, sum_dims
+from scoresde.random_stream import RandomStream
+from scoresde.tensors import dimensions, sum_dims
 
 Field = Callable[[Tensor], Tensor]
 MODES = ("reverse", "forward")
@@ -73,18 +74,18 @@ class Hutchinson:
         if self.distribution not in ("rademacher", "gaussian"):
             raise ValueError(f"distribution 'rademacher' or 'gaussian' expected; got {self.distribution!r}")
 
-    def draw(self, noise: Noise, x: Tensor, rows: Tensor | None = None) -> list[Tensor]:
+    def draw(self, stream: RandomStream, x: Tensor, rows: Tensor | None = None) -> list[Tensor]:
         """The probes of one evaluation at x (B, *), or (n, *) of the rows given."""
-        draw = noise.rademacher if self.distribution == "rademacher" else noise.normal
+        draw = stream.rademacher if self.distribution == "rademacher" else stream.normal
         return [draw(x, rows) for _ in range(self.probes)]
 
-    def bind(self, noise: Noise, x: Tensor, differentiable: bool = False) -> Estimator:
+    def bind(self, stream: RandomStream, x: Tensor, differentiable: bool = False) -> Estimator:
         """The estimator for states like x (B, *) that draws its probes from `noise`; `differentiable` in x and in the
         field's parameters."""
-        kept = None if self.resample else self.draw(noise, x)
+        kept = None if self.resample else self.draw(stream, x)
 
         def estimate(field: Field, x: Tensor, rows: Tensor | None = None) -> Evaluation:
-            probes = self.draw(noise, x, rows) if kept is None else [z if rows is None else z[rows] for z in kept]
+            probes = self.draw(stream, x, rows) if kept is None else [z if rows is None else z[rows] for z in kept]
             value, forms, squares = _products(field, x, probes, differentiable)
             return Evaluation(value, forms, self._variance(forms, squares, dimensions(x)))
 
@@ -140,7 +141,7 @@ class ExactTrace:
         """The number of integrals that the trace is the mean of: one."""
         return 1
 
-    def bind(self, noise: Noise, x: Tensor, differentiable: bool = False) -> Estimator:
+    def bind(self, stream: RandomStream, x: Tensor, differentiable: bool = False) -> Estimator:
         """The exact trace; draws nothing from `noise`; `differentiable` in x and in the field's parameters."""
 
         def evaluate(field: Field, x: Tensor, rows: Tensor | None = None) -> Evaluation:

@@ -19,12 +19,13 @@ from torch import Tensor
 
 from scoresde.likelihood import decode, encode
 from scoresde.protocols import Model
-from scoresde.samplers.base import Sampler, Samples
+from scoresde.random_stream import RandomStream
 from scoresde.samplers.grids import Transition
+from scoresde.samplers.sampler import Sampler, Samples
 from scoresde.score import BaseModel
 from scoresde.sdes import SDE
 from scoresde.solvers import Solver
-from scoresde.tensors import Noise, broadcast, float64
+from scoresde.tensors import broadcast, float64
 
 OPPOSITE = 1e-6  # radians from a half turn: there is no one way around
 REMNANT = 0.1  # of a transition: less of it is left to the next one
@@ -66,9 +67,9 @@ class From(Sampler):
         """That of the sampler."""
         return self.sampler.plan(sde, transitions)
 
-    def advance(self, model: BaseModel, x: Tensor, entry: Any, noise: Noise, memory: Any) -> tuple[Tensor, Any]:
+    def advance(self, model: BaseModel, x: Tensor, entry: Any, stream: RandomStream, memory: Any) -> tuple[Tensor, Any]:
         """As the sampler does."""
-        return self.sampler.advance(model, x, entry, noise, memory)
+        return self.sampler.advance(model, x, entry, stream, memory)
 
 
 def _below(pairs: Sequence[Transition], t: float, margin: float) -> list[Transition]:
@@ -232,9 +233,9 @@ def _streams(
 ) -> list[Callable[[], dict[str, Any]]]:
     """`count` independent streams of draws for states like x, each of which can be had from its start many times.
 
-    A stream is the arguments generator or seeds of `Noise`; the first ones do not depend on how many there are.
+    A stream is the arguments generator or seeds of `RandomStream`; the first ones do not depend on how many there are.
     """
-    draws = Noise(generator, seeds, len(x))
+    draws = RandomStream(generator, seeds, len(x))
     device = x.device if generator is None else generator.device
 
     def stream() -> Callable[[], dict[str, Any]]:
@@ -248,7 +249,7 @@ def _streams(
 
 def _noised(sde: SDE, x: Tensor, t: float, stream: Callable[[], dict[str, Any]]) -> Tensor:
     """A draw of x_t given x (B, *)."""
-    return sde.perturb(x, float64(t), Noise(**stream()).normal(x))
+    return sde.perturb(x, float64(t), RandomStream(**stream()).normal(x))
 
 
 def _check_time(sde: SDE, t: float) -> None:

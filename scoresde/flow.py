@@ -34,11 +34,13 @@ from torch import Tensor, nn
 from scoresde.counting import counting
 from scoresde.divergence import Trace
 from scoresde.protocols import Model
-from scoresde.score import BaseModel, as_model
+from scoresde.random_stream import RandomStream
+from scoresde.score import BaseModel
 from scoresde.sdes import SDE
 from scoresde.solvers import Adams, Solver, Status
-from scoresde.solvers.base import variable
-from scoresde.tensors import Noise, broadcast, dimensions, double, float64
+from scoresde.solvers.solver import variable
+from scoresde.tensors import broadcast, dimensions, double, float64
+from scoresde.wrappers import as_model
 
 DEFAULT_SOLVER = Adams()
 FINE, COARSE = (0.002, 0.02), 30.0  # the range of c; R
@@ -148,7 +150,7 @@ def integrate(
     cond: Any = None,
     solver: Solver | None = None,
     trace: Trace | None = None,
-    noise: Noise | None = None,
+    stream: RandomStream | None = None,
     differentiable: bool = False,
 ) -> Carried:
     """Carry x (B, *) along the probability flow from t_from to t_to.
@@ -166,12 +168,16 @@ def integrate(
     """
     model = as_model(model, cond)
     with torch.set_grad_enabled(differentiable), frozen(model, not differentiable):
-        return _integrate(model, x, t_from, t_to, solver or DEFAULT_SOLVER, trace, noise or Noise(), differentiable)
+        return _integrate(
+            model, x, t_from, t_to, solver or DEFAULT_SOLVER, trace, stream or RandomStream(), differentiable
+        )
 
 
-def _integrate(model: BaseModel, x, t_from, t_to, solver: Solver, trace, noise: Noise, differentiable) -> Carried:
+def _integrate(
+    model: BaseModel, x, t_from, t_to, solver: Solver, trace, stream: RandomStream, differentiable
+) -> Carried:
     flow, count = _flow(model, solver, t_from, t_to, differentiable), len(x)
-    estimate = None if trace is None else trace.bind(noise, x, differentiable)
+    estimate = None if trace is None else trace.bind(stream, x, differentiable)
     evaluations = torch.zeros(2, count, dtype=torch.int64)  # and products with the Jacobian
 
     def field(u: Tensor, w: Tensor, rows: Tensor | None) -> tuple[Tensor, Tensor]:

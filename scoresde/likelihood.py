@@ -28,9 +28,11 @@ from scoresde.flow import DEFAULT_SOLVER, Carried, carry, integrate, like
 from scoresde.losses import squared_errors
 from scoresde.progress import progress_bar
 from scoresde.protocols import Model, Transform
-from scoresde.score import BaseModel, as_model, device_of, require_density
+from scoresde.random_stream import RandomStream
+from scoresde.score import BaseModel, device_of
 from scoresde.solvers import Solver, Status
-from scoresde.tensors import Noise, dimensions, double, float64, mean_and_error, send, sum_dims
+from scoresde.tensors import dimensions, double, float64, mean_and_error, send, sum_dims
+from scoresde.wrappers import as_model, require_density
 
 INFLATION = 1e-3  # bits per dimension: what a random trace may add to an importance-weighted bound
 
@@ -83,14 +85,14 @@ class BitsPerDim:
     backward: Tensor
 
 
-def conventions(model: BaseModel, states: DataMap, trace: Trace, solver: Solver, start: str) -> dict[str, str]:
+def conventions(model: BaseModel, data_map: DataMap, trace: Trace, solver: Solver, start: str) -> dict[str, str]:
     """What moves any likelihood of a model, in words."""
     return {
         "density": f"of the probability flow of {model.density}",
         "start": start,
         "trace": str(trace),
         "solver": str(solver),
-        "transform": str(states),
+        "transform": str(data_map),
         "prior": f"N(0, {model.sde.prior_std:g}^2) at t_max={model.sde.t_max:g}",
     }
 
@@ -127,11 +129,11 @@ def log_prob(
     model = _with_density(model, cond)
     if not bool(torch.isfinite(x).all()):
         raise ValueError("finite states expected; got NaN or infinity in x")
-    sde, trace, noise = model.sde, trace or Hutchinson(), Noise(generator, seeds, len(x))
+    sde, trace, stream = model.sde, trace or Hutchinson(), RandomStream(generator, seeds, len(x))
     t_start = sde.t_min if t_start is None else t_start
     if not sde.t_min <= t_start < sde.t_max:
         raise ValueError(f"t_start in [{sde.t_min:g}, {sde.t_max:g}) expected; got {t_start}")
-    return _log_prob(model, x, trace, solver, noise, t_start, differentiable)
+    return _log_prob(model, x, trace, solver, stream, t_start, differentiable)
 
 
 def _with_density(model: Model, cond: Any) -> BaseModel:
@@ -142,9 +144,9 @@ def _with_density(model: Model, cond: Any) -> BaseModel:
 
 
 def _log_prob(
-    model: BaseModel, x, trace, solver, noise: Noise, t_start: float, differentiable: bool = False
+    model: BaseModel, x, trace, solver, stream: RandomStream, t_start: float, differentiable: bool = False
 ) -> LogProb:
-    carried = integrate(model, x.to(double(x)), t_start, model.sde.t_max, None, solver, trace, noise, differentiable)
+    carried = integrate(model, x.to(double(x)), t_start, model.sde.t_max, None, solver, trace, stream, differentiable)
     with torch.set_grad_enabled(differentiable):
         value = model.sde.prior_log_prob(carried.x) + float64(carried.divergence).mean(dim=1)
     return _result(trace, carried, value, like(carried.x, x))
@@ -176,11 +178,11 @@ def sample_with_log_prob(
     if (shape is None) == (x_T is None):
         raise ValueError("a shape (B, *) or a starting state x_T expected, exactly one of them")
     start = x_T if x_T is not None else torch.empty(tuple(shape or ()), device=device or device_of(model))
-    noise, z = Noise(generator, seeds, len(start)), start.to(double(start))
+    stream, z = RandomStream(generator, seeds, len(start)), start.to(double(start))
     if x_T is None:
-        z = model.sde.prior_std * noise.normal(z)
+        z = model.sde.prior_std * stream.normal(z)
     trace = trace or Hutchinson()
-    carried = integrate(model, z, model.sde.t_max, model.sde.t_min, None, solver, trace, noise)
+    carried = integrate(model, z, model.sde.t_max, model.sde.t_min, None, solver, trace, stream)
     value = model.sde.prior_log_prob(z) - float64(carried.divergence).mean(dim=1)
     return like(carried.x, start), _result(trace, carried, value, like(z, start))
 
@@ -271,10 +273,10 @@ def bits_per_dim(
     trace, solver = trace or Hutchinson(), solver or DEFAULT_SOLVER
     images = images.byte() if images.dtype == torch.bool else images
     _check_bits(images, samples, start)
-    model, states = _with_density(model, cond), levels_map(transform, dequantization)
-    time = states.start(model.sde)
+    model, data_map = _with_density(model, cond), levels_map(transform, dequantization)
+    time = data_map.start(model.sde)
     if time is not None and start == "perturb":
-        raise ValueError(f"start='data' expected: {states.dequantization} says at which time its points are states")
+        raise ValueError(f"start='data' expected: {data_map.dequantization} says at which time its points are states")
     seeds, count = range(len(images)) if seeds is None else seeds, len(images)
     if len(seeds) != count:
         raise ValueError(f"one seed per sample expected, {count} of them; got {len(seeds)}")
@@ -282,7 +284,7 @@ def bits_per_dim(
     device = device_of(model) or images.device
     for first in progress_bar(range(0, count, batch_size), title="bits/dim", unit="batch", shown=progress):
         part = slice(first, first + batch_size)
-        one = _Solve(model.rows(part, count), states, trace, solver, Noise(seeds=seeds[part]), start, time)
+        one = _Solve(model.rows(part, count), data_map, trace, solver, RandomStream(seeds=seeds[part]), start, time)
         batch = send(images[part], device)
         rows.append(_Bound.of([one(batch) for _ in range(samples)]))
     unit = dimensions(images) * math.log(2)
@@ -304,8 +306,8 @@ def bits_per_dim(
         where = f"alpha x at t={time:.4g}, where sigma/alpha is the dequantisation's"
     declared = {
         "quantity": "bits per dimension (upper bound, by dequantisation)",
-        "dequantization": f"{states.dequantization}, {samples} per image",
-        **conventions(model, states, trace, solver, where),
+        "dequantization": f"{data_map.dequantization}, {samples} per image",
+        **conventions(model, data_map, trace, solver, where),
     }
     if samples > 1:
         declared["inflation"] = _check_inflation(of_one, unit, inflation)
@@ -345,10 +347,10 @@ class _Solve:
     """What takes levels (B, *) to their log-probability by one dequantisation."""
 
     model: BaseModel
-    states: DataMap
+    data_map: DataMap
     trace: Trace
     solver: Solver
-    noise: Noise
+    stream: RandomStream
     start: str
     time: float | None
 
@@ -356,12 +358,12 @@ class _Solve:
         """In nats; the latent and the evaluations of its solve."""
         sde = self.model.sde
         with torch.no_grad(), counting() as count:
-            x, nats = self.states.draw(images.to(double(images)), self.noise, sde)
+            x, nats = self.data_map.draw(images.to(double(images)), self.stream, sde)
             if self.start == "perturb":
-                x, residual = _perturb(self.model, x, self.noise)
+                x, residual = _perturb(self.model, x, self.stream)
                 nats = nats + residual
         time = sde.t_min if self.time is None else self.time
-        solve = _log_prob(self.model, x, self.trace, self.solver, self.noise, time)
+        solve = _log_prob(self.model, x, self.trace, self.solver, self.stream, time)
         solve.value = solve.value + nats
         solve.nfe, solve.backward = solve.nfe + count.forward, solve.backward + count.backward
         return solve
@@ -390,9 +392,9 @@ def _check_inflation(variance: Tensor | None, unit: float, tolerance: float) -> 
     return f"at most {estimate:.1e} bits/dim, from the trace"
 
 
-def _perturb(model: BaseModel, x: Tensor, noise: Noise) -> tuple[Tensor, Tensor]:
+def _perturb(model: BaseModel, x: Tensor, stream: RandomStream) -> tuple[Tensor, Tensor]:
     """(x_t at t_min, log N(x; E[x_0 | x_t], (sigma/alpha)^2) - log q(x_t | x) in nats (B,))."""
-    sde, eps = model.sde, noise.normal(x)
+    sde, eps = model.sde, stream.normal(x)
     t = torch.tensor(sde.t_min, dtype=torch.float64)
     errors, norms = squared_errors(model, x, t, eps)
     # Both densities share log(2 pi) and log(sigma); what is left of the scales is log(alpha), once per dimension.

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from torch import Tensor
 
-from scoresde.evaluation.samplers import Row
+from scoresde.evaluation.sampler_comparison import ComparisonRow
 from scoresde.training.checkpoint import replace_atomically
 
 PIXELS = 64  # height of a small image in a grid
@@ -71,7 +71,7 @@ def save_samples(samples: Tensor, path: Path, low: float = 0.0, high: float = 1.
     return path
 
 
-def save_comparison(rows: Sequence[Row], path: Path, metric: str | None = None) -> Path:
+def save_comparison(rows: Sequence[ComparisonRow], path: Path, metric: str | None = None) -> Path:
     """One figure of samplers against the evaluations and against the seconds that it took, on logarithmic axes.
 
     Bars are the intervals of the rows. The band is the noise floor, the interval of draws from the truth: a sampler in
@@ -122,7 +122,7 @@ def save_comparison(rows: Sequence[Row], path: Path, metric: str | None = None) 
     return path
 
 
-def _curve(axes: Axes, rows: Sequence[Row], quantity: str, index: int) -> None:
+def _curve(axes: Axes, rows: Sequence[ComparisonRow], quantity: str, index: int) -> None:
     """A sampler's figures with their intervals, joined from its smallest budget to its largest."""
     kept = sorted((row for row in rows if row.value > 0), key=lambda row: row.nfe)
     # The lower end of a bar stays above zero, where a logarithmic axis ends.

@@ -17,7 +17,7 @@ is affine in (x, F):
 | `SigmaScore` | as `Score`, its label sigma    |                        |                  | 2011.13456, app. H |
 | `Velocity` | alpha'                           | sigma'                 | alpha g^2/2sigma | 2210.02747         |
 | `V`        | -sigma                           | alpha                  | alpha^2+sigma^2  | 2202.00512, app. D |
-| `Karras`   | sigma / (sigma_data n)           | -alpha sigma_data / n  | -n / sigma_data  | 2206.00364, eq. 7  |
+| `KarrasPreconditioning` | sigma / (sigma_data n) | -alpha sigma_data / n | -n / sigma_data | 2206.00364, eq. 7 |
 | `Denoiser` | as `Data`, of x/alpha at sigma/alpha |                    |                  | 2206.00364, eq. 2  |
 
 with n = (sigma^2 + alpha^2 sigma_data^2)^(1/2). A new type is a class with a `target`; what divides by zero at an end
@@ -96,7 +96,7 @@ class V(Prediction):
         return -sde.sigma(t), sde.alpha(t)
 
 
-class Karras(Prediction):
+class KarrasPreconditioning(Prediction):
     """EDM's preconditioning (2206.00364, eq. 7 and table 1), for any SDE.
 
     At noise-to-signal ratio s = sigma/alpha the denoiser is c_skip x/alpha + c_out F(c_in x, c_noise) with
@@ -202,7 +202,7 @@ NAMES = {
     "v": V,
     "score": Score,
     "sigma_score": SigmaScore,
-    "karras": Karras,
+    "karras": KarrasPreconditioning,
 }
 
 

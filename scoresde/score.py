@@ -1,4 +1,4 @@
-"""Models: a network, an SDE and a prediction type become every view of a diffusion model; wrappers change views.
+"""Models: a network, an SDE and a prediction type become every view of a diffusion model.
 
 One evaluation of the network, F = network(c_in(t) x, c_noise(t), cond), gives each view as one affine map,
 
@@ -6,9 +6,8 @@ One evaluation of the network, F = network(c_in(t) x, c_noise(t), cond), gives e
 
 with a and b combined in float64 (`scoresde.predictions`) and cast once (`scoresde.views`).
 
-A model is `sde` and `predict(x, t) -> Views`. `BaseModel` has what follows from the two, and `ModelWrapper`, a model
-around a model, passes on what a subclass does not change. A condition is bound once, `model.given(cond)`, and from then
-on belongs to the model.
+A model is `sde` and `predict(x, t) -> Views`; `BaseModel` derives the rest from the two. `model.given(cond)` binds a
+condition once, and from then on it belongs to the model. Models around models are in `scoresde.wrappers`.
 """
 
 from copy import copy
@@ -19,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from scoresde import predictions
-from scoresde.counting import counting, evaluated
+from scoresde.counting import evaluated
 from scoresde.predictions import Prediction
 from scoresde.protocols import Condition, Model, Network, as_condition, expand, select, to_device
 from scoresde.sdes import SDE
@@ -134,7 +133,7 @@ class ScoreModel(BaseModel):
         network: F(c_in x, c_noise, cond) of the shape of x; runs in its own dtype.
         sde: the diffusion.
         prediction: what F predicts: "noise", "data", "velocity", "v", "score", "karras", or an instance such as
-            `predictions.Karras(sigma_data=0.5)` or `predictions.Discrete("noise", labels)`.
+            `predictions.KarrasPreconditioning(sigma_data=0.5)` or `predictions.Discrete("noise", labels)`.
         learned_variance: the network's output has twice the channels (B, 2C, ...): F, and v in about [-1, 1] whose
             nu = (v + 1)/2 is the variance of `Views` (2102.09672, section 3.1).
 
@@ -222,141 +221,6 @@ class ScoreModel(BaseModel):
         return next((p.dtype for p in parameters if p.is_floating_point()), default)
 
 
-class ModelWrapper(BaseModel):
-    """A model around a model. A subclass overrides `predict`.
-
-    Parameters, device, condition, density and every attribute that the subclass does not define are those of the model
-    inside, `self.model`, and evaluations are counted there. `given` binds a condition to `self.model`; parts of a batch
-    (`rows`) are asked of every model among the wrapper's modules. A subclass overrides them if it keeps more for each
-    sample, or if a condition means something else to it.
-
-    Args:
-        model: any model, another wrapper included.
-
-    Raises:
-        TypeError: `model` has no `sde` or no `predict`.
-    """
-
-    model: Any
-
-    def __init__(self, model: Model):
-        super().__init__()
-        self.model = as_model(model)
-
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            if name == "model" or name.startswith("__") or hasattr(type(self), name):
-                raise
-            return getattr(self.model, name)
-
-    @property
-    def density(self) -> str | None:
-        inner = self.model.density
-        return inner if inner is None or type(self) is ModelWrapper else f"{type(self).__name__}({inner})"
-
-    def predict(self, x: Tensor, t: Tensor | float) -> Views:
-        """The views of the model inside."""
-        return self.model.predict(x, t)
-
-    def given(self, cond: Any) -> Self:
-        """The same wrapper around the conditional model."""
-        return self if cond is None else self._replaced({"model": self.model.given(cond)})
-
-    def rows(self, rows: Tensor | slice, count: int) -> Self:
-        """The same wrapper around the models of some samples of a batch of `count`."""
-        models = {name: part for name, part in self.named_children() if isinstance(part, BaseModel)}
-        return self._replaced({name: part.rows(rows, count) for name, part in models.items()})
-
-    def _replaced(self, parts: dict[str, BaseModel]) -> Self:
-        if all(part is getattr(self, name) for name, part in parts.items()):
-            return self
-        wrapper = copy(self)
-        for name, part in parts.items():
-            setattr(wrapper, name, part)
-        return wrapper
-
-
-class ForeignModel(BaseModel):
-    """A model of a class of the user's own, with `sde` and `predict` alone, as a `BaseModel`.
-
-    If it counts no evaluation, a call is one. The modules that it holds are parts of it: their device, parameters and
-    dropout are the model's. What else it is asked for (`density`, `given`, `rows`) it has to define.
-
-    Raises:
-        TypeError: `model` has no `sde` or no `predict`; later, that it lacks what is needed.
-    """
-
-    def __init__(self, model: Model):
-        super().__init__()
-        for name in ("sde", "predict"):
-            if not hasattr(model, name):
-                raise TypeError(
-                    f"a model with `sde` and `predict(x, t)` expected; {type(model).__name__} has no {name!r}"
-                )
-        vars(self)["foreign"] = model
-        self.parts = nn.ModuleList(_modules_in(model))
-
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            if name.startswith("__") or hasattr(type(self), name):
-                raise
-            return getattr(vars(self)["foreign"], name)
-
-    @property
-    def density(self) -> str | None:
-        return self._defined("density", "str | None: whose density its probability flow has, None where it has none")
-
-    def predict(self, x: Tensor, t: Tensor | float) -> Views:
-        with counting() as inside:
-            views = self.foreign.predict(x, float64(t))
-        if not (inside.forward or inside.backward):
-            evaluated(x)
-        return views
-
-    def given(self, cond: Any) -> BaseModel:  # type: ignore[override]
-        return self if cond is None else as_model(self._defined("given", "given(cond), the conditional model")(cond))
-
-    def rows(self, rows: Tensor | slice, count: int) -> BaseModel:  # type: ignore[override]
-        if isinstance(rows, slice) and rows.indices(count) == (0, count, 1):
-            return self  # all of them
-        return as_model(self._defined("rows", "rows(rows, count), the model of some samples of a batch")(rows, count))
-
-    def _defined(self, name: str, meaning: str) -> Any:
-        if not hasattr(self.foreign, name):
-            raise TypeError(
-                f"{type(self.foreign).__name__} has no {name!r} ({meaning}), which is needed here: define it, or "
-                "make the class a subclass of scoresde.ModelWrapper, which passes it on"
-            )
-        return getattr(self.foreign, name)
-
-
-def _modules_in(part: Any) -> list[nn.Module]:
-    """The modules that an object is or holds: among its attributes, and in lists, dicts and models of them."""
-    if isinstance(part, nn.Module):
-        return [part]
-    if isinstance(part, dict):
-        held = list(part.values())
-    elif isinstance(part, (list, tuple)):
-        held = list(part)
-    else:
-        held = list(getattr(part, "__dict__", {}).values()) if hasattr(part, "predict") else []
-    return [module for one in held for module in _modules_in(one)]
-
-
-def as_model(model: Model, cond: Any = None) -> BaseModel:
-    """The model given a condition, with everything that `BaseModel` has.
-
-    Raises:
-        TypeError: a model without `sde` or `predict`, or one that cannot be given a condition.
-    """
-    known = model if isinstance(model, BaseModel) else ForeignModel(model)
-    return known.given(cond)
-
-
 def device_of(model: Model) -> torch.device | None:
     """The device of the model's parameters and buffers; None for a model without any."""
     if not isinstance(model, nn.Module):
@@ -369,15 +233,3 @@ def refuse_dropout(model: Model) -> None:
     for module in model.modules() if isinstance(model, nn.Module) else ():
         if isinstance(module, nn.modules.dropout._DropoutNd) and module.training and module.p > 0:
             raise ValueError("a deterministic network expected; this one has active dropout: call model.eval() first")
-
-
-def require_density(model: BaseModel) -> None:
-    """Raise ValueError for a model whose probability flow has no density, or with active dropout."""
-    refuse_dropout(model)
-    if model.density is None:
-        while isinstance(model, ModelWrapper) and model.model.density is None:
-            model = model.model
-        raise ValueError(
-            f"a model whose probability flow has a density expected; that of {type(model).__name__} has none, it is "
-            "for samplers alone: take the model inside it, its .model"
-        )

@@ -26,8 +26,8 @@ import torch
 from torch import Tensor
 
 from scoresde.protocols import Model
-from scoresde.score import ModelWrapper
 from scoresde.views import ShiftedViews, Views
+from scoresde.wrappers import ModelWrapper
 
 
 class Thresholded(ModelWrapper):

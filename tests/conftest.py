@@ -125,7 +125,7 @@ class ExactNetwork(torch.nn.Module):
     def forward(self, scaled, c_noise, cond=None):
         scale = (-1,) + (1,) * (scaled.ndim - 1)
         sde, t = self.path[0], c_noise.double()
-        if isinstance(self.prediction, ss.predictions.Karras):
+        if isinstance(self.prediction, ss.predictions.KarrasPreconditioning):
             t = sde.time(-8 * t)
         elif isinstance(self.prediction, ss.predictions.Denoiser):
             t = sde.time(-2 * t.log())

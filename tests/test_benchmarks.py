@@ -10,7 +10,7 @@ import torch
 from scipy.integrate import solve_ivp
 
 import scoresde as ss
-from scoresde.tensors import Noise
+from scoresde.random_stream import RandomStream
 from tests.conftest import close, f64, normal, oracle, seeded
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
@@ -76,7 +76,7 @@ def test_score_sde_is_the_published_integral_by_hand():
     """At one tolerance the two take the same steps: their errors agree, not only their limits."""
     mixture = oracle((2, 3))
     model, x = mixture.score_model(VP), mixture.sample(2, VP, VP.t_min, seeded())
-    probe = Noise(seeds=[0, 1]).rademacher(x)
+    probe = RandomStream(seeds=[0, 1]).rademacher(x)
 
     def slope(t, vector):
         state = torch.from_numpy(vector[:12]).reshape(2, 2, 3)

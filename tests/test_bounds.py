@@ -313,7 +313,7 @@ def test_a_sample_does_not_depend_on_its_batch(draws):
         close(alone.value, together.value[[i]], rtol=1e-9)
         for name, values in together.terms.items():
             close(alone.terms[name], values[[i]], rtol=1e-9)
-    given = bounds.continuous_nats(model, x, draws=draws, noise=ss.tensors.Noise(seeds=seeds))
+    given = bounds.continuous_nats(model, x, draws=draws, stream=ss.random_stream.RandomStream(seeds=seeds))
     close(given.value, together.value)
 
 
@@ -615,7 +615,7 @@ def test_bad_arguments_of_the_bound_in_nats():
     with pytest.raises(ValueError, match="draws=3"):
         bounds.continuous_nats(model, x, draws=3)
     with pytest.raises(ValueError, match="drop one"):
-        bounds.continuous_nats(model, x, noise=ss.tensors.Noise(), seeds=[0, 1])
+        bounds.continuous_nats(model, x, stream=ss.random_stream.RandomStream(), seeds=[0, 1])
     with pytest.raises(ValueError, match="drop one"):
         bounds.continuous_nats(model, x, seeds=[0, 1], generator=seeded())
     clean = ss.ScoreModel(Constant(), ss.VP(t_min=0.0), "v")

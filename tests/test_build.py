@@ -13,14 +13,14 @@ from torch.optim import Optimizer
 import scoresde as ss
 from scoresde import build
 from scoresde.cli import config_directory
-from scoresde.evaluation.features import TrainedClassifier
+from scoresde.evaluation.trained_classifier import TrainedClassifier
 from scoresde.losses import Objective
 from scoresde.metrics import Inception, Pixels
 from scoresde.networks import DiT, UNet
 from scoresde.predictions import Prediction
-from scoresde.samplers.base import Sampler
+from scoresde.samplers.sampler import Sampler
 from scoresde.training import Trainer, checkpoint
-from scoresde.training.dequantization import DEQUANTIZATION
+from scoresde.training.learned_dequantization import DEQUANTIZATION
 from scoresde.training.posthoc import AVERAGES, PowerAverages, save_snapshot
 from scoresde.training.trainer import CHECKPOINT
 from tests.data.files import SHAPES, stand_ins

@@ -10,7 +10,7 @@ from scipy.stats import kstest, truncnorm
 
 import scoresde as ss
 from scoresde.dequantization import DataMap, TruncatedNormal, Uniform, Variational
-from scoresde.tensors import Noise
+from scoresde.random_stream import RandomStream
 from tests.conftest import close, f64, normal, seeded, within
 
 SHAPES = [(1,), (5,), (2, 3), (3, 4), (1, 4, 4), (3, 2, 2), (1, 2, 2, 2)]
@@ -21,7 +21,7 @@ def levels(*shape, count=17, seed=0):
 
 
 def stream(seed=1):
-    return Noise(seeded(seed))
+    return RandomStream(seeded(seed))
 
 
 class Given:
@@ -53,11 +53,11 @@ def all_of(shape):
 def test_values_are_in_their_level_and_depend_on_their_seed_alone(shape):
     images = levels(6, *shape)
     for q in all_of(shape):
-        values, log_q = q.sample(images, Noise(seeds=range(6)))
+        values, log_q = q.sample(images, RandomStream(seeds=range(6)))
         assert (values.dtype, log_q.dtype) == (torch.float64, torch.float64)
         assert (values.shape, log_q.shape) == (images.shape, (6,))
         assert torch.equal(values.floor(), images.double())
-        alone = q.sample(images[3:4], Noise(seeds=[3]))
+        alone = q.sample(images[3:4], RandomStream(seeds=[3]))
         torch.testing.assert_close((values[3:4], log_q[3:4]), alone, rtol=1e-5, atol=1e-5)
 
 
@@ -314,10 +314,10 @@ DRAWN = [
 def test_a_draw_is_a_state_with_its_change_of_variables(sde, q, name):
     """state = alpha T(x + u), nats = log|det dT| - log q(u | x) + d log alpha, alpha = 1 where states are x(t_min)."""
     images, transform = levels(6, 1, 2, 2), MAPS[name]
-    states = DataMap(transform, q)
-    state, nats = (part.detach() for part in states.draw(images, Noise(seeds=range(6)), sde))
-    values, log_q = (part.detach() for part in q.sample(images, Noise(seeds=range(6))))
-    start = states.start(sde)
+    data_map = DataMap(transform, q)
+    state, nats = (part.detach() for part in data_map.draw(images, RandomStream(seeds=range(6)), sde))
+    values, log_q = (part.detach() for part in q.sample(images, RandomStream(seeds=range(6))))
+    start = data_map.start(sde)
     assert (start is None) == (not isinstance(q, TruncatedNormal))
     alpha = f64(1.0) if start is None else sde.alpha(f64(start))
     close(state, alpha * transform(values))
@@ -331,9 +331,9 @@ def test_a_draw_is_a_state_with_its_change_of_variables(sde, q, name):
 def test_nats_are_those_of_the_law_of_the_state(tau, sde, name):
     """Of levels under TruncatedNormal: N(alpha T(x + 1/2), sigma(t)^2), up to tau standard deviations; by scipy."""
     images, transform = levels(50, 1, 2, 2), MAPS[name]
-    states = DataMap(transform, TruncatedNormal(tau))
-    state, nats = states.draw(images, Noise(seeds=range(50)), sde)
-    t = f64(states.start(sde))
+    data_map = DataMap(transform, TruncatedNormal(tau))
+    state, nats = data_map.draw(images, RandomStream(seeds=range(50)), sde)
+    t = f64(data_map.start(sde))
     centre = (sde.alpha(t) * transform(images + f64(0.5))).numpy()
     law = truncnorm(-tau, tau, loc=centre, scale=float(sde.sigma(t)))
     close(-nats, torch.from_numpy(law.logpdf(state.numpy()).reshape(50, -1).sum(axis=1)), rtol=1e-6, atol=1e-6)
@@ -342,9 +342,11 @@ def test_nats_are_those_of_the_law_of_the_state(tau, sde, name):
 
 def test_nats_of_uniform_levels_are_the_volume_of_their_cell():
     images = levels(5, 3)
-    state, nats = DataMap(ss.data.Levels(17, 0.0, 2.0)).draw(images.double(), Noise(seeds=range(5)), ss.VP())
+    state, nats = DataMap(ss.data.Levels(17, 0.0, 2.0)).draw(images.double(), RandomStream(seeds=range(5)), ss.VP())
     close(nats, torch.full((5,), 3 * math.log(2 / 17), dtype=torch.float64))
-    drawn, of_levels = DataMap(ss.data.Levels(17, 0.0, 2.0), Uniform()).draw(images, Noise(seeds=range(5)), ss.VP())
+    drawn, of_levels = DataMap(ss.data.Levels(17, 0.0, 2.0), Uniform()).draw(
+        images, RandomStream(seeds=range(5)), ss.VP()
+    )
     close(of_levels, nats)
     offset = (drawn - state) * 17 / 2
     assert 0 <= float(offset.min()) < float(offset.max()) < 1
@@ -353,15 +355,15 @@ def test_nats_of_uniform_levels_are_the_volume_of_their_cell():
 @pytest.mark.parametrize("name", list(MAPS))
 def test_continuous_data_is_mapped_and_nothing_is_drawn(name):
     data, transform, noise = 1 + 15 * torch.rand(4, 1, 2, 2, generator=seeded()).double(), MAPS[name], stream()
-    states = DataMap(transform)
-    assert states.start(ss.VP()) is None
-    state, nats = states.draw(data, noise, ss.VP())
+    data_map = DataMap(transform)
+    assert data_map.start(ss.VP()) is None
+    state, nats = data_map.draw(data, noise, ss.VP())
     close(state, transform(data), rtol=0)
     close(nats, log_det_by_autograd(transform, data), rtol=1e-9)
-    close(states.training_states(data, noise), state, rtol=0)
+    close(data_map.training_states(data, noise), state, rtol=0)
     assert torch.equal(noise.normal(data), stream().normal(data))
-    close(states.inverse(state), data, rtol=1e-9)
-    assert str(states) == str(transform)
+    close(data_map.inverse(state), data, rtol=1e-9)
+    assert str(data_map) == str(transform)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -370,16 +372,16 @@ def test_continuous_data_is_mapped_and_nothing_is_drawn(name):
 def test_a_network_is_trained_on_clean_states_in_the_dtype_of_the_data(q, name, dtype):
     """T of the values that the dequantisation trains on: for TruncatedNormal the centres, not the points it draws."""
     images, transform = levels(4, 1, 2, 2).to(dtype), MAPS[name]
-    states, values = DataMap(transform, q), q.training_values(images, Noise(seeds=range(4)))
-    trained = states.training_states(images, Noise(seeds=range(4)))
+    data_map, values = DataMap(transform, q), q.training_values(images, RandomStream(seeds=range(4)))
+    trained = data_map.training_states(images, RandomStream(seeds=range(4)))
     assert trained.dtype == values.dtype == dtype
     close(trained, transform(values), rtol=0)
     if isinstance(q, TruncatedNormal):
         assert torch.equal(values, images + 0.5)
     assert not trained.requires_grad
     tolerance = 1e-5 if dtype == torch.float32 else 1e-12
-    close(states.inverse(trained), values, rtol=tolerance, atol=tolerance)
-    state, nats = states.draw(images, Noise(seeds=range(4)), ss.VP())
+    close(data_map.inverse(trained), values, rtol=tolerance, atol=tolerance)
+    state, nats = data_map.draw(images, RandomStream(seeds=range(4)), ss.VP())
     assert (state.dtype, nats.dtype) == (dtype, torch.float64)
 
 
@@ -393,9 +395,9 @@ def every_warning(recwarn):
 
 def test_a_path_that_learns_has_no_gradient_from_its_data(every_warning):
     images, sde = levels(3, 4), ss.LearnedVP()
-    states = DataMap(ss.data.Levels(17), TruncatedNormal())
+    data_map = DataMap(ss.data.Levels(17), TruncatedNormal())
     every_warning.clear()
-    state, nats = states.draw(images, Noise(seeds=range(3)), sde)
+    state, nats = data_map.draw(images, RandomStream(seeds=range(3)), sde)
     assert not state.requires_grad
     assert not nats.requires_grad
     assert not [warning for warning in every_warning if "requires_grad" in str(warning.message)]
@@ -404,8 +406,8 @@ def test_a_path_that_learns_has_no_gradient_from_its_data(every_warning):
 def test_a_flow_has_the_gradient_of_its_nats():
     images, q = levels(3, 4), variational((4,)).double()
     weight = q.couplings["coupling1"].network[-1].weight
-    state, nats = DataMap(ss.data.Affine(0.5), q).draw(images, Noise(seeds=range(3)), ss.VP())
-    values, log_q = q.sample(images, Noise(seeds=range(3)))
+    state, nats = DataMap(ss.data.Affine(0.5), q).draw(images, RandomStream(seeds=range(3)), ss.VP())
+    values, log_q = q.sample(images, RandomStream(seeds=range(3)))
     found = torch.autograd.grad((state.square().sum() + nats.sum()), weight)[0]
     close(found, torch.autograd.grad((0.5 * values).square().sum() - log_q.sum(), weight)[0], atol=1e-12)
 

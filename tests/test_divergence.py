@@ -9,7 +9,7 @@ from torch.utils.checkpoint import checkpoint
 
 from scoresde.divergence import MODES, ExactTrace, Hutchinson, quadratic_forms
 from scoresde.networks import UNet
-from scoresde.tensors import Noise
+from scoresde.random_stream import RandomStream
 
 
 def linear_field(shape, seed=0):
@@ -20,7 +20,7 @@ def linear_field(shape, seed=0):
 
 
 def noise(seed=0):
-    return Noise(torch.Generator().manual_seed(seed))
+    return RandomStream(torch.Generator().manual_seed(seed))
 
 
 @pytest.mark.parametrize("shape", [(3,), (1, 4, 4)])
@@ -152,11 +152,11 @@ def test_the_variance_of_several_probes_is_estimated(distribution, probes):
 def test_probes_of_some_rows_leave_the_streams_of_the_others_alone():
     field, _ = linear_field((3,))
     x, rows = torch.zeros(4, 3, dtype=torch.float64), torch.tensor([2, 0])
-    estimators = [trace.bind(Noise(seeds=range(4)), x) for trace in 2 * [Hutchinson()]]
+    estimators = [trace.bind(RandomStream(seeds=range(4)), x) for trace in 2 * [Hutchinson()]]
     first = estimators[0](field, x).estimates
     torch.testing.assert_close(estimators[1](field, x[rows], rows).estimates, first[rows])
     torch.testing.assert_close(estimators[1](field, x[1:2], torch.tensor([1])).estimates, first[1:2])
-    kept = Hutchinson(resample=False).bind(Noise(seeds=range(4)), x)
+    kept = Hutchinson(resample=False).bind(RandomStream(seeds=range(4)), x)
     torch.testing.assert_close(kept(field, x[rows], rows).estimates, kept(field, x).estimates[rows])
 
 

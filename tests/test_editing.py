@@ -8,6 +8,7 @@ import torch
 
 import scoresde as ss
 from scoresde.editing import From, interpolate, interpolate_noised, lerp, perturb_and_denoise, slerp
+from scoresde.random_stream import RandomStream
 from scoresde.samplers import (
     DDIM,
     Ancestral,
@@ -19,8 +20,7 @@ from scoresde.samplers import (
     uniform_log_snr,
     uniform_time,
 )
-from scoresde.samplers.base import as_step, make_transition
-from scoresde.tensors import Noise
+from scoresde.samplers.sampler import as_step, make_transition
 from tests.conftest import close, f64, normal, oracle, seeded, some, within
 
 SMOOTH = some("vp", "ve", "karras", "rectified")
@@ -202,7 +202,7 @@ def test_from_a_node_it_is_the_rest_of_the_sampler(predictor):
     def replayed(model, x, t_from, t_to, noise):
         """A step that draws the same noise from the same time on."""
         draws.append(float(t_from))
-        return make_transition(predictor, model, x, t_from, t_to, Noise(seeded(int(1e6 * t_from))))
+        return make_transition(predictor, model, x, t_from, t_to, RandomStream(seeded(int(1e6 * t_from))))
 
     sampler.predictor = as_step(replayed)
     whole = sampler(model, x_T=x_T, callback=lambda i, t, x: states.append(x))

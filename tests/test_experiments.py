@@ -9,7 +9,7 @@ import pytest
 import scoresde as ss
 from scoresde.cli import config_directory, main
 from scoresde.data import CIFAR10
-from scoresde.data.images import hundredth
+from scoresde.data.image_files import hundredth
 from scoresde.training.checkpoint import load
 from tests.data.files import RECORDS, contents, levels, write_files, write_images
 from tests.data.test_cifar import BINARY, PYTHON, python2, write_archive

@@ -11,8 +11,8 @@ from torch.distributions import Normal
 import scoresde as ss
 from scoresde.data import Affine, Compose, Levels, Logit
 from scoresde.dequantization import DataMap
+from scoresde.random_stream import RandomStream
 from scoresde.solvers import Adams, AdaptiveAdams, RungeKutta, SciPy, Status, TorchDiffEq
-from scoresde.tensors import Noise
 from tests.conftest import PATHS, oracle, within
 
 SHAPES = [(3,), (2, 5), (1, 4, 4)]
@@ -188,7 +188,7 @@ def test_bits_do_not_depend_on_the_scale_of_the_data():
 
 def test_bits_are_the_density_at_the_dequantised_point():
     bits = bits_of(Levels(8, -1, 1), seeds=range(6))
-    u = Noise(seeds=range(6)).uniform(LEVELS.double())
+    u = RandomStream(seeds=range(6)).uniform(LEVELS.double())
     log_density = torch.distributions.Normal(4.0, 2.0).log_prob(LEVELS + u).flatten(1).sum(dim=1)
     torch.testing.assert_close(bits.per_image, -log_density / (4 * math.log(2)), atol=2e-4, rtol=0)
     assert bits.mean == pytest.approx(float(bits.per_image.mean()))
@@ -205,8 +205,8 @@ def test_bits_do_not_depend_on_the_batch_size():
 def test_samples_are_averaged_in_probability():
     """The importance-weighted bound (1509.00519, eq. 8) of the same dequantisations, from the density itself."""
     bits = bits_of(Levels(8, -1, 1), samples=5, seeds=range(6))
-    noise = Noise(seeds=range(6))
-    u = torch.stack([noise.uniform(LEVELS.double()) for _ in range(5)], dim=1)
+    stream = RandomStream(seeds=range(6))
+    u = torch.stack([stream.uniform(LEVELS.double()) for _ in range(5)], dim=1)
     log_density = torch.distributions.Normal(4.0, 2.0).log_prob(LEVELS[:, None] + u).flatten(2).sum(dim=2)
     expected = -(log_density.logsumexp(dim=1) - math.log(5)) / (4 * math.log(2))
     torch.testing.assert_close(bits.per_image, expected, atol=3e-4, rtol=0)
@@ -285,11 +285,11 @@ def test_the_perturbed_start_is_its_formula(sde, shape):
     transform, seeds = Levels(8, -1.5, 2.0), range(len(levels))
     arguments = {"trace": ss.ExactTrace(), "solver": Adams(32), "seeds": seeds}
     bits = ss.bits_per_dim(model, levels, transform, start="perturb", batch_size=len(levels), **arguments)
-    noise = Noise(seeds=seeds)
-    x = transform(levels + noise.uniform(levels.double()))
+    stream = RandomStream(seeds=seeds)
+    x = transform(levels + stream.uniform(levels.double()))
     t = torch.tensor(sde.t_min, dtype=torch.float64)
     alpha, sigma = sde.alpha(t), sde.sigma(t)
-    state = alpha * x + sigma * noise.normal(x)
+    state = alpha * x + sigma * stream.normal(x)
     variance = (alpha * std) ** 2 + sigma**2
     denoised = mean + alpha * std**2 / variance * (state - alpha * mean)
     nats = Normal(alpha * mean, variance.sqrt()).log_prob(state)
@@ -560,7 +560,7 @@ def test_the_trace_error_of_an_importance_weighted_bound_is_calibrated():
         def sample(self, images, noise):
             self.drawn += 1
             seeds = range(100 * self.drawn, 100 * self.drawn + 3)
-            return super().sample(images, Noise(seeds=[*seeds] * (len(images) // 3)))
+            return super().sample(images, RandomStream(seeds=[*seeds] * (len(images) // 3)))
 
     arguments = {"trace": ss.Hutchinson(4), "solver": Adams(16), "samples": 4, "inflation": math.inf}
     copies = levels.repeat(60, 1, 1, 1)
@@ -590,7 +590,7 @@ def test_a_truncated_normal_starts_where_its_points_are_states():
     bits = ss.bits_per_dim(
         model, levels, transform, dequantization=dequantization, trace=ss.ExactTrace(), solver=FINE, seeds=seeds
     )
-    values, log_q = dequantization.sample(levels, Noise(seeds=seeds))
+    values, log_q = dequantization.sample(levels, RandomStream(seeds=seeds))
     x = alpha * transform(values)
     solve = ss.log_prob(model, x, trace=ss.ExactTrace(), solver=FINE, t_start=t)
     expected = -(solve.value + math.log(alpha) + math.log(0.1) - log_q) / math.log(2)

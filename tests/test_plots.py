@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from scoresde.evaluation import Row
+from scoresde.evaluation import ComparisonRow
 from scoresde.plots import COLOURS, PIXELS, image_grid, save_comparison, save_samples
 from tests.conftest import seeded
 
@@ -96,7 +96,7 @@ def test_points_are_drawn_where_they_are(tmp_path):
 
 def row(sampler, nfe, value, metric="sliced_wasserstein", seconds=0.1, spread=0.2):
     floor = sampler == "exact draws"
-    return Row(
+    return ComparisonRow(
         sampler=sampler,
         budget=None if floor else nfe,
         steps=None if floor else nfe,

@@ -43,7 +43,7 @@ TYPES = [*predictions.NAMES, "denoiser"]
 def instance(name):
     if name == "denoiser":
         return predictions.Denoiser()
-    return predictions.Karras(SIGMA_DATA) if name == "karras" else predictions.resolve(name)
+    return predictions.KarrasPreconditioning(SIGMA_DATA) if name == "karras" else predictions.resolve(name)
 
 
 @pytest.mark.parametrize("name", TYPES)
@@ -94,10 +94,14 @@ def test_karras_is_the_preconditioning_of_edm(sde):
         seen.append((scaled, label))
         return output
 
-    denoised = ss.ScoreModel(network, sde, predictions.Karras(SIGMA_DATA)).denoise(x, t) if _usable(sde) else None
+    denoised = (
+        ss.ScoreModel(network, sde, predictions.KarrasPreconditioning(SIGMA_DATA)).denoise(x, t)
+        if _usable(sde)
+        else None
+    )
     c_skip, c_out, c_in, c_noise = (c[:, None] for c in edm(sde, t))
     y = x / sde.alpha(t)[:, None]
-    prediction = predictions.Karras(SIGMA_DATA)
+    prediction = predictions.KarrasPreconditioning(SIGMA_DATA)
     close(prediction.c_in(sde, t)[:, None] * x, c_in * y, rtol=1e-10)
     close(prediction.c_noise(sde, t)[:, None], c_noise, rtol=1e-10, atol=1e-12)
     if denoised is not None:
@@ -113,7 +117,7 @@ def _usable(sde):
 @pytest.mark.parametrize("sde", some("vp", "ve", "karras", "rectified"))
 def test_karras_input_and_target_have_unit_variance(sde):
     t = times(sde, n=11)
-    prediction = predictions.Karras(SIGMA_DATA)
+    prediction = predictions.KarrasPreconditioning(SIGMA_DATA)
     p, q = prediction.target(sde, t)
     close((p * SIGMA_DATA) ** 2 + q**2, torch.ones_like(t))
     close(prediction.c_in(sde, t) ** 2 * ((sde.alpha(t) * SIGMA_DATA) ** 2 + sde.sigma(t) ** 2), torch.ones_like(t))
@@ -196,7 +200,7 @@ def test_discrete_ve_labels_are_those_of_score_sde():
     close(predictions.Discrete("score", labels, "nearest").c_noise(ss.VE(), t), expected, rtol=0)
 
 
-@pytest.mark.parametrize("inner", ["v", predictions.Karras(SIGMA_DATA)])
+@pytest.mark.parametrize("inner", ["v", predictions.KarrasPreconditioning(SIGMA_DATA)])
 def test_discrete_changes_the_label_alone(inner):
     sde, t = ss.VP(), f64(0.2, 0.8)
     discrete, plain = predictions.Discrete(inner, [0.0, 999.0]), predictions.resolve(inner)
@@ -209,7 +213,7 @@ def test_discrete_changes_the_label_alone(inner):
 
 
 def test_names_resolve_and_instances_are_kept():
-    karras = predictions.Karras(0.3)
+    karras = predictions.KarrasPreconditioning(0.3)
     assert predictions.resolve(karras) is karras
     assert isinstance(predictions.resolve("noise"), predictions.Noise)
     assert predictions.resolve("karras").sigma_data == 0.5
@@ -224,8 +228,8 @@ def test_names_resolve_and_instances_are_kept():
             r"noise, data, velocity, v, score, sigma_score, karras.*'epsilon'",
         ),
         (lambda: predictions.resolve(3), TypeError, "Prediction instance expected; got int"),
-        (lambda: predictions.Karras(0.0), ValueError, "sigma_data > 0 expected; got 0"),
-        (lambda: predictions.Karras(math.nan), ValueError, "got nan"),
+        (lambda: predictions.KarrasPreconditioning(0.0), ValueError, "sigma_data > 0 expected; got 0"),
+        (lambda: predictions.KarrasPreconditioning(math.nan), ValueError, "got nan"),
         (lambda: predictions.Discrete("noise", [1.0]), ValueError, "two labels or more expected; got 1"),
         (lambda: predictions.Discrete("noise", TABLE, "ceil"), ValueError, "'floor' expected; got 'ceil'"),
         (lambda: predictions.Discrete("noise", TABLE, start=1.0, end=1.0), ValueError, "start < end"),

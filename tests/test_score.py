@@ -8,10 +8,10 @@ from torch import nn
 import scoresde as ss
 from scoresde import predictions
 from scoresde.counting import counting
-from scoresde.score import as_model
+from scoresde.wrappers import as_model
 from tests.conftest import INSTANCES, PATHS, close, f64, gradient, normal, some, times
 
-TYPES = ["noise", "data", "score", "velocity", "v", predictions.Karras(0.7), predictions.Denoiser()]
+TYPES = ["noise", "data", "score", "velocity", "v", predictions.KarrasPreconditioning(0.7), predictions.Denoiser()]
 SHAPES = [(4, 3), (2, 2), (2, 1, 4, 4)]  # (2, 2): a time of shape (B,) must not run along the other dimension
 VIEWS = ("score", "noise", "denoised", "velocity")
 

@@ -6,8 +6,8 @@ from torch import nn
 
 import scoresde as ss
 from scoresde.samplers import DDIM, EDM, Ancestral, DPMSolverPP, PredictorCorrector, ProbabilityFlow, ReverseDiffusion
-from scoresde.score import ModelWrapper
 from scoresde.thresholding import Clipped, DynamicThresholding, Thresholded, quantile
+from scoresde.wrappers import ModelWrapper
 from tests.conftest import (
     INSTANCES,
     NOISY_END,

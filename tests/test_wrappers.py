@@ -14,10 +14,10 @@ import scoresde as ss
 from scoresde import bounds, losses, samplers
 from scoresde.editing import interpolate, perturb_and_denoise
 from scoresde.evaluation.generation import describe
-from scoresde.score import as_model
 from scoresde.thresholding import Clipped, DynamicThresholding
 from scoresde.training.trainer import Trainer
 from scoresde.views import Pair
+from scoresde.wrappers import as_model
 from tests.conftest import f64, normal, oracle, seeded
 
 CLASSES, SEEDS = 4, [3, 1, 4]

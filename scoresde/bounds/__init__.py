@@ -15,7 +15,7 @@ draws in each: a quarter of their squared difference estimates the variance of t
 strata differ. A single draw in each stratum would have a little less variance, and no honest estimate of it.
 """
 
-from scoresde.bounds.base import Bound, NatsBound
+from scoresde.bounds.bound import Bound, NatsBound
 from scoresde.bounds.chain import DiscreteBound, discrete
 from scoresde.bounds.evidence import continuous, continuous_nats
 

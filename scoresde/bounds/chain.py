@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scoresde.bounds.base import (
+from scoresde.bounds.bound import (
     Bound,
     NatsBound,
     batches,
@@ -30,8 +30,9 @@ from scoresde.bounds.base import (
 )
 from scoresde.losses import Bins, Nodes, chain_term
 from scoresde.protocols import Model, Transform
+from scoresde.random_stream import RandomStream
 from scoresde.score import BaseModel
-from scoresde.tensors import Noise, dimensions, double, float64
+from scoresde.tensors import dimensions, double, float64
 
 # The fraction nu of `losses.hybrid` (None: the model's own), and its words.
 VARIANCES = {
@@ -121,10 +122,10 @@ def discrete(
     bins = _bins(transform, images, levels)
     fraction, meaning = VARIANCES[variance]
     parts, per_step = [], []
-    for conditional, batch, noise in batches(model, images, cond, seeds, batch_size, progress):
+    for conditional, batch, stream in batches(model, images, cond, seeds, batch_size, progress):
         x0 = transform(batch.to(double(batch)) + 0.5)
         with torch.no_grad():
-            part, of_steps = _discrete(conditional, x0, noise, nodes, fraction, bins, draws)
+            part, of_steps = _discrete(conditional, x0, stream, nodes, fraction, bins, draws)
         parts.append(part)
         per_step.append(of_steps / (dimensions(images) * math.log(2)))
     visits = "each step once" if draws is None else f"{draws} draws of the steps in {draws // 2} strata, 2 at node 0"
@@ -141,7 +142,7 @@ def discrete(
 def _discrete(
     model: BaseModel,
     x0: Tensor,
-    noise: Noise,
+    stream: RandomStream,
     nodes: Tensor,
     fraction: float | None,
     bins: Bins,
@@ -152,7 +153,7 @@ def _discrete(
 
     def term(index: Tensor) -> Tensor:
         t = nodes[index]
-        eps = noise.normal(x0)
+        eps = stream.normal(x0)
         views = model.predict(model.sde.perturb(x0, t, eps), t)
         nu = views.variance if fraction is None else fraction
         if nu is None:
@@ -168,7 +169,7 @@ def _discrete(
     values, total, visits = [], torch.zeros(count, steps, dtype=torch.float64), torch.zeros(count, steps)
     for first, end in pairwise(edges):
         for _ in range(repeats):
-            step = first + ((end - first) * uniform(noise, count)).long()
+            step = first + ((end - first) * uniform(stream, count)).long()
             value = term(step + 1)
             total.scatter_add_(1, step[:, None], value[:, None])
             visits.scatter_add_(1, step[:, None], torch.ones(count, 1))

@@ -33,7 +33,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from scoresde.bounds.base import (
+from scoresde.bounds.bound import (
     Bound,
     NatsBound,
     batches,
@@ -46,8 +46,10 @@ from scoresde.dequantization import DataMap, Dequantization, levels_map
 from scoresde.losses import Nodes, TimeDensity, UniformLogSNR, decoder_log_scale, squared_errors
 from scoresde.losses.times import log_snr_slope
 from scoresde.protocols import Model, Transform
-from scoresde.score import BaseModel, as_model
-from scoresde.tensors import Noise, dimensions, double
+from scoresde.random_stream import RandomStream
+from scoresde.score import BaseModel
+from scoresde.tensors import dimensions, double
+from scoresde.wrappers import as_model
 
 
 def continuous_nats(
@@ -55,7 +57,7 @@ def continuous_nats(
     x: Tensor,
     cond: Any = None,
     draws: int = 2,
-    noise: Noise | None = None,
+    stream: RandomStream | None = None,
     times: TimeDensity | None = None,
     seeds: Sequence[int] | None = None,
     generator: torch.Generator | None = None,
@@ -71,25 +73,25 @@ def continuous_nats(
         cond: short for `model.given(cond)`.
         draws: times of each sample, even; or 1, without standard error. The decoder has an eighth of them, at least
             two (at least one), of its own. Each draw is one evaluation of the network.
-        noise: the stream of draws; from `seeds` or `generator` if not given.
+        stream: the stream of draws; from `seeds` or `generator` if not given.
         times: density of the times, `losses.UniformLogSNR()` if not given.
         seeds: one per sample: sample i then has the same value in any batch.
         generator: for the draws, instead of seeds.
 
     Raises:
-        ValueError: an odd number of draws, noise together with seeds or a generator, an SDE without noise at t_min or
+        ValueError: an odd number of draws, stream together with seeds or a generator, an SDE without noise at t_min or
             with an infinite log-SNR at t_max where times are drawn by log-SNR.
         TypeError: the nodes of a chain as times.
     """
     if draws != 1:
         refuse_odd(draws)
-    if noise is None:
-        noise = Noise(generator, seeds, len(x))
+    if stream is None:
+        stream = RandomStream(generator, seeds, len(x))
     elif seeds is not None or generator is not None:
-        raise ValueError("randomness comes from `noise`, or from `seeds` or `generator`; both were given, drop one")
+        raise ValueError("randomness comes from `stream`, or from `seeds` or `generator`; both were given, drop one")
     states = x.to(double(x))
     unchanged = torch.zeros(len(x), dtype=torch.float64)
-    bound = _continuous(as_model(model, cond), lambda: (states, unchanged), draws, noise, times or UniformLogSNR())
+    bound = _continuous(as_model(model, cond), lambda: (states, unchanged), draws, stream, times or UniformLogSNR())
     del bound.terms["change_of_variables"]
     return bound
 
@@ -131,36 +133,36 @@ def continuous(
         RuntimeError: a bound that is not finite, with the images concerned.
     """
     refuse_odd(draws)
-    states, times = levels_map(transform, dequantization), times or UniformLogSNR()
-    if (start := states.start(model.sde)) is not None:
+    data_map, times = levels_map(transform, dequantization), times or UniformLogSNR()
+    if (start := data_map.start(model.sde)) is not None:
         raise ValueError(
             "a dequantisation whose points are clean data expected (Uniform, Variational); "
-            f"{states.dequantization} draws states at t={start:g}, of networks trained on the levels' centres: bound "
+            f"{data_map.dequantization} draws states at t={start:g}, of networks trained on the levels' centres: bound "
             "those with bounds.discrete"
         )
     parts = []
-    for conditional, batch, noise in batches(model, images, cond, seeds, batch_size, progress):
+    for conditional, batch, stream in batches(model, images, cond, seeds, batch_size, progress):
 
-        def point(batch: Tensor = batch, noise: Noise = noise) -> tuple[Tensor, Tensor]:
-            x, nats = states.draw(batch.to(double(batch)), noise, model.sde)
+        def point(batch: Tensor = batch, stream: RandomStream = stream) -> tuple[Tensor, Tensor]:
+            x, nats = data_map.draw(batch.to(double(batch)), stream, model.sde)
             return x, -nats
 
         with torch.no_grad():
-            parts.append(_continuous(conditional, point, draws, noise, times))
+            parts.append(_continuous(conditional, point, draws, stream, times))
     declared = {
-        "dequantization": f"{states.dequantization}, one for each draw",
+        "dequantization": f"{data_map.dequantization}, one for each draw",
         "times": f"{type(times).__name__}, {draws} in {draws // 2} strata per image",
         "decoder": f"density of N(E[x_0 | x_t], (sigma/alpha)^2) at t_min={model.sde.t_min:g}, "
         f"{_decoder_draws(draws)} draws per image",
     }
-    return Bound(**summary(model, states, images, parts, declared))
+    return Bound(**summary(model, data_map, images, parts, declared))
 
 
 def _continuous(
     model: BaseModel,
     point: Callable[[], tuple[Tensor, Tensor]],
     draws: int,
-    noise: Noise,
+    stream: RandomStream,
     times: TimeDensity,
 ) -> NatsBound:
     """The terms of the points (x (B, *), log q - log|det T'| (B,)) that `point` draws."""
@@ -169,15 +171,15 @@ def _continuous(
     sde, repeats = model.sde, min(draws, 2)
     strata = draws // repeats
     t_min, log_scale = torch.tensor(sde.t_min, dtype=torch.float64), decoder_log_scale(sde)
-    decoder = [_errors(model, point()[0], t_min, noise) for _ in range(_decoder_draws(draws))]
+    decoder = [_errors(model, point()[0], t_min, stream) for _ in range(_decoder_draws(draws))]
     reconstruction = torch.stack([error.controlled(1.0) + error.size * log_scale for error in decoder])
     share, rows = _share(decoder), []
     for stratum in range(strata):
         errors = []
         for _ in range(repeats):
             x, change = point()
-            t = times.quantile(sde, (stratum + uniform(noise, len(x))) / strata)
-            error = _errors(model, x, t, noise)
+            t = times.quantile(sde, (stratum + uniform(stream, len(x))) / strata)
+            error = _errors(model, x, t, stream)
             weight = (log_snr_slope(sde, t) / times.density(sde, t)).to(error.squares)
             errors.append(error)
             rows.append(
@@ -207,9 +209,9 @@ class _Errors(NamedTuple):
         return 0.5 * (self.squares - share * (self.norms - self.size))
 
 
-def _errors(model: BaseModel, x: Tensor, t: Tensor, noise: Noise) -> _Errors:
+def _errors(model: BaseModel, x: Tensor, t: Tensor, stream: RandomStream) -> _Errors:
     """Of one draw of x_t."""
-    return _Errors(*squared_errors(model, x, t, noise.normal(x)), dimensions(x))
+    return _Errors(*squared_errors(model, x, t, stream.normal(x)), dimensions(x))
 
 
 def _share(errors: Sequence[_Errors]) -> Tensor:

@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 from scoresde import build, plots
 from scoresde.cli.common import SPLITS, choice
 from scoresde.cli.output import Record, gap, print_table, say, shows_progress
-from scoresde.data.statistics import Statistics, describe, state_of
+from scoresde.data.summary import DatasetSummary, describe, state_of
 from scoresde.training.checkpoint import replace_atomically
 
 FIGURES = Path("datasets") / "figures"
@@ -34,7 +34,7 @@ def data(config: DictConfig) -> Record:
     nodes = {split: config.data[split] for split in SPLITS if config.data.get(split) is not None}
     drawn = choice("split", config.split, nodes)
     datasets = {split: build.instantiate(node, config.trust) for split, node in nodes.items()}
-    found: dict[str, Statistics] = {}
+    found: dict[str, DatasetSummary] = {}
     for split, dataset in datasets.items():
         found[split] = describe(dataset, config.limit, found, progress=shows_progress())
     print_table(table(found))
@@ -58,7 +58,7 @@ def data(config: DictConfig) -> Record:
     return {"data": name_of(config), **known, "paths": {"picture": picture}}
 
 
-def record_of(statistics: Statistics) -> Record:
+def record_of(statistics: DatasetSummary) -> Record:
     """The statistics as numbers."""
     return {key: value for key, value in vars(statistics).items() if key != "fingerprints"}
 
@@ -92,9 +92,9 @@ def in_model_space(config: DictConfig, datasets: dict[str, Dataset]) -> dict[str
     return {"mean": float(states.mean()), "std": float(states.std())}
 
 
-def table(found: dict[str, Statistics]) -> list[list[str]]:
+def table(found: dict[str, DatasetSummary]) -> list[list[str]]:
     """The statistics as lines of cells, a column for each split; lines that say nothing are left out."""
-    rows: dict[str, Callable[[Statistics], str]] = {
+    rows: dict[str, Callable[[DatasetSummary], str]] = {
         "items": lambda s: f"{s.count:,}",
         "examined": lambda s: f"{s.examined:,}" if s.examined < s.count else "",
         "state": lambda s: f"{' x '.join(map(str, s.shape)) or '()'} {s.dtype}",

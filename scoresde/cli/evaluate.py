@@ -15,12 +15,12 @@ from scoresde.cli.common import SPLITS, choice, listed, load_run
 from scoresde.cli.likelihood import likelihood_of, likelihood_paths, likelihood_row, likelihood_table
 from scoresde.cli.output import Record, gap, keep, print_table, say, shows_progress
 from scoresde.cli.sample import draw_of_run, draw_row
-from scoresde.evaluation.features import TrainedClassifier
-from scoresde.evaluation.images import is_of_images
-from scoresde.evaluation.quality import Comparison, Quality, errors, quality_of_images, quality_of_states, table
+from scoresde.evaluation.image_data import is_of_images
+from scoresde.evaluation.quality import Quality, QualitySettings, errors, quality_of_images, quality_of_states, table
 from scoresde.evaluation.records import METRICS
 from scoresde.evaluation.references import data_items
-from scoresde.metrics.statistics import Statistics
+from scoresde.evaluation.trained_classifier import TrainedClassifier
+from scoresde.metrics.feature_statistics import FeatureStatistics
 from scoresde.training import distributed
 
 DEFAULT_SPACE = "pixels"
@@ -69,7 +69,7 @@ class _Evaluation:
         choice("split", config.split, SPLITS)
         metrics = None if config.metrics is None else listed(config, "metrics")
         floors = [] if config.floors is None else list(config.floors)
-        self.comparison = Comparison(config.split, metrics, floors, config.seed, tuple(config.trust))
+        self.comparison = QualitySettings(config.split, metrics, floors, config.seed, tuple(config.trust))
         if not self.is_image:
             space = HydraConfig.get().runtime.choices["features"]
             for name, given in (("features", space != DEFAULT_SPACE), ("reference", config.reference is not None)):
@@ -79,7 +79,7 @@ class _Evaluation:
                         f"{tuple(self.run.config.data.shape)}, which are compared as they are"
                     )
             return
-        self.reference = None if config.reference is None else Statistics.load(config.reference)
+        self.reference = None if config.reference is None else FeatureStatistics.load(config.reference)
         self.space = build.instantiate(config.features, config.trust)
         if isinstance(self.space, TrainedClassifier):
             self.space.progress = shows_progress()

@@ -19,9 +19,9 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from scoresde import process
 from scoresde.cli.names import one_line
 from scoresde.cli.output import Arriving, Output, Record, line, talking
+from scoresde.process_settings import tune_process
 from scoresde.training import distributed
 from scoresde.training.trainer import Interrupted
 
@@ -107,7 +107,7 @@ class Job:
         if not self.sent:
             yield
             return
-        process.prepare()
+        tune_process()
         join_tasks()
         self.refuse_several()
         with distributed.processes():

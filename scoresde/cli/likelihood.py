@@ -13,12 +13,12 @@ from scoresde import build
 from scoresde.cli.common import SPLITS, choice, load_run, warnings_told
 from scoresde.cli.output import Record, keep, say, shows_progress
 from scoresde.dequantization import Dequantization, TruncatedNormal, Uniform, Variational
-from scoresde.evaluation.likelihood import Estimate, Likelihood, evaluate_likelihood
+from scoresde.evaluation.dataset_likelihood import DatasetLikelihood, Estimate, evaluate_likelihood
 from scoresde.evaluation.records import METRICS, PER_SAMPLE, keep_per_sample
 from scoresde.training import distributed
 from scoresde.training.checkpoint import save
-from scoresde.training.dequantization import DEQUANTIZATION, learn
-from scoresde.training.dequantization import compare as compare_dequantizations
+from scoresde.training.learned_dequantization import DEQUANTIZATION, learn
+from scoresde.training.learned_dequantization import compare as compare_dequantizations
 
 
 def bpd(config: DictConfig) -> Record | None:
@@ -38,7 +38,7 @@ def likelihood_paths(run: build.Run, config: DictConfig) -> dict[str, Path]:
     return {"per_sample": run.path / PER_SAMPLE / f"{config.split}.npz"}
 
 
-def likelihood_of(run: build.Run, config: DictConfig, verb: str) -> tuple[Likelihood, float]:
+def likelihood_of(run: build.Run, config: DictConfig, verb: str) -> tuple[DatasetLikelihood, float]:
     """The likelihood of a run that a configuration of `bpd` describes, and its seconds; each sample's is kept."""
     split = choice("split", config.split, SPLITS)
     if (node := run.config.data[split]) is None:
@@ -59,14 +59,14 @@ def likelihood_of(run: build.Run, config: DictConfig, verb: str) -> tuple[Likeli
     return result, round(time.perf_counter() - started, 2)
 
 
-def likelihood_row(result: Likelihood, config: DictConfig, seconds: float) -> dict[str, Any]:
+def likelihood_row(result: DatasetLikelihood, config: DictConfig, seconds: float) -> dict[str, Any]:
     """What `metrics.jsonl` keeps of a likelihood."""
     row = {"kind": "likelihood", "split": config.split, "n": len(result.per_sample), "weights": config.weights}
     fields = {key: value for key, value in asdict(result).items() if key != "per_sample"}
     return {**row, **fields, "seconds": seconds, "seed": config.seed}
 
 
-def likelihood_table(result: Likelihood, split: str) -> dict[str, Any]:
+def likelihood_table(result: DatasetLikelihood, split: str) -> dict[str, Any]:
     """The rows of a likelihood: the figure, its errors, what it rests on."""
     count = len(result.per_sample)
     figure = str(Estimate(result.mean, result.stderr))

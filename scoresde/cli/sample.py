@@ -15,7 +15,7 @@ from scoresde import build, plots
 from scoresde.cli.common import SPLITS, choice, draw, listed, load_run, save_array, warnings_told
 from scoresde.cli.output import Record, gap, keep, print_table, say, shows_progress
 from scoresde.evaluation import references
-from scoresde.evaluation import samplers as comparison
+from scoresde.evaluation import sampler_comparison as comparison
 from scoresde.evaluation.generation import DrawnSamples, draw_samples
 from scoresde.evaluation.records import METRICS
 from scoresde.samplers import Sampler

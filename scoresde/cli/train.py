@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 from scoresde import build
 from scoresde.cli.common import draw, run_directory
 from scoresde.cli.output import Record, say, shows_progress
-from scoresde.data.statistics import state_of
+from scoresde.data.summary import state_of
 from scoresde.dequantization import DataMap
 from scoresde.losses import Objective
 from scoresde.score import ScoreModel

@@ -1,8 +1,8 @@
 """Checkpoints of other projects as runs of this one: `model`, `transform` and `config`, as `scoresde.load` gives."""
 
-from scoresde.convert.base import save_run
 from scoresde.convert.from_diffusers import diffusers
 from scoresde.convert.from_edm import edm
 from scoresde.convert.from_score_sde import score_sde
+from scoresde.convert.runs import save_run
 
 __all__ = ["diffusers", "edm", "save_run", "score_sde"]

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from scoresde import build
-from scoresde.convert.base import image_data
+from scoresde.convert.runs import image_data
 from scoresde.protocols import Condition
 from scoresde.sdes import Tabulated
 from scoresde.tensors import float64

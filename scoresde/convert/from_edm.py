@@ -9,7 +9,7 @@ says otherwise: `{"class": "VPPrecond", "kwargs": {...}}`, its constructor's arg
 
 | preconditioning | SDE                      | F                         | noise label      |
 | --------------- | ------------------------ | ------------------------- | ---------------- |
-| `EDMPrecond`    | `Karras`, sigma = t      | `predictions.Karras`      | log(sigma) / 4   |
+| `EDMPrecond`    | `Karras`, sigma = t      | `predictions.KarrasPreconditioning`      | log(sigma) / 4   |
 | `VPPrecond`     | `VP`                     | eps                       | (M - 1) t        |
 | `VEPrecond`     | `Karras`, sigma = t      | -eps                      | log(sigma / 2)   |
 """
@@ -25,8 +25,8 @@ import torch
 from torch import Tensor
 
 from scoresde.build import Run, assemble
-from scoresde.convert.base import image_data
 from scoresde.convert.files import load_tensors
+from scoresde.convert.runs import image_data
 from scoresde.networks.blocks import Attention
 from scoresde.networks.unet import UNet
 from scoresde.predictions import Prediction
@@ -108,7 +108,11 @@ def preconditioning(config: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str
     dropout = float(arguments.get("dropout", 0.1))
     if name == "EDMPrecond":
         sde = {"_target_": "scoresde.sdes.Karras", "t_min": 0.002, "t_max": 80.0}
-        return sde, {"_target_": "scoresde.predictions.Karras", "sigma_data": arguments.get("sigma_data", 0.5)}, dropout
+        return (
+            sde,
+            {"_target_": "scoresde.predictions.KarrasPreconditioning", "sigma_data": arguments.get("sigma_data", 0.5)},
+            dropout,
+        )
     if name == "VEPrecond":
         ends = {"t_min": arguments.get("sigma_min", 0.02), "t_max": arguments.get("sigma_max", 100.0)}
         return {"_target_": "scoresde.sdes.Karras", **ends}, {"_target_": f"{__name__}.NegativeNoise"}, dropout

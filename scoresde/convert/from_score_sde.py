@@ -27,8 +27,8 @@ import torch
 from torch import Tensor, nn
 
 from scoresde.build import Run, assemble
-from scoresde.convert.base import image_data
 from scoresde.convert.files import load_tensors
+from scoresde.convert.runs import image_data
 from scoresde.networks.blocks import Attention, ResidualBlock
 from scoresde.networks.embeddings import FourierEmbedding
 from scoresde.networks.resampling import ResampledConvolution

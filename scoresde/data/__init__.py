@@ -4,11 +4,11 @@ from scoresde.data.arrays import Arrays
 from scoresde.data.cifar import CIFAR10
 from scoresde.data.datasets import Digits, Toy2D
 from scoresde.data.idx import IDX
-from scoresde.data.images import ImageFolder
+from scoresde.data.image_files import ImageFolder
 from scoresde.data.parquet import ParquetImages
 from scoresde.data.patches import Patches
 from scoresde.data.standardize import Standardize
-from scoresde.data.statistics import Statistics, describe
+from scoresde.data.summary import DatasetSummary, describe
 from scoresde.data.tables import Table
 from scoresde.data.transforms import Affine, Compose, Levels, Logit
 
@@ -18,6 +18,7 @@ __all__ = [
     "Affine",
     "Arrays",
     "Compose",
+    "DatasetSummary",
     "Digits",
     "ImageFolder",
     "Levels",
@@ -25,7 +26,6 @@ __all__ = [
     "ParquetImages",
     "Patches",
     "Standardize",
-    "Statistics",
     "Table",
     "Toy2D",
     "describe",

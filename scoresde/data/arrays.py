@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from scoresde.data.base import Items, split_indices
+from scoresde.data.items import Items, split_indices
 
 KINDS = "biuf"  # NumPy's letters of bool, signed, unsigned and floating
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from scoresde.data.base import Items
+from scoresde.data.items import Items
 
 SHAPE = (3, 32, 32)
 PIXELS = 3 * 32 * 32

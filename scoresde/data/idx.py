@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from scoresde.data.base import Items
+from scoresde.data.items import Items
 
 PREFIXES = {"train": "train", "test": "t10k"}
 GZIP = b"\x1f\x8b"

@@ -19,8 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scoresde.data.base import Items, split_indices
-from scoresde.data.images import Reader
+from scoresde.data.image_files import Reader
+from scoresde.data.items import Items, split_indices
 
 
 class ParquetImages(Items):

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from scoresde.data.base import Items
+from scoresde.data.items import Items
 
 STRIP = 80
 LAYOUT = {

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from scoresde.data.statistics import moments, state_of
+from scoresde.data.summary import moments, state_of
 
 PER = ("dimension", "channel")
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from scoresde.data.base import Items, split_indices
+from scoresde.data.items import Items, split_indices
 
 DELIMITERS = (",", ";", "\t", "|")
 MISSING = ("", "na", "n/a", "nan", "null", "none", "?", "-")

@@ -1,20 +1,20 @@
 """Measurements of a run: its likelihood with its errors, the quality of its samples, its samplers side by side."""
 
+from scoresde.evaluation.dataset_likelihood import Budget, DatasetLikelihood, Estimate, evaluate_likelihood
 from scoresde.evaluation.generation import DrawnSamples, draw_samples
-from scoresde.evaluation.likelihood import Budget, Estimate, Likelihood, evaluate_likelihood
-from scoresde.evaluation.quality import Comparison, Quality, quality_of_images, quality_of_states
+from scoresde.evaluation.quality import Quality, QualitySettings, quality_of_images, quality_of_states
 from scoresde.evaluation.references import Reference, mixture_of_three
-from scoresde.evaluation.samplers import Row, compare
+from scoresde.evaluation.sampler_comparison import ComparisonRow, compare
 
 __all__ = [
     "Budget",
-    "Comparison",
+    "ComparisonRow",
+    "DatasetLikelihood",
     "DrawnSamples",
     "Estimate",
-    "Likelihood",
     "Quality",
+    "QualitySettings",
     "Reference",
-    "Row",
     "compare",
     "draw_samples",
     "evaluate_likelihood",

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from scoresde.build import Run
-from scoresde.evaluation.pieces import Numbers, digest, evaluate, path_of, store
+from scoresde.evaluation.resumable import Numbers, digest, evaluate, path_of, store
 from scoresde.protocols import Model
 from scoresde.samplers import Sampler
 from scoresde.training import distributed

@@ -17,13 +17,13 @@ import torch
 from torch import Tensor
 
 from scoresde.build import Run
-from scoresde.evaluation.features import shared_extract
-from scoresde.evaluation.images import data_statistics, span_of, to_levels
+from scoresde.evaluation.image_data import data_statistics, span_of, to_levels
 from scoresde.evaluation.references import Reference, check_metrics, figures
-from scoresde.evaluation.samplers import plus_minus
+from scoresde.evaluation.sampler_comparison import plus_minus
+from scoresde.evaluation.trained_classifier import shared_extract
+from scoresde.metrics.feature_statistics import FeatureStatistics
 from scoresde.metrics.features import Features, FeatureSpace
-from scoresde.metrics.images import METRICS, Figure, measure, missing
-from scoresde.metrics.statistics import Statistics
+from scoresde.metrics.image_quality import METRICS, Figure, measure, missing
 from scoresde.training.batches import step_seed
 
 FLOORS = ("train", "halves")
@@ -53,7 +53,7 @@ class Quality:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class QualitySettings:
     """What samples are compared with, and how.
 
     Args:
@@ -87,8 +87,8 @@ def quality_of_images(
     run: Run,
     samples: Tensor,
     space: FeatureSpace,
-    comparison: Comparison,
-    reference: Statistics | None = None,
+    comparison: QualitySettings,
+    reference: FeatureStatistics | None = None,
     directory: Path | None = None,
     batch_size: int = 256,
     device: torch.device | str = "cpu",
@@ -134,7 +134,9 @@ def quality_of_images(
         first, second = (reference.features[rows] for rows in _halves(len(reference.features), comparison.seed))
         half = f"half of {name}"
         columns.append(
-            _column(half, first, f"the other half of {name}", Statistics.of(second), metrics, comparison.seed, device)
+            _column(
+                half, first, f"the other half of {name}", FeatureStatistics.of(second), metrics, comparison.seed, device
+            )
         )
     left_out = {metric: why for metric, why in missing(found, reference).items() if metric in metrics}
     if given is not None and given.features is None and "halves" in comparison.floors:
@@ -143,13 +145,19 @@ def quality_of_images(
 
 
 def _column(
-    what: str, x: Features, reference: str, y: Statistics, metrics: Sequence[str], seed: int, device: torch.device | str
+    what: str,
+    x: Features,
+    reference: str,
+    y: FeatureStatistics,
+    metrics: Sequence[str],
+    seed: int,
+    device: torch.device | str,
 ) -> Column:
     return Column(what, len(x), reference, y.count, measure(x, y, metrics, seed, device))
 
 
 def quality_of_states(
-    run: Run, samples: Tensor, comparison: Comparison, resamples: int = 200, level: float = 0.95
+    run: Run, samples: Tensor, comparison: QualitySettings, resamples: int = 200, level: float = 0.95
 ) -> Quality:
     """The figures of states of any shape in model space, with half the width of an interval as their error.
 
@@ -196,7 +204,7 @@ def _check_shape(run: Run, samples: Tensor) -> None:
         raise ValueError("finite samples expected; got NaN or infinite ones")
 
 
-def _check_space(reference: Statistics, space: FeatureSpace) -> None:
+def _check_space(reference: FeatureStatistics, space: FeatureSpace) -> None:
     if reference.space and reference.space != space.name:
         raise ValueError(f"statistics of the feature space {space.name} expected; these are of {reference.space}")
 

@@ -20,10 +20,11 @@ from scoresde.dequantization import DataMap
 from scoresde.metrics.intervals import Interval, Statistic, bootstrap
 from scoresde.metrics.kernels import Discrepancy, gaussian, median_bandwidths
 from scoresde.metrics.moments import PrincipalComponents, covariance_error, frechet_distance, mean_error, moments
-from scoresde.metrics.states import flatten
+from scoresde.metrics.samples import flatten
 from scoresde.metrics.transport import SlicedWasserstein, directions
+from scoresde.random_stream import RandomStream
 from scoresde.sdes import SDE
-from scoresde.tensors import Noise, float64
+from scoresde.tensors import float64
 from scoresde.training.batches import split_condition, step_seed
 
 PROJECTIONS, COMPONENTS = 128, 32
@@ -101,8 +102,8 @@ def data_states(run: Run, split: str, most: int, seed: int = 0, trust: Sequence[
     """
     x = data_items(run, split, most, trust)
     training = instantiate(run.config.data.get("training"), trust)
-    states = DataMap(**training) if training else run.states
-    return float64(states.training_states(x.double(), Noise(seeds=range(seed, seed + len(x)))))
+    data_map = DataMap(**training) if training else run.data_map
+    return float64(data_map.training_states(x.double(), RandomStream(seeds=range(seed, seed + len(x)))))
 
 
 def data_items(run: Run, split: str, most: int | None = None, trust: Sequence[str] = ()) -> Tensor:

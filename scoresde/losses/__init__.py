@@ -24,7 +24,14 @@ from scoresde.losses.implicit import ImplicitScoreMatching, SlicedScoreMatching
 from scoresde.losses.objective import Drawn, LossTerms, Objective
 from scoresde.losses.times import LogNormal, Nodes, TimeDensity, UniformLogSNR, UniformTime
 from scoresde.losses.variational import BoundTerms, VariationalBound, decoder_log_scale, squared_errors
-from scoresde.losses.weightings import WEIGHTINGS, Karras, Likelihood, MinSNR, Variance, Weighting
+from scoresde.losses.weightings import (
+    WEIGHTINGS,
+    KarrasWeighting,
+    LikelihoodWeighting,
+    MinSNRWeighting,
+    VarianceWeighting,
+    Weighting,
+)
 
 __all__ = [
     "WEIGHTINGS",
@@ -34,18 +41,18 @@ __all__ = [
     "Drawn",
     "Hybrid",
     "ImplicitScoreMatching",
-    "Karras",
-    "Likelihood",
+    "KarrasWeighting",
+    "LikelihoodWeighting",
     "LogNormal",
     "LossTerms",
-    "MinSNR",
+    "MinSNRWeighting",
     "Nodes",
     "Objective",
     "SlicedScoreMatching",
     "TimeDensity",
     "UniformLogSNR",
     "UniformTime",
-    "Variance",
+    "VarianceWeighting",
     "VariationalBound",
     "Weighting",
     "bin_log_prob",

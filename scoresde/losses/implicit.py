@@ -25,8 +25,9 @@ from scoresde.divergence import ExactTrace, Field, Hutchinson, Trace, quadratic_
 from scoresde.losses.objective import Drawn, Objective
 from scoresde.losses.times import TimeDensity
 from scoresde.losses.weightings import Weighting
+from scoresde.random_stream import RandomStream
 from scoresde.score import BaseModel
-from scoresde.tensors import Noise, dimensions, sum_dims
+from scoresde.tensors import dimensions, sum_dims
 
 
 class ImplicitScoreMatching(Objective):
@@ -56,7 +57,7 @@ class ImplicitScoreMatching(Objective):
         weight, sigma = weight.to(square), model.sde.sigma(t).to(square)
         return (weight * (square - 2 * sigma * trace) / dimensions(x)).to(x)
 
-    def _estimate(self, field: Field, x: Tensor, stream: Noise) -> tuple[Tensor, Tensor]:
+    def _estimate(self, field: Field, x: Tensor, stream: RandomStream) -> tuple[Tensor, Tensor]:
         """||v||^2 and tr(dv/dx) of the field v at x, or unbiased estimates of them: float64 (B,)."""
         value, traces, _ = self.trace.bind(stream, x, differentiable=True)(field, x)
         return sum_dims(value.square()), traces.mean(dim=1)
@@ -91,7 +92,7 @@ class SlicedScoreMatching(ImplicitScoreMatching):
         self.directions, self.variance_reduction = directions, variance_reduction
         self.projections, self.distribution = projections, distribution
 
-    def _estimate(self, field: Field, x: Tensor, stream: Noise) -> tuple[Tensor, Tensor]:
+    def _estimate(self, field: Field, x: Tensor, stream: RandomStream) -> tuple[Tensor, Tensor]:
         if self.variance_reduction:
             return super()._estimate(field, x, stream)
         directions = self.directions.draw(stream, x)

@@ -13,9 +13,11 @@ from scoresde.losses import weightings
 from scoresde.losses.times import TimeDensity
 from scoresde.losses.weightings import Weighting
 from scoresde.protocols import Model
-from scoresde.score import BaseModel, as_model
+from scoresde.random_stream import RandomStream
+from scoresde.score import BaseModel
 from scoresde.sdes import SDE
-from scoresde.tensors import Noise, float64
+from scoresde.tensors import float64
+from scoresde.wrappers import as_model
 
 
 @dataclass
@@ -38,7 +40,7 @@ class Drawn:
     x0: Tensor
     t: Tensor
     noise: Tensor
-    stream: Noise
+    stream: RandomStream
 
     def perturbed(self, sde: SDE) -> Tensor:
         """x_t = alpha x_0 + sigma eps."""
@@ -85,7 +87,7 @@ class Objective(nn.Module):
         t: Tensor | None = None,
         noise: Tensor | None = None,
         generator: torch.Generator | None = None,
-        stream: Noise | None = None,
+        stream: RandomStream | None = None,
     ) -> LossTerms:
         """Loss terms of clean states x0 (B, *).
 
@@ -110,7 +112,7 @@ class Objective(nn.Module):
         if noise is not None and noise.shape != x0.shape:
             raise ValueError(f"noise of the shape of the states, {tuple(x0.shape)}, expected; got {tuple(noise.shape)}")
         if stream is None:
-            stream = Noise(generator)
+            stream = RandomStream(generator)
         if noise is None:
             noise = stream.normal(x0)
         return self.terms(model, Drawn(x0, t, noise, stream))

@@ -32,14 +32,14 @@ class Weighting:
         raise NotImplementedError(f"{type(self).__name__} must define omega(sde, t)")
 
 
-class Variance(Weighting):
+class VarianceWeighting(Weighting):
     """lambda = sigma^2 on the score: every noise level's error of the noise counts the same (2011.13456, sec. 3)."""
 
     def omega(self, sde: SDE, t: Tensor) -> Tensor:
         return UniformTime().density(sde, t)
 
 
-class Likelihood(Weighting):
+class LikelihoodWeighting(Weighting):
     """lambda = g^2 on the score: L d/2 plus a constant bounds the negative log-likelihood (2101.09258, theorem 1)."""
 
     times = UniformLogSNR()
@@ -48,7 +48,7 @@ class Likelihood(Weighting):
         return log_snr_slope(sde, t)
 
 
-class Karras(Weighting):
+class KarrasWeighting(Weighting):
     """EDM's: unit weight on the network's own error, log-normal noise levels (2206.00364, table 1)."""
 
     def __init__(self, sigma_data: float = 0.5, mean: float = -1.2, std: float = 1.2):
@@ -59,7 +59,7 @@ class Karras(Weighting):
         return (1 + (ratio / self.sigma_data).square()) * self.times.density(sde, t)
 
 
-class MinSNR(Weighting):
+class MinSNRWeighting(Weighting):
     """min(SNR, gamma) on the error of the data (2303.09556, eq. 8; gamma = 5)."""
 
     def __init__(self, gamma: float = 5.0):
@@ -69,7 +69,12 @@ class MinSNR(Weighting):
         return torch.exp(math.log(self.gamma) - sde.log_snr(t)).clamp(max=1) * UniformTime().density(sde, t)
 
 
-WEIGHTINGS = {"variance": Variance, "likelihood": Likelihood, "karras": Karras, "min_snr": MinSNR}
+WEIGHTINGS = {
+    "variance": VarianceWeighting,
+    "likelihood": LikelihoodWeighting,
+    "karras": KarrasWeighting,
+    "min_snr": MinSNRWeighting,
+}
 
 
 def resolve(weighting: str | Weighting) -> Weighting:

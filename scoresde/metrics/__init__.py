@@ -1,7 +1,8 @@
 """Distances between samples with their errors: of states as they are, and of images in a feature space."""
 
-from scoresde.metrics.features import Classifier, Features, FeatureSpace, Inception, Pixels
-from scoresde.metrics.images import (
+from scoresde.metrics.feature_statistics import FeatureStatistics
+from scoresde.metrics.features import ClassifierFeatures, Features, FeatureSpace, Inception, Pixels
+from scoresde.metrics.image_quality import (
     Figure,
     frechet,
     inception_score,
@@ -10,7 +11,6 @@ from scoresde.metrics.images import (
     measure_images,
     precision_recall,
 )
-from scoresde.metrics.statistics import Statistics
 from scoresde.metrics.vectors import (
     Discrepancy,
     Interval,
@@ -28,9 +28,10 @@ from scoresde.metrics.vectors import (
 )
 
 __all__ = [
-    "Classifier",
+    "ClassifierFeatures",
     "Discrepancy",
     "FeatureSpace",
+    "FeatureStatistics",
     "Features",
     "Figure",
     "Inception",
@@ -38,7 +39,6 @@ __all__ = [
     "Pixels",
     "PrincipalComponents",
     "SlicedWasserstein",
-    "Statistics",
     "bootstrap",
     "covariance_error",
     "energy_distance",

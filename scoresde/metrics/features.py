@@ -196,7 +196,7 @@ class Inception:
         return Features(values, None if output is None else F.linear(values, output.weight))
 
 
-class Classifier:
+class ClassifierFeatures:
     """A network trained on labels of images of that kind: what it has before its classes, and their logits.
 
     Args:

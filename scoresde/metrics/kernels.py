@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from scoresde.metrics.states import both, everything, flatten
+from scoresde.metrics.samples import both, everything, flatten
 
 SCALES = (0.25, 0.5, 1.0, 2.0, 4.0)  # bandwidths, in units of the median distance
 MEDIAN_POINTS = 1000

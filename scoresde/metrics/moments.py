@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from scoresde.metrics.states import both, flatten
+from scoresde.metrics.samples import both, flatten
 from scoresde.tensors import float64
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from scoresde.metrics.states import both, everything
+from scoresde.metrics.samples import both, everything
 from scoresde.tensors import float64
 
 

@@ -27,7 +27,7 @@ from scoresde.metrics.moments import (
     mean_error,
     moments,
 )
-from scoresde.metrics.states import flatten
+from scoresde.metrics.samples import flatten
 from scoresde.metrics.transport import SlicedWasserstein, directions, sliced_wasserstein, wasserstein
 
 __all__ = [

@@ -55,7 +55,7 @@ def layer_norm(width: int) -> nn.LayerNorm:
     return nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
 
 
-class Attention(nn.Module):
+class TokenAttention(nn.Module):
     """Multi-head self-attention over all tokens, (B, N, width) -> (B, N, width)."""
 
     def __init__(self, width: int, heads: int):
@@ -81,7 +81,7 @@ class FeedForward(nn.Module):
 
 
 class DiTBlock(nn.Module):
-    """Attention and feed-forward, each modulated before and gated after by the features (2212.09748, section 3.2).
+    """TokenAttention and feed-forward, each modulated before and gated after by the features (2212.09748, section 3.2).
 
     Args:
         width: of the tokens (B, N, width) and the features (B, width).
@@ -92,7 +92,7 @@ class DiTBlock(nn.Module):
 
     def __init__(self, width: int, heads: int, hidden: int, dropout: float = 0.0):
         super().__init__()
-        self.norm1, self.attention = layer_norm(width), Attention(width, heads)
+        self.norm1, self.attention = layer_norm(width), TokenAttention(width, heads)
         self.norm2, self.mlp = layer_norm(width), FeedForward(width, hidden)
         self.modulation = linear(width, 6 * width, scale=0.0)
         self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()

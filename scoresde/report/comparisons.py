@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from markupsafe import Markup
 
-from scoresde.evaluation.samplers import Row
+from scoresde.evaluation.sampler_comparison import ComparisonRow
 from scoresde.report.charts import Chart
 from scoresde.report.facts import Facts
 from scoresde.report.facts import Line as MetricLine
@@ -54,7 +54,7 @@ def title_of(metric: str, space: str) -> str:
     return name if space in ("state", "", "model space") else f"{name} ({space})"
 
 
-def comparison_chart(rows: Sequence[Row], level: float) -> Chart | None:
+def comparison_chart(rows: Sequence[ComparisonRow], level: float) -> Chart | None:
     """A metric against the number of evaluations, a curve for each sampler; None if nothing is above zero."""
     positive = [row.value for row in rows if row.value > 0 and not row.is_floor]
     if not positive:
@@ -107,7 +107,7 @@ def spread_out(ticks: Sequence[int]) -> list[int]:
     return kept
 
 
-def comparison_table(rows: Sequence[Row], level: float) -> Table:
+def comparison_table(rows: Sequence[ComparisonRow], level: float) -> Table:
     """A line for each sampler and budget."""
     metrics = list(dict.fromkeys((row.metric, row.space) for row in rows))
     titles = ["sampler", "NFE", "seconds", *(title_of(*metric) for metric in metrics)]

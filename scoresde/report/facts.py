@@ -29,7 +29,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from scoresde.evaluation.records import METRICS, digest, load_per_sample
-from scoresde.evaluation.samplers import Row
+from scoresde.evaluation.sampler_comparison import ComparisonRow
 from scoresde.training.guard import SKIPPED
 from scoresde.training.trainer import CHECKPOINT, LOG
 
@@ -66,7 +66,7 @@ def read_lines(path: Path) -> list[Line]:
     return found
 
 
-def read_comparison(path: Path) -> list[Row]:
+def read_comparison(path: Path) -> list[ComparisonRow]:
     """The rows of a comparison's CSV, none where there is no file.
 
     Raises:
@@ -83,7 +83,7 @@ def read_comparison(path: Path) -> list[Row]:
                 given |= {key: int(line[key]) if line[key] else None for key in whole}
                 given |= {key: float(line[key]) if line[key] else None for key in real}
                 given["backward"] = int(line.get("backward") or 0)
-                rows.append(Row(**{column.name: given[column.name] for column in fields(Row)}))
+                rows.append(ComparisonRow(**{column.name: given[column.name] for column in fields(ComparisonRow)}))
             except (KeyError, TypeError, ValueError) as error:
                 raise ValueError(f"{path} as `scoresde compare` writes it expected; {error!r} in {line}") from error
     return rows
@@ -127,7 +127,7 @@ class Facts:
         return read_lines(self.path / METRICS)
 
     @cached_property
-    def comparison(self) -> list[Row]:
+    def comparison(self) -> list[ComparisonRow]:
         return read_comparison(self.path / COMPARISON)
 
     @property

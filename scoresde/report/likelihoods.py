@@ -7,7 +7,7 @@ import numpy as np
 from torch import stack
 from torch.utils.data import Dataset
 
-from scoresde.data.statistics import state_of
+from scoresde.data.summary import state_of
 from scoresde.report.axes import MINUS
 from scoresde.report.charts import Bar, Bars, Chart
 from scoresde.report.facts import Facts, Line

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from scoresde.build import Run
-from scoresde.data.statistics import state_of
+from scoresde.data.summary import state_of
 from scoresde.evaluation.records import provenance
 from scoresde.report import words
 from scoresde.report.commands import adding, reproducing

@@ -3,7 +3,7 @@
 import math
 from typing import Any
 
-from scoresde.evaluation.samplers import plus_minus
+from scoresde.evaluation.sampler_comparison import plus_minus
 from scoresde.report.axes import MINUS
 from scoresde.report.facts import Facts, Line
 

@@ -1,13 +1,14 @@
 """Samplers: predictor-corrector, multistep and single-step methods, and the probability flow."""
 
 from scoresde.samplers.adaptive import ErrorControlled
-from scoresde.samplers.base import Sampler, Samples
 from scoresde.samplers.correctors import MALA, AnnealedLangevin, Langevin
-from scoresde.samplers.exponential import DDIM, DPMSolverPP, SASolver, UniPC
+from scoresde.samplers.ddim import DDIM
+from scoresde.samplers.deis import DEIS, IPNDM, AngularAdams
+from scoresde.samplers.dpm_solver import DPMSolver, DPMSolverPP
 from scoresde.samplers.grids import (
     Angle,
     Indices,
-    Karras,
+    KarrasGrid,
     Power,
     angle,
     karras,
@@ -16,8 +17,8 @@ from scoresde.samplers.grids import (
     uniform_log_snr,
     uniform_time,
 )
+from scoresde.samplers.heun import EDM, Heun
 from scoresde.samplers.linear import Linear
-from scoresde.samplers.multistep import DEIS, IPNDM, AngularAdams
 from scoresde.samplers.predictor_corrector import PredictorCorrector, ProbabilityFlow
 from scoresde.samplers.predictors import (
     Ancestral,
@@ -26,8 +27,10 @@ from scoresde.samplers.predictors import (
     ReverseDiffusion,
     StochasticHeun,
 )
-from scoresde.samplers.singlestep import EDM, DPMSolver, Heun
+from scoresde.samplers.sa_solver import SASolver
+from scoresde.samplers.sampler import Sampler, Samples
 from scoresde.samplers.torchsde import TorchSDE
+from scoresde.samplers.unipc import UniPC
 
 __all__ = [
     "DDIM",
@@ -45,7 +48,7 @@ __all__ = [
     "EulerMaruyama",
     "Heun",
     "Indices",
-    "Karras",
+    "KarrasGrid",
     "Langevin",
     "Linear",
     "OptimalVariance",

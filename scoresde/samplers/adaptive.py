@@ -31,13 +31,14 @@ import torch
 from torch import Tensor
 
 from scoresde.flow import COARSE
-from scoresde.samplers.base import Sampler
+from scoresde.random_stream import RandomStream
 from scoresde.samplers.grids import Transition, transitions, uniform_log_snr
 from scoresde.samplers.predictors import check_level
+from scoresde.samplers.sampler import Sampler
 from scoresde.score import BaseModel
 from scoresde.sdes import SDE
-from scoresde.solvers.base import finite, rms
-from scoresde.tensors import Noise, broadcast, double
+from scoresde.solvers.solver import finite, rms
+from scoresde.tensors import broadcast, double
 
 SHRINK, GROW = 0.2, 5.0  # bounds of the change of a step size
 TABLE = 256  # intervals of it in which the inverse of a path is interpolated
@@ -273,7 +274,7 @@ class ErrorControlled(Sampler):
             return transitions(torch.tensor([sde.t_max, sde.t_min], dtype=torch.float64), sde)
         return transitions(uniform_log_snr(sde, self.segments), sde)
 
-    def step(self, model: BaseModel, x: Tensor, t_from: Tensor, t_to: Tensor, noise: Noise) -> Tensor:
+    def step(self, model: BaseModel, x: Tensor, t_from: Tensor, t_to: Tensor, stream: RandomStream) -> Tensor:
         """The state at t_to, from x (B, *) at t_from > t_to; in float64 on the way, where there is one.
 
         Raises:
@@ -293,7 +294,7 @@ class ErrorControlled(Sampler):
                 runs.keep(~over)
             if not len(runs.rows):
                 return (broadcast(angle.sde.size(t_to), arrived) * arrived).to(x.dtype)
-            self._propose(angle, runs, noise)
+            self._propose(angle, runs, stream)
         hint = f"allow more than {self.max_evaluations} evaluations, or a larger error"
         raise _failure("did not arrive", runs.rows, runs.here.t, len(x), hint)
 
@@ -331,7 +332,7 @@ class ErrorControlled(Sampler):
         runs.landing = ~good
         return good
 
-    def _propose(self, angle: AngularPath, runs: _Runs, noise: Noise) -> None:
+    def _propose(self, angle: AngularPath, runs: _Runs, stream: RandomStream) -> None:
         """The end of a step, and w' there, for the samples that have been evaluated where they are."""
         which = runs.landing.nonzero().flatten()
         if not len(which):
@@ -345,7 +346,7 @@ class ErrorControlled(Sampler):
         w = broadcast(kept, z) * here.w + broadcast(p, z) * velocity
         if self.l:
             runs.paths.forget(runs.here.clock)
-            z = runs.paths.draw(which, clock, noise.normal(w, runs.rows[which]))
+            z = runs.paths.draw(which, clock, stream.normal(w, runs.rows[which]))
             w = w + z - broadcast(kept, z) * here.z
         runs.there = runs.there.put(which, Place(asked, t, nu, clock, w, z))
 

@@ -12,14 +12,15 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from scoresde.random_stream import RandomStream
 from scoresde.score import BaseModel
-from scoresde.tensors import Noise, broadcast, sum_dims
+from scoresde.tensors import broadcast, sum_dims
 
 
 class Corrector(Protocol):
     """Moves the state x (B, *) within the marginal at t, float64, ()."""
 
-    def __call__(self, model: BaseModel, x: Tensor, t: Tensor, noise: Noise) -> Tensor: ...
+    def __call__(self, model: BaseModel, x: Tensor, t: Tensor, stream: RandomStream) -> Tensor: ...
 
 
 def langevin(x: Tensor, score: Tensor, step: Tensor, z: Tensor) -> Tensor:
@@ -47,10 +48,10 @@ class Langevin:
             raise ValueError(f"rule 'path' or 'batch_mean' expected; got {rule!r}")
         self.snr, self.steps, self.rule = snr, steps, rule
 
-    def __call__(self, model: BaseModel, x: Tensor, t: Tensor, noise: Noise) -> Tensor:
+    def __call__(self, model: BaseModel, x: Tensor, t: Tensor, stream: RandomStream) -> Tensor:
         """The state at t after `steps` steps."""
         for _ in range(self.steps):
-            score, z = model.predict(x, t).score, noise.normal(x)
+            score, z = model.predict(x, t).score, stream.normal(x)
             if self.rule == "path":
                 ratio = model.sde.sigma(t)
             else:
@@ -75,11 +76,11 @@ class AnnealedLangevin:
             raise ValueError(f"0 < step < 4 and one step or more expected; got step={step}, steps={steps}")
         self.step, self.steps = step, steps
 
-    def __call__(self, model: BaseModel, x: Tensor, t: Tensor, noise: Noise) -> Tensor:
+    def __call__(self, model: BaseModel, x: Tensor, t: Tensor, stream: RandomStream) -> Tensor:
         """The state at t after `steps` steps."""
         half = 0.5 * self.step * model.sde.sigma(t).square()
         for _ in range(self.steps):
-            x = langevin(x, model.predict(x, t).score, half, noise.normal(x))
+            x = langevin(x, model.predict(x, t).score, half, stream.normal(x))
         return x
 
 
@@ -112,15 +113,15 @@ class MALA:
             raise ValueError(f"step > 0 and one step or more expected; got step={step}, steps={steps}")
         self.step, self.steps = step, steps
 
-    def __call__(self, model: BaseModel, x: Tensor, t: Tensor, noise: Noise) -> Tensor:
+    def __call__(self, model: BaseModel, x: Tensor, t: Tensor, stream: RandomStream) -> Tensor:
         """The state at t after `steps` steps, each of them taken or not."""
         h = self.step * model.sde.sigma(t).square()
         score = model.predict(x, t).score
         for _ in range(self.steps):
-            y = langevin(x, score, h, noise.normal(x))
+            y = langevin(x, score, h, stream.normal(x))
             ahead = model.predict(y, t).score
             log_ratio = 0.25 * h * sum_dims((score - ahead) * (score + ahead))
             # Written so that NaN is accepted, and seen by the sampler.
-            rejected = (noise.uniform(log_ratio).log() >= log_ratio).to(x.device).reshape(-1, *(1,) * (x.ndim - 1))
+            rejected = (stream.uniform(log_ratio).log() >= log_ratio).to(x.device).reshape(-1, *(1,) * (x.ndim - 1))
             x, score = torch.where(rejected, x, y), torch.where(rejected, score, ahead)
         return x

@@ -69,7 +69,7 @@ def uniform_log_snr(sde: SDE, steps: int) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Karras:
+class KarrasGrid:
     """Times with equal steps in r^(1/rho), r = sigma/alpha (2206.00364, eq. 5).
 
     Args:
@@ -104,7 +104,7 @@ class Karras:
         return times
 
 
-karras = Karras()
+karras = KarrasGrid()
 
 
 @dataclass(frozen=True)

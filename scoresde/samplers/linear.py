@@ -26,11 +26,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from scoresde.random_stream import RandomStream
 from scoresde.samplers.grids import Transition
 from scoresde.score import BaseModel
 from scoresde.sdes import SDE
 from scoresde.sdes.points import Point, points, transition
-from scoresde.tensors import Noise
 
 
 def check_signal(sde: SDE, here: Point, method: object) -> None:
@@ -130,15 +130,15 @@ class Linear:
         return rows
 
     def advance(
-        self, model: BaseModel, x: Tensor, row: Row, noise: Noise, memory: Memory | None
+        self, model: BaseModel, x: Tensor, row: Row, stream: RandomStream, memory: Memory | None
     ) -> tuple[Tensor, Memory]:
         """The state at the end of a transition, and what is kept for the next."""
         memory = memory or Memory()
         views, anchor, y = memory.views, x, x
         if row.kick is not None:
             p, q = row.kick
-            x = y = torch.add(p * x, noise.normal(x), alpha=q)
-        z = noise.normal(x) if any(stage.c or stage.learned for stage in row.stages) else None
+            x = y = torch.add(p * x, stream.normal(x), alpha=q)
+        z = stream.normal(x) if any(stage.c or stage.learned for stage in row.stages) else None
         for stage in row.stages:
             predicted = model.predict(y, stage.t)
             views = (getattr(predicted, self.view), *views)

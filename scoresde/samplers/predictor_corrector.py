@@ -12,13 +12,14 @@ from typing import Any
 from torch import Tensor
 
 from scoresde.flow import carry
-from scoresde.samplers.base import Sampler, Step, StepFunction, as_step
+from scoresde.random_stream import RandomStream
 from scoresde.samplers.correctors import Corrector
 from scoresde.samplers.grids import Given, Grid, Transition, resolve_grid, transitions, uniform_log_snr
+from scoresde.samplers.sampler import Sampler, Step, StepFunction, as_step
 from scoresde.score import BaseModel
 from scoresde.sdes import SDE
 from scoresde.solvers import Solver
-from scoresde.tensors import Noise, float64
+from scoresde.tensors import float64
 
 ORDERS = ("predictor_first", "corrector_first")
 STEPS = 1000
@@ -79,15 +80,15 @@ class PredictorCorrector(Sampler):
             return [(pair, None) for pair in transitions]
         return list(zip(transitions, self.predictor.plan(sde, transitions), strict=True))
 
-    def advance(self, model: BaseModel, x: Tensor, entry: Any, noise: Noise, memory: Any) -> tuple[Tensor, Any]:
+    def advance(self, model: BaseModel, x: Tensor, entry: Any, stream: RandomStream, memory: Any) -> tuple[Tensor, Any]:
         """The state at t_to, predicted and corrected in the chosen order."""
         (t_from, t_to), prepared = entry
         if self.corrector is not None and self.order == "corrector_first":
-            x = self.corrector(model, x, t_from, noise)
+            x = self.corrector(model, x, t_from, stream)
         if self.predictor is not None:
-            x, memory = self.predictor.advance(model, x, prepared, noise, memory)
+            x, memory = self.predictor.advance(model, x, prepared, stream, memory)
         if self.corrector is not None and self.order == "predictor_first":
-            x = self.corrector(model, x, t_to, noise)
+            x = self.corrector(model, x, t_to, stream)
         return x, memory
 
 
@@ -118,6 +119,6 @@ class ProbabilityFlow(Sampler):
             return transitions(uniform_log_snr(sde, self.segments), sde)
         return transitions(float64([sde.t_max, sde.t_min]), sde)
 
-    def step(self, model: BaseModel, x: Tensor, t_from: Tensor, t_to: Tensor, noise: Noise) -> Tensor:
+    def step(self, model: BaseModel, x: Tensor, t_from: Tensor, t_to: Tensor, stream: RandomStream) -> Tensor:
         """The state at t_to, carried there by the solver; draws nothing from `noise`."""
         return carry(model, x, float(t_from), float(t_to), solver=self.solver)

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from scoresde.protocols import Model
+from scoresde.random_stream import RandomStream
 from scoresde.samplers.linear import Linear, Row, Stage, check_signal
-from scoresde.score import as_model
 from scoresde.sdes import SDE
 from scoresde.sdes.points import Point, posterior, transition
-from scoresde.tensors import Noise
+from scoresde.wrappers import as_model
 
 TINY = 1e-300  # stands for a variance of 0 under a logarithm
 VARIANCES = ("posterior", "forward", "learned")
@@ -143,10 +143,10 @@ class OptimalVariance:
         levels = sde.log_snr(times)
         levels = levels[torch.isfinite(levels)]
         self.log_snr = torch.linspace(float(levels.min()), float(levels.max()), points, dtype=torch.float64)
-        noise, unexplained = Noise(generator), []
+        stream, unexplained = RandomStream(generator), []
         with torch.no_grad():
             for t in sde.time(self.log_snr):
-                z = noise.normal(x0)
+                z = stream.normal(x0)
                 error = model.predict(sde.perturb(x0, t, z), t).error(x0, z).noise
                 unexplained.append(error.square().mean().cpu())
         self.log_unexplained = torch.stack(unexplained).double().clamp(1e-30, 1).log()

@@ -15,12 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scoresde.samplers.base import Sampler
+from scoresde.random_stream import RandomStream
 from scoresde.samplers.grids import Transition, transitions
 from scoresde.samplers.predictors import check_level
+from scoresde.samplers.sampler import Sampler
 from scoresde.score import BaseModel
 from scoresde.sdes import SDE, ReverseSDE
-from scoresde.tensors import Noise, double
+from scoresde.tensors import double
 
 METHODS = {"euler": "ito", "srk": "ito", "heun": "stratonovich", "midpoint": "stratonovich"}
 
@@ -131,14 +132,14 @@ class TorchSDE(Sampler):
             )
         return transitions(torch.tensor([sde.t_max, sde.t_min], dtype=torch.float64), sde)
 
-    def step(self, model: BaseModel, x: Tensor, t_from: Tensor, t_to: Tensor, noise: Noise) -> Tensor:
+    def step(self, model: BaseModel, x: Tensor, t_from: Tensor, t_to: Tensor, stream: RandomStream) -> Tensor:
         """The state at t_to, from x (B, *) at t_from > t_to; in float64 on the way, where there is one."""
         sdeint = _torchsde().sdeint
         low, high = float(t_to), float(t_from)
         dt = (high - low) / self.steps
         y = x.to(double(x)).flatten(1)
         area = "space-time" if self.method == "srk" else "none"
-        motion = Brownian(noise.seeds(len(x)), y, (low, high), None if self.adaptive else dt, area)
+        motion = Brownian(stream.seeds(len(x)), y, (low, high), None if self.adaptive else dt, area)
         family = _Reversed(ReverseSDE(model, self.l), METHODS[self.method], x.shape, (low, high))
         control = {"adaptive": self.adaptive, "rtol": self.rtol, "atol": self.atol, "dt_min": self.dt_min}
         # A little longer than dt: torchsde cuts the last step at the end, and would add one for the rounding of the sum

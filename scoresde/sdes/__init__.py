@@ -1,9 +1,9 @@
 """Diffusions: the base class, the reverse family, and the paths of the field."""
 
-from scoresde.sdes.base import SDE, ReverseSDE
 from scoresde.sdes.learned import LearnedVP
 from scoresde.sdes.log_snr import LogSNRPath
 from scoresde.sdes.paths import VE, VP, Cosine, Karras, Rectified, SubVP
+from scoresde.sdes.sde import SDE, ReverseSDE
 from scoresde.sdes.tabulated import DDPM, NCSN, Tabulated, ZeroTerminalSNR
 
 __all__ = [

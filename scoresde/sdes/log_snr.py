@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from scoresde.sdes.base import SDE
+from scoresde.sdes.sde import SDE
 
 
 class LogSNRPath(SDE):

@@ -20,7 +20,7 @@ import math
 import torch
 from torch import Tensor
 
-from scoresde.sdes.base import SDE
+from scoresde.sdes.sde import SDE
 
 
 class LinearBeta(SDE):

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from scoresde.sdes.base import SDE
 from scoresde.sdes.log_snr import LogSNRPath
+from scoresde.sdes.sde import SDE
 from scoresde.tensors import float64
 
 Table = Tensor | Sequence[float]

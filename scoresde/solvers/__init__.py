@@ -1,9 +1,9 @@
 """Solvers of ordinary differential equations on any state, behind one interface."""
 
 from scoresde.solvers.adams import Adams, AdaptiveAdams
-from scoresde.solvers.base import Field, Solution, Solver, Status
 from scoresde.solvers.runge_kutta import RungeKutta
 from scoresde.solvers.scipy import SciPy
+from scoresde.solvers.solver import Field, Solution, Solver, Status
 from scoresde.solvers.torchdiffeq import TorchDiffEq
 
 __all__ = ["Adams", "AdaptiveAdams", "Field", "RungeKutta", "SciPy", "Solution", "Solver", "Status", "TorchDiffEq"]

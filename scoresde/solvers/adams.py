@@ -25,7 +25,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from scoresde.solvers.base import Field, Solution, Status, finite, per_sample, rms
+from scoresde.solvers.solver import Field, Solution, Status, finite, per_sample, rms
 from scoresde.tensors import broadcast, double
 
 UNRESOLVED = 0.5  # difference between predictor and corrector beyond which a step means nothing
@@ -180,7 +180,7 @@ class Adams:
         return replace(self, steps=4 * self.steps)
 
     def __call__(self, field: Field, x: Tensor, start: float, end: float) -> Solution:
-        """Integrate from start to end; see `scoresde.solvers.base`."""
+        """Integrate from start to end; see `scoresde.solvers.solver`."""
         grid = torch.linspace(start, end, self.steps + 1, dtype=torch.float64)
         nodes = grid.to(x.device, double(x))[:, None].expand(-1, len(x))
         v, g = field(grid[0], x, None)
@@ -236,7 +236,7 @@ class AdaptiveAdams:
         return replace(self, rtol=self.rtol / 10, max_step=self.max_step / 4, max_evaluations=budget)
 
     def __call__(self, field: Field, x: Tensor, start: float, end: float) -> Solution:
-        """Integrate from start to end; see `scoresde.solvers.base`."""
+        """Integrate from start to end; see `scoresde.solvers.solver`."""
         s = per_sample(start, x, double(x))
         v, g = field(s, x, None)
         status = torch.where(finite(v, g), Status.OK, Status.NONFINITE)

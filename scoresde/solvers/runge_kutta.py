@@ -11,7 +11,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from scoresde.solvers.base import Field, Solution, Status, finite, per_sample
+from scoresde.solvers.solver import Field, Solution, Status, finite, per_sample
 from scoresde.tensors import double
 
 
@@ -62,7 +62,7 @@ class RungeKutta:
         return replace(self, steps=4 * self.steps)
 
     def __call__(self, field: Field, x: Tensor, start: float, end: float) -> Solution:
-        """Integrate from start to end; see `scoresde.solvers.base`."""
+        """Integrate from start to end; see `scoresde.solvers.solver`."""
         tableau, grid = TABLEAUX[self.method], torch.linspace(start, end, self.steps + 1, dtype=torch.float64)
         nfe, status = per_sample(0, x, torch.int64), per_sample(Status.OK, x, torch.int64)
         position, integral, squared = per_sample(start, x, double(x)), torch.zeros(()), torch.zeros(())

@@ -7,7 +7,7 @@ import scipy  # its subpackages are imported where they are first used
 import torch
 from torch import Tensor
 
-from scoresde.solvers.base import Field, Solution, Status, per_sample
+from scoresde.solvers.solver import Field, Solution, Status, per_sample
 from scoresde.tensors import double
 
 METHODS = ("RK45", "RK23", "DOP853", "LSODA", "Radau", "BDF")
@@ -47,7 +47,7 @@ class SciPy:
         return replace(self, rtol=self.rtol / 10, atol=self.atol / 10)
 
     def __call__(self, field: Field, x: Tensor, start: float, end: float) -> Solution:
-        """Integrate from start to end; see `scoresde.solvers.base`."""
+        """Integrate from start to end; see `scoresde.solvers.solver`."""
         flat = _Flattened(field, x)
         vector, position, ended = flat.first(start), start, Status.OK
         try:

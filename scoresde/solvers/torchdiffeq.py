@@ -1,11 +1,11 @@
-"""The solvers of torchdiffeq behind the interface of `scoresde.solvers.base`."""
+"""The solvers of torchdiffeq behind the interface of `scoresde.solvers.solver`."""
 
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from scoresde.solvers.base import Field, Solution, Status, finite, per_sample
+from scoresde.solvers.solver import Field, Solution, Status, finite, per_sample
 from scoresde.tensors import double
 
 METHODS = ("dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun")
@@ -45,7 +45,7 @@ class TorchDiffEq:
         return replace(self, rtol=self.rtol / 10, atol=self.atol / 10)
 
     def __call__(self, field: Field, x: Tensor, start: float, end: float) -> Solution:
-        """Integrate from start to end; see `scoresde.solvers.base`."""
+        """Integrate from start to end; see `scoresde.solvers.solver`."""
         from torchdiffeq import odeint  # here, for it brings SciPy's integrators with it
 
         observed = _Observed(field, x, start)

@@ -14,7 +14,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from scoresde.protocols import Condition
-from scoresde.tensors import Noise, send, words
+from scoresde.random_stream import RandomStream, random_words
+from scoresde.tensors import send
 
 
 def step_seed(seed: int, step: int, stream: str = "noise", size: int = 4) -> int:
@@ -27,10 +28,10 @@ def share(count: int, rank: int, size: int) -> range:
     return range(count * rank // size, count * (rank + 1) // size)
 
 
-class StepNoise(Noise):
+class StepNoise(RandomStream):
     """The draws of some positions of a step's batch: parts of the draws of one stream for the whole batch.
 
-    A draw of the whole batch has less than 2^32 words of 64 bits, see `Noise`.
+    A draw of the whole batch has less than 2^32 words of 64 bits, see `RandomStream`.
 
     Args:
         positions: n consecutive ones of the batch.
@@ -46,7 +47,7 @@ class StepNoise(Noise):
         ((first, step),) = self._keys
         start = (self._numbers << 32) + size * positions
         self._numbers = self._numbers + 1
-        return words(first + step * start, step.expand_as(start), size, like.device)
+        return random_words(first + step * start, step.expand_as(start), size, like.device)
 
 
 class Shuffled(Sampler[list[int]]):

@@ -132,7 +132,7 @@ class Trainer:
         loss: Objective,
         dataset: Dataset,
         run: Path,
-        states: DataMap,
+        data_map: DataMap,
         preview: Report | None = None,
         evaluate: Report | None = None,
         progress: bool = True,
@@ -144,7 +144,7 @@ class Trainer:
             loss: gives the terms of a batch in model space.
             dataset: items are states `*` in data units, or (state, condition).
             run: the run's directory.
-            states: from data to the states that the model is trained on.
+            data_map: from data to the states that the model is trained on.
             preview: called with the model, at its averaged weights and in eval mode, every `preview_every` steps.
             evaluate: the same every `evaluate_every` steps and at the end; returns numbers by their names, for the log.
             progress: show a progress bar.
@@ -155,7 +155,7 @@ class Trainer:
             Interrupted: SIGINT or SIGTERM; the checkpoint holds the last whole step.
         """
         first_process = distributed.rank() == 0
-        terms = _Terms(self._prepared(model), loss, states, self.seed)
+        terms = _Terms(self._prepared(model), loss, data_map, self.seed)
         objective = Shared(terms, model, self.parallel)
         state = self._state(model, run / CHECKPOINT, Guard(self.skip_limit, run / SKIPPED if first_process else None))
         base_rates = [group["lr"] for group in state.optimizer.param_groups]
@@ -291,16 +291,16 @@ class Trainer:
 class _Terms(nn.Module):
     """The loss terms of data, as a module: what several processes exchange gradients of."""
 
-    def __init__(self, model: ScoreModel, loss: Objective, states: DataMap, seed: int):
+    def __init__(self, model: ScoreModel, loss: Objective, data_map: DataMap, seed: int):
         super().__init__()
-        self.model, self.loss, self.states, self.seed = model, loss, states, seed
+        self.model, self.loss, self.data_map, self.seed = model, loss, data_map, seed
 
     def forward(
         self, x: Tensor, cond: Condition, positions: range, batch_size: int, step: int
     ) -> tuple[Tensor, Tensor, Tensor]:
         """(value, t, weight) of the data x (n, *) at those positions of the step's batch."""
         stream = StepNoise(positions, self.seed, step)
-        x0 = self.states.training_states(x.float(), stream)
+        x0 = self.data_map.training_states(x.float(), stream)
         generator = torch.Generator().manual_seed(step_seed(self.seed, step, "times"))
         t = self.loss.draw_times(self.model.sde, batch_size, generator)[positions.start : positions.stop]
         terms = self.loss(self.model, x0, cond, t=t, stream=stream)

@@ -11,9 +11,9 @@ import torch
 
 from scoresde.cli import main
 from scoresde.data import Digits, Toy2D
+from scoresde.metrics.feature_statistics import FeatureStatistics
 from scoresde.metrics.features import Features
-from scoresde.metrics.images import METRICS
-from scoresde.metrics.statistics import Statistics
+from scoresde.metrics.image_quality import METRICS
 
 GREY = ["train", "experiment=digits", "network=mlp", "network.shape=[1,8,8]", "network.width=16", "prediction=karras"]
 GREY += ["trainer.steps=1", "trainer.preview_every=0"]
@@ -67,7 +67,7 @@ def test_given_statistics_and_samples(tmp_path, capsys):
     assert main([*GREY, "run=grey"]) == 0
     images = torch.stack(list(Digits("validation")))
     np.save(tmp_path / "real.npy", images.numpy().astype(np.uint8))
-    Statistics.of(Features(images.flatten(1)), "pixels", keep=False).save(tmp_path / "real.npz")
+    FeatureStatistics.of(Features(images.flatten(1)), "pixels", keep=False).save(tmp_path / "real.npz")
     command = ["evaluate", "run=grey", "samples=real.npy", "reference=real.npz", "~likelihood", "floors=[]"]
     capsys.readouterr()
     assert main(command) == 0

@@ -10,11 +10,11 @@ from torch import nn
 
 import scoresde as ss
 from scoresde import build
-from scoresde.convert.base import save_run
 from scoresde.convert.from_diffusers import DiffusersNetwork, DiffusersSchedule
 from scoresde.convert.from_diffusers import diffusers as convert
-from scoresde.samplers.base import make_transition
-from scoresde.tensors import Noise
+from scoresde.convert.runs import save_run
+from scoresde.random_stream import RandomStream
+from scoresde.samplers.sampler import make_transition
 from tests.conftest import close, seeded
 
 hf = pytest.importorskip("diffusers")
@@ -104,7 +104,7 @@ def test_an_ancestral_step_is_their_ddpm_step(network, variance, ours):
     model, x = convert((network, scheduler)).model, states(2, 3, 8, 8)
     for i in (1, 20, 500, 999):
         t, s = (torch.tensor(k / 999, dtype=torch.float64) for k in (i, i - 1))
-        step = make_transition(ss.samplers.Ancestral(ours), model, x, t, s, Noise(seeded(3)))
+        step = make_transition(ss.samplers.Ancestral(ours), model, x, t, s, RandomStream(seeded(3)))
         theirs = scheduler.step(network(x, i).sample, i, x, generator=seeded(3)).prev_sample
         # At the first step their float32 table has three digits of 1 - alpha^2 = 1e-4.
         close(step, theirs, rtol=1e-5, atol=1e-3 if i == 1 else 2e-5)
@@ -179,7 +179,7 @@ def test_likelihoods_and_samples_do_not_depend_on_the_batch():
 def test_the_exact_trace_goes_through_attention():
     model = convert((unet(in_channels=1, out_channels=1, sample_size=4), hf.DDPMScheduler())).model
     t, x = torch.tensor(0.4, dtype=torch.float64), states(2, 1, 4, 4)
-    _, trace, _ = ss.ExactTrace().bind(Noise(), x)(lambda x: model.noise(x, t), x)
+    _, trace, _ = ss.ExactTrace().bind(RandomStream(), x)(lambda x: model.noise(x, t), x)
     jacobian = torch.autograd.functional.jacobian(lambda x: model.noise(x, t).sum(dim=0), x)
     expected = torch.einsum("chwbchw->b", jacobian)
     close(trace[:, 0].float(), expected, rtol=1e-3, atol=1e-4)

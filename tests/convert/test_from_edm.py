@@ -84,7 +84,7 @@ def test_the_run_says_what_the_model_is(converted, name):
     run, kwargs = converted(name), about(name)["kwargs"]
     assert isinstance(run.model.sde, ss.Karras)
     assert (run.model.sde.t_min, run.model.sde.t_max) == (0.002, 80.0)
-    assert isinstance(run.model.prediction, ss.predictions.Karras)
+    assert isinstance(run.model.prediction, ss.predictions.KarrasPreconditioning)
     assert run.model.prediction.sigma_data == 0.5
     assert run.transform == ss.data.Levels(256, -1, 1)
     assert not any(module.training for module in run.model.modules())

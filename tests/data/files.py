@@ -10,7 +10,7 @@ import pyarrow.parquet
 import torch
 from PIL import Image
 
-from scoresde.data.images import hundredth
+from scoresde.data.image_files import hundredth
 
 RECORDS = 3
 BATCHES = [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]

@@ -7,11 +7,11 @@ from omegaconf import OmegaConf
 import scoresde as ss
 from scoresde.build import Run
 from scoresde.data import Affine, Digits, Levels, Toy2D
-from scoresde.evaluation.quality import Comparison, errors, quality_of_images, quality_of_states, table
+from scoresde.evaluation.quality import QualitySettings, errors, quality_of_images, quality_of_states, table
 from scoresde.metrics import frechet_distance, moments, sliced_wasserstein
+from scoresde.metrics.feature_statistics import FeatureStatistics
 from scoresde.metrics.features import Features, Pixels
-from scoresde.metrics.images import METRICS
-from scoresde.metrics.statistics import Statistics
+from scoresde.metrics.image_quality import METRICS
 from tests.conftest import normal
 
 
@@ -43,7 +43,7 @@ def real():
 
 
 def test_columns_are_the_samples_and_the_floors(tmp_path, real):
-    found = quality_of_images(images_run(tmp_path), real + 0.5, Classes(), Comparison())
+    found = quality_of_images(images_run(tmp_path), real + 0.5, Classes(), QualitySettings())
     assert [column.what for column in found.columns] == ["samples", "training data", "half of test data"]
     assert [(column.n, column.reference_n) for column in found.columns] == [(200, 297), (200, 297), (148, 149)]
     assert all(list(column.figures) == list(METRICS) for column in found.columns)
@@ -63,7 +63,7 @@ def test_columns_are_the_samples_and_the_floors(tmp_path, real):
 
 
 def test_worse_samples_are_worse(tmp_path, real):
-    run, settings = images_run(tmp_path), Comparison(floors=[])
+    run, settings = images_run(tmp_path), QualitySettings(floors=[])
     noisy = (real + 4 * normal(*real.shape).float()).clamp(0, 16.9)
     good, bad = (quality_of_images(run, x + 0.05, Pixels(), settings).columns[0].figures for x in (real, noisy))
     assert bad["frechet_distance"].value > 3 * good["frechet_distance"].value
@@ -74,25 +74,25 @@ def test_worse_samples_are_worse(tmp_path, real):
 
 def test_given_statistics_have_what_moments_have(tmp_path, real):
     run, values = images_run(tmp_path), real.flatten(1)
-    given = Statistics(*moments(values))
-    found = quality_of_images(run, real + 0.5, Classes(), Comparison(), given)
+    given = FeatureStatistics(*moments(values))
+    found = quality_of_images(run, real + 0.5, Classes(), QualitySettings(), given)
     assert list(found.columns[0].figures) == ["frechet_distance", "inception_score"]
     assert found.columns[0].figures["frechet_distance"].value == 0
     assert set(found.left_out) == {"kid", "precision", "recall", "halves"}
     assert found.columns[0].reference_n is None
     assert table(found)[1][1] == "200 : ?"
-    other = Statistics.of(Features(values), "another space")
+    other = FeatureStatistics.of(Features(values), "another space")
     with pytest.raises(ValueError, match="feature space classes expected; these are of another space"):
-        quality_of_images(run, real, Classes(), Comparison(), other)
-    small = Statistics.of(Features(values[:, :10]))
+        quality_of_images(run, real, Classes(), QualitySettings(), other)
+    small = FeatureStatistics.of(Features(values[:, :10]))
     with pytest.raises(ValueError, match=r"statistics of 64 features \(classes\) expected; got 10"):
-        quality_of_images(run, real, Classes(), Comparison(), small)
+        quality_of_images(run, real, Classes(), QualitySettings(), small)
 
 
 def test_states_are_compared_in_model_space(tmp_path):
     run = points_run(tmp_path)
     samples = torch.stack(list(Toy2D(n=300, seed=7)))
-    found = quality_of_states(run, samples, Comparison(), resamples=20)
+    found = quality_of_states(run, samples, QualitySettings(), resamples=20)
     assert [column.what for column in found.columns] == ["samples", "training data", "half of test data"]
     assert found.space == "model space"
     figure = found.columns[0].figures["sliced_wasserstein"]
@@ -100,25 +100,30 @@ def test_states_are_compared_in_model_space(tmp_path):
     test = torch.stack(list(Toy2D(n=300, seed=300)))
     rough = float(sliced_wasserstein(run.transform(samples), run.transform(test)))
     assert figure.value == pytest.approx(rough, rel=0.1)  # other directions
-    shifted = quality_of_states(run, samples + 3, Comparison(metrics=["mmd"], floors=["halves"]), resamples=20)
+    shifted = quality_of_states(run, samples + 3, QualitySettings(metrics=["mmd"], floors=["halves"]), resamples=20)
     assert [list(column.figures) for column in shifted.columns] == [["mmd"], ["mmd"]]
     assert shifted.columns[0].figures["mmd"].value > 20 * shifted.columns[1].figures["mmd"].value
 
 
 def test_the_training_data_is_no_floor_of_itself(tmp_path):
-    found = quality_of_states(points_run(tmp_path), torch.stack(list(Toy2D(n=50))), Comparison("train"), resamples=10)
+    found = quality_of_states(
+        points_run(tmp_path), torch.stack(list(Toy2D(n=50))), QualitySettings("train"), resamples=10
+    )
     assert [column.what for column in found.columns] == ["samples", "half of train data"]
 
 
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda run, x: Comparison(floors=["noise"]), "floors among train, halves expected; got 'noise'"),
-        (lambda run, x: quality_of_images(run, x[:, :, :4], Pixels(), Comparison()), r"\(N, 1, 8, 8\), expected; got"),
-        (lambda run, x: quality_of_images(run, x[:3], Pixels(), Comparison()), "four samples or more"),
-        (lambda run, x: quality_of_images(run, x / 0, Pixels(), Comparison()), "finite samples expected"),
-        (lambda run, x: quality_of_images(run, x, Pixels(), Comparison(metrics=["fid"])), "expected; got 'fid'"),
-        (lambda run, x: quality_of_images(run, x, Pixels(), Comparison("all")), "names no all data"),
+        (lambda run, x: QualitySettings(floors=["noise"]), "floors among train, halves expected; got 'noise'"),
+        (
+            lambda run, x: quality_of_images(run, x[:, :, :4], Pixels(), QualitySettings()),
+            r"\(N, 1, 8, 8\), expected; got",
+        ),
+        (lambda run, x: quality_of_images(run, x[:3], Pixels(), QualitySettings()), "four samples or more"),
+        (lambda run, x: quality_of_images(run, x / 0, Pixels(), QualitySettings()), "finite samples expected"),
+        (lambda run, x: quality_of_images(run, x, Pixels(), QualitySettings(metrics=["fid"])), "expected; got 'fid'"),
+        (lambda run, x: quality_of_images(run, x, Pixels(), QualitySettings("all")), "names no all data"),
     ],
 )
 def test_wrong_input(tmp_path, real, call, message):

@@ -7,7 +7,15 @@ import scoresde as ss
 from scoresde import losses
 from tests.conftest import f64, gradient
 
-TYPES = ["noise", "data", "score", "velocity", "v", ss.predictions.Karras(0.7), ss.predictions.Denoiser()]
+TYPES = [
+    "noise",
+    "data",
+    "score",
+    "velocity",
+    "v",
+    ss.predictions.KarrasPreconditioning(0.7),
+    ss.predictions.Denoiser(),
+]
 DENSITIES = {"uniform": losses.UniformTime(), "log-snr": losses.UniformLogSNR(), "log-normal": losses.LogNormal()}
 SUITED = {"variance": "uniform", "likelihood": "log-snr", "karras": "log-normal", "min_snr": "uniform"}
 

@@ -6,7 +6,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 import scoresde as ss
 from scoresde import losses
-from scoresde.tensors import Noise
+from scoresde.random_stream import RandomStream
 from tests.conftest import close, exact_model, f64, normal, oracle, seeded, some, within
 from tests.losses.published import SUITED, published_density, published_omega
 
@@ -122,7 +122,7 @@ def test_sliced_values_are_the_formulas_of_the_paper(reduced, distribution, shap
     sde, loss = ss.VP(), losses.SlicedScoreMatching(3, distribution, reduced)
     model, (x0, t, eps, x) = tanh_model(sde, "v"), drawn(sde, shape)
     terms = loss(model, x0, t=t, noise=eps, generator=seeded(5))
-    stream = Noise(seeded(5))
+    stream = RandomStream(seeded(5))
     score, jacobian = parts(model, x, t)
     expected = 0.0
     for _ in range(3):
@@ -172,7 +172,7 @@ def test_gradient_of_sliced_score_matching(reduced):
     model = ss.ScoreModel(lambda x, label, cond: x @ weight.T, sde)
     loss = losses.SlicedScoreMatching(2, variance_reduction=reduced)
     loss(model, x0, t=t, noise=eps, generator=seeded(5)).value.sum().backward()
-    stream, expected, value = Noise(seeded(5)), torch.zeros(3, 3).double(), x @ weight.detach().T
+    stream, expected, value = RandomStream(seeded(5)), torch.zeros(3, 3).double(), x @ weight.detach().T
     for v in (stream.normal(x), stream.normal(x)):
         # of ||W x||^2: 2 W x x^T; of (v^T W x)^2: 2 (v^T W x) v x^T; of v^T W v: v v^T
         square = value if reduced else (v * value).sum(dim=1, keepdim=True) * v

@@ -8,7 +8,7 @@ from scipy.integrate import trapezoid
 import scoresde as ss
 from scoresde import build, losses
 from scoresde.cli import config_directory
-from scoresde.tensors import Noise
+from scoresde.random_stream import RandomStream
 from tests.conftest import INSTANCES, exact_model, f64, normal, oracle, seeded, within
 from tests.losses.networks import Trained, with_variance
 from tests.losses.published import SUITED, grid
@@ -218,11 +218,11 @@ def test_states_with_streams_of_their_own_have_the_same_terms_in_any_batch(loss)
     doubled, seeds = isinstance(loss, losses.Hybrid), [4, 9, 2]
     model = ss.ScoreModel(lambda x, label, cond: x.tanh().repeat(1, 1 + doubled), ss.VP(), learned_variance=doubled)
     x0, t = normal(3, 5), loss.times.quantile(model.sde, f64(0.2, 0.5, 0.9))
-    together = loss(model, x0, t=t, stream=Noise(seeds=seeds)).value
+    together = loss(model, x0, t=t, stream=RandomStream(seeds=seeds)).value
     for i, seed in enumerate(seeds):
-        alone = loss(model, x0[i : i + 1], t=t[i : i + 1], stream=Noise(seeds=[seed])).value
+        alone = loss(model, x0[i : i + 1], t=t[i : i + 1], stream=RandomStream(seeds=[seed])).value
         torch.testing.assert_close(alone[0], together[i])
-    noise = Noise(seeds=seeds).normal(x0)
+    noise = RandomStream(seeds=seeds).normal(x0)
     if not isinstance(loss, losses.ImplicitScoreMatching):
         torch.testing.assert_close(loss(model, x0, t=t, noise=noise).value, together)
 
@@ -237,7 +237,7 @@ def test_an_objective_of_a_users_own_gets_what_was_drawn():
             return weight * drawn.noise.square().mean(dim=1)
 
     model, x0, cond = ss.ScoreModel(lambda x, label, cond: x, ss.VP()), normal(4, 3), normal(4, 2)
-    t, noise, stream = f64(0.1, 0.2, 0.3, 0.4), normal(4, 3, seed=1), Noise(seeds=range(4))
+    t, noise, stream = f64(0.1, 0.2, 0.3, 0.4), normal(4, 3, seed=1), RandomStream(seeds=range(4))
     terms = Own("likelihood")(model, x0, cond, t=t, noise=noise, stream=stream)
     ((given, drawn, weight),) = seen
     assert torch.equal(given.cond, cond)
@@ -271,7 +271,7 @@ CONFIGURATIONS = {
 def test_configurations_are_the_objectives_they_name(name):
     loss = build.instantiate(OmegaConf.load(config_directory() / "loss" / f"{name}.yaml"))
     assert isinstance(loss, losses.Objective)
-    assert isinstance(loss.weighting, losses.Variance)
+    assert isinstance(loss.weighting, losses.VarianceWeighting)
     assert CONFIGURATIONS[name](loss)
     model = ss.ScoreModel(lambda x, label, cond: x.tanh(), INSTANCES["ddpm"])
     model = with_variance(model) if name == "hybrid" else model

@@ -11,13 +11,13 @@ from torch.distributions import Normal, kl_divergence
 import scoresde as ss
 from scoresde import losses
 from scoresde.data import Levels, Toy2D
-from scoresde.training.dequantization import negative_evidence
+from scoresde.training.learned_dequantization import negative_evidence
 from tests.conftest import close, exact_model, f64, learned, normal, oracle, seeded, within
 from tests.losses.networks import Trained
 
 
 class Zero(torch.nn.Module):
-    """F = 0: with Karras(sigma_data=s) the exact score of N(0, s^2), with the path in its coefficients alone."""
+    """F = 0: with KarrasPreconditioning(sigma_data=s) the exact score of N(0, s^2)."""
 
     def forward(self, x, c_noise, cond=None):
         return torch.zeros_like(x)
@@ -67,7 +67,7 @@ def test_the_bound_is_above_the_density_and_a_wrong_score_adds_its_error(sde):
 
 
 def test_it_is_the_bound_of_learned_dequantisations_in_the_units_of_the_data():
-    """That of `training.dequantization` is of x(t_min), which is alpha(t_min) times smaller."""
+    """That of `training.learned_dequantization` is of x(t_min), which is alpha(t_min) times smaller."""
     transform, sde, images = Levels(8), learned(gamma_min=-4.0), torch.randint(0, 8, (6, 1, 2, 2), generator=seeded(1))
     model = oracle((1, 2, 2)).score_model(sde)
 
@@ -112,7 +112,7 @@ def small(times=None, batch=7):
     with torch.no_grad():
         sde.ends += f64(0.2, -0.1)
         sde.shape += normal(3, 5, seed=4)
-    model = ss.ScoreModel(Trained((2,)).double(), sde, ss.predictions.Karras(0.8))
+    model = ss.ScoreModel(Trained((2,)).double(), sde, ss.predictions.KarrasPreconditioning(0.8))
     t = torch.rand(batch, generator=seeded(5), dtype=torch.float64)
     return model, normal(batch, 2), t, normal(batch, 2, seed=1)
 
@@ -213,7 +213,7 @@ def test_a_trained_shape_has_the_least_variance_that_there_is():
     """
     std, size, x = 0.5, 4, 0.5 * normal(40_000, 4)
     sde = ss.LearnedVP(gamma_min=-5.0, gamma_max=9.0, learn_ends=False)
-    model = ss.ScoreModel(Zero(), sde, ss.predictions.Karras(std))
+    model = ss.ScoreModel(Zero(), sde, ss.predictions.KarrasPreconditioning(std))
     gamma = torch.linspace(-5, 9, 4001, dtype=torch.float64)
     clean = torch.sigmoid(-gamma) * std**2
     least = trapezoid(clean / (clean + torch.sigmoid(gamma)), gamma) ** 2 / (2 * size)
@@ -264,7 +264,9 @@ def test_a_path_trained_with_its_network_halves_the_variance():
     x = torch.stack([data[i] for i in range(len(data))]).float()
     torch.manual_seed(0)
     sde = ss.LearnedVP()
-    model = ss.ScoreModel(ss.networks.MLP(2, 64, depth=2, time_scale=100.0), sde, ss.predictions.Karras(1.0))
+    model = ss.ScoreModel(
+        ss.networks.MLP(2, 64, depth=2, time_scale=100.0), sde, ss.predictions.KarrasPreconditioning(1.0)
+    )
     optimizer, generator = torch.optim.Adam(model.parameters(), 3e-3), seeded(1)
     loss = losses.VariationalBound()
     for _ in range(250):

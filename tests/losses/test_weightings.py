@@ -31,8 +31,8 @@ def test_importance_weight_of_likelihood_is_constant(sde):
 
 def test_parameters_of_the_weightings():
     sde, t = ss.VP(), f64(0.1, 0.3, 0.9)
-    close(losses.MinSNR(gamma=1.0).omega(sde, t) * (1 - 1e-5), torch.clamp(1 / snr(sde, t), max=1), rtol=1e-9)
-    karras = losses.Karras(sigma_data=2.0, mean=0.3, std=0.8)
+    close(losses.MinSNRWeighting(gamma=1.0).omega(sde, t) * (1 - 1e-5), torch.clamp(1 / snr(sde, t), max=1), rtol=1e-9)
+    karras = losses.KarrasWeighting(sigma_data=2.0, mean=0.3, std=0.8)
     expected = (1 + 1 / snr(sde, t) / 4) * losses.LogNormal(0.3, 0.8).density(sde, t)
     close(karras.omega(sde, t), expected, rtol=1e-10)
     assert (karras.times.mean, karras.times.std) == (0.3, 0.8)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from scoresde.metrics.features import (
     INCEPTION_SHA256,
     INCEPTION_URL,
-    Classifier,
+    ClassifierFeatures,
     Features,
     Inception,
     Pixels,
@@ -101,11 +101,11 @@ def test_a_classifier_sees_black_at_zero_and_white_at_one():
         def forward(self, images):
             return images.flatten(1), 2 * images.flatten(1)
 
-    found = Classifier(Seen(), "seen", "0123456789abcdef")
+    found = ClassifierFeatures(Seen(), "seen", "0123456789abcdef")
     features = found(torch.tensor([[[[4.0, 20.0]]]]), (4, 20))
     assert features.values.tolist() == [[0.0, 1.0]]
     assert features.logits.tolist() == [[0.0, 2.0]]
-    assert (found.name, Classifier(Seen(), "seen").name) == ("seen (0123456789ab)", "seen")
+    assert (found.name, ClassifierFeatures(Seen(), "seen").name) == ("seen (0123456789ab)", "seen")
 
 
 def test_features_are_those_of_any_batches(detector):

@@ -125,7 +125,7 @@ def test_the_denoised_view_is_the_posterior_mean_at_any_sigma_data(sde, sigma_da
 
 @pytest.mark.parametrize("sde", [ss.VP(), ss.VE()], ids=lambda sde: type(sde).__name__)
 def test_the_network_inside_reads_what_edm_reads(sde):
-    wrapper, karras = head(torch.zeros(1, LEVELS)), ss.predictions.Karras(SIGMA_DATA)
+    wrapper, karras = head(torch.zeros(1, LEVELS)), ss.predictions.KarrasPreconditioning(SIGMA_DATA)
     x, t = normal(4, 1, 3), sde.t_min + (sde.t_max - sde.t_min) * f64(0.0, 0.1, 0.5, 1.0)
     ss.ScoreModel(wrapper, sde, ss.predictions.Denoiser()).denoise(x, t)
     scaled, label = wrapper.network.given

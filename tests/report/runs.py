@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 
 from scoresde import build
 from scoresde.evaluation.records import append_metrics, keep_per_sample
-from scoresde.evaluation.samplers import Row
+from scoresde.evaluation.sampler_comparison import ComparisonRow
 from scoresde.report import FilmSettings, Source, render
 from scoresde.training.checkpoint import load, save
 
@@ -46,7 +46,7 @@ def configuration(shape, **changes):
         "seed": 0,
         "trust": [],
         "sde": {"_target_": "scoresde.sdes.VP", "beta_min": 0.1, "beta_max": 20.0, "t_min": 1e-5, "t_max": 1.0},
-        "prediction": {"_target_": "scoresde.predictions.Karras", "sigma_data": 1.0},
+        "prediction": {"_target_": "scoresde.predictions.KarrasPreconditioning", "sigma_data": 1.0},
         "network": {"_target_": "scoresde.networks.MLP", "shape": list(shape), "width": 8, "depth": 1},
         "data": data_of(shape),
         "loss": {"_target_": "scoresde.losses.DenoisingScoreMatching", "weighting": "likelihood"},
@@ -135,14 +135,16 @@ def add_likelihood(path, n=297, **changes):
 def add_comparison(path):
     """Two samplers at two budgets, with their noise floor."""
     shared = {"batch": 100, "metric": "sliced_wasserstein", "space": "state", "n": 100, "reference": "297 of test data"}
-    rows = [Row("training data", None, None, 0, None, value=0.05, low=0.04, high=0.06, **shared)]
+    rows = [ComparisonRow("training data", None, None, 0, None, value=0.05, low=0.04, high=0.06, **shared)]
     for sampler, values in (("ddim", (0.4, 0.2)), ("unipc2", (0.2, 0.07))):
         for nfe, value in zip((5, 10), values, strict=True):
             rows.append(
-                Row(sampler, nfe, nfe, nfe, 0.1 * nfe, value=value, low=0.9 * value, high=1.2 * value, **shared)
+                ComparisonRow(
+                    sampler, nfe, nfe, nfe, 0.1 * nfe, value=value, low=0.9 * value, high=1.2 * value, **shared
+                )
             )
     with open(path / "comparison.csv", "w", newline="") as file:
-        writer = csv.DictWriter(file, [column.name for column in fields(Row)])
+        writer = csv.DictWriter(file, [column.name for column in fields(ComparisonRow)])
         writer.writeheader()
         writer.writerows(asdict(row) for row in rows)
     for row in rows:

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 import scoresde as ss
+from scoresde.random_stream import RandomStream
 from scoresde.samplers import adaptive
 from scoresde.samplers.adaptive import AngularPath, Bridges
 from scoresde.samplers.grids import transitions
-from scoresde.tensors import Noise
 from tests.conftest import close, f64, normal, oracle, seeded
 from tests.samplers.test_samplers import check_against_oracle, start
 
@@ -57,11 +57,11 @@ class Counting(ss.ModelWrapper):
 @pytest.mark.parametrize("order", [(0, 1, 2, 3), (3, 1, 2, 0), (3, 2, 1, 0), (2, 0, 3, 1)])
 def test_the_noise_has_its_covariance_in_whatever_order_it_is_asked(order):
     n, clocks = 40_000, f64(0.1, 0.25, 0.9, 1.0)
-    noise, like = Noise(seeded(0)), torch.zeros(n, 1, dtype=torch.float64)
+    stream, like = RandomStream(seeded(0)), torch.zeros(n, 1, dtype=torch.float64)
     paths = Bridges(torch.full((n,), -math.inf, dtype=torch.float64), like)
     values = torch.empty(4, n, dtype=torch.float64)
     for i in order:
-        values[i] = paths.draw(torch.arange(n), clocks[i].expand(n), noise.normal(like))[:, 0]
+        values[i] = paths.draw(torch.arange(n), clocks[i].expand(n), stream.normal(like))[:, 0]
     expected = torch.exp(-(clocks[:, None] - clocks).abs())
     close(torch.cov(values), expected, rtol=0, atol=4.5 * math.sqrt(2 / n))
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import scoresde as ss
-from scoresde.tensors import Noise
+from scoresde.random_stream import RandomStream
 
 T = torch.tensor(0.5, dtype=torch.float64)
 
@@ -12,11 +12,11 @@ T = torch.tensor(0.5, dtype=torch.float64)
 def stationary_variance(corrector, sde, shape, steps=400, n=4000):
     """Empirical variance after many corrector steps on N(0, 1) data, started from its marginal at T."""
     model = ss.GaussianMixture(torch.zeros(1, *shape), torch.ones(1)).score_model(sde)
-    noise = Noise(torch.Generator().manual_seed(0))
+    stream = RandomStream(torch.Generator().manual_seed(0))
     like = torch.empty(n, *shape, dtype=torch.float64)
-    x = torch.sqrt(sde.alpha(T) ** 2 + sde.sigma(T) ** 2) * noise.normal(like)
+    x = torch.sqrt(sde.alpha(T) ** 2 + sde.sigma(T) ** 2) * stream.normal(like)
     for _ in range(steps):
-        x = corrector(model, x, T, noise)
+        x = corrector(model, x, T, stream)
     return float(x.var())
 
 
@@ -34,12 +34,12 @@ def test_annealed_langevin_is_ncsn_s_update():
     sde = ss.VE()
     model = ss.GaussianMixture(torch.zeros(1, 2), torch.ones(1)).score_model(sde)
     x = torch.ones(3, 2, dtype=torch.float64)
-    draws = Noise(torch.Generator().manual_seed(1))
-    z = Noise(torch.Generator().manual_seed(1)).normal(x)
+    stream = RandomStream(torch.Generator().manual_seed(1))
+    z = RandomStream(torch.Generator().manual_seed(1)).normal(x)
     # 1907.05600, algorithm 1: alpha_i = epsilon sigma_i^2 / sigma_L^2, with epsilon = 2e-5 and sigma_L = 0.01
     rate = 2e-5 * sde.sigma(T) ** 2 / 0.01**2
     expected = x + rate / 2 * model.score(x, T) + rate.sqrt() * z
-    torch.testing.assert_close(ss.samplers.AnnealedLangevin(steps=1)(model, x, T, draws), expected)
+    torch.testing.assert_close(ss.samplers.AnnealedLangevin(steps=1)(model, x, T, stream), expected)
 
 
 def test_the_published_rule():
@@ -47,11 +47,11 @@ def test_the_published_rule():
     sde = ss.VE()
     model = ss.GaussianMixture(torch.zeros(1, 2), torch.ones(1)).score_model(sde)
     x = torch.arange(6.0, dtype=torch.float64).reshape(3, 2)
-    draws = Noise(torch.Generator().manual_seed(1))
-    z, score = Noise(torch.Generator().manual_seed(1)).normal(x), model.score(x, T)
+    stream = RandomStream(torch.Generator().manual_seed(1))
+    z, score = RandomStream(torch.Generator().manual_seed(1)).normal(x), model.score(x, T)
     h = 2 * (0.16 * z.norm(dim=1).mean() / score.norm(dim=1).mean()) ** 2
     expected = x + h * score + (2 * h).sqrt() * z
-    torch.testing.assert_close(ss.samplers.Langevin(rule="batch_mean")(model, x, T, draws), expected)
+    torch.testing.assert_close(ss.samplers.Langevin(rule="batch_mean")(model, x, T, stream), expected)
 
 
 @pytest.mark.parametrize(
@@ -71,7 +71,7 @@ def test_bad_arguments(make):
 
 def chain(corrector, mixture, sde, x, seed=1):
     """The states after a corrector at T, in float64."""
-    return corrector(mixture.score_model(sde), x, T, Noise(torch.Generator().manual_seed(seed)))
+    return corrector(mixture.score_model(sde), x, T, RandomStream(torch.Generator().manual_seed(seed)))
 
 
 def gaussian(*stds):
@@ -153,9 +153,9 @@ def test_mala_costs_one_evaluation_more_than_its_steps_and_does_not_depend_on_th
     sde, mixture = ss.VE(), sharp_mixture()
     model, x = Counting(mixture.score_model(sde)), mixture.sample(4, sde, T, generator=torch.Generator().manual_seed(0))
     corrector = ss.samplers.MALA(step=1.0, steps=6)
-    together = corrector(model, x, T, Noise(seeds=[4, 1, 7, 2]))
+    together = corrector(model, x, T, RandomStream(seeds=[4, 1, 7, 2]))
     assert model.count == 7
-    alone = corrector(model, x[2:3], T, Noise(seeds=[7]))
+    alone = corrector(model, x[2:3], T, RandomStream(seeds=[7]))
     torch.testing.assert_close(together[2:3], alone, rtol=1e-10, atol=1e-10)
 
 
@@ -164,7 +164,7 @@ def test_mala_does_not_hide_a_network_that_gives_nan():
         return torch.where(x > 0, torch.nan, x)
 
     model, x = ss.ScoreModel(network, ss.VP()), torch.ones(2, 3)
-    assert ss.samplers.MALA()(model, x, T, Noise(seeds=[0, 1])).isnan().all()
+    assert ss.samplers.MALA()(model, x, T, RandomStream(seeds=[0, 1])).isnan().all()
 
 
 @pytest.mark.parametrize("make", [lambda: ss.samplers.MALA(step=0), lambda: ss.samplers.MALA(steps=0)])

@@ -23,7 +23,7 @@ import pytest
 import torch
 
 import scoresde as ss
-from scoresde.tensors import Noise
+from scoresde.random_stream import RandomStream
 from tests.conftest import exact_model, normal, oracle, seeded
 
 diffusers = pytest.importorskip("diffusers")
@@ -79,7 +79,7 @@ def compare(scheduler, method, steps, denoise_final, noisy=False, **arguments):
     scheduler.set_timesteps(steps)
     indices = scheduler.timesteps.tolist() + ([] if denoise_final else [0])
     x = normal(*SHAPE, seed=3)
-    noise = Noise(seeded(5)) if noisy else None
+    noise = RandomStream(seeded(5)) if noisy else None
     mine = ours(method, indices, x, model(), denoise_final, generator=seeded(5))
     reference = theirs(scheduler, x, model().network, noise, **arguments)
     assert mine.std() > 0.3  # samples of the mixture, not of one point

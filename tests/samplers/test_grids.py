@@ -59,7 +59,7 @@ def test_uniform_log_snr(sde):
 @pytest.mark.parametrize("rho", [1.0, 7.0])
 @pytest.mark.parametrize("sde", FINITE)
 def test_karras(rho, sde):
-    times = samplers.Karras(rho)(sde, 9)
+    times = samplers.KarrasGrid(rho)(sde, 9)
     decreasing(times, sde, 9)
     even(ratio(sde, times) ** (1 / rho))
 
@@ -78,13 +78,13 @@ def test_karras_as_published():
     i = torch.arange(18, dtype=torch.float64)
     sigmas = (80 ** (1 / 7) + i / 17 * (0.002 ** (1 / 7) - 80 ** (1 / 7))) ** 7
     close(samplers.karras(ss.Karras(), 17), sigmas, 1e-12)
-    own = samplers.Karras(low=0.002, high=80.0)(ss.VE(sigma_min=0.001, sigma_max=100.0), 17)
+    own = samplers.KarrasGrid(low=0.002, high=80.0)(ss.VE(sigma_min=0.001, sigma_max=100.0), 17)
     close(ratio(ss.VE(sigma_min=0.001, sigma_max=100.0), own), sigmas, 1e-9)
 
 
 def test_a_large_rho_is_uniform_in_log_snr():
     sde = ss.VP()
-    close(sde.log_snr(samplers.Karras(1e5)(sde, 8)), sde.log_snr(samplers.uniform_log_snr(sde, 8)), 1e-3, 1e-3)
+    close(sde.log_snr(samplers.KarrasGrid(1e5)(sde, 8)), sde.log_snr(samplers.uniform_log_snr(sde, 8)), 1e-3, 1e-3)
 
 
 @pytest.mark.parametrize("name", ["uniform_log_snr", "karras"])
@@ -227,10 +227,10 @@ def predictor(**arguments):
         (lambda: samplers.Power(end=1e-6)(ss.VP(), 4), r"an end in \[1e-05, 1\)"),
         (lambda: samplers.Power(end=1.0)(ss.VP(), 4), r"an end in \[1e-05, 1\)"),
         (lambda: samplers.Angle(0.0), "positive power"),
-        (lambda: samplers.Karras(0.0), "positive rho"),
-        (lambda: samplers.Karras(low=0.001)(ss.Karras(), 4), r"within \[0.002, 80\]"),
-        (lambda: samplers.Karras(high=81.0)(ss.Karras(), 4), r"within \[0.002, 80\]"),
-        (lambda: samplers.Karras(low=2.0, high=1.0)(ss.Karras(), 4), "low < high"),
+        (lambda: samplers.KarrasGrid(0.0), "positive rho"),
+        (lambda: samplers.KarrasGrid(low=0.001)(ss.Karras(), 4), r"within \[0.002, 80\]"),
+        (lambda: samplers.KarrasGrid(high=81.0)(ss.Karras(), 4), r"within \[0.002, 80\]"),
+        (lambda: samplers.KarrasGrid(low=2.0, high=1.0)(ss.Karras(), 4), "low < high"),
         (lambda: samplers.Indices("even"), "'leading', 'trailing' or 'linspace' expected; got 'even'"),
         (lambda: samplers.Indices()(DISCRETE, 1), "2 to 1000 steps"),
         (lambda: samplers.Indices()(DISCRETE, 1001), "2 to 1000 steps"),

@@ -8,10 +8,10 @@ import torch
 
 import scoresde as ss
 from scoresde import samplers
-from scoresde.samplers.base import make_transition
+from scoresde.random_stream import RandomStream
 from scoresde.samplers.linear import Linear, Memory, Row, Stage, combine
+from scoresde.samplers.sampler import make_transition
 from scoresde.sdes.points import points
-from scoresde.tensors import Noise
 from tests.conftest import INSTANCES, close, f64, normal, oracle, seeded, within
 
 METHODS = {
@@ -85,7 +85,7 @@ def test_evaluations_a_step(name):
 @EVERY_METHOD
 def test_a_step_alone_is_the_first_of_a_run(name):
     step, model, x = METHODS[name][0], oracle((2,)).score_model(ss.VP()), normal(3, 2)
-    alone = make_transition(step, model, x, f64(0.8), f64(0.5), Noise(seeded()))
+    alone = make_transition(step, model, x, f64(0.8), f64(0.5), RandomStream(seeded()))
     chain = samplers.PredictorCorrector(step, grid=[0.8, 0.5])(model, x_T=x, generator=seeded()).x
     assert torch.equal(alone, chain)
 
@@ -183,7 +183,7 @@ class Spread(torch.nn.Module):
         return torch.cat([torch.zeros_like(x), torch.full_like(x, self.v)], dim=1)
 
 
-class Ones(Noise):
+class Ones(RandomStream):
     def normal(self, like, rows=None):
         return torch.ones_like(like)
 
@@ -273,8 +273,8 @@ ONE = ss.GaussianMixture(f64([0.4, -0.2])[None], f64([0.3, 0.6])[None])
 def test_the_first_step_from_pure_noise(name, sde):
     """E[x_0 | x] is then the mean of the data: alpha m + sigma eps, the noise being that of x or anew."""
     x, t, s = float(sde.sigma(f64(1.0))) * normal(3, 2), f64(1.0), f64(0.98)
-    found = make_transition(METHODS[name][0], ONE.score_model(sde), x, t, s, Noise(seeded()))
-    z = Noise(seeded()).normal(x)
+    found = make_transition(METHODS[name][0], ONE.score_model(sde), x, t, s, RandomStream(seeded()))
+    z = RandomStream(seeded()).normal(x)
     eps = x / sde.sigma(t) if name in ("ddim", "dpm-solver++", "unipc") else z
     spread = torch.sqrt(sde.transition(s, t)[1]) if name == "ancestral-forward" else sde.sigma(s)
     close(found, sde.alpha(s) * ONE.mean() + spread * eps, 1e-9)
@@ -358,9 +358,9 @@ def test_stages_and_a_kick_by_hand():
     t = f64(0.5)
     row = Row((Stage(t, 0.5, (1.0, 0.25), 0.1), Stage(t, 1.5, (2.0, -1.0, 4.0), 0.2)), kick=(2.0, 3.0))
     x, past = normal(2, 3), normal(2, 3, seed=1)
-    draws = Noise(seeded(4))
-    kick, z = draws.normal(x), draws.normal(x)
-    found, memory = Linear().advance(Constant(), x, row, Noise(seeded(4)), Memory(views=(past,)))
+    stream = RandomStream(seeded(4))
+    kick, z = stream.normal(x), stream.normal(x)
+    found, memory = Linear().advance(Constant(), x, row, RandomStream(seeded(4)), Memory(views=(past,)))
     start = 2 * x + 3 * kick
     first = start + 0.5
     middle = 0.5 * start + first + 0.25 * past + 0.1 * z
@@ -440,10 +440,10 @@ def test_a_stochastic_step_up_is_the_forward_kernel(name, sde):
     model, x, s, t = Silent(), normal(3, 2), f64(0.2), f64(0.5)
     model.sde = sde
     ratio, variance = sde.transition(s, t)
-    z = Noise(seeded(3)).normal(x)
-    close(make_transition(STOCHASTIC[name], model, x, s, t, Noise(seeded(3))), ratio * x + variance.sqrt() * z)
+    z = RandomStream(seeded(3)).normal(x)
+    close(make_transition(STOCHASTIC[name], model, x, s, t, RandomStream(seeded(3))), ratio * x + variance.sqrt() * z)
     model.sde = ss.ZeroTerminalSNR(ss.VP(t_min=0.0))
-    found = make_transition(STOCHASTIC[name], model, x, f64(0.0), f64(1.0), Noise(seeded(3)))
+    found = make_transition(STOCHASTIC[name], model, x, f64(0.0), f64(1.0), RandomStream(seeded(3)))
     close(found, z)
 
 

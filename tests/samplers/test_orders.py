@@ -40,8 +40,8 @@ from scipy.integrate import solve_ivp
 
 import scoresde as ss
 from scoresde import samplers
+from scoresde.random_stream import RandomStream
 from scoresde.samplers.linear import Memory
-from scoresde.tensors import Noise
 from tests.conftest import f64
 
 PATHS = {"vp": ss.VP(), "ve": ss.VE(), "sub-vp": ss.SubVP(), "rectified": ss.Rectified()}
@@ -195,7 +195,7 @@ THIRD = {  # those whose second-order term is small beside the next
 }
 
 
-class Units(Noise):
+class Units(RandomStream):
     """Draw k is 1 in row k + 2 of the batch and 0 elsewhere: the rows carry the coefficients of an affine map."""
 
     row = 1

@@ -6,15 +6,15 @@ import pytest
 import torch
 
 import scoresde as ss
-from scoresde.samplers.base import make_transition
-from scoresde.tensors import Noise
+from scoresde.random_stream import RandomStream
+from scoresde.samplers.sampler import make_transition
 from tests.conftest import exact_model, f64, normal, oracle, seeded, some
 
 BETAS = torch.linspace(1e-4, 0.02, 50, dtype=torch.float64)
 SIGMAS = torch.logspace(-2, 1, 50, dtype=torch.float64)
 
 
-class Fixed(Noise):
+class Fixed(RandomStream):
     """A stream that repeats one draw."""
 
     def __init__(self, z):

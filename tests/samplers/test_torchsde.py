@@ -8,10 +8,10 @@ import pytest
 import torch
 
 import scoresde as ss
+from scoresde.random_stream import RandomStream
 from scoresde.samplers import torchsde
-from scoresde.samplers.base import make_transition
+from scoresde.samplers.sampler import make_transition
 from scoresde.samplers.torchsde import METHODS, Brownian
-from scoresde.tensors import Noise
 from tests.conftest import close, f64, normal, oracle, seeded
 
 pytest.importorskip("torchsde")
@@ -19,7 +19,7 @@ pytest.importorskip("torchsde")
 SEEDS = [11, 5, 8]
 
 
-class Given(Noise):
+class Given(RandomStream):
     """A stream whose normal draws are given, one after the other."""
 
     def __init__(self, draws):
@@ -55,9 +55,9 @@ def test_entropies_are_of_the_sample_alone(monkeypatch, dtype):
     assert len(set(many)) == 2000
     assert alone == many[7:8]
     assert max(many).bit_length() >= 60
-    noise = Noise(seeds=range(2000))
-    noise.normal(torch.empty(2000, 3))  # that of the first state
-    assert many == noise.seeds(2000)
+    stream = RandomStream(seeds=range(2000))
+    stream.normal(torch.empty(2000, 3))  # that of the first state
+    assert many == stream.seeds(2000)
 
 
 def test_the_brownian_motions_have_their_law():

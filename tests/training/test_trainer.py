@@ -81,8 +81,8 @@ def fit(run, dataset=None, model=None, preview=None, loss=None, optimizer=ADAM, 
     settings = {"steps": STEPS, "batch_size": BATCH, "log_every": 4, "checkpoint_every": 5, "warmup": 3}
     trainer = Trainer(optimizer, **{**settings, "decay": "cosine", **options})
     loss = loss or DenoisingScoreMatching("likelihood")
-    states = DataMap(Levels(17), dequantization or Uniform())
-    trainer.fit(model, loss, dataset or Watched(), run, states, preview, progress=False)
+    data_map = DataMap(Levels(17), dequantization or Uniform())
+    trainer.fit(model, loss, dataset or Watched(), run, data_map, preview, progress=False)
     return model
 
 
@@ -597,8 +597,8 @@ def test_numbers_of_an_evaluation_are_lines_of_the_log(tmp_path):
         return {"validation_loss": step / 2}
 
     model, trainer = new_model(), Trainer(ADAM, 7, BATCH, log_every=0, evaluate_every=3)
-    states = DataMap(Levels(17), Uniform())
-    trainer.fit(model, DenoisingScoreMatching(), Watched(), tmp_path, states, None, evaluate, False)
+    data_map = DataMap(Levels(17), Uniform())
+    trainer.fit(model, DenoisingScoreMatching(), Watched(), tmp_path, data_map, None, evaluate, False)
     found = [(row["step"], row["validation_loss"]) for row in rows(tmp_path) if "validation_loss" in row]
     assert found == [(3, 1.5), (6, 3.0), (7, 3.5)]
 

@@ -23,8 +23,8 @@ def new_model():
 
 
 def test_the_same_model_has_the_same_numbers_and_another_has_others():
-    states = DataMap(Affine())
-    numbers = HeldOut(LOSS, Toy2D("moons", 64), states, states, samples=32)
+    data_map = DataMap(Affine())
+    numbers = HeldOut(LOSS, Toy2D("moons", 64), data_map, data_map, samples=32)
     model = new_model()
     before = numbers(model, 1)
     assert numbers(model, 2) == before
@@ -36,9 +36,9 @@ def test_the_same_model_has_the_same_numbers_and_another_has_others():
 
 @pytest.mark.parametrize("batch_size", [5, 16, 64])
 def test_no_number_depends_on_the_batches(batch_size):
-    states = DataMap(Affine())
-    expected = HeldOut(LOSS, Toy2D("moons", 40), states, states)(new_model(), 0)
-    found = HeldOut(LOSS, Toy2D("moons", 40), states, states, batch_size=batch_size)(new_model(), 0)
+    data_map = DataMap(Affine())
+    expected = HeldOut(LOSS, Toy2D("moons", 40), data_map, data_map)(new_model(), 0)
+    found = HeldOut(LOSS, Toy2D("moons", 40), data_map, data_map, batch_size=batch_size)(new_model(), 0)
     assert found == pytest.approx(expected, rel=1e-5)
 
 
@@ -48,29 +48,33 @@ def test_the_exact_score_has_the_bound_of_its_density():
     model = oracle.score_model(ss.VP(t_min=1e-4)).float()
     data = oracle.sample(400, generator=seeded()).float()
     model.anchor = torch.nn.Parameter(torch.zeros(1))  # where the model is
-    states = DataMap(Affine(2.0, 1.0))
+    data_map = DataMap(Affine(2.0, 1.0))
     points = [(x - 1.0) / 2.0 for x in data]
-    found = HeldOut(LOSS, points, states, states, samples=400, draws=64)(model, 0)
+    found = HeldOut(LOSS, points, data_map, data_map, samples=400, draws=64)(model, 0)
     exact = float((-oracle.log_prob(data.double()) / 2 - math.log(2.0)).mean())
     assert found["validation_nats_per_dim_bound"] == pytest.approx(exact, abs=0.03)
 
 
 def test_bits_of_levels_are_those_of_the_bound():
     images = torch.randint(0, 17, (24, 2), generator=seeded()).float()
-    states, model = DataMap(Levels(17), Uniform()), new_model()
-    found = HeldOut(LOSS, list(images), states, states, draws=4)(model, 0)
+    data_map, model = DataMap(Levels(17), Uniform()), new_model()
+    found = HeldOut(LOSS, list(images), data_map, data_map, draws=4)(model, 0)
     expected = bounds.continuous(model, images, Levels(17), dequantization=Uniform(), draws=4)
     assert found["validation_bits_per_dim_bound"] == pytest.approx(expected.mean)
     assert found["validation_bits_per_dim_bound_stderr"] == pytest.approx(expected.stderr)
 
 
 def test_points_that_are_no_clean_data_have_no_bound():
-    states = DataMap(Levels(17), TruncatedNormal())
+    data_map = DataMap(Levels(17), TruncatedNormal())
     images = list(torch.randint(0, 17, (8, 2), generator=seeded()).float())
-    assert set(HeldOut(LOSS, images, states, states)(new_model(), 0)) == {"validation_loss", "validation_loss_stderr"}
+    measured = HeldOut(LOSS, images, data_map, data_map)(new_model(), 0)
+    assert set(measured) == {
+        "validation_loss",
+        "validation_loss_stderr",
+    }
 
 
 def test_no_samples_are_refused():
-    states = DataMap(Affine())
+    data_map = DataMap(Affine())
     with pytest.raises(ValueError, match="one held-out sample or more expected; got 0 of 8"):
-        HeldOut(LOSS, Toy2D("moons", 8), states, states, samples=0)
+        HeldOut(LOSS, Toy2D("moons", 8), data_map, data_map, samples=0)

@@ -1,0 +1,32 @@
+"""DDIM (2010.02502): the exact step for a constant denoiser, from deterministic (eta = 0) to ancestral (eta = 1)."""
+
+import math
+from collections.abc import Sequence
+
+from scoresde.samplers.linear import Linear, Row, Stage
+from scoresde.sdes import SDE
+from scoresde.sdes.points import Point, posterior
+
+
+class DDIM(Linear):
+    """DDIM (2010.02502, eq. 12): x_s = alpha_s E[x_0 | x] + (sigma_s^2 - c^2)^(1/2) E[eps | x] + c z.
+
+    Args:
+        eta: c in units of the posterior's standard deviation: 0 is deterministic (order 1), 1 an ancestral step.
+
+    Raises:
+        ValueError: an eta outside of [0, 1].
+    """
+
+    view = "denoised"
+
+    def __init__(self, eta: float = 0.0):
+        if not 0 <= eta <= 1:
+            raise ValueError(f"an eta in [0, 1] expected; got {eta}")
+        self.eta, self.stochastic = eta, eta > 0
+
+    def row(self, sde: SDE, nodes: Sequence[Point], target: Point, left: int) -> Row:
+        here = nodes[0]
+        c = self.eta * math.sqrt(posterior(target, here)[2]) if self.eta else 0.0
+        a = math.sqrt(target.sigma**2 - c * c) / here.sigma
+        return Row((Stage(here.t, a, (target.alpha - a * here.alpha,), c),))

@@ -1,0 +1,73 @@
+"""Heun's method and EDM's stochastic sampler (2206.00364), for any path.
+
+In y = x/alpha and r = sigma/alpha the probability flow is dy/dr = E[eps | x] (algorithm 1).
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+
+from scoresde.samplers.grids import Transition
+from scoresde.samplers.linear import Linear, Row, Stage, check_signal, upward
+from scoresde.sdes import SDE
+from scoresde.sdes.points import Point, points
+
+
+def _heun(here: Point, target: Point) -> tuple[Stage, Stage]:
+    """Euler's step from here to the target, and the mean of the slopes at both ends."""
+    a, step = target.alpha / here.alpha, target.alpha * (target.ratio - here.ratio)
+    return Stage(here.t, a, (step,)), Stage(target.t, a, (0.5 * step, 0.5 * step))
+
+
+class Heun(Linear):
+    """Heun's method in sigma/alpha (2206.00364, algorithm 1), of order 2, two evaluations a step.
+
+    Raises:
+        ValueError: in a run, alpha = 0 where it starts.
+    """
+
+    view = "noise"
+
+    def row(self, sde: SDE, nodes: Sequence[Point], target: Point, left: int) -> Row:
+        check_signal(sde, nodes[0], self)
+        return Row(_heun(nodes[0], target))
+
+
+class EDM(Linear):
+    """EDM's stochastic sampler (2206.00364, algorithm 2): noise is added, r to (1 + gamma) r, before each step of Heun.
+
+    Args:
+        churn: S_churn; gamma is min(churn / number of steps, 2^(1/2) - 1).
+        low, high: S_tmin and S_tmax, the sigma/alpha between which noise is added; r never goes beyond that of t_max.
+        noise: S_noise, the size of the noise added.
+
+    Raises:
+        ValueError: a negative churn, a range that makes no sense; in a run, alpha = 0 where it starts.
+    """
+
+    view = "noise"
+
+    def __init__(self, churn: float = 40.0, low: float = 0.0, high: float = math.inf, noise: float = 1.0):
+        if not (churn >= 0 and 0 <= low < high and noise > 0):
+            raise ValueError(f"churn >= 0, 0 <= low < high and noise > 0 expected; got {churn}, {low}, {high}, {noise}")
+        self.churn, self.low, self.high, self.noise = churn, low, high, noise
+        self.stochastic = churn > 0
+
+    def plan(self, sde: SDE, transitions: Sequence[Transition]) -> list[Row]:
+        """The coefficients of every transition; gamma depends on their number."""
+        gamma = min(self.churn / max(len(transitions), 1), math.sqrt(2) - 1)
+        starts, targets = (points(sde, times) for times in zip(*transitions, strict=True))
+        return [self._row(sde, here, target, gamma) for here, target in zip(starts, targets, strict=True)]
+
+    def _row(self, sde: SDE, here: Point, target: Point, gamma: float) -> Row:
+        if self.stochastic and target.lam < here.lam:
+            return upward(here, target)
+        check_signal(sde, here, self)
+        most = math.exp(-0.5 * float(sde.log_snr(torch.tensor(sde.t_max, dtype=torch.float64))))
+        ratio = min(here.ratio * (1 + gamma), most)
+        if not (self.low <= here.ratio <= self.high) or ratio <= here.ratio * (1 + 1e-12):
+            return Row(_heun(here, target))
+        raised = points(sde, [sde.time(torch.tensor(-2 * math.log(ratio), dtype=torch.float64))])[0]
+        added = self.noise * raised.alpha * math.sqrt(max(raised.ratio**2 - here.ratio**2, 0.0))
+        return Row(_heun(raised, target), kick=(raised.alpha / here.alpha, added))

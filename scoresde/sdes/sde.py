@@ -1,0 +1,188 @@
+"""Diffusions as Gaussian paths: two functions of time, and everything that follows from them.
+
+A diffusion is fixed by the scale alpha(t) of the signal and the standard deviation sigma(t) of the noise,
+
+    x_t = alpha(t) x_0 + sigma(t) eps,        eps ~ N(0, I),        t in [t_min, t_max],
+
+small t being data and large t noise. It is the solution of the linear SDE (Song et al., arXiv 2011.13456, eq. 5)
+
+    dx = f(t) x dt + g(t) dw,    f = alpha' / alpha,    g^2 = (sigma^2)' - 2 f sigma^2 = -sigma^2 (log SNR)',
+
+with log SNR = log(alpha^2 / sigma^2), which falls with t. Running backward, a whole family of processes has the same
+marginals, one for every noise level l >= 0 (2011.13456, eq. 6 at l = 1 and eq. 13 at l = 0; `ReverseSDE`):
+
+    dx = [f x - (1 + l^2)/2 g^2 score] dt + l g dw.
+
+Every function of time takes t of shape () or (B,) and answers in the same shape and dtype; the library itself always
+asks in float64.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import Tensor, nn
+
+from scoresde.protocols import Model
+from scoresde.random_stream import RandomStream
+from scoresde.sdes import points
+from scoresde.sdes.points import Point
+from scoresde.tensors import broadcast, dimensions, float64, sum_dims
+
+SECTIONS, ROUNDS = 64, 11  # 64^11 = 2^66: narrows any interval of float64 times down to neighbouring numbers
+
+
+def derivative(function: Callable[[Tensor], Tensor], t: Tensor) -> Tensor:
+    """d function / dt at every t, by forward-mode differentiation."""
+    return torch.func.jvp(function, (t,), (torch.ones_like(t),))[1].to(t)
+
+
+class SDE(nn.Module):
+    """A diffusion with Gaussian transition kernel. A subclass defines `alpha` and `sigma`; the rest follows.
+
+    A subclass overrides whatever it knows in closed form; by default derivatives come from automatic
+    differentiation and the inverse of the log-SNR from repeated sectioning.
+
+    Args:
+        t_min: time of the (almost) clean data, where samplers and likelihoods end or start.
+        t_max: time of the prior.
+
+    Raises:
+        ValueError: t_min >= t_max, or a negative t_min.
+    """
+
+    def __init__(self, t_min: float, t_max: float):
+        super().__init__()
+        if not 0 <= t_min < t_max:
+            raise ValueError(f"times with 0 <= t_min < t_max expected; got t_min={t_min}, t_max={t_max}")
+        self.t_min, self.t_max = float(t_min), float(t_max)
+
+    def alpha(self, t: Tensor) -> Tensor:
+        """Scale of the signal, alpha(t)."""
+        raise NotImplementedError(f"{type(self).__name__} must define alpha(t)")
+
+    def sigma(self, t: Tensor) -> Tensor:
+        """Standard deviation of the noise, sigma(t)."""
+        raise NotImplementedError(f"{type(self).__name__} must define sigma(t)")
+
+    def alpha_dot(self, t: Tensor) -> Tensor:
+        """d alpha / dt."""
+        return derivative(self.alpha, t)
+
+    def sigma_dot(self, t: Tensor) -> Tensor:
+        """d sigma / dt."""
+        return derivative(self.sigma, t)
+
+    def drift(self, t: Tensor) -> Tensor:
+        """The coefficient f(t) = alpha'/alpha of the drift f(t) x."""
+        return self.alpha_dot(t) / self.alpha(t)
+
+    def diffusion(self, t: Tensor) -> Tensor:
+        """The diffusion coefficient g(t), g^2 = 2 sigma (sigma' - f sigma)."""
+        alpha, sigma = self.alpha(t), self.sigma(t)
+        return torch.sqrt(2 * sigma / alpha * (alpha * self.sigma_dot(t) - self.alpha_dot(t) * sigma))
+
+    def log_snr(self, t: Tensor) -> Tensor:
+        """log(alpha^2 / sigma^2), in nats; decreasing in t."""
+        return 2 * (self.alpha(t).log() - self.sigma(t).log())
+
+    def size(self, t: Tensor) -> Tensor:
+        """(alpha^2 + sigma^2)^(1/2), the size of the states of unit data."""
+        return torch.hypot(self.alpha(t), self.sigma(t))
+
+    def time(self, log_snr: Tensor) -> Tensor:
+        """Inverse of `log_snr`, clamped to [t_min, t_max]; by default 700 evaluations for each."""
+        low = torch.full_like(log_snr, self.t_min)
+        width = torch.full_like(log_snr, self.t_max - self.t_min)
+        steps = torch.arange(1, SECTIONS, dtype=log_snr.dtype, device=log_snr.device) / SECTIONS
+        for _ in range(ROUNDS):
+            inner = low[..., None] + width[..., None] * steps
+            cleaner = self.log_snr(inner.flatten()).reshape(inner.shape) > log_snr[..., None]
+            width = width / SECTIONS
+            low = low + width * cleaner.sum(dim=-1)
+        return low
+
+    def perturb(self, x0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
+        """A draw from p(x_t | x_0): alpha(t) x0 + sigma(t) noise, with x0 and noise (B, *), t () or (B,)."""
+        t = float64(t)
+        return broadcast(self.alpha(t), x0) * x0 + broadcast(self.sigma(t), x0) * noise
+
+    def at(self, t: Tensor) -> Point[Tensor]:
+        """The path at float64 t, () or (B,): alpha, sigma, log(alpha/sigma), and what follows from them."""
+        return Point(t, self.alpha(t), self.sigma(t), 0.5 * self.log_snr(t))
+
+    def transition(self, t_from: Tensor, t_to: Tensor) -> tuple[Tensor, Tensor]:
+        """(r, v) of the forward kernel x_to = r x_from + v^(1/2) eps for t_from < t_to; see `sdes.points`."""
+        return points.transition(self.at(t_from), self.at(t_to))
+
+    def posterior(self, t_from: Tensor, t_to: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(a, b, v) of q(x_to | x_from, x_0) = N(a x_from + b x_0, v I) for t_to < t_from; see `sdes.points`."""
+        return points.posterior(self.at(t_to), self.at(t_from))
+
+    @property
+    def prior_std(self) -> float:
+        """Standard deviation of the prior N(0, prior_std^2 I) that stands for x at t_max."""
+        return float(self.sigma(torch.tensor(self.t_max, dtype=torch.float64)))
+
+    def prior_sample(
+        self,
+        shape: Sequence[int],
+        generator: torch.Generator | None = None,
+        seeds: Sequence[int] | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> Tensor:
+        """Draws (B, *) from the prior; `seeds` gives each sample its own stream."""
+        like = torch.empty(tuple(shape), dtype=dtype, device=device)
+        return self.prior_std * RandomStream(generator, seeds, len(like)).normal(like)
+
+    def prior_log_prob(self, z: Tensor) -> Tensor:
+        """Log-density of the prior at z (B, *), in nats, (B,), float64."""
+        log_scale = math.log(self.prior_std) + 0.5 * math.log(2 * math.pi)
+        return -0.5 * sum_dims(float64(z).square()) / self.prior_std**2 - dimensions(z) * log_scale
+
+    def prior_divergence(self, x: Tensor) -> Tensor:
+        """KL(N(alpha x, sigma^2 I) || N(0, prior_std^2 I)) at t_max of clean states x (B, *), in nats, float64 (B,)."""
+        t = torch.tensor(self.t_max, dtype=torch.float64)
+        signal, noise = (self.alpha(t) / self.prior_std).square(), (self.sigma(t) / self.prior_std).square()
+        return 0.5 * (signal * sum_dims(x.square()) + dimensions(x) * (noise - 1 - noise.log()))
+
+    def scaled_gradient(self, t: Tensor, factor: Callable[[], Tensor]) -> AbstractContextManager[None]:
+        """Within the block, the gradient of a learned shape at the times t (B,) is multiplied on its way by factor().
+
+        factor() is (B,), how much each sample counts, and is asked for in the backward pass. Without effect on a path
+        that does not learn its shape between the ends.
+        """
+        return nullcontext()
+
+    def extra_repr(self) -> str:
+        return f"t_min={self.t_min:g}, t_max={self.t_max:g}"
+
+
+class ReverseSDE:
+    """The family dx = [f x - (1 + l^2)/2 g^2 score] dt + l g dw, run from t_max to t_min.
+
+    All members have the marginals of the forward process: l = 1 is the reverse-time SDE of Anderson (2011.13456,
+    eq. 6), l = 0 the probability-flow ODE (eq. 13).
+
+    Args:
+        model: the model, with its `sde`.
+        l: noise level, >= 0.
+    """
+
+    def __init__(self, model: Model, l: float = 1.0):  # noqa: E741 - the letter of the formula
+        if l < 0:
+            raise ValueError(f"a noise level l >= 0 expected; got {l}")
+        self.model, self.sde, self.l = model, model.sde, float(l)
+
+    def drift(self, x: Tensor, t: Tensor) -> Tensor:
+        """The drift at x (B, *) and t () or (B,): velocity - l^2/2 g^2 score, from one network evaluation."""
+        t = float64(t)
+        sde = self.sde
+        churn = 0.5 * self.l**2 * sde.diffusion(t).square() / sde.sigma(t) if self.l else torch.zeros_like(t)
+        return self.model.predict(x, t).combine(sde.alpha_dot(t), sde.sigma_dot(t) + churn)
+
+    def diffusion(self, t: Tensor) -> Tensor:
+        """l g(t), () or (B,)."""
+        return self.l * self.sde.diffusion(float64(t))

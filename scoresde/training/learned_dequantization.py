@@ -1,0 +1,161 @@
+r"""Learning how levels are dequantised: q(u|x) of `Variational`, for a model that was trained before.
+
+Minimised is a bound on -log P(x) in nats (1902.00275, section 3.1), in which the model stays fixed,
+
+    E_{u ~ q(u|x)} [ B(T(x + u)) - log|det T'| + log q(u|x) ],
+
+with the evidence bound B(y) of `losses.VariationalBound`, in nats, in the place of -log p(y) (2101.09258, theorem 3).
+A likelihood takes y itself as x(t_min), while the bound's decoder is centred on x(t_min)/alpha: the two differ by the
+constant d log alpha(t_min).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.utils.data import Dataset, default_collate
+
+from scoresde import bounds
+from scoresde.dequantization import DataMap, Dequantization, Uniform, Variational
+from scoresde.flow import frozen
+from scoresde.losses import UniformLogSNR, VariationalBound
+from scoresde.progress import progress_bar
+from scoresde.protocols import Model, Transform
+from scoresde.random_stream import RandomStream
+from scoresde.score import ScoreModel
+from scoresde.tensors import dimensions, double, float64, mean_and_error
+from scoresde.training.batches import batches, split_condition, step_seed
+from scoresde.training.trainer import NonFiniteLoss
+
+DEQUANTIZATION = "dequantization.safetensors"
+BOUND = VariationalBound(UniformLogSNR())
+
+
+def negative_evidence(
+    model: Model,
+    images: Tensor,
+    transform: Transform,
+    dequantization: Dequantization,
+    cond: Any = None,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """One draw of the module's bound on -log P(images), in nats (B,), with gradient in the dequantisation.
+
+    Args:
+        model: in eval mode.
+        images: integer levels (B, *).
+        transform: from levels to model space.
+        dequantization: one whose point is x(t_min).
+        cond: short for `model.given(cond)`.
+        generator: for u, times and noise.
+    """
+    sde = model.sde
+    y, nats = DataMap(transform, dequantization).draw(images.to(double(images)), RandomStream(generator), sde)
+    with frozen(model):
+        bound = BOUND(model, y, cond, generator=generator).value
+    return dimensions(y) * (float64(bound) + sde.alpha(float64(sde.t_min)).log()) - nats
+
+
+def learn(
+    dequantization: Variational,
+    model: ScoreModel,
+    transform: Transform,
+    dataset: Dataset,
+    optimizer: Callable[[Any], Optimizer],
+    steps: int,
+    batch_size: int,
+    clip: float = 1.0,
+    seed: int = 0,
+    progress: bool = True,
+) -> None:
+    """Train a dequantisation in place; the model is left as it is. The learning rate falls to 0 along a cosine.
+
+    Args:
+        dequantization: of the dataset's shape, on the model's device.
+        model: in eval mode.
+        transform: from levels to model space.
+        dataset: items are integer levels `*`, or (levels, condition).
+        optimizer: a function of the parameters that makes the optimiser (a Hydra partial).
+        steps: number of optimiser steps.
+        batch_size: samples a step.
+        clip: largest norm of the gradient, of the bound in nats per dimension.
+        seed: of everything random; what a step draws is a function of (seed, step).
+        progress: show a progress bar.
+
+    Raises:
+        ValueError: steps or clip out of range.
+        NonFiniteLoss: the bound or its gradient was not finite.
+    """
+    if not isinstance(steps, int) or steps < 1 or not clip > 0:
+        raise ValueError(f"steps >= 1 and clip > 0 expected; got {steps}, {clip}")
+    parameters = list(dequantization.parameters())
+    updates = optimizer(parameters)
+    rate = torch.optim.lr_scheduler.CosineAnnealingLR(updates, steps)
+    loader = batches(dataset, batch_size, seed, 0, steps)
+    bar = progress_bar(total=steps, title="dequantization", unit="step", shown=progress)
+    items = iter(loader)
+    with bar:
+        for step in range(steps):
+            torch.manual_seed(step_seed(seed, step, "global"))  # a random dataset draws from it
+            images, cond = split_condition(next(items), parameters[0].device)
+            generator = torch.Generator().manual_seed(step_seed(seed, step))
+            bound = negative_evidence(model, images, transform, dequantization, cond, generator)
+            _descend(bound.mean() / dimensions(images), parameters, clip, step)
+            updates.step()
+            rate.step()
+            bar.update()
+
+
+def _descend(objective: Tensor, parameters: list[nn.Parameter], clip: float, step: int) -> None:
+    """Give the parameters, and no others, the clipped gradient of the objective."""
+    for parameter, gradient in zip(parameters, torch.autograd.grad(objective, parameters), strict=True):
+        parameter.grad = gradient
+    norm = nn.utils.clip_grad_norm_(parameters, clip)
+    if not bool(torch.isfinite(norm)):
+        raise NonFiniteLoss(f"the gradient of the bound is not finite at step {step}; lower the learning rate")
+
+
+@dataclass
+class DequantizationBounds:
+    """Bounds on the bits per dimension of levels: means over images, and their standard errors.
+
+    `gain` is uniform less learned, image by image at the same draws: its error is smaller than theirs.
+    """
+
+    learned: tuple[float, float | None]
+    uniform: tuple[float, float | None]
+    gain: tuple[float, float | None]
+
+
+def compare(
+    dequantization: Variational,
+    model: ScoreModel,
+    transform: Transform,
+    dataset: Dataset,
+    draws: int = 16,
+    batch_size: int = 256,
+    progress: bool = True,
+) -> DequantizationBounds:
+    """`bounds.continuous` of a dataset under a learned dequantisation, beside that under the uniform one.
+
+    Args:
+        dequantization, model, transform, dataset: see `learn`.
+        draws: of u, time and noise for each image; image i draws from seed i.
+        batch_size: images at a time.
+        progress: show a progress bar.
+
+    Raises:
+        ValueError: fewer than two images, or draws that are not even.
+    """
+    if (count := len(dataset)) < 2:  # type: ignore[arg-type]
+        raise ValueError(f"two images or more expected, for a standard error; got {count}")
+    images, cond = split_condition(default_collate([dataset[i] for i in range(count)]), "cpu")
+    bound = partial(
+        bounds.continuous, model, images, transform, cond, draws=draws, batch_size=batch_size, progress=progress
+    )
+    learned, uniform = (bound(dequantization=q).per_image for q in (dequantization, Uniform()))
+    return DequantizationBounds(*(mean_and_error(values) for values in (learned, uniform, uniform - learned)))
