@@ -1,7 +1,7 @@
-"""The README runs as it stands: every block of code, every command, one after the other in one directory.
+"""README and the pages in docs/ run as they stand: every block of code and every command.
 
-Commands keep what they say and get smaller networks, fewer steps and samples behind it, and the CPU for a GPU. What
-another machine is needed for (a scheduler's queue, a node's processes) is replaced, and the rest of the command is run.
+Commands keep what they say and get smaller networks, fewer steps and samples, and the CPU in place of a GPU. Where a
+command needs another machine (a scheduler's queue, several nodes), that part is replaced and the rest of it runs.
 """
 
 import re
@@ -23,8 +23,10 @@ from tests.data.files import RECORDS, contents, levels, write_images
 from tests.data.test_cifar import BINARY, write_archive
 
 ROOT = Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text()
-BLOCKS = re.findall(r"```(\w*)\n(.*?)```", README, flags=re.DOTALL)
+PAGES = {path: path.read_text() for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))}
+BLOCKS = list(dict.fromkeys(re.findall(r"```(\w*)\n(.*?)```", "\n".join(PAGES.values()), flags=re.DOTALL)))
+
+EVALUATION = next(c for language, c in BLOCKS if language == "sh" and c.startswith("scoresde evaluate"))
 
 FEW = ["trainer.preview_every=0", "trainer.evaluate_every=0", "trainer.warmup=1", "trainer.workers=0", "device=cpu"]
 TOY = ["trainer.steps=3", "trainer.batch_size=32", "network.width=16", "data.train.n=200", "data.validation.n=20"]
@@ -40,7 +42,7 @@ TRAINED = {
     "series": ["trainer.steps=3", "trainer.batch_size=8", "network.width=8"],
     "images": [*SMALL, "trainer.batch_size=8"],
 }
-BITS = ["likelihood.solver.steps=8", "budget.samples=2", "budget.bound_draws=2"]
+BITS = ["likelihood.solver.steps=4", "budget.samples=2", "budget.bound_draws=2"]
 SHORT = {
     "bpd": BITS,
     "compare": ["n=12", "nfe=[2,4]", "resamples=4"],
@@ -53,30 +55,25 @@ SHORT = {
 }
 
 
-def blocks(language, text):
-    """The blocks of that language with that text in them."""
-    return [block for name, block in BLOCKS if name == language and text in block]
-
-
 def block(language, text):
-    """The only one."""
-    (found,) = blocks(language, text)
-    return found
+    """The only block of that language that contains the text."""
+    (content,) = [content for name, content in BLOCKS if name == language and text in content]
+    return content
 
 
 def commands(text):
-    """Its lines, those that go on on the next one in one, without their comments."""
+    """The commands of a block as lists of words: continued lines joined, comments dropped."""
     joined = re.sub(r"\\\n\s*", "", text)
     return [shlex.split(line, comments=True) for line in joined.splitlines() if line and not line.startswith("#")]
 
 
 def value(arguments, key, default=None):
-    """What a command sets a key to."""
+    """The value that a command gives to a key."""
     return next((x.partition("=")[2] for x in arguments if x.partition("=")[0] == key), default)
 
 
 def shortened(verb, *arguments):
-    """The same command at a hundredth of its cost."""
+    """The command at a hundredth of its cost."""
     if verb in SHORT:
         return [verb, *arguments, *(x for x in SHORT[verb] if not is_of_another(x, arguments))]
     if verb == "sample":
@@ -88,12 +85,12 @@ def shortened(verb, *arguments):
 
 
 def replaced(arguments, override):
-    """Whether the command takes another option than the experiment's for the group of an override."""
+    """Whether the command chooses another option for the group of an override."""
     return value(arguments, override.partition(".")[0]) is not None
 
 
 def is_of_another(override, arguments):
-    """Whether an override is of an option that a command has replaced."""
+    """Whether an override belongs to an option that the command has replaced."""
     likelihood = value(arguments, "likelihood", "default")
     return (override.startswith("likelihood.solver.steps") and likelihood != "default") or (
         override.startswith("data.") and value(arguments, "data") != "patches"
@@ -101,12 +98,12 @@ def is_of_another(override, arguments):
 
 
 def run(arguments):
-    """A command of the README, in this process."""
+    """Run a command in this process."""
     assert main(shortened(*arguments)) == 0, arguments
 
 
 def seeds(run):
-    """Those of the jobs of a sweep that trained."""
+    """The seeds of the jobs of a sweep that finished."""
     paths = Path(run).glob("*/checkpoint.safetensors")
     return sorted(re.findall(r"\bseed=(\d)", path.parent.name)[0] for path in paths)
 
@@ -120,68 +117,86 @@ def elsewhere(tmp_path, monkeypatch):
     return tmp_path
 
 
-@pytest.fixture
-def session(elsewhere):
-    """The runs that the commands read, as those before have left them."""
-    run(["train", "experiment=digits"])
-    run(["train", "experiment=toy2d", "run=runs/spirals"])
-    return elsewhere
-
-
 def test_every_block_is_run_here():
-    """By the test whose words it has; what has no language is output."""
-    known = {
+    """Each block belongs to the test that finds it by a text; blocks without a language are output."""
+    texts = {
         "sh": [
-            *(
-                "make demo",
-                "digits_ve",
-                "dequantize",
-                "sampler=ode",
-                "features=digits",
-                "scoresde data",
-                "PYTHONPATH",
-            ),
+            *("make demo", "sampler=unipc3", "scoresde data", "digits_ve", "dequantize", "sampler=ode"),
             *("convert source", "--json", "cifar10_ddpmpp_subvp data.root", "precision=bf16", "--standalone", "joblib"),
-            "SBATCH",
+            *("SBATCH", "PYTHONPATH"),
         ],
         "python": ["Langevin(snr=0.16)", "AngularAdams", "class Points", "convert.score_sde"],
         "yaml": ["points.Points}", "points.Network"],
     }
-    of_test = [block(language, text) for language, texts in known.items() for text in texts]
-    assert sorted(of_test) == sorted(text for language, text in BLOCKS if language)
+    known = {block(language, text) for language, parts in texts.items() for text in parts} | {EVALUATION}
+    assert known == {content for language, content in BLOCKS if language}
 
 
 def test_links_lead_somewhere():
-    """To files of the project, and to headings of this page."""
-    targets = [target for target in re.findall(r"\]\(([^)]+)\)", README) if "://" not in target]
-    headings = {
-        re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in re.findall(r"^#+ (.*)$", README, re.M)
-    }
-    assert len(targets) > 15
-    for target in targets:
-        assert target[1:] in headings if target.startswith("#") else (ROOT / target).is_file(), target
+    """To files of the project and to headings of the page."""
+    for path, text in PAGES.items():
+        headings = {re.sub(r"[^\w -]", "", h.lower()).replace(" ", "-") for h in re.findall(r"^#+ (.*)$", text, re.M)}
+        for target in re.findall(r"\]\(([^)]+)\)", text):
+            if "://" not in target:
+                found = target[1:] in headings if target.startswith("#") else (path.parent / target).is_file()
+                assert found, (path.name, target)
+
+
+def test_the_readme_is_short():
+    assert len(PAGES[ROOT / "README.md"].split()) <= 1500
 
 
 def test_two_commands_are_targets_of_the_makefile():
     """The first one trains, samples, measures and reports."""
-    text = block("sh", "make demo")
     recipes = [
         subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-        for _, target in commands(text)
+        for _, target in commands(block("sh", "make demo"))
     ]
     assert re.findall(r"scoresde (\w+)", recipes[0])[-4:] == ["train", "sample", "bpd", "report"]
     assert "pytest" in recipes[1]
 
 
 @pytest.mark.slow
-def test_the_library_in_twenty_lines(capsys):
+def test_the_python_of_the_readme(capsys):
     exec(compile(block("python", "Langevin(snr=0.16)"), "README.md", "exec"), {})
     assert "tensor" in capsys.readouterr().out
 
 
 def test_a_sampler_in_a_few_lines(capsys):
-    exec(compile(block("python", "AngularAdams"), "README.md", "exec"), {})
+    exec(compile(block("python", "AngularAdams"), "docs/sampling.md", "exec"), {})
     assert " 10 torch.Size([10, 16, 2])" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_one_run_through_every_verb(elsewhere, capsys):
+    """README's verbs, then the pages on likelihood, sampling and the command line, on the same two runs."""
+    verbs = commands(block("sh", "sampler=unipc3"))
+    assert all(command in verbs for command in commands(EVALUATION))
+    for _, *arguments in verbs:
+        run(arguments)
+    assert "</html>" in Path("runs/digits/report.html").read_text()
+    assert {tuple(words) for words in commands(EVALUATION)} <= {
+        tuple(words) for words in commands(block("sh", "sampler=unipc3"))
+    }
+    run(["train", "experiment=toy2d", "run=runs/spirals"])
+    capsys.readouterr()
+    for _, *arguments in commands(block("sh", "dequantize")):
+        run(arguments)
+    printed = capsys.readouterr().out
+    assert (printed.count("test bits/dim"), printed.count("test nats/dim")) == (2, 1)
+    for _, *arguments in commands(block("sh", "sampler=ode")):
+        run(arguments)
+    assert np.load("runs/spirals/samples/ode.npy").shape == (3, 2)
+    assert Path("runs/digits/figures/comparison.png").is_file()
+    assert Path("runs/oracle/comparison.csv").is_file()
+    usage, settings, machine, (name, script) = commands(block("sh", "--json"))
+    assert main(usage[1:]) == 0
+    assert main(settings[1:]) == 0
+    run(machine[1:])
+    assert capsys.readouterr().out.rstrip().endswith("}")
+    assert name == "eval"
+    assert main(re.findall(r"^\$\(scoresde (.*)\)$", script)[0].split()) == 0
+    assert "complete" in capsys.readouterr().out
 
 
 @pytest.mark.slow
@@ -194,39 +209,13 @@ def test_train(elsewhere):
 
 
 @pytest.mark.slow
-def test_bits_per_dimension(session, capsys):
-    for _, *arguments in commands(block("sh", "dequantize")):
-        run(arguments)
-    said = capsys.readouterr().out
-    assert said.count("test bits/dim") == 2
-    assert said.count("test nats/dim") == 1
-
-
-@pytest.mark.slow
-def test_sample_and_compare(session):
-    for _, *arguments in commands(block("sh", "sampler=ode")):
-        run(arguments)
-    assert np.load("runs/spirals/samples/ode.npy").shape == (3, 2)
-    assert Path("runs/digits/figures/comparison.png").is_file()
-    assert Path("runs/oracle/comparison.csv").is_file()
-
-
-@pytest.mark.slow
-def test_evaluate_and_report(session):
-    for _, *arguments in commands(block("sh", "features=digits")):
-        run(arguments)
-    assert "</html>" in Path("runs/digits/report.html").read_text()
-
-
-@pytest.mark.slow
 def test_data_of_ones_own(elsewhere, capsys):
     np.savetxt("my.csv", np.random.default_rng(0).normal(size=(200, 5)), delimiter=",", header="a,b,c,d,e", comments="")
     np.save("my.npy", np.random.default_rng(0).normal(size=(60, 2, 64)).astype(np.float32))
     write_images(Path("pictures"), {f"{i:03d}.png": levels(40, 36, seed=i) for i in range(60)})
     for _, *arguments in commands(block("sh", "scoresde data")):
         run(arguments)
-    said = capsys.readouterr().out
-    assert "3 x 16 x 16" in said
+    assert "3 x 16 x 16" in capsys.readouterr().out
     assert all(Path("runs", name, "checkpoint.safetensors").is_file() for name in ("table", "series", "images"))
 
 
@@ -252,25 +241,12 @@ def test_models_trained_elsewhere(elsewhere):
     source = Path(__file__).parent / "data" / "score_sde" / "ddpmpp_vp_continuous"
     for suffix in (".pth", ".config.json"):
         shutil.copy(source.with_suffix(suffix), f"checkpoint_8{suffix}")
-    exec(compile(block("python", "convert.score_sde"), "README.md", "exec"), {})
+    exec(compile(block("python", "convert.score_sde"), "docs/own_parts.md", "exec"), {})
     convert, sample, bpd = commands(block("sh", "convert source"))
     run(convert[1:])
     run(sample[1:])
     assert Path("runs/theirs/figures/samples_published_vp.png").is_file()
     assert bpd[:3] == ["scoresde", "bpd", "run=runs/theirs"]  # its CIFAR-10 is of 16 x 16 pixels, which there is not
-
-
-@pytest.mark.slow
-def test_the_command_line(session, capsys):
-    usage, told, machine, completion = commands(block("sh", "--json"))
-    assert main(usage[1:]) == 0
-    assert main(told[1:]) == 0
-    run(machine[1:])
-    assert capsys.readouterr().out.rstrip().endswith("}")
-    name, script = completion
-    assert name == "eval"
-    assert main(re.findall(r"^\$\(scoresde (.*)\)$", script)[0].split()) == 0
-    assert "complete" in capsys.readouterr().out
 
 
 # --- one GPU, one node, a cluster
@@ -344,7 +320,7 @@ def test_several_nodes(files, monkeypatch):
     for name, text in {"SLURM_JOB_NODELIST": "n[1-4]", "SLURM_NNODES": "4", "SLURM_JOB_ID": "7"}.items():
         monkeypatch.setenv(name, text)
     done = subprocess.run(["bash", "-eu"], input=block("sh", "SBATCH"), capture_output=True, text=True, check=True)
-    told = done.stdout.split()
-    assert told[told.index("--nnodes") + 1] == "4"
-    assert told[told.index("--rdzv-endpoint") + 1] == "first:29500"
-    run(told[told.index("scoresde") + 1 :])
+    words = done.stdout.split()
+    assert words[words.index("--nnodes") + 1] == "4"
+    assert words[words.index("--rdzv-endpoint") + 1] == "first:29500"
+    run(words[words.index("scoresde") + 1 :])
