@@ -88,10 +88,8 @@ class CIFAR10(Items):
 
     def _read_archive(self, archive: Path, members: Sequence[str]) -> dict[Path, bytes]:
         """Return the content of each member by its path."""
-        with (
-            reading(archive, "the official archive", "delete it, and download it again"),
-            open(archive, "rb") as file,
-        ):
+        advice = "delete it, and download it again"
+        with reading(archive, "the official archive", advice), open(archive, "rb") as file:
             self._check_md5(file, archive.name)
             with tarfile.open(fileobj=file, mode="r:gz") as tar:  # in one pass: to seek back decompresses again
                 contents = {entry.name: tar.extractfile(entry).read() for entry in tar if entry.name in members}  # type: ignore[union-attr]

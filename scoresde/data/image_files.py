@@ -9,7 +9,7 @@ import os
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -64,9 +64,9 @@ class Reader:
             image.load()
             if image.mode.startswith(("I", "F")):  # Pillow would clip these to 255
                 raise ValueError(f"mode {image.mode}")
-        converted, side = image.convert(MODES[self.channels]), min(image.size)
+        side = min(image.size)
         left, top = (image.width - side) // 2, (image.height - side) // 2
-        square = converted.crop((left, top, left + side, top + side))
+        square = image.convert(MODES[self.channels]).crop((left, top, left + side, top + side))
         resized = square.resize((self.size, self.size), Image.Resampling.LANCZOS)
         levels = np.array(resized, np.float32).reshape(self.size, self.size, self.channels)
         return torch.from_numpy(levels).movedim(-1, 0).contiguous()
@@ -121,7 +121,9 @@ class ImageFolder(Items):
     def state(self, entry: str) -> Tensor:
         """Return the image in the file of that relative path."""
         path = self.root / entry
-        return self.reader(partial(_read_member, self.root, entry) if self.is_archive else path.read_bytes, path)
+        if self.is_archive:
+            return self.reader(lambda: _open_archive(self.root, os.getpid()).read(entry), path)
+        return self.reader(path.read_bytes, path)
 
 
 def _list_folder(root: Path) -> list[str]:
@@ -138,11 +140,6 @@ def _list_archive(path: Path) -> list[str]:
     with reading(path, "a whole ZIP archive", "copy or zip it again"):
         members = [member for member in _open_archive(path, os.getpid()).infolist() if not member.is_dir()]
         return [member.filename for member in members if not member.filename.startswith("__MACOSX/")]
-
-
-def _read_member(path: Path, name: str) -> bytes:
-    """Return the content of a file in a ZIP archive."""
-    return _open_archive(path, os.getpid()).read(name)
 
 
 @lru_cache(maxsize=8)
