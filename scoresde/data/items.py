@@ -61,12 +61,12 @@ def read_bytes(path: Path) -> bytes:
 def reading(source: str | Path, kind: str, advice: str) -> Iterator[None]:
     """Turn an error of the block into a ValueError: `source` is not of that kind, why, and what to do about it.
 
-    A FileNotFoundError passes unchanged.
+    A FileNotFoundError stays one, and names the source.
     """
     try:
         yield
-    except FileNotFoundError:
-        raise
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"there is no file {source}: expected {kind}") from error
     except Exception as error:  # the libraries raise exceptions of many classes for damaged content
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise ValueError(f"{source} is not {kind} ({reason}): {advice}") from error

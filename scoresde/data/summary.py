@@ -114,7 +114,7 @@ def describe(
         raise ValueError(f"limit must be 1 or more; got limit={limit}")
     n = len(dataset)  # type: ignore[arg-type]
     indices = range(n) if limit is None or limit >= n else [i * n // limit for i in range(limit)]
-    found, low, high = Moments(), float("inf"), float("-inf")
+    total, low, high = Moments(), float("inf"), float("-inf")
     integers, levels = True, set[float]()
     fingerprints, classes = Counter[bytes](), Counter[int]()
     for states, labels in _blocks(dataset, progress_bar(indices, title="examining", unit="item", shown=progress)):
@@ -122,7 +122,7 @@ def describe(
         finite = states[states.isfinite().reshape(len(states), -1).all(dim=1)]
         if not len(finite):
             continue
-        found.update(finite)
+        total.update(finite)
         values = finite.numpy() + 0  # -0.0 becomes 0.0
         low, high = min(low, float(values.min())), max(high, float(values.max()))
         if integers:
@@ -139,8 +139,8 @@ def describe(
         dtype=str(states.dtype).removeprefix("torch."),
         min=low,
         max=high,
-        mean=tuple(found.mean.reshape(-1).tolist()),
-        std=tuple(found.std.reshape(-1).tolist()),
+        mean=tuple(total.mean.reshape(-1).tolist()),
+        std=tuple(total.std.reshape(-1).tolist()),
         integers=integers,
         levels=len(levels) if integers and len(levels) <= MANY else None,
         not_finite=len(indices) - fingerprints.total(),

@@ -75,14 +75,11 @@ class Table(Items):
                 f"columns ({', '.join(self.names)}): set shape=[{len(chosen)}], or choose columns=[...]"
             )
         values = _parse(lines, delimiter, header, names, [*chosen, *label_column], path)
+        if labels is not None and (fractions := values[values[:, -1] % 1 != 0, -1]).size:
+            raise ValueError(f"labels={labels!r} of {path} must be integers from 0; got {fractions[0]}")
         values = values[split_indices(len(values), split, validation, test, seed, path)]
-        states, classes = torch.from_numpy(values[:, : len(chosen)].astype(np.float32)), None
-        if labels is not None:
-            fractions = values[values[:, -1] % 1 != 0, -1]
-            if len(fractions):
-                raise ValueError(f"labels={labels!r} of {path} must be integers from 0; got {fractions[0]}")
-            classes = torch.from_numpy(values[:, -1].astype(np.int64))
-        super().__init__(states, classes)
+        states = torch.from_numpy(values[:, : len(chosen)].astype(np.float32))
+        super().__init__(states, None if labels is None else torch.from_numpy(values[:, -1].astype(np.int64)))
 
 
 def _number(cell: str) -> float:
@@ -125,12 +122,9 @@ def _parse(
             return values
         row = bad[0][0]
     line, cells = f"line {numbers[row] + 1}", next(csv.reader([lines[numbers[row]]], delimiter=delimiter))
-    if len(cells) == len(names):
-        for i in columns:
-            if not abs(_number(cells[i])) <= LARGEST:
-                advice = "remove the row, fill the cell, or choose other columns with columns=[...]"
-                raise ValueError(
-                    f"{line}, column {names[i]!r} of {path} is {cells[i]!r}, not a finite number: {advice}"
-                )
+    advice = "remove the row, fill the cell, or choose other columns with columns=[...]"
+    for i in columns if len(cells) == len(names) else []:
+        if not abs(_number(cells[i])) <= LARGEST:
+            raise ValueError(f"{line}, column {names[i]!r} of {path} is {cells[i]!r}, not a finite number: {advice}")
     advice = "check its end, its quotes and the delimiter"
     raise ValueError(f"{line} of {path} has {len(cells)} cells, expected {len(names)}: {advice}")
