@@ -7,6 +7,7 @@ import struct
 import numpy as np
 import pyarrow
 import pyarrow.parquet
+import pytest
 import torch
 from PIL import Image
 
@@ -37,6 +38,13 @@ def write_files(folder, files):
     for name, content in files.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(content)
+
+
+class Evil:
+    """An object that fails the test when it is unpickled."""
+
+    def __reduce__(self):
+        return pytest.fail, ("unpickled",)
 
 
 def stacked(dataset):

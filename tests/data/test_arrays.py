@@ -8,7 +8,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from scoresde.data import Arrays
-from tests.data.files import stacked
+from tests.data.files import Evil, stacked
 
 VALUES = np.random.RandomState(0).normal(size=(40, 3, 5))
 
@@ -26,11 +26,6 @@ def test_states_are_the_samples_in_float32(suffix, shape, dtype, tmp_path):
     states = stacked(Arrays(save(tmp_path / f"x{suffix}", values)))
     assert states.dtype == torch.float32
     assert np.array_equal(states, values.astype(np.float32))
-
-
-def test_array_in_fortran_order(tmp_path):
-    path = save(tmp_path / "x.npy", np.asfortranarray(VALUES))
-    assert np.array_equal(stacked(Arrays(path)), VALUES.astype(np.float32))
 
 
 @pytest.mark.parametrize("shape", [(9, 4, 3), (9, 5, 4, 3)])
@@ -88,13 +83,6 @@ def test_value_that_float32_cannot_hold_is_named(value, tmp_path):
         dataset[7]
 
 
-class Evil:
-    """An object that fails the test when it is unpickled."""
-
-    def __reduce__(self):
-        return pytest.fail, ("unpickled",)
-
-
 OTHERS = {
     "objects": (np.array([Evil(), None], dtype=object), "is not an array of numbers by .*(Object|Python objects)"),
     "strings": (np.array(["a", "b"]), "is not an array of numbers by .*dtype <U1"),
@@ -131,7 +119,6 @@ def test_damaged_file_is_refused(change, suffix, tmp_path):
     [
         ({"shape": [5, 3]}, r"\[3, 5\], not \[5, 3\]: set shape=\[3, 5\], or channels_last=True"),
         ({"key": "a"}, "key='a' is for .npz files: leave it out"),
-        ({"split": "fit"}, "got 'fit'"),
     ],
 )
 def test_wrong_arguments(arguments, message, tmp_path):

@@ -87,13 +87,11 @@ def test_only_the_square_is_resized_with_lanczos(size, tmp_path):
 def test_images_are_converted_to_the_channels(tmp_path):
     picture, grey = levels(5, 5), levels(5, 5, 1)
     write_images(tmp_path, {"a.png": picture, "b.png": grey})
-    colour = ImageFolder(tmp_path, 5)
-    assert torch.equal(colour[1], torch.from_numpy(grey).float().expand(3, 5, 5))
-    one = ImageFolder(tmp_path, 5, channels=1)
-    assert one[0].shape == (1, 5, 5)
-    luma = picture @ np.array([0.299, 0.587, 0.114])
-    assert np.abs(one[0][0].numpy() - luma).max() <= 1
-    assert torch.equal(one[1][0], torch.from_numpy(grey).float())
+    assert torch.equal(ImageFolder(tmp_path, 5)[1], torch.from_numpy(grey).float().expand(3, 5, 5))
+    states = stacked(ImageFolder(tmp_path, 5, channels=1))
+    assert states.shape == (2, 1, 5, 5)
+    assert np.abs(states[0, 0].numpy() - picture @ np.array([0.299, 0.587, 0.114])).max() <= 1
+    assert torch.equal(states[1, 0], torch.from_numpy(grey).float())
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "P", "CMYK", "1", "LA"])
@@ -116,13 +114,13 @@ CORRUPT = {
     "checksum": (png(levels(20, 20)).replace(b"IHDR\0\0\0\x14", b"IHDR\0\0\0\x15"), ""),
     "another format": (encoded(levels(20, 20), "GIF"), "UnidentifiedImageError"),
     "16 bits": (encoded(np.full((4, 4), 40_000, np.uint16), "PNG"), "mode I"),
-    "far too large": (png(levels(2000, 2000, 1)), "DecompressionBombError"),
+    "far too large": (png(levels(40, 40)), "DecompressionBombError"),
 }
 
 
 @pytest.mark.parametrize(("content", "reason"), CORRUPT.values(), ids=CORRUPT)
 def test_corrupt_image_is_named_on_access(content, reason, tmp_path, monkeypatch):
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1_000_000)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 600)
     write_images(tmp_path, {"a.png": levels(4, 4), "c.png": levels(4, 4)})
     write_files(tmp_path / "deep", {"b.png": content})
     dataset = ImageFolder(tmp_path, 4)
@@ -183,20 +181,11 @@ def test_roots_without_images(tmp_path):
             ImageFolder(tmp_path / name, 8)
 
 
-@pytest.mark.parametrize(("option", "low"), [("cifar10", -1), ("cifar10_unit", 0), ("image_folder", 0)])
-def test_both_transforms_of_a_configuration_fill_its_range(option, low):
+@pytest.mark.parametrize("option", ["cifar10", "cifar10_unit", "image_folder", "mnist", "parquet", "patches"])
+def test_transform_of_a_configuration_maps_the_range_of_the_levels_to_low_and_high(option):
     config = OmegaConf.create({"data": OmegaConf.load(Path(config_directory(), "data", f"{option}.yaml"))}).data
-    assert config.low == low
-    assert config.high == 1
-    assert config.range == [0, 256]
-    ends = torch.tensor([[0.0, 256.0]], dtype=torch.float64)
-    assert build.instantiate(config.transform)(ends).tolist() == [[low, 1]]
-    published = build.instantiate(config.training.transform)(ends * 255 / 256)
-    assert published.flatten().tolist() == pytest.approx([low, 1], abs=1e-15)
-    assert config.training.dequantization is None
-    assert list(config.shape) == ([3, 256, 256] if option == "image_folder" else [3, 32, 32])
-    assert config.train.split == "train"
-    assert config.train.flip is True
+    ends = torch.tensor([config.range], dtype=torch.float64)
+    assert build.instantiate(config.transform)(ends).tolist() == [[config.low, config.high]]
     assert "flip" not in config.validation
     assert "flip" not in config.test
 
@@ -235,9 +224,7 @@ def test_damaged_archive_is_refused(tmp_path):
     whole = path.read_bytes()
     for content in (b"", png(levels(9, 9)), whole[:-30]):  # the directory is at the end
         path.write_bytes(content)
-        with pytest.raises(
-            ValueError, match=rf"{path} is not a whole ZIP archive \(BadZipFile: .*: copy or zip it again"
-        ):
+        with pytest.raises(ValueError, match=rf"{path} is not a whole ZIP archive \(BadZipFile: .*: copy or zip"):
             ImageFolder(path, 8)
     at = whole.index(b"IDAT") + 50
     path.write_bytes(whole[:at] + bytes([whole[at] ^ 255]) + whole[at + 1 :])
