@@ -203,6 +203,7 @@ def test_archive_and_folder_hold_the_same_images(compression, tmp_path):
     for arguments in ({"split": "train"}, {"split": "all", "flip": True}, {"channels": 1}):
         folder, archive = (ImageFolder(tmp_path / name, 6, **arguments) for name in ("folder", "archive.ZIP"))
         assert archive.entries == folder.entries
+        assert len(archive) == len(archive.entries) * (2 if "flip" in arguments else 1)
         assert torch.equal(stacked(archive), stacked(folder))
     assert sorted(tmp_path.rglob("*")) == before
 
