@@ -157,18 +157,15 @@ class _ArrayUnpickler(pickle.Unpickler):
         return ARRAY_GLOBALS[module, name]
 
 
-def _encode(text: str, _encoding: str) -> bytes:
-    """Encode in Latin-1, as the pickles of protocol 2 that Python 3 writes ask for."""
-    return text.encode("latin1")
-
-
 _reconstruct = np.empty(0).__reduce__()[0]  # its module's name depends on NumPy's version
 ARRAY_GLOBALS: dict[tuple[str, str], Any] = {
     ("numpy.core.multiarray", "_reconstruct"): _reconstruct,
     ("numpy._core.multiarray", "_reconstruct"): _reconstruct,
     ("numpy", "ndarray"): np.ndarray,
     ("numpy", "dtype"): np.dtype,
-    ("_codecs", "encode"): _encode,
+    ("_codecs", "encode"): lambda text, _encoding: text.encode(
+        "latin1"
+    ),  # bytes, as Python 3 pickles them in protocol 2
 }
 VERSIONS: dict[str, tuple[str, str, Callable[[bytes, int], Records]]] = {  # folder, suffix and parser by archive
     "cifar-10-binary.tar.gz": ("cifar-10-batches-bin", ".bin", _parse_binary),

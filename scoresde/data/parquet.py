@@ -78,7 +78,8 @@ class ParquetImages(Items):
         if not sum(sizes):
             raise ValueError(f"the Parquet files {files} have no rows: download them again")
         self.column = column
-        places = np.array([(number, row) for number, size in enumerate(sizes) for row in range(size)])
+        # The number of the row group of each image, and its row there.
+        places = np.stack([np.repeat(range(len(sizes)), sizes), np.concatenate(list(map(np.arange, sizes)))], axis=1)
         indices = split_indices(len(places), split, validation, test, seed, str(files))
         labels_tensor = torch.from_numpy(np.concatenate(classes)[indices]) if classes else None
         super().__init__(places[indices], labels_tensor, flip)
