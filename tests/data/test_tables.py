@@ -19,9 +19,8 @@ def write(path, rows=ROWS, header=None, delimiter=",", end="\n"):
     return path
 
 
-@pytest.mark.parametrize("delimiter", [",", ";", "\t", "|"])
+@pytest.mark.parametrize(("delimiter", "end"), [(",", "\n"), (";", "\r\n"), ("\t", "\r"), ("|", "\n")])
 @pytest.mark.parametrize("header", [None, ["a", "b", "c"], ["1", "b", ""]])
-@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
 def test_rows_are_vectors(end, header, delimiter, tmp_path):
     dataset = Table(write(tmp_path / "x.csv", header=header, delimiter=delimiter, end=end))
     assert dataset[0].dtype == torch.float32

@@ -50,10 +50,10 @@ def test_compose_applies_the_first_transform_first():
 
 @pytest.mark.parametrize("levels", [2, 10, 17, 256])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-@pytest.mark.parametrize("u", [0.0, 1e-3, 0.5, 1 - 1e-3])
-def test_quantise_returns_the_level_of_a_dequantised_value(levels, dtype, u):
+def test_quantise_returns_the_level_of_a_dequantised_value(levels, dtype):
     transform, x = Levels(levels), torch.arange(levels, dtype=dtype)[None]
-    assert torch.equal(transform.quantise(transform(x + u)), x)
+    for u in (0.0, 1e-3, 0.5, 1 - 1e-3):
+        assert torch.equal(transform.quantise(transform(x + u)), x)
 
 
 def test_quantise_clips_to_the_levels_and_levels_fill_the_range():
