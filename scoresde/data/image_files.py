@@ -20,7 +20,7 @@ from torch import Tensor
 from scoresde.data.items import Items, check_choice, reading
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP")  # the only decoders in use, whatever the suffix of a file
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP")  # the only decoders in use; the suffix of a file is ignored
 MODES = {1: "L", 3: "RGB"}
 SHARES = {"train": range(10, 100), "validation": range(5, 10), "test": range(5), "all": range(100)}  # in hundredths
 
