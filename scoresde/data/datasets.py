@@ -1,7 +1,7 @@
-"""Datasets that need no download: real digits, and two-dimensional toys.
+"""Datasets without a download: scikit-learn's digits, and toys in two dimensions.
 
-An item of a dataset is a tensor `*`, in the data's own units (integer grey levels for images); a tuple or dict of
-(state, condition) is accepted wherever a dataset is. Any `torch.utils.data.Dataset` of that kind can stand in.
+Any `torch.utils.data.Dataset` can replace them. An item is a state, a tensor `*` in the data's own units (integer grey
+levels for images), or a tuple or dict of (state, condition).
 """
 
 import math
@@ -9,57 +9,50 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from torch import Tensor
-from torch.utils.data import Dataset
+
+from scoresde.data.items import Items, check_choice
 
 SPLITS = {"train": slice(0, 1300), "validation": slice(1300, 1500), "test": slice(1500, 1797), "fit": slice(0, 1500)}
 
 
-class Digits(Dataset):
+class Digits(Items):
     """scikit-learn's 1,797 handwritten digits (UCI, Alpaydin and Kaynak 1998): 1 x 8 x 8, levels 0 to 16.
 
-    In the order of numpy.random.RandomState(0).permutation(1797): "train" 1,300, "validation" 200, "test" 297; "fit"
-    is train and validation together, for the model that is measured on test once every choice has been made.
+    In the order of numpy.random.RandomState(0).permutation(1797): "train" 1,300, "validation" 200, "test" 297. "fit" is
+    train and validation together, for the final model once every choice has been made.
 
     Args:
         split: "train", "validation", "fit" or "test".
-        labels: items are pairs of the image and its digit, an int64 tensor ().
+        labels: return pairs of an image and its digit, an int64 tensor ().
     """
 
     def __init__(self, split: str, labels: bool = False):
-        if split not in SPLITS:
-            raise ValueError(f"split among {', '.join(SPLITS)} expected; got {split!r}")
-        from sklearn.datasets import load_digits  # here, for its import takes longer than that of the library
+        check_choice("split", split, SPLITS)
+        from sklearn.datasets import load_digits  # imported late: scikit-learn takes longer to import than scoresde
 
         digits = load_digits()
         order = np.random.RandomState(0).permutation(len(digits.images))[SPLITS[split]]
         self.images = torch.from_numpy(digits.images[order]).float()[:, None]
-        self.labels = torch.from_numpy(digits.target[order]).long() if labels else None
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, index: int) -> Tensor | tuple[Tensor, Tensor]:
-        return self.images[index] if self.labels is None else (self.images[index], self.labels[index])
+        super().__init__(self.images, torch.from_numpy(digits.target[order]).long() if labels else None)
 
 
 def moons(n: int, rng: np.random.RandomState) -> np.ndarray:
-    """Two interleaved half circles (scikit-learn), centred, of about unit size."""
-    from sklearn.datasets import make_moons  # see Digits
+    """Draw from two interleaved half circles (scikit-learn), centred, of about unit size."""
+    from sklearn.datasets import make_moons  # imported late, see Digits
 
     points, _ = make_moons(n, noise=0.06, random_state=rng)
     return (points - np.array([0.5, 0.25])) * 1.2
 
 
 def checkerboard(n: int, rng: np.random.RandomState) -> np.ndarray:
-    """Uniform on every other square of a 4 x 4 board on [-2, 2]^2."""
+    """Draw uniformly from every other square of a 4 x 4 board on [-2, 2]^2."""
     row, half = rng.randint(0, 4, n), rng.randint(0, 2, n)
     corner = np.stack([2 * half + row % 2, row], axis=1)
     return corner + rng.uniform(size=(n, 2)) - 2
 
 
 def spirals(n: int, rng: np.random.RandomState) -> np.ndarray:
-    """Two arms of a spiral, one and a half turns each."""
+    """Draw from the two arms of a spiral, one and a half turns each."""
     angle = 3 * np.pi * np.sqrt(rng.uniform(size=n))
     arm = rng.choice([-1.0, 1.0], size=n)[:, None]
     curve = np.stack([-np.cos(angle), np.sin(angle)], axis=1) * angle[:, None] / 5
@@ -67,38 +60,29 @@ def spirals(n: int, rng: np.random.RandomState) -> np.ndarray:
 
 
 def rings(n: int, rng: np.random.RandomState) -> np.ndarray:
-    """Four concentric circles of radius 0.5, 1, 1.5 and 2."""
+    """Draw from four concentric circles of radius 0.5, 1, 1.5 and 2."""
     radius = 0.5 * rng.randint(1, 5, n) + 0.04 * rng.normal(size=n)
     angle = 2 * math.pi * rng.uniform(size=n)
     return np.stack([np.cos(angle), np.sin(angle)], axis=1) * radius[:, None]
 
 
 TOYS: dict[str, Callable[[int, np.random.RandomState], np.ndarray]] = {
-    "moons": moons,
-    "checkerboard": checkerboard,
-    "spirals": spirals,
-    "rings": rings,
+    function.__name__: function for function in (moons, checkerboard, spirals, rings)
 }
 
 
-class Toy2D(Dataset):
+class Toy2D(Items):
     """Points of a distribution in the plane, drawn once from a seed.
 
     Args:
         name: "moons", "checkerboard", "spirals" or "rings".
         n: number of points.
-        seed: of the draw; take another one for a test set.
+        seed: seed of the draw; use another one for a test set.
     """
 
     def __init__(self, name: str = "moons", n: int = 10_000, seed: int = 0):
-        if name not in TOYS:
-            raise ValueError(f"name among {', '.join(TOYS)} expected; got {name!r}")
+        check_choice("name", name, TOYS)
         if n < 1:
-            raise ValueError(f"one point or more expected; got n={n}")
+            raise ValueError(f"the number of points must be 1 or more; got n={n}")
         self.points = torch.from_numpy(TOYS[name](n, np.random.RandomState(seed))).float()
-
-    def __len__(self) -> int:
-        return len(self.points)
-
-    def __getitem__(self, index: int) -> Tensor:
-        return self.points[index]
+        super().__init__(self.points)

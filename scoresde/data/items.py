@@ -1,9 +1,13 @@
-"""What the datasets share: items that may have labels and mirror images, and splits.
+"""The base class of the datasets, their splits, and the error of a file that cannot be read.
 
 An item is a float32 tensor, the state `*` in the data's own units, or the pair (state, label).
 """
 
+import gzip
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -13,61 +17,89 @@ PARTS = ("train", "validation", "test", "all")
 
 
 class Items(Dataset):
-    """A dataset of n states. A subclass has `count`, `state`, and `label` if its items have one.
+    """A dataset of n states, each made from an entry: the state itself, a row number, the name of a file.
 
-    With `flip` there are 2n items, and item n + i is the mirror image of item i. A uniform draw over the items is then
-    the random flip of the published trainings, and needs no random state of its own.
+    A subclass whose entries are not tensors overrides `state`.
+
+    Args:
+        entries: n entries.
+        labels: labels of the n states, (n,) or (n, F); an item is then (state, label).
+        flip: append the mirror images: item n + i is the mirror image of item i. A uniform draw over the 2n items is
+            the random flip of the published trainings, and needs no random state of its own.
     """
 
-    flip = False
-    labels = False
+    def __init__(self, entries: Sequence[Any] | np.ndarray | Tensor, labels: Tensor | None = None, flip: bool = False):
+        self.entries, self.labels, self.flip = entries, labels, flip
 
     def __len__(self) -> int:
-        return self.count() * (2 if self.flip else 1)
+        return len(self.entries) * (2 if self.flip else 1)
 
     def __getitem__(self, index: int) -> Tensor | tuple[Tensor, Tensor]:
-        mirrored, item = divmod(range(len(self))[index], self.count())
-        state = self.state(item)
+        mirrored, item = divmod(range(len(self))[index], len(self.entries))
+        state = self.state(self.entries[item])
         state = state.flip(-1) if mirrored else state
-        return (state, self.label(item)) if self.labels else state
+        return state if self.labels is None else (state, self.labels[item])
 
-    def count(self) -> int:
-        """n, without mirror images."""
-        raise NotImplementedError(f"{type(self).__name__} must define count() -> int")
+    def state(self, entry: Any) -> Tensor:
+        """Return the float32 state made from an entry."""
+        return entry.float()
 
-    def state(self, item: int) -> Tensor:
-        """The state of item 0 .. n - 1, float32."""
-        raise NotImplementedError(f"{type(self).__name__} must define state(item) -> Tensor")
 
-    def label(self, item: int) -> Tensor:
-        """Its label: an int64 tensor (), or a float32 one."""
-        raise NotImplementedError(f"{type(self).__name__} has no labels: define label(item) -> Tensor")
+def check_choice(name: str, value: Any, choices: Collection[str]) -> None:
+    """Raise ValueError unless the argument `name` is one of its choices."""
+    if value not in choices:
+        raise ValueError(f"{name} among {', '.join(choices)} expected; got {value!r}")
+
+
+def read_bytes(path: Path) -> bytes:
+    """Return the content of a file, decompressed if it is a gzip file."""
+    content = path.read_bytes()
+    return gzip.decompress(content) if content.startswith(b"\x1f\x8b") else content
+
+
+@contextmanager
+def reading(source: str | Path, kind: str, advice: str) -> Iterator[None]:
+    """Turn an error of the block into a ValueError: `source` is not of that kind, why, and what to do about it.
+
+    A FileNotFoundError stays one, and names the source.
+    """
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"there is no file {source}: expected {kind}") from error
+    except Exception as error:  # the libraries raise exceptions of many classes for damaged content
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise ValueError(f"{source} is not {kind} ({reason}): {advice}") from error
 
 
 def split_indices(
     n: int, split: str, validation: float, test: float, seed: int | None, source: str | Path
 ) -> np.ndarray:
-    """The indices of a split among n samples, in ascending order; the splits are disjoint, and together everything.
+    """Return the indices of a split of n samples, in ascending order. The three splits are disjoint and cover all.
 
-    In the order of numpy.random.RandomState(seed).permutation(n), the first round(test n) are "test", the next
-    round(validation n) "validation", the others "train". Without a seed the order is that of the source and the ends
-    change places: the last ones are "test", those before them "validation", as for samples in the order of time.
+    Of numpy.random.RandomState(seed).permutation(n) the first round(test n) indices are "test", the next
+    round(validation n) "validation", the others "train". With seed=None the order is that of the source: the last
+    samples are "test", those before them "validation", as suits a time series.
+
+    Args:
+        n: number of samples.
+        split: "train", "validation", "test" or "all".
+        validation, test: shares of the samples.
+        seed: seed of the permutation, or None.
+        source: name of the data in error messages.
 
     Raises:
-        ValueError: an unknown split, shares that leave nothing to train on, or a split without samples.
+        ValueError: unknown split, shares that leave nothing to train on, or an empty split.
     """
-    if split not in PARTS:
-        raise ValueError(f"split among {', '.join(PARTS)} expected; got {split!r}")
+    check_choice("split", split, PARTS)
     if not (validation >= 0 and test >= 0 and validation + test < 1):
-        raise ValueError(
-            f"validation and test as shares of the samples, below 1 together, expected; got {validation}, {test}"
-        )
+        raise ValueError(f"the shares validation={validation} and test={test} must be >= 0, their sum below 1")
     order = np.arange(n)[::-1] if seed is None else np.random.RandomState(seed).permutation(n)
     first, second = round(test * n), round(test * n) + round(validation * n)
-    found = {"test": order[:first], "validation": order[first:second], "train": order[second:], "all": order}[split]
-    if not len(found):
+    indices = {"test": order[:first], "validation": order[first:second], "train": order[second:], "all": order}[split]
+    if not len(indices):
         raise ValueError(
-            f"one sample or more of split {split!r} expected; got none of the {n} in {source} at "
-            f"validation={validation}, test={test}: take a larger share, or split='all'"
+            f"split {split!r} of the {n} samples in {source} is empty with validation={validation}, test={test}: "
+            "increase its share, or take split='all'"
         )
-    return np.sort(found)
+    return np.sort(indices)

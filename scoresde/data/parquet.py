@@ -1,54 +1,52 @@
 """Images in Parquet files, as the Hugging Face hub ships them.
 
-Such a file keeps each image as it was encoded (PNG, JPEG), in a column of structs {bytes, path} or of binary values.
-Its rows are in groups, the least that can be read at once; nothing but the images and labels of one group is read for
-an item, so the files may be larger than the memory.
+Such a file keeps encoded images (PNG, JPEG) in a column of structs {bytes, path} or of binary values. Its rows are in
+groups, the smallest unit that can be read. Only the images of one group are read for an item, so the files may be
+larger than the memory.
 """
 
 import glob
-import io
 import os
-from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Sequence
-from itertools import accumulate
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from scoresde.data.image_files import Reader
-from scoresde.data.items import Items, split_indices
+from scoresde.data.items import Items, reading, split_indices
 
 
 class ParquetImages(Items):
     """The images in Parquet files: channels x size x size, levels 0 to 255; cropped and resized, see `Reader`.
 
-    They are in the order of the sorted paths and of the rows in each. The row groups read last are kept as they are
-    encoded, up to `cache` bytes in each process that loads data: a dataset that fits is read once. For a larger one in
-    random order write small row groups (`row_group_size=100`), for each image may need one to be read.
+    They are in the order of the sorted paths and of the rows in each. Each process that loads data keeps the encoded
+    images of the row groups read last, up to `cache` bytes: a dataset that fits is read once. Write a larger dataset
+    with small row groups (`row_group_size=100`): in random order each image may need another group to be read.
 
     Args:
         files: a path or a pattern (`train-*.parquet`, `**` for folders in between), or a list of them.
         size: height and width.
-        column: of the images; by default the only one of such a type.
-        labels: the column of the labels, whole numbers: items are then (state, label), the label an int64 tensor ().
+        column: column of the images; by default the only one of a suitable type.
+        labels: column of the labels, integers: items are then (state, label), the label an int64 tensor ().
         split: "train", "validation", "test" or "all", see `split_indices`. The hub's datasets have files for each
-            split: "all" of those.
-        flip: whether the mirror images follow the images.
+            split: take "all" of those.
+        flip: append the mirror images.
         crop: "center".
         channels: 3 for RGB, 1 for grey levels; the images are converted.
         validation, test: shares of the images.
-        seed: of the permutation; None keeps the order of the files, with the test images at their end.
-        cache: bytes of encoded images to keep, at least one row group.
+        seed: seed of the permutation; None keeps the order of the files, with the test images at their end.
+        cache: bytes of encoded images to keep; at least one row group is kept.
 
     Raises:
         ImportError: pyarrow is not installed.
-        FileNotFoundError: no such file.
-        ValueError: a file that is no Parquet file, a column there is not or of another type, no image; of an item: an
-            image that is missing or cannot be read.
+        FileNotFoundError: there are no such files.
+        ValueError: a file is not a Parquet file, a column is missing or of another type, a label is missing, or there
+            are no images; when an item is read: the image is missing or cannot be read.
     """
 
     def __init__(
@@ -66,139 +64,102 @@ class ParquetImages(Items):
         seed: int | None = 0,
         cache: int = 2**30,
     ):
-        self.reader, self.flip, self.cache = Reader(size, channels, crop), flip, cache
-        self.column, self.label_column, self.labels = column, labels, labels is not None
-        self.groups: list[tuple[Path, int]] = []  # of each row group, its file and its number there
+        self.reader, self.cache = Reader(size, channels, crop), cache
+        self.groups: list[tuple[Path, int]] = []  # the file of each row group, and its number there
         sizes: list[int] = []
+        classes: list[np.ndarray] = []
         for path in _paths(files):
-            file = _open(path)
-            self.column = _image_column(file.schema_arrow, self.column, path)
-            _check_labels(file.schema_arrow, labels, path)
-            for group in range(file.metadata.num_row_groups):
-                self.groups.append((path, group))
-                sizes.append(file.metadata.row_group(group).num_rows)
-        self.ends = list(accumulate(sizes))
-        total = self.ends[-1] if self.ends else 0
-        if not total:
-            raise ValueError(f"one image or more expected in {files}; got files without rows: download them again")
-        self.indices = split_indices(total, split, validation, test, seed, str(files))
-        self._kept: OrderedDict[int, Any] = OrderedDict()  # tables by the number of the row group
+            with _open(path) as file:
+                column = _image_column(file.schema_arrow, column)
+                self.groups += [(path, group) for group in range(file.num_row_groups)]
+                sizes += [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
+                if labels is not None:
+                    classes.append(_read_labels(file, labels))
+        if not sum(sizes):
+            raise ValueError(f"the Parquet files {files} have no rows: download them again")
+        self.column = column
+        # The number of the row group of each image, and its row there.
+        places = np.stack([np.repeat(range(len(sizes)), sizes), np.concatenate(list(map(np.arange, sizes)))], axis=1)
+        indices = split_indices(len(places), split, validation, test, seed, str(files))
+        labels_tensor = torch.from_numpy(np.concatenate(classes)[indices]) if classes else None
+        super().__init__(places[indices], labels_tensor, flip)
+        self._columns: OrderedDict[int, Any] = OrderedDict()  # cached images by the number of the row group
 
-    def count(self) -> int:
-        """The images of the split, without mirror images."""
-        return len(self.indices)
-
-    def state(self, item: int) -> Tensor:
-        """One image."""
-        table, row, where = self._find(item)
-        value = table.column(self.column)[row].as_py()
-        content = value.get("bytes") if isinstance(value, dict) else value
-        if content is None:
-            known = f" (path {value['path']!r})" if isinstance(value, dict) and value.get("path") else ""
-            raise ValueError(
-                f"the bytes of an image expected in {where}; got none{known}: write the files with the images embedded"
-            )
-        return self.reader(io.BytesIO(content), where)
-
-    def label(self, item: int) -> Tensor:
-        """Its label."""
-        table, row, where = self._find(item)
-        value = table.column(self.label_column)[row].as_py()
-        if value is None:
-            raise ValueError(f"a label in column {self.label_column!r} expected in {where}; got none: remove the row")
-        return torch.tensor(value, dtype=torch.int64)
-
-    def _find(self, item: int) -> tuple[Any, int, str]:
-        """The row group of an item, its row there, and what errors call it."""
-        index = int(self.indices[item])
-        number = bisect_right(self.ends, index)
-        row = index - (self.ends[number - 1] if number else 0)
+    def state(self, entry: np.ndarray) -> Tensor:
+        """Return the image at (number of the row group over all files, row in the group)."""
+        number, row = map(int, entry)
         path, group = self.groups[number]
-        return self._table(number), row, f"{path}, row {row} of row group {group}, column {self.column!r}"
+        source = f"{path}, row {row} of row group {group}, column {self.column!r}"
+        value = self._read_column(number)[row].as_py()
+        content = value["bytes"] if isinstance(value, dict) else value
+        if content is None:
+            raise ValueError(f"no image in {source}, but {value}: write the files with the images embedded")
+        return self.reader(lambda: content, source)
 
-    def _table(self, number: int) -> Any:
-        """The columns of a row group, read unless they are kept."""
-        if number not in self._kept:
+    def _read_column(self, number: int) -> Any:
+        """Return the images of a row group, from the cache if they are there."""
+        if number not in self._columns:
             path, group = self.groups[number]
-            columns = [name for name in (self.column, self.label_column) if name is not None]
-            try:
-                # Without threads: those of the process that forked a worker are not in the worker.
-                self._kept[number] = _open(path).read_row_group(group, columns=columns, use_threads=False)
-            except (OSError, ValueError) as error:  # pyarrow's errors are of these classes
-                raise _damaged(path, f"row group {group}: {error}") from error
-            while len(self._kept) > 1 and sum(table.nbytes for table in self._kept.values()) > self.cache:
-                self._kept.popitem(last=False)
-        self._kept.move_to_end(number)
-        return self._kept[number]
+            with _open(path) as file:  # without threads, which a forked worker does not inherit
+                table = file.read_row_group(group, columns=[self.column], use_threads=False)
+            self._columns[number] = table.column(self.column)
+            while len(self._columns) > 1 and sum(column.nbytes for column in self._columns.values()) > self.cache:
+                self._columns.popitem(last=False)
+        self._columns.move_to_end(number)
+        return self._columns[number]
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_kept": OrderedDict()}
-
-
-def _pyarrow() -> ModuleType:
-    """pyarrow, with its reader of Parquet files."""
-    try:
-        import pyarrow.parquet
-    except ImportError as error:
-        raise ImportError("Parquet files are read by pyarrow: pip install 'scoresde[parquet]'") from error
-    return pyarrow
+        """Leave out the cache."""
+        return {**self.__dict__, "_columns": OrderedDict()}
 
 
 def _paths(files: str | Path | Sequence[str | Path]) -> list[Path]:
-    """The files of paths and patterns, sorted; each once, even where links lead to it in two ways."""
-    patterns = [files] if isinstance(files, (str, Path)) else list(files)
-    found: dict[str, str] = {}
-    for pattern in map(str, patterns):
-        matches = glob.glob(pattern, recursive=True)
+    """Return the files of paths and patterns, sorted; a file with several links appears once."""
+    paths: dict[str, str] = {}
+    for pattern in [files] if isinstance(files, (str, Path)) else files:
+        matches = sorted(glob.glob(str(pattern), recursive=True), reverse=True)
         if not matches:
-            raise FileNotFoundError(f"Parquet files expected at {pattern}; there are none")
-        found.update((os.path.realpath(path), path) for path in sorted(matches, reverse=True))
-    if not found:
-        raise ValueError(f"one path or pattern of Parquet files or more expected; got {files}")
-    return [Path(path) for path in sorted(found.values())]
+            raise FileNotFoundError(f"there are no Parquet files {pattern}")
+        paths.update((os.path.realpath(path), path) for path in matches)
+    return [Path(path) for path in sorted(paths.values())]
 
 
-def _open(path: Path) -> Any:
-    """A Parquet file, its metadata read."""
-    parquet = _pyarrow().parquet
+@contextmanager
+def _open(path: Path) -> Iterator[Any]:
+    """Open a Parquet file; turn errors of the block into a ValueError that names it."""
     try:
-        return parquet.ParquetFile(path)
-    except (OSError, ValueError) as error:
-        raise _damaged(path, str(error)) from error
+        import pyarrow.parquet
+    except ImportError as error:
+        raise ImportError("Parquet files need pyarrow: pip install 'scoresde[parquet]'") from error
+    with (
+        reading(path, "a whole Parquet file with these columns", "download it again, or choose other columns"),
+        pyarrow.parquet.ParquetFile(path) as file,
+    ):
+        yield file
 
 
-def _damaged(path: Path, reason: str) -> ValueError:
-    size = path.stat().st_size if path.is_file() else 0
-    said = " ".join(reason.split())
-    return ValueError(f"a whole Parquet file expected at {path}, of {size} bytes; got {said}: download it again")
-
-
-def _image_column(schema: Any, column: str | None, path: Path) -> str:
-    """The column of the images: the one named, or the only one of such a type."""
-    known = [field.name for field in schema if _holds_images(field.type)]
-    if column is None and len(known) == 1:
-        return known[0]
-    if column is None or column not in known:
-        types = ", ".join(f"{field.name} ({field.type})" for field in schema)
-        raise ValueError(
-            f"one column of images, binary or struct of bytes and path, expected in {path}; "
-            f"got column={column!r} and {types}: name one that is, with column=..."
-        )
-    return column
+def _image_column(schema: Any, column: str | None) -> str:
+    """Return the name of the image column: `column`, or by default the only one of a suitable type."""
+    names = [field.name for field in schema if _holds_images(field.type) and column in (None, field.name)]
+    if len(names) != 1:
+        columns = schema.remove_metadata()
+        raise LookupError(f"column={column!r}, expected one column of binary or struct<bytes, path> among {columns}")
+    return names[0]
 
 
 def _holds_images(kind: Any) -> bool:
-    """Whether a column of that type may hold encoded images."""
-    types = _pyarrow().types
-    if types.is_struct(kind):
-        return kind.get_field_index("bytes") >= 0 and _holds_images(kind.field("bytes").type)
-    return types.is_binary(kind) or types.is_large_binary(kind)
+    if str(kind).startswith("struct<"):
+        index = kind.get_field_index("bytes")
+        return index >= 0 and _holds_images(kind.field(index).type)
+    return str(kind) in ("binary", "large_binary")
 
 
-def _check_labels(schema: Any, labels: str | None, path: Path) -> None:
-    """See that a column of labels is there and of whole numbers."""
-    if labels is None:
-        return
-    if labels not in schema.names or not _pyarrow().types.is_integer(schema.field(labels).type):
-        types = ", ".join(f"{field.name} ({field.type})" for field in schema)
-        raise ValueError(f"a column of whole numbers expected in {path}; got labels={labels!r} and {types}")
+def _read_labels(file: Any, column: str) -> np.ndarray:
+    """Read a column of integers."""
+    kind = file.schema_arrow.field(column).type
+    if not str(kind).removeprefix("u").startswith("int"):
+        raise TypeError(f"column {column!r} has type {kind}, expected integers")
+    values = file.read(columns=[column], use_threads=False).column(column)
+    if values.null_count:
+        raise ValueError(f"no label in row {values.is_null().to_numpy().argmax()} of column {column!r}")
+    return values.to_numpy().astype(np.int64)

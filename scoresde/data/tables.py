@@ -1,17 +1,16 @@
-"""Tables of numbers in text files: comma, semicolon or tab separated values, a sample in each row."""
+"""Tables of numbers in text files: comma, semicolon, tab or bar separated values, one sample per row."""
 
 import csv
-import gzip
-import io
-from array import array
-from collections.abc import Iterator, Sequence
+import math
+import re
+from collections.abc import Sequence
+from operator import length_hint
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from scoresde.data.items import Items, split_indices
+from scoresde.data.items import Items, read_bytes, reading, split_indices
 
 DELIMITERS = (",", ";", "\t", "|")
 MISSING = ("", "na", "n/a", "nan", "null", "none", "?", "-")
@@ -21,24 +20,25 @@ LARGEST = float(np.finfo(np.float32).max)
 class Table(Items):
     """The rows of a table as float32 vectors (D,), in the table's own units.
 
-    The first row is a header if one of its cells is neither a number nor missing. Every chosen cell has to be a number:
-    a model of the density needs whole samples, and how gaps are filled is a choice of yours.
+    The first row is a header if one of its cells is neither a number nor missing. Every cell of the chosen columns must
+    be a number: a density model needs complete samples, and how to fill gaps is your choice. The other columns may hold
+    anything. A cell in double quotes may hold the delimiter, but not the end of a line.
 
     Args:
-        path: of the file, in UTF-8; one that ends in .gz is decompressed.
+        path: path of the file, in UTF-8, plain or compressed by gzip.
         split: "train", "validation", "test" or "all", see `split_indices`.
-        columns: names in the header or numbers from 0, in the order of the vector; all but the labels by default.
-        labels: the column of a class, a whole number: items are then (state, label), the label an int64 tensor ().
-        delimiter: one character; by default, that of comma, semicolon, tab and bar that the first line has most of.
-        header: whether there is a header; found out by default.
-        shape: (D,), to be sure of it; None takes what there is.
+        columns: names in the header or numbers from 0, in the order of the vector; default: all but the labels.
+        labels: column of a class, an integer: items are then (state, label), the label an int64 tensor ().
+        delimiter: one character; default: the most frequent of comma, semicolon, tab and bar in the first line.
+        header: whether the first row is a header; None decides by its cells.
+        shape: expected shape (D,); None accepts any.
         validation, test: shares of the rows.
-        seed: of the permutation; None keeps the order of the file, with the test rows at its end.
+        seed: seed of the permutation; None keeps the order of the file, with the test rows at its end.
 
     Raises:
-        ValueError: a cell that is not a finite number, rows of different lengths, a column there is not, another shape,
-            no row, no row of the split. The message has the line and the column.
-        FileNotFoundError: no such file.
+        ValueError: a cell that is not a finite number or a row of another length (the message has the line and the
+            column), an unknown column, another shape, no rows, or an empty split.
+        FileNotFoundError: there is no such file.
     """
 
     def __init__(
@@ -54,132 +54,77 @@ class Table(Items):
         test: float = 0.05,
         seed: int | None = 0,
     ):
-        path = Path(path)
-        text = _text(path)
-        delimiter = delimiter or _delimiter(text)
-        lines = _lines(text, delimiter, path)
-        first = next(lines, None)
+        with reading(path, "a table as text in UTF-8", "save it as CSV again"):
+            lines = re.split("\r\n|\r|\n", read_bytes(Path(path)).decode("utf-8-sig"))
+        first = next((line for line in lines if line.strip()), None)
         if first is None:
-            raise ValueError(f"a table of numbers expected in {path}; got an empty file")
-        cells = first[1]
-        header = any(_number(cell) is None and not _is_missing(cell) for cell in cells) if header is None else header
-        names = [cell.strip() for cell in cells] if header else [str(i) for i in range(len(cells))]
-        taken = [] if labels is None else [_position(labels, names, header, path)]
-        given = [i for i in range(len(names)) if i not in taken] if columns is None else columns
-        chosen = [_position(column, names, header, path) for column in given]
+            raise ValueError(f"the table {path} is empty")
+        delimiter = delimiter or max(DELIMITERS, key=first.count)
+        cells = [cell.strip() for cell in next(csv.reader([first], delimiter=delimiter))]
+        if header is None:
+            header = any(math.isnan(_number(cell)) and cell.lower() not in MISSING for cell in cells)
+        names = cells if header else [str(i) for i in range(len(cells))]
+        label_column = [] if labels is None else [_position(labels, names, header, path)]
+        if columns is None:
+            columns = [i for i in range(len(names)) if i not in label_column]
+        chosen = [_position(column, names, header, path) for column in columns]
+        self.names = tuple(names[i] for i in chosen)
         if not chosen or (shape is not None and tuple(shape) != (len(chosen),)):
             raise ValueError(
-                f"rows of shape {'[D]' if shape is None else list(shape)} expected; got {len(chosen)} columns in "
-                f"{path} ({', '.join(names[i] for i in chosen)}): say shape=[{len(chosen)}], or choose columns=[...]"
+                f"expected rows of shape {'(D,)' if shape is None else list(shape)}, but {path} gives {len(chosen)} "
+                f"columns ({', '.join(self.names)}): set shape=[{len(chosen)}], or choose columns=[...]"
             )
-        values = _values(([] if header else [first]), lines, names, [*chosen, *taken], path)
-        indices = split_indices(len(values), split, validation, test, seed, path)
-        self.names, self.labels = tuple(names[i] for i in chosen), labels is not None
-        self.rows = torch.from_numpy(values[indices][:, : len(chosen)].astype(np.float32))
-        if self.labels:
-            classes = values[:, -1]
-            if not np.array_equal(classes, np.trunc(classes)):
-                raise ValueError(
-                    f"whole numbers, the classes, expected in column {names[taken[0]]!r} of {path}; "
-                    f"got {classes[classes != np.trunc(classes)][0]}: number the classes from 0"
-                )
-            self.classes = torch.from_numpy(classes[indices].astype(np.int64))
-
-    def count(self) -> int:
-        """The rows of the split."""
-        return len(self.rows)
-
-    def state(self, item: int) -> Tensor:
-        """One row."""
-        return self.rows[item]
-
-    def label(self, item: int) -> Tensor:
-        """Its class."""
-        return self.classes[item]
+        values = _parse(lines, delimiter, header, names, [*chosen, *label_column], path)
+        if labels is not None and (fractions := values[values[:, -1] % 1 != 0, -1]).size:
+            raise ValueError(f"labels={labels!r} of {path} must be integers from 0; got {fractions[0]}")
+        values = values[split_indices(len(values), split, validation, test, seed, path)]
+        states = torch.from_numpy(values[:, : len(chosen)].astype(np.float32))
+        super().__init__(states, None if labels is None else torch.from_numpy(values[:, -1].astype(np.int64)))
 
 
-def _text(path: Path) -> str:
-    """The content of a file."""
-    if not path.is_file():
-        raise FileNotFoundError(f"a table expected at {path}; there is none")
+def _number(cell: str) -> float:
+    """Return the number in a cell, or NaN."""
     try:
-        content = gzip.decompress(path.read_bytes()) if path.suffix.lower() == ".gz" else path.read_bytes()
-        return content.decode("utf-8-sig")
-    except (OSError, EOFError, ValueError) as error:  # UnicodeDecodeError is a ValueError
-        raise ValueError(
-            f"a table as text in UTF-8 expected in {path}; got {type(error).__name__}: {error}: save it as CSV again"
-        ) from error
+        return float(cell) if cell.isascii() and "_" not in cell else math.nan  # as NumPy reads numbers
+    except ValueError:
+        return math.nan
 
 
-def _delimiter(text: str) -> str:
-    """The delimiter that the first line has most of; a comma if it has none."""
-    line = next((line for line in text.splitlines() if line.strip()), "")
-    return max(DELIMITERS, key=line.count)
-
-
-def _lines(text: str, delimiter: str, path: Path) -> Iterator[tuple[int, list[str]]]:
-    """The number of a line, from 1, and its cells; blank lines are left out."""
-    line = 0
-    try:
-        reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-        for cells in reader:
-            if any(cell.strip() for cell in cells):
-                yield reader.line_num, cells
-            line = reader.line_num
-    except (csv.Error, TypeError) as error:
-        raise ValueError(
-            f"a table separated by {delimiter!r} expected in {path}; got {error} at line {line + 1}"
-        ) from error
-
-
-def _position(column: str | int, names: Sequence[str], header: bool, path: Path) -> int:
-    """The number of a column."""
+def _position(column: str | int, names: list[str], header: bool, path: str | Path) -> int:
+    """Return the number of a column, given by its number or its name."""
     if isinstance(column, int) and 0 <= column < len(names):
         return column
     if isinstance(column, int) or not header or names.count(column) != 1:
-        known = ", ".join(names) if header else f"0 to {len(names) - 1}, for it has no header"
-        raise ValueError(f"one column of {path}, among {known}, expected; got {column!r}")
+        known = ", ".join(names) if header else f"0 to {len(names) - 1}, since there is no header"
+        raise ValueError(f"{column!r} does not name one column of {path}; its columns are {known}")
     return names.index(column)
 
 
-def _values(
-    first: list[tuple[int, list[str]]],
-    lines: Iterator[tuple[int, list[str]]],
-    names: Sequence[str],
-    chosen: Sequence[int],
-    path: Path,
+def _parse(
+    lines: list[str], delimiter: str, header: bool, names: list[str], columns: list[int], path: str | Path
 ) -> np.ndarray:
-    """The chosen cells of all rows, (N, D) float64."""
-    flat = array("d")
-    for row in (rows for part in (first, lines) for rows in part):
-        line, cells = row
-        if len(cells) != len(names):
-            raise ValueError(
-                f"{len(names)} cells expected in line {line} of {path}; got {len(cells)}: see that it "
-                "is whole, and that the delimiter is right"
-            )
-        for i in chosen:
-            value = _number(cells[i])
-            if value is None or not -LARGEST <= value <= LARGEST:
-                found = f"a missing value ({cells[i]!r})" if _is_missing(cells[i]) else repr(cells[i])
-                raise ValueError(
-                    f"a finite number expected in line {line}, column {names[i]!r} of {path}; got {found}: remove the "
-                    "row, fill the cell, or choose other columns with columns=[...]"
-                )
-            flat.append(value)
-    if not flat:
-        raise ValueError(f"one row of numbers or more expected in {path}; got a header alone")
-    return np.frombuffer(flat, np.float64).reshape(-1, len(chosen))
-
-
-def _number(cell: str) -> float | None:
-    """The number in a cell, if there is one; NaN is None."""
+    """Return the numbers in the chosen columns, (N, D) float64; an error names the line and the column."""
+    numbers = [n for n, line in enumerate(lines) if line.strip(f"{delimiter} \t")][header:]
+    if not numbers:
+        raise ValueError(f"{path} has a header, but no rows of numbers")
+    remaining = iter([lines[n] for n in numbers])
+    dtype = [(str(i), "f8" if i in columns else "U1") for i in range(len(names))]
     try:
-        value = float(cell)
+        rows = np.loadtxt(remaining, dtype, comments=None, delimiter=delimiter, quotechar='"', ndmin=1)
     except ValueError:
-        return None
-    return None if value != value or "_" in cell else value
-
-
-def _is_missing(cell: str) -> bool:
-    return cell.strip().lower() in MISSING
+        row = len(numbers) - length_hint(remaining) - 1  # the last line that was read
+    else:
+        if len(rows) != len(numbers):
+            raise ValueError(f"{path} has a cell in double quotes that spans lines: check its quotes")
+        values = np.stack([rows[str(i)] for i in columns], axis=1)
+        bad = np.argwhere(~(np.abs(values) <= LARGEST))
+        if not len(bad):
+            return values
+        row = bad[0][0]
+    line, cells = f"line {numbers[row] + 1}", next(csv.reader([lines[numbers[row]]], delimiter=delimiter))
+    advice = "remove the row, fill the cell, or choose other columns with columns=[...]"
+    for i in columns if len(cells) == len(names) else []:
+        if not abs(_number(cells[i])) <= LARGEST:
+            raise ValueError(f"{line}, column {names[i]!r} of {path} is {cells[i]!r}, not a finite number: {advice}")
+    advice = "check its end, its quotes and the delimiter"
+    raise ValueError(f"{line} of {path} has {len(cells)} cells, expected {len(names)}: {advice}")

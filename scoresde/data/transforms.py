@@ -1,4 +1,4 @@
-"""Invertible transforms between data space and model space, each with its log-determinant.
+"""Invertible transforms between data space and model space, with their log-determinants.
 
 A transform T maps data x (B, *) to model space; `inverse` undoes it; `log_det` is log|det dT/dx| per sample, in nats:
 log p_data(x) = log p_model(T(x)) + log_det(x).
@@ -6,7 +6,7 @@ log p_data(x) = log p_model(T(x)) + log_det(x).
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -19,7 +19,7 @@ class Affine:
     """x -> scale x + shift.
 
     Raises:
-        ValueError: a scale of zero.
+        ValueError: the scale is zero.
     """
 
     scale: float = 1.0
@@ -27,27 +27,27 @@ class Affine:
 
     def __post_init__(self):
         if self.scale == 0:
-            raise ValueError("a scale other than 0 expected: scale=0 is not invertible")
+            raise ValueError("scale=0 is not invertible")
 
     def __call__(self, x: Tensor) -> Tensor:
-        """To model space, (B, *)."""
+        """Map to model space, (B, *)."""
         return self.scale * x + self.shift
 
     def inverse(self, y: Tensor) -> Tensor:
-        """Back to data space, (B, *)."""
+        """Map back to data space, (B, *)."""
         return (y - self.shift) / self.scale
 
     def log_det(self, x: Tensor) -> Tensor:
-        """d log|scale|, in nats (B,), float64."""
+        """Return d log|scale|, in nats (B,), float64."""
         value = dimensions(x) * math.log(abs(self.scale))
         return torch.full((x.shape[0],), value, dtype=torch.float64, device=x.device)
 
 
 @dataclass(frozen=True)
-class Levels:
+class Levels(Affine):
     """Grey levels 0 .. levels - 1, each the interval [x, x + 1), to [low, high] in model space.
 
-    The values of a dequantised image, x + u with u in [0, 1), fill [0, levels); so the map is
+    A dequantised image has the values x + u with u in [0, 1), which fill [0, levels). The map is therefore
     x -> low + (high - low) x / levels.
 
     Args:
@@ -55,33 +55,21 @@ class Levels:
         low, high: the range in model space.
     """
 
+    scale: float = field(init=False, repr=False)
+    shift: float = field(init=False, repr=False)
     levels: int = 256
     low: float = -1.0
     high: float = 1.0
 
     def __post_init__(self):
         if self.levels < 2 or not self.low < self.high:
-            raise ValueError(f"levels >= 2 and low < high expected; got {self}")
-
-    @property
-    def _affine(self) -> Affine:
-        return Affine((self.high - self.low) / self.levels, self.low)
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """To model space, (B, *)."""
-        return self._affine(x)
-
-    def inverse(self, y: Tensor) -> Tensor:
-        """Back to the scale of the levels, (B, *), not rounded."""
-        return self._affine.inverse(y)
-
-    def log_det(self, x: Tensor) -> Tensor:
-        """In nats (B,), float64."""
-        return self._affine.log_det(x)
+            raise ValueError(f"levels >= 2 and low < high are required; got {self}")
+        object.__setattr__(self, "scale", (self.high - self.low) / self.levels)
+        object.__setattr__(self, "shift", self.low)
 
     def quantise(self, y: Tensor) -> Tensor:
-        """The level that each value in model space falls in, clipped to 0 .. levels - 1."""
-        rounding = 4 * self.levels * torch.finfo(y.dtype).eps  # a level itself may come back just below it
+        """Return the level of each value in model space, clipped to 0 .. levels - 1."""
+        rounding = 4 * self.levels * torch.finfo(y.dtype).eps  # a level itself may come back slightly below it
         return (self.inverse(y) + rounding).floor().clamp(0, self.levels - 1)
 
 
@@ -89,7 +77,7 @@ class Levels:
 class Logit:
     """Values in (low, high) to the real line: x -> logit(p), p = margin + (1 - 2 margin) (x - low) / (high - low).
 
-    (RealNVP, 1605.08803, section 4.1, with margin 0.05.)
+    RealNVP (1605.08803, section 4.1) uses margin 0.05.
     """
 
     low: float = 0.0
@@ -98,51 +86,51 @@ class Logit:
 
     def __post_init__(self):
         if not self.low < self.high or not 0 <= self.margin < 0.5:
-            raise ValueError(f"low < high and 0 <= margin < 0.5 expected; got {self}")
+            raise ValueError(f"low < high and 0 <= margin < 0.5 are required; got {self}")
 
     def _fraction(self, x: Tensor) -> Tensor:
         return self.margin + (1 - 2 * self.margin) * (x - self.low) / (self.high - self.low)
 
     def __call__(self, x: Tensor) -> Tensor:
-        """To the real line, (B, *)."""
+        """Map to the real line, (B, *)."""
         return torch.logit(self._fraction(x))
 
     def inverse(self, y: Tensor) -> Tensor:
-        """Back to (low, high), (B, *)."""
+        """Map back to (low, high), (B, *)."""
         fraction = (torch.sigmoid(y) - self.margin) / (1 - 2 * self.margin)
         return self.low + (self.high - self.low) * fraction
 
     def log_det(self, x: Tensor) -> Tensor:
-        """Sum of -log(p (1 - p)) + log slope, in nats (B,), float64."""
+        """Return the sum of -log(p (1 - p)) + log slope, in nats (B,), float64."""
         p = self._fraction(float64(x))
         slope = math.log((1 - 2 * self.margin) / (self.high - self.low))
         return (slope - torch.log(p) - torch.log1p(-p)).flatten(1).sum(dim=1)
 
 
 class Compose:
-    """Transforms one after the other, the first one first; log-determinants add.
+    """A sequence of transforms; their log-determinants add.
 
     Args:
-        transforms: the transforms, in the order in which data passes them.
+        transforms: the transforms, the first to be applied first.
     """
 
     def __init__(self, transforms: Sequence):
         self.transforms = list(transforms)
 
     def __call__(self, x: Tensor) -> Tensor:
-        """To model space, (B, *)."""
+        """Map to model space, (B, *)."""
         for transform in self.transforms:
             x = transform(x)
         return x
 
     def inverse(self, y: Tensor) -> Tensor:
-        """Back to data space, (B, *)."""
+        """Map back to data space, (B, *)."""
         for transform in reversed(self.transforms):
             y = transform.inverse(y)
         return y
 
     def log_det(self, x: Tensor) -> Tensor:
-        """Sum of the log-determinants along the way, in nats (B,), float64."""
+        """Return the sum of the log-determinants, in nats (B,), float64."""
         total = torch.zeros(x.shape[0], dtype=torch.float64, device=x.device)
         for transform in self.transforms:
             total = total + transform.log_det(x)

@@ -83,7 +83,7 @@ def test_images_of_ones_own(option, capsys, tmp_path):
     ("arguments", "message"),
     [
         (["data=table"], "a value of data.path, which has no default, expected: data.path=..."),
-        (["data=table", "data.path=none.csv"], "cannot build scoresde.data.Table: a table expected at none.csv"),
+        (["data=table", "data.path=none.csv"], "cannot build scoresde.data.Table: there is no file none.csv"),
         (["data=digits", "split=fit"], "split among train, validation, test expected; got 'fit'"),
         (["data=digits", "limit=0"], "limit=0"),
         (["data=digits", "n=-1"], "n of 1 or more expected; got -1"),

@@ -1,4 +1,4 @@
-"""Small files in the formats that the datasets read, and what stands in for data that no test downloads."""
+"""Small files in the formats that the datasets read, and replacements for data that tests do not download."""
 
 import io
 import itertools
@@ -7,6 +7,7 @@ import struct
 import numpy as np
 import pyarrow
 import pyarrow.parquet
+import pytest
 import torch
 from PIL import Image
 
@@ -17,26 +18,33 @@ BATCHES = [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]
 
 
 def records(batch, n=RECORDS):
-    """Images (n, 3072) and labels (n,), uint8, other ones for each batch."""
+    """Return images (n, 3072) and labels (n,), uint8, different for each batch."""
     rng = np.random.RandomState(BATCHES.index(batch))
     return rng.randint(0, 256, (n, 3072)).astype(np.uint8), rng.randint(0, 10, n).astype(np.uint8)
 
 
 def binary(images, labels):
-    """The content of a file of the binary version."""
+    """Return a file of CIFAR-10's binary version."""
     return np.concatenate([labels[:, None], images], axis=1).tobytes()
 
 
 def contents(write=binary, n=RECORDS):
-    """The content of each file of a version, by its name."""
+    """Return the files of a version of CIFAR-10 by their names."""
     suffix = ".bin" if write is binary else ""
     return {f"{batch}{suffix}": write(*records(batch, n)) for batch in BATCHES}
 
 
 def write_files(folder, files):
-    folder.mkdir(parents=True, exist_ok=True)
     for name, content in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(content)
+
+
+class Evil:
+    """An object that fails the test when it is unpickled."""
+
+    def __reduce__(self):
+        return pytest.fail, ("unpickled",)
 
 
 def stacked(dataset):
@@ -44,7 +52,7 @@ def stacked(dataset):
 
 
 def levels(height, width, channels=3, seed=0):
-    """A random picture, (height, width, channels) uint8, without the last axis for one channel."""
+    """Return a random picture, (height, width, channels) uint8, or (height, width) for one channel."""
     picture = np.random.RandomState(seed).randint(0, 256, (height, width, channels)).astype(np.uint8)
     return picture if channels > 1 else picture[..., 0]
 
@@ -56,19 +64,19 @@ def write_images(root, pictures, **options):
 
 
 def png(picture):
-    """The content of an image file."""
+    """Return a PNG file."""
     buffer = io.BytesIO()
     Image.fromarray(picture).save(buffer, "PNG")
     return buffer.getvalue()
 
 
 def idx(values):
-    """The content of an IDX file of unsigned bytes."""
+    """Return an IDX file of unsigned bytes."""
     return struct.pack(f">HBB{values.ndim}I", 0, 8, values.ndim, *values.shape) + values.tobytes()
 
 
 def write_parquet(path, images, row_group_size=None, column="image", **columns):
-    """A Parquet file of encoded images in structs {bytes, path}, as the hub's."""
+    """Write a Parquet file of encoded images in structs {bytes, path}, as on the hub."""
     rows = [{"bytes": image, "path": f"{i}.png"} for i, image in enumerate(images)]
     path.parent.mkdir(parents=True, exist_ok=True)
     table = pyarrow.table({column: rows, **columns})
@@ -79,16 +87,15 @@ SHAPES = {"scoresde.data.Arrays": [2, 16], "scoresde.data.Table": [3]}
 
 
 def stand_ins(root, n=101):
-    """For other modules, in place of data that no test downloads: n states or more of each split; their root or path
-    by target. States of arrays and tables are of the SHAPES.
+    """Write replacements for data that tests do not download; return their root or path by target.
 
-    CIFAR10.records has to be n.
+    Each split has n states or more; those of arrays and tables have the SHAPES. CIFAR10.records has to be n.
     """
     write_files(root / "cifar10", contents(n=n))
     for part in (range(5), range(5, 10), range(10, 100)):
         names = (f"{i}.png" for i in itertools.count() if hundredth(f"{i}.png") in part)
         write_images(root / "images", {name: levels(8, 8) for name in itertools.islice(names, n)})
-    rng, many = np.random.RandomState(0), 21 * n  # a twentieth of them are a split
+    rng, many = np.random.RandomState(0), 21 * n  # a split is a twentieth of them
     images = {f"{name}-images-idx3-ubyte": idx(levels(n, 28, 28)) for name in ("train", "t10k")}
     write_files(root / "idx", images)
     write_parquet(root / "parquet" / "train-0.parquet", [png(levels(8, 8))] * many)

@@ -1,50 +1,76 @@
-"""Splits: disjoint, complete, of the sizes asked for, and always the same."""
+"""Items with labels and mirror images; splits that are disjoint, complete and reproducible; errors of damaged files."""
+
+import gzip
 
 import numpy as np
 import pytest
+import torch
 
-from scoresde.data.items import Items, split_indices
+from scoresde.data.items import Items, check_choice, read_bytes, reading, split_indices
+from tests.data.files import stacked
 
 
-def parts(n, validation=0.1, test=0.2, seed=0):
+def test_mirror_images_follow_the_states_and_keep_their_labels():
+    states, labels = torch.arange(24, dtype=torch.uint8).reshape(4, 2, 3), torch.tensor([5, 6, 7, 8])
+    plain, flipped = Items(states), Items(states, labels, flip=True)
+    assert stacked(plain).dtype == torch.float32
+    assert torch.equal(stacked(plain), states.float())
+    assert (len(plain), len(flipped)) == (4, 8)
+    for i in range(8):
+        state, label = flipped[i]
+        assert torch.equal(state, plain[i % 4] if i < 4 else plain[i % 4][:, [2, 1, 0]])
+        assert label == labels[i % 4]
+    assert torch.equal(flipped[-1][0], flipped[7][0])
+    for dataset, index in ((plain, 4), (plain, -5), (flipped, 8), (flipped, -9)):
+        with pytest.raises(IndexError):
+            dataset[index]
+
+
+def splits(n, validation=0.1, test=0.2, seed=0):
     return [split_indices(n, name, validation, test, seed, "x").tolist() for name in ("train", "validation", "test")]
 
 
 @pytest.mark.parametrize("seed", [0, 7, None])
 @pytest.mark.parametrize("n", [10, 101, 1003])
-def test_splits_are_disjoint_and_together_everything(n, seed):
-    train, validation, test = parts(n, seed=seed)
+def test_splits_are_disjoint_and_complete(n, seed):
+    train, validation, test = splits(n, seed=seed)
     assert sorted(train + validation + test) == list(range(n))
     assert (len(validation), len(test)) == (round(0.1 * n), round(0.2 * n))
     assert split_indices(n, "all", 0.1, 0.2, seed, "x").tolist() == list(range(n))
 
 
-def test_permutation_is_that_of_the_seed():
+def test_splits_follow_the_permutation_of_their_seed():
     order = np.random.RandomState(3).permutation(50)
-    train, validation, test = parts(50, seed=3)
+    train, validation, test = splits(50, seed=3)
     assert [test, validation, train] == [sorted(order[:10]), sorted(order[10:15]), sorted(order[15:])]
-    assert parts(50, seed=4) != parts(50, seed=3) == parts(50, seed=3)
-
-
-def test_without_a_seed_the_last_ones_are_held_out():
-    assert parts(10, seed=None) == [[0, 1, 2, 3, 4, 5, 6], [7], [8, 9]]
+    assert splits(10, seed=None) == [[0, 1, 2, 3, 4, 5, 6], [7], [8, 9]]
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ((10, "fit", 0.1, 0.1), "split among train, validation, test, all expected; got 'fit'"),
-        ((10, "train", 0.5, 0.5), "below 1 together, expected; got 0.5, 0.5"),
-        ((10, "train", -0.1, 0.5), "got -0.1, 0.5"),
-        ((10, "test", 0.1, 0.01), "sample or more of split 'test' expected; got none of the 10 in x.npy"),
+        ((10, "train", 0.5, 0.5), "validation=0.5 and test=0.5 must be >= 0, their sum below 1"),
+        ((10, "train", -0.1, 0.5), "validation=-0.1"),
+        ((10, "test", 0.1, 0.01), "split 'test' of the 10 samples in x.npy is empty with validation=0.1, test=0.01"),
     ],
 )
-def test_refuses_splits_that_cannot_be(arguments, message):
+def test_impossible_splits_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         split_indices(*arguments, 0, "x.npy")
 
 
-def test_items_is_to_be_subclassed():
-    for method in ("count", "state", "label"):
-        with pytest.raises(NotImplementedError):
-            getattr(Items(), method)(*([0] if method != "count" else []))
+def test_errors_of_damaged_and_of_missing_files(tmp_path):
+    message = r"^x is not a list \(KeyError: 'a'\): write it again$"
+    with pytest.raises(ValueError, match=message), reading("x", "a list", "write it again"):
+        raise KeyError("a")
+    with pytest.raises(FileNotFoundError, match="there is no file x: expected a list"), reading("x", "a list", ""):
+        read_bytes(tmp_path / "x")
+    (tmp_path / "x").write_bytes(gzip.compress(b"abc"))
+    assert read_bytes(tmp_path / "x") == b"abc"
+
+
+def test_choices_are_listed():
+    check_choice("name", "b", ("a", "b"))
+    with pytest.raises(ValueError, match=r"^name among a, b expected; got 'c'$"):
+        check_choice("name", "c", ("a", "b"))
