@@ -4,7 +4,7 @@ import json
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from safetensors.torch import load_file
@@ -33,7 +33,7 @@ def load_tensors(path: Path) -> Any:
         raise ValueError(f"{path} is not a checkpoint that PyTorch or safetensors can read: {error}") from error
 
 
-def is_state_dict(value: Any) -> bool:
+def is_state_dict(value: Any) -> TypeGuard[dict[str, Tensor]]:
     """Return whether the value is a dict of tensors."""
     return isinstance(value, dict) and all(isinstance(tensor, Tensor) for tensor in value.values())
 

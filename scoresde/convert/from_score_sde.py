@@ -18,8 +18,7 @@ with sigma_k^2 = 1 - prod(1 - beta_i) for VP, and sigma_k the geometric sequence
 """
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
-from itertools import zip_longest
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +28,6 @@ from torch import Tensor, nn
 from scoresde import build
 from scoresde.convert.files import is_state_dict, load_config, load_tensors
 from scoresde.convert.runs import assemble_unet, image_data
-from scoresde.networks.blocks import Attention, ResidualBlock
-from scoresde.networks.embeddings import FourierEmbedding
-from scoresde.networks.resampling import ResampledConvolution
 from scoresde.predictions import Noise, Score, SigmaScore
 from scoresde.sdes import SDE
 
@@ -114,8 +110,8 @@ def score_sde(
 
     Raises:
         FileNotFoundError: there is no such checkpoint, or no configuration.
-        ValueError: the configuration has no counterpart here, or weights differ in shape; the message names the first
-            block that differs.
+        ValueError: the configuration has no counterpart here, or the weights differ in shape; the message names the
+            first tensor that differs.
     """
     path = Path(path)
     if weights not in ("ema", "raw"):
@@ -132,31 +128,23 @@ def score_sde(
 
 def load_weights(path: Path, weights: str = "ema") -> State:
     """Return the tensors of a checkpoint's `model` without DataParallel's prefix: the raw ones, or the averages."""
-    loaded = load_tensors(path)
-    if not isinstance(loaded, dict) or "model" not in loaded:
-        keys = ", ".join(map(str, loaded)) if isinstance(loaded, dict) else type(loaded).__name__
-        raise ValueError(f"{path} is not a checkpoint of score_sde: it has no 'model'; got {keys}")
-    if not is_state_dict(loaded["model"]):
-        raise ValueError(f"'model' in {path} must map names to tensors; got {type(loaded['model']).__name__}")
-    state = {name.removeprefix("module."): value for name, value in loaded["model"].items()}
+    checkpoint = load_tensors(path)
+    checkpoint = checkpoint if isinstance(checkpoint, dict) else {}
+    model, ema = checkpoint.get("model"), checkpoint.get("ema")
+    if not is_state_dict(model):
+        raise ValueError(f"{path} is not a checkpoint of score_sde: it has no names and tensors under 'model'")
+    state = {name.removeprefix("module."): value for name, value in model.items()}
     state.pop("sigmas", None)  # the table of noise levels follows from the configuration
     if weights == "raw":
         return state
     # Every tensor has an average, except the matrix of Fourier frequencies, which does not train.
     trainable = [name for name, value in state.items() if name != "all_modules.0.W" or value.ndim != 1]
-    ema = loaded.get("ema")
     averages = ema.get("shadow_params") if isinstance(ema, dict) else None
     if averages is None or len(averages) != len(trainable):
-        got = "none" if averages is None else len(averages)
         raise ValueError(
-            f"ema.shadow_params of {path} must hold {len(trainable)} averages; got {got}; pass weights='raw' to do "
-            f"without them"
+            f"ema.shadow_params of {path} must hold {len(trainable)} averages; got "
+            f"{'none' if averages is None else len(averages)}; pass weights='raw' to use the raw weights"
         )
-    for name, average in zip(trainable, averages, strict=True):
-        if average.shape != state[name].shape:
-            raise ValueError(
-                f"the average of {name} must have shape {tuple(state[name].shape)}; got {tuple(average.shape)}"
-            )
     return {**state, **dict(zip(trainable, averages, strict=True))}
 
 
@@ -173,10 +161,10 @@ def configuration(original: Mapping[str, Any]) -> dict[str, Any]:
     data, model, training = (_Section(name, original[name]) for name in ("data", "model", "training"))
     sde, constants = training.choice("sde", SDES)
     sde_node = {"_target_": f"scoresde.sdes.{sde}", **{name: model[name] for name in constants}}
-    dataset, levels, splits = DATASETS.get(str(data["dataset"]).lower(), ("", 256, {}))
+    dataset, levels, splits = DATASETS.get(str(data["dataset"]).lower(), ("", 256, ()))
     shape = (data["num_channels"], data["image_size"], data["image_size"])
     data_node = image_data(shape, -1.0 if data["centered"] else 0.0, 1.0, levels)
-    for split, arguments in splits.items():
+    for split, arguments in zip(("train", "validation", "test"), splits, strict=False):
         data_node[split] = {"_target_": f"scoresde.data.{dataset}", **arguments}
     is_discrete = not training["continuous"]
     return {
@@ -236,7 +224,7 @@ def _network(sde: str, is_discrete: bool, data: _Section, model: _Section) -> di
         raise ValueError("model.scale_by_sigma needs Fourier features or discrete VE; this network has neither")
     size, plain = data["image_size"], "convolution" if model["resamp_with_conv"] else "plain"
     sizes = [size >> level for level in range(len(model["ch_mult"]))]
-    network = {
+    network: dict[str, Any] = {
         "image_size": size,
         "channels": data["num_channels"],
         "width": model["nf"],
@@ -271,89 +259,37 @@ SDES = {
     "subvpsde": ("SubVP", ("beta_min", "beta_max")),
     "vesde": ("VE", ("sigma_min", "sigma_max")),
 }
-# The datasets of this library: class, number of grey levels, and arguments of each split.
-DATASETS: dict[str, tuple[str, int, dict[str, dict[str, Any]]]] = {
-    "cifar10": (
-        "CIFAR10",
-        256,
-        {"train": {"split": "train", "flip": True}, "validation": {"split": "test"}, "test": {"split": "test"}},
-    ),
-    "digits": (
-        "Digits",
-        17,
-        {"train": {"split": "fit"}, "validation": {"split": "validation"}, "test": {"split": "test"}},
-    ),
+# The datasets of this library: class, number of grey levels, and the splits for training, validation and test.
+DATASETS: dict[str, tuple[str, int, tuple[dict[str, Any], ...]]] = {
+    "cifar10": ("CIFAR10", 256, ({"split": "train", "flip": True}, {"split": "test"}, {"split": "test"})),
+    "digits": ("Digits", 17, ({"split": "fit"}, {"split": "validation"}, {"split": "test"})),
 }
-# The names that the parts of a module have in that project, and here.
-PARTS: dict[type[nn.Module], dict[str, str]] = {
-    ResidualBlock: {
-        "GroupNorm_0": "norm1.",
-        "Conv_0": "conv1.",
-        "Dense_0": "time.",
-        "GroupNorm_1": "norm2.",
-        "Conv_1": "conv2.",
-        "Conv_2": "skip.",
-        "NIN_0": "skip.",
-    },
-    Attention: {"GroupNorm_0": "norm.", "NIN_0": "qkv.", "NIN_1": "qkv.", "NIN_2": "qkv.", "NIN_3": "out."},
-    ResampledConvolution: {"Conv_0": "conv.", "Conv2d_0": "conv."},
-    nn.Linear: {"": ""},
-    nn.GroupNorm: {"": ""},
-    nn.Conv2d: {"": "", "Conv_0": ""},
-    FourierEmbedding: {"": ""},
-}
-
-
-def entries(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
-    """Yield the modules of a network that correspond to one entry of `all_modules`, in order."""
-    for name, child in module.named_children():
-        if type(child) not in PARTS:
-            yield from entries(child, f"{prefix}{name}.")
-        elif child.state_dict():
-            yield prefix + name, child
 
 
 def translate(state: State, network: nn.Module) -> State:
-    """Return the state dict of our network from that of score_sde's.
+    """Return the state dict of our network from that of score_sde's; both list their tensors in the same order.
 
     Raises:
-        ValueError: the two differ; the message has both names of the first block that differs.
+        ValueError: the two differ; the message has both names of the first tensor that differs.
     """
-    groups: dict[str, State] = defaultdict(dict)
+    groups: dict[str, list[Tensor]] = defaultdict(list)
     for name, value in state.items():
-        index, _, part = name.removeprefix("all_modules.").partition(".")
-        groups[f"all_modules.{index}"][part] = value
-    translated: State = {}
-    for ours, theirs in zip_longest(entries(network), groups.items()):
-        if ours is None or theirs is None:
-            more = f"{ours[0]}, which the checkpoint lacks" if ours else f"{theirs[0]}, which the network lacks"
-            raise ValueError(f"checkpoint and configuration differ: the first block without a counterpart is {more}")
-        (block, module), (index, group) = ours, theirs
-        renamed = _renamed(module, group)
-        expected = {name: tuple(value.shape) for name, value in module.state_dict().items()}
-        if {name: tuple(value.shape) for name, value in renamed.items()} != expected:
-            shapes = {name: tuple(value.shape) for name, value in group.items()}
-            raise ValueError(
-                f"checkpoint and configuration differ first at block {block} ({index} of the checkpoint): "
-                f"expected {expected}, got {shapes}"
-            )
-        translated |= {f"{block}.{name}": value for name, value in renamed.items()}
-    return translated
-
-
-def _renamed(module: nn.Module, group: State) -> State:
-    """Return the tensors of one module under our names; a name without a counterpart stays."""
-    tensors: dict[str, list[Tensor]] = defaultdict(list)
-    for name, value in sorted(group.items()):
-        part, _, parameter = name.rpartition(".")
-        if part.startswith("NIN_") and parameter == "W" and value.ndim == 2:  # (in, out), here a 1 x 1 convolution
+        block, is_pointwise, part = name.partition(".NIN_")
+        if is_pointwise and part.endswith(".W") and value.ndim == 2:  # (in, out), here a 1 x 1 convolution
             value = value.T[:, :, None, None].contiguous()
-        parameter = (
-            "frequencies" if not part and parameter == "W" else {"W": "weight", "b": "bias"}.get(parameter, parameter)
-        )
-        tensors[PARTS[type(module)].get(part, f"{part}.") + parameter].append(value)
-    # Query, key and value are one convolution here; tensors of different shapes are left for the comparison of shapes.
-    return {
-        name: torch.cat(values) if len({value.shape for value in values}) == 1 < len(values) else values[0]
-        for name, values in tensors.items()
-    }
+        if f"{block}.NIN_2.W" in state and part[0] in "012":  # query, key and value are one convolution here
+            name = f"{block}.NIN_0-2.{part[2:]}"
+        groups[name].append(value)
+    ours, translated = network.state_dict(), {}
+    for (name, expected), (original, values) in zip(ours.items(), groups.items(), strict=False):
+        shapes = [tuple(value.shape) for value in values]
+        joined = torch.stack(values).reshape(-1, *shapes[0][1:]) if len(set(shapes)) == 1 else values[0]
+        if joined.shape != expected.shape:
+            raise ValueError(
+                f"checkpoint and configuration differ first at {name} ({original} in the checkpoint): expected "
+                f"{tuple(expected.shape)}, got {', '.join(map(str, shapes))}"
+            )
+        translated[name] = joined
+    if extra := [*ours][len(groups) :] or [*groups][len(ours) :]:
+        raise ValueError(f"checkpoint and configuration differ: {extra[0]} has no counterpart in the other one")
+    return translated

@@ -1,4 +1,4 @@
-"""Noise-conditional networks F(x, c_noise, cond)."""
+"""Noise-conditional networks F(x, c_noise, cond), and the parts of a `UNet`."""
 
 from scoresde.networks.blocks import (
     BlockStyle,
@@ -17,29 +17,7 @@ from scoresde.networks.mlp import MLP
 from scoresde.networks.presets import adm, ddpm, ddpmpp, ncsnpp
 from scoresde.networks.unet import Ends, UNet
 
-__all__ = [
-    "MLP",
-    "BlockStyle",
-    "Conditions",
-    "DiT",
-    "Ends",
-    "FourierEmbedding",
-    "InputResidual",
-    "InputSkip",
-    "LevelHead",
-    "OutputResidual",
-    "OutputSkip",
-    "PositionalEmbedding",
-    "UNet",
-    "adm",
-    "convolution_resampling",
-    "ddpm",
-    "ddpmpp",
-    "dit_b",
-    "dit_l",
-    "dit_s",
-    "dit_xl",
-    "filter_resampling",
-    "ncsnpp",
-    "residual_resampling",
-]
+__all__ = ["MLP", "DiT", "LevelHead", "UNet", "adm", "ddpm", "ddpmpp", "dit_b", "dit_l", "dit_s", "dit_xl", "ncsnpp"]
+__all__ += ["BlockStyle", "Conditions", "Ends", "FourierEmbedding", "PositionalEmbedding"]
+__all__ += ["InputResidual", "InputSkip", "OutputResidual", "OutputSkip"]
+__all__ += ["convolution_resampling", "filter_resampling", "residual_resampling"]

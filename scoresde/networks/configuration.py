@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
-from scoresde.networks.presets import PARTS
+from scoresde.networks.unet import PARTS
 
 NETWORKS = "scoresde.networks."
 MODULES = {

@@ -17,11 +17,9 @@ The options of a preset are arguments of `UNet`, or fields of its parts `BlockSt
 from dataclasses import fields
 from typing import Any
 
-from scoresde.networks.blocks import BlockStyle, InputResidual, convolution_resampling
-from scoresde.networks.embeddings import Conditions, FourierEmbedding, PositionalEmbedding
-from scoresde.networks.unet import Ends, UNet
-
-PARTS = {"block": BlockStyle, "conditions": Conditions, "ends": Ends}
+from scoresde.networks.blocks import InputResidual, convolution_resampling
+from scoresde.networks.embeddings import FourierEmbedding, PositionalEmbedding
+from scoresde.networks.unet import PARTS, UNet
 
 
 def ddpm(image_size: int = 32, width: int = 128, **options: Any) -> UNet:

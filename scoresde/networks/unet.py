@@ -10,7 +10,7 @@ up, or both (2011.13456, appendix H).
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +25,6 @@ Factory = Callable[..., Any]
 """A class or function that returns a module; in YAML a `_target_` with `_partial_: true`."""
 Level = tuple[str, int, bool]
 """A resolution: its name, its channels, whether its blocks attend."""
-Part = TypeVar("Part")
 
 
 @dataclass(frozen=True)
@@ -47,19 +46,17 @@ class Ends:
     scale_by_sigma: bool = False
 
 
-class FourierInput(nn.Module):
-    """Append sin and cos of 2 pi f x for each frequency f to the channels (2107.00630, appendix C).
+PARTS = {"block": BlockStyle, "conditions": Conditions, "ends": Ends}
+KINDS: dict[str, Any] = {"resample": Callable, "label": nn.Module, **PARTS}
+
+
+def append_fourier_features(x: Tensor, frequencies: Sequence[float]) -> Tensor:
+    """Append sin and cos of 2 pi f x for each frequency f to the channels of x (2107.00630, appendix C).
 
     They show a network the position of a value within a grey level, on which a likelihood depends.
     """
-
-    def __init__(self, frequencies: Sequence[float]):
-        super().__init__()
-        self.frequencies = tuple(float(f) for f in frequencies)
-
-    def forward(self, x: Tensor) -> Tensor:
-        phases = [2 * torch.pi * f * x for f in self.frequencies]
-        return torch.cat([x, *(wave(phase) for phase in phases for wave in (torch.sin, torch.cos))], dim=1)
+    phases = [2 * torch.pi * f * x for f in frequencies]
+    return torch.cat([x, *(wave(phase) for phase in phases for wave in (torch.sin, torch.cos))], dim=1)
 
 
 class Stage(nn.Module):
@@ -160,16 +157,12 @@ class UNet(nn.Module):
         ends: Ends | None = None,
     ):
         super().__init__()
-        block, conditions = _part("block", block, BlockStyle), _part("conditions", conditions, Conditions)
-        ends = _part("ends", ends, Ends)
-        for name in ("resample", "input_pyramid", "output_pyramid"):
-            factory = resample if name == "resample" else getattr(ends, name)
-            if factory is not None and not callable(factory):
-                raise TypeError(f"{name} must be a class or function of scoresde.networks; got {factory!r}")
-        if label is None:
-            label = PositionalEmbedding(width)
-        if not isinstance(label, nn.Module):
-            raise TypeError(f"label must be a PositionalEmbedding or a FourierEmbedding; got {label!r}")
+        block, conditions, ends = block or BlockStyle(), conditions or Conditions(), ends or Ends()
+        label = label or PositionalEmbedding(width)
+        parts = {"resample": resample, "label": label, "block": block, "conditions": conditions, "ends": ends}
+        for name, kind in KINDS.items():
+            if not isinstance(parts[name], kind):
+                raise TypeError(f"{name} must be a {kind.__name__} of scoresde.networks; got {parts[name]!r}")
         if blocks < 1 or len(multipliers) < 1:
             raise ValueError(f"a U-Net needs at least one block and one multiplier; got {blocks}, {list(multipliers)}")
         self.sizes = _sizes(image_size, len(multipliers))
@@ -185,7 +178,6 @@ class UNet(nn.Module):
             label, label.features, features, conditions.classes, conditions.cond_features, conditions.cond_join
         )
         self.conditions = self.time.cond.parts + (["context"] if conditions.context_features else [])
-        self.fourier = FourierInput(ends.input_frequencies)
         self.input = convolution(dims, channels * (1 + 2 * len(ends.input_frequencies)), width)
         levels = [
             ("x".join(map(str, size)), multiplier * width, size[-1] in attention)
@@ -251,7 +243,7 @@ class UNet(nn.Module):
         if context is not None and (context.ndim != 3 or (context.shape[0], context.shape[2]) != (len(x), features)):
             raise ValueError(f"expected context vectors of shape ({len(x)}, L, {features}); got {tuple(context.shape)}")
         image = x if self.ends.centered else 2 * x - 1
-        hidden = self.input(self.fourier(image))
+        hidden = self.input(append_fourier_features(image, self.ends.input_frequencies))
         skips = [hidden]
         for stage in self.down.children():
             hidden, image, outputs = stage(hidden, image, time, context)
@@ -262,19 +254,6 @@ class UNet(nn.Module):
             hidden, image = stage(hidden, image, time, context, skips)
         output = image if self.output is None else self.output(hidden)
         return output / broadcast(c_noise, output) if self.ends.scale_by_sigma else output
-
-
-def _part(name: str, part: Any, kind: type[Part]) -> Part:
-    """Return the part, or the default of its kind for None.
-
-    Raises:
-        TypeError: it is of another kind.
-    """
-    if not isinstance(part, kind) and part is not None:
-        raise TypeError(
-            f"{name} must be a {kind.__name__} (in YAML, _target_: scoresde.networks.{kind.__name__}); got {part!r}"
-        )
-    return kind() if part is None else part
 
 
 def _sizes(image_size: int | Sequence[int], levels: int) -> list[tuple[int, ...]]:
