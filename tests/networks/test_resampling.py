@@ -1,4 +1,4 @@
-"""Resampling against its definition, axis by axis in numpy, and on a signal padded widely."""
+"""Resampling against its definition, axis by axis in NumPy, and on a widely padded signal."""
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ SIDES = {1: (6,), 2: (6, 4), 3: (6, 4, 8)}
 
 
 def filtered(line, taps, start):
-    """A line, zero beyond its ends, filtered with normalised taps, from that entry of the whole on."""
+    """A line, zero beyond its ends, filtered with normalised taps; the result from the entry `start` on."""
     return np.convolve(line, np.asarray(taps) / sum(taps))[start : start + len(line)]
 
 
@@ -24,7 +24,7 @@ def smooth(line, taps):
 
 
 def spread(line, taps):
-    """On the way up: zeros put between the values, and filtered with twice the taps."""
+    """On the way up: zeros between the values, filtered with twice the taps."""
     wide = np.zeros(2 * len(line))
     wide[::2] = line
     return 2 * filtered(wide, taps, len(taps) // 2 - 1)
@@ -35,7 +35,7 @@ def halve(line, taps):
 
 
 def along_axes(function, x, taps):
-    """That function of a line, along every spatial axis of (B, C, *space)."""
+    """Apply a function of a line along every spatial axis of (B, C, *space)."""
     x = x.numpy()
     for axis in range(2, x.ndim):
         x = np.apply_along_axis(function, axis, x, taps or (1, 1))
@@ -92,7 +92,7 @@ def convolved(x, weight, bias):
 @pytest.mark.parametrize("taps", [(1, 1), (1, 3, 3, 1), (1, 2, 3, 3, 2, 1)], ids=str)
 @pytest.mark.parametrize("direction", ["down", "up"])
 def test_filter_and_convolution_without_a_border_between(dims, taps, direction):
-    """On a signal padded so widely with zeros that neither meets its border; then the centre of the result."""
+    """Compared with the centre of the result on a signal padded so widely that neither reaches its border."""
     x, margin = normal(2, *SIDES[dims]), 8
     layer = randomised(ResampledConvolution(dims, 2, 3, direction, taps))
     assert layer(x[None]).shape == (1, 3, *(side // 2 if direction == "down" else 2 * side for side in SIDES[dims]))
@@ -140,5 +140,5 @@ def test_refuses_taps_that_shift_the_image(taps, direction):
 
 def test_refuses_another_direction():
     for make in (lambda: Resample(2, "left"), lambda: ResampledConvolution(2, 1, 1, "left", (1, 3, 3, 1))):
-        with pytest.raises(ValueError, match="direction 'down' or 'up' expected; got 'left'"):
+        with pytest.raises(ValueError, match="direction must be 'down' or 'up'; got 'left'"):
             make()
