@@ -284,7 +284,7 @@ def translate(state: State, network: nn.Module) -> State:
     for (name, expected), (original, values) in zip(ours.items(), groups.items(), strict=False):
         shapes = [tuple(value.shape) for value in values]
         joined = torch.stack(values).reshape(-1, *shapes[0][1:]) if len(set(shapes)) == 1 else values[0]
-        if joined.shape != expected.shape:
+        if joined.shape != expected.shape or name.endswith(".bias") != original.endswith((".b", ".bias")):
             raise ValueError(
                 f"checkpoint and configuration differ first at {name} ({original} in the checkpoint): expected "
                 f"{tuple(expected.shape)}, got {', '.join(map(str, shapes))}"
