@@ -32,13 +32,6 @@ def recorded(module, runs):
     return module
 
 
-@DIMS
-@pytest.mark.parametrize("kernel", [1, 3])
-def test_convolution_keeps_the_resolution(dims, kernel):
-    x = torch.randn(2, 3, *[6] * dims, generator=seeded())
-    assert layers.convolution(dims, 3, 5, kernel)(x).shape == (2, 5, *[6] * dims)
-
-
 def test_image_size_is_the_side_of_a_square_or_a_list_of_sides():
     assert layers.spatial_sides(4) == (4, 4)
     assert [layers.spatial_sides([4, 2, 6][:n]) for n in (1, 2, 3)] == [(4,), (4, 2), (4, 2, 6)]

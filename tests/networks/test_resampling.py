@@ -59,26 +59,6 @@ def test_two_taps_are_the_mean_of_pairs_and_repetition(taps):
     torch.testing.assert_close(Resample(1, "up", taps).double()(x), x.repeat_interleave(2, dim=2))
 
 
-@DIMS
-@TAPS
-def test_up_is_the_adjoint_of_down(dims, taps):
-    """<up x, y> = 2^dims <x, down y>."""
-    x, y = normal(2, 3, *SIDES[dims]), normal(2, 3, *(2 * side for side in SIDES[dims]), seed=1)
-    lifted, lowered = (Resample(dims, direction, taps).double() for direction in ("up", "down"))
-    torch.testing.assert_close((lifted(x) * y).sum(), 2**dims * (x * lowered(y)).sum(), rtol=1e-6, atol=1e-6)
-
-
-@DIMS
-@TAPS
-@pytest.mark.parametrize("direction", ["down", "up"])
-def test_keeps_a_constant_away_from_the_border(dims, taps, direction):
-    output = Resample(dims, direction, taps)(torch.full((1, 2, *[12] * dims), 3.0))
-    inner = output[(..., *[slice(2, -2)] * dims)]
-    torch.testing.assert_close(inner, torch.full_like(inner, 3.0))
-    at_the_border = bool((output < 2.9).any())
-    assert at_the_border == (taps is not None and len(taps) > 2)
-
-
 def convolved(x, weight, bias):
     """The sum over input channels of correlations with weights (out, in, *kernel), zero beyond the border, and bias."""
     channels = [

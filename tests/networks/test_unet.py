@@ -252,21 +252,11 @@ def test_a_state_that_is_not_centred_is_centred_first(options):
 @pytest.mark.parametrize(
     "options",
     [
-        {"resample": convolution_resampling, "fir": FIR},
-        {"fir": FIR},
-        {"resample": filter_resampling, "fir": FIR},
         {"resample": convolution_resampling},
         {"resample": filter_resampling},
-        {"skip_rescale": False},
-        {"head_channels": 4},
-        {"heads": 2},
-        {"group_size": 1},
-        {"norm_eps": 0.1},
+        {"fir": FIR},
         {"label": PositionalEmbedding(8, 3.0)},
         {"label": PositionalEmbedding(12)},
-        {"scale_shift": True},
-        {"project_skip": False},
-        {"attend_every": True},
     ],
     ids=str,
 )
