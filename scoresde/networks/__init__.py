@@ -1,4 +1,4 @@
-"""Noise-conditional networks F(x, c_noise, cond), and the parts of a `UNet`."""
+"""Noise-conditional networks F(x, c_noise, cond)."""
 
 from scoresde.networks.blocks import (
     BlockStyle,

@@ -61,7 +61,7 @@ class LevelHead(nn.Module):
                 f"levels >= 2, low < high and sigma_data > 0 are required; got {levels}, [{low}, {high}], {sigma_data}"
             )
         self.network, self.levels, self.low, self.high, self.sigma_data = network, levels, low, high, float(sigma_data)
-        self.data = data
+        self.data, self.likelihood = data, _boxes if data == "boxes" else _points
 
     def forward(self, y: Tensor, s: Tensor, cond: Condition = None) -> Tensor:
         """Return E[x_0 | y] (B, C, *space) at y = x_t / alpha (B, C, *space) and noise s = sigma / alpha (B,)."""
@@ -77,8 +77,7 @@ class LevelHead(nn.Module):
     def _denoise(self, y: Tensor, s: Tensor, logits: Tensor) -> Tensor:
         """Return sum_k p_k m_k, in float64 if the device has it: for large s, L_k is a small difference."""
         edges = torch.linspace(self.low, self.high, self.levels + 1, dtype=y.dtype, device=y.device)
-        likelihood = _boxes if self.data == "boxes" else _points
-        log_likelihood, means = likelihood(y[..., None], s.reshape(-1, *(1,) * y.ndim), edges)
+        log_likelihood, means = self.likelihood(y[..., None], s.reshape(-1, *(1,) * y.ndim), edges)
         posterior = torch.softmax(logits.to(y.dtype) + log_likelihood, dim=-1)
         return (posterior * means).sum(dim=-1)
 

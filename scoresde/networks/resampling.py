@@ -77,8 +77,8 @@ class Resample(nn.Module):
 class ResampledConvolution(nn.Module):
     """A convolution of width 3 that halves or doubles the resolution.
 
-    Without taps, as in DDPM: a convolution of which every second position is kept, or a convolution of the repeated
-    values. With taps, as in NCSN++: filter and convolution in sequence, with zero padding only around the input.
+    Without taps, as in DDPM: every second position of a convolution, or a convolution of the repeated values. With
+    taps, as in NCSN++: filter and convolution in sequence, with zero padding only around the input.
 
     Args:
         dims: number of spatial dimensions.

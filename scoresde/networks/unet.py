@@ -59,7 +59,7 @@ def append_fourier_features(x: Tensor, frequencies: Sequence[float]) -> Tensor:
     return torch.cat([x, *(wave(phase) for phase in phases for wave in (torch.sin, torch.cos))], dim=1)
 
 
-class Stage(nn.Module):
+class _Stage(nn.Module):
     """The blocks of one resolution, named block0, block1, ..., and the modules after them."""
 
     def __init__(self, blocks: Sequence[Block]):
@@ -77,7 +77,7 @@ class Stage(nn.Module):
         return [self.get_submodule(f"block{j}") for j in range(self.count)]
 
 
-class DownStage(Stage):
+class DownStage(_Stage):
     """One resolution on the way down: its blocks, the step to the next resolution, and there the input pyramid."""
 
     def forward(
@@ -96,7 +96,7 @@ class DownStage(Stage):
         return hidden, image, skips
 
 
-class UpStage(Stage):
+class UpStage(_Stage):
     """One resolution on the way up: its blocks, which read the skips, the output pyramid, the step to the next one."""
 
     def forward(
@@ -115,7 +115,14 @@ class UpStage(Stage):
 class UNet(nn.Module):
     """A noise-conditional U-Net on (B, C, *space) with one, two or three spatial dimensions.
 
-    `presets` has the published configurations. The memory format channels_last is faster on a CPU, but PyTorch's group
+    `presets` has the published configurations. In YAML, parts are nested nodes, and functions and classes are partial:
+
+        _target_: scoresde.networks.UNet
+        image_size: 32
+        block: {_target_: scoresde.networks.BlockStyle, dropout: 0.0}
+        resample: {_target_: scoresde.networks.convolution_resampling, _partial_: true}
+
+    The memory format channels_last is faster on a CPU, but PyTorch's group
     normalisation has no vmap rule for it: exact traces need the contiguous format.
 
     Args:
