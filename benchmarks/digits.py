@@ -55,14 +55,14 @@ VARIANTS = {
     "average: sigma_rel 0.2": Variant(weights="0.2", trained_as="first"),
     "network: width 32": Variant(("network.network.width=32",)),
     "network: two blocks": Variant(("network.network.blocks=2",)),
-    "network: dropout 0.1": Variant(("network.network.dropout=0.1",)),
+    "network: dropout 0.1": Variant(("network.network.block.dropout=0.1",)),
     "precision: bf16": Variant(("trainer.precision=bf16",)),
     "batch: 128, half the steps": Variant(("trainer.batch_size=128", "trainer.steps=600", "trainer.warmup=100")),
     "batch: 32, twice the steps": Variant(("trainer.batch_size=32", "trainer.steps=2400", "trainer.warmup=400")),
     "rate: 2e-3": Variant(("optimizer.lr=2e-3",)),
     "rate: 5e-3": Variant(("optimizer.lr=5e-3",)),
     "steps: twice": Variant(("trainer.steps=2400",)),
-    "steps: twice, dropout 0.1": Variant(("trainer.steps=2400", "network.network.dropout=0.1")),
+    "steps: twice, dropout 0.1": Variant(("trainer.steps=2400", "network.network.block.dropout=0.1")),
     "steps: twice, width 32": Variant(("trainer.steps=2400", "network.network.width=32")),
 }
 QUIET = ("trainer.preview_every=0", "trainer.evaluate_every=0", "trainer.checkpoint_every=400")

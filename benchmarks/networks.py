@@ -1,12 +1,12 @@
-"""Our U-Net beside diffusers' UNet2DModel of the same architecture: seconds per image, and peak memory.
+"""Compare our U-Net with diffusers' UNet2DModel of the same architecture: time per image, and peak memory.
 
     pip install diffusers
     python benchmarks/networks.py                # CIFAR-10 DDPM, both networks with 35,746,307 parameters
-    python benchmarks/networks.py --profile      # and the ten operators that cost most in ours
+    python benchmarks/networks.py --profile      # and the ten most expensive operators of ours
 
-Both compute the same function: the weights of ours are copied into theirs, and the outputs compared, before anything is
-timed. The two run in turn, in random order, within one process; the ratio of each pair of times is one observation, its
-mean is given with a 95% bootstrap interval. Prints the tables of benchmarks/RESULTS.md.
+Both compute the same function: before timing, the weights of ours are copied into theirs and the outputs are compared.
+The two run in turn, in random order, within one process; the ratio of each pair of times is one observation, and the
+mean ratio has a 95% bootstrap interval. The script prints the tables of benchmarks/RESULTS.md.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from clock import seconds
 from diffusers import UNet2DModel
 from torch import Tensor, nn
 
-from scoresde.networks import UNet, ddpm
+from scoresde.networks import PositionalEmbedding, UNet, ddpm
 
 OPERATIONS = ("forward", "forward + backward", "forward + vjp")
 SETTINGS = {
@@ -38,16 +38,18 @@ SETTINGS = {
 }
 
 
-SMALL = {"width": 64, "multipliers": (1, 2), "blocks": 1, "group_size": 1}
+SMALL = {"multipliers": (1, 2), "blocks": 1, "group_size": 1}
 
 
 def ours(small: bool = False) -> UNet:
-    """DDPM's U-Net for CIFAR-10, with attention after every block on the way up as diffusers has it."""
-    return ddpm(attend_every=True, dropout=0.0, time_scale=1.0, **(SMALL if small else {}))
+    """Return DDPM's U-Net for CIFAR-10, with attention after every block on the way up as in diffusers."""
+    width = 64 if small else 128
+    options = {"attend_every": True, "dropout": 0.0, "label": PositionalEmbedding(width, 1.0)}
+    return ddpm(width=width, **options, **(SMALL if small else {}))
 
 
 def theirs(small: bool = False) -> UNet2DModel:
-    """The architecture of google/ddpm-cifar10-32."""
+    """Return the architecture of google/ddpm-cifar10-32."""
     plain = 0 if small else 2
     return UNet2DModel(
         sample_size=32,
@@ -84,11 +86,11 @@ PARTS = {
 
 
 def module_names(network: UNet) -> dict[str, str]:
-    """Our modules' names to theirs, from the longest prefix that is listed."""
+    """Return diffusers' names of our modules."""
     names = dict(NAMES)
     for side, prefix in (("down", "down_blocks"), ("up", "up_blocks")):
         for level, (size, stage) in enumerate(getattr(network, side).items()):
-            for name in stage:
+            for name, _ in stage.named_children():
                 here = f"{side}.{size}.{name}"
                 if name in ("downsample", "upsample"):
                     names[f"{here}.conv"] = f"{prefix}.{level}.{name}rs.0.conv"
@@ -100,17 +102,15 @@ def module_names(network: UNet) -> dict[str, str]:
 
 
 def copy_weights(source: UNet, target: UNet2DModel) -> None:
-    """Our weights in their network."""
+    """Copy our weights to their network."""
     names, state = module_names(source), {}
     for name, value in source.state_dict().items():
         module, _, parameter = name.rpartition(".")
         if ".attention" in name:
             block, _, part = module.rpartition(".")
             if part == "qkv":
-                for kind, chunk in zip(
-                    "qkv", value.flatten(1).chunk(3) if value.ndim > 1 else value.chunk(3), strict=True
-                ):
-                    state[f"{names[block]}.to_{kind}.{parameter}"] = chunk
+                for kind, chunk in zip("qkv", value.chunk(3), strict=True):
+                    state[f"{names[block]}.to_{kind}.{parameter}"] = chunk.squeeze((2, 3)) if chunk.ndim > 1 else chunk
             else:
                 there = {"norm": "group_norm", "out": "to_out.0"}[part]
                 state[f"{names[block]}.{there}.{parameter}"] = value.flatten(1) if value.ndim > 1 else value
@@ -123,7 +123,11 @@ def copy_weights(source: UNet, target: UNet2DModel) -> None:
 
 
 def pair(device: str, small: bool = False) -> dict[str, nn.Module]:
-    """The two networks with the same random weights; their outputs agree."""
+    """Return the two networks with the same random weights, after checking that their outputs agree.
+
+    Raises:
+        RuntimeError: they do not.
+    """
     torch.manual_seed(0)
     networks = {"scoresde": ours(small), "diffusers": theirs(small)}
     with torch.no_grad():
@@ -136,21 +140,20 @@ def pair(device: str, small: bool = False) -> dict[str, nn.Module]:
         a, b = (call(network.eval(), x, label) for network in networks.values())
     error = float((a - b).norm() / b.norm())
     if not error < 1e-4:
-        raise RuntimeError(f"the two networks differ by {error:.1e}: they would not be timed on the same function")
-    print(
-        f"the same function of {sum(p.numel() for p in networks['scoresde'].parameters()):,} parameters, to {error:.0e}"
-    )
+        raise RuntimeError(f"the outputs of the two networks differ by {error:.1e} (relative); expected less than 1e-4")
+    count = sum(p.numel() for p in networks["scoresde"].parameters())
+    print(f"the same function of {count:,} parameters, to {error:.0e}")
     return {name: network.to(device) for name, network in networks.items()}
 
 
 def call(network: nn.Module, x: Tensor, label: Tensor) -> Tensor:
-    """The output of either network."""
+    """Return the output of either network as a tensor."""
     output = network(x, label)
     return output if isinstance(output, Tensor) else output.sample
 
 
 def operation(kind: str, network: nn.Module, x: Tensor, label: Tensor) -> Callable[[], None]:
-    """What is timed."""
+    """Return the function to time."""
 
     def run() -> None:
         if kind == "forward":
@@ -169,7 +172,7 @@ def operation(kind: str, network: nn.Module, x: Tensor, label: Tensor) -> Callab
 
 @contextlib.contextmanager
 def frozen(network: nn.Module, freeze: bool) -> Iterator[None]:
-    """Within the block the parameters want no gradient, as in a likelihood."""
+    """Require no gradient of the parameters within the block if `freeze`, as a likelihood does."""
     for parameter in network.parameters():
         parameter.requires_grad_(not freeze)
     yield
@@ -178,14 +181,14 @@ def frozen(network: nn.Module, freeze: bool) -> Iterator[None]:
 
 
 def prepared(network: nn.Module, setting: dict[str, bool]) -> nn.Module:
-    """The network in that setting."""
+    """Return the network in a setting of `SETTINGS`."""
     if setting.get("channels_last"):
         network = network.to(memory_format=torch.channels_last)
     return torch.compile(network) if setting.get("compile") else network
 
 
 def compare(networks: dict[str, nn.Module], kind: str, setting: dict[str, bool], options: argparse.Namespace) -> str:
-    """One row: seconds per image of both and the ratio."""
+    """Return one row: milliseconds per image of both, and the ratio with its interval."""
     x = torch.randn(options.batch, 3, 32, 32, device=options.device)
     label = torch.linspace(0, 999, options.batch, device=options.device)
     if setting.get("channels_last"):
@@ -210,7 +213,7 @@ def compare(networks: dict[str, nn.Module], kind: str, setting: dict[str, bool],
 
 
 def peak_memory(name: str, kind: str, options: argparse.Namespace) -> float:
-    """Peak memory in MiB of a process that does nothing else."""
+    """Return the peak memory, in MiB, of a process that only runs this operation."""
     command = [
         sys.executable,
         __file__,
@@ -226,7 +229,7 @@ def peak_memory(name: str, kind: str, options: argparse.Namespace) -> float:
 
 
 def measure_peak(name: str, kind: str, options: argparse.Namespace) -> None:
-    """Print the peak memory above that of the network and its input."""
+    """Print the peak memory in excess of that of the network and its input, in MiB."""
     network = (ours() if name == "scoresde" else theirs()).to(options.device)
     x = torch.randn(options.batch, 3, 32, 32, device=options.device)
     label = torch.linspace(0, 999, options.batch, device=options.device)
@@ -237,7 +240,7 @@ def measure_peak(name: str, kind: str, options: argparse.Namespace) -> None:
 
 
 def memory(device: str) -> float:
-    """Peak memory so far, MiB."""
+    """Return the peak memory so far, in MiB."""
     if device == "cuda":
         return torch.cuda.max_memory_allocated() / 2**20
     status = Path("/proc/self/status").read_text()  # getrusage would count the parent's peak as well
@@ -245,7 +248,7 @@ def memory(device: str) -> float:
 
 
 def profile(network: nn.Module, options: argparse.Namespace) -> None:
-    """The ten operators that cost most in forward and backward."""
+    """Print the ten most expensive operators of forward and backward."""
     x = torch.randn(options.batch, 3, 32, 32, device=options.device)
     run = operation("forward + backward", network, x, torch.linspace(0, 999, options.batch, device=options.device))
     run()
@@ -260,13 +263,13 @@ def profile(network: nn.Module, options: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    """The tables."""
+    """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--pairs", type=int, default=20)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--settings", nargs="*", default=list(SETTINGS))
-    parser.add_argument("--small", action="store_true", help="a network of two resolutions, which compiles sooner")
+    parser.add_argument("--small", action="store_true", help="a network of two resolutions, which compiles faster")
     parser.add_argument("--profile", action="store_true")
     parser.add_argument("--peak", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()

@@ -18,6 +18,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch import Tensor
 
 from scoresde.dequantization import DataMap, Dequantization, Variational
+from scoresde.networks.configuration import with_parts
 from scoresde.protocols import Transform
 from scoresde.score import ScoreModel
 from scoresde.tensors import available
@@ -195,10 +196,11 @@ def read_config(path: Path) -> DictConfig:
 def _with_new_names(node: Any) -> Any:
     """The configuration with targets of older versions under their new names."""
     if isinstance(node, dict):
-        return {
+        renamed = {
             key: RENAMED.get(value, value) if key == "_target_" else _with_new_names(value)
             for key, value in node.items()
         }
+        return with_parts(renamed) if str(node.get("_target_")).startswith("scoresde.networks.") else renamed
     return [_with_new_names(value) for value in node] if isinstance(node, list) else node
 
 

@@ -1,19 +1,22 @@
-"""Reading the files of other projects: tensors and plain containers, nothing that executes."""
+"""Read the files of other projects: tensors, plain containers and JSON, nothing that executes code."""
 
+import json
 import pickle
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from safetensors.torch import load_file
+from torch import Tensor
 
 
 def load_tensors(path: Path) -> Any:
-    """What a `.pth`, `.pt` or `.safetensors` file holds, on the CPU; a pickle is read as tensors and containers alone.
+    """Load a `.pth`, `.pt` or `.safetensors` file on the CPU; a pickle may hold only tensors and plain containers.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: a file that is damaged, or holds more than that.
+        FileNotFoundError: there is no such file.
+        ValueError: the file is damaged, or its pickle holds other objects.
     """
     if not path.is_file():
         raise FileNotFoundError(f"no checkpoint at {path}")
@@ -23,8 +26,42 @@ def load_tensors(path: Path) -> Any:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise ValueError(
-            f"{path} holds more than tensors, and is not loaded: it could execute anything. Where you trust it, save "
+            f"{path} holds more than tensors and is not loaded, because it could execute code; if you trust it, save "
             f"its state dict alone with torch.save ({str(error).splitlines()[0]})"
         ) from error
-    except Exception as error:  # of a damaged file, torch's reader raises whatever its parsing comes upon
+    except Exception as error:  # torch's reader raises exceptions of many types for a damaged file
         raise ValueError(f"{path} is not a checkpoint that PyTorch or safetensors can read: {error}") from error
+
+
+def is_state_dict(value: Any) -> TypeGuard[dict[str, Tensor]]:
+    """Return whether the value is a dict of tensors."""
+    return isinstance(value, dict) and all(isinstance(tensor, Tensor) for tensor in value.values())
+
+
+def load_config(path: Path, config: Mapping[str, Any] | str | Path | None, content: str) -> Mapping[str, Any] | None:
+    """Return the configuration of a checkpoint: a mapping as it is, or the JSON object in a file.
+
+    Args:
+        path: of the checkpoint.
+        config: the mapping, the path of the file, or None for `<stem>.config.json` beside the checkpoint; if that file
+            does not exist, None is returned.
+        content: a description of the configuration, for error messages.
+
+    Raises:
+        FileNotFoundError: there is no file at the path `config`.
+        ValueError: the file does not hold a JSON object.
+    """
+    if isinstance(config, Mapping):
+        return config
+    file = path.with_name(f"{path.stem}.config.json") if config is None else Path(config)
+    if not file.is_file():
+        if config is None:
+            return None
+        raise FileNotFoundError(f"no configuration at {file}")
+    try:
+        loaded = json.loads(file.read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{file} is not JSON ({error}); it must hold {content}") from error
+    if not isinstance(loaded, dict):
+        raise ValueError(f"{file} must hold {content}; got a JSON {type(loaded).__name__}")
+    return loaded

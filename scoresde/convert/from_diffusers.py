@@ -1,12 +1,12 @@
 """Image models of Hugging Face diffusers as runs of this library.
 
 A pipeline of a `UNet2DModel` and a discrete-time scheduler is a network and a table of alpha_i^2 (`alphas_cumprod`),
-i = 0 .. N - 1. The network is used as it is. The table becomes a continuous path through its nodes at t_i = i/(N - 1)
-(`sdes.Tabulated`), and the label that the network reads, its timestep, is the straight line (N - 1) t: at a node the
-model is that of diffusers, and between nodes both path and label are interpolated.
+i = 0 .. N - 1. The network is used unchanged. The table becomes a continuous path through its nodes at t_i = i/(N - 1)
+(`sdes.Tabulated`), and the network's label, the timestep, is the straight line (N - 1) t: at a node the model is that
+of diffusers, and between nodes both path and label are interpolated.
 
 What a scheduler adds when it samples (clipping and thresholding of the prediction, spacing of the timesteps) belongs to
-a sampler; it is kept in the configuration, and does nothing to the model.
+a sampler; it stays in the configuration and does not change the model.
 """
 
 import importlib
@@ -29,20 +29,20 @@ from scoresde.tensors import float64
 
 PREDICTIONS = {"epsilon": "Noise", "sample": "Data", "v_prediction": "V"}
 SUPPORTED = (
-    "a pipeline of diffusers with a UNet2DModel and a scheduler alone, its folder, or the pair (unet, scheduler)"
+    "only a diffusers pipeline of a UNet2DModel and a scheduler, its folder, or the pair (unet, scheduler) converts"
 )
-AGREEMENT = 1e-5  # of the float64 table with diffusers' float32 one: its products of N factors are good to about 1e-6
+AGREEMENT = 1e-5  # of the float64 table with diffusers' float32 one, whose products of N factors are good to about 1e-6
 
 
 class DiffusersNetwork(nn.Module):
-    """A `diffusers.UNet2DModel` as a network of this library; the condition of one with classes is the labels (B,).
+    """A `diffusers.UNet2DModel` as a network of this library; for one with classes, the condition is the labels (B,).
 
     Args:
         config: the arguments of `UNet2DModel`, as in its config.json.
 
     Raises:
         ImportError: diffusers is not installed.
-        TypeError: an argument that `UNet2DModel` does not know.
+        TypeError: `UNet2DModel` does not have such an argument.
     """
 
     def __init__(self, config: Mapping[str, Any]):
@@ -50,30 +50,30 @@ class DiffusersNetwork(nn.Module):
         self.unet = library().UNet2DModel(**config)
         for module in self.unet.modules():
             if isinstance(module, nn.GroupNorm):
-                module.register_forward_pre_hook(_contiguous)
+                module.register_forward_pre_hook(_make_contiguous)
 
     def forward(self, x: Tensor, c_noise: Tensor, cond: Condition = None) -> Tensor:
-        """F (B, C', H, W) of a state x (B, C, H, W) and timesteps c_noise (B,), which may be fractional.
+        """Return F (B, C', H, W) of a state x (B, C, H, W) and timesteps c_noise (B,), which may be fractional.
 
         Raises:
-            ValueError: a network with classes and no labels, or labels and no classes.
-            TypeError: a dict for a condition.
+            ValueError: labels are missing, or the network has no classes.
+            TypeError: the condition is a dict.
         """
         if isinstance(cond, dict):
-            raise TypeError(f"class labels, a tensor (B,), expected as the condition; got a dict of {', '.join(cond)}")
-        conditional = self.unet.class_embedding is not None
-        if conditional != (cond is not None):
-            expected = "class labels (B,) expected" if conditional else "no condition expected: this network has none"
-            raise ValueError(f"{expected}; got cond {'None' if cond is None else tuple(cond.shape)}")
+            raise TypeError(f"the condition must be class labels, a tensor (B,); got a dict of {', '.join(cond)}")
+        has_classes = self.unet.class_embedding is not None
+        if has_classes != (cond is not None):
+            needs = "needs class labels (B,)" if has_classes else "has no condition"
+            raise ValueError(f"this network {needs}; got cond {'None' if cond is None else tuple(cond.shape)}")
         return self.unet(x, c_noise, class_labels=cond).sample
 
 
 class DiffusersSchedule(Tabulated):
     """The path through a scheduler's table alpha_i^2 = prod_(j <= i) (1 - beta_j) at times i/(N - 1).
 
-    The betas are the scheduler's own; their product is taken in float64, for 1 - alpha_0^2 = 1e-4 keeps three digits in
-    the scheduler's float32. A last entry of zero (zero terminal SNR, 2305.08891) is left out: a log-SNR of minus
-    infinity has no interpolation, and x at the last entry but one is N(0, 1) up to a signal of 1e-3 or less.
+    The betas are the scheduler's; their product is computed in float64, because 1 - alpha_0^2 = 1e-4 keeps only three
+    digits in the scheduler's float32. A last entry of zero (zero terminal SNR, 2305.08891) is left out: a log-SNR of
+    minus infinity cannot be interpolated, and x at the last entry but one is N(0, 1) up to a signal of 1e-3 or less.
 
     Args:
         scheduler: name of a scheduler of diffusers with `betas` and `alphas_cumprod`.
@@ -81,231 +81,195 @@ class DiffusersSchedule(Tabulated):
 
     Raises:
         ImportError: diffusers is not installed.
-        ValueError: no such scheduler, one without such a table, or arguments it refuses.
+        ValueError: there is no such scheduler, it has no such table, or it rejects the arguments.
     """
 
     def __init__(self, scheduler: str, config: Mapping[str, Any]):
-        made = _scheduler_class(scheduler)
         try:
-            built = made(**config)
+            built = _scheduler_class(scheduler)(**config)
         except (TypeError, NotImplementedError) as error:
-            raise ValueError(f"{scheduler} refuses its configuration: {error}") from error
+            raise ValueError(f"{scheduler} rejects its configuration: {error}") from error
         super().__init__(torch.logit(squared_alphas(built)))
 
 
 def diffusers(source: Any, scheduler: Any = None) -> build.Run:
-    """A model of diffusers as a run: its model in eval mode and float32, with transform and configuration.
+    """Return a model of diffusers as a run, in eval mode and float32, with transform and configuration.
 
-    Views of the model at a node t_i = i/(N - 1) are those of diffusers at timestep i. A `ScoreSdeVeScheduler` gives the
-    continuous `sdes.VE`, with images in [0, 1]; all others images in [-1, 1].
+    The views of the model at a node t_i = i/(N - 1) are those of diffusers at timestep i. A `ScoreSdeVeScheduler` gives
+    the continuous `sdes.VE` with images in [0, 1]; all others have images in [-1, 1].
 
     Args:
-        source: the folder of a saved pipeline (nothing is downloaded, and only safetensors are read); a pipeline; or a
-            pair (UNet2DModel, scheduler).
-        scheduler: beside a UNet2DModel alone.
+        source: the folder of a saved pipeline (nothing is downloaded, and only safetensors are read); a pipeline; a
+            pair (UNet2DModel, scheduler); or a UNet2DModel.
+        scheduler: for a UNet2DModel alone.
 
     Raises:
         ImportError: diffusers is not installed.
-        FileNotFoundError: no pipeline in that folder, or one without safetensors.
-        TypeError: another kind of model: a text-to-image, latent, transformer or audio one.
-        ValueError: a scheduler, prediction type, variance or time embedding that has no counterpart here.
+        FileNotFoundError: there is no pipeline in that folder, or it has no safetensors.
+        TypeError: the model is of another kind: text-to-image, latent, transformer or audio.
+        ValueError: a scheduler, prediction type, variance or time embedding has no counterpart here.
     """
-    if isinstance(source, (str, Path)):
-        path = Path(source)
-        unet, scheduler = _from_folder(path)
-    else:
-        path = Path()
-        unet, scheduler = _from_object(source if scheduler is None else (source, scheduler))
-    _refuse_other_networks(unet)
-    exploding = type(scheduler).__name__ == "ScoreSdeVeScheduler"
+    path = Path(source) if isinstance(source, (str, Path)) else None
+    pair = source if scheduler is None else (source, scheduler)
+    unet, scheduler = _from_object(pair) if path is None else _from_folder(path)
+    size = unet.config.sample_size
+    if size is None:
+        raise ValueError("unet.config.sample_size is not set: call unet.register_to_config(sample_size=...)")
+    is_exploding = type(scheduler).__name__ == "ScoreSdeVeScheduler"
+    shape = (unet.config.in_channels, *((size, size) if isinstance(size, int) else size))
     config = {
-        "name": path.resolve().name if isinstance(source, (str, Path)) else "diffusers",
-        **(_exploding(scheduler) if exploding else _discrete(scheduler, unet)),
+        "name": "diffusers" if path is None else path.resolve().name,
+        **(_exploding(scheduler.config) if is_exploding else _discrete(scheduler, unet)),
         "network": {"_target_": f"{__name__}.DiffusersNetwork", "config": _arguments(unet)},
         "learned_variance": _learns_variance(unet, scheduler),
-        "data": image_data(_shape(unet), 0.0 if exploding else -1.0, 1.0),
+        "data": image_data(shape, 0.0 if is_exploding else -1.0, 1.0),
     }
     state = {f"unet.{name}": tensor.detach().cpu() for name, tensor in unet.state_dict().items()}
-    return build.assemble(config, state, path)
+    return build.assemble(config, state, path or Path())
+
+
+def _make_contiguous(module: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
+    """Copy the output of attention, whose memory order the vmap rule of group normalisation does not support."""
+    return (inputs[0].contiguous(),)
 
 
 def library() -> ModuleType:
-    """The package diffusers.
-
-    Raises:
-        ImportError: it is not installed.
-    """
+    """Return the package diffusers; raise ImportError if it is not installed."""
     try:
         return importlib.import_module("diffusers")
     except ImportError as error:
         raise ImportError(f"models of diffusers need it: pip install 'scoresde[diffusers]' ({error})") from error
 
 
-def _contiguous(module: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
-    """Attention leaves its output in another order of memory, from which exact traces (vmap) cannot go back."""
-    return (inputs[0].contiguous(),)
-
-
 def squared_alphas(scheduler: Any) -> Tensor:
-    """The table alpha_i^2 of a scheduler of diffusers (N,), float64, without a last entry of zero.
+    """Return the table alpha_i^2 (N,) of a scheduler of diffusers, in float64, without a last entry of zero.
 
     Raises:
-        ValueError: it has no such table, or one that is not the product of its 1 - beta_i.
+        ValueError: it has no such table, or its table is not the product of its 1 - beta_i.
     """
     name = type(scheduler).__name__
     if not all(isinstance(getattr(scheduler, table, None), Tensor) for table in ("betas", "alphas_cumprod")):
-        raise ValueError(f"a scheduler with tables `betas` and `alphas_cumprod` expected (DDPM, DDIM, ...); got {name}")
+        raise ValueError(
+            f"only schedulers with tables `betas` and `alphas_cumprod` (DDPM, DDIM, ...) convert; got {name}"
+        )
     squared = torch.cumprod(1 - float64(scheduler.betas).cpu(), dim=0)
     squared = squared[:-1] if squared[-1] <= 0 else squared
-    theirs = float64(scheduler.alphas_cumprod).cpu()[: len(squared)]
-    if not torch.allclose(squared, theirs, rtol=0, atol=AGREEMENT):
-        off = float((squared - theirs).abs().max())
-        raise ValueError(f"alphas_cumprod = cumprod(1 - betas) expected; in this {name} they differ by {off:.1g}")
+    difference = (squared - float64(scheduler.alphas_cumprod).cpu()[: len(squared)]).abs().max()
+    if not difference <= AGREEMENT:
+        raise ValueError(f"alphas_cumprod must be cumprod(1 - betas); in this {name} they differ by {difference:.1g}")
     return squared
 
 
 def _discrete(scheduler: Any, unet: Any) -> dict[str, Any]:
-    """The nodes `sde` and `prediction` for a scheduler with a table."""
+    """Return the nodes `sde` and `prediction` for a scheduler with a table."""
     name, config = type(scheduler).__name__, scheduler.config
     squared = squared_alphas(scheduler)
-    embedding = unet.config.time_embedding_type
+    embedding, kind = unet.config.time_embedding_type, config.get("prediction_type", "epsilon")
     if embedding != "positional":
         raise ValueError(
-            f"time_embedding_type 'positional' expected beside {name}, for timesteps from 0 on, fractional "
-            f"ones included; got {embedding!r}"
+            f"{name} needs time_embedding_type 'positional', which accepts all timesteps; got {embedding!r}"
         )
-    kind = config.get("prediction_type", "epsilon")
-    if kind not in PREDICTIONS or config.get("use_flow_sigmas"):
-        kind = "flow matching (use_flow_sigmas)" if kind in PREDICTIONS else repr(kind)
-        raise ValueError(f"prediction_type among {', '.join(PREDICTIONS)} expected; got {kind}")
+    if config.get("use_flow_sigmas"):
+        raise ValueError("flow matching (use_flow_sigmas) has no counterpart here")
+    if kind not in PREDICTIONS:
+        raise ValueError(f"prediction_type must be one of {', '.join(PREDICTIONS)}; got {kind!r}")
     if config.get("timestep_type", "discrete") != "discrete":
-        raise ValueError(f"timestep_type 'discrete' expected; got {config.timestep_type!r}")
-    sde = {"_target_": f"{__name__}.DiffusersSchedule", "scheduler": name, "config": _arguments(scheduler)}
-    _refuse_altered(scheduler, squared, sde)
-    if len(squared) < len(scheduler.betas):
+        raise ValueError(f"timestep_type must be 'discrete'; got {config.timestep_type!r}")
+    arguments = _arguments(scheduler)
+    rebuilt = DiffusersSchedule(name, arguments).values
+    if not torch.equal(rebuilt, torch.logit(squared)):
+        raise ValueError(f"this {name} has other betas than its config gives; create it with trained_betas=...")
+    last = len(squared) - 1
+    if last + 1 < len(scheduler.betas):
         warnings.warn(
-            f"{name} ends without signal (zero terminal SNR), at an infinite log-SNR: its last timestep, "
-            f"{len(squared)}, is left out, and t_max is timestep {len(squared) - 1}, where alpha^2 = {squared[-1]:.1g}",
+            f"{name} ends without signal (zero terminal SNR), where the log-SNR is infinite: its last timestep, "
+            f"{last + 1}, is left out, and t_max is timestep {last}, where alpha^2 = {squared[-1]:.1g}",
             stacklevel=3,
         )
     prediction = {
         "_target_": "scoresde.predictions.Discrete",
         "prediction": {"_target_": f"scoresde.predictions.{PREDICTIONS[kind]}"},
-        "labels": [0.0, float(len(squared) - 1)],
+        "labels": [0.0, float(last)],
         "rounding": "linear",
         "start": 0.0,
         "end": 1.0,
     }
+    sde = {"_target_": f"{__name__}.DiffusersSchedule", "scheduler": name, "config": arguments}
     return {"sde": sde, "prediction": prediction}
 
 
-def _exploding(scheduler: Any) -> dict[str, Any]:
-    """The nodes `sde` and `prediction` for a `ScoreSdeVeScheduler`."""
-    config = scheduler.config
-    sde = {
-        "_target_": "scoresde.sdes.VE",
-        "sigma_min": float(config.sigma_min),
-        "sigma_max": float(config.sigma_max),
-        "t_min": float(config.sampling_eps),
-        "t_max": 1.0,
-    }
+def _exploding(config: Any) -> dict[str, Any]:
+    """Return the nodes `sde` and `prediction` for a `ScoreSdeVeScheduler`."""
+    sigmas = {"sigma_min": float(config.sigma_min), "sigma_max": float(config.sigma_max)}
+    sde = {"_target_": "scoresde.sdes.VE", **sigmas, "t_min": float(config.sampling_eps), "t_max": 1.0}
     return {"sde": sde, "prediction": {"_target_": "scoresde.predictions.SigmaScore"}}
 
 
-def _refuse_altered(scheduler: Any, squared: Tensor, sde: Mapping[str, Any]) -> None:
-    """See that a scheduler's configuration gives the table that the scheduler has."""
-    rebuilt = DiffusersSchedule(sde["scheduler"], sde["config"]).values
-    if rebuilt.shape != squared.shape or not torch.equal(rebuilt, torch.logit(squared)):
-        raise ValueError(
-            f"this {sde['scheduler']} has other betas than its config gives; make it with trained_betas=..."
-        )
-
-
-def _shape(unet: Any) -> tuple[int, int, int]:
-    """(C, H, W) of the images."""
-    size = unet.config.sample_size
-    if size is None:
-        raise ValueError("unet.config.sample_size expected: set it with unet.register_to_config(sample_size=...)")
-    height, width = (size, size) if isinstance(size, int) else size
-    return unet.config.in_channels, height, width
-
-
 def _learns_variance(unet: Any, scheduler: Any) -> bool:
-    """Whether the network has a second half of channels: v of log Sigma = nu log beta + (1 - nu) log beta_tilde."""
+    """Return whether half of the output is v of log Sigma = v log beta + (1 - v) log beta_tilde."""
     inputs, outputs = unet.config.in_channels, unet.config.out_channels
     kind = scheduler.config.get("variance_type")
-    learned = kind in ("learned", "learned_range")
-    if outputs == inputs and not learned:
+    if outputs == inputs and kind not in ("learned", "learned_range"):
         return False
     if outputs == 2 * inputs and kind == "learned_range":
         return True
     raise ValueError(
-        "as many output as input channels expected, or twice as many with variance_type 'learned_range' ('learned', "
-        f"the variance itself, has no counterpart); got {inputs} in, {outputs} out, variance_type {kind!r}"
+        "the network must have as many output as input channels, or twice as many with variance_type 'learned_range' "
+        f"('learned' has no counterpart); got {inputs} in, {outputs} out, variance_type {kind!r}"
     )
 
 
-def _arguments(made: Any) -> dict[str, Any]:
-    """The constructor's arguments of a model or scheduler of diffusers, as JSON values."""
-    known = inspect.signature(type(made).__init__).parameters
-    chosen = {key: value for key, value in made.config.items() if key in known}
-    return json.loads(json.dumps(chosen, default=lambda table: table.tolist()))
+def _arguments(model: Any) -> dict[str, Any]:
+    """Return the constructor's arguments of a model or scheduler of diffusers, as JSON values."""
+    known = inspect.signature(type(model).__init__).parameters
+    arguments = {key: value for key, value in model.config.items() if key in known}
+    return json.loads(json.dumps(arguments, default=lambda table: table.tolist()))
 
 
 def _scheduler_class(name: str) -> Any:
-    """The scheduler of diffusers of that name."""
+    """Return the scheduler of diffusers of that name."""
     package = library()
-    found = getattr(package, name, None)
-    if not (isinstance(found, type) and issubclass(found, package.SchedulerMixin)):
-        raise ValueError(f"the name of a scheduler of diffusers {package.__version__} expected; got {name!r}")
-    return found
-
-
-def _refuse_other_networks(unet: Any) -> None:
-    if not isinstance(unet, library().UNet2DModel):
-        raise TypeError(f"{SUPPORTED} expected; got a network of the type {type(unet).__name__}")
+    scheduler = getattr(package, name, None)
+    if not (isinstance(scheduler, type) and issubclass(scheduler, package.SchedulerMixin)):
+        raise ValueError(f"{name!r} is not a scheduler of diffusers {package.__version__}")
+    return scheduler
 
 
 def _from_object(source: Any) -> tuple[Any, Any]:
-    """The network and scheduler of a pipeline, or of a pair."""
+    """Return the network and the scheduler of a pipeline or a pair."""
+    components = getattr(source, "components", {})
     if isinstance(source, (tuple, list)) and len(source) == 2:
-        unet, scheduler = source
-    elif hasattr(source, "unet") and hasattr(source, "scheduler"):
-        parts = {name for name, part in getattr(source, "components", {}).items() if part is not None}
-        if extra := sorted(parts - {"unet", "scheduler"}):
-            raise TypeError(f"{SUPPORTED} expected; got {type(source).__name__}, with {', '.join(extra)} beside them")
-        unet, scheduler = source.unet, source.scheduler
-    else:
-        raise TypeError(f"{SUPPORTED} expected; got {type(source).__name__}")
-    if not isinstance(scheduler, library().SchedulerMixin):
-        raise TypeError(f"{SUPPORTED} expected; got a scheduler of the type {type(scheduler).__name__}")
+        components = dict(zip(("unet", "scheduler"), source, strict=True))
+    parts = {name: part for name, part in components.items() if part is not None}
+    unet, scheduler = parts.get("unet"), parts.get("scheduler")
+    is_known = isinstance(unet, library().UNet2DModel) and isinstance(scheduler, library().SchedulerMixin)
+    if not is_known or len(parts) > 2:
+        types = ", ".join(f"{name} ({type(part).__name__})" for name, part in parts.items())
+        raise TypeError(f"{SUPPORTED}; got {type(source).__name__}{f' of {types}' if types else ''}")
     return unet, scheduler
 
 
 def _from_folder(path: Path) -> tuple[Any, Any]:
-    """The network and scheduler of a saved pipeline. Like diffusers, takes a part without a folder from the root."""
-    package = library()
+    """Load network and scheduler of a saved pipeline; like diffusers, read a part without a folder from the root."""
     index = path / "model_index.json"
     if not index.is_file():
-        raise FileNotFoundError(f"no pipeline of diffusers at {path} (no model_index.json in it; none is downloaded)")
+        raise FileNotFoundError(f"no pipeline of diffusers at {path}: it has no model_index.json (none is downloaded)")
     parts = {
         name: part
         for name, part in json.loads(index.read_text()).items()
         if not name.startswith("_") and isinstance(part, list) and part != [None, None]
     }
-    names = [parts.get(name, [None, None])[-1] for name in ("unet", "scheduler")]
-    known = set(parts) == {"unet", "scheduler"} and parts["unet"] == ["diffusers", "UNet2DModel"]
-    if not known or parts["scheduler"] != ["diffusers", names[1]]:
+    scheduler = parts.get("scheduler", [None])[-1]
+    if parts != {"unet": ["diffusers", "UNet2DModel"], "scheduler": ["diffusers", scheduler]}:
         listed = ", ".join(f"{name} ({'.'.join(map(str, part))})" for name, part in parts.items())
-        raise TypeError(f"{SUPPORTED} expected; {path} holds {listed or 'nothing'}")
+        raise TypeError(f"{SUPPORTED}; {path} holds {listed or 'nothing'}")
     folders = [path / name if (path / name).is_dir() else path for name in ("unet", "scheduler")]
     if not any(folders[0].glob("*.safetensors")):
         raise FileNotFoundError(
-            f"no weights in safetensors in {folders[0]}, and no pickles are read; where you trust them, save the "
+            f"no weights in safetensors in {folders[0]}, and pickles are not read; if you trust them, save the "
             "pipeline again with save_pretrained(..., safe_serialization=True)"
         )
-    unet = package.UNet2DModel.from_pretrained(
-        folders[0], local_files_only=True, use_safetensors=True, low_cpu_mem_usage=False
-    )
-    made = _scheduler_class(names[1])
-    return unet, made.from_config(json.loads((folders[1] / "scheduler_config.json").read_text()))
+    options = {"local_files_only": True, "use_safetensors": True, "low_cpu_mem_usage": False}
+    unet = library().UNet2DModel.from_pretrained(folders[0], **options)
+    settings = json.loads((folders[1] / "scheduler_config.json").read_text())
+    return unet, _scheduler_class(scheduler).from_config(settings)

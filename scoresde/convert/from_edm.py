@@ -1,32 +1,33 @@
 """Weights of NVlabs/edm (2206.00364): its DDPM++ and NCSN++ (`SongUNet`) and ADM (`DhariwalUNet`) networks.
 
-They are distributed as pickles, which execute code; exported once where that code is installed, by
+They are distributed as pickles, which execute code. Export them once, where that code is installed, by
 
     torch.save(network["ema"].state_dict(), "edm.pth")
 
-they are tensors alone. Names and shapes tell the architecture; the preconditioning is `EDMPrecond` unless a JSON file
-says otherwise: `{"class": "VPPrecond", "kwargs": {...}}`, its constructor's arguments, in `<stem>.config.json`.
+The file then holds only tensors, and their names and shapes determine the architecture. The preconditioning is
+`EDMPrecond` unless a JSON file `<stem>.config.json` names another one and its constructor's arguments:
+`{"class": "VPPrecond", "kwargs": {...}}`.
 
-| preconditioning | SDE                      | F                         | noise label      |
-| --------------- | ------------------------ | ------------------------- | ---------------- |
-| `EDMPrecond`    | `Karras`, sigma = t      | `predictions.KarrasPreconditioning`      | log(sigma) / 4   |
-| `VPPrecond`     | `VP`                     | eps                       | (M - 1) t        |
-| `VEPrecond`     | `Karras`, sigma = t      | -eps                      | log(sigma / 2)   |
+| preconditioning | SDE                 | F                                   | noise label    |
+| --------------- | ------------------- | ----------------------------------- | -------------- |
+| `EDMPrecond`    | `Karras`, sigma = t | `predictions.KarrasPreconditioning` | log(sigma) / 4 |
+| `VPPrecond`     | `VP`                | eps                                 | (M - 1) t      |
+| `VEPrecond`     | `Karras`, sigma = t | -eps                                | log(sigma / 2) |
 """
 
-import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from scoresde.build import Run, assemble
-from scoresde.convert.files import load_tensors
-from scoresde.convert.runs import image_data
+from scoresde.build import Run
+from scoresde.convert.files import is_state_dict, load_config, load_tensors
+from scoresde.convert.runs import assemble_unet, image_data
 from scoresde.networks.blocks import Attention
 from scoresde.networks.unet import UNet
 from scoresde.predictions import Prediction
@@ -36,9 +37,9 @@ State = dict[str, Tensor]
 
 
 class NegativeNoise(Prediction):
-    """F = -eps with the label log(sigma/2): EDM's rendering of the VE networks (2206.00364, table 1).
+    """F = -eps with the label log(sigma/2): EDM's version of the VE networks (2206.00364, table 1).
 
-    Their data are in [-1, 1], where those of 2011.13456 were in [0, 1]: hence the half.
+    The factor 1/2 appears because EDM's data are in [-1, 1], those of 2011.13456 in [0, 1].
     """
 
     def c_noise(self, sde: SDE, t: Tensor) -> Tensor:
@@ -49,157 +50,119 @@ class NegativeNoise(Prediction):
 
 
 def edm(path: str | Path, config: Mapping[str, Any] | str | Path | None = None) -> Run:
-    """The model of EDM weights; its denoised view is that of the original at t = sigma.
+    """Return the model of EDM weights as a run; its denoised view is that of the original at t = sigma.
 
     Args:
-        path: a state dict saved by torch.save, or as safetensors.
-        config: `{"class": ..., "kwargs": ...}` of the preconditioning, a JSON file with them, or None for
-            `<stem>.config.json` where there is one, and for EDMPrecond with its defaults where there is not.
+        path: a state dict saved by `torch.save` or as safetensors.
+        config: `{"class": ..., "kwargs": ...}` of the preconditioning, the path of a JSON file with them, or None for
+            `<stem>.config.json`; without that file, EDMPrecond with its defaults.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: weights that are not of these networks, the first block named, or another preconditioning.
+        FileNotFoundError: there is no such file.
+        ValueError: the weights are not of these networks (the message names the first tensor), or the preconditioning
+            is another one.
     """
     path = Path(path)
-    found = load_tensors(path)
-    if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):
-        raise ValueError(f"a state dict, names and tensors, expected in {path}; export one with network.state_dict()")
-    state = {name.removeprefix("model."): value for name, value in found.items()}
+    loaded = load_tensors(path)
+    if not is_state_dict(loaded):
+        raise ValueError(f"{path} must map names to tensors; export it with torch.save(network.state_dict(), path)")
+    state = {name.removeprefix("model."): value for name, value in loaded.items()}
     network = architecture(state)
-    sde, prediction, dropout = preconditioning(_read_config(path, config))
-    shape = (network["channels"], network["image_size"], network["image_size"])
+    preconditioning = load_config(path, config, "a preconditioning: a class and its kwargs") or {}
+    arguments = preconditioning.get("kwargs", {})
+    sde, prediction = _path_and_prediction(preconditioning.get("class", "EDMPrecond"), arguments)
     settings = {
         "name": "edm",
         "sde": sde,
         "prediction": prediction,
-        "network": {"_target_": "scoresde.networks.UNet", **network, "dropout": dropout},
-        "data": image_data(shape, -1.0, 1.0),
+        "network": {**network, "dropout": float(arguments.get("dropout", 0.1))},
+        "data": image_data((network["channels"], network["image_size"], network["image_size"]), -1.0, 1.0),
     }
-    with torch.device("meta"):
-        built = UNet(**network)
-    return assemble(settings, translate(state, built), path)
+    return assemble_unet(settings, lambda network: translate(state, network), path)
 
 
-def _read_config(path: Path, config: Mapping[str, Any] | str | Path | None) -> Mapping[str, Any]:
-    """The preconditioning's class and arguments, given, read, or EDM's defaults."""
-    if isinstance(config, Mapping):
-        return config
-    file = path.with_name(f"{path.stem}.config.json") if config is None else Path(config)
-    if config is None and not file.is_file():
-        return {}
-    try:
-        found = json.loads(file.read_text())
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{file} is not JSON ({error}); a class and its kwargs expected") from error
-    if not isinstance(found, dict):
-        raise ValueError(
-            f"{file} is not a preconditioning: a class and its kwargs expected; got {type(found).__name__}"
-        )
-    return found
-
-
-def preconditioning(config: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any], float]:
-    """The nodes of SDE and prediction type, and the dropout of the network.
-
-    Raises:
-        ValueError: another class than those of the module's table.
-    """
-    name, arguments = config.get("class", "EDMPrecond"), config.get("kwargs", {})
-    dropout = float(arguments.get("dropout", 0.1))
+def _path_and_prediction(name: str, arguments: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the nodes `sde` and `prediction` of a preconditioning."""
     if name == "EDMPrecond":
-        sde = {"_target_": "scoresde.sdes.Karras", "t_min": 0.002, "t_max": 80.0}
-        return (
-            sde,
-            {"_target_": "scoresde.predictions.KarrasPreconditioning", "sigma_data": arguments.get("sigma_data", 0.5)},
-            dropout,
-        )
+        sigma_data = arguments.get("sigma_data", 0.5)
+        prediction = {"_target_": "scoresde.predictions.KarrasPreconditioning", "sigma_data": sigma_data}
+        return {"_target_": "scoresde.sdes.Karras", "t_min": 0.002, "t_max": 80.0}, prediction
     if name == "VEPrecond":
         ends = {"t_min": arguments.get("sigma_min", 0.02), "t_max": arguments.get("sigma_max", 100.0)}
-        return {"_target_": "scoresde.sdes.Karras", **ends}, {"_target_": f"{__name__}.NegativeNoise"}, dropout
+        return {"_target_": "scoresde.sdes.Karras", **ends}, {"_target_": f"{__name__}.NegativeNoise"}
     if name == "VPPrecond":
-        low, last = arguments.get("beta_min", 0.1), float(arguments.get("M", 1000) - 1)
-        high = low + arguments.get("beta_d", 19.9)
-        start = arguments.get("epsilon_t", 1e-5)
-        sde = {"_target_": "scoresde.sdes.VP", "beta_min": low, "beta_max": high, "t_min": start}
-        labels = {"_target_": "scoresde.predictions.Discrete", "prediction": "noise", "labels": [0.0, last]}
-        return sde, labels, dropout
-    raise ValueError(f"a preconditioning among EDMPrecond, VPPrecond, VEPrecond expected; got {name!r}")
+        low = arguments.get("beta_min", 0.1)
+        betas = {"beta_min": low, "beta_max": low + arguments.get("beta_d", 19.9)}
+        labels = [0.0, float(arguments.get("M", 1000) - 1)]
+        return (
+            {"_target_": "scoresde.sdes.VP", **betas, "t_min": arguments.get("epsilon_t", 1e-5)},
+            {"_target_": "scoresde.predictions.Discrete", "prediction": "noise", "labels": labels},
+        )
+    raise ValueError(f"the preconditioning must be one of EDMPrecond, VPPrecond, VEPrecond; got {name!r}")
 
 
 def architecture(state: State) -> dict[str, Any]:
-    """The arguments of `UNet` that names and shapes of a state dict tell.
+    """Return the arguments of the network, see `networks.configuration`, from names and shapes of a state dict.
 
     Raises:
-        ValueError: a state dict of another network.
+        ValueError: it is the state dict of another network.
     """
-    blocks = [re.fullmatch(r"enc\.(\d+)x\1_block(\d+)\.conv1\.weight", name) for name in state]
-    found = [(int(match[1]), int(match[2])) for match in blocks if match]
-    if not found or "map_layer0.weight" not in state:
+    matches = [re.fullmatch(r"enc\.(\d+)x\1_block(\d+)\.conv1\.weight", name) for name in state]
+    blocks = [(int(match[1]), int(match[2])) for match in matches if match]
+    if not blocks or "map_layer0.weight" not in state:
         raise ValueError(
-            f"a state dict of EDM's SongUNet or DhariwalUNet expected (map_layer0, enc.32x32_block0, ...); "
+            f"expected a state dict of EDM's SongUNet or DhariwalUNet (map_layer0, enc.32x32_block0, ...); "
             f"got {', '.join(list(state)[:3])}, ..."
         )
-    sizes, adm = sorted({size for size, _ in found}, reverse=True), "out_norm.weight" in state
-    first = _part(state, f"enc.{_square(sizes[0])}_conv.weight", dims=4)
-    noise_features = _part(state, "map_layer0.weight", dims=2).shape[1]
-    width = noise_features if adm else first.shape[0]
-    if state["map_layer0.weight"].shape[0] != 4 * width:
-        raise ValueError(
-            f"an embedding of 4 x {width} features expected; got {state['map_layer0.weight'].shape[0]}: "
-            f"channel_mult_emb other than 4 is not supported"
-        )
+    sides = sorted({side for side, _ in blocks}, reverse=True)
+    names, is_adm = [f"{side}x{side}" for side in sides], "out_norm.weight" in state
+    first = _tensor(state, f"enc.{names[0]}_conv.weight", dims=4)
+    features, noise_features = _tensor(state, "map_layer0.weight", dims=2).shape
+    width = noise_features if is_adm else first.shape[0]
+    if features != 4 * width:
+        raise ValueError(f"only channel_mult_emb = 4 is supported: 4 x {width} time features; got {features}")
     network: dict[str, Any] = {
-        "image_size": sizes[0],
+        "image_size": sides[0],
         "channels": first.shape[1],
         "width": width,
-        "multipliers": [_part(state, f"enc.{_square(s)}_block0.conv1.weight", dims=4).shape[0] // width for s in sizes],
-        "blocks": 1 + max(index for _, index in found),
-        "attention": [size for size in sizes if f"enc.{_square(size)}_block0.qkv.weight" in state],
-        "classes": _part(state, "map_label.weight", dims=2).shape[1] if "map_label.weight" in state else 0,
+        "multipliers": [_tensor(state, f"enc.{name}_block0.conv1.weight", dims=4).shape[0] // width for name in names],
+        "blocks": 1 + max(index for _, index in blocks),
+        "attention": [
+            side for side, name in zip(sides, names, strict=True) if f"enc.{name}_block0.qkv.weight" in state
+        ],
+        "classes": _tensor(state, "map_label.weight", dims=2).shape[1] if "map_label.weight" in state else 0,
         "time_scale": 1.0,
     }
-    if adm:
+    if is_adm:
         block = {"attend_every": True, "head_channels": 64, "skip_rescale": False, "scale_shift": True}
         return {**network, **block, "embedding": "adm", "project_skip": False, "norm_eps": 1e-5}
-    fourier = "map_noise.freqs" in state
+    pyramids = [kind for kind in ("skip", "residual") if any(f"aux_{kind}." in name for name in state)]
+    fir = None
+    if len(names) > 1:  # a filter is normalised where it is used, so that a factor does not matter
+        taps = _tensor(state, f"enc.{names[1]}_down.conv0.resample_filter", dims=4)[0, 0].sum(dim=0)
+        fir = (taps / taps[0]).tolist()
     return {
         **network,
-        "embedding": "fourier" if fourier else "positional",
+        "embedding": "fourier" if "map_noise.freqs" in state else "positional",
         "embedding_width": noise_features,
         "cond_join": "input",
-        "fir": _taps(state, sizes),
-        "input_pyramid": _pyramid(state, "enc", {"aux_skip": "skip", "aux_residual": "residual"}),
-        "output_pyramid": "skip" if f"dec.{_square(sizes[-1])}_aux_norm.weight" in state and len(sizes) > 1 else None,
+        "fir": fir,
+        "input_pyramid": pyramids[0] if pyramids else None,
+        "output_pyramid": "skip" if len(names) > 1 and f"dec.{names[-1]}_aux_norm.weight" in state else None,
     }
 
 
-def _part(state: State, name: str, dims: int) -> Tensor:
-    """A tensor that there must be."""
+def _tensor(state: State, name: str, dims: int) -> Tensor:
+    """Return a tensor that the network must have."""
     value = state.get(name)
     if value is None or value.ndim != dims:
-        got = "nothing of that name" if value is None else tuple(value.shape)
-        raise ValueError(f"weights with {name}, of {dims} dimensions, expected; got {got}")
+        got = "no tensor of that name" if value is None else f"the shape {tuple(value.shape)}"
+        raise ValueError(f"expected {name} with {dims} dimensions; got {got}")
     return value
 
 
-def _square(size: int) -> str:
-    return f"{size}x{size}"
-
-
-def _taps(state: State, sizes: list[int]) -> list[float] | None:
-    """The taps of the resampling filter, up to a factor; None for a network that does not resample."""
-    if len(sizes) == 1:
-        return None
-    taps = _part(state, f"enc.{_square(sizes[1])}_down.conv0.resample_filter", dims=4)[0, 0].sum(dim=0)
-    return (taps / taps[0]).tolist()
-
-
-def _pyramid(state: State, side: str, kinds: Mapping[str, str]) -> str | None:
-    """The kind of pyramid whose part is in the state dict."""
-    return next((kind for part, kind in kinds.items() if any(f"{part}." in name for name in state)), None)
-
-
-RENAMED = {
+# The names of the parts of a block here and in EDM.
+BLOCK_PARTS = {
     "residual.norm1": "norm0",
     "residual.conv1": "conv0",
     "residual.time": "affine",
@@ -212,83 +175,79 @@ RENAMED = {
 }
 
 
+def prefixes(sides: Sequence[int], is_adm: bool) -> dict[str, str]:
+    """Return how names begin in our state dict and in EDM's, for the resolutions from the input down."""
+    names = [f"{side}x{side}" for side in sides]
+    table = {
+        "time.position.frequencies": "map_noise.freqs",
+        "time.inner": "map_layer0",
+        "time.outer": "map_layer1",
+        "time.cond.label": "map_label",
+        "input": f"enc.{names[0]}_conv",
+        "middle.block": f"dec.{names[-1]}_in",
+        "output.": "out_" if is_adm else f"dec.{names[0]}_aux_",
+    }
+    for name in names:
+        table |= {f"down.{name}.block": f"enc.{name}_block", f"up.{name}.block": f"dec.{name}_block"}
+        table[f"up.{name}.pyramid.head."] = f"dec.{name}_aux_"
+    for finer, coarser in pairwise(names):
+        table |= {
+            f"down.{finer}.downsample": f"enc.{coarser}_down",
+            f"down.{finer}.pyramid.project": f"enc.{coarser}_aux_skip",
+            f"down.{finer}.pyramid.resample.conv": f"enc.{coarser}_aux_residual",
+            f"up.{coarser}.upsample": f"dec.{finer}_up",
+        }
+    return table
+
+
 def translate(state: State, network: UNet) -> State:
-    """The state dict of our network from that of EDM's.
+    """Return the state dict of our network from that of EDM's.
 
     Raises:
-        ValueError: the first tensor that differs, by both its names, or one that the network has not.
+        ValueError: a tensor is missing or has another shape (the message has both names of the first one), or the
+            network has no such tensor.
     """
-    state = _folded(state, adm="out_norm.weight" in state)
+    is_adm = "out_norm.weight" in state
+    state, table = _fold_embeddings(state, is_adm), prefixes([size[-1] for size in network.sizes], is_adm)
     unused = {name for name in state if not name.endswith("resample_filter")} - {"map_augment.weight"}
     heads = {name: module.heads for name, module in network.named_modules() if isinstance(module, Attention)}
     translated: State = {}
     for name, expected in network.state_dict().items():
-        theirs = original_name(name, network, state)
+        theirs = next(there + name.removeprefix(here) for here, there in table.items() if name.startswith(here))
+        for here, there in BLOCK_PARTS.items():
+            theirs = theirs.replace(here, there)
         value = state.get(theirs)
         unused.discard(theirs)
         if value is None or value.shape != expected.shape:
-            got = "nothing of that name" if value is None else tuple(value.shape)
+            got = "no tensor of that name" if value is None else tuple(value.shape)
             raise ValueError(
-                f"weights differ first at {name} ({theirs} there): {tuple(expected.shape)} expected, got {got}"
+                f"weights differ first at {name} ({theirs} in EDM): expected {tuple(expected.shape)}, got {got}"
             )
         block, is_qkv, _ = name.partition(".qkv.")
-        translated[name] = _separated(value, heads[block]) if is_qkv else value
+        # EDM's query, key and value alternate within each head; here they follow one another.
+        translated[name] = value.unflatten(0, (heads[block], -1, 3)).movedim(2, 0).flatten(0, 2) if is_qkv else value
     if unused:
-        raise ValueError(f"weights hold {min(unused)}, which the network has not")
+        raise ValueError(f"the weights hold {min(unused)}, which the network does not have")
     return translated
 
 
-def original_name(name: str, network: UNet, state: State) -> str:
-    """EDM's name of one of our tensors."""
-    sizes = [_square(size[-1]) for size in network.sizes]
-    part, _, parameter = name.rpartition(".")
-    fixed = {
-        "time.position": "map_noise",
-        "time.inner": "map_layer0",
-        "time.outer": "map_layer1",
-        "time.cond.label": "map_label",
-        "input": f"enc.{sizes[0]}_conv",
-        "output.norm": "out_norm" if "out_norm.weight" in state else f"dec.{sizes[0]}_aux_norm",
-        "output.conv": "out_conv" if "out_conv.weight" in state else f"dec.{sizes[0]}_aux_conv",
-    }
-    if part in fixed:
-        return f"{fixed[part]}.{'freqs' if parameter == 'frequencies' else parameter}"
-    side, *inner = part.split(".")
-    if side == "middle":
-        block, *rest = inner
-        return f"dec.{sizes[-1]}_in{block.removeprefix('block')}.{RENAMED['.'.join(rest)]}.{parameter}"
-    size, block, *rest = inner
-    coarser, finer = sizes[min(sizes.index(size) + 1, len(sizes) - 1)], sizes[max(sizes.index(size) - 1, 0)]
-    stage = "enc" if side == "down" else "dec"
-    if block == "pyramid":
-        kind = {"resample": "aux_residual", "project": "aux_skip", "head": f"aux_{rest[-1]}"}[rest[0]]
-        return f"{stage}.{size if side == 'up' else coarser}_{kind}.{parameter}"
-    where = {"downsample": f"{coarser}_down", "upsample": f"{finer}_up"}.get(block, f"{size}_{block}")
-    return f"{stage}.{where}.{RENAMED['.'.join(rest)]}.{parameter}"
+def _fold_embeddings(state: State, is_adm: bool) -> State:
+    """Return the state dict with the embeddings of label and noise in our form.
 
-
-def _folded(state: State, adm: bool) -> State:
-    """The embedding of label and noise in our form.
-
-    A class is a row of an embedding, where they multiply a one-hot vector, scaled by the root of the classes in
-    SongUNet; its bias there, added for every class and none, goes on into the next layer's. ADM's features are cosines
-    before sines: the columns that read them change places.
+    A class is a row of an embedding here; EDM multiplies a one-hot vector, in SongUNet scaled by the root of the number
+    of classes. Its bias, added for every class and for none, becomes part of the next layer's bias. ADM's features are
+    cosines before sines: the columns that read them are swapped.
     """
     state = dict(state)
     label, bias = state.get("map_label.weight"), state.pop("map_label.bias", None)
     if label is not None:
-        state["map_label.weight"] = label.T * (1 if adm else math.sqrt(label.shape[1]))
+        state["map_label.weight"] = label.T * (1 if is_adm else math.sqrt(label.shape[1]))
+    inner = state["map_layer0.weight"]
     if bias is not None:
-        inner = state["map_layer0.weight"]
         if bias.shape != inner.shape[1:]:
-            raise ValueError(f"map_label.bias {tuple(inner.shape[1:])} expected; got {tuple(bias.shape)}")
-        ours = _part(state, "map_layer0.bias", dims=1)
+            raise ValueError(f"expected map_label.bias with shape {tuple(inner.shape[1:])}; got {tuple(bias.shape)}")
+        ours = _tensor(state, "map_layer0.bias", dims=1)
         state["map_layer0.bias"] = (ours.double() + inner.double() @ bias.double()).to(ours.dtype)
-    if adm:
-        state["map_layer0.weight"] = state["map_layer0.weight"].roll(state["map_layer0.weight"].shape[1] // 2, dims=1)
+    if is_adm:
+        state["map_layer0.weight"] = inner.roll(inner.shape[1] // 2, dims=1)
     return state
-
-
-def _separated(value: Tensor, heads: int) -> Tensor:
-    """Query, key and value one after the other, where they alternate within each head."""
-    return value.unflatten(0, (heads, -1, 3)).movedim(2, 0).flatten(0, 2)

@@ -1,54 +1,67 @@
-"""What the converters share: the data node of a configuration, and a converted run written to a directory."""
+"""What the converters share: the data node of a configuration, U-Nets with weights, and saving a converted run."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from scoresde import build
+from scoresde.networks import UNet
+from scoresde.networks.configuration import with_parts
 from scoresde.training import checkpoint
 from scoresde.training.trainer import CHECKPOINT
 
 
 def image_data(shape: Sequence[int], low: float, high: float, levels: int = 256) -> dict[str, Any]:
-    """The data node for images whose grey levels 0 .. levels - 1 are mapped to [low, high]; no dataset is known.
+    """Return the data node for images with grey levels 0 .. levels - 1, mapped to [low, high], without a dataset.
 
     Args:
         shape: (C, H, W).
         low, high: the range in model space, see `data.Levels`.
         levels: number of grey levels.
     """
+    transform = {"_target_": "scoresde.data.Levels", "levels": levels, "low": float(low), "high": float(high)}
     return {
         "shape": list(shape),
         "range": [0, levels],
-        "train": None,
-        "validation": None,
-        "test": None,
-        "transform": {
-            "_target_": "scoresde.data.Levels",
-            "levels": levels,
-            "low": float(low),
-            "high": float(high),
-        },
+        **dict.fromkeys(("train", "validation", "test")),
+        "transform": transform,
         "dequantization": {"_target_": "scoresde.dequantization.Uniform"},
     }
 
 
-def save_run(run: build.Run, directory: str | Path, averaged: Mapping[str, Tensor] | None = None) -> Path:
-    """Write a run to a directory from which `scoresde.load` brings it back; the directory.
-
-    Each file is replaced atomically, and the configuration comes last: a directory with one is complete.
+def assemble_unet(
+    config: Mapping[str, Any], translate: Callable[[UNet], Mapping[str, Tensor]], path: Path
+) -> build.Run:
+    """Return a run of a `UNet` with converted weights.
 
     Args:
-        run: its model's state is the group "model", what `load(weights="raw")` gives.
-        directory: made if it is not there.
-        averaged: the averaged weights by their names in `model.state_dict()`, what `load(weights="ema")` gives;
-            without them that is the model's own state.
+        config: of the run; `network` holds flat arguments of `UNet`, see `networks.configuration`.
+        translate: from the network, on the device "meta", to its state dict.
+        path: of the checkpoint.
+    """
+    node = with_parts({"_target_": "scoresde.networks.UNet", **config["network"]})
+    with torch.device("meta"):
+        network = build.instantiate(node)
+    return build.assemble({**config, "network": node}, translate(network), path)
+
+
+def save_run(run: build.Run, directory: str | Path, averaged: Mapping[str, Tensor] | None = None) -> Path:
+    """Write a run to a directory that `scoresde.load` reads, and return the directory.
+
+    Each file is replaced atomically, and the configuration is written last: a directory that has one is complete.
+
+    Args:
+        run: its model's state becomes the raw weights, `load(weights="raw")`.
+        directory: created if it does not exist.
+        averaged: averaged weights by their names in `model.state_dict()`, `load(weights="ema")`; by default the model's
+            own state.
 
     Raises:
-        FileExistsError: the directory holds a run already.
-        ValueError: averaged weights that the model has not, or of another shape.
+        FileExistsError: the directory already holds a run.
+        ValueError: the model has no weights of these names and shapes.
     """
     directory, state = Path(directory), run.model.state_dict()
     for name in (build.CONFIG, CHECKPOINT):
@@ -56,10 +69,9 @@ def save_run(run: build.Run, directory: str | Path, averaged: Mapping[str, Tenso
             raise FileExistsError(f"{directory} holds a run already (its {name}); choose another directory")
     for name, tensor in (averaged or {}).items():
         if name not in state or state[name].shape != tensor.shape:
-            found = tuple(state[name].shape) if name in state else "nothing of that name"
+            expected = tuple(state[name].shape) if name in state else "no tensor of that name"
             raise ValueError(
-                f"averaged weights of the model's own names and shapes expected; got {name} "
-                f"{tuple(tensor.shape)}, where the model has {found}"
+                f"averaged weights must match the model: {name} is {tuple(tensor.shape)}, the model has {expected}"
             )
     groups = {"model": state, **({} if averaged is None else {"ema": dict(averaged)})}
     checkpoint.save(directory / CHECKPOINT, groups, {"step": 0})

@@ -1,9 +1,23 @@
 """Noise-conditional networks F(x, c_noise, cond)."""
 
+from scoresde.networks.blocks import (
+    BlockStyle,
+    InputResidual,
+    InputSkip,
+    OutputResidual,
+    OutputSkip,
+    convolution_resampling,
+    filter_resampling,
+    residual_resampling,
+)
 from scoresde.networks.dit import DiT, dit_b, dit_l, dit_s, dit_xl
+from scoresde.networks.embeddings import Conditions, FourierEmbedding, PositionalEmbedding
 from scoresde.networks.levels import LevelHead
 from scoresde.networks.mlp import MLP
 from scoresde.networks.presets import adm, ddpm, ddpmpp, ncsnpp
-from scoresde.networks.unet import UNet
+from scoresde.networks.unet import Ends, UNet
 
 __all__ = ["MLP", "DiT", "LevelHead", "UNet", "adm", "ddpm", "ddpmpp", "dit_b", "dit_l", "dit_s", "dit_xl", "ncsnpp"]
+__all__ += ["BlockStyle", "Conditions", "Ends", "FourierEmbedding", "PositionalEmbedding"]
+__all__ += ["InputResidual", "InputSkip", "OutputResidual", "OutputSkip"]
+__all__ += ["convolution_resampling", "filter_resampling", "residual_resampling"]

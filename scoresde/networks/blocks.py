@@ -1,4 +1,4 @@
-"""The blocks of the U-Net: residual, attention, and the pyramids that carry the image itself along."""
+"""The blocks of the U-Net: residual blocks, attention, resampling, and the pyramids that carry the image itself."""
 
 import math
 from collections.abc import Sequence
@@ -9,50 +9,78 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from scoresde.networks.layers import attend, checkpointed, convolution, group_norm, linear
+from scoresde.networks.layers import attend, checkpointed, convolution, group_norm, linear, split_heads
 from scoresde.networks.resampling import Resample, ResampledConvolution
 
 
 @dataclass(frozen=True)
-class Style:
-    """What all blocks of a network share; the fields are explained in `UNet`."""
+class BlockStyle:
+    """The choices that all blocks of a U-Net share; the defaults are those of DDPM++.
 
-    dims: int = 2
-    time_features: int = 0
+    Args:
+        heads: number of attention heads.
+        head_channels: channels of a head, instead of `heads`.
+        attend_every: attend after every block on the way up (ADM), not only after the last one of a resolution.
+        dropout: probability, in the residual blocks.
+        fir: taps of the filter that resamples, (1, 3, 3, 1) for NCSN++; None averages pairs and repeats values.
+        skip_rescale: divide the sum of a skip and its update by 2^(1/2).
+        scale_shift: let the time features scale and shift a normalisation (ADM) instead of adding them.
+        project_skip: a residual block that resamples projects its skip even if the channels stay (not in ADM).
+        group_size: smallest number of channels in a group of a normalisation, which has at most 32 groups. A group of
+            one channel normalises added time features away, unless `scale_shift`.
+        norm_eps: added to the variances of the normalisations.
+        checkpointing: do not store the activations of the blocks; recompute them in the backward pass.
+    """
+
     heads: int = 1
     head_channels: int | None = None
-    dropout: float = 0.0
+    attend_every: bool = False
+    dropout: float = 0.1
     fir: Sequence[float] | None = None
     skip_rescale: bool = True
     scale_shift: bool = False
     project_skip: bool = True
     group_size: int = 4
     norm_eps: float = 1e-6
-    context_features: int = 0
     checkpointing: bool = False
 
+
+@dataclass(frozen=True)
+class NetworkStyle(BlockStyle):
+    """A `BlockStyle`, and what the network around the blocks determines.
+
+    Args:
+        dims: number of spatial dimensions.
+        time_features: length of the time features.
+        context_features: length of the context vectors; 0 for none.
+    """
+
+    dims: int = 2
+    time_features: int = 0
+    context_features: int = 0
+
     def norm(self, channels: int) -> nn.GroupNorm:
-        """Group normalisation of that many channels."""
+        """Return the group normalisation of that many channels."""
         return group_norm(channels, self.group_size, self.norm_eps)
 
     def join(self, skip: Tensor, update: Tensor) -> Tensor:
-        """skip + update, divided by 2^(1/2) where the skips are rescaled, so that depth does not grow the variance."""
+        """Return skip + update, divided by 2^(1/2) if skips are rescaled, so that depth does not grow the variance."""
         return (skip + update) * math.sqrt(0.5) if self.skip_rescale else skip + update
 
 
 class ResidualBlock(nn.Module):
     """norm, SiLU, resample, convolve, add the time; norm, SiLU, dropout, convolve; join the skip.
 
-    BigGAN's block (2011.13456, appendix H), DDPM's without resampling (2006.11239), ADM's with `scale_shift`: there the
+    BigGAN's block (2011.13456, appendix H); without resampling DDPM's (2006.11239); with `scale_shift` ADM's, where the
     time features scale and shift the second normalisation, norm(h) (1 + scale) + shift (2105.05233, section 3.1).
 
     Args:
-        style: what all blocks share.
+        style: shared by all blocks.
         in_channels, out_channels: of input and output.
-        resample: "down" halves the resolution, "up" doubles it; None keeps it.
+        resample: "down" halves the resolution, "up" doubles it, None keeps it.
     """
 
-    def __init__(self, style: Style, in_channels: int, out_channels: int, resample: str | None = None):
+    def __init__(self, style: NetworkStyle, in_channels: int, out_channels: int, resample: str | None = None):
         super().__init__()
         self.style, dims = style, style.dims
         self.resample = Resample(dims, resample, style.fir) if resample else None
@@ -67,12 +95,11 @@ class ResidualBlock(nn.Module):
         hidden = F.silu(self.norm1(x))
         if self.resample is not None:
             hidden, x = self.resample(hidden), self.resample(x)
-        hidden = self._timed(self.conv1(hidden), time)
+        hidden = self._normalise_with_time(self.conv1(hidden), time)
         hidden = self.conv2(self.dropout(F.silu(hidden)))
         return self.style.join(x if self.skip is None else self.skip(x), hidden)
 
-    def _timed(self, hidden: Tensor, time: Tensor) -> Tensor:
-        """The second normalisation, of `hidden` with the time features added to it or modulating it."""
+    def _normalise_with_time(self, hidden: Tensor, time: Tensor) -> Tensor:
         features = self.time(time)
         features = features.reshape(*features.shape, *(1,) * self.style.dims)
         if not self.style.scale_shift:
@@ -87,57 +114,61 @@ class Attention(nn.Module):
     (1706.03762; over the positions of an image, 2006.11239; to a context, 2112.10752, section 3.3.)
 
     Args:
-        style: what all blocks share.
+        style: shared by all blocks.
         channels: of input and output.
         context_features: length of a context vector; 0 for self-attention.
+
+    Raises:
+        ValueError: the channels are not a multiple of the heads.
     """
 
-    def __init__(self, style: Style, channels: int, context_features: int = 0):
+    def __init__(self, style: NetworkStyle, channels: int, context_features: int = 0):
         super().__init__()
         self.heads = channels // style.head_channels if style.head_channels else style.heads
         if self.heads < 1 or channels % self.heads:
-            raise ValueError(f"channels divisible by heads expected; got {channels} channels, {self.heads} heads")
+            raise ValueError(f"attention needs channels that its heads divide; got {channels} and {self.heads} heads")
         self.style, self.norm = style, style.norm(channels)
         if context_features:
             self.query = convolution(style.dims, channels, channels, kernel=1)
             self.context = linear(context_features, 2 * channels)
         else:
-            # Of query, key and value each the variance 0.1 / channels of 2011.13456's code.
+            # Query, key and value have the variance 0.1 / channels each, as in the code of 2011.13456.
             self.qkv = convolution(style.dims, channels, 3 * channels, kernel=1, scale=0.2)
         self.out = convolution(style.dims, channels, channels, kernel=1, scale=0.0)
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        """x (B, C, *space) and, for attention to a context, its vectors (B, L, context_features)."""
+        """Attend from x (B, C, *space) to itself, or to context vectors (B, L, context_features)."""
         tokens = self.norm(x).flatten(2).transpose(1, 2)
         if context is None:
-            query, key, value = self._split(_pointwise(self.qkv, tokens), 3)
+            query, key, value = split_heads(_pointwise(self.qkv, tokens), 3, self.heads)
         else:
-            (query,) = self._split(_pointwise(self.query, tokens), 1)
-            key, value = self._split(self.context(context), 2)
-        mixed = attend(query, key, value).transpose(1, 2).flatten(2)
-        return self.style.join(x, _pointwise(self.out, mixed).transpose(1, 2).reshape(x.shape))
-
-    def _split(self, features: Tensor, parts: int) -> tuple[Tensor, ...]:
-        """(B, positions, parts C) to `parts` tensors (B, heads, positions, C / heads)."""
-        return features.unflatten(2, (parts, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+            (query,) = split_heads(_pointwise(self.query, tokens), 1, self.heads)
+            key, value = split_heads(self.context(context), 2, self.heads)
+        update = _pointwise(self.out, attend(query, key, value))
+        return self.style.join(x, update.transpose(1, 2).reshape(x.shape))
 
 
 def _pointwise(conv: Any, tokens: Tensor) -> Tensor:
-    """A convolution of width 1 on tokens (B, positions, channels): as a linear layer, which is faster on them."""
+    """Apply a convolution of width 1 to tokens (B, positions, channels) as a linear layer, which is faster there."""
     return F.linear(tokens, conv.weight.flatten(1), conv.bias)
 
 
 class Block(nn.Module):
-    """A residual block; where `attend` is set, self-attention after it, and attention to a context if there is one."""
+    """A residual block and, if `attends`, self-attention and then attention to a context if the network has one."""
 
     def __init__(
-        self, style: Style, in_channels: int, out_channels: int, attend: bool = False, resample: str | None = None
+        self,
+        style: NetworkStyle,
+        in_channels: int,
+        out_channels: int,
+        attends: bool = False,
+        resample: str | None = None,
     ):
         super().__init__()
         self.residual = ResidualBlock(style, in_channels, out_channels, resample)
-        self.attention = Attention(style, out_channels) if attend else None
-        cross = attend and style.context_features > 0
-        self.cross = Attention(style, out_channels, style.context_features) if cross else None
+        self.attention = Attention(style, out_channels) if attends else None
+        has_context = attends and style.context_features > 0
+        self.cross = Attention(style, out_channels, style.context_features) if has_context else None
         self.checkpointing = style.checkpointing
 
     def forward(self, x: Tensor, time: Tensor, context: Tensor | None = None) -> Tensor:
@@ -149,41 +180,69 @@ class Block(nn.Module):
         return hidden
 
 
+def residual_resampling(style: NetworkStyle, channels: int, direction: str) -> Block:
+    """Return a residual block that resamples (BigGAN; DDPM++, NCSN++ and ADM)."""
+    return Block(style, channels, channels, resample=direction)
+
+
+def convolution_resampling(style: NetworkStyle, channels: int, direction: str) -> ResampledConvolution:
+    """Return a convolution that resamples (DDPM)."""
+    return ResampledConvolution(style.dims, channels, channels, direction, style.fir)
+
+
+def filter_resampling(style: NetworkStyle, channels: int, direction: str) -> Resample:
+    """Return the filter `fir` alone, without parameters."""
+    return Resample(style.dims, direction, style.fir)
+
+
 class InputSkip(nn.Module):
-    """The input, downsampled to each resolution, projected and added to the features or put before them.
+    """The input, downsampled to each resolution and projected, is added to the features or concatenated with them.
 
     ("input skip" of 2011.13456, appendix H, after StyleGAN2, 1912.04958.)
+
+    Args:
+        style: shared by all blocks.
+        image_channels: of the pyramid of images.
+        channels: of the features.
+        concatenate: put the projected image before the features instead of adding it.
     """
 
-    def __init__(self, style: Style, image_channels: int, channels: int, combine: str):
+    def __init__(self, style: NetworkStyle, image_channels: int, channels: int, concatenate: bool = False):
         super().__init__()
-        self.combine, self.resample = combine, Resample(style.dims, "down", style.fir)
+        self.concatenate, self.resample = concatenate, Resample(style.dims, "down", style.fir)
         self.project = convolution(style.dims, image_channels, channels, kernel=1)
+        self.channels, self.image_channels = channels * (2 if concatenate else 1), image_channels
 
-    def forward(self, hidden: Tensor, pyramid: Tensor) -> tuple[Tensor, Tensor]:
-        """Features and pyramid of the resolution that `hidden` has just reached."""
-        pyramid = self.resample(pyramid)
-        image = self.project(pyramid)
-        return torch.cat([image, hidden], dim=1) if self.combine == "cat" else image + hidden, pyramid
+    def forward(self, hidden: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the joined features and the image at the resolution of `hidden`, half that of `image`."""
+        image = self.resample(image)
+        projected = self.project(image)
+        return torch.cat([projected, hidden], dim=1) if self.concatenate else projected + hidden, image
 
 
 class InputResidual(nn.Module):
-    """The pyramid, downsampled by a convolution, joined with the features; their sum is both ("residual" input)."""
+    """The pyramid, downsampled by a convolution, is joined with the features; the sum is both ("residual" input).
 
-    def __init__(self, style: Style, image_channels: int, channels: int):
+    Args:
+        style: shared by all blocks.
+        image_channels: of the pyramid.
+        channels: of the features.
+    """
+
+    def __init__(self, style: NetworkStyle, image_channels: int, channels: int):
         super().__init__()
-        self.style = style
+        self.style, self.channels, self.image_channels = style, channels, channels
         self.resample = ResampledConvolution(style.dims, image_channels, channels, "down", style.fir)
 
-    def forward(self, hidden: Tensor, pyramid: Tensor) -> tuple[Tensor, Tensor]:
-        joined = self.style.join(self.resample(pyramid), hidden)
+    def forward(self, hidden: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
+        joined = self.style.join(self.resample(image), hidden)
         return joined, joined
 
 
 class Head(nn.Module):
     """norm, SiLU, convolve: from features to an image, or to features again."""
 
-    def __init__(self, style: Style, in_channels: int, out_channels: int, scale: float = 0.0):
+    def __init__(self, style: NetworkStyle, in_channels: int, out_channels: int, scale: float = 0.0):
         super().__init__()
         self.norm = style.norm(in_channels)
         self.conv = convolution(style.dims, in_channels, out_channels, scale=scale)
@@ -193,32 +252,53 @@ class Head(nn.Module):
 
 
 class OutputSkip(nn.Module):
-    """An image from the features of each resolution, added to the image of the coarser ones ("output skip")."""
+    """The features of each resolution give an image, added to the upsampled image of the coarser ones ("output skip").
 
-    def __init__(self, style: Style, image_channels: int, channels: int):
+    Args:
+        style: shared by all blocks.
+        coarser: channels of the features at the next coarser resolution; None at the coarsest, which has no image yet.
+        channels: of the features.
+        image_channels: of the image.
+    """
+
+    gives_image = True  # the last image is the network's output
+
+    def __init__(self, style: NetworkStyle, coarser: int | None, channels: int, image_channels: int):
         super().__init__()
-        self.resample, self.head = Resample(style.dims, "up", style.fir), Head(style, channels, image_channels)
+        self.resample = None if coarser is None else Resample(style.dims, "up", style.fir)
+        self.head = Head(style, channels, image_channels)
 
-    def forward(self, hidden: Tensor, pyramid: Tensor | None) -> tuple[Tensor, Tensor]:
-        image = self.head(hidden)
-        return hidden, image if pyramid is None else self.resample(pyramid) + image
+    def forward(self, hidden: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the features as they are, and the image; at the coarsest resolution `image` is ignored."""
+        update = self.head(hidden)
+        return hidden, update if self.resample is None else self.resample(image) + update
 
 
 class OutputResidual(nn.Module):
-    """The pyramid, upsampled by a convolution, joined with the features; their sum is both ("residual" output)."""
+    """The pyramid, upsampled by a convolution, is joined with the features; the sum is both ("residual" output).
 
-    def __init__(self, style: Style, pyramid_channels: int | None, channels: int):
+    Args:
+        style: shared by all blocks.
+        coarser: channels of the features at the next coarser resolution; None at the coarsest, where a head starts the
+            pyramid.
+        channels: of the features.
+        image_channels: unused; the pyramid has the channels of the features.
+    """
+
+    gives_image = False
+
+    def __init__(self, style: NetworkStyle, coarser: int | None, channels: int, image_channels: int):
         super().__init__()
-        self.style = style
+        self.style, self.is_coarsest = style, coarser is None
         self.head: nn.Module = nn.Identity()
-        self.resample: nn.Module | None = None
-        if pyramid_channels is None:  # the coarsest resolution, where the pyramid begins
+        self.resample: nn.Module = nn.Identity()
+        if coarser is None:
             self.head = Head(style, channels, channels, scale=1.0)
         else:
-            self.resample = ResampledConvolution(style.dims, pyramid_channels, channels, "up", style.fir)
+            self.resample = ResampledConvolution(style.dims, coarser, channels, "up", style.fir)
 
-    def forward(self, hidden: Tensor, pyramid: Tensor | None) -> tuple[Tensor, Tensor]:
-        if self.resample is None or pyramid is None:
+    def forward(self, hidden: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
+        if self.is_coarsest:
             return hidden, self.head(hidden)
-        joined = self.style.join(self.resample(pyramid), hidden)
+        joined = self.style.join(self.resample(image), hidden)
         return joined, joined

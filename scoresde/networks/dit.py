@@ -5,9 +5,9 @@ r"""The diffusion transformer, DiT with adaLN-Zero (2212.09748, section 3.2), fo
             h  <-  h + gate_2 * mlp((1 + scale_2) * norm(h) + shift_2)
     output  F   =  unpatchify(W ((1 + scale) * norm(h) + shift))
 
-with every shift, scale and gate linear in c, and zero at the start, as W is: each block starts as the identity
-and the network as zero. Positions are fixed: of every axis, from the last to the first, sin and cos of the place along
-it at frequencies 10^(-4k/n), k = 0..n-1 (the order of the published weights, whose first half is of the columns).
+with every shift, scale and gate linear in c. These linear maps and W are zero at initialisation: each block starts as
+the identity and the network as zero. Positions are fixed: for every axis, from the last to the first (the order of the
+published weights), sin and cos of the index along it at frequencies 10^(-4k/n), k = 0..n-1.
 """
 
 import math
@@ -19,26 +19,34 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from scoresde.networks.embeddings import PositionalEmbedding, TimeEmbedding, named
-from scoresde.networks.layers import CONVOLUTIONS, attend, checkpointed, linear
+from scoresde.networks.layers import (
+    CONVOLUTIONS,
+    attend,
+    check_shape,
+    checkpointed,
+    linear,
+    spatial_sides,
+    split_heads,
+)
 from scoresde.protocols import Condition
 
 LABEL_FEATURES = 256
 
 
 def frequencies(count: int) -> Tensor:
-    """10^(-4k/count) for k = 0..count-1, (count,) in float64: half-open, 1 is among them and 10^-4 is not."""
+    """Return 10^(-4k/count) for k = 0..count-1, (count,) in float64; they include 1 and exclude 10^-4."""
     return torch.exp(-math.log(1e4) / count * torch.arange(count, dtype=torch.float64))
 
 
 def positions(grid: Sequence[int], width: int) -> Tensor:
-    """The fixed embedding of every place of a grid in row-major order, (prod(grid), width) in float32."""
+    """Return the fixed embedding of every cell of a grid in row-major order, (prod(grid), width) in float32."""
     axes = torch.meshgrid(*(torch.arange(side, dtype=torch.float64) for side in grid), indexing="ij")
     phases = [axis.reshape(-1, 1) * frequencies(width // (2 * len(grid))) for axis in reversed(axes)]
     return torch.cat([wave(phase) for phase in phases for wave in (torch.sin, torch.cos)], dim=1).float()
 
 
 def unpatchify(tokens: Tensor, grid: Sequence[int], patch: int) -> Tensor:
-    """Tokens (B, prod(grid), patch^dims C), the channel fastest, as a state (B, C, *(patch * grid))."""
+    """Reshape tokens (B, prod(grid), patch^dims C), channels last, to a state (B, C, *(patch * grid))."""
     dims = len(grid)
     cells = tokens.reshape(tokens.shape[0], *grid, *[patch] * dims, -1)
     order = [axis for i in range(1, dims + 1) for axis in (i, i + dims)]
@@ -46,12 +54,12 @@ def unpatchify(tokens: Tensor, grid: Sequence[int], patch: int) -> Tensor:
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """(1 + scale) x + shift."""
+    """Return (1 + scale) x + shift."""
     return x * (1 + scale) + shift
 
 
 def layer_norm(width: int) -> nn.LayerNorm:
-    """Layer normalisation without parameters: its shift and scale come from the conditioning."""
+    """Return a layer normalisation without parameters: shift and scale come from the condition."""
     return nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
 
 
@@ -64,9 +72,7 @@ class TokenAttention(nn.Module):
         self.qkv, self.proj = linear(width, 3 * width), linear(width, width)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        # (B, N, 3 width) -> three of (B, heads, N, width / heads)
-        q, k, v = self.qkv(tokens).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
-        return self.proj(attend(q, k, v).transpose(1, 2).flatten(2))
+        return self.proj(attend(*split_heads(self.qkv(tokens), 3, self.heads)))
 
 
 class FeedForward(nn.Module):
@@ -81,11 +87,11 @@ class FeedForward(nn.Module):
 
 
 class DiTBlock(nn.Module):
-    """TokenAttention and feed-forward, each modulated before and gated after by the features (2212.09748, section 3.2).
+    """Attention and feed-forward, each modulated before and gated after by the features (2212.09748, section 3.2).
 
     Args:
         width: of the tokens (B, N, width) and the features (B, width).
-        heads: of the attention.
+        heads: number of attention heads.
         hidden: features inside the feed-forward.
         dropout: probability, on the outputs of both.
     """
@@ -107,7 +113,7 @@ class DiTBlock(nn.Module):
 
 
 class FinalLayer(nn.Module):
-    """Modulated tokens (B, N, width) as the values of their patches, (B, N, out_features); zero at the start."""
+    """Map modulated tokens (B, N, width) to the values of their patches, (B, N, out_features); zero at first."""
 
     def __init__(self, width: int, out_features: int):
         super().__init__()
@@ -122,29 +128,28 @@ class FinalLayer(nn.Module):
 class DiT(nn.Module):
     """A noise-conditional transformer on the patches of (B, C, *space), with adaLN-Zero blocks (2212.09748).
 
-    It differentiates in reverse mode, forward mode and forward over reverse. Reverse over reverse needs
+    Reverse mode, forward mode and forward over reverse work as they are. Reverse over reverse needs
     `torch.nn.attention.sdpa_kernel(SDPBackend.MATH)` around the call, as the fused attention kernels have no second
-    derivative; `torch.func.grad` and `vjp` do not see through checkpointing, `torch.autograd.grad` does.
+    derivative. `torch.func.grad` and `vjp` do not support checkpointing; `torch.autograd.grad` does.
 
     Args:
-        image_size: length of the spatial sides at the input, one for all or one for each.
+        image_size: side of a square image, or the lengths of one, two or three spatial dimensions.
         channels: of the state.
-        patch: side length of a patch.
+        patch: side of a patch.
         width: features of a token.
-        depth: blocks.
-        heads: of the self-attention.
-        mlp_ratio: features inside a block's feed-forward, in widths.
-        dims: spatial dimensions.
+        depth: number of blocks.
+        heads: number of attention heads.
+        mlp_ratio: features inside a block's feed-forward, in multiples of `width`.
         time_scale: factor on the noise label before the embedding: 1000 gives a label in [0, 1] the range of the
             paper's, 0 to 999.
-        classes: number of classes, 0 without.
-        cond_features: length of the condition vector, 0 without.
-        dropout: in the blocks.
-        out_channels: of the output, if not those of the state (twice as many for a learned variance).
-        checkpointing: keep only the tokens between blocks for the backward pass, and compute each block again there.
+        classes: number of classes; 0 for none.
+        cond_features: length of the condition vector; 0 for none.
+        dropout: probability, in the blocks.
+        out_channels: of the output; by default those of the state (twice as many for a learned variance).
+        checkpointing: store only the tokens between blocks, and recompute each block in the backward pass.
 
     Raises:
-        ValueError: sides that are not of whole patches, a width that the axes or the heads do not divide.
+        ValueError: sides that `patch` does not divide, or a width that the axes or the heads do not divide.
     """
 
     def __init__(
@@ -156,7 +161,6 @@ class DiT(nn.Module):
         depth: int = 12,
         heads: int = 6,
         mlp_ratio: float = 4.0,
-        dims: int = 2,
         time_scale: float = 1000.0,
         classes: int = 0,
         cond_features: int = 0,
@@ -165,21 +169,19 @@ class DiT(nn.Module):
         checkpointing: bool = False,
     ):
         super().__init__()
-        if dims not in CONVOLUTIONS:
-            raise ValueError(f"dims of 1, 2 or 3 expected; got dims = {dims}")
-        sides = (image_size,) * dims if isinstance(image_size, int) else tuple(image_size)
-        if len(sides) != dims or any(side < 1 or side % patch for side in sides):
-            raise ValueError(f"{dims} sides divisible by patch = {patch} expected; got image_size = {image_size}")
-        if width % (2 * dims):
-            raise ValueError(f"a width divisible by 2 dims = {2 * dims} expected; got width = {width}")
-        if width % heads:
-            raise ValueError(f"a width divisible by heads expected; got width = {width}, heads = {heads}")
+        sides = spatial_sides(image_size)
+        dims = len(sides)
+        if any(side % patch for side in sides):
+            raise ValueError(f"patch = {patch} must divide every side; got image_size = {image_size}")
+        if width % (2 * dims) or width % heads:
+            raise ValueError(
+                f"twice the number of spatial dimensions ({2 * dims}) and the number of heads ({heads}) must divide "
+                f"the width; got width = {width}"
+            )
         self.shape, self.patch, self.checkpointing = (channels, *sides), patch, checkpointing
         self.grid = tuple(side // patch for side in sides)
-        outputs = patch**dims * (channels if out_channels is None else out_channels)
-
         self.input = CONVOLUTIONS[dims](channels, width, patch, stride=patch)
-        nn.init.xavier_uniform_(self.input.get_parameter("weight").detach().flatten(1))  # the linear layer it is
+        nn.init.xavier_uniform_(self.input.get_parameter("weight").detach().flatten(1))  # as a linear layer on patches
         nn.init.zeros_(self.input.get_parameter("bias"))
         self.positions = nn.Buffer(positions(self.grid, width), persistent=False)
         position = PositionalEmbedding(LABEL_FEATURES, time_scale, endpoint=False)
@@ -189,12 +191,11 @@ class DiT(nn.Module):
                 nn.init.normal_(layer.weight, std=0.02)
         hidden = int(mlp_ratio * width)
         self.blocks = nn.ModuleDict({f"block{i}": DiTBlock(width, heads, hidden, dropout) for i in range(depth)})
-        self.final = FinalLayer(width, outputs)
+        self.final = FinalLayer(width, patch**dims * (out_channels or channels))
 
     def forward(self, x: Tensor, c_noise: Tensor, cond: Condition = None) -> Tensor:
-        """F of the space of x (B, C, *space), at noise labels (B,) and a condition, see `embeddings`."""
-        if x.shape[1:] != self.shape:
-            raise ValueError(f"a state (B, {', '.join(map(str, self.shape))}) expected; got {tuple(x.shape)}")
+        """Return F (B, C', *space) of x (B, C, *space), at noise labels (B,) and a condition, see `embeddings`."""
+        check_shape(x, self.shape)
         features = self.time(c_noise, named(cond, self.time.cond.parts))
         tokens = self.input(x).flatten(2).transpose(1, 2) + self.positions
         for block in self.blocks.values():

@@ -1,19 +1,20 @@
-"""What a network knows beside the state: the noise level, a class, a vector, a sequence of context vectors.
+"""Embeddings of the noise level and of conditions: a class, a vector, a sequence of context vectors.
 
-The noise label becomes features by sines and cosines, and two linear layers with SiLU make the time features that
-every block reads. A condition is None (the null condition: nothing is added anywhere), a tensor, or a dict of tensors:
+Sines and cosines of the noise label pass through two linear layers with SiLU and become the time features that every
+block reads. A condition is None (the null condition, which adds nothing), a tensor, or a dict of tensors:
 
 | key       | tensor                               | how it enters                                         |
 | --------- | ------------------------------------ | ----------------------------------------------------- |
 | "label"   | integers (B,), -1 for the null class | an embedding, added to the features of the noise level |
-| "vector"  | (B, cond_features)                   | a linear map, added likewise                          |
-| "context" | (B, L, context_features)             | attended to wherever a network has attention          |
+| "vector"  | (B, cond_features)                   | a linear map, added to the same features               |
+| "context" | (B, L, context_features)             | cross-attention in every block with attention          |
 
-A tensor alone is a label where it holds integers, and a vector otherwise.
+A tensor of integers stands for {"label": tensor}, a tensor of floating-point numbers for {"vector": tensor}.
 """
 
 import math
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -29,20 +30,21 @@ NULL = -1
 class PositionalEmbedding(nn.Module):
     """sin and cos of the noise label at frequencies from `scale` down to `scale`/10^4, (B,) -> (B, features).
 
-    Transformer embedding as DDPM uses it (2006.11239, appendix B): scale 1000 for a label in [0, 1].
+    The transformer embedding as DDPM uses it (2006.11239, appendix B); scale 1000 for a label in [0, 1].
 
     Args:
-        features: even, 4 or more.
+        features: an even number, at least 4.
         scale: the highest frequency.
-        endpoint: include scale/10^4 itself (DDPM); ADM's frequencies stop short of it (2105.05233).
+        endpoint: include the frequency scale/10^4 (DDPM); ADM's frequencies stop one before it (2105.05233).
+
+    Raises:
+        ValueError: an odd number of features, or fewer than 4.
     """
 
     def __init__(self, features: int, scale: float = 1000.0, endpoint: bool = True):
         super().__init__()
-        if features < 4 or features % 2:
-            raise ValueError(f"an even number of features, 4 or more, expected; got {features}")
-        half = features // 2
-        # In float32, as published: at a label of 999 the last digit of a frequency is seen in the fifth of its sine.
+        self.features, half = features, _half(features, least=4)
+        # In float32, as published: at a label of 999 the last digit of a frequency changes the fifth digit of its sine.
         decay = math.log(1e4) / (half - 1 if endpoint else half)
         self.frequencies = nn.Buffer(scale * torch.exp(torch.arange(half).float() * -decay), persistent=False)
 
@@ -52,56 +54,67 @@ class PositionalEmbedding(nn.Module):
 
 
 class FourierEmbedding(nn.Module):
-    """sin and cos of 2 pi w label for frozen Gaussian frequencies w, (B,) -> (B, features) (2006.10739).
+    """sin and cos of 2 pi w label for fixed Gaussian frequencies w, (B,) -> (B, features) (2006.10739).
 
     Args:
-        features: even, 2 or more.
+        features: an even number, at least 2.
         scale: standard deviation of the frequencies (16 in 2011.13456, appendix H).
-        log: embed the logarithm of the label: NCSN++ is given sigma.
+        log: embed the logarithm of the label (NCSN++, whose label is sigma).
+
+    Raises:
+        ValueError: an odd number of features, or fewer than 2.
     """
 
     def __init__(self, features: int, scale: float = 16.0, log: bool = False):
         super().__init__()
-        if features < 2 or features % 2:
-            raise ValueError(f"an even number of features, 2 or more, expected; got {features}")
-        self.log = log
-        self.frequencies = nn.Buffer(scale * torch.randn(features // 2))
+        self.features, self.log = features, log
+        self.frequencies = nn.Buffer(scale * torch.randn(_half(features, least=2)))
 
     def forward(self, label: Tensor) -> Tensor:
         phase = (label.log() if self.log else label)[:, None] * self.frequencies * (2 * math.pi)
         return torch.cat([phase.sin(), phase.cos()], dim=1).to(label.dtype)
 
 
-def label_embedding(kind: str, features: int, time_scale: float, fourier_scale: float) -> nn.Module:
-    """The embedding of the noise label of that name: "positional", "adm", "fourier" or "fourier_log".
+def _half(features: int, least: int) -> int:
+    if features < least or features % 2:
+        raise ValueError(f"an embedding needs an even number of features, at least {least}; got {features}")
+    return features // 2
 
-    Raises:
-        ValueError: another name.
+
+@dataclass(frozen=True)
+class Conditions:
+    """The conditions that a network accepts beside the noise label.
+
+    Args:
+        classes: number of classes; 0 for none.
+        cond_features: length of the condition vector; 0 for none.
+        context_features: length of the context vectors that blocks with attention attend to; 0 for none.
+        cond_join: "output" or "input" of the time embedding, where class and vector are added, see `TimeEmbedding`.
     """
-    if kind in ("positional", "adm"):
-        return PositionalEmbedding(features, time_scale, endpoint=kind == "positional")
-    if kind in ("fourier", "fourier_log"):
-        return FourierEmbedding(features, fourier_scale, log=kind == "fourier_log")
-    raise ValueError(f"embedding 'positional', 'adm', 'fourier' or 'fourier_log' expected; got {kind!r}")
+
+    classes: int = 0
+    cond_features: int = 0
+    context_features: int = 0
+    cond_join: str = "output"
 
 
 def named(cond: Condition, known: Iterable[str]) -> dict[str, Tensor]:
-    """The parts of a condition by name.
+    """Return the tensors of a condition by name.
 
     Raises:
-        TypeError: neither None, a tensor nor a dict of tensors.
-        ValueError: a part that the network was built without.
+        TypeError: the condition is not None, a tensor or a dict of tensors.
+        ValueError: the network has no condition of that name.
     """
     if cond is None:
         return {}
     if isinstance(cond, Tensor):
         cond = {"vector" if cond.is_floating_point() else "label": cond}
     if not isinstance(cond, dict):
-        raise TypeError(f"a condition of None, a tensor or a dict of tensors expected; got {type(cond).__name__}")
+        raise TypeError(f"a condition must be None, a tensor or a dict of tensors; got {type(cond).__name__}")
     known = list(known)
     for name, part in cond.items():
         if not isinstance(part, Tensor):
-            raise TypeError(f"a tensor as the condition {name!r} expected; got {type(part).__name__}")
+            raise TypeError(f"condition {name!r} must be a tensor; got {type(part).__name__}")
         if name not in known:
             raise ValueError(
                 f"this network was built without a condition {name!r} (it takes {', '.join(known) or 'none'}); pass "
@@ -111,17 +124,17 @@ def named(cond: Condition, known: Iterable[str]) -> dict[str, Tensor]:
 
 
 class ConditionEmbedding(nn.Module):
-    """A class label and a condition vector as one vector of features, their sum; None without either.
+    """Embed a class label and a condition vector as one vector of features, their sum; None without either.
 
     Args:
         features: of the output.
-        classes: number of classes, 0 without.
-        cond_features: length of the condition vector, 0 without.
+        classes: number of classes; 0 for none.
+        cond_features: length of the condition vector; 0 for none.
 
     Raises:
-        TypeError: in a call, labels that are not integers, or a vector of them.
+        TypeError: in a call, labels that are not integers, or a vector that is not floating-point.
         ValueError: in a call, a label or a vector of another shape, or a label out of range (on a CPU, uncompiled;
-            otherwise it is an error of the device's).
+            otherwise the device raises its own error).
     """
 
     def __init__(self, features: int, classes: int = 0, cond_features: int = 0):
@@ -132,49 +145,52 @@ class ConditionEmbedding(nn.Module):
 
     @property
     def parts(self) -> list[str]:
-        """The names of the parts it reads."""
+        """The names of the conditions it embeds."""
         return [name for name in ("label", "vector") if getattr(self, name) is not None]
 
     def forward(self, parts: dict[str, Tensor], batch: int) -> Tensor | None:
-        """Features (B, features) of a label (B,) and a vector (B, cond_features)."""
+        """Return features (B, features) of a label (B,) and a vector (B, cond_features)."""
         terms = []
         if self.label is not None and "label" in parts:
-            terms.append(self._rows(self.label, parts["label"], batch))
+            terms.append(self._embed_label(self.label, parts["label"], batch))
         if self.vector is not None and "vector" in parts:
             vector = parts["vector"]
             if not vector.is_floating_point():
-                raise TypeError(f"a condition vector of a floating-point type expected; got {vector.dtype}")
+                raise TypeError(f"condition vectors must be floating-point; got {vector.dtype}")
             if vector.shape != (batch, self.cond_features):
                 raise ValueError(
-                    f"condition vectors ({batch}, {self.cond_features}) expected; got {tuple(vector.shape)}"
+                    f"expected condition vectors of shape ({batch}, {self.cond_features}); got {tuple(vector.shape)}"
                 )
             terms.append(self.vector(vector))
         return sum(terms[1:], start=terms[0]) if terms else None
 
-    def _rows(self, table: nn.Embedding, label: Tensor, batch: int) -> Tensor:
-        """Rows of the table, zero where a sample has no class."""
+    def _embed_label(self, table: nn.Embedding, label: Tensor, batch: int) -> Tensor:
+        """Return a row of the table for each sample, zero for the null class."""
         if label.is_floating_point() or label.dtype == torch.bool:
-            raise TypeError(f"class labels of an integer type expected; got {label.dtype}")
+            raise TypeError(f"class labels must be integers; got {label.dtype}")
         if label.shape != (batch,):
-            raise ValueError(f"class labels ({batch},) expected; got {tuple(label.shape)}")
+            raise ValueError(f"expected class labels of shape ({batch},); got {tuple(label.shape)}")
         null = label == NULL
-        try:  # the table checks the range, so that no value need be read here: compiled or mapped, there is none
+        try:  # the lookup checks the range; reading the values here would break compilation and vmap
             rows = table(label.long().masked_fill(null, 0))
         except IndexError as error:
-            raise ValueError(f"class labels from 0 to {self.classes - 1}, or {NULL} for none, expected") from error
+            raise ValueError(f"class labels must lie in 0 .. {self.classes - 1}, or be {NULL} for no class") from error
         return rows.masked_fill(null[:, None], 0.0)
 
 
 class TimeEmbedding(nn.Module):
-    """The noise label, and a class or a condition vector, as the features (B, features) every block reads.
+    """Embed the noise label, and a class or a condition vector, as the features (B, features) that every block reads.
 
     Args:
         position: the embedding of the label, (B,) -> (B, channels).
-        channels: its features.
-        features: output features.
+        channels: features of that embedding.
+        features: of the output.
         classes, cond_features: see `ConditionEmbedding`.
         join: where the condition is added: "output", after both layers (ADM, 2105.05233), or "input", before them
             (EDM's DDPM++, 2206.00364).
+
+    Raises:
+        ValueError: another `join`.
     """
 
     def __init__(
@@ -188,7 +204,7 @@ class TimeEmbedding(nn.Module):
     ):
         super().__init__()
         if join not in ("input", "output"):
-            raise ValueError(f"a condition joined at the 'input' or the 'output' expected; got {join!r}")
+            raise ValueError(f"cond_join must be 'input' or 'output'; got {join!r}")
         self.join, self.position = join, position
         self.inner, self.outer = linear(channels, features), linear(features, features)
         self.cond = ConditionEmbedding(features if join == "output" else channels, classes, cond_features)

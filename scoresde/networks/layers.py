@@ -1,7 +1,7 @@
-"""The linear layers and normalisations of the networks, for one, two or three spatial dimensions."""
+"""Layers that all networks share: initialised convolutions and linear maps, normalisation, attention, checkpointing."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -17,51 +17,72 @@ Layer = TypeVar("Layer", bound=nn.Module)
 
 
 def convolution(dims: int, in_channels: int, out_channels: int, kernel: int = 3, scale: float = 1.0) -> nn.Module:
-    """A convolution that keeps the resolution, with fan-average uniform weights times `scale` and zero bias.
+    """Return a convolution that keeps the resolution, initialised by `initialise`.
 
-    Scale 0 makes a block start as its skip (2011.13456 initialises with a scale of 1e-10).
+    With `scale` 0 a block starts as its skip connection (2011.13456 uses a scale of 1e-10).
     """
-    conv = CONVOLUTIONS[dims](in_channels, out_channels, kernel, padding=kernel // 2)
-    return initialise(conv, scale)
+    return initialise(CONVOLUTIONS[dims](in_channels, out_channels, kernel, padding=kernel // 2), scale)
 
 
 def linear(in_features: int, out_features: int, scale: float = 1.0) -> nn.Linear:
-    """A linear layer with fan-average uniform weights times `scale` and zero bias."""
+    """Return a linear layer, initialised by `initialise`."""
     return initialise(nn.Linear(in_features, out_features), scale)
 
 
 def initialise(layer: Layer, scale: float) -> Layer:
-    """Variance-scaling initialisation of DDPM: uniform, fan average; returns the layer."""
-    with torch.no_grad():
-        weight, bias = layer.get_parameter("weight"), layer.get_parameter("bias")
-        nn.init.xavier_uniform_(weight, gain=math.sqrt(scale))
-        nn.init.zeros_(bias)
+    """Initialise a layer as DDPM does and return it: weights uniform with variance scale / fan average, bias zero."""
+    nn.init.xavier_uniform_(layer.get_parameter("weight"), gain=math.sqrt(scale))
+    nn.init.zeros_(layer.get_parameter("bias"))
     return layer
 
 
 def group_norm(channels: int, group_size: int = 4, eps: float = 1e-6) -> nn.GroupNorm:
-    """Group normalisation with 32 groups, or fewer that divide the channels, of at least `group_size` channels each."""
+    """Return a group normalisation with at most 32 groups, each of at least `group_size` channels if there are any."""
     most = min(MAX_GROUPS, max(channels // group_size, 1))
     groups = next(g for g in range(most, 0, -1) if channels % g == 0)
     return nn.GroupNorm(groups, channels, eps=eps)
 
 
-def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """softmax(query key^T / features^(1/2)) value, each (B, heads, positions, features).
+def spatial_sides(image_size: int | Sequence[int]) -> tuple[int, ...]:
+    """Return the lengths of the spatial dimensions; an integer is the side of a square image.
 
-    The fused kernels have no forward-mode derivative and say so; then the kernel of plain operations takes over.
+    Raises:
+        ValueError: there are not one, two or three positive lengths.
+    """
+    sides = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
+    if len(sides) not in CONVOLUTIONS or min(sides) < 1:
+        raise ValueError(f"image_size must be one side or a list of 1 to 3 positive sides; got {image_size}")
+    return sides
+
+
+def check_shape(x: Tensor, shape: Sequence[int]) -> None:
+    """Raise ValueError unless the states x have the shape (B, *shape)."""
+    if x.shape[1:] != tuple(shape):
+        raise ValueError(f"expected states of shape (B, {', '.join(map(str, shape))}); got {tuple(x.shape)}")
+
+
+def split_heads(features: Tensor, parts: int, heads: int) -> tuple[Tensor, ...]:
+    """Split (B, positions, parts C) into `parts` tensors (B, heads, positions, C / heads)."""
+    return features.unflatten(2, (parts, heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Return softmax(query key^T / C^(1/2)) value for (B, heads, positions, C), heads merged: (B, positions, heads C).
+
+    The fused kernels raise NotImplementedError in forward-mode differentiation; unfused operations then replace them.
     """
     try:
-        return F.scaled_dot_product_attention(query, key, value)
+        mixed = F.scaled_dot_product_attention(query, key, value)
     except NotImplementedError:
         with sdpa_kernel(SDPBackend.MATH):
-            return F.scaled_dot_product_attention(query, key, value)
+            mixed = F.scaled_dot_product_attention(query, key, value)
+    return mixed.transpose(1, 2).flatten(2)
 
 
 def checkpointed(module: nn.Module, *arguments: Any, active: bool) -> Tensor:
-    """module(*arguments); where active and a gradient is wanted, recomputed in the backward pass instead of stored.
+    """Return module(*arguments); if active, recompute activations in the backward pass instead of storing them.
 
-    (1604.06174.) torch.func.grad and vjp do not see through it; torch.autograd.grad does.
+    (1604.06174.) `torch.func.grad` and `vjp` do not support checkpointing; `torch.autograd.grad` does.
     """
     if active and torch.is_grad_enabled():
         return checkpoint(module, *arguments, use_reentrant=False)

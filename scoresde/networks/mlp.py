@@ -7,12 +7,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from scoresde.networks.embeddings import PositionalEmbedding, TimeEmbedding, named
-from scoresde.networks.layers import linear
+from scoresde.networks.layers import check_shape, linear
 from scoresde.protocols import Condition
 
 
 class ResidualLayer(nn.Module):
-    """x + W2 silu(W1 silu(norm(x)) + W_t time), the outer weights starting at zero."""
+    """x + W2 silu(W1 silu(norm(x)) + W_t time), with W2 zero at initialisation."""
 
     def __init__(self, width: int, time_features: int, dropout: float):
         super().__init__()
@@ -26,16 +26,16 @@ class ResidualLayer(nn.Module):
 
 
 class MLP(nn.Module):
-    """A residual multilayer perceptron on states of any shape, seen as vectors.
+    """A residual multilayer perceptron for states of any shape, flattened to vectors.
 
     Args:
         shape: shape `*` of one state, or its length.
         width: hidden features.
-        depth: residual layers.
-        dropout: in the residual layers.
-        time_scale: highest frequency of the time embedding, see `PositionalEmbedding`.
-        classes: number of classes, 0 for none.
-        cond_features: length of the condition vector, 0 without.
+        depth: number of residual layers.
+        dropout: probability, in the residual layers.
+        time_scale: highest frequency of the noise label's embedding, see `PositionalEmbedding`.
+        classes: number of classes; 0 for none.
+        cond_features: length of the condition vector; 0 for none.
     """
 
     def __init__(
@@ -57,9 +57,8 @@ class MLP(nn.Module):
         self.norm, self.output = nn.LayerNorm(width), linear(width, size, scale=0.0)
 
     def forward(self, x: Tensor, c_noise: Tensor, cond: Condition = None) -> Tensor:
-        """F of the shape of x (B, *), at noise labels (B,) and a condition, see `embeddings`."""
-        if x.shape[1:] != self.shape:
-            raise ValueError(f"a state (B, {', '.join(map(str, self.shape))}) expected; got {tuple(x.shape)}")
+        """Return F of the shape of x (B, *), at noise labels (B,) and a condition, see `embeddings`."""
+        check_shape(x, self.shape)
         time = self.time(c_noise, named(cond, self.time.cond.parts))
         hidden = self.input(x.flatten(1))
         for layer in self.layers.values():

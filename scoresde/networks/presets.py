@@ -1,4 +1,4 @@
-"""The published members of the U-Net family, each as the arguments in which it differs; any may be overridden.
+"""The published members of the U-Net family, each as the arguments in which it differs; any can be overridden.
 
 | preset     | parameters, 32 x 32 x 3 | source                            |
 | ---------- | ----------------------- | --------------------------------- |
@@ -9,81 +9,90 @@
 
 The label of `ddpm`, `ddpmpp` and of `ncsnpp(sigma=False)` is a time in [0, 1], multiplied by 999 as published; that of
 `ncsnpp()` is sigma, by which the output is divided: its model is `ScoreModel(ncsnpp(), VE(), "sigma_score")`.
+
+The options of a preset are arguments of `UNet`, or fields of its parts `BlockStyle`, `Conditions` and `Ends`:
+`adm(classes=1000, dropout=0.0)`.
 """
 
+from dataclasses import fields
 from typing import Any
 
-from scoresde.networks.unet import UNet
+from scoresde.networks.blocks import InputResidual, convolution_resampling
+from scoresde.networks.embeddings import FourierEmbedding, PositionalEmbedding
+from scoresde.networks.unet import PARTS, UNet
 
 
-def ddpm(image_size: int = 32, **options: Any) -> UNet:
-    """DDPM's U-Net (2006.11239, appendix B), with attention once a resolution on the way up as in 2011.13456's code.
+def ddpm(image_size: int = 32, width: int = 128, **options: Any) -> UNet:
+    """Return DDPM's U-Net (2006.11239, appendix B), attending once a resolution on the way up, as in 2011.13456's code.
 
     Args:
         image_size: side of the images.
-        options: arguments of `UNet` that differ.
+        width: channels at the input resolution.
+        options: that differ, see the module.
     """
-    settings = {
-        "width": 128,
-        "multipliers": (1, 2, 2, 2),
-        "blocks": 2,
-        "attention": (16,),
-        "time_scale": 999.0,
-        "resample": "convolution",
-        "skip_rescale": False,
-    }
-    return UNet(image_size, **{**settings, **options})
+    settings = {"blocks": 2, "resample": convolution_resampling, "skip_rescale": False}
+    return ddpmpp(image_size, width=width, **{**settings, **options})
 
 
-def ddpmpp(image_size: int = 32, deep: bool = False, **options: Any) -> UNet:
-    """DDPM++ (2011.13456, appendix H): BigGAN's residual blocks, skips rescaled; 4 blocks a resolution, 8 if deep.
+def ddpmpp(image_size: int = 32, deep: bool = False, width: int = 128, **options: Any) -> UNet:
+    """Return DDPM++ (2011.13456, appendix H): BigGAN's residual blocks, rescaled skips, 4 blocks a resolution.
 
     Args:
         image_size: side of the images.
         deep: twice the blocks.
-        options: arguments of `UNet` that differ.
+        width: channels at the input resolution.
+        options: that differ, see the module.
     """
-    settings = {"blocks": 8 if deep else 4, "time_scale": 999.0}
-    return UNet(image_size, **{**settings, **options})
+    settings = {"blocks": 8 if deep else 4, "attention": (16,), "label": PositionalEmbedding(width, 999.0)}
+    return _unet(image_size, width, {**settings, **options})
 
 
-def ncsnpp(image_size: int = 32, deep: bool = False, sigma: bool = True, **options: Any) -> UNet:
-    """NCSN++ (2011.13456, appendix H): DDPM++ with anti-aliased resampling and a residual pyramid of the input.
+def ncsnpp(image_size: int = 32, deep: bool = False, sigma: bool = True, width: int = 128, **options: Any) -> UNet:
+    """Return NCSN++ (2011.13456, appendix H): DDPM++ with anti-aliased resampling and a residual input pyramid.
 
     Args:
         image_size: side of the images.
         deep: twice the blocks.
         sigma: the label is sigma: random Fourier features of its logarithm, and the output divided by it (for VE);
             False: a time in [0, 1] (for VP and sub-VP).
-        options: arguments of `UNet` that differ.
+        width: channels at the input resolution.
+        options: that differ, see the module.
     """
-    settings = {"blocks": 8 if deep else 4, "fir": (1, 3, 3, 1), "input_pyramid": "residual", "time_scale": 999.0}
+    settings: dict[str, Any] = {"fir": (1, 3, 3, 1), "input_pyramid": InputResidual, "scale_by_sigma": sigma}
     if sigma:
-        width = options.get("width", 128)
-        settings |= {"embedding": "fourier_log", "embedding_width": 2 * width, "scale_by_sigma": True}
-    return UNet(image_size, **{**settings, **options})
+        settings["label"] = FourierEmbedding(2 * width, log=True)
+    return ddpmpp(image_size, deep, width, **{**settings, **options})
 
 
-def adm(image_size: int = 64, **options: Any) -> UNet:
-    """ADM (2105.05233, section 3.1 and table 11), in its configuration for ImageNet 64 x 64.
+def adm(image_size: int = 64, width: int = 192, **options: Any) -> UNet:
+    """Return ADM (2105.05233, section 3.1 and table 11), in its configuration for ImageNet 64 x 64.
 
     Classes and learned variance are `classes=1000, out_channels=6`.
 
     Args:
         image_size: side of the images.
-        options: arguments of `UNet` that differ.
+        width: channels at the input resolution.
+        options: that differ, see the module.
     """
     settings = {
-        "width": 192,
         "multipliers": (1, 2, 3, 4),
         "blocks": 3,
         "attention": (32, 16, 8),
         "attend_every": True,
         "head_channels": 64,
-        "embedding": "adm",
+        "label": PositionalEmbedding(width, endpoint=False),
         "skip_rescale": False,
         "scale_shift": True,
         "project_skip": False,
         "norm_eps": 1e-5,
     }
-    return UNet(image_size, **{**settings, **options})
+    return _unet(image_size, width, {**settings, **options})
+
+
+def _unet(image_size: int, width: int, settings: dict[str, Any]) -> UNet:
+    """Return the U-Net of arguments of `UNet` and of fields of its parts."""
+    parts = {
+        part: kind(**{field.name: settings.pop(field.name) for field in fields(kind) if field.name in settings})
+        for part, kind in PARTS.items()
+    }
+    return UNet(image_size, width=width, **parts, **settings)

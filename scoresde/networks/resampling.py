@@ -1,9 +1,11 @@
-"""Halving and doubling the resolution, in plain PyTorch.
+"""Modules that halve ("down") or double ("up") the resolution of (B, C, *space).
 
 A filter with L taps, normalised, is applied along every axis; (1, 3, 3, 1) is the anti-aliasing filter of NCSN++
-(1904.11486; 2011.13456, appendix H), (1, 1) the mean of pairs on the way down and repetition on the way up.
-Downsampling filters and keeps every second value; upsampling puts zeros between the values and filters with 2^dims
-times the taps. Beyond the border the signal is zero.
+(1904.11486; 2011.13456, appendix H), (1, 1) averages pairs on the way down and repeats values on the way up.
+Downsampling filters and keeps every second value; upsampling inserts zeros between the values and filters with 2^dims
+times the taps. The signal is zero beyond the border.
+
+`forward` ignores further arguments, so that a U-Net can call these modules in the same way as its blocks.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,29 +16,31 @@ from torch.nn import functional as F
 
 from scoresde.networks.layers import CONVOLUTIONS, initialise
 
-CONVOLVE: dict[int, Callable[..., Tensor]] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
-TRANSPOSED: dict[int, Callable[..., Tensor]] = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
-POOLS: dict[int, Callable[..., Tensor]] = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}
+CONVOLVE: dict[str, Sequence[Callable[..., Tensor]]] = {
+    "down": (F.conv1d, F.conv2d, F.conv3d),
+    "up": (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d),
+}
+POOL: Sequence[Callable[..., Tensor]] = (F.avg_pool1d, F.avg_pool2d, F.avg_pool3d)
 
 
 class Filter(nn.Module):
-    """A separable filter on each channel alone: on the way down with a stride, on the way up on values between zeros.
+    """A separable filter on each channel: strided on the way down, on values between zeros on the way up.
 
     Args:
-        dims: spatial dimensions.
+        dims: number of spatial dimensions.
         direction: "down" or "up".
-        taps: an even number, symmetric; normalised to sum to 1, to 2 on the way up.
+        taps: an even number of symmetric values; normalised to sum to 1 on the way down, to 2 on the way up.
 
     Raises:
-        ValueError: taps of odd number, or not symmetric.
+        ValueError: the number of taps is odd, or they are not symmetric.
     """
 
     def __init__(self, dims: int, direction: str, taps: Sequence[float]):
         super().__init__()
         taps = [float(tap) for tap in taps]
         if not taps or len(taps) % 2 or taps != taps[::-1] or not sum(taps) > 0:
-            raise ValueError(f"an even number of symmetric taps such as (1, 3, 3, 1) expected; got {taps}")
-        self.dims, self.direction, self.taps = dims, direction, len(taps)
+            raise ValueError(f"a filter needs an even number of symmetric taps such as (1, 3, 3, 1); got {taps}")
+        self.convolve, self.taps = CONVOLVE[direction][dims - 1], len(taps)
         axis, kernel = torch.tensor(taps) * ((2 if direction == "up" else 1) / sum(taps)), torch.ones(())
         for _ in range(dims):
             kernel = kernel[..., None] * axis
@@ -44,44 +48,43 @@ class Filter(nn.Module):
 
     def forward(self, x: Tensor, padding: int, stride: int = 2) -> Tensor:
         kernel = self.kernel.expand(x.shape[1], 1, *self.kernel.shape)
-        convolve = (TRANSPOSED if self.direction == "up" else CONVOLVE)[self.dims]
-        return convolve(x, kernel, stride=stride, padding=padding, groups=x.shape[1])
+        return self.convolve(x, kernel, stride=stride, padding=padding, groups=x.shape[1])
 
 
 class Resample(nn.Module):
-    """Half or twice the resolution, (B, C, *space).
+    """Halve or double the resolution by a filter.
 
     Args:
-        dims: spatial dimensions.
+        dims: number of spatial dimensions.
         direction: "down" or "up".
-        taps: of the filter, an even number, symmetric; None for (1, 1).
+        taps: of the filter, an even number of symmetric values; None for (1, 1).
 
     Raises:
-        ValueError: another direction, or taps of odd number, or not symmetric.
+        ValueError: another direction, or taps that `Filter` rejects.
     """
 
     def __init__(self, dims: int, direction: str, taps: Sequence[float] | None = None):
         super().__init__()
-        self.dims, self.direction = dims, _checked(direction)
+        self.dims, self.is_up = dims, _is_up(direction)
         self.filter = None if taps is None or list(taps) == [1, 1] else Filter(dims, direction, taps)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, *unused: Tensor | None) -> Tensor:
         if self.filter is not None:
             return self.filter(x, padding=self.filter.taps // 2 - 1)
-        return POOLS[self.dims](x, 2) if self.direction == "down" else F.interpolate(x, scale_factor=2)
+        return F.interpolate(x, scale_factor=2) if self.is_up else POOL[self.dims - 1](x, 2)
 
 
 class ResampledConvolution(nn.Module):
     """A convolution of width 3 that halves or doubles the resolution.
 
-    Without taps, as in DDPM: every second position of a convolution, or a convolution of the values repeated. With
-    taps, as in NCSN++: filter and convolution together, with zeros beyond the border of the input alone.
+    Without taps, as in DDPM: every second position of a convolution, or a convolution of the repeated values. With
+    taps, as in NCSN++: filter and convolution in sequence, with zero padding only around the input.
 
     Args:
-        dims: spatial dimensions.
+        dims: number of spatial dimensions.
         in_channels, out_channels: of input and output.
         direction: "down" or "up".
-        taps: of the filter, see `Resample`.
+        taps: of the filter, see `Resample`; None for no filter.
 
     Raises:
         ValueError: as `Resample`.
@@ -91,24 +94,22 @@ class ResampledConvolution(nn.Module):
         self, dims: int, in_channels: int, out_channels: int, direction: str, taps: Sequence[float] | None = None
     ):
         super().__init__()
-        self.dims, self.direction = dims, _checked(direction)
+        self.dims, self.is_up = dims, _is_up(direction)
         self.filter = None if taps is None else Filter(dims, direction, taps)
-        # Of the margin that a filter leaves on the way up, the convolution uses one position; (1, 1) leaves none.
-        padding = int(direction == "up" and (self.filter is None or self.filter.taps == 2))
-        stride = 2 if direction == "down" else 1
+        # On the way up, a filter of more than two taps leaves the margin that the convolution reads.
+        padding = int(self.is_up and (self.filter is None or self.filter.taps == 2))
+        stride = 1 if self.is_up else 2
         self.conv = initialise(CONVOLUTIONS[dims](in_channels, out_channels, 3, stride=stride, padding=padding), 1.0)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, *unused: Tensor | None) -> Tensor:
         if self.filter is None:
-            return self.conv(
-                F.pad(x, (0, 1) * self.dims) if self.direction == "down" else F.interpolate(x, scale_factor=2)
-            )
-        if self.direction == "down":
-            return self.conv(self.filter(x, padding=self.filter.taps // 2, stride=1))
-        return self.conv(self.filter(x, padding=max(self.filter.taps // 2 - 2, 0)))
+            return self.conv(F.interpolate(x, scale_factor=2) if self.is_up else F.pad(x, (0, 1) * self.dims))
+        if self.is_up:
+            return self.conv(self.filter(x, padding=max(self.filter.taps // 2 - 2, 0)))
+        return self.conv(self.filter(x, padding=self.filter.taps // 2, stride=1))
 
 
-def _checked(direction: str) -> str:
+def _is_up(direction: str) -> bool:
     if direction not in ("down", "up"):
-        raise ValueError(f"direction 'down' or 'up' expected; got {direction!r}")
-    return direction
+        raise ValueError(f"direction must be 'down' or 'up'; got {direction!r}")
+    return direction == "up"

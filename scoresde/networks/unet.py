@@ -1,130 +1,151 @@
-"""The U-Net of diffusion models: DDPM, DDPM++, NCSN++, ADM and EDM's variants are arguments of one network.
+"""The U-Net of diffusion models: DDPM, DDPM++, NCSN++, ADM and EDM's variants are one network with different parts.
 
     x --input--> down[res] blocks --> middle --> up[res] blocks --output--> F
 
-Every resolution has its blocks, named by it (`down.8x8.block0.residual`, `up.4x4.block1.attention`), so that a state
-dict reads like the architecture; modules are registered in the order in which data passes them. Skips carry every
-block's output from the way down to the way up. The image itself may go along in a pyramid, on the way down, on the way
+The blocks of each resolution are named by it (`down.8x8.block0.residual`, `up.4x4.block1.attention`), so that a state
+dict reads like the architecture; modules are registered in the order in which data passes them. Skips carry the output
+of every block on the way down to the way up. A pyramid can carry the image itself along, on the way down, on the way
 up, or both (2011.13456, appendix H).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from scoresde.networks.blocks import (
-    Block,
-    Head,
-    InputResidual,
-    InputSkip,
-    OutputResidual,
-    OutputSkip,
-    Style,
-)
-from scoresde.networks.embeddings import TimeEmbedding, label_embedding, named
-from scoresde.networks.layers import convolution
-from scoresde.networks.resampling import Resample, ResampledConvolution
+from scoresde.networks.blocks import Block, BlockStyle, Head, NetworkStyle, residual_resampling
+from scoresde.networks.embeddings import Conditions, FourierEmbedding, PositionalEmbedding, TimeEmbedding, named
+from scoresde.networks.layers import check_shape, convolution, spatial_sides
 from scoresde.protocols import Condition
 from scoresde.tensors import broadcast
 
-Pair = tuple[Tensor, Tensor | None]
+Factory = Callable[..., Any]
+"""A class or function that returns a module; in YAML a `_target_` with `_partial_: true`."""
+Level = tuple[str, int, bool]
+"""A resolution: its name, its channels, whether its blocks attend."""
 
 
-class FourierInput(nn.Module):
-    """Appends sin and cos of 2 pi f x for each frequency f to the channels (2107.00630, appendix C).
+@dataclass(frozen=True)
+class Ends:
+    """How a U-Net reads its state and returns its output.
 
-    They let a network see where within a grey level a value lies, which a likelihood depends on.
+    Args:
+        centered: the state is in [-1, 1]; False for a state in [0, 1], which is first mapped to [-1, 1].
+        input_frequencies: of sin and cos of the state, in cycles per unit, appended to its channels.
+        input_pyramid: `InputSkip` or `InputResidual`, how the image joins the features on the way down; None for none.
+        output_pyramid: `OutputSkip` or `OutputResidual`, how the features add to an image on the way up; None for none.
+        scale_by_sigma: divide the output by the noise label, which is sigma.
     """
 
-    def __init__(self, frequencies: Sequence[float]):
+    centered: bool = True
+    input_frequencies: Sequence[float] = ()
+    input_pyramid: Factory | None = None
+    output_pyramid: Factory | None = None
+    scale_by_sigma: bool = False
+
+
+PARTS = {"block": BlockStyle, "conditions": Conditions, "ends": Ends}
+KINDS: dict[str, Any] = {"resample": Callable, "label": nn.Module, **PARTS}
+
+
+def append_fourier_features(x: Tensor, frequencies: Sequence[float]) -> Tensor:
+    """Append sin and cos of 2 pi f x for each frequency f to the channels of x (2107.00630, appendix C).
+
+    They show a network the position of a value within a grey level, on which a likelihood depends.
+    """
+    phases = [2 * torch.pi * f * x for f in frequencies]
+    return torch.cat([x, *(wave(phase) for phase in phases for wave in (torch.sin, torch.cos))], dim=1)
+
+
+class _Stage(nn.Module):
+    """The blocks of one resolution, named block0, block1, ..., and the modules after them."""
+
+    def __init__(self, blocks: Sequence[Block]):
         super().__init__()
-        self.frequencies = tuple(float(f) for f in frequencies)
+        for j, block in enumerate(blocks):
+            self.add_module(f"block{j}", block)
+        self.count = len(blocks)
+        self.downsample: nn.Module | None = None
+        self.upsample: nn.Module | None = None
+        self.pyramid: nn.Module | None = None
 
-    def forward(self, x: Tensor) -> Tensor:
-        phases = [2 * torch.pi * f * x for f in self.frequencies]
-        return torch.cat([x, *(wave(phase) for phase in phases for wave in (torch.sin, torch.cos))], dim=1)
-
-
-class DownStage(nn.ModuleDict):
-    """One resolution on the way down: its blocks, the step to the next one, and the input joined again there."""
-
-    def forward(self, hidden: Tensor, pyramid: Tensor, time: Tensor, context: Tensor | None, skips: list) -> Pair:
-        for name, module in self.items():
-            if name == "pyramid":
-                hidden, pyramid = module(hidden, pyramid)
-                skips[-1] = hidden
-            else:
-                hidden = module(hidden, time, context) if isinstance(module, Block) else module(hidden)
-                skips.append(hidden)
-        return hidden, pyramid
+    @property
+    def blocks(self) -> list[nn.Module]:
+        """The blocks in the order in which data passes them."""
+        return [self.get_submodule(f"block{j}") for j in range(self.count)]
 
 
-class UpStage(nn.ModuleDict):
-    """One resolution on the way up: its blocks, which read the skips, the output's pyramid, the step to the next."""
+class DownStage(_Stage):
+    """One resolution on the way down: its blocks, the step to the next resolution, and there the input pyramid."""
 
     def forward(
-        self, hidden: Tensor, pyramid: Tensor | None, time: Tensor, context: Tensor | None, skips: list
-    ) -> Pair:
-        for name, module in self.items():
-            if name == "pyramid":
-                hidden, pyramid = module(hidden, pyramid)
-            elif name == "upsample":
-                hidden = module(hidden, time, context) if isinstance(module, Block) else module(hidden)
-            else:
-                hidden = module(torch.cat([hidden, skips.pop()], dim=1), time, context)
-        return hidden, pyramid
+        self, hidden: Tensor, image: Tensor, time: Tensor, context: Tensor | None
+    ) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """Return the features and the image at the next resolution, and the skips."""
+        skips = []
+        for block in self.blocks:
+            hidden = block(hidden, time, context)
+            skips.append(hidden)
+        if self.downsample is not None:
+            hidden = self.downsample(hidden, time, context)
+            if self.pyramid is not None:
+                hidden, image = self.pyramid(hidden, image)
+            skips.append(hidden)
+        return hidden, image, skips
+
+
+class UpStage(_Stage):
+    """One resolution on the way up: its blocks, which read the skips, the output pyramid, the step to the next one."""
+
+    def forward(
+        self, hidden: Tensor, image: Tensor, time: Tensor, context: Tensor | None, skips: list[Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """Return the features and the image at the next resolution; each block takes the last of the skips."""
+        for block in self.blocks:
+            hidden = block(torch.cat([hidden, skips.pop()], dim=1), time, context)
+        if self.pyramid is not None:
+            hidden, image = self.pyramid(hidden, image)
+        if self.upsample is not None:
+            hidden = self.upsample(hidden, time, context)
+        return hidden, image
 
 
 class UNet(nn.Module):
     """A noise-conditional U-Net on (B, C, *space) with one, two or three spatial dimensions.
 
-    The defaults are those of DDPM++; `presets` has the other members of the family. The layout channels_last is faster
-    on a CPU, but PyTorch's group normalisation has no vmap rule there: exact traces need the contiguous one. The fused
-    attention has no second derivative; within `torch.nn.attention.sdpa_kernel(SDPBackend.MATH)` it has.
+    `presets` has the published configurations. In YAML, parts are nested nodes, and functions and classes are partial:
+
+        _target_: scoresde.networks.UNet
+        image_size: 32
+        block: {_target_: scoresde.networks.BlockStyle, dropout: 0.0}
+        resample: {_target_: scoresde.networks.convolution_resampling, _partial_: true}
+
+    The memory format channels_last is faster on a CPU, but PyTorch's group
+    normalisation has no vmap rule for it: exact traces need the contiguous format.
 
     Args:
-        image_size: length of the spatial sides at the input, one for all or one each; must halve
+        image_size: side of a square image, or the lengths of one, two or three spatial dimensions; each must halve
             len(multipliers) - 1 times.
         channels: of the state.
         width: channels at the input resolution.
-        multipliers: of the width, one per resolution, from the input down.
-        blocks: residual blocks per resolution.
-        attention: resolutions (lengths of the last side) with self-attention.
-        attend_every: attend after every block on the way up (ADM), not after the last one of a resolution alone.
-        heads: of the attention.
-        head_channels: channels of a head, in the place of `heads`.
-        dropout: in the residual blocks.
-        embedding: of the noise label: "positional" (DDPM), "adm", "fourier" (EDM's NCSN++) or "fourier_log" (NCSN++,
-            whose label is sigma); see `embeddings`.
-        embedding_width: features of that embedding; `width` unless given.
-        time_scale, fourier_scale: highest frequency of a positional embedding, standard deviation of a Fourier one.
-        resample: what halves and doubles the resolution: a "residual" block (BigGAN, ADM), a "convolution" (DDPM), or
-            a "plain" filter.
-        fir: taps of the filter that resamples, (1, 3, 3, 1) for NCSN++; None for the mean of pairs and repetition.
-        skip_rescale: divide the sum of a skip and its update by 2^(1/2).
-        scale_shift: the time features scale and shift a normalisation (ADM) rather than being added.
-        project_skip: a residual block that resamples projects its skip even where the channels stay (not in ADM).
-        group_size: least number of channels of a normalisation's group, of which there are 32 at most. In a group of
-            one channel the normalisation takes away the time features that were added, unless `scale_shift`.
-        norm_eps: of the normalisations.
-        input_pyramid: None, "skip" or "residual".
-        output_pyramid: None, "skip" or "residual".
-        combine: "sum" or "cat", how an input skip joins the features.
-        scale_by_sigma: divide the output by the noise label, which is sigma.
-        centered: False maps the state from [0, 1] to [-1, 1] first.
-        input_frequencies: of sin and cos of the input, in cycles per unit, appended to the channels.
-        classes: number of classes, 0 for none.
-        cond_features: length of the condition vector, 0 without.
-        cond_join: where a class or a vector joins the noise label, "output" or "input", see `TimeEmbedding`.
-        context_features: length of the context vectors that blocks with attention attend to, 0 without.
-        dims: spatial dimensions.
-        out_channels: of the output, if not those of the state (2C for a learned variance; logits of a `LevelHead`).
-        checkpointing: store no activations of the blocks, and compute them again in the backward pass.
+        multipliers: of the width, one for each resolution, from the input down.
+        blocks: residual blocks at each resolution.
+        attention: resolutions (lengths of the last dimension) with attention; the middle always has it.
+        out_channels: of the output; by default those of the state (2C for a learned variance; the logits of a
+            `LevelHead`).
+        resample: what halves and doubles the resolution: `residual_resampling` (the default), `convolution_resampling`
+            (DDPM) or `filter_resampling`.
+        label: the embedding of the noise label, by default `PositionalEmbedding(width)`.
+        block: what all blocks share, see `BlockStyle`.
+        conditions: a class, a vector, a context, see `Conditions`; by default none.
+        ends: how the state enters and the output leaves, see `Ends`.
 
     Raises:
-        ValueError: an image size that does not halve as often as needed, attention at a resolution there is not, or an
-            unknown name.
+        ValueError: an image size that does not halve as often as needed, attention at a resolution that does not occur,
+            or a value that a part rejects.
+        TypeError: a part of another type.
     """
 
     def __init__(
@@ -134,190 +155,117 @@ class UNet(nn.Module):
         width: int = 128,
         multipliers: Sequence[int] = (1, 2, 2, 2),
         blocks: int = 4,
-        attention: Sequence[int] = (16,),
-        attend_every: bool = False,
-        heads: int = 1,
-        head_channels: int | None = None,
-        dropout: float = 0.1,
-        embedding: str = "positional",
-        embedding_width: int | None = None,
-        time_scale: float = 1000.0,
-        fourier_scale: float = 16.0,
-        resample: str = "residual",
-        fir: Sequence[float] | None = None,
-        skip_rescale: bool = True,
-        scale_shift: bool = False,
-        project_skip: bool = True,
-        group_size: int = 4,
-        norm_eps: float = 1e-6,
-        input_pyramid: str | None = None,
-        output_pyramid: str | None = None,
-        combine: str = "sum",
-        scale_by_sigma: bool = False,
-        centered: bool = True,
-        input_frequencies: Sequence[float] = (),
-        classes: int = 0,
-        cond_features: int = 0,
-        cond_join: str = "output",
-        context_features: int = 0,
-        dims: int = 2,
+        attention: Sequence[int] = (),
         out_channels: int | None = None,
-        checkpointing: bool = False,
+        resample: Factory = residual_resampling,
+        label: PositionalEmbedding | FourierEmbedding | None = None,
+        block: BlockStyle | None = None,
+        conditions: Conditions | None = None,
+        ends: Ends | None = None,
     ):
         super().__init__()
-        _check_choice("resample", resample, ("residual", "convolution", "plain"))
-        _check_choice("input_pyramid", input_pyramid, (None, "skip", "residual"))
-        _check_choice("output_pyramid", output_pyramid, (None, "skip", "residual"))
-        _check_choice("combine", combine, ("sum", "cat"))
+        block, conditions, ends = block or BlockStyle(), conditions or Conditions(), ends or Ends()
+        label = label or PositionalEmbedding(width)
+        parts = {"resample": resample, "label": label, "block": block, "conditions": conditions, "ends": ends}
+        for name, kind in KINDS.items():
+            if not isinstance(parts[name], kind):
+                raise TypeError(f"{name} must be a {kind.__name__} of scoresde.networks; got {parts[name]!r}")
         if blocks < 1 or len(multipliers) < 1:
-            raise ValueError(f"one block and one multiplier or more expected; got {blocks}, {list(multipliers)}")
-        self.sizes = _sizes(image_size, dims, len(multipliers))
-        if not set(attention) <= {size[-1] for size in self.sizes}:
-            raise ValueError(
-                f"attention at resolutions among {[size[-1] for size in self.sizes]} expected; got {list(attention)}"
-            )
-        self.channels, self.centered, self.scale_by_sigma = channels, centered, scale_by_sigma
-        features, embedding_width = 4 * width, embedding_width or width
-        style = Style(
-            dims=dims,
-            time_features=features,
-            heads=heads,
-            head_channels=head_channels,
-            dropout=dropout,
-            fir=fir,
-            skip_rescale=skip_rescale,
-            scale_shift=scale_shift,
-            project_skip=project_skip,
-            group_size=group_size,
-            norm_eps=norm_eps,
-            context_features=context_features,
-            checkpointing=checkpointing,
+            raise ValueError(f"a U-Net needs at least one block and one multiplier; got {blocks}, {list(multipliers)}")
+        self.sizes = _sizes(image_size, len(multipliers))
+        sides = [size[-1] for size in self.sizes]
+        if not set(attention) <= set(sides):
+            raise ValueError(f"attention must be at resolutions among {sides}; got {list(attention)}")
+        self.channels, self.ends, self.context_features = channels, ends, conditions.context_features
+        dims, features = len(self.sizes[0]), 4 * width
+        style = NetworkStyle(
+            **vars(block), dims=dims, time_features=features, context_features=conditions.context_features
         )
-        position = label_embedding(embedding, embedding_width, time_scale, fourier_scale)
-        self.time = TimeEmbedding(position, embedding_width, features, classes, cond_features, cond_join)
-        self.context_features = context_features
-        self.conditions = self.time.cond.parts + (["context"] if context_features else [])
-        self.fourier = FourierInput(input_frequencies)
-        self.input = convolution(dims, channels * (1 + 2 * len(input_frequencies)), width)
-        widths = [multiplier * width for multiplier in multipliers]
-        self.down, skips = self._build_down(style, width, widths, blocks, attention, resample, input_pyramid, combine)
-        current = skips[-1]
+        self.time = TimeEmbedding(
+            label, label.features, features, conditions.classes, conditions.cond_features, conditions.cond_join
+        )
+        self.conditions = self.time.cond.parts + (["context"] if conditions.context_features else [])
+        self.input = convolution(dims, channels * (1 + 2 * len(ends.input_frequencies)), width)
+        levels = [
+            ("x".join(map(str, size)), multiplier * width, size[-1] in attention)
+            for size, multiplier in zip(self.sizes, multipliers, strict=True)
+        ]
+        self.down, skips = self._build_down(style, width, levels, blocks, resample)
+        current, image_channels = skips[-1], out_channels or channels
         self.middle = nn.ModuleDict(
-            {"block0": Block(style, current, current, attend=True), "block1": Block(style, current, current)}
+            {"block0": Block(style, current, current, attends=True), "block1": Block(style, current, current)}
         )
-        image = out_channels or channels
-        self.up = self._build_up(style, widths, blocks, attention, attend_every, resample, output_pyramid, image, skips)
-        self.output = None if output_pyramid == "skip" else Head(style, widths[0], image)
+        self.up = self._build_up(style, levels, blocks, resample, image_channels, skips)
+        finest, finest_width, _ = levels[0]
+        gives_image = getattr(self.up[finest].pyramid, "gives_image", False)
+        self.output = None if gives_image else Head(style, finest_width, image_channels)
 
     def _build_down(
-        self,
-        style: Style,
-        width: int,
-        widths: list[int],
-        blocks: int,
-        attention: Sequence[int],
-        resample: str,
-        pyramid: str | None,
-        combine: str,
+        self, style: NetworkStyle, current: int, levels: Sequence[Level], blocks: int, resample: Factory
     ) -> tuple[nn.ModuleDict, list[int]]:
-        """The way down, and the channels of every skip, the input's first."""
-        down, image = nn.ModuleDict(), self.channels
-        current, skips = width, [width]
-        for level, (size, out) in enumerate(zip(self.sizes, widths, strict=True)):
-            stage = down[_name(size)] = DownStage()
-            for j in range(blocks):
-                stage[f"block{j}"] = Block(style, current, out, attend=size[-1] in attention)
-                current = out
+        """Return the stages on the way down, and the channels of every skip, the input's first."""
+        down, image_channels, skips = nn.ModuleDict(), self.channels, [current]
+        for level, (name, out, attends) in enumerate(levels):
+            stage = down[name] = DownStage([Block(style, out if j else current, out, attends) for j in range(blocks)])
+            current = out
+            skips += [current] * blocks
+            if level + 1 < len(levels):
+                stage.downsample = resample(style, current, "down")
+                if self.ends.input_pyramid is not None:
+                    stage.pyramid = pyramid = self.ends.input_pyramid(style, image_channels, current)
+                    current, image_channels = pyramid.channels, pyramid.image_channels
                 skips.append(current)
-            if level + 1 == len(widths):
-                break
-            stage["downsample"] = _resampling(style, resample, current, "down")
-            if pyramid == "skip":
-                stage["pyramid"] = InputSkip(style, self.channels, current, combine)
-                current *= 2 if combine == "cat" else 1
-            elif pyramid == "residual":
-                stage["pyramid"] = InputResidual(style, image, current)
-                image = current
-            skips.append(current)
         return down, skips
 
     def _build_up(
         self,
-        style: Style,
-        widths: list[int],
+        style: NetworkStyle,
+        levels: Sequence[Level],
         blocks: int,
-        attention: Sequence[int],
-        attend_every: bool,
-        resample: str,
-        pyramid: str | None,
-        image: int,
+        resample: Factory,
+        image_channels: int,
         skips: list[int],
     ) -> nn.ModuleDict:
-        """The way up, from the coarsest resolution."""
-        up, current, skips = nn.ModuleDict(), skips[-1], list(skips)
-        carried = None
-        for level, (size, out) in reversed(list(enumerate(zip(self.sizes, widths, strict=True)))):
-            stage = up[_name(size)] = UpStage()
-            for j in range(blocks + 1):
-                attend = size[-1] in attention and (attend_every or j == blocks)
-                stage[f"block{j}"] = Block(style, current + skips.pop(), out, attend=attend)
-                current = out
-            if pyramid == "skip":
-                stage["pyramid"] = OutputSkip(style, image, current)
-            elif pyramid == "residual":
-                stage["pyramid"], carried = OutputResidual(style, carried, current), current
+        """Return the stages on the way up, from the coarsest resolution."""
+        up, current, skips, coarser = nn.ModuleDict(), skips[-1], list(skips), None
+        for level, (name, out, attends) in reversed(list(enumerate(levels))):
+            attending = [attends and (style.attend_every or j == blocks) for j in range(blocks + 1)]
+            inputs = [current, *[out] * blocks]
+            stage = up[name] = UpStage(
+                [Block(style, n + skips.pop(), out, attend) for n, attend in zip(inputs, attending, strict=True)]
+            )
+            if self.ends.output_pyramid is not None:
+                stage.pyramid = self.ends.output_pyramid(style, coarser, out, image_channels)
             if level:
-                stage["upsample"] = _resampling(style, resample, current, "up")
+                stage.upsample = resample(style, out, "up")
+            current = coarser = out
         return up
 
     def forward(self, x: Tensor, c_noise: Tensor, cond: Condition = None) -> Tensor:
-        """F of the space of x (B, C, *space), at noise labels (B,) and a condition, see `embeddings`."""
-        expected = (self.channels, *self.sizes[0])
-        if x.shape[1:] != expected:
-            raise ValueError(f"a state (B, {', '.join(map(str, expected))}) expected; got {tuple(x.shape)}")
+        """Return F (B, C', *space) of x (B, C, *space), at noise labels (B,) and a condition, see `embeddings`."""
+        check_shape(x, (self.channels, *self.sizes[0]))
         parts = named(cond, self.conditions)
         time, context = self.time(c_noise, parts), parts.get("context")
-        length = self.context_features
-        if context is not None and (context.ndim != 3 or (context.shape[0], context.shape[2]) != (len(x), length)):
-            raise ValueError(f"context vectors ({len(x)}, L, {length}) expected; got {tuple(context.shape)}")
-        pyramid: Tensor | None = x if self.centered else 2 * x - 1
-        hidden = self.input(self.fourier(pyramid))
+        features = self.context_features
+        if context is not None and (context.ndim != 3 or (context.shape[0], context.shape[2]) != (len(x), features)):
+            raise ValueError(f"expected context vectors of shape ({len(x)}, L, {features}); got {tuple(context.shape)}")
+        image = x if self.ends.centered else 2 * x - 1
+        hidden = self.input(append_fourier_features(image, self.ends.input_frequencies))
         skips = [hidden]
         for stage in self.down.children():
-            hidden, pyramid = stage(hidden, pyramid, time, context, skips)
+            hidden, image, outputs = stage(hidden, image, time, context)
+            skips += outputs
         for block in self.middle.children():
             hidden = block(hidden, time, context)
-        pyramid = None
         for stage in self.up.children():
-            hidden, pyramid = stage(hidden, pyramid, time, context, skips)
-        output = pyramid if self.output is None else self.output(hidden)
-        assert output is not None  # an output skip has made the image on the way up
-        return output / broadcast(c_noise, output) if self.scale_by_sigma else output
+            hidden, image = stage(hidden, image, time, context, skips)
+        output = image if self.output is None else self.output(hidden)
+        return output / broadcast(c_noise, output) if self.ends.scale_by_sigma else output
 
 
-def _check_choice(name: str, value: str | None, choices: Sequence[str | None]) -> None:
-    if value not in choices:
-        raise ValueError(f"{name} among {', '.join(map(str, choices))} expected; got {value!r}")
-
-
-def _sizes(image_size: int | Sequence[int], dims: int, levels: int) -> list[tuple[int, ...]]:
-    """The spatial sides at every resolution, from the input down."""
-    if dims not in (1, 2, 3):
-        raise ValueError(f"dims of 1, 2 or 3 expected; got dims = {dims}")
-    sides = (image_size,) * dims if isinstance(image_size, int) else tuple(image_size)
-    if len(sides) != dims or any(side % (1 << (levels - 1)) or side < 1 for side in sides):
-        raise ValueError(f"an image size of {dims} sides that halve {levels - 1} times expected; got {image_size}")
+def _sizes(image_size: int | Sequence[int], levels: int) -> list[tuple[int, ...]]:
+    """Return the spatial sides at every resolution, from the input down."""
+    sides = spatial_sides(image_size)
+    if any(side % (1 << (levels - 1)) for side in sides):
+        raise ValueError(f"the sides of the image must halve {levels - 1} times; got image_size = {image_size}")
     return [tuple(side >> level for side in sides) for level in range(levels)]
-
-
-def _name(size: Sequence[int]) -> str:
-    return "x".join(map(str, size))
-
-
-def _resampling(style: Style, kind: str, channels: int, direction: str) -> nn.Module:
-    """The module that takes the features to the next resolution."""
-    if kind == "residual":
-        return Block(style, channels, channels, resample=direction)
-    if kind == "convolution":
-        return ResampledConvolution(style.dims, channels, channels, direction, style.fir)
-    return Resample(style.dims, direction, style.fir)

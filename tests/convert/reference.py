@@ -14,7 +14,7 @@ DATA = Path(__file__).parents[1] / "data"
 
 
 def weights(shapes, fourier_scale=16.0):
-    """The state dict of random weights that follows from names and shapes alone."""
+    """The state dict of random weights that names and shapes determine."""
     state = {}
     for i, (name, shape) in enumerate(shapes):
         value = np.random.RandomState(i).standard_normal(shape)
@@ -30,30 +30,30 @@ def weights(shapes, fourier_scale=16.0):
 
 
 def described(folder, name):
-    """The JSON file of that name in a folder of `tests/data`."""
+    """A JSON file in a folder of `tests/data`."""
     return json.loads((DATA / folder / f"{name}.json").read_text())
 
 
 def arrays(folder, name):
-    """The arrays of an npz file in a folder of `tests/data`, or in another one, as tensors."""
+    """The arrays of an npz file in a folder, relative to `tests/data`, as tensors."""
     with np.load(DATA / folder / f"{name}.npz") as file:
         return {key: torch.from_numpy(file[key]) for key in file.files}
 
 
 @functools.cache
 def converted(name, averages):
-    """The run of a checkpoint in `score_sde`, not to be changed; the averages are what comes without asking."""
+    """The run of a checkpoint in `score_sde`; it is cached and must not be changed. Averages are the default."""
     return score_sde(DATA / "score_sde" / f"{name}.pth", **({} if averages == "ema" else {"weights": averages}))
 
 
-def off(actual, expected):
-    """The relative error of the worst sample: the norm of the difference over that of the reference."""
+def relative_error(actual, expected):
+    """The largest over samples of the norm of the difference, relative to that of the reference."""
     assert actual.shape == expected.shape
     return float(((actual - expected).flatten(1).norm(dim=1) / expected.flatten(1).norm(dim=1)).max())
 
 
 class Trap:
-    """An object whose pickle makes a folder when it is loaded with trust."""
+    """An object whose pickle creates a folder when it is loaded without restrictions."""
 
     def __init__(self, path):
         self.path = str(path)

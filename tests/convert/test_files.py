@@ -1,5 +1,6 @@
-"""Reading checkpoints: tensors and plain containers come back, code never runs, damage is said to be damage."""
+"""Reading checkpoints: tensors and plain containers come back, code never runs, damaged files are named."""
 
+import json
 import pickle
 from collections import OrderedDict
 
@@ -7,106 +8,118 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from scoresde.convert.files import load_tensors
+from scoresde.convert.files import is_state_dict, load_config, load_tensors
 from tests.conftest import normal
 from tests.convert.reference import Trap
 
 TENSORS = {"weight": normal(3, 4).float(), "count": torch.tensor(7), "half": normal(5, seed=1).to(torch.bfloat16)}
 
 
-def same(found, expected):
-    assert list(found) == list(expected)
+def assert_same(loaded, expected):
+    assert sorted(loaded) == sorted(expected)
     for name, tensor in expected.items():
-        assert found[name].dtype == tensor.dtype
-        assert found[name].device.type == "cpu"
-        assert torch.equal(found[name], tensor)
+        assert loaded[name].dtype == tensor.dtype
+        assert loaded[name].device.type == "cpu"
+        assert torch.equal(loaded[name], tensor)
 
 
-@pytest.mark.parametrize("suffix", ["pth", "pt", "bin"])
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
-def test_tensors_of_torch(tmp_path, suffix, zipped):
-    path = tmp_path / f"a.{suffix}"
-    torch.save(TENSORS, path, _use_new_zipfile_serialization=zipped)
-    same(load_tensors(path), TENSORS)
+def test_tensors_and_plain_containers_come_back(tmp_path, zipped):
+    checkpoint = {
+        "model": OrderedDict(TENSORS),
+        "ema": {"shadow_params": list(TENSORS.values())},
+        "step": 3,
+        "name": "x",
+    }
+    for suffix in ("pth", "pt", "bin"):
+        torch.save(checkpoint, tmp_path / f"a.{suffix}", _use_new_zipfile_serialization=zipped)
+        loaded = load_tensors(tmp_path / f"a.{suffix}")
+        assert list(loaded["model"]) == list(TENSORS)
+        assert_same(loaded["model"], TENSORS)
+        assert_same(dict(zip(TENSORS, loaded["ema"]["shadow_params"], strict=True)), TENSORS)
+        assert (loaded["step"], loaded["name"]) == (3, "x")
 
 
 def test_tensors_of_safetensors(tmp_path):
     save_file(TENSORS, tmp_path / "a.safetensors")
-    same(dict(sorted(load_tensors(tmp_path / "a.safetensors").items())), dict(sorted(TENSORS.items())))
+    assert_same(load_tensors(tmp_path / "a.safetensors"), TENSORS)
 
 
-def test_plain_containers_around_tensors(tmp_path):
-    held = {"model": OrderedDict(TENSORS), "ema": {"shadow_params": list(TENSORS.values())}, "step": 3, "name": "x"}
-    torch.save(held, tmp_path / "a.pth")
-    found = load_tensors(tmp_path / "a.pth")
-    same(found["model"], TENSORS)
-    same(dict(zip(TENSORS, found["ema"]["shadow_params"], strict=True)), TENSORS)
-    assert (found["step"], found["name"]) == (3, "x")
-
-
-def test_parameters_come_back_as_tensors(tmp_path):
+def test_state_dicts_hold_only_tensors(tmp_path):
     torch.save(dict(torch.nn.Linear(2, 3).named_parameters()), tmp_path / "a.pth")
-    assert {name: tuple(value.shape) for name, value in load_tensors(tmp_path / "a.pth").items()} == {
-        "weight": (3, 2),
-        "bias": (3,),
-    }
+    assert is_state_dict(load_tensors(tmp_path / "a.pth"))
+    for other in ([torch.zeros(2)], torch.zeros(2), {"ema": TENSORS}, {**TENSORS, "step": 3}, None):
+        assert not is_state_dict(other)
 
 
-def test_no_file(tmp_path):
+def test_a_missing_file_is_named(tmp_path):
     for path in (tmp_path / "a.pth", tmp_path / "a.safetensors", tmp_path):
         with pytest.raises(FileNotFoundError, match=f"no checkpoint at {path}"):
             load_tensors(path)
 
 
-def trusting(path):
+def load_with_trust(path):
     return torch.load(path, weights_only=False)
 
 
-WRITERS = {
-    "zip": (torch.save, trusting),
-    "legacy": (lambda held, path: torch.save(held, path, _use_new_zipfile_serialization=False), trusting),
+FORMATS = {
+    "zip": (torch.save, load_with_trust),
+    "legacy": (lambda value, path: torch.save(value, path, _use_new_zipfile_serialization=False), load_with_trust),
     "pickle": (
-        lambda held, path: path.write_bytes(pickle.dumps(held, protocol=2)),
+        lambda value, path: path.write_bytes(pickle.dumps(value, protocol=2)),
         lambda path: pickle.loads(path.read_bytes()),
     ),
 }
 
 
-@pytest.mark.parametrize(("write", "trust"), WRITERS.values(), ids=WRITERS)
-def test_what_could_execute_is_refused_and_does_not(tmp_path, write, trust):
+@pytest.mark.parametrize(("write", "load"), FORMATS.values(), ids=FORMATS)
+def test_files_that_could_execute_code_are_refused_and_do_not(tmp_path, write, load):
     sprung = tmp_path / "sprung"
     write({"optimizer": {"state": [Trap(sprung)]}, "model": {"weight": 1.0}}, tmp_path / "a.pth")
-    with pytest.raises(ValueError, match=r"a.pth holds more than tensors, and is not loaded: it could execute"):
+    with pytest.raises(ValueError, match=r"a.pth holds more than tensors and is not loaded.*save its state dict alone"):
         load_tensors(tmp_path / "a.pth")
     assert not sprung.exists()
-    trust(tmp_path / "a.pth")
-    assert sprung.exists()  # it was a trap
+    load(tmp_path / "a.pth")
+    assert sprung.exists()  # the trap works
 
 
-def test_modules_are_refused(tmp_path):
-    torch.save(torch.nn.Linear(1, 1), tmp_path / "a.pth")
-    with pytest.raises(ValueError, match=r"holds more than tensors.*save its state dict alone"):
-        load_tensors(tmp_path / "a.pth")
+def save_legacy(value, path):
+    torch.save(value, path, _use_new_zipfile_serialization=False)
 
 
-@pytest.mark.parametrize("suffix", ["pth", "safetensors"])
-@pytest.mark.parametrize("keep", [0.0, 0.1, 0.5, 0.9])
-def test_a_truncated_file_is_damaged(tmp_path, suffix, keep):
-    path = tmp_path / f"a.{suffix}"
-    tensors = {"weight": normal(30, 40)}
-    save_file(tensors, path) if suffix == "safetensors" else torch.save(tensors, path)
-    path.write_bytes(path.read_bytes()[: int(keep * path.stat().st_size)])
-    with pytest.raises(ValueError, match=f"{path} is not a checkpoint that PyTorch or safetensors can read"):
-        load_tensors(path)
-
-
-CUTS = {"zip": (True, slice(-1)), "legacy": (False, slice(-1)), "one byte": (False, slice(1))}
-
-
-@pytest.mark.parametrize(("zipped", "cut"), CUTS.values(), ids=CUTS)
-def test_a_file_cut_anywhere_is_damaged(tmp_path, zipped, cut):
-    path = tmp_path / "a.pth"
-    torch.save(TENSORS, path, _use_new_zipfile_serialization=zipped)
+@pytest.mark.parametrize("cut", [slice(0), slice(1000), slice(-1)], ids=str)
+@pytest.mark.parametrize(
+    ("name", "write"), [("a.pth", torch.save), ("b.pth", save_legacy), ("a.safetensors", save_file)]
+)
+def test_a_truncated_file_is_damaged(tmp_path, name, write, cut):
+    path = tmp_path / name
+    write({"weight": normal(30, 40)}, path)
     path.write_bytes(path.read_bytes()[cut])
     with pytest.raises(ValueError, match=f"{path} is not a checkpoint that PyTorch or safetensors can read"):
         load_tensors(path)
+
+
+def test_a_configuration_is_a_mapping_a_file_or_the_file_beside_the_checkpoint(tmp_path):
+    path, elsewhere = tmp_path / "step_3.pth", tmp_path / "other.json"
+    assert load_config(path, None, "settings") is None
+    path.with_name("step_3.config.json").write_text(json.dumps({"a": 1}))
+    elsewhere.write_text(json.dumps({"a": 2}))
+    assert load_config(path, None, "settings") == {"a": 1}
+    assert load_config(path, elsewhere, "settings") == load_config(path, str(elsewhere), "settings") == {"a": 2}
+    assert load_config(path, {"a": 3}, "settings") == {"a": 3}
+    with pytest.raises(FileNotFoundError, match=r"no configuration at .*none.json"):
+        load_config(path, tmp_path / "none.json", "settings")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: 1\n", "is not JSON .*; it must hold settings"),
+        ("", "is not JSON"),
+        ("[1]", "hold settings; got a JSON list"),
+    ],
+)
+def test_refuses_a_configuration_that_is_not_a_json_object(tmp_path, text, message):
+    (tmp_path / "a.json").write_text(text)
+    with pytest.raises(ValueError, match=rf"a.json .*{message}"):
+        load_config(tmp_path / "a.pth", tmp_path / "a.json", "settings")

@@ -1,4 +1,4 @@
-"""What the converters share: the data node is that of our own configurations, and a converted run comes back."""
+"""What the converters share: the data node is like those of our own configurations, and a converted run comes back."""
 
 import pytest
 import torch
@@ -34,58 +34,43 @@ def test_image_data_is_a_data_node_like_ours():
     node = image_data((3, 32, 16), -1, 1)
     assert node.keys() == OmegaConf.load(config_directory() / "data" / "digits.yaml").keys()
     built = build.instantiate(OmegaConf.create(node))
-    assert built["shape"] == [3, 32, 16]
-    assert built["range"] == [0, 256]
+    assert (built["shape"], built["range"]) == ([3, 32, 16], [0, 256])
     assert [built[split] for split in ("train", "validation", "test")] == [None] * 3
     assert built["transform"] == ss.data.Levels(256, -1.0, 1.0)
     assert isinstance(built["dequantization"], ss.Uniform)
-
-
-def test_image_data_of_other_levels_and_ranges():
-    node = image_data([1, 8, 8], 0, 1, levels=17)
-    assert node["range"] == [0, 17]
-    assert build.instantiate(node["transform"]) == ss.data.Levels(17, 0.0, 1.0)
-    x = torch.arange(17.0)
-    assert torch.equal(build.instantiate(node["transform"]).inverse(build.instantiate(node["transform"])(x)).round(), x)
+    other = image_data([1, 8, 8], 0, 1, levels=17)
+    assert other["range"] == [0, 17]
+    assert build.instantiate(other["transform"]) == ss.data.Levels(17, 0.0, 1.0)
 
 
 def test_averages_and_raw_weights_come_back(run, tmp_path):
+    """Weights without an average keep the raw value; interpolations in the configuration are resolved."""
+    run.config.label = "${name}-1"
     raw = {name: value.clone() for name, value in run.model.state_dict().items()}
-    averaged = {name: value + 1 for name, value in raw.items()}
-    directory = save_run(run, str(tmp_path / "runs" / "small"), averaged)
+    first = next(iter(raw))
+    averages = {name: value + 1 for name, value in raw.items() if name != first}
+    directory = save_run(run, str(tmp_path / "runs" / "small"), averages)
     assert directory == tmp_path / "runs" / "small"
     assert sorted(path.name for path in directory.iterdir()) == sorted([build.CONFIG, CHECKPOINT])
-    for name, expected in {"raw": raw, "ema": averaged}.items():
+    for name, expected in {"raw": raw, "ema": {**raw, **averages}}.items():
         loaded = ss.load(directory, weights=name)
         assert loaded.model.state_dict().keys() == expected.keys()
         assert all(torch.equal(value, expected[key]) for key, value in loaded.model.state_dict().items())
         assert not loaded.model.training
         assert loaded.transform == ss.data.Levels(17, 0.0, 1.0)
-        assert loaded.config == run.config
+        assert loaded.config.label == "small-1"
     assert all(torch.equal(value, raw[key]) for key, value in run.model.state_dict().items())
     assert checkpoint.load(directory / CHECKPOINT)[1] == {"step": 0}
+    assert "${" not in (directory / build.CONFIG).read_text()
 
 
 def test_without_averages_both_are_the_model(run, tmp_path):
+    (tmp_path / "notes.txt").write_text("other files may be there")
     save_run(run, tmp_path)
     for name in ("raw", "ema"):
         loaded = ss.load(tmp_path, weights=name).model.state_dict()
         assert all(torch.equal(value, loaded[key]) for key, value in run.model.state_dict().items())
-
-
-def test_averages_of_some_weights_alone(run, tmp_path):
-    name, value = next(iter(run.model.state_dict().items()))
-    save_run(run, tmp_path, {name: value + 1})
-    loaded = ss.load(tmp_path, weights="ema").model.state_dict()
-    for key, expected in run.model.state_dict().items():
-        assert torch.equal(loaded[key], expected + (key == name))
-
-
-def test_interpolations_are_resolved(run, tmp_path):
-    run.config.label = "${name}-1"
-    save_run(run, tmp_path)
-    assert "${" not in (tmp_path / build.CONFIG).read_text()
-    assert ss.load(tmp_path).config.label == "small-1"
+    assert (tmp_path / "notes.txt").read_text() == "other files may be there"
 
 
 @pytest.mark.parametrize("name", ["ddpm_vp_discrete", "ddpmpp_vp_continuous", "ncsnpp_ve_continuous"])
@@ -123,54 +108,39 @@ def test_a_run_is_not_overwritten(run, tmp_path, name):
     assert (tmp_path / name).read_text() == "mine"
 
 
-def test_other_files_may_be_there(run, tmp_path):
-    (tmp_path / "notes.txt").write_text("mine")
-    save_run(run, tmp_path)
-    assert (tmp_path / "notes.txt").read_text() == "mine"
-    assert ss.load(tmp_path)
-
-
-def test_refuses_averages_that_the_model_has_not(run, tmp_path):
-    directory = tmp_path / "run"
+def test_refuses_averages_of_other_names_or_shapes(run, tmp_path):
     name, value = next(iter(run.model.state_dict().items()))
-    cases = {
-        name.removeprefix("network."): (value, "nothing of that name"),
-        name: (value[:1], str(tuple(value.shape)).replace("(", r"\(").replace(")", r"\)")),
-    }
-    for key, (tensor, found) in cases.items():
-        message = rf"own names and shapes expected; got {key} \(.*\), where the model has {found}"
-        with pytest.raises(ValueError, match=message):
-            save_run(run, directory, {**run.model.state_dict(), key: tensor})
-        assert not directory.exists()
+    for key, tensor, expected in (
+        (name.removeprefix("network."), value, "no tensor of that name"),
+        (name, value[:1], str(tuple(value.shape)).replace("(", r"\(").replace(")", r"\)")),
+    ):
+        with pytest.raises(ValueError, match=rf"must match the model: {key} is \(.*, the model has {expected}"):
+            save_run(run, tmp_path / "run", {**run.model.state_dict(), key: tensor})
+        assert not (tmp_path / "run").exists()
 
 
-def full(*args, **kwargs):
+def fill_disk(*args, **kwargs):
     raise OSError(28, "No space left on device")
 
 
-def half_written(tensors, path, metadata=None):
+def write_half(tensors, path, metadata=None):
     path.write_bytes(b"half")
     raise OSError(28, "No space left on device")
 
 
 @pytest.mark.parametrize(
     ("target", "replacement"),
-    [("scoresde.training.checkpoint.save_file", half_written), ("scoresde.training.checkpoint.os.replace", full)],
-    ids=["write", "move"],
+    [
+        ("scoresde.training.checkpoint.save_file", write_half),
+        ("scoresde.training.checkpoint.os.replace", fill_disk),
+        ("scoresde.build.write_config", fill_disk),
+    ],
+    ids=["write", "move", "configuration"],
 )
-def test_nothing_is_left_of_a_write_that_failed(run, tmp_path, monkeypatch, target, replacement):
+def test_a_write_that_fails_leaves_nothing(run, tmp_path, monkeypatch, target, replacement):
     with monkeypatch.context() as patch:
         patch.setattr(target, replacement)
         with pytest.raises(OSError, match="No space left"):
             save_run(run, tmp_path)
     assert list(tmp_path.iterdir()) == []
-    assert ss.load(save_run(run, tmp_path))
-
-
-def test_a_configuration_means_a_complete_run(run, tmp_path, monkeypatch):
-    monkeypatch.setattr("scoresde.build.write_config", full)
-    with pytest.raises(OSError, match="No space left"):
-        save_run(run, tmp_path)
-    assert list(tmp_path.iterdir()) == []
-    monkeypatch.undo()
     assert ss.load(save_run(run, tmp_path))

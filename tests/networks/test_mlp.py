@@ -1,4 +1,4 @@
-"""The multilayer perceptron: a state of any shape is a vector to it."""
+"""The multilayer perceptron, which flattens a state of any shape to a vector."""
 
 import pytest
 import torch
@@ -8,14 +8,8 @@ from tests.conftest import normal
 from tests.networks.test_layers import randomised
 
 
-def test_sees_a_state_as_a_vector():
-    vector, image = randomised(MLP(6, width=8)), randomised(MLP((1, 2, 3), width=8))
-    x, label = normal(4, 6), normal(4, seed=1)
-    torch.testing.assert_close(image(x.reshape(4, 1, 2, 3), label).flatten(1), vector(x, label))
-
-
 @pytest.mark.parametrize("depth", [0, 1, 4])
-def test_has_as_many_layers_as_asked_for(depth):
+def test_has_the_requested_number_of_layers(depth):
     network = MLP(2, width=8, depth=depth)
     assert list(network.layers) == [f"layer{i}" for i in range(depth)]
     weights = sum(p.numel() for name, p in network.named_parameters() if name.endswith("weight"))
@@ -23,8 +17,8 @@ def test_has_as_many_layers_as_asked_for(depth):
     assert weights == embedding + ends + norms + depth * 3 * 8 * 8
 
 
-def test_as_written_out():
-    network = randomised(MLP((2, 3), width=8, depth=2, classes=4, cond_features=3))
+def test_is_its_formula_on_the_flattened_state():
+    network = randomised(MLP((2, 3), width=8, depth=2, time_scale=30.0, classes=4, cond_features=3))
     x, label, parts = normal(4, 2, 3), normal(4, seed=1), {"label": torch.tensor([1, -1, 3, 0]), "vector": normal(4, 3)}
 
     def affine(layer, x):
@@ -43,15 +37,12 @@ def test_as_written_out():
         h = h + affine(layer.outer, silu(inner))
     expected = affine(network.output, silu(norm(network.norm, h))).reshape(4, 2, 3)
     torch.testing.assert_close(network(x, label, parts), expected)
+    assert float(network.time.position.frequencies.max()) == 30
 
 
 def test_layers_start_as_their_skips():
     network, x = MLP(2, width=8, depth=3), torch.ones(1, 2)
-    seen = []
-    network.norm.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0]))
+    network.norm.register_forward_hook(
+        lambda module, inputs, output: torch.testing.assert_close(inputs[0], network.input(x))
+    )
     network(x, torch.ones(1))
-    torch.testing.assert_close(seen[0], network.input(x))
-
-
-def test_time_scale_is_the_highest_frequency():
-    assert float(MLP(2, width=8, time_scale=30.0).time.position.frequencies.max()) == 30

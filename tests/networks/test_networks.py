@@ -1,12 +1,25 @@
-"""What every network must do, whatever its kind: the contract of `protocols.Network`."""
+"""What every network must do: the contract of `protocols.Network`."""
 
+from functools import partial
 from itertools import pairwise
 
 import pytest
 import torch
 from torch.func import functional_call, grad, jvp, vjp, vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from scoresde.networks import MLP, UNet
+from scoresde.networks import (
+    MLP,
+    DiT,
+    FourierEmbedding,
+    InputResidual,
+    InputSkip,
+    OutputResidual,
+    OutputSkip,
+    PositionalEmbedding,
+    convolution_resampling,
+    ddpmpp,
+)
 from scoresde.networks.embeddings import named
 from tests.conftest import normal
 from tests.networks.test_layers import difference, randomised
@@ -14,27 +27,34 @@ from tests.networks.test_layers import difference, randomised
 pytestmark = pytest.mark.filterwarnings("ignore:There is a performance drop")  # fused attention is mapped by a loop
 
 
-def unet(dims, **options):
-    """A tiny U-Net with every kind of block, DDPM++'s."""
+POSITIONAL = partial(PositionalEmbedding, 4, 2.0)
+
+
+def unet(*sides, label=POSITIONAL, **options):
+    """A tiny U-Net with every kind of block, DDPM++'s; `label` returns the embedding of the noise label."""
     tiny = {"channels": 1, "width": 4, "multipliers": (1, 2), "blocks": 1, "attention": (2,), "heads": 2}
-    return UNet(image_size=4, dims=dims, **{**tiny, "dropout": 0.0, "time_scale": 2.0, **options})
+    return ddpmpp(sides, **{**tiny, "dropout": 0.0, "label": label(), **options})
 
 
 def mlp(shape, **options):
     return MLP(shape, **{"width": 8, "depth": 2, "time_scale": 2.0, **options})
 
 
-DDPM = {"resample": "convolution", "skip_rescale": False, "group_size": 2}
+def dit(*sides, **options):
+    tiny = {"channels": 2, "width": 12, "depth": 2, "heads": 2, "mlp_ratio": 1.5, "time_scale": 2.0}
+    return DiT(sides, **{**tiny, **options})
+
+
+DDPM = {"resample": convolution_resampling, "skip_rescale": False, "group_size": 2}
 NCSNPP = {
     "fir": (1, 3, 3, 1),
-    "input_pyramid": "residual",
-    "output_pyramid": "skip",
-    "embedding": "fourier_log",
-    "fourier_scale": 0.3,
+    "input_pyramid": InputResidual,
+    "output_pyramid": OutputSkip,
+    "label": partial(FourierEmbedding, 4, 0.3, log=True),
     "scale_by_sigma": True,
 }
 ADM = {
-    "embedding": "adm",
+    "label": partial(PositionalEmbedding, 4, endpoint=False),
     "attend_every": True,
     "head_channels": 2,
     "scale_shift": True,
@@ -47,26 +67,25 @@ CROSS = {"context_features": 3, "cond_features": 3, "cond_join": "input", "group
 
 
 def case(make, fixed, *arguments):
-    """A function that makes that network, with options of its own or others."""
+    """A function that builds a network with these arguments, and further options."""
     return lambda **options: make(*arguments, **{**fixed, **options})
 
 
 CASES = {
     "mlp-length": (case(mlp, {}, 2), (2,)),
-    "mlp-vector": (case(mlp, {"classes": 3, "cond_features": 3}, [3]), (3,)),
-    "mlp-image": (case(mlp, {}, (2, 2, 4)), (2, 2, 4)),
-    "ddpm-1d": (case(unet, DDPM, 1), (1, 4)),
-    "ddpm-3d": (case(unet, {**DDPM, "channels": 2}, 3), (2, 4, 4, 4)),
-    "ddpmpp-1d": (case(unet, {}, 1), (1, 4)),
-    "ddpmpp-2d": (case(unet, {"channels": 3}, 2), (3, 4, 4)),
-    "ddpmpp-fourier": (case(unet, {"input_frequencies": [0.5, 1.0]}, 2), (1, 4, 4)),
-    "ncsnpp-1d": (case(unet, {**NCSNPP, "input_pyramid": "skip"}, 1), (1, 4)),
-    "ncsnpp-2d": (case(unet, {**NCSNPP, "channels": 3}, 2), (3, 4, 4)),
-    "ncsnpp-3d": (case(unet, {**NCSNPP, "output_pyramid": "residual", "channels": 2}, 3), (2, 4, 4, 4)),
-    "adm-2d": (case(unet, {**ADM, "channels": 2}, 2), (2, 4, 4)),
-    "adm-3d": (case(unet, {**ADM, "channels": 2}, 3), (2, 4, 4, 4)),
-    "cross-1d": (case(unet, CROSS, 1), (1, 4)),
-    "cross-2d": (case(unet, {**CROSS, "channels": 3}, 2), (3, 4, 4)),
+    "mlp-image": (case(mlp, {"classes": 3, "cond_features": 3}, (2, 2, 4)), (2, 2, 4)),
+    "ddpm-1d": (case(unet, DDPM, 4), (1, 4)),
+    "ddpm-3d": (case(unet, {**DDPM, "channels": 2}, 4, 4, 4), (2, 4, 4, 4)),
+    "ddpmpp-2d": (case(unet, {"channels": 3, "input_frequencies": [0.5, 1.0]}, 4, 4), (3, 4, 4)),
+    "ncsnpp-1d": (case(unet, {**NCSNPP, "input_pyramid": InputSkip}, 4), (1, 4)),
+    "ncsnpp-2d": (case(unet, {**NCSNPP, "channels": 3}, 4, 4), (3, 4, 4)),
+    "ncsnpp-3d": (case(unet, {**NCSNPP, "output_pyramid": OutputResidual, "channels": 2}, 4, 4, 4), (2, 4, 4, 4)),
+    "adm-2d": (case(unet, {**ADM, "channels": 2}, 4, 4), (2, 4, 4)),
+    "cross-2d": (case(unet, {**CROSS, "channels": 3}, 4, 4), (3, 4, 4)),
+    "cross-3d": (case(unet, {**CROSS, **ADM, "channels": 2}, 4, 4, 4), (2, 4, 4, 4)),
+    "dit-1d": (case(dit, {}, 8), (2, 8)),
+    "dit-2d": (case(dit, {"classes": 3, "cond_features": 3}, 4, 6), (2, 4, 6)),
+    "dit-3d": (case(dit, {"depth": 1}, 4, 2, 6), (2, 4, 2, 6)),
 }
 
 
@@ -76,12 +95,11 @@ def cases(*names):
 
 
 NETWORKS = cases()
-UNETS = cases(*(name for name in CASES if not name.startswith("mlp")))
 
 
 def inputs(network, shape, batch=3):
-    """States, positive noise labels, and all that the network may be told beside."""
-    known = network.conditions if isinstance(network, UNet) else network.time.cond.parts
+    """States, positive noise labels, and every condition of the network."""
+    known = getattr(network, "conditions", network.time.cond.parts)
     labels = torch.tensor([2, -1, 0, 1, 1])[:batch]
     parts = {"label": labels, "vector": normal(batch, 3, seed=2), "context": normal(batch, 5, 3, seed=3)}
     x, label = normal(batch, *shape), 0.2 + normal(batch, seed=1).abs()
@@ -89,19 +107,19 @@ def inputs(network, shape, batch=3):
 
 
 def at(index, x, label, cond):
-    """Those samples alone."""
+    """Select samples."""
     return x[index], label[index], {name: part[index] for name, part in cond.items()}
 
 
 def gradients(network, x, label, cond):
-    """Of the sum of the squared output, with respect to the state, the label and every parameter."""
+    """The output, and the gradient of its squared sum with respect to the state, the label and every parameter."""
     x, label = x.detach().requires_grad_(), label.detach().requires_grad_()
     output = network(x, label, cond)
     return [output, *torch.autograd.grad(output.square().sum(), [x, label, *network.parameters()])]
 
 
 def near(actual, expected, rtol=1e-9):
-    """Equal up to rounding: within that much of the largest entry."""
+    """Equal up to rounding: within `rtol` of the largest entry."""
     for a, b in zip(actual, expected, strict=True):
         torch.testing.assert_close(a, b, rtol=rtol, atol=rtol * float(b.detach().abs().max()))
 
@@ -109,7 +127,7 @@ def near(actual, expected, rtol=1e-9):
 @NETWORKS
 def test_keeps_the_shape_and_starts_at_zero(make, shape):
     network = make()
-    x, label, cond = inputs(network.double(), shape)
+    x, label, cond = inputs(network, shape)
     for dtype in (torch.float32, torch.float64):
         network.to(dtype)
         parts = {name: part.to(dtype) if part.is_floating_point() else part for name, part in cond.items()}
@@ -122,19 +140,13 @@ def test_keeps_the_shape_and_starts_at_zero(make, shape):
 @NETWORKS
 def test_each_sample_has_its_own_output(make, shape):
     network = randomised(make())
-    samples = inputs(network, shape, batch=5)
+    x, label, cond = samples = inputs(network, shape, batch=5)
     output = network(*samples)
     order = torch.tensor([3, 0, 4, 1, 2])
     torch.testing.assert_close(network(*at(order, *samples)), output[order])
     torch.testing.assert_close(network(*at(slice(2, 3), *samples)), output[2:3])
     assert difference(output[1:], output[:-1]) > 1e-3
-
-
-@NETWORKS
-def test_reads_the_noise_label(make, shape):
-    network = randomised(make())
-    x, label, cond = inputs(network, shape)
-    assert difference(network(x, label, cond), network(x, label + 1, cond)) > 1e-3
+    assert difference(network(x, label + 1, cond), output) > 1e-3
 
 
 @NETWORKS
@@ -175,6 +187,21 @@ def test_works_under_torch_func(make, shape):
     assert difference(pushed, torch.zeros_like(pushed)) > 1e-3
 
 
+@cases("ddpmpp-2d", "dit-2d")
+def test_second_derivatives(make, shape):
+    """Forward over reverse as it is; reverse over reverse with unfused attention."""
+    network = randomised(make())
+    x, label, cond = inputs(network, shape, batch=2)
+    loss = lambda x: network(x, label, cond).square().sum()  # noqa: E731
+    tangent, leaf = normal(*x.shape, seed=3), x.clone().requires_grad_()
+    forward = jvp(grad(loss), (x,), (tangent,))[1]
+    with sdpa_kernel(SDPBackend.MATH):
+        (first,) = torch.autograd.grad(loss(leaf), leaf, create_graph=True)
+        (reverse,) = torch.autograd.grad((first * tangent).sum(), leaf)
+    near([forward], [reverse], rtol=1e-8)
+    assert difference(reverse, torch.zeros_like(reverse)) > 1e-3
+
+
 @NETWORKS
 def test_gradients_of_each_sample_by_torch_func(make, shape):
     network = randomised(make())
@@ -199,7 +226,7 @@ def test_state_dict_has_everything(make, shape):
     assert torch.equal(network(*samples), other(*samples))
 
 
-@UNETS
+@cases(*(name for name in CASES if not name.startswith("mlp")))
 def test_checkpointing_changes_nothing(make, shape):
     plain, recomputed = make(), make(checkpointing=True)
     recomputed.load_state_dict(randomised(plain).state_dict())
@@ -208,29 +235,30 @@ def test_checkpointing_changes_nothing(make, shape):
     assert all(torch.equal(*pair) for pair in zip(actual, expected, strict=True))
 
 
-ONE = {"multipliers": (1,), "attention": (4,), "checkpointing": True, **CROSS}
-
-
 @pytest.mark.parametrize(
-    ("name", "options"),
-    [("mlp-vector", {}), ("ddpm-1d", {}), ("ncsnpp-2d", {}), ("adm-3d", ONE)],
-    ids=["mlp", "ddpm-1d", "ncsnpp-2d", "adm-cross-3d"],
+    ("name", "options", "backend"),
+    [
+        ("mlp-image", {"depth": 1}, "eager"),
+        ("ncsnpp-2d", {"attention": ()}, "eager"),
+        ("cross-2d", {"multipliers": (1,), "attention": (), "checkpointing": True}, "eager"),
+        ("dit-1d", {"width": 4, "depth": 1, "checkpointing": True}, "aot_eager"),
+    ],
 )
-def test_compiles_in_one_graph(name, options):
-    """One of them at one resolution alone: compiling takes time for every block."""
+def test_compiles_in_one_graph(name, options, backend):
+    """The backend "eager" captures the graph of the forward pass, "aot_eager" that of the backward pass as well."""
     make, shape = CASES[name]
     network = randomised(make(**options))
     samples = inputs(network, shape, batch=2)
     torch.compiler.reset()
-    compiled = torch.compile(network, fullgraph=True, backend="aot_eager", dynamic=False)
+    compiled = torch.compile(network, fullgraph=True, backend=backend, dynamic=False)
     near(gradients(compiled, *samples), gradients(network, *samples))
     torch.compiler.reset()
 
 
-@cases("mlp-image", "ddpm-3d", "ddpmpp-2d", "ncsnpp-2d", "ncsnpp-3d", "adm-2d", "adm-3d", "cross-2d")
 @pytest.mark.parametrize("weights", [False, True])
+@cases("mlp-image", "ddpm-3d", "ncsnpp-2d", "ncsnpp-3d", "adm-2d", "cross-2d", "dit-2d")
 def test_takes_any_memory_format(make, shape, weights):
-    """Of the state, and of the weights as well."""
+    """Of the state alone, and of the weights as well."""
     form, network = torch.channels_last if len(shape) == 3 else torch.channels_last_3d, randomised(make())
     x, label, cond = inputs(network, shape)
     expected = gradients(network, x, label, cond)
@@ -241,33 +269,31 @@ def test_takes_any_memory_format(make, shape, weights):
 
 
 @NETWORKS
-def test_condition_changes_the_output_where_there_is_one(make, shape):
+def test_condition_changes_the_output_if_there_is_one(make, shape):
     network = randomised(make(cond_features=3))
-    x, label, given = inputs(network, shape, batch=2)
-    cond = given["vector"]
-    outputs = [network(x, label), network(x, label, cond), network(x, label, cond.flip(0))]
+    x, label, parts = inputs(network, shape, batch=2)
+    vector = parts["vector"]
+    outputs = [network(x, label), network(x, label, vector), network(x, label, vector.flip(0))]
     assert min(difference(a, b) for a, b in pairwise(outputs)) > 1e-3
     assert torch.equal(network(x, label, {}), outputs[0])
-    assert torch.equal(network(x, label, {"vector": cond}), outputs[1])
-    for name, part in given.items():
-        others = {**given, name: part + 1 if part.is_floating_point() else part.flip(0)}
-        assert not torch.equal(network(x, label, others), network(x, label, given))
+    assert torch.equal(network(x, label, {"vector": vector}), outputs[1])
+    for name, part in parts.items():
+        others = {**parts, name: part + 1 if part.is_floating_point() else part.flip(0)}
+        assert not torch.equal(network(x, label, others), network(x, label, parts))
     with pytest.raises(ValueError, match="built without a condition 'vector'"):
-        make(cond_features=0)(x.float(), label.float(), cond.float())
-    with pytest.raises(TypeError, match="None, a tensor or a dict of tensors expected; got list"):
-        network(x, label, [cond])
+        make(cond_features=0)(x.float(), label.float(), vector.float())
 
 
 @NETWORKS
 def test_refuses_a_state_of_another_shape(make, shape):
-    wrong = (2, *shape[:-1], shape[-1] + 1)
-    expected = ", ".join(map(str, shape))
-    with pytest.raises(ValueError, match=rf"a state \(B, {expected}\) expected; got \({', '.join(map(str, wrong))}\)"):
-        make()(torch.zeros(wrong), torch.zeros(2))
+    for wrong in ((2, *shape[:-1], shape[-1] + 1), (2, *shape, 1)):
+        expected, got = (", ".join(map(str, sides)) for sides in (shape, wrong))
+        with pytest.raises(ValueError, match=rf"state.* \(B, {expected}\).* got \({got}\)"):
+            make()(torch.zeros(wrong), torch.zeros(2))
 
 
 @NETWORKS
-def test_dropout_is_active_in_training_alone(make, shape):
+def test_dropout_is_active_only_in_training(make, shape):
     network = randomised(make(dropout=0.5))
     samples = inputs(network, shape)
     assert torch.equal(network(*samples), network(*samples))

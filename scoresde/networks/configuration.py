@@ -1,0 +1,58 @@
+"""Flat configurations of a `UNet`: one argument for each choice, grouped into the parts that `UNet` takes.
+
+Runs from before `UNet` had parts have flat configurations, and the converters of `scoresde.convert` write flat ones.
+"""
+
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any
+
+from scoresde.networks.unet import PARTS
+
+NETWORKS = "scoresde.networks."
+MODULES = {
+    "resample": {
+        "residual": "residual_resampling",
+        "convolution": "convolution_resampling",
+        "plain": "filter_resampling",
+    },
+    "input_pyramid": {"skip": "InputSkip", "residual": "InputResidual"},
+    "output_pyramid": {"skip": "OutputSkip", "residual": "OutputResidual"},
+}
+LABEL = ("embedding", "embedding_width", "time_scale", "fourier_scale")
+
+
+def with_parts(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the configuration of a network with the arguments of a `UNet` in their parts.
+
+    Args:
+        flat: the `_target_`; arguments of `UNet` and fields of its parts, with the kinds in `MODULES` for `resample`,
+            `input_pyramid` and `output_pyramid`; and the arguments of older runs: `dims`, `combine` ("sum" or "cat"),
+            `embedding` ("positional", "adm", "fourier" or "fourier_log"), `embedding_width`, `time_scale`,
+            `fourier_scale`.
+    """
+    node = dict(flat)
+    for name, modules in MODULES.items():
+        if module := modules.get(str(node.get(name))):
+            node[name] = {"_target_": NETWORKS + module, "_partial_": True}
+    if node.pop("combine", "sum") == "cat" and flat.get("input_pyramid") == "skip":
+        node["input_pyramid"]["concatenate"] = True
+    if (dims := node.pop("dims", None)) and isinstance(node["image_size"], int):
+        node["image_size"] = [node["image_size"]] * dims
+    if node["_target_"] != NETWORKS + "UNet":
+        return node
+    for part, kind in PARTS.items():
+        names = [field.name for field in fields(kind) if field.name in node]
+        if names:
+            node[part] = {"_target_": NETWORKS + kind.__name__, **{name: node.pop(name) for name in names}}
+            node.setdefault("attention", [16])
+    label = {name: node.pop(name) for name in LABEL if name in node}
+    embedding = label.get("embedding", "positional")
+    features = label.get("embedding_width") or node.get("width", 128)
+    if "fourier" in embedding:
+        arguments = {"scale": label.get("fourier_scale", 16.0), "log": embedding == "fourier_log"}
+        node["label"] = {"_target_": NETWORKS + "FourierEmbedding", "features": features, **arguments}
+    elif label:
+        arguments = {"scale": label.get("time_scale", 1000.0), "endpoint": embedding == "positional"}
+        node["label"] = {"_target_": NETWORKS + "PositionalEmbedding", "features": features, **arguments}
+    return node
