@@ -121,12 +121,7 @@ class OptimalVariance:
     """
 
     def __init__(
-        self,
-        model: Model,
-        x0: Tensor,
-        points: int = 64,
-        generator: torch.Generator | None = None,
-        cond: Any = None,
+        self, model: Model, x0: Tensor, points: int = 64, generator: torch.Generator | None = None, cond: Any = None
     ):
         model = as_model(model, cond)
         sde = model.sde

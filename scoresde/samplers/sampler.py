@@ -12,7 +12,7 @@ Transitions may go up again, to more noise (RePaint, 2201.09865); `samplers.line
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -32,6 +32,7 @@ StepFunction = Callable[[BaseModel, Tensor, Tensor, Tensor, RandomStream], Tenso
 """(model, x, t_from, t_to, stream) -> the state at t_to, from the state x (B, *) at t_from; times float64, ()."""
 
 
+@runtime_checkable
 class Step(Protocol):
     """A step that prepares all transitions before the loop, and may have a memory.
 
@@ -78,24 +79,15 @@ def as_step(step: Step | StepFunction) -> Step:
     Raises:
         TypeError: anything else.
     """
-    is_class = isinstance(step, type)
-    if not is_class and hasattr(step, "plan") and hasattr(step, "advance"):
-        return step
-    if not is_class and callable(step):
-        return FunctionStep(step)
+    if not isinstance(step, type):
+        if isinstance(step, Step):
+            return step
+        if callable(step):
+            return FunctionStep(step)
+    kind = f"the class {step.__name__}: call it" if isinstance(step, type) else type(step).__name__
     raise TypeError(
-        "a step must have plan and advance, or be a function (model, x, t_from, t_to, stream) -> x; got "
-        + (f"the class {step.__name__}: make an instance" if isinstance(step, type) else type(step).__name__)
+        f"a step must have plan and advance, or be a function (model, x, t_from, t_to, stream) -> x; got {kind}"
     )
-
-
-def make_transition(
-    step: Step | StepFunction, model: Model, x: Tensor, t_from: Tensor, t_to: Tensor, stream: RandomStream
-) -> Tensor:
-    """The state at t_to, from x (B, *) at t_from, by a single transition of a step without a past."""
-    step, model = as_step(step), as_model(model)
-    (entry,) = step.plan(model.sde, [(t_from, t_to)])
-    return step.advance(model, x, entry, stream, None)[0]
 
 
 class Constraint(Protocol):
@@ -175,9 +167,14 @@ class Sampler(PlainStep):
             raise ValueError(f"trajectory must be True, False or a positive number; got {trajectory}")
         model = as_model(model, cond)
         pairs = self.transitions(model.sde)
-        like = _like(model, shape, x_T, device, dtype)
-        stream = RandomStream(generator, seeds, len(like))
-        x = x_T if x_T is not None else _noise_std(model.sde, pairs[0][0]) * stream.normal(like)
+        if (shape is None) == (x_T is None):
+            raise ValueError("give either a shape (B, *) or a starting state x_T, exactly one of the two")
+        x = torch.empty(tuple(shape or ()), dtype=dtype, device=device or device_of(model)) if x_T is None else x_T
+        if not x.is_floating_point() or x.ndim < 2 or (x_T is None and not x.numel()):
+            raise ValueError(f"states must be floating-point tensors (B, *); got {x.dtype} {tuple(x.shape)}")
+        stream = RandomStream(generator, seeds, len(x))
+        if x_T is None:
+            x = _noise_std(model.sde, pairs[0][0]) * stream.normal(x)
         memory, kept = None, [x] if every else []
         plan = progress_bar(self.plan(model.sde, pairs), title="sampling", unit="step", shown=progress)
         count = Evaluations()
@@ -214,23 +211,6 @@ def _refuse_nan(x: Tensor) -> None:
             f"{len(bad)} of {len(x)} samples are NaN or infinite (first {bad[:8]}): does the network give NaN, or is "
             "the method unstable at this number of steps? A callback sees every state"
         )
-
-
-def _like(
-    model: BaseModel,
-    shape: Sequence[int] | None,
-    x_T: Tensor | None,
-    device: torch.device | str | None,
-    dtype: torch.dtype,
-) -> Tensor:
-    """x_T, or an empty tensor (B, *) of the shape."""
-    if x_T is None and shape is not None and min(shape, default=0) > 0:
-        x_T = torch.empty(tuple(shape), dtype=dtype, device=device or device_of(model))
-    elif x_T is None or shape is not None:
-        raise ValueError(f"give a shape (B, *) or a starting state x_T, one of the two; got shape={shape}")
-    if not x_T.is_floating_point() or x_T.ndim < 2:
-        raise ValueError(f"states must be floating-point tensors (B, *); got {x_T.dtype} {tuple(x_T.shape)}")
-    return x_T
 
 
 def _noise_std(sde: SDE, t: Tensor) -> float:

@@ -66,13 +66,9 @@ class LearnedVP(LogSNRPath):
             raise ValueError(f"units must be a positive integer; got {units!r}")
         # Plain attributes, not buffers: they stay in float64 on the CPU when the model moves.
         self._first_ends = _softplus_inverse(float64([-gamma_min, gamma_max]))
-        self._first_shape = torch.stack(
-            [
-                _softplus_inverse(torch.full((units,), 1 / units, dtype=torch.float64, device="cpu")),
-                _softplus_inverse(torch.full((units,), units / 2, dtype=torch.float64, device="cpu")),
-                (torch.arange(units, dtype=torch.float64, device="cpu") + 0.5) / units,
-            ]
-        )
+        centres = (torch.arange(units, dtype=torch.float64, device="cpu") + 0.5) / units
+        heights, slopes = torch.full_like(centres, 1 / units), torch.full_like(centres, units / 2)
+        self._first_shape = torch.stack([_softplus_inverse(heights), _softplus_inverse(slopes), centres])
         self.ends = nn.Parameter(torch.zeros(2, dtype=torch.float32), requires_grad=learn_ends)
         self.shape = nn.Parameter(torch.zeros(3, units, dtype=torch.float32))
         self._scaled: tuple[Tensor, Tensor, Tensor] | None = None  # within `scaled_gradient`: t, phi and phi'

@@ -67,8 +67,15 @@ class RungeKutta:
         status = per_sample(Status.OK, x, torch.int64)
         position, integral, squared = per_sample(start, x, double(x)), torch.zeros(()), torch.zeros(())
         for s, s_next in pairwise(grid):
+            h = s_next - s
+            slopes: list[Tensor] = []
+            reported: list[Tensor] = []
+            for c, row in zip(tableau.c, tableau.a, strict=True):
+                v, g = field(s + c * h, _advance(x, h, row, slopes), None)
+                slopes.append(v)
+                reported.append(g)
+            proposed, weights = _advance(x, h, tableau.b, slopes), [float(h) * w for w in tableau.b]
             running = status == Status.OK
-            proposed, weights, reported = self._step(tableau, field, s, s_next - s, x)
             good = running & finite(proposed, *reported)
             x = choose(good, proposed, x)
             grown = integral + sum(w * g for w, g in zip(weights, reported, strict=True))
@@ -78,19 +85,6 @@ class RungeKutta:
             position = torch.where(good, s_next.to(position), position)
             status = torch.where(running & ~good, Status.NONFINITE, status)
         return Solution(x, integral, squared, position, status)
-
-    @staticmethod
-    def _step(
-        tableau: Tableau, field: Field, s: Tensor, h: Tensor, x: Tensor
-    ) -> tuple[Tensor, list[float], list[Tensor]]:
-        """The state after a step, and for each evaluation its weight in integrals and its g."""
-        slopes: list[Tensor] = []
-        reported: list[Tensor] = []
-        for c, row in zip(tableau.c, tableau.a, strict=True):
-            v, g = field(s + c * h, _advance(x, h, row, slopes), None)
-            slopes.append(v)
-            reported.append(g)
-        return _advance(x, h, tableau.b, slopes), [float(h) * w for w in tableau.b], reported
 
 
 def _advance(x: Tensor, h: Tensor, weights: tuple[float, ...], slopes: list[Tensor]) -> Tensor:
