@@ -134,5 +134,5 @@ def test_mala_does_not_hide_a_network_that_gives_nan():
     ],
 )
 def test_bad_arguments(make):
-    with pytest.raises(ValueError, match="needs|must be"):
+    with pytest.raises(ValueError, match=r"needs|must be"):
         make()

@@ -55,7 +55,9 @@ def test_t_ab_integrates_the_polynomial_in_time(order, sde):
             def integrand(t, j=j, known=known):
                 """dL_j/dt r(t), with Lagrange polynomials by the product rule."""
                 others = [node for k, node in enumerate(known) if k != j]
-                slope = sum(math.prod(t - other for m, other in enumerate(others) if m != k) for k in range(len(others)))
+                slope = sum(
+                    math.prod(t - other for m, other in enumerate(others) if m != k) for k in range(len(others))
+                )
                 return slope / math.prod(known[j] - other for other in others) * along(sde, [t])[0].ratio
 
             inside = quad(integrand, known[0], end)[0]

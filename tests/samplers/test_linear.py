@@ -131,7 +131,9 @@ def test_a_correction_is_skipped_if_a_constraint_moved_the_state(steps):
 @pytest.mark.parametrize("order", ["predictor_first", "corrector_first"])
 def test_a_correction_is_skipped_if_a_corrector_moved_the_state(order):
     moved, plain = (
-        samplers.PredictorCorrector(step, lambda model, x, t, stream: x + 0, 6, "uniform_log_snr", order)(MODEL, x_T=X).x
+        samplers.PredictorCorrector(step, lambda model, x, t, stream: x + 0, 6, "uniform_log_snr", order)(
+            MODEL, x_T=X
+        ).x
         for step in (samplers.UniPC(2), Uncorrected(2))
     )
     assert torch.equal(moved, plain)

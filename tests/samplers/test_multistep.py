@@ -1,6 +1,7 @@
 """The base of multistep methods: weights against quadrature, exactness, and the orders near the end of a run."""
 
 import math
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -52,7 +53,7 @@ def test_data_of_one_point_are_exact_at_any_step(step, sde):
     for (stage, _), here, target in zip(plan, points[:-1], points[1:], strict=True):
         assert stage.a * here.alpha + sum(stage.b) == pytest.approx(target.alpha, rel=1e-9)
         assert stage.a**2 * here.sigma**2 + stage.c**2 == pytest.approx(target.sigma**2, rel=1e-9)
-    for (before, _), (_, correct) in zip(plan[:-1], plan[1:], strict=True):
+    for (before, _), (_, correct) in pairwise(plan):
         assert not correct or sum(correct) == pytest.approx(sum(before.b), rel=1e-9)
 
 

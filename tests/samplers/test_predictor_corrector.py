@@ -76,7 +76,11 @@ def test_a_flow_that_fails_says_how_many_samples():
     [
         (lambda: PredictorCorrector(), ValueError, "a predictor, a corrector or both; got neither"),
         (lambda: PredictorCorrector(DDIM(), steps=0), ValueError, "steps must be at least 1; got 0"),
-        (lambda: PredictorCorrector(DDIM(), steps=3, grid=[0.9, 0.5, 0.1]), ValueError, "3 times has 2 steps; got steps=3"),
+        (
+            lambda: PredictorCorrector(DDIM(), steps=3, grid=[0.9, 0.5, 0.1]),
+            ValueError,
+            "3 times has 2 steps; got steps=3",
+        ),
         (lambda: PredictorCorrector(DDIM(), order="both"), ValueError, "order must be one of predictor_first, corr"),
         (lambda: PredictorCorrector(corrector=3), TypeError, r"a function \(model, x, t, stream\) -> x; got 3"),
         (lambda: PredictorCorrector(corrector=ss.samplers.MALA), TypeError, "a corrector must be a function"),

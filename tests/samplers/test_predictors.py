@@ -156,5 +156,5 @@ def test_the_optimal_variance_where_no_signal_is_left():
 def test_bad_arguments():
     with pytest.raises(ValueError, match="variance must be one of posterior, forward, learned, or an OptimalVariance"):
         Ancestral("beta")
-    with pytest.raises(ValueError, match="noise level l must be >= 0; got -1.0"):
+    with pytest.raises(ValueError, match="noise level l must be >= 0; got -1"):
         EulerMaruyama(-1.0)

@@ -235,13 +235,16 @@ def test_a_step_may_be_a_function_that_receives_the_times_as_float64(model):
 
 
 @pytest.mark.parametrize(
-    "step", [ss.samplers.Ancestral(), ss.samplers.EulerMaruyama(), ss.samplers.DPMSolver(3)], ids=lambda s: type(s).__name__
+    "step",
+    [ss.samplers.Ancestral(), ss.samplers.EulerMaruyama(), ss.samplers.DPMSolver(3)],
+    ids=lambda s: type(s).__name__,
 )
 def test_a_function_that_calls_a_planned_step_gives_its_samples(step, model):
     """For a step without a past: the same draws, evaluations and samples, up and down, bit by bit."""
     grid, corrector = [1.0, 0.7, 0.4, 0.6, 0.3, 0.1], ss.samplers.Langevin()
     own, library = (
-        PredictorCorrector(each, corrector, grid=grid)(model, **SEEDS) for each in (partial(make_transition, step), step)
+        PredictorCorrector(each, corrector, grid=grid)(model, **SEEDS)
+        for each in (partial(make_transition, step), step)
     )
     assert torch.equal(own.x, library.x)
     assert own.nfe == library.nfe

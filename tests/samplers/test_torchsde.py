@@ -146,5 +146,5 @@ def test_bad_arguments(arguments):
 
 
 def test_an_infinite_drift_is_refused():
-    with pytest.raises(ValueError, match="needs alpha > 0 at t_max=1.* lower t_max"):
+    with pytest.raises(ValueError, match=r"needs alpha > 0 at t_max=1.* lower t_max"):
         TorchSDE().transitions(ss.ZeroTerminalSNR(ss.VP()))
