@@ -94,21 +94,6 @@ def test_the_past_of_a_stochastic_method_is_dropped_after_going_up(name):
         assert plan[3:] == step.plan(ss.VP(), BACK[3:])
 
 
-@pytest.mark.parametrize(
-    "step", [samplers.DPMSolverPP(3), samplers.UniPC(3, final=0), samplers.AngularAdams(final=0), samplers.DEIS(3)]
-)
-def test_a_run_that_goes_up_is_two_runs(step):
-    def part(x, transitions):
-        sampler = samplers.PredictorCorrector(step)
-        sampler.transitions = lambda sde: transitions
-        return sampler(MODEL, x_T=x).x
-
-    whole = samplers.PredictorCorrector(step, grid=BACK_TIMES)(MODEL, x_T=X, trajectory=True).trajectory
-    top = part(X, BACK[:3])
-    close(whole[3], top)
-    close(whole[5], part(top, BACK[3:]))
-
-
 # Corrections
 
 
@@ -137,17 +122,6 @@ def test_a_correction_is_skipped_if_a_corrector_moved_the_state(order):
         for step in (samplers.UniPC(2), Uncorrected(2))
     )
     assert torch.equal(moved, plain)
-
-
-def test_no_correction_undoes_a_constraint():
-    """A state on the mean stays there."""
-    mixture, sde = ss.GaussianMixture(f64([0.5, -0.3])[None], f64([0.4])), ss.VP()
-
-    def onto_the_mean(model, x, t, stream):
-        return (sde.alpha(t) * mixture.mean()).expand_as(x) if 0.3 < t < 0.9 else x
-
-    x = run(samplers.UniPC(3), mixture.score_model(sde), 12, constraint=onto_the_mean)
-    close(x, (sde.alpha(f64(sde.t_min)) * mixture.mean()).expand_as(x), 1e-9)
 
 
 # The device
@@ -314,13 +288,6 @@ def test_a_stochastic_step_up_is_the_forward_kernel(name, sde):
     close(make_transition(step, model, X, s, t, RandomStream(seeded(3))), ratio * X + variance.sqrt() * z)
     model.sde = ss.ZeroTerminalSNR(ss.VP(t_min=0.0))
     close(make_transition(step, model, X, f64(0.0), f64(1.0), RandomStream(seeded(3))), z)
-
-
-@pytest.mark.parametrize("name", ["sde-dpm-solver++-2", "sa-solver", "edm"])
-def test_a_sample_that_goes_up_does_not_depend_on_its_batch(name):
-    make = samplers.PredictorCorrector(METHODS[name].step, grid=BACK_TIMES)
-    alone = torch.cat([make(MODEL, x_T=X[i : i + 1], seeds=[seed]).x for i, seed in enumerate([3, 1, 4])])
-    close(alone, make(MODEL, x_T=X, seeds=[3, 1, 4]).x, 1e-9)
 
 
 @pytest.mark.parametrize(

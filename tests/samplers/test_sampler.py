@@ -9,7 +9,7 @@ import scoresde as ss
 from scoresde.samplers import PredictorCorrector, uniform_log_snr, uniform_time
 from scoresde.samplers.grids import transitions
 from scoresde.samplers.sampler import Sampler, as_step
-from scoresde.views import Pair, ShiftedViews
+from scoresde.views import ShiftedViews
 from tests.conftest import close, f64, make_transition, oracle, seeded
 
 
@@ -143,14 +143,6 @@ def test_step_corrector_and_constraint_receive_the_same_conditional_model(wrap):
 # Counts
 
 
-class Twice(ss.ModelWrapper):
-    """Evaluates twice."""
-
-    def predict(self, x, t):
-        self.model.predict(0.9 * x, t)
-        return self.model.predict(x, t)
-
-
 class Guided(ss.ModelWrapper):
     """Takes `gradients` gradients through the network, and moves the denoised mean along the last one."""
 
@@ -168,38 +160,9 @@ class Guided(ss.ModelWrapper):
         return ShiftedViews(views, before, before - 0.01 * gradient)
 
 
-class Foreign:
-    """A model of the user's own class, around a model or with its own views."""
-
-    def __init__(self, model, evaluations):
-        self.sde, self.model, self.evaluations = model.sde, model, evaluations
-
-    def predict(self, x, t):
-        for _ in range(self.evaluations):
-            views = self.model.predict(x, t)
-        return views if self.evaluations else Pair(self.sde, t, torch.zeros_like(x), x / self.sde.sigma(t).to(x))
-
-
-@pytest.mark.parametrize(
-    ("wrap", "counts"),
-    [
-        (lambda m: m, (5, 0)),
-        (Twice, (10, 0)),
-        (lambda m: Twice(Twice(m)), (20, 0)),
-        (lambda m: Guided(m, 2), (5, 10)),
-        (lambda m: Twice(Guided(m, 1)), (10, 10)),
-        (lambda m: Foreign(m, 0), (5, 0)),  # a call counts as one
-        (lambda m: Foreign(m, 2), (10, 0)),
-    ],
-)
-def test_evaluations_and_backward_passes_of_wrapped_models_are_counted(wrap, counts, model):
-    calls, gradients = [], []
-    model.network.register_forward_hook(lambda *_: calls.append(1))
-    model.network.register_full_backward_hook(lambda *_: gradients.append(1))
-    once = PredictorCorrector(ss.samplers.DPMSolverPP(2), steps=5, grid="uniform_log_snr")
-    result = once(wrap(model), x_T=X.double())
-    assert (result.nfe, result.backward) == counts
-    assert (len(calls) or 5, len(gradients)) == counts
+def test_evaluations_and_backward_passes_are_counted(model):
+    result = PredictorCorrector(ss.samplers.DDIM(), steps=5)(Guided(model, 2), x_T=X)
+    assert (result.nfe, result.backward) == (5, 10)
     assert not result.x.requires_grad
 
 
