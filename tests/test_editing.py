@@ -114,16 +114,16 @@ def test_the_ends_are_round_trips(mode, dtype):
 
 
 def test_condition_and_solver_are_used():
-    seen, cond = [], normal(3, 1)
+    conditions, cond = [], normal(3, 1)
 
     def network(x, label, cond):
-        seen.append(cond)
+        conditions.append(cond)
         return cond * x
 
     model = ss.ScoreModel(network, ss.VP(), "v")
     interpolate(model, *two_states((2,)), [0.2, 0.8], cond=cond, solver=ss.solvers.RungeKutta("heun2", 5))
-    assert len(seen) == 4 * 10  # two latents, two weights
-    assert all(torch.equal(c, cond) for c in seen)
+    assert len(conditions) == 4 * 10  # two latents, two weights
+    assert all(torch.equal(c, cond) for c in conditions)
 
 
 # A sampler from t
@@ -272,11 +272,11 @@ def test_an_edit_depends_on_its_seed_alone():
 
 
 def test_options_reach_the_sampler():
-    model, seen = oracle((2,)).score_model(ss.VP()), []
+    model, stops = oracle((2,)).score_model(ss.VP()), []
     sampler = PredictorCorrector(Ancestral(), grid=[1.0, 0.5, 0.2], denoise_final=True)
-    options = {"trajectory": True, "callback": lambda i, t, x: seen.append(float(t))}
+    options = {"trajectory": True, "callback": lambda i, t, x: stops.append(float(t))}
     result = perturb_and_denoise(model, normal(2, 2), 0.6, sampler, seeds=[0, 1], **options)
-    assert seen == [0.5, 0.2]
+    assert stops == [0.5, 0.2]
     assert result.trajectory.shape == (3, 2, 2)
     assert result.nfe == 3
 

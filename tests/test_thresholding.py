@@ -164,17 +164,17 @@ def test_where_the_data_are_held_the_flow_is_a_straight_line(sde):
 
 
 def test_the_learned_variance_and_the_condition_pass():
-    x0, raw, seen = normal(4, 3), normal(4, 3, seed=1), []
+    x0, raw, conditions = normal(4, 3), normal(4, 3, seed=1), []
 
     def network(x, c_noise, cond):
-        seen.append(cond)
+        conditions.append(cond)
         return torch.cat([3 * x0, raw], dim=1).to(x.dtype)
 
     model = Clipped(ss.ScoreModel(network, ss.VP(), "data", learned_variance=True))
     views = model.given(f64(1.0, 2.0, 3.0, 4.0)).predict(normal(4, 3), f64(0.5))
     close(views.variance, (raw + 1) / 2)
     close(views.denoised, (3 * x0).clamp(-1, 1))
-    assert seen[0].tolist() == [1.0, 2.0, 3.0, 4.0]
+    assert conditions[0].tolist() == [1.0, 2.0, 3.0, 4.0]
     PredictorCorrector(Ancestral("learned"), steps=3)(model, shape=(4, 3), seeds=range(4))
 
 

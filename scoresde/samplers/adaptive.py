@@ -93,9 +93,9 @@ class Bridges:
         """Drop the values before the clocks (n,)."""
         self.clocks = self.clocks.masked_fill(self.clocks < clock[:, None], math.inf)
 
-    def keep(self, kept: Tensor) -> None:
+    def keep(self, selection: Tensor) -> None:
         """Keep the processes of a mask (n,) on the CPU."""
-        self.clocks, self.values = self.clocks[kept], self.values[kept.to(self.values.device)]
+        self.clocks, self.values = self.clocks[selection], self.values[selection.to(self.values.device)]
 
 
 class AngularPath:
@@ -142,18 +142,19 @@ class AngularPath:
         pace = -COARSE * torch.cosh(inner) / (torch.sinh(inner).square() + COARSE**2)  # dphi/dnu
         decay = torch.exp(self.log_signal(inner) - self.log_signal(after)[:, None]) ** (l * l)
         slope = (1 + l * l) * WEIGHTS * decay * pace * (after - nu)[:, None]
-        kept = torch.exp(self.log_signal(nu) - self.log_signal(after)) ** (l * l)  # 0^0 = 1: the ODE, from alpha = 0
-        return kept, slope.sum(dim=1), (slope * part).sum(dim=1)
+        total = torch.exp(self.log_signal(nu) - self.log_signal(after)) ** (l * l)  # 0^0 = 1: the ODE, from alpha = 0
+        return total, slope.sum(dim=1), (slope * part).sum(dim=1)
 
 
 class Place(NamedTuple):
     """Where n samples are.
 
-    asked: the nu requested of `AngularPath`. t, nu: the time that it gave and the nu there. clock: the clock of the
-    noise. gain: q of the step to this place. All float64 (n,), on the CPU. w, z: the state and the noise, (n, *).
+    requested: the nu that `AngularPath` was called with. t, nu: the time that it gave and the nu there. clock: the
+    clock of the noise. gain: q of the step to this place. All float64 (n,), on the CPU. w, z: the state and the noise,
+    (n, *).
     """
 
-    asked: Tensor
+    requested: Tensor
     t: Tensor
     nu: Tensor
     clock: Tensor
@@ -161,9 +162,9 @@ class Place(NamedTuple):
     w: Tensor
     z: Tensor
 
-    def rows(self, kept: Tensor) -> "Place":
+    def rows(self, selection: Tensor) -> "Place":
         """The place of some of the samples, a mask or indices on the CPU."""
-        return Place(*(value[kept.to(value.device)] for value in self))
+        return Place(*(value[selection.to(value.device)] for value in self))
 
     def put(self, which: Tensor, other: "Place") -> "Place":
         """This place with the samples of the indices (m,) at another place, of m samples."""
@@ -189,13 +190,13 @@ class _Runs:
     previous: Tensor
     noise: Bridges
 
-    def keep(self, kept: Tensor) -> None:
+    def keep(self, selection: Tensor) -> None:
         """Keep the samples of a mask (n,) on the CPU."""
         for name, value in vars(self).items():
             if isinstance(value, Tensor):
-                setattr(self, name, value[kept.to(value.device)])
-        self.here, self.there = self.here.rows(kept), self.there.rows(kept)
-        self.noise.keep(kept)
+                setattr(self, name, value[selection.to(value.device)])
+        self.here, self.there = self.here.rows(selection), self.there.rows(selection)
+        self.noise.keep(selection)
 
 
 class ErrorControlled(Sampler):
@@ -256,9 +257,7 @@ class ErrorControlled(Sampler):
                 f"got {rtol=}, {atol=}, {exponent=}, {safety=}, {max_step=}"
             )
         if max_evaluations < 2 or segments < 1:
-            raise ValueError(
-                f"max_evaluations must be at least 2 and segments at least 1; got {max_evaluations=}, {segments=}"
-            )
+            raise ValueError(f"max_evaluations must be >= 2 and segments >= 1; got {max_evaluations=}, {segments=}")
         self.rtol, self.atol, self.l = rtol, atol, check_level(l)
         self.safety, self.exponent, self.max_step = safety, exponent, max_step
         self.max_evaluations, self.segments = max_evaluations, segments
@@ -283,7 +282,7 @@ class ErrorControlled(Sampler):
             if bad := (~finite(velocity)).nonzero().flatten().tolist():
                 hint = "does the network give finite values there?"
                 raise _failure("turned NaN or infinite", runs.rows[bad], t[bad], len(x), hint)
-            if bool((over := good & (runs.here.asked >= path.end)).any()):
+            if bool((over := good & (runs.here.requested >= path.end)).any()):
                 arrived[runs.rows[over].to(x.device)] = runs.here.w[over.to(x.device)]
                 runs.keep(~over)
             if not len(runs.rows):
@@ -317,7 +316,7 @@ class ErrorControlled(Sampler):
         size = torch.maximum(low.abs(), runs.previous.abs())
         error = rms((high - low) / (self.rtol * size).clamp(min=self.atol)).cpu().double()
         good = runs.landing & (error <= 1)
-        step = (runs.there.asked - runs.here.asked) * (self.safety * error**-self.exponent).clamp(SHRINK, GROW)
+        step = (runs.there.requested - runs.here.requested) * (self.safety * error**-self.exponent).clamp(SHRINK, GROW)
         runs.step = torch.where(runs.landing, step.clamp(max=largest), runs.step)
         runs.velocity = choose(runs.landing, runs.velocity, velocity)
         accepted = good.nonzero().flatten()
@@ -332,17 +331,17 @@ class ErrorControlled(Sampler):
         if not len(which):
             return
         here, velocity = runs.here.rows(which), runs.velocity[which.to(runs.velocity.device)]
-        asked = (here.asked + runs.step[which]).clamp(max=path.end)
-        t = path.time(asked)
+        requested = (here.requested + runs.step[which]).clamp(max=path.end)
+        t = path.time(requested)
         nu = path.nu(t)
         clock, z = torch.maximum(path.clock(nu, self.l), here.clock), here.z
-        kept, p, q = path.weights(here.nu, nu, self.l)
-        w = broadcast(kept, z) * here.w + broadcast(p, z) * velocity
+        decay, p, q = path.weights(here.nu, nu, self.l)
+        w = broadcast(decay, z) * here.w + broadcast(p, z) * velocity
         if self.l:
             runs.noise.forget(runs.here.clock)
             z = runs.noise.draw(which, clock, stream.normal(w, runs.rows[which]))
-            w = w + z - broadcast(kept, z) * here.z
-        runs.there = runs.there.put(which, Place(asked, t, nu, clock, q, w, z))
+            w = w + z - broadcast(decay, z) * here.z
+        runs.there = runs.there.put(which, Place(requested, t, nu, clock, q, w, z))
 
 
 def _failure(reason: str, rows: Tensor, t: Tensor, count: int, hint: str) -> RuntimeError:

@@ -7,7 +7,7 @@ noised by sigma has a norm of about d^(1/2)/sigma, so the rule of 2011.13456 (al
     h = 2 (snr |z| / |score|)^2,        becomes        h = 2 (snr sigma)^2.
 """
 
-from typing import Protocol
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -17,11 +17,8 @@ from scoresde.score import BaseModel
 from scoresde.solvers.solver import choose
 from scoresde.tensors import broadcast, sum_dims
 
-
-class Corrector(Protocol):
-    """Moves the state x (B, *) within the marginal at t, float64, ()."""
-
-    def __call__(self, model: BaseModel, x: Tensor, t: Tensor, stream: RandomStream) -> Tensor: ...
+Corrector = Callable[[BaseModel, Tensor, Tensor, RandomStream], Tensor]
+"""(model, x, t, stream) -> the state x (B, *), moved within the marginal at t, float64, ()."""
 
 
 def langevin(x: Tensor, score: Tensor, step: Tensor, z: Tensor) -> Tensor:

@@ -90,10 +90,8 @@ def as_step(step: Step | StepFunction) -> Step:
     )
 
 
-class Constraint(Protocol):
-    """A projection after every transition: the constrained state at t, from the state x (B, *) at t."""
-
-    def __call__(self, model: BaseModel, x: Tensor, t: Tensor, stream: RandomStream) -> Tensor: ...
+Constraint = Callable[[BaseModel, Tensor, Tensor, RandomStream], Tensor]
+"""A projection after every transition: (model, x, t, stream) -> the constrained state, from the state x (B, *) at t."""
 
 
 @dataclass
@@ -175,7 +173,7 @@ class Sampler(PlainStep):
         stream = RandomStream(generator, seeds, len(x))
         if x_T is None:
             x = _noise_std(model.sde, pairs[0][0]) * stream.normal(x)
-        memory, kept = None, [x] if every else []
+        memory, states = None, [x] if every else []
         plan = progress_bar(self.plan(model.sde, pairs), title="sampling", unit="step", shown=progress)
         count = Evaluations()
         for i, (entry, (_, t)) in enumerate(zip(plan, pairs, strict=True)):
@@ -186,12 +184,12 @@ class Sampler(PlainStep):
             if callback is not None:
                 callback(i, t, x)
             if every and (i + 1) % every == 0:
-                kept.append(x)
+                states.append(x)
         if self.denoise_final:
             with counting(count):
                 x = model.predict(x, t).denoised
         _refuse_nan(x)
-        return Samples(x, count.forward, torch.stack(kept) if kept else None, count.backward)
+        return Samples(x, count.forward, torch.stack(states) if states else None, count.backward)
 
 
 def _constrained(constraint: Constraint, model: BaseModel, x: Tensor, t: Tensor, stream: RandomStream) -> Tensor:

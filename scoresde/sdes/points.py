@@ -61,8 +61,8 @@ def transition(clean: Point[Number], noisy: Point[Number]) -> tuple[Number, Numb
 def posterior(clean: Point[Number], noisy: Point[Number]) -> tuple[Number, Number, Number]:
     """(a, b, variance) of q(x_s | x_t, x_0) = N(a x_t + b x_0, variance I)."""
     ratio, variance = transition(clean, noisy)
-    kept = (clean.sigma / noisy.sigma) ** 2
-    return ratio * kept, clean.alpha * variance / noisy.sigma**2, variance * kept
+    factor = (clean.sigma / noisy.sigma) ** 2
+    return ratio * factor, clean.alpha * variance / noisy.sigma**2, variance * factor
 
 
 def _call(name: str, *values: Number) -> Number:

@@ -122,9 +122,9 @@ class _Path(NamedTuple):
         weights = self.weights[..., None].to(self.g)
         return self.integral + (weights * self.g).sum(dim=1), self.squared + (weights.square() * self.g).sum(dim=1)
 
-    def rows(self, kept: Tensor) -> "_Path":
+    def rows(self, selection: Tensor) -> "_Path":
         """The path of some of the samples, a mask or indices."""
-        return _Path(*(value[kept] for value in self))
+        return _Path(*(value[selection] for value in self))
 
 
 def _combine(weights: Tensor, velocities: Tensor) -> Tensor:

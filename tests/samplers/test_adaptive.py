@@ -50,11 +50,11 @@ def test_known_points_of_the_noise_stay_and_those_behind_are_forgotten():
 def test_the_variable_goes_from_end_to_end(sde):
     ends = f64(sde.t_max, sde.t_min)
     path = AngularPath(sde, *ends)
-    asked = torch.linspace(path.start, path.end, 999, dtype=torch.float64)
-    t = path.time(asked)
+    requested = torch.linspace(path.start, path.end, 999, dtype=torch.float64)
+    t = path.time(requested)
     assert torch.equal(t[[0, -1]], ends)
     assert (t.diff() < 0).all()
-    close(path.nu(t), asked, rtol=0, atol=2e-3)
+    close(path.nu(t), requested, rtol=0, atol=2e-3)
     signal = sde.alpha(t) / sde.size(t)
     close(path.log_signal(path.nu(t))[1:], signal.log()[1:], rtol=1e-6, atol=1e-12)
 
@@ -63,14 +63,14 @@ def test_the_variable_goes_from_end_to_end(sde):
 def test_the_weights_of_a_step(level):
     """p and q by a fine sum. Level 0: p is the change of angle. Level 1: 2 (sin phi_s - sin phi_t) / cos phi_s."""
     path, nu, after = AngularPath(ss.VP(), f64(1.0), f64(1e-3)), f64(1.0, 4.0), f64(1.8, 5.5)
-    kept, p, q = path.weights(nu, after, level)
+    total, p, q = path.weights(nu, after, level)
     part = torch.linspace(0, 1, 100_001, dtype=torch.float64)
     grid = nu[:, None] + (after - nu)[:, None] * part
     phi, decay = torch.atan(30 / torch.sinh(grid)), path.log_signal(grid) - path.log_signal(after)[:, None]
     integrand = (1 + level**2) * torch.exp(level**2 * decay)
     close(p, torch.trapezoid(integrand, phi), rtol=1e-8)
     close(q, torch.trapezoid(integrand * part, phi), rtol=1e-8)
-    close(kept, torch.exp(level**2 * decay[:, 0]))
+    close(total, torch.exp(level**2 * decay[:, 0]))
     if level == 1:
         close(p, 2 * (phi[:, -1].sin() - phi[:, 0].sin()) / phi[:, -1].cos(), rtol=1e-10)
     if level == 0:
@@ -156,16 +156,16 @@ def test_a_sample_does_not_depend_on_its_batch(shape, dtype):
 
 
 def test_only_samples_that_have_not_arrived_are_evaluated_each_with_its_own_time_and_condition():
-    seen = []
+    calls = []
 
     def network(x, c_noise, cond):
-        seen.append((len(x), len(cond), len(c_noise.unique())))
+        calls.append((len(x), len(cond), len(c_noise.unique())))
         return 0.1 * x + (x * cond[:, None]).sin()
 
     model, condition = ss.ScoreModel(network, ss.VP(t_min=1e-3)), torch.linspace(0, 20, 6)
     result = ErrorControlled()(model, shape=(6, 3), seeds=range(6), cond=condition)
-    assert result.nfe == len(seen)
-    counts, conditions, times = zip(*seen, strict=True)
+    assert result.nfe == len(calls)
+    counts, conditions, times = zip(*calls, strict=True)
     assert counts == conditions
     assert list(counts) == sorted(counts, reverse=True)
     assert counts[0] == 6 > counts[-1]

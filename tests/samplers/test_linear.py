@@ -207,18 +207,18 @@ def test_the_end_may_have_no_noise(name):
 
 def test_a_user_s_method_is_its_coefficients_and_sees_how_many_transitions_are_left():
     """Euler's method in sigma/alpha is DDIM."""
-    seen = []
+    counts = []
 
     class Euler(Linear):
         view = "noise"
 
         def row(self, sde, nodes, target, left):
-            seen.append(left)
+            counts.append(left)
             a = target.alpha / nodes[0].alpha
             return Row((Stage(nodes[0].t, a, (target.alpha * (target.ratio - nodes[0].ratio),)),))
 
     close(run(Euler()), run(samplers.DDIM()), 1e-9)
-    assert seen == [6, 5, 4, 3, 2, 1]
+    assert counts == [6, 5, 4, 3, 2, 1]
     with pytest.raises(NotImplementedError, match="Linear must define row"):
         run(Linear())
 

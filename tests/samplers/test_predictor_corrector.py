@@ -11,15 +11,15 @@ from tests.conftest import close, f64, oracle, seeded
 
 @pytest.mark.parametrize("order", ["predictor_first", "corrector_first"])
 def test_a_corrector_acts_at_the_end_or_at_the_start_of_a_transition_up_or_down(order):
-    seen, grid = [], [1.0, 0.5, 0.8, 0.3]
+    times_of_corrector, grid = [], [1.0, 0.5, 0.8, 0.3]
 
     def corrector(model, x, t, stream):
-        seen.append(float(t))
+        times_of_corrector.append(float(t))
         return x
 
     make = PredictorCorrector(Ancestral(), corrector, grid=grid, order=order)
     assert make(oracle((2,)).score_model(ss.VP()), shape=(2, 2), seeds=[0, 1]).nfe == 2  # the step up costs nothing
-    assert seen == (grid[1:] if order == "predictor_first" else grid[:-1])
+    assert times_of_corrector == (grid[1:] if order == "predictor_first" else grid[:-1])
 
 
 def test_going_up_again_brings_inpainting_nearer_to_the_conditional_law():

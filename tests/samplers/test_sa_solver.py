@@ -14,7 +14,7 @@ from tests.samplers.methods import EVERY_PATH, LAMBDAS, nodes, planned, polynomi
 @pytest.mark.parametrize("corrector", [1, 4])
 @pytest.mark.parametrize("level", [0.0, 1.0])
 def test_the_corrector_interpolates_the_view_at_the_end_too(level, corrector, sde):
-    """2309.05019, algorithm 1: the same integral with the polynomial through the value ahead and the last ones."""
+    """2309.05019, algorithm 1: the same integral with the polynomial through the value at the end and the last ones."""
     points, rate = nodes(sde), 1 + level**2
     correct = planned(SASolver(1, corrector, level), sde)[3][1]
     known = [point.lam for point in (points[3], points[2], points[1], points[0])][: corrector + 1]

@@ -56,12 +56,12 @@ def test_the_same_generator_gives_the_same_samples(model):
 
 
 def test_trajectory_and_callback_contain_every_transition(model):
-    seen = []
-    result = sampler()(model, **SEEDS, trajectory=True, callback=lambda i, t, x: seen.append((i, float(t), x)))
-    assert [i for i, _, _ in seen] == list(range(12))
-    assert [t for _, t, _ in seen] == uniform_log_snr(model.sde, 12)[1:].tolist()
+    calls = []
+    result = sampler()(model, **SEEDS, trajectory=True, callback=lambda i, t, x: calls.append((i, float(t), x)))
+    assert [i for i, _, _ in calls] == list(range(12))
+    assert [t for _, t, _ in calls] == uniform_log_snr(model.sde, 12)[1:].tolist()
     assert len(result.trajectory) == 13
-    assert all(torch.equal(result.trajectory[i + 1], x) for i, _, x in seen)
+    assert all(torch.equal(result.trajectory[i + 1], x) for i, _, x in calls)
     assert torch.equal(result.trajectory[-1], result.x)
     assert torch.equal(sampler()(model, **SEEDS, trajectory=3).trajectory, result.trajectory[::3])
 
@@ -103,10 +103,10 @@ class Conditional(torch.nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.seen = []
+        self.conditions = []
 
     def forward(self, x, label, cond=None):
-        self.seen.append(cond)
+        self.conditions.append(cond)
         return x if cond is None else x * cond.mean(dim=1, keepdim=True)
 
 
@@ -133,8 +133,8 @@ def test_step_corrector_and_constraint_receive_the_same_conditional_model(wrap):
 
     model = wrap(ss.ScoreModel(network, ss.VP(), "v"))
     result = PredictorCorrector(part, part, steps=3)(model, shape=(2, 3), cond=COND, seeds=[0, 1], constraint=part)
-    assert len(network.seen) == result.nfe == 3 * 3
-    assert all(torch.equal(cond, COND) for cond in network.seen)
+    assert len(network.conditions) == result.nfe == 3 * 3
+    assert all(torch.equal(cond, COND) for cond in network.conditions)
     assert all(each is received[0] for each in received)
     assert type(received[0]) is type(model)
     assert torch.equal(received[0].cond, COND)
@@ -183,18 +183,18 @@ def test_a_run_within_a_run_is_counted_by_both(model):
 
 def test_a_step_may_be_a_function_that_receives_the_times_as_float64(model):
     """Euler's method on the probability flow, with the model's own methods."""
-    seen = []
+    calls = []
 
     def euler(model, x, t_from, t_to, stream):
-        seen.append((t_from, t_to))
+        calls.append((t_from, t_to))
         return x + float(t_to - t_from) * model.velocity(x, t_from)
 
     own = PredictorCorrector(euler, steps=10)(model, x_T=X)
     library = PredictorCorrector(ss.samplers.EulerMaruyama(l=0), steps=10)(model, x_T=X)
     torch.testing.assert_close(own.x, library.x)
     assert own.nfe == library.nfe == 10
-    assert all(t.dtype == torch.float64 and t.shape == () for pair in seen for t in pair)
-    assert seen == transitions(uniform_time(ss.VP(), 10), ss.VP())
+    assert all(t.dtype == torch.float64 and t.shape == () for pair in calls for t in pair)
+    assert calls == transitions(uniform_time(ss.VP(), 10), ss.VP())
 
 
 @pytest.mark.parametrize(
