@@ -1,23 +1,22 @@
 r"""Thresholding: a score model whose prediction of the data is kept in the range of the data.
 
-A network's E[x_0 | x_t] may leave the range that the data is known to have, most of all at high noise and under strong
-guidance. Thresholding is a map T of that prediction, and a property of the model rather than of each sampler: with
-D = T(E[x_0 | x_t]), the noise that the model then believes in is (x - alpha D) / sigma, and every other view follows
-from the two,
+A network's E[x_0 | x_t] may leave the known range of the data, especially at high noise and under strong guidance.
+Thresholding is a map T of that prediction. It is a property of the model rather than of each sampler: with
+D = T(E[x_0 | x_t]), the predicted noise becomes (x - alpha D) / sigma, and every other view follows from the two,
 
     score = -noise / sigma,        velocity = alpha' D + sigma' noise,
 
-so that alpha D + sigma noise = x as before. Nothing is computed through D in the dtype of the state: the views are
-those of the model inside, moved by what thresholding moved the data by,
+so that alpha D + sigma noise = x as before. To avoid rounding, the views are not computed from D in the dtype of the
+state. They are the views of the inner model, shifted by the change of the data,
 
     d D + n noise  =  (d E[x_0 | x_t] + n E[eps | x_t]) + (d - n alpha/sigma) (D - E[x_0 | x_t]),
 
-which leaves them as they were, to the last digit, wherever the prediction is in the range.
+which leaves them unchanged, to the last digit, where the prediction is in the range.
 
 Thresholding is for samplers. The velocity is no longer that of a score: where it holds D at a bound, the flow from data
 to noise multiplies the distance to that bound by sigma(t)/sigma(t_min). `log_prob`, `encode` and `decode` therefore
-want the model inside (`.model`); the evidence bounds of `scoresde.bounds` hold for any denoiser, and take a thresholded
-one. Thresholding goes outermost: around guidance, not within.
+need the inner model (`.model`); the evidence bounds of `scoresde.bounds` hold for any denoiser, and accept a
+thresholded one. Apply thresholding outermost: around guidance, not inside it.
 """
 
 import math
@@ -39,13 +38,13 @@ class Thresholded(ModelWrapper):
 
     Raises:
         TypeError: `model` has no `sde` or no `predict`.
-        ValueError: a range that is empty or not finite.
+        ValueError: a range that is empty or infinite.
     """
 
     def __init__(self, model: Model, low: float = -1.0, high: float = 1.0):
         super().__init__(model)
         if not (math.isfinite(low) and math.isfinite(high) and low < high):
-            raise ValueError(f"a finite range low < high expected; got low={low}, high={high}")
+            raise ValueError(f"low and high must be finite, with low < high; got {low=}, {high=}")
         self.low, self.high = float(low), float(high)
 
     @property
@@ -53,14 +52,14 @@ class Thresholded(ModelWrapper):
         """None: the flow is not invertible where the prediction is held at a bound."""
 
     def threshold(self, denoised: Tensor) -> Tensor:
-        """T of a prediction (B, *), each sample by itself."""
+        """T of a prediction (B, *), separately for each sample."""
         raise NotImplementedError(f"{type(self).__name__} must define threshold(denoised)")
 
     def predict(self, x: Tensor, t: Tensor | float) -> Views:
-        """One evaluation of the model inside at x (B, *) and t () or (B,), and every view of its thresholded data."""
+        """The views of the thresholded data, from one evaluation of the inner model at x (B, *) and t () or (B,)."""
         views = self.model.predict(x, t)
-        before = views.denoised
-        return ShiftedViews(views, before, self.threshold(before))
+        denoised = views.denoised
+        return ShiftedViews(views, denoised, self.threshold(denoised))
 
     def extra_repr(self) -> str:
         return f"low={self.low:g}, high={self.high:g}"
@@ -75,19 +74,19 @@ class Clipped(Thresholded):
 
     Raises:
         TypeError: `model` has no `sde` or no `predict`.
-        ValueError: a range that is empty or not finite.
+        ValueError: a range that is empty or infinite.
     """
 
     def threshold(self, denoised: Tensor) -> Tensor:
-        """Clipped to [low, high]."""
+        """Clip to [low, high]."""
         return denoised.clamp(self.low, self.high)
 
 
 class DynamicThresholding(Thresholded):
-    """Each sample clipped at its own quantile, and scaled back into the range (2205.11487, section 2.3).
+    """Clip each sample at its own quantile, and scale it back into the range (2205.11487, section 2.3).
 
-    With m and h the middle and half the width of the range, and s >= h the quantile of |E[x_0 | x_t] - m| over the
-    dimensions of the sample,
+    With m and h the middle and half the width of the range, and s the quantile of |E[x_0 | x_t] - m| over the
+    dimensions of the sample, or h if that is larger,
 
         D = m + (h/s) clip(E[x_0 | x_t] - m, -s, s).
 
@@ -98,22 +97,22 @@ class DynamicThresholding(Thresholded):
 
     Raises:
         TypeError: `model` has no `sde` or no `predict`.
-        ValueError: a range that is empty or not finite, a quantile outside of (0, 1].
+        ValueError: a range that is empty or infinite, a quantile outside of (0, 1].
     """
 
     def __init__(self, model: Model, quantile: float = 0.995, low: float = -1.0, high: float = 1.0):
         super().__init__(model, low, high)
         if not 0 < quantile <= 1:
-            raise ValueError(f"a quantile in (0, 1] expected; got {quantile}")
+            raise ValueError(f"quantile must be in (0, 1]; got {quantile}")
         self.quantile = float(quantile)
 
     def threshold(self, denoised: Tensor) -> Tensor:
-        """Clipped at the quantile of each sample, and divided by it where it is beyond the range."""
+        """Clip at the quantile of each sample, and divide by it where it is beyond the range."""
         middle, half = 0.5 * (self.low + self.high), 0.5 * (self.high - self.low)
         extent = quantile((denoised - middle).abs().flatten(1), self.quantile).clamp(min=half)
         extent = extent.reshape(-1, *[1] * (denoised.ndim - 1))
-        kept = denoised.clamp(middle - extent, middle + extent)
-        scaled = torch.lerp(kept, kept.new_full((), middle), 1 - half / extent)  # as it was where extent = half
+        clipped = denoised.clamp(middle - extent, middle + extent)
+        scaled = torch.lerp(clipped, clipped.new_full((), middle), 1 - half / extent)  # unchanged where extent = half
         return scaled.clamp(self.low, self.high)
 
     def extra_repr(self) -> str:
@@ -121,11 +120,11 @@ class DynamicThresholding(Thresholded):
 
 
 def quantile(values: Tensor, q: float) -> Tensor:
-    """The quantile of each row of values (B, n), linear between two of them: (B,).
+    """The quantile of each row of values (B, n), interpolated linearly, (B,).
 
-    As `torch.quantile`, which takes no more than 2^24 values in all, and no half precision.
+    `torch.quantile` gives the same, but accepts at most 2^24 values and no half precision.
     """
     position = q * (values.shape[1] - 1)
     below = math.floor(position)
-    top = values.topk(values.shape[1] - below, dim=1).values  # falls down to the value at that place
+    top = values.topk(values.shape[1] - below, dim=1).values  # in descending order, down to the value at that position
     return torch.lerp(top[:, -1], top[:, max(top.shape[1] - 2, 0)], position - below)

@@ -1,10 +1,10 @@
-"""What the tests share: every path of the library, times along it, and an exact mixture of Gaussians."""
+"""Shared by the tests: every path of the library, times along it, and an exact mixture of Gaussians."""
 
 import gc
 import os
 
-# The states are small, and the tests run in a process for each core: one thread, here (before torch is imported) and in
-# the processes that tests start.
+# The states are small, and the tests run in one process for each core, so use one thread, here (before torch is
+# imported) and in the processes that tests start.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
@@ -13,6 +13,8 @@ import torch
 from hypothesis import settings
 
 import scoresde as ss
+from scoresde.samplers.sampler import as_step
+from scoresde.wrappers import as_model
 
 settings.register_profile("repeatable", derandomize=True)  # new examples: pytest --hypothesis-profile=default
 settings.load_profile("repeatable")
@@ -23,7 +25,7 @@ NCSN = np.geomspace(0.01, 50.0, 100)  # 1907.05600: a geometric sequence of nois
 
 
 def learned(seed=0, spread=1.0, **arguments):
-    """A path whose parameters are somewhere, as after a training; without gradient."""
+    """A learned path with random parameters, as after training; without gradient."""
     sde, generator = ss.LearnedVP(**arguments), torch.Generator().manual_seed(seed)
     with torch.no_grad():
         sde.ends += 0.3
@@ -50,17 +52,17 @@ FINITE = [pytest.param(sde, id=name) for name, sde in INSTANCES.items() if name 
 
 
 def pytest_collection_modifyitems(items):
-    """Slow tests first, the notebooks before them: no process is left with a long one at the end."""
+    """Run the notebooks first, then the slow tests, so that no process ends with a long one."""
     items.sort(key=lambda item: (item.path.stem != "test_notebooks", item.get_closest_marker("slow") is None))
 
 
 def pytest_collection_finish():
-    """Thousands of tests stay as long as the process: the garbage collector need not look at them each time."""
+    """Exclude the collected tests, which live as long as the process, from garbage collection."""
     gc.freeze()
 
 
 def some(*names):
-    """Those paths alone."""
+    """The paths of these names, as parameters."""
     return [pytest.param(INSTANCES[name], id=name) for name in names]
 
 
@@ -78,14 +80,14 @@ def normal(*shape, seed=0):
 
 
 def times(sde, n=101, margin=1e-6):
-    """n float64 times between the ends of the path, denser towards both, a relative margin from each."""
+    """n float64 times between the ends of the path, denser towards both, with a relative margin at each."""
     u = torch.linspace(0, 1, n, dtype=torch.float64)
     u = u**3 / (u**3 + (1 - u) ** 3)
     return sde.t_min + (sde.t_max - sde.t_min) * (margin + (1 - 2 * margin) * u)
 
 
 def oracle(shape, seed=0):
-    """Three anisotropic, rotated Gaussians of unequal weights over states of that shape."""
+    """Three anisotropic, rotated Gaussians of unequal weights over states of this shape."""
     size = int(np.prod(shape))
     rotation = torch.linalg.qr(normal(3, size, size, seed=seed + 1)).Q
     stds = 0.2 + 0.8 * torch.rand(3, *shape, generator=seeded(seed + 2), dtype=torch.float64)
@@ -93,7 +95,7 @@ def oracle(shape, seed=0):
 
 
 def close(actual, expected, rtol=1e-12, atol=0.0):
-    """Equal in shape and dtype, and in value within the tolerances given."""
+    """Assert equal shapes and dtypes, and equal values within the tolerances."""
     torch.testing.assert_close(actual, expected, rtol=rtol, atol=atol)
 
 
@@ -105,22 +107,29 @@ def gradient(function, t):
 
 
 def within(samples, expected, errors=4.5):
-    """The mean of independent samples (n, *) equals what is expected, within that many standard errors."""
+    """Assert that the mean of independent samples (n, *) is the expected one, within a number of standard errors."""
     stderr = samples.std(dim=0) / len(samples) ** 0.5
     distance = (samples.mean(dim=0) - expected).abs()
     assert bool((distance <= errors * stderr).all()), f"off by {(distance / stderr).max():.1f} standard errors"
 
 
-class ExactNetwork(torch.nn.Module):
-    """A network that emits the exact F = p E[x_0 | x] + q E[eps | x] of a mixture, for any prediction type.
+def make_transition(step, model, x, t_from, t_to, stream=None):
+    """The state at t_to, from x at t_from, by a single transition of a step without a past."""
+    step, model = as_step(step), as_model(model)
+    (entry,) = step.plan(model.sde, [(t_from, t_to)])
+    return step.advance(model, x, entry, stream, None)[0]
 
-    `amount` (() or (B,)) times `wrong(x, t)` is added to the noise it believes in.
+
+class ExactNetwork(torch.nn.Module):
+    """A network that returns the exact F = p E[x_0 | x] + q E[eps | x] of a mixture, for any prediction type.
+
+    `amount` (() or (B,)) times `wrong(x, t)` is added to the predicted noise.
     """
 
     def __init__(self, mixture, sde, prediction, amount=0.0, wrong=None):
         super().__init__()
         self.mixture, self.prediction, self.amount, self.wrong = mixture, prediction, amount, wrong
-        self.path = (sde,)  # not as a module: its parameters, if it has any, are none of the network's
+        self.path = (sde,)  # in a tuple, so that its parameters do not become parameters of the network
 
     def forward(self, scaled, c_noise, cond=None):
         scale = (-1,) + (1,) * (scaled.ndim - 1)
@@ -139,6 +148,6 @@ class ExactNetwork(torch.nn.Module):
 
 
 def exact_model(mixture, sde, prediction, amount=0.0, wrong=None):
-    """The exact score of a mixture as a model of any prediction type, or that much wrong."""
+    """The exact score of a mixture as a model of any prediction type, with an error of size `amount`."""
     prediction = ss.predictions.resolve(prediction)
     return ss.ScoreModel(ExactNetwork(mixture, sde, prediction, amount, wrong), sde, prediction)

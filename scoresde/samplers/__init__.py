@@ -20,13 +20,7 @@ from scoresde.samplers.grids import (
 from scoresde.samplers.heun import EDM, Heun
 from scoresde.samplers.linear import Linear
 from scoresde.samplers.predictor_corrector import PredictorCorrector, ProbabilityFlow
-from scoresde.samplers.predictors import (
-    Ancestral,
-    EulerMaruyama,
-    OptimalVariance,
-    ReverseDiffusion,
-    StochasticHeun,
-)
+from scoresde.samplers.predictors import Ancestral, EulerMaruyama, OptimalVariance, ReverseDiffusion, StochasticHeun
 from scoresde.samplers.sa_solver import SASolver
 from scoresde.samplers.sampler import Sampler, Samples
 from scoresde.samplers.torchsde import TorchSDE

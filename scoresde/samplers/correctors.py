@@ -7,20 +7,18 @@ noised by sigma has a norm of about d^(1/2)/sigma, so the rule of 2011.13456 (al
     h = 2 (snr |z| / |score|)^2,        becomes        h = 2 (snr sigma)^2.
 """
 
-from typing import Protocol
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from scoresde.random_stream import RandomStream
 from scoresde.score import BaseModel
+from scoresde.solvers.solver import choose
 from scoresde.tensors import broadcast, sum_dims
 
-
-class Corrector(Protocol):
-    """Moves the state x (B, *) within the marginal at t, float64, ()."""
-
-    def __call__(self, model: BaseModel, x: Tensor, t: Tensor, stream: RandomStream) -> Tensor: ...
+Corrector = Callable[[BaseModel, Tensor, Tensor, RandomStream], Tensor]
+"""(model, x, t, stream) -> the state x (B, *), moved within the marginal at t, float64, ()."""
 
 
 def langevin(x: Tensor, score: Tensor, step: Tensor, z: Tensor) -> Tensor:
@@ -29,13 +27,13 @@ def langevin(x: Tensor, score: Tensor, step: Tensor, z: Tensor) -> Tensor:
 
 
 class Langevin:
-    """Langevin dynamics at a fixed signal-to-noise ratio of its steps.
+    """Langevin dynamics with steps of a fixed signal-to-noise ratio.
 
     Args:
         snr: ratio r of the rule above (2011.13456, table 5: 0.16 for VE, 0.01 to 0.2 for VP).
         steps: steps at each time.
         rule: "path", h = 2 (snr sigma)^2; or "batch_mean", the published h = 2 (snr mean|z| / mean|score|)^2 with means
-            over the batch, for reproduction: a sample then depends on the batch around it.
+            over the batch, for reproduction: a sample then depends on its batch.
 
     Raises:
         ValueError: an snr that is not positive, fewer than one step, an unknown rule.
@@ -43,9 +41,9 @@ class Langevin:
 
     def __init__(self, snr: float = 0.16, steps: int = 1, rule: str = "path"):
         if not snr > 0 or steps < 1:
-            raise ValueError(f"snr > 0 and one step or more expected; got snr={snr}, steps={steps}")
+            raise ValueError(f"Langevin needs snr > 0 and steps >= 1; got {snr=}, {steps=}")
         if rule not in ("path", "batch_mean"):
-            raise ValueError(f"rule 'path' or 'batch_mean' expected; got {rule!r}")
+            raise ValueError(f"rule must be 'path' or 'batch_mean'; got {rule!r}")
         self.snr, self.steps, self.rule = snr, steps, rule
 
     def __call__(self, model: BaseModel, x: Tensor, t: Tensor, stream: RandomStream) -> Tensor:
@@ -68,12 +66,12 @@ class AnnealedLangevin:
         steps: steps at each time, 100 in NCSN.
 
     Raises:
-        ValueError: a step that is not in (0, 4) (the chain diverges beyond), fewer than one step.
+        ValueError: a step outside of (0, 4) (the chain diverges at 4 and above), fewer than one step.
     """
 
     def __init__(self, step: float = 0.2, steps: int = 100):
         if not 0 < step < 4 or steps < 1:
-            raise ValueError(f"0 < step < 4 and one step or more expected; got step={step}, steps={steps}")
+            raise ValueError(f"AnnealedLangevin needs 0 < step < 4 and steps >= 1; got {step=}, {steps=}")
         self.step, self.steps = step, steps
 
     def __call__(self, model: BaseModel, x: Tensor, t: Tensor, stream: RandomStream) -> Tensor:
@@ -85,20 +83,19 @@ class AnnealedLangevin:
 
 
 class MALA:
-    """The Metropolis-adjusted Langevin algorithm: a Langevin step y of size h = step sigma^2, taken or not.
+    """The Metropolis-adjusted Langevin algorithm: a Langevin step y of size h = step sigma^2, accepted or rejected.
 
-    A step is taken with probability min(1, a), with the proposal's density q(y | x) = N(y; x + h score(x), 2h) and
+    A step is accepted with probability min(1, a), with the proposal's density q(y | x) = N(y; x + h score(x), 2h) and
 
         log a = log p(y) - log p(x) + log q(x | y) - log q(y | x) = h/4 (|score(x)|^2 - |score(y)|^2).
 
-    The last form is what remains when log p(y) - log p(x), which a score model does not give, is the integral of the
-    score along the straight line by the trapezoidal rule, (score(x) + score(y)).(y - x)/2. That is exact where the
-    score is linear: every Gaussian is invariant at any step. Elsewhere the error of the rule, of third order in y - x,
-    leaves a bias.
+    The last form holds if log p(y) - log p(x), which a score model does not give, is the integral of the score along
+    the straight line by the trapezoidal rule, (score(x) + score(y)).(y - x)/2. The rule is exact where the score is
+    linear: every Gaussian is invariant at any step. Elsewhere its error, of third order in y - x, leaves a bias.
 
-    Each sample is accepted or rejected for itself. The score at the state arrived at is kept: `steps` steps cost one
-    evaluation more than that. The acceptance falls with the number of dimensions d; where the noise is all there is, to
-    one half at step = 1.5 d^(-1/3).
+    Each sample is accepted or rejected separately. The score at the new state is kept, so `steps` steps cost steps + 1
+    evaluations. The acceptance falls with the number of dimensions d; for pure noise it is one half at step =
+    1.5 d^(-1/3).
 
     Args:
         step: h / sigma^2.
@@ -110,18 +107,18 @@ class MALA:
 
     def __init__(self, step: float = 0.1, steps: int = 1):
         if not step > 0 or steps < 1:
-            raise ValueError(f"step > 0 and one step or more expected; got step={step}, steps={steps}")
+            raise ValueError(f"MALA needs step > 0 and steps >= 1; got {step=}, {steps=}")
         self.step, self.steps = step, steps
 
     def __call__(self, model: BaseModel, x: Tensor, t: Tensor, stream: RandomStream) -> Tensor:
-        """The state at t after `steps` steps, each of them taken or not."""
+        """The state at t after `steps` steps, each of them accepted or rejected."""
         h = self.step * model.sde.sigma(t).square()
         score = model.predict(x, t).score
         for _ in range(self.steps):
             y = langevin(x, score, h, stream.normal(x))
-            ahead = model.predict(y, t).score
-            log_ratio = 0.25 * h * sum_dims((score - ahead) * (score + ahead))
-            # Written so that NaN is accepted, and seen by the sampler.
-            rejected = (stream.uniform(log_ratio).log() >= log_ratio).to(x.device).reshape(-1, *(1,) * (x.ndim - 1))
-            x, score = torch.where(rejected, x, y), torch.where(rejected, score, ahead)
+            score_y = model.predict(y, t).score
+            log_ratio = 0.25 * h * sum_dims((score - score_y) * (score + score_y))
+            # Written so that NaN is accepted, and reported by the sampler.
+            rejected = stream.uniform(log_ratio).log() >= log_ratio
+            x, score = choose(rejected, x, y), choose(rejected, score, score_y)
         return x

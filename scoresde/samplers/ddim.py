@@ -12,17 +12,17 @@ class DDIM(Linear):
     """DDIM (2010.02502, eq. 12): x_s = alpha_s E[x_0 | x] + (sigma_s^2 - c^2)^(1/2) E[eps | x] + c z.
 
     Args:
-        eta: c in units of the posterior's standard deviation: 0 is deterministic (order 1), 1 an ancestral step.
+        eta: c divided by the standard deviation of the posterior: 0 is deterministic (order 1), 1 an ancestral step.
 
     Raises:
-        ValueError: an eta outside of [0, 1].
+        ValueError: eta outside of [0, 1].
     """
 
     view = "denoised"
 
     def __init__(self, eta: float = 0.0):
         if not 0 <= eta <= 1:
-            raise ValueError(f"an eta in [0, 1] expected; got {eta}")
+            raise ValueError(f"eta must be in [0, 1]; got {eta}")
         self.eta, self.stochastic = eta, eta > 0
 
     def row(self, sde: SDE, nodes: Sequence[Point], target: Point, left: int) -> Row:

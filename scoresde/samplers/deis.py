@@ -4,23 +4,23 @@ In y = x/alpha and r = sigma/alpha the flow is dy/dr = E[eps | x]. So a step fro
 
     x_s = alpha_s/alpha_t x_t + alpha_s \int_(r_t)^(r_s) E[eps | x] dr
 
-with a polynomial for E[eps | x] through its last values: in r (rho-AB of DEIS), in t (t-AB), or, as if the steps were
-equal, with the classical weights of Adams and Bashforth (iPNDM).
+with a polynomial for E[eps | x] through its last values: in r (rho-AB of DEIS), in t (t-AB), or with the classical
+weights of Adams and Bashforth, as if the steps were equal (iPNDM).
 
-r is infinite where no signal is left, and E[eps | x] changes fast where little noise is. With the angle phi =
-atan(sigma/alpha) and the state in units of its own size, w = x/(alpha^2 + sigma^2)^(1/2), the flow is
+r is infinite where no signal is left, and E[eps | x] changes fast where there is little noise. In the angle phi =
+atan(sigma/alpha) and for the state in units of its own size, w = x/(alpha^2 + sigma^2)^(1/2), the flow is
 
     dw/dphi = E[v | x],        v = cos(phi) eps - sin(phi) x_0
 
-(v of 2202.00512, section 4 and appendix D), bounded on all of [0, pi/2], for any path: `AngularAdams`.
+(v of 2202.00512, section 4 and appendix D), which is bounded on all of [0, pi/2] for every path: `AngularAdams`.
 """
 
 from collections.abc import Sequence
 
 import torch
 
-from scoresde.samplers.exponential import NODES, QUADRATURE, check_order, lagrange, limited
 from scoresde.samplers.linear import Linear, Row, Stage, check_signal
+from scoresde.samplers.multistep import NODES, QUADRATURE, Multistep, check_order, lagrange
 from scoresde.sdes import SDE
 from scoresde.sdes.points import Point
 
@@ -33,11 +33,11 @@ ADAMS_BASHFORTH = {
 
 
 class DEIS(Linear):
-    """DEIS (2204.13902, eq. 15): Adams-Bashforth of exact weights, one evaluation a step.
+    """DEIS (2204.13902, eq. 15): Adams-Bashforth with exact weights, one evaluation a step.
 
     Args:
-        order: 1 (DDIM) to 4: values interpolated.
-        variable: of the polynomial: "ratio" (rho-AB), or "time" (t-AB).
+        order: number of values interpolated, 1 (DDIM) to 4.
+        variable: variable of the polynomial, "ratio" (rho-AB) or "time" (t-AB).
 
     Raises:
         ValueError: another order or variable; in a run, alpha = 0 where it starts.
@@ -47,32 +47,30 @@ class DEIS(Linear):
 
     def __init__(self, order: int = 3, variable: str = "time"):
         if variable not in ("ratio", "time"):
-            raise ValueError(f"variable 'ratio' or 'time' expected; got {variable!r}")
+            raise ValueError(f"variable must be 'ratio' or 'time'; got {variable!r}")
         self.past = self.order = check_order(order, 4)
         self.variable = variable
 
     def row(self, sde: SDE, nodes: Sequence[Point], target: Point, left: int) -> Row:
-        here = nodes[0]
+        here, in_time = nodes[0], self.variable == "time"
         check_signal(sde, here, self)
-        in_time = self.variable == "time"
-        ends = (float(here.t), float(target.t)) if in_time else (here.ratio, target.ratio)
-        at = 0.5 * (ends[0] + ends[1]) + 0.5 * (ends[1] - ends[0]) * NODES
-        density = 0.5 * (ends[1] - ends[0]) * QUADRATURE
+        *known, low, high = [float(point.t) if in_time else point.ratio for point in (*nodes, here, target)]
+        at = 0.5 * (low + high) + 0.5 * (high - low) * NODES
+        density = 0.5 * (high - low) * QUADRATURE
         if in_time:
             t = torch.from_numpy(at)
             slope = (sde.sigma_dot(t) * sde.alpha(t) - sde.sigma(t) * sde.alpha_dot(t)) / sde.alpha(t).square()
             density = density * slope.numpy()
-            # What the polynomial in t is about is its shape: the constant part is exact.
+            # The quadrature only has to resolve the shape of the polynomial: its constant part is made exact.
             density = density * (target.ratio - here.ratio) / density.sum()
-        shapes = lagrange([float(node.t) if in_time else node.ratio for node in nodes], at)
-        b = tuple((target.alpha * shapes @ density).tolist())
+        b = tuple((target.alpha * lagrange(known, at) @ density).tolist())
         return Row((Stage(here.t, target.alpha / here.alpha, b),))
 
 
 class IPNDM(Linear):
     """iPNDM (2202.09778, eq. 12; 2204.13902, section 3.3): classical Adams-Bashforth weights on any grid.
 
-    Of its order on grids uniform in sigma/alpha; on others that vary smoothly, of order 2 at most.
+    It has its nominal order on grids uniform in sigma/alpha, and at most order 2 on other smoothly varying grids.
 
     Args:
         order: 1 (DDIM) to 4.
@@ -94,17 +92,18 @@ class IPNDM(Linear):
         return Row((Stage(here.t, target.alpha / here.alpha, b),))
 
 
-class AngularAdams(Linear):
+class AngularAdams(Multistep):
     """Adams-Bashforth predictor and Adams-Moulton corrector in the angle, one evaluation a step, for few steps.
 
-    The predictor interpolates `order` values of E[v | x], the corrector `corrector` of them and the one ahead, which
-    is evaluated once (PEC): of order min(order, corrector) + 1, or `order` without a corrector, and 2 with `final` = 1,
-    which is better with few steps. Bounded at both ends: it begins where no signal is left, too.
+    The predictor interpolates `order` values of E[v | x]. The corrector interpolates `corrector` of them and the value
+    at the end of the step, which is evaluated once (PEC mode). The order is min(order, corrector) + 1, or `order`
+    without a corrector; it is 2 with `final` = 1, which is better for few steps. The method is bounded at both ends and
+    can start where no signal is left.
 
     Args:
         order: 1 to 4.
         corrector: 0 (none) to 4.
-        final: order of the last transition at most, one more for each before it; 0 for no such limit.
+        final: the highest order of the last transition, one more for each transition before it; 0 for no limit.
 
     Raises:
         ValueError: another order or corrector, a negative limit.
@@ -113,26 +112,17 @@ class AngularAdams(Linear):
     view = "v"
 
     def __init__(self, order: int = 3, corrector: int = 2, final: int = 1):
-        self.order = check_order(order, 4)
-        if corrector not in range(5) or final < 0:
-            raise ValueError(f"a corrector from 0 to 4 and final >= 0 expected; got {corrector}, {final}")
-        self.corrector, self.final = corrector, final
-        self.past = max(order, corrector)
+        super().__init__(order, corrector, final, highest=4)
 
-    def row(self, sde: SDE, nodes: Sequence[Point], target: Point, left: int) -> Row:
-        here, known = nodes[0], limited(nodes[: self.order], target, left, self.final)
-        return Row((Stage(here.t, target.size / here.size, _angular_weights(known, here, target)),))
+    def coordinate(self, point: Point) -> float:
+        return point.angle
 
-    def correction(self, nodes: Sequence[Point], target: Point, left: int) -> tuple[float, ...]:
-        if not self.corrector:
-            return ()
-        known = limited(nodes[: self.corrector], target, left, self.final)
-        return _angular_weights([target, *known], nodes[0], target)
+    def transport(self, here: Point, target: Point) -> tuple[float, float]:
+        return target.size / here.size, 0.0
 
-
-def _angular_weights(nodes: Sequence[Point], here: Point, target: Point) -> tuple[float, ...]:
-    """The size of the target times the integral from here to there of each Lagrange polynomial in the angle."""
-    low, high = here.angle, target.angle
-    at = 0.5 * (low + high) + 0.5 * (high - low) * NODES
-    shapes = lagrange([node.angle for node in nodes], at)
-    return tuple((target.size * 0.5 * (high - low) * shapes @ QUADRATURE).tolist())
+    def weights(self, nodes: Sequence[Point], here: Point, target: Point) -> tuple[float, ...]:
+        """The size of the target times the integral over the step of each Lagrange polynomial in the angle."""
+        low, high = here.angle, target.angle
+        at = 0.5 * (low + high) + 0.5 * (high - low) * NODES
+        shapes = lagrange([node.angle for node in nodes], at)
+        return tuple((target.size * 0.5 * (high - low) * shapes @ QUADRATURE).tolist())

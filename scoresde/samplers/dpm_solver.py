@@ -1,12 +1,12 @@
 r"""DPM-Solver and DPM-Solver++: the multistep form (`DPMSolverPP`) and the single-step form (`DPMSolver`).
 
-The multistep methods interpolate the last values of the denoiser (`samplers.exponential`). The published third-order
-formula of DPM-Solver++ (also in its authors' code, diffusers and k-diffusion) takes half of the polynomial's second
-derivative: measured, it converges at order two (tests/samplers/test_orders.py). form="exact" has the exact weights and
-converges at order three; form="published" reproduces the published formula.
+The multistep methods interpolate the last values of the denoiser (`samplers.multistep`). The published third-order
+formula of DPM-Solver++ (also in its authors' code, diffusers and k-diffusion) contains only half of the polynomial's
+second derivative: its measured order of convergence is two (tests/samplers/test_orders.py). form="exact" has the exact
+weights and converges at order three; form="published" reproduces the published formula.
 
-The single-step methods are exponential Runge-Kutta methods in lambda = log(alpha/sigma). They integrate E[x_0 | x] (++)
-or E[eps | x]; with h = lambda_s - lambda_t,
+The single-step methods are exponential Runge-Kutta methods in lambda = log(alpha/sigma). They integrate E[x_0 | x]
+(DPM-Solver++) or E[eps | x] (DPM-Solver); with h = lambda_s - lambda_t,
 
     x_s = sigma_s/sigma_t x_t + alpha_s \int e^(lambda - lambda_s) E[x_0 | x] dlambda
         = alpha_s/alpha_t x_t - sigma_s \int e^(lambda_s - lambda) E[eps | x] dlambda.
@@ -18,51 +18,42 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from scoresde.samplers.exponential import check_order, limited, transport, weights
 from scoresde.samplers.linear import Linear, Row, Stage, check_signal
-from scoresde.samplers.predictors import check_level
+from scoresde.samplers.multistep import Multistep, check_order
 from scoresde.sdes import SDE
 from scoresde.sdes.points import Point, points
 
 
-class DPMSolverPP(Linear):
-    """DPM-Solver++, multistep (2211.01095), one evaluation a step; of the first order it is DDIM.
+class DPMSolverPP(Multistep):
+    """DPM-Solver++, multistep (2211.01095), one evaluation a step; order 1 is DDIM.
 
     Args:
-        order: 1, 2 or 3; the weak order with noise is 2 at most.
-        l: noise level; 1 is SDE-DPM-Solver++ (eq. 19 there; 3M: k-diffusion), whose first order is the exponential
-            Euler scheme (SEEDS-1, 2305.14267).
-        form: "exact" weights of the polynomial, or those "published", see the module.
-        final: order of the last transition at most, one more for each before it; 0 for no such limit. With few steps 1
-            is steadier; 2 is what others have whose last step is to sigma = 0 (`denoise_final`).
+        order: 1, 2 or 3; the weak order with noise is at most 2.
+        l: noise level; 1 is SDE-DPM-Solver++ (2211.01095, eq. 19; 3M: k-diffusion), whose first order is the
+            exponential Euler scheme (SEEDS-1, 2305.14267).
+        form: "exact" or "published" weights of the polynomial, see the module.
+        final: the highest order of the last transition, one more for each transition before it; 0 for no limit. 1 is
+            steadier with few steps; 2 gives the orders of codes whose last step is to sigma = 0 (`denoise_final`).
 
     Raises:
-        ValueError: another order or form, a negative noise level.
+        ValueError: another order or form, a negative noise level or limit.
     """
 
-    view = "denoised"
-
     def __init__(self, order: int = 2, l: float = 0.0, form: str = "exact", final: int = 0):  # noqa: E741
-        if form not in ("exact", "published") or final < 0:
-            raise ValueError(f"form 'exact' or 'published' and final >= 0 expected; got {form!r}, {final}")
-        self.past = self.order = check_order(order, 3)
-        self.l, self.form, self.final = check_level(l), form, final
-        self.stochastic = self.l > 0
+        super().__init__(order, 0, final, highest=3, l=l)
+        if form not in ("exact", "published"):
+            raise ValueError(f"form must be 'exact' or 'published'; got {form!r}")
+        self.form = form
 
-    def row(self, sde: SDE, nodes: Sequence[Point], target: Point, left: int) -> Row:
-        here, rate = nodes[0], 1 + self.l**2
-        nodes = limited(nodes, target, left, self.final)
-        a, c = transport(here, target, self.l)
-        lams = [node.lam for node in nodes]
+    def weights(self, nodes: Sequence[Point], here: Point, target: Point) -> tuple[float, ...]:
         if self.form == "exact" or len(nodes) == 1:
-            b = weights(lams, here.lam, target.lam, rate)
-        else:
-            b = _published(lams, target.lam - here.lam, rate)
-        return Row((Stage(here.t, a, tuple(target.alpha * w for w in b), c),))
+            return super().weights(nodes, here, target)
+        lams = [node.lam for node in nodes]
+        return tuple(target.alpha * w for w in _published(lams, target.lam - here.lam, 1 + self.l**2))
 
 
 def _published(lams: Sequence[float], h: float, rate: float) -> list[float]:
-    """Weights of "2M" (2211.01095, algorithm 2) and "3M", in the step h and the steps before."""
+    """The weights of "2M" (2211.01095, algorithm 2) and "3M", from the step h and the lambda of the known views."""
     phi1 = -math.expm1(-rate * h)
     if len(lams) == 2:
         half = 0.5 * phi1 * h / (lams[0] - lams[1])
@@ -79,11 +70,11 @@ def _published(lams: Sequence[float], h: float, rate: float) -> list[float]:
 class DPMSolver(Linear):
     """DPM-Solver (2206.00927, algorithms 1, 2) and DPM-Solver++ (2211.01095, algorithm 1), single-step.
 
-    The last stage of order 2 takes the view at the middle for the whole step, that of order 3 the line through the
-    first and the last view.
+    The last stage of order 2 uses the view at the middle for the whole step, that of order 3 the line through the first
+    and the last view.
 
     Args:
-        order: 1 (DDIM), 2 or 3: as many evaluations a step.
+        order: 1 (DDIM), 2 or 3; also the number of evaluations a step.
         view: "denoised" is DPM-Solver++, "noise" DPM-Solver.
 
     Raises:
@@ -92,7 +83,7 @@ class DPMSolver(Linear):
 
     def __init__(self, order: int = 2, view: str = "denoised"):
         if view not in ("denoised", "noise"):
-            raise ValueError(f"view 'denoised' or 'noise' expected; got {view!r}")
+            raise ValueError(f"view must be 'denoised' or 'noise'; got {view!r}")
         self.order, self.view = check_order(order, 3), view
 
     def row(self, sde: SDE, nodes: Sequence[Point], target: Point, left: int) -> Row:
@@ -100,11 +91,10 @@ class DPMSolver(Linear):
         check_signal(sde, here, self)
         h = target.lam - here.lam
         if math.isinf(h):
-            raise ValueError(
-                f"sigma > 0 where it ends expected by DPMSolver; got 0 at t={float(target.t):g}: raise t_min"
-            )
+            raise ValueError(f"DPMSolver needs sigma > 0 where it ends; sigma({float(target.t):g}) = 0: raise t_min")
         parts = {1: (1.0,), 2: (0.5, 1.0), 3: (1 / 3, 2 / 3, 1.0)}[self.order]
-        ends = [target if part == 1 else self._between(sde, here, part * h) for part in parts]
+        inner = torch.tensor([2 * (here.lam + part * h) for part in parts[:-1]], dtype=torch.float64)
+        ends = [*points(sde, sde.time(inner).unbind()), target] if len(inner) else [target]
         starts = [here, *ends[:-1]]
         stages = []
         for k, (part, start, end) in enumerate(zip(parts, starts, ends, strict=True)):
@@ -119,14 +109,9 @@ class DPMSolver(Linear):
         return Row(tuple(stages))
 
     def _integrals(self, here: Point, end: Point, h: float) -> tuple[float, float, float, float]:
-        """(a, scale, integral of the constant 1, integral of (lambda - lambda_t)/h) over a step h to `end`."""
+        """(a, scale, the integral of 1, the integral of (lambda - lambda_t)/h) over a step h to `end`."""
         data = self.view == "denoised"
         rate = 1 if data else -1
         constant = -math.expm1(-rate * h)
         a = end.sigma / here.sigma if data else end.alpha / here.alpha
         return a, end.alpha if data else end.sigma, constant, 1 - constant / (rate * h)
-
-    @staticmethod
-    def _between(sde: SDE, here: Point, h: float) -> Point:
-        """The point at lambda_t + h."""
-        return points(sde, [sde.time(torch.tensor(2 * (here.lam + h), dtype=torch.float64))])[0]

@@ -29,13 +29,49 @@ Grid = Callable[[SDE, int], Tensor]
 Transition = tuple[Tensor, Tensor]
 
 
+def _check_positive(name: str, value: float) -> None:
+    if not value > 0:
+        raise ValueError(f"{name} must be positive; got {value}")
+
+
+def _ends(sde: SDE) -> Tensor:
+    """t_max and t_min."""
+    return torch.tensor([sde.t_max, sde.t_min], dtype=torch.float64)
+
+
+def _log_snr(sde: SDE) -> Tensor:
+    """log-SNR at t_max and t_min; raise ValueError if infinite."""
+    values = sde.log_snr(_ends(sde))
+    if not bool(torch.isfinite(values).all()):
+        raise ValueError(
+            f"this grid needs a finite log-SNR at both ends, but {type(sde).__name__} has {values.tolist()}: lower "
+            "t_max or raise t_min a little, or use a grid in the angle"
+        )
+    return values
+
+
+def _roots(high: float, low: float, power: float, steps: int) -> Tensor:
+    """steps + 1 values from high^(1/power) to low^(1/power), in equal steps."""
+    return torch.linspace(high ** (1 / power), low ** (1 / power), steps + 1, dtype=torch.float64)
+
+
+def _times(sde: SDE, log_snr: Tensor, from_start: bool = True, to_end: bool = True) -> Tensor:
+    """The times of these log-SNRs; the first exactly t_max `from_start`, and the last exactly t_min `to_end`."""
+    times = sde.time(log_snr)
+    if from_start:
+        times[0] = sde.t_max
+    if to_end:
+        times[-1] = sde.t_min
+    return times
+
+
 @dataclass(frozen=True)
 class Power:
     """Times with equal steps in t^(1/power): 1 is uniform, 2 quadratic.
 
     Args:
         power: positive.
-        end: the last time, t_min unless given. The VP models of 2011.13456 are sampled down to 1e-3 (appendix C).
+        end: the last time; default t_min. The VP models of 2011.13456 are sampled down to 1e-3 (appendix C).
 
     Raises:
         ValueError: a power that is not positive; in a call, an end outside of the SDE's range.
@@ -45,15 +81,13 @@ class Power:
     end: float | None = None
 
     def __post_init__(self):
-        if not self.power > 0:
-            raise ValueError(f"a positive power expected; got {self.power}")
+        _check_positive("power", self.power)
 
     def __call__(self, sde: SDE, steps: int) -> Tensor:
         end = sde.t_min if self.end is None else self.end
         if not sde.t_min <= end < sde.t_max:
-            raise ValueError(f"an end in [{sde.t_min:g}, {sde.t_max:g}) expected; got {end:g}")
-        high, low = (value ** (1 / self.power) for value in (sde.t_max, end))
-        times = torch.linspace(high, low, steps + 1, dtype=torch.float64) ** self.power
+            raise ValueError(f"end must be in [{sde.t_min:g}, {sde.t_max:g}); got {end:g}")
+        times = _roots(sde.t_max, end, self.power, steps) ** self.power
         times[0], times[-1] = sde.t_max, end
         return times
 
@@ -64,8 +98,8 @@ quadratic = Power(2.0)
 
 def uniform_log_snr(sde: SDE, steps: int) -> Tensor:
     """steps + 1 times from t_max to t_min, uniform in log-SNR, float64."""
-    ends = _log_snr(sde)
-    return _at(sde, torch.linspace(float(ends[0]), float(ends[1]), steps + 1, dtype=torch.float64))
+    high, low = _log_snr(sde).tolist()
+    return _times(sde, torch.linspace(high, low, steps + 1, dtype=torch.float64))
 
 
 @dataclass(frozen=True)
@@ -73,8 +107,8 @@ class KarrasGrid:
     """Times with equal steps in r^(1/rho), r = sigma/alpha (2206.00364, eq. 5).
 
     Args:
-        rho: 7 there; 1 is uniform in r, and large ones come near `uniform_log_snr`.
-        low, high: r at both ends; those of the path unless given (0.002 and 80 there).
+        rho: 7 in the paper; 1 is uniform in r, and large values approach `uniform_log_snr`.
+        low, high: r at both ends; default those of the path (0.002 and 80 in the paper).
 
     Raises:
         ValueError: a rho that is not positive; in a call, ends that the path does not reach.
@@ -85,23 +119,19 @@ class KarrasGrid:
     high: float | None = None
 
     def __post_init__(self):
-        if not self.rho > 0:
-            raise ValueError(f"a positive rho expected; got {self.rho}")
+        _check_positive("rho", self.rho)
 
     def __call__(self, sde: SDE, steps: int) -> Tensor:
-        least, most = reversed(torch.exp(-0.5 * _log_snr(sde)).tolist())
+        most, least = torch.exp(-0.5 * _log_snr(sde)).tolist()
         low = least if self.low is None else self.low
         high = most if self.high is None else self.high
         if not least * (1 - 1e-9) <= low < high <= most * (1 + 1e-9):
             raise ValueError(
-                f"low < high within [{least:g}, {most:g}], the sigma/alpha of the path, expected; got {self}"
+                f"low and high must satisfy low < high within [{least:g}, {most:g}], the range of sigma/alpha on the "
+                f"path; got low={low:g}, high={high:g}"
             )
-        roots = torch.linspace(high ** (1 / self.rho), low ** (1 / self.rho), steps + 1, dtype=torch.float64)
-        times = sde.time(-2 * self.rho * roots.log())
-        for index, given, end in ((0, self.high, sde.t_max), (-1, self.low, sde.t_min)):
-            if given is None:
-                times[index] = end
-        return times
+        log_snr = -2 * self.rho * _roots(high, low, self.rho, steps).log()
+        return _times(sde, log_snr, self.high is None, self.low is None)
 
 
 karras = KarrasGrid()
@@ -112,9 +142,9 @@ class Angle:
     """Times with equal steps in phi^(1/power), phi = atan(sigma/alpha) from 0 (data) to pi/2 (noise).
 
     Args:
-        power: 1 is uniform in the angle, larger ones are denser at the data.
-        low: sigma/alpha at the end; that of t_min unless given. With few steps to a path that ends in next to no noise
-            (sub-VP: 5e-5), the last of them are better spent before: 0.002 to 0.02, and `denoise_final`.
+        power: 1 is uniform in the angle, larger values are denser at the data.
+        low: sigma/alpha at the end; default that of t_min. On a path that ends with almost no noise (sub-VP: 5e-5), few
+            steps are better spent before: choose 0.002 to 0.02, and `denoise_final`.
 
     Raises:
         ValueError: a power that is not positive; in a call, an end that the path does not reach.
@@ -124,19 +154,17 @@ class Angle:
     low: float | None = None
 
     def __post_init__(self):
-        if not self.power > 0:
-            raise ValueError(f"a positive power expected; got {self.power}")
+        _check_positive("power", self.power)
 
     def __call__(self, sde: SDE, steps: int) -> Tensor:
-        ends = torch.tensor([sde.t_max, sde.t_min], dtype=torch.float64)
-        most, least = sde.at(ends).angle.tolist()
+        most, least = sde.at(_ends(sde)).angle.tolist()
         low = least if self.low is None else math.atan(self.low)
         if not least <= low < most:
             raise ValueError(
-                f"low in [{math.tan(least):g}, {math.tan(most):g}), sigma/alpha of the path; got {self.low}"
+                f"low must be in [{math.tan(least):g}, {math.tan(most):g}), the range of sigma/alpha on the path; got "
+                f"{self.low}"
             )
-        roots = torch.linspace(most ** (1 / self.power), low ** (1 / self.power), steps + 1, dtype=torch.float64)
-        times = _at(sde, -2 * roots.pow(self.power).tan().log())
+        times = _times(sde, -2 * _roots(most, low, self.power, steps).pow(self.power).tan().log())
         if self.low is not None:
             times[-1] = sde.time(float64(-2 * math.log(self.low)))
         return times
@@ -149,17 +177,17 @@ uniform_angle, angle = Angle(1.0), Angle(2.0)
 class Indices:
     """Some of the nodes of a model with `count` discrete steps, times k / (count - 1) of `Tabulated`: one a step.
 
-    There are steps transitions less one between them; the last evaluation is that of `denoise_final=True`, as in
-    the samplers of diffusers, whose last step goes to sigma = 0.
+    They have one transition fewer than steps. The last evaluation is that of `denoise_final=True`, as in the samplers
+    of diffusers, whose last step goes to sigma = 0.
 
     Args:
         spacing: "leading", k = 0, n, 2n, ... with n = count // steps; "trailing", from count - 1 down in steps of
-            count / steps; or "linspace", both ends (2305.08891, table 2).
+            count / steps; or "linspace", both ends included (2305.08891, table 2).
         count: nodes of the model.
         offset: added to the indices of "leading".
 
     Raises:
-        ValueError: another spacing; in a call, a number of steps not in 2, ..., count.
+        ValueError: another spacing, fewer than two nodes; in a call, a number of steps outside of 2, ..., count.
     """
 
     spacing: str = "trailing"
@@ -168,13 +196,13 @@ class Indices:
 
     def __post_init__(self):
         if self.spacing not in ("leading", "trailing", "linspace"):
-            raise ValueError(f"spacing 'leading', 'trailing' or 'linspace' expected; got {self.spacing!r}")
+            raise ValueError(f"spacing must be 'leading', 'trailing' or 'linspace'; got {self.spacing!r}")
         if self.count < 2:
-            raise ValueError(f"two nodes or more expected; got count={self.count}")
+            raise ValueError(f"count must be at least 2 nodes; got {self.count}")
 
     def __call__(self, sde: SDE, steps: int) -> Tensor:
         if not 2 <= steps <= self.count:
-            raise ValueError(f"2 to {self.count} steps expected, one for each index; got {steps}")
+            raise ValueError(f"steps must be from 2 to {self.count}, one for each index; got {steps}")
         each = torch.arange(steps, dtype=torch.float64)
         if self.spacing == "leading":
             indices = (each.flip(0) * (self.count // steps) + self.offset).clamp(max=self.count - 1)
@@ -183,24 +211,6 @@ class Indices:
         else:
             indices = (each.flip(0) * (self.count - 1) / (steps - 1)).round()
         return sde.t_min + (sde.t_max - sde.t_min) * indices / (self.count - 1)
-
-
-def _log_snr(sde: SDE) -> Tensor:
-    """log-SNR at t_max and t_min; a ValueError if infinite."""
-    ends = sde.log_snr(torch.tensor([sde.t_max, sde.t_min], dtype=torch.float64))
-    if not bool(torch.isfinite(ends).all()):
-        raise ValueError(
-            f"a finite log-SNR at both ends expected; {type(sde).__name__} has {ends.tolist()}: lower t_max or raise "
-            "t_min a little, or take a grid in the angle"
-        )
-    return ends
-
-
-def _at(sde: SDE, log_snr: Tensor) -> Tensor:
-    """The times of these log-SNRs, the first of them t_max and the last t_min."""
-    times = sde.time(log_snr)
-    times[0], times[-1] = sde.t_max, sde.t_min
-    return times
 
 
 GRIDS: dict[str, Grid] = {
@@ -214,8 +224,8 @@ GRIDS: dict[str, Grid] = {
 
 
 @dataclass(frozen=True)
-class Given:
-    """The user's own times, whatever the number of steps asked for."""
+class FixedTimes:
+    """The user's own times, for any number of steps."""
 
     times: Tensor
 
@@ -224,43 +234,47 @@ class Given:
 
 
 def resolve_grid(grid: str | Grid | Tensor | Sequence[float]) -> Grid:
-    """The grid of that name, of those times, or the function given.
+    """Return the grid of a name or of a sequence of times; return a function as it is.
 
     Raises:
-        ValueError: an unknown name.
+        ValueError: an unknown name, or fewer than two times.
     """
     if callable(grid):
         return grid
     if not isinstance(grid, str):
-        times = float64(grid).cpu()
-        _check_length(times)
-        return Given(times)
+        return FixedTimes(_as_times(grid))
     if grid not in GRIDS:
         raise ValueError(
-            f"grid among {', '.join(GRIDS)}, a function (sde, steps) -> times, or the times themselves, expected; "
-            f"got {grid!r}"
+            f"grid must be one of {', '.join(GRIDS)}, a function (sde, steps) -> times, or the times themselves; got "
+            f"{grid!r}"
         )
     return GRIDS[grid]
 
 
-def _check_length(times: Tensor) -> None:
+def _as_times(times: Tensor | Sequence[float]) -> Tensor:
+    times = float64(times).cpu()
     if times.ndim != 1 or len(times) < 2:
-        raise ValueError(f"a grid of two times or more, (n,), expected; got shape {tuple(times.shape)}")
+        raise ValueError(f"a grid must have two times or more, shape (n,); got shape {tuple(times.shape)}")
+    return times
 
 
 def transitions(times: Tensor, sde: SDE) -> list[Transition]:
     """Consecutive pairs of a grid; times may rise again in between (RePaint, 2201.09865).
 
     Raises:
-        ValueError: fewer than two times, two equal ones in a row, times that leave [t_min, t_max], a first one that is
+        ValueError: fewer than two times, two equal ones in a row, times outside of [t_min, t_max], a first one that is
             not the largest, or a last one that is not the smallest.
     """
-    times = float64(times).cpu()
-    _check_length(times)
+    times = _as_times(times)
     falls = times[0] == times.max() and times[-1] == times.min()
     if not (falls and bool((times.diff() != 0).all())) or times[0] > sde.t_max or times[-1] < sde.t_min:
         raise ValueError(
-            f"times within [{sde.t_min:g}, {sde.t_max:g}] expected, from the largest to the smallest, each other than "
-            f"the one before; got {times.tolist()}"
+            f"the times of a grid must lie in [{sde.t_min:g}, {sde.t_max:g}], begin with the largest, end with the "
+            f"smallest and differ from one to the next; got {times.tolist()}"
         )
     return list(pairwise(times))
+
+
+def segments(sde: SDE, count: int) -> list[Transition]:
+    """One transition from t_max to t_min, or `count` of them uniform in log-SNR."""
+    return transitions(uniform_log_snr(sde, count) if count > 1 else _ends(sde), sde)

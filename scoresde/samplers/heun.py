@@ -15,7 +15,7 @@ from scoresde.sdes.points import Point, points
 
 
 def _heun(here: Point, target: Point) -> tuple[Stage, Stage]:
-    """Euler's step from here to the target, and the mean of the slopes at both ends."""
+    """Euler's step from `here` to the target, and the step with the mean of the slopes at both ends."""
     a, step = target.alpha / here.alpha, target.alpha * (target.ratio - here.ratio)
     return Stage(here.t, a, (step,)), Stage(target.t, a, (0.5 * step, 0.5 * step))
 
@@ -35,22 +35,24 @@ class Heun(Linear):
 
 
 class EDM(Linear):
-    """EDM's stochastic sampler (2206.00364, algorithm 2): noise is added, r to (1 + gamma) r, before each step of Heun.
+    """EDM's stochastic sampler (2206.00364, algorithm 2): noise takes r to (1 + gamma) r before each step of Heun.
 
     Args:
         churn: S_churn; gamma is min(churn / number of steps, 2^(1/2) - 1).
-        low, high: S_tmin and S_tmax, the sigma/alpha between which noise is added; r never goes beyond that of t_max.
-        noise: S_noise, the size of the noise added.
+        low, high: S_tmin and S_tmax, the sigma/alpha between which noise is added; r never exceeds that of t_max.
+        noise: S_noise, the standard deviation of the added noise relative to the exact one.
 
     Raises:
-        ValueError: a negative churn, a range that makes no sense; in a run, alpha = 0 where it starts.
+        ValueError: a negative churn, low >= high, a noise that is not positive; in a run, alpha = 0 where it starts.
     """
 
     view = "noise"
 
     def __init__(self, churn: float = 40.0, low: float = 0.0, high: float = math.inf, noise: float = 1.0):
         if not (churn >= 0 and 0 <= low < high and noise > 0):
-            raise ValueError(f"churn >= 0, 0 <= low < high and noise > 0 expected; got {churn}, {low}, {high}, {noise}")
+            raise ValueError(
+                f"EDM needs churn >= 0, 0 <= low < high and noise > 0; got {churn=}, {low=}, {high=}, {noise=}"
+            )
         self.churn, self.low, self.high, self.noise = churn, low, high, noise
         self.stochastic = churn > 0
 

@@ -1,4 +1,4 @@
-r"""Linear steps: one core for every sampler whose state is a linear combination of what it has seen.
+r"""Linear steps: the core of every sampler whose new state is a linear combination of states, views and noise.
 
 With V(y, t) one view of the model (E[x_0 | y], E[eps | y] or E[v | y]) and z ~ N(0, I), drawn once a transition, the
 state at the end of the transition from t to s is computed in stages, each with one evaluation,
@@ -7,15 +7,15 @@ state at the end of the transition from t to s is computed in stages, each with 
 
 where the sum runs over the views of this transition and of earlier ones, the newest first. One stage and no past is
 DDIM or an ancestral sampler; one stage and some past, a linear multistep method; two stages and no past, Heun's method.
-A method is its coefficients. They depend on the times alone: all are computed in float64 before the loop, which then
-holds nothing but evaluations of the network and multiplications by numbers.
+A method is its coefficients. They depend on the times alone and are computed in float64 before the loop; the loop
+evaluates the network and multiplies by these numbers.
 
-A transition may go up, to more noise (RePaint, 2201.09865). Both ways keep the marginal: a method that draws noise then
-draws from the forward kernel q(x_s | x_t), without an evaluation; a deterministic one follows the flow back.
+A transition may go up, to more noise (RePaint, 2201.09865). A method that draws noise then draws from the forward
+kernel q(x_s | x_t), without an evaluation; a deterministic method follows the flow back. Both keep the marginal.
 
-A method may correct. When V is evaluated at the end of a transition, to begin the next one, the transition is done
-once more with that view among the others, and no further evaluation (PEC mode; "UniC" of 2302.04867). This is left out
-where a constraint or a corrector has moved the state in between.
+A method may correct. When V is evaluated at the end of a transition, to begin the next one, the transition is repeated
+with that view among the others, at no further evaluation (PEC mode; "UniC" of 2302.04867). The correction is skipped if
+a constraint or a corrector has moved the state in between.
 """
 
 import math
@@ -34,11 +34,11 @@ from scoresde.sdes.points import Point, points, transition
 
 
 def check_signal(sde: SDE, here: Point, method: object) -> None:
-    """Raises ValueError where the drift and sigma/alpha are infinite."""
+    """Raise ValueError where alpha = 0: the drift and sigma/alpha are infinite there."""
     if here.alpha == 0:
         raise ValueError(
-            f"alpha > 0 expected where {type(method).__name__} starts; {type(sde).__name__} has none at "
-            f"t={float(here.t):g}: lower t_max, or use DDIM, DPMSolverPP, UniPC, AngularAdams or Ancestral"
+            f"{type(method).__name__} needs alpha > 0 where it starts, but alpha({float(here.t):g}) = 0 for "
+            f"{type(sde).__name__}: lower t_max, or use DDIM, DPMSolverPP, UniPC, AngularAdams or Ancestral"
         )
 
 
@@ -60,8 +60,8 @@ class Stage:
 class Row:
     """The coefficients of a transition.
 
-    stages: see the module; none for a transition by the kick alone. kick: (p, q), the state is first replaced by
-    p x + q z'. correct: the b of the transition before once more, with the view at its end as the first.
+    stages: see the module; empty for a transition by the kick alone. kick: (p, q), which first replaces the state by
+    p x + q z'. correct: the b that repeat the transition before this one, with the view at its end as the first.
     """
 
     stages: tuple[Stage, ...]
@@ -70,7 +70,7 @@ class Row:
 
 
 class Memory(NamedTuple):
-    """What a transition leaves to the next: the state it predicted, a x + c z of it, and the last views."""
+    """What a transition keeps for the next one: the state it predicted, its a x + c z, and the last views."""
 
     predicted: Tensor | None = None
     anchor: Tensor | None = None
@@ -78,7 +78,7 @@ class Memory(NamedTuple):
 
 
 def combine(base: Tensor, weights: Sequence[float], views: Sequence[Tensor]) -> Tensor:
-    """base + sum_j weights_j views_j, of as many views as there are weights."""
+    """base + sum_j weights_j views_j, over as many views as there are weights."""
     for weight, view in zip(weights, views, strict=False):
         if weight != 0:
             base = torch.add(base, view, alpha=weight)
@@ -86,10 +86,10 @@ def combine(base: Tensor, weights: Sequence[float], views: Sequence[Tensor]) -> 
 
 
 class Linear:
-    """A method given by its coefficients. A subclass defines `row`, and says which view it combines.
+    """A method given by its coefficients. A subclass defines `row` and sets `view`.
 
-    view: "denoised", "noise" or "v". past: how many views it combines at most, that of the state included. stochastic:
-    whether it draws noise.
+    view: the view that it combines, "denoised", "noise" or "v". past: the largest number of views that it combines,
+    the one at the current state included. stochastic: whether it draws noise.
     """
 
     view = "denoised"
@@ -97,22 +97,22 @@ class Linear:
     stochastic = False
 
     def row(self, sde: SDE, nodes: Sequence[Point], target: Point, left: int) -> Row:
-        """The coefficients of the transition to `target` from nodes[0].
+        """The coefficients of the transition from nodes[0] to `target`.
 
         Args:
             sde: the path.
-            nodes: where views are known: t_from, then the starts of earlier transitions, at most `past` of them.
+            nodes: the points with a known view: t_from, then the starts of earlier transitions, at most `past` of them.
             target: t_to.
-            left: transitions left, this one included.
+            left: number of transitions left, this one included.
         """
         raise NotImplementedError(f"{type(self).__name__} must define row(sde, nodes, target, left)")
 
     def correction(self, nodes: Sequence[Point], target: Point, left: int) -> tuple[float, ...]:
-        """The b of that transition with the view at `target` as the first; empty for a method that does not correct."""
+        """The b of the transition with the view at `target` as the first; empty for a method that does not correct."""
         return ()
 
     def plan(self, sde: SDE, transitions: Sequence[Transition]) -> list[Row]:
-        """The coefficients of every transition. The past begins anew where one does not follow another downwards."""
+        """The coefficients of every transition. The past is dropped unless a transition continues the one before."""
         starts, targets = (points(sde, times) for times in zip(*transitions, strict=True))
         rows: list[Row] = []
         nodes: list[Point] = []
@@ -132,7 +132,7 @@ class Linear:
     def advance(
         self, model: BaseModel, x: Tensor, row: Row, stream: RandomStream, memory: Memory | None
     ) -> tuple[Tensor, Memory]:
-        """The state at the end of a transition, and what is kept for the next."""
+        """The state at the end of a transition, and the memory for the next one."""
         memory = memory or Memory()
         views, anchor, y = memory.views, x, x
         if row.kick is not None:
@@ -158,12 +158,12 @@ def upward(here: Point, target: Point) -> Row:
 
 
 def spread(stage: Stage, fraction: Tensor | None) -> float | Tensor:
-    """The standard deviation of a stage: c, or with a learned fraction nu, exp((1 - nu) log v_0 + nu log v_1)^(1/2)."""
+    """The standard deviation of a stage: c, or exp((1 - nu) log v_0 + nu log v_1)^(1/2) with a learned fraction nu."""
     if stage.learned is None:
         return stage.c
     if fraction is None:
         raise ValueError(
-            "a model with a learned variance expected by variance='learned'; this one has none: build it with "
+            "variance='learned' needs a model with a learned variance, and this one has none: build it with "
             "ScoreModel(..., learned_variance=True), or choose 'posterior' or 'forward'"
         )
     low, high = stage.learned

@@ -2,8 +2,8 @@
 
     for each transition t -> s:    x <- predictor(x, t, s);    x <- corrector(x, s)
 
-Without a corrector it is a plain SDE solver, without a predictor annealed Langevin dynamics: the state is then handed
-from one noise level to the next as it is.
+Without a corrector it is a plain SDE solver; without a predictor it is annealed Langevin dynamics, in which the state
+passes unchanged from one noise level to the next.
 """
 
 from collections.abc import Sequence
@@ -14,34 +14,34 @@ from torch import Tensor
 from scoresde.flow import carry
 from scoresde.random_stream import RandomStream
 from scoresde.samplers.correctors import Corrector
-from scoresde.samplers.grids import Given, Grid, Transition, resolve_grid, transitions, uniform_log_snr
+from scoresde.samplers.grids import FixedTimes, Grid, Transition, resolve_grid, segments, transitions
 from scoresde.samplers.sampler import Sampler, Step, StepFunction, as_step
 from scoresde.score import BaseModel
 from scoresde.sdes import SDE
 from scoresde.solvers import Solver
-from scoresde.tensors import float64
 
 ORDERS = ("predictor_first", "corrector_first")
 STEPS = 1000
 
 
 class PredictorCorrector(Sampler):
-    """A predictor, a corrector, or both: with a multistep or a deterministic step as predictor, that method.
+    """A predictor, a corrector, or both. With a multistep or a deterministic step as predictor, it is that method.
 
     Args:
-        predictor: the step to the next time, or None; a function (model, x, t_from, t_to, noise) -> x will do.
-        corrector: the chain at a time, or None.
-        steps: number of transitions, 1,000 unless given; with times as the grid, what they say.
+        predictor: the step to the next time, or None; a function (model, x, t_from, t_to, stream) -> x is a step.
+        corrector: the Markov chain at a fixed time, or None.
+        steps: number of transitions; default 1,000, or that of the times given as the grid.
         grid: a name ("uniform_time", "uniform_log_snr", "quadratic", "karras", "uniform_angle", "angle"), a function
             (sde, steps) -> (steps + 1,) times from t_max to t_min, or the times themselves, which may rise again in
             between.
-        order: "predictor_first", correcting at the time arrived at (2011.13456, algorithm 1), or "corrector_first",
-            correcting at the time left, as the published code does.
+        order: "predictor_first", correcting at the end of a transition (2011.13456, algorithm 1), or "corrector_first",
+            correcting at its start, as the published code does.
         denoise_final: replace the last state by E[x_0 | x], one more evaluation.
 
     Raises:
+        TypeError: a predictor that is not a step, a corrector that is not a function.
         ValueError: neither predictor nor corrector, fewer than one step, an unknown grid or order; in a call, times
-            that leave the SDE's range, or whose first is not the largest or last not the smallest.
+            outside of the SDE's range, or whose first is not the largest or last not the smallest.
     """
 
     def __init__(
@@ -55,18 +55,18 @@ class PredictorCorrector(Sampler):
     ):
         super().__init__(denoise_final)
         if predictor is None and corrector is None:
-            raise ValueError("a predictor, a corrector or both expected; got neither")
+            raise ValueError("give a predictor, a corrector or both; got neither")
         if corrector is not None and (isinstance(corrector, type) or not callable(corrector)):
-            raise TypeError(f"a corrector, or a function (model, x, t, noise) -> x, expected; got {corrector!r}")
+            raise TypeError(f"a corrector must be a function (model, x, t, stream) -> x; got {corrector!r}")
         self.grid = resolve_grid(grid)
-        given = len(self.grid.times) - 1 if isinstance(self.grid, Given) else None
-        if given is not None and steps not in (None, given):
-            raise ValueError(f"steps={given}, or none, expected with {given + 1} times as the grid; got steps={steps}")
-        self.steps = steps if steps is not None else given if given is not None else STEPS
+        default = len(self.grid.times) - 1 if isinstance(self.grid, FixedTimes) else STEPS
+        self.steps = default if steps is None else steps
+        if isinstance(self.grid, FixedTimes) and self.steps != default:
+            raise ValueError(f"a grid of {default + 1} times has {default} steps; got steps={steps}: leave steps out")
         if self.steps < 1:
-            raise ValueError(f"one step or more expected; got steps={self.steps}")
+            raise ValueError(f"steps must be at least 1; got {self.steps}")
         if order not in ORDERS:
-            raise ValueError(f"order among {', '.join(ORDERS)} expected; got {order!r}")
+            raise ValueError(f"order must be one of {', '.join(ORDERS)}; got {order!r}")
         self.predictor = None if predictor is None else as_step(predictor)
         self.corrector, self.order = corrector, order
 
@@ -75,7 +75,7 @@ class PredictorCorrector(Sampler):
         return transitions(self.grid(sde, self.steps), sde)
 
     def plan(self, sde: SDE, transitions: Sequence[Transition]) -> Sequence[Any]:
-        """Of each transition its times, and what the predictor prepared for it."""
+        """The times of each transition, and the predictor's entry for it."""
         if self.predictor is None:
             return [(pair, None) for pair in transitions]
         return list(zip(transitions, self.predictor.plan(sde, transitions), strict=True))
@@ -96,10 +96,10 @@ class ProbabilityFlow(Sampler):
     """Samples by the probability-flow ODE from the prior (2011.13456, section 4.3).
 
     Args:
-        solver: an ODE solver; `flow.DEFAULT_SOLVER` if not given, of fixed cost; `solvers.AdaptiveAdams()` or
+        solver: an ODE solver; default `flow.DEFAULT_SOLVER`, of fixed cost. `solvers.AdaptiveAdams()` and
             `solvers.TorchDiffEq()` are adaptive.
-        segments: number of transitions, uniform in log-SNR, that the solver goes through one after the other; more
-            than one makes sense with a trajectory or a callback.
+        segments: number of transitions, uniform in log-SNR, solved one after the other; more than one is useful with a
+            trajectory or a callback.
         denoise_final: replace the last state by E[x_0 | x], one more evaluation.
 
     Raises:
@@ -110,15 +110,13 @@ class ProbabilityFlow(Sampler):
     def __init__(self, solver: Solver | None = None, segments: int = 1, denoise_final: bool = False):
         super().__init__(denoise_final)
         if segments < 1:
-            raise ValueError(f"one segment or more expected; got segments={segments}")
+            raise ValueError(f"segments must be at least 1; got {segments}")
         self.solver, self.segments = solver, segments
 
     def transitions(self, sde: SDE) -> list[Transition]:
         """The consecutive pairs of the segments."""
-        if self.segments > 1:
-            return transitions(uniform_log_snr(sde, self.segments), sde)
-        return transitions(float64([sde.t_max, sde.t_min]), sde)
+        return segments(sde, self.segments)
 
     def step(self, model: BaseModel, x: Tensor, t_from: Tensor, t_to: Tensor, stream: RandomStream) -> Tensor:
-        """The state at t_to, carried there by the solver; draws nothing from `noise`."""
+        """The state at t_to, carried there by the solver; draws nothing from `stream`."""
         return carry(model, x, float(t_from), float(t_to), solver=self.solver)

@@ -1,8 +1,8 @@
 """Predictors: one step of a discretised reverse-time SDE from t to s < t, with one or two evaluations.
 
-Every formula is in the forward transition of the path, x_t = r x_s + v^(1/2) eps with r = alpha_t/alpha_s and
-v = sigma_t^2 - r^2 sigma_s^2, which makes the published discrete updates of DDPM and NCSN cases of it:
-r = (1 - beta_i)^(1/2), v = beta_i, and r = 1, v = sigma_i^2 - sigma_(i-1)^2.
+Every formula is written in the forward transition of the path, x_t = r x_s + v^(1/2) eps with r = alpha_t/alpha_s and
+v = sigma_t^2 - r^2 sigma_s^2. The published discrete updates are special cases: r = (1 - beta_i)^(1/2), v = beta_i for
+DDPM, and r = 1, v = sigma_i^2 - sigma_(i-1)^2 for NCSN.
 """
 
 import math
@@ -17,36 +17,15 @@ from scoresde.random_stream import RandomStream
 from scoresde.samplers.linear import Linear, Row, Stage, check_signal
 from scoresde.sdes import SDE
 from scoresde.sdes.points import Point, posterior, transition
+from scoresde.sdes.sde import check_level
 from scoresde.wrappers import as_model
 
-TINY = 1e-300  # stands for a variance of 0 under a logarithm
+TINY = 1e-300  # replaces a variance of 0 under a logarithm
 VARIANCES = ("posterior", "forward", "learned")
 
 
-def check_level(l: float) -> float:  # noqa: E741 - the letter of the formula
-    """The noise level of the reverse family; a ValueError if negative."""
-    if not l >= 0:
-        raise ValueError(f"a noise level l >= 0 expected; got {l}")
-    return float(l)
-
-
-def _drift(sde: SDE, t: Tensor, l: float) -> tuple[float, float, float]:  # noqa: E741
-    """(f, k, l g) with drift f x + k E[eps | x] of the reverse family: k = (1 + l^2)/2 g^2 / sigma."""
-    g, sigma = float(sde.diffusion(t)), float(sde.sigma(t))
-    if sigma == 0:
-        raise ValueError(f"sigma > 0 expected wherever the drift is evaluated; got 0 at t={float(t):g}: raise t_min")
-    return float(sde.drift(t)), 0.5 * (1 + l * l) * g * g / sigma, l * g
-
-
-class EulerMaruyama(Linear):
-    """Euler-Maruyama on the reverse family, x + (s - t) drift + l g |s - t|^(1/2) z; weak order 1.
-
-    Args:
-        l: noise level; 1 is the reverse SDE, 0 Euler's method on the probability flow.
-
-    Raises:
-        ValueError: a negative noise level; in a run, alpha = 0 where it starts.
-    """
+class ReverseFamilyStep(Linear):
+    """Base class of the steps that discretise the drift and the diffusion of the reverse family of noise level l."""
 
     view = "noise"
 
@@ -54,14 +33,32 @@ class EulerMaruyama(Linear):
         self.l = check_level(l)
         self.stochastic = self.l > 0
 
+    def drift(self, sde: SDE, t: Tensor) -> tuple[float, float, float]:
+        """(f, k, l g) with drift f x + k E[eps | x] of the reverse family: k = (1 + l^2)/2 g^2 / sigma."""
+        l, g, sigma = self.l, float(sde.diffusion(t)), float(sde.sigma(t))  # noqa: E741
+        if sigma == 0:
+            raise ValueError(f"the drift needs sigma > 0, but sigma({float(t):g}) = 0: raise t_min")
+        return float(sde.drift(t)), 0.5 * (1 + l * l) * g * g / sigma, l * g
+
+
+class EulerMaruyama(ReverseFamilyStep):
+    """Euler-Maruyama on the reverse family, x + (s - t) drift + l g |s - t|^(1/2) z; weak order 1.
+
+    Args:
+        l: noise level; 1 is the reverse SDE, 0 Euler's method in t on the probability flow.
+
+    Raises:
+        ValueError: a negative noise level; in a run, alpha = 0 where it starts.
+    """
+
     def row(self, sde: SDE, nodes: Sequence[Point], target: Point, left: int) -> Row:
         check_signal(sde, nodes[0], self)
         t, h = nodes[0].t, float(target.t - nodes[0].t)
-        f, k, g = _drift(sde, t, self.l)
+        f, k, g = self.drift(sde, t)
         return Row((Stage(t, 1 + h * f, (h * k,), g * math.sqrt(abs(h))),))
 
 
-class StochasticHeun(Linear):
+class StochasticHeun(ReverseFamilyStep):
     """Heun's method on the reverse family, the same z in both stages; weak order 2, two evaluations a step.
 
         y = x + (s - t) b(x, t) + c z,    x(s) = x + (s - t)/2 (b(x, t) + b(y, s)) + c z,    c^2 = l^2 int g^2
@@ -75,17 +72,11 @@ class StochasticHeun(Linear):
         ValueError: a negative noise level; in a run, alpha = 0 where it starts.
     """
 
-    view = "noise"
-
-    def __init__(self, l: float = 1.0):  # noqa: E741
-        self.l = check_level(l)
-        self.stochastic = self.l > 0
-
     def row(self, sde: SDE, nodes: Sequence[Point], target: Point, left: int) -> Row:
         check_signal(sde, nodes[0], self)
         t, s = nodes[0].t, target.t
         h = float(s - t)
-        (f0, k0, g0), (f1, k1, g1) = _drift(sde, t, self.l), _drift(sde, s, self.l)
+        (f0, k0, g0), (f1, k1, g1) = self.drift(sde, t), self.drift(sde, s)
         c = math.sqrt(0.5 * (g0 * g0 + g1 * g1) * abs(h))
         first = Stage(t, 1 + h * f0, (h * k0,), c)
         # The second drift is f1 y + k1 E with y as above, a combination of x, the first view and z.
@@ -99,7 +90,7 @@ class ReverseDiffusion(Linear):
 
     (2 - r) x + v score(x, t) + v^(1/2) z
 
-    From alpha = 0, where x is noise alone, its first step adds as much noise again: a matter of many steps.
+    From alpha = 0, where x is pure noise, the first step adds as much noise again; many steps are needed there.
     """
 
     view = "noise"
@@ -116,26 +107,21 @@ class OptimalVariance:
         c^2 = posterior variance + (coefficient of E[x_0 | x])^2 (sigma_t/alpha_t)^2 V(t),
         V(t) = E |eps - E[eps | x_t]|^2 / d = 1 - E |E[eps | x_t]|^2 / d,
 
-    (sigma_t/alpha_t)^2 V being the mean variance of x_0 given x_t. V is estimated from data, once for a model, at
-    levels uniform in log-SNR, and its logarithm interpolated between them: by the first of the two forms, whose
-    relative error is the same at all levels (where there is little signal the second is 1 less nearly 1), and which is
-    the best variance around a mean that is not exact, too (2206.07309).
+    where (sigma_t/alpha_t)^2 V is the mean variance of x_0 given x_t. V is estimated from data, once for a model, at
+    levels uniform in log-SNR; its logarithm is interpolated between them. The first of the two forms is used: its
+    relative error is the same at all levels, while the second subtracts numbers near 1 where there is little signal;
+    and it is the best variance around an inexact mean, too (2206.07309).
 
     Args:
         model: the model.
         x0: data (N, *), in the model's space.
-        points: levels.
+        points: number of levels.
         generator: randomness.
         cond: short for `model.given(cond)`.
     """
 
     def __init__(
-        self,
-        model: Model,
-        x0: Tensor,
-        points: int = 64,
-        generator: torch.Generator | None = None,
-        cond: Any = None,
+        self, model: Model, x0: Tensor, points: int = 64, generator: torch.Generator | None = None, cond: Any = None
     ):
         model = as_model(model, cond)
         sde = model.sde
@@ -152,7 +138,7 @@ class OptimalVariance:
         self.log_unexplained = torch.stack(unexplained).double().clamp(1e-30, 1).log()
         self.prior = float(x0.double().var(dim=0, unbiased=False).mean())
 
-    def of_data(self, here: Point) -> float:
+    def data_variance(self, here: Point) -> float:
         """The mean variance of x_0 given x_t, (sigma/alpha)^2 V; where there is no signal, that of the data."""
         return here.ratio**2 * self.unexplained(2 * here.lam) if here.alpha else self.prior
 
@@ -171,11 +157,11 @@ class Ancestral(Linear):
 
     Args:
         variance: "posterior", sigma_s^2 v / sigma_t^2 (DDPM's beta-tilde, NCSN's ancestral sampler); "forward", v
-            (DDPM's beta, the choice of score_sde for VP); "learned", between the two as the network says (2102.09672,
-            eq. 15); or an `OptimalVariance`.
+            (DDPM's beta, the choice of score_sde for VP); "learned", between the two as the network predicts
+            (2102.09672, eq. 15); or an `OptimalVariance`.
 
     Raises:
-        ValueError: another variance; in a run, a learned one asked of a model that has none.
+        ValueError: another variance; in a run, "learned" with a model without a learned variance.
     """
 
     view = "denoised"
@@ -183,9 +169,7 @@ class Ancestral(Linear):
 
     def __init__(self, variance: str | OptimalVariance = "posterior"):
         if variance not in VARIANCES and not isinstance(variance, OptimalVariance):
-            raise ValueError(
-                f"variance among {', '.join(VARIANCES)}, or an OptimalVariance, expected; got {variance!r}"
-            )
+            raise ValueError(f"variance must be one of {', '.join(VARIANCES)}, or an OptimalVariance; got {variance!r}")
         self.variance = variance
 
     def row(self, sde: SDE, nodes: Sequence[Point], target: Point, left: int) -> Row:
@@ -197,5 +181,5 @@ class Ancestral(Linear):
             learned = (math.log(max(posterior_variance, TINY)), math.log(forward))
         variance = forward if self.variance == "forward" else posterior_variance
         if isinstance(self.variance, OptimalVariance):
-            variance += data**2 * self.variance.of_data(here)
+            variance += data**2 * self.variance.data_variance(here)
         return Row((Stage(here.t, state, (data,), math.sqrt(variance), learned),))

@@ -1,32 +1,27 @@
 """SA-Solver (2309.05019): stochastic Adams methods for the reverse SDE, with a corrector."""
 
 import math
-from collections.abc import Sequence
 
-from scoresde.samplers.exponential import check_order, limited, transport, weights
-from scoresde.samplers.linear import Linear, Row, Stage
-from scoresde.samplers.predictors import check_level
-from scoresde.sdes import SDE
+from scoresde.samplers.multistep import Multistep
 from scoresde.sdes.points import Point
 
 
-class SASolver(Linear):
+class SASolver(Multistep):
     """SA-Solver (2309.05019, algorithm 1): stochastic Adams predictor and corrector, one evaluation a step.
 
-    Of order min(order, corrector) + 1 without noise (`order` without a corrector), of weak order 2 at most with it.
+    Its order is min(order, corrector) + 1 without noise (`order` without a corrector); its weak order with noise is at
+    most 2.
 
     Args:
         order: values that the predictor interpolates, 1 to 4.
-        corrector: values that the corrector interpolates beside the one ahead, 0 (none) to 4.
-        l: noise level, tau there; 0 is deterministic.
-        low, high: sigma/alpha between which there is noise; l is 0 elsewhere.
-        final: order of the last transition at most, one more for each before it; 0 for no such limit.
+        corrector: values that the corrector interpolates besides the one at the end of the step, 0 (none) to 4.
+        l: noise level, tau in the paper; 0 is deterministic.
+        low, high: noise is added where sigma/alpha is between them; l is 0 elsewhere.
+        final: the highest order of the last transition, one more for each transition before it; 0 for no limit.
 
     Raises:
-        ValueError: an order, noise level or range that makes no sense.
+        ValueError: an order, corrector, noise level or limit out of range, or low >= high.
     """
-
-    view = "denoised"
 
     def __init__(
         self,
@@ -37,29 +32,10 @@ class SASolver(Linear):
         high: float = math.inf,
         final: int = 0,
     ):
-        self.order, self.l = check_order(order, 4), check_level(l)
-        if corrector not in range(5) or not 0 <= low < high or final < 0:
-            raise ValueError(
-                f"a corrector from 0 to 4, 0 <= low < high and final >= 0 expected; got {corrector}, {low}, {high}, "
-                f"{final}"
-            )
-        self.corrector, self.low, self.high, self.final = corrector, low, high, final
-        self.past, self.stochastic = max(order, corrector), self.l > 0
+        super().__init__(order, corrector, final, highest=4, l=l)
+        if not 0 <= low < high:
+            raise ValueError(f"low and high must satisfy 0 <= low < high; got low={low}, high={high}")
+        self.low, self.high = low, high
 
-    def row(self, sde: SDE, nodes: Sequence[Point], target: Point, left: int) -> Row:
-        a, c = transport(nodes[0], target, self._level(nodes[0]))
-        known = limited(nodes[: self.order], target, left, self.final)
-        return Row((Stage(nodes[0].t, a, self._weights(known, nodes[0], target), c),))
-
-    def correction(self, nodes: Sequence[Point], target: Point, left: int) -> tuple[float, ...]:
-        if not self.corrector or not math.isfinite(nodes[0].lam):
-            return ()
-        known = limited(nodes[: self.corrector], target, left, self.final)
-        return self._weights([target, *known], nodes[0], target)
-
-    def _weights(self, nodes: Sequence[Point], here: Point, target: Point) -> tuple[float, ...]:
-        rate = 1 + self._level(here) ** 2
-        return tuple(target.alpha * w for w in weights([node.lam for node in nodes], here.lam, target.lam, rate))
-
-    def _level(self, here: Point) -> float:
+    def level(self, here: Point) -> float:
         return self.l if self.low <= here.ratio <= self.high else 0.0

@@ -4,48 +4,37 @@ torchsde solves forward in time, for states (B, D). With s = t_from + t_to - t, 
 
     dx = -drift(x, t) ds + l g(t) dW_s,        s from t_to to t_from,
 
-whose noise is additive: the Ito and the Stratonovich solutions are the same, and methods for either apply.
+with additive noise: the Ito and the Stratonovich solutions are the same, so methods for either apply.
 """
 
-import importlib
 import math
-from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
+from torchsde import BrownianInterval, sdeint  # type: ignore[import-untyped]
 
 from scoresde.random_stream import RandomStream
-from scoresde.samplers.grids import Transition, transitions
-from scoresde.samplers.predictors import check_level
+from scoresde.samplers.grids import Transition, segments
 from scoresde.samplers.sampler import Sampler
 from scoresde.score import BaseModel
 from scoresde.sdes import SDE, ReverseSDE
+from scoresde.sdes.sde import check_level
 from scoresde.tensors import double
 
 METHODS = {"euler": "ito", "srk": "ito", "heun": "stratonovich", "midpoint": "stratonovich"}
 
 
-def _torchsde() -> ModuleType:
-    try:
-        return importlib.import_module("torchsde")
-    except ImportError as error:
-        raise ImportError(
-            "TorchSDE needs torchsde, which is not installed: pip install 'scoresde[torchsde]'"
-        ) from error
-
-
 class Brownian:
-    """Brownian motions (B, D) as torchsde asks for them: a `BrownianInterval` for each sample, with its own entropy."""
+    """Brownian motions (B, D) for torchsde: a `BrownianInterval` for each sample, with its own entropy."""
 
     def __init__(self, entropy: list[int], x: Tensor, ends: tuple[float, float], dt: float | None, area: str):
-        interval = _torchsde().BrownianInterval
-        kind = {"size": (1, x.shape[1]), "dtype": x.dtype, "device": x.device, "levy_area_approximation": area}
-        self.motions = [interval(*ends, entropy=one, dt=dt, **kind) for one in entropy]
+        options = {"size": (1, x.shape[1]), "dtype": x.dtype, "device": x.device, "levy_area_approximation": area}
+        self.motions = [BrownianInterval(*ends, entropy=seed, dt=dt, **options) for seed in entropy]
         self.shape, self.dtype, self.device, self.levy_area_approximation = x.shape, x.dtype, x.device, area
 
     def __call__(self, ta: Tensor, tb: Tensor, return_U: bool = False, return_A: bool = False) -> Any:
-        """The increment over [ta, tb], and the integral U where it is asked for."""
+        """The increment over [ta, tb], and the integral U if requested."""
         parts = [motion(ta, tb, return_U=return_U, return_A=return_A) for motion in self.motions]
         if isinstance(parts[0], Tensor):
             return torch.cat(parts)
@@ -53,7 +42,7 @@ class Brownian:
 
 
 class _Reversed:
-    """The reverse SDE in s, on flattened states, as torchsde asks for it."""
+    """The reverse SDE in s on flattened states, with the attributes and methods that torchsde calls."""
 
     noise_type = "additive"
 
@@ -76,25 +65,24 @@ class _Reversed:
 class TorchSDE(Sampler):
     """A solver of torchsde on the reverse SDE, in the time t.
 
-    Every sample has a Brownian motion of its own, from its own stream of draws: on the fixed grid it does not depend on
-    its batch. With adaptive=True it does, since torchsde takes one step size for the whole batch, from the root mean
-    square error over the batch.
+    Every sample has its own Brownian motion, from its own stream of draws: on the fixed grid it does not depend on its
+    batch. With adaptive=True it does, since torchsde takes one step size for the whole batch, from the root mean square
+    error over the batch.
 
     Args:
         method: "euler" (Euler-Maruyama), "srk" (Roessler's, strong order 1.5), "heun" or "midpoint".
-        steps: number of equal steps; with adaptive=True, the first one is the range over `steps`.
+        steps: number of equal steps; with adaptive=True, the first step is the range over `steps`.
         l: noise level; 1 is the reverse SDE, 0 the probability flow.
-        adaptive: control the error, by comparison of a step with two of half its size.
-        rtol, atol, dt_min: relative and absolute tolerance and the smallest step, which is taken whatever its error;
-            for adaptive=True.
+        adaptive: control the error, by comparing a step with two of half its size.
+        rtol, atol, dt_min: for adaptive=True, the relative and absolute tolerance, and the smallest step, which is
+            accepted with any error.
         denoise_final: replace the last state by E[x_0 | x], one more evaluation.
 
-    torchsde evaluates the drift once more at the start, to see its shape, and `nfe` counts it.
+    torchsde evaluates the drift once more at the start, to learn its shape; `nfe` counts this evaluation.
 
     Raises:
         ValueError: an unknown method, steps, tolerances or a smallest step that are not positive, a negative noise
             level; in a call, alpha = 0 at t_max.
-        ImportError: in a call, without torchsde.
         RuntimeError: in a call, NaN.
     """
 
@@ -111,41 +99,38 @@ class TorchSDE(Sampler):
     ):
         super().__init__(denoise_final)
         if method not in METHODS:
-            raise ValueError(f"method among {', '.join(METHODS)} expected; got {method!r}")
+            raise ValueError(f"method must be one of {', '.join(METHODS)}; got {method!r}")
         if steps < 1 or min(rtol, atol, dt_min) <= 0:
-            raise ValueError(
-                f"one step or more, positive rtol, atol and dt_min expected; got {steps}, {rtol}, {atol} and {dt_min}"
-            )
+            raise ValueError(f"steps, rtol, atol, dt_min must be positive; got {steps=}, {rtol=}, {atol=}, {dt_min=}")
         self.method, self.steps, self.l, self.adaptive = method, steps, check_level(l), adaptive
-        self.rtol, self.atol, self.dt_min = rtol, atol, dt_min
+        self.control = {"adaptive": adaptive, "rtol": rtol, "atol": atol, "dt_min": dt_min}
 
     def transitions(self, sde: SDE) -> list[Transition]:
-        """One, from t_max to t_min.
+        """One transition, from t_max to t_min.
 
         Raises:
             ValueError: alpha(t_max) = 0.
         """
         if not math.isfinite(float(sde.drift(torch.tensor(sde.t_max, dtype=torch.float64)))):
             raise ValueError(
-                f"alpha > 0 expected at t_max={sde.t_max:g}, where the drift of {type(sde).__name__} is infinite; "
-                "lower t_max, or use ErrorControlled"
+                f"TorchSDE needs alpha > 0 at t_max={sde.t_max:g}, where the drift of {type(sde).__name__} is "
+                "infinite: lower t_max, or use ErrorControlled"
             )
-        return transitions(torch.tensor([sde.t_max, sde.t_min], dtype=torch.float64), sde)
+        return segments(sde, 1)
 
     def step(self, model: BaseModel, x: Tensor, t_from: Tensor, t_to: Tensor, stream: RandomStream) -> Tensor:
-        """The state at t_to, from x (B, *) at t_from > t_to; in float64 on the way, where there is one."""
-        sdeint = _torchsde().sdeint
+        """The state at t_to, from x (B, *) at t_from > t_to; computed in float64 on devices that have it."""
         low, high = float(t_to), float(t_from)
         dt = (high - low) / self.steps
         y = x.to(double(x)).flatten(1)
         area = "space-time" if self.method == "srk" else "none"
         motion = Brownian(stream.seeds(len(x)), y, (low, high), None if self.adaptive else dt, area)
         family = _Reversed(ReverseSDE(model, self.l), METHODS[self.method], x.shape, (low, high))
-        control = {"adaptive": self.adaptive, "rtol": self.rtol, "atol": self.atol, "dt_min": self.dt_min}
+        times = torch.stack([t_to, t_from])
         # A little longer than dt: torchsde cuts the last step at the end, and would add one for the rounding of the sum
         first = dt * (1 + 1e-10)
         try:
-            path = sdeint(family, y, torch.stack([t_to, t_from]), bm=motion, method=self.method, dt=first, **control)
+            path = sdeint(family, y, times, bm=motion, method=self.method, dt=first, **self.control)
         except AssertionError as error:  # how torchsde reports NaN in an error estimate
             raise RuntimeError(f"torchsde gave up ({error}): does the network give NaN?") from error
         return path[-1].reshape(x.shape).to(x.dtype)

@@ -1,4 +1,4 @@
-"""Paths given by their log-SNR: one function of time, from which everything follows.
+"""Paths given by their log-SNR: one function of time determines the path.
 
 | kind                | alpha^2          | sigma^2           | f      | g^2                 |
 | ------------------- | ---------------- | ----------------- | ------ | ------------------- |
@@ -14,7 +14,7 @@ from scoresde.sdes.sde import SDE
 
 
 class LogSNRPath(SDE):
-    """A path by its log-SNR. A subclass defines `schedule`.
+    """A path given by its log-SNR. A subclass defines `schedule`.
 
     Args:
         t_min, t_max: see `SDE`.
@@ -26,7 +26,7 @@ class LogSNRPath(SDE):
         self.preserving = preserving
 
     def schedule(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """The log-SNR and its derivative in t, float64, on the CPU, wherever t is."""
+        """The log-SNR and its derivative in t, float64, on the CPU, for t on any device."""
         raise NotImplementedError(f"{type(self).__name__} must define schedule(t) -> (log-SNR, its derivative)")
 
     def log_snr(self, t: Tensor) -> Tensor:
@@ -43,11 +43,12 @@ class LogSNRPath(SDE):
         return self.drift(t) * self.alpha(t)
 
     def sigma_dot(self, t: Tensor) -> Tensor:
-        """alpha^2 g^2 / (2 sigma), of either kind."""
+        """alpha^2 g^2 / (2 sigma), for both kinds."""
         return 0.5 * (self.alpha(t) * self.diffusion(t)).square() / self.sigma(t)
 
     def drift(self, t: Tensor) -> Tensor:
         return -0.5 * self.diffusion(t).square() if self.preserving else torch.zeros_like(t)
 
     def diffusion(self, t: Tensor) -> Tensor:
-        return self.sigma(t) * torch.sqrt((-self.schedule(t)[1]).clamp(min=0)).to(t)  # rounding, where flat
+        fall = (-self.schedule(t)[1]).clamp(min=0)  # rounding may make it negative where the log-SNR is flat
+        return self.sigma(t) * torch.sqrt(fall).to(t)

@@ -1,4 +1,4 @@
-"""The diffusions of the field, each by its alpha(t) and sigma(t), with closed forms where they exist.
+"""The common diffusions, each by its alpha(t) and sigma(t), with closed forms where they exist.
 
 | class             | alpha             | sigma                        | source                       |
 | ----------------- | ----------------- | ---------------------------- | ---------------------------- |
@@ -9,8 +9,8 @@
 | `Karras`          | 1                 | t                            | 2206.00364, table 1          |
 | `Rectified`       | 1 - t             | t                            | 2209.03003, 2210.02747       |
 | `Tabulated`       | from a table of log-SNR, interpolated monotonically (DDPM, NCSN)               |
-| `LearnedVP`       | log-SNR is a monotone network of t, which trains (2107.00630)                  |
-| `ZeroTerminalSNR` | any of them, rescaled so that alpha(t_max) = 0 (2305.08891)                    |
+| `LearnedVP`       | log-SNR is a monotone network of t, which is trained (2107.00630)              |
+| `ZeroTerminalSNR` | any path, rescaled so that alpha(t_max) = 0 (2305.08891)                       |
 
 with B(t) the integral of beta(s) = beta_min + s (beta_max - beta_min) from 0 to t.
 """
@@ -24,18 +24,18 @@ from scoresde.sdes.sde import SDE
 
 
 class LinearBeta(SDE):
-    """What VP and sub-VP share: alpha = exp(-B/2), f = -beta/2 with beta(t) linear.
+    """Base class of VP and sub-VP: alpha = exp(-B/2), f = -beta/2 with beta(t) linear.
 
     Args:
         beta_min, beta_max: beta at t = 0 and t = 1.
-        t_min: 1e-5, where 2011.13456 (appendix C and D.2) ends its likelihoods.
+        t_min: 1e-5, where the likelihoods of 2011.13456 (appendix C and D.2) end.
         t_max: 1.
     """
 
     def __init__(self, beta_min: float = 0.1, beta_max: float = 20.0, t_min: float = 1e-5, t_max: float = 1.0):
         super().__init__(t_min, t_max)
         if not 0 < beta_min <= beta_max:
-            raise ValueError(f"0 < beta_min <= beta_max expected; got beta_min={beta_min}, beta_max={beta_max}")
+            raise ValueError(f"betas must satisfy 0 < beta_min <= beta_max; got {beta_min=}, {beta_max=}")
         self.beta_min, self.beta_max = float(beta_min), float(beta_max)
 
     def beta(self, t: Tensor) -> Tensor:
@@ -47,11 +47,12 @@ class LinearBeta(SDE):
         return t * (self.beta_min + 0.5 * t * (self.beta_max - self.beta_min))
 
     def time_of_integrated_beta(self, integral: Tensor) -> Tensor:
-        """Inverse of `integrated_beta`: the positive root, written without cancellation."""
+        """Inverse of `integrated_beta`, clamped to [t_min, t_max]: the positive root, written without cancellation."""
         slope = self.beta_max - self.beta_min
-        # At most that of t_max: an infinite integral would be nan here.
+        # At most the integral at t_max: an infinite integral would give NaN here.
         integral = integral.clamp(max=self.t_max * (self.beta_min + 0.5 * self.t_max * slope))
-        return 2 * integral / (self.beta_min + torch.sqrt(self.beta_min**2 + 2 * slope * integral))
+        t = 2 * integral / (self.beta_min + torch.sqrt(self.beta_min**2 + 2 * slope * integral))
+        return t.clamp(self.t_min, self.t_max)
 
     def alpha(self, t: Tensor) -> Tensor:
         return torch.exp(-0.5 * self.integrated_beta(t))
@@ -92,8 +93,8 @@ class VP(LinearBeta):
         return -integral - torch.log(-torch.expm1(-integral))
 
     def time(self, log_snr: Tensor) -> Tensor:
-        integral = torch.logaddexp(-log_snr, torch.zeros_like(log_snr))  # softplus drops a term beyond 20
-        return self.time_of_integrated_beta(integral).clamp(self.t_min, self.t_max)
+        # softplus would drop a term beyond 20
+        return self.time_of_integrated_beta(torch.logaddexp(-log_snr, torch.zeros_like(log_snr)))
 
 
 class SubVP(LinearBeta):
@@ -114,15 +115,27 @@ class SubVP(LinearBeta):
         return -integral - 2 * torch.log(-torch.expm1(-integral))
 
     def time(self, log_snr: Tensor) -> Tensor:
-        integral = 2 * torch.asinh(0.5 * torch.exp(-0.5 * log_snr))
-        return self.time_of_integrated_beta(integral).clamp(self.t_min, self.t_max)
+        return self.time_of_integrated_beta(2 * torch.asinh(0.5 * torch.exp(-0.5 * log_snr)))
 
 
-class VE(SDE):
+class ConstantSignal(SDE):
+    """Base class of the paths with alpha = 1, and so f = 0."""
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return torch.ones_like(t)
+
+    def alpha_dot(self, t: Tensor) -> Tensor:
+        return torch.zeros_like(t)
+
+    def drift(self, t: Tensor) -> Tensor:
+        return torch.zeros_like(t)
+
+
+class VE(ConstantSignal):
     """Variance exploding: alpha = 1, sigma = sigma_min (sigma_max / sigma_min)^t (2011.13456, eq. 9 and 30).
 
-    The continuous limit of NCSN (1907.05600). sigma(0) = sigma_min, not 0: x at t_min = 1e-5 carries noise of about
-    sigma_min already.
+    The continuous limit of NCSN (1907.05600). sigma(0) = sigma_min, not 0: x at t_min = 1e-5 already carries noise of
+    about sigma_min.
 
     Args:
         sigma_min, sigma_max: noise at t = 0 and t = 1.
@@ -132,24 +145,15 @@ class VE(SDE):
     def __init__(self, sigma_min: float = 0.01, sigma_max: float = 50.0, t_min: float = 1e-5, t_max: float = 1.0):
         super().__init__(t_min, t_max)
         if not 0 < sigma_min < sigma_max:
-            raise ValueError(f"0 < sigma_min < sigma_max expected; got sigma_min={sigma_min}, sigma_max={sigma_max}")
+            raise ValueError(f"noise levels must satisfy 0 < sigma_min < sigma_max; got {sigma_min=}, {sigma_max=}")
         self.sigma_min, self.sigma_max = float(sigma_min), float(sigma_max)
         self.log_ratio = math.log(sigma_max / sigma_min)
-
-    def alpha(self, t: Tensor) -> Tensor:
-        return torch.ones_like(t)
-
-    def alpha_dot(self, t: Tensor) -> Tensor:
-        return torch.zeros_like(t)
 
     def sigma(self, t: Tensor) -> Tensor:
         return self.sigma_min * torch.exp(self.log_ratio * t)
 
     def sigma_dot(self, t: Tensor) -> Tensor:
         return self.log_ratio * self.sigma(t)
-
-    def drift(self, t: Tensor) -> Tensor:
-        return torch.zeros_like(t)
 
     def diffusion(self, t: Tensor) -> Tensor:
         return math.sqrt(2 * self.log_ratio) * self.sigma(t)
@@ -164,16 +168,41 @@ class VE(SDE):
         return f"sigma_min={self.sigma_min:g}, sigma_max={self.sigma_max:g}, " + super().extra_repr()
 
 
-class Cosine(SDE):
-    """alpha = cos(pi t / 2), sigma = sin(pi t / 2) (2102.09672, without offset; 2202.00512, section 2).
+class Karras(ConstantSignal):
+    """alpha = 1, sigma = t: time is the noise level itself (EDM, 2206.00364, table 1), from 0.002 to 80."""
 
-    f = -(pi/2) tan(pi t / 2) diverges at t = 1, where alpha = 0: t_max is 1 - 1e-3 unless asked otherwise.
-    """
+    def __init__(self, t_min: float = 0.002, t_max: float = 80.0):
+        super().__init__(t_min, t_max)
+        if t_min == 0:
+            raise ValueError("Karras needs t_min > 0, for its noise level sigma(t) = t vanishes at 0; got t_min=0")
+
+    def sigma(self, t: Tensor) -> Tensor:
+        return t
+
+    def sigma_dot(self, t: Tensor) -> Tensor:
+        return torch.ones_like(t)
+
+    def diffusion(self, t: Tensor) -> Tensor:
+        return torch.sqrt(2 * t)
+
+    def time(self, log_snr: Tensor) -> Tensor:
+        return torch.exp(-0.5 * log_snr).clamp(self.t_min, self.t_max)
+
+
+class UnitTime(SDE):
+    """Base class of the paths on [0, 1] with alpha(1) = 0, where the drift diverges: by default t_max is 1 - 1e-3."""
 
     def __init__(self, t_min: float = 1e-3, t_max: float = 1 - 1e-3):
         super().__init__(t_min, t_max)
         if t_max > 1:
-            raise ValueError(f"t_max <= 1 expected; got {t_max}")
+            raise ValueError(f"t_max must be at most 1; got {t_max=}")
+
+
+class Cosine(UnitTime):
+    """alpha = cos(pi t / 2), sigma = sin(pi t / 2) (2102.09672, without offset; 2202.00512, section 2).
+
+    f = -(pi/2) tan(pi t / 2) diverges at t = 1, where alpha = 0: t_max is 1 - 1e-3 by default.
+    """
 
     def alpha(self, t: Tensor) -> Tensor:
         return torch.sin(0.5 * math.pi * (1 - t))
@@ -187,9 +216,6 @@ class Cosine(SDE):
     def sigma_dot(self, t: Tensor) -> Tensor:
         return 0.5 * math.pi * self.alpha(t)
 
-    def drift(self, t: Tensor) -> Tensor:
-        return self.alpha_dot(t) / self.alpha(t)
-
     def diffusion(self, t: Tensor) -> Tensor:
         return torch.sqrt(math.pi * self.sigma(t) / self.alpha(t))
 
@@ -197,46 +223,11 @@ class Cosine(SDE):
         return (2 / math.pi * torch.atan(torch.exp(-0.5 * log_snr))).clamp(self.t_min, self.t_max)
 
 
-class Karras(SDE):
-    """alpha = 1, sigma = t: time is the noise level itself (EDM, 2206.00364, table 1), from 0.002 to 80."""
-
-    def __init__(self, t_min: float = 0.002, t_max: float = 80.0):
-        super().__init__(t_min, t_max)
-        if t_min == 0:
-            raise ValueError("t_min > 0 expected: the noise level sigma(t) = t vanishes at 0; got t_min=0")
-
-    def alpha(self, t: Tensor) -> Tensor:
-        return torch.ones_like(t)
-
-    def alpha_dot(self, t: Tensor) -> Tensor:
-        return torch.zeros_like(t)
-
-    def sigma(self, t: Tensor) -> Tensor:
-        return t
-
-    def sigma_dot(self, t: Tensor) -> Tensor:
-        return torch.ones_like(t)
-
-    def drift(self, t: Tensor) -> Tensor:
-        return torch.zeros_like(t)
-
-    def diffusion(self, t: Tensor) -> Tensor:
-        return torch.sqrt(2 * t)
-
-    def time(self, log_snr: Tensor) -> Tensor:
-        return torch.exp(-0.5 * log_snr).clamp(self.t_min, self.t_max)
-
-
-class Rectified(SDE):
+class Rectified(UnitTime):
     """alpha = 1 - t, sigma = t: straight lines (rectified flow 2209.03003, flow matching 2210.02747).
 
-    f = -1/(1 - t) and g^2 = 2t/(1 - t) diverge at t = 1, where alpha = 0: t_max is 1 - 1e-3 unless asked otherwise.
+    f = -1/(1 - t) and g^2 = 2t/(1 - t) diverge at t = 1, where alpha = 0: t_max is 1 - 1e-3 by default.
     """
-
-    def __init__(self, t_min: float = 1e-3, t_max: float = 1 - 1e-3):
-        super().__init__(t_min, t_max)
-        if t_max > 1:
-            raise ValueError(f"t_max <= 1 expected; got {t_max}")
 
     def alpha(self, t: Tensor) -> Tensor:
         return 1 - t
@@ -249,9 +240,6 @@ class Rectified(SDE):
 
     def sigma_dot(self, t: Tensor) -> Tensor:
         return torch.ones_like(t)
-
-    def drift(self, t: Tensor) -> Tensor:
-        return -1 / (1 - t)
 
     def diffusion(self, t: Tensor) -> Tensor:
         return torch.sqrt(2 * t / (1 - t))

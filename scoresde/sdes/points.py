@@ -1,12 +1,11 @@
-"""A path at a time, and the Gaussian kernels between two times.
+"""A path at one time, and the Gaussian kernels between two times.
 
-With r = alpha_t / alpha_s and v = sigma_t^2 - r^2 sigma_s^2 for s < t (t is noisier),
+With r = alpha_t / alpha_s and v = sigma_t^2 - r^2 sigma_s^2 for s < t (t is noisier), on every path
 
     q(x_t | x_s)      = N(r x_s, v I)
     q(x_s | x_t, x_0) = N((r sigma_s^2 x_t + v alpha_s x_0) / sigma_t^2, v sigma_s^2 / sigma_t^2 I)
 
-(2006.11239, eq. 7), on every path.
-The numbers are floats, for coefficients that are computed before a loop, or float64 tensors () or (B,).
+(2006.11239, eq. 7). The numbers are floats, for coefficients computed before a loop, or float64 tensors () or (B,).
 """
 
 import math
@@ -48,7 +47,7 @@ class Point(Generic[Number]):
 
 
 def points(sde: Path, times: Sequence[Tensor]) -> list[Point[float]]:
-    """The points of a path at these times, of floats: one evaluation of the path for all of them."""
+    """The points of a path at these times, as floats, from one evaluation of the path."""
     t = torch.stack(list(times))
     values = [part.tolist() for part in (sde.alpha(t), sde.sigma(t), 0.5 * sde.log_snr(t))]
     return [Point(*point) for point in zip(t, *values, strict=True)]
@@ -62,8 +61,8 @@ def transition(clean: Point[Number], noisy: Point[Number]) -> tuple[Number, Numb
 def posterior(clean: Point[Number], noisy: Point[Number]) -> tuple[Number, Number, Number]:
     """(a, b, variance) of q(x_s | x_t, x_0) = N(a x_t + b x_0, variance I)."""
     ratio, variance = transition(clean, noisy)
-    kept = (clean.sigma / noisy.sigma) ** 2
-    return ratio * kept, clean.alpha * variance / noisy.sigma**2, variance * kept
+    factor = (clean.sigma / noisy.sigma) ** 2
+    return ratio * factor, clean.alpha * variance / noisy.sigma**2, variance * factor
 
 
 def _call(name: str, *values: Number) -> Number:

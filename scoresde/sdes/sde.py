@@ -1,20 +1,20 @@
-"""Diffusions as Gaussian paths: two functions of time, and everything that follows from them.
+"""Diffusions as Gaussian paths: two functions of time determine everything else.
 
-A diffusion is fixed by the scale alpha(t) of the signal and the standard deviation sigma(t) of the noise,
+A diffusion is given by the scale alpha(t) of the signal and the standard deviation sigma(t) of the noise,
 
     x_t = alpha(t) x_0 + sigma(t) eps,        eps ~ N(0, I),        t in [t_min, t_max],
 
-small t being data and large t noise. It is the solution of the linear SDE (Song et al., arXiv 2011.13456, eq. 5)
+where small t is data and large t is noise. It is the solution of the linear SDE (Song et al., arXiv 2011.13456, eq. 5)
 
     dx = f(t) x dt + g(t) dw,    f = alpha' / alpha,    g^2 = (sigma^2)' - 2 f sigma^2 = -sigma^2 (log SNR)',
 
-with log SNR = log(alpha^2 / sigma^2), which falls with t. Running backward, a whole family of processes has the same
+with log SNR = log(alpha^2 / sigma^2), which falls with t. Backward in time, a family of processes has the same
 marginals, one for every noise level l >= 0 (2011.13456, eq. 6 at l = 1 and eq. 13 at l = 0; `ReverseSDE`):
 
     dx = [f x - (1 + l^2)/2 g^2 score] dt + l g dw.
 
-Every function of time takes t of shape () or (B,) and answers in the same shape and dtype; the library itself always
-asks in float64.
+Every function of time takes t of shape () or (B,) and returns the same shape and dtype; the library itself always
+calls them in float64.
 """
 
 import math
@@ -30,7 +30,7 @@ from scoresde.sdes import points
 from scoresde.sdes.points import Point
 from scoresde.tensors import broadcast, dimensions, float64, sum_dims
 
-SECTIONS, ROUNDS = 64, 11  # 64^11 = 2^66: narrows any interval of float64 times down to neighbouring numbers
+SECTIONS, ROUNDS = 64, 11  # 64^11 = 2^66 narrows any interval of float64 times down to neighbouring numbers
 
 
 def derivative(function: Callable[[Tensor], Tensor], t: Tensor) -> Tensor:
@@ -38,14 +38,21 @@ def derivative(function: Callable[[Tensor], Tensor], t: Tensor) -> Tensor:
     return torch.func.jvp(function, (t,), (torch.ones_like(t),))[1].to(t)
 
 
-class SDE(nn.Module):
-    """A diffusion with Gaussian transition kernel. A subclass defines `alpha` and `sigma`; the rest follows.
+def check_level(l: float) -> float:  # noqa: E741 - the letter of the formula
+    """Return the noise level of a reverse family; raise ValueError if negative."""
+    if not l >= 0:
+        raise ValueError(f"the noise level l must be >= 0; got {l}")
+    return float(l)
 
-    A subclass overrides whatever it knows in closed form; by default derivatives come from automatic
-    differentiation and the inverse of the log-SNR from repeated sectioning.
+
+class SDE(nn.Module):
+    """A diffusion with Gaussian transition kernel. A subclass defines `alpha` and `sigma`.
+
+    A subclass should override the functions that it has in closed form. By default derivatives come from automatic
+    differentiation, and the inverse of the log-SNR from repeated sectioning.
 
     Args:
-        t_min: time of the (almost) clean data, where samplers and likelihoods end or start.
+        t_min: time of the (almost) clean data, where samplers end and likelihoods start.
         t_max: time of the prior.
 
     Raises:
@@ -55,7 +62,7 @@ class SDE(nn.Module):
     def __init__(self, t_min: float, t_max: float):
         super().__init__()
         if not 0 <= t_min < t_max:
-            raise ValueError(f"times with 0 <= t_min < t_max expected; got t_min={t_min}, t_max={t_max}")
+            raise ValueError(f"times must satisfy 0 <= t_min < t_max; got {t_min=}, {t_max=}")
         self.t_min, self.t_max = float(t_min), float(t_max)
 
     def alpha(self, t: Tensor) -> Tensor:
@@ -92,7 +99,7 @@ class SDE(nn.Module):
         return torch.hypot(self.alpha(t), self.sigma(t))
 
     def time(self, log_snr: Tensor) -> Tensor:
-        """Inverse of `log_snr`, clamped to [t_min, t_max]; by default 700 evaluations for each."""
+        """Inverse of `log_snr`, clamped to [t_min, t_max]; by default with 700 evaluations for each time."""
         low = torch.full_like(log_snr, self.t_min)
         width = torch.full_like(log_snr, self.t_max - self.t_min)
         steps = torch.arange(1, SECTIONS, dtype=log_snr.dtype, device=log_snr.device) / SECTIONS
@@ -109,7 +116,7 @@ class SDE(nn.Module):
         return broadcast(self.alpha(t), x0) * x0 + broadcast(self.sigma(t), x0) * noise
 
     def at(self, t: Tensor) -> Point[Tensor]:
-        """The path at float64 t, () or (B,): alpha, sigma, log(alpha/sigma), and what follows from them."""
+        """The path at float64 t, () or (B,): alpha, sigma, log(alpha/sigma), and the properties of `Point`."""
         return Point(t, self.alpha(t), self.sigma(t), 0.5 * self.log_snr(t))
 
     def transition(self, t_from: Tensor, t_to: Tensor) -> tuple[Tensor, Tensor]:
@@ -122,7 +129,7 @@ class SDE(nn.Module):
 
     @property
     def prior_std(self) -> float:
-        """Standard deviation of the prior N(0, prior_std^2 I) that stands for x at t_max."""
+        """Standard deviation of the prior N(0, prior_std^2 I), the law of x at t_max."""
         return float(self.sigma(torch.tensor(self.t_max, dtype=torch.float64)))
 
     def prior_sample(
@@ -149,10 +156,10 @@ class SDE(nn.Module):
         return 0.5 * (signal * sum_dims(x.square()) + dimensions(x) * (noise - 1 - noise.log()))
 
     def scaled_gradient(self, t: Tensor, factor: Callable[[], Tensor]) -> AbstractContextManager[None]:
-        """Within the block, the gradient of a learned shape at the times t (B,) is multiplied on its way by factor().
+        """Within the block, multiply the gradient of a learned shape at the times t (B,) by factor().
 
-        factor() is (B,), how much each sample counts, and is asked for in the backward pass. Without effect on a path
-        that does not learn its shape between the ends.
+        factor() is the weight of each sample, (B,), and is called in the backward pass. Without effect on a path that
+        does not learn its shape between the ends.
         """
         return nullcontext()
 
@@ -161,7 +168,7 @@ class SDE(nn.Module):
 
 
 class ReverseSDE:
-    """The family dx = [f x - (1 + l^2)/2 g^2 score] dt + l g dw, run from t_max to t_min.
+    """The family dx = [f x - (1 + l^2)/2 g^2 score] dt + l g dw, from t_max to t_min.
 
     All members have the marginals of the forward process: l = 1 is the reverse-time SDE of Anderson (2011.13456,
     eq. 6), l = 0 the probability-flow ODE (eq. 13).
@@ -169,12 +176,13 @@ class ReverseSDE:
     Args:
         model: the model, with its `sde`.
         l: noise level, >= 0.
+
+    Raises:
+        ValueError: a negative noise level.
     """
 
     def __init__(self, model: Model, l: float = 1.0):  # noqa: E741 - the letter of the formula
-        if l < 0:
-            raise ValueError(f"a noise level l >= 0 expected; got {l}")
-        self.model, self.sde, self.l = model, model.sde, float(l)
+        self.model, self.sde, self.l = model, model.sde, check_level(l)
 
     def drift(self, x: Tensor, t: Tensor) -> Tensor:
         """The drift at x (B, *) and t () or (B,): velocity - l^2/2 g^2 score, from one network evaluation."""

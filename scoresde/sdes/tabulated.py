@@ -1,8 +1,8 @@
 """Diffusions given by a table, and the zero-terminal-SNR rescaling of any diffusion.
 
-The discrete schedules of DDPM, NCSN and diffusers are tables of noise levels. Interpolating their log-SNR
-monotonically (Fritsch-Carlson cubics: once continuously differentiable, no overshoot) makes a continuous path that
-passes through every entry; everything else follows from it and its slope (`LogSNRPath`).
+The discrete schedules of DDPM, NCSN and diffusers are tables of noise levels. Monotone interpolation of their log-SNR
+(Fritsch-Carlson cubics: once continuously differentiable, no overshoot) gives a continuous path through every entry;
+the rest follows from the log-SNR and its slope (`LogSNRPath`).
 """
 
 import math
@@ -26,28 +26,28 @@ class Tabulated(LogSNRPath):
     """A path through nodes (t_i, log SNR_i), interpolated monotonically.
 
     Args:
-        log_snr: the table, at least two values, strictly decreasing.
+        log_snr: the table: at least two values, strictly decreasing.
         times: times of the nodes, strictly increasing; default i / (N - 1), from 0 to 1.
         preserving: True for alpha^2 + sigma^2 = 1 (DDPM), False for alpha = 1 (NCSN).
 
     Raises:
-        ValueError: a table too short, of unequal lengths, not finite, or not monotone.
+        ValueError: fewer than two nodes, another number of times, or values that are not finite or not monotone.
     """
 
     def __init__(self, log_snr: Table, times: Table | None = None, preserving: bool = True):
         values = float64(log_snr).cpu().flatten()
-        nodes = (
-            torch.linspace(0, 1, len(values), dtype=torch.float64, device="cpu")
-            if times is None
-            else float64(times).cpu()
-        )
+        if times is None:
+            times = torch.linspace(0, 1, len(values), dtype=torch.float64, device="cpu")
+        nodes = float64(times).cpu()
         if len(values) < 2 or nodes.shape != values.shape:
-            raise ValueError(f"two nodes or more, a time each, expected; got {len(values)} values, {len(nodes)} times")
+            raise ValueError(
+                f"a table needs two nodes or more and a time for each; got {len(values)} values, {len(nodes)} times"
+            )
         if not bool(torch.isfinite(values).all() and (values.diff() < 0).all() and (nodes.diff() > 0).all()):
-            raise ValueError("a finite, strictly decreasing log-SNR at strictly increasing times expected")
+            raise ValueError("the log-SNR must be finite and strictly decreasing, and the times strictly increasing")
         super().__init__(float(nodes[0]), float(nodes[-1]), preserving)
         slopes = scipy.interpolate.PchipInterpolator(nodes.numpy(), values.numpy()).derivative()(nodes.numpy())
-        # Plain attributes, not buffers: schedules stay in float64 on the CPU wherever the model goes.
+        # Plain attributes, not buffers: they stay in float64 on the CPU when the model moves.
         self.nodes, self.values, self.slopes = nodes, values, torch.from_numpy(np.asarray(slopes))
 
     @classmethod
@@ -90,7 +90,7 @@ class DDPM(Tabulated):
     def __init__(self, steps: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02):
         if steps < 2 or not 0 < beta_start <= beta_end < 1:
             raise ValueError(
-                f"two steps or more, 0 < beta_start <= beta_end < 1 expected; got {steps}, {beta_start}, {beta_end}"
+                f"DDPM needs steps >= 2 and 0 < beta_start <= beta_end < 1; got {steps=}, {beta_start=}, {beta_end=}"
             )
         betas = torch.linspace(beta_start, beta_end, steps, dtype=torch.float64, device="cpu")
         log_signal = torch.log1p(-betas).cumsum(dim=0)
@@ -100,20 +100,20 @@ class DDPM(Tabulated):
 class NCSN(Tabulated):
     """The N noise levels of NCSN, a geometric sequence, with alpha = 1 (1907.05600, section 4.3; 2006.09011).
 
-    Between the levels it is `VE`; the levels are what its discrete objective draws from.
+    Between the levels it equals `VE`. The discrete objective draws from the levels.
 
     Args:
         steps: N.
         sigma_min, sigma_max: lowest and highest level.
 
     Raises:
-        ValueError: fewer than two levels, or levels that do not grow.
+        ValueError: fewer than two levels, or levels that do not increase.
     """
 
     def __init__(self, steps: int = 1000, sigma_min: float = 0.01, sigma_max: float = 50.0):
         if steps < 2 or not 0 < sigma_min < sigma_max:
             raise ValueError(
-                f"two levels or more, 0 < sigma_min < sigma_max expected; got {steps}, {sigma_min}, {sigma_max}"
+                f"NCSN needs steps >= 2 and 0 < sigma_min < sigma_max; got {steps=}, {sigma_min=}, {sigma_max=}"
             )
         exponents = torch.linspace(math.log(sigma_min), math.log(sigma_max), steps, dtype=torch.float64, device="cpu")
         super().__init__(-2 * exponents, preserving=False)
@@ -127,17 +127,20 @@ class ZeroTerminalSNR(SDE):
         a_new(t) = a(t_min) (a(t) - a(t_max)) / (a(t_min) - a(t_max)),
         alpha = n a_new,   sigma = n (1 - a_new^2)^(1/2).
 
-    f diverges at t_max, where alpha = 0: models there predict data, v or velocity, not noise.
+    f diverges at t_max, where alpha = 0: models must predict data, v or velocity there, not noise.
 
     Args:
         path: the path to rescale.
-        t_max: end of the time range, path.t_max unless given; the zero stays at path.t_max.
+        t_max: end of the time range, default path.t_max; alpha is zero at path.t_max in any case.
+
+    Raises:
+        ValueError: a t_max above path.t_max.
     """
 
     def __init__(self, path: SDE, t_max: float | None = None):
         super().__init__(path.t_min, path.t_max if t_max is None else t_max)
         if self.t_max > path.t_max:
-            raise ValueError(f"t_max at most the path's own, {path.t_max}, expected; got {t_max}")
+            raise ValueError(f"t_max must be at most that of the path, {path.t_max}; got {t_max}")
         self.path = path
 
     def _unit(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -161,7 +164,7 @@ class ZeroTerminalSNR(SDE):
         return first * ((signal - last) / (first - last)), torch.sqrt(rest * (2 - rest)), norm
 
     def _slopes(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """(a_new', n'/n): a' = -a g^2/(2 n^2) with the path's own g."""
+        """(a_new', n'/n): a' = -a g^2/(2 n^2) with the g of the path."""
         first, _, last = self._ends(t)
         signal, noise, norm = self._unit(t)
         fall = -0.5 * signal * (self.path.diffusion(t) / norm).square()
@@ -194,7 +197,7 @@ class ZeroTerminalSNR(SDE):
         return norm * torch.sqrt(-2 * self._slopes(t)[0] / signal)
 
     def time(self, log_snr: Tensor) -> Tensor:
-        """Inverse of `log_snr`, clamped to [t_min, t_max]: the path's own, at the a that a_new came from."""
+        """Inverse of `log_snr`, clamped to [t_min, t_max]: the inverse of the path, at the a that gives a_new."""
         first, start, last = self._ends(log_snr)
         scale = (first - last) / first
         a_new = torch.exp(0.5 * logsigmoid(log_snr))

@@ -6,32 +6,33 @@ A step from s_n to s_(n+1) (Hairer, Norsett and Wanner, Solving Ordinary Differe
     evaluate   v_(n+1) = v(s_(n+1), x*)
     correct    x_(n+1) = x_n + \int c(s) ds,      c the polynomial through v_(n+1), v_n, ...
 
-with both integrals over the step. The corrected state is not evaluated again (PEC mode): a step costs one evaluation,
-at any spacing of the steps, since the weights are those of polynomials through the actual nodes.
+with both integrals over the step. The corrected state is not evaluated again (PEC mode), so a step costs one
+evaluation. The steps may have any spacing, since the weights are those of polynomials through the actual nodes.
 
-The velocity of a trained network is rough in time: beside its smooth part it has an error that changes from one
-evaluation to the next. Extrapolation multiplies that error, by 2.4 in root mean square for the classical predictor of
-order 3. The predictor here is the least-squares polynomial through `smoothing` velocities more than its degree needs:
-of the same order, and less moved by any one of them. On a trained network of 2011.13456 that made the error of a
-likelihood 1.3 times smaller at equal cost (`benchmarks/likelihood.py --study`); where the velocity is smooth it brings
-nothing. With smoothing=0 the method is the classical one.
+The velocity of a trained network is rough in time: it has an error that changes from one evaluation to the next.
+Extrapolation multiplies that error, by 2.4 in root mean square for the classical predictor of order 3. The predictor
+here is the least-squares polynomial through `smoothing` velocities more than its degree needs. It has the same order,
+and each velocity has less weight. On a trained network of 2011.13456 this made the error of a likelihood 1.3 times
+smaller at equal cost (`benchmarks/likelihood.py --study`); where the velocity is smooth it has no effect. With
+smoothing=0 the method is the classical one.
 
 The difference between predictor and corrector estimates the error of a step (Milne's device). Integrals of g have the
-weights of the corrector, at the states evaluated.
+weights of the corrector, at the evaluated states.
 """
 
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from scoresde.solvers.solver import Field, Solution, Status, finite, per_sample, rms
+from scoresde.solvers.solver import Field, Solution, Status, choose, finite, per_sample, rms
 from scoresde.tensors import broadcast, double
 
-UNRESOLVED = 0.5  # difference between predictor and corrector beyond which a step means nothing
+UNRESOLVED = 0.5  # difference between predictor and corrector from which on a step is refused
 SMALLEST = 1e-12  # step, as a fraction of the interval, below which the adaptive solver gives up
 SAFETY, SHRINK, GROW = 0.9, 0.2, 2.0  # of the adaptive step size
-FIRST = 4  # how many times smaller than the largest the first adaptive step is
+FIRST = 4  # the first adaptive step is the largest one divided by this
 
 
 def integration_weights(nodes: Tensor, used: Tensor, low: Tensor, high: Tensor, degree: int) -> Tensor:
@@ -39,9 +40,9 @@ def integration_weights(nodes: Tensor, used: Tensor, low: Tensor, high: Tensor, 
 
     Args:
         nodes: (B, p), float64, distinct.
-        used: (B, p), which of them to use; the degree is at most their number less one.
+        used: (B, p), the mask of the nodes to use; the degree is at most their number minus one.
         low, high: ends of the interval (B,), float64.
-        degree: of the polynomial.
+        degree: degree of the polynomial.
     """
     width = (high - low)[:, None]
     powers = torch.arange(degree + 1, dtype=nodes.dtype, device=nodes.device)
@@ -53,12 +54,12 @@ def integration_weights(nodes: Tensor, used: Tensor, low: Tensor, high: Tensor, 
     return width * (basis @ torch.linalg.solve(gram, moments)[..., None]).squeeze(-1)
 
 
-@dataclass
-class _Path:
-    """The computed path of n samples: where it is, and its last evaluations, the newest first.
+class _Path(NamedTuple):
+    """The computed path of n samples: its position and state, and its last p evaluations, the newest first.
 
-    s, x: position (n,) and state (n, *). nodes, weights, used: (n, p). v: (p, n, *). g: (p, n, k). An evaluation's
-    weight is complete when it leaves the window; until then it is in `weights`.
+    s, x: position (n,) and state (n, *). nodes, used, weights: (n, p). v: (n, p, *). g: (n, p, k). The weight of an
+    evaluation in the integrals is complete when it leaves this window; `integral` and `squared` (n, k) contain the
+    evaluations that have left.
     """
 
     s: Tensor
@@ -74,13 +75,16 @@ class _Path:
     @classmethod
     def begin(cls, s: Tensor, x: Tensor, v: Tensor, g: Tensor, length: int) -> "_Path":
         """A path of one evaluation, with room for `length`."""
-        nodes = s[:, None].expand(-1, length)
+
+        def window(first: Tensor) -> Tensor:
+            return torch.cat([first[:, None], first.new_zeros(len(x), length - 1, *first.shape[1:])], dim=1)
+
+        nodes, zero = s[:, None].expand(-1, length), torch.zeros_like(g)
         used = torch.arange(length, device=x.device).expand(len(x), -1) == 0
-        kept_v, kept_g = (torch.cat([value[None], value.new_zeros(length - 1, *value.shape)]) for value in (v, g))
-        return cls(s, x, nodes, used, torch.zeros_like(nodes), kept_v, kept_g, torch.zeros_like(g), torch.zeros_like(g))
+        return cls(s, x, nodes, used, torch.zeros_like(nodes), window(v), window(g), zero, zero)
 
     def predict(self, s_next: Tensor, order: int) -> Tensor:
-        """The state at s_next by the least-squares polynomial through all evaluations kept."""
+        """The state at s_next by the least-squares polynomial through all evaluations of the window."""
         weights = integration_weights(self.nodes, self.used, self.s, s_next, order - 1)
         return self.x + _combine(weights, self.v)
 
@@ -90,77 +94,69 @@ class _Path:
         used = torch.cat([torch.ones_like(self.used[:, :1]), self.used], dim=1)
         used = used & (torch.arange(nodes.shape[1], device=nodes.device) < order)
         weights = integration_weights(nodes, used, self.s, s_next, order - 1)
-        return self.x + _combine(weights, torch.cat([v[None], self.v])), weights
+        return self.x + _combine(weights, torch.cat([v[:, None], self.v], dim=1)), weights
 
     def accepted(self, good: Tensor, s: Tensor, x: Tensor, v: Tensor, g: Tensor, weights: Tensor) -> "_Path":
-        """The path with the step taken where it is good (n,)."""
+        """The path with the step made where it is good (n,)."""
         summed = torch.cat([torch.zeros_like(self.weights[:, :1]), self.weights], dim=1) + weights
-        last, leaving = summed[:, -1:].to(g), self.g[-1]
+        last, leaving = summed[:, -1:].to(g), self.g[:, -1]
 
-        def choose(new: Tensor, old: Tensor) -> Tensor:
-            """Of two tensors (n, ...)."""
-            return torch.where(good.reshape(-1, *(1,) * (old.ndim - 1)), new, old)
+        def pushed(first: Tensor, window: Tensor) -> Tensor:
+            return torch.cat([first[:, None], window[:, :-1]], dim=1)
 
-        def shifted(first: Tensor, window: Tensor) -> Tensor:
-            """Of a window (p, n, ...)."""
-            moved = torch.cat([first[None], window[:-1]])
-            return torch.where(good.reshape(1, -1, *(1,) * (window.ndim - 2)), moved, window)
-
-        return _Path(
-            choose(s, self.s),
-            choose(x, self.x),
-            choose(torch.cat([s[:, None], self.nodes[:, :-1]], dim=1), self.nodes),
-            choose(torch.cat([torch.ones_like(self.used[:, :1]), self.used[:, :-1]], dim=1), self.used),
-            choose(summed[:, :-1], self.weights),
-            shifted(v, self.v),
-            shifted(g, self.g),
-            choose(self.integral + last * leaving, self.integral),
-            choose(self.squared + last.square() * leaving, self.squared),
+        stepped = _Path(
+            s,
+            x,
+            pushed(s, self.nodes),
+            pushed(torch.ones_like(good), self.used),
+            summed[:, :-1],
+            pushed(v, self.v),
+            pushed(g, self.g),
+            self.integral + last * leaving,
+            self.squared + last.square() * leaving,
         )
+        return _Path(*(choose(good, new, old) for new, old in zip(stepped, self, strict=True)))
 
     def integrals(self) -> tuple[Tensor, Tensor]:
         """(sum_i w_i g_i, sum_i w_i^2 g_i) over all evaluations, each (n, k)."""
-        weights = self.weights.mT[..., None].to(self.g)
-        return self.integral + (weights * self.g).sum(dim=0), self.squared + (weights.square() * self.g).sum(dim=0)
+        weights = self.weights[..., None].to(self.g)
+        return self.integral + (weights * self.g).sum(dim=1), self.squared + (weights.square() * self.g).sum(dim=1)
 
-    def rows(self, kept: Tensor) -> "_Path":
+    def rows(self, selection: Tensor) -> "_Path":
         """The path of some of the samples, a mask or indices."""
-        window = (self.v[:, kept], self.g[:, kept], self.integral[kept], self.squared[kept])
-        return _Path(self.s[kept], self.x[kept], self.nodes[kept], self.used[kept], self.weights[kept], *window)
+        return _Path(*(value[selection] for value in self))
 
 
 def _combine(weights: Tensor, velocities: Tensor) -> Tensor:
-    """sum_j weights (n, p)_j velocities (p, n, *)_j."""
-    return sum(
-        (broadcast(w, v) * v for w, v in zip(weights.unbind(dim=1), velocities, strict=True)),
-        start=torch.zeros_like(velocities[0]),
-    )
+    """sum_j weights (n, p)_j velocities (n, p, *)_j."""
+    pairs = zip(weights.unbind(dim=1), velocities.unbind(dim=1), strict=True)
+    return sum((broadcast(w, v) * v for w, v in pairs), start=torch.zeros_like(velocities[:, 0]))
 
 
 def _difference(predicted: Tensor, corrected: Tensor) -> Tensor:
-    """Of predictor and corrector, root mean square over each sample (n,), relative to a state larger than 1."""
+    """Root mean square of corrected - predicted over each sample (n,), relative to a state larger than 1."""
     return rms(corrected - predicted) / rms(corrected).clamp(min=1)
 
 
 def _check_order(order: int, smoothing: int) -> None:
     if order not in (1, 2, 3) or smoothing < 0:
         raise ValueError(
-            f"order 1, 2 or 3 and smoothing >= 0 expected; got order={order}, smoothing={smoothing} (the first step, "
-            "from a single evaluation, has an error of order 3)"
+            f"order must be 1, 2 or 3 and smoothing >= 0; got {order=}, {smoothing=} (higher orders have no use: the "
+            "error of the first step, from a single evaluation, is of order 3)"
         )
 
 
 @dataclass(frozen=True)
 class Adams:
-    """The predictor-corrector on a uniform grid: a fixed cost, and no result that depends on its batch.
+    """The predictor-corrector on a uniform grid, at a fixed cost; no result depends on its batch.
 
-    A sample that turns NaN or infinite, or whose predictor and corrector differ by half the state (or by 0.5) or more,
-    is left at its last sound state, with its position and status; the others go on.
+    A sample that turns NaN or infinite, or whose predictor and corrector differ by at least half the state (or by 0.5),
+    stops at its last accepted state, with its position and status; the others go on.
 
     Args:
-        steps: number of steps; the cost is one evaluation more.
+        steps: number of steps; the cost is steps + 1 evaluations.
         order: 1, 2 or 3.
-        smoothing: velocities that the predictor is fitted to beyond those its degree needs.
+        smoothing: number of velocities that the predictor is fitted to beyond those its degree needs.
 
     Raises:
         ValueError: another order, a negative smoothing, fewer than one step.
@@ -173,7 +169,7 @@ class Adams:
     def __post_init__(self):
         _check_order(self.order, self.smoothing)
         if self.steps < 1:
-            raise ValueError(f"one step or more expected; got steps={self.steps}")
+            raise ValueError(f"steps must be at least 1; got {self.steps}")
 
     def finer(self) -> "Adams":
         """The method with four times the steps."""
@@ -184,7 +180,7 @@ class Adams:
         grid = torch.linspace(start, end, self.steps + 1, dtype=torch.float64)
         nodes = grid.to(x.device, double(x))[:, None].expand(-1, len(x))
         v, g = field(grid[0], x, None)
-        nfe, status = per_sample(1, x, torch.int64), torch.where(finite(v, g), Status.OK, Status.NONFINITE)
+        status = torch.where(finite(v, g), Status.OK, Status.NONFINITE)
         path = _Path.begin(nodes[0], x, v, g, self.order + self.smoothing)
         for s_next in range(1, len(grid)):
             running = status == Status.OK
@@ -194,26 +190,25 @@ class Adams:
             sound = finite(predicted, v, g)
             resolved = _difference(predicted, corrected) < UNRESOLVED
             path = path.accepted(running & sound & resolved, nodes[s_next], corrected, v, g, weights)
-            nfe = nfe + running
             status = torch.where(running & ~sound, Status.NONFINITE, status)
             status = torch.where(running & sound & ~resolved, Status.FAILED, status)
-        return Solution(path.x, *path.integrals(), path.s, nfe, status)
+        return Solution(path.x, *path.integrals(), path.s, status)
 
 
 @dataclass(frozen=True)
 class AdaptiveAdams:
-    """The predictor-corrector with a step size for each sample: no result depends on its batch-mates.
+    """The predictor-corrector with a step size for each sample; no result depends on its batch.
 
-    A step is accepted where predictor and corrector differ by at most rtol times the state (or rtol, if that is more),
-    in root mean square over its dimensions; the next one is chosen from that difference. Only samples that are not at
+    A step is accepted if predictor and corrector differ by at most rtol times the state (or rtol, if that is more), in
+    root mean square over its dimensions. This difference also sets the next step. Only samples that have not reached
     the end are evaluated.
 
     Args:
         rtol: tolerance of a step, relative to a state of at least unit size.
-        max_step: as a fraction of the interval. The state may stand still where its divergence does not (at the data's
-            end of the probability flow), and integrals take no part in error control: this is what resolves them.
-        order, smoothing: as of `Adams`.
-        max_evaluations: of a sample, after which it is left where it is.
+        max_step: as a fraction of the interval. It resolves the integrals, which take no part in error control: near
+            the data the state may be constant while its divergence is not.
+        order, smoothing: see `Adams`.
+        max_evaluations: number of evaluations after which a sample stops.
 
     Raises:
         ValueError: an order or smoothing as in `Adams`, a tolerance, step or budget out of range.
@@ -228,7 +223,7 @@ class AdaptiveAdams:
     def __post_init__(self):
         _check_order(self.order, self.smoothing)
         if not (self.rtol > 0 and 0 < self.max_step <= 1 and self.max_evaluations >= 2):
-            raise ValueError(f"rtol > 0, max_step in (0, 1] and max_evaluations >= 2 expected; got {self}")
+            raise ValueError(f"rtol must be > 0, max_step in (0, 1] and max_evaluations >= 2; got {self}")
 
     def finer(self) -> "AdaptiveAdams":
         """The method at a tenth of the tolerance and a quarter of the largest step."""
@@ -239,31 +234,30 @@ class AdaptiveAdams:
         """Integrate from start to end; see `scoresde.solvers.solver`."""
         s = per_sample(start, x, double(x))
         v, g = field(s, x, None)
-        status = torch.where(finite(v, g), Status.OK, Status.NONFINITE)
-        nfe = per_sample(1, x, torch.int64)
+        status, evaluations = torch.where(finite(v, g), -1, Status.NONFINITE), 1
         path = _Path.begin(s, x, v, g, self.order + self.smoothing)
         step = per_sample((end - start) * self.max_step / FIRST, x, double(x))
-        rows = torch.arange(len(x), device=x.device)[status == Status.OK]
-        ended = [(torch.arange(len(x), device=x.device)[status != Status.OK], path.rows(status != Status.OK))]
-        path, step = path.rows(rows), step[rows]
-        while len(rows):
-            path, step, outcome = self._attempt(field, path, step, rows, end, end - start)
-            nfe[rows] += 1
-            outcome = torch.where((outcome < 0) & (nfe[rows] >= self.max_evaluations), Status.BUDGET, outcome)
-            over = outcome >= 0
-            if bool(over.any()):
-                status[rows[over]] = outcome[over]
+        rows = torch.arange(len(x), device=x.device)
+        ended = []
+        while True:
+            if bool((over := status[rows] >= 0).any()) or not len(rows):
                 ended.append((rows[over], path.rows(over)))
                 rows, path, step = rows[~over], path.rows(~over), step[~over]
+            if not len(rows):
+                break
+            path, step, outcome = self._attempt(field, path, step, rows, end, end - start)
+            evaluations += 1
+            spent = evaluations >= self.max_evaluations
+            status[rows] = torch.where(outcome < 0, Status.BUDGET, outcome) if spent else outcome
         order = torch.cat([index for index, _ in ended]).argsort()
         parts = [(part.x, *part.integrals(), part.s) for _, part in ended]
         state, integral, squared, position = (torch.cat(column)[order] for column in zip(*parts, strict=True))
-        return Solution(state, integral, squared, position, nfe, status)
+        return Solution(state, integral, squared, position, status)
 
     def _attempt(
         self, field: Field, path: _Path, step: Tensor, rows: Tensor, end: float, interval: float
     ) -> tuple[_Path, Tensor, Tensor]:
-        """The path after a try at a step of each sample, the next step, and a `Status` (n,), -1 for not over yet."""
+        """Try a step of each sample: the path, the next step, and a `Status` (n,), -1 for samples that go on."""
         last = (path.s + step - end) * interval > -1e-9 * interval**2
         s_next = torch.where(last, torch.full_like(step, end), path.s + step)
         predicted = path.predict(s_next, self.order)

@@ -1,4 +1,4 @@
-"""Explicit Runge-Kutta methods on a uniform grid: a fixed cost, and no result that depends on its batch.
+"""Explicit Runge-Kutta methods on a uniform grid, at a fixed cost; no result depends on its batch.
 
 A method is its tableau (Hairer, Norsett and Wanner, Solving Ordinary Differential Equations I, section II.1),
 
@@ -11,7 +11,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from scoresde.solvers.solver import Field, Solution, Status, finite, per_sample
+from scoresde.solvers.solver import Field, Solution, Status, choose, finite, per_sample
 from scoresde.tensors import double
 
 
@@ -37,8 +37,8 @@ TABLEAUX = {
 class RungeKutta:
     """An explicit Runge-Kutta method with a fixed number of equal steps.
 
-    A sample that turns NaN or infinite is left at its last finite state, with its position and status; the others go
-    on. There is no measure of the error here: a field that the steps do not resolve gives a wrong state, and OK.
+    A sample that turns NaN or infinite stops at its last finite state, with its position and status; the others go on.
+    The error is not measured: a field that the steps do not resolve gives a wrong state with status OK.
 
     Args:
         method: "euler" (order 1), "heun2", "heun3" or "rk4" (order 4).
@@ -53,9 +53,9 @@ class RungeKutta:
 
     def __post_init__(self):
         if self.method not in TABLEAUX:
-            raise ValueError(f"method among {', '.join(TABLEAUX)} expected; got {self.method!r}")
+            raise ValueError(f"method must be one of {', '.join(TABLEAUX)}; got {self.method!r}")
         if self.steps < 1:
-            raise ValueError(f"one step or more expected; got steps={self.steps}")
+            raise ValueError(f"steps must be at least 1; got {self.steps}")
 
     def finer(self) -> "RungeKutta":
         """The method with four times the steps."""
@@ -64,40 +64,29 @@ class RungeKutta:
     def __call__(self, field: Field, x: Tensor, start: float, end: float) -> Solution:
         """Integrate from start to end; see `scoresde.solvers.solver`."""
         tableau, grid = TABLEAUX[self.method], torch.linspace(start, end, self.steps + 1, dtype=torch.float64)
-        nfe, status = per_sample(0, x, torch.int64), per_sample(Status.OK, x, torch.int64)
+        status = per_sample(Status.OK, x, torch.int64)
         position, integral, squared = per_sample(start, x, double(x)), torch.zeros(()), torch.zeros(())
         for s, s_next in pairwise(grid):
+            h = s_next - s
+            slopes: list[Tensor] = []
+            reported: list[Tensor] = []
+            for c, row in zip(tableau.c, tableau.a, strict=True):
+                v, g = field(s + c * h, _advance(x, h, row, slopes), None)
+                slopes.append(v)
+                reported.append(g)
+            proposed, weights = _advance(x, h, tableau.b, slopes), [float(h) * w for w in tableau.b]
             running = status == Status.OK
-            proposed, weights, reported = self._step(tableau, field, s, s_next - s, x)
             good = running & finite(proposed, *reported)
-            x = _where(good, proposed, x)
+            x = choose(good, proposed, x)
             grown = integral + sum(w * g for w, g in zip(weights, reported, strict=True))
-            integral = _where(good, grown, torch.as_tensor(integral).expand_as(grown))
+            integral = choose(good, grown, integral)
             grown = squared + sum(w**2 * g for w, g in zip(weights, reported, strict=True))
-            squared = _where(good, grown, torch.as_tensor(squared).expand_as(grown))
+            squared = choose(good, grown, squared)
             position = torch.where(good, s_next.to(position), position)
-            nfe = nfe + running * len(tableau.b)
             status = torch.where(running & ~good, Status.NONFINITE, status)
-        return Solution(x, integral, squared, position, nfe, status)
-
-    @staticmethod
-    def _step(
-        tableau: Tableau, field: Field, s: Tensor, h: Tensor, x: Tensor
-    ) -> tuple[Tensor, list[float], list[Tensor]]:
-        """The state after a step, and the weight in integrals and the report of each of its evaluations."""
-        slopes: list[Tensor] = []
-        reported: list[Tensor] = []
-        for c, row in zip(tableau.c, tableau.a, strict=True):
-            v, g = field(s + c * h, _advance(x, h, row, slopes), None)
-            slopes.append(v)
-            reported.append(g)
-        return _advance(x, h, tableau.b, slopes), [float(h) * w for w in tableau.b], reported
+        return Solution(x, integral, squared, position, status)
 
 
 def _advance(x: Tensor, h: Tensor, weights: tuple[float, ...], slopes: list[Tensor]) -> Tensor:
     """x + h sum_i weights_i slopes_i, leaving out zero weights."""
     return x + sum(float(h) * w * slope for w, slope in zip(weights, slopes, strict=True) if w)
-
-
-def _where(mask: Tensor, new: Tensor, old: Tensor) -> Tensor:
-    return torch.where(mask.reshape(-1, *(1,) * (new.ndim - 1)), new, old)

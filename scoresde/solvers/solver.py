@@ -1,14 +1,14 @@
 """One interface for the solvers of ordinary differential equations.
 
-A solver carries a state x (B, *) along dx/ds = v(s, x) from `start` to `end`, and integrates along the way whatever
-else the field reports, g(s, x) (B, k): estimates of a divergence, their variances. No g ever takes part in error
-control: a noisy trace costs no evaluation and moves no step.
+A solver carries a state x (B, *) along dx/ds = v(s, x) from `start` to `end`. On the way it integrates the other values
+that the field returns, g(s, x) (B, k): estimates of a divergence, their variances. g takes no part in error control, so
+a noisy trace costs no evaluation and changes no step.
 
-An integral along a computed path is a weighted sum of evaluations, sum_i w_i g_i. A solver that knows its weights
-returns sum_i w_i^2 g_i as well: where g_i is the variance of an independent error made at evaluation i, that sum is the
-variance of the integral.
+An integral along a computed path is a weighted sum of evaluations, sum_i w_i g_i. A solver that knows its weights also
+returns sum_i w_i^2 g_i: if g_i is the variance of an independent error made at evaluation i, this sum is the variance
+of the integral.
 
-Every solver says per sample where and how it ended and how many evaluations that took.
+Every solver reports per sample where and how it ended.
 """
 
 from collections.abc import Callable
@@ -22,7 +22,7 @@ from torch import Tensor
 from scoresde.tensors import double
 
 Field = Callable[[Tensor, Tensor, Tensor | None], tuple[Tensor, Tensor]]
-"""(v (n, *), g (n, k)) at s, () or (n,), and x (n, *); the rows (n,) of the batch that x holds, None for all of it."""
+"""(s, x, rows) -> (v (n, *), g (n, k)) at s, () or (n,), and x (n, *); rows (n,) of the batch in x, None for all."""
 
 
 class Status(IntEnum):
@@ -30,24 +30,23 @@ class Status(IntEnum):
 
     OK = 0
     NONFINITE = 1  # the field gave NaN or infinity; the state is the last finite one
-    FAILED = 2  # the steps do not resolve the field: a stiff one, or far too few steps; the state is the last sound one
+    FAILED = 2  # the steps do not resolve the field (stiff, or far too few steps); the state is the last accepted one
     BUDGET = 3  # evaluations used up before `end`; the state is the last one reached
 
 
 @dataclass
 class Solution:
-    """What a solver returns, per sample.
+    """The result of a solver, per sample.
 
-    x: the state (B, *) at `position` (B,), which is `end` where all went well. integral: of each g along the path,
-    (B, k), float64. squared: sum_i w_i^2 g_i, (B, k), float64, or None from a solver that does not know its weights.
-    nfe: evaluations (B,). status: a `Status` (B,).
+    x: the state (B, *) at `position` (B,), which is `end` on success. integral: of each g along the path, (B, k),
+    float64. squared: sum_i w_i^2 g_i, (B, k), float64, or None from a solver that does not know its weights. status: a
+    `Status` (B,).
     """
 
     x: Tensor
     integral: Tensor
     squared: Tensor | None
     position: Tensor
-    nfe: Tensor
     status: Tensor
 
 
@@ -61,18 +60,23 @@ class Solver(Protocol):
 
 
 def variable(solver: Solver) -> str:
-    """The variable in which a solver wants the probability flow, its attribute `variable`: "ratio" unless it says."""
+    """The variable in which a solver integrates the probability flow: its attribute `variable`, by default "ratio"."""
     return getattr(solver, "variable", "ratio")
 
 
 def finite(*parts: Tensor) -> Tensor:
-    """Which samples are finite in every one of the tensors (B, *), (B,)."""
+    """Which samples are finite in all of the tensors (B, *): (B,)."""
     return torch.stack([torch.isfinite(part).flatten(1).all(dim=1) for part in parts]).all(dim=0)
 
 
 def per_sample(value: int | float, x: Tensor, dtype: torch.dtype) -> Tensor:
     """The value for every sample of x, (B,)."""
     return torch.full((x.shape[0],), value, dtype=dtype, device=x.device)
+
+
+def choose(mask: Tensor, new: Tensor, old: Tensor) -> Tensor:
+    """The samples of `new` (B, *) where the mask (B,) is True, those of `old` elsewhere."""
+    return torch.where(mask.to(new.device).reshape(-1, *(1,) * (new.ndim - 1)), new, old)
 
 
 def rms(x: Tensor) -> Tensor:

@@ -15,15 +15,15 @@ METHODS = ("dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun")
 class TorchDiffEq:
     """An adaptive solver of torchdiffeq, Dormand-Prince 5(4) by default.
 
-    Its error control takes one step size for the whole batch, from the root mean square error over the batch: a
-    result depends slightly, within the tolerance, on the batch around it. Only the state enters that error, never the
-    noisy trace beside it. Where torchdiffeq gives up (a step size underflow, a NaN of any sample, too many steps), all
-    samples keep the state at which the last accepted step began.
+    Its error control takes one step size for the whole batch, from the root mean square error over the batch: a result
+    depends slightly, within the tolerance, on its batch. Only the state enters that error, not the noisy trace. If
+    torchdiffeq gives up (a step size underflow, NaN in any sample, too many steps), all samples keep the state at which
+    the last accepted step began.
 
     Args:
         method: "dopri5", "dopri8", "bosh3", "fehlberg2" or "adaptive_heun".
         rtol, atol: relative and absolute tolerance of a step.
-        max_steps: steps after which it gives up.
+        max_steps: number of steps after which it gives up.
 
     Raises:
         ValueError: an unknown method, or a tolerance or number of steps that is not positive.
@@ -36,9 +36,9 @@ class TorchDiffEq:
 
     def __post_init__(self):
         if self.method not in METHODS:
-            raise ValueError(f"method among {', '.join(METHODS)} expected; got {self.method!r}")
+            raise ValueError(f"method must be one of {', '.join(METHODS)}; got {self.method!r}")
         if min(self.rtol, self.atol, self.max_steps) <= 0:
-            raise ValueError(f"positive tolerances and max_steps expected; got {self}")
+            raise ValueError(f"rtol, atol and max_steps must be positive; got {self}")
 
     def finer(self) -> "TorchDiffEq":
         """The method at a tenth of the tolerances."""
@@ -46,14 +46,13 @@ class TorchDiffEq:
 
     def __call__(self, field: Field, x: Tensor, start: float, end: float) -> Solution:
         """Integrate from start to end; see `scoresde.solvers.solver`."""
-        from torchdiffeq import odeint  # here, for it brings SciPy's integrators with it
+        from torchdiffeq import odeint  # here, because it imports SciPy's integrators
 
-        observed = _Observed(field, x, start)
+        observed = _Observed(field, start)
         interval = torch.tensor([start, end], dtype=double(x), device=x.device)
         # step_t: land on the end; by default torchdiffeq steps past it and interpolates, at a lower order.
         options = {"norm": _state_norm, "max_num_steps": self.max_steps, "step_t": interval[1:]}
-        _, g = field(interval[0], x, None)  # for the number of integrals, and not counted in error control
-        observed.nfe += 1
+        _, g = field(interval[0], x, None)  # to learn the number of integrals
         state = (x, torch.zeros_like(g))
         try:
             path = odeint(
@@ -62,26 +61,23 @@ class TorchDiffEq:
             final, position, ended = tuple(part[-1] for part in path), end, Status.OK
         except AssertionError:  # how torchdiffeq reports underflow in dt and max_num_steps
             final, position, ended = observed.accepted or state, observed.position, Status.FAILED
-        status = per_sample(ended, x, torch.int64)
-        status = torch.where(finite(*final), status, Status.NONFINITE)
-        nfe = per_sample(observed.nfe, x, torch.int64)
-        return Solution(final[0], final[1], None, per_sample(position, x, double(x)), nfe, status)
+        status = torch.where(finite(*final), per_sample(ended, x, torch.int64), Status.NONFINITE)
+        return Solution(final[0], final[1], None, per_sample(position, x, double(x)), status)
 
 
 def _state_norm(state: tuple[Tensor, Tensor]) -> Tensor:
-    """Root mean square of the state proper."""
+    """Root mean square of the state without the integrals."""
     return state[0].square().mean().sqrt()
 
 
 class _Observed:
-    """A field that counts its evaluations and remembers the last accepted step."""
+    """A field that remembers the last accepted step."""
 
-    def __init__(self, field: Field, x: Tensor, start: float):
-        self.field, self.position, self.nfe = field, start, 0
+    def __init__(self, field: Field, start: float):
+        self.field, self.position = field, start
         self.accepted: tuple[Tensor, Tensor] | None = None
 
     def __call__(self, s: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        self.nfe += 1
         return self.field(s, state[0], None)
 
     def callback_accept_step(self, s: Tensor, state: tuple[Tensor, Tensor], step: Tensor) -> None:

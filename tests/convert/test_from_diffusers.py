@@ -14,8 +14,7 @@ from scoresde.convert.from_diffusers import DiffusersNetwork, DiffusersSchedule
 from scoresde.convert.from_diffusers import diffusers as convert
 from scoresde.convert.runs import save_run
 from scoresde.random_stream import RandomStream
-from scoresde.samplers.sampler import make_transition
-from tests.conftest import close, seeded
+from tests.conftest import close, make_transition, seeded
 
 hf = pytest.importorskip("diffusers")
 

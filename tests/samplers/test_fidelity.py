@@ -1,18 +1,18 @@
-"""The samplers beside those of diffusers: equal network, schedule, times and noise give equal samples.
+"""Comparison with the samplers of diffusers: equal network, schedule, times and noise give equal samples.
 
 A scheduler of diffusers evaluates the network at indices k of its table and ends in one of two ways:
 
     at sigma = 0 (`final_sigmas_type="zero"`, `set_alpha_to_one=True`): the last of its N steps gives E[x_0 | x], of
-        first order whatever the method. Here N - 1 transitions between the indices, and `denoise_final=True`.
-    at index 0 (`final_sigmas_type="sigma_min"`, `set_alpha_to_one=False`): the last step goes there. Here N
-        transitions, index 0 being the end of the grid.
+        first order for every method. Here it is N - 1 transitions between the indices, and `denoise_final=True`.
+    at index 0 (`final_sigmas_type="sigma_min"`, `set_alpha_to_one=False`): the last step goes there. Here it is N
+        transitions, with index 0 as the end of the grid.
 
-`lower_order_final` counts the steps from the end, that to sigma = 0 being one: it is `final=True` where the end is
-index 0. In DPMSolverMultistepScheduler it acts below 15 steps alone, and lowers the last step to order 1 and the one
-before to order 2. With 15 steps or more and the end at sigma = 0, nothing but the last step is of lower order:
-`final=False`. `euler_at_final` stays off; it would make the last step to index 0 one of order 1.
+`lower_order_final` counts the steps from the end, including the one to sigma = 0: it is `final=True` if the end is
+index 0. In DPMSolverMultistepScheduler it acts only below 15 steps, and lowers the last step to order 1 and the one
+before to order 2. With 15 steps or more and the end at sigma = 0, only the last step is of lower order: `final=False`.
+`euler_at_final` stays off; it would make the last step to index 0 one of order 1.
 
-Left out, because they compute something else: DEISMultistepScheduler, whose polynomial is one in log(sigma/alpha), and
+Left out, because they compute something else: DEISMultistepScheduler, which has a polynomial in log(sigma/alpha), and
 the third order of sde-dpmsolver++, where the 1/2 in the weight of the second difference has the opposite sign of that
 in the deterministic formula and in k-diffusion.
 """
@@ -33,7 +33,7 @@ SHAPE = (16, 2)
 
 
 class Learned(torch.nn.Module):
-    """The noise of a mixture, and beside it a variance that depends on state and time."""
+    """The noise of a mixture, and a variance that depends on state and time."""
 
     def __init__(self, mixture, sde):
         super().__init__()
@@ -45,7 +45,7 @@ class Learned(torch.nn.Module):
 
 @cache
 def path():
-    """The path through the table of the schedulers; their betas are those of DDPM by default, but for Heun's."""
+    """The path through the table of the schedulers, whose default betas are those of DDPM (except Heun's)."""
     return ss.Tabulated.from_alphas_cumprod(diffusers.DDPMScheduler().alphas_cumprod.double())
 
 
@@ -75,60 +75,54 @@ def ours(method, indices, x, model, denoise_final, **arguments):
 
 
 def compare(scheduler, method, steps, denoise_final, noisy=False, **arguments):
-    """The largest difference between the samples of both, started from the same states."""
+    """The largest difference between the samples of the two, from the same starting states."""
     scheduler.set_timesteps(steps)
     indices = scheduler.timesteps.tolist() + ([] if denoise_final else [0])
     x = normal(*SHAPE, seed=3)
     noise = RandomStream(seeded(5)) if noisy else None
-    mine = ours(method, indices, x, model(), denoise_final, generator=seeded(5))
+    samples = ours(method, indices, x, model(), denoise_final, generator=seeded(5))
     reference = theirs(scheduler, x, model().network, noise, **arguments)
-    assert mine.std() > 0.3  # samples of the mixture, not of one point
-    return float((mine - reference).abs().max())
-
-
-@pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
-@pytest.mark.parametrize("spacing", ["leading", "trailing"])
-def test_ddim_ending_at_the_data(spacing, eta):
-    scheduler = diffusers.DDIMScheduler(clip_sample=False, timestep_spacing=spacing, set_alpha_to_one=True)
-    assert compare(scheduler, ss.samplers.DDIM(eta), 25, True, noisy=eta > 0, eta=eta) < 1e-4
-
-
-@pytest.mark.parametrize("eta", [0.0, 1.0])
-def test_ddim_ending_at_the_first_index(eta):
-    scheduler = diffusers.DDIMScheduler(clip_sample=False, set_alpha_to_one=False, steps_offset=1)
-    assert compare(scheduler, ss.samplers.DDIM(eta), 25, False, noisy=eta > 0, eta=eta) < 1e-4
+    assert samples.std() > 0.3  # samples of the mixture, not of one point
+    return float((samples - reference).abs().max())
 
 
 @pytest.mark.parametrize(
-    ("method", "settings"),
+    ("settings", "eta", "denoise_final"),
     [
-        (ss.samplers.DPMSolverPP(1), {"solver_order": 1}),
-        (ss.samplers.DPMSolverPP(2, form="published"), {"solver_order": 2, "solver_type": "midpoint"}),
-        (ss.samplers.DPMSolverPP(2, form="exact"), {"solver_order": 2, "solver_type": "heun"}),
-        (ss.samplers.DPMSolverPP(3, form="published"), {"solver_order": 3}),
+        ({"timestep_spacing": "leading", "set_alpha_to_one": True}, 0.5, True),
+        ({"timestep_spacing": "trailing", "set_alpha_to_one": True}, 0.0, True),
+        ({"timestep_spacing": "trailing", "set_alpha_to_one": True}, 1.0, True),
+        ({"set_alpha_to_one": False, "steps_offset": 1}, 0.0, False),
+        ({"set_alpha_to_one": False, "steps_offset": 1}, 1.0, False),
     ],
-    ids=["1", "2M", "2M-exact", "3M"],
 )
-def test_dpm_solver_pp(method, settings):
+def test_ddim(settings, eta, denoise_final):
+    scheduler = diffusers.DDIMScheduler(clip_sample=False, **settings)
+    assert compare(scheduler, ss.samplers.DDIM(eta), 25, denoise_final, noisy=eta > 0, eta=eta) < 1e-4
+
+
+SOLVERS = {
+    "1": ({"order": 1}, {"solver_order": 1}),
+    "2M": ({"order": 2, "form": "published"}, {"solver_order": 2, "solver_type": "midpoint"}),
+    "2M-exact": ({"order": 2, "form": "exact"}, {"solver_order": 2, "solver_type": "heun"}),
+    "3M": ({"order": 3, "form": "published"}, {"solver_order": 3}),
+}
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+def test_dpm_solver_pp(name):
+    arguments, settings = SOLVERS[name]
     scheduler = diffusers.DPMSolverMultistepScheduler(**settings)
-    assert compare(scheduler, method, 20, True) < 1e-4
-    method = ss.samplers.DPMSolverPP(method.order, form=method.form, final=True)
+    assert compare(scheduler, ss.samplers.DPMSolverPP(**arguments), 20, True) < 1e-4
     scheduler = diffusers.DPMSolverMultistepScheduler(**settings, final_sigmas_type="sigma_min")
-    assert compare(scheduler, method, 10, False) < 1e-4
+    assert compare(scheduler, ss.samplers.DPMSolverPP(**arguments, final=True), 10, False) < 1e-4
 
 
-@pytest.mark.parametrize(
-    ("method", "settings"),
-    [
-        (ss.samplers.DPMSolverPP(1, l=1), {"solver_order": 1}),
-        (ss.samplers.DPMSolverPP(2, l=1, form="published"), {"solver_order": 2, "solver_type": "midpoint"}),
-        (ss.samplers.DPMSolverPP(2, l=1, form="exact"), {"solver_order": 2, "solver_type": "heun"}),
-    ],
-    ids=["1", "2M", "2M-exact"],
-)
-def test_stochastic_dpm_solver_pp(method, settings):
+@pytest.mark.parametrize("name", ["1", "2M", "2M-exact"])
+def test_stochastic_dpm_solver_pp(name):
+    arguments, settings = SOLVERS[name]
     scheduler = diffusers.DPMSolverMultistepScheduler(algorithm_type="sde-dpmsolver++", **settings)
-    assert compare(scheduler, method, 20, True, noisy=True) < 1e-4
+    assert compare(scheduler, ss.samplers.DPMSolverPP(**arguments, l=1), 20, True, noisy=True) < 1e-4
 
 
 @pytest.mark.parametrize("form", ["bh1", "bh2"])
@@ -140,11 +134,10 @@ def test_unipc(order, form):
         assert compare(scheduler, ss.samplers.UniPC(order, form, final), 12, False) < 1e-4
 
 
-@pytest.mark.parametrize("order", [1, 2])
-def test_unipc_ending_at_the_data(order):
-    """At order 3 its last step but one would be of order 2, which final=False is not; bh1 gives NaN at sigma = 0."""
-    scheduler = diffusers.UniPCMultistepScheduler(solver_order=order, solver_type="bh2", final_sigmas_type="zero")
-    assert compare(scheduler, ss.samplers.UniPC(order, "bh2", final=False), 12, True) < 1e-4
+def test_unipc_ending_at_the_data():
+    """At order 3 its step before the last would be of order 2, unlike final=False; bh1 gives NaN at sigma = 0."""
+    scheduler = diffusers.UniPCMultistepScheduler(solver_order=2, solver_type="bh2", final_sigmas_type="zero")
+    assert compare(scheduler, ss.samplers.UniPC(2, "bh2", final=False), 12, True) < 1e-4
 
 
 def test_heun():
@@ -155,28 +148,28 @@ def test_heun():
     assert indices == list(range(LAST, -1, -37))
     x = normal(*SHAPE, seed=3)
     start = x / model().sde.alpha(torch.tensor(1.0, dtype=torch.float64))
-    mine = ours(ss.samplers.Heun(), indices, x, model(), True)
-    assert (mine - theirs(scheduler, start, model().network)).abs().max() < 1e-4
+    samples = ours(ss.samplers.Heun(), indices, x, model(), True)
+    assert (samples - theirs(scheduler, start, model().network)).abs().max() < 1e-4
 
 
-@pytest.mark.parametrize("steps", [20, 100])
 @pytest.mark.parametrize(
     ("variance", "name"), [("posterior", "fixed_small"), ("forward", "fixed_large"), ("learned", "learned_range")]
 )
-def test_ancestral(variance, name, steps):
+def test_ancestral(variance, name):
     scheduler = diffusers.DDPMScheduler(clip_sample=False, variance_type=name)
-    scheduler.set_timesteps(steps)
+    scheduler.set_timesteps(20)
     learned, x = model(variance == "learned"), normal(*SHAPE, seed=3)
-    mine = ours(ss.samplers.Ancestral(variance), scheduler.timesteps, x, learned, True, generator=seeded(5))
+    samples = ours(ss.samplers.Ancestral(variance), scheduler.timesteps, x, learned, True, generator=seeded(5))
     reference = theirs(scheduler, x, learned.network, generator=seeded(5))
-    assert (mine - reference).abs().max() < 1e-4
+    assert (samples - reference).abs().max() < 1e-4
 
 
-@pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])
-@pytest.mark.parametrize("steps", [2, 7, 50, 333, 1000])
-def test_indices_are_the_timesteps(spacing, steps):
-    scheduler = diffusers.DDIMScheduler(timestep_spacing=spacing)
-    scheduler.set_timesteps(steps)
-    times = ss.samplers.Indices(spacing)(path(), steps)
-    assert (times * LAST).round().tolist() == scheduler.timesteps.tolist()
-    torch.testing.assert_close(times * LAST, scheduler.timesteps.double(), rtol=0, atol=1e-9)
+@pytest.mark.parametrize(
+    ("spacing", "offset"), [("leading", 0), ("leading", 1), ("trailing", 0), ("trailing", 1), ("linspace", 0)]
+)
+def test_indices_are_the_timesteps(spacing, offset):
+    for steps in (2, 7, 50, 333, 1000 - offset):
+        scheduler = diffusers.DDIMScheduler(timestep_spacing=spacing, steps_offset=offset)
+        scheduler.set_timesteps(steps)
+        times = ss.samplers.Indices(spacing, offset=offset)(path(), steps)
+        torch.testing.assert_close(times * LAST, scheduler.timesteps.double(), rtol=0, atol=1e-9)

@@ -1,17 +1,19 @@
 """Predictors against the update formulas as published, on discrete schedules; the optimal variance on a Gaussian."""
 
-from functools import cache
-
 import pytest
 import torch
 
 import scoresde as ss
 from scoresde.random_stream import RandomStream
-from scoresde.samplers.sampler import make_transition
-from tests.conftest import exact_model, f64, normal, oracle, seeded, some
+from scoresde.samplers import Ancestral, EulerMaruyama, OptimalVariance, ReverseDiffusion, StochasticHeun
+from tests.conftest import close, exact_model, f64, make_transition, normal, oracle, seeded, some
 
 BETAS = torch.linspace(1e-4, 0.02, 50, dtype=torch.float64)
+BARS = (1 - BETAS).cumprod(0)
 SIGMAS = torch.logspace(-2, 1, 50, dtype=torch.float64)
+NODES = torch.linspace(0, 1, 50, dtype=torch.float64)
+EVERY_INDEX = pytest.mark.parametrize("i", [1, 10, 49])
+X, Z = normal(3, 2), normal(3, 2, seed=1)
 
 
 class Fixed(RandomStream):
@@ -25,129 +27,99 @@ class Fixed(RandomStream):
         return self.z
 
 
-def transition(sde, i):
-    """x_i -> x_(i-1) with the score there, on a table of 50 nodes."""
-    generator = torch.Generator().manual_seed(i)
-    x, z = (torch.randn(3, 2, dtype=torch.float64, generator=generator) for _ in range(2))
-    nodes = torch.linspace(0, 1, 50, dtype=torch.float64)
-    model = oracle((2,)).score_model(sde)
-    return model, x, nodes[i], nodes[i - 1], Fixed(z), z, model.score(x, nodes[i])
+def check_step(step, model, t, s, expected):
+    close(make_transition(step, model, X, t, s, Fixed(Z)), expected, 1e-7)
 
 
-@pytest.mark.parametrize("i", [1, 10, 49])
+@EVERY_INDEX
 def test_ddpm_updates(i):
-    alphas = 1 - BETAS
-    bars = alphas.cumprod(0)
-    model, x, t, s, noise, z, score = transition(ss.Tabulated.from_alphas_cumprod(bars), i)
-    beta = BETAS[i]
-    # 2011.13456, eq. 46 (reverse diffusion) and eq. 4 (ancestral); 2006.11239, eq. 7 for beta-tilde
-    torch.testing.assert_close(
-        make_transition(ss.samplers.ReverseDiffusion(), model, x, t, s, noise),
-        (2 - (1 - beta).sqrt()) * x + beta * score + beta.sqrt() * z,
-    )
-    mean = (x + beta * score) / (1 - beta).sqrt()
-    torch.testing.assert_close(
-        make_transition(ss.samplers.Ancestral("forward"), model, x, t, s, noise), mean + beta.sqrt() * z
-    )
-    tilde = (1 - bars[i - 1]) / (1 - bars[i]) * beta
-    torch.testing.assert_close(make_transition(ss.samplers.Ancestral(), model, x, t, s, noise), mean + tilde.sqrt() * z)
+    """2011.13456, eq. 46 (reverse diffusion) and eq. 4 (ancestral); 2006.11239, eq. 7 for beta-tilde."""
+    model, beta = oracle((2,)).score_model(ss.Tabulated.from_alphas_cumprod(BARS)), BETAS[i]
+    t, s, score = NODES[i], NODES[i - 1], model.score(X, NODES[i])
+    check_step(ReverseDiffusion(), model, t, s, (2 - (1 - beta).sqrt()) * X + beta * score + beta.sqrt() * Z)
+    mean, tilde = (X + beta * score) / (1 - beta).sqrt(), (1 - BARS[i - 1]) / (1 - BARS[i]) * beta
+    check_step(Ancestral("forward"), model, t, s, mean + beta.sqrt() * Z)
+    check_step(Ancestral(), model, t, s, mean + tilde.sqrt() * Z)
 
 
-@pytest.mark.parametrize("i", [1, 10, 49])
+@EVERY_INDEX
 def test_ncsn_updates(i):
-    model, x, t, s, noise, z, score = transition(ss.Tabulated.from_sigmas(SIGMAS), i)
-    step = SIGMAS[i] ** 2 - SIGMAS[i - 1] ** 2
-    # 2011.13456, eq. 46 with G^2 = sigma_i^2 - sigma_(i-1)^2, and eq. 47
-    torch.testing.assert_close(
-        make_transition(ss.samplers.ReverseDiffusion(), model, x, t, s, noise), x + step * score + step.sqrt() * z
-    )
-    spread = SIGMAS[i - 1] / SIGMAS[i] * step.sqrt()
-    torch.testing.assert_close(
-        make_transition(ss.samplers.Ancestral(), model, x, t, s, noise), x + step * score + spread * z
-    )
+    """2011.13456, eq. 46 with G^2 = sigma_i^2 - sigma_(i-1)^2, and eq. 47."""
+    model = oracle((2,)).score_model(ss.Tabulated.from_sigmas(SIGMAS))
+    t, s, score, step = NODES[i], NODES[i - 1], model.score(X, NODES[i]), SIGMAS[i] ** 2 - SIGMAS[i - 1] ** 2
+    check_step(ReverseDiffusion(), model, t, s, X + step * score + step.sqrt() * Z)
+    check_step(Ancestral(), model, t, s, X + step * score + SIGMAS[i - 1] / SIGMAS[i] * step.sqrt() * Z)
 
 
 @pytest.mark.parametrize("level", [0.0, 0.5, 1.0])
 def test_euler_maruyama(level):
-    sde = ss.VP()
-    model, x, t, s, noise, z, score = transition(sde, 30)
-    beta, h = sde.beta(t), t - s
-    drift = -0.5 * beta * x - 0.5 * (1 + level**2) * beta * score
-    expected = x - h * drift + level * (beta * h).sqrt() * z
-    torch.testing.assert_close(make_transition(ss.samplers.EulerMaruyama(level), model, x, t, s, noise), expected)
+    sde, t, s = ss.VP(), f64(0.6), f64(0.58)
+    model, beta, h = oracle((2,)).score_model(sde), sde.beta(t), t - s
+    drift = -0.5 * beta * X - 0.5 * (1 + level**2) * beta * model.score(X, t)
+    check_step(EulerMaruyama(level), model, t, s, X - h * drift + level * (beta * h).sqrt() * Z)
 
 
-def test_ancestral_starts_where_no_signal_is_left():
-    """At alpha = 0 the mean is alpha_s E[x_0] + ...: finite, though the score cannot give x_0."""
-    sde = ss.ZeroTerminalSNR(ss.VP())
-    mixture = ss.GaussianMixture(torch.full((1, 2), 0.4), torch.tensor([0.3]))
-    t, s = (torch.tensor(v, dtype=torch.float64) for v in (1.0, 0.9))
-    x = torch.randn(4, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    out = make_transition(ss.samplers.Ancestral(), mixture.score_model(sde), x, t, s, Fixed(torch.zeros_like(x)))
-    torch.testing.assert_close(out, sde.alpha(s).expand_as(x) * 0.4)
+@pytest.mark.parametrize("kind", [EulerMaruyama, StochasticHeun])
+def test_sigma_0_is_refused(kind):
+    with pytest.raises(ValueError, match=r"needs sigma > 0, but sigma\(0\) = 0: raise t_min"):
+        kind(l=0.0).plan(ss.VP(t_min=0.0), [tuple(f64(0.0, 0.5))])
 
 
-@pytest.mark.parametrize("i", [1, 10, 49])
+@EVERY_INDEX
 def test_the_learned_variance(i):
     """2102.09672, eq. 15: log Sigma = nu log beta + (1 - nu) log beta-tilde, with nu = (v + 1)/2 of the output v."""
-    bars = (1 - BETAS).cumprod(0)
-    sde = ss.Tabulated.from_alphas_cumprod(bars)
-    exact, x, t, s, noise, z, score = transition(sde, i)
-    v = torch.tanh(normal(3, 2, seed=9))
+    sde, v, t = ss.Tabulated.from_alphas_cumprod(BARS), torch.tanh(normal(3, 2, seed=9)), NODES[i]
+    score = oracle((2,)).score_model(sde).score(X, t)
 
-    class Network(torch.nn.Module):
-        def forward(self, x, label, cond=None):
-            return torch.cat([-sde.sigma(t) * exact.score(x, t), v], dim=1)
+    def network(x, label, cond):
+        return torch.cat([-sde.sigma(t) * score, v], dim=1)
 
-    model = ss.ScoreModel(Network(), sde, "noise", learned_variance=True)
-    beta, tilde = BETAS[i], (1 - bars[i - 1]) / (1 - bars[i]) * BETAS[i]
+    model = ss.ScoreModel(network, sde, "noise", learned_variance=True)
+    beta, tilde = BETAS[i], (1 - BARS[i - 1]) / (1 - BARS[i]) * BETAS[i]
     spread = (0.5 * (v + 1) * beta.log() + 0.5 * (1 - v) * tilde.log()).exp().sqrt()
-    expected = (x + beta * score) / (1 - beta).sqrt() + spread * z
-    torch.testing.assert_close(make_transition(ss.samplers.Ancestral("learned"), model, x, t, s, noise), expected)
+    expected = (X + beta * score) / (1 - beta).sqrt() + spread * Z
+    check_step(Ancestral("learned"), model, t, NODES[i - 1], expected)
 
 
 def test_a_learned_variance_needs_a_model_that_has_one():
-    model, x, t, s, noise, _, _ = transition(ss.VP(), 10)
-    with pytest.raises(ValueError, match="a model with a learned variance expected"):
-        make_transition(ss.samplers.Ancestral("learned"), model, x, t, s, noise)
+    model = oracle((2,)).score_model(ss.VP())
+    with pytest.raises(ValueError, match="needs a model with a learned variance, and this one has none"):
+        make_transition(Ancestral("learned"), model, X, f64(0.6), f64(0.5), Fixed(Z))
 
+
+# The optimal variance
 
 STD, DRAWS = 0.5, 10_000
 
 
-@cache
-def one_gaussian(sde):
-    """Isotropic data of known variance, and the optimal variance estimated from draws of it."""
+@pytest.fixture(scope="module", params=some("vp", "ve", "rectified"))
+def gaussian(request):
+    """A path, isotropic data of known variance, and the optimal variance estimated from draws of it."""
     mixture = ss.GaussianMixture(torch.full((1, 2), 1.5), f64(STD)[None])
+    model = exact_model(mixture, request.param, "noise")
     data = mixture.sample(DRAWS, generator=seeded(1))
-    model = exact_model(mixture, sde, "noise")
-    return model, ss.samplers.OptimalVariance(model, data, 128, generator=seeded(2))
+    return request.param, model, OptimalVariance(model, data, 64, generator=seeded(2))
 
 
-@pytest.mark.parametrize("sde", some("vp", "ve", "rectified"))
-def test_the_unexplained_noise_on_one_gaussian(sde):
-    """Var(eps | x) = alpha^2 s^2 / (alpha^2 s^2 + sigma^2), and its estimate, a mean of squares, within its error.
-
-    Relative to what is unexplained: at low SNR it is multiplied by sigma^2/alpha^2, the inverse of about as much.
-    """
-    _, optimal = one_gaussian(sde)
+def test_the_unexplained_noise_on_one_gaussian(gaussian):
+    """Var(eps | x) = alpha^2 s^2 / (alpha^2 s^2 + sigma^2), and its estimate, a mean of squares, within its error."""
+    sde, _, optimal = gaussian
     t = sde.time(optimal.log_snr)
     data = (STD * sde.alpha(t)).square()
     expected = data / (data + sde.sigma(t).square())
-    found = torch.tensor([optimal.unexplained(float(level)) for level in optimal.log_snr], dtype=torch.float64)
-    assert (found / expected - 1).abs().max() < 4.5 * (2 / (2 * DRAWS)) ** 0.5
-    assert optimal.unexplained(-1e3) == pytest.approx(float(found[0]))
-    assert optimal.unexplained(1e3) == pytest.approx(float(found[-1]))
+    estimates = f64(*(optimal.unexplained(float(level)) for level in optimal.log_snr))
+    assert (estimates / expected - 1).abs().max() < 4.5 * (2 / (2 * DRAWS)) ** 0.5
+    assert optimal.unexplained(-1e3) == pytest.approx(float(estimates[0]))
+    assert optimal.unexplained(1e3) == pytest.approx(float(estimates[-1]))
 
 
 @pytest.mark.parametrize("steps", [2, 5, 40])
-@pytest.mark.parametrize("sde", some("vp", "ve", "rectified"))
-def test_the_optimal_variance_on_one_gaussian(sde, steps):
+def test_the_optimal_variance_on_one_gaussian(gaussian, steps):
     """2201.06503, theorem 1: q(x_s | x_t) of one Gaussian is Gaussian, 1/variance = 1/v_s + r^2/v, v_s that of x_s.
 
-    Steps of any length then keep the law, which neither the posterior's variance nor the forward one does.
+    Steps of any length then keep the law, which neither the variance of the posterior nor the forward one does.
     """
-    model, optimal = one_gaussian(sde)
+    sde, model, optimal = gaussian
     times = ss.samplers.uniform_log_snr(sde, steps)
     t, s = times[steps // 2], times[steps // 2 + 1]
     ratio, forward = sde.transition(s, t)
@@ -157,9 +129,9 @@ def test_the_optimal_variance_on_one_gaussian(sde, steps):
 
     def affine(variance):
         """The gain and the variance of a step, which is affine in x and z here."""
-        step = ss.samplers.Ancestral(variance)
         still, moved, noisy = (
-            make_transition(step, model, x, t, s, Fixed(z)) for x, z in ((zero, zero), (one, zero), (zero, one))
+            make_transition(Ancestral(variance), model, x, t, s, Fixed(z))
+            for x, z in ((zero, zero), (one, zero), (zero, one))
         )
         return float((moved - still)[0, 0]), float((noisy - still)[0, 0]) ** 2
 
@@ -171,32 +143,18 @@ def test_the_optimal_variance_on_one_gaussian(sde, steps):
         assert sign * (gain**2 * before + variance - after) > 0
 
 
-@pytest.mark.parametrize("make", [lambda: ss.samplers.Ancestral("beta"), lambda: ss.samplers.EulerMaruyama(-1.0)])
-def test_bad_arguments(make):
-    with pytest.raises(ValueError, match="expected"):
-        make()
-
-
 def test_the_optimal_variance_where_no_signal_is_left():
     """Data N(0, 1) under a path of constant size stay N(0, 1) at any number of steps."""
-    sde = ss.Cosine(t_max=1.0)
+    sde, n = ss.Cosine(t_max=1.0), 4000
     mixture = ss.GaussianMixture(torch.zeros(1, 2), torch.ones(1))
-    model = mixture.score_model(sde)
-    data = mixture.sample(4000, generator=torch.Generator().manual_seed(1))
-    step = ss.samplers.Ancestral(ss.samplers.OptimalVariance(model, data, generator=torch.Generator().manual_seed(2)))
-    make = ss.samplers.PredictorCorrector(step, steps=2, grid="angle")
-    x = make(model, shape=(4000, 2), generator=torch.Generator().manual_seed(3)).x
+    optimal = OptimalVariance(mixture.score_model(sde), mixture.sample(n, generator=seeded(1)), generator=seeded(2))
+    make = ss.samplers.PredictorCorrector(Ancestral(optimal), steps=2, grid="angle")
+    x = make(mixture.score_model(sde), shape=(n, 2), generator=seeded(3)).x
     assert x.std() == pytest.approx(1.0, rel=0.04)
 
 
-@pytest.mark.parametrize("kind", [ss.samplers.EulerMaruyama, ss.samplers.StochasticHeun])
-def test_a_noisy_step_of_the_reverse_sde_goes_up_by_the_forward_kernel_and_the_flow_by_itself(kind):
-    sde, (low, high) = ss.VP(), f64(0.3, 0.7)
-    ratio, variance = sde.transition(low, high)
-    (row,) = kind().plan(sde, [(low, high)])
-    assert row.stages == ()
-    assert row.kick == pytest.approx((float(ratio), float(variance.sqrt())))
-    (row,) = kind(l=0.0).plan(sde, [(low, high)])
-    assert row.kick is None
-    assert len(row.stages) > 0
-    assert all(stage.c == 0 for stage in row.stages)
+def test_bad_arguments():
+    with pytest.raises(ValueError, match="variance must be one of posterior, forward, learned, or an OptimalVariance"):
+        Ancestral("beta")
+    with pytest.raises(ValueError, match="noise level l must be >= 0; got -1"):
+        EulerMaruyama(-1.0)

@@ -3,13 +3,26 @@
 import torch
 
 
+class Counted:
+    """A field that counts its evaluations of each sample."""
+
+    def __init__(self, field):
+        self.field, self.calls = field, None
+
+    def __call__(self, s, x, rows):
+        if self.calls is None:
+            self.calls = torch.zeros(len(x), dtype=torch.int64)
+        self.calls[slice(None) if rows is None else rows] += 1
+        return self.field(s, x, rows)
+
+
 def nothing(x):
-    """No integrals beside the state."""
+    """No integrals besides the state."""
     return torch.zeros(len(x), 0, dtype=torch.float64)
 
 
 def rotation(s, x, rows=None):
-    """A non-autonomous rotation with a known solution, angle s^2/2; beside it the integrals of s and of 1."""
+    """A non-autonomous rotation with a known solution, angle s^2/2, and the integrals of s and of 1."""
     s = torch.as_tensor(s).expand(len(x))
     slope = s[:, None] * torch.stack([-x[:, 1], x[:, 0]], dim=1)
     return slope, torch.stack([s, torch.ones_like(s)], dim=1)
@@ -35,3 +48,4 @@ def broken(s, x, rows=None):
 
 PAIR = torch.tensor([[1.0, 0.0], [0.0, 2.0]], dtype=torch.float64)
 FAR_PAIR = torch.tensor([[0.0, 0.0], [20.0, 0.0]], dtype=torch.float64)
+ONES = torch.ones(2, 1, dtype=torch.float64)

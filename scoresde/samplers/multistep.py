@@ -1,0 +1,113 @@
+r"""The base of multistep methods, and the exact weights of exponential integrators in lambda = log(alpha/sigma).
+
+A multistep method puts a polynomial through the last values of a view and integrates it over the step. A corrector
+integrates it once more, with the value at the end of the step among them (`samplers.linear`).
+
+DPM-Solver++, UniPC and SA-Solver approximate the denoiser by a polynomial in lambda. The reverse family of noise level
+l has the exact solution (2211.01095, eq. 8; 2309.05019, eq. 10)
+
+    x_s = sigma_s/sigma_t e^(-l^2 h) x_t + alpha_s \int k e^(-k (lambda_s - lambda)) E[x_0 | x_lambda] dlambda
+          + sigma_s (1 - e^(-2 l^2 h))^(1/2) z,                 k = 1 + l^2,    h = lambda_s - lambda_t.
+
+The part linear in x is exact at any step size, and so is Gaussian noise without data. l = 0 is the probability flow,
+l = 1 the reverse SDE. `AngularAdams` has a polynomial in another variable, the angle.
+"""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from scoresde.samplers.linear import Linear, Row, Stage
+from scoresde.sdes import SDE
+from scoresde.sdes.points import Point
+from scoresde.sdes.sde import check_level
+
+NODES, QUADRATURE = np.polynomial.legendre.leggauss(32)
+
+
+def check_order(order: int, highest: int) -> int:
+    """Return the order; raise ValueError outside of 1, ..., highest."""
+    if order not in range(1, highest + 1):
+        raise ValueError(f"order must be an integer from 1 to {highest}; got {order!r}")
+    return order
+
+
+def lagrange(nodes: Sequence[float], at: np.ndarray) -> np.ndarray:
+    """The Lagrange polynomials of the nodes, (p, n) at n points."""
+    rows = []
+    for j, node in enumerate(nodes):
+        others = [other for k, other in enumerate(nodes) if k != j]
+        rows.append(np.prod([(at - other) / (node - other) for other in others], axis=0) * np.ones_like(at))
+    return np.stack(rows)
+
+
+def exponential_weights(nodes: Sequence[float], start: float, end: float, rate: float) -> list[float]:
+    r"""w_j = \int_start^end rate e^(-rate (end - lambda)) L_j(lambda) dlambda, L_j the Lagrange polynomials."""
+    if len(nodes) == 1:
+        return [-math.expm1(-rate * (end - start))]
+    at = 0.5 * (end + start) + 0.5 * (end - start) * NODES
+    density = 0.5 * (end - start) * QUADRATURE * rate * np.exp(-rate * (end - at))
+    return (lagrange(nodes, at) @ density).tolist()
+
+
+class Multistep(Linear):
+    """A multistep method, with or without a corrector. By default an exponential integrator of noise level `level`.
+
+    A subclass may override `transport` and `weights`, and `coordinate` if its polynomial is in another variable.
+
+    Args:
+        order: values that the predictor interpolates, 1 to `highest`.
+        corrector: values that the corrector interpolates besides the one at the end of the step, 0 (no corrector) to
+            `highest`.
+        final: the highest order of the last transition, one more for each transition before it; 0 for no limit.
+        highest: the largest order of the method.
+        l: noise level.
+    """
+
+    def __init__(self, order: int, corrector: int, final: int, highest: int, l: float = 0.0):  # noqa: E741
+        self.order, self.l = check_order(order, highest), check_level(l)
+        if corrector not in range(highest + 1) or final < 0:
+            raise ValueError(
+                f"corrector must be from 0 to {highest} and final >= 0; got corrector={corrector}, final={final}"
+            )
+        self.corrector, self.final = corrector, final
+        self.past, self.stochastic = max(order, corrector), self.l > 0
+
+    def level(self, here: Point) -> float:
+        """The noise level of a step from `here`."""
+        return self.l
+
+    def coordinate(self, point: Point) -> float:
+        """The variable of the polynomial."""
+        return point.lam
+
+    def transport(self, here: Point, target: Point) -> tuple[float, float]:
+        """(a, c): the coefficients of x and z in the exact solution."""
+        h, square = target.lam - here.lam, self.level(here) ** 2
+        if not square:
+            return target.sigma / here.sigma, 0.0
+        return target.sigma / here.sigma * math.exp(-square * h), target.sigma * math.sqrt(-math.expm1(-2 * square * h))
+
+    def weights(self, nodes: Sequence[Point], here: Point, target: Point) -> tuple[float, ...]:
+        """The coefficients of the views at `nodes`, for the step from `here` to `target`."""
+        rate = 1 + self.level(here) ** 2
+        lams = [node.lam for node in nodes]
+        return tuple(target.alpha * w for w in exponential_weights(lams, here.lam, target.lam, rate))
+
+    def row(self, sde: SDE, nodes: Sequence[Point], target: Point, left: int) -> Row:
+        a, c = self.transport(nodes[0], target)
+        known = self._limited(nodes[: self.order], target, left)
+        return Row((Stage(nodes[0].t, a, self.weights(known, nodes[0], target), c),))
+
+    def correction(self, nodes: Sequence[Point], target: Point, left: int) -> tuple[float, ...]:
+        if not self.corrector or not math.isfinite(self.coordinate(nodes[0])):
+            return ()
+        known = self._limited(nodes[: self.corrector], target, left)
+        return self.weights([target, *known], nodes[0], target)
+
+    def _limited(self, nodes: Sequence[Point], target: Point, left: int) -> Sequence[Point]:
+        """As many nodes as `final` allows; one if no noise is left at the target, where lambda is infinite."""
+        if math.isinf(target.lam):
+            return nodes[:1]
+        return nodes[: left - 1 + self.final] if self.final else nodes
