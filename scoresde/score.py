@@ -10,7 +10,6 @@ A model has `sde` and `predict(x, t) -> Views`; `BaseModel` derives the rest fro
 condition to the model. Models around models are in `scoresde.wrappers`.
 """
 
-import math
 from copy import copy
 from itertools import chain
 from typing import Any, Self
@@ -157,7 +156,7 @@ class ScoreModel(BaseModel):
                 continue
             p, q = prediction.target(sde, t)
             values = p, q, 1 / prediction.determinant(sde, t), prediction.c_in(sde, t), prediction.c_noise(sde, t)
-            if not all(math.isfinite(value) for value in values):
+            if not all(bool(torch.isfinite(value)) for value in values):
                 raise ValueError(
                     f"{type(prediction).__name__} prediction is singular at {end}={float(t):g} of "
                     f"{type(sde).__name__}, where alpha={float(sde.alpha(t)):g} and sigma={float(sde.sigma(t)):g}; "
