@@ -538,7 +538,7 @@ TRAINED = Path(__file__).parents[1] / "notebooks" / "checkpoints"
 
 @pytest.mark.slow
 def test_the_converged_values_of_a_trained_network_are_reproduced():
-    """The reference is the exact trace in float64 at small tolerances; 40 steps have an error of about 1e-3 bits/dim."""
+    """The reference has the exact trace in float64; 40 steps have an error of about 1e-3 bits/dim."""
     model = ss.convert.score_sde(TRAINED / "digits_vp.pth").model
     reference = np.load(TRAINED / "digits_vp.reference.npz")
     x, expected = (torch.from_numpy(reference[key])[:2] for key in ("dequantised", "log_prob"))
