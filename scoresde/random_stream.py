@@ -41,7 +41,7 @@ class RandomStream:
         self, generator: torch.Generator | None = None, seeds: Sequence[int] | None = None, count: int | None = None
     ):
         if seeds is not None and generator is not None:
-            raise ValueError("pass `generator` or `seeds`, not both")
+            raise ValueError("expected `generator` or `seeds`; both were given, drop one")
         if seeds is not None and count is not None and len(seeds) != count:
             raise ValueError(f"expected one seed per sample, {count} in all; got {len(seeds)}")
         self._generator = generator

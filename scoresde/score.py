@@ -215,4 +215,4 @@ def refuse_dropout(model: Model) -> None:
     """Raise ValueError if the model has active dropout: its output is then random."""
     for module in model.modules() if isinstance(model, nn.Module) else ():
         if isinstance(module, nn.modules.dropout._DropoutNd) and module.training and module.p > 0:
-            raise ValueError("the network has active dropout, and must be deterministic here: call model.eval() first")
+            raise ValueError("the network must be deterministic, but has active dropout: call model.eval() first")

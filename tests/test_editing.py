@@ -413,7 +413,7 @@ X = normal(2, 3)
             "floating point, expected; got torch.uint8",
         ),
         (lambda m: perturb_and_denoise(m, X, 0.5, DDIM()), TypeError, "a Sampler expected; got DDIM"),
-        (lambda m: perturb_and_denoise(m, X, 0.5, DDIM_10, seeds=[1]), ValueError, "one seed per sample expected, 2"),
+        (lambda m: perturb_and_denoise(m, X, 0.5, DDIM_10, seeds=[1]), ValueError, "expected one seed per sample, 2"),
         (
             lambda m: perturb_and_denoise(m, X, 0.5, DDIM_10, seeds=[1, 2], generator=seeded()),
             ValueError,

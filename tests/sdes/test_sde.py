@@ -273,7 +273,7 @@ def test_prior_samples_repeat_with_the_generator_and_have_the_dtype_asked_for():
 
 
 def test_prior_sample_refuses_ambiguous_randomness():
-    with pytest.raises(ValueError, match="one seed per sample expected, 3"):
+    with pytest.raises(ValueError, match="expected one seed per sample, 3"):
         ss.VP().prior_sample((3, 2), seeds=[1, 2])
     with pytest.raises(ValueError, match="both were given"):
         ss.VP().prior_sample((3, 2), seeds=[1, 2, 3], generator=seeded())
