@@ -219,16 +219,6 @@ def test_the_trainer_refuses_a_model_that_is_no_module(tmp_path: Path):
         trainer.fit(Plain(model()), losses.DenoisingScoreMatching(), None, tmp_path, ss.DataMap(ss.data.Affine()))
 
 
-def test_active_dropout_inside_a_users_class_is_refused():
-    inner = ss.ScoreModel(nn.Sequential(nn.Linear(3, 3), nn.Dropout(0.5)), ss.VP())
-    for call in (
-        lambda m: ss.log_prob(m, normal(2, 3)),
-        lambda m: bounds.continuous(m, torch.ones(2, 3), TRANSFORM, draws=2),
-    ):
-        with pytest.raises(ValueError, match="active dropout"):
-            call(Dense(inner))
-
-
 class Twice(ss.ModelWrapper):
     """Evaluates the inner model twice and returns the mean."""
 
