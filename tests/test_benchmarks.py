@@ -91,9 +91,9 @@ def test_score_sde_takes_the_steps_of_the_published_integral():
     solved = solve_ivp(slope, (1e-5, 1.0), start, method="RK45", rtol=1e-3, atol=1e-3)
     end = torch.from_numpy(solved.y[:, -1])
     expected = VP.prior_log_prob(end[:12].reshape(2, 2, 3)) + end[12:]
-    found = peers.score_sde(model, x, probe, 1e-3)
-    close(found.value, expected, rtol=1e-9)
-    assert found.evaluations == solved.nfev
+    result = peers.score_sde(model, x, probe, 1e-3)
+    close(result.value, expected, rtol=1e-9)
+    assert result.evaluations == solved.nfev
 
 
 def test_passes_are_counted(axes):
@@ -115,27 +115,27 @@ def rows(*pairs):
 
 
 def test_a_budget_reaches_a_target_only_if_all_larger_ones_do():
-    found = rows((1, 1e-2), (2, 1e-4), (3, 2e-3), (4, 3e-4), (5, 2e-4))
-    assert likelihood.cheapest(found, 1e-3).seconds == [4]
-    assert likelihood.cheapest(found, 5e-2).seconds == [1]
-    assert likelihood.cheapest(found, 1e-4) is None
-    assert likelihood.cheapest([*found, *rows((6, math.nan))], 1e-3) is None
+    table = rows((1, 1e-2), (2, 1e-4), (3, 2e-3), (4, 3e-4), (5, 2e-4))
+    assert likelihood.cheapest(table, 1e-3).seconds == [4]
+    assert likelihood.cheapest(table, 5e-2).seconds == [1]
+    assert likelihood.cheapest(table, 1e-4) is None
+    assert likelihood.cheapest([*table, *rows((6, math.nan))], 1e-3) is None
 
 
 def test_seconds_between_budgets_are_interpolated_in_the_logarithms():
-    found = rows((8, 1e-2), (2, 1e-1), (9, 5e-2), (32, 1e-3))  # the third is slower and less accurate than the first
-    sign, cost = likelihood.interpolated(found, 10**-2.5)
+    table = rows((8, 1e-2), (2, 1e-1), (9, 5e-2), (32, 1e-3))  # the third is slower and less accurate than the first
+    sign, cost = likelihood.interpolated(table, 10**-2.5)
     assert (sign, cost) == ("", pytest.approx(16))
-    assert likelihood.interpolated(found, 0.2) == ("<", 2)
-    assert likelihood.interpolated(found, 1e-4) == (">", 32)
+    assert likelihood.interpolated(table, 0.2) == ("<", 2)
+    assert likelihood.interpolated(table, 1e-4) == (">", 32)
 
 
 def test_the_interval_of_a_variance_ratio_covers_it():
     rng, held = np.random.default_rng(0), 0
     for _ in range(40):
-        found = likelihood.variance_ratio(2 * rng.normal(size=(8, 64)), rng.normal(size=(8, 64)), draws=200)
-        assert found[0] == pytest.approx(4, rel=0.4)
-        held += found[1] < 4 < found[2]
+        ratio, low, high = likelihood.variance_ratio(2 * rng.normal(size=(8, 64)), rng.normal(size=(8, 64)), draws=200)
+        assert ratio == pytest.approx(4, rel=0.4)
+        held += low < 4 < high
     assert held >= 34  # 38 expected
 
 
@@ -191,10 +191,10 @@ def test_the_same_method_gives_the_same_samples_through_an_adapter(pair, grid):
     mixture, times = oracle((1, 2, 3)), samplers.GRIDS[grid]
     x = mixture.sample(5, SHORT, SHORT.t_max, seeded())
     for evaluations in (2, 8):
-        found = adapter(*names, times, **options)(mixture.score_model(SHORT), x, evaluations)
+        samples = adapter(*names, times, **options)(mixture.score_model(SHORT), x, evaluations)
         # lms integrates its polynomials by quadrature, to a relative 1e-4
         tolerance = 1e-3 if "lms" in names else 1e-6
-        close(found, library_sample(step_of(method), times, mixture, x, evaluations), rtol=0, atol=tolerance)
+        close(samples, library_sample(step_of(method), times, mixture, x, evaluations), rtol=0, atol=tolerance)
 
 
 @pytest.mark.parametrize(
@@ -211,9 +211,9 @@ def test_a_scheduler_of_diffusers_takes_our_steps(name, options, indices):
     skip_unless_installed("diffusers")
     mixture = oracle((1, 2, 3))
     model, x = mixture.score_model(SHORT), mixture.sample(5, SHORT, SHORT.t_max, seeded())
-    found = sampler_peers.diffusers(name, scaled=name == "EulerDiscrete", **options)(model, x, 4)
+    samples = sampler_peers.diffusers(name, scaled=name == "EulerDiscrete", **options)(model, x, 4)
     times = SHORT.t_min + (SHORT.t_max - SHORT.t_min) * torch.tensor(indices, dtype=torch.float64) / 999
-    close(found, samplers.ours(samplers.DDIM, lambda *_: times)(model, x, 4), rtol=0, atol=2e-4)
+    close(samples, samplers.ours(samplers.DDIM, lambda *_: times)(model, x, 4), rtol=0, atol=2e-4)
 
 
 @pytest.mark.parametrize("name", ["karras", "exponential"])

@@ -65,13 +65,13 @@ def test_values_are_within_their_level_and_depend_only_on_their_seed(shape):
 @pytest.mark.parametrize("level", [0, 16, 255])
 def test_the_ends_of_the_draws_stay_within_the_level(place, level, dtype):
     images = torch.full((1, 3), level, dtype=dtype)
-    kept = torch.float32 if dtype == torch.float32 else torch.float64
-    uniform = {"first": 0.0, "tiny": 2**-60, "last": 1 - torch.finfo(kept).eps / 2}[place]
+    result_dtype = torch.float32 if dtype == torch.float32 else torch.float64
+    uniform = {"first": 0.0, "tiny": 2**-60, "last": 1 - torch.finfo(result_dtype).eps / 2}[place]
     flow = variational((3,), amount=3.0)
     for q in (TruncatedNormal(3.0), TruncatedNormal(40.0), TruncatedNormal(1e-3), Variational((3,), 256), flow):
-        values, log_q = q.sample(images, FixedStream(torch.full((1, 3), uniform, dtype=kept)))
-        assert values.dtype == log_q.dtype == kept
-        assert torch.equal(values.floor(), images.to(kept))
+        values, log_q = q.sample(images, FixedStream(torch.full((1, 3), uniform, dtype=result_dtype)))
+        assert values.dtype == log_q.dtype == result_dtype
+        assert torch.equal(values.floor(), images.to(result_dtype))
         assert bool(torch.isfinite(log_q).all())
 
 

@@ -119,8 +119,8 @@ def jacobian(kind, size):
 @pytest.mark.parametrize("size", [2, 7])
 def test_the_variance_of_one_probe_is_bounded_in_expectation(kind, distribution, size):
     matrix, x = jacobian(kind, size), torch.zeros(20_000, size, dtype=torch.float64)
-    found = Hutchinson(1, distribution).bind(stream(), x)(lambda y: y @ matrix.T, x)
-    ratio = float(found.variance.mean() / found.estimates.var())
+    result = Hutchinson(1, distribution).bind(stream(), x)(lambda y: y @ matrix.T, x)
+    ratio = float(result.variance.mean() / result.estimates.var())
     assert ratio > 0.97
     if kind == "constant diagonal" and distribution == "rademacher" and size > 2:
         assert ratio == pytest.approx(1, abs=0.05)
@@ -130,8 +130,8 @@ def test_the_variance_of_one_probe_is_bounded_in_expectation(kind, distribution,
 @pytest.mark.parametrize("probes", [2, 5])
 def test_the_variance_of_several_probes_is_estimated(distribution, probes):
     matrix, x = jacobian("any", 6), torch.zeros(20_000, 6, dtype=torch.float64)
-    found = Hutchinson(probes, distribution).bind(stream(), x)(lambda y: y @ matrix.T, x)
-    assert float(found.variance.mean() / found.estimates.mean(dim=1).var()) == pytest.approx(1, abs=0.06)
+    result = Hutchinson(probes, distribution).bind(stream(), x)(lambda y: y @ matrix.T, x)
+    assert float(result.variance.mean() / result.estimates.mean(dim=1).var()) == pytest.approx(1, abs=0.06)
 
 
 def test_probes_of_some_rows_leave_the_streams_of_the_others_alone():
@@ -226,7 +226,7 @@ def test_estimates_keep_no_graph_unless_asked_to(trace):
 
 
 @pytest.mark.parametrize(
-    ("make", "words"),
+    ("make", "message"),
     [
         (lambda: Hutchinson(probes=0), "probes must be at least 1"),
         (lambda: Hutchinson(distribution="uniform"), "'rademacher' or 'gaussian'"),
@@ -234,6 +234,6 @@ def test_estimates_keep_no_graph_unless_asked_to(trace):
         (lambda: ExactTrace(mode="backward"), "'reverse' or 'forward'"),
     ],
 )
-def test_bad_arguments(make, words):
-    with pytest.raises(ValueError, match=words):
+def test_bad_arguments(make, message):
+    with pytest.raises(ValueError, match=message):
         make()

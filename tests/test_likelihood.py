@@ -24,8 +24,8 @@ FINE = Adams(160)
 def check_identity(mixture, sde, x, result, tolerance):
     """log p(x) - prior_log_prob(latent) + log p_{t_max}(latent) = log p_{t_min}(x), in nats per dimension."""
     exact_prior = mixture.log_prob(result.latent, sde, sde.t_max)
-    found = result.value - sde.prior_log_prob(result.latent) + exact_prior
-    assert ((found - mixture.log_prob(x, sde, sde.t_min)).abs() / x[0].numel()).max() < tolerance
+    value = result.value - sde.prior_log_prob(result.latent) + exact_prior
+    assert ((value - mixture.log_prob(x, sde, sde.t_min)).abs() / x[0].numel()).max() < tolerance
 
 
 @pytest.mark.parametrize("sde", PATHS)
@@ -151,7 +151,7 @@ DENSITY = Normal(4.0, 2.0)  # of the values of LEVELS
 
 
 def bits_of(transform, **arguments):
-    """Bits per dimension of LEVELS under DENSITY, seen through an affine transform."""
+    """Bits per dimension of LEVELS under DENSITY, under an affine transform."""
     zero = torch.zeros(1, 1, 2, 2, dtype=torch.float64)
     scale = math.exp(float(transform.log_det(zero)) / 4)
     mixture = ss.GaussianMixture(transform(zero) + 4 * scale, torch.tensor([2 * scale]))
@@ -277,7 +277,7 @@ def test_the_trace_error_of_an_importance_weighted_bound_is_calibrated():
     model, levels, transform = oracle_levels(3)
 
     class FixedPoints(ss.Uniform):
-        """The same points for each copy of an image, whatever its seed."""
+        """The same points for each copy of an image, for any seed."""
 
         drawn = 0
 

@@ -317,8 +317,8 @@ def test_an_error_in_a_property_of_a_wrapper_is_not_hidden():
 
 def test_the_conventions_name_the_density():
     for wrapped, name in ((model(), "ScoreModel"), (Twice(model()), "Twice(ScoreModel)")):
-        found = ss.bits_per_dim(wrapped, levels(), TRANSFORM, solver=COARSE).conventions["density"]
-        assert found == f"probability flow of {name}"
+        conventions = ss.bits_per_dim(wrapped, levels(), TRANSFORM, solver=COARSE).conventions
+        assert conventions["density"] == f"probability flow of {name}"
 
 
 # --- the classes themselves
