@@ -70,7 +70,7 @@ class Jacobians:
 def along_the_path(model: ss.ScoreModel, x: Tensor, steps: int = 32) -> Tensor:
     """Weight times off-diagonal symmetric Jacobian at every evaluation of Adams, in bits/dim: (steps + 1, B, d, d)."""
     trace = Jacobians(steps + 2)  # the last integral is zero: what is added to each of them stands there alone
-    carried = integrate(model, x, model.sde.t_min, model.sde.t_max, None, ss.solvers.Adams(steps), trace)
+    carried = integrate(model, x, model.sde.t_min, model.sde.t_max, ss.solvers.Adams(steps), trace)
     weights = (carried.divergence[:, :-1] - carried.divergence[:, -1:]).T.double().cpu()
     terms = weights[..., None, None] * torch.stack(trace.found)
     return (terms - terms.diagonal(dim1=2, dim2=3).diag_embed()) / (dimensions(x) * math.log(2))

@@ -1,4 +1,4 @@
-"""A mixture of Gaussians and its exact diffusion: the oracle that every method is tested against.
+"""Gaussian mixtures and their exact diffusion: the oracle that every method is tested against.
 
 Data p_0 = sum_k w_k N(m_k, R_k diag(s_k^2) R_k^T) stays a mixture under every SDE of this library,
 
@@ -32,12 +32,11 @@ class GaussianMixture(nn.Module):
     Args:
         means: (K, *).
         stds: standard deviations along the axes of each component, (K,) or (K, *).
-        weights: (K,), positive, normalised here; equal if not given.
-        rotation: orthogonal matrices R, (D, D) or (K, D, D) with D the product of `*`; the identity if not given.
+        weights: (K,), positive, normalised here; equal by default.
+        rotation: orthogonal matrices R, (D, D) or (K, D, D) with D the product of `*`; the identity by default.
 
     Raises:
-        ValueError: shapes that do not fit, a standard deviation or weight that is not positive, a rotation that is not
-            orthogonal.
+        ValueError: shapes do not fit, a standard deviation or weight is not positive, or a rotation is not orthogonal.
     """
 
     means: Tensor
@@ -50,48 +49,38 @@ class GaussianMixture(nn.Module):
         means, stds = float64(means), float64(stds)
         if means.ndim < 2 or stds.shape not in (means.shape[:1], means.shape):
             raise ValueError(
-                f"means (K, *) and stds (K,) or (K, *) expected; got {tuple(means.shape)} and {tuple(stds.shape)}"
+                f"expected means (K, *) and stds (K,) or (K, *); got {tuple(means.shape)} and {tuple(stds.shape)}"
             )
         count, size = means.shape[0], dimensions(means)
         weights = float64(torch.ones(count) if weights is None else weights)
         if weights.shape != (count,) or not bool((weights > 0).all() and (stds > 0).all()):
             raise ValueError(
-                f"{count} positive weights and positive stds expected; got {weights.tolist()} and {stds.tolist()}"
+                f"expected {count} positive weights and positive stds; got {weights.tolist()} and {stds.tolist()}"
             )
+        if rotation is not None:
+            rotation = _checked_rotation(float64(rotation), count, size)
         self.event_shape = means.shape[1:]
         self.register_buffer("means", means.reshape(count, size))
         self.register_buffer("stds", stds.reshape(count, -1).expand(count, size).clone())
-        self.register_buffer("log_weights", float64(weights).log().log_softmax(0))
-        self.register_buffer("rotation", None if rotation is None else self._orthogonal(float64(rotation), count, size))
-
-    @staticmethod
-    def _orthogonal(rotation: Tensor, count: int, size: int) -> Tensor:
-        if rotation.shape not in ((size, size), (count, size, size)):
-            raise ValueError(f"rotation ({size}, {size}) or ({count}, {size}, {size}) expected; got {rotation.shape}")
-        identity = torch.eye(size, dtype=torch.float64, device=rotation.device)
-        if not torch.allclose(rotation @ rotation.mT, identity.expand_as(rotation), atol=1e-6):
-            raise ValueError(
-                "an orthogonal rotation expected (R R^T = I within 1e-6); take the Q of a QR decomposition"
-            )
-        return rotation.expand(count, size, size).clone()
+        self.register_buffer("log_weights", weights.log().log_softmax(0))
+        self.register_buffer("rotation", rotation)
 
     def log_prob(self, x: Tensor, sde: SDE | None = None, t: Tensor | float | None = None) -> Tensor:
-        """Log-density at x (B, *), in nats, (B,), float64; of the marginal at t where an SDE and a time are given."""
-        marginal = _Marginal(self, x, sde, t)
-        return marginal.log_joint.logsumexp(dim=1)
+        """Return the log-density at x (B, *) in nats, (B,), float64; with an SDE and a time, of the marginal at t."""
+        return _Marginal(self, x, sde, t).log_joint.logsumexp(dim=1)
 
     def score(self, x: Tensor, sde: SDE | None = None, t: Tensor | float | None = None) -> Tensor:
-        """The gradient of `log_prob` in x, (B, *), in the dtype of x."""
+        """Return the gradient of `log_prob` in x, (B, *), in the dtype of x."""
         return _Marginal(self, x, sde, t).score.reshape(x.shape).to(x.dtype)
 
     def divergence(self, x: Tensor, sde: SDE | None = None, t: Tensor | float | None = None) -> Tensor:
-        """Divergence of the score at x, (B,), float64."""
+        """Return the divergence of the score at x, (B,), float64."""
         marginal = _Marginal(self, x, sde, t)
         norms = (marginal.component_scores.square() - 1 / marginal.variances).sum(dim=2)
         return (marginal.responsibilities * norms).sum(dim=1) - marginal.score.square().sum(dim=1)
 
     def posterior(self, x: Tensor, sde: SDE, t: Tensor | float) -> tuple[Tensor, Tensor, Tensor]:
-        """p(x_0 | x_t = x), a mixture: weights (B, K), means (B, K, *), stds along the axes R_k (B, K, *)."""
+        """Return p(x_0 | x_t = x), a mixture: weights (B, K), means (B, K, *), stds along the axes R_k (B, K, *)."""
         marginal = _Marginal(self, x, sde, t)
         gain = marginal.alpha * float64(self.stds).square() / marginal.variances
         means = self.means + self._turned(gain * marginal.offset)
@@ -100,20 +89,15 @@ class GaussianMixture(nn.Module):
         return marginal.responsibilities, means.reshape(shape), stds.reshape(shape)
 
     def denoise(self, x: Tensor, sde: SDE, t: Tensor | float) -> Tensor:
-        """E[x_0 | x_t = x], (B, *), in the dtype of x."""
+        """Return E[x_0 | x_t = x], (B, *), in the dtype of x."""
         weights, means, _ = self.posterior(x, sde, t)
         return torch.einsum("bk,bk...->b...", weights, means).to(x.dtype)
 
     def sample(
-        self,
-        n: int,
-        sde: SDE | None = None,
-        t: Tensor | float | None = None,
-        generator: torch.Generator | None = None,
+        self, n: int, sde: SDE | None = None, t: Tensor | float | None = None, generator: torch.Generator | None = None
     ) -> Tensor:
-        """n draws (n, *), float64; from the marginal at t where an SDE and a time are given."""
-        if (sde is None) != (t is None):
-            raise ValueError("a marginal needs both an SDE and a time; got only one of them")
+        """Draw n samples (n, *), float64; with an SDE and a time, from the marginal at t."""
+        _check_marginal(sde, t)
         draw = partial(torch.randn, generator=generator, dtype=torch.float64)
         component = torch.multinomial(self.log_weights.exp(), n, replacement=True, generator=generator)
         axes = self.stds[component] * draw((n, self.means.shape[1]))
@@ -125,11 +109,11 @@ class GaussianMixture(nn.Module):
         return sde.perturb(x0, float64(t), draw(x0.shape))
 
     def mean(self) -> Tensor:
-        """Mean of the mixture, of shape `*`."""
+        """Return the mean of the mixture, of shape `*`."""
         return (self.log_weights.exp() @ self.means).reshape(self.event_shape)
 
     def covariance(self) -> Tensor:
-        """Covariance of the mixture over the flattened state, (D, D)."""
+        """Return the covariance of the mixture over the flattened state, (D, D)."""
         weights = self.log_weights.exp()
         axes = self.stds.diag_embed() if self.rotation is None else self.rotation * self.stds[:, None, :]
         centred = self.means - weights @ self.means
@@ -137,46 +121,61 @@ class GaussianMixture(nn.Module):
         return within + torch.einsum("k,ki,kj->ij", weights, centred, centred)
 
     def score_model(self, sde: SDE) -> ScoreModel:
-        """The exact score as a `ScoreModel`, like that of any network."""
+        """Return the exact score as a `ScoreModel`."""
         return ScoreModel(_ExactNetwork(self, sde), sde, prediction="v")
 
     def _along(self, states: Tensor) -> Tensor:
-        """R_k^T x: coordinates of states (B, D) along the axes of each component, (B, K, D) or (B, 1, D) of all."""
+        """Return R_k^T x for states (B, D): coordinates along each component's axes, (B, K, D); (B, 1, D) unrotated."""
         if self.rotation is None:
             return states[:, None, :]
         return (states @ self.rotation.transpose(0, 1).flatten(1).to(states)).unflatten(1, self.means.shape)
 
     def _centres(self) -> Tensor:
-        """R_k^T m_k, (K, D)."""
+        """Return R_k^T m_k, (K, D)."""
         means = float64(self.means)
         return means if self.rotation is None else (means[:, None, :] @ float64(self.rotation)).squeeze(1)
 
     def _turned(self, axes: Tensor) -> Tensor:
-        """R_k a_k: from coordinates along the axes of each component to the state, (B, K, D)."""
+        """Return R_k a_k for coordinates a_k along each component's axes, (B, K, D)."""
         if self.rotation is None:
             return axes
         return torch.einsum("kij,bkj->bki", self.rotation.to(axes), axes)
 
     def _average(self, weights: Tensor, axes: Tensor) -> Tensor:
-        """sum_k w_k R_k a_k, (B, D), of weights (B, K) and coordinates (B, K, D)."""
+        """Return sum_k w_k R_k a_k, (B, D), for weights (B, K) and coordinates (B, K, D)."""
         weighted = weights[:, :, None] * axes
         if self.rotation is None:
             return weighted.sum(dim=1)
         return weighted.flatten(1) @ self.rotation.mT.flatten(0, 1).to(weighted)
 
 
-class _Marginal:
-    """The mixture at time t, evaluated at x: what every closed form above is made of.
+def _checked_rotation(rotation: Tensor, count: int, size: int) -> Tensor:
+    """Return the rotation (K, D, D) of each component; raise ValueError if the matrices are not orthogonal."""
+    shapes = (size, size), (count, size, size)
+    if rotation.shape not in shapes:
+        raise ValueError(f"expected a rotation {shapes[0]} or {shapes[1]}; got {tuple(rotation.shape)}")
+    identity = torch.eye(size, dtype=torch.float64, device=rotation.device)
+    if not torch.allclose(rotation @ rotation.mT, identity.expand_as(rotation), atol=1e-6):
+        raise ValueError("rotation must be orthogonal, R R^T = I within 1e-6; take the Q of a QR decomposition")
+    return rotation.expand(count, size, size).clone()
 
-    variances v_k, (1, K, D) or (B, K, D); `offset` R_k^T (x - alpha m_k) and `component_scores` R_k^T u_k, (B, K, D)
-    along the axes of each component; `log_joint` and `responsibilities` (B, K).
+
+def _check_marginal(sde: SDE | None, t: Tensor | float | None) -> None:
+    if (sde is None) != (t is None):
+        raise ValueError("a marginal needs both an SDE and a time; got only one of them")
+
+
+class _Marginal:
+    """The mixture at time t, evaluated at x: the terms of the closed forms above.
+
+    variances: v_k, (1, K, D) or (B, K, D). offset: R_k^T (x - alpha m_k); component_scores: R_k^T u_k, both (B, K, D)
+    along the axes of each component. log_joint, responsibilities: (B, K).
     """
 
     def __init__(self, mixture: GaussianMixture, x: Tensor, sde: SDE | None, t: Tensor | float | None):
-        if (sde is None) != (t is None):
-            raise ValueError("a marginal needs both an SDE and a time; got only one of them")
+        _check_marginal(sde, t)
         if x.shape[1:] != mixture.event_shape:
-            raise ValueError(f"states (B, {', '.join(map(str, mixture.event_shape))}) expected; got {tuple(x.shape)}")
+            raise ValueError(f"expected states (B, {', '.join(map(str, mixture.event_shape))}); got {tuple(x.shape)}")
         along = mixture._along(float64(x).flatten(1))
         if sde is None or t is None:
             self.alpha, self.sigma = along.new_ones(1, 1, 1), along.new_zeros(1, 1, 1)
@@ -194,7 +193,7 @@ class _Marginal:
 
     @property
     def score(self) -> Tensor:
-        """(B, D)."""
+        """The score (B, D)."""
         return self._mixture._average(self.responsibilities, self.component_scores)
 
 
@@ -204,11 +203,11 @@ class _ExactNetwork(nn.Module):
     def __init__(self, mixture: GaussianMixture, sde: SDE):
         super().__init__()
         self.mixture = mixture
-        self.path = (sde,)  # not as a module: the parameters of a path that learns are the model's, not the network's
+        self.path = (sde,)  # not a submodule: parameters of the SDE belong to the model
 
     def forward(self, x: Tensor, c_noise: Tensor, cond: Condition = None) -> Tensor:
         if cond is not None:
-            raise ValueError("the exact score of a mixture has no condition; got one, pass cond=None")
+            raise ValueError("the exact score of a mixture takes no condition; pass cond=None")
         marginal = _Marginal(self.mixture, x, *self.path, c_noise)
         # alpha eps - sigma x_0 of each component, with eps = -sigma u_k and x_0 its posterior mean
         gain = marginal.alpha * marginal.sigma * (float64(self.mixture.stds).square() - 1)

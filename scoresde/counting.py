@@ -1,8 +1,8 @@
-"""Counting what a computation costs: evaluations of networks, and products with their Jacobians.
+"""Counts of network evaluations and of products with networks' Jacobians.
 
-A score model reports each evaluation of its network (`evaluated`), to every count that is open around it (`counting`):
-however many models are wrapped around it, and however often they call it, the number is that of the network. A
-backward pass through the network is counted when a gradient reaches its output.
+A score model reports each evaluation of its network (`evaluated`) to every open `counting` block. The count is that of
+the network, however many models are wrapped around it. A backward pass through the network is counted when a gradient
+reaches its output.
 """
 
 from collections.abc import Iterator
@@ -17,9 +17,9 @@ _open: ContextVar[tuple["Evaluations", ...]] = ContextVar("open counts", default
 
 @dataclass
 class Evaluations:
-    """How often networks were evaluated, and how many products with a Jacobian, a backward pass each, were made.
+    """Number of network evaluations (`forward`), and of products with a Jacobian, one backward pass each (`backward`).
 
-    products: of one vectorised pass, 0 outside of `vectorised`.
+    products: number of products of a vectorised pass, 0 outside of `vectorised`.
     """
 
     forward: int = 0
@@ -29,9 +29,9 @@ class Evaluations:
 
 @contextmanager
 def counting(count: Evaluations | None = None) -> Iterator[Evaluations]:
-    """Evaluations of networks within the block are added to a count: a new one unless one is given.
+    """Count network evaluations within the block, in `count` or a new count.
 
-    A gradient that reaches one of their outputs is added as well, also after the block.
+    A gradient that reaches one of their outputs is counted too, also after the block.
     """
     count = Evaluations() if count is None else count
     token = _open.set((*_open.get(), count))
@@ -43,7 +43,7 @@ def counting(count: Evaluations | None = None) -> Iterator[Evaluations]:
 
 @contextmanager
 def vectorised(products: int) -> Iterator[None]:
-    """Within the block, a pass through a network, backward or with tangents, is that many products."""
+    """Count each pass through a network within the block, backward or with tangents, as that many products."""
     before = [(count, count.products) for count in _open.get()]
     for count, _ in before:
         count.products = products
@@ -55,7 +55,7 @@ def vectorised(products: int) -> Iterator[None]:
 
 
 def evaluated(output: Tensor) -> None:
-    """Count an evaluation of a network by its output, and each gradient that will reach the output."""
+    """Count one evaluation of a network with this output, and each gradient that will reach the output."""
     counts = _open.get()
     if not counts:
         return

@@ -1,19 +1,19 @@
 """The trace of a Jacobian: exact, or by Hutchinson's estimator.
 
-The divergence of a vector field v at x is tr(dv/dx). For probes with E[z z^T] = I it is E[z^T (dv/dx) z]
-(Hutchinson 1990; FFJORD, 1810.01367, section 3.1), and z^T dv/dx is one vector-Jacobian product: an evaluation of v and
-its divergence costs one forward and one backward pass.
+The divergence of a vector field v at x is tr(dv/dx). For probes with E[z z^T] = I it equals E[z^T (dv/dx) z]
+(Hutchinson 1990; FFJORD, 1810.01367, section 3.1). z^T dv/dx is one vector-Jacobian product, so v and an estimate of
+its divergence cost one forward and one backward pass.
 
-For Rademacher probes the estimate has the variance 2 sum_(i != j) S_ij^2, S the symmetric part of the Jacobian J. Of
-one probe the product g = J^T z says more than the estimate z.g: E|g|^2 = |J|_F^2, whence in expectation, for d > 2,
+For Rademacher probes the estimate has variance 2 sum_(i != j) S_ij^2, with S the symmetric part of the Jacobian J. The
+product g = J^T z of a single probe bounds it: E|g|^2 = |J|_F^2, so in expectation, for d > 2,
 
     variance  <=  2 d/(d - 2) (|g|^2 - (z.g)^2 / d),
 
-with equality where J is symmetric and its diagonal constant; and variance <= 2 |g|^2 for Gaussian probes.
+with equality if J is symmetric with a constant diagonal. For Gaussian probes, variance <= 2 |g|^2.
 
-A trace is bound to a stream of draws (`bind`) before an integration; the bound estimator maps (v, x) to an
-`Evaluation`. Nothing is kept on the trace itself. A differentiable estimator leaves everything in the graph, for
-objectives that are functions of the trace (score matching) and for likelihoods to differentiate.
+`bind` gives a trace its stream of draws before an integration; the bound estimator maps (v, x) to an `Evaluation`. A
+trace itself has no state. A differentiable estimator keeps the graph, for objectives that contain the trace (score
+matching) and for differentiable likelihoods.
 """
 
 import math
@@ -35,8 +35,11 @@ MODES = ("reverse", "forward")
 
 
 class Evaluation(NamedTuple):
-    """A field and the trace of its Jacobian at x: `value` (B, *); `estimates` of the trace (B, m), float64, one per
-    probe; `variance` of their mean (B,), float64, estimated, or bounded from above where there is one probe."""
+    """A field and the trace of its Jacobian at x.
+
+    value: (B, *). estimates: of the trace (B, m), float64, one per probe. variance: of their mean (B,), float64; an
+    estimate, or an upper bound if there is one probe.
+    """
 
     value: Tensor
     estimates: Tensor
@@ -44,24 +47,24 @@ class Evaluation(NamedTuple):
 
 
 class Estimator(Protocol):
-    """A trace bound to its draws; `rows` says which samples of the batch x holds, None for all of them."""
+    """A trace with its draws. `rows` are the indices in the batch of the samples that x holds, None for all."""
 
     def __call__(self, field: Field, x: Tensor, rows: Tensor | None = None) -> Evaluation: ...
 
 
 @dataclass(frozen=True)
 class Hutchinson:
-    """z^T (dv/dx) z for random probes z.
+    """Hutchinson's estimate z^T (dv/dx) z with random probes z.
 
     Args:
-        probes: number of probes m of each evaluation, each a backward pass.
-        distribution: "rademacher" (-1 or 1; the smaller variance) or "gaussian".
-        resample: draw fresh probes at every evaluation. The trajectory does not depend on them and the integral is
-            linear in the estimates, so it stays unbiased while their errors average along the trajectory. False keeps
-            the first ones, as the published code does.
+        probes: number of probes m per evaluation; each costs a backward pass.
+        distribution: "rademacher" (-1 or 1; smaller variance) or "gaussian".
+        resample: draw fresh probes at every evaluation. The trajectory does not depend on the probes and the integral
+            is linear in the estimates, so it stays unbiased and the errors average out along the trajectory. False
+            keeps the first probes fixed, as the published code does.
 
     Raises:
-        ValueError: fewer than one probe, or an unknown distribution.
+        ValueError: probes < 1, or the distribution is unknown.
     """
 
     probes: int = 1
@@ -70,29 +73,31 @@ class Hutchinson:
 
     def __post_init__(self):
         if self.probes < 1:
-            raise ValueError(f"one probe or more expected; got probes={self.probes}")
+            raise ValueError(f"probes must be at least 1; got probes={self.probes}")
         if self.distribution not in ("rademacher", "gaussian"):
-            raise ValueError(f"distribution 'rademacher' or 'gaussian' expected; got {self.distribution!r}")
+            raise ValueError(f"distribution must be 'rademacher' or 'gaussian'; got {self.distribution!r}")
 
     def draw(self, stream: RandomStream, x: Tensor, rows: Tensor | None = None) -> list[Tensor]:
-        """The probes of one evaluation at x (B, *), or (n, *) of the rows given."""
+        """Draw the probes of one evaluation at x (B, *), or (n, *) for the given rows."""
         draw = stream.rademacher if self.distribution == "rademacher" else stream.normal
         return [draw(x, rows) for _ in range(self.probes)]
 
     def bind(self, stream: RandomStream, x: Tensor, differentiable: bool = False) -> Estimator:
-        """The estimator for states like x (B, *) that draws its probes from `noise`; `differentiable` in x and in the
-        field's parameters."""
-        kept = None if self.resample else self.draw(stream, x)
+        """Return an estimator for states like x (B, *) that draws its probes from `stream`.
+
+        With `differentiable`, its results have a graph in x and in the parameters of the field.
+        """
+        fixed = None if self.resample else self.draw(stream, x)
 
         def estimate(field: Field, x: Tensor, rows: Tensor | None = None) -> Evaluation:
-            probes = self.draw(stream, x, rows) if kept is None else [z if rows is None else z[rows] for z in kept]
-            value, forms, squares = _products(field, x, probes, differentiable)
+            probes = self.draw(stream, x, rows) if fixed is None else [z if rows is None else z[rows] for z in fixed]
+            value, forms, squares = quadratic_forms(field, x, probes, differentiable)
             return Evaluation(value, forms, self._variance(forms, squares, dimensions(x)))
 
         return estimate
 
     def _variance(self, forms: Tensor, squares: Tensor, size: int) -> Tensor:
-        """Of the mean of the forms z.g (B, m), from their spread or, of one, from |g|^2 (B, m)."""
+        """Variance of the mean of the forms z.g (B, m): from their spread, or for one probe from |g|^2 (B, m)."""
         if self.probes > 1:
             return forms.var(dim=1) / self.probes
         if self.distribution == "rademacher" and size > 2:
@@ -100,14 +105,14 @@ class Hutchinson:
         return 2 * squares.squeeze(1)
 
     def standard_error(self, integral: Tensor, variance: Tensor | None) -> Tensor | None:
-        """Of a divergence integrated along a path, (B,), or None where nothing is known of it.
+        """Return the standard error of the divergence integrated along a path, (B,); None if it is unknown.
+
+        Fresh probes make independent errors at each evaluation. Fixed probes make one error each, and the integrals of
+        different probes are independent. For one probe the result is an upper bound (in mean square).
 
         Args:
             integral: of each probe's estimates, (B, m).
-            variance: sum_i w_i^2 variance_i over the evaluations, (B,), if the solver knows its weights.
-
-        Errors at different evaluations are independent if the probes are fresh. Kept probes make one error each, and
-        their integrals are independent of each other. From one probe it is an upper bound (in mean square).
+            variance: sum_i w_i^2 variance_i over the evaluations, (B,), or None if the solver does not report it.
         """
         if self.resample and variance is not None:
             return variance.sqrt()
@@ -116,15 +121,15 @@ class Hutchinson:
 
 @dataclass(frozen=True)
 class ExactTrace:
-    """The sum of the diagonal of the Jacobian, by one product with it per dimension.
+    """The sum of the diagonal of the Jacobian, with one Jacobian product per dimension.
 
     Args:
-        chunk: products computed at once; memory grows with it.
-        mode: "reverse", vector-Jacobian products, which keep the network's activations; or "forward", Jacobian-vector
-            products, which keep nothing: a few states for each product of a chunk.
+        chunk: number of products computed at once; memory grows with it.
+        mode: "reverse" for vector-Jacobian products, which keep the network's activations; "forward" for
+            Jacobian-vector products, which keep only a few states per product of a chunk.
 
     Raises:
-        ValueError: a chunk below one, an unknown mode.
+        ValueError: chunk < 1, or the mode is unknown.
     """
 
     chunk: int = 64
@@ -132,53 +137,40 @@ class ExactTrace:
 
     def __post_init__(self):
         if self.chunk < 1:
-            raise ValueError(f"a chunk of one or more expected; got {self.chunk}")
+            raise ValueError(f"chunk must be at least 1; got {self.chunk}")
         if self.mode not in MODES:
-            raise ValueError(f"mode 'reverse' or 'forward' expected; got {self.mode!r}")
-
-    @property
-    def probes(self) -> int:
-        """The number of integrals that the trace is the mean of: one."""
-        return 1
+            raise ValueError(f"mode must be 'reverse' or 'forward'; got {self.mode!r}")
 
     def bind(self, stream: RandomStream, x: Tensor, differentiable: bool = False) -> Estimator:
-        """The exact trace; draws nothing from `noise`; `differentiable` in x and in the field's parameters."""
+        """Return the exact trace as an estimator, see `Hutchinson.bind`; it draws nothing from `stream`."""
 
         def evaluate(field: Field, x: Tensor, rows: Tensor | None = None) -> Evaluation:
-            graph = differentiable or self.mode == "reverse"
-            value, x = _evaluate(field, x, differentiable, fused=False) if graph else (field(x), x)
-            products = self._reverse(value, x, differentiable) if self.mode == "reverse" else _forward(field, x)
+            has_graph = differentiable or self.mode == "reverse"
+            value, x = _evaluate(field, x, differentiable, fused=False) if has_graph else (field(x), x)
+
+            def product(unit: Tensor) -> Tensor:
+                """J^T u or J u, for a unit vector u (1, *) in every sample."""
+                direction = unit.expand(x.shape)
+                if self.mode == "forward":
+                    return torch.func.jvp(field, (x,), (direction.contiguous(),))[1]
+                return torch.autograd.grad(value, x, direction, retain_graph=True, create_graph=differentiable)[0]
+
             size = dimensions(x)
             trace = sum_dims(torch.zeros_like(value))[:, None]
-            for rows_of_basis in torch.arange(size, device=x.device).split(self.chunk):
-                unit = torch.nn.functional.one_hot(rows_of_basis, size).to(value).reshape(-1, 1, *x.shape[1:])
-                # What a checkpoint computes again has the kernels and the dropout of the forward pass, in every row.
-                with _kernels(fused=False), torch.set_grad_enabled(graph), vectorised(len(rows_of_basis)):
-                    found = torch.func.vmap(products, randomness="same")(unit)
-                trace = trace + sum_dims((found * unit).transpose(0, 1))[:, None]
+            for indices in torch.arange(size, device=x.device).split(self.chunk):
+                unit = torch.nn.functional.one_hot(indices, size).to(value).reshape(-1, 1, *x.shape[1:])
+                # A checkpoint's second forward pass uses the kernels and the dropout of the first, for every product.
+                with _kernels(fused=False), torch.set_grad_enabled(has_graph), vectorised(len(indices)):
+                    products = torch.func.vmap(product, randomness="same")(unit)
+                trace = trace + sum_dims((products * unit).transpose(0, 1))[:, None]
             trace = trace if differentiable else trace.detach()
             return Evaluation(value if differentiable else value.detach(), trace, torch.zeros_like(trace[:, 0]))
 
         return evaluate
 
-    @staticmethod
-    def _reverse(value: Tensor, x: Tensor, differentiable: bool) -> Field:
-        """u -> J^T u, for a unit vector u (1, *) in every sample."""
-
-        def product(unit: Tensor) -> Tensor:
-            cotangent = unit.expand(x.shape)
-            return torch.autograd.grad(value, x, cotangent, retain_graph=True, create_graph=differentiable)[0]
-
-        return product
-
     def standard_error(self, integral: Tensor, variance: Tensor | None) -> Tensor:
-        """Zero."""
+        """Return zero."""
         return torch.zeros_like(integral[:, 0])
-
-
-def _forward(field: Field, x: Tensor) -> Field:
-    """u -> J u, for a unit vector u (1, *) in every sample."""
-    return lambda unit: torch.func.jvp(field, (x,), (unit.expand(x.shape).contiguous(),))[1]
 
 
 Trace = Hutchinson | ExactTrace
@@ -186,13 +178,11 @@ Trace = Hutchinson | ExactTrace
 
 def quadratic_forms(
     field: Field, x: Tensor, probes: Sequence[Tensor], differentiable: bool = False
-) -> tuple[Tensor, Tensor]:
-    """The value v (B, *) of a field at x (B, *), and z^T (dv/dx) z of each probe z (B, *), float64 (B, m)."""
-    return _products(field, x, probes, differentiable)[:2]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return v (B, *) at x (B, *), and z.g and |g|^2 for the product g = (dv/dx)^T z of each probe z (B, *).
 
-
-def _products(field: Field, x: Tensor, probes: Sequence[Tensor], differentiable: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """(v, z.g, |g|^2) with the product g = (dv/dx)^T z of each probe; the last two float64 (B, m)."""
+    The last two are float64 (B, m).
+    """
     value, x = _evaluate(field, x, differentiable, fused=not differentiable)
     forms, squares = [], []
     for z in probes:
@@ -204,12 +194,12 @@ def _products(field: Field, x: Tensor, probes: Sequence[Tensor], differentiable:
 
 
 def _kernels(fused: bool) -> AbstractContextManager:
-    """The attention kernels to use: the fused ones have neither a second derivative nor one of many rows at once."""
+    """Select attention kernels: the fused ones have no second derivative and no batching rule for vmap."""
     return nullcontext() if fused else sdpa_kernel(SDPBackend.MATH)
 
 
 def _evaluate(field: Field, x: Tensor, differentiable: bool, fused: bool) -> tuple[Tensor, Tensor]:
-    """The field at x with a graph between them, and that x."""
+    """Return the field at x, with a graph, and the x to differentiate it in."""
     if not (differentiable and x.requires_grad):
         x = x.detach().requires_grad_()
     with torch.enable_grad(), _kernels(fused):

@@ -1,27 +1,27 @@
-"""What a network predicts: a prediction type is two functions of time.
+"""Prediction types: what a network predicts, as two functions of time.
 
-Beside x = alpha x_0 + sigma eps, the network's regression target is another combination of the same pair,
+The network's regression target is a combination of the same pair as x = alpha x_0 + sigma eps,
 
     F = p(t) x_0 + q(t) eps.
 
-Where the determinant D = alpha q - sigma p is not zero the two lines determine x_0 and eps, so every view of the model
-is affine in (x, F):
+If the determinant D = alpha q - sigma p is not zero, x and F determine x_0 and eps, and every view of the model is
+affine in (x, F):
 
     x_0 = (q x - sigma F) / D,        eps = (alpha F - p x) / D.
 
-| class      | p                                | q                      | D                | source             |
-| ---------- | -------------------------------- | ---------------------- | ---------------- | ------------------ |
-| `Noise`    | 0                                | 1                      | alpha            | 2006.11239, eq. 14 |
-| `Data`     | 1                                | 0                      | -sigma           | 2202.00512         |
-| `Score`    | 0                                | -1/sigma               | -alpha/sigma     | 2011.13456, eq. 7  |
-| `SigmaScore` | as `Score`, its label sigma    |                        |                  | 2011.13456, app. H |
-| `Velocity` | alpha'                           | sigma'                 | alpha g^2/2sigma | 2210.02747         |
-| `V`        | -sigma                           | alpha                  | alpha^2+sigma^2  | 2202.00512, app. D |
-| `KarrasPreconditioning` | sigma / (sigma_data n) | -alpha sigma_data / n | -n / sigma_data | 2206.00364, eq. 7 |
-| `Denoiser` | as `Data`, of x/alpha at sigma/alpha |                    |                  | 2206.00364, eq. 2  |
+| class                   | p                      | q                     | D                | source             |
+| ----------------------- | ---------------------- | --------------------- | ---------------- | ------------------ |
+| `Noise`                 | 0                      | 1                     | alpha            | 2006.11239, eq. 14 |
+| `Data`                  | 1                      | 0                     | -sigma           | 2202.00512         |
+| `Score`                 | 0                      | -1/sigma              | -alpha/sigma     | 2011.13456, eq. 7  |
+| `SigmaScore`            | as `Score`, with label sigma                   |                  | 2011.13456, app. H |
+| `Velocity`              | alpha'                 | sigma'                | alpha g^2/2sigma | 2210.02747         |
+| `V`                     | -sigma                 | alpha                 | alpha^2+sigma^2  | 2202.00512, app. D |
+| `KarrasPreconditioning` | sigma / (sigma_data n) | -alpha sigma_data / n | -n / sigma_data  | 2206.00364, eq. 7  |
+| `Denoiser`              | as `Data`, reads x/alpha at sigma/alpha        |                  | 2206.00364, eq. 2  |
 
-with n = (sigma^2 + alpha^2 sigma_data^2)^(1/2). A new type is a class with a `target`; what divides by zero at an end
-of the time range (noise prediction where alpha(t_max) = 0) is seen there and refused when a model is built.
+with n = (sigma^2 + alpha^2 sigma_data^2)^(1/2). A new type is a subclass with a `target`. `ScoreModel` raises an error
+if a type divides by zero at an end of the time range (noise prediction with alpha(t_max) = 0).
 """
 
 from collections.abc import Sequence
@@ -34,22 +34,22 @@ from scoresde.tensors import float64
 
 
 class Prediction(nn.Module):
-    """A prediction type. Every function takes float64 times and answers in their shape, () or (B,)."""
+    """A prediction type. Every method takes float64 times () or (B,) and returns values of the same shape."""
 
     def target(self, sde: SDE, t: Tensor) -> tuple[Tensor, Tensor]:
-        """(p, q) of the network's target F = p x_0 + q eps."""
+        """Return (p, q) of the network's target F = p x_0 + q eps."""
         raise NotImplementedError(f"{type(self).__name__} must define target(sde, t) -> (p, q)")
 
     def c_in(self, sde: SDE, t: Tensor) -> Tensor:
-        """Scale of the state before it enters the network."""
+        """Return the factor by which the network's input is scaled."""
         return torch.ones_like(t)
 
     def c_noise(self, sde: SDE, t: Tensor) -> Tensor:
-        """The noise label that the network reads."""
+        """Return the noise label, the network's second input."""
         return t
 
     def determinant(self, sde: SDE, t: Tensor) -> Tensor:
-        """D = alpha q - sigma p."""
+        """Return D = alpha q - sigma p."""
         p, q = self.target(sde, t)
         return sde.alpha(t) * q - sde.sigma(t) * p
 
@@ -76,7 +76,7 @@ class Score(Prediction):
 
 
 class SigmaScore(Score):
-    """F = -eps / sigma, the noise label being sigma, by which the network divides (NCSN++, 2011.13456, appendix H)."""
+    """F = -eps / sigma with sigma as noise label, by which the network divides (NCSN++, 2011.13456, appendix H)."""
 
     def c_noise(self, sde: SDE, t: Tensor) -> Tensor:
         return sde.sigma(t)
@@ -100,17 +100,20 @@ class KarrasPreconditioning(Prediction):
     """EDM's preconditioning (2206.00364, eq. 7 and table 1), for any SDE.
 
     At noise-to-signal ratio s = sigma/alpha the denoiser is c_skip x/alpha + c_out F(c_in x, c_noise) with
-    c_skip = sigma_data^2 / (s^2 + sigma_data^2), c_out = s sigma_data / (s^2 + sigma_data^2)^(1/2), c_noise = log(s)/4:
-    input and target have unit variance for data of standard deviation sigma_data.
+    c_skip = sigma_data^2 / (s^2 + sigma_data^2), c_out = s sigma_data / (s^2 + sigma_data^2)^(1/2), c_noise = log(s)/4.
+    Input and target have unit variance for data of standard deviation sigma_data.
 
     Args:
-        sigma_data: root mean square of the data, positive.
+        sigma_data: root mean square of the data.
+
+    Raises:
+        ValueError: sigma_data is not positive.
     """
 
     def __init__(self, sigma_data: float = 0.5):
         super().__init__()
         if not sigma_data > 0:
-            raise ValueError(f"sigma_data > 0 expected; got {sigma_data}")
+            raise ValueError(f"sigma_data must be positive; got {sigma_data}")
         self.sigma_data = float(sigma_data)
 
     def c_in(self, sde: SDE, t: Tensor) -> Tensor:
@@ -127,8 +130,8 @@ class KarrasPreconditioning(Prediction):
         return f"sigma_data={self.sigma_data:g}"
 
 
-class Denoiser(Prediction):
-    """F = x_0, for networks that are denoisers as a whole: D(y, s) of y = x/alpha at noise s = sigma/alpha.
+class Denoiser(Data):
+    """F = x_0, for a network that is itself a denoiser D(y, s) of y = x/alpha at noise level s = sigma/alpha.
 
     The denoiser of EDM (2206.00364, eq. 2). The network scales its own inputs, as `networks.LevelHead` does.
     """
@@ -139,21 +142,21 @@ class Denoiser(Prediction):
     def c_noise(self, sde: SDE, t: Tensor) -> Tensor:
         return sde.sigma(t) / sde.alpha(t)
 
-    def target(self, sde: SDE, t: Tensor) -> tuple[Tensor, Tensor]:
-        return torch.ones_like(t), torch.zeros_like(t)
-
 
 class Discrete(Prediction):
-    """A prediction of a network trained on discrete steps: its label comes from a table.
+    """The prediction of a network trained on discrete steps: its label comes from a table.
 
-    The position of t in the table is u = (N - 1) (t - start) / (end - start); "linear" reads the table between
-    entries, "nearest" rounds u to an entry (score_sde's VE), "floor" takes the entry below.
+    The position of t in the table is u = (N - 1) (t - start) / (end - start). "linear" interpolates the table,
+    "nearest" rounds u (score_sde's VE), "floor" takes the entry below.
 
     Args:
         prediction: what the network predicts, a name or an instance.
         labels: the label of each step, at least two, in order of growing time.
         rounding: "linear", "nearest" or "floor".
         start, end: times of the first and of the last entry.
+
+    Raises:
+        ValueError: fewer than two labels, an unknown rounding or prediction type, or start >= end.
     """
 
     def __init__(
@@ -167,11 +170,11 @@ class Discrete(Prediction):
         super().__init__()
         table = float64(labels).flatten()
         if len(table) < 2:
-            raise ValueError(f"a table of two labels or more expected; got {len(table)}")
+            raise ValueError(f"labels must have at least two entries; got {len(table)}")
         if rounding not in ("linear", "nearest", "floor"):
-            raise ValueError(f"rounding 'linear', 'nearest' or 'floor' expected; got {rounding!r}")
+            raise ValueError(f"rounding must be 'linear', 'nearest' or 'floor'; got {rounding!r}")
         if not start < end:
-            raise ValueError(f"start < end expected; got start={start}, end={end}")
+            raise ValueError(f"start must be less than end; got start={start}, end={end}")
         self.inner = resolve(prediction)
         self.rounding, self.start, self.end = rounding, start, end
         self.labels = table.cpu()  # not a buffer: schedules stay in float64 on the CPU
@@ -188,7 +191,7 @@ class Discrete(Prediction):
         if self.rounding == "nearest":
             position = position.round()
         elif self.rounding == "floor":
-            # A node's own time lands on it, not below, whatever the last digit of the division.
+            # 1e-9: the time of an entry must not fall below it by the rounding of the division.
             position = (position + 1e-9).floor()
         position = position.cpu()
         below = position.long().clamp(max=last - 1)
@@ -207,16 +210,16 @@ NAMES = {
 
 
 def resolve(prediction: str | Prediction) -> Prediction:
-    """The prediction type of that name, or the instance given.
+    """Return the prediction type of a name; an instance is returned unchanged.
 
     Raises:
-        ValueError: an unknown name.
+        ValueError: the name is unknown.
         TypeError: neither a name nor a `Prediction`.
     """
     if isinstance(prediction, Prediction):
         return prediction
     if not isinstance(prediction, str):
-        raise TypeError(f"a prediction's name or a Prediction instance expected; got {type(prediction).__name__}")
+        raise TypeError(f"prediction must be a name or a Prediction instance; got {type(prediction).__name__}")
     if prediction not in NAMES:
-        raise ValueError(f"prediction type among {', '.join(NAMES)} expected; got {prediction!r}")
+        raise ValueError(f"unknown prediction type {prediction!r}; expected one of {', '.join(NAMES)}")
     return NAMES[prediction]()

@@ -1,9 +1,10 @@
-"""What the layers ask of each other, as structural types.
+"""Structural types that the layers share: conditions, networks, models and transforms.
 
-A network is any callable of its signature; a model is anything with an SDE and `predict`; samplers, losses and
-likelihoods accept any object of that signature (`score.as_model` adds what such a model may lack).
+A network is any callable with the signature of `Network`; a model is any object with an SDE and `predict`. Samplers,
+losses and likelihoods accept any such object (`wrappers.as_model` adapts it).
 """
 
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
@@ -15,21 +16,19 @@ from scoresde.views import Views
 Condition = Tensor | dict[str, Tensor] | None
 """The condition of a network: None (the null condition), a tensor, or a dict of tensors.
 
-Each tensor has leading B, one condition per sample, or it is the condition of one sample, used for all of them: a
-tensor (), one of another leading dimension than B, or, where that is ambiguous, one with a leading dimension of 1."""
+A tensor with leading dimension B holds one condition per sample. Any other tensor is one condition for all samples: a
+tensor (), one whose leading dimension is not B or, if that would be ambiguous, one with leading dimension 1."""
 
 
 def as_condition(cond: Any) -> Condition:
-    """A condition of tensors, from tensors, numbers, lists, NumPy arrays, or a dict of them.
+    """Convert tensors, numbers, lists, NumPy arrays, or a dict of them, to a condition of tensors.
 
     Raises:
-        TypeError: anything else.
+        TypeError: `cond` is of another type.
     """
-    if cond is None or isinstance(cond, Tensor):
-        return cond
     if isinstance(cond, dict):
         return {key: _as_tensor(value, f"cond[{key!r}]") for key, value in cond.items()}
-    return _as_tensor(cond, "cond")
+    return None if cond is None else _as_tensor(cond, "cond")
 
 
 def _as_tensor(value: Any, name: str) -> Tensor:
@@ -37,62 +36,59 @@ def _as_tensor(value: Any, name: str) -> Tensor:
         return torch.as_tensor(value)
     except (TypeError, ValueError, RuntimeError) as error:
         raise TypeError(
-            f"{name} as a tensor, a number, a list, a NumPy array, or a dict of them, expected; got "
+            f"{name} must be a tensor, a number, a list, a NumPy array, or a dict of them; got "
             f"{type(value).__name__} ({error})"
         ) from error
 
 
 def select(cond: Condition, rows: Tensor | slice, count: int) -> Condition:
-    """The condition of some of `count` samples; one that is used for all keeps a leading dimension of 1."""
+    """Select the conditions of some of `count` samples; a condition for all samples gets leading dimension 1."""
 
-    def chosen(part: Tensor) -> Tensor:
-        if not _is_per_sample(part, count):
-            return _of_one(part)
+    def selected(part: Tensor) -> Tensor:
+        part = _batched(part, count)
+        if len(part) != count:
+            return part
         return part[rows.to(part.device) if isinstance(rows, Tensor) else rows]
 
-    return _each(cond, chosen)
+    return _map(selected, cond)
 
 
 def expand(cond: Condition, count: int) -> Condition:
-    """The condition with leading dimension `count` in every tensor."""
-    return _each(cond, lambda part: part if _is_per_sample(part, count) else _repeated(part, count))
+    """Expand every tensor of the condition to leading dimension `count`."""
+
+    def expanded(part: Tensor) -> Tensor:
+        part = _batched(part, count)
+        return part.expand(count, *part.shape[1:])
+
+    return _map(expanded, cond)
 
 
 def to_device(cond: Condition, device: torch.device | None, dtype: torch.dtype | None = None) -> Condition:
-    """The condition on a device, where one is given: floating-point numbers in a dtype, class labels as they are."""
+    """Copy the condition to `device` (None leaves it); floating-point tensors are cast to `dtype`, others are not."""
     if device is None:
         return cond
-    return _each(cond, lambda part: send(part, device, dtype if part.is_floating_point() else None))
+    return _map(lambda part: send(part, device, dtype if part.is_floating_point() else None), cond)
 
 
-def _each(cond: Condition, change: Any) -> Condition:
+def _map(function: Callable[[Tensor], Tensor], cond: Condition) -> Condition:
     if cond is None:
         return None
-    return change(cond) if isinstance(cond, Tensor) else {key: change(value) for key, value in cond.items()}
+    return function(cond) if isinstance(cond, Tensor) else {key: function(value) for key, value in cond.items()}
 
 
-def _is_per_sample(part: Tensor, count: int) -> bool:
-    return part.ndim > 0 and part.shape[0] == count
-
-
-def _of_one(part: Tensor) -> Tensor:
-    """With a leading dimension of 1."""
-    return part if part.ndim > 0 and part.shape[0] == 1 else part[None]
-
-
-def _repeated(part: Tensor, count: int) -> Tensor:
-    part = _of_one(part)
-    return part.expand(count, *part.shape[1:])
+def _batched(part: Tensor, count: int) -> Tensor:
+    """Give a condition for all samples leading dimension 1."""
+    return part if part.ndim > 0 and len(part) in (1, count) else part[None]
 
 
 class Network(Protocol):
-    """A function of the scaled state (B, *), the noise label (B,) and the condition, of the shape of the state."""
+    """A function of the scaled state (B, *), the noise label (B,) and the condition; returns the shape of the state."""
 
     def __call__(self, x: Tensor, c_noise: Tensor, cond: Condition = None) -> Tensor: ...
 
 
 class Model(Protocol):
-    """A diffusion model: an SDE, and the views of its score at any state (B, *) and time () or (B,)."""
+    """A diffusion model: an SDE, and the views at any state (B, *) and time () or (B,)."""
 
     @property
     def sde(self) -> Any: ...
@@ -100,7 +96,7 @@ class Model(Protocol):
 
 
 class Transform(Protocol):
-    """An invertible map from data space to model space that knows its log-determinant, (B,) in nats."""
+    """An invertible map from data space to model space, with its log-determinant (B,) in nats."""
 
     def __call__(self, x: Tensor) -> Tensor: ...
     def inverse(self, y: Tensor) -> Tensor: ...

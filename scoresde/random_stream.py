@@ -1,7 +1,7 @@
-"""Random draws that depend on a seed alone: sample i drawn by itself equals sample i drawn in any batch.
+"""Random draws that depend only on a seed: sample i drawn alone equals sample i drawn in any batch.
 
-Randomness is an argument. A sampler or a likelihood consumes one stream for the batch (``generator``) or one stream for
-each sample (``seeds``).
+Randomness is an argument. A sampler or a likelihood uses one stream for the batch (``generator``) or one stream per
+sample (``seeds``).
 """
 
 import hashlib
@@ -17,44 +17,44 @@ from scoresde.tensors import dimensions, send
 
 
 class RandomStream:
-    """Streams of independent draws for a batch of states. A draw takes its shape, dtype and device where it is drawn.
+    """Streams of independent draws for a batch of states. A draw has the shape, dtype and device of a given tensor.
 
-    With `seeds`, sample i has a stream of its own: element j of its k-th draw is a function of (seed, k, j) alone, in
-    any shape, on any device and with any samples beside it; another dtype changes its precision. The 64-bit words are
-    those of SplitMix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014),
+    With `seeds`, each sample has its own stream: element j of its k-th draw is a function of (seed, k, j) only, for any
+    shape, device and batch; another dtype changes its precision. The 64-bit words are those of SplitMix64 (Steele, Lea
+    and Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014),
 
         word = mix(a + g (2^32 k + j)),        a and the odd g from a hash of the seed.
 
-    With `generator` (default: PyTorch's global one), the batch has one stream, and a draw depends on those before it.
+    With `generator` (default: PyTorch's global one), the batch has one stream, and a draw depends on earlier draws.
 
     Args:
         generator: one generator for the whole batch.
         seeds: one integer of any size per sample instead.
-        count: number of samples, which the number of seeds is checked against.
+        count: number of samples, to check the number of seeds against.
 
     Raises:
-        ValueError: generator and seeds both given, or a number of seeds other than `count`.
-        TypeError: a seed that is not an integer.
+        ValueError: both generator and seeds are given, or the number of seeds is not `count`.
+        TypeError: a seed is not an integer.
     """
 
     def __init__(
-        self,
-        generator: torch.Generator | None = None,
-        seeds: Sequence[int] | None = None,
-        count: int | None = None,
+        self, generator: torch.Generator | None = None, seeds: Sequence[int] | None = None, count: int | None = None
     ):
         if seeds is not None and generator is not None:
-            raise ValueError("randomness comes from `generator` or from `seeds`; both were given, drop one")
+            raise ValueError("expected `generator` or `seeds`; both were given, drop one")
         if seeds is not None and count is not None and len(seeds) != count:
-            raise ValueError(f"one seed per sample expected, {count} of them; got {len(seeds)}")
+            raise ValueError(f"expected one seed per sample, {count} in all; got {len(seeds)}")
         self._generator = generator
         self._is_seeded = seeds is not None
         keys = [] if seeds is None else [_key(seed) for seed in seeds]
         self._keys = torch.tensor(keys, dtype=torch.int64, device="cpu").reshape(-1, 2)
-        self._numbers = torch.zeros(len(keys), dtype=torch.int64, device="cpu")  # of the draws made, for each sample
+        self._numbers = torch.zeros(len(keys), dtype=torch.int64, device="cpu")  # of draws so far, per sample
 
     def normal(self, like: Tensor, rows: Tensor | None = None) -> Tensor:
-        """Standard normal draws of the shape (B, *), dtype and device of a tensor; or (n, *), of the samples `rows`."""
+        """Draw standard normal numbers with the shape, dtype and device of `like`.
+
+        `like` is (B, *), or (n, *) if `rows` selects n samples.
+        """
         if not self._is_seeded:
             return self._fill(Tensor.normal_, like)
         size, wide = dimensions(like), like.dtype == torch.float64
@@ -64,15 +64,15 @@ class RandomStream:
         return signed.erfinv_().mul_(math.sqrt(2)).to(like.dtype).reshape(like.shape)
 
     def uniform(self, like: Tensor, rows: Tensor | None = None) -> Tensor:
-        """Uniform draws on [0, 1), like those of `normal`."""
+        """Draw uniform numbers on [0, 1), see `normal`."""
         if not self._is_seeded:
             return self._fill(Tensor.uniform_, like)
-        bits = 1 - round(math.log2(torch.finfo(like.dtype).eps))  # of the significand: nothing is rounded up to 1
+        bits = 1 - round(math.log2(torch.finfo(like.dtype).eps))  # of the significand, so no draw is rounded up to 1
         fraction = _shifted(self._words(like, rows, dimensions(like)), 64 - bits).to(like.dtype)
         return fraction.mul_(2.0**-bits).reshape(like.shape)
 
     def rademacher(self, like: Tensor, rows: Tensor | None = None) -> Tensor:
-        """Draws of -1 or 1 with equal probability, like those of `normal`."""
+        """Draw -1 or 1 with equal probability, see `normal`."""
         if not self._is_seeded:
             return self.uniform(like).sub_(0.5).sign_().add_(0.5).sign_()
         size = dimensions(like)
@@ -80,7 +80,7 @@ class RandomStream:
         return (bits.flatten(1)[:, :size] & 1).mul_(2).sub_(1).to(like.dtype).reshape(like.shape)
 
     def seeds(self, count: int) -> list[int]:
-        """An integer of 63 bits for each of `count` samples, uniform: a seed of a further stream."""
+        """Draw a uniform 63-bit integer for each of `count` samples: a seed for another stream."""
         like = torch.empty(count, 1, device="cpu")
         if not self._is_seeded:
             return torch.randint(2**63 - 1, (count,), generator=self._generator, device=self._source(like)).tolist()
@@ -94,7 +94,7 @@ class RandomStream:
         return send(fill(drawn, generator=self._generator), like.device)
 
     def _words(self, like: Tensor, rows: Tensor | None, size: int) -> Tensor:
-        """The next draw of each sample, int64 (n, size), on the device of `like`."""
+        """Return the words of the next draw of each sample, int64 (n, size), on the device of `like`."""
         keys, numbers = self._keys, self._numbers
         if rows is None:
             self._numbers = numbers + 1
@@ -103,34 +103,34 @@ class RandomStream:
             keys, numbers = keys[rows], numbers[rows]
             self._numbers = self._numbers.index_add(0, rows, torch.ones_like(rows))
         if len(keys) != len(like):
-            raise ValueError(f"one seed per sample expected, {len(like)} of them; got {len(keys)}")
+            raise ValueError(f"expected one seed per sample, {len(like)} in all; got {len(keys)}")
         first, step = keys.unbind(1)
         return random_words(first + step * (numbers << 32), step, size, like.device)
 
 
 def random_words(first: Tensor, step: Tensor, size: int, device: torch.device) -> Tensor:
-    """mix(first + step j) for j = 0, ..., size - 1: int64 (n, size) of first and step (n,), on a device."""
+    """Return mix(first + step j) for j = 0, ..., size - 1: int64 (n, size) on `device`, for first and step (n,)."""
     first, step = send(first, device), send(step, device)
     return _mixed(torch.addcmul(first[:, None], step[:, None], torch.arange(size, device=device)))
 
 
 def _key(seed: int) -> tuple[int, int]:
-    """(a, g) of a seed, as signed 64-bit integers."""
+    """Return (a, g) for a seed, as signed 64-bit integers."""
     try:
         text = str(operator.index(seed))
     except TypeError:
-        raise TypeError(f"integers as seeds expected; got {seed!r} ({type(seed).__name__})") from None
+        raise TypeError(f"seeds must be integers; got {seed!r} ({type(seed).__name__})") from None
     first, step = struct.unpack("<qq", hashlib.blake2b(text.encode(), digest_size=16).digest())
     return first, step | 1
 
 
 def _shifted(z: Tensor, count: int) -> Tensor:
-    """The logical shift of 64-bit words to the right."""
+    """Shift 64-bit words logically to the right."""
     return (z >> count).bitwise_and_((1 << (64 - count)) - 1)
 
 
 def _mixed(z: Tensor) -> Tensor:
-    """The finaliser of SplitMix64, in place; products are modulo 2^64."""
+    """Apply the finaliser of SplitMix64 in place; products are modulo 2^64."""
     for shift, factor in ((30, -0x40A7B892E31B1A47), (27, -0x6B2FB644ECCEEE15)):
         z = z.bitwise_xor_(_shifted(z, shift)).mul_(factor)
     return z.bitwise_xor_(_shifted(z, 31))

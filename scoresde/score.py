@@ -1,13 +1,13 @@
-"""Models: a network, an SDE and a prediction type become every view of a diffusion model.
+"""Score models: a network, an SDE and a prediction type give every view of a diffusion model.
 
-One evaluation of the network, F = network(c_in(t) x, c_noise(t), cond), gives each view as one affine map,
+One evaluation of the network, F = network(c_in(t) x, c_noise(t), cond), gives each view as an affine map,
 
     score, noise, denoised, velocity  =  a(t) x + b(t) F,
 
 with a and b combined in float64 (`scoresde.predictions`) and cast once (`scoresde.views`).
 
-A model is `sde` and `predict(x, t) -> Views`; `BaseModel` derives the rest from the two. `model.given(cond)` binds a
-condition once, and from then on it belongs to the model. Models around models are in `scoresde.wrappers`.
+A model has `sde` and `predict(x, t) -> Views`; `BaseModel` derives the rest from these two. `model.given(cond)` binds a
+condition to the model. Models around models are in `scoresde.wrappers`.
 """
 
 from copy import copy
@@ -27,82 +27,75 @@ from scoresde.views import Views
 
 
 class NetworkViews(Views):
-    """The views of one evaluation of a network: affine in the state x (B, *) and the network's `output` (B, *)."""
+    """The views of one network evaluation: affine in the state x (B, *) and the network's `output` (B, *).
+
+    The errors of these views are the same affine map of the error of the output, at x = 0.
+    """
 
     def __init__(
         self, x: Tensor, output: Tensor, sde: SDE, prediction: Prediction, t: Tensor, variance: Tensor | None = None
     ):
         super().__init__(sde, t, variance)
-        self._x, self._output = x, output
+        self._x: Tensor | None = x
+        self._output = output
         self._alpha, self._sigma = sde.alpha(t), sde.sigma(t)
         self._p, self._q = prediction.target(sde, t)
         self._determinant = self._alpha * self._q - self._sigma * self._p
 
     def combine(self, denoised: Tensor, noise: Tensor) -> Tensor:
+        b = (noise * self._alpha - denoised * self._sigma) / self._determinant
+        from_output = broadcast(b, self._output) * self._output
+        if self._x is None:
+            return from_output
         a = (denoised * self._q - noise * self._p) / self._determinant
-        return broadcast(a, self._x) * self._x + self._of_output(denoised, noise) * self._output
+        return broadcast(a, self._x) * self._x + from_output
 
     def error(self, x0: Tensor, noise: Tensor) -> Views:
-        """From the error of the network's own target, F - (p x0 + q noise)."""
+        """Return the errors of the views, from the error F - (p x0 + q noise) of the network's own target."""
         target = broadcast(self._p, x0) * x0 + broadcast(self._q, noise) * noise
-        return _TargetError(self, self._output - target)
-
-    def _of_output(self, denoised: Tensor, noise: Tensor) -> Tensor:
-        """The coefficient b of the output."""
-        return broadcast((noise * self._alpha - denoised * self._sigma) / self._determinant, self._output)
-
-
-class _TargetError(Views):
-    """The errors of a network's views by that of its target (B, *): the same combinations, at x = 0."""
-
-    def __init__(self, views: NetworkViews, error: Tensor):
-        super().__init__(views.sde, views.t, views.variance)
-        self._views, self._error = views, error
-
-    def combine(self, denoised: Tensor, noise: Tensor) -> Tensor:
-        return self._views._of_output(denoised, noise) * self._error
+        error = copy(self)
+        error._x, error._output = None, self._output - target
+        return error
 
 
 class BaseModel(nn.Module):
-    """A diffusion model. A subclass has the attribute `sde` and defines `predict`.
-
-    cond: the condition that is bound to the model, None without one.
-    density: the name of the model whose flow has a density, which likelihoods print among their conventions; None where
-        the probability flow has none (its views were changed so that it is not invertible).
-    """
+    """A diffusion model. A subclass has the attribute `sde` and defines `predict`."""
 
     sde: SDE
 
     @property
     def density(self) -> str | None:
+        """Name of the density of the probability flow, for the conventions of likelihoods.
+
+        None if the flow has no density, because its views were changed so that it is not invertible.
+        """
         return type(self).__name__
 
     def predict(self, x: Tensor, t: Tensor | float) -> Views:
-        """Every view of the model at x (B, *) and t () or (B,)."""
+        """Return the views of the model at x (B, *) and t () or (B,)."""
         raise NotImplementedError(f"{type(self).__name__} must define predict(x, t)")
 
     def given(self, cond: Any) -> Self:
-        """The conditional model p(x | cond), of the same parameters. None changes nothing.
+        """Return the conditional model p(x | cond), with the same parameters; the model itself for None.
 
         Args:
-            cond: a tensor, a number, a list, a NumPy array, or a dict of them: with leading dimension B, one condition
-                for each sample; or that of one sample, used for all. Where the first dimension of the latter might be
-                B, give it a leading dimension of 1.
+            cond: a tensor, number, list, NumPy array, or a dict of them: with leading dimension B, one condition per
+                sample; otherwise one condition for all samples. If the first dimension of the latter could equal B,
+                give it a leading dimension of 1.
 
         Raises:
-            TypeError: a condition that is not a tensor, number, list, array, or a dict of them; a model without
-                conditions.
+            TypeError: `cond` is of another type, or the model takes no condition.
         """
         if cond is None:
             return self
         raise TypeError(f"{type(self).__name__} takes no condition; got {type(cond).__name__}: pass cond=None")
 
     def rows(self, rows: Tensor | slice, count: int) -> Self:
-        """The model of some samples of a batch of `count`: with their conditions."""
+        """Return the model of the samples `rows` from a batch of `count`, with their conditions."""
         return self
 
     def __copy__(self) -> Self:
-        """A model of the same parts; replacing a part of the copy does not change the original."""
+        """Return a model with the same parts; replacing a part of the copy does not change the original."""
         model = self.__new__(type(self))
         vars(model).update(
             {name: value.copy() if isinstance(value, dict) else value for name, value in vars(self).items()}
@@ -110,19 +103,19 @@ class BaseModel(nn.Module):
         return model
 
     def score(self, x: Tensor, t: Tensor | float, cond: Any = None) -> Tensor:
-        """The gradient of log p_t at x, (B, *)."""
+        """Return the gradient of log p_t at x, (B, *)."""
         return self.given(cond).predict(x, t).score
 
     def noise(self, x: Tensor, t: Tensor | float, cond: Any = None) -> Tensor:
-        """E[eps | x_t = x], (B, *)."""
+        """Return E[eps | x_t = x], (B, *)."""
         return self.given(cond).predict(x, t).noise
 
     def denoise(self, x: Tensor, t: Tensor | float, cond: Any = None) -> Tensor:
-        """E[x_0 | x_t = x], (B, *) (Tweedie's formula)."""
+        """Return E[x_0 | x_t = x], (B, *) (Tweedie's formula)."""
         return self.given(cond).predict(x, t).denoised
 
     def velocity(self, x: Tensor, t: Tensor | float, cond: Any = None) -> Tensor:
-        """dx/dt of the probability-flow ODE at (x, t), (B, *)."""
+        """Return dx/dt of the probability-flow ODE at (x, t), (B, *)."""
         return self.given(cond).predict(x, t).velocity
 
 
@@ -130,16 +123,16 @@ class ScoreModel(BaseModel):
     """A noise-conditional network as the score of a diffusion.
 
     Args:
-        network: F(c_in x, c_noise, cond) of the shape of x; runs in its own dtype.
+        network: F(c_in x, c_noise, cond), of the shape of x; runs in its own dtype.
         sde: the diffusion.
         prediction: what F predicts: "noise", "data", "velocity", "v", "score", "karras", or an instance such as
             `predictions.KarrasPreconditioning(sigma_data=0.5)` or `predictions.Discrete("noise", labels)`.
-        learned_variance: the network's output has twice the channels (B, 2C, ...): F, and v in about [-1, 1] whose
-            nu = (v + 1)/2 is the variance of `Views` (2102.09672, section 3.1).
+        learned_variance: the network's output has twice the channels (B, 2C, ...): F, and v in about [-1, 1] that gives
+            nu = (v + 1)/2, the variance of `Views` (2102.09672, section 3.1).
 
     Raises:
-        ValueError: an unknown prediction type, or one that divides by zero (or has an infinite label) at t_min or t_max
-            of this SDE, such as noise prediction where alpha(t_max) = 0.
+        ValueError: the prediction type is unknown, or it divides by zero (or its label is infinite) at t_min or t_max
+            of this SDE, for example noise prediction with alpha(t_max) = 0.
     """
 
     def __init__(
@@ -153,49 +146,42 @@ class ScoreModel(BaseModel):
         self.network, self.sde, self.prediction = network, sde, predictions.resolve(prediction)
         self.learned_variance = learned_variance
         self.cond: Condition = None
-        self._refuse_singular_ends()
+        self._check_ends()
 
-    def _refuse_singular_ends(self) -> None:
+    def _check_ends(self) -> None:
         sde, prediction = self.sde, self.prediction
-        for name in ("t_min", "t_max"):
-            t = torch.tensor(getattr(sde, name), dtype=torch.float64)
+        for end in ("t_min", "t_max"):
+            t = torch.tensor(getattr(sde, end), dtype=torch.float64)
             if t.is_meta:
                 continue
             p, q = prediction.target(sde, t)
-            quantities = {
-                "target": p + q,
-                "1/determinant": 1 / prediction.determinant(sde, t),
-                "c_in": prediction.c_in(sde, t),
-                "c_noise": prediction.c_noise(sde, t),
-            }
-            infinite = [key for key, value in quantities.items() if not bool(torch.isfinite(value))]
-            if infinite:
+            values = p, q, 1 / prediction.determinant(sde, t), prediction.c_in(sde, t), prediction.c_noise(sde, t)
+            if not all(bool(torch.isfinite(value)) for value in values):
                 raise ValueError(
-                    f"{type(prediction).__name__} prediction is singular at {name}={float(t):g} of "
-                    f"{type(sde).__name__}, where alpha={float(sde.alpha(t)):g} and sigma={float(sde.sigma(t)):g} "
-                    f"({', '.join(infinite)} not finite); choose another prediction type ('v', 'velocity' or 'data' "
-                    f"bear alpha = 0) or another {name}"
+                    f"{type(prediction).__name__} prediction is singular at {end}={float(t):g} of "
+                    f"{type(sde).__name__}, where alpha={float(sde.alpha(t)):g} and sigma={float(sde.sigma(t)):g}; "
+                    f"choose another prediction type ('v', 'velocity' or 'data' allow alpha = 0) or another {end}"
                 )
 
     def given(self, cond: Any) -> Self:
-        """The conditional model, with the same network; see `BaseModel.given`."""
+        """Return the conditional model, with the same network; see `BaseModel.given`."""
         return self if cond is None else self._with(to_device(as_condition(cond), device_of(self)))
 
     def rows(self, rows: Tensor | slice, count: int) -> Self:
-        """The model with the conditions of some samples of a batch of `count`."""
+        """Return the model with the conditions of the samples `rows` from a batch of `count`."""
         return self if self.cond is None else self._with(select(self.cond, rows, count))
 
     def _with(self, cond: Condition) -> Self:
         model = copy(self)
-        vars(model)["cond"] = cond  # a parameter among the conditions is not one of the model's
+        vars(model)["cond"] = cond  # not by setattr: a parameter in the condition is no parameter of the model
         return model
 
     def predict(self, x: Tensor, t: Tensor | float) -> Views:
-        """One network evaluation at x (B, *) and t () or (B,), and every view of it.
+        """Evaluate the network at x (B, *) and t () or (B,), and return the views.
 
         Raises:
-            ValueError: t of another shape, or a network output of another shape than that of the state (twice its
-                channels with a learned variance).
+            ValueError: t has another shape, or the network's output does not have the shape of the state (with a
+                learned variance, twice its channels).
         """
         t = float64(t)
         scaled = broadcast(self.prediction.c_in(self.sde, t), x) * x
@@ -206,10 +192,8 @@ class ScoreModel(BaseModel):
         evaluated(output)
         expected = (x.shape[0], x.shape[1] * (2 if self.learned_variance else 1), *x.shape[2:])
         if output.shape != expected:
-            twice = ", with a learned variance beside it," if self.learned_variance else ""
-            raise ValueError(
-                f"a network output of the state's shape{twice} {expected} expected; got {tuple(output.shape)}"
-            )
+            twice = ", twice the state's channels for a learned variance" if self.learned_variance else ""
+            raise ValueError(f"expected a network output of shape {expected}{twice}; got {tuple(output.shape)}")
         output, variance = output.to(x.dtype), None
         if self.learned_variance:
             output, raw = output.chunk(2, dim=1)
@@ -222,14 +206,13 @@ class ScoreModel(BaseModel):
 
 
 def device_of(model: Model) -> torch.device | None:
-    """The device of the model's parameters and buffers; None for a model without any."""
-    if not isinstance(model, nn.Module):
-        return None
-    return next((tensor.device for tensor in chain(model.parameters(), model.buffers())), None)
+    """Return the device of the model's parameters and buffers; None if it has none."""
+    tensors = chain(model.parameters(), model.buffers()) if isinstance(model, nn.Module) else iter(())
+    return next((tensor.device for tensor in tensors), None)
 
 
 def refuse_dropout(model: Model) -> None:
-    """Raise ValueError for a model with active dropout, which is not a function of its arguments."""
+    """Raise ValueError if the model has active dropout: its output is then random."""
     for module in model.modules() if isinstance(model, nn.Module) else ():
         if isinstance(module, nn.modules.dropout._DropoutNd) and module.training and module.p > 0:
-            raise ValueError("a deterministic network expected; this one has active dropout: call model.eval() first")
+            raise ValueError("the network must be deterministic, but has active dropout: call model.eval() first")

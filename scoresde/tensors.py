@@ -1,8 +1,8 @@
-"""Small tensor idioms that every layer shares: broadcasting, float64 sums.
+"""Tensor helpers that every layer shares: broadcasting, float64 sums, devices.
 
-A state is a tensor ``(B, *)`` of any rank; a time, a schedule value or a step size is ``()`` or ``(B,)``.
-`broadcast` is the only place where the second meets the first: indexing with ``[:, None, None, None]`` is right for
-images alone, and silently wrong for a state of shape (2, 2).
+A state is a tensor ``(B, *)`` of any rank; a time, a schedule value or a step size is ``()`` or ``(B,)``. `broadcast`
+is the only place where the two meet: indexing with ``[:, None, None, None]`` is right for images only, and silently
+wrong for a state of shape (2, 2).
 """
 
 import math
@@ -13,7 +13,7 @@ from torch import Tensor
 
 
 def float64(values: Tensor | float | Sequence[float]) -> Tensor:
-    """The values in float64, on the CPU if they are numbers, or where their device has no float64 (MPS)."""
+    """Convert to float64; numbers go to the CPU, and so do tensors on a device without float64 (MPS)."""
     if not isinstance(values, Tensor):
         return torch.as_tensor(values, dtype=torch.float64, device="cpu")
     if values.device.type == "mps":
@@ -22,7 +22,7 @@ def float64(values: Tensor | float | Sequence[float]) -> Tensor:
 
 
 def double(x: Tensor) -> torch.dtype:
-    """float64, or float32 where the device of x has none (MPS)."""
+    """Return float64, or float32 if the device of x has no float64 (MPS)."""
     return torch.float32 if x.device.type == "mps" else torch.float64
 
 
@@ -30,44 +30,44 @@ def available(device: torch.device | str) -> torch.device:
     """Return `torch.device(device)`.
 
     Raises:
-        ValueError: it is not available on this machine.
+        ValueError: the device is not available on this machine.
     """
     try:
         return torch.empty(0, device=device).device
     except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"a device of this machine expected; got {device!r} ({error})") from error
+        raise ValueError(f"device {device!r} is not available on this machine ({error})") from error
 
 
 def send(x: Tensor, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
-    """Copy x to a device, without synchronising."""
+    """Copy x to `device` without synchronising."""
     return x.to(device, dtype or x.dtype, non_blocking=device.type == "cuda")
 
 
 def broadcast(values: Tensor, x: Tensor) -> Tensor:
-    """Values ``()`` or ``(B,)``, cast once to the dtype and device of x ``(B, *)`` and shaped to multiply it."""
+    """Cast values ``()`` or ``(B,)`` to the dtype and device of x ``(B, *)``, shaped to multiply it."""
     if values.ndim > 1 or (values.ndim == 1 and values.shape[0] not in (1, x.shape[0])):
         raise ValueError(
-            f"one value per sample expected, shape () or ({x.shape[0]},) beside a state {tuple(x.shape)}; "
+            f"expected one value per sample, shape () or ({x.shape[0]},) for a state {tuple(x.shape)}; "
             f"got {tuple(values.shape)}"
         )
     if values.ndim == 0 and values.device.type == "cpu":
-        return values.to(x.dtype)  # multiplies a tensor of any device, without synchronising
+        return values.to(x.dtype)  # multiplies a tensor on any device without synchronising
     values = send(values, x.device, x.dtype)
     return values.reshape(values.shape + (1,) * (x.ndim - values.ndim))
 
 
 def sum_dims(x: Tensor) -> Tensor:
-    """Sum over every dimension but the batch, in float64: ``(B, *) -> (B,)``."""
+    """Sum over all dimensions but the first, in float64: ``(B, *) -> (B,)``."""
     return float64(x).flatten(1).sum(dim=1)
 
 
 def dimensions(x: Tensor) -> int:
-    """Number of dimensions of one sample: the product of ``*`` in ``(B, *)``."""
+    """Return the number of dimensions of one sample: the product of ``*`` in ``(B, *)``."""
     return x.shape[1:].numel()
 
 
 def mean_and_error(values: Tensor) -> tuple[float, float | None]:
-    """The mean of independent values (n,), and its standard error; None of a single value."""
+    """Return the mean of independent values (n,) and its standard error, None for a single value."""
     values = float64(values)
     stderr = float(values.std()) / math.sqrt(len(values)) if len(values) > 1 else None
     return float(values.mean()), stderr

@@ -1,12 +1,12 @@
-r"""The views of a diffusion model at (x, t): one primitive, from which every other follows.
+r"""The views of a diffusion model at (x, t): every view follows from one method, `combine`.
 
-A model knows E[x_0 | x_t] and E[eps | x_t], with alpha E[x_0 | x_t] + sigma E[eps | x_t] = x. Whatever a sampler, a
-likelihood or a loss asks of it is a combination of the two,
+A model knows E[x_0 | x_t] and E[eps | x_t], with alpha E[x_0 | x_t] + sigma E[eps | x_t] = x. Samplers, likelihoods and
+losses use combinations of the two,
 
     combine(d, n) = d E[x_0 | x_t] + n E[eps | x_t],
 
-with coefficients in float64 that are cast once. No view is computed through another: at t = 1e-5, where sigma is about
-1e-3, the division by sigma would multiply float32 rounding by a thousand each time.
+with float64 coefficients that are cast once. No view is computed from another: at t = 1e-5, with sigma about 1e-3, the
+division by sigma would multiply the rounding of float32 by a thousand.
 
 | implementation       | combine(d, n)                                           | used by                            |
 | -------------------- | ------------------------------------------------------- | ---------------------------------- |
@@ -26,7 +26,7 @@ from scoresde.tensors import broadcast, float64
 
 
 class Path(Protocol):
-    """What views, and points of a path, need of an SDE: functions of time."""
+    """The functions of time of an SDE that views and points of a path use."""
 
     def alpha(self, t: Tensor) -> Tensor: ...
     def sigma(self, t: Tensor) -> Tensor: ...
@@ -37,14 +37,14 @@ class Path(Protocol):
 
 
 class Views(ABC):
-    """Every view of a model at (x, t), each (B, *) in the dtype of x, computed when asked for.
+    """The views of a model at (x, t), each (B, *) in the dtype of x, computed on access.
 
     Args:
         sde: the diffusion.
         t: float64, () or (B,).
-        variance: the fraction nu (B, *) of a learned variance, None where the network learns none: a reverse step with
-            the posterior variance beta_tilde and the transition variance beta has log Sigma = nu log beta +
-            (1 - nu) log beta_tilde (2102.09672, eq. 15).
+        variance: the fraction nu (B, *) of a learned variance, None without one: a reverse step with posterior variance
+            beta_tilde and transition variance beta has log Sigma = nu log beta + (1 - nu) log beta_tilde (2102.09672,
+            eq. 15).
     """
 
     def __init__(self, sde: Path, t: Tensor, variance: Tensor | None = None):
@@ -52,13 +52,13 @@ class Views(ABC):
 
     @abstractmethod
     def combine(self, denoised: Tensor, noise: Tensor) -> Tensor:
-        """denoised * E[x_0 | x_t] + noise * E[eps | x_t], (B, *), with float64 coefficients () or (B,)."""
+        """Return denoised E[x_0 | x_t] + noise E[eps | x_t], (B, *), with float64 coefficients () or (B,)."""
 
     def error(self, x0: Tensor, noise: Tensor) -> "Views":
-        """The errors of these views, which are views again, at x_t = alpha x0 + sigma noise with x0 and noise (B, *).
+        """Return the errors of these views, as views, at x_t = alpha x0 + sigma noise with x0 and noise (B, *).
 
-        `error.noise` is E[eps | x_t] - noise and `error.denoised` is E[x_0 | x_t] - x0. Where a network gives the
-        error of its own target, no digits are lost at small t.
+        `error.noise` is E[eps | x_t] - noise and `error.denoised` is E[x_0 | x_t] - x0. A network's views compute them
+        from the error of its own target, which loses no digits at small t.
         """
         one = torch.ones_like(self.t)
         return BlendedViews([self, Pair(self.sde, self.t, x0, noise)], [one, -one])
@@ -102,20 +102,20 @@ class Pair(Views):
 
 
 class BlendedViews(Views):
-    """sum_k w_k(t) views_k.combine(d, n); the learned variance is that of the first.
+    """The weighted sum sum_k w_k(t) views_k.combine(d, n); the learned variance is that of the first views.
 
     Args:
-        views: of models of one SDE, at one (x, t).
-        weights: w_k, numbers or tensors () or (B,). Where they add up to 1, alpha E[x_0 | x_t] + sigma E[eps | x_t]
-            stays x.
+        views: of models of the same SDE, at the same (x, t).
+        weights: w_k, numbers or tensors () or (B,). If they add up to 1, alpha E[x_0 | x_t] + sigma E[eps | x_t] = x
+            still holds.
 
     Raises:
-        ValueError: no views, or another number of weights.
+        ValueError: no views, or not as many weights as views.
     """
 
     def __init__(self, views: Sequence[Views], weights: Sequence[Tensor | float]):
         if not views or len(views) != len(weights):
-            raise ValueError(f"as many weights as views, one or more, expected; got {len(weights)} and {len(views)}")
+            raise ValueError(f"expected one weight per view, at least one; got {len(weights)} for {len(views)} views")
         super().__init__(views[0].sde, views[0].t, views[0].variance)
         self._views, self._weights = list(views), [float64(weight).to(self.t.device) for weight in weights]
 
@@ -125,17 +125,17 @@ class BlendedViews(Views):
         return sum(others, start=first)
 
     def error(self, x0: Tensor, noise: Tensor) -> Views:
-        """The blend of the errors, and of the pair itself by the sum of the weights less 1."""
+        """Return the blend of the errors, and of the pair itself with weight sum_k w_k - 1."""
         errors = [views.error(x0, noise) for views in self._views]
         excess = sum(self._weights[1:], start=self._weights[0]) - 1
         return BlendedViews([*errors, Pair(self.sde, self.t, x0, noise)], [*self._weights, excess])
 
 
 class ShiftedViews(Views):
-    """Views whose denoised mean is moved from `before` to `after`, (B, *), at the same x.
+    """Views whose denoised mean is shifted from `before` to `after`, (B, *), at the same x.
 
-    With delta = after - before, combine(d, n) = views.combine(d, n) + (d - n alpha/sigma) delta: where delta is zero,
-    the views are what they were to the last digit. Where sigma = 0 the noise stays: the state says nothing about it.
+    With delta = after - before, combine(d, n) = views.combine(d, n) + (d - n alpha/sigma) delta. If delta is zero, the
+    views are unchanged to the last digit. At sigma = 0, where x does not determine the noise, the noise is unchanged.
     """
 
     def __init__(self, views: Views, before: Tensor, after: Tensor):
@@ -144,7 +144,7 @@ class ShiftedViews(Views):
 
     @property
     def denoised(self) -> Tensor:
-        """The new mean itself."""
+        """The shifted mean."""
         return self._after
 
     def combine(self, denoised: Tensor, noise: Tensor) -> Tensor:
@@ -154,6 +154,6 @@ class ShiftedViews(Views):
         return self._views.combine(denoised, noise) + broadcast(denoised - noise * ratio, delta) * delta
 
     def error(self, x0: Tensor, noise: Tensor) -> Views:
-        """The errors of the views inside, shifted alike."""
+        """Return the errors of the inner views, with the same shift."""
         errors = self._views.error(x0, noise)
         return ShiftedViews(errors, self._before - x0, self._after - x0)

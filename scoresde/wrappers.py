@@ -18,13 +18,13 @@ from scoresde.views import Views
 class ModelWrapper(BaseModel):
     """A model around a model. A subclass overrides `predict`.
 
-    Parameters, device, condition, density and every attribute that the subclass does not define are those of the model
-    inside, `self.model`, and evaluations are counted there. `given` binds a condition to `self.model`; parts of a batch
-    (`rows`) are asked of every model among the wrapper's modules. A subclass overrides them if it keeps more for each
-    sample, or if a condition means something else to it.
+    Parameters, device, condition, density and every attribute that the subclass does not define are those of the inner
+    model `self.model`, where evaluations are counted too. `given` binds a condition to `self.model`; `rows` selects
+    samples in every model among the wrapper's modules. A subclass that keeps more per-sample data, or gives a condition
+    another meaning, overrides these two.
 
     Args:
-        model: any model, another wrapper included.
+        model: any model, including another wrapper.
 
     Raises:
         TypeError: `model` has no `sde` or no `predict`.
@@ -50,15 +50,15 @@ class ModelWrapper(BaseModel):
         return inner if inner is None or type(self) is ModelWrapper else f"{type(self).__name__}({inner})"
 
     def predict(self, x: Tensor, t: Tensor | float) -> Views:
-        """The views of the model inside."""
+        """Return the views of the inner model."""
         return self.model.predict(x, t)
 
     def given(self, cond: Any) -> Self:
-        """The same wrapper around the conditional model."""
+        """Return the same wrapper around the conditional model."""
         return self if cond is None else self._replaced({"model": self.model.given(cond)})
 
     def rows(self, rows: Tensor | slice, count: int) -> Self:
-        """The same wrapper around the models of some samples of a batch of `count`."""
+        """Return the same wrapper around models of the samples `rows` from a batch of `count`."""
         models = {name: part for name, part in self.named_children() if isinstance(part, BaseModel)}
         return self._replaced({name: part.rows(rows, count) for name, part in models.items()})
 
@@ -71,42 +71,33 @@ class ModelWrapper(BaseModel):
         return wrapper
 
 
-class ForeignModel(BaseModel):
-    """A model of a class of the user's own, with `sde` and `predict` alone, as a `BaseModel`.
+class ForeignModel(ModelWrapper):
+    """Adapts an object with `sde` and `predict` alone, of a class of the user's own.
 
-    If it counts no evaluation, a call is one. The modules that it holds are parts of it: their device, parameters and
-    dropout are the model's. What else it is asked for (`density`, `given`, `rows`) it has to define.
+    A call counts as one evaluation unless evaluations are counted inside it. The modules that the object holds become
+    submodules, so their parameters, device and dropout are the model's. `density`, `given` and `rows` are available if
+    the object defines them.
 
     Raises:
-        TypeError: `model` has no `sde` or no `predict`; later, that it lacks what is needed.
+        TypeError: `model` has no `sde` or no `predict`; on use, that it lacks `density`, `given` or `rows`.
     """
 
     def __init__(self, model: Model):
-        super().__init__()
+        BaseModel.__init__(self)
         for name in ("sde", "predict"):
             if not hasattr(model, name):
-                raise TypeError(
-                    f"a model with `sde` and `predict(x, t)` expected; {type(model).__name__} has no {name!r}"
-                )
-        vars(self)["foreign"] = model
+                raise TypeError(f"a model needs `sde` and `predict(x, t)`; {type(model).__name__} has no {name!r}")
+        vars(self)["model"] = model
         self.parts = nn.ModuleList(_modules_in(model))
-
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            if name.startswith("__") or hasattr(type(self), name):
-                raise
-            return getattr(vars(self)["foreign"], name)
 
     @property
     def density(self) -> str | None:
-        return self._defined("density", "str | None: whose density its probability flow has, None where it has none")
+        return self._defined("density", "str | None: the name of the density of its flow, None if it has none")
 
     def predict(self, x: Tensor, t: Tensor | float) -> Views:
-        with counting() as inside:
-            views = self.foreign.predict(x, float64(t))
-        if not (inside.forward or inside.backward):
+        with counting() as inner:
+            views = self.model.predict(x, float64(t))
+        if not (inner.forward or inner.backward):
             evaluated(x)
         return views
 
@@ -115,48 +106,51 @@ class ForeignModel(BaseModel):
 
     def rows(self, rows: Tensor | slice, count: int) -> BaseModel:  # type: ignore[override]
         if isinstance(rows, slice) and rows.indices(count) == (0, count, 1):
-            return self  # all of them
+            return self  # the whole batch
         return as_model(self._defined("rows", "rows(rows, count), the model of some samples of a batch")(rows, count))
 
     def _defined(self, name: str, meaning: str) -> Any:
-        if not hasattr(self.foreign, name):
+        if not hasattr(self.model, name):
             raise TypeError(
-                f"{type(self.foreign).__name__} has no {name!r} ({meaning}), which is needed here: define it, or "
-                "make the class a subclass of scoresde.ModelWrapper, which passes it on"
+                f"{type(self.model).__name__} has no {name!r} ({meaning}), which is needed here: define it, or make "
+                "the class a subclass of scoresde.ModelWrapper, which forwards it"
             )
-        return getattr(self.foreign, name)
+        return getattr(self.model, name)
 
 
 def _modules_in(part: Any) -> list[nn.Module]:
-    """The modules that an object is or holds: among its attributes, and in lists, dicts and models of them."""
+    """Return the modules that an object is or holds: among its attributes, and in lists, dicts and models there."""
     if isinstance(part, nn.Module):
         return [part]
-    if isinstance(part, dict):
-        held = list(part.values())
-    elif isinstance(part, (list, tuple)):
-        held = list(part)
-    else:
-        held = list(getattr(part, "__dict__", {}).values()) if hasattr(part, "predict") else []
-    return [module for one in held for module in _modules_in(one)]
+    if not isinstance(part, (dict, list, tuple)):
+        part = getattr(part, "__dict__", {}) if hasattr(part, "predict") else ()
+    values = part.values() if isinstance(part, dict) else part
+    return [module for value in values for module in _modules_in(value)]
 
 
 def as_model(model: Model, cond: Any = None) -> BaseModel:
-    """The model given a condition, with everything that `BaseModel` has.
+    """Return the model, given the condition, as a `BaseModel`.
 
     Raises:
-        TypeError: a model without `sde` or `predict`, or one that cannot be given a condition.
+        TypeError: the model has no `sde` or no `predict`, or takes no condition.
     """
-    known = model if isinstance(model, BaseModel) else ForeignModel(model)
-    return known.given(cond)
+    return (model if isinstance(model, BaseModel) else ForeignModel(model)).given(cond)
 
 
-def require_density(model: BaseModel) -> None:
-    """Raise ValueError for a model whose probability flow has no density, or with active dropout."""
+def with_density(model: Model, cond: Any = None) -> BaseModel:
+    """Return `as_model(model, cond)` for use in a likelihood.
+
+    Raises:
+        ValueError: its probability flow has no density, or it has active dropout.
+    """
+    model = as_model(model, cond)
     refuse_dropout(model)
     if model.density is None:
-        while isinstance(model, ModelWrapper) and model.model.density is None:
-            model = model.model
+        inner = model
+        while isinstance(inner, ModelWrapper) and inner.model.density is None:
+            inner = inner.model
         raise ValueError(
-            f"a model whose probability flow has a density expected; that of {type(model).__name__} has none, it is "
-            "for samplers alone: take the model inside it, its .model"
+            f"the probability flow of {type(inner).__name__} has no density: it is for samplers only. Use the model "
+            "inside it, its .model"
         )
+    return model

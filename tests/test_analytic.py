@@ -1,4 +1,4 @@
-"""The oracle itself, against torch.distributions, automatic differentiation and quadrature."""
+"""The Gaussian mixture against torch.distributions, automatic differentiation and quadrature."""
 
 import copy
 import math
@@ -27,7 +27,7 @@ CASES = [pytest.param(mixture, id=name) for name, mixture in MIXTURES.items()]
 
 
 def reference(mixture, alpha=1.0, sigma=0.0):
-    """The same law by torch.distributions, from its own covariance matrices, over the flattened state."""
+    """The same law in torch.distributions, over the flattened state."""
     size = mixture.means.shape[1]
     rotation = torch.eye(size, dtype=torch.float64) if mixture.rotation is None else mixture.rotation
     data = rotation @ torch.diag_embed(mixture.stds**2) @ rotation.mT
@@ -46,32 +46,24 @@ def autograd_score(mixture, x, *at):
 
 
 def trace_of_jacobian(value, x):
-    """The divergence of value(x) (B, *), one coordinate after another."""
-    flat = value.flatten(1)
-    rows = [
-        torch.autograd.grad(flat[:, i].sum(), x, retain_graph=True)[0].flatten(1)[:, i] for i in range(flat.shape[1])
-    ]
-    return torch.stack(rows).sum(dim=0)
-
-
-@pytest.mark.parametrize("mixture", CASES)
-def test_density_of_the_data_is_that_of_torch_distributions(mixture):
-    x = states(mixture)
-    close(mixture.log_prob(x), reference(mixture).log_prob(x.flatten(1)), rtol=1e-10)
-    assert mixture.log_prob(x.float()).dtype == torch.float64
+    """The divergence of value(x) (B, *), by coordinates."""
+    gradients = (torch.autograd.grad(part.sum(), x, retain_graph=True)[0] for part in value.flatten(1).unbind(1))
+    return sum(gradient.flatten(1)[:, i] for i, gradient in enumerate(gradients))
 
 
 @pytest.mark.parametrize("mixture", CASES)
 @pytest.mark.parametrize("sde", PATHS)
-def test_marginal_density_at_each_time_is_that_of_torch_distributions(sde, mixture):
-    t = times(sde, n=4, margin=0.02)
-    x = sde.perturb(states(mixture, n=4), t, states(mixture, n=4, seed=1))
+def test_density_at_each_time_is_that_of_torch_distributions(sde, mixture):
+    t, data = times(sde, n=4, margin=0.02), states(mixture, n=4)
+    close(mixture.log_prob(data), reference(mixture).log_prob(data.flatten(1)), rtol=1e-10)
+    x = sde.perturb(data, t, states(mixture, n=4, seed=1))
     expected = [
         reference(mixture, sde.alpha(each), sde.sigma(each)).log_prob(row.flatten())
         for each, row in zip(t, x, strict=True)
     ]
     close(mixture.log_prob(x, sde, t), torch.stack(expected), rtol=1e-9)
     close(mixture.log_prob(x[:1], sde, t[0]), expected[0][None], rtol=1e-9)
+    assert mixture.log_prob(x.float(), sde, t).dtype == torch.float64
 
 
 @pytest.mark.parametrize("mixture", CASES)
@@ -115,7 +107,7 @@ def test_posterior_is_bayes_rule_by_quadrature(sde):
     weights, means, stds = mixture.posterior(x, sde, t)
     moment = (weights * (means**2 + stds**2)[..., 0]).sum(dim=1)
     close(moment, (density * grid**2).sum(dim=1), rtol=1e-7)
-    # and the whole law, not its moments alone
+    # the whole law, not only its moments
     cumulative = (weights[:, :, None] * torch.special.ndtr((grid - means) / stds)).sum(dim=1)
     close(cumulative[:, ::500], (density.cumsum(dim=1) - density / 2)[:, ::500], atol=1e-6, rtol=0)
 
@@ -158,7 +150,7 @@ def test_samples_of_a_marginal_have_its_moments(sde):
     centred = x - alpha * mixture.mean()
     identity = torch.eye(2, dtype=torch.float64)
     within(torch.einsum("bi,bj->bij", centred, centred), alpha**2 * mixture.covariance() + sigma**2 * identity)
-    # E[score] = 0 and E[score x^T] = -I: identities of the law that the samples and the score have to share
+    # E[score] = 0 and E[score x^T] = -I if the samples and the score have the same law
     score = mixture.score(x, sde, t)
     within(score, torch.zeros(2))
     within(torch.einsum("bi,bj->bij", score, x), -identity)
@@ -197,19 +189,14 @@ def test_score_model_of_float32_states_keeps_float32_accuracy(sde):
     close(score.double(), expected, rtol=2e-4, atol=2e-6)
 
 
-def test_a_number_and_a_tensor_are_the_same_time():
+def test_numbers_and_lists_mean_the_same_as_float64_tensors():
     mixture, sde, x = MIXTURES["rotated"], ss.VP(), states(MIXTURES["rotated"])
     close(mixture.log_prob(x, sde, 0.3), mixture.log_prob(x, sde, f64(0.3)), rtol=1e-15)
     close(mixture.score(x, sde, 0.3), mixture.score(x, sde, f64(0.3)), rtol=1e-14)
-    drawn = [mixture.sample(4, sde, t, generator=seeded()) for t in (0.3, f64(0.3))]
-    close(*drawn, rtol=1e-14)
-
-
-def test_lists_mean_the_same_as_float64_tensors():
-    x = f64(0.3, -0.2)[:, None]
+    close(*(mixture.sample(4, sde, t, generator=seeded()) for t in (0.3, f64(0.3))), rtol=1e-14)
     listed = ss.GaussianMixture([[0.1], [0.7]], [0.3, 0.9], [0.1, 0.9])
     exact = ss.GaussianMixture(f64(0.1, 0.7)[:, None], f64(0.3, 0.9), f64(0.1, 0.9))
-    close(listed.log_prob(x), exact.log_prob(x), rtol=1e-14)
+    close(listed.log_prob(x[:, :1]), exact.log_prob(x[:, :1]), rtol=1e-14)
 
 
 def test_a_mixture_is_a_module_that_moves_and_saves():
@@ -222,15 +209,13 @@ def test_a_mixture_is_a_module_that_moves_and_saves():
 
 
 @pytest.mark.parametrize("mixture", MIXTURES.values(), ids=MIXTURES)
-def test_parameters_in_float32_are_rounded_and_no_more(mixture):
-    """A model is cast with what is in it: the arithmetic stays in float64."""
+def test_parameters_in_float32_are_rounded_but_the_arithmetic_is_in_float64(mixture):
     sde, x = ss.VP(), states(mixture)
     rounded = copy.deepcopy(mixture).float()
     mixture = copy.deepcopy(rounded).double()
     assert rounded.means.dtype == torch.float32
-    close(rounded.log_prob(x, sde, 0.3), mixture.log_prob(x, sde, 0.3))
-    close(rounded.score(x, sde, 0.3), mixture.score(x, sde, 0.3), atol=1e-13)
-    close(rounded.denoise(x, sde, 0.3), mixture.denoise(x, sde, 0.3), atol=1e-13)
+    for name in ("log_prob", "score", "denoise"):
+        close(getattr(rounded, name)(x, sde, 0.3), getattr(mixture, name)(x, sde, 0.3), atol=1e-13)
     close(rounded.score_model(sde).noise(x, 0.3), mixture.score_model(sde).noise(x, 0.3), atol=1e-13)
 
 
@@ -241,18 +226,18 @@ def test_parameters_in_float32_are_rounded_and_no_more(mixture):
         (lambda: ss.GaussianMixture(torch.zeros(3, 2), torch.ones(2)), r"got \(3, 2\) and \(2,\)"),
         (lambda: ss.GaussianMixture(torch.zeros(2, 2), torch.ones(2), torch.ones(3)), "2 positive weights"),
         (lambda: ss.GaussianMixture(torch.zeros(2, 2), torch.ones(2), f64(1.0, 0.0)), "positive weights"),
-        (lambda: ss.GaussianMixture(torch.zeros(2, 2), f64(0.5, -0.5)), r"positive stds expected; got .*-0\.5"),
-        (lambda: ss.GaussianMixture(torch.zeros(2, 2), f64(0.5, math.nan)), r"positive stds expected; got .*nan"),
-        (lambda: ss.GaussianMixture(MEANS, STDS, rotation=torch.eye(3)), r"rotation \(2, 2\) or \(3, 2, 2\)"),
-        (lambda: ss.GaussianMixture(MEANS, STDS, rotation=2 * torch.eye(2)), "orthogonal rotation expected"),
-        (lambda: MIXTURES["rotated"].log_prob(torch.zeros(4, 3)), r"states \(B, 2\) expected; got \(4, 3\)"),
+        (lambda: ss.GaussianMixture(torch.zeros(2, 2), f64(0.5, -0.5)), r"positive stds; got .*-0\.5"),
+        (lambda: ss.GaussianMixture(torch.zeros(2, 2), f64(0.5, math.nan)), r"positive stds; got .*nan"),
+        (lambda: ss.GaussianMixture(MEANS, STDS, rotation=torch.eye(3)), r"a rotation \(2, 2\) or \(3, 2, 2\)"),
+        (lambda: ss.GaussianMixture(MEANS, STDS, rotation=2 * torch.eye(2)), "rotation must be orthogonal"),
+        (lambda: MIXTURES["rotated"].log_prob(torch.zeros(4, 3)), r"expected states \(B, 2\); got \(4, 3\)"),
         (lambda: MIXTURES["rotated"].log_prob(torch.zeros(4, 2), ss.VP()), "both an SDE and a time"),
         (lambda: MIXTURES["rotated"].score(torch.zeros(4, 2), t=0.5), "both an SDE and a time"),
         (lambda: MIXTURES["rotated"].sample(4, ss.VP()), "both an SDE and a time"),
         (lambda: MIXTURES["rotated"].log_prob(torch.zeros(1, 2), ss.VP(), f64(0.1, 0.2, 0.3)), r"got \(3,\)"),
         (
             lambda: MIXTURES["rotated"].score_model(ss.VP()).score(torch.zeros(4, 2), 0.5, torch.ones(4)),
-            "no condition; got one",
+            "takes no condition",
         ),
     ],
 )

@@ -595,11 +595,15 @@ def test_bad_arguments_of_both(bound, arguments, error, words):
         ({"times": losses.Nodes(4)}, TypeError, "use bounds.discrete"),
         ({"model": constant(ss.VP(t_min=0.05)), "dequantization": ss.TruncatedNormal()}, ValueError, "clean data"),
         ({"model": ss.ScoreModel(Constant(), ss.ZeroTerminalSNR(ss.VP()), "v")}, ValueError, "finite log-SNR"),
-        ({"transform": DataMap(Levels(8))}, ValueError, r"a DataMap with a dequantisation.*\(dequantization=None\)"),
+        (
+            {"transform": DataMap(Levels(8))},
+            ValueError,
+            r"exactly one dequantisation, in the DataMap.*\(dequantization=None\)",
+        ),
         (
             {"transform": DataMap(Levels(8), ss.Uniform()), "dequantization": ss.Uniform()},
             ValueError,
-            "no other beside it, expected for bits",
+            "exactly one dequantisation",
         ),
     ],
 )

@@ -35,7 +35,7 @@ def test_is_of_this_version_and_its_authors():
 
 def test_references_are_papers_that_the_code_names():
     sources = "".join(path.read_text() for path in (ROOT / "scoresde").rglob("*.py"))
-    found = {}
+    references = {}
     for reference in CITATION["references"]:
         assert reference.keys() == KNOWN["reference"]
         assert all(author.keys() == {"family-names", "given-names"} for author in reference["authors"])
@@ -43,5 +43,5 @@ def test_references_are_papers_that_the_code_names():
         number = re.fullmatch(r"arXiv:(\d{4}\.\d{5})", identifier["value"])[1]
         assert reference["url"] == f"https://arxiv.org/abs/{number}"
         assert number in sources
-        found[number] = reference
-    assert found["2011.13456"]["authors"][0]["family-names"] == "Song"
+        references[number] = reference
+    assert references["2011.13456"]["authors"][0]["family-names"] == "Song"

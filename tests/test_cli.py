@@ -248,7 +248,7 @@ def test_bpd_with_another_dequantisation_warns_and_names_its_start(tmp_path, cap
     assert main([*command, "dequantization=truncated_normal"]) == 0
     (row,) = rows(tmp_path / "runs" / "digits" / "metrics.jsonl")
     assert row["conventions"]["dequantization"].startswith("truncated normal")
-    assert "where sigma/alpha is the dequantisation's" in row["conventions"]["start"]
+    assert "where sigma/alpha is the noise of the dequantisation" in row["conventions"]["start"]
     assert row["bound_conventions"]["chain"].startswith("30 nodes")
     shown = capsys.readouterr()
     assert "warning: this network was trained for uniform dequantisation" in shown.err

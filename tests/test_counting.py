@@ -1,4 +1,4 @@
-"""Evaluations and products with Jacobians, counted where the network runs."""
+"""Counts of network evaluations and of products with Jacobians."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ from tests.conftest import normal, oracle
 
 
 class Gradient(ss.ModelWrapper):
-    """Takes a gradient through the model inside at each evaluation."""
+    """Takes a gradient through the inner model at each evaluation."""
 
     def predict(self, x, t):
         with torch.enable_grad():
@@ -63,7 +63,7 @@ def test_a_vectorised_pass_is_as_many_products():
     ids=str,
 )
 def test_a_trace_costs_its_products(trace, each):
-    """d = 12 products of an exact trace, one of each probe; an evaluation is one, in either mode."""
+    """An exact trace costs d = 12 products, a probe one; an evaluation is counted once in either mode."""
     x = normal(2, 3, 2, 2)
     for wrapper, factor in ((ss.ModelWrapper, 1), (Twice, 2)):
         wrapped = wrapper(model((3, 2, 2)))
@@ -72,9 +72,9 @@ def test_a_trace_costs_its_products(trace, each):
         assert result.backward.tolist() == [5 * factor * each] * 2
 
 
-def test_adaptive_solvers_count_each_sample_for_itself():
+def test_adaptive_solvers_count_each_sample_separately():
     x = torch.cat([normal(2, 3), 30 * normal(1, 3)])
-    solver = ss.solvers.AdaptiveAdams(rtol=1e-5)
+    solver = ss.solvers.AdaptiveAdams(rtol=1e-3)
     together = ss.log_prob(model(), x, solver=solver, seeds=[1, 2, 3])
     twice = ss.log_prob(Twice(model()), x, solver=solver, seeds=[1, 2, 3])
     assert torch.equal(twice.nfe, 2 * together.nfe)

@@ -1,9 +1,8 @@
-"""Dequantisations: what they draw is inside the level and has the density they say; where their points are states."""
+"""Dequantisations draw within the level and return their own density; times at which their points are states."""
 
 import math
 import re
 
-import numpy as np
 import pytest
 import torch
 from scipy.stats import kstest, truncnorm
@@ -16,16 +15,16 @@ from tests.conftest import close, f64, normal, seeded, within
 SHAPES = [(1,), (5,), (2, 3), (3, 4), (1, 4, 4), (3, 2, 2), (1, 2, 2, 2)]
 
 
-def levels(*shape, count=17, seed=0):
-    return torch.randint(0, count, shape, generator=seeded(seed))
+def levels(*shape):
+    return torch.randint(0, 17, shape, generator=seeded())
 
 
-def stream(seed=1):
-    return RandomStream(seeded(seed))
+def stream():
+    return RandomStream(seeded(1))
 
 
-class Given:
-    """A stream whose only draw is the uniform numbers given."""
+class FixedStream:
+    """A stream whose only draw is a given tensor of uniform numbers."""
 
     def __init__(self, uniform):
         self.draw = uniform
@@ -35,13 +34,13 @@ class Given:
         return self.draw
 
 
-def variational(shape, amount=0.1, seed=0, **options):
-    """A flow with random weights of that size in place of its first zeros."""
-    torch.manual_seed(seed)
-    q = Variational(shape, **{"levels": 17, "layers": 4, "width": 8, **options})
+def variational(shape, amount=0.1, **options):
+    """A flow with random weights of size `amount` instead of its initial zeros."""
+    torch.manual_seed(0)
+    q, generator = Variational(shape, **{"levels": 17, "layers": 4, "width": 8, **options}), seeded(1)
     with torch.no_grad():
         for parameter in q.parameters():
-            parameter.add_(amount * torch.randn(parameter.shape, generator=seeded(seed + 1)))
+            parameter.add_(amount * torch.randn(parameter.shape, generator=generator))
     return q
 
 
@@ -50,7 +49,7 @@ def all_of(shape):
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_values_are_in_their_level_and_depend_on_their_seed_alone(shape):
+def test_values_are_within_their_level_and_depend_only_on_their_seed(shape):
     images = levels(6, *shape)
     for q in all_of(shape):
         values, log_q = q.sample(images, RandomStream(seeds=range(6)))
@@ -64,53 +63,38 @@ def test_values_are_in_their_level_and_depend_on_their_seed_alone(shape):
 @pytest.mark.parametrize("dtype", [torch.int64, torch.float32, torch.float64])
 @pytest.mark.parametrize("place", ["first", "tiny", "last"])
 @pytest.mark.parametrize("level", [0, 16, 255])
-def test_the_ends_of_the_draws_stay_inside_the_level(place, level, dtype):
+def test_the_ends_of_the_draws_stay_within_the_level(place, level, dtype):
     images = torch.full((1, 3), level, dtype=dtype)
-    kept = torch.float32 if dtype == torch.float32 else torch.float64
-    uniform = {"first": 0.0, "tiny": 2**-60, "last": 1 - torch.finfo(kept).eps / 2}[place]
+    result_dtype = torch.float32 if dtype == torch.float32 else torch.float64
+    uniform = {"first": 0.0, "tiny": 2**-60, "last": 1 - torch.finfo(result_dtype).eps / 2}[place]
     flow = variational((3,), amount=3.0)
     for q in (TruncatedNormal(3.0), TruncatedNormal(40.0), TruncatedNormal(1e-3), Variational((3,), 256), flow):
-        values, log_q = q.sample(images, Given(torch.full((1, 3), uniform, dtype=kept)))
-        assert values.dtype == log_q.dtype == kept
-        assert torch.equal(values.floor(), images.to(kept))
+        values, log_q = q.sample(images, FixedStream(torch.full((1, 3), uniform, dtype=result_dtype)))
+        assert values.dtype == log_q.dtype == result_dtype
+        assert torch.equal(values.floor(), images.to(result_dtype))
         assert bool(torch.isfinite(log_q).all())
 
 
-def test_uniform_fills_each_level_and_has_no_entropy_term():
-    images = levels(2000, 1, 2, 2)
-    values, log_q = Uniform().sample(images, stream())
-    assert torch.equal(values.floor(), images.double())
-    offset = values - images
-    assert abs(float(offset.mean()) - 0.5) < 0.01
-    assert abs(float(offset.var()) - 1 / 12) < 0.002
-    assert torch.equal(log_q, torch.zeros(2000, dtype=torch.float64))
-
-
 @pytest.mark.parametrize("shape", SHAPES)
-def test_log_q_is_the_density_of_what_is_drawn(shape):
+def test_log_q_is_the_density_of_the_draw(shape):
     """Values are a function of uniform numbers, of density 1: log q = -log|det d values / d numbers|."""
     images, numbers = levels(1, *shape), torch.rand(1, *shape, generator=seeded(3), dtype=torch.float64)
     size = numbers.numel()
     for q in all_of(shape):
         double = q.double() if isinstance(q, Variational) else q
-        jacobian = torch.autograd.functional.jacobian(lambda u, q=double: q.sample(images, Given(u))[0], numbers)
-        _, log_q = double.sample(images, Given(numbers))
+        jacobian = torch.autograd.functional.jacobian(lambda u, q=double: q.sample(images, FixedStream(u))[0], numbers)
+        _, log_q = double.sample(images, FixedStream(numbers))
         close(log_q.detach(), -torch.linalg.slogdet(jacobian.reshape(size, size)).logabsdet[None], rtol=0, atol=1e-8)
 
 
 def test_log_q_is_the_density_of_each_bin():
-    """E[1/q; u in bin] is the width of the bin, for a q that is far from uniform."""
+    """E[1/q; u in bin] is the width of the bin."""
     images = levels(40_000, 1)
-    for q in (TruncatedNormal(1.5), variational((1,), 0.5)):
+    for q in (Uniform(), TruncatedNormal(1.5), variational((1,), 0.5)):
         values, log_q = (part.detach() for part in q.sample(images, stream()))
         bins = (8 * (values - images)).long()
         for index in range(8):
             within(torch.where(bins == index, torch.exp(-log_q)[:, None], 0.0), 1 / 8)
-
-
-def test_values_of_known_levels_only():
-    with pytest.raises(ValueError, match=r"levels \(B, 1, 4, 4\) expected; got \(2, 4, 4\)"):
-        Variational((1, 4, 4), 17).sample(levels(2, 4, 4), stream())
 
 
 # --- truncated normal
@@ -126,46 +110,36 @@ def test_truncated_normal_against_scipy(tau):
     close(log_q, torch.from_numpy(reference.logpdf(offset).sum(axis=1)), rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("tau", [0.5, 3.0])
-def test_truncated_normal_has_probability_one(tau):
-    """The density at the quantiles, by quadrature over the level."""
-    grid = (torch.arange(20_000, dtype=torch.float64) + 0.5) / 20_000
-    values, log_q = TruncatedNormal(tau).sample(torch.zeros(20_000, 1).double(), Given(grid[:, None]))
-    assert float(torch.trapezoid(log_q.exp(), values[:, 0])) == pytest.approx(1, abs=1e-3)
-
-
-def test_a_network_is_trained_on_what_is_measured():
-    images = levels(5, 2, 2)
-    uniform, flow = Uniform(), variational((2, 2))
-    for q in (uniform, flow):
+def test_a_network_is_trained_on_the_values_it_is_evaluated_on():
+    images, flow = levels(5, 2, 2), variational((2, 2))
+    for q in (Uniform(), flow):
         close(q.training_values(images, stream()), q.sample(images, stream())[0].detach())
     assert not flow.training_values(images, stream()).requires_grad
-    spent = stream()
-    assert torch.equal(TruncatedNormal().training_values(images, spent), images + f64(0.5))
-    assert torch.equal(spent.uniform(images.double()), stream().uniform(images.double()))  # nothing was drawn
+    used = stream()
+    assert torch.equal(TruncatedNormal().training_values(images, used), images + f64(0.5))
+    assert torch.equal(used.uniform(images.double()), stream().uniform(images.double()))  # nothing was drawn
 
 
 PATHS = [ss.VP(), ss.SubVP(), ss.VE(), ss.Cosine(), ss.Karras(), ss.Rectified(), ss.DDPM()]
-AFFINE = [ss.data.Levels(17), ss.data.Levels(5, 0.0, 1.0), ss.data.Affine(-0.1, 3.0)]
-AFFINE += [ss.data.Compose([ss.data.Affine(0.5), ss.data.Levels(8, -2, 2)])]
-WIDTHS = [2 / 17, 1 / 5, 0.1, 0.25]
+AFFINE = [
+    (ss.data.Levels(17), 2 / 17),
+    (ss.data.Affine(-0.1, 3.0), 0.1),
+    (ss.data.Compose([ss.data.Affine(0.5), ss.data.Levels(8, -2, 2)]), 0.25),
+]
 
 
 @pytest.mark.parametrize("sde", PATHS, ids=lambda sde: type(sde).__name__)
-@pytest.mark.parametrize(
-    ("transform", "width"), list(zip(AFFINE, WIDTHS, strict=True)), ids=["17", "unit", "affine", "both"]
-)
+@pytest.mark.parametrize(("transform", "width"), AFFINE, ids=["levels", "affine", "both"])
 def test_the_start_is_where_the_noise_is_that_of_the_dequantisation(sde, transform, width):
     for tau in (1.0, 3.0):
         t = TruncatedNormal(tau).start(sde, transform)
         assert sde.t_min < t < sde.t_max
-        ratio = sde.sigma(f64(t)) / sde.alpha(f64(t))
-        assert float(ratio) == pytest.approx(width / (2 * tau), rel=1e-6)
+        assert float(sde.sigma(f64(t)) / sde.alpha(f64(t))) == pytest.approx(width / (2 * tau), rel=1e-6)
 
 
 @pytest.mark.parametrize("sde", [ss.VP(), ss.SubVP(), ss.VE()], ids=lambda sde: type(sde).__name__)
-def test_a_state_of_the_centres_inside_the_level_is_a_dequantised_point(sde):
-    """alpha T(x + u) is distributed as x(t) of a centre, given that it stays inside its level."""
+def test_a_state_of_the_centres_within_the_level_is_a_dequantised_point(sde):
+    """alpha T(x + u) is distributed as x(t) of a centre, given that it stays within its level."""
     transform, q, images = ss.data.Levels(9), TruncatedNormal(1.2), torch.full((20_000, 1), 4)
     t = f64(q.start(sde, transform))
     diffused = sde.perturb(transform(q.training_values(images, stream())), t, normal(20_000, 1))
@@ -175,7 +149,7 @@ def test_a_state_of_the_centres_inside_the_level_is_a_dequantised_point(sde):
     assert kstest(inside.numpy(), q.sample(images, stream())[0].flatten().numpy()).pvalue > 1e-3
 
 
-def test_a_start_at_t_min_is_one():
+def test_a_start_may_be_t_min():
     t = TruncatedNormal().start(ss.SubVP(), ss.data.Levels(17))
     assert TruncatedNormal().start(ss.SubVP(t_min=t), ss.data.Levels(17)) == pytest.approx(t, rel=1e-12)
     assert Uniform().start(ss.VP(), ss.data.Levels(17)) is None
@@ -190,7 +164,7 @@ def test_a_start_at_t_min_is_one():
         (ss.VE(sigma_max=0.02), ss.data.Levels(2), r"to 0.02 at t_max=1: raise its t_max, or take tau >= (\S+)"),
     ],
 )
-def test_no_start_on_a_path_that_is_too_short_and_the_fix_is_one(sde, transform, message):
+def test_a_path_that_is_too_short_is_refused_and_the_suggested_tau_works(sde, transform, message):
     with pytest.raises(ValueError, match=message) as refused:
         TruncatedNormal().start(sde, transform)
     tau = float(re.search(message, str(refused.value))[1])
@@ -198,15 +172,9 @@ def test_no_start_on_a_path_that_is_too_short_and_the_fix_is_one(sde, transform,
 
 
 @pytest.mark.parametrize("transform", [ss.data.Logit(), ss.data.Logit(0, 256)])
-def test_no_start_where_levels_differ_in_width(transform):
-    with pytest.raises(ValueError, match=r"affine transform \(Levels, Affine\) expected.*Logit.*use Uniform or Var"):
+def test_levels_of_different_widths_are_refused(transform):
+    with pytest.raises(ValueError, match=r"affine transform \(Levels, Affine\).*Logit.*use Uniform or Variational"):
         TruncatedNormal().start(ss.VP(), transform)
-
-
-@pytest.mark.parametrize("tau", [0, -1.0, math.inf, math.nan])
-def test_tau_is_a_positive_number(tau):
-    with pytest.raises(ValueError, match="a positive, finite tau expected; got tau="):
-        TruncatedNormal(tau)
 
 
 # --- variational
@@ -226,7 +194,7 @@ def test_every_value_depends_on_the_others_and_on_the_levels(shape):
     """Each half reads the other one: within two layers, and across channels."""
     q, images = variational(shape).double(), levels(1, *shape).double().requires_grad_()
     numbers = torch.rand(1, *shape, generator=seeded(2), dtype=torch.float64).requires_grad_()
-    offset = (q.sample(images, Given(numbers))[0] - images).flatten()
+    offset = (q.sample(images, FixedStream(numbers))[0] - images).flatten()
     for index in range(len(offset)):
         of_levels, of_numbers = torch.autograd.grad(offset[index], (images, numbers), retain_graph=True)
         assert int((of_numbers != 0).sum()) >= min(len(offset), 6)
@@ -243,34 +211,42 @@ def test_draws_are_reparameterised():
         return (values.square().sum(dim=1) + log_q).mean()
 
     (gradient,) = torch.autograd.grad(mean(), weight)
-    with torch.no_grad():
-        weight[2, 3] += 1e-5
-        above = float(mean())
-        weight[2, 3] -= 2e-5
-        below = float(mean())
-    assert float(gradient[2, 3]) == pytest.approx((above - below) / 2e-5, rel=1e-5)
+    ends = []
+    for step in (1e-5, -2e-5):
+        with torch.no_grad():
+            weight[2, 3] += step
+        ends.append(float(mean().detach()))
+    assert float(gradient[2, 3]) == pytest.approx((ends[0] - ends[1]) / 2e-5, rel=1e-5)
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("call", "message"),
     [
-        (((), 17), r"shape of one state.*got \(\)"),
-        (((1, 0, 2), 17), r"got \(1, 0, 2\)"),
-        ((3, 1), "levels >= 2.*got 1, 4, 32"),
-        ((3, 17, 0), "layers >= 1"),
-        ((3, 17, 2, 0), "width >= 1"),
+        (lambda: Variational((), 17), r"shape must be that of one state.*got \(\)"),
+        (lambda: Variational((1, 0, 2), 17), r"got \(1, 0, 2\)"),
+        (lambda: Variational(3, 1), "levels >= 2.*got 1, 4, 32"),
+        (lambda: Variational(3, 17, 0), "layers >= 1"),
+        (lambda: Variational(3, 17, 2, 0), "width >= 1"),
+        (
+            lambda: Variational((1, 4, 4), 17).sample(levels(2, 4, 4), stream()),
+            r"expected levels \(B, 1, 4, 4\); got \(2, 4, 4\)",
+        ),
+        *(
+            (lambda tau=tau: TruncatedNormal(tau), "positive and finite; got tau")
+            for tau in (0, -1.0, math.inf, math.nan)
+        ),
     ],
 )
-def test_bad_arguments(arguments, message):
+def test_bad_arguments(call, message):
     with pytest.raises(ValueError, match=message):
-        Variational(*arguments)
+        call()
 
 
-# --- from data to states, with what it costs
+# --- from data to states
 
 
 class Flat:
-    """States of one dimension beside the batch, twice the data."""
+    """States (B, D), twice the data."""
 
     def __call__(self, x):
         return 2 * x.flatten(1)
@@ -294,7 +270,7 @@ MAPS = {
 
 
 def log_det_by_autograd(transform, values):
-    """log|det dT| of each sample (B,), from its Jacobian."""
+    """log|det dT| per sample (B,), from the Jacobian."""
     size = values[0].numel()
     jacobians = [torch.autograd.functional.jacobian(transform, x[None]).reshape(size, size) for x in values]
     return torch.stack([torch.linalg.slogdet(jacobian).logabsdet for jacobian in jacobians])
@@ -302,17 +278,17 @@ def log_det_by_autograd(transform, values):
 
 NAMES = ["uniform", "normal", "wide normal", "new flow", "flow"]
 DRAWN = [
-    pytest.param(q, name, id=f"{called}-{name}")
-    for called, q in zip(NAMES, all_of((1, 2, 2)), strict=True)
+    pytest.param(q, name, id=f"{label}-{name}")
+    for label, q in zip(NAMES, all_of((1, 2, 2)), strict=True)
     for name in MAPS
-    if name != "logit" or not isinstance(q, TruncatedNormal)  # whose levels are of one width
+    if name != "logit" or not isinstance(q, TruncatedNormal)  # needs levels of one width
 ]
 
 
 @pytest.mark.parametrize(("q", "name"), DRAWN)
 @pytest.mark.parametrize("sde", [ss.VP(), ss.SubVP(), ss.Rectified()], ids=lambda sde: type(sde).__name__)
 def test_a_draw_is_a_state_with_its_change_of_variables(sde, q, name):
-    """state = alpha T(x + u), nats = log|det dT| - log q(u | x) + d log alpha, alpha = 1 where states are x(t_min)."""
+    """state = alpha T(x + u), nats = log|det dT| - log q(u | x) + d log alpha; alpha = 1 if states are x(t_min)."""
     images, transform = levels(6, 1, 2, 2), MAPS[name]
     data_map = DataMap(transform, q)
     state, nats = (part.detach() for part in data_map.draw(images, RandomStream(seeds=range(6)), sde))
@@ -325,60 +301,31 @@ def test_a_draw_is_a_state_with_its_change_of_variables(sde, q, name):
     assert state.dtype == nats.dtype == torch.float64
 
 
-@pytest.mark.parametrize("name", ["levels", "affine", "flat"])
-@pytest.mark.parametrize("sde", [ss.VP(), ss.SubVP(), ss.VE(), ss.Rectified()], ids=lambda sde: type(sde).__name__)
-@pytest.mark.parametrize("tau", [1.0, 3.0])
-def test_nats_are_those_of_the_law_of_the_state(tau, sde, name):
-    """Of levels under TruncatedNormal: N(alpha T(x + 1/2), sigma(t)^2), up to tau standard deviations; by scipy."""
-    images, transform = levels(50, 1, 2, 2), MAPS[name]
-    data_map = DataMap(transform, TruncatedNormal(tau))
-    state, nats = data_map.draw(images, RandomStream(seeds=range(50)), sde)
-    t = f64(data_map.start(sde))
-    centre = (sde.alpha(t) * transform(images + f64(0.5))).numpy()
-    law = truncnorm(-tau, tau, loc=centre, scale=float(sde.sigma(t)))
-    close(-nats, torch.from_numpy(law.logpdf(state.numpy()).reshape(50, -1).sum(axis=1)), rtol=1e-6, atol=1e-6)
-    assert bool((np.abs(state.numpy() - centre) <= tau * float(sde.sigma(t)) * (1 + 1e-9)).all())
-
-
-def test_nats_of_uniform_levels_are_the_volume_of_their_cell():
-    images = levels(5, 3)
-    state, nats = DataMap(ss.data.Levels(17, 0.0, 2.0)).draw(images.double(), RandomStream(seeds=range(5)), ss.VP())
-    close(nats, torch.full((5,), 3 * math.log(2 / 17), dtype=torch.float64))
-    drawn, of_levels = DataMap(ss.data.Levels(17, 0.0, 2.0), Uniform()).draw(
-        images, RandomStream(seeds=range(5)), ss.VP()
-    )
-    close(of_levels, nats)
-    offset = (drawn - state) * 17 / 2
-    assert 0 <= float(offset.min()) < float(offset.max()) < 1
-
-
 @pytest.mark.parametrize("name", list(MAPS))
-def test_continuous_data_is_mapped_and_nothing_is_drawn(name):
-    data, transform, noise = 1 + 15 * torch.rand(4, 1, 2, 2, generator=seeded()).double(), MAPS[name], stream()
+def test_continuous_data_is_mapped_without_a_draw(name):
+    data, transform, unused = 1 + 15 * torch.rand(4, 1, 2, 2, generator=seeded()).double(), MAPS[name], stream()
     data_map = DataMap(transform)
     assert data_map.start(ss.VP()) is None
-    state, nats = data_map.draw(data, noise, ss.VP())
+    state, nats = data_map.draw(data, unused, ss.VP())
     close(state, transform(data), rtol=0)
     close(nats, log_det_by_autograd(transform, data), rtol=1e-9)
-    close(data_map.training_states(data, noise), state, rtol=0)
-    assert torch.equal(noise.normal(data), stream().normal(data))
+    close(data_map.training_states(data, unused), state, rtol=0)
+    assert torch.equal(unused.normal(data), stream().normal(data))
     close(data_map.inverse(state), data, rtol=1e-9)
     assert str(data_map) == str(transform)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("name", ["levels", "affine", "flat"])
+@pytest.mark.parametrize("name", ["levels", "flat"])
 @pytest.mark.parametrize("q", all_of((1, 2, 2)), ids=NAMES)
 def test_a_network_is_trained_on_clean_states_in_the_dtype_of_the_data(q, name, dtype):
-    """T of the values that the dequantisation trains on: for TruncatedNormal the centres, not the points it draws."""
+    """T(training values): for TruncatedNormal of the centres, not of the points it draws."""
     images, transform = levels(4, 1, 2, 2).to(dtype), MAPS[name]
     data_map, values = DataMap(transform, q), q.training_values(images, RandomStream(seeds=range(4)))
     trained = data_map.training_states(images, RandomStream(seeds=range(4)))
     assert trained.dtype == values.dtype == dtype
-    close(trained, transform(values), rtol=0)
-    if isinstance(q, TruncatedNormal):
-        assert torch.equal(values, images + 0.5)
     assert not trained.requires_grad
+    close(trained, transform(values), rtol=0)
     tolerance = 1e-5 if dtype == torch.float32 else 1e-12
     close(data_map.inverse(trained), values, rtol=tolerance, atol=tolerance)
     state, nats = data_map.draw(images, RandomStream(seeds=range(4)), ss.VP())
@@ -387,13 +334,13 @@ def test_a_network_is_trained_on_clean_states_in_the_dtype_of_the_data(q, name, 
 
 @pytest.fixture
 def every_warning(recwarn):
-    """PyTorch says some things once in a process."""
+    """Make PyTorch repeat warnings that it gives once in a process."""
     torch.set_warn_always(True)
     yield recwarn
     torch.set_warn_always(False)
 
 
-def test_a_path_that_learns_has_no_gradient_from_its_data(every_warning):
+def test_a_learned_path_gets_no_gradient_from_its_data(every_warning):
     images, sde = levels(3, 4), ss.LearnedVP()
     data_map = DataMap(ss.data.Levels(17), TruncatedNormal())
     every_warning.clear()
@@ -401,15 +348,6 @@ def test_a_path_that_learns_has_no_gradient_from_its_data(every_warning):
     assert not state.requires_grad
     assert not nats.requires_grad
     assert not [warning for warning in every_warning if "requires_grad" in str(warning.message)]
-
-
-def test_a_flow_has_the_gradient_of_its_nats():
-    images, q = levels(3, 4), variational((4,)).double()
-    weight = q.couplings["coupling1"].network[-1].weight
-    state, nats = DataMap(ss.data.Affine(0.5), q).draw(images, RandomStream(seeds=range(3)), ss.VP())
-    values, log_q = q.sample(images, RandomStream(seeds=range(3)))
-    found = torch.autograd.grad((state.square().sum() + nats.sum()), weight)[0]
-    close(found, torch.autograd.grad((0.5 * values).square().sum() - log_q.sum(), weight)[0], atol=1e-12)
 
 
 def test_names_in_the_conventions():

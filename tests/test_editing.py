@@ -340,7 +340,7 @@ X = normal(2, 3)
         (lambda m: perturb_and_denoise(m, X, 1e-5, DDIM_10), "got t=1e-05"),
         (lambda m: perturb_and_denoise(m, X, math.nan, DDIM_10), "got t=nan"),
         (lambda m: perturb_and_denoise(m, X.byte(), 0.5, DDIM_10), "must be floating-point .* got torch.uint8"),
-        (lambda m: perturb_and_denoise(m, X, 0.5, DDIM_10, seeds=[1]), "one seed per sample"),
+        (lambda m: perturb_and_denoise(m, X, 0.5, DDIM_10, seeds=[1]), "expected one seed per sample"),
         (
             lambda m: perturb_and_denoise(m, X, 0.1, PredictorCorrector(DDIM(), grid=[1.0, 0.5])),
             "it goes from 1 to 0.5, but t=0.1",

@@ -1,4 +1,4 @@
-"""One name, one thing: no two public classes of the package share a name, and no two of its modules do."""
+"""No two public classes of the package, and no two modules, have the same name."""
 
 import ast
 from collections import defaultdict
@@ -12,14 +12,14 @@ MODULES = [path for path in PACKAGE.rglob("*.py") if path.stem not in ("__init__
 
 
 def repeated(names):
-    """The names that stand for more than one place."""
+    """Names with more than one place."""
     places = defaultdict(set)
     for name, place in names:
         places[name].add(place)
-    return {name: sorted(map(str, found)) for name, found in places.items() if len(found) > 1}
+    return {name: sorted(map(str, where)) for name, where in places.items() if len(where) > 1}
 
 
-def test_public_classes_have_names_of_their_own():
+def test_public_classes_have_unique_names():
     classes = (
         (node.name, path.relative_to(PACKAGE))
         for path in MODULES
@@ -29,12 +29,12 @@ def test_public_classes_have_names_of_their_own():
     assert not repeated(classes)
 
 
-def test_modules_have_names_of_their_own():
-    """Within the library; a verb of the command line may be named as the package that it calls."""
+def test_modules_have_unique_names():
+    """Within the library; a command may have the name of the package that it calls."""
     library = [path for path in MODULES if path.parent.name != "cli"]
     assert not repeated((path.stem, path.relative_to(PACKAGE)) for path in library)
 
 
-def test_targets_of_older_versions_are_those_of_classes_that_exist():
+def test_renamed_targets_are_classes_that_exist():
     for new in build.RENAMED.values():
         assert isinstance(build.pkgutil.resolve_name(new), type)

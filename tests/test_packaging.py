@@ -1,4 +1,4 @@
-"""The wheel: configurations travel in it, and the console script works where nothing else of the project is."""
+"""The wheel: it contains the configurations, its console script works elsewhere, and its types are visible."""
 
 import importlib.util
 import os
@@ -14,26 +14,16 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 
-pytestmark = pytest.mark.slow
-
 
 def run(*command, **options):
-    """The command's output; a failure shows what it said."""
+    """Return the command's output; on failure show its output and errors."""
     process = subprocess.run(list(map(str, command)), capture_output=True, text=True, **options)
     assert process.returncode == 0, process.stdout + process.stderr
     return process.stdout
 
 
-@pytest.fixture(scope="module")
-def wheel(tmp_path_factory):
-    directory = tmp_path_factory.mktemp("wheel")
-    here = ["--no-isolation"] if importlib.util.find_spec("hatchling") else []
-    run(sys.executable, "-m", "build", "--wheel", *here, "--outdir", directory, ROOT)
-    (path,) = directory.glob("*.whl")
-    return path
-
-
-def test_wheel_has_the_package_and_nothing_else(wheel):
+def check_contents(wheel):
+    """The package, its modules and configurations, and nothing else."""
     names = zipfile.ZipFile(wheel).namelist()
     assert {name.split("/")[0] for name in names if ".dist-info/" not in name} == {"scoresde"}
     assert "scoresde/py.typed" in names
@@ -45,33 +35,25 @@ def test_wheel_has_the_package_and_nothing_else(wheel):
     assert any(name.endswith("LICENSE") for name in names)
 
 
-def installed(wheel, place):
-    """The interpreter of a new environment with the wheel alone, and where its packages are."""
-    venv.create(place, with_pip=False)
-    python = place / "bin" / "python"
-    run(sys.executable, "-m", "pip", "--python", python, "install", "--no-deps", "--no-index", "--quiet", wheel)
-    (site,) = place.glob("lib/python*/site-packages")
-    return python, site
-
-
 def options(group):
-    """The options of a group of configurations, as the help lists them."""
+    """The options of a configuration group, as the help lists them."""
     return f"{group}: {', '.join(sorted(path.stem for path in ROOT.glob(f'conf/{group}/*.yaml')))}"
 
 
-def test_installed_wheel_works_elsewhere(wheel, tmp_path):
-    python, site = installed(wheel, tmp_path / "clean")
-    script = python.with_name("scoresde")
-    # Dependencies come from the environment of the tests. Its own .pth files, one of an editable install, do not count.
+def check_script(python, site, folder):
+    """The console script, run outside of the project. Dependencies come from the environment of the tests.
+
+    A .pth file inside that environment (of an editable install) is not read.
+    """
     (site / "dependencies.pth").write_text(sysconfig.get_paths()["purelib"])
     environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
     where = "import importlib.util; print(importlib.util.find_spec('scoresde').origin)"
-    there = {"cwd": tmp_path, "env": environment}
-    assert Path(run(python, "-c", where, **there).strip()) == site / "scoresde" / "__init__.py"
-    shown = " ".join(run(script, "train", "--help", **there).split())  # long lines are wrapped
+    outside = {"cwd": folder, "env": environment}
+    assert Path(run(python, "-c", where, **outside).strip()) == site / "scoresde" / "__init__.py"
+    shown = " ".join(run(python.with_name("scoresde"), "train", "--help", **outside).split())  # long lines are wrapped
     assert options("experiment") in shown
     assert options("sde") in shown
-    assert [path.name for path in tmp_path.iterdir()] == ["clean"]
+    assert [path.name for path in folder.iterdir()] == ["clean"]
 
 
 OUTSIDE = """
@@ -89,15 +71,30 @@ reveal_type(ss.load("runs/digits"))
 """
 
 
-def test_types_are_seen_from_outside(wheel, tmp_path):
-    """A type checker that knows nothing of the sources reads the annotations of the installed package."""
-    pytest.importorskip("mypy")
-    python, _ = installed(wheel, tmp_path / "clean")
-    (tmp_path / "outside.py").write_text(OUTSIDE)
-    settings = ["--python-executable", python, "--cache-dir", tmp_path / "cache", "--ignore-missing-imports"]
+def check_types(python, folder):
+    """mypy, without the sources, reads the annotations of the installed package."""
+    (folder / "outside.py").write_text(OUTSIDE)
+    settings = ["--python-executable", python, "--cache-dir", folder / "cache", "--ignore-missing-imports"]
     command = [sys.executable, "-m", "mypy", *settings, "outside.py"]
-    said = subprocess.run(list(map(str, command)), cwd=tmp_path, capture_output=True, text=True).stdout
-    found = {int(line): kind for line, kind in re.findall(r"^outside.py:(\d+): error: .*\[([\w-]+)\]$", said, re.M)}
+    output = subprocess.run(list(map(str, command)), cwd=folder, capture_output=True, text=True).stdout
+    errors = {int(line): kind for line, kind in re.findall(r"^outside.py:(\d+): error: .*\[([\w-]+)\]$", output, re.M)}
     marked = {i: line.partition("  # ")[2] for i, line in enumerate(OUTSIDE.splitlines(), start=1) if "  # " in line}
-    assert found == marked, said
-    assert re.findall(r'Revealed type is "(?:builtins\.)?([\w.]+)"', said) == ["int", "scoresde.build.Run"]
+    assert errors == marked, output
+    assert re.findall(r'Revealed type is "(?:builtins\.)?([\w.]+)"', output) == ["int", "scoresde.build.Run"]
+
+
+@pytest.mark.slow
+def test_the_wheel_is_complete_and_works_elsewhere(tmp_path):
+    """One test, so that the wheel is built and installed once."""
+    isolation = ["--no-isolation"] if importlib.util.find_spec("hatchling") else []
+    run(sys.executable, "-m", "build", "--wheel", *isolation, "--outdir", tmp_path / "dist", ROOT)
+    (wheel,) = (tmp_path / "dist").glob("*.whl")
+    check_contents(wheel)
+    folder = tmp_path / "elsewhere"
+    venv.create(folder / "clean", with_pip=False)
+    python = folder / "clean" / "bin" / "python"
+    run(sys.executable, "-m", "pip", "--python", python, "install", "--no-deps", "--no-index", "--quiet", wheel)
+    (site,) = (folder / "clean").glob("lib/python*/site-packages")
+    if importlib.util.find_spec("mypy"):
+        check_types(python, tmp_path)
+    check_script(python, site, folder)

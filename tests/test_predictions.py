@@ -1,4 +1,4 @@
-"""Prediction types: targets, preconditioning and labels against the formulas of their papers."""
+"""Prediction types: targets, preconditioning and labels against the formulas of the papers."""
 
 import math
 
@@ -65,53 +65,45 @@ def test_target_is_the_published_one_and_determines_data_and_noise(sde, name):
     close(solved, torch.stack((x0, eps), dim=1), rtol=1e-14 * condition, atol=1e-14 * condition)
 
 
-@pytest.mark.parametrize(
-    ("name", "determinant"),
-    [
-        ("noise", lambda sde, t: sde.alpha(t)),
-        ("data", lambda sde, t: -sde.sigma(t)),
-        ("denoiser", lambda sde, t: -sde.sigma(t)),
-        ("score", lambda sde, t: -sde.alpha(t) / sde.sigma(t)),
-        ("velocity", lambda sde, t: sde.alpha(t) * sde.diffusion(t) ** 2 / (2 * sde.sigma(t))),
-        ("v", lambda sde, t: sde.alpha(t) ** 2 + sde.sigma(t) ** 2),
-        ("karras", lambda sde, t: -((sde.sigma(t) ** 2 + (SIGMA_DATA * sde.alpha(t)) ** 2).sqrt()) / SIGMA_DATA),
-    ],
-)
+DETERMINANTS = {
+    "noise": lambda alpha, sigma, g: alpha,
+    "data": lambda alpha, sigma, g: -sigma,
+    "denoiser": lambda alpha, sigma, g: -sigma,
+    "score": lambda alpha, sigma, g: -alpha / sigma,
+    "velocity": lambda alpha, sigma, g: alpha * g**2 / (2 * sigma),
+    "v": lambda alpha, sigma, g: alpha**2 + sigma**2,
+    "karras": lambda alpha, sigma, g: -torch.hypot(sigma, SIGMA_DATA * alpha) / SIGMA_DATA,
+}
+
+
+@pytest.mark.parametrize("name", DETERMINANTS)
 @pytest.mark.parametrize("sde", PATHS)
-def test_determinants_are_those_of_the_module_table(sde, name, determinant):
+def test_determinants_are_those_of_the_module_table(sde, name):
     t = times(sde, n=31)
-    close(instance(name).determinant(sde, t), determinant(sde, t), rtol=1e-10)
+    expected = DETERMINANTS[name](sde.alpha(t), sde.sigma(t), sde.diffusion(t))
+    close(instance(name).determinant(sde, t), expected, rtol=1e-10)
 
 
-@pytest.mark.parametrize("sde", PATHS)
+def recording(inputs):
+    """A network that keeps its inputs and returns tanh of the first one."""
+
+    def network(x, label, cond):
+        inputs.append((x, label))
+        return torch.tanh(x)
+
+    return network
+
+
+@pytest.mark.parametrize("sde", FINITE)
 def test_karras_is_the_preconditioning_of_edm(sde):
-    """D(y; s) = c_skip y + c_out F(c_in y, c_noise) with y = x / alpha, whatever the scale of the path."""
-    t = times(sde, n=9, margin=1e-3)
-    x, output = normal(9, 3), normal(9, 3, seed=1)
-    seen = []
-
-    def network(scaled, label, cond):
-        seen.append((scaled, label))
-        return output
-
-    denoised = (
-        ss.ScoreModel(network, sde, predictions.KarrasPreconditioning(SIGMA_DATA)).denoise(x, t)
-        if _usable(sde)
-        else None
-    )
+    """D(y; s) = c_skip y + c_out F(c_in y, c_noise) with y = x / alpha, for any scale of the path."""
+    t, x, inputs = times(sde, n=9, margin=1e-3), normal(9, 3), []
+    denoised = ss.ScoreModel(recording(inputs), sde, instance("karras")).denoise(x, t)
     c_skip, c_out, c_in, c_noise = (c[:, None] for c in edm(sde, t))
-    y = x / sde.alpha(t)[:, None]
-    prediction = predictions.KarrasPreconditioning(SIGMA_DATA)
-    close(prediction.c_in(sde, t)[:, None] * x, c_in * y, rtol=1e-10)
-    close(prediction.c_noise(sde, t)[:, None], c_noise, rtol=1e-10, atol=1e-12)
-    if denoised is not None:
-        close(denoised, c_skip * y + c_out * output, rtol=1e-10, atol=1e-10)
-        close(seen[0][0], c_in * y, rtol=1e-10)
-        close(seen[0][1], c_noise[:, 0], rtol=1e-10, atol=1e-12)
-
-
-def _usable(sde):
-    return float(sde.alpha(f64(sde.t_max))) > 0
+    y, ((scaled, label),) = x / sde.alpha(t)[:, None], inputs
+    close(scaled, c_in * y, rtol=1e-10)
+    close(label[:, None], c_noise, rtol=1e-10, atol=1e-12)
+    close(denoised, c_skip * y + c_out * torch.tanh(scaled), rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize("sde", some("vp", "ve", "karras", "rectified"))
@@ -125,31 +117,21 @@ def test_karras_input_and_target_have_unit_variance(sde):
 
 @pytest.mark.parametrize("sde", FINITE)
 def test_a_denoiser_reads_the_state_over_alpha_and_the_noise_in_it(sde):
-    """D(x/alpha, sigma/alpha), and its output is the denoised view as it is."""
-    t, x, seen = times(sde, n=9), normal(9, 3), []
-
-    def network(y, s, cond):
-        seen.append((y, s))
-        return torch.tanh(y)
-
-    denoised = ss.ScoreModel(network, sde, predictions.Denoiser()).denoise(x, t)
-    ((y, s),) = seen
+    """D(x/alpha, sigma/alpha), and its output is the denoised view."""
+    t, x, inputs = times(sde, n=9), normal(9, 3), []
+    denoised = ss.ScoreModel(recording(inputs), sde, predictions.Denoiser()).denoise(x, t)
+    ((y, s),) = inputs
     close(sde.alpha(t)[:, None] * y, x)
     close(s, torch.exp(-0.5 * sde.log_snr(t)))
     close(denoised, torch.tanh(y))
 
 
-@pytest.mark.parametrize("name", [n for n in TYPES if n not in ("karras", "denoiser", "sigma_score")])
-def test_other_types_pass_state_and_time_on_as_they_are(name):
-    sde, t = ss.VP(), f64(0.1, 0.7)
-    close(instance(name).c_in(sde, t), f64(1.0, 1.0), rtol=0)
-    close(instance(name).c_noise(sde, t), t, rtol=0)
-
-
-def test_sigma_score_is_the_score_with_sigma_for_its_label():
+@pytest.mark.parametrize("name", [n for n in TYPES if n not in ("karras", "denoiser")])
+def test_other_types_leave_state_and_time_unchanged(name):
+    """`SigmaScore` has the label sigma."""
     sde, t = ss.VE(), f64(0.1, 0.7)
-    close(instance("sigma_score").c_noise(sde, t), sde.sigma(t), rtol=0)
-    close(instance("sigma_score").c_in(sde, t), f64(1.0, 1.0), rtol=0)
+    close(instance(name).c_in(sde, t), f64(1.0, 1.0), rtol=0)
+    close(instance(name).c_noise(sde, t), sde.sigma(t) if name == "sigma_score" else t, rtol=0)
 
 
 # --- labels of networks trained on discrete steps
@@ -212,7 +194,7 @@ def test_discrete_changes_the_label_alone(inner):
 # --- names and errors
 
 
-def test_names_resolve_and_instances_are_kept():
+def test_names_resolve_and_instances_are_returned():
     karras = predictions.KarrasPreconditioning(0.3)
     assert predictions.resolve(karras) is karras
     assert isinstance(predictions.resolve("noise"), predictions.Noise)
@@ -222,17 +204,13 @@ def test_names_resolve_and_instances_are_kept():
 @pytest.mark.parametrize(
     ("build", "error", "message"),
     [
-        (
-            lambda: predictions.resolve("epsilon"),
-            ValueError,
-            r"noise, data, velocity, v, score, sigma_score, karras.*'epsilon'",
-        ),
-        (lambda: predictions.resolve(3), TypeError, "Prediction instance expected; got int"),
-        (lambda: predictions.KarrasPreconditioning(0.0), ValueError, "sigma_data > 0 expected; got 0"),
+        (lambda: predictions.resolve("epsilon"), ValueError, r"'epsilon'; .* noise, data, velocity, v, score, sigma_s"),
+        (lambda: predictions.resolve(3), TypeError, "Prediction instance; got int"),
+        (lambda: predictions.KarrasPreconditioning(0.0), ValueError, "sigma_data must be positive; got 0"),
         (lambda: predictions.KarrasPreconditioning(math.nan), ValueError, "got nan"),
-        (lambda: predictions.Discrete("noise", [1.0]), ValueError, "two labels or more expected; got 1"),
-        (lambda: predictions.Discrete("noise", TABLE, "ceil"), ValueError, "'floor' expected; got 'ceil'"),
-        (lambda: predictions.Discrete("noise", TABLE, start=1.0, end=1.0), ValueError, "start < end"),
+        (lambda: predictions.Discrete("noise", [1.0]), ValueError, "at least two entries; got 1"),
+        (lambda: predictions.Discrete("noise", TABLE, "ceil"), ValueError, "'floor'; got 'ceil'"),
+        (lambda: predictions.Discrete("noise", TABLE, start=1.0, end=1.0), ValueError, "start must be less than end"),
         (lambda: predictions.Discrete("epsilon", TABLE), ValueError, "'epsilon'"),
     ],
 )
@@ -241,6 +219,6 @@ def test_bad_arguments_are_refused(build, error, message):
         build()
 
 
-def test_a_type_without_a_target_says_so():
+def test_a_type_without_a_target_is_refused():
     with pytest.raises(NotImplementedError, match="must define target"):
         predictions.Prediction().target(ss.VP(), f64(0.5))

@@ -18,8 +18,8 @@ def test_broadcast_scales_samples_not_columns(shape):
 
 
 @pytest.mark.parametrize("values", [torch.ones(3), torch.ones(2, 1)])
-def test_broadcast_refuses_what_is_not_one_value_per_sample(values):
-    with pytest.raises(ValueError, match="one value per sample"):
+def test_broadcast_refuses_other_shapes(values):
+    with pytest.raises(ValueError, match="expected one value per sample"):
         broadcast(values, torch.ones(2, 3))
 
 
@@ -27,6 +27,3 @@ def test_sums_are_in_float64():
     x = torch.full((1, 1000), 0.1)
     assert sum_dims(x).dtype == torch.float64
     assert float(sum_dims(x)) == pytest.approx(1000 * float(torch.tensor(0.1)), rel=1e-12)
-
-
-# --- streams of samples: what a draw is

@@ -96,6 +96,6 @@ class SlicedScoreMatching(ImplicitScoreMatching):
         if self.variance_reduction:
             return super()._estimate(field, x, stream)
         directions = self.directions.draw(stream, x)
-        value, traces = quadratic_forms(field, x, directions, differentiable=True)
+        value, traces, _ = quadratic_forms(field, x, directions, differentiable=True)
         projected = torch.stack([sum_dims(value * v) for v in directions], dim=1)
         return projected.square().mean(dim=1), traces.mean(dim=1)

@@ -211,7 +211,7 @@ def test_nothing_is_divided_by_sigma():
     ("arguments", "words"),
     [
         ({"projections": 0}, "one projection or more expected; got projections=0"),
-        ({"distribution": "sphere"}, "'rademacher' or 'gaussian' expected; got 'sphere'"),
+        ({"distribution": "sphere"}, "'rademacher' or 'gaussian'; got 'sphere'"),
         ({"weighting": "snr"}, "min_snr expected; got 'snr'"),
     ],
 )

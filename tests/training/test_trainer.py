@@ -675,7 +675,7 @@ def test_a_checkpoint_of_something_else_is_refused(tmp_path, changed, message):
         ({"accumulate": 0}, "accumulate >= 1"),
         ({"power": (0.1,)}, "together with snapshot_every > 0 expected"),
         ({"power": (0.1,), "snapshot_every": 2, "parallel": "fsdp"}, "parallel=ddp"),
-        ({"device": "tpu9"}, "a device of this machine expected"),
+        ({"device": "tpu9"}, "is not available on this machine"),
     ],
 )
 def test_settings_out_of_range_are_refused(options, message):
