@@ -11,7 +11,7 @@ import scoresde as ss
 from scoresde.samplers import DDIM, AngularAdams, DPMSolverPP, PredictorCorrector, SASolver, UniPC
 from scoresde.samplers.multistep import exponential_weights, lagrange
 from tests.conftest import f64
-from tests.samplers.methods import EVERY_PATH, nodes, planned, polynomial
+from tests.samplers.methods import EVERY_PATH, nodes, pairs, planned, polynomial
 
 
 @pytest.mark.parametrize("rate", [1.0, 1.25, 2.0])
@@ -73,6 +73,12 @@ def test_orders_grow_at_the_start_and_fall_towards_the_end(step, orders, correct
     plan = planned(step, ss.VP())
     assert [len(stage.b) for stage, _ in plan] == orders
     assert [len(correct) for _, correct in plan] == corrections
+
+
+@pytest.mark.parametrize(("step", "corrects"), [(AngularAdams(), True), (UniPC(), False), (SASolver(), False)])
+def test_a_step_from_pure_noise_is_corrected_where_its_variable_is_finite(step, corrects):
+    plan = step.plan(ss.ZeroTerminalSNR(ss.VP()), pairs(1.0, 0.8, 0.6))
+    assert bool(plan[1].correct) == corrects
 
 
 def test_samples_of_a_point_are_that_point_with_the_noise_of_the_end():
