@@ -174,21 +174,20 @@ def whole_run(path, shape=(1, 8, 8)):
 
 def source_of(path, film=FILM, **changes):
     """The source of a report on the run in that directory."""
-    text = (path / "config.yaml").read_text()
-    config = build.read_config(path)
-    data = {}
-    for split in ("test", "validation"):
+    text, config = (path / "config.yaml").read_text(), build.read_config(path)
+
+    def data(split):
         try:
-            data[split] = build.instantiate(config.data[split]) if config.data.get(split) else f"no {split} data"
+            return build.instantiate(config.data[split]) if config.data.get(split) else f"no {split} data"
         except (ValueError, OSError) as error:
-            data[split] = f"not to be had ({error})"
+            return f"not available ({error})"
+
     try:
         run = build.load(path)
     except FileNotFoundError as error:
         run = str(error)
-    given = {"path": path, "config": yaml.safe_load(text), "config_text": text, "run": run, "named": [f"run={path}"]}
-    given |= {"data": data, "film": film}
-    return Source(**given | changes)
+    parts = {"path": path, "config": yaml.safe_load(text), "config_text": text, "run": run, "data": data}
+    return Source(**parts | {"overrides": [f"run={path}"], "film": film} | changes)
 
 
 def page_of(path, **changes):
