@@ -143,7 +143,7 @@ def panel(files: RunFiles, x: Tensor, title: str, everything: Tensor) -> Markup:
     figure = Figure((PANEL / UNITS_PER_INCH, PANEL / UNITS_PER_INCH), frameon=False)
     axes = figure.add_axes((0.01, 0.01, 0.98, 0.98), xticks=[], yticks=[], facecolor="none")
     axes.spines[:].set_color(RULE)
-    low, high = everything.amin(dim=0), everything.amax(dim=0)
+    low, high = everything.numpy().min(axis=0), everything.numpy().max(axis=0)
     half, centre = 0.56 * (high - low).max() or 1.0, (low + high) / 2
     if files.kind == "series":
         draw_lines(axes, range(x.shape[1]), x.T)
