@@ -68,8 +68,8 @@ def save_samples(samples: Tensor, path: Path, low: float = 0.0, high: float = 1.
         grid = image_grid((samples - low) / (high - low))
         scale = max(1, PIXELS // samples.shape[2])
         grid = grid.repeat(scale, axis=0).repeat(scale, axis=1)
-        write = lambda file: matplotlib.image.imsave(file, grid, cmap="gray", vmin=0, vmax=1, format="png")  # noqa: E731
-        replace_atomically(path, write)
+        settings: dict[str, Any] = {"cmap": "gray", "vmin": 0, "vmax": 1, "format": "png"}
+        replace_atomically(path, lambda file: matplotlib.image.imsave(file, grid, **settings))
         return path
     figure = Figure(figsize=(5, 5), dpi=120, layout="constrained")
     axes = figure.add_subplot()

@@ -36,9 +36,8 @@ def report(config: DictConfig) -> Record:
         device=config.device,
     )
     page = write_report(source, None if config.out is None else Path(config.out))
-    paths = {"report": page}
-    say({**paths, "size": f"{page.stat().st_size / 1e6:.1f} MB"})
-    return {"run": path, "rows": [], "paths": paths}
+    say({"report": page, "size": f"{page.stat().st_size / 1e6:.1f} MB"})
+    return {"run": path, "rows": [], "paths": {"report": page}}
 
 
 def model_of(path: Path, config: DictConfig) -> build.Run | str:

@@ -8,7 +8,7 @@ import hashlib
 import io
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, cast
 
 import matplotlib
@@ -56,12 +56,12 @@ STYLE: Any = {
 
 @dataclass
 class Chart:
-    """A drawn chart. description: what it shows, with numbers, for screen readers. legend: (glyph, name) of each."""
+    """A drawn chart. description: what it shows, with numbers, for screen readers. legend: glyphs by name."""
 
     title: str
     description: str
     svg: Markup
-    legend: list[tuple[Markup, str]] = field(default_factory=list)
+    legend: dict[str, Markup]
 
 
 def new_axes(x: str = "", y: str = "", height: float = HEIGHT) -> Axes:
@@ -79,8 +79,8 @@ def to_chart(axes: Axes, title: str, description: str) -> Chart:
     set_ticks(axes)
     svg, identifier = accessible_svg(axes, title, description)
     handles = {name: handle for handle, name in zip(*axes.get_legend_handles_labels(), strict=True)}
-    glyphs = [(_glyph(handle, f"{identifier}{i}"), name) for i, (name, handle) in enumerate(handles.items())]
-    return Chart(title, description, svg, glyphs if len(glyphs) > 1 else [])
+    legend = {name: _glyph(handle, f"{identifier}{i}") for i, (name, handle) in enumerate(handles.items())}
+    return Chart(title, description, svg, legend if len(legend) > 1 else {})
 
 
 def accessible_svg(axes: Axes, title: str, description: str) -> tuple[Markup, str]:
@@ -136,7 +136,7 @@ def dots(axes: Axes, points: Tensor, colour: int = 0, size: float = 2.4, label: 
     with matplotlib.rc_context({"path.simplify": False}):
         axes.plot(*separated.T, solid_capstyle="round", linewidth=size, **style)
     if label:
-        axes.plot([], [], "o", markersize=4, markeredgewidth=0, label=label, **style)
+        axes.plot([], [], "o", markersize=5, markeredgewidth=0, label=label, **style)
 
 
 def histogram(axes: Axes, values: Any, bins: int, label: str = "") -> None:
@@ -162,7 +162,7 @@ class Bar:
     colour: int
 
 
-def bar_chart(title: str, description: str, bars: Sequence[Bar], x: str, lengths: bool) -> Chart:
+def bar_chart(title: str, bars: Sequence[Bar], x: str, lengths: bool) -> Chart:
     """Draw values one below the other: as lengths from zero, or as marks with their standard errors."""
     axes = new_axes(x, height=40 * len(bars) + 40)
     corner = axes.get_yaxis_transform()
@@ -180,4 +180,4 @@ def bar_chart(title: str, description: str, bars: Sequence[Bar], x: str, lengths
     axes.grid(axis="x", color=GRID)
     axes.spines.bottom.set_visible(False)
     axes.tick_params("x", length=0)
-    return to_chart(axes, title, description)
+    return to_chart(axes, title, f"{title}, in {x}: {', '.join(f'{bar.name} {bar.text}' for bar in bars)}.")

@@ -52,4 +52,5 @@ def reproducing(files: RunFiles, run: Sequence[str], train: Sequence[str] | None
 
 def command_line(*words: str) -> str:
     """Return words quoted for a shell; of two overrides of the same key, the later one replaces the earlier."""
-    return shlex.join({word.partition("=")[0]: word for word in words}.values())
+    by_key = {word.partition("=")[0] if "=" in word else i: word for i, word in enumerate(words)}
+    return shlex.join(by_key.values())

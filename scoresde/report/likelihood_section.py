@@ -30,12 +30,17 @@ def likelihood_section(files: RunFiles, data: Dataset | str) -> dict[str, Any] |
     if line is None:
         return None
     values = files.likelihood_per_sample(line)
-    charts = [estimates_chart(line), errors_chart(line)]
+    charts, unit = [], UNITS.get(line["unit"], "")
+    if len(bars := estimates(line)) > 1:
+        label = f"{unit}, mean ± standard error"
+        charts.append(bar_chart("Estimates of the likelihood", bars, label, lengths=False))
+    if len(bars := error_sources(line)) > 1:
+        charts.append(bar_chart("Where the error comes from", bars, unit, lengths=True))
     if values is not None and len(values) >= LEAST_VALUES:
         charts.append(values_chart(files, line, values))
     return {
         "line": line,
-        "charts": [chart for chart in charts if chart is not None],
+        "charts": charts,
         "others": [other for other in files.lines("likelihood")[::-1] if other != line][:MOST_OTHERS],
         "has_values": values is not None,
         "extremes": [] if values is None or isinstance(data, str) else extremes(files, line, values, data),
@@ -43,35 +48,26 @@ def likelihood_section(files: RunFiles, data: Dataset | str) -> dict[str, Any] |
     }
 
 
-def estimates_chart(line: Line) -> Chart | None:
-    """Draw the figure, the one that a finer solve would give, and the bound; None if there is only the first."""
-    estimates = [("probability flow", line["mean"], line["stderr"], 0)]
+def estimates(line: Line) -> list[Bar]:
+    """Return the figure, the one that a finer solve would give, and the bound, as far as they are known."""
+    values = [("probability flow", line["mean"], line["stderr"], 0)]
     if (finer := line["discretisation"]) is not None:
         error = math.hypot(line["stderr"] or 0.0, finer.get("stderr") or 0.0)
-        estimates.append(("with a finer solve", line["mean"] + finer["mean"], error, 2))
+        values.append(("with a finer solve", line["mean"] + finer["mean"], error, 2))
     if (bound := line["bound"]) is not None:
-        estimates.append(("evidence bound (reverse SDE)", bound["mean"], bound.get("stderr"), 1))
-    bars = [Bar(name, value, error, with_error(value, error), colour) for name, value, error, colour in estimates]
-    unit = UNITS.get(line["unit"], "")
-    description = f"In {unit}, with standard errors: {', '.join(f'{bar.name} {bar.text}' for bar in bars)}."
-    label = f"{unit}, mean ± standard error"
-    return bar_chart("Estimates of the likelihood", description, bars, label, lengths=False) if len(bars) > 1 else None
+        values.append(("evidence bound (reverse SDE)", bound["mean"], bound.get("stderr"), 1))
+    return [Bar(name, value, error, with_error(value, error), colour) for name, value, error, colour in values]
 
 
-def errors_chart(line: Line) -> Chart | None:
-    """Draw how large each source of error is; None if fewer than two are known."""
+def error_sources(line: Line) -> list[Bar]:
+    """Return the size of each known source of error."""
     sources = (("population", "population", 0), ("probes and dequantisation", "monte_carlo", 5))
-    bars = [
-        Bar(name, line[key], None, f"± {line[key]:.4f}", colour)
-        for name, key, colour in sources
-        if line[key] is not None
-    ]
+    known = [(name, line[key], colour) for name, key, colour in sources if line[key] is not None]
+    bars = [Bar(name, value, None, f"± {value:.4f}", colour) for name, value, colour in known]
     if (finer := line["discretisation"]) is not None:
         text = with_error(finer["mean"], finer.get("stderr"), signed=True)
         bars.append(Bar("discretisation (a bias)", abs(finer["mean"]), finer.get("stderr"), text, 2))
-    description = f"Sources of error: {', '.join(f'{bar.name} {bar.text}' for bar in bars)} {line['unit']}."
-    unit = UNITS.get(line["unit"], "")
-    return bar_chart("Where the error comes from", description, bars, unit, lengths=True) if len(bars) > 1 else None
+    return bars
 
 
 def values_chart(files: RunFiles, line: Line, values: np.ndarray) -> Chart:
@@ -86,7 +82,7 @@ def values_chart(files: RunFiles, line: Line, values: np.ndarray) -> Chart:
         f"Histogram of the values of {len(values)} samples: from {values.min():.3f} to {values.max():.3f} "
         f"{line['unit']}, mean {values.mean():.3f}, median {median:.3f}; 90% lie between {low:.3f} and {high:.3f}."
     )
-    return to_chart(axes, f"Values of each {singular}", description)
+    return to_chart(axes, f"Likelihood of each {singular}", description)
 
 
 def extremes(files: RunFiles, line: Line, values: np.ndarray, data: Dataset) -> list[dict[str, Any]]:

@@ -5,6 +5,7 @@ that comes from the run; only `Markup`, which `report.charts` builds, is inserte
 Content-Security-Policy forbids the browser to load or run anything.
 """
 
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -27,7 +28,7 @@ from scoresde.report.film import FilmSettings
 from scoresde.report.film_section import film_section
 from scoresde.report.likelihood_section import likelihood_section
 from scoresde.report.quality_section import quality_section
-from scoresde.report.run_files import RunFiles
+from scoresde.report.run_files import Line, RunFiles
 from scoresde.report.sample_section import sample_section
 from scoresde.report.sampler_section import sampler_section
 from scoresde.report.training_section import training_section
@@ -76,32 +77,33 @@ def render(source: Source) -> str:
     line, drawn = files.likelihood(), files.samples()
     data = source.data(line["split"] if line else "test")
     beside = None if isinstance(data, str) else evenly_spaced(data, MOST_DATA if files.kind != "images" else 64)
-    origins = [line for line in files.metrics if line.get("provenance")]
     singular, plural = wording.nouns(files)
-    template = environment().get_template("page.html")
-    return template.render(
-        files=files,
-        name=str(files.config.get("name") or files.path.name),
-        line=line,
-        noun=singular,
-        nouns=plural,
-        states=wording.states(files),
-        samples=sample_section(files, drawn, beside),
-        film=film_section(files, source.run, source.film, None if drawn is None else drawn[1]),
-        training=training_section(files),
-        likelihood=likelihood_section(files, data),
-        comparison=sampler_section(files),
-        quality=quality_section(files),
-        origins={
-            (line["kind"], *map(line["provenance"].get, ("date", "commit", "checkpoint"))): line for line in origins
-        },
-        made=provenance(source.path, source.device),
-        commands=reproducing(files, source.overrides, source.train),
-        adding=adding(files, source.overrides, source.train),
-        config_text=source.config_text,
+    return (
+        environment()
+        .get_template("page.html")
+        .render(
+            files=files,
+            name=str(files.config.get("name") or files.path.name),
+            line=line,
+            noun=singular,
+            nouns=plural,
+            states=wording.states(files),
+            samples=sample_section(files, drawn, beside),
+            film=film_section(files, source.run, source.film, None if drawn is None else drawn[1]),
+            training=training_section(files),
+            likelihood=likelihood_section(files, data),
+            comparison=sampler_section(files),
+            quality=quality_section(files),
+            origins=origins(files),
+            made=provenance(source.path, source.device),
+            commands=reproducing(files, source.overrides, source.train),
+            adding=adding(files, source.overrides, source.train),
+            config_text=source.config_text,
+        )
     )
 
 
+@functools.cache
 def environment() -> jinja2.Environment:
     """Return the templates' environment, which escapes everything but Markup."""
     templates = jinja2.Environment(
@@ -117,6 +119,13 @@ def environment() -> jinja2.Environment:
     templates.globals |= {"css": Markup(css), "UNITS": wording.UNITS, "DASH": wording.DASH}
     templates.globals |= {"metric_name": metric_name, "log2": math.log2, "prod": math.prod}
     return templates
+
+
+def origins(files: RunFiles) -> list[Line]:
+    """Return a line of metrics for each kind of figure and origin: its date, commit and checkpoint."""
+    lines = [line for line in files.metrics if line.get("provenance")]
+    keys = [(line.get("kind"), *map(line["provenance"].get, ("date", "commit", "checkpoint"))) for line in lines]
+    return list(dict(zip(keys, lines, strict=True)).values())
 
 
 def evenly_spaced(data: Dataset, count: int) -> Tensor | None:

@@ -26,13 +26,12 @@ def sampler_section(files: RunFiles) -> dict[str, Any] | None:
         for of_metric in by_metric
         if any(row.value > 0 and not row.is_floor for row in of_metric)
     ]
-    legend = {name: glyph for chart in charts for glyph, name in chart.legend}
     cells: dict[tuple[str, int | None], dict[tuple[str, str], ComparisonRow]] = {}
     for row in rows:
         cells.setdefault((row.sampler, row.budget), {})[row.metric, row.space] = row
     return {
         "charts": charts,
-        "legend": [(glyph, name) for name, glyph in legend.items()],
+        "legend": {name: glyph for chart in charts for name, glyph in chart.legend.items()},
         "first": first,
         "level": level,
         "metrics": metrics,

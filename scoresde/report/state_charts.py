@@ -99,8 +99,7 @@ def series_chart(samples: Tensor, channel: int) -> Chart:
     axes, x = new_axes("position", "value"), samples[:CURVES, channel].double().cpu()
     draw_lines(axes, np.arange(x.shape[1]), x.T)
     low, high = x.aminmax()
-    description = f"{len(x)} series of channel {channel}, from {low:.3g} to {high:.3g}."
-    return to_chart(axes, f"Channel {channel}", description)
+    return to_chart(axes, f"Channel {channel}", f"{len(x)} series of channel {channel}, from {low:.3g} to {high:.3g}.")
 
 
 def draw_lines(axes: Axes, x: Sequence[float] | np.ndarray, columns: Tensor) -> None:

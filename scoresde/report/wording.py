@@ -27,8 +27,8 @@ def number(value: float | None, digits: int = 4) -> str:
 
 def with_error(value: float, error: float | None = None, signed: bool = False) -> str:
     """Return value ± error, to two digits of the error; "signed" writes a plus before positive values."""
-    sign = "+" if signed and value >= 0 else ""
-    return sign + plus_minus(value, error).replace("+-", "±").replace("-", MINUS)
+    text = plus_minus(value, error).replace("+-", "±").replace("-", MINUS)
+    return f"+{text}" if signed and value >= 0 else text
 
 
 def sentence(text: object) -> str:

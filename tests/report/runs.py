@@ -9,6 +9,7 @@ import yaml
 from omegaconf import OmegaConf
 
 from scoresde import build
+from scoresde.cli.report import data_of
 from scoresde.evaluation.records import append_metrics, keep_per_sample
 from scoresde.evaluation.sampler_comparison import ComparisonRow, write_csv
 from scoresde.report import FilmSettings, Source, render
@@ -28,7 +29,7 @@ MOONS = {"_target_": "scoresde.data.Toy2D", "name": "moons", "n": 40}
 OTHER = {"range": None, "transform": {"_target_": "scoresde.data.Affine"}, "dequantization": None}
 
 
-def data_of(shape):
+def data_node(shape):
     """The data node of a configuration for states of that shape."""
     if list(shape) == [1, 8, 8]:
         return DIGITS
@@ -47,7 +48,7 @@ def configuration(shape, **changes):
         "sde": {"_target_": "scoresde.sdes.VP", "beta_min": 0.1, "beta_max": 20.0, "t_min": 1e-5, "t_max": 1.0},
         "prediction": {"_target_": "scoresde.predictions.KarrasPreconditioning", "sigma_data": 1.0},
         "network": {"_target_": "scoresde.networks.MLP", "shape": list(shape), "width": 8, "depth": 1},
-        "data": data_of(shape),
+        "data": data_node(shape),
         "loss": {"_target_": "scoresde.losses.DenoisingScoreMatching", "weighting": "likelihood"},
         "trainer": {"_target_": "scoresde.training.Trainer", "steps": 60, "batch_size": 32},
         "name": "tiny",
@@ -74,14 +75,13 @@ def train_further(path):
     save(path / "checkpoint.safetensors", groups, {**info, "step": 61})
 
 
-def add_log(path, levels=True):
-    """Add twelve lines of a training, and two of held-out data."""
-    lines = []
+def add_log(path):
+    """Add twelve lines of a training, one without a loss, and two of held-out data."""
+    lines = [{"step": 1, "loss": None, "loss_by_log_snr": []}]
     for i in range(1, 13):
         line = {"step": 5 * i, "loss": 100.0 / i, "gradient_norm": 2.0 + i, "learning_rate": 1e-3, "skipped": 0}
         line |= {"images_per_second": 100.0 + i, "memory_gb": 0.25}
-        by_level = {"loss_by_log_snr": [None, *(10.0 ** (k - 8) / i for k in range(9))]}
-        lines.append(line | (by_level if levels else {}))
+        lines.append({**line, "loss_by_log_snr": [None, *(10.0 ** (k - 8) / i for k in range(9))]})
     for step, loss in ((30, 4.0), (60, 3.0)):
         held_out = {"step": step, "validation_loss": loss, "validation_loss_stderr": 0.1}
         bound = {"validation_bits_per_dim_bound": loss / 2, "validation_bits_per_dim_bound_stderr": 0.05}
@@ -154,19 +154,13 @@ def whole_run(path, shape=(1, 8, 8)):
 def source_of(path, film=FILM, **changes):
     """The source of a report on the run in that directory."""
     text, config = (path / "config.yaml").read_text(), build.read_config(path)
-
-    def data(split):
-        try:
-            return build.instantiate(config.data[split]) if config.data.get(split) else f"no {split} data"
-        except (ValueError, OSError) as error:
-            return f"not available ({error})"
-
     try:
         run = build.load(path)
     except FileNotFoundError as error:
         run = str(error)
-    parts = {"path": path, "config": yaml.safe_load(text), "config_text": text, "run": run, "data": data}
-    return Source(**parts | {"overrides": [f"run={path}"], "film": film} | changes)
+    parts = {"path": path, "config": yaml.safe_load(text), "config_text": text, "run": run, "film": film}
+    parts |= {"data": lambda split: data_of(config, split, ()), "overrides": [f"run={path}"]}
+    return Source(**parts | changes)
 
 
 def page_of(path, **changes):

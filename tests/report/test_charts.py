@@ -56,9 +56,9 @@ def test_text_is_escaped_and_not_read_as_mathematics():
     for name in (EVIL, "b"):
         curve(axes, np.arange(2), np.arange(2), label=name)
     chart = to_chart(axes, EVIL, EVIL)
-    bars = bar_chart(EVIL, EVIL, [Bar(EVIL.replace("$", ""), 1.0, None, "1", 0)], EVIL, lengths=True)
+    bars = bar_chart(EVIL, [Bar(EVIL.replace("$", ""), 1.0, None, "1", 0)], EVIL, lengths=True)
     assert texts(chart.svg).count(EVIL) == 2
-    for svg in (chart.svg, bars.svg, *(glyph for glyph, _ in chart.legend)):
+    for svg in (chart.svg, bars.svg, *chart.legend.values()):
         assert not {element.tag.removeprefix(SVG) for element in parsed(svg).iter()} & {"script", "style", "a"}
         assert "on" not in {name for element in parsed(svg).iter() for name in element.attrib}
 
@@ -127,27 +127,26 @@ def test_a_histogram_stands_on_zero():
 def test_a_legend_has_two_names_or_more():
     axes = new_axes()
     curve(axes, np.arange(2), np.arange(2), label="a")
-    assert to_chart(axes, "T", "D").legend == []
+    assert to_chart(axes, "T", "D").legend == {}
     dots(axes, torch.zeros(1, 2), colour=1, label="b")
     curve(axes, np.arange(2), np.arange(2))
     chart = to_chart(axes, "T", "D")
-    glyphs = {name: glyph for glyph, name in chart.legend}
-    assert set(glyphs) == {"a", "b"}
+    assert set(chart.legend) == {"a", "b"}
     for name, colour in (("a", "var(--c0)"), ("b", "var(--c1)")):
-        assert colour in glyphs[name]
-        assert parsed(glyphs[name]).get("aria-hidden") == "true"
+        assert colour in chart.legend[name]
+        assert parsed(chart.legend[name]).get("aria-hidden") == "true"
 
 
 def test_bars_are_as_long_as_their_values():
     bars = [Bar("one", 1.0, None, "1", 0), Bar("two", 2.0, 0.5, "two!", 1)]
-    svg = bar_chart("T", "D", bars, "units", lengths=True).svg
+    svg = bar_chart("T", bars, "units", lengths=True).svg
     (one,), (two,) = coloured(svg, 0), coloured(svg, 1)
     assert np.ptp(two[:, 0]) == pytest.approx(2 * np.ptp(one[:, 0]), abs=0.03)
     assert {"one", "two", "two!", "units"} <= set(texts(svg))
 
 
 def test_marks_of_estimates_are_in_the_middle_of_their_errors():
-    svg = bar_chart("T", "D", [Bar("a", 1.0, 0.2, "1", 0), Bar("b", 1.4, 0.1, "2", 1)], "x", lengths=False).svg
+    svg = bar_chart("T", [Bar("a", 1.0, 0.2, "1", 0), Bar("b", 1.4, 0.1, "2", 1)], "x", lengths=False).svg
     error = next(path for path in coloured(svg, 0) if len(path) == 2 and np.ptp(path[:, 0]) > 10)
     (mark,) = (e for e in parsed(svg).iter(f"{SVG}use") if "var(--c0)" in (e.get("style") or ""))
     assert float(mark.get("x")) == pytest.approx(error[:, 0].mean(), abs=0.02)

@@ -36,7 +36,8 @@ def test_words_are_quoted_for_a_shell(tmp_path):
 
 
 def test_a_later_override_replaces_an_earlier_one_of_the_same_key():
-    assert command_line("scoresde", "train", "seed=1", "+a=1", "~b", "seed=2") == "scoresde train seed=2 +a=1 '~b'"
+    words = ["scoresde", "train", "--config-dir", "train", "seed=1", "+a=1", "~b", "seed=2"]
+    assert command_line(*words) == "scoresde train --config-dir train seed=2 +a=1 '~b'"
 
 
 def test_an_unknown_training_has_no_command(tmp_path):

@@ -13,17 +13,7 @@ import torch
 
 from scoresde.evaluation.records import append_metrics
 from scoresde.report import FilmSettings, render, write_report
-from tests.report.runs import (
-    add_likelihood,
-    add_log,
-    configuration,
-    likelihood_row,
-    new_run,
-    page_of,
-    source_of,
-    train_further,
-    whole_run,
-)
+from tests.report import runs
 
 EVIL = "</style></details><script>alert(1)</script><img src=x onerror=alert(2)>\"'&"
 VOID = {"meta", "link", "img", "br"}
@@ -65,13 +55,13 @@ class Reader(HTMLParser):
 
 def read(run, film=None, **changes):
     """The page of a run's directory, without a film by default."""
-    return Reader(page_of(run, film=film, **changes))
+    return Reader(runs.page_of(run, film=film, **changes))
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    path = whole_run(tmp_path_factory.mktemp("report") / "run")
-    return path, page_of(path)
+    path = runs.whole_run(tmp_path_factory.mktemp("report") / "run")
+    return path, runs.page_of(path)
 
 
 def test_a_whole_run_has_every_part(whole):
@@ -136,8 +126,8 @@ def test_images_and_tables_are_described(whole):
 
 @pytest.mark.parametrize("shape", [(1, 8, 8), (5,)])
 def test_a_run_with_only_a_checkpoint_names_the_missing_parts(tmp_path, shape):
-    run = new_run(tmp_path / "run", shape)
-    text = Reader(page_of(run)).text
+    run = runs.new_run(tmp_path / "run", shape)
+    text = Reader(runs.page_of(run)).text
     for verb in ("sample", "bpd", "evaluate", "compare"):
         assert f"scoresde {verb} run={run}" in text
     assert "no log of its training" in text
@@ -146,41 +136,44 @@ def test_a_run_with_only_a_checkpoint_names_the_missing_parts(tmp_path, shape):
 
 
 @pytest.mark.parametrize("shape", [(2,), (1,), (2, 16), (2, 2, 2, 3)])
-def test_states_of_other_ranks_have_a_whole_page(tmp_path, shape):
-    page = page_of(whole_run(tmp_path / "run", shape))
+def test_states_of_other_ranks_have_a_page(tmp_path, shape):
+    run = runs.new_run(tmp_path / "run", shape)
+    runs.add_samples(run, shape)
+    runs.add_likelihood(run, n=4, unit="nats/dim")
+    page = runs.page_of(run)
     text = Reader(page).text
     assert "nan" not in re.sub(r"data:[^\"]*", "", page).lower()
-    assert "nats per dimension" in text
+    assert f"divided by their {math.prod(shape)} dimension" in text
     assert "Reverse SDE" in text
     assert "No samples have been drawn" not in text
 
 
 def test_a_run_without_name_and_training_has_a_page(tmp_path):
-    config = configuration((2,), trainer=None, name=None, sde={"_target_": "mine.Path"})
-    text = read(new_run(tmp_path / "run", (2,), checkpoint=False), config=config).text
+    config = runs.configuration((2,), trainer=None, name=None, sde={"_target_": "mine.Path"})
+    text = read(runs.new_run(tmp_path / "run", (2,), checkpoint=False), config=config).text
     assert "run: a generative model of points in the plane" in text
     assert "from the dataset Toy2D (moons)" in text
     assert "the noise follows Path" in text
 
 
-@pytest.mark.parametrize("split", ["train", "validation"])
-def test_the_split_of_the_likelihood_is_named(tmp_path, split):
-    run = new_run(tmp_path / "run", (1, 8, 8), checkpoint=False)
-    append_metrics(run, likelihood_row(split=split))
-    expected = {"train": "images that the model was trained on,", "validation": "images of the validation data,"}
-    assert expected[split] in read(run).text
+@pytest.mark.parametrize(("split", "text"), [("train", "that the model was trained on"), ("x", "of the x data")])
+def test_the_split_of_the_likelihood_is_named(tmp_path, split, text):
+    run = runs.new_run(tmp_path / "run", (1, 8, 8), checkpoint=False)
+    row = {"kind": "likelihood", "n": 9, "mean": 1.0, "split": split, "unit": "bits/dim"}  # of an older version
+    append_metrics(run, row)
+    assert f"one pixel value of images {text}, with" in read(run).text
 
 
 def test_a_missing_film_has_a_reason(tmp_path):
-    run = new_run(tmp_path / "run", (2,), checkpoint=False)
+    run = runs.new_run(tmp_path / "run", (2,), checkpoint=False)
     assert "The film was left out (film=false)." in read(run).text
     reason = f"There is no film and there are no paths: no checkpoint at {run / 'checkpoint'}"
-    assert reason in Reader(page_of(run)).text
+    assert reason in Reader(runs.page_of(run)).text
 
 
 def test_a_model_that_fails_has_a_reason(tmp_path, monkeypatch):
-    run = new_run(tmp_path / "run", (2,))
-    source = source_of(run)
+    run = runs.new_run(tmp_path / "run", (2,))
+    source = runs.source_of(run)
     torch.nn.init.constant_(source.run.model.network.output.weight, math.nan)
     assert "no paths: the model failed: 4 of 4 samples are NaN" in Reader(render(source)).text
 
@@ -190,21 +183,21 @@ def test_a_model_that_fails_has_a_reason(tmp_path, monkeypatch):
     monkeypatch.setattr(source.run.model.network, "forward", needs_a_condition)
     assert "the model failed: AttributeError: 'NoneType' object has no" in Reader(render(source)).text
     with pytest.raises(ValueError, match="samples=1, steps=6, frames=3"):
-        page_of(run, film=FilmSettings(1, 6, 3))
+        runs.page_of(run, film=FilmSettings(1, 6, 3))
 
 
 def test_held_out_data_that_was_trained_on_is_not_asked_for(tmp_path):
-    run = new_run(tmp_path / "run", (2,), checkpoint=False)
+    run = runs.new_run(tmp_path / "run", (2,), checkpoint=False)
     (run / "log.jsonl").write_text('{"step": 1, "loss": 2.0}\n{"step": 2, "loss": 1.0}\n')
     assert "trainer.evaluate_every=100" in read(run, train=["scoresde", "train"]).text
-    config = configuration((2,), trainer={"_target_": "scoresde.training.Trainer", "evaluate_every": 0})
+    config = runs.configuration((2,), trainer={"_target_": "scoresde.training.Trainer", "evaluate_every": 0})
     text = read(run, config=config, train=["scoresde", "train"]).text
     assert "The loss on held-out data was not measured (trainer.evaluate_every=0)." in text
     assert "trainer.evaluate_every=100" not in text
 
 
 def test_each_feature_space_has_a_table_with_the_latest_figures(tmp_path):
-    run = new_run(tmp_path / "run", (1, 8, 8), checkpoint=False)
+    run = runs.new_run(tmp_path / "run", (1, 8, 8), checkpoint=False)
     for space, value in (("inception", 1.0), ("pixels", 2.0), ("pixels", 3.0)):
         row = {"kind": "quality", "of": "samples", "metric": "kid", "value": value, "features": space}
         append_metrics(run, {**row, "reference": "train data"})
@@ -215,7 +208,7 @@ def test_each_feature_space_has_a_table_with_the_latest_figures(tmp_path):
 
 
 def test_a_picture_of_the_training_replaces_missing_samples(tmp_path):
-    run = new_run(tmp_path / "run", (1, 8, 8), checkpoint=False)
+    run = runs.new_run(tmp_path / "run", (1, 8, 8), checkpoint=False)
     (run / "figures").mkdir()
     for step in (20, 40):
         (run / "figures" / f"step{step:06d}.png").write_bytes(b"\x89PNG\r\n\x1a\n")
@@ -227,7 +220,8 @@ def test_a_picture_of_the_training_replaces_missing_samples(tmp_path):
 def test_figures_of_an_earlier_checkpoint_are_marked(tmp_path, whole):
     assert "of an earlier checkpoint" not in whole[1]
     run = Path(shutil.copytree(whole[0], tmp_path / "run"))
-    train_further(run)
+    (run / "log.jsonl").unlink()
+    runs.train_further(run)
     text = read(run).text
     assert text.count("These figures are of an earlier checkpoint of the run.") == 4
     assert "bits per dimension, test data (of an earlier checkpoint)" in text
@@ -236,8 +230,8 @@ def test_figures_of_an_earlier_checkpoint_are_marked(tmp_path, whole):
 
 
 def test_missing_values_and_data_have_a_reason(tmp_path):
-    run = new_run(tmp_path / "run", (1, 8, 8), checkpoint=False)
-    add_likelihood(run)
+    run = runs.new_run(tmp_path / "run", (1, 8, 8), checkpoint=False)
+    runs.add_likelihood(run)
     text = read(run, data=lambda split: f"the disk with the {split} data is elsewhere").text
     assert "The most and least likely images are not shown: the disk with the test data is elsewhere." in text
     (run / "per_sample" / "test.npz").unlink()
@@ -245,7 +239,7 @@ def test_missing_values_and_data_have_a_reason(tmp_path):
 
 
 def test_skipped_steps_are_counted(tmp_path):
-    run = new_run(tmp_path / "run", (2,), checkpoint=False)
+    run = runs.new_run(tmp_path / "run", (2,), checkpoint=False)
     (run / "skipped.jsonl").write_text('{"step": 3, "in_a_row": 1, "reason": "the loss is not finite at step 3"}\n')
     text = read(run).text
     assert "1 step was skipped" in text
@@ -253,23 +247,22 @@ def test_skipped_steps_are_counted(tmp_path):
 
 
 def test_text_from_the_run_is_escaped(tmp_path):
-    run = new_run(tmp_path / "run", (2,), checkpoint=False)
-    add_log(run)
-    config = {**configuration((2,), name=EVIL, sde={"_target_": EVIL}), "loss": EVIL}
+    run = runs.new_run(tmp_path / "run", (2,), checkpoint=False)
+    config = {**runs.configuration((2,), name=EVIL, sde={"_target_": EVIL}), "loss": EVIL}
     conventions = {"quantity": EVIL, EVIL: EVIL, "solver": EVIL, "trace": EVIL}
     for _ in range(2):
-        append_metrics(run, likelihood_row(conventions=conventions, unit=EVIL, bound_conventions={EVIL: EVIL}))
+        append_metrics(run, runs.likelihood_row(conventions=conventions, unit=EVIL, bound_conventions={EVIL: EVIL}))
     append_metrics(run, {"kind": "quality", "of": EVIL, "metric": EVIL, "value": 1.0, "error": None, "features": EVIL})
     changes = {"run": EVIL, "config_text": EVIL, "train": [EVIL], "data": lambda split: EVIL, "overrides": [EVIL]}
-    page = page_of(run, config=config, **changes)
+    page = runs.page_of(run, config=config, **changes)
     assert "<script>" not in page
     assert "<img src=x" not in page
     assert EVIL in " ".join(Reader(page).texts)
 
 
 def test_a_report_is_written_in_one_move(tmp_path):
-    run = new_run(tmp_path / "run", (2,), checkpoint=False)
+    run = runs.new_run(tmp_path / "run", (2,), checkpoint=False)
     before = {path.name for path in run.iterdir()}
-    assert write_report(source_of(run, film=None)) == run / "report.html"
+    assert write_report(runs.source_of(run, film=None)) == run / "report.html"
     assert {path.name for path in run.iterdir()} - before == {"report.html"}
-    assert write_report(source_of(run, film=None), tmp_path / "elsewhere" / "x.html").is_file()
+    assert write_report(runs.source_of(run, film=None), tmp_path / "elsewhere" / "x.html").is_file()
