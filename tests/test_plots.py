@@ -154,7 +154,7 @@ def test_a_comparison_shows_each_sampler_at_its_figures(tmp_path):
 
 @pytest.mark.parametrize("quantity", ["nfe", "seconds"])
 def test_curves_have_the_values_and_intervals_of_the_rows(quantity):
-    rows = [row("a", nfe, 1 / nfe) for nfe in (20, 5, 10)] + [row("a", 40, -0.01), row("b", 5, -1.0)]
+    rows = [row("a", nfe, 1 / nfe) for nfe in (20, 5, 10)] + [row("a", 40, -0.01), row("b", 7, -1.0)]
     axes = drawn(rows, quantity)
     curve, bars = axes.containers[0].lines[0], axes.containers[0].lines[2][0]
     scale = 1 if quantity == "nfe" else 1 / 50
@@ -162,6 +162,7 @@ def test_curves_have_the_values_and_intervals_of_the_rows(quantity):
     ends = np.array([segment[:, 1] for segment in bars.get_segments()])
     assert ends == pytest.approx(np.array([[0.8 / nfe, 1.2 / nfe] for nfe in (5, 10, 20)]))
     assert (axes.get_xscale(), axes.get_yscale()) == ("log", "log")
+    assert (axes.get_xticks().tolist() == [5, 7, 10, 20, 40]) == (quantity == "nfe")
 
 
 def test_many_samplers_are_told_apart():

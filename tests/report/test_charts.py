@@ -9,6 +9,7 @@ import torch
 
 from scoresde.plots import COLOURS, curve
 from scoresde.report.charts import Bar, bar_chart, dots, histogram, new_axes, scale_y, to_chart
+from tests.conftest import normal
 
 SVG = "{http://www.w3.org/2000/svg}"
 EVIL = '<script>alert("x")</script>&$\\frac$'
@@ -107,11 +108,12 @@ def test_positive_values_far_apart_get_a_logarithmic_axis(values, scale):
 
 def test_dots_are_drawn_each_in_its_place():
     axes = new_axes()
-    dots(axes, torch.tensor([[0.0, 0.0], [1.0, 1.0], [3.0, 0.0]]).repeat(100, 1), colour=2)
+    dots(axes, torch.cat([torch.tensor([[0.0, 0.0], [1.0, 1.0], [3.0, 0.0]]), normal(997, 2)]), colour=2)
     axes.set_aspect("equal", "datalim")
-    path = next(points for points in coloured(to_chart(axes, "T", "D").svg, 2) if len(points) > 100)
+    svg = to_chart(axes, "T", "D").svg
+    path = next(points for points in coloured(svg, 2) if len(points) > 100)
     a, b, c = path[:3]
-    assert len(path) == 300
+    assert len(path) == svg.count("h0") == 1000
     assert c[0] - a[0] == pytest.approx(3 * (b[0] - a[0]), abs=0.03)
     assert b[0] - a[0] == pytest.approx(a[1] - b[1], abs=0.02)  # one unit is as long on either axis
 

@@ -1,5 +1,6 @@
 """Charts of samples, frames and paths of states of any shape."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -58,3 +59,10 @@ def test_the_description_states_the_moments_of_the_points(tmp_path):
     x = torch.tensor([[0.0, 1.0], [2.0, 5.0]], dtype=torch.float64)
     (chart,) = sample_charts(files_of(tmp_path, (2,)), x)
     assert "2 samples as dots, mean (1, 3), standard deviations (1.41, 2.83)" in chart.description
+
+
+def test_bars_of_coordinates_are_as_long_as_their_quantiles_are_apart(tmp_path):
+    x = torch.linspace(0, 1, 100, dtype=torch.float64)[:, None] * torch.tensor([1.0, 2.0, 4.0, 3.0])
+    _, chart = sample_charts(files_of(tmp_path, (4,)), x)
+    lengths = [np.ptp(path[:, 1]) for path in coloured(chart.svg, 0) if len(path) == 2]
+    assert np.array(lengths) / lengths[0] == pytest.approx([1, 2, 4, 3], abs=0.01)
