@@ -7,6 +7,7 @@ names further packages in `trust`.
 
 import math
 import pkgutil
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,7 @@ from scoresde.training.power import WIDEST
 from scoresde.training.trainer import CHECKPOINT
 
 CONFIG = "config.yaml"
+TRAINED = "# scoresde train "  # beginning of the first line of a configuration that `scoresde train` wrote
 TORCH_PACKAGES = ("torch.nn.", "torch.optim.")
 RENAMED = {  # targets in the configurations of older runs
     "scoresde.predictions.Karras": "scoresde.predictions.KarrasPreconditioning",
@@ -210,10 +212,24 @@ def no_run(path: Path, hint: str = "") -> FileNotFoundError:
     return FileNotFoundError(f"no run at {path} (no {CONFIG} in it){hint}; {way}")
 
 
-def write_config(config: DictConfig, path: Path) -> None:
-    """Write a configuration, its interpolations resolved."""
+def write_config(config: DictConfig, path: Path, command: Sequence[str] | None = None) -> None:
+    """Write a configuration, its interpolations resolved, with the command that trained it as a comment.
+
+    A command with characters that a YAML comment cannot hold, a line break for example, is not recorded.
+    """
     text = OmegaConf.to_yaml(OmegaConf.create(OmegaConf.to_container(config, resolve=True)))
-    checkpoint.replace_atomically(path, lambda file: file.write_text(text))
+    line = shlex.join(command or [])
+    header = f"# {line}\n" if line and line.isprintable() else ""
+    checkpoint.replace_atomically(path, lambda file: file.write_text(header + text))
+
+
+def read_command(run: Path) -> list[str] | None:
+    """Return the words of the command that trained a run; None if its configuration does not record it."""
+    line = (run / CONFIG).read_text().partition("\n")[0]
+    try:
+        return shlex.split(line.removeprefix("# ")) if line.startswith(TRAINED) else None
+    except ValueError:  # a quote without its end
+        return None
 
 
 def _check_shapes(model: torch.nn.Module, state: dict[str, Tensor], source: Path) -> None:

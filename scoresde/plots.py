@@ -1,37 +1,50 @@
-"""Pictures: of samples, chosen by the shape of a state; of samplers side by side."""
+"""Pictures as PNG files (samples by the shape of a state, samplers compared), and what they share with the report."""
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib.image
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.axis import Axis
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import FixedLocator, LogLocator, MaxNLocator, NullLocator
 from torch import Tensor
 
 from scoresde.evaluation.sampler_comparison import ComparisonRow
 from scoresde.training.checkpoint import replace_atomically
 
+Interval = tuple[np.ndarray, np.ndarray]  # low and high
 PIXELS = 64  # height of a small image in a grid
-# Okabe and Ito's colours, which the colour-blind tell apart, without the yellow that is lost on white; with black.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+# Okabe and Ito's colours for colour-blind readers; near-black replaces their yellow, which is invisible on white.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#111111")
+BAND = "#808080"  # of a noise floor
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")
-SHORTEST, TALLEST = 0.3, 2e3  # where the axis of figures ends, in units of the lowest one
 DASHES = ("-", "--", ":", "-.")
-TITLES = {
+SHORTEST, TALLEST = 0.3, 2e3  # ends of the axis of a metric, in units of its lowest value
+METRIC_NAMES = {
     "sliced_wasserstein": "sliced Wasserstein distance",
     "mmd": "squared MMD",
     "energy_distance": "energy distance",
     "mean_error": "error of the mean / total standard deviation",
     "covariance_error": "relative error of the covariance",
     "frechet_distance": "squared Fréchet distance",
+    "kid": "KID",
+    "inception_score": "Inception score",
 }
 
 
+def metric_name(metric: str, space: str) -> str:
+    """Return the name of a metric, with the feature space unless that is the state itself."""
+    name = METRIC_NAMES.get(metric, metric.replace("_", " "))
+    return name if space in ("state", "model space", "") else f"{name} ({space})"
+
+
+# --- samples
+
+
 def image_grid(images: Tensor, columns: int | None = None, gap: int = 1) -> np.ndarray:
-    """Images (N, C, H, W), C 1 or 3, in [0, 1], as one array (rows H, columns W[, 3]) with white gaps."""
+    """Arrange images (N, C, H, W), C 1 or 3, in [0, 1], as one array (rows H, columns W[, 3]) with white gaps."""
     array = images.detach().cpu().clamp(0, 1).permute(0, 2, 3, 1).double().numpy()
     count, height, width, channels = array.shape
     columns = columns or int(np.ceil(np.sqrt(count)))
@@ -44,19 +57,19 @@ def image_grid(images: Tensor, columns: int | None = None, gap: int = 1) -> np.n
 
 
 def save_samples(samples: Tensor, path: Path, low: float = 0.0, high: float = 1.0) -> Path:
-    """A picture of samples (N, *): images in a grid, points of a plane as a scatter, sequences as lines.
+    """Save a picture of samples (N, *): images in a grid, points in the plane as a scatter, other states as lines.
 
     Args:
-        samples: (N, C, H, W) with C 1 or 3, (N, 2), or anything else as lines over the flattened state.
-        path: of the PNG to write.
+        samples: (N, C, H, W) with C 1 or 3, (N, 2), or any other shape, drawn as lines over the flattened state.
+        path: PNG file to write.
         low, high: values shown black and white.
     """
     if samples.ndim == 4 and samples.shape[1] in (1, 3):
         grid = image_grid((samples - low) / (high - low))
         scale = max(1, PIXELS // samples.shape[2])
         grid = grid.repeat(scale, axis=0).repeat(scale, axis=1)
-        write = lambda file: matplotlib.image.imsave(file, grid, cmap="gray", vmin=0, vmax=1, format="png")  # noqa: E731
-        replace_atomically(path, write)
+        settings: dict[str, Any] = {"cmap": "gray", "vmin": 0, "vmax": 1, "format": "png"}
+        replace_atomically(path, lambda file: matplotlib.image.imsave(file, grid, **settings))
         return path
     figure = Figure(figsize=(5, 5), dpi=120, layout="constrained")
     axes = figure.add_subplot()
@@ -71,80 +84,113 @@ def save_samples(samples: Tensor, path: Path, low: float = 0.0, high: float = 1.
     return path
 
 
-def save_comparison(rows: Sequence[ComparisonRow], path: Path, metric: str | None = None) -> Path:
-    """One figure of samplers against the evaluations and against the seconds that it took, on logarithmic axes.
+# --- samplers compared
 
-    Bars are the intervals of the rows. The band is the noise floor, the interval of draws from the truth: a sampler in
-    it cannot be told from those. What lies at zero or below is left out. The picture goes from 0.3 to 2,000
-    times the lowest figure at most: the curve of what diverged leaves it upwards.
+
+def save_comparison(rows: Sequence[ComparisonRow], path: Path, metric: str | None = None) -> Path:
+    """Save a figure of a metric against the network evaluations and against the seconds of each sampler.
 
     Args:
         rows: of `evaluation.compare`.
-        path: of the PNG to write.
-        metric: the one drawn; that of the first row unless given.
+        path: PNG file to write.
+        metric: name of the metric to draw; that of the first row by default.
 
     Raises:
-        ValueError: no row of a sampler has that metric.
+        ValueError: no sampler has a row of that metric.
     """
     metric = metric or (rows[0].metric if rows else None)
     shown = [row for row in rows if row.metric == metric]
-    names = list(dict.fromkeys(row.sampler for row in shown if not row.is_floor))
-    if not names:
-        raise ValueError(f"rows of samplers with the metric {metric!r} expected; got {len(rows)} rows, none such")
+    first = next((row for row in shown if not row.is_floor), None)
+    if first is None:
+        raise ValueError(f"none of the {len(rows)} rows is a sampler's {metric!r}: choose a metric that was measured")
     figure = Figure(figsize=(9.2, 4.0), dpi=200, layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
     for axes, quantity in ((left, "nfe"), (right, "seconds")):
-        for i, name in enumerate(names):
-            _curve(axes, [row for row in shown if row.sampler == name], quantity, i)
-        for row in (row for row in shown if row.is_floor):
-            label = f"noise floor ({row.sampler})"
-            axes.axhspan(max(row.low, 0.0), max(row.high, 0.0), color="0.5", alpha=0.25, linewidth=0, label=label)
-        axes.set(xscale="log", yscale="log")
-        axes.grid(which="major", linewidth=0.4, alpha=0.6)
-        axes.grid(which="minor", linewidth=0.2, alpha=0.4)
+        draw_comparison(axes, shown, quantity)
+        axes.grid(linewidth=0.4, alpha=0.6)
         axes.spines[["top", "right"]].set_visible(False)
-    first = next(row for row in shown if not row.is_floor)
-    space = "" if first.space == "state" else f", {first.space} features"
-    left.set(xlabel="network evaluations per sample (NFE)", ylabel=f"{TITLES.get(first.metric, first.metric)}{space}")
+    left.set(xlabel="network evaluations per sample (NFE)", ylabel=metric_name(first.metric, first.space))
     right.set_xlabel(f"seconds for {first.batch} samples")
-    budgets = sorted({row.budget for row in shown if row.budget is not None})
-    left.set_xticks(budgets, [str(budget) for budget in budgets])
-    left.xaxis.set_minor_formatter(NullFormatter())
-    lowest = min((row.value for row in shown if row.value > 0), default=1.0)
-    bottom, top = left.get_ylim()
-    left.set_ylim(max(bottom, SHORTEST * lowest), min(top, TALLEST * lowest))
-    for axis in (right.xaxis, left.yaxis):
-        _plain(axis)
     figure.suptitle(f"{first.n} samples, compared with {first.reference}", fontsize=9)
-    handles, labels = left.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside right upper", fontsize=8, frameon=False)
+    figure.legend(*left.get_legend_handles_labels(), loc="outside right upper", fontsize=8, frameon=False)
     replace_atomically(path, lambda file: figure.savefig(file, format="png"))
     return path
 
 
-def _curve(axes: Axes, rows: Sequence[ComparisonRow], quantity: str, index: int) -> None:
-    """A sampler's figures with their intervals, joined from its smallest budget to its largest."""
-    kept = sorted((row for row in rows if row.value > 0), key=lambda row: row.nfe)
-    # The lower end of a bar stays above zero, where a logarithmic axis ends.
-    below = [row.value - max(row.low, 1e-3 * row.value) for row in kept]
-    axes.errorbar(
-        [getattr(row, quantity) for row in kept],
-        [row.value for row in kept],
-        [below, [row.high - row.value for row in kept]],
-        color=COLOURS[index % len(COLOURS)],
-        marker=MARKERS[index % len(MARKERS)],
-        linestyle=DASHES[index // len(COLOURS) % len(DASHES)],
-        label=rows[0].sampler,
-        markersize=5,
-        linewidth=1.3,
-        elinewidth=0.9,
-        capsize=2,
-    )
+def draw_comparison(axes: Axes, rows: Sequence[ComparisonRow], quantity: str = "nfe") -> None:
+    """Draw one metric of samplers against "nfe" or "seconds", on logarithmic axes.
+
+    Bars are the intervals of the rows. The band is the noise floor, the interval of draws from the truth: inside it,
+    samples are indistinguishable from the truth. Values at or below zero are left out. The axis ends at 0.3 and 2,000
+    times the lowest value, so that a sampler that diverged does not flatten the others.
+    """
+    for i, name in enumerate(dict.fromkeys(row.sampler for row in rows if not row.is_floor)):
+        of_sampler = sorted((row for row in rows if row.sampler == name and row.value > 0), key=lambda row: row.nfe)
+        x, y, low, high = (
+            np.array([getattr(row, key) for row in of_sampler]) for key in (quantity, "value", "low", "high")
+        )
+        curve(axes, x, y, (np.maximum(low, 1e-3 * y), high), colour=i, label=name)
+    for row in rows:
+        if row.is_floor and row.high > 0:
+            ends = max(row.low, 0.0), row.high
+            axes.axhspan(*ends, color=BAND, alpha=0.25, linewidth=0, label=f"noise floor ({row.sampler})")
+    axes.set(xscale="log", yscale="log")
+    lowest = min((row.value for row in rows if row.value > 0), default=1.0)
+    bottom, top = axes.get_ylim()
+    axes.set_ylim(max(bottom, SHORTEST * lowest), min(top, TALLEST * lowest))
+    if quantity == "nfe":
+        axes.set_xticks(distinct_ticks(sorted({row.budget for row in rows if row.budget is not None})))
+    set_ticks(axes)
 
 
-def _plain(axis: Axis) -> None:
-    """Ticks at 1, 2 and 5 of each decade, of many decades at 1 alone, as plain numbers."""
-    low, high = axis.get_view_interval()
-    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if high < 1e3 * low else (1.0,)))
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axis.set_minor_formatter(NullFormatter())
+def curve(
+    axes: Axes, x: np.ndarray, y: np.ndarray, interval: Interval | None = None, colour: int = 0, **style: Any
+) -> None:
+    """Draw a line through points, in the colour, marker and dashes of a number, with bars from low to high."""
+    bars = None if interval is None else np.maximum([y - interval[0], interval[1] - y], 0)
+    defaults: dict[str, Any] = {
+        "color": COLOURS[colour % len(COLOURS)],
+        "marker": MARKERS[colour % len(MARKERS)],
+        "linestyle": DASHES[colour // len(COLOURS) % len(DASHES)],
+        "markersize": 6,
+        "markeredgecolor": "white",
+        "markeredgewidth": 0.8,
+        "linewidth": 1.5,
+        "elinewidth": 1.3,
+    }
+    axes.errorbar(x, y, bars, **defaults | style)
+
+
+def distinct_ticks(ticks: Sequence[int]) -> list[int]:
+    """Leave out ticks of a logarithmic axis whose labels would touch the one before."""
+    distinct: list[int] = []
+    for tick in ticks:
+        if not distinct or tick >= 1.35 * distinct[-1]:
+            distinct.append(tick)
+    return distinct
+
+
+def set_ticks(axes: Axes) -> None:
+    """Set plain numbers as ticks: at most seven on a linear axis, 1, 2 and 5 of each decade on a logarithmic one.
+
+    A logarithmic axis of more than three decades has ticks at powers of ten alone.
+    """
+    for axis in (axes.xaxis, axes.yaxis):
+        low, high = axis.get_view_interval()
+        decades = LogLocator(subs=(1.0, 2.0, 5.0) if high < 1e3 * low else (1.0,))
+        axis.set_minor_locator(NullLocator())
+        axis.set_major_formatter(lambda value, _: tick_label(value))
+        if not isinstance(axis.get_major_locator(), FixedLocator):
+            is_log = axis.get_scale() == "log"
+            axis.set_major_locator(decades if is_log else MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
+
+
+def tick_label(value: float) -> str:
+    """Return a number with thousands separators, as a power of ten if it is far from 1."""
+    if value and not 1e-4 <= abs(value) < 1e6:
+        factor, _, power = f"{value:.2e}".partition("e")
+        exponent = str(int(power)).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
+        label = f"10{exponent}" if factor == "1.00" else f"{float(factor):g}·10{exponent}"
+    else:
+        label = f"{value:,.6g}"
+    return label.replace("-", "\N{MINUS SIGN}")

@@ -477,3 +477,31 @@ def test_load_refuses_a_configuration_that_is_none(run):
     (run / build.CONFIG).write_text("- 1\n- 2\n")
     with pytest.raises(ValueError, match="is not a run's configuration"):
         ss.load(run)
+
+
+# --- the command of a training
+
+
+def written(tmp_path, command):
+    """The run's directory with a configuration that records a command."""
+    build.write_config(OmegaConf.create({"name": "x"}), tmp_path / "config.yaml", command)
+    assert build.read_config(tmp_path) == {"name": "x"}
+    return tmp_path
+
+
+@pytest.mark.parametrize("words", [["experiment=digits", "run=runs/digits"], ["name='a b'", "x=#1", 'y="$z"', "é=ü"]])
+def test_a_configuration_records_the_command_of_its_training(tmp_path, words):
+    command = ["scoresde", "train", *words]
+    assert build.read_command(written(tmp_path, command)) == command
+    assert (tmp_path / "config.yaml").read_text().startswith("# scoresde train ")
+
+
+@pytest.mark.parametrize("command", [None, ["scoresde", "train", "name=a\nname: y"], ["scoresde", "train", "a=\x85b"]])
+def test_a_command_that_does_not_fit_into_a_comment_is_not_recorded(tmp_path, command):
+    assert build.read_command(written(tmp_path, command)) is None
+
+
+@pytest.mark.parametrize("line", ["name: x", "# a comment", "# scoresde train 'open"])
+def test_another_first_line_is_not_a_command(tmp_path, line):
+    (tmp_path / "config.yaml").write_text(f"{line}\nseed: 0\n")
+    assert build.read_command(tmp_path) is None

@@ -1,12 +1,25 @@
-"""Pictures: every pixel where it belongs, every file what its name says."""
+"""Pictures: the pixels of images and points, the curves of samplers, the ticks of axes."""
 
 import matplotlib.image
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from matplotlib.figure import Figure
 
 from scoresde.evaluation import ComparisonRow
-from scoresde.plots import COLOURS, PIXELS, image_grid, save_comparison, save_samples
+from scoresde.plots import (
+    COLOURS,
+    PIXELS,
+    distinct_ticks,
+    draw_comparison,
+    image_grid,
+    save_comparison,
+    save_samples,
+    set_ticks,
+    tick_label,
+)
 from tests.conftest import seeded
 
 
@@ -91,17 +104,17 @@ def test_points_are_drawn_where_they_are(tmp_path):
     assert bottom - top == pytest.approx(right - left, abs=3)
 
 
-# --- samplers side by side
+# --- samplers compared
 
 
-def row(sampler, nfe, value, metric="sliced_wasserstein", seconds=0.1, spread=0.2):
+def row(sampler, nfe, value, metric="sliced_wasserstein", spread=0.2):
     floor = sampler == "exact draws"
     return ComparisonRow(
         sampler=sampler,
         budget=None if floor else nfe,
         steps=None if floor else nfe,
         nfe=nfe,
-        seconds=None if floor else seconds,
+        seconds=None if floor else nfe / 50,
         batch=100,
         metric=metric,
         space="state",
@@ -113,50 +126,61 @@ def row(sampler, nfe, value, metric="sliced_wasserstein", seconds=0.1, spread=0.
     )
 
 
-def of_colour(path, colour):
-    """Where a picture has just that colour, in the left half: (n, 2) of row and column."""
-    pixels = matplotlib.image.imread(path)[..., :3]
-    wanted = np.array([int(colour[i : i + 2], 16) for i in (1, 3, 5)]) / 255
-    return np.argwhere(np.abs(pixels[:, : pixels.shape[1] * 2 // 5] - wanted).max(axis=2) < 0.02)
+def drawn(rows, quantity="nfe"):
+    """The axes of a comparison."""
+    axes = Figure().add_subplot()
+    draw_comparison(axes, rows, quantity)
+    return axes
 
 
-def test_comparison_shows_each_sampler_where_its_figures_are(tmp_path):
+def test_a_comparison_shows_each_sampler_at_its_figures(tmp_path):
     rows = [row("exact draws", 0, 0.01)]
-    rows += [row("bad", nfe, 1.0, seconds=nfe / 50) for nfe in (5, 10, 20)]
-    rows += [row("good", nfe, 0.1, seconds=nfe / 50) for nfe in (5, 10, 20)]
+    rows += [row(name, nfe, value) for name, value in (("bad", 1.0), ("good", 0.1)) for nfe in (5, 10, 20)]
     path = save_comparison(rows, tmp_path / "new" / "comparison.png")
-    bad, good = (of_colour(path, colour) for colour in COLOURS[:2])
-    assert len(bad) > 1000 < len(good)
-    height, floor = matplotlib.image.imread(path).shape[0], matplotlib.image.imread(path)[..., :3]
-    assert bad[:, 0].mean() < good[:, 0].mean() < height
-    grey = np.abs(floor[:, floor.shape[1] // 4] - floor[:, floor.shape[1] // 4, :1]).max(axis=1) < 0.01
-    band = np.flatnonzero(grey & (floor[:, floor.shape[1] // 4, 0] > 0.8) & (floor[:, floor.shape[1] // 4, 0] < 0.9))
-    # log-spaced: the floor is as far below the good one as that is below the bad one.
-    assert np.median(band) - good[:, 0].mean() == pytest.approx(good[:, 0].mean() - bad[:, 0].mean(), rel=0.1)
+    left = matplotlib.image.imread(path)[:, :736, :3]  # two fifths of the width
+
+    def height(colour):
+        """The mean row of the pixels of a colour."""
+        wanted = np.array([int(colour[i : i + 2], 16) for i in (1, 3, 5)]) / 255
+        found = np.argwhere(np.abs(left - wanted).max(axis=2) < 0.02)
+        assert len(found) > 1000
+        return found[:, 0].mean()
+
+    # On a logarithmic axis, the floor is as far below the good sampler as that is below the bad one.
+    bad, good, floor = (height(colour) for colour in (*COLOURS[:2], "#dfdfdf"))
+    assert floor - good == pytest.approx(good - bad, rel=0.1)
     assert [file.name for file in path.parent.iterdir()] == ["comparison.png"]
 
 
-def test_comparison_of_many_samplers_and_of_figures_below_zero(tmp_path):
-    rows = [row(f"sampler {i}", nfe, 0.1 + i, "mmd") for i in range(2 * len(COLOURS)) for nfe in (5, 10)]
-    rows += [row("sampler 0", 20, -0.01, "mmd")]
-    before = save_comparison(rows[:-1], tmp_path / "before.png").read_bytes()
-    assert save_comparison(rows, tmp_path / "after.png").read_bytes() != b""
-    assert len(of_colour(tmp_path / "after.png", COLOURS[0])) > 0 < len(before)
+@pytest.mark.parametrize("quantity", ["nfe", "seconds"])
+def test_curves_have_the_values_and_intervals_of_the_rows(quantity):
+    rows = [row("a", nfe, 1 / nfe) for nfe in (20, 5, 10)] + [row("a", 40, -0.01), row("b", 7, -1.0)]
+    axes = drawn(rows, quantity)
+    curve, bars = axes.containers[0].lines[0], axes.containers[0].lines[2][0]
+    scale = 1 if quantity == "nfe" else 1 / 50
+    assert curve.get_xydata() == pytest.approx(np.array([[nfe * scale, 1 / nfe] for nfe in (5, 10, 20)]))
+    ends = np.array([segment[:, 1] for segment in bars.get_segments()])
+    assert ends == pytest.approx(np.array([[0.8 / nfe, 1.2 / nfe] for nfe in (5, 10, 20)]))
+    assert (axes.get_xscale(), axes.get_yscale()) == ("log", "log")
+    assert (axes.get_xticks().tolist() == [5, 7, 10, 20, 40]) == (quantity == "nfe")
 
 
-def test_what_diverged_does_not_flatten_the_others(tmp_path):
-    rows = [row("exact draws", 0, 0.01)]
-    rows += [row("good", nfe, value) for nfe, value in ((5, 1.0), (20, 0.02))]
-    usual, far, farther = (
-        of_colour(save_comparison([*rows, row("bad", 5, value)], tmp_path / f"{value}.png"), COLOURS[0])
-        for value in (1.0, 1e4, 1e8)
-    )
-    height = np.ptp(usual[:, 0])
-    assert np.ptp(far[:, 0]) == pytest.approx(np.ptp(farther[:, 0]), rel=0.1)
-    assert np.ptp(far[:, 0]) > 0.35 * height
+def test_many_samplers_are_told_apart():
+    axes = drawn([row(f"sampler {i}", nfe, 0.1 + i) for i in range(2 * len(COLOURS)) for nfe in (5, 10)])
+    curves = [container.lines[0] for container in axes.containers]
+    looks = {(curve.get_color(), curve.get_marker(), curve.get_linestyle()) for curve in curves}
+    assert len(looks) == len(curves) == 2 * len(COLOURS)
 
 
-def test_comparison_draws_the_metric_asked_for(tmp_path):
+def test_a_diverged_sampler_does_not_flatten_the_others():
+    rows = [row("exact draws", 0, 0.01), row("good", 5, 1.0), row("good", 20, 0.02)]
+    usual, far, farther = (drawn([*rows, row("bad", 5, value)]).get_ylim() for value in (1.0, 1e4, 1e8))
+    assert far[1] == farther[1] == pytest.approx(20.0)
+    assert 0.003 <= farther[0] <= far[0] < 0.01
+    assert np.log(usual[1] / usual[0]) > 0.5 * np.log(far[1] / far[0])
+
+
+def test_a_comparison_shows_the_chosen_metric(tmp_path):
     rows = [row("a", nfe, 0.1) for nfe in (5, 10)] + [row("a", nfe, 5.0, "mean_error") for nfe in (5, 10)]
     default, named, other = (
         save_comparison(rows, tmp_path / f"{metric}.png", metric).read_bytes()
@@ -166,7 +190,39 @@ def test_comparison_draws_the_metric_asked_for(tmp_path):
 
 
 @pytest.mark.parametrize("rows", [[], [row("exact draws", 0, 0.1)], [row("a", 5, 0.1)]], ids=["none", "floor", "other"])
-def test_comparison_of_nothing(rows, tmp_path):
-    with pytest.raises(ValueError, match="rows of samplers with the metric"):
+def test_a_comparison_needs_a_sampler_with_the_metric(rows, tmp_path):
+    with pytest.raises(ValueError, match=f"none of the {len(rows)} rows is a sampler's"):
         save_comparison(rows, tmp_path / "none.png", None if len(rows) == 0 or rows[0].is_floor else "mmd")
     assert not list(tmp_path.iterdir())
+
+
+# --- ticks
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (0, "0"),
+        (1500, "1,500"),
+        (-2.5, "\N{MINUS SIGN}2.5"),
+        (0.001, "0.001"),
+        (1e-5, "10⁻⁵"),
+        (2.5e-6, "2.5·10⁻⁶"),
+        (0.1 + 0.2, "0.3"),
+    ],
+)
+def test_tick_labels(value, expected):
+    assert tick_label(value) == expected
+
+
+@settings(max_examples=25)
+@given(st.floats(1e-6, 1e6), st.floats(2.6, 1e9), st.sampled_from(["log", "linear"]))
+def test_axes_have_a_few_ticks(low, ratio, scale):
+    axes = Figure().add_subplot(ylim=(low, low * ratio), yscale=scale)
+    set_ticks(axes)
+    inside = [tick for tick in axes.get_yticks() if low * (1 - 1e-9) <= tick <= low * ratio * (1 + 1e-9)]
+    assert 1 <= len(inside) <= 10
+
+
+def test_ticks_whose_labels_would_touch_are_left_out():
+    assert distinct_ticks([5, 6, 7, 10, 100]) == [5, 7, 10, 100]

@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from torch.utils.data import Dataset
 
 from scoresde import build
 from scoresde.cli.common import draw, run_directory
-from scoresde.cli.output import Record, say, shows_progress
+from scoresde.cli.output import Record, config_dir, say, shows_progress
 from scoresde.data.summary import state_of
 from scoresde.dequantization import DataMap
 from scoresde.losses import Objective
@@ -128,7 +129,7 @@ def record_config(config: DictConfig, run: Path) -> None:
             raise ValueError(
                 f"{run} holds a run of another configuration ({changed[0]}); choose another one with run=..."
             )
-    build.write_config(config, path)
+    build.write_config(config, path, ["scoresde", "train", *config_dir(), *HydraConfig.get().overrides.task])
 
 
 def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:

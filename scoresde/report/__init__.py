@@ -1,5 +1,6 @@
-"""A run as one page: what was trained, what it draws, how good it is, and how to have it again."""
+"""A run as one HTML page: what was trained, its samples, its quality, and the commands that reproduce it."""
 
-from scoresde.report.page import REPORT, FilmSettings, Source, render, write_report
+from scoresde.report.film import FilmSettings
+from scoresde.report.page import REPORT, Source, render, write_report
 
 __all__ = ["REPORT", "FilmSettings", "Source", "render", "write_report"]

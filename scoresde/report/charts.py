@@ -1,186 +1,183 @@
-"""Charts as inline SVG: they take their colours from the page's style sheet, and their text is text.
+"""Charts as inline SVG: matplotlib draws them, the page's style sheet gives their colours and their font.
 
-A chart is 360 units wide, the width of a phone, so that its text is as large there as on paper; wider pages put several
-side by side. What is drawn is a list of layers (`report.layers`). All text is escaped.
+A chart is 360 units wide, the width of a phone; wider pages put several side by side. Text stays text, and each colour
+becomes a CSS custom property, so that a chart follows the light or dark mode of the page.
 """
 
 import hashlib
-import math
+import io
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, cast
 
+import matplotlib
+import numpy as np
 from markupsafe import Markup
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from torch import Tensor
 
-from scoresde.report.axes import Axis, span, text
-from scoresde.report.layers import COLOURS, Histogram, Layer, mark
+from scoresde.plots import BAND, COLOURS, MARKERS, set_ticks
 
 WIDTH, HEIGHT = 360.0, 236.0
-CHARACTER = 6.9  # width of a digit at the size of the ticks' labels
+UNITS_PER_INCH = 72.0
+PANEL = 120.0  # width and height of a frame of a film
+WIDE = 20.0  # ratio of the largest to the smallest value above which a logarithmic axis is clearer
+MUTED, GRID, RULE, PAPER = "#000001", "#000002", "#000003", "white"  # placeholders
+VARIABLES = {
+    **{colour.lower(): f"var(--c{i})" for i, colour in enumerate(COLOURS)},
+    MUTED: "var(--muted)",
+    GRID: "var(--grid)",
+    RULE: "var(--rule)",
+    BAND: "var(--band)",
+    "#ffffff": "var(--paper)",
+}
+STYLE: Any = {
+    "svg.fonttype": "none",
+    "text.parse_math": False,
+    "font.size": 12,
+    "axes.labelcolor": MUTED,
+    "axes.edgecolor": MUTED,
+    "axes.spines.left": False,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.grid": True,
+    "axes.grid.axis": "y",
+    "axes.axisbelow": True,
+    "grid.color": GRID,
+    "grid.linewidth": 1.0,
+    "xaxis.labellocation": "right",
+    "xtick.color": MUTED,
+    "xtick.labelcolor": "black",  # without a fill in the SVG: the style sheet's
+    "ytick.major.size": 0,
+}
 
 
 @dataclass
 class Chart:
-    """Layers between two axes.
-
-    Args:
-        title: what is drawn; description: what is seen, with numbers, for who cannot see it.
-        layers: the first is drawn first.
-        x, y: labels with their units.
-        x_log, y_log: logarithmic axes.
-        x_ticks: of the horizontal axis, instead of round numbers.
-        square: one unit is as long on either axis.
-        height: of the chart.
-        x_span, y_span: ends of the axes, instead of those of the layers.
-    """
+    """A drawn chart. description: what it shows, with numbers, for screen readers. legend: glyphs by name."""
 
     title: str
     description: str
-    layers: Sequence[Layer]
-    x: str = ""
-    y: str = ""
-    x_log: bool = False
-    y_log: bool = False
-    x_ticks: Sequence[float] | None = None
-    square: bool = False
-    height: float = HEIGHT
-    x_span: tuple[float, float] | None = None
-    y_span: tuple[float, float] | None = None
-
-    @property
-    def legend(self) -> list[tuple[Markup, str]]:
-        """(glyph, name) of each layer that has a name, if there is more than one."""
-        named = {layer.name: layer.glyph() for layer in self.layers if layer.name}
-        if len(named) < 2:
-            return []
-        box = Markup('<svg class="glyph" viewBox="0 0 24 12" aria-hidden="true">{}</svg>')
-        return [(box.format(glyph), name) for name, glyph in named.items()]
-
-    def _axes(self) -> tuple[Axis, Axis]:
-        horizontal, vertical = (
-            [v for layer in self.layers for v in layer.extent()[i] if math.isfinite(v)] for i in (0, 1)
-        )
-        x_low, x_high = self.x_span or span(horizontal, self.x_log, 0.03)
-        floor = any(isinstance(layer, Histogram) for layer in self.layers)
-        y_low, y_high = self.y_span or span(vertical, self.y_log)
-        if floor:
-            y_low = 0.0
-        top, bottom = (22.0 if self.y else 8.0), self.height - (34.0 if self.x else 20.0)
-        y = Axis(y_low, y_high, bottom, top, self.y_log)
-        left = 10.0 + CHARACTER * max(len(text(tick)) for tick in y.ticks())
-        x = Axis(x_low, x_high, left, WIDTH - 10.0, self.x_log)
-        if self.square:
-            x, y = _equal(x, y)
-        return x, y
-
-    def svg(self) -> Markup:
-        """The chart."""
-        x, y = self._axes()
-        ticks = list(self.x_ticks) if self.x_ticks is not None else x.ticks()
-        grid = "".join(f"M{x.start:.1f} {y(v):.1f}H{x.stop:.1f}" for v in y.ticks())
-        marks = "".join(f"M{x(v):.1f} {y.start:.1f}v4" for v in ticks)
-        frame = Markup('<path class="grid" d="{}"/>').format(grid)
-        frame += Markup('<path class="axis" d="M{:.1f} {:.1f}H{:.1f}{}"/>').format(x.start, y.start, x.stop, marks)
-        words = Markup()
-        for value in y.ticks():
-            words += _text(x.start - 6, y(value) + 3.8, text(value), "end")
-        for value in ticks:
-            words += _text(x(value), y.start + 16, text(value), "middle")
-        if self.x:
-            words += _text(x.stop, self.height - 4, self.x, "end", "label")
-        if self.y:
-            words += _text(0.0, 11.0, self.y, "start", "label")
-        inside = Markup().join(layer.draw(x, y) for layer in self.layers)
-        return picture(self.title, self.description, WIDTH, self.height, frame + inside + words)
+    svg: Markup
+    legend: dict[str, Markup]
 
 
-def _equal(x: Axis, y: Axis) -> tuple[Axis, Axis]:
-    """Axes of the same number of units for a length: the shorter range is made longer."""
-    per_x, per_y = (x.high - x.low) / abs(x.stop - x.start), (y.high - y.low) / abs(y.stop - y.start)
-    unit = max(per_x, per_y)
+def new_axes(x: str = "", y: str = "", height: float = HEIGHT) -> Axes:
+    """Return the axes of a new chart, with labels at the lower right and the upper left corner."""
+    with matplotlib.rc_context(STYLE):
+        figure = Figure((WIDTH / UNITS_PER_INCH, height / UNITS_PER_INCH), layout="constrained", frameon=False)
+        axes = figure.add_subplot(facecolor="none", xlabel=x)
+        if y:
+            figure.suptitle(y, x=0, ha="left", color=MUTED, fontsize=12)
+    return axes
 
-    def wider(axis: Axis) -> Axis:
-        middle, half = 0.5 * (axis.low + axis.high), 0.5 * unit * abs(axis.stop - axis.start)
-        return Axis(middle - half, middle + half, axis.start, axis.stop, axis.log, axis.count)
 
-    return wider(x), wider(y)
+def to_chart(axes: Axes, title: str, description: str) -> Chart:
+    """Return the chart of drawn axes, with a legend if it has two names or more."""
+    set_ticks(axes)
+    svg, identifier = accessible_svg(axes, title, description)
+    handles = {name: handle for handle, name in zip(*axes.get_legend_handles_labels(), strict=True)}
+    legend = {name: _glyph(handle, f"{identifier}{i}") for i, (name, handle) in enumerate(handles.items())}
+    return Chart(title, description, svg, legend if len(legend) > 1 else {})
+
+
+def accessible_svg(axes: Axes, title: str, description: str) -> tuple[Markup, str]:
+    """Return the figure of some axes as an SVG that is named and described, and its identifier on the page."""
+    figure = cast(Figure, axes.get_figure())
+    for line in axes.lines:  # a line through a single point would be invisible
+        if np.size(line.get_xdata()) == 1 and line.get_marker() == "None":
+            line.set_marker("o")
+    identifier = f"c{hashlib.blake2b(f'{title}{description}'.encode(), digest_size=6).hexdigest()}"
+    width, height = (UNITS_PER_INCH * side for side in figure.get_size_inches())
+    return Markup(
+        '<svg class="chart" viewBox="0 0 {:g} {:g}" role="img" aria-labelledby="{id}t {id}d">'
+        '<title id="{id}t">{}</title><desc id="{id}d">{}</desc>{}</svg>'
+    ).format(width, height, title, description, _drawing(figure, identifier), id=identifier), identifier
+
+
+def _glyph(handle: Any, identifier: str) -> Markup:
+    """Return the mark that a legend shows for a drawn thing."""
+    with matplotlib.rc_context(STYLE):
+        figure = Figure((24 / UNITS_PER_INCH, 12 / UNITS_PER_INCH), frameon=False)
+        figure.legend([handle], [""], loc="center", frameon=False, borderpad=0, handletextpad=0, handlelength=2)
+    svg = Markup('<svg class="glyph" viewBox="0 0 24 12" aria-hidden="true">{}</svg>')
+    return svg.format(_drawing(figure, identifier))
+
+
+def _drawing(figure: Figure, identifier: str) -> Markup:
+    """Return the elements of a figure's SVG; their identifiers depend on the one given, and are unique on the page."""
+    buffer = io.StringIO()
+    with matplotlib.rc_context({**STYLE, "svg.hashsalt": identifier}):
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
+    svg = buffer.getvalue()
+    svg = svg[svg.index('<g id="figure_1">') : svg.rindex("</svg>")]  # without matplotlib's global style sheet
+    return Markup(re.sub(r"\n *", "", re.sub(r"<[^>]+>", lambda tag: _shortened(tag[0]), svg)))
+
+
+def _shortened(tag: str) -> str:
+    """Return a tag of matplotlib's SVG with custom properties as colours, two decimals, and the page's font."""
+    tag = re.sub(r'^<g id="[^"]*"', "<g", tag)
+    tag = re.sub(r"\s*\n", "", re.sub(r"(\.\d\d)\d+", r"\1", tag))
+    tag = re.sub(r"M (\S+ [^L]+)L \1(?=[M\"])", r"M\1h0", tag)  # dots
+    tag = re.sub(r"font[a-z-]*: [^;\"]*; ?", "", tag)
+    return re.sub("(?<=: )#[0-9a-f]{6}", lambda colour: VARIABLES.get(colour[0], colour[0]), tag)
+
+
+# --- what is drawn
+
+
+def dots(axes: Axes, points: Tensor, colour: int = 0, size: float = 2.4, label: str = "") -> None:
+    """Draw points (N, 2), N of any size, as one path."""
+    separated = np.repeat(points.double().cpu().numpy(), 3, axis=0)
+    separated[2::3] = np.nan  # two equal ends and a gap: a line of length zero with round caps
+    style: dict[str, Any] = {"color": COLOURS[colour], "alpha": 0.8}
+    with matplotlib.rc_context({"path.simplify": False}):
+        axes.plot(*separated.T, solid_capstyle="round", linewidth=size, **style)
+    if label:
+        axes.plot([], [], "o", markersize=5, markeredgewidth=0, label=label, **style)
+
+
+def histogram(axes: Axes, values: Any, bins: int, label: str = "") -> None:
+    """Draw how often values fall into equal bins."""
+    axes.hist(values, bins, color=COLOURS[0], edgecolor=PAPER, linewidth=1, alpha=0.82, label=label)
+
+
+def scale_y(axes: Axes, values: np.ndarray) -> None:
+    """Make the vertical axis logarithmic if all finite values are positive and far apart."""
+    finite = values[np.isfinite(values)]
+    if len(finite) and finite.min() > 0 and finite.max() > WIDE * finite.min():
+        axes.set_yscale("log", nonpositive="mask")
 
 
 @dataclass
 class Bar:
-    """A line of a chart of bars: a length from 0, or a mark with its interval; and what is written beside it."""
+    """A named value with its standard error, and the text beside it."""
 
     name: str
     value: float
-    low: float | None = None
-    high: float | None = None
-    words: str = ""
-    colour: int = 0
+    error: float | None
+    text: str
+    colour: int
 
 
-@dataclass
-class Bars:
-    """Named values one below the other: lengths from 0, or marks with their intervals."""
-
-    title: str
-    description: str
-    bars: Sequence[Bar]
-    x: str
-    lengths: bool = True
-    legend: Sequence[tuple[Markup, str]] = ()
-
-    def svg(self) -> Markup:
-        """The chart."""
-        pitch, top = 40.0, 4.0
-        bottom = top + pitch * len(self.bars)
-        ends = [v for bar in self.bars for v in (bar.value, bar.low, bar.high) if v is not None]
-        low, high = span([0.0, *ends] if self.lengths else ends, margin=0.08)
-        if self.lengths:
-            low = min(0.0, *(v for v in ends if v < 0), 0.0)
-        axis = Axis(low, high, 8.0, WIDTH - 16.0)
-        grid = "".join(f"M{axis(v):.1f} {top:.1f}V{bottom:.1f}" for v in axis.ticks())
-        found = Markup('<path class="grid" d="{}"/>').format(grid)
-        for i, bar in enumerate(self.bars):
-            found += self._bar(bar, axis, top + pitch * i)
-        for value in axis.ticks():
-            found += _text(axis(value), bottom + 13, text(value), "middle")
-        found += _text(WIDTH - 10, bottom + 31, self.x, "end", "label")
-        return picture(self.title, self.description, WIDTH, bottom + 36, found)
-
-    def _bar(self, bar: Bar, axis: Axis, top: float) -> Markup:
-        hue, middle = bar.colour % COLOURS, top + 28
-        found = _text(8.0, top + 15, bar.name, "start", "label halo")
-        found += _text(WIDTH - 10, top + 15, bar.words, "end", "halo")
-        if self.lengths:
-            left, right = sorted((axis(0.0), axis(bar.value)))
-            found += Markup('<rect class="box c{}" x="{:.1f}" y="{:.1f}" width="{:.1f}" height="9"/>').format(
-                hue, left, middle - 5, max(right - left, 1.0)
-            )
-        if bar.low is not None and bar.high is not None:
-            found += Markup('<path class="{}" d="M{:.1f} {:.1f}H{:.1f}"/>').format(
-                "whisker" if self.lengths else f"bar c{hue}", axis(bar.low), middle, axis(bar.high)
-            )
-        return found if self.lengths else found + mark(axis(bar.value), middle, bar.colour)
-
-
-def panel(
-    title: str, description: str, layers: Sequence[Layer], x_span: tuple[float, float], y_span: tuple[float, float]
-) -> Markup:
-    """A small square chart without numbers: a frame of a film."""
-    size, edge = 120.0, 3.0
-    x, y = Axis(*x_span, edge, size - edge), Axis(*y_span, size - edge, edge)
-    frame = Markup('<rect class="frame" x="0.5" y="0.5" width="{0:g}" height="{0:g}"/>').format(size - 1)
-    return picture(title, description, size, size, frame + Markup().join(layer.draw(x, y) for layer in layers))
-
-
-def _text(x: float, y: float, words: str, anchor: str, kind: str = "tick") -> Markup:
-    return Markup('<text class="{}" x="{:.1f}" y="{:.1f}" text-anchor="{}">{}</text>').format(kind, x, y, anchor, words)
-
-
-def picture(title: str, description: str, width: float, height: float, inside: Markup) -> Markup:
-    """An SVG with its title and description, by which it is read out."""
-    content = f"{title}{description}{inside}".encode()
-    name = f"c{hashlib.blake2b(content, digest_size=6).hexdigest()}"
-    return Markup(
-        '<svg class="chart" viewBox="0 0 {:g} {:g}" role="img" aria-labelledby="{id}t {id}d">'
-        '<title id="{id}t">{}</title><desc id="{id}d">{}</desc>{}</svg>'
-    ).format(width, height, title, description, inside, id=name)
+def bar_chart(title: str, bars: Sequence[Bar], x: str, lengths: bool) -> Chart:
+    """Draw values one below the other: as lengths from zero, or as marks with their standard errors."""
+    axes = new_axes(x, height=40 * len(bars) + 40)
+    corner = axes.get_yaxis_transform()
+    for i, bar in enumerate(bars):
+        axes.text(0, i - 0.1, bar.name, transform=corner)
+        axes.text(1, i - 0.1, bar.text, transform=corner, ha="right")
+        if lengths:
+            axes.barh(i + 0.15, bar.value, 0.22, color=COLOURS[bar.colour], alpha=0.82)
+        marker: Any = {"marker": "" if lengths else MARKERS[bar.colour], "markersize": 6, "markeredgecolor": PAPER}
+        colour = MUTED if lengths else COLOURS[bar.colour]
+        axes.errorbar(bar.value, i + 0.15, xerr=bar.error, color=colour, elinewidth=1.4, **marker)
+    axes.set(ylim=(len(bars) - 0.5, -0.5), yticks=[])
+    if lengths:
+        axes.set_xlim(min([0.0, *(bar.value - (bar.error or 0.0) for bar in bars)]))
+    axes.grid(axis="x", color=GRID)
+    axes.spines.bottom.set_visible(False)
+    axes.tick_params("x", length=0)
+    return to_chart(axes, title, f"{title}, in {x}: {', '.join(f'{bar.name} {bar.text}' for bar in bars)}.")

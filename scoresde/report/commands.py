@@ -1,13 +1,12 @@
-"""Commands: those that add what a run has not, and those that make again what it has."""
+"""Commands that the page shows: those that add a missing part, and those that reproduce the present ones."""
 
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass
 
-from scoresde.report.facts import Facts
-from scoresde.report.words import sentence
+from scoresde.report.run_files import RunFiles
+from scoresde.report.wording import sentence
 
-MADE = {
+PURPOSES = {
     "samples": "draw samples",
     "likelihood": "measure the likelihood",
     "quality": "measure the quality of samples",
@@ -16,50 +15,42 @@ MADE = {
 }
 
 
-@dataclass(frozen=True)
-class Command:
-    """A command line, and what it does."""
-
-    what: str
-    line: str
-
-
-def adding(facts: Facts, run: Sequence[str], train: Sequence[str] | None = None) -> dict[str, str]:
-    """The command that adds each part of the report, by the name of the part; "" where it is not known.
+def adding(files: RunFiles, run: Sequence[str], train: Sequence[str] | None = None) -> dict[str, str]:
+    """Return the command that adds each part of the report; "" where it is not known.
 
     Args:
-        facts: of the run.
-        run, train: as in `reproducing`.
+        files, run, train: as in `reproducing`.
     """
-    features = ["features=digits"] if "Digits" in str(facts.data.get("train")) else []
-    elsewhere = ["run=runs/followed", *run[1:]]
-
-    def on_run(verb: str, *overrides: str) -> str:
-        return shlex.join(["scoresde", verb, *run, *overrides])
-
+    followed = [] if train is None else [*train, *run, "trainer.evaluate_every=100", "run=runs/followed"]
+    features = ["features=digits"] if "Digits" in str(files.data.get("train")) else []
     return {
-        "train": "" if train is None else shlex.join([*train, *run]),
-        "held_out": "" if train is None else shlex.join([*train, "trainer.evaluate_every=100", *elsewhere]),
-        "sample": on_run("sample"),
-        "bpd": on_run("bpd"),
-        "evaluate": on_run("evaluate", *features),
-        "compare": on_run("compare"),
-        "film": on_run("report", "film=true"),
+        "train": "" if train is None else command_line(*train, *run),
+        "held_out": command_line(*followed),
+        "sample": command_line("scoresde", "sample", *run),
+        "bpd": command_line("scoresde", "bpd", *run),
+        "evaluate": command_line("scoresde", "evaluate", *run, *features),
+        "compare": command_line("scoresde", "compare", *run),
+        "film": command_line("scoresde", "report", *run, "film=true"),
     }
 
 
-def reproducing(facts: Facts, run: Sequence[str], train: Sequence[str] | None) -> list[Command]:
-    """The commands that make the run and its figures again, as they were given, in their order, each once.
+def reproducing(files: RunFiles, run: Sequence[str], train: Sequence[str] | None) -> list[tuple[str, str]]:
+    """Return (purpose, command) of all that made the run and its figures, in their order, each command once.
 
     Args:
-        facts: of the run.
-        run: the words by which a verb finds it: `run=...`, and what else it needs, as Hydra reads them.
-        train: the words of the command that trains it, without these; None where it was not trained here.
+        files: of the run.
+        run: the overrides by which a verb finds the run: `run=...`, and `trust=[...]` if it needs that.
+        train: the words of the command that trained it, None if it was not recorded.
     """
-    made: dict[str, list[str]] = {} if train is None else {shlex.join([*train, *run]): ["train the model"]}
-    for line in facts.metrics:
-        what = MADE.get(str(line.get("kind")))
-        if what is not None and line.get("command") and facts.is_current(line):
-            made.setdefault(str(line["command"]), []).append(what)
-    made[shlex.join(["scoresde", "report", *run])] = ["write this report"]
-    return [Command(sentence(", ".join(dict.fromkeys(whats))), line) for line, whats in made.items()]
+    purposes: dict[str, list[str]] = {} if train is None else {command_line(*train, *run): ["train the model"]}
+    for line in files.metrics:
+        if line.get("kind") in PURPOSES and line.get("command") and files.is_current(line):
+            purposes.setdefault(str(line["command"]), []).append(PURPOSES[line["kind"]])
+    purposes[command_line("scoresde", "report", *run)] = ["write this report"]
+    return [(sentence(", ".join(dict.fromkeys(parts))), line) for line, parts in purposes.items()]
+
+
+def command_line(*words: str) -> str:
+    """Return words quoted for a shell; of two overrides of the same key, the later one replaces the earlier."""
+    by_key = {word.partition("=")[0] if "=" in word else i: word for i, word in enumerate(words)}
+    return shlex.join(by_key.values())

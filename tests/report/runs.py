@@ -1,8 +1,7 @@
-"""Run directories of a few kinds of states, written by the library's own tools, without a training."""
+"""Run directories of several kinds of states, written without a training."""
 
-import csv
 import json
-from dataclasses import asdict, fields
+from dataclasses import asdict
 
 import numpy as np
 import torch
@@ -10,8 +9,9 @@ import yaml
 from omegaconf import OmegaConf
 
 from scoresde import build
+from scoresde.cli.report import data_of
 from scoresde.evaluation.records import append_metrics, keep_per_sample
-from scoresde.evaluation.sampler_comparison import ComparisonRow
+from scoresde.evaluation.sampler_comparison import ComparisonRow, write_csv
 from scoresde.report import FilmSettings, Source, render
 from scoresde.training.checkpoint import load, save
 
@@ -29,7 +29,7 @@ MOONS = {"_target_": "scoresde.data.Toy2D", "name": "moons", "n": 40}
 OTHER = {"range": None, "transform": {"_target_": "scoresde.data.Affine"}, "dequantization": None}
 
 
-def data_of(shape):
+def data_node(shape):
     """The data node of a configuration for states of that shape."""
     if list(shape) == [1, 8, 8]:
         return DIGITS
@@ -48,7 +48,7 @@ def configuration(shape, **changes):
         "sde": {"_target_": "scoresde.sdes.VP", "beta_min": 0.1, "beta_max": 20.0, "t_min": 1e-5, "t_max": 1.0},
         "prediction": {"_target_": "scoresde.predictions.KarrasPreconditioning", "sigma_data": 1.0},
         "network": {"_target_": "scoresde.networks.MLP", "shape": list(shape), "width": 8, "depth": 1},
-        "data": data_of(shape),
+        "data": data_node(shape),
         "loss": {"_target_": "scoresde.losses.DenoisingScoreMatching", "weighting": "likelihood"},
         "trainer": {"_target_": "scoresde.training.Trainer", "steps": 60, "batch_size": 32},
         "name": "tiny",
@@ -58,7 +58,7 @@ def configuration(shape, **changes):
 
 
 def new_run(path, shape, checkpoint=True, **changes):
-    """A run's directory with a configuration, and a model with random weights as its checkpoint."""
+    """Make a run's directory with a configuration, and a model with random weights as its checkpoint."""
     path.mkdir(parents=True)
     config = configuration(shape, **changes)
     (path / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
@@ -70,61 +70,46 @@ def new_run(path, shape, checkpoint=True, **changes):
 
 
 def train_further(path):
-    """Make another checkpoint of the run's."""
+    """Replace the checkpoint of a run by another one."""
     groups, info = load(path / "checkpoint.safetensors")
     save(path / "checkpoint.safetensors", groups, {**info, "step": 61})
 
 
-def add_log(path, levels=True):
-    """Twelve lines of a training, and two of held-out data."""
-    with open(path / "log.jsonl", "w") as file:
-        for i in range(1, 13):
-            line = {"step": 5 * i, "loss": 100.0 / i, "gradient_norm": 2.0 + i, "learning_rate": 1e-3, "skipped": 0}
-            line |= {"images_per_second": 100.0 + i, "memory_gb": 0.25}
-            if levels:
-                line["loss_by_log_snr"] = [None, *(10.0 ** (k - 8) / i for k in range(9))]
-            file.write(json.dumps(line) + "\n")
-        for step, loss in ((30, 4.0), (60, 3.0)):
-            held_out = {"step": step, "validation_loss": loss, "validation_loss_stderr": 0.1}
-            held_out |= {"validation_bits_per_dim_bound": loss / 2, "validation_bits_per_dim_bound_stderr": 0.05}
-            file.write(json.dumps(held_out) + "\n")
+def add_log(path):
+    """Add twelve lines of a training, one without a loss, and two of held-out data."""
+    lines = [{"step": 1, "loss": None, "loss_by_log_snr": []}]
+    for i in range(1, 13):
+        line = {"step": 5 * i, "loss": 100.0 / i, "gradient_norm": 2.0 + i, "learning_rate": 1e-3, "skipped": 0}
+        line |= {"images_per_second": 100.0 + i, "memory_gb": 0.25}
+        lines.append({**line, "loss_by_log_snr": [None, *(10.0 ** (k - 8) / i for k in range(9))]})
+    for step, loss in ((30, 4.0), (60, 3.0)):
+        held_out = {"step": step, "validation_loss": loss, "validation_loss_stderr": 0.1}
+        bound = {"validation_bits_per_dim_bound": loss / 2, "validation_bits_per_dim_bound_stderr": 0.05}
+        lines.append(held_out | bound)
+    (path / "log.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
 
 
-def add_samples(path, shape, n=20, sampler="pc"):
-    """Samples in a file, and the line about them."""
+def add_samples(path, shape, n=20):
+    """Add samples in a file, and the line about them."""
     values = 8 * np.random.RandomState(0).rand(n, *shape)
     (path / "samples").mkdir(exist_ok=True)
-    np.save(path / "samples" / f"{sampler}.npy", values.astype(np.float32))
-    row = {"kind": "samples", "sampler": sampler, "n": n, "nfe": 401, "seconds": 2.5, "seed": 0, "weights": "ema"}
+    np.save(path / "samples" / "pc.npy", values.astype(np.float32))
+    row = {"kind": "samples", "sampler": "pc", "n": n, "nfe": 401, "seconds": 2.5, "seed": 0, "weights": "ema"}
     append_metrics(path, {**row, "threshold": None})
 
 
 def likelihood_row(n=297, split="test", mean=1.75, unit="bits/dim", **changes):
     """A line about a likelihood."""
+    row = {"kind": "likelihood", "split": split, "n": n, "weights": "ema", "unit": unit, "mean": mean, "stderr": 0.05}
     conventions = {"quantity": "bits per dimension", "solver": "Adams(steps=80)", "trace": "Hutchinson(probes=1)"}
-    return {
-        "kind": "likelihood",
-        "split": split,
-        "n": n,
-        "weights": "ema",
-        "unit": unit,
-        "mean": mean,
-        "stderr": 0.05,
-        "conventions": {**conventions, "dequantization": "uniform, 1 per image"},
-        "nfe": 81.0,
-        "population": 0.04,
-        "monte_carlo": 0.03,
-        "discretisation": {"mean": -0.0021, "stderr": 0.0004},
-        "bound": {"mean": 1.9, "stderr": 0.06},
-        "bound_conventions": {"times": "UniformLogSNR, 32 in 16 strata per image"},
-        "seconds": 12.5,
-        "seed": 0,
-        **changes,
-    }
+    row |= {"conventions": {**conventions, "dequantization": "uniform, 1 per image"}, "nfe": 81.0, "population": 0.04}
+    row |= {"monte_carlo": 0.03, "discretisation": {"mean": -0.0021, "stderr": 0.0004}, "seconds": 12.5, "seed": 0}
+    row |= {"bound": {"mean": 1.9, "stderr": 0.06}, "bound_conventions": {"times": "32 in 16 strata per image"}}
+    return row | changes
 
 
 def add_likelihood(path, n=297, **changes):
-    """A line about a likelihood of the test data, and the value of each sample: 1.0, ..., 2.5 in some order."""
+    """Add a likelihood of the test data, and the value of each sample: 1.0, ..., 2.5 in some order."""
     order = np.random.RandomState(1).permutation(n)
     values = torch.from_numpy(np.linspace(1.0, 2.5, n)[order])
     keep_per_sample(path, "test", values)
@@ -133,26 +118,20 @@ def add_likelihood(path, n=297, **changes):
 
 
 def add_comparison(path):
-    """Two samplers at two budgets, with their noise floor."""
+    """Add two samplers at two budgets, with their noise floor."""
     shared = {"batch": 100, "metric": "sliced_wasserstein", "space": "state", "n": 100, "reference": "297 of test data"}
     rows = [ComparisonRow("training data", None, None, 0, None, value=0.05, low=0.04, high=0.06, **shared)]
     for sampler, values in (("ddim", (0.4, 0.2)), ("unipc2", (0.2, 0.07))):
         for nfe, value in zip((5, 10), values, strict=True):
-            rows.append(
-                ComparisonRow(
-                    sampler, nfe, nfe, nfe, 0.1 * nfe, value=value, low=0.9 * value, high=1.2 * value, **shared
-                )
-            )
-    with open(path / "comparison.csv", "w", newline="") as file:
-        writer = csv.DictWriter(file, [column.name for column in fields(ComparisonRow)])
-        writer.writeheader()
-        writer.writerows(asdict(row) for row in rows)
+            figures = {"value": value, "low": 0.9 * value, "high": 1.2 * value}
+            rows.append(ComparisonRow(sampler, nfe, nfe, nfe, 0.1 * nfe, **figures, **shared))
+    write_csv(rows, path / "comparison.csv")
     for row in rows:
         append_metrics(path, {"kind": "comparison", **asdict(row), "level": 0.9, "seed": 0})
 
 
 def add_quality(path):
-    """The Fréchet distance and the precision of samples, and of training data in their place."""
+    """Add the Fréchet distance and the precision of samples, and of training data in their place."""
     for of, distance, precision in (("samples", 3.25, 0.75), ("training data", 1.5, 0.875)):
         about = {"sampler": "pc", "nfe": 401, "weights": "ema"} if of == "samples" else {}
         for metric, value in (("frechet_distance", distance), ("precision", precision)):
@@ -162,7 +141,7 @@ def add_quality(path):
 
 
 def whole_run(path, shape=(1, 8, 8)):
-    """A run with all that there is."""
+    """Make a run with every part."""
     new_run(path, shape)
     add_log(path)
     add_samples(path, shape)
@@ -174,21 +153,14 @@ def whole_run(path, shape=(1, 8, 8)):
 
 def source_of(path, film=FILM, **changes):
     """The source of a report on the run in that directory."""
-    text = (path / "config.yaml").read_text()
-    config = build.read_config(path)
-    data = {}
-    for split in ("test", "validation"):
-        try:
-            data[split] = build.instantiate(config.data[split]) if config.data.get(split) else f"no {split} data"
-        except (ValueError, OSError) as error:
-            data[split] = f"not to be had ({error})"
+    text, config = (path / "config.yaml").read_text(), build.read_config(path)
     try:
         run = build.load(path)
     except FileNotFoundError as error:
         run = str(error)
-    given = {"path": path, "config": yaml.safe_load(text), "config_text": text, "run": run, "named": [f"run={path}"]}
-    given |= {"data": data, "film": film}
-    return Source(**given | changes)
+    parts = {"path": path, "config": yaml.safe_load(text), "config_text": text, "run": run, "film": film}
+    parts |= {"data": lambda split: data_of(config, split, ()), "overrides": [f"run={path}"]}
+    return Source(**parts | changes)
 
 
 def page_of(path, **changes):

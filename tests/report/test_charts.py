@@ -1,115 +1,154 @@
-"""Charts: where things are drawn, what is said about them, and that nothing gets out of its place."""
+"""Charts: what is drawn where, in which colours, and that text from a run cannot leave its place."""
 
 import re
 from xml.etree import ElementTree
 
+import numpy as np
 import pytest
+import torch
 
-from scoresde.report.charts import Bar, Bars, Chart, panel
-from scoresde.report.layers import Band, Dots, Histogram, Line, Rule
+from scoresde.plots import COLOURS, curve
+from scoresde.report.charts import Bar, bar_chart, dots, histogram, new_axes, scale_y, to_chart
+from tests.conftest import normal
 
 SVG = "{http://www.w3.org/2000/svg}"
+EVIL = '<script>alert("x")</script>&$\\frac$'
 
 
 def parsed(svg):
-    """The tree of an SVG, which a page need not name the namespace of."""
-    return ElementTree.fromstring(str(svg).replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1))
+    """The tree of an SVG; pages need not declare its namespaces."""
+    namespaces = '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
+    return ElementTree.fromstring(str(svg).replace("<svg ", namespaces, 1))
 
 
-def words(svg):
+def texts(svg):
     return [element.text for element in parsed(svg).iter(f"{SVG}text")]
 
 
-def path_of(svg, kind):
-    (found,) = (e for e in parsed(svg).iter(f"{SVG}path") if kind in e.get("class").split())
-    return [tuple(map(float, pair)) for pair in re.findall(r"[ML](-?[\d.]+) (-?[\d.]+)", found.get("d"))]
+def coloured(svg, number):
+    """Corners (n, 2) of each path in the colour of that number."""
+    paths = [e.get("d") for e in parsed(svg).iter(f"{SVG}path") if f"var(--c{number})" in e.get("style")]
+    return [np.array(re.findall(r"[ML] ?(-?[\d.]+) (-?[\d.]+)", path), float) for path in paths]
 
 
-def test_a_line_goes_through_its_points():
-    chart = Chart("T", "D", [Line("a", [0, 5, 10], [0, 10, 0])], x_span=(0, 10), y_span=(0, 10), x="x", y="y")
-    (x0, y0), (x1, y1), (x2, y2) = path_of(chart.svg(), "line")
-    assert x1 - x0 == pytest.approx(x2 - x1, abs=0.2)
-    assert (y0, y1) == (y2, 22.0)
-    assert y0 == chart.height - 34
+def line_chart(x, y, axes=None, **style):
+    axes = axes or new_axes("x", "y")
+    axes.plot(x, y, color=COLOURS[0], **style)
+    return to_chart(axes, "T", "D")
+
+
+def test_a_line_passes_through_its_points():
+    ((start, middle, end),) = coloured(line_chart([0, 5, 10], [0, 10, 0]).svg, 0)
+    assert middle[0] - start[0] == pytest.approx(end[0] - middle[0], abs=0.02)
+    assert start[1] == end[1] > middle[1]
 
 
 def test_a_chart_is_named_and_described():
-    tree = parsed(Chart("Loss", "It falls from 3 to 1.", [Line("", [1, 2], [3, 1])]).svg())
+    axes = new_axes()
+    tree = parsed(to_chart(axes, "Loss", "It falls from 3 to 1.").svg)
     assert tree.get("role") == "img"
     title, description = tree.find(f"{SVG}title"), tree.find(f"{SVG}desc")
     assert (title.text, description.text) == ("Loss", "It falls from 3 to 1.")
     assert tree.get("aria-labelledby").split() == [title.get("id"), description.get("id")]
 
 
-def test_text_is_escaped():
-    evil = '<script>alert("x")</script>&'
-    chart = Chart(evil, evil, [Line(evil, [1, 2], [1, 2]), Line("b", [1, 2], [2, 1])], x=evil, y=evil)
-    svg = str(chart.svg()) + "".join(str(glyph) for glyph, _ in chart.legend)
-    assert "<script>" not in svg
-    assert evil in words(chart.svg())
-    bars = str(Bars(evil, evil, [Bar(evil, 1.0, words=evil)], x=evil).svg())
-    assert "<script>" not in bars
+def test_text_is_escaped_and_not_read_as_mathematics():
+    axes = new_axes(EVIL, EVIL)
+    for name in (EVIL, "b"):
+        curve(axes, np.arange(2), np.arange(2), label=name)
+    chart = to_chart(axes, EVIL, EVIL)
+    bars = bar_chart(EVIL, [Bar(EVIL.replace("$", ""), 1.0, None, "1", 0)], EVIL, lengths=True)
+    assert texts(chart.svg).count(EVIL) == 2
+    for svg in (chart.svg, bars.svg, *chart.legend.values()):
+        assert not {element.tag.removeprefix(SVG) for element in parsed(svg).iter()} & {"script", "style", "a"}
+        assert "on" not in {name for element in parsed(svg).iter() for name in element.attrib}
 
 
-def test_what_is_not_finite_or_not_positive_is_left_out():
-    gaps = Chart("T", "D", [Line("", [0, 1, 2, 3], [1, float("nan"), 2, float("inf")])]).svg()
-    assert len(path_of(gaps, "line")) == 2
-    log = Chart("T", "D", [Line("", [1, 2, 3], [-1, 1, 10])], y_log=True).svg()
-    assert len(path_of(log, "line")) == 2
-    assert "nan" not in f"{gaps}{log}".lower()
+def test_colours_and_font_are_those_of_the_page():
+    axes = new_axes("x", "y")
+    for number in range(7):
+        curve(axes, np.arange(2), np.arange(2) + number, colour=number)
+    axes.axhspan(1, 2, color="#808080")
+    svg = str(to_chart(axes, "T", "D").svg)
+    others = {"muted", "grid", "paper", "band"}
+    assert set(re.findall(r"var\(--(\w+)\)", svg)) == {*(f"c{i}" for i in range(7)), *others}
+    assert not re.search(r"#[0-9a-f]{6}(?![0-9a-f])|font", svg)
 
 
-def test_everything_is_drawn_inside():
-    layers = [
-        Band("floor", 0.1, 0.2),
-        Line("a", [5, 10, 20], [1, 0.5, 0.3], [0.9, 0.4, 0.01], [1.1, 0.6, 0.4], style="both"),
-        Line("b", [5, 10, 20], [4000, 0.5, 0.3], colour=5, style="points"),
-    ]
-    svg = Chart("T", "D", layers, x_log=True, y_log=True, y_span=(0.05, 10), x="x", y="y").svg()
-    for element in parsed(svg).iter():
-        for name, most in (("x", 360), ("cx", 360), ("y", 236), ("cy", 236)):
-            if element.get(name) is not None:
-                assert -1 <= float(element.get(name)) <= most + 1
+def test_the_same_chart_has_the_same_bytes_and_others_have_other_identifiers():
+    svgs = [str(line_chart([1, 2], [1, 2], marker="o", axes=new_axes(x)).svg) for x in ("x", "x", "z")]
+    assert svgs[0] == svgs[1] != svgs[2]
+    first, second = (to_chart(new_axes("x"), title, "D").svg for title in "ab")
+    identifiers = [{e.get("id") for e in parsed(svg).iter() if e.get("id")} for svg in (first, second)]
+    assert identifiers[0].isdisjoint(identifiers[1])
 
 
-def test_one_unit_is_as_long_on_either_axis_of_a_square_chart():
-    svg = Chart("T", "D", [Line("", [0, 1, 1], [0, 0, 1])], square=True, height=340.0).svg()
-    (x0, y0), (x1, _), (_, y2) = path_of(svg, "line")
-    assert x1 - x0 == pytest.approx(y0 - y2, abs=0.2)
+def test_values_without_a_place_on_the_axes_are_left_out():
+    gap = line_chart([0, 1, 2, 3, 4], [1, 2, float("nan"), float("inf"), 2])
+    assert np.isfinite(np.concatenate(coloured(gap.svg, 0))).all()
+    axes = new_axes()
+    scale_y(axes, np.array([1.0, 100.0, np.nan]))
+    assert axes.get_yscale() == "log"
+    (drawn,) = coloured(line_chart([1, 2, 3], [-1, 1, 100], axes).svg, 0)
+    assert len(drawn) == 2
+
+
+def test_a_single_point_has_a_mark():
+    assert "<use " in line_chart([1], [1]).svg.partition("var(--c0)")[2]
+
+
+@pytest.mark.parametrize(
+    ("values", "scale"), [([1, 10], "linear"), ([-1, 30], "linear"), ([], "linear"), ([1, 30], "log")]
+)
+def test_positive_values_far_apart_get_a_logarithmic_axis(values, scale):
+    axes = new_axes()
+    scale_y(axes, np.array(values, float))
+    assert axes.get_yscale() == scale
+
+
+def test_dots_are_drawn_each_in_its_place():
+    axes = new_axes()
+    dots(axes, torch.cat([torch.tensor([[0.0, 0.0], [1.0, 1.0], [3.0, 0.0]]), normal(997, 2)]), colour=2)
+    axes.set_aspect("equal", "datalim")
+    svg = to_chart(axes, "T", "D").svg
+    path = next(points for points in coloured(svg, 2) if len(points) > 100)
+    a, b, c = path[:3]
+    assert len(path) == svg.count("h0") == 1000
+    assert c[0] - a[0] == pytest.approx(3 * (b[0] - a[0]), abs=0.03)
+    assert b[0] - a[0] == pytest.approx(a[1] - b[1], abs=0.02)  # one unit is as long on either axis
 
 
 def test_a_histogram_stands_on_zero():
-    svg = Chart("T", "D", [Histogram("h", [0, 1, 2], [4, 2]), Rule("mean", 1.0)], y="n").svg()
-    boxes = list(parsed(svg).iter(f"{SVG}rect"))
-    bottoms = {float(box.get("y")) + float(box.get("height")) for box in boxes}
-    assert len(bottoms) == 1
-    heights = [float(box.get("height")) for box in boxes]
-    assert heights[0] == pytest.approx(2 * heights[1], abs=0.2)
+    axes = new_axes()
+    histogram(axes, np.array([0.0, 0.1, 0.2, 0.3, 1.0, 0.9]), bins=2)
+    high, low = coloured(to_chart(axes, "T", "D").svg, 0)
+    assert high[:, 1].max() == low[:, 1].max()
+    assert np.ptp(high[:, 1]) == pytest.approx(2 * np.ptp(low[:, 1]), abs=0.03)
 
 
-def test_a_legend_where_there_is_more_than_one_name():
-    assert Chart("T", "D", [Line("a", [1], [1])]).legend == []
-    chart = Chart("T", "D", [Line("a", [1], [1]), Dots("b", [1], [1]), Line("", [1], [1])])
-    assert [name for _, name in chart.legend] == ["a", "b"]
-    for glyph, _ in chart.legend:
-        assert parsed(glyph).get("aria-hidden") == "true"
+def test_a_legend_has_two_names_or_more():
+    axes = new_axes()
+    curve(axes, np.arange(2), np.arange(2), label="a")
+    assert to_chart(axes, "T", "D").legend == {}
+    dots(axes, torch.zeros(1, 2), colour=1, label="b")
+    curve(axes, np.arange(2), np.arange(2))
+    chart = to_chart(axes, "T", "D")
+    assert set(chart.legend) == {"a", "b"}
+    for name, colour in (("a", "var(--c0)"), ("b", "var(--c1)")):
+        assert colour in chart.legend[name]
+        assert parsed(chart.legend[name]).get("aria-hidden") == "true"
 
 
 def test_bars_are_as_long_as_their_values():
-    svg = Bars("T", "D", [Bar("one", 1.0), Bar("two", 2.0, 1.5, 2.5, "two!")], x="units").svg()
-    first, second = (float(e.get("width")) for e in parsed(svg).iter(f"{SVG}rect"))
-    assert second == pytest.approx(2 * first, abs=0.2)
-    assert {"one", "two", "two!", "units"} <= set(words(svg))
+    bars = [Bar("one", 1.0, None, "1", 0), Bar("two", 2.0, 0.5, "two!", 1)]
+    svg = bar_chart("T", bars, "units", lengths=True).svg
+    (one,), (two,) = coloured(svg, 0), coloured(svg, 1)
+    assert np.ptp(two[:, 0]) == pytest.approx(2 * np.ptp(one[:, 0]), abs=0.03)
+    assert {"one", "two", "two!", "units"} <= set(texts(svg))
 
 
-def test_marks_of_estimates_are_between_their_ends():
-    svg = Bars("T", "D", [Bar("a", 1.0, 0.8, 1.2), Bar("b", 1.4, 1.3, 1.5)], x="x", lengths=False).svg()
-    start, end = re.search(r'class="bar c0" d="M([\d.]+) [\d.]+H([\d.]+)"', str(svg)).groups()
-    centre = float(re.search(r'cx="([\d.]+)"', str(svg))[1])
-    assert centre == pytest.approx((float(start) + float(end)) / 2, abs=0.2)
-
-
-def test_a_panel_has_no_numbers():
-    svg = panel("T", "D", [Dots("", [0.0, 1.0], [0.0, 1.0])], (0, 1), (0, 1))
-    assert words(svg) == []
-    assert path_of(svg, "dots") == [(3.0, 117.0), (117.0, 3.0)]
+def test_marks_of_estimates_are_in_the_middle_of_their_errors():
+    svg = bar_chart("T", [Bar("a", 1.0, 0.2, "1", 0), Bar("b", 1.4, 0.1, "2", 1)], "x", lengths=False).svg
+    error = next(path for path in coloured(svg, 0) if len(path) == 2 and np.ptp(path[:, 0]) > 10)
+    (mark,) = (e for e in parsed(svg).iter(f"{SVG}use") if "var(--c0)" in (e.get("style") or ""))
+    assert float(mark.get("x")) == pytest.approx(error[:, 0].mean(), abs=0.02)

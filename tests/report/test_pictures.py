@@ -1,4 +1,4 @@
-"""Images in a page: the pixels that were given, and nothing else."""
+"""Images in the page: the given pixels, and nothing else."""
 
 import base64
 import io
@@ -8,44 +8,30 @@ import pytest
 import torch
 from PIL import Image
 
-from scoresde.report.pictures import data_uri, file_uri, fitting, grid
+from scoresde.report.pictures import grid_uri, png_uri
 
 
-def test_a_grid_has_the_images_in_their_order_with_transparent_gaps():
-    images = torch.arange(3.0)[:, None, None, None].expand(3, 1, 2, 2)
-    found = grid(images, low=0.0, high=2.0, columns=2)
-    assert found.shape == (98, 98, 4)  # each of 48 x 48
-    assert np.unique(found[:48, :48].reshape(-1, 4), axis=0).tolist() == [[0, 0, 0, 255]]
-    assert np.unique(found[:48, 50:].reshape(-1, 4), axis=0).tolist() == [[128, 128, 128, 255]]
-    assert np.unique(found[50:, :48].reshape(-1, 4), axis=0).tolist() == [[255, 255, 255, 255]]
-    assert (found[48:50, :, 3] == 0).all()
-    assert (found[:, 48:50, 3] == 0).all()
-    assert (found[50:, 50:, 3] == 0).all()
+def pixels(*arguments, **settings):
+    """The pixels (height, width, 4) of a grid."""
+    kind, data = grid_uri(*arguments, **settings).split(",")
+    assert kind == "data:image/png;base64"
+    return np.array(Image.open(io.BytesIO(base64.b64decode(data))))
+
+
+def test_a_grid_has_the_images_in_order_with_transparent_gaps():
+    grid = pixels(torch.arange(3.0)[:, None, None, None].expand(3, 1, 2, 2), (0.0, 2.0), columns=2)
+    assert grid.shape == (98, 98, 4)  # each of 48 x 48
+    for image, grey in ((grid[:48, :48], 0), (grid[:48, 50:], 128), (grid[50:, :48], 255)):
+        assert np.unique(image.reshape(-1, 4), axis=0).tolist() == [[grey, grey, grey, 255]]
+    for gap in (grid[48:50], grid[:, 48:50], grid[50:, 50:]):
+        assert (gap[..., 3] == 0).all()
 
 
 def test_values_outside_of_the_range_are_clipped():
-    found = grid(torch.tensor([-5.0, 9.0, float("nan")]).reshape(1, 3, 1, 1), 0.0, 1.0)
-    assert found[0, 0].tolist() == [0, 255, 0, 255]
+    grid = pixels(torch.tensor([-5.0, 9.0, float("nan")]).reshape(1, 3, 1, 1), (0.0, 1.0))
+    assert grid[0, 0].tolist() == [0, 255, 0, 255]
 
 
-def test_other_numbers_of_channels_are_refused():
-    with pytest.raises(ValueError, match=r"one or three channels expected; got \(1, 2, 4, 4\)"):
-        grid(torch.zeros(1, 2, 4, 4), 0, 1)
-
-
-def test_an_address_holds_the_picture():
-    array = np.random.RandomState(0).randint(0, 256, (3, 4, 4)).astype(np.uint8)
-    kind, data = data_uri(array).split(",")
-    assert kind == "data:image/png;base64"
-    assert np.array_equal(np.array(Image.open(io.BytesIO(base64.b64decode(data)))), array)
-
-
-def test_a_file_that_is_no_picture_is_refused():
+def test_bytes_that_are_not_a_png_file_are_refused():
     with pytest.raises(ValueError, match="PNG"):
-        file_uri(b"<svg onload=alert(1)>")
-
-
-def test_large_images_are_few():
-    assert fitting(64, 8, 8) == 64
-    assert fitting(64, 256, 256) == 16
-    assert fitting(64, 4096, 4096) == 1
+        png_uri(b"<svg onload=alert(1)>")

@@ -1,0 +1,49 @@
+"""The section on samples: pictures or charts of them beside data, or the last picture that the training drew."""
+
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from scoresde.report.pictures import Picture, grid_uri, png_uri
+from scoresde.report.run_files import Line, RunFiles
+from scoresde.report.state_charts import sample_charts
+from scoresde.report.wording import number, states
+
+MOST_IMAGES = 64
+MOST_PIXELS = 2**20  # of a grid of images
+
+
+def sample_section(files: RunFiles, drawn: tuple[Line, Tensor] | None, data: Tensor | None) -> dict[str, Any]:
+    """Return what the template shows.
+
+    Args:
+        files: of the run.
+        drawn: the line about the samples, and the samples (N, *); None if there are none.
+        data: (M, *) to show beside them, None if it is not available.
+    """
+    if drawn is None:
+        previews = sorted((files.path / "figures").glob("step*.png"))
+        return {"line": None, "pictures": [preview(path) for path in previews[-1:]], "charts": []}
+    line, samples = drawn
+    if files.kind != "images":
+        return {"line": line, "pictures": [], "charts": sample_charts(files, samples, data)}
+    pictures = [image_picture(files, samples, f"Samples by {line['sampler']}")]
+    if data is not None:
+        pictures.append(image_picture(files, data, "Real data for comparison"))
+    return {"line": line, "pictures": pictures, "charts": []}
+
+
+def preview(path: Path) -> Picture:
+    """Return a picture that the training drew."""
+    caption = f"Drawn by the training, step {int(''.join(filter(str.isdigit, path.stem)) or 0):,}"
+    return Picture(png_uri(path.read_bytes()), f"{caption}: samples of the model at that time.", caption)
+
+
+def image_picture(files: RunFiles, images: Tensor, caption: str) -> Picture:
+    """Return as many images (N, C, H, W) as fit into a square grid."""
+    count = max(1, min(MOST_IMAGES, len(images), MOST_PIXELS // images[0, 0].numel()))
+    images = images[:count]
+    values = f"values from {number(float(images.min()), 3)} to {number(float(images.max()), 3)}"
+    uri = grid_uri(images.floor() if files.levels else images, files.bounds)
+    return Picture(uri, f"{caption}: {count} {states(files)} in a grid, {values}.", caption)

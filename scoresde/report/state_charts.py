@@ -1,0 +1,207 @@
+"""Charts of states that are not images: samples, frames of a film, and paths.
+
+Points in the plane are dots; series are curves, with a chart for each channel; other vectors are drawn by their first
+two principal components, and coordinate by coordinate.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from markupsafe import Markup
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from scoresde.plots import COLOURS, curve
+from scoresde.report.charts import (
+    PANEL,
+    RULE,
+    UNITS_PER_INCH,
+    Chart,
+    accessible_svg,
+    dots,
+    histogram,
+    new_axes,
+    to_chart,
+)
+from scoresde.report.film import Film
+from scoresde.report.run_files import RunFiles
+from scoresde.report.wording import number
+
+POINTS = 1500  # of a cloud
+FEW = 200  # points at most that are drawn large
+CURVES = 12  # series in a chart
+CHANNELS = 4  # of series, with a chart each
+DIMENSIONS = 64  # of vectors, coordinate by coordinate
+FLOW_PATHS, REVERSE_PATHS, OTHER_PATHS = 12, 3, 6  # drawn in the plane, and otherwise
+MOST_NOISE, LEAST_NOISE = -6.0, 12.0  # log-SNR where paths in the plane begin, and where other paths end
+SQUARE = 340.0  # height of a chart of the plane
+
+
+# --- samples
+
+
+def sample_charts(files: RunFiles, samples: Tensor, data: Tensor | None = None) -> list[Chart]:
+    """Draw samples (N, *) over data (M, *)."""
+    if files.kind == "series":
+        return [series_chart(samples, channel) for channel in range(min(samples.shape[1], CHANNELS))]
+    if files.kind == "plane":
+        return [cloud("Samples in the plane", samples, data, ("x₁", "x₂"))]
+    samples, data = samples.double().flatten(1), None if data is None else data.double().flatten(1)
+    if samples.shape[1] == 1:
+        return [values_chart(samples[:, 0])]
+    reference = samples if data is None else data
+    if len(reference) < 2:  # one point has no principal components
+        return [coordinate_chart(samples, data)]
+    basis = principal_directions(reference, 2)
+    title, labels = "Samples in two dimensions", ("first principal component", "second principal component")
+    projected = cloud(title, samples @ basis, None if data is None else data @ basis, labels)
+    return [projected, coordinate_chart(samples, data)]
+
+
+def cloud(title: str, samples: Tensor, data: Tensor | None, labels: tuple[str, str]) -> Chart:
+    """Draw points in the plane over those of the data."""
+    axes = new_axes(*labels, height=SQUARE)
+    if data is not None:
+        dots(axes, data[:POINTS], colour=6, size=2.0, label="data")
+    dots(axes, samples[:POINTS], size=2.4 if len(samples) > FEW else 4.5, label="samples")
+    axes.set_aspect("equal", "datalim")
+    deviation = samples.std(dim=0, correction=min(1, len(samples) - 1))
+    mean, std = (", ".join(number(float(v), 3) for v in part) for part in (samples.mean(dim=0), deviation))
+    shown = min(len(samples), POINTS)
+    return to_chart(axes, title, f"{title}: {shown} samples as dots, mean ({mean}), standard deviations ({std}).")
+
+
+def values_chart(values: Tensor) -> Chart:
+    """Draw a histogram of numbers, one for each sample."""
+    axes = new_axes("value", "number of samples")
+    histogram(axes, values.numpy(), bins=40)
+    low, high = values.aminmax()
+    return to_chart(axes, "Samples", f"Histogram of {len(values)} samples from {low:.3g} to {high:.3g}.")
+
+
+def coordinate_chart(samples: Tensor, data: Tensor | None) -> Chart:
+    """Draw the median and the 5% to 95% quantiles of each coordinate."""
+    axes, shown = new_axes("coordinate", "median, 5% to 95%"), min(samples.shape[1], DIMENSIONS)
+    levels, places = torch.tensor([0.05, 0.5, 0.95], dtype=torch.float64), np.arange(1, shown + 1)
+    for name, x, colour, shift in (("data", data, 6, -0.12), ("samples", samples, 0, 0.12)):
+        if x is not None:
+            low, middle, high = torch.quantile(x[:, :shown].cpu(), levels, dim=0).numpy()
+            curve(axes, places + shift, middle, (low, high), colour=colour, marker="o", linestyle="", label=name)
+    axes.set_xticks([k for k in places if shown <= 12 or k % (shown // 8) == 0])
+    description = f"The median of each of {shown} coordinates, with bars from the 5% to the 95% quantile."
+    return to_chart(axes, "Coordinate by coordinate", description)
+
+
+def series_chart(samples: Tensor, channel: int) -> Chart:
+    """Draw one channel of some series."""
+    axes, x = new_axes("position", "value"), samples[:CURVES, channel].double().cpu()
+    draw_lines(axes, np.arange(x.shape[1]), x.T)
+    low, high = x.aminmax()
+    return to_chart(axes, f"Channel {channel}", f"{len(x)} series of channel {channel}, from {low:.3g} to {high:.3g}.")
+
+
+def draw_lines(axes: Axes, x: Sequence[float] | np.ndarray, columns: Tensor) -> None:
+    """Draw the columns of a matrix as lines, each in another colour."""
+    for i, column in enumerate(columns.T.numpy()):
+        axes.plot(x, column, color=COLOURS[i % len(COLOURS)], linewidth=1.5)
+
+
+def principal_directions(x: Tensor, count: int) -> Tensor:
+    """Return the first principal directions (D, count) of states (N, *); the largest entry of each is positive."""
+    flat = x.double().flatten(1)
+    directions = torch.linalg.svd(flat - flat.mean(dim=0), full_matrices=False).Vh[:count].T
+    largest = directions.gather(0, directions.abs().argmax(dim=0, keepdim=True))
+    return directions * largest.sign()
+
+
+# --- the film
+
+
+def film_panels(files: RunFiles, film: Film, labels: Sequence[str]) -> list[tuple[Markup, Markup]]:
+    """Draw the state and the denoised view of each frame, without numbers, all on the same axes."""
+    parts = {"States": film.flow[film.frames], "Denoised views": film.denoised}
+    if files.kind == "series":
+        parts = {name: part[:, :CURVES, 0].double() for name, part in parts.items()}
+    else:
+        parts = {name: part.double().flatten(2) for name, part in parts.items()}
+        if len(files.shape) > 1 or files.shape[0] > 2:
+            basis = principal_directions(film.denoised[-1], 2)
+            parts = {name: part @ basis for name, part in parts.items()}
+    both = torch.cat(list(parts.values())).flatten(0, 1)
+    columns = [
+        [panel(files, x, f"{name} at log-SNR {label}", both) for x, label in zip(part, labels, strict=True)]
+        for name, part in parts.items()
+    ]
+    return list(zip(*columns, strict=True))
+
+
+def panel(files: RunFiles, x: Tensor, title: str, everything: Tensor) -> Markup:
+    """Draw series (S, L) or points (S, 1 or 2) in a square frame that has room for all frames (N, L or 1 or 2)."""
+    figure = Figure((PANEL / UNITS_PER_INCH, PANEL / UNITS_PER_INCH), frameon=False)
+    axes = figure.add_axes((0.01, 0.01, 0.98, 0.98), xticks=[], yticks=[], facecolor="none")
+    axes.spines[:].set_color(RULE)
+    low, high = everything.numpy().min(axis=0), everything.numpy().max(axis=0)
+    half, centre = 0.56 * (high - low).max() or 1.0, (low + high) / 2
+    if files.kind == "series":
+        draw_lines(axes, range(x.shape[1]), x.T)
+        axes.set_ylim(*limits(everything))
+    elif x.shape[1] == 1:
+        histogram(axes, x[:, 0].numpy(), bins=20)
+        axes.set_xlim(*limits(everything))
+    else:
+        dots(axes, x, size=2.0)
+        axes.set(xlim=(centre[0] - half, centre[0] + half), ylim=(centre[1] - half, centre[1] + half))
+    description = f"{len(x)} samples of mean {x.mean():.3g} and standard deviation {x.std():.3g}."
+    return accessible_svg(axes, title, description)[0]
+
+
+def limits(values: Tensor) -> tuple[float, float]:
+    """Return the ends of an axis that shows all values, with a margin."""
+    low, high = (float(end) for end in values.aminmax())
+    margin = 0.06 * (high - low) or 0.5 * abs(high) or 1.0
+    return low - margin, high + margin
+
+
+# --- the paths
+
+
+def path_charts(files: RunFiles, film: Film, samples: Tensor | None) -> list[Chart]:
+    """Draw the paths of the probability flow and of the reverse SDE from the same noise."""
+    if files.kind == "plane":
+        flow = plane_paths("Probability flow (ODE)", film.flow[:, :FLOW_PATHS], film.log_snr, [0], samples)
+        return [flow, plane_paths("Reverse SDE", film.reverse[:, :REVERSE_PATHS], film.log_snr, [0, 3, 4], samples)]
+    basis = principal_directions(film.flow[-1] if samples is None or len(samples) < 8 else samples, 1)
+    shown = film.log_snr <= max(LEAST_NOISE, float(film.log_snr[1]))
+    log_snr = film.log_snr[shown].numpy()
+    paths = {"Probability flow (ODE)": film.flow, "Reverse SDE": film.reverse}
+    projected = {name: (x[shown, :OTHER_PATHS].double().flatten(2) @ basis)[..., 0] for name, x in paths.items()}
+    both = torch.cat(list(projected.values()))
+    charts = []
+    for name, y in projected.items():
+        axes = new_axes("log-SNR (noise left, data right)", "value" if len(basis) == 1 else "first principal component")
+        draw_lines(axes, log_snr, y)
+        axes.set_ylim(*limits(both))
+        description = (
+            f"{y.shape[1]} paths from log-SNR {log_snr[0]:.3g} (noise) to {log_snr[-1]:.3g} (data), along the first "
+            f"principal component of the samples; they end at {', '.join(f'{end:.3g}' for end in y[-1])}."
+        )
+        charts.append(to_chart(axes, name, description))
+    return charts
+
+
+def plane_paths(name: str, paths: Tensor, log_snr: Tensor, colours: list[int], samples: Tensor | None) -> Chart:
+    """Draw paths (K, S, 2) in the plane over the samples, from where they are noise in all but a trace."""
+    cloud = paths[-1] if samples is None else samples[:POINTS]
+    paths = paths[log_snr >= min(MOST_NOISE, float(log_snr[-2]))].double()
+    axes, count = new_axes("x₁", "x₂", height=SQUARE), paths.shape[1]
+    dots(axes, cloud, colour=6, size=2.0, label="samples")
+    for i in range(count):
+        axes.plot(*paths[:, i].T.numpy(), color=COLOURS[colours[i % len(colours)]], linewidth=1.5)
+    dots(axes, paths[0], colour=1, size=5.5, label="start, in noise")
+    dots(axes, paths[-1], colour=2, size=5.5, label="end, a sample")
+    axes.set_aspect("equal", "datalim")
+    length = paths.diff(dim=0).norm(dim=-1).sum(dim=0).mean()
+    description = f"{count} paths in the plane over the samples, from noise to data; their mean length is {length:.3g}."
+    return to_chart(axes, name, description)
