@@ -19,15 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from scoresde.networks.embeddings import PositionalEmbedding, TimeEmbedding, named
-from scoresde.networks.layers import (
-    CONVOLUTIONS,
-    attend,
-    check_shape,
-    checkpointed,
-    linear,
-    spatial_sides,
-    split_heads,
-)
+from scoresde.networks.layers import CONVOLUTIONS, attend, check_shape, checkpointed, linear, spatial_sides, split_heads
 from scoresde.protocols import Condition
 
 LABEL_FEATURES = 256
