@@ -71,6 +71,7 @@ def test_edm_adds_noise_only_between_its_bounds_and_never_exceeds_the_path():
     raised = [float(row.stages[0].t) / t for row, t in zip(plan, times, strict=False)]
     assert raised == pytest.approx([1.0, 80 / 70, math.sqrt(2), math.sqrt(2), math.sqrt(2)])
     assert [row.kick is None for row in plan] == [True, False, False, False, False]
+    assert samplers.EDM(100.0).plan(sde, pairs(80.0, 70.0))[0].kick is None
     plan = samplers.EDM(100.0, 2.0, 10.0).plan(sde, pairs(*times))
     assert [row.kick is None for row in plan] == [True, True, True, False, True]
 
