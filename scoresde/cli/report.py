@@ -16,11 +16,9 @@ from omegaconf.errors import OmegaConfBaseException
 from torch.utils.data import Dataset
 
 from scoresde import build, data
-from scoresde.cli.common import config_directory
-from scoresde.cli.completion import literal, named
-from scoresde.cli.names import check_run
-from scoresde.cli.output import Record, config_dir, say
-from scoresde.cli.train import flatten
+from scoresde.cli.common import check_run, config_directory, flatten
+from scoresde.cli.output import Record, config_dir, print_rows
+from scoresde.cli.overrides import literal
 from scoresde.report import FilmSettings, Source, write_report
 from scoresde.report.facts import Facts
 
@@ -46,7 +44,7 @@ def report(config: DictConfig) -> Record:
         config=plain,
         config_text=OmegaConf.to_yaml(OmegaConf.create(plain)),
         run=model_of(path, config),
-        named=[named(path), *trust],
+        named=[f"run={literal(str(path))}", *trust],
         data={split: data_of(of_run, split, config.trust)},
         train=None if training is None else ["scoresde", "train", *config_dir(), *training],
         film=film,
@@ -54,7 +52,7 @@ def report(config: DictConfig) -> Record:
     )
     page = write_report(source, None if config.out is None else Path(config.out))
     paths = {"report": page}
-    say({**paths, "size": f"{page.stat().st_size / 1e6:.1f} MB"})
+    print_rows({**paths, "size": f"{page.stat().st_size / 1e6:.1f} MB"})
     return {"run": path, "rows": [], "paths": paths}
 
 

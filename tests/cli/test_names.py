@@ -3,8 +3,8 @@
 from pathlib import Path
 
 import pytest
-
 from scoresde.cli.names import meant, one_line, with_suggestion
+
 from tests.cli.conftest import refused
 
 WRONG = {
