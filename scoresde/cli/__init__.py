@@ -10,8 +10,9 @@ the traceback of any error. A launcher may run the jobs of a sweep in other proc
 import inspect
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
@@ -42,7 +43,7 @@ VERBS: dict[str, Verb] = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code; the entry point of the console script."""
     verb, *arguments = (sys.argv[1:] if argv is None else argv) or ["--help"]
-    commands = {**VERBS, "completion": complete}
+    commands: dict[str, Callable[..., Any]] = {**VERBS, "completion": complete}
     if verb in ("-h", "--help"):
         print(usage(commands))
     elif "--version" in (verb, *arguments):
