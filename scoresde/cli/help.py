@@ -24,8 +24,8 @@ examples:
 `train` writes a run, a directory that other verbs take as run=DIRECTORY. `scoresde VERB --help` has
 examples of a verb, everything that can be set, and the options.
 
-exit codes: 0 success; 1 a bug in scoresde, with its traceback; 2 wrong input or a failed job, in one
-line on stderr; 130 interrupted; 141 the reader of the output is gone (| head)"""
+exit codes: 0 success; 1 a bug in scoresde, with its traceback; 2 wrong input or a failed job, in
+one line on stderr; 130 interrupted; 141 the reader of the output is gone (| head)"""
 
 
 def usage(verbs: Mapping[str, Callable[..., Any]]) -> str:

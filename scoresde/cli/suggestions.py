@@ -29,7 +29,7 @@ def with_suggestion(message: str) -> str:
     unknown = re.search(r"got '([^']+)'", message)
     if not unknown or "did you mean" in message:
         return message
-    parts = [part.split() for part in re.split(r", | or ", message)]
+    parts = [part.split() for part in re.split(r", | or ", message.replace(unknown[0], ""))]
     listed = [part[-1] for part in parts[:-1] if part] + [part[0] for part in parts[1:] if part]
     return message + did_you_mean(unknown[1], [name.strip("'\";:.") for name in listed])
 
