@@ -7,12 +7,12 @@ reader of the output is gone (`| head`); 1 any other error, which is a bug, with
 the traceback of any error. A launcher may run the jobs of a sweep in other processes, see `cli.jobs`.
 """
 
+import importlib.metadata
 import inspect
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
@@ -26,7 +26,7 @@ from scoresde.cli.convert import convert
 from scoresde.cli.data import data
 from scoresde.cli.dequantize import dequantize
 from scoresde.cli.evaluate import evaluate
-from scoresde.cli.help import usage, verb_help, version
+from scoresde.cli.help import usage, verb_help
 from scoresde.cli.jobs import INTERRUPTED, WRONG, Job, Verb
 from scoresde.cli.overrides import first_mistake, literal, parse_options, parse_override
 from scoresde.cli.report import report
@@ -43,11 +43,11 @@ VERBS: dict[str, Verb] = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code; the entry point of the console script."""
     verb, *arguments = (sys.argv[1:] if argv is None else argv) or ["--help"]
-    commands: dict[str, Callable[..., Any]] = {**VERBS, "completion": complete}
+    commands: dict[str, object] = {**VERBS, "completion": complete}
     if verb in ("-h", "--help"):
         print(usage(commands))
     elif "--version" in (verb, *arguments):
-        print(version())
+        print(f"scoresde {importlib.metadata.version('scoresde')}")
     elif verb in VERBS:
         return run(verb, arguments)
     elif verb == "completion":
@@ -59,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def complete(shell: str) -> int:
-    """Print the lines that make bash, zsh or fish complete verbs, groups, options, keys and runs at TAB.
+    """Print the lines that make a shell complete verbs, groups, options, keys and runs.
 
     bash  scoresde completion bash > ~/.local/share/bash-completion/completions/scoresde
     zsh   scoresde completion zsh > ~/.scoresde.zsh; echo 'source ~/.scoresde.zsh' >> ~/.zshrc
@@ -80,8 +80,7 @@ def complete(shell: str) -> int:
 
 def run(verb: str, arguments: Sequence[str]) -> int:
     """Run a verb with the arguments after it; return the exit code."""
-    as_json, wants_traceback = "--json" in arguments, os.environ.get("HYDRA_FULL_ERROR") == "1"
-    job = Job(verb, VERBS[verb], as_json, wants_traceback)
+    job = Job(verb, VERBS[verb], as_json="--json" in arguments, raises=os.environ.get("HYDRA_FULL_ERROR") == "1")
     with job.reported_errors():
         job.check_processes()
         options = parse_options(arguments)
@@ -107,7 +106,7 @@ def run(verb: str, arguments: Sequence[str]) -> int:
 
 
 def quote_run(override: str) -> str:
-    """Quote the directory in `run=DIRECTORY` for Hydra if need be: the run of a job may be named `sde=vp,seed=1`."""
-    path = override.removeprefix("run=")
-    is_run = (Path(path) / build.CONFIG).is_file() or parse_override(override) is None
-    return f"run={literal(path)}" if path != override and is_run else override
+    """Quote the directory in `run=DIRECTORY` for Hydra if need be: a run may be named `sde=vp,seed=1`, or `7`."""
+    path, parsed = override.removeprefix("run="), parse_override(override)
+    is_text = parsed is None or isinstance(parsed.value(), (int, float)) or (Path(path) / build.CONFIG).is_file()
+    return f"run={literal(path)}" if path != override and is_text else override

@@ -4,7 +4,6 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import NamedTuple
 
 from omegaconf import DictConfig
 
@@ -12,7 +11,8 @@ from scoresde import build
 from scoresde.cli.common import check_choice, load_run, run_data, warnings_on_stderr
 from scoresde.cli.output import Record, append_row, print_rows, shows_progress
 from scoresde.dequantization import Dequantization, TruncatedNormal, Uniform
-from scoresde.evaluation.dataset_likelihood import DatasetLikelihood, Estimate, evaluate_likelihood
+from scoresde.evaluation.dataset_likelihood import evaluate_likelihood
+from scoresde.evaluation.likelihood_table import likelihood_table
 from scoresde.evaluation.records import METRICS, keep_per_sample
 from scoresde.training import distributed
 
@@ -25,28 +25,26 @@ DEQUANTIZATIONS: dict[str, Callable[[build.Run], Dequantization]] = {
 }
 
 
-class LikelihoodResult(NamedTuple):
-    """The row added to `metrics.jsonl`, the same as rows to print, and the file of each sample's likelihood."""
-
-    row: Record
-    table: Record
-    per_sample: Path
-
-
 def bpd(config: DictConfig) -> Record | None:
-    """Measure the likelihood of a run on a split of its data, with its errors and conventions."""
+    """Measure the likelihood of a run on a split of its data, with its errors."""
     device = distributed.device(config.device)
     run = load_run(config, device)
-    likelihood = measure_likelihood(run, config, device)
-    if likelihood is None:
+    rows, table, paths = measure_likelihood(run, config, device)
+    if distributed.rank() > 0:
         return None
-    paths = {"metrics": run.path / METRICS}
-    print_rows({**likelihood.table, "seconds": likelihood.row["seconds"], **paths})
-    return {"run": run.path, "rows": [likelihood.row], "paths": {**paths, "per_sample": likelihood.per_sample}}
+    paths = {"metrics": run.path / METRICS, **paths}
+    print_rows({**table, "seconds": rows[0]["seconds"], "metrics": paths["metrics"]})
+    return {"run": run.path, "rows": rows, "paths": paths}
 
 
-def measure_likelihood(run: build.Run, config: DictConfig, device: str) -> LikelihoodResult | None:
-    """Measure the likelihood of a run as a configuration of `bpd` says; None in other processes than the first."""
+def measure_likelihood(
+    run: build.Run, config: DictConfig, device: str
+) -> tuple[list[Record], dict[str, str], dict[str, Path]]:
+    """Measure the likelihood of a run as a configuration of `bpd` says.
+
+    Returns:
+        In the first process the row added to `metrics.jsonl`, the same to be printed, and the file that was written.
+    """
     dataset = run_data(run, config.split, config.trust)
     options, budget = (build.instantiate(part, config.trust) for part in (config.likelihood, config.budget))
     dequantization = run.dequantization
@@ -61,26 +59,9 @@ def measure_likelihood(run: build.Run, config: DictConfig, device: str) -> Likel
         result = evaluate_likelihood(run, dataset, dequantization, **options, **settings)
     seconds = round(time.perf_counter() - started, 2)
     if distributed.rank() > 0:
-        return None
+        return [], {}, {}
     row = {"kind": "likelihood", "split": config.split, "n": len(result.per_sample), "weights": config.weights}
     row |= {key: value for key, value in asdict(result).items() if key != "per_sample"}
     row = append_row(run.path, {**row, "seconds": seconds, "seed": config.seed}, device)
-    per_sample = keep_per_sample(run.path, config.split, result.per_sample)
-    return LikelihoodResult(row, table(result, config.split), per_sample)
-
-
-def table(result: DatasetLikelihood, split: str) -> Record:
-    """Return a likelihood as rows to print: its mean, its errors, its conventions."""
-    mean = str(Estimate(result.mean, result.stderr))
-    if result.stderr is not None:
-        mean += f" (standard error over {len(result.per_sample)} samples)"
-    rows = {f"{split} {result.unit}": mean}
-    if result.population is not None and result.monte_carlo is not None:
-        rows["errors"] = f"+- {result.population:.4f} population, +- {result.monte_carlo:.4f} probes and dequantisation"
-    if result.discretisation is not None:
-        rows["finer solve"] = f"{result.discretisation.mean:+.4f} +- {result.discretisation.stderr or 0:.4f}"
-    if result.bound is not None:
-        rows["evidence bound"] = f"{result.bound} (of the reverse SDE)"
-        rows |= {f"  {key}": value for key, value in result.bound_conventions.items() if key not in result.conventions}
-    cost = f"{result.nfe:.4g} a sample, and {result.backward:.4g} backward passes"
-    return {**rows, **result.conventions, "evaluations": cost}
+    paths = {"per_sample": keep_per_sample(run.path, config.split, result.per_sample)}
+    return [row], likelihood_table(result, config.split), paths

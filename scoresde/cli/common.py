@@ -19,12 +19,10 @@ from torch.utils.data import Dataset
 from scoresde import build, plots
 from scoresde.cli.completion import runs
 from scoresde.cli.suggestions import did_you_mean
-from scoresde.dequantization import DataMap
 from scoresde.training import distributed
 
 SPLITS = ("train", "validation", "test")
 MAX_FILE_NAME = 255  # bytes
-MAX_LISTED = 12  # runs that an error message lists
 
 
 def config_directory() -> Path:
@@ -49,8 +47,7 @@ def run_directory(config: DictConfig) -> Path:
 def run_path(value: Any) -> Path:
     """Return the path in `run`; raise ValueError if it is not a path."""
     if not isinstance(value, (str, Path)) or not str(value):
-        quoted = f"; quote a name that is a number: 'run=\"{value}\"'" if isinstance(value, (int, float)) else ""
-        raise ValueError(f"run must be a directory; got run={'null' if value is None else value}{quoted}")
+        raise ValueError(f"run must be a directory; got run={'null' if value is None else value}")
     return Path(value)
 
 
@@ -61,7 +58,7 @@ def check_run(value: Any) -> Path:
         return path
     known = runs(path.parent)
     texts = [shlex.quote(f"run={run}") for run in known]
-    raise build.no_run(path, did_you_mean(path.name, [run.name for run in known], len(known) <= MAX_LISTED, texts))
+    raise build.no_run(path, did_you_mean(path.name, [run.name for run in known], lists_all=True, texts=texts))
 
 
 def load_run(config: DictConfig, device: str) -> build.Run:
@@ -119,15 +116,6 @@ def fit_transform(config: DictConfig, dataset: Dataset) -> None:
     transform = build.instantiate(config.data.get("transform"), config.trust)
     if hasattr(transform, "fit") and not transform.fitted:
         config.data.transform.update(transform.fit(dataset))
-
-
-def data_maps(config: DictConfig) -> tuple[DataMap, DataMap]:
-    """Return the data map of a likelihood, and the data map of the training, which may differ."""
-    measured, trained = (
-        DataMap(*(build.instantiate(part.get(name), config.trust) for name in ("transform", "dequantization")))
-        for part in (config.data, config.data.get("training") or config.data)
-    )
-    return measured, trained
 
 
 # --- results

@@ -33,15 +33,13 @@ def compare(config: DictConfig) -> Record:
         )
     settings = {"level": config.level, "seed": config.seed, **source}
     rows = [append_row(path, {"kind": "comparison", **asdict(row), **settings}, config.device) for row in results]
-    paths = {
-        "csv": sampler_comparison.write_csv(results, path / "comparison.csv"),
-        "picture": plots.save_comparison(results, path / "figures" / "comparison.png"),
-        "metrics": path / METRICS,
-    }
+    table = sampler_comparison.write_csv(results, path / "comparison.csv")
+    picture = plots.save_comparison(results, path / "figures" / "comparison.png")
+    paths = {"csv": table, "picture": picture, "metrics": path / METRICS}
     print_table(sampler_comparison.table(results))
     error = f"half the width of the {100 * config.level:g}% interval; {reference.floor} are the noise floor"
-    table = {**source, "samples": n, "compared with": reference.name, "+-": error}
-    print_rows({**table, "seconds": f"of a batch of {results[0].batch}", **paths})
+    comparison = {**source, "samples": n, "compared with": reference.name, "+-": error}
+    print_rows({**comparison, "seconds": f"of a batch of {results[0].batch}", **paths})
     return {"run": path, "rows": rows, "paths": paths}
 
 

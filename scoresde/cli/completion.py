@@ -18,17 +18,7 @@ from typing import Any
 import hydra
 
 SHELLS = ("bash", "zsh", "fish")
-OPTIONS = (
-    "--cfg",
-    "--config-dir",
-    "--help",
-    "--hydra-help",
-    "--info",
-    "--json",
-    "--multirun",
-    "--package",
-    "--resolve",
-)
+OPTIONS = ("--cfg", "--config-dir", "--help", "--info", "--json", "--multirun", "--package", "--resolve")
 BASE = "base"  # the configuration that all verbs include
 
 

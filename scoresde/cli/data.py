@@ -1,6 +1,6 @@
 """`scoresde data`."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from scoresde import build
-from scoresde.cli.common import SPLITS, check_choice, data_maps, fit_transform
+from scoresde.cli.common import SPLITS, check_choice, fit_transform
 from scoresde.cli.output import Record, print_rows, print_table, shows_progress
 from scoresde.data.summary import DatasetSummary, describe, state_of
 from scoresde.dataset_plots import save_dataset
@@ -25,12 +25,12 @@ def data(config: DictConfig) -> Record:
         raise ValueError("no dataset: set data=... or experiment=...")
     if OmegaConf.is_missing(config.data, "shape"):
         config.data.shape = None  # not needed here: it is measured
-    nodes = {split: config.data[split] for split in SPLITS if config.data.get(split) is not None}
-    drawn = check_choice("split", config.split, nodes)
-    datasets = {split: build.instantiate(node, config.trust) for split, node in nodes.items()}
+    splits = [split for split in SPLITS if config.data.get(split) is not None]
+    drawn = check_choice("split", config.split, splits)
+    datasets = {split: build.instantiate(config.data[split], config.trust) for split in splits}
     summaries: dict[str, DatasetSummary] = {}
-    for split, dataset in datasets.items():
-        summaries[split] = describe(dataset, config.limit, summaries, progress=shows_progress())
+    for split in splits:
+        summaries[split] = describe(datasets[split], config.limit, summaries, progress=shows_progress())
     shape = list(summaries[drawn].shape)
     samples = sample(datasets[drawn], config.n or (POINTS if len(shape) == 1 else IMAGES))
     print_table(table(summaries))
@@ -42,11 +42,9 @@ def data(config: DictConfig) -> Record:
     path = Path(config.out) if config.out is not None else FIGURES / f"{name}.png"
     picture = save_dataset(samples, path, config.data.get("range"), names)
     states = model_space(config, datasets.get("train"))
-    measured: Record = {"shape": shape}
-    if states is not None:
-        spread = "mean {mean:.4g}, standard deviation {std:.4g} (prediction.sigma_data)"
-        measured["model space"] = spread.format(**states)
-    print_rows({**measured, "picture": picture})
+    spread = "mean {mean:.4g}, standard deviation {std:.4g} (prediction.sigma_data)"
+    measured = {} if states is None else {"model space": spread.format(**states)}
+    print_rows({"shape": shape, **measured, "picture": picture})
     statistics = {split: {k: v for k, v in vars(s).items() if k != "fingerprints"} for split, s in summaries.items()}
     record = {"data": name, "shape": shape, "names": names, "model_space": states, "statistics": statistics}
     return {**record, "paths": {"picture": picture}}
@@ -67,7 +65,7 @@ def model_space(config: DictConfig, train: Dataset | None) -> dict[str, float] |
     if train is None or config.data.get("transform") is None:
         return None
     fit_transform(config, train)
-    _, trained = data_maps(config)
+    trained = build.build_data_map(config.data.get("training") or config.data, config.trust)
     values = sample(train, POINTS).double()
     states = trained.transform(values + 0.5 if trained.dequantization is not None else values)  # the mean of x + u
     return {"mean": float(states.mean()), "std": float(states.std())}
@@ -75,23 +73,28 @@ def model_space(config: DictConfig, train: Dataset | None) -> dict[str, float] |
 
 def table(summaries: Mapping[str, DatasetSummary]) -> list[list[str]]:
     """Return the statistics as lines of cells, a column for each split; leave out lines of empty cells."""
-    rows: dict[str, Callable[[DatasetSummary], str]] = {
-        "items": lambda s: f"{s.count:,}",
-        "examined": lambda s: f"{s.examined:,}" if s.examined < s.count else "",
-        "state": lambda s: f"{' x '.join(map(str, s.shape)) or '()'} {s.dtype}",
-        "min": lambda s: f"{s.min:.6g}",
-        "max": lambda s: f"{s.max:.6g}",
-        "mean": lambda s: values_or_range(s.mean),
-        "standard deviation": lambda s: values_or_range(s.std),
-        "whole numbers": lambda s: (f"{s.levels} levels" if s.levels else "many levels") if s.integers else "no",
-        "labels": lambda s: class_sizes(s.classes),
-        "not finite": lambda s: f"{s.not_finite:,}" if s.not_finite else "",
-        "duplicates": lambda s: f"{s.duplicates:,}",
+    columns = {split: column(summary) for split, summary in summaries.items()}
+    labels = dict.fromkeys(label for cells in columns.values() for label in cells)
+    lines = [[label, *(cells.get(label, "") for cells in columns.values())] for label in labels]
+    return [["", *columns], *(line for line in lines if any(line[1:]))]
+
+
+def column(s: DatasetSummary) -> dict[str, str]:
+    """Return the statistics of a split as cells by their labels."""
+    return {
+        "items": f"{s.count:,}",
+        "examined": f"{s.examined:,}" if s.examined < s.count else "",
+        "state": f"{' x '.join(map(str, s.shape)) or '()'} {s.dtype}",
+        "min": f"{s.min:.6g}",
+        "max": f"{s.max:.6g}",
+        "mean": values_or_range(s.mean),
+        "standard deviation": values_or_range(s.std),
+        "whole numbers": (f"{s.levels} levels" if s.levels else "many levels") if s.integers else "no",
+        "labels": class_sizes(s.classes),
+        "not finite": f"{s.not_finite:,}" if s.not_finite else "",
+        "duplicates": f"{s.duplicates:,}",
+        **{f"also in {split}": f"{count:,}" for split, count in s.shared.items()},
     }
-    for name in list(summaries)[:-1]:
-        rows[f"also in {name}"] = lambda s, name=name: f"{s.shared[name]:,}" if name in s.shared else ""  # type: ignore
-    lines = [[label, *map(cell, summaries.values())] for label, cell in rows.items()]
-    return [["", *summaries], *(line for line in lines if any(line[1:]))]
 
 
 def values_or_range(numbers: Sequence[float]) -> str:

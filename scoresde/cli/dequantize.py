@@ -19,9 +19,7 @@ def dequantize(config: DictConfig) -> Record:
     run = load_run(config, config.device)
     data = run.config.data
     if data.dequantization is None or data.range is None:
-        raise ValueError(
-            f"dequantize needs a run on grey levels, with data.dequantization and data.range; {run.path} has none"
-        )
+        raise ValueError(f"dequantize needs data of grey levels, with dequantization and range; {run.path} has none")
     train, validation = (run_data(run, split, config.trust) for split in ("train", "validation"))
     optimizer = build.instantiate(config.optimizer, config.trust)
     torch.manual_seed(config.seed)
@@ -34,7 +32,7 @@ def dequantize(config: DictConfig) -> Record:
     learn(q, run.model, run.transform, train, optimizer, **settings, progress=shown)
     seconds = round(time.perf_counter() - started, 2)
     bounds = vars(compare(q, run.model, run.transform, validation, config.draws, progress=shown))
-    settings |= {"weights": config.weights}
+    settings["weights"] = config.weights
     paths = {"checkpoint": run.path / DEQUANTIZATION, "metrics": run.path / METRICS}
     save(paths["checkpoint"], {"dequantization": q.state_dict()}, {"arguments": q.arguments, "training": settings})
     row = {"kind": "dequantization", "split": "validation", "n": len(validation), "seconds": seconds}

@@ -26,7 +26,7 @@ DEFAULT_SPACE = "pixels"
 
 
 def evaluate(config: DictConfig) -> Record | None:
-    """Measure the quality of a run's samples, and its likelihood, against a split of its data."""
+    """Measure the quality and the likelihood of a run against a split of its data."""
     device = distributed.device(config.device)
     run = load_run(config, device)
     measure_quality = quality_measure(run, config, device)
@@ -34,8 +34,8 @@ def evaluate(config: DictConfig) -> Record | None:
     quality = measure_quality(samples)
     is_first = distributed.rank() == 0
     rows = [append_row(run.path, row, device) for row in quality_rows(quality, config, source)] if is_first else []
-    with_likelihood = config.bpd and config.get("likelihood") is not None
-    likelihood = measure_likelihood(run, config, device) if with_likelihood else None
+    with_bits = config.bpd and config.get("likelihood") is not None
+    bits, bits_table, bits_paths = measure_likelihood(run, config, device) if with_bits else ([], {}, {})
     if not is_first:
         return None
     paths = {"metrics": run.path / METRICS}
@@ -43,10 +43,8 @@ def evaluate(config: DictConfig) -> Record | None:
     print_table(table(quality))
     kinds = {f"+- of {metric}": kind for metric, kind in errors(quality).items()}
     print_rows({**kinds, **{f"no {metric}": reason for metric, reason in quality.left_out.items()}}, end="\n")
-    print_rows({**(likelihood.table if likelihood else {}), **paths})
-    if likelihood is not None:
-        rows, paths = [*rows, likelihood.row], {**paths, "per_sample": likelihood.per_sample}
-    return {"run": run.path, "rows": rows, "left_out": quality.left_out, "paths": paths}
+    print_rows({**bits_table, **paths})
+    return {"run": run.path, "rows": rows + bits, "left_out": quality.left_out, "paths": {**paths, **bits_paths}}
 
 
 def quality_measure(run: build.Run, config: DictConfig, device: str) -> Callable[[Tensor], Quality]:
@@ -57,10 +55,8 @@ def quality_measure(run: build.Run, config: DictConfig, device: str) -> Callable
     if not is_of_images(run):
         has_features = HydraConfig.get().runtime.choices["features"] != DEFAULT_SPACE
         if has_features or config.reference is not None:
-            raise ValueError(
-                f"{'features' if has_features else 'reference'} is for images (C, H, W) only; the states of {run.path} "
-                f"have shape {tuple(run.config.data.shape)} and are compared as they are"
-            )
+            setting, shape = "features" if has_features else "reference", tuple(run.config.data.shape)
+            raise ValueError(f"{setting} is for images (C, H, W) only; the states of {run.path} have shape {shape}")
         return lambda samples: quality_of_states(run, samples, settings, config.resamples, config.level)
     reference = None if config.reference is None else FeatureStatistics.load(config.reference)
     space = build.instantiate(config.features, config.trust)
@@ -68,8 +64,8 @@ def quality_measure(run: build.Run, config: DictConfig, device: str) -> Callable
         space.progress = shows_progress()
     _ = space.name  # raises if the network's file is missing
     directory = None if config.statistics is None else Path(config.statistics)
-    extraction = config.batch_size, device, shows_progress()
-    return lambda samples: quality_of_images(run, samples, space, settings, reference, directory, *extraction)
+    options = reference, directory, config.batch_size, device, shows_progress()
+    return lambda samples: quality_of_images(run, samples, space, settings, *options)
 
 
 def load_or_draw(run: build.Run, config: DictConfig) -> tuple[Tensor, Record]:
@@ -89,9 +85,7 @@ def load_samples(path: str) -> Tensor:
         if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiu":
             raise ValueError(f"it has {getattr(array, 'dtype', type(array).__name__)}")
     except (ValueError, OSError) as error:
-        raise ValueError(
-            f"samples must be a file with one array of numbers, as `scoresde sample` writes; got {path} ({error})"
-        ) from error
+        raise ValueError(f"{path} must be an array of numbers, as `scoresde sample` writes ({error})") from error
     return torch.from_numpy(array)
 
 
@@ -110,16 +104,14 @@ def quality_rows(quality: Quality, config: DictConfig, source: Record) -> list[R
 
 def description(run: build.Run, config: DictConfig, quality: Quality, source: Record) -> Record:
     """Return what the table rests on, as rows to print."""
-    samples = f"{source['n']} of {source.get('samples')}"
     if "sampler" in source:
         cost = f"{source['nfe']} evaluations each, {source['seconds']:g} s, seeds from {source['seed']}"
         samples = f"{source['n']} by {source['sampler']}, {cost}"
-    reference, *others = quality.columns
-    name = config.reference if config.reference is not None else reference.reference
-    rows = {"run": f"{run.path} ({config.weights} weights)", "samples": samples}
-    rows |= {"compared with": f"{name} ({reference.reference_n or 'an unknown number'})", "features": quality.space}
-    if quality.description:
-        rows["  which are"] = quality.description
-    if others:
-        rows["noise floor"] = f"{', '.join(column.what for column in others)}, in place of the samples"
-    return rows
+    else:
+        samples = f"{source['n']} of {source['samples']}"
+    reference, *floors = quality.columns
+    against = f"{config.reference or reference.reference} ({reference.reference_n or 'an unknown number'})"
+    rows = {"run": f"{run.path} ({config.weights} weights)", "samples": samples, "compared with": against}
+    rows |= {"features": quality.space, "  which are": quality.description}
+    rows["noise floor"] = f"{', '.join(column.what for column in floors)}, in place of the samples" if floors else ""
+    return {name: value for name, value in rows.items() if value}

@@ -1,14 +1,12 @@
 """The text of `scoresde --help` and `scoresde VERB --help`."""
 
-import importlib.metadata
 import string
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 from omegaconf import OmegaConf
 
-from scoresde.cli.overrides import configurations, verb_groups
+from scoresde.cli.overrides import configurations
 
 WIDTH = 100
 USAGE = """\
@@ -28,25 +26,20 @@ exit codes: 0 success; 1 a bug in scoresde, with its traceback; 2 wrong input or
 one line on stderr; 130 interrupted; 141 the reader of the output is gone (| head)"""
 
 
-def usage(verbs: Mapping[str, Callable[..., Any]]) -> str:
+def usage(verbs: Mapping[str, object]) -> str:
     """Return the list of verbs, a line each, and how to go on."""
     summaries = {name: (verb.__doc__ or "").splitlines()[0] for name, verb in verbs.items()}
     return USAGE.format(verbs="\n".join(fold(f"  {name:<12}{text}", 14) for name, text in summaries.items()))
-
-
-def version() -> str:
-    """Return the name and the version of the package."""
-    return f"scoresde {importlib.metadata.version('scoresde')}"
 
 
 def verb_help(verb: str, overrides: Sequence[str], config_dir: str | None) -> str:
     """Return the help of a verb: its description, the options of its groups, its configuration with these overrides."""
     with configurations(verb, config_dir) as (compose, options):
         config = compose(*overrides)
-        groups = [f"{group}: {', '.join(options(group))}\n" for group in sorted(verb_groups(config))]
+        groups = sorted(group for group in config.hydra.runtime.choices if "/" not in group)
+        listed = "".join(f"{group}: {', '.join(options(group))}\n" for group in groups)
     settings = OmegaConf.to_yaml(OmegaConf.masked_copy(config, [key for key in config if key != "hydra"]))
-    template = string.Template(config.hydra.help.template)
-    text = template.substitute(APP_CONFIG_GROUPS="".join(groups), CONFIG=settings)
+    text = string.Template(config.hydra.help.template).substitute(APP_CONFIG_GROUPS=listed, CONFIG=settings)
     return "\n".join(map(fold, text.splitlines()))
 
 

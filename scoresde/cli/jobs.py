@@ -2,9 +2,9 @@
 
 A sweep runs its jobs one after the other in the process of the command. The launchers `joblib` (processes of this
 machine) and `submitit_local`, `submitit_slurm` (jobs of a cluster) send each job to another process. An expected error
-is printed as one line on stderr where it happened; a job in another process then raises `Failed` for the process of the
-command, and the other jobs go on. Tasks that submitit starts for one job (`hydra.launcher.tasks_per_node`) share it, as
-the processes of torchrun do.
+is printed as one line on stderr where it happened; a job in another process then raises RuntimeError for the process of
+the command, and the other jobs go on. Tasks that submitit starts for one job (`hydra.launcher.tasks_per_node`) share
+it, as the processes of torchrun do.
 """
 
 import os
@@ -31,10 +31,6 @@ SHARED = ("train", "sample", "bpd", "evaluate")  # verbs that the processes of t
 Verb = Callable[[DictConfig], Record | None]
 
 
-class Failed(RuntimeError):
-    """A job in another process failed, and printed why."""
-
-
 class Job:
     """A verb as Hydra calls it: once for each job.
 
@@ -58,7 +54,7 @@ class Job:
 
         Raises:
             SystemExit: interrupted.
-            Failed: an expected error in another process than the command's.
+            RuntimeError: an expected error, which was printed, in another process than the command's.
         """
         with self.reported_errors():
             if self.is_remote:
@@ -93,7 +89,7 @@ class Job:
             self.has_failed = True
             print(f"scoresde {self.name}: {one_line(error)}", file=sys.stderr, flush=True)
             if self.is_remote:
-                raise Failed(f"a job failed: {one_line(error)}") from None
+                raise RuntimeError(f"a job failed: {one_line(error)}") from None
 
     def check_processes(self) -> None:
         """Raise ValueError if several processes run a verb that they cannot share."""

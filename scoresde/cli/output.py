@@ -7,7 +7,6 @@ stdout has only these lines; anything else that is printed goes to stderr.
 """
 
 import json
-import math
 import os
 import shlex
 import sys
@@ -92,33 +91,23 @@ def append_row(run: Path, row: Record, device: Any) -> Record:
 
 
 def config_dir() -> list[str]:
-    """Return the arguments `--config-dir DIR` of the command, relative to the working directory if they can be."""
-    sources = [source for source in HydraConfig.get().runtime.config_sources if source.provider == "command-line"]
-    paths = [Path(source.path) for source in sources]
-    here = Path.cwd()
-    return [x for p in paths for x in ("--config-dir", str(p.relative_to(here) if p.is_relative_to(here) else p))]
+    """Return the arguments `--config-dir DIR` of the command, relative to the working directory."""
+    sources = HydraConfig.get().runtime.config_sources
+    paths = [os.path.relpath(source.path) for source in sources if source.provider == "command-line"]
+    return [argument for path in paths for argument in ("--config-dir", path)]
 
 
 def json_line(record: Record) -> str:
-    """Return a record as one line of JSON."""
-    return json.dumps(plain(record), allow_nan=False, ensure_ascii=False)
+    """Return a record as one line of JSON, with numbers unrounded, and null for NaN and infinities."""
+    text = json.dumps(record, default=to_json)
+    return json.dumps(json.loads(text, parse_constant=lambda _: None), ensure_ascii=False)
 
 
-def plain(value: Any) -> Any:
-    """Return a value as JSON has it: numbers unrounded, NaN and infinities null, other types as text."""
-    if value is None or isinstance(value, (bool, int, str)):
-        return value
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
+def to_json(value: Any) -> Any:
+    """Convert a value that JSON does not have: arrays and tensors to lists, configurations to dicts, others to text."""
     if OmegaConf.is_config(value):
-        return plain(OmegaConf.to_container(value, resolve=True))
-    if isinstance(value, Mapping):
-        return {str(key): plain(part) for key, part in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain(part) for part in value]
-    if hasattr(value, "tolist"):  # an array or a scalar of NumPy, or a tensor
-        return plain(value.tolist())
-    return str(value)
+        return OmegaConf.to_container(value, resolve=True)
+    return value.tolist() if hasattr(value, "tolist") else str(value)
 
 
 @dataclass

@@ -9,7 +9,7 @@ import argparse
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from difflib import SequenceMatcher, get_close_matches
+from difflib import get_close_matches
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,6 @@ from scoresde.cli.completion import OPTIONS
 from scoresde.cli.suggestions import NEAR, did_you_mean
 
 MAX_KEYS = 3  # in a suggestion
-HYDRA_GROUPS = ("hydra/launcher", "hydra/sweeper")
 
 
 def parse_options(arguments: Sequence[str]) -> argparse.Namespace:
@@ -85,15 +84,10 @@ def configurations(verb: str, config_dir: str | None) -> Iterator[tuple[Callable
         )
 
 
-def verb_groups(config: DictConfig) -> list[str]:
-    """Return the groups of the verb that a configuration was composed for, in their order."""
-    return [group for group in config.hydra.runtime.choices if "/" not in group]
-
-
 def first_mistake(verb: str, overrides: Sequence[str], multirun: bool, config_dir: str | None) -> str | None:
     """Return what is wrong with the first wrong override, and what was probably meant; None if all are right."""
     with configurations(verb, config_dir) as (compose, options):
-        groups = {group: options(group) for group in verb_groups(compose())}
+        groups = {group: options(group) for group in compose().hydra.runtime.choices if "/" not in group}
         parsed = [parse_override(text) for text in overrides]
         named = [(override.key_or_group, option_names(override)) for override in parsed if override is not None]
         chosen = [f"{group}={names[0]}" for group, names in named if names and names[0] in groups.get(group, ())]
@@ -131,7 +125,7 @@ def not_an_override(text: str, following: str, groups: Mapping[str, Sequence[str
 def unknown_key(override: Override, keys: Collection[str]) -> str:
     """Say what a key or a group that does not exist was meant to be."""
     key, is_key = override.key_or_group, "/" not in override.key_or_group
-    near = nearest_keys(key, [*keys, *HYDRA_GROUPS])
+    near = nearest_keys(key, [*keys, "hydra/launcher", "hydra/sweeper"])
     suggestion = f"; did you mean {' or '.join(near)}?" if near else "; --help lists them all."
     addition = f" (+{override.input_line} adds it)" if is_key and not override.is_delete() else ""
     return f"no {'key' if is_key else 'group'} {key!r}{suggestion}{addition}"
@@ -154,12 +148,12 @@ def key_paths(config: DictConfig) -> list[str]:
 
 
 def nearest_keys(key: str, known: Collection[str]) -> list[str]:
-    """Return the known keys most similar to an unknown one, by their last names first, then by the rest of the path."""
+    """Return the known keys whose last name is nearest to that of an unknown key; of these the nearest, if any is."""
+    near = get_close_matches(last_name(key), {last_name(path) for path in known}, n=1, cutoff=NEAR)
+    paths = sorted((path for path in known if last_name(path) in near), key=lambda path: (path.count("."), path))
+    return get_close_matches(key, paths, n=1, cutoff=NEAR) if "." in key else paths[:MAX_KEYS]
 
-    def similarity(candidate: str) -> tuple[float, float]:
-        (parent, _, name), (known_parent, _, known_name) = key.rpartition("."), candidate.rpartition(".")
-        return SequenceMatcher(None, known_name, name).ratio(), SequenceMatcher(None, known_parent, parent).ratio()
 
-    best = max(map(similarity, known))
-    matches = sorted((candidate for candidate in known if similarity(candidate) == best), key=lambda x: x.count("."))
-    return matches[:MAX_KEYS] if best[0] >= NEAR else []
+def last_name(path: str) -> str:
+    """Return the last name of a dotted path."""
+    return path.rpartition(".")[2]

@@ -35,19 +35,11 @@ def draw(run: build.Run, config: DictConfig, n: int) -> tuple[Tensor, Record]:
     model, threshold = run.model, config.threshold
     if threshold is not None:
         if "_target_" not in threshold:
-            raise ValueError(
-                f"threshold needs a class, as threshold={{_target_: scoresde.thresholding.Clipped}}; got {threshold}"
-            )
+            raise ValueError(f"expected threshold={{_target_: scoresde.thresholding.Clipped, ...}}; got {threshold}")
         model = build.instantiate(threshold, config.trust, model=model)
     sampler = build.instantiate(config.sampler, config.trust)
     result = draw_samples(run, sampler, n, config.batch_size, config.seed, model, progress=shows_progress())
-    return result.x, {
-        "sampler": HydraConfig.get().runtime.choices["sampler"],
-        "n": n,
-        "nfe": result.nfe,
-        "backward": result.backward,
-        "seconds": round(result.seconds, 2),
-        "seed": config.seed,
-        "weights": config.weights,
-        "threshold": None if threshold is None else OmegaConf.to_container(threshold, resolve=True),
-    }
+    name, seconds = HydraConfig.get().runtime.choices["sampler"], round(result.seconds, 2)
+    row = {"sampler": name, "n": n, "nfe": result.nfe, "backward": result.backward, "seconds": seconds}
+    threshold = None if threshold is None else OmegaConf.to_container(threshold, resolve=True)
+    return result.x, {**row, "seed": config.seed, "weights": config.weights, "threshold": threshold}

@@ -10,7 +10,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from scoresde import build
-from scoresde.cli.common import data_maps, fit_transform, flatten, run_directory, save_picture
+from scoresde.cli.common import fit_transform, flatten, run_directory, save_picture
 from scoresde.cli.output import Record, print_rows, shows_progress
 from scoresde.data.summary import state_of
 from scoresde.dequantization import DataMap
@@ -44,7 +44,8 @@ def train(config: DictConfig) -> Record | None:
     trainer = build.instantiate(config.trainer, trust, optimizer=optimizer)
     loss, sampler = build.instantiate(config.loss, trust), build.instantiate(config.sampler, trust)
     fit_transform(config, dataset)
-    measured, trained = data_maps(config)
+    measured = build.build_data_map(config.data, trust)
+    trained = build.build_data_map(config.data.get("training") or config.data, trust)
     held_out = None
     if config.trainer.evaluate_every and config.data.get("validation") is not None:
         validation = build.instantiate(config.data.validation, trust)
