@@ -1,4 +1,4 @@
-"""`python -m scoresde`, and the console script."""
+"""Entry point of `python -m scoresde` and of the console script."""
 
 import os
 import sys
@@ -9,16 +9,16 @@ from scoresde.process_settings import tune_process
 
 
 def main() -> int:
-    """The command line, in a process of its own; without a word where nobody reads on."""
+    """Run the command line in a process of its own; end quietly with exit code 141 if the reader of stdout is gone."""
     tune_process()
     try:
         code = cli.main()
-        if sys.stdout is not None:  # it may be closed
+        if sys.stdout is not None:  # None if it was closed
             sys.stdout.flush()
     except BrokenPipeError:
         if not is_unread():
             raise
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # for what is flushed at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # Python flushes stdout at exit
         return UNREAD
     return code
 

@@ -1,8 +1,8 @@
-"""From a configuration to objects, and from a run's directory to its model.
+"""Build objects from configurations, and models from the directories of runs.
 
-A configuration is data: each node with a `_target_` is a constructor and its arguments. A run's configuration may come
-from elsewhere, so only targets of this library and the classes of torch.nn and torch.optim are built, unless the caller
-names further packages in `trust`.
+In a configuration each node with a `_target_` is a constructor with its arguments. The configuration of a run may come
+from somebody else, so only classes of this library, torch.nn and torch.optim are built, unless the caller names further
+packages in `trust`.
 """
 
 import math
@@ -32,7 +32,7 @@ from scoresde.training.trainer import CHECKPOINT
 CONFIG = "config.yaml"
 TRAINED = "# scoresde train "  # beginning of the first line of a configuration that `scoresde train` wrote
 TORCH_PACKAGES = ("torch.nn.", "torch.optim.")
-RENAMED = {  # targets in the configurations of older runs
+RENAMED = {  # targets in the configurations of older runs, and their names now
     "scoresde.predictions.Karras": "scoresde.predictions.KarrasPreconditioning",
     "scoresde.losses.Karras": "scoresde.losses.KarrasWeighting",
     "scoresde.samplers.Karras": "scoresde.samplers.KarrasGrid",
@@ -42,8 +42,16 @@ RENAMED = {  # targets in the configurations of older runs
 
 @dataclass
 class Run:
-    """A trained model: with its averaged weights, in eval mode; its transform; its configuration; its directory; the
-    dequantisation of its data, None for continuous data; whether it was trained on the levels as they are instead."""
+    """A trained model and what belongs to it.
+
+    Attributes:
+        model: with the weights that were chosen, in eval mode.
+        transform: from data to the space of the model.
+        config: the configuration of the training.
+        path: the directory.
+        dequantization: of the data; None for continuous data.
+        trained_on_levels: whether the model was trained on the levels themselves, without dequantisation.
+    """
 
     model: ScoreModel
     transform: Transform
@@ -54,20 +62,20 @@ class Run:
 
     @property
     def data_map(self) -> DataMap:
-        """From its data to states of its model, and back."""
+        """The map from the data of the run to states of its model, and back."""
         return DataMap(self.transform, self.dequantization)
 
 
 def instantiate(config: Any, trust: Sequence[str] = (), **arguments: Any) -> Any:
-    """The object that a configuration describes; None for None.
+    """Build the object that a configuration describes; return None for None.
 
     Args:
-        config: a node with `_target_`, nested ones included.
-        trust: packages beside this library and torch whose targets may be built.
-        arguments: further arguments of the constructor, objects rather than configuration.
+        config: a node with `_target_`, which may have nested ones.
+        trust: further packages whose targets may be built, besides this library and torch.
+        arguments: further arguments of the constructor, as objects.
 
     Raises:
-        ValueError: a target that is not allowed or does not exist, or arguments that its constructor refuses.
+        ValueError: a target that is not allowed or does not exist, or an argument that its constructor rejects.
     """
     for target in _targets(config):
         _check(target, trust)
@@ -80,19 +88,24 @@ def instantiate(config: Any, trust: Sequence[str] = (), **arguments: Any) -> Any
 
 
 def build_model(config: DictConfig, trust: Sequence[str] = ()) -> ScoreModel:
-    """The score model of a run's configuration: its network, SDE and prediction type, untrained."""
+    """Build the untrained score model of a configuration from its network, SDE and prediction type."""
     network, sde = instantiate(config.network, trust), instantiate(config.sde, trust)
     prediction, learned = instantiate(config.prediction, trust), bool(config.get("learned_variance", False))
     return ScoreModel(network, sde, prediction, learned)
 
 
+def build_data_map(data: DictConfig, trust: Sequence[str] = ()) -> DataMap:
+    """Build the map from data to states of a model of a configuration's transform and dequantisation."""
+    return DataMap(*(instantiate(data.get(part), trust) for part in ("transform", "dequantization")))
+
+
 def assemble(config: Mapping[str, Any], state: Mapping[str, Tensor], path: str | Path) -> Run:
-    """A run that was not trained here, of a configuration and the weights of its network.
+    """Make a run of a configuration and the weights of a network that was trained elsewhere.
 
     Args:
-        config: as a run's configuration, at least `sde`, `prediction`, `network` and `data`.
+        config: the configuration of a run, with at least `sde`, `prediction`, `network` and `data`.
         state: the network's state dict.
-        path: where it comes from.
+        path: where the weights come from.
 
     Raises:
         ValueError: weights that do not fit the configuration.
@@ -106,20 +119,20 @@ def assemble(config: Mapping[str, Any], state: Mapping[str, Tensor], path: str |
 
 
 def load(path: str | Path, weights: str | float = "ema", trust: Sequence[str] = (), device: str = "cpu") -> Run:
-    """A run that `scoresde train` made.
+    """Load a run that `scoresde train` wrote.
 
     Args:
-        path: the run's directory.
-        weights: "ema", the averaged weights, or "raw", those of the last step; or a number, as such or as text: the
-            sigma_rel of a power-function average, made of what the run stored of them (2312.02696), see
-            `scoresde.training.posthoc.reconstruct`.
-        trust: packages whose classes its configuration may name, see `instantiate`.
-        device: for the model.
+        path: the directory of the run.
+        weights: "ema" for the averaged weights, "raw" for the weights of the last step, or the sigma_rel of a
+            power-function average (2312.02696), a number or its text. The average is reconstructed from the snapshots
+            of the run, see `scoresde.training.posthoc.reconstruct`.
+        trust: packages whose classes the configuration may name, see `instantiate`.
+        device: of the model.
 
     Raises:
-        FileNotFoundError: no run there, or none with a checkpoint yet; or no power-function averages in it.
-        ValueError: another name of weights, a sigma_rel out of (0, 0.2887) or out of reach of what was stored, or a
-            checkpoint that does not fit the configuration.
+        FileNotFoundError: no run, no checkpoint, or no snapshots of power-function averages.
+        ValueError: invalid `weights`, a sigma_rel outside (0, 0.2887) or out of reach of the snapshots, or a checkpoint
+            that does not fit the configuration.
     """
     path = Path(path)
     sigma_rel = None if weights in ("ema", "raw") else _sigma_rel(weights)
@@ -136,44 +149,41 @@ def load(path: str | Path, weights: str | float = "ema", trust: Sequence[str] = 
 
 
 def _sigma_rel(weights: str | float) -> float:
-    """The width of the average that a choice of weights names."""
+    """Return the sigma_rel in `weights`; raise ValueError if it is not between 0 and 0.2887."""
     try:
-        width = math.nan if isinstance(weights, bool) else float(weights)
+        sigma_rel = math.nan if isinstance(weights, bool) else float(weights)
     except (TypeError, ValueError):
-        width = math.nan
-    if not 0 < width < WIDEST:
+        sigma_rel = math.nan
+    if not 0 < sigma_rel < WIDEST:
         raise ValueError(
-            f"weights 'ema' or 'raw' expected; got {weights!r}, nor is that the sigma_rel of a power-function average: "
-            f"a number between 0 and {WIDEST:.4f} such as 0.08"
+            f"weights must be 'ema', 'raw', or the sigma_rel of a power-function average, a number between 0 and "
+            f"{WIDEST:.4f} such as 0.08; got {weights!r}"
         )
-    return width
+    return sigma_rel
 
 
 def _run(model: ScoreModel, config: DictConfig, path: Path, trust: Sequence[str]) -> Run:
-    """A run of a model that has its weights."""
-    data = config.data
-    transform, way = (instantiate(data.get(part), trust) for part in ("transform", "dequantization"))
-    on_levels = data.get("training") is not None and data.training.get("dequantization") is None
-    return Run(model, transform, config, path, way, on_levels)
+    """Make a run of a model that has its weights."""
+    data, training = build_data_map(config.data, trust), config.data.get("training")
+    on_levels = training is not None and training.get("dequantization") is None
+    return Run(model, data.transform, config, path, data.dequantization, on_levels)
 
 
 def load_dequantization(run: Run) -> Variational:
-    """The dequantisation that `scoresde dequantize` learned for a run, without gradient, on the device of its model.
+    """Load the dequantisation that `scoresde dequantize` learned for a run, without gradient, on the model's device.
 
     Raises:
         FileNotFoundError: none was learned yet.
-        ValueError: a file that is no such dequantisation.
+        ValueError: a file of another kind.
     """
     path = run.path / DEQUANTIZATION
     if not path.is_file():
-        raise FileNotFoundError(
-            f"no learned dequantisation at {path}; learn one with `scoresde dequantize run={run.path}`"
-        )
+        raise FileNotFoundError(f"no learned dequantisation at {path}; `scoresde dequantize run={run.path}` learns one")
     groups, info = checkpoint.load(path)
     try:
         dequantization = Variational(**info["arguments"])
     except (KeyError, TypeError) as error:
-        raise ValueError(f"{path} is not a dequantisation of this library ({error!r})") from error
+        raise ValueError(f"{path} is not a learned dequantisation of this library ({error!r})") from error
     state = groups.get("dequantization", {})
     _check_shapes(dequantization, state, path)
     dequantization.load_state_dict(state)
@@ -182,21 +192,22 @@ def load_dequantization(run: Run) -> Variational:
 
 
 def read_config(path: Path) -> DictConfig:
-    """The configuration of a run.
+    """Read the configuration of a run, with targets of older versions under their new names.
 
     Raises:
-        FileNotFoundError: there is no run at that path.
+        FileNotFoundError: no run at this path.
+        ValueError: a file that is not a mapping.
     """
     if not (path / CONFIG).is_file():
         raise no_run(path)
     config = OmegaConf.load(path / CONFIG)
     if not isinstance(config, DictConfig):
-        raise ValueError(f"{path / CONFIG} is not a run's configuration: a mapping expected")
+        raise ValueError(f"{path / CONFIG} is not the configuration of a run: it is not a mapping")
     return OmegaConf.create(_with_new_names(OmegaConf.to_container(config, resolve=False)))
 
 
 def _with_new_names(node: Any) -> Any:
-    """The configuration with targets of older versions under their new names."""
+    """Return a configuration with targets of older versions under their new names."""
     if isinstance(node, dict):
         renamed = {
             key: RENAMED.get(value, value) if key == "_target_" else _with_new_names(value)
@@ -207,13 +218,13 @@ def _with_new_names(node: Any) -> Any:
 
 
 def no_run(path: Path, hint: str = "") -> FileNotFoundError:
-    """The error of a path at which there is no run, with a hint at another one."""
+    """Return the error of a path without a run, with a hint at another path."""
     way = "`scoresde train experiment=digits` makes one"
     return FileNotFoundError(f"no run at {path} (no {CONFIG} in it){hint}; {way}")
 
 
 def write_config(config: DictConfig, path: Path, command: Sequence[str] | None = None) -> None:
-    """Write a configuration, its interpolations resolved, with the command that trained it as a comment.
+    """Write a configuration with its interpolations resolved, below a comment with the command that trained it.
 
     A command with characters that a YAML comment cannot hold, a line break for example, is not recorded.
     """
@@ -233,19 +244,19 @@ def read_command(run: Path) -> list[str] | None:
 
 
 def _check_shapes(model: torch.nn.Module, state: dict[str, Tensor], source: Path) -> None:
-    """Name the first difference between a model and a state dict."""
+    """Raise ValueError with the first difference between a model and a state dict."""
     for name, tensor in model.state_dict().items():
         if name not in state or state[name].shape != tensor.shape:
-            found = tuple(state[name].shape) if name in state else "nothing"
+            shape = tuple(state[name].shape) if name in state else "nothing"
             raise ValueError(
-                f"{source} does not fit its configuration: {name} {tuple(tensor.shape)} expected, got {found}"
+                f"{source} does not fit its configuration: expected {name} of shape {tuple(tensor.shape)}; got {shape}"
             )
     if extra := sorted(set(state) - set(model.state_dict())):
-        raise ValueError(f"{source} does not fit its configuration: it holds {extra[0]}, which the model has not")
+        raise ValueError(f"{source} does not fit its configuration: the model has no {extra[0]}")
 
 
 def _targets(config: Any) -> Iterator[str]:
-    """Every `_target_` in a configuration."""
+    """Yield every `_target_` in a configuration."""
     if isinstance(config, (DictConfig, dict)):
         for key, value in config.items():
             if key == "_target_":
@@ -257,21 +268,21 @@ def _targets(config: Any) -> Iterator[str]:
 
 
 def _check(target: str, trust: Sequence[str]) -> None:
-    """Refuse a target outside the allowed packages, or that reaches out of them through an import of theirs."""
+    """Raise ValueError if a target is outside the allowed packages, or leaves them through a module they import."""
     if any(target == package or target.startswith(f"{package}.") for package in trust):
         return
     if not target.startswith(("scoresde.", *TORCH_PACKAGES)):
         package = target.split(".")[0]
         raise ValueError(
-            f"target {target!r} is outside scoresde, torch.nn and torch.optim; if you trust it, say trust=[{package}]"
+            f"target {target!r} is outside scoresde, torch.nn and torch.optim; if you trust it, set trust=[{package}]"
         )
     try:
-        found = pkgutil.resolve_name(target)
+        value = pkgutil.resolve_name(target)
     except Exception as error:
         raise ValueError(f"target {target!r} does not exist: {error}") from error
-    home = getattr(found, "__module__", "") or ""
+    module = getattr(value, "__module__", "") or ""
     if any(part.startswith("_") for part in target.split(".")):
         raise ValueError(f"target {target!r} is private")
-    preset = callable(found) and home.startswith("scoresde.networks.")
-    if not (isinstance(found, type) or preset) or not home.startswith(("scoresde.", *TORCH_PACKAGES)):
+    is_preset = callable(value) and module.startswith("scoresde.networks.")  # a function that makes a network
+    if not (isinstance(value, type) or is_preset) or not module.startswith(("scoresde.", *TORCH_PACKAGES)):
         raise ValueError(f"target {target!r} is not a class of scoresde, torch.nn or torch.optim")

@@ -1,14 +1,14 @@
-"""What makes a process of its own faster, and is not for a library to decide over whoever imports it.
+"""Settings that make a process faster, which a library must not impose on the programs that import it.
 
-Freed memory. A network's activations are allocated and freed at every evaluation, megabytes each. By default glibc maps
-and unmaps them, and the kernel fills each page with zeros again: for the network of the digits on a processor an eighth
-of the time, and most of its scatter. A process that has nothing else to do had better keep them.
+Freed memory: the activations of a network, megabytes each, are allocated and freed at every evaluation. By default
+glibc maps and unmaps them, and the kernel fills each page with zeros again. For the network of the digits on a CPU this
+takes an eighth of the time, and causes most of its variation. `keep_freed_memory` makes glibc keep the memory.
 
-Denormal numbers. Where a posterior is almost certain, gradients fall below 1e-38, float32's smallest normal number.
-Processors compute with what is left below it many times slower (a twentieth of a training step of the digits); taken
-for zero, nothing else changes.
+Denormal numbers: where a posterior is almost certain, gradients fall below 1e-38, the smallest normal number of
+float32. CPUs compute many times slower with smaller numbers (a twentieth of a training step of the digits). Flushing
+them to zero changes nothing else.
 
-The command line and the benchmarks do both.
+The command line and the benchmarks set both.
 """
 
 import ctypes
@@ -21,13 +21,13 @@ NEVER = 2**31 - 1
 
 
 def tune_process() -> None:
-    """Arrange both, as far as this machine can; before the first computation, so that all threads take it over."""
+    """Set both, as far as the machine allows; call it before the first computation, so that all threads inherit it."""
     keep_freed_memory()
     torch.set_flush_denormal(True)
 
 
 def keep_freed_memory() -> bool:
-    """From now on freed memory stays with this process, to be used again; whether that could be arranged (glibc)."""
+    """Make the process keep freed memory for reuse; return whether this succeeded (glibc only)."""
     if not sys.platform.startswith("linux"):
         return False
     try:

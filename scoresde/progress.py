@@ -1,4 +1,4 @@
-"""Progress bars: how far, how fast, how long yet; on stderr, and gone at the end."""
+"""Progress bars on stderr with rate and remaining time; they disappear at the end."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -15,15 +15,15 @@ def progress_bar(
     total: int | None = None,
     initial: int = 0,
 ) -> Any:
-    """The items, counted in a bar as they are taken; or without items a bar to update.
+    """Iterate over items with a progress bar; without items, return a bar to update.
 
     Args:
-        items: what is counted.
-        title: what is done, in a word or two.
-        unit: of what is counted.
-        shown: False for none at all.
-        total: how many there will be, where the items cannot tell.
-        initial: how many were done before.
+        items: to be iterated over.
+        title: of the bar, one or two words.
+        unit: of the items.
+        shown: whether to show the bar.
+        total: number of items, if `items` has no length.
+        initial: number of items that were done before.
     """
     options = {"total": total, "initial": initial, "unit": unit, "dynamic_ncols": True}
     return tqdm(items, desc=title, leave=False, disable=not shown, **options)

@@ -1,4 +1,4 @@
-"""Building from configurations: every one of ours works, none reaches out, and a run comes back from its directory."""
+"""Every configuration builds, targets outside the library are refused, and a run is loaded from its directory."""
 
 import functools
 import pkgutil
@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 import scoresde as ss
 from scoresde import build
-from scoresde.cli import config_directory
+from scoresde.cli import VERBS, config_directory
 from scoresde.evaluation.trained_classifier import TrainedClassifier
 from scoresde.losses import Objective
 from scoresde.metrics import Inception, Pixels
@@ -62,31 +62,21 @@ def compose(name, *overrides):
 
 def test_every_configuration_is_walked():
     assert {group for group, _ in OPTIONS} == set(KINDS)
-    assert {path.name for path in CONF.glob("*.yaml")} == {
-        "base.yaml",
-        "train.yaml",
-        "sample.yaml",
-        "bpd.yaml",
-        "evaluate.yaml",
-        "data.yaml",
-        "report.yaml",
-        "compare.yaml",
-        "dequantize.yaml",
-        "convert.yaml",
-    }
+    assert {path.stem for path in CONF.glob("*.yaml")} == {"base", *VERBS}
     assert {"digits", "digits_tn", "digits_ve", "digits_vp", "toy2d"} <= set(EXPERIMENTS)
     assert len(list(CONF.rglob("*.yaml"))) == len(OPTIONS) + len(EXPERIMENTS) + len(list(CONF.glob("*.yaml")))
 
 
-@pytest.fixture
-def images(tmp_path, monkeypatch):
-    """What stands in for CIFAR-10 and for a folder of images, 101 in each split: a root for each dataset's target."""
-    monkeypatch.setattr(ss.data.CIFAR10, "records", 101)
-    return stand_ins(tmp_path)
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    """Small files in place of CIFAR-10 and a folder of images, 101 in each split: a root for each dataset's target."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ss.data.CIFAR10, "records", 101)
+        yield stand_ins(tmp_path_factory.mktemp("images"))
 
 
 @pytest.mark.parametrize(("group", "option"), OPTIONS, ids=["/".join(option) for option in OPTIONS])
-def test_every_option_builds_what_it_says(group, option, request):
+def test_every_option_builds_its_object(group, option, request):
     whole = compose({"likelihood": "bpd", "features": "evaluate"}.get(group, "train")).copy()
     whole[group] = OmegaConf.load(CONF / group / f"{option}.yaml")
     if group == "data":
@@ -153,7 +143,7 @@ def test_published_experiments_are_as_published(experiment, parameters, images):
 
 
 def test_the_truncated_normal_experiment_is_measured_where_it_was_trained():
-    """Nothing is trained that is not measured: the path begins just below the start, on the levels' centres."""
+    """The path begins just below the start of the likelihood, on the centres of the levels."""
     config = compose("train", "experiment=digits_tn")
     model, data = build.build_model(config), build.instantiate(config.data)
     start = data["dequantization"].start(model.sde, data["transform"])
@@ -192,9 +182,9 @@ def test_every_experiment_trains_and_samples(experiment, request):
 
 
 @pytest.mark.parametrize("experiment", [name for name in EXPERIMENTS if name not in PUBLISHED and "digits" not in name])
-@pytest.mark.parametrize("prediction", ["noise", "v", "karras"])
-def test_parts_of_an_experiment_can_be_others(experiment, prediction, request):
-    """What an experiment sets of a part is in the option that it names: another option takes its place as it is."""
+@pytest.mark.parametrize("prediction", ["v", "karras"])
+def test_parts_of_an_experiment_can_be_replaced(experiment, prediction, request):
+    """An experiment sets its parts only by the options that it names, so that another option replaces one as it is."""
     config = compose("train", f"experiment={experiment}", f"prediction={prediction}", "network=mlp").copy()
     stand_in(config.data, request)
     config.network.width = 8
@@ -204,7 +194,7 @@ def test_parts_of_an_experiment_can_be_others(experiment, prediction, request):
 
 
 def stand_in(data, request):
-    """Data that is here, in the place of files that a configuration asks for."""
+    """Set the paths of files that a configuration names to small files in their place."""
     for key in ("root", "path"):
         if key in list(data.keys()):
             data[key] = request.getfixturevalue("images")[data.train._target_]
@@ -213,13 +203,13 @@ def stand_in(data, request):
 
 
 def fitted(data):
-    """The transform, with the numbers that come from the training data."""
+    """The transform, fitted to the training data if it needs to be."""
     transform = data["transform"]
     return transform if getattr(transform, "fitted", True) else type(transform)(**transform.fit(data["train"]))
 
 
 def small(config, images):
-    """The published experiment on a smaller network and smaller images: what is tested is that its parts fit."""
+    """Make a published experiment small: whether its parts fit does not depend on the size."""
     config.data.root = images[config.data.train._target_]
     OmegaConf.update(config, "network", {"width": 8, "blocks": 1}, force_add=True)
     if "size" in config.data:
@@ -243,7 +233,7 @@ def small(config, images):
         "hydra.utils.call",
     ],
 )
-def test_refuses_targets_of_other_packages(target):
+def test_targets_of_other_packages_are_refused(target):
     package = target.split(".")[0]
     with pytest.raises(ValueError, match=rf"target '{target}' is outside scoresde.*trust=\[{package}\]"):
         build.instantiate({"_target_": target})
@@ -272,7 +262,7 @@ def test_refuses_targets_of_other_packages(target):
         "scoresde.",
     ],
 )
-def test_refuses_targets_that_reach_out_of_ours(target, tmp_path, monkeypatch):
+def test_targets_that_leave_the_library_through_its_imports_are_refused(target, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match=f"target '{target}' (is not a class of|does not exist)"):
         build.instantiate({"_target_": target})
@@ -289,14 +279,14 @@ NESTED = {
 
 @pytest.mark.parametrize("config", NESTED.values(), ids=NESTED)
 @pytest.mark.parametrize("wrap", [dict, OmegaConf.create], ids=["dict", "omegaconf"])
-def test_refuses_nested_targets(config, wrap, monkeypatch):
+def test_nested_targets_are_refused(config, wrap, monkeypatch):
     monkeypatch.setenv("SOME_TARGET", "subprocess.Popen")
     monkeypatch.setattr("subprocess.Popen", lambda *args, **kwargs: pytest.fail("called"))
     with pytest.raises(ValueError, match=r"'subprocess.Popen' is outside|'\$\{oc.env:SOME_TARGET\}' is outside"):
         build.instantiate(wrap(config))
 
 
-def test_trust_is_given_to_a_package_and_to_nothing_else():
+def test_trust_is_for_one_package_only():
     config = {"_target_": "fractions.Fraction", "_args_": [3, 4]}
     for trust in ((), ("f",), ("fraction",), ("fractions.Fraction.x",), ("os",)):
         with pytest.raises(ValueError, match="outside scoresde"):
@@ -317,7 +307,7 @@ def test_arguments_arrive_as_plain_objects():
     ("arguments", "message"),
     [({"beta_max": -1}, "0 < beta_min <= beta_max.*beta_max=-1"), ({"beta": 1}, "unexpected keyword argument 'beta'")],
 )
-def test_refuses_arguments_that_the_constructor_refuses(arguments, message):
+def test_arguments_that_the_constructor_rejects_are_refused(arguments, message):
     with pytest.raises(ValueError, match=rf"cannot build scoresde.sdes.VP: .*{message}"):
         build.instantiate({"_target_": "scoresde.sdes.VP", **arguments})
 
@@ -336,7 +326,7 @@ def run(tmp_path):
 
 
 @pytest.mark.parametrize(("weights", "offset"), [("ema", 1), ("raw", 0)])
-def test_load_gives_the_weights_asked_for(run, weights, offset):
+def test_load_gives_the_chosen_weights(run, weights, offset):
     groups, _ = checkpoint.load(run / CHECKPOINT)
     loaded = ss.load(str(run), weights=weights)
     assert len(list(loaded.model.parameters())) > 5
@@ -348,33 +338,31 @@ def test_load_gives_the_weights_asked_for(run, weights, offset):
     assert loaded.path == run
 
 
-def test_load_takes_averages_by_default_and_names_what_it_takes(run):
+def test_load_takes_averages_by_default(run):
     default, averaged = ss.load(run), ss.load(run, weights="ema")
     assert all(map(torch.equal, default.model.parameters(), averaged.model.parameters()))
-    with pytest.raises(ValueError, match="'ema' or 'raw' expected; got 'best'"):
-        ss.load(run, weights="best")
 
 
 def with_averages(run, snapshots, steps=40):
-    """A run whose parameters move a step's number up or down; the averages of widths 0.05, 0.1 and 0.08."""
+    """Move the parameters of a run up or down at each step; return the averages of widths 0.05, 0.1 and 0.08."""
     groups, _ = checkpoint.load(run / CHECKPOINT)
     model = build.build_model(build.read_config(run))
-    kept, every = (PowerAverages(model, widths) for widths in ((0.05, 0.1), (0.05, 0.1, 0.08)))
+    stored, every = (PowerAverages(model, widths) for widths in ((0.05, 0.1), (0.05, 0.1, 0.08)))
     for step in range(1, steps + 1):
         with torch.no_grad():
             for p in model.parameters():
                 p.add_(step * (-1) ** (step // 3))
-        kept.update(step)
+        stored.update(step)
         every.update(step)
         if step in snapshots:
-            save_snapshot(run / AVERAGES, step, kept)
-    stored = {"model": model.state_dict(), "ema": groups["ema"], **kept.groups()}
-    checkpoint.save(run / CHECKPOINT, stored, {"step": steps})
+            save_snapshot(run / AVERAGES, step, stored)
+    state = {"model": model.state_dict(), "ema": groups["ema"], **stored.groups()}
+    checkpoint.save(run / CHECKPOINT, state, {"step": steps})
     return every.averages
 
 
 @pytest.mark.parametrize("weights", ["0.08", 0.08, "0.1", 0.1, 0.05])
-def test_load_makes_an_average_of_any_width(run, weights):
+def test_load_reconstructs_an_average_of_any_width(run, weights):
     every = with_averages(run, snapshots=range(2, 40, 2))  # the last one is the checkpoint itself
     loaded = ss.load(run, weights=weights)
     for name, parameter in loaded.model.named_parameters():
@@ -383,15 +371,14 @@ def test_load_makes_an_average_of_any_width(run, weights):
     assert not any(map(torch.equal, loaded.model.parameters(), raw.parameters()))
 
 
-@pytest.mark.parametrize("weights", ["0.3", 0.3, 0, -0.1, "nan", True, None])
-def test_load_refuses_widths_that_no_average_has(run, weights):
-    with pytest.raises(
-        ValueError, match=f"'ema' or 'raw' expected; got {weights!r}.*between 0 and 0.2887 such as 0.08"
-    ):
+@pytest.mark.parametrize("weights", ["best", "0.3", 0.3, 0, -0.1, "nan", True, None])
+def test_load_refuses_other_weights(run, weights):
+    message = f"weights must be 'ema', 'raw', or .* between 0 and 0.2887 such as 0.08; got {weights!r}"
+    with pytest.raises(ValueError, match=message):
         ss.load(run, weights=weights)
 
 
-def test_load_says_that_a_run_stored_no_averages(run):
+def test_load_needs_snapshots_of_averages(run):
     with pytest.raises(FileNotFoundError, match=r"no snapshots of power-function averages in .*toy.averages"):
         ss.load(run, weights=0.08)
     with_averages(run, snapshots=[])
@@ -420,15 +407,15 @@ def edit(run, change):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda model: model.pop("network.input.bias"), r"network.input.bias \(8,\) expected, got nothing"),
+        (lambda model: model.pop("network.input.bias"), r"expected network.input.bias of shape \(8,\); got nothing"),
         (
             lambda model: model.update({"network.more": torch.zeros(1)}),
-            "it holds network.more, which the model has not",
+            "the model has no network.more",
         ),
     ],
     ids=["missing", "extra"],
 )
-def test_load_names_what_the_checkpoint_lacks(run, change, message):
+def test_load_names_the_parameter_that_is_missing_or_extra(run, change, message):
     edit(run, change)
     with pytest.raises(ValueError, match=rf"checkpoint.safetensors does not fit its configuration: {message}"):
         ss.load(run, weights="raw")
@@ -442,15 +429,15 @@ def test_load_dequantization_gives_back_what_was_learned(run):
     with pytest.raises(FileNotFoundError, match=r"no learned dequantisation at .*`scoresde dequantize run=.*runs/toy`"):
         build.load_dequantization(loaded)
     save({"dequantization": learned.state_dict()}, {"arguments": learned.arguments})
-    found = build.load_dequantization(loaded)
-    assert found.arguments == learned.arguments
-    assert all(map(torch.equal, found.parameters(), learned.parameters()))
-    assert not any(p.requires_grad for p in found.parameters())
+    stored = build.load_dequantization(loaded)
+    assert stored.arguments == learned.arguments
+    assert all(map(torch.equal, stored.parameters(), learned.parameters()))
+    assert not any(p.requires_grad for p in stored.parameters())
     save({"dequantization": learned.state_dict()}, {"arguments": {**learned.arguments, "width": 5}})
-    with pytest.raises(ValueError, match=r"does not fit its configuration: couplings.coupling0.*got \(4, 4\)"):
+    with pytest.raises(ValueError, match=r"does not fit its configuration: expected couplings.coupling0.*got \(4, 4\)"):
         build.load_dequantization(loaded)
     save({"dequantization": learned.state_dict()}, {"step": 1})
-    with pytest.raises(ValueError, match="is not a dequantisation of this library"):
+    with pytest.raises(ValueError, match="is not a learned dequantisation of this library"):
         build.load_dequantization(loaded)
 
 
@@ -458,24 +445,24 @@ def test_load_names_the_first_parameter_of_another_shape(run):
     config = OmegaConf.load(run / build.CONFIG)
     config.network.width = 16
     OmegaConf.save(config, run / build.CONFIG)
-    message = r"does not fit its configuration: network.time.inner.weight \(16, 16\) expected, got \(8, 8\)"
+    message = r"does not fit its configuration: expected network.time.inner.weight of shape \(16, 16\); got \(8, 8\)"
     with pytest.raises(ValueError, match=message):
         ss.load(run)
 
 
-def test_load_trusts_only_what_the_caller_does(run):
+def test_load_trusts_only_packages_that_the_caller_names(run):
     config = OmegaConf.load(run / build.CONFIG)
     config.data.transform = {"_target_": "fractions.Fraction", "_args_": [1, 2]}
-    config.trust = ["fractions"]  # what a configuration says of itself does not count
+    config.trust = ["fractions"]  # in the configuration it has no effect
     OmegaConf.save(config, run / build.CONFIG)
     with pytest.raises(ValueError, match=r"trust=\[fractions\]"):
         ss.load(run)
     assert ss.load(run, trust=["fractions"]).transform == 0.5
 
 
-def test_load_refuses_a_configuration_that_is_none(run):
+def test_load_refuses_a_configuration_that_is_not_a_mapping(run):
     (run / build.CONFIG).write_text("- 1\n- 2\n")
-    with pytest.raises(ValueError, match="is not a run's configuration"):
+    with pytest.raises(ValueError, match="is not the configuration of a run"):
         ss.load(run)
 
 
@@ -505,3 +492,14 @@ def test_a_command_that_does_not_fit_into_a_comment_is_not_recorded(tmp_path, co
 def test_another_first_line_is_not_a_command(tmp_path, line):
     (tmp_path / "config.yaml").write_text(f"{line}\nseed: 0\n")
     assert build.read_command(tmp_path) is None
+
+
+def test_load_reads_the_target_names_of_older_versions(run):
+    config = OmegaConf.load(run / build.CONFIG)
+    assert config.prediction._target_ == "scoresde.predictions.KarrasPreconditioning"
+    config.prediction._target_ = "scoresde.predictions.Karras"
+    config.loss = {"weighting": [{"_target_": "scoresde.losses.Karras"}]}
+    OmegaConf.save(config, run / build.CONFIG)
+    loaded = ss.load(run)
+    assert type(loaded.model.prediction) is ss.predictions.KarrasPreconditioning
+    assert loaded.config.loss.weighting[0]._target_ == "scoresde.losses.KarrasWeighting"

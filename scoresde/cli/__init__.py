@@ -1,122 +1,112 @@
-"""The command line: `scoresde VERB`, each verb a Hydra application in a module of its own.
+"""The command line: `scoresde VERB`. Each verb is a Hydra application in a module of its own.
 
 Overrides follow the verb (`scoresde train experiment=digits trainer.steps=100`), `--multirun` sweeps, `--json` prints
-records instead of tables (`cli.output`), and `--help` shows what can be set. Exit codes: 0; 2 for wrong input and for
-failed jobs, with a line on stderr that names the fix (`cli.names`, `cli.overrides`); 130 for an interrupted one; 141
-where nobody reads on (`| head`); whatever else goes wrong is an error of this program, and shows its traceback (1).
-HYDRA_FULL_ERROR=1 shows that of any error. The jobs of a sweep may run elsewhere, see `cli.jobs`.
+records instead of tables (`cli.output`), and `--help` shows what can be set. Exit codes: 0 success; 2 wrong input or a
+failed job, with one line on stderr that names the fix (`cli.overrides`, `cli.suggestions`); 130 interrupted; 141 the
+reader of the output is gone (`| head`); 1 any other error, which is a bug, with its traceback. HYDRA_FULL_ERROR=1 shows
+the traceback of any error. A launcher may run the jobs of a sweep in other processes, see `cli.jobs`.
 """
 
+import importlib.metadata
+import inspect
 import os
-import re
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from pathlib import Path
 
-import hydra
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
+from scoresde import build
 from scoresde.cli import completion
-from scoresde.cli.common import choice, config_directory
+from scoresde.cli.bpd import bpd
+from scoresde.cli.common import config_directory
+from scoresde.cli.compare import compare
 from scoresde.cli.convert import convert
 from scoresde.cli.data import data
+from scoresde.cli.dequantize import dequantize
 from scoresde.cli.evaluate import evaluate
-from scoresde.cli.help import fitted, usage, version
+from scoresde.cli.help import usage, verb_help
 from scoresde.cli.jobs import INTERRUPTED, WRONG, Job, Verb
-from scoresde.cli.likelihood import bpd, dequantize
-from scoresde.cli.names import of, one_line
-from scoresde.cli.overrides import explain, parse_options
+from scoresde.cli.overrides import first_mistake, literal, parse_options, parse_override
 from scoresde.cli.report import report
-from scoresde.cli.sample import compare, sample
+from scoresde.cli.sample import sample
+from scoresde.cli.suggestions import did_you_mean
 from scoresde.cli.train import train
 from scoresde.training import distributed
 
 VERBS: dict[str, Verb] = {
-    "train": train,
-    "sample": sample,
-    "bpd": bpd,
-    "evaluate": evaluate,
-    "compare": compare,
-    "dequantize": dequantize,
-    "convert": convert,
-    "data": data,
-    "report": report,
+    verb.__name__: verb for verb in (train, sample, bpd, evaluate, compare, dequantize, convert, data, report)
 }
 
 
-SHARED = ("train", "sample", "bpd", "evaluate")  # among processes
-JSON, COMPLETION = "--json", "completion"
-
-
 def main(argv: Sequence[str] | None = None) -> int:
-    """The console script: run a verb; the exit code."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    if not arguments or arguments[0] in ("-h", "--help"):
-        print(usage(VERBS))
-    elif "--version" in arguments:
-        print(version())
-    elif arguments[0] == COMPLETION:
-        return complete(" ".join(arguments[1:]))
-    elif arguments[0] in VERBS:
-        return run(arguments[0], [word for word in arguments[1:] if word != JSON], as_json=JSON in arguments)
+    """Run a command and return its exit code; the entry point of the console script."""
+    verb, *arguments = (sys.argv[1:] if argv is None else argv) or ["--help"]
+    commands: dict[str, object] = {**VERBS, "completion": complete}
+    if verb in ("-h", "--help"):
+        print(usage(commands))
+    elif "--version" in (verb, *arguments):
+        print(f"scoresde {importlib.metadata.version('scoresde')}")
+    elif verb in VERBS:
+        return run(verb, arguments)
+    elif verb == "completion":
+        return complete(" ".join(arguments))
     else:
-        print(f"scoresde: no verb {arguments[0]!r}{of(arguments[0], [*VERBS, COMPLETION])}", file=sys.stderr)
+        print(f"scoresde: no verb {verb!r}{did_you_mean(verb, [*commands], lists_all=True)}", file=sys.stderr)
         return WRONG
     return 0
 
 
 def complete(shell: str) -> int:
-    """Print the lines that make a shell complete names; the exit code."""
+    """Print the lines that make a shell complete verbs, groups, options, keys and runs.
+
+    bash  scoresde completion bash > ~/.local/share/bash-completion/completions/scoresde
+    zsh   scoresde completion zsh > ~/.scoresde.zsh; echo 'source ~/.scoresde.zsh' >> ~/.zshrc
+    fish  scoresde completion fish > ~/.config/fish/completions/scoresde.fish
+
+    In the open shell only: eval "$(scoresde completion bash)"; in fish, scoresde completion fish | source.
+    """
     if shell in ("-h", "--help"):
-        print(completion.HELP)
-        return 0
-    try:
-        print(completion.script(choice("a shell", shell, completion.SHELLS), config_directory()))
-    except ValueError as error:
-        print(f"scoresde {COMPLETION}: {one_line(error)}", file=sys.stderr)
+        print(inspect.getdoc(complete))
+    elif shell in completion.SHELLS:
+        print(completion.script(shell, config_directory()))
+    else:
+        suggestion = did_you_mean(shell, completion.SHELLS, lists_all=True)
+        print(f"scoresde completion: no shell {shell!r}{suggestion}", file=sys.stderr)
         return WRONG
     return 0
 
 
-def run(verb: str, arguments: Sequence[str], as_json: bool) -> int:
-    """Run a verb with the arguments after it; the exit code."""
-    job = Job(verb, VERBS[verb], SHARED, as_json, wants_traceback=os.environ.get("HYDRA_FULL_ERROR") == "1")
-    with job.told():
-        job.refuse_several()
-        sorted_arguments = options_first(arguments)
-        options = parse_options(sorted_arguments)
-        with distributed.processes(), hydra_arguments([f"scoresde {verb}", *sorted_arguments]), fitted(options.help):
-            try:
-                hydra.main(version_base="1.3", config_path=str(config_directory()), config_name=verb)(job)()
-            except (HydraException, OmegaConfBaseException, ValueError) as error:
-                if type(error) is ValueError and job.begun:  # of a job, which says itself what is wrong
-                    raise
-                loader = completion.config_loader(config_directory(), options.config_dir)
-                raise ValueError(explain(error, verb, options.overrides, loader)) from error
-            except SystemExit as stop:
-                return int(stop.code or 0)
-            except KeyboardInterrupt:  # while the jobs of a sweep run elsewhere
-                print(f"scoresde {verb}: interrupted", file=sys.stderr)
-                return INTERRUPTED
-    return WRONG if job.failed else 0
+def run(verb: str, arguments: Sequence[str]) -> int:
+    """Run a verb with the arguments after it; return the exit code."""
+    job = Job(verb, VERBS[verb], as_json="--json" in arguments, raises=os.environ.get("HYDRA_FULL_ERROR") == "1")
+    with job.reported_errors():
+        job.check_processes()
+        options = parse_options(arguments)
+        overrides = [quote_run(text) for text in options.overrides]
+        hydra_options = [word for word in arguments if word not in (*options.overrides, "--json")]
+        try:
+            if options.help:
+                print(verb_help(verb, overrides, options.config_dir))
+            else:
+                with distributed.processes():
+                    completion.run_hydra(config_directory(), verb, [*hydra_options, *overrides], job)
+        except (HydraException, OmegaConfBaseException, ValueError) as error:
+            mistake = first_mistake(verb, overrides, options.multirun, options.config_dir)
+            if mistake is None:
+                raise
+            raise ValueError(mistake) from error
+        except SystemExit as stop:
+            return int(stop.code or 0)
+        except KeyboardInterrupt:  # while the jobs of a sweep run in other processes
+            print(f"scoresde {verb}: interrupted", file=sys.stderr)
+            return INTERRUPTED
+    return WRONG if job.has_failed else 0
 
 
-def options_first(arguments: Sequence[str]) -> list[str]:
-    """The arguments with options (`--multirun`, `--config-dir DIR`) before overrides, for argparse to read them all."""
-    overrides = [x for x in arguments if not x.startswith("-") and ("=" in x or re.match("~[^/]", x))]
-    return [*(x for x in arguments if x not in overrides), *overrides]
-
-
-@contextmanager
-def hydra_arguments(arguments: list[str]) -> Iterator[None]:
-    """Within the block Hydra reads these arguments, and raises its errors instead of printing them and exiting."""
-    before, setting = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
-    sys.argv, os.environ["HYDRA_FULL_ERROR"] = arguments, "1"
-    try:
-        yield
-    finally:
-        sys.argv = before
-        os.environ.pop("HYDRA_FULL_ERROR")
-        if setting is not None:
-            os.environ["HYDRA_FULL_ERROR"] = setting
+def quote_run(override: str) -> str:
+    """Quote the directory in `run=DIRECTORY` for Hydra if need be: a run may be named `sde=vp,seed=1`, or `7`."""
+    path, parsed = override.removeprefix("run="), parse_override(override)
+    is_text = parsed is None or isinstance(parsed.value(), (int, float)) or (Path(path) / build.CONFIG).is_file()
+    return f"run={literal(path)}" if path != override and is_text else override

@@ -1,9 +1,10 @@
-"""What the verbs share: a run and its directory, choices that are checked, warnings, files."""
+"""What the verbs share: the directory of a run, checked settings, warnings, files."""
 
 import hashlib
+import shlex
 import sys
 import warnings
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,24 +14,29 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
+from torch.utils.data import Dataset
 
 from scoresde import build, plots
-from scoresde.cli.names import check_run, run_path
+from scoresde.cli.completion import runs
+from scoresde.cli.suggestions import did_you_mean
 from scoresde.training import distributed
 
 SPLITS = ("train", "validation", "test")
-LONGEST_NAME = 255  # bytes, of a file
+MAX_FILE_NAME = 255  # bytes
 
 
 def config_directory() -> Path:
-    """Where the configurations are: in the installed package, or beside it in a checkout."""
+    """Return the directory of the configurations: in the installed package, or next to it in a checkout."""
     package = Path(__file__).resolve().parents[1]
     installed = package / "conf"
     return installed if installed.is_dir() else package.parent / "conf"
 
 
+# --- runs
+
+
 def run_directory(config: DictConfig) -> Path:
-    """The run's directory: `run`, and in a sweep one below it for each job, named by its overrides."""
+    """Return the directory `run`; for a job of a sweep, the directory in it that is named by the job's overrides."""
     run = run_path(config.run)
     settings = HydraConfig.get()
     if settings.mode == RunMode.MULTIRUN:
@@ -38,51 +44,100 @@ def run_directory(config: DictConfig) -> Path:
     return run
 
 
+def run_path(value: Any) -> Path:
+    """Return the path in `run`; raise ValueError if it is not a path."""
+    if not isinstance(value, (str, Path)) or not str(value):
+        raise ValueError(f"run must be a directory; got run={'null' if value is None else value}")
+    return Path(value)
+
+
+def check_run(value: Any) -> Path:
+    """Return the path in `run`; raise FileNotFoundError, with the nearest run, if there is no run."""
+    path = run_path(value)
+    if (path / build.CONFIG).is_file():
+        return path
+    known = runs(path.parent)
+    texts = [shlex.quote(f"run={run}") for run in known]
+    raise build.no_run(path, did_you_mean(path.name, [run.name for run in known], lists_all=True, texts=texts))
+
+
 def load_run(config: DictConfig, device: str) -> build.Run:
-    """The run that a configuration names, with the weights that it names."""
+    """Load the run in `run` with the weights in `weights`."""
     return build.load(check_run(config.run), config.weights, config.trust, device)
 
 
+def run_data(run: build.Run, split: str, trust: Sequence[str]) -> Any:
+    """Build the dataset of a split of a run; raise ValueError if the run's configuration has none."""
+    node = run.config.data.get(check_choice("split", split, SPLITS))
+    if node is None:
+        raise ValueError(f"{run.path} has no {split} data: set data.{split} in its {build.CONFIG}")
+    return build.instantiate(node, trust)
+
+
 def file_name(text: str) -> str:
-    """A text as the name of a file; of a longer one than file systems take, its beginning and a digest."""
+    """Return a text as the name of a file; end a name longer than 255 bytes in a digest."""
     name = text.replace("/", "-")
-    if len(name.encode()) <= LONGEST_NAME:
+    if len(name.encode()) <= MAX_FILE_NAME:
         return name
     digest = hashlib.sha256(text.encode()).hexdigest()[:16]
-    return f"{name.encode()[: LONGEST_NAME - 17].decode(errors='ignore')}-{digest}"
+    return f"{name.encode()[: MAX_FILE_NAME - 17].decode(errors='ignore')}-{digest}"
 
 
-def choice(name: str, value: str, known: Collection[str]) -> str:
-    """The value, one of the known ones."""
+# --- settings
+
+
+def check_choice(name: str, value: str, known: Collection[str]) -> str:
+    """Return the value; raise ValueError if it is not one of the known ones."""
     if value not in known:
-        raise ValueError(f"{name} among {', '.join(known)} expected; got {value!r}")
+        raise ValueError(f"{name} must be one of {', '.join(known)}; got {value!r}")
     return value
 
 
+def nonempty_list(config: DictConfig, key: str) -> list[Any]:
+    """Return a setting that must be a list of at least one entry."""
+    if not OmegaConf.is_list(config[key]) or not len(config[key]):
+        raise ValueError(f"{key} must be a list of at least one entry, {key}=[...]; got {config[key]}")
+    return list(config[key])
+
+
+def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
+    """Return the leaves of a nested configuration by their dotted paths; an empty dict or list is a leaf."""
+    items = list(tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else ())
+    if not items:
+        return {prefix: tree}
+    return {k: v for key, value in items for k, v in flatten(value, f"{prefix}.{key}" if prefix else str(key)).items()}
+
+
+# --- data
+
+
+def fit_transform(config: DictConfig, dataset: Dataset) -> None:
+    """Set the numbers of a transform in the configuration that are computed from the training data."""
+    transform = build.instantiate(config.data.get("transform"), config.trust)
+    if hasattr(transform, "fit") and not transform.fitted:
+        config.data.transform.update(transform.fit(dataset))
+
+
+# --- results
+
+
 @contextmanager
-def warnings_told(verb: str) -> Iterator[None]:
-    """After the block, its UserWarnings as lines of that verb on stderr, those of the first process."""
+def warnings_on_stderr() -> Iterator[None]:
+    """Print the UserWarnings of the block at its end, one line each, in the first process."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
         yield
     for warning in caught if distributed.rank() == 0 else ():
-        print(f"scoresde {verb}: warning: {warning.message}", file=sys.stderr)
+        print(f"scoresde {HydraConfig.get().job.config_name}: warning: {warning.message}", file=sys.stderr)
 
 
-def listed(config: DictConfig, key: str) -> list[Any]:
-    """A setting that is a list of one entry or more."""
-    if not OmegaConf.is_list(config[key]) or not len(config[key]):
-        raise ValueError(f"{key} as a list of one entry or more, {key}=[...], expected; got {config[key]}")
-    return list(config[key])
-
-
-def draw(samples: torch.Tensor, config: DictConfig, path: Path) -> Path:
-    """The picture of samples in data units, black to white over the data's declared range."""
+def save_picture(samples: torch.Tensor, config: DictConfig, path: Path) -> Path:
+    """Draw samples in data units, black to white over the declared range of the data."""
     low, high = config.data.range or (0.0, 1.0)
     return plots.save_samples(samples, path, low, high)
 
 
 def save_array(path: Path, array: np.ndarray) -> None:
-    """Write an array in NumPy's format to exactly that path."""
+    """Write an array in NumPy's format to exactly this path (numpy.save itself would add .npy)."""
     with open(path, "wb") as file:
         np.save(file, array)

@@ -7,28 +7,28 @@ import torch
 from omegaconf import DictConfig
 
 from scoresde import build
-from scoresde.cli.common import choice
-from scoresde.cli.output import Record, say
+from scoresde.cli.common import check_choice
+from scoresde.cli.output import Record, print_rows
 from scoresde.convert import diffusers, edm, save_run, score_sde
 from scoresde.training.trainer import CHECKPOINT
 
 
 def convert(config: DictConfig) -> Record:
-    """Make a run of another project's checkpoint."""
+    """Convert the checkpoint of another project to a run."""
     run = Path(config.run or Path("runs") / Path(config.path).stem)
-    converted, averaged = CONVERTERS[choice("source", config.source, CONVERTERS)](config.path, config.config)
+    converted, averaged = CONVERTERS[check_choice("source", config.source, CONVERTERS)](config.path, config.config)
     if config.get("data") is not None:
         converted.config.data = config.data
     save_run(converted, run, averaged)
     parameters = sum(p.numel() for p in converted.model.parameters() if p.requires_grad)
     weights = ["raw", "ema"] if averaged else ["raw"]
-    say({"run": run, "parameters": f"{parameters:,}", "weights": ", ".join(weights)})
+    print_rows({"run": run, "parameters": f"{parameters:,}", "weights": ", ".join(weights)})
     paths = {"checkpoint": run / CHECKPOINT, "config": run / build.CONFIG}
     return {"run": run, "parameters": parameters, "weights": weights, "paths": paths}
 
 
 def convert_score_sde(path: str, config: str | None) -> tuple[build.Run, dict[str, torch.Tensor]]:
-    """The run of a score_sde checkpoint with its raw weights, and the averages."""
+    """Return the run of a score_sde checkpoint with its raw weights, and its averaged weights."""
     averages = score_sde(path, config, weights="ema").model
     return score_sde(path, config, weights="raw"), dict(averages.named_parameters())
 

@@ -1,8 +1,7 @@
 """`scoresde evaluate`."""
 
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -11,10 +10,10 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from scoresde import build
-from scoresde.cli.common import SPLITS, choice, listed, load_run
-from scoresde.cli.likelihood import likelihood_of, likelihood_paths, likelihood_row, likelihood_table
-from scoresde.cli.output import Record, gap, keep, print_table, say, shows_progress
-from scoresde.cli.sample import draw_of_run, draw_row
+from scoresde.cli.bpd import measure_likelihood
+from scoresde.cli.common import SPLITS, check_choice, load_run, nonempty_list
+from scoresde.cli.output import Record, append_row, print_rows, print_table, shows_progress
+from scoresde.cli.sample import draw
 from scoresde.evaluation.image_data import is_of_images
 from scoresde.evaluation.quality import Quality, QualitySettings, errors, quality_of_images, quality_of_states, table
 from scoresde.evaluation.records import METRICS
@@ -27,144 +26,92 @@ DEFAULT_SPACE = "pixels"
 
 
 def evaluate(config: DictConfig) -> Record | None:
-    """The quality of a run's samples, and its likelihood, against a split of its data."""
+    """Measure the quality and the likelihood of a run against a split of its data."""
     device = distributed.device(config.device)
     run = load_run(config, device)
-    measured = _Evaluation(run, config, device)
-    samples, described = measured.samples()
-    quality = measured.quality(samples)
-    first = distributed.rank() == 0
-    rows = measured.write(quality, described) if first else []
-    bits = None
-    if config.bpd and config.get("likelihood") is not None:
-        result, seconds = likelihood_of(run, config, "evaluate")
-        if first:
-            rows.append(keep(run.path, likelihood_row(result, config, seconds), device))
-            bits = likelihood_table(result, config.split)
-    if not first:
+    measure_quality = quality_measure(run, config, device)
+    samples, source = load_or_draw(run, config)
+    quality = measure_quality(samples)
+    is_first = distributed.rank() == 0
+    rows = [append_row(run.path, row, device) for row in quality_rows(quality, config, source)] if is_first else []
+    with_bits = config.bpd and config.get("likelihood") is not None
+    bits, bits_table, bits_paths = measure_likelihood(run, config, device) if with_bits else ([], {}, {})
+    if not is_first:
         return None
     paths = {"metrics": run.path / METRICS}
-    say(measured.told(quality, described))
-    gap()
+    print_rows(description(run, config, quality, source), end="\n")
     print_table(table(quality))
-    gap()
     kinds = {f"+- of {metric}": kind for metric, kind in errors(quality).items()}
-    say({**kinds, **{f"no {metric}": why for metric, why in quality.left_out.items()}})
-    gap()
-    say({**(bits or {}), **paths})
-    paths |= likelihood_paths(run, config) if bits is not None else {}
-    return {"run": run.path, "rows": rows, "left_out": quality.left_out, "paths": paths}
+    print_rows({**kinds, **{f"no {metric}": reason for metric, reason in quality.left_out.items()}}, end="\n")
+    print_rows({**bits_table, **paths})
+    return {"run": run.path, "rows": rows + bits, "left_out": quality.left_out, "paths": {**paths, **bits_paths}}
 
 
-@dataclass
-class _Evaluation:
-    """What is evaluated, and how."""
+def quality_measure(run: build.Run, config: DictConfig, device: str) -> Callable[[Tensor], Quality]:
+    """Return the function that measures samples in data units; check all settings before samples are drawn."""
+    check_choice("split", config.split, SPLITS)
+    metrics = None if config.metrics is None else nonempty_list(config, "metrics")
+    settings = QualitySettings(config.split, metrics, list(config.floors or ()), config.seed, tuple(config.trust))
+    if not is_of_images(run):
+        has_features = HydraConfig.get().runtime.choices["features"] != DEFAULT_SPACE
+        if has_features or config.reference is not None:
+            setting, shape = "features" if has_features else "reference", tuple(run.config.data.shape)
+            raise ValueError(f"{setting} is for images (C, H, W) only; the states of {run.path} have shape {shape}")
+        return lambda samples: quality_of_states(run, samples, settings, config.resamples, config.level)
+    reference = None if config.reference is None else FeatureStatistics.load(config.reference)
+    space = build.instantiate(config.features, config.trust)
+    if isinstance(space, TrainedClassifier):
+        space.progress = shows_progress()
+    _ = space.name  # raises if the network's file is missing
+    directory = None if config.statistics is None else Path(config.statistics)
+    options = reference, directory, config.batch_size, device, shows_progress()
+    return lambda samples: quality_of_images(run, samples, space, settings, *options)
 
-    run: build.Run
-    config: DictConfig
-    device: str
 
-    def __post_init__(self):
-        config, self.is_image = self.config, is_of_images(self.run)
-        choice("split", config.split, SPLITS)
-        metrics = None if config.metrics is None else listed(config, "metrics")
-        floors = [] if config.floors is None else list(config.floors)
-        self.comparison = QualitySettings(config.split, metrics, floors, config.seed, tuple(config.trust))
-        if not self.is_image:
-            space = HydraConfig.get().runtime.choices["features"]
-            for name, given in (("features", space != DEFAULT_SPACE), ("reference", config.reference is not None)):
-                if given:
-                    raise ValueError(
-                        f"{name} for images (C, H, W) alone; {self.run.path} has states of shape "
-                        f"{tuple(self.run.config.data.shape)}, which are compared as they are"
-                    )
-            return
-        self.reference = None if config.reference is None else FeatureStatistics.load(config.reference)
-        self.space = build.instantiate(config.features, config.trust)
-        if isinstance(self.space, TrainedClassifier):
-            self.space.progress = shows_progress()
-        _ = self.space.name  # what is missing is better known before the samples are drawn than after
-
-    def samples(self) -> tuple[Tensor, dict[str, Any]]:
-        """The samples, in data units, and what is known of them."""
-        config = self.config
-        if config.samples is not None:
-            samples = load_samples(config.samples)[: config.n]
-            known = {"samples": str(config.samples), "n": len(samples), "seed": config.seed, "weights": config.weights}
-            return samples, known
-        n = config.n if config.n is not None else len(data_items(self.run, config.split, None, config.trust))
-        result = draw_of_run(self.run, config, n)
-        return result.x, draw_row(result, config, n)
-
-    def quality(self, samples: Tensor) -> Quality:
-        """The figures of the samples."""
-        config = self.config
-        if not self.is_image:
-            return quality_of_states(self.run, samples, self.comparison, config.resamples, config.level)
-        directory = None if config.statistics is None else Path(config.statistics)
-        extraction = (config.batch_size, self.device, shows_progress())
-        return quality_of_images(self.run, samples, self.space, self.comparison, self.reference, directory, *extraction)
-
-    def write(self, quality: Quality, described: dict[str, Any]) -> list[Record]:
-        """A row for each figure of each column."""
-        rows = []
-        for column in quality.columns:
-            about = described if column.what == "samples" else {"n": column.n, "seed": self.config.seed}
-            for figure in column.figures.values():
-                row = {
-                    "kind": "quality",
-                    "of": column.what,
-                    "metric": figure.metric,
-                    "value": figure.value,
-                    "error": figure.error,
-                    "error_kind": figure.kind,
-                    "features": quality.space,
-                    "features_sha256": quality.digest,
-                    "reference": str(self.config.reference or column.reference),
-                    "reference_n": column.reference_n,
-                    **about,
-                }
-                rows.append(keep(self.run.path, row, self.device))
-        return rows
-
-    def told(self, quality: Quality, described: dict[str, Any]) -> dict[str, Any]:
-        """What the table rests on."""
-        config, count = self.config, described["n"]
-        if "sampler" in described:
-            cost = f"{described['nfe']} evaluations each, {described['seconds']:g} s, seeds from {described['seed']}"
-            samples = f"{count} by {described['sampler']}, {cost}"
-        else:
-            samples = f"{count} of {described['samples']}"
-        reference = quality.columns[0]
-        against = f"{config.reference} (" if config.reference is not None else f"{reference.reference} ("
-        floors = [column.what for column in quality.columns[1:]]
-        return {
-            "run": f"{self.run.path} ({config.weights} weights)",
-            "samples": samples,
-            "compared with": f"{against}{reference.reference_n or 'an unknown number'})",
-            "features": quality.space,
-            **({"  which are": quality.description} if quality.description else {}),
-            **({"noise floor": f"{', '.join(floors)}, in place of the samples"} if floors else {}),
-        }
+def load_or_draw(run: build.Run, config: DictConfig) -> tuple[Tensor, Record]:
+    """Return the samples, in data units, and where they come from: a file, or the sampler."""
+    if config.samples is not None:
+        samples = load_samples(config.samples)[: config.n]
+        source = {"samples": str(config.samples), "n": len(samples), "seed": config.seed, "weights": config.weights}
+        return samples, source
+    n = config.n if config.n is not None else len(data_items(run, config.split, None, config.trust))
+    return draw(run, config, n)
 
 
 def load_samples(path: str) -> Tensor:
-    """Samples of a file in NumPy's format, in data units.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: a file that is no array of numbers.
-    """
-    if not Path(path).is_file():
-        raise FileNotFoundError(
-            f"no samples at {path}: an array in NumPy's format, as `scoresde sample` writes, expected"
-        )
+    """Load samples in data units; raise ValueError if the file is not an array of numbers in NumPy's format."""
     try:
         array = np.load(path, allow_pickle=False)
+        if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiu":
+            raise ValueError(f"it has {getattr(array, 'dtype', type(array).__name__)}")
     except (ValueError, OSError) as error:
-        raise ValueError(f"{path} is no array in NumPy's format ({error})") from error
-    if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiu":
-        raise ValueError(
-            f"{path} as one array of numbers expected; got {getattr(array, 'dtype', type(array).__name__)}"
-        )
+        raise ValueError(f"{path} must be an array of numbers, as `scoresde sample` writes ({error})") from error
     return torch.from_numpy(array)
+
+
+def quality_rows(quality: Quality, config: DictConfig, source: Record) -> list[Record]:
+    """Return the rows of `metrics.jsonl`, one for each figure of each column."""
+    rows = []
+    for column in quality.columns:
+        reference = {"reference": str(config.reference or column.reference), "reference_n": column.reference_n}
+        space = {"features": quality.space, "features_sha256": quality.digest}
+        origin = source if column.what == "samples" else {"n": column.n, "seed": config.seed}
+        for figure in column.figures.values():
+            row = {"kind": "quality", "of": column.what, "metric": figure.metric, "value": figure.value}
+            rows.append(row | {"error": figure.error, "error_kind": figure.kind, **space, **reference, **origin})
+    return rows
+
+
+def description(run: build.Run, config: DictConfig, quality: Quality, source: Record) -> Record:
+    """Return what the table rests on, as rows to print."""
+    if "sampler" in source:
+        cost = f"{source['nfe']} evaluations each, {source['seconds']:g} s, seeds from {source['seed']}"
+        samples = f"{source['n']} by {source['sampler']}, {cost}"
+    else:
+        samples = f"{source['n']} of {source['samples']}"
+    reference, *floors = quality.columns
+    against = f"{config.reference or reference.reference} ({reference.reference_n or 'an unknown number'})"
+    rows = {"run": f"{run.path} ({config.weights} weights)", "samples": samples, "compared with": against}
+    rows |= {"features": quality.space, "  which are": quality.description}
+    rows["noise floor"] = f"{', '.join(column.what for column in floors)}, in place of the samples" if floors else ""
+    return {name: value for name, value in rows.items() if value}

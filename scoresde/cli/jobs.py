@@ -1,16 +1,16 @@
-"""One run of a verb: in this process, or in another one that a launcher of Hydra has started.
+"""One run of a verb: in the process of the command, or in a process that a launcher of Hydra started.
 
 A sweep runs its jobs one after the other in the process of the command. The launchers `joblib` (processes of this
-machine) and `submitit_local`, `submitit_slurm` (jobs of a cluster) send each job elsewhere instead. Whatever is
-expected to go wrong ends in a line on stderr where it happened; from elsewhere it comes back as `Failed`, and the other
-jobs go on. Tasks that submitit starts for one job (`hydra.launcher.tasks_per_node`) are the processes that share it, as
-those of torchrun.
+machine) and `submitit_local`, `submitit_slurm` (jobs of a cluster) send each job to another process. An expected error
+is printed as one line on stderr where it happened; a job in another process then raises RuntimeError for the process of
+the command, and the other jobs go on. Tasks that submitit starts for one job (`hydra.launcher.tasks_per_node`) share
+it, as the processes of torchrun do.
 """
 
 import os
 import select
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -19,112 +19,86 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from scoresde.cli.names import one_line
-from scoresde.cli.output import Arriving, Output, Record, line, talking
+from scoresde.cli.output import Output, PrintedOnArrival, Record, json_line, using
+from scoresde.cli.suggestions import one_line
 from scoresde.process_settings import tune_process
 from scoresde.training import distributed
 from scoresde.training.trainer import Interrupted
 
 EXPECTED = (ValueError, TypeError, OSError, RuntimeError, HydraException, OmegaConfBaseException)
 WRONG, INTERRUPTED, UNREAD = 2, 130, 141  # exit codes
+SHARED = ("train", "sample", "bpd", "evaluate")  # verbs that the processes of torchrun can share
 Verb = Callable[[DictConfig], Record | None]
 
 
-class Failed(RuntimeError):
-    """A job that ran elsewhere failed, and has said why there."""
-
-
 class Job:
-    """A verb as Hydra calls it, as often as there are jobs.
+    """A verb as Hydra calls it: once for each job.
 
     Args:
         name: of the verb.
         verb: a function of the configuration, which returns its record.
-        shared: the verbs that processes may share.
-        as_json: print the records, and no tables.
-        wants_traceback: leave exceptions as they are.
+        as_json: print records instead of tables.
+        raises: raise expected errors with their traceback instead of printing one line.
     """
 
-    def __init__(
-        self, name: str, verb: Verb, shared: Sequence[str], as_json: bool = False, wants_traceback: bool = False
-    ):
-        self.name, self.verb, self.shared = name, verb, shared
-        self.as_json, self.wants_traceback = as_json, wants_traceback
-        self.begun = False  # whether any run of it has
-        self.failed = False  # whether any has failed
-        self.sent = False  # whether this is a copy, in another process
+    def __init__(self, name: str, verb: Verb, as_json: bool = False, raises: bool = False):
+        self.name, self.verb, self.as_json, self.raises = name, verb, as_json, raises
+        self.has_failed = False  # any job so far
+        self.is_remote = False  # whether this is a copy in another process than the command's
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "sent": True}
+        return {**self.__dict__, "is_remote": True}
 
-    def __call__(self, config: DictConfig) -> Arriving | None:
-        """Run the verb; from another process, what is to be printed in the command's.
+    def __call__(self, config: DictConfig) -> PrintedOnArrival | None:
+        """Run the verb, and print its record if wanted.
 
         Raises:
-            SystemExit: it was interrupted.
-            Failed: something expected went wrong, and this is another process than the command's.
+            SystemExit: interrupted.
+            RuntimeError: an expected error, which was printed, in another process than the command's.
         """
-        self.begun = True
-        with self.told(), self.processes():
+        with self.reported_errors():
+            if self.is_remote:
+                tune_process()
+                join_tasks()
+                self.check_processes()
             try:
-                with talking(Output(tables=not self.as_json, bars=not self.sent)):
+                with distributed.processes(), using(Output(tables=not self.as_json, bars=not self.is_remote)):
                     record = self.verb(config)
+                    is_first = distributed.rank() == 0
             except (Interrupted, KeyboardInterrupt) as stop:
-                reason = one_line(stop) if str(stop) else "interrupted"
-                print(f"scoresde {self.name}: {reason}", file=sys.stderr)
+                print(f"scoresde {self.name}: {str(stop) or 'interrupted'}", file=sys.stderr)
                 raise SystemExit(INTERRUPTED) from stop
-            if self.as_json and distributed.rank() == 0:
-                return self.handed_over(record or {})
-        return None
-
-    def handed_over(self, record: Record) -> Arriving | None:
-        """The record printed, or on its way to where it is."""
-        about = {"verb": self.name, "overrides": list(HydraConfig.get().overrides.task)}
-        text = line({**about, **record})
-        if self.sent:
-            return Arriving(text)
-        print(text, flush=True)
+            if self.as_json and is_first:
+                header = {"verb": self.name, "overrides": list(HydraConfig.get().overrides.task)}
+                line = json_line({**header, **(record or {})})
+                if self.is_remote:
+                    return PrintedOnArrival(line)
+                print(line, flush=True)
         return None
 
     @contextmanager
-    def told(self) -> Iterator[None]:
-        """Within the block what is expected to go wrong ends in a line on stderr, unless a traceback is wanted."""
+    def reported_errors(self) -> Iterator[None]:
+        """Print an expected error of the block as one line on stderr, or raise it if tracebacks are wanted."""
         try:
             yield
         except EXPECTED as error:
             if isinstance(error, BrokenPipeError) and is_unread():
                 raise SystemExit(UNREAD) from error
-            if self.wants_traceback:
+            if self.raises:
                 raise
-            self.failed = True
+            self.has_failed = True
             print(f"scoresde {self.name}: {one_line(error)}", file=sys.stderr, flush=True)
-            if self.sent:
-                raise Failed(f"a job failed: {one_line(error)}") from None
+            if self.is_remote:
+                raise RuntimeError(f"a job failed: {one_line(error)}") from None
 
-    @contextmanager
-    def processes(self) -> Iterator[None]:
-        """Within the block the processes of the job know each other; those of the command do already."""
-        if not self.sent:
-            yield
-            return
-        tune_process()
-        join_tasks()
-        self.refuse_several()
-        with distributed.processes():
-            yield
-
-    def refuse_several(self) -> None:
-        """See that this verb may be shared, if there are several processes.
-
-        Raises:
-            ValueError: it may not.
-        """
-        if distributed.started() > 1 and self.name not in self.shared:
-            raise ValueError(f"one process expected; torchrun shares {', '.join(self.shared)} alone")
+    def check_processes(self) -> None:
+        """Raise ValueError if several processes run a verb that they cannot share."""
+        if distributed.started() > 1 and self.name not in SHARED:
+            raise ValueError(f"{self.name} runs in one process; torchrun can share {', '.join(SHARED)}")
 
 
 def join_tasks() -> None:
-    """Describe the tasks that submitit has started for this job, if it has, as torchrun does its processes."""
+    """Set the environment variables of torchrun for the tasks that submitit started for one job."""
     if "SUBMITIT_EXECUTOR" not in os.environ:
         return
     from submitit import JobEnvironment
@@ -135,10 +109,10 @@ def join_tasks() -> None:
 
 
 def is_unread() -> bool:
-    """Whether stdout is a pipe that nobody reads any more, as before `| head`: no fault of a job."""
+    """Whether stdout is a pipe whose reader is gone, as after `| head`."""
     try:
         poll = select.poll()
         poll.register(1, select.POLLOUT)
         return any(state & (select.POLLERR | select.POLLHUP) for _, state in poll.poll(0))
-    except (AttributeError, OSError):  # no such function here, or no such file
+    except (AttributeError, OSError):  # a platform without poll, or a closed stdout
         return False

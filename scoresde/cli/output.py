@@ -1,13 +1,12 @@
-"""What a job tells: aligned tables for a reader, or with `--json` a record for a program.
+"""The output of a job: aligned tables for a reader, or with `--json` a record for a program.
 
-A verb prints its tables by `say`, `print_table` and `gap`, and returns its record, once: a dictionary of unrounded
-numbers, with the lines it added to `metrics.jsonl` as `rows` and the files it wrote as `paths`. Which of the two is
-shown is decided here and in `cli.jobs`, not by the verbs. A record is one line of JSON, in which NaN and the infinities
-are null, and stdout has nothing but these lines: whatever else is printed goes to stderr.
+A verb prints tables by `print_rows` and `print_table`, and returns its record once: a dictionary of
+unrounded numbers, with the lines it added to `metrics.jsonl` as `rows` and the files it wrote as `paths`. `cli.jobs`
+decides which of the two is shown. A record is one line of JSON, in which NaN and infinities are null. With `--json`
+stdout has only these lines; anything else that is printed goes to stderr.
 """
 
 import json
-import math
 import os
 import shlex
 import sys
@@ -15,13 +14,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stdout
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
-from torch import Tensor
 
 from scoresde.evaluation.records import append_metrics, provenance
 from scoresde.training import distributed
@@ -31,7 +29,7 @@ Record = dict[str, Any]
 
 @dataclass(frozen=True)
 class Output:
-    """How a job talks: with tables on stdout or without, with progress bars on stderr or without."""
+    """Whether a job prints tables on stdout, and progress bars on stderr."""
 
     tables: bool = True
     bars: bool = True
@@ -41,8 +39,8 @@ _current: ContextVar[Output] = ContextVar("output", default=Output())  # noqa: B
 
 
 @contextmanager
-def talking(output: Output) -> Iterator[None]:
-    """Within the block jobs talk in that way."""
+def using(output: Output) -> Iterator[None]:
+    """Print as `output` says within the block; without tables, redirect other text on stdout to stderr."""
     token = _current.set(output)
     try:
         with nullcontext() if output.tables else redirect_stdout(sys.stderr):
@@ -54,90 +52,72 @@ def talking(output: Output) -> Iterator[None]:
 # --- for a reader
 
 
-def say(rows: Mapping[str, Any]) -> None:
-    """A small aligned table."""
+def print_rows(rows: Mapping[str, Any], end: str = "") -> None:
+    """Print names and values, aligned, a line each; then `end`."""
     width = max((len(key) for key in rows), default=0)
-    _print(f"{key:<{width}}  {value}" for key, value in rows.items())
+    _print("".join(f"{key:<{width}}  {value}\n" for key, value in rows.items()) + end)
 
 
 def print_table(lines: Sequence[Sequence[str]]) -> None:
-    """Lines of cells, aligned: the first column to the left, the others to the right."""
+    """Print lines of cells, the first column aligned to the left and the others to the right; then an empty line."""
     widths = [max(len(cell) for cell in column) for column in zip(*lines, strict=True)]
     for first, *others in lines:
         cells = [first.ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True))]
-        _print(["  ".join(cells)])
+        _print("  ".join(cells) + "\n")
+    _print("\n")
 
 
-def gap() -> None:
-    """An empty line between tables."""
-    _print([""])
-
-
-def _print(lines: Sequence[str] | Iterator[str]) -> None:
-    for line in lines if _current.get().tables else ():
-        print(line, flush=True)
+def _print(text: str) -> None:
+    if _current.get().tables:
+        print(text, end="", flush=True)
 
 
 def shows_progress() -> bool:
-    """Whether progress bars are wanted: by the first process, at a terminal where somebody may look."""
-    wanted = _current.get().bars and distributed.rank() == 0 and not os.environ.get("CI")
-    return wanted and sys.stderr.isatty()
+    """Whether to show progress bars: in the first process, if stderr is a terminal and CI is not set."""
+    is_wanted = _current.get().bars and distributed.rank() == 0 and not os.environ.get("CI")
+    return is_wanted and sys.stderr.isatty()
 
 
 # --- for a program
 
 
-def keep(run: Path, row: Record, device: Any) -> Record:
-    """Add a row to the run's `metrics.jsonl`; the row as it is there, with its command and its provenance."""
-    hydra = HydraConfig.get()
-    command = shlex.join(["scoresde", str(hydra.job.config_name), *config_dir(), *hydra.overrides.task])
-    row = {**row, "command": command, "provenance": provenance(run, device)}
+def append_row(run: Path, row: Record, device: Any) -> Record:
+    """Append a row to the run's `metrics.jsonl` and return it, with its command and its provenance."""
+    row = {**row, "command": shlex.join(command()), "provenance": provenance(run, device)}
     append_metrics(run, row, device)
     return row
 
 
-def config_dir() -> list[str]:
-    """The words `--config-dir DIR`, if the command has them."""
-    sources = [source for source in HydraConfig.get().runtime.config_sources if source.provider == "command-line"]
-    paths = [Path(source.path) for source in sources]
-    here = Path.cwd()
-    return [x for p in paths for x in ("--config-dir", str(p.relative_to(here) if p.is_relative_to(here) else p))]
+def command() -> list[str]:
+    """Return the words of the running command, with `--config-dir DIR` relative to the working directory."""
+    settings = HydraConfig.get()
+    sources = settings.runtime.config_sources
+    paths = [os.path.relpath(source.path) for source in sources if source.provider == "command-line"]
+    options = [argument for path in paths for argument in ("--config-dir", path)]
+    return ["scoresde", str(settings.job.config_name), *options, *settings.overrides.task]
 
 
-def line(record: Record) -> str:
-    """A record as one line of JSON."""
-    return json.dumps(plain(record), allow_nan=False, ensure_ascii=False)
+def json_line(record: Record) -> str:
+    """Return a record as one line of JSON, with numbers unrounded, and null for NaN and infinities."""
+    text = json.dumps(record, default=to_json)
+    return json.dumps(json.loads(text, parse_constant=lambda _: None), ensure_ascii=False)
 
 
-def plain(value: Any) -> Any:
-    """A value as JSON has it: numbers unrounded, those that are not finite null; whatever it does not know, as text."""
-    if value is None or isinstance(value, (bool, int, str)):
-        return value
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
+def to_json(value: Any) -> Any:
+    """Convert a value that JSON does not have: arrays and tensors to lists, configurations to dicts, others to text."""
     if OmegaConf.is_config(value):
-        return plain(OmegaConf.to_container(value, resolve=True))
-    if isinstance(value, Mapping):
-        return {str(key): plain(part) for key, part in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain(part) for part in value]
-    if isinstance(value, (np.generic, np.ndarray, Tensor)):
-        return plain(value.tolist())
-    return str(value)
+        return OmegaConf.to_container(value, resolve=True)
+    return value.tolist() if hasattr(value, "tolist") else str(value)
 
 
-class Arriving:
-    """A line on its way from another process, printed where it arrives.
+@dataclass
+class PrintedOnArrival:
+    """A line that a job in another process returns, printed when it is unpickled in the process of the command.
 
-    Hydra drops what the jobs of a sweep return; on its way to being dropped it is unpickled, in the command's process.
+    Hydra discards the results of the jobs of a sweep, but unpickles them first.
     """
 
-    def __init__(self, line: str):
-        self.line = line
+    line: str
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _arrived, (self.line,)
-
-
-def _arrived(line: str) -> None:
-    print(line, flush=True)
+        return partial(print, flush=True), (self.line,)

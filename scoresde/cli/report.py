@@ -10,10 +10,9 @@ from omegaconf import DictConfig, OmegaConf
 from torch.utils.data import Dataset
 
 from scoresde import build, data
-from scoresde.cli.completion import literal, named
-from scoresde.cli.names import check_run
-from scoresde.cli.output import Record, say
-from scoresde.cli.train import flatten
+from scoresde.cli.common import check_run, flatten
+from scoresde.cli.output import Record, print_rows
+from scoresde.cli.overrides import literal
 from scoresde.report import FilmSettings, Source, write_report
 
 
@@ -24,19 +23,20 @@ def report(config: DictConfig) -> Record:
     refuse_resolvers(run_config, path)
     plain: dict[str, Any] = OmegaConf.to_container(run_config, resolve=True)  # type: ignore[assignment]
     film = FilmSettings(config.film_samples, config.film_steps, config.film_frames, config.seed)
+    trust = [f"trust=[{','.join(map(literal, config.trust))}]"] if config.trust else []
     source = Source(
         path=path,
         config=plain,
         config_text=OmegaConf.to_yaml(OmegaConf.create(plain)),
         run=model_of(path, config),
         data=lambda split: data_of(run_config, split, config.trust),
-        overrides=[named(path), *([f"trust=[{','.join(map(literal, config.trust))}]"] if config.trust else [])],
+        overrides=[f"run={literal(str(path))}", *trust],
         train=build.read_command(path),
         film=film if config.film else None,
         device=config.device,
     )
     page = write_report(source, None if config.out is None else Path(config.out))
-    say({"report": page, "size": f"{page.stat().st_size / 1e6:.1f} MB"})
+    print_rows({"report": page, "size": f"{page.stat().st_size / 1e6:.1f} MB"})
     return {"run": path, "rows": [], "paths": {"report": page}}
 
 

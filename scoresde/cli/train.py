@@ -3,138 +3,100 @@
 import json
 import time
 import warnings
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
-from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
-from torch.utils.data import Dataset
 
 from scoresde import build
-from scoresde.cli.common import draw, run_directory
-from scoresde.cli.output import Record, config_dir, say, shows_progress
+from scoresde.cli.common import fit_transform, flatten, run_directory, save_picture
+from scoresde.cli.output import Record, command, print_rows, shows_progress
 from scoresde.data.summary import state_of
 from scoresde.dequantization import DataMap
-from scoresde.losses import Objective
+from scoresde.samplers import Sampler
 from scoresde.score import ScoreModel
 from scoresde.training import distributed
 from scoresde.training.trainer import CHECKPOINT, LOG
 from scoresde.training.validation import HeldOut
 
-PREVIEW = 16
-INTERVALS = ("log_every", "checkpoint_every", "preview_every", "evaluate_every")
-BESIDE = ("held_out", "sampler", "trust", "hydra")  # parts that change nothing of what is learned
-RESUMABLE = ("steps", *INTERVALS, "accumulate", "compile", "channels_last", "workers", "parallel", "wandb", "device")
+PREVIEW_SAMPLES = 16
+# A resumed run may change these parts and settings of the trainer, for they do not change what is learned.
+FREE_PARTS = ("held_out", "sampler", "trust", "hydra", "device", "run")
+FREE_SETTINGS = ["steps", "log_every", "checkpoint_every", "preview_every", "evaluate_every", "accumulate", "compile"]
+FREE_SETTINGS += ["channels_last", "workers", "parallel", "wandb", "device"]
 
 
 def train(config: DictConfig) -> Record | None:
-    """Train a score model, or go on with a run that was stopped."""
-    run = run_directory(config)
+    """Train a score model, or resume a run that was stopped."""
+    run, trust, is_first = run_directory(config), config.trust, distributed.rank() == 0
+    # Build the parts. The initial weights depend on the seed only, not on what the dataset draws.
     torch.manual_seed(config.seed)
-    dataset = training_data(config)
+    is_shape_open = OmegaConf.is_missing(config.data, "shape")
+    if is_shape_open:
+        config.data.shape = None
+    dataset = build.instantiate(config.data.train, trust)
+    if is_shape_open:
+        config.data.shape = list(state_of(dataset[0]).shape)
     torch.manual_seed(config.seed)
-    model = build.build_model(config, config.trust)
-    optimizer = build.instantiate(config.optimizer, config.trust)
-    trainer = build.instantiate(config.trainer, config.trust, optimizer=optimizer)
-    loss, sampler = (build.instantiate(part, config.trust) for part in (config.loss, config.sampler))
+    model = build.build_model(config, trust)
+    optimizer = build.instantiate(config.optimizer, trust)
+    trainer = build.instantiate(config.trainer, trust, optimizer=optimizer)
+    loss, sampler = build.instantiate(config.loss, trust), build.instantiate(config.sampler, trust)
     fit_transform(config, dataset)
-    measured, trained = data_maps(config)
-    held_out = held_out_numbers(config, loss, trained, measured)
-    if first := distributed.rank() == 0:
-        record_config(config, run)
-
-    def preview(model: ScoreModel, step: int) -> None:
-        samples = sampler(model, shape=(PREVIEW, *config.data.shape), seeds=range(PREVIEW)).x
-        if first:
-            draw(measured.inverse(samples), config, run / "figures" / f"step{step:06d}.png")
-
+    measured = build.build_data_map(config.data, trust)
+    trained = build.build_data_map(config.data.get("training") or config.data, trust)
+    held_out = None
+    if config.trainer.evaluate_every and config.data.get("validation") is not None:
+        validation = build.instantiate(config.data.validation, trust)
+        held_out = HeldOut(loss, validation, trained, measured, **config.held_out, seed=config.seed)
+    # Train.
     parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    counts = {"parameters": parameters, "samples": len(dataset), "steps": trainer.steps}  # type: ignore[arg-type]
-    if first:
-        say({"run": run, **counts, "parameters": f"{parameters:,}"})
+    record: Record = {"run": run, "parameters": parameters, "samples": len(dataset), "steps": trainer.steps}
+    if is_first:
+        check_unchanged(config, run)
+        build.write_config(config, run / build.CONFIG, command())
+        print_rows({**record, "parameters": f"{parameters:,}"})
+    preview = partial(save_preview, sampler, measured, config, run)
     started = time.perf_counter()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "find_unused_parameters=True was specified")
         trainer.fit(model, loss, dataset, run, trained, preview, held_out, shows_progress())
-    if not first:
+    # Report.
+    if not is_first:
         return None
-    seconds, paths = time.perf_counter() - started, {"checkpoint": run / CHECKPOINT}
-    say({"trained": f"{seconds:.0f} s", **paths})
-    paths |= {"config": run / build.CONFIG, "log": run / LOG}
-    return {"run": run, **counts, "seconds": seconds, "last": last_line(run / LOG), "paths": paths}
+    seconds = time.perf_counter() - started
+    paths = {"checkpoint": run / CHECKPOINT, "config": run / build.CONFIG, "log": run / LOG}
+    print_rows({"trained": f"{seconds:.0f} s", "checkpoint": paths["checkpoint"]})
+    return {**record, "seconds": seconds, "last": last_log_entry(run / LOG), "paths": paths}
 
 
-def last_line(log: Path) -> Record:
-    """What a training's log says of its last step: the line on the loss, and the one on held-out data."""
+def save_preview(
+    sampler: Sampler, data_map: DataMap, config: DictConfig, run: Path, model: ScoreModel, step: int
+) -> None:
+    """Draw a few samples in all processes, and save their picture in the first."""
+    samples = sampler(model, shape=(PREVIEW_SAMPLES, *config.data.shape), seeds=range(PREVIEW_SAMPLES)).x
+    if distributed.rank() == 0:
+        save_picture(data_map.inverse(samples), config, run / "figures" / f"step{step:06d}.png")
+
+
+def last_log_entry(log: Path) -> Record:
+    """Return what the log of a training has of its last step: the loss, and the figures on held-out data."""
     lines = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
     return {key: value for line in lines if line["step"] == lines[-1]["step"] for key, value in line.items()}
 
 
-def training_data(config: DictConfig) -> Dataset:
-    """The dataset; where the configuration leaves its shape open, that of an item is put there."""
-    is_open = OmegaConf.is_missing(config.data, "shape")
-    if is_open:
-        config.data.shape = None
-    dataset = build.instantiate(config.data.train, config.trust)
-    if is_open:
-        config.data.shape = list(state_of(dataset[0]).shape)
-    return dataset
-
-
-def fit_transform(config: DictConfig, dataset: Dataset) -> None:
-    """Put into the configuration the numbers of a transform that come from the data."""
-    transform = build.instantiate(config.data.transform, config.trust)
-    if hasattr(transform, "fit") and not transform.fitted:
-        config.data.transform.update(transform.fit(dataset))
-
-
-def data_maps(config: DictConfig) -> tuple[DataMap, DataMap]:
-    """The data map of a likelihood, and that of the training: some are trained on other values than measured."""
-    parts = [config.data, config.data.get("training") or config.data]
-    measured, trained = (
-        DataMap(*(build.instantiate(part.get(name), config.trust) for name in ("transform", "dequantization")))
-        for part in parts
-    )
-    return measured, trained
-
-
-def held_out_numbers(config: DictConfig, loss: Objective, trained: DataMap, measured: DataMap) -> HeldOut | None:
-    """What the log says of held-out data; None where there is none, or nothing is to be said."""
-    if not config.trainer.evaluate_every or config.data.get("validation") is None:
-        return None
-    dataset = build.instantiate(config.data.validation, config.trust)
-    return HeldOut(loss, dataset, trained, measured, **config.held_out, seed=config.seed)
-
-
-def record_config(config: DictConfig, run: Path) -> None:
-    """Write the run's configuration; where there is a checkpoint to go on with, see that it is the same one.
-
-    Raises:
-        ValueError: the directory holds a run of another configuration.
-    """
-    resolved = OmegaConf.to_container(config, resolve=True)
-    path = run / build.CONFIG
-    if path.exists() and (run / CHECKPOINT).exists():
-        before, now = flatten(OmegaConf.to_container(build.read_config(run), resolve=True)), flatten(resolved)
-        free = {f"trainer.{name}" for name in RESUMABLE} | {"device", "run", "data.sigma_data"}
-        for key in now:  # what the trainer of an older version did not know is as it is by default
-            before.setdefault(key, now[key] if key.startswith("trainer.") else None)
-        changed = [
-            f"{key} was {before[key]!r}, now {now.get(key)!r}"
-            for key in before
-            if before[key] != now.get(key) and key not in free and key.split(".")[0] not in BESIDE
-        ]
-        if changed:
+def check_unchanged(config: DictConfig, run: Path) -> None:
+    """Raise ValueError if the directory has a checkpoint that was trained with another configuration."""
+    if not (run / build.CONFIG).exists() or not (run / CHECKPOINT).exists():
+        return
+    before, now = (flatten(OmegaConf.to_container(c, resolve=True)) for c in (build.read_config(run), config))
+    free = {*(f"trainer.{name}" for name in FREE_SETTINGS), "data.sigma_data"}
+    for key, value in now.items():  # a setting of the trainer that an older version lacked has its default
+        before.setdefault(key, value if key.startswith("trainer.") else None)
+    for key, value in before.items():
+        if value != now.get(key) and key not in free and key.split(".")[0] not in FREE_PARTS:
             raise ValueError(
-                f"{run} holds a run of another configuration ({changed[0]}); choose another one with run=..."
+                f"{run} has a run of another configuration ({key} was {value!r}, now {now.get(key)!r}); choose another "
+                "directory with run=..."
             )
-    build.write_config(config, path, ["scoresde", "train", *config_dir(), *HydraConfig.get().overrides.task])
-
-
-def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
-    """Leaves of a nested configuration by their dotted path."""
-    items = list(tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else ())
-    if not items:
-        return {prefix: tree}
-    return {k: v for key, value in items for k, v in flatten(value, f"{prefix}.{key}" if prefix else str(key)).items()}

@@ -1,6 +1,9 @@
 """Every command runs in an empty directory, with the environment and the arguments of a fresh process."""
 
+import json
+import shutil
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -8,32 +11,67 @@ from scoresde.cli import main
 
 TOY = ["experiment=toy2d", "network.width=8", "network.depth=1", "data.train.n=200", "data.validation.n=20"]
 TOY += ["data.test.n=20", "trainer.batch_size=16", "trainer.preview_every=0", "trainer.log_every=1", "sampler.steps=2"]
-TOY += ["held_out.draws=0"]
+TOY += ["held_out.draws=0", "trainer.warmup=2"]
+GREY = ["experiment=digits", "network=mlp", "network.shape=[1,8,8]", "network.width=16", "prediction=karras"]
+GREY += ["trainer.preview_every=0", "trainer.evaluate_every=0", "trainer.steps=1"]
+ENVIRONMENT = {"HYDRA_FULL_ERROR": "0", "OMP_NUM_THREADS": "1"}
 
 
 @pytest.fixture(autouse=True)
 def elsewhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["pytest"])
-    monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
+    for name, value in ENVIRONMENT.items():
+        monkeypatch.setenv(name, value)
 
 
 @pytest.fixture(scope="session")
-def toy(tmp_path_factory):
-    """A run of three steps, in a directory `runs`."""
-    run = tmp_path_factory.mktemp("session") / "runs" / "toy"
+def trained(tmp_path_factory):
+    """The directory of two short runs: `toy` of points, 3 steps; `grey` of grey levels, 1 step."""
+    folder = tmp_path_factory.mktemp("runs")
     with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(run.parents[1].parent)
+        patch.chdir(folder)
         patch.setattr(sys, "argv", ["pytest"])
         patch.setenv("HYDRA_FULL_ERROR", "0")
-        assert main(["train", *TOY, "trainer.steps=3", f"run={run}"]) == 0
+        assert main(["train", *TOY, "trainer.steps=3", "run=toy"]) == 0
+        assert main(["train", *GREY, "run=grey"]) == 0
+    return folder
+
+
+@pytest.fixture
+def toy(trained, tmp_path):
+    """A copy of the run of points in `toy`."""
+    return Path(shutil.copytree(trained / "toy", tmp_path / "toy").name)
+
+
+@pytest.fixture
+def grey(trained, tmp_path):
+    """A copy of the run of grey levels in `grey`."""
+    return Path(shutil.copytree(trained / "grey", tmp_path / "grey").name)
+
+
+@pytest.fixture
+def refused(capsys, caplog):
+    """A function that runs a wrong command and returns its one line on stderr."""
+
+    def run(*arguments, prints=False):
+        capsys.readouterr()
+        assert main(list(arguments)) == 2
+        output = capsys.readouterr()
+        assert prints or not output.out
+        assert len(output.err.splitlines()) == 1, output.err
+        assert not caplog.records  # in a process of its own they would be on stderr, too
+        return output.err.strip()
+
     return run
 
 
-def refused(capsys, *arguments):
-    """The line that a wrong command leaves on stderr."""
-    assert main(list(arguments)) == 2
-    output = capsys.readouterr()
-    assert not output.out
-    assert len(output.err.splitlines()) == 1, output.err
-    return output.err.strip()
+def rows(run, kind=None, file="metrics.jsonl"):
+    """The rows of a run, of one kind or all."""
+    lines = [json.loads(line) for line in Path(run, file).read_text().splitlines()]
+    return [row for row in lines if kind in (None, row.get("kind"))]
+
+
+def contents(run):
+    """The files of a training, by name."""
+    return {name: Path(run, name).read_bytes() for name in ("checkpoint.safetensors", "log.jsonl", "config.yaml")}

@@ -1,79 +1,67 @@
-"""Exit codes: 0 done, 1 an error of this program, 2 wrong input or a failed job, 130 interrupted, 141 unread."""
+"""Exit codes: 0 success, 1 a bug, 2 wrong input or a failed job, 130 interrupted, 141 the reader is gone."""
 
+import os
 import subprocess
 import sys
 
 import pytest
 
+from scoresde import __main__
 from scoresde.cli import VERBS, main
-from tests.cli.conftest import TOY
 
 
-def verb_that(monkeypatch, error):
-    """`scoresde data` does nothing but raise an error."""
+@pytest.fixture
+def verb_that(monkeypatch):
+    """A function of an error that `scoresde data` raises from then on."""
 
-    def failing(config):
-        raise error
+    def replace(error):
+        def failing(config):
+            raise error
 
-    monkeypatch.setitem(VERBS, "data", failing)
+        monkeypatch.setitem(VERBS, "data", failing)
 
-
-def test_wrong_input_and_what_may_go_wrong_is_2_with_a_line(monkeypatch, capsys):
-    for error in (ValueError("wrong"), FileNotFoundError("wrong"), RuntimeError("wrong")):
-        verb_that(monkeypatch, error)
-        assert main(["data"]) == 2
-        assert capsys.readouterr().err == "scoresde data: wrong\n"
+    return replace
 
 
-def test_an_interruption_is_130_with_a_line(monkeypatch, capsys):
-    verb_that(monkeypatch, KeyboardInterrupt())
-    for more in ([], ["--json"], ["n=1,2", "--multirun"]):
-        assert main(["data", *more]) == 130
-        output = capsys.readouterr()
-        assert output.err == "scoresde data: interrupted\n"
-        assert not output.out
+@pytest.mark.parametrize("error", [ValueError, FileNotFoundError, RuntimeError, BrokenPipeError])
+def test_an_expected_error_is_2_with_a_line(error, verb_that, capsys):
+    verb_that(error("wrong"))
+    assert main(["data"]) == 2
+    assert capsys.readouterr().err == "scoresde data: wrong\n"
 
 
-def test_an_error_of_this_program_is_not_caught(monkeypatch):
-    verb_that(monkeypatch, KeyError("unforeseen"))
+@pytest.mark.parametrize("options", [[], ["--json"], ["n=1,2", "--multirun"]], ids=str)
+def test_an_interruption_is_130_with_a_line(options, verb_that, capsys):
+    verb_that(KeyboardInterrupt())
+    assert main(["data", *options]) == 130
+    output = capsys.readouterr()
+    assert output.err == "scoresde data: interrupted\n"
+    assert not output.out
+
+
+def test_a_bug_is_raised_and_so_is_any_error_if_a_traceback_is_wanted(verb_that, monkeypatch):
+    verb_that(KeyError("unforeseen"))
     with pytest.raises(KeyError, match="unforeseen"):
         main(["data"])
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    for error in (FileNotFoundError("missing"), ValueError("wrong")):
+        verb_that(error)
+        with pytest.raises(type(error), match=str(error)):
+            main(["data"])
 
 
-FAILING = """
-import sys
-from scoresde import cli
-
-def failing(config):
-    raise ZeroDivisionError("unforeseen")
-
-cli.VERBS["data"] = failing
-sys.exit(cli.main(["data"]))
-"""
-
-
-@pytest.mark.slow
-def test_an_error_of_this_program_is_1_with_a_traceback():
-    done = subprocess.run([sys.executable, "-c", FAILING], capture_output=True, text=True, check=False)
-    assert done.returncode == 1
-    assert "Traceback (most recent call last)" in done.stderr
-    assert done.stderr.rstrip().endswith("ZeroDivisionError: unforeseen")
-    assert not done.stdout
-
-
-def test_a_sweep_has_the_code_of_its_worst_job(capsys):
-    command = ["train", *TOY, "run=sweep", "--multirun"]
-    assert main([*command, "trainer.steps=1,2"]) == 0
-    assert main([*command, "trainer.steps=0,1"]) == 2
-    assert len(capsys.readouterr().err.splitlines()) == 1
+def test_a_command_leaves_its_process_as_it_was(monkeypatch):
+    monkeypatch.delenv("HYDRA_FULL_ERROR")
+    for _ in range(2):
+        assert main(["sample", "run=missing"]) == 2
+    assert "HYDRA_FULL_ERROR" not in os.environ
+    assert sys.argv == ["pytest"]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("command", [["data", "data=toy2d"], ["data", "--help"]])
-def test_a_reader_that_goes_away_is_141_without_a_word(command, tmp_path):
+def test_a_reader_that_goes_away_is_141_without_a_word():
     process = subprocess.Popen(
-        [sys.executable, "-m", "scoresde", *command],
-        cwd=tmp_path,
+        [sys.executable, "-m", "scoresde", "data", "data=toy2d"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -83,13 +71,28 @@ def test_a_reader_that_goes_away_is_141_without_a_word(command, tmp_path):
     assert process.wait() == 141
 
 
-def test_a_broken_pipe_elsewhere_is_an_error_as_any_other(monkeypatch, capsys):
-    verb_that(monkeypatch, BrokenPipeError("a process has gone"))
-    assert main(["data"]) == 2
-    assert capsys.readouterr().err == "scoresde data: a process has gone\n"
+@pytest.fixture
+def entry_point(monkeypatch):
+    """The console script's function with `--version`, in this process."""
+    monkeypatch.setattr(sys, "argv", ["scoresde", "--version"])
+    monkeypatch.setattr(__main__, "tune_process", lambda: None)
+    return __main__.main
 
 
-@pytest.mark.slow
-def test_a_closed_output_is_no_error():
-    done = subprocess.run(["bash", "-c", f"{sys.executable} -m scoresde --version >&-"], capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (0, "")
+def test_a_reader_that_is_gone_before_the_output_is_written_is_141(entry_point, monkeypatch):
+    saved, (reader, writer) = os.dup(1), os.pipe()
+    os.close(reader)
+    os.dup2(writer, 1)
+    try:
+        with open(1, "w", closefd=False) as unread:
+            monkeypatch.setattr(sys, "stdout", unread)
+            assert entry_point() == 141
+    finally:
+        os.dup2(saved, 1)
+        for descriptor in (saved, writer):
+            os.close(descriptor)
+
+
+def test_a_closed_output_is_no_error(entry_point, monkeypatch):
+    monkeypatch.setattr(sys, "stdout", None)  # as Python sets it for `>&-`
+    assert entry_point() == 0

@@ -1,15 +1,14 @@
-"""Help: verbs and options in lines that a terminal does not wrap, and examples that do not rot."""
+"""Help: lines that a terminal does not wrap, what can be set, and examples that compose."""
 
 import re
 import shlex
 
 import pytest
-from hydra.types import RunMode
+from hydra import compose, initialize_config_dir
 
 from scoresde.cli import VERBS, main
 from scoresde.cli.common import config_directory
-from scoresde.cli.completion import config_loader
-from scoresde.cli.help import WIDTH, fold, usage
+from scoresde.cli.help import WIDTH, fold
 from scoresde.cli.overrides import parse_options
 
 COMMAND = re.compile(r"^ +((?:torchrun .* -m )?scoresde \w+ (?:.|\\\n)*?)(?<!\\)$", re.MULTILINE)
@@ -17,75 +16,79 @@ COMMAND = re.compile(r"^ +((?:torchrun .* -m )?scoresde \w+ (?:.|\\\n)*?)(?<!\\)
 
 def examples(text):
     """(verb, arguments) of each command in a text that is indented."""
-    found = []
-    for command in COMMAND.findall(text):
-        words = shlex.split(command.replace("\\\n", " "))
-        verb, *arguments = words[words.index("scoresde") + 1 :]
-        found.append((verb, [word for word in arguments if word != "--json"]))
-    return found
+    commands = [shlex.split(command.replace("\\\n", " ")) for command in COMMAND.findall(text)]
+    after = [words[words.index("scoresde") + 1 :] for words in commands]
+    return [(verb, arguments) for verb, *arguments in after]
 
 
 def check(verb, arguments):
-    """That Hydra composes what an example says."""
-    options = parse_options([*(a for a in arguments if a.startswith("-")), *(a for a in arguments if a[0] != "-")])
-    mode = RunMode.MULTIRUN if options.multirun else RunMode.RUN
-    config_loader(config_directory(), options.config_dir).load_configuration(verb, options.overrides, mode)
+    """That Hydra composes what an example says; the first value of a sweep."""
+    options = parse_options(arguments)
+    overrides = [x.partition(",")[0] if options.multirun and "[" not in x else x for x in options.overrides]
+    with initialize_config_dir(str(config_directory()), version_base="1.3"):
+        compose(verb, overrides)
+
+
+SETTINGS = {
+    "train": ["digits, digits_tn, digits_vdm, ", "sde: cosine, ", "batch_size: ", "--multirun"],
+    "sample": ["annealed_langevin, ddim, ddim_eta1, deis3, ", "run: ???", "batch_size: 256"],
+    "bpd": ["likelihood: adaptive, default, dopri5, exact, score_sde", "run: ???", "split: test"],
+    "evaluate": ["features: digits, inception, pixels", "run: ???", "floors:", "features=inception n=50000"],
+    "compare": ["samplers: - ddim", "run: ???", "sde: ", "- ancestral", "scoresde compare run=oracle sde=subvp"],
+    "dequantize": ["optimizer: adam", "run: ???", "steps: 500", "scoresde dequantize run=runs/digits steps=2000"],
+    "convert": ["source: ???", "path: ???", "data: arrays, cifar10, ", "source=edm"],
+    "data": ["data: arrays, cifar10, ", "limit: null", "experiment=digits"],
+    "report": ["run: ???", "film: true"],
+}
+COMMON = ["== Groups", "== Configuration", "--json ", "--multirun ", "--config-dir DIR ", "Exit codes: 0 success"]
 
 
 @pytest.mark.parametrize("verb", VERBS)
-def test_the_examples_of_a_verb_compose(verb, capsys):
+def test_help_of_a_verb_has_its_settings_and_examples_that_compose(verb, capsys):
     assert main([verb, "--help"]) == 0
     text = capsys.readouterr().out
-    found = examples(text)
-    assert found, text
-    assert {name for name, _ in found} == {verb}
-    for name, arguments in found:
-        check(name, arguments)
     assert text.startswith(f"scoresde {verb}: ")
     assert max(map(len, text.splitlines())) <= WIDTH
-    for common in (
-        "== Groups",
-        "== Configuration",
-        "--json ",
-        "--multirun ",
-        "--config-dir DIR ",
-        "Exit codes: 0 done",
-    ):
-        assert text.count(common) == 1
+    words = " ".join(text.split())  # lists are folded
+    assert [setting for setting in SETTINGS[verb] if setting.strip() not in words] == []
+    assert [common for common in COMMON if text.count(common) != 1] == []
+    assert {name for name, _ in examples(text)} == {verb}
+    for example in examples(text):
+        check(*example)
 
 
-def test_an_example_that_rots_is_found():
+def test_an_example_that_does_not_compose_is_found():
     with pytest.raises(Exception, match="no_such"):
         check("train", ["experiment=no_such"])
 
 
-def test_usage_lists_verbs_examples_and_exit_codes(capsys):
-    assert main([]) == 0
+def test_help_has_the_groups_of_its_verb_and_shows_overrides(capsys):
+    assert main(["sample", "-h", "sampler=heun", "sampler.steps=7"]) == 0
+    text = capsys.readouterr().out
+    groups = text.partition("== Groups (group=option) ==\n")[2].partition("== Configuration")[0]
+    assert re.findall(r"^(\S+): ", groups, re.MULTILINE) == ["sampler"]
+    assert "  steps: 7\n" in text
+
+
+@pytest.mark.parametrize("arguments", [[], ["--help"], ["-h"]], ids=str)
+def test_usage_lists_verbs_examples_and_exit_codes(arguments, capsys):
+    assert main(arguments) == 0
     text = capsys.readouterr().out
     listed, _, rest = text.partition("\nexamples:\n")
-    lines = re.findall(r"^( {2}\w+  +)(\S.*)$", listed, re.MULTILINE)
-    assert [label.strip() for label, _ in lines] == [*VERBS, "completion"]
-    assert {len(label) for label, _ in lines} == {14}  # aligned
-    assert ("  sample      ", VERBS["sample"].__doc__) in lines
+    assert re.findall(r"^  (\w+) {2,}\S", listed, re.MULTILINE) == [*VERBS, "completion"]
+    assert f"  sample      {VERBS['sample'].__doc__}" in listed
     commands = examples(rest.partition("\n\n")[0])
     assert len(commands) == 3
-    for verb, arguments in commands:
-        check(verb, arguments)
-    assert re.findall(r"^  (\d+)  ", rest, re.MULTILINE) == ["0", "1", "2", "130", "141"]
+    for example in commands if arguments else ():
+        check(*example)
+    assert re.findall(r"\b(\d+) [a-z]", rest.partition("exit codes: ")[2]) == ["0", "1", "2", "130", "141"]
     assert max(map(len, text.splitlines())) <= WIDTH
-    assert usage(VERBS) == text.rstrip("\n")
 
 
-def test_version(capsys):
-    for arguments in (["--version"], ["train", "--version"]):
-        assert main(arguments) == 0
-        assert re.fullmatch(r"scoresde \d+\.\d+\.\d+\S*\n", capsys.readouterr().out)
-
-
-def test_a_verb_shows_its_own_groups_alone(capsys):
-    assert main(["sample", "--help"]) == 0
-    groups = capsys.readouterr().out.partition("== Groups (group=option) ==\n")[2].partition("== Configuration")[0]
-    assert re.findall(r"^(\S+): ", groups, re.MULTILINE) == ["sampler"]
+@pytest.mark.parametrize("arguments", [["--version"], ["train", "--version"]], ids=str)
+def test_version(arguments, capsys):
+    assert main(arguments) == 0
+    assert re.fullmatch(r"scoresde \d+\.\d+\.\d+\S*\n", capsys.readouterr().out)
 
 
 def test_long_lines_are_folded_between_words():

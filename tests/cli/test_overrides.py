@@ -1,12 +1,11 @@
-"""Wrong options and overrides: one line, exit code 2, and what was probably meant."""
-
-from pathlib import Path
+"""Options, overrides, and one line that suggests what a wrong one was meant to be."""
 
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import OmegaConf
 
 from scoresde.cli import main
-from scoresde.cli.overrides import near_keys, paths
-from tests.cli.conftest import refused
+from scoresde.cli.overrides import key_paths, literal, nearest_keys, parse_options
 
 WRONG = {
     "key": (["train", "trainer.stps=5"], "scoresde train: no key 'trainer.stps'; did you mean trainer.steps?"),
@@ -15,46 +14,46 @@ WRONG = {
     "node": (["train", "trianer.steps=1"], "no key 'trianer.steps'; did you mean trainer.steps?"),
     "group as a key": (["train", "experimnt=digits"], "no key 'experimnt'; did you mean experiment?"),
     "key after a choice": (["sample", "sampler=dpmpp2", "sampler.ordr=3"], "did you mean sampler.predictor.order?"),
-    "nothing near": (["train", "qqqq=1"], "no key 'qqqq'; `scoresde train --help` lists them. (+qqqq=1 adds it)"),
+    "nothing near": (["train", "qqqq=1"], "no key 'qqqq'; --help lists them all. (+qqqq=1 adds it)"),
     "key to delete": (["bpd", "~budgt"], "scoresde bpd: no key 'budgt'; did you mean budget?"),
-    "option": (["sample", "sampler=dpmp2"], "no option 'dpmp2' in group sampler; did you mean dpmpp2? There are: ada"),
-    "experiment": (["train", "experiment=digit"], "no option 'digit' in group experiment; did you mean digits? There"),
-    "sde": (["train", "sde=vpp"], "no option 'vpp' in group sde; did you mean vp? There are: cosine, ddpm, karras, "),
-    "features": (["evaluate", "features=inceptoin"], "did you mean inception? There are: digits, inception, pixels"),
+    "option": (["sample", "sampler=dpmp2"], "no option 'dpmp2' in group sampler; did you mean dpmpp2? Available: ada"),
+    "experiment": (["train", "experiment=digit"], "no option 'digit' in group experiment; did you mean digits? Avai"),
+    "features": (["evaluate", "features=inceptoin"], "did you mean inception? Available: digits, inception, pixels"),
     "option of a sweep": (["train", "sde=vp,subpv", "-m"], "no option 'subpv' in group sde; did you mean subvp?"),
-    "far option": (["sample", "sampler=zzz"], "scoresde sample: no option 'zzz' in group sampler; there are: adaptive"),
+    "far option": (["sample", "sampler=zzz"], "scoresde sample: no option 'zzz' in group sampler; available: adaptive"),
+    "number": (["train", "sde=5"], "no option '5' in group sde; available: cosine, ddpm"),
+    "null": (["train", "sde=null"], "no option 'null' in group sde; available: cosine, ddpm"),
     "group of others": (["sample", "experiment=digits"], "no group experiment in this verb; its groups: sampler"),
-    "group and option": (["sample", "run", "digits"], "key=value expected; got 'run'; did you mean run=digits?"),
-    "group alone": (["train", "sde"], "key=value expected; got 'sde'; did you mean sde=...?"),
-    "option alone": (["train", "digits"], "key=value expected; got 'digits'; did you mean experiment=digits?"),
-    "word": (["train", "??"], "scoresde train: key=value expected; got '??'"),
+    "group and option": (["sample", "run", "digits"], "expected key=value; got 'run'; did you mean run=digits?"),
+    "group alone": (["train", "sde"], "expected key=value; got 'sde'; did you mean sde=...?"),
+    "option alone": (["train", "digits"], "expected key=value; got 'digits'; did you mean experiment=digits?"),
+    "word": (["train", "??"], "scoresde train: expected key=value; got '??'"),
     "group of Hydra": (["train", "hydra/lancher=joblib"], "no group 'hydra/lancher'; did you mean hydra/launcher?"),
     "type": (["train", "++hydra.job.num=many"], "many"),
     "syntax": (["train", "trainer.power=[0.05"], "'trainer.power=[0.05' cannot be read as key=value; quote a value"),
     "flag": (["train", "--multrun"], "scoresde train: no option --multrun; did you mean --multirun?"),
     "json flag": (["train", "--jsn"], "scoresde train: no option --jsn; did you mean --json?"),
     "choice of a flag": (["train", "--cfg", "jb"], "invalid choice: 'jb'"),
-    "no sweep": (["train", "seed=0,1"], "seed=0,1 is a sweep: add --multirun; as a list it is seed=[0,1]"),
+    "no value of a flag": (["train", "--cfg"], "argument --cfg/-c: expected one argument"),
+    "no sweep": (["train", "seed=0,1"], "seed=0,1 is a sweep: add --multirun, or give a list: seed=[0,1]"),
     "no sweep of a group": (["train", "sde=vp,ve"], "scoresde train: sde=vp,ve is a sweep: add --multirun"),
-    "no key": (["train", "=5"], "scoresde train: key=value expected; got '=5'"),
-    "no option": (["train", "sde=null"], "an option of group sde expected, sde=...; got null; there are: cosine, ddpm"),
-    "group left out": (["train", "~sde"], "a configuration with sde expected; it has none (does an override, ~..."),
+    "no key": (["train", "=5"], "scoresde train: expected key=value; got '=5'"),
+    "group left out": (["train", "~sde"], "the configuration has no sde; is it removed by an override ~...?"),
+    "folder of configurations": (["train", "--config-dir", "mine"], "--config-dir must be a directory; got 'mine'"),
+    "help": (["train", "sde=vpp", "--help"], "no option 'vpp' in group sde; did you mean vp? Available: cosine, ddpm"),
 }
 
 
 @pytest.mark.parametrize(("arguments", "message"), WRONG.values(), ids=WRONG)
-def test_a_wrong_override_is_answered_with_what_was_meant(arguments, message, capsys):
-    assert message in refused(capsys, *arguments)
-    assert "-m" in arguments or not list(Path().iterdir())  # Hydra has its folder of a sweep before it looks
+def test_a_wrong_override_is_answered_with_what_was_meant(arguments, message, refused, tmp_path):
+    assert message in refused(*arguments)
+    assert "-m" in arguments or not list(tmp_path.iterdir())  # Hydra makes the folder of a sweep first
 
 
-def test_a_configuration_of_ones_own_is_known(capsys, tmp_path):
+def test_a_configuration_of_ones_own_is_known(refused, tmp_path):
     (tmp_path / "my" / "data").mkdir(parents=True)
     (tmp_path / "my" / "data" / "measurements.yaml").write_text("shape: [2]\n")
-    found = refused(capsys, "train", "--config-dir", "my", "data=measurement")
-    assert "did you mean measurements?" in found
-    assert main(["train", "--config-dir", "mine"]) == 2
-    assert "not found" in capsys.readouterr().err
+    assert "did you mean measurements?" in refused("train", "--config-dir", "my", "data=measurement")
 
 
 def test_the_cause_is_in_the_traceback(monkeypatch):
@@ -65,9 +64,31 @@ def test_the_cause_is_in_the_traceback(monkeypatch):
 
 
 def test_keys_are_near_by_their_whole_or_by_their_last_name():
-    known = list(paths({"a": {"steps": 1, "rate": 2}, "b": {"steps": 3, "list": [{"x": 1}]}, "seed": 0}))
-    assert known == ["a", "a.steps", "a.rate", "b", "b.steps", "b.list", "b.list.0", "b.list.0.x", "seed"]
-    assert near_keys("a.stesp", known) == ["a.steps"]
-    assert near_keys("steps", known) == ["a.steps", "b.steps"]
-    assert near_keys("rat", known) == ["a.rate"]
-    assert near_keys("zzz", known) == []
+    config = {"a": {"steps": 1, "rate": 2}, "b": {"steps": 3, "list": [{"x": 1}]}, "seed": 0, "hydra": {"y": 1}}
+    known = key_paths(OmegaConf.create(config))
+    assert known == ["a", "a.rate", "a.steps", "b", "b.list", "b.list.0", "b.list.0.x", "b.steps", "seed"]
+    assert nearest_keys("a.stesp", known) == ["a.steps"]
+    assert nearest_keys("steps", known) == ["a.steps", "b.steps"]
+    assert nearest_keys("rat", known) == ["a.rate"]
+    assert nearest_keys("zzz", known) == []
+
+
+def test_options_may_stand_among_overrides():
+    options = parse_options(["a=1", "--multirun", "b=2", "~c", "--config-dir", ".", "+d=3", "--cfg", "job", "--json"])
+    assert options.overrides == ["a=1", "b=2", "~c", "+d=3"]
+    assert (options.multirun, options.config_dir, options.cfg, options.help) == (True, ".", "job", False)
+
+
+TEXTS = ["", "it's", 'a"b', "1", "true", "null", "inf", "1e3", "a,b", "k=v", "a:b", "[x]", "{a}", "(b)", " a ", "~x"]
+TEXTS += ["a\\", 'a\\"b', "é", "a\nb", "a\\\n", "choice(a,b)", "glob(*)", "#c", "a;b", "'\"", "x}", "runs/a=b,c=1"]
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_a_literal_is_read_as_its_text(text):
+    parser = OverridesParser.create()
+    assert parser.parse_override(f"key={literal(text)}").value() == text
+    assert parser.parse_override(f"key=[{literal(text)}]").value() == [text]
+
+
+def test_a_plain_text_is_its_own_literal():
+    assert literal("runs/my-run_2.5") == "runs/my-run_2.5"

@@ -1,0 +1,67 @@
+"""`scoresde bpd`, and the likelihood that `scoresde evaluate` adds to its figures."""
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from scoresde import build
+from scoresde.cli.common import check_choice, load_run, run_data, warnings_on_stderr
+from scoresde.cli.output import Record, append_row, print_rows, shows_progress
+from scoresde.dequantization import Dequantization, TruncatedNormal, Uniform
+from scoresde.evaluation.dataset_likelihood import evaluate_likelihood
+from scoresde.evaluation.likelihood_table import likelihood_table
+from scoresde.evaluation.records import METRICS, keep_per_sample
+from scoresde.training import distributed
+
+DEQUANTIZATIONS: dict[str, Callable[[build.Run], Dequantization]] = {
+    "uniform": lambda run: Uniform(),
+    "truncated_normal": lambda run: (
+        run.dequantization if isinstance(run.dequantization, TruncatedNormal) else TruncatedNormal()
+    ),
+    "variational": build.load_dequantization,
+}
+
+
+def bpd(config: DictConfig) -> Record | None:
+    """Measure the likelihood of a run on a split of its data, with its errors."""
+    device = distributed.device(config.device)
+    run = load_run(config, device)
+    rows, table, paths = measure_likelihood(run, config, device)
+    if distributed.rank() > 0:
+        return None
+    paths = {"metrics": run.path / METRICS, **paths}
+    print_rows({**table, "seconds": rows[0]["seconds"], "metrics": paths["metrics"]})
+    return {"run": run.path, "rows": rows, "paths": paths}
+
+
+def measure_likelihood(
+    run: build.Run, config: DictConfig, device: str
+) -> tuple[list[Record], dict[str, str], dict[str, Path]]:
+    """Measure the likelihood of a run as a configuration of `bpd` says.
+
+    Returns:
+        In the first process the row added to `metrics.jsonl`, the same to be printed, and the file that was written.
+    """
+    dataset = run_data(run, config.split, config.trust)
+    options, budget = (build.instantiate(part, config.trust) for part in (config.likelihood, config.budget))
+    dequantization = run.dequantization
+    if config.dequantization is not None:
+        dequantization = DEQUANTIZATIONS[check_choice("dequantization", config.dequantization, DEQUANTIZATIONS)](run)
+    is_noisy = dequantization is not None and dequantization.start(run.model.sde, run.transform) is not None
+    if is_noisy and budget.bound == "continuous":
+        budget = replace(budget, bound="discrete")  # the continuous bound needs points of clean data
+    settings = {"budget": budget, "seed": config.seed, "progress": shows_progress()}
+    started = time.perf_counter()
+    with warnings_on_stderr():
+        result = evaluate_likelihood(run, dataset, dequantization, **options, **settings)
+    seconds = round(time.perf_counter() - started, 2)
+    if distributed.rank() > 0:
+        return [], {}, {}
+    row = {"kind": "likelihood", "split": config.split, "n": len(result.per_sample), "weights": config.weights}
+    row |= {key: value for key, value in asdict(result).items() if key != "per_sample"}
+    row = append_row(run.path, {**row, "seconds": seconds, "seed": config.seed}, device)
+    paths = {"per_sample": keep_per_sample(run.path, config.split, result.per_sample)}
+    return [row], likelihood_table(result, config.split), paths

@@ -1,0 +1,65 @@
+"""`scoresde compare`."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import hydra
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import DictConfig
+
+from scoresde import build, plots
+from scoresde.cli.common import SPLITS, check_choice, load_run, nonempty_list, warnings_on_stderr
+from scoresde.cli.output import Record, append_row, print_rows, print_table, shows_progress
+from scoresde.evaluation import references, sampler_comparison
+from scoresde.evaluation.records import METRICS
+from scoresde.samplers import Sampler
+from scoresde.score import ScoreModel
+
+ORACLE, ORACLE_SAMPLES, RUN_SAMPLES = "oracle", 5000, 500
+
+
+def compare(config: DictConfig) -> Record:
+    """Compare samplers on a run or on an exact score: quality, evaluations, seconds."""
+    names, budgets = (nonempty_list(config, key) for key in ("samplers", "nfe"))
+    samplers = {name: sampler_family(name, config.trust) for name in names}
+    metrics = None if config.metrics is None else nonempty_list(config, "metrics")
+    model, reference, path, source = model_and_reference(config)
+    settings = {key: config[key] for key in ("batch_size", "repeats", "resamples", "level", "seed")}
+    n = config.n if config.n is not None else len(reference.truth)
+    with warnings_on_stderr():
+        results = sampler_comparison.compare(
+            model, samplers, budgets, reference, metrics, n, **settings, progress=shows_progress()
+        )
+    settings = {"level": config.level, "seed": config.seed, **source}
+    rows = [append_row(path, {"kind": "comparison", **asdict(row), **settings}, config.device) for row in results]
+    table = sampler_comparison.write_csv(results, path / "comparison.csv")
+    picture = plots.save_comparison(results, path / "figures" / "comparison.png")
+    paths = {"csv": table, "picture": picture, "metrics": path / METRICS}
+    print_table(sampler_comparison.table(results))
+    error = f"half the width of the {100 * config.level:g}% interval; {reference.floor} are the noise floor"
+    comparison = {**source, "samples": n, "compared with": reference.name, "+-": error}
+    print_rows({**comparison, "seconds": f"of a batch of {results[0].batch}", **paths})
+    return {"run": path, "rows": rows, "paths": paths}
+
+
+def model_and_reference(config: DictConfig) -> tuple[ScoreModel, references.Reference, Path, dict[str, str]]:
+    """Return the model of a run or of the oracle, the reference, the directory of results, and what the model is."""
+    if config.run == ORACLE:
+        mixture, sde = references.mixture_of_three(), build.instantiate(config.sde, config.trust)
+        reference = references.Reference.of_mixture(mixture, sde, config.n or ORACLE_SAMPLES, config.seed)
+        source = f"exact score of {references.describe(mixture)} under {type(sde).__name__}"
+        return mixture.score_model(sde), reference, Path("runs") / ORACLE, {"model": source}
+    run = load_run(config, config.device)
+    split = check_choice("split", config.split, SPLITS)
+    reference = references.Reference.of_run(run, config.n or RUN_SAMPLES, split, config.seed, config.trust)
+    return run.model, reference, run.path, {"run": str(run.path), "weights": config.weights}
+
+
+def sampler_family(name: str, trust: Sequence[str]) -> Callable[[int], Sampler]:
+    """Return an option of the group `sampler` as a function of its number of steps."""
+    check_choice("samplers", name, GlobalHydra.instance().config_loader().get_group_options("sampler"))
+    config = hydra.compose("sample", overrides=[f"sampler={name}"]).sampler
+    if "steps" not in config:
+        raise ValueError(f"samplers must have a number of steps; {name} chooses its own")
+    return lambda steps: build.instantiate(config, trust, steps=steps)

@@ -1,0 +1,45 @@
+"""Errors as one line, with the valid name that is nearest to an unknown one."""
+
+import re
+from collections.abc import Sequence
+from difflib import get_close_matches
+
+from hydra.errors import HydraException
+
+NEAR = 0.6  # least similarity of a suggestion: difflib's ratio of common characters
+
+
+def did_you_mean(name: str, known: Sequence[str], lists_all: bool = False, texts: Sequence[str] | None = None) -> str:
+    """Return the end of a message on an unknown name: the nearest known name, and all of them if `lists_all`.
+
+    Args:
+        name: the unknown one.
+        known: names like it.
+        lists_all: name all known ones, too.
+        texts: what to print for each known name; the name by default.
+    """
+    texts, near = texts or known, get_close_matches(name, known, n=1, cutoff=NEAR)
+    suggestion = f"; did you mean {texts[known.index(near[0])]}?" if near else ""
+    listed = f"{' Available' if near else '; available'}: {', '.join(texts)}"
+    return suggestion + (listed if lists_all and known else "")
+
+
+def with_suggestion(message: str) -> str:
+    """Add the nearest name to a message that lists names and says "got 'name'", as "a, b or c expected; got 'x'"."""
+    unknown = re.search(r"got '([^']+)'", message)
+    if not unknown or "did you mean" in message:
+        return message
+    parts = [part.split() for part in re.split(r", | or ", message.replace(unknown[0], ""))]
+    listed = [part[-1] for part in parts[:-1] if part] + [part[0] for part in parts[1:] if part]
+    return message + did_you_mean(unknown[1], [name.strip("'\";:.") for name in listed])
+
+
+def one_line(error: BaseException) -> str:
+    """Return the message of an exception on one line, with the cause of a HydraException and a suggestion."""
+    causes = [error.__cause__] if isinstance(error, HydraException) and error.__cause__ else []
+    text = " ".join(" ".join(map(str, [error, *causes])).split())
+    if missing := re.search(r"Missing mandatory value: (\S+)", text):
+        return f"{missing[1]} has no default: set {missing[1]}=..."
+    if absent := re.search(r"Key '\S+' is not in struct full_key: (\S+)", text):
+        return f"the configuration has no {absent[1]}; is it removed by an override ~...?"
+    return with_suggestion(text) or type(error).__name__

@@ -1,0 +1,60 @@
+"""`scoresde bpd`: a figure with its errors and its conventions."""
+
+from pathlib import Path
+
+import pytest
+
+from scoresde.cli import main
+from tests.cli.conftest import rows
+
+QUICK = ["likelihood.solver.steps=8", "budget.samples=4", "budget.bound_draws=2", "budget.nodes=30"]
+
+
+@pytest.mark.parametrize("split", ["test", "validation"])
+def test_points_have_nats_with_a_standard_error(toy, split, capsys):
+    assert main(["bpd", f"run={toy}", "likelihood.solver.steps=12", f"split={split}"]) == 0
+    (row,) = rows(toy)
+    assert (row["kind"], row["split"], row["n"], row["unit"]) == ("likelihood", split, 20, "nats/dim")
+    assert 0.5 < row["mean"] < 5
+    assert 0 < row["stderr"] < 0.5
+    assert row["conventions"]["solver"] == "Adams(steps=12, order=3, smoothing=1)"
+    assert (row["nfe"], row["bound"]) == (13, None)
+    assert row["population"] ** 2 + row["monte_carlo"] ** 2 == pytest.approx(row["stderr"] ** 2)
+    assert 0 < abs(row["discretisation"]["mean"]) < 0.5
+    table = capsys.readouterr().out
+    assert f"{row['mean']:.4f} +- {row['stderr']:.4f} (standard error over 20 samples)" in table
+    assert f"+- {row['population']:.4f} population, +- {row['monte_carlo']:.4f} probes and dequantisation" in table
+    assert f"{row['discretisation']['mean']:+.4f} +- {row['discretisation']['stderr']:.4f}" in table
+    assert not list((toy / "likelihood").iterdir())
+
+
+def test_grey_levels_have_bits_and_a_bound(grey):
+    assert main(["bpd", f"run={grey}", *QUICK, "likelihood.solver.steps=12"]) == 0
+    (row,) = rows(grey)
+    assert (row["unit"], row["n"]) == ("bits/dim", 297)
+    assert row["conventions"]["dequantization"] == "uniform, 1 per image"
+    # Without training, a Gaussian: worse than the digits deserve, and than log2 of their 17 levels by a bit or so.
+    assert 2.5 < row["mean"] < 6
+    assert row["bound"]["mean"] > row["mean"] - 1
+    assert "of the reverse SDE's model" in row["bound_conventions"]["quantity"]
+
+
+def test_another_dequantisation_warns_and_starts_where_its_noise_ends(grey, capsys, refused):
+    command = ["bpd", f"run={grey}", *QUICK, "budget.samples=0"]
+    assert main([*command, "dequantization=truncated_normal"]) == 0
+    (row,) = rows(grey)
+    assert row["conventions"]["dequantization"].startswith("truncated normal")
+    assert "where sigma/alpha is the noise of the dequantisation" in row["conventions"]["start"]
+    assert row["bound_conventions"]["chain"].startswith("30 nodes")
+    assert "scoresde bpd: warning: this network was trained for uniform dequant" in capsys.readouterr().err
+    assert "one of uniform, truncated_normal, variational; got 'gaus" in refused(*command, "dequantization=gaussian")
+    assert "scoresde dequantize" in refused(*command, "dequantization=variational")
+
+
+def test_wrong_input_is_answered_in_one_line(toy, refused):
+    assert "split must be one of train, validation, test; got 'all'" in refused("bpd", f"run={toy}", "split=all")
+    failing = refused("bpd", f"run={toy}", "likelihood=dopri5", "+likelihood.solver.max_steps=2")
+    assert "solver failed" in failing
+    config = Path(toy, "config.yaml")
+    config.write_text(config.read_text().replace("validation:", "other:"))
+    assert "toy has no validation data: set data.validation" in refused("bpd", f"run={toy}", "split=validation")

@@ -1,0 +1,59 @@
+"""Runs by their name, names of files, settings by their path."""
+
+from pathlib import Path
+
+import pytest
+
+from scoresde.cli.common import MAX_FILE_NAME, file_name, flatten
+
+
+def new_run(path):
+    Path(path).mkdir(parents=True)
+    Path(path, "config.yaml").write_text("{}")
+
+
+@pytest.mark.parametrize("verb", ["sample", "bpd", "evaluate", "compare", "dequantize", "report"])
+def test_an_unknown_run_is_answered_with_the_nearest(verb, refused):
+    for name in ("digits", "spirals"):
+        new_run(f"runs/{name}")
+    error = refused(verb, "run=runs/digts")
+    assert error.startswith(f"scoresde {verb}: no run at runs/digts (no config.yaml in it); did you mean run=runs/dig")
+    assert "did you mean run=runs/digits? Available: run=runs/digits, run=runs/spirals; `scoresde train exp" in error
+
+
+def test_runs_are_suggested_from_the_usual_folder_and_as_they_are_typed(refused):
+    assert refused("sample", "run=digits").endswith(
+        "no run at digits (no config.yaml in it); `scoresde train experiment=digits` makes one"
+    )
+    new_run("runs/spirals")
+    new_run("runs/experiment=toy2d,seed=1")
+    assert "did you mean run=runs/spirals?" in refused("sample", "run=spiral")
+    assert "no run at zzzz (no config.yaml in it); available: run=runs/exp" in refused("sample", "run=zzzz")
+    assert "did you mean run=runs/spirals?" in refused("sample", "runs/spirals")
+    error = refused("sample", "run=runs/experiment=toy2d,sed=1")
+    assert "did you mean run=runs/experiment=toy2d,seed=1?" in error
+
+
+@pytest.mark.parametrize("verb", ["sample", "train", "report"])
+@pytest.mark.parametrize(("value", "shown"), [("", ""), ("null", "null"), ("[a]", "['a']")])
+def test_a_run_is_a_path(verb, value, shown, refused):
+    assert f"run must be a directory; got run={shown}" in refused(verb, f"run={value}")
+
+
+@pytest.mark.parametrize("name", ["7", "true", "a=1,b=2", "[a"])
+def test_a_run_may_have_a_name_that_hydra_reads_otherwise(name, refused):
+    assert f"no run at {name} (no config.yaml in it)" in refused("sample", f"run={name}")
+
+
+def test_a_long_file_name_is_cut_and_stays_unique():
+    assert file_name("a/b=1,c=2") == "a-b=1,c=2"
+    assert file_name("x" * MAX_FILE_NAME) == "x" * MAX_FILE_NAME
+    first, second = (file_name("é" * 200 + f",seed={seed}") for seed in (0, 1))
+    assert first != second
+    assert max(len(name.encode()) for name in (first, second)) <= MAX_FILE_NAME
+    assert first.startswith("é" * 100)
+
+
+def test_flatten_gives_leaves_by_their_path():
+    tree = {"a": {"x": 1, "y": []}, "b": [{"c": None}, 2], "d": {}}
+    assert flatten(tree) == {"a.x": 1, "a.y": [], "b.0.c": None, "b.1": 2, "d": {}}

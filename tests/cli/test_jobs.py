@@ -1,0 +1,168 @@
+"""Jobs: sweeps in this process and in others, and commands that several processes share."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from scoresde.cli import main
+from scoresde.training.checkpoint import load
+from tests.cli.conftest import TOY, contents, rows
+
+SWEEP = ["train", *TOY, "trainer.evaluate_every=0", "--multirun"]
+
+
+def jobs(run):
+    """(directory, seed, steps) of each job that trained."""
+    found = []
+    for path in Path(run).glob("*/checkpoint.safetensors"):
+        config = yaml.safe_load(path.with_name("config.yaml").read_text())
+        found.append((str(path.parent), config["seed"], config["trainer"]["steps"]))
+    return sorted(found)
+
+
+def test_a_sweep_has_a_directory_and_a_record_for_each_job_and_the_code_of_the_worst(tmp_path, capsys):
+    run = Path("a" * 100, "b" * 100, "c" * 100)  # a long way down, as temporary directories are
+    assert main([*SWEEP, "trainer.steps=2,0,1", f"run={run}", "--json"]) == 2
+    output = capsys.readouterr()
+    (error,) = output.err.splitlines()
+    assert error.startswith("scoresde train: cannot build scoresde.training.Trainer: ")
+    records = [json.loads(line) for line in output.out.splitlines()]
+    assert [record["steps"] for record in records] == [2, 1]
+    assert [path.name for path in tmp_path.iterdir()] == ["a" * 100]
+    assert jobs(run) == sorted((record["run"], 0, record["steps"]) for record in records)
+
+
+@pytest.mark.slow
+def test_jobs_of_joblib_leave_and_print_what_jobs_of_one_process_do(capfd):
+    """Two processes start once, for a sweep with records and a job that fails, and for a sweep with tables."""
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
+    from joblib.externals.loky import get_reusable_executor
+
+    joblib, sweep = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"], [*SWEEP, "trainer.steps=2,0,1"]
+    try:
+        assert main([*sweep, "run=spread", "--json", *joblib]) == 2
+        output = capfd.readouterr()
+        assert main([*SWEEP, "trainer.steps=1", "seed=0,1", "run=tables", *joblib]) == 0
+        tables = capfd.readouterr()
+    finally:
+        get_reusable_executor().shutdown()
+    records = [json.loads(line) for line in output.out.splitlines()]
+    assert jobs("spread") == sorted((record["run"], 0, record["steps"]) for record in records)
+    assert all(f"trainer.steps={record['steps']}" in record["overrides"] for record in records)
+    assert main([*sweep, "run=here"]) == 2
+    assert len(jobs("here")) == len(records) == 2
+    for directory, _, _ in jobs("here"):
+        name = Path(directory).name
+        assert contents(Path("spread", name))["checkpoint.safetensors"] == contents(directory)["checkpoint.safetensors"]
+    there, overrides, reported = output.err.splitlines()
+    assert there.startswith("scoresde train: cannot build scoresde.training.Trainer: ")
+    assert "'trainer.steps=0'" in overrides
+    assert reported == there.replace("scoresde train: ", "scoresde train: a job failed: ")
+    assert tables.out.count("\ncheckpoint ") == 2
+    assert sorted(job[1:] for job in jobs("tables")) == [(0, 1), (1, 1)]
+
+
+@pytest.mark.slow
+def test_tasks_of_a_submitted_job_share_it(capfd):
+    """Two tasks, as two processes of torchrun: one log, one record, and one process's weights up to rounding."""
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
+    local = ["hydra/launcher=submitit_local", "hydra.launcher.timeout_min=5", "hydra.launcher.tasks_per_node=2"]
+    assert main([*SWEEP, "trainer.steps=3", "seed=0", "run=tasks", "--json", *local]) == 0
+    output = capfd.readouterr()
+    assert main([*SWEEP, "trainer.steps=3", "run=one"]) == 0
+    (shared,), (alone,) = (list(Path(run).glob("*/checkpoint.safetensors")) for run in ("tasks", "one"))
+    record = json.loads(output.out)
+    assert "seed=0" in record["overrides"]
+    assert record["paths"]["checkpoint"] == str(shared)
+    assert shared.with_name("log.jsonl").read_text().count('"loss"') == 3
+    (tensors, info), (expected, expected_info) = load(shared), load(alone)
+    assert info["step"] == expected_info["step"] == 3
+    torch.testing.assert_close(tensors, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_a_submission_to_slurm_composes(capsys):
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
+    resources = ["hydra.launcher.partition=gpu", "hydra.launcher.gpus_per_node=8", "hydra.launcher.tasks_per_node=8"]
+    assert main(["train", *TOY, "--cfg", "hydra", "hydra/launcher=submitit_slurm", *resources]) == 0
+    config = yaml.safe_load(capsys.readouterr().out)["hydra"]
+    launcher = config["launcher"]
+    assert launcher["_target_"] == "hydra_plugins.hydra_submitit_launcher.submitit_launcher.SlurmLauncher"
+    assert (launcher["partition"], launcher["gpus_per_node"], launcher["tasks_per_node"]) == ("gpu", 8, 8)
+    assert config["sweep"]["dir"] == "${run}"  # its .submitit has the output of the jobs
+    assert launcher["submitit_folder"] == "${hydra.sweep.dir}/.submitit/%j"
+    assert config["job"]["name"] == "scoresde"
+
+
+@pytest.mark.parametrize("command", [["dequantize"], ["compare"], ["convert", "source=edm", "path=x.pt"]])
+def test_verbs_that_processes_cannot_share_refuse_several(command, monkeypatch, refused):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert f"{command[0]} runs in one process; torchrun can share train, sample, bpd, evaluate" in refused(*command)
+
+
+COMMANDS = """
+import json, sys
+from scoresde.cli import main
+from scoresde.training import distributed
+with distributed.processes():
+    sys.exit(max([main(command) for command in json.loads(sys.argv[1])]))
+"""
+
+
+def in_two_processes(*arguments):
+    """What each of two processes prints, in the environment that torchrun gives them."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": str(free.getsockname()[1])}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, *arguments],
+            env={**os.environ, **shared, "RANK": rank, "LOCAL_RANK": rank},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in ("0", "1")
+    ]
+    try:
+        outputs = [process.communicate(timeout=200) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert [process.returncode for process in processes] == [0, 0], outputs
+    return [output for output, _ in outputs]
+
+
+@pytest.mark.slow
+def test_two_processes_agree_with_one(grey):
+    """Uneven shares: three batches of samples and of test data; a classifier to train, statistics to share."""
+    drawing = ["n=40", "sampler.steps=1", "batch_size=16"]
+    likelihood = ["likelihood.solver.steps=8", "budget.samples=16", "budget.bound_draws=2"]
+    quality = [*drawing, "features=digits", "features.epochs=1", "features.width=4", "bpd=false"]
+    commands = [
+        ["sample", f"run={grey}", *drawing],
+        ["bpd", f"run={grey}", *likelihood],
+        ["evaluate", f"run={grey}", *quality],
+    ]
+    Path("commands.py").write_text(COMMANDS)
+    first, second = in_two_processes("commands.py", json.dumps(commands))
+    assert [first.count(text) for text in ("sampler ", "test bits/dim", "compared with")] == [1, 1, 1]
+    assert not second
+    shared, samples = rows(grey), np.load(grey / "samples" / "pc.npy")
+    assert {row["provenance"]["processes"] for row in shared} == {2}
+    assert [main(command) for command in (*commands[:2], [*commands[2], "statistics=anew"])] == [0, 0, 0]
+    alone = rows(grey)[len(shared) :]
+    assert np.array_equal(np.load(grey / "samples" / "pc.npy"), samples)
+    assert len(alone) == len(shared) > 3
+    for together, row in zip(shared, alone, strict=True):
+        for name in {"value", "error", "mean", "stderr", "population", "monte_carlo", "discretisation", "bound"} & {
+            *row
+        }:
+            assert together[name] == pytest.approx(row[name], rel=1e-9), name

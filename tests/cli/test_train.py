@@ -1,0 +1,170 @@
+"""`scoresde train`: the run that it leaves, and how it is resumed."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+import scoresde as ss
+from scoresde.cli import main
+from scoresde.training.checkpoint import load
+from tests.cli.conftest import TOY, contents, rows
+
+TRAIN = ["train", *TOY, "trainer.decay=none"]
+
+
+def test_train_leaves_a_run_and_its_record(capsys):
+    options = ["trainer.steps=4", "trainer.log_every=2", "trainer.preview_every=4", "held_out.draws=2", "run=r"]
+    assert main([*TRAIN, *options, "--json"]) == 0
+    record = json.loads(capsys.readouterr().out)
+    run = Path("r")
+    assert (record["verb"], record["run"], record["samples"], record["steps"]) == ("train", "r", 200, 4)
+    assert "trainer.steps=4" in record["overrides"]
+    assert record["seconds"] > 0
+    files = {"checkpoint": "r/checkpoint.safetensors", "config": "r/config.yaml", "log": "r/log.jsonl"}
+    assert record["paths"] == files
+    lines = rows(run, file="log.jsonl")
+    assert [line["step"] for line in lines if "loss" in line] == [2, 4]
+    (held_out,) = (line for line in lines if "validation_loss" in line)
+    assert held_out["step"] == 4
+    assert held_out["validation_nats_per_dim_bound_stderr"] > 0
+    assert record["last"] == {**lines[-2], **lines[-1]}
+    assert load(run / "checkpoint.safetensors")[1]["step"] == 4
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    assert config["network"]["width"] == 8
+    assert config["trainer"]["seed"] == config["seed"] == 0  # interpolations are resolved
+    assert [path.name for path in (run / "figures").iterdir()] == ["step000004.png"]
+    assert any((run / "tensorboard").iterdir())
+    model = ss.load(run).model
+    assert record["parameters"] == sum(p.numel() for p in model.parameters()) > 100
+
+
+def test_the_same_command_resumes_in_a_directory_named_after_the_experiment(tmp_path, capsys):
+    assert main([*TRAIN, "trainer.steps=2"]) == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["runs"]
+    table = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
+    assert (table["run"], table["steps"], table["samples"]) == ("runs/toy2d", "2", "200")
+    run = tmp_path / "runs" / "toy2d"
+    before = contents(run)
+    assert main([*TRAIN, "trainer.steps=2"]) == 0
+    assert contents(run) == before
+    assert main([*TRAIN, "trainer.steps=4"]) == 0
+    assert (run / "log.jsonl").read_bytes().startswith(before["log.jsonl"])
+    assert [row["step"] for row in rows(run, file="log.jsonl") if "loss" in row] == [1, 2, 3, 4]
+
+
+def test_the_seed_determines_everything():
+    for run, seed in (("a", 1), ("b", 1), ("c", 2)):
+        assert main([*TRAIN, f"run={run}", f"seed={seed}", "trainer.steps=1"]) == 0
+    a, b, c = (contents(run)["checkpoint.safetensors"] for run in "abc")
+    assert a == b
+    assert a != c
+
+
+WRONG = {
+    "shape": (["network.shape=[3]"], "(B, 3)"),
+    "target": (["network._target_=os.system"], "trust=[os]"),
+    "missing target": (["network._target_=scoresde.networks.Nothing"], "does not exist"),
+    "argument": (["data.train.name=rigs"], "did you mean rings?"),
+    "number": (["trainer.steps=1.5"], "1.5"),
+    "batch": (["trainer.batch_size=201"], "201"),
+    "device": (["device=nowhere"], "nowhere"),
+}
+
+
+@pytest.mark.parametrize(("arguments", "message"), WRONG.values(), ids=WRONG)
+def test_wrong_input_is_answered_in_one_line(arguments, message, refused):
+    assert message in refused(*TRAIN, *arguments, prints=True)
+
+
+def test_a_run_keeps_its_configuration(toy, refused):
+    train = ["train", *TOY, "trainer.steps=4", f"run={toy}"]
+    before = contents(toy)
+    for override, change in [
+        ("network.depth=2", "network.depth was 1, now 2"),
+        ("+optimizer.eps=1e-3", "optimizer.eps was None, now 0.001"),
+    ]:
+        assert f"toy has a run of another configuration ({change})" in refused(*train, override)
+    config = yaml.safe_load((toy / "config.yaml").read_text())
+    config["optimizer"]["eps"] = 1e-3
+    config["data"]["tags"] = ["a"]
+    (toy / "config.yaml").write_text(yaml.safe_dump(config))
+    assert "(optimizer.eps was 0.001" in refused(*train, "+data.tags=[a]")
+    assert "(data.tags" in refused(*train, "+optimizer.eps=1e-3", "+data.tags=[]")
+    assert contents(toy)["checkpoint.safetensors"] == before["checkpoint.safetensors"]
+    assert main([*train, "+optimizer.eps=1e-3", "+data.tags=[a]", "trainer.log_every=2", "held_out.draws=2"]) == 0
+
+
+def test_a_command_that_failed_can_be_corrected(refused):
+    refused(*TRAIN, "trainer.batch_size=201", "run=r", prints=True)
+    assert main([*TRAIN, "trainer.steps=1", "run=r"]) == 0
+    assert Path("r/checkpoint.safetensors").is_file()
+
+
+OWN = """
+import torch
+
+class Line(torch.utils.data.Dataset):
+    def __init__(self, n):
+        self.points = torch.linspace(-1, 1, n)[:, None] * torch.ones(2)
+    def __len__(self):
+        return len(self.points)
+    def __getitem__(self, index):
+        return self.points[index]
+"""
+OWN_DATA = """
+shape: [2]
+range: null
+train: {_target_: own_line.Line, n: 100}
+validation: {_target_: own_line.Line, n: 50}
+test: {_target_: own_line.Line, n: 40}
+transform: {_target_: scoresde.data.Affine, scale: 2.0}
+dequantization: null
+"""
+OWN_EXPERIMENT = (
+    "# @package _global_\ndefaults:\n  - toy2d\n  - override /data: line\nname: own\nnetwork:\n  width: 6\n"
+)
+
+
+def test_an_experiment_and_a_dataset_of_ones_own(tmp_path, monkeypatch, refused):
+    (tmp_path / "own_line.py").write_text(OWN)
+    monkeypatch.syspath_prepend(tmp_path)
+    for file, text in (("data/line.yaml", OWN_DATA), ("experiment/own.yaml", OWN_EXPERIMENT)):
+        path = tmp_path / "my" / file
+        path.parent.mkdir(parents=True)
+        path.write_text(text)
+    settings = [option for option in TOY if not option.startswith(("experiment", "network.width", "data."))]
+    train = ["train", "--config-dir", "my", "experiment=own", *settings, "trainer.steps=1"]
+    bpd = ["bpd", "run=runs/own", "likelihood.solver.steps=2", "budget.samples=0"]
+    assert "trust=[own_line]" in refused(*train)
+    assert main([*train, "trust=[own_line]"]) == 0
+    assert ss.load(tmp_path / "runs" / "own").config.network.width == 6
+    assert "trust=[own_line]" in refused(*bpd)
+    assert main([*bpd, "trust=[own_line]"]) == 0
+    assert rows("runs/own")[-1]["n"] == 40
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_in_one_line_and_the_run_can_be_resumed():
+    """The console script in a process of its own."""
+    command = [*TRAIN, "trainer.steps=100000", "run=stopped"]
+    script = Path(sys.executable).with_name("scoresde")
+    training = subprocess.Popen([script, *command], text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    log, checkpoint = Path("stopped/log.jsonl"), Path("stopped/checkpoint.safetensors")
+    limit = time.monotonic() + 60
+    while not (log.exists() and log.stat().st_size) and training.poll() is None and time.monotonic() < limit:
+        time.sleep(0.05)
+    training.send_signal(signal.SIGINT)
+    _, error = training.communicate(timeout=60)
+    assert training.returncode == 130
+    assert len(error.splitlines()) == 1, error
+    assert "the same command" in error
+    step = load(checkpoint)[1]["step"]
+    assert 0 < step < 100000
+    assert main([*command, f"trainer.steps={step + 2}"]) == 0
+    assert load(checkpoint)[1]["step"] == step + 2
