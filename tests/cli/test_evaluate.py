@@ -76,7 +76,7 @@ def test_given_statistics_and_samples(tmp_path, capsys):
     assert row["value"] == 0
     said = capsys.readouterr().out
     assert "no kid" in said
-    assert "the reference has moments alone, no features" in said
+    assert "the reference has moments only, no features" in said
     assert "bits/dim" not in said
 
 
@@ -97,12 +97,12 @@ WRONG = {
     "split": (["split=all"], "split among train, validation, test expected; got 'all'"),
     "features": (["features=digits"], "features for images (C, H, W) alone"),
     "reference": (["reference=a.npz"], "reference for images (C, H, W) alone"),
-    "metrics": (["metrics=[kid]"], "expected; got 'kid'"),
-    "floors": (["floors=[noise]"], "floors among train, halves expected; got 'noise'"),
+    "metrics": (["metrics=[kid]"], "unknown metric 'kid'"),
+    "floors": (["floors=[noise]"], "unknown noise floor 'noise': expected train, halves"),
     "no samples": (["samples=missing.npy"], "no samples at missing.npy"),
-    "shape": (["samples=real.npy"], "(N, 2), expected; got (5, 3)"),
+    "shape": (["samples=real.npy"], "expected samples (N, 2) with N >= 4; got (5, 3)"),
     "pickled": (["samples=objects.npy"], "is no array in NumPy's format"),
-    "n": (["n=0"], "n as a whole number of 1 or more expected; got 0"),
+    "n": (["n=0"], "n must be an integer >= 1; got 0"),
 }
 
 
@@ -124,7 +124,7 @@ def test_a_missing_network_is_named_with_its_digest_before_anything_is_drawn(tmp
     capsys.readouterr()
     assert main(["evaluate", "run=grey", "features=inception", *QUICK]) == 2
     error = capsys.readouterr().err
-    assert "no Inception network at datasets/features/inception-2015-12-05.pt: put the file https://" in error
+    assert "no Inception network at datasets/features/inception-2015-12-05.pt: download https://" in error
     assert "f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4" in error
     assert not (tmp_path / "grey" / "drawing").exists()
 
