@@ -1,6 +1,6 @@
 """Samples of a run in any number: drawn in batches that are shared among processes, and resumed after an interruption.
 
-Sample i is drawn from seed + i, independent of its batch and process. Finished batches wait as NumPy arrays in
+Sample i is drawn from seed + i, independent of its batch and process. Finished batches are stored in
 `<run>/drawing/<hash of the settings>/`. The same command resumes from them, as does one that asks for more samples with
 the same settings. Processes exchange samples through these files, so all of them must see the directory of the run.
 """
@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,8 +18,7 @@ from scoresde.build import Run
 from scoresde.evaluation.resumable import Numbers, describe, directory_for, evaluate, fingerprint
 from scoresde.protocols import Model
 from scoresde.samplers import Sampler
-from scoresde.training import distributed
-from scoresde.training.checkpoint import replace_atomically
+from scoresde.training import checkpoint, distributed
 
 DRAWING = "drawing"
 
@@ -66,11 +64,11 @@ def draw_samples(
     settings = [fingerprint(model, run.transform), describe(sampler), list(run.config.data.shape), batch_size]
     directory = directory_for(run.path / DRAWING, settings)
     batches = [range(seed + i, min(seed + i + batch_size, seed + n)) for i in range(0, n, batch_size)]
-    files = {seeds: directory / f"{seeds.start}-{seeds.stop}.npy" for seeds in batches}
+    files = {seeds: directory / f"{seeds.start}-{seeds.stop}.safetensors" for seeds in batches}
     is_single = progress and len(batches) == 1  # then the sampler shows its own steps
     parts = {file.stem: partial(_draw, run, model, sampler, seeds, file, is_single) for seeds, file in files.items()}
     costs = evaluate(parts, directory / "done", "samples", progress and not is_single).values()
-    x = torch.cat([torch.from_numpy(np.load(file, allow_pickle=False)) for file in files.values()])
+    x = torch.cat([checkpoint.load(file)[0]["samples"]["x"] for file in files.values()])
     distributed.gather(None)  # every process has read the files before they are removed
     if distributed.rank() == 0:
         shutil.rmtree(directory, ignore_errors=True)
@@ -88,11 +86,5 @@ def _draw(run: Run, model: Model, sampler: Sampler, seeds: range, file: Path, pr
     """Draw a batch, store it in a file, and return its cost."""
     started = time.perf_counter()
     result = sampler(model, shape=(len(seeds), *run.config.data.shape), seeds=seeds, progress=progress)
-    samples = run.transform.inverse(result.x.cpu()).numpy()
-
-    def write(temporary: Path) -> None:
-        with open(temporary, "wb") as opened:
-            np.save(opened, samples)
-
-    replace_atomically(file, write)
+    checkpoint.save(file, {"samples": {"x": run.transform.inverse(result.x.cpu())}}, {})
     return {"nfe": result.nfe, "backward": result.backward, "seconds": time.perf_counter() - started}

@@ -52,12 +52,7 @@ def to_levels(run: Run, samples: Tensor) -> Tensor:
 
 
 def shared_extract(
-    space: FeatureSpace,
-    images: Tensor,
-    span: Span,
-    batch_size: int,
-    device: torch.device | str,
-    progress: bool = False,
+    space: FeatureSpace, images: Tensor, span: Span, batch_size: int, device: torch.device | str, progress: bool = False
 ) -> Features:
     """Extract features (see `metrics.features.extract`) with the batches shared among processes; return all in each."""
     batches, processes = images.split(batch_size), distributed.size()

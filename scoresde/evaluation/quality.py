@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -22,14 +22,13 @@ from scoresde.evaluation.references import Reference, figures
 from scoresde.evaluation.sampler_comparison import plus_minus
 from scoresde.metrics.feature_statistics import FeatureStatistics
 from scoresde.metrics.features import Features, FeatureSpace
-from scoresde.metrics.image_quality import METRICS, Figure, check_metrics, measure, missing
+from scoresde.metrics.image_quality import METRICS, Figure, check_names, measure, missing
 from scoresde.training.batches import step_seed
 
 FLOORS = ("train", "halves")
 FEWEST = 8  # samples of a split whose halves are measured
 
 Rows = TypeVar("Rows", Tensor, Features)
-Data = TypeVar("Data", Reference, FeatureStatistics)  # what rows are measured against
 
 
 @dataclass(frozen=True)
@@ -76,8 +75,7 @@ class QualitySettings:
     trust: tuple[str, ...] = ()
 
     def __post_init__(self):
-        if unknown := [name for name in self.floors if name not in FLOORS]:
-            raise ValueError(f"unknown noise floor {unknown[0]!r}: expected {', '.join(FLOORS)}")
+        check_names("noise floor", self.floors, FLOORS)
 
     @property
     def has_training_floor(self) -> bool:
@@ -112,26 +110,26 @@ def quality_of_images(
         ValueError: samples of another shape than the data, statistics of another feature space, or an unknown metric.
     """
     _check_samples(run, samples)
-    metrics = check_metrics(settings.metrics or METRICS)
+    metrics = check_names("metric", settings.metrics or METRICS, METRICS)
 
     def statistics(split: str, most: int | None = None, without: str | None = None) -> FeatureStatistics:
         extraction = (batch_size, device, progress)
         return data_statistics(run, split, space, directory, most, without, settings.trust, *extraction)
 
     name = f"{settings.split} data" if reference is None else "given statistics"
-    data = statistics(settings.split) if reference is None else reference
-    if data.space not in ("", space.name):
-        raise ValueError(f"the reference has statistics of the feature space {data.space}: expected {space.name}")
+    reference = statistics(settings.split) if reference is None else reference
+    if reference.space not in ("", space.name):
+        raise ValueError(f"the reference has statistics of the feature space {reference.space}: expected {space.name}")
     features = shared_extract(space, to_levels(run, samples), span_of(run), batch_size, device, progress)
-    if features.values.shape[1] != len(data.mean):
-        raise ValueError(f"the reference has {len(data.mean)} features, {space.name} has {features.values.shape[1]}")
+    if (size := features.values.shape[1]) != len(reference.mean):
+        raise ValueError(f"the reference has {len(reference.mean)} features, {space.name} has {size}")
     training = None
     if settings.has_training_floor and run.config.data.get("train") is not None:
         training = statistics("train", len(samples), settings.split).features
     measured = partial(measure, metrics=metrics, seed=settings.seed, device=device)
-    columns = _columns(settings, name, measured, features, training, data.features, data, FeatureStatistics.of)
-    left_out = {metric: reason for metric, reason in missing(features, data).items() if metric in metrics}
-    if data.features is None and "halves" in settings.floors:
+    columns = _columns(settings, name, measured, features, training, reference.features or reference)
+    left_out = {metric: reason for metric, reason in missing(features, reference).items() if metric in metrics}
+    if reference.features is None and "halves" in settings.floors:
         left_out["halves"] = "the reference has moments only, no features"
     return Quality(columns, space.name, space.digest, space.description, left_out)
 
@@ -151,19 +149,16 @@ def quality_of_states(
         ValueError: samples of another shape than the data, an unknown metric, or fewer than 4 samples.
     """
     _check_samples(run, samples)
-    data = Reference.of_run(run, len(samples), settings.split, settings.seed, settings.trust)
+    reference = Reference.of_run(run, len(samples), settings.split, settings.seed, settings.trust)
     kind = f"half the width of the {100 * level:g}% interval"
 
-    def measured(x: Tensor, reference: Reference) -> dict[str, Figure]:
-        return {
-            metric: Figure(metric, interval.value, 0.5 * (interval.high - interval.low), kind)
-            for metric, _, interval in figures(x, reference, settings.metrics, resamples, level, settings.seed)
-        }
+    def measured(x: Tensor, states: Tensor) -> dict[str, Figure]:
+        to = replace(reference, states=states)
+        rows = figures(x, to, settings.metrics, resamples, level, settings.seed)
+        return {name: Figure(name, found.value, 0.5 * (found.high - found.low), kind) for name, _, found in rows}
 
-    states = run.transform(samples.double())
-    training = data.truth if settings.has_training_floor else None
-    as_reference = lambda half: replace(data, states=half)  # noqa: E731
-    columns = _columns(settings, f"{settings.split} data", measured, states, training, data.states, data, as_reference)
+    states, training = run.transform(samples.double()), reference.truth if settings.has_training_floor else None
+    columns = _columns(settings, f"{settings.split} data", measured, states, training, reference.states)
     return Quality(columns, "model space")
 
 
@@ -178,25 +173,24 @@ def _check_samples(run: Run, samples: Tensor) -> None:
 def _columns(
     settings: QualitySettings,
     name: str,
-    measured: Callable[[Rows, Data], dict[str, Figure]],
+    measured: Callable[[Any, Any], dict[str, Figure]],
     samples: Rows,
     training: Rows | None,
-    real: Rows | None,
-    data: Data,
-    as_data: Callable[[Rows], Data],
+    data: Rows | FeatureStatistics,
 ) -> list[Column]:
-    """Measure samples and training data against `data`, and one half of the real data against the other half."""
+    """Measure samples and training data against the data, and one half of the data against the other half."""
 
-    def column(what: str, x: Rows, reference: str, y: Data) -> Column:
-        return Column(what, len(x), reference, y.count, measured(x, y))
+    def column(what: str, x: Rows, reference: str, y: Rows | FeatureStatistics) -> Column:
+        count = y.count if isinstance(y, FeatureStatistics) else len(y)
+        return Column(what, len(x), reference, count, measured(x, y))
 
     columns = [column("samples", samples, name, data)]
     if training is not None:
         columns.append(column("training data", training, name, data))
-    if "halves" in settings.floors and real is not None and len(real) >= FEWEST:
+    if "halves" in settings.floors and not isinstance(data, FeatureStatistics) and len(data) >= FEWEST:
         generator = torch.Generator().manual_seed(step_seed(settings.seed, 0, "halves of data"))
-        first, second = torch.randperm(len(real), generator=generator).tensor_split([len(real) // 2])
-        columns.append(column(f"half of {name}", real[first], f"the other half of {name}", as_data(real[second])))
+        first, second = torch.randperm(len(data), generator=generator).tensor_split([len(data) // 2])
+        columns.append(column(f"half of {name}", data[first], f"the other half of {name}", data[second]))
     return columns
 
 

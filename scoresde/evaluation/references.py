@@ -17,7 +17,7 @@ from torch.utils.data import default_collate
 from scoresde.analytic import GaussianMixture
 from scoresde.build import CONFIG, Run, instantiate
 from scoresde.dequantization import DataMap
-from scoresde.metrics.image_quality import check_metrics
+from scoresde.metrics.image_quality import check_names
 from scoresde.metrics.intervals import FEWEST, Interval, Statistic, bootstrap
 from scoresde.metrics.kernels import Discrepancy, gaussian, median_bandwidths
 from scoresde.metrics.moments import PrincipalComponents, covariance_error, frechet_distance, mean_error, moments
@@ -62,11 +62,6 @@ class Reference:
         generator = torch.Generator().manual_seed(step_seed(0, 0, "directions"))
         self.directions = directions(self.states[0].numel(), PROJECTIONS, generator)
         self.bandwidths = median_bandwidths(self.states)
-
-    @property
-    def count(self) -> int:
-        """Number of states."""
-        return len(self.states)
 
     @classmethod
     def of_mixture(cls, mixture: GaussianMixture, sde: SDE, n: int, seed: int = 0) -> "Reference":
@@ -198,7 +193,7 @@ def figures(
     Raises:
         ValueError: an unknown metric.
     """
-    for index, metric in enumerate(check_metrics(metrics or reference.metrics, METRICS)):
+    for index, metric in enumerate(check_names("metric", metrics or reference.metrics, METRICS)):
         statistic, samples = METRICS[metric](x, reference)
         generator = torch.Generator().manual_seed(step_seed(seed, index, "halves"))
         interval = bootstrap(statistic, *samples, resamples, level, generator)

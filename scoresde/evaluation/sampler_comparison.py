@@ -11,6 +11,7 @@ The NFE of a row is counted while its samples are drawn.
 """
 
 import csv
+import io
 import math
 import statistics
 import time
@@ -202,12 +203,7 @@ def plus_minus(value: float, error: float | None) -> str:
 
 def write_csv(rows: Sequence[ComparisonRow], path: Path) -> Path:
     """Write all rows, one a line, under the names of their fields."""
-
-    def write(temporary: Path) -> None:
-        with temporary.open("w", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow([column.name for column in fields(ComparisonRow)])
-            writer.writerows(astuple(row) for row in rows)
-
-    replace_atomically(path, write)
+    text = io.StringIO(newline="")
+    csv.writer(text).writerows([[column.name for column in fields(ComparisonRow)], *map(astuple, rows)])
+    replace_atomically(path, lambda file: file.write_text(text.getvalue(), newline=""))
     return path

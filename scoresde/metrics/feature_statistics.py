@@ -18,7 +18,8 @@ from torch import Tensor
 from scoresde.metrics.features import Features
 from scoresde.metrics.moments import moments
 
-READ = ("mu", "sigma", "n", "space", "features", "logits", "pool_3")
+FEATURES = ("features", "logits", "pool_3")
+READ = ("mu", "sigma", "n", "space", *FEATURES)
 
 
 @dataclass(frozen=True)
@@ -77,20 +78,15 @@ class FeatureStatistics:
         try:
             with np.load(path, allow_pickle=False) as file:
                 arrays = {name: file[name] for name in file.files if name in READ}
-            return cls._of_arrays(arrays)
+            tensors = {name: torch.from_numpy(arrays[name]) for name in FEATURES if name in arrays}
+            values = tensors.get("features", tensors.get("pool_3"))
+            features = None if values is None else Features(values, tensors.get("logits"))
+            space = str(arrays.get("space", ""))
+            if "mu" in arrays and "sigma" in arrays:
+                mean, covariance = (torch.from_numpy(arrays[name].astype(np.float64)) for name in ("mu", "sigma"))
+                return cls(mean, covariance, int(arrays["n"]) if "n" in arrays else None, space, features)
+            if features is None:
+                raise ValueError(f"expected the arrays mu and sigma, or pool_3; got {', '.join(arrays) or 'others'}")
+            return cls.of(features, space)
         except (ValueError, OSError, zipfile.BadZipFile, AttributeError) as error:
             raise ValueError(f"{path} does not hold feature statistics: {error}") from error
-
-    @classmethod
-    def _of_arrays(cls, arrays: dict[str, np.ndarray]) -> "FeatureStatistics":
-        tensors = {name: torch.from_numpy(arrays[name]) for name in ("features", "pool_3", "logits") if name in arrays}
-        values = tensors.get("features", tensors.get("pool_3"))
-        features = None if values is None else Features(values, tensors.get("logits"))
-        space = str(arrays.get("space", ""))
-        if not {"mu", "sigma"} <= set(arrays):
-            if features is not None:
-                return cls.of(features, space)
-            raise ValueError(f"expected the arrays mu and sigma, or pool_3; got {', '.join(sorted(arrays)) or 'none'}")
-        mean, covariance = (torch.from_numpy(np.asarray(arrays[name], dtype=np.float64)) for name in ("mu", "sigma"))
-        count = int(arrays["n"]) if "n" in arrays else None
-        return cls(mean, covariance, count, space, features)

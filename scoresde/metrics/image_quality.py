@@ -173,14 +173,14 @@ def _squares(x: Tensor, y: Tensor, chunk: int) -> Iterator[Tensor]:
 # --- all metrics
 
 
-def check_metrics(names: Sequence[str], known: Iterable[str] = METRICS) -> tuple[str, ...]:
+def check_names(kind: str, names: Sequence[str], known: Iterable[str]) -> tuple[str, ...]:
     """Return the names as a tuple.
 
     Raises:
         ValueError: a name that is not among `known`.
     """
     if unknown := [name for name in names if name not in known]:
-        raise ValueError(f"unknown metric {unknown[0]!r}: expected {', '.join(known)}")
+        raise ValueError(f"unknown {kind} {unknown[0]!r}: expected {', '.join(known)}")
     return tuple(names)
 
 
@@ -212,7 +212,7 @@ def measure(
     Raises:
         ValueError: an unknown metric, different numbers of features, or too few samples.
     """
-    names = set(check_metrics(metrics))
+    names = set(check_names("metric", metrics, METRICS))
     device = "cpu" if torch.device(device).type == "mps" else device  # MPS has no float64
     data = y.features or y if isinstance(y, FeatureStatistics) else y
     x, data = x.to(device), data.to(device) if isinstance(data, Features) else data

@@ -99,11 +99,7 @@ class SlicedWasserstein:
 
 
 def sliced_wasserstein(
-    x: Tensor,
-    y: Tensor,
-    projections: int | Tensor = 128,
-    order: float = 2,
-    generator: torch.Generator | None = None,
+    x: Tensor, y: Tensor, projections: int | Tensor = 128, order: float = 2, generator: torch.Generator | None = None
 ) -> Tensor:
     """Return (mean over directions u of W_p(u x, u y)^p)^(1/p), W_p exact for any N and M; in the units of the state.
 
