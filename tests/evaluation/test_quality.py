@@ -17,7 +17,7 @@ from tests.conftest import normal
 
 def images_run(path):
     digits = {split: {"_target_": "scoresde.data.Digits", "split": split} for split in ("train", "validation", "test")}
-    config = OmegaConf.create({"data": {"shape": [1, 8, 8], "range": [0, 17], **digits}})
+    config = OmegaConf.create({"data": {"shape": [1, 8, 8], "range": [0, 17], **digits, "copy": digits["train"]}})
     return Run(None, Levels(17), config, path, ss.Uniform())
 
 
@@ -116,6 +116,7 @@ def test_states_are_compared_in_model_space(tmp_path):
         (lambda x: x / 0, {}, "the samples contain NaN or infinity"),
         (lambda x: x, {"metrics": ["fid"]}, "unknown metric 'fid'"),
         (lambda x: x, {"split": "all"}, "has no all data"),
+        (lambda x: x, {"split": "copy"}, "only 0 train images are not in the copy data too"),
     ],
 )
 def test_wrong_input(tmp_path, real, samples, settings, message):

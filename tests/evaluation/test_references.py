@@ -9,7 +9,7 @@ from scoresde.build import Run
 from scoresde.data import Levels
 from scoresde.evaluation import Reference, mixture_of_three
 from scoresde.evaluation.references import METRICS, data_states, describe, figures
-from scoresde.metrics import moments
+from scoresde.metrics import frechet_distance, moments
 from scoresde.samplers import DDIM, PredictorCorrector
 from tests.conftest import close, f64, normal, oracle, within
 
@@ -78,6 +78,8 @@ def test_images_are_compared_in_principal_components_of_the_training_data(tmp_pa
         ("sliced_wasserstein", "state"),
         ("mmd", "state"),
     ]
+    expected = frechet_distance(*moments(reference.features(samples)), *moments(reference.features(reference.states)))
+    assert rows[0][2].value == pytest.approx(float(expected))
     assert floor[0][2].high < rows[0][2].low
 
 
