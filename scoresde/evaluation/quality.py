@@ -155,7 +155,7 @@ def quality_of_states(
     def measured(x: Tensor, states: Tensor) -> dict[str, Figure]:
         to = replace(reference, states=states)
         rows = figures(x, to, settings.metrics, resamples, level, settings.seed)
-        return {name: Figure(name, found.value, 0.5 * (found.high - found.low), kind) for name, _, found in rows}
+        return {name: Figure(name, row.value, 0.5 * (row.high - row.low), kind) for name, _, row in rows}
 
     states, training = run.transform(samples.double()), reference.truth if settings.has_training_floor else None
     columns = _columns(settings, f"{settings.split} data", measured, states, training, reference.states)

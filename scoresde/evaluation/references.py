@@ -68,7 +68,7 @@ class Reference:
         """Draw n states and n draws for the floor from the marginal of a mixture at t_min, with its exact moments."""
         t = float64(sde.t_min)
         seeds = (step_seed(seed, i, "reference") for i in (0, 1))
-        states, truth = (mixture.sample(n, sde, t, torch.Generator().manual_seed(one)) for one in seeds)
+        states, truth = (mixture.sample(n, sde, t, torch.Generator().manual_seed(s)) for s in seeds)
         alpha, sigma = sde.alpha(t), sde.sigma(t)
         covariance = alpha**2 * mixture.covariance()
         covariance = covariance + sigma**2 * torch.eye(len(covariance), dtype=covariance.dtype)

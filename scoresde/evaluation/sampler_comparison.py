@@ -121,7 +121,7 @@ def compare(
     def rows_of(x: Tensor, **cost: Any) -> list[ComparisonRow]:
         shared = {**cost, "batch": batch, "n": len(x), "reference": reference.name}
         measured = figures(x, reference, metrics, resamples, level, seed)
-        return [ComparisonRow(metric=name, space=space, **vars(found), **shared) for name, space, found in measured]
+        return [ComparisonRow(metric=metric, space=space, **vars(value), **shared) for metric, space, value in measured]
 
     planned: list[tuple[str, int, int]] = []
     for name, build in samplers.items():

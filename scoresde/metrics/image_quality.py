@@ -56,9 +56,9 @@ def frechet(x: Tensor, y: Tensor | FeatureStatistics) -> Figure:
         ValueError: the numbers of features differ, or there are fewer than 2 samples.
     """
     if isinstance(y, FeatureStatistics):
-        given = y.mean.to(x.device), y.covariance.to(x.device)
-        value = frechet_distance(*moments(x), *given)
-        error = (frechet_influence(x, *given).var() / len(x)).sqrt()
+        exact = y.mean.to(x.device), y.covariance.to(x.device)
+        value = frechet_distance(*moments(x), *exact)
+        error = (frechet_influence(x, *exact).var() / len(x)).sqrt()
         return Figure("frechet_distance", float(value), float(error), "standard error, for fixed statistics")
     value = frechet_distance(*moments(flatten_pair(x, y)[0]), *moments(y))
     return Figure("frechet_distance", float(value), float(frechet_stderr(x, y)), "standard error")

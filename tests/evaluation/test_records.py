@@ -12,15 +12,7 @@ import torch
 
 from scoresde.build import CONFIG
 from scoresde.evaluation import records
-from scoresde.evaluation.records import (
-    METRICS,
-    append_metrics,
-    commit,
-    digest,
-    keep_per_sample,
-    load_per_sample,
-    provenance,
-)
+from scoresde.evaluation.records import METRICS, append_metrics, commit, keep_per_sample, load_per_sample, provenance
 from scoresde.training.trainer import CHECKPOINT
 
 
@@ -56,7 +48,6 @@ def test_provenance_has_the_digests_of_the_files_of_the_run_and_the_versions(tmp
     for content in (b"one", b"other"):
         (tmp_path / CHECKPOINT).write_bytes(content)
         assert provenance(tmp_path)["checkpoint"] == hashlib.sha256(content).hexdigest()
-    assert digest(tmp_path / "missing") is None
 
 
 def test_the_commit_of_a_checkout_tells_whether_its_files_have_changes(tmp_path):

@@ -2,16 +2,15 @@
 
 import pytest
 import torch
-from omegaconf import OmegaConf
 
 import scoresde as ss
-from scoresde.build import Run
 from scoresde.data import Levels
 from scoresde.evaluation import Reference, mixture_of_three
-from scoresde.evaluation.references import METRICS, data_states, describe, figures
+from scoresde.evaluation.references import data_states, describe, figures
 from scoresde.metrics import frechet_distance, moments
 from scoresde.samplers import DDIM, PredictorCorrector
-from tests.conftest import close, f64, normal, oracle, within
+from tests.conftest import close, f64, oracle, within
+from tests.evaluation.runs import digits_run
 
 SDE = ss.VP()
 
@@ -34,26 +33,12 @@ def test_the_reference_has_the_moments_of_the_marginal_and_an_independent_floor(
     assert abs(float((reference.states * reference.truth).mean() - mean.square().mean())) < 0.02
 
 
-def test_figures_lie_in_their_intervals_in_the_order_of_the_metrics():
-    """Their values are compared with the metrics in test_sampler_comparison."""
-    reference = Reference.of_mixture(mixture_of_three(), SDE, 300)
-    intervals = {metric: interval for metric, _, interval in figures(normal(200, 3), reference, list(METRICS), 10)}
-    assert list(intervals) == list(METRICS)
-    assert all(interval.low < interval.value < interval.high for interval in intervals.values())
-
-
 # --- the data of a run
-
-
-def a_run(tmp_path, **data):
-    digits = {split: {"_target_": "scoresde.data.Digits", "split": split} for split in ("train", "test")}
-    config = OmegaConf.create({"data": {**digits, "validation": None, **data}})
-    return Run(oracle((1, 8, 8)).score_model(SDE), Levels(17), config, tmp_path, ss.Uniform())
 
 
 def test_states_are_dequantised_and_transformed_as_in_training(tmp_path):
     test = torch.stack(list(ss.data.Digits("test")))
-    run = a_run(tmp_path)
+    run = digits_run(tmp_path)
     states = data_states(run, "test", 5000)
     assert torch.equal(Levels(17).quantise(states), test.double())
     within((Levels(17).inverse(states) - test).reshape(-1, 1), torch.tensor([0.5]))
@@ -61,14 +46,14 @@ def test_states_are_dequantised_and_transformed_as_in_training(tmp_path):
     assert not torch.equal(data_states(run, "test", 5000, seed=1), states)
     assert torch.equal(Levels(17).quantise(data_states(run, "test", 3)), test[[0, 148, 296]].double())
     scaled = {"transform": {"_target_": "scoresde.data.Affine", "scale": 0.125}, "dequantization": None}
-    close(data_states(a_run(tmp_path, training=scaled), "test", 5000), test.double() / 8)
+    close(data_states(digits_run(tmp_path, training=scaled), "test", 5000), test.double() / 8)
 
 
 def test_images_are_compared_in_principal_components_of_the_training_data(tmp_path):
-    reference = Reference.of_run(a_run(tmp_path), 100)
+    reference = Reference.of_run(digits_run(tmp_path), 100)
     assert (str(reference.features), reference.name) == ("pca-32", "297 of test data")
     assert (reference.floor, len(reference.truth)) == ("training data", 100)
-    covariance = moments(reference.features(data_states(a_run(tmp_path), "train", 5000, seed=297)))[1]
+    covariance = moments(reference.features(data_states(digits_run(tmp_path), "train", 5000, seed=297)))[1]
     assert float((covariance - covariance.diagonal().diag()).abs().max()) < 1e-9
     rough = PredictorCorrector(DDIM(), steps=3, grid="uniform_log_snr")
     samples = rough(oracle((1, 8, 8)).score_model(SDE), shape=(100, 1, 8, 8), seeds=range(100)).x
@@ -85,7 +70,7 @@ def test_images_are_compared_in_principal_components_of_the_training_data(tmp_pa
 
 def test_missing_or_too_little_data_is_named(tmp_path):
     with pytest.raises(ValueError, match=r"has no validation data: set data.validation in its config.yaml"):
-        Reference.of_run(a_run(tmp_path), 100, "validation")
+        Reference.of_run(digits_run(tmp_path, validation=None), 100, "validation")
     few = {"_target_": "scoresde.data.Toy2D", "n": 3}
     with pytest.raises(ValueError, match=r"the test data of .* has 3 samples: expected at least 4"):
-        Reference.of_run(a_run(tmp_path, test=few), 100)
+        Reference.of_run(digits_run(tmp_path, test=few), 100)

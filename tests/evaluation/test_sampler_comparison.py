@@ -73,18 +73,11 @@ def test_evaluations_and_backward_passes_are_counted_and_within_the_budget(model
         "pc": of(Ancestral(), Langevin(), denoise_final=True),
     }
     rows = compare(model, samplers, [7, 12], reference, ["mean_error"], **TINY)
+    steps = {"ddim": (7, 12), "denoised": (6, 11), "heun": (3, 6), "third": (2, 4), "pc": (3, 5)}
+    nfe = {"ddim": (7, 12), "denoised": (7, 12), "heun": (6, 12), "third": (6, 12), "pc": (7, 11)}
     assert [(row.sampler, row.budget, row.steps, row.nfe) for row in rows] == [
         ("exact draws", None, None, 0),
-        ("ddim", 7, 7, 7),
-        ("ddim", 12, 12, 12),
-        ("denoised", 7, 6, 7),
-        ("denoised", 12, 11, 12),
-        ("heun", 7, 3, 6),
-        ("heun", 12, 6, 12),
-        ("third", 7, 2, 6),
-        ("third", 12, 4, 12),
-        ("pc", 7, 3, 7),
-        ("pc", 12, 5, 11),
+        *((name, budget, steps[name][i], nfe[name][i]) for name in samplers for i, budget in enumerate((7, 12))),
     ]
     assert all(row.seconds > 0 for row in rows[1:])
     assert {row.backward for row in rows} == {0}
@@ -93,14 +86,15 @@ def test_evaluations_and_backward_passes_are_counted_and_within_the_budget(model
     assert table(rows)[2][:2] == ["ddim", "8 + 4 backward"]
 
 
-def test_figures_are_those_of_the_samples_for_any_batches(model, reference):
-    build, metrics = of(Ancestral()), list(METRICS)
+def test_figures_are_those_of_the_samples_for_any_batches(mixture, model):
+    build, metrics, reference = of(Ancestral()), list(METRICS), Reference.of_mixture(mixture, ss.VP(), 60)
     x = build(5)(model, shape=(16, 3), seeds=range(3, 19)).x
     whole = compare(model, {"a": build}, [5], reference, metrics, **TINY, seed=3)
     parts = compare(model, {"a": build}, [5], reference, metrics, **{**TINY, "batch_size": 5}, seed=3)
     assert [row.metric for row in whole] == metrics * 2
     assert [row.value for row in whole] == pytest.approx([row.value for row in parts], rel=1e-4)
     assert {row.batch for row in parts} == {5}
+    assert all(row.low < row.value < row.high for row in whole)
     values = {row.metric: row.value for row in whole[6:]}
     for metric, expected in {
         "sliced_wasserstein": sliced_wasserstein(x, reference.states, reference.directions),

@@ -39,11 +39,6 @@ def test_mmd_of_gaussians_is_unbiased():
     within(torch.stack(draws)[:, None], f64(expected))
 
 
-def test_the_energy_distance_of_two_points_is_twice_their_distance():
-    zeros = torch.zeros(5, 2)
-    assert float(energy_distance(zeros, zeros + f64(3.0, 4.0))) == pytest.approx(10.0)
-
-
 def test_default_bandwidths_are_multiples_of_the_median_distance_in_y():
     x, y = normal(50, 2, seed=1) + 1, normal(300, 2)
     bandwidths = f64(*median_bandwidths(y))
