@@ -54,7 +54,7 @@ from torch import Tensor, nn
 import scoresde as ss
 from scoresde.build import build_model
 from scoresde.cli import config_directory
-from scoresde.metrics.vectors import energy_distance, sliced_wasserstein
+from scoresde.metrics import energy_distance, sliced_wasserstein
 from scoresde.process_settings import tune_process
 from scoresde.random_stream import RandomStream
 from scoresde.samplers import (

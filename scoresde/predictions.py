@@ -221,5 +221,5 @@ def resolve(prediction: str | Prediction) -> Prediction:
     if not isinstance(prediction, str):
         raise TypeError(f"prediction must be a name or a Prediction instance; got {type(prediction).__name__}")
     if prediction not in NAMES:
-        raise ValueError(f"unknown prediction type {prediction!r}; expected one of {', '.join(NAMES)}")
+        raise ValueError(f"prediction must be one of {', '.join(NAMES)}; got {prediction!r}")
     return NAMES[prediction]()

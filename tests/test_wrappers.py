@@ -10,7 +10,7 @@ from torch.utils.data import TensorDataset
 import scoresde as ss
 from scoresde import bounds, losses, samplers
 from scoresde.editing import interpolate, perturb_and_denoise
-from scoresde.evaluation.generation import describe
+from scoresde.evaluation.resumable import describe
 from scoresde.thresholding import Clipped, DynamicThresholding
 from scoresde.training.trainer import Trainer
 from scoresde.views import Pair

@@ -1,4 +1,4 @@
-"""Measurements of a run: its likelihood with its errors, the quality of its samples, its samplers side by side."""
+"""Evaluation of a run: its likelihood with errors, the quality of its samples, a comparison of samplers."""
 
 from scoresde.evaluation.dataset_likelihood import Budget, DatasetLikelihood, Estimate, evaluate_likelihood
 from scoresde.evaluation.generation import DrawnSamples, draw_samples

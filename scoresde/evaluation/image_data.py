@@ -1,4 +1,4 @@
-"""Images of a run: samples as the levels they would be stored as, and the features of its data, kept in files."""
+"""Images of a run: samples as stored levels, features shared among processes, and cached statistics of its data."""
 
 from pathlib import Path
 
@@ -6,11 +6,12 @@ import torch
 from torch import Tensor
 
 from scoresde.build import Run, instantiate
-from scoresde.evaluation.references import FEWEST, data_items, spaced
-from scoresde.evaluation.resumable import store
-from scoresde.evaluation.trained_classifier import shared_extract
+from scoresde.evaluation.references import data_items, evenly_spaced
+from scoresde.evaluation.resumable import directory_for
 from scoresde.metrics.feature_statistics import FeatureStatistics
-from scoresde.metrics.features import FeatureSpace, Span
+from scoresde.metrics.features import Features, FeatureSpace, Span, extract
+from scoresde.metrics.intervals import FEWEST
+from scoresde.progress import progress_bar
 from scoresde.training import distributed
 from scoresde.training.checkpoint import replace_atomically
 
@@ -18,41 +19,46 @@ STATISTICS = "statistics"
 
 
 def is_of_images(run: Run) -> bool:
-    """Whether the run's states are images (C, H, W)."""
+    """Return whether the states of the run are images (C, H, W)."""
     return len(run.config.data.shape) == 3
 
 
 def span_of(run: Run) -> Span:
-    """The values of black and white in a run's data: of grey levels [low, high), the first and the last level.
+    """Return the values of black and white in a run's data: of grey levels [low, high), the first and the last level.
 
     Raises:
-        ValueError: a run whose configuration does not name the range.
+        ValueError: the configuration does not set the range of the data.
     """
     if (bounds := run.config.data.get("range")) is None:
-        raise ValueError(
-            f"a range of the images' values expected: set data.range=[low, high] in {run.path}/config.yaml"
-        )
+        raise ValueError(f"the range of the images is unknown: set data.range=[low, high] in {run.path}/config.yaml")
     low, high = map(float, bounds)
     return (low, high) if run.dequantization is None else (low, high - 1)
 
 
 def to_levels(run: Run, samples: Tensor) -> Tensor:
-    """Samples in data units (N, C, H, W) as the levels that they would be stored as, float32, clipped to the data's.
+    """Return samples in data units (N, C, H, W) as the levels they would be stored as, float32, clipped to the range.
 
-    A dequantised level k is the interval [k, k + 1): its samples are rounded down. A network that was trained on the
-    levels themselves, with a scaling of its own, gives the levels: its samples are rounded to the nearest one. Whole
-    numbers of an integer dtype are levels already, and continuous data stays as it is.
+    A dequantised level k covers [k, k + 1), so samples are rounded down. A network trained on the levels themselves,
+    scaled by `data.training.transform`, generates levels, so samples are rounded to the nearest one. Integer dtypes
+    hold levels already. Continuous data is returned unchanged, as float32.
     """
     if run.dequantization is None:
         return samples.float()
     black, white = span_of(run)
-    if samples.is_floating_point():
-        if run.trained_on_levels:
-            scaling = instantiate(run.config.data.training.transform)
-            samples = scaling.inverse(run.transform(samples.double())).round()
-        else:
-            samples = samples.floor()
-    return samples.clamp(black, white).float()
+    if run.trained_on_levels and samples.is_floating_point():
+        scaling = instantiate(run.config.data.training.transform)
+        samples = scaling.inverse(run.transform(samples.double())).round()
+    return samples.floor().clamp(black, white).float()
+
+
+def shared_extract(
+    space: FeatureSpace, images: Tensor, span: Span, batch_size: int, device: torch.device | str, progress: bool = False
+) -> Features:
+    """Extract features (see `metrics.features.extract`) with the batches shared among processes; return all in each."""
+    batches, processes = images.split(batch_size), distributed.size()
+    own = progress_bar(batches[distributed.rank() :: processes], title="features", unit="batch", shown=progress)
+    shares = distributed.gather([extract(space, batch, span, batch_size, device) for batch in own])
+    return Features.cat([shares[i % processes][i // processes] for i in range(len(batches))])
 
 
 def data_statistics(
@@ -67,44 +73,43 @@ def data_statistics(
     device: torch.device | str = "cpu",
     progress: bool = False,
 ) -> FeatureStatistics:
-    """The statistics of a split of a run's images with their features, from a file if they were needed before.
+    """Return the statistics of a split of a run's images with their features, cached in a file.
 
-    The file is named by the split, and by a hash of its configuration and of the feature space: where the images behind
-    a configuration change, take it away.
+    The file name contains the split and a hash of its configuration and of the feature space: delete the file if the
+    images change while the configuration stays the same.
 
     Args:
-        run, split, trust: whose data.
-        space: what it is measured in.
-        directory: of the file, `<run>/statistics` unless given.
-        most: so many at most, evenly spaced in the split; all of it unless given.
-        without: another split whose images are left out.
-        batch_size, device: of the extraction, which processes share.
+        run, split, trust: identify the data.
+        space: the feature space.
+        directory: of the file; by default `<run>/statistics`.
+        most: largest number of images, evenly spaced in the split; by default all.
+        without: exclude images that also occur in this split.
+        batch_size, device: of the feature extraction, which processes share.
         progress: show a progress bar.
 
     Raises:
-        ValueError: no such split, or fewer than four images.
+        ValueError: the run has no such split, or there are fewer than 4 images.
     """
     names = [split] if without is None else [split, without]
-    described = [*(str(run.config.data.get(name)) for name in names), space.name, space.digest, most]
-    path = store((directory or run.path / STATISTICS) / split, described).with_suffix(".npz")
-    if distributed.gather(path.is_file())[0]:  # one answer for all: the work after it is shared
+    settings = [*(str(run.config.data.get(name)) for name in names), space.name, space.digest, most]
+    path = directory_for((directory or run.path / STATISTICS) / split, settings).with_suffix(".npz")
+    if distributed.gather(path.is_file())[0]:  # all processes follow the first: the extraction is shared
         return FeatureStatistics.load(path)
     images = _images(run, split, most, without, trust)
-    found = FeatureStatistics.of(shared_extract(space, images, span_of(run), batch_size, device, progress), space.name)
+    features = shared_extract(space, images, span_of(run), batch_size, device, progress)
+    statistics = FeatureStatistics.of(features, space.name)
     if distributed.rank() == 0:
-        replace_atomically(path, found.save)
-    return found
+        replace_atomically(path, statistics.save)
+    return statistics
 
 
 def _images(run: Run, split: str, most: int | None, without: str | None, trust: tuple[str, ...]) -> Tensor:
-    """The images of a split, at most so many, none of them in the other split."""
-    images = data_items(run, split, None if without is not None else most, trust)
-    if without is not None:
-        others = {image.numpy().tobytes() for image in data_items(run, without, None, trust)}
-        images = images[torch.tensor([image.numpy().tobytes() not in others for image in images], dtype=torch.bool)]
-        if len(images) < FEWEST:
-            raise ValueError(
-                f"{split} data beside the {without} data expected; all but {len(images)} of its images are in that too "
-                "(floors=[halves] does without)"
-            )
-    return images if most is None else images[spaced(len(images), most)]
+    """Return at most `most` images of a split that do not occur in the split `without`."""
+    if without is None:
+        return data_items(run, split, most, trust)
+    images = data_items(run, split, None, trust)
+    excluded = {image.numpy().tobytes() for image in data_items(run, without, None, trust)}
+    images = images[torch.tensor([image.numpy().tobytes() not in excluded for image in images], dtype=torch.bool)]
+    if len(images) < FEWEST:
+        raise ValueError(f"only {len(images)} {split} images are not in the {without} data too: set floors=[halves]")
+    return images if most is None else images[evenly_spaced(len(images), most)]

@@ -1,18 +1,16 @@
-"""Results on disk: the lines of a run's `metrics.jsonl`, and where each came from.
+"""Results on disk: the lines of a run's `metrics.jsonl`, each with the provenance needed to reproduce it.
 
-Every line is a JSON object: a figure, or several, with its `kind`, its `seed` and its number of samples `n`, and under
-`provenance` what one needs to have it again:
+Every line is a JSON object: one or several figures, with `kind`, `seed`, the number of samples `n`, and `provenance`:
 
     date           UTC, ISO 8601
-    version        of this package; commit: of its checkout, "-dirty" with changes that are in no commit, null where
-                   there is none
+    version        of this package, null if it is not installed
+    commit         of its checkout, with "-dirty" for uncommitted changes; null outside a checkout
     python, torch, numpy
-    device         its name, and the accelerator's
-    config, checkpoint    SHA-256 of the run's files, null where there is none
-    processes      that shared the work
+    device         type and name of the accelerator
+    config, checkpoint    SHA-256 of the files of the run, null if missing
+    processes      number of processes that shared the work
 
-The likelihood of each sample of a split, of which a line has the mean, is in `per_sample/<split>.npz`, the last one
-computed.
+`per_sample/<split>.npz` holds the likelihood of each sample of a split, from the last evaluation.
 """
 
 import functools
@@ -39,18 +37,18 @@ from scoresde.training.trainer import CHECKPOINT
 METRICS = "metrics.jsonl"
 PER_SAMPLE = "per_sample"
 PACKAGE = Path(__file__).resolve().parents[1]
-PATIENCE = 10.0  # seconds for git
+PATIENCE = 10.0  # seconds, for git
 
 
 def append_metrics(run: Path, row: dict[str, Any], device: torch.device | str = "cpu") -> Path:
-    """Add a line to the run's `metrics.jsonl`, with its provenance.
+    """Append a line with its provenance to the `metrics.jsonl` of a run, and return the path of that file.
 
-    In one write: commands at the same time do not lose each other's.
+    The line is written in a single call, so that concurrent commands do not overwrite each other's lines.
 
     Args:
-        run: its directory.
-        row: JSON-able; with `seed` and `n` where anything was drawn. A `provenance` of its own stays.
-        device: that the figures were computed on.
+        run: directory of the run.
+        row: JSON-able; with `seed` and `n` if anything was drawn. An existing `provenance` is kept.
+        device: on which the figures were computed.
     """
     row = row if "provenance" in row else {**row, "provenance": provenance(run, device)}
     line = f"{json.dumps(row)}\n".encode()
@@ -62,22 +60,22 @@ def append_metrics(run: Path, row: dict[str, Any], device: torch.device | str = 
 
 
 def keep_per_sample(run: Path, split: str, values: Tensor) -> Path:
-    """Keep the likelihood (N,) of each sample of a split, in the order of the split: the array `values` of an .npz."""
+    """Store the likelihood (N,) of each sample of a split, in its order, as the array `values` of an .npz file."""
     path = run / PER_SAMPLE / f"{split}.npz"
 
     def write(temporary: Path) -> None:
         with open(temporary, "wb") as file:
             np.savez(file, values=values.detach().cpu().double().numpy())
 
-    replace_atomically(path, write, alone=False)  # jobs of a sweep may measure the same run
+    replace_atomically(path, write, alone=False)  # jobs of a sweep may evaluate the same run
     return path
 
 
 def load_per_sample(run: Path, split: str) -> np.ndarray | None:
-    """What `keep_per_sample` kept of a split, float64 (N,); None if nothing was.
+    """Load the likelihoods that `keep_per_sample` stored for a split, float64 (N,); None if there are none.
 
     Raises:
-        ValueError: a file that is something else.
+        ValueError: the file is damaged or holds something else.
     """
     path = run / PER_SAMPLE / f"{split}.npz"
     if not path.is_file():
@@ -86,14 +84,15 @@ def load_per_sample(run: Path, split: str) -> np.ndarray | None:
         with np.load(path, allow_pickle=False) as file:
             values = file["values"]
     except (ValueError, KeyError, TypeError, EOFError, OSError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path} is no likelihood of samples; `scoresde bpd` writes it anew ({error})") from error
+        raise ValueError(f"{path} does not hold likelihoods ({error}): run `scoresde bpd` to write it again") from error
     if values.ndim != 1 or values.dtype != np.float64:
-        raise ValueError(f"values (N,) in float64 in {path} expected; got {values.dtype} {values.shape}")
+        raise ValueError(f"{path} must hold float64 values (N,); got {values.dtype} {values.shape}")
     return values
 
 
 def provenance(run: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
-    """Where a figure of a run came from; see the module."""
+    """Return what is needed to reproduce a figure of a run; see the module."""
+    device = torch.device(device)
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "version": _version(),
@@ -101,7 +100,7 @@ def provenance(run: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "numpy": np.__version__,
-        "device": _device_name(device),
+        "device": f"cuda: {torch.cuda.get_device_name(device)}" if device.type == "cuda" else device.type,
         "config": digest(run / CONFIG),
         "checkpoint": digest(run / CHECKPOINT),
         "processes": distributed.size(),
@@ -118,17 +117,16 @@ def _version() -> str | None:
 
 @functools.cache
 def commit(root: Path = PACKAGE.parent) -> str | None:
-    """The commit of a checkout of this package, "-dirty" if its files are others; None if it is no checkout.
+    """Return the commit of a checkout, with "-dirty" if the package or `conf` has changes; None outside a checkout.
 
     Args:
-        root: the directory above the package, which is the top of the checkout: a repository that somebody else's
-            environment lies in is not asked.
+        root: top of the checkout. A repository further up, which merely contains the environment, is not used.
     """
     if not (root / ".git").exists():
         return None
 
     def git(*arguments: str) -> str:
-        environment = {**os.environ, "GIT_OPTIONAL_LOCKS": "0"}  # reads, and leaves the index as it is
+        environment = {**os.environ, "GIT_OPTIONAL_LOCKS": "0"}  # read only: do not refresh the index
         command = ["git", "-C", str(root), *arguments]
         done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=True, env=environment)
         return done.stdout.strip()
@@ -141,22 +139,14 @@ def commit(root: Path = PACKAGE.parent) -> str | None:
 
 
 def digest(path: Path) -> str | None:
-    """SHA-256 of a file, None if there is none; read again only when it has changed."""
+    """Return the SHA-256 of a file, None if it is missing; an unchanged file is read once only."""
     try:
         status = path.stat()
+        return _digest(path.resolve(), status.st_mtime_ns, status.st_size)
     except OSError:
         return None
-    return _digest(path.resolve(), status.st_mtime_ns, status.st_size)
 
 
 @functools.lru_cache(maxsize=64)
-def _digest(path: Path, _modified: int, _size: int) -> str | None:
-    try:
-        return file_sha256(path)
-    except OSError:
-        return None
-
-
-def _device_name(device: torch.device | str) -> str:
-    device = torch.device(device)
-    return f"{device.type}: {torch.cuda.get_device_name(device)}" if device.type == "cuda" else device.type
+def _digest(path: Path, _modified: int, _size: int) -> str:
+    return file_sha256(path)

@@ -1,86 +1,101 @@
-"""Long evaluations in pieces: each done once, kept on disk until all are there, shared among processes.
+"""Long evaluations in parts that are shared among processes, and resumed after an interruption.
 
-A piece is a name and a function without arguments that returns what JSON can hold: named lists of numbers, say. Pieces
-are independent of each other, so that neither the number of processes nor an interruption changes a result. Those
-finished wait in a directory of their own; when the evaluation is complete the directory goes.
+A part is a function without arguments that returns JSON-able data, such as named lists of numbers. Parts do not depend
+on each other, so neither the number of processes nor an interruption changes a result. Finished parts are stored in a
+directory named by a hash of all settings of the evaluation, which is removed when the evaluation is complete.
 """
 
 import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterable, Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from scoresde.progress import progress_bar
-from scoresde.sdes import SDE
+from scoresde.protocols import Model, Transform
 from scoresde.training import distributed
 from scoresde.training.checkpoint import replace_atomically
 from scoresde.training.trainer import Interrupted
 
 Numbers = dict[str, Any]
-Piece = Callable[[], Numbers]
+Part = Callable[[], Numbers]
 
 
-def store(parent: Path, description: Any) -> Path:
-    """The directory of the evaluation that a JSON-able description stands for."""
-    text = json.dumps(description, sort_keys=True, default=str)
+def evaluate(parts: Mapping[str, Part], directory: Path, label: str, progress: bool) -> dict[str, Numbers]:
+    """Return the results of all parts, in every process.
+
+    Args:
+        parts: by name; the names become file names. With P processes, each evaluates every P-th part.
+        directory: stores finished parts until all are complete.
+        label: title of the progress bar.
+        progress: show the progress bar.
+
+    Raises:
+        Interrupted: Ctrl-C; finished parts stay stored.
+    """
+    own = dict(list(parts.items())[distributed.rank() :: distributed.size()])
+    results: dict[str, Numbers] = {}
+    with progress_bar(total=len(own), title=label, unit="part", shown=progress) as bar:
+        try:
+            for name, part in own.items():
+                results[name] = _load_or_evaluate(part, directory / f"{name}.json")
+                bar.update()
+        except KeyboardInterrupt as stop:
+            done = f"stopped after {len(results)} of {len(own)} parts"
+            raise Interrupted(f"{done}; run the same command again to resume") from stop
+    gathered = {name: numbers for share in distributed.gather(results) for name, numbers in share.items()}
+    if distributed.rank() == 0:
+        shutil.rmtree(directory, ignore_errors=True)
+    return {name: gathered[name] for name in parts}
+
+
+def _load_or_evaluate(part: Part, path: Path) -> Numbers:
+    """Return the stored result of a part, or evaluate and store it."""
+    if path.is_file():
+        return json.loads(path.read_text())
+    numbers = part()
+    text = json.dumps(numbers)  # float64 values are read back exactly
+    replace_atomically(path, lambda file: file.write_text(text))
+    return numbers
+
+
+# --- what identifies an evaluation
+
+
+def directory_for(parent: Path, settings: Any) -> Path:
+    """Return the subdirectory named by a hash of JSON-able settings."""
+    text = json.dumps(settings, sort_keys=True, default=str)
     return parent / hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
-def digest(tensors: Iterable[Tensor], text: str) -> str:
-    """What stands for the values of some tensors, and a text."""
-    found = hashlib.blake2b(digest_size=16)
-    for tensor in tensors:
-        found.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    found.update(text.encode())
-    return found.hexdigest()
+def fingerprint(model: Model, transform: Transform, tensors: Iterable[Tensor] = ()) -> str:
+    """Return a hash of a model (weights, SDE, attributes), its transform and further tensors."""
+    times = torch.linspace(model.sde.t_min, model.sde.t_max, 17, dtype=torch.float64)
+    path = (times, model.sde.alpha(times), model.sde.sigma(times))
+    weights = model.state_dict().values() if isinstance(model, nn.Module) else ()
+    hashed = hashlib.blake2b(f"{describe(model)} {transform} {model.sde.prior_std}".encode(), digest_size=16)
+    for tensor in chain(weights, path, tensors):
+        hashed.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return hashed.hexdigest()
 
 
-def path_of(sde: SDE) -> tuple[Tensor, Tensor, Tensor]:
-    """What stands for a path: some times, and alpha and sigma there."""
-    times = torch.linspace(sde.t_min, sde.t_max, 17, dtype=torch.float64)
-    return times, sde.alpha(times), sde.sigma(times)
+def describe(part: object) -> str:
+    """Return JSON of an object: its class and its public attributes, recursively.
 
-
-def evaluate(pieces: Mapping[str, Piece], directory: Path, label: str, progress: bool) -> dict[str, Numbers]:
-    """The numbers of all pieces, in each process.
-
-    Args:
-        pieces: by name; the names are those of files. Each process does every size-th of them.
-        directory: where those finished are kept until the end.
-        label: of the progress bar.
-        progress: show one.
-
-    Raises:
-        Interrupted: Ctrl-C; what is finished is kept.
+    Modules are described by attributes and children without weights, functions by name.
     """
-    mine = dict(list(pieces.items())[distributed.rank() :: distributed.size()])
-    found: dict[str, Numbers] = {}
-    bar = progress_bar(total=len(mine), title=label, unit="piece", shown=progress)
-    with bar:
-        try:
-            for name, piece in mine.items():
-                found[name] = _once(piece, directory / f"{name}.json")
-                bar.update()
-        except KeyboardInterrupt as stop:
-            raise Interrupted(
-                f"stopped after {len(found)} of {len(mine)} pieces; the same command goes on from there"
-            ) from stop
-    gathered = {name: numbers for part in distributed.gather(found) for name, numbers in part.items()}
-    if distributed.rank() == 0:
-        shutil.rmtree(directory, ignore_errors=True)
-    return {name: gathered[name] for name in pieces}
+    return json.dumps(part, default=_attributes, sort_keys=True)
 
 
-def _once(piece: Piece, path: Path) -> Numbers:
-    """What the piece returns, or returned before."""
-    if path.is_file():
-        return json.loads(path.read_text())
-    numbers = piece()
-    text = json.dumps(numbers)  # Python writes float64 so that it reads back the same
-    replace_atomically(path, lambda file: file.write_text(text))
-    return numbers
+def _attributes(part: object) -> object:
+    if isinstance(part, Tensor):
+        return part.tolist()
+    attributes = {key: value for key, value in getattr(part, "__dict__", {}).items() if key[0] != "_"}
+    children = dict(part.named_children()) if isinstance(part, nn.Module) else {}
+    name = getattr(part, "__qualname__", type(part).__qualname__)
+    return {"_type": f"{getattr(part, '__module__', '')}.{name}", **attributes, **children}

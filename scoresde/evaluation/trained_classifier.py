@@ -1,4 +1,8 @@
-"""Feature spaces that are made here at their first use, and the features of many images, shared among processes."""
+"""A small convolutional classifier, trained at its first use: a feature space that needs no download.
+
+Four convolutions (the second and the last halve the resolution), a layer of features, and the classes. Trained with
+cross entropy and Adam. The same seed gives the same network on the same machine.
+"""
 
 from collections.abc import Sequence
 from functools import cached_property
@@ -6,29 +10,29 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from scoresde.evaluation.records import digest
-from scoresde.metrics.classifier import SmallCNN, train_classifier
-from scoresde.metrics.features import ClassifierFeatures, Features, FeatureSpace, Span, extract
+from scoresde.metrics.features import ClassifierFeatures, Features, Span, to_unit
 from scoresde.progress import progress_bar
 from scoresde.training import checkpoint, distributed
 
 
 class TrainedClassifier:
-    """The features of a small classifier: trained at the first use, kept in a file, and read from there afterwards.
+    """The features of a small classifier, trained and saved to a file at the first use, and loaded from it later.
 
-    Under torchrun the first process trains, and the others wait for it.
+    Under torchrun the first process trains while the other ones wait.
 
     Args:
-        path: of the file, safetensors.
+        path: of the safetensors file.
         train, test: datasets of (image, label).
-        span: the values of black and white in them.
-        training: arguments of `metrics.classifier.train_classifier`.
+        span: the values of black and white.
+        training: arguments of `train_classifier`.
 
     Raises:
-        ValueError: at the first use, a file that is no such classifier, or one trained with other settings.
+        ValueError: at the first use, the file is not a classifier or was trained with other settings.
     """
 
     def __init__(self, path: str | Path, train: Dataset, test: Dataset, span: Sequence[float], **training: Any):
@@ -39,41 +43,32 @@ class TrainedClassifier:
 
     @cached_property
     def classifier(self) -> ClassifierFeatures:
-        """The space itself."""
+        """The feature space, trained if its file is missing."""
+        settings = {**self.training, "span": list(self.span), "n": len(self.train)}  # type: ignore[arg-type]
         if distributed.rank() == 0 and not self.path.is_file():
-            self._train()
+            self._train(settings)
             self.is_new = True
-        distributed.gather(None)  # the others wait for the file
+        distributed.gather(None)  # wait for the file
         groups, info = checkpoint.load(self.path)
         if "arguments" not in info or "accuracy" not in info:
-            raise ValueError(f"{self.path} is no classifier of this library: take it away, and it is trained anew")
-        if info["training"] != self._settings:
-            raise ValueError(
-                f"{self.path} holds a classifier trained with {info['training']}, {self._settings} expected: choose "
-                "another path, or take it away and it is trained anew"
-            )
+            raise ValueError(f"{self.path} is not a classifier of this library: delete it to train one")
+        if info["training"] != settings:
+            trained = f"{self.path} holds a classifier trained with {info['training']}, expected {settings}"
+            raise ValueError(f"{trained}: choose another path, or delete the file to train it again")
         network = SmallCNN(**info["arguments"])
         network.load_state_dict(groups["classifier"])
-        description = f"a classifier, {100 * info['accuracy']:.1f}% of {info['tested']} test images right; {self.path}"
+        description = f"classifier, {100 * info['accuracy']:.1f}% of {info['tested']} test images correct; {self.path}"
         return ClassifierFeatures(network, self.path.stem, digest(self.path), description)
 
-    @property
-    def _settings(self) -> dict[str, Any]:
-        return {**self.training, "span": list(self.span), "n": len(self.train)}  # type: ignore[arg-type]
-
-    def _train(self) -> None:
+    def _train(self, settings: dict[str, Any]) -> None:
         network, accuracy = train_classifier(self.train, self.test, self.span, progress=self.progress, **self.training)
-        info = {
-            "arguments": network.arguments,
-            "accuracy": accuracy,
-            "tested": len(self.test),  # type: ignore[arg-type]
-            "training": self._settings,
-        }
+        tested = len(self.test)  # type: ignore[arg-type]
+        info = {"arguments": network.arguments, "accuracy": accuracy, "tested": tested, "training": settings}
         checkpoint.save(self.path, {"classifier": network.state_dict()}, info)
 
     @property
     def name(self) -> str:
-        """The file's name with its digest."""
+        """Name of the file with its digest."""
         return self.classifier.name
 
     @property
@@ -83,28 +78,109 @@ class TrainedClassifier:
 
     @property
     def description(self) -> str:
-        """How well it does, and where it is."""
+        """Accuracy and path of the classifier, and whether this command trained it."""
         return f"{self.classifier.description}{', trained just now' if self.is_new else ''}"
 
     def __call__(self, images: Tensor, span: Span) -> Features:
-        """Features (N, D) and logits (N, K)."""
+        """Return features (N, D) and logits (N, K)."""
         return self.classifier(images, span)
 
 
-def shared_extract(
-    space: FeatureSpace,
-    images: Tensor,
+class SmallCNN(nn.Module):
+    """A classifier that returns (features (N, D), logits (N, K)) of images (N, C, H, W) in [0, 1].
+
+    `train_classifier` scales the features to mean square 1, the scale that the kernel of KID assumes.
+
+    Args:
+        shape: (C, H, W), with at least 4 pixels a side.
+        classes: K.
+        width: channels of the first convolution; the other ones have twice as many.
+        features: D.
+
+    Raises:
+        ValueError: the images are too small, or there are fewer than 2 classes.
+    """
+
+    scale: Tensor
+
+    def __init__(self, shape: Sequence[int], classes: int, width: int = 32, features: int = 64):
+        super().__init__()
+        if len(shape) != 3 or min(shape[1:]) < 4 or classes < 2:
+            raise ValueError(f"expected images of at least (C, 4, 4) and 2 classes; got {tuple(shape)} and {classes}")
+        self.arguments = {"shape": list(shape), "classes": classes, "width": width, "features": features}
+        (channels, height, breadth), wide = shape, 2 * width
+        layers: list[nn.Module] = []
+        for inputs, outputs, stride in ((channels, width, 1), (width, wide, 2), (wide, wide, 1), (wide, wide, 2)):
+            layers += [nn.Conv2d(inputs, outputs, 3, stride, padding=1), nn.SiLU()]
+        size = wide * -(-height // 4) * -(-breadth // 4)
+        self.body = nn.Sequential(*layers, nn.Flatten(), nn.Linear(size, features), nn.SiLU())
+        self.head = nn.Linear(features, classes)
+        self.register_buffer("scale", torch.ones(()))
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Return features and logits."""
+        features = self.body(images)
+        return self.scale * features, self.head(features)
+
+
+def labelled(dataset: Dataset) -> tuple[Tensor, Tensor]:
+    """Load all images (N, C, H, W) and labels (N,) of a dataset.
+
+    Raises:
+        TypeError: items that are not pairs (image, label).
+        ValueError: negative labels, or images that are not (C, H, W).
+    """
+    items = [dataset[i] for i in range(len(dataset))]  # type: ignore[arg-type]
+    if not items or not all(isinstance(item, (tuple, list)) and len(item) == 2 for item in items):
+        raise TypeError("the items of the dataset must be pairs (image, label): set labels=true")
+    images, labels = torch.stack([item[0] for item in items]), torch.as_tensor([int(item[1]) for item in items])
+    if images.ndim != 4 or int(labels.min()) < 0:
+        raise ValueError(f"expected images (C, H, W) with labels 0, 1, ...; got shape {tuple(images.shape[1:])}")
+    return images, labels
+
+
+def train_classifier(
+    train: Dataset,
+    test: Dataset,
     span: Span,
-    batch_size: int,
-    device: torch.device | str,
+    epochs: int = 20,
+    batch_size: int = 64,
+    lr: float = 2e-3,
+    seed: int = 0,
     progress: bool = False,
-) -> Features:
-    """`metrics.features.extract` with the batches shared among processes; the features in each of them."""
-    batches = list(images.split(batch_size))
-    turns = range(distributed.rank(), len(batches), distributed.size())
-    mine = {
-        i: extract(space, batches[i], span, batch_size, device)
-        for i in progress_bar(turns, title="features", unit="batch", shown=progress)
-    }
-    found = {i: part for parts in distributed.gather(mine) for i, part in parts.items()}
-    return Features.cat([found[i] for i in range(len(batches))])
+    **architecture: Any,
+) -> tuple[SmallCNN, float]:
+    """Train a classifier on the CPU; return it in eval mode, with its accuracy on the test images.
+
+    Args:
+        train, test: datasets whose items are (image, label).
+        span: the values of black and white.
+        epochs, batch_size, lr: of Adam; the learning rate follows a cosine to zero.
+        seed: of the weights and the batches.
+        progress: show a progress bar.
+        architecture: `width` and `features` of `SmallCNN`.
+
+    Raises:
+        TypeError, ValueError: see `labelled`.
+    """
+    images, labels = labelled(train)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = SmallCNN(images.shape[1:], int(labels.max()) + 1, **architecture)
+    optimizer = torch.optim.Adam(network.parameters(), lr)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs)
+    images = to_unit(images, span)
+    for _ in progress_bar(range(epochs), title="training a classifier for features", unit="epoch", shown=progress):
+        for rows in torch.randperm(len(images), generator=generator).split(batch_size):
+            loss = F.cross_entropy(network(images[rows])[1], labels[rows])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        schedule.step()
+    network.eval().requires_grad_(False)
+    squares = torch.cat([network.body(part).square().mean(dim=1) for part in images.split(256)])
+    network.scale.copy_(squares.mean().rsqrt())
+    images, labels = labelled(test)
+    predicted = torch.cat([network(part)[1].argmax(dim=1) for part in to_unit(images, span).split(256)])
+    return network, float((predicted == labels).double().mean())

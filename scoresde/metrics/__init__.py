@@ -1,4 +1,17 @@
-"""Distances between samples with their errors: of states as they are, and of images in a feature space."""
+r"""Distances between samples with their errors: of states directly, and of images in a feature space.
+
+Distances between a sample x (N, *) of a distribution P and a sample y (M, *) of Q, states flattened, in float64:
+
+    sliced Wasserstein   SW_p = (mean over unit vectors u of W_p(u x, u y)^p)^(1/p)               (Rabin et al. 2011)
+    maximum mean         MMD^2 = E k(x, x') + E k(y, y') - 2 E k(x, y), k Gaussian                (Gretton et al. 2012)
+    energy distance      2 E|x - y| - E|x - x'| - E|y - y'|: the same with k = -|x - y|           (1207.6076)
+    mean, covariance     |m_x - m| / tr(C)^(1/2)  and  |C_x - C|_F / |C|_F
+    Frechet distance     |m_x - m_y|^2 + tr(C_x + C_y - 2 (C_x^(1/2) C_y C_x^(1/2))^(1/2))        (1706.08500)
+
+MMD^2 and the energy distance are unbiased U-statistics: where P = Q they are zero on average, and often negative. The
+others are biased upwards by the variance of finite samples: compare them at equal N and M, and with the distance that a
+sample of Q itself has. `bootstrap` gives an interval for any of them.
+"""
 
 from scoresde.metrics.feature_statistics import FeatureStatistics
 from scoresde.metrics.features import ClassifierFeatures, Features, FeatureSpace, Inception, Pixels
@@ -11,21 +24,10 @@ from scoresde.metrics.image_quality import (
     measure_images,
     precision_recall,
 )
-from scoresde.metrics.vectors import (
-    Discrepancy,
-    Interval,
-    PrincipalComponents,
-    SlicedWasserstein,
-    bootstrap,
-    covariance_error,
-    energy_distance,
-    frechet_distance,
-    mean_error,
-    mmd,
-    moments,
-    sliced_wasserstein,
-    wasserstein,
-)
+from scoresde.metrics.intervals import Interval, bootstrap
+from scoresde.metrics.kernels import Discrepancy, energy_distance, mmd
+from scoresde.metrics.moments import PrincipalComponents, covariance_error, frechet_distance, mean_error, moments
+from scoresde.metrics.transport import SlicedWasserstein, sliced_wasserstein, wasserstein
 
 __all__ = [
     "ClassifierFeatures",

@@ -1,9 +1,9 @@
-"""Statistics of features of data: their mean and covariance, in the `.npz` files that the field exchanges.
+"""Mean and covariance of features of data, in the `.npz` files that FID implementations exchange.
 
-A file has the arrays `mu` (D,) and `sigma` (D, D), float64, as pytorch-fid and EDM write them. Ours have two more: `n`,
-the number of samples, and `space`, the name of the feature space. They may keep the features too (`features` (N, D) and
-`logits` (N, K)), of which the figures beside the Frechet distance are made. The published files of score_sde hold
-features alone, `pool_3`, and are read as well. Nothing pickled is read.
+A file holds the float64 arrays `mu` (D,) and `sigma` (D, D), as pytorch-fid and EDM write them. Files of this library
+add `n`, the number of samples, and `space`, the name of the feature space, and optionally the features themselves
+(`features` (N, D) and `logits` (N, K)), from which the other metrics are computed. The published files of score_sde,
+which hold only features (`pool_3`), can be read too. Pickled data is never read.
 """
 
 import zipfile
@@ -18,16 +18,19 @@ from torch import Tensor
 from scoresde.metrics.features import Features
 from scoresde.metrics.moments import moments
 
+FEATURES = ("features", "logits", "pool_3")
+READ = ("mu", "sigma", "n", "space", *FEATURES)
+
 
 @dataclass(frozen=True)
 class FeatureStatistics:
-    """The moments of features.
+    """Mean and covariance of features.
 
-    mean: (D,), and covariance: (D, D), float64. count: of the samples, None where unknown. space: the name of the
-    feature space, "" where unknown. features: those they are the moments of, where these are kept.
+    mean: (D,), and covariance: (D, D), float64. count: number of samples, None if unknown. space: name of the feature
+    space, "" if unknown. features: the features themselves, None if not stored.
 
     Raises:
-        ValueError: shapes that do not fit, or numbers that are not finite.
+        ValueError: shapes that do not match, or values that are not finite.
     """
 
     mean: Tensor
@@ -38,68 +41,52 @@ class FeatureStatistics:
 
     def __post_init__(self):
         if self.mean.ndim != 1 or self.covariance.shape != 2 * self.mean.shape:
-            raise ValueError(
-                f"a mean (D,) and a covariance (D, D) expected; got {tuple(self.mean.shape)} and "
-                f"{tuple(self.covariance.shape)}"
-            )
+            shapes = f"{tuple(self.mean.shape)} and {tuple(self.covariance.shape)}"
+            raise ValueError(f"expected a mean (D,) and a covariance (D, D); got {shapes}")
         if not bool(self.mean.isfinite().all() & self.covariance.isfinite().all()):
-            raise ValueError("finite moments expected; got NaN or infinite ones")
+            raise ValueError("the mean or the covariance contains NaN or infinity")
 
     @classmethod
     def of(cls, features: Features, space: str = "", keep: bool = True) -> "FeatureStatistics":
-        """The statistics of features, which are kept with them unless told otherwise."""
+        """Compute the statistics of features, and store the features in them unless `keep` is False."""
         return cls(*moments(features.values), len(features), space, features if keep else None)
 
     def save(self, path: Path) -> None:
-        """Write them to exactly that path."""
-        arrays: dict[str, Any] = {
-            "mu": self.mean.cpu().numpy(),
-            "sigma": self.covariance.cpu().numpy(),
-            "space": np.array(self.space),
-        }
+        """Write the statistics to this path (no suffix is added)."""
+        tensors = {"mu": self.mean, "sigma": self.covariance}
+        if self.features is not None:
+            tensors["features"] = self.features.values
+            if self.features.logits is not None:
+                tensors["logits"] = self.features.logits
+        arrays: dict[str, Any] = {name: tensor.cpu().numpy() for name, tensor in tensors.items()}
         if self.count is not None:
             arrays["n"] = np.array(self.count)
-        if self.features is not None:
-            arrays["features"] = self.features.values.cpu().numpy()
-            if self.features.logits is not None:
-                arrays["logits"] = self.features.logits.cpu().numpy()
         with open(path, "wb") as file:
-            np.savez(file, **arrays)
+            np.savez(file, space=np.array(self.space), **arrays)
 
     @classmethod
     def load(cls, path: str | Path) -> "FeatureStatistics":
-        """Those of a file, ours or another project's.
+        """Read the statistics of a file, written by this library or by another project.
 
         Raises:
             FileNotFoundError: no such file.
-            ValueError: a file without such arrays, or with others than it says.
+            ValueError: a file that is not an .npz archive, or whose arrays are missing or malformed.
         """
         path = Path(path)
         if not path.is_file():
-            raise FileNotFoundError(f"no statistics at {path}: an .npz file with the arrays mu and sigma expected")
+            raise FileNotFoundError(f"no statistics at {path}: expected an .npz file with the arrays mu and sigma")
         try:
             with np.load(path, allow_pickle=False) as file:
                 arrays = {name: file[name] for name in file.files if name in READ}
-        except (ValueError, OSError, zipfile.BadZipFile, AttributeError) as error:
-            raise ValueError(f"{path} is no .npz file of arrays ({error})") from error
-        try:
-            return cls._of_arrays(arrays)
-        except ValueError as error:
-            raise ValueError(f"{path}: {error}") from error
-
-    @classmethod
-    def _of_arrays(cls, arrays: dict[str, np.ndarray]) -> "FeatureStatistics":
-        found = {name: torch.from_numpy(arrays[name]) for name in ("features", "pool_3", "logits") if name in arrays}
-        values = found.get("features", found.get("pool_3"))
-        features = None if values is None else Features(values, found.get("logits"))
-        space = str(arrays["space"]) if "space" in arrays else ""
-        if features is not None and not {"mu", "sigma"} <= set(arrays):
+            tensors = {name: torch.from_numpy(arrays[name]) for name in FEATURES if name in arrays}
+            values = tensors.get("features", tensors.get("pool_3"))
+            features = None if values is None else Features(values, tensors.get("logits"))
+            space = str(arrays.get("space", ""))
+            if "mu" in arrays and "sigma" in arrays:
+                mean, covariance = (torch.from_numpy(arrays[name].astype(np.float64)) for name in ("mu", "sigma"))
+                return cls(mean, covariance, int(arrays["n"]) if "n" in arrays else None, space, features)
+            if features is None:
+                raise ValueError(f"expected the arrays mu and sigma, or pool_3; got {', '.join(arrays) or 'others'}")
             return cls.of(features, space)
-        if not {"mu", "sigma"} <= set(arrays):
-            raise ValueError(f"arrays mu and sigma, or pool_3, expected; got {', '.join(sorted(arrays)) or 'others'}")
-        mean, covariance = (torch.from_numpy(np.asarray(arrays[name], dtype=np.float64)) for name in ("mu", "sigma"))
-        count = int(arrays["n"]) if "n" in arrays else None
-        return cls(mean, covariance, count, space, features)
-
-
-READ = ("mu", "sigma", "n", "space", "features", "logits", "pool_3")
+        except (ValueError, OSError, zipfile.BadZipFile, AttributeError) as error:
+            raise ValueError(f"{path} does not hold feature statistics: {error}") from error

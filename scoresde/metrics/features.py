@@ -1,18 +1,18 @@
-"""Feature spaces: what images are compared in.
+"""Feature spaces in which images are compared.
 
-    pixels       the values themselves, flattened;
-    inception    the 2,048 features of the Inception-v3 of 2015 that published figures rest on, from a local TorchScript
+    pixels       the flattened values;
+    inception    the 2,048 features of the 2015 Inception-v3 network used for published FIDs, from a local TorchScript
                  file in NVIDIA's convention;
-    classifier   the last layer before the classes of a network that was trained on the data's own labels.
+    classifier   the last layer before the classes of a network trained on the labels of the data.
 
-A figure means something in its space alone: each has a name, and a digest of what it computes with, that stand beside
-the figure. Images come as (N, C, H, W) with their span, the values that stand for black and white: (0, 255) of 8 bits,
-(0, 16) of the digits.
+Figures are comparable within one space only: every space has a name and a digest of its weights, reported with each
+figure. Images are (N, C, H, W) with their span, the values of black and white: (0, 255) for 8 bits, (0, 16) for the
+digits.
 """
 
 import hashlib
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -28,17 +28,17 @@ Span = tuple[float, float]
 
 INCEPTION = "datasets/features/inception-2015-12-05.pt"
 INCEPTION_URL = "https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/metrics/inception-2015-12-05.pt"
-# As k-diffusion's evaluation.py, which downloads that address, has it.
+# The digest that k-diffusion's evaluation.py expects of this download.
 INCEPTION_SHA256 = "f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4"
 SHOWN = 12  # characters of a digest in a name
 
 
 @dataclass(frozen=True)
 class Features:
-    """Features of some images: values (N, D), and log-probabilities of classes up to a constant, logits (N, K).
+    """Features of images: values (N, D), and unnormalised log-probabilities of classes, logits (N, K), or None.
 
     Raises:
-        ValueError: no matrices of as many rows.
+        ValueError: values and logits are not matrices with the same number of rows.
     """
 
     values: Tensor
@@ -47,103 +47,107 @@ class Features:
     def __post_init__(self):
         parts = [self.values] if self.logits is None else [self.values, self.logits]
         if any(part.ndim != 2 or len(part) != len(self.values) for part in parts):
-            raise ValueError(f"features (N, D) and logits (N, K) expected; got {[tuple(part.shape) for part in parts]}")
+            raise ValueError(f"expected features (N, D) and logits (N, K); got {[tuple(part.shape) for part in parts]}")
 
     def __len__(self) -> int:
         return len(self.values)
 
     def __getitem__(self, rows: Tensor | slice) -> "Features":
-        return Features(self.values[rows], None if self.logits is None else self.logits[rows])
+        return self._map(lambda part: part[rows])
 
     def to(self, device: torch.device | str) -> "Features":
-        """The same on a device."""
-        return Features(self.values.to(device), None if self.logits is None else self.logits.to(device))
+        """Return the features on a device."""
+        return self._map(lambda part: part.to(device))
+
+    def _map(self, function: Callable[[Tensor], Tensor]) -> "Features":
+        return Features(function(self.values), None if self.logits is None else function(self.logits))
 
     @staticmethod
     def cat(parts: Sequence["Features"]) -> "Features":
-        """Those of all parts, one after the other."""
+        """Concatenate features along N."""
         logits = [part.logits for part in parts if part.logits is not None]
         return Features(torch.cat([part.values for part in parts]), torch.cat(logits) if logits else None)
 
 
 class FeatureSpace(Protocol):
-    """What images are compared in."""
+    """A function from images to features, with a name that identifies it."""
 
     @property
     def name(self) -> str:
-        """Of the space, with the first characters of its digest."""
+        """Name of the space, with the first characters of its digest."""
 
     @property
     def digest(self) -> str | None:
-        """SHA-256 of what it computes with; None where there is nothing to tell from others."""
+        """SHA-256 of the weights; None for a space without weights."""
 
     @property
     def description(self) -> str:
-        """What a reader has to know about it, in a few words."""
+        """Short description for printed tables."""
 
     def __call__(self, images: Tensor, span: Span) -> Features:
-        """The features of images (N, C, H, W), on their device."""
+        """Return the features of images (N, C, H, W), on their device."""
 
 
 def extract(
     space: FeatureSpace, images: Tensor, span: Span, batch_size: int = 256, device: torch.device | str = "cpu"
 ) -> Features:
-    """The features of any number of images, on the CPU.
+    """Compute the features of images in batches on `device`; return them on the CPU.
 
     Raises:
-        ValueError: no images (N, C, H, W), one or more.
+        ValueError: images are not (N, C, H, W) with N >= 1.
     """
     if images.ndim != 4 or not len(images):
-        raise ValueError(f"images (N, C, H, W), one or more, expected; got {tuple(images.shape)}")
-    found = []
+        raise ValueError(f"expected images (N, C, H, W) with N >= 1; got {tuple(images.shape)}")
     with torch.no_grad():
-        for part in images.split(batch_size):
-            features = space(part.to(device), span)
-            logits = None if features.logits is None else features.logits.cpu()
-            found.append(Features(features.values.cpu(), logits))
-    return Features.cat(found)
+        return Features.cat([space(part.to(device), span).to("cpu") for part in images.split(batch_size)])
 
 
 def to_uint8(images: Tensor, span: Span) -> Tensor:
-    """Images as 8-bit levels: 255 (x - black) / (white - black), rounded to the nearest and clipped to 0 .. 255.
+    """Return images as 8-bit levels: 255 (x - black) / (white - black), rounded and clipped to 0 .. 255.
 
-    Levels 0 .. 255 of span (0, 255) stay what they are.
+    Levels 0 .. 255 with span (0, 255) stay the same.
     """
     black, white = span
     return (255 * (float64(images) - black) / (white - black)).round().clamp(0, 255).to(torch.uint8).to(images.device)
 
 
+def to_unit(images: Tensor, span: Span) -> Tensor:
+    """Return images scaled to black at 0 and white at 1, float32."""
+    black, white = span
+    return ((images - black) / (white - black)).float()
+
+
 def file_sha256(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
+    """Return the SHA-256 of a file in hexadecimal."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 class Pixels:
-    """The values of images, flattened, as they are: (N, C H W)."""
+    """The values of images, flattened to (N, C H W)."""
 
-    name, digest, description = "pixels", None, "values of the images as they are"
+    name, digest, description = "pixels", None, "the values of the images"
 
     def __call__(self, images: Tensor, span: Span) -> Features:
-        """The values."""
+        """Return the values."""
         return Features(images.flatten(1))
 
 
 class Inception:
-    """The Inception-v3 of 2015-12-05 that published figures rest on, from a local file that is never downloaded here.
+    """The Inception-v3 of 2015-12-05 used for published FIDs, from a local file (never downloaded by this class).
 
-    NVIDIA's TorchScript translation of the network in TensorFlow: takes uint8 images (N, 3, H, W), resizes them to
-    299 x 299 as TensorFlow did, and with `return_features=True` gives what its last pooling gives, (N, 2048). Logits
-    are those of its classes without the bias, as the published Inception scores have them. Grey images have their level
-    in all three colours.
+    The file is NVIDIA's TorchScript translation of the TensorFlow network. It takes uint8 images (N, 3, H, W), resizes
+    them to 299 x 299 as TensorFlow did, and with `return_features=True` returns its last pooling layer, (N, 2048).
+    Logits are those of its classes without the bias, as in published Inception scores. Grey images are repeated in all
+    three channels.
 
     Args:
-        path: of the file. Its first use reads it.
-        sha256: what it must have; by default that of the published file. None takes any, and says so in the name.
+        path: of the file, read at the first use.
+        sha256: expected digest, by default that of the published file. None accepts any file, and the name says so.
 
     Raises:
-        FileNotFoundError: at the first use, no such file.
-        ValueError: at the first use, another digest, or images of neither one nor three colours.
+        FileNotFoundError: at the first use, the file is missing.
+        ValueError: at the first use, the digest differs, or images have neither 1 nor 3 channels.
     """
 
     def __init__(self, path: str | Path = INCEPTION, sha256: str | None = INCEPTION_SHA256):
@@ -151,44 +155,41 @@ class Inception:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of the file, checked."""
+        """SHA-256 of the file, compared with the expected one."""
         if not self.path.is_file():
-            raise FileNotFoundError(
-                f"no Inception network at {self.path}: put the file {INCEPTION_URL} there (or say where it is with "
-                f"features.path=...), its SHA-256 is {INCEPTION_SHA256}"
-            )
-        found = file_sha256(self.path)
-        if self.sha256 is not None and found != self.sha256.lower():
+            source = f"download {INCEPTION_URL} (SHA-256 {INCEPTION_SHA256})"
+            raise FileNotFoundError(f"no Inception network at {self.path}: {source} to this path, or set features.path")
+        digest = file_sha256(self.path)
+        if self.sha256 is not None and digest != self.sha256.lower():
             raise ValueError(
-                f"{self.path} with SHA-256 {self.sha256} expected, that of {INCEPTION_URL} is {INCEPTION_SHA256}; this "
-                f"file has {found} (features.sha256=null takes it all the same, and the figures say so)"
+                f"{self.path} has SHA-256 {digest}, expected {self.sha256} ({INCEPTION_URL} has {INCEPTION_SHA256}): "
+                "download it again, or accept this file with features.sha256=null, which the figures will report"
             )
-        return found
+        return digest
 
     @property
     def name(self) -> str:
-        """The file's name with its digest."""
+        """Name of the file with its digest."""
         checked = "" if self.sha256 is not None else ", not verified"
         return f"{self.path.stem} ({self.digest[:SHOWN]}{checked})"
 
     @property
     def description(self) -> str:
-        """The digest, and whether it is the one expected."""
+        """The digest, and whether it was verified."""
         return f"SHA-256 {self.digest}, {'verified' if self.sha256 is not None else 'not verified'}"
 
     @cached_property
     def module(self) -> nn.Module:
-        """The network, after its digest was checked."""
+        """The network, loaded after its digest is checked."""
         _ = self.digest
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # the file is TorchScript, whatever torch prefers now
+            warnings.simplefilter("ignore", DeprecationWarning)  # newer torch deprecates TorchScript
             return torch.jit.load(self.path, map_location="cpu").eval()
 
     def __call__(self, images: Tensor, span: Span) -> Features:
-        """Features (N, 2048), and logits where the network has its layer `output`."""
-        colours = images.shape[1]
-        if colours not in (1, 3):
-            raise ValueError(f"images of 1 or 3 colours expected; got {tuple(images.shape)}")
+        """Return features (N, 2048), and logits if the network has a layer `output`."""
+        if images.shape[1] not in (1, 3):
+            raise ValueError(f"expected images with 1 or 3 channels; got shape {tuple(images.shape)}")
         levels = to_uint8(images, span).expand(-1, 3, -1, -1)
         network = self.module.to(images.device)
         values = network(levels, return_features=True)
@@ -197,13 +198,13 @@ class Inception:
 
 
 class ClassifierFeatures:
-    """A network trained on labels of images of that kind: what it has before its classes, and their logits.
+    """A classifier trained on such images as a feature space: its last hidden layer, and the logits of its classes.
 
     Args:
-        network: gives (features (N, D), logits (N, K)) of images scaled to [0, 1].
+        network: returns (features (N, D), logits (N, K)) of images scaled to [0, 1].
         name: of the space.
-        digest: of its weights.
-        description: what it was trained on, and how well it does.
+        digest: of the weights.
+        description: training data and accuracy.
     """
 
     def __init__(self, network: nn.Module, name: str, digest: str | None = None, description: str = ""):
@@ -211,11 +212,5 @@ class ClassifierFeatures:
         self.name = name if digest is None else f"{name} ({digest[:SHOWN]})"
 
     def __call__(self, images: Tensor, span: Span) -> Features:
-        """Features (N, D) and logits (N, K)."""
-        return Features(*self.network.to(images.device)(unit(images, span)))
-
-
-def unit(images: Tensor, span: Span) -> Tensor:
-    """Images with black at 0 and white at 1, float32."""
-    black, white = span
-    return ((images - black) / (white - black)).float()
+        """Return features (N, D) and logits (N, K)."""
+        return Features(*self.network.to(images.device)(to_unit(images, span)))

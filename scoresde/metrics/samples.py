@@ -1,29 +1,27 @@
-"""Samples of states as matrices: what the distances between samples share."""
+"""Samples of states (N, *) as float64 matrices (N, D), the form that every distance computes with."""
 
-import torch
 from torch import Tensor
 
 from scoresde.tensors import float64
 
 
 def flatten(x: Tensor, name: str = "x") -> Tensor:
-    """A sample (N, *) as (N, D), float64.
+    """Return a sample (N, *) as (N, D), float64.
 
     Raises:
-        ValueError: no sample axis beside those of the state, or fewer than two samples.
+        ValueError: x has fewer than two dimensions, or fewer than two samples.
     """
     if x.ndim < 2 or x.shape[0] < 2:
-        raise ValueError(f"{name} as two samples or more, (N, *), expected; got shape {tuple(x.shape)}")
+        raise ValueError(f"{name} has shape {tuple(x.shape)}: expected (N, *) with at least 2 samples")
     return float64(x).flatten(1)
 
 
-def both(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """Two samples of states of one shape, flattened."""
+def flatten_pair(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Return two samples of equal state shape, each flattened to a float64 matrix.
+
+    Raises:
+        ValueError: the states differ in shape, or a sample has fewer than two of them.
+    """
     if x.shape[1:] != y.shape[1:]:
-        raise ValueError(f"samples of states of one shape expected; got {tuple(x.shape)} and {tuple(y.shape)}")
+        raise ValueError(f"x {tuple(x.shape)} and y {tuple(y.shape)} must have states of the same shape")
     return flatten(x), flatten(y, "y")
-
-
-def everything(x: Tensor) -> Tensor:
-    """The indices of all samples."""
-    return torch.arange(len(x), device=x.device)

@@ -1,31 +1,24 @@
-"""Quality of samples: real data has that of real data, worse samples are worse, and every figure says what it is."""
+"""Quality of samples: real data has the figures of real data, worse samples are worse, figures name their errors."""
 
 import pytest
 import torch
 from omegaconf import OmegaConf
 
-import scoresde as ss
 from scoresde.build import Run
-from scoresde.data import Affine, Digits, Levels, Toy2D
+from scoresde.data import Affine, Digits, Toy2D
 from scoresde.evaluation.quality import QualitySettings, errors, quality_of_images, quality_of_states, table
 from scoresde.metrics import frechet_distance, moments, sliced_wasserstein
 from scoresde.metrics.feature_statistics import FeatureStatistics
 from scoresde.metrics.features import Features, Pixels
 from scoresde.metrics.image_quality import METRICS
-from tests.conftest import normal
-
-
-def images_run(path):
-    digits = {split: {"_target_": "scoresde.data.Digits", "split": split} for split in ("train", "validation", "test")}
-    config = OmegaConf.create({"data": {"shape": [1, 8, 8], "range": [0, 17], **digits}})
-    return Run(None, Levels(17), config, path, ss.Uniform())
+from tests.evaluation.runs import digits, digits_run
 
 
 def points_run(path):
-    data = {
+    toy = {
         split: {"_target_": "scoresde.data.Toy2D", "n": n, "seed": n} for split, n in (("train", 400), ("test", 300))
     }
-    return Run(None, Affine(0.5, 1.0), OmegaConf.create({"data": {"shape": [2], "dequantization": None, **data}}), path)
+    return Run(None, Affine(0.5, 1.0), OmegaConf.create({"data": {"shape": [2], "dequantization": None, **toy}}), path)
 
 
 class Classes(Pixels):
@@ -42,90 +35,74 @@ def real():
     return torch.stack(list(Digits("validation")))
 
 
-def test_columns_are_the_samples_and_the_floors(tmp_path, real):
-    found = quality_of_images(images_run(tmp_path), real + 0.5, Classes(), QualitySettings())
-    assert [column.what for column in found.columns] == ["samples", "training data", "half of test data"]
-    assert [(column.n, column.reference_n) for column in found.columns] == [(200, 297), (200, 297), (148, 149)]
-    assert all(list(column.figures) == list(METRICS) for column in found.columns)
-    test = torch.stack(list(Digits("test")))
-    expected = frechet_distance(*moments(real), *moments(test))
-    assert found.columns[0].figures["frechet_distance"].value == pytest.approx(float(expected))
-    # Real images have the figures of real images, within four of their errors.
+def test_real_images_have_the_figures_of_the_noise_floors(tmp_path, real):
+    quality = quality_of_images(digits_run(tmp_path), real + 0.5, Classes(), QualitySettings())
+    assert [(column.what, column.n, column.reference_n) for column in quality.columns] == [
+        ("samples", 200, 297),
+        ("training data", 200, 297),
+        ("half of test data", 148, 149),
+    ]
+    assert all(list(column.figures) == list(METRICS) for column in quality.columns)
+    expected = frechet_distance(*moments(real), *moments(torch.stack(list(Digits("test")))))
+    assert quality.columns[0].figures["frechet_distance"].value == pytest.approx(float(expected))
     for metric in ("kid", "precision", "recall", "frechet_distance"):
-        first, second = (column.figures[metric] for column in found.columns[:2])
+        first, second = (column.figures[metric] for column in quality.columns[:2])
         assert abs(first.value - second.value) < 4 * (first.error**2 + second.error**2) ** 0.5
-    assert (found.space, found.digest, found.left_out) == ("classes", "abc", {})
-    title, numbers, *lines = table(found)
-    assert title == ["", "samples", "training data", "half of test data"]
+    assert (quality.space, quality.digest, quality.left_out) == ("classes", "abc", {})
+    titles, numbers, *lines = table(quality)
+    assert titles == ["", "samples", "training data", "half of test data"]
     assert numbers == ["numbers", "200 : 297", "200 : 297", "148 : 149"]
     assert [line[0] for line in lines] == list(METRICS)
-    assert errors(found)["kid"] == "standard deviation over 100 subsets of 100"
+    assert errors(quality)["kid"] == "standard deviation over 100 subsets of 100"
 
 
-def test_worse_samples_are_worse(tmp_path, real):
-    run, settings = images_run(tmp_path), QualitySettings(floors=[])
-    noisy = (real + 4 * normal(*real.shape).float()).clamp(0, 16.9)
-    good, bad = (quality_of_images(run, x + 0.05, Pixels(), settings).columns[0].figures for x in (real, noisy))
-    assert bad["frechet_distance"].value > 3 * good["frechet_distance"].value
-    assert bad["kid"].value > good["kid"].value
-    assert bad["precision"].value < 0.3 < 0.8 < good["precision"].value
-    assert "inception_score" not in good
-
-
-def test_given_statistics_have_what_moments_have(tmp_path, real):
-    run, values = images_run(tmp_path), real.flatten(1)
-    given = FeatureStatistics(*moments(values))
-    found = quality_of_images(run, real + 0.5, Classes(), QualitySettings(), given)
-    assert list(found.columns[0].figures) == ["frechet_distance", "inception_score"]
-    assert found.columns[0].figures["frechet_distance"].value == 0
-    assert set(found.left_out) == {"kid", "precision", "recall", "halves"}
-    assert found.columns[0].reference_n is None
-    assert table(found)[1][1] == "200 : ?"
-    other = FeatureStatistics.of(Features(values), "another space")
-    with pytest.raises(ValueError, match="feature space classes expected; these are of another space"):
-        quality_of_images(run, real, Classes(), QualitySettings(), other)
-    small = FeatureStatistics.of(Features(values[:, :10]))
-    with pytest.raises(ValueError, match=r"statistics of 64 features \(classes\) expected; got 10"):
-        quality_of_images(run, real, Classes(), QualitySettings(), small)
+def test_given_statistics_without_features_have_the_metrics_of_moments(tmp_path, real):
+    run, values = digits_run(tmp_path), real.flatten(1)
+    statistics = FeatureStatistics(*moments(values))
+    quality = quality_of_images(run, real + 0.5, Classes(), QualitySettings(), statistics)
+    samples = quality.columns[0]
+    assert list(samples.figures) == ["frechet_distance", "inception_score"]
+    assert (samples.figures["frechet_distance"].value, samples.reference_n) == (0, None)
+    assert set(quality.left_out) == {"kid", "precision", "recall", "halves"}
+    assert table(quality)[1][1] == "200 : ?"
+    for features, space, message in (
+        (values, "another space", "has statistics of the feature space another space: expected classes"),
+        (values[:, :10], "", "the reference has 10 features, classes has 64"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            quality_of_images(run, real, Classes(), QualitySettings(), FeatureStatistics.of(Features(features), space))
 
 
 def test_states_are_compared_in_model_space(tmp_path):
-    run = points_run(tmp_path)
-    samples = torch.stack(list(Toy2D(n=300, seed=7)))
-    found = quality_of_states(run, samples, QualitySettings(), resamples=20)
-    assert [column.what for column in found.columns] == ["samples", "training data", "half of test data"]
-    assert found.space == "model space"
-    figure = found.columns[0].figures["sliced_wasserstein"]
+    run, samples = points_run(tmp_path), torch.stack(list(Toy2D(n=300, seed=7)))
+    quality = quality_of_states(run, samples, QualitySettings(), resamples=20)
+    assert [column.what for column in quality.columns] == ["samples", "training data", "half of test data"]
+    assert quality.space == "model space"
+    figure = quality.columns[0].figures["sliced_wasserstein"]
     assert figure.kind == "half the width of the 95% interval"
     test = torch.stack(list(Toy2D(n=300, seed=300)))
-    rough = float(sliced_wasserstein(run.transform(samples), run.transform(test)))
-    assert figure.value == pytest.approx(rough, rel=0.1)  # other directions
+    expected = float(sliced_wasserstein(run.transform(samples), run.transform(test)))
+    assert figure.value == pytest.approx(expected, rel=0.1)  # other directions
     shifted = quality_of_states(run, samples + 3, QualitySettings(metrics=["mmd"], floors=["halves"]), resamples=20)
     assert [list(column.figures) for column in shifted.columns] == [["mmd"], ["mmd"]]
     assert shifted.columns[0].figures["mmd"].value > 20 * shifted.columns[1].figures["mmd"].value
-
-
-def test_the_training_data_is_no_floor_of_itself(tmp_path):
-    found = quality_of_states(
-        points_run(tmp_path), torch.stack(list(Toy2D(n=50))), QualitySettings("train"), resamples=10
-    )
-    assert [column.what for column in found.columns] == ["samples", "half of train data"]
+    of_training = quality_of_states(run, samples[:50], QualitySettings("train"), resamples=10)
+    assert [column.what for column in of_training.columns] == ["samples", "half of train data"]  # no training floor
 
 
 @pytest.mark.parametrize(
-    ("call", "message"),
+    ("samples", "settings", "message"),
     [
-        (lambda run, x: QualitySettings(floors=["noise"]), "floors among train, halves expected; got 'noise'"),
-        (
-            lambda run, x: quality_of_images(run, x[:, :, :4], Pixels(), QualitySettings()),
-            r"\(N, 1, 8, 8\), expected; got",
-        ),
-        (lambda run, x: quality_of_images(run, x[:3], Pixels(), QualitySettings()), "four samples or more"),
-        (lambda run, x: quality_of_images(run, x / 0, Pixels(), QualitySettings()), "finite samples expected"),
-        (lambda run, x: quality_of_images(run, x, Pixels(), QualitySettings(metrics=["fid"])), "expected; got 'fid'"),
-        (lambda run, x: quality_of_images(run, x, Pixels(), QualitySettings("all")), "names no all data"),
+        (lambda x: x, {"floors": ["noise"]}, "noise floor must be one of train, halves; got 'noise'"),
+        (lambda x: x[:, :, :4], {}, r"expected samples \(N, 1, 8, 8\) with N >= 4; got \(200, 1, 4, 8\)"),
+        (lambda x: x[:3], {}, "with N >= 4; got"),
+        (lambda x: x / 0, {}, "the samples contain NaN or infinity"),
+        (lambda x: x, {"metrics": ["fid"]}, "metric must be one of .*; got 'fid'"),
+        (lambda x: x, {"split": "all"}, "has no all data"),
+        (lambda x: x, {"split": "copy"}, "only 0 train images are not in the copy data too"),
     ],
 )
-def test_wrong_input(tmp_path, real, call, message):
+def test_wrong_input(tmp_path, real, samples, settings, message):
+    run = digits_run(tmp_path, copy=digits("train"))
     with pytest.raises(ValueError, match=message):
-        call(images_run(tmp_path), real)
+        quality_of_images(run, samples(real), Pixels(), QualitySettings(**settings))

@@ -1,4 +1,4 @@
-"""Statistics on disk: in the formats of other projects, and back to the last bit."""
+"""Feature statistics on disk: exact round trips, and the formats of other projects."""
 
 import numpy as np
 import pytest
@@ -10,20 +10,22 @@ from scoresde.metrics.features import Features
 from tests.conftest import normal
 
 
-def test_what_is_saved_is_what_others_read_and_what_comes_back(tmp_path):
+def test_saved_statistics_load_exactly_and_hold_numpys_moments(tmp_path):
     features = Features(normal(20, 3).float(), normal(20, 5, seed=1))
-    found = FeatureStatistics.of(features, "pixels")
-    found.save(tmp_path / "a.npz")
+    saved = FeatureStatistics.of(features, "pixels")
+    saved.save(tmp_path / "a.npz")
     with np.load(tmp_path / "a.npz", allow_pickle=False) as file:
         assert np.allclose(file["mu"], features.values.double().numpy().mean(axis=0), rtol=1e-12)
         assert np.allclose(file["sigma"], np.cov(features.values.double().numpy(), rowvar=False), rtol=1e-12)
-        assert file["mu"].dtype == np.float64
-    again = FeatureStatistics.load(tmp_path / "a.npz")
-    assert torch.equal(again.mean, found.mean)
-    assert torch.equal(again.covariance, found.covariance)
-    assert (again.count, again.space) == (20, "pixels")
-    assert torch.equal(again.features.values, features.values)
-    assert torch.equal(again.features.logits, features.logits)
+    loaded = FeatureStatistics.load(tmp_path / "a.npz")
+    for first, second in (
+        (loaded.mean, saved.mean),
+        (loaded.covariance, saved.covariance),
+        (loaded.features.values, features.values),
+        (loaded.features.logits, features.logits),
+    ):
+        assert torch.equal(first, second)
+    assert (loaded.count, loaded.space) == (20, "pixels")
     FeatureStatistics.of(features, keep=False).save(tmp_path / "b.npz")
     assert FeatureStatistics.load(tmp_path / "b.npz").features is None
 
@@ -31,32 +33,15 @@ def test_what_is_saved_is_what_others_read_and_what_comes_back(tmp_path):
 def test_files_of_other_projects(tmp_path):
     values = normal(15, 4).numpy().astype(np.float32)
     np.savez_compressed(tmp_path / "fid.npz", mu=values.mean(axis=0), sigma=np.cov(values, rowvar=False))
-    theirs = FeatureStatistics.load(tmp_path / "fid.npz")
-    assert (theirs.count, theirs.space, theirs.features) == (None, "", None)
-    assert theirs.mean.dtype == torch.float64
-    assert np.allclose(theirs.mean, values.mean(axis=0))
+    pytorch_fid = FeatureStatistics.load(tmp_path / "fid.npz")
+    assert (pytorch_fid.count, pytorch_fid.space, pytorch_fid.features) == (None, "", None)
+    assert pytorch_fid.mean.dtype == torch.float64
+    assert np.allclose(pytorch_fid.mean, values.mean(axis=0))
     np.savez(tmp_path / "score_sde.npz", pool_3=values)
-    pools = FeatureStatistics.load(tmp_path / "score_sde.npz")
-    assert pools.count == 15
-    assert torch.equal(pools.covariance, moments(torch.from_numpy(values))[1])
-    assert torch.equal(pools.features.values, torch.from_numpy(values))
-
-
-def test_files_that_are_none(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"no statistics at .*missing.npz"):
-        FeatureStatistics.load(tmp_path / "missing.npz")
-    (tmp_path / "text.npz").write_text("no archive")
-    with pytest.raises(ValueError, match=r"text.npz is no .npz file of arrays"):
-        FeatureStatistics.load(tmp_path / "text.npz")
-    np.savez(tmp_path / "others.npz", images=np.zeros(3))
-    with pytest.raises(ValueError, match=r"others.npz: arrays mu and sigma, or pool_3, expected"):
-        FeatureStatistics.load(tmp_path / "others.npz")
-    np.savez(tmp_path / "shapes.npz", mu=np.zeros(3), sigma=np.zeros((2, 2)))
-    with pytest.raises(ValueError, match=r"a covariance \(D, D\) expected; got \(3,\) and \(2, 2\)"):
-        FeatureStatistics.load(tmp_path / "shapes.npz")
-    np.savez(tmp_path / "nan.npz", mu=np.full(2, np.nan), sigma=np.eye(2))
-    with pytest.raises(ValueError, match="finite moments"):
-        FeatureStatistics.load(tmp_path / "nan.npz")
+    score_sde = FeatureStatistics.load(tmp_path / "score_sde.npz")
+    assert score_sde.count == 15
+    assert torch.equal(score_sde.covariance, moments(torch.from_numpy(values))[1])
+    assert torch.equal(score_sde.features.values, torch.from_numpy(values))
 
 
 class Danger:
@@ -64,8 +49,25 @@ class Danger:
         return (print, ("executed",))
 
 
-def test_nothing_pickled_is_read(tmp_path, capsys):
-    np.savez(tmp_path / "pickled.npz", mu=np.array([Danger()], dtype=object), sigma=np.eye(1))
-    with pytest.raises(ValueError, match=r"is no .npz file of arrays"):
-        FeatureStatistics.load(tmp_path / "pickled.npz")
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"images": np.zeros(3)}, "expected the arrays mu and sigma, or pool_3"),
+        ({"mu": np.zeros(3), "sigma": np.zeros((2, 2))}, r"a covariance \(D, D\); got \(3,\) and \(2, 2\)"),
+        ({"mu": np.full(2, np.nan), "sigma": np.eye(2)}, "contains NaN"),
+        ({"mu": np.array([Danger()], dtype=object), "sigma": np.eye(1)}, "allow_pickle=False"),
+        (None, ""),
+    ],
+    ids=["names", "shapes", "nan", "pickled", "text"],
+)
+def test_other_files_are_refused_and_pickles_never_executed(arrays, message, tmp_path, capsys):
+    path = tmp_path / "other.npz"
+    if arrays is None:
+        path.write_text("text")
+    else:
+        np.savez(path, **arrays)
+    with pytest.raises(ValueError, match=rf"other.npz does not hold feature statistics.*{message}"):
+        FeatureStatistics.load(path)
     assert "executed" not in capsys.readouterr().out
+    with pytest.raises(FileNotFoundError, match=r"no statistics at .*missing.npz"):
+        FeatureStatistics.load(tmp_path / "missing.npz")

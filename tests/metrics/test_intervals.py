@@ -1,4 +1,4 @@
-"""Intervals by halves: of a mean that of its standard error, and their coverage."""
+"""Intervals from half-samples: their width for a mean, and their coverage."""
 
 import math
 
@@ -14,15 +14,15 @@ def distance_of_means(x, y):
     return x.mean() - y.mean()
 
 
-def test_the_interval_of_a_mean_is_that_of_its_standard_error():
+def test_the_interval_of_a_mean_has_the_width_of_its_standard_error():
     x, y = normal(400), 2 * normal(100, seed=1)
-    found = bootstrap(distance_of_means, x, y, resamples=2000, level=0.9, generator=seeded())
+    interval = bootstrap(distance_of_means, x, y, resamples=2000, level=0.9, generator=seeded())
     stderr = math.sqrt(float(x.var() / 400 + y.var() / 100))
-    assert found.value == pytest.approx(float(x.mean() - y.mean()))
-    assert found.high - found.low == pytest.approx(2 * 1.645 * stderr, rel=0.08)
-    assert found.high + found.low == pytest.approx(2 * found.value, abs=0.2 * stderr)
-    alone = bootstrap(torch.mean, x, resamples=2000, generator=seeded())
-    assert alone.high - alone.low == pytest.approx(2 * 1.96 * float(x.std()) / 20, rel=0.08)
+    assert interval.value == pytest.approx(float(x.mean() - y.mean()))
+    assert interval.high - interval.low == pytest.approx(2 * 1.645 * stderr, rel=0.08)
+    assert interval.high + interval.low == pytest.approx(2 * interval.value, abs=0.2 * stderr)
+    single = bootstrap(torch.mean, x, resamples=2000, generator=seeded())
+    assert single.high - single.low == pytest.approx(2 * 1.96 * float(x.std()) / 20, rel=0.08)
 
 
 def test_the_interval_is_a_function_of_its_generator():
@@ -32,33 +32,32 @@ def test_the_interval_is_a_function_of_its_generator():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("apart", [0.0, 1.0])
-@pytest.mark.parametrize("kind", ["sliced", "energy"])
-def test_the_coverage_of_intervals_of_distances(kind, apart):
-    """Of what repetitions scatter around, between Gaussians in space; too wide where the distributions are one."""
+@pytest.mark.parametrize(("statistic", "shift"), [("sliced", 0.0), ("energy", 1.0)])
+def test_intervals_cover_the_expectation(statistic, shift):
+    """Between Gaussians in 3 dimensions; intervals are too wide where the distributions are equal."""
     generator, u = seeded(), directions(3, 8, seeded(1))
 
-    def statistic():
+    def draw():
         x, y = (torch.randn(60, 3, generator=generator, dtype=torch.float64) for _ in range(2))
-        x[:, 0] += apart
-        return SlicedWasserstein(x, y, u) if kind == "sliced" else Discrepancy(x, y, torch.neg)
+        x[:, 0] += shift
+        return SlicedWasserstein(x, y, u) if statistic == "sliced" else Discrepancy(x, y, torch.neg)
 
-    expected = float(torch.stack([one(*one.all) for one in (statistic() for _ in range(600))]).mean())
-    intervals = [bootstrap(one, *one.all, 60, generator=generator) for one in (statistic() for _ in range(150))]
-    covered = sum(found.low <= expected <= found.high for found in intervals) / len(intervals)
-    assert covered >= 0.87  # 0.95, less 3 standard errors of 150 trials and what 60 samples are not yet normal
-    if apart:
+    expected = float(torch.stack([one(*one.all) for one in (draw() for _ in range(600))]).mean())
+    intervals = [bootstrap(one, *one.all, 60, generator=generator) for one in (draw() for _ in range(150))]
+    covered = sum(interval.low <= expected <= interval.high for interval in intervals) / len(intervals)
+    assert covered >= 0.87  # 0.95 minus 3 standard errors of 150 trials, and 60 samples are not yet normal
+    if shift:
         assert covered < 1
 
 
 @pytest.mark.parametrize(
-    ("call", "message"),
+    ("arguments", "message"),
     [
-        (lambda: bootstrap(torch.mean, normal(3)), r"4 samples or more expected; got \[3\]"),
-        (lambda: bootstrap(torch.mean, normal(9), resamples=1), "two resamples or more"),
-        (lambda: bootstrap(torch.mean, normal(9), level=1.0), r"level in \(0, 1\)"),
+        ({"x": normal(3)}, r"needs at least 4 samples; got \[3\]"),
+        ({"x": normal(9), "resamples": 1}, "expected resamples >= 2 .* got 1 and 0.95"),
+        ({"x": normal(9), "level": 1.0}, r"level in \(0, 1\); got 200 and 1.0"),
     ],
 )
-def test_wrong_input(call, message):
+def test_wrong_input(arguments, message):
     with pytest.raises(ValueError, match=message):
-        call()
+        bootstrap(torch.mean, **arguments)

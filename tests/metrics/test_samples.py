@@ -3,19 +3,18 @@
 import pytest
 import torch
 
-from scoresde.metrics.samples import both, everything, flatten
+from scoresde.metrics.samples import flatten, flatten_pair
 from tests.conftest import normal
 
 
-def test_states_of_any_rank_become_rows_in_float64():
+def test_states_of_any_rank_become_float64_rows():
     x = normal(3, 2, 2).float()
     assert torch.equal(flatten(x), x.double().reshape(3, 4))
-    assert [part.shape for part in both(x, normal(5, 2, 2))] == [(3, 4), (5, 4)]
-    assert everything(x).tolist() == [0, 1, 2]
+    assert [part.shape for part in flatten_pair(x, normal(5, 2, 2))] == [(3, 4), (5, 4)]
 
 
-def test_the_sample_that_is_wrong_is_named():
-    with pytest.raises(ValueError, match=r"y as two samples or more, \(N, \*\), expected; got shape \(1, 2\)"):
-        both(normal(4, 2), normal(1, 2))
-    with pytest.raises(ValueError, match=r"one shape expected; got \(4, 2\) and \(4, 3\)"):
-        both(normal(4, 2), normal(4, 3))
+def test_errors_name_the_wrong_sample():
+    with pytest.raises(ValueError, match=r"y has shape \(1, 2\): expected \(N, \*\) with at least 2 samples"):
+        flatten_pair(normal(4, 2), normal(1, 2))
+    with pytest.raises(ValueError, match=r"x \(4, 2\) and y \(4, 3\) must have states of the same shape"):
+        flatten_pair(normal(4, 2), normal(4, 3))
