@@ -1,4 +1,4 @@
-"""Learning rates: a rise from zero over the first steps, and a decay, as a fraction of the optimiser's own rate."""
+"""Learning rates: a linear warm-up and a decay, as a fraction of the optimiser's own rate."""
 
 import math
 from collections.abc import Callable
@@ -12,15 +12,15 @@ DECAYS: dict[str, Callable[[float, int, int], float]] = {
 
 
 def rate(step: int, steps: int, warmup: int, decay: str, decay_start: int) -> float:
-    """The rate of step 0 .. steps - 1.
+    """Return the rate of step 0 .. steps - 1.
 
     Args:
-        step: which one.
-        steps: of the whole training.
-        warmup: steps of the linear rise.
-        decay: "none"; "linear" or "cosine" to 0 at the last step; "inverse_sqrt", 1 up to decay_start and falling as
-            (step / decay_start)^(-1/2) from there (EDM2, 2312.02696, appendix B).
+        step: the step.
+        steps: length of the training.
+        warmup: length of the linear warm-up, in steps.
+        decay: "none"; "linear" or "cosine" to 0 at the last step; "inverse_sqrt", 1 up to decay_start and then
+            (step / decay_start)^(-1/2) (EDM2, 2312.02696, appendix B).
         decay_start: in steps, positive.
     """
-    rising = min(1.0, (step + 1) / warmup) if warmup else 1.0
-    return rising * DECAYS[decay](step, steps, decay_start)
+    warm = min(1.0, (step + 1) / warmup) if warmup else 1.0
+    return warm * DECAYS[decay](step, steps, decay_start)
