@@ -6,7 +6,6 @@ from itertools import pairwise
 
 import pytest
 import torch
-from torch import nn
 
 from scoresde.training import checkpoint
 from scoresde.training.posthoc import PowerAverages, delete_snapshots_after, plan, profiles, reconstruct, save_snapshot
@@ -68,22 +67,6 @@ def test_the_averages_follow_their_recursion(dtype):
             torch.testing.assert_close(average.double(), expected[width][name], rtol=1e-5, atol=2e-6)
 
 
-def test_resumed_averages_continue_bit_for_bit(tmp_path):
-    stored, _, _ = train(tmp_path, 2, steps=20)
-    network = model()
-    for step in range(1, 11):
-        move(network, step)
-    resumed = PowerAverages(network)
-    groups, info = checkpoint.load(tmp_path / "step0000010.safetensors")
-    assert info == {"step": 10}
-    resumed.load({"model": {}, **groups})
-    for step in range(11, 21):
-        move(network, step)
-        resumed.update(step)
-    for group, averages in stored.groups().items():
-        assert equal(resumed.groups()[group], averages)
-
-
 def test_stored_profiles_are_returned_unchanged(tmp_path):
     stored, _, _ = train(tmp_path, 8)
     for width in (0.05, 0.1):
@@ -122,35 +105,6 @@ def test_profiles_of_earlier_steps_use_the_snapshots_around_them(tmp_path):
     before = [step for step in range(16, 200, 16) for _ in (0, 1)]
     _, without = combination(inner_products([*before, 200], [*[0.05, 0.1] * (len(before) // 2), 0.12]))
     assert between.residual < 0.5 * without
-
-
-def test_constant_parameters_are_reproduced_from_few_snapshots(tmp_path):
-    network = model()
-    averages = PowerAverages(network)
-    for step in range(1, 101):
-        averages.update(step)
-        if step in (60, 100):
-            save_snapshot(tmp_path, step, averages)
-    assert plan(tmp_path, 0.2).residual > 0.2
-    for name, average in reconstruct(tmp_path, 0.2, tolerance=1).items():
-        torch.testing.assert_close(average, network.get_parameter(name).detach(), rtol=1e-5, atol=1e-6)
-
-
-def test_the_residual_is_the_distance_of_the_profiles(tmp_path):
-    """The average of parameters that are 1 at one step each, and 0 at the others, is the profile itself."""
-    network = nn.Linear(40, 1, bias=False).double()
-    stored, other = PowerAverages(network), PowerAverages(network, (0.16,))
-    for step in range(1, 41):
-        with torch.no_grad():
-            network.weight.zero_()[0, step - 1] = 1
-        stored.update(step)
-        other.update(step)
-        if step % 10 == 0:
-            save_snapshot(tmp_path, step, stored)
-    expected = other.averages[0.16]["weight"]
-    error = float((reconstruct(tmp_path, 0.16, tolerance=1)["weight"] - expected).norm() / expected.norm())
-    assert plan(tmp_path, 0.16).residual == pytest.approx(error, rel=1e-4)
-    assert 0.01 < error < 0.2
 
 
 def test_snapshots_of_later_steps_are_deleted(tmp_path):
@@ -206,13 +160,6 @@ def test_steps_before_the_first_and_non_finite_averages_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"the average of 0.bias is not finite at step 1"):
         save_snapshot(tmp_path, 1, averages)
     assert profiles(tmp_path) == []
-
-
-def test_averages_that_were_not_stored_cannot_be_loaded():
-    averages = PowerAverages(model())
-    message = r"no averages 'power_0.05' \(stored: power_0.1\).*the sigma_rels that it started with"
-    with pytest.raises(ValueError, match=message):
-        averages.load({"power_0.1": averages.averages[0.1], "ema": {}})
 
 
 def test_profiles_that_cannot_be_made_are_refused(tmp_path):
