@@ -528,7 +528,7 @@ def test_ctrl_c_ends_in_one_line_and_the_run_goes_on(tmp_path):
     _, error = training.communicate(timeout=60)
     assert training.returncode == 130
     assert len(error.splitlines()) == 1, error
-    assert "the same command goes on from there" in error
+    assert "run the same command to continue" in error
     _, info = load(tmp_path / "stopped" / "checkpoint.safetensors")
     assert 0 < info["step"] < 100000
     assert main([*arguments, f"trainer.steps={info['step'] + 2}"]) == 0

@@ -240,7 +240,7 @@ def test_training_through_a_wrapper_gives_the_weights_of_training_without(wrappe
 
 def test_a_users_class_that_is_no_module_is_not_trained_by_the_trainer(tmp_path: Path):
     trainer = Trainer(torch.optim.Adam, steps=1)
-    with pytest.raises(TypeError, match=r"torch.nn.Module expected to be trained.* got Plain"):
+    with pytest.raises(TypeError, match=r"must be a module, .* got Plain"):
         trainer.fit(Plain(model()), losses.DenoisingScoreMatching(), None, tmp_path, ss.DataMap(ss.data.Affine()))
 
 

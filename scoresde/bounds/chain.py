@@ -123,9 +123,8 @@ def discrete(
     per_step: list[Tensor] = []
 
     def nats(model: BaseModel, batch: Tensor, stream: RandomStream) -> NatsBound:
-        bound, of_steps = _discrete(
-            model, transform(batch.to(double(batch)) + 0.5), stream, nodes, fraction, bins, draws
-        )
+        x0 = transform(batch.to(double(batch)) + 0.5)
+        bound, of_steps = _discrete(model, x0, stream, nodes, fraction, bins, draws)
         per_step.append(of_steps / (dimensions(images) * math.log(2)))
         return bound
 
@@ -151,10 +150,7 @@ def _discrete(
         views = model.predict(model.sde.perturb(x0, t, eps), t)
         nu = views.variance if fraction is None else fraction
         if nu is None:
-            raise ValueError(
-                "variance='learned' needs a model with a learned variance, ScoreModel(..., learned_variance=True); use "
-                "variance='posterior' or 'forward' for this one"
-            )
+            raise ValueError("variance='learned' needs a ScoreModel(..., learned_variance=True); use 'posterior'")
         nats = chain_term(model.sde, nodes, index, x0, -views.error(x0, eps).denoised, nu, bins)
         return dimensions(x0) * float64(nats).cpu()
 
@@ -189,17 +185,11 @@ def _bins(transform: Transform, images: Tensor, levels: int | None) -> Bins:
     if levels is None:
         raise ValueError(f"{transform} does not define the number of levels: pass levels=256 for 8 bits")
     if not bool(((images == images.round()) & (images >= 0) & (images < levels)).all()):
-        raise ValueError(
-            f"images must be integer levels 0 .. {levels - 1}; got values from {float(images.min()):g} to "
-            f"{float(images.max()):g}. Continuous data has no bits: use bounds.continuous_nats"
-        )
+        raise ValueError(f"images must be integer levels 0 .. {levels - 1}; got {images.min():g} .. {images.max():g}")
     probes = torch.tensor([0.5, 1.5, levels / 2, levels - 0.5], dtype=torch.float64)
     positions = torch.stack([transform(k.expand(images[:1].shape)) for k in probes]).flatten(1)
     low, width = positions[0, 0], positions[1, 0] - positions[0, 0]
     expected = (low + width * (probes - 0.5))[:, None].expand_as(positions)
     if not bool(width > 0 and torch.allclose(positions, expected, rtol=0.0, atol=1e-6 * float(width))):
-        raise ValueError(
-            f"the decoder's bins need levels in increasing order, equally spaced and alike in every dimension, which "
-            f"{transform} does not give: use data.Levels, or bounds.continuous"
-        )
+        raise ValueError(f"the levels must be increasing and equally spaced, unlike under {transform}: use data.Levels")
     return Bins(float(width), float(low), float(expected[-1, 0]))

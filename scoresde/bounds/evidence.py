@@ -121,10 +121,7 @@ def continuous(
     refuse_odd(draws)
     data_map, density = levels_map(transform, dequantization), times or UniformLogSNR()
     if (start := data_map.start(model.sde)) is not None:
-        raise ValueError(
-            f"the dequantisation must give clean data (Uniform, Variational); {data_map.dequantization} gives states "
-            f"at t={start:g}, for networks trained on the centres of the levels: use bounds.discrete"
-        )
+        raise ValueError(f"{data_map.dequantization} gives states at t={start:g}, not clean data: use bounds.discrete")
 
     def nats(model: BaseModel, batch: Tensor, stream: RandomStream) -> NatsBound:
         def point() -> tuple[Tensor, Tensor]:

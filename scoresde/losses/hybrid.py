@@ -150,10 +150,8 @@ def _reverse_step(sde: SDE, nodes: Tensor, index: Tensor) -> tuple[Tensor, Tenso
     largest = torch.where(index == 0, sde.sigma(nodes[0]).square(), forward)
     if not bool((posterior > 0).all()):
         node = int(index[(posterior > 0).long().argmin()])
-        raise ValueError(
-            f"the posterior variance is not positive at node {node} (t={float(nodes[node]):g}) of "
-            f"{type(sde).__name__}: the first node needs sigma > 0 (raise t_min), and each next one more noise"
-        )
+        name = type(sde).__name__
+        raise ValueError(f"the posterior variance at node {node} (t={nodes[node]:g}) of {name} is 0: raise t_min")
     return posterior.log(), (largest / posterior).log(), slope
 
 

@@ -71,10 +71,7 @@ class Nodes(UniformTime):
         """Return the times, increasing, float64 (N,), on the CPU."""
         if self.steps is None:
             if (table := getattr(sde, "nodes", None)) is None:
-                raise ValueError(
-                    f"{type(sde).__name__} has no nodes, unlike a Tabulated path: pass Nodes(steps=1000) for equally "
-                    "spaced times"
-                )
+                raise ValueError(f"{type(sde).__name__} has no nodes: pass Nodes(steps=1000) for equally spaced times")
             return table
         start = sde.t_min if self.start is None else self.start
         if not sde.t_min <= start < sde.t_max:

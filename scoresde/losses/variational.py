@@ -116,8 +116,5 @@ def decoder_log_scale(sde: SDE) -> Tensor:
     """
     log_snr = sde.log_snr(torch.tensor(sde.t_min, dtype=torch.float64))
     if not bool(torch.isfinite(log_snr)):
-        raise ValueError(
-            f"the decoder needs sigma(t_min) > 0, its width; {type(sde).__name__} has a log-SNR of {log_snr.item():g} "
-            f"at t_min={sde.t_min:g}: raise t_min"
-        )
+        raise ValueError(f"{type(sde).__name__} has no noise at t_min={sde.t_min:g}, the decoder's width: raise t_min")
     return 0.5 * (math.log(2 * math.pi) - log_snr)

@@ -70,10 +70,8 @@ class StepBatches(Dataset):
         self.dataset, self.batch_size, self.seed = dataset, batch_size, seed
         self.size, processes = len(dataset), distributed.size()  # type: ignore[arg-type]
         if not processes <= batch_size <= self.size:
-            raise ValueError(
-                f"trainer.batch_size must lie between the number of processes, {processes}, and that of samples, "
-                f"{self.size}; got {batch_size}"
-            )
+            limits = f"{processes} (processes) and {self.size} (samples)"
+            raise ValueError(f"trainer.batch_size must lie between {limits}; got {batch_size}")
         self.positions = share(batch_size, distributed.rank(), processes)
         self.epoch, self.order = -1, torch.empty(0, dtype=torch.int64)
 

@@ -88,10 +88,7 @@ def restore(tensors: dict[str, Tensor], stored: dict[str, Tensor]) -> None:
     for name in [*tensors, *stored]:
         expected, actual = (tuple(group[name].shape) if name in group else "none" for group in (tensors, stored))
         if expected != actual:
-            raise ValueError(
-                f"the checkpoint belongs to another model: expected {name} of shape {expected}, got {actual}; choose "
-                "another directory for this model"
-            )
+            raise ValueError(f"another model's checkpoint: expected {name} {expected}, got {actual}; use a new run")
     for name, tensor in tensors.items():
         tensor.copy_(place_like(stored[name], tensor))
 

@@ -48,9 +48,7 @@ class Guard:
             append_line(self.path, {"step": step, "in_a_row": self.in_a_row, "reason": reason})
         if self.in_a_row > self.limit:
             count = f", skipped step {self.in_a_row} in a row" if self.limit else ""
-            raise NonFiniteLoss(
-                f"{reason}{count}. The last checkpoint is intact; lower the learning rate or clip, or use float32"
-            )
+            raise NonFiniteLoss(f"{reason}{count}. The last checkpoint is good; lower the learning rate or use float32")
         warnings.warn(f"skipped a step: {reason}", UserWarning, stacklevel=3)
 
 

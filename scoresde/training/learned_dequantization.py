@@ -11,7 +11,6 @@ constant d log alpha(t_min).
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -146,8 +145,8 @@ def compare(
     if (count := len(dataset)) < 2:  # type: ignore[arg-type]
         raise ValueError(f"a standard error needs at least two images; got {count}")
     images, cond = split_condition(default_collate([dataset[i] for i in range(count)]), "cpu")
-    bound = partial(
-        bounds.continuous, model, images, transform, cond, draws=draws, batch_size=batch_size, progress=progress
+    settings: dict[str, Any] = {"draws": draws, "batch_size": batch_size, "progress": progress}
+    learned, uniform = (
+        bounds.continuous(model, images, transform, cond, q, **settings).per_image for q in (dequantization, Uniform())
     )
-    learned, uniform = (bound(dequantization=q).per_image for q in (dequantization, Uniform()))
     return DequantizationBounds(*(mean_and_error(values) for values in (learned, uniform, uniform - learned)))

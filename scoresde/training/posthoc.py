@@ -100,13 +100,12 @@ class Plan:
     """How a profile is made of stored ones.
 
     Args:
-        sigma_rel, step: of the profile to make.
+        step: of the profile to make.
         sources: the stored profiles p_k.
         coefficients: x_k, (K,).
         residual: |sum_k x_k p_k - q| / |q| over the steps; 0 for a stored profile.
     """
 
-    sigma_rel: float
     step: int
     sources: tuple[Profile, ...]
     coefficients: Tensor
@@ -160,19 +159,16 @@ def plan(directory: Path, sigma_rel: float, step: int | None = None, extra: Iter
     gamma_of(sigma_rel)
     sources = profiles(directory, step, extra)
     if not sources:
-        raise FileNotFoundError(
-            f"no snapshots of power-function averages in {directory}; train with trainer.power and "
-            "trainer.snapshot_every to choose a width afterwards"
-        )
+        raise FileNotFoundError(f"no snapshots of power-function averages in {directory}: train with trainer.power")
     steps = [source.step for source in sources]
     step = steps[-1] if step is None else step
     if not 1 <= step <= steps[-1]:
         raise ValueError(f"step must lie between 1 and the last snapshot's, {steps[-1]}; got {step}")
     for source in sources:
         if (source.step, source.sigma_rel) == (step, sigma_rel):
-            return Plan(sigma_rel, step, (source,), torch.ones(1, dtype=torch.float64), 0.0)
+            return Plan(step, (source,), torch.ones(1, dtype=torch.float64), 0.0)
     products = inner_products([*steps, step], [*(source.sigma_rel for source in sources), sigma_rel])
-    return Plan(sigma_rel, step, tuple(sources), *combination(products))
+    return Plan(step, tuple(sources), *combination(products))
 
 
 def reconstruct(

@@ -56,7 +56,7 @@ class State:
             groups |= self.power.groups()
         groups = {name: distributed.collect(group) for name, group in groups.items()}
         if distributed.anyone(not all(bool(torch.isfinite(x).all()) for x in groups["ema"].values())):
-            raise NonFiniteLoss(f"the weights are not finite after step {self.step}. The last checkpoint is intact")
+            raise NonFiniteLoss(f"the weights are not finite after step {self.step}. The last checkpoint is good")
         info = {
             "step": self.step,
             "optimizer": settings,

@@ -33,7 +33,7 @@ from scoresde.training.guard import SKIPPED, Guard, NonFiniteLoss, diagnosis
 from scoresde.training.json_lines import read_lines, remove_lines_after
 from scoresde.training.log import LOG, Log
 from scoresde.training.precision import Precision
-from scoresde.training.schedule import DECAYS, rate
+from scoresde.training.schedule import DECAYS
 from scoresde.training.state import CHECKPOINT, State
 
 __all__ = ["CHECKPOINT", "LOG", "Interrupted", "NonFiniteLoss", "Trainer"]
@@ -54,7 +54,9 @@ class Trainer:
         batch_size: samples per step, of all processes together.
         accumulate: parts that a process splits its share of a batch into, one after the other; the gradient is the
             same.
-        warmup, decay, decay_start: of the learning rate, see `training.schedule.rate`.
+        warmup: steps in which the learning rate rises linearly.
+        decay, decay_start: of the learning rate: "none", "linear", "cosine" or "inverse_sqrt" from decay_start on, see
+            `training.schedule`.
         clip: largest norm of the gradient.
         ema, ema_warmup: decay and warm-up of the moving average, see `EMA`.
         power: sigma_rel of the averages for a profile that is chosen after training, see `training.posthoc`.
@@ -112,18 +114,16 @@ class Trainer:
         if self.decay not in DECAYS:
             raise ValueError(f"decay must be one of {', '.join(DECAYS)}; got {self.decay!r}")
         if bool(self.power) != bool(self.snapshot_every):
-            raise ValueError(
-                "set both power=[sigma_rel, ...] and snapshot_every > 0, or neither; got "
-                f"{list(self.power)} and {self.snapshot_every}"
-            )
+            raise ValueError(f"set both power and snapshot_every; got {list(self.power)} and {self.snapshot_every}")
         if self.parallel == "fsdp" and (self.power or self.channels_last):
             raise ValueError("parallel=fsdp supports neither power averages nor channels_last; use parallel=ddp")
         self.where = available(distributed.device(self.device))
         Precision(self.precision, self.where)
 
     def rate(self, step: int) -> float:
-        """Return the learning rate of a step, as a fraction of the optimiser's own."""
-        return rate(step, self.steps, self.warmup, self.decay, self.decay_start)
+        """Return the learning rate of step 0 .. steps - 1, as a fraction of the optimiser's own."""
+        warm = min(1.0, (step + 1) / self.warmup) if self.warmup else 1.0
+        return warm * DECAYS[self.decay](step, self.steps, self.decay_start)
 
     def fit(
         self,
@@ -184,10 +184,7 @@ class Trainer:
     def _prepare(self, model: ScoreModel) -> ScoreModel:
         """Move the model to its device and memory layout, and compile it."""
         if not isinstance(model, nn.Module):
-            raise TypeError(
-                f"the model must be a torch.nn.Module, such as a ScoreModel; got {type(model).__name__}: make it a "
-                "subclass of scoresde.ModelWrapper"
-            )
+            raise TypeError(f"the model must be a module, such as a scoresde.ModelWrapper; got {type(model).__name__}")
         model.to(self.where).train()
         network: Any = getattr(model, "network", None)
         if (self.channels_last or self.compile) and not isinstance(network, nn.Module):

@@ -105,7 +105,7 @@ def test_another_step_or_seed_draws_other_noise(other):
 
 @pytest.mark.parametrize("batch_size", [0, 11])
 def test_refuses_a_batch_that_cannot_be_filled(batch_size):
-    with pytest.raises(ValueError, match=f"number of processes, 1, and that of samples, 10; got {batch_size}"):
+    with pytest.raises(ValueError, match=f"1 .processes. and 10 .samples.; got {batch_size}"):
         batches(torch.arange(10), batch_size, 0, 0, 1)
 
 

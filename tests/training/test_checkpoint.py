@@ -93,15 +93,15 @@ def test_a_restored_optimizer_makes_the_same_steps(make, tmp_path):
 @pytest.mark.parametrize(
     ("stored", "message"),
     [
-        ({"a": (4, 3), "b": (3,)}, r"expected b of shape \(2, 4\), got \(3,\)"),
-        ({"a": (4, 3)}, r"expected b of shape \(2, 4\), got none"),
-        ({"a": (4, 3), "b": (2, 4), "c": ()}, r"expected c of shape none, got \(\)"),
+        ({"a": (4, 3), "b": (3,)}, r"expected b \(2, 4\), got \(3,\)"),
+        ({"a": (4, 3)}, r"expected b \(2, 4\), got none"),
+        ({"a": (4, 3), "b": (2, 4), "c": ()}, r"expected c none, got \(\)"),
     ],
     ids=["shape", "missing", "extra"],
 )
 def test_restore_copies_nothing_if_a_tensor_does_not_fit(stored, message):
     tensors = {"a": torch.zeros(4, 3), "b": torch.zeros(2, 4)}
-    with pytest.raises(ValueError, match=f"another model: {message}"):
+    with pytest.raises(ValueError, match=f"another model's checkpoint: {message}"):
         checkpoint.restore(tensors, {name: torch.ones(shape) for name, shape in stored.items()})
     assert not any(bool(tensor.any()) for tensor in tensors.values())
 

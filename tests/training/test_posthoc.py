@@ -163,7 +163,9 @@ def test_steps_before_the_first_and_non_finite_averages_are_refused(tmp_path):
 
 
 def test_profiles_that_cannot_be_made_are_refused(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"no snapshots of power-function averages in .*train with trainer"):
+    with pytest.raises(
+        FileNotFoundError, match=r"no snapshots of power-function averages in .*train with trainer.power"
+    ):
         reconstruct(tmp_path / "nothing", 0.1)
     train(tmp_path, 1)
     message = r"sigma_rel 0.2 at step 320 cannot .* \(1 step, sigma_rel 0.05, 0.1\): its error is .*, the tolerance 0.1"

@@ -5,7 +5,8 @@ from itertools import pairwise
 
 import pytest
 
-from scoresde.training.schedule import rate
+from scoresde.training import Trainer
+from tests.training.runs import ADAM
 
 
 @pytest.mark.parametrize(
@@ -18,11 +19,12 @@ from scoresde.training.schedule import rate
     ],
 )
 def test_decays(decay, expected):
-    assert [rate(step, 100, 0, decay, decay_start=25) for step in (10, 50, 90)] == pytest.approx(expected)
+    trainer = Trainer(ADAM, 100, decay=decay, decay_start=25)
+    assert [trainer.rate(step) for step in (10, 50, 90)] == pytest.approx(expected)
 
 
 def test_the_warmup_is_linear_and_meets_the_decay():
-    assert [rate(step, 100, 4, "none", 1) for step in range(6)] == [0.25, 0.5, 0.75, 1, 1, 1]
-    rates = [rate(step, 1000, 50, "cosine", 1) for step in range(1000)]
+    assert [Trainer(ADAM, 100, warmup=4).rate(step) for step in range(6)] == [0.25, 0.5, 0.75, 1, 1, 1]
+    rates = [Trainer(ADAM, 1000, warmup=50, decay="cosine").rate(step) for step in range(1000)]
     assert max(rates) == rates[49]
     assert all(later < earlier for earlier, later in pairwise(rates[49:]))

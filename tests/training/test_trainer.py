@@ -478,9 +478,9 @@ def test_the_loss_by_noise_level_is_the_mean_of_its_samples(tmp_path):
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"model": {"width": 4}}, r"another model: expected network.* of shape \(4, .*, got \(8, "),
+        ({"model": {"width": 4}}, r"another model's checkpoint: expected network.* \(4, .*, got \(8, "),
         ({"model": {"depth": 2}}, "layer1.*, got none"),
-        ({"model": {"depth": 0}}, "layer0.* of shape none"),
+        ({"model": {"depth": 0}}, "layer0.* none, got"),
         (
             {"optimizer": partial(torch.optim.SGD, lr=1e-2, momentum=0.9)},
             "has the state of Adam, which SGD cannot load",
@@ -504,9 +504,9 @@ def test_a_checkpoint_of_another_training_is_refused(tmp_path, changed, message)
         ({"clip": 0.0}, "clip must be positive; got 0.0"),
         ({"decay": "step"}, "decay must be one of none, linear, cosine, inverse_sqrt; got 'step'"),
         ({"ema": 1.0}, "decay must lie in [0, 1); got 1.0"),
-        ({"batch_size": 41}, "number of processes, 1, and that of samples, 40; got 41"),
+        ({"batch_size": 41}, "between 1 (processes) and 40 (samples); got 41"),
         ({"precision": "half"}, "precision must be one of float32, bf16, fp16; got 'half'"),
-        ({"power": (0.1,)}, "set both power=[sigma_rel, ...] and snapshot_every > 0"),
+        ({"power": (0.1,)}, "set both power and snapshot_every; got [0.1] and 0"),
         ({"power": (0.1,), "snapshot_every": 2, "parallel": "fsdp"}, "parallel=ddp"),
         ({"parallel": "tp"}, "parallel must be one of ddp, fsdp; got 'tp'"),
         ({"device": "tpu9"}, "'tpu9'"),
@@ -519,7 +519,7 @@ def test_settings_out_of_range_are_refused(tmp_path, options, message):
 
 
 def test_models_that_cannot_be_trained_are_refused(tmp_path):
-    with pytest.raises(TypeError, match=r"got object: make it a subclass of scoresde\.ModelWrapper"):
+    with pytest.raises(TypeError, match=r"such as a scoresde\.ModelWrapper; got object"):
         fit(tmp_path, model=object())
     with pytest.raises(ValueError, match="channels_last and compile need a model with a `network`; got Linear"):
         fit(tmp_path, model=torch.nn.Linear(2, 2), channels_last=True)
