@@ -194,9 +194,9 @@ def reconstruct(
         widths = ", ".join(f"{width:g}" for width in sorted({source.sigma_rel for source in best.sources}))
         steps = len({source.step for source in best.sources})
         raise ValueError(
-            f"the profile of sigma_rel {sigma_rel:g} at step {best.step} cannot be made of the snapshots in "
-            f"{directory} ({steps} step{'s' * (steps > 1)}, sigma_rel {widths}): its error is {best.residual:.2g}, the "
-            f"tolerance {tolerance:g}; choose a width nearer to the stored ones, or train with more snapshots"
+            f"the profile of sigma_rel {sigma_rel:g} at step {best.step} is out of reach: snapshots of {steps} step"
+            f"{'s' * (steps > 1)} (sigma_rel {widths}; {directory}) have an error of {best.residual:.2g}, more than "
+            f"{tolerance:g}; choose a width nearer to the stored ones, or train with more snapshots"
         )
     total: dict[str, Tensor] = {}  # sum_k x_k average_k in float64, one average in memory at a time
     for source, coefficient in zip(best.sources, best.coefficients.tolist(), strict=True):

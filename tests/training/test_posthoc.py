@@ -168,7 +168,7 @@ def test_profiles_that_cannot_be_made_are_refused(tmp_path):
     ):
         reconstruct(tmp_path / "nothing", 0.1)
     train(tmp_path, 1)
-    message = r"sigma_rel 0.2 at step 320 cannot .* \(1 step, sigma_rel 0.05, 0.1\): its error is .*, the tolerance 0.1"
+    message = r"step 320 is out of reach: snapshots of 1 step \(sigma_rel 0.05, 0.1; .*\) have an error of .*, more than 0.1"
     with pytest.raises(ValueError, match=message):
         reconstruct(tmp_path, 0.2)
     assert plan(tmp_path, 0.2).residual > 0.5
