@@ -114,22 +114,22 @@ def test_every_density_of_times_gives_the_same_bound(times):
 
 def test_each_sample_has_two_times_in_every_stratum():
     """In every quarter of the log-SNR, after two draws at t_min for the decoder."""
-    sde, seen = ss.VP(t_min=0.05), []
+    sde, times = ss.VP(t_min=0.05), []
 
     class Spy(Constant):
         def forward(self, x, c_noise, cond=None):
-            seen.append(c_noise.double())
+            times.append(c_noise.double())
             return super().forward(x, c_noise, cond)
 
     bounds.continuous_nats(ss.ScoreModel(Spy(), sde, "data"), torch.zeros(40, 2), draws=8, seeds=range(40))
-    log_snr = sde.log_snr(torch.stack(seen[2:]))
+    log_snr = sde.log_snr(torch.stack(times[2:]))
     clean, noisy = sde.log_snr(f64(sde.t_min, sde.t_max))
     fraction = (clean - log_snr) / (clean - noisy)
     lowest = torch.tensor([0, 0, 1, 1, 2, 2, 3, 3])[:, None] / 4
     assert bool(((fraction >= lowest - 1e-9) & (fraction <= lowest + 0.25 + 1e-9)).all())
     assert float(fraction.std(dim=1).min()) > 0.05  # independent over samples
     assert float((fraction[0] - fraction[1]).abs().min()) > 0  # and within a stratum
-    close(torch.stack(seen[:2]), torch.full((2, 40), sde.t_min, dtype=torch.float64))
+    close(torch.stack(times[:2]), torch.full((2, 40), sde.t_min, dtype=torch.float64))
 
 
 # --- the continuous bound of a mixture

@@ -316,9 +316,7 @@ def test_dequantize_leaves_a_dequantisation_and_a_row(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("overrides", "message"),
-    [(["steps=0"], "steps must be an integer >= 1 and clip > 0; got 0"), (["draws=3"], "even")],
-    ids=str,
+    ("overrides", "message"), [(["steps=0"], "steps must be an integer >= 1 and"), (["draws=3"], "even")], ids=str
 )
 def test_wrong_input_to_dequantize_is_answered_in_one_line(overrides, message, capsys, caplog, tmp_path):
     assert main([*GREY, "run=grey"]) == 0

@@ -104,7 +104,7 @@ class Log:
         return {key: f"{value:.4g}" for key, value in shown.items() if value is not None}
 
     def write(self, row: Mapping[str, Any]) -> None:
-        """Write a line, whose "step" says when, wherever the training is logged."""
+        """Write a line of the step `row["step"]` to the file, TensorBoard and Weights & Biases."""
         if self.run is None:
             return
         append_line(self.run / LOG, row)

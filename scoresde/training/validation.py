@@ -79,10 +79,10 @@ class HeldOut:
         generator = torch.Generator().manual_seed(step_seed(self.seed, 0, "validation times"))
         times = self.loss.draw_times(model.sde, len(x), generator)
         values = []
-        for positions, part, given in self._batches(x, cond):
+        for positions, part, part_cond in self._batches(x, cond):
             stream = StepNoise(positions, step_seed(self.seed, 0, "validation"), 0)
             x0 = self.training_map.training_states(part.float(), stream)
-            terms = self.loss(model, x0, given, t=times[positions.start : positions.stop], stream=stream)
+            terms = self.loss(model, x0, part_cond, t=times[positions.start : positions.stop], stream=stream)
             values.append(terms.value.cpu().double())
         return torch.cat(values)
 
@@ -92,9 +92,9 @@ class HeldOut:
             bound = bounds.continuous(model, x, data_map, cond, draws=self.draws, batch_size=self.batch_size)
             return _mean("validation_bits_per_dim_bound", bound.per_image)
         nats = []
-        for positions, part, given in self._batches(x, cond):
+        for positions, part, part_cond in self._batches(x, cond):
             y, log_det = self.likelihood_map.transform(part), self.likelihood_map.transform.log_det(part)
-            bound_of_y = bounds.continuous_nats(model, y, given, self.draws, seeds=positions).value
+            bound_of_y = bounds.continuous_nats(model, y, part_cond, self.draws, seeds=positions).value
             nats.append(bound_of_y.cpu() - log_det.cpu())
         return _mean("validation_nats_per_dim_bound", torch.cat(nats) / dimensions(x))
 

@@ -1,4 +1,4 @@
-"""Checkpoints: what is saved is loaded again, and a failed write changes nothing."""
+"""Checkpoints: a loaded checkpoint equals the saved one, and a failed write changes nothing."""
 
 import json
 from functools import partial

@@ -150,7 +150,7 @@ def test_a_run_killed_while_it_saves_resumes_from_the_checkpoint_before(whole, t
 @pytest.mark.slow
 def test_a_run_killed_at_random_moments_resumes_bit_for_bit(tmp_path, start):
     kills, generator = int(os.environ.get("SCORESDE_KILLS", "2")), random.Random(0)
-    steps = 30 * kills  # ten lines of the log per life, of which at most six are waited for
+    steps = 30 * kills  # ten lines of the log per process, which is killed after at most six
     log = tmp_path / "run" / LOG
     for _ in range(kills):
         lines = len(read_lines(log)) + generator.randint(1, 4)
@@ -362,16 +362,16 @@ def test_a_step_that_is_skipped_again_after_a_crash_is_logged_once(tmp_path):
 
 def test_no_checkpoint_is_written_while_steps_are_skipped(tmp_path):
     """A checkpoint that is due then waits for the next finite step, if there is one."""
-    seen = []
+    saved_steps = []
     with pytest.warns(UserWarning, match="skipped a step"):
         fit(
             tmp_path / "lucky",
             nan_at(2, 3),
-            preview=lambda model, step: seen.append(saved_step(tmp_path / "lucky")),
+            preview=lambda model, step: saved_steps.append(saved_step(tmp_path / "lucky")),
             preview_every=1,
             checkpoint_every=3,
         )
-    assert seen == [None] * 4 + [5, 6, 6, 6, 9, 9, 9, 12]
+    assert saved_steps == [None] * 4 + [5, 6, 6, 6, 9, 9, 9, 12]
     diverging = {"optimizer": partial(torch.optim.SGD, lr=1e38), "warmup": 0, "clip": 1e6}
     with pytest.warns(UserWarning, match="skipped"), pytest.raises(NonFiniteLoss, match="skipped step 6 in a row"):
         fit(tmp_path / "run", checkpoint_every=3, skip_limit=5, **diverging)
@@ -395,25 +395,25 @@ def test_too_many_skipped_steps_in_a_row_stop_the_run(tmp_path):
 
 
 def test_previews_use_the_averaged_weights(tmp_path):
-    seen = {}
+    previews = {}
 
     def preview(model, step):
         assert not model.training
-        seen[step] = {f"ema/{name}": p.detach().clone() for name, p in model.named_parameters()}
+        previews[step] = {f"ema/{name}": p.detach().clone() for name, p in model.named_parameters()}
 
     model = fit(tmp_path, preview=preview, preview_every=4, checkpoint_every=0)
-    assert list(seen) == [4, 8, 12]
+    assert list(previews) == [4, 8, 12]
     tensors, _ = saved(tmp_path)
-    assert all(torch.equal(tensors[name], value) for name, value in seen[12].items())
+    assert all(torch.equal(tensors[name], value) for name, value in previews[12].items())
     for name, parameter in model.named_parameters():
         assert torch.equal(tensors[f"model/{name}"], parameter)
-        assert not torch.equal(parameter, seen[12][f"ema/{name}"])
+        assert not torch.equal(parameter, previews[12][f"ema/{name}"])
 
 
 def test_checkpoints_are_written_when_due(tmp_path):
-    seen = []
-    fit(tmp_path, preview=lambda model, step: seen.append(saved_step(tmp_path)), preview_every=1)
-    assert seen == [None] * 4 + [5] * 5 + [10] * 2 + [12]
+    saved_steps = []
+    fit(tmp_path, preview=lambda model, step: saved_steps.append(saved_step(tmp_path)), preview_every=1)
+    assert saved_steps == [None] * 4 + [5] * 5 + [10] * 2 + [12]
 
 
 @pytest.mark.parametrize("step", [3, 7])
