@@ -204,7 +204,7 @@ def test_names_resolve_and_instances_are_returned():
 @pytest.mark.parametrize(
     ("build", "error", "message"),
     [
-        (lambda: predictions.resolve("epsilon"), ValueError, r"'epsilon'; .* noise, data, velocity, v, score, sigma_s"),
+        (lambda: predictions.resolve("epsilon"), ValueError, "noise, data, velocity, v, score, .*; got 'epsilon'"),
         (lambda: predictions.resolve(3), TypeError, "Prediction instance; got int"),
         (lambda: predictions.KarrasPreconditioning(0.0), ValueError, "sigma_data must be positive; got 0"),
         (lambda: predictions.KarrasPreconditioning(math.nan), ValueError, "got nan"),

@@ -1,8 +1,8 @@
 """Evidence bounds: upper bounds on -log p of the generative model that runs the *reverse SDE*.
 
-They need no ODE, no trace and no solver, only what the network predicts of noisy data. The probability-flow ODE of the
-same network is another model, with another likelihood (`likelihood.log_prob`): the two figures stand side by side, they
-are not estimates of each other.
+They need no ODE, no trace and no solver, only the network's predictions on noisy data. The probability-flow ODE of the
+same network is a different model with a different likelihood (`likelihood.log_prob`); neither figure estimates the
+other.
 
 | function          | model                                   | of             | source                               |
 | ----------------- | --------------------------------------- | -------------- | ------------------------------------ |
@@ -10,9 +10,9 @@ are not estimates of each other.
 | `continuous_nats` | the same, differentiable                | states: nats   | the same                             |
 | `discrete`        | DDPM's chain over N nodes               | levels: bits   | 2006.11239; 2102.09672               |
 
-Standard errors. The times (or nodes) of each image fall into half as many strata as there are draws, two independent
-draws in each: a quarter of their squared difference estimates the variance of their mean without bias, however much the
-strata differ. A single draw in each stratum would have a little less variance, and no honest estimate of it.
+Standard errors. The times (or nodes) of each image fall into half as many strata as there are draws, with two
+independent draws in each: a quarter of their squared difference estimates the variance of their mean without bias, even
+if the strata differ. A single draw in each stratum would have slightly less variance, but no unbiased estimate of it.
 """
 
 from scoresde.bounds.bound import Bound, NatsBound

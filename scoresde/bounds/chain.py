@@ -3,11 +3,11 @@
 With x_k = x(t_k) of a path, q(x_k | x) = N(alpha x, sigma^2 I) (2006.11239, eq. 5, 8, 10 and 13; 2102.09672, eq. 4-7),
 
     -log P(x) <= L_N + L_(N-1) + ... + L_1 + L_0
-    L_N = KL(q(x_(N-1) | x) || prior)                                       closed
+    L_N = KL(q(x_(N-1) | x) || prior)                                       closed form
     L_k = E KL(q(x_(k-1) | x_k, x) || p(x_(k-1) | x_k))                     1 <= k < N, of two Gaussians
     L_0 = E[-log P(x | x_0)]                                                a Gaussian's integral over the level's bin.
 
-The papers number the nodes from 1, and the same terms L_T, L_(t-1), L_0. The algebra of the steps is `losses.hybrid`'s.
+The papers number the nodes from 1 and call the same terms L_T, L_(t-1), L_0. `losses.hybrid` derives the steps.
 """
 
 import math
@@ -19,22 +19,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scoresde.bounds.bound import (
-    Bound,
-    NatsBound,
-    batches,
-    refuse_odd,
-    standard_error,
-    summary,
-    uniform,
-)
+from scoresde.bounds.bound import Bound, NatsBound, bits_bound, refuse_odd, standard_error, uniform
 from scoresde.losses import Bins, Nodes, chain_term
 from scoresde.protocols import Model, Transform
 from scoresde.random_stream import RandomStream
 from scoresde.score import BaseModel
 from scoresde.tensors import dimensions, double, float64
 
-# The fraction nu of `losses.hybrid` (None: the model's own), and its words.
+# The fraction nu of `losses.hybrid` (None: the model's own), and its description.
 VARIANCES = {
     "posterior": (0.0, "beta_tilde, at node 0 that of node 1"),
     "forward": (1.0, "beta, at node 0 sigma^2"),
@@ -46,7 +38,7 @@ VARIANCES = {
 class DiscreteBound(Bound):
     """The bound of a chain, step by step.
 
-    steps: L_1 .. L_(N-1) of each image, (images, N-1), in bits per dimension; NaN where an image's draws left one out.
+    steps: L_1 .. L_(N-1) of each image, (images, N-1), in bits per dimension; NaN for steps that no draw visited.
     nodes: the times of the chain (N,).
     """
 
@@ -54,9 +46,9 @@ class DiscreteBound(Bound):
     nodes: Tensor
 
     def per_step(self) -> tuple[Tensor, Tensor]:
-        """(mean, its standard error) of L_1 .. L_(N-1) over the images that visited each, (N-1,); NaN where none did.
+        """Return the mean of L_1 .. L_(N-1) over the images that visited each, and its standard error, (N-1,) each.
 
-        With draws=None these add up to the mean of the term "diffusion".
+        Steps that no image visited are NaN. With draws=None the means add up to the mean of the term "diffusion".
         """
         count = (~self.steps.isnan()).sum(dim=0)
         mean = self.steps.nanmean(dim=0)
@@ -77,66 +69,67 @@ def discrete(
     batch_size: int = 256,
     progress: bool = False,
 ) -> DiscreteBound:
-    """The bound of DDPM's chain on the bits per dimension of images of integer levels: the module's formula.
+    """Return the bound of DDPM's chain on the bits per dimension of images of integer levels: the module's formula.
 
-    An upper bound, of the ancestral chain over the nodes: not of the probability flow. The terms are "prior" (L_N),
-    "diffusion" (the sum of L_1 .. L_(N-1), each in `steps`) and "reconstruction" (L_0).
+    It is an upper bound for the ancestral chain over the nodes, not for the probability flow. The terms are "prior"
+    (L_N), "diffusion" (the sum of L_1 .. L_(N-1), each in `steps`) and "reconstruction" (L_0).
 
-    The data are the levels themselves, not dequantised. The transform T says where they lie in model space: level k at
-    T(k + 1/2), the centre of the interval [k, k + 1) that a dequantised level fills, neighbours one bin width apart.
-    `data.Levels(256)` puts them 2/256 apart from -255/256 to 255/256; DDPM's scaling, 2/255 apart from -1 to 1, is
-    `data.Levels(256, -256/255, 256/255)`.
+    The data are the levels themselves, not dequantised. The transform T defines their positions in model space: level k
+    is at T(k + 1/2), the centre of the interval [k, k + 1) that a dequantised level fills, and neighbours are one bin
+    width apart. `data.Levels(256)` places them 2/256 apart from -255/256 to 255/256; DDPM's scaling, 2/255 apart from
+    -1 to 1, is `data.Levels(256, -256/255, 256/255)`.
 
     Args:
         model: the model, in eval mode.
         images: integer levels 0 .. levels - 1 (N, *), of any dtype.
         transform: from levels to model space, equally spaced there.
         cond: short for `model.given(cond)`, leading N.
-        variance: of the reverse steps, "posterior" (beta_tilde), "forward" (beta), or "learned", the model's own
+        variance: of the reverse steps: "posterior" (beta_tilde), "forward" (beta), or "learned", the model's own
             between the two (2102.09672, eq. 15). At node 0 they are the beta_tilde of node 1 and sigma(t_0)^2; the
-            published code's "fixed large" has the former there.
-        times: the nodes of the chain; those of a `Tabulated` path if not given, `losses.Nodes(steps)` for any SDE.
+            published code's "fixed large" uses the former there.
+        times: the nodes of the chain; default: those of a `Tabulated` path. `losses.Nodes(steps)` works for any SDE.
         draws: None visits every node of every image once. An even number draws that many of the steps of each image,
-            stratified, and two of the decoder: unbiased, with its standard error. Each visit is one evaluation of the
+            stratified, and two of the decoder: unbiased, with a standard error. Each visit is one evaluation of the
             network; 2 (N - 1) draws visit every step twice.
-        levels: number of grey levels, `transform.levels` if not given: the first and the last have open bins.
+        levels: number of levels; default: `transform.levels`. The bins of the first and the last are open-ended.
         seeds: one per image; default 0, 1, 2, ..., so that the figure is reproducible.
         batch_size: images at a time.
         progress: show a progress bar.
 
     Raises:
-        ValueError: values that are not integers or not among the levels, an unknown number of levels, levels that are
-            not equally spaced in model space, an unknown variance or one that the model does not learn, an odd number
-            of draws or more than twice the steps, an SDE without nodes or without noise at its first node, a model with
-            active dropout, seeds of another number than images.
-        RuntimeError: a bound that is not finite, with the images concerned.
+        ValueError: the images are not integers or not among the levels; the number of levels is unknown, or they are
+            not equally spaced in model space; the variance is unknown or not learned by the model; draws is odd or more
+            than twice the steps; the SDE has no nodes, or no noise at the first one; the model has active dropout; the
+            number of seeds is not that of the images.
+        RuntimeError: the bound is not finite; the message has the images concerned.
     """
     if variance not in VARIANCES:
-        raise ValueError(f"variance 'posterior', 'forward' or 'learned' expected; got {variance!r}")
+        raise ValueError(f"variance must be one of {', '.join(VARIANCES)}; got {variance!r}")
     nodes = (times or Nodes()).nodes(model.sde)
     steps = len(nodes) - 1
     if draws is not None:
         refuse_odd(draws)
         if draws > 2 * steps:
-            raise ValueError(f"draws <= {2 * steps}, two at each of the {steps} steps, expected; got draws={draws}")
+            raise ValueError(f"draws must be at most {2 * steps}, two for each of the {steps} steps; got {draws}")
     bins = _bins(transform, images, levels)
     fraction, meaning = VARIANCES[variance]
-    parts, per_step = [], []
-    for conditional, batch, stream in batches(model, images, cond, seeds, batch_size, progress):
-        x0 = transform(batch.to(double(batch)) + 0.5)
-        with torch.no_grad():
-            part, of_steps = _discrete(conditional, x0, stream, nodes, fraction, bins, draws)
-        parts.append(part)
-        per_step.append(of_steps / (dimensions(images) * math.log(2)))
     visits = "each step once" if draws is None else f"{draws} draws of the steps in {draws // 2} strata, 2 at node 0"
-    declared = {
+    conventions = {
         "levels": f"level k at T(k + 1/2), from {bins.low:g} to {bins.high:g} in model space, not dequantised",
         "chain": f"{len(nodes)} nodes from t={float(nodes[0]):g} to {float(nodes[-1]):g}; of each image {visits}",
         "variance": meaning,
         "decoder": f"Gaussian over bins of width {bins.width:g}, the first and the last open",
     }
-    fields = summary(model, transform, images, parts, declared)
-    return DiscreteBound(**fields, steps=torch.cat(per_step), nodes=nodes)
+    per_step: list[Tensor] = []
+
+    def nats(model: BaseModel, batch: Tensor, stream: RandomStream) -> NatsBound:
+        x0 = transform(batch.to(double(batch)) + 0.5)
+        bound, of_steps = _discrete(model, x0, stream, nodes, fraction, bins, draws)
+        per_step.append(of_steps / (dimensions(images) * math.log(2)))
+        return bound
+
+    bound = bits_bound(model, images, transform, cond, seeds, batch_size, progress, nats, conventions)
+    return DiscreteBound(**vars(bound), steps=torch.cat(per_step), nodes=nodes)
 
 
 def _discrete(
@@ -148,7 +141,7 @@ def _discrete(
     bins: Bins,
     draws: int | None,
 ) -> tuple[NatsBound, Tensor]:
-    """The terms of the levels x0 (B, *), and each step's (B, N-1), in nats; on the CPU."""
+    """Return the terms of the levels x0 (B, *), and those of each step (B, N-1), in nats, on the CPU."""
     count, steps = len(x0), len(nodes) - 1
 
     def term(index: Tensor) -> Tensor:
@@ -157,51 +150,46 @@ def _discrete(
         views = model.predict(model.sde.perturb(x0, t, eps), t)
         nu = views.variance if fraction is None else fraction
         if nu is None:
-            raise ValueError(
-                "a model with a learned variance expected for variance='learned': ScoreModel(..., "
-                "learned_variance=True); take variance='posterior' or 'forward' for this one"
-            )
+            raise ValueError("variance='learned' needs a ScoreModel(..., learned_variance=True); use 'posterior'")
         nats = chain_term(model.sde, nodes, index, x0, -views.error(x0, eps).denoised, nu, bins)
         return dimensions(x0) * float64(nats).cpu()
 
     strata, repeats = (steps, 1) if draws is None else (draws // 2, 2)
     edges = [stratum * steps // strata for stratum in range(strata + 1)]
-    values, total, visits = [], torch.zeros(count, steps, dtype=torch.float64), torch.zeros(count, steps)
+    estimates, total, visits = [], torch.zeros(count, steps, dtype=torch.float64), torch.zeros(count, steps)
     for first, end in pairwise(edges):
         for _ in range(repeats):
             step = first + ((end - first) * uniform(stream, count)).long()
             value = term(step + 1)
             total.scatter_add_(1, step[:, None], value[:, None])
             visits.scatter_add_(1, step[:, None], torch.ones(count, 1))
-            values.append(strata * (end - first) * value)  # whose mean over all draws estimates the sum over steps
-    drawn = torch.stack(values)
+            estimates.append(strata * (end - first) * value)  # their mean over all draws estimates the sum over steps
+    diffusion = torch.stack(estimates)
     reconstruction = torch.stack([term(torch.zeros(count, dtype=torch.long)) for _ in range(repeats)])
     terms = {
         "prior": model.sde.prior_divergence(x0).cpu(),
-        "diffusion": drawn.mean(dim=0),
+        "diffusion": diffusion.mean(dim=0),
         "reconstruction": reconstruction.mean(dim=0),
     }
-    stderr = None if draws is None else standard_error(drawn, reconstruction)
+    stderr = None if draws is None else standard_error(diffusion, reconstruction)
     return NatsBound(terms, stderr), total / visits
 
 
 def _bins(transform: Transform, images: Tensor, levels: int | None) -> Bins:
-    """Where the levels lie in model space; refuses images of other values."""
+    """Return the positions of the levels in model space.
+
+    Raises:
+        ValueError: the number of levels is unknown, the images are not among them, or they are not equally spaced.
+    """
     levels = getattr(transform, "levels", None) if levels is None else levels
     if levels is None:
-        raise ValueError(f"the number of levels expected, which {transform} does not tell: pass levels=256 for 8 bits")
+        raise ValueError(f"{transform} does not define the number of levels: pass levels=256 for 8 bits")
     if not bool(((images == images.round()) & (images >= 0) & (images < levels)).all()):
-        raise ValueError(
-            f"integer grey levels 0 .. {levels - 1} expected; got values from {float(images.min()):g} to "
-            f"{float(images.max()):g}: continuous data has no bits, see continuous_nats"
-        )
-    at = torch.tensor([0.5, 1.5, levels / 2, levels - 0.5], dtype=torch.float64)
-    placed = torch.stack([transform(k.expand(images[:1].shape)) for k in at]).flatten(1)
-    low, width = placed[0, 0], placed[1, 0] - placed[0, 0]
-    expected = (low + width * (at - 0.5))[:, None].expand_as(placed)
-    if not bool(width > 0 and torch.allclose(placed, expected, rtol=0.0, atol=1e-6 * float(width))):
-        raise ValueError(
-            f"a transform that places the levels in increasing order, equally spaced and alike in every dimension, "
-            f"expected: the decoder's bins have one width; not so under {transform}: take data.Levels, or `continuous`"
-        )
+        raise ValueError(f"images must be integer levels 0 .. {levels - 1}; got {images.min():g} .. {images.max():g}")
+    probes = torch.tensor([0.5, 1.5, levels / 2, levels - 0.5], dtype=torch.float64)
+    positions = torch.stack([transform(k.expand(images[:1].shape)) for k in probes]).flatten(1)
+    low, width = positions[0, 0], positions[1, 0] - positions[0, 0]
+    expected = (low + width * (probes - 0.5))[:, None].expand_as(positions)
+    if not bool(width > 0 and torch.allclose(positions, expected, rtol=0.0, atol=1e-6 * float(width))):
+        raise ValueError(f"the levels must be increasing and equally spaced, unlike under {transform}: use data.Levels")
     return Bins(float(width), float(low), float(expected[-1, 0]))

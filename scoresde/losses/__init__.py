@@ -5,17 +5,17 @@ Each is an integral over time of a loss of the model at perturbed states, per di
     L = \int omega(t) E ell(x_t, t) dt,        x_t = alpha x_0 + sigma eps,
 
 estimated without bias by drawing t from a density q (`losses.times`) and weighting each sample with omega(t) / q(t)
-(`losses.weightings`). With eps_hat the noise that the model believes in (its score is -eps_hat/sigma):
+(`losses.weightings`). With eps_hat = -sigma score, the noise that the model predicts:
 
 | class                    | ell                                                        | source                      |
 | ------------------------ | ---------------------------------------------------------- | --------------------------- |
 | `DenoisingScoreMatching` | ||eps_hat - eps||^2 / d                                    | Vincent 2011; 2011.13456    |
 | `ImplicitScoreMatching`  | (||eps_hat||^2 - 2 sigma tr(d eps_hat/dx)) / d             | Hyvarinen 2005; 1905.07088  |
 | `SlicedScoreMatching`    | the same along random directions                           | 1905.07088                  |
-| `Hybrid`                 | the first, and the evidence bound for a learned variance   | 2102.09672                  |
-| `VariationalBound`       | half the first; the evidence bound, for a learned path too | 2107.00630                  |
+| `Hybrid`                 | the first, plus the evidence bound of a learned variance   | 2102.09672                  |
+| `VariationalBound`       | half the first: the evidence bound, also for learned paths | 2107.00630                  |
 
-The first three differ by constants; the exact score is the minimiser of each.
+The first three differ by constants. The exact score minimises each objective.
 """
 
 from scoresde.losses.denoising import DenoisingScoreMatching

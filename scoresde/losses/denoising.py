@@ -5,8 +5,7 @@ The objective is an integral over time of the squared error of the predicted noi
 
     L = \int omega(t) E ||eps_hat(x_t, t) - eps||^2 / d  dt,        x_t = alpha x_0 + sigma eps.
 
-The views of the model say the error (`Views.error`): those of a network from its own target, which loses no digits at
-small t.
+The error comes from `Views.error`, which computes it from the network's own target: no digits are lost at small t.
 """
 
 from torch import Tensor
@@ -25,11 +24,11 @@ class DenoisingScoreMatching(Objective):
     Args:
         weighting, times, stratified: see `Objective`.
         reduction: "mean", the squared error per dimension; or "half_sum", half its sum over dimensions, the scale of
-            NCSN (1907.05600, eq. 5) and of the published VE trainings (score_sde's reduce_mean=False): d/2 times the
-            first. The minimiser is the same, the reach of gradient clipping and of Adam's epsilon is not.
+            NCSN (1907.05600, eq. 5) and of the published VE trainings (score_sde's reduce_mean=False). The second is
+            d/2 times the first: it has the same minimiser, but gradient clipping and Adam's epsilon act differently.
 
     Raises:
-        ValueError: an unknown weighting or reduction.
+        ValueError: unknown weighting or reduction.
     """
 
     def __init__(
@@ -41,7 +40,7 @@ class DenoisingScoreMatching(Objective):
     ):
         super().__init__(weighting, times, stratified)
         if reduction not in ("mean", "half_sum"):
-            raise ValueError(f"reduction 'mean' or 'half_sum' expected; got {reduction!r}")
+            raise ValueError(f"reduction must be 'mean' or 'half_sum'; got {reduction!r}")
         self.reduction = reduction
 
     def value(self, model: BaseModel, drawn: Drawn, weight: Tensor) -> Tensor:
@@ -49,7 +48,7 @@ class DenoisingScoreMatching(Objective):
         return self._reduce(views.error(drawn.x0, drawn.noise).noise, weight)
 
     def _reduce(self, error: Tensor, weight: Tensor) -> Tensor:
-        """The weighted squared error of the noise (B,)."""
+        """Return the weighted squared error of the noise (B,)."""
         squares = error.square().flatten(1)
         reduced = squares.mean(dim=1) if self.reduction == "mean" else 0.5 * squares.sum(dim=1)
         return weight.to(reduced) * reduced

@@ -1,21 +1,21 @@
-r"""Implicit and sliced score matching: the score of p_t from draws of x_t alone, without the noise in them.
+r"""Implicit and sliced score matching: learning the score of p_t from draws of x_t, without the noise in them.
 
-Integration by parts turns the Fisher divergence into tr(ds/dx) + |s|^2/2 (Hyvarinen 2005; 1905.07088, eq. 2-4). Of the
-noise eps_hat = -sigma s that a model believes in, per dimension and with the weights of denoising score matching,
+Integration by parts turns the Fisher divergence into tr(ds/dx) + |s|^2/2 (Hyvarinen 2005; 1905.07088, eq. 2-4). In
+terms of the model's noise eps_hat = -sigma s, per dimension and with the weights of denoising score matching, it is
 
     L = \int omega(t) E[ ||eps_hat||^2 - 2 sigma tr(d eps_hat/dx) ] / d  dt = L_denoising - \int omega(t) dt,
 
-omega sigma^2 (2/d) times the first formula: by Stein's identity E[eps . eps_hat] = sigma E tr(d eps_hat/dx), so that
-the objectives differ by a constant of the weighting alone (the mean of `LossTerms.weight`), whatever the model.
+which is omega sigma^2 (2/d) times the first formula. By Stein's identity E[eps . eps_hat] = sigma E tr(d eps_hat/dx),
+so for every model the two objectives differ by the same constant, the mean of `LossTerms.weight`.
 
-Along random directions v with E[v v^T] = I (sliced score matching),
+Sliced score matching takes random directions v with E[v v^T] = I,
 
     tr(ds/dx) + |s|^2/2  =  E[ v^T (ds/dx) v ] + |s|^2/2  =  E[ v^T (ds/dx) v + (v^T s)^2/2 ],
 
-the first with the norm in closed form (SSM-VR, 1905.07088, eq. 8), the second as originally stated (eq. 7).
-Both differentiate the network twice: where a denoising objective is possible it is cheaper and varies less. Attention
-then runs on unfused kernels, which a network's checkpointing does not know when it computes attention again: turn
-checkpointing off where PyTorch says so (CheckpointError).
+either with the norm in closed form (SSM-VR, 1905.07088, eq. 8) or as originally stated (eq. 7).
+Both differentiate the network twice: where a denoising objective is possible, it is cheaper and varies less. Attention
+then runs on unfused kernels, which activation checkpointing does not reproduce when it recomputes attention: turn
+checkpointing off where PyTorch raises CheckpointError.
 """
 
 import torch
@@ -33,12 +33,12 @@ from scoresde.tensors import dimensions, sum_dims
 class ImplicitScoreMatching(Objective):
     """The implicit score-matching loss of the module's second formula.
 
-    In expectation a term is that of `DenoisingScoreMatching` less its weight: negative, for a good model.
+    Its terms are those of `DenoisingScoreMatching` minus their weights, in expectation: negative for a good model.
 
     Args:
         weighting, times, stratified: see `Objective`.
-        trace: `ExactTrace()` by default, a vector-Jacobian product per dimension, all of them kept for the backward
-            pass: for small states. `Hutchinson(probes)` makes it sliced score matching with reduced variance.
+        trace: `ExactTrace()` by default, for small states: one vector-Jacobian product per dimension, all of them kept
+            for the backward pass. `Hutchinson(probes)` makes it sliced score matching with reduced variance.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class ImplicitScoreMatching(Objective):
         return (weight * (square - 2 * sigma * trace) / dimensions(x)).to(x)
 
     def _estimate(self, field: Field, x: Tensor, stream: RandomStream) -> tuple[Tensor, Tensor]:
-        """||v||^2 and tr(dv/dx) of the field v at x, or unbiased estimates of them: float64 (B,)."""
+        """Return ||v||^2 and tr(dv/dx) of the field v at x, or unbiased estimates of them: float64 (B,)."""
         value, traces, _ = self.trace.bind(stream, x, differentiable=True)(field, x)
         return sum_dims(value.square()), traces.mean(dim=1)
 
@@ -67,13 +67,13 @@ class SlicedScoreMatching(ImplicitScoreMatching):
     """Sliced score matching (1905.07088, eq. 7 and 8).
 
     Args:
-        projections: random directions of each sample, a backward pass each.
-        distribution: "gaussian" or "rademacher" (the smaller variance), both with E[v v^T] = I.
-        variance_reduction: |s|^2 in closed form (eq. 8) instead of its estimate (v^T s)^2 (eq. 7).
+        projections: random directions per sample, each a backward pass.
+        distribution: "gaussian" or "rademacher" (smaller variance), both with E[v v^T] = I.
+        variance_reduction: use |s|^2 (eq. 8) instead of its estimate (v^T s)^2 (eq. 7).
         weighting, times, stratified: see `Objective`.
 
     Raises:
-        ValueError: fewer than one projection, or an unknown distribution.
+        ValueError: projections is less than 1, or the distribution is unknown.
     """
 
     def __init__(
@@ -86,11 +86,10 @@ class SlicedScoreMatching(ImplicitScoreMatching):
         stratified: bool = True,
     ):
         if projections < 1:
-            raise ValueError(f"one projection or more expected; got projections={projections}")
+            raise ValueError(f"projections must be at least 1; got {projections}")
         directions = Hutchinson(projections, distribution)
         super().__init__(weighting, times, directions, stratified)
         self.directions, self.variance_reduction = directions, variance_reduction
-        self.projections, self.distribution = projections, distribution
 
     def _estimate(self, field: Field, x: Tensor, stream: RandomStream) -> tuple[Tensor, Tensor]:
         if self.variance_reduction:

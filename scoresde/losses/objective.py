@@ -1,4 +1,4 @@
-"""What every objective has in common: draws of times and noise, and weights in time.
+"""The base class of all objectives: draws of times and noise, and weights in time.
 
 x_t = alpha x_0 + sigma eps,        eps ~ N(0, I),        t ~ q,        weight = omega(t) / q(t).
 """
@@ -34,8 +34,8 @@ class LossTerms:
 
 @dataclass(frozen=True)
 class Drawn:
-    """What a loss is evaluated on: clean states x0 (B, *), times t (B,), float64, noise eps (B, *), and the stream that
-    further draws come from."""
+    """The input of a loss: clean states x0 (B, *), times t (B,), float64, noise eps (B, *), and the stream of all
+    further draws."""
 
     x0: Tensor
     t: Tensor
@@ -43,21 +43,21 @@ class Drawn:
     stream: RandomStream
 
     def perturbed(self, sde: SDE) -> Tensor:
-        """x_t = alpha x_0 + sigma eps."""
+        """Return x_t = alpha x_0 + sigma eps."""
         return sde.perturb(self.x0, self.t, self.noise)
 
 
 class Objective(nn.Module):
-    """A training objective. A subclass defines `value`, the weighted terms of states whose times and noise are drawn.
+    """A training objective. A subclass defines `value`, the weighted terms of states with drawn times and noise.
 
     Args:
         weighting: "variance", "likelihood", "karras", "min_snr", or a `Weighting`.
-        times: density that times are drawn from; the weighting's own if not given.
-        stratified: draw the batch's times at one random offset of a regular lattice in probability (2107.00630,
-            appendix I.1) instead of independently: unbiased as well, with less variance.
+        times: density of the times; default: the weighting's own.
+        stratified: draw the batch's times as a regular lattice in probability with one random offset (2107.00630,
+            appendix I.1) instead of independently: also unbiased, with less variance.
 
     Raises:
-        ValueError: an unknown weighting.
+        ValueError: unknown weighting.
     """
 
     def __init__(
@@ -68,11 +68,11 @@ class Objective(nn.Module):
         self.times, self.stratified = times or self.weighting.times, stratified
 
     def value(self, model: BaseModel, drawn: Drawn, weight: Tensor) -> Tensor:
-        """The weighted terms (B,) of what was drawn, whose weights are float64 (B,)."""
+        """Return the weighted terms (B,) of the drawn states; `weight` is float64 (B,)."""
         raise NotImplementedError(f"{type(self).__name__} must define value(model, drawn, weight)")
 
     def draw_times(self, sde: SDE, n: int, generator: torch.Generator | None = None) -> Tensor:
-        """n times from the density, (n,), float64, on the CPU."""
+        """Draw n times from the density: float64 (n,), on the CPU."""
         device = "cpu" if generator is None else generator.device
         u = torch.rand(1 if self.stratified else n, generator=generator, device=device, dtype=torch.float64).cpu()
         if self.stratified:
@@ -89,35 +89,32 @@ class Objective(nn.Module):
         generator: torch.Generator | None = None,
         stream: RandomStream | None = None,
     ) -> LossTerms:
-        """Loss terms of clean states x0 (B, *).
+        """Return the loss terms of clean states x0 (B, *).
 
         Args:
             model: the model to train.
             x0: clean data.
             cond: short for `model.given(cond)`.
-            t: times (B,), taken as drawn from `times`; drawn here if not given.
-            noise: (B, *); drawn here if not given.
+            t: times () or (B,), treated as draws from `times`; drawn here by default.
+            noise: (B, *); drawn here by default.
             generator: for the draws.
-            stream: for all draws but the times, instead of the generator; states may have a stream of their own each.
+            stream: for all draws but the times, in place of the generator; it may have one seed per state.
 
         Raises:
-            ValueError: times or noise of a shape that does not fit the states.
+            ValueError: the shape of t or noise does not fit the states.
         """
         model = as_model(model, cond)
         if t is None:
             t = self.draw_times(model.sde, x0.shape[0], generator)
         elif (t := float64(t)).shape not in ((), x0.shape[:1]):
-            raise ValueError(f"times () or {tuple(x0.shape[:1])}, one per state, expected; got {tuple(t.shape)}")
-        t = t.expand(x0.shape[0])
+            raise ValueError(f"t must have shape () or {tuple(x0.shape[:1])}, one per state; got {tuple(t.shape)}")
         if noise is not None and noise.shape != x0.shape:
-            raise ValueError(f"noise of the shape of the states, {tuple(x0.shape)}, expected; got {tuple(noise.shape)}")
-        if stream is None:
-            stream = RandomStream(generator)
-        if noise is None:
-            noise = stream.normal(x0)
-        return self.terms(model, Drawn(x0, t, noise, stream))
+            raise ValueError(f"noise must have the shape of the states, {tuple(x0.shape)}; got {tuple(noise.shape)}")
+        stream = RandomStream(generator) if stream is None else stream
+        noise = stream.normal(x0) if noise is None else noise
+        return self.terms(model, Drawn(x0, t.expand(x0.shape[0]), noise, stream))
 
     def terms(self, model: BaseModel, drawn: Drawn) -> LossTerms:
-        """The weighted terms of what was drawn."""
+        """Return the weighted terms of the drawn states."""
         weight = self.weighting.omega(model.sde, drawn.t) / self.times.density(model.sde, drawn.t)
         return LossTerms(self.value(model, drawn, weight), drawn.t, weight)

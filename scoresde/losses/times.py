@@ -1,4 +1,4 @@
-"""Densities of training times, by their quantile functions: t = quantile(u) for uniform u.
+"""Densities of training times, given by their quantile functions: t = quantile(u) for uniform u.
 
 | class           | density q(t)                                    | for                                              |
 | --------------- | ----------------------------------------------- | ------------------------------------------------ |
@@ -18,14 +18,14 @@ from scoresde.tensors import float64
 
 
 class TimeDensity:
-    """A density of training times on [t_min, t_max], by its quantile function."""
+    """A density of training times on [t_min, t_max]."""
 
     def quantile(self, sde: SDE, u: Tensor) -> Tensor:
-        """The time below which a fraction u of the density lies; u and t float64 (B,)."""
+        """Return the time below which a fraction u of the density lies; u and t float64 (B,)."""
         raise NotImplementedError(f"{type(self).__name__} must define quantile(sde, u)")
 
     def density(self, sde: SDE, t: Tensor) -> Tensor:
-        """The density at t, integrating to 1 over [t_min, t_max]."""
+        """Return the density at t; it integrates to 1 over [t_min, t_max]."""
         raise NotImplementedError(f"{type(self).__name__} must define density(sde, t)")
 
 
@@ -43,49 +43,42 @@ class Nodes(UniformTime):
     r"""t uniform over N nodes t_0 < ... < t_(N-1): the discrete-time objectives.
 
     The integral over time becomes a sum, \int h(t) dt -> (t_max - t_min)/N sum_k h(t_k): `density` is that of
-    `UniformTime`, so that under the weighting "variance" every term has weight 1 and the objective is the plain mean
-    over nodes. `DenoisingScoreMatching("variance", Nodes())` is then
+    `UniformTime`, so under the weighting "variance" every term has weight 1 and the objective is the plain mean over
+    nodes. `DenoisingScoreMatching("variance", Nodes())` is then
 
     - DDPM's L_simple (2006.11239, eq. 14) on `Tabulated.from_alphas_cumprod`, divided by the number of dimensions;
     - NCSN's objective with lambda = sigma^2 (1907.05600, eq. 5 and 6) on `Tabulated.from_sigmas`, times 2/d; with
       reduction="half_sum" it is that objective itself.
 
     Args:
-        steps: N times up to t_max, for any SDE; the nodes of a `Tabulated` path if not given.
-        spacing: of those N, equal in "time" or in "log_snr".
-        start: the first of those N, t_min if not given.
+        steps: N times up to t_max, for any SDE; default: the nodes of a `Tabulated` path.
+        spacing: the N times are equally spaced in "time" or in "log_snr".
+        start: the first of the N times; default: t_min.
 
     Raises:
-        ValueError: fewer than two steps, an unknown spacing. Of its methods: an SDE without nodes where no steps are
-            given, a start outside of its range, an infinite log-SNR at an end under spacing="log_snr".
+        ValueError: steps is less than 2, or spacing is unknown. In its methods: the SDE has no nodes and steps is None,
+            start is outside the SDE's range, or the log-SNR is infinite at an end under spacing="log_snr".
     """
 
     def __init__(self, steps: int | None = None, spacing: str = "time", start: float | None = None):
         if steps is not None and steps < 2:
-            raise ValueError(f"two steps or more expected; got steps={steps}")
+            raise ValueError(f"steps must be at least 2; got {steps}")
         if spacing not in ("time", "log_snr"):
-            raise ValueError(f"spacing 'time' or 'log_snr' expected; got {spacing!r}")
+            raise ValueError(f"spacing must be 'time' or 'log_snr'; got {spacing!r}")
         self.steps, self.spacing, self.start = steps, spacing, start
 
     def nodes(self, sde: SDE) -> Tensor:
-        """The times, increasing, float64 (N,), on the CPU."""
-        if self.steps is not None:
-            return self._spaced(sde, self.steps)
-        table = getattr(sde, "nodes", None)
-        if table is None:
-            raise ValueError(
-                f"an SDE with nodes (Tabulated) expected where no steps are given; {type(sde).__name__} has none: "
-                "pass Nodes(steps=1000) for equally spaced times"
-            )
-        return table
-
-    def _spaced(self, sde: SDE, steps: int) -> Tensor:
+        """Return the times, increasing, float64 (N,), on the CPU."""
+        if self.steps is None:
+            if (table := getattr(sde, "nodes", None)) is None:
+                raise ValueError(f"{type(sde).__name__} has no nodes: pass Nodes(steps=1000) for equally spaced times")
+            return table
         start = sde.t_min if self.start is None else self.start
         if not sde.t_min <= start < sde.t_max:
-            raise ValueError(f"a start in [{sde.t_min:g}, {sde.t_max:g}) expected; got {start:g}")
-        times = torch.linspace(start, sde.t_max, steps, dtype=torch.float64)
+            raise ValueError(f"start must lie in [{sde.t_min:g}, {sde.t_max:g}); got {start:g}")
+        times = torch.linspace(start, sde.t_max, self.steps, dtype=torch.float64)
         if self.spacing == "log_snr":
-            fractions = torch.linspace(0, 1, steps, dtype=torch.float64)[1:-1]
+            fractions = torch.linspace(0, 1, self.steps, dtype=torch.float64)[1:-1]
             times[1:-1] = sde.time(torch.lerp(*_log_snr_range(sde, start), fractions))
         return times
 
@@ -94,33 +87,33 @@ class Nodes(UniformTime):
         return nodes[(u.cpu() * len(nodes)).long().clamp(max=len(nodes) - 1)].to(u)
 
     def index(self, sde: SDE, t: Tensor) -> Tensor:
-        """The number k of each time t (B,) among the nodes, integers (B,), on the CPU.
+        """Return the number k of each time t (B,) among the nodes, integers (B,), on the CPU.
 
         Raises:
-            ValueError: a time that is no node, by more than 1e-6 of the range.
+            ValueError: a time is further than 1e-6 of the range from every node.
         """
         nodes, t = self.nodes(sde), float64(t).detach().cpu()
         index = torch.bucketize(t.contiguous(), (nodes[1:] + nodes[:-1]) / 2)
         distance = (t - nodes[index]).abs()
         if bool((distance > 1e-6 * (sde.t_max - sde.t_min)).any()):
-            off = float(t[distance.argmax()])
-            raise ValueError(f"times among the {len(nodes)} nodes expected; got t={off:g}: draw them with `draw_times`")
+            wrong = float(t[distance.argmax()])
+            raise ValueError(f"t={wrong:g} is not one of the {len(nodes)} nodes: draw times with `draw_times`")
         return index
 
 
 def _log_snr_range(sde: SDE, start: float | None = None) -> tuple[Tensor, Tensor]:
-    """Log-SNR at the start, t_min if not given, and at t_max."""
+    """Return the log-SNR at `start` (default: t_min) and at t_max."""
     ends = sde.log_snr(torch.tensor([sde.t_min if start is None else start, sde.t_max], dtype=torch.float64))
     if not bool(torch.isfinite(ends).all()):
         raise ValueError(
-            f"a finite log-SNR at t_min and t_max expected to draw times by log-SNR; {type(sde).__name__} has "
+            f"drawing times by log-SNR needs a finite log-SNR at t_min and t_max; {type(sde).__name__} has "
             f"{ends.tolist()}: raise t_min, lower t_max, or pass times=UniformTime()"
         )
     return ends[0], ends[1]
 
 
 def log_snr_slope(sde: SDE, t: Tensor) -> Tensor:
-    """-(log SNR)' = g^2/sigma^2."""
+    """Return -(log SNR)' = g^2/sigma^2."""
     return (sde.diffusion(t) / sde.sigma(t)).square()
 
 
@@ -142,19 +135,19 @@ class LogNormal(TimeDensity):
     def __init__(self, mean: float = -1.2, std: float = 1.2):
         self.mean, self.std = float(mean), float(std)
 
-    def _tails(self, sde: SDE) -> tuple[Tensor, Tensor]:
-        """The normal's cumulative probability at t_min and t_max."""
+    def _cdf_range(self, sde: SDE) -> tuple[Tensor, Tensor]:
+        """Return the normal's cumulative probability at t_min and t_max."""
         clean, noisy = _log_snr_range(sde)
-        return torch.special.ndtr(self._standard(clean)), torch.special.ndtr(self._standard(noisy))
+        return torch.special.ndtr(self._standardised(clean)), torch.special.ndtr(self._standardised(noisy))
 
-    def _standard(self, log_snr: Tensor) -> Tensor:
+    def _standardised(self, log_snr: Tensor) -> Tensor:
         return (-0.5 * log_snr - self.mean) / self.std
 
     def quantile(self, sde: SDE, u: Tensor) -> Tensor:
-        low, high = self._tails(sde)
+        low, high = self._cdf_range(sde)
         return sde.time(-2 * (self.mean + self.std * torch.special.ndtri(low + u * (high - low))))
 
     def density(self, sde: SDE, t: Tensor) -> Tensor:
-        low, high = self._tails(sde)
-        normal = torch.exp(-0.5 * self._standard(sde.log_snr(t)).square()) / (self.std * math.sqrt(2 * math.pi))
+        low, high = self._cdf_range(sde)
+        normal = torch.exp(-0.5 * self._standardised(sde.log_snr(t)).square()) / (self.std * math.sqrt(2 * math.pi))
         return normal * 0.5 * log_snr_slope(sde, t) / (high - low)

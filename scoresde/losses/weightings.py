@@ -1,6 +1,7 @@
 """Weights in time of an objective, and the density of times that suits each.
 
-In terms of the error of the noise (that of the score is 1/sigma^2 of it, that of the data sigma^2/alpha^2 of it):
+omega(t) weights the squared error of the noise. The squared error of the score is 1/sigma^2 times that of the noise,
+and the squared error of the data sigma^2/alpha^2 times it.
 
 | name         | omega(t)                                                | drawn from        | source             |
 | ------------ | ------------------------------------------------------- | ----------------- | ------------------ |
@@ -23,17 +24,17 @@ from scoresde.sdes import SDE
 
 
 class Weighting:
-    """omega(t), the weight in time of the squared error of the predicted noise; `times` is the density it suits."""
+    """omega(t), the weight of the squared error of the noise; `times` is the density that suits it."""
 
     times: TimeDensity = UniformTime()
 
     def omega(self, sde: SDE, t: Tensor) -> Tensor:
-        """The weight at float64 t (B,), per unit of time."""
+        """Return the weight at float64 t (B,), per unit of time."""
         raise NotImplementedError(f"{type(self).__name__} must define omega(sde, t)")
 
 
 class VarianceWeighting(Weighting):
-    """lambda = sigma^2 on the score: every noise level's error of the noise counts the same (2011.13456, sec. 3)."""
+    """lambda = sigma^2 on the score: equal weight on the noise at every noise level (2011.13456, sec. 3)."""
 
     def omega(self, sde: SDE, t: Tensor) -> Tensor:
         return UniformTime().density(sde, t)
@@ -78,13 +79,13 @@ WEIGHTINGS = {
 
 
 def resolve(weighting: str | Weighting) -> Weighting:
-    """The weighting of that name, or the instance given.
+    """Return the weighting of a name; a `Weighting` as it is.
 
     Raises:
-        ValueError: an unknown name.
+        ValueError: unknown name.
     """
     if not isinstance(weighting, str):
         return weighting
     if weighting not in WEIGHTINGS:
-        raise ValueError(f"weighting among {', '.join(WEIGHTINGS)} expected; got {weighting!r}")
+        raise ValueError(f"weighting must be one of {', '.join(WEIGHTINGS)}; got {weighting!r}")
     return WEIGHTINGS[weighting]()

@@ -1,4 +1,4 @@
-"""Training: the loop, its moving average and its checkpoints."""
+"""Training: the loop, moving averages of the weights, checkpoints and logs."""
 
 from scoresde.training.ema import EMA
 from scoresde.training.trainer import Interrupted, NonFiniteLoss, Trainer

@@ -1,7 +1,7 @@
 """Checkpoints: one safetensors file, replaced atomically, with nothing executable in it.
 
-Tensors are named `<group>/<name>`: `model/...`, `ema/...`, `optimizer/<parameter>/<moment>`; everything else (the step,
-the optimiser's settings) is JSON in the file's metadata.
+Tensors are named `<group>/<name>`: `model/...`, `ema/...`, `optimizer/<parameter>/<moment>`. The rest (the step, the
+optimiser's settings) is JSON in the file's metadata.
 """
 
 import json
@@ -10,22 +10,25 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.optim import Optimizer
 
+from scoresde.training.distributed import place_like
+
 Tree = dict[str, dict[str, Tensor]]
 
 
 def replace_atomically(path: Path, write: Callable[[Path], Any], alone: bool = True) -> None:
-    """Let `write` fill a temporary file beside `path`, then put it in place of `path` in one move.
+    """Let `write` fill a temporary file in the directory of `path`, then rename it to `path`.
 
     Args:
-        path: of the file.
-        write: given the path of the temporary one.
-        alone: no other process writes this file. Its temporary name is then always the same: what a killed process
-            leaves is overwritten.
+        path: the file to write or replace.
+        write: called with the path of the temporary file.
+        alone: no other process writes this file. The temporary name is then always the same, and the next write
+            overwrites what a killed process left.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp" if alone else f".{path.name}.{os.getpid()}.tmp")
@@ -39,7 +42,7 @@ def replace_atomically(path: Path, write: Callable[[Path], Any], alone: bool = T
 
 
 def save(path: Path, groups: Tree, info: dict[str, Any]) -> None:
-    """Write groups of named tensors, and JSON-able information, as one file."""
+    """Write groups of named tensors, and information that JSON can represent, to one file."""
     tensors = {
         f"{group}/{name}": tensor.detach().to("cpu", copy=True).contiguous()
         for group, members in groups.items()
@@ -49,11 +52,15 @@ def save(path: Path, groups: Tree, info: dict[str, Any]) -> None:
 
 
 def load(path: Path, groups: set[str] | None = None) -> tuple[Tree, dict[str, Any]]:
-    """The groups named (all by default) and the information of a file that `save` wrote.
+    """Return the groups and the information of a file written by `save`.
+
+    Args:
+        path: the file.
+        groups: load the tensors of these groups only, the others are empty; default: all.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: a file that is not such a checkpoint.
+        FileNotFoundError: there is no such file.
+        ValueError: the file is not a checkpoint.
     """
     if not path.is_file():
         raise FileNotFoundError(f"no checkpoint at {path}; train the run first")
@@ -63,15 +70,31 @@ def load(path: Path, groups: set[str] | None = None) -> tuple[Tree, dict[str, An
             metadata = file.metadata() or {}
             for key in file.keys():  # noqa: SIM118 - a safetensors file, not a dict
                 group, _, name = key.partition("/")
+                members = tree.setdefault(group, {})
                 if groups is None or group in groups:
-                    tree.setdefault(group, {})[name] = file.get_tensor(key)
+                    members[name] = file.get_tensor(key)
             return tree, json.loads(metadata["info"])
     except (SafetensorError, KeyError, json.JSONDecodeError) as error:
         raise ValueError(f"{path} is not a checkpoint of this library ({error})") from error
 
 
+@torch.no_grad()
+def restore(tensors: dict[str, Tensor], stored: dict[str, Tensor]) -> None:
+    """Copy the stored values into the tensors of the same names.
+
+    Raises:
+        ValueError: names or shapes differ; nothing is copied then.
+    """
+    for name in [*tensors, *stored]:
+        expected, actual = (tuple(group[name].shape) if name in group else "none" for group in (tensors, stored))
+        if expected != actual:
+            raise ValueError(f"another model's checkpoint: expected {name} {expected}, got {actual}; use a new run")
+    for name, tensor in tensors.items():
+        tensor.copy_(place_like(stored[name], tensor))
+
+
 def pack_optimizer(optimizer: Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """An optimiser's state as named tensors, and the rest of it as JSON."""
+    """Return the state of an optimiser: named tensors, and the rest as JSON."""
     state = optimizer.state_dict()
     tensors: dict[str, Tensor] = {}
     scalars: dict[str, Any] = {}
@@ -82,15 +105,20 @@ def pack_optimizer(optimizer: Optimizer) -> tuple[dict[str, Tensor], dict[str, A
 
 
 def unpack_optimizer(optimizer: Optimizer, tensors: dict[str, Tensor], info: dict[str, Any]) -> None:
-    """Restore what `pack_optimizer` took.
+    """Restore the state that `pack_optimizer` returned.
 
     Raises:
-        ValueError: it was another kind of optimiser's, or of other parameters.
+        ValueError: the state belongs to another kind of optimiser, or to more parameters.
     """
     if (kind := info.get("kind", type(optimizer).__name__)) != type(optimizer).__name__:
-        raise ValueError(f"the checkpoint has the moments of {kind}; it cannot go on with {type(optimizer).__name__}")
+        raise ValueError(f"the checkpoint has the state of {kind}, which {type(optimizer).__name__} cannot load")
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     state: dict[int, dict[str, Any]] = {}
     for key, value in {**tensors, **info["scalars"]}.items():
-        index, _, name = key.partition("/")
-        state.setdefault(int(index), {})[name] = value
+        number, _, name = key.partition("/")
+        if (index := int(number)) >= len(parameters):
+            raise ValueError(f"the checkpoint has moments of more than the optimiser's {len(parameters)} parameters")
+        if isinstance(value, Tensor) and value.shape == parameters[index].shape:
+            value = place_like(value, parameters[index])
+        state.setdefault(index, {})[name] = value
     optimizer.load_state_dict({"state": state, "param_groups": info["param_groups"]})

@@ -1,18 +1,19 @@
-"""What is not finite is not learned from: a step whose gradient is NaN or infinite is left out, and said.
+"""Steps with a non-finite loss or gradient are skipped and logged.
 
-Neither the weights nor the optimiser's moments see it; the averages take in the weights as they stayed. A few in a row
-may be a scale of float16 that is found, or a bad sample; more of them are a run that has diverged, which stops. The
-last checkpoint is then good.
+A skipped step changes neither the weights nor the optimiser's moments; the averages count the unchanged weights once
+more. A few skipped steps in a row may come from float16's loss scale being adapted, or from a bad sample. More of them
+mean that the run has diverged: it stops, and the last checkpoint is still good.
 """
 
-import json
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from scoresde.score import ScoreModel
+from scoresde.training.json_lines import append_line
 
 SKIPPED = "skipped.jsonl"
 
@@ -21,46 +22,42 @@ class NonFiniteLoss(RuntimeError):
     """The loss, its gradient or a weight is NaN or infinite; the message has the step and the noise levels."""
 
 
+@dataclass
 class Guard:
-    """Counts steps that were left out.
+    """Counter of skipped steps.
 
     Args:
-        limit: how many in a row are let pass.
-        path: of the file that gets a line for each, None for none.
+        limit: number of steps in a row that may be skipped.
+        path: the file that gets a line for each of them; None for no file.
+        in_a_row, total: steps skipped so far.
     """
 
-    def __init__(self, limit: int, path: Path | None):
-        self.limit, self.path, self.in_a_row, self.total = limit, path, 0, 0
+    limit: int
+    path: Path | None
+    in_a_row: int = 0
+    total: int = 0
 
-    def passed(self) -> None:
-        """A step was taken."""
-        self.in_a_row = 0
-
-    def skipped(self, step: int, reason: str) -> None:
-        """A step was not.
+    def skip(self, step: int, reason: str) -> None:
+        """Count a skipped step, log it and warn.
 
         Raises:
-            NonFiniteLoss: it was one too many.
+            NonFiniteLoss: more than `limit` steps in a row were skipped.
         """
         self.in_a_row, self.total = self.in_a_row + 1, self.total + 1
         if self.path is not None:
-            with open(self.path, "a") as file:
-                file.write(json.dumps({"step": step, "in_a_row": self.in_a_row, "reason": reason}) + "\n")
+            append_line(self.path, {"step": step, "in_a_row": self.in_a_row, "reason": reason})
         if self.in_a_row > self.limit:
-            before = f", number {self.in_a_row} in a row" if self.limit else ""
-            raise NonFiniteLoss(
-                f"{reason}{before}. The last checkpoint is intact; lower the learning rate or the clip, or take a "
-                "wider precision"
-            )
-        warnings.warn(f"left out: {reason}", UserWarning, stacklevel=3)
+            count = f", skipped step {self.in_a_row} in a row" if self.limit else ""
+            raise NonFiniteLoss(f"{reason}{count}. The last checkpoint is good; lower the learning rate or use float32")
+        warnings.warn(f"skipped a step: {reason}", UserWarning, stacklevel=3)
 
 
 def diagnosis(model: ScoreModel, values: Tensor, times: Tensor, step: int) -> str:
-    """What is known about a step whose gradient is not finite, from the losses (n,) of its samples at those times."""
-    bad = ~torch.isfinite(values.detach().cpu())
-    if not bad.any():
-        return f"the gradient is not finite at step {step}, though the loss is"
-    found = times.detach().cpu()[bad]
-    levels = ", ".join(f"t={float(t):.4g} (sigma={float(model.sde.sigma(t).detach()):.4g})" for t in found[:4])
-    more = ", ..." if len(found) > 4 else ""
-    return f"the loss is not finite at step {step}, for {int(bad.sum())} of {len(bad)} samples: {levels}{more}"
+    """Return why a step is not finite, from the losses (n,) of its samples at their times (n,)."""
+    is_bad = ~torch.isfinite(values.detach().cpu())
+    if not is_bad.any():
+        return f"the gradient is not finite at step {step}, although the loss is"
+    bad_times = times.detach().cpu()[is_bad]
+    levels = ", ".join(f"t={float(t):.4g} (sigma={float(model.sde.sigma(t).detach()):.4g})" for t in bad_times[:4])
+    more = ", ..." if len(bad_times) > 4 else ""
+    return f"the loss is not finite at step {step}, for {len(bad_times)} of {len(values)} samples: {levels}{more}"

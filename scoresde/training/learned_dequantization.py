@@ -1,17 +1,16 @@
-r"""Learning how levels are dequantised: q(u|x) of `Variational`, for a model that was trained before.
+r"""Training of a variational dequantisation q(u|x) for a fixed, trained model.
 
-Minimised is a bound on -log P(x) in nats (1902.00275, section 3.1), in which the model stays fixed,
+The objective is a bound on -log P(x) in nats (1902.00275, section 3.1),
 
     E_{u ~ q(u|x)} [ B(T(x + u)) - log|det T'| + log q(u|x) ],
 
-with the evidence bound B(y) of `losses.VariationalBound`, in nats, in the place of -log p(y) (2101.09258, theorem 3).
-A likelihood takes y itself as x(t_min), while the bound's decoder is centred on x(t_min)/alpha: the two differ by the
+with the evidence bound B(y) of `losses.VariationalBound`, in nats, in place of -log p(y) (2101.09258, theorem 3). A
+likelihood takes y itself as x(t_min), while the bound's decoder is centred on x(t_min)/alpha: the two differ by the
 constant d log alpha(t_min).
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -29,7 +28,7 @@ from scoresde.random_stream import RandomStream
 from scoresde.score import ScoreModel
 from scoresde.tensors import dimensions, double, float64, mean_and_error
 from scoresde.training.batches import batches, split_condition, step_seed
-from scoresde.training.trainer import NonFiniteLoss
+from scoresde.training.guard import NonFiniteLoss
 
 DEQUANTIZATION = "dequantization.safetensors"
 BOUND = VariationalBound(UniformLogSNR())
@@ -43,13 +42,13 @@ def negative_evidence(
     cond: Any = None,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """One draw of the module's bound on -log P(images), in nats (B,), with gradient in the dequantisation.
+    """Return one draw of the module's bound on -log P(images), in nats (B,), differentiable in the dequantisation.
 
     Args:
         model: in eval mode.
         images: integer levels (B, *).
         transform: from levels to model space.
-        dequantization: one whose point is x(t_min).
+        dequantization: its points are taken as x(t_min).
         cond: short for `model.given(cond)`.
         generator: for u, times and noise.
     """
@@ -72,58 +71,50 @@ def learn(
     seed: int = 0,
     progress: bool = True,
 ) -> None:
-    """Train a dequantisation in place; the model is left as it is. The learning rate falls to 0 along a cosine.
+    """Train a dequantisation in place, for a fixed model. The learning rate falls to 0 along a cosine.
 
     Args:
-        dequantization: of the dataset's shape, on the model's device.
-        model: in eval mode.
+        dequantization: for the dataset's shape, on the model's device.
+        model: in eval mode; not changed.
         transform: from levels to model space.
         dataset: items are integer levels `*`, or (levels, condition).
-        optimizer: a function of the parameters that makes the optimiser (a Hydra partial).
+        optimizer: returns the optimiser of the parameters it is called with (a Hydra partial).
         steps: number of optimiser steps.
-        batch_size: samples a step.
-        clip: largest norm of the gradient, of the bound in nats per dimension.
-        seed: of everything random; what a step draws is a function of (seed, step).
+        batch_size: samples per step.
+        clip: largest norm of the gradient of the bound in nats per dimension.
+        seed: of all random draws; those of a step are functions of (seed, step).
         progress: show a progress bar.
 
     Raises:
-        ValueError: steps or clip out of range.
-        NonFiniteLoss: the bound or its gradient was not finite.
+        ValueError: steps or clip is out of range.
+        NonFiniteLoss: the gradient of the bound is not finite.
     """
     if not isinstance(steps, int) or steps < 1 or not clip > 0:
-        raise ValueError(f"steps >= 1 and clip > 0 expected; got {steps}, {clip}")
+        raise ValueError(f"steps must be an integer >= 1 and clip > 0; got {steps}, {clip}")
     parameters = list(dequantization.parameters())
     updates = optimizer(parameters)
     rate = torch.optim.lr_scheduler.CosineAnnealingLR(updates, steps)
     loader = batches(dataset, batch_size, seed, 0, steps)
-    bar = progress_bar(total=steps, title="dequantization", unit="step", shown=progress)
-    items = iter(loader)
-    with bar:
-        for step in range(steps):
-            torch.manual_seed(step_seed(seed, step, "global"))  # a random dataset draws from it
-            images, cond = split_condition(next(items), parameters[0].device)
-            generator = torch.Generator().manual_seed(step_seed(seed, step))
-            bound = negative_evidence(model, images, transform, dequantization, cond, generator)
-            _descend(bound.mean() / dimensions(images), parameters, clip, step)
-            updates.step()
-            rate.step()
-            bar.update()
-
-
-def _descend(objective: Tensor, parameters: list[nn.Parameter], clip: float, step: int) -> None:
-    """Give the parameters, and no others, the clipped gradient of the objective."""
-    for parameter, gradient in zip(parameters, torch.autograd.grad(objective, parameters), strict=True):
-        parameter.grad = gradient
-    norm = nn.utils.clip_grad_norm_(parameters, clip)
-    if not bool(torch.isfinite(norm)):
-        raise NonFiniteLoss(f"the gradient of the bound is not finite at step {step}; lower the learning rate")
+    bar = progress_bar(loader, total=steps, title="dequantization", unit="step", shown=progress)
+    for step, batch in enumerate(bar):
+        images, cond = split_condition(batch, parameters[0].device)
+        generator = torch.Generator().manual_seed(step_seed(seed, step))
+        bound = negative_evidence(model, images, transform, dequantization, cond, generator)
+        gradients = torch.autograd.grad(bound.mean() / dimensions(images), parameters)
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.grad = gradient
+        if not bool(torch.isfinite(nn.utils.clip_grad_norm_(parameters, clip))):
+            raise NonFiniteLoss(f"the gradient of the bound is not finite at step {step}; lower the learning rate")
+        updates.step()
+        rate.step()
 
 
 @dataclass
 class DequantizationBounds:
-    """Bounds on the bits per dimension of levels: means over images, and their standard errors.
+    """Bounds on the bits per dimension of levels: means over images, with standard errors.
 
-    `gain` is uniform less learned, image by image at the same draws: its error is smaller than theirs.
+    `gain` is the uniform bound minus the learned one, image by image at the same draws: its error is smaller than
+    theirs.
     """
 
     learned: tuple[float, float | None]
@@ -140,7 +131,7 @@ def compare(
     batch_size: int = 256,
     progress: bool = True,
 ) -> DequantizationBounds:
-    """`bounds.continuous` of a dataset under a learned dequantisation, beside that under the uniform one.
+    """Return `bounds.continuous` of a dataset under a learned and under uniform dequantisation.
 
     Args:
         dequantization, model, transform, dataset: see `learn`.
@@ -149,13 +140,13 @@ def compare(
         progress: show a progress bar.
 
     Raises:
-        ValueError: fewer than two images, or draws that are not even.
+        ValueError: there are fewer than two images, or draws is odd.
     """
     if (count := len(dataset)) < 2:  # type: ignore[arg-type]
-        raise ValueError(f"two images or more expected, for a standard error; got {count}")
+        raise ValueError(f"a standard error needs at least two images; got {count}")
     images, cond = split_condition(default_collate([dataset[i] for i in range(count)]), "cpu")
-    bound = partial(
-        bounds.continuous, model, images, transform, cond, draws=draws, batch_size=batch_size, progress=progress
+    settings: dict[str, Any] = {"draws": draws, "batch_size": batch_size, "progress": progress}
+    learned, uniform = (
+        bounds.continuous(model, images, transform, cond, q, **settings).per_image for q in (dequantization, Uniform())
     )
-    learned, uniform = (bound(dequantization=q).per_image for q in (dequantization, Uniform()))
     return DequantizationBounds(*(mean_and_error(values) for values in (learned, uniform, uniform - learned)))

@@ -1,11 +1,11 @@
 """Post-hoc averages of the weights: their width is chosen after training (2312.02696, section 3 and appendix C).
 
-An exponential average fixes how long it remembers before training begins. Here two power-function averages, of
-sigma_rel 0.05 and 0.1, are kept during training and stored now and then; an average of another width, at any step, is
-then a combination of the stored ones. `scoresde.training.power` has the mathematics.
+The width of an exponential average is fixed before training. Here two power-function averages, of sigma_rel 0.05 and
+0.1, are updated during training and stored from time to time. An average of another width, at any step, is then a
+combination of the stored ones. `scoresde.training.power` has the mathematics.
 
-A snapshot is `step<number>.safetensors`, as `scoresde.training.checkpoint` writes it, with a group `power_<sigma_rel>`
-of each average. A run's checkpoint has such groups too, and counts as one more snapshot.
+A snapshot is `step<number>.safetensors`, written by `scoresde.training.checkpoint`, with a group `power_<sigma_rel>`
+for each average. A run's checkpoint has such groups too, and serves as one more snapshot.
 """
 
 from collections.abc import Iterable, Sequence
@@ -14,20 +14,17 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from safetensors import safe_open
 from torch import Tensor, nn
 
 from scoresde.training import checkpoint
-from scoresde.training.ema import take_over
 from scoresde.training.power import combination, gamma_of, inner_products, rate
 
-AVERAGES = "averages"  # where a run keeps its snapshots
-STORAGE = {"float32": torch.float32, "float16": torch.float16}
+AVERAGES = "averages"  # a run's directory of snapshots
 PREFIX = "power_"
 
 
 def group_of(sigma_rel: float) -> str:
-    """The checkpoint group of an average, "power_0.05"."""
+    """Return the checkpoint group of an average, such as "power_0.05"."""
     return f"{PREFIX}{float(sigma_rel)!r}"
 
 
@@ -35,17 +32,17 @@ class PowerAverages:
     """Power-function averages of a model's trainable parameters, in at least float32, on the parameters' device.
 
     Args:
-        model: whose parameters are averaged from step 1 on; what they are before has no weight.
-        sigma_rels: the relative widths; from two different ones others can be made after training.
+        model: its parameters are averaged from step 1 on; the initial ones have no weight.
+        sigma_rels: the relative widths; two different ones allow others to be made after training.
 
     Raises:
-        ValueError: no width, one twice, or one outside (0, 0.2887).
+        ValueError: no width, a repeated one, or one outside (0, 0.2887).
     """
 
     def __init__(self, model: nn.Module, sigma_rels: Sequence[float] = (0.05, 0.10)):
         self.gammas = {float(sigma_rel): gamma_of(sigma_rel) for sigma_rel in sigma_rels}
         if not self.gammas or len(self.gammas) < len(sigma_rels):
-            raise ValueError(f"one or more different sigma_rels expected; got {list(sigma_rels)}")
+            raise ValueError(f"sigma_rels must be one or more different widths; got {list(sigma_rels)}")
         self.parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self.averages = {
             sigma_rel: {
@@ -56,43 +53,42 @@ class PowerAverages:
         }
 
     def update(self, step: int) -> None:
-        """Account for the parameters after `step` steps (1 after the first).
+        """Add the parameters after `step` steps (1 after the first) to the averages.
 
-        To be called at every step, one that left the parameters as they were included: the profiles count all of them.
+        Must be called after every step, also after one that left the parameters unchanged: the profiles count all.
 
         Raises:
-            ValueError: a step before the first.
+            ValueError: step is less than 1.
         """
         if step < 1:
-            raise ValueError(f"a step from 1 on expected; got {step}")
-        for sigma_rel, averages in self.averages.items():
-            kept = averages.values()
-            current = [p.detach().to(a.dtype) for p, a in zip(self.parameters.values(), kept, strict=True)]
-            torch._foreach_lerp_(list(kept), current, rate(self.gammas[sigma_rel], step))
+            raise ValueError(f"step must be at least 1; got {step}")
+        for sigma_rel, group in self.averages.items():
+            averages = list(group.values())
+            current = [p.detach().to(a.dtype) for p, a in zip(self.parameters.values(), averages, strict=True)]
+            torch._foreach_lerp_(averages, current, rate(self.gammas[sigma_rel], step))
 
     def groups(self) -> checkpoint.Tree:
-        """The averages as groups of a checkpoint: group -> parameter's name -> tensor, not copied."""
+        """Return the averages as groups of a checkpoint: group -> parameter's name -> tensor, not copied."""
         return {group_of(sigma_rel): averages for sigma_rel, averages in self.averages.items()}
 
     def load(self, groups: checkpoint.Tree) -> None:
-        """Take the averages over from the groups of a checkpoint; other groups among them are left alone.
+        """Load the averages from the groups of a checkpoint.
 
         Raises:
-            ValueError: an average that was not stored, or of other parameters.
+            ValueError: an average was not stored, or belongs to other parameters.
         """
-        own = self.groups()
-        if missing := sorted(set(own) - set(groups)):
-            stored = ", ".join(sorted(name for name in groups if name.startswith(PREFIX))) or "none"
-            raise ValueError(
-                f"no averages {missing[0]!r} were stored (stored: {stored}); they cannot begin within a training: "
-                "use the sigma_rels that it began with, or train a new run"
-            )
-        for group, averages in own.items():
-            take_over(averages, groups[group])
+        for name, group in self.groups().items():
+            if name not in groups:
+                stored = ", ".join(sorted(group for group in groups if group.startswith(PREFIX))) or "none"
+                raise ValueError(
+                    f"the checkpoint has no averages {name!r} (stored: {stored}), and they cannot start in the middle "
+                    "of a training: use the sigma_rels that it started with, or train a new run"
+                )
+            checkpoint.restore(group, groups[name])
 
 
 class Profile(NamedTuple):
-    """An average that was stored: after which step, its width, its file."""
+    """A stored average: its step, its width and its file."""
 
     step: int
     sigma_rel: float
@@ -104,69 +100,54 @@ class Plan:
     """How a profile is made of stored ones.
 
     Args:
-        sigma_rel, step: of the profile wanted.
+        step: of the profile to make.
         sources: the stored profiles p_k.
-        coefficients: (K,), their x_k.
-        residual: |sum_k x_k p_k - q| / |q| over the steps; 0 for a profile that was stored.
+        coefficients: x_k, (K,).
+        residual: |sum_k x_k p_k - q| / |q| over the steps; 0 for a stored profile.
     """
 
-    sigma_rel: float
     step: int
     sources: tuple[Profile, ...]
     coefficients: Tensor
     residual: float
 
 
-def save_snapshot(
-    directory: Path, step: int, averages: PowerAverages | checkpoint.Tree, storage: str = "float32"
-) -> Path:
-    """Store the averages after a step; the file's path.
-
-    Args:
-        directory: of the snapshots, `<run>/averages`.
-        step: the last one that the averages account for.
-        averages: what to store, or the groups of it.
-        storage: "float32", or "float16", half the size and a relative rounding error of 5e-4 at most.
+def save_snapshot(directory: Path, step: int, averages: PowerAverages) -> Path:
+    """Store the averages after a step in `directory`, such as `<run>/averages`; return the file's path.
 
     Raises:
-        ValueError: another storage, a step before the first, or values beyond float16's range.
+        ValueError: step is less than 1, or an average is not finite.
     """
-    if storage not in STORAGE:
-        raise ValueError(f"storage {' or '.join(map(repr, STORAGE))} expected; got {storage!r}")
     if step < 1:
-        raise ValueError(f"a step from 1 on expected; got {step}")
-    groups = {
-        group: {name: tensor.to(STORAGE[storage]) for name, tensor in members.items()}
-        for group, members in (averages.groups() if isinstance(averages, PowerAverages) else averages).items()
-    }
-    for name, tensor in ((name, tensor) for members in groups.values() for name, tensor in members.items()):
+        raise ValueError(f"step must be at least 1; got {step}")
+    for name, tensor in ((name, x) for group in averages.averages.values() for name, x in group.items()):
         if not bool(torch.isfinite(tensor).all()):
-            raise ValueError(f"{name} is not finite in {storage} at step {step}; float32 has the wider range")
+            raise ValueError(f"the average of {name} is not finite at step {step}")
     path = Path(directory) / f"step{step:07d}.safetensors"
-    checkpoint.save(path, groups, {"step": step})
+    checkpoint.save(path, averages.groups(), {"step": step})
     return path
 
 
-def forget_after(directory: Path, step: int) -> None:
-    """Delete the snapshots of later steps, for a training that goes on from `step`; 0 deletes all."""
+def delete_snapshots_after(directory: Path, step: int) -> None:
+    """Delete the snapshots of later steps, for a training that continues from `step`; 0 deletes all."""
     for path in _files(directory):
         if int(path.stem.removeprefix("step")) > step:
             path.unlink()
 
 
 def profiles(directory: Path, step: int | None = None, extra: Iterable[Path] = ()) -> list[Profile]:
-    """The averages that are stored, by step and width.
+    """Return the stored averages, sorted by step and width.
 
     Args:
-        directory: of the snapshots; none if it does not exist.
-        step: only those that a reconstruction at this step draws on: up to it, or to the next one there is.
-        extra: further files with such groups: the run's checkpoint, preferred to a snapshot of the same step.
+        directory: of the snapshots; need not exist.
+        step: return only those that a reconstruction at this step uses: up to it, or to the next stored step.
+        extra: further files with such groups. The run's checkpoint replaces a snapshot of the same step.
 
     Raises:
-        ValueError: a file that is no snapshot.
+        ValueError: a file is not a snapshot.
     """
-    found = {p[:2]: p for path in (*_files(directory), *extra) for p in _contents(Path(path))}
-    stored = sorted(found.values())
+    latest = {p[:2]: p for path in (*_files(directory), *extra) for p in _contents(Path(path))}
+    stored = sorted(latest.values())
     if step is None:
         return stored
     last = min((p.step for p in stored if p.step >= step), default=step)
@@ -174,88 +155,69 @@ def profiles(directory: Path, step: int | None = None, extra: Iterable[Path] = (
 
 
 def plan(directory: Path, sigma_rel: float, step: int | None = None, extra: Iterable[Path] = ()) -> Plan:
-    """Which stored averages make a profile, and how near it they come. Arguments and errors as `reconstruct`."""
+    """Return how stored averages make a profile, and how accurately. Arguments and errors as in `reconstruct`."""
     gamma_of(sigma_rel)
     sources = profiles(directory, step, extra)
     if not sources:
-        raise FileNotFoundError(
-            f"no snapshots of power-function averages in {directory}; without them no width can be chosen after "
-            "training: train with snapshots"
-        )
+        raise FileNotFoundError(f"no snapshots of power-function averages in {directory}: train with trainer.power")
     steps = [source.step for source in sources]
     step = steps[-1] if step is None else step
     if not 1 <= step <= steps[-1]:
-        raise ValueError(f"a step from 1 to the last snapshot's, {steps[-1]}, expected; got {step}")
+        raise ValueError(f"step must lie between 1 and the last snapshot's, {steps[-1]}; got {step}")
     for source in sources:
         if (source.step, source.sigma_rel) == (step, sigma_rel):
-            return Plan(sigma_rel, step, (source,), torch.ones(1, dtype=torch.float64), 0.0)
+            return Plan(step, (source,), torch.ones(1, dtype=torch.float64), 0.0)
     products = inner_products([*steps, step], [*(source.sigma_rel for source in sources), sigma_rel])
-    return Plan(sigma_rel, step, tuple(sources), *combination(products))
+    return Plan(step, tuple(sources), *combination(products))
 
 
 def reconstruct(
-    directory: Path,
-    sigma_rel: float,
-    step: int | None = None,
-    extra: Iterable[Path] = (),
-    tolerance: float = 0.1,
+    directory: Path, sigma_rel: float, step: int | None = None, extra: Iterable[Path] = (), tolerance: float = 0.1
 ) -> dict[str, Tensor]:
-    """The power-function average of any width at any step, from the stored ones: parameter's name -> tensor.
+    """Return the power-function average of any width at any step, from the stored ones: parameter's name -> tensor.
 
     Args:
         directory: of the snapshots, `<run>/averages`.
-        sigma_rel: the width wanted, in (0, 0.2887).
-        step: after which step; by default that of the last snapshot. One without a snapshot is hard to reach: a
-            profile is steepest where it ends.
+        sigma_rel: the width, in (0, 0.2887).
+        step: default: that of the last snapshot. A step without a snapshot is hard to reconstruct, as a profile is
+            steepest at its end.
         extra: further files with such groups, such as the run's checkpoint.
         tolerance: the largest `residual` of the plan that is accepted.
 
     Raises:
         FileNotFoundError: there are no snapshots.
-        ValueError: a width out of its range; a step after the last snapshot; snapshots too few for this profile, or
-            of different parameters; a file that is no snapshot.
+        ValueError: the width is out of range; the step is after the last snapshot; the snapshots are too few for this
+            profile, or of different parameters; a file is not a snapshot.
     """
-    found = plan(directory, sigma_rel, step, extra)
-    if found.residual > tolerance:
-        widths = ", ".join(f"{width:g}" for width in sorted({source.sigma_rel for source in found.sources}))
-        times = len({source.step for source in found.sources})
+    best = plan(directory, sigma_rel, step, extra)
+    if best.residual > tolerance:
+        widths = ", ".join(f"{width:g}" for width in sorted({source.sigma_rel for source in best.sources}))
+        steps = len({source.step for source in best.sources})
         raise ValueError(
-            f"the profile of sigma_rel {sigma_rel:g} at step {found.step} is out of reach: snapshots of {times} step"
-            f"{'s' * (times > 1)} (sigma_rel {widths}; {directory}) come within {found.residual:.2g} of it, not within "
-            f"{tolerance:g}; choose a width nearer to those stored, or train with more snapshots"
+            f"the profile of sigma_rel {sigma_rel:g} at step {best.step} is out of reach: snapshots of {steps} step"
+            f"{'s' * (steps > 1)} (sigma_rel {widths}; {directory}) have an error of {best.residual:.2g}, more than "
+            f"{tolerance:g}; choose a width nearer to the stored ones, or train with more snapshots"
         )
-    return _combine(found)
-
-
-def _combine(found: Plan) -> dict[str, Tensor]:
-    """sum_k x_k average_k, summed in float64, one file after the other."""
-    total: dict[str, Tensor] = {}
-    for path in dict.fromkeys(source.path for source in found.sources):
-        share = {
-            group_of(source.sigma_rel): float(x)
-            for source, x in zip(found.sources, found.coefficients, strict=True)
-            if source.path == path
-        }
-        groups, _ = checkpoint.load(path, set(share))
-        for group, x in share.items():
-            total = total or {name: torch.zeros_like(t, dtype=torch.float64) for name, t in groups[group].items()}
-            if {n: t.shape for n, t in total.items()} != {n: t.shape for n, t in groups[group].items()}:
-                raise ValueError(f"{path} has the averages of other parameters than the snapshots before it")
-            for name, tensor in groups[group].items():
-                total[name].add_(tensor.double(), alpha=x)
+    total: dict[str, Tensor] = {}  # sum_k x_k average_k in float64, one average in memory at a time
+    for source, coefficient in zip(best.sources, best.coefficients.tolist(), strict=True):
+        group = group_of(source.sigma_rel)
+        average = checkpoint.load(source.path, {group})[0][group]
+        total = total or {name: torch.zeros_like(tensor, dtype=torch.float64) for name, tensor in average.items()}
+        if {name: x.shape for name, x in total.items()} != {name: x.shape for name, x in average.items()}:
+            raise ValueError(f"{source.path} has averages of other parameters than the snapshots before it")
+        for name, tensor in average.items():
+            total[name].add_(tensor.double(), alpha=coefficient)
     return {name: tensor.float() for name, tensor in total.items()}
 
 
 def _files(directory: Path) -> list[Path]:
-    """The snapshots in a directory."""
+    """Return the snapshots in a directory."""
     return [p for p in Path(directory).glob("step*.safetensors") if p.stem.removeprefix("step").isdecimal()]
 
 
 def _contents(path: Path) -> list[Profile]:
-    """The averages in a file."""
-    _, info = checkpoint.load(path, set())
-    with safe_open(path, framework="pt") as file:
-        groups = {key.partition("/")[0] for key in file.keys()}  # noqa: SIM118 - a safetensors file, not a dict
+    """Return the averages in a file."""
+    groups, info = checkpoint.load(path, set())
     try:
         return [Profile(int(info["step"]), float(g.removeprefix(PREFIX)), path) for g in groups if g.startswith(PREFIX)]
     except (KeyError, TypeError, ValueError) as error:

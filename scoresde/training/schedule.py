@@ -1,4 +1,8 @@
-"""Learning rates: a rise from zero over the first steps, and a decay, as a fraction of the optimiser's own rate."""
+"""Decays of the learning rate: functions of (step, steps, start) that multiply the optimiser's own rate.
+
+"linear" and "cosine" fall to 0 at the last of `steps` steps. "inverse_sqrt" is 1 up to the step `start` and then
+(step / start)^(-1/2) (EDM2, 2312.02696, appendix B).
+"""
 
 import math
 from collections.abc import Callable
@@ -9,18 +13,3 @@ DECAYS: dict[str, Callable[[float, int, int], float]] = {
     "cosine": lambda step, steps, start: 0.5 * (1 + math.cos(math.pi * step / steps)),
     "inverse_sqrt": lambda step, steps, start: 1 / math.sqrt(max(1.0, step / start)),
 }
-
-
-def rate(step: int, steps: int, warmup: int, decay: str, decay_start: int) -> float:
-    """The rate of step 0 .. steps - 1.
-
-    Args:
-        step: which one.
-        steps: of the whole training.
-        warmup: steps of the linear rise.
-        decay: "none"; "linear" or "cosine" to 0 at the last step; "inverse_sqrt", 1 up to decay_start and falling as
-            (step / decay_start)^(-1/2) from there (EDM2, 2312.02696, appendix B).
-        decay_start: in steps, positive.
-    """
-    rising = min(1.0, (step + 1) / warmup) if warmup else 1.0
-    return rising * DECAYS[decay](step, steps, decay_start)

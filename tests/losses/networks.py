@@ -1,12 +1,17 @@
-"""Networks with a variance beside their output, for the objectives that train one."""
+"""Networks with a learned variance, and the coefficients that broadcast against their states."""
 
 import torch
 
 import scoresde as ss
 
 
+def column(values, x):
+    """Values (B,) in the shape that multiplies states x (B, *)."""
+    return values.reshape(-1, *[1] * (x.ndim - 1))
+
+
 class WithVariance(torch.nn.Module):
-    """A network F, and v = 2 nu - 1 of a given nu (() or (B,)) beside it."""
+    """A network that returns, besides F, v = 2 nu - 1 for a fixed nu (() or (B,))."""
 
     def __init__(self, network, fraction):
         super().__init__()
@@ -15,11 +20,11 @@ class WithVariance(torch.nn.Module):
     def forward(self, x, c_noise, cond=None):
         output = self.network(x, c_noise, cond)
         raw = 2 * torch.as_tensor(self.fraction, dtype=x.dtype) - 1
-        return torch.cat([output, raw.reshape(-1, *[1] * (x.ndim - 1)).expand_as(output)], dim=1)
+        return torch.cat([output, column(raw, x).expand_as(output)], dim=1)
 
 
 def with_variance(model, fraction=0.3):
-    """That model, with nu = fraction learned beside its output."""
+    """The same model with the learned variance nu = fraction."""
     return ss.ScoreModel(WithVariance(model.network, fraction), model.sde, model.prediction, learned_variance=True)
 
 

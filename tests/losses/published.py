@@ -1,4 +1,4 @@
-"""Densities and weights written independently, from the formula of each paper."""
+"""Densities and weights, written independently from the formulas of the papers."""
 
 import numpy as np
 import torch
@@ -34,7 +34,7 @@ def falling(sde, t):
 
 
 def published_density(name, sde, t):
-    """The density of times, written independently."""
+    """The density of times."""
     if name == "uniform":
         return torch.full_like(t, 1 / (sde.t_max - sde.t_min))
     clean, noisy = (0.5 * snr(sde, f64(end)).log() for end in (sde.t_min, sde.t_max))
@@ -46,8 +46,8 @@ def published_density(name, sde, t):
 
 
 def published_omega(name, sde, t):
-    """The weight of the squared error of the noise, from the formula of each paper in the paper's own terms."""
-    s2 = 1 / snr(sde, t)  # the squared error of the data is s^2 times that of the noise, that of the score 1/sigma^2
+    """The weight of the squared error of the noise, from each paper's weight of its own error."""
+    s2 = 1 / snr(sde, t)  # squared errors: that of the data is s^2 times that of the noise, that of the score 1/sigma^2
     uniform = published_density("uniform", sde, t)
     if name == "variance":  # lambda = sigma^2 on the score
         return sde.sigma(t) ** 2 / sde.sigma(t) ** 2 * uniform
@@ -59,7 +59,7 @@ def published_omega(name, sde, t):
     return torch.minimum(snr(sde, t), f64(5.0)) * s2 * uniform  # min(SNR, gamma) on the data
 
 
-def grid(sde, n=20_000):
-    """Times fine enough for a trapezoidal rule, whichever end the integrand grows at."""
+def grid(sde, n=4_000):
+    """Times dense enough for a trapezoidal rule, also if the integrand is large at an end."""
     fine = np.concatenate((np.linspace(0, 1, n), np.geomspace(1e-10, 1, n), 1 - np.geomspace(1e-10, 1, n)))
     return torch.from_numpy(sde.t_min + (sde.t_max - sde.t_min) * np.unique(fine.clip(0, 1)))

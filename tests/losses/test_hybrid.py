@@ -1,4 +1,4 @@
-"""The hybrid objective: the published coefficients and terms, its optimal variance, and who gets which gradient."""
+"""The hybrid objective: published coefficients and terms, the optimal variance, and the gradients of its two parts."""
 
 import math
 
@@ -10,7 +10,7 @@ from torch.distributions import Normal, kl_divergence
 import scoresde as ss
 from scoresde import losses
 from tests.conftest import DDPM, INSTANCES, NCSN, close, f64, normal, seeded, within
-from tests.losses.networks import Trained, with_variance
+from tests.losses.networks import Trained, column, with_variance
 
 SHAPES = [(3,), (1, 2, 2)]
 CHAINS = [
@@ -22,10 +22,6 @@ CHAINS = [
 ]
 
 
-def column(values, x):
-    return values.reshape(-1, *[1] * (x.ndim - 1))
-
-
 def learning(sde, prediction="noise", fraction=0.3):
     """A model that depends on the state and on the label, with nu = `fraction`."""
     return with_variance(
@@ -34,7 +30,7 @@ def learning(sde, prediction="noise", fraction=0.3):
 
 
 def bound(loss, model, x0, t, noise):
-    """The term of L_vlb alone, in bits per dimension: what lambda N multiplies."""
+    """The term of L_vlb alone, in bits per dimension: the factor of lambda N."""
     simple = losses.DenoisingScoreMatching(loss.weighting, loss.times)(model, x0, t=t, noise=noise)
     terms = loss(model, x0, t=t, noise=noise)
     close(terms.weight, simple.weight)
@@ -43,6 +39,10 @@ def bound(loss, model, x0, t, noise):
 
 def bits(nats):
     return nats.flatten(1).mean(dim=1) / math.log(2)
+
+
+def coefficients(sde, time):
+    return sde.alpha(time), sde.sigma(time)
 
 
 # --- terms
@@ -68,10 +68,9 @@ def posterior_of_ncsn(k):
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize(
-    ("path", "posterior"), [("ddpm", posterior_of_ddpm), ("ncsn", posterior_of_ncsn)], ids=["ddpm", "ncsn"]
-)
-def test_terms_are_those_of_the_published_chain(path, posterior, shape):
+@pytest.mark.parametrize(("path", "posterior"), [("ddpm", posterior_of_ddpm), ("ncsn", posterior_of_ncsn)])
+def test_the_terms_are_those_of_the_published_chain(path, posterior, shape):
+    """Also of each sample alone."""
     sde, loss = INSTANCES[path], losses.Hybrid()
     k = torch.tensor([0, 1, 2, 50, 98, 99, 0])
     n, nodes = len(k), sde.nodes
@@ -88,19 +87,23 @@ def test_terms_are_those_of_the_published_chain(path, posterior, shape):
     simple = (predicted - eps).square().flatten(1).mean(dim=1)
     close(terms.value, simple + 0.001 * len(nodes) * bits(term), rtol=1e-7)
     close(terms.weight, torch.ones(n, dtype=torch.float64))
+    for i in range(n):
+        row = slice(i, i + 1)
+        alone = loss(learning(sde, fraction=nu[row]), x0[row], t=nodes[k[row]], noise=eps[row]).value
+        close(alone, terms.value[row])
 
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("prediction", ["noise", "v", "karras", "data"])
 @pytest.mark.parametrize(("sde", "times"), CHAINS)
-def test_terms_are_the_divergence_of_two_gaussian_steps(sde, times, prediction, shape):
+def test_the_terms_are_the_divergences_of_two_gaussian_steps(sde, times, prediction, shape):
     """The posterior by conditioning the joint Gaussian of (x_s, x_t) given x_0, for any path and prediction type."""
     nodes = times.nodes(sde)
     k = torch.arange(1, len(nodes)) if len(nodes) < 50 else torch.tensor([1, 2, 30, 70, len(nodes) - 1])
-    s, t, n = nodes[k - 1], nodes[k], len(k)
+    t, n = nodes[k], len(k)
     x0, eps = normal(n, *shape), normal(n, *shape, seed=1)
     model, x = learning(sde, prediction), sde.perturb(x0, t, eps)
-    (alpha_s, sigma_s), (alpha, sigma) = ((column(sde.alpha(time), x), column(sde.sigma(time), x)) for time in (s, t))
+    (alpha_s, sigma_s), (alpha, sigma) = ([column(c, x) for c in coefficients(sde, nodes[j])] for j in (k - 1, k))
     covariance = alpha / alpha_s * sigma_s**2  # of x_s and x_t, given x_0
     tilde, beta = sigma_s**2 - covariance**2 / sigma**2, sigma**2 - (alpha / alpha_s * sigma_s) ** 2
 
@@ -113,23 +116,12 @@ def test_terms_are_the_divergence_of_two_gaussian_steps(sde, times, prediction, 
     close(actual, bits(term), rtol=1e-5, atol=1e-9)
 
 
-def test_the_term_of_a_sample_does_not_depend_on_its_batch():
-    sde, loss, k = INSTANCES["ddpm"], losses.Hybrid(), torch.tensor([5, 0, 999, 0, 1])
-    x0, eps, nu = normal(5, 3), normal(5, 3, seed=1), f64(0.1, 0.2, 0.3, 0.4, 0.5)
-    whole = loss(learning(sde, fraction=nu), x0, t=sde.nodes[k], noise=eps).value
-    for i in range(5):
-        row = slice(i, i + 1)
-        alone = loss(learning(sde, fraction=nu[row]), x0[row], t=sde.nodes[k[row]], noise=eps[row]).value
-        close(alone, whole[row])
-
-
-def test_no_digits_are_lost_in_float32():
+def test_float32_loses_no_digits():
     """Coefficients are float64: at the clean end of a fine chain beta and beta_tilde are 1e-9 and less."""
     sde, times = ss.VP(t_min=1e-5), losses.Nodes(10_000)
     t, x0, eps = times.nodes(sde)[torch.tensor([0, 1, 2, 9, 9999])], normal(5, 3), normal(5, 3, seed=1)
-    loss = losses.Hybrid(times=times)
     single, double = (
-        loss(learning(sde, "noise", 0.7), x0.to(dtype), t=t, noise=eps.to(dtype)).value.double()
+        losses.Hybrid(times=times)(learning(sde, "noise", 0.7), x0.to(dtype), t=t, noise=eps.to(dtype)).value.double()
         for dtype in (torch.float32, torch.float64)
     )
     close(single, double, rtol=2e-5)
@@ -138,64 +130,37 @@ def test_no_digits_are_lost_in_float32():
 # --- the optimal variance
 
 
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize(("sde", "times"), CHAINS)
-def test_the_best_variance_is_that_of_the_reverse_step(sde, times, shape):
-    """Of N(m, s^2 I): Var[x_s | x_t] = beta_tilde + (d mu/d x_hat_0)^2 Var[x_0 | x_t]; at node 0, Var[x_0 | x_t]."""
-    std, n, nodes = 0.5, 4000, times.nodes(sde)
-    mixture = ss.GaussianMixture(torch.full((1, *shape), 0.7), f64(std)[None])
-    exact, loss = mixture.score_model(sde), losses.Hybrid(vlb_weight=1.0, times=times)
-    for k in (0, 1, len(nodes) // 2, len(nodes) - 1):
-        s, t = nodes[max(k - 1, 0)], nodes[k]
-        (alpha_s, sigma_s), (alpha, sigma) = ((sde.alpha(time), sde.sigma(time)) for time in (s, t))
-        left = std**2 * sigma**2 / (alpha**2 * std**2 + sigma**2)  # Var[x_0 | x_t]
-        if k == 0:
-            (near, tiny), (far, noisy) = ((sde.alpha(time), sde.sigma(time)) for time in nodes[:2])
-            tilde, beta, best = tiny**2 * (1 - (far / near * tiny / noisy) ** 2), sigma**2, left
-        else:
-            tilde = sigma_s**2 * (1 - (alpha / alpha_s * sigma_s / sigma) ** 2)
-            beta = sigma**2 - (alpha / alpha_s * sigma_s) ** 2
-            best = tilde + (alpha_s * beta / sigma**2) ** 2 * left
-            # the same by conditioning the joint Gaussian of (x_s, x_t)
-            joint = [(a * std) ** 2 + b**2 for a, b in ((alpha_s, sigma_s), (alpha, sigma))]
-            covariance = alpha * alpha_s * std**2 + alpha / alpha_s * sigma_s**2
-            close(best, joint[0] - covariance**2 / joint[1], rtol=1e-5)
-        log_ratio = (beta / tilde).log()
-        x0, eps = mixture.sample(n, generator=seeded(k)), normal(n, *shape, seed=k + 1)
-        slopes, values = {}, {}
-        for off in (0.0, -0.7, 0.7):  # of the logarithm of the variance
-            fraction = (((best / tilde).log() + off) / log_ratio).expand(n).clone().requires_grad_()
-            terms = bound(loss, with_variance(exact, fraction), x0, t.expand(n), eps)
-            slope = torch.autograd.grad(terms.sum(), fraction)[0] / log_ratio
-            values[off], slopes[off] = terms.detach(), math.copysign(1, off) * slope
-        within(slopes[0.0], 0.0)
-        for off in (-0.7, 0.7):
-            for samples in (slopes[off], values[off] - values[0.0]):
-                assert float(samples.mean()) > 8 * float(samples.std()) / n**0.5
+def best_variance(sde, nodes, std):
+    """For data of N(m, std^2 I), at every node: beta_tilde, beta and the variance of the reverse step.
+
+    It is Var[x_s | x_t], by conditioning the joint Gaussian of (x_s, x_t); at node 0 Var[x_0 | x_t].
+    """
+    (alpha_s, sigma_s), (alpha, sigma) = (coefficients(sde, time) for time in (nodes[:-1], nodes[1:]))
+    beta = sigma**2 - (alpha / alpha_s * sigma_s) ** 2
+    tilde = beta * (sigma_s / sigma) ** 2
+    signal, noise = (c[0] ** 2 for c in coefficients(sde, nodes[:1]))
+    first = std**2 * noise / (signal * std**2 + noise)
+    covariance = alpha * alpha_s * std**2 + alpha / alpha_s * sigma_s**2
+    best = (alpha_s * std) ** 2 + sigma_s**2 - covariance**2 / ((alpha * std) ** 2 + sigma**2)
+    return torch.cat([tilde[:1], tilde]), torch.cat([noise[None], beta]), torch.cat([first[None], best])
 
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_the_bound_of_the_true_chain_is_the_entropy_of_the_data(shape):
-    """Of one Gaussian every reverse step is Gaussian: L_vlb and the divergence from the prior add up to -E log p."""
+    """For a Gaussian every reverse step is Gaussian: L_vlb and the divergence from the prior sum to -E log p."""
     sde, std, n = ss.Tabulated.from_alphas_cumprod(torch.from_numpy(DDPM[::50].copy())), 0.5, 40_000
     mixture, nodes = ss.GaussianMixture(torch.zeros(1, *shape), f64(std)[None]), sde.nodes
     loss = losses.Hybrid(vlb_weight=1.0, stratified=False)
-    (alpha_s, sigma_s), (alpha, sigma) = ((sde.alpha(t), sde.sigma(t)) for t in (nodes[:-1], nodes[1:]))
-    beta = sigma**2 - (alpha / alpha_s * sigma_s) ** 2
-    tilde = beta * (sigma_s / sigma) ** 2
-    left = std**2 * sde.sigma(nodes) ** 2 / (sde.alpha(nodes) ** 2 * std**2 + sde.sigma(nodes) ** 2)
-    best = torch.cat([left[:1], tilde + (alpha_s * beta / sigma**2) ** 2 * left[1:]])
-    tilde, beta = torch.cat([tilde[:1], tilde]), torch.cat([sde.sigma(nodes[:1]) ** 2, beta])
+    tilde, beta, best = best_variance(sde, nodes, std)
     nu = (best / tilde).log() / (beta / tilde).log()
     x0, eps = mixture.sample(n, generator=seeded(1)), normal(n, *shape, seed=2)
     t = loss.draw_times(sde, n, seeded(3))
     model = with_variance(mixture.score_model(sde), nu[loss.times.index(sde, t)])
     terms = len(nodes) * bound(loss, model, x0, t, eps)
-    last = (alpha[-1] * std) ** 2 + sigma[-1] ** 2
-    # -E log p(x_0) = L_vlb + E KL(q(x_T | x_0) || p(x_T)), with the true marginal as the prior: the mutual information
-    information = 0.5 * (last / sigma[-1] ** 2).log() / math.log(2)
-    entropy = 0.5 * math.log2(2 * math.pi * math.e * std**2)
-    within(terms, entropy - information)
+    alpha, sigma = coefficients(sde, nodes[-1])
+    # With the true marginal as the prior the divergence is the mutual information of x_0 and x_T.
+    information = 0.5 * ((alpha * std) ** 2 / sigma**2 + 1).log() / math.log(2)
+    within(terms, 0.5 * math.log2(2 * math.pi * math.e * std**2) - information)
 
 
 # --- gradients
@@ -209,9 +174,8 @@ def gradients(loss, model, x0):
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_the_mean_learns_from_the_first_term_alone(shape):
-    sde, x0 = INSTANCES["ddpm"], normal(8, *shape).float()
-    model = ss.ScoreModel(Trained(shape, doubled=True), sde, learned_variance=True)
-    x0 = torch.cat([x0] * 4)
+    x0 = torch.cat([normal(8, *shape).float()] * 4)
+    model = ss.ScoreModel(Trained(shape, doubled=True), INSTANCES["ddpm"], learned_variance=True)
     times = losses.Nodes(3)  # node 0 is among them
     simple = gradients(losses.DenoisingScoreMatching(times=times), model, x0)
     for weight, width in ((0.0, None), (10.0, None), (10.0, 0.01)):
@@ -224,30 +188,13 @@ def test_the_mean_learns_from_the_first_term_alone(shape):
             assert (float(hybrid[name].abs().sum()) > 0) == (weight > 0)
 
 
-def test_lambda_and_the_length_of_the_chain_scale_the_second_term():
-    sde, x0, eps = ss.VP(), normal(2, 3), normal(2, 3, seed=1)
-    model, ends = learning(sde), f64(sde.t_min, sde.t_max)
-    simple, small, large = (
-        losses.Hybrid(weight, times=losses.Nodes(10))(model, x0, t=ends, noise=eps).value
-        for weight in (0.0, 0.001, 0.5)
-    )
-    close(large - simple, 500 * (small - simple), rtol=1e-9)
-    # the decoder's term is the same in any chain with the same second node, and counts N times
-    ten, nineteen = (
-        losses.Hybrid(times=losses.Nodes(n))(learning(sde, fraction=1.0), x0, t=f64(sde.t_min), noise=eps).value
-        for n in (10, 19)
-    )
-    plain = losses.Hybrid(0.0, times=losses.Nodes(10))(learning(sde), x0, t=f64(sde.t_min), noise=eps).value
-    close((nineteen - plain) / (ten - plain), torch.full((2,), 1.9, dtype=torch.float64), rtol=1e-6)
-
-
 # --- the decoder
 
 
 @pytest.mark.parametrize("std", [1e-3, 0.02, 0.3, 5.0])
-@pytest.mark.parametrize("mean", [-1.5, -1.0, -0.3, 0.0, 0.77, 1.0, 4.0])
+@pytest.mark.parametrize("mean", [-1.5, -1.0, 0.0, 0.77, 4.0])
 @pytest.mark.parametrize(("levels", "low", "high"), [(256, -1.0, 1.0), (17, 0.0, 2.0), (2, -1.0, 1.0)])
-def test_bins_sum_to_one(levels, low, high, mean, std):
+def test_the_probabilities_of_bins_sum_to_one(levels, low, high, mean, std):
     x, width = torch.linspace(low, high, levels, dtype=torch.float64), (high - low) / (levels - 1)
     means, stds = torch.full_like(x, mean), torch.full_like(x, std)
     log_prob = losses.bin_log_prob(x, means, stds, width, low, high)
@@ -257,35 +204,35 @@ def test_bins_sum_to_one(levels, low, high, mean, std):
     close(log_prob.exp(), masses, rtol=0, atol=1e-13)
 
 
-def test_narrow_bins_are_the_density_and_far_ones_do_not_underflow():
+def test_narrow_bins_have_the_density_and_distant_bins_do_not_underflow():
     x, mean, std = f64(0.2, 0.2, 0.2, 0.2), f64(0.2, 0.25, -0.4, 0.21), f64(0.1, 0.02, 0.3, 0.01)
     narrow = losses.bin_log_prob(x, mean, std, 1e-6, -1.0, 1.0)
     close(narrow, Normal(mean, std).log_prob(x) + math.log(1e-6), rtol=1e-8)
     mean, std = f64(0.9, -0.9, 0.9, -0.9, 0.3).requires_grad_(), f64(1e-4, 1e-4, 1e-5, 1e-4, 1e-3).requires_grad_()
-    far = losses.bin_log_prob(f64(0.0, 0.0, -1.0, 1.0, -1.0), mean, std, 0.2, -1.0, 1.0)
-    far.sum().backward()
-    for values in (far, mean.grad, std.grad):
+    distant = losses.bin_log_prob(f64(0.0, 0.0, -1.0, 1.0, -1.0), mean, std, 0.2, -1.0, 1.0)
+    distant.sum().backward()
+    for values in (distant, mean.grad, std.grad):
         assert bool(torch.isfinite(values).all())
-    # the tail of a normal: log Phi(-z) = -z^2/2 - log(z (2 pi)^(1/2)) + O(1/z^2)
+    # The tail of a normal distribution: log Phi(-z) = -z^2/2 - log(z (2 pi)^(1/2)) + O(1/z^2).
     z = f64((0.9 - 0.1) / 1e-4)
-    close(far[0].detach(), -(z**2) / 2 - (z * math.sqrt(2 * math.pi)).log(), rtol=1e-9)
+    close(distant[0].detach(), -(z**2) / 2 - (z * math.sqrt(2 * math.pi)).log(), rtol=1e-9)
     assert float(mean.grad[0]) < 0 < float(mean.grad[1])
     assert bool((std.grad > 0).all())
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_node_zero_has_the_bin_of_its_level(shape):
+def test_node_zero_has_the_probability_of_the_bin(shape):
     """2006.11239, eq. 13, at the levels -1, -0.5 .. 1 of data on [-1, 1]."""
     sde, width = INSTANCES["ddpm"], 0.5
     x0 = width * torch.randint(-2, 3, (50, *shape), generator=seeded()).double()
     eps, t = normal(50, *shape, seed=1), torch.zeros(50, dtype=torch.float64)
-    model = learning(sde, fraction=12.0)  # a standard deviation of 0.3, beside bins of 0.5
+    model = learning(sde, fraction=12.0)  # a standard deviation of 0.3, with bins of 0.5
     x = sde.perturb(x0, t, eps)
     _, _, beta, tilde = posterior_of_ddpm(torch.tensor([0]))
     std = torch.exp(0.5 * (12 * beta.log() - 11 * tilde.log()))
-    believed = Normal(model.denoise(x, t), std)
-    upper = torch.where(x0 > 0.99, 1.0, believed.cdf(x0 + width / 2))
-    lower = torch.where(x0 < -0.99, 0.0, believed.cdf(x0 - width / 2))
+    predicted = Normal(model.denoise(x, t), std)
+    upper = torch.where(x0 > 0.99, 1.0, predicted.cdf(x0 + width / 2))
+    lower = torch.where(x0 < -0.99, 0.0, predicted.cdf(x0 - width / 2))
     actual = bound(losses.Hybrid(1.0, width, times=losses.Nodes()), model, x0, t, eps)
     close(actual, bits(-(upper - lower).log()), rtol=1e-9, atol=1e-12)
     assert float(actual.max()) > 0.1
@@ -299,32 +246,39 @@ def test_node_zero_has_the_bin_of_its_level(shape):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "error", "words"),
+    ("arguments", "error", "message"),
     [
-        ({"times": losses.UniformTime()}, TypeError, "losses.Nodes expected .* got UniformTime"),
-        ({"vlb_weight": -1.0}, ValueError, "vlb_weight >= 0 expected; got -1.0"),
-        ({"bin_width": 0.0}, ValueError, "0 < bin_width <= high - low expected; got bin_width=0.0"),
+        ({"times": losses.UniformTime()}, TypeError, "times must be losses.Nodes.* got UniformTime"),
+        ({"vlb_weight": -1.0}, ValueError, "vlb_weight must not be negative; got -1.0"),
+        ({"bin_width": 0.0}, ValueError, r"bin_width must lie in \(0, high - low\]; got 0.0"),
         ({"bin_width": 0.1, "low": 1.0, "high": 0.0}, ValueError, "low=1.0, high=0.0"),
     ],
 )
-def test_bad_arguments_are_refused(arguments, error, words):
-    with pytest.raises(error, match=words):
+def test_bad_arguments_are_refused(arguments, error, message):
+    with pytest.raises(error, match=message):
         losses.Hybrid(**arguments)
 
 
-def test_bad_models_and_times_are_refused():
-    x0, ddpm = normal(4, 2), INSTANCES["ddpm"]
-    with pytest.raises(ValueError, match="learned_variance=True"):
-        losses.Hybrid()(ss.ScoreModel(lambda x, label, cond: x, ddpm), x0)
-    with pytest.raises(ValueError, match=r"VP has none: pass Nodes"):
-        losses.Hybrid()(learning(ss.VP()), x0)
-    with pytest.raises(ValueError, match=r"times among the 1000 nodes expected; got t=0\.5"):
-        losses.Hybrid()(learning(ddpm), x0, t=f64(0.5))
-    with pytest.raises(ValueError, match=r"not so at node 0 \(t=0\) of VP.*raise t_min"):
-        losses.Hybrid(times=losses.Nodes(5))(learning(ss.VP(t_min=0.0)), x0, t=f64(0.0))
+@pytest.mark.parametrize(
+    ("model", "times", "t", "message"),
+    [
+        (ss.ScoreModel(lambda x, label, cond: x, INSTANCES["ddpm"]), None, None, "learned_variance=True"),
+        (learning(ss.VP()), None, None, "VP has no nodes"),
+        (learning(INSTANCES["ddpm"]), None, f64(0.5), "t=0.5 is not one of the 1000 nodes"),
+        (
+            learning(ss.VP(t_min=0.0)),
+            losses.Nodes(5),
+            f64(0.0),
+            r"posterior variance at node 0 \(t=0\) of VP is 0: raise t_min",
+        ),
+    ],
+)
+def test_bad_models_and_times_are_refused(model, times, t, message):
+    with pytest.raises(ValueError, match=message):
+        losses.Hybrid(times=times)(model, normal(4, 2), t=t)
 
 
-def test_a_chain_that_ends_in_pure_noise():
+def test_a_chain_may_end_without_signal():
     sde = ss.ZeroTerminalSNR(ss.VP())
     terms = losses.Hybrid(times=losses.Nodes(5))(learning(sde, "v"), normal(5, 2), generator=seeded())
     assert bool(torch.isfinite(terms.value).all())

@@ -1,4 +1,4 @@
-"""Densities of times: normalised, inverted by their quantiles, and right on the nodes of a table."""
+"""Densities of times: normalised, inverted by their quantiles, and exact on the nodes of a table."""
 
 import numpy as np
 import pytest
@@ -7,13 +7,15 @@ from scipy.integrate import cumulative_trapezoid
 
 import scoresde as ss
 from scoresde import losses
-from tests.conftest import FINITE, INSTANCES, close, f64, seeded, some
+from tests.conftest import FINITE, INSTANCES, close, f64, seeded
 from tests.losses.published import DENSITIES, grid, published_density
+
+DDPM, NCSN = INSTANCES["ddpm"], INSTANCES["ncsn"]
 
 
 @pytest.mark.parametrize("name", list(DENSITIES))
 @pytest.mark.parametrize("sde", [*FINITE, pytest.param(ss.ZeroTerminalSNR(ss.VP(), t_max=0.999), id="zero-snr-vp")])
-def test_density_integrates_to_one_and_quantile_inverts_its_integral(sde, name):
+def test_the_density_integrates_to_one_and_the_quantile_inverts_its_integral(sde, name):
     times, t = DENSITIES[name], grid(sde)
     density = times.density(sde, t)
     close(density, published_density(name, sde, t), rtol=1e-6)
@@ -22,95 +24,60 @@ def test_density_integrates_to_one_and_quantile_inverts_its_integral(sde, name):
     u = torch.linspace(0, 1, 101, dtype=torch.float64)
     quantile = times.quantile(sde, u)
     assert np.abs(np.interp(quantile, t, cumulative) - u.numpy()).max() < 2e-5
-    # One rounding of a fraction near 1 moves a time by 1e-16 over the density, which falls to 4e-8: by 3e-9.
+    # Rounding a fraction near 1 moves a time by 1e-16 over the density, which is at least 4e-8: by 3e-9.
     close(quantile[[0, -1]], f64(sde.t_min, sde.t_max), rtol=2e-8, atol=1e-12)
 
 
 @pytest.mark.parametrize("name", ["log-snr", "log-normal"])
 @pytest.mark.parametrize("sde", [ss.ZeroTerminalSNR(ss.VP()), ss.Rectified(t_min=0.0), ss.Cosine(t_max=1.0)])
-def test_infinite_log_snr_is_refused_by_densities_over_it(sde, name):
+def test_densities_over_log_snr_refuse_an_infinite_one(sde, name):
     with pytest.raises(ValueError, match=r"finite log-SNR .* raise t_min, lower t_max, or pass times=UniformTime"):
         losses.DenoisingScoreMatching(times=DENSITIES[name]).draw_times(sde, 3)
     assert losses.DenoisingScoreMatching().draw_times(sde, 3).shape == (3,)
 
 
 NODES = {
-    "ddpm": (INSTANCES["ddpm"], None, INSTANCES["ddpm"].nodes),
-    "ncsn": (INSTANCES["ncsn"], None, INSTANCES["ncsn"].nodes),
+    "ddpm": (DDPM, None, DDPM.nodes),
     "uneven": (ss.Tabulated([5.0, 1.0, -2.0], times=[0.1, 0.2, 0.9]), None, f64(0.1, 0.2, 0.9)),
-    "ddpm-10": (INSTANCES["ddpm"], 10, torch.arange(10, dtype=torch.float64) / 9),
+    "ddpm-10": (DDPM, 10, torch.arange(10, dtype=torch.float64) / 9),
     "vp-1000": (ss.VP(), 1000, torch.from_numpy(np.linspace(1e-5, 1, 1000))),
     "vp-2": (ss.VP(), 2, f64(1e-5, 1.0)),
 }
-CHAINS = [pytest.param(*chain, id=name) for name, chain in NODES.items()]
 
 
-@pytest.mark.parametrize(("sde", "steps", "expected"), CHAINS)
+@pytest.mark.parametrize(("sde", "steps", "expected"), NODES.values(), ids=NODES)
 def test_nodes_are_those_of_the_table_or_equally_spaced(sde, steps, expected):
-    times = losses.Nodes(steps)
+    """All of the same probability: a stratified batch as long as the chain has each node once."""
+    times, n = losses.Nodes(steps), len(expected)
     nodes = times.nodes(sde)
     close(nodes, expected)
     assert (float(nodes[0]), float(nodes[-1])) == (sde.t_min, sde.t_max)
     close(times.density(sde, nodes), torch.full_like(nodes, 1 / (sde.t_max - sde.t_min)))
-    assert torch.equal(times.index(sde, nodes.flip(0)), torch.arange(len(nodes)).flip(0))
-    assert torch.equal(times.index(sde, nodes.float()), torch.arange(len(nodes)))
-
-
-@pytest.mark.parametrize(("sde", "steps", "expected"), CHAINS)
-def test_every_node_has_the_same_probability(sde, steps, expected):
-    n, times = len(expected), losses.Nodes(steps)
+    assert torch.equal(times.index(sde, nodes.flip(0)), torch.arange(n).flip(0))
+    assert torch.equal(times.index(sde, nodes.float()), torch.arange(n))
     u = (torch.arange(5 * n, dtype=torch.float64) + 0.5) / (5 * n)
     close(times.quantile(sde, u), expected.repeat_interleave(5))
     close(times.quantile(sde, f64(0.0, 1 - 2**-53, 1.0)), expected[[0, -1, -1]])
-
-
-@pytest.mark.parametrize(("sde", "steps", "expected"), CHAINS)
-def test_a_batch_as_long_as_the_chain_visits_every_node_once(sde, steps, expected):
-    loss, n = losses.DenoisingScoreMatching(times=losses.Nodes(steps)), len(expected)
-    assert torch.equal(loss.draw_times(sde, n, seeded()).sort().values, losses.Nodes(steps).nodes(sde))
+    loss = losses.DenoisingScoreMatching(times=times)
+    assert torch.equal(loss.draw_times(sde, n, seeded()).sort().values, nodes)
     for batch in (2, 7, 3 * n):
-        drawn = loss.times.index(sde, loss.draw_times(sde, batch, seeded(batch)))
-        counts = torch.bincount(drawn, minlength=n)
+        counts = torch.bincount(times.index(sde, loss.draw_times(sde, batch, seeded(batch))), minlength=n)
         assert int(counts.min()) >= batch // n
         assert int(counts.max()) <= -(-batch // n)
 
 
 @pytest.mark.parametrize("stratified", [True, False])
-@pytest.mark.parametrize("place", [0, 3])
-def test_every_place_of_a_batch_sees_every_node_equally(place, stratified):
-    sde = ss.Tabulated([5.0, 1.0, -2.0])
-    loss = losses.DenoisingScoreMatching(times=losses.Nodes(), stratified=stratified)
-    generator, repeats = seeded(), 900
-    drawn = torch.stack([loss.draw_times(sde, 5, generator)[place] for _ in range(repeats)])
+@pytest.mark.parametrize("position", [0, 3])
+def test_every_position_of_a_batch_draws_every_node_equally_often(position, stratified):
+    sde, repeats = ss.Tabulated([5.0, 1.0, -2.0]), 900
+    loss, generator = losses.DenoisingScoreMatching(times=losses.Nodes(), stratified=stratified), seeded()
+    drawn = torch.stack([loss.draw_times(sde, 5, generator)[position] for _ in range(repeats)])
     counts = torch.bincount(loss.times.index(sde, drawn), minlength=3).double() / repeats
     assert float((counts - 1 / 3).abs().max()) < 4 * (2 / 9 / repeats) ** 0.5
 
 
-def test_independent_draws_repeat_nodes():
-    loss = losses.DenoisingScoreMatching(times=losses.Nodes(1000), stratified=False)
-    assert len(loss.draw_times(ss.VP(), 1000, seeded()).unique()) < 700
-
-
-@pytest.mark.parametrize("sde", [ss.VP(), ss.ZeroTerminalSNR(INSTANCES["ddpm"])])
-def test_an_sde_without_nodes_is_refused(sde):
-    with pytest.raises(ValueError, match=rf"{type(sde).__name__} has none: pass Nodes\(steps=1000\)"):
-        losses.DenoisingScoreMatching(times=losses.Nodes()).draw_times(sde, 3)
-    assert losses.DenoisingScoreMatching(times=losses.Nodes(9)).draw_times(sde, 3).shape == (3,)
-
-
-@pytest.mark.parametrize("steps", [1, 0, -3])
-def test_chains_of_fewer_than_two_nodes_are_refused(steps):
-    with pytest.raises(ValueError, match=f"two steps or more expected; got steps={steps}"):
-        losses.Nodes(steps)
-
-
-def test_times_between_nodes_have_no_index():
-    with pytest.raises(ValueError, match=r"times among the 1000 nodes expected; got t=0.5:"):
-        losses.Nodes().index(INSTANCES["ddpm"], f64(0.0, 0.5, 1.0))
-
-
-@pytest.mark.parametrize("sde", some("vp", "ve", "rectified"))
-def test_nodes_in_log_snr_are_equally_spaced_from_the_start_given(sde):
+@pytest.mark.parametrize("sde", [ss.VP(), ss.VE(), ss.Rectified()])
+def test_nodes_can_be_equally_spaced_in_log_snr_from_a_given_start(sde):
     start = sde.t_min + 0.1 * (sde.t_max - sde.t_min)
     for nodes, first in ((losses.Nodes(9, "log_snr"), sde.t_min), (losses.Nodes(9, "log_snr", start), start)):
         times = nodes.nodes(sde)
@@ -119,8 +86,17 @@ def test_nodes_in_log_snr_are_equally_spaced_from_the_start_given(sde):
         torch.testing.assert_close(spacing, spacing.mean().expand(8), rtol=1e-6, atol=1e-6)
 
 
-def test_bad_nodes():
-    with pytest.raises(ValueError, match="'time' or 'log_snr'"):
-        losses.Nodes(9, "sigma")
-    with pytest.raises(ValueError, match="a start in"):
-        losses.Nodes(9, start=1.0).nodes(ss.VP())
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: losses.Nodes().nodes(ss.VP()), r"VP has no nodes: pass Nodes\(steps=1000\)"),
+        (lambda: losses.Nodes().nodes(ss.ZeroTerminalSNR(DDPM)), "ZeroTerminalSNR has no nodes"),
+        (lambda: losses.Nodes(1), "steps must be at least 2; got 1"),
+        (lambda: losses.Nodes(9, "sigma"), "spacing must be 'time' or 'log_snr'; got 'sigma'"),
+        (lambda: losses.Nodes(9, start=1.0).nodes(ss.VP()), r"start must lie in \[1e-05, 1\); got 1"),
+        (lambda: losses.Nodes().index(DDPM, f64(0.0, 0.5, 1.0)), "t=0.5 is not one of the 1000 nodes"),
+    ],
+)
+def test_bad_nodes_are_refused(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()

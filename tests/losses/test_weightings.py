@@ -1,4 +1,4 @@
-"""Weightings are the published ones, with the density that suits each."""
+"""The weightings of the papers, with the density that suits each."""
 
 import pytest
 import torch
@@ -9,24 +9,23 @@ from tests.conftest import FINITE, close, f64, normal, times
 from tests.losses.published import SUITED, published_density, published_omega, snr
 
 
+def terms_at(sde, t, *arguments, **options):
+    model = ss.ScoreModel(lambda x, label, cond: x, sde)
+    return losses.DenoisingScoreMatching(*arguments, **options)(model, normal(len(t), 2), t=t)
+
+
 @pytest.mark.parametrize("weighting", list(SUITED))
 @pytest.mark.parametrize("sde", FINITE)
 def test_weights_are_the_published_ones(sde, weighting):
     t = times(sde, n=41)
     omega = published_omega(weighting, sde, t)
     close(losses.WEIGHTINGS[weighting]().omega(sde, t), omega, rtol=1e-7)
-    expected = omega / published_density(SUITED[weighting], sde, t)
-    terms = losses.DenoisingScoreMatching(weighting)(ss.ScoreModel(lambda x, t, cond: x, sde), normal(41, 2), t=t)
-    close(terms.weight, expected, rtol=1e-7)
+    terms = terms_at(sde, t, weighting)
+    close(terms.weight, omega / published_density(SUITED[weighting], sde, t), rtol=1e-7)
     close(terms.t, t, rtol=0)
-
-
-@pytest.mark.parametrize("sde", FINITE)
-def test_importance_weight_of_likelihood_is_constant(sde):
-    t = losses.UniformLogSNR().quantile(sde, torch.linspace(0.001, 0.999, 50, dtype=torch.float64))
-    terms = losses.DenoisingScoreMatching("likelihood")(ss.ScoreModel(lambda x, t, cond: x, sde), normal(50, 2), t=t)
-    ends = sde.log_snr(f64(sde.t_min, sde.t_max))
-    close(terms.weight, (ends[0] - ends[1]).expand(50), rtol=1e-10)
+    if weighting == "likelihood":  # its importance weight is constant
+        clean, noisy = sde.log_snr(f64(sde.t_min, sde.t_max))
+        close(terms.weight, (clean - noisy).expand(41), rtol=1e-10)
 
 
 def test_parameters_of_the_weightings():
@@ -38,7 +37,7 @@ def test_parameters_of_the_weightings():
     assert (karras.times.mean, karras.times.std) == (0.3, 0.8)
 
 
-def test_own_weightings_and_densities():
+def test_users_can_define_weightings_and_densities():
     class Cubic(losses.TimeDensity):
         def quantile(self, sde, u):
             return u ** (1 / 3)
@@ -50,9 +49,8 @@ def test_own_weightings_and_densities():
         def omega(self, sde, t):
             return torch.full_like(t, 0.5)
 
-    model, t = ss.ScoreModel(lambda x, label, cond: x, ss.VP()), f64(0.5, 0.9)
-    terms = losses.DenoisingScoreMatching(Half(), times=Cubic())(model, normal(2, 3), t=t)
-    close(terms.weight, 0.5 / (3 * t**2))
+    t = f64(0.5, 0.9)
+    close(terms_at(ss.VP(), t, Half(), times=Cubic()).weight, 0.5 / (3 * t**2))
     assert isinstance(losses.DenoisingScoreMatching(Half()).times, losses.UniformTime)
     for base in (losses.Weighting().omega, losses.TimeDensity().quantile, losses.TimeDensity().density):
         with pytest.raises(NotImplementedError, match="must define"):
@@ -60,5 +58,5 @@ def test_own_weightings_and_densities():
 
 
 def test_unknown_names_are_refused():
-    with pytest.raises(ValueError, match="variance, likelihood, karras, min_snr expected; got 'snr'"):
-        losses.weightings.resolve("snr")
+    with pytest.raises(ValueError, match="weighting must be one of variance, likelihood, karras, min_snr; got 'snr'"):
+        losses.SlicedScoreMatching(weighting="snr")

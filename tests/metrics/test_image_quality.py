@@ -129,7 +129,7 @@ def test_images_are_measured_in_their_feature_space():
         (lambda: kernel_distance(normal(9, 2), normal(5, 2), 10, 6), "of 2 to 5 samples for KID; got 10 subsets of 6"),
         (lambda: inception_score(normal(9, 2)), "N >= 2 for each of 10 splits"),
         (lambda: precision_recall(normal(3, 2), normal(9, 2)), "neighbours < number of samples; got 3 with 3 and 9"),
-        (lambda: measure(Features(normal(4, 2)), Features(normal(4, 2)), ["fid"]), "metric must be one of .*; got 'fid'"),
+        (lambda: measure(Features(normal(4, 2)), Features(normal(4, 2)), ["fid"]), "got 'fid'"),
     ],
 )
 def test_wrong_input(call, message):

@@ -1,4 +1,4 @@
-"""Checkpoints: what is written comes back, and a write that fails leaves no trace."""
+"""Checkpoints: a loaded checkpoint equals the saved one, and a failed write changes nothing."""
 
 import json
 from functools import partial
@@ -13,7 +13,7 @@ from tests.conftest import seeded
 
 
 def tree():
-    """Groups of tensors as a training has them: of several dtypes, without dimensions, not contiguous, shared."""
+    """Groups as in a training: tensors of several dtypes, without dimensions, not contiguous, shared."""
     weight = torch.randn(4, 3, generator=seeded())
     return {
         "model": {"layer.weight": weight, "layer.transposed": weight.T, "half": weight.half(), "empty": weight[:0]},
@@ -35,7 +35,17 @@ def test_groups_and_information_come_back(tmp_path):
         for name, tensor in members.items():
             assert groups[group][name].dtype == tensor.dtype
             assert torch.equal(groups[group][name], tensor)
-    assert set(checkpoint.load(path, {"ema", "model"})[0]) == {"ema", "model"}
+    chosen, _ = checkpoint.load(path, {"ema", "model"})
+    assert {group: len(members) for group, members in chosen.items()} == {"model": 4, "ema": 1, "optimizer": 0}
+
+
+def test_the_file_can_be_read_without_this_library(tmp_path):
+    path = tmp_path / "a.safetensors"
+    checkpoint.save(path, tree(), INFO)
+    raw = path.read_bytes()
+    header = json.loads(raw[8 : 8 + int.from_bytes(raw[:8], "little")])
+    assert json.loads(header["__metadata__"]["info"]) == INFO
+    assert header["optimizer/0/step"]["shape"] == []
 
 
 OPTIMIZERS = {
@@ -48,7 +58,7 @@ OPTIMIZERS = {
 
 
 @pytest.mark.parametrize("make", OPTIMIZERS.values(), ids=OPTIMIZERS)
-def test_an_optimizer_goes_on_where_it_stopped(make, tmp_path):
+def test_a_restored_optimizer_makes_the_same_steps(make, tmp_path):
     torch.manual_seed(0)
     layer, other = nn.Linear(3, 2), nn.Linear(3, 2)
 
@@ -57,16 +67,15 @@ def test_an_optimizer_goes_on_where_it_stopped(make, tmp_path):
         layer(torch.randn(8, 3, generator=seeded(seed))).square().sum().backward()
         optimizer.step()
 
-    optimizer = make([layer.weight, layer.bias])
+    optimizer = make(layer.parameters())
     for seed in range(3):
         step(layer, optimizer, seed)
     optimizer.param_groups[0]["lr"] = 2e-2
     tensors, settings = checkpoint.pack_optimizer(optimizer)
     checkpoint.save(tmp_path / "a", {"optimizer": tensors}, {"optimizer": settings})
     groups, info = checkpoint.load(tmp_path / "a")
-
-    other.load_state_dict(layer.state_dict())
-    restored = make([other.weight, other.bias])
+    checkpoint.restore(other.state_dict(), layer.state_dict())
+    restored = make(other.parameters())
     checkpoint.unpack_optimizer(restored, groups.get("optimizer", {}), info["optimizer"])
     assert restored.param_groups[0]["lr"] == 2e-2
     before = layer.weight.detach().clone()
@@ -76,6 +85,25 @@ def test_an_optimizer_goes_on_where_it_stopped(make, tmp_path):
     assert not torch.equal(layer.weight, before)
     assert torch.equal(layer.weight, other.weight)
     assert torch.equal(layer.bias, other.bias)
+    if tensors:
+        with pytest.raises(ValueError, match="moments of more than the optimiser's 1 parameters"):
+            checkpoint.unpack_optimizer(make([other.weight]), tensors, info["optimizer"])
+
+
+@pytest.mark.parametrize(
+    ("stored", "message"),
+    [
+        ({"a": (4, 3), "b": (3,)}, r"expected b \(2, 4\), got \(3,\)"),
+        ({"a": (4, 3)}, r"expected b \(2, 4\), got none"),
+        ({"a": (4, 3), "b": (2, 4), "c": ()}, r"expected c none, got \(\)"),
+    ],
+    ids=["shape", "missing", "extra"],
+)
+def test_restore_copies_nothing_if_a_tensor_does_not_fit(stored, message):
+    tensors = {"a": torch.zeros(4, 3), "b": torch.zeros(2, 4)}
+    with pytest.raises(ValueError, match=f"another model's checkpoint: {message}"):
+        checkpoint.restore(tensors, {name: torch.ones(shape) for name, shape in stored.items()})
+    assert not any(bool(tensor.any()) for tensor in tensors.values())
 
 
 def half_a_file(path):
@@ -91,47 +119,45 @@ def half_a_file(path):
     ],
     ids=["interrupted", "not JSON"],
 )
-def test_a_failed_write_leaves_the_old_file_and_nothing_else(write, error, tmp_path):
+def test_a_failed_write_leaves_the_old_file_and_no_other(write, error, tmp_path):
     path = tmp_path / "a.safetensors"
-    for content in (None, b"old"):
-        if content is not None:
-            path.write_bytes(content)
+    for files in ([], [path]):
+        for file in files:
+            file.write_bytes(b"old")
         with pytest.raises(error):
             write(path)
-        assert [file.name for file in tmp_path.iterdir()] == ([] if content is None else [path.name])
+        assert list(tmp_path.iterdir()) == files
     assert path.read_bytes() == b"old"
 
 
-def test_the_new_file_appears_in_one_move(tmp_path):
+def test_the_new_file_is_written_in_the_same_directory_and_renamed(tmp_path):
     path = tmp_path / "a"
     path.write_text("old")
-    seen = []
 
     def write(file):
         file.write_text("new")
-        seen.append((file.parent, path.read_text()))
+        assert (file.parent, path.read_text()) == (tmp_path, "old")
 
     checkpoint.replace_atomically(path, write)
-    assert seen == [(tmp_path, "old")]  # in the same directory, or the move would be a copy
     assert path.read_text() == "new"
     assert list(tmp_path.iterdir()) == [path]
 
 
-@pytest.mark.parametrize("damage", ["garbage", "empty", "cut short", "pickle", "foreign", "no JSON"])
+DAMAGED = {
+    "garbage": lambda path: path.write_bytes(b"\xff" * 100),
+    "empty": lambda path: path.write_bytes(b""),
+    "truncated": lambda path: path.write_bytes(path.read_bytes()[:-10]),
+    "pickle": lambda path: torch.save(tree(), path),
+    "foreign": lambda path: save_file({"model/weight": torch.zeros(2)}, path),
+    "not JSON": lambda path: save_file({"model/weight": torch.zeros(2)}, path, metadata={"info": "{"}),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGED.values(), ids=DAMAGED)
 def test_a_damaged_file_is_refused(damage, tmp_path):
     path = tmp_path / "a.safetensors"
     checkpoint.save(path, tree(), INFO)
-    if damage == "garbage":
-        path.write_bytes(b"\xff" * 100)
-    elif damage == "empty":
-        path.write_bytes(b"")
-    elif damage == "cut short":
-        path.write_bytes(path.read_bytes()[:-10])
-    elif damage == "pickle":
-        torch.save(tree(), path)
-    else:
-        metadata = {"info": "{"} if damage == "no JSON" else None
-        save_file({"model/weight": torch.zeros(2)}, path, metadata=metadata)
+    damage(path)
     with pytest.raises(ValueError, match=r"a\.safetensors is not a checkpoint"):
         checkpoint.load(path)
 
@@ -139,12 +165,3 @@ def test_a_damaged_file_is_refused(damage, tmp_path):
 def test_a_missing_file_is_not_found(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no checkpoint at .*nothing; train the run first"):
         checkpoint.load(tmp_path / "nothing")
-
-
-def test_information_is_readable_without_this_library(tmp_path):
-    path = tmp_path / "a.safetensors"
-    checkpoint.save(path, tree(), INFO)
-    raw = path.read_bytes()
-    header = json.loads(raw[8 : 8 + int.from_bytes(raw[:8], "little")])
-    assert json.loads(header["__metadata__"]["info"]) == INFO
-    assert header["optimizer/0/step"]["shape"] == []

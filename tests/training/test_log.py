@@ -1,53 +1,40 @@
-"""The log: its lines, and where they go."""
+"""The scalars of the log, and Weights & Biases."""
 
-import json
 import sys
 import types
 
 import pytest
+import torch
 
-from scoresde.training.log import LEVELS, WeightsAndBiases, forget_after, level_names, scalars
+from scoresde.training.log import LEVELS, Log, level_names, scalars
 
 
-def test_a_scalar_for_each_noise_level_that_had_samples():
-    levels = [None] * (len(LEVELS) + 1)
-    levels[0], levels[-1] = 0.25, 4.0
-    found = scalars({"step": 3, "loss": 1.0, "gradient_norm": None, "loss_by_log_snr": levels})
-    assert found == {"loss": 1.0, "loss_by_log_snr/below-8": 0.25, "loss_by_log_snr/above+8": 4.0}
+def test_every_noise_level_with_samples_is_a_scalar():
+    levels = [0.25, *[None] * (len(LEVELS) - 1), 4.0]
+    row = {"step": 3, "loss": 1.0, "gradient_norm": None, "loss_by_log_snr": levels}
+    assert scalars(row) == {"loss": 1.0, "loss_by_log_snr/below-8": 0.25, "loss_by_log_snr/above+8": 4.0}
     assert level_names()[4:6] == ["-2..+0", "+0..+2"]
 
 
-def test_lines_of_steps_to_be_made_again_go(tmp_path):
-    path = tmp_path / "log.jsonl"
-    path.write_text("".join(json.dumps({"step": step}) + "\n" for step in (2, 4, 6)) + '{"step": 3')
-    forget_after(path, 4)
-    assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [2, 4]
-
-
 def test_weights_and_biases_gets_the_same_numbers(tmp_path, monkeypatch):
-    """A package of that name that notes what it is told."""
-    told = []
-
-    class Run:
-        def log(self, numbers, step):
-            told.append((step, numbers))
-
-        def finish(self):
-            told.append("finished")
-
+    """From a substitute for the package that records its calls."""
+    calls = []
+    run = types.SimpleNamespace(
+        log=lambda numbers, step: calls.append((step, numbers)), finish=lambda: calls.append("finished")
+    )
     package = types.ModuleType("wandb")
-    package.init = lambda **options: told.append(options) or Run()
+    package.init = lambda **options: calls.append(options) or run
     monkeypatch.setitem(sys.modules, "wandb", package)
-    writer = WeightsAndBiases(tmp_path / "run", {"project": "digits", "mode": "offline"})
-    writer.write({"step": 7, "loss": 0.5, "gradient_norm": None})
-    writer.close()
-    assert told[0]["project"] == "digits"
-    assert told[0]["resume"] == "allow"
-    assert told[0]["id"].endswith("run")
-    assert told[1:] == [(7, {"loss": 0.5}), "finished"]
+    log = Log(tmp_path / "run", 0, {}, torch.device("cpu"), {"project": "digits", "mode": "offline"})
+    log.write({"step": 7, "loss": 0.5, "gradient_norm": None})
+    log.close()
+    assert calls[0]["project"] == "digits"
+    assert calls[0]["resume"] == "allow"
+    assert calls[0]["id"].endswith("run")
+    assert calls[1:] == [(7, {"loss": 0.5}), "finished"]
 
 
-def test_without_the_package_there_is_a_way_out(tmp_path, monkeypatch):
+def test_the_error_without_wandb_names_the_extra(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(ValueError, match=r"pip install 'scoresde\[wandb\]'"):
-        WeightsAndBiases(tmp_path, {})
+        Log(tmp_path, 0, {}, torch.device("cpu"), {})
