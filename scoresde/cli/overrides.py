@@ -87,11 +87,12 @@ def configurations(verb: str, config_dir: str | None) -> Iterator[tuple[Callable
 def first_mistake(verb: str, overrides: Sequence[str], multirun: bool, config_dir: str | None) -> str | None:
     """Return what is wrong with the first wrong override, and what was probably meant; None if all are right."""
     with configurations(verb, config_dir) as (compose, options):
-        groups = {group: options(group) for group in compose().hydra.runtime.choices if "/" not in group}
+        default = compose()
+        groups = {group: options(group) for group in default.hydra.runtime.choices if "/" not in group}
         parsed = [parse_override(text) for text in overrides]
         named = [(override.key_or_group, option_names(override)) for override in parsed if override is not None]
         chosen = [f"{group}={names[0]}" for group, names in named if names and names[0] in groups.get(group, ())]
-        keys = key_paths(compose(*chosen))
+        keys = key_paths(compose(*chosen) if chosen else default)
         for text, override, following in zip(overrides, parsed, [*overrides[1:], ""], strict=False):
             key = "" if override is None else override.key_or_group
             if override is None or not key:

@@ -38,6 +38,10 @@ WRONG = {
     "no sweep": (["train", "seed=0,1"], "seed=0,1 is a sweep: add --multirun, or give a list: seed=[0,1]"),
     "no sweep of a group": (["train", "sde=vp,ve"], "scoresde train: sde=vp,ve is a sweep: add --multirun"),
     "no key": (["train", "=5"], "scoresde train: expected key=value; got '=5'"),
+    "after right ones": (
+        ["train", "-m", "+new=1", "hydra.job.name=x", "seed=0,1", "sde=ve,vp", "~data.validation", "trainer.stps=5"],
+        "scoresde train: no key 'trainer.stps'; did you mean trainer.steps?",
+    ),
     "group left out": (["train", "~sde"], "the configuration has no sde; is it removed by an override ~...?"),
     "folder of configurations": (["train", "--config-dir", "mine"], "--config-dir must be a directory; got 'mine'"),
     "help": (["train", "sde=vpp", "--help"], "no option 'vpp' in group sde; did you mean vp? Available: cosine, ddpm"),
