@@ -60,7 +60,7 @@ def test_the_brownian_motions_have_their_law():
 
 @pytest.mark.parametrize(("shape", "level"), [((3,), 0.0), ((3,), 1.0), ((1, 2, 2), 1.5)])
 def test_euler_is_euler_maruyama_on_the_same_increments(monkeypatch, shape, level):
-    sde, steps, x_T, draws = ss.VP(t_min=1e-3), 20, normal(3, *shape, seed=3), []
+    sde, steps, x_T, draws = ss.VP(), 20, normal(3, *shape, seed=3), []
     h = (sde.t_max - sde.t_min) / steps
 
     class Recording(Brownian):
