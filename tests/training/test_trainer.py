@@ -96,13 +96,17 @@ def test_a_second_signal_acts_at_once(tmp_path, request):
 
 
 def test_a_run_that_failed_before_its_first_checkpoint_starts_over(whole, tmp_path):
+    """Without the lines and the snapshots that it wrote."""
+
     def fail(point):
         raise MemoryError
 
-    with pytest.raises(MemoryError):
-        fit(tmp_path, Points(4, act=fail))
-    assert not (tmp_path / CHECKPOINT).exists()
-    assert rows(tmp_path)[-1]["step"] == 4
+    for batch, snapshots in ((4, 2), (0, 0)):
+        with pytest.raises(MemoryError):
+            fit(tmp_path, Points(batch, act=fail), power=(0.1,), snapshot_every=2)
+        assert not (tmp_path / CHECKPOINT).exists()
+        assert [row["step"] for row in rows(tmp_path)] == [4] * (snapshots > 0)
+        assert len(list((tmp_path / "averages").iterdir())) == snapshots
     fit(tmp_path)
     assert_same_run(tmp_path, whole)
 
