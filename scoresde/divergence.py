@@ -31,7 +31,6 @@ from scoresde.random_stream import RandomStream
 from scoresde.tensors import dimensions, sum_dims
 
 Field = Callable[[Tensor], Tensor]
-MODES = ("reverse", "forward")
 
 
 class Evaluation(NamedTuple):
@@ -138,7 +137,7 @@ class ExactTrace:
     def __post_init__(self):
         if self.chunk < 1:
             raise ValueError(f"chunk must be at least 1; got {self.chunk}")
-        if self.mode not in MODES:
+        if self.mode not in ("reverse", "forward"):
             raise ValueError(f"mode must be 'reverse' or 'forward'; got {self.mode!r}")
 
     def bind(self, stream: RandomStream, x: Tensor, differentiable: bool = False) -> Estimator:

@@ -35,8 +35,6 @@ from scoresde.solvers import Solver, Status
 from scoresde.tensors import dimensions, double, float64, mean_and_error, send, sum_dims
 from scoresde.wrappers import with_density
 
-INFLATION = 1e-3  # bits per dimension that a random trace may add to an importance-weighted bound
-
 
 @dataclass
 class LogProb:
@@ -232,7 +230,7 @@ def bits_per_dim(
     start: str = "data",
     batch_size: int = 256,
     progress: bool = False,
-    inflation: float = INFLATION,
+    inflation: float = 1e-3,
 ) -> BitsPerDim:
     """Return the bits per dimension of images of integer levels.
 

@@ -46,9 +46,11 @@ def test_nothing_is_counted_outside():
 
 
 def test_a_vectorised_pass_is_as_many_products():
-    with counting() as count, vectorised(5):
+    with counting() as count:
+        with vectorised(5):
+            evaluated(normal(2, 3))
         evaluated(normal(2, 3))
-    assert (count.forward, count.backward) == (0, 5)
+    assert (count.forward, count.backward) == (1, 5)
 
 
 @pytest.mark.parametrize(

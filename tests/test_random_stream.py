@@ -92,12 +92,13 @@ def test_a_draw_is_a_function_of_the_seed_and_of_its_number(kind, dtype):
 @pytest.mark.parametrize("kind", KINDS)
 def test_draws_of_some_rows_leave_the_streams_of_the_others_alone(kind):
     whole, parts, like = RandomStream(seeds=range(5)), RandomStream(seeds=range(5)), empty(5, 2, 3)
-    first, second, third = (getattr(whole, kind)(like) for _ in range(3))
+    first, second, third, fourth = (getattr(whole, kind)(like) for _ in range(4))
     for rows in ([3, 0], [1], [4, 2]):
         assert torch.equal(getattr(parts, kind)(like[rows], torch.tensor(rows)), first[rows])
     assert torch.equal(getattr(parts, kind)(like), second)
     assert torch.equal(getattr(parts, kind)(like[2:3], torch.tensor([2])), third[2:3])
     assert torch.equal(getattr(parts, kind)(like[:2], torch.tensor([0, 1])), third[:2])
+    assert torch.equal(getattr(parts, kind)(like[2:3], torch.tensor([2])), fourth[2:3])
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
