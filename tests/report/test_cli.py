@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 
 from scoresde import build
 from scoresde.cli import main
-from scoresde.cli.completion import named
+from scoresde.cli.overrides import literal
 from scoresde.cli.report import data_of, refuse_resolvers
 from tests.report.runs import new_run
 
@@ -38,7 +38,7 @@ def test_a_run_of_a_sweep_from_its_training_to_its_report(tmp_path, capsys):
     assert main([*words, "run=toy", "seed=2", "--multirun"]) == 0
     (run,) = (path for path in Path("toy").iterdir() if path.is_dir())
     assert sorted(build.read_command(run)) == sorted(["scoresde", *words, "run=toy", "seed=2"])
-    override = named(run)
+    override = f"run={literal(str(run))}"
     assert main(["bpd", override, "likelihood.solver.steps=6", "budget.samples=2"]) == 0
     capsys.readouterr()
     assert main(["report", override, "film_steps=4", "film_frames=3", "film_samples=9", "trust=[mine]"]) == 0
