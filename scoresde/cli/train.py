@@ -1,6 +1,5 @@
 """`scoresde train`."""
 
-import json
 import time
 import warnings
 from functools import partial
@@ -17,6 +16,7 @@ from scoresde.dequantization import DataMap
 from scoresde.samplers import Sampler
 from scoresde.score import ScoreModel
 from scoresde.training import distributed
+from scoresde.training.json_lines import read_lines
 from scoresde.training.trainer import CHECKPOINT, LOG
 from scoresde.training.validation import HeldOut
 
@@ -82,7 +82,7 @@ def save_preview(
 
 def last_log_entry(log: Path) -> Record:
     """Return what the log of a training has of its last step: the loss, and the figures on held-out data."""
-    lines = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+    lines = read_lines(log)
     return {key: value for line in lines if line["step"] == lines[-1]["step"] for key, value in line.items()}
 
 

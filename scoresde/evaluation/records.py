@@ -15,7 +15,6 @@ Every line is a JSON object: one or several figures, with `kind`, `seed`, the nu
 
 import functools
 import importlib.metadata
-import json
 import os
 import platform
 import subprocess
@@ -32,6 +31,7 @@ from scoresde.build import CONFIG
 from scoresde.metrics.features import file_sha256
 from scoresde.training import distributed
 from scoresde.training.checkpoint import replace_atomically
+from scoresde.training.json_lines import append_line
 from scoresde.training.trainer import CHECKPOINT
 
 METRICS = "metrics.jsonl"
@@ -51,11 +51,8 @@ def append_metrics(run: Path, row: dict[str, Any], device: torch.device | str = 
         device: on which the figures were computed.
     """
     row = row if "provenance" in row else {**row, "provenance": provenance(run, device)}
-    line = f"{json.dumps(row)}\n".encode()
     path = run / METRICS
-    run.mkdir(parents=True, exist_ok=True)
-    with open(path, "ab", buffering=0) as file:
-        file.write(line)
+    append_line(path, row)
     return path
 
 

@@ -30,6 +30,7 @@ from safetensors import SafetensorError, safe_open
 from scoresde.evaluation.records import METRICS, digest, load_per_sample
 from scoresde.evaluation.sampler_comparison import ComparisonRow
 from scoresde.training.guard import SKIPPED
+from scoresde.training.json_lines import read_lines
 from scoresde.training.trainer import CHECKPOINT, LOG
 
 COMPARISON = "comparison.csv"
@@ -139,27 +140,6 @@ def kind_of(shape: Iterable[int]) -> str:
     if len(shape) == 3 and shape[0] in (1, 3):
         return "images"
     return "plane" if shape == (2,) else "series" if len(shape) == 2 else "vectors"
-
-
-def read_lines(path: Path) -> list[Line]:
-    """Read a file of JSON lines, without a last line that was cut short; return no lines if there is no file.
-
-    Raises:
-        ValueError: another line is not a JSON object.
-    """
-    lines: list[Line] = []
-    texts = path.read_text().splitlines() if path.is_file() else []
-    for number, text in enumerate(texts, start=1):
-        try:
-            line = json.loads(text)
-        except json.JSONDecodeError as error:
-            if number == len(texts):
-                break
-            raise ValueError(f"line {number} of {path} is not JSON ({error})") from error
-        if not isinstance(line, dict):
-            raise ValueError(f"line {number} of {path} is not a JSON object: {text[:40]!r}")
-        lines.append(line)
-    return lines
 
 
 def read_comparison(path: Path) -> list[ComparisonRow]:

@@ -131,7 +131,6 @@ def test_a_sampler_with_nan_samples_is_left_out_with_a_warning(model, reference)
             r"the evaluations of flow do not grow with its steps: \d+ with 2 steps, \d+ with 3",
         ),
     ],
-    ids=str,
 )
 def test_wrong_input(model, reference, arguments, message):
     with pytest.raises(ValueError, match=message):

@@ -258,7 +258,6 @@ def test_a_state_that_is_not_centred_is_centred_first(options):
         {"label": PositionalEmbedding(8, 3.0)},
         {"label": PositionalEmbedding(12)},
     ],
-    ids=str,
 )
 def test_options_change_the_network(options):
     x, label = inputs()
