@@ -1,19 +1,18 @@
-"""The cached run of the notebooks: of a trained run, what it takes to load, to sample and to measure it.
+"""Copy the files of a trained run that the notebooks need to load, sample and evaluate it.
 
     python notebooks/cache.py [RUN]
 
-RUN is runs/digits unless given, what `make demo` leaves; notebooks/runs/<name of RUN> then holds
+RUN defaults to runs/digits, the run of `make demo`. The script writes to notebooks/runs/<name of RUN>:
 
-    config.yaml               as it is
-    log.jsonl                 as it is
-    metrics.jsonl             the lines that were measured on these weights: their provenance names this checkpoint,
-                              and as `of` the one that it is of
-    per_sample/               the likelihood of each sample of the splits that such a line is about
-    checkpoint.safetensors    the averaged weights alone, in the group "model"
+    config.yaml               unchanged
+    log.jsonl                 unchanged
+    metrics.jsonl             the lines measured with these weights; their provenance names the checkpoint written here
+                              and, as `of`, the original checkpoint
+    per_sample/               the per-sample likelihoods of the splits in metrics.jsonl
+    checkpoint.safetensors    the averaged weights only, in the group "model"
 
-and neither the optimiser's moments nor the weights of the last step: `ss.load(...)` gives the averaged weights for
-weights="ema" and for weights="raw", since there are no others, and training cannot go on from it. Each file is replaced
-atomically.
+The optimiser's moments and the weights of the last step are left out: `ss.load(...)` returns the averaged weights for
+weights="ema" and weights="raw" alike, and training cannot be resumed. Each file is replaced atomically.
 """
 
 import json
@@ -34,42 +33,43 @@ RUNS = Path(__file__).parent / "runs"
 
 
 def cache(run: Path, runs: Path = RUNS) -> Path:
-    """Write the cached run of a run below the folder `runs`; its directory.
+    """Write the cached copy of `run` to a folder in `runs` and return its path.
 
     Raises:
-        FileNotFoundError: no run there, or none with a checkpoint.
-        ValueError: a checkpoint that does not fit its configuration.
+        FileNotFoundError: `run` is not a run directory or has no checkpoint.
+        ValueError: the checkpoint does not fit its configuration.
+        RuntimeError: the weights of the copy differ from those of the run.
     """
     model, cached = ss.load(run).model, runs / run.resolve().name
     _, info = checkpoint.load(run / CHECKPOINT, set())
-    described = {"step": info.get("step"), "weights": "ema", "of": digest(run / CHECKPOINT)}
-    checkpoint.save(cached / CHECKPOINT, {"model": model.state_dict()}, described)
-    lines = measured(run, digest(cached / CHECKPOINT))
+    description = {"step": info.get("step"), "weights": "ema", "of": digest(run / CHECKPOINT)}
+    checkpoint.save(cached / CHECKPOINT, {"model": model.state_dict()}, description)
+    lines = select_metrics(run, digest(cached / CHECKPOINT))
     splits = {row["split"] for row in map(json.loads, lines) if row["kind"] == "likelihood"}
     contents = {name: (run / name).read_bytes() for name in (CONFIG, LOG)} | {METRICS: "".join(lines).encode()}
     for name in (f"{PER_SAMPLE}/{split}.npz" for split in sorted(splits)):
         contents[name] = (run / name).read_bytes()
     for name, content in contents.items():
         checkpoint.replace_atomically(cached / name, partial(Path.write_bytes, data=content))
-    kept = ss.load(cached).model.state_dict()
-    if not all(torch.equal(kept[name], tensor) for name, tensor in model.state_dict().items()):
-        raise RuntimeError(f"{cached} does not load as {run} does")
+    copied = ss.load(cached).model.state_dict()
+    if not all(torch.equal(copied[name], tensor) for name, tensor in model.state_dict().items()):
+        raise RuntimeError(f"the weights in {cached} differ from the averaged weights in {run}")
     return cached
 
 
-def measured(run: Path, cached: str | None) -> list[str]:
-    """The lines of a run's metrics.jsonl that are about its checkpoint, as lines about the cached one."""
+def select_metrics(run: Path, cached: str | None) -> list[str]:
+    """Return the lines of metrics.jsonl measured with the run's checkpoint, referring to the cached one."""
     if not (run / METRICS).is_file():
         return []
     weights, rows = digest(run / CHECKPOINT), map(json.loads, (run / METRICS).read_text().splitlines())
-    about = [row for row in rows if row.get("provenance", {}).get("checkpoint") == weights]
+    selected = [row for row in rows if row.get("provenance", {}).get("checkpoint") == weights]
     return [
         f"{json.dumps({**row, 'provenance': {**row['provenance'], 'checkpoint': cached, 'of': weights}})}\n"
-        for row in about
+        for row in selected
     ]
 
 
 if __name__ == "__main__":
-    made = cache(Path(sys.argv[1] if len(sys.argv) > 1 else "runs/digits"))
-    for file in sorted(path for path in made.rglob("*") if path.is_file()):
+    folder = cache(Path(sys.argv[1] if len(sys.argv) > 1 else "runs/digits"))
+    for file in sorted(path for path in folder.rglob("*") if path.is_file()):
         print(f"{file.stat().st_size:>9,} bytes  {file}")

@@ -1,9 +1,9 @@
-"""Run notebooks in place: each from top to bottom in a kernel of its own, on one thread, keeping what it shows.
+"""Execute notebooks in place, each from top to bottom in its own kernel, on one thread, and store the outputs.
 
     python notebooks/execute.py [NOTEBOOK ...]
 
-All of this folder unless some are named. No times, versions or names of machines are written into them; a file is
-replaced when its notebook has come to the end, so that one that fails stays as it was.
+Without arguments, all notebooks of this folder are executed. Times, versions and machine names are not stored. A file
+is replaced only after its last cell has run, so a notebook that fails stays unchanged.
 """
 
 import os
@@ -27,16 +27,16 @@ METADATA = {
 
 
 def kernel() -> AsyncKernelManager:
-    """The kernel of this Python, whatever kernels the user has registered."""
+    """Return a kernel of this Python interpreter; kernels that the user has registered are ignored."""
     specifications = KernelSpecManager(kernel_dirs=[], ensure_native_kernel=True)
     return AsyncKernelManager(kernel_name="python3", kernel_spec_manager=specifications)
 
 
 def execute(path: Path) -> None:
-    """Run a notebook in its folder, and write it with its outputs.
+    """Run a notebook in its folder and write it with its outputs.
 
     Raises:
-        CellExecutionError: a cell raised.
+        CellExecutionError: a cell raised an exception.
     """
     notebook = nbformat.read(path, as_version=4)
     client = NotebookClient(
@@ -48,8 +48,8 @@ def execute(path: Path) -> None:
         resources={"metadata": {"path": str(path.parent)}},
     )
     with tempfile.TemporaryDirectory() as settings:
-        shown = {"IPYTHONDIR": settings, "MPLBACKEND": "module://matplotlib_inline.backend_inline"}
-        client.execute(env=os.environ | shown | {"OMP_NUM_THREADS": "1"}, cleanup_kc=True)
+        display = {"IPYTHONDIR": settings, "MPLBACKEND": "module://matplotlib_inline.backend_inline"}
+        client.execute(env=os.environ | display | {"OMP_NUM_THREADS": "1"}, cleanup_kc=True)
     notebook.metadata = nbformat.from_dict(METADATA)
     nbformat.validate(notebook)
     replace_atomically(path, lambda file: nbformat.write(notebook, file))

@@ -1,4 +1,4 @@
-"""The notebooks run as they stand, and what is committed of them was printed by one run from top to bottom."""
+"""The notebooks run from top to bottom, and their committed outputs come from one such run."""
 
 import importlib.util
 import json
@@ -21,8 +21,8 @@ from scoresde.training import checkpoint
 
 FOLDER = Path(__file__).parent.parent / "notebooks"
 NOTEBOOKS = [pytest.param(path, id=path.stem) for path in sorted(FOLDER.glob("*.ipynb"))]
-SEEN = "**What is seen.**"
-BESIDE = ("paper.mplstyle", "runs", "checkpoints")  # what the notebooks read: committed, and small
+OBSERVATIONS = "**Observations.**"
+INPUTS = ("paper.mplstyle", "runs", "checkpoints")  # small committed files that the notebooks read
 PLOTS = re.compile(r"^(?:\w.*= plt\.subplot(?:s|_mosaic)|compare)\(", re.MULTILINE)
 NUMBER = re.compile(r"\d+\.\d+(?:e[+-]\d+)?")
 
@@ -48,23 +48,23 @@ def printed(cell):
 
 
 def kernel():
-    """The kernel of this Python, whatever kernels the user has registered."""
+    """Return a kernel of this Python interpreter; kernels that the user has registered are ignored."""
     return AsyncKernelManager(
         kernel_name="python3", kernel_spec_manager=KernelSpecManager(kernel_dirs=[], ensure_native_kernel=True)
     )
 
 
-def test_there_are_notebooks():
+def test_notebooks_are_found():
     assert NOTEBOOKS
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("path", NOTEBOOKS)
 def test_runs_from_top_to_bottom(path, tmp_path):
-    """In a folder with what is committed for it and nothing else: a run that was trained here is not found there."""
+    """Run in a copy of the folder that holds only committed files, so that no locally trained run is used."""
     folder = tmp_path / "notebooks"
     folder.mkdir()
-    for name in BESIDE:
+    for name in INPUTS:
         source = FOLDER / name
         (shutil.copytree if source.is_dir() else shutil.copy)(source, folder / name)
     notebook = read(shutil.copy(path, folder))
@@ -74,13 +74,13 @@ def test_runs_from_top_to_bottom(path, tmp_path):
         "OMP_NUM_THREADS": "1",
     }
     client = NotebookClient(notebook, km=kernel(), timeout=300, resources={"metadata": {"path": str(folder)}})
-    client.execute(env=environment, cleanup_kc=True)  # raises CellExecutionError where a cell does
+    client.execute(env=environment, cleanup_kc=True)  # raises CellExecutionError if a cell fails
     assert not outputs(notebook, "error")
     assert [figures(cell) for cell in code(notebook)] == [figures(cell) for cell in code(read(path))]
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS)
-def test_committed_with_the_outputs_of_one_run(path):
+def test_committed_outputs_come_from_one_run(path):
     notebook = read(path)
     nbformat.validate(notebook)
     assert [cell.execution_count for cell in code(notebook)] == list(range(1, len(code(notebook)) + 1))
@@ -97,32 +97,33 @@ def test_every_cell_that_plots_shows_its_figure(path):
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS)
-def test_numbers_in_the_prose_were_printed(path):
-    """Every decimal number of a paragraph on what is seen stands in the output of the cell above it."""
+def test_numbers_in_observations_were_printed(path):
+    """Every decimal number in a paragraph of observations is in the output of the cell above it."""
     cells = read(path).cells
-    above = [(before, cell) for before, cell in pairwise(cells) if cell.source.startswith(SEEN)]
-    assert above
-    for before, cell in above:
+    pairs = [(code_cell, cell) for code_cell, cell in pairwise(cells) if cell.source.startswith(OBSERVATIONS)]
+    assert pairs
+    for code_cell, cell in pairs:
         paragraph = cell.source.split("\n\n")[0]
-        assert not set(NUMBER.findall(paragraph)) - set(NUMBER.findall(printed(before))), paragraph
+        assert not set(NUMBER.findall(paragraph)) - set(NUMBER.findall(printed(code_cell))), paragraph
 
 
-def test_the_cached_run_is_the_averaged_weights_and_what_was_measured_on_them(tmp_path):
+def test_cached_run_has_the_averaged_weights_and_only_their_metrics(tmp_path):
     spec = importlib.util.spec_from_file_location("cache", FOLDER / "cache.py")
     spec.loader.exec_module(cache := importlib.util.module_from_spec(spec))
     run = tmp_path / "runs" / "digits"
     shutil.copytree(FOLDER / "runs" / "digits", run)
     raw = ss.load(run).model.state_dict()
     averaged = {name: tensor + 1 for name, tensor in raw.items()}
-    append_metrics(run, {"kind": "of other weights"})
+    append_metrics(run, {"kind": "other weights"})
     checkpoint.save(run / "checkpoint.safetensors", {"model": raw, "ema": averaged, "optimizer": raw}, {"step": 7})
-    append_metrics(run, {"kind": "of these"})
+    append_metrics(run, {"kind": "these weights"})
     cached = cache.cache(run, tmp_path / "cached")
     groups, info = checkpoint.load(cached / "checkpoint.safetensors")
     assert (list(groups), info["step"], info["weights"]) == (["model"], 7, "ema")
     for weights in ("ema", "raw"):
         assert all(torch.equal(averaged[k], v) for k, v in ss.load(cached, weights).model.state_dict().items())
-    assert [json.loads(line)["kind"] for line in (cached / "metrics.jsonl").read_text().splitlines()] == ["of these"]
+    lines = (cached / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["kind"] for line in lines] == ["these weights"]
     assert {path.name for path in cached.iterdir()} == {
         "config.yaml",
         "log.jsonl",
@@ -131,8 +132,8 @@ def test_the_cached_run_is_the_averaged_weights_and_what_was_measured_on_them(tm
     }
 
 
-def test_what_lies_beside_the_notebooks_is_small():
-    """Nothing but weights, configurations and numbers: a checkout stays light."""
+def test_committed_inputs_are_small():
+    """Only weights, configurations and numbers, each below 5 MB."""
     files = [path for name in ("runs", "checkpoints") for path in (FOLDER / name).rglob("*") if path.is_file()]
     assert {path.suffix for path in files} <= {".safetensors", ".pth", ".npz", ".json", ".jsonl", ".yaml", ".md"}
     assert max(path.stat().st_size for path in files) < 5e6
