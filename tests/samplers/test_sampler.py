@@ -1,7 +1,5 @@
 """The loop: seeds, callbacks, constraints, conditions, counts, the user's own steps, and bad input."""
 
-from functools import partial
-
 import pytest
 import torch
 
@@ -10,7 +8,7 @@ from scoresde.samplers import PredictorCorrector, uniform_log_snr, uniform_time
 from scoresde.samplers.grids import transitions
 from scoresde.samplers.sampler import Sampler, as_step
 from scoresde.views import ShiftedViews
-from tests.conftest import close, f64, make_transition, oracle, seeded
+from tests.conftest import close, f64, oracle, seeded
 
 
 def sampler(**arguments):
@@ -195,22 +193,6 @@ def test_a_step_may_be_a_function_that_receives_the_times_as_float64(model):
     assert own.nfe == library.nfe == 10
     assert all(t.dtype == torch.float64 and t.shape == () for pair in calls for t in pair)
     assert calls == transitions(uniform_time(ss.VP(), 10), ss.VP())
-
-
-@pytest.mark.parametrize(
-    "step",
-    [ss.samplers.Ancestral(), ss.samplers.EulerMaruyama(), ss.samplers.DPMSolver(3)],
-    ids=lambda s: type(s).__name__,
-)
-def test_a_function_that_calls_a_planned_step_gives_its_samples(step, model):
-    """For a step without a past: the same draws, evaluations and samples, up and down, bit by bit."""
-    grid, corrector = [1.0, 0.7, 0.4, 0.6, 0.3, 0.1], ss.samplers.Langevin()
-    own, library = (
-        PredictorCorrector(each, corrector, grid=grid)(model, **SEEDS)
-        for each in (partial(make_transition, step), step)
-    )
-    assert torch.equal(own.x, library.x)
-    assert own.nfe == library.nfe
 
 
 class Halves:
