@@ -8,7 +8,7 @@ import torch
 
 import scoresde as ss
 from scoresde import predictions
-from tests.conftest import FINITE, PATHS, close, f64, gradient, normal, some, times
+from tests.conftest import FINITE, PATHS, close, f64, gradient, normal, times
 
 SIGMA_DATA = 0.7
 
@@ -106,15 +106,6 @@ def test_karras_is_the_preconditioning_of_edm(sde):
     close(denoised, c_skip * y + c_out * torch.tanh(scaled), rtol=1e-10, atol=1e-10)
 
 
-@pytest.mark.parametrize("sde", some("vp", "ve", "karras", "rectified"))
-def test_karras_input_and_target_have_unit_variance(sde):
-    t = times(sde, n=11)
-    prediction = predictions.KarrasPreconditioning(SIGMA_DATA)
-    p, q = prediction.target(sde, t)
-    close((p * SIGMA_DATA) ** 2 + q**2, torch.ones_like(t))
-    close(prediction.c_in(sde, t) ** 2 * ((sde.alpha(t) * SIGMA_DATA) ** 2 + sde.sigma(t) ** 2), torch.ones_like(t))
-
-
 @pytest.mark.parametrize("sde", FINITE)
 def test_a_denoiser_reads_the_state_over_alpha_and_the_noise_in_it(sde):
     """D(x/alpha, sigma/alpha), and its output is the denoised view."""
@@ -172,14 +163,6 @@ def test_the_time_of_every_node_reads_its_own_label(rounding, n):
     prediction = predictions.Discrete("noise", torch.from_numpy(labels), rounding, start=1e-3, end=0.9)
     t = 1e-3 + (0.9 - 1e-3) * torch.arange(n, dtype=torch.float64) / (n - 1)
     close(prediction.c_noise(ss.VP(), t), torch.from_numpy(labels), rtol=1e-9, atol=1e-6)
-
-
-def test_discrete_ve_labels_are_those_of_score_sde():
-    """score_sde's VE networks read round((T - t) (N - 1)): the table backwards, rounded to the nearest."""
-    n, t = 1000, times(ss.VE(), n=97)
-    labels = torch.arange(n - 1, -1, -1, dtype=torch.float64)
-    expected = torch.round((1 - t) * (n - 1))
-    close(predictions.Discrete("score", labels, "nearest").c_noise(ss.VE(), t), expected, rtol=0)
 
 
 @pytest.mark.parametrize("inner", ["v", predictions.KarrasPreconditioning(SIGMA_DATA)])
