@@ -48,7 +48,7 @@ from torch import Tensor
 import scoresde as ss
 from scoresde.build import instantiate
 from scoresde.counting import Evaluations, counting
-from scoresde.flow import DEFAULT_SOLVER
+from scoresde.probability_flow import DEFAULT_SOLVER
 from scoresde.random_stream import RandomStream
 from scoresde.tensors import dimensions
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 import scoresde as ss
 from scoresde.divergence import Estimator, Evaluation, Field
-from scoresde.flow import integrate
+from scoresde.probability_flow import integrate
 from scoresde.random_stream import RandomStream
 from scoresde.tensors import dimensions
 

@@ -25,8 +25,8 @@ from scoresde.score import ScoreModel
 from scoresde.tensors import available
 from scoresde.training import checkpoint
 from scoresde.training.learned_dequantization import DEQUANTIZATION
-from scoresde.training.posthoc import AVERAGES, reconstruct
-from scoresde.training.power import WIDEST
+from scoresde.training.posthoc_ema import AVERAGES, reconstruct
+from scoresde.training.power_profiles import WIDEST
 from scoresde.training.trainer import CHECKPOINT
 
 CONFIG = "config.yaml"
@@ -125,7 +125,7 @@ def load(path: str | Path, weights: str | float = "ema", trust: Sequence[str] = 
         path: the directory of the run.
         weights: "ema" for the averaged weights, "raw" for the weights of the last step, or the sigma_rel of a
             power-function average (2312.02696), a number or its text. The average is reconstructed from the snapshots
-            of the run, see `scoresde.training.posthoc.reconstruct`.
+            of the run, see `scoresde.training.posthoc_ema.reconstruct`.
         trust: packages whose classes the configuration may name, see `instantiate`.
         device: of the model.
 

@@ -25,8 +25,8 @@ from torch import Tensor
 from scoresde.counting import counting
 from scoresde.dequantization import DataMap, Dequantization, levels_map
 from scoresde.divergence import Hutchinson, Trace
-from scoresde.flow import DEFAULT_SOLVER, Carried, carry, cast_like, integrate
 from scoresde.losses import squared_errors
+from scoresde.probability_flow import DEFAULT_SOLVER, Carried, carry, cast_like, integrate
 from scoresde.progress import progress_bar
 from scoresde.protocols import Model, Transform
 from scoresde.random_stream import RandomStream

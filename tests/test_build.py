@@ -21,7 +21,7 @@ from scoresde.predictions import Prediction
 from scoresde.samplers.sampler import Sampler
 from scoresde.training import Trainer, checkpoint
 from scoresde.training.learned_dequantization import DEQUANTIZATION
-from scoresde.training.posthoc import AVERAGES, PowerAverages, save_snapshot
+from scoresde.training.posthoc_ema import AVERAGES, PowerAverages, save_snapshot
 from scoresde.training.trainer import CHECKPOINT
 from tests.data.files import SHAPES, stand_ins
 

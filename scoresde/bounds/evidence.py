@@ -37,7 +37,7 @@ from torch import Tensor
 from scoresde.bounds.bound import Bound, NatsBound, bits_bound, refuse_odd, standard_error, uniform
 from scoresde.dequantization import DataMap, Dequantization, levels_map
 from scoresde.losses import Nodes, TimeDensity, UniformLogSNR, decoder_log_scale, squared_errors
-from scoresde.losses.times import log_snr_slope
+from scoresde.losses.time_densities import log_snr_slope
 from scoresde.protocols import Model, Transform
 from scoresde.random_stream import RandomStream
 from scoresde.score import BaseModel

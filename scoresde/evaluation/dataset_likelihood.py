@@ -30,9 +30,9 @@ from scoresde.dequantization import DataMap, Dequantization, TruncatedNormal
 from scoresde.divergence import ExactTrace, Hutchinson, Trace
 from scoresde.evaluation.references import evenly_spaced
 from scoresde.evaluation.resumable import Numbers, directory_for, evaluate, fingerprint
-from scoresde.flow import DEFAULT_SOLVER
 from scoresde.likelihood import BitsPerDim, LogProb, bits_per_dim, conventions, log_prob
 from scoresde.losses import Nodes
+from scoresde.probability_flow import DEFAULT_SOLVER
 from scoresde.protocols import Condition
 from scoresde.random_stream import RandomStream
 from scoresde.score import device_of

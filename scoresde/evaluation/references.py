@@ -17,10 +17,11 @@ from torch.utils.data import default_collate
 from scoresde.analytic import GaussianMixture
 from scoresde.build import CONFIG, Run, instantiate
 from scoresde.dequantization import DataMap
+from scoresde.metrics.frechet import frechet_distance
 from scoresde.metrics.image_quality import check_names
 from scoresde.metrics.intervals import FEWEST, Interval, Statistic, bootstrap
 from scoresde.metrics.kernels import Discrepancy, gaussian, median_bandwidths
-from scoresde.metrics.moments import PrincipalComponents, covariance_error, frechet_distance, mean_error, moments
+from scoresde.metrics.moments import PrincipalComponents, covariance_error, mean_error, moments
 from scoresde.metrics.samples import flatten
 from scoresde.metrics.transport import SlicedWasserstein, directions
 from scoresde.random_stream import RandomStream

@@ -4,8 +4,8 @@ Each is an integral over time of a loss of the model at perturbed states, per di
 
     L = \int omega(t) E ell(x_t, t) dt,        x_t = alpha x_0 + sigma eps,
 
-estimated without bias by drawing t from a density q (`losses.times`) and weighting each sample with omega(t) / q(t)
-(`losses.weightings`). With eps_hat = -sigma score, the noise that the model predicts:
+estimated without bias by drawing t from a density q (`losses.time_densities`) and weighting each sample with
+omega(t) / q(t) (`losses.weightings`). With eps_hat = -sigma score, the noise that the model predicts:
 
 | class                    | ell                                                        | source                      |
 | ------------------------ | ---------------------------------------------------------- | --------------------------- |
@@ -22,7 +22,7 @@ from scoresde.losses.denoising import DenoisingScoreMatching
 from scoresde.losses.hybrid import Bins, Hybrid, bin_log_prob, chain_term
 from scoresde.losses.implicit import ImplicitScoreMatching, SlicedScoreMatching
 from scoresde.losses.objective import Drawn, LossTerms, Objective
-from scoresde.losses.times import LogNormal, Nodes, TimeDensity, UniformLogSNR, UniformTime
+from scoresde.losses.time_densities import LogNormal, Nodes, TimeDensity, UniformLogSNR, UniformTime
 from scoresde.losses.variational import BoundTerms, VariationalBound, decoder_log_scale, squared_errors
 from scoresde.losses.weightings import (
     WEIGHTINGS,

@@ -11,7 +11,7 @@ The error comes from `Views.error`, which computes it from the network's own tar
 from torch import Tensor
 
 from scoresde.losses.objective import Drawn, Objective
-from scoresde.losses.times import TimeDensity
+from scoresde.losses.time_densities import TimeDensity
 from scoresde.losses.weightings import Weighting
 from scoresde.score import BaseModel
 

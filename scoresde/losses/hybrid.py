@@ -23,7 +23,7 @@ from torch import Tensor
 
 from scoresde.losses.denoising import DenoisingScoreMatching
 from scoresde.losses.objective import Drawn
-from scoresde.losses.times import Nodes
+from scoresde.losses.time_densities import Nodes
 from scoresde.losses.weightings import Weighting
 from scoresde.score import BaseModel
 from scoresde.sdes import SDE

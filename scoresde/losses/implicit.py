@@ -23,7 +23,7 @@ from torch import Tensor
 
 from scoresde.divergence import ExactTrace, Field, Hutchinson, Trace, quadratic_forms
 from scoresde.losses.objective import Drawn, Objective
-from scoresde.losses.times import TimeDensity
+from scoresde.losses.time_densities import TimeDensity
 from scoresde.losses.weightings import Weighting
 from scoresde.random_stream import RandomStream
 from scoresde.score import BaseModel

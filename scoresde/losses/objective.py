@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from scoresde.losses import weightings
-from scoresde.losses.times import TimeDensity
+from scoresde.losses.time_densities import TimeDensity
 from scoresde.losses.weightings import Weighting
 from scoresde.protocols import Model
 from scoresde.random_stream import RandomStream

@@ -33,7 +33,7 @@ from torch import Tensor
 
 from scoresde.losses.denoising import DenoisingScoreMatching
 from scoresde.losses.objective import Drawn, LossTerms
-from scoresde.losses.times import Nodes, TimeDensity, UniformTime
+from scoresde.losses.time_densities import Nodes, TimeDensity, UniformTime
 from scoresde.score import BaseModel
 from scoresde.sdes import SDE
 from scoresde.tensors import dimensions, float64, sum_dims

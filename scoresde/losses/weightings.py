@@ -19,7 +19,7 @@ import math
 import torch
 from torch import Tensor
 
-from scoresde.losses.times import LogNormal, TimeDensity, UniformLogSNR, UniformTime, log_snr_slope
+from scoresde.losses.time_densities import LogNormal, TimeDensity, UniformLogSNR, UniformTime, log_snr_slope
 from scoresde.sdes import SDE
 
 

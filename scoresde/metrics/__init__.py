@@ -15,6 +15,7 @@ sample of Q itself has. `bootstrap` gives an interval for any of them.
 
 from scoresde.metrics.feature_statistics import FeatureStatistics
 from scoresde.metrics.features import ClassifierFeatures, Features, FeatureSpace, Inception, Pixels
+from scoresde.metrics.frechet import frechet_distance
 from scoresde.metrics.image_quality import (
     Figure,
     frechet,
@@ -26,7 +27,7 @@ from scoresde.metrics.image_quality import (
 )
 from scoresde.metrics.intervals import Interval, bootstrap
 from scoresde.metrics.kernels import Discrepancy, energy_distance, mmd
-from scoresde.metrics.moments import PrincipalComponents, covariance_error, frechet_distance, mean_error, moments
+from scoresde.metrics.moments import PrincipalComponents, covariance_error, mean_error, moments
 from scoresde.metrics.transport import SlicedWasserstein, sliced_wasserstein, wasserstein
 
 __all__ = [

@@ -30,7 +30,8 @@ from torch import Tensor, nn
 
 from scoresde.metrics.feature_statistics import FeatureStatistics
 from scoresde.metrics.features import Features, FeatureSpace, Span, extract
-from scoresde.metrics.moments import frechet_distance, frechet_influence, frechet_stderr, moments
+from scoresde.metrics.frechet import frechet_distance, frechet_influence, frechet_stderr
+from scoresde.metrics.moments import moments
 from scoresde.metrics.samples import flatten_pair
 
 NEIGHBOURS = 3

@@ -12,7 +12,7 @@ from scoresde.networks.blocks import (
 )
 from scoresde.networks.dit import DiT, dit_b, dit_l, dit_s, dit_xl
 from scoresde.networks.embeddings import Conditions, FourierEmbedding, PositionalEmbedding
-from scoresde.networks.levels import LevelHead
+from scoresde.networks.level_head import LevelHead
 from scoresde.networks.mlp import MLP
 from scoresde.networks.presets import adm, ddpm, ddpmpp, ncsnpp
 from scoresde.networks.unet import Ends, UNet

@@ -30,7 +30,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from scoresde.flow import COARSE
+from scoresde.probability_flow import COARSE
 from scoresde.random_stream import RandomStream
 from scoresde.samplers.grids import Transition, segments
 from scoresde.samplers.sampler import Sampler

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from scoresde.samplers.linear import Linear, Row, Stage
 from scoresde.sdes import SDE
-from scoresde.sdes.points import Point, posterior
+from scoresde.sdes.transitions import Point, posterior
 
 
 class DDIM(Linear):

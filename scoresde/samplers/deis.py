@@ -22,7 +22,7 @@ import torch
 from scoresde.samplers.linear import Linear, Row, Stage, check_signal
 from scoresde.samplers.multistep import NODES, QUADRATURE, Multistep, check_order, lagrange
 from scoresde.sdes import SDE
-from scoresde.sdes.points import Point
+from scoresde.sdes.transitions import Point
 
 ADAMS_BASHFORTH = {
     1: (1.0,),

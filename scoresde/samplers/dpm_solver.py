@@ -21,7 +21,7 @@ import torch
 from scoresde.samplers.linear import Linear, Row, Stage, check_signal
 from scoresde.samplers.multistep import Multistep, check_order
 from scoresde.sdes import SDE
-from scoresde.sdes.points import Point, points
+from scoresde.sdes.transitions import Point, points
 
 
 class DPMSolverPP(Multistep):

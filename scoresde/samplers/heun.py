@@ -11,7 +11,7 @@ import torch
 from scoresde.samplers.grids import Transition
 from scoresde.samplers.linear import Linear, Row, Stage, check_signal, upward
 from scoresde.sdes import SDE
-from scoresde.sdes.points import Point, points
+from scoresde.sdes.transitions import Point, points
 
 
 def _heun(here: Point, target: Point) -> tuple[Stage, Stage]:

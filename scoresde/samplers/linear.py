@@ -30,7 +30,7 @@ from scoresde.random_stream import RandomStream
 from scoresde.samplers.grids import Transition
 from scoresde.score import BaseModel
 from scoresde.sdes import SDE
-from scoresde.sdes.points import Point, points, transition
+from scoresde.sdes.transitions import Point, points, transition
 
 
 def check_signal(sde: SDE, here: Point, method: object) -> None:

@@ -20,8 +20,8 @@ import numpy as np
 
 from scoresde.samplers.linear import Linear, Row, Stage
 from scoresde.sdes import SDE
-from scoresde.sdes.points import Point
 from scoresde.sdes.sde import check_level
+from scoresde.sdes.transitions import Point
 
 NODES, QUADRATURE = np.polynomial.legendre.leggauss(32)
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from scoresde.flow import carry
+from scoresde.probability_flow import carry
 from scoresde.random_stream import RandomStream
 from scoresde.samplers.correctors import Corrector
 from scoresde.samplers.grids import FixedTimes, Grid, Transition, resolve_grid, segments, transitions

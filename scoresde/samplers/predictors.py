@@ -16,8 +16,8 @@ from scoresde.protocols import Model
 from scoresde.random_stream import RandomStream
 from scoresde.samplers.linear import Linear, Row, Stage, check_signal
 from scoresde.sdes import SDE
-from scoresde.sdes.points import Point, posterior, transition
 from scoresde.sdes.sde import check_level
+from scoresde.sdes.transitions import Point, posterior, transition
 from scoresde.wrappers import as_model
 
 TINY = 1e-300  # replaces a variance of 0 under a logarithm

@@ -3,7 +3,7 @@
 import math
 
 from scoresde.samplers.multistep import Multistep
-from scoresde.sdes.points import Point
+from scoresde.sdes.transitions import Point
 
 
 class SASolver(Multistep):

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from scoresde.samplers.multistep import Multistep
-from scoresde.sdes.points import Point
+from scoresde.sdes.transitions import Point
 
 
 class UniPC(Multistep):

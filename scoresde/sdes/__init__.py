@@ -2,7 +2,7 @@
 
 from scoresde.sdes.learned import LearnedVP
 from scoresde.sdes.log_snr import LogSNRPath
-from scoresde.sdes.paths import VE, VP, Cosine, Karras, Rectified, SubVP
+from scoresde.sdes.noise_schedules import VE, VP, Cosine, Karras, Rectified, SubVP
 from scoresde.sdes.sde import SDE, ReverseSDE
 from scoresde.sdes.tabulated import DDPM, NCSN, Tabulated, ZeroTerminalSNR
 

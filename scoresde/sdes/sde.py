@@ -26,8 +26,8 @@ from torch import Tensor, nn
 
 from scoresde.protocols import Model
 from scoresde.random_stream import RandomStream
-from scoresde.sdes import points
-from scoresde.sdes.points import Point
+from scoresde.sdes import transitions
+from scoresde.sdes.transitions import Point
 from scoresde.tensors import broadcast, dimensions, float64, sum_dims
 
 SECTIONS, ROUNDS = 64, 11  # 64^11 = 2^66 narrows any interval of float64 times down to neighbouring numbers
@@ -120,12 +120,12 @@ class SDE(nn.Module):
         return Point(t, self.alpha(t), self.sigma(t), 0.5 * self.log_snr(t))
 
     def transition(self, t_from: Tensor, t_to: Tensor) -> tuple[Tensor, Tensor]:
-        """(r, v) of the forward kernel x_to = r x_from + v^(1/2) eps for t_from < t_to; see `sdes.points`."""
-        return points.transition(self.at(t_from), self.at(t_to))
+        """(r, v) of the forward kernel x_to = r x_from + v^(1/2) eps for t_from < t_to; see `sdes.transitions`."""
+        return transitions.transition(self.at(t_from), self.at(t_to))
 
     def posterior(self, t_from: Tensor, t_to: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(a, b, v) of q(x_to | x_from, x_0) = N(a x_from + b x_0, v I) for t_to < t_from; see `sdes.points`."""
-        return points.posterior(self.at(t_to), self.at(t_from))
+        """(a, b, v) of q(x_to | x_from, x_0) = N(a x_from + b x_0, v I) for t_to < t_from; see `sdes.transitions`."""
+        return transitions.posterior(self.at(t_to), self.at(t_from))
 
     @property
     def prior_std(self) -> float:

@@ -10,7 +10,7 @@ sooner:
                                                    fraction r (`rampup_ratio`) of the training before step n; w(1) = 0
     "none"        w(n) = 1
 
-`scoresde.training.posthoc` has averages of another profile, whose width is chosen after training.
+`scoresde.training.posthoc_ema` has averages of another profile, whose width is chosen after training.
 """
 
 from collections.abc import Iterator

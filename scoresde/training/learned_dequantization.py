@@ -20,8 +20,8 @@ from torch.utils.data import Dataset, default_collate
 
 from scoresde import bounds
 from scoresde.dequantization import DataMap, Dequantization, Uniform, Variational
-from scoresde.flow import frozen
 from scoresde.losses import UniformLogSNR, VariationalBound
+from scoresde.probability_flow import frozen
 from scoresde.progress import progress_bar
 from scoresde.protocols import Model, Transform
 from scoresde.random_stream import RandomStream

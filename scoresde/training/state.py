@@ -15,7 +15,7 @@ from scoresde.score import ScoreModel
 from scoresde.training import checkpoint, distributed
 from scoresde.training.ema import EMA
 from scoresde.training.guard import Guard, NonFiniteLoss
-from scoresde.training.posthoc import PowerAverages
+from scoresde.training.posthoc_ema import PowerAverages
 from scoresde.training.precision import Precision
 
 CHECKPOINT = "checkpoint.safetensors"

@@ -25,7 +25,7 @@ from scoresde.progress import progress_bar
 from scoresde.protocols import Condition, select
 from scoresde.score import ScoreModel
 from scoresde.tensors import available
-from scoresde.training import distributed, posthoc
+from scoresde.training import distributed, posthoc_ema
 from scoresde.training.batches import StepNoise, batches, share, split_condition, step_seed
 from scoresde.training.distributed import SharedObjective
 from scoresde.training.ema import EMA
@@ -59,7 +59,7 @@ class Trainer:
             `training.schedule`.
         clip: largest norm of the gradient.
         ema, ema_warmup: decay and warm-up of the moving average, see `EMA`.
-        power: sigma_rel of the averages for a profile that is chosen after training, see `training.posthoc`.
+        power: sigma_rel of the averages for a profile that is chosen after training, see `training.posthoc_ema`.
         snapshot_every: steps between the snapshots of these averages.
         precision: "float32", "bf16" or "fp16", see `training.precision`.
         compile: compile the network with torch.compile.
@@ -160,7 +160,7 @@ class Trainer:
         sums = state.resume()
         if is_first:
             remove_lines_after(run / SKIPPED, state.step - 1)  # its lines count steps from 0
-            posthoc.delete_snapshots_after(run / posthoc.AVERAGES, state.step)
+            posthoc_ema.delete_snapshots_after(run / posthoc_ema.AVERAGES, state.step)
         log = Log(run if is_first else None, state.step, sums, self.where, self.wandb)
         shown = progress and is_first
         bar = progress_bar(total=self.steps, initial=state.step, title="training", unit="step", shown=shown)
@@ -199,7 +199,7 @@ class Trainer:
         """Return the state at step 0."""
         optimizer = self.optimizer([p for p in model.parameters() if p.requires_grad])
         ema = EMA(model, self.ema, warmup=self.ema_warmup)
-        power = posthoc.PowerAverages(model, tuple(self.power)) if self.power else None
+        power = posthoc_ema.PowerAverages(model, tuple(self.power)) if self.power else None
         guard = Guard(self.skip_limit, run / SKIPPED if is_first else None)
         return State(model, optimizer, ema, power, Precision(self.precision, self.where), guard, run / CHECKPOINT)
 
@@ -256,7 +256,7 @@ class Trainer:
     def _save(self, state: State, log: Log, run: Path, stop: bool) -> None:
         """Write the snapshot and the checkpoint that are due; if `stop`, write the checkpoint and raise Interrupted."""
         if state.power is not None and distributed.rank() == 0 and self._is_due(state.step, self.snapshot_every):
-            posthoc.save_snapshot(run / posthoc.AVERAGES, state.step, state.power)
+            posthoc_ema.save_snapshot(run / posthoc_ema.AVERAGES, state.step, state.power)
         state.is_due |= self._is_due(state.step, self.checkpoint_every)
         was_skipped = state.guard.in_a_row > 0 and state.step < self.steps  # the run may have diverged: wait
         if stop or (state.is_due and not was_skipped):

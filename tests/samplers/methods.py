@@ -27,7 +27,7 @@ from scoresde.samplers import (
     StochasticHeun,
     UniPC,
 )
-from scoresde.sdes.points import points
+from scoresde.sdes.transitions import points
 from tests.conftest import f64, seeded
 
 PATHS = {"sub-vp": ss.SubVP(), "vp": ss.VP(), "ve": ss.VE(), "rectified": ss.Rectified()}

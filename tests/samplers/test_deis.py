@@ -9,7 +9,7 @@ from scipy.integrate import quad
 
 import scoresde as ss
 from scoresde.samplers import DEIS, IPNDM, AngularAdams, PredictorCorrector
-from scoresde.sdes.points import points
+from scoresde.sdes.transitions import points
 from tests.conftest import f64
 from tests.samplers.methods import EVERY_PATH, pairs, polynomial
 

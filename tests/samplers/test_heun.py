@@ -9,7 +9,7 @@ import torch
 import scoresde as ss
 from scoresde import samplers
 from scoresde.random_stream import RandomStream
-from scoresde.sdes.points import points
+from scoresde.sdes.transitions import points
 from tests.conftest import close, f64, make_transition, normal, oracle, seeded
 from tests.samplers.methods import EVERY_PATH, pairs
 

@@ -2,7 +2,7 @@
 
 The width of an exponential average is fixed before training. Here two power-function averages, of sigma_rel 0.05 and
 0.1, are updated during training and stored from time to time. An average of another width, at any step, is then a
-combination of the stored ones. `scoresde.training.power` has the mathematics.
+combination of the stored ones. `scoresde.training.power_profiles` has the mathematics.
 
 A snapshot is `step<number>.safetensors`, written by `scoresde.training.checkpoint`, with a group `power_<sigma_rel>`
 for each average. A run's checkpoint has such groups too, and serves as one more snapshot.
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from scoresde.training import checkpoint
-from scoresde.training.power import combination, gamma_of, inner_products, rate
+from scoresde.training.power_profiles import combination, gamma_of, inner_products, rate
 
 AVERAGES = "averages"  # a run's directory of snapshots
 PREFIX = "power_"

@@ -8,8 +8,15 @@ import pytest
 import torch
 
 from scoresde.training import checkpoint
-from scoresde.training.posthoc import PowerAverages, delete_snapshots_after, plan, profiles, reconstruct, save_snapshot
-from scoresde.training.power import combination, inner_products
+from scoresde.training.posthoc_ema import (
+    PowerAverages,
+    delete_snapshots_after,
+    plan,
+    profiles,
+    reconstruct,
+    save_snapshot,
+)
+from scoresde.training.power_profiles import combination, inner_products
 from tests.conftest import seeded
 from tests.training.test_ema import model, move
 

@@ -6,8 +6,8 @@ import pytest
 import scipy
 import torch
 
-from scoresde.training import power
-from scoresde.training.power import combination, gamma_of, inner_products, rate, sigma_rel_of
+from scoresde.training import power_profiles
+from scoresde.training.power_profiles import combination, gamma_of, inner_products, rate, sigma_rel_of
 from tests.conftest import close, f64, normal
 
 WIDTHS = [0.01, 0.05, 0.1, 0.2, 0.28]
@@ -35,7 +35,7 @@ def test_the_width_is_the_standard_deviation_of_the_density():
         mean, second = ((gamma + 1) * scipy.integrate.quad(pow, 0, 1, (gamma + k,))[0] for k in (1, 2))
         assert sigma_rel_of(gamma) == pytest.approx(math.sqrt(second - mean**2), rel=1e-9)
         assert sigma_rel_of(gamma) == pytest.approx(published, rel=1e-3)
-    assert sigma_rel_of(0) == pytest.approx(power.WIDEST)
+    assert sigma_rel_of(0) == pytest.approx(power_profiles.WIDEST)
 
 
 @pytest.mark.parametrize("sigma_rel", [0, -0.1, 0.2887, math.nan])
@@ -54,7 +54,7 @@ def test_the_weights_of_steps_are_differences_of_powers(sigma_rel):
 
 @pytest.mark.parametrize("chunk", [1, 7, 2**18])
 def test_inner_products_are_those_of_the_recursion(chunk, monkeypatch):
-    monkeypatch.setattr(power, "CHUNK", chunk)
+    monkeypatch.setattr(power_profiles, "CHUNK", chunk)
     steps = [30, 1, 2, 100, 55, 30, 100]
     widths = [0.05, 0.1, 0.05, 0.1, 0.28, 0.2, 0.01]
     rows = torch.stack([profile(width, step, 100) for width, step in zip(widths, steps, strict=True)])

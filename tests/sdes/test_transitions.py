@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from scoresde.sdes.points import points, posterior, transition
+from scoresde.sdes.transitions import points, posterior, transition
 from tests.conftest import FINITE, PATHS, close, times
 
 

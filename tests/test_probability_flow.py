@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import scoresde as ss
-from scoresde.flow import COARSE, Ratio, Time, integrate
+from scoresde.probability_flow import COARSE, Ratio, Time, integrate
 from scoresde.solvers import AdaptiveAdams, RungeKutta, SciPy
 from tests.conftest import FINITE, PATHS, close, f64, normal, oracle, seeded
 from tests.test_likelihood import Stiff

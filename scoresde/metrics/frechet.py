@@ -1,0 +1,97 @@
+r"""The Frechet distance between two samples, with its standard error; between features of images it is the FID.
+
+|m_x - m_y|^2 + tr(C_x + C_y - 2 (C_x^(1/2) C_y C_x^(1/2))^(1/2))        (1706.08500)
+"""
+
+import torch
+from torch import Tensor
+
+from scoresde.metrics.moments import check_moments, moments
+from scoresde.metrics.samples import flatten, flatten_pair
+
+
+def frechet_distance(mean1: Tensor, covariance1: Tensor, mean2: Tensor, covariance2: Tensor) -> Tensor:
+    """Return the squared Frechet (2-Wasserstein) distance of two Gaussians (Dowson and Landau 1982), in squared units.
+
+        |m_1 - m_2|^2 + tr(C_1) + tr(C_2) - 2 tr((C_1^(1/2) C_2 C_1^(1/2))^(1/2))
+
+    Between moments of a network's features it is called FID (1706.08500). Both roots are those of symmetric matrices,
+    computed from eigenvalues with negative rounding errors set to zero: this also holds for singular covariances. A
+    distance that does not exceed its own rounding error, of either sign, is returned as exactly 0.
+
+    An eigenvalue lambda under the outer root has an error of at most e = D eps lambda_max, and its root one of
+    min(e^(1/2), e / lambda^(1/2)): half of the digits are lost in directions without variance. The error of the traces
+    is D eps, relative.
+
+    Args:
+        mean1, mean2: (D,).
+        covariance1, covariance2: (D, D), symmetric and positive semi-definite.
+
+    Returns:
+        (), float64.
+
+    Raises:
+        ValueError: the shapes do not match.
+    """
+    mean1, covariance1 = check_moments(mean1.numel(), mean1, covariance1)
+    mean2, covariance2 = check_moments(mean1.numel(), mean2, covariance2)
+    root = _root(covariance1)
+    values = torch.linalg.eigvalsh(root @ covariance2 @ root).clamp(min=0)
+    total = (mean1 - mean2).square().sum() + covariance1.trace() + covariance2.trace()
+    distance = total - 2 * values.sqrt().sum()
+    relative = len(values) * torch.finfo(values.dtype).eps
+    error = relative * values[-1]
+    rounding = relative * total + 2 * (error / values.clamp(min=error).sqrt()).sum()  # nan if all are 0: no rounding
+    return torch.where(distance.abs() <= rounding, torch.zeros_like(distance), distance)
+
+
+def frechet_influence(x: Tensor, mean: Tensor, covariance: Tensor) -> Tensor:
+    """Return N times the first-order effect of each sample of x on the Frechet distance from a Gaussian.
+
+    With T the symmetric matrix that transports the covariance C_x to C (T C_x T = C), the influence of a sample that
+    lies d away from the mean m_x is 2 d (m_x - m) + d (I - T) d - tr((I - T) C_x).
+
+    Args:
+        x: a sample (N, *).
+        mean, covariance: m (D,) and C (D, D), of the Gaussian.
+
+    Returns:
+        (N,), float64; its mean is 0 up to a factor (N - 1)/N of the covariance.
+
+    Raises:
+        ValueError: moments of another size than the states.
+    """
+    mean, covariance = check_moments(flatten(x).shape[1], mean, covariance)
+    own_mean, own_covariance = moments(x)
+    deviation = flatten(x) - own_mean
+    identity = torch.eye(len(own_mean), dtype=own_mean.dtype, device=own_mean.device)
+    change = identity - _transport_matrix(own_covariance, covariance)
+    linear, square = 2 * deviation @ (own_mean - mean), ((deviation @ change) * deviation).sum(dim=1)
+    return linear + square - (change * own_covariance).sum()
+
+
+def frechet_stderr(x: Tensor, y: Tensor) -> Tensor:
+    """Return the standard error `()` of the Frechet distance between the moments of samples (N, *) and (M, *).
+
+    Raises:
+        ValueError: x and y have states of different shapes.
+    """
+    x, y = flatten_pair(x, y)
+    variances = [frechet_influence(a, *moments(b)).var() / len(a) for a, b in ((x, y), (y, x))]
+    return (variances[0] + variances[1]).sqrt()
+
+
+def _transport_matrix(first: Tensor, second: Tensor) -> Tensor:
+    """Return the symmetric T with T first T = second on the range of `first`, and zero on its null space."""
+    values, vectors = torch.linalg.eigh(first)
+    is_positive = values > values[-1] * len(values) * torch.finfo(values.dtype).eps
+    values, vectors = values[is_positive], vectors[:, is_positive]
+    root = vectors * values.sqrt()
+    inverse = vectors * values.rsqrt()
+    return inverse @ _root(root.mT @ second @ root) @ inverse.mT
+
+
+def _root(matrix: Tensor) -> Tensor:
+    """Return the square root of a symmetric positive semi-definite matrix."""
+    values, vectors = torch.linalg.eigh(matrix)
+    return (vectors * values.clamp(min=0).sqrt()) @ vectors.mT
