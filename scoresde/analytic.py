@@ -11,7 +11,7 @@ With responsibilities r_k(x) = w_k N(x; alpha m_k, C_k) / p_t(x) and the compone
     p(x_0 | x)  = sum_k r_k N(m_k + alpha R_k diag(s_k^2 / v_k) R_k^T (x - alpha m_k),
                               R_k diag(s_k^2 sigma^2 / v_k) R_k^T)
 
-all in float64, for states of any rank.
+all in float64, for states (B, *) of any shape.
 """
 
 import math

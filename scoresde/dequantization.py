@@ -175,11 +175,11 @@ class TruncatedNormal(Dequantization):
         return _floating(images) + 0.5
 
     def start(self, sde: SDE, transform: Transform) -> float:
-        """Return the time at which sigma/alpha is 1/(2 tau) of a level's width in model space.
+        """Return the time at which sigma/alpha = w / (2 tau), with w the width of a grey level in model space.
 
         Raises:
-            ValueError: the transform is not affine (levels of different widths), or sigma/alpha of the SDE is larger
-                than that at t_min or smaller at t_max.
+            ValueError: the transform is not affine (levels of different widths), or the SDE does not reach that value
+                of sigma/alpha between t_min and t_max.
         """
         width = _level_width(transform)
         ratio = width / (2 * self.tau)

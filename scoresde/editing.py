@@ -229,7 +229,9 @@ def interpolate_noised(
 def _noised(sde: SDE, x: Tensor, t: float, seeds: Sequence[int]) -> Tensor:
     """A draw of x_t given x (B, *)."""
     if not x.is_floating_point():
-        raise ValueError(f"states must be floating-point numbers in the model's space; got {x.dtype}: transform them")
+        raise ValueError(
+            f"states must be floating-point numbers in the model's space; got {x.dtype}: apply the transform first"
+        )
     return sde.perturb(x, float64(t), RandomStream(seeds=seeds).normal(x))
 
 

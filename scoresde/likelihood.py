@@ -70,9 +70,10 @@ class BitsPerDim:
     """Bits per dimension of a set of images.
 
     mean: over images. stderr: standard error of that mean, over images (None for one image). per_image: (N,), float64.
-    conventions: every choice that changes the number. trace_stderr: the standard error of each image's value due to a
-    random trace, in bits per dimension (N,), see `LogProb.stderr`. nfe, backward: network evaluations and products with
-    Jacobians for each image (N,), summed over its dequantisations.
+    conventions: the settings that change the number: dequantisation, trace, solver, prior and time range.
+    trace_stderr: the standard error of each image's value due to the stochastic trace estimate, in bits per dimension
+    (N,), see `LogProb.stderr`. nfe, backward: network evaluations and products with Jacobians for each image
+    (N,), summed over its dequantisations.
     """
 
     mean: float
@@ -244,7 +245,7 @@ def bits_per_dim(
             network was trained for.
         samples: K dequantisations per image, averaged in probability (an importance-weighted bound, 1509.00519).
         trace, solver: see `log_prob`.
-        seeds: one per image; default 0, 1, 2, ..., so that the figure is reproducible.
+        seeds: one per image; default 0, 1, 2, ..., so that the result is reproducible.
         start: "data" takes the dequantised point as x(t_min), as the published code does (a truncated-normal
             dequantisation sets the time of its points itself). "perturb" adds noise up to t_min and the residual term
             of a Gaussian decoder, which gives a lower bound on the likelihood (2101.09258, B.2).

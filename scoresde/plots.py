@@ -120,9 +120,9 @@ def save_comparison(rows: Sequence[ComparisonRow], path: Path, metric: str | Non
 def draw_comparison(axes: Axes, rows: Sequence[ComparisonRow], quantity: str = "nfe") -> None:
     """Draw one metric of samplers against "nfe" or "seconds", on logarithmic axes.
 
-    Bars are the intervals of the rows. The band is the noise floor, the interval of draws from the truth: inside it,
-    samples are indistinguishable from the truth. Values at or below zero are left out. The axis ends at 0.3 and 2,000
-    times the lowest value, so that a sampler that diverged does not flatten the others.
+    Bars are the intervals of the rows. The band is the noise floor, the interval of the metric for exact draws: a
+    sampler inside it cannot be distinguished from exact sampling. Values at or below zero are left out. The vertical
+    axis runs from 0.3 to 2,000 times the lowest value, so that a sampler that diverged does not flatten the others.
     """
     for i, name in enumerate(dict.fromkeys(row.sampler for row in rows if not row.is_floor)):
         of_sampler = sorted((row for row in rows if row.sampler == name and row.value > 0), key=lambda row: row.nfe)

@@ -150,7 +150,7 @@ def with_density(model: Model, cond: Any = None) -> BaseModel:
         while isinstance(inner, ModelWrapper) and inner.model.density is None:
             inner = inner.model
         raise ValueError(
-            f"the probability flow of {type(inner).__name__} has no density: it is for samplers only. Use the model "
-            "inside it, its .model"
+            f"{type(inner).__name__} changes the views for sampling only, so its probability flow has no density: "
+            "compute the likelihood of the model inside it, its .model"
         )
     return model

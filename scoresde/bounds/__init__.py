@@ -1,7 +1,7 @@
 """Evidence bounds: upper bounds on -log p of the generative model that runs the *reverse SDE*.
 
 They need no ODE, no trace and no solver, only the network's predictions on noisy data. The probability-flow ODE of the
-same network is a different model with a different likelihood (`likelihood.log_prob`); neither figure estimates the
+same network is a different model with a different likelihood (`likelihood.log_prob`); neither estimates the
 other.
 
 | function          | model                                   | of             | source                               |

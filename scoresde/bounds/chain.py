@@ -92,7 +92,7 @@ def discrete(
             stratified, and two of the decoder: unbiased, with a standard error. Each visit is one evaluation of the
             network; 2 (N - 1) draws visit every step twice.
         levels: number of levels; default: `transform.levels`. The bins of the first and the last are open-ended.
-        seeds: one per image; default 0, 1, 2, ..., so that the figure is reproducible.
+        seeds: one per image; default 0, 1, 2, ..., so that the result is reproducible.
         batch_size: images at a time.
         progress: show a progress bar.
 
@@ -185,7 +185,7 @@ def _bins(transform: Transform, images: Tensor, levels: int | None) -> Bins:
     if levels is None:
         raise ValueError(f"{transform} does not define the number of levels: pass levels=256 for 8 bits")
     if not bool(((images == images.round()) & (images >= 0) & (images < levels)).all()):
-        raise ValueError(f"images must be integer levels 0 .. {levels - 1}; got {images.min():g} .. {images.max():g}")
+        raise ValueError(f"images must be integers from 0 to {levels - 1}; got {images.min():g} to {images.max():g}")
     probes = torch.tensor([0.5, 1.5, levels / 2, levels - 0.5], dtype=torch.float64)
     positions = torch.stack([transform(k.expand(images[:1].shape)) for k in probes]).flatten(1)
     low, width = positions[0, 0], positions[1, 0] - positions[0, 0]

@@ -109,7 +109,7 @@ def continuous(
         draws: times of each image, even; the decoder has draws of its own, an eighth of this number but at least two.
             Each draw is one evaluation of the network.
         times: density of the times; default: `losses.UniformLogSNR()`.
-        seeds: one per image; default 0, 1, 2, ..., so that the figure is reproducible.
+        seeds: one per image; default 0, 1, 2, ..., so that the result is reproducible.
         batch_size: images at a time.
         progress: show a progress bar.
 

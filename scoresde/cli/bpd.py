@@ -1,4 +1,4 @@
-"""`scoresde bpd`, and the likelihood that `scoresde evaluate` adds to its figures."""
+"""`scoresde bpd`, and the likelihood that `scoresde evaluate` adds to its metrics."""
 
 import time
 from collections.abc import Callable

@@ -61,5 +61,5 @@ def sampler_family(name: str, trust: Sequence[str]) -> Callable[[int], Sampler]:
     check_choice("samplers", name, GlobalHydra.instance().config_loader().get_group_options("sampler"))
     config = hydra.compose("sample", overrides=[f"sampler={name}"]).sampler
     if "steps" not in config:
-        raise ValueError(f"samplers must have a number of steps; {name} chooses its own")
+        raise ValueError(f"samplers must have a number of steps; {name} chooses its own: leave it out")
     return lambda steps: build.instantiate(config, trust, steps=steps)

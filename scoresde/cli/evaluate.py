@@ -90,15 +90,15 @@ def load_samples(path: str) -> Tensor:
 
 
 def quality_rows(quality: Quality, config: DictConfig, source: Record) -> list[Record]:
-    """Return the rows of `metrics.jsonl`, one for each figure of each column."""
+    """Return the rows of `metrics.jsonl`, one for each metric of the samples and of each noise floor."""
     rows = []
     for column in quality.columns:
         reference = {"reference": str(config.reference or column.reference), "reference_n": column.reference_n}
         space = {"features": quality.space, "features_sha256": quality.digest}
         origin = source if column.what == "samples" else {"n": column.n, "seed": config.seed}
-        for figure in column.figures.values():
-            row = {"kind": "quality", "of": column.what, "metric": figure.metric, "value": figure.value}
-            rows.append(row | {"error": figure.error, "error_kind": figure.kind, **space, **reference, **origin})
+        for measured in column.values.values():
+            row = {"kind": "quality", "of": column.what, "metric": measured.metric, "value": measured.value}
+            rows.append(row | {"error": measured.error, "error_kind": measured.kind, **space, **reference, **origin})
     return rows
 
 

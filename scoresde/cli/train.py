@@ -81,7 +81,7 @@ def save_preview(
 
 
 def last_log_entry(log: Path) -> Record:
-    """Return what the log of a training has of its last step: the loss, and the figures on held-out data."""
+    """Return the log entries of the last step of a training: the loss, and the metrics on held-out data."""
     lines = read_lines(log)
     return {key: value for line in lines if line["step"] == lines[-1]["step"] for key, value in line.items()}
 

@@ -72,7 +72,8 @@ class ContinuousVE(SigmaScore):
 class DiscreteVE(Score):
     """A score network trained on N noise levels of VE, evaluated at any time as score_sde does.
 
-    The label is k = round((N - 1) (1 - t)), 0 for the highest level; the score is F, or F / sigma_k where the network
+    The network's label is the index k = round((N - 1) (1 - t)), 0 for the highest noise level. With F the output of the
+    network, the score is F, or F / sigma_k where the network
     was trained with its output divided by sigma_k = sigma_max (sigma_min / sigma_max)^(k / (N - 1)).
 
     Args:
@@ -291,5 +292,6 @@ def translate(state: State, network: nn.Module) -> State:
             )
         translated[name] = joined
     if extra := [*ours][len(groups) :] or [*groups][len(ours) :]:
-        raise ValueError(f"checkpoint and configuration differ: {extra[0]} has no counterpart in the other one")
+        surplus = "model" if len(ours) > len(groups) else "checkpoint"
+        raise ValueError(f"checkpoint and configuration differ: only the {surplus} has {extra[0]}")
     return translated

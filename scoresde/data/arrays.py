@@ -58,7 +58,7 @@ class Arrays(Items):
         self.labels_key = str(labels) if labels is not None and is_npz else None
         n, *sizes = self.array.shape
         if channels_last and len(sizes) < 2:
-            raise ValueError(f"channels_last needs samples (*, channels); the array in {path} is {self.array.shape}")
+            raise ValueError(f"channels_last needs an array (N, *, channels); that in {path} is {self.array.shape}")
         state_shape = [sizes[-1], *sizes[:-1]] if channels_last else sizes
         if shape is not None and list(shape) != state_shape:
             hint = "" if channels_last or len(sizes) < 2 else ", or channels_last=True if the channels come last"

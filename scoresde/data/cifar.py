@@ -99,7 +99,7 @@ class CIFAR10(Items):
         """Raise ValueError if an archive's MD5 is not the published one; go back to its start."""
         md5 = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
         if md5 != self.md5[name]:
-            raise ValueError(f"MD5 {md5}, expected {self.md5[name]}")
+            raise ValueError(f"its MD5 is {md5}, not {self.md5[name]}")
         file.seek(0)
 
     def _download(self, root: Path, allowed: bool) -> None:

@@ -61,14 +61,14 @@ class DatasetSummary:
 
     Attributes:
         count: items in the dataset.
-        examined: items that the other figures are computed from.
+        examined: number of items that the other statistics are computed from.
         shape: shape of a state.
         dtype: dtype of a state.
         min, max: over all values.
         mean, std: per channel, the first axis of a state (each dimension of a vector is a channel).
         integers: whether all values are whole numbers.
         levels: number of distinct values; None unless they are whole numbers, and 65,536 at most.
-        not_finite: items with a NaN or infinite value; all figures but the counts leave these out.
+        not_finite: items with a NaN or infinite value; all statistics except the counts ignore them.
         duplicates: items whose state equals that of an earlier item.
         shared: by the name of another split, items whose state is there too.
         classes: items of each label, if labels are integers.

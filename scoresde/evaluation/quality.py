@@ -1,7 +1,7 @@
-"""Quality of samples of a run: their figures against a split of its data, next to those of real data (the noise floor).
+"""Quality of samples of a run: its metrics against a split of its data, next to those of real data (the noise floor).
 
 Images are compared in a feature space, as the levels they would be stored as. Other states are compared in model space,
-by the metrics of sampler comparisons (`evaluation.references`). The noise floors show the figures of real data:
+by the metrics of sampler comparisons (`evaluation.references`). The noise floors are the same metrics of real data:
 
     training data   as many training samples as there are samples, without those that also occur in the split;
     halves          one half of the split against the other. A bias of order 1/N is about twice as large here.
@@ -18,11 +18,11 @@ from torch import Tensor
 
 from scoresde.build import Run
 from scoresde.evaluation.image_data import data_statistics, shared_extract, span_of, to_levels
-from scoresde.evaluation.references import Reference, figures
+from scoresde.evaluation.references import Reference, metric_values
 from scoresde.evaluation.sampler_comparison import plus_minus
 from scoresde.metrics.feature_statistics import FeatureStatistics
 from scoresde.metrics.features import Features, FeatureSpace
-from scoresde.metrics.image_quality import METRICS, Figure, check_names, measure, missing
+from scoresde.metrics.image_quality import METRICS, MetricValue, check_names, measure, missing
 from scoresde.training.batches import step_seed
 
 FLOORS = ("train", "halves")
@@ -33,13 +33,13 @@ Rows = TypeVar("Rows", Tensor, Features)
 
 @dataclass(frozen=True)
 class Column:
-    """The figures of a set of n samples, against a reference of reference_n samples."""
+    """The metric values of n samples against a reference of reference_n samples."""
 
     what: str
     n: int
     reference: str
     reference_n: int | None
-    figures: dict[str, Figure]
+    values: dict[str, MetricValue]
 
 
 @dataclass
@@ -152,10 +152,10 @@ def quality_of_states(
     reference = Reference.of_run(run, len(samples), settings.split, settings.seed, settings.trust)
     kind = f"half the width of the {100 * level:g}% interval"
 
-    def measured(x: Tensor, states: Tensor) -> dict[str, Figure]:
+    def measured(x: Tensor, states: Tensor) -> dict[str, MetricValue]:
         to = replace(reference, states=states)
-        rows = figures(x, to, settings.metrics, resamples, level, settings.seed)
-        return {name: Figure(name, row.value, 0.5 * (row.high - row.low), kind) for name, _, row in rows}
+        rows = metric_values(x, to, settings.metrics, resamples, level, settings.seed)
+        return {name: MetricValue(name, row.value, 0.5 * (row.high - row.low), kind) for name, _, row in rows}
 
     states, training = run.transform(samples.double()), reference.truth if settings.has_training_floor else None
     columns = _columns(settings, f"{settings.split} data", measured, states, training, reference.states)
@@ -173,7 +173,7 @@ def _check_samples(run: Run, samples: Tensor) -> None:
 def _columns(
     settings: QualitySettings,
     name: str,
-    measured: Callable[[Any, Any], dict[str, Figure]],
+    measured: Callable[[Any, Any], dict[str, MetricValue]],
     samples: Rows,
     training: Rows | None,
     data: Rows | FeatureStatistics,
@@ -198,12 +198,12 @@ def table(quality: Quality) -> list[list[str]]:
     """Return a title line, then a line per metric: value +- error in each column."""
     lines = [["", *(column.what for column in quality.columns)]]
     lines.append(["numbers", *(f"{column.n} : {column.reference_n or '?'}" for column in quality.columns)])
-    for metric in quality.columns[0].figures:
-        cells = [column.figures.get(metric) for column in quality.columns]
+    for metric in quality.columns[0].values:
+        cells = [column.values.get(metric) for column in quality.columns]
         lines.append([metric, *("-" if cell is None else plus_minus(cell.value, cell.error) for cell in cells)])
     return lines
 
 
 def errors(quality: Quality) -> dict[str, str]:
     """Return what the +- of each metric is."""
-    return {metric: figure.kind for metric, figure in quality.columns[0].figures.items()}
+    return {metric: value.kind for metric, value in quality.columns[0].values.items()}

@@ -1,6 +1,6 @@
 """Results on disk: the lines of a run's `metrics.jsonl`, each with the provenance needed to reproduce it.
 
-Every line is a JSON object: one or several figures, with `kind`, `seed`, the number of samples `n`, and `provenance`:
+Every line is a JSON object: one or several results, with `kind`, `seed`, the number of samples `n`, and `provenance`:
 
     date           UTC, ISO 8601
     version        of this package, null if it is not installed
@@ -48,7 +48,7 @@ def append_metrics(run: Path, row: dict[str, Any], device: torch.device | str = 
     Args:
         run: directory of the run.
         row: JSON-able; with `seed` and `n` if anything was drawn. An existing `provenance` is kept.
-        device: on which the figures were computed.
+        device: on which the results were computed.
     """
     row = row if "provenance" in row else {**row, "provenance": provenance(run, device)}
     path = run / METRICS
@@ -88,7 +88,7 @@ def load_per_sample(run: Path, split: str) -> np.ndarray | None:
 
 
 def provenance(run: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
-    """Return what is needed to reproduce a figure of a run; see the module."""
+    """Return what is needed to reproduce a result of a run; see the module."""
     device = torch.device(device)
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),

@@ -1,10 +1,11 @@
-r"""References that samples of states are compared with, and the figures of such a comparison.
+r"""Reference sets that generated samples are compared with, and the metrics of the comparison.
 
 A reference is a set of states in model space, together with the noise floor: further draws from the same distribution,
-whose figures are those of a perfect sampler (a distance between finite samples is not zero for equal distributions).
+whose metrics are those of a perfect sampler (a distance between finite samples is not zero for equal distributions).
 
 the oracle     draws from the marginal of a Gaussian mixture at t_min, whose moments are exact.
-a run          a split of its data as the network saw it in training (dequantised, transformed); training data as floor.
+a run          a split of its data as the network saw it in training (dequantised, transformed); training data are the
+               noise floor.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -174,7 +175,7 @@ METRICS: dict[str, Callable[[Tensor, Reference], Prepared]] = {
 }
 
 
-def figures(
+def metric_values(
     x: Tensor,
     reference: Reference,
     metrics: Sequence[str] | None = None,
@@ -182,7 +183,7 @@ def figures(
     level: float = 0.95,
     seed: int = 0,
 ) -> Iterator[tuple[str, str, Interval]]:
-    """Yield (metric, space, figure with its interval) for samples x (n, *) in model space.
+    """Yield (metric, space, value with its interval) for samples x (n, *) in model space.
 
     Args:
         x: samples.

@@ -1,7 +1,7 @@
 r"""Comparison of samplers: how close their samples come to the truth, at equal numbers of network evaluations.
 
 Every sampler draws n samples at each budget from the same seeds, so that all samplers start from the same noise. The
-samples are compared with a reference (see `evaluation.references`), next to the noise floor, the same figures of n
+samples are compared with a reference (see `evaluation.references`), next to the noise floor, the same metrics of n
 draws from the truth itself. With the exact score of a mixture, the remaining error is that of the sampler. With a run,
 errors of the network and of the sampler add up, and the noise floor is that of training data.
 
@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from scoresde.evaluation.generation import check_count
-from scoresde.evaluation.references import TRUTHS, Reference, figures
+from scoresde.evaluation.references import TRUTHS, Reference, metric_values
 from scoresde.metrics.intervals import FEWEST
 from scoresde.progress import progress_bar
 from scoresde.protocols import Model
@@ -37,7 +37,7 @@ Build = Callable[[int], Sampler]
 
 @dataclass(frozen=True)
 class ComparisonRow:
-    """One figure of one sampler at one budget.
+    """One metric of one sampler at one budget.
 
     sampler: its name; in rows of the noise floor, which have no budget, steps or seconds, one of `TRUTHS`.
     budget, steps, nfe: evaluations allowed, steps made, evaluations counted.
@@ -85,7 +85,7 @@ def compare(
     level: float = 0.95,
     progress: bool = True,
 ) -> list[ComparisonRow]:
-    """Return the figures, evaluations and seconds of every sampler at every budget, after those of the noise floor.
+    """Return the metrics, evaluations and seconds of every sampler at every budget, after those of the noise floor.
 
     A sampler whose samples are not finite at a budget is left out at this budget.
 
@@ -120,7 +120,7 @@ def compare(
 
     def rows_of(x: Tensor, **cost: Any) -> list[ComparisonRow]:
         shared = {**cost, "batch": batch, "n": len(x), "reference": reference.name}
-        measured = figures(x, reference, metrics, resamples, level, seed)
+        measured = metric_values(x, reference, metrics, resamples, level, seed)
         return [ComparisonRow(metric=metric, space=space, **vars(value), **shared) for metric, space, value in measured]
 
     planned: list[tuple[str, int, int]] = []
@@ -178,7 +178,7 @@ def _seconds(model: Model, sampler: Sampler, shape: tuple[int, ...], seed: int) 
 
 
 def table(rows: Sequence[ComparisonRow]) -> list[list[str]]:
-    """Return a title line, then a line per sampler and budget: figures +- half the width of their intervals."""
+    """Return a title line, then a line per sampler and budget: metrics +- half the width of their intervals."""
     metrics = list(dict.fromkeys((row.metric, row.space) for row in rows))
     titles = [metric if space == "state" else f"{metric} ({space})" for metric, space in metrics]
     lines = [["sampler", "NFE", "seconds", *titles]]

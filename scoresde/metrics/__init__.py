@@ -17,7 +17,7 @@ from scoresde.metrics.feature_statistics import FeatureStatistics
 from scoresde.metrics.features import ClassifierFeatures, Features, FeatureSpace, Inception, Pixels
 from scoresde.metrics.frechet import frechet_distance
 from scoresde.metrics.image_quality import (
-    Figure,
+    MetricValue,
     frechet,
     inception_score,
     kernel_distance,
@@ -36,9 +36,9 @@ __all__ = [
     "FeatureSpace",
     "FeatureStatistics",
     "Features",
-    "Figure",
     "Inception",
     "Interval",
+    "MetricValue",
     "Pixels",
     "PrincipalComponents",
     "SlicedWasserstein",

@@ -163,7 +163,7 @@ class Inception:
         if self.sha256 is not None and digest != self.sha256.lower():
             raise ValueError(
                 f"{self.path} has SHA-256 {digest}, expected {self.sha256} ({INCEPTION_URL} has {INCEPTION_SHA256}): "
-                "download it again, or accept this file with features.sha256=null, which the figures will report"
+                "download it again, or accept this file with features.sha256=null, which the results will report"
             )
         return digest
 

@@ -7,7 +7,7 @@ r"""Quality metrics of samples, computed on features of images: (N, D) of the sa
     precision, recall  the fraction of samples inside the manifold of the data, and vice versa (1904.06991). The
                        manifold is the union of balls around features, out to the third nearest neighbour of each.
 
-Every figure comes with an error, and names which kind of error it is:
+Every metric value comes with an error, and names which kind of error it is:
 
     Frechet distance   the standard error, from influence functions (see `metrics.moments`);
     KID                the standard deviation over subsets, as published: of one subset, not of the mean;
@@ -41,7 +41,7 @@ LOCAL = {"sync_on_compute": False}  # every process has all features; torchmetri
 
 
 @dataclass(frozen=True)
-class Figure:
+class MetricValue:
     """The value of a metric, its error (None if it has none), and what kind of error that is."""
 
     metric: str
@@ -50,7 +50,7 @@ class Figure:
     kind: str
 
 
-def frechet(x: Tensor, y: Tensor | FeatureStatistics) -> Figure:
+def frechet(x: Tensor, y: Tensor | FeatureStatistics) -> MetricValue:
     """Return the Frechet distance of features (N, D) from features (M, D), or from statistics taken as exact.
 
     Raises:
@@ -60,14 +60,14 @@ def frechet(x: Tensor, y: Tensor | FeatureStatistics) -> Figure:
         exact = y.mean.to(x.device), y.covariance.to(x.device)
         value = frechet_distance(*moments(x), *exact)
         error = (frechet_influence(x, *exact).var() / len(x)).sqrt()
-        return Figure("frechet_distance", float(value), float(error), "standard error, for fixed statistics")
+        return MetricValue("frechet_distance", float(value), float(error), "standard error, for fixed statistics")
     value = frechet_distance(*moments(flatten_pair(x, y)[0]), *moments(y))
-    return Figure("frechet_distance", float(value), float(frechet_stderr(x, y)), "standard error")
+    return MetricValue("frechet_distance", float(value), float(frechet_stderr(x, y)), "standard error")
 
 
 def kernel_distance(
     x: Tensor, y: Tensor, subsets: int = SUBSETS, subset_size: int | None = None, seed: int = 0
-) -> Figure:
+) -> MetricValue:
     """Return KID: the mean over random subsets of the unbiased MMD^2 of the kernel (f g / D + 1)^3, by torchmetrics.
 
     Args:
@@ -91,10 +91,10 @@ def kernel_distance(
         metric.update(x, real=False)
         metric.update(y, real=True)
         value, spread = map(float, metric.compute())
-    return Figure("kid", value, spread, f"standard deviation over {subsets} subsets of {size}")
+    return MetricValue("kid", value, spread, f"standard deviation over {subsets} subsets of {size}")
 
 
-def inception_score(logits: Tensor, splits: int = SPLITS, seed: int = 0) -> Figure:
+def inception_score(logits: Tensor, splits: int = SPLITS, seed: int = 0) -> MetricValue:
     """Return exp(mean KL(p(c|x), p(c))), averaged over splits of the samples, by torchmetrics.
 
     Args:
@@ -114,7 +114,7 @@ def inception_score(logits: Tensor, splits: int = SPLITS, seed: int = 0) -> Figu
         metric.update(logits.double())
         value, spread = map(float, metric.compute())
     error = None if math.isnan(spread) else spread
-    return Figure("inception_score", value, error, f"standard deviation over {splits} splits")
+    return MetricValue("inception_score", value, error, f"standard deviation over {splits} splits")
 
 
 @contextmanager
@@ -127,7 +127,9 @@ def _torchmetrics(seed: int) -> Iterator[None]:
         yield
 
 
-def precision_recall(x: Tensor, y: Tensor, neighbours: int = NEIGHBOURS, chunk: int = 1024) -> tuple[Figure, Figure]:
+def precision_recall(
+    x: Tensor, y: Tensor, neighbours: int = NEIGHBOURS, chunk: int = 1024
+) -> tuple[MetricValue, MetricValue]:
     """Return improved precision and recall (1904.06991, eq. 1 and 2): the fractions inside each other's manifold.
 
     The manifold of a set is the union of closed balls around its features, with the distance to the k-th nearest other
@@ -144,12 +146,12 @@ def precision_recall(x: Tensor, y: Tensor, neighbours: int = NEIGHBOURS, chunk: 
     x, y = flatten_pair(x, y)
     if not 1 <= neighbours < min(len(x), len(y)):
         raise ValueError(f"expected 1 <= neighbours < number of samples; got {neighbours} with {len(x)} and {len(y)}")
-    figures = []
+    values = []
     for name, points, manifold in (("precision", x, y), ("recall", y, x)):
         share = _share_within(points, manifold, neighbours, chunk)
         error = math.sqrt(share * (1 - share) / len(points))
-        figures.append(Figure(name, share, error, "standard error of a fraction"))
-    return figures[0], figures[1]
+        values.append(MetricValue(name, share, error, "standard error of a fraction"))
+    return values[0], values[1]
 
 
 def _share_within(points: Tensor, manifold: Tensor, neighbours: int, chunk: int) -> float:
@@ -201,7 +203,7 @@ def measure(
     metrics: Sequence[str] = METRICS,
     seed: int = 0,
     device: torch.device | str = "cpu",
-) -> dict[str, Figure]:
+) -> dict[str, MetricValue]:
     """Compute the metrics of samples against data, except those that are `missing`.
 
     Args:
@@ -217,16 +219,16 @@ def measure(
     device = "cpu" if torch.device(device).type == "mps" else device  # MPS has no float64
     data = y.features or y if isinstance(y, FeatureStatistics) else y
     x, data = x.to(device), data.to(device) if isinstance(data, Features) else data
-    figures: list[Figure] = []
+    values: list[MetricValue] = []
     if "frechet_distance" in names:
-        figures.append(frechet(x.values, data.values if isinstance(data, Features) else data))
+        values.append(frechet(x.values, data.values if isinstance(data, Features) else data))
     if "kid" in names and isinstance(data, Features):
-        figures.append(kernel_distance(x.values, data.values, seed=seed))
+        values.append(kernel_distance(x.values, data.values, seed=seed))
     if "inception_score" in names and x.logits is not None:
-        figures.append(inception_score(x.logits, max(1, min(SPLITS, len(x) // 2)), seed))
+        values.append(inception_score(x.logits, max(1, min(SPLITS, len(x) // 2)), seed))
     if names & {"precision", "recall"} and isinstance(data, Features):
-        figures += precision_recall(x.values, data.values)
-    return {figure.metric: figure for figure in figures if figure.metric in names}
+        values += precision_recall(x.values, data.values)
+    return {value.metric: value for value in values if value.metric in names}
 
 
 def measure_images(
@@ -237,7 +239,7 @@ def measure_images(
     metrics: Sequence[str] = METRICS,
     batch_size: int = 256,
     seed: int = 0,
-) -> dict[str, Figure]:
+) -> dict[str, MetricValue]:
     """Compute the metrics of images (N, C, H, W) against images (M, C, H, W) in a feature space.
 
     Args:

@@ -53,7 +53,10 @@ def directions(size: int, count: int, generator: torch.Generator | None = None) 
 
 
 class SlicedWasserstein:
-    """SW_p as a statistic `()` of index sets (i, j), each index at most once; `all` selects every sample.
+    """The sliced Wasserstein distance of order p between subsets of x and y.
+
+    Called with indices i of x and j of y, each at most once, it returns a scalar `()`. The attribute `all` has the
+    indices of every sample.
 
     Sorts the projections once: the order within a subset follows from the order of all. Computes on the CPU, whichever
     device the samples are on.
@@ -61,7 +64,7 @@ class SlicedWasserstein:
     Args:
         x, y: samples (N, *) and (M, *).
         projections: number of directions, or the directions themselves, (P, D).
-        order: p.
+        order: p >= 1.
         generator: draws the directions.
 
     Raises:

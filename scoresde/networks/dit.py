@@ -3,11 +3,11 @@ r"""The diffusion transformer, DiT with adaLN-Zero (2212.09748, section 3.2), fo
     tokens  h_0 = patches(x) + positions,     features  c = silu(time(c_noise) + label + vector)
     block   h  <-  h + gate_1 * attention((1 + scale_1) * norm(h) + shift_1)
             h  <-  h + gate_2 * mlp((1 + scale_2) * norm(h) + shift_2)
-    output  F   =  unpatchify(W ((1 + scale) * norm(h) + shift))
+    output  F(x, c_noise)  =  unpatchify(W ((1 + scale) * norm(h) + shift))
 
 with every shift, scale and gate linear in c. These linear maps and W are zero at initialisation: each block starts as
 the identity and the network as zero. Positions are fixed: for every axis, from the last to the first (the order of the
-published weights), sin and cos of the index along it at frequencies 10^(-4k/n), k = 0..n-1.
+published weights), sin and cos of the index along it at n frequencies 10^(-4k/n), k = 0..n-1.
 """
 
 import math

@@ -78,7 +78,10 @@ class _Stage(nn.Module):
 
 
 class DownStage(_Stage):
-    """One resolution on the way down: its blocks, the step to the next resolution, and there the input pyramid."""
+    """One resolution on the way down.
+
+    It holds the blocks, the downsampling, and the layer of the input pyramid at the next resolution.
+    """
 
     def forward(
         self, hidden: Tensor, image: Tensor, time: Tensor, context: Tensor | None
@@ -97,7 +100,10 @@ class DownStage(_Stage):
 
 
 class UpStage(_Stage):
-    """One resolution on the way up: its blocks, which read the skips, the output pyramid, the step to the next one."""
+    """One resolution on the way up.
+
+    It holds the blocks, each of which reads a skip, the layer of the output pyramid, and the upsampling.
+    """
 
     def forward(
         self, hidden: Tensor, image: Tensor, time: Tensor, context: Tensor | None, skips: list[Tensor]

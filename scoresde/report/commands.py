@@ -35,7 +35,7 @@ def adding(files: RunFiles, run: Sequence[str], train: Sequence[str] | None = No
 
 
 def reproducing(files: RunFiles, run: Sequence[str], train: Sequence[str] | None) -> list[tuple[str, str]]:
-    """Return (purpose, command) of all that made the run and its figures, in their order, each command once.
+    """Return (purpose, command) of all commands that made the run and its results, in order, each command once.
 
     Args:
         files: of the run.

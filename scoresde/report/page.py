@@ -122,7 +122,7 @@ def environment() -> jinja2.Environment:
 
 
 def origins(files: RunFiles) -> list[Line]:
-    """Return a line of metrics for each kind of figure and origin: its date, commit and checkpoint."""
+    """Return a line of metrics for each kind of result and origin: its date, commit and checkpoint."""
     lines = [line for line in files.metrics if line.get("provenance")]
     keys = [(line.get("kind"), *map(line["provenance"].get, ("date", "commit", "checkpoint"))) for line in lines]
     return list(dict(zip(keys, lines, strict=True)).values())

@@ -9,7 +9,7 @@ where small t is data and large t is noise. It is the solution of the linear SDE
     dx = f(t) x dt + g(t) dw,    f = alpha' / alpha,    g^2 = (sigma^2)' - 2 f sigma^2 = -sigma^2 (log SNR)',
 
 with log SNR = log(alpha^2 / sigma^2), which falls with t. Backward in time, a family of processes has the same
-marginals, one for every noise level l >= 0 (2011.13456, eq. 6 at l = 1 and eq. 13 at l = 0; `ReverseSDE`):
+marginals, one for every amount l >= 0 of added noise (2011.13456, eq. 6 at l = 1 and eq. 13 at l = 0; `ReverseSDE`):
 
     dx = [f x - (1 + l^2)/2 g^2 score] dt + l g dw.
 

@@ -165,7 +165,7 @@ def collect(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def place_like(x: Tensor, like: Tensor) -> Tensor:
-    """Return x on the device, in the shards and in the memory layout of `like` (fused optimisers need the layout)."""
+    """Return x with the device, the sharding and the memory format of `like`; fused optimisers need the same format."""
     if _is_sharded(like):
         from torch.distributed.tensor import distribute_tensor
 

@@ -80,7 +80,7 @@ class EMA:
         """Load the averages from a checkpoint.
 
         Raises:
-            ValueError: names or shapes differ.
+            ValueError: names or shapes differ from those of the model's parameters.
         """
         restore(self.shadow, shadow)
 

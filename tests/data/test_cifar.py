@@ -135,7 +135,7 @@ def test_archive_with_another_md5_is_not_read(name, tmp_path, monkeypatch):
     for module, function in ((tarfile, "open"), (pickle, "Unpickler")):
         monkeypatch.setattr(module, function, lambda *args, **kwargs: pytest.fail("the archive was read"))
     md5 = hashlib.md5(content).hexdigest()
-    message = f"{name} is not the official archive .*MD5 {md5}, expected {CIFAR10.md5[name]}.*: delete it, and download"
+    message = f"{name} is not the official archive .*MD5 is {md5}, not {CIFAR10.md5[name]}.*: delete it, and download"
     with pytest.raises(ValueError, match=message):
         CIFAR10(tmp_path)
 
@@ -233,7 +233,7 @@ PAGE = b"<html>Please log in to the network</html>"
 FAILURES = {
     "reset": (Response(bytes(5000), ConnectionResetError("reset")), "its download failed .ConnectionResetError: reset"),
     "incomplete": (Response(bytes(5000), http.client.IncompleteRead(b"")), "failed .IncompleteRead"),
-    "another file": (Response(PAGE), f"failed .*MD5 {hashlib.md5(PAGE).hexdigest()}"),
+    "another file": (Response(PAGE), f"failed .*MD5 is {hashlib.md5(PAGE).hexdigest()}"),
     "stopped": (Response(bytes(5000), KeyboardInterrupt()), "^$"),
     "offline": (urllib.error.URLError("no route"), "failed .*no route"),
     "not allowed": (None, "or set download=True"),

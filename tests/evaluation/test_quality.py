@@ -42,11 +42,11 @@ def test_real_images_have_the_figures_of_the_noise_floors(tmp_path, real):
         ("training data", 200, 297),
         ("half of test data", 148, 149),
     ]
-    assert all(list(column.figures) == list(METRICS) for column in quality.columns)
+    assert all(list(column.values) == list(METRICS) for column in quality.columns)
     expected = frechet_distance(*moments(real), *moments(torch.stack(list(Digits("test")))))
-    assert quality.columns[0].figures["frechet_distance"].value == pytest.approx(float(expected))
+    assert quality.columns[0].values["frechet_distance"].value == pytest.approx(float(expected))
     for metric in ("kid", "precision", "recall", "frechet_distance"):
-        first, second = (column.figures[metric] for column in quality.columns[:2])
+        first, second = (column.values[metric] for column in quality.columns[:2])
         assert abs(first.value - second.value) < 4 * (first.error**2 + second.error**2) ** 0.5
     assert (quality.space, quality.digest, quality.left_out) == ("classes", "abc", {})
     titles, numbers, *lines = table(quality)
@@ -61,8 +61,8 @@ def test_given_statistics_without_features_have_the_metrics_of_moments(tmp_path,
     statistics = FeatureStatistics(*moments(values))
     quality = quality_of_images(run, real + 0.5, Classes(), QualitySettings(), statistics)
     samples = quality.columns[0]
-    assert list(samples.figures) == ["frechet_distance", "inception_score"]
-    assert (samples.figures["frechet_distance"].value, samples.reference_n) == (0, None)
+    assert list(samples.values) == ["frechet_distance", "inception_score"]
+    assert (samples.values["frechet_distance"].value, samples.reference_n) == (0, None)
     assert set(quality.left_out) == {"kid", "precision", "recall", "halves"}
     assert table(quality)[1][1] == "200 : ?"
     for features, space, message in (
@@ -78,14 +78,14 @@ def test_states_are_compared_in_model_space(tmp_path):
     quality = quality_of_states(run, samples, QualitySettings(), resamples=20)
     assert [column.what for column in quality.columns] == ["samples", "training data", "half of test data"]
     assert quality.space == "model space"
-    figure = quality.columns[0].figures["sliced_wasserstein"]
+    figure = quality.columns[0].values["sliced_wasserstein"]
     assert figure.kind == "half the width of the 95% interval"
     test = torch.stack(list(Toy2D(n=300, seed=300)))
     expected = float(sliced_wasserstein(run.transform(samples), run.transform(test)))
     assert figure.value == pytest.approx(expected, rel=0.1)  # other directions
     shifted = quality_of_states(run, samples + 3, QualitySettings(metrics=["mmd"], floors=["halves"]), resamples=20)
-    assert [list(column.figures) for column in shifted.columns] == [["mmd"], ["mmd"]]
-    assert shifted.columns[0].figures["mmd"].value > 20 * shifted.columns[1].figures["mmd"].value
+    assert [list(column.values) for column in shifted.columns] == [["mmd"], ["mmd"]]
+    assert shifted.columns[0].values["mmd"].value > 20 * shifted.columns[1].values["mmd"].value
     of_training = quality_of_states(run, samples[:50], QualitySettings("train"), resamples=10)
     assert [column.what for column in of_training.columns] == ["samples", "half of train data"]  # no training floor
 

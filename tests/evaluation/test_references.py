@@ -6,7 +6,7 @@ import torch
 import scoresde as ss
 from scoresde.data import Levels
 from scoresde.evaluation import Reference, mixture_of_three
-from scoresde.evaluation.references import data_states, describe, figures
+from scoresde.evaluation.references import data_states, describe, metric_values
 from scoresde.metrics import frechet_distance, moments
 from scoresde.samplers import DDIM, PredictorCorrector
 from tests.conftest import close, f64, oracle, within
@@ -57,7 +57,7 @@ def test_images_are_compared_in_principal_components_of_the_training_data(tmp_pa
     assert float((covariance - covariance.diagonal().diag()).abs().max()) < 1e-9
     rough = PredictorCorrector(DDIM(), steps=3, grid="uniform_log_snr")
     samples = rough(oracle((1, 8, 8)).score_model(SDE), shape=(100, 1, 8, 8), seeds=range(100)).x
-    floor, rows = (list(figures(x, reference, resamples=10)) for x in (reference.truth, samples))
+    floor, rows = (list(metric_values(x, reference, resamples=10)) for x in (reference.truth, samples))
     assert [row[:2] for row in rows] == [
         ("frechet_distance", "pca-32"),
         ("sliced_wasserstein", "state"),
