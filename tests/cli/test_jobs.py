@@ -38,6 +38,7 @@ def test_a_sweep_has_a_directory_and_a_record_for_each_job_and_the_code_of_the_w
     assert [record["steps"] for record in records] == [2, 1]
     assert [path.name for path in tmp_path.iterdir()] == ["a" * 100]
     assert jobs(run) == sorted((record["run"], 0, record["steps"]) for record in records)
+    assert all(Path(record["run"]).name.startswith("data.test.n=20,data.train.n=200,") for record in records)
 
 
 @pytest.mark.slow

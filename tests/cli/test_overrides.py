@@ -39,7 +39,7 @@ WRONG = {
     "no sweep of a group": (["train", "sde=vp,ve"], "scoresde train: sde=vp,ve is a sweep: add --multirun"),
     "no key": (["train", "=5"], "scoresde train: expected key=value; got '=5'"),
     "after right ones": (
-        ["train", "-m", "+new=1", "hydra.job.name=x", "seed=0,1", "sde=ve,vp", "~data.validation", "trainer.stps=5"],
+        ["train", "-m", "+a=1", "+features=pixels", "hydra.job.name=x", "seed=0,1", "sde=ve,vp", "trainer.stps=5"],
         "scoresde train: no key 'trainer.stps'; did you mean trainer.steps?",
     ),
     "group left out": (["train", "~sde"], "the configuration has no sde; is it removed by an override ~...?"),

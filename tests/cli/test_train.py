@@ -110,8 +110,9 @@ OWN = """
 import torch
 
 class Line(torch.utils.data.Dataset):
-    def __init__(self, n):
+    def __init__(self, n, draws=0):
         self.points = torch.linspace(-1, 1, n)[:, None] * torch.ones(2)
+        torch.rand(draws)
     def __len__(self):
         return len(self.points)
     def __getitem__(self, index):
@@ -144,6 +145,9 @@ def test_an_experiment_and_a_dataset_of_ones_own(tmp_path, monkeypatch, refused)
     assert "trust=[own_line]" in refused(*train)
     assert main([*train, "trust=[own_line]"]) == 0
     assert ss.load(tmp_path / "runs" / "own").config.network.width == 6
+    assert main([*train, "trust=[own_line]", "+data.train.draws=5", "run=drawn"]) == 0
+    checkpoints = [contents(run)["checkpoint.safetensors"] for run in ("runs/own", "drawn")]
+    assert checkpoints[0] == checkpoints[1]  # the initial weights do not depend on what a dataset draws
     assert "trust=[own_line]" in refused(*bpd)
     assert main([*bpd, "trust=[own_line]"]) == 0
     assert rows("runs/own")[-1]["n"] == 40
