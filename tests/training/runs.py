@@ -105,8 +105,9 @@ def assert_same_run(run, other):
         assert row.pop("images_per_second") > 0
         assert row.pop("memory_gb") > 0
     assert logs[0] == logs[1]
-    snapshots = ({path.name: path.read_bytes() for path in (each / "averages").glob("*")} for each in (run, other))
-    assert next(snapshots) == next(snapshots)
+    snapshots = [{path.name: path.read_bytes() for path in (each / "averages").glob("*")} for each in (run, other)]
+    assert [sorted(files) for files in snapshots] == 2 * [sorted(snapshots[0])]
+    assert [name for name, content in snapshots[0].items() if content != snapshots[1][name]] == []
 
 
 # --- in processes of their own
