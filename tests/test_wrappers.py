@@ -301,7 +301,7 @@ def test_replacing_a_part_of_a_conditional_model_leaves_the_original_alone():
 
 def test_a_wrapper_of_a_model_without_density_has_none_and_the_model_is_named():
     for call in (lambda m: ss.log_prob(m, states()), lambda m: ss.encode(m, states())):
-        with pytest.raises(ValueError, match=r"probability flow of Clipped has no density.* its \.model"):
+        with pytest.raises(ValueError, match=r"Clipped changes the views .* its \.model"):
             call(nested(Clipped(model())))
 
 
