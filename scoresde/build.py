@@ -219,8 +219,8 @@ def _with_new_names(node: Any) -> Any:
 
 def no_run(path: Path, hint: str = "") -> FileNotFoundError:
     """Return the error of a path without a run, with a hint at another path."""
-    way = "`scoresde train experiment=digits` makes one"
-    return FileNotFoundError(f"no run at {path} (no {CONFIG} in it){hint}; {way}")
+    advice = "`scoresde train experiment=digits` makes one"
+    return FileNotFoundError(f"no run at {path} (no {CONFIG} in it){hint}; {advice}")
 
 
 def write_config(config: DictConfig, path: Path, command: Sequence[str] | None = None) -> None:

@@ -21,7 +21,7 @@ from scoresde.training.trainer import CHECKPOINT, LOG
 from scoresde.training.validation import HeldOut
 
 PREVIEW_SAMPLES = 16
-# A resumed run may change these parts and settings of the trainer, for they do not change what is learned.
+# A resumed run may change these parts and settings of the trainer: they do not affect the weights.
 FREE_PARTS = ("held_out", "sampler", "trust", "hydra", "device", "run")
 FREE_SETTINGS = ["steps", "log_every", "checkpoint_every", "preview_every", "evaluate_every", "accumulate", "compile"]
 FREE_SETTINGS += ["channels_last", "workers", "parallel", "wandb", "device"]

@@ -48,7 +48,7 @@ class Items(Dataset):
 def check_choice(name: str, value: Any, choices: Collection[str]) -> None:
     """Raise ValueError unless the argument `name` is one of its choices."""
     if value not in choices:
-        raise ValueError(f"{name} among {', '.join(choices)} expected; got {value!r}")
+        raise ValueError(f"{name} must be one of {', '.join(choices)}; got {value!r}")
 
 
 def read_bytes(path: Path) -> bytes:

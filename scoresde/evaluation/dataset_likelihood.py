@@ -139,7 +139,7 @@ def evaluate_likelihood(
         trace, solver, samples, start: see `likelihood.bits_per_dim`.
         batch_size: samples at a time.
         progress: show a progress bar.
-        budget: what is spent on errors; nothing by default.
+        budget: evaluations spent on error estimates; none by default.
         seed: of the first sample.
 
     Warns:

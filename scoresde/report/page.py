@@ -76,7 +76,7 @@ def render(source: Source) -> str:
     files = RunFiles(source.path, source.config)
     line, drawn = files.likelihood(), files.samples()
     data = source.data(line["split"] if line else "test")
-    beside = None if isinstance(data, str) else evenly_spaced(data, MOST_DATA if files.kind != "images" else 64)
+    real = None if isinstance(data, str) else evenly_spaced(data, MOST_DATA if files.kind != "images" else 64)
     singular, plural = wording.nouns(files)
     return (
         environment()
@@ -88,7 +88,7 @@ def render(source: Source) -> str:
             noun=singular,
             nouns=plural,
             states=wording.states(files),
-            samples=sample_section(files, drawn, beside),
+            samples=sample_section(files, drawn, real),
             film=film_section(files, source.run, source.film, None if drawn is None else drawn[1]),
             training=training_section(files),
             likelihood=likelihood_section(files, data),

@@ -44,7 +44,7 @@ def test_a_suggestion_must_be_near():
     ("message", "name"),
     [
         ("split must be one of train, validation, test; got 'tset'", "test"),
-        ("cannot build scoresde.data.Toy2D: moons, checkerboard, rings expected; got 'ring'", "rings"),
+        ("cannot build scoresde.data.Toy2D: name must be one of moons, checkerboard, rings; got 'ring'", "rings"),
         ("weights must be 'ema', 'raw' or a number; got 'rwa'", "raw"),
         ("order must be 'one' or 'other'; got 'othr'", "other"),
         ("split must be one of train, test; got 'x'", None),

@@ -75,9 +75,9 @@ def test_toys_are_drawn_from_their_seed(name):
 
 
 def test_wrong_arguments():
-    with pytest.raises(ValueError, match="train, validation, test, fit expected; got 'valid'"):
+    with pytest.raises(ValueError, match="train, validation, test, fit; got 'valid'"):
         Digits("valid")
-    with pytest.raises(ValueError, match="name among moons, checkerboard, spirals, rings expected; got 'moon'"):
+    with pytest.raises(ValueError, match="name must be one of moons, checkerboard, spirals, rings; got 'moon'"):
         Toy2D("moon")
     with pytest.raises(ValueError, match="got n=0"):
         Toy2D("moons", n=0)

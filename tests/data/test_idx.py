@@ -94,5 +94,5 @@ def test_arguments_that_exclude_each_other(arguments):
 
 
 def test_there_is_no_validation_split():
-    with pytest.raises(ValueError, match="split among train, test expected; got 'validation'"):
+    with pytest.raises(ValueError, match="split must be one of train, test; got 'validation'"):
         IDX("x", "validation")

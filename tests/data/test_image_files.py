@@ -157,7 +157,7 @@ def test_splits_are_disjoint_and_stay_when_files_come_and_go(tmp_path):
         ({"size": 0}, "size must be 1 or more.*got Reader.size=0"),
         ({"crop": "random"}, "crop 'center'; got .*crop='random'"),
         ({"channels": 4}, "channels 1 or 3.*channels=4"),
-        ({"split": "fit"}, "split among train, validation, test, all expected; got 'fit'"),
+        ({"split": "fit"}, "split must be one of train, validation, test, all; got 'fit'"),
         ({"split": "test"}, "none of the 2 images in .* is in split 'test': take split='all'"),  # hundredths 38, 28
     ],
 )

@@ -49,7 +49,7 @@ def test_splits_follow_the_permutation_of_their_seed():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((10, "fit", 0.1, 0.1), "split among train, validation, test, all expected; got 'fit'"),
+        ((10, "fit", 0.1, 0.1), "split must be one of train, validation, test, all; got 'fit'"),
         ((10, "train", 0.5, 0.5), "validation=0.5 and test=0.5 must be >= 0, their sum below 1"),
         ((10, "train", -0.1, 0.5), "validation=-0.1"),
         ((10, "test", 0.1, 0.01), "split 'test' of the 10 samples in x.npy is empty with validation=0.1, test=0.01"),
@@ -72,5 +72,5 @@ def test_errors_of_damaged_and_of_missing_files(tmp_path):
 
 def test_choices_are_listed():
     check_choice("name", "b", ("a", "b"))
-    with pytest.raises(ValueError, match=r"^name among a, b expected; got 'c'$"):
+    with pytest.raises(ValueError, match=r"^name must be one of a, b; got 'c'$"):
         check_choice("name", "c", ("a", "b"))

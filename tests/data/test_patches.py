@@ -61,7 +61,7 @@ def test_positions_are_all_on_the_grid_and_do_not_overlap_by_default():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"split": "all"}, "split among train, validation, test expected; got 'all'"),
+        ({"split": "all"}, "split must be one of train, validation, test; got 'all'"),
         ({"size": 81}, "1 <= size <= 80 and stride >= 1 are required; got size=81, stride=81"),
         ({"size": 0}, "got size=0"),
         ({"stride": 0}, "got size=16, stride=0"),

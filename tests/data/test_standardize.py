@@ -93,7 +93,7 @@ def test_training_data_that_is_not_finite_or_empty():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"per": "sample"}, "per among dimension, channel expected; got 'sample'"),
+        ({"per": "sample"}, "per must be one of dimension, channel; got 'sample'"),
         ({"mean": [0.0]}, "give both mean and std, or neither"),
         ({"mean": [0.0, 1.0], "std": [1.0]}, r"same shape.*got mean 0 .. 1 of shape \[2\], std 1 of shape \[1"),
         ({"mean": [0.0], "std": [0.0]}, r"std positive.*std 0 of shape \[1\]"),
