@@ -25,7 +25,7 @@ def did_you_mean(name: str, known: Sequence[str], lists_all: bool = False, texts
 
 
 def with_suggestion(message: str) -> str:
-    """Add the nearest name to a message that lists names and says "got 'name'", such as "must be one of a, b; got 'x'"."""
+    """Add the nearest name to a message that lists names, such as "must be one of a, b; got 'x'"."""
     unknown = re.search(r"got '([^']+)'", message)
     if not unknown or "did you mean" in message:
         return message
