@@ -60,7 +60,7 @@ def layers() -> list[list[Module]]:
 
 
 def module(dotted: str) -> Module:
-    """The module of that name, from its source."""
+    """Return the module called `dotted`, read from its source."""
     path = ROOT / Path(*dotted.split("."))
     source = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
     first = (ast.get_docstring(ast.parse(source.read_text())) or "").partition("\n")[0]

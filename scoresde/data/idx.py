@@ -84,7 +84,7 @@ def read_idx(path: Path, ndim: int) -> np.ndarray:
 
 
 def _find(root: Path, name: str) -> Path:
-    """Return the file of that name, or with .gz added."""
+    """Return the path of a file, or of its gzip-compressed form with the suffix .gz."""
     for path in (root / name, root / f"{name}.gz"):
         if path.is_file():
             return path

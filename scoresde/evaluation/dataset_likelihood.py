@@ -127,7 +127,7 @@ def evaluate_likelihood(
     seed: int = 0,
     start: str = "data",
 ) -> DatasetLikelihood:
-    """Return the likelihood of a dataset under a run's model. Sample i draws from seed + i, whatever its batch.
+    """Return the likelihood of a dataset under a run's model. Sample i draws from seed + i in any batch.
 
     Under torchrun the batches are shared among processes, with the same result. Finished batches are stored in
     `<run>/likelihood` until all are complete, so that an interrupted evaluation resumes.

@@ -103,7 +103,7 @@ def named(cond: Condition, known: Iterable[str]) -> dict[str, Tensor]:
 
     Raises:
         TypeError: the condition is not None, a tensor or a dict of tensors.
-        ValueError: the network has no condition of that name.
+        ValueError: `cond` names a condition that the network does not have.
     """
     if cond is None:
         return {}
