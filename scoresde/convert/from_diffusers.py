@@ -227,7 +227,7 @@ def _arguments(model: Any) -> dict[str, Any]:
 
 
 def _scheduler_class(name: str) -> Any:
-    """Return the diffusers scheduler called `name`."""
+    """Return the diffusers scheduler class called `name`."""
     package = library()
     scheduler = getattr(package, name, None)
     if not (isinstance(scheduler, type) and issubclass(scheduler, package.SchedulerMixin)):
