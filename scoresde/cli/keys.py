@@ -104,7 +104,7 @@ def _settings(verb: str) -> set[str]:
     """Return the settings and groups of a verb."""
     settings: set[str] = set()
     for name in (BASE, verb):
-        file = OmegaConf.load(config_directory() / f"{name}.yaml")
+        file: Any = OmegaConf.load(config_directory() / f"{name}.yaml")
         groups = {str(group) for entry in file.get("defaults", ()) if OmegaConf.is_dict(entry) for group in entry}
         settings |= {str(key) for key in file} | groups
     return settings.union(OPTIONAL) if "experiment" in settings else settings

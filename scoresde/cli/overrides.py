@@ -20,11 +20,11 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from hydra.types import RunMode
 
-from scoresde.build import CONFIG
 from scoresde.cli.common import config_directory
 from scoresde.cli.completion import OPTIONS
 from scoresde.cli.keys import could_have, key_paths, unknown
 from scoresde.cli.suggestions import NEAR, did_you_mean
+from scoresde.run_config import CONFIG
 
 
 def parse_options(arguments: Sequence[str]) -> argparse.Namespace:

@@ -58,7 +58,7 @@ def test_series_of_an_array(capsys, tmp_path):
     assert rows["items"] == ["54", "3", "3"]
     assert rows["examined"][0] == "10"
     assert rows["shape"] == ["[2, 16]"]
-    assert (tmp_path / "datasets" / "figures" / "series.png").stat().st_size > 5000
+    assert (tmp_path / "datasets" / "figures" / "series,data.path=x.npy,limit=10.png").stat().st_size > 5000
 
 
 @pytest.mark.parametrize("option", ["parquet", "image_folder"])

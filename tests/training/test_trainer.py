@@ -111,12 +111,18 @@ def test_a_run_that_failed_before_its_first_checkpoint_starts_over(whole, tmp_pa
     assert_same_run(tmp_path, whole)
 
 
-@pytest.mark.parametrize("steps", [STEPS, 6])
-def test_a_finished_run_is_not_changed(whole, tmp_path, steps):
+def test_a_finished_run_is_not_changed(whole, tmp_path):
     fit(tmp_path)
     before = (tmp_path / CHECKPOINT).read_bytes(), (tmp_path / LOG).read_text()
-    fit(tmp_path, model=new_model(seed=1), dataset=Points(0, act=pytest.fail), steps=steps)
+    fit(tmp_path, model=new_model(seed=1), dataset=Points(0, act=pytest.fail))
+    with pytest.raises(ValueError, match=rf"steps must be at least {STEPS}, which .* has already; got 6"):
+        fit(tmp_path, model=new_model(seed=1), steps=6)
     assert ((tmp_path / CHECKPOINT).read_bytes(), (tmp_path / LOG).read_text()) == before
+
+
+def test_the_configuration_is_stored_in_the_checkpoint(tmp_path):
+    fit(tmp_path, steps=1, config={"network": {"width": 8}})
+    assert checkpoint.load(tmp_path / CHECKPOINT)[1]["config"] == {"network": {"width": 8}}
 
 
 def test_a_run_can_be_extended(tmp_path):
