@@ -107,19 +107,20 @@ class DataMap:
         return state, float64(nats)
 
     def training_states(self, data: Tensor, stream: RandomStream) -> Tensor:
-        """Return the clean states (B, *) to train a network on, for data (B, *), in its dtype or float32 if that is wider.
+        """Return the clean states (B, *) to train a network on, for data (B, *) of any dtype: float64 or float32.
 
-        Cast float64 states afterwards, not the data before: a transform may subtract large numbers.
+        They are float64 for float64 data, and for continuous data of long integers: the transform may subtract large
+        numbers, so cast the states, not the data.
 
         Raises:
             ValueError: data to be dequantised that are not levels, see `check_levels`.
         """
-        data = floating(data)
-        data = data.to(torch.promote_types(data.dtype, torch.float32))
-        if self.dequantization is not None:
-            check_levels(data, self.levels)
-            data = self.dequantization.training_values(data, stream)
-        return self.transform(data)
+        if self.dequantization is None:
+            data = floating(data)
+            return self.transform(data.to(torch.promote_types(data.dtype, torch.float32)))
+        check_levels(data, self.levels)
+        data = data if data.dtype == torch.float64 else data.float()  # which holds all levels
+        return self.transform(self.dequantization.training_values(data, stream))
 
     def inverse(self, state: Tensor) -> Tensor:
         """Return the values (B, *) for a state (B, *), not rounded to levels."""
@@ -154,9 +155,9 @@ def check_levels(images: Tensor, levels: int | None) -> None:
     if bool(is_wrong.any()):
         expected = "integers" if levels is None else f"integers from 0 to {levels - 1}"
         raise ValueError(
-            f"images must be {expected}; got {images.min():g} to {images.max():g}, {int(is_wrong.sum())} of "
-            f"{images.numel()} values are not: pass the levels as they are stored, without scaling or noise; continuous "
-            "data has no bits per dimension (dequantization=None and log_prob or bounds.continuous_nats, in nats)"
+            f"images must be {expected}; got {images.min():g} to {images.max():g}, where {int(is_wrong.sum())} of "
+            f"{images.numel()} values are not: pass the stored levels, without scaling or noise; continuous data has "
+            "no bits and needs no dequantisation, use log_prob or bounds.continuous_nats (nats)"
         )
 
 
@@ -168,8 +169,8 @@ def warn_if_above_uniform(bits: float, levels: int | None) -> None:
     """Warn with `AboveUniform` if a mean of bits per dimension is above log2(levels)."""
     if levels is not None and bits > math.log2(levels):
         warnings.warn(
-            f"{bits:.4g} bits/dim are more than log2({levels}) = {math.log2(levels):.4g}, which all levels equally likely "
-            "have: check that the data, the transform and the dequantisation are those of the training",
+            f"{bits:.4g} bits/dim are more than log2({levels}) = {math.log2(levels):.4g}, those of the uniform "
+            "distribution: check that the data, the transform and the dequantisation are those of the training",
             AboveUniform,
             stacklevel=3,
         )

@@ -259,7 +259,8 @@ def bits_per_dim(
 
     Raises:
         ValueError: the images are not integers from 0 to `transform.levels` - 1 (continuous data has no bits: use
-            `log_prob`, in nats), samples < 1, `start` is unknown or not allowed by the dequantisation, or K > 1 with a trace that is too noisy.
+            `log_prob`, in nats), samples < 1, `start` is unknown or not allowed by the dequantisation, or K > 1 with a
+            trace that is too noisy.
         RuntimeError: the solver failed; the message lists the images.
     """
     trace, solver, count = trace or Hutchinson(), solver or DEFAULT_SOLVER, len(images)

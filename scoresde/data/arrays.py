@@ -88,7 +88,9 @@ class Arrays(Items):
         """Return the sample in a row of the array."""
         values = self.array[entry]
         values = np.moveaxis(values, -1, 0) if self.channels_last else values
-        state = torch.from_numpy(values.astype(np.float32 if np.can_cast(values.dtype, np.float32) else np.float64, order="C"))
+        state = torch.from_numpy(
+            values.astype(np.float32 if np.can_cast(values.dtype, np.float32) else np.float64, order="C")
+        )
         if not bool((state.abs() <= LARGEST).all()):
             raise ValueError(f"sample {entry} of {self.path} is not finite in float32: remove it, or fill its gaps")
         return state

@@ -1,7 +1,7 @@
 """The base class of the datasets, their splits, and the error of a file that cannot be read.
 
-An item is a floating-point tensor, the state `*` in the data's own units, or the pair (state, label). It is float32 where
-that holds the numbers of the source without loss, and float64 otherwise: a transform may have to subtract large numbers.
+An item is a floating-point tensor, the state `*` in the data's own units, or the pair (state, label). It is float32
+where that holds the numbers of the source without loss, and float64 otherwise: a transform may subtract large numbers.
 """
 
 import gzip

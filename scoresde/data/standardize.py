@@ -35,8 +35,8 @@ class Standardize:
 
     Raises:
         ValueError: mean without std or std without mean, different shapes, a std that is not positive and finite, or
-            another `per`; when applied: not fitted, a state that mean and std do not broadcast against, or one of a dtype
-            whose neighbouring numbers near the mean are more than std/100 apart.
+            another `per`; when applied: not fitted, a state that mean and std do not broadcast against, or one of a
+            dtype whose neighbouring numbers near the mean are more than std/100 apart.
     """
 
     mean: Any = None
@@ -144,8 +144,9 @@ def _refuse_unresolved(mean: Tensor, std: Tensor, dtype: torch.dtype, per: str) 
     name = str(dtype).removeprefix("torch.")
     keep = "subtract an offset from it where the numbers are still exact"
     raise ValueError(
-        f"{per} {list(index)} must have values that {name} can tell apart; got mean {float(mean[index]):.6g} and standard "
-        f"deviation {float(std[index]):.3g}, where neighbouring {name} numbers are {float(spacing[index]):.2g} apart: "
+        f"{per} {list(index)} must have values that {name} can tell apart; got mean {float(mean[index]):.6g} and "
+        f"standard deviation {float(std[index]):.3g}, where neighbouring {name} numbers are "
+        f"{float(spacing[index]):.2g} apart: "
         + (keep if dtype == torch.float64 else f"keep the data in float64, or {keep}")
     )
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from scoresde.data.items import Items, check_choice, read_bytes, reading, split_indices
 
@@ -45,16 +46,16 @@ class Table(Items):
         columns: names in the header or numbers from 0, in the order of the vector; default: all but the labels.
         labels: column of a class: items are then (state, label), the label an int64 tensor (). Integers from 0 are
             classes themselves; text becomes the number of the class in `classes`, the sorted texts of the whole file.
-        delimiter: one character, " " for any number of spaces or tabs; default: of tab, semicolon, bar, comma and space,
-            the one that splits all lines into equally many cells and leaves the most numbers.
+        delimiter: one character, " " for any number of spaces or tabs; default: of tab, semicolon, bar, comma and
+            space, the one that splits all lines into equally many cells and leaves the most numbers.
         header: whether the first row is a header; None decides: it is if it has text above a number.
         shape: expected shape (D,); None accepts any.
         validation, test: shares of the rows.
         seed: seed of the permutation; None keeps the order of the file, with the test rows at its end.
-        decimal: the decimal sign, "." or ","; the other one may group thousands. None decides by the cells of the chosen
-            columns.
-        missing: "drop" to leave out rows with a missing cell in a chosen column or label; None refuses them. Missing are
-            empty cells, and NA, N/A, NaN, null, none, ? and - in either case.
+        decimal: the decimal sign, "." or ","; the other one may group thousands. None decides by the cells of the
+            chosen columns.
+        missing: "drop" to leave out rows with a missing cell in a chosen column or label; None refuses them. Missing
+            are empty cells, and NA, N/A, NaN, null, none, ? and - in either case.
 
     Attributes:
         names: of the columns of a vector.
@@ -87,21 +88,26 @@ class Table(Items):
                 check_choice(name, value, choices)
         cells = _Cells(path, delimiter, header)
         label = None if labels is None else cells.position(labels)
-        chosen = [i for i in range(len(cells.names)) if i != label] if columns is None else list(map(cells.position, columns))
+        if columns is None:
+            columns = [i for i in range(len(cells.names)) if i != label]
+        chosen = [cells.position(column) for column in columns]
         self.names = tuple(cells.names[i] for i in chosen)
         if not chosen or (shape is not None and tuple(shape) != (len(chosen),)):
             raise ValueError(
                 f"expected rows of shape {'(D,)' if shape is None else list(shape)}, but {path} gives {len(chosen)} "
                 f"columns ({', '.join(self.names)}): set shape=[{len(chosen)}], or choose columns=[...]"
             )
-        used = chosen if label is None else [*chosen, label]
         if missing is not None:
-            cells.drop_missing(used)
+            cells.drop_missing(chosen if label is None else [*chosen, label])
         decimal = decimal or cells.decimal(chosen)
-        values = torch.from_numpy(np.stack([cells.values(i, decimal) for i in chosen], axis=1))
-        classes, self.classes = (None, None) if label is None else cells.labels(label, decimal)
+        values = np.stack([cells.values(i, decimal) for i in chosen], axis=1)
         rows = split_indices(len(values), split, validation, test, seed, path)
-        super().__init__(values[rows], None if classes is None else torch.from_numpy(classes[rows]))
+        classes: Tensor | None = None
+        self.classes: tuple[str, ...] | None = None
+        if label is not None:
+            numbers, self.classes = cells.labels(label, decimal)
+            classes = torch.from_numpy(numbers[rows])
+        super().__init__(torch.from_numpy(values[rows]), classes)
 
 
 class _Cells:
@@ -119,8 +125,9 @@ class _Cells:
         columns = self._read([lines[n - 1] for n in self.lines])
         if header is None:
             header = self._has_header(columns)
+        self.has_header, first_row = header, int(header)
         self.names = [column[0].as_py() if header else str(i) for i, column in enumerate(columns)]
-        self.has_header, self.columns, self.lines = header, [column[int(header) :] for column in columns], self.lines[int(header) :]
+        self.columns, self.lines = [column[first_row:] for column in columns], self.lines[first_row:]
         if not len(self.lines):
             raise ValueError(f"{path} has a header, but no rows of numbers")
 
@@ -132,8 +139,10 @@ class _Cells:
         delimiter, text = self.delimiter, "\n".join([*lines, ""])
         if delimiter == " ":
             delimiter, text = "\t", re.sub(r"[ \t]+", "\t", re.sub(r"(?m)^[ \t]+|[ \t]+$", "", text))
-        text = re.sub(rf'({re.escape(delimiter)}|^)[ ]+"', r'\1"', text, flags=re.M)  # a quote begins its cell
-        count, wrong = len(next(csv.reader([text.split("\n", 1)[0]], delimiter=delimiter))), []
+        # A quote has to begin its cell: remove spaces before it, but not within quotes.
+        text = re.sub(rf'("(?:[^"]|"")*")|(^|{re.escape(delimiter)}) +(?=")', r"\1\2", text, flags=re.M)
+        count = len(next(csv.reader([text.split("\n", 1)[0]], delimiter=delimiter)))
+        wrong: list[Any] = []
 
         def keep(row: Any) -> str:
             wrong.append(row)
@@ -168,7 +177,9 @@ class _Cells:
                 return True
             is_open |= not compute.any(compute.equal(others, first)).as_py()
         if is_open:
-            raise ValueError(f"header must be set for {self.path}: its first row is text only above text; set header=true or false")
+            raise ValueError(
+                f"header must be set for {self.path}: its first row is text only above text; set header=true or false"
+            )
         return False
 
     def position(self, column: str | int) -> int:
@@ -207,8 +218,8 @@ class _Cells:
         if is_open and not any(only.values()):
             line, cell = is_open
             raise ValueError(
-                f"decimal must be set for {self.path}: {cell!r} in line {line} may be {float(re.sub('[.,]', '.', cell)):g} or "
-                f"{re.sub('[.,]', '', cell)}; set decimal='.' or decimal=','"
+                f"decimal must be set for {self.path}: {cell!r} in line {line} may be "
+                f"{float(cell.replace(',', '.')):g} or {re.sub('[.,]', '', cell)}; set decimal='.' or decimal=','"
             )
         return "," if only[","] and not only["."] else "."
 
@@ -223,7 +234,7 @@ class _Cells:
         cell, advice = column[row].as_py(), "remove the row, fill the cell, or choose other columns with columns=[...]"
         if cell.lower() in MISSING:
             advice = f"leave such rows out with missing='drop', or {advice}"
-        elif _is_number(cell):
+        elif not is_number[row] and _is_number(cell):
             advice = f"the decimal sign is {decimal!r}: set decimal, or write all numbers with the same sign"
         elif not is_number.any():
             advice = f"the column holds text; name it as labels={name!r}, or choose other columns with columns=[...]"
@@ -237,7 +248,9 @@ class _Cells:
         is_number = np.asarray(_matches(column, NUMBERS[decimal]))
         if (missing := np.asarray(_is_missing(column))).any():
             line = self.lines[missing.argmax()]
-            raise ValueError(f"{what} complete; line {line} has none: fill it, or leave such rows out with missing='drop'")
+            raise ValueError(
+                f"{what} complete; line {line} has none: fill it, or leave such rows out with missing='drop'"
+            )
         if not is_number.all():
             texts, classes = np.unique(column.to_numpy(zero_copy_only=False).astype(str), return_inverse=True)
             return classes.astype(np.int64), tuple(texts.tolist())
@@ -248,9 +261,9 @@ class _Cells:
 
 
 def _delimiter(lines: Sequence[str]) -> str:
-    """Return the delimiter of the first lines: of those that split them into equally many cells, that with most numbers.
+    """Return the delimiter that splits the first lines into equally many cells, with the most characters in numbers.
 
-    What counts are the characters of cells that are numbers: "1,5;2,5" is 1,5 and 2,5, not 1, "5;2" and 5.
+    The line 1,5;2,5 is thus 1,5 and 2,5, not 1, 5;2 and 5. If none splits them so, it is the most frequent one.
     """
     sample = [re.sub('"[^"]*"', "text", line) for line in lines if line.strip()][:SAMPLE]
     rows = {sign: [_split(line, sign) for line in sample if line.strip(f"{sign} \t")] for sign in DELIMITERS}

@@ -16,7 +16,6 @@ from torch import Tensor
 
 from scoresde.tensors import dimensions, float64, floating
 
-
 RESOLUTION = 0.01  # largest distance of neighbouring numbers of a dtype, in units of the spread of the values
 
 
