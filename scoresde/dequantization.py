@@ -118,7 +118,7 @@ class DataMap:
         if self.dequantization is None:
             data = floating(data)
             return self.transform(data.to(torch.promote_types(data.dtype, torch.float32)))
-        check_levels(data, self.levels)
+        check_levels(data.nan_to_num(0.0, 0.0, 0.0), self.levels)  # a step of non-finite data is skipped and logged
         data = data if data.dtype == torch.float64 else data.float()  # which holds all levels
         return self.transform(self.dequantization.training_values(data, stream))
 

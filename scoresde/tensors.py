@@ -62,7 +62,7 @@ def send(x: Tensor, device: torch.device, dtype: torch.dtype | None = None) -> T
 
 
 def broadcast(values: Tensor, x: Tensor) -> Tensor:
-    """Cast values ``()`` or ``(B,)`` to the device and the floating-point dtype of x ``(B, *)``, shaped to multiply it."""
+    """Cast values ``()`` or ``(B,)`` to the device and dtype of `floating(x)`, x ``(B, *)``, shaped to multiply it."""
     if values.ndim > 1 or (values.ndim == 1 and values.shape[0] not in (1, x.shape[0])):
         raise ValueError(
             f"expected one value per sample, shape () or ({x.shape[0]},) for a state {tuple(x.shape)}; "
