@@ -8,6 +8,7 @@ open, an argument decides; there is no default that could change numbers silentl
 import csv
 import re
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -139,8 +140,8 @@ class _Cells:
         delimiter, text = self.delimiter, "\n".join([*lines, ""])
         if delimiter == " ":
             delimiter, text = "\t", re.sub(r"[ \t]+", "\t", re.sub(r"(?m)^[ \t]+|[ \t]+$", "", text))
-        # A quote has to begin its cell: remove spaces before it, but not within quotes.
-        text = re.sub(rf'("(?:[^"]|"")*")|(^|{re.escape(delimiter)}) +(?=")', r"\1\2", text, flags=re.M)
+        if ' "' in text:  # a quote has to begin its cell: remove spaces before it, but not within quotes
+            text = re.sub(rf'("(?:[^"]|"")*")|(^|{re.escape(delimiter)}) +(?=")', r"\1\2", text, flags=re.M)
         count = len(next(csv.reader([text.split("\n", 1)[0]], delimiter=delimiter)))
         wrong: list[Any] = []
 
@@ -265,7 +266,7 @@ def _delimiter(lines: Sequence[str]) -> str:
 
     The line 1,5;2,5 is thus 1,5 and 2,5, not 1, 5;2 and 5. If none splits them so, it is the most frequent one.
     """
-    sample = [re.sub('"[^"]*"', "text", line) for line in lines if line.strip()][:SAMPLE]
+    sample = [re.sub('"[^"]*"', "text", line) for line in islice(filter(str.strip, lines), SAMPLE)]
     rows = {sign: [_split(line, sign) for line in sample if line.strip(f"{sign} \t")] for sign in DELIMITERS}
     even = [sign for sign, parts in rows.items() if len({len(row) for row in parts}) == 1 and len(parts[0]) > 1]
 
