@@ -22,7 +22,7 @@ from scoresde.counting import evaluated
 from scoresde.predictions import Prediction
 from scoresde.protocols import Condition, Model, Network, as_condition, expand, select, to_device
 from scoresde.sdes import SDE
-from scoresde.tensors import broadcast, float64, send
+from scoresde.tensors import broadcast, float64, floating, send
 from scoresde.views import Views
 
 
@@ -191,7 +191,7 @@ class ScoreModel(BaseModel):
                 "the network was trained with a condition for every sample, never without: give it one, "
                 "model.given(cond) or cond=..."
             )
-        t = float64(t)
+        x, t = floating(x), float64(t)
         scaled = broadcast(self.prediction.c_in(self.sde, t), x) * x
         label = self.prediction.c_noise(self.sde, t).expand(x.shape[0])
         dtype = self._network_dtype(x.dtype)

@@ -16,10 +16,13 @@ from torch import Tensor
 from scoresde.data.items import Items, reading, split_indices
 
 KINDS = "biuf"  # NumPy's letters of bool, signed, unsigned and floating point
+LARGEST = float(np.finfo(np.float32).max)  # what a network can take
 
 
 class Arrays(Items):
-    """The samples of an array (N, *), as float32 states `*`, in the file's own units.
+    """The samples of an array (N, *), as states `*` in the file's own units.
+
+    States are float64 if the array's numbers need it (float64, and integers of 32 bits or more), and float32 otherwise.
 
     Args:
         path: path of a .npy or .npz file.
@@ -84,10 +87,11 @@ class Arrays(Items):
     def state(self, entry: int) -> Tensor:
         """Return the sample in a row of the array."""
         values = self.array[entry]
-        with np.errstate(over="ignore"):  # infinite values are refused below
-            values = (np.moveaxis(values, -1, 0) if self.channels_last else values).astype(np.float32, order="C")
-        state = torch.from_numpy(values)
-        if not bool(torch.isfinite(state).all()):
+        values = np.moveaxis(values, -1, 0) if self.channels_last else values
+        state = torch.from_numpy(
+            values.astype(np.float32 if np.can_cast(values.dtype, np.float32) else np.float64, order="C")
+        )
+        if not bool((state.abs() <= LARGEST).all()):
             raise ValueError(f"sample {entry} of {self.path} is not finite in float32: remove it, or fill its gaps")
         return state
 

@@ -306,7 +306,7 @@ class _Terms(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return (value, t, weight) of the data x (n, *) at these positions of the step's batch."""
         stream = StepNoise(positions, self.seed, step)
-        x0 = self.data_map.training_states(x.float(), stream)
+        x0 = self.data_map.training_states(x, stream).float()
         generator = torch.Generator().manual_seed(step_seed(self.seed, step, "times"))
         t = self.loss.draw_times(self.model.sde, batch_size, generator)[positions.start : positions.stop]
         terms = self.loss(self.model, x0, cond, t=t, stream=stream)
