@@ -126,7 +126,7 @@ def test_states_of_another_shape_are_refused(model, shape):
     with pytest.raises(ValueError, match=f"the constrained state {message}"):
         sampler()(model, **SEEDS, constraint=lambda model, x, t, stream: other)
     with pytest.raises(ValueError, match=f"the result of a step {message}"):
-        sampler(predictor=lambda model, x, t_from, t_to, stream: other)(model, **SEEDS)
+        PredictorCorrector(lambda model, x, t_from, t_to, stream: other, steps=2)(model, **SEEDS)
 
 
 @pytest.mark.parametrize("make", [*SAMPLERS, ss.samplers.ErrorControlled()])
