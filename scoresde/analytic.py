@@ -201,7 +201,7 @@ class _Marginal:
 class _ExactNetwork(nn.Module):
     """The v prediction alpha E[eps | x] - sigma E[x_0 | x], bounded at both ends of the time range."""
 
-    casts_states = True
+    casts_inputs = True
 
     def __init__(self, mixture: GaussianMixture, sde: SDE):
         super().__init__()

@@ -84,8 +84,8 @@ def _batched(part: Tensor, count: int) -> Tensor:
 class Network(Protocol):
     """A function of the scaled state (B, *), the noise label (B,) and the condition; returns the shape of the state.
 
-    A network that needs the digits of its state, for Fourier features or a closed form, has the attribute
-    `casts_states = True`: it receives states in at least float32 and casts them to its own dtype itself.
+    A network that needs the digits of its inputs, for Fourier features or a closed form, has the attribute
+    `casts_inputs = True`: it receives states and conditions in at least float32 and casts them to its own dtype itself.
     """
 
     def __call__(self, x: Tensor, c_noise: Tensor, cond: Condition = None) -> Tensor: ...
@@ -106,8 +106,8 @@ def call_network(network: nn.Module | Network, x: Tensor, c_noise: Tensor, cond:
     parameters = network.parameters() if isinstance(network, nn.Module) else iter(())
     dtype = next((p.dtype for p in parameters if p.is_floating_point()), x.dtype)
     wide = torch.promote_types(dtype, torch.float32)
-    states = x.to(wide if getattr(network, "casts_states", False) else dtype)
-    return network(states, send(c_noise, x.device, wide), to_device(cond, x.device, dtype))
+    dtype = wide if getattr(network, "casts_inputs", False) else dtype
+    return network(x.to(dtype), send(c_noise, x.device, wide), to_device(cond, x.device, dtype))
 
 
 class Model(Protocol):

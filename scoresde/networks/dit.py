@@ -165,7 +165,7 @@ class DiT(nn.Module):
         ValueError: sides that `patch` does not divide, or a width that the axes or the heads do not divide.
     """
 
-    casts_states = True
+    casts_inputs = True
 
     def __init__(
         self,

@@ -164,8 +164,14 @@ class ConditionEmbedding(nn.Module):
                 raise ValueError(
                     f"expected condition vectors of shape ({batch}, {self.cond_features}); got {tuple(vector.shape)}"
                 )
-            terms.append(self.vector(vector))
+            terms.append(self._embed_vector(self.vector, vector))
         return sum(terms[1:], start=terms[0]) if terms else None
+
+    def _embed_vector(self, layer: nn.Linear, vector: Tensor) -> Tensor:
+        """Return the linear map of a vector, computed in at least float32: it may hold numbers such as a year."""
+        vector = at_least_float32(vector)
+        with torch.autocast(vector.device.type, enabled=False):
+            return F.linear(vector, layer.weight.to(vector.dtype), layer.bias.to(vector.dtype)).to(layer.weight.dtype)
 
     def _embed_label(self, table: nn.Embedding, label: Tensor, batch: int) -> Tensor:
         """Return a row of the table for each sample, zero for the null class."""

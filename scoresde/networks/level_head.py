@@ -44,7 +44,7 @@ class LevelHead(nn.Module):
         ValueError: an argument out of its range; in a call, logits of another shape.
     """
 
-    casts_states = True  # the inner network may run in half precision, the closed form may not
+    casts_inputs = True  # the inner network may run in half precision, the closed form may not
 
     def __init__(
         self,

@@ -38,7 +38,7 @@ class MLP(nn.Module):
         cond_features: length of the condition vector; 0 for none.
     """
 
-    casts_states = True
+    casts_inputs = True
 
     def __init__(
         self,

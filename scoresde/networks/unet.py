@@ -154,7 +154,7 @@ class UNet(nn.Module):
         TypeError: a part of another type.
     """
 
-    casts_states = True  # `input_frequencies` need the digits of the state
+    casts_inputs = True  # `input_frequencies` need the digits of the state
 
     def __init__(
         self,
@@ -257,6 +257,7 @@ class UNet(nn.Module):
         features = self.context_features
         if context is not None and (context.ndim != 3 or (context.shape[0], context.shape[2]) != (len(x), features)):
             raise ValueError(f"expected context vectors of shape ({len(x)}, L, {features}); got {tuple(context.shape)}")
+        context = None if context is None else cast_for(self.input, context)
         image = x if self.ends.centered else 2 * x - 1
         hidden = self.input(cast_for(self.input, append_fourier_features(image, self.ends.input_frequencies)))
         image = cast_for(self.input, image)

@@ -128,6 +128,21 @@ def test_condition_embedding_is_the_sum_of_its_parts():
     assert embedding.parts == ["label", "vector"]
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_condition_vector_keeps_its_digits_in_half_precision(dtype):
+    """2024 w - 2023 w = w, up to the rounding of the output: bfloat16 would read 2024 as 2032 or 2016."""
+    embedding = ConditionEmbedding(6, cond_features=1).to(dtype)
+    with torch.no_grad():
+        embedding.vector.bias.copy_(-2023 * embedding.vector.weight[:, 0].double())
+        expected = embedding.vector.weight[:, 0].double() * 2024.0 + embedding.vector.bias.double()
+        exact = copy.deepcopy(embedding).float()
+        with torch.autocast("cpu", dtype):
+            mixed = exact({"vector": torch.tensor([[2024.0]])}, 1)
+        half = embedding({"vector": torch.tensor([[2024.0]])}, 1)
+    for row in (mixed, half):
+        close(row[0].double(), expected, rtol=torch.finfo(dtype).eps, atol=2e-3)
+
+
 @pytest.mark.parametrize(("classes", "cond_features", "parts"), [(0, 0, []), (4, 0, ["label"]), (0, 3, ["vector"])])
 def test_condition_embedding_has_the_parts_it_was_built_with(classes, cond_features, parts):
     embedding = ConditionEmbedding(6, classes, cond_features)
