@@ -154,8 +154,8 @@ def test_the_bits_of_independent_levels_are_their_entropy(dtype):
     Both the likelihood of the flow, up to the smoothing of levels by the noise at t_min, and the evidence bound.
     """
     prior = f64(0.6, 0.3, 0.05, 0.03, 0.02)
-    levels = 250 + torch.multinomial(prior, 64 * 6, replacement=True, generator=seeded()).reshape(64, 6, 1)
-    logits = torch.full((6, 256), -30.0)
+    levels = 250 + torch.multinomial(prior, 32 * 4, replacement=True, generator=seeded()).reshape(32, 4, 1)
+    logits = torch.full((4, 256), -30.0)
     logits[:, 250:255] = prior.log()
     network = Logits(torch.nn.Parameter(logits.to(dtype)))
     model = ss.ScoreModel(LevelHead(network, 256), ss.VP(t_min=1e-7), ss.predictions.Denoiser())
@@ -163,7 +163,7 @@ def test_the_bits_of_independent_levels_are_their_entropy(dtype):
     assert ss.bits_per_dim(model, levels, ss.data.Levels(256)).mean == pytest.approx(entropy, abs=0.015)
     bound = ss.bounds.continuous(model, levels, ss.data.Levels(256), draws=32)
     assert bound.mean == pytest.approx(entropy, abs=4 * bound.stderr)
-    assert bound.stderr < 0.15
+    assert bound.stderr < 0.2
 
 
 def test_refuses_bad_arguments():
