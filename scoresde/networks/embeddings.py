@@ -107,11 +107,13 @@ def by_name(cond: Condition) -> dict[str, Tensor]:
     Raises:
         TypeError: the condition is not None, a tensor or a dict of tensors.
     """
+    if cond is None:
+        return {}
     if isinstance(cond, Tensor):
         return {"vector" if cond.is_floating_point() else "label": cond}
-    if not isinstance(cond, dict | None):
+    if not isinstance(cond, dict):
         raise TypeError(f"a condition must be None, a tensor or a dict of tensors; got {type(cond).__name__}")
-    return cond or {}
+    return cond
 
 
 def named(cond: Condition, known: Iterable[str]) -> dict[str, Tensor]:
