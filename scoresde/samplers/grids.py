@@ -11,7 +11,13 @@ them, or the times themselves. With lambda = log(alpha/sigma), half the log-SNR,
 | `uniform_angle`   | phi = atan(sigma/alpha)            | 2202.00512, appendix D                   |
 | `angle`           | phi^(1/2): denser at the data      |                                          |
 | `karras`          | r^(1/rho), rho = 7                 | 2206.00364, eq. 5                        |
+| `bounded_karras`  | psi^(1/5), psi = atan(r/10)        | as `karras`, bounded where alpha = 0     |
+| `bounded_log_snr` | psi^(1/15), psi = atan(r/3)        | as `uniform_log_snr`, bounded there too  |
 | `Indices`         | the nodes of a discrete model      | 2305.08891, table 2: leading, trailing   |
+
+Every step has the `grid` that suits it, which `PredictorCorrector` uses unless it is given another. A polynomial in
+lambda needs steps whose lengths in lambda are similar; one in phi or in r, steps that shrink towards the data. On the
+others, few steps extrapolate far beyond the values that they know, and the samples spread without bound.
 """
 
 import math
@@ -44,8 +50,8 @@ def _log_snr(sde: SDE) -> Tensor:
     values = sde.log_snr(_ends(sde))
     if not bool(torch.isfinite(values).all()):
         raise ValueError(
-            f"this grid needs a finite log-SNR at both ends, but {type(sde).__name__} has {values.tolist()}: lower "
-            "t_max or raise t_min a little, or use a grid in the angle"
+            f"this grid needs a finite log-SNR at both ends, but {type(sde).__name__} has {values.tolist()}: leave grid "
+            "out, for the one that suits the step, or use 'bounded_log_snr'"
         )
     return values
 
@@ -139,38 +145,47 @@ karras = KarrasGrid()
 
 @dataclass(frozen=True)
 class Angle:
-    """Times with equal steps in phi^(1/power), phi = atan(sigma/alpha) from 0 (data) to pi/2 (noise).
+    """Times with equal steps in psi^(1/power), psi = atan(r/scale) from 0 (data) to pi/2 (noise), r = sigma/alpha.
+
+    Where r is less than `scale`, the steps are those of `KarrasGrid`, nearly uniform in log r for a large power. Beyond,
+    they grow, so that a few of them reach r = infinity, where no signal is left.
 
     Args:
         power: 1 is uniform in the angle, larger values are denser at the data.
+        scale: 1 makes psi the angle phi of the path; larger values are denser at the noise.
         low: sigma/alpha at the end; default that of t_min. On a path that ends with almost no noise (sub-VP: 5e-5), few
             steps are better spent before: choose 0.002 to 0.02, and `denoise_final`.
 
     Raises:
-        ValueError: a power that is not positive; in a call, an end that the path does not reach.
+        ValueError: a power or scale that is not positive; in a call, an end that the path does not reach.
     """
 
     power: float = 2.0
     low: float | None = None
+    scale: float = 1.0
 
     def __post_init__(self):
         _check_positive("power", self.power)
+        _check_positive("scale", self.scale)
 
     def __call__(self, sde: SDE, steps: int) -> Tensor:
-        most, least = sde.at(_ends(sde)).angle.tolist()
-        low = least if self.low is None else math.atan(self.low)
+        ends = _ends(sde)
+        most, least = torch.atan2(sde.sigma(ends), self.scale * sde.alpha(ends)).tolist()
+        low = least if self.low is None else math.atan(self.low / self.scale)
         if not least <= low < most:
             raise ValueError(
-                f"low must be in [{math.tan(least):g}, {math.tan(most):g}), the range of sigma/alpha on the path; got "
-                f"{self.low}"
+                f"low must be in [{self.scale * math.tan(least):g}, {self.scale * math.tan(most):g}), the range of "
+                f"sigma/alpha on the path; got {self.low}"
             )
-        times = _times(sde, -2 * _roots(most, low, self.power, steps).pow(self.power).tan().log())
+        ratios = self.scale * _roots(most, low, self.power, steps).pow(self.power).tan()
+        times = _times(sde, -2 * ratios.log())
         if self.low is not None:
             times[-1] = sde.time(float64(-2 * math.log(self.low)))
         return times
 
 
 uniform_angle, angle = Angle(1.0), Angle(2.0)
+bounded_karras, bounded_log_snr = Angle(5.0, scale=10.0), Angle(15.0, scale=3.0)
 
 
 @dataclass(frozen=True)
@@ -178,7 +193,8 @@ class Indices:
     """Some of the nodes of a model with `count` discrete steps, times k / (count - 1) of `Tabulated`: one a step.
 
     They have one transition fewer than steps. The last evaluation is that of `denoise_final=True`, as in the samplers
-    of diffusers, whose last step goes to sigma = 0.
+    of diffusers, whose last step goes to sigma = 0. A single step, which only "trailing" takes at the noise, is that
+    evaluation alone.
 
     Args:
         spacing: "leading", k = 0, n, 2n, ... with n = count // steps; "trailing", from count - 1 down in steps of
@@ -187,7 +203,8 @@ class Indices:
         offset: added to the indices of "leading".
 
     Raises:
-        ValueError: another spacing, fewer than two nodes; in a call, a number of steps outside of 2, ..., count.
+        ValueError: another spacing, fewer than two nodes; in a call, a number of steps outside of 1, ..., count, or one
+            step with another spacing than "trailing".
     """
 
     spacing: str = "trailing"
@@ -201,8 +218,11 @@ class Indices:
             raise ValueError(f"count must be at least 2 nodes; got {self.count}")
 
     def __call__(self, sde: SDE, steps: int) -> Tensor:
-        if not 2 <= steps <= self.count:
-            raise ValueError(f"steps must be from 2 to {self.count}, one for each index; got {steps}")
+        fewest = 1 if self.spacing == "trailing" else 2
+        if not fewest <= steps <= self.count:
+            raise ValueError(
+                f"steps must be from {fewest} to {self.count} with spacing={self.spacing!r}, one for each index; got {steps}"
+            )
         each = torch.arange(steps, dtype=torch.float64)
         if self.spacing == "leading":
             indices = (each.flip(0) * (self.count // steps) + self.offset).clamp(max=self.count - 1)
@@ -220,6 +240,8 @@ GRIDS: dict[str, Grid] = {
     "karras": karras,
     "uniform_angle": uniform_angle,
     "angle": angle,
+    "bounded_karras": bounded_karras,
+    "bounded_log_snr": bounded_log_snr,
 }
 
 
@@ -237,7 +259,7 @@ def resolve_grid(grid: str | Grid | Tensor | Sequence[float]) -> Grid:
     """Return the grid of a name or of a sequence of times; return a function as it is.
 
     Raises:
-        ValueError: an unknown name, or fewer than two times.
+        ValueError: an unknown name, or no times.
     """
     if callable(grid):
         return grid
@@ -253,19 +275,21 @@ def resolve_grid(grid: str | Grid | Tensor | Sequence[float]) -> Grid:
 
 def _as_times(times: Tensor | Sequence[float]) -> Tensor:
     times = float64(times).cpu()
-    if times.ndim != 1 or len(times) < 2:
-        raise ValueError(f"a grid must have two times or more, shape (n,); got shape {tuple(times.shape)}")
+    if times.ndim != 1 or not len(times):
+        raise ValueError(f"a grid must have times, shape (n,); got shape {tuple(times.shape)}")
     return times
 
 
 def transitions(times: Tensor, sde: SDE) -> list[Transition]:
-    """Consecutive pairs of a grid; times may rise again in between (RePaint, 2201.09865).
+    """Consecutive pairs of a grid; times may rise again in between (RePaint, 2201.09865). A single time has none.
 
     Raises:
-        ValueError: fewer than two times, two equal ones in a row, times outside of [t_min, t_max], a first one that is
-            not the largest, or a last one that is not the smallest.
+        ValueError: no times, a single one other than t_max, two equal ones in a row, times outside of [t_min, t_max], a
+            first one that is not the largest, or a last one that is not the smallest.
     """
     times = _as_times(times)
+    if len(times) == 1 and times[0] != sde.t_max:
+        raise ValueError(f"the time of a grid without transitions must be t_max={sde.t_max:g}; got {float(times[0]):g}")
     falls = times[0] == times.max() and times[-1] == times.min()
     if not (falls and bool((times.diff() != 0).all())) or times[0] > sde.t_max or times[-1] < sde.t_min:
         raise ValueError(
@@ -276,5 +300,5 @@ def transitions(times: Tensor, sde: SDE) -> list[Transition]:
 
 
 def segments(sde: SDE, count: int) -> list[Transition]:
-    """One transition from t_max to t_min, or `count` of them uniform in log-SNR."""
-    return transitions(uniform_log_snr(sde, count) if count > 1 else _ends(sde), sde)
+    """One transition from t_max to t_min, or `count` of them on the grid `bounded_log_snr`."""
+    return transitions(bounded_log_snr(sde, count) if count > 1 else _ends(sde), sde)

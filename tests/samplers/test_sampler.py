@@ -91,7 +91,7 @@ def test_a_constraint_may_write_in_place(step, model):
         return x.neg_() if float(t) == turn else x
 
     turn = float(uniform_time(model.sde, 12)[8])
-    make = PredictorCorrector(step, steps=12)
+    make = PredictorCorrector(step, steps=12, grid="uniform_time")
     runs = [make(model, **SEEDS, constraint=constraint, trajectory=True) for constraint in (flipped, in_place)]
     assert torch.equal(runs[0].trajectory, runs[1].trajectory)
 
@@ -188,7 +188,7 @@ def test_a_step_may_be_a_function_that_receives_the_times_as_float64(model):
         return x + float(t_to - t_from) * model.velocity(x, t_from)
 
     own = PredictorCorrector(euler, steps=10)(model, x_T=X)
-    library = PredictorCorrector(ss.samplers.EulerMaruyama(l=0), steps=10)(model, x_T=X)
+    library = PredictorCorrector(ss.samplers.EulerMaruyama(l=0), steps=10, grid="uniform_time")(model, x_T=X)
     torch.testing.assert_close(own.x, library.x)
     assert own.nfe == library.nfe == 10
     assert all(t.dtype == torch.float64 and t.shape == () for pair in calls for t in pair)
