@@ -50,8 +50,8 @@ def _log_snr(sde: SDE) -> Tensor:
     values = sde.log_snr(_ends(sde))
     if not bool(torch.isfinite(values).all()):
         raise ValueError(
-            f"this grid needs a finite log-SNR at both ends, but {type(sde).__name__} has {values.tolist()}: leave grid "
-            "out, for the one that suits the step, or use 'bounded_log_snr'"
+            f"this grid needs a finite log-SNR at both ends, but {type(sde).__name__} has {values.tolist()}: use "
+            "grid=None, the grid that suits the step"
         )
     return values
 
