@@ -221,7 +221,7 @@ class Indices:
         fewest = 1 if self.spacing == "trailing" else 2
         if not fewest <= steps <= self.count:
             raise ValueError(
-                f"steps must be from {fewest} to {self.count} with spacing={self.spacing!r}, one for each index; got {steps}"
+                f"steps must be from {fewest} to {self.count} with spacing={self.spacing!r}, one an index; got {steps}"
             )
         each = torch.arange(steps, dtype=torch.float64)
         if self.spacing == "leading":

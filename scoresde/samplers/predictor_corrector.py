@@ -83,7 +83,7 @@ class PredictorCorrector(Sampler):
         self.steps = default if steps is None else steps
         if isinstance(self.grid, FixedTimes) and self.steps != default:
             raise ValueError(f"a grid of {default + 1} times has {default} steps; got steps={steps}: leave steps out")
-        if self.steps < 1:
+        if self.steps < min(default, 1):  # a single time has none
             raise ValueError(f"steps must be at least 1; got {self.steps}")
         if order not in ORDERS:
             raise ValueError(f"order must be one of {', '.join(ORDERS)}; got {order!r}")

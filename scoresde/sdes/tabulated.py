@@ -51,7 +51,7 @@ class Tabulated(LogSNRPath):
         self.nodes, self.values, self.slopes = nodes, values, torch.from_numpy(np.asarray(slopes))
 
     def chain_alpha(self, t: Tensor, steps: int = 1000) -> Tensor:
-        """alpha_i = 1 - beta_i of the last node up to t: the ratio of its alpha^2 to that of the node before, or to 1."""
+        """alpha_i = 1 - beta_i of the last node up to t: its alpha^2 over that of the node before, or over 1."""
         squares = self.alpha(self.nodes).square()
         ratios = torch.cat([squares[:1], squares[1:] / squares[:-1]])
         below = torch.searchsorted(self.nodes, t.cpu() + 1e-9 * (self.t_max - self.t_min), right=True) - 1

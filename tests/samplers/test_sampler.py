@@ -242,6 +242,35 @@ def test_noise_does_not_replace_states_with_signal(model):
     assert make(model, x_T=X).nfe == 2
 
 
+@pytest.mark.parametrize("grid", [ss.samplers.Indices("trailing"), [1.0]], ids=["trailing", "t_max"])
+def test_a_single_step_from_noise_is_the_posterior_mean(model, grid):
+    """2305.08891, table 2, at one step: index 999 alone, from which DDIM goes to sigma = 0."""
+    steps = 1 if callable(grid) else None
+    make = PredictorCorrector(ss.samplers.DDIM(), steps=steps, grid=grid, denoise_final=True)
+    result = make(model, x_T=X, trajectory=True)
+    assert torch.equal(result.x, model.denoise(X, 1.0))
+    assert (result.nfe, len(result.trajectory)) == (1, 1)
+    assert make(model, **SEEDS).x.shape == SHAPE
+    with pytest.raises(ValueError, match="must have transitions or denoise_final=True; got neither"):
+        PredictorCorrector(ss.samplers.DDIM(), steps=steps, grid=grid)(model, x_T=X)
+    with pytest.raises(ValueError, match="a time that the sampler passes; it has no transitions, but t=0.5"):
+        ss.editing.perturb_and_denoise(model, X, 0.5, make, seeds=[0, 1])
+
+
+def test_in_the_published_order_a_corrector_acts_before_the_last_denoising(model):
+    times = []
+
+    def corrector(model, x, t, stream):
+        times.append(float(t))
+        return x + 1
+
+    for order, expected in (("corrector_first", [1.0, 0.5, 0.1]), ("predictor_first", [0.5, 0.1])):
+        times.clear()
+        make = PredictorCorrector(None, corrector, grid=[1.0, 0.5, 0.1], order=order, denoise_final=True)
+        close(make(model, x_T=X).x, model.denoise(X + len(expected), 0.1))
+        assert times == expected
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
