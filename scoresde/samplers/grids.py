@@ -147,8 +147,8 @@ karras = KarrasGrid()
 class Angle:
     """Times with equal steps in psi^(1/power), psi = atan(r/scale) from 0 (data) to pi/2 (noise), r = sigma/alpha.
 
-    Where r is less than `scale`, the steps are those of `KarrasGrid`, nearly uniform in log r for a large power. Beyond,
-    they grow, so that a few of them reach r = infinity, where no signal is left.
+    Where r is less than `scale`, the steps are those of `KarrasGrid`, nearly uniform in log r for a large power.
+    Beyond, they grow, so that a few of them reach r = infinity, where no signal is left.
 
     Args:
         power: 1 is uniform in the angle, larger values are denser at the data.
