@@ -227,8 +227,8 @@ class ErrorControlled(Sampler):
         safety, exponent: of the next step size; 0.9 and 0.9 in 2105.14080.
         max_step: as a fraction of the transition.
         max_evaluations: of a sample.
-        segments: number of transitions, on the grid `bounded_log_snr`; more than one is useful with a constraint, a
-            trajectory or a callback. The step size starts anew in each.
+        segments: number of transitions, uniform in log-SNR; more than one is useful with a constraint, a trajectory or
+            a callback. The step size starts anew in each.
         denoise_final: replace the last state by E[x_0 | x], one more evaluation.
 
     Raises:

@@ -11,8 +11,8 @@ them, or the times themselves. With lambda = log(alpha/sigma), half the log-SNR,
 | `uniform_angle`   | phi = atan(sigma/alpha)            | 2202.00512, appendix D                   |
 | `angle`           | phi^(1/2): denser at the data      |                                          |
 | `karras`          | r^(1/rho), rho = 7                 | 2206.00364, eq. 5                        |
-| `bounded_karras`  | psi^(1/5), psi = atan(r/10)        | as `karras`, bounded where alpha = 0     |
-| `bounded_log_snr` | psi^(1/15), psi = atan(r/3)        | as `uniform_log_snr`, bounded there too  |
+| `bounded_karras`  | psi^(1/5), psi = atan(r/10)        | finite where alpha = 0 or sigma = 0      |
+| `bounded_log_snr` | psi^(1/15), psi = atan(r/3)        | the same; nearly uniform in lambda       |
 | `Indices`         | the nodes of a discrete model      | 2305.08891, table 2: leading, trailing   |
 
 Every step has the `grid` that suits it, which `PredictorCorrector` uses unless it is given another. A polynomial in
@@ -22,7 +22,7 @@ others, few steps extrapolate far beyond the values that they know, and the samp
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import torch
@@ -43,17 +43,6 @@ def _check_positive(name: str, value: float) -> None:
 def _ends(sde: SDE) -> Tensor:
     """t_max and t_min."""
     return torch.tensor([sde.t_max, sde.t_min], dtype=torch.float64)
-
-
-def _log_snr(sde: SDE) -> Tensor:
-    """log-SNR at t_max and t_min; raise ValueError if infinite."""
-    values = sde.log_snr(_ends(sde))
-    if not bool(torch.isfinite(values).all()):
-        raise ValueError(
-            f"this grid needs a finite log-SNR at both ends, but {type(sde).__name__} has {values.tolist()}: use "
-            "grid=None, the grid that suits the step"
-        )
-    return values
 
 
 def _roots(high: float, low: float, power: float, steps: int) -> Tensor:
@@ -103,14 +92,19 @@ quadratic = Power(2.0)
 
 
 def uniform_log_snr(sde: SDE, steps: int) -> Tensor:
-    """steps + 1 times from t_max to t_min, uniform in log-SNR, float64."""
-    high, low = _log_snr(sde).tolist()
-    return _times(sde, torch.linspace(high, low, steps + 1, dtype=torch.float64))
+    """steps + 1 times from t_max to t_min, uniform in log-SNR; `bounded_log_snr` if that is infinite at an end."""
+    ends = sde.log_snr(_ends(sde))
+    if not bool(torch.isfinite(ends).all()):
+        return bounded_log_snr(sde, steps)
+    return _times(sde, torch.linspace(*ends.tolist(), steps + 1, dtype=torch.float64))
 
 
 @dataclass(frozen=True)
 class KarrasGrid:
     """Times with equal steps in r^(1/rho), r = sigma/alpha (2206.00364, eq. 5).
+
+    If r is infinite at the start, the steps are equal in atan(r/10)^(1/rho). If it is 0 at the end, the last step goes
+    there from r = 0.002.
 
     Args:
         rho: 7 in the paper; 1 is uniform in r, and large values approach `uniform_log_snr`.
@@ -128,7 +122,8 @@ class KarrasGrid:
         _check_positive("rho", self.rho)
 
     def __call__(self, sde: SDE, steps: int) -> Tensor:
-        most, least = torch.exp(-0.5 * _log_snr(sde)).tolist()
+        ends = _ends(sde)
+        most, least = torch.exp(-0.5 * sde.log_snr(ends)).tolist()
         low = least if self.low is None else self.low
         high = most if self.high is None else self.high
         if not least * (1 - 1e-9) <= low < high <= most * (1 + 1e-9):
@@ -136,11 +131,17 @@ class KarrasGrid:
                 f"low and high must satisfy low < high within [{least:g}, {most:g}], the range of sigma/alpha on the "
                 f"path; got low={low:g}, high={high:g}"
             )
+        if low == 0 and steps > 1:
+            return torch.cat([replace(self, low=LOWEST)(sde, steps - 1), ends[1:]])
+        if math.isinf(high):
+            return Angle(self.rho, self.low, BOUND)(sde, steps)
         log_snr = -2 * self.rho * _roots(high, low, self.rho, steps).log()
         return _times(sde, log_snr, self.high is None, self.low is None)
 
 
 karras = KarrasGrid()
+BOUND = 10.0  # the r beyond which the steps of a bounded grid grow towards infinity
+LOWEST = 0.002  # the r of the last step to no noise at all, the lowest of 2206.00364
 
 
 @dataclass(frozen=True)
@@ -185,7 +186,27 @@ class Angle:
 
 
 uniform_angle, angle = Angle(1.0), Angle(2.0)
-bounded_karras, bounded_log_snr = Angle(5.0, scale=10.0), Angle(15.0, scale=3.0)
+
+
+@dataclass(frozen=True)
+class Bounded:
+    """The grid `Angle(power, scale=scale)`; without noise at t_min, its last step goes there from r = 0.002.
+
+    Args:
+        power, scale: see `Angle`.
+    """
+
+    power: float
+    scale: float
+
+    def __call__(self, sde: SDE, steps: int) -> Tensor:
+        end = _ends(sde)[1:]
+        if steps == 1 or bool(sde.sigma(end) > 0):
+            return Angle(self.power, scale=self.scale)(sde, steps)
+        return torch.cat([Angle(self.power, LOWEST, self.scale)(sde, steps - 1), end])
+
+
+bounded_karras, bounded_log_snr = Bounded(5.0, BOUND), Bounded(15.0, 3.0)
 
 
 @dataclass(frozen=True)
@@ -300,5 +321,5 @@ def transitions(times: Tensor, sde: SDE) -> list[Transition]:
 
 
 def segments(sde: SDE, count: int) -> list[Transition]:
-    """One transition from t_max to t_min, or `count` of them on the grid `bounded_log_snr`."""
-    return transitions(bounded_log_snr(sde, count) if count > 1 else _ends(sde), sde)
+    """One transition from t_max to t_min, or `count` of them uniform in log-SNR."""
+    return transitions(uniform_log_snr(sde, count) if count > 1 else _ends(sde), sde)

@@ -120,8 +120,8 @@ class ProbabilityFlow(Sampler):
     Args:
         solver: an ODE solver; default `flow.DEFAULT_SOLVER`, of fixed cost. `solvers.AdaptiveAdams()` and
             `solvers.TorchDiffEq()` are adaptive.
-        segments: number of transitions on the grid `bounded_log_snr`, solved one after the other; more than one is
-            useful with a trajectory or a callback.
+        segments: number of transitions, uniform in log-SNR, solved one after the other; more than one is useful with a
+            trajectory or a callback.
         denoise_final: replace the last state by E[x_0 | x], one more evaluation.
 
     Raises:

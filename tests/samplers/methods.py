@@ -44,7 +44,7 @@ class Method:
     steps: number of steps with which its samples have the law of the oracle; None if its order is enough.
     level: noise level of the reverse process whose transitions it approximates, 0 for the probability flow.
     evaluations: of the network, in a step.
-    from_noise: whether it can start where alpha = 0.
+    from_noise: whether it can start where alpha = 0. to_data: whether it can end where sigma = 0.
     many: whether its order shows with many steps only.
     few: the largest relative error of the variance at 10 and at 20 evaluations, on its own grid and on every path.
     """
@@ -55,6 +55,7 @@ class Method:
     level: float = 0.0
     evaluations: int = 1
     from_noise: bool = True
+    to_data: bool = True
     many: bool = False
     few: tuple[float, float] = (0.6, 0.45)
 
@@ -67,12 +68,12 @@ NEEDS_SIGNAL, REVERSE = {"from_noise": False}, {"level": 1.0}
 UNSTABLE = (math.inf, 6.0)  # explicit in t: five steps are too few on any grid
 VIEWS, VARIABLES, FORMS = ("denoised", "noise"), ("ratio", "time"), ("bh1", "bh2")
 METHODS = {
-    "euler-maruyama": Method(EulerMaruyama(), 1, 150, 1.0, from_noise=False),
+    "euler-maruyama": Method(EulerMaruyama(), 1, 150, 1.0, from_noise=False, few=(1.0, 0.2)),
     "euler-maruyama-half": Method(EulerMaruyama(0.5), 1, level=0.5, from_noise=False, few=(0.7, 0.45)),
     "euler-maruyama-0": Method(EulerMaruyama(0.0), 1, **NEEDS_SIGNAL, few=(1.2, 1.0)),
-    "stochastic-heun": Method(StochasticHeun(), 2, 60, 1.0, 2, from_noise=False, few=UNSTABLE),
-    "stochastic-heun-half": Method(StochasticHeun(0.5), 2, None, 0.5, 2, from_noise=False, few=UNSTABLE),
-    "stochastic-heun-0": Method(StochasticHeun(0.0), 2, evaluations=2, **NEEDS_SIGNAL, few=UNSTABLE),
+    "stochastic-heun": Method(StochasticHeun(), 2, 60, 1.0, 2, from_noise=False, to_data=False, few=UNSTABLE),
+    "stochastic-heun-half": Method(StochasticHeun(0.5), 2, None, 0.5, 2, from_noise=False, to_data=False, few=UNSTABLE),
+    "stochastic-heun-0": Method(StochasticHeun(0.0), 2, evaluations=2, **NEEDS_SIGNAL, to_data=False, few=UNSTABLE),
     "reverse-diffusion": Method(ReverseDiffusion(), 1, 150, **REVERSE, few=(4.0, 0.7)),
     "ancestral": Method(Ancestral(), 1, 150, **REVERSE),
     "ancestral-forward": Method(Ancestral("forward"), 1, 150, **REVERSE, few=(4.0, 0.7)),
@@ -106,16 +107,19 @@ METHODS = {
     **{f"deis-{p}-{v}": Method(DEIS(p, v), p, **NEEDS_SIGNAL) for p in (1, 2, 4) for v in VARIABLES},
     **{f"deis-3-{v}": Method(DEIS(3, v), 3, 30, **NEEDS_SIGNAL) for v in VARIABLES},
     **{f"ipndm-{p}": Method(IPNDM(p), min(p, 2), 30 if p == 4 else None, **NEEDS_SIGNAL) for p in (1, 2, 3, 4)},
-    **{f"dpm-solver-1-{v}": Method(DPMSolver(1, v), 1, **NEEDS_SIGNAL) for v in VIEWS},
-    **{f"dpm-solver-2-{v}": Method(DPMSolver(2, v), 2, 30, 0.0, 2, from_noise=False, few=(1.0, 0.25)) for v in VIEWS},
-    **{f"dpm-solver-3-{v}": Method(DPMSolver(3, v), 3, evaluations=3, **NEEDS_SIGNAL) for v in VIEWS},
+    **{f"dpm-solver-1-{v}": Method(DPMSolver(1, v), 1, **NEEDS_SIGNAL, to_data=False) for v in VIEWS},
+    **{
+        f"dpm-solver-2-{v}": Method(DPMSolver(2, v), 2, 30, 0.0, 2, from_noise=False, few=(1.0, 0.25), to_data=False)
+        for v in VIEWS
+    },
+    **{f"dpm-solver-3-{v}": Method(DPMSolver(3, v), 3, evaluations=3, **NEEDS_SIGNAL, to_data=False) for v in VIEWS},
     **{f"angular-{p}-0": Method(AngularAdams(p, 0, 0), p) for p in (1, 2, 3, 4)},
     **{f"angular-{p}-{c}": Method(AngularAdams(p, c, 0), 1 + min(p, c)) for p, c in ((1, 1), (2, 2), (3, 3))},
     "angular-3-2": Method(AngularAdams(3, 2, 0), 3, many=True),
     "angular-adams": Method(AngularAdams(), 2, 25, many=True, few=(0.02, 0.005)),
-    "heun": Method(Heun(), 2, 30, evaluations=2, **NEEDS_SIGNAL, few=(9.0, 0.5)),
-    "edm-40": Method(EDM(), None, None, 1.0, 2, from_noise=False, few=(5.0, 0.8)),
-    "edm": Method(EDM(20.0), None, 60, 1.0, 2, from_noise=False, few=(5.0, 0.75)),
+    "heun": Method(Heun(), 2, 30, evaluations=2, **NEEDS_SIGNAL, few=(40.0, 0.65)),
+    "edm-40": Method(EDM(), None, None, 1.0, 2, from_noise=False, few=(30.0, 0.8)),
+    "edm": Method(EDM(20.0), None, 60, 1.0, 2, from_noise=False, few=(30.0, 0.8)),
 }
 EVERY_METHOD = pytest.mark.parametrize("name", METHODS)
 STOCHASTIC = [name for name, method in METHODS.items() if method.level]

@@ -62,7 +62,7 @@ def test_uniform_log_snr_and_karras(sde):
 def test_names_of_grids():
     power, by_angle = samplers.Power, samplers.Angle
     expected = [power(1), samplers.uniform_log_snr, power(2), samplers.KarrasGrid(7), by_angle(1), by_angle(2)]
-    expected += [by_angle(5, scale=10.0), by_angle(15, scale=3.0)]
+    expected += [samplers.bounded_karras, samplers.bounded_log_snr]
     assert list(GRIDS.values()) == expected
     assert [resolve_grid(name) for name in GRIDS] == expected
 
@@ -84,11 +84,24 @@ def test_power_and_angle_end_where_requested():
     close(ratio(sde, times)[-1], f64(0.02), 1e-9)
 
 
-@pytest.mark.parametrize("name", ["uniform_log_snr", "karras"])
 @pytest.mark.parametrize("sde", some("zero-snr-vp", "zero-snr-ve"))
-def test_no_grid_in_log_snr_where_it_is_infinite(name, sde):
-    with pytest.raises(ValueError, match="needs a finite log-SNR at both ends, but ZeroTerminalSNR has"):
-        GRIDS[name](sde, 8)
+def test_where_no_signal_is_left_the_grids_are_bounded(sde):
+    """Equal steps in a power of atan(r / scale), which are those of log r or r^(1/rho) at small r."""
+    named = {"uniform_log_snr": (15, 3), "bounded_log_snr": (15, 3), "karras": (7, 10), "bounded_karras": (5, 10)}
+    for name, (power, scale) in named.items():
+        spaced(
+            GRIDS[name], sde, lambda t, power=power, scale=scale: torch.atan(ratio(sde, t) / scale) ** (1 / power), 1e-5
+        )
+
+
+@pytest.mark.parametrize("sde", [ss.Rectified(t_min=0.0), ss.VP(t_min=0.0), ss.Cosine(t_min=0.0, t_max=1.0)])
+def test_without_noise_at_the_end_the_last_step_goes_there_from_the_lowest_level_of_edm(sde):
+    for name in ("uniform_log_snr", "karras", "bounded_log_snr", "bounded_karras"):
+        times = GRIDS[name](sde, 9)
+        assert (len(times), float(times[0]), float(times[-1])) == (10, sde.t_max, 0.0)
+        assert bool((times.diff() < 0).all())
+        close(ratio(sde, times[-2:-1]), f64([0.002]), 1e-6)
+        assert GRIDS[name](sde, 1).tolist() == [sde.t_max, 0.0]
 
 
 # Indices
@@ -143,7 +156,7 @@ def test_a_function_is_a_grid_and_1000_steps_are_the_default():
 
 @pytest.mark.parametrize("sde", some("vp", "zero-snr-vp"))
 def test_segments_begin_where_no_signal_is_left_too(sde):
-    assert segments(sde, 4) == transitions(samplers.bounded_log_snr(sde, 4), sde)
+    assert segments(sde, 4) == transitions(samplers.uniform_log_snr(sde, 4), sde)
     assert segments(sde, 1) == [tuple(f64(1.0, 1e-5))]
 
 
