@@ -96,7 +96,8 @@ def uniform_log_snr(sde: SDE, steps: int) -> Tensor:
     ends = sde.log_snr(_ends(sde))
     if not bool(torch.isfinite(ends).all()):
         return bounded_log_snr(sde, steps)
-    return _times(sde, torch.linspace(*ends.tolist(), steps + 1, dtype=torch.float64))
+    high, low = ends.tolist()
+    return _times(sde, torch.linspace(high, low, steps + 1, dtype=torch.float64))
 
 
 @dataclass(frozen=True)

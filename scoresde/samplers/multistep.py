@@ -18,7 +18,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from scoresde.samplers.grids import bounded_log_snr
+from scoresde.samplers.grids import Grid, bounded_log_snr
 from scoresde.samplers.linear import Linear, Row, Stage
 from scoresde.sdes import SDE
 from scoresde.sdes.sde import check_level
@@ -67,7 +67,7 @@ class Multistep(Linear):
         l: noise level.
     """
 
-    grid = bounded_log_snr
+    grid: Grid = bounded_log_snr
 
     def __init__(self, order: int, corrector: int, final: int, highest: int, l: float = 0.0):  # noqa: E741
         self.order, self.l = check_order(order, highest), check_level(l)
