@@ -59,8 +59,8 @@ class From(Sampler):
         pairs = self.sampler.transitions(sde)
         crossing = next(((a, b) for a, b in pairs if b < self.t <= a), None)
         if crossing is None:
-            ends = f"{float(pairs[0][0]):g} to {float(pairs[-1][1]):g}"
-            raise ValueError(f"t must be a time that the sampler passes; it goes from {ends}, but t={self.t:g}")
+            ends = f"goes from {float(pairs[0][0]):g} to {float(pairs[-1][1]):g}" if pairs else "has no transitions"
+            raise ValueError(f"t must be a time that the sampler passes; it {ends}, but t={self.t:g}")
         margin = REMNANT * float(crossing[0] - crossing[1])
         return _below(pairs, self.t, margin) or _below(pairs, self.t, 0.0)
 
@@ -71,6 +71,10 @@ class From(Sampler):
     def advance(self, model: BaseModel, x: Tensor, entry: Any, stream: RandomStream, memory: Any) -> tuple[Tensor, Any]:
         """The step of the sampler."""
         return self.sampler.advance(model, x, entry, stream, memory)
+
+    def denoise(self, model: BaseModel, x: Tensor, t: Tensor, stream: RandomStream) -> Tensor:
+        """The end of the sampler's run."""
+        return self.sampler.denoise(model, x, t, stream)
 
 
 def _below(pairs: Sequence[Transition], t: float, margin: float) -> list[Transition]:

@@ -10,7 +10,7 @@ import scoresde as ss
 from scoresde import bounds, losses
 from scoresde.data import Affine, Compose, Levels, Logit
 from scoresde.dequantization import DataMap
-from tests.conftest import DDPM, FINITE, INSTANCES, close, exact_model, f64, normal, oracle, seeded, within
+from tests.conftest import DDPM, INSTANCES, PATHS, close, exact_model, f64, normal, oracle, seeded, within
 from tests.losses.networks import column, with_variance
 
 SHAPES = [(3,), (1, 2, 2)]
@@ -83,8 +83,9 @@ def prior_of(sde, x):
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("sde", FINITE)
+@pytest.mark.parametrize("sde", PATHS)
 def test_the_terms_of_a_gaussian_are_the_closed_integrals(sde, shape):
+    """Also where no signal is left at t_max."""
     std, mean, points, copies = 0.6, 0.5, normal(3, *shape), 50
     x, size = repeated(points, copies), points[0].numel()
     result = bounds.continuous_nats(gaussian(std, shape, mean).score_model(sde), x, draws=16, seeds=range(len(x)))
@@ -569,7 +570,7 @@ def test_bad_arguments_of_both_bounds_are_refused(bound, arguments, error, messa
     [
         ({"times": losses.Nodes(4)}, TypeError, "use bounds.discrete"),
         ({"model": constant(ss.VP()), "dequantization": ss.TruncatedNormal()}, ValueError, "not clean data"),
-        ({"model": ss.ScoreModel(Constant(), ss.ZeroTerminalSNR(ss.VP()), "v")}, ValueError, "finite log-SNR"),
+        ({"model": NOISELESS}, ValueError, "no noise at t_min=0.*raise t_min"),
         ({"model": NOISELESS, "times": losses.UniformTime()}, ValueError, "no noise at t_min=0.*raise t_min"),
         ({"transform": DataMap(Levels(8))}, ValueError, r"\(dequantization=None\)"),
         ({"transform": DataMap(Levels(8), ss.Uniform()), "dequantization": ss.Uniform()}, ValueError, "exactly one"),

@@ -130,7 +130,7 @@ def test_published_experiments_are_as_published(experiment, parameters, images):
     assert data["training"]["dequantization"] is None
     assert (data["transform"].low, data["transform"].levels) == (low, 256)
     sampler = build.instantiate(config.sampler)
-    assert sampler.steps == (2000 if large else 999 if experiment == "cifar10_ddpm" else 1000)
+    assert sampler.steps == (1999 if large else 999)  # and the last step, to E[x_0 | x]
     if exploding:
         assert sampler.corrector.snr == {"celebahq256": 0.075, "ffhq1024": 0.15}.get(experiment.split("_")[0], 0.16)
         assert (sampler.order, sampler.corrector.rule) == ("corrector_first", "batch_mean")
@@ -138,6 +138,10 @@ def test_published_experiments_are_as_published(experiment, parameters, images):
         assert (model.sde.sigma_min, model.sde.sigma_max) == (0.01, sigma_max)
     elif experiment != "cifar10_ddpm":
         assert (model.sde.beta_min, model.sde.beta_max, float(sampler.transitions(model.sde)[-1][1])) == (0.1, 20, 1e-3)
+    pairs = sampler.transitions(model.sde)  # N times from t = 1 to 1e-5 (VE), 1e-3 (VP) or the first node (DDPM)
+    times = torch.stack([pairs[0][0], *(s for _, s in pairs)])
+    end = 1e-5 if exploding else 0.0 if experiment == "cifar10_ddpm" else 1e-3
+    assert torch.allclose(times, torch.linspace(1, end, 2000 if large else 1000, dtype=times.dtype), rtol=0, atol=1e-12)
     loss = build.instantiate(config.loss)
     assert loss.reduction == ("half_sum" if exploding and not experiment.startswith("ffhq") else "mean")
 

@@ -8,8 +8,9 @@ With q(x_t | x) = N(alpha x, sigma^2 I) and x_t = alpha x + sigma eps (2101.0925
                + E[-log N(x; x_hat_0(x_(t_min)), (sigma/alpha)^2 I)]                              reconstruction.
 
 The prior's term has a closed form. In the diffusion's, t is drawn by importance: uniformly in log-SNR the weight is
-constant, as g^2/sigma^2 = -(log SNR)'. The reconstruction is 1/2 E|eps - eps_hat|^2 + d log(sigma/alpha) +
-d/2 log(2 pi) at t_min, since x - x_hat_0 = (sigma/alpha)(eps_hat - eps).
+constant, as g^2/sigma^2 = -(log SNR)'. Where alpha(t_max) = 0, log-SNR ends at -30 (`losses.time_densities`). The
+reconstruction is 1/2 E|eps - eps_hat|^2 + d log(sigma/alpha) + d/2 log(2 pi) at t_min, since x - x_hat_0 =
+(sigma/alpha)(eps_hat - eps).
 
 Most of the variance of |eps - eps_hat|^2 comes from |eps|^2, where the model cannot separate eps from the data (small
 t). So the control variate c (|eps|^2 - d), of mean zero, is subtracted. c is the unexplained share of the noise:
@@ -71,7 +72,7 @@ def continuous_nats(
 
     Raises:
         ValueError: draws is odd; seeds is given together with generator, or not one per sample; the SDE has no noise at
-            t_min, or an infinite log-SNR at t_max while times are drawn by log-SNR.
+            t_min.
         TypeError: times is the nodes of a chain.
     """
     if draws != 1:

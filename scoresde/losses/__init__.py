@@ -9,7 +9,7 @@ omega(t) / q(t) (`losses.weightings`). With eps_hat = -sigma score, the noise th
 
 | class                    | ell                                                        | source                      |
 | ------------------------ | ---------------------------------------------------------- | --------------------------- |
-| `DenoisingScoreMatching` | ||eps_hat - eps||^2 / d                                    | Vincent 2011; 2011.13456    |
+| `DenoisingScoreMatching` | ||eps_hat - eps||^2 / d, or that of another view           | Vincent 2011; 2011.13456    |
 | `ImplicitScoreMatching`  | (||eps_hat||^2 - 2 sigma tr(d eps_hat/dx)) / d             | Hyvarinen 2005; 1905.07088  |
 | `SlicedScoreMatching`    | the same along random directions                           | 1905.07088                  |
 | `Hybrid`                 | the first, plus the evidence bound of a learned variance   | 2102.09672                  |
@@ -29,6 +29,7 @@ from scoresde.losses.weightings import (
     KarrasWeighting,
     LikelihoodWeighting,
     MinSNRWeighting,
+    UnitWeighting,
     VarianceWeighting,
     Weighting,
 )
@@ -52,6 +53,7 @@ __all__ = [
     "TimeDensity",
     "UniformLogSNR",
     "UniformTime",
+    "UnitWeighting",
     "VarianceWeighting",
     "VariationalBound",
     "Weighting",

@@ -5,7 +5,8 @@ The objective is an integral over time of the squared error of the predicted noi
 
     L = \int omega(t) E ||eps_hat(x_t, t) - eps||^2 / d  dt,        x_t = alpha x_0 + sigma eps.
 
-The error comes from `Views.error`, which computes it from the network's own target: no digits are lost at small t.
+A weighting may replace the noise by another view (`Weighting.view`), such as the velocity. The error comes from
+`Views.error`, which computes it from the network's own target: no digits are lost at small t.
 """
 
 from torch import Tensor
@@ -14,6 +15,7 @@ from scoresde.losses.objective import Drawn, Objective
 from scoresde.losses.time_densities import TimeDensity
 from scoresde.losses.weightings import Weighting
 from scoresde.score import BaseModel
+from scoresde.views import Views
 
 
 class DenoisingScoreMatching(Objective):
@@ -45,10 +47,10 @@ class DenoisingScoreMatching(Objective):
 
     def value(self, model: BaseModel, drawn: Drawn, weight: Tensor) -> Tensor:
         views = model.predict(drawn.perturbed(model.sde), drawn.t)
-        return self._reduce(views.error(drawn.x0, drawn.noise).noise, weight)
+        return self._reduce(views.error(drawn.x0, drawn.noise), weight)
 
-    def _reduce(self, error: Tensor, weight: Tensor) -> Tensor:
-        """Return the weighted squared error of the noise (B,)."""
-        squares = error.square().flatten(1)
+    def _reduce(self, error: Views, weight: Tensor) -> Tensor:
+        """Return the weighted squared error of the weighting's view (B,)."""
+        squares = getattr(error, self.weighting.view).square().flatten(1)
         reduced = squares.mean(dim=1) if self.reduction == "mean" else 0.5 * squares.sum(dim=1)
         return weight.to(reduced) * reduced

@@ -83,7 +83,7 @@ class Hybrid(DenoisingScoreMatching):
         error = views.error(drawn.x0, drawn.noise)
         nats = chain_term(model.sde, nodes, index, drawn.x0, -error.denoised.detach(), views.variance, self.bins)
         bits = nats / math.log(2)
-        return self._reduce(error.noise, weight) + self.vlb_weight * len(nodes) * bits
+        return self._reduce(error, weight) + self.vlb_weight * len(nodes) * bits
 
 
 class Bins(NamedTuple):

@@ -39,6 +39,9 @@ class ImplicitScoreMatching(Objective):
         weighting, times, stratified: see `Objective`.
         trace: `ExactTrace()` by default, for small states: one vector-Jacobian product per dimension, all of them kept
             for the backward pass. `Hutchinson(probes)` makes it sliced score matching with reduced variance.
+
+    Raises:
+        ValueError: unknown weighting, or one of another view than the noise.
     """
 
     def __init__(
@@ -49,6 +52,10 @@ class ImplicitScoreMatching(Objective):
         stratified: bool = True,
     ):
         super().__init__(weighting, times, stratified)
+        if self.weighting.view != "noise":
+            raise ValueError(
+                f"weighting must be of the noise; got one of {self.weighting.view!r}: use DenoisingScoreMatching"
+            )
         self.trace = trace or ExactTrace()
 
     def value(self, model: BaseModel, drawn: Drawn, weight: Tensor) -> Tensor:
@@ -73,7 +80,8 @@ class SlicedScoreMatching(ImplicitScoreMatching):
         weighting, times, stratified: see `Objective`.
 
     Raises:
-        ValueError: projections is less than 1, or the distribution is unknown.
+        ValueError: projections is less than 1, the distribution or the weighting is unknown, or its view is not the
+            noise.
     """
 
     def __init__(

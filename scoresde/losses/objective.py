@@ -51,7 +51,7 @@ class Objective(nn.Module):
     """A training objective. A subclass defines `value`, the weighted terms of states with drawn times and noise.
 
     Args:
-        weighting: "variance", "likelihood", "karras", "min_snr", or a `Weighting`.
+        weighting: "variance", "likelihood", "karras", "min_snr", "velocity", "v", "data", or a `Weighting`.
         times: density of the times; default: the weighting's own.
         stratified: draw the batch's times as a regular lattice in probability with one random offset (2107.00630,
             appendix I.1) instead of independently: also unbiased, with less variance.

@@ -1,7 +1,8 @@
 """Weights in time of an objective, and the density of times that suits each.
 
-omega(t) weights the squared error of the noise. The squared error of the score is 1/sigma^2 times that of the noise,
-and the squared error of the data sigma^2/alpha^2 times it.
+omega(t) weights the squared error of one view, by default the noise. The squared error of the score is 1/sigma^2 times
+that of the noise, and the squared error of the data sigma^2/alpha^2 times it. Where alpha = 0 the error of the noise is
+0 for every model, so that no finite weight of it trains the model there; the last three of the table do.
 
 | name         | omega(t)                                                | drawn from        | source             |
 | ------------ | ------------------------------------------------------- | ----------------- | ------------------ |
@@ -9,12 +10,16 @@ and the squared error of the data sigma^2/alpha^2 times it.
 | "likelihood" | g^2/sigma^2: lambda = g^2. L d/2 bounds -log p in nats  | uniform log-SNR   | 2101.09258, eq. 7  |
 | "karras"     | (s^2 + sigma_data^2)/sigma_data^2 N(log s), s=sigma/alpha| log-normal s     | 2206.00364, tab. 1 |
 | "min_snr"    | min(1, gamma/SNR) / (t_max - t_min)                     | uniform t         | 2303.09556, eq. 8  |
+| "velocity"   | 1 / (t_max - t_min), of alpha' x_0 + sigma' eps         | uniform t         | 2210.02747, eq. 9  |
+| "v"          | 1 / (t_max - t_min), of v                               | uniform t         | 2202.00512, sec. 4 |
+| "data"       | 1 / (t_max - t_min), of x_0                             | uniform t         | 2202.00512, sec. 4 |
 
 Since g^2/sigma^2 = -(log SNR)', drawing t uniformly in log-SNR makes the importance weight of "likelihood" constant:
 the draw of 2101.09258 (section 5) has a closed form for every SDE.
 """
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -22,11 +27,18 @@ from torch import Tensor
 from scoresde.losses.time_densities import LogNormal, TimeDensity, UniformLogSNR, UniformTime, log_snr_slope
 from scoresde.sdes import SDE
 
+VIEWS = ("velocity", "v", "denoised", "noise", "score")
+
 
 class Weighting:
-    """omega(t), the weight of the squared error of the noise; `times` is the density that suits it."""
+    """omega(t), the weight of the squared error of a view; `times` is the density that suits it.
+
+    view: the attribute of `Views` whose error is weighted. Losses without denoising (`ImplicitScoreMatching`) have no
+    other than "noise".
+    """
 
     times: TimeDensity = UniformTime()
+    view: str = "noise"
 
     def omega(self, sde: SDE, t: Tensor) -> Tensor:
         """Return the weight at float64 t (B,), per unit of time."""
@@ -35,6 +47,28 @@ class Weighting:
 
 class VarianceWeighting(Weighting):
     """lambda = sigma^2 on the score: equal weight on the noise at every noise level (2011.13456, sec. 3)."""
+
+    def omega(self, sde: SDE, t: Tensor) -> Tensor:
+        return UniformTime().density(sde, t)
+
+
+class UnitWeighting(Weighting):
+    """Equal weight on the error of a view at all times: the loss of a network that predicts it, in its own units.
+
+    The velocity gives the flow-matching loss |u - (alpha' x_0 + sigma' eps)|^2 / d (2210.02747, eq. 9). Where alpha is
+    0, the errors of the velocity, v and data are errors of x_0, which the model learns there as at any other time.
+
+    Args:
+        view: "velocity", "v", "denoised", "noise" or "score".
+
+    Raises:
+        ValueError: another view.
+    """
+
+    def __init__(self, view: str = "velocity"):
+        if view not in VIEWS:
+            raise ValueError(f"view must be one of {', '.join(VIEWS)}; got {view!r}")
+        self.view = view
 
     def omega(self, sde: SDE, t: Tensor) -> Tensor:
         return UniformTime().density(sde, t)
@@ -70,11 +104,14 @@ class MinSNRWeighting(Weighting):
         return torch.exp(math.log(self.gamma) - sde.log_snr(t)).clamp(max=1) * UniformTime().density(sde, t)
 
 
-WEIGHTINGS = {
+WEIGHTINGS: dict[str, Callable[[], Weighting]] = {
     "variance": VarianceWeighting,
     "likelihood": LikelihoodWeighting,
     "karras": KarrasWeighting,
     "min_snr": MinSNRWeighting,
+    "velocity": UnitWeighting,
+    "v": lambda: UnitWeighting("v"),
+    "data": lambda: UnitWeighting("denoised"),
 }
 
 

@@ -4,7 +4,9 @@ The unadjusted Langevin step x + h score(x, t) + (2h)^(1/2) z samples p_t up to 
 not depend on the state of the chain: a rule made of per-sample norms changes the stationary law. The score of data
 noised by sigma has a norm of about d^(1/2)/sigma, so the rule of 2011.13456 (algorithms 4 and 5),
 
-    h = 2 (snr |z| / |score|)^2,        becomes        h = 2 (snr sigma)^2.
+    h = 2 alpha_i (snr |z| / |score|)^2,        becomes        h = 2 (snr sigma)^2.
+
+alpha_i = 1 - beta_i of the discrete chain (`SDE.chain_alpha`) is 1 on the paths of NCSN and VE.
 """
 
 from collections.abc import Callable
@@ -32,8 +34,8 @@ class Langevin:
     Args:
         snr: ratio r of the rule above (2011.13456, table 5: 0.16 for VE, 0.01 to 0.2 for VP).
         steps: steps at each time.
-        rule: "path", h = 2 (snr sigma)^2; or "batch_mean", the published h = 2 (snr mean|z| / mean|score|)^2 with means
-            over the batch, for reproduction: a sample then depends on its batch.
+        rule: "path", h = 2 (snr sigma)^2; or "batch_mean", the published h = 2 alpha_i (snr mean|z| / mean|score|)^2
+            with means over the batch, for reproduction: a sample then depends on its batch.
 
     Raises:
         ValueError: an snr that is not positive, fewer than one step, an unknown rule.
@@ -51,18 +53,22 @@ class Langevin:
         for _ in range(self.steps):
             score, z = model.predict(x, t).score, stream.normal(x)
             if self.rule == "path":
-                ratio = model.sde.sigma(t)
+                ratio, alpha = model.sde.sigma(t), torch.ones_like(t)
             else:
                 ratio = sum_dims(z.square()).sqrt().mean() / sum_dims(score.square()).sqrt().mean()
-            x = langevin(x, score, 2 * (self.snr * ratio).square(), z)
+                alpha = model.sde.chain_alpha(t)
+            x = langevin(x, score, 2 * (self.snr * ratio).square() * alpha.to(ratio), z)
         return x
 
 
 class AnnealedLangevin:
-    """The chain of NCSN at each noise level: x + a/2 score + a^(1/2) z with a = step sigma^2 (1907.05600, alg. 1).
+    """The chain of NCSN at each noise level: x + a/2 score + a^(1/2) z with a = step alpha_i sigma^2.
+
+    It is 1907.05600, algorithm 1, where alpha_i is 1. On other paths it is the "ald" of the code of 2011.13456 with
+    step = 4 snr^2.
 
     Args:
-        step: a / sigma^2; NCSN's epsilon = 2e-5 at its last sigma of 0.01 is 0.2.
+        step: a / (alpha_i sigma^2); NCSN's epsilon = 2e-5 at its last sigma of 0.01 is 0.2.
         steps: steps at each time, 100 in NCSN.
 
     Raises:
@@ -76,7 +82,7 @@ class AnnealedLangevin:
 
     def __call__(self, model: BaseModel, x: Tensor, t: Tensor, stream: RandomStream) -> Tensor:
         """The state at t after `steps` steps."""
-        half = 0.5 * self.step * model.sde.sigma(t).square()
+        half = 0.5 * self.step * model.sde.sigma(t).square() * model.sde.chain_alpha(t)
         for _ in range(self.steps):
             x = langevin(x, model.predict(x, t).score, half, stream.normal(x))
         return x

@@ -28,5 +28,5 @@ class DDIM(Linear):
     def row(self, sde: SDE, nodes: Sequence[Point], target: Point, left: int) -> Row:
         here = nodes[0]
         c = self.eta * math.sqrt(posterior(target, here)[2]) if self.eta else 0.0
-        a = math.sqrt(target.sigma**2 - c * c) / here.sigma
+        a = math.sqrt(max(target.sigma**2 - c * c, 0.0)) / here.sigma  # 0 with eta = 1 where no signal is left
         return Row((Stage(here.t, a, (target.alpha - a * here.alpha,), c),))

@@ -19,6 +19,7 @@ from collections.abc import Sequence
 
 import torch
 
+from scoresde.samplers.grids import angle
 from scoresde.samplers.linear import Linear, Row, Stage, check_signal
 from scoresde.samplers.multistep import NODES, QUADRATURE, Multistep, check_order, lagrange
 from scoresde.sdes import SDE
@@ -109,6 +110,7 @@ class AngularAdams(Multistep):
         ValueError: another order or corrector, a negative limit.
     """
 
+    grid = angle
     view = "v"
 
     def __init__(self, order: int = 3, corrector: int = 2, final: int = 1):

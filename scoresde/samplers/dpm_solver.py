@@ -18,6 +18,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from scoresde.samplers.grids import bounded_karras
 from scoresde.samplers.linear import Linear, Row, Stage, check_signal
 from scoresde.samplers.multistep import Multistep, check_order
 from scoresde.sdes import SDE
@@ -80,6 +81,8 @@ class DPMSolver(Linear):
     Raises:
         ValueError: another order or view; in a run, alpha = 0 where it starts or sigma = 0 where it ends.
     """
+
+    grid = bounded_karras
 
     def __init__(self, order: int = 2, view: str = "denoised"):
         if view not in ("denoised", "noise"):

@@ -11,12 +11,18 @@ them, or the times themselves. With lambda = log(alpha/sigma), half the log-SNR,
 | `uniform_angle`   | phi = atan(sigma/alpha)            | 2202.00512, appendix D                   |
 | `angle`           | phi^(1/2): denser at the data      |                                          |
 | `karras`          | r^(1/rho), rho = 7                 | 2206.00364, eq. 5                        |
+| `bounded_karras`  | psi^(1/5), psi = atan(r/10)        | finite where alpha = 0 or sigma = 0      |
+| `bounded_log_snr` | psi^(1/15), psi = atan(r/3)        | the same; nearly uniform in lambda       |
 | `Indices`         | the nodes of a discrete model      | 2305.08891, table 2: leading, trailing   |
+
+Every step has the `grid` that suits it, which `PredictorCorrector` uses unless it is given another. A polynomial in
+lambda needs steps whose lengths in lambda are similar; one in phi or in r, steps that shrink towards the data. On the
+others, few steps extrapolate far beyond the values that they know, and the samples spread without bound.
 """
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import torch
@@ -37,17 +43,6 @@ def _check_positive(name: str, value: float) -> None:
 def _ends(sde: SDE) -> Tensor:
     """t_max and t_min."""
     return torch.tensor([sde.t_max, sde.t_min], dtype=torch.float64)
-
-
-def _log_snr(sde: SDE) -> Tensor:
-    """log-SNR at t_max and t_min; raise ValueError if infinite."""
-    values = sde.log_snr(_ends(sde))
-    if not bool(torch.isfinite(values).all()):
-        raise ValueError(
-            f"this grid needs a finite log-SNR at both ends, but {type(sde).__name__} has {values.tolist()}: lower "
-            "t_max or raise t_min a little, or use a grid in the angle"
-        )
-    return values
 
 
 def _roots(high: float, low: float, power: float, steps: int) -> Tensor:
@@ -97,14 +92,20 @@ quadratic = Power(2.0)
 
 
 def uniform_log_snr(sde: SDE, steps: int) -> Tensor:
-    """steps + 1 times from t_max to t_min, uniform in log-SNR, float64."""
-    high, low = _log_snr(sde).tolist()
+    """steps + 1 times from t_max to t_min, uniform in log-SNR; `bounded_log_snr` if that is infinite at an end."""
+    ends = sde.log_snr(_ends(sde))
+    if not bool(torch.isfinite(ends).all()):
+        return bounded_log_snr(sde, steps)
+    high, low = ends.tolist()
     return _times(sde, torch.linspace(high, low, steps + 1, dtype=torch.float64))
 
 
 @dataclass(frozen=True)
 class KarrasGrid:
     """Times with equal steps in r^(1/rho), r = sigma/alpha (2206.00364, eq. 5).
+
+    If r is infinite at the start, the steps are equal in atan(r/10)^(1/rho). If it is 0 at the end, the last step goes
+    there from r = 0.002.
 
     Args:
         rho: 7 in the paper; 1 is uniform in r, and large values approach `uniform_log_snr`.
@@ -122,7 +123,8 @@ class KarrasGrid:
         _check_positive("rho", self.rho)
 
     def __call__(self, sde: SDE, steps: int) -> Tensor:
-        most, least = torch.exp(-0.5 * _log_snr(sde)).tolist()
+        ends = _ends(sde)
+        most, least = torch.exp(-0.5 * sde.log_snr(ends)).tolist()
         low = least if self.low is None else self.low
         high = most if self.high is None else self.high
         if not least * (1 - 1e-9) <= low < high <= most * (1 + 1e-9):
@@ -130,41 +132,55 @@ class KarrasGrid:
                 f"low and high must satisfy low < high within [{least:g}, {most:g}], the range of sigma/alpha on the "
                 f"path; got low={low:g}, high={high:g}"
             )
+        if low == 0 and steps > 1:
+            return torch.cat([replace(self, low=LOWEST)(sde, steps - 1), ends[1:]])
+        if math.isinf(high):
+            return Angle(self.rho, self.low, BOUND)(sde, steps)
         log_snr = -2 * self.rho * _roots(high, low, self.rho, steps).log()
         return _times(sde, log_snr, self.high is None, self.low is None)
 
 
 karras = KarrasGrid()
+BOUND = 10.0  # the r beyond which the steps of a bounded grid grow towards infinity
+LOWEST = 0.002  # the r of the last step to no noise at all, the lowest of 2206.00364
 
 
 @dataclass(frozen=True)
 class Angle:
-    """Times with equal steps in phi^(1/power), phi = atan(sigma/alpha) from 0 (data) to pi/2 (noise).
+    """Times with equal steps in psi^(1/power), psi = atan(r/scale) from 0 (data) to pi/2 (noise), r = sigma/alpha.
+
+    Where r is less than `scale`, the steps are those of `KarrasGrid`, nearly uniform in log r for a large power.
+    Beyond, they grow, so that a few of them reach r = infinity, where no signal is left.
 
     Args:
         power: 1 is uniform in the angle, larger values are denser at the data.
+        scale: 1 makes psi the angle phi of the path; larger values are denser at the noise.
         low: sigma/alpha at the end; default that of t_min. On a path that ends with almost no noise (sub-VP: 5e-5), few
             steps are better spent before: choose 0.002 to 0.02, and `denoise_final`.
 
     Raises:
-        ValueError: a power that is not positive; in a call, an end that the path does not reach.
+        ValueError: a power or scale that is not positive; in a call, an end that the path does not reach.
     """
 
     power: float = 2.0
     low: float | None = None
+    scale: float = 1.0
 
     def __post_init__(self):
         _check_positive("power", self.power)
+        _check_positive("scale", self.scale)
 
     def __call__(self, sde: SDE, steps: int) -> Tensor:
-        most, least = sde.at(_ends(sde)).angle.tolist()
-        low = least if self.low is None else math.atan(self.low)
+        ends = _ends(sde)
+        most, least = torch.atan2(sde.sigma(ends), self.scale * sde.alpha(ends)).tolist()
+        low = least if self.low is None else math.atan(self.low / self.scale)
         if not least <= low < most:
             raise ValueError(
-                f"low must be in [{math.tan(least):g}, {math.tan(most):g}), the range of sigma/alpha on the path; got "
-                f"{self.low}"
+                f"low must be in [{self.scale * math.tan(least):g}, {self.scale * math.tan(most):g}), the range of "
+                f"sigma/alpha on the path; got {self.low}"
             )
-        times = _times(sde, -2 * _roots(most, low, self.power, steps).pow(self.power).tan().log())
+        ratios = self.scale * _roots(most, low, self.power, steps).pow(self.power).tan()
+        times = _times(sde, -2 * ratios.log())
         if self.low is not None:
             times[-1] = sde.time(float64(-2 * math.log(self.low)))
         return times
@@ -174,11 +190,33 @@ uniform_angle, angle = Angle(1.0), Angle(2.0)
 
 
 @dataclass(frozen=True)
+class Bounded:
+    """The grid `Angle(power, scale=scale)`; without noise at t_min, its last step goes there from r = 0.002.
+
+    Args:
+        power, scale: see `Angle`.
+    """
+
+    power: float
+    scale: float
+
+    def __call__(self, sde: SDE, steps: int) -> Tensor:
+        end = _ends(sde)[1:]
+        if steps == 1 or bool(sde.sigma(end) > 0):
+            return Angle(self.power, scale=self.scale)(sde, steps)
+        return torch.cat([Angle(self.power, LOWEST, self.scale)(sde, steps - 1), end])
+
+
+bounded_karras, bounded_log_snr = Bounded(5.0, BOUND), Bounded(15.0, 3.0)
+
+
+@dataclass(frozen=True)
 class Indices:
     """Some of the nodes of a model with `count` discrete steps, times k / (count - 1) of `Tabulated`: one a step.
 
     They have one transition fewer than steps. The last evaluation is that of `denoise_final=True`, as in the samplers
-    of diffusers, whose last step goes to sigma = 0.
+    of diffusers, whose last step goes to sigma = 0. A single step, which only "trailing" takes at the noise, is that
+    evaluation alone.
 
     Args:
         spacing: "leading", k = 0, n, 2n, ... with n = count // steps; "trailing", from count - 1 down in steps of
@@ -187,7 +225,8 @@ class Indices:
         offset: added to the indices of "leading".
 
     Raises:
-        ValueError: another spacing, fewer than two nodes; in a call, a number of steps outside of 2, ..., count.
+        ValueError: another spacing, fewer than two nodes; in a call, a number of steps outside of 1, ..., count, or one
+            step with another spacing than "trailing".
     """
 
     spacing: str = "trailing"
@@ -201,8 +240,11 @@ class Indices:
             raise ValueError(f"count must be at least 2 nodes; got {self.count}")
 
     def __call__(self, sde: SDE, steps: int) -> Tensor:
-        if not 2 <= steps <= self.count:
-            raise ValueError(f"steps must be from 2 to {self.count}, one for each index; got {steps}")
+        fewest = 1 if self.spacing == "trailing" else 2
+        if not fewest <= steps <= self.count:
+            raise ValueError(
+                f"steps must be from {fewest} to {self.count} with spacing={self.spacing!r}, one an index; got {steps}"
+            )
         each = torch.arange(steps, dtype=torch.float64)
         if self.spacing == "leading":
             indices = (each.flip(0) * (self.count // steps) + self.offset).clamp(max=self.count - 1)
@@ -220,6 +262,8 @@ GRIDS: dict[str, Grid] = {
     "karras": karras,
     "uniform_angle": uniform_angle,
     "angle": angle,
+    "bounded_karras": bounded_karras,
+    "bounded_log_snr": bounded_log_snr,
 }
 
 
@@ -237,7 +281,7 @@ def resolve_grid(grid: str | Grid | Tensor | Sequence[float]) -> Grid:
     """Return the grid of a name or of a sequence of times; return a function as it is.
 
     Raises:
-        ValueError: an unknown name, or fewer than two times.
+        ValueError: an unknown name, or no times.
     """
     if callable(grid):
         return grid
@@ -253,19 +297,21 @@ def resolve_grid(grid: str | Grid | Tensor | Sequence[float]) -> Grid:
 
 def _as_times(times: Tensor | Sequence[float]) -> Tensor:
     times = float64(times).cpu()
-    if times.ndim != 1 or len(times) < 2:
-        raise ValueError(f"a grid must have two times or more, shape (n,); got shape {tuple(times.shape)}")
+    if times.ndim != 1 or not len(times):
+        raise ValueError(f"a grid must have times, shape (n,); got shape {tuple(times.shape)}")
     return times
 
 
 def transitions(times: Tensor, sde: SDE) -> list[Transition]:
-    """Consecutive pairs of a grid; times may rise again in between (RePaint, 2201.09865).
+    """Consecutive pairs of a grid; times may rise again in between (RePaint, 2201.09865). A single time has none.
 
     Raises:
-        ValueError: fewer than two times, two equal ones in a row, times outside of [t_min, t_max], a first one that is
-            not the largest, or a last one that is not the smallest.
+        ValueError: no times, a single one other than t_max, two equal ones in a row, times outside of [t_min, t_max], a
+            first one that is not the largest, or a last one that is not the smallest.
     """
     times = _as_times(times)
+    if len(times) == 1 and times[0] != sde.t_max:
+        raise ValueError(f"the time of a grid without transitions must be t_max={sde.t_max:g}; got {float(times[0]):g}")
     falls = times[0] == times.max() and times[-1] == times.min()
     if not (falls and bool((times.diff() != 0).all())) or times[0] > sde.t_max or times[-1] < sde.t_min:
         raise ValueError(

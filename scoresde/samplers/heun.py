@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import torch
 
-from scoresde.samplers.grids import Transition
+from scoresde.samplers.grids import Transition, bounded_karras
 from scoresde.samplers.linear import Linear, Row, Stage, check_signal, upward
 from scoresde.sdes import SDE
 from scoresde.sdes.transitions import Point, points
@@ -27,6 +27,7 @@ class Heun(Linear):
         ValueError: in a run, alpha = 0 where it starts.
     """
 
+    grid = bounded_karras
     view = "noise"
 
     def row(self, sde: SDE, nodes: Sequence[Point], target: Point, left: int) -> Row:
@@ -46,6 +47,7 @@ class EDM(Linear):
         ValueError: a negative churn, low >= high, a noise that is not positive; in a run, alpha = 0 where it starts.
     """
 
+    grid = bounded_karras
     view = "noise"
 
     def __init__(self, churn: float = 40.0, low: float = 0.0, high: float = math.inf, noise: float = 1.0):

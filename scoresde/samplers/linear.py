@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from scoresde.random_stream import RandomStream
-from scoresde.samplers.grids import Transition
+from scoresde.samplers.grids import Grid, Transition, angle
 from scoresde.score import BaseModel
 from scoresde.sdes import SDE
 from scoresde.sdes.transitions import Point, points, transition
@@ -89,9 +89,10 @@ class Linear:
     """A method given by its coefficients. A subclass defines `row` and sets `view`.
 
     view: the view that it combines, "denoised", "noise" or "v". past: the largest number of views that it combines,
-    the one at the current state included. stochastic: whether it draws noise.
+    the one at the current state included. stochastic: whether it draws noise. grid: the grid of times that suits it.
     """
 
+    grid: Grid = angle
     view = "denoised"
     past = 1
     stochastic = False

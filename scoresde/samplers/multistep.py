@@ -18,6 +18,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from scoresde.samplers.grids import Grid, bounded_log_snr
 from scoresde.samplers.linear import Linear, Row, Stage
 from scoresde.sdes import SDE
 from scoresde.sdes.sde import check_level
@@ -54,7 +55,8 @@ def exponential_weights(nodes: Sequence[float], start: float, end: float, rate: 
 class Multistep(Linear):
     """A multistep method, with or without a corrector. By default an exponential integrator of noise level `level`.
 
-    A subclass may override `transport` and `weights`, and `coordinate` if its polynomial is in another variable.
+    A subclass may override `transport` and `weights`, and `coordinate` and `grid` if its polynomial is in another
+    variable.
 
     Args:
         order: values that the predictor interpolates, 1 to `highest`.
@@ -64,6 +66,8 @@ class Multistep(Linear):
         highest: the largest order of the method.
         l: noise level.
     """
+
+    grid: Grid = bounded_log_snr
 
     def __init__(self, order: int, corrector: int, final: int, highest: int, l: float = 0.0):  # noqa: E741
         self.order, self.l = check_order(order, highest), check_level(l)

@@ -14,14 +14,32 @@ from torch import Tensor
 from scoresde.probability_flow import carry
 from scoresde.random_stream import RandomStream
 from scoresde.samplers.correctors import Corrector
-from scoresde.samplers.grids import FixedTimes, Grid, Transition, resolve_grid, segments, transitions
-from scoresde.samplers.sampler import Sampler, Step, StepFunction, as_step
+from scoresde.samplers.grids import (
+    FixedTimes,
+    Grid,
+    Transition,
+    bounded_log_snr,
+    resolve_grid,
+    segments,
+    transitions,
+    uniform_time,
+)
+from scoresde.samplers.sampler import PlainStep, Sampler, Step, StepFunction, as_step
 from scoresde.score import BaseModel
 from scoresde.sdes import SDE
 from scoresde.solvers import Solver
 
 ORDERS = ("predictor_first", "corrector_first")
 STEPS = 1000
+
+
+class Idle(PlainStep):
+    """The predictor of annealed Langevin dynamics: the state passes unchanged from one noise level to the next."""
+
+    grid = bounded_log_snr
+
+    def step(self, model: BaseModel, x: Tensor, t_from: Tensor, t_to: Tensor, stream: RandomStream) -> Tensor:
+        return x
 
 
 class PredictorCorrector(Sampler):
@@ -31,11 +49,12 @@ class PredictorCorrector(Sampler):
         predictor: the step to the next time, or None; a function (model, x, t_from, t_to, stream) -> x is a step.
         corrector: the Markov chain at a fixed time, or None.
         steps: number of transitions; default 1,000, or that of the times given as the grid.
-        grid: a name ("uniform_time", "uniform_log_snr", "quadratic", "karras", "uniform_angle", "angle"), a function
-            (sde, steps) -> (steps + 1,) times from t_max to t_min, or the times themselves, which may rise again in
-            between.
+        grid: a name of `samplers.grids` ("uniform_time", "uniform_log_snr", "quadratic", "karras", "uniform_angle",
+            "angle", "bounded_karras", "bounded_log_snr"), a function (sde, steps) -> (steps + 1,) times from t_max to
+            t_min, or the times themselves, which may rise again in between; default: the predictor's own `grid`, which
+            suits it.
         order: "predictor_first", correcting at the end of a transition (2011.13456, algorithm 1), or "corrector_first",
-            correcting at its start, as the published code does.
+            correcting at its start and before `denoise_final`, as the published code does.
         denoise_final: replace the last state by E[x_0 | x], one more evaluation.
 
     Raises:
@@ -49,7 +68,7 @@ class PredictorCorrector(Sampler):
         predictor: Step | StepFunction | None = None,
         corrector: Corrector | None = None,
         steps: int | None = None,
-        grid: str | Grid | Tensor | Sequence[float] = "uniform_time",
+        grid: str | Grid | Tensor | Sequence[float] | None = None,
         order: str = "predictor_first",
         denoise_final: bool = False,
     ):
@@ -58,16 +77,16 @@ class PredictorCorrector(Sampler):
             raise ValueError("give a predictor, a corrector or both; got neither")
         if corrector is not None and (isinstance(corrector, type) or not callable(corrector)):
             raise TypeError(f"a corrector must be a function (model, x, t, stream) -> x; got {corrector!r}")
-        self.grid = resolve_grid(grid)
+        self.predictor = Idle() if predictor is None else as_step(predictor)
+        self.grid = getattr(self.predictor, "grid", uniform_time) if grid is None else resolve_grid(grid)
         default = len(self.grid.times) - 1 if isinstance(self.grid, FixedTimes) else STEPS
         self.steps = default if steps is None else steps
         if isinstance(self.grid, FixedTimes) and self.steps != default:
             raise ValueError(f"a grid of {default + 1} times has {default} steps; got steps={steps}: leave steps out")
-        if self.steps < 1:
+        if self.steps < min(default, 1):  # a single time has none
             raise ValueError(f"steps must be at least 1; got {self.steps}")
         if order not in ORDERS:
             raise ValueError(f"order must be one of {', '.join(ORDERS)}; got {order!r}")
-        self.predictor = None if predictor is None else as_step(predictor)
         self.corrector, self.order = corrector, order
 
     def transitions(self, sde: SDE) -> list[Transition]:
@@ -76,8 +95,6 @@ class PredictorCorrector(Sampler):
 
     def plan(self, sde: SDE, transitions: Sequence[Transition]) -> Sequence[Any]:
         """The times of each transition, and the predictor's entry for it."""
-        if self.predictor is None:
-            return [(pair, None) for pair in transitions]
         return list(zip(transitions, self.predictor.plan(sde, transitions), strict=True))
 
     def advance(self, model: BaseModel, x: Tensor, entry: Any, stream: RandomStream, memory: Any) -> tuple[Tensor, Any]:
@@ -85,11 +102,16 @@ class PredictorCorrector(Sampler):
         (t_from, t_to), prepared = entry
         if self.corrector is not None and self.order == "corrector_first":
             x = self.corrector(model, x, t_from, stream)
-        if self.predictor is not None:
-            x, memory = self.predictor.advance(model, x, prepared, stream, memory)
+        x, memory = self.predictor.advance(model, x, prepared, stream, memory)
         if self.corrector is not None and self.order == "predictor_first":
             x = self.corrector(model, x, t_to, stream)
         return x, memory
+
+    def denoise(self, model: BaseModel, x: Tensor, t: Tensor, stream: RandomStream) -> Tensor:
+        """E[x_0 | x] of the last state, which is corrected once more in the order "corrector_first"."""
+        if self.corrector is not None and self.order == "corrector_first":
+            x = self.corrector(model, x, t, stream)
+        return super().denoise(model, x, t, stream)
 
 
 class ProbabilityFlow(Sampler):

@@ -14,12 +14,14 @@ from torch import Tensor
 
 from scoresde.protocols import Model
 from scoresde.random_stream import RandomStream
+from scoresde.samplers.grids import Angle
 from scoresde.samplers.linear import Linear, Row, Stage, check_signal
 from scoresde.sdes import SDE
 from scoresde.sdes.sde import check_level
 from scoresde.sdes.transitions import Point, posterior, transition
 from scoresde.wrappers import as_model
 
+REVERSE_GRID, FLOW_GRID = Angle(3.0, scale=3.0), Angle(4.0, scale=30.0)  # stable for few steps, also from much noise
 TINY = 1e-300  # replaces a variance of 0 under a logarithm
 VARIANCES = ("posterior", "forward", "learned")
 
@@ -27,6 +29,7 @@ VARIANCES = ("posterior", "forward", "learned")
 class ReverseFamilyStep(Linear):
     """Base class of the steps that discretise the drift and the diffusion of the reverse family of noise level l."""
 
+    grid = FLOW_GRID
     view = "noise"
 
     def __init__(self, l: float = 1.0):  # noqa: E741 - the letter of the formula
@@ -50,6 +53,10 @@ class EulerMaruyama(ReverseFamilyStep):
     Raises:
         ValueError: a negative noise level; in a run, alpha = 0 where it starts.
     """
+
+    def __init__(self, l: float = 1.0):  # noqa: E741 - the letter of the formula
+        super().__init__(l)
+        self.grid = REVERSE_GRID if self.l >= 1 else FLOW_GRID
 
     def row(self, sde: SDE, nodes: Sequence[Point], target: Point, left: int) -> Row:
         check_signal(sde, nodes[0], self)
@@ -93,6 +100,7 @@ class ReverseDiffusion(Linear):
     From alpha = 0, where x is pure noise, the first step adds as much noise again; many steps are needed there.
     """
 
+    grid = REVERSE_GRID
     view = "noise"
     stochastic = True
 
@@ -164,6 +172,7 @@ class Ancestral(Linear):
         ValueError: another variance; in a run, "learned" with a model without a learned variance.
     """
 
+    grid = REVERSE_GRID
     view = "denoised"
     stochastic = True
 

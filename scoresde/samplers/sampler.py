@@ -21,7 +21,7 @@ from scoresde.counting import Evaluations, counting
 from scoresde.progress import progress_bar
 from scoresde.protocols import Model
 from scoresde.random_stream import RandomStream
-from scoresde.samplers.grids import Transition
+from scoresde.samplers.grids import Grid, Transition, uniform_time
 from scoresde.score import BaseModel, device_of
 from scoresde.sdes import SDE
 from scoresde.tensors import at_least_float32, check_shape_of_states
@@ -38,7 +38,8 @@ class Step(Protocol):
     """A step that prepares all transitions before the loop, and may have a memory.
 
     plan: one entry for each transition. advance: the state at the end of the transition of that entry, and the memory
-    for the next transition, which is None at first.
+    for the next transition, which is None at first. A step may have `grid`, the grid of times that suits it, also for a
+    few steps; equal steps in t are taken for one without it.
     """
 
     def plan(self, sde: SDE, transitions: Sequence[Transition]) -> Sequence[Any]: ...
@@ -49,6 +50,8 @@ class Step(Protocol):
 
 class PlainStep:
     """A step whose plan is the transitions and which has no memory. A subclass defines `step`."""
+
+    grid: Grid = uniform_time
 
     def step(self, model: BaseModel, x: Tensor, t_from: Tensor, t_to: Tensor, stream: RandomStream) -> Tensor:
         """The state at t_to; see `StepFunction`."""
@@ -126,6 +129,10 @@ class Sampler(PlainStep):
         """The pairs (t_from, t_to) from t_max to t_min, float64."""
         raise NotImplementedError(f"{type(self).__name__} must define transitions(sde)")
 
+    def denoise(self, model: BaseModel, x: Tensor, t: Tensor, stream: RandomStream) -> Tensor:
+        """E[x_0 | x] of the last state: the end of a run with `denoise_final`."""
+        return model.predict(x, t).denoised
+
     @torch.no_grad()
     def __call__(
         self,
@@ -160,14 +167,17 @@ class Sampler(PlainStep):
 
         Raises:
             ValueError: both or neither of shape and x_T, states that are not floating-point numbers (B, *), a number of
-                seeds other than B, a negative trajectory, or a shape if states at the first time are more than noise;
-                a step or a constraint that returns another shape.
+                seeds other than B, a negative trajectory, a shape if states at the first time are more than noise,
+                neither transitions nor `denoise_final`, or a step or a constraint that returns another shape.
             RuntimeError: samples that are NaN or infinite.
         """
         if (every := int(trajectory)) < 0:
             raise ValueError(f"trajectory must be True, False or a positive number; got {trajectory}")
         model = as_model(model, cond)
         pairs = self.transitions(model.sde)
+        t = pairs[0][0] if pairs else torch.tensor(model.sde.t_max, dtype=torch.float64)
+        if not pairs and not self.denoise_final:
+            raise ValueError(f"a sampler must have transitions or denoise_final=True; got neither from {self!r}")
         if (shape is None) == (x_T is None):
             raise ValueError("give either a shape (B, *) or a starting state x_T, exactly one of the two")
         x = torch.empty(tuple(shape or ()), dtype=dtype, device=device or device_of(model)) if x_T is None else x_T
@@ -175,9 +185,10 @@ class Sampler(PlainStep):
             raise ValueError(f"states must be floating-point tensors (B, *); got {x.dtype} {tuple(x.shape)}")
         stream, dtype, x = RandomStream(generator, seeds, len(x)), x.dtype, at_least_float32(x)
         if x_T is None:
-            x = _noise_std(model.sde, pairs[0][0]) * stream.normal(x)
+            x = _noise_std(model.sde, t) * stream.normal(x)
         memory, states = None, [x] if every else []
-        plan = progress_bar(self.plan(model.sde, pairs), title="sampling", unit="step", shown=progress)
+        plan = self.plan(model.sde, pairs) if pairs else []
+        plan = progress_bar(plan, title="sampling", unit="step", shown=progress)
         count = Evaluations()
         for i, (entry, (_, t)) in enumerate(zip(plan, pairs, strict=True)):
             with counting(count):  # evaluations of a callback are not counted
@@ -192,7 +203,7 @@ class Sampler(PlainStep):
                 states.append(x)
         if self.denoise_final:
             with counting(count):
-                x = model.predict(x, t).denoised
+                x = self.denoise(model, x, t, stream)
         x = x.to(dtype)
         _refuse_nan(x)
         return Samples(x, count.forward, torch.stack(states) if states else None, count.backward)

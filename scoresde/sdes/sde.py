@@ -119,6 +119,15 @@ class SDE(nn.Module):
             low = low + width * cleaner.sum(dim=-1)
         return low
 
+    def chain_alpha(self, t: Tensor, steps: int = 1000) -> Tensor:
+        """alpha_i = 1 - beta_i, beta_i = beta(t_i) t_max/steps, of the chain of `steps` nodes from 0 to t_max.
+
+        It is that of the last node up to t, as in the code of 2011.13456; f = -beta/2, so that it is 1 where alpha = 1.
+        """
+        spacing = self.t_max / (steps - 1)
+        node = (spacing * torch.floor(t / spacing + 1e-6)).clamp(min=self.t_min)
+        return (1 + 2 * self.drift(node) * self.t_max / steps).clamp(min=0)
+
     def perturb(self, x0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
         """A draw from p(x_t | x_0): alpha(t) x0 + sigma(t) noise, with x0 and noise (B, *), t () or (B,).
 

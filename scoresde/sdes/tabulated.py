@@ -50,6 +50,13 @@ class Tabulated(LogSNRPath):
         # Plain attributes, not buffers: they stay in float64 on the CPU when the model moves.
         self.nodes, self.values, self.slopes = nodes, values, torch.from_numpy(np.asarray(slopes))
 
+    def chain_alpha(self, t: Tensor, steps: int = 1000) -> Tensor:
+        """alpha_i = 1 - beta_i of the last node up to t: its alpha^2 over that of the node before, or over 1."""
+        squares = self.alpha(self.nodes).square()
+        ratios = torch.cat([squares[:1], squares[1:] / squares[:-1]])
+        below = torch.searchsorted(self.nodes, t.cpu() + 1e-9 * (self.t_max - self.t_min), right=True) - 1
+        return ratios[below.clamp(min=0)].to(t)
+
     @classmethod
     def from_alphas_cumprod(cls, alphas_cumprod: Table, times: Table | None = None) -> Self:
         """The schedule of DDPM and diffusers: alpha^2 at each step (their alpha-bar, 2006.11239, eq. 4)."""

@@ -7,7 +7,7 @@ from scipy.integrate import cumulative_trapezoid
 
 import scoresde as ss
 from scoresde import losses
-from tests.conftest import FINITE, INSTANCES, close, f64, seeded
+from tests.conftest import FINITE, INSTANCES, close, f64, seeded, some
 from tests.losses.published import DENSITIES, grid, published_density
 
 DDPM, NCSN = INSTANCES["ddpm"], INSTANCES["ncsn"]
@@ -29,11 +29,41 @@ def test_the_density_integrates_to_one_and_the_quantile_inverts_its_integral(sde
 
 
 @pytest.mark.parametrize("name", ["log-snr", "log-normal"])
-@pytest.mark.parametrize("sde", [ss.ZeroTerminalSNR(ss.VP()), ss.Rectified(t_min=0.0), ss.Cosine(t_max=1.0)])
-def test_densities_over_log_snr_refuse_an_infinite_one(sde, name):
-    with pytest.raises(ValueError, match=r"finite log-SNR .* raise t_min, lower t_max, or pass times=UniformTime"):
+def test_densities_over_log_snr_need_noise_at_the_start(name):
+    sde = ss.Rectified(t_min=0.0)
+    with pytest.raises(ValueError, match=r"infinite log-SNR at t=0: raise t_min, or pass times=UniformTime"):
         losses.DenoisingScoreMatching(times=DENSITIES[name]).draw_times(sde, 3)
     assert losses.DenoisingScoreMatching().draw_times(sde, 3).shape == (3,)
+
+
+@pytest.mark.parametrize("name", ["log-snr", "log-normal"])
+@pytest.mark.parametrize("sde", [*some("zero-snr-vp", "zero-snr-ve"), pytest.param(ss.Cosine(t_max=1.0), id="cosine")])
+def test_densities_over_log_snr_end_where_no_signal_is_left(sde, name):
+    """At log-SNR = -30: the quantile inverts the integral of the density, which is 1 up to there."""
+    times, u = DENSITIES[name], torch.linspace(0, 1, 41, dtype=torch.float64)
+    t = times.quantile(sde, u)
+    assert float(sde.log_snr(t[-1])) == pytest.approx(-30, abs=0.01)
+    levels = torch.linspace(float(sde.log_snr(t[0])), -29.9, 4000, dtype=torch.float64)
+    fine = sde.time(levels)
+    by_level = times.density(sde, fine) / losses.time_densities.log_snr_slope(sde, fine)
+    cumulative = cumulative_trapezoid(by_level, -levels, initial=0)
+    assert np.abs(np.interp(-sde.log_snr(t[1:-1]), -levels, cumulative) - u[1:-1].numpy()).max() < 5e-3
+
+
+@pytest.mark.parametrize("weighting", ["likelihood", "karras"])
+def test_the_weightings_over_log_snr_are_finite_where_no_signal_is_left(weighting):
+    sde, loss = ss.ZeroTerminalSNR(ss.VP()), losses.DenoisingScoreMatching(weighting)
+    model = ss.ScoreModel(lambda x, label, cond: torch.tanh(x), sde, "v")
+    terms = loss(model, torch.ones(1000, 2), generator=seeded())
+    assert bool(torch.isfinite(terms.value).all() & torch.isfinite(terms.weight).all())
+
+
+def test_nodes_spaced_in_log_snr_end_where_no_signal_is_left():
+    sde = ss.ZeroTerminalSNR(ss.VP())
+    nodes = losses.Nodes(9, "log_snr").nodes(sde)
+    assert float(nodes[-1]) == 1
+    levels = sde.log_snr(nodes[:-1])
+    close(levels.diff(), ((-30 - levels[0]) / 8).expand(7), rtol=1e-3)
 
 
 NODES = {

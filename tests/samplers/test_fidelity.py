@@ -168,7 +168,7 @@ def test_ancestral(variance, name):
     ("spacing", "offset"), [("leading", 0), ("leading", 1), ("trailing", 0), ("trailing", 1), ("linspace", 0)]
 )
 def test_indices_are_the_timesteps(spacing, offset):
-    for steps in (2, 7, 50, 333, 1000 - offset):
+    for steps in (*([1] if spacing == "trailing" else []), 2, 7, 50, 333, 1000 - offset):
         scheduler = diffusers.DDIMScheduler(timestep_spacing=spacing, steps_offset=offset)
         scheduler.set_timesteps(steps)
         times = ss.samplers.Indices(spacing, offset=offset)(path(), steps)

@@ -43,8 +43,12 @@ def test_power_and_angle(sde):
     """Also where no signal is left."""
     for power in (1.0, 2.0, 3.5):
         spaced(samplers.Power(power), sde, lambda t, power=power: t ** (1 / power), 1e-9)
-    for power in (1.0, 2.0):
-        spaced(samplers.Angle(power), sde, lambda t, power=power: angle(sde, t) ** (1 / power))
+    for power, scale in ((1.0, 1.0), (2.0, 1.0), (5.0, 10.0)):
+        spaced(
+            samplers.Angle(power, scale=scale),
+            sde,
+            lambda t, power=power, scale=scale: torch.atan(angle(sde, t).tan() / scale) ** (1 / power),
+        )
 
 
 @pytest.mark.parametrize("sde", FINITE)
@@ -58,6 +62,7 @@ def test_uniform_log_snr_and_karras(sde):
 def test_names_of_grids():
     power, by_angle = samplers.Power, samplers.Angle
     expected = [power(1), samplers.uniform_log_snr, power(2), samplers.KarrasGrid(7), by_angle(1), by_angle(2)]
+    expected += [samplers.bounded_karras, samplers.bounded_log_snr]
     assert list(GRIDS.values()) == expected
     assert [resolve_grid(name) for name in GRIDS] == expected
 
@@ -79,11 +84,24 @@ def test_power_and_angle_end_where_requested():
     close(ratio(sde, times)[-1], f64(0.02), 1e-9)
 
 
-@pytest.mark.parametrize("name", ["uniform_log_snr", "karras"])
 @pytest.mark.parametrize("sde", some("zero-snr-vp", "zero-snr-ve"))
-def test_no_grid_in_log_snr_where_it_is_infinite(name, sde):
-    with pytest.raises(ValueError, match="needs a finite log-SNR at both ends, but ZeroTerminalSNR has"):
-        GRIDS[name](sde, 8)
+def test_where_no_signal_is_left_the_grids_are_bounded(sde):
+    """Equal steps in a power of atan(r / scale), which are those of log r or r^(1/rho) at small r."""
+    named = {"uniform_log_snr": (15, 3), "bounded_log_snr": (15, 3), "karras": (7, 10), "bounded_karras": (5, 10)}
+    for name, (power, scale) in named.items():
+        spaced(
+            GRIDS[name], sde, lambda t, power=power, scale=scale: torch.atan(ratio(sde, t) / scale) ** (1 / power), 1e-5
+        )
+
+
+@pytest.mark.parametrize("sde", [ss.Rectified(t_min=0.0), ss.VP(t_min=0.0), ss.Cosine(t_min=0.0, t_max=1.0)])
+def test_without_noise_at_the_end_the_last_step_goes_there_from_the_lowest_level_of_edm(sde):
+    for name in ("uniform_log_snr", "karras", "bounded_log_snr", "bounded_karras"):
+        times = GRIDS[name](sde, 9)
+        assert (len(times), float(times[0]), float(times[-1])) == (10, sde.t_max, 0.0)
+        assert bool((times.diff() < 0).all())
+        close(ratio(sde, times[-2:-1]), f64([0.002]), 1e-6)
+        assert GRIDS[name](sde, 1).tolist() == [sde.t_max, 0.0]
 
 
 # Indices
@@ -136,11 +154,18 @@ def test_a_function_is_a_grid_and_1000_steps_are_the_default():
     assert len(samplers.PredictorCorrector(samplers.DDIM()).transitions(ss.VP())) == 1000
 
 
-def test_segments_are_uniform_in_log_snr():
-    sde = ss.VP()
+@pytest.mark.parametrize("sde", some("vp", "zero-snr-vp"))
+def test_segments_begin_where_no_signal_is_left_too(sde):
     assert segments(sde, 4) == transitions(samplers.uniform_log_snr(sde, 4), sde)
-    zero = ss.ZeroTerminalSNR(sde)  # a single one needs no log-SNR
-    assert segments(zero, 1) == [tuple(f64(1.0, 1e-5))]
+    assert segments(sde, 1) == [tuple(f64(1.0, 1e-5))]
+
+
+def test_bounded_log_snr_is_nearly_uniform_where_there_is_signal():
+    """Between sigma/alpha = 1 and the end of VP, steps of log-SNR differ by less than a factor of two."""
+    sde = ss.VP()
+    times = samplers.bounded_log_snr(sde, 40)
+    steps = sde.log_snr(times[ratio(sde, times) < 1]).diff()
+    assert steps.max() < 2 * steps.min()
 
 
 @pytest.mark.parametrize(
@@ -177,13 +202,15 @@ def test_times_may_rise_in_between(times):
             lambda: resolve_grid("spline"),
             "grid must be one of uniform_time, uniform_log_snr, quadratic, karras",
         ),
-        (lambda: resolve_grid([0.9]), r"two times or more, shape \(n,\); got shape \(1,\)"),
+        (lambda: resolve_grid([]), r"a grid must have times, shape \(n,\); got shape \(0,\)"),
+        (lambda: transitions(f64(0.9)[None], ss.VP()), "without transitions must be t_max=1; got 0.9"),
         (lambda: resolve_grid(torch.tensor(1.0)), r"got shape \(\)"),
         (lambda: transitions(f64(0.9, 0.5)[None], ss.VP()), r"got shape \(1, 2\)"),
         (lambda: samplers.Power(0.0), "power must be positive; got 0.0"),
         (lambda: samplers.Power(end=1e-6)(ss.VP(), 4), r"end must be in \[1e-05, 1\); got 1e-06"),
         (lambda: samplers.Power(end=1.0)(ss.VP(), 4), r"end must be in \[1e-05, 1\)"),
         (lambda: samplers.Angle(-1.0), "power must be positive"),
+        (lambda: samplers.Angle(scale=0.0), "scale must be positive"),
         (lambda: samplers.Angle(low=1e-9)(ss.SubVP(), 8), r"low must be in \["),
         (lambda: samplers.KarrasGrid(0.0), "rho must be positive"),
         (lambda: samplers.KarrasGrid(low=0.001)(ss.Karras(), 4), r"within \[0.002, 80\].*got low=0.001, high=80"),
@@ -191,8 +218,10 @@ def test_times_may_rise_in_between(times):
         (lambda: samplers.KarrasGrid(low=2.0, high=1.0)(ss.Karras(), 4), "low < high"),
         (lambda: samplers.Indices("even"), "spacing must be 'leading', 'trailing' or 'linspace'; got 'even'"),
         (lambda: samplers.Indices(count=1), "at least 2 nodes; got 1"),
-        (lambda: samplers.Indices()(DISCRETE, 1), "steps must be from 2 to 1000"),
-        (lambda: samplers.Indices()(DISCRETE, 1001), "steps must be from 2 to 1000"),
+        (lambda: samplers.Indices()(DISCRETE, 0), "steps must be from 1 to 1000 with spacing='trailing'"),
+        (lambda: samplers.Indices()(DISCRETE, 1001), "steps must be from 1 to 1000"),
+        (lambda: samplers.Indices("leading")(DISCRETE, 1), "steps must be from 2 to 1000 with spacing='leading'"),
+        (lambda: samplers.Indices("linspace")(DISCRETE, 1), "steps must be from 2 to 1000 with spacing='linspace'"),
     ],
 )
 def test_bad_arguments(make, message):

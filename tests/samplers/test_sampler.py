@@ -99,7 +99,7 @@ def test_a_constraint_may_write_in_place(step, model):
         return x.neg_() if float(t) == turn else x
 
     turn = float(uniform_time(model.sde, 12)[8])
-    make = PredictorCorrector(step, steps=12)
+    make = PredictorCorrector(step, steps=12, grid="uniform_time")
     runs = [make(model, **SEEDS, constraint=constraint, trajectory=True) for constraint in (flipped, in_place)]
     assert torch.equal(runs[0].trajectory, runs[1].trajectory)
 
@@ -206,7 +206,7 @@ def test_a_step_may_be_a_function_that_receives_the_times_as_float64(model):
         return x + float(t_to - t_from) * model.velocity(x, t_from)
 
     own = PredictorCorrector(euler, steps=10)(model, x_T=X)
-    library = PredictorCorrector(ss.samplers.EulerMaruyama(l=0), steps=10)(model, x_T=X)
+    library = PredictorCorrector(ss.samplers.EulerMaruyama(l=0), steps=10, grid="uniform_time")(model, x_T=X)
     torch.testing.assert_close(own.x, library.x)
     assert own.nfe == library.nfe == 10
     assert all(t.dtype == torch.float64 and t.shape == () for pair in calls for t in pair)
@@ -258,6 +258,35 @@ def test_noise_does_not_replace_states_with_signal(model):
     with pytest.raises(ValueError, match=r"starts at t=0.4 needs starting states x_T"):
         make(model, shape=SHAPE)
     assert make(model, x_T=X).nfe == 2
+
+
+@pytest.mark.parametrize("grid", [ss.samplers.Indices("trailing"), [1.0]], ids=["trailing", "t_max"])
+def test_a_single_step_from_noise_is_the_posterior_mean(model, grid):
+    """2305.08891, table 2, at one step: index 999 alone, from which DDIM goes to sigma = 0."""
+    steps = 1 if callable(grid) else None
+    make = PredictorCorrector(ss.samplers.DDIM(), steps=steps, grid=grid, denoise_final=True)
+    result = make(model, x_T=X, trajectory=True)
+    assert torch.equal(result.x, model.denoise(X, 1.0))
+    assert (result.nfe, len(result.trajectory)) == (1, 1)
+    assert make(model, **SEEDS).x.shape == SHAPE
+    with pytest.raises(ValueError, match="must have transitions or denoise_final=True; got neither"):
+        PredictorCorrector(ss.samplers.DDIM(), steps=steps, grid=grid)(model, x_T=X)
+    with pytest.raises(ValueError, match=r"a time that the sampler passes; it has no transitions, but t=0\.5"):
+        ss.editing.perturb_and_denoise(model, X, 0.5, make, seeds=[0, 1])
+
+
+def test_in_the_published_order_a_corrector_acts_before_the_last_denoising(model):
+    times = []
+
+    def corrector(model, x, t, stream):
+        times.append(float(t))
+        return x + 1
+
+    for order, expected in (("corrector_first", [1.0, 0.5, 0.1]), ("predictor_first", [0.5, 0.1])):
+        times.clear()
+        make = PredictorCorrector(None, corrector, grid=[1.0, 0.5, 0.1], order=order, denoise_final=True)
+        close(make(model, x_T=X).x, model.denoise(X + len(expected), 0.1))
+        assert times == expected
 
 
 @pytest.mark.parametrize(

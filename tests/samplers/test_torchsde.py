@@ -73,7 +73,7 @@ def test_euler_is_euler_maruyama_on_the_same_increments(monkeypatch, shape, leve
     model = oracle(shape).score_model(sde)
     theirs = TorchSDE("euler", steps, l=level)(model, x_T=x_T, seeds=SEEDS)
     ours, replayed, step = x_T, Replayed(draws), EulerMaruyama(level)
-    for t, s in PredictorCorrector(step, steps=steps).transitions(sde):
+    for t, s in PredictorCorrector(step, steps=steps, grid="uniform_time").transitions(sde):
         ours = make_transition(step, model, ours, t, s, replayed)
     close(theirs.x, ours, rtol=1e-6, atol=1e-6)
     assert len(draws) == steps

@@ -77,6 +77,17 @@ def test_without_clean_data_or_draws_there_is_no_bound(options):
     assert set(held_out(images, **options)(new_model(), 0)) == {"validation_loss", "validation_loss_stderr"}
 
 
+def test_the_bound_where_no_signal_is_left_is_the_entropy_of_the_data():
+    """The exact score of N(0, 1) has the bound log(2 pi e)/2, up to the decoder's noise of 1/SNR at t_min."""
+    model = ss.GaussianMixture(torch.zeros(1, 2), torch.ones(1)).score_model(ss.ZeroTerminalSNR(ss.VP(t_min=1e-3)))
+    model.register_parameter("unused", torch.nn.Parameter(torch.zeros(())))  # for the device
+    data = list(torch.randn(512, 2, generator=seeded()))
+    numbers = held_out(data, samples=512)(model, 0)
+    exact = float(torch.stack(data).square().mean() / 2) + 0.5 * math.log(2 * math.pi)
+    assert numbers["validation_nats_per_dim_bound"] == pytest.approx(exact, abs=0.1)
+    assert math.isfinite(numbers["validation_loss"])
+
+
 def test_no_samples_are_refused():
     with pytest.raises(ValueError, match="needs at least one sample; got samples=0 of 40"):
         held_out(samples=0)
