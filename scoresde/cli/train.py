@@ -9,13 +9,14 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from scoresde import build
-from scoresde.cli.common import fit_transform, flatten, run_directory, save_picture
+from scoresde.cli.common import fit_transform, flatten, run_directory, save_picture, warnings_on_stderr
 from scoresde.cli.output import Record, command, print_rows, shows_progress
 from scoresde.data.summary import state_of
 from scoresde.dequantization import DataMap
 from scoresde.samplers import Sampler
 from scoresde.score import ScoreModel
 from scoresde.training import distributed
+from scoresde.training.batches import fitting
 from scoresde.training.json_lines import read_lines
 from scoresde.training.trainer import CHECKPOINT, LOG
 from scoresde.training.validation import HeldOut
@@ -35,7 +36,9 @@ def train(config: DictConfig) -> Record | None:
     is_shape_open = OmegaConf.is_missing(config.data, "shape")
     if is_shape_open:
         config.data.shape = None
-    dataset = build.instantiate(config.data.train, trust)
+    with warnings_on_stderr():
+        dataset = build.instantiate(config.data.train, trust)
+        config.trainer.batch_size = fitting(config.trainer.batch_size, dataset)
     if is_shape_open:
         config.data.shape = list(state_of(dataset[0]).shape)
     torch.manual_seed(config.seed)
@@ -52,11 +55,15 @@ def train(config: DictConfig) -> Record | None:
         held_out = HeldOut(loss, validation, trained, measured, **config.held_out, seed=config.seed)
     # Train.
     parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    record: Record = {"run": run, "parameters": parameters, "samples": len(dataset), "steps": trainer.steps}
+    mirrored = getattr(dataset, "mirrored", 0)
+    record: Record = {"run": run, "parameters": parameters, "samples": len(dataset), "mirrored": mirrored}
+    record |= {"batch_size": trainer.batch_size, "steps": trainer.steps}
     if is_first:
         check_unchanged(config, run)
         build.write_config(config, run / build.CONFIG, command())
-        print_rows({**record, "parameters": f"{parameters:,}"})
+        samples = f"{len(dataset)}" + (f", {mirrored} of them mirror images (data.flip)" if mirrored else "")
+        shown = {**record, "parameters": f"{parameters:,}", "samples": samples}
+        print_rows({key: value for key, value in shown.items() if key != "mirrored"})
     preview = partial(save_preview, sampler, measured, config, run)
     started = time.perf_counter()
     with warnings.catch_warnings():

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from scoresde.networks.embeddings import PositionalEmbedding, TimeEmbedding, named
-from scoresde.networks.layers import CONVOLUTIONS, attend, check_shape, checkpointed, linear, spatial_sides, split_heads
+from scoresde.networks.layers import CONVOLUTIONS, Border, attend, check_shape, checkpointed, linear, split_heads
 from scoresde.protocols import Condition
 
 LABEL_FEATURES = 256
@@ -139,9 +139,10 @@ class DiT(nn.Module):
         dropout: probability, in the blocks.
         out_channels: of the output; by default those of the state (twice as many for a learned variance).
         checkpointing: store only the tokens between blocks, and recompute each block in the backward pass.
+        pad: surround states whose sides `patch` does not divide by zeros, and crop the output.
 
     Raises:
-        ValueError: sides that `patch` does not divide, or a width that the axes or the heads do not divide.
+        ValueError: sides that `patch` does not divide without `pad`, or a width that the axes or the heads do not divide.
     """
 
     def __init__(
@@ -159,19 +160,18 @@ class DiT(nn.Module):
         dropout: float = 0.0,
         out_channels: int | None = None,
         checkpointing: bool = False,
+        pad: bool = False,
     ):
         super().__init__()
-        sides = spatial_sides(image_size)
-        dims = len(sides)
-        if any(side % patch for side in sides):
-            raise ValueError(f"patch = {patch} must divide every side; got image_size = {image_size}")
+        self.border = Border(image_size, patch, pad)
+        dims = len(self.border.sides)
         if width % (2 * dims) or width % heads:
             raise ValueError(
                 f"twice the number of spatial dimensions ({2 * dims}) and the number of heads ({heads}) must divide "
                 f"the width; got width = {width}"
             )
-        self.shape, self.patch, self.checkpointing = (channels, *sides), patch, checkpointing
-        self.grid = tuple(side // patch for side in sides)
+        self.shape, self.patch, self.checkpointing = (channels, *self.border.sides), patch, checkpointing
+        self.grid = tuple(side // patch for side in self.border.padded)
         self.input = CONVOLUTIONS[dims](channels, width, patch, stride=patch)
         nn.init.xavier_uniform_(self.input.get_parameter("weight").detach().flatten(1))  # as a linear layer on patches
         nn.init.zeros_(self.input.get_parameter("bias"))
@@ -189,10 +189,10 @@ class DiT(nn.Module):
         """Return F (B, C', *space) of x (B, C, *space), at noise labels (B,) and a condition, see `embeddings`."""
         check_shape(x, self.shape)
         features = self.time(c_noise, named(cond, self.time.cond.parts))
-        tokens = self.input(x).flatten(2).transpose(1, 2) + self.positions
+        tokens = self.input(self.border.add(x)).flatten(2).transpose(1, 2) + self.positions
         for block in self.blocks.values():
             tokens = checkpointed(block, tokens, features, active=self.checkpointing)
-        return unpatchify(self.final(tokens, features), self.grid, self.patch)
+        return self.border.remove(unpatchify(self.final(tokens, features), self.grid, self.patch))
 
 
 def dit_s(image_size: int | Sequence[int] = 32, channels: int = 4, patch: int = 2, **options: Any) -> DiT:
