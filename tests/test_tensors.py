@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from scoresde.tensors import broadcast, sum_dims
+from scoresde.tensors import broadcast, listed, sum_dims
 
 
 @pytest.mark.parametrize("shape", [(2, 2), (4, 3), (2, 1, 4, 4)])
@@ -27,3 +27,9 @@ def test_sums_are_in_float64():
     x = torch.full((1, 1000), 0.1)
     assert sum_dims(x).dtype == torch.float64
     assert float(sum_dims(x)) == pytest.approx(1000 * float(torch.tensor(0.1)), rel=1e-12)
+
+
+def test_a_long_list_is_shortened_in_messages():
+    assert listed([1.0, 0.25]) == "[1, 0.25]"
+    assert listed(torch.arange(8)) == "[0, 1, 2, 3, 4, 5, 6, 7]"
+    assert listed(torch.arange(1000) / 999) == "[0, 0.001001, 0.002002, ..., 0.997998, 0.998999, 1] (1000 numbers)"

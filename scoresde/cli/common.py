@@ -1,6 +1,7 @@
 """What the verbs share: the directory of a run, checked settings, warnings, files."""
 
 import hashlib
+import math
 import shlex
 import sys
 import warnings
@@ -23,6 +24,7 @@ from scoresde.training import distributed
 
 SPLITS = ("train", "validation", "test")
 MAX_FILE_NAME = 255  # bytes
+FEW = 20  # samples of a split, below which its figures carry a warning
 
 
 def config_directory() -> Path:
@@ -67,11 +69,24 @@ def load_run(config: DictConfig, device: str) -> build.Run:
 
 
 def run_data(run: build.Run, split: str, trust: Sequence[str]) -> Any:
-    """Build the dataset of a split of a run; raise ValueError if the run's configuration has none."""
+    """Build the dataset of a split of a run, with a warning on stderr if it has few samples.
+
+    Raises:
+        ValueError: the run's configuration has no such split, and see `build.instantiate`.
+    """
     node = run.config.data.get(check_choice("split", split, SPLITS))
     if node is None:
         raise ValueError(f"{run.path} has no {split} data: set data.{split} in its {build.CONFIG}")
-    return build.instantiate(node, trust)
+    dataset = build.instantiate(node, trust)
+    if 1 < (count := len(dataset)) < FEW:
+        with warnings_on_stderr():
+            warnings.warn(
+                f"the {split} split has {count} samples, so that a standard error over them is itself uncertain by "
+                f"{100 / math.sqrt(2 * (count - 1)):.0f}%: train with larger shares of validation and test data "
+                "(data.shares of arrays and tables)",
+                stacklevel=2,
+            )
+    return dataset
 
 
 def file_name(text: str) -> str:

@@ -61,9 +61,8 @@ def train(config: DictConfig) -> Record | None:
     if is_first:
         check_unchanged(config, run)
         build.write_config(config, run / build.CONFIG, command())
-        samples = f"{len(dataset)}" + (f", {mirrored} of them mirror images (data.flip)" if mirrored else "")
-        shown = {**record, "parameters": f"{parameters:,}", "samples": samples}
-        print_rows({key: value for key, value in shown.items() if key != "mirrored"})
+        shown = {**record, "parameters": f"{parameters:,}", "mirrored": mirrored and f"{mirrored} of the samples"}
+        print_rows({key: value for key, value in shown.items() if value})
     preview = partial(save_preview, sampler, measured, config, run)
     started = time.perf_counter()
     with warnings.catch_warnings():

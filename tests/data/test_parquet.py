@@ -38,9 +38,22 @@ def test_images_are_those_of_a_folder_across_files_and_row_groups(tmp_path):
     assert len(ParquetImages(f"{tmp_path}/**/train-*.parquet", 6)) == 55
 
 
-@pytest.mark.parametrize("kind", [pyarrow.binary(), pyarrow.large_binary()], ids=str)
-def test_column_of_plain_bytes(kind, tmp_path):
-    path = write_columns(tmp_path / "x.parquet", name=["a"] * 50, img=pyarrow.array(IMAGES, kind))
+LONGEST = max(map(len, IMAGES))
+SAME_LENGTH = [image.ljust(LONGEST, b"\0") for image in IMAGES]
+COLUMNS = {
+    "binary": pyarrow.array(IMAGES, pyarrow.binary()),
+    "large": pyarrow.array(IMAGES, pyarrow.large_binary()),
+    "view": pyarrow.array(IMAGES, pyarrow.binary_view()),
+    "fixed size": pyarrow.array(SAME_LENGTH, pyarrow.binary(LONGEST)),
+    "dictionary": pyarrow.array(IMAGES, pyarrow.binary()).dictionary_encode(),
+    "struct of views": pyarrow.StructArray.from_arrays([pyarrow.array(IMAGES, pyarrow.binary_view())], ["bytes"]),
+    "struct of a dictionary": pyarrow.StructArray.from_arrays([pyarrow.array(IMAGES).dictionary_encode()], ["bytes"]),
+}
+
+
+@pytest.mark.parametrize("images", COLUMNS.values(), ids=COLUMNS)
+def test_column_of_bytes(images, tmp_path):
+    path = write_columns(tmp_path / "x.parquet", name=["a"] * 50, words=pyarrow.array(["b"] * 50), img=images)
     assert torch.equal(ParquetImages(path, 6)[4], torch.from_numpy(PICTURES[4][:, 1:7]).movedim(-1, 0).float())
 
 

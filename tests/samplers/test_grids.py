@@ -193,6 +193,7 @@ def test_times_may_rise_in_between(times):
         (lambda: samplers.Indices(count=1), "at least 2 nodes; got 1"),
         (lambda: samplers.Indices()(DISCRETE, 1), "steps must be from 2 to 1000"),
         (lambda: samplers.Indices()(DISCRETE, 1001), "steps must be from 2 to 1000"),
+        (lambda: transitions(torch.ones(1000), ss.VP()), r"got \[1, 1, 1, \.\.\., 1, 1, 1\] \(1000 numbers\)$"),
     ],
 )
 def test_bad_arguments(make, message):
