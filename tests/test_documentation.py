@@ -31,7 +31,7 @@ EVALUATION = next(c for language, c in BLOCKS if language == "sh" and c.startswi
 FEW = ["trainer.preview_every=0", "trainer.evaluate_every=0", "trainer.warmup=1", "trainer.workers=0", "device=cpu"]
 TOY = ["trainer.steps=3", "trainer.batch_size=32", "network.width=16", "data.train.n=200", "data.validation.n=20"]
 SMALL = ["++network.width=8", "++network.blocks=1", "trainer.batch_size=4", "trainer.steps=2", "trainer.compile=false"]
-FACES = ["data.size=32", "network.image_size=32", "++network.multipliers=[1,1,2]"]
+FACES = ["data.size=32", "++network.multipliers=[1,1,2]"]
 TRAINED = {
     "digits": ["network.network.width=8", "trainer.batch_size=16", "trainer.steps=2"],
     "toy2d": [*TOY, "data.test.n=20"],

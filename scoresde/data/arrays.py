@@ -99,7 +99,7 @@ class Arrays(Items):
             raise ValueError(f"channels_last needs an array (N, *, channels); that in {self.path} is {self.array.shape}")
         if dims is not None and len(sizes) != dims + 1:
             raise ValueError(
-                f"samples in {self.path} must have {dims} axes, or {dims + 1} with that of the channels; got shape "
+                f"samples in {self.path} must have dims={dims} axes, or {dims + 1} with that of the channels; got shape "
                 f"{list(sizes)}: reshape the array, or set dims={len(sizes) - 1 or 1}, in a configuration by "
                 "experiment=series, image_arrays or volumes"
             )

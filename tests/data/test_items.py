@@ -16,6 +16,7 @@ def test_mirror_images_follow_the_states_and_keep_their_labels():
     assert stacked(plain).dtype == torch.float32
     assert torch.equal(stacked(plain), states.float())
     assert (len(plain), len(flipped)) == (4, 8)
+    assert (plain.mirrored, flipped.mirrored) == (0, 4)
     for i in range(8):
         state, label = flipped[i]
         assert torch.equal(state, plain[i % 4] if i < 4 else plain[i % 4][:, [2, 1, 0]])
