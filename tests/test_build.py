@@ -514,7 +514,7 @@ def test_load_reads_the_target_names_of_older_versions(run):
 @pytest.mark.parametrize("network", ["images", "volumes", "ddpm", "series"])
 def test_a_network_for_more_dimensions_than_the_data_has_is_refused(network):
     config = compose("train", "experiment=toy2d", f"network={network}")
-    with pytest.raises(ValueError, match=r"must fit states of shape \[2\]; got one .*'data.shape\[1\]' not found.*network=mlp"):
+    with pytest.raises(ValueError, match=r"states of shape \[2\]; got .*'data.shape\[1\]' not found.*network=mlp"):
         build.build_model(config)
 
 

@@ -58,7 +58,8 @@ def test_every_published_experiment_is_here():
 def test_trains_on_the_archive_of_cifar10(experiment, tmp_path, monkeypatch, capsys):
     """The samples are each image and its mirror image."""
     write_archive(tmp_path / "files", monkeypatch, BINARY, contents())
-    assert_trains(experiment, tmp_path / "files", 2, SMALL, capsys, samples=str(10 * RECORDS), mirrored=f"{5 * RECORDS} of the samples")
+    mirrored = f"{5 * RECORDS} of the samples"
+    assert_trains(experiment, tmp_path / "files", 2, SMALL, capsys, samples=str(10 * RECORDS), mirrored=mirrored)
 
 
 @pytest.mark.parametrize("experiment", FOLDERS)

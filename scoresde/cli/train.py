@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 from omegaconf import DictConfig, OmegaConf
+from torch.utils.data import Dataset
 
 from scoresde import build
 from scoresde.cli.common import fit_transform, flatten, run_directory, save_picture, warnings_on_stderr
@@ -22,6 +23,7 @@ from scoresde.training.trainer import CHECKPOINT, LOG
 from scoresde.training.validation import HeldOut
 
 PREVIEW_SAMPLES = 16
+FIRST = 16  # samples that are examined
 # A resumed run may change these parts and settings of the trainer: they do not affect the weights.
 FREE_PARTS = ("held_out", "sampler", "trust", "hydra", "device", "run")
 FREE_SETTINGS = ["steps", "log_every", "checkpoint_every", "preview_every", "evaluate_every", "accumulate", "compile"]
@@ -49,6 +51,8 @@ def train(config: DictConfig) -> Record | None:
     fit_transform(config, dataset)
     measured = build.build_data_map(config.data, trust)
     trained = build.build_data_map(config.data.get("training") or config.data, trust)
+    with warnings_on_stderr():
+        warn_of_levels(dataset, measured)
     held_out = None
     if config.trainer.evaluate_every and config.data.get("validation") is not None:
         validation = build.instantiate(config.data.validation, trust)
@@ -75,6 +79,17 @@ def train(config: DictConfig) -> Record | None:
     paths = {"checkpoint": run / CHECKPOINT, "config": run / build.CONFIG, "log": run / LOG}
     print_rows({"trained": f"{seconds:.0f} s", "checkpoint": paths["checkpoint"]})
     return {**record, "seconds": seconds, "last": last_log_entry(run / LOG), "paths": paths}
+
+
+def warn_of_levels(dataset: Dataset, data_map: DataMap) -> None:
+    """Warn if the likelihood of data that are whole numbers, as far as the first samples show, is that of a density."""
+    first = [state_of(dataset[i]) for i in range(min(FIRST, len(dataset)))]  # type: ignore[arg-type]
+    if data_map.dequantization is None and all(bool((state == state.round()).all()) for state in first):
+        warnings.warn(
+            "the training data are whole numbers, and a density of them has no bound: for a likelihood in bits take "
+            "data with levels (data=level_arrays data.levels=... for arrays), or a dequantisation",
+            stacklevel=2,
+        )
 
 
 def save_preview(

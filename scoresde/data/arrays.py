@@ -66,14 +66,14 @@ class Arrays(Items):
             raise ValueError(f"key={key!r} is for .npz files: leave it out for {path}")
         self.labels_key = str(labels) if labels is not None and is_npz else None
         n, *sizes = self.array.shape
-        self.is_single, self.channels_last = len(sizes) == dims, bool(channels_last)
-        if self.is_single:
-            state_shape = [1, *sizes]
-        else:
-            self._check_axes(sizes, dims, channels_last)
-            state_shape = [sizes[-1], *sizes[:-1]] if channels_last else sizes
+        self.has_one_channel = len(sizes) == dims
+        if not self.has_one_channel:
+            _check_axes(path, sizes, dims, channels_last)
+        self.channels_last = bool(channels_last) and not self.has_one_channel
+        state_shape = [sizes[-1], *sizes[:-1]] if self.channels_last else [1] * self.has_one_channel + sizes
         if shape is not None and list(shape) != state_shape:
-            hint = "" if channels_last or self.is_single or len(sizes) < 2 else ", or channels_last=True if the channels come last"
+            is_clear = channels_last is not None or self.has_one_channel or len(sizes) < 2
+            hint = "" if is_clear else ", or channels_last=True if the channels come last"
             raise ValueError(
                 f"samples in {path} have shape {state_shape}, not {list(shape)}: set shape={state_shape}{hint}"
             )
@@ -93,34 +93,21 @@ class Arrays(Items):
             )
         return array
 
-    def _check_axes(self, sizes: Sequence[int], dims: int | None, channels_last: bool | None) -> None:
-        """Raise ValueError unless samples of these sizes have their channels on the axis that the arguments say."""
-        if channels_last and len(sizes) < 2:
-            raise ValueError(f"channels_last needs an array (N, *, channels); that in {self.path} is {self.array.shape}")
-        if dims is not None and len(sizes) != dims + 1:
-            raise ValueError(
-                f"samples in {self.path} must have dims={dims} axes, or {dims + 1} with that of the channels; got shape "
-                f"{list(sizes)}: reshape the array, or set dims={len(sizes) - 1 or 1}, in a configuration by "
-                "experiment=series, image_arrays or volumes"
-            )
-        if dims is not None and channels_last is None and sizes[-1] <= FEW < min(sizes[:-1]):
-            raise ValueError(
-                f"the channels of samples {list(sizes)} in {self.path} seem to come last: set channels_last=True "
-                f"(data.channels_last=true in a configuration), or channels_last=False for {sizes[0]} channels"
-            )
-
     def state(self, entry: int) -> Tensor:
         """Return the sample in a row of the array."""
         values = self.array[entry]
-        if self.is_single:
+        if self.has_one_channel:
             values = values[None]
         elif self.channels_last:
             values = np.moveaxis(values, -1, 0)
-        if self.levels is not None and (other := values[(values % 1 != 0) | (values < 0) | (values >= self.levels)]).size:
-            raise ValueError(
-                f"sample {entry} of {self.path} must have levels 0, ..., {self.levels - 1}; got {other[0]}: set another "
-                "number of levels, or levels=None for continuous values (data=arrays in a configuration)"
-            )
+        if self.levels is not None:
+            is_level = (values % 1 == 0) & (values >= 0) & (values < self.levels)
+            if not is_level.all():
+                raise ValueError(
+                    f"sample {entry} of {self.path} must have levels 0, ..., {self.levels - 1}; got "
+                    f"{values[~is_level][0]}: set another number of levels, or levels=None for continuous values "
+                    "(data=arrays in a configuration)"
+                )
         with np.errstate(over="ignore"):  # infinite values are refused below
             values = values.astype(np.float32, order="C")
         state = torch.from_numpy(values)
@@ -131,6 +118,25 @@ class Arrays(Items):
     def __getstate__(self) -> dict[str, Any]:
         """Leave out the array: another process reads the file itself."""
         return {name: value for name, value in self.__dict__.items() if name != "array"}
+
+
+def _check_axes(path: str | Path, sizes: Sequence[int], dims: int | None, channels_last: bool | None) -> None:
+    """Raise ValueError unless samples of these sizes have their channels on the axis that the arguments say."""
+    if channels_last and len(sizes) < 2:
+        raise ValueError(f"channels_last needs samples (*, channels); those in {path} have shape {list(sizes)}")
+    if dims is None:
+        return
+    if len(sizes) != dims + 1:
+        raise ValueError(
+            f"samples in {path} must have dims={dims} axes, or {dims + 1} with that of the channels; got shape "
+            f"{list(sizes)}: reshape the array, or set dims={len(sizes) - 1 or 1}, in a configuration by "
+            "experiment=series, image_arrays or volumes"
+        )
+    if channels_last is None and sizes[-1] <= FEW < min(sizes[:-1]):
+        raise ValueError(
+            f"the channels of samples {list(sizes)} in {path} seem to come last: set channels_last=True "
+            f"(data.channels_last=true in a configuration), or channels_last=False for {sizes[0]} channels"
+        )
 
 
 def _load(path: Path, key: str | None, other: str | None = None) -> np.ndarray:

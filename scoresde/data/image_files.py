@@ -109,8 +109,9 @@ class ImageFolder(Items):
     """The image files of a folder and its subfolders, or of a ZIP archive: channels x height x width, levels 0 to 255.
 
     They are in the order of their relative paths; hidden files and folders do not count (`._1.jpg`, `__MACOSX`). Each
-    image is read, cropped and resized (see `Reader`) on access. An archive is never unpacked on the disk, and each process opens it for itself. Images hardly compress further, so an
-    archive without compression (`zip -0`) is the fastest.
+    image is read, cropped and resized (see `Reader`) on access. An archive is never unpacked on the disk, and
+    each process opens it for itself. Images hardly compress further, so an archive without compression (`zip -0`) is
+    the fastest.
 
     A file's relative path alone decides its split (SHA-256, the first eight bytes modulo 100: 0-4 "test", 5-9
     "validation", the others "train"), so it stays there when other files come or go. In an archive the path is that of

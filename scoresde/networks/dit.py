@@ -142,7 +142,8 @@ class DiT(nn.Module):
         pad: surround states whose sides `patch` does not divide by zeros, and crop the output.
 
     Raises:
-        ValueError: sides that `patch` does not divide without `pad`, or a width that the axes or the heads do not divide.
+        ValueError: sides that `patch` does not divide without `pad`, or a width that the axes or the heads do not
+            divide.
     """
 
     def __init__(

@@ -48,7 +48,9 @@ def ddpmpp(image_size: int | Sequence[int] = 32, deep: bool = False, width: int 
     return _unet(image_size, width, {**settings, **options})
 
 
-def ncsnpp(image_size: int | Sequence[int] = 32, deep: bool = False, sigma: bool = True, width: int = 128, **options: Any) -> UNet:
+def ncsnpp(
+    image_size: int | Sequence[int] = 32, deep: bool = False, sigma: bool = True, width: int = 128, **options: Any
+) -> UNet:
     """Return NCSN++ (2011.13456, appendix H): DDPM++ with anti-aliased resampling and a residual input pyramid.
 
     Args:

@@ -154,8 +154,8 @@ class Trainer:
             Interrupted: SIGINT or SIGTERM was received; the checkpoint holds the last complete step.
         """
         if (size := fitting(self.batch_size, dataset)) != self.batch_size:
-            trainer = replace(self, batch_size=size)
-            return trainer.fit(model, loss, dataset, run, data_map, preview, evaluate, progress)
+            replace(self, batch_size=size).fit(model, loss, dataset, run, data_map, preview, evaluate, progress)
+            return
         is_first = distributed.rank() == 0
         objective = SharedObjective(_Terms(self._prepare(model), loss, data_map, self.seed), model, self.parallel)
         state = self._state(model, run, is_first)

@@ -177,7 +177,7 @@ def test_ctrl_c_ends_in_one_line_and_the_run_can_be_resumed():
 
 SHORT = ["trainer.steps=1", "trainer.warmup=1", "trainer.preview_every=0", "held_out.draws=0", "run=r"]
 SMALL = ["network.width=8", "network.blocks=1", "network.multipliers=[1,1]"]
-OWN_ARRAYS = {  # the shape of the array, the options of the experiment, the shape of a state, the unit of its likelihood
+OWN_ARRAYS = {  # the shape of the array, the options of the experiment, the shape of a state, the unit
     "vectors": ((60, 5), ["experiment=table", "data=arrays"], [5], "nats/dim"),
     "series of one channel": ((60, 7), ["experiment=series", *SMALL], [1, 7], "nats/dim"),
     "series of levels": ((60, 2, 6), ["experiment=series", "data=level_arrays", *SMALL], [2, 6], "bits/dim"),
@@ -185,6 +185,16 @@ OWN_ARRAYS = {  # the shape of the array, the options of the experiment, the sha
     "images": ((60, 5, 6, 3), ["experiment=image_arrays", "data.channels_last=true", *SMALL], [3, 5, 6], "bits/dim"),
     "volumes": ((60, 2, 3, 4, 5), ["experiment=volumes", *SMALL], [2, 3, 4, 5], "nats/dim"),
 }
+
+
+def test_whole_numbers_without_a_dequantisation_are_told(capsys):
+    np.save("x.npy", np.random.RandomState(0).randint(0, 9, (60, 4)))
+    train = ["train", "experiment=table", "network.width=8", *SHORT, "data.path=x.npy", "trainer.batch_size=16"]
+    assert main([*train, "data=arrays"]) == 0
+    message = "train: warning: the training data are whole numbers, and a density of them has no bound"
+    assert message in capsys.readouterr().err
+    assert main([*train, "data=level_arrays", "data.levels=9", "run=levels"]) == 0
+    assert not capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("shape", "options", "state", "unit"), OWN_ARRAYS.values(), ids=OWN_ARRAYS)

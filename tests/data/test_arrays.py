@@ -130,7 +130,7 @@ def test_wrong_arguments(arguments, message, tmp_path):
 def test_missing_file_and_samples_without_channels(tmp_path):
     with pytest.raises(FileNotFoundError, match=f"{tmp_path}/x.npy"):
         Arrays(tmp_path / "x.npy")
-    with pytest.raises(ValueError, match=r"channels_last needs an array \(N, \*, channels\); that in .* is \(40, 5\)"):
+    with pytest.raises(ValueError, match=r"channels_last needs samples \(\*, channels\); those in .* have shape \[5\]"):
         Arrays(save(tmp_path / "x.npy", VALUES[:, 0]), channels_last=True)
 
 

@@ -140,5 +140,5 @@ def test_a_batch_is_at_most_the_dataset_and_this_is_told():
     assert fitting(10, torch.arange(10)) == 10
     with pytest.warns(UserWarning, match="^batch_size=256 is more than the 160 samples: all of them are a batch$"):
         assert fitting(256, torch.arange(160)) == 160
-    with pytest.raises(ValueError, match="1 .processes. and 0 .samples.; got 4"):
+    with pytest.raises(ValueError, match=r"1 \(processes\) and 0 \(samples\); got 4"):
         batches(torch.arange(0), fitting(4, torch.arange(0)), 0, 0, 1)
