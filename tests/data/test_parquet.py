@@ -11,7 +11,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from scoresde.data import ImageFolder, ParquetImages
-from tests.data.files import levels, png, stacked, write_images, write_parquet
+from tests.data.files import levels, png, png16, stacked, write_images, write_parquet
 
 PICTURES = [levels(6, 9, seed=i) for i in range(50)]
 IMAGES = [png(picture) for picture in PICTURES]
@@ -130,7 +130,15 @@ def test_damaged_file_is_refused(change, tmp_path):
         ParquetImages(path, 6)[0]
 
 
-@pytest.mark.parametrize("image", [IMAGES[0][:-60], b"", None], ids=["truncated", "empty", "missing"])
+DAMAGED = {
+    "truncated": IMAGES[0][:-60],
+    "empty": b"",
+    "missing": None,
+    "16 bits": png16(np.zeros((6, 6, 3), np.uint16)),
+}
+
+
+@pytest.mark.parametrize("image", DAMAGED.values(), ids=DAMAGED)
 def test_damaged_image_is_named(image, tmp_path):
     write_parquet(tmp_path / "x.parquet", [IMAGES[0], image], row_group_size=1)
     dataset = ParquetImages(tmp_path / "x.parquet", 6)
