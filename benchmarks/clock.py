@@ -1,4 +1,4 @@
-"""The one clock of the benchmarks."""
+"""The timer of all benchmarks."""
 
 import time
 from collections.abc import Callable
@@ -8,7 +8,7 @@ import torch
 
 
 def seconds(run: Callable[[], Any], device: str) -> float:
-    """The time of one call, with all that it left to an accelerator."""
+    """Return the seconds of one call, including the kernels that it launches on a GPU."""
     if device == "cuda":
         torch.cuda.synchronize()
     started = time.perf_counter()

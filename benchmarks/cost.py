@@ -1,23 +1,23 @@
-"""What a published training costs: operations of the network, images of the schedule, days at a throughput.
+"""Cost of published trainings: operations per image, number of training images, and days at a given throughput.
 
-    python benchmarks/cost.py                        # counted alone: nothing is computed but shapes
-    python benchmarks/cost.py --tflops 100           # and days at an assumed sustained throughput
+    python benchmarks/cost.py                        # operations from the shapes of tensors, without computing
+    python benchmarks/cost.py --tflops 100           # also days at an assumed sustained throughput
     python benchmarks/cost.py --measure --device cuda --batch-size 64 --precision bf16 --channels-last --compile
 
-Counted, by PyTorch's FlopCounterMode on the meta device: floating-point operations of convolutions, matrix products and
-attention in one forward pass and in forward + backward, for one image. A multiply-add is two operations, where many
-papers count one. Normalisation, activations, the optimiser and the averages are left out: they take time, but few
-operations. Taken from the published schedule: steps x batch size = images.
+PyTorch's FlopCounterMode counts, on the meta device, the floating-point operations of convolutions, matrix products and
+attention in one forward pass and in forward + backward, for one image. A multiply-add is two operations; many papers
+count one. Normalisation, activations, the optimiser and weight averaging are not counted: they take time, but few
+operations. The number of images is steps x batch size of the published schedule.
 
     total = images x operations of forward + backward        days = total / (throughput x 86,400 s)
 
-A throughput is assumed (--tflops), the same for every network, or measured (--measure): the median time of a training
-step of each network on this device, which has the forward and backward pass of a batch, clipped gradients, fused Adam
-and a moving average, with random images; its loading, evaluation and checkpoints are not in it. Whatever comes of more
-devices than one is the reader's estimate.
+The throughput is assumed (--tflops), the same for every network, or measured (--measure). A measurement is the median
+time of a training step of each network on this device: forward and backward pass of a batch of random images, gradient
+clipping, fused Adam and a moving average of the weights. It excludes data loading, evaluation and checkpoints. The
+script does not estimate the scaling to several devices.
 
-The runs of 2011.13456 have the schedules of conf/experiment. ADM on ImageNet 64 x 64 is that of 2105.05233, table 11:
-540,000 steps of 2,048 images, with classes and learned variance.
+The runs of 2011.13456 have the schedules of conf/experiment. ADM on ImageNet 64 x 64 has that of 2105.05233, table 11:
+540,000 steps of 2,048 images, class-conditional and with a learned variance.
 """
 
 import argparse
@@ -52,28 +52,28 @@ EXPERIMENTS = (
 
 @dataclass(frozen=True)
 class Run:
-    """A published training: how its network is made, and its schedule."""
+    """A published training: a function that builds its network, and its schedule."""
 
     name: str
     network: Callable[[], nn.Module]
-    shape: tuple[int, ...]  # of an image
+    shape: tuple[int, ...]  # of one image
     batch_size: int
     steps: int
     classes: int = 0
 
     @property
     def images(self) -> int:
-        """How many the training sees, each as often as it is drawn."""
+        """The number of training images, counted with repetition."""
         return self.batch_size * self.steps
 
     def inputs(self, batch_size: int) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Images, noise labels in (0, 1) and classes."""
+        """Return random images, noise labels in (0, 1) and class labels, None without classes."""
         labels = torch.randint(self.classes, (batch_size,)) if self.classes else None
         return torch.randn(batch_size, *self.shape), torch.rand(batch_size).clamp(min=1e-3), labels
 
 
 def experiment(name: str) -> Run:
-    """A training of conf/experiment."""
+    """Return the run of a configuration in conf/experiment."""
     with hydra.initialize_config_dir(str(config_directory()), version_base="1.3"):
         config = hydra.compose("train", overrides=[f"experiment={name}"])
     network, trainer = functools.partial(build.instantiate, config.network), config.trainer
@@ -81,17 +81,17 @@ def experiment(name: str) -> Run:
 
 
 def runs() -> list[Run]:
-    """All of them."""
+    """Return all published runs."""
     network = functools.partial(adm, classes=1000, out_channels=6, dropout=0.1)
     return [*map(experiment, EXPERIMENTS), Run("imagenet64_adm", network, (3, 64, 64), 2048, 540_000, classes=1000)]
 
 
-# --- counted
+# --- operations
 
 
 @dataclass(frozen=True)
 class Count:
-    """Of a network: its parameters, and the operations of a pass with one image."""
+    """The number of parameters of a network, and the operations of its passes for one image."""
 
     parameters: int
     forward: int
@@ -99,7 +99,7 @@ class Count:
 
 
 def count(run: Run) -> Count:
-    """Counted on the meta device, where tensors have shapes alone."""
+    """Count parameters and operations on the meta device, where tensors have no data."""
     with torch.device("meta"):
         network, inputs = run.network().train(), run.inputs(1)
         with FlopCounterMode(display=False) as forward:
@@ -111,16 +111,16 @@ def count(run: Run) -> Count:
 
 
 def days(run: Run, operations: int, throughput: float) -> float:
-    """Of the whole training, at that many operations a second."""
+    """Return the days of a training at `operations` per image and `throughput` operations per second."""
     return run.images * operations / throughput / DAY
 
 
-# --- measured
+# --- measurement
 
 
 @dataclass(frozen=True)
 class Setting:
-    """How a step is measured."""
+    """Settings of a measured step."""
 
     device: str = "cpu"
     batch_size: int = 1
@@ -131,20 +131,20 @@ class Setting:
 
     @contextlib.contextmanager
     def precision(self) -> Iterator[None]:
-        """Within the block the network runs in its precision."""
+        """Run the network in the precision of this setting within the block."""
         with torch.autocast(torch.device(self.device).type, torch.bfloat16, enabled=self.bf16):
             yield
 
 
 def measured(run: Run, setting: Setting) -> float:
-    """Seconds of a training step, the median after two that are left out."""
+    """Return the median seconds of a training step, after two warm-up steps."""
     step = training_step(run, setting)
     times = [seconds(step, setting.device) for _ in range(setting.repeats + 2)]
     return statistics.median(times[2:])
 
 
 def training_step(run: Run, setting: Setting) -> Callable[[], None]:
-    """A step of that training on random images."""
+    """Return a function that makes one training step on random images."""
     layout = torch.channels_last if setting.channels_last else torch.contiguous_format
     network = run.network().to(setting.device, memory_format=layout).train()
     average = copy.deepcopy(network).requires_grad_(False)
@@ -167,11 +167,11 @@ def training_step(run: Run, setting: Setting) -> Callable[[], None]:
     return step
 
 
-# --- said
+# --- output
 
 
 def table(found: list[Run], tflops: float | None, setting: Setting | None) -> list[list[str]]:
-    """The lines of the table, its head first."""
+    """Return the rows of the table, beginning with the header."""
     head = ["run", "parameters, M", "GFLOP/image, forward", "GFLOP/image, forward + backward", "steps", "batch"]
     head += ["images, M", "total, EFLOP"]
     if tflops is not None:
@@ -201,23 +201,24 @@ def table(found: list[Run], tflops: float | None, setting: Setting | None) -> li
 
 
 def main() -> None:
-    """Print the table, in Markdown."""
+    """Print the table in Markdown."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", nargs="+", metavar="NAME", help="those of the table's; all by default")
-    parser.add_argument("--tflops", type=float, help="an assumed sustained throughput, in 1e12 operations a second")
-    parser.add_argument("--measure", action="store_true", help="time a training step of each network here")
+    parser.add_argument("--runs", nargs="+", metavar="NAME", help="runs to print (default: all)")
+    parser.add_argument("--tflops", type=float, help="assumed sustained throughput, in 1e12 operations per second")
+    parser.add_argument("--measure", action="store_true", help="measure a training step of each network on this device")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--batch-size", type=int, default=1, help="of a measured step")
-    parser.add_argument("--repeats", type=int, default=5, help="measured steps")
+    parser.add_argument("--batch-size", type=int, default=1, help="batch size of a measured step")
+    parser.add_argument("--repeats", type=int, default=5, help="number of measured steps")
     parser.add_argument("--precision", choices=["float32", "bf16"], default="float32")
     parser.add_argument("--channels-last", action="store_true")
     parser.add_argument("--compile", action="store_true")
     given = parser.parse_args()
     if given.tflops is not None and not given.tflops > 0:
-        parser.error(f"--tflops > 0 expected; got {given.tflops}")
+        parser.error(f"--tflops must be positive; got {given.tflops:g}")
     found = runs()
-    if unknown := set(given.runs or ()) - {run.name for run in found}:
-        parser.error(f"--runs among {', '.join(run.name for run in found)} expected; got {', '.join(sorted(unknown))}")
+    names = [run.name for run in found]
+    if unknown := sorted(set(given.runs or ()) - set(names)):
+        parser.error(f"--runs must be one of {', '.join(names)}; got {', '.join(map(repr, unknown))}")
     chosen = [run for run in found if not given.runs or run.name in given.runs]
     how = (given.device, given.batch_size, given.repeats, given.precision == "bf16", given.channels_last, given.compile)
     head, *lines = table(chosen, given.tflops, Setting(*how) if given.measure else None)

@@ -1,13 +1,14 @@
-"""What brings the digits' bits: changes of the first training, chosen on validation, measured on test.
+"""Ablation of the training on the digits: variants of a baseline, measured on the validation or the test split.
 
     python benchmarks/digits.py --out runs/ablation                      # every variant, one seed, on validation
-    python benchmarks/digits.py --out runs/ablation --test NAME NAME ... # those variants, three seeds, on test
+    python benchmarks/digits.py --out runs/ablation --test NAME NAME ... # these variants, three seeds, on test
 
-On validation a variant is trained on the 1,300 digits of "train" and measured on the 200 of "validation"; on test it is
-trained on both, and measured on the 297 of "test". Each row is the mean over images (and seeds) of the bits/dim, its
-standard error over images, and the mean difference from the first row, image by image: its error is smaller, for all
-variants measure the same images with the same draws. With several seeds, their standard deviation. Runs are commands
-of `scoresde train` and `scoresde bpd`, in their own processes; those that are there already are not done again.
+On validation, a variant is trained on the 1,300 digits of "train" and measured on the 200 of "validation". On test, it
+is trained on both and measured on the 297 of "test". Each row has the mean bits/dim over images (and seeds) with its
+standard error over images, and the mean difference from the first row, paired by image. This difference has a smaller
+standard error, because all variants are measured on the same images with the same random draws. With several seeds, the
+row also has the standard deviation of the mean over seeds. Each training is a process of `scoresde train`; a finished
+run in the output folder, and the bits/dim stored there, are reused.
 """
 
 import argparse
@@ -31,11 +32,11 @@ UNIFORM = "loss.times={_target_: scoresde.losses.UniformLogSNR}"
 
 @dataclass(frozen=True)
 class Variant:
-    """A training, and the weights that are measured."""
+    """A training, and the weights that are evaluated."""
 
     overrides: tuple[str, ...] = ()
     weights: str = "ema"
-    trained_as: str | None = None  # another variant whose run it is
+    trained_as: str | None = None  # the variant whose run is used instead of another training
     experiment: str = "digits"
 
 
@@ -69,12 +70,12 @@ QUIET = ("trainer.preview_every=0", "trainer.evaluate_every=0", "trainer.checkpo
 
 
 def command(*arguments: str) -> None:
-    """A verb in a process of its own."""
+    """Run a `scoresde` command in a separate process."""
     subprocess.run([sys.executable, "-m", "scoresde", *arguments], check=True, stdout=subprocess.DEVNULL)
 
 
 def run_of(name: str, out: Path, split: str, seed: int) -> Path:
-    """Where a variant is trained."""
+    """Return the folder of the run of a variant."""
     variant = VARIANTS[name]
     plain = "".join(c if c.isalnum() else "-" for c in (variant.trained_as or name))
     return out / f"{plain}_{split}_{seed}"
@@ -82,7 +83,7 @@ def run_of(name: str, out: Path, split: str, seed: int) -> Path:
 
 @functools.cache
 def trained(name: str, out: Path, split: str, seed: int) -> Path:
-    """The finished run of a variant."""
+    """Train a variant, unless its run is finished, and return the folder of the run."""
     variant, run = VARIANTS[name], run_of(name, out, split, seed)
     if variant.trained_as is not None:
         return trained(variant.trained_as, out, split, seed)
@@ -94,7 +95,7 @@ def trained(name: str, out: Path, split: str, seed: int) -> Path:
 
 
 def bits(name: str, out: Path, split: str, seed: int) -> torch.Tensor:
-    """Bits/dim of each image of the split, (N,), float64; kept in a file beside the run."""
+    """Return the bits/dim of each image of the split, (N,), float64; they are stored in the folder of the run."""
     run, variant = trained(name, out, split, seed), VARIANTS[name]
     path = run / f"bits_{variant.weights}.json"
     if not path.exists():
@@ -106,12 +107,12 @@ def bits(name: str, out: Path, split: str, seed: int) -> torch.Tensor:
 
 
 def mean(values: torch.Tensor) -> str:
-    """The mean over images and its standard error."""
+    """Format the mean over images and its standard error."""
     return f"{float(values.mean()):.4f} +- {float(values.std()) / math.sqrt(len(values)):.4f}"
 
 
 def seconds(run: Path) -> float:
-    """Of the steps of a training, from its log."""
+    """Return the seconds of all steps of a training, from its log."""
     rows = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     batch = ss.load(run).config.trainer.batch_size
     speeds = [(row["step"], row["images_per_second"]) for row in rows if row.get("images_per_second")]
@@ -120,11 +121,11 @@ def seconds(run: Path) -> float:
 
 
 def main() -> None:
-    """The table."""
+    """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("runs/ablation"))
     parser.add_argument("--names", nargs="*", default=list(VARIANTS), choices=VARIANTS)
-    parser.add_argument("--test", nargs="+", choices=VARIANTS, help="measured on test instead")
+    parser.add_argument("--test", nargs="+", choices=VARIANTS, help="variants to measure on the test split")
     parser.add_argument("--seeds", type=int, nargs="*", default=None)
     options = parser.parse_args()
     names, split = (options.test, "test") if options.test else (options.names, "validation")

@@ -1,25 +1,26 @@
-"""Log-likelihoods side by side: this library, score_sde's convention, k-diffusion and flow_matching, on one model.
+"""Compare the log-likelihoods of this library, score_sde's convention, k-diffusion and flow_matching on one model.
 
-    pip install --no-deps k-diffusion flow_matching        # the peers; without them their rows are left out
+    pip install --no-deps k-diffusion flow_matching        # packages that are not installed are skipped
     python benchmarks/likelihood.py --checkpoint digits_vp.pth --plot docs/likelihood_benchmark.png
     python benchmarks/likelihood.py --run runs/digits --csv rows.csv
-    python benchmarks/likelihood.py --oracle --images 32    # an exact score: every method has the same known limit
+    python benchmarks/likelihood.py --oracle --images 32    # an exact score, with a known density
     python benchmarks/likelihood.py --checkpoint digits_vp.pth --study
 
-All compute log p of the same points (test images under one uniform dequantisation, taken as x(t_min)) by the same
-network with the same probe for each image, kept along the whole path: their limit is one number per image, and what is
-compared is the error of the integration. That limit comes from Adams with many steps; what rk4 says is printed beside
-it. Prints
+All methods compute log p of the same points (test images under one uniform dequantisation, taken as x(t_min)) with the
+same network and the same probe for each image, fixed along the whole path. They therefore have the same limit for each
+image, and the errors compared are those of the integration. The limit is computed by Adams with many steps, and its
+difference from rk4 is printed. The script prints
 
 - each method at several budgets: evaluations of the flow and its divergence, passes through the network (forward and
   backward), the error of the mean and the root mean square error over images, in bits/dim; seconds (median of runs in
-  random order, after one run of each), also relative to score_sde at its default tolerance; peak memory above that of
-  the model, of a process of its own (it does not depend on the budget; measured at the smallest);
-- the seconds at which each method reaches a given accuracy: of ours the smallest budget from which on every larger one
-  reaches it, of the others interpolated between measured budgets (linear in the logarithms);
-- the standard deviation per image over random probes, one kept against fresh ones at equal cost, and the exact trace.
+  random order, after one run of each), also relative to score_sde at its default tolerance; peak memory in excess of
+  the model, in a separate process (measured at the smallest budget, on which it does not depend);
+- the seconds in which each method reaches a given accuracy: for this library at the smallest budget from which on all
+  larger ones reach it, for the others interpolated between measured budgets (linear in the logarithms);
+- the standard deviation per image over random probes, for a fixed probe and for probes drawn anew at every evaluation,
+  at equal cost, and the exact trace.
 
-With --study, what was tried about the two: the smoothing of the Adams predictor, and other ways to draw the probes.
+With --study it prints the effect of smoothing in the Adams predictor, and of other ways to draw the probes.
 """
 
 import argparse
@@ -53,13 +54,13 @@ from scoresde.random_stream import RandomStream
 from scoresde.tensors import dimensions
 
 TARGETS = (3e-3, 1.5e-3, 5e-4)  # bits/dim, root mean square
-CHECKED = 16  # points at which the reference is computed twice
+CHECKED = 16  # points at which the reference is compared with rk4
 KEPT = ss.Hutchinson(resample=False)
 
 
 @dataclass(frozen=True)
 class Method:
-    """A method, its budgets from the smallest to the largest, the one it has by default, and its look in the plot."""
+    """A method, its budgets from the smallest to the largest, its default budget, and its style in the plot."""
 
     name: str
     run: Callable[[ss.ScoreModel, Tensor, Tensor, Any], peers.Outcome]
@@ -71,7 +72,7 @@ class Method:
 
 
 def ours(solver: Callable[[Any], ss.solvers.Solver]) -> Callable[[ss.ScoreModel, Tensor, Tensor, Any], peers.Outcome]:
-    """`log_prob` with that solver; the probe kept is the first draw of the seeds, see `given_probe`."""
+    """Return `log_prob` with a solver; the fixed probe is the first draw of each seed, see `given_probe`."""
 
     def run(model: ss.ScoreModel, x: Tensor, probe: Tensor, budget: Any) -> peers.Outcome:
         found = ss.log_prob(model, x, trace=KEPT, solver=solver(budget), seeds=range(len(x)))
@@ -96,7 +97,7 @@ METHODS = [
 
 @dataclass
 class Case:
-    """A model and the points x (B, *) that it is measured on; the exact density where that is known."""
+    """A model, the points x (B, *) to evaluate it at, and the exact density if it is known."""
 
     title: str
     model: ss.ScoreModel
@@ -105,13 +106,13 @@ class Case:
 
     @property
     def unit(self) -> float:
-        """Nats of one bit/dim."""
+        """The number of nats in one bit/dim."""
         return dimensions(self.x) * math.log(2)
 
 
 @dataclass
 class Row:
-    """What was measured of a method at a budget; errors in bits/dim, memory in MiB."""
+    """The measurements of a method at a budget; errors in bits/dim, memory in MiB."""
 
     method: str
     budget: str
@@ -125,20 +126,20 @@ class Row:
 
     @property
     def median(self) -> float:
-        """Seconds."""
+        """The median seconds."""
         return statistics.median(self.seconds)
 
 
 class Meter(ss.ModelWrapper):
-    """A model that counts the passes through its network, forward and backward, per image."""
+    """A wrapper that counts forward and backward passes through the network of a model, per image."""
 
     def __init__(self, model: ss.ScoreModel, images: int):
         super().__init__(model)
         self.images = images
-        self.calls: list[tuple[int, Evaluations]] = []  # the rows of each, and its passes: a backward one comes later
+        self.calls: list[tuple[int, Evaluations]] = []  # batch size and passes of each call; backward passes come later
 
     def predict(self, x: Tensor, t: Tensor | float) -> ss.Views:
-        """The views of the model."""
+        """Return the views of the model, and count the call."""
         with counting() as count:
             views = self.model.predict(x, t)
         self.calls.append((len(x), count))
@@ -146,12 +147,12 @@ class Meter(ss.ModelWrapper):
 
     @property
     def passes(self) -> float:
-        """Of an image, on average."""
+        """The mean number of passes per image."""
         return sum(rows * (count.forward + count.backward) for rows, count in self.calls) / self.images
 
 
 def load(options: argparse.Namespace) -> Case:
-    """The model that the options name, and its points."""
+    """Return the model and the points that the options select."""
     torch.manual_seed(0)
     if options.oracle:
         return exact_case(options.images)
@@ -164,7 +165,7 @@ def load(options: argparse.Namespace) -> Case:
 
 
 def exact_case(images: int, components: int = 3) -> Case:
-    """A mixture of rotated Gaussians over states (1, 8, 8), its exact score under VP, and samples at t_min."""
+    """Return a mixture of rotated Gaussians over (1, 8, 8) with its exact score under VP, and samples at t_min."""
     generator = torch.Generator().manual_seed(0)
     shape, size, sde = (components, 1, 8, 8), 64, ss.VP()
     means = 0.5 * torch.randn(shape, generator=generator, dtype=torch.float64)
@@ -176,15 +177,15 @@ def exact_case(images: int, components: int = 3) -> Case:
 
 
 def given_probe(x: Tensor) -> Tensor:
-    """The probe that `log_prob` keeps for the seeds 0, 1, 2, ...: what the peers are given."""
+    """Return the fixed probe that `log_prob` draws for the seeds 0, 1, 2, ...; the peers use the same."""
     return KEPT.draw(RandomStream(seeds=range(len(x))), x.double())[0]
 
 
 def reference(case: Case, steps: int) -> Tensor:
-    """The converged log p of each point with its probe, in nats (B,); prints how well it is known.
+    """Return the converged log p of each point with its probe, in nats (B,); print the difference from rk4.
 
-    A network that is told the time as cos(999 t), as those of score_sde are, has to be asked at steps of less than
-    1/999 for the velocity to be resolved: hence the many.
+    The networks of score_sde embed the time as cos(999 t). Only steps of less than 1/999 resolve their velocity, hence
+    the large number of steps.
     """
     converged = ours(lambda n: ss.solvers.Adams(n, smoothing=0))(case.model, case.x, case.x, steps).value
     few = case.x[:CHECKED]
@@ -196,14 +197,15 @@ def reference(case: Case, steps: int) -> Tensor:
     )
     print(f" ({len(few)} points)")
     if case.oracle is not None:
-        print(f"our value with the exact trace is within {from_closed_form(case, 600):.1e} bits/dim of the closed form")
+        print(f"scoresde with the exact trace is within {from_closed_form(case, 600):.1e} bits/dim of the closed form")
     return converged
 
 
 def from_closed_form(case: Case, steps: int) -> float:
-    """The largest error of our value with the exact trace, over a few points, in bits/dim.
+    """Return the largest error of `log_prob` with the exact trace, over four points, in bits/dim.
 
-    The prior stands for the mixture's own marginal at t_max: its density there is put in its place.
+    `log_prob` adds the log-density of the prior at t_max, which differs slightly from the mixture's marginal there. The
+    log-density of the marginal replaces it here.
     """
     sde, x = case.model.sde, case.x[:4]
     found = ss.log_prob(case.model, x, trace=ss.ExactTrace(), solver=ss.solvers.Adams(steps, smoothing=0))
@@ -212,13 +214,13 @@ def from_closed_form(case: Case, steps: int) -> float:
 
 
 def errors(value: Tensor, truth: Tensor, unit: float) -> tuple[float, float]:
-    """The error of the mean and the root mean square error of bits/dim, from nats (B,)."""
+    """Return the error of the mean and the root mean square error in bits/dim, from values in nats (B,)."""
     error = (truth - value) / unit
     return float(error.mean()), float(error.square().mean().sqrt())
 
 
 def measured(method: Method, budget: Any, case: Case, probe: Tensor, truth: Tensor) -> Row:
-    """A row without its times. A run that torchdiffeq gave up has NaN for errors."""
+    """Return a row without its times; the errors are NaN if torchdiffeq fails."""
     meter = Meter(case.model, len(case.x))
     try:
         value, evaluations = method.run(meter, case.x, probe, budget)
@@ -230,11 +232,11 @@ def measured(method: Method, budget: Any, case: Case, probe: Tensor, truth: Tens
 
 
 def compare(case: Case, truth: Tensor, options: argparse.Namespace) -> list[Row]:
-    """All rows: errors, then times in random order, then memory."""
+    """Measure all rows: first errors, then times in random order, then memory."""
     probe, pairs = given_probe(case.x), []
     for method in METHODS:
         if package := peers.missing(method.run):
-            print(f"{method.name} left out: {package} is not installed (pip install --no-deps {package})")
+            print(f"{method.name} skipped: {package} is not installed (pip install --no-deps {package})")
             continue
         for budget in method.budgets:
             pairs.append((measured(method, budget, case, probe, truth), method, budget))
@@ -249,34 +251,34 @@ def compare(case: Case, truth: Tensor, options: argparse.Namespace) -> list[Row]
 
 
 def peak_memory(name: str, options: argparse.Namespace) -> float:
-    """Peak memory in MiB of a process that runs a method once, at its smallest budget; NaN if it cannot be measured."""
+    """Return the peak memory in MiB of a process that runs a method at its smallest budget; NaN if it fails."""
     command = [sys.executable, __file__, *sys.argv[1:], "--peak", name]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     return float(done.stdout.split()[-1]) if done.returncode == 0 else math.nan
 
 
 def measure_peak(name: str, case: Case, device: str) -> None:
-    """Print the peak memory above that of the model and its points."""
+    """Print the peak memory in MiB in excess of the model and its points."""
     method, probe = next(method for method in METHODS if method.name == name), given_probe(case.x)
-    method.run(case.model, case.x[:1], probe[:1], method.budgets[0])  # loads what is loaded once
+    method.run(case.model, case.x[:1], probe[:1], method.budgets[0])  # warm-up: loads libraries
     before = memory(device, reset=True)
     method.run(case.model, case.x, probe, method.budgets[0])
     print(memory(device) - before)
 
 
 def memory(device: str, reset: bool = False) -> float:
-    """Peak memory since the last reset, MiB."""
+    """Return the peak memory since the last reset, in MiB."""
     if device == "cuda":
         if reset:
             torch.cuda.reset_peak_memory_stats()
         return torch.cuda.max_memory_allocated() / 2**20
     if reset:
-        Path("/proc/self/clear_refs").write_text("5")  # see proc(5): the peak starts again at what is in use now
+        Path("/proc/self/clear_refs").write_text("5")  # resets the peak to the memory in use, see proc(5)
     return int(re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) / 2**10
 
 
 def print_rows(rows: Sequence[Row]) -> None:
-    """The first table."""
+    """Print the table of all budgets."""
     base = next(row for row in rows if row.method == SCORE_SDE and row.default).median
     print(
         "\n| method | budget | evaluations | passes | mean error | rms error | seconds | time / score_sde's default |",
@@ -293,7 +295,7 @@ def print_rows(rows: Sequence[Row]) -> None:
 
 
 def cheapest(rows: Sequence[Row], target: float) -> Row | None:
-    """The first of a method's rows, from the smallest budget on, from which on all reach the target."""
+    """Return the row of the smallest budget from which on all larger budgets reach the target; None without one."""
     found = None
     for row in reversed(rows):
         if not row.rms_error <= target:
@@ -303,9 +305,11 @@ def cheapest(rows: Sequence[Row], target: float) -> Row | None:
 
 
 def interpolated(rows: Sequence[Row], target: float) -> tuple[str, float]:
-    """Seconds at which a method reaches an accuracy: ("", "<" or ">" what was measured, the seconds).
+    """Return a sign and the seconds in which a method reaches an rms error of `target`.
 
-    Between the rows that are more accurate than every faster one, linear in the logarithms.
+    The seconds are interpolated, linearly in the logarithms, between the rows that are more accurate than every faster
+    row, and the sign is "". If the fastest row already reaches the target, the sign is "<" and the seconds are those of
+    this row. If no row reaches it, the sign is ">" and the seconds are those of the most accurate row.
     """
     best: list[Row] = []
     for row in sorted((row for row in rows if row.seconds), key=lambda row: row.median):
@@ -320,7 +324,7 @@ def interpolated(rows: Sequence[Row], target: float) -> tuple[str, float]:
 
 
 def print_summary(rows: Sequence[Row]) -> None:
-    """The second table: each of ours against all others, at equal accuracy; and against score_sde's default."""
+    """Print times at equal accuracy: each solver of this library against all peers, and against score_sde's default."""
     tables = {name: list(group) for name, group in groupby(rows, key=lambda row: row.method)}
     others = [name for name in tables if name not in (ADAMS, ADAPTIVE)]
     base = next(row for row in rows if row.method == SCORE_SDE and row.default)
@@ -341,7 +345,7 @@ def print_summary(rows: Sequence[Row]) -> None:
 
 
 def print_spread(case: Case, seeds: int, images: int) -> None:
-    """The third table: one probe kept against fresh ones, over random probes."""
+    """Print the spread over random probes: one fixed probe against fresh ones."""
     x, device = case.x[:images], case.x.device.type
     exact = ss.log_prob(case.model, x, trace=ss.ExactTrace()).value.cpu() / case.unit
     many = x.repeat_interleave(seeds, dim=0)
@@ -364,12 +368,12 @@ def print_spread(case: Case, seeds: int, images: int) -> None:
     cost = seconds(lambda: ss.log_prob(case.model, x, trace=ss.ExactTrace()), device) * seeds
     print(f"| none: the exact trace | 0 | 0 | 0 | {cost:.1f} for as many |")
     ratio, low, high = variance_ratio(values["kept"].numpy(), values["fresh"].numpy())
-    print(f"\nvariance of one kept over that of fresh ones: {ratio:.2f} [{low:.2f}, {high:.2f}]", end=" ")
-    print("(95%, bootstrap over images and probes)")
+    print(f"\nvariance with a fixed probe over that with fresh ones: {ratio:.2f} [{low:.2f}, {high:.2f}]", end=" ")
+    print("(95% bootstrap interval over images and probes)")
 
 
 def in_batches(model: ss.ScoreModel, x: Tensor, trace: ss.Hutchinson, size: int = 128) -> list[ss.LogProb]:
-    """`log_prob` of many points, a probe seed each."""
+    """Return `log_prob` of many points in batches, with one seed per point."""
     return [
         ss.log_prob(model, part, trace=trace, seeds=range(i * size, i * size + len(part)))
         for i, part in enumerate(x.split(size))
@@ -377,7 +381,7 @@ def in_batches(model: ss.ScoreModel, x: Tensor, trace: ss.Hutchinson, size: int 
 
 
 def variance_ratio(a: np.ndarray, b: np.ndarray, draws: int = 2000) -> tuple[float, float, float]:
-    """Mean variance of the rows of a over that of b, (images, probes), with a 95% bootstrap interval."""
+    """Return the mean variance of the rows of a over that of b, (images, probes), and its 95% bootstrap interval."""
     rng = np.random.default_rng(0)
 
     def ratio(x: np.ndarray, y: np.ndarray) -> float:
@@ -393,7 +397,7 @@ def variance_ratio(a: np.ndarray, b: np.ndarray, draws: int = 2000) -> tuple[flo
 
 
 def draw(rows: Sequence[Row], title: str, path: Path) -> None:
-    """Error against seconds, one line for each method; its default has a ring."""
+    """Plot error against seconds, one line per method, with a ring around its default."""
     figure = Figure(figsize=(7, 4.5), dpi=150, layout="constrained")
     axes = figure.add_subplot()
     for method in METHODS:
@@ -415,7 +419,7 @@ def draw(rows: Sequence[Row], title: str, path: Path) -> None:
 
 
 def write_csv(rows: Sequence[Row], path: Path) -> None:
-    """All that was measured; every time taken, separated by spaces."""
+    """Write all rows; the times of a row are separated by spaces."""
     with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, fieldnames=list(asdict(rows[0])))
         writer.writeheader()
@@ -423,10 +427,10 @@ def write_csv(rows: Sequence[Row], path: Path) -> None:
 
 
 def arguments() -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     model = parser.add_mutually_exclusive_group(required=True)
-    model.add_argument("--run", help="directory of a run")
+    model.add_argument("--run", help="folder of a run")
     model.add_argument("--checkpoint", help="checkpoint of score_sde_pytorch")
     model.add_argument("--oracle", action="store_true", help="a mixture of Gaussians with its exact score")
     parser.add_argument("--images", type=int, default=128)
@@ -443,7 +447,7 @@ def arguments() -> argparse.Namespace:
 
 
 def main() -> None:
-    """The tables."""
+    """Print the selected tables."""
     options = arguments()
     case = load(options)
     if options.peak:

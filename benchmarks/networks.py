@@ -126,7 +126,7 @@ def pair(device: str, small: bool = False) -> dict[str, nn.Module]:
     """Return the two networks with the same random weights, after checking that their outputs agree.
 
     Raises:
-        RuntimeError: they do not.
+        RuntimeError: the outputs differ.
     """
     torch.manual_seed(0)
     networks = {"scoresde": ours(small), "diffusers": theirs(small)}
@@ -140,9 +140,9 @@ def pair(device: str, small: bool = False) -> dict[str, nn.Module]:
         a, b = (call(network.eval(), x, label) for network in networks.values())
     error = float((a - b).norm() / b.norm())
     if not error < 1e-4:
-        raise RuntimeError(f"the outputs of the two networks differ by {error:.1e} (relative); expected less than 1e-4")
+        raise RuntimeError(f"the outputs of the two networks must agree to a relative 1e-4; they differ by {error:.1e}")
     count = sum(p.numel() for p in networks["scoresde"].parameters())
-    print(f"the same function of {count:,} parameters, to {error:.0e}")
+    print(f"two networks of {count:,} parameters; their outputs differ by a relative {error:.0e}")
     return {name: network.to(device) for name, network in networks.items()}
 
 
@@ -153,7 +153,7 @@ def call(network: nn.Module, x: Tensor, label: Tensor) -> Tensor:
 
 
 def operation(kind: str, network: nn.Module, x: Tensor, label: Tensor) -> Callable[[], None]:
-    """Return the function to time."""
+    """Return a function that runs an operation once, to be timed."""
 
     def run() -> None:
         if kind == "forward":
@@ -172,7 +172,7 @@ def operation(kind: str, network: nn.Module, x: Tensor, label: Tensor) -> Callab
 
 @contextlib.contextmanager
 def frozen(network: nn.Module, freeze: bool) -> Iterator[None]:
-    """Require no gradient of the parameters within the block if `freeze`, as a likelihood does."""
+    """Disable gradients of the parameters within the block if `freeze`, as a likelihood does."""
     for parameter in network.parameters():
         parameter.requires_grad_(not freeze)
     yield
@@ -243,7 +243,7 @@ def memory(device: str) -> float:
     """Return the peak memory so far, in MiB."""
     if device == "cuda":
         return torch.cuda.max_memory_allocated() / 2**20
-    status = Path("/proc/self/status").read_text()  # getrusage would count the parent's peak as well
+    status = Path("/proc/self/status").read_text()  # getrusage would include the peak of the parent process
     return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) / 2**10
 
 
@@ -269,7 +269,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=20)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--settings", nargs="*", default=list(SETTINGS))
-    parser.add_argument("--small", action="store_true", help="a network of two resolutions, which compiles faster")
+    parser.add_argument("--small", action="store_true", help="a network with two resolutions, which compiles faster")
     parser.add_argument("--profile", action="store_true")
     parser.add_argument("--peak", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()

@@ -1,14 +1,14 @@
-"""Log-likelihoods as other projects compute them, of one of our models and with a probe that is given.
+"""Log-likelihoods of a model of this library as other projects compute them, with a given probe.
 
     pip install --no-deps k-diffusion flow_matching
 
-k-diffusion names torchvision, clip and others as requirements of what is not used here; its sampling module is loaded
-alone, with stand-ins for those that are missing. Whatever a project computes in other coordinates is brought back by
-the exact change of variables, so that all of them have the same limit: log p of x taken as x(t_min), under the prior of
-the SDE at t_max, with z^T J z for the given probe z in place of the trace. That limit is one and the same in all
-coordinates, which differ by a scalar function of time, since |z|^2 = d for a probe of -1 and 1.
+Only the sampling module of k-diffusion is imported: its package requires torchvision, clip and others, which are not
+used here and are replaced by mocks if they are missing. A project that uses other coordinates is converted by the exact
+change of variables. All projects therefore have the same limit: log p of x taken as x(t_min), under the prior of the
+SDE at t_max, with z^T J z for the given probe z in place of the trace of the Jacobian J. The coordinates differ by a
+scalar function of time, which leaves this limit unchanged because |z|^2 = d for a Rademacher probe in d dimensions.
 
-Every project has states in the dtype of the network, as its users have.
+In every project the states have the dtype of the network, as in normal use.
 """
 
 import contextlib
@@ -30,23 +30,23 @@ from scoresde.tensors import broadcast, dimensions, float64
 
 
 class Outcome(NamedTuple):
-    """log p in nats (B,), float64, and the evaluations of the flow and its divergence per image."""
+    """log p in nats (B,), float64, and the number of evaluations of the flow and its divergence per image."""
 
     value: Tensor
     evaluations: float
 
 
 def state_dtype(model: ScoreModel) -> torch.dtype:
-    """The dtype of the network; float64 of one without parameters."""
+    """Return the dtype of the network, or float64 if it has no parameters."""
     return next((parameter.dtype for parameter in model.parameters()), torch.float64)
 
 
 def score_sde(model: ScoreModel, x: Tensor, probe: Tensor, tolerance: float = 1e-5) -> Outcome:
     """The convention of yang-song/score_sde_pytorch (2011.13456, section D.2; its default tolerance is 1e-5).
 
-    SciPy's RK45 in t, over one float64 vector of all images and their log-densities, both in the error norm. The
-    velocity f x - g^2/2 score comes from a forward pass without a graph; the divergence from a second forward pass and
-    a backward pass. The network runs on states rounded to its own dtype. The schedule is ours, in float64.
+    SciPy's RK45 integrates in t one float64 vector of all images and their log-densities, which both enter the error
+    norm. The velocity f x - g^2/2 score takes a forward pass without a graph, the divergence a second forward pass and
+    a backward pass. The network receives states rounded to its dtype. The schedule is that of this library, in float64.
     """
     sde, count, dtype = model.sde, len(x), state_dtype(model)
     kept = probe.to(dtype)
@@ -76,15 +76,15 @@ def score_sde(model: ScoreModel, x: Tensor, probe: Tensor, tolerance: float = 1e
 
 
 def flat(x: Tensor) -> np.ndarray:
-    """The float64 vector of a tensor."""
+    """Return the entries of a tensor as a float64 vector."""
     return x.detach().double().cpu().flatten().numpy()
 
 
 def k_diffusion(model: ScoreModel, x: Tensor, probe: Tensor, tolerance: float = 1e-4) -> Outcome:
     """k-diffusion's `log_likelihood`: dopri5 of torchdiffeq in sigma; its default tolerance is 1e-4.
 
-    Its coordinates are x/alpha with noise sigma/alpha: D(y, s) = E[x_0 | x = alpha y] at the time where sigma/alpha is
-    s, and p(x) = p(y) / alpha^d.
+    Its states are y = x/alpha with noise s = sigma/alpha. Its denoiser is D(y, s) = E[x_0 | x = alpha y] at the time
+    where sigma/alpha is s, and p(x) = p(y) / alpha^d.
     """
     sde, dtype = model.sde, state_dtype(model)
     ends = torch.tensor([sde.t_min, sde.t_max], dtype=torch.float64)
@@ -95,7 +95,7 @@ def k_diffusion(model: ScoreModel, x: Tensor, probe: Tensor, tolerance: float = 
         return model.denoise(broadcast(sde.alpha(t), y) * y, t)
 
     def kept(like: Tensor, high: int) -> Tensor:
-        """The draw of 0 or 1 that it makes its probe of."""
+        """Return the draw of 0 and 1 from which k-diffusion computes its probe."""
         return ((probe + 1) / 2).to(like)
 
     start = (x / float(alpha[0])).to(dtype)
@@ -109,16 +109,16 @@ def k_diffusion(model: ScoreModel, x: Tensor, probe: Tensor, tolerance: float = 
 def flow_matching(
     model: ScoreModel, x: Tensor, probe: Tensor, tolerance: float = 1e-5, steps: int | None = None
 ) -> Outcome:
-    """flow_matching's `ODESolver.compute_likelihood`, on its path from noise to data along straight lines.
+    """flow_matching's `ODESolver.compute_likelihood`, on its linear path from noise to data.
 
-    There y = s x_0 + (1 - s) eps = x / (alpha + sigma) with s = alpha / (alpha + sigma), so that its velocity field is
-    E[x_0 | x] - E[eps | x], and p(x) = p(y) / (alpha + sigma)^d. Its time runs from 0 to 1, s from
-    its value at t_max to that at t_min.
+    On this path y = s x_0 + (1 - s) eps = x / (alpha + sigma) with s = alpha / (alpha + sigma). The velocity with
+    respect to s is E[x_0 | x] - E[eps | x], and p(x) = p(y) / (alpha + sigma)^d. The time of the solver runs from 0 to
+    1 while s runs from its value at t_max to that at t_min.
 
     Args:
-        model, x, probe: see above.
-        tolerance: of dopri5; the library's default is 1e-5.
-        steps: of the midpoint rule instead of dopri5; its guide has 100 (2412.06264, section 3.6).
+        model, x, probe: the model, the points and the fixed probe, both (B, *).
+        tolerance: the tolerance of dopri5; the library's default is 1e-5.
+        steps: use this many steps of the midpoint rule instead of dopri5; its guide has 100 (2412.06264, section 3.6).
     """
     sde, dtype, evaluations = model.sde, state_dtype(model), 0
     ends = torch.tensor([sde.t_max, sde.t_min], dtype=torch.float64)
@@ -129,13 +129,13 @@ def flow_matching(
     def velocity(x: Tensor, t: Tensor) -> Tensor:
         nonlocal evaluations
         evaluations += 1
-        s = noisy + float64(t).cpu().clamp(0, 1) * (clean - noisy)  # dopri5 steps past the end, and interpolates
+        s = noisy + float64(t).cpu().clamp(0, 1) * (clean - noisy)  # dopri5 steps beyond the end and interpolates
         time = sde.time(2 * (s.log() - (1 - s).log()))
         state = broadcast(sde.alpha(time) + sde.sigma(time), x) * x
         return model.predict(state, time).combine(clean - noisy, noisy - clean)
 
     def kept(like: Tensor) -> Tensor:
-        """The draw whose sign it makes its probe of."""
+        """Return the draw from whose sign flow_matching computes its probe."""
         return -probe.to(like)
 
     def log_p0(y: Tensor) -> Tensor:
@@ -152,7 +152,7 @@ def flow_matching(
 
 @contextlib.contextmanager
 def default_dtype(dtype: torch.dtype) -> Iterator[None]:
-    """Within the block torch makes numbers of that dtype: flow_matching's probe has it, whatever the states have."""
+    """Set torch's default dtype within the block; flow_matching's probe has it, independently of the states."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
@@ -174,20 +174,20 @@ PACKAGES: dict[Callable, str] = {
 
 
 def missing(run: Callable) -> str | None:
-    """The package that a function of this module needs and that is not installed."""
+    """Return the package that a function of this module needs if it is not installed, else None."""
     package = PACKAGES.get(run)
     return package if package and importlib.util.find_spec(package) is None else None
 
 
 def sampling_of_k_diffusion() -> types.ModuleType:
-    """k_diffusion.sampling without the rest of its package; stand-ins for torchsde and torchvision if missing."""
+    """Import k_diffusion.sampling without its package, with mocks of torchsde and torchvision if they are missing."""
     if "k_diffusion.sampling" in sys.modules:
         return sys.modules["k_diffusion.sampling"]
     found = importlib.util.find_spec("k_diffusion")
     if found is None:
-        raise ModuleNotFoundError("k-diffusion expected: pip install --no-deps k-diffusion")
+        raise ModuleNotFoundError("k-diffusion is not installed: pip install --no-deps k-diffusion")
     package = types.ModuleType("k_diffusion")
-    package.__path__ = list(found.submodule_search_locations or ())  # what its __init__ would import is not needed
+    package.__path__ = list(found.submodule_search_locations or ())  # skips the imports of its __init__
     unused = ("torchsde", "torchvision", "torchvision.transforms")
     stand_ins = {name: mock.MagicMock() for name in unused if importlib.util.find_spec(name.partition(".")[0]) is None}
     with mock.patch.dict(sys.modules, {**stand_ins, "k_diffusion": package}):

@@ -1,19 +1,20 @@
-"""Samplers of other projects, run on one of our models.
+"""Samplers of other projects, run on a model of this library.
 
     pip install --no-deps k-diffusion azula
     pip install diffusers
 
-A run is a function (model, x_T, evaluations) -> x. It starts from states at t_max, where all start from the same ones,
-makes at most that many evaluations of the network, and ends with E[x_0 | x] at the smallest noise level it goes to:
-that is what every one of these libraries does when its last level is zero, and that evaluation is counted. A library
-keeps its own coordinates, coefficients and dtypes; what it is told about the schedule is exact:
+A run is a function (model, x_T, evaluations) -> x. It starts from the states x_T at t_max, evaluates the network at
+most `evaluations` times, and returns E[x_0 | x] at its smallest positive noise level. All of these libraries do so if
+their last noise level is zero; this evaluation is counted. Each library uses its own coordinates, coefficients and
+dtypes, and is given the exact schedule:
 
-- k-diffusion has y = x/alpha and s = sigma/alpha, and is given any levels s;
-- azula has x, and a schedule (alpha, sigma) over times from 1 to 0 with equal steps: ours, through the times of a grid;
-- diffusers has a table of 1,000 values of alpha^2, here those of the path at equal steps in t. Where it rounds a level
-  to a node of that table, to tell the network a time, the network is told the level that was not rounded.
+- k-diffusion uses y = x/alpha and s = sigma/alpha, and accepts any noise levels s;
+- azula uses x and a schedule (alpha, sigma) over equally spaced times from 1 to 0, which are mapped to the times of a
+  grid of this library;
+- diffusers uses a table of 1,000 values of alpha^2, here those of the path at equal steps in t. Where it rounds a noise
+  level to an entry of this table to get the network's time, the network gets the time of the exact noise level.
 
-The modules of k-diffusion and azula are loaded alone: their packages import more than sampling needs.
+The sampling modules of k-diffusion and azula are imported without their packages, which need further dependencies.
 """
 
 import importlib
@@ -35,16 +36,16 @@ from scoresde.samplers.grids import Grid
 from scoresde.tensors import broadcast, float64
 
 Run = Callable[[ScoreModel, Tensor, int], Tensor]
-NODES = 1000  # of the table of diffusers
+NODES = 1000  # entries of the table of diffusers
 
 
 def levels(sde: SDE, grid: Grid, count: int) -> Tensor:
-    """sigma/alpha at `count` times of a grid, from t_max to t_min, float64."""
+    """Return sigma/alpha at `count` times of a grid, from t_max to t_min, float64."""
     return torch.exp(-0.5 * sde.log_snr(grid(sde, count - 1)))
 
 
 def time_of(sde: SDE, ratio: Tensor) -> Tensor:
-    """The time at which sigma/alpha has that value, float64, within the range of the path."""
+    """Return the time at which sigma/alpha equals `ratio`, float64, clamped to the range of the path."""
     return sde.time(-2 * float64(ratio).cpu().log()).clamp(sde.t_min, sde.t_max)
 
 
@@ -52,10 +53,10 @@ def k_diffusion(name: str, grid: Grid, cost: int = 1, **options: Any) -> Run:
     """`sample_<name>` of k-diffusion.
 
     Args:
-        name: of the sampler.
-        grid: of the levels.
-        cost: evaluations between two levels.
-        options: of the sampler; with `eta`, its noise is drawn afresh for each step.
+        name: the name of the sampler.
+        grid: the grid of the noise levels.
+        cost: evaluations per step.
+        options: arguments of the sampler; with `eta`, each step draws new noise.
     """
 
     def run(model: ScoreModel, x: Tensor, evaluations: int) -> Tensor:
@@ -75,13 +76,13 @@ def k_diffusion(name: str, grid: Grid, cost: int = 1, **options: Any) -> Run:
 
 
 def azula(name: str, grid: Grid, cost: int = 1, **options: Any) -> Run:
-    """`<name>Sampler` of azula, and a last evaluation of its denoiser.
+    """`<name>Sampler` of azula, followed by an evaluation of the denoiser.
 
     Args:
-        name: of the sampler.
-        grid: of the times.
-        cost: evaluations a step.
-        options: of the sampler.
+        name: the name of the sampler.
+        grid: the grid of times.
+        cost: evaluations per step.
+        options: arguments of the sampler.
     """
 
     def run(model: ScoreModel, x: Tensor, evaluations: int) -> Tensor:
@@ -109,13 +110,13 @@ def diffusers(name: str, cost: int = 1, final: str = "zero", scaled: bool = Fals
     """`<name>Scheduler` of diffusers.
 
     Args:
-        name: of the scheduler.
-        cost: evaluations a step.
-        final: "zero" where the scheduler's last step ends without noise; "level", where it ends at the first node of
-            its table, and a last evaluation follows; "repeat", where it would end there with a step of no length,
-            which that evaluation replaces.
-        scaled: its states are x/alpha.
-        options: of the scheduler.
+        name: the name of the scheduler.
+        cost: evaluations per step.
+        final: "zero": the last step of the scheduler ends at noise level zero. "level": it ends at the first entry of
+            the table, and an evaluation of the denoiser follows. "repeat": the scheduler would end there with a step of
+            zero length, which the evaluation of the denoiser replaces.
+        scaled: whether the states of the scheduler are x/alpha.
+        options: arguments of the scheduler.
     """
 
     def run(model: ScoreModel, x: Tensor, evaluations: int) -> Tensor:
@@ -139,7 +140,7 @@ def diffusers(name: str, cost: int = 1, final: str = "zero", scaled: bool = Fals
 
 
 def scheduler_of_diffusers(name: str, squared: Tensor, options: dict[str, Any]) -> Any:
-    """A scheduler whose table of alpha^2 is that given, float64, and not its product of float32 betas."""
+    """Return a scheduler with the given float64 table of alpha^2 in place of its product of float32 betas."""
     kind = getattr(importlib.import_module("diffusers"), f"{name}Scheduler")
     betas = 1 - torch.cat([squared[:1], squared[1:] / squared[:-1]])
     with warnings.catch_warnings():
@@ -157,17 +158,17 @@ def scheduler_of_diffusers(name: str, squared: Tensor, options: dict[str, Any]) 
 
 
 def missing(package: str) -> bool:
-    """Whether a package is not installed."""
+    """Return whether a package is not installed."""
     return importlib.util.find_spec(package) is None
 
 
 def sampling_of_azula() -> types.ModuleType:
-    """azula.sample without the networks of its package."""
+    """Import azula.sample without the networks of its package."""
     if "azula.sample" in sys.modules:
         return sys.modules["azula.sample"]
     found = importlib.util.find_spec("azula")
     if found is None:
-        raise ModuleNotFoundError("azula expected: pip install --no-deps azula")
+        raise ModuleNotFoundError("azula is not installed: pip install --no-deps azula")
     (folder,) = found.submodule_search_locations or ()
     packages = {}
     for name, path in (("azula", folder), ("azula.nn", f"{folder}/nn")):

@@ -1,29 +1,29 @@
-"""Samplers: what the loop costs beside the network, and how near samples come beside other projects at equal cost.
+"""Samplers: the overhead of the sampling loop, and the accuracy compared with other projects at equal cost.
 
-    python benchmarks/samplers.py --overhead                        # a quiet machine wanted
-    pip install --no-deps k-diffusion azula; pip install diffusers  # what is not installed is left out
+    python benchmarks/samplers.py --overhead                        # needs an otherwise idle machine
+    pip install --no-deps k-diffusion azula; pip install diffusers  # packages that are not installed are skipped
     python benchmarks/samplers.py --oracle --plot docs/sampler_benchmark.png
     python benchmarks/samplers.py --checkpoint digits_vp.pth --images 256 --pilot 32 --samples 256
 
---overhead prints the milliseconds of a step with a network that returns its input, and the time of a sampler over that
-of its network evaluations alone: after every step of the sampler the same calls are made once more, with the same
-states and labels, so that the two times grow side by side; with and without the time that its random draws take. Both
-as in the command line: freed memory stays with the process. The ratio is the median over such runs, with a 95%
-bootstrap interval, whose upper end is compared with 1.02.
+--overhead prints the milliseconds per step with a network that returns its input, and the time of a sampler divided by
+that of its network evaluations. After every step of the sampler the network is called again with the inputs of that
+step, so that both times are measured under the same load. A second ratio adds the time of the random draws to that of
+the evaluations. Freed memory stays with the process, as in the command line. Each ratio is the median over runs, with a
+95% bootstrap interval; the upper end of the first is compared with 1.02.
 
-The others compare samplers at 5, 10 and 20 evaluations of the network, counted on the network. All start at t_max from
-the same states, drawn from the exact marginal (from the prior for a checkpoint), go to t = 0.001, the end at which
-2011.13456 samples VP models, and replace the state there by E[x_0 | x], which is one of the evaluations. Every library
-has the grids that this one has, and diffusers, which makes its own, all of those. Two errors:
+The other commands compare samplers at 5, 10 and 20 evaluations, counted on the network. All samplers start at t_max
+from the same states, drawn from the exact marginal (for a checkpoint, from the prior). They integrate to t = 0.001,
+where 2011.13456 stops the sampling of VP models, and return E[x_0 | x] there, which is one of the evaluations.
+k-diffusion and azula run on all grids of this library, diffusers on all grids of its own. Two errors are measured:
 
-- for the deterministic methods, of each sample: its distance to where the probability flow converges to from the same
-  start, root mean square over the dimensions. The method and grid of each library that are best on some samples
-  (--pilot) are measured on others (--images): root mean square over samples, with a 95% bootstrap interval, and the
-  ratio to ours on the same samples. A few samples that end in another mode than they should can make up most of it:
-  the median is given, too;
-- for these and for stochastic methods, of the distribution: sliced 2-Wasserstein distance and energy distance to exact
-  draws (denoised at t = 0.001 as well; for a checkpoint, draws by the converged flow), mean and standard error over
-  batches, beside what exact draws have.
+- for deterministic methods, the error of each sample: its root mean square distance, over the dimensions, to the
+  converged probability flow from the same start. For each library, the method and grid with the smallest error on pilot
+  samples (--pilot) are measured on other samples (--images). The table has the root mean square over samples with a 95%
+  bootstrap interval, and the ratio of this library's error to it, on the same samples. It also has the median, because
+  a few samples that end in a wrong mode can dominate the root mean square;
+- for deterministic and stochastic methods, the error of the distribution: sliced 2-Wasserstein distance and energy
+  distance to exact draws (also denoised at t = 0.001; for a checkpoint, samples of the converged flow), as mean and
+  standard error over batches. The distances between two sets of exact draws are printed for reference.
 """
 
 import argparse
@@ -76,11 +76,11 @@ from scoresde.samplers.grids import GRIDS, Grid
 
 LIBRARIES = ("scoresde", "diffusers", "k-diffusion", "azula")
 OURS, END, BUDGETS = LIBRARIES[0], 1e-3, (5, 10, 20)
-ENERGY = 2000  # states that an energy distance is of
+ENERGY = 2000  # samples per energy distance
 TARGET = 1.02
 
 
-# --- what is compared
+# --- candidates
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ class Candidate:
 
 
 def ours(step: Callable[[], Any], grid: Grid, cost: int = 1) -> Run:
-    """A step of this library over a grid; denoised at its end."""
+    """Return a run of this library with a sampler step on a grid, denoised at the end."""
 
     def run(model: ss.ScoreModel, x: Tensor, evaluations: int) -> Tensor:
         steps = (evaluations - 1) // cost
@@ -105,7 +105,7 @@ def ours(step: Callable[[], Any], grid: Grid, cost: int = 1) -> Run:
 
 
 def flow(order: int, smoothing: int = 0) -> Run:
-    """The likelihood's solver, in its own variable, which evaluates both ends of the path; denoised at its end."""
+    """Return a run of the likelihood's solver in its own variable, which evaluates both ends of the path; denoised."""
 
     def run(model: ss.ScoreModel, x: Tensor, evaluations: int) -> Tensor:
         solver = ss.solvers.Adams(evaluations - 2, order, smoothing)
@@ -115,7 +115,7 @@ def flow(order: int, smoothing: int = 0) -> Run:
 
 
 def of_this_library() -> Iterator[Candidate]:
-    """Ours."""
+    """Yield the methods of this library."""
     steps = {
         "DDIM": DDIM,
         "DPMSolverPP(2)": lambda: DPMSolverPP(2),
@@ -163,8 +163,8 @@ def of_this_library() -> Iterator[Candidate]:
 
 
 def of_k_diffusion() -> Iterator[Candidate]:
-    """k-diffusion: name, evaluations a step, options."""
-    samplers: list[tuple[str, int, dict[str, Any]]] = [
+    """Yield the methods of k-diffusion."""
+    samplers: list[tuple[str, int, dict[str, Any]]] = [  # name, evaluations per step, options
         ("euler", 1, {}),
         ("heun", 2, {}),
         ("dpm_2", 2, {}),
@@ -184,8 +184,8 @@ def of_k_diffusion() -> Iterator[Candidate]:
 
 
 def of_azula() -> Iterator[Candidate]:
-    """azula: name, evaluations a step, options, whether it draws."""
-    samplers: list[tuple[str, int, dict[str, Any], bool]] = [
+    """Yield the methods of azula."""
+    samplers: list[tuple[str, int, dict[str, Any], bool]] = [  # name, evaluations per step, options, stochastic
         ("DDIM", 1, {}, False),
         ("Euler", 1, {}, False),
         ("Heun", 2, {}, False),
@@ -201,7 +201,7 @@ def of_azula() -> Iterator[Candidate]:
 
 
 def of_diffusers() -> Iterator[Candidate]:
-    """diffusers: its schedulers on each of the grids that they have."""
+    """Yield the schedulers of diffusers, each on all grids that it supports."""
     nodes = {name: {"timestep_spacing": name} for name in ("linspace", "trailing")}
     free = {name: {f"use_{name}_sigmas": True} for name in ("karras", "exponential", "beta")}
     lu = {"lu_lambdas": {"use_lu_lambdas": True}}
@@ -218,7 +218,7 @@ def of_diffusers() -> Iterator[Candidate]:
         yield from made("DPMSolverMultistep", one, {**nodes, **free, **lu})
         yield from made("DPMSolverMultistep", one | level, nodes, final="level")
         yield from made("UniPCMultistep", one, {**nodes, **free})
-        for kind in ("bh1", "bh2"):  # to a last level of zero, "bh1" is not finite
+        for kind in ("bh1", "bh2"):  # with a final noise level of zero, "bh1" is not finite
             other = one | {"solver_type": kind} | level
             yield from made("UniPCMultistep", other, nodes, final="level")
             yield from made("UniPCMultistep", other, free, final="repeat")
@@ -234,7 +234,7 @@ def of_diffusers() -> Iterator[Candidate]:
 
 
 def labelled(name: str, options: dict[str, Any]) -> str:
-    """A call as it is printed: the name, and the values of options that say which method it is."""
+    """Return a method as it is printed: its name and the options that define it."""
     shown = [f"{key}={value}" for key, value in options.items() if key not in ("clip_sample", "final_sigmas_type")]
     return f"{name}({', '.join(shown)})" if shown else name
 
@@ -243,11 +243,11 @@ PACKAGES = {"diffusers": of_diffusers, "k_diffusion": of_k_diffusion, "azula": o
 
 
 def candidates() -> list[Candidate]:
-    """All of the libraries that are installed."""
+    """Return the candidates of all installed libraries."""
     found = list(of_this_library())
     for package, listed in PACKAGES.items():
         if peers.missing(package):
-            print(f"{package} left out: it is not installed")
+            print(f"{package} skipped: it is not installed")
         else:
             found += listed()
     return found
@@ -258,7 +258,7 @@ def candidates() -> list[Candidate]:
 
 @dataclass
 class Case:
-    """A model, states to start from, and draws of the law that samples should have; both of a number and a seed."""
+    """A model, its initial states, and exact draws; the last two are functions of a number and a seed."""
 
     title: str
     model: ss.ScoreModel
@@ -267,17 +267,17 @@ class Case:
 
 
 def seeded(seed: int) -> torch.Generator:
-    """A generator."""
+    """Return a generator with a seed."""
     return torch.Generator().manual_seed(seed)
 
 
 def converged(model: ss.ScoreModel, x: Tensor, steps: int = 400) -> Tensor:
-    """Where the probability flow goes to, denoised there."""
+    """Return the converged solutions of the probability flow from the states x at t_max, denoised at the end."""
     return ProbabilityFlow(ss.solvers.Adams(steps, smoothing=0), denoise_final=True)(model, x_T=x).x
 
 
 def exact_case(shape: Sequence[int], components: int = 8) -> Case:
-    """A mixture of rotated Gaussians over states of that shape, its exact score under VP, float64."""
+    """Return a mixture of rotated Gaussians over states of a shape, with its exact score under VP, float64."""
     generator, size, sde = seeded(0), math.prod(shape), ss.VP(t_min=END)
     means = 0.7 * torch.randn(components, *shape, generator=generator, dtype=torch.float64)
     stds = 0.05 + 0.25 * torch.rand(components, *shape, generator=generator, dtype=torch.float64)
@@ -296,7 +296,7 @@ def exact_case(shape: Sequence[int], components: int = 8) -> Case:
 
 
 def trained_case(checkpoint: str, device: str) -> Case:
-    """A checkpoint of score_sde_pytorch; what is exact is where its own flow converges to."""
+    """Return a checkpoint of score_sde_pytorch; its exact draws are samples of its own converged flow."""
     run = ss.convert.score_sde(checkpoint)
     shape = tuple(run.config.data.shape)
     model = ss.ScoreModel(run.model.network, ss.VP(t_min=END), run.model.prediction).to(device).eval()
@@ -312,7 +312,7 @@ def trained_case(checkpoint: str, device: str) -> Case:
 
 @contextmanager
 def counted(network: nn.Module) -> Iterator[list[int]]:
-    """Within the block, the rows of every call of a network."""
+    """Record the batch size of every call of a network within the block."""
     rows: list[int] = []
     handle = network.register_forward_pre_hook(lambda _, given: rows.append(len(given[0])))
     try:
@@ -326,7 +326,7 @@ def counted(network: nn.Module) -> Iterator[list[int]]:
 
 @dataclass
 class Result:
-    """Of a candidate at a budget: evaluations counted, and the error of each sample, (N,); NaN if it failed."""
+    """The evaluations of a candidate at a budget, and the error of each sample (N,); NaN if it failed."""
 
     candidate: Candidate
     budget: int
@@ -335,13 +335,13 @@ class Result:
 
     @property
     def rms(self) -> float:
-        """Over samples; infinite for a failure."""
+        """The root mean square error over samples; infinite if the candidate failed."""
         value = float(self.errors.square().mean().sqrt())
         return value if math.isfinite(value) else math.inf
 
 
 def sampled(candidate: Candidate, model: ss.ScoreModel, x: Tensor, budget: int) -> tuple[Tensor, float]:
-    """Samples and the evaluations of each; NaN where a method gave up or cannot have so few steps."""
+    """Return samples and the evaluations per sample; NaN if a method fails or does not support so few steps."""
     with counted(model.network) as rows, torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -356,22 +356,22 @@ def sampled(candidate: Candidate, model: ss.ScoreModel, x: Tensor, budget: int) 
 def flow_errors(
     model: ss.ScoreModel, x: Tensor, truth: Tensor, budget: int, listed: Sequence[Candidate]
 ) -> Iterator[Result]:
-    """The error of candidates at a budget, per sample."""
+    """Yield the errors of candidates at a budget."""
     for candidate in listed:
         found, evaluations = sampled(candidate, model, x, budget)
         if evaluations > budget:
-            raise RuntimeError(f"{candidate}: {evaluations} evaluations counted, {budget} allowed")
+            raise RuntimeError(f"{candidate} must make at most {budget} evaluations; it made {evaluations:g}")
         yield Result(candidate, budget, evaluations, distance(found, truth).cpu())
 
 
 def deterministic(
     case: Case, options: argparse.Namespace, listed: Sequence[Candidate]
 ) -> tuple[list[Result], list[Result]]:
-    """Every deterministic candidate on the pilot's samples, and the best of each library on others."""
+    """Measure every deterministic candidate on pilot samples, and the best of each library on other samples."""
     x, pilot = case.start(options.images, 1), case.start(options.pilot, 4)
     truth, near = converged(case.model, x), converged(case.model, pilot)
     off = float(distance(converged(case.model, pilot, 300), near).square().mean().sqrt())
-    print(f"the converged flow: 400 steps of Adams, within {off:.1e} (rms) of 300\n", flush=True)
+    print(f"converged flow: Adams with 400 steps; 300 steps differ by {off:.1e} (rms)\n", flush=True)
     tried: list[Result] = []
     best: list[Result] = []
     for budget in options.budgets:
@@ -385,12 +385,12 @@ def deterministic(
 
 
 def distance(x: Tensor, y: Tensor) -> Tensor:
-    """Root mean square over the dimensions of each sample, (B,), float64."""
+    """Return the root mean square difference over the dimensions of each sample, (B,), float64."""
     return (x - y).double().flatten(1).square().mean(dim=1).sqrt()
 
 
 def interval(statistic: Callable[..., np.ndarray], *samples: np.ndarray, draws: int = 1000) -> tuple[float, float]:
-    """A 95% bootstrap interval of a statistic along the last axis, over samples that are drawn together."""
+    """Return a 95% bootstrap interval of a statistic along the last axis; the arrays share the resampled indices."""
     rng = np.random.default_rng(0)
     rows = rng.integers(len(samples[0]), size=(draws, len(samples[0])))
     low, high = np.quantile(statistic(*(sample[rows] for sample in samples)), [0.025, 0.975])
@@ -398,12 +398,12 @@ def interval(statistic: Callable[..., np.ndarray], *samples: np.ndarray, draws: 
 
 
 def rms(errors: np.ndarray) -> np.ndarray:
-    """Root mean square along the last axis."""
+    """Return the root mean square along the last axis."""
     return np.sqrt(np.square(errors).mean(axis=-1))
 
 
 def print_flow(best: Sequence[Result]) -> None:
-    """The first table: the best of each library."""
+    """Print the errors of the best deterministic method of each library."""
     print("| budget | library | method | grid | evaluations | rms error [95%] | median | ours / this [95%] |")
     print("| --- " * 8 + "|")
     mine = {result.budget: result.errors.numpy() for result in best if result.candidate.library == OURS}
@@ -419,7 +419,7 @@ def print_flow(best: Sequence[Result]) -> None:
 
 
 def print_law(case: Case, options: argparse.Namespace, best: Sequence[Result], listed: Sequence[Candidate]) -> None:
-    """The second table: distances between distributions, of the best deterministic and stochastic method of each."""
+    """Print distances to exact draws for the best deterministic and the best stochastic method of each library."""
     count, batches, few = options.samples, options.batches, min(options.samples, 4 * options.pilot)
     truths = [case.exact(count, 100 + i) for i in range(batches)]
     starts = [case.start(count, 200 + i) for i in range(batches)]
@@ -444,14 +444,14 @@ def print_law(case: Case, options: argparse.Namespace, best: Sequence[Result], l
 
 
 def from_law(x: Tensor, truth: Tensor) -> float:
-    """Sliced 2-Wasserstein distance on the same directions for all; infinite for a failure."""
+    """Return the sliced 2-Wasserstein distance, with the same directions in every call; infinite for a failure."""
     if not bool(torch.isfinite(x).all()):
         return math.inf
     return float(sliced_wasserstein(x, truth, 64, generator=seeded(0)))
 
 
 def compared(truth: Tensor, x: Tensor) -> tuple[float, float]:
-    """Sliced 2-Wasserstein and energy distance."""
+    """Return the sliced 2-Wasserstein distance and the energy distance."""
     if not bool(torch.isfinite(x).all()):
         return math.inf, math.inf
     pairs = zip(truth.split(ENERGY)[:5], x.split(ENERGY)[:5], strict=True)
@@ -460,13 +460,13 @@ def compared(truth: Tensor, x: Tensor) -> tuple[float, float]:
 
 
 def stated(values: Sequence[float]) -> str:
-    """Mean and standard error."""
+    """Format the mean and its standard error."""
     error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan
     return f"{statistics.mean(values):.2e} +- {error:.0e}"
 
 
 def draw(best: Sequence[Result], title: str, path: Path) -> None:
-    """The error of the best of each library against the budget."""
+    """Plot the error of the best method of each library against the budget."""
     figure = Figure(figsize=(6, 4), dpi=150, layout="constrained")
     axes = figure.add_subplot()
     for library, marker in zip(LIBRARIES, "o^vD", strict=True):
@@ -483,7 +483,7 @@ def draw(best: Sequence[Result], title: str, path: Path) -> None:
 
 
 def write_csv(results: Sequence[Result], path: Path) -> None:
-    """Every deterministic candidate, on the pilot's samples."""
+    """Write the errors of every deterministic candidate on the pilot samples."""
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["budget", "library", "method", "grid", "evaluations", "rms_error", "median_error"])
@@ -494,7 +494,7 @@ def write_csv(results: Sequence[Result], path: Path) -> None:
 
 
 def quality(case: Case, options: argparse.Namespace, plot: Path | None) -> list[Result]:
-    """Both tables of a model."""
+    """Print both tables of a model."""
     print(f"\n### {case.title}\n")
     listed = candidates()
     results, best = deterministic(case, options, listed)
@@ -512,7 +512,7 @@ class Identity(nn.Module):
     """A network that returns its input."""
 
     def forward(self, x: Tensor, label: Tensor, cond: Any = None) -> Tensor:
-        """x."""
+        """Return x."""
         return x
 
 
@@ -530,7 +530,7 @@ MORE = {
 
 
 def configured(experiment: str) -> ss.ScoreModel:
-    """The untrained model of an experiment's configuration, in eval mode."""
+    """Return the untrained model of an experiment, in eval mode."""
     with hydra.initialize_config_dir(str(config_directory()), version_base="1.3"):
         config = hydra.compose("train", overrides=[f"experiment={experiment}"])
     return build_model(config).eval()
@@ -538,11 +538,11 @@ def configured(experiment: str) -> ss.ScoreModel:
 
 @dataclass
 class Overhead:
-    """A sampler that stops after every step, while the network is given once more what it was given in that step.
+    """Measures a sampler that pauses after every step while the network is called again with the inputs of that step.
 
-    The two times grow side by side, a step at a time: what else the machine does falls on both alike.
+    The two times are interleaved step by step, so that other load on the machine affects both alike.
 
-    shape: of the states. seeds: one for each sample, or None for one stream.
+    shape: the shape of the states. seeds: one for each sample, or None for one stream.
     """
 
     sampler: PredictorCorrector
@@ -552,7 +552,7 @@ class Overhead:
     device: str
 
     def run(self) -> tuple[float, float, int]:
-        """Seconds of the sampler without its stops, seconds of the evaluations in them, and their number."""
+        """Return the seconds of the sampler without pauses, and the seconds and number of evaluations in the pauses."""
         network, calls, alone, count = self.model.network, [], [], 0
 
         def repeat(*_: Any) -> None:
@@ -569,7 +569,7 @@ class Overhead:
         return with_stops - sum(alone), sum(alone), count
 
     def draws(self) -> float:
-        """Seconds of the draws alone."""
+        """Return the seconds of the random draws."""
         count = 0
         normal = RandomStream.normal
 
@@ -584,8 +584,10 @@ class Overhead:
         return seconds(lambda: [stream.normal(like) for _ in range(count)], self.device)
 
     def ratios(self, pairs: int) -> tuple[np.ndarray, np.ndarray, float, int]:
-        """Time of the sampler over that of its evaluations, and over that of evaluations and draws; the seconds and
-        the number of evaluations."""
+        """Return the ratios of the sampler's time to that of its evaluations and to that of evaluations and draws.
+
+        Each ratio has one entry per run. Also return the seconds of an evaluation and the number of evaluations.
+        """
         self.run()
         runs = [self.run() for _ in range(pairs)]
         sample, bare = (np.array([run[i] for run in runs]) for i in range(2))
@@ -594,7 +596,7 @@ class Overhead:
 
 
 def print_overhead(options: argparse.Namespace) -> None:
-    """Both tables of the overhead."""
+    """Print both tables of the overhead."""
     tune_process()
     print("\n| network that returns its input, states | method | ms a step |\n| --- | --- | --- |")
     for shape in ((16, 3, 32, 32), (256, 1, 8, 8)):
@@ -629,7 +631,7 @@ def print_overhead(options: argparse.Namespace) -> None:
 
 
 def machine(device: str) -> str:
-    """Where this ran, and the versions of what was compared."""
+    """Return the machine and the versions of the installed libraries."""
     where = (
         torch.cuda.get_device_name() if device == "cuda" else f"{os.cpu_count()} cores, {torch.get_num_threads()} used"
     )
@@ -639,29 +641,29 @@ def machine(device: str) -> str:
 
 
 def arguments() -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--overhead", action="store_true")
     what.add_argument("--oracle", action="store_true", help="mixtures of Gaussians with their exact score")
     what.add_argument("--checkpoint", help="VP checkpoint of score_sde_pytorch")
-    parser.add_argument("--images", type=int, default=8192, help="samples that distances to the flow are of")
+    parser.add_argument("--images", type=int, default=8192, help="samples for distances to the converged flow")
     parser.add_argument(
         "--pilot",
         type=int,
         default=1024,
-        help="samples that methods and grids are chosen on (stochastic ones on four times as many)",
+        help="samples to choose methods and grids on (four times as many for stochastic methods)",
     )
     parser.add_argument(
-        "--samples", type=int, default=20_000, help="samples of a batch, for distances of distributions"
+        "--samples", type=int, default=20_000, help="samples per batch for distances between distributions"
     )
     parser.add_argument("--batches", type=int, default=5)
     parser.add_argument("--budgets", type=int, nargs="*", default=BUDGETS)
-    parser.add_argument("--pairs", type=int, default=20, help="pairs of times")
+    parser.add_argument("--pairs", type=int, default=20, help="timed runs")
     parser.add_argument("--steps", type=int, default=200, help="steps with a network that returns its input")
-    parser.add_argument("--batch", type=int, default=16, help="images of the CIFAR-10 network")
-    parser.add_argument("--networks", nargs="*", default=("cifar10_ddpmpp", "digits"), help="of the overhead")
-    parser.add_argument("--methods", nargs="*", default=list(METHODS), choices=METHODS, help="of the overhead")
+    parser.add_argument("--batch", type=int, default=16, help="batch size of the CIFAR-10 network")
+    parser.add_argument("--networks", nargs="*", default=("cifar10_ddpmpp", "digits"), help="networks for --overhead")
+    parser.add_argument("--methods", nargs="*", default=list(METHODS), choices=METHODS, help="methods for --overhead")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--csv", type=Path)
     parser.add_argument("--plot", type=Path)
@@ -669,7 +671,7 @@ def arguments() -> argparse.Namespace:
 
 
 def main() -> None:
-    """The tables."""
+    """Print the selected tables."""
     options = arguments()
     print(machine(options.device))
     if options.overhead:

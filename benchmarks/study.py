@@ -1,4 +1,4 @@
-"""What was tried about the cost of a likelihood; `likelihood.py --study` prints it."""
+"""Alternatives for the solver and the probes of a likelihood; `likelihood.py --study` prints their errors."""
 
 import math
 
@@ -16,14 +16,14 @@ SMOOTHINGS = (0, 1, 2)
 
 
 def smoothing(model: ss.ScoreModel, x: Tensor, truth: Tensor) -> None:
-    """The error of Adams with predictors of several smoothings, at equal cost.
+    """Print the error of Adams for several values of `smoothing`, at equal cost.
 
-    The velocity of a network is rough in time, so that the error at one number of steps is luck: each figure is a root
-    mean square over neighbouring numbers, too.
+    The velocity of a network is rough in time, so the error at a single number of steps depends on chance. Each value
+    is therefore a root mean square over images and over neighbouring numbers of steps.
 
     Args:
         model, x: the model and its points.
-        truth: their converged log p with the probe kept for seeds 0, 1, 2, ..., nats (B,).
+        truth: the converged log p of the points with the fixed probes of seeds 0, 1, 2, ..., in nats (B,).
     """
     print("\n| steps | " + " | ".join(f"rms error, smoothing={s}" for s in SMOOTHINGS) + " | first / second |")
     print("| --- " * (len(SMOOTHINGS) + 2) + "|")
@@ -45,16 +45,17 @@ def smoothing(model: ss.ScoreModel, x: Tensor, truth: Tensor) -> None:
 
 
 class Jacobians:
-    """A trace that keeps the symmetric part of the Jacobian at every evaluation, `found`, each (B, d, d).
+    """A trace that stores the symmetric part of the Jacobian at every evaluation in `found`, each (B, d, d).
 
-    Its i-th integral, of `count`, is of the function that is 1 at evaluation i alone: the solver's weight of it.
+    It integrates `count` indicator functions. The i-th is 1 at evaluation i and 0 at all others, so that its integral
+    is the weight of the solver for evaluation i.
     """
 
     def __init__(self, count: int):
         self.count, self.found = count, []
 
     def bind(self, stream: RandomStream, x: Tensor, differentiable: bool = False) -> Estimator:
-        """The estimator; draws nothing."""
+        """Return the estimator; nothing is drawn."""
 
         def evaluate(field: Field, x: Tensor, rows: Tensor | None = None) -> Evaluation:
             full = torch.func.vmap(torch.func.jacrev(lambda one: field(one[None])[0]))(x)
@@ -68,8 +69,11 @@ class Jacobians:
 
 
 def along_the_path(model: ss.ScoreModel, x: Tensor, steps: int = 32) -> Tensor:
-    """Weight times off-diagonal symmetric Jacobian at every evaluation of Adams, in bits/dim: (steps + 1, B, d, d)."""
-    trace = Jacobians(steps + 2)  # the last integral is zero: what is added to each of them stands there alone
+    """Return the weighted off-diagonal part of the symmetric Jacobian at every evaluation of Adams.
+
+    The result is in bits/dim, (steps + 1, B, d, d).
+    """
+    trace = Jacobians(steps + 2)  # the last function is zero everywhere: its integral is the offset common to all
     carried = integrate(model, x, model.sde.t_min, model.sde.t_max, ss.solvers.Adams(steps), trace)
     weights = (carried.divergence[:, :-1] - carried.divergence[:, -1:]).T.double().cpu()
     terms = weights[..., None, None] * torch.stack(trace.found)
@@ -77,7 +81,7 @@ def along_the_path(model: ss.ScoreModel, x: Tensor, steps: int = 32) -> Tensor:
 
 
 def linear_model(model: ss.ScoreModel) -> ss.ScoreModel:
-    """The score of the Gaussian with mean and covariance of the digits, dequantised, on [-1, 1]."""
+    """Return the score of a Gaussian with the mean and covariance of the dequantised digits, scaled to [-1, 1]."""
     levels = ss.data.Digits("fit").images.double()
     data = ss.data.Levels(17)(levels + torch.rand(levels.shape, generator=torch.Generator().manual_seed(0)))
     variances, axes = torch.linalg.eigh(torch.cov(data.flatten(1).T))
@@ -88,12 +92,18 @@ def linear_model(model: ss.ScoreModel) -> ss.ScoreModel:
 
 
 def spread(terms: Tensor) -> float:
-    """Standard deviation of sum_i z_i^T S_i z_i with independent z_i of -1 and 1, over terms (n, B, d, d)."""
+    """Return the standard deviation of sum_i z_i^T S_i z_i over independent Rademacher z_i.
+
+    S_i are the terms (n, B, d, d); variances are averaged over the B points.
+    """
     return float(2 * terms.square().sum(dim=(0, 2, 3)).mean()) ** 0.5
 
 
 def orthogonal_spread(terms: Tensor, draws: int = 500) -> float:
-    """The same where z_i are different rows of a Hadamard matrix with random signs, in random order; simulated."""
+    """Return an estimate of the same for z_i that are different rows of a Hadamard matrix.
+
+    Each draw multiplies its columns by random signs and permutes its rows.
+    """
     size, generator = terms.shape[-1], torch.Generator().manual_seed(0)
     rows = torch.ones(1, 1, dtype=terms.dtype)
     while len(rows) < size:
@@ -107,9 +117,9 @@ def orthogonal_spread(terms: Tensor, draws: int = 500) -> float:
 
 
 def probes(model: ss.ScoreModel, x: Tensor) -> None:
-    """Standard deviation per image of one probe per evaluation, by how it is drawn, from exact Jacobians of digits."""
+    """Print the standard deviation per image for each way to draw the probes, from exact Jacobians on the digits."""
     if x.shape[1:] != (1, 8, 8):
-        print("\nthe study of probes is about the digits, 1 x 8 x 8; left out")
+        print(f"\nthe study of probes is skipped: it needs images of shape (1, 8, 8); got {tuple(x.shape[1:])}")
         return
     terms, known = along_the_path(model, x), along_the_path(linear_model(model), x)
     overlap = (terms * known).sum(dim=(1, 2, 3), keepdim=True) / known.square().sum(dim=(1, 2, 3), keepdim=True)

@@ -1,20 +1,20 @@
-"""Training: what the trainer costs beside a bare loop, and how fast it is beside diffusers' recipe.
+"""Speed of training: the overhead of the trainer over a bare loop, and its time relative to diffusers' recipe.
 
-    python benchmarks/training.py --overhead              # a quiet machine wanted
+    python benchmarks/training.py --overhead              # needs an otherwise idle machine
     pip install diffusers; python benchmarks/training.py --recipe
     python benchmarks/training.py --settings              # bfloat16, channels_last, torch.compile
 
---overhead: `Trainer.fit` as the command line calls it (log, checkpoints out of the time as in its own figure of speed,
-guard, learning rates, losses by noise level, draws by position), and a loop of twenty lines that does what cannot be
-left out: a batch, dequantisation, noise at random times, the network, the squared error, its gradient, clipping, Adam
-and a moving average. Before each step of the trainer the bare loop makes one, with a network of the same architecture
-and the same data, so that both times grow side by side. The ratio is the median over blocks of steps, with a 95%
-bootstrap interval, whose upper end is compared with 1.03.
+--overhead: compares `Trainer.fit` as the command line calls it (logging, check for non-finite values, learning-rate
+schedule, losses by noise level, draws that depend on the position in training; time without checkpoints) with a loop of
+twenty lines that has only the necessary operations: a batch, dequantisation, noise at random times, the network, the
+squared error, its gradient, clipping, Adam and a moving average. The bare loop makes one step before each step of the
+trainer, with a network of the same architecture and the same data, so that both are measured under the same load. The
+ratio of times is the median over blocks of steps, with a 95% bootstrap interval whose upper end is compared with 1.03.
 
---recipe: the same way, against diffusers: its UNet2DModel (the weights of ours), DDPMScheduler, AdamW and EMAModel as
-in its documentation of unconditional training.
+--recipe: the same comparison with diffusers: its UNet2DModel (the architecture of ours), DDPMScheduler, AdamW and
+EMAModel as in its documentation of unconditional training.
 
---settings: images a second and peak memory of the trainer alone, each setting in a process of its own.
+--settings: images per second and peak memory of the trainer, with each setting in a separate process.
 """
 
 import argparse
@@ -61,7 +61,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 
 class Grey(Dataset):
-    """Random grey levels: the content does not matter for time."""
+    """Images of random grey levels, as the content does not affect the time."""
 
     def __init__(self, shape: tuple[int, ...], count: int = 2048):
         self.images = torch.randint(0, 256, (count, *shape), dtype=torch.uint8)
@@ -74,16 +74,16 @@ class Grey(Dataset):
 
 
 def configured(experiment: str, *overrides: str) -> ss.ScoreModel:
-    """The untrained model of an experiment."""
+    """Return the untrained model of an experiment."""
     with hydra.initialize_config_dir(str(config_directory()), version_base="1.3"):
         return build_model(hydra.compose("train", overrides=[f"experiment={experiment}", *overrides]))
 
 
-# --- steps beside the trainer's
+# --- training steps to compare with
 
 
 def bare(network: nn.Module, data: Dataset, batch: int, device: str) -> Callable[[], None]:
-    """One step of a bare loop, each time that it is called."""
+    """Return a function that makes one step of a bare training loop."""
     network = copy.deepcopy(network).to(device).train()
     parameters = list(network.parameters())
     averages = [p.detach().clone() for p in parameters]
@@ -108,7 +108,7 @@ def bare(network: nn.Module, data: Dataset, batch: int, device: str) -> Callable
 
 
 def recipe(network: nn.Module, data: Dataset, batch: int, device: str) -> Callable[[], None]:
-    """One step as in diffusers' documentation of unconditional training."""
+    """Return a function that makes one step as in diffusers' documentation of unconditional training."""
     from diffusers import DDPMScheduler
     from diffusers.training_utils import EMAModel
     from networks import theirs
@@ -132,13 +132,13 @@ def recipe(network: nn.Module, data: Dataset, batch: int, device: str) -> Callab
 
 
 def endless(data: Dataset, batch: int) -> Iterator[Tensor]:
-    """Shuffled batches, epoch after epoch."""
+    """Yield shuffled batches, epoch after epoch."""
     while True:
         yield from DataLoader(data, batch, shuffle=True, drop_last=True)
 
 
 class Beside(Trainer):
-    """A trainer that waits before each step while another loop makes one."""
+    """A trainer that, before each of its steps, runs one step of another loop."""
 
     def _loader(self, dataset: Dataset, first: int) -> Any:
         own = super()._loader(dataset, first)
@@ -157,7 +157,7 @@ class Beside(Trainer):
 
 @dataclass
 class Case:
-    """What is trained, and what beside it."""
+    """A model and its data, and the loop to compare the trainer with."""
 
     title: str
     model: ss.ScoreModel
@@ -167,7 +167,10 @@ class Case:
 
 
 def ratios(case: Case, pairs: int, block: int, device: str) -> tuple[np.ndarray, float]:
-    """Time of the trainer over that of the other, for each block of steps; and images a second of the trainer."""
+    """Return the time of the trainer divided by that of the other loop, for each block of steps.
+
+    Also return the images per second of the trainer.
+    """
     data, states = Grey(case.shape), DataMap(Levels(256), Uniform())
     trainer = Beside(
         partial(torch.optim.Adam, lr=2e-4, fused=True), (pairs + 1) * block + 2, case.batch, log_every=50, device=device
@@ -180,14 +183,14 @@ def ratios(case: Case, pairs: int, block: int, device: str) -> tuple[np.ndarray,
         loss = DenoisingScoreMatching("variance")
         trainer.fit(case.model, loss, data, Path(folder), states, progress=False)
     ended, waited, other = (np.array(trainer.times[name]) for name in ("ended", "waited", "other"))
-    own = np.diff(ended) - waited[1 : len(ended)]  # a step begins when the next batch is asked for
-    blocks = slice(block, (pairs + 1) * block)  # the first one warms up
+    own = np.diff(ended) - waited[1 : len(ended)]  # a step begins with the request for its batch
+    blocks = slice(block, (pairs + 1) * block)  # the first block is a warm-up
     mine, theirs = (y[blocks].reshape(pairs, block).sum(axis=1) for y in (own, other[1 : len(ended)]))
     return mine / theirs, case.batch * block / float(np.median(mine))
 
 
 def beside(cases: list[Case], pairs: int, block: int, device: str, target: float | None) -> None:
-    """A row for each case."""
+    """Print a row for each case."""
     last = "| at most 1.03 |" if target else "|"
     print(f"\n| what is trained | batch | images/s | time over the other's [95%] {last}")
     print("| --- | --- | --- | --- " + ("| --- |" if target else "|"))
@@ -199,7 +202,7 @@ def beside(cases: list[Case], pairs: int, block: int, device: str, target: float
 
 
 def overhead(options: argparse.Namespace) -> None:
-    """The trainer beside the bare loop."""
+    """Compare the trainer with the bare loop."""
     small = configured("cifar10_ddpmpp", "+network.width=32", "+network.blocks=1")
     cases = [
         Case("the digits' network, 8 x 8", configured("digits"), (1, 8, 8), 64, bare),
@@ -211,7 +214,7 @@ def overhead(options: argparse.Namespace) -> None:
 
 
 def beside_diffusers(options: argparse.Namespace) -> None:
-    """The trainer beside diffusers' recipe, on the pair of networks of `networks.py` that compute the same."""
+    """Compare the trainer with diffusers' recipe, on the two networks of equal architecture in `networks.py`."""
     from networks import ours
 
     model = ss.ScoreModel(ours(small=True), ss.VP(), "noise")
@@ -223,7 +226,7 @@ def beside_diffusers(options: argparse.Namespace) -> None:
 
 
 def one_setting(name: str, options: argparse.Namespace) -> None:
-    """Images a second and memory of a setting, as JSON, in this process."""
+    """Measure a setting in this process; print images per second and peak memory as JSON."""
     steps = options.block * 4
     optimizer = partial(torch.optim.Adam, lr=2e-4, fused=True)
     settings = {"log_every": options.block, "checkpoint_every": 0, "device": options.device, **SETTINGS[name]}
@@ -238,7 +241,7 @@ def one_setting(name: str, options: argparse.Namespace) -> None:
 
 
 def settings(options: argparse.Namespace) -> None:
-    """A row for each setting."""
+    """Print a row for each setting."""
     print("\n| setting | images/s | of float32's | peak memory, GB |\n| --- | --- | --- | --- |")
     first = None
     forwarded = ["--batch", options.batch, "--block", options.block, "--device", options.device]
@@ -254,16 +257,16 @@ def settings(options: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    """The tables."""
+    """Print the selected tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--overhead", action="store_true")
     parser.add_argument("--recipe", action="store_true")
     parser.add_argument("--settings", action="store_true")
     parser.add_argument("--setting", choices=SETTINGS, help=argparse.SUPPRESS)
-    parser.add_argument("--pairs", type=int, default=20, help="blocks of steps, each compared with the other's")
-    parser.add_argument("--block", type=int, default=10, help="steps of a block")
+    parser.add_argument("--pairs", type=int, default=20, help="number of blocks of steps")
+    parser.add_argument("--block", type=int, default=10, help="steps per block")
     parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--full", action="store_true", help="the published DDPM++ as well")
+    parser.add_argument("--full", action="store_true", help="use the published DDPM++ (with --overhead: in addition)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args()
     tune_process()

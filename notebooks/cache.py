@@ -23,8 +23,8 @@ from pathlib import Path
 import torch
 
 import scoresde as ss
-from scoresde.build import CONFIG
 from scoresde.evaluation.records import METRICS, PER_SAMPLE, digest
+from scoresde.run_config import CONFIG
 from scoresde.training import checkpoint
 from scoresde.training.log import LOG
 from scoresde.training.trainer import CHECKPOINT
@@ -45,9 +45,9 @@ def cache(run: Path, runs: Path = RUNS) -> Path:
     description = {"step": info.get("step"), "weights": "ema", "of": digest(run / CHECKPOINT)}
     checkpoint.save(cached / CHECKPOINT, {"model": model.state_dict()}, description)
     lines = select_metrics(run, digest(cached / CHECKPOINT))
-    splits = {row["split"] for row in map(json.loads, lines) if row["kind"] == "likelihood"}
+    likelihoods = [row for row in map(json.loads, lines) if row["kind"] == "likelihood"]
     contents = {name: (run / name).read_bytes() for name in (CONFIG, LOG)} | {METRICS: "".join(lines).encode()}
-    for name in (f"{PER_SAMPLE}/{split}.npz" for split in sorted(splits)):
+    for name in sorted({f"{PER_SAMPLE}/{row.get('file', row['split'] + '.npz')}" for row in likelihoods}):
         contents[name] = (run / name).read_bytes()
     for name, content in contents.items():
         checkpoint.replace_atomically(cached / name, partial(Path.write_bytes, data=content))

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from scoresde.protocols import Condition
 from scoresde.score import ScoreModel
 from scoresde.sdes import SDE
-from scoresde.tensors import broadcast, dimensions, float64, listed
+from scoresde.tensors import broadcast, dimensions, float64, floating_dtype, listed
 
 
 class GaussianMixture(nn.Module):
@@ -72,7 +72,7 @@ class GaussianMixture(nn.Module):
 
     def score(self, x: Tensor, sde: SDE | None = None, t: Tensor | float | None = None) -> Tensor:
         """Return the gradient of `log_prob` in x, (B, *), in the dtype of x."""
-        return _Marginal(self, x, sde, t).score.reshape(x.shape).to(x.dtype)
+        return _Marginal(self, x, sde, t).score.reshape(x.shape).to(floating_dtype(x))
 
     def divergence(self, x: Tensor, sde: SDE | None = None, t: Tensor | float | None = None) -> Tensor:
         """Return the divergence of the score at x, (B,), float64."""
@@ -92,7 +92,7 @@ class GaussianMixture(nn.Module):
     def denoise(self, x: Tensor, sde: SDE, t: Tensor | float) -> Tensor:
         """Return E[x_0 | x_t = x], (B, *), in the dtype of x."""
         weights, means, _ = self.posterior(x, sde, t)
-        return torch.einsum("bk,bk...->b...", weights, means).to(x.dtype)
+        return torch.einsum("bk,bk...->b...", weights, means).to(floating_dtype(x))
 
     def sample(
         self, n: int, sde: SDE | None = None, t: Tensor | float | None = None, generator: torch.Generator | None = None

@@ -7,7 +7,6 @@ packages in `trust`.
 
 import math
 import pkgutil
-import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,8 +19,8 @@ from omegaconf.errors import InterpolationKeyError
 from torch import Tensor
 
 from scoresde.dequantization import DataMap, Dequantization, Variational
-from scoresde.networks.configuration import with_parts
 from scoresde.protocols import Transform
+from scoresde.run_config import CONFIG, changed_setting, plain, read_config
 from scoresde.score import ScoreModel
 from scoresde.tensors import available
 from scoresde.training import checkpoint
@@ -30,15 +29,7 @@ from scoresde.training.posthoc_ema import AVERAGES, reconstruct
 from scoresde.training.power_profiles import WIDEST
 from scoresde.training.trainer import CHECKPOINT
 
-CONFIG = "config.yaml"
-TRAINED = "# scoresde train "  # beginning of the first line of a configuration that `scoresde train` wrote
 TORCH_PACKAGES = ("torch.nn.", "torch.optim.")
-RENAMED = {  # targets in the configurations of older runs, and their names now
-    "scoresde.predictions.Karras": "scoresde.predictions.KarrasPreconditioning",
-    "scoresde.losses.Karras": "scoresde.losses.KarrasWeighting",
-    "scoresde.samplers.Karras": "scoresde.samplers.KarrasGrid",
-    "scoresde.metrics.Classifier": "scoresde.metrics.ClassifierFeatures",
-}
 
 
 @dataclass
@@ -104,7 +95,7 @@ def build_model(config: DictConfig, trust: Sequence[str] = ()) -> ScoreModel:
         ) from error
     sde = instantiate(config.sde, trust)
     prediction, learned = instantiate(config.prediction, trust), bool(config.get("learned_variance", False))
-    return ScoreModel(network, sde, prediction, learned)
+    return ScoreModel(network, sde, prediction, learned, bool(config.get("conditional", False)))
 
 
 def build_data_map(data: DictConfig, trust: Sequence[str] = ()) -> DataMap:
@@ -152,6 +143,9 @@ def load(path: str | Path, weights: str | float = "ema", trust: Sequence[str] = 
     config = read_config(path)
     model = build_model(config, trust)
     groups, info = checkpoint.load(path / CHECKPOINT, {"model", "ema"} if weights == "ema" else {"model"})
+    trained = info.get("config")
+    if trained and (change := changed_setting(trained, plain(config), model_only=True)):
+        raise ValueError(f"{path / CONFIG} is not the configuration of {CHECKPOINT} beside it: {change}; restore it")
     averages = groups.get("ema", {})
     if sigma_rel is not None:
         averages = reconstruct(path / AVERAGES, sigma_rel, info.get("step"), extra=[path / CHECKPOINT])
@@ -202,58 +196,6 @@ def load_dequantization(run: Run) -> Variational:
     dequantization.load_state_dict(state)
     device = next((p.device for p in run.model.parameters()), torch.device("cpu"))
     return dequantization.to(device).eval().requires_grad_(False)
-
-
-def read_config(path: Path) -> DictConfig:
-    """Read the configuration of a run, with targets of older versions under their new names.
-
-    Raises:
-        FileNotFoundError: no run at this path.
-        ValueError: a file that is not a mapping.
-    """
-    if not (path / CONFIG).is_file():
-        raise no_run(path)
-    config = OmegaConf.load(path / CONFIG)
-    if not isinstance(config, DictConfig):
-        raise ValueError(f"{path / CONFIG} is not the configuration of a run: it is not a mapping")
-    return OmegaConf.create(_with_new_names(OmegaConf.to_container(config, resolve=False)))
-
-
-def _with_new_names(node: Any) -> Any:
-    """Return a configuration with targets of older versions under their new names."""
-    if isinstance(node, dict):
-        renamed = {
-            key: RENAMED.get(value, value) if key == "_target_" else _with_new_names(value)
-            for key, value in node.items()
-        }
-        return with_parts(renamed) if str(node.get("_target_")).startswith("scoresde.networks.") else renamed
-    return [_with_new_names(value) for value in node] if isinstance(node, list) else node
-
-
-def no_run(path: Path, hint: str = "") -> FileNotFoundError:
-    """Return the error of a path without a run, with a hint at another path."""
-    advice = "`scoresde train experiment=digits` makes one"
-    return FileNotFoundError(f"no run at {path} (no {CONFIG} in it){hint}; {advice}")
-
-
-def write_config(config: DictConfig, path: Path, command: Sequence[str] | None = None) -> None:
-    """Write a configuration with its interpolations resolved, below a comment with the command that trained it.
-
-    A command with characters that a YAML comment cannot hold, a line break for example, is not recorded.
-    """
-    text = OmegaConf.to_yaml(OmegaConf.create(OmegaConf.to_container(config, resolve=True)))
-    line = shlex.join(command or [])
-    header = f"# {line}\n" if line and line.isprintable() else ""
-    checkpoint.replace_atomically(path, lambda file: file.write_text(header + text))
-
-
-def read_command(run: Path) -> list[str] | None:
-    """Return the words of the command that trained a run; None if its configuration does not record it."""
-    line = (run / CONFIG).read_text().partition("\n")[0]
-    try:
-        return shlex.split(line.removeprefix("# ")) if line.startswith(TRAINED) else None
-    except ValueError:  # a quote without its end
-        return None
 
 
 def _check_shapes(model: torch.nn.Module, state: dict[str, Tensor], source: Path) -> None:

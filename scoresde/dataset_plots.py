@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from scoresde.plots import COLOURS, save_samples
+from scoresde.plots import COLOURS, draw_histogram, save_samples
 from scoresde.training.checkpoint import replace_atomically
 
 MAX_PAIRED = 6  # dimensions up to which vectors are drawn in pairs
@@ -81,7 +81,7 @@ def histograms(points: np.ndarray, names: Sequence[str]) -> Figure:
 
 
 def _histogram(axes: Axes, values: np.ndarray) -> None:
-    axes.hist(values, bins=40, color=COLOURS[0])
+    draw_histogram(axes, values, bins=40, color=COLOURS[0])
     axes.set_yticks([])
 
 

@@ -21,6 +21,7 @@ change of log-density.
 """
 
 import math
+import warnings
 from abc import abstractmethod
 from collections.abc import Sequence
 from functools import partial
@@ -34,7 +35,7 @@ from scoresde.networks.layers import convolution, linear
 from scoresde.protocols import Transform
 from scoresde.random_stream import RandomStream
 from scoresde.sdes import SDE
-from scoresde.tensors import dimensions, double, float64, sum_dims
+from scoresde.tensors import dimensions, double, float64, floating, sum_dims
 
 
 class Dequantization(Protocol):
@@ -78,15 +79,25 @@ class DataMap:
     def __init__(self, transform: Transform, dequantization: Dequantization | None = None):
         self.transform, self.dequantization = transform, dequantization
 
+    @property
+    def levels(self) -> int | None:
+        """Number of grey levels of the data, as the transform declares it; None if it does not."""
+        return getattr(self.transform, "levels", None)
+
     def start(self, sde: SDE) -> float | None:
         """Return the time of the states of `draw`; None stands for t_min."""
         return None if self.dequantization is None else self.dequantization.start(sde, self.transform)
 
     def draw(self, data: Tensor, stream: RandomStream, sde: SDE) -> tuple[Tensor, Tensor]:
-        """Return a state (B, *) for the data (B, *), and its nats (B,), float64."""
+        """Return a state (B, *) for the data (B, *), and its nats (B,), float64.
+
+        Raises:
+            ValueError: data to be dequantised that are not levels, see `check_levels`.
+        """
         if self.dequantization is None:
             values, nats = data, self.transform.log_det(data)
         else:
+            check_levels(data, self.levels)
             values, log_q = self.dequantization.sample(data, stream)
             nats = self.transform.log_det(values) - log_q
         state = self.transform(values)
@@ -96,10 +107,20 @@ class DataMap:
         return state, float64(nats)
 
     def training_states(self, data: Tensor, stream: RandomStream) -> Tensor:
-        """Return the clean states (B, *) to train a network on, for floating-point data (B, *), in its dtype."""
-        if self.dequantization is not None:
-            data = self.dequantization.training_values(data, stream)
-        return self.transform(data)
+        """Return the clean states (B, *) to train a network on, for data (B, *) of any dtype: float64 or float32.
+
+        They are float64 for float64 data, and for continuous data of long integers: the transform may subtract large
+        numbers, so cast the states, not the data.
+
+        Raises:
+            ValueError: data to be dequantised that are not levels, see `check_levels`.
+        """
+        if self.dequantization is None:
+            data = floating(data)
+            return self.transform(data.to(torch.promote_types(data.dtype, torch.float32)))
+        check_levels(data.nan_to_num(0.0, 0.0, 0.0), self.levels)  # a step of non-finite data is skipped and logged
+        data = data if data.dtype == torch.float64 else data.float()  # which holds all levels
+        return self.transform(self.dequantization.training_values(data, stream))
 
     def inverse(self, state: Tensor) -> Tensor:
         """Return the values (B, *) for a state (B, *), not rounded to levels."""
@@ -123,6 +144,36 @@ def levels_map(transform: Transform | DataMap, dequantization: Dequantization | 
             f"{transform.dequantization}) and dequantization={dequantization}"
         )
     return transform
+
+
+def check_levels(images: Tensor, levels: int | None) -> None:
+    """Raise ValueError unless all values are integers, from 0 to levels - 1 if the number of levels is known."""
+    images = floating(images)
+    is_wrong = images != images.round()
+    if levels is not None:
+        is_wrong |= ~((images >= 0) & (images < levels))
+    if bool(is_wrong.any()):
+        expected = "integers" if levels is None else f"integers from 0 to {levels - 1}"
+        raise ValueError(
+            f"images must be {expected}; got {images.min():g} to {images.max():g}, where {int(is_wrong.sum())} of "
+            f"{images.numel()} values are not: pass the stored levels, without scaling or noise; continuous data has "
+            "no bits and needs no dequantisation, use log_prob or bounds.continuous_nats (nats)"
+        )
+
+
+class AboveUniform(UserWarning):
+    """Bits per dimension above log2(levels), those of the uniform distribution over all levels."""
+
+
+def warn_if_above_uniform(bits: float, levels: int | None) -> None:
+    """Warn with `AboveUniform` if a mean of bits per dimension is above log2(levels)."""
+    if levels is not None and bits > math.log2(levels):
+        warnings.warn(
+            f"{bits:.4g} bits/dim are more than log2({levels}) = {math.log2(levels):.4g}, those of the uniform "
+            "distribution: check that the data, the transform and the dequantisation are those of the training",
+            AboveUniform,
+            stacklevel=3,
+        )
 
 
 class Uniform(Dequantization):

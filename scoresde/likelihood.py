@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from scoresde.counting import counting
-from scoresde.dequantization import DataMap, Dequantization, levels_map
+from scoresde.dequantization import DataMap, Dequantization, check_levels, levels_map, warn_if_above_uniform
 from scoresde.divergence import Hutchinson, Trace
 from scoresde.losses import squared_errors
 from scoresde.probability_flow import DEFAULT_SOLVER, Carried, carry, cast_like, integrate
@@ -254,9 +254,13 @@ def bits_per_dim(
         inflation: with samples > 1, the largest accepted effect of a random trace, in bits per dimension: the mean of
             exp(noisy log p) is too large by half the variance of the noise, and then no longer a bound.
 
+    Warns:
+        AboveUniform: the mean is above log2(levels), the bits of the uniform distribution over all levels.
+
     Raises:
-        ValueError: the levels are not integers (continuous data has no bits: use `log_prob`, in nats), samples < 1,
-            `start` is unknown or not allowed by the dequantisation, or K > 1 with a trace that is too noisy.
+        ValueError: the images are not integers from 0 to `transform.levels` - 1 (continuous data has no bits: use
+            `log_prob`, in nats), samples < 1, `start` is unknown or not allowed by the dequantisation, or K > 1 with a
+            trace that is too noisy.
         RuntimeError: the solver failed; the message lists the images.
     """
     trace, solver, count = trace or Hutchinson(), solver or DEFAULT_SOLVER, len(images)
@@ -288,6 +292,7 @@ def bits_per_dim(
         of_one = None if variances is None else float((shares * variances).sum(dim=0).mean())
         declared["inflation"] = _check_inflation(of_one, unit, inflation)
     counts = nfe.sum(dim=0).long(), backward.sum(dim=0).long()
+    warn_if_above_uniform(float(per_image.mean()), data_map.levels)
     return BitsPerDim(*mean_and_error(per_image), per_image, declared, trace_stderr, *counts)
 
 
@@ -322,8 +327,7 @@ def _check_bits(
 ) -> None:
     if not len(images):
         raise ValueError("no images; expected at least one")
-    if images.is_floating_point() and not bool((images == images.round()).all()):
-        raise ValueError("expected integer levels; continuous data has no bits per dimension: use log_prob (nats)")
+    check_levels(images, data_map.levels)
     if samples < 1:
         raise ValueError(f"samples must be at least 1; got samples={samples}")
     if len(seeds) != len(images):

@@ -43,6 +43,18 @@ def metric_name(metric: str, space: str) -> str:
 # --- samples
 
 
+def draw_histogram(axes: Axes, values: Any, bins: int, **style: Any) -> None:
+    """Draw how often finite values fall into equal bins.
+
+    The bins are those of the distances from the least value, so that values far from zero keep their digits.
+    """
+    values = np.asarray(values, np.float64)
+    values = values[np.isfinite(values)]
+    least = values.min() if len(values) else 0.0
+    counts, edges = np.histogram(values - least, bins)
+    axes.bar(least + edges[:-1], counts, np.diff(edges), align="edge", **style)
+
+
 def image_grid(images: Tensor, columns: int | None = None, gap: int = 1) -> np.ndarray:
     """Arrange images (N, C, H, W), C 1 or 3, in [0, 1], as one array (rows H, columns W[, 3]) with white gaps."""
     array = images.detach().cpu().clamp(0, 1).permute(0, 2, 3, 1).double().numpy()

@@ -36,7 +36,7 @@ from scoresde.random_stream import RandomStream
 from scoresde.sdes import SDE
 from scoresde.solvers import Adams, Solver, Status
 from scoresde.solvers.solver import variable
-from scoresde.tensors import broadcast, dimensions, double, float64
+from scoresde.tensors import broadcast, dimensions, double, float64, floating
 from scoresde.wrappers import as_model
 
 DEFAULT_SOLVER = Adams()
@@ -168,7 +168,7 @@ def integrate(
             asked for.
     """
     model, solver, count = as_model(model), solver or DEFAULT_SOLVER, len(x)
-    costs = torch.zeros(2, count, dtype=torch.int64)  # evaluations, and products with the Jacobian
+    x, costs = floating(x), torch.zeros(2, count, dtype=torch.int64)  # evaluations, and products with the Jacobian
 
     def field(u: Tensor, w: Tensor, rows: Tensor | None) -> tuple[Tensor, Tensor]:
         t = flow.to_time(u)

@@ -22,7 +22,7 @@ from scoresde.counting import evaluated
 from scoresde.predictions import Prediction
 from scoresde.protocols import Condition, Model, Network, as_condition, expand, select, to_device
 from scoresde.sdes import SDE
-from scoresde.tensors import broadcast, float64, send
+from scoresde.tensors import broadcast, float64, floating, send
 from scoresde.views import Views
 
 
@@ -127,6 +127,8 @@ class ScoreModel(BaseModel):
         sde: the diffusion.
         prediction: what F predicts: "noise", "data", "velocity", "v", "score", "karras", or an instance such as
             `predictions.KarrasPreconditioning(sigma_data=0.5)` or `predictions.Discrete("noise", labels)`.
+        conditional: whether the network was trained with a condition for every sample, and is not to be evaluated
+            without one.
         learned_variance: the network's output has twice the channels (B, 2C, ...): F, and v in about [-1, 1] that gives
             nu = (v + 1)/2, the variance of `Views` (2102.09672, section 3.1).
 
@@ -141,10 +143,11 @@ class ScoreModel(BaseModel):
         sde: SDE,
         prediction: str | Prediction = "noise",
         learned_variance: bool = False,
+        conditional: bool = False,
     ):
         super().__init__()
         self.network, self.sde, self.prediction = network, sde, predictions.resolve(prediction)
-        self.learned_variance = learned_variance
+        self.learned_variance, self.conditional = learned_variance, conditional
         self.cond: Condition = None
         self._check_ends()
 
@@ -180,10 +183,15 @@ class ScoreModel(BaseModel):
         """Evaluate the network at x (B, *) and t () or (B,), and return the views.
 
         Raises:
-            ValueError: t has another shape, or the network's output does not have the shape of the state (with a
-                learned variance, twice its channels).
+            ValueError: a conditional model has no condition, t has another shape, or the network's output does not have
+                the shape of the state (with a learned variance, twice its channels).
         """
-        t = float64(t)
+        if self.conditional and self.cond is None:
+            raise ValueError(
+                "the network was trained with a condition for every sample, never without: give it one, "
+                "model.given(cond) or cond=..."
+            )
+        x, t = floating(x), float64(t)
         scaled = broadcast(self.prediction.c_in(self.sde, t), x) * x
         label = self.prediction.c_noise(self.sde, t).expand(x.shape[0])
         dtype = self._network_dtype(x.dtype)

@@ -26,6 +26,22 @@ def double(x: Tensor) -> torch.dtype:
     return torch.float32 if x.device.type == "mps" else torch.float64
 
 
+def floating(x: Tensor) -> Tensor:
+    """Return a state ``(B, *)`` of floating-point numbers unchanged, and convert one of integers without loss.
+
+    Whatever takes a state calls this. Integers of up to 16 bits, such as grey levels, and booleans become float32;
+    longer integers become float64, which holds those up to 2^53.
+    """
+    return x if x.is_floating_point() else x.to(floating_dtype(x))
+
+
+def floating_dtype(x: Tensor) -> torch.dtype:
+    """Return the dtype of `floating(x)`."""
+    if x.is_floating_point():
+        return x.dtype
+    return torch.float32 if x.element_size() <= 2 else double(x)
+
+
 def available(device: torch.device | str) -> torch.device:
     """Return `torch.device(device)`.
 
@@ -39,20 +55,22 @@ def available(device: torch.device | str) -> torch.device:
 
 
 def send(x: Tensor, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
-    """Copy x to `device` without synchronising."""
-    return x.to(device, dtype or x.dtype, non_blocking=device.type == "cuda")
+    """Copy x to `device` without synchronising; a float64 tensor becomes float32 on a device without float64 (MPS)."""
+    if dtype is None:
+        dtype = torch.float32 if device.type == "mps" and x.dtype == torch.float64 else x.dtype
+    return x.to(device, dtype, non_blocking=device.type == "cuda")
 
 
 def broadcast(values: Tensor, x: Tensor) -> Tensor:
-    """Cast values ``()`` or ``(B,)`` to the dtype and device of x ``(B, *)``, shaped to multiply it."""
+    """Cast values ``()`` or ``(B,)`` to the device and dtype of `floating(x)`, x ``(B, *)``, shaped to multiply it."""
     if values.ndim > 1 or (values.ndim == 1 and values.shape[0] not in (1, x.shape[0])):
         raise ValueError(
             f"expected one value per sample, shape () or ({x.shape[0]},) for a state {tuple(x.shape)}; "
             f"got {tuple(values.shape)}"
         )
     if values.ndim == 0 and values.device.type == "cpu":
-        return values.to(x.dtype)  # multiplies a tensor on any device without synchronising
-    values = send(values, x.device, x.dtype)
+        return values.to(floating_dtype(x))  # multiplies a tensor on any device without synchronising
+    values = send(values, x.device, floating_dtype(x))
     return values.reshape(values.shape + (1,) * (x.ndim - values.ndim))
 
 

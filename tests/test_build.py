@@ -11,7 +11,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 import scoresde as ss
-from scoresde import build
+from scoresde import build, run_config
 from scoresde.cli import VERBS, config_directory
 from scoresde.evaluation.trained_classifier import TrainedClassifier
 from scoresde.losses import Objective
@@ -324,7 +324,7 @@ def run(tmp_path):
     config = compose("train", "experiment=toy2d", "network.width=8", "network.depth=1")
     path = tmp_path / "runs" / "toy"
     path.mkdir(parents=True)
-    OmegaConf.save(config, path / build.CONFIG, resolve=True)
+    OmegaConf.save(config, path / run_config.CONFIG, resolve=True)
     model = build.build_model(config)
     ema = {name: p.detach() + 1 for name, p in model.named_parameters()}
     checkpoint.save(path / CHECKPOINT, {"model": model.state_dict(), "ema": ema}, {"step": 1})
@@ -352,7 +352,7 @@ def test_load_takes_averages_by_default(run):
 def with_averages(run, snapshots, steps=40):
     """Move the parameters of a run up or down at each step; return the averages of widths 0.05, 0.1 and 0.08."""
     groups, _ = checkpoint.load(run / CHECKPOINT)
-    model = build.build_model(build.read_config(run))
+    model = build.build_model(run_config.read_config(run))
     stored, every = (PowerAverages(model, widths) for widths in ((0.05, 0.1), (0.05, 0.1, 0.08)))
     for step in range(1, steps + 1):
         with torch.no_grad():
@@ -448,64 +448,36 @@ def test_load_dequantization_gives_back_what_was_learned(run):
 
 
 def test_load_names_the_first_parameter_of_another_shape(run):
-    config = OmegaConf.load(run / build.CONFIG)
+    config = OmegaConf.load(run / run_config.CONFIG)
     config.network.width = 16
-    OmegaConf.save(config, run / build.CONFIG)
+    OmegaConf.save(config, run / run_config.CONFIG)
     message = r"does not fit its configuration: expected network.time.inner.weight of shape \(16, 16\); got \(8, 8\)"
     with pytest.raises(ValueError, match=message):
         ss.load(run)
 
 
 def test_load_trusts_only_packages_that_the_caller_names(run):
-    config = OmegaConf.load(run / build.CONFIG)
+    config = OmegaConf.load(run / run_config.CONFIG)
     config.data.transform = {"_target_": "fractions.Fraction", "_args_": [1, 2]}
     config.trust = ["fractions"]  # in the configuration it has no effect
-    OmegaConf.save(config, run / build.CONFIG)
+    OmegaConf.save(config, run / run_config.CONFIG)
     with pytest.raises(ValueError, match=r"trust=\[fractions\]"):
         ss.load(run)
     assert ss.load(run, trust=["fractions"]).transform == 0.5
 
 
 def test_load_refuses_a_configuration_that_is_not_a_mapping(run):
-    (run / build.CONFIG).write_text("- 1\n- 2\n")
+    (run / run_config.CONFIG).write_text("- 1\n- 2\n")
     with pytest.raises(ValueError, match="is not the configuration of a run"):
         ss.load(run)
 
 
-# --- the command of a training
-
-
-def written(tmp_path, command):
-    """The run's directory with a configuration that records a command."""
-    build.write_config(OmegaConf.create({"name": "x"}), tmp_path / "config.yaml", command)
-    assert build.read_config(tmp_path) == {"name": "x"}
-    return tmp_path
-
-
-@pytest.mark.parametrize("words", [["experiment=digits", "run=runs/digits"], ["name='a b'", "x=#1", 'y="$z"', "é=ü"]])
-def test_a_configuration_records_the_command_of_its_training(tmp_path, words):
-    command = ["scoresde", "train", *words]
-    assert build.read_command(written(tmp_path, command)) == command
-    assert (tmp_path / "config.yaml").read_text().startswith("# scoresde train ")
-
-
-@pytest.mark.parametrize("command", [None, ["scoresde", "train", "name=a\nname: y"], ["scoresde", "train", "a=\x85b"]])
-def test_a_command_that_does_not_fit_into_a_comment_is_not_recorded(tmp_path, command):
-    assert build.read_command(written(tmp_path, command)) is None
-
-
-@pytest.mark.parametrize("line", ["name: x", "# a comment", "# scoresde train 'open"])
-def test_another_first_line_is_not_a_command(tmp_path, line):
-    (tmp_path / "config.yaml").write_text(f"{line}\nseed: 0\n")
-    assert build.read_command(tmp_path) is None
-
-
 def test_load_reads_the_target_names_of_older_versions(run):
-    config = OmegaConf.load(run / build.CONFIG)
+    config = OmegaConf.load(run / run_config.CONFIG)
     assert config.prediction._target_ == "scoresde.predictions.KarrasPreconditioning"
     config.prediction._target_ = "scoresde.predictions.Karras"
     config.loss = {"weighting": [{"_target_": "scoresde.losses.Karras"}]}
-    OmegaConf.save(config, run / build.CONFIG)
+    OmegaConf.save(config, run / run_config.CONFIG)
     loaded = ss.load(run)
     assert type(loaded.model.prediction) is ss.predictions.KarrasPreconditioning
     assert loaded.config.loss.weighting[0]._target_ == "scoresde.losses.KarrasWeighting"

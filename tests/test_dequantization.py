@@ -353,3 +353,31 @@ def test_a_learned_path_gets_no_gradient_from_its_data(every_warning):
 def test_names_in_the_conventions():
     names = [str(q) for q in (Uniform(), TruncatedNormal(2.5), Variational(3, 17, layers=2))]
     assert names == ["uniform", "truncated normal, tau=2.5", "variational, 2 coupling layers"]
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (f64(0, 17)[None], r"integers from 0 to 16; got 0 to 17, where 1 of 2 values"),
+        (torch.tensor([[3, -1]]), "from 0 to 16; got -1 to 3"),
+        (torch.tensor([[0, 255]], dtype=torch.uint8), "from 0 to 16; got 0 to 255"),
+        (f64(0.25, 1.0)[None], "got 0.25 to 1, where 1 of 2 .* without scaling .* use log_prob"),
+    ],
+)
+def test_a_network_is_not_trained_on_values_that_are_no_levels(images, message):
+    with pytest.raises(ValueError, match=message):
+        DataMap(ss.data.Levels(17), Uniform()).training_states(images, stream())
+
+
+def test_without_a_number_of_levels_any_integers_are_levels():
+    images = torch.tensor([[-3.0, 400.0]])
+    assert DataMap(ss.data.Affine(), Uniform()).training_states(images, stream()).floor().equal(images)
+    with pytest.raises(ValueError, match=r"images must be integers; got 0\.5 to 1"):
+        DataMap(ss.data.Affine(), Uniform()).draw(f64(0.5, 1.0)[None], stream(), ss.VP())
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int64, torch.bfloat16], ids=["uint8", "int64", "bfloat16"])
+def test_levels_of_any_dtype_are_dequantised_alike(dtype):
+    images, data_map = levels(4, 3), DataMap(ss.data.Levels(17), Uniform())
+    of_floats, of_others = (data_map.training_states(x, stream()) for x in (images.float(), images.to(dtype)))
+    assert torch.equal(of_others, of_floats)

@@ -2,6 +2,7 @@
 
 import math
 import re
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +11,11 @@ import torch
 from torch.distributions import Normal
 
 import scoresde as ss
-from scoresde.data import Affine, Compose, Levels, Logit
-from scoresde.dequantization import DataMap
+from scoresde.data import Affine, Arrays, Compose, Levels, Logit, Standardize, Table
+from scoresde.dequantization import AboveUniform, DataMap
 from scoresde.random_stream import RandomStream
 from scoresde.solvers import Adams, AdaptiveAdams, RungeKutta, SciPy, Status, TorchDiffEq
+from scoresde.tensors import mean_and_error
 from tests.conftest import PATHS, close, exact_model, f64, normal, oracle, seeded, within
 
 VP = ss.VP()
@@ -339,6 +341,50 @@ def test_bad_arguments_of_bits_per_dim(arguments, message):
     model = ss.GaussianMixture(torch.zeros(1, 1, 2, 2), torch.ones(1)).score_model(VP)
     with pytest.raises(ValueError, match=message):
         ss.bits_per_dim(model, **{"images": torch.zeros(2, 1, 2, 2), "transform": Affine(), **arguments})
+
+
+# --- levels out of range, values far from zero
+
+
+@pytest.mark.parametrize("transform", [Levels(17), Compose([Levels(17, 0.0, 1.0), Logit()])], ids=["levels", "logit"])
+@pytest.mark.parametrize("images", [f64(0, 17)[None], f64(-1, 3)[None], torch.tensor([[0, 255]], dtype=torch.uint8)])
+def test_levels_out_of_range_are_refused(images, transform):
+    model = ss.GaussianMixture(torch.zeros(1, 2), torch.ones(1)).score_model(VP)
+    with pytest.raises(
+        ValueError, match=r"images must be integers from 0 to 16; got -?\d+ to \d+, where 1 of 2 values"
+    ):
+        ss.bits_per_dim(model, images, transform)
+    with pytest.raises(ValueError, match=r"images must be integers from 0 to 16"):
+        DataMap(transform, ss.Uniform()).draw(images, RandomStream(seeds=[0]), VP)
+
+
+def test_bits_above_those_of_uniform_levels_are_warned_about():
+    """The levels 0 and 16 under N(0, 1/2^2) in model space, where they are near -1 and 1."""
+    model, images = ss.GaussianMixture(torch.zeros(1, 2), torch.tensor([0.25])).score_model(VP), f64(0, 16)[None]
+    with pytest.warns(AboveUniform, match=r"bits/dim are more than log2\(17\) = 4.087"):
+        assert ss.bits_per_dim(model, images, Levels(17), solver=Adams(24)).mean > math.log2(17)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert ss.bits_per_dim(model, f64(8, 8)[None], Levels(17), solver=Adams(24)).mean < math.log2(17)
+
+
+@pytest.mark.parametrize(("offset", "std", "entropy"), [(5.4e6, 0.2, 0.6142), (1.7e9, 50.0, 3.3750)])
+def test_nats_of_values_far_from_zero_are_their_entropy(offset, std, entropy, tmp_path):
+    """Data of N(offset, std^2) x N(0, 1) under the exact model of its standardisation, N(0, I) at all times of VP."""
+    z = normal(400, 2)
+    values = torch.stack([offset + std * z[:, 0], z[:, 1]], dim=1)
+    np.save(tmp_path / "x.npy", values.numpy())
+    np.savetxt(tmp_path / "x.csv", values.numpy(), delimiter=",", fmt="%.17g")
+    model = ss.GaussianMixture(torch.zeros(1, 2), torch.ones(1)).score_model(VP)
+    for dataset in (Arrays(tmp_path / "x.npy"), Table(tmp_path / "x.csv")):
+        transform = Standardize(**Standardize().fit(dataset))
+        data = torch.stack([dataset[i] for i in range(400)])
+        state, nats = DataMap(transform).draw(data, RandomStream(), VP)
+        result = ss.log_prob(model, state, trace=ss.ExactTrace(), solver=Adams(24))
+        mean, error = mean_and_error(-(result.value + nats) / 2)
+        assert abs(mean - entropy) < 4 * error
+        fitted = Normal(z.mean(dim=0), z.std(dim=0, correction=0))  # the very numbers, not only on average
+        close(result.value + nats, fitted.log_prob(z).sum(dim=1) - math.log(std), rtol=0, atol=1e-4)
 
 
 # --- failures

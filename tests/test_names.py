@@ -5,7 +5,7 @@ from collections import defaultdict
 from pathlib import Path
 
 import scoresde
-from scoresde import build
+from scoresde import build, run_config
 
 PACKAGE = Path(scoresde.__file__).parent
 MODULES = [path for path in PACKAGE.rglob("*.py") if path.stem not in ("__init__", "__main__")]
@@ -36,5 +36,5 @@ def test_modules_have_unique_names():
 
 
 def test_renamed_targets_are_classes_that_exist():
-    for new in build.RENAMED.values():
+    for new in run_config.RENAMED.values():
         assert isinstance(build.pkgutil.resolve_name(new), type)

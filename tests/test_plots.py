@@ -14,6 +14,7 @@ from scoresde.plots import (
     PIXELS,
     distinct_ticks,
     draw_comparison,
+    draw_histogram,
     image_grid,
     save_comparison,
     save_samples,
@@ -226,3 +227,14 @@ def test_axes_have_a_few_ticks(low, ratio, scale):
 
 def test_ticks_whose_labels_would_touch_are_left_out():
     assert distinct_ticks([5, 6, 7, 10, 100]) == [5, 7, 10, 100]
+
+
+@pytest.mark.parametrize(("offset", "std"), [(0.0, 1.0), (1.7e9, 50.0), (1e18, 500.0), (5.0, 0.0)])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_histogram_counts_all_finite_values_at_any_distance_from_zero(dtype, offset, std):
+    values = (offset + std * np.random.RandomState(0).normal(size=200)).astype(dtype)
+    axes = Figure().add_subplot()
+    draw_histogram(axes, [*values, np.nan, np.inf], bins=40)
+    counts = [bar.get_height() for bar in axes.patches]
+    assert counts == np.histogram(values.astype(np.float64) - float(values.min()), 40)[0].tolist()
+    assert sum(counts) == 200

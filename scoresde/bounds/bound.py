@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scoresde.dequantization import DataMap
+from scoresde.dequantization import DataMap, check_levels
 from scoresde.progress import progress_bar
 from scoresde.protocols import Model, Transform
 from scoresde.random_stream import RandomStream
@@ -94,8 +94,7 @@ def bits_bound(
         nats: returns the bound of a batch on the model's device, from its conditional model and its stream of draws.
         conventions: in addition to those of all bounds.
     """
-    if not bool((images == images.round()).all()):
-        raise ValueError("images must be integer levels; continuous data has no bits: use bounds.continuous_nats")
+    check_levels(images, getattr(transform, "levels", None))
     model, count = as_model(model, cond), len(images)
     refuse_dropout(model)
     device = device_of(model) or images.device

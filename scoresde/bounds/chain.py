@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from scoresde.bounds.bound import Bound, NatsBound, bits_bound, refuse_odd, standard_error, uniform
+from scoresde.dequantization import check_levels, warn_if_above_uniform
 from scoresde.losses import Bins, Nodes, chain_term
 from scoresde.protocols import Model, Transform
 from scoresde.random_stream import RandomStream
@@ -96,6 +97,9 @@ def discrete(
         batch_size: images at a time.
         progress: show a progress bar.
 
+    Warns:
+        AboveUniform: the mean is above log2(levels).
+
     Raises:
         ValueError: the images are not integers or not among the levels; the number of levels is unknown, or they are
             not equally spaced in model space; the variance is unknown or not learned by the model; draws is odd or more
@@ -129,6 +133,7 @@ def discrete(
         return bound
 
     bound = bits_bound(model, images, transform, cond, seeds, batch_size, progress, nats, conventions)
+    warn_if_above_uniform(bound.mean, getattr(transform, "levels", None) if levels is None else levels)
     return DiscreteBound(**vars(bound), steps=torch.cat(per_step), nodes=nodes)
 
 
@@ -184,8 +189,7 @@ def _bins(transform: Transform, images: Tensor, levels: int | None) -> Bins:
     levels = getattr(transform, "levels", None) if levels is None else levels
     if levels is None:
         raise ValueError(f"{transform} does not define the number of levels: pass levels=256 for 8 bits")
-    if not bool(((images == images.round()) & (images >= 0) & (images < levels)).all()):
-        raise ValueError(f"images must be integers from 0 to {levels - 1}; got {images.min():g} to {images.max():g}")
+    check_levels(images, levels)
     probes = torch.tensor([0.5, 1.5, levels / 2, levels - 0.5], dtype=torch.float64)
     positions = torch.stack([transform(k.expand(images[:1].shape)) for k in probes]).flatten(1)
     low, width = positions[0, 0], positions[1, 0] - positions[0, 0]

@@ -35,7 +35,7 @@ import torch
 from torch import Tensor
 
 from scoresde.bounds.bound import Bound, NatsBound, bits_bound, refuse_odd, standard_error, uniform
-from scoresde.dequantization import DataMap, Dequantization, levels_map
+from scoresde.dequantization import DataMap, Dequantization, levels_map, warn_if_above_uniform
 from scoresde.losses import Nodes, TimeDensity, UniformLogSNR, decoder_log_scale, squared_errors
 from scoresde.losses.time_densities import log_snr_slope
 from scoresde.protocols import Model, Transform
@@ -113,9 +113,13 @@ def continuous(
         batch_size: images at a time.
         progress: show a progress bar.
 
+    Warns:
+        AboveUniform: the mean is above log2(levels).
+
     Raises:
-        ValueError: the images are not integers; draws is odd; the model has active dropout; the number of seeds is not
-            that of the images; the points of the dequantisation are states at t > 0; and as `continuous_nats`.
+        ValueError: the images are not integers from 0 to `transform.levels` - 1; draws is odd; the model has active
+            dropout; the number of seeds is not that of the images; the points of the dequantisation are states at
+            t > 0; and as `continuous_nats`.
         RuntimeError: the bound is not finite; the message has the images concerned.
     """
     refuse_odd(draws)
@@ -136,7 +140,9 @@ def continuous(
         "decoder": f"density of N(E[x_0 | x_t], (sigma/alpha)^2) at t_min={model.sde.t_min:g}, "
         f"{_decoder_draws(draws)} draws per image",
     }
-    return bits_bound(model, images, data_map, cond, seeds, batch_size, progress, nats, conventions)
+    bound = bits_bound(model, images, data_map, cond, seeds, batch_size, progress, nats, conventions)
+    warn_if_above_uniform(bound.mean, data_map.levels)
+    return bound
 
 
 def _continuous(

@@ -17,7 +17,7 @@ from pathlib import Path
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
-from scoresde import build
+from scoresde import run_config
 from scoresde.cli import completion
 from scoresde.cli.bpd import bpd
 from scoresde.cli.common import config_directory
@@ -108,5 +108,5 @@ def run(verb: str, arguments: Sequence[str]) -> int:
 def quote_run(override: str) -> str:
     """Quote the directory in `run=DIRECTORY` for Hydra if need be: a run may be named `sde=vp,seed=1`, or `7`."""
     path, parsed = override.removeprefix("run="), parse_override(override)
-    is_text = parsed is None or isinstance(parsed.value(), (int, float)) or (Path(path) / build.CONFIG).is_file()
+    is_text = parsed is None or isinstance(parsed.value(), (int, float)) or (Path(path) / run_config.CONFIG).is_file()
     return f"run={literal(path)}" if path != override and is_text else override

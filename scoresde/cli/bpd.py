@@ -8,7 +8,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from scoresde import build
-from scoresde.cli.common import check_choice, load_run, run_data, warnings_on_stderr
+from scoresde.cli.common import check_choice, load_run, result_name, run_data, warnings_on_stderr
 from scoresde.cli.output import Record, append_row, print_rows, shows_progress
 from scoresde.dequantization import Dequantization, TruncatedNormal, Uniform
 from scoresde.evaluation.dataset_likelihood import evaluate_likelihood
@@ -62,6 +62,7 @@ def measure_likelihood(
         return [], {}, {}
     row = {"kind": "likelihood", "split": config.split, "n": len(result.per_sample), "weights": config.weights}
     row |= {key: value for key, value in asdict(result).items() if key != "per_sample"}
-    row = append_row(run.path, {**row, "seconds": seconds, "seed": config.seed}, device)
-    paths = {"per_sample": keep_per_sample(run.path, config.split, result.per_sample)}
+    paths = {"per_sample": keep_per_sample(run.path, result_name(config.split, "split"), result.per_sample)}
+    file = paths["per_sample"].name
+    row = append_row(run.path, {**row, "seconds": seconds, "seed": config.seed, "file": file}, device)
     return [row], likelihood_table(result, config.split), paths

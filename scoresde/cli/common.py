@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+import re
 import shlex
 import sys
 import warnings
@@ -17,7 +18,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from torch.utils.data import Dataset
 
-from scoresde import build, plots
+from scoresde import build, plots, run_config
 from scoresde.cli.completion import runs
 from scoresde.cli.suggestions import did_you_mean
 from scoresde.training import distributed
@@ -25,6 +26,8 @@ from scoresde.training import distributed
 SPLITS = ("train", "validation", "test")
 MAX_FILE_NAME = 255  # bytes
 FEW = 20  # samples of a split, below which its figures carry a warning
+MAX_RESULT_NAME = 120
+NOT_IN_NAMES = ("run", "device", "trust", "batch_size")  # settings that do not change a result
 
 
 def config_directory() -> Path:
@@ -56,11 +59,11 @@ def run_path(value: Any) -> Path:
 def check_run(value: Any) -> Path:
     """Return the path in `run`; raise FileNotFoundError, with the nearest run, if there is no run."""
     path = run_path(value)
-    if (path / build.CONFIG).is_file():
+    if (path / run_config.CONFIG).is_file():
         return path
     known = runs(path.parent)
     texts = [shlex.quote(f"run={run}") for run in known]
-    raise build.no_run(path, did_you_mean(path.name, [run.name for run in known], lists_all=True, texts=texts))
+    raise run_config.no_run(path, did_you_mean(path.name, [run.name for run in known], lists_all=True, texts=texts))
 
 
 def load_run(config: DictConfig, device: str) -> build.Run:
@@ -76,7 +79,7 @@ def run_data(run: build.Run, split: str, trust: Sequence[str]) -> Any:
     """
     node = run.config.data.get(check_choice("split", split, SPLITS))
     if node is None:
-        raise ValueError(f"{run.path} has no {split} data: set data.{split} in its {build.CONFIG}")
+        raise ValueError(f"{run.path} has no {split} data: set data.{split} in its {run_config.CONFIG}")
     dataset = build.instantiate(node, trust)
     if 1 < (count := len(dataset)) < FEW:
         with warnings_on_stderr():
@@ -90,8 +93,11 @@ def run_data(run: build.Run, split: str, trust: Sequence[str]) -> Any:
 
 
 def file_name(text: str) -> str:
-    """Return a text as the name of a file; end a name longer than 255 bytes in a digest."""
-    name = text.replace("/", "-")
+    """Return a text as the name of a file, another name for every text.
+
+    "/" becomes "%2F", and "%" becomes "%25"; a name longer than 255 bytes ends in a digest.
+    """
+    name = text.replace("%", "%25").replace("/", "%2F")
     if len(name.encode()) <= MAX_FILE_NAME:
         return name
     digest = hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -115,14 +121,6 @@ def nonempty_list(config: DictConfig, key: str) -> list[Any]:
     return list(config[key])
 
 
-def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
-    """Return the leaves of a nested configuration by their dotted paths; an empty dict or list is a leaf."""
-    items = list(tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else ())
-    if not items:
-        return {prefix: tree}
-    return {k: v for key, value in items for k, v in flatten(value, f"{prefix}.{key}" if prefix else str(key)).items()}
-
-
 # --- data
 
 
@@ -136,14 +134,33 @@ def fit_transform(config: DictConfig, dataset: Dataset) -> None:
 # --- results
 
 
+def result_name(base: str, *named: str) -> str:
+    """Return the name of the files of a result: `base`, and the overrides that say what was computed.
+
+    The same command gives the same name, another command another one. Overrides with characters that a shell does not
+    take as they are appear with "-" in their place, and the name ends in a digest.
+
+    Args:
+        base: the beginning.
+        named: settings that `base` names already.
+    """
+    overrides = [(text.lstrip("+~").partition("=")[0], text) for text in HydraConfig.get().overrides.task]
+    text = ",".join([base, *sorted(text for key, text in overrides if key not in (*NOT_IN_NAMES, *named))])
+    name = re.sub(r"[^\w.,=+-]+", "-", text, flags=re.ASCII)
+    if name == text and len(name) <= MAX_RESULT_NAME:
+        return name
+    return f"{name[:MAX_RESULT_NAME].rstrip('-')}-{hashlib.sha256(text.encode()).hexdigest()[:6]}"
+
+
 @contextmanager
 def warnings_on_stderr() -> Iterator[None]:
-    """Print the UserWarnings of the block at its end, one line each, in the first process."""
+    """Print the UserWarnings of the block at its end, one line for each text, in the first process."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
         yield
-    for warning in caught if distributed.rank() == 0 else ():
-        print(f"scoresde {HydraConfig.get().job.config_name}: warning: {warning.message}", file=sys.stderr)
+    messages = dict.fromkeys(str(warning.message) for warning in caught)  # each once
+    for message in messages if distributed.rank() == 0 else ():
+        print(f"scoresde {HydraConfig.get().job.config_name}: warning: {message}", file=sys.stderr)
 
 
 def save_picture(samples: torch.Tensor, config: DictConfig, path: Path) -> Path:

@@ -9,7 +9,7 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig
 
 from scoresde import build, plots
-from scoresde.cli.common import SPLITS, check_choice, load_run, nonempty_list, warnings_on_stderr
+from scoresde.cli.common import SPLITS, check_choice, load_run, nonempty_list, result_name, warnings_on_stderr
 from scoresde.cli.output import Record, append_row, print_rows, print_table, shows_progress
 from scoresde.evaluation import references, sampler_comparison
 from scoresde.evaluation.records import METRICS
@@ -31,10 +31,11 @@ def compare(config: DictConfig) -> Record:
         results = sampler_comparison.compare(
             model, samplers, budgets, reference, metrics, n, **settings, progress=shows_progress()
         )
-    settings = {"level": config.level, "seed": config.seed, **source}
+    name = result_name("comparison")
+    settings = {"level": config.level, "seed": config.seed, "file": f"{name}.csv", **source}
     rows = [append_row(path, {"kind": "comparison", **asdict(row), **settings}, config.device) for row in results]
-    table = sampler_comparison.write_csv(results, path / "comparison.csv")
-    picture = plots.save_comparison(results, path / "figures" / "comparison.png")
+    table = sampler_comparison.write_csv(results, path / f"{name}.csv")
+    picture = plots.save_comparison(results, path / "figures" / f"{name}.png")
     paths = {"csv": table, "picture": picture, "metrics": path / METRICS}
     print_table(sampler_comparison.table(results))
     error = f"half the width of the {100 * config.level:g}% interval; {reference.floor} are the noise floor"

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from omegaconf import DictConfig
 
-from scoresde import build
+from scoresde import build, run_config
 from scoresde.cli.common import check_choice
 from scoresde.cli.output import Record, print_rows
 from scoresde.convert import diffusers, edm, save_run, score_sde
@@ -23,7 +23,7 @@ def convert(config: DictConfig) -> Record:
     parameters = sum(p.numel() for p in converted.model.parameters() if p.requires_grad)
     weights = ["raw", "ema"] if averaged else ["raw"]
     print_rows({"run": run, "parameters": f"{parameters:,}", "weights": ", ".join(weights)})
-    paths = {"checkpoint": run / CHECKPOINT, "config": run / build.CONFIG}
+    paths = {"checkpoint": run / CHECKPOINT, "config": run / run_config.CONFIG}
     return {"run": run, "parameters": parameters, "weights": weights, "paths": paths}
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from scoresde import build
-from scoresde.cli.common import SPLITS, check_choice, fit_transform
+from scoresde.cli.common import SPLITS, check_choice, fit_transform, result_name
 from scoresde.cli.output import Record, print_rows, print_table, shows_progress
 from scoresde.data.summary import DatasetSummary, describe, state_of
 from scoresde.dataset_plots import save_dataset
@@ -40,7 +40,11 @@ def data(config: DictConfig) -> Record:
         rows = [[name, f"{mean:.6g}", f"{std:.6g}"] for name, mean, std in moments]
         print_table([[drawn, "mean", "standard deviation"], *rows])
     name = str(config.get("name") or HydraConfig.get().runtime.choices["data"])
-    path = Path(config.out) if config.out is not None else FIGURES / f"{name}.png"
+    path = (
+        Path(config.out)
+        if config.out is not None
+        else FIGURES / f"{result_name(name, 'data', 'experiment', 'out')}.png"
+    )
     picture = save_dataset(samples, path, config.data.get("range"), names)
     states = model_space(config, datasets.get("train"))
     spread = "mean {mean:.4g}, standard deviation {std:.4g} (prediction.sigma_data)"

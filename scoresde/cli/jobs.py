@@ -19,6 +19,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
+from scoresde.cli.keys import check_keys
 from scoresde.cli.output import Output, PrintedOnArrival, Record, json_line, using
 from scoresde.cli.suggestions import one_line
 from scoresde.process_settings import tune_process
@@ -63,6 +64,7 @@ class Job:
                 self.check_processes()
             try:
                 with distributed.processes(), using(Output(tables=not self.as_json, bars=not self.is_remote)):
+                    check_keys(self.name, config)
                     record = self.verb(config)
                     is_first = distributed.rank() == 0
             except (Interrupted, KeyboardInterrupt) as stop:

@@ -10,7 +10,6 @@ import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
-from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +19,12 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
 
-from scoresde.build import CONFIG
-from scoresde.cli.common import config_directory, flatten
+from scoresde.cli.common import config_directory
 from scoresde.cli.completion import OPTIONS
+from scoresde.cli.keys import could_have, key_paths, unknown
 from scoresde.cli.suggestions import NEAR, did_you_mean
-
-MAX_KEYS = 3  # in a suggestion
+from scoresde.run_config import CONFIG
 
 
 def parse_options(arguments: Sequence[str]) -> argparse.Namespace:
@@ -92,7 +89,8 @@ def first_mistake(verb: str, overrides: Sequence[str], multirun: bool, config_di
         parsed = [parse_override(text) for text in overrides]
         named = [(override.key_or_group, option_names(override)) for override in parsed if override is not None]
         chosen = [f"{group}={names[0]}" for group, names in named if names and names[0] in groups.get(group, ())]
-        keys = key_paths(compose(*chosen) if chosen else default)
+        config = compose(*chosen) if chosen else default
+        keys = key_paths(config)
         for text, override, following in zip(overrides, parsed, [*overrides[1:], ""], strict=False):
             key = "" if override is None else override.key_or_group
             if override is None or not key:
@@ -104,7 +102,7 @@ def first_mistake(verb: str, overrides: Sequence[str], multirun: bool, config_di
             if known and not (is_new or key in groups or "/" in key):
                 return f"no group {key} in this verb; its groups: {', '.join(groups) or 'none'}"
             if not (known or is_new or key in keys or key.startswith("hydra.")):
-                return unknown_key(override, [*keys, *groups])
+                return unknown_key(override, [*keys, *groups], could_have(verb, config))
             if override.is_sweep_override() and not multirun:
                 as_list = "" if known else f", or give a list: {key}=[{text.partition('=')[2]}]"
                 return f"{text} is a sweep: add --multirun{as_list}"
@@ -123,13 +121,15 @@ def not_an_override(text: str, following: str, groups: Mapping[str, Sequence[str
     return f"expected key=value; got {text!r}" + (f"; did you mean {suggestions[0]}?" if suggestions else "")
 
 
-def unknown_key(override: Override, keys: Collection[str]) -> str:
-    """Say what a key or a group that does not exist was meant to be."""
-    key, is_key = override.key_or_group, "/" not in override.key_or_group
-    near = nearest_keys(key, [*keys, "hydra/launcher", "hydra/sweeper"])
-    suggestion = f"; did you mean {' or '.join(near)}?" if near else "; --help lists them all."
-    addition = f" (+{override.input_line} adds it)" if is_key and not override.is_delete() else ""
-    return f"no {'key' if is_key else 'group'} {key!r}{suggestion}{addition}"
+def unknown_key(override: Override, keys: Collection[str], addable: Collection[str]) -> str:
+    """Say what a key or a group that the configuration lacks was meant to be, or how to add it."""
+    key = override.key_or_group
+    if key in addable and not override.is_delete():
+        return f"no key {key!r} in the configuration: +{override.input_line} adds it"
+    if "/" in key:
+        near = get_close_matches(key, ["hydra/launcher", "hydra/sweeper"], n=1, cutoff=NEAR)
+        return f"no group {key!r}" + (f"; did you mean {near[0]}?" if near else "; --help lists them all")
+    return unknown(key, keys, addable)
 
 
 def option_names(override: Override) -> list[str]:
@@ -140,21 +140,3 @@ def option_names(override: Override) -> list[str]:
         return list(override.sweep_string_iterator()) if override.is_choice_sweep() else []
     value = override.value()
     return ["null" if name is None else str(name) for name in (value if isinstance(value, list) else [value])]
-
-
-def key_paths(config: DictConfig) -> list[str]:
-    """Return the dotted paths of all nodes and leaves of a configuration, without those of Hydra."""
-    leaves = [key.split(".") for key in flatten(OmegaConf.to_container(config)) if not key.startswith("hydra.")]
-    return sorted({path for parts in leaves for path in accumulate(parts, "{}.{}".format)})
-
-
-def nearest_keys(key: str, known: Collection[str]) -> list[str]:
-    """Return the known keys whose last name is nearest to that of an unknown key; of these the nearest, if any is."""
-    near = get_close_matches(last_name(key), {last_name(path) for path in known}, n=1, cutoff=NEAR)
-    paths = sorted((path for path in known if last_name(path) in near), key=lambda path: (path.count("."), path))
-    return get_close_matches(key, paths, n=1, cutoff=NEAR) if "." in key else paths[:MAX_KEYS]
-
-
-def last_name(path: str) -> str:
-    """Return the last name of a dotted path."""
-    return path.rpartition(".")[2]

@@ -9,8 +9,8 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from torch.utils.data import Dataset
 
-from scoresde import build, data
-from scoresde.cli.common import check_run, flatten
+from scoresde import build, data, run_config
+from scoresde.cli.common import check_run
 from scoresde.cli.output import Record, print_rows
 from scoresde.cli.overrides import literal
 from scoresde.report import FilmSettings, Source, write_report
@@ -19,9 +19,9 @@ from scoresde.report import FilmSettings, Source, write_report
 def report(config: DictConfig) -> Record:
     """Write a run as one HTML page: its results, and the commands that reproduce them."""
     path = check_run(config.run)
-    run_config = build.read_config(path)
-    refuse_resolvers(run_config, path)
-    plain: dict[str, Any] = OmegaConf.to_container(run_config, resolve=True)  # type: ignore[assignment]
+    trained = run_config.read_config(path)
+    refuse_resolvers(trained, path)
+    plain = run_config.plain(trained)
     film = FilmSettings(config.film_samples, config.film_steps, config.film_frames, config.seed)
     trust = [f"trust=[{','.join(map(literal, config.trust))}]"] if config.trust else []
     source = Source(
@@ -29,9 +29,9 @@ def report(config: DictConfig) -> Record:
         config=plain,
         config_text=OmegaConf.to_yaml(OmegaConf.create(plain)),
         run=model_of(path, config),
-        data=lambda split: data_of(run_config, split, config.trust),
+        data=lambda split: data_of(trained, split, config.trust),
         overrides=[f"run={literal(str(path))}", *trust],
-        train=build.read_command(path),
+        train=run_config.read_command(path),
         film=film if config.film else None,
         device=config.device,
     )
@@ -71,9 +71,9 @@ def refuse_resolvers(config: DictConfig, path: Path) -> None:
         ValueError: the configuration has a resolver.
     """
     unresolved: Any = OmegaConf.to_container(config, resolve=False)
-    for key, value in flatten(unresolved).items():
+    for key, value in run_config.flatten(unresolved).items():
         if re.search(r"\$\{[^}]*(:|\$\{)", str(value)):
             raise ValueError(
-                f"{path / build.CONFIG} has a resolver in {key}: {value}. Its value depends on the machine, and the "
-                "page would show it; write the value itself"
+                f"{path / run_config.CONFIG} has a resolver in {key}: {value}. Its value depends on the machine, and "
+                "the page would show it; write the value itself"
             )

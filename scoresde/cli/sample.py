@@ -5,7 +5,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from scoresde import build
-from scoresde.cli.common import load_run, save_array, save_picture
+from scoresde.cli.common import load_run, result_name, save_array, save_picture
 from scoresde.cli.output import Record, append_row, print_rows, shows_progress
 from scoresde.evaluation.generation import draw_samples
 from scoresde.evaluation.records import METRICS
@@ -20,9 +20,9 @@ def sample(config: DictConfig) -> Record | None:
     samples, row = draw(run, config, config.n)
     if distributed.rank() > 0:
         return None
-    row = append_row(run.path, {"kind": "samples", **row}, device)
-    name = row["sampler"]
+    name = result_name(f"{row['sampler']}_n{config.n}_seed{config.seed}", "sampler", "n", "seed")
     array = run.path / "samples" / f"{name}.npy"
+    row = append_row(run.path, {"kind": "samples", **row, "file": array.name}, device)
     replace_atomically(array, lambda file: save_array(file, samples.numpy()))
     picture = save_picture(samples, run.config, run.path / "figures" / f"samples_{name}.png")
     paths = {"array": array, "picture": picture, "metrics": run.path / METRICS}

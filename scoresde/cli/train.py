@@ -1,33 +1,37 @@
 """`scoresde train`."""
 
+import sys
 import time
 import warnings
+from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
-from omegaconf import DictConfig, OmegaConf
-from torch.utils.data import Dataset
+from omegaconf import DictConfig, OmegaConf, open_dict
+from torch.utils.data import Dataset, default_collate
 
-from scoresde import build
-from scoresde.cli.common import fit_transform, flatten, run_directory, save_picture, warnings_on_stderr
+from scoresde import build, run_config
+from scoresde.cli.common import SPLITS, fit_transform, run_directory, save_picture, warnings_on_stderr
 from scoresde.cli.output import Record, command, print_rows, shows_progress
 from scoresde.data.summary import state_of
 from scoresde.dequantization import DataMap
+from scoresde.networks.embeddings import NULL, by_name
+from scoresde.protocols import Condition
 from scoresde.samplers import Sampler
 from scoresde.score import ScoreModel
-from scoresde.training import distributed
-from scoresde.training.batches import fitting
+from scoresde.training import checkpoint, distributed
+from scoresde.training.batches import fitting, split_condition
 from scoresde.training.json_lines import read_lines
-from scoresde.training.trainer import CHECKPOINT, LOG
+from scoresde.training.locks import locked
+from scoresde.training.trainer import CHECKPOINT, LOG, Trainer
 from scoresde.training.validation import HeldOut
 
 PREVIEW_SAMPLES = 16
 FIRST = 16  # samples that are examined
-# A resumed run may change these parts and settings of the trainer: they do not affect the weights.
-FREE_PARTS = ("held_out", "sampler", "trust", "hydra", "device", "run")
-FREE_SETTINGS = ["steps", "log_every", "checkpoint_every", "preview_every", "evaluate_every", "accumulate", "compile"]
-FREE_SETTINGS += ["channels_last", "workers", "parallel", "wandb", "device"]
+RESTART = 0.01  # change of the learning rate between two steps, relative to its maximum, that is worth a warning
 
 
 def train(config: DictConfig) -> Record | None:
@@ -39,12 +43,15 @@ def train(config: DictConfig) -> Record | None:
     if is_shape_open:
         config.data.shape = None
     with warnings_on_stderr():
-        dataset = build.instantiate(config.data.train, trust)
+        datasets = {split: build.instantiate(config.data.get(split), trust) for split in SPLITS}
+        dataset = datasets["train"]
         config.trainer.batch_size = fitting(config.trainer.batch_size, dataset)
     if is_shape_open:
         config.data.shape = list(state_of(dataset[0]).shape)
     torch.manual_seed(config.seed)
     model = build.build_model(config, trust)
+    with open_dict(config):
+        config.conditional = model.conditional = is_conditional(model, datasets)
     optimizer = build.instantiate(config.optimizer, trust)
     trainer = build.instantiate(config.trainer, trust, optimizer=optimizer)
     loss, sampler = build.instantiate(config.loss, trust), build.instantiate(config.sampler, trust)
@@ -54,29 +61,30 @@ def train(config: DictConfig) -> Record | None:
     with warnings_on_stderr():
         warn_of_levels(dataset, measured)
     held_out = None
-    if config.trainer.evaluate_every and config.data.get("validation") is not None:
-        validation = build.instantiate(config.data.validation, trust)
-        held_out = HeldOut(loss, validation, trained, measured, **config.held_out, seed=config.seed)
+    if config.trainer.evaluate_every and datasets["validation"] is not None:
+        held_out = HeldOut(loss, datasets["validation"], trained, measured, **config.held_out, seed=config.seed)
     # Train.
     parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
     mirrored = getattr(dataset, "mirrored", 0)
     record: Record = {"run": run, "parameters": parameters, "samples": len(dataset), "mirrored": mirrored}
     record |= {"batch_size": trainer.batch_size, "steps": trainer.steps}
-    if is_first:
-        check_unchanged(config, run)
-        build.write_config(config, run / build.CONFIG, command())
-        shown = {**record, "parameters": f"{parameters:,}", "mirrored": mirrored and f"{mirrored} of the samples"}
-        print_rows({key: value for key, value in shown.items() if value})
-    preview = partial(save_preview, sampler, measured, config, run)
     started = time.perf_counter()
-    with warnings.catch_warnings():
+    with locked(run), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "find_unused_parameters=True was specified")
-        trainer.fit(model, loss, dataset, run, trained, preview, held_out, shows_progress())
+        settings = run_config.plain(config)
+        if is_first:
+            check_resumable(run, settings, trainer)
+            run_config.write_config(config, run / run_config.CONFIG, command())
+            shown = {**record, "parameters": f"{parameters:,}", "mirrored": mirrored and f"{mirrored} of the samples"}
+            print_rows({key: value for key, value in shown.items() if value})
+        preview = partial(save_preview, sampler, measured, config, run, first_conditions(dataset))
+        stored = {key: value for key, value in settings.items() if key not in run_config.FREE_PARTS}
+        trainer.fit(model, loss, dataset, run, trained, preview, held_out, shows_progress(), stored)
     # Report.
     if not is_first:
         return None
     seconds = time.perf_counter() - started
-    paths = {"checkpoint": run / CHECKPOINT, "config": run / build.CONFIG, "log": run / LOG}
+    paths = {"checkpoint": run / CHECKPOINT, "config": run / run_config.CONFIG, "log": run / LOG}
     print_rows({"trained": f"{seconds:.0f} s", "checkpoint": paths["checkpoint"]})
     return {**record, "seconds": seconds, "last": last_log_entry(run / LOG), "paths": paths}
 
@@ -93,10 +101,11 @@ def warn_of_levels(dataset: Dataset, data_map: DataMap) -> None:
 
 
 def save_preview(
-    sampler: Sampler, data_map: DataMap, config: DictConfig, run: Path, model: ScoreModel, step: int
+    sampler: Sampler, data_map: DataMap, config: DictConfig, run: Path, cond: Condition, model: ScoreModel, step: int
 ) -> None:
     """Draw a few samples in all processes, and save their picture in the first."""
-    samples = sampler(model, shape=(PREVIEW_SAMPLES, *config.data.shape), seeds=range(PREVIEW_SAMPLES)).x
+    shape = (PREVIEW_SAMPLES, *config.data.shape)
+    samples = sampler(model.given(cond), shape=shape, seeds=range(PREVIEW_SAMPLES)).x
     if distributed.rank() == 0:
         save_picture(data_map.inverse(samples), config, run / "figures" / f"step{step:06d}.png")
 
@@ -107,17 +116,68 @@ def last_log_entry(log: Path) -> Record:
     return {key: value for line in lines if line["step"] == lines[-1]["step"] for key, value in line.items()}
 
 
-def check_unchanged(config: DictConfig, run: Path) -> None:
-    """Raise ValueError if the directory has a checkpoint that was trained with another configuration."""
-    if not (run / build.CONFIG).exists() or not (run / CHECKPOINT).exists():
+# --- conditions
+
+
+def is_conditional(model: ScoreModel, datasets: Mapping[str, Any]) -> bool:
+    """Return whether every training sample has a condition; the model then needs one wherever it is used.
+
+    Raises:
+        ValueError: splits with different conditions, or a network that expects a condition which the data lacks.
+    """
+    parts = {split: sorted(by_name(condition(data, 1))) for split, data in datasets.items() if data is not None}
+    for split, names in parts.items():
+        if names != parts["train"]:
+            (first, second) = (", ".join(names) or "none" for names in (parts["train"], names))
+            raise ValueError(f"all splits must have the same conditions; train has {first}, {split} has {second}")
+    if (expected := getattr(model.network, "conditions", ())) and not parts["train"]:
+        raise ValueError(
+            f"the network takes the condition {' and '.join(expected)}, but the training data has none: give the data "
+            "labels, data.train.labels=..., or build the network without (network.classes=0)"
+        )
+    labels = getattr(datasets["train"], "labels", None)
+    return bool(parts["train"]) and not (isinstance(labels, torch.Tensor) and bool((labels == NULL).any()))
+
+
+def condition(dataset: Any, count: int) -> Condition:
+    """Return the conditions of the first items of a dataset, repeated if there are fewer than `count`."""
+    return split_condition(default_collate([dataset[i % len(dataset)] for i in range(count)]), "cpu")[1]
+
+
+def first_conditions(dataset: Dataset) -> Condition:
+    """Return the conditions of the samples of a preview; None if the data has none."""
+    return None if condition(dataset, 1) is None else condition(dataset, PREVIEW_SAMPLES)
+
+
+# --- resuming
+
+
+def check_resumable(run: Path, settings: Mapping[str, Any], trainer: Trainer) -> None:
+    """Check that a training may go on in a directory, and warn if its learning rate would jump.
+
+    Raises:
+        ValueError: the directory has a checkpoint of another configuration, or of more steps.
+    """
+    path = run / CHECKPOINT
+    if not path.exists():
         return
-    before, now = (flatten(OmegaConf.to_container(c, resolve=True)) for c in (build.read_config(run), config))
-    free = {*(f"trainer.{name}" for name in FREE_SETTINGS), "data.sigma_data"}
-    for key, value in now.items():  # a setting of the trainer that an older version lacked has its default
-        before.setdefault(key, value if key.startswith("trainer.") else None)
-    for key, value in before.items():
-        if value != now.get(key) and key not in free and key.split(".")[0] not in FREE_PARTS:
-            raise ValueError(
-                f"{run} has a run of another configuration ({key} was {value!r}, now {now.get(key)!r}); choose another "
-                "directory with run=..."
-            )
+    stored = checkpoint.load(path, set())[1]
+    before = stored.get("config")
+    if before is None and (run / run_config.CONFIG).exists():  # a checkpoint of an older version
+        before = run_config.plain(run_config.read_config(run))
+    if before is None:
+        raise ValueError(f"{path} has no {run_config.CONFIG} beside it: restore it, or choose another run=...")
+    if change := run_config.changed_setting(before, settings):
+        raise ValueError(f"{run} has a run of another configuration ({change}); choose another directory with run=...")
+    step = int(stored["step"])
+    if trainer.steps < step:
+        raise ValueError(f"trainer.steps must be at least {step}, which {run} has already; got {trainer.steps}")
+    planned = replace(trainer, steps=before["trainer"]["steps"])
+    old, new = planned.rate(step - 1) if step else 0.0, trainer.rate(step) if step < trainer.steps else 0.0
+    if step < trainer.steps and step and abs(new - old) > RESTART + abs(planned.rate(step) - old):
+        print(
+            f"scoresde train: warning: with trainer.steps={trainer.steps} in place of {planned.steps}, "
+            f"trainer.decay={trainer.decay} sets the learning rate from {old:.3g} to {new:.3g} of its maximum "
+            f"at step {step}",
+            file=sys.stderr,
+        )

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scoresde import build
+from scoresde import build, run_config
 from scoresde.networks import UNet
 from scoresde.networks.configuration import with_parts
 from scoresde.training import checkpoint
@@ -64,7 +64,7 @@ def save_run(run: build.Run, directory: str | Path, averaged: Mapping[str, Tenso
         ValueError: the model has no weights of these names and shapes.
     """
     directory, state = Path(directory), run.model.state_dict()
-    for name in (build.CONFIG, CHECKPOINT):
+    for name in (run_config.CONFIG, CHECKPOINT):
         if (directory / name).exists():
             raise FileExistsError(f"{directory} holds a run already (its {name}); choose another directory")
     for name, tensor in (averaged or {}).items():
@@ -74,9 +74,9 @@ def save_run(run: build.Run, directory: str | Path, averaged: Mapping[str, Tenso
                 f"averaged weights must match the model: {name} is {tuple(tensor.shape)}, the model has {expected}"
             )
     groups = {"model": state, **({} if averaged is None else {"ema": dict(averaged)})}
-    checkpoint.save(directory / CHECKPOINT, groups, {"step": 0})
+    checkpoint.save(directory / CHECKPOINT, groups, {"step": 0, "config": run_config.plain(run.config)})
     try:
-        build.write_config(run.config, directory / build.CONFIG)
+        run_config.write_config(run.config, directory / run_config.CONFIG)
     except BaseException:
         (directory / CHECKPOINT).unlink()
         raise

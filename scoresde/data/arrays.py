@@ -17,10 +17,13 @@ from scoresde.data.items import Items, reading, split_indices
 
 FEW = 4  # channels: a last axis that is this short, and shorter than the others, is taken for that of the channels
 KINDS = "biuf"  # NumPy's letters of bool, signed, unsigned and floating point
+LARGEST = float(np.finfo(np.float32).max)  # what a network can take
 
 
 class Arrays(Items):
-    """The samples of an array (N, *), as float32 states `*`, in the file's own units.
+    """The samples of an array (N, *), as states `*` in the file's own units.
+
+    States are float64 if the array's numbers need it (float64, and integers of 32 bits or more), and float32 otherwise.
 
     Args:
         path: path of a .npy or .npz file.
@@ -108,10 +111,10 @@ class Arrays(Items):
                     f"{values[~is_level][0]}: set another number of levels, or levels=None for continuous values "
                     "(data=arrays in a configuration)"
                 )
-        with np.errstate(over="ignore"):  # infinite values are refused below
-            values = values.astype(np.float32, order="C")
-        state = torch.from_numpy(values)
-        if not bool(torch.isfinite(state).all()):
+        state = torch.from_numpy(
+            values.astype(np.float32 if np.can_cast(values.dtype, np.float32) else np.float64, order="C")
+        )
+        if not bool((state.abs() <= LARGEST).all()):
             raise ValueError(f"sample {entry} of {self.path} is not finite in float32: remove it, or fill its gaps")
         return state
 

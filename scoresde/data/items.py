@@ -1,6 +1,7 @@
 """The base class of the datasets, their splits, and the error of a file that cannot be read.
 
-An item is a float32 tensor, the state `*` in the data's own units, or the pair (state, label).
+An item is a floating-point tensor, the state `*` in the data's own units, or the pair (state, label). It is float32
+where that holds the numbers of the source without loss, and float64 otherwise: a transform may subtract large numbers.
 """
 
 import gzip
@@ -12,6 +13,8 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 from torch.utils.data import Dataset
+
+from scoresde.tensors import floating
 
 PARTS = ("train", "validation", "test", "all")
 
@@ -46,8 +49,8 @@ class Items(Dataset):
         return state if self.labels is None else (state, self.labels[item])
 
     def state(self, entry: Any) -> Tensor:
-        """Return the float32 state made from an entry."""
-        return entry.float()
+        """Return the floating-point state made from an entry."""
+        return floating(entry)
 
 
 def check_choice(name: str, value: Any, choices: Collection[str]) -> None:

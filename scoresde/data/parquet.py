@@ -44,7 +44,6 @@ class ParquetImages(Items):
         cache: bytes of encoded images to keep; at least one row group is kept.
 
     Raises:
-        ImportError: pyarrow is not installed.
         FileNotFoundError: there are no such files.
         ValueError: a file is not a Parquet file, a column is missing or of another type, a label is missing, or there
             are no images; when an item is read: the image is missing or cannot be read.
@@ -128,10 +127,8 @@ def _paths(files: str | Path | Sequence[str | Path]) -> list[Path]:
 @contextmanager
 def _open(path: Path) -> Iterator[Any]:
     """Open a Parquet file; turn errors of the block into a ValueError that names it."""
-    try:
-        import pyarrow.parquet
-    except ImportError as error:
-        raise ImportError("Parquet files need pyarrow: pip install 'scoresde[parquet]'") from error
+    import pyarrow.parquet  # imported late: it takes longer to import than scoresde
+
     with (
         reading(path, "a whole Parquet file with these columns", "download it again, or choose other columns"),
         pyarrow.parquet.ParquetFile(path) as file,

@@ -11,6 +11,8 @@ from torch.utils.data import Dataset
 
 from scoresde.data.items import check_choice
 from scoresde.data.summary import moments, state_of
+from scoresde.data.transforms import RESOLUTION
+from scoresde.tensors import float64, floating_dtype
 
 PER = ("dimension", "channel")
 
@@ -22,6 +24,9 @@ class Standardize:
     Leave out both numbers to compute them later: `fit` returns the constructor's arguments, computed from the training
     data, as lists for a configuration. Until then the transform is not `fitted`, and cannot be applied.
 
+    Both directions compute in float64, so values that are close together but far from zero keep their digits. The
+    result of a call has the dtype of x; `inverse` returns float64, the data's own units.
+
     Args:
         mean, std: nested lists that broadcast against a state `*`: (D,) for vectors; (C, L), or (C, 1) per channel, for
             sequences; or a number.
@@ -30,7 +35,8 @@ class Standardize:
 
     Raises:
         ValueError: mean without std or std without mean, different shapes, a std that is not positive and finite, or
-            another `per`; when applied: not fitted, or a state that mean and std do not broadcast against.
+            another `per`; when applied: not fitted, a state that mean and std do not broadcast against, or one of a
+            dtype whose neighbouring numbers near the mean are more than std/100 apart.
     """
 
     mean: Any = None
@@ -61,10 +67,11 @@ class Standardize:
             dataset: the training data; items are states `*`, or (state, condition).
 
         Raises:
-            ValueError: an empty dataset, values that are not finite, or a constant dimension.
+            ValueError: an empty dataset, values that are not finite, a constant dimension, or one whose values the
+                dtype of the states cannot tell apart.
         """
         computed = moments(dataset, per_channel=self.per == "channel")
-        mean, std = computed.mean, computed.std
+        mean, std, state = computed.mean, computed.std, state_of(dataset[0])
         if not bool((mean.isfinite() & std.isfinite()).all()):
             raise ValueError("the training data has values that are not finite: remove these samples")
         # The mean of a constant that is not a binary fraction is rounded; the deviation is of the order of that error.
@@ -74,18 +81,20 @@ class Standardize:
                 f"{self.per} {constant[0]} is constant in the training data ({len(constant)} of {std.numel()} are): "
                 "it has no density; leave it out"
             )
-        shape = (*mean.shape, *[1] * (state_of(dataset[0]).ndim - mean.ndim))
+        _refuse_unresolved(mean, std, floating_dtype(state), self.per)
+        shape = (*mean.shape, *[1] * (state.ndim - mean.ndim))
         return {"mean": mean.reshape(shape).tolist(), "std": std.reshape(shape).tolist()}
 
     def __call__(self, x: Tensor) -> Tensor:
         """Map to model space, (B, *)."""
         mean, std = self._numbers_for(x)
-        return (x - mean) / std
+        _refuse_unresolved(*self._numbers, floating_dtype(x), self.per)
+        return ((float64(x) - mean) / std).to(x.device, floating_dtype(x))
 
     def inverse(self, y: Tensor) -> Tensor:
-        """Map back to data space, (B, *)."""
+        """Map back to data space, (B, *), float64."""
         mean, std = self._numbers_for(y)
-        return y * std + mean
+        return float64(y) * std + mean
 
     def log_det(self, x: Tensor) -> Tensor:
         """Return minus the sum of log std over the dimensions of a state, in nats (B,), float64."""
@@ -103,7 +112,7 @@ class Standardize:
         return mean, std
 
     def _numbers_for(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return mean and standard deviation in the dtype and on the device of states (B, *)."""
+        """Return mean and standard deviation in float64, where states (B, *) are in float64."""
         if not self.fitted:
             raise ValueError("this Standardize has no mean and std: use Standardize(**transform.fit(training_data))")
         mean, std = self._numbers
@@ -114,7 +123,8 @@ class Standardize:
                 f"mean and std {tuple(mean.shape)} do not broadcast against states (B, *) of shape {tuple(x.shape)}: "
                 "fit to the data that is transformed"
             ) from error
-        return mean.to(x), std.to(x)
+        device = float64(x[:0]).device
+        return mean.to(device), std.to(device)
 
     def __str__(self) -> str:
         """Return one line for any number of dimensions: the ranges of mean and std, and a hash of them."""
@@ -123,6 +133,22 @@ class Standardize:
         mean, std = self._numbers
         mark = hashlib.blake2b(torch.stack([mean, std]).numpy().tobytes(), digest_size=4).hexdigest()
         return f"Standardize(mean {_range(mean)}, std {_range(std)}, {mark})"
+
+
+def _refuse_unresolved(mean: Tensor, std: Tensor, dtype: torch.dtype, per: str) -> None:
+    """Raise ValueError if neighbouring numbers of the dtype near a mean are more than RESOLUTION std apart."""
+    spacing = torch.finfo(dtype).eps * mean.abs()
+    if not bool((unresolved := spacing > RESOLUTION * std).any()):
+        return
+    index = tuple(unresolved.nonzero()[0].tolist())
+    name = str(dtype).removeprefix("torch.")
+    keep = "subtract an offset from it where the numbers are still exact"
+    raise ValueError(
+        f"{per} {list(index)} must have values that {name} can tell apart; got mean {float(mean[index]):.6g} and "
+        f"standard deviation {float(std[index]):.3g}, where neighbouring {name} numbers are "
+        f"{float(spacing[index]):.2g} apart: "
+        + (keep if dtype == torch.float64 else f"keep the data in float64, or {keep}")
+    )
 
 
 def _range(numbers: Tensor) -> str:

@@ -1,43 +1,71 @@
-"""Tables of numbers in text files: comma, semicolon, tab or bar separated values, one sample per row."""
+"""Tables of numbers in text files: one sample per row, in cells separated by commas, semicolons, tabs, bars or spaces.
+
+pyarrow splits the text into cells. What this module adds are the choices that must not be guessed wrongly: whether the
+first row is a header, whether 1.000 is one or a thousand, and which cells are missing. Where the file leaves a choice
+open, an argument decides; there is no default that could change numbers silently.
+"""
 
 import csv
-import math
 import re
 from collections.abc import Sequence
-from operator import length_hint
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from scoresde.data.items import Items, read_bytes, reading, split_indices
+from scoresde.data.items import Items, check_choice, read_bytes, reading, split_indices
 
-DELIMITERS = (",", ";", "\t", "|")
+DELIMITERS = ("\t", ";", "|", ",", " ")  # in the order in which they are tried
+SAMPLE = 100  # lines that the delimiter is derived from
 MISSING = ("", "na", "n/a", "nan", "null", "none", "?", "-")
-LARGEST = float(np.finfo(np.float32).max)
+LARGEST = float(np.finfo(np.float32).max)  # what a network can take
+BLOCK = 2**26  # bytes that are parsed at once, at least one row
+
+
+def _grammar(decimal: str, group: str) -> str:
+    """Return the regular expression of a number, with groups of thousands or an exponent."""
+    plain = rf"(\d+{decimal}?\d*|{decimal}\d+)([eE][+-]?\d+)?"
+    return rf"^[+-]?({plain}|[1-9]\d{{0,2}}({group}\d{{3}})+({decimal}\d*)?)$"
+
+
+NUMBERS = {".": _grammar(r"\.", ","), ",": _grammar(",", r"\.")}  # by the decimal sign; the other sign groups thousands
 
 
 class Table(Items):
-    """The rows of a table as float32 vectors (D,), in the table's own units.
+    """The rows of a table as float64 vectors (D,), in the table's own units.
 
-    The first row is a header if one of its cells is neither a number nor missing. Every cell of the chosen columns must
-    be a number: a density model needs complete samples, and how to fill gaps is your choice. The other columns may hold
-    anything. A cell in double quotes may hold the delimiter, but not the end of a line.
+    Every cell of the chosen columns must be a number: a density model needs complete samples. The other columns may
+    hold anything. Spaces around a cell do not count. A cell in double quotes may hold the delimiter, but not the end of
+    a line. Rows without any content are skipped.
 
     Args:
         path: path of the file, in UTF-8, plain or compressed by gzip.
         split: "train", "validation", "test" or "all", see `split_indices`.
         columns: names in the header or numbers from 0, in the order of the vector; default: all but the labels.
-        labels: column of a class, an integer: items are then (state, label), the label an int64 tensor ().
-        delimiter: one character; default: the most frequent of comma, semicolon, tab and bar in the first line.
-        header: whether the first row is a header; None decides by its cells.
+        labels: column of a class: items are then (state, label), the label an int64 tensor (). Integers from 0 are
+            classes themselves; text becomes the number of the class in `classes`, the sorted texts of the whole file.
+        delimiter: one character, " " for any number of spaces or tabs; default: of tab, semicolon, bar, comma and
+            space, the one that splits all lines into equally many cells and leaves the most numbers.
+        header: whether the first row is a header; None decides: it is if it has text above a number.
         shape: expected shape (D,); None accepts any.
         validation, test: shares of the rows.
         seed: seed of the permutation; None keeps the order of the file, with the test rows at its end.
+        decimal: the decimal sign, "." or ","; the other one may group thousands. None decides by the cells of the
+            chosen columns.
+        missing: "drop" to leave out rows with a missing cell in a chosen column or label; None refuses them. Missing
+            are empty cells, and NA, N/A, NaN, null, none, ? and - in either case.
+
+    Attributes:
+        names: of the columns of a vector.
+        classes: the texts of the labels in the order of their numbers; None for labels that are integers.
 
     Raises:
         ValueError: a cell that is not a finite number or a row of another length (the message has the line and the
-            column), an unknown column, another shape, no rows, or an empty split.
+            column), a header or a decimal sign that the cells leave open, an unknown column or policy, another shape,
+            no rows, or an empty split.
         FileNotFoundError: there is no such file.
     """
 
@@ -53,78 +81,230 @@ class Table(Items):
         validation: float = 0.05,
         test: float = 0.05,
         seed: int | None = 0,
+        decimal: str | None = None,
+        missing: str | None = None,
     ):
-        with reading(path, "a table as text in UTF-8", "save it as CSV again"):
-            lines = re.split("\r\n|\r|\n", read_bytes(Path(path)).decode("utf-8-sig"))
-        first = next((line for line in lines if line.strip()), None)
-        if first is None:
-            raise ValueError(f"the table {path} is empty")
-        delimiter = delimiter or max(DELIMITERS, key=first.count)
-        cells = [cell.strip() for cell in next(csv.reader([first], delimiter=delimiter))]
-        if header is None:
-            header = any(math.isnan(_number(cell)) and cell.lower() not in MISSING for cell in cells)
-        names = cells if header else [str(i) for i in range(len(cells))]
-        label_column = [] if labels is None else [_position(labels, names, header, path)]
+        for name, value, choices in (("missing", missing, ("drop",)), ("decimal", decimal, NUMBERS)):
+            if value is not None:
+                check_choice(name, value, choices)
+        cells = _Cells(path, delimiter, header)
+        label = None if labels is None else cells.position(labels)
         if columns is None:
-            columns = [i for i in range(len(names)) if i not in label_column]
-        chosen = [_position(column, names, header, path) for column in columns]
-        self.names = tuple(names[i] for i in chosen)
+            columns = [i for i in range(len(cells.names)) if i != label]
+        chosen = [cells.position(column) for column in columns]
+        self.names = tuple(cells.names[i] for i in chosen)
         if not chosen or (shape is not None and tuple(shape) != (len(chosen),)):
             raise ValueError(
                 f"expected rows of shape {'(D,)' if shape is None else list(shape)}, but {path} gives {len(chosen)} "
                 f"columns ({', '.join(self.names)}): set shape=[{len(chosen)}], or choose columns=[...]"
             )
-        values = _parse(lines, delimiter, header, names, [*chosen, *label_column], path)
-        if labels is not None and (fractions := values[values[:, -1] % 1 != 0, -1]).size:
-            raise ValueError(f"labels={labels!r} of {path} must be integers from 0; got {fractions[0]}")
-        values = values[split_indices(len(values), split, validation, test, seed, path)]
-        states = torch.from_numpy(values[:, : len(chosen)].astype(np.float32))
-        super().__init__(states, None if labels is None else torch.from_numpy(values[:, -1].astype(np.int64)))
+        if missing is not None:
+            cells.drop_missing(chosen if label is None else [*chosen, label])
+        decimal = decimal or cells.decimal(chosen)
+        values = np.stack([cells.values(i, decimal) for i in chosen], axis=1)
+        rows = split_indices(len(values), split, validation, test, seed, path)
+        classes: Tensor | None = None
+        self.classes: tuple[str, ...] | None = None
+        if label is not None:
+            numbers, self.classes = cells.labels(label, decimal)
+            classes = torch.from_numpy(numbers[rows])
+        super().__init__(torch.from_numpy(values[rows]), classes)
 
 
-def _number(cell: str) -> float:
-    """Return the number in a cell, or NaN."""
-    try:
-        return float(cell) if cell.isascii() and "_" not in cell else math.nan  # as NumPy reads numbers
-    except ValueError:
-        return math.nan
+class _Cells:
+    """The cells of a table as text: `names`, and `columns`, string arrays without the header."""
 
+    def __init__(self, path: str | Path, delimiter: str | None, header: bool | None):
+        self.path = path
+        with reading(path, "a table as text in UTF-8", "save it as CSV again"):
+            lines = re.split("\r\n|\r|\n", read_bytes(Path(path)).decode("utf-8-sig"))
+        if (first := next((n for n, line in enumerate(lines) if line.strip()), None)) is None:
+            raise ValueError(f"the table {path} is empty")
+        lines[first] = lines[first].removeprefix("#")  # numpy.savetxt begins its header so
+        self.delimiter = delimiter or _delimiter(lines)
+        self.lines = np.array([n for n, line in enumerate(lines, start=1) if line.strip(f"{self.delimiter} \t")])
+        columns = self._read([lines[n - 1] for n in self.lines])
+        if header is None:
+            header = self._has_header(columns)
+        self.has_header, first_row = header, int(header)
+        self.names = [column[0].as_py() if header else str(i) for i, column in enumerate(columns)]
+        self.columns, self.lines = [column[first_row:] for column in columns], self.lines[first_row:]
+        if not len(self.lines):
+            raise ValueError(f"{path} has a header, but no rows of numbers")
 
-def _position(column: str | int, names: list[str], header: bool, path: str | Path) -> int:
-    """Return the number of a column, given by its number or its name."""
-    if isinstance(column, int) and 0 <= column < len(names):
-        return column
-    if isinstance(column, int) or not header or names.count(column) != 1:
-        known = ", ".join(names) if header else f"0 to {len(names) - 1}, since there is no header"
-        raise ValueError(f"{column!r} does not name one column of {path}; its columns are {known}")
-    return names.index(column)
+    def _read(self, lines: list[str]) -> list[Any]:
+        """Return the columns of lines that are not blank, each a string array without spaces around the cells."""
+        import pyarrow.csv  # imported late: it takes longer to import than scoresde
+        from pyarrow import compute
 
+        delimiter, text = self.delimiter, "\n".join([*lines, ""])
+        if delimiter == " ":
+            delimiter, text = "\t", re.sub(r"[ \t]+", "\t", re.sub(r"(?m)^[ \t]+|[ \t]+$", "", text))
+        if ' "' in text:  # a quote has to begin its cell: remove spaces before it, but not within quotes
+            text = re.sub(rf'("(?:[^"]|"")*")|(^|{re.escape(delimiter)}) +(?=")', r"\1\2", text, flags=re.M)
+        count = len(next(csv.reader([text.split("\n", 1)[0]], delimiter=delimiter)))
+        wrong: list[Any] = []
 
-def _parse(
-    lines: list[str], delimiter: str, header: bool, names: list[str], columns: list[int], path: str | Path
-) -> np.ndarray:
-    """Return the numbers in the chosen columns, (N, D) float64; an error names the line and the column."""
-    numbers = [n for n, line in enumerate(lines) if line.strip(f"{delimiter} \t")][header:]
-    if not numbers:
-        raise ValueError(f"{path} has a header, but no rows of numbers")
-    remaining = iter([lines[n] for n in numbers])
-    dtype = [(str(i), "f8" if i in columns else "U1") for i in range(len(names))]
-    try:
-        rows = np.loadtxt(remaining, dtype, comments=None, delimiter=delimiter, quotechar='"', ndmin=1)
-    except ValueError:
-        row = len(numbers) - length_hint(remaining) - 1  # the last line that was read
-    else:
-        if len(rows) != len(numbers):
-            raise ValueError(f"{path} has a cell in double quotes that spans lines: check its quotes")
-        values = np.stack([rows[str(i)] for i in columns], axis=1)
-        bad = np.argwhere(~(np.abs(values) <= LARGEST))
-        if not len(bad):
+        def keep(row: Any) -> str:
+            wrong.append(row)
+            return "skip"
+
+        table = pyarrow.csv.read_csv(
+            pyarrow.BufferReader(text.encode()),
+            pyarrow.csv.ReadOptions(autogenerate_column_names=True, use_threads=False, block_size=BLOCK),
+            pyarrow.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True, invalid_row_handler=keep),
+            pyarrow.csv.ConvertOptions(column_types={f"f{i}": pyarrow.string() for i in range(count)}),
+        )
+        if wrong:
+            row, advice = wrong[0], "check its end, its quotes and the delimiter"
+            raise ValueError(
+                f"line {self.lines[row.number - 1]} of {self.path} has {row.actual_columns} cells, expected "
+                f"{row.expected_columns}: {advice}"
+            )
+        if table.num_rows != len(lines):
+            raise ValueError(f"{self.path} has a cell in double quotes that spans lines: check its quotes")
+        return [compute.utf8_trim_whitespace(column).combine_chunks() for column in table.columns]
+
+    def _has_header(self, columns: list[Any]) -> bool:
+        """Return whether the first row has text above a number; raise ValueError if it may be either."""
+        from pyarrow import compute
+
+        is_open = False
+        for column in columns:
+            first, others = column[0].as_py(), column[1:].filter(compute.invert(_is_missing(column[1:])))
+            if first.lower() in MISSING or _is_number(first):
+                continue
+            if not len(others) or _is_number(others[0].as_py()):
+                return True
+            is_open |= not compute.any(compute.equal(others, first)).as_py()
+        if is_open:
+            raise ValueError(
+                f"header must be set for {self.path}: its first row is text only above text; set header=true or false"
+            )
+        return False
+
+    def position(self, column: str | int) -> int:
+        """Return the number of a column, given by its number or its name."""
+        names = self.names
+        if isinstance(column, int) and 0 <= column < len(names):
+            return column
+        if isinstance(column, int) or not self.has_header or names.count(column) != 1:
+            known = ", ".join(names) if self.has_header else f"0 to {len(names) - 1}, since there is no header"
+            raise ValueError(f"{column!r} does not name one column of {self.path}; its columns are {known}")
+        return names.index(column)
+
+    def drop_missing(self, used: Sequence[int]) -> None:
+        """Leave out the rows with a missing cell in one of the columns."""
+        complete = ~np.any([np.asarray(_is_missing(self.columns[i])) for i in used], axis=0)
+        if not complete.any():
+            raise ValueError(f"every row of {self.path} has a missing cell: choose other columns with columns=[...]")
+        self.columns, self.lines = [column.filter(complete) for column in self.columns], self.lines[complete]
+
+    def decimal(self, used: Sequence[int]) -> str:
+        """Return the decimal sign of the columns; raise ValueError if a cell may be one number or a thousand times it.
+
+        The numbers in these columns have one sign, so one cell such as 1,5 or 1.000.000 decides for all. A point in a
+        file that is not separated by semicolons is a decimal point: where semicolons separate, commas may be decimal.
+        """
+        is_open = None
+        only = dict.fromkeys(NUMBERS, False)
+        for column in (self.columns[i] for i in used):
+            fits = {sign: np.asarray(_matches(column, pattern)) for sign, pattern in NUMBERS.items()}
+            only["."] |= bool((fits["."] & ~fits[","]).any())
+            only[","] |= bool((fits[","] & ~fits["."]).any())
+            signs = "[.,]" if self.delimiter == ";" else ","
+            both = fits["."] & fits[","] & np.asarray(_matches(column, signs))
+            if is_open is None and both.any():
+                is_open = self.lines[both.argmax()], column[int(both.argmax())].as_py()
+        if is_open and not any(only.values()):
+            line, cell = is_open
+            raise ValueError(
+                f"decimal must be set for {self.path}: {cell!r} in line {line} may be "
+                f"{float(cell.replace(',', '.')):g} or {re.sub('[.,]', '', cell)}; set decimal='.' or decimal=','"
+            )
+        return "," if only[","] and not only["."] else "."
+
+    def values(self, i: int, decimal: str) -> np.ndarray:
+        """Return the numbers of a column, float64; raise ValueError for a cell that is not a finite number."""
+        column = self.columns[i]
+        is_number = np.asarray(_matches(column, NUMBERS[decimal]))
+        values = _floats(column, is_number, decimal)
+        if not (bad := ~(np.abs(values) <= LARGEST)).any():
             return values
-        row = bad[0][0]
-    line, cells = f"line {numbers[row] + 1}", next(csv.reader([lines[numbers[row]]], delimiter=delimiter))
-    advice = "remove the row, fill the cell, or choose other columns with columns=[...]"
-    for i in columns if len(cells) == len(names) else []:
-        if not abs(_number(cells[i])) <= LARGEST:
-            raise ValueError(f"{line}, column {names[i]!r} of {path} is {cells[i]!r}, not a finite number: {advice}")
-    advice = "check its end, its quotes and the delimiter"
-    raise ValueError(f"{line} of {path} has {len(cells)} cells, expected {len(names)}: {advice}")
+        row, name = int(bad.argmax()), self.names[i]
+        cell, advice = column[row].as_py(), "remove the row, fill the cell, or choose other columns with columns=[...]"
+        if cell.lower() in MISSING:
+            advice = f"leave such rows out with missing='drop', or {advice}"
+        elif not is_number[row] and _is_number(cell):
+            advice = f"the decimal sign is {decimal!r}: set decimal, or write all numbers with the same sign"
+        elif not is_number.any():
+            advice = f"the column holds text; name it as labels={name!r}, or choose other columns with columns=[...]"
+        raise ValueError(
+            f"line {self.lines[row]}, column {name!r} of {self.path} is {cell!r}, not a finite number: {advice}"
+        )
+
+    def labels(self, i: int, decimal: str) -> tuple[np.ndarray, tuple[str, ...] | None]:
+        """Return the classes of a column, int64, and their texts, None if they are integers."""
+        column, what = self.columns[i], f"labels={self.names[i]!r} of {self.path} must be"
+        is_number = np.asarray(_matches(column, NUMBERS[decimal]))
+        if (missing := np.asarray(_is_missing(column))).any():
+            line = self.lines[missing.argmax()]
+            raise ValueError(
+                f"{what} complete; line {line} has none: fill it, or leave such rows out with missing='drop'"
+            )
+        if not is_number.all():
+            texts, classes = np.unique(column.to_numpy(zero_copy_only=False).astype(str), return_inverse=True)
+            return classes.astype(np.int64), tuple(texts.tolist())
+        values = _floats(column, is_number, decimal)
+        if (bad := (values % 1 != 0) | (values < 0)).any():
+            raise ValueError(f"{what} integers from 0, or text; got {values[bad.argmax()]:g}")
+        return values.astype(np.int64), None
+
+
+def _delimiter(lines: Sequence[str]) -> str:
+    """Return the delimiter that splits the first lines into equally many cells, with the most characters in numbers.
+
+    The line 1,5;2,5 is thus 1,5 and 2,5, not 1, 5;2 and 5. If none splits them so, it is the most frequent one.
+    """
+    sample = [re.sub('"[^"]*"', "text", line) for line in islice(filter(str.strip, lines), SAMPLE)]
+    rows = {sign: [_split(line, sign) for line in sample if line.strip(f"{sign} \t")] for sign in DELIMITERS}
+    even = [sign for sign, parts in rows.items() if len({len(row) for row in parts}) == 1 and len(parts[0]) > 1]
+
+    def numeric(sign: str) -> int:
+        return sum(len(cell) for row in rows[sign] for cell in row if cell[-1:].isdigit() and _is_number(cell))
+
+    return max(even, key=numeric) if even else max((",", ";", "\t", "|"), key=sample[0].count)
+
+
+def _split(line: str, delimiter: str) -> list[str]:
+    """Return the cells of a line without quotes."""
+    return line.split() if delimiter == " " else [cell.strip() for cell in line.split(delimiter)]
+
+
+def _is_number(cell: str) -> bool:
+    """Return whether a cell is a number with either decimal sign."""
+    return any(re.match(pattern, cell, re.ASCII) for pattern in NUMBERS.values())
+
+
+def _is_missing(column: Any) -> Any:
+    """Return which cells are missing, a boolean array."""
+    import pyarrow
+    from pyarrow import compute
+
+    return compute.is_in(compute.utf8_lower(column), value_set=pyarrow.array(MISSING))
+
+
+def _matches(column: Any, pattern: str) -> Any:
+    """Return which cells match a regular expression, a boolean array."""
+    from pyarrow import compute
+
+    return compute.match_substring_regex(column, pattern)
+
+
+def _floats(column: Any, is_number: np.ndarray, decimal: str) -> np.ndarray:
+    """Return the numbers in cells, float64; NaN for cells that are none."""
+    from pyarrow import compute
+
+    text = compute.replace_substring(column, "," if decimal == "." else ".", "")
+    text = compute.replace_substring(compute.if_else(is_number, text, "nan"), ",", ".")
+    return compute.cast(text, "float64").to_numpy(zero_copy_only=False)

@@ -2,6 +2,9 @@
 
 A transform T maps data x (B, *) to model space; `inverse` undoes it; `log_det` is log|det dT/dx| per sample, in nats:
 log p_data(x) = log p_model(T(x)) + log_det(x).
+
+States of integers are converted first (`tensors.floating`). A transform may have the attribute `levels`: the number of
+grey levels 0 .. levels - 1 of its data.
 """
 
 import math
@@ -11,12 +14,17 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from scoresde.tensors import dimensions, float64
+from scoresde.tensors import dimensions, float64, floating
+
+RESOLUTION = 0.01  # largest distance of neighbouring numbers of a dtype, in units of the spread of the values
 
 
 @dataclass(frozen=True)
 class Affine:
     """x -> scale x + shift.
+
+    `inverse` returns float64 if the dtype of y cannot tell apart values of unit scale that were shifted so far, such as
+    float32 for a shift beyond 8e4.
 
     Raises:
         ValueError: the scale is zero.
@@ -31,10 +39,13 @@ class Affine:
 
     def __call__(self, x: Tensor) -> Tensor:
         """Map to model space, (B, *)."""
-        return self.scale * x + self.shift
+        return self.scale * floating(x) + self.shift
 
     def inverse(self, y: Tensor) -> Tensor:
         """Map back to data space, (B, *)."""
+        y = floating(y)
+        if torch.finfo(y.dtype).eps * abs(self.shift) > RESOLUTION:
+            y = float64(y)
         return (y - self.shift) / self.scale
 
     def log_det(self, x: Tensor) -> Tensor:
@@ -69,6 +80,7 @@ class Levels(Affine):
 
     def quantise(self, y: Tensor) -> Tensor:
         """Return the level of each value in model space, clipped to 0 .. levels - 1."""
+        y = floating(y)
         rounding = 4 * self.levels * torch.finfo(y.dtype).eps  # a level itself may come back slightly below it
         return (self.inverse(y) + rounding).floor().clamp(0, self.levels - 1)
 
@@ -89,7 +101,7 @@ class Logit:
             raise ValueError(f"low < high and 0 <= margin < 0.5 are required; got {self}")
 
     def _fraction(self, x: Tensor) -> Tensor:
-        return self.margin + (1 - 2 * self.margin) * (x - self.low) / (self.high - self.low)
+        return self.margin + (1 - 2 * self.margin) * (floating(x) - self.low) / (self.high - self.low)
 
     def __call__(self, x: Tensor) -> Tensor:
         """Map to the real line, (B, *)."""
@@ -97,7 +109,7 @@ class Logit:
 
     def inverse(self, y: Tensor) -> Tensor:
         """Map back to (low, high), (B, *)."""
-        fraction = (torch.sigmoid(y) - self.margin) / (1 - 2 * self.margin)
+        fraction = (torch.sigmoid(floating(y)) - self.margin) / (1 - 2 * self.margin)
         return self.low + (self.high - self.low) * fraction
 
     def log_det(self, x: Tensor) -> Tensor:
@@ -116,6 +128,11 @@ class Compose:
 
     def __init__(self, transforms: Sequence):
         self.transforms = list(transforms)
+
+    @property
+    def levels(self) -> int | None:
+        """Number of grey levels of the data: that of the first transform, None if it has none."""
+        return getattr(self.transforms[0], "levels", None) if self.transforms else None
 
     def __call__(self, x: Tensor) -> Tensor:
         """Map to model space, (B, *)."""

@@ -26,7 +26,7 @@ from torch.utils.data import Dataset, default_collate
 
 from scoresde import bounds
 from scoresde.build import Run
-from scoresde.dequantization import DataMap, Dequantization, TruncatedNormal
+from scoresde.dequantization import AboveUniform, DataMap, Dequantization, TruncatedNormal, warn_if_above_uniform
 from scoresde.divergence import ExactTrace, Hutchinson, Trace
 from scoresde.evaluation.references import evenly_spaced
 from scoresde.evaluation.resumable import Numbers, directory_for, evaluate, fingerprint
@@ -143,8 +143,8 @@ def evaluate_likelihood(
         seed: of the first sample.
 
     Warns:
-        UserWarning: the network was not trained on the points of this dequantisation, or the evidence bound cannot be
-            computed.
+        UserWarning: the network was not trained on the points of this dequantisation, the evidence bound cannot be
+            computed, or the bits per dimension are above log2(levels).
 
     Raises:
         ValueError: an empty dataset, and see `likelihood.bits_per_dim`.
@@ -166,8 +166,12 @@ def evaluate_likelihood(
         for i, batch in enumerate(indices.split(batch_size) if len(indices) else ())
     }
     unit = "nats/dim" if dequantization is None else "bits/dim"
-    results = evaluate(parts, directory_for(run.path / PARTIAL, settings), unit, progress)
-    return _summary(results, unit, subset)
+    with warnings.catch_warnings(action="ignore", category=AboveUniform):  # of a batch; below, of all samples
+        results = evaluate(parts, directory_for(run.path / PARTIAL, settings), unit, progress)
+    likelihood = _summary(results, unit, subset)
+    if dequantization is not None:
+        warn_if_above_uniform(likelihood.mean, DataMap(run.transform).levels)
+    return likelihood
 
 
 @dataclass
@@ -225,7 +229,8 @@ class _Evaluation:
         if budget.bound is None or self.dequantization is None:
             return replace(budget, bound=None)
         try:
-            self.bound(torch.tensor([0]), replace(budget, bound_draws=2))
+            with warnings.catch_warnings(action="ignore", category=AboveUniform):
+                self.bound(torch.tensor([0]), replace(budget, bound_draws=2))
         except (ValueError, RuntimeError) as error:
             warnings.warn(f"no {budget.bound} evidence bound is reported: {error}", stacklevel=3)
             return replace(budget, bound=None)

@@ -10,7 +10,7 @@ Every line is a JSON object: one or several results, with `kind`, `seed`, the nu
     config, checkpoint    SHA-256 of the files of the run, null if missing
     processes      number of processes that shared the work
 
-`per_sample/<split>.npz` holds the likelihood of each sample of a split, from the last evaluation.
+`per_sample/<file>` holds the likelihood of each sample of a split; the line of the evaluation names its `file`.
 """
 
 import functools
@@ -27,8 +27,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from scoresde.build import CONFIG
 from scoresde.metrics.features import file_sha256
+from scoresde.run_config import CONFIG
 from scoresde.training import distributed
 from scoresde.training.checkpoint import replace_atomically
 from scoresde.training.json_lines import append_line
@@ -56,9 +56,9 @@ def append_metrics(run: Path, row: dict[str, Any], device: torch.device | str = 
     return path
 
 
-def keep_per_sample(run: Path, split: str, values: Tensor) -> Path:
-    """Store the likelihood (N,) of each sample of a split, in its order, as the array `values` of an .npz file."""
-    path = run / PER_SAMPLE / f"{split}.npz"
+def keep_per_sample(run: Path, name: str, values: Tensor) -> Path:
+    """Store the likelihood (N,) of each sample of a split, in its order, as the array `values` of `name`.npz."""
+    path = run / PER_SAMPLE / f"{name}.npz"
 
     def write(temporary: Path) -> None:
         with open(temporary, "wb") as file:
@@ -68,18 +68,18 @@ def keep_per_sample(run: Path, split: str, values: Tensor) -> Path:
     return path
 
 
-def load_per_sample(run: Path, split: str) -> np.ndarray | None:
-    """Load the likelihoods that `keep_per_sample` stored for a split, float64 (N,); None if there are none.
+def load_per_sample(run: Path, file: str) -> np.ndarray | None:
+    """Load the likelihoods that `keep_per_sample` stored in a file, float64 (N,); None if there are none.
 
     Raises:
         ValueError: the file is damaged or holds something else.
     """
-    path = run / PER_SAMPLE / f"{split}.npz"
+    path = run / PER_SAMPLE / Path(file).name
     if not path.is_file():
         return None
     try:
-        with np.load(path, allow_pickle=False) as file:
-            values = file["values"]
+        with np.load(path, allow_pickle=False) as archive:
+            values = archive["values"]
     except (ValueError, KeyError, TypeError, EOFError, OSError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path} does not hold likelihoods ({error}): run `scoresde bpd` to write it again") from error
     if values.ndim != 1 or values.dtype != np.float64:

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import default_collate
 
 from scoresde.analytic import GaussianMixture
-from scoresde.build import CONFIG, Run, instantiate
+from scoresde.build import Run, instantiate
 from scoresde.dequantization import DataMap
 from scoresde.metrics.frechet import frechet_distance
 from scoresde.metrics.image_quality import check_names
@@ -26,6 +26,7 @@ from scoresde.metrics.moments import PrincipalComponents, covariance_error, mean
 from scoresde.metrics.samples import flatten
 from scoresde.metrics.transport import SlicedWasserstein, directions
 from scoresde.random_stream import RandomStream
+from scoresde.run_config import CONFIG
 from scoresde.sdes import SDE
 from scoresde.tensors import float64
 from scoresde.training.batches import split_condition, step_seed

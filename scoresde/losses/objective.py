@@ -16,7 +16,7 @@ from scoresde.protocols import Model
 from scoresde.random_stream import RandomStream
 from scoresde.score import BaseModel
 from scoresde.sdes import SDE
-from scoresde.tensors import float64
+from scoresde.tensors import float64, floating
 from scoresde.wrappers import as_model
 
 
@@ -103,7 +103,7 @@ class Objective(nn.Module):
         Raises:
             ValueError: the shape of t or noise does not fit the states.
         """
-        model = as_model(model, cond)
+        model, x0 = as_model(model, cond), floating(x0)
         if t is None:
             t = self.draw_times(model.sde, x0.shape[0], generator)
         elif (t := float64(t)).shape not in ((), x0.shape[:1]):

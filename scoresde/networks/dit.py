@@ -179,6 +179,7 @@ class DiT(nn.Module):
         self.positions = nn.Buffer(positions(self.grid, width), persistent=False)
         position = PositionalEmbedding(LABEL_FEATURES, time_scale, endpoint=False)
         self.time = TimeEmbedding(position, LABEL_FEATURES, width, classes, cond_features)
+        self.conditions = self.time.cond.parts
         for layer in (self.time.inner, self.time.outer, self.time.cond.label):
             if layer is not None:
                 nn.init.normal_(layer.weight, std=0.02)
@@ -189,7 +190,7 @@ class DiT(nn.Module):
     def forward(self, x: Tensor, c_noise: Tensor, cond: Condition = None) -> Tensor:
         """Return F (B, C', *space) of x (B, C, *space), at noise labels (B,) and a condition, see `embeddings`."""
         check_shape(x, self.shape)
-        features = self.time(c_noise, named(cond, self.time.cond.parts))
+        features = self.time(c_noise, named(cond, self.conditions))
         tokens = self.input(self.border.add(x)).flatten(2).transpose(1, 2) + self.positions
         for block in self.blocks.values():
             tokens = checkpointed(block, tokens, features, active=self.checkpointing)

@@ -98,6 +98,19 @@ class Conditions:
     cond_join: str = "output"
 
 
+def by_name(cond: Condition) -> dict[str, Tensor]:
+    """Return the tensors of a condition by name: a tensor alone is a "label" if of integers, otherwise a "vector".
+
+    Raises:
+        TypeError: the condition is not None, a tensor or a dict of tensors.
+    """
+    if isinstance(cond, Tensor):
+        return {"vector" if cond.is_floating_point() else "label": cond}
+    if not isinstance(cond, dict | None):
+        raise TypeError(f"a condition must be None, a tensor or a dict of tensors; got {type(cond).__name__}")
+    return cond or {}
+
+
 def named(cond: Condition, known: Iterable[str]) -> dict[str, Tensor]:
     """Return the tensors of a condition by name.
 
@@ -105,13 +118,7 @@ def named(cond: Condition, known: Iterable[str]) -> dict[str, Tensor]:
         TypeError: the condition is not None, a tensor or a dict of tensors.
         ValueError: `cond` names a condition that the network does not have.
     """
-    if cond is None:
-        return {}
-    if isinstance(cond, Tensor):
-        cond = {"vector" if cond.is_floating_point() else "label": cond}
-    if not isinstance(cond, dict):
-        raise TypeError(f"a condition must be None, a tensor or a dict of tensors; got {type(cond).__name__}")
-    known = list(known)
+    cond, known = by_name(cond), list(known)
     for name, part in cond.items():
         if not isinstance(part, Tensor):
             raise TypeError(f"condition {name!r} must be a tensor; got {type(part).__name__}")

@@ -60,6 +60,7 @@ class LevelHead(nn.Module):
             raise ValueError(
                 f"levels >= 2, low < high and sigma_data > 0 are required; got {levels}, [{low}, {high}], {sigma_data}"
             )
+        self.conditions = getattr(network, "conditions", [])
         self.network, self.levels, self.low, self.high, self.sigma_data = network, levels, low, high, float(sigma_data)
         self.data, self.likelihood = data, _boxes if data == "boxes" else _points
 

@@ -52,6 +52,7 @@ class MLP(nn.Module):
         self.shape = (shape,) if isinstance(shape, int) else tuple(shape)
         size = math.prod(self.shape)
         self.time = TimeEmbedding(PositionalEmbedding(width, time_scale), width, width, classes, cond_features)
+        self.conditions = self.time.cond.parts
         self.input = linear(size, width)
         self.layers = nn.ModuleDict({f"layer{i}": ResidualLayer(width, width, dropout) for i in range(depth)})
         self.norm, self.output = nn.LayerNorm(width), linear(width, size, scale=0.0)
@@ -59,7 +60,7 @@ class MLP(nn.Module):
     def forward(self, x: Tensor, c_noise: Tensor, cond: Condition = None) -> Tensor:
         """Return F of the shape of x (B, *), at noise labels (B,) and a condition, see `embeddings`."""
         check_shape(x, self.shape)
-        time = self.time(c_noise, named(cond, self.time.cond.parts))
+        time = self.time(c_noise, named(cond, self.conditions))
         hidden = self.input(x.flatten(1))
         for layer in self.layers.values():
             hidden = layer(hidden, time)

@@ -18,7 +18,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from scoresde.plots import BAND, COLOURS, MARKERS, set_ticks
+from scoresde.plots import BAND, COLOURS, MARKERS, draw_histogram, set_ticks
 
 WIDTH, HEIGHT = 360.0, 236.0
 UNITS_PER_INCH = 72.0
@@ -141,7 +141,7 @@ def dots(axes: Axes, points: Tensor, colour: int = 0, size: float = 2.4, label: 
 
 def histogram(axes: Axes, values: Any, bins: int, label: str = "") -> None:
     """Draw how often values fall into equal bins."""
-    axes.hist(values, bins, color=COLOURS[0], edgecolor=PAPER, linewidth=1, alpha=0.82, label=label)
+    draw_histogram(axes, values, bins, color=COLOURS[0], edgecolor=PAPER, linewidth=1, alpha=0.82, label=label)
 
 
 def scale_y(axes: Axes, values: np.ndarray) -> None:

@@ -5,9 +5,9 @@
     log.jsonl              lines of the training: some with a loss, some with the numbers of held-out data
     skipped.jsonl          steps that were skipped
     metrics.jsonl          lines of `sample`, `bpd`, `evaluate`, `compare` and `dequantize`, by their `kind`
-    comparison.csv         the last comparison of samplers
-    per_sample/SPLIT.npz   the likelihood of each sample of a split
-    samples/SAMPLER.npy    samples in data units
+    comparison*.csv        comparisons of samplers
+    per_sample/FILE        the likelihood of each sample of a split
+    samples/FILE           samples in data units
     figures/stepN.png      samples drawn during the training
 
 Each file but the configuration may be missing, and files of older versions have fewer fields. A line of metrics that
@@ -78,7 +78,8 @@ class RunFiles:
         self.training = [line for line in log if line.get("loss") is not None]
         self.held_out = [line for line in log if "loss" not in line]
         self.skipped, self.metrics = read_lines(path / SKIPPED), read_lines(path / METRICS)
-        self.comparison = read_comparison(path / COMPARISON)
+        compared = [line for line in self.metrics if line.get("kind") == "comparison"]
+        self.comparison = read_comparison(path / file_of(compared[-1] if compared else {}, COMPARISON))
         self.checkpoint = digest(path / CHECKPOINT)
         step, self.parameters = read_checkpoint(path / CHECKPOINT)
         self.step = step or (int(self.training[-1]["step"]) if self.training else None)
@@ -116,7 +117,7 @@ class RunFiles:
 
     def likelihood_per_sample(self, line: Line) -> np.ndarray | None:
         """Return the values (N,) whose mean a line states; None if they were not stored or are of another line."""
-        values = load_per_sample(self.path, str(line["split"]))
+        values = load_per_sample(self.path, file_of(line, f"{line['split']}.npz"))
         if values is None or len(values) != line["n"]:
             return None
         return values if math.isclose(float(values.mean()), line["mean"], rel_tol=1e-9, abs_tol=1e-12) else None
@@ -128,10 +129,15 @@ class RunFiles:
             ValueError: the file is not an array of numbers of the data's shape.
         """
         for line in reversed(self.lines("samples")):
-            path = self.path / "samples" / f"{Path(str(line.get('sampler'))).name}.npy"
+            path = self.path / "samples" / file_of(line, f"{line.get('sampler')}.npy")
             if path.is_file():
                 return line, read_samples(path, self.shape)
         return None
+
+
+def file_of(line: Line, older: str) -> str:
+    """Return the name of the file that a line names; `older` if it is of a version that had one file for all lines."""
+    return Path(str(line.get("file", older))).name
 
 
 def kind_of(shape: Iterable[int]) -> str:

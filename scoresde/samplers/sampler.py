@@ -196,6 +196,8 @@ def _constrained(constraint: Constraint, model: BaseModel, x: Tensor, t: Tensor,
     """The constrained state; a new tensor if x was written into, for a method compares x with what it remembers."""
     before = None if x.is_inference() else x._version
     constrained = constraint(model, x, t, stream)
+    if not constrained.is_floating_point():
+        return constrained.to(x.dtype)
     changed = before is None or x._version != before
     return constrained.clone() if constrained is x and changed else constrained
 

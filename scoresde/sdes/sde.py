@@ -28,7 +28,7 @@ from scoresde.protocols import Model
 from scoresde.random_stream import RandomStream
 from scoresde.sdes import transitions
 from scoresde.sdes.transitions import Point
-from scoresde.tensors import broadcast, dimensions, float64, sum_dims
+from scoresde.tensors import broadcast, dimensions, float64, floating, sum_dims
 
 SECTIONS, ROUNDS = 64, 11  # 64^11 = 2^66 narrows any interval of float64 times down to neighbouring numbers
 
@@ -112,7 +112,7 @@ class SDE(nn.Module):
 
     def perturb(self, x0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
         """A draw from p(x_t | x_0): alpha(t) x0 + sigma(t) noise, with x0 and noise (B, *), t () or (B,)."""
-        t = float64(t)
+        x0, t = floating(x0), float64(t)
         return broadcast(self.alpha(t), x0) * x0 + broadcast(self.sigma(t), x0) * noise
 
     def at(self, t: Tensor) -> Point[Tensor]:
@@ -153,7 +153,7 @@ class SDE(nn.Module):
         """KL(N(alpha x, sigma^2 I) || N(0, prior_std^2 I)) at t_max of clean states x (B, *), in nats, float64 (B,)."""
         t = torch.tensor(self.t_max, dtype=torch.float64)
         signal, noise = (self.alpha(t) / self.prior_std).square(), (self.sigma(t) / self.prior_std).square()
-        return 0.5 * (signal * sum_dims(x.square()) + dimensions(x) * (noise - 1 - noise.log()))
+        return 0.5 * (signal * sum_dims(floating(x).square()) + dimensions(x) * (noise - 1 - noise.log()))
 
     def scaled_gradient(self, t: Tensor, factor: Callable[[], Tensor]) -> AbstractContextManager[None]:
         """Within the block, multiply the gradient of a learned shape at the times t (B,) by factor().

@@ -29,13 +29,20 @@ class Guard:
     Args:
         limit: number of steps in a row that may be skipped.
         path: the file that gets a line for each of them; None for no file.
+        checkpoint: of the run; messages say whether it exists.
         in_a_row, total: steps skipped so far.
     """
 
     limit: int
     path: Path | None
+    checkpoint: Path
     in_a_row: int = 0
     total: int = 0
+
+    @property
+    def last_checkpoint(self) -> str:
+        """Whether the training can be continued from a checkpoint, for messages."""
+        return "The last checkpoint is good" if self.checkpoint.exists() else "There is no checkpoint yet"
 
     def skip(self, step: int, reason: str) -> None:
         """Count a skipped step, log it and warn.
@@ -48,7 +55,7 @@ class Guard:
             append_line(self.path, {"step": step, "in_a_row": self.in_a_row, "reason": reason})
         if self.in_a_row > self.limit:
             count = f", skipped step {self.in_a_row} in a row" if self.limit else ""
-            raise NonFiniteLoss(f"{reason}{count}. The last checkpoint is good; lower the learning rate or use float32")
+            raise NonFiniteLoss(f"{reason}{count}. {self.last_checkpoint}; lower the learning rate or use float32")
         warnings.warn(f"skipped a step: {reason}", UserWarning, stacklevel=3)
 
 

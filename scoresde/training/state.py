@@ -5,8 +5,10 @@ skipped steps, and the sums of the log's unfinished line. The samples and random
 they are functions of (seed, step).
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.optim import Optimizer
@@ -30,6 +32,7 @@ class State:
         model, optimizer, ema, precision, guard: see their classes.
         power: averages for a profile chosen after training, or None.
         path: the checkpoint's path.
+        config: the configuration of the run, stored in the checkpoint.
         step: number of steps done.
         is_due: the checkpoint is to be written after the next finite step.
     """
@@ -41,6 +44,7 @@ class State:
     precision: Precision
     guard: Guard
     path: Path
+    config: Mapping[str, Any]
     step: int = 0
     is_due: bool = False
 
@@ -56,9 +60,10 @@ class State:
             groups |= self.power.groups()
         groups = {name: distributed.collect(group) for name, group in groups.items()}
         if distributed.anyone(not all(bool(torch.isfinite(x).all()) for x in groups["ema"].values())):
-            raise NonFiniteLoss(f"the weights are not finite after step {self.step}. The last checkpoint is good")
+            raise NonFiniteLoss(f"the weights are not finite after step {self.step}. {self.guard.last_checkpoint}")
         info = {
             "step": self.step,
+            "config": dict(self.config),
             "optimizer": settings,
             "log": sums,
             "scale": self.precision.scaler.state_dict(),

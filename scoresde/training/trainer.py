@@ -8,7 +8,7 @@ scheduled learning rate; the moving averages. All random draws of step n are fun
 
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -31,6 +31,7 @@ from scoresde.training.distributed import SharedObjective
 from scoresde.training.ema import EMA
 from scoresde.training.guard import SKIPPED, Guard, NonFiniteLoss, diagnosis
 from scoresde.training.json_lines import read_lines, remove_lines_after
+from scoresde.training.locks import locked
 from scoresde.training.log import LOG, Log
 from scoresde.training.precision import Precision
 from scoresde.training.schedule import DECAYS
@@ -135,6 +136,7 @@ class Trainer:
         preview: Report | None = None,
         evaluate: Report | None = None,
         progress: bool = True,
+        config: Mapping[str, Any] | None = None,
     ) -> None:
         """Train the model up to `steps`, from the run's checkpoint if there is one.
 
@@ -147,40 +149,40 @@ class Trainer:
             preview: called with the model (averaged weights, eval mode) and the step, every `preview_every` steps.
             evaluate: called in the same way every `evaluate_every` steps and at the end; returns numbers for the log.
             progress: show a progress bar.
+            config: the configuration of the run, of values that JSON can represent; stored in the checkpoints.
 
         Raises:
             TypeError: the model is not a module.
+            ValueError: another process trains in this directory, or the run has more steps already.
             NonFiniteLoss: too many steps in a row were not finite; the last checkpoint is unchanged.
             Interrupted: SIGINT or SIGTERM was received; the checkpoint holds the last complete step.
         """
         if (size := fitting(self.batch_size, dataset)) != self.batch_size:
-            replace(self, batch_size=size).fit(model, loss, dataset, run, data_map, preview, evaluate, progress)
+            fitted = replace(self, batch_size=size)
+            fitted.fit(model, loss, dataset, run, data_map, preview, evaluate, progress, config)
             return
         is_first = distributed.rank() == 0
         objective = SharedObjective(_Terms(self._prepare(model), loss, data_map, self.seed), model, self.parallel)
-        state = self._state(model, run, is_first)
+        state = self._state(model, run, is_first, config or {})
         base_rates = [group["lr"] for group in state.optimizer.param_groups]
-        sums = state.resume()
-        if is_first:
-            remove_lines_after(run / SKIPPED, state.step - 1)  # its lines count steps from 0
-            posthoc_ema.delete_snapshots_after(run / posthoc_ema.AVERAGES, state.step)
-        log = Log(run if is_first else None, state.step, sums, self.where, self.wandb)
-        shown = progress and is_first
-        bar = progress_bar(total=self.steps, initial=state.step, title="training", unit="step", shown=shown)
-        with _interruptions() as interrupted, closing(log), bar:
-            if distributed.anyone(is_first and not _is_evaluated(run / LOG, state.step)):
-                self._report(state, log, None, evaluate)  # the run stopped between the checkpoint and the evaluation
-            for step, batch in enumerate(self._loader(dataset, state.step), start=state.step):
-                for group, base in zip(state.optimizer.param_groups, base_rates, strict=True):
-                    group["lr"] = base * self.rate(step)
-                self._step(objective, state, batch, step, log)
-                state.step = step + 1
-                bar.update()
-                if self._is_due(state.step, self.log_every):
-                    bar.set_postfix(log.flush(state.step, state.guard.total))
-                self._save(state, log, run, stop=distributed.anyone(interrupted()))
-                self._report(state, log, preview, evaluate)
-                log.start_clock()
+        with locked(run):
+            log = self._resume(state, run, is_first)
+            shown = progress and is_first
+            bar = progress_bar(total=self.steps, initial=state.step, title="training", unit="step", shown=shown)
+            with _interruptions() as interrupted, closing(log), bar:
+                if distributed.anyone(is_first and not _is_evaluated(run / LOG, state.step)):
+                    self._report(state, log, None, evaluate)  # the run stopped between the checkpoint and evaluation
+                for step, batch in enumerate(self._loader(dataset, state.step), start=state.step):
+                    for group, base in zip(state.optimizer.param_groups, base_rates, strict=True):
+                        group["lr"] = base * self.rate(step)
+                    self._step(objective, state, batch, step, log)
+                    state.step = step + 1
+                    bar.update()
+                    if self._is_due(state.step, self.log_every):
+                        bar.set_postfix(log.flush(state.step, state.guard.total))
+                    self._save(state, log, run, stop=distributed.anyone(interrupted()))
+                    self._report(state, log, preview, evaluate)
+                    log.start_clock()
 
     # --- before the loop
 
@@ -198,13 +200,24 @@ class Trainer:
             network.compile()
         return model
 
-    def _state(self, model: ScoreModel, run: Path, is_first: bool) -> State:
+    def _state(self, model: ScoreModel, run: Path, is_first: bool, config: Mapping[str, Any]) -> State:
         """Return the state at step 0."""
         optimizer = self.optimizer([p for p in model.parameters() if p.requires_grad])
         ema = EMA(model, self.ema, warmup=self.ema_warmup)
         power = posthoc_ema.PowerAverages(model, tuple(self.power)) if self.power else None
-        guard = Guard(self.skip_limit, run / SKIPPED if is_first else None)
-        return State(model, optimizer, ema, power, Precision(self.precision, self.where), guard, run / CHECKPOINT)
+        guard = Guard(self.skip_limit, run / SKIPPED if is_first else None, run / CHECKPOINT)
+        precision = Precision(self.precision, self.where)
+        return State(model, optimizer, ema, power, precision, guard, run / CHECKPOINT, config)
+
+    def _resume(self, state: State, run: Path, is_first: bool) -> Log:
+        """Load the checkpoint if there is one, and return the log that continues from its step."""
+        sums = state.resume()
+        if state.step > self.steps:
+            raise ValueError(f"steps must be at least {state.step}, which {run} has already; got {self.steps}")
+        if is_first:
+            remove_lines_after(run / SKIPPED, state.step - 1)  # its lines count steps from 0
+            posthoc_ema.delete_snapshots_after(run / posthoc_ema.AVERAGES, state.step)
+        return Log(run if is_first else None, state.step, sums, self.where, self.wandb)
 
     def _loader(self, dataset: Dataset, first: int) -> DataLoader:
         """Return a loader of this process's share of the batches, from step `first` on."""
@@ -297,7 +310,7 @@ class _Terms(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return (value, t, weight) of the data x (n, *) at these positions of the step's batch."""
         stream = StepNoise(positions, self.seed, step)
-        x0 = self.data_map.training_states(x.float(), stream)
+        x0 = self.data_map.training_states(x, stream).float()
         generator = torch.Generator().manual_seed(step_seed(self.seed, step, "times"))
         t = self.loss.draw_times(self.model.sde, batch_size, generator)[positions.start : positions.stop]
         terms = self.loss(self.model, x0, cond, t=t, stream=stream)

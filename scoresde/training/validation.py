@@ -4,6 +4,7 @@ Both use the same noise at every evaluation, so that changes from one line of th
 """
 
 import math
+import warnings
 from collections.abc import Iterator
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
 from scoresde import bounds
-from scoresde.dequantization import DataMap
+from scoresde.dequantization import AboveUniform, DataMap
 from scoresde.losses import Objective
 from scoresde.protocols import Condition, select
 from scoresde.score import ScoreModel
@@ -81,7 +82,7 @@ class HeldOut:
         values = []
         for positions, part, part_cond in self._batches(x, cond):
             stream = StepNoise(positions, step_seed(self.seed, 0, "validation"), 0)
-            x0 = self.training_map.training_states(part.float(), stream)
+            x0 = self.training_map.training_states(part, stream).float()
             terms = self.loss(model, x0, part_cond, t=times[positions.start : positions.stop], stream=stream)
             values.append(terms.value.cpu().double())
         return torch.cat(values)
@@ -89,7 +90,8 @@ class HeldOut:
     def _bound(self, model: ScoreModel, x: Tensor, cond: Condition) -> dict[str, float]:
         if self.likelihood_map.dequantization is not None:
             data_map = self.likelihood_map
-            bound = bounds.continuous(model, x, data_map, cond, draws=self.draws, batch_size=self.batch_size)
+            with warnings.catch_warnings(action="ignore", category=AboveUniform):  # as at the beginning of a training
+                bound = bounds.continuous(model, x, data_map, cond, draws=self.draws, batch_size=self.batch_size)
             return _mean("validation_bits_per_dim_bound", bound.per_image)
         nats = []
         for positions, part, part_cond in self._batches(x, cond):

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from scoresde.cli.common import MAX_FILE_NAME, file_name, flatten
+from scoresde.cli.common import MAX_FILE_NAME, file_name
 
 
 def new_run(path):
@@ -45,15 +45,14 @@ def test_a_run_may_have_a_name_that_hydra_reads_otherwise(name, refused):
     assert f"no run at {name} (no config.yaml in it)" in refused("sample", f"run={name}")
 
 
+def test_different_texts_are_different_file_names():
+    texts = ["a/b=1,c=2", "a-b=1,c=2", "a%2Fb=1,c=2", "a%b"]
+    assert [file_name(text) for text in texts] == ["a%2Fb=1,c=2", "a-b=1,c=2", "a%252Fb=1,c=2", "a%25b"]
+
+
 def test_a_long_file_name_is_cut_and_stays_unique():
-    assert file_name("a/b=1,c=2") == "a-b=1,c=2"
     assert file_name("x" * MAX_FILE_NAME) == "x" * MAX_FILE_NAME
     first, second = (file_name("é" * 200 + f",seed={seed}") for seed in (0, 1))
     assert first != second
     assert max(len(name.encode()) for name in (first, second)) <= MAX_FILE_NAME
     assert first.startswith("é" * 100)
-
-
-def test_flatten_gives_leaves_by_their_path():
-    tree = {"a": {"x": 1, "y": []}, "b": [{"c": None}, 2], "d": {}}
-    assert flatten(tree) == {"a.x": 1, "a.y": [], "b.0.c": None, "b.1": 2, "d": {}}

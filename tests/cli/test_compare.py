@@ -32,7 +32,7 @@ def test_the_oracle_has_a_table_rows_and_a_plot(capsys):
     written = rows(run)
     assert len(written) == 15
     assert {row["kind"] for row in written} == {"comparison"}
-    with (run / "comparison.csv").open() as file:
+    with (run / written[0]["file"]).open() as file:
         lines = list(csv.DictReader(file))
     assert [(line["sampler"], line["nfe"]) for line in lines] == [(row["sampler"], str(row["nfe"])) for row in written]
     for line, row in zip(lines, written, strict=True):
@@ -40,8 +40,12 @@ def test_the_oracle_has_a_table_rows_and_a_plot(capsys):
         figure = table[row["sampler"], str(row["nfe"]) if row["nfe"] else "-"][titles.index(row["metric"]) - 3]
         value, width = map(float, figure.split(" +- "))
         assert value == pytest.approx(row["value"], abs=0.1 * width)
-    assert matplotlib.image.imread(run / "figures" / "comparison.png").shape[:2] == (800, 1840)
-    assert sorted(path.name for path in run.iterdir()) == ["comparison.csv", "figures", "metrics.jsonl"]
+    (picture,) = (run / "figures").iterdir()
+    assert matplotlib.image.imread(picture).shape[:2] == (800, 1840)
+    assert picture.stem == written[0]["file"].removesuffix(".csv")
+    assert sorted(path.name for path in run.iterdir()) == [written[0]["file"], "figures", "metrics.jsonl"]
+    assert main(["compare", "run=oracle", *SMALL, "seed=1"]) == 0
+    assert len(list((run / "figures").iterdir())) == len(list(run.glob("*.csv"))) == 2
 
 
 def test_the_oracle_takes_another_path_and_other_metrics(capsys):
@@ -57,7 +61,7 @@ def test_a_run_is_compared_with_its_test_data(toy, capsys):
     assert main(["compare", f"run={toy}", *SMALL, "samplers=[ddim]"]) == 0
     assert list(table_of(capsys.readouterr().out)[1]) == [("training data", "-"), ("ddim", "5"), ("ddim", "10")]
     assert {(row["reference"], row["n"], row["weights"]) for row in rows(toy)} == {("20 of test data", 16, "ema")}
-    assert (toy / "figures" / "comparison.png").is_file()
+    assert (toy / "figures" / rows(toy)[0]["file"]).with_suffix(".png").is_file()
 
 
 def test_images_have_a_frechet_distance_on_named_features(grey, capsys):

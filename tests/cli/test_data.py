@@ -52,13 +52,39 @@ def test_a_table_has_its_shape_and_its_columns(capsys, tmp_path):
     assert (tmp_path / "deep" / "x.png").stat().st_size > 5000
 
 
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+@pytest.mark.parametrize(("mean", "std"), [(5.4e6, 0.2), (1.7e9, 50.0)])
+def test_values_far_from_zero_are_described_and_drawn(mean, std, dtype, capsys, tmp_path):
+    """Of float64 they are standardised; float32 has lost them, and the command says so."""
+    values = (mean + std * np.random.RandomState(0).normal(size=(400, 2))).astype(dtype)
+    np.save("x.npy", values)
+    if dtype == np.float32:
+        assert main(["data", "data=arrays", "data.path=x.npy"]) == 2
+        assert "must have values that float32 can tell apart" in capsys.readouterr().err
+    else:
+        rows = table_of(capsys, "data=arrays", "data.path=x.npy")
+        spread = float(re.search(r"standard deviation ([\d.]+)", rows["model space"][0])[1])
+        assert spread == pytest.approx(1, rel=0.01)
+    assert (tmp_path / "datasets" / "figures" / "arrays.png").stat().st_size > 5000
+
+
+def test_a_table_of_decimal_commas_with_gaps_and_classes(capsys, tmp_path):
+    rng = np.random.RandomState(0)
+    lines = [f"{x:.3f};{y:.2f};{'ab'[i % 2]}".replace(".", ",") for i, (x, y) in enumerate(rng.normal(size=(200, 2)))]
+    (tmp_path / "x.csv").write_text("\n".join(["x;y;kind", *lines, ";1,5;a"]) + "\n")
+    rows = table_of(capsys, "data=table", "data.path=x.csv", "data.labels=kind", "data.missing=drop")
+    assert rows["items"] == ["180", "10", "10"]
+    assert rows["labels"][0].startswith("2 classes of")
+    assert float(rows["x"][1]) == pytest.approx(1, rel=0.2)
+
+
 def test_series_of_an_array(capsys, tmp_path):
     np.save("x.npy", np.random.RandomState(0).normal(size=(60, 2, 16)).cumsum(axis=-1))
     rows = table_of(capsys, "experiment=series", "data.path=x.npy", "limit=10")
     assert rows["items"] == ["54", "3", "3"]
     assert rows["examined"][0] == "10"
     assert rows["shape"] == ["[2, 16]"]
-    assert (tmp_path / "datasets" / "figures" / "series.png").stat().st_size > 5000
+    assert (tmp_path / "datasets" / "figures" / "series,data.path=x.npy,limit=10.png").stat().st_size > 5000
 
 
 @pytest.mark.parametrize("option", ["parquet", "image_folder"])

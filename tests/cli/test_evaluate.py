@@ -42,11 +42,12 @@ def test_images_have_figures_in_a_named_space_and_bits(grey, capsys):
     assert len(list((grey / "statistics").rglob("*.npz"))) == 2
     # The same samples from a file have the same figures.
     assert main(["sample", f"run={grey}", *QUICK]) == 0
-    command = ["evaluate", f"run={grey}", "features=digits", *TINY, "samples=grey/samples/pc.npy", "bpd=false"]
+    file = f"grey/samples/{rows(grey, 'samples')[-1]['file']}"
+    command = ["evaluate", f"run={grey}", "features=digits", *TINY, f"samples='{file}'", "bpd=false"]
     assert main(command) == 0
     again = rows(grey, "quality")[len(quality) :]
     assert [row["value"] for row in again] == pytest.approx([row["value"] for row in quality], rel=1e-6)
-    assert again[0]["samples"] == "grey/samples/pc.npy"
+    assert again[0]["samples"] == file
     assert len(rows(grey, "likelihood")) == 1
 
 

@@ -2,10 +2,9 @@
 
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from omegaconf import OmegaConf
 
 from scoresde.cli import main
-from scoresde.cli.overrides import key_paths, literal, nearest_keys, parse_options
+from scoresde.cli.overrides import literal, parse_options
 
 WRONG = {
     "key": (["train", "trainer.stps=5"], "scoresde train: no key 'trainer.stps'; did you mean trainer.steps?"),
@@ -14,7 +13,11 @@ WRONG = {
     "node": (["train", "trianer.steps=1"], "no key 'trianer.steps'; did you mean trainer.steps?"),
     "group as a key": (["train", "experimnt=digits"], "no key 'experimnt'; did you mean experiment?"),
     "key after a choice": (["sample", "sampler=dpmpp2", "sampler.ordr=3"], "did you mean sampler.predictor.order?"),
-    "nothing near": (["train", "qqqq=1"], "no key 'qqqq'; --help lists them all. (+qqqq=1 adds it)"),
+    "argument that the configuration lacks": (
+        ["train", "sampler=ode", "sampler.segments=2"],
+        "no key 'sampler.segments' in the configuration: +sampler.segments=2 adds it",
+    ),
+    "nothing near": (["train", "qqqq=1"], "no key 'qqqq'; --help lists them all"),
     "key to delete": (["bpd", "~budgt"], "scoresde bpd: no key 'budgt'; did you mean budget?"),
     "option": (["sample", "sampler=dpmp2"], "no option 'dpmp2' in group sampler; did you mean dpmpp2? Available: ada"),
     "experiment": (["train", "experiment=digit"], "no option 'digit' in group experiment; did you mean digits? Avai"),
@@ -65,16 +68,6 @@ def test_the_cause_is_in_the_traceback(monkeypatch):
     with pytest.raises(ValueError, match=r"did you mean trainer\.steps") as caught:
         main(["train", "trainer.stps=5"])
     assert "Could not override 'trainer.stps'" in str(caught.value.__cause__)
-
-
-def test_keys_are_near_by_their_whole_or_by_their_last_name():
-    config = {"a": {"steps": 1, "rate": 2}, "b": {"steps": 3, "list": [{"x": 1}]}, "seed": 0, "hydra": {"y": 1}}
-    known = key_paths(OmegaConf.create(config))
-    assert known == ["a", "a.rate", "a.steps", "b", "b.list", "b.list.0", "b.list.0.x", "b.steps", "seed"]
-    assert nearest_keys("a.stesp", known) == ["a.steps"]
-    assert nearest_keys("steps", known) == ["a.steps", "b.steps"]
-    assert nearest_keys("rat", known) == ["a.rate"]
-    assert nearest_keys("zzz", known) == []
 
 
 def test_options_may_stand_among_overrides():

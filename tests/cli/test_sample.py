@@ -16,11 +16,13 @@ from tests.cli.conftest import contents, rows
 def test_sample_leaves_an_array_a_picture_and_a_row(toy, sampler, nfe, capsys):
     steps = [] if sampler == "ode" else ["sampler.steps=3"]
     assert main(["sample", f"run={toy}", f"sampler={sampler}", "n=5", *steps]) == 0
-    array = np.load(toy / "samples" / f"{sampler}.npy")
+    (row,) = rows(toy)
+    name = f"{sampler}_n5_seed0" + ",sampler.steps=3" * len(steps)
+    assert row["file"] == f"{name}.npy"
+    array = np.load(toy / "samples" / row["file"])
     assert array.shape == (5, 2)
     assert np.isfinite(array).all()
-    assert matplotlib.image.imread(toy / "figures" / f"samples_{sampler}.png").shape[:2] == (600, 600)
-    (row,) = rows(toy)
+    assert matplotlib.image.imread(toy / "figures" / f"samples_{name}.png").shape[:2] == (600, 600)
     assert (row["kind"], row["sampler"], row["n"], row["seed"], row["weights"]) == ("samples", sampler, 5, 0, "ema")
     assert row["nfe"] == nfe or (nfe is None and row["nfe"] > 3)
     assert re.search(rf"^nfe +{row['nfe']}$", capsys.readouterr().out, re.MULTILINE)
@@ -29,7 +31,7 @@ def test_sample_leaves_an_array_a_picture_and_a_row(toy, sampler, nfe, capsys):
 def test_a_sample_depends_only_on_its_seed_and_the_weights(toy):
     def draw(*overrides):
         assert main(["sample", f"run={toy}", "sampler.steps=2", *overrides]) == 0
-        return np.load(toy / "samples" / "pc.npy")
+        return np.load(toy / "samples" / rows(toy)[-1]["file"])
 
     whole = draw("n=5", "seed=10")
     assert draw("n=5", "seed=10", "batch_size=2") == pytest.approx(whole, abs=1e-5)
@@ -38,13 +40,24 @@ def test_a_sample_depends_only_on_its_seed_and_the_weights(toy):
     assert len(np.unique(whole, axis=0)) == 5
 
 
+def test_samples_do_not_replace_those_of_other_settings(toy):
+    changes = ["seed=1", "n=3", "sampler=ddim", "sampler.steps=3", "weights=raw", "sampler.corrector=null", "seed=0"]
+    for override in (*changes, changes[0]):
+        assert main(["sample", f"run={toy}", "n=2", "sampler.steps=2", override]) == 0
+    files = [row["file"] for row in rows(toy)]
+    assert len(set(files)) == len(changes)
+    assert files[0] == files[-1]
+    assert sorted(path.name for path in (toy / "samples").iterdir()) == sorted(set(files))
+    assert len(list((toy / "figures").iterdir())) == len(changes)
+
+
 @pytest.mark.parametrize(("name", "arguments"), [("Clipped", ""), ("DynamicThresholding", ", quantile: 0.5")])
 def test_sample_with_a_threshold(toy, name, arguments, refused):
     command = ["sample", f"run={toy}", "n=5", "sampler.steps=2"]
     transform, drawn = ss.load(toy).transform, []
     for options in ([], [f"threshold={{_target_: scoresde.thresholding.{name}, low: -0.5, high: 0.25{arguments}}}"]):
         assert main([*command, *options]) == 0
-        drawn.append(transform(torch.from_numpy(np.load(toy / "samples" / "pc.npy"))))
+        drawn.append(transform(torch.from_numpy(np.load(toy / "samples" / rows(toy)[-1]["file"]))))
     assert drawn[0].abs().max() > 0.5
     assert -0.5 - 1e-6 <= drawn[1].min() <= drawn[1].max() <= 0.25 + 1e-6
     plain, thresholded = rows(toy)

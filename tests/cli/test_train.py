@@ -9,11 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
 
 import scoresde as ss
 from scoresde.cli import main
-from scoresde.training.checkpoint import load
+from scoresde.training.checkpoint import load, save
 from tests.cli.conftest import TOY, contents, rows
 
 TRAIN = ["train", *TOY, "trainer.decay=none"]
@@ -91,14 +92,98 @@ def test_a_run_keeps_its_configuration(toy, refused):
         ("+optimizer.eps=1e-3", "optimizer.eps was None, now 0.001"),
     ]:
         assert f"toy has a run of another configuration ({change})" in refused(*train, override)
-    config = yaml.safe_load((toy / "config.yaml").read_text())
-    config["optimizer"]["eps"] = 1e-3
-    config["data"]["tags"] = ["a"]
-    (toy / "config.yaml").write_text(yaml.safe_dump(config))
-    assert "(optimizer.eps was 0.001" in refused(*train, "+data.tags=[a]")
-    assert "(data.tags" in refused(*train, "+optimizer.eps=1e-3", "+data.tags=[]")
-    assert contents(toy)["checkpoint.safetensors"] == before["checkpoint.safetensors"]
-    assert main([*train, "+optimizer.eps=1e-3", "+data.tags=[a]", "trainer.log_every=2", "held_out.draws=2"]) == 0
+    assert "trainer.steps must be at least 3, which toy has already; got 2" in refused(*train, "trainer.steps=2")
+    assert contents(toy) == before
+    assert main([*train, "trainer.log_every=2", "held_out.draws=2"]) == 0
+
+
+@pytest.mark.parametrize("present", [True, False])
+def test_the_configuration_in_the_checkpoint_counts(toy, refused, present):
+    """A config.yaml that was lost, or restored from another run, does not let another training go on."""
+    train, config = ["train", *TOY, "trainer.steps=4", f"run={toy}"], toy / "config.yaml"
+    text = config.read_text()
+    config.unlink()
+    if present:
+        config.write_text(text.replace("depth: 1", "depth: 2"))
+        message = "config.yaml is not the configuration of checkpoint.safetensors beside it: network.depth was 1, now 2"
+        assert f"{message}; restore it" in refused("sample", f"run={toy}")
+    assert "(network.depth was 1, now 2)" in refused(*train, "network.depth=2")
+    assert main(train) == 0
+    assert ss.load(toy).config.network.depth == 1
+
+
+def test_a_checkpoint_of_an_older_version_needs_its_configuration(toy, refused):
+    groups, info = load(toy / "checkpoint.safetensors")
+    del info["config"]
+    save(toy / "checkpoint.safetensors", groups, info)
+    train = ["train", *TOY, "trainer.steps=4", f"run={toy}"]
+    assert "(network.depth was 1, now 2)" in refused(*train, "network.depth=2")
+    (toy / "config.yaml").unlink()
+    assert "has no config.yaml beside it: restore it, or choose another run=..." in refused(*train)
+
+
+@pytest.mark.parametrize(("decay", "warns"), [("cosine", True), ("linear", True), ("none", False)])
+def test_a_schedule_that_restarts_is_reported(decay, warns, capsys):
+    train = ["train", *TOY, f"trainer.decay={decay}", "trainer.warmup=0", "run=r"]
+    assert main([*train, "trainer.steps=6"]) == 0
+    assert "warning" not in capsys.readouterr().err
+    assert main([*train, "trainer.steps=12"]) == 0
+    rate = {"cosine": "0.067 to 0.5", "linear": "0.167 to 0.5", "none": ""}[decay]
+    change = f"trainer.steps=12 in place of 6, trainer.decay={decay} sets the learning rate from {rate} of its maximum"
+    assert (change in capsys.readouterr().err) is warns
+
+
+def test_a_second_training_of_the_same_run_is_refused_while_the_first_goes_on(toy, refused):
+    code = "import sys; from pathlib import Path; from scoresde.training.locks import locked\n"
+    code += "with locked(Path(sys.argv[1])):\n    print('locked', flush=True); sys.stdin.read()"
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    other = subprocess.Popen([sys.executable, "-c", code, toy], **pipes)
+    assert other.stdout.readline() == "locked\n"
+    train, before = ["train", *TOY, "trainer.steps=4", f"run={toy}"], contents(toy)
+    assert "toy is in use: another process writes this run; wait for its end" in refused(*train)
+    assert contents(toy) == before
+    other.kill()
+    other.wait()
+    assert main(train) == 0
+
+
+LABELLED = ["experiment=table", "data.path=x.csv", "network.width=8", "network.depth=1", "trainer.batch_size=16"]
+LABELLED += ["trainer.preview_every=2", "trainer.evaluate_every=2", "trainer.steps=2", "held_out.draws=2", "run=r"]
+LABELS = [f"+data.{split}.labels=class" for split in ("train", "validation", "test")]
+
+
+@pytest.fixture
+def table():
+    lines = [f"{i % 7},{i % 5},{i % 3}" for i in range(80)]
+    Path("x.csv").write_text("\n".join(["a,b,class", *lines]))
+
+
+@pytest.mark.usefixtures("table")
+def test_a_network_trained_with_labels_is_used_with_labels_only(refused, capsys):
+    columns = ["data.columns=[a,b]", "data.shape=[2]"]
+    assert main(["train", *LABELLED, *columns, *LABELS, "+network.classes=3"]) == 0
+    run = ss.load("r")
+    assert run.model.conditional
+    assert len(list(Path("r/figures").iterdir())) == 1  # the preview is drawn with the labels of the first rows
+    message = "trained with a condition for every sample"
+    with pytest.raises(ValueError, match=message):
+        run.model.score(torch.zeros(1, 2), 0.5)
+    assert run.model.score(torch.zeros(2, 2), 0.5, cond=[0, 2]).shape == (2, 2)
+    for verb in (["sample", "sampler=ddim", "sampler.steps=2"], ["compare", "samplers=[ddim]", "nfe=[2]", "n=8"]):
+        assert message in refused(*verb, "run=r", prints=True)
+    assert main(["bpd", "run=r", "likelihood.solver.steps=4", "budget.samples=0"]) == 0  # with the labels of the split
+
+
+@pytest.mark.usefixtures("table")
+def test_conditions_that_do_not_fit_are_refused_before_the_training(refused):
+    columns = ["data.columns=[a,b]", "data.shape=[2]"]
+    train = ["train", *LABELLED, *columns]
+    message = "all splits must have the same conditions; train has label, validation has none"
+    assert message in refused(*train, LABELS[0], "+network.classes=3")
+    assert "train has label, test has none" in refused(*train, *LABELS[:2], "+network.classes=3")
+    message = "the network takes the condition label, but the training data has none"
+    assert message in refused(*train, "+network.classes=3")
+    assert not Path("r").exists()
 
 
 def test_a_command_that_failed_can_be_corrected(refused):
@@ -147,8 +232,8 @@ def test_an_experiment_and_a_dataset_of_ones_own(tmp_path, monkeypatch, refused)
     assert main([*train, "trust=[own_line]"]) == 0
     assert ss.load(tmp_path / "runs" / "own").config.network.width == 6
     assert main([*train, "trust=[own_line]", "+data.train.draws=5", "run=drawn"]) == 0
-    checkpoints = [contents(run)["checkpoint.safetensors"] for run in ("runs/own", "drawn")]
-    assert checkpoints[0] == checkpoints[1]  # the initial weights do not depend on what a dataset draws
+    first, second = (load(Path(run, "checkpoint.safetensors"))[0]["model"] for run in ("runs/own", "drawn"))
+    assert all(map(torch.equal, first.values(), second.values()))  # whatever a dataset draws
     assert "trust=[own_line]" in refused(*bpd)
     assert main([*bpd, "trust=[own_line]"]) == 0
     assert rows("runs/own")[-1]["n"] == 40
@@ -210,7 +295,8 @@ def test_arrays_of_ones_own_are_trained_sampled_and_measured(shape, options, sta
     assert fits == (not printed.err)
     assert config["data"]["shape"] == state
     assert main(["sample", "run=r", "n=2", "sampler=dpmpp2", "sampler.steps=2"]) == 0
-    assert np.load("r/samples/dpmpp2.npy").shape == (2, *state)
+    (array,) = Path("r/samples").glob("*.npy")
+    assert np.load(array).shape == (2, *state)
     assert main(["bpd", "run=r", "likelihood.solver.steps=2", "budget.samples=0", "budget.bound=null"]) == 0
     printed = capsys.readouterr()
     assert rows("r")[-1]["unit"] == unit

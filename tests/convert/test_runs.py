@@ -5,7 +5,7 @@ import torch
 from omegaconf import OmegaConf
 
 import scoresde as ss
-from scoresde import build
+from scoresde import build, run_config
 from scoresde.cli import config_directory
 from scoresde.convert import save_run
 from scoresde.convert.from_edm import edm
@@ -51,7 +51,7 @@ def test_averages_and_raw_weights_come_back(run, tmp_path):
     averages = {name: value + 1 for name, value in raw.items() if name != first}
     directory = save_run(run, str(tmp_path / "runs" / "small"), averages)
     assert directory == tmp_path / "runs" / "small"
-    assert sorted(path.name for path in directory.iterdir()) == sorted([build.CONFIG, CHECKPOINT])
+    assert sorted(path.name for path in directory.iterdir()) == sorted([run_config.CONFIG, CHECKPOINT])
     for name, expected in {"raw": raw, "ema": {**raw, **averages}}.items():
         loaded = ss.load(directory, weights=name)
         assert loaded.model.state_dict().keys() == expected.keys()
@@ -60,8 +60,8 @@ def test_averages_and_raw_weights_come_back(run, tmp_path):
         assert loaded.transform == ss.data.Levels(17, 0.0, 1.0)
         assert loaded.config.label == "small-1"
     assert all(torch.equal(value, raw[key]) for key, value in run.model.state_dict().items())
-    assert checkpoint.load(directory / CHECKPOINT)[1] == {"step": 0}
-    assert "${" not in (directory / build.CONFIG).read_text()
+    assert checkpoint.load(directory / CHECKPOINT)[1] == {"step": 0, "config": run_config.plain(run.config)}
+    assert "${" not in (directory / run_config.CONFIG).read_text()
 
 
 def test_without_averages_both_are_the_model(run, tmp_path):
@@ -99,7 +99,7 @@ def test_runs_of_edm_come_back(name, tmp_path):
         assert torch.equal(loaded.model.denoise(x, t), run.model.denoise(x, t))
 
 
-@pytest.mark.parametrize("name", [build.CONFIG, CHECKPOINT])
+@pytest.mark.parametrize("name", [run_config.CONFIG, CHECKPOINT])
 def test_a_run_is_not_overwritten(run, tmp_path, name):
     (tmp_path / name).write_text("mine")
     with pytest.raises(FileExistsError, match=f"{tmp_path} holds a run already \\(its {name}\\); choose another"):
@@ -133,7 +133,7 @@ def write_half(tensors, path, metadata=None):
     [
         ("scoresde.training.checkpoint.save_file", write_half),
         ("scoresde.training.checkpoint.os.replace", fill_disk),
-        ("scoresde.build.write_config", fill_disk),
+        ("scoresde.run_config.write_config", fill_disk),
     ],
     ids=["write", "move", "configuration"],
 )

@@ -18,13 +18,14 @@ def save(path, values):
     return path
 
 
-@pytest.mark.parametrize("dtype", ["f8", "f4", "f2", ">f8", "i8", "u1", "u2", "?"])
+@pytest.mark.parametrize("dtype", ["f8", "f4", "f2", ">f8", "i8", "i4", "u1", "u2", "?", "g"])
 @pytest.mark.parametrize(("suffix", "shape"), [(".npy", (40, 15)), (".npz", (40, 1, 3, 5))])
-def test_states_are_the_samples_in_float32(suffix, shape, dtype, tmp_path):
+def test_states_are_the_samples_in_float32_or_float64_if_they_need_it(suffix, shape, dtype, tmp_path):
     values = np.asfortranarray((100 * VALUES).reshape(shape).astype(np.dtype(dtype), casting="unsafe"))
     states = stacked(Arrays(save(tmp_path / f"x{suffix}", values)))
-    assert states.dtype == torch.float32
-    assert np.array_equal(states, values.astype(np.float32))
+    needs_more = dtype in ("f8", ">f8", "i8", "i4", "g")
+    assert states.dtype == (torch.float64 if needs_more else torch.float32)
+    assert np.array_equal(states, values.astype(np.float64 if needs_more else np.float32))
 
 
 @pytest.mark.parametrize("shape", [(9, 4, 3), (9, 5, 4, 3)])

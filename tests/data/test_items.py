@@ -15,6 +15,9 @@ def test_mirror_images_follow_the_states_and_keep_their_labels():
     plain, flipped = Items(states), Items(states, labels, flip=True)
     assert stacked(plain).dtype == torch.float32
     assert torch.equal(stacked(plain), states.float())
+    times = 1.7e9 + torch.rand(4, 2, dtype=torch.float64)
+    assert torch.equal(stacked(Items(times)), times)
+    assert torch.equal(stacked(Items(times.long())), times.long().double())
     assert (len(plain), len(flipped)) == (4, 8)
     assert (plain.mirrored, flipped.mirrored) == (0, 4)
     for i in range(8):

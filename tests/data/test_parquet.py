@@ -1,7 +1,6 @@
 """Images of Parquet files, written by pyarrow as the hub writes them."""
 
 import pickle
-import sys
 
 import numpy as np
 import pyarrow
@@ -164,10 +163,3 @@ def test_missing_files_and_files_without_rows(tmp_path):
             ParquetImages(files, 6)
     with pytest.raises(FileNotFoundError, match=rf"there are no Parquet files {tmp_path}/train-\*"):
         ParquetImages([tmp_path / "x.parquet", tmp_path / "train-*"], 6)
-
-
-def test_without_pyarrow(tmp_path, monkeypatch):
-    write_parquet(tmp_path / "x.parquet", IMAGES)
-    monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
-    with pytest.raises(ImportError, match=r"pip install 'scoresde\[parquet\]'"):
-        ParquetImages(tmp_path / "x.parquet", 6)

@@ -43,9 +43,52 @@ def test_inverse_and_log_det_are_exact(per, shape):
     jacobian = torch.func.jacrev(lambda state: transform(state[None])[0])(x[0])
     expected = torch.linalg.slogdet(jacobian.reshape(x[0].numel(), -1)).logabsdet
     torch.testing.assert_close(transform.log_det(x), expected.expand(3), rtol=1e-12, atol=1e-12)
-    single = transform(x.float())
-    assert single.dtype == transform.inverse(single).dtype == torch.float32
     assert transform.log_det(x.float()).dtype == torch.float64
+
+
+def test_the_result_has_the_dtype_of_the_state_and_data_units_are_float64():
+    transform, x = Standardize([300.0], [10.0]), torch.tensor([[290.0], [315.0]])
+    assert transform(x).tolist() == [[-1], [1.5]]
+    assert (transform(x).dtype, transform(x.double()).dtype) == (torch.float32, torch.float64)
+    assert transform.inverse(transform(x)).dtype == torch.float64
+
+
+# A coordinate in metres, a time in seconds since 1970, a pressure in pascals: mean and standard deviation.
+FAR = pytest.mark.parametrize(("mean", "std"), [(5.4e6, 0.2), (1.7e9, 50.0), (101325.0, 0.02)])
+
+
+@FAR
+def test_values_far_from_zero_keep_their_digits(mean, std):
+    """The transform of mean + std z is z to the digits of float64, and back, also from float32 states."""
+    z = torch.randn(4000, 1, generator=seeded(), dtype=torch.float64)
+    x, spacing = mean + std * z, mean * torch.finfo(torch.float64).eps
+    transform = Standardize(**Standardize().fit(list(x)))
+    y = transform(x)
+    expected, rounding = (z - z.mean()) / z.std(correction=0), 20 * spacing / std  # of the mean: 12 additions in pairs
+    torch.testing.assert_close(y, expected, rtol=0, atol=rounding)
+    assert len(y.unique()) == len(x.unique())
+    torch.testing.assert_close(transform.inverse(y.float()), x, rtol=0, atol=3e-7 * std + spacing)
+
+
+@FAR
+def test_a_dtype_that_cannot_tell_the_values_apart_is_refused(mean, std):
+    x = mean + std * torch.randn(500, 2, generator=seeded(), dtype=torch.float64)
+    transform = Standardize(**Standardize().fit(list(x)))
+    message = r"dimension \[0\] must have values that float32 can tell apart; got mean .* keep the data in float64, or"
+    with pytest.raises(ValueError, match=message):
+        transform(x.float())
+    with pytest.raises(ValueError, match=message):
+        Standardize().fit(list(x.float()))
+
+
+def test_values_that_float64_cannot_tell_apart_are_refused():
+    x = 1e18 + 5000 * torch.randn(500, 2, generator=seeded(), dtype=torch.float64)
+    with pytest.raises(
+        ValueError, match=r"float64 can tell apart; .* 2.2e\+02 apart: subtract an offset from it where"
+    ):
+        Standardize().fit(list(x))
+    with pytest.raises(ValueError, match="float64 can tell apart"):
+        Standardize().fit(list(x.long()))
 
 
 def test_numbers_for_all_dimensions():

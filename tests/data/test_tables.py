@@ -1,4 +1,4 @@
-"""Tables: headers, delimiters, columns, and the line and column of a cell that is not a number."""
+"""Tables: headers, delimiters, decimal signs, missing cells, labels, and the place of a cell that is not a number."""
 
 import gzip
 
@@ -23,8 +23,8 @@ def write(path, rows=ROWS, header=None, delimiter=",", end="\n"):
 @pytest.mark.parametrize("header", [None, ["a", "b", "c"], ["1", "b", ""]])
 def test_rows_are_vectors(end, header, delimiter, tmp_path):
     dataset = Table(write(tmp_path / "x.csv", header=header, delimiter=delimiter, end=end))
-    assert dataset[0].dtype == torch.float32
-    assert np.array_equal(stacked(dataset), ROWS.astype(np.float32))
+    assert dataset[0].dtype == torch.float64
+    assert np.array_equal(stacked(dataset), ROWS)
     assert dataset.names == tuple(header or ["0", "1", "2"])
 
 
@@ -40,7 +40,7 @@ def test_columns_by_name_and_by_number_in_the_requested_order(tmp_path):
     path = write(tmp_path / "x.csv", header=["a", "b", "c"])
     for columns in (["c", "a"], [2, 0], ["c", 0]):
         dataset = Table(path, columns=columns, shape=[2])
-        assert np.array_equal(stacked(dataset), ROWS[:, [2, 0]].astype(np.float32))
+        assert np.array_equal(stacked(dataset), ROWS[:, [2, 0]])
         assert dataset.names == ("c", "a")
 
 
@@ -74,13 +74,21 @@ def test_splits_are_disjoint_and_keep_their_labels(tmp_path):
 
 
 BAD = {
-    "missing": ("a,b\n1,2\n3,\n", "line 3, column 'b' of .*x.csv is '', not a finite number: remove the row, fill the"),
+    "missing": (
+        "a,b\n1,2\n3,\n",
+        "line 3, column 'b' of .*x.csv is '', not a finite number: .*missing='drop', or remove the",
+    ),
     "na": ("a,b\n1,NA\n", "line 2, column 'b' of .* is 'NA'"),
     "nan": ("1,2\nnan,2\n", "line 2, column '0' of .* is 'nan'"),
     "missing in the first row": ("1,\n2,3\n", "line 1, column '1' of .* is ''"),
     "infinite": ("a,b\n\n1,inf\n", "line 3, column 'b' of .* is 'inf'"),
     "beyond float32": ("a,b\n1,1e39\n", "is '1e39'"),
-    "text": ("a,b\n1,2\n\n,\n3,four\n5,6\n", "line 5, column 'b' of .* is 'four'"),
+    "text": ("a,b\n1,2\n\n,\n3,four\n5,6\n", "line 5, column 'b' of .* is 'four', not a finite number: remove the row"),
+    "a column of text": (
+        "a,b\n1,x\n2,y\n",
+        "line 2, column 'b' of .* is 'x', .* holds text; name it as labels='b', or",
+    ),
+    "two decimal signs": ("a;b\n1,5;2\n2.5;3\n", "line 2, column 'a' of .* is '1,5', .* the decimal sign is '.'"),
     "underscore": ("a,b\n1,1_0\n", "is '1_0'"),
     "other digits": ("a,b\n1,\uff11\n", "is '\uff11'"),
     "short row": ("a,b\n1,2\n3\n4,5\n", "line 3 of .*x.csv has 1 cells, expected 2: check its end, its quotes and"),
@@ -107,7 +115,9 @@ def test_wrong_cell_is_named_by_its_line_and_column(text, message, tmp_path):
         ({"columns": ["b"]}, "'b' does not name one"),
         ({"columns": [3]}, "3 does not name one"),
         ({"labels": "d"}, "'d' does not name one"),
-        ({"labels": "a"}, "labels='a' of .*x.csv must be integers from 0; got 1.5"),
+        ({"labels": "a"}, "labels='a' of .*x.csv must be integers from 0, or text; got 1.5"),
+        ({"missing": "mean"}, "missing must be one of drop; got 'mean'"),
+        ({"decimal": ":"}, "decimal must be one of ., ,; got ':'"),
         ({"shape": [2]}, r"shape \[2\], but .* gives 3 columns \(a, b, b\): set shape=\[3\]"),
         ({"columns": []}, r"expected rows of shape \(D,\), but .* gives 0 columns"),
         ({"delimiter": ";;"}, "1-character string"),
@@ -118,6 +128,102 @@ def test_wrong_arguments(arguments, message, tmp_path):
     (tmp_path / "x.csv").write_text("a,b,b\n1.5,2,3\n")
     with pytest.raises((ValueError, TypeError), match=message):
         Table(tmp_path / "x.csv", **arguments)
+
+
+def read(tmp_path, text, **arguments):
+    """The names and the rows of a table with this text; of labels their texts too."""
+    (tmp_path / "x.csv").write_text(text, encoding="utf-8")
+    dataset = Table(tmp_path / "x.csv", **arguments)
+    rows = [dataset[i] for i in range(len(dataset))]
+    if dataset.labels is None:
+        return dataset.names, [row.tolist() for row in rows]
+    return dataset.names, [(row.tolist(), int(label)) for row, label in rows], dataset.classes
+
+
+WRITTEN = {  # [[1.5, 2.25], [-1234, 4]]
+    "decimal commas": "a;b\n1,5;2,25\n-1234;4\n",
+    "decimal commas without a header": "1,5;2,25\n-1234;4\n",
+    "decimal commas and tabs": "a\tb\n1,5\t2,25\n-1234\t4\n",
+    "decimal commas and spaces": "1,5 2,25\n-1234 4\n",
+    "decimal commas in quotes": 'a,b\n"1,5","2,25"\n-1234,4\n',
+    "thousands by points": "a;b\n1,5;2,25\n-1.234;4\n",
+    "thousands by commas": 'a,b\n1.5,2.25\n"-1,234",4\n',
+    "spaces": "  1.5   2.25\n-1234\t4  \n",
+    "a header of NumPy": "# a b\n1.5 2.25\n-1234 4\n",
+    "spaces around cells": ' a ,"b" \n 1.5 , "2.25"\n-1234 ,4.0 \n',
+    "exponents": "a|b\n15e-1|.225E+1\n-1.234e3|+4.\n",
+}
+
+
+@pytest.mark.parametrize("text", WRITTEN.values(), ids=WRITTEN)
+def test_numbers_are_read_as_they_are_meant(text, tmp_path):
+    names, rows = read(tmp_path, text)
+    assert rows == [[1.5, 2.25], [-1234, 4]]
+    assert names == (("a", "b") if "b" in text else ("0", "1"))
+
+
+def test_the_delimiter_within_quotes(tmp_path):
+    text = '"last, first",a,"b, c"\n"x, y",1,2\n"z, ""w""",3,4\n'
+    assert read(tmp_path, text, columns=["a", "b, c"]) == (("a", "b, c"), [[1, 2], [3, 4]])
+    assert read(tmp_path, text, labels="last, first")[1:] == ([([1, 2], 0), ([3, 4], 1)], ("x, y", 'z, "w"'))
+
+
+def test_a_point_or_comma_that_may_group_thousands_is_not_guessed(tmp_path):
+    text, commas = "a;b\n1.000;7\n2.500;8\n", 'a,b\n"1,000",7\n"2,500",8\n'
+    for open_text in (text, commas):
+        with pytest.raises(ValueError, match=r"'1[.,]000' in line 2 may be 1 or 1000; set decimal='.' or decimal=','"):
+            read(tmp_path, open_text)
+    small, large = [[1, 7], [2.5, 8]], [[1000, 7], [2500, 8]]
+    assert read(tmp_path, text, decimal=".")[1] == read(tmp_path, commas, decimal=",")[1] == small
+    assert read(tmp_path, text, decimal=",")[1] == read(tmp_path, commas, decimal=".")[1] == large
+    # Another cell decides for all; and points are decimal where commas or spaces separate.
+    assert read(tmp_path, text + "0,5;9\n")[1] == [*large, [0.5, 9]]
+    assert read(tmp_path, text + "0.5;9\n")[1] == [*small, [0.5, 9]]
+    assert read(tmp_path, text + "1.000.000;9\n")[1] == [*large, [1e6, 9]]
+    assert read(tmp_path, text.replace(";", ","))[1] == read(tmp_path, text.replace(";", " "))[1] == small
+
+
+IRIS = "5.1,3.5,setosa\n4.9,3.0,setosa\n6.1,2.9,virginica\n"
+
+
+def test_text_in_the_first_row_alone_is_no_header(tmp_path):
+    rows, classes = [([5.1, 3.5], 0), ([4.9, 3.0], 0), ([6.1, 2.9], 1)], ("setosa", "virginica")
+    assert read(tmp_path, IRIS, labels=2) == (("0", "1"), rows, classes)
+    assert read(tmp_path, f"a,b,c\n{IRIS}", labels="c") == (("a", "b"), rows, classes)
+    for text in (IRIS.replace("setosa", "rosa", 1), "country,2020\nChad,1\nMali,2\n"):  # a first row that may be either
+        with pytest.raises(ValueError, match=r"header must be set for .*x.csv: .* set header=true or false"):
+            read(tmp_path, text, labels=0)
+    assert read(tmp_path, "country,2020\nChad,1\nMali,2\n", labels=0, header=True)[2] == ("Chad", "Mali")
+    assert read(tmp_path, IRIS.replace("setosa", "rosa", 1), labels=2, header=False)[2] == (
+        "rosa",
+        "setosa",
+        "virginica",
+    )
+
+
+def test_classes_of_text_are_those_of_the_whole_file(tmp_path):
+    names = [f"c{i % 7}" for i in range(70)]
+    (tmp_path / "x.csv").write_text("x,y\n" + "".join(f"{i},{name}\n" for i, name in enumerate(names)))
+    parts = [Table(tmp_path / "x.csv", split, labels="y") for split in ("train", "validation", "test")]
+    assert all(part.classes == tuple(f"c{i}" for i in range(7)) for part in parts)
+    assert all(int(label) == int(row) % 7 for part in parts for row, label in (part[i] for i in range(len(part))))
+
+
+def test_rows_with_missing_cells_are_dropped_if_asked(tmp_path):
+    text = "a,b,c\n1,NA,x\n2,3,\n5,6,y\n,7,y\n8,9,x\n"
+    assert read(tmp_path, text, missing="drop", labels="c") == (("a", "b"), [([5, 6], 1), ([8, 9], 0)], ("x", "y"))
+    assert read(tmp_path, text, missing="drop", columns=["a"]) == (("a",), [[1], [2], [5], [8]])  # others do not count
+    with pytest.raises(ValueError, match=r"labels='c' of .* must be complete; line 3 has none: .* missing='drop'"):
+        read(tmp_path, text.replace("\n,7", "\n0,7"), columns=["a"], labels="c")
+    with pytest.raises(ValueError, match=r"line 4, column 'a' of .* is 'z', not a finite number"):
+        read(tmp_path, "a,b\n1,NA\n2,3\nz,4\n", missing="drop")
+    with pytest.raises(ValueError, match=r"every row of .* has a missing cell"):
+        read(tmp_path, "a,b\n1,\n,2\n", missing="drop")
+
+
+def test_labels_are_not_negative(tmp_path):
+    with pytest.raises(ValueError, match="must be integers from 0, or text; got -1"):
+        read(tmp_path, "a,b\n1,0\n2,-1\n", labels="b")
 
 
 @pytest.mark.parametrize("content", [b"\xff\xfe1\x00,\x00", gzip.compress(b"1,2\n" * 99)[:-9]], ids=["UTF-16", "gzip"])

@@ -76,3 +76,19 @@ def test_quantise_clips_to_the_levels_and_levels_fill_the_range():
 def test_transforms_without_an_inverse_are_refused(kind, arguments, message):
     with pytest.raises(ValueError, match=message):
         kind(**arguments)
+
+
+def test_an_affine_map_far_from_zero_keeps_its_digits():
+    """(x - 1.7e9) / 50 and back, from states in float32."""
+    z = torch.randn(1000, 2, generator=seeded(), dtype=torch.float64)
+    far, near = Affine(1 / 50, -1.7e9 / 50), Affine(1 / 50, -2.0)
+    torch.testing.assert_close(far(1.7e9 + 50 * z), z, rtol=0, atol=1e-7)
+    torch.testing.assert_close(far.inverse(z.float()), 1.7e9 + 50 * z, rtol=0, atol=2e-5)
+    assert near.inverse(z.float()).dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("transform", "levels"), [(Levels(17), 17), (Compose([Levels(9), Logit()]), 9), (Compose([Affine()]), None)]
+)
+def test_the_number_of_levels_is_that_of_the_first_transform(transform, levels):
+    assert transform.levels == levels

@@ -6,7 +6,7 @@ from omegaconf import OmegaConf
 
 import scoresde as ss
 from scoresde.build import Run
-from scoresde.data import Affine
+from scoresde.data import Affine, Standardize
 from scoresde.evaluation.generation import DRAWING, draw_samples
 from scoresde.samplers import Ancestral, Langevin, PredictorCorrector
 from scoresde.thresholding import Clipped
@@ -51,6 +51,15 @@ def test_samples_are_those_of_the_sampler_in_data_units_for_any_batches(tmp_path
     assert result.seconds > 0
     assert torch.allclose(draw_samples(run, SAMPLER, 7, 100, seed=5).x, expected, atol=1e-5)
     assert not list((tmp_path / DRAWING).iterdir())
+
+
+def test_samples_far_from_zero_keep_the_digits_of_their_states(tmp_path):
+    """1.7e9 + 50 z of float32 states z, also after they were stored in a file."""
+    run = a_run(tmp_path)
+    run.transform = Standardize(1.7e9, 50.0)
+    states = SAMPLER(run.model, shape=(7, 2, 3), seeds=range(7)).x
+    samples = draw_samples(run, SAMPLER, 7, 7).x
+    torch.testing.assert_close((samples - 1.7e9) / 50, states.double(), rtol=0, atol=1e-8)
 
 
 def test_an_interrupted_draw_resumes_also_for_another_number_of_samples(tmp_path):

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from scoresde.build import CONFIG
 from scoresde.evaluation import records
 from scoresde.evaluation.records import METRICS, append_metrics, commit, keep_per_sample, load_per_sample, provenance
+from scoresde.run_config import CONFIG
 from scoresde.training.trainer import CHECKPOINT
 
 
@@ -87,12 +87,12 @@ def test_without_git_there_is_no_commit(tmp_path, monkeypatch):
 
 
 def test_the_likelihood_of_each_sample_is_stored(tmp_path):
-    assert load_per_sample(tmp_path, "test") is None
+    assert load_per_sample(tmp_path, "test.npz") is None
     values = torch.linspace(0, 1, 7, dtype=torch.float64) / 3
     keep_per_sample(tmp_path, "test", torch.arange(3.0))
     path = keep_per_sample(tmp_path, "test", values)
-    assert load_per_sample(tmp_path, "test").tolist() == values.tolist()
-    assert load_per_sample(tmp_path, "validation") is None
+    assert load_per_sample(tmp_path, "test.npz").tolist() == values.tolist()
+    assert load_per_sample(tmp_path, "validation.npz") is None
     assert list(path.parent.iterdir()) == [path]
 
 
@@ -108,7 +108,7 @@ def test_concurrent_processes_store_whole_files(tmp_path, monkeypatch):
             return torch.ones(1000)
 
     path = keep_per_sample(tmp_path, "test", Meanwhile())
-    assert load_per_sample(tmp_path, "test").tolist() == [1.0] * 1000
+    assert load_per_sample(tmp_path, "test.npz").tolist() == [1.0] * 1000
     assert list(path.parent.iterdir()) == [path]
 
 
@@ -116,9 +116,9 @@ def test_a_file_without_likelihoods_is_named(tmp_path):
     path = keep_per_sample(tmp_path, "test", torch.arange(3.0))
     np.savez(path, values=np.zeros((2, 2)))
     with pytest.raises(ValueError, match=r"must hold float64 values \(N,\); got float64 \(2, 2\)"):
-        load_per_sample(tmp_path, "test")
+        load_per_sample(tmp_path, "test.npz")
     np.savez(path, values=np.array([{}], dtype=object))
     for content in (path.read_bytes(), b"text", b""):
         path.write_bytes(content)
         with pytest.raises(ValueError, match=r"test\.npz does not hold likelihoods .*: run `scoresde bpd`"):
-            load_per_sample(tmp_path, "test")
+            load_per_sample(tmp_path, "test.npz")

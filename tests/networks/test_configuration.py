@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from scoresde import build
+from scoresde import build, run_config
 from scoresde.networks import InputSkip, OutputResidual, PositionalEmbedding, UNet, ddpmpp
 from scoresde.networks.configuration import with_parts
 from scoresde.networks.resampling import ResampledConvolution
@@ -77,7 +77,7 @@ def test_flat_configurations_of_runs_load(tmp_path):
     """Nested ones, too: the network of a `LevelHead`."""
     network = {"_target_": "scoresde.networks.UNet", **FLAT, "attention": [4], "out_channels": 2, "time_scale": 100.0}
     config = {"network": {"_target_": "scoresde.networks.LevelHead", "levels": 2, "network": network}}
-    (tmp_path / build.CONFIG).write_text(json.dumps(config))
-    head = build.instantiate(build.read_config(tmp_path).network)
+    (tmp_path / run_config.CONFIG).write_text(json.dumps(config))
+    head = build.instantiate(run_config.read_config(tmp_path).network)
     assert isinstance(head.network, UNet)
     assert float(head.network.time.position.frequencies.max()) == 100.0

@@ -8,7 +8,7 @@ import torch
 import yaml
 from omegaconf import OmegaConf
 
-from scoresde import build
+from scoresde import build, run_config
 from scoresde.cli.report import data_of
 from scoresde.evaluation.records import append_metrics, keep_per_sample
 from scoresde.evaluation.sampler_comparison import ComparisonRow, write_csv
@@ -153,7 +153,7 @@ def whole_run(path, shape=(1, 8, 8)):
 
 def source_of(path, film=FILM, **changes):
     """The source of a report on the run in that directory."""
-    text, config = (path / "config.yaml").read_text(), build.read_config(path)
+    text, config = (path / "config.yaml").read_text(), run_config.read_config(path)
     try:
         run = build.load(path)
     except FileNotFoundError as error:

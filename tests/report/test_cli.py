@@ -10,7 +10,7 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
-from scoresde import build
+from scoresde import run_config
 from scoresde.cli import main
 from scoresde.cli.overrides import literal
 from scoresde.cli.report import data_of, refuse_resolvers
@@ -37,7 +37,7 @@ def test_a_run_of_a_sweep_from_its_training_to_its_report(tmp_path, capsys):
     words = ["train", "--config-dir", "mine", *SMALL, r"name=a\ b"]
     assert main([*words, "run=toy", "seed=2", "--multirun"]) == 0
     (run,) = (path for path in Path("toy").iterdir() if path.is_dir())
-    assert sorted(build.read_command(run)) == sorted(["scoresde", *words, "run=toy", "seed=2"])
+    assert sorted(run_config.read_command(run)) == sorted(["scoresde", *words, "run=toy", "seed=2"])
     override = f"run={literal(str(run))}"
     assert main(["bpd", override, "likelihood.solver.steps=6", "budget.samples=2"]) == 0
     capsys.readouterr()

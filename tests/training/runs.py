@@ -70,13 +70,15 @@ def new_model(seed=0, **options):
     return ss.ScoreModel(MLP(2, **{"width": 8, "depth": 1, "dropout": 0.1, **options}), ss.VP(), "karras")
 
 
-def fit(run, dataset=None, model=None, preview=None, evaluate=None, loss=None, dequantization=None, **options):
+def fit(
+    run, dataset=None, model=None, preview=None, evaluate=None, loss=None, dequantization=None, config=None, **options
+):
     """Train for a few steps, with random order, dequantisation, times, noise and dropout."""
     model = model or new_model()
     settings = {"optimizer": ADAM, "steps": STEPS, "batch_size": BATCH, "log_every": 4, "checkpoint_every": 5}
     trainer = Trainer(**{**settings, "warmup": 3, "decay": "cosine", **options})
     loss, data_map = loss or DenoisingScoreMatching("likelihood"), DataMap(Levels(17), dequantization or Uniform())
-    trainer.fit(model, loss, dataset or Points(), run, data_map, preview, evaluate, progress=False)
+    trainer.fit(model, loss, dataset or Points(), run, data_map, preview, evaluate, False, config)
     return model
 
 

@@ -15,7 +15,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import scoresde as ss
-from scoresde.data import Affine, Levels, Toy2D
+from scoresde.data import Affine, Levels, Standardize, Toy2D
 from scoresde.dequantization import DataMap, TruncatedNormal, Uniform
 from scoresde.losses import DenoisingScoreMatching, LossTerms
 from scoresde.training import Interrupted, NonFiniteLoss, Trainer, checkpoint
@@ -111,12 +111,18 @@ def test_a_run_that_failed_before_its_first_checkpoint_starts_over(whole, tmp_pa
     assert_same_run(tmp_path, whole)
 
 
-@pytest.mark.parametrize("steps", [STEPS, 6])
-def test_a_finished_run_is_not_changed(whole, tmp_path, steps):
+def test_a_finished_run_is_not_changed(whole, tmp_path):
     fit(tmp_path)
     before = (tmp_path / CHECKPOINT).read_bytes(), (tmp_path / LOG).read_text()
-    fit(tmp_path, model=new_model(seed=1), dataset=Points(0, act=pytest.fail), steps=steps)
+    fit(tmp_path, model=new_model(seed=1), dataset=Points(0, act=pytest.fail))
+    with pytest.raises(ValueError, match=rf"steps must be at least {STEPS}, which .* has already; got 6"):
+        fit(tmp_path, model=new_model(seed=1), steps=6)
     assert ((tmp_path / CHECKPOINT).read_bytes(), (tmp_path / LOG).read_text()) == before
+
+
+def test_the_configuration_is_stored_in_the_checkpoint(tmp_path):
+    fit(tmp_path, steps=1, config={"network": {"width": 8}})
+    assert checkpoint.load(tmp_path / CHECKPOINT)[1]["config"] == {"network": {"width": 8}}
 
 
 def test_a_run_can_be_extended(tmp_path):
@@ -264,6 +270,22 @@ def test_trains_on_the_values_of_the_dequantisation(tmp_path):
     fit(tmp_path, loss=Spy("likelihood"), dequantization=TruncatedNormal(), steps=2)
     offset = torch.cat(values).frac()
     torch.testing.assert_close(offset, torch.full_like(offset, 0.5), rtol=0, atol=1e-5)
+
+
+def test_continuous_data_far_from_zero_is_standardised_before_it_is_cast(tmp_path):
+    """1.7e9 + 50 z: float32 has one number in 128, so that a batch of states would be a few atoms."""
+
+    class Spy(DenoisingScoreMatching):
+        def forward(self, model, x0, *arguments, **options):
+            states.append(x0)
+            return super().forward(model, x0, *arguments, **options)
+
+    z, states = torch.randn(BATCH, 2, generator=seeded(), dtype=torch.float64), []
+    trainer = Trainer(ADAM, steps=1, batch_size=BATCH)
+    data_map = DataMap(Standardize(1.7e9, 50.0))
+    trainer.fit(new_model(), Spy(), list(1.7e9 + 50 * z), tmp_path, data_map, progress=False)
+    assert states[0].dtype == torch.float32
+    torch.testing.assert_close(states[0].sort(dim=0).values, z.float().sort(dim=0).values, rtol=0, atol=1e-6)
 
 
 def test_gradients_are_clipped(tmp_path):

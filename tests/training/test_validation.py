@@ -7,7 +7,7 @@ import torch
 
 import scoresde as ss
 from scoresde import bounds
-from scoresde.data import Affine, Levels, Toy2D
+from scoresde.data import Affine, Levels, Standardize, Toy2D
 from scoresde.dequantization import DataMap, TruncatedNormal, Uniform
 from scoresde.losses import DenoisingScoreMatching
 from scoresde.networks import MLP
@@ -49,6 +49,18 @@ def test_the_bound_of_continuous_data_is_in_nats_per_dimension_of_the_data():
     expected = bounds.continuous_nats(model, 2 * x + 1, draws=4, seeds=range(24)).value.detach() / 2 - math.log(2)
     assert numbers["validation_nats_per_dim_bound"] == pytest.approx(float(expected.mean()), rel=1e-6)
     assert numbers["validation_nats_per_dim_bound_stderr"] == pytest.approx(float(expected.std()) / 24**0.5, rel=1e-6)
+
+
+def test_the_numbers_of_data_far_from_zero_are_those_of_its_states():
+    """1.7e9 + 50 z, standardised to z: the same loss, and log 50 nats more per dimension."""
+    z, model = torch.randn(24, 2, generator=seeded(), dtype=torch.float64), new_model()
+    near, far = (
+        held_out(list(data), DataMap(transform), draws=4)(model, 0)
+        for data, transform in ((z, Affine()), (1.7e9 + 50 * z, Standardize(1.7e9, 50.0)))
+    )
+    assert far["validation_loss"] == pytest.approx(near["validation_loss"], rel=1e-5)
+    name = "validation_nats_per_dim_bound"
+    assert far[name] == pytest.approx(near[name] + math.log(50), rel=1e-5)
 
 
 def test_the_bound_of_levels_is_in_bits():

@@ -1,0 +1,114 @@
+"""The configuration of a run: `config.yaml`, its comparison with that of a checkpoint, and names of older versions.
+
+`scoresde train` writes `config.yaml` before the first step, and stores the same settings in every checkpoint. A file
+that was replaced, edited or restored from another run is thereby found out: a checkpoint is only loaded with the
+settings of its model, and only trained on with all settings that affect the weights.
+"""
+
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from scoresde.networks.configuration import with_parts
+from scoresde.training.checkpoint import replace_atomically
+
+CONFIG = "config.yaml"
+TRAINED = "# scoresde train "  # beginning of the first line of a configuration that `scoresde train` wrote
+RENAMED = {  # targets in the configurations of older runs, and their names now
+    "scoresde.predictions.Karras": "scoresde.predictions.KarrasPreconditioning",
+    "scoresde.losses.Karras": "scoresde.losses.KarrasWeighting",
+    "scoresde.samplers.Karras": "scoresde.samplers.KarrasGrid",
+    "scoresde.metrics.Classifier": "scoresde.metrics.ClassifierFeatures",
+}
+# A resumed run may change these parts, and these settings of the trainer: they do not affect the weights.
+FREE_PARTS = ("held_out", "sampler", "trust", "hydra", "device", "run", "conditional")
+FREE_SETTINGS = ["steps", "log_every", "checkpoint_every", "preview_every", "evaluate_every", "accumulate", "compile"]
+FREE_SETTINGS += ["channels_last", "workers", "parallel", "wandb", "device"]
+MODEL_PARTS = ("network", "sde", "prediction", "learned_variance", "data.shape", "data.transform", "data.training")
+
+
+def read_config(path: Path) -> DictConfig:
+    """Read the configuration of a run, with targets of older versions under their new names.
+
+    Raises:
+        FileNotFoundError: no run at this path.
+        ValueError: a file that is not a mapping.
+    """
+    if not (path / CONFIG).is_file():
+        raise no_run(path)
+    config = OmegaConf.load(path / CONFIG)
+    if not isinstance(config, DictConfig):
+        raise ValueError(f"{path / CONFIG} is not the configuration of a run: it is not a mapping")
+    return OmegaConf.create(_with_new_names(OmegaConf.to_container(config, resolve=False)))
+
+
+def _with_new_names(node: Any) -> Any:
+    """Return a configuration with targets of older versions under their new names."""
+    if isinstance(node, dict):
+        renamed = {
+            key: RENAMED.get(value, value) if key == "_target_" else _with_new_names(value)
+            for key, value in node.items()
+        }
+        return with_parts(renamed) if str(node.get("_target_")).startswith("scoresde.networks.") else renamed
+    return [_with_new_names(value) for value in node] if isinstance(node, list) else node
+
+
+def no_run(path: Path, hint: str = "") -> FileNotFoundError:
+    """Return the error of a path without a run, with a hint at another path."""
+    advice = "`scoresde train experiment=digits` makes one"
+    return FileNotFoundError(f"no run at {path} (no {CONFIG} in it){hint}; {advice}")
+
+
+def write_config(config: DictConfig, path: Path, command: Sequence[str] | None = None) -> None:
+    """Write a configuration with its interpolations resolved, below a comment with the command that trained it.
+
+    A command with characters that a YAML comment cannot hold, a line break for example, is not recorded.
+    """
+    text = OmegaConf.to_yaml(OmegaConf.create(plain(config)))
+    line = shlex.join(command or [])
+    header = f"# {line}\n" if line and line.isprintable() else ""
+    replace_atomically(path, lambda file: file.write_text(header + text))
+
+
+def read_command(run: Path) -> list[str] | None:
+    """Return the words of the command that trained a run; None if its configuration does not record it."""
+    line = (run / CONFIG).read_text().partition("\n")[0]
+    try:
+        return shlex.split(line.removeprefix("# ")) if line.startswith(TRAINED) else None
+    except ValueError:  # a quote without its end
+        return None
+
+
+def plain(config: DictConfig) -> dict[str, Any]:
+    """Return a configuration as nested dicts and lists, with its interpolations resolved."""
+    return OmegaConf.to_container(config, resolve=True)  # type: ignore[return-value]
+
+
+def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
+    """Return the leaves of a nested configuration by their dotted paths; an empty dict or list is a leaf."""
+    items = list(tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else ())
+    if not items:
+        return {prefix: tree}
+    return {k: v for key, value in items for k, v in flatten(value, f"{prefix}.{key}" if prefix else str(key)).items()}
+
+
+def changed_setting(before: Mapping[str, Any], now: Mapping[str, Any], model_only: bool = False) -> str | None:
+    """Return the first setting that differs between two configurations of a run, with both values; None if none does.
+
+    Args:
+        before, now: configurations without interpolations.
+        model_only: compare the settings that define the model. By default all that affect the weights.
+    """
+    old, new = (flatten(_with_new_names(tree)) for tree in (before, now))
+    for key, value in new.items():  # a setting of the trainer that an older version lacked has its default
+        old.setdefault(key, value if key.startswith("trainer.") else None)
+    free = {*(f"trainer.{name}" for name in FREE_SETTINGS), "data.sigma_data"}
+    for key, value in old.items():
+        is_of_model = any(f"{key}.".startswith(f"{part}.") for part in MODEL_PARTS)
+        is_free = key in free or key.split(".")[0] in FREE_PARTS
+        if value != new.get(key) and (is_of_model if model_only else not is_free):
+            return f"{key} was {value!r}, now {new.get(key)!r}"
+    return None
