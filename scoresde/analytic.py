@@ -23,10 +23,10 @@ from torch import Tensor, nn
 from scoresde.protocols import Condition
 from scoresde.score import ScoreModel
 from scoresde.sdes import SDE
-from scoresde.tensors import broadcast, dimensions, float64, floating_dtype, listed
+from scoresde.tensors import FullPrecision, broadcast, dimensions, float64, floating_dtype, listed
 
 
-class GaussianMixture(nn.Module):
+class GaussianMixture(FullPrecision):
     """A mixture of K Gaussians over states of shape `*`, exact under any SDE.
 
     Args:
@@ -181,7 +181,8 @@ class _Marginal:
         if sde is None or t is None:
             self.alpha, self.sigma = along.new_ones(1, 1, 1), along.new_zeros(1, 1, 1)
         else:
-            t = float64(t).reshape(-1).to(along.device)
+            t = float64(t).to(along.device)
+            t = t if t.ndim else t[None]
             self.alpha, self.sigma = broadcast(sde.alpha(t), along), broadcast(sde.sigma(t), along)
         self._mixture = mixture
         self.variances = (self.alpha * mixture.stds).square() + self.sigma.square()
@@ -200,6 +201,8 @@ class _Marginal:
 
 class _ExactNetwork(nn.Module):
     """The v prediction alpha E[eps | x] - sigma E[x_0 | x], bounded at both ends of the time range."""
+
+    casts_inputs = True
 
     def __init__(self, mixture: GaussianMixture, sde: SDE):
         super().__init__()

@@ -35,7 +35,7 @@ from scoresde.networks.layers import convolution, linear
 from scoresde.protocols import Transform
 from scoresde.random_stream import RandomStream
 from scoresde.sdes import SDE
-from scoresde.tensors import dimensions, double, float64, floating, sum_dims
+from scoresde.tensors import at_least_float32, dimensions, double, float64, floating, sum_dims
 
 
 class Dequantization(Protocol):
@@ -45,7 +45,7 @@ class Dequantization(Protocol):
     def sample(self, images: Tensor, stream: RandomStream) -> tuple[Tensor, Tensor]:
         """Draw values x + u (B, *) in [x, x + 1) for levels x (B, *); also return log q(u | x) in nats (B,).
 
-        Both have the dtype of floating-point levels, float64 otherwise. `stream` draws u.
+        Both have the dtype of floating-point levels, at least float32; float64 for others. `stream` draws u.
         """
 
     def training_values(self, images: Tensor, stream: RandomStream) -> Tensor:
@@ -349,8 +349,8 @@ def _log_logistic(e: Tensor) -> Tensor:
 
 
 def _floating(images: Tensor) -> Tensor:
-    """Convert levels to floating-point numbers."""
-    return images if images.is_floating_point() else images.to(double(images))
+    """Convert levels to floating-point numbers in at least float32."""
+    return at_least_float32(images) if images.is_floating_point() else images.to(double(images))
 
 
 def _within(levels: Tensor, u: Tensor) -> Tensor:

@@ -88,8 +88,10 @@ def slerp(first: Tensor, second: Tensor, weight: float) -> Tensor:
     Between two states of equal norm it has that norm for all w. For parallel states it is the linear interpolation.
 
     Raises:
-        ValueError: states in opposite directions, such as any two of one dimension that differ in sign.
+        ValueError: states of different shapes, or in opposite directions, such as any two of one dimension that differ
+            in sign.
     """
+    _check_pair(first, second)
     one, other = (float64(states).flatten(1) for states in (first, second))
     a, b = other.norm(dim=1, keepdim=True) * one, one.norm(dim=1, keepdim=True) * other
     angle = 2 * torch.atan2((a - b).norm(dim=1), (a + b).norm(dim=1))  # unlike arccos, exact for small angles
@@ -107,7 +109,8 @@ def slerp(first: Tensor, second: Tensor, weight: float) -> Tensor:
 
 
 def lerp(first: Tensor, second: Tensor, weight: float) -> Tensor:
-    """Linear interpolation (1 - w) first + w second of states (B, *)."""
+    """Linear interpolation (1 - w) first + w second of states (B, *) of the same shape."""
+    _check_pair(first, second)
     return (1 - weight) * first + weight * second
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from scoresde.tensors import send
 from scoresde.views import Views
@@ -82,9 +82,32 @@ def _batched(part: Tensor, count: int) -> Tensor:
 
 
 class Network(Protocol):
-    """A function of the scaled state (B, *), the noise label (B,) and the condition; returns the shape of the state."""
+    """A function of the scaled state (B, *), the noise label (B,) and the condition; returns the shape of the state.
+
+    A network that needs the digits of its inputs, for Fourier features or a closed form, has the attribute
+    `casts_inputs = True`: it receives states and conditions in at least float32 and casts them to its own dtype itself.
+    """
 
     def __call__(self, x: Tensor, c_noise: Tensor, cond: Condition = None) -> Tensor: ...
+
+
+def call_network(network: nn.Module | Network, x: Tensor, c_noise: Tensor, cond: Condition = None) -> Tensor:
+    """Evaluate a network in its own dtype: that of its first floating-point parameter, or of x if it has none.
+
+    States and conditions are cast to this dtype. Noise labels are float32 or wider for every network, as in EDM's code
+    (2206.00364): bfloat16 would round the label 999 to 1000, and distinguishes 507 of the labels 0 .. 999.
+
+    Args:
+        network: a `Network`.
+        x: scaled states (B, *).
+        c_noise: noise labels (B,), in any floating-point dtype, on any device.
+        cond: the condition, one of each sample.
+    """
+    parameters = network.parameters() if isinstance(network, nn.Module) else iter(())
+    dtype = next((p.dtype for p in parameters if p.is_floating_point()), x.dtype)
+    wide = torch.promote_types(dtype, torch.float32)
+    dtype = wide if getattr(network, "casts_inputs", False) else dtype
+    return network(x.to(dtype), send(c_noise, x.device, wide), to_device(cond, x.device, dtype))
 
 
 class Model(Protocol):

@@ -20,15 +20,16 @@ from torch import Tensor, nn
 from scoresde import predictions
 from scoresde.counting import evaluated
 from scoresde.predictions import Prediction
-from scoresde.protocols import Condition, Model, Network, as_condition, expand, select, to_device
+from scoresde.protocols import Condition, Model, Network, as_condition, call_network, expand, select, to_device
 from scoresde.sdes import SDE
-from scoresde.tensors import broadcast, float64, floating, send
+from scoresde.tensors import at_least_float32, broadcast, check_shape_of_states, float64, floating
 from scoresde.views import Views
 
 
 class NetworkViews(Views):
     """The views of one network evaluation: affine in the state x (B, *) and the network's `output` (B, *).
 
+    Computed in at least float32, and cast to the dtype of x.
     The errors of these views are the same affine map of the error of the output, at x = 0.
     """
 
@@ -36,22 +37,24 @@ class NetworkViews(Views):
         self, x: Tensor, output: Tensor, sde: SDE, prediction: Prediction, t: Tensor, variance: Tensor | None = None
     ):
         super().__init__(sde, t, variance)
-        self._x: Tensor | None = x
-        self._output = output
+        self._x: Tensor | None = at_least_float32(x)
+        self._output, self._dtype = at_least_float32(output), x.dtype
         self._alpha, self._sigma = sde.alpha(t), sde.sigma(t)
         self._p, self._q = prediction.target(sde, t)
         self._determinant = self._alpha * self._q - self._sigma * self._p
 
     def combine(self, denoised: Tensor, noise: Tensor) -> Tensor:
         b = (noise * self._alpha - denoised * self._sigma) / self._determinant
-        from_output = broadcast(b, self._output) * self._output
-        if self._x is None:
-            return from_output
-        a = (denoised * self._q - noise * self._p) / self._determinant
-        return broadcast(a, self._x) * self._x + from_output
+        combined = broadcast(b, self._output) * self._output
+        if self._x is not None:
+            a = (denoised * self._q - noise * self._p) / self._determinant
+            combined = broadcast(a, self._x) * self._x + combined
+        return combined.to(self._dtype)
 
     def error(self, x0: Tensor, noise: Tensor) -> Views:
         """Return the errors of the views, from the error F - (p x0 + q noise) of the network's own target."""
+        for name, value in (("x0", x0), ("noise", noise)):
+            check_shape_of_states(name, value, self._output)
         target = broadcast(self._p, x0) * x0 + broadcast(self._q, noise) * noise
         error = copy(self)
         error._x, error._output = None, self._output - target
@@ -123,7 +126,8 @@ class ScoreModel(BaseModel):
     """A noise-conditional network as the score of a diffusion.
 
     Args:
-        network: F(c_in x, c_noise, cond), of the shape of x; runs in its own dtype.
+        network: F(c_in x, c_noise, cond), of the shape of x; runs in its own dtype, with noise labels in at least
+            float32, see `protocols.call_network`.
         sde: the diffusion.
         prediction: what F predicts: "noise", "data", "velocity", "v", "score", "karras", or an instance such as
             `predictions.KarrasPreconditioning(sigma_data=0.5)` or `predictions.Discrete("noise", labels)`.
@@ -192,25 +196,20 @@ class ScoreModel(BaseModel):
                 "model.given(cond) or cond=..."
             )
         x, t = floating(x), float64(t)
-        scaled = broadcast(self.prediction.c_in(self.sde, t), x) * x
+        state = at_least_float32(x)
+        scaled = broadcast(self.prediction.c_in(self.sde, t), state) * state
         label = self.prediction.c_noise(self.sde, t).expand(x.shape[0])
-        dtype = self._network_dtype(x.dtype)
-        cond = to_device(expand(self.cond, len(x)), x.device, dtype)
-        output = self.network(scaled.to(dtype), send(label, x.device, dtype), cond)
+        output = call_network(self.network, scaled, label, expand(self.cond, len(x)))
         evaluated(output)
         expected = (x.shape[0], x.shape[1] * (2 if self.learned_variance else 1), *x.shape[2:])
         if output.shape != expected:
             twice = ", twice the state's channels for a learned variance" if self.learned_variance else ""
             raise ValueError(f"expected a network output of shape {expected}{twice}; got {tuple(output.shape)}")
-        output, variance = output.to(x.dtype), None
+        output, variance = output.to(state.dtype), None
         if self.learned_variance:
             output, raw = output.chunk(2, dim=1)
             variance = (raw + 1) / 2
         return NetworkViews(x, output, self.sde, self.prediction, t, variance)
-
-    def _network_dtype(self, default: torch.dtype) -> torch.dtype:
-        parameters = self.network.parameters() if isinstance(self.network, nn.Module) else iter(())
-        return next((p.dtype for p in parameters if p.is_floating_point()), default)
 
 
 def device_of(model: Model) -> torch.device | None:

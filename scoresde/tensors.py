@@ -6,10 +6,11 @@ wrong for a state of shape (2, 2).
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def float64(values: Tensor | float | Sequence[float]) -> Tensor:
@@ -42,6 +43,31 @@ def floating_dtype(x: Tensor) -> torch.dtype:
     return torch.float32 if x.element_size() <= 2 else double(x)
 
 
+def at_least_float32(x: Tensor) -> Tensor:
+    """Convert half-precision tensors to float32, and integers as `floating` does; others stay as they are."""
+    x = floating(x)
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def is_half(x: Tensor) -> bool:
+    """Return whether x has a floating-point type narrower than float32."""
+    return x.is_floating_point() and torch.finfo(x.dtype).bits < 32
+
+
+class FullPrecision(nn.Module):
+    """A module that moves and casts like any other, except that its tensors are never cast to half precision.
+
+    For tensors that determine a closed form: the frequencies of an embedding, the parameters of a path.
+    """
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        def without_half(tensor: Tensor) -> Tensor:
+            moved = fn(tensor)
+            return tensor.to(moved.device) if is_half(moved) else moved
+
+        return super()._apply(without_half, recurse)
+
+
 def available(device: torch.device | str) -> torch.device:
     """Return `torch.device(device)`.
 
@@ -72,6 +98,12 @@ def broadcast(values: Tensor, x: Tensor) -> Tensor:
         return values.to(floating_dtype(x))  # multiplies a tensor on any device without synchronising
     values = send(values, x.device, floating_dtype(x))
     return values.reshape(values.shape + (1,) * (x.ndim - values.ndim))
+
+
+def check_shape_of_states(name: str, value: Tensor, x: Tensor) -> None:
+    """Raise ValueError if a tensor has another shape than the states x: (B, 1), (1, D) or (D,) would broadcast."""
+    if value.shape != x.shape:
+        raise ValueError(f"{name} must have the shape of the states, {tuple(x.shape)}; got {tuple(value.shape)}")
 
 
 def sum_dims(x: Tensor) -> Tensor:

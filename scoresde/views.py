@@ -22,7 +22,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from scoresde.tensors import broadcast, float64
+from scoresde.tensors import broadcast, check_shape_of_states, float64
 
 
 class Path(Protocol):
@@ -95,6 +95,7 @@ class Pair(Views):
 
     def __init__(self, sde: Path, t: Tensor, x0: Tensor, noise: Tensor):
         super().__init__(sde, t)
+        check_shape_of_states("noise", noise, x0)
         self._x0, self._noise = x0, noise
 
     def combine(self, denoised: Tensor, noise: Tensor) -> Tensor:
@@ -140,6 +141,7 @@ class ShiftedViews(Views):
 
     def __init__(self, views: Views, before: Tensor, after: Tensor):
         super().__init__(views.sde, views.t, views.variance)
+        check_shape_of_states("the shifted mean", after, before)
         self._views, self._before, self._after = views, before, after
 
     @property

@@ -208,6 +208,14 @@ def test_a_mixture_is_a_module_that_moves_and_saves():
     close(blank.log_prob(x), MIXTURES["rotated"].log_prob(x))
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_cast_to_half_precision_does_not_change_the_mixture(dtype):
+    mixture, sde = oracle((2,)), ss.VP()
+    x, model = normal(5, 2), copy.deepcopy(mixture).score_model(sde).to(dtype)
+    close(model.score(x, 0.3), mixture.score(x, sde, 0.3), rtol=1e-9)
+    close(model.score(x.to(dtype), 0.3), mixture.score(x.to(dtype), sde, 0.3), rtol=1e-2)
+
+
 @pytest.mark.parametrize("mixture", MIXTURES.values(), ids=MIXTURES)
 def test_parameters_in_float32_are_rounded_but_the_arithmetic_is_in_float64(mixture):
     sde, x = ss.VP(), states(mixture)
@@ -232,6 +240,8 @@ def test_parameters_in_float32_are_rounded_but_the_arithmetic_is_in_float64(mixt
         (lambda: ss.GaussianMixture(MEANS, STDS, rotation=torch.eye(3)), r"a rotation \(2, 2\) or \(3, 2, 2\)"),
         (lambda: ss.GaussianMixture(MEANS, STDS, rotation=2 * torch.eye(2)), "rotation must be orthogonal"),
         (lambda: MIXTURES["rotated"].log_prob(torch.zeros(4, 3)), r"expected states \(B, 2\); got \(4, 3\)"),
+        (lambda: MIXTURES["rotated"].log_prob(torch.zeros(4, 2), ss.VP(), torch.ones(2, 2)), r"got \(2, 2\)"),
+        (lambda: MIXTURES["rotated"].score(torch.zeros(4, 2), ss.VP(), torch.ones(4, 1)), r"got \(4, 1\)"),
         (lambda: MIXTURES["rotated"].log_prob(torch.zeros(4, 2), ss.VP()), "both an SDE and a time"),
         (lambda: MIXTURES["rotated"].score(torch.zeros(4, 2), t=0.5), "both an SDE and a time"),
         (lambda: MIXTURES["rotated"].sample(4, ss.VP()), "both an SDE and a time"),

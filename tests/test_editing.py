@@ -331,6 +331,8 @@ X = normal(2, 3)
     ("call", "message"),
     [
         (lambda m: interpolate(m, X, X[:1], [0.5]), r"same shape \(B, \*\); got \(2, 3\) and \(1, 3"),
+        (lambda m: slerp(X, X[:1], 0.5), r"same shape \(B, \*\); got \(2, 3\) and \(1, 3"),
+        (lambda m: lerp(X, X[:, :1], 0.5), r"same shape \(B, \*\); got \(2, 3\) and \(2, 1"),
         (lambda m: interpolate(m, X, X, []), r"finite numbers \(K,\), at least one"),
         (lambda m: interpolate(m, X, X, [math.nan]), "finite numbers"),
         (lambda m: interpolate(m, X, X, torch.zeros(2, 2)), "finite numbers"),

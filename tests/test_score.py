@@ -154,9 +154,33 @@ def test_network_runs_in_its_own_dtype_and_views_in_that_of_the_state(network, s
     cond = {"text": normal(2, 5), "label": torch.tensor([1, 2])}
     views = model.given(cond).predict(x.to(state), t)
     scaled, label, conditions = model.network.inputs
-    assert scaled.dtype == label.dtype == conditions["text"].dtype == network
+    assert scaled.dtype == conditions["text"].dtype == network
+    assert label.dtype == torch.promote_types(network, torch.float32)
     assert conditions["label"].dtype == torch.int64
     assert {getattr(views, name).dtype for name in VIEWS} == {state}
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_network_in_half_precision_receives_all_labels(dtype):
+    model = ss.ScoreModel(Emits(normal(1000, 1), dtype), ss.VP(), predictions.Discrete("v", [0.0, 999.0]))
+    model.predict(normal(1000, 1), torch.linspace(0, 1, 1000, dtype=torch.float64))
+    assert model.network.inputs[0].dtype == dtype
+    close(model.network.inputs[1], torch.arange(1000.0), rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("prediction", ["noise", "v", "karras"])
+def test_the_views_of_a_state_in_half_precision_are_rounded_once(prediction, dtype):
+    """The coefficients of a view are not rounded to the dtype of the state, only the view itself is."""
+    sde, t = ss.VP(), f64(0.01, 0.3, 0.9)
+    x, output = (normal(3, 2, seed=seed).to(dtype) for seed in (0, 1))
+    views, exact = (
+        ss.ScoreModel(Emits(output.to(kind), kind), sde, prediction).predict(x.to(kind), t)
+        for kind in (dtype, torch.float64)
+    )
+    for name in VIEWS:
+        assert getattr(views, name).dtype == dtype
+        close(getattr(views, name).double(), getattr(exact, name), rtol=0.51 * torch.finfo(dtype).eps)
 
 
 def test_a_network_without_parameters_runs_in_the_dtype_of_the_state():

@@ -29,6 +29,25 @@ def test_every_view_follows_from_combine(sde, shape):
     close(views.velocity, column(sde.alpha_dot(t), x0) * x0 + column(sde.sigma_dot(t), x0) * eps)
 
 
+@pytest.mark.parametrize("shape", [(2, 1), (1, 3), (3,)])
+def test_states_that_would_broadcast_are_refused(shape):
+    x, other = normal(2, 3), normal(*shape)
+    views, pair = exact_model(oracle((3,)), ss.VP(), "noise").predict(x, 0.5), Pair(ss.VP(), f64(0.5), x, x)
+    calls = {
+        "noise": [
+            lambda: Pair(ss.VP(), f64(0.5), x, other),
+            lambda: pair.error(x, other),
+            lambda: views.error(x, other),
+        ],
+        "x0": [lambda: views.error(other, x)],
+        "the shifted mean": [lambda: ss.ShiftedViews(pair, x, other)],
+    }
+    for name, group in calls.items():
+        for call in group:
+            with pytest.raises(ValueError, match=rf"{name} must have the shape of the states, \(2, 3\); got \("):
+                call()
+
+
 def test_a_class_without_combine_is_refused():
     with pytest.raises(TypeError, match="combine"):
         Views(ss.VP(), f64(0.5))

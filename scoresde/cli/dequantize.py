@@ -9,6 +9,7 @@ from scoresde import build
 from scoresde.cli.common import load_run, run_data
 from scoresde.cli.output import Record, append_row, print_rows, shows_progress
 from scoresde.dequantization import Variational
+from scoresde.evaluation.dataset_likelihood import Estimate
 from scoresde.evaluation.records import METRICS
 from scoresde.training.checkpoint import save
 from scoresde.training.learned_dequantization import DEQUANTIZATION, compare, learn
@@ -37,7 +38,7 @@ def dequantize(config: DictConfig) -> Record:
     save(paths["checkpoint"], {"dequantization": q.state_dict()}, {"arguments": q.arguments, "training": settings})
     row = {"kind": "dequantization", "split": "validation", "n": len(validation), "seconds": seconds}
     row = append_row(run.path, {**row, **bounds, **settings}, config.device)
-    table = {name: f"{mean:.4f} +- {stderr:.4f}" for name, (mean, stderr) in bounds.items()}
+    table = {name: str(Estimate(mean, stderr)) for name, (mean, stderr) in bounds.items()}
     table["learned"] += f" (bound on validation bits/dim, standard error over {len(validation)} samples)"
     print_rows({**table, "seconds": seconds, **paths})
     return {"run": run.path, "parameters": parameters, "rows": [row], "paths": paths}

@@ -64,7 +64,7 @@ class Job:
                 self.check_processes()
             try:
                 with distributed.processes(), using(Output(tables=not self.as_json, bars=not self.is_remote)):
-                    check_keys(self.name, config)
+                    check_keys(self.name, config, HydraConfig.get().runtime.choices)
                     record = self.verb(config)
                     is_first = distributed.rank() == 0
             except (Interrupted, KeyboardInterrupt) as stop:

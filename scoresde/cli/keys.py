@@ -43,14 +43,23 @@ NODES: dict[str, set[str] | None] = {  # the keys of the nodes that have no `_ta
 }
 
 
-def check_keys(verb: str, config: DictConfig) -> None:
-    """Raise ValueError for the first key of a configuration that is not read, with the nearest key that is."""
+def check_keys(verb: str, config: DictConfig, choices: Mapping[str, str]) -> None:
+    """Raise ValueError for the first key of a configuration that is not read, with the nearest key that is.
+
+    Args:
+        verb: the verb that reads it.
+        config: the configuration.
+        choices: the option of each group. A key that an option of this library declares for interpolations is read,
+            whether or not overrides replaced all of them.
+    """
     nodes = list(_nodes(_tree(config)))
+    declared = {f"data.{key}" for key in _keys(f"data/{choices.get('data')}")}
     interpolated = [key for path, value in nodes if isinstance(value, str) for key in _interpolations(path, value)]
     for path, node in nodes:
         names = _names(verb, path, node) if isinstance(node, dict) else None
         for key in (_join(path, name) for name in node if name not in names) if names is not None else ():
-            if not any(f"{key}.".startswith(f"{other}.") or other.startswith(f"{key}.") for other in interpolated):
+            is_read = any(f"{key}.".startswith(f"{other}.") or other.startswith(f"{key}.") for other in interpolated)
+            if not (is_read or key in declared):
                 known = {other for other, _ in nodes if other and not f"{other}.".startswith(f"{key}.")}
                 raise ValueError(unknown(key, known, could_have(verb, config)))
 
@@ -104,10 +113,16 @@ def _settings(verb: str) -> set[str]:
     """Return the settings and groups of a verb."""
     settings: set[str] = set()
     for name in (BASE, verb):
-        file: Any = OmegaConf.load(config_directory() / f"{name}.yaml")
-        groups = {str(group) for entry in file.get("defaults", ()) if OmegaConf.is_dict(entry) for group in entry}
-        settings |= {str(key) for key in file} | groups
+        keys = _keys(name)
+        groups = (entry for entry in keys.get("defaults", ()) if isinstance(entry, dict))
+        settings = settings.union(keys, *groups)
     return settings.union(OPTIONAL) if "experiment" in settings else settings
+
+
+def _keys(name: str) -> dict[str, Any]:
+    """Return the content of a configuration of this library; empty if it has none of this name."""
+    path = config_directory() / f"{name}.yaml"
+    return OmegaConf.to_container(OmegaConf.load(path), resolve=False) if path.is_file() else {}  # type: ignore[return-value]
 
 
 def _tree(config: DictConfig) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import importlib
 import inspect
 import json
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -25,7 +25,7 @@ from scoresde import build
 from scoresde.convert.runs import image_data
 from scoresde.protocols import Condition
 from scoresde.sdes import Tabulated
-from scoresde.tensors import float64
+from scoresde.tensors import float64, is_half
 
 PREDICTIONS = {"epsilon": "Noise", "sample": "Data", "v_prediction": "V"}
 SUPPORTED = (
@@ -51,6 +51,15 @@ class DiffusersNetwork(nn.Module):
         for module in self.unet.modules():
             if isinstance(module, nn.GroupNorm):
                 module.register_forward_pre_hook(_make_contiguous)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        """Move and cast like any module, but never cast the frequencies of Fourier features to half precision."""
+        frequencies = getattr(self.unet.time_proj, "weight", torch.empty(0))
+        before = frequencies.data
+        super()._apply(fn, recurse)
+        if is_half(frequencies):
+            frequencies.data = before.to(frequencies.device)
+        return self
 
     def forward(self, x: Tensor, c_noise: Tensor, cond: Condition = None) -> Tensor:
         """Return F (B, C', H, W) of a state x (B, C, H, W) and timesteps c_noise (B,), which may be fractional.

@@ -32,6 +32,7 @@ from scoresde.networks.blocks import Attention
 from scoresde.networks.unet import UNet
 from scoresde.predictions import Prediction
 from scoresde.sdes import SDE
+from scoresde.tensors import at_least_float32
 
 State = dict[str, Tensor]
 
@@ -239,7 +240,7 @@ def _fold_embeddings(state: State, is_adm: bool) -> State:
     of classes. Its bias, added for every class and for none, becomes part of the next layer's bias. ADM's features are
     cosines before sines: the columns that read them are swapped.
     """
-    state = dict(state)
+    state = {name: at_least_float32(tensor) for name, tensor in state.items()}
     label, bias = state.get("map_label.weight"), state.pop("map_label.bias", None)
     if label is not None:
         state["map_label.weight"] = label.T * (1 if is_adm else math.sqrt(label.shape[1]))

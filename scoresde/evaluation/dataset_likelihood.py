@@ -81,13 +81,18 @@ class Budget:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean with its standard error (None for a single sample)."""
+    """A mean with its standard error (None for a single sample), which is printed unless it is 0."""
 
     mean: float
     stderr: float | None
 
     def __str__(self) -> str:
-        return f"{self.mean:.4f}" + ("" if self.stderr is None else f" +- {self.stderr:.4f}")
+        return f"{self.mean:.4f}" + (f" +- {four_decimals(self.stderr)}" if self.stderr else "")
+
+
+def four_decimals(error: float) -> str:
+    """Return an error with four decimals, or with an exponent if they would all be zero."""
+    return f"{error:.4f}" if error >= 5e-5 else f"{error:.1e}"
 
 
 @dataclass

@@ -52,13 +52,25 @@ def to_levels(run: Run, samples: Tensor) -> Tensor:
 
 
 def shared_extract(
-    space: FeatureSpace, images: Tensor, span: Span, batch_size: int, device: torch.device | str, progress: bool = False
+    space: FeatureSpace,
+    images: Tensor,
+    span: Span,
+    batch_size: int,
+    device: torch.device | str,
+    progress: bool = False,
+    name: str = "the images",
 ) -> Features:
-    """Extract features (see `metrics.features.extract`) with the batches shared among processes; return all in each."""
+    """Extract features (see `metrics.features.extract`) with the batches shared among processes; return all in each.
+
+    Raises:
+        ValueError: images that are not (N, C, H, W), or features that are not finite, of the images called `name`.
+    """
     batches, processes = images.split(batch_size), distributed.size()
     own = progress_bar(batches[distributed.rank() :: processes], title="features", unit="batch", shown=progress)
     shares = distributed.gather([extract(space, batch, span, batch_size, device) for batch in own])
-    return Features.cat([shares[i % processes][i // processes] for i in range(len(batches))])
+    features = Features.cat([shares[i % processes][i // processes] for i in range(len(batches))])
+    features.refuse_nonfinite(f"{name} in the space {space.name}")
+    return features
 
 
 def data_statistics(
@@ -96,7 +108,7 @@ def data_statistics(
     if distributed.gather(path.is_file())[0]:  # all processes follow the first: the extraction is shared
         return FeatureStatistics.load(path)
     images = _images(run, split, most, without, trust)
-    features = shared_extract(space, images, span_of(run), batch_size, device, progress)
+    features = shared_extract(space, images, span_of(run), batch_size, device, progress, f"the {split} data")
     statistics = FeatureStatistics.of(features, space.name)
     if distributed.rank() == 0:
         replace_atomically(path, statistics.save)

@@ -1,6 +1,6 @@
 """The likelihood of a dataset as a table: the mean with its errors, and the conventions it rests on."""
 
-from scoresde.evaluation.dataset_likelihood import DatasetLikelihood, Estimate
+from scoresde.evaluation.dataset_likelihood import DatasetLikelihood, Estimate, four_decimals
 
 
 def likelihood_table(result: DatasetLikelihood, split: str) -> dict[str, str]:
@@ -10,9 +10,10 @@ def likelihood_table(result: DatasetLikelihood, split: str) -> dict[str, str]:
         mean += f" (standard error over {len(result.per_sample)} samples)"
     rows = {f"{split} {result.unit}": mean}
     if result.population is not None and result.monte_carlo is not None:
-        rows["errors"] = f"+- {result.population:.4f} population, +- {result.monte_carlo:.4f} probes and dequantisation"
+        parts = {"population": result.population, "probes and dequantisation": result.monte_carlo}
+        rows["errors"] = ", ".join(f"+- {four_decimals(error)} {name}" for name, error in parts.items() if error)
     if result.discretisation is not None:
-        rows["finer solve"] = f"{result.discretisation.mean:+.4f} +- {result.discretisation.stderr or 0:.4f}"
+        rows["finer solve"] = ("" if result.discretisation.mean < 0 else "+") + str(result.discretisation)
     if result.bound is not None:
         rows["evidence bound"] = f"{result.bound} (of the reverse SDE)"
         rows |= {f"  {key}": value for key, value in result.bound_conventions.items() if key not in result.conventions}

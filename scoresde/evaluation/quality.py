@@ -23,6 +23,7 @@ from scoresde.evaluation.sampler_comparison import plus_minus
 from scoresde.metrics.feature_statistics import FeatureStatistics
 from scoresde.metrics.features import Features, FeatureSpace
 from scoresde.metrics.image_quality import METRICS, MetricValue, check_names, measure, missing
+from scoresde.metrics.samples import refuse_nonfinite
 from scoresde.training.batches import step_seed
 
 FLOORS = ("train", "halves")
@@ -107,7 +108,8 @@ def quality_of_images(
         progress: show progress bars.
 
     Raises:
-        ValueError: samples of another shape than the data, statistics of another feature space, or an unknown metric.
+        ValueError: samples of another shape than the data, statistics of another feature space, an unknown metric, or
+            samples, data or features that are NaN or infinite.
     """
     _check_samples(run, samples)
     metrics = check_names("metric", settings.metrics or METRICS, METRICS)
@@ -120,7 +122,8 @@ def quality_of_images(
     reference = statistics(settings.split) if reference is None else reference
     if reference.space not in ("", space.name):
         raise ValueError(f"the reference has statistics of the feature space {reference.space}: expected {space.name}")
-    features = shared_extract(space, to_levels(run, samples), span_of(run), batch_size, device, progress)
+    levels = to_levels(run, samples)
+    features = shared_extract(space, levels, span_of(run), batch_size, device, progress, "the samples")
     if (size := features.values.shape[1]) != len(reference.mean):
         raise ValueError(f"the reference has {len(reference.mean)} features, {space.name} has {size}")
     training = None
@@ -166,8 +169,7 @@ def _check_samples(run: Run, samples: Tensor) -> None:
     shape = tuple(run.config.data.shape)
     if tuple(samples.shape[1:]) != shape or len(samples) < 4:
         raise ValueError(f"expected samples (N, {', '.join(map(str, shape))}) with N >= 4; got {tuple(samples.shape)}")
-    if not bool(torch.isfinite(samples).all()):
-        raise ValueError("the samples contain NaN or infinity")
+    refuse_nonfinite(samples, "the samples")
 
 
 def _columns(

@@ -23,7 +23,7 @@ from scoresde.metrics.image_quality import check_names
 from scoresde.metrics.intervals import FEWEST, Interval, Statistic, bootstrap
 from scoresde.metrics.kernels import Discrepancy, gaussian, median_bandwidths
 from scoresde.metrics.moments import PrincipalComponents, covariance_error, mean_error, moments
-from scoresde.metrics.samples import flatten
+from scoresde.metrics.samples import flatten, refuse_nonfinite
 from scoresde.metrics.transport import SlicedWasserstein, directions
 from scoresde.random_stream import RandomStream
 from scoresde.run_config import CONFIG
@@ -62,6 +62,8 @@ class Reference:
     bandwidths: list[float] = field(init=False)
 
     def __post_init__(self):
+        refuse_nonfinite(self.states, "the states of the reference")
+        refuse_nonfinite(self.truth, f"the noise floor ({self.floor})")
         generator = torch.Generator().manual_seed(step_seed(0, 0, "directions"))
         self.directions = directions(self.states[0].numel(), PROJECTIONS, generator)
         self.bandwidths = median_bandwidths(self.states)
@@ -113,7 +115,7 @@ def data_items(run: Run, split: str, most: int | None = None, trust: Sequence[st
     """Return a split in data units, (N, *): all samples, or at most `most` evenly spaced ones.
 
     Raises:
-        ValueError: the run has no such split, or the split has fewer than 4 samples.
+        ValueError: the run has no such split, or the split has fewer than 4 samples or some that are not finite.
     """
     if (node := run.config.data.get(split)) is None:
         raise ValueError(f"{run.path} has no {split} data: set data.{split} in its {CONFIG}")
@@ -121,7 +123,9 @@ def data_items(run: Run, split: str, most: int | None = None, trust: Sequence[st
     if len(dataset) < FEWEST:
         raise ValueError(f"the {split} data of {run.path} has {len(dataset)} samples: expected at least {FEWEST}")
     rows = evenly_spaced(len(dataset), len(dataset) if most is None else most).tolist()
-    return split_condition(default_collate([dataset[i] for i in rows]), "cpu")[0]
+    x = split_condition(default_collate([dataset[i] for i in rows]), "cpu")[0]
+    refuse_nonfinite(x, f"the {split} data of {run.path}")
+    return x
 
 
 def evenly_spaced(count: int, most: int) -> Tensor:

@@ -34,6 +34,8 @@ from scoresde.training.checkpoint import replace_atomically
 
 Build = Callable[[int], Sampler]
 
+SMALL, LARGE = 1e-4, 1e7  # numbers between these are printed without an exponent
+
 
 @dataclass(frozen=True)
 class ComparisonRow:
@@ -193,12 +195,19 @@ def table(rows: Sequence[ComparisonRow]) -> list[list[str]]:
 
 
 def plus_minus(value: float, error: float | None) -> str:
-    """Return "value +- error" with two digits of the error, or the value with four decimals if it has no error."""
-    if error is None or not math.isfinite(error):
-        return f"{value:.4f}"
-    digits = 1 - math.floor(math.log10(error)) if error > 0 else 4
-    digits = min(max(digits, 0), 6)
-    return f"{value:.{digits}f} +- {error:.{digits}f}"
+    """Return "value +- error" with two digits of the error, or the value with four decimals if it has no error.
+
+    An error of 0 is not shown: sampling errors are estimates, and none is known to be zero. Very large and very small
+    numbers have exponents.
+    """
+    if error is None or not 0 < error < math.inf:
+        return f"{value:.4f}" if value == 0 or SMALL <= abs(value) < LARGE else f"{value:.4g}"
+    place, size = math.floor(math.log10(error)), max(abs(value), error)
+    if not SMALL <= size < LARGE:
+        digits = max(math.floor(math.log10(size)) - place, 0) + 1
+        return f"{value:.{digits}e} +- {error:.1e}"
+    digits = min(max(1 - place, 0), 6)
+    return f"{value:.{digits}f} +- " + (f"{error:.{digits}f}" if place >= -6 else f"{error:.1e}")
 
 
 def write_csv(rows: Sequence[ComparisonRow], path: Path) -> Path:

@@ -16,6 +16,8 @@ from torch.utils.data import Dataset
 
 from scoresde.evaluation.records import digest
 from scoresde.metrics.features import ClassifierFeatures, Features, Span, to_unit
+from scoresde.metrics.intervals import wilson
+from scoresde.metrics.samples import refuse_nonfinite
 from scoresde.progress import progress_bar
 from scoresde.training import checkpoint, distributed
 
@@ -57,7 +59,10 @@ class TrainedClassifier:
             raise ValueError(f"{trained}: choose another path, or delete the file to train it again")
         network = SmallCNN(**info["arguments"])
         network.load_state_dict(groups["classifier"])
-        description = f"classifier, {100 * info['accuracy']:.1f}% of {info['tested']} test images correct; {self.path}"
+        accuracy = wilson(round(info["accuracy"] * info["tested"]), info["tested"], z=1.96)
+        share, low, high = (f"{100 * part:.1f}" for part in (accuracy.value, accuracy.low, accuracy.high))
+        tested = f"{share}% of {info['tested']} test images correct (95% interval {low}% to {high}%)"
+        description = f"classifier, {tested}; {self.path}"
         return ClassifierFeatures(network, self.path.stem, digest(self.path), description)
 
     def _train(self, settings: dict[str, Any]) -> None:
@@ -128,7 +133,7 @@ def labelled(dataset: Dataset) -> tuple[Tensor, Tensor]:
 
     Raises:
         TypeError: items that are not pairs (image, label).
-        ValueError: negative labels, or images that are not (C, H, W).
+        ValueError: negative labels, or images that are not (C, H, W) or not finite.
     """
     items = [dataset[i] for i in range(len(dataset))]  # type: ignore[arg-type]
     if not items or not all(isinstance(item, (tuple, list)) and len(item) == 2 for item in items):
@@ -136,6 +141,7 @@ def labelled(dataset: Dataset) -> tuple[Tensor, Tensor]:
     images, labels = torch.stack([item[0] for item in items]), torch.as_tensor([int(item[1]) for item in items])
     if images.ndim != 4 or int(labels.min()) < 0:
         raise ValueError(f"expected images (C, H, W) with labels 0, 1, ...; got shape {tuple(images.shape[1:])}")
+    refuse_nonfinite(images, "images")
     return images, labels
 
 

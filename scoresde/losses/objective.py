@@ -16,7 +16,7 @@ from scoresde.protocols import Model
 from scoresde.random_stream import RandomStream
 from scoresde.score import BaseModel
 from scoresde.sdes import SDE
-from scoresde.tensors import float64, floating
+from scoresde.tensors import at_least_float32, check_shape_of_states, float64
 from scoresde.wrappers import as_model
 
 
@@ -103,13 +103,13 @@ class Objective(nn.Module):
         Raises:
             ValueError: the shape of t or noise does not fit the states.
         """
-        model, x0 = as_model(model, cond), floating(x0)
+        model, x0 = as_model(model, cond), at_least_float32(x0)
         if t is None:
             t = self.draw_times(model.sde, x0.shape[0], generator)
         elif (t := float64(t)).shape not in ((), x0.shape[:1]):
             raise ValueError(f"t must have shape () or {tuple(x0.shape[:1])}, one per state; got {tuple(t.shape)}")
-        if noise is not None and noise.shape != x0.shape:
-            raise ValueError(f"noise must have the shape of the states, {tuple(x0.shape)}; got {tuple(noise.shape)}")
+        if noise is not None:
+            check_shape_of_states("noise", noise, x0)
         stream = RandomStream(generator) if stream is None else stream
         noise = stream.normal(x0) if noise is None else noise
         return self.terms(model, Drawn(x0, t.expand(x0.shape[0]), noise, stream))

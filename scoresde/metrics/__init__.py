@@ -25,7 +25,7 @@ from scoresde.metrics.image_quality import (
     measure_images,
     precision_recall,
 )
-from scoresde.metrics.intervals import Interval, bootstrap
+from scoresde.metrics.intervals import Interval, bootstrap, wilson
 from scoresde.metrics.kernels import Discrepancy, energy_distance, mmd
 from scoresde.metrics.moments import PrincipalComponents, covariance_error, mean_error, moments
 from scoresde.metrics.transport import SlicedWasserstein, sliced_wasserstein, wasserstein
@@ -57,4 +57,5 @@ __all__ = [
     "precision_recall",
     "sliced_wasserstein",
     "wasserstein",
+    "wilson",
 ]

@@ -17,6 +17,8 @@ from torch import Tensor
 
 from scoresde.metrics.features import Features
 from scoresde.metrics.moments import moments
+from scoresde.metrics.samples import refuse_nonfinite
+from scoresde.tensors import at_least_float32
 
 FEATURES = ("features", "logits", "pool_3")
 READ = ("mu", "sigma", "n", "space", *FEATURES)
@@ -43,12 +45,17 @@ class FeatureStatistics:
         if self.mean.ndim != 1 or self.covariance.shape != 2 * self.mean.shape:
             shapes = f"{tuple(self.mean.shape)} and {tuple(self.covariance.shape)}"
             raise ValueError(f"expected a mean (D,) and a covariance (D, D); got {shapes}")
-        if not bool(self.mean.isfinite().all() & self.covariance.isfinite().all()):
-            raise ValueError("the mean or the covariance contains NaN or infinity")
+        refuse_nonfinite(self.mean, "the mean", "numbers")
+        refuse_nonfinite(self.covariance, "the covariance", "rows")
 
     @classmethod
     def of(cls, features: Features, space: str = "", keep: bool = True) -> "FeatureStatistics":
-        """Compute the statistics of features, and store the features in them unless `keep` is False."""
+        """Compute the statistics of features, and store the features in them unless `keep` is False.
+
+        Raises:
+            ValueError: fewer than two samples, or features that are not finite.
+        """
+        features.refuse_nonfinite("the images")
         return cls(*moments(features.values), len(features), space, features if keep else None)
 
     def save(self, path: Path) -> None:
@@ -58,7 +65,7 @@ class FeatureStatistics:
             tensors["features"] = self.features.values
             if self.features.logits is not None:
                 tensors["logits"] = self.features.logits
-        arrays: dict[str, Any] = {name: tensor.cpu().numpy() for name, tensor in tensors.items()}
+        arrays: dict[str, Any] = {name: at_least_float32(tensor).cpu().numpy() for name, tensor in tensors.items()}
         if self.count is not None:
             arrays["n"] = np.array(self.count)
         with open(path, "wb") as file:

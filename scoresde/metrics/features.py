@@ -1,6 +1,6 @@
 """Feature spaces in which images are compared.
 
-    pixels       the flattened values;
+    pixels       the flattened values, scaled to black at -1 and white at 1;
     inception    the 2,048 features of the 2015 Inception-v3 network used for published FIDs, from a local TorchScript
                  file in NVIDIA's convention;
     classifier   the last layer before the classes of a network trained on the labels of the data.
@@ -22,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from scoresde.metrics.samples import refuse_nonfinite
 from scoresde.tensors import float64
 
 Span = tuple[float, float]
@@ -51,6 +52,12 @@ class Features:
 
     def __len__(self) -> int:
         return len(self.values)
+
+    def refuse_nonfinite(self, name: str) -> None:
+        """Raise ValueError if the features of the images `name` contain NaN or infinity, with their number."""
+        refuse_nonfinite(self.values, f"the features of {name}")
+        if self.logits is not None:
+            refuse_nonfinite(self.logits, f"the logits of {name}")
 
     def __getitem__(self, rows: Tensor | slice) -> "Features":
         return self._map(lambda part: part[rows])
@@ -124,13 +131,16 @@ def file_sha256(path: Path) -> str:
 
 
 class Pixels:
-    """The values of images, flattened to (N, C H W)."""
+    """The values of images scaled to black at -1 and white at 1, flattened to (N, C H W).
 
-    name, digest, description = "pixels", None, "the values of the images"
+    The kernel of KID, (f g / D + 1)^3, assumes features of this scale: with levels 0 .. 255 it is about 10^12.
+    """
+
+    name, digest, description = "pixels in [-1, 1]", None, "the values of the images, black -1 and white 1"
 
     def __call__(self, images: Tensor, span: Span) -> Features:
-        """Return the values."""
-        return Features(images.flatten(1))
+        """Return the values, float32."""
+        return Features(2 * to_unit(images, span).flatten(1) - 1)
 
 
 class Inception:

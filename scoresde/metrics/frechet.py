@@ -31,7 +31,7 @@ def frechet_distance(mean1: Tensor, covariance1: Tensor, mean2: Tensor, covarian
         (), float64.
 
     Raises:
-        ValueError: the shapes do not match.
+        ValueError: the shapes do not match, or a moment is not finite.
     """
     mean1, covariance1 = check_moments(mean1.numel(), mean1, covariance1)
     mean2, covariance2 = check_moments(mean1.numel(), mean2, covariance2)

@@ -9,10 +9,14 @@ r"""Quality metrics of samples, computed on features of images: (N, D) of the sa
 
 Every metric value comes with an error, and names which kind of error it is:
 
-    Frechet distance   the standard error, from influence functions (see `metrics.moments`);
+    Frechet distance   the standard error, from influence functions (see `metrics.frechet`); none for equal moments,
+                       where these are zero;
     KID                the standard deviation over subsets, as published: of one subset, not of the mean;
     Inception score    the standard deviation over splits, as published: of one split, not of the mean;
-    precision, recall  the standard error of a fraction, for a fixed manifold.
+    precision, recall  the distance to the farther end of Wilson's 68% interval of a fraction, for a fixed manifold:
+                       about the standard error, and not zero where none or all samples lie inside.
+
+A metric of features that are NaN or infinite is refused, with their number.
 
 KID and Inception score are computed by torchmetrics from given features. The Frechet distance is computed by
 `metrics.moments`: it equals that of torchmetrics, and is also right for singular covariances (fewer samples than
@@ -31,8 +35,9 @@ from torch import Tensor, nn
 from scoresde.metrics.feature_statistics import FeatureStatistics
 from scoresde.metrics.features import Features, FeatureSpace, Span, extract
 from scoresde.metrics.frechet import frechet_distance, frechet_influence, frechet_stderr
+from scoresde.metrics.intervals import wilson
 from scoresde.metrics.moments import moments
-from scoresde.metrics.samples import flatten_pair
+from scoresde.metrics.samples import flatten_pair, refuse_nonfinite
 
 NEIGHBOURS = 3
 SUBSETS, LARGEST_SUBSET, SPLITS = 100, 1000, 10
@@ -54,15 +59,16 @@ def frechet(x: Tensor, y: Tensor | FeatureStatistics) -> MetricValue:
     """Return the Frechet distance of features (N, D) from features (M, D), or from statistics taken as exact.
 
     Raises:
-        ValueError: the numbers of features differ, or there are fewer than 2 samples.
+        ValueError: the numbers of features differ, there are fewer than 2 samples, or some are not finite.
     """
     if isinstance(y, FeatureStatistics):
         exact = y.mean.to(x.device), y.covariance.to(x.device)
-        value = frechet_distance(*moments(x), *exact)
-        error = (frechet_influence(x, *exact).var() / len(x)).sqrt()
-        return MetricValue("frechet_distance", float(value), float(error), "standard error, for fixed statistics")
-    value = frechet_distance(*moments(flatten_pair(x, y)[0]), *moments(y))
-    return MetricValue("frechet_distance", float(value), float(frechet_stderr(x, y)), "standard error")
+        value = float(frechet_distance(*moments(x), *exact))
+        error, kind = (frechet_influence(x, *exact).var() / len(x)).sqrt(), "standard error, for fixed statistics"
+    else:
+        value = float(frechet_distance(*moments(flatten_pair(x, y)[0]), *moments(y)))
+        error, kind = frechet_stderr(x, y), "standard error"
+    return MetricValue("frechet_distance", value, float(error) if value else None, kind)
 
 
 def kernel_distance(
@@ -77,7 +83,8 @@ def kernel_distance(
         seed: of the subsets.
 
     Raises:
-        ValueError: the numbers of features differ, fewer than 4 samples, or subsets larger than the samples.
+        ValueError: the numbers of features differ, fewer than 4 samples or some that are not finite, or subsets larger
+            than the samples.
     """
     x, y = flatten_pair(x, y)
     fewest = min(len(x), len(y))
@@ -91,7 +98,8 @@ def kernel_distance(
         metric.update(x, real=False)
         metric.update(y, real=True)
         value, spread = map(float, metric.compute())
-    return MetricValue("kid", value, spread, f"standard deviation over {subsets} subsets of {size}")
+    varies = subsets > 1 and size < max(len(x), len(y))
+    return MetricValue("kid", value, spread if varies else None, f"standard deviation over {subsets} subsets of {size}")
 
 
 def inception_score(logits: Tensor, splits: int = SPLITS, seed: int = 0) -> MetricValue:
@@ -103,10 +111,11 @@ def inception_score(logits: Tensor, splits: int = SPLITS, seed: int = 0) -> Metr
         seed: of the order in which the samples are split.
 
     Raises:
-        ValueError: logits are not a matrix, or there are fewer than 2 samples per split.
+        ValueError: logits are not a matrix or not finite, or there are fewer than 2 samples per split.
     """
     if logits.ndim != 2 or splits < 1 or len(logits) < 2 * splits:
         raise ValueError(f"expected logits (N, K) with N >= 2 for each of {splits} splits; got {tuple(logits.shape)}")
+    refuse_nonfinite(logits, "logits")
     from torchmetrics.image.inception import InceptionScore  # see kernel_distance
 
     with _torchmetrics(seed):
@@ -133,44 +142,45 @@ def precision_recall(
     """Return improved precision and recall (1904.06991, eq. 1 and 2): the fractions inside each other's manifold.
 
     The manifold of a set is the union of closed balls around its features, with the distance to the k-th nearest other
-    feature as radius. Squared distances are exact for integers, and computed in float64.
+    feature as radius. A point on the boundary, up to the rounding of its squared distance, is inside.
 
     Args:
         x, y: features (N, D) of samples and (M, D) of data.
         neighbours: k.
-        chunk: rows of the distance matrix at a time; uses 8 chunk max(N, M) bytes.
+        chunk: rows of the distance matrix at a time; uses 16 chunk max(N, M) bytes.
 
     Raises:
-        ValueError: the numbers of features differ, or a set has no more than k samples.
+        ValueError: the numbers of features differ, or a set has no more than k samples or some that are not finite.
     """
     x, y = flatten_pair(x, y)
     if not 1 <= neighbours < min(len(x), len(y)):
         raise ValueError(f"expected 1 <= neighbours < number of samples; got {neighbours} with {len(x)} and {len(y)}")
     values = []
     for name, points, manifold in (("precision", x, y), ("recall", y, x)):
-        share = _share_within(points, manifold, neighbours, chunk)
-        error = math.sqrt(share * (1 - share) / len(points))
-        values.append(MetricValue(name, share, error, "standard error of a fraction"))
+        share = wilson(_count_within(points, manifold, neighbours, chunk), len(points))
+        error = max(share.high - share.value, share.value - share.low)
+        values.append(MetricValue(name, share.value, error, "distance to the farther end of Wilson's 68% interval"))
     return values[0], values[1]
 
 
-def _share_within(points: Tensor, manifold: Tensor, neighbours: int, chunk: int) -> float:
-    """Return the fraction of points that lie in at least one ball of the manifold."""
+def _count_within(points: Tensor, manifold: Tensor, neighbours: int, chunk: int) -> int:
+    """Return the number of points that lie in at least one ball of the manifold."""
     radii = []
-    for i, squares in enumerate(_squares(manifold, manifold, chunk)):
+    for i, (squares, _) in enumerate(_squares(manifold, manifold, chunk)):
         rows = torch.arange(len(squares), device=squares.device)
         squares[rows, rows + i * chunk] = math.inf  # a point is not its own neighbour
         radii.append(squares.kthvalue(neighbours, dim=1).values)
     radius = torch.cat(radii)
-    inside = [(squares <= radius).any(dim=1) for squares in _squares(points, manifold, chunk)]
-    return float(torch.cat(inside).double().mean())
+    inside = [(squares <= radius + rounding).any(dim=1) for squares, rounding in _squares(points, manifold, chunk)]
+    return int(torch.cat(inside).sum())
 
 
-def _squares(x: Tensor, y: Tensor, chunk: int) -> Iterator[Tensor]:
-    """Yield squared distances of rows of x from all rows of y, (chunk, M), by products: exact for integers."""
-    lengths = y.square().sum(dim=1)
+def _squares(x: Tensor, y: Tensor, chunk: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield squared distances of rows of x from all of y, (chunk, M), by products, and bounds of their rounding."""
+    lengths, relative = y.square().sum(dim=1), y.shape[1] * torch.finfo(y.dtype).eps
     for part in x.split(chunk):
-        yield (part.square().sum(dim=1, keepdim=True) + lengths - 2 * part @ y.mT).clamp(min=0)
+        total = part.square().sum(dim=1, keepdim=True) + lengths
+        yield (total - 2 * part @ y.mT).clamp(min=0), relative * total
 
 
 # --- all metrics
@@ -213,11 +223,15 @@ def measure(
         device: to compute on.
 
     Raises:
-        ValueError: an unknown metric, different numbers of features, or too few samples.
+        ValueError: an unknown metric, different numbers of features, too few samples, or features that are NaN or
+            infinite.
     """
     names = set(check_names("metric", metrics, METRICS))
     device = "cpu" if torch.device(device).type == "mps" else device  # MPS has no float64
     data = y.features or y if isinstance(y, FeatureStatistics) else y
+    for name, part in (("the samples", x), ("the data", data)):
+        if isinstance(part, Features):
+            part.refuse_nonfinite(name)
     x, data = x.to(device), data.to(device) if isinstance(data, Features) else data
     values: list[MetricValue] = []
     if "frechet_distance" in names:

@@ -1,5 +1,6 @@
-"""Confidence intervals for the expectation of a statistic, from half-samples drawn without replacement."""
+"""Confidence intervals of the expectation of a statistic, by half-samples without replacement, and of a fraction."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -18,6 +19,28 @@ class Interval:
     value: float
     low: float
     high: float
+
+
+def wilson(count: int, total: int, z: float = 1.0) -> Interval:
+    """Return a fraction count/total and Wilson's interval, the p with |count/total - p| <= z (p (1 - p)/total)^(1/2).
+
+    (Wilson, "Probable inference", JASA 1927.) The interval lies in [0, 1]. If none or all of n were counted, it reaches
+    from there to a distance of z^2/(n + z^2), where the usual standard error is 0.
+
+    Args:
+        count, total: number of successes, and of trials, at least one.
+        z: quantile of the normal distribution: 1 for 68%, 1.96 for 95%.
+
+    Raises:
+        ValueError: no trials, a count outside of 0 .. total, or z that is not positive.
+    """
+    if not 0 <= count <= total or total < 1 or not z > 0:
+        raise ValueError(f"expected 0 <= count <= total, total >= 1 and z > 0; got {count=}, {total=}, {z=}")
+    fraction, shrinkage = count / total, total / (total + z * z)
+    centre = shrinkage * (fraction + z * z / (2 * total))
+    width = shrinkage * z * math.sqrt(fraction * (1 - fraction) / total + (z / (2 * total)) ** 2)
+    low, high = (0.0 if count == 0 else centre - width), (1.0 if count == total else centre + width)
+    return Interval(fraction, low, high)
 
 
 def bootstrap(
@@ -53,7 +76,8 @@ def bootstrap(
         generator: draws the halves.
 
     Raises:
-        ValueError: fewer than 4 samples, fewer than 2 resamples, or a level outside (0, 1).
+        ValueError: fewer than 4 samples, fewer than 2 resamples, a level outside (0, 1), or a statistic that is NaN or
+            infinite.
     """
     samples = [x] if y is None else [x, y]
     if min(len(part) for part in samples) < FEWEST:
@@ -62,6 +86,11 @@ def bootstrap(
         raise ValueError(f"expected resamples >= 2 and level in (0, 1); got {resamples} and {level}")
     value = float(statistic(*samples))
     halves = torch.stack([statistic(*(_half(part, generator) for part in samples)) for _ in range(resamples)]).double()
+    if not math.isfinite(value) or not bool(halves.isfinite().all()):
+        bad = int((~halves.isfinite()).sum())
+        raise ValueError(
+            f"the statistic must be finite; got {value:g}, and NaN or infinity for {bad} of {resamples} halves"
+        )
     # The k-th smallest of R draws estimates the quantile k/(R + 1).
     tail = max((0.5 * (1 - level) * (resamples + 1) - 1) / (resamples - 1), 0.0)
     low, high = torch.quantile(halves - halves.mean(), halves.new_tensor([tail, 1 - tail])).tolist()

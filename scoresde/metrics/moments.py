@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from scoresde.metrics.samples import flatten
+from scoresde.metrics.samples import flatten, refuse_nonfinite
 from scoresde.tensors import float64
 
 
@@ -30,10 +30,11 @@ def mean_error(x: Tensor, mean: Tensor, covariance: Tensor) -> Tensor:
         (), float64. Its root mean square is (1/N)^(1/2) where x has these moments.
 
     Raises:
-        ValueError: moments of another size than the states.
+        ValueError: moments of another size than the states, samples or moments that are not finite, or a covariance of
+            zero.
     """
     mean, covariance = check_moments(flatten(x).shape[1], mean, covariance)
-    return (flatten(x).mean(dim=0) - mean).norm() / covariance.trace().sqrt()
+    return (flatten(x).mean(dim=0) - mean).norm() / _refuse_constant(covariance).trace().sqrt()
 
 
 def covariance_error(x: Tensor, covariance: Tensor) -> Tensor:
@@ -43,19 +44,29 @@ def covariance_error(x: Tensor, covariance: Tensor) -> Tensor:
         (), float64.
 
     Raises:
-        ValueError: a covariance of another size than the states.
+        ValueError: a covariance of another size than the states, samples or a covariance that are not finite, or a
+            covariance of zero.
     """
     mean, own = moments(x)
     _, covariance = check_moments(len(mean), mean, covariance)
-    return (own - covariance).norm() / covariance.norm()
+    return (own - covariance).norm() / _refuse_constant(covariance).norm()
 
 
 def check_moments(size: int, mean: Tensor, covariance: Tensor) -> tuple[Tensor, Tensor]:
-    """Return (mean (D,), covariance (D, D)) in float64."""
+    """Return (mean (D,), covariance (D, D)) in float64; raise ValueError for another size, NaN or infinity."""
     if mean.numel() != size or covariance.shape != (size, size):
         shapes = f"{tuple(mean.shape)} and {tuple(covariance.shape)}"
         raise ValueError(f"expected a mean ({size},) and a covariance ({size}, {size}); got {shapes}")
+    refuse_nonfinite(mean.reshape(size, 1), "the mean", "numbers")
+    refuse_nonfinite(covariance, "the covariance", "rows")
     return float64(mean).flatten(), float64(covariance)
+
+
+def _refuse_constant(covariance: Tensor) -> Tensor:
+    """Return the covariance, the unit of an error; raise ValueError if it is zero."""
+    if not bool(covariance.any()):
+        raise ValueError("the covariance must not be zero, as it is the unit of the error: the data are constant")
+    return covariance
 
 
 @dataclass(frozen=True)

@@ -1,18 +1,31 @@
 """Samples of states (N, *) as float64 matrices (N, D), the form that every distance computes with."""
 
+import torch
 from torch import Tensor
 
 from scoresde.tensors import float64
+
+SHOWN = 8  # indices of samples in an error message
+
+
+def refuse_nonfinite(x: Tensor, name: str, rows: str = "samples") -> None:
+    """Raise ValueError if x (N, ...) contains NaN or infinity, with the number of such `rows` and the first of them."""
+    is_bad = ~torch.isfinite(x).reshape(len(x), -1).all(dim=1)
+    if bad := is_bad.nonzero().flatten().tolist():
+        raise ValueError(
+            f"{name} must be finite; got NaN or infinity in {len(bad)} of {len(x)} {rows} (first {bad[:SHOWN]})"
+        )
 
 
 def flatten(x: Tensor, name: str = "x") -> Tensor:
     """Return a sample (N, *) as (N, D), float64.
 
     Raises:
-        ValueError: x has fewer than two dimensions, or fewer than two samples.
+        ValueError: x has fewer than two dimensions or fewer than two samples, or contains NaN or infinity.
     """
     if x.ndim < 2 or x.shape[0] < 2:
         raise ValueError(f"{name} has shape {tuple(x.shape)}: expected (N, *) with at least 2 samples")
+    refuse_nonfinite(x, name)
     return float64(x).flatten(1)
 
 
@@ -20,7 +33,7 @@ def flatten_pair(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """Return two samples of equal state shape, each flattened to a float64 matrix.
 
     Raises:
-        ValueError: the states differ in shape, or a sample has fewer than two of them.
+        ValueError: the states differ in shape, or a sample has fewer than two of them, or some that are not finite.
     """
     if x.shape[1:] != y.shape[1:]:
         raise ValueError(f"x {tuple(x.shape)} and y {tuple(y.shape)} must have states of the same shape")

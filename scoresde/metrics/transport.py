@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from scoresde.metrics.samples import flatten_pair
+from scoresde.metrics.samples import flatten_pair, refuse_nonfinite
 from scoresde.tensors import float64
 
 
@@ -23,8 +23,12 @@ def wasserstein(x: Tensor, y: Tensor, order: float = 2) -> Tensor:
         (...), float64.
 
     Raises:
-        ValueError: order < 1.
+        ValueError: order < 1, leading dimensions that differ, or values that are not finite.
     """
+    if x.shape[:-1] != y.shape[:-1]:
+        raise ValueError(f"x and y must have the same leading dimensions; got {tuple(x.shape)} and {tuple(y.shape)}")
+    for name, values in (("x", x), ("y", y)):
+        refuse_nonfinite(values.reshape(-1, 1), name)
     return _transport(float64(x).sort(dim=-1).values, float64(y).sort(dim=-1).values, order) ** (1 / order)
 
 

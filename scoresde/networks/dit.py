@@ -19,8 +19,18 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from scoresde.networks.embeddings import PositionalEmbedding, TimeEmbedding, named
-from scoresde.networks.layers import CONVOLUTIONS, Border, attend, check_shape, checkpointed, linear, split_heads
+from scoresde.networks.layers import (
+    CONVOLUTIONS,
+    Border,
+    attend,
+    cast_for,
+    check_shape,
+    checkpointed,
+    linear,
+    split_heads,
+)
 from scoresde.protocols import Condition
+from scoresde.tensors import FullPrecision
 
 LABEL_FEATURES = 256
 
@@ -53,6 +63,17 @@ def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
 def layer_norm(width: int) -> nn.LayerNorm:
     """Return a layer normalisation without parameters: shift and scale come from the condition."""
     return nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
+
+
+class Positions(FullPrecision):
+    """Add the fixed embedding of the cells of a grid to tokens (B, prod(grid), width), see `positions`."""
+
+    def __init__(self, grid: Sequence[int], width: int):
+        super().__init__()
+        self.values = nn.Buffer(positions(grid, width), persistent=False)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return tokens + self.values.to(tokens.dtype)
 
 
 class TokenAttention(nn.Module):
@@ -146,6 +167,8 @@ class DiT(nn.Module):
             divide.
     """
 
+    casts_inputs = True
+
     def __init__(
         self,
         image_size: int | Sequence[int],
@@ -176,7 +199,7 @@ class DiT(nn.Module):
         self.input = CONVOLUTIONS[dims](channels, width, patch, stride=patch)
         nn.init.xavier_uniform_(self.input.get_parameter("weight").detach().flatten(1))  # as a linear layer on patches
         nn.init.zeros_(self.input.get_parameter("bias"))
-        self.positions = nn.Buffer(positions(self.grid, width), persistent=False)
+        self.positions = Positions(self.grid, width)
         position = PositionalEmbedding(LABEL_FEATURES, time_scale, endpoint=False)
         self.time = TimeEmbedding(position, LABEL_FEATURES, width, classes, cond_features)
         self.conditions = self.time.cond.parts
@@ -191,7 +214,7 @@ class DiT(nn.Module):
         """Return F (B, C', *space) of x (B, C, *space), at noise labels (B,) and a condition, see `embeddings`."""
         check_shape(x, self.shape)
         features = self.time(c_noise, named(cond, self.conditions))
-        tokens = self.input(self.border.add(x)).flatten(2).transpose(1, 2) + self.positions
+        tokens = self.positions(self.input(cast_for(self.input, self.border.add(x))).flatten(2).transpose(1, 2))
         for block in self.blocks.values():
             tokens = checkpointed(block, tokens, features, active=self.checkpointing)
         return self.border.remove(unpatchify(self.final(tokens, features), self.grid, self.patch))

@@ -1,7 +1,8 @@
 """Embeddings of the noise level and of conditions: a class, a vector, a sequence of context vectors.
 
-Sines and cosines of the noise label pass through two linear layers with SiLU and become the time features that every
-block reads. A condition is None (the null condition, which adds nothing), a tensor, or a dict of tensors:
+Sines and cosines of the noise label, in at least float32 whatever the dtype of the network, pass through two linear
+layers with SiLU and become the time features that every block reads. A condition is None (the null condition, which
+adds nothing), a tensor, or a dict of tensors:
 
 | key       | tensor                               | how it enters                                         |
 | --------- | ------------------------------------ | ----------------------------------------------------- |
@@ -20,14 +21,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from scoresde.networks.layers import linear
+from scoresde.networks.layers import cast_for, linear
 from scoresde.protocols import Condition
+from scoresde.tensors import FullPrecision, at_least_float32
 
 NULL = -1
 """The label of a sample without a class."""
 
 
-class PositionalEmbedding(nn.Module):
+class PositionalEmbedding(FullPrecision):
     """sin and cos of the noise label at frequencies from `scale` down to `scale`/10^4, (B,) -> (B, features).
 
     The transformer embedding as DDPM uses it (2006.11239, appendix B); scale 1000 for a label in [0, 1].
@@ -49,11 +51,11 @@ class PositionalEmbedding(nn.Module):
         self.frequencies = nn.Buffer(scale * torch.exp(torch.arange(half).float() * -decay), persistent=False)
 
     def forward(self, label: Tensor) -> Tensor:
-        phase = label[:, None] * self.frequencies
-        return torch.cat([phase.sin(), phase.cos()], dim=1).to(label.dtype)
+        phase = at_least_float32(label)[:, None] * self.frequencies
+        return torch.cat([phase.sin(), phase.cos()], dim=1)
 
 
-class FourierEmbedding(nn.Module):
+class FourierEmbedding(FullPrecision):
     """sin and cos of 2 pi w label for fixed Gaussian frequencies w, (B,) -> (B, features) (2006.10739).
 
     Args:
@@ -71,8 +73,9 @@ class FourierEmbedding(nn.Module):
         self.frequencies = nn.Buffer(scale * torch.randn(_half(features, least=2)))
 
     def forward(self, label: Tensor) -> Tensor:
+        label = at_least_float32(label)
         phase = (label.log() if self.log else label)[:, None] * self.frequencies * (2 * math.pi)
-        return torch.cat([phase.sin(), phase.cos()], dim=1).to(label.dtype)
+        return torch.cat([phase.sin(), phase.cos()], dim=1)
 
 
 def _half(features: int, least: int) -> int:
@@ -168,8 +171,14 @@ class ConditionEmbedding(nn.Module):
                 raise ValueError(
                     f"expected condition vectors of shape ({batch}, {self.cond_features}); got {tuple(vector.shape)}"
                 )
-            terms.append(self.vector(vector))
+            terms.append(self._embed_vector(self.vector, vector))
         return sum(terms[1:], start=terms[0]) if terms else None
+
+    def _embed_vector(self, layer: nn.Linear, vector: Tensor) -> Tensor:
+        """Return the linear map of a vector, computed in at least float32: it may hold numbers such as a year."""
+        vector = at_least_float32(vector)
+        with torch.autocast(vector.device.type, enabled=False):
+            return F.linear(vector, layer.weight.to(vector.dtype), layer.bias.to(vector.dtype)).to(layer.weight.dtype)
 
     def _embed_label(self, table: nn.Embedding, label: Tensor, batch: int) -> Tensor:
         """Return a row of the table for each sample, zero for the null class."""
@@ -220,7 +229,7 @@ class TimeEmbedding(nn.Module):
         features, cond = self.position(label), self.cond(parts, len(label))
         if cond is not None and self.join == "input":
             features = features + cond
-        features = self.outer(F.silu(self.inner(features)))
+        features = self.outer(F.silu(self.inner(cast_for(self.inner, features))))
         if cond is not None and self.join == "output":
             features = features + cond
         return F.silu(features)

@@ -29,6 +29,11 @@ def linear(in_features: int, out_features: int, scale: float = 1.0) -> nn.Linear
     return initialise(nn.Linear(in_features, out_features), scale)
 
 
+def cast_for(layer: Any, x: Tensor) -> Tensor:
+    """Cast x to the dtype of a layer's weight."""
+    return x.to(layer.weight.dtype)
+
+
 def initialise(layer: Layer, scale: float) -> Layer:
     """Initialise a layer as DDPM does and return it: weights uniform with variance scale / fan average, bias zero."""
     nn.init.xavier_uniform_(layer.get_parameter("weight"), gain=math.sqrt(scale))

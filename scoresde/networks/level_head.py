@@ -23,7 +23,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from scoresde.protocols import Condition
+from scoresde.protocols import Condition, call_network
 from scoresde.tensors import broadcast, double
 
 
@@ -43,6 +43,8 @@ class LevelHead(nn.Module):
     Raises:
         ValueError: an argument out of its range; in a call, logits of another shape.
     """
+
+    casts_inputs = True  # the inner network may run in half precision, the closed form may not
 
     def __init__(
         self,
@@ -69,7 +71,7 @@ class LevelHead(nn.Module):
         dtype = y.dtype
         y, s = y.to(double(y)), s.to(double(y))
         scaled = y / broadcast(torch.hypot(s, torch.full_like(s, self.sigma_data)), y)
-        logits = self.network(scaled.to(dtype), (s.log() / 4).to(dtype), cond)
+        logits = call_network(self.network, scaled.to(dtype), s.log() / 4, cond)
         expected = (y.shape[0], y.shape[1] * self.levels, *y.shape[2:])
         if logits.shape != expected:
             raise ValueError(f"expected logits {expected} for {self.levels} levels; got {tuple(logits.shape)}")

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from scoresde.networks.embeddings import PositionalEmbedding, TimeEmbedding, named
-from scoresde.networks.layers import check_shape, linear
+from scoresde.networks.layers import cast_for, check_shape, linear
 from scoresde.protocols import Condition
 
 
@@ -38,6 +38,8 @@ class MLP(nn.Module):
         cond_features: length of the condition vector; 0 for none.
     """
 
+    casts_inputs = True
+
     def __init__(
         self,
         shape: int | Sequence[int],
@@ -61,7 +63,7 @@ class MLP(nn.Module):
         """Return F of the shape of x (B, *), at noise labels (B,) and a condition, see `embeddings`."""
         check_shape(x, self.shape)
         time = self.time(c_noise, named(cond, self.conditions))
-        hidden = self.input(x.flatten(1))
+        hidden = self.input(cast_for(self.input, x.flatten(1)))
         for layer in self.layers.values():
             hidden = layer(hidden, time)
         return self.output(F.silu(self.norm(hidden))).reshape(x.shape)

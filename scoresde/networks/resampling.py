@@ -15,15 +15,23 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from scoresde.networks.layers import CONVOLUTIONS, initialise
+from scoresde.tensors import FullPrecision
 
 CONVOLVE: dict[str, Sequence[Callable[..., Tensor]]] = {
     "down": (F.conv1d, F.conv2d, F.conv3d),
     "up": (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d),
 }
-POOL: Sequence[Callable[..., Tensor]] = (F.avg_pool1d, F.avg_pool2d, F.avg_pool3d)
 
 
-class Filter(nn.Module):
+def _avg_pool3d(x: Tensor, size: int) -> Tensor:
+    """Return F.avg_pool3d(x, size), also in half precision on a CPU, where PyTorch lacks that function."""
+    return F.interpolate(x, scale_factor=1 / size, mode="area")
+
+
+POOL: Sequence[Callable[..., Tensor]] = (F.avg_pool1d, F.avg_pool2d, _avg_pool3d)
+
+
+class Filter(FullPrecision):
     """A separable filter on each channel: strided on the way down, on values between zeros on the way up.
 
     Args:
@@ -47,7 +55,7 @@ class Filter(nn.Module):
         self.kernel = nn.Buffer(kernel, persistent=False)
 
     def forward(self, x: Tensor, padding: int, stride: int = 2) -> Tensor:
-        kernel = self.kernel.expand(x.shape[1], 1, *self.kernel.shape)
+        kernel = self.kernel.to(x.dtype).expand(x.shape[1], 1, *self.kernel.shape)
         return self.convolve(x, kernel, stride=stride, padding=padding, groups=x.shape[1])
 
 

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from scoresde.networks.blocks import Block, BlockStyle, Head, NetworkStyle, residual_resampling
 from scoresde.networks.embeddings import Conditions, FourierEmbedding, PositionalEmbedding, TimeEmbedding, named
-from scoresde.networks.layers import Border, check_shape, convolution
+from scoresde.networks.layers import Border, cast_for, check_shape, convolution
 from scoresde.protocols import Condition
-from scoresde.tensors import broadcast
+from scoresde.tensors import at_least_float32, broadcast
 
 Factory = Callable[..., Any]
 """A class or function that returns a module; in YAML a `_target_` with `_partial_: true`."""
@@ -156,6 +156,8 @@ class UNet(nn.Module):
         TypeError: a part of another type.
     """
 
+    casts_inputs = True  # `input_frequencies` need the digits of the state
+
     def __init__(
         self,
         image_size: int | Sequence[int],
@@ -262,8 +264,10 @@ class UNet(nn.Module):
         features = self.context_features
         if context is not None and (context.ndim != 3 or (context.shape[0], context.shape[2]) != (len(x), features)):
             raise ValueError(f"expected context vectors of shape ({len(x)}, L, {features}); got {tuple(context.shape)}")
+        context = None if context is None else cast_for(self.input, context)
         image = self.border.add(x if self.ends.centered else 2 * x - 1)
-        hidden = self.input(append_fourier_features(image, self.ends.input_frequencies))
+        hidden = self.input(cast_for(self.input, append_fourier_features(image, self.ends.input_frequencies)))
+        image = cast_for(self.input, image)
         skips = [hidden]
         for stage in self.down.children():
             hidden, image, outputs = stage(hidden, image, time, context)
@@ -273,4 +277,7 @@ class UNet(nn.Module):
         for stage in self.up.children():
             hidden, image = stage(hidden, image, time, context, skips)
         output = self.border.remove(image if self.output is None else self.output(hidden))
-        return output / broadcast(c_noise, output) if self.ends.scale_by_sigma else output
+        if not self.ends.scale_by_sigma:
+            return output
+        output = at_least_float32(output)
+        return output / broadcast(c_noise, output)

@@ -24,6 +24,7 @@ from scoresde.random_stream import RandomStream
 from scoresde.samplers.grids import Transition
 from scoresde.score import BaseModel, device_of
 from scoresde.sdes import SDE
+from scoresde.tensors import at_least_float32, check_shape_of_states
 from scoresde.wrappers import as_model
 
 MOST_SIGNAL = math.log(0.1)  # log-SNR up to which noise may replace the states at the first time of a grid
@@ -154,11 +155,13 @@ class Sampler(PlainStep):
             callback: called with (index, t, x) after each transition; it must not write into x.
             trajectory: True keeps the state after every transition, k after every k-th.
             progress: show a progress bar.
-            device, dtype: of samples that start from noise; default the model's device and float32.
+            device, dtype: of samples that start from noise; default the model's device and float32. States are at
+                least float32 in between: in half precision the small updates of many steps would be lost.
 
         Raises:
             ValueError: both or neither of shape and x_T, states that are not floating-point numbers (B, *), a number of
-                seeds other than B, a negative trajectory, or a shape if states at the first time are more than noise.
+                seeds other than B, a negative trajectory, or a shape if states at the first time are more than noise;
+                a step or a constraint that returns another shape.
             RuntimeError: samples that are NaN or infinite.
         """
         if (every := int(trajectory)) < 0:
@@ -170,7 +173,7 @@ class Sampler(PlainStep):
         x = torch.empty(tuple(shape or ()), dtype=dtype, device=device or device_of(model)) if x_T is None else x_T
         if not x.is_floating_point() or x.ndim < 2 or (x_T is None and not x.numel()):
             raise ValueError(f"states must be floating-point tensors (B, *); got {x.dtype} {tuple(x.shape)}")
-        stream = RandomStream(generator, seeds, len(x))
+        stream, dtype, x = RandomStream(generator, seeds, len(x)), x.dtype, at_least_float32(x)
         if x_T is None:
             x = _noise_std(model.sde, pairs[0][0]) * stream.normal(x)
         memory, states = None, [x] if every else []
@@ -178,7 +181,9 @@ class Sampler(PlainStep):
         count = Evaluations()
         for i, (entry, (_, t)) in enumerate(zip(plan, pairs, strict=True)):
             with counting(count):  # evaluations of a callback are not counted
+                before = x
                 x, memory = self.advance(model, x, entry, stream, memory)
+                check_shape_of_states("the result of a step", x, before)
                 if constraint is not None:
                     x = _constrained(constraint, model, x, t, stream)
             if callback is not None:
@@ -188,6 +193,7 @@ class Sampler(PlainStep):
         if self.denoise_final:
             with counting(count):
                 x = model.predict(x, t).denoised
+        x = x.to(dtype)
         _refuse_nan(x)
         return Samples(x, count.forward, torch.stack(states) if states else None, count.backward)
 
@@ -196,6 +202,7 @@ def _constrained(constraint: Constraint, model: BaseModel, x: Tensor, t: Tensor,
     """The constrained state; a new tensor if x was written into, for a method compares x with what it remembers."""
     before = None if x.is_inference() else x._version
     constrained = constraint(model, x, t, stream)
+    check_shape_of_states("the constrained state", constrained, x)
     if not constrained.is_floating_point():
         return constrained.to(x.dtype)
     changed = before is None or x._version != before

@@ -23,20 +23,19 @@ them apart: use `path.requires_grad_(False)` with those.
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 from scoresde.sdes.log_snr import LogSNRPath
-from scoresde.tensors import float64
+from scoresde.tensors import FullPrecision, float64
 
 ROUNDS = 80  # of the root search; bisection alone would need 50
 ROUNDING = 4e-15  # of phi
 
 
-class LearnedVP(LogSNRPath):
+class LearnedVP(FullPrecision, LogSNRPath):
     """A path whose gamma(t) = -log SNR is a monotone network of t (2107.00630, eq. 4 and appendix H).
 
     Args:
@@ -143,15 +142,6 @@ class LearnedVP(LogSNRPath):
         """(a, b, c) of the units, float64 (K,) each, on the CPU."""
         a, b, c = self._first_shape + float64(self.shape).cpu()
         return _softplus(a), _softplus(b), c
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
-        """Move and cast like any module, but never to half precision, which would change the path."""
-
-        def without_half(tensor: Tensor) -> Tensor:
-            moved = fn(tensor)
-            return moved if torch.finfo(moved.dtype).bits >= 32 else tensor.to(moved.device)
-
-        return super()._apply(without_half, recurse)
 
     def extra_repr(self) -> str:
         if self.ends.is_meta:

@@ -28,7 +28,7 @@ from scoresde.protocols import Model
 from scoresde.random_stream import RandomStream
 from scoresde.sdes import transitions
 from scoresde.sdes.transitions import Point
-from scoresde.tensors import broadcast, dimensions, float64, floating, sum_dims
+from scoresde.tensors import at_least_float32, broadcast, check_shape_of_states, dimensions, float64, floating, sum_dims
 
 SECTIONS, ROUNDS = 64, 11  # 64^11 = 2^66 narrows any interval of float64 times down to neighbouring numbers
 
@@ -43,6 +43,15 @@ def check_level(l: float) -> float:  # noqa: E741 - the letter of the formula
     if not l >= 0:
         raise ValueError(f"the noise level l must be >= 0; got {l}")
     return float(l)
+
+
+def _check_times(t_from: Tensor, t_to: Tensor) -> None:
+    """Raise ValueError unless each time is () or (B,), with one B."""
+    shapes = t_from.shape, t_to.shape
+    if max(map(len, shapes)) > 1 or len({*shapes} - {torch.Size()}) > 1:
+        raise ValueError(
+            f"t_from and t_to must have shape () or (B,), with one B; got {', '.join(map(str, map(tuple, shapes)))}"
+        )
 
 
 class SDE(nn.Module):
@@ -111,20 +120,37 @@ class SDE(nn.Module):
         return low
 
     def perturb(self, x0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
-        """A draw from p(x_t | x_0): alpha(t) x0 + sigma(t) noise, with x0 and noise (B, *), t () or (B,)."""
+        """A draw from p(x_t | x_0): alpha(t) x0 + sigma(t) noise, with x0 and noise (B, *), t () or (B,).
+
+        Raises:
+            ValueError: noise or t of another shape.
+        """
+        check_shape_of_states("noise", noise, x0)
         x0, t = floating(x0), float64(t)
-        return broadcast(self.alpha(t), x0) * x0 + broadcast(self.sigma(t), x0) * noise
+        state = at_least_float32(x0)
+        perturbed = broadcast(self.alpha(t), state) * state + broadcast(self.sigma(t), state) * noise
+        return perturbed.to(x0.dtype)
 
     def at(self, t: Tensor) -> Point[Tensor]:
         """The path at float64 t, () or (B,): alpha, sigma, log(alpha/sigma), and the properties of `Point`."""
         return Point(t, self.alpha(t), self.sigma(t), 0.5 * self.log_snr(t))
 
     def transition(self, t_from: Tensor, t_to: Tensor) -> tuple[Tensor, Tensor]:
-        """(r, v) of the forward kernel x_to = r x_from + v^(1/2) eps for t_from < t_to; see `sdes.transitions`."""
+        """(r, v) of the forward kernel x_to = r x_from + v^(1/2) eps for t_from < t_to; see `sdes.transitions`.
+
+        Raises:
+            ValueError: times that are not () or (B,).
+        """
+        _check_times(t_from, t_to)
         return transitions.transition(self.at(t_from), self.at(t_to))
 
     def posterior(self, t_from: Tensor, t_to: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(a, b, v) of q(x_to | x_from, x_0) = N(a x_from + b x_0, v I) for t_to < t_from; see `sdes.transitions`."""
+        """(a, b, v) of q(x_to | x_from, x_0) = N(a x_from + b x_0, v I) for t_to < t_from; see `sdes.transitions`.
+
+        Raises:
+            ValueError: times that are not () or (B,).
+        """
+        _check_times(t_from, t_to)
         return transitions.posterior(self.at(t_to), self.at(t_from))
 
     @property

@@ -1,4 +1,4 @@
-"""Exponential moving average of a model's parameters.
+"""Exponential moving average of a model's parameters, in at least float32: in bfloat16 it stalls at decays above 0.996.
 
     shadow <- d shadow + (1 - d) parameter,        d = min(decay, w(n)) after step n = 1, 2, ...
 
@@ -19,6 +19,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from scoresde.tensors import at_least_float32
 from scoresde.training.checkpoint import restore
 
 WARMUPS = ("tensorflow", "edm", "none")
@@ -61,7 +62,7 @@ class EMA:
             raise ValueError(f"rampup_ratio must be positive; got {rampup_ratio}. Use warmup='none' for no warm-up")
         self.decay, self.warmup, self.rampup_ratio = decay, warmup, rampup_ratio
         self.parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        self.shadow = {name: p.detach().clone() for name, p in self.parameters.items()}
+        self.shadow = {name: at_least_float32(p.detach().clone()) for name, p in self.parameters.items()}
 
     def decay_at(self, step: int) -> float:
         """Return d of a step, counted from 1."""
@@ -73,8 +74,9 @@ class EMA:
 
     def update(self, step: int) -> None:
         """Add the parameters after `step` steps (1 after the first) to the average."""
-        current = [p.detach() for p in self.parameters.values()]
-        torch._foreach_lerp_(list(self.shadow.values()), current, 1 - self.decay_at(step))
+        averages = list(self.shadow.values())
+        current = [p.detach().to(a.dtype) for p, a in zip(self.parameters.values(), averages, strict=True)]
+        torch._foreach_lerp_(averages, current, 1 - self.decay_at(step))
 
     def load(self, shadow: dict[str, Tensor]) -> None:
         """Load the averages from a checkpoint.

@@ -16,6 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from scoresde.tensors import at_least_float32
 from scoresde.training import checkpoint
 from scoresde.training.power_profiles import combination, gamma_of, inner_products, rate
 
@@ -45,10 +46,7 @@ class PowerAverages:
             raise ValueError(f"sigma_rels must be one or more different widths; got {list(sigma_rels)}")
         self.parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self.averages = {
-            sigma_rel: {
-                name: p.detach().to(torch.promote_types(p.dtype, torch.float32), copy=True)
-                for name, p in self.parameters.items()
-            }
+            sigma_rel: {name: at_least_float32(p.detach().clone()) for name, p in self.parameters.items()}
             for sigma_rel in self.gammas
         }
 
@@ -207,7 +205,7 @@ def reconstruct(
             raise ValueError(f"{source.path} has averages of other parameters than the snapshots before it")
         for name, tensor in average.items():
             total[name].add_(tensor.double(), alpha=coefficient)
-    return {name: tensor.float() for name, tensor in total.items()}
+    return {name: tensor.to(average[name].dtype) for name, tensor in total.items()}
 
 
 def _files(directory: Path) -> list[Path]:

@@ -24,7 +24,7 @@ from scoresde.losses import LossTerms, Objective
 from scoresde.progress import progress_bar
 from scoresde.protocols import Condition, select
 from scoresde.score import ScoreModel
-from scoresde.tensors import available
+from scoresde.tensors import available, is_half
 from scoresde.training import distributed, posthoc_ema
 from scoresde.training.batches import StepNoise, batches, fitting, share, split_condition, step_seed
 from scoresde.training.distributed import SharedObjective
@@ -153,7 +153,8 @@ class Trainer:
 
         Raises:
             TypeError: the model is not a module.
-            ValueError: another process trains in this directory, or the run has more steps already.
+            ValueError: another process trains in this directory, the run has more steps already, or a trained weight
+                is in half precision.
             NonFiniteLoss: too many steps in a row were not finite; the last checkpoint is unchanged.
             Interrupted: SIGINT or SIGTERM was received; the checkpoint holds the last complete step.
         """
@@ -190,6 +191,12 @@ class Trainer:
         """Move the model to its device and memory layout, and compile it."""
         if not isinstance(model, nn.Module):
             raise TypeError(f"the model must be a module, such as a scoresde.ModelWrapper; got {type(model).__name__}")
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad and is_half(parameter):
+                raise ValueError(
+                    f"trained weights must be float32 or float64, as half precision loses small updates; got {name} in "
+                    f"{parameter.dtype}: call model.float(), and set precision='bf16' or 'fp16' for the arithmetic"
+                )
         model.to(self.where).train()
         network: Any = getattr(model, "network", None)
         if (self.channels_last or self.compile) and not isinstance(network, nn.Module):

@@ -65,7 +65,7 @@ def test_values_far_from_zero_are_described_and_drawn(mean, std, dtype, capsys, 
         rows = table_of(capsys, "data=arrays", "data.path=x.npy")
         spread = float(re.search(r"standard deviation ([\d.]+)", rows["model space"][0])[1])
         assert spread == pytest.approx(1, rel=0.01)
-    assert (tmp_path / "datasets" / "figures" / "arrays.png").stat().st_size > 5000
+    assert (tmp_path / "datasets" / "figures" / "arrays,data.path=x.npy.png").stat().st_size > 5000
 
 
 def test_a_table_of_decimal_commas_with_gaps_and_classes(capsys, tmp_path):

@@ -10,7 +10,7 @@ import torch
 from scoresde.cli import main
 from scoresde.data import Digits, Toy2D
 from scoresde.metrics.feature_statistics import FeatureStatistics
-from scoresde.metrics.features import Features
+from scoresde.metrics.features import Pixels
 from scoresde.metrics.image_quality import METRICS
 from tests.cli.conftest import rows
 
@@ -54,7 +54,7 @@ def test_images_have_figures_in_a_named_space_and_bits(grey, capsys):
 def test_statistics_and_samples_from_files(grey, capsys):
     images = torch.stack(list(Digits("validation")))
     np.save("real.npy", images.numpy().astype(np.uint8))
-    FeatureStatistics.of(Features(images.flatten(1)), "pixels", keep=False).save(Path("real.npz"))
+    FeatureStatistics.of(Pixels()(images, (0, 16)), Pixels.name, keep=False).save(Path("real.npz"))
     command = ["evaluate", f"run={grey}", "samples=real.npy", "reference=real.npz", "~likelihood", "floors=[]"]
     assert main(command) == 0
     (row,) = rows(grey)

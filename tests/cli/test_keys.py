@@ -41,6 +41,10 @@ def test_a_misspelt_key_of_an_own_experiment_is_refused(refused, tmp_path):
     assert "no key 'trainr'; did you mean trainer?" in refused("train", "--config-dir", "my", "experiment=mine")
 
 
+def check(config):
+    check_keys("train", config, config.hydra.runtime.choices)
+
+
 def experiments():
     return sorted(path.stem for path in (config_directory() / "experiment").glob("*.yaml"))
 
@@ -48,29 +52,34 @@ def experiments():
 def test_every_key_of_every_experiment_is_read():
     with configurations("train", None) as (compose, _):
         for experiment in experiments():
-            check_keys("train", compose(f"experiment={experiment}"))
+            check(compose(f"experiment={experiment}"))
 
 
 def test_an_interpolated_key_and_what_an_optional_argument_adds_are_read():
     with configurations("train", None) as (compose, _):
-        check_keys("train", compose("network=mlp", "+my={w: 32}", "network.width=${my.w}"))
-        check_keys("train", compose("+optimizer.amsgrad=true", "trainer.wandb={project: any}"))
+        check(compose("network=mlp", "+my={w: 32}", "network.width=${my.w}"))
+        check(compose("+optimizer.amsgrad=true", "trainer.wandb={project: any}"))
 
 
 def test_a_key_that_is_interpolated_from_beside_it_is_read():
     with configurations("train", None) as (compose, _):
         config = compose("+data.half=4", "data.range=[0,'${..half}']")
-        check_keys("train", config)
+        check(config)
         config.data.range = [0, 4]
         with pytest.raises(ValueError, match=r"no key 'data\.half'"):
-            check_keys("train", config)
+            check(config)
+
+
+def test_a_variable_of_the_data_may_be_overridden_where_it_is_used():
+    with configurations("train", None) as (compose, _):
+        check(compose("data=table", *(f"data.{split}.labels=kind" for split in ("train", "validation", "test"))))
 
 
 def test_the_path_of_a_file_is_known_where_a_dataset_has_one():
     with configurations("train", None) as (compose, _):
         config = compose("data=arrays", "+data.pth=x.npy")
         with pytest.raises(ValueError, match=r"no key 'data\.pth'; did you mean data\.path\?"):
-            check_keys("train", config)
+            check(config)
 
 
 def test_keys_are_near_by_their_whole_or_by_their_last_name():

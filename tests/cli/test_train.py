@@ -149,7 +149,7 @@ def test_a_second_training_of_the_same_run_is_refused_while_the_first_goes_on(to
 
 LABELLED = ["experiment=table", "data.path=x.csv", "network.width=8", "network.depth=1", "trainer.batch_size=16"]
 LABELLED += ["trainer.preview_every=2", "trainer.evaluate_every=2", "trainer.steps=2", "held_out.draws=2", "run=r"]
-LABELS = [f"+data.{split}.labels=class" for split in ("train", "validation", "test")]
+LABELS = [f"data.{split}.labels=class" for split in ("train", "validation", "test")]
 
 
 @pytest.fixture

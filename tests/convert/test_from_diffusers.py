@@ -182,6 +182,18 @@ def exploding(network=None, **config):
     return network, hf.ScoreSdeVeScheduler(sigma_max=50.0, sampling_eps=1e-4, **config)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_cast_to_half_precision_keeps_the_frequencies_of_fourier_features(dtype):
+    run, x, t = convert(exploding()), states(2, 3, 8, 8), torch.tensor([0.3, 0.8], dtype=torch.float64)
+    before = run.model.network.unet.time_proj.weight.clone()
+    exact = run.model.score(x, t)
+    run.model.to(dtype)
+    assert torch.equal(run.model.network.unet.time_proj.weight, before)
+    assert run.model.network.unet.conv_in.weight.dtype == dtype
+    error = (run.model.score(x, t) - exact).norm() / exact.norm()
+    assert error < 4 * torch.finfo(dtype).eps
+
+
 def test_score_sde_ve_is_a_ve_of_images_from_0_to_1():
     network, scheduler = exploding()
     run, x = convert((network, scheduler)), states(2, 3, 8, 8)

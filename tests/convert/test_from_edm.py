@@ -113,6 +113,20 @@ def test_any_file_prefix_and_order_of_tensors(converted, tmp_path, suffix):
     assert all(torch.equal(value, expected[key]) for key, value in actual.items())
 
 
+def test_weights_in_half_precision_are_converted_in_float32(file):
+    """The factor of an embedding and the bias that becomes part of another are not rounded again."""
+    name, bias = "edm_ncsnpp", 0.1 * torch.ones(1)
+    half = {key: value.half() if value.is_floating_point() else value for key, value in original(name).items()}
+    label = half["model.map_label.weight"]
+    half["model.map_label.bias"] = bias.expand(len(label)).half()
+    states = []
+    for state in (half, {key: value.float() for key, value in half.items()}):
+        torch.save(state, file)
+        states.append(edm(file).model.state_dict())
+    assert all(torch.equal(value, states[1][key]) for key, value in states[0].items())
+    assert {value.dtype for value in states[0].values()} == {torch.float32}
+
+
 PRECONDITIONED = [
     ("edm_ddpmpp", {}, (0.1, 19.9, 1000)),
     ("edm_adm", {"beta_min": 0.2, "beta_d": 14.0, "M": 500, "epsilon_t": 1e-3, "dropout": 0.3}, (0.2, 14.0, 500)),

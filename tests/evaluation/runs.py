@@ -1,5 +1,6 @@
 """A run on the digits without training, for the tests of evaluations."""
 
+import torch
 from omegaconf import OmegaConf
 
 import scoresde as ss
@@ -9,6 +10,11 @@ from scoresde.data import Levels
 
 def digits(split):
     return {"_target_": "scoresde.data.Digits", "split": split}
+
+
+def broken(n=20):
+    """Points of which every seventh is NaN, from the third on."""
+    return [torch.full((2,), torch.nan if i % 7 == 3 else 1.0) for i in range(n)]
 
 
 def digits_run(path, levels=17, dequantization=ss.Uniform(), training=None, **data):  # noqa: B008

@@ -58,13 +58,27 @@ def test_statistics_are_those_of_the_split_and_computed_once(tmp_path):
     calls = Counted.calls
     second = data_statistics(run, "test", space)
     assert Counted.calls == calls > 0
-    images = torch.stack(list(Digits("test")))
+    images = torch.stack(list(Digits("test"))) / 8 - 1
     for statistics in (first, second):
         assert torch.equal(statistics.features.values, images.flatten(1))
         assert torch.equal(statistics.covariance, moments(images)[1])
     few = data_statistics(run, "test", space, tmp_path / "elsewhere", most=5)
     assert len(list((tmp_path / "elsewhere" / "test").iterdir())) == 1
     assert torch.equal(few.features.values, images[[0, 74, 148, 222, 296]].flatten(1))
+
+
+def test_features_that_are_not_finite_are_refused_and_not_stored(tmp_path):
+    class Broken(Pixels):
+        def __call__(self, images, span):
+            values = images.flatten(1)
+            return Features(torch.where(values[:, 20:21] > 12, torch.nan, values))
+
+    images = torch.stack(list(Digits("test")))
+    count = int((images.flatten(1)[:, 20] > 12).sum())
+    message = rf"the features of the test data in the space pixels in \[-1, 1\] must be .* in {count} of 297 samples"
+    with pytest.raises(ValueError, match=message):
+        data_statistics(digits_run(tmp_path), "test", Broken())
+    assert not list((tmp_path / "statistics").rglob("*.npz"))
 
 
 def test_another_space_or_dataset_has_another_file(tmp_path):
@@ -87,7 +101,7 @@ def test_training_images_that_occur_in_the_split_are_excluded(tmp_path):
     statistics = data_statistics(run, "train", Pixels(), most=1400, without="validation")
     assert statistics.count == 1300
     rows = {row.numpy().tobytes() for row in statistics.features.values}
-    assert rows == {image.numpy().tobytes() for image in Digits("train")}
+    assert rows == {(image / 8 - 1).numpy().tobytes() for image in Digits("train")}
     same = digits_run(tmp_path, train=digits("test"))
     with pytest.raises(ValueError, match=r"only 0 train images are not in the test data too: set floors=\[halves\]"):
         data_statistics(same, "train", Pixels(), most=50, without="test")

@@ -18,6 +18,16 @@ def test_one_sample_has_no_standard_error():
     assert likelihood_table(likelihood(), "test") == {"test bits/dim": "1.2500", **CONVENTIONS, **cost}
 
 
+def test_no_error_is_printed_as_zero():
+    """A small one has an exponent; one that is exactly 0, as of an exact trace of continuous data, is left out."""
+    rows = likelihood_table(
+        likelihood(stderr=0.3, population=0.3, monte_carlo=0.0, discretisation=Estimate(2e-6, 4e-7)), "test"
+    )
+    assert rows["errors"] == "+- 0.3000 population"
+    assert rows["finer solve"] == "+0.0000 +- 4.0e-07"
+    assert str(Estimate(1.25, 0.0)) == str(Estimate(1.25, None)) == "1.2500"
+
+
 def test_errors_and_the_bound_come_before_the_conventions():
     result = likelihood(
         stderr=0.5,

@@ -96,7 +96,7 @@ def test_states_are_compared_in_model_space(tmp_path):
         (lambda x: x, {"floors": ["noise"]}, "noise floor must be one of train, halves; got 'noise'"),
         (lambda x: x[:, :, :4], {}, r"expected samples \(N, 1, 8, 8\) with N >= 4; got \(200, 1, 4, 8\)"),
         (lambda x: x[:3], {}, "with N >= 4; got"),
-        (lambda x: x / 0, {}, "the samples contain NaN or infinity"),
+        (lambda x: x / 0, {}, "the samples must be finite; got NaN or infinity in 200 of 200 samples"),
         (lambda x: x, {"metrics": ["fid"]}, "metric must be one of .*; got 'fid'"),
         (lambda x: x, {"split": "all"}, "has no all data"),
         (lambda x: x, {"split": "copy"}, "only 0 train images are not in the copy data too"),

@@ -9,7 +9,7 @@ from scoresde.evaluation import Reference, mixture_of_three
 from scoresde.evaluation.references import data_states, describe, metric_values
 from scoresde.metrics import frechet_distance, moments
 from scoresde.samplers import DDIM, PredictorCorrector
-from tests.conftest import close, f64, oracle, within
+from tests.conftest import close, f64, normal, oracle, within
 from tests.evaluation.runs import digits_run
 
 SDE = ss.VP()
@@ -66,6 +66,19 @@ def test_images_are_compared_in_principal_components_of_the_training_data(tmp_pa
     expected = frechet_distance(*moments(reference.features(samples)), *moments(reference.features(reference.states)))
     assert rows[0][2].value == pytest.approx(float(expected))
     assert floor[0][2].high < rows[0][2].low
+
+
+def test_data_that_is_not_finite_is_named_with_its_number(tmp_path):
+    run = digits_run(tmp_path, test={"_target_": "tests.evaluation.runs.broken"}, dequantization=None)
+    with pytest.raises(ValueError, match=r"the test data of .* must be finite; got NaN or infinity in 3 of 20 samples"):
+        Reference.of_run(run, 100, trust=["tests"])
+    x = normal(8, 2)
+    for states, truth, name in (
+        (x / 0, x, "the states of the reference"),
+        (x, x / 0, r"the noise floor \(exact draws\)"),
+    ):
+        with pytest.raises(ValueError, match=f"{name} must be finite; got NaN or infinity in 8 of 8 samples"):
+            Reference(states, truth, "test")
 
 
 def test_missing_or_too_little_data_is_named(tmp_path):

@@ -1,6 +1,7 @@
 """Comparison of samplers: better samplers have smaller errors on an exact score, and costs are counted."""
 
 import csv
+import math
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ import torch
 import scoresde as ss
 from scoresde.evaluation import Reference, compare, mixture_of_three
 from scoresde.evaluation.references import METRICS
-from scoresde.evaluation.sampler_comparison import table, write_csv
+from scoresde.evaluation.sampler_comparison import plus_minus, table, write_csv
 from scoresde.metrics import frechet_distance, mean_error, moments, sliced_wasserstein
 from scoresde.samplers import DDIM, Ancestral, DPMSolver, DPMSolverPP, Heun, Langevin, PredictorCorrector
 
@@ -135,6 +136,29 @@ def test_a_sampler_with_nan_samples_is_left_out_with_a_warning(model, reference)
 def test_wrong_input(model, reference, arguments, message):
     with pytest.raises(ValueError, match=message):
         compare(model, reference=reference, **{"samplers": {"heun": of(Heun())}, "budgets": [4], **TINY, **arguments})
+
+
+@pytest.mark.parametrize(
+    ("value", "error", "text"),
+    [
+        (1.23456, 0.0123, "1.235 +- 0.012"),
+        (1234.5, 56.7, "1234 +- 57"),
+        (-0.00032, 0.00011, "-0.00032 +- 0.00011"),
+        (1.0, 1.2e-8, "1.000000 +- 1.2e-08"),
+        (37207304207.0, 123456789.0, "3.721e+10 +- 1.2e+08"),
+        (-2.5e-9, 1.1e-9, "-2.5e-09 +- 1.1e-09"),
+        (0.0, 2e-12, "0.0e+00 +- 2.0e-12"),
+        (0.25, 0.0, "0.2500"),
+        (0.0, 0.0, "0.0000"),
+        (0.25, None, "0.2500"),
+        (0.25, math.nan, "0.2500"),
+        (2.5e-9, None, "2.5e-09"),
+        (math.nan, None, "nan"),
+    ],
+)
+def test_numbers_are_printed_in_their_own_scale(value, error, text):
+    """Small and large ones with exponents, and no error of 0."""
+    assert plus_minus(value, error) == text
 
 
 def test_the_table_and_the_csv_file_show_the_rows(model, reference, tmp_path):

@@ -7,6 +7,7 @@ from torch.utils.data import TensorDataset
 from scoresde.data import Digits, Toy2D
 from scoresde.evaluation.trained_classifier import SmallCNN, TrainedClassifier, labelled, train_classifier
 from scoresde.metrics.features import file_sha256
+from scoresde.metrics.intervals import wilson
 from scoresde.training.checkpoint import load, save
 from tests.conftest import seeded
 
@@ -52,6 +53,8 @@ def test_images_of_any_size_are_accepted():
 
 
 def test_wrong_input():
+    with pytest.raises(ValueError, match="images must be finite; got NaN or infinity in 1 of 2 samples"):
+        labelled([(torch.zeros(1, 4, 4), 0), (torch.full((1, 4, 4), torch.nan), 1)])
     with pytest.raises(TypeError, match=r"pairs \(image, label\): set labels=true"):
         labelled(Digits("test"))
     with pytest.raises(ValueError, match=r"images \(C, H, W\) with labels 0, 1, ...; got shape \(2,\)"):
@@ -75,7 +78,9 @@ def test_it_is_trained_once_and_then_read_from_its_file(tmp_path):
     assert path.read_bytes() == content
     assert (second.digest, second.name) == (file_sha256(path), f"bars ({file_sha256(path)[:12]})")
     accuracy = load(path)[1]["accuracy"]
-    assert second.description == f"classifier, {100 * accuracy:.1f}% of 40 test images correct; {path}"
+    interval = wilson(round(40 * accuracy), 40, 1.96)
+    ends = f"95% interval {100 * interval.low:.1f}% to {100 * interval.high:.1f}%"
+    assert second.description == f"classifier, {100 * accuracy:.1f}% of 40 test images correct ({ends}); {path}"
     assert first.description == f"{second.description}, trained just now"
 
 

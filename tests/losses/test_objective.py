@@ -200,6 +200,15 @@ def test_users_can_define_an_objective_by_its_value():
         losses.Objective()(model, x0)
 
 
+@pytest.mark.parametrize("loss", [losses.DenoisingScoreMatching(), losses.ImplicitScoreMatching()])
+def test_the_terms_of_states_in_half_precision_are_in_float32(loss):
+    """At sigma = 1e-3, where half precision has no digits of the noise."""
+    model, x0 = oracle((2,)).score_model(ss.VP()), normal(4, 2).bfloat16()
+    half, full = (loss(model, x, t=f64(1e-5), generator=seeded()).value for x in (x0, x0.float()))
+    assert half.dtype == torch.float32
+    assert torch.equal(half, full)
+
+
 @pytest.mark.parametrize("options", [{"t": f64(0.1, 0.2, 0.3)}, {"noise": normal(1, 2)}], ids=["t", "noise"])
 def test_shapes_that_do_not_fit_are_refused(options):
     ((name, value),) = options.items()

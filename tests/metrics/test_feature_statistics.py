@@ -44,6 +44,14 @@ def test_files_of_other_projects(tmp_path):
     assert torch.equal(score_sde.features.values, torch.from_numpy(values))
 
 
+def test_features_in_half_precision_are_saved_in_float32(tmp_path):
+    values = normal(20, 3).bfloat16()
+    FeatureStatistics.of(Features(values)).save(tmp_path / "a.npz")
+    loaded = FeatureStatistics.load(tmp_path / "a.npz")
+    assert torch.equal(loaded.features.values, values.float())
+    assert torch.equal(loaded.mean, moments(values.double())[0])
+
+
 class Danger:
     def __reduce__(self):
         return (print, ("executed",))
@@ -54,7 +62,10 @@ class Danger:
     [
         ({"images": np.zeros(3)}, "expected the arrays mu and sigma, or pool_3"),
         ({"mu": np.zeros(3), "sigma": np.zeros((2, 2))}, r"a covariance \(D, D\); got \(3,\) and \(2, 2\)"),
-        ({"mu": np.full(2, np.nan), "sigma": np.eye(2)}, "contains NaN"),
+        (
+            {"mu": np.full(2, np.nan), "sigma": np.eye(2)},
+            "the mean must be finite; got NaN or infinity in 2 of 2 numbers",
+        ),
         ({"mu": np.array([Danger()], dtype=object), "sigma": np.eye(1)}, "allow_pickle=False"),
         (None, ""),
     ],

@@ -47,11 +47,11 @@ def detector(tmp_path_factory):
     return network, path
 
 
-def test_pixels_are_the_flattened_values():
-    x = normal(4, 2, 3, 3)
-    features = Pixels()(x, (0, 1))
-    assert torch.equal(features.values, x.reshape(4, 18))
-    assert (features.logits, Pixels().name, Pixels().digest) == (None, "pixels", None)
+def test_pixels_are_the_flattened_values_from_black_at_minus_one_to_white_at_one():
+    x = torch.randint(0, 17, (4, 2, 3, 3), generator=seeded()).float()
+    features = Pixels()(x, (0, 16))
+    assert torch.equal(features.values, x.reshape(4, 18) / 8 - 1)
+    assert (features.logits, Pixels().name, Pixels().digest) == (None, "pixels in [-1, 1]", None)
 
 
 def test_eight_bit_levels_are_rounded_and_clipped():

@@ -20,6 +20,7 @@ from scoresde.metrics.image_quality import (
     missing,
     precision_recall,
 )
+from scoresde.metrics.intervals import wilson
 from tests.conftest import normal, seeded
 
 
@@ -95,7 +96,67 @@ def test_precision_and_recall_equal_their_definition(k, chunk, integers):
     assert precision.value == share_within(x.tolist(), y.tolist(), k)
     assert recall.value == share_within(y.tolist(), x.tolist(), k)
     assert 0 < recall.value < 1
-    assert precision.error == pytest.approx(math.sqrt(precision.value * (1 - precision.value) / len(x)))
+    interval = wilson(round(precision.value * len(x)), len(x))
+    assert precision.error == max(interval.high - precision.value, precision.value - interval.low)
+    assert precision.error > math.sqrt(precision.value * (1 - precision.value) / len(x))
+
+
+@pytest.mark.parametrize("span", [(0, 255), (0, 16), (0, 1)])
+def test_levels_on_the_boundary_of_a_ball_are_inside_after_scaling(span):
+    """Distances of levels are often equal; those of scaled levels are equal up to rounding."""
+    levels = [torch.randint(0, 4, (60, 1, 1, 3), generator=seeded(seed)) for seed in (0, 1)]
+    shares = [share_within(*(x.flatten(1).tolist() for x in pair), 3) for pair in (levels, levels[::-1])]
+    values = measure_images(
+        *(x.float() * max(span[1] // 255, 1) for x in levels), Pixels(), span, ("precision", "recall")
+    )
+    assert [value.value for value in values.values()] == shares
+
+
+def test_none_or_all_inside_has_an_error():
+    """1/(n + 1) at one standard error, where the standard error of a fraction is 0."""
+    x, y = normal(30, 2), normal(40, 2, seed=1)
+    for near, far in ((0.0, 1e6), (1.0, 0.0)):
+        precision, recall = precision_recall(x + far if near == 0 else y[:30], y)
+        assert precision.value == near
+        assert precision.error == pytest.approx(1 / 31)
+        assert recall.error >= 1 / 41
+
+
+def test_an_error_without_variation_is_none():
+    """Of a single subset, of subsets that hold every sample, and of equal moments, where influences are zero."""
+    x, y = normal(30, 4), normal(30, 4, seed=1)
+    for options in ({"subsets": 1, "subset_size": 8}, {"subsets": 9, "subset_size": 30}):
+        assert kernel_distance(x, y, **options).error is None
+    assert kernel_distance(x, torch.cat([y, x]), 9, 30).error > 0
+    assert (frechet(x, x).value, frechet(x, x).error) == (0, None)
+    assert frechet(x, FeatureStatistics(*moments(x))).error is None
+
+
+def test_the_kernel_distance_of_pixels_is_of_order_one():
+    """For grey levels 0 .. 255 it was of the order of 10^10: the kernel assumes features of unit scale."""
+    x, y = (torch.randint(0, 256, (40, 3, 8, 8), generator=seeded(seed)).float() for seed in (0, 1))
+    same = measure_images(x, y, Pixels(), (0, 255), ["kid"])["kid"]
+    assert abs(same.value) < 0.05
+    darker = measure_images(x, y / 2, Pixels(), (0, 255), ["kid"])["kid"]
+    assert darker.value == pytest.approx(unbiased(2 * x.flatten(1) / 255 - 1, y.flatten(1) / 255 - 1), abs=0.1)
+    assert darker.value > 0.3
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("metric", METRICS)
+def test_features_that_are_not_finite_are_refused_with_their_number_and_set(metric, bad):
+    good = Features(normal(40, 3), normal(40, 5, seed=1))
+    values, logits = good.values.clone(), good.logits.clone()
+    values[[3, 7], 1] = bad
+    logits[5, 0] = bad
+    message = r"the features of {} must be finite; got NaN or infinity in 2 of 40 samples \(first \[3, 7\]\)"
+    for name, pair in (("the samples", (Features(values), good)), ("the data", (good, Features(values)))):
+        with pytest.raises(ValueError, match=message.format(name)):
+            measure(*pair, [metric])
+    with pytest.raises(ValueError, match="the logits of the samples must be finite; got NaN or infinity in 1 of 40"):
+        measure(Features(good.values, logits), good, [metric])
+    with pytest.raises(ValueError, match="must be finite; got NaN or infinity in 2 of 40"):
+        FeatureStatistics.of(Features(values))
 
 
 def test_measure_computes_what_the_features_allow_and_reports_what_is_missing():
@@ -117,7 +178,7 @@ def test_measure_computes_what_the_features_allow_and_reports_what_is_missing():
 
 def test_images_are_measured_in_their_feature_space():
     x, y = normal(20, 1, 2, 3), normal(24, 1, 2, 3, seed=1)
-    expected = measure(Features(x.flatten(1)), Features(y.flatten(1)))
+    expected = measure(*(Features((2 * part.float() - 1).flatten(1)) for part in (x, y)))
     assert measure_images(x, y, Pixels(), (0, 1), batch_size=7) == expected
 
 
@@ -127,6 +188,9 @@ def test_images_are_measured_in_their_feature_space():
         (lambda: frechet(normal(4, 2), normal(4, 3)), "states of the same shape"),
         (lambda: kernel_distance(normal(3, 2), normal(3, 2)), "of 2 to 3 samples for KID; got 100 subsets of 1"),
         (lambda: kernel_distance(normal(9, 2), normal(5, 2), 10, 6), "of 2 to 5 samples for KID; got 10 subsets of 6"),
+        (lambda: frechet(normal(4, 2), normal(4, 2) * math.nan), "y must be finite; got NaN or infinity in 4 of 4"),
+        (lambda: kernel_distance(normal(9, 2) / 0, normal(9, 2)), "x must be finite; got NaN or infinity in 9 of 9"),
+        (lambda: inception_score(normal(20, 2) * math.nan), "logits must be finite; got NaN or infinity in 20 of 20"),
         (lambda: inception_score(normal(9, 2)), "N >= 2 for each of 10 splits"),
         (lambda: precision_recall(normal(3, 2), normal(9, 2)), "neighbours < number of samples; got 3 with 3 and 9"),
         (lambda: measure(Features(normal(4, 2)), Features(normal(4, 2)), ["fid"]), "got 'fid'"),

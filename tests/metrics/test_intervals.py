@@ -1,11 +1,11 @@
-"""Intervals from half-samples: their width for a mean, and their coverage."""
+"""Intervals from half-samples, their width for a mean and their coverage; Wilson's interval of a fraction."""
 
 import math
 
 import pytest
 import torch
 
-from scoresde.metrics import Discrepancy, SlicedWasserstein, bootstrap
+from scoresde.metrics import Discrepancy, SlicedWasserstein, bootstrap, wilson
 from scoresde.metrics.transport import directions
 from tests.conftest import normal, seeded
 
@@ -23,6 +23,42 @@ def test_the_interval_of_a_mean_has_the_width_of_its_standard_error():
     assert interval.high + interval.low == pytest.approx(2 * interval.value, abs=0.2 * stderr)
     single = bootstrap(torch.mean, x, resamples=2000, generator=seeded())
     assert single.high - single.low == pytest.approx(2 * 1.96 * float(x.std()) / 20, rel=0.08)
+
+
+@pytest.mark.parametrize("z", [1.0, 1.96])
+@pytest.mark.parametrize(("count", "total"), [(0, 1), (0, 200), (1, 200), (37, 50), (200, 200)])
+def test_the_ends_of_wilsons_interval_solve_its_equation(count, total, z):
+    interval = wilson(count, total, z)
+    assert interval.value == count / total
+    assert 0 <= interval.low <= interval.value <= interval.high <= 1
+    for end in {interval.low, interval.high} - {interval.value}:
+        assert abs(interval.value - end) == pytest.approx(z * math.sqrt(end * (1 - end) / total), rel=1e-9)
+    if count == 0:
+        assert interval.high == pytest.approx(z**2 / (total + z**2))
+
+
+def test_wilsons_interval_covers_the_probability():
+    """68% at one standard deviation, on average over probabilities: its coverage oscillates with p."""
+    binomial = torch.distributions.Binomial(20, probs=torch.linspace(0.02, 0.98, 97, dtype=torch.float64))
+    counts = torch.arange(21, dtype=torch.float64)[:, None]
+    ends = [wilson(int(count), 20) for count in counts]
+    low, high = (torch.tensor([getattr(end, name) for end in ends], dtype=torch.float64) for name in ("low", "high"))
+    inside = (low[:, None] <= binomial.probs) & (binomial.probs <= high[:, None])
+    coverage = (inside * binomial.log_prob(counts).exp()).sum(dim=0)
+    assert float(coverage.mean()) == pytest.approx(0.68, abs=0.03)
+
+
+def test_fractions_without_trials_are_refused():
+    for arguments in ((0, 0), (3, 2), (-1, 2), (1, 2, 0.0)):
+        with pytest.raises(ValueError, match="expected 0 <= count <= total, total >= 1 and z > 0; got count="):
+            wilson(*arguments)
+
+
+def test_a_statistic_that_is_not_finite_is_refused():
+    with pytest.raises(
+        ValueError, match=r"the statistic must be finite; got nan, and NaN or infinity for 9 of 9 halves"
+    ):
+        bootstrap(lambda x: x.mean() * math.nan, normal(8), resamples=9)
 
 
 def test_the_interval_is_a_function_of_its_generator():

@@ -36,6 +36,10 @@ def test_principal_components_have_the_variances_of_the_data():
     ("call", "message"),
     [
         (lambda: mean_error(normal(4, 2), torch.zeros(3), torch.eye(3)), r"mean \(2,\) .* got \(3,\) and \(3, 3\)"),
+        (lambda: moments(normal(4, 2) / 0), "x must be finite; got NaN or infinity in 4 of 4 samples"),
+        (lambda: mean_error(normal(4, 2), *moments(torch.ones(4, 2))), "the covariance must not be zero"),
+        (lambda: covariance_error(torch.ones(4, 2), torch.zeros(2, 2)), "the covariance must not be zero"),
+        (lambda: covariance_error(normal(4, 2), torch.eye(2) / 0), "the covariance must be finite; .* in 2 of 2 rows"),
         (lambda: covariance_error(normal(4, 2), torch.eye(3)), r"covariance \(2, 2\); got"),
         (lambda: PrincipalComponents.of(normal(9, 4), 5), "1 to 4 principal components; got 5"),
     ],

@@ -2,6 +2,7 @@
 
 import pytest
 import scipy.stats
+import torch
 
 from scoresde.metrics import SlicedWasserstein, sliced_wasserstein, wasserstein
 from scoresde.metrics.transport import directions
@@ -47,12 +48,18 @@ def test_sliced_wasserstein_is_a_mean_over_directions_of_all_or_some_samples():
     close(statistic(i, j), sliced_wasserstein(x[i], y[j], u))
 
 
+NAN = normal(4, 2).index_fill(0, torch.tensor([2]), torch.nan)
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
         (lambda: sliced_wasserstein(normal(4), normal(4)), r"x has shape \(4,\): expected \(N, \*\)"),
         (lambda: sliced_wasserstein(normal(4, 2), normal(4, 2), 0), "at least 1 projection; got 0"),
         (lambda: sliced_wasserstein(normal(4, 2), normal(4, 2), normal(5, 3)), r"\(P, 2\); got \(5, 3\)"),
+        (lambda: sliced_wasserstein(normal(4, 2), NAN), r"y must be finite; got NaN or infinity in 1 of 4 .* \[2\]"),
+        (lambda: wasserstein(NAN[:, 0], normal(4)), "x must be finite; got NaN or infinity in 1 of 4"),
+        (lambda: wasserstein(normal(3, 4), normal(4)), r"same leading dimensions; got \(3, 4\) and \(4,\)"),
         (lambda: wasserstein(normal(4), normal(4), 0.5), "order >= 1; got 0.5"),
     ],
 )

@@ -180,5 +180,5 @@ def test_presets_have_the_published_size(preset, width, depth, heads, millions):
     count = sum(p.numel() for p in network.parameters())
     assert count == parameters(width, depth)
     assert round(count / 1e6) == millions
-    assert (network.shape, network.positions.shape) == ((4, 32, 32), (256, width))
+    assert (network.shape, network.positions.values.shape) == ((4, 32, 32), (256, width))
     assert {block.attention.heads for block in network.blocks.values()} == {heads}

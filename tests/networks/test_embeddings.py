@@ -1,5 +1,6 @@
 """Embeddings of the noise label and of conditions against their formulas."""
 
+import copy
 import math
 
 import pytest
@@ -33,7 +34,7 @@ def test_positional_embedding_is_sin_and_cos(features, scale, endpoint):
     label = torch.tensor([0.0, 0.3, -2.0])
     torch.testing.assert_close(embedding(label), waves(label[:, None] * embedding.frequencies))
     for dtype in (torch.bfloat16, torch.float64):
-        assert embedding(label.to(dtype)).dtype == dtype
+        assert embedding(label.to(dtype)).dtype == torch.promote_types(dtype, torch.float32)
     assert not embedding.state_dict()
     assert not list(embedding.parameters())
 
@@ -52,8 +53,31 @@ def test_fourier_embedding_is_sin_and_cos_of_whole_turns(log):
     turns = (torch.log(label) if log else label)[:, None] * embedding.frequencies
     close(embedding(label), waves(2 * math.pi * turns), rtol=1e-9, atol=1e-9)
     for dtype in (torch.bfloat16, torch.float32):
-        assert embedding(label.to(dtype)).dtype == dtype
+        assert embedding.float()(label.to(dtype)).dtype == torch.float32
     assert embedding.frequencies.shape == (5,)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    "embedding",
+    [
+        PositionalEmbedding(8, 1.0),
+        PositionalEmbedding(8, endpoint=False),
+        FourierEmbedding(8),
+        FourierEmbedding(8, log=True),
+    ],
+    ids=["positional", "adm", "fourier", "log"],
+)
+def test_a_cast_to_half_precision_changes_no_embedding(embedding, dtype):
+    """Neither the frequencies, nor the thousand labels of DDPM, which stay different."""
+    label = torch.arange(1.0, 1001.0)
+    expected = embedding(label)
+    cast = copy.deepcopy(embedding).to(dtype)
+    assert torch.equal(cast(label), expected)
+    assert torch.equal(cast.float()(label), expected)
+    assert len(expected.unique(dim=0)) == 1000
+    with torch.autocast("cpu", dtype):
+        assert torch.equal(embedding(label), expected)
 
 
 def test_fourier_frequencies_are_fixed_gaussian_and_saved():
@@ -102,6 +126,21 @@ def test_condition_embedding_is_the_sum_of_its_parts():
     torch.testing.assert_close(embedding({"label": label, "vector": vector}, 3), row + line)
     assert embedding({}, 3) is None
     assert embedding.parts == ["label", "vector"]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_condition_vector_keeps_its_digits_in_half_precision(dtype):
+    """2024 w - 2023 w = w, up to the rounding of the output: bfloat16 would read 2024 as 2032 or 2016."""
+    embedding = ConditionEmbedding(6, cond_features=1).to(dtype)
+    with torch.no_grad():
+        embedding.vector.bias.copy_(-2023 * embedding.vector.weight[:, 0].double())
+        expected = embedding.vector.weight[:, 0].double() * 2024.0 + embedding.vector.bias.double()
+        exact = copy.deepcopy(embedding).float()
+        with torch.autocast("cpu", dtype):
+            mixed = exact({"vector": torch.tensor([[2024.0]])}, 1)
+        half = embedding({"vector": torch.tensor([[2024.0]])}, 1)
+    for row in (mixed, half):
+        close(row[0].double(), expected, rtol=torch.finfo(dtype).eps, atol=2e-3)
 
 
 @pytest.mark.parametrize(("classes", "cond_features", "parts"), [(0, 0, []), (4, 0, ["label"]), (0, 3, ["vector"])])

@@ -128,6 +128,44 @@ def test_finite_with_finite_gradients_far_out(s, data):
     assert (out.abs() <= 1 + 1e-5).all()
 
 
+@pytest.mark.parametrize("data", ["boxes", "points"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_network_in_half_precision_has_the_closed_form_in_full(dtype, data):
+    """Against float32 with the same logits: the posterior mean at noise far below a level, s = 1e-3."""
+    logits = normal(1, 256).to(dtype).float()
+    sde, centre = ss.VP(), (2 * 100 + 1) / 256 - 1
+    x0 = centre + torch.linspace(-1 / 256, 1 / 256, 9)[:, None, None]
+
+    def denoised(kind):
+        network = Logits(torch.nn.Parameter(logits.to(kind)))
+        model = ss.ScoreModel(LevelHead(network, 256, data=data), sde, ss.predictions.Denoiser())
+        value = model.denoise(x0, sde.t_min)
+        assert network.received[0].dtype == kind
+        assert network.received[1].dtype == torch.float32
+        return value
+
+    torch.testing.assert_close(denoised(dtype), denoised(torch.float32), rtol=0, atol=1e-7)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_the_bits_of_independent_levels_are_their_entropy(dtype):
+    """With logits log pi_k for every state the model is the law pi itself, whatever the dtype of its network.
+
+    Both the likelihood of the flow, up to the smoothing of levels by the noise at t_min, and the evidence bound.
+    """
+    prior = f64(0.6, 0.3, 0.05, 0.03, 0.02)
+    levels = 250 + torch.multinomial(prior, 32 * 4, replacement=True, generator=seeded()).reshape(32, 4, 1)
+    logits = torch.full((4, 256), -30.0)
+    logits[:, 250:255] = prior.log()
+    network = Logits(torch.nn.Parameter(logits.to(dtype)))
+    model = ss.ScoreModel(LevelHead(network, 256), ss.VP(t_min=1e-7), ss.predictions.Denoiser())
+    entropy = -float(prior.log2()[levels - 250].mean())
+    assert ss.bits_per_dim(model, levels, ss.data.Levels(256)).mean == pytest.approx(entropy, abs=0.015)
+    bound = ss.bounds.continuous(model, levels, ss.data.Levels(256), draws=32)
+    assert bound.mean == pytest.approx(entropy, abs=4 * bound.stderr)
+    assert bound.stderr < 0.2
+
+
 def test_refuses_bad_arguments():
     with pytest.raises(ValueError, match="levels >= 2"):
         head(torch.zeros(1, 1), levels=1)

@@ -141,6 +141,28 @@ def test_keeps_the_shape_and_starts_at_zero(make, shape):
 
 
 @NETWORKS
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@torch.no_grad()
+def test_half_precision_rounds_weights_and_activations_alone(make, shape, dtype):
+    """Against float32 with the same rounded weights, at labels that half precision cannot tell apart.
+
+    Each of some ten layers rounds by half of eps: weights in half precision must be as good as autocast, or better.
+    """
+    network = randomised(make()).to(dtype).float()
+    x, _, cond = inputs(network, shape)
+    cond = {name: part.float() if part.is_floating_point() else part for name, part in cond.items()}
+    label = torch.tensor([301.0, 301.25, 998.75])
+    expected = network(x.float(), label, cond)
+    with torch.autocast("cpu", dtype):
+        mixed = network(x.float(), label, cond)
+    network.to(dtype)
+    cond = {name: part.to(dtype) if part.is_floating_point() else part for name, part in cond.items()}
+    for output in (mixed, network(x.float(), label, cond)):
+        error = float((output.float() - expected).norm() / expected.norm())
+        assert error < 4 * torch.finfo(dtype).eps, error
+
+
+@NETWORKS
 def test_each_sample_has_its_own_output(make, shape):
     network = randomised(make())
     x, label, cond = samples = inputs(network, shape, batch=5)

@@ -53,6 +53,14 @@ def test_the_same_generator_gives_the_same_samples(model):
     assert not torch.equal(runs[0], runs[2])
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_samples_in_half_precision_are_rounded_at_the_end(model, dtype):
+    for make in SAMPLERS:
+        half, full = (make(model, **SEEDS, dtype=each).x for each in (dtype, torch.float32))
+        assert half.dtype == dtype
+        assert torch.equal(half, full.to(dtype))
+
+
 def test_trajectory_and_callback_contain_every_transition(model):
     calls = []
     result = sampler()(model, **SEEDS, trajectory=True, callback=lambda i, t, x: calls.append((i, float(t), x)))
@@ -109,6 +117,16 @@ class Conditional(torch.nn.Module):
 
 
 COND = torch.linspace(-0.5, 0.5, 10).reshape(2, 5)
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 2, 2), (2, 1, 2, 1), (2, 2)])
+def test_states_of_another_shape_are_refused(model, shape):
+    other = torch.zeros(shape)
+    message = r"must have the shape of the states, \(2, 1, 2, 2\); got \(" + ", ".join(map(str, shape))
+    with pytest.raises(ValueError, match=f"the constrained state {message}"):
+        sampler()(model, **SEEDS, constraint=lambda model, x, t, stream: other)
+    with pytest.raises(ValueError, match=f"the result of a step {message}"):
+        PredictorCorrector(lambda model, x, t_from, t_to, stream: other, steps=2)(model, **SEEDS)
 
 
 @pytest.mark.parametrize("make", [*SAMPLERS, ss.samplers.ErrorControlled()])

@@ -1,6 +1,7 @@
 """The identities of a Gaussian path: coefficients, inverse, transition kernel, prior and reverse family."""
 
 import math
+import re
 
 import pytest
 import torch
@@ -65,6 +66,33 @@ def test_perturb_scales_each_sample_by_its_own_time(shape, dtype):
     for i, each in enumerate(t):
         close(xt[i], sde.alpha(each).to(dtype) * x0[i] + sde.sigma(each).to(dtype) * eps[i], rtol=1e-6, atol=1e-7)
     close(sde.perturb(x0, t[0], eps)[:1], xt[:1], rtol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(4, 1), (1, 3), (3,), (4, 3, 1), ()])
+def test_perturb_refuses_noise_that_would_broadcast(shape):
+    with pytest.raises(
+        ValueError, match=r"noise must have the shape of the states, \(4, 3\); got " + re.escape(str(shape))
+    ):
+        ss.VP().perturb(normal(4, 3), f64(0.5), normal(*shape))
+
+
+@pytest.mark.parametrize("shapes", [((4, 1), (4,)), ((), (1, 4)), ((4,), (3,))], ids=repr)
+def test_transitions_refuse_times_that_would_broadcast(shapes):
+    early, late = (torch.full(shape, t, dtype=torch.float64) for shape, t in zip(shapes, (0.2, 0.6), strict=True))
+    for method, pair in ((ss.VP().transition, (early, late)), (ss.VP().posterior, (late, early))):
+        with pytest.raises(ValueError, match=r"t_from and t_to must have shape \(\) or \(B,\), with one B; got \("):
+            method(*pair)
+    close(ss.VP().transition(early.flatten()[0], f64(0.6, 0.6))[0], ss.VP().transition(f64(0.2, 0.2), f64(0.6, 0.6))[0])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_perturb_rounds_states_in_half_precision_once(dtype):
+    """alpha(0.02) = 0.997 would be 1 in bfloat16."""
+    sde, x0, eps = ss.VP(), normal(4, 3).to(dtype), normal(4, 3, seed=1).to(dtype)
+    t = f64(0.02, 0.1, 0.4, 1.0)
+    xt = sde.perturb(x0, t, eps)
+    assert xt.dtype == dtype
+    close(xt, sde.perturb(x0.float(), t, eps.float()).to(dtype), rtol=0)
 
 
 @pytest.mark.parametrize("name", [*FUNCTIONS, "time"])

@@ -61,6 +61,23 @@ def test_the_average_follows_its_recursion(options, rule):
         assert torch.equal(average, network.get_parameter(name)) == (options["decay"] == 0)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_the_average_of_weights_in_half_precision_does_not_stall(dtype):
+    """From 1 to 2 in 566 steps: 2 - 0.999^566. In bfloat16, 0.001 is lost in every step."""
+    network = nn.Linear(1, 1, bias=False).to(dtype)
+    nn.init.ones_(network.weight)
+    ema = EMA(network, 0.999, warmup="none")
+    nn.init.constant_(network.weight, 2.0)
+    for step in range(1, 567):
+        ema.update(step)
+    assert ema.shadow["weight"].dtype == torch.float32
+    assert float(ema.shadow["weight"]) == pytest.approx(2 - 0.999**566, abs=1e-5)
+    with ema.applied():
+        assert network.weight.dtype == dtype
+        assert float(network.weight) == float(ema.shadow["weight"].to(dtype))
+    assert float(network.weight) == 2
+
+
 @pytest.mark.parametrize(("half_life", "batch"), [(1, 1), (500_000, 512), (0.5, 3)])
 def test_the_weight_of_a_step_halves_within_the_half_life(half_life, batch):
     assert decay_of_half_life(half_life, batch) ** (half_life / batch) == pytest.approx(0.5)

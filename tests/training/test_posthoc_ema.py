@@ -83,6 +83,13 @@ def test_stored_profiles_are_returned_unchanged(tmp_path):
     assert equal(reconstruct(tmp_path, 0.1, step=160), groups["power_0.1"])
 
 
+def test_averages_of_float64_weights_keep_their_digits(tmp_path):
+    averages = PowerAverages(model().double())
+    averages.update(1)
+    save_snapshot(tmp_path, 1, averages)
+    assert equal(reconstruct(tmp_path, 0.05), averages.averages[0.05])
+
+
 def test_more_snapshots_approximate_the_other_profiles_better(tmp_path):
     errors = {width: [] for width in OTHERS}
     for snapshots in (4, 16, 64):

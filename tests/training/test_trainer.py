@@ -555,5 +555,9 @@ def test_a_batch_larger_than_the_dataset_is_the_whole_dataset(tmp_path):
 def test_models_that_cannot_be_trained_are_refused(tmp_path):
     with pytest.raises(TypeError, match=r"such as a scoresde\.ModelWrapper; got object"):
         fit(tmp_path, model=object())
+    with pytest.raises(
+        ValueError, match=r"must be float32 or float64.* got network\.\S+ in torch.bfloat16: call model"
+    ):
+        fit(tmp_path, model=new_model().bfloat16())
     with pytest.raises(ValueError, match="channels_last and compile need a model with a `network`; got Linear"):
         fit(tmp_path, model=torch.nn.Linear(2, 2), channels_last=True)
