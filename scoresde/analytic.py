@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from scoresde.protocols import Condition
 from scoresde.score import ScoreModel
 from scoresde.sdes import SDE
-from scoresde.tensors import FullPrecision, broadcast, dimensions, float64, floating_dtype
+from scoresde.tensors import FullPrecision, broadcast, dimensions, float64, floating_dtype, listed
 
 
 class GaussianMixture(FullPrecision):
@@ -55,7 +55,8 @@ class GaussianMixture(FullPrecision):
         weights = float64(torch.ones(count) if weights is None else weights)
         if weights.shape != (count,) or not bool((weights > 0).all() and (stds > 0).all()):
             raise ValueError(
-                f"expected {count} positive weights and positive stds; got {weights.tolist()} and {stds.tolist()}"
+                f"expected {count} positive weights and positive stds; got {listed(weights.flatten())} and "
+                f"{listed(stds.flatten())}"
             )
         if rotation is not None:
             rotation = _checked_rotation(float64(rotation), count, size)

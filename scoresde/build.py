@@ -15,6 +15,7 @@ from typing import Any
 import hydra
 import torch
 from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import InterpolationKeyError
 from torch import Tensor
 
 from scoresde.dequantization import DataMap, Dequantization, Variational
@@ -79,8 +80,20 @@ def instantiate(config: Any, trust: Sequence[str] = (), **arguments: Any) -> Any
 
 
 def build_model(config: DictConfig, trust: Sequence[str] = ()) -> ScoreModel:
-    """Build the untrained score model of a configuration from its network, SDE and prediction type."""
-    network, sde = instantiate(config.network, trust), instantiate(config.sde, trust)
+    """Build the untrained score model of a configuration from its network, SDE and prediction type.
+
+    Raises:
+        ValueError: the network needs more dimensions than the states of the data have, and see `instantiate`.
+    """
+    try:
+        network = instantiate(config.network, trust)
+    except InterpolationKeyError as error:
+        shape = OmegaConf.select(config, "data.shape")
+        raise ValueError(
+            f"the network must fit states of shape {shape}; got one for states of more dimensions "
+            f"({str(error).splitlines()[0]}): take network=mlp (any shape), series, images or volumes"
+        ) from error
+    sde = instantiate(config.sde, trust)
     prediction, learned = instantiate(config.prediction, trust), bool(config.get("learned_variance", False))
     return ScoreModel(network, sde, prediction, learned, bool(config.get("conditional", False)))
 

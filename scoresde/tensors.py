@@ -116,6 +116,14 @@ def dimensions(x: Tensor) -> int:
     return x.shape[1:].numel()
 
 
+def listed(values: Tensor | Sequence[float]) -> str:
+    """Return the numbers of a list for a message, the first and the last three of them if there are more than eight."""
+    numbers = [f"{float(value):.6g}" for value in values]
+    if len(numbers) > 8:
+        return f"[{', '.join(numbers[:3])}, ..., {', '.join(numbers[-3:])}] ({len(numbers)} numbers)"
+    return f"[{', '.join(numbers)}]"
+
+
 def mean_and_error(values: Tensor) -> tuple[float, float | None]:
     """Return the mean of independent values (n,) and its standard error, None for a single value."""
     values = float64(values)

@@ -79,6 +79,8 @@ def images(tmp_path_factory):
 def test_every_option_builds_its_object(group, option, request):
     whole = compose({"likelihood": "bpd", "features": "evaluate"}.get(group, "train")).copy()
     whole[group] = OmegaConf.load(CONF / group / f"{option}.yaml")
+    if group == "network":
+        whole.data.shape = {"volumes": [1, 8, 8, 8], "patches": [3, 16, 16]}.get(option, [3, 64, 64])
     if group == "data":
         stand_in(whole.data, request)
     config = whole[group]
@@ -89,6 +91,7 @@ def test_every_option_builds_its_object(group, option, request):
         for split in ("train", "validation", "test"):
             assert list(built[split][0].shape) == list(config.shape)
             assert len(built[split]) > 100
+            assert not built[split].mirrored  # only in the published trainings
         x, transform = torch.stack([built["test"][i] for i in range(5)]) + 0.5, fitted(built)
         torch.testing.assert_close(transform.inverse(transform(x)), x)
     elif group == "likelihood":
@@ -124,7 +127,7 @@ def test_published_experiments_are_as_published(experiment, parameters, images):
     low = 0.0 if exploding else -1.0
     data = build.instantiate(config.data)
     assert tuple(data["train"][0].shape) == tuple(config.data.shape)
-    assert len(data["train"]) % 2 == 0  # and the mirror images
+    assert data["train"].mirrored == len(data["train"]) // 2
     ends = data["training"]["transform"](torch.tensor([[0.0, 255.0]])).flatten().tolist()
     assert ends == pytest.approx([low, 1.0])
     assert data["training"]["dequantization"] is None
@@ -163,7 +166,7 @@ def test_every_experiment_trains_and_samples(experiment, request):
     if experiment in PUBLISHED:
         small(config, request.getfixturevalue("images"))
     stand_in(config.data, request)
-    if experiment == "images":
+    if experiment in ("images", "image_arrays", "volumes"):
         config.network.width = 8
     model = build.build_model(config)
     data, loss = build.instantiate(config.data), build.instantiate(config.loss)
@@ -202,8 +205,11 @@ def stand_in(data, request):
     for key in ("root", "path"):
         if key in list(data.keys()):
             data[key] = request.getfixturevalue("images")[data.train._target_]
-    if OmegaConf.is_missing(data, "shape"):
-        data.shape = SHAPES[data.train._target_]
+    if "dims" in data:
+        name = {1: "series", 2: "images", 3: "volumes"}.get(data.dims, "levels" if "levels" in data else "arrays")
+        data.path, data.shape = data.path.replace("arrays.npy", f"{name}.npy"), SHAPES[name]
+    elif OmegaConf.is_missing(data, "shape"):
+        data.shape = [3]  # of the table
 
 
 def fitted(data):
@@ -479,3 +485,22 @@ def test_load_reads_the_target_names_of_older_versions(run):
     loaded = ss.load(run)
     assert type(loaded.model.prediction) is ss.predictions.KarrasPreconditioning
     assert loaded.config.loss.weighting[0]._target_ == "scoresde.losses.KarrasWeighting"
+
+
+@pytest.mark.parametrize("network", ["images", "volumes", "ddpm", "series"])
+def test_a_network_for_more_dimensions_than_the_data_has_is_refused(network):
+    config = compose("train", "experiment=toy2d", f"network={network}")
+    with pytest.raises(ValueError, match=r"states of shape \[2\]; got .*'data.shape\[1\]' not found.*network=mlp"):
+        build.build_model(config)
+
+
+@pytest.mark.parametrize("option", ["images", "unet", "ddpmpp", "dit"])
+def test_networks_for_images_have_the_shape_of_the_data(option):
+    config = compose("train", f"network={option}").copy()
+    config.data.shape = [2, 48, 64]
+    if "attention" not in config.network and option == "ddpmpp":
+        OmegaConf.update(config, "network", {"width": 4, "blocks": 1}, force_add=True)
+    with torch.device("meta"):
+        network = build.instantiate(config.network)
+        x, label = torch.zeros(2, 2, 48, 64), torch.zeros(2)
+        assert network(x, label).shape == x.shape

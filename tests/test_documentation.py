@@ -31,7 +31,7 @@ EVALUATION = next(c for language, c in BLOCKS if language == "sh" and c.startswi
 FEW = ["trainer.preview_every=0", "trainer.evaluate_every=0", "trainer.warmup=1", "trainer.workers=0", "device=cpu"]
 TOY = ["trainer.steps=3", "trainer.batch_size=32", "network.width=16", "data.train.n=200", "data.validation.n=20"]
 SMALL = ["++network.width=8", "++network.blocks=1", "trainer.batch_size=4", "trainer.steps=2", "trainer.compile=false"]
-FACES = ["data.size=32", "network.image_size=32", "++network.multipliers=[1,1,2]"]
+FACES = ["data.size=32", "++network.multipliers=[1,1,2]"]
 TRAINED = {
     "digits": ["network.network.width=8", "trainer.batch_size=16", "trainer.steps=2"],
     "toy2d": [*TOY, "data.test.n=20"],
@@ -40,7 +40,8 @@ TRAINED = {
     "ffhq1024": [*SMALL, *FACES],
     "table": ["trainer.steps=3", "trainer.batch_size=16"],
     "series": ["trainer.steps=3", "trainer.batch_size=8", "network.width=8"],
-    "images": [*SMALL, "trainer.batch_size=8"],
+    "image": [*SMALL, "trainer.batch_size=8"],
+    "volumes": [*SMALL, "trainer.batch_size=8"],
 }
 BITS = ["likelihood.solver.steps=4", "budget.samples=2", "budget.bound_draws=2"]
 SHORT = {
@@ -213,11 +214,14 @@ def test_train(elsewhere):
 def test_data_of_ones_own(elsewhere, capsys):
     np.savetxt("my.csv", np.random.default_rng(0).normal(size=(200, 5)), delimiter=",", header="a,b,c,d,e", comments="")
     np.save("my.npy", np.random.default_rng(0).normal(size=(60, 2, 64)).astype(np.float32))
+    np.save("images.npy", np.random.default_rng(0).integers(0, 256, (60, 1, 6, 6), dtype=np.uint8))
+    np.save("volumes.npy", np.random.default_rng(0).normal(size=(60, 2, 4, 4, 4)))
     write_images(Path("pictures"), {f"{i:03d}.png": levels(40, 36, seed=i) for i in range(60)})
     for _, *arguments in commands(block("sh", "scoresde data")):
         run(arguments)
     assert "3 x 16 x 16" in capsys.readouterr().out
-    assert all(Path("runs", name, "checkpoint.safetensors").is_file() for name in ("table", "series", "images"))
+    names = ("table", "series", "images", "image_arrays", "volumes")
+    assert all(Path("runs", name, "checkpoint.safetensors").is_file() for name in names)
 
 
 @pytest.mark.slow

@@ -20,7 +20,7 @@ FOLDERS = ["celebahq256_ncsnpp_ve", "ffhq1024_ncsnpp_ve"]
 PICTURES = 40
 QUIET = ["trainer.workers=0", "trainer.preview_every=0", "trainer.evaluate_every=0"]
 SMALL = ["++network.width=8", "++network.blocks=1", "trainer.batch_size=4", "trainer.steps=2", *QUIET]
-SMALL_IMAGES = ["data.size=32", "network.image_size=32", "++network.multipliers=[1,1,2]"]
+SMALL_IMAGES = ["data.size=32", "++network.multipliers=[1,1,2]"]
 
 
 @pytest.fixture(autouse=True)
@@ -58,7 +58,8 @@ def test_every_published_experiment_is_here():
 def test_trains_on_the_archive_of_cifar10(experiment, tmp_path, monkeypatch, capsys):
     """The samples are each image and its mirror image."""
     write_archive(tmp_path / "files", monkeypatch, BINARY, contents())
-    assert_trains(experiment, tmp_path / "files", 2, SMALL, capsys, samples=str(2 * 5 * RECORDS))
+    mirrored = f"{5 * RECORDS} of the samples"
+    assert_trains(experiment, tmp_path / "files", 2, SMALL, capsys, samples=str(10 * RECORDS), mirrored=mirrored)
 
 
 @pytest.mark.parametrize("experiment", FOLDERS)
@@ -68,7 +69,8 @@ def test_trains_on_a_folder_of_images(experiment, tmp_path, capsys):
     write_images(tmp_path / "faces", {name: levels(36, 40, seed=i) for i, name in enumerate(names)})
     count = sum(hundredth(name) >= 10 for name in names)
     assert 0 < count < PICTURES
-    assert_trains(experiment, tmp_path / "faces", 2, [*SMALL, *SMALL_IMAGES], capsys, samples=str(2 * count))
+    overrides, mirrored = [*SMALL, *SMALL_IMAGES], f"{count} of the samples"
+    assert_trains(experiment, tmp_path / "faces", 2, overrides, capsys, samples=str(2 * count), mirrored=mirrored)
 
 
 def test_the_result_depends_on_images_and_path_but_not_on_the_archive(tmp_path, monkeypatch):

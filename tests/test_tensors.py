@@ -9,7 +9,7 @@ from scoresde.dequantization import DataMap
 from scoresde.editing import slerp
 from scoresde.losses import DenoisingScoreMatching
 from scoresde.random_stream import RandomStream
-from scoresde.tensors import broadcast, floating, sum_dims
+from scoresde.tensors import broadcast, floating, listed, sum_dims
 from tests.conftest import f64, normal, oracle
 
 
@@ -34,6 +34,12 @@ def test_sums_are_in_float64():
     x = torch.full((1, 1000), 0.1)
     assert sum_dims(x).dtype == torch.float64
     assert float(sum_dims(x)) == pytest.approx(1000 * float(torch.tensor(0.1)), rel=1e-12)
+
+
+def test_a_long_list_is_shortened_in_messages():
+    assert listed([1.0, 0.25]) == "[1, 0.25]"
+    assert listed(torch.arange(8)) == "[0, 1, 2, 3, 4, 5, 6, 7]"
+    assert listed(torch.arange(1000) / 999) == "[0, 0.001001, 0.002002, ..., 0.997998, 0.998999, 1] (1000 numbers)"
 
 
 # --- states of integers

@@ -1,6 +1,7 @@
 """What the verbs share: the directory of a run, checked settings, warnings, files."""
 
 import hashlib
+import math
 import re
 import shlex
 import sys
@@ -24,6 +25,7 @@ from scoresde.training import distributed
 
 SPLITS = ("train", "validation", "test")
 MAX_FILE_NAME = 255  # bytes
+FEW = 20  # samples of a split, below which its figures carry a warning
 MAX_RESULT_NAME = 120
 NOT_IN_NAMES = ("run", "device", "trust", "batch_size")  # settings that do not change a result
 
@@ -70,11 +72,24 @@ def load_run(config: DictConfig, device: str) -> build.Run:
 
 
 def run_data(run: build.Run, split: str, trust: Sequence[str]) -> Any:
-    """Build the dataset of a split of a run; raise ValueError if the run's configuration has none."""
+    """Build the dataset of a split of a run, with a warning on stderr if it has few samples.
+
+    Raises:
+        ValueError: the run's configuration has no such split, and see `build.instantiate`.
+    """
     node = run.config.data.get(check_choice("split", split, SPLITS))
     if node is None:
         raise ValueError(f"{run.path} has no {split} data: set data.{split} in its {run_config.CONFIG}")
-    return build.instantiate(node, trust)
+    dataset = build.instantiate(node, trust)
+    if 1 < (count := len(dataset)) < FEW:
+        with warnings_on_stderr():
+            warnings.warn(
+                f"the {split} split has {count} samples, so that a standard error over them is itself uncertain by "
+                f"{100 / math.sqrt(2 * (count - 1)):.0f}%: train with larger shares of validation and test data "
+                "(data.shares of arrays and tables)",
+                stacklevel=2,
+            )
+    return dataset
 
 
 def file_name(text: str) -> str:
@@ -139,12 +154,13 @@ def result_name(base: str, *named: str) -> str:
 
 @contextmanager
 def warnings_on_stderr() -> Iterator[None]:
-    """Print the UserWarnings of the block at its end, one line each, in the first process."""
+    """Print the UserWarnings of the block at its end, one line for each text, in the first process."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
         yield
-    for warning in caught if distributed.rank() == 0 else ():
-        print(f"scoresde {HydraConfig.get().job.config_name}: warning: {warning.message}", file=sys.stderr)
+    messages = dict.fromkeys(str(warning.message) for warning in caught)  # each once
+    for message in messages if distributed.rank() == 0 else ():
+        print(f"scoresde {HydraConfig.get().job.config_name}: warning: {message}", file=sys.stderr)
 
 
 def save_picture(samples: torch.Tensor, config: DictConfig, path: Path) -> Path:

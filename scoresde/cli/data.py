@@ -33,7 +33,8 @@ def data(config: DictConfig) -> Record:
         summaries[split] = describe(datasets[split], config.limit, summaries, progress=shows_progress())
     shape = list(summaries[drawn].shape)
     samples = sample(datasets[drawn], config.n or (POINTS if len(shape) == 1 else IMAGES))
-    print_table(table(summaries))
+    mirrored = {split: getattr(dataset, "mirrored", 0) for split, dataset in datasets.items()}
+    print_table(table(summaries, mirrored))
     if names := getattr(datasets[drawn], "names", None):
         moments = zip(names, summaries[drawn].mean, summaries[drawn].std, strict=True)
         rows = [[name, f"{mean:.6g}", f"{std:.6g}"] for name, mean, std in moments]
@@ -75,18 +76,19 @@ def model_space(config: DictConfig, train: Dataset | None) -> dict[str, float] |
     return {"mean": float(states.mean()), "std": float(states.std())}
 
 
-def table(summaries: Mapping[str, DatasetSummary]) -> list[list[str]]:
+def table(summaries: Mapping[str, DatasetSummary], mirrored: Mapping[str, int]) -> list[list[str]]:
     """Return the statistics as lines of cells, a column for each split; leave out lines of empty cells."""
-    columns = {split: column(summary) for split, summary in summaries.items()}
+    columns = {split: column(summary, mirrored[split]) for split, summary in summaries.items()}
     labels = dict.fromkeys(label for cells in columns.values() for label in cells)
     lines = [[label, *(cells.get(label, "") for cells in columns.values())] for label in labels]
     return [["", *columns], *(line for line in lines if any(line[1:]))]
 
 
-def column(s: DatasetSummary) -> dict[str, str]:
-    """Return the statistics of a split as cells by their labels."""
+def column(s: DatasetSummary, mirrored: int) -> dict[str, str]:
+    """Return the statistics of a split, and its number of mirror images, as cells by their labels."""
     return {
         "items": f"{s.count:,}",
+        "mirror images": f"{mirrored:,}" if mirrored else "",
         "examined": f"{s.examined:,}" if s.examined < s.count else "",
         "state": f"{' x '.join(map(str, s.shape)) or '()'} {s.dtype}",
         "min": f"{s.min:.6g}",

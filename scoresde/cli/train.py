@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from torch.utils.data import Dataset, default_collate
 
 from scoresde import build, run_config
-from scoresde.cli.common import SPLITS, fit_transform, run_directory, save_picture
+from scoresde.cli.common import SPLITS, fit_transform, run_directory, save_picture, warnings_on_stderr
 from scoresde.cli.output import Record, command, print_rows, shows_progress
 from scoresde.data.summary import state_of
 from scoresde.dequantization import DataMap
@@ -23,13 +23,14 @@ from scoresde.protocols import Condition
 from scoresde.samplers import Sampler
 from scoresde.score import ScoreModel
 from scoresde.training import checkpoint, distributed
-from scoresde.training.batches import split_condition
+from scoresde.training.batches import fitting, split_condition
 from scoresde.training.json_lines import read_lines
 from scoresde.training.locks import locked
 from scoresde.training.trainer import CHECKPOINT, LOG, Trainer
 from scoresde.training.validation import HeldOut
 
 PREVIEW_SAMPLES = 16
+FIRST = 16  # samples that are examined
 RESTART = 0.01  # change of the learning rate between two steps, relative to its maximum, that is worth a warning
 
 
@@ -41,8 +42,10 @@ def train(config: DictConfig) -> Record | None:
     is_shape_open = OmegaConf.is_missing(config.data, "shape")
     if is_shape_open:
         config.data.shape = None
-    datasets = {split: build.instantiate(config.data.get(split), trust) for split in SPLITS}
-    dataset = datasets["train"]
+    with warnings_on_stderr():
+        datasets = {split: build.instantiate(config.data.get(split), trust) for split in SPLITS}
+        dataset = datasets["train"]
+        config.trainer.batch_size = fitting(config.trainer.batch_size, dataset)
     if is_shape_open:
         config.data.shape = list(state_of(dataset[0]).shape)
     torch.manual_seed(config.seed)
@@ -55,12 +58,16 @@ def train(config: DictConfig) -> Record | None:
     fit_transform(config, dataset)
     measured = build.build_data_map(config.data, trust)
     trained = build.build_data_map(config.data.get("training") or config.data, trust)
+    with warnings_on_stderr():
+        warn_of_levels(dataset, measured)
     held_out = None
     if config.trainer.evaluate_every and datasets["validation"] is not None:
         held_out = HeldOut(loss, datasets["validation"], trained, measured, **config.held_out, seed=config.seed)
     # Train.
     parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    record: Record = {"run": run, "parameters": parameters, "samples": len(dataset), "steps": trainer.steps}
+    mirrored = getattr(dataset, "mirrored", 0)
+    record: Record = {"run": run, "parameters": parameters, "samples": len(dataset), "mirrored": mirrored}
+    record |= {"batch_size": trainer.batch_size, "steps": trainer.steps}
     started = time.perf_counter()
     with locked(run), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "find_unused_parameters=True was specified")
@@ -68,7 +75,8 @@ def train(config: DictConfig) -> Record | None:
         if is_first:
             check_resumable(run, settings, trainer)
             run_config.write_config(config, run / run_config.CONFIG, command())
-            print_rows({**record, "parameters": f"{parameters:,}"})
+            shown = {**record, "parameters": f"{parameters:,}", "mirrored": mirrored and f"{mirrored} of the samples"}
+            print_rows({key: value for key, value in shown.items() if value})
         preview = partial(save_preview, sampler, measured, config, run, first_conditions(dataset))
         stored = {key: value for key, value in settings.items() if key not in run_config.FREE_PARTS}
         trainer.fit(model, loss, dataset, run, trained, preview, held_out, shows_progress(), stored)
@@ -79,6 +87,17 @@ def train(config: DictConfig) -> Record | None:
     paths = {"checkpoint": run / CHECKPOINT, "config": run / run_config.CONFIG, "log": run / LOG}
     print_rows({"trained": f"{seconds:.0f} s", "checkpoint": paths["checkpoint"]})
     return {**record, "seconds": seconds, "last": last_log_entry(run / LOG), "paths": paths}
+
+
+def warn_of_levels(dataset: Dataset, data_map: DataMap) -> None:
+    """Warn if the likelihood of data that are whole numbers, as far as the first samples show, is that of a density."""
+    first = [state_of(dataset[i]) for i in range(min(FIRST, len(dataset)))]  # type: ignore[arg-type]
+    if data_map.dequantization is None and all(bool((state == state.round()).all()) for state in first):
+        warnings.warn(
+            "the training data are whole numbers, and a density of them has no bound: for a likelihood in bits take "
+            "data with levels (data=level_arrays data.levels=... for arrays), or a dequantisation",
+            stacklevel=2,
+        )
 
 
 def save_preview(

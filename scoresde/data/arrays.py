@@ -15,6 +15,7 @@ from torch import Tensor
 
 from scoresde.data.items import Items, reading, split_indices
 
+FEW = 4  # channels: a last axis that is this short, and shorter than the others, is taken for that of the channels
 KINDS = "biuf"  # NumPy's letters of bool, signed, unsigned and floating point
 LARGEST = float(np.finfo(np.float32).max)  # what a network can take
 
@@ -30,15 +31,21 @@ class Arrays(Items):
         key: name of the array in a .npz file; not needed if the file holds one array apart from the labels.
         labels: key of the labels (N,) or (N, F) in a .npz file, or path of a .npy file with them. Integers become int64
             classes, floating-point numbers float32 conditions.
-        channels_last: whether the last axis is that of the channels; it becomes the first axis of a state.
+        channels_last: whether the last axis is that of the channels; it becomes the first axis of a state. None stands
+            for False, unless `dims` is given and the last axis looks like that of channels: this is then refused.
         shape: expected shape of a state; None accepts any.
         validation, test: shares of the samples.
         seed: seed of the permutation; None keeps the order of the file, with the test samples at its end. Windows cut
             from one long series overlap: without a seed only those at the two borders share points.
+        dims: number of axes of a state after that of the channels: 1 for series, 2 for images, 3 for volumes. Samples
+            without an axis of channels then get one: (N, L) and (N, H, W) give states (1, L) and (1, H, W). None takes
+            samples as they are.
+        levels: number of grey levels; a sample with other values than 0, ..., levels - 1 is then refused. None accepts
+            any numbers.
 
     Raises:
         ValueError: a file without such an array, another shape, another number of labels, or an empty split; when an
-            item is read: a value that is not finite in float32.
+            item is read: a value that is not finite in float32, or not one of the levels.
         FileNotFoundError: there is no such file.
     """
 
@@ -48,23 +55,28 @@ class Arrays(Items):
         split: str = "all",
         key: str | None = None,
         labels: str | Path | None = None,
-        channels_last: bool = False,
+        channels_last: bool | None = None,
         shape: Sequence[int] | None = None,
         validation: float = 0.05,
         test: float = 0.05,
         seed: int | None = 0,
+        dims: int | None = None,
+        levels: int | None = None,
     ):
-        self.path, self.key, self.channels_last = Path(path), key, channels_last
+        self.path, self.key, self.levels = Path(path), key, levels
         is_npz = self.path.suffix.lower() == ".npz"
         if key is not None and not is_npz:
             raise ValueError(f"key={key!r} is for .npz files: leave it out for {path}")
         self.labels_key = str(labels) if labels is not None and is_npz else None
         n, *sizes = self.array.shape
-        if channels_last and len(sizes) < 2:
-            raise ValueError(f"channels_last needs an array (N, *, channels); that in {path} is {self.array.shape}")
-        state_shape = [sizes[-1], *sizes[:-1]] if channels_last else sizes
+        self.has_one_channel = len(sizes) == dims
+        if not self.has_one_channel:
+            _check_axes(path, sizes, dims, channels_last)
+        self.channels_last = bool(channels_last) and not self.has_one_channel
+        state_shape = [sizes[-1], *sizes[:-1]] if self.channels_last else [1] * self.has_one_channel + sizes
         if shape is not None and list(shape) != state_shape:
-            hint = "" if channels_last or len(sizes) < 2 else ", or channels_last=True if the channels come last"
+            is_clear = channels_last is not None or self.has_one_channel or len(sizes) < 2
+            hint = "" if is_clear else ", or channels_last=True if the channels come last"
             raise ValueError(
                 f"samples in {path} have shape {state_shape}, not {list(shape)}: set shape={state_shape}{hint}"
             )
@@ -87,7 +99,18 @@ class Arrays(Items):
     def state(self, entry: int) -> Tensor:
         """Return the sample in a row of the array."""
         values = self.array[entry]
-        values = np.moveaxis(values, -1, 0) if self.channels_last else values
+        if self.has_one_channel:
+            values = values[None]
+        elif self.channels_last:
+            values = np.moveaxis(values, -1, 0)
+        if self.levels is not None:
+            is_level = (values % 1 == 0) & (values >= 0) & (values < self.levels)
+            if not is_level.all():
+                raise ValueError(
+                    f"sample {entry} of {self.path} must have levels 0, ..., {self.levels - 1}; got "
+                    f"{values[~is_level][0]}: set another number of levels, or levels=None for continuous values "
+                    "(data=arrays in a configuration)"
+                )
         state = torch.from_numpy(
             values.astype(np.float32 if np.can_cast(values.dtype, np.float32) else np.float64, order="C")
         )
@@ -98,6 +121,25 @@ class Arrays(Items):
     def __getstate__(self) -> dict[str, Any]:
         """Leave out the array: another process reads the file itself."""
         return {name: value for name, value in self.__dict__.items() if name != "array"}
+
+
+def _check_axes(path: str | Path, sizes: Sequence[int], dims: int | None, channels_last: bool | None) -> None:
+    """Raise ValueError unless samples of these sizes have their channels on the axis that the arguments say."""
+    if channels_last and len(sizes) < 2:
+        raise ValueError(f"channels_last needs samples (*, channels); those in {path} have shape {list(sizes)}")
+    if dims is None:
+        return
+    if len(sizes) != dims + 1:
+        raise ValueError(
+            f"samples in {path} must have dims={dims} axes, or {dims + 1} with that of the channels; got shape "
+            f"{list(sizes)}: reshape the array, or set dims={len(sizes) - 1 or 1}, in a configuration by "
+            "experiment=series, image_arrays or volumes"
+        )
+    if channels_last is None and sizes[-1] <= FEW < min(sizes[:-1]):
+        raise ValueError(
+            f"the channels of samples {list(sizes)} in {path} seem to come last: set channels_last=True "
+            f"(data.channels_last=true in a configuration), or channels_last=False for {sizes[0]} channels"
+        )
 
 
 def _load(path: Path, key: str | None, other: str | None = None) -> np.ndarray:

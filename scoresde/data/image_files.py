@@ -6,34 +6,38 @@ A state is a float32 tensor (channels, height, width) of integer levels 0 to 255
 import hashlib
 import io
 import os
+import warnings
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from scoresde.data.items import Items, check_choice, reading
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP")  # the only decoders in use; the suffix of a file is ignored
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")  # the only decoders in use; the suffix of a file is ignored
+UNREAD = {".avif", ".gif", ".heic", ".heif", ".jp2", ".jxl", ".pgm", ".ppm", ".psd", ".tga"}  # images of other formats
 MODES = {1: "L", 3: "RGB"}
 SHARES = {"train": range(10, 100), "validation": range(5, 10), "test": range(5), "all": range(100)}  # in hundredths
+PNG_DEPTH = 24  # offset of the bits per channel in the header of a PNG file
+TIFF_DEPTHS = 258  # tag of the bits of each channel in a TIFF file
 
 
 @dataclass(frozen=True)
 class Reader:
-    """Decode an image to a state: crop the centre square, and resize it with Pillow's Lanczos filter.
+    """Decode an image to a state: crop the centre to the shape wanted, and resize it with Pillow's Lanczos filter.
 
-    An image of that size is left exactly as it is. An orientation in its metadata is not applied, and transparency is
-    dropped.
+    An image of that size keeps its values. The orientation in the metadata is applied, and transparent pixels are drawn
+    on white: the colour that a file stores below them is not part of its picture.
 
     Args:
-        size: height and width.
+        size: height and width; one number for both, or [height, width].
         channels: 3 for RGB, 1 for grey levels; images are converted.
         crop: "center".
 
@@ -41,43 +45,73 @@ class Reader:
         ValueError: an argument has another value.
     """
 
-    size: int
+    size: int | Sequence[int]
     channels: int = 3
     crop: str = "center"
 
     def __post_init__(self):
-        if self.size < 1 or self.crop != "center" or self.channels not in MODES:
-            raise ValueError(f"size must be 1 or more, channels 1 or 3, and crop 'center'; got {self}")
+        if len(self.sides) != 2 or min(self.sides) < 1 or self.crop != "center" or self.channels not in MODES:
+            raise ValueError(
+                "size must be 1 or more, or [height, width], channels 1 or 3, and crop 'center'; got " + str(self)
+            )
+
+    @property
+    def sides(self) -> tuple[int, ...]:
+        """Height and width of a state."""
+        return (self.size, self.size) if isinstance(self.size, int) else tuple(self.size)
 
     def __call__(self, read: Callable[[], bytes], source: str | Path) -> Tensor:
-        """Return the state (channels, size, size) of an image.
+        """Return the state (channels, height, width) of an image.
 
         Args:
             read: function that returns the content of the image file.
             source: name of the image in error messages.
 
         Raises:
-            ValueError: the image cannot be read, or has more than eight bits per channel.
+            ValueError: the image cannot be read, has more than eight bits per channel, or several frames.
         """
         with reading(source, "an image of 8 bits per channel", "remove, convert or replace it"):
-            image = Image.open(io.BytesIO(read()), formats=FORMATS)
-            image.load()
-            if image.mode.startswith(("I", "F")):  # Pillow would clip these to 255
-                raise ValueError(f"mode {image.mode}")
-        side = min(image.size)
-        left, top = (image.width - side) // 2, (image.height - side) // 2
-        square = image.convert(MODES[self.channels]).crop((left, top, left + side, top + side))
-        resized = square.resize((self.size, self.size), Image.Resampling.LANCZOS)
-        levels = np.array(resized, np.float32).reshape(self.size, self.size, self.channels)
+            picture = _decode(read()).convert(MODES[self.channels])
+        (height, width), (right, bottom) = self.sides, picture.size
+        if right * height > bottom * width:
+            across, down = max(round(bottom * width / height), 1), bottom
+        else:
+            across, down = right, max(round(right * height / width), 1)
+        left, top = (right - across) // 2, (bottom - down) // 2
+        centre = picture.crop((left, top, left + across, top + down))
+        resized = centre.resize((width, height), Image.Resampling.LANCZOS)
+        levels = np.array(resized, np.float32).reshape(height, width, self.channels)
         return torch.from_numpy(levels).movedim(-1, 0).contiguous()
 
 
-class ImageFolder(Items):
-    """The image files of a folder and its subfolders, or of a ZIP archive: channels x size x size, levels 0 to 255.
+def _decode(content: bytes) -> Image.Image:
+    """Return the picture in an image file as a viewer shows it: upright, and on white where it is transparent.
 
-    They are in the order of their relative paths. Each is read, cropped and resized (see `Reader`) on access. An
-    archive is never unpacked on the disk, and each process opens it for itself. Images hardly compress further, so an
-    archive without compression (`zip -0`) is the fastest.
+    Raises:
+        ValueError: Pillow would drop something: bits beyond the eighth, or frames after the first.
+    """
+    image = Image.open(io.BytesIO(content), formats=FORMATS)
+    bits = content[PNG_DEPTH] if image.format == "PNG" else max(getattr(image, "tag_v2", {}).get(TIFF_DEPTHS, [1]))
+    if bits > 8:
+        raise ValueError(f"{bits} bits per channel")
+    frames = getattr(image, "n_frames", 1)
+    if frames > 1 and image.format != "MPO":  # the other pictures in a camera's JPEG are versions of the first
+        raise ValueError(f"{frames} frames")
+    picture = ImageOps.exif_transpose(image)
+    if not picture.has_transparency_data:
+        return picture
+    white = Image.new("RGBA", picture.size, "white")
+    white.alpha_composite(picture.convert("RGBA"))
+    return white
+
+
+class ImageFolder(Items):
+    """The image files of a folder and its subfolders, or of a ZIP archive: channels x height x width, levels 0 to 255.
+
+    They are in the order of their relative paths; hidden files and folders do not count (`._1.jpg`, `__MACOSX`). Each
+    image is read, cropped and resized (see `Reader`) on access. An archive is never unpacked on the disk, and
+    each process opens it for itself. Images hardly compress further, so an archive without compression (`zip -0`) is
+    the fastest.
 
     A file's relative path alone decides its split (SHA-256, the first eight bytes modulo 100: 0-4 "test", 5-9
     "validation", the others "train"), so it stays there when other files come or go. In an archive the path is that of
@@ -85,7 +119,7 @@ class ImageFolder(Items):
 
     Args:
         root: the folder, or a file ending in .zip.
-        size: height and width.
+        size: height and width; one number for both, or [height, width].
         flip: append the mirror images.
         crop: "center".
         channels: 3 for RGB, 1 for grey levels; the files are converted.
@@ -93,14 +127,18 @@ class ImageFolder(Items):
 
     Raises:
         ValueError: an argument has another value, the file is not an archive, or the folder or the split has no
-            images; when an item is read: the file cannot be read, or has more than eight bits per channel.
+            images; when an item is read: the file cannot be read, has more than eight bits per channel, or several
+            frames.
         FileNotFoundError: there is no such folder or archive.
+
+    Warns:
+        UserWarning: image files of other formats are skipped.
     """
 
     def __init__(
         self,
         root: str | Path,
-        size: int,
+        size: int | Sequence[int],
         flip: bool = False,
         crop: str = "center",
         channels: int = 3,
@@ -110,12 +148,23 @@ class ImageFolder(Items):
         self.root, self.reader = Path(root), Reader(size, channels, crop)
         self.is_archive = self.root.suffix.lower() == ".zip" and not self.root.is_dir()
         names = _list_archive(self.root) if self.is_archive else _list_folder(self.root)
+        names = [name for name in names if not _is_hidden(name)]
         images = sorted({name for name in names if name.lower().endswith(SUFFIXES)})
         if not images:
             raise ValueError(f"no images in {root}: none of its {len(names)} files ends in {', '.join(SUFFIXES)}")
-        files = [file for file in images if hundredth(file) in SHARES[split]]
-        if not files:
-            raise ValueError(f"none of the {len(images)} images in {root} is in split {split!r}: take split='all'")
+        parts = {name: [file for file in images if hundredth(file) in share] for name, share in SHARES.items()}
+        if not (files := parts[split]):
+            counts = ", ".join(f"{name} ({len(part)})" for name, part in parts.items() if part)
+            raise ValueError(
+                f"none of the {len(images)} images in {root} is in split {split!r}: take split={counts}; or, for a "
+                f"training, data.{split}=null in the configuration"
+            )
+        if skipped := sorted(name for name in names if Path(name).suffix.lower() in UNREAD):
+            warnings.warn(
+                f"{len(skipped)} image files in {root} are skipped, the first is {skipped[0]}: convert them to one of "
+                f"{', '.join(SUFFIXES)}",
+                stacklevel=2,
+            )
         super().__init__(files, flip=flip)
 
     def state(self, entry: str) -> Tensor:
@@ -135,11 +184,16 @@ def _list_folder(root: Path) -> list[str]:
 
 
 def _list_archive(path: Path) -> list[str]:
-    """Return the names of all files in a ZIP archive, without those that macOS adds."""
+    """Return the names of all files in a ZIP archive."""
     _open_archive.cache_clear()  # the file may have changed since it was last opened
     with reading(path, "a whole ZIP archive", "copy or zip it again"):
         members = [member for member in _open_archive(path, os.getpid()).infolist() if not member.is_dir()]
-        return [member.filename for member in members if not member.filename.startswith("__MACOSX/")]
+        return [member.filename for member in members]
+
+
+def _is_hidden(file: str) -> bool:
+    """Return whether a relative path has a part that systems hide or generate: .name, __MACOSX, @eaDir (thumbnails)."""
+    return any(part.startswith(".") or part in ("__MACOSX", "@eaDir") for part in file.split("/"))
 
 
 @lru_cache(maxsize=8)

@@ -34,8 +34,13 @@ class Items(Dataset):
     def __init__(self, entries: Sequence[Any] | np.ndarray | Tensor, labels: Tensor | None = None, flip: bool = False):
         self.entries, self.labels, self.flip = entries, labels, flip
 
+    @property
+    def mirrored(self) -> int:
+        """The number of mirror images among the items."""
+        return len(self.entries) if self.flip else 0
+
     def __len__(self) -> int:
-        return len(self.entries) * (2 if self.flip else 1)
+        return len(self.entries) + self.mirrored
 
     def __getitem__(self, index: int) -> Tensor | tuple[Tensor, Tensor]:
         mirrored, item = divmod(range(len(self))[index], len(self.entries))

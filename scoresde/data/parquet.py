@@ -1,6 +1,7 @@
 """Images in Parquet files, as the Hugging Face hub ships them.
 
-Such a file keeps encoded images (PNG, JPEG) in a column of structs {bytes, path} or of binary values. Its rows are in
+Such a file keeps encoded images (PNG, JPEG) in a column of structs {bytes, path} or of binary values of any length, of
+one length or as views, all of them also dictionary-encoded. Its rows are in
 groups, the smallest unit that can be read. Only the images of one group are read for an item, so the files may be
 larger than the memory.
 """
@@ -22,7 +23,7 @@ from scoresde.data.items import Items, reading, split_indices
 
 
 class ParquetImages(Items):
-    """The images in Parquet files: channels x size x size, levels 0 to 255; cropped and resized, see `Reader`.
+    """The images in Parquet files: channels x height x width, levels 0 to 255; cropped and resized, see `Reader`.
 
     They are in the order of the sorted paths and of the rows in each. Each process that loads data keeps the encoded
     images of the row groups read last, up to `cache` bytes: a dataset that fits is read once. Write a larger dataset
@@ -30,7 +31,7 @@ class ParquetImages(Items):
 
     Args:
         files: a path or a pattern (`train-*.parquet`, `**` for folders in between), or a list of them.
-        size: height and width.
+        size: height and width; one number for both, or [height, width].
         column: column of the images; by default the only one of a suitable type.
         labels: column of the labels, integers: items are then (state, label), the label an int64 tensor ().
         split: "train", "validation", "test" or "all", see `split_indices`. The hub's datasets have files for each
@@ -51,7 +52,7 @@ class ParquetImages(Items):
     def __init__(
         self,
         files: str | Path | Sequence[str | Path],
-        size: int,
+        size: int | Sequence[int],
         column: str | None = None,
         labels: str | None = None,
         split: str = "all",
@@ -145,10 +146,15 @@ def _image_column(schema: Any, column: str | None) -> str:
 
 
 def _holds_images(kind: Any) -> bool:
-    if str(kind).startswith("struct<"):
+    from pyarrow import types
+
+    if types.is_dictionary(kind):
+        return _holds_images(kind.value_type)
+    if types.is_struct(kind):
         index = kind.get_field_index("bytes")
         return index >= 0 and _holds_images(kind.field(index).type)
-    return str(kind) in ("binary", "large_binary")
+    binary = (types.is_binary, types.is_large_binary, types.is_fixed_size_binary, types.is_binary_view)
+    return any(is_kind(kind) for is_kind in binary)
 
 
 def _read_labels(file: Any, column: str) -> np.ndarray:

@@ -21,12 +21,12 @@ from torch.nn import functional as F
 from scoresde.networks.embeddings import PositionalEmbedding, TimeEmbedding, named
 from scoresde.networks.layers import (
     CONVOLUTIONS,
+    Border,
     attend,
     cast_for,
     check_shape,
     checkpointed,
     linear,
-    spatial_sides,
     split_heads,
 )
 from scoresde.protocols import Condition
@@ -160,9 +160,11 @@ class DiT(nn.Module):
         dropout: probability, in the blocks.
         out_channels: of the output; by default those of the state (twice as many for a learned variance).
         checkpointing: store only the tokens between blocks, and recompute each block in the backward pass.
+        pad: surround states whose sides `patch` does not divide by zeros, and crop the output.
 
     Raises:
-        ValueError: sides that `patch` does not divide, or a width that the axes or the heads do not divide.
+        ValueError: sides that `patch` does not divide without `pad`, or a width that the axes or the heads do not
+            divide.
     """
 
     casts_inputs = True
@@ -182,19 +184,18 @@ class DiT(nn.Module):
         dropout: float = 0.0,
         out_channels: int | None = None,
         checkpointing: bool = False,
+        pad: bool = False,
     ):
         super().__init__()
-        sides = spatial_sides(image_size)
-        dims = len(sides)
-        if any(side % patch for side in sides):
-            raise ValueError(f"patch = {patch} must divide every side; got image_size = {image_size}")
+        self.border = Border(image_size, patch, pad)
+        dims = len(self.border.sides)
         if width % (2 * dims) or width % heads:
             raise ValueError(
                 f"twice the number of spatial dimensions ({2 * dims}) and the number of heads ({heads}) must divide "
                 f"the width; got width = {width}"
             )
-        self.shape, self.patch, self.checkpointing = (channels, *sides), patch, checkpointing
-        self.grid = tuple(side // patch for side in sides)
+        self.shape, self.patch, self.checkpointing = (channels, *self.border.sides), patch, checkpointing
+        self.grid = tuple(side // patch for side in self.border.padded)
         self.input = CONVOLUTIONS[dims](channels, width, patch, stride=patch)
         nn.init.xavier_uniform_(self.input.get_parameter("weight").detach().flatten(1))  # as a linear layer on patches
         nn.init.zeros_(self.input.get_parameter("bias"))
@@ -213,10 +214,10 @@ class DiT(nn.Module):
         """Return F (B, C', *space) of x (B, C, *space), at noise labels (B,) and a condition, see `embeddings`."""
         check_shape(x, self.shape)
         features = self.time(c_noise, named(cond, self.conditions))
-        tokens = self.positions(self.input(cast_for(self.input, x)).flatten(2).transpose(1, 2))
+        tokens = self.positions(self.input(cast_for(self.input, self.border.add(x))).flatten(2).transpose(1, 2))
         for block in self.blocks.values():
             tokens = checkpointed(block, tokens, features, active=self.checkpointing)
-        return unpatchify(self.final(tokens, features), self.grid, self.patch)
+        return self.border.remove(unpatchify(self.final(tokens, features), self.grid, self.patch))
 
 
 def dit_s(image_size: int | Sequence[int] = 32, channels: int = 4, patch: int = 2, **options: Any) -> DiT:

@@ -60,10 +60,47 @@ def spatial_sides(image_size: int | Sequence[int]) -> tuple[int, ...]:
     return sides
 
 
+class Border:
+    """A border of zeros around states (B, C, *sides), so that a number divides each side, and its removal.
+
+    Args:
+        image_size: see `spatial_sides`.
+        multiple: of which each side must be a multiple.
+        pad: whether a border may be added; half of it, rounded down, is before the state.
+
+    Raises:
+        ValueError: `image_size` is not valid, or a side is not a multiple and `pad` is False.
+    """
+
+    def __init__(self, image_size: int | Sequence[int], multiple: int, pad: bool):
+        self.sides = spatial_sides(image_size)
+        self.padded = tuple(-(-side // multiple) * multiple for side in self.sides)
+        if self.padded != self.sides and not pad:
+            raise ValueError(
+                f"each side of image_size must be a multiple of {multiple}; got {image_size}: set pad=True "
+                f"(network.pad=true in a configuration), which pads states to {list(self.padded)} by zeros and crops "
+                "the output"
+            )
+        extra = [padded - side for padded, side in zip(self.padded, self.sides, strict=True)]
+        self.margins = [margin for n in reversed(extra) for margin in (n // 2, n - n // 2)]  # as F.pad takes them
+
+    def add(self, x: Tensor) -> Tensor:
+        """Return x (B, C, *sides) with its border, (B, C, *padded)."""
+        return F.pad(x, self.margins) if any(self.margins) else x
+
+    def remove(self, x: Tensor) -> Tensor:
+        """Return x (B, C, *padded) without the border, (B, C, *sides)."""
+        return F.pad(x, [-margin for margin in self.margins]) if any(self.margins) else x
+
+
 def check_shape(x: Tensor, shape: Sequence[int]) -> None:
     """Raise ValueError unless the states x have the shape (B, *shape)."""
     if x.shape[1:] != tuple(shape):
-        raise ValueError(f"expected states of shape (B, {', '.join(map(str, shape))}); got {tuple(x.shape)}")
+        raise ValueError(
+            f"expected states of shape (B, {', '.join(map(str, shape))}); got {tuple(x.shape)}: build the network for "
+            "the shape of the data, in a configuration by network=mlp (any shape), series, images or volumes, or by "
+            "experiment=table, series, images, image_arrays or volumes"
+        )
 
 
 def split_heads(features: Tensor, parts: int, heads: int) -> tuple[Tensor, ...]:

@@ -14,6 +14,7 @@ The options of a preset are arguments of `UNet`, or fields of its parts `BlockSt
 `adm(classes=1000, dropout=0.0)`.
 """
 
+from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any
 
@@ -22,11 +23,11 @@ from scoresde.networks.embeddings import FourierEmbedding, PositionalEmbedding
 from scoresde.networks.unet import PARTS, UNet
 
 
-def ddpm(image_size: int = 32, width: int = 128, **options: Any) -> UNet:
+def ddpm(image_size: int | Sequence[int] = 32, width: int = 128, **options: Any) -> UNet:
     """Return DDPM's U-Net (2006.11239, appendix B), attending once a resolution on the way up, as in 2011.13456's code.
 
     Args:
-        image_size: side of the images.
+        image_size: side of the images, or their sides.
         width: channels at the input resolution.
         options: that differ, see the module.
     """
@@ -34,11 +35,11 @@ def ddpm(image_size: int = 32, width: int = 128, **options: Any) -> UNet:
     return ddpmpp(image_size, width=width, **{**settings, **options})
 
 
-def ddpmpp(image_size: int = 32, deep: bool = False, width: int = 128, **options: Any) -> UNet:
+def ddpmpp(image_size: int | Sequence[int] = 32, deep: bool = False, width: int = 128, **options: Any) -> UNet:
     """Return DDPM++ (2011.13456, appendix H): BigGAN's residual blocks, rescaled skips, 4 blocks a resolution.
 
     Args:
-        image_size: side of the images.
+        image_size: side of the images, or their sides.
         deep: twice the blocks.
         width: channels at the input resolution.
         options: that differ, see the module.
@@ -47,11 +48,13 @@ def ddpmpp(image_size: int = 32, deep: bool = False, width: int = 128, **options
     return _unet(image_size, width, {**settings, **options})
 
 
-def ncsnpp(image_size: int = 32, deep: bool = False, sigma: bool = True, width: int = 128, **options: Any) -> UNet:
+def ncsnpp(
+    image_size: int | Sequence[int] = 32, deep: bool = False, sigma: bool = True, width: int = 128, **options: Any
+) -> UNet:
     """Return NCSN++ (2011.13456, appendix H): DDPM++ with anti-aliased resampling and a residual input pyramid.
 
     Args:
-        image_size: side of the images.
+        image_size: side of the images, or their sides.
         deep: twice the blocks.
         sigma: the label is sigma: random Fourier features of its logarithm, and the output divided by it (for VE);
             False: a time in [0, 1] (for VP and sub-VP).
@@ -64,13 +67,13 @@ def ncsnpp(image_size: int = 32, deep: bool = False, sigma: bool = True, width: 
     return ddpmpp(image_size, deep, width, **{**settings, **options})
 
 
-def adm(image_size: int = 64, width: int = 192, **options: Any) -> UNet:
+def adm(image_size: int | Sequence[int] = 64, width: int = 192, **options: Any) -> UNet:
     """Return ADM (2105.05233, section 3.1 and table 11), in its configuration for ImageNet 64 x 64.
 
     Classes and learned variance are `classes=1000, out_channels=6`.
 
     Args:
-        image_size: side of the images.
+        image_size: side of the images, or their sides.
         width: channels at the input resolution.
         options: that differ, see the module.
     """
@@ -89,7 +92,7 @@ def adm(image_size: int = 64, width: int = 192, **options: Any) -> UNet:
     return _unet(image_size, width, {**settings, **options})
 
 
-def _unet(image_size: int, width: int, settings: dict[str, Any]) -> UNet:
+def _unet(image_size: int | Sequence[int], width: int, settings: dict[str, Any]) -> UNet:
     """Return the U-Net of arguments of `UNet` and of fields of its parts."""
     parts = {
         part: kind(**{field.name: settings.pop(field.name) for field in fields(kind) if field.name in settings})

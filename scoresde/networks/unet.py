@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from scoresde.networks.blocks import Block, BlockStyle, Head, NetworkStyle, residual_resampling
 from scoresde.networks.embeddings import Conditions, FourierEmbedding, PositionalEmbedding, TimeEmbedding, named
-from scoresde.networks.layers import cast_for, check_shape, convolution, spatial_sides
+from scoresde.networks.layers import Border, cast_for, check_shape, convolution
 from scoresde.protocols import Condition
 from scoresde.tensors import at_least_float32, broadcast
 
@@ -133,7 +133,7 @@ class UNet(nn.Module):
 
     Args:
         image_size: side of a square image, or the lengths of one, two or three spatial dimensions; each must halve
-            len(multipliers) - 1 times.
+            len(multipliers) - 1 times, or `pad` be True.
         channels: of the state.
         width: channels at the input resolution.
         multipliers: of the width, one for each resolution, from the input down.
@@ -147,10 +147,12 @@ class UNet(nn.Module):
         block: what all blocks share, see `BlockStyle`.
         conditions: a class, a vector, a context, see `Conditions`; by default none.
         ends: how the state enters and the output leaves, see `Ends`.
+        pad: surround states whose sides do not halve as often as needed by zeros, and crop the output. Resolutions are
+            then those of the padded states.
 
     Raises:
-        ValueError: an image size that does not halve as often as needed, attention at a resolution that does not occur,
-            or a value that a part rejects.
+        ValueError: an image size that does not halve as often as needed without `pad`, attention at a resolution that
+            does not occur, or a value that a part rejects.
         TypeError: a part of another type.
     """
 
@@ -170,6 +172,7 @@ class UNet(nn.Module):
         block: BlockStyle | None = None,
         conditions: Conditions | None = None,
         ends: Ends | None = None,
+        pad: bool = False,
     ):
         super().__init__()
         block, conditions, ends = block or BlockStyle(), conditions or Conditions(), ends or Ends()
@@ -180,10 +183,14 @@ class UNet(nn.Module):
                 raise TypeError(f"{name} must be a {kind.__name__} of scoresde.networks; got {parts[name]!r}")
         if blocks < 1 or len(multipliers) < 1:
             raise ValueError(f"a U-Net needs at least one block and one multiplier; got {blocks}, {list(multipliers)}")
-        self.sizes = _sizes(image_size, len(multipliers))
+        self.border = Border(image_size, 1 << (len(multipliers) - 1), pad)
+        self.sizes = [tuple(side >> level for side in self.border.padded) for level in range(len(multipliers))]
         sides = [size[-1] for size in self.sizes]
         if not set(attention) <= set(sides):
-            raise ValueError(f"attention must be at resolutions among {sides}; got {list(attention)}")
+            raise ValueError(
+                f"attention must be at resolutions among {sides}; got {list(attention)}: choose some of them "
+                "(network.attention=[...] in a configuration)"
+            )
         self.channels, self.ends, self.context_features = channels, ends, conditions.context_features
         dims, features = len(self.sizes[0]), 4 * width
         style = NetworkStyle(
@@ -251,14 +258,14 @@ class UNet(nn.Module):
 
     def forward(self, x: Tensor, c_noise: Tensor, cond: Condition = None) -> Tensor:
         """Return F (B, C', *space) of x (B, C, *space), at noise labels (B,) and a condition, see `embeddings`."""
-        check_shape(x, (self.channels, *self.sizes[0]))
+        check_shape(x, (self.channels, *self.border.sides))
         parts = named(cond, self.conditions)
         time, context = self.time(c_noise, parts), parts.get("context")
         features = self.context_features
         if context is not None and (context.ndim != 3 or (context.shape[0], context.shape[2]) != (len(x), features)):
             raise ValueError(f"expected context vectors of shape ({len(x)}, L, {features}); got {tuple(context.shape)}")
         context = None if context is None else cast_for(self.input, context)
-        image = x if self.ends.centered else 2 * x - 1
+        image = self.border.add(x if self.ends.centered else 2 * x - 1)
         hidden = self.input(cast_for(self.input, append_fourier_features(image, self.ends.input_frequencies)))
         image = cast_for(self.input, image)
         skips = [hidden]
@@ -269,16 +276,8 @@ class UNet(nn.Module):
             hidden = block(hidden, time, context)
         for stage in self.up.children():
             hidden, image = stage(hidden, image, time, context, skips)
-        output = image if self.output is None else self.output(hidden)
+        output = self.border.remove(image if self.output is None else self.output(hidden))
         if not self.ends.scale_by_sigma:
             return output
         output = at_least_float32(output)
         return output / broadcast(c_noise, output)
-
-
-def _sizes(image_size: int | Sequence[int], levels: int) -> list[tuple[int, ...]]:
-    """Return the spatial sides at every resolution, from the input down."""
-    sides = spatial_sides(image_size)
-    if any(side % (1 << (levels - 1)) for side in sides):
-        raise ValueError(f"the sides of the image must halve {levels - 1} times; got image_size = {image_size}")
-    return [tuple(side >> level for side in sides) for level in range(levels)]

@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 
 from scoresde.sdes import SDE
-from scoresde.tensors import float64
+from scoresde.tensors import float64, listed
 
 Grid = Callable[[SDE, int], Tensor]
 Transition = tuple[Tensor, Tensor]
@@ -316,7 +316,7 @@ def transitions(times: Tensor, sde: SDE) -> list[Transition]:
     if not (falls and bool((times.diff() != 0).all())) or times[0] > sde.t_max or times[-1] < sde.t_min:
         raise ValueError(
             f"the times of a grid must lie in [{sde.t_min:g}, {sde.t_max:g}], begin with the largest, end with the "
-            f"smallest and differ from one to the next; got {times.tolist()}"
+            f"smallest and differ from one to the next; got {listed(times)}"
         )
     return list(pairwise(times))
 

@@ -5,6 +5,7 @@ of processes that share a batch, on the parts that it is accumulated in, or on t
 """
 
 import hashlib
+import warnings
 from typing import Any
 
 import torch
@@ -61,7 +62,7 @@ class StepBatches(Dataset):
         seed: of the permutations and of the items.
 
     Raises:
-        ValueError: the batch is larger than the dataset, or smaller than the number of processes.
+        ValueError: the batch is larger than the dataset (see `fitting`), or smaller than the number of processes.
     """
 
     spacing = 0x9E3779B1  # of the seeds of neighbouring items: 2^32 / 1.618...
@@ -86,6 +87,19 @@ class StepBatches(Dataset):
             torch.default_generator.manual_seed((base + self.spacing * position) % 2**32)
             items.append(self.dataset[numbers[position]])
         return default_collate(items)
+
+
+def fitting(batch_size: int, dataset: Dataset) -> int:
+    """Return the batch size, or the size of the dataset if that is smaller.
+
+    Warns:
+        UserWarning: the batch size is larger than the dataset.
+    """
+    size = len(dataset)  # type: ignore[arg-type]
+    if batch_size > size > 0:
+        warnings.warn(f"batch_size={batch_size} is more than the {size} samples: all of them are a batch", stacklevel=2)
+        return size
+    return batch_size
 
 
 def batches(

@@ -27,7 +27,7 @@ from scoresde.protocols import Model, Transform
 from scoresde.random_stream import RandomStream
 from scoresde.score import ScoreModel
 from scoresde.tensors import dimensions, double, float64, mean_and_error
-from scoresde.training.batches import batches, split_condition, step_seed
+from scoresde.training.batches import batches, fitting, split_condition, step_seed
 from scoresde.training.guard import NonFiniteLoss
 
 DEQUANTIZATION = "dequantization.safetensors"
@@ -80,7 +80,7 @@ def learn(
         dataset: items are integer levels `*`, or (levels, condition).
         optimizer: returns the optimiser of the parameters it is called with (a Hydra partial).
         steps: number of optimiser steps.
-        batch_size: samples per step.
+        batch_size: samples per step; all of them if there are fewer, with a warning.
         clip: largest norm of the gradient of the bound in nats per dimension.
         seed: of all random draws; those of a step are functions of (seed, step).
         progress: show a progress bar.
@@ -94,7 +94,7 @@ def learn(
     parameters = list(dequantization.parameters())
     updates = optimizer(parameters)
     rate = torch.optim.lr_scheduler.CosineAnnealingLR(updates, steps)
-    loader = batches(dataset, batch_size, seed, 0, steps)
+    loader = batches(dataset, fitting(batch_size, dataset), seed, 0, steps)
     bar = progress_bar(loader, total=steps, title="dequantization", unit="step", shown=progress)
     for step, batch in enumerate(bar):
         images, cond = split_condition(batch, parameters[0].device)

@@ -10,7 +10,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from scoresde.protocols import Condition, select
 from scoresde.score import ScoreModel
 from scoresde.tensors import available, is_half
 from scoresde.training import distributed, posthoc_ema
-from scoresde.training.batches import StepNoise, batches, share, split_condition, step_seed
+from scoresde.training.batches import StepNoise, batches, fitting, share, split_condition, step_seed
 from scoresde.training.distributed import SharedObjective
 from scoresde.training.ema import EMA
 from scoresde.training.guard import SKIPPED, Guard, NonFiniteLoss, diagnosis
@@ -52,7 +52,7 @@ class Trainer:
     Args:
         optimizer: returns the optimiser of the parameters it is called with (a Hydra partial).
         steps: number of optimiser steps.
-        batch_size: samples per step, of all processes together.
+        batch_size: samples per step, of all processes together; all of them if there are fewer, with a warning.
         accumulate: parts that a process splits its share of a batch into, one after the other; the gradient is the
             same.
         warmup: steps in which the learning rate rises linearly.
@@ -158,6 +158,10 @@ class Trainer:
             NonFiniteLoss: too many steps in a row were not finite; the last checkpoint is unchanged.
             Interrupted: SIGINT or SIGTERM was received; the checkpoint holds the last complete step.
         """
+        if (size := fitting(self.batch_size, dataset)) != self.batch_size:
+            fitted = replace(self, batch_size=size)
+            fitted.fit(model, loss, dataset, run, data_map, preview, evaluate, progress, config)
+            return
         is_first = distributed.rank() == 0
         objective = SharedObjective(_Terms(self._prepare(model), loss, data_map, self.seed), model, self.parallel)
         state = self._state(model, run, is_first, config or {})

@@ -93,11 +93,14 @@ def test_images_of_ones_own(option, capsys, tmp_path):
     write_images(tmp_path / "images", pictures)
     write_parquet(tmp_path / "images" / "train-0.parquet", list(map(png, pictures.values())))
     write_parquet(tmp_path / "images" / "test-0.parquet", list(map(png, pictures.values())))
-    rows = table_of(capsys, f"data={option}", "data.root=images", "data.size=8", "n=4", f"out={option}.png")
+    arguments = ["data.root=images", "data.size=8", "n=4", f"out={option}.png"]
+    assert "mirror images" not in table_of(capsys, f"data={option}", *arguments)
+    rows = table_of(capsys, f"data={option}", *arguments, "data.flip=true")
     assert rows["shape"] == ["[3, 8, 8]"]
     assert rows["whole numbers"][0].endswith(" levels")
     if option == "parquet":
-        assert rows["items"] == ["380", "10", "200"]  # with mirror images, which these equal
+        assert rows["items"] == ["380", "10", "200"]
+        assert rows["mirror images"] == ["190"]  # which these equal
         assert rows["duplicates"] == ["190", "0", "0"]
         assert rows["also in train"] == ["0", "190"]
         assert rows["also in validation"] == ["10"]

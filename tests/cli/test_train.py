@@ -7,6 +7,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -73,7 +74,7 @@ WRONG = {
     "missing target": (["network._target_=scoresde.networks.Nothing"], "does not exist"),
     "argument": (["data.train.name=rigs"], "did you mean rings?"),
     "number": (["trainer.steps=1.5"], "1.5"),
-    "batch": (["trainer.batch_size=201"], "201"),
+    "batch": (["trainer.batch_size=0"], "between 1 (processes) and 200 (samples); got 0"),
     "device": (["device=nowhere"], "nowhere"),
 }
 
@@ -186,7 +187,7 @@ def test_conditions_that_do_not_fit_are_refused_before_the_training(refused):
 
 
 def test_a_command_that_failed_can_be_corrected(refused):
-    refused(*TRAIN, "trainer.batch_size=201", "run=r", prints=True)
+    refused(*TRAIN, "trainer.batch_size=0", "run=r", prints=True)
     assert main([*TRAIN, "trainer.steps=1", "run=r"]) == 0
     assert Path("r/checkpoint.safetensors").is_file()
 
@@ -257,3 +258,47 @@ def test_ctrl_c_ends_in_one_line_and_the_run_can_be_resumed():
     assert 0 < step < 100000
     assert main([*command, f"trainer.steps={step + 2}"]) == 0
     assert load(checkpoint)[1]["step"] == step + 2
+
+
+SHORT = ["trainer.steps=1", "trainer.warmup=1", "trainer.preview_every=0", "held_out.draws=0", "run=r"]
+SMALL = ["network.width=8", "network.blocks=1", "network.multipliers=[1,1]"]
+OWN_ARRAYS = {  # the shape of the array, the options of the experiment, the shape of a state, the unit
+    "vectors": ((60, 5), ["experiment=table", "data=arrays"], [5], "nats/dim"),
+    "series of one channel": ((60, 7), ["experiment=series", *SMALL], [1, 7], "nats/dim"),
+    "series of levels": ((60, 2, 6), ["experiment=series", "data=level_arrays", *SMALL], [2, 6], "bits/dim"),
+    "grey images": ((60, 5, 5), ["experiment=image_arrays", *SMALL], [1, 5, 5], "bits/dim"),
+    "images": ((60, 5, 6, 3), ["experiment=image_arrays", "data.channels_last=true", *SMALL], [3, 5, 6], "bits/dim"),
+    "volumes": ((60, 2, 3, 4, 5), ["experiment=volumes", *SMALL], [2, 3, 4, 5], "nats/dim"),
+}
+
+
+def test_whole_numbers_without_a_dequantisation_are_told(capsys):
+    np.save("x.npy", np.random.RandomState(0).randint(0, 9, (60, 4)))
+    train = ["train", "experiment=table", "network.width=8", *SHORT, "data.path=x.npy", "trainer.batch_size=16"]
+    assert main([*train, "data=arrays"]) == 0
+    message = "train: warning: the training data are whole numbers, and a density of them has no bound"
+    assert message in capsys.readouterr().err
+    assert main([*train, "data=level_arrays", "data.levels=9", "run=levels"]) == 0
+    assert not capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("shape", "options", "state", "unit"), OWN_ARRAYS.values(), ids=OWN_ARRAYS)
+def test_arrays_of_ones_own_are_trained_sampled_and_measured(shape, options, state, unit, capsys):
+    """With the batch of the experiment, or all samples where there are fewer, which is printed."""
+    rng = np.random.RandomState(0)
+    np.save("x.npy", rng.normal(size=shape) if unit == "nats/dim" else rng.randint(0, 256, shape).astype(np.uint8))
+    assert main(["train", *options, "data.path=x.npy", *SHORT]) == 0
+    printed = capsys.readouterr()
+    config, samples = yaml.safe_load(Path("r/config.yaml").read_text()), 54
+    fits = config["trainer"]["batch_size"] < samples
+    assert fits or f"train: warning: batch_size={256 if len(state) == 1 else 64} is more than the 54" in printed.err
+    assert fits == (not printed.err)
+    assert config["data"]["shape"] == state
+    assert main(["sample", "run=r", "n=2", "sampler=dpmpp2", "sampler.steps=2"]) == 0
+    (array,) = Path("r/samples").glob("*.npy")
+    assert np.load(array).shape == (2, *state)
+    assert main(["bpd", "run=r", "likelihood.solver.steps=2", "budget.samples=0", "budget.bound=null"]) == 0
+    printed = capsys.readouterr()
+    assert rows("r")[-1]["unit"] == unit
+    assert f"test {unit}" in printed.out
+    assert "the test split has 3 samples, so that a standard error over them is itself uncertain by 50%" in printed.err

@@ -3,6 +3,7 @@
 import io
 import itertools
 import struct
+import zlib
 
 import numpy as np
 import pyarrow
@@ -70,6 +71,16 @@ def png(picture):
     return buffer.getvalue()
 
 
+def png16(values):
+    """Return a PNG file of 16 bits per channel, of values (height, width, channels) uint16."""
+    height, width, channels = values.shape
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    header = struct.pack(">IIBBBBB", width, height, 16, {1: 0, 2: 4, 3: 2, 4: 6}[channels], 0, 0, 0)
+    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b""))
+    parts = (struct.pack(">I", len(x)) + kind + x + struct.pack(">I", zlib.crc32(kind + x)) for kind, x in chunks)
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
 def idx(values):
     """Return an IDX file of unsigned bytes."""
     return struct.pack(f">HBB{values.ndim}I", 0, 8, values.ndim, *values.shape) + values.tobytes()
@@ -83,13 +94,13 @@ def write_parquet(path, images, row_group_size=None, column="image", **columns):
     pyarrow.parquet.write_table(table, path, row_group_size=row_group_size)
 
 
-SHAPES = {"scoresde.data.Arrays": [2, 16], "scoresde.data.Table": [3]}
+SHAPES = {"arrays": [2, 16], "levels": [2, 16], "series": [2, 16], "images": [3, 6, 5], "volumes": [2, 3, 4, 5]}
 
 
 def stand_ins(root, n=101):
     """Write replacements for data that tests do not download; return their root or path by target.
 
-    Each split has n states or more; those of arrays and tables have the SHAPES. CIFAR10.records has to be n.
+    Each split has n states or more; those of an array, of its name, have the SHAPES. CIFAR10.records has to be n.
     """
     write_files(root / "cifar10", contents(n=n))
     for part in (range(5), range(5, 10), range(10, 100)):
@@ -100,8 +111,11 @@ def stand_ins(root, n=101):
     write_files(root / "idx", images)
     write_parquet(root / "parquet" / "train-0.parquet", [png(levels(8, 8))] * many)
     write_parquet(root / "parquet" / "test-0.parquet", [png(levels(8, 8))] * n)
-    np.save(root / "arrays.npy", 5 + 2 * rng.normal(size=(many, *SHAPES["scoresde.data.Arrays"])))
+    for name, shape in SHAPES.items():
+        whole = name in ("levels", "images")
+        values = rng.randint(0, 256, (many, *shape)) if whole else 5 + 2 * rng.normal(size=(many, *shape))
+        np.save(root / f"{name}.npy", values)
     np.savetxt(root / "table.csv", [9, -9, 0] + [1, 10, 0.1] * rng.normal(size=(many, 3)), delimiter=",")
     places = {"CIFAR10": "cifar10", "ImageFolder": "images", "IDX": "idx", "ParquetImages": "parquet"}
-    places |= {"Arrays": "arrays.npy", "Table": "table.csv"}
+    places |= {"Arrays": "arrays.npy", "Table": "table.csv"}  # see SHAPES for the other arrays
     return {f"scoresde.data.{name}": str(root / place) for name, place in places.items()}

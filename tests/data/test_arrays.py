@@ -131,5 +131,47 @@ def test_wrong_arguments(arguments, message, tmp_path):
 def test_missing_file_and_samples_without_channels(tmp_path):
     with pytest.raises(FileNotFoundError, match=f"{tmp_path}/x.npy"):
         Arrays(tmp_path / "x.npy")
-    with pytest.raises(ValueError, match=r"channels_last needs an array \(N, \*, channels\); that in .* is \(40, 5\)"):
+    with pytest.raises(ValueError, match=r"channels_last needs samples \(\*, channels\); those in .* have shape \[5\]"):
         Arrays(save(tmp_path / "x.npy", VALUES[:, 0]), channels_last=True)
+
+
+@pytest.mark.parametrize(("dims", "shape"), [(1, (16,)), (2, (5, 7)), (3, (2, 3, 4))])
+def test_samples_without_an_axis_of_channels_get_one(dims, shape, tmp_path):
+    values = np.random.RandomState(2).normal(size=(9, *shape)).astype(np.float32)
+    path = save(tmp_path / "x.npy", values)
+    for options in ({}, {"channels_last": True}, {"channels_last": False}):
+        states = stacked(Arrays(path, dims=dims, shape=[1, *shape], **options))
+        assert np.array_equal(states, values[:, None])
+    assert np.array_equal(stacked(Arrays(path)), values)
+    path = save(tmp_path / "x.npy", np.stack([values, -values], axis=1))
+    assert np.array_equal(stacked(Arrays(path, dims=dims))[:, 1], -values)
+
+
+def test_channels_on_the_last_axis_are_not_taken_for_space(tmp_path):
+    values = np.random.RandomState(2).normal(size=(9, 20, 30, 3))
+    path = save(tmp_path / "x.npy", values)
+    message = r"channels of samples \[20, 30, 3\] in .* come last: set channels_last=True .*False for 20 channels"
+    with pytest.raises(ValueError, match=message):
+        Arrays(path, dims=2)
+    assert stacked(Arrays(path, dims=2, channels_last=True)).shape == (9, 3, 20, 30)
+    assert stacked(Arrays(path, dims=2, channels_last=False)).shape == (9, 20, 30, 3)
+    with pytest.raises(ValueError, match=r"must have dims=1 axes, or 2 with .*; got shape \[20, 30, 3\]: .*set dims=2"):
+        Arrays(path, dims=1)
+    assert stacked(Arrays(save(tmp_path / "y.npy", values.swapaxes(1, 3)), dims=2)).shape == (9, 3, 30, 20)
+
+
+@pytest.mark.parametrize("dtype", ["u1", "u2", "i8", "f4", "?"])
+def test_levels_are_whole_numbers_from_zero(dtype, tmp_path):
+    values = np.random.RandomState(3).randint(0, 2 if dtype == "?" else 16, (40, 3, 5)).astype(dtype)
+    path = save(tmp_path / "x.npy", values)
+    assert np.array_equal(stacked(Arrays(path, levels=16)), values.astype(np.float32))
+
+
+@pytest.mark.parametrize(("value", "shown"), [(0.5, r"0\.5"), (-1, "-1"), (16, "16"), (np.nan, "nan")])
+def test_other_values_than_levels_are_named(value, shown, tmp_path):
+    values = np.zeros((4, 3))
+    values[2, 1] = value
+    dataset = Arrays(save(tmp_path / "x.npy", values), levels=16)
+    assert dataset[1].tolist() == [0, 0, 0]
+    with pytest.raises(ValueError, match=rf"sample 2 of .* must have levels 0, \.\.\., 15; got {shown}.*: set another"):
+        dataset[2]

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 from scoresde import build
 from scoresde.cli import config_directory
 from scoresde.data import ImageFolder
-from tests.data.files import levels, png, stacked, write_files, write_images
+from tests.data.files import levels, png, png16, stacked, write_files, write_images
 
 
 def chw(picture):
@@ -36,7 +36,8 @@ def write_zip(path, files, **options):
 
 def test_folder_is_in_the_order_of_relative_paths(tmp_path):
     names = ["b.png", "a/z.PNG", "a.bmp", "a/b/c.png", "a/10.png", "a/9.png", "c.Bmp"]
-    touch(tmp_path, [*names, "notes.txt", "png"])
+    hidden = ["._a.bmp", ".cache/a.png", "a/.hidden.png", "__MACOSX/a.png", "a/__MACOSX/b.png", "a/@eaDir/9.png/S.jpg"]
+    touch(tmp_path, [*names, *hidden, "notes.txt", "png"])
     (tmp_path / "folder.png").mkdir()
     (tmp_path / "link").symlink_to(tmp_path, target_is_directory=True)
     for root in (str(tmp_path), tmp_path / "link"):
@@ -44,7 +45,8 @@ def test_folder_is_in_the_order_of_relative_paths(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("suffix", "lossless"), [("png", True), ("bmp", True), ("webp", True), ("jpg", False), ("jpeg", False)]
+    ("suffix", "lossless"),
+    [("png", True), ("bmp", True), ("webp", True), ("tif", True), ("tiff", True), ("jpg", False), ("jpeg", False)],
 )
 def test_image_of_the_right_size_is_left_as_it_is(suffix, lossless, tmp_path):
     picture = levels(7, 7) if lossless else np.tile(np.uint8([200, 30, 90]), (7, 7, 1))
@@ -60,6 +62,23 @@ def test_centre_square_is_cropped(height, width, top, left, tmp_path):
     picture = levels(height, width)
     write_images(tmp_path, {"x.png": picture})
     assert torch.equal(ImageFolder(tmp_path, 6)[0], chw(picture[top : top + 6, left : left + 6]))
+
+
+@pytest.mark.parametrize(("height", "width"), [(4, 8), (10, 5), (3, 7)])
+def test_centre_of_another_shape_is_cropped(height, width, tmp_path):
+    """The largest rectangle of that shape; one of the size of the state keeps its values."""
+    picture = levels(2 * height + 1, width)  # too high
+    write_images(tmp_path, {"x.png": picture})
+    top = (height + 1) // 2
+    assert torch.equal(ImageFolder(tmp_path, [height, width])[0], chw(picture[top : top + height]))
+    for side in (2 * height, 2 * width):
+        write_images(tmp_path, {"x.png": levels(side, side)})
+        across = min(side, round(side * width / height))
+        down = min(side, round(side * height / width))
+        left, top = (side - across) // 2, (side - down) // 2
+        centre = Image.fromarray(levels(side, side)[top : top + down, left : left + across])
+        expected = np.array(centre.resize((width, height), Image.Resampling.LANCZOS))
+        assert torch.equal(ImageFolder(tmp_path, (height, width))[0], chw(expected))
 
 
 def lanczos(side, size):
@@ -113,7 +132,8 @@ CORRUPT = {
     "header": (png(levels(20, 20))[:20], ""),
     "checksum": (png(levels(20, 20)).replace(b"IHDR\0\0\0\x14", b"IHDR\0\0\0\x15"), ""),
     "another format": (encoded(levels(20, 20), "GIF"), "UnidentifiedImageError"),
-    "16 bits": (encoded(np.full((4, 4), 40_000, np.uint16), "PNG"), "mode I"),
+    "16 bits": (encoded(np.full((4, 4), 40_000, np.uint16), "PNG"), "16 bits per channel"),
+    "32 bits": (encoded(np.full((4, 4), 0.5, np.float32), "TIFF"), "32 bits per channel"),
     "far too large": (png(levels(40, 40)), "DecompressionBombError"),
 }
 
@@ -158,7 +178,10 @@ def test_splits_are_disjoint_and_stay_when_files_come_and_go(tmp_path):
         ({"crop": "random"}, "crop 'center'; got .*crop='random'"),
         ({"channels": 4}, "channels 1 or 3.*channels=4"),
         ({"split": "fit"}, "split must be one of train, validation, test, all; got 'fit'"),
-        ({"split": "test"}, "none of the 2 images in .* is in split 'test': take split='all'"),  # hundredths 38, 28
+        ({"size": [8, 0]}, "size must be 1 or more"),
+        ({"size": [8, 8, 8]}, r"or \[height, width\].*got Reader.size=\[8, 8, 8\]"),
+        # Their hundredths are 38 and 28.
+        ({"split": "test"}, r"none of the 2 images in .* is in split 'test': take split=train \(2\), all \(2\)"),
     ],
 )
 @pytest.mark.parametrize("root", ["folder", "x.zip"])
@@ -176,7 +199,7 @@ def test_roots_without_images(tmp_path):
     touch(tmp_path / "folder", ["x.gif"])
     write_zip(tmp_path / "x.zip", {"readme.txt": b"", "__MACOSX/1.png": b""})
     for name in ("folder", "x.zip"):
-        message = rf"no images in {tmp_path}/{name}: none of its 1 files ends in .png, .jpg, .jpeg, .webp, .bmp"
+        message = rf"no images in {tmp_path}/{name}: none of its 1 files ends in .png, .jpg, .jpeg, .webp, .bmp, .tif"
         with pytest.raises(ValueError, match=message):
             ImageFolder(tmp_path / name, 8)
 
@@ -186,6 +209,7 @@ def test_transform_of_a_configuration_maps_the_range_of_the_levels_to_low_and_hi
     config = OmegaConf.create({"data": OmegaConf.load(Path(config_directory(), "data", f"{option}.yaml"))}).data
     ends = torch.tensor([config.range], dtype=torch.float64)
     assert build.instantiate(config.transform)(ends).tolist() == [[config.low, config.high]]
+    assert not config.train.get("flip")  # mirror images are for the experiments that name them
     assert "flip" not in config.validation
     assert "flip" not in config.test
 
@@ -197,7 +221,7 @@ def test_archive_and_folder_hold_the_same_images(compression, tmp_path):
     touch(tmp_path / "folder", ["notes.txt"])
     names = [path.relative_to(tmp_path / "folder").as_posix() for path in (tmp_path / "folder").rglob("*.*")]
     contents = {name: (tmp_path / "folder" / name).read_bytes() for name in names}
-    others = {"a/": b"", "__MACOSX/a/._1.png": b"not an image"}
+    others = {"a/": b"", "__MACOSX/a/._1.png": b"not an image", "a/._2.png": b"", ".thumbnails/1.png": b""}
     write_zip(tmp_path / "archive.ZIP", {**others, **contents}, compression=compression)
     before = sorted(tmp_path.rglob("*"))
     for arguments in ({"split": "train"}, {"split": "all", "flip": True}, {"channels": 1}):
@@ -238,3 +262,90 @@ def test_damaged_archive_is_refused(tmp_path):
 def test_folder_whose_name_ends_like_an_archive(tmp_path):
     write_images(tmp_path / "x.zip", {"1.png": levels(4, 4)})
     assert torch.equal(ImageFolder(tmp_path / "x.zip", 4)[0], chw(levels(4, 4)))
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+def test_png_of_sixteen_bits_is_refused_for_every_kind_of_pixel(channels, tmp_path):
+    """Pillow itself returns the upper bytes, so that values below 256 are black."""
+    write_files(tmp_path, {"a.png": png16(np.full((4, 4, channels), 200, np.uint16))})
+    with pytest.raises(ValueError, match=r"a\.png is not .*: 16 bits per channel\): remove, convert"):
+        ImageFolder(tmp_path, 4)[0]
+
+
+def below(picture, alpha):
+    """The colours of a picture over white, (3, H, W)."""
+    share = alpha[..., None] / 255
+    return chw((share * picture + (1 - share) * 255).round())
+
+
+@pytest.mark.parametrize("suffix", ["png", "webp", "tif"])
+def test_transparent_pixels_are_white_whatever_colour_is_stored(suffix, tmp_path):
+    rgba = levels(6, 6, 4)
+    rgba[:2, :, 3], rgba[2:4, :, 3] = 0, 255
+    options = {"lossless": True, "exact": True} if suffix == "webp" else {}
+    write_images(tmp_path, {f"x.{suffix}": rgba}, **options)
+    state = ImageFolder(tmp_path, 6)[0]
+    assert torch.equal(state[:, :2], torch.full((3, 2, 6), 255.0))
+    assert torch.equal(state[:, 2:4], chw(rgba[2:4, :, :3]))
+    assert (state - below(rgba[..., :3], rgba[..., 3])).abs().max() <= 1
+
+
+def test_transparency_of_grey_levels_of_a_palette_and_of_one_colour(tmp_path):
+    grey, alpha = levels(4, 4, 1), np.full((4, 4), 255, np.uint8)
+    alpha[0] = 0
+    Image.merge("LA", [Image.fromarray(grey), Image.fromarray(alpha)]).save(tmp_path / "a.png")
+    indices = np.arange(16, dtype=np.uint8).reshape(4, 4)
+    palette = Image.fromarray(indices, "L").convert("P")
+    palette.putpalette(levels(1, 16, 3, seed=1).tobytes())
+    palette.save(tmp_path / "b.png", transparency=3)
+    picture = levels(4, 4, seed=2)
+    Image.fromarray(picture).save(tmp_path / "c.png", transparency=tuple(map(int, picture[1, 2])))
+    first, second, third = stacked(ImageFolder(tmp_path, 4))
+    assert torch.equal(first, below(np.stack([grey] * 3, axis=-1), alpha))
+    colours = levels(1, 16, 3, seed=1)[0][indices]
+    assert torch.equal(second, below(colours, np.where(indices == 3, 0, 255)))
+    assert torch.equal(third, below(picture, np.where((picture == picture[1, 2]).all(axis=-1), 0, 255)))
+
+
+UPRIGHT = {  # EXIF, tag 0x0112: what a viewer does with the stored array
+    1: lambda x: x,
+    2: np.fliplr,
+    3: lambda x: np.rot90(x, 2),
+    4: np.flipud,
+    5: lambda x: x.swapaxes(0, 1),
+    6: lambda x: np.rot90(x, -1),
+    7: lambda x: np.rot90(x.swapaxes(0, 1), 2),
+    8: np.rot90,
+}
+
+
+@pytest.mark.parametrize("orientation", UPRIGHT)
+@pytest.mark.parametrize("suffix", ["png", "tiff", "jpg"])
+def test_orientation_of_the_metadata_is_applied(suffix, orientation, tmp_path):
+    picture, exif = np.zeros((24, 16, 3), np.uint8), Image.Exif()
+    picture[:8, :8], picture[16:, :8] = 255, 128  # blocks of a JPEG file, which it keeps
+    exif[0x0112] = orientation
+    write_images(tmp_path, {f"x.{suffix}": picture}, exif=exif)
+    upright = UPRIGHT[orientation](picture).copy()
+    assert (ImageFolder(tmp_path, upright.shape[:2])[0] - chw(upright)).abs().max() <= 2
+
+
+@pytest.mark.parametrize("suffix", ["png", "webp", "tif"])
+def test_frames_after_the_first_are_not_dropped_silently(suffix, tmp_path):
+    frames = [Image.fromarray(levels(4, 4, seed=i)) for i in range(3)]
+    frames[0].save(tmp_path / f"x.{suffix}", save_all=True, append_images=frames[1:])
+    with pytest.raises(ValueError, match="3 frames"):
+        ImageFolder(tmp_path, 4)[0]
+
+
+def test_first_picture_of_a_camera_file_is_read(tmp_path):
+    """A JPEG file with a preview behind it."""
+    frames = [Image.new("RGB", (8, 8), (200, 30, 90)), Image.new("RGB", (8, 8))]
+    frames[0].save(tmp_path / "x.jpg", "MPO", save_all=True, append_images=frames[1:])
+    assert (ImageFolder(tmp_path, 8)[0].mean(dim=(1, 2)) - torch.tensor([200.0, 30.0, 90.0])).abs().max() <= 3
+
+
+def test_images_of_other_formats_are_not_skipped_silently(tmp_path):
+    touch(tmp_path, ["a.png", "deep/b.GIF", "c.heic", "notes.txt", ".d.gif"])
+    with pytest.warns(UserWarning, match=r"^2 image files in .* are skipped, the first is c\.heic: convert"):
+        assert ImageFolder(tmp_path, 4).entries == ["a.png"]

@@ -19,6 +19,7 @@ def test_mirror_images_follow_the_states_and_keep_their_labels():
     assert torch.equal(stacked(Items(times)), times)
     assert torch.equal(stacked(Items(times.long())), times.long().double())
     assert (len(plain), len(flipped)) == (4, 8)
+    assert (plain.mirrored, flipped.mirrored) == (0, 4)
     for i in range(8):
         state, label = flipped[i]
         assert torch.equal(state, plain[i % 4] if i < 4 else plain[i % 4][:, [2, 1, 0]])

@@ -10,7 +10,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from scoresde.data import ImageFolder, ParquetImages
-from tests.data.files import levels, png, stacked, write_images, write_parquet
+from tests.data.files import levels, png, png16, stacked, write_images, write_parquet
 
 PICTURES = [levels(6, 9, seed=i) for i in range(50)]
 IMAGES = [png(picture) for picture in PICTURES]
@@ -37,9 +37,22 @@ def test_images_are_those_of_a_folder_across_files_and_row_groups(tmp_path):
     assert len(ParquetImages(f"{tmp_path}/**/train-*.parquet", 6)) == 55
 
 
-@pytest.mark.parametrize("kind", [pyarrow.binary(), pyarrow.large_binary()], ids=str)
-def test_column_of_plain_bytes(kind, tmp_path):
-    path = write_columns(tmp_path / "x.parquet", name=["a"] * 50, img=pyarrow.array(IMAGES, kind))
+LONGEST = max(map(len, IMAGES))
+SAME_LENGTH = [image.ljust(LONGEST, b"\0") for image in IMAGES]
+COLUMNS = {
+    "binary": pyarrow.array(IMAGES, pyarrow.binary()),
+    "large": pyarrow.array(IMAGES, pyarrow.large_binary()),
+    "view": pyarrow.array(IMAGES, pyarrow.binary_view()),
+    "fixed size": pyarrow.array(SAME_LENGTH, pyarrow.binary(LONGEST)),
+    "dictionary": pyarrow.array(IMAGES, pyarrow.binary()).dictionary_encode(),
+    "struct of views": pyarrow.StructArray.from_arrays([pyarrow.array(IMAGES, pyarrow.binary_view())], ["bytes"]),
+    "struct of a dictionary": pyarrow.StructArray.from_arrays([pyarrow.array(IMAGES).dictionary_encode()], ["bytes"]),
+}
+
+
+@pytest.mark.parametrize("images", COLUMNS.values(), ids=COLUMNS)
+def test_column_of_bytes(images, tmp_path):
+    path = write_columns(tmp_path / "x.parquet", name=["a"] * 50, words=pyarrow.array(["b"] * 50), img=images)
     assert torch.equal(ParquetImages(path, 6)[4], torch.from_numpy(PICTURES[4][:, 1:7]).movedim(-1, 0).float())
 
 
@@ -116,7 +129,15 @@ def test_damaged_file_is_refused(change, tmp_path):
         ParquetImages(path, 6)[0]
 
 
-@pytest.mark.parametrize("image", [IMAGES[0][:-60], b"", None], ids=["truncated", "empty", "missing"])
+DAMAGED = {
+    "truncated": IMAGES[0][:-60],
+    "empty": b"",
+    "missing": None,
+    "16 bits": png16(np.zeros((6, 6, 3), np.uint16)),
+}
+
+
+@pytest.mark.parametrize("image", DAMAGED.values(), ids=DAMAGED)
 def test_damaged_image_is_named(image, tmp_path):
     write_parquet(tmp_path / "x.parquet", [IMAGES[0], image], row_group_size=1)
     dataset = ParquetImages(tmp_path / "x.parquet", 6)

@@ -134,8 +134,8 @@ def test_checkpointing_computes_each_block_again():
     ("options", "message"),
     [
         ({"image_size": (4, 4, 4, 4)}, "image_size must be one side or a list of 1 to 3 positive sides"),
-        ({"image_size": (4, 5)}, r"patch = 2 must divide every side; got image_size = \(4, 5\)"),
-        ({"image_size": 6, "patch": 4}, "patch = 4 must divide every side; got image_size = 6"),
+        ({"image_size": (4, 5)}, r"must be a multiple of 2; got \(4, 5\): set pad=True"),
+        ({"image_size": 6, "patch": 4}, r"must be a multiple of 4; got 6: set pad=True .* to \[8, 8\] by zeros"),
         ({"width": 10}, r"spatial dimensions \(4\) and .* must divide the width; got width = 10"),
         ({"heads": 5}, r"the number of heads \(5\) must divide the width; got width = 12"),
     ],

@@ -40,6 +40,33 @@ def test_image_size_is_the_side_of_a_square_or_a_list_of_sides():
             layers.spatial_sides(wrong)
 
 
+@pytest.mark.parametrize(("sides", "padded"), [((5,), (8,)), ((8, 7), (8, 8)), ((1, 4, 6), (4, 4, 8))])
+def test_a_border_of_zeros_is_added_and_removed(sides, padded):
+    border, x = layers.Border(sides, 4, pad=True), normal(2, 3, *sides)
+    assert border.padded == padded
+    around = border.add(x)
+    assert around.shape == (2, 3, *padded)
+    assert torch.equal(border.remove(around), x)
+    assert float(around.abs().sum()) == pytest.approx(float(x.abs().sum()), rel=1e-12)
+    before = [(wide - side) // 2 for side, wide in zip(sides, padded, strict=True)]
+    place = (..., *(slice(start, start + side) for start, side in zip(before, sides, strict=True)))
+    assert torch.equal(around[place], x)
+
+
+def test_a_border_is_refused_unless_it_is_asked_for():
+    x = normal(2, 3, 4, 8)
+    for pad in (False, True):
+        assert layers.Border((4, 8), 4, pad).add(x) is x
+    with pytest.raises(ValueError, match=r"a multiple of 4; got \[50\]: set pad=True .* to \[52\] by zeros"):
+        layers.Border([50], 4, pad=False)
+
+
+def test_states_of_another_shape_are_refused_with_the_networks_for_them():
+    layers.check_shape(torch.zeros(7, 2, 3), (2, 3))
+    with pytest.raises(ValueError, match=r"of shape \(B, 2, 3\); got \(7, 3, 2\): build .* network=mlp"):
+        layers.check_shape(torch.zeros(7, 3, 2), (2, 3))
+
+
 @pytest.mark.parametrize("scale", [1.0, 0.25, 0.0])
 def test_weights_have_the_variance_of_the_fan_average(scale):
     torch.manual_seed(0)

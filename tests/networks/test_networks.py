@@ -32,7 +32,7 @@ POSITIONAL = partial(PositionalEmbedding, 4, 2.0)
 
 def unet(*sides, label=POSITIONAL, **options):
     """A tiny U-Net with every kind of block, DDPM++'s; `label` returns the embedding of the noise label."""
-    tiny = {"channels": 1, "width": 4, "multipliers": (1, 2), "blocks": 1, "attention": (2,), "heads": 2}
+    tiny = {"channels": 1, "width": 4, "multipliers": (1, 2), "blocks": 1, "attention": (2,), "heads": 2, "pad": True}
     return ddpmpp(sides, **{**tiny, "dropout": 0.0, "label": label(), **options})
 
 
@@ -41,7 +41,7 @@ def mlp(shape, **options):
 
 
 def dit(*sides, **options):
-    tiny = {"channels": 2, "width": 12, "depth": 2, "heads": 2, "mlp_ratio": 1.5, "time_scale": 2.0}
+    tiny = {"channels": 2, "width": 12, "depth": 2, "heads": 2, "mlp_ratio": 1.5, "time_scale": 2.0, "pad": True}
     return DiT(sides, **{**tiny, **options})
 
 
@@ -83,7 +83,10 @@ CASES = {
     "adm-2d": (case(unet, {**ADM, "channels": 2}, 4, 4), (2, 4, 4)),
     "cross-2d": (case(unet, {**CROSS, "channels": 3}, 4, 4), (3, 4, 4)),
     "cross-3d": (case(unet, {**CROSS, **ADM, "channels": 2}, 4, 4, 4), (2, 4, 4, 4)),
+    "padded-1d": (case(unet, DDPM, 3), (1, 3)),
+    "padded-2d": (case(unet, {**NCSNPP, "channels": 3}, 3, 4), (3, 3, 4)),
     "dit-1d": (case(dit, {}, 8), (2, 8)),
+    "dit-padded": (case(dit, {}, 3, 5), (2, 3, 5)),
     "dit-2d": (case(dit, {"classes": 3, "cond_features": 3}, 4, 6), (2, 4, 6)),
     "dit-3d": (case(dit, {"depth": 1}, 4, 2, 6), (2, 4, 2, 6)),
 }
@@ -321,3 +324,16 @@ def test_dropout_is_active_only_in_training(make, shape):
     assert torch.equal(network(*samples), network(*samples))
     network.train()
     assert not torch.equal(network(*samples), network(*samples))
+
+
+@pytest.mark.parametrize("sides", [(3,), (3, 4), (3, 2, 5)])
+@pytest.mark.parametrize("make", [partial(unet, attention=(), channels=2), dit])
+def test_a_padded_network_is_one_for_the_padded_sides_cropped(make, sides):
+    """With the same weights; a side that is even is left as it is."""
+    even = [side + side % 2 for side in sides]
+    padded, whole = randomised(make(*sides)), randomised(make(*even))
+    x, label, cond = inputs(padded, (2, *sides))
+    around = x.new_zeros(3, 2, *even)
+    place = (..., *(slice(side) for side in sides))  # one more zero goes behind a state
+    around[place] = x
+    torch.testing.assert_close(padded(x, label, cond), whole(around, label, cond)[place], rtol=1e-12, atol=1e-12)

@@ -222,6 +222,7 @@ def test_times_may_rise_in_between(times):
         (lambda: samplers.Indices()(DISCRETE, 1001), "steps must be from 1 to 1000"),
         (lambda: samplers.Indices("leading")(DISCRETE, 1), "steps must be from 2 to 1000 with spacing='leading'"),
         (lambda: samplers.Indices("linspace")(DISCRETE, 1), "steps must be from 2 to 1000 with spacing='linspace'"),
+        (lambda: transitions(torch.ones(1000), ss.VP()), r"got \[1, 1, 1, \.\.\., 1, 1, 1\] \(1000 numbers\)$"),
     ],
 )
 def test_bad_arguments(make, message):

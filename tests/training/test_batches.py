@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.utils.data import Dataset
 
-from scoresde.training.batches import StepNoise, batches, split_condition, step_seed
+from scoresde.training.batches import StepNoise, batches, fitting, split_condition, step_seed
 
 SEEDS = [0, 1, 2, 20240101, 2**31 - 1]
 
@@ -134,3 +134,11 @@ def test_splits_a_batch_into_state_and_condition():
 def test_refuses_other_batches(batch, message):
     with pytest.raises(TypeError, match=message):
         split_condition(batch, "cpu")
+
+
+def test_a_batch_is_at_most_the_dataset_and_this_is_told():
+    assert fitting(10, torch.arange(10)) == 10
+    with pytest.warns(UserWarning, match="^batch_size=256 is more than the 160 samples: all of them are a batch$"):
+        assert fitting(256, torch.arange(160)) == 160
+    with pytest.raises(ValueError, match=r"1 \(processes\) and 0 \(samples\); got 4"):
+        batches(torch.arange(0), fitting(4, torch.arange(0)), 0, 0, 1)

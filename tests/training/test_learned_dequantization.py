@@ -96,6 +96,14 @@ def learned():
     }
 
 
+def test_a_batch_larger_than_the_dataset_is_the_whole_dataset():
+    cells = CELLS["ridge"]
+    with pytest.warns(UserWarning, match=f"batch_size=64 is more than the {len(cells)} samples"):
+        larger = short(cells, batch_size=64)
+    for a, b in zip(larger.parameters(), short(cells, batch_size=len(cells)).parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
 @pytest.mark.parametrize("name", list(CELLS))
 def test_a_learned_flow_closes_the_gap_to_the_probability_of_the_cell(learned, name):
     """At most a tenth of the gap of uniform dequantisation is left, in total over the cells."""

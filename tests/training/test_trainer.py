@@ -530,7 +530,7 @@ def test_a_checkpoint_of_another_training_is_refused(tmp_path, changed, message)
         ({"clip": 0.0}, "clip must be positive; got 0.0"),
         ({"decay": "step"}, "decay must be one of none, linear, cosine, inverse_sqrt; got 'step'"),
         ({"ema": 1.0}, "decay must lie in [0, 1); got 1.0"),
-        ({"batch_size": 41}, "between 1 (processes) and 40 (samples); got 41"),
+        ({"batch_size": 0}, "between 1 (processes) and 40 (samples); got 0"),
         ({"precision": "half"}, "precision must be one of float32, bf16, fp16; got 'half'"),
         ({"power": (0.1,)}, "set both power and snapshot_every; got [0.1] and 0"),
         ({"power": (0.1,), "snapshot_every": 2, "parallel": "fsdp"}, "parallel=ddp"),
@@ -542,6 +542,14 @@ def test_settings_out_of_range_are_refused(tmp_path, options, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         fit(tmp_path, **options)
     assert not (tmp_path / CHECKPOINT).exists()
+
+
+def test_a_batch_larger_than_the_dataset_is_the_whole_dataset(tmp_path):
+    with pytest.warns(UserWarning, match="batch_size=256 is more than the 40 samples"):
+        larger = fit(tmp_path / "larger", batch_size=256, steps=3)
+    whole = fit(tmp_path / "whole", batch_size=40, steps=3)
+    for name, value in larger.state_dict().items():
+        assert torch.equal(value, whole.state_dict()[name]), name
 
 
 def test_models_that_cannot_be_trained_are_refused(tmp_path):
