@@ -103,7 +103,8 @@ class _Probe:
         """Return (lost, found) for some states at noise ratios (n,), float64 (n,) on the CPU."""
         t, index = self.model.sde.time(-2 * ratio.log()), rows.to(self.data.device)
         x = self.model.sde.perturb(self.data[index], t, self.xi.expand(len(rows), *self.xi.shape[1:]))
-        noise, denoised = self._views(self.model.rows(index, self.count), x, t, rows)
+        part = self.model if len(rows) == self.count else self.model.rows(index, self.count)
+        noise, denoised = self._views(part, x, t, rows)
         if not self.is_clean:
             self.data[index] = denoised
         means = [value.to(double(x)).flatten(1).mean(dim=1) for value in ((noise - self.xi).square(), noise * self.xi)]

@@ -21,8 +21,8 @@ from scoresde import predictions
 from scoresde.counting import evaluated
 from scoresde.predictions import Prediction
 from scoresde.protocols import Condition, Model, Network, as_condition, expand, select, to_device
-from scoresde.sdes import SDE
-from scoresde.tensors import broadcast, float64, send
+from scoresde.sdes import SDE, checked_times
+from scoresde.tensors import broadcast, send
 from scoresde.views import Views
 
 
@@ -180,10 +180,10 @@ class ScoreModel(BaseModel):
         """Evaluate the network at x (B, *) and t () or (B,), and return the views.
 
         Raises:
-            ValueError: t has another shape, or the network's output does not have the shape of the state (with a
-                learned variance, twice its channels).
+            ValueError: t is outside [t_min, t_max] or has another shape, or the network's output does not have the
+                shape of the state (with a learned variance, twice its channels).
         """
-        t = float64(t)
+        t = checked_times(self.sde, t)
         scaled = broadcast(self.prediction.c_in(self.sde, t), x) * x
         label = self.prediction.c_noise(self.sde, t).expand(x.shape[0])
         dtype = self._network_dtype(x.dtype)

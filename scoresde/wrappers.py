@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from scoresde.counting import counting, evaluated
 from scoresde.protocols import Model
 from scoresde.score import BaseModel, refuse_dropout
-from scoresde.tensors import float64
+from scoresde.sdes import checked_times
 from scoresde.views import Views
 
 
@@ -96,7 +96,7 @@ class ForeignModel(ModelWrapper):
 
     def predict(self, x: Tensor, t: Tensor | float) -> Views:
         with counting() as inner:
-            views = self.model.predict(x, float64(t))
+            views = self.model.predict(x, checked_times(self.sde, t))
         if not (inner.forward or inner.backward):
             evaluated(x)
         return views
