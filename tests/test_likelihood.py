@@ -234,7 +234,7 @@ def test_the_perturbed_start_is_its_formula(sde, shape):
     levels, transform, seeds = torch.randint(0, 8, (20, *shape), generator=seeded()), Levels(8, -1.5, 2.0), range(20)
     bits = ss.bits_per_dim(model, levels, transform, start="perturb", trace=ss.ExactTrace(), solver=Adams(32))
     assert "bound" in bits.conventions["quantity"]
-    scale = 2 if isinstance(sde, ss.VP) else 1  # evaluations at noise inside the path, that measure the scale
+    scale = 1 if isinstance(sde, ss.VP) else 2  # evaluations at noise inside the path, that measure the scale
     assert bits.nfe.tolist() == [scale + 34] * 20  # one for the decoder, 33 for the solve
     stream = RandomStream(seeds=seeds)
     x = transform(levels + stream.uniform(levels.double()))
