@@ -101,7 +101,7 @@ class GaussianMixture(nn.Module):
         """Draw n samples (n, *), float64; with an SDE and a time, from the marginal at t."""
         _check_marginal(sde, t)
         draw = partial(torch.randn, generator=generator, dtype=torch.float64)
-        component = torch.multinomial(self.log_weights.exp(), n, replacement=True, generator=generator)
+        component = torch.multinomial(self.log_weights.exp(), max(n, 1), replacement=True, generator=generator)[:n]
         axes = self.stds[component] * draw((n, self.means.shape[1]))
         if self.rotation is not None:
             axes = torch.einsum("bij,bj->bi", self.rotation[component], axes)

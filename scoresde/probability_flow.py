@@ -42,7 +42,7 @@ from scoresde.score import BaseModel
 from scoresde.sdes import SDE
 from scoresde.solvers import Adams, Solver, Status
 from scoresde.solvers.solver import variable
-from scoresde.tensors import broadcast, dimensions, double, float64
+from scoresde.tensors import broadcast, dimensions, double, float64, recordable
 from scoresde.wrappers import as_model
 
 DEFAULT_SOLVER = Adams()
@@ -212,7 +212,6 @@ def integrate(
     """
     model, solver, count = as_model(model), solver or DEFAULT_SOLVER, len(x)
     _check_transition(model.sde, t_from, t_to, differentiable)
-    costs = torch.zeros(2, count, dtype=torch.int64)  # evaluations, and products with the Jacobian
 
     def solve(flow: Flow, group: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor]:
         """Return state, time, divergence, its variance and status of the samples that are solved in one variable."""
@@ -245,13 +244,15 @@ def integrate(
         variance = None if trace is None or solution.squared is None else solution.squared[:, -1]
         return broadcast(last, solution.x) * solution.x, t, divergence, variance, solution.status
 
-    with torch.set_grad_enabled(differentiable), frozen(model, not differentiable):
+    x = recordable(x)
+    with torch.inference_mode(False), torch.set_grad_enabled(differentiable), frozen(model, not differentiable):
+        costs = torch.zeros(2, count, dtype=torch.int64)  # evaluations, and products with the Jacobian
         flows, costs[0] = VARIABLES[variable(solver)].suited(model, x, t_from, t_to)
         estimate = None if trace is None else trace.bind(stream or RandomStream(), x, differentiable)
         solved = [solve(flow, group) for flow, group in flows]
         order = torch.cat([group for _, group in flows if group is not None]).argsort() if len(flows) > 1 else None
         x, t, divergence, variance, status = (_joined(parts, order) for parts in zip(*solved, strict=True))
-    nfe, backward = costs.to(x.device)
+        nfe, backward = costs.to(x.device)
     return Carried(x, t, divergence, variance, nfe, backward, status)
 
 

@@ -165,7 +165,8 @@ class ScoreModel(BaseModel):
 
     def given(self, cond: Any) -> Self:
         """Return the conditional model, with the same network; see `BaseModel.given`."""
-        return self if cond is None else self._with(to_device(as_condition(cond), device_of(self)))
+        with torch.inference_mode(False):  # so that a likelihood can differentiate through the condition
+            return self if cond is None else self._with(to_device(as_condition(cond), device_of(self)))
 
     def rows(self, rows: Tensor | slice, count: int) -> Self:
         """Return the model with the conditions of the samples `rows` from a batch of `count`."""

@@ -168,7 +168,7 @@ class Sampler(PlainStep):
         if (shape is None) == (x_T is None):
             raise ValueError("give either a shape (B, *) or a starting state x_T, exactly one of the two")
         x = torch.empty(tuple(shape or ()), dtype=dtype, device=device or device_of(model)) if x_T is None else x_T
-        if not x.is_floating_point() or x.ndim < 2 or (x_T is None and not x.numel()):
+        if not x.is_floating_point() or x.ndim < 2 or (x_T is None and not dimensions(x)):
             raise ValueError(f"states must be floating-point tensors (B, *); got {x.dtype} {tuple(x.shape)}")
         stream = RandomStream(generator, seeds, len(x))
         if x_T is None:
