@@ -17,6 +17,7 @@ all in float64, for states (B, *) of any shape.
 import math
 from collections.abc import Callable
 from functools import partial
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -202,9 +203,9 @@ class _Marginal:
 class _ExactViews(Views):
     """The exact views, with score and velocity also where sigma is 0: x does not tell the noise there."""
 
-    def __init__(self, views: Views, mixture: GaussianMixture, x: Tensor):
-        super().__init__(views.sde, views.t)
-        self._views, self._mixture, self._x = views, mixture, x
+    def __init__(self, views: Views, mixture: GaussianMixture, sde: SDE, x: Tensor):
+        super().__init__(sde, views.t)
+        self._views, self._mixture, self._sde, self._x = views, mixture, sde, x
 
     def combine(self, denoised: Tensor, noise: Tensor) -> Tensor:
         return self._views.combine(denoised, noise)
@@ -221,11 +222,11 @@ class _ExactViews(Views):
         return self._unless_clean(super().velocity, self._closed_velocity)
 
     def _closed_score(self) -> Tensor:
-        return self._mixture.score(self._x, self.sde, self.t)
+        return self._mixture.score(self._x, self._sde, self.t)
 
     def _closed_velocity(self) -> Tensor:
         """f x - g^2/2 score."""
-        drift, diffusion = (broadcast(part(self.t), self._x) for part in (self.sde.drift, self.sde.diffusion))
+        drift, diffusion = (broadcast(part(self.t), self._x) for part in (self._sde.drift, self._sde.diffusion))
         return drift * self._x - 0.5 * diffusion.square() * self._closed_score()
 
     def _unless_clean(self, value: Tensor, closed: Callable[[], Tensor]) -> Tensor:
@@ -242,7 +243,8 @@ class ExactModel(ScoreModel):
 
     def predict(self, x: Tensor, t: Tensor | float) -> Views:
         """Return the exact views; see `ScoreModel.predict`."""
-        return _ExactViews(super().predict(x, t), self.network.mixture, x)
+        mixture = cast(_ExactNetwork, self.network).mixture
+        return _ExactViews(super().predict(x, t), mixture, self.sde, x)
 
 
 class _ExactNetwork(nn.Module):

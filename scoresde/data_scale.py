@@ -11,8 +11,8 @@ of ten, such that noise of 10 S hides the data and noise of S does not. The data
 `found` of at most a tenth.
 
 The data are the given states where these are (almost) clean, and otherwise the model's own E[x_0 | x], from the largest
-noise down. The directions xi of the noise are the same for every state, so a measurement of one state does not depend on
-its batch. Only noise between the ends of the transition is used, for only there the flow is solved.
+noise down. The directions xi of the noise are the same for every state, so the measurement of a state does not depend
+on its batch. Only noise between the ends of the transition is used, for only there the flow is solved.
 """
 
 import math

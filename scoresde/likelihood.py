@@ -38,7 +38,6 @@ from scoresde.solvers.solver import controls_integrals
 from scoresde.tensors import dimensions, double, float64, mean_and_error, send, sum_dims
 from scoresde.wrappers import with_density
 
-
 LARGE_MISMATCH = 0.05  # nats/dim, of data of rms size sigma/alpha/3 at t_max
 
 

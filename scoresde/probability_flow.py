@@ -257,8 +257,11 @@ def integrate(
 
 
 def _joined(parts: Sequence[Tensor | None], order: Tensor | None) -> Any:
-    """Return the values of groups of samples in the order of the samples; None for values that are None."""
-    return parts[0] if order is None or parts[0] is None else torch.cat(parts)[order]
+    """Return the values of groups of samples in the order of the samples; None if they are None."""
+    if order is None:
+        return parts[0]
+    tensors = [part for part in parts if part is not None]
+    return torch.cat(tensors)[order] if tensors else None
 
 
 def _check_transition(sde: SDE, t_from: float, t_to: float, differentiable: bool) -> None:

@@ -24,6 +24,7 @@ from scoresde.random_stream import RandomStream
 from scoresde.samplers.grids import Transition
 from scoresde.score import BaseModel, device_of
 from scoresde.sdes import SDE
+from scoresde.tensors import dimensions
 from scoresde.wrappers import as_model
 
 MOST_SIGNAL = math.log(0.1)  # log-SNR up to which noise may replace the states at the first time of a grid
