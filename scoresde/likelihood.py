@@ -47,9 +47,10 @@ class LogProb:
 
     value: nats (B,), float64. stderr: standard error of the trace estimate in nats (B,): zero for an exact trace,
     measured from the spread of two or more probes, an upper bound (in mean square) for one fresh probe, None for one
-    fixed probe. latent: x(t_max), (B, *). nfe: network evaluations (B,), counted in the network's own model. backward:
-    products with the networks' Jacobians (B,). status: a `solvers.Status` per sample (B,); where it is not OK, value is
-    NaN and latent is the last valid state, at `time` (B,).
+    fixed probe. latent: x(t_max), (B, *). nfe: network evaluations (B,), counted in the network's own model, with those
+    that measure the scale of the data. backward: products with the networks' Jacobians (B,). status: a
+    `solvers.Status` per sample (B,); where it is not OK, value is NaN and latent is the last valid state, at `time`
+    (B,).
     """
 
     value: Tensor
@@ -96,7 +97,7 @@ def conventions(
     """Return a description of every choice that changes a likelihood of the model.
 
     Args:
-        mismatch: of the prior, from `prior_mismatch`; described if it is large.
+        mismatch: of the prior, the mean of `prior_mismatches`; described if it is large.
     """
     prior = f"N(0, {model.sde.prior_std:g}^2) at t_max={model.sde.t_max:g}"
     if mismatch > LARGE_MISMATCH:
@@ -111,16 +112,20 @@ def conventions(
     }
 
 
-def prior_mismatch(sde: SDE, x: Tensor) -> float:
-    """Return a bound on KL(p_(t_max) || prior), in nats per dimension, for data distributed like clean states x (B, *).
+@torch.no_grad()
+def prior_mismatches(sde: SDE, x: Tensor, t: float | None = None) -> Tensor:
+    """Return the terms (B,) of a bound on KL(p_(t_max) || prior), in nats per dimension, from states x (B, *) at t.
 
-    The mean of `SDE.prior_divergence`: the divergence is convex, and p_(t_max) a mixture of the laws of noisy states.
+    t is t_min by default. Their mean over data is the bound: the divergence is convex, and p_(t_max) a mixture of the laws of noisy states.
     """
-    return float((sde.prior_divergence(x.detach()) / dimensions(x)).mean()) if len(x) else 0.0
+    clean = float64(x) / float(sde.alpha(float64(sde.t_min if t is None else t)))
+    return sde.prior_divergence(clean) / dimensions(x)
 
 
-def warn_of_mismatch(sde: SDE, mismatch: float) -> None:
-    """Warn if the mismatch of the prior, in nats per dimension, is large."""
+@torch.no_grad()
+def warn_of_mismatch(sde: SDE, mismatches: Tensor) -> float:
+    """Return the mean of the mismatches of the prior (B,), 0 of none; warn if it is large."""
+    mismatch = float(mismatches.mean()) if len(mismatches) else 0.0
     if mismatch > LARGE_MISMATCH:
         t = float64(sde.t_max)
         warnings.warn(
@@ -128,8 +133,9 @@ def warn_of_mismatch(sde: SDE, mismatch: float) -> None:
             f"{float(sde.sigma(t) / sde.alpha(t)):.3g}, and the prior is up to {mismatch:.2g} nats/dim from the law of "
             "the noisy data, which lowers log p and spoils samples: scale the data down, or train with more noise at "
             "t_max (sigma_max of VE, beta_max of VP)",
-            stacklevel=3,
+            stacklevel=4,  # of the caller of a likelihood, through no_grad
         )
+    return mismatch
 
 
 def trace_for(solver: Solver | None, trace: Trace | None) -> Trace:
@@ -178,8 +184,7 @@ def log_prob(
     t_start = model.sde.t_min if t_start is None else t_start
     trace, stream = trace_for(solver, trace), RandomStream(generator, seeds, len(x))
     carried = integrate(model, x.to(double(x)), t_start, model.sde.t_max, solver, trace, stream, differentiable)
-    clean = float64(x) / float(model.sde.alpha(float64(t_start)))
-    warn_of_mismatch(model.sde, prior_mismatch(model.sde, clean))
+    warn_of_mismatch(model.sde, prior_mismatches(model.sde, x, t_start))
     result = _log_prob(model, trace, carried, carried.x)
     result.latent = cast_like(carried.x, x)
     return result
@@ -321,7 +326,7 @@ def bits_per_dim(
         solve = partial(_solve_levels, model.rows(part, count), levels, data_map, trace, solver, stream, start)
         batches.append(torch.stack([solve() for _ in range(samples)], dim=1))
     values, stderr, nfe, backward, status, mismatches = torch.cat(batches, dim=2)  # each (K, N)
-    warn_of_mismatch(model.sde, mismatch := float(mismatches.mean()))
+    mismatch = warn_of_mismatch(model.sde, mismatches[0])
     per_image = -(values.logsumexp(dim=0) - math.log(samples)) / unit
     _check_solved(per_image, status)
     # d log mean_k p_k / d log p_k is the share of p_k in the sum.
@@ -364,8 +369,7 @@ def _solve_levels(
     solved = _log_prob(model, trace, carried, carried.x)
     stderr = torch.full_like(solved.value, math.nan) if solved.stderr is None else solved.stderr
     nfe, backward = solved.nfe + count.forward, solved.backward + count.backward
-    clean = float64(x) / float(sde.alpha(float64(sde.t_min if time is None else time)))
-    rows = (solved.value + nats, stderr, nfe, backward, solved.status, sde.prior_divergence(clean) / dimensions(x))
+    rows = (solved.value + nats, stderr, nfe, backward, solved.status, prior_mismatches(sde, x, time))
     return torch.stack([float64(row.cpu()) for row in rows])
 
 

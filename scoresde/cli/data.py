@@ -14,7 +14,7 @@ from scoresde.cli.common import SPLITS, check_choice, fit_transform
 from scoresde.cli.output import Record, print_rows, print_table, shows_progress
 from scoresde.data.summary import DatasetSummary, describe, state_of
 from scoresde.dataset_plots import save_dataset
-from scoresde.likelihood import prior_mismatch, warn_of_mismatch
+from scoresde.likelihood import prior_mismatches, warn_of_mismatch
 
 FIGURES = Path("datasets") / "figures"
 IMAGES, POINTS = 64, 2000  # samples in a picture
@@ -78,7 +78,7 @@ def model_space(config: DictConfig, train: Dataset | None) -> dict[str, float] |
     states = trained.transform(values + 0.5 if trained.dequantization is not None else values)  # the mean of x + u
     if config.get("sde") is not None:
         sde = build.instantiate(config.sde, config.trust)
-        warn_of_mismatch(sde, prior_mismatch(sde, states))
+        warn_of_mismatch(sde, prior_mismatches(sde, states))
     flat = states.flatten(1)
     distance = float(torch.cdist(flat, flat).max())
     return {"mean": float(states.mean()), "std": float(states.std()), "distance": distance}

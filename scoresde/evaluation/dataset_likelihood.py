@@ -30,7 +30,7 @@ from scoresde.dequantization import DataMap, Dequantization, TruncatedNormal
 from scoresde.divergence import ExactTrace, Trace
 from scoresde.evaluation.references import evenly_spaced
 from scoresde.evaluation.resumable import Numbers, directory_for, evaluate, fingerprint
-from scoresde.likelihood import BitsPerDim, LogProb, bits_per_dim, conventions, log_prob, prior_mismatch, trace_for
+from scoresde.likelihood import BitsPerDim, LogProb, bits_per_dim, conventions, log_prob, prior_mismatches, trace_for
 from scoresde.losses import Nodes
 from scoresde.probability_flow import DEFAULT_SOLVER
 from scoresde.protocols import Condition
@@ -195,7 +195,7 @@ class _Evaluation:
                 if len(failed := result.status[result.status != Status.OK]):
                     raise RuntimeError(f"the solver failed for {len(failed)} samples ({Status(int(failed[0])).name})")
                 values = -(result.value + nats) / dimensions(x)
-                start, mismatch = f"data, t_min={model.sde.t_min:g}", prior_mismatch(model.sde, state)
+                start, mismatch = f"data, t_min={model.sde.t_min:g}", float(prior_mismatches(model.sde, state).mean())
                 declared = conventions(model, data_map, self.trace, self.solver, start, mismatch)
                 declared = {"quantity": "negative log-density, nats per dimension", **declared}
             else:
