@@ -116,7 +116,8 @@ def conventions(
 def prior_mismatches(sde: SDE, x: Tensor, t: float | None = None) -> Tensor:
     """Return the terms (B,) of a bound on KL(p_(t_max) || prior), in nats per dimension, from states x (B, *) at t.
 
-    t is t_min by default. Their mean over data is the bound: the divergence is convex, and p_(t_max) a mixture of the laws of noisy states.
+    t is t_min by default. Their mean over data is the bound: the divergence is convex, and p_(t_max) a mixture of the
+    laws of noisy states.
     """
     clean = float64(x) / float(sde.alpha(float64(sde.t_min if t is None else t)))
     return sde.prior_divergence(clean) / dimensions(x)
