@@ -86,7 +86,7 @@ class _Probe:
         self.low, self.high = max(float(ratios[0]), 1 / LIMIT), min(float(ratios[1]), LIMIT)
         self.xi = RandomStream(seeds=[0]).rademacher(x.new_empty(1, *x.shape[1:]))
         self.evaluations = torch.zeros(len(x), dtype=torch.int64)
-        self.data = x.clone()
+        self.data = x
         if len(x):
             t = float64(t_from)
             self.data = x / float(model.sde.alpha(t)) if self.is_clean else self._views(model, x, t, slice(None))[1]

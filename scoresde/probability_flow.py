@@ -85,8 +85,10 @@ class Ratio:
     def suited(cls, model: BaseModel, x: Tensor, t_from: float, t_to: float) -> tuple["list[Group]", Tensor]:
         """Return the flows that suit the model's data; see `Time.suited`."""
 
+        first = _first(model.sde, 1.0)
+
         def smooth_at(scale: Tensor) -> Tensor:
-            return float64([_default_c(_first(model.sde, s)) * s / C_OVER_SMOOTH for s in scale.tolist()])
+            return float64([_default_c(first / s) * s / C_OVER_SMOOTH for s in scale.tolist()])
 
         scale, smooth, evaluations = measure(model, x, t_from, t_to, smooth_at)
         kinds, kind = torch.stack([scale, smooth], dim=1).unique(dim=0, return_inverse=True)
