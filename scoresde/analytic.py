@@ -15,15 +15,18 @@ all in float64, for states (B, *) of any shape.
 """
 
 import math
+from collections.abc import Callable
 from functools import partial
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from scoresde.protocols import Condition
 from scoresde.score import ScoreModel
-from scoresde.sdes import SDE
+from scoresde.sdes import SDE, checked_times
 from scoresde.tensors import FullPrecision, broadcast, dimensions, float64, floating_dtype, listed
+from scoresde.views import Views
 
 
 class GaussianMixture(FullPrecision):
@@ -100,14 +103,14 @@ class GaussianMixture(FullPrecision):
         """Draw n samples (n, *), float64; with an SDE and a time, from the marginal at t."""
         _check_marginal(sde, t)
         draw = partial(torch.randn, generator=generator, dtype=torch.float64)
-        component = torch.multinomial(self.log_weights.exp(), n, replacement=True, generator=generator)
+        component = torch.multinomial(self.log_weights.exp(), max(n, 1), replacement=True, generator=generator)[:n]
         axes = self.stds[component] * draw((n, self.means.shape[1]))
         if self.rotation is not None:
             axes = torch.einsum("bij,bj->bi", self.rotation[component], axes)
         x0 = (self.means[component] + axes).reshape(n, *self.event_shape)
         if sde is None or t is None:
             return x0
-        return sde.perturb(x0, float64(t), draw(x0.shape))
+        return sde.perturb(x0, t, draw(x0.shape))
 
     def mean(self) -> Tensor:
         """Return the mean of the mixture, of shape `*`."""
@@ -123,7 +126,7 @@ class GaussianMixture(FullPrecision):
 
     def score_model(self, sde: SDE) -> ScoreModel:
         """Return the exact score as a `ScoreModel`."""
-        return ScoreModel(_ExactNetwork(self, sde), sde, prediction="v")
+        return ExactModel(self, sde)
 
     def _along(self, states: Tensor) -> Tensor:
         """Return R_k^T x for states (B, D): coordinates along each component's axes, (B, K, D); (B, 1, D) unrotated."""
@@ -181,8 +184,7 @@ class _Marginal:
         if sde is None or t is None:
             self.alpha, self.sigma = along.new_ones(1, 1, 1), along.new_zeros(1, 1, 1)
         else:
-            t = float64(t).to(along.device)
-            t = t if t.ndim else t[None]
+            t = checked_times(sde, t).reshape(-1).to(along.device)
             self.alpha, self.sigma = broadcast(sde.alpha(t), along), broadcast(sde.sigma(t), along)
         self._mixture = mixture
         self.variances = (self.alpha * mixture.stds).square() + self.sigma.square()
@@ -199,6 +201,53 @@ class _Marginal:
         return self._mixture._average(self.responsibilities, self.component_scores)
 
 
+class _ExactViews(Views):
+    """The exact views, with score and velocity also where sigma is 0: x does not tell the noise there."""
+
+    def __init__(self, views: Views, mixture: GaussianMixture, sde: SDE, x: Tensor):
+        super().__init__(sde, views.t)
+        self._views, self._mixture, self._sde, self._x = views, mixture, sde, x
+
+    def combine(self, denoised: Tensor, noise: Tensor) -> Tensor:
+        return self._views.combine(denoised, noise)
+
+    def error(self, x0: Tensor, noise: Tensor) -> Views:
+        return self._views.error(x0, noise)
+
+    @property
+    def score(self) -> Tensor:
+        return self._unless_clean(super().score, self._closed_score)
+
+    @property
+    def velocity(self) -> Tensor:
+        return self._unless_clean(super().velocity, self._closed_velocity)
+
+    def _closed_score(self) -> Tensor:
+        return self._mixture.score(self._x, self._sde, self.t)
+
+    def _closed_velocity(self) -> Tensor:
+        """f x - g^2/2 score."""
+        drift, diffusion = (broadcast(part(self.t), self._x) for part in (self._sde.drift, self._sde.diffusion))
+        return drift * self._x - 0.5 * diffusion.square() * self._closed_score()
+
+    def _unless_clean(self, value: Tensor, closed: Callable[[], Tensor]) -> Tensor:
+        """Return the value, or the closed form where sigma is 0."""
+        is_clean = broadcast(self.sde.sigma(self.t), value) == 0
+        return torch.where(is_clean, closed(), value) if bool(is_clean.any()) else value
+
+
+class ExactModel(ScoreModel):
+    """The exact score of a mixture, made by `GaussianMixture.score_model`."""
+
+    def __init__(self, mixture: GaussianMixture, sde: SDE):
+        super().__init__(_ExactNetwork(mixture, sde), sde, prediction="v")
+
+    def predict(self, x: Tensor, t: Tensor | float) -> Views:
+        """Return the exact views; see `ScoreModel.predict`."""
+        mixture = cast(_ExactNetwork, self.network).mixture
+        return _ExactViews(super().predict(x, t), mixture, self.sde, x)
+
+
 class _ExactNetwork(nn.Module):
     """The v prediction alpha E[eps | x] - sigma E[x_0 | x], bounded at both ends of the time range."""
 
@@ -212,7 +261,9 @@ class _ExactNetwork(nn.Module):
     def forward(self, x: Tensor, c_noise: Tensor, cond: Condition = None) -> Tensor:
         if cond is not None:
             raise ValueError("the exact score of a mixture takes no condition; pass cond=None")
-        marginal = _Marginal(self.mixture, x, *self.path, c_noise)
+        (sde,) = self.path
+        t = float64(c_noise).clamp(sde.t_min, sde.t_max)  # a label in the dtype of x may be rounded out of the range
+        marginal = _Marginal(self.mixture, x, sde, t)
         # alpha eps - sigma x_0 of each component, with eps = -sigma u_k and x_0 its posterior mean
         gain = marginal.alpha * marginal.sigma * (float64(self.mixture.stds).square() - 1)
         v = self.mixture._average(marginal.responsibilities, gain * marginal.component_scores)

@@ -16,10 +16,9 @@ trace itself has no state. A differentiable estimator keeps the graph, for objec
 matching) and for differentiable likelihoods.
 """
 
-import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol
 
 import torch
@@ -76,6 +75,10 @@ class Hutchinson:
         if self.distribution not in ("rademacher", "gaussian"):
             raise ValueError(f"distribution must be 'rademacher' or 'gaussian'; got {self.distribution!r}")
 
+    def kept(self) -> "Hutchinson":
+        """Return the estimator whose first probes are kept: a smooth function, for comparisons and error control."""
+        return replace(self, resample=False)
+
     def draw(self, stream: RandomStream, x: Tensor, rows: Tensor | None = None) -> list[Tensor]:
         """Draw the probes of one evaluation at x (B, *), or (n, *) for the given rows."""
         draw = stream.rademacher if self.distribution == "rademacher" else stream.normal
@@ -98,7 +101,7 @@ class Hutchinson:
     def _variance(self, forms: Tensor, squares: Tensor, size: int) -> Tensor:
         """Variance of the mean of the forms z.g (B, m): from their spread, or for one probe from |g|^2 (B, m)."""
         if self.probes > 1:
-            return forms.var(dim=1) / self.probes
+            return _sample_variance(forms) / self.probes
         if self.distribution == "rademacher" and size > 2:
             return (2 * size / (size - 2) * (squares - forms.square() / size)).clamp(min=0).squeeze(1)
         return 2 * squares.squeeze(1)
@@ -115,7 +118,7 @@ class Hutchinson:
         """
         if self.resample and variance is not None:
             return variance.sqrt()
-        return integral.std(dim=1) / math.sqrt(self.probes) if self.probes > 1 else None
+        return (_sample_variance(integral) / self.probes).sqrt() if self.probes > 1 else None
 
 
 @dataclass(frozen=True)
@@ -139,6 +142,10 @@ class ExactTrace:
             raise ValueError(f"chunk must be at least 1; got {self.chunk}")
         if self.mode not in ("reverse", "forward"):
             raise ValueError(f"mode must be 'reverse' or 'forward'; got {self.mode!r}")
+
+    def kept(self) -> "ExactTrace":
+        """Return the trace itself, which has no probes."""
+        return self
 
     def bind(self, stream: RandomStream, x: Tensor, differentiable: bool = False) -> Estimator:
         """Return the exact trace as an estimator, see `Hutchinson.bind`; it draws nothing from `stream`."""
@@ -190,6 +197,12 @@ def quadratic_forms(
         forms.append(sum_dims(product * z))
         squares.append(sum_dims(product.square()))
     return value if differentiable else value.detach(), torch.stack(forms, dim=1), torch.stack(squares, dim=1)
+
+
+def _sample_variance(values: Tensor) -> Tensor:
+    """Return the unbiased variance of the columns (B, m), m > 1, also of an empty batch: (B,)."""
+    centred = values - values.mean(dim=1, keepdim=True)
+    return centred.square().sum(dim=1) / (values.shape[1] - 1)
 
 
 def _kernels(fused: bool) -> AbstractContextManager:

@@ -14,6 +14,7 @@ Scaling data to [0, 1] or [-1, 1] changes log p and log|det T'| by opposite amou
 """
 
 import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -31,9 +32,13 @@ from scoresde.progress import progress_bar
 from scoresde.protocols import Model, Transform
 from scoresde.random_stream import RandomStream
 from scoresde.score import BaseModel, device_of
+from scoresde.sdes import SDE
 from scoresde.solvers import Solver, Status
+from scoresde.solvers.solver import controls_integrals
 from scoresde.tensors import dimensions, double, float64, mean_and_error, send, sum_dims
 from scoresde.wrappers import with_density
+
+LARGE_MISMATCH = 0.05  # nats/dim, of data of rms size sigma/alpha/3 at t_max
 
 
 @dataclass
@@ -42,9 +47,10 @@ class LogProb:
 
     value: nats (B,), float64. stderr: standard error of the trace estimate in nats (B,): zero for an exact trace,
     measured from the spread of two or more probes, an upper bound (in mean square) for one fresh probe, None for one
-    fixed probe. latent: x(t_max), (B, *). nfe: network evaluations (B,), counted in the network's own model. backward:
-    products with the networks' Jacobians (B,). status: a `solvers.Status` per sample (B,); where it is not OK, value is
-    NaN and latent is the last valid state, at `time` (B,).
+    fixed probe. latent: x(t_max), (B, *). nfe: network evaluations (B,), counted in the network's own model, with those
+    that measure the scale of the data. backward: products with the networks' Jacobians (B,). status: a
+    `solvers.Status` per sample (B,); where it is not OK, value is NaN and latent is the last valid state, at `time`
+    (B,).
     """
 
     value: Tensor
@@ -85,16 +91,58 @@ class BitsPerDim:
     backward: Tensor
 
 
-def conventions(model: BaseModel, data_map: DataMap, trace: Trace, solver: Solver, start: str) -> dict[str, str]:
-    """Return a description of every choice that changes a likelihood of the model."""
+def conventions(
+    model: BaseModel, data_map: DataMap, trace: Trace, solver: Solver, start: str, mismatch: float = 0.0
+) -> dict[str, str]:
+    """Return a description of every choice that changes a likelihood of the model.
+
+    Args:
+        mismatch: of the prior, the mean of `prior_mismatches`; described if it is large.
+    """
+    prior = f"N(0, {model.sde.prior_std:g}^2) at t_max={model.sde.t_max:g}"
+    if mismatch > LARGE_MISMATCH:
+        prior += f", up to {mismatch:.2g} nats/dim from the law of the noisy data there"
     return {
         "density": f"probability flow of {model.density}",
         "start": start,
         "trace": str(trace),
         "solver": str(solver),
         "transform": str(data_map),
-        "prior": f"N(0, {model.sde.prior_std:g}^2) at t_max={model.sde.t_max:g}",
+        "prior": prior,
     }
+
+
+@torch.no_grad()
+def prior_mismatches(sde: SDE, x: Tensor, t: float | None = None) -> Tensor:
+    """Return the terms (B,) of a bound on KL(p_(t_max) || prior), in nats per dimension, from states x (B, *) at t.
+
+    t is t_min by default. Their mean over data is the bound: the divergence is convex, and p_(t_max) a mixture of the
+    laws of noisy states.
+    """
+    clean = float64(x) / float(sde.alpha(float64(sde.t_min if t is None else t)))
+    return sde.prior_divergence(clean) / dimensions(x)
+
+
+@torch.no_grad()
+def warn_of_mismatch(sde: SDE, mismatches: Tensor) -> float:
+    """Return the mean of the mismatches of the prior (B,), 0 of none; warn if it is large."""
+    mismatch = float(mismatches.mean()) if len(mismatches) else 0.0
+    if mismatch > LARGE_MISMATCH:
+        t = float64(sde.t_max)
+        warnings.warn(
+            f"the noise at t_max={sde.t_max:g} does not hide the data: sigma/alpha there is "
+            f"{float(sde.sigma(t) / sde.alpha(t)):.3g}, and the prior is up to {mismatch:.2g} nats/dim from the law of "
+            "the noisy data, which lowers log p and spoils samples: scale the data down, or train with more noise at "
+            "t_max (sigma_max of VE, beta_max of VP)",
+            stacklevel=4,  # of the caller of a likelihood, through no_grad
+        )
+    return mismatch
+
+
+def trace_for(solver: Solver | None, trace: Trace | None) -> Trace:
+    """Return the trace, by default `Hutchinson(probes=1)`; with kept probes for a solver that controls its error."""
+    trace = trace or Hutchinson()
+    return trace.kept() if solver is not None and controls_integrals(solver) else trace
 
 
 def log_prob(
@@ -114,7 +162,8 @@ def log_prob(
         model: the model, in eval mode.
         x: (B, *), the state at t_start.
         cond: short for `model.given(cond)`.
-        trace: `Hutchinson(probes=1)` by default, or `ExactTrace()`.
+        trace: `Hutchinson(probes=1)` by default, or `ExactTrace()`. `solvers.SciPy`, whose error control includes the
+            divergence, keeps the first probes.
         solver: `flow.DEFAULT_SOLVER` by default, of fixed cost; `solvers.AdaptiveAdams()` controls the error of each
             sample.
         seeds: one per sample, for the probes; sample i then has the same value in any batch.
@@ -122,6 +171,9 @@ def log_prob(
         generator: for the probes, instead of seeds.
         differentiable: keep the graph of `value` and `latent`, in x and in the parameters; memory grows with the
             number of evaluations.
+
+    Warns:
+        UserWarning: the noise at t_max does not hide the states x, so that the prior is not the law of the latents.
 
     Raises:
         ValueError: the model has active dropout or its flow has no density, x holds NaN or infinity, or t_start is out
@@ -131,8 +183,9 @@ def log_prob(
     if not bool(torch.isfinite(x).all()):
         raise ValueError("x holds NaN or infinity; expected finite states")
     t_start = model.sde.t_min if t_start is None else t_start
-    trace, stream = trace or Hutchinson(), RandomStream(generator, seeds, len(x))
+    trace, stream = trace_for(solver, trace), RandomStream(generator, seeds, len(x))
     carried = integrate(model, x.to(double(x)), t_start, model.sde.t_max, solver, trace, stream, differentiable)
+    warn_of_mismatch(model.sde, prior_mismatches(model.sde, x, t_start))
     result = _log_prob(model, trace, carried, carried.x)
     result.latent = cast_like(carried.x, x)
     return result
@@ -164,7 +217,7 @@ def sample_with_log_prob(
     if (shape is None) == (x_T is None):
         raise ValueError("expected exactly one of shape=(B, *) and the starting states x_T")
     start = x_T if x_T is not None else torch.empty(tuple(shape or ()), device=device or device_of(model))
-    trace, stream, z = trace or Hutchinson(), RandomStream(generator, seeds, len(start)), start.to(double(start))
+    trace, stream, z = trace_for(solver, trace), RandomStream(generator, seeds, len(start)), start.to(double(start))
     if x_T is None:
         z = model.sde.prior_std * stream.normal(z)
     carried = integrate(model, z, model.sde.t_max, model.sde.t_min, solver, trace, stream)
@@ -256,6 +309,7 @@ def bits_per_dim(
 
     Warns:
         AboveUniform: the mean is above log2(levels), the bits of the uniform distribution over all levels.
+        UserWarning: see `log_prob`.
 
     Raises:
         ValueError: the images are not integers from 0 to `transform.levels` - 1 (continuous data has no bits: use
@@ -263,7 +317,7 @@ def bits_per_dim(
             trace that is too noisy.
         RuntimeError: the solver failed; the message lists the images.
     """
-    trace, solver, count = trace or Hutchinson(), solver or DEFAULT_SOLVER, len(images)
+    trace, solver, count = trace_for(solver, trace), solver or DEFAULT_SOLVER, len(images)
     model, data_map = with_density(model, cond), levels_map(transform, dequantization)
     time, seeds = data_map.start(model.sde), range(count) if seeds is None else seeds
     _check_bits(images, samples, seeds, start, data_map, time)
@@ -274,7 +328,8 @@ def bits_per_dim(
         levels, stream = send(images[part], device), RandomStream(seeds=seeds[part])
         solve = partial(_solve_levels, model.rows(part, count), levels, data_map, trace, solver, stream, start)
         batches.append(torch.stack([solve() for _ in range(samples)], dim=1))
-    values, stderr, nfe, backward, status = torch.cat(batches, dim=2)  # each (K, N)
+    values, stderr, nfe, backward, status, mismatches = torch.cat(batches, dim=2)  # each (K, N)
+    mismatch = warn_of_mismatch(model.sde, mismatches[0])
     per_image = -(values.logsumexp(dim=0) - math.log(samples)) / unit
     _check_solved(per_image, status)
     # d log mean_k p_k / d log p_k is the share of p_k in the sum.
@@ -286,7 +341,7 @@ def bits_per_dim(
     declared = {
         "quantity": "bits per dimension (upper bound, by dequantisation)",
         "dequantization": f"{data_map.dequantization}, {samples} per image",
-        **conventions(model, data_map, trace, solver, where),
+        **conventions(model, data_map, trace, solver, where, mismatch),
     }
     if samples > 1:
         of_one = None if variances is None else float((shares * variances).sum(dim=0).mean())
@@ -301,8 +356,8 @@ def _solve_levels(
 ) -> Tensor:
     """Return the log-probability of levels (B, *) for one dequantisation.
 
-    The rows of the float64 tensor (5, B) on the CPU: the value in nats, its standard error (NaN where unknown), network
-    evaluations, products with Jacobians, and status.
+    The rows of the float64 tensor (6, B) on the CPU: the value in nats, its standard error (NaN where unknown), network
+    evaluations, products with Jacobians, status, and the divergence of the prior in nats per dimension.
     """
     sde = model.sde
     with torch.no_grad(), counting() as count:
@@ -318,7 +373,7 @@ def _solve_levels(
     solved = _log_prob(model, trace, carried, carried.x)
     stderr = torch.full_like(solved.value, math.nan) if solved.stderr is None else solved.stderr
     nfe, backward = solved.nfe + count.forward, solved.backward + count.backward
-    rows = (solved.value + nats, stderr, nfe, backward, solved.status)
+    rows = (solved.value + nats, stderr, nfe, backward, solved.status, prior_mismatches(sde, x, time))
     return torch.stack([float64(row.cpu()) for row in rows])
 
 

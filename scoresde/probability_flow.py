@@ -3,45 +3,62 @@ r"""The probability-flow ODE, and the change of density along it.
     dx/dt = f x - g^2/2 score = alpha' E[x_0 | x] + sigma' E[eps | x]        (2011.13456, eq. 13)
     d log p_t(x_t)/dt = -tr(d velocity / dx)                                 (1806.07366; 2011.13456, eq. 39)
 
-The flow is solved in other variables than t and x. With the noise-to-signal ratio r = sigma/alpha and the state
+The flow is solved in other variables than t and x. For data of scale S, with r = sigma / (alpha S) and the state
 
-    w = x / (alpha^2 + sigma^2)^(1/2),        dw/dr = (E[eps | x] - r E[x_0 | x]) / (1 + r^2)^(3/2),
+    w = x / (alpha^2 S^2 + sigma^2)^(1/2),        dw/dr = (E[eps | x] - r E[x_0 | x] / S) / (1 + r^2)^(3/2),
 
-the ODE is the same for all Gaussian paths, and w is constant for data from N(0, I). The right-hand side is largest for
-r between the finest structure of the data and a few times its extent. Steps are therefore equal in
+the ODE is the same for all Gaussian paths, and w is constant for data from N(0, S^2 I). The right-hand side is largest
+for r between the finest structure of the data and a few times its extent. Steps are therefore equal in
 
     u = asinh(s / c),        1/s = 1/r + 1/R,
 
 which is linear in r below c, logarithmic in between, and linear in 1/r above R, where the flow depends only on the mean
 of the data. Everything is bounded up to r = infinity, that is u = asinh(R/c), so a path without signal at its end is no
-special case. R = 30 and c between 0.002 and 0.02 suit data of about unit scale. Within that range c is twenty times the
-r at which the path begins, so a path that starts at a smaller r (sub-VP) has steps there too.
+special case. R is 30, and c at most 0.02. A path that begins at an r below 0.001 (sub-VP) has c of twenty times that r,
+but at least 0.002, so that it has steps there too.
 
-The density of x is that of w divided by (alpha^2 + sigma^2)^(d/2). All coefficients are combined in float64, from the
-views of one network evaluation.
+S and, for data with finer structure, a smaller c are measured on the model for each sample before the solve, from a few
+evaluations (`scoresde.data_scale`). S is 1 for data of about unit scale.
+
+The density of x is that of w divided by (alpha^2 S^2 + sigma^2)^(d/2). All coefficients are combined in float64, from
+the views of one network evaluation.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from scoresde.counting import counting
+from scoresde.data_scale import measure
 from scoresde.divergence import Trace
 from scoresde.protocols import Model
 from scoresde.random_stream import RandomStream
+from scoresde.score import BaseModel
 from scoresde.sdes import SDE
 from scoresde.solvers import Adams, Solver, Status
 from scoresde.solvers.solver import variable
-from scoresde.tensors import broadcast, dimensions, double, float64, floating
+from scoresde.tensors import broadcast, dimensions, double, float64, floating, recordable
 from scoresde.wrappers import as_model
 
 DEFAULT_SOLVER = Adams()
 COARSE = 30.0  # R
 C_RANGE, C_OVER_FIRST = (0.002, 0.02), 20.0  # the range of c, and c in units of the first r
+C_OVER_SMOOTH, FINEST_C = 4.0, 2.0  # of data with finer structure: c in units of `DataScale.smooth`, and of the first r
+
+
+def _first(sde: SDE, data_scale: float) -> float:
+    """Return r at t_min."""
+    return math.exp(-0.5 * float(sde.log_snr(float64(sde.t_min)))) / data_scale
+
+
+def _default_c(first: float) -> float:
+    """Return c for data that are smooth at the scale of c."""
+    return min(max(C_OVER_FIRST * first, C_RANGE[0]), C_RANGE[1])
 
 
 class Ratio:
@@ -49,18 +66,36 @@ class Ratio:
 
     Args:
         sde: the diffusion.
-        c: by default derived from the first r of the path.
+        data_scale: S.
+        smooth: a ratio sigma/alpha below which the data are smooth.
     """
 
-    def __init__(self, sde: SDE, c: float | None = None):
-        ends = torch.tensor([sde.t_min, sde.t_max], dtype=torch.float64)
-        first = math.exp(-0.5 * float(sde.log_snr(ends[0])))
-        self.c = min(max(C_OVER_FIRST * first, C_RANGE[0]), C_RANGE[1]) if c is None else c
-        self.sde = sde
-        self._times, self._ends = ends, self._of_log_snr(sde.log_snr(ends))
+    def __init__(self, sde: SDE, data_scale: float = 1.0, smooth: float = math.inf):
+        self.sde, self.data_scale = sde, data_scale
+        self._shift = 2 * math.log(data_scale)  # from the log-SNR of the SDE to -2 log r
+        first = _first(sde, data_scale)
+        self.c = min(_default_c(first), max(C_OVER_SMOOTH * smooth / data_scale, FINEST_C * first))
+        self._times = torch.tensor([sde.t_min, sde.t_max], dtype=torch.float64)
+        self._ends = self._of_log_snr(sde.log_snr(self._times))
 
     def _of_log_snr(self, log_snr: Tensor) -> Tensor:
-        return torch.asinh(1 / (self.c * (torch.exp(0.5 * log_snr) + 1 / COARSE)))
+        return torch.asinh(1 / (self.c * (torch.exp(0.5 * (log_snr + self._shift)) + 1 / COARSE)))
+
+    @classmethod
+    def suited(cls, model: BaseModel, x: Tensor, t_from: float, t_to: float) -> tuple["list[Group]", Tensor]:
+        """Return the flows that suit the model's data; see `Time.suited`."""
+
+        first = _first(model.sde, 1.0)
+
+        def smooth_at(scale: Tensor) -> Tensor:
+            return float64([_default_c(first / s) * s / C_OVER_SMOOTH for s in scale.tolist()])
+
+        scale, smooth, evaluations = measure(model, x, t_from, t_to, smooth_at)
+        kinds, kind = torch.stack([scale, smooth], dim=1).unique(dim=0, return_inverse=True)
+        flows = [cls(model.sde, *values) for values in kinds.tolist()] or [cls(model.sde)]
+        if len(flows) == 1:
+            return [(flows[0], None)], evaluations
+        return [(flow, (kind == i).nonzero().flatten().to(x.device)) for i, flow in enumerate(flows)], evaluations
 
     def of_time(self, t: float) -> float:
         """Return u at time t."""
@@ -70,14 +105,14 @@ class Ratio:
         """Return t at u, () or (B,), float64."""
         u = float64(u).cpu()
         s = self.c * torch.sinh(u)
-        t = self.sde.time(-2 * (s.log() - (1 - s / COARSE).clamp(min=0).log()))
+        t = self.sde.time(-2 * (s.log() - (1 - s / COARSE).clamp(min=0).log()) - self._shift)
         # Rounding may leave the range at its ends, where r may be infinite; the times there are known.
         t = torch.where(u <= self._ends[0], self._times[0], t)
         return torch.where(u >= self._ends[1], self._times[1], t)
 
     def scale(self, t: Tensor) -> Tensor:
         """Return x / w at time t, float64."""
-        return self.sde.size(t)
+        return torch.hypot(self.data_scale * self.sde.alpha(t), self.sde.sigma(t))
 
     def coefficients(self, u: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """Return (a, b) with dw/du = a E[x_0 | x] + b E[eps | x], float64, at u and its time t.
@@ -87,7 +122,7 @@ class Ratio:
         s = self.c * torch.sinh(float64(u).cpu())
         q = (1 - s / COARSE).clamp(min=0)
         pace = torch.hypot(s, torch.full_like(s, self.c)) / torch.hypot(s, q) ** 3
-        return -pace * s, pace * q
+        return -pace * s / self.data_scale, pace * q
 
 
 class Time:
@@ -103,6 +138,14 @@ class Time:
             raise ValueError(
                 f"the drift is infinite at t_max={sde.t_max:g}, which a solver in t cannot reach: lower t_max (by 1e-3)"
             )
+
+    @classmethod
+    def suited(cls, model: BaseModel, x: Tensor, t_from: float, t_to: float) -> tuple["list[Group]", Tensor]:
+        """Return the flows in which to solve the states x (B, *), and the evaluations (B,) spent to choose them.
+
+        A flow comes with the indices (n,) of its samples, or with None if it is the only one.
+        """
+        return [(cls(model.sde), None)], torch.zeros(len(x), dtype=torch.int64)
 
     def of_time(self, t: float) -> float:
         """Return t."""
@@ -121,7 +164,9 @@ class Time:
         return self.sde.alpha_dot(t), self.sde.sigma_dot(t)
 
 
-VARIABLES = {"ratio": Ratio, "time": Time}
+Flow = Ratio | Time
+Group = tuple[Flow, Tensor | None]
+VARIABLES: dict[str, type[Flow]] = {"ratio": Ratio, "time": Time}
 
 
 @dataclass
@@ -168,42 +213,62 @@ def integrate(
             asked for.
     """
     model, solver, count = as_model(model), solver or DEFAULT_SOLVER, len(x)
-    x, costs = floating(x), torch.zeros(2, count, dtype=torch.int64)  # evaluations, and products with the Jacobian
+    x = floating(x)
+    _check_transition(model.sde, t_from, t_to, differentiable)
 
-    def field(u: Tensor, w: Tensor, rows: Tensor | None) -> tuple[Tensor, Tensor]:
-        t = flow.to_time(u)
-        (data, eps), scale = flow.coefficients(u, t), flow.scale(t)
-        part = model if rows is None else model.rows(rows, count)
+    def solve(flow: Flow, group: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor]:
+        """Return state, time, divergence, its variance and status of the samples that are solved in one variable."""
 
-        def velocity(w: Tensor) -> Tensor:
-            return part.predict(broadcast(scale, w) * w, t).combine(data, eps)
+        def field(u: Tensor, w: Tensor, rows: Tensor | None) -> tuple[Tensor, Tensor]:
+            if group is not None:
+                rows = group if rows is None else group[rows]
+            t = flow.to_time(u)
+            (data, eps), scale = flow.coefficients(u, t), flow.scale(t)
+            part = model if rows is None else model.rows(rows, count)
 
-        with counting() as counts:
-            if estimate is None:
-                value, integrands = velocity(w), torch.zeros(len(w), 0, dtype=w.dtype, device=w.device)
-            else:
-                value, estimates, variance = estimate(velocity, w, rows)
-                integrands = torch.cat([estimates, variance[:, None]], dim=1).to(w.device, double(w))
-        costs[:, slice(None) if rows is None else rows.cpu()] += torch.tensor([[counts.forward], [counts.backward]])
-        return value, integrands
+            def velocity(w: Tensor) -> Tensor:
+                return part.predict(broadcast(scale, w) * w, t).combine(data, eps)
 
-    with torch.set_grad_enabled(differentiable), frozen(model, not differentiable):
-        flow = _flow(model.sde, solver, t_from, t_to, differentiable)
-        estimate = None if trace is None else trace.bind(stream or RandomStream(), x, differentiable)
-        first = flow.scale(float64(t_from))
-        solution = solver(field, x / float(first), flow.of_time(t_from), flow.of_time(t_to))
+            with counting() as counts:
+                if estimate is None:
+                    value, integrands = velocity(w), torch.zeros(len(w), 0, dtype=w.dtype, device=w.device)
+                else:
+                    value, estimates, variance = estimate(velocity, w, rows)
+                    integrands = torch.cat([estimates, variance[:, None]], dim=1).to(w.device, double(w))
+            costs[:, slice(None) if rows is None else rows.cpu()] += torch.tensor([[counts.forward], [counts.backward]])
+            return value, integrands
+
+        start, first = x if group is None else x[group], flow.scale(float64(t_from))
+        solution = solver(field, start / float(first), flow.of_time(t_from), flow.of_time(t_to))
         t = flow.to_time(solution.position)
         last = flow.scale(t)
-        x = broadcast(last, solution.x) * solution.x
         grown = (dimensions(x) * (last / first).log()).to(solution.integral)  # density of x: that of w / scale^d
         divergence = solution.integral[:, :-1] + grown[:, None]
-    variance = None if trace is None or solution.squared is None else solution.squared[:, -1]
-    nfe, backward = costs.to(x.device)
-    return Carried(x, t, divergence, variance, nfe, backward, solution.status)
+        variance = None if trace is None or solution.squared is None else solution.squared[:, -1]
+        return broadcast(last, solution.x) * solution.x, t, divergence, variance, solution.status
+
+    x = recordable(x)
+    with torch.inference_mode(False), torch.set_grad_enabled(differentiable), frozen(model, not differentiable):
+        costs = torch.zeros(2, count, dtype=torch.int64)  # evaluations, and products with the Jacobian
+        flows, costs[0] = VARIABLES[variable(solver)].suited(model, x, t_from, t_to)
+        estimate = None if trace is None else trace.bind(stream or RandomStream(), x, differentiable)
+        solved = [solve(flow, group) for flow, group in flows]
+        order = torch.cat([group for _, group in flows if group is not None]).argsort() if len(flows) > 1 else None
+        x, t, divergence, variance, status = (_joined(parts, order) for parts in zip(*solved, strict=True))
+        nfe, backward = costs.to(x.device)
+    return Carried(x, t, divergence, variance, nfe, backward, status)
 
 
-def _flow(sde: SDE, solver: Solver, t_from: float, t_to: float, differentiable: bool) -> Ratio | Time:
-    """Return the flow in the solver's variable; raise ValueError if the transition cannot be solved."""
+def _joined(parts: Sequence[Tensor | None], order: Tensor | None) -> Any:
+    """Return the values of groups of samples in the order of the samples; None if they are None."""
+    if order is None:
+        return parts[0]
+    tensors = [part for part in parts if part is not None]
+    return torch.cat(tensors)[order] if tensors else None
+
+
+def _check_transition(sde: SDE, t_from: float, t_to: float, differentiable: bool) -> None:
+    """Raise ValueError if the transition cannot be solved."""
     low, high = sorted((t_from, t_to))
     if not (sde.t_min <= low < high <= sde.t_max):
         raise ValueError(
@@ -215,7 +280,6 @@ def _flow(sde: SDE, solver: Solver, t_from: float, t_to: float, differentiable: 
             f"differentiable=True gives no gradient in the parameters of the SDE, and {type(sde).__name__} has some: "
             "freeze them with sde.requires_grad_(False)"
         )
-    return VARIABLES[variable(solver)](sde)
 
 
 def cast_like(states: Tensor, x: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from scoresde.tensors import send
+from scoresde.tensors import recordable, send
 from scoresde.views import Views
 
 Condition = Tensor | dict[str, Tensor] | None
@@ -33,7 +33,7 @@ def as_condition(cond: Any) -> Condition:
 
 def _as_tensor(value: Any, name: str) -> Tensor:
     try:
-        return torch.as_tensor(value)
+        return recordable(torch.as_tensor(value))
     except (TypeError, ValueError, RuntimeError) as error:
         raise TypeError(
             f"{name} must be a tensor, a number, a list, a NumPy array, or a dict of them; got "

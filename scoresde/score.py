@@ -21,8 +21,8 @@ from scoresde import predictions
 from scoresde.counting import evaluated
 from scoresde.predictions import Prediction
 from scoresde.protocols import Condition, Model, Network, as_condition, call_network, expand, select, to_device
-from scoresde.sdes import SDE
-from scoresde.tensors import at_least_float32, broadcast, check_shape_of_states, float64, floating
+from scoresde.sdes import SDE, checked_times
+from scoresde.tensors import at_least_float32, broadcast, check_shape_of_states, floating
 from scoresde.views import Views
 
 
@@ -172,7 +172,8 @@ class ScoreModel(BaseModel):
 
     def given(self, cond: Any) -> Self:
         """Return the conditional model, with the same network; see `BaseModel.given`."""
-        return self if cond is None else self._with(to_device(as_condition(cond), device_of(self)))
+        with torch.inference_mode(False):  # so that a likelihood can differentiate through the condition
+            return self if cond is None else self._with(to_device(as_condition(cond), device_of(self)))
 
     def rows(self, rows: Tensor | slice, count: int) -> Self:
         """Return the model with the conditions of the samples `rows` from a batch of `count`."""
@@ -187,15 +188,15 @@ class ScoreModel(BaseModel):
         """Evaluate the network at x (B, *) and t () or (B,), and return the views.
 
         Raises:
-            ValueError: a conditional model has no condition, t has another shape, or the network's output does not have
-                the shape of the state (with a learned variance, twice its channels).
+            ValueError: a conditional model has no condition, t is outside [t_min, t_max] or has another shape, or the
+                network's output does not have the shape of the state (with a learned variance, twice its channels).
         """
         if self.conditional and self.cond is None:
             raise ValueError(
                 "the network was trained with a condition for every sample, never without: give it one, "
                 "model.given(cond) or cond=..."
             )
-        x, t = floating(x), float64(t)
+        x, t = floating(x), checked_times(self.sde, t)
         state = at_least_float32(x)
         scaled = broadcast(self.prediction.c_in(self.sde, t), state) * state
         label = self.prediction.c_noise(self.sde, t).expand(x.shape[0])

@@ -87,6 +87,14 @@ def send(x: Tensor, device: torch.device, dtype: torch.dtype | None = None) -> T
     return x.to(device, dtype, non_blocking=device.type == "cuda")
 
 
+def recordable(x: Tensor) -> Tensor:
+    """Return x, or a copy if it was made under `torch.inference_mode`, for such tensors cannot be differentiated."""
+    if not x.is_inference():
+        return x
+    with torch.inference_mode(False):
+        return x.clone()
+
+
 def broadcast(values: Tensor, x: Tensor) -> Tensor:
     """Cast values ``()`` or ``(B,)`` to the device and dtype of `floating(x)`, x ``(B, *)``, shaped to multiply it."""
     if values.ndim > 1 or (values.ndim == 1 and values.shape[0] not in (1, x.shape[0])):

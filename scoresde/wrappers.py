@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from scoresde.counting import counting, evaluated
 from scoresde.protocols import Model
 from scoresde.score import BaseModel, refuse_dropout
-from scoresde.tensors import float64, floating
+from scoresde.sdes import checked_times
+from scoresde.tensors import floating
 from scoresde.views import Views
 
 
@@ -96,7 +97,7 @@ class ForeignModel(ModelWrapper):
 
     def predict(self, x: Tensor, t: Tensor | float) -> Views:
         with counting() as inner:
-            views = self.model.predict(floating(x), float64(t))
+            views = self.model.predict(floating(x), checked_times(self.sde, t))
         if not (inner.forward or inner.backward):
             evaluated(x)
         return views

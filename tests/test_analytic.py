@@ -255,3 +255,25 @@ def test_parameters_in_float32_are_rounded_but_the_arithmetic_is_in_float64(mixt
 def test_bad_arguments_are_refused(build, message):
     with pytest.raises(ValueError, match=message):
         build()
+
+
+CLEAN = [ss.VP(t_min=0.0), ss.SubVP(t_min=0.0), ss.Cosine(t_min=0.0), ss.Rectified(t_min=0.0)]
+
+
+@pytest.mark.parametrize("sde", CLEAN, ids=["vp", "sub-vp", "cosine", "rectified"])
+@pytest.mark.parametrize("mixture", [CASES[0], CASES[3], CASES[-1]])
+def test_the_exact_model_has_a_score_and_a_velocity_without_noise(sde, mixture):
+    """At t = 0, where sigma is 0 and its derivative may be infinite: the score of the data, and the limit of t -> 0."""
+    model, x = mixture.score_model(sde), states(mixture)
+    close(model.score(x, 0.0), autograd_score(mixture, x)[0].detach(), rtol=1e-9)
+    close(model.denoise(x, 0.0), x)
+    close(model.velocity(x, 0.0), model.velocity(x, 1e-12), rtol=1e-5, atol=1e-5)
+    t = f64(*([0.0, 0.3] * 3))
+    mixed = model.score(x, t)
+    close(mixed[::2], model.score(x[::2], 0.0), rtol=1e-9)
+    close(mixed[1::2], model.score(x[1::2], 0.3), rtol=1e-9)
+    close(mixture.divergence(x, sde, 0.0), mixture.divergence(x), rtol=1e-12)
+
+
+def test_no_samples_of_a_mixture():
+    assert oracle((2, 3)).sample(0).shape == (0, 2, 3)

@@ -122,8 +122,10 @@ def test_condition_and_solver_are_used():
 
     model = ss.ScoreModel(network, ss.VP(), "v")
     interpolate(model, *two_states((2,)), [0.2, 0.8], cond=cond, solver=ss.solvers.RungeKutta("heun2", 5))
-    assert len(conditions) == 4 * 10  # two latents, two weights
-    assert all(torch.equal(c, cond) for c in conditions)
+    # Two latents and two weights, and evaluations that measure the scale; samples of unequal scale are solved apart.
+    used = torch.cat(conditions)
+    assert all(int((used == c).sum()) >= 4 * 10 for c in cond)
+    assert bool(torch.isin(used, cond).all())
 
 
 # A sampler from t
@@ -338,7 +340,7 @@ X = normal(2, 3)
         (lambda m: interpolate(m, X, X, torch.zeros(2, 2)), "finite numbers"),
         (lambda m: interpolate(m, X, X, [0.5], "cubic"), "mode must be one of spherical, linear; got 'cubic'"),
         (lambda m: interpolate(ss.thresholding.Clipped(m), X, X, [0.5]), r"its \.model"),
-        (lambda m: perturb_and_denoise(m, X, 1.5, DDIM_10), r"t must be in \(1e-05, 1\]; got t=1.5"),
+        (lambda m: perturb_and_denoise(m, X, 1.5, DDIM_10), r"t must lie in \[1e-05, 1\], .* got t=1.5"),
         (lambda m: perturb_and_denoise(m, X, 1e-5, DDIM_10), "got t=1e-05"),
         (lambda m: perturb_and_denoise(m, X, math.nan, DDIM_10), "got t=nan"),
         (lambda m: perturb_and_denoise(m, X.byte(), 0.5, DDIM_10), "must be floating-point .* got torch.uint8"),
@@ -349,7 +351,7 @@ X = normal(2, 3)
         ),
         (lambda m: interpolate_noised(m, X, X, [0.5], 0.5, DDIM_10, "none"), "noise must be 'same' or 'independent'"),
         (lambda m: interpolate_noised(m, X, X[:1], [0.5], 0.5, DDIM_10), "same shape"),
-        (lambda m: interpolate_noised(m, X, X, [0.5], 2.0, DDIM_10), "t must be in"),
+        (lambda m: interpolate_noised(m, X, X, [0.5], 2.0, DDIM_10), "t must lie in"),
         (lambda m: interpolate_noised(m, X, X.int(), [0.5], 0.5, DDIM_10), "must be floating-point"),
     ],
 )

@@ -16,11 +16,12 @@ from scoresde.dequantization import AboveUniform, DataMap
 from scoresde.random_stream import RandomStream
 from scoresde.solvers import Adams, AdaptiveAdams, RungeKutta, SciPy, Status, TorchDiffEq
 from scoresde.tensors import mean_and_error
-from tests.conftest import PATHS, close, exact_model, f64, normal, oracle, seeded, within
+from tests.conftest import INSTANCES, PATHS, close, exact_model, f64, normal, oracle, seeded, within
 
 VP = ss.VP()
 LONG = ss.VP(beta_max=40.0)  # at t_max no mean of these mixtures is left in the marginal
 FINE = Adams(160)
+SCALED_PATHS = ("vp", "sub-vp", "ve", "rectified", "zero-snr-vp")
 
 
 def check_identity(mixture, sde, x, result, tolerance):
@@ -53,6 +54,76 @@ def test_likelihood_is_exact_with_every_kind_of_solver(shape, solver, tolerance)
     check_identity(mixture, VP, x, result, tolerance)
 
 
+SCALED = [pytest.param(sde, id=name) for name, sde in INSTANCES.items() if name in SCALED_PATHS]
+
+
+@pytest.mark.filterwarnings("ignore:the noise at t_max")  # does not hide data of a scale of 1e4
+@pytest.mark.parametrize("scale", [1e-4, 1e-2, 1e2, 1e4])
+@pytest.mark.parametrize("sde", SCALED)
+def test_likelihood_is_exact_at_every_scale_of_the_data(sde, scale):
+    """Nats per dimension do not depend on the unit of the data, in any variable that a solver integrates."""
+    mixture = ss.GaussianMixture(scale * normal(3, 3), scale * f64(0.3, 0.5, 0.2))
+    model, x = mixture.score_model(sde), mixture.sample(12, sde, sde.t_min, seeded())
+    for solver, tolerance in ((None, 2e-3), (AdaptiveAdams(), 1.5e-2)):
+        result = ss.log_prob(model, x, trace=ss.ExactTrace(), solver=solver)
+        assert result.status.tolist() == [Status.OK] * 12
+        check_identity(mixture, sde, x, result, tolerance)
+
+
+def test_likelihood_is_exact_for_data_of_two_scales():
+    """Clusters of standard deviation 1e-3 and 2e-3 at a distance of 3."""
+    mixture = ss.GaussianMixture(torch.tensor([[1.0, 1.0, 1.0], [-1.0, -1.0, 1.0]]), f64(1e-3, 2e-3))
+    for sde in (VP, ss.SubVP(), ss.Karras()):
+        x = mixture.sample(12, sde, sde.t_min, seeded())
+        check_identity(mixture, sde, x, ss.log_prob(mixture.score_model(sde), x, trace=ss.ExactTrace()), 1.5e-2)
+
+
+@pytest.mark.filterwarnings("ignore:the noise at t_max")
+@pytest.mark.parametrize("scale", [1e-3, 1e3])
+def test_samples_and_latents_are_exact_at_every_scale_of_the_data(scale):
+    """The flow of N(m, s^2) keeps (x - alpha m) / (alpha^2 s^2 + sigma^2)^(1/2)."""
+    sde = ss.Rectified()
+    mixture = ss.GaussianMixture(torch.full((1, 2, 2), 0.3 * scale), f64(0.6 * scale)[None])
+    model, z = mixture.score_model(sde), mixture.sample(4, sde, sde.t_max, seeded())
+
+    def standardised(x, t):
+        alpha, sigma = sde.alpha(f64(t)), sde.sigma(f64(t))
+        return (x - alpha * 0.3 * scale) / torch.hypot(0.6 * scale * alpha, sigma)
+
+    x, result = ss.sample_with_log_prob(model, x_T=z, trace=ss.ExactTrace())
+    check_identity(mixture, sde, x, result, 2e-3)
+    for data in (x, ss.decode(model, z), ss.samplers.ProbabilityFlow()(model, x_T=z).x):
+        close(standardised(data, sde.t_min), standardised(z, sde.t_max), atol=2e-3, rtol=0)
+    close(standardised(ss.encode(model, x), sde.t_max), standardised(x, sde.t_min), atol=2e-3, rtol=0)
+
+
+class OfScale(torch.nn.Module):
+    """The exact v prediction for data N(0, cond^2 I), whose scale is the condition."""
+
+    def forward(self, x, label, cond=None):
+        alpha, sigma, scale = VP.alpha(label)[:, None], VP.sigma(label)[:, None], cond[:, None]
+        return alpha * sigma * (1 - scale**2) / ((alpha * scale) ** 2 + sigma**2) * x
+
+
+@pytest.mark.filterwarnings("ignore:the noise at t_max")
+@pytest.mark.parametrize(
+    "solver", [Adams(40), AdaptiveAdams(), TorchDiffEq()], ids=["adams", "adaptive", "torchdiffeq"]
+)
+def test_samples_of_different_scales_do_not_depend_on_their_batch(solver):
+    model, cond = ss.ScoreModel(OfScale(), VP, "v"), f64(1e-3, 1.0, 1e2, 1.0)
+    ends = [torch.hypot(VP.alpha(f64(t)) * cond, VP.sigma(f64(t)))[:, None] for t in (VP.t_min, VP.t_max)]
+    x = ends[0] * normal(4, 3)
+    trace = ss.Hutchinson(2)
+    together = ss.log_prob(model, x, cond, trace, solver, seeds=range(4))
+    exact = ss.log_prob(model, x, cond, ss.ExactTrace(), solver)
+    value = exact.value - VP.prior_log_prob(exact.latent) + Normal(0, ends[1]).log_prob(exact.latent).sum(dim=1)
+    close(value, Normal(0, ends[0]).log_prob(x).sum(dim=1), atol=5e-3, rtol=0)
+    for i in range(4) if not isinstance(solver, TorchDiffEq) else ():  # its steps are those of a batch
+        alone = ss.log_prob(model, x[i : i + 1], cond[i : i + 1], trace, solver, seeds=[i])
+        close(alone.value[0], together.value[i], rtol=1e-9)
+        assert alone.nfe[0] == together.nfe[i]
+
+
 @pytest.mark.parametrize("prediction", ["noise", "data", "score", "velocity", "karras"])
 def test_likelihood_is_exact_for_every_prediction_type(prediction):
     mixture = oracle((3,))
@@ -75,7 +146,8 @@ def test_evaluations_are_counted_and_each_is_one_forward_pass():
         calls.clear()
         result = ss.log_prob(model, torch.zeros(2, 3), trace=trace, solver=RungeKutta("rk4", 5), seeds=[0, 1])
         assert result.nfe.tolist() == [len(calls)] * 2
-        assert result.backward.tolist() == [products * len(calls)] * 2
+        assert len(calls) == 3 + 20  # three measure the scale of the data
+        assert result.backward.tolist() == [products * 20] * 2
 
 
 # --- random traces
@@ -149,6 +221,7 @@ def test_a_sample_has_the_same_value_in_any_batch(solver, trace, dtype):
 
 
 LEVELS = torch.randint(0, 8, (6, 1, 2, 2), generator=seeded())
+X_T = normal(3, 1, 2, 2, seed=4)
 DENSITY = Normal(4.0, 2.0)  # of the values of LEVELS
 
 
@@ -218,7 +291,7 @@ def test_evaluations_and_products_are_those_of_all_dequantisations():
         bits = ss.bits_per_dim(
             model, LEVELS, Levels(8), samples=3, trace=ss.ExactTrace(), solver=Adams(8), start=start, batch_size=4
         )
-        assert bits.nfe.tolist() == [3 * (9 + more)] * 6
+        assert bits.nfe.tolist() == [3 * (3 + 9 + more)] * 6  # three measure the scale of the data
         assert bits.backward.tolist() == [3 * 9 * 4] * 6
 
 
@@ -235,7 +308,8 @@ def test_the_perturbed_start_is_its_formula(sde, shape):
     levels, transform, seeds = torch.randint(0, 8, (20, *shape), generator=seeded()), Levels(8, -1.5, 2.0), range(20)
     bits = ss.bits_per_dim(model, levels, transform, start="perturb", trace=ss.ExactTrace(), solver=Adams(32))
     assert "bound" in bits.conventions["quantity"]
-    assert bits.nfe.tolist() == [34] * 20  # one for the decoder, 33 for the solve
+    scale = 1 if isinstance(sde, ss.VP) else 2  # evaluations at noise inside the path, that measure the scale
+    assert bits.nfe.tolist() == [scale + 34] * 20  # one for the decoder, 33 for the solve
     stream = RandomStream(seeds=seeds)
     x = transform(levels + stream.uniform(levels.double()))
     alpha, sigma = sde.alpha(f64(sde.t_min)), sde.sigma(f64(sde.t_min))
@@ -435,6 +509,97 @@ def test_a_stiff_network_and_a_budget_that_is_too_small_return_a_status(solver, 
     assert torch.isfinite(result.latent).all()
     assert (result.time < 1).all()
     assert (result.nfe > 0).all()
+
+
+# --- modes, batches, priors
+
+
+QUICK = {
+    "adams": Adams(4),
+    "adaptive": AdaptiveAdams(1e-2, 1 / 8),
+    "runge-kutta": RungeKutta("heun2", 4),
+    "torchdiffeq": TorchDiffEq(rtol=1e-2, atol=1e-2),
+    "scipy": SciPy(rtol=1e-2, atol=1e-2),
+}
+EVERY_SOLVER = pytest.mark.parametrize("solver", QUICK.values(), ids=QUICK)
+TRACES = [ss.Hutchinson(), ss.ExactTrace(), ss.ExactTrace(mode="forward")]
+
+
+@pytest.mark.parametrize("trace", TRACES, ids=["hutchinson", "reverse", "forward"])
+@EVERY_SOLVER
+def test_inference_mode_changes_nothing(solver, trace):
+    model = ss.ScoreModel(ss.networks.MLP(2, width=8, depth=1, cond_features=1), VP, "v").eval()
+    x, cond = normal(3, 2), normal(3, 1)
+    outside = ss.log_prob(model, x, cond, trace, solver, seeds=range(3))
+    with torch.inference_mode():
+        inside = ss.log_prob(model, x.clone(), cond.clone(), trace, solver, seeds=range(3))
+    assert torch.equal(inside.value, outside.value)
+    assert bool(torch.isfinite(inside.value).all())
+
+
+def test_bits_and_samples_in_inference_mode():
+    model = oracle((1, 2, 2)).score_model(VP)
+    outside = ss.bits_per_dim(model, LEVELS, Levels(8), start="perturb"), ss.sample_with_log_prob(model, x_T=X_T)[0]
+    with torch.inference_mode():
+        levels, z = LEVELS.clone(), X_T.clone()
+        inside = ss.bits_per_dim(model, levels, Levels(8), start="perturb"), ss.sample_with_log_prob(model, x_T=z)[0]
+    assert torch.equal(inside[0].per_image, outside[0].per_image)
+    assert torch.equal(inside[1], outside[1])
+
+
+@EVERY_SOLVER
+def test_an_empty_batch_has_empty_results(solver):
+    model, empty = oracle((3,)).score_model(VP), torch.zeros(0, 3)
+    for trace in (ss.Hutchinson(), ss.Hutchinson(2), ss.Hutchinson(2, resample=False), ss.ExactTrace()):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            result = ss.log_prob(model, empty, trace=trace, solver=solver, seeds=[])
+        assert [len(part) for part in vars(result).values() if part is not None] in ([0] * 7, [0] * 6)
+    assert ss.round_trip(model, empty, solver=solver).x.shape == (0, 3)
+    assert ss.sample_with_log_prob(model, shape=(0, 3), solver=solver)[0].shape == (0, 3)
+
+
+def test_scipy_keeps_the_probes_of_a_random_trace():
+    """Fresh ones would cost steps without end: its error control includes the divergence."""
+    model, x = oracle((3,)).score_model(VP), normal(3, 3)
+    default = ss.log_prob(model, x, solver=SciPy(), seeds=range(3))
+    kept = ss.log_prob(model, x, trace=ss.Hutchinson(resample=False), solver=SciPy(), seeds=range(3))
+    assert torch.equal(default.value, kept.value)
+    assert default.status.tolist() == [Status.OK] * 3
+    assert int(default.nfe.max()) < 2000
+    assert default.stderr is None
+    bits = ss.bits_per_dim(oracle((1, 2, 2)).score_model(VP), LEVELS, Levels(8), solver=SciPy())
+    assert "resample=False" in bits.conventions["trace"]
+
+
+NARROW = [ss.VE(sigma_max=1.0), ss.VP(beta_max=2.0), ss.Rectified(t_max=0.5), ss.Karras(t_max=2.0)]
+
+
+@pytest.mark.parametrize("sde", NARROW, ids=["ve", "vp", "rectified", "karras"])
+def test_noise_that_does_not_hide_the_data_is_reported(sde):
+    """Two clusters at +-3 sqrt(2): the bound is |alpha x|^2 / (2 d) plus the mismatch of the variance."""
+    mixture = ss.GaussianMixture(torch.tensor([[3.0, 3.0], [-3.0, -3.0]]), torch.tensor([0.3, 0.3]))
+    x = mixture.sample(40, generator=seeded())
+    bound = float(sde.prior_divergence(x / sde.alpha(f64(sde.t_min))).mean()) / 2
+    with pytest.warns(UserWarning, match=rf"does not hide the data: .* up to {bound:.2g} nats/dim") as caught:
+        result = ss.log_prob(mixture.score_model(sde), x, trace=ss.ExactTrace())
+    assert caught[0].filename == __file__
+    # It bounds the loss against the density of the data, which has no prior.
+    assert 0.1 < float((mixture.log_prob(x, sde, sde.t_min) - result.value).mean()) / 2 < bound
+    levels = torch.where(x > 0, 6, 1)
+    with pytest.warns(UserWarning, match="does not hide the data"):
+        bits = ss.bits_per_dim(mixture.score_model(sde), levels, Levels(8, -4.0, 4.0), trace=ss.ExactTrace())
+    assert re.search(r"up to [\d.]+ nats/dim from the law of the noisy data", bits.conventions["prior"])
+
+
+def test_noise_that_hides_the_data_is_not_reported():
+    mixture = oracle((1, 2, 2))
+    for sde in (VP, ss.SubVP(), ss.VE(), ss.Karras(), ss.Rectified(), ss.Cosine()):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            ss.log_prob(mixture.score_model(sde), mixture.sample(8, generator=seeded()), solver=Adams(4))
+            bits = ss.bits_per_dim(mixture.score_model(sde), LEVELS, Levels(8, -1, 1), solver=Adams(24))
+        assert bits.conventions["prior"] == f"N(0, {sde.prior_std:g}^2) at t_max={sde.t_max:g}"
 
 
 def test_active_dropout_is_refused():

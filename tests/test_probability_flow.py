@@ -105,5 +105,6 @@ def test_parameters_require_gradients_again_afterwards():
     fixed, during = next(model.parameters()).requires_grad_(False), []
     model.network.register_forward_hook(lambda *_: during.append(any(p.requires_grad for p in model.parameters())))
     integrate(model, torch.zeros(2, 3), 1e-5, 1.0, solver=RungeKutta("euler", 2), trace=ss.Hutchinson())
-    assert during == [False, False]
+    assert during
+    assert not any(during)
     assert [p.requires_grad for p in model.parameters()] == [p is not fixed for p in model.parameters()]

@@ -94,6 +94,8 @@ def bits_bound(
         nats: returns the bound of a batch on the model's device, from its conditional model and its stream of draws.
         conventions: in addition to those of all bounds.
     """
+    if not len(images):
+        raise ValueError("no images; expected at least one")
     check_levels(images, getattr(transform, "levels", None))
     model, count = as_model(model, cond), len(images)
     refuse_dropout(model)

@@ -14,6 +14,7 @@ from scoresde.cli.common import SPLITS, check_choice, fit_transform, result_name
 from scoresde.cli.output import Record, print_rows, print_table, shows_progress
 from scoresde.data.summary import DatasetSummary, describe, state_of
 from scoresde.dataset_plots import save_dataset
+from scoresde.likelihood import prior_mismatches, warn_of_mismatch
 
 FIGURES = Path("datasets") / "figures"
 IMAGES, POINTS = 64, 2000  # samples in a picture
@@ -47,7 +48,7 @@ def data(config: DictConfig) -> Record:
     )
     picture = save_dataset(samples, path, config.data.get("range"), names)
     states = model_space(config, datasets.get("train"))
-    spread = "mean {mean:.4g}, standard deviation {std:.4g} (prediction.sigma_data)"
+    spread = "mean {mean:.4g}, standard deviation {std:.4g} (prediction.sigma_data), largest distance {distance:.4g}"
     measured = {} if states is None else {"model space": spread.format(**states)}
     print_rows({"shape": shape, **measured, "picture": picture})
     statistics = {split: {k: v for k, v in vars(s).items() if k != "fingerprints"} for split, s in summaries.items()}
@@ -66,14 +67,26 @@ def sample(dataset: Dataset, n: int) -> Tensor:
 
 
 def model_space(config: DictConfig, train: Dataset | None) -> dict[str, float] | None:
-    """Return mean and standard deviation of training data as the network receives it, from a sample of it."""
+    """Return the scale of training data as the network receives it, from a sample of it.
+
+    "mean" and "std", over all values; "distance", the largest Euclidean distance between two states, which sigma_max of
+    `VE` should be close to (2006.09011, technique 1).
+
+    Warns:
+        UserWarning: the noise at t_max of the SDE of the configuration does not hide the data.
+    """
     if train is None or config.data.get("transform") is None:
         return None
     fit_transform(config, train)
     trained = build.build_data_map(config.data.get("training") or config.data, config.trust)
     values = sample(train, POINTS).double()
     states = trained.transform(values + 0.5 if trained.dequantization is not None else values)  # the mean of x + u
-    return {"mean": float(states.mean()), "std": float(states.std())}
+    if config.get("sde") is not None:
+        sde = build.instantiate(config.sde, config.trust)
+        warn_of_mismatch(sde, prior_mismatches(sde, states))
+    flat = states.flatten(1)
+    distance = float(torch.cdist(flat, flat).max())
+    return {"mean": float(states.mean()), "std": float(states.std()), "distance": distance}
 
 
 def table(summaries: Mapping[str, DatasetSummary], mirrored: Mapping[str, int]) -> list[list[str]]:

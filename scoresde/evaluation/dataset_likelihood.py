@@ -27,10 +27,10 @@ from torch.utils.data import Dataset, default_collate
 from scoresde import bounds
 from scoresde.build import Run
 from scoresde.dequantization import AboveUniform, DataMap, Dequantization, TruncatedNormal, warn_if_above_uniform
-from scoresde.divergence import ExactTrace, Hutchinson, Trace
+from scoresde.divergence import ExactTrace, Trace
 from scoresde.evaluation.references import evenly_spaced
 from scoresde.evaluation.resumable import Numbers, directory_for, evaluate, fingerprint
-from scoresde.likelihood import BitsPerDim, LogProb, bits_per_dim, conventions, log_prob
+from scoresde.likelihood import BitsPerDim, LogProb, bits_per_dim, conventions, log_prob, prior_mismatches, trace_for
 from scoresde.losses import Nodes
 from scoresde.probability_flow import DEFAULT_SOLVER
 from scoresde.protocols import Condition
@@ -158,7 +158,7 @@ def evaluate_likelihood(
     """
     if not (count := len(dataset)):  # type: ignore[arg-type]
         raise ValueError("the dataset is empty: expected at least one sample")
-    trace, solver, budget = trace or Hutchinson(), solver or DEFAULT_SOLVER, budget or Budget(0, None)
+    trace, solver, budget = trace_for(solver, trace), solver or DEFAULT_SOLVER, budget or Budget(0, None)
     _warn_if_untrained(run, dequantization)
     evaluation = _Evaluation(run, dataset, dequantization, trace, solver, samples, seed, start)
     budget = evaluation.feasible(budget)
@@ -204,7 +204,8 @@ class _Evaluation:
                 if len(failed := result.status[result.status != Status.OK]):
                     raise RuntimeError(f"the solver failed for {len(failed)} samples ({Status(int(failed[0])).name})")
                 values = -(result.value + nats) / dimensions(x)
-                declared = conventions(model, data_map, self.trace, self.solver, f"data, t_min={model.sde.t_min:g}")
+                start, mismatch = f"data, t_min={model.sde.t_min:g}", float(prior_mismatches(model.sde, state).mean())
+                declared = conventions(model, data_map, self.trace, self.solver, start, mismatch)
                 declared = {"quantity": "negative log-density, nats per dimension", **declared}
             else:
                 shared: dict[str, Any] = {"trace": self.trace, "solver": self.solver, "seeds": seeds}
@@ -260,9 +261,7 @@ def _tasks(evaluation: _Evaluation, budget: Budget, every: Tensor, subset: Tenso
     if evaluation.dequantization is not None or not isinstance(evaluation.trace, ExactTrace):  # random
         tasks["again"] = subset, replace(evaluation, seed=evaluation.seed + REPEATED).values
     if (finer := getattr(evaluation.solver, "finer", None)) is not None:
-        trace = evaluation.trace
-        fixed = trace if isinstance(trace, ExactTrace) else replace(trace, resample=False)
-        coarse = replace(evaluation, samples=1, trace=fixed)
+        coarse = replace(evaluation, samples=1, trace=evaluation.trace.kept())
         tasks |= {"coarse": (subset, coarse.values), "fine": (subset, replace(coarse, solver=finer()).values)}
     if budget.bound is not None:
         tasks["bound"] = every, partial(evaluation.bound, budget=budget)

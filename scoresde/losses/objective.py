@@ -15,8 +15,8 @@ from scoresde.losses.weightings import Weighting
 from scoresde.protocols import Model
 from scoresde.random_stream import RandomStream
 from scoresde.score import BaseModel
-from scoresde.sdes import SDE
-from scoresde.tensors import at_least_float32, check_shape_of_states, float64
+from scoresde.sdes import SDE, checked_times
+from scoresde.tensors import at_least_float32, check_shape_of_states
 from scoresde.wrappers import as_model
 
 
@@ -101,12 +101,12 @@ class Objective(nn.Module):
             stream: for all draws but the times, in place of the generator; it may have one seed per state.
 
         Raises:
-            ValueError: the shape of t or noise does not fit the states.
+            ValueError: the shape of t or noise does not fit the states, or t is outside [t_min, t_max].
         """
         model, x0 = as_model(model, cond), at_least_float32(x0)
         if t is None:
             t = self.draw_times(model.sde, x0.shape[0], generator)
-        elif (t := float64(t)).shape not in ((), x0.shape[:1]):
+        elif (t := checked_times(model.sde, t)).shape not in ((), x0.shape[:1]):
             raise ValueError(f"t must have shape () or {tuple(x0.shape[:1])}, one per state; got {tuple(t.shape)}")
         if noise is not None:
             check_shape_of_states("noise", noise, x0)

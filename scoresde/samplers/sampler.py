@@ -24,7 +24,7 @@ from scoresde.random_stream import RandomStream
 from scoresde.samplers.grids import Grid, Transition, uniform_time
 from scoresde.score import BaseModel, device_of
 from scoresde.sdes import SDE
-from scoresde.tensors import at_least_float32, check_shape_of_states
+from scoresde.tensors import at_least_float32, check_shape_of_states, dimensions
 from scoresde.wrappers import as_model
 
 MOST_SIGNAL = math.log(0.1)  # log-SNR up to which noise may replace the states at the first time of a grid
@@ -181,7 +181,7 @@ class Sampler(PlainStep):
         if (shape is None) == (x_T is None):
             raise ValueError("give either a shape (B, *) or a starting state x_T, exactly one of the two")
         x = torch.empty(tuple(shape or ()), dtype=dtype, device=device or device_of(model)) if x_T is None else x_T
-        if not x.is_floating_point() or x.ndim < 2 or (x_T is None and not x.numel()):
+        if not x.is_floating_point() or x.ndim < 2 or (x_T is None and not dimensions(x)):
             raise ValueError(f"states must be floating-point tensors (B, *); got {x.dtype} {tuple(x.shape)}")
         stream, dtype, x = RandomStream(generator, seeds, len(x)), x.dtype, at_least_float32(x)
         if x_T is None:

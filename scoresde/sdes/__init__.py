@@ -3,7 +3,7 @@
 from scoresde.sdes.learned import LearnedVP
 from scoresde.sdes.log_snr import LogSNRPath
 from scoresde.sdes.noise_schedules import VE, VP, Cosine, Karras, Rectified, SubVP
-from scoresde.sdes.sde import SDE, ReverseSDE
+from scoresde.sdes.sde import SDE, ReverseSDE, checked_times
 from scoresde.sdes.tabulated import DDPM, NCSN, Tabulated, ZeroTerminalSNR
 
 __all__ = [
@@ -21,4 +21,5 @@ __all__ = [
     "SubVP",
     "Tabulated",
     "ZeroTerminalSNR",
+    "checked_times",
 ]

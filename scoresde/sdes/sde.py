@@ -30,12 +30,41 @@ from scoresde.sdes import transitions
 from scoresde.sdes.transitions import Point
 from scoresde.tensors import at_least_float32, broadcast, check_shape_of_states, dimensions, float64, floating, sum_dims
 
+ROUNDED = 1e-6  # relative rounding of a time at an end of the range
 SECTIONS, ROUNDS = 64, 11  # 64^11 = 2^66 narrows any interval of float64 times down to neighbouring numbers
 
 
 def derivative(function: Callable[[Tensor], Tensor], t: Tensor) -> Tensor:
     """d function / dt at every t, by forward-mode differentiation."""
     return torch.func.jvp(function, (t,), (torch.ones_like(t),))[1].to(t)
+
+
+def checked_times(sde: "SDE", t: Tensor | float) -> Tensor:
+    """Return times as float64 tensors, () or (B,), none of them outside [t_min, t_max].
+
+    The ends are widened by a millionth of themselves, for times rounded to float32. On an accelerator, where reading t
+    would wait for the device, a time outside becomes NaN instead of raising an error.
+
+    Raises:
+        ValueError: a time is outside the range of the SDE, or NaN.
+    """
+    low, high = sde.t_min * (1 - ROUNDED), sde.t_max * (1 + ROUNDED)
+    t = float64(t)
+    if t.device.type != "cpu":
+        return t.where((t >= low) & (t <= high), math.nan)
+    if t.ndim == 0:
+        first = last = t.item()
+    elif t.numel():
+        first, last = (end.item() for end in t.detach().aminmax())
+    else:
+        return t
+    if not (low <= first and last <= high):
+        got = f"t={first:g}" if not low <= first else f"t={last:g}"
+        raise ValueError(
+            f"t must lie in [{sde.t_min:g}, {sde.t_max:g}], the time range of {type(sde).__name__}; got {got}: time is "
+            "continuous, so map the number of a step to this range, t_min + i (t_max - t_min) / (N - 1)"
+        )
+    return t
 
 
 def check_level(l: float) -> float:  # noqa: E741 - the letter of the formula
@@ -128,20 +157,25 @@ class SDE(nn.Module):
         node = (spacing * torch.floor(t / spacing + 1e-6)).clamp(min=self.t_min)
         return (1 + 2 * self.drift(node) * self.t_max / steps).clamp(min=0)
 
-    def perturb(self, x0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
+    def perturb(self, x0: Tensor, t: Tensor | float, noise: Tensor) -> Tensor:
         """A draw from p(x_t | x_0): alpha(t) x0 + sigma(t) noise, with x0 and noise (B, *), t () or (B,).
 
         Raises:
-            ValueError: noise or t of another shape.
+            ValueError: t is outside [t_min, t_max], or noise or t has another shape.
         """
         check_shape_of_states("noise", noise, x0)
-        x0, t = floating(x0), float64(t)
+        x0, t = floating(x0), checked_times(self, t)
         state = at_least_float32(x0)
         perturbed = broadcast(self.alpha(t), state) * state + broadcast(self.sigma(t), state) * noise
         return perturbed.to(x0.dtype)
 
     def at(self, t: Tensor) -> Point[Tensor]:
-        """The path at float64 t, () or (B,): alpha, sigma, log(alpha/sigma), and the properties of `Point`."""
+        """The path at float64 t, () or (B,): alpha, sigma, log(alpha/sigma), and the properties of `Point`.
+
+        Raises:
+            ValueError: t is outside [t_min, t_max].
+        """
+        t = checked_times(self, t)
         return Point(t, self.alpha(t), self.sigma(t), 0.5 * self.log_snr(t))
 
     def transition(self, t_from: Tensor, t_to: Tensor) -> tuple[Tensor, Tensor]:
@@ -221,11 +255,11 @@ class ReverseSDE:
 
     def drift(self, x: Tensor, t: Tensor) -> Tensor:
         """The drift at x (B, *) and t () or (B,): velocity - l^2/2 g^2 score, from one network evaluation."""
-        t = float64(t)
+        t = checked_times(self.sde, t)
         sde = self.sde
         churn = 0.5 * self.l**2 * sde.diffusion(t).square() / sde.sigma(t) if self.l else torch.zeros_like(t)
         return self.model.predict(x, t).combine(sde.alpha_dot(t), sde.sigma_dot(t) + churn)
 
     def diffusion(self, t: Tensor) -> Tensor:
         """l g(t), () or (B,)."""
-        return self.l * self.sde.diffusion(float64(t))
+        return self.l * self.sde.diffusion(checked_times(self.sde, t))

@@ -204,7 +204,8 @@ class AdaptiveAdams:
     the end are evaluated.
 
     Args:
-        rtol: tolerance of a step, relative to a state of at least unit size.
+        rtol: tolerance of a step, relative to a state of at least unit size; the unit of the probability flow is the
+            scale of the data, so structure finer than rtol times that scale needs a smaller rtol.
         max_step: as a fraction of the interval. It resolves the integrals, which take no part in error control: near
             the data the state may be constant while its divergence is not.
         order, smoothing: see `Adams`.

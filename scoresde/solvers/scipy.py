@@ -18,8 +18,8 @@ class SciPy:
     """A solver of `scipy.integrate` on the whole batch as one vector, in the time t of the SDE.
 
     The published likelihoods of 2011.13456 were computed in this way (section D.2: RK45 at tolerances of 1e-5): one
-    step size for the batch, with the divergence in the error norm. A result depends on its batch, and a noisy trace
-    costs steps: use it with `Hutchinson(resample=False)`.
+    step size for the batch, with the divergence in the error norm. A result depends on its batch. A noisy divergence
+    would cost steps without end, so likelihoods keep the first probes of their trace (`Hutchinson(resample=False)`).
 
     Args:
         method: "RK45", "RK23", "DOP853", "LSODA", "Radau" or "BDF".
@@ -35,6 +35,7 @@ class SciPy:
     atol: float = 1e-5
     max_evaluations: int = 100_000
     variable = "time"
+    controls_integrals = True
 
     def __post_init__(self):
         if self.method not in METHODS:

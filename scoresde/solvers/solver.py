@@ -2,7 +2,7 @@
 
 A solver carries a state x (B, *) along dx/ds = v(s, x) from `start` to `end`. On the way it integrates the other values
 that the field returns, g(s, x) (B, k): estimates of a divergence, their variances. g takes no part in error control, so
-a noisy trace costs no evaluation and changes no step.
+a noisy trace costs no evaluation and changes no step (except in `SciPy`, for which likelihoods keep the probes).
 
 An integral along a computed path is a weighted sum of evaluations, sum_i w_i g_i. A solver that knows its weights also
 returns sum_i w_i^2 g_i: if g_i is the variance of an independent error made at evaluation i, this sum is the variance
@@ -53,7 +53,8 @@ class Solution:
 class Solver(Protocol):
     """Anything that integrates a field.
 
-    It may have `finer()`, a solver of a fraction of its error, by which that error is measured; and a `variable`.
+    It may have `finer()`, a solver of a fraction of its error, by which that error is measured; a `variable`; and
+    `controls_integrals`, True if its error control includes the integrals.
     """
 
     def __call__(self, field: Field, x: Tensor, start: float, end: float) -> Solution: ...
@@ -62,6 +63,11 @@ class Solver(Protocol):
 def variable(solver: Solver) -> str:
     """The variable in which a solver integrates the probability flow: its attribute `variable`, by default "ratio"."""
     return getattr(solver, "variable", "ratio")
+
+
+def controls_integrals(solver: Solver) -> bool:
+    """Whether the error control of a solver includes the integrals, so that noise in them costs steps."""
+    return getattr(solver, "controls_integrals", False)
 
 
 def finite(*parts: Tensor) -> Tensor:

@@ -66,8 +66,9 @@ class TorchDiffEq:
 
 
 def _state_norm(state: tuple[Tensor, Tensor]) -> Tensor:
-    """Root mean square of the state without the integrals."""
-    return state[0].square().mean().sqrt()
+    """Root mean square of the state without the integrals; 0 of an empty batch."""
+    x = state[0]
+    return x.square().mean().sqrt() if len(x) else x.new_zeros(())
 
 
 class _Observed:

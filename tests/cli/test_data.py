@@ -1,10 +1,12 @@
 """`scoresde data`: the statistics of a dataset, and a picture of its samples."""
 
 import re
+import warnings
 
 import matplotlib.image
 import numpy as np
 import pytest
+import torch
 
 from scoresde.cli import main
 from scoresde.data import Digits
@@ -32,10 +34,21 @@ def test_digits_by_their_experiment(capsys, tmp_path):
     assert float(rows["standard deviation"][0]) == pytest.approx(float(images.std()), rel=1e-3)
     spread = float(re.search(r"standard deviation ([\d.]+)", rows["model space"][0])[1])
     assert spread == pytest.approx(float((2 * images / 17).std()), rel=1e-3)
+    flat = 2 * images.double().flatten(1) / 17
+    largest = float(re.search(r"largest distance ([\d.]+)", rows["model space"][0])[1])
+    assert largest == pytest.approx(float(torch.cdist(flat, flat).max()), rel=1e-3)  # of all 1,500, fewer than 2,000
     picture = matplotlib.image.imread(tmp_path / "datasets" / "figures" / "digits.png")
     assert picture.shape[0] == picture.shape[1] == 8 * (8 * 8 + 8) + 8  # 64 digits, a pixel as 8, a gap of one
     assert picture.min() == 0
     assert picture.max() == 1
+
+
+def test_an_sde_whose_noise_does_not_hide_the_data_is_reported(capsys):
+    with pytest.warns(UserWarning, match="does not hide the data"):
+        table_of(capsys, "experiment=digits", "sde=ve", "sde.sigma_max=1", "limit=10")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        table_of(capsys, "experiment=digits", "limit=10")
 
 
 def test_a_table_has_its_shape_and_its_columns(capsys, tmp_path):

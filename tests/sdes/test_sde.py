@@ -7,7 +7,9 @@ import pytest
 import torch
 
 import scoresde as ss
+from scoresde import losses
 from scoresde.random_stream import RandomStream
+from scoresde.sdes import checked_times
 from tests.conftest import PATHS, close, f64, gradient, normal, oracle, seeded, times
 
 FUNCTIONS = ("alpha", "sigma", "alpha_dot", "sigma_dot", "drift", "diffusion", "log_snr", "size")
@@ -222,3 +224,45 @@ def test_the_reverse_drift_takes_one_evaluation_under_the_condition():
     assert [cond.tolist() for cond in conditions] == [[1, 2]]
     with pytest.raises(ValueError, match=r"noise level l must be >= 0; got -0\.5"):
         ss.ReverseSDE(model, -0.5)
+
+
+OUTSIDE = [500, 1.5, -0.01, math.nan, math.inf, f64(0.2, 0.5, 2.0), f64(0.2, math.nan, 0.5), torch.tensor([0, 1, 7])]
+DOORS = {
+    "perturb": lambda sde, x, t: sde.perturb(x, t, x),
+    "at": lambda sde, x, t: sde.at(t),
+    "transition": lambda sde, x, t: sde.transition(torch.full((), 0.5), t),
+    "posterior": lambda sde, x, t: sde.posterior(torch.full((), 0.5), t),
+    "reverse drift": lambda sde, x, t: ss.ReverseSDE(oracle((2,)).score_model(sde)).drift(x, t),
+    "reverse diffusion": lambda sde, x, t: ss.ReverseSDE(oracle((2,)).score_model(sde)).diffusion(t),
+    "predict": lambda sde, x, t: oracle((2,)).score_model(sde).predict(x, t),
+    "score": lambda sde, x, t: oracle((2,)).score_model(sde).score(x, t),
+    "wrapper": lambda sde, x, t: ss.ModelWrapper(oracle((2,)).score_model(sde)).noise(x, t),
+    "loss": lambda sde, x, t: losses.DenoisingScoreMatching()(oracle((2,)).score_model(sde), x, t=t),
+    "implicit loss": lambda sde, x, t: losses.ImplicitScoreMatching()(oracle((2,)).score_model(sde), x, t=t),
+    "oracle score": lambda sde, x, t: oracle((2,)).score(x, sde, t),
+    "oracle density": lambda sde, x, t: oracle((2,)).log_prob(x, sde, t),
+    "oracle posterior": lambda sde, x, t: oracle((2,)).posterior(x, sde, t),
+    "oracle sample": lambda sde, x, t: oracle((2,)).sample(3, sde, t),
+}
+
+
+@pytest.mark.parametrize("door", DOORS.values(), ids=DOORS)
+def test_times_outside_the_range_are_refused_everywhere(door):
+    for sde in (ss.VP(), ss.DDPM(), ss.Rectified()):
+        message = rf"t must lie in \[{sde.t_min:g}, {sde.t_max:g}\], the time range of {type(sde).__name__}; got t="
+        for t in OUTSIDE:
+            with pytest.raises(ValueError, match=message):
+                door(sde, normal(3, 2), t)
+
+
+@EVERY_PATH
+def test_times_at_the_ends_are_inside_in_float32_too(sde):
+    ends = torch.tensor([sde.t_min, sde.t_max], dtype=torch.float64)
+    for t in (ends, ends.float(), ends.float().double(), ends[:0]):
+        x = normal(len(t), 3)
+        close(sde.perturb(x, t, 0 * x), sde.alpha(t.double())[:, None] * x)
+
+
+def test_a_time_outside_the_range_is_nan_where_reading_it_would_synchronise():
+    """An accelerator, for which the meta device stands: it has no values to read, so an attempt would raise."""
+    assert checked_times(ss.VP(), torch.full((3,), 500.0, device="meta")).shape == (3,)

@@ -1,0 +1,118 @@
+r"""The scale of the data of a model, and the size of their finest structure, measured on the model.
+
+Noise of ratio r = sigma/alpha is added to known data, y = x_0 + r xi, and the model separates the two again. With the
+estimate eps = E[eps | x_t] and means over dimensions,
+
+    lost(r)  = mean (eps - xi)^2 = mean (x_0 - E[x_0 | y])^2 / r^2        1 if the data vary by more than r, else 0
+    found(r) = mean (eps xi)                                              0 if the data are smooth over r, else 1
+
+which are s^2/(r^2 + s^2) and r^2/(r^2 + s^2), in expectation, for data of standard deviation s. The scale S is a power
+of ten, such that noise of 10 S hides the data and noise of S does not. The data are smooth below the first r with a
+`found` of at most a tenth.
+
+The data are the given states where these are (almost) clean, and otherwise the model's own E[x_0 | x], from the largest
+noise down. The directions xi of the noise are the same for every state, so the measurement of a state does not depend
+on its batch. Only noise between the ends of the transition is used, for only there the flow is solved.
+"""
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from scoresde.counting import counting
+from scoresde.random_stream import RandomStream
+from scoresde.score import BaseModel
+from scoresde.solvers.solver import rms
+from scoresde.tensors import double, float64
+
+STEP = 10.0  # ratio of the scales that are told apart
+HIDDEN, VISIBLE = 0.3, 0.02  # `lost` at 10 S is at most the first, and at S at least the second
+SMALL = 0.3  # S is not reduced for data of at least this size, in units of S
+SMOOTH = 0.1  # `found` where the data are smooth
+LIMIT = 1e12  # of the scale and of its inverse
+
+
+class DataScale(NamedTuple):
+    """Of each sample, float64 (B,) on the CPU: the scale S, and a noise ratio below which the data are smooth.
+
+    evaluations: of the network, int64 (B,) on the CPU.
+    """
+
+    scale: Tensor
+    smooth: Tensor
+    evaluations: Tensor
+
+
+@torch.no_grad()
+def measure(
+    model: BaseModel, x: Tensor, t_from: float, t_to: float, smooth_at: Callable[[Tensor], Tensor]
+) -> DataScale:
+    """Return the scale of the data of a model for each of the states x (B, *) at t_from, on the way to t_to.
+
+    Args:
+        smooth_at: of the scales (n,), the ratios at which the data are expected to be smooth already.
+    """
+    probe = _Probe(model, x, t_from, t_to)
+    every, size = torch.arange(len(x)), probe.size()
+    scale = torch.where(size > STEP, STEP ** (size.log() / math.log(STEP)).round(), 1.0)
+    rows = every
+    while len(rows := rows[probe.covers(STEP * scale[rows])]):
+        lost, _ = probe(STEP * scale[rows], rows)
+        rows = rows[lost > HIDDEN]
+        scale[rows] *= STEP
+    rows = every
+    while len(rows := rows[probe.covers(scale[rows])]):
+        lost, _ = probe(scale[rows], rows)
+        rows = rows[(lost < VISIBLE) & (probe.size()[rows] < SMALL * scale[rows])]
+        scale[rows] /= STEP
+    if not probe.is_clean and len(rows := every[probe.covers(scale / STEP)]):
+        probe(scale[rows] / STEP, rows)  # a step on the way from noise to data
+    smooth, rows = smooth_at(scale), every
+    while len(rows := rows[probe.covers(smooth[rows])]):
+        rows = rows[probe(smooth[rows], rows)[1] > SMOOTH]
+        smooth[rows] /= STEP
+    return DataScale(scale, smooth, probe.evaluations)
+
+
+class _Probe:
+    """Adds noise to the data of each state, and compares it with the model's estimate."""
+
+    def __init__(self, model: BaseModel, x: Tensor, t_from: float, t_to: float):
+        self.model, self.count, self.is_clean = model, len(x), t_from < t_to
+        ratios = torch.exp(-0.5 * model.sde.log_snr(float64(sorted((t_from, t_to)))))
+        self.low, self.high = max(float(ratios[0]), 1 / LIMIT), min(float(ratios[1]), LIMIT)
+        self.xi = RandomStream(seeds=[0]).rademacher(x.new_empty(1, *x.shape[1:]))
+        self.evaluations = torch.zeros(len(x), dtype=torch.int64)
+        self.data = x
+        if len(x):
+            t = float64(t_from)
+            self.data = x / float(model.sde.alpha(t)) if self.is_clean else self._views(model, x, t, slice(None))[1]
+
+    def size(self) -> Tensor:
+        """Return the root mean square of the data of each state, float64 (B,) on the CPU."""
+        return float64(rms(self.data)).cpu()
+
+    def covers(self, ratio: Tensor) -> Tensor:
+        """Which of the ratios lie inside the transition."""
+        return (self.low < ratio) & (ratio < self.high)
+
+    def __call__(self, ratio: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Return (lost, found) for some states at noise ratios (n,), float64 (n,) on the CPU."""
+        t, index = self.model.sde.time(-2 * ratio.log()), rows.to(self.data.device)
+        x = self.model.sde.perturb(self.data[index], t, self.xi.expand(len(rows), *self.xi.shape[1:]))
+        part = self.model if len(rows) == self.count else self.model.rows(index, self.count)
+        noise, denoised = self._views(part, x, t, rows)
+        if not self.is_clean:
+            self.data[index] = denoised
+        means = [value.to(double(x)).flatten(1).mean(dim=1) for value in ((noise - self.xi).square(), noise * self.xi)]
+        return float64(means[0]).cpu(), float64(means[1]).cpu()
+
+    def _views(self, model: BaseModel, x: Tensor, t: Tensor, rows: Tensor | slice) -> tuple[Tensor, Tensor]:
+        with counting() as counts:
+            views = model.predict(x, t)
+            result = views.noise, views.denoised
+        self.evaluations[rows] += counts.forward
+        return result
