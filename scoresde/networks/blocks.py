@@ -1,4 +1,4 @@
-"""The blocks of the U-Net: residual blocks, attention, resampling, and the pyramids that carry the image itself."""
+"""The blocks of the U-Net: residual blocks, attention, resampling, and pyramids of the image itself."""
 
 import math
 from collections.abc import Sequence
@@ -18,18 +18,21 @@ class BlockStyle:
     """The choices that all blocks of a U-Net share; the defaults are those of DDPM++.
 
     Args:
-        heads: number of attention heads.
-        head_channels: channels of a head, instead of `heads`.
-        attend_every: attend after every block on the way up (ADM), not only after the last one of a resolution.
-        dropout: probability, in the residual blocks.
-        fir: taps of the filter that resamples, (1, 3, 3, 1) for NCSN++; None averages pairs and repeats values.
-        skip_rescale: divide the sum of a skip and its update by 2^(1/2).
-        scale_shift: let the time features scale and shift a normalisation (ADM) instead of adding them.
-        project_skip: a residual block that resamples projects its skip even if the channels stay (not in ADM).
-        group_size: smallest number of channels in a group of a normalisation, which has at most 32 groups. A group of
-            one channel normalises added time features away, unless `scale_shift`.
-        norm_eps: added to the variances of the normalisations.
-        checkpointing: do not store the activations of the blocks; recompute them in the backward pass.
+        heads: number of attention heads, unless `head_channels` is given.
+        head_channels: channels of each attention head; the number of heads is then channels / head_channels.
+        attend_every: if True, attend after every block on the way up (ADM); if False, only after the last block of each
+            resolution.
+        dropout: dropout probability in the residual blocks.
+        fir: taps of the resampling filter, (1, 3, 3, 1) for NCSN++; None averages pairs and repeats values.
+        skip_rescale: if True, divide the sum of a skip connection and its update by 2^(1/2).
+        scale_shift: if True, the time features scale and shift the output of the second normalisation (ADM); if False,
+            they are added to its input.
+        project_skip: if True, a residual block that resamples applies a 1 x 1 convolution to its skip connection even
+            if the number of channels stays the same; if False (ADM), only if that number changes.
+        group_size: smallest number of channels per group of the group normalisations, which have at most 32 groups. A
+            normalisation with one channel per group removes the added time features; `scale_shift` avoids this.
+        norm_eps: constant added to the variance in the normalisations.
+        checkpointing: if True, recompute the activations of the blocks in the backward pass instead of storing them.
     """
 
     heads: int = 1
@@ -47,7 +50,7 @@ class BlockStyle:
 
 @dataclass(frozen=True)
 class NetworkStyle(BlockStyle):
-    """A `BlockStyle`, and what the network around the blocks determines.
+    """A `BlockStyle` with the settings that follow from the network around the blocks.
 
     Args:
         dims: number of spatial dimensions.
@@ -60,23 +63,24 @@ class NetworkStyle(BlockStyle):
     context_features: int = 0
 
     def norm(self, channels: int) -> nn.GroupNorm:
-        """Return the group normalisation of that many channels."""
+        """Return a group normalisation for this number of channels."""
         return group_norm(channels, self.group_size, self.norm_eps)
 
     def join(self, skip: Tensor, update: Tensor) -> Tensor:
-        """Return skip + update, divided by 2^(1/2) if skips are rescaled, so that depth does not grow the variance."""
+        """Return skip + update; `skip_rescale` divides it by 2^(1/2), so that the variance does not grow with depth."""
         return (skip + update) * math.sqrt(0.5) if self.skip_rescale else skip + update
 
 
 class ResidualBlock(nn.Module):
-    """norm, SiLU, resample, convolve, add the time; norm, SiLU, dropout, convolve; join the skip.
+    """Norm, SiLU, resample, convolve, add the time features; norm, SiLU, dropout, convolve; add to the skip connection.
 
-    BigGAN's block (2011.13456, appendix H); without resampling DDPM's (2006.11239); with `scale_shift` ADM's, where the
-    time features scale and shift the second normalisation, norm(h) (1 + scale) + shift (2105.05233, section 3.1).
+    With resampling it is BigGAN's block (2011.13456, appendix H), without it DDPM's (2006.11239). With `scale_shift` it
+    is ADM's, where the time features scale and shift the second normalisation, norm(h) (1 + scale) + shift (2105.05233,
+    section 3.1).
 
     Args:
-        style: shared by all blocks.
-        in_channels, out_channels: of input and output.
+        style: the settings that all blocks share.
+        in_channels, out_channels: channels of the input and of the output.
         resample: "down" halves the resolution, "up" doubles it, None keeps it.
     """
 
@@ -109,24 +113,27 @@ class ResidualBlock(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head attention of all positions to all positions, or to a sequence of context vectors, joined to its input.
+    """Multi-head attention of all positions to all positions or to a sequence of context vectors, added to its input.
 
-    (1706.03762; over the positions of an image, 2006.11239; to a context, 2112.10752, section 3.3.)
+    Sources: attention 1706.03762; over the positions of an image 2006.11239; to a context 2112.10752, section 3.3.
 
     Args:
-        style: shared by all blocks.
-        channels: of input and output.
+        style: the settings that all blocks share.
+        channels: channels of the input and of the output.
         context_features: length of a context vector; 0 for self-attention.
 
     Raises:
-        ValueError: the channels are not a multiple of the heads.
+        ValueError: `channels` is not a multiple of the number of heads.
     """
 
     def __init__(self, style: NetworkStyle, channels: int, context_features: int = 0):
         super().__init__()
         self.heads = channels // style.head_channels if style.head_channels else style.heads
         if self.heads < 1 or channels % self.heads:
-            raise ValueError(f"attention needs channels that its heads divide; got {channels} and {self.heads} heads")
+            raise ValueError(
+                f"the channels of attention must be a multiple of the number of heads, at least 1; got {channels} "
+                f"channels and {self.heads} heads: change the width of the network, heads or head_channels"
+            )
         self.style, self.norm = style, style.norm(channels)
         if context_features:
             self.query = convolution(style.dims, channels, channels, kernel=1)
@@ -149,12 +156,12 @@ class Attention(nn.Module):
 
 
 def _pointwise(conv: Any, tokens: Tensor) -> Tensor:
-    """Apply a convolution of width 1 to tokens (B, positions, channels) as a linear layer, which is faster there."""
+    """Apply a convolution of width 1 to tokens (B, positions, channels) as a linear layer, which is faster."""
     return F.linear(tokens, conv.weight.flatten(1), conv.bias)
 
 
 class Block(nn.Module):
-    """A residual block and, if `attends`, self-attention and then attention to a context if the network has one."""
+    """A residual block; if `attends`, self-attention follows and, in a network with a context, attention to it."""
 
     def __init__(
         self,
@@ -181,30 +188,30 @@ class Block(nn.Module):
 
 
 def residual_resampling(style: NetworkStyle, channels: int, direction: str) -> Block:
-    """Return a residual block that resamples (BigGAN; DDPM++, NCSN++ and ADM)."""
+    """Return a residual block that halves or doubles the resolution (BigGAN, DDPM++, NCSN++ and ADM)."""
     return Block(style, channels, channels, resample=direction)
 
 
 def convolution_resampling(style: NetworkStyle, channels: int, direction: str) -> ResampledConvolution:
-    """Return a convolution that resamples (DDPM)."""
+    """Return a convolution that halves or doubles the resolution (DDPM)."""
     return ResampledConvolution(style.dims, channels, channels, direction, style.fir)
 
 
 def filter_resampling(style: NetworkStyle, channels: int, direction: str) -> Resample:
-    """Return the filter `fir` alone, without parameters."""
+    """Return the resampling filter `fir` of the style alone, which has no parameters."""
     return Resample(style.dims, direction, style.fir)
 
 
 class InputSkip(nn.Module):
-    """The input, downsampled to each resolution and projected, is added to the features or concatenated with them.
+    """Downsample the image, project it by a 1 x 1 convolution, and add it to the features or concatenate it with them.
 
-    ("input skip" of 2011.13456, appendix H, after StyleGAN2, 1912.04958.)
+    This is the "input skip" of 2011.13456, appendix H, after StyleGAN2 (1912.04958).
 
     Args:
-        style: shared by all blocks.
-        image_channels: of the pyramid of images.
-        channels: of the features.
-        concatenate: put the projected image before the features instead of adding it.
+        style: the settings that all blocks share.
+        image_channels: channels of the image.
+        channels: channels of the features.
+        concatenate: if True, concatenate the projected image and the features; if False, add them.
     """
 
     def __init__(self, style: NetworkStyle, image_channels: int, channels: int, concatenate: bool = False):
@@ -221,12 +228,12 @@ class InputSkip(nn.Module):
 
 
 class InputResidual(nn.Module):
-    """The pyramid, downsampled by a convolution, is joined with the features; the sum is both ("residual" input).
+    """Downsample the image by a convolution and add it to the features; the sum replaces both ("residual" input).
 
     Args:
-        style: shared by all blocks.
-        image_channels: of the pyramid.
-        channels: of the features.
+        style: the settings that all blocks share.
+        image_channels: channels of the image, which has those of the features at coarser resolutions.
+        channels: channels of the features.
     """
 
     def __init__(self, style: NetworkStyle, image_channels: int, channels: int):
@@ -240,7 +247,7 @@ class InputResidual(nn.Module):
 
 
 class Head(nn.Module):
-    """norm, SiLU, convolve: from features to an image, or to features again."""
+    """Norm, SiLU, convolve: maps features to an image or to other features."""
 
     def __init__(self, style: NetworkStyle, in_channels: int, out_channels: int, scale: float = 0.0):
         super().__init__()
@@ -252,13 +259,14 @@ class Head(nn.Module):
 
 
 class OutputSkip(nn.Module):
-    """The features of each resolution give an image, added to the upsampled image of the coarser ones ("output skip").
+    """Map the features to an image, and add the upsampled image of the coarser resolutions ("output skip").
 
     Args:
-        style: shared by all blocks.
-        coarser: channels of the features at the next coarser resolution; None at the coarsest, which has no image yet.
-        channels: of the features.
-        image_channels: of the image.
+        style: the settings that all blocks share.
+        coarser: channels of the features at the next coarser resolution; None at the coarsest resolution, where there
+            is no image to upsample.
+        channels: channels of the features.
+        image_channels: channels of the image.
     """
 
     gives_image = True  # the last image is the network's output
@@ -275,14 +283,14 @@ class OutputSkip(nn.Module):
 
 
 class OutputResidual(nn.Module):
-    """The pyramid, upsampled by a convolution, is joined with the features; the sum is both ("residual" output).
+    """Upsample the image by a convolution and add it to the features; the sum replaces both ("residual" output).
 
     Args:
-        style: shared by all blocks.
-        coarser: channels of the features at the next coarser resolution; None at the coarsest, where a head starts the
-            pyramid.
-        channels: of the features.
-        image_channels: unused; the pyramid has the channels of the features.
+        style: the settings that all blocks share.
+        coarser: channels of the features at the next coarser resolution; None at the coarsest resolution, where a
+            `Head` makes the first image.
+        channels: channels of the features.
+        image_channels: unused; the image has the channels of the features.
     """
 
     gives_image = False

@@ -1,6 +1,6 @@
-"""Flat configurations of a `UNet`: one argument for each choice, grouped into the parts that `UNet` takes.
+"""Conversion of flat configurations of a `UNet`, with one argument per choice, to the parts that `UNet` takes.
 
-Runs from before `UNet` had parts have flat configurations, and the converters of `scoresde.convert` write flat ones.
+Older runs have flat configurations, and the converters of `scoresde.convert` make them.
 """
 
 from collections.abc import Mapping
@@ -23,13 +23,13 @@ LABEL = ("embedding", "embedding_width", "time_scale", "fourier_scale")
 
 
 def with_parts(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the configuration of a network with the arguments of a `UNet` in their parts.
+    """Return the configuration of a network, with the arguments of a `UNet` grouped into its parts.
 
     Args:
-        flat: the `_target_`; arguments of `UNet` and fields of its parts, with the kinds in `MODULES` for `resample`,
-            `input_pyramid` and `output_pyramid`; and the arguments of older runs: `dims`, `combine` ("sum" or "cat"),
-            `embedding` ("positional", "adm", "fourier" or "fourier_log"), `embedding_width`, `time_scale`,
-            `fourier_scale`.
+        flat: `_target_`, the arguments of `UNet` and the fields of its parts. `resample`, `input_pyramid` and
+            `output_pyramid` are names from `MODULES`. The arguments of older runs are also accepted: `dims`, `combine`
+            ("sum" or "cat"), `embedding` ("positional", "adm", "fourier" or "fourier_log"), `embedding_width`,
+            `time_scale` and `fourier_scale`.
     """
     node = dict(flat)
     for name, modules in MODULES.items():

@@ -6,8 +6,8 @@ r"""The diffusion transformer, DiT with adaLN-Zero (2212.09748, section 3.2), fo
     output  F(x, c_noise)  =  unpatchify(W ((1 + scale) * norm(h) + shift))
 
 with every shift, scale and gate linear in c. These linear maps and W are zero at initialisation: each block starts as
-the identity and the network as zero. Positions are fixed: for every axis, from the last to the first (the order of the
-published weights), sin and cos of the index along it at n frequencies 10^(-4k/n), k = 0..n-1.
+the identity and the network as zero. The embeddings of the positions are fixed: for every axis, from the last to the
+first (the order of the published weights), sin and cos of the index along it at n frequencies 10^(-4k/n), k = 0..n-1.
 """
 
 import math
@@ -48,7 +48,7 @@ def positions(grid: Sequence[int], width: int) -> Tensor:
 
 
 def unpatchify(tokens: Tensor, grid: Sequence[int], patch: int) -> Tensor:
-    """Reshape tokens (B, prod(grid), patch^dims C), channels last, to a state (B, C, *(patch * grid))."""
+    """Reshape tokens (B, prod(grid), patch^dims C), channels last, to states (B, C, *(patch * grid))."""
     dims = len(grid)
     cells = tokens.reshape(tokens.shape[0], *grid, *[patch] * dims, -1)
     order = [axis for i in range(1, dims + 1) for axis in (i, i + dims)]
@@ -89,7 +89,7 @@ class TokenAttention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """W2 gelu(W1 x), with the tanh approximation of the GELU."""
+    """The feed-forward layer W2 gelu(W1 x), with the tanh approximation of the GELU."""
 
     def __init__(self, width: int, hidden: int):
         super().__init__()
@@ -100,13 +100,13 @@ class FeedForward(nn.Module):
 
 
 class DiTBlock(nn.Module):
-    """Attention and feed-forward, each modulated before and gated after by the features (2212.09748, section 3.2).
+    """Attention and a feed-forward layer, each modulated and gated by the features c (2212.09748, section 3.2).
 
     Args:
-        width: of the tokens (B, N, width) and the features (B, width).
+        width: length of the tokens (B, N, width) and of the features c (B, width), see the module docstring.
         heads: number of attention heads.
-        hidden: features inside the feed-forward.
-        dropout: probability, on the outputs of both.
+        hidden: number of hidden features of the feed-forward layer.
+        dropout: dropout probability of the outputs of the attention and of the feed-forward layer.
     """
 
     def __init__(self, width: int, heads: int, hidden: int, dropout: float = 0.0):
@@ -126,7 +126,7 @@ class DiTBlock(nn.Module):
 
 
 class FinalLayer(nn.Module):
-    """Map modulated tokens (B, N, width) to the values of their patches, (B, N, out_features); zero at first."""
+    """Map modulated tokens (B, N, width) to the values of their patches, (B, N, out_features), initially zero."""
 
     def __init__(self, width: int, out_features: int):
         super().__init__()
@@ -141,30 +141,31 @@ class FinalLayer(nn.Module):
 class DiT(nn.Module):
     """A noise-conditional transformer on the patches of (B, C, *space), with adaLN-Zero blocks (2212.09748).
 
-    Reverse mode, forward mode and forward over reverse work as they are. Reverse over reverse needs
-    `torch.nn.attention.sdpa_kernel(SDPBackend.MATH)` around the call, as the fused attention kernels have no second
-    derivative. `torch.func.grad` and `vjp` do not support checkpointing; `torch.autograd.grad` does.
+    Reverse-mode, forward-mode and forward-over-reverse differentiation need no settings. Reverse over reverse needs
+    `torch.nn.attention.sdpa_kernel(SDPBackend.MATH)` around the call, because the fused attention kernels have no
+    second derivative. `torch.func.grad` and `vjp` do not support checkpointing; `torch.autograd.grad` does.
 
     Args:
         image_size: side of a square image, or the lengths of one, two or three spatial dimensions.
-        channels: of the state.
+        channels: channels of the state.
         patch: side of a patch.
-        width: features of a token.
+        width: number of features of a token.
         depth: number of blocks.
         heads: number of attention heads.
-        mlp_ratio: features inside a block's feed-forward, in multiples of `width`.
-        time_scale: factor on the noise label before the embedding: 1000 gives a label in [0, 1] the range of the
-            paper's, 0 to 999.
+        mlp_ratio: number of hidden features of the feed-forward layers, in multiples of `width`.
+        time_scale: factor that multiplies the noise label before its embedding; 1000 maps labels in [0, 1] to about the
+            range of the paper's labels, 0 to 999.
         classes: number of classes; 0 for none.
         cond_features: length of the condition vector; 0 for none.
-        dropout: probability, in the blocks.
-        out_channels: of the output; by default those of the state (twice as many for a learned variance).
-        checkpointing: store only the tokens between blocks, and recompute each block in the backward pass.
-        pad: surround states whose sides `patch` does not divide by zeros, and crop the output.
+        dropout: dropout probability in the blocks.
+        out_channels: channels of the output; default: those of the state (a learned variance needs twice as many).
+        checkpointing: if True, store only the tokens between blocks, and recompute each block in the backward pass.
+        pad: if True, pad states with zeros to multiples of `patch` and crop the output; if False, refuse an
+            `image_size` that is not a multiple of `patch`.
 
     Raises:
-        ValueError: sides that `patch` does not divide without `pad`, or a width that the axes or the heads do not
-            divide.
+        ValueError: a side is not a multiple of `patch` and `pad` is False, or `width` is not a multiple of `heads` and
+            of twice the number of spatial dimensions.
     """
 
     casts_inputs = True
@@ -191,8 +192,8 @@ class DiT(nn.Module):
         dims = len(self.border.sides)
         if width % (2 * dims) or width % heads:
             raise ValueError(
-                f"twice the number of spatial dimensions ({2 * dims}) and the number of heads ({heads}) must divide "
-                f"the width; got width = {width}"
+                f"width must be a multiple of {2 * dims} (twice the number of spatial dimensions) and of "
+                f"heads={heads}; got width={width}: change width or heads"
             )
         self.shape, self.patch, self.checkpointing = (channels, *self.border.sides), patch, checkpointing
         self.grid = tuple(side // patch for side in self.border.padded)
@@ -211,7 +212,7 @@ class DiT(nn.Module):
         self.final = FinalLayer(width, patch**dims * (out_channels or channels))
 
     def forward(self, x: Tensor, c_noise: Tensor, cond: Condition = None) -> Tensor:
-        """Return F (B, C', *space) of x (B, C, *space), at noise labels (B,) and a condition, see `embeddings`."""
+        """Return F (B, C', *space) at x (B, C, *space), noise labels (B,) and a condition (see `embeddings`)."""
         check_shape(x, self.shape)
         features = self.time(c_noise, named(cond, self.conditions))
         tokens = self.positions(self.input(cast_for(self.input, self.border.add(x))).flatten(2).transpose(1, 2))
@@ -221,20 +222,20 @@ class DiT(nn.Module):
 
 
 def dit_s(image_size: int | Sequence[int] = 32, channels: int = 4, patch: int = 2, **options: Any) -> DiT:
-    """DiT-S (2212.09748, table 1); 33M parameters with patch 2."""
+    """Return DiT-S (2212.09748, table 1), 33M parameters with patch 2; `options` are other arguments of `DiT`."""
     return DiT(image_size, channels, patch, width=384, depth=12, heads=6, **options)
 
 
 def dit_b(image_size: int | Sequence[int] = 32, channels: int = 4, patch: int = 2, **options: Any) -> DiT:
-    """DiT-B (2212.09748, table 1); 130M parameters with patch 2."""
+    """Return DiT-B (2212.09748, table 1), 130M parameters with patch 2; `options` are other arguments of `DiT`."""
     return DiT(image_size, channels, patch, width=768, depth=12, heads=12, **options)
 
 
 def dit_l(image_size: int | Sequence[int] = 32, channels: int = 4, patch: int = 2, **options: Any) -> DiT:
-    """DiT-L (2212.09748, table 1); 458M parameters with patch 2."""
+    """Return DiT-L (2212.09748, table 1), 458M parameters with patch 2; `options` are other arguments of `DiT`."""
     return DiT(image_size, channels, patch, width=1024, depth=24, heads=16, **options)
 
 
 def dit_xl(image_size: int | Sequence[int] = 32, channels: int = 4, patch: int = 2, **options: Any) -> DiT:
-    """DiT-XL (2212.09748, table 1); 675M parameters with patch 2."""
+    """Return DiT-XL (2212.09748, table 1), 675M parameters with patch 2; `options` are other arguments of `DiT`."""
     return DiT(image_size, channels, patch, width=1152, depth=28, heads=16, **options)

@@ -32,15 +32,16 @@ NULL = -1
 class PositionalEmbedding(FullPrecision):
     """sin and cos of the noise label at frequencies from `scale` down to `scale`/10^4, (B,) -> (B, features).
 
-    The transformer embedding as DDPM uses it (2006.11239, appendix B); scale 1000 for a label in [0, 1].
+    The transformer embedding as DDPM uses it (2006.11239, appendix B). Use scale 1000 for labels in [0, 1].
 
     Args:
-        features: an even number, at least 4.
+        features: number of features, even and at least 4.
         scale: the highest frequency.
-        endpoint: include the frequency scale/10^4 (DDPM); ADM's frequencies stop one before it (2105.05233).
+        endpoint: if True, the lowest frequency is scale/10^4 (DDPM); if False, the frequencies end one step above it
+            (ADM, 2105.05233).
 
     Raises:
-        ValueError: an odd number of features, or fewer than 4.
+        ValueError: `features` is odd or less than 4.
     """
 
     def __init__(self, features: int, scale: float = 1000.0, endpoint: bool = True):
@@ -59,12 +60,12 @@ class FourierEmbedding(FullPrecision):
     """sin and cos of 2 pi w label for fixed Gaussian frequencies w, (B,) -> (B, features) (2006.10739).
 
     Args:
-        features: an even number, at least 2.
+        features: number of features, even and at least 2.
         scale: standard deviation of the frequencies (16 in 2011.13456, appendix H).
-        log: embed the logarithm of the label (NCSN++, whose label is sigma).
+        log: if True, embed the logarithm of the label (NCSN++, where the label is sigma); if False, the label itself.
 
     Raises:
-        ValueError: an odd number of features, or fewer than 2.
+        ValueError: `features` is odd or less than 2.
     """
 
     def __init__(self, features: int, scale: float = 16.0, log: bool = False):
@@ -80,19 +81,20 @@ class FourierEmbedding(FullPrecision):
 
 def _half(features: int, least: int) -> int:
     if features < least or features % 2:
-        raise ValueError(f"an embedding needs an even number of features, at least {least}; got {features}")
+        raise ValueError(f"an embedding must have an even number of features, at least {least}; got {features}")
     return features // 2
 
 
 @dataclass(frozen=True)
 class Conditions:
-    """The conditions that a network accepts beside the noise label.
+    """The conditions that a network accepts in addition to the noise label.
 
     Args:
         classes: number of classes; 0 for none.
         cond_features: length of the condition vector; 0 for none.
         context_features: length of the context vectors that blocks with attention attend to; 0 for none.
-        cond_join: "output" or "input" of the time embedding, where class and vector are added, see `TimeEmbedding`.
+        cond_join: where the class and the vector are added, "output" or "input" of the time embedding, see
+            `TimeEmbedding`.
     """
 
     classes: int = 0
@@ -102,7 +104,7 @@ class Conditions:
 
 
 def by_name(cond: Condition) -> dict[str, Tensor]:
-    """Return the tensors of a condition by name: a tensor alone is a "label" if of integers, otherwise a "vector".
+    """Return the tensors of a condition by name; a single tensor is the "label" if it holds integers, else "vector".
 
     Raises:
         TypeError: the condition is not None, a tensor or a dict of tensors.
@@ -117,11 +119,11 @@ def by_name(cond: Condition) -> dict[str, Tensor]:
 
 
 def named(cond: Condition, known: Iterable[str]) -> dict[str, Tensor]:
-    """Return the tensors of a condition by name.
+    """Return the tensors of a condition by name; every name must be among `known`.
 
     Raises:
         TypeError: the condition is not None, a tensor or a dict of tensors.
-        ValueError: `cond` names a condition that the network does not have.
+        ValueError: `cond` has a name that is not among `known`.
     """
     cond, known = by_name(cond), list(known)
     for name, part in cond.items():
@@ -129,17 +131,18 @@ def named(cond: Condition, known: Iterable[str]) -> dict[str, Tensor]:
             raise TypeError(f"condition {name!r} must be a tensor; got {type(part).__name__}")
         if name not in known:
             raise ValueError(
-                f"this network was built without a condition {name!r} (it takes {', '.join(known) or 'none'}); pass "
-                f"cond=None, or build it with classes (label), cond_features (vector) or context_features (context)"
+                f"this network was built without a condition {name!r} (it takes {', '.join(known) or 'none'}): leave "
+                f"{name!r} out, or build the network with classes (label), cond_features (vector) or context_features "
+                "(context)"
             )
     return cond
 
 
 class ConditionEmbedding(nn.Module):
-    """Embed a class label and a condition vector as one vector of features, their sum; None without either.
+    """Embed a class label and a condition vector, and add the two embeddings; return None if both are missing.
 
     Args:
-        features: of the output.
+        features: number of features of the output.
         classes: number of classes; 0 for none.
         cond_features: length of the condition vector; 0 for none.
 
@@ -157,11 +160,11 @@ class ConditionEmbedding(nn.Module):
 
     @property
     def parts(self) -> list[str]:
-        """The names of the conditions it embeds."""
+        """The names of the conditions that this module embeds."""
         return [name for name in ("label", "vector") if getattr(self, name) is not None]
 
     def forward(self, parts: dict[str, Tensor], batch: int) -> Tensor | None:
-        """Return features (B, features) of a label (B,) and a vector (B, cond_features)."""
+        """Return the features (B, features) for `parts`: "label" (B,), "vector" (B, cond_features), both or neither."""
         terms = []
         if self.label is not None and "label" in parts:
             terms.append(self._embed_label(self.label, parts["label"], batch))
@@ -177,7 +180,7 @@ class ConditionEmbedding(nn.Module):
         return sum(terms[1:], start=terms[0]) if terms else None
 
     def _embed_vector(self, layer: nn.Linear, vector: Tensor) -> Tensor:
-        """Return the linear map of a vector, computed in at least float32: it may hold numbers such as a year."""
+        """Return the linear map of a vector, computed in at least float32, as it may hold numbers such as years."""
         vector = at_least_float32(vector)
         with torch.autocast(vector.device.type, enabled=False):
             return F.linear(vector, layer.weight.to(vector.dtype), layer.bias.to(vector.dtype)).to(layer.weight.dtype)
@@ -192,7 +195,10 @@ class ConditionEmbedding(nn.Module):
         try:  # the lookup checks the range; reading the values here would break compilation and vmap
             rows = table(label.long().masked_fill(null, 0))
         except IndexError as error:
-            raise ValueError(f"class labels must lie in 0 .. {self.classes - 1}, or be {NULL} for no class") from error
+            raise ValueError(
+                f"class labels must lie in 0 .. {self.classes - 1}, or be {NULL} for no class; got a label outside of "
+                "this range: correct the labels, or build the network with more classes"
+            ) from error
         return rows.masked_fill(null[:, None], 0.0)
 
 
@@ -201,14 +207,14 @@ class TimeEmbedding(nn.Module):
 
     Args:
         position: the embedding of the label, (B,) -> (B, channels).
-        channels: features of that embedding.
-        features: of the output.
+        channels: number of features that `position` returns.
+        features: number of features of the output.
         classes, cond_features: see `ConditionEmbedding`.
         join: where the condition is added: "output", after both layers (ADM, 2105.05233), or "input", before them
             (EDM's DDPM++, 2206.00364).
 
     Raises:
-        ValueError: another `join`.
+        ValueError: `join` is neither "input" nor "output".
     """
 
     def __init__(

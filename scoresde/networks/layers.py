@@ -19,7 +19,7 @@ Layer = TypeVar("Layer", bound=nn.Module)
 def convolution(dims: int, in_channels: int, out_channels: int, kernel: int = 3, scale: float = 1.0) -> nn.Module:
     """Return a convolution that keeps the resolution, initialised by `initialise`.
 
-    With `scale` 0 a block starts as its skip connection (2011.13456 uses a scale of 1e-10).
+    With scale=0 in its last layer, a block starts as its skip connection (2011.13456 uses a scale of 1e-10).
     """
     return initialise(CONVOLUTIONS[dims](in_channels, out_channels, kernel, padding=kernel // 2), scale)
 
@@ -35,14 +35,14 @@ def cast_for(layer: Any, x: Tensor) -> Tensor:
 
 
 def initialise(layer: Layer, scale: float) -> Layer:
-    """Initialise a layer as DDPM does and return it: weights uniform with variance scale / fan average, bias zero."""
+    """Initialise a layer as in DDPM and return it: uniform weights of variance scale / (mean fan), zero bias."""
     nn.init.xavier_uniform_(layer.get_parameter("weight"), gain=math.sqrt(scale))
     nn.init.zeros_(layer.get_parameter("bias"))
     return layer
 
 
 def group_norm(channels: int, group_size: int = 4, eps: float = 1e-6) -> nn.GroupNorm:
-    """Return a group normalisation with at most 32 groups, each of at least `group_size` channels if there are any."""
+    """Return a group normalisation with at most 32 groups of at least `group_size` channels, if there are so many."""
     most = min(MAX_GROUPS, max(channels // group_size, 1))
     groups = next(g for g in range(most, 0, -1) if channels % g == 0)
     return nn.GroupNorm(groups, channels, eps=eps)
@@ -61,15 +61,16 @@ def spatial_sides(image_size: int | Sequence[int]) -> tuple[int, ...]:
 
 
 class Border:
-    """A border of zeros around states (B, C, *sides), so that a number divides each side, and its removal.
+    """Add a border of zeros to states (B, C, *sides), so that each side is a multiple of a number, and remove it.
 
     Args:
         image_size: see `spatial_sides`.
-        multiple: of which each side must be a multiple.
-        pad: whether a border may be added; half of it, rounded down, is before the state.
+        multiple: the number that must divide each side.
+        pad: if True, pad each side to the next multiple, with half of the zeros (rounded down) before the state; if
+            False, refuse sides that are not multiples.
 
     Raises:
-        ValueError: `image_size` is not valid, or a side is not a multiple and `pad` is False.
+        ValueError: `image_size` is not valid, or a side is not a multiple of `multiple` and `pad` is False.
     """
 
     def __init__(self, image_size: int | Sequence[int], multiple: int, pad: bool):
@@ -78,8 +79,8 @@ class Border:
         if self.padded != self.sides and not pad:
             raise ValueError(
                 f"each side of image_size must be a multiple of {multiple}; got {image_size}: set pad=True "
-                f"(network.pad=true in a configuration), which pads states to {list(self.padded)} by zeros and crops "
-                "the output"
+                f"(network.pad=true in a configuration), which pads states to {list(self.padded)} with zeros and "
+                "crops the output"
             )
         extra = [padded - side for padded, side in zip(self.padded, self.sides, strict=True)]
         self.margins = [margin for n in reversed(extra) for margin in (n // 2, n - n // 2)]  # as F.pad takes them
@@ -98,13 +99,13 @@ def check_shape(x: Tensor, shape: Sequence[int]) -> None:
     if x.shape[1:] != tuple(shape):
         raise ValueError(
             f"expected states of shape (B, {', '.join(map(str, shape))}); got {tuple(x.shape)}: build the network for "
-            "the shape of the data, in a configuration by network=mlp (any shape), series, images or volumes, or by "
+            "the shape of the data; in a configuration, set network=mlp (any shape), series, images or volumes, or "
             "experiment=table, series, images, image_arrays or volumes"
         )
 
 
 def split_heads(features: Tensor, parts: int, heads: int) -> tuple[Tensor, ...]:
-    """Split (B, positions, parts C) into `parts` tensors (B, heads, positions, C / heads)."""
+    """Split features (B, positions, parts C) into `parts` tensors (B, heads, positions, C / heads)."""
     return features.unflatten(2, (parts, heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
 
 
@@ -124,7 +125,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 def checkpointed(module: nn.Module, *arguments: Any, active: bool) -> Tensor:
     """Return module(*arguments); if active, recompute activations in the backward pass instead of storing them.
 
-    (1604.06174.) `torch.func.grad` and `vjp` do not support checkpointing; `torch.autograd.grad` does.
+    (Method: 1604.06174.) `torch.func.grad` and `vjp` do not support checkpointing; `torch.autograd.grad` does.
     """
     if active and torch.is_grad_enabled():
         return checkpoint(module, *arguments, use_reentrant=False)

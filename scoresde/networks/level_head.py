@@ -6,9 +6,10 @@ pi_k has, exactly,
 
     posterior  p_k   \propto  pi_k L_k,    L_k = Phi((b_k - y) / s) - Phi((a_k - y) / s),    box k = [a_k, b_k],
     mean       m_k   =  y + s [phi((a_k - y) / s) - phi((b_k - y) / s)] / L_k,
-    E[x_0 | y]       =  sum_k p_k m_k.
+    E[x_0 | y]       =  sum_k p_k m_k,
 
-For data on the centres c_k of the boxes, which `dequantization.TruncatedNormal` evaluates, points replace the boxes:
+where Phi and phi are the distribution function and the density of the standard normal distribution. For data on the
+centres c_k of the boxes, which `dequantization.TruncatedNormal` evaluates, points replace the boxes:
 
     p_k   \propto  pi_k exp(-(y - c_k)^2 / (2 s^2)),        m_k  =  c_k.
 
@@ -28,20 +29,23 @@ from scoresde.tensors import broadcast, double
 
 
 class LevelHead(nn.Module):
-    """E[x_0 | x_t] of quantised data, from a network that outputs logits over levels.
+    """Return E[x_0 | x_t] of quantised data, from a network that outputs logits over grey levels.
 
-    Use it with the prediction type `predictions.Denoiser()`, which passes y and s themselves. The inner network reads
-    them as EDM's networks do (2206.00364, table 1): y / (s^2 + sigma_data^2)^(1/2), and log(s)/4 as its noise label.
+    Use it with the prediction type `predictions.Denoiser()`, which passes y and s (see the module docstring) unscaled.
+    The inner network receives what EDM's networks do (2206.00364, table 1): y / (s^2 + sigma_data^2)^(1/2) as its input
+    and log(s)/4 as its noise label.
 
     Args:
-        network: maps (B, C, *space) to logits (B, C K, *space); channel c K + k holds level k of channel c.
-        levels: number of levels K.
+        network: the inner network; maps (B, C, *space) to logits (B, C K, *space), where channel c K + k holds grey
+            level k of channel c.
+        levels: number of grey levels K.
         low, high: range of the data in model space, see `data.Levels`.
         sigma_data: root mean square of the data, positive; scales the input of the inner network.
-        data: what the network is trained on: "boxes", each level spread over its interval, or "points", its centre.
+        data: the values that the network is trained on: "boxes", uniform within the interval of each grey level, or
+            "points", the centres of the intervals.
 
     Raises:
-        ValueError: an argument out of its range; in a call, logits of another shape.
+        ValueError: an argument is out of its range; in a call, the logits have another shape.
     """
 
     casts_inputs = True  # the inner network may run in half precision, the closed form may not
@@ -60,7 +64,8 @@ class LevelHead(nn.Module):
             raise ValueError(f"data must be 'boxes' or 'points'; got {data!r}")
         if levels < 2 or not low < high or not sigma_data > 0:
             raise ValueError(
-                f"levels >= 2, low < high and sigma_data > 0 are required; got {levels}, [{low}, {high}], {sigma_data}"
+                f"levels >= 2, low < high and sigma_data > 0 are required; got levels={levels}, low={low}, "
+                f"high={high}, sigma_data={sigma_data}"
             )
         self.conditions = getattr(network, "conditions", [])
         self.network, self.levels, self.low, self.high, self.sigma_data = network, levels, low, high, float(sigma_data)
@@ -74,7 +79,10 @@ class LevelHead(nn.Module):
         logits = call_network(self.network, scaled.to(dtype), s.log() / 4, cond)
         expected = (y.shape[0], y.shape[1] * self.levels, *y.shape[2:])
         if logits.shape != expected:
-            raise ValueError(f"expected logits {expected} for {self.levels} levels; got {tuple(logits.shape)}")
+            raise ValueError(
+                f"logits must have shape {expected}, {self.levels} grey levels for each channel of the data; got "
+                f"{tuple(logits.shape)}: give the inner network as many output channels (out_channels) as this"
+            )
         return self._denoise(y, s, logits.unflatten(1, (y.shape[1], self.levels)).movedim(2, -1)).to(dtype)
 
     def _denoise(self, y: Tensor, s: Tensor, logits: Tensor) -> Tensor:
@@ -90,7 +98,7 @@ def _boxes(y: Tensor, s: Tensor, edges: Tensor) -> tuple[Tensor, Tensor]:
     z = (edges - y) / s
     log_box, log_density = _log_interval(z[..., :-1], z[..., 1:]), -0.5 * (z.square() + math.log(2 * math.pi))
     offset = torch.exp(log_density[..., :-1] - log_box) - torch.exp(log_density[..., 1:] - log_box)
-    # A mean lies in its box; far out in a tail the offset is rounding error.
+    # The mean of a box lies in it; far out in a tail the computed offset is only rounding error.
     return log_box, torch.clamp(y + s * offset, min=edges[:-1], max=edges[1:])
 
 

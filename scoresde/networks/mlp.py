@@ -12,7 +12,7 @@ from scoresde.protocols import Condition
 
 
 class ResidualLayer(nn.Module):
-    """x + W2 silu(W1 silu(norm(x)) + W_t time), with W2 zero at initialisation."""
+    """The layer x + W2 silu(W1 silu(norm(x)) + W_t time), with W2 zero at initialisation."""
 
     def __init__(self, width: int, time_features: int, dropout: float):
         super().__init__()
@@ -29,11 +29,11 @@ class MLP(nn.Module):
     """A residual multilayer perceptron for states of any shape, flattened to vectors.
 
     Args:
-        shape: shape `*` of one state, or its length.
-        width: hidden features.
+        shape: shape `*` of one state; an integer is the length of a vector.
+        width: number of hidden features.
         depth: number of residual layers.
-        dropout: probability, in the residual layers.
-        time_scale: highest frequency of the noise label's embedding, see `PositionalEmbedding`.
+        dropout: dropout probability in the residual layers.
+        time_scale: highest frequency of the embedding of the noise label, see `PositionalEmbedding`.
         classes: number of classes; 0 for none.
         cond_features: length of the condition vector; 0 for none.
     """
@@ -60,7 +60,7 @@ class MLP(nn.Module):
         self.norm, self.output = nn.LayerNorm(width), linear(width, size, scale=0.0)
 
     def forward(self, x: Tensor, c_noise: Tensor, cond: Condition = None) -> Tensor:
-        """Return F of the shape of x (B, *), at noise labels (B,) and a condition, see `embeddings`."""
+        """Return F (B, *) at x (B, *), noise labels (B,) and a condition (see `embeddings`)."""
         check_shape(x, self.shape)
         time = self.time(c_noise, named(cond, self.conditions))
         hidden = self.input(cast_for(self.input, x.flatten(1)))

@@ -1,4 +1,4 @@
-"""The published members of the U-Net family, each as the arguments in which it differs; any can be overridden.
+"""The published U-Nets as presets: arguments of `UNet`, each of which can be overridden.
 
 | preset     | parameters, 32 x 32 x 3 | source                            |
 | ---------- | ----------------------- | --------------------------------- |
@@ -7,11 +7,12 @@
 | `ncsnpp`   | 62.7 M, deep 107.6 M    | 2011.13456, appendix H            |
 | `adm`      | 295.9 M at 64 x 64      | 2105.05233, section 3             |
 
-The label of `ddpm`, `ddpmpp` and of `ncsnpp(sigma=False)` is a time in [0, 1], multiplied by 999 as published; that of
-`ncsnpp()` is sigma, by which the output is divided: its model is `ScoreModel(ncsnpp(), VE(), "sigma_score")`.
+The noise label of `ddpm`, `ddpmpp` and `ncsnpp(sigma=False)` is a time in [0, 1], which the embedding multiplies by 999
+as published. The noise label of `ncsnpp()` is sigma, and the network divides its output by sigma: the model is
+`ScoreModel(ncsnpp(), VE(), "sigma_score")`.
 
-The options of a preset are arguments of `UNet`, or fields of its parts `BlockStyle`, `Conditions` and `Ends`:
-`adm(classes=1000, dropout=0.0)`.
+`options` are arguments of `UNet`, or fields of its parts `BlockStyle`, `Conditions` and `Ends`, and replace those of
+the preset: `adm(classes=1000, dropout=0.0)`.
 """
 
 from collections.abc import Sequence
@@ -24,25 +25,25 @@ from scoresde.networks.unet import PARTS, UNet
 
 
 def ddpm(image_size: int | Sequence[int] = 32, width: int = 128, **options: Any) -> UNet:
-    """Return DDPM's U-Net (2006.11239, appendix B), attending once a resolution on the way up, as in 2011.13456's code.
+    """Return DDPM's U-Net (2006.11239, appendix B), with attention once per resolution on the way up as in 2011.13456.
 
     Args:
-        image_size: side of the images, or their sides.
+        image_size: side of square images, or the list of their sides.
         width: channels at the input resolution.
-        options: that differ, see the module.
+        options: other arguments, which replace those of the preset, see the module docstring.
     """
     settings = {"blocks": 2, "resample": convolution_resampling, "skip_rescale": False}
     return ddpmpp(image_size, width=width, **{**settings, **options})
 
 
 def ddpmpp(image_size: int | Sequence[int] = 32, deep: bool = False, width: int = 128, **options: Any) -> UNet:
-    """Return DDPM++ (2011.13456, appendix H): BigGAN's residual blocks, rescaled skips, 4 blocks a resolution.
+    """Return DDPM++ (2011.13456, appendix H): BigGAN's residual blocks, rescaled skips, 4 blocks per resolution.
 
     Args:
-        image_size: side of the images, or their sides.
-        deep: twice the blocks.
+        image_size: side of square images, or the list of their sides.
+        deep: if True, use 8 residual blocks per resolution; if False, 4.
         width: channels at the input resolution.
-        options: that differ, see the module.
+        options: other arguments, which replace those of the preset, see the module docstring.
     """
     settings = {"blocks": 8 if deep else 4, "attention": (16,), "label": PositionalEmbedding(width, 999.0)}
     return _unet(image_size, width, {**settings, **options})
@@ -54,12 +55,12 @@ def ncsnpp(
     """Return NCSN++ (2011.13456, appendix H): DDPM++ with anti-aliased resampling and a residual input pyramid.
 
     Args:
-        image_size: side of the images, or their sides.
-        deep: twice the blocks.
-        sigma: the label is sigma: random Fourier features of its logarithm, and the output divided by it (for VE);
-            False: a time in [0, 1] (for VP and sub-VP).
+        image_size: side of square images, or the list of their sides.
+        deep: if True, use 8 residual blocks per resolution; if False, 4.
+        sigma: if True, the noise label is sigma, embedded by random Fourier features of its logarithm, and the output
+            is divided by sigma (for VE); if False, the noise label is a time in [0, 1] (for VP and sub-VP).
         width: channels at the input resolution.
-        options: that differ, see the module.
+        options: other arguments, which replace those of the preset, see the module docstring.
     """
     settings: dict[str, Any] = {"fir": (1, 3, 3, 1), "input_pyramid": InputResidual, "scale_by_sigma": sigma}
     if sigma:
@@ -70,12 +71,12 @@ def ncsnpp(
 def adm(image_size: int | Sequence[int] = 64, width: int = 192, **options: Any) -> UNet:
     """Return ADM (2105.05233, section 3.1 and table 11), in its configuration for ImageNet 64 x 64.
 
-    Classes and learned variance are `classes=1000, out_channels=6`.
+    Add the class condition and the learned variance by `classes=1000, out_channels=6`.
 
     Args:
-        image_size: side of the images, or their sides.
+        image_size: side of square images, or the list of their sides.
         width: channels at the input resolution.
-        options: that differ, see the module.
+        options: other arguments, which replace those of the preset, see the module docstring.
     """
     settings = {
         "multipliers": (1, 2, 3, 4),
@@ -93,7 +94,7 @@ def adm(image_size: int | Sequence[int] = 64, width: int = 192, **options: Any) 
 
 
 def _unet(image_size: int | Sequence[int], width: int, settings: dict[str, Any]) -> UNet:
-    """Return the U-Net of arguments of `UNet` and of fields of its parts."""
+    """Return a `UNet`; `settings` are arguments of `UNet` and fields of its parts."""
     parts = {
         part: kind(**{field.name: settings.pop(field.name) for field in fields(kind) if field.name in settings})
         for part, kind in PARTS.items()

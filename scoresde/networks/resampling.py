@@ -32,22 +32,24 @@ POOL: Sequence[Callable[..., Tensor]] = (F.avg_pool1d, F.avg_pool2d, _avg_pool3d
 
 
 class Filter(FullPrecision):
-    """A separable filter on each channel: strided on the way down, on values between zeros on the way up.
+    """A separable filter on each channel; "down" keeps every second value, "up" inserts zeros between the values first.
 
     Args:
         dims: number of spatial dimensions.
         direction: "down" or "up".
-        taps: an even number of symmetric values; normalised to sum to 1 on the way down, to 2 on the way up.
+        taps: an even number of symmetric values, which are normalised to sum to 1 ("down") or to 2 ("up").
 
     Raises:
-        ValueError: the number of taps is odd, or they are not symmetric.
+        ValueError: the number of taps is odd, they are not symmetric, or their sum is not positive.
     """
 
     def __init__(self, dims: int, direction: str, taps: Sequence[float]):
         super().__init__()
         taps = [float(tap) for tap in taps]
         if not taps or len(taps) % 2 or taps != taps[::-1] or not sum(taps) > 0:
-            raise ValueError(f"a filter needs an even number of symmetric taps such as (1, 3, 3, 1); got {taps}")
+            raise ValueError(
+                f"taps must be an even number of symmetric taps such as (1, 3, 3, 1), with a positive sum; got {taps}"
+            )
         self.convolve, self.taps = CONVOLVE[direction][dims - 1], len(taps)
         axis, kernel = torch.tensor(taps) * ((2 if direction == "up" else 1) / sum(taps)), torch.ones(())
         for _ in range(dims):
@@ -65,10 +67,10 @@ class Resample(nn.Module):
     Args:
         dims: number of spatial dimensions.
         direction: "down" or "up".
-        taps: of the filter, an even number of symmetric values; None for (1, 1).
+        taps: taps of the filter, an even number of symmetric values; None for (1, 1).
 
     Raises:
-        ValueError: another direction, or taps that `Filter` rejects.
+        ValueError: `direction` is neither "down" nor "up", or `Filter` rejects the taps.
     """
 
     def __init__(self, dims: int, direction: str, taps: Sequence[float] | None = None):
@@ -85,17 +87,17 @@ class Resample(nn.Module):
 class ResampledConvolution(nn.Module):
     """A convolution of width 3 that halves or doubles the resolution.
 
-    Without taps, as in DDPM: every second position of a convolution, or a convolution of the repeated values. With
-    taps, as in NCSN++: filter and convolution in sequence, with zero padding only around the input.
+    Without taps (DDPM), "down" keeps every second position of a convolution, and "up" convolves the repeated values.
+    With taps (NCSN++), the filter is followed by the convolution, with zero padding around the input only.
 
     Args:
         dims: number of spatial dimensions.
-        in_channels, out_channels: of input and output.
+        in_channels, out_channels: channels of the input and of the output.
         direction: "down" or "up".
-        taps: of the filter, see `Resample`; None for no filter.
+        taps: taps of the filter, see `Resample`; None for no filter.
 
     Raises:
-        ValueError: as `Resample`.
+        ValueError: see `Resample`.
     """
 
     def __init__(
@@ -104,7 +106,7 @@ class ResampledConvolution(nn.Module):
         super().__init__()
         self.dims, self.is_up = dims, _is_up(direction)
         self.filter = None if taps is None else Filter(dims, direction, taps)
-        # On the way up, a filter of more than two taps leaves the margin that the convolution reads.
+        # On the way up, the output of a filter with more than two taps has the margin that the convolution reads.
         padding = int(self.is_up and (self.filter is None or self.filter.taps == 2))
         stride = 1 if self.is_up else 2
         self.conv = initialise(CONVOLUTIONS[dims](in_channels, out_channels, 3, stride=stride, padding=padding), 1.0)

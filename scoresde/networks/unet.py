@@ -2,10 +2,10 @@
 
     x --input--> down[res] blocks --> middle --> up[res] blocks --output--> F
 
-The blocks of each resolution are named by it (`down.8x8.block0.residual`, `up.4x4.block1.attention`), so that a state
-dict reads like the architecture; modules are registered in the order in which data passes them. Skips carry the output
-of every block on the way down to the way up. A pyramid can carry the image itself along, on the way down, on the way
-up, or both (2011.13456, appendix H).
+The names of the blocks contain their resolution (`down.8x8.block0.residual`, `up.4x4.block1.attention`), so that a
+state dict reads like the architecture; modules are registered in the order in which data passes them. Skip connections
+carry the output of every block on the way down to a block on the way up. A pyramid can carry the image itself along, on
+the way down, on the way up, or both (2011.13456, appendix H).
 """
 
 from collections.abc import Callable, Sequence
@@ -24,7 +24,7 @@ from scoresde.tensors import at_least_float32, broadcast
 Factory = Callable[..., Any]
 """A class or function that returns a module; in YAML a `_target_` with `_partial_: true`."""
 Level = tuple[str, int, bool]
-"""A resolution: its name, its channels, whether its blocks attend."""
+"""A resolution: its name, the number of its channels, and whether its blocks have attention."""
 
 
 @dataclass(frozen=True)
@@ -32,11 +32,12 @@ class Ends:
     """How a U-Net reads its state and returns its output.
 
     Args:
-        centered: the state is in [-1, 1]; False for a state in [0, 1], which is first mapped to [-1, 1].
-        input_frequencies: of sin and cos of the state, in cycles per unit, appended to its channels.
-        input_pyramid: `InputSkip` or `InputResidual`, how the image joins the features on the way down; None for none.
-        output_pyramid: `OutputSkip` or `OutputResidual`, how the features add to an image on the way up; None for none.
-        scale_by_sigma: divide the output by the noise label, which is sigma.
+        centered: if True, the state is in [-1, 1]; if False, it is in [0, 1] and first mapped to [-1, 1].
+        input_frequencies: frequencies f, in cycles per unit, of the sin and cos of 2 pi f x that are appended to the
+            channels of the state x.
+        input_pyramid: `InputSkip` or `InputResidual`, which adds the image to the features on the way down, or None.
+        output_pyramid: `OutputSkip` or `OutputResidual`, which builds up the output image on the way up, or None.
+        scale_by_sigma: if True, divide the output by the noise label, which must be sigma.
     """
 
     centered: bool = True
@@ -86,7 +87,7 @@ class DownStage(_Stage):
     def forward(
         self, hidden: Tensor, image: Tensor, time: Tensor, context: Tensor | None
     ) -> tuple[Tensor, Tensor, list[Tensor]]:
-        """Return the features and the image at the next resolution, and the skips."""
+        """Return the features and the image at the next resolution, and the values of the skip connections."""
         skips = []
         for block in self.blocks:
             hidden = block(hidden, time, context)
@@ -108,7 +109,7 @@ class UpStage(_Stage):
     def forward(
         self, hidden: Tensor, image: Tensor, time: Tensor, context: Tensor | None, skips: list[Tensor]
     ) -> tuple[Tensor, Tensor]:
-        """Return the features and the image at the next resolution; each block takes the last of the skips."""
+        """Return the features and the image at the next resolution; each block takes the last value from `skips`."""
         for block in self.blocks:
             hidden = block(torch.cat([hidden, skips.pop()], dim=1), time, context)
         if self.pyramid is not None:
@@ -121,39 +122,40 @@ class UpStage(_Stage):
 class UNet(nn.Module):
     """A noise-conditional U-Net on (B, C, *space) with one, two or three spatial dimensions.
 
-    `presets` has the published configurations. In YAML, parts are nested nodes, and functions and classes are partial:
+    `networks.presets` has the published configurations. In YAML, the parts are nested nodes, and functions and classes
+    have `_partial_: true`:
 
         _target_: scoresde.networks.UNet
         image_size: 32
         block: {_target_: scoresde.networks.BlockStyle, dropout: 0.0}
         resample: {_target_: scoresde.networks.convolution_resampling, _partial_: true}
 
-    The memory format channels_last is faster on a CPU, but PyTorch's group
-    normalisation has no vmap rule for it: exact traces need the contiguous format.
+    The memory format channels_last is faster than the contiguous one on a CPU, but PyTorch's group normalisation has no
+    vmap rule for it: exact traces need the contiguous format.
 
     Args:
-        image_size: side of a square image, or the lengths of one, two or three spatial dimensions; each must halve
-            len(multipliers) - 1 times, or `pad` be True.
-        channels: of the state.
+        image_size: side of a square image, or the lengths of one, two or three spatial dimensions; each must be a
+            multiple of 2^(len(multipliers) - 1), unless `pad` is True.
+        channels: channels of the state.
         width: channels at the input resolution.
-        multipliers: of the width, one for each resolution, from the input down.
-        blocks: residual blocks at each resolution.
+        multipliers: factors of `width`, one for each resolution, from the input resolution down.
+        blocks: number of residual blocks at each resolution.
         attention: resolutions (lengths of the last dimension) with attention; the middle always has it.
-        out_channels: of the output; by default those of the state (2C for a learned variance; the logits of a
-            `LevelHead`).
-        resample: what halves and doubles the resolution: `residual_resampling` (the default), `convolution_resampling`
-            (DDPM) or `filter_resampling`.
-        label: the embedding of the noise label, by default `PositionalEmbedding(width)`.
-        block: what all blocks share, see `BlockStyle`.
-        conditions: a class, a vector, a context, see `Conditions`; by default none.
-        ends: how the state enters and the output leaves, see `Ends`.
-        pad: surround states whose sides do not halve as often as needed by zeros, and crop the output. Resolutions are
-            then those of the padded states.
+        out_channels: channels of the output; default: those of the state. A learned variance needs 2C, a `LevelHead`
+            one for each logit.
+        resample: the function that makes the modules between resolutions: `residual_resampling` (the default),
+            `convolution_resampling` (DDPM) or `filter_resampling`.
+        label: the embedding of the noise label; default `PositionalEmbedding(width)`.
+        block: the settings that all blocks share, see `BlockStyle`.
+        conditions: the conditions (class, vector, context) that the network accepts, see `Conditions`; default none.
+        ends: how the network reads its state and returns its output, see `Ends`.
+        pad: if True, pad states with zeros to sides that can be halved often enough, and crop the output; resolutions
+            are then those of the padded states. If False, refuse other sides.
 
     Raises:
-        ValueError: an image size that does not halve as often as needed without `pad`, attention at a resolution that
-            does not occur, or a value that a part rejects.
-        TypeError: a part of another type.
+        ValueError: an image size that cannot be halved often enough while `pad` is False, attention at a resolution
+            that does not occur, or a value that a part rejects.
+        TypeError: an argument is not of its type.
     """
 
     casts_inputs = True  # `input_frequencies` need the digits of the state
@@ -182,14 +184,17 @@ class UNet(nn.Module):
             if not isinstance(parts[name], kind):
                 raise TypeError(f"{name} must be a {kind.__name__} of scoresde.networks; got {parts[name]!r}")
         if blocks < 1 or len(multipliers) < 1:
-            raise ValueError(f"a U-Net needs at least one block and one multiplier; got {blocks}, {list(multipliers)}")
+            raise ValueError(
+                f"a U-Net must have at least one block and one multiplier; got blocks={blocks}, "
+                f"multipliers={list(multipliers)}"
+            )
         self.border = Border(image_size, 1 << (len(multipliers) - 1), pad)
         self.sizes = [tuple(side >> level for side in self.border.padded) for level in range(len(multipliers))]
         sides = [size[-1] for size in self.sizes]
         if not set(attention) <= set(sides):
             raise ValueError(
-                f"attention must be at resolutions among {sides}; got {list(attention)}: choose some of them "
-                "(network.attention=[...] in a configuration)"
+                f"attention must be at resolutions among {sides}; got {list(attention)}: choose some of these "
+                "resolutions (network.attention=[...] in a configuration)"
             )
         self.channels, self.ends, self.context_features = channels, ends, conditions.context_features
         dims, features = len(self.sizes[0]), 4 * width
@@ -218,7 +223,7 @@ class UNet(nn.Module):
     def _build_down(
         self, style: NetworkStyle, current: int, levels: Sequence[Level], blocks: int, resample: Factory
     ) -> tuple[nn.ModuleDict, list[int]]:
-        """Return the stages on the way down, and the channels of every skip, the input's first."""
+        """Return the stages on the way down, and the channels of every skip connection, starting with the input."""
         down, image_channels, skips = nn.ModuleDict(), self.channels, [current]
         for level, (name, out, attends) in enumerate(levels):
             stage = down[name] = DownStage([Block(style, out if j else current, out, attends) for j in range(blocks)])
@@ -257,7 +262,7 @@ class UNet(nn.Module):
         return up
 
     def forward(self, x: Tensor, c_noise: Tensor, cond: Condition = None) -> Tensor:
-        """Return F (B, C', *space) of x (B, C, *space), at noise labels (B,) and a condition, see `embeddings`."""
+        """Return F (B, C', *space) at x (B, C, *space), noise labels (B,) and a condition (see `embeddings`)."""
         check_shape(x, (self.channels, *self.border.sides))
         parts = named(cond, self.conditions)
         time, context = self.time(c_noise, parts), parts.get("context")

@@ -135,9 +135,9 @@ def test_checkpointing_computes_each_block_again():
     [
         ({"image_size": (4, 4, 4, 4)}, "image_size must be one side or a list of 1 to 3 positive sides"),
         ({"image_size": (4, 5)}, r"must be a multiple of 2; got \(4, 5\): set pad=True"),
-        ({"image_size": 6, "patch": 4}, r"must be a multiple of 4; got 6: set pad=True .* to \[8, 8\] by zeros"),
-        ({"width": 10}, r"spatial dimensions \(4\) and .* must divide the width; got width = 10"),
-        ({"heads": 5}, r"the number of heads \(5\) must divide the width; got width = 12"),
+        ({"image_size": 6, "patch": 4}, r"must be a multiple of 4; got 6: set pad=True .* to \[8, 8\] with zeros"),
+        ({"width": 10}, r"width must be a multiple of 4 \(twice .*\) and of heads=2; got width=10"),
+        ({"heads": 5}, r"a multiple of 4 .* and of heads=5; got width=12"),
     ],
 )
 def test_refuses_sizes_that_do_not_divide(options, message):

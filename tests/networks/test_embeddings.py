@@ -107,7 +107,7 @@ def test_named_parts_of_a_condition():
         ([0, 1], TypeError, "None, a tensor or a dict of tensors; got list"),
         ({"label": torch.tensor([1]), "vector": None}, TypeError, "condition 'vector' must be a tensor; got NoneType"),
         (torch.zeros(3, 2), ValueError, r"built without a condition 'vector' \(it takes label\)"),
-        ({"context": torch.zeros(3, 2, 2)}, ValueError, r"'context' .*; pass cond=None, or build it with classes"),
+        ({"context": torch.zeros(3, 2, 2)}, ValueError, r"'context' .*: leave 'context' out, or build .* with classes"),
     ],
 )
 def test_refuses_a_condition_that_the_network_does_not_take(cond, error, message):

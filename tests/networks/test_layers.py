@@ -57,7 +57,7 @@ def test_a_border_is_refused_unless_it_is_asked_for():
     x = normal(2, 3, 4, 8)
     for pad in (False, True):
         assert layers.Border((4, 8), 4, pad).add(x) is x
-    with pytest.raises(ValueError, match=r"a multiple of 4; got \[50\]: set pad=True .* to \[52\] by zeros"):
+    with pytest.raises(ValueError, match=r"a multiple of 4; got \[50\]: set pad=True .* to \[52\] with zeros"):
         layers.Border([50], 4, pad=False)
 
 

@@ -171,7 +171,7 @@ def test_refuses_bad_arguments():
         head(torch.zeros(1, 1), levels=1)
     with pytest.raises(ValueError, match="data must be 'boxes' or 'points'; got 'lines'"):
         head(torch.zeros(1, LEVELS), data="lines")
-    with pytest.raises(ValueError, match=r"logits \(3, 5, 4\)"):
+    with pytest.raises(ValueError, match=r"logits must have shape \(3, 5, 4\)"):
         head(torch.zeros(1, 4))(torch.zeros(3, 1, 4), torch.ones(3))
     with pytest.raises(ValueError, match="sigma_data > 0"):
         head(torch.zeros(1, LEVELS), sigma_data=0.0)
