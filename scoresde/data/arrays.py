@@ -1,6 +1,6 @@
 """NumPy arrays in .npy and .npz files, of any shape: vectors (N, D), sequences (N, C, L), images, volumes.
 
-The first axis is that of the samples. A .npy file is mapped into memory: only the samples in use are read, so the file
+The first axis counts the samples. A .npy file is mapped into memory: only the samples in use are read, so the file
 may be larger than the memory. Pickled objects are never loaded.
 """
 
@@ -15,9 +15,9 @@ from torch import Tensor
 
 from scoresde.data.items import Items, reading, split_indices
 
-FEW = 4  # channels: a last axis that is this short, and shorter than the others, is taken for that of the channels
+FEW = 4  # a last axis of at most this length, and shorter than the others, is taken for the axis of the channels
 KINDS = "biuf"  # NumPy's letters of bool, signed, unsigned and floating point
-LARGEST = float(np.finfo(np.float32).max)  # what a network can take
+LARGEST = float(np.finfo(np.float32).max)  # the largest value of a network's input
 
 
 class Arrays(Items):
@@ -31,21 +31,22 @@ class Arrays(Items):
         key: name of the array in a .npz file; not needed if the file holds one array apart from the labels.
         labels: key of the labels (N,) or (N, F) in a .npz file, or path of a .npy file with them. Integers become int64
             classes, floating-point numbers float32 conditions.
-        channels_last: whether the last axis is that of the channels; it becomes the first axis of a state. None stands
-            for False, unless `dims` is given and the last axis looks like that of channels: this is then refused.
+        channels_last: if True, the last axis holds the channels and becomes the first axis of a state; if False, the
+            axes keep their order. None means False, but with `dims` an array whose last axis looks like the channels is
+            refused.
         shape: expected shape of a state; None accepts any.
-        validation, test: shares of the samples.
+        validation, test: shares of the samples in these splits.
         seed: seed of the permutation; None keeps the order of the file, with the test samples at its end. Windows cut
             from one long series overlap: without a seed only those at the two borders share points.
-        dims: number of axes of a state after that of the channels: 1 for series, 2 for images, 3 for volumes. Samples
-            without an axis of channels then get one: (N, L) and (N, H, W) give states (1, L) and (1, H, W). None takes
+        dims: number of axes of a state after the channel axis: 1 for series, 2 for images, 3 for volumes. Samples
+            without a channel axis then get one: (N, L) and (N, H, W) give states (1, L) and (1, H, W). None takes
             samples as they are.
-        levels: number of grey levels; a sample with other values than 0, ..., levels - 1 is then refused. None accepts
+        levels: number of grey levels; samples with values other than 0, ..., levels - 1 are then refused. None accepts
             any numbers.
 
     Raises:
-        ValueError: a file without such an array, another shape, another number of labels, or an empty split; when an
-            item is read: a value that is not finite in float32, or not one of the levels.
+        ValueError: the file has no such array, the samples have another shape, the number of labels is not that of the
+            samples, or the split is empty; when an item is read: a value is not finite in float32, or no grey level.
         FileNotFoundError: there is no such file.
     """
 
@@ -78,7 +79,7 @@ class Arrays(Items):
             is_clear = channels_last is not None or self.has_one_channel or len(sizes) < 2
             hint = "" if is_clear else ", or channels_last=True if the channels come last"
             raise ValueError(
-                f"samples in {path} have shape {state_shape}, not {list(shape)}: set shape={state_shape}{hint}"
+                f"samples in {path} must have shape {list(shape)}; got {state_shape}: set shape={state_shape}{hint}"
             )
         indices, classes = split_indices(n, split, validation, test, seed, path), None
         if labels is not None:
@@ -91,8 +92,8 @@ class Arrays(Items):
         array = _load(self.path, self.key, self.labels_key)
         if array.ndim < 2 or not array.size:
             raise ValueError(
-                f"{self.path} has shape {array.shape}, expected (N, *) with N >= 1; if each sample is one number, "
-                "reshape it to (N, 1)"
+                f"{self.path} must hold an array (N, *) with N >= 1; got shape {array.shape}: if each sample is one "
+                "number, reshape it to (N, 1)"
             )
         return array
 
@@ -107,7 +108,7 @@ class Arrays(Items):
             is_level = (values % 1 == 0) & (values >= 0) & (values < self.levels)
             if not is_level.all():
                 raise ValueError(
-                    f"sample {entry} of {self.path} must have levels 0, ..., {self.levels - 1}; got "
+                    f"sample {entry} of {self.path} must have grey levels 0, ..., {self.levels - 1}; got "
                     f"{values[~is_level][0]}: set another number of levels, or levels=None for continuous values "
                     "(data=arrays in a configuration)"
                 )
@@ -115,25 +116,31 @@ class Arrays(Items):
             values.astype(np.float32 if np.can_cast(values.dtype, np.float32) else np.float64, order="C")
         )
         if not bool((state.abs() <= LARGEST).all()):
-            raise ValueError(f"sample {entry} of {self.path} is not finite in float32: remove it, or fill its gaps")
+            raise ValueError(
+                f"sample {entry} of {self.path} must be finite in float32; got NaN, infinity or a number beyond "
+                f"{LARGEST:.2g}: remove this sample, or replace these values"
+            )
         return state
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave out the array: another process reads the file itself."""
+        """Return the attributes without the array, which another process reads from the file."""
         return {name: value for name, value in self.__dict__.items() if name != "array"}
 
 
 def _check_axes(path: str | Path, sizes: Sequence[int], dims: int | None, channels_last: bool | None) -> None:
-    """Raise ValueError unless samples of these sizes have their channels on the axis that the arguments say."""
+    """Raise ValueError unless `dims` and `channels_last` fit samples of these sizes."""
     if channels_last and len(sizes) < 2:
-        raise ValueError(f"channels_last needs samples (*, channels); those in {path} have shape {list(sizes)}")
+        raise ValueError(
+            f"samples in {path} must have shape (*, channels) for channels_last=True; got {list(sizes)}: leave "
+            "channels_last out"
+        )
     if dims is None:
         return
     if len(sizes) != dims + 1:
         raise ValueError(
-            f"samples in {path} must have dims={dims} axes, or {dims + 1} with that of the channels; got shape "
-            f"{list(sizes)}: reshape the array, or set dims={len(sizes) - 1 or 1}, in a configuration by "
-            "experiment=series, image_arrays or volumes"
+            f"samples in {path} must have dims={dims} axes, or {dims + 1} with the channel axis; got shape "
+            f"{list(sizes)}: reshape the array, or set dims={len(sizes) - 1 or 1} (in a configuration, "
+            "experiment=series, image_arrays or volumes)"
         )
     if channels_last is None and sizes[-1] <= FEW < min(sizes[:-1]):
         raise ValueError(
@@ -143,23 +150,23 @@ def _check_axes(path: str | Path, sizes: Sequence[int], dims: int | None, channe
 
 
 def _load(path: Path, key: str | None, other: str | None = None) -> np.ndarray:
-    """Load the array of a .npy file, or of a .npz file that with the key, by default the only one besides `other`."""
-    with reading(path, "an array of numbers by numpy.save or numpy.savez", "write it again, or choose another key"):
+    """Load the array of a .npy file, or the array `key` of a .npz file (default: the only one apart from `other`)."""
+    with reading(path, "an array of numbers from numpy.save or numpy.savez", "save it again, or choose another key"):
         array = np.load(path, mmap_mode="r", allow_pickle=False)
         if not isinstance(array, np.ndarray):
             with array as archive:
                 keys = [name for name in archive.files if (name != other if key is None else name == key)]
                 if len(keys) != 1:
-                    raise LookupError(f"key={key}, but its arrays are {', '.join(archive.files) or 'none'}")
+                    raise ValueError(f"key must be one of {', '.join(archive.files) or 'no arrays'}; got {key!r}")
                 array = archive[keys[0]]
         if array.dtype.kind not in KINDS:
-            raise TypeError(f"dtype {array.dtype}")
+            raise ValueError(f"the array has dtype {array.dtype}")
         return array
 
 
 def _load_labels(path: Path, key: str | None, n: int) -> Tensor:
-    """Load n labels: int64 if their type is an integer type, float32 otherwise."""
+    """Load n labels: float32 if they are floating-point numbers, int64 otherwise."""
     array = _load(path, key)
     if array.ndim < 1 or len(array) != n:
-        raise ValueError(f"expected {n} labels in {path}, one per sample, got shape {array.shape}")
+        raise ValueError(f"expected {n} labels in {path}, one per sample; got shape {array.shape}")
     return torch.from_numpy(np.array(array, np.float32 if array.dtype.kind == "f" else np.int64))

@@ -1,4 +1,4 @@
-"""CIFAR-10 from its official archives: 3 x 32 x 32, integer levels 0 to 255."""
+"""CIFAR-10 from its official archives: images 3 x 32 x 32 with integer levels 0 to 255."""
 
 import hashlib
 import http.client
@@ -23,28 +23,28 @@ PIXELS = 3 * 32 * 32
 BATCHES = {"train": [f"data_batch_{i}" for i in range(1, 6)], "test": ["test_batch"]}
 
 Records = tuple[np.ndarray, np.ndarray]
-"""Images (n, 3072) uint8, each its red plane, then green, then blue, row by row; and labels (n,)."""
+"""Images (n, 3072) uint8, each the red, the green and the blue plane row by row; and labels (n,)."""
 
 
 class CIFAR10(Items):
     """CIFAR-10 (Krizhevsky 2009): 3 x 32 x 32, levels 0 to 255; 50,000 images for training, 10,000 for testing.
 
-    Read from the first of these in `root`: the files of the binary version, in cifar-10-batches-bin/ or in root itself;
-    cifar-10-binary.tar.gz; the files of the Python version, in cifar-10-batches-py/ or in root itself;
-    cifar-10-python.tar.gz. If none is there, the binary archive is downloaded. The MD5 of an archive is checked before
-    anything is read from it, and the archive is never unpacked on the disk. The pickles of the Python version are read
-    by an unpickler that can create nothing but arrays.
+    The images are read from the first of these that exists in `root`: the files of the binary version, in
+    cifar-10-batches-bin/ or in root itself; cifar-10-binary.tar.gz; the files of the Python version, in
+    cifar-10-batches-py/ or in root itself; cifar-10-python.tar.gz. If none exists, the binary archive is downloaded.
+    The MD5 of an archive is checked before anything is read from it, and the archive is never unpacked on the disk. The
+    pickles of the Python version are read by an unpickler that can create nothing but arrays.
 
     Args:
         root: folder of the archive, or of its files.
         split: "train" or "test".
-        flip: append the mirror images.
-        download: whether to download the archive if nothing is in root.
-        labels: return pairs (state, label), the label 0 to 9 an int64 tensor ().
+        flip: if True, append the mirror images, see `Items`.
+        download: if True, download the archive if root has none of these; if False, raise FileNotFoundError instead.
+        labels: if True, items are pairs (state, label), where the label 0 to 9 is an int64 tensor ().
 
     Raises:
-        ValueError: unknown split, or files that are not CIFAR-10.
-        FileNotFoundError: there is nothing in root, and the download is not allowed or failed.
+        ValueError: the split is unknown, or the files are not CIFAR-10.
+        FileNotFoundError: root has none of these, and the download is not allowed or failed.
     """
 
     url = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
@@ -87,7 +87,7 @@ class CIFAR10(Items):
         return records
 
     def _read_archive(self, archive: Path, members: Sequence[str]) -> dict[Path, bytes]:
-        """Return the content of each member by its path."""
+        """Return the content of each member of the archive by its path."""
         advice = "delete it, and download it again"
         with reading(archive, "the official archive", advice), open(archive, "rb") as file:
             self._check_md5(file, archive.name)
@@ -96,7 +96,7 @@ class CIFAR10(Items):
             return {archive / name: contents[name] for name in members}
 
     def _check_md5(self, file: io.BufferedReader, name: str) -> None:
-        """Raise ValueError if an archive's MD5 is not the published one; go back to its start."""
+        """Raise ValueError if an archive's MD5 is not the published one; otherwise rewind the file."""
         md5 = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
         if md5 != self.md5[name]:
             raise ValueError(f"its MD5 is {md5}, not {self.md5[name]}")
@@ -107,7 +107,7 @@ class CIFAR10(Items):
         path = root / self.url.rsplit("/", 1)[1]
         fix = f"put {path.name} there, from {self.url} (MD5 {self.md5[path.name]})"
         if not allowed:
-            raise FileNotFoundError(f"no CIFAR-10 in {root}; {fix}, or set download=True")
+            raise FileNotFoundError(f"there is no CIFAR-10 in {root}: {fix}, or set download=True")
         temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")  # processes that download at once do not collide
         try:
             with urllib.request.urlopen(self.url, timeout=60) as response:
@@ -121,13 +121,15 @@ class CIFAR10(Items):
             os.replace(temporary, path)
         except (OSError, http.client.HTTPException, ValueError) as error:
             reason = f"{type(error).__name__}: {error}"
-            raise FileNotFoundError(f"no CIFAR-10 in {root}, and its download failed ({reason}); {fix}") from error
+            raise FileNotFoundError(
+                f"there is no CIFAR-10 in {root}, and the download failed ({reason}): {fix}"
+            ) from error
         finally:
             temporary.unlink(missing_ok=True)
 
 
 def _read_files(folder: Path, names: Sequence[str]) -> dict[Path, bytes]:
-    """Return the content of each file by its path, or nothing if one is missing."""
+    """Return the content of each file by its path, or an empty dict if one is missing."""
     paths = [folder / name for name in names]
     return {path: path.read_bytes() for path in paths} if all(path.is_file() for path in paths) else {}
 
@@ -143,7 +145,7 @@ def _parse_pickle(content: bytes, records: int) -> Records:
     batch = _ArrayUnpickler(io.BytesIO(content), encoding="bytes").load()
     images, labels = batch[b"data"], np.asarray(batch[b"labels"], np.int64)
     if (images.shape, images.dtype, labels.shape) != ((records, PIXELS), np.uint8, (records,)):
-        raise ValueError(f"data {images.shape} of {images.dtype}, labels {labels.shape}")
+        raise ValueError(f"it has data {images.shape} of {images.dtype} and labels {labels.shape}")
     return images, labels
 
 

@@ -1,7 +1,7 @@
 """Datasets without a download: scikit-learn's digits, and toys in two dimensions.
 
 Any `torch.utils.data.Dataset` can replace them. An item is a state, a tensor `*` in the data's own units (integer grey
-levels for images), or a tuple or dict of (state, condition).
+levels for images), or a pair (state, condition), where the condition is a tensor or a dict of tensors.
 """
 
 import math
@@ -18,12 +18,13 @@ SPLITS = {"train": slice(0, 1300), "validation": slice(1300, 1500), "test": slic
 class Digits(Items):
     """scikit-learn's 1,797 handwritten digits (UCI, Alpaydin and Kaynak 1998): 1 x 8 x 8, levels 0 to 16.
 
-    In the order of numpy.random.RandomState(0).permutation(1797): "train" 1,300, "validation" 200, "test" 297. "fit" is
-    train and validation together, for the final model once every choice has been made.
+    The splits follow each other in numpy.random.RandomState(0).permutation(1797): "train" has 1,300 images,
+    "validation" 200, "test" 297. "fit" is train and validation together, for the final model once every choice has been
+    made.
 
     Args:
         split: "train", "validation", "fit" or "test".
-        labels: return pairs of an image and its digit, an int64 tensor ().
+        labels: if True, items are pairs (image, digit), where the digit is an int64 tensor ().
     """
 
     def __init__(self, split: str, labels: bool = False):
@@ -37,7 +38,7 @@ class Digits(Items):
 
 
 def moons(n: int, rng: np.random.RandomState) -> np.ndarray:
-    """Draw from two interleaved half circles (scikit-learn), centred, of about unit size."""
+    """Draw from two interleaved half circles (scikit-learn), centred and scaled to about unit size."""
     from sklearn.datasets import make_moons  # imported late, see Digits
 
     points, _ = make_moons(n, noise=0.06, random_state=rng)

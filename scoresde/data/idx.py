@@ -25,14 +25,14 @@ class IDX(Items):
         root: folder with files of the standard names: train-images-idx3-ubyte, train-labels-idx1-ubyte,
             t10k-images-idx3-ubyte and t10k-labels-idx1-ubyte, with or without .gz. Fashion-MNIST and KMNIST use the
             same names.
-        split: "train" or "test", of the files in root.
-        labels: return pairs (state, label), the label an int64 tensor ().
-        flip: append the mirror images.
+        split: the split to read from root, "train" or "test".
+        labels: if True, items are pairs (state, label), where the label is an int64 tensor ().
+        flip: if True, append the mirror images, see `Items`.
         images_file, labels_file: paths of the files, instead of root and split.
 
     Raises:
-        ValueError: unknown split, both or neither of root and images_file, a file that is not an IDX file of images or
-            labels, or another number of labels than images.
+        ValueError: the split is unknown, both or neither of root and images_file are given, a file is not an IDX file
+            of images or labels, or the numbers of labels and images differ.
         FileNotFoundError: there is no such file.
     """
 
@@ -48,7 +48,7 @@ class IDX(Items):
         check_choice("split", split, PREFIXES)
         if (root is None) == (images_file is None) or (labels_file if root is not None else labels and not labels_file):
             raise ValueError(
-                "give root, with labels=True for labels, or images_file, with labels_file for labels; got "
+                "expected root, with labels=True for labels, or images_file, with labels_file for labels; got "
                 f"root={root}, labels={labels}, images_file={images_file}, labels_file={labels_file}"
             )
         if root is not None:
@@ -76,10 +76,10 @@ def read_idx(path: Path, ndim: int) -> np.ndarray:
         content = read_bytes(path)
         magic, expected = content[:4].hex(), bytes([0, 0, 8, ndim]).hex()
         if magic != expected:
-            raise ValueError(f"magic number 0x{magic}, expected 0x{expected}")
+            raise ValueError(f"its magic number is 0x{magic} instead of 0x{expected}")
         sizes = struct.unpack_from(f">{ndim}I", content, 4)
         if not all(sizes):
-            raise ValueError(f"sizes {sizes}")
+            raise ValueError(f"its sizes are {sizes}, without images or pixels")
         return np.frombuffer(content, np.uint8, offset=4 + 4 * ndim).reshape(sizes).copy()
 
 
@@ -88,4 +88,4 @@ def _find(root: Path, name: str) -> Path:
     for path in (root / name, root / f"{name}.gz"):
         if path.is_file():
             return path
-    raise FileNotFoundError(f"neither {name} nor {name}.gz is in {root}: download it there")
+    raise FileNotFoundError(f"neither {name} nor {name}.gz is in {root}: download the file into this folder")

@@ -21,25 +21,25 @@ from torch import Tensor
 from scoresde.data.items import Items, check_choice, reading
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")  # the only decoders in use; the suffix of a file is ignored
-UNREAD = {".avif", ".gif", ".heic", ".heif", ".jp2", ".jxl", ".pgm", ".ppm", ".psd", ".tga"}  # images of other formats
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")  # the only decoders in use; they ignore the suffix of a file
+UNREAD = {".avif", ".gif", ".heic", ".heif", ".jp2", ".jxl", ".pgm", ".ppm", ".psd", ".tga"}  # skipped with a warning
 MODES = {1: "L", 3: "RGB"}
-SHARES = {"train": range(10, 100), "validation": range(5, 10), "test": range(5), "all": range(100)}  # in hundredths
+SHARES = {"train": range(10, 100), "validation": range(5, 10), "test": range(5), "all": range(100)}  # see `hundredth`
 PNG_DEPTH = 24  # offset of the bits per channel in the header of a PNG file
 TIFF_DEPTHS = 258  # tag of the bits of each channel in a TIFF file
 
 
 @dataclass(frozen=True)
 class Reader:
-    """Decode an image to a state: crop the centre to the shape wanted, and resize it with Pillow's Lanczos filter.
+    """Decode an image to a state: crop the centre to the aspect ratio of `size`, and resize it (Lanczos filter).
 
-    An image of that size keeps its values. The orientation in the metadata is applied, and transparent pixels are drawn
-    on white: the colour that a file stores below them is not part of its picture.
+    An image that already has this size keeps its values. The orientation in the metadata is applied, and transparent
+    pixels are drawn on white, because the colour that a file stores for them is not visible.
 
     Args:
         size: height and width; one number for both, or [height, width].
         channels: 3 for RGB, 1 for grey levels; images are converted.
-        crop: "center".
+        crop: "center", the only choice.
 
     Raises:
         ValueError: an argument has another value.
@@ -93,10 +93,10 @@ def _decode(content: bytes) -> Image.Image:
     image = Image.open(io.BytesIO(content), formats=FORMATS)
     bits = content[PNG_DEPTH] if image.format == "PNG" else max(getattr(image, "tag_v2", {}).get(TIFF_DEPTHS, [1]))
     if bits > 8:
-        raise ValueError(f"{bits} bits per channel")
+        raise ValueError(f"it has {bits} bits per channel")
     frames = getattr(image, "n_frames", 1)
     if frames > 1 and image.format != "MPO":  # the other pictures in a camera's JPEG are versions of the first
-        raise ValueError(f"{frames} frames")
+        raise ValueError(f"it has {frames} frames")
     picture = ImageOps.exif_transpose(image)
     if not picture.has_transparency_data:
         return picture
@@ -108,20 +108,22 @@ def _decode(content: bytes) -> Image.Image:
 class ImageFolder(Items):
     """The image files of a folder and its subfolders, or of a ZIP archive: channels x height x width, levels 0 to 255.
 
-    They are in the order of their relative paths; hidden files and folders do not count (`._1.jpg`, `__MACOSX`). Each
-    image is read, cropped and resized (see `Reader`) on access. An archive is never unpacked on the disk, and
-    each process opens it for itself. Images hardly compress further, so an archive without compression (`zip -0`) is
-    the fastest.
+    The images are in the order of their relative paths. Hidden files and folders (`._1.jpg`, `__MACOSX`) are ignored.
+    Each image is read, cropped and resized (see `Reader`) on access. An archive is never unpacked on the disk, and each
+    process opens it for itself. Images hardly compress further, so an archive without compression (`zip -0`) is the
+    fastest to read.
 
-    A file's relative path alone decides its split (SHA-256, the first eight bytes modulo 100: 0-4 "test", 5-9
-    "validation", the others "train"), so it stays there when other files come or go. In an archive the path is that of
-    the member: zipped from within the folder (`cd faces; zip -0r ../faces.zip .`), the splits stay those of the folder.
+    The relative path of a file alone decides its split (the first eight bytes of its SHA-256 modulo 100: 0-4 "test",
+    5-9 "validation", the others "train"), so a file stays in its split when others are added or removed. In an archive
+    this is the path of the member: an archive made within the folder (`cd faces; zip -0r ../faces.zip .`) has the
+    splits of
+    the folder.
 
     Args:
         root: the folder, or a file ending in .zip.
         size: height and width; one number for both, or [height, width].
-        flip: append the mirror images.
-        crop: "center".
+        flip: if True, append the mirror images, see `Items`.
+        crop: "center", the only choice.
         channels: 3 for RGB, 1 for grey levels; the files are converted.
         split: "train", "validation", "test" or "all".
 
@@ -156,8 +158,8 @@ class ImageFolder(Items):
         if not (files := parts[split]):
             counts = ", ".join(f"{name} ({len(part)})" for name, part in parts.items() if part)
             raise ValueError(
-                f"none of the {len(images)} images in {root} is in split {split!r}: take split={counts}; or, for a "
-                f"training, data.{split}=null in the configuration"
+                f"none of the {len(images)} images in {root} is in split {split!r}: take one of the splits {counts}, "
+                f"or, for training, set data.{split}=null in the configuration"
             )
         if skipped := sorted(name for name in names if Path(name).suffix.lower() in UNREAD):
             warnings.warn(
@@ -168,7 +170,7 @@ class ImageFolder(Items):
         super().__init__(files, flip=flip)
 
     def state(self, entry: str) -> Tensor:
-        """Return the image in the file of that relative path."""
+        """Return the image in the file with the relative path `entry`."""
         path = self.root / entry
         if self.is_archive:
             return self.reader(lambda: _open_archive(self.root, os.getpid()).read(entry), path)
@@ -178,7 +180,9 @@ class ImageFolder(Items):
 def _list_folder(root: Path) -> list[str]:
     """Return the relative paths of all files in a folder, with slashes."""
     if not root.is_dir():
-        raise FileNotFoundError(f"there is no folder {root}")
+        raise FileNotFoundError(
+            f"there is no folder {root}: set root to a folder of images, or to a ZIP archive of them"
+        )
     files = [Path(folder, name) for folder, _, names in os.walk(root) for name in names]
     return [file.relative_to(root).as_posix() for file in files]
 
@@ -192,7 +196,7 @@ def _list_archive(path: Path) -> list[str]:
 
 
 def _is_hidden(file: str) -> bool:
-    """Return whether a relative path has a part that systems hide or generate: .name, __MACOSX, @eaDir (thumbnails)."""
+    """Return whether a relative path has a hidden or generated component: .name, __MACOSX, @eaDir (thumbnails)."""
     return any(part.startswith(".") or part in ("__MACOSX", "@eaDir") for part in file.split("/"))
 
 
@@ -203,5 +207,5 @@ def _open_archive(path: Path, process: int) -> zipfile.ZipFile:
 
 
 def hundredth(file: str) -> int:
-    """Return which of a hundred equal parts a file belongs to, by its relative path."""
+    """Return the hundredth of all files, 0 to 99, that a file belongs to, from a hash of its relative path."""
     return int.from_bytes(hashlib.sha256(os.fsencode(file)).digest()[:8], "big") % 100

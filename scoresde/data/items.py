@@ -1,7 +1,7 @@
 """The base class of the datasets, their splits, and the error of a file that cannot be read.
 
-An item is a floating-point tensor, the state `*` in the data's own units, or the pair (state, label). It is float32
-where that holds the numbers of the source without loss, and float64 otherwise: a transform may subtract large numbers.
+An item is a state, a floating-point tensor `*` in the data's own units, or a pair (state, label). A state is float32 if
+float32 holds the numbers of the source without loss, and float64 otherwise, as a transform may subtract large numbers.
 """
 
 import gzip
@@ -27,8 +27,8 @@ class Items(Dataset):
     Args:
         entries: n entries.
         labels: labels of the n states, (n,) or (n, F); an item is then (state, label).
-        flip: append the mirror images: item n + i is the mirror image of item i. A uniform draw over the 2n items is
-            the random flip of the published trainings, and needs no random state of its own.
+        flip: if True, append the mirror images: item n + i is the mirror image of item i. A uniform draw over the 2n
+            items replaces the random flip of the published training code, without random numbers in the dataset.
     """
 
     def __init__(self, entries: Sequence[Any] | np.ndarray | Tensor, labels: Tensor | None = None, flip: bool = False):
@@ -67,7 +67,7 @@ def read_bytes(path: Path) -> bytes:
 
 @contextmanager
 def reading(source: str | Path, kind: str, advice: str) -> Iterator[None]:
-    """Turn an error of the block into a ValueError: `source` is not of that kind, why, and what to do about it.
+    """Turn an error in the block into a ValueError that says: `source` is not `kind` (the error): `advice`.
 
     A FileNotFoundError stays one, and names the source.
     """
@@ -76,7 +76,8 @@ def reading(source: str | Path, kind: str, advice: str) -> Iterator[None]:
     except FileNotFoundError as error:
         raise FileNotFoundError(f"there is no file {source}: expected {kind}") from error
     except Exception as error:  # the libraries raise exceptions of many classes for damaged content
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        name = "" if type(error) is ValueError else f"{type(error).__name__}: "
+        reason = " ".join(f"{name}{error}".split())
         raise ValueError(f"{source} is not {kind} ({reason}): {advice}") from error
 
 
@@ -85,14 +86,14 @@ def split_indices(
 ) -> np.ndarray:
     """Return the indices of a split of n samples, in ascending order. The three splits are disjoint and cover all.
 
-    Of numpy.random.RandomState(seed).permutation(n) the first round(test n) indices are "test", the next
-    round(validation n) "validation", the others "train". With seed=None the order is that of the source: the last
-    samples are "test", those before them "validation", as suits a time series.
+    The first round(test n) indices of numpy.random.RandomState(seed).permutation(n) are "test", the next
+    round(validation n) "validation", the others "train". With seed=None the samples keep the order of the source: the
+    last ones are "test", those before them "validation", as suits a time series.
 
     Args:
         n: number of samples.
         split: "train", "validation", "test" or "all".
-        validation, test: shares of the samples.
+        validation, test: shares of the samples in these splits.
         seed: seed of the permutation, or None.
         source: name of the data in error messages.
 
@@ -101,13 +102,15 @@ def split_indices(
     """
     check_choice("split", split, PARTS)
     if not (validation >= 0 and test >= 0 and validation + test < 1):
-        raise ValueError(f"the shares validation={validation} and test={test} must be >= 0, their sum below 1")
+        raise ValueError(
+            f"validation and test must be >= 0, with a sum below 1; got validation={validation}, test={test}"
+        )
     order = np.arange(n)[::-1] if seed is None else np.random.RandomState(seed).permutation(n)
     first, second = round(test * n), round(test * n) + round(validation * n)
     indices = {"test": order[:first], "validation": order[first:second], "train": order[second:], "all": order}[split]
     if not len(indices):
         raise ValueError(
             f"split {split!r} of the {n} samples in {source} is empty with validation={validation}, test={test}: "
-            "increase its share, or take split='all'"
+            "change these shares, or take split='all'"
         )
     return np.sort(indices)

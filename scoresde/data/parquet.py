@@ -1,9 +1,8 @@
 """Images in Parquet files, as the Hugging Face hub ships them.
 
-Such a file keeps encoded images (PNG, JPEG) in a column of structs {bytes, path} or of binary values of any length, of
-one length or as views, all of them also dictionary-encoded. Its rows are in
-groups, the smallest unit that can be read. Only the images of one group are read for an item, so the files may be
-larger than the memory.
+The images are encoded (PNG, JPEG), in a column of structs {bytes, path} or of binary values (of variable or fixed size,
+or views), which may be dictionary-encoded. The rows of a file are in groups, the smallest units that can be read. An
+item reads the images of one row group only, so the files may be larger than the memory.
 """
 
 import glob
@@ -25,21 +24,21 @@ from scoresde.data.items import Items, reading, split_indices
 class ParquetImages(Items):
     """The images in Parquet files: channels x height x width, levels 0 to 255; cropped and resized, see `Reader`.
 
-    They are in the order of the sorted paths and of the rows in each. Each process that loads data keeps the encoded
-    images of the row groups read last, up to `cache` bytes: a dataset that fits is read once. Write a larger dataset
-    with small row groups (`row_group_size=100`): in random order each image may need another group to be read.
+    The images are in the order of the sorted paths and of the rows in each file. Each process that loads data keeps the
+    encoded images of the row groups read last, up to `cache` bytes: a dataset that fits is read once. Write a larger
+    dataset with small row groups (`row_group_size=100`): in random order, each image may need a row group to be read.
 
     Args:
         files: a path or a pattern (`train-*.parquet`, `**` for folders in between), or a list of them.
         size: height and width; one number for both, or [height, width].
         column: column of the images; by default the only one of a suitable type.
-        labels: column of the labels, integers: items are then (state, label), the label an int64 tensor ().
-        split: "train", "validation", "test" or "all", see `split_indices`. The hub's datasets have files for each
-            split: take "all" of those.
-        flip: append the mirror images.
-        crop: "center".
+        labels: column of integer labels; items are then (state, label), where the label is an int64 tensor ().
+        split: "train", "validation", "test" or "all", see `split_indices`. Datasets on the hub have separate files for
+            each split: take "all" of the files of one split.
+        flip: if True, append the mirror images, see `Items`.
+        crop: "center", the only choice.
         channels: 3 for RGB, 1 for grey levels; the images are converted.
-        validation, test: shares of the images.
+        validation, test: shares of the images in these splits.
         seed: seed of the permutation; None keeps the order of the files, with the test images at their end.
         cache: bytes of encoded images to keep; at least one row group is kept.
 
@@ -65,7 +64,7 @@ class ParquetImages(Items):
         cache: int = 2**30,
     ):
         self.reader, self.cache = Reader(size, channels, crop), cache
-        self.groups: list[tuple[Path, int]] = []  # the file of each row group, and its number there
+        self.groups: list[tuple[Path, int]] = []  # the file of each row group, and its number in that file
         sizes: list[int] = []
         classes: list[np.ndarray] = []
         for path in _paths(files):
@@ -78,7 +77,7 @@ class ParquetImages(Items):
         if not sum(sizes):
             raise ValueError(f"the Parquet files {files} have no rows: download them again")
         self.column = column
-        # The number of the row group of each image, and its row there.
+        # For each image: the number of its row group, and its row in that group.
         places = np.stack([np.repeat(range(len(sizes)), sizes), np.concatenate(list(map(np.arange, sizes)))], axis=1)
         indices = split_indices(len(places), split, validation, test, seed, str(files))
         labels_tensor = torch.from_numpy(np.concatenate(classes)[indices]) if classes else None
@@ -93,7 +92,9 @@ class ParquetImages(Items):
         value = self._read_column(number)[row].as_py()
         content = value["bytes"] if isinstance(value, dict) else value
         if content is None:
-            raise ValueError(f"no image in {source}, but {value}: write the files with the images embedded")
+            raise ValueError(
+                f"{source} must hold the bytes of an image; got {value}: write the files with the images embedded"
+            )
         return self.reader(lambda: content, source)
 
     def _read_column(self, number: int) -> Any:
@@ -109,7 +110,7 @@ class ParquetImages(Items):
         return self._columns[number]
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave out the cache."""
+        """Return the attributes with an empty cache."""
         return {**self.__dict__, "_columns": OrderedDict()}
 
 
@@ -119,18 +120,18 @@ def _paths(files: str | Path | Sequence[str | Path]) -> list[Path]:
     for pattern in [files] if isinstance(files, (str, Path)) else files:
         matches = sorted(glob.glob(str(pattern), recursive=True), reverse=True)
         if not matches:
-            raise FileNotFoundError(f"there are no Parquet files {pattern}")
+            raise FileNotFoundError(f"there are no Parquet files {pattern}: correct the path, or download them")
         paths.update((os.path.realpath(path), path) for path in matches)
     return [Path(path) for path in sorted(paths.values())]
 
 
 @contextmanager
 def _open(path: Path) -> Iterator[Any]:
-    """Open a Parquet file; turn errors of the block into a ValueError that names it."""
+    """Open a Parquet file; turn errors in the block into a ValueError that names the file."""
     import pyarrow.parquet  # imported late: it takes longer to import than scoresde
 
     with (
-        reading(path, "a whole Parquet file with these columns", "download it again, or choose other columns"),
+        reading(path, "a whole Parquet file with the chosen columns", "download it again, or choose other columns"),
         pyarrow.parquet.ParquetFile(path) as file,
     ):
         yield file
@@ -141,7 +142,10 @@ def _image_column(schema: Any, column: str | None) -> str:
     names = [field.name for field in schema if _holds_images(field.type) and column in (None, field.name)]
     if len(names) != 1:
         columns = schema.remove_metadata()
-        raise LookupError(f"column={column!r}, expected one column of binary or struct<bytes, path> among {columns}")
+        raise ValueError(
+            f"column must be the name of a column, or None for the only column, of binary or struct<bytes, path> among "
+            f"{columns}; got {column!r}"
+        )
     return names[0]
 
 
@@ -161,8 +165,8 @@ def _read_labels(file: Any, column: str) -> np.ndarray:
     """Read a column of integers."""
     kind = file.schema_arrow.field(column).type
     if not str(kind).removeprefix("u").startswith("int"):
-        raise TypeError(f"column {column!r} has type {kind}, expected integers")
+        raise ValueError(f"column {column!r} must hold integers; got type {kind}")
     values = file.read(columns=[column], use_threads=False).column(column)
     if values.null_count:
-        raise ValueError(f"no label in row {values.is_null().to_numpy().argmax()} of column {column!r}")
+        raise ValueError(f"column {column!r} has no label in row {values.is_null().to_numpy().argmax()}")
     return values.to_numpy().astype(np.int64)

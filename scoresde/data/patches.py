@@ -8,7 +8,7 @@ strips of 80 columns, and each strip belongs to one split:
     flower    train  test    train       train    train    validation  train    train
 
 A patch lies within one run of neighbouring strips of its split, so no pixel is in the patches of two splits. All splits
-still show the same two scenes: a likelihood on these tests a method, not its generalisation to other photographs.
+still show the same two scenes: likelihoods of these splits test a method, not generalisation to other photographs.
 """
 
 import numpy as np
@@ -28,19 +28,19 @@ REGIONS = {  # (number of the photograph, first column, column after the last)
 class Patches(Items):
     """Square patches of the two photographs: 3 x size x size, levels 0 to 255, at all positions of a grid.
 
-    In the order of the photographs, their regions from left to right, and rows then columns of the grid in each. With
-    size 16 and stride 4 there are 22,866 training patches; without overlap (stride 16) there are 1,560 for training,
-    260 for validation and 260 for testing.
+    The patches are ordered by photograph, by region from left to right, and by row and column of the grid in each
+    region. With size 16 and stride 4 there are 22,866 training patches; without overlap (stride 16) there are 1,560 for
+    training, 260 for validation and 260 for testing.
 
     Args:
         size: height and width, at most 80.
         split: "train", "validation" or "test".
-        stride: distance of positions, down and across. Default: `size`, so that patches do not overlap: the standard
-            error over a test set assumes independent samples.
-        flip: append the mirror images.
+        stride: distance between neighbouring patches, down and across; default `size`, so that patches do not overlap
+            (the standard error over a test set assumes independent samples).
+        flip: if True, append the mirror images, see `Items`.
 
     Raises:
-        ValueError: unknown split, a size that does not fit into a strip, or a stride below 1.
+        ValueError: the split is unknown, `size` does not fit into a strip, or `stride` is below 1.
     """
 
     def __init__(self, size: int = 16, split: str = "train", stride: int | None = None, flip: bool = False):
@@ -52,7 +52,10 @@ class Patches(Items):
 
         photographs = np.stack([load_sample_image(name) for name in ("china.jpg", "flower.jpg")])
         if photographs.shape != (2, 427, 640, 3):
-            raise ValueError(f"scikit-learn's photographs are {photographs.shape}, expected 427 x 640 x 3 each")
+            raise ValueError(
+                f"the two photographs of scikit-learn must have shape (2, 427, 640, 3); got {photographs.shape}: "
+                "install another version of scikit-learn"
+            )
         self.size, self.photographs = size, torch.from_numpy(photographs).movedim(-1, 1)
         positions = [
             (photograph, top, left)

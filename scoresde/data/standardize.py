@@ -21,11 +21,11 @@ PER = ("dimension", "channel")
 class Standardize:
     """x -> (x - mean) / std, per dimension or per channel.
 
-    Leave out both numbers to compute them later: `fit` returns the constructor's arguments, computed from the training
-    data, as lists for a configuration. Until then the transform is not `fitted`, and cannot be applied.
+    Leave out mean and std to compute them later: `fit` returns these arguments, computed from the training data, as
+    lists for a configuration. A transform without them is not `fitted` and cannot be applied.
 
-    Both directions compute in float64, so values that are close together but far from zero keep their digits. The
-    result of a call has the dtype of x; `inverse` returns float64, the data's own units.
+    The call and `inverse` compute in float64, so that values close together but far from zero keep their digits. The
+    call returns the dtype of x; `inverse` returns float64.
 
     Args:
         mean, std: nested lists that broadcast against a state `*`: (D,) for vectors; (C, L), or (C, 1) per channel, for
@@ -34,9 +34,9 @@ class Standardize:
             first axis. For vectors these are the same.
 
     Raises:
-        ValueError: mean without std or std without mean, different shapes, a std that is not positive and finite, or
-            another `per`; when applied: not fitted, a state that mean and std do not broadcast against, or one of a
-            dtype whose neighbouring numbers near the mean are more than std/100 apart.
+        ValueError: only one of mean and std is given, their shapes differ, a std is not positive and finite, or `per`
+            is unknown; when applied: the transform is not fitted, mean and std do not broadcast against the state, or
+            neighbouring numbers of the state's dtype near the mean are more than std/100 apart.
     """
 
     mean: Any = None
@@ -67,19 +67,19 @@ class Standardize:
             dataset: the training data; items are states `*`, or (state, condition).
 
         Raises:
-            ValueError: an empty dataset, values that are not finite, a constant dimension, or one whose values the
-                dtype of the states cannot tell apart.
+            ValueError: the dataset is empty, a value is not finite, or the values of a dimension are constant or too
+                close together for the dtype of the states.
         """
         computed = moments(dataset, per_channel=self.per == "channel")
         mean, std, state = computed.mean, computed.std, state_of(dataset[0])
         if not bool((mean.isfinite() & std.isfinite()).all()):
             raise ValueError("the training data has values that are not finite: remove these samples")
-        # The mean of a constant that is not a binary fraction is rounded; the deviation is of the order of that error.
+        # If a constant is not a binary fraction, its mean is rounded, and std is of the order of the rounding error.
         constant = (std <= 4 * torch.finfo(torch.float64).eps * mean.abs()).nonzero().tolist()
         if constant:
             raise ValueError(
-                f"{self.per} {constant[0]} is constant in the training data ({len(constant)} of {std.numel()} are): "
-                "it has no density; leave it out"
+                f"{self.per} {constant[0]} is constant in the training data ({len(constant)} of {std.numel()} are), "
+                "so it has no density: leave it out"
             )
         _refuse_unresolved(mean, std, floating_dtype(state), self.per)
         shape = (*mean.shape, *[1] * (state.ndim - mean.ndim))
@@ -121,7 +121,7 @@ class Standardize:
         except RuntimeError as error:
             raise ValueError(
                 f"mean and std {tuple(mean.shape)} do not broadcast against states (B, *) of shape {tuple(x.shape)}: "
-                "fit to the data that is transformed"
+                "fit the transform to data of this shape"
             ) from error
         device = float64(x[:0]).device
         return mean.to(device), std.to(device)

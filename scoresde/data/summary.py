@@ -1,11 +1,11 @@
 """The statistics of a dataset in one pass: count, shape, range, moments per channel, levels, duplicates.
 
-Moments are accumulated in float64 by the update of Chan, Golub and LeVeque (1983), block by block: of n values with
-mean m and variance v, and a block of k values with m' and v', where w = k / (n + k),
+Moments are accumulated in float64 by the update of Chan, Golub and LeVeque (1983). A block of k values with mean m' and
+variance v' joins n values with mean m and variance v by
 
-    m  <-  m + w (m' - m)          v  <-  v + w (v' - v) + w (1 - w) (m' - m)^2.
+    m  <-  m + w (m' - m)          v  <-  v + w (v' - v) + w (1 - w) (m' - m)^2,          w = k / (n + k).
 
-It never subtracts the square of a sum from a sum of squares, so no digits cancel.
+The update never subtracts the square of a sum from a sum of squares, so no digits cancel.
 """
 
 import hashlib
@@ -22,15 +22,15 @@ from torch.utils.data import Dataset
 
 from scoresde.progress import progress_bar
 
-BLOCK = 2**20  # values at once
-MANY = 65_536  # number of distinct levels beyond which they are not counted
+BLOCK = 2**20  # number of values in a block
+MANY = 65_536  # largest number of distinct levels that is counted
 
 
 class Moments:
-    """Mean and variance of blocks (B, *), per entry of `*` or per entry of its first axis (see the module).
+    """Mean and variance of blocks (B, *), per entry of `*` or per entry of its first axis, see the module docstring.
 
     Args:
-        per_channel: average over all axes but the second of a block; False: over the first axis alone.
+        per_channel: if True, average over all axes of a block except the second; if False, over the first axis only.
     """
 
     def __init__(self, per_channel: bool = True):
@@ -51,7 +51,7 @@ class Moments:
 
     @property
     def std(self) -> Tensor:
-        """The standard deviation of all values (division by their number), float64."""
+        """The standard deviation of all values (the divisor is their number), float64."""
         return self._variance.sqrt()
 
 
@@ -60,18 +60,19 @@ class DatasetSummary:
     """The statistics of a dataset, made by `describe`.
 
     Attributes:
-        count: items in the dataset.
+        count: number of items in the dataset.
         examined: number of items that the other statistics are computed from.
         shape: shape of a state.
         dtype: dtype of a state.
-        min, max: over all values.
-        mean, std: per channel, the first axis of a state (each dimension of a vector is a channel).
+        min, max: smallest and largest value.
+        mean, std: mean and standard deviation per channel, the first axis of a state (each dimension of a vector is a
+            channel).
         integers: whether all values are whole numbers.
-        levels: number of distinct values; None unless they are whole numbers, and 65,536 at most.
-        not_finite: items with a NaN or infinite value; all statistics except the counts ignore them.
-        duplicates: items whose state equals that of an earlier item.
-        shared: by the name of another split, items whose state is there too.
-        classes: items of each label, if labels are integers.
+        levels: number of distinct values, if they are whole numbers and at most 65,536; otherwise None.
+        not_finite: number of items with a NaN or infinite value, which the statistics of the values ignore.
+        duplicates: number of items whose state equals that of an earlier item.
+        shared: for each other split, by name, the number of items whose state is in that split too.
+        classes: number of items with each label, if labels are integers.
         fingerprints: hashes of the states.
     """
 
@@ -103,8 +104,8 @@ def describe(
     Args:
         dataset: items are states `*`, or (state, condition), all of one shape.
         limit: number of items to examine, evenly spaced; None for all.
-        others: summaries of other splits, by name, to count the states that are in these too.
-        progress: show a progress bar.
+        others: summaries of other splits, by name; states that are in these splits too are counted.
+        progress: whether to show a progress bar.
 
     Raises:
         ValueError: an empty dataset, states of different shapes, no finite state, or a limit below 1.
@@ -131,7 +132,7 @@ def describe(
             levels.update(distinct.tolist() if len(levels) <= MANY else [])
         fingerprints.update(hashlib.blake2b(state.tobytes(), digest_size=16).digest() for state in values)
     if not fingerprints:
-        raise ValueError(f"none of {len(indices)} items has finite values only")
+        raise ValueError(f"the dataset must have a finite state; got NaN or infinity in each of {len(indices)} items")
     return DatasetSummary(
         count=n,
         examined=len(indices),
@@ -186,7 +187,7 @@ def _state_and_class(item: Any) -> tuple[Tensor, int | None]:
 
 
 def _blocks(dataset: Any, indices: Iterable[int]) -> Iterator[tuple[Tensor, list[int]]]:
-    """Yield states (B, *) of about BLOCK values in all, and those of their labels that are integers."""
+    """Yield blocks of states (B, *), about BLOCK values each, and the integers among their labels."""
     if not len(dataset):
         raise ValueError("the dataset is empty: expected at least one item")
     first, remaining = state_of(dataset[0]), iter(indices)
@@ -195,6 +196,6 @@ def _blocks(dataset: Any, indices: Iterable[int]) -> Iterator[tuple[Tensor, list
         states, classes = zip(*block, strict=True)
         if shapes := {tuple(state.shape) for state in states} - {tuple(first.shape)}:
             raise ValueError(
-                f"the states have different shapes, {tuple(first.shape)} and {min(shapes)}: crop or pad them"
+                f"all states must have the same shape; got {tuple(first.shape)} and {min(shapes)}: crop or pad them"
             )
         yield torch.stack(states), [label for label in classes if label is not None]

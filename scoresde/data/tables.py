@@ -21,8 +21,8 @@ from scoresde.data.items import Items, check_choice, read_bytes, reading, split_
 DELIMITERS = ("\t", ";", "|", ",", " ")  # in the order in which they are tried
 SAMPLE = 100  # lines that the delimiter is derived from
 MISSING = ("", "na", "n/a", "nan", "null", "none", "?", "-")
-LARGEST = float(np.finfo(np.float32).max)  # what a network can take
-BLOCK = 2**26  # bytes that are parsed at once, at least one row
+LARGEST = float(np.finfo(np.float32).max)  # the largest value of a network's input
+BLOCK = 2**26  # number of bytes that are parsed at once (at least one row)
 
 
 def _grammar(decimal: str, group: str) -> str:
@@ -45,27 +45,29 @@ class Table(Items):
         path: path of the file, in UTF-8, plain or compressed by gzip.
         split: "train", "validation", "test" or "all", see `split_indices`.
         columns: names in the header or numbers from 0, in the order of the vector; default: all but the labels.
-        labels: column of a class: items are then (state, label), the label an int64 tensor (). Integers from 0 are
-            classes themselves; text becomes the number of the class in `classes`, the sorted texts of the whole file.
-        delimiter: one character, " " for any number of spaces or tabs; default: of tab, semicolon, bar, comma and
-            space, the one that splits all lines into equally many cells and leaves the most numbers.
-        header: whether the first row is a header; None decides: it is if it has text above a number.
+        labels: column of the classes; items are then (state, label), where the label is an int64 tensor (). Integers
+            from 0 are the classes themselves; texts become their number in `classes`, the sorted texts of the whole
+            file.
+        delimiter: one character, " " for any number of spaces or tabs; default: the one of tab, semicolon, bar, comma
+            and space that splits all lines into equally many cells and leaves the most numbers.
+        header: if True, the first row is a header; if False, it is a sample. None takes it as a header if it has text
+            above a number.
         shape: expected shape (D,); None accepts any.
-        validation, test: shares of the rows.
+        validation, test: shares of the rows in these splits.
         seed: seed of the permutation; None keeps the order of the file, with the test rows at its end.
         decimal: the decimal sign, "." or ","; the other one may group thousands. None decides by the cells of the
             chosen columns.
-        missing: "drop" to leave out rows with a missing cell in a chosen column or label; None refuses them. Missing
-            are empty cells, and NA, N/A, NaN, null, none, ? and - in either case.
+        missing: "drop" leaves out rows with a missing cell in a chosen column or label; None refuses them. A cell is
+            missing if it is empty, or NA, N/A, NaN, null, none, ? or - (in upper or lower case).
 
     Attributes:
-        names: of the columns of a vector.
-        classes: the texts of the labels in the order of their numbers; None for labels that are integers.
+        names: names of the columns of a vector.
+        classes: the texts of the labels in the order of their numbers; None if the labels are integers.
 
     Raises:
-        ValueError: a cell that is not a finite number or a row of another length (the message has the line and the
-            column), a header or a decimal sign that the cells leave open, an unknown column or policy, another shape,
-            no rows, or an empty split.
+        ValueError: a cell is not a finite number or a row has another length (the message has the line and the column),
+            the cells leave open whether there is a header or which decimal sign they use, a column or an argument is
+            unknown, the shape is another one, there are no rows, or the split is empty.
         FileNotFoundError: there is no such file.
     """
 
@@ -94,9 +96,10 @@ class Table(Items):
         chosen = [cells.position(column) for column in columns]
         self.names = tuple(cells.names[i] for i in chosen)
         if not chosen or (shape is not None and tuple(shape) != (len(chosen),)):
+            advice = f"set shape=[{len(chosen)}], or choose others" if chosen else "choose at least one"
             raise ValueError(
-                f"expected rows of shape {'(D,)' if shape is None else list(shape)}, but {path} gives {len(chosen)} "
-                f"columns ({', '.join(self.names)}): set shape=[{len(chosen)}], or choose columns=[...]"
+                f"rows of {path} must have shape {'(D,)' if shape is None else list(shape)}; got {len(chosen)} columns "
+                f"({', '.join(self.names)}): {advice} with columns=[...]"
             )
         if missing is not None:
             cells.drop_missing(chosen if label is None else [*chosen, label])
@@ -112,7 +115,7 @@ class Table(Items):
 
 
 class _Cells:
-    """The cells of a table as text: `names`, and `columns`, string arrays without the header."""
+    """The cells of a table as text: `names` of the columns, and `columns`, string arrays without the header."""
 
     def __init__(self, path: str | Path, delimiter: str | None, header: bool | None):
         self.path = path
@@ -120,7 +123,7 @@ class _Cells:
             lines = re.split("\r\n|\r|\n", read_bytes(Path(path)).decode("utf-8-sig"))
         if (first := next((n for n, line in enumerate(lines) if line.strip()), None)) is None:
             raise ValueError(f"the table {path} is empty")
-        lines[first] = lines[first].removeprefix("#")  # numpy.savetxt begins its header so
+        lines[first] = lines[first].removeprefix("#")  # numpy.savetxt begins a header with #
         self.delimiter = delimiter or _delimiter(lines)
         self.lines = np.array([n for n, line in enumerate(lines, start=1) if line.strip(f"{self.delimiter} \t")])
         columns = self._read([lines[n - 1] for n in self.lines])
@@ -130,7 +133,7 @@ class _Cells:
         self.names = [column[0].as_py() if header else str(i) for i, column in enumerate(columns)]
         self.columns, self.lines = [column[first_row:] for column in columns], self.lines[first_row:]
         if not len(self.lines):
-            raise ValueError(f"{path} has a header, but no rows of numbers")
+            raise ValueError(f"{path} has a header, but no rows of numbers: add rows, or set header=False")
 
     def _read(self, lines: list[str]) -> list[Any]:
         """Return the columns of lines that are not blank, each a string array without spaces around the cells."""
@@ -156,17 +159,17 @@ class _Cells:
             pyarrow.csv.ConvertOptions(column_types={f"f{i}": pyarrow.string() for i in range(count)}),
         )
         if wrong:
-            row, advice = wrong[0], "check its end, its quotes and the delimiter"
+            row, advice = wrong[0], "check the end of the line, its quotes and the delimiter"
             raise ValueError(
-                f"line {self.lines[row.number - 1]} of {self.path} has {row.actual_columns} cells, expected "
-                f"{row.expected_columns}: {advice}"
+                f"line {self.lines[row.number - 1]} of {self.path} must have {row.expected_columns} cells; got "
+                f"{row.actual_columns}: {advice}"
             )
         if table.num_rows != len(lines):
-            raise ValueError(f"{self.path} has a cell in double quotes that spans lines: check its quotes")
+            raise ValueError(f"{self.path} has a cell in double quotes that spans lines: check the quotes")
         return [compute.utf8_trim_whitespace(column).combine_chunks() for column in table.columns]
 
     def _has_header(self, columns: list[Any]) -> bool:
-        """Return whether the first row has text above a number; raise ValueError if it may be either."""
+        """Return whether the first row has text above a number; raise ValueError if it may be a header or not."""
         from pyarrow import compute
 
         is_open = False
@@ -179,7 +182,7 @@ class _Cells:
             is_open |= not compute.any(compute.equal(others, first)).as_py()
         if is_open:
             raise ValueError(
-                f"header must be set for {self.path}: its first row is text only above text; set header=true or false"
+                f"header must be set for {self.path}: its first row has text above text only; set header=true or false"
             )
         return False
 
@@ -190,7 +193,7 @@ class _Cells:
             return column
         if isinstance(column, int) or not self.has_header or names.count(column) != 1:
             known = ", ".join(names) if self.has_header else f"0 to {len(names) - 1}, since there is no header"
-            raise ValueError(f"{column!r} does not name one column of {self.path}; its columns are {known}")
+            raise ValueError(f"{column!r} does not name one column of {self.path}: the columns are {known}")
         return names.index(column)
 
     def drop_missing(self, used: Sequence[int]) -> None:
@@ -203,8 +206,8 @@ class _Cells:
     def decimal(self, used: Sequence[int]) -> str:
         """Return the decimal sign of the columns; raise ValueError if a cell may be one number or a thousand times it.
 
-        The numbers in these columns have one sign, so one cell such as 1,5 or 1.000.000 decides for all. A point in a
-        file that is not separated by semicolons is a decimal point: where semicolons separate, commas may be decimal.
+        All these columns have the same decimal sign, so one cell such as 1,5 or 1.000.000 decides for all of them. A
+        point is taken as the decimal sign unless semicolons separate the cells: commas may then be the decimal sign.
         """
         is_open = None
         only = dict.fromkeys(NUMBERS, False)
@@ -244,27 +247,30 @@ class _Cells:
         )
 
     def labels(self, i: int, decimal: str) -> tuple[np.ndarray, tuple[str, ...] | None]:
-        """Return the classes of a column, int64, and their texts, None if they are integers."""
+        """Return the classes of a column, int64, and their texts; None instead of texts if the labels are integers."""
         column, what = self.columns[i], f"labels={self.names[i]!r} of {self.path} must be"
         is_number = np.asarray(_matches(column, NUMBERS[decimal]))
         if (missing := np.asarray(_is_missing(column))).any():
             line = self.lines[missing.argmax()]
             raise ValueError(
-                f"{what} complete; line {line} has none: fill it, or leave such rows out with missing='drop'"
+                f"{what} complete; line {line} has no label: add it, or leave such rows out with missing='drop'"
             )
         if not is_number.all():
             texts, classes = np.unique(column.to_numpy(zero_copy_only=False).astype(str), return_inverse=True)
             return classes.astype(np.int64), tuple(texts.tolist())
         values = _floats(column, is_number, decimal)
         if (bad := (values % 1 != 0) | (values < 0)).any():
-            raise ValueError(f"{what} integers from 0, or text; got {values[bad.argmax()]:g}")
+            raise ValueError(
+                f"{what} integers from 0, or text; got {values[bad.argmax()]:g}: number the classes from 0"
+            )
         return values.astype(np.int64), None
 
 
 def _delimiter(lines: Sequence[str]) -> str:
     """Return the delimiter that splits the first lines into equally many cells, with the most characters in numbers.
 
-    The line 1,5;2,5 is thus 1,5 and 2,5, not 1, 5;2 and 5. If none splits them so, it is the most frequent one.
+    The line 1,5;2,5 is thus 1,5 and 2,5, not 1, 5;2 and 5. If no delimiter splits the lines into equally many cells,
+    return the one that is most frequent in the first line.
     """
     sample = [re.sub('"[^"]*"', "text", line) for line in islice(filter(str.strip, lines), SAMPLE)]
     rows = {sign: [_split(line, sign) for line in sample if line.strip(f"{sign} \t")] for sign in DELIMITERS}
@@ -302,7 +308,7 @@ def _matches(column: Any, pattern: str) -> Any:
 
 
 def _floats(column: Any, is_number: np.ndarray, decimal: str) -> np.ndarray:
-    """Return the numbers in cells, float64; NaN for cells that are none."""
+    """Return the numbers in cells, float64; NaN for cells that are not numbers."""
     from pyarrow import compute
 
     text = compute.replace_substring(column, "," if decimal == "." else ".", "")

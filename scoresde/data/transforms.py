@@ -3,8 +3,8 @@
 A transform T maps data x (B, *) to model space; `inverse` undoes it; `log_det` is log|det dT/dx| per sample, in nats:
 log p_data(x) = log p_model(T(x)) + log_det(x).
 
-States of integers are converted first (`tensors.floating`). A transform may have the attribute `levels`: the number of
-grey levels 0 .. levels - 1 of its data.
+Integer states are first converted to floating-point numbers (`tensors.floating`). A transform may have the attribute
+`levels`: the number of grey levels 0 .. levels - 1 of the data.
 """
 
 import math
@@ -16,15 +16,15 @@ from torch import Tensor
 
 from scoresde.tensors import dimensions, float64, floating
 
-RESOLUTION = 0.01  # largest distance of neighbouring numbers of a dtype, in units of the spread of the values
+RESOLUTION = 0.01  # largest accepted distance between neighbouring numbers of a dtype, in units of the data's std
 
 
 @dataclass(frozen=True)
 class Affine:
     """x -> scale x + shift.
 
-    `inverse` returns float64 if the dtype of y cannot tell apart values of unit scale that were shifted so far, such as
-    float32 for a shift beyond 8e4.
+    `inverse` returns float64 if the dtype of y is too coarse for values of unit scale near `shift`, such as float32 for
+    a shift beyond 8e4.
 
     Raises:
         ValueError: the scale is zero.
@@ -35,7 +35,7 @@ class Affine:
 
     def __post_init__(self):
         if self.scale == 0:
-            raise ValueError("scale=0 is not invertible")
+            raise ValueError("scale must not be zero: a transform with scale=0 is not invertible")
 
     def __call__(self, x: Tensor) -> Tensor:
         """Map to model space, (B, *)."""
@@ -49,14 +49,14 @@ class Affine:
         return (y - self.shift) / self.scale
 
     def log_det(self, x: Tensor) -> Tensor:
-        """Return d log|scale|, in nats (B,), float64."""
+        """Return d log|scale| for d dimensions, in nats (B,), float64."""
         value = dimensions(x) * math.log(abs(self.scale))
         return torch.full((x.shape[0],), value, dtype=torch.float64, device=x.device)
 
 
 @dataclass(frozen=True)
 class Levels(Affine):
-    """Grey levels 0 .. levels - 1, each the interval [x, x + 1), to [low, high] in model space.
+    """Map grey levels 0 .. levels - 1, each an interval [x, x + 1), to [low, high] in model space.
 
     A dequantised image has the values x + u with u in [0, 1), which fill [0, levels). The map is therefore
     x -> low + (high - low) x / levels.
@@ -79,15 +79,15 @@ class Levels(Affine):
         object.__setattr__(self, "shift", self.low)
 
     def quantise(self, y: Tensor) -> Tensor:
-        """Return the level of each value in model space, clipped to 0 .. levels - 1."""
+        """Return the grey level of each value in model space, clipped to 0 .. levels - 1."""
         y = floating(y)
-        rounding = 4 * self.levels * torch.finfo(y.dtype).eps  # a level itself may come back slightly below it
+        rounding = 4 * self.levels * torch.finfo(y.dtype).eps  # the inverse of a level may lie slightly below it
         return (self.inverse(y) + rounding).floor().clamp(0, self.levels - 1)
 
 
 @dataclass(frozen=True)
 class Logit:
-    """Values in (low, high) to the real line: x -> logit(p), p = margin + (1 - 2 margin) (x - low) / (high - low).
+    """Map (low, high) to the real line: x -> logit(p) with p = margin + (1 - 2 margin) (x - low) / (high - low).
 
     RealNVP (1605.08803, section 4.1) uses margin 0.05.
     """
@@ -113,7 +113,7 @@ class Logit:
         return self.low + (self.high - self.low) * fraction
 
     def log_det(self, x: Tensor) -> Tensor:
-        """Return the sum of -log(p (1 - p)) + log slope, in nats (B,), float64."""
+        """Return the sum of log(dp/dx) - log(p (1 - p)) over the dimensions, in nats (B,), float64."""
         p = self._fraction(float64(x))
         slope = math.log((1 - 2 * self.margin) / (self.high - self.low))
         return (slope - torch.log(p) - torch.log1p(-p)).flatten(1).sum(dim=1)
@@ -131,7 +131,7 @@ class Compose:
 
     @property
     def levels(self) -> int | None:
-        """Number of grey levels of the data: that of the first transform, None if it has none."""
+        """Number of grey levels of the data, as the first transform declares it; None if it does not."""
         return getattr(self.transforms[0], "levels", None) if self.transforms else None
 
     def __call__(self, x: Tensor) -> Tensor:

@@ -181,7 +181,7 @@ def test_splits_are_disjoint_and_stay_when_files_come_and_go(tmp_path):
         ({"size": [8, 0]}, "size must be 1 or more"),
         ({"size": [8, 8, 8]}, r"or \[height, width\].*got Reader.size=\[8, 8, 8\]"),
         # Their hundredths are 38 and 28.
-        ({"split": "test"}, r"none of the 2 images in .* is in split 'test': take split=train \(2\), all \(2\)"),
+        ({"split": "test"}, r"none of the 2 images in .* is in split 'test': take one of .* train \(2\), all \(2\)"),
     ],
 )
 @pytest.mark.parametrize("root", ["folder", "x.zip"])
@@ -268,7 +268,7 @@ def test_folder_whose_name_ends_like_an_archive(tmp_path):
 def test_png_of_sixteen_bits_is_refused_for_every_kind_of_pixel(channels, tmp_path):
     """Pillow itself returns the upper bytes, so that values below 256 are black."""
     write_files(tmp_path, {"a.png": png16(np.full((4, 4, channels), 200, np.uint16))})
-    with pytest.raises(ValueError, match=r"a\.png is not .*: 16 bits per channel\): remove, convert"):
+    with pytest.raises(ValueError, match=r"a\.png is not .*\(it has 16 bits per channel\): remove, convert"):
         ImageFolder(tmp_path, 4)[0]
 
 

@@ -54,7 +54,7 @@ def test_splits_follow_the_permutation_of_their_seed():
     ("arguments", "message"),
     [
         ((10, "fit", 0.1, 0.1), "split must be one of train, validation, test, all; got 'fit'"),
-        ((10, "train", 0.5, 0.5), "validation=0.5 and test=0.5 must be >= 0, their sum below 1"),
+        ((10, "train", 0.5, 0.5), "must be >= 0, with a sum below 1; got validation=0.5, test=0.5"),
         ((10, "train", -0.1, 0.5), "validation=-0.1"),
         ((10, "test", 0.1, 0.01), "split 'test' of the 10 samples in x.npy is empty with validation=0.1, test=0.01"),
     ],

@@ -73,12 +73,12 @@ def test_labels_that_are_missing_or_not_integers(tmp_path):
     path = tmp_path / "x.parquet"
     write_parquet(path, IMAGES[:2], label=pyarrow.array([3, None]), text=["a", "b"], part=[0.5, 1])
     for name, message in (
-        ("text", "column 'text' has type string, expected integers"),
-        ("part", "column 'part' has type double"),
+        ("text", "column 'text' must hold integers; got type string"),
+        ("part", "column 'part' must hold integers; got type double"),
         ("class", "class does not exist"),
-        ("label", "no label in row 1 of column 'label'"),
+        ("label", "column 'label' has no label in row 1"),
     ):
-        with pytest.raises(ValueError, match=rf"{path} is not .*with these columns \(.*{message}.*other columns"):
+        with pytest.raises(ValueError, match=rf"{path} is not .*with the chosen columns \(.*{message}.*other columns"):
             ParquetImages(path, 6, labels=name)
 
 
@@ -142,7 +142,11 @@ def test_damaged_image_is_named(image, tmp_path):
     write_parquet(tmp_path / "x.parquet", [IMAGES[0], image], row_group_size=1)
     dataset = ParquetImages(tmp_path / "x.parquet", 6)
     assert dataset[0].shape == (3, 6, 6)
-    message = "no image in {}, but .*'1.png'.*images embedded" if image is None else "{} is not an image .*replace it"
+    message = (
+        "{} must hold the bytes of an image; got .*'1.png'.*images embedded"
+        if image is None
+        else "{} is not an image .*replace it"
+    )
     with pytest.raises(ValueError, match=message.format(".*x.parquet, row 0 of row group 1, column 'image'")):
         dataset[1]
 
@@ -151,7 +155,7 @@ def test_columns_without_images(tmp_path):
     path = write_columns(tmp_path / "x.parquet", a=IMAGES, b=IMAGES, text=["a"] * 50)
     assert len(ParquetImages(path, 6, column="b")) == 50
     for column in (None, "text", "c"):
-        message = f"{path} .*column={column!r}, expected one column .* among a: binary b: binary text: string"
+        message = f"{path} .*column must be .* among a: binary b: binary text: string; got {column!r}"
         with pytest.raises(ValueError, match=message):
             ParquetImages(path, 6, column=column)
 

@@ -74,5 +74,5 @@ def test_wrong_arguments(arguments, message):
 
 def test_other_photographs_are_refused(monkeypatch):
     monkeypatch.setattr("sklearn.datasets.load_sample_image", lambda name: PHOTOGRAPHS[0, :400])
-    with pytest.raises(ValueError, match=r"photographs are \(2, 400, 640, 3\), expected 427 x 640 x 3 each"):
+    with pytest.raises(ValueError, match=r"must have shape \(2, 427, 640, 3\); got \(2, 400, 640, 3\)"):
         Patches()

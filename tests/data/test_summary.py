@@ -83,8 +83,13 @@ def test_a_limit_spreads_over_the_dataset():
     [
         ([], {}, ValueError, "the dataset is empty"),
         ([torch.zeros(2)], {"limit": 0}, ValueError, "limit=0"),
-        ([torch.zeros(2), torch.zeros(3)], {}, ValueError, r"different shapes, \(2,\) and \(3,\): crop or pad them"),
-        ([torch.full((2,), float("nan"))], {}, ValueError, "none of 1 items has finite values only"),
+        ([torch.zeros(2), torch.zeros(3)], {}, ValueError, r"the same shape; got \(2,\) and \(3,\): crop or pad them"),
+        (
+            [torch.full((2,), float("nan"))],
+            {},
+            ValueError,
+            "must have a finite state; got NaN or infinity in each of 1 items",
+        ),
         ([[1, 2]], {}, TypeError, r"must be a tensor or \(tensor, condition\); got list"),
         ([np.zeros(2)], {}, TypeError, "got ndarray"),
     ],

@@ -91,9 +91,12 @@ BAD = {
     "two decimal signs": ("a;b\n1,5;2\n2.5;3\n", "line 2, column 'a' of .* is '1,5', .* the decimal sign is '.'"),
     "underscore": ("a,b\n1,1_0\n", "is '1_0'"),
     "other digits": ("a,b\n1,\uff11\n", "is '\uff11'"),
-    "short row": ("a,b\n1,2\n3\n4,5\n", "line 3 of .*x.csv has 1 cells, expected 2: check its end, its quotes and"),
-    "long row": ("1,2\n\n1,2,3\n", "line 3 of .* has 3 cells, expected 2"),
-    "no closing quote": ('1,2\n"1,2\n', "line 2 of .* has 1 cells, expected 2"),
+    "short row": (
+        "a,b\n1,2\n3\n4,5\n",
+        "line 3 of .*x.csv must have 2 cells; got 1: check the end of the line, its quotes and",
+    ),
+    "long row": ("1,2\n\n1,2,3\n", "line 3 of .* must have 2 cells; got 3"),
+    "no closing quote": ('1,2\n"1,2\n', "line 2 of .* must have 2 cells; got 1"),
     "quotes over lines": ('a,b\n1,"x\n2,"y\n3,z\n', "x.csv has a cell in double quotes that spans lines"),
     "empty": ("", "the table .*x.csv is empty"),
     "blank": ("\n \n", "the table .*x.csv is empty"),
@@ -111,15 +114,15 @@ def test_wrong_cell_is_named_by_its_line_and_column(text, message, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"columns": ["d"]}, "'d' does not name one column of .*x.csv; its columns are a, b, b"),
+        ({"columns": ["d"]}, "'d' does not name one column of .*x.csv: the columns are a, b, b"),
         ({"columns": ["b"]}, "'b' does not name one"),
         ({"columns": [3]}, "3 does not name one"),
         ({"labels": "d"}, "'d' does not name one"),
         ({"labels": "a"}, "labels='a' of .*x.csv must be integers from 0, or text; got 1.5"),
         ({"missing": "mean"}, "missing must be one of drop; got 'mean'"),
         ({"decimal": ":"}, "decimal must be one of ., ,; got ':'"),
-        ({"shape": [2]}, r"shape \[2\], but .* gives 3 columns \(a, b, b\): set shape=\[3\]"),
-        ({"columns": []}, r"expected rows of shape \(D,\), but .* gives 0 columns"),
+        ({"shape": [2]}, r"must have shape \[2\]; got 3 columns \(a, b, b\): set shape=\[3\]"),
+        ({"columns": []}, r"must have shape \(D,\); got 0 columns .*: choose at least one"),
         ({"delimiter": ";;"}, "1-character string"),
         ({"split": "fit"}, "got 'fit'"),
     ],
@@ -213,7 +216,7 @@ def test_rows_with_missing_cells_are_dropped_if_asked(tmp_path):
     text = "a,b,c\n1,NA,x\n2,3,\n5,6,y\n,7,y\n8,9,x\n"
     assert read(tmp_path, text, missing="drop", labels="c") == (("a", "b"), [([5, 6], 1), ([8, 9], 0)], ("x", "y"))
     assert read(tmp_path, text, missing="drop", columns=["a"]) == (("a",), [[1], [2], [5], [8]])  # others do not count
-    with pytest.raises(ValueError, match=r"labels='c' of .* must be complete; line 3 has none: .* missing='drop'"):
+    with pytest.raises(ValueError, match=r"labels='c' of .* must be complete; line 3 has no label: .* missing='drop'"):
         read(tmp_path, text.replace("\n,7", "\n0,7"), columns=["a"], labels="c")
     with pytest.raises(ValueError, match=r"line 4, column 'a' of .* is 'z', not a finite number"):
         read(tmp_path, "a,b\n1,NA\n2,3\nz,4\n", missing="drop")
