@@ -116,8 +116,7 @@ class ImageFolder(Items):
     The relative path of a file alone decides its split (the first eight bytes of its SHA-256 modulo 100: 0-4 "test",
     5-9 "validation", the others "train"), so a file stays in its split when others are added or removed. In an archive
     this is the path of the member: an archive made within the folder (`cd faces; zip -0r ../faces.zip .`) has the
-    splits of
-    the folder.
+    splits of the folder.
 
     Args:
         root: the folder, or a file ending in .zip.

@@ -1,6 +1,7 @@
-r"""Distances between samples with their errors: of states directly, and of images in a feature space.
+r"""Distances between samples, with their errors: of states directly, and of images in a feature space.
 
-Distances between a sample x (N, *) of a distribution P and a sample y (M, *) of Q, states flattened, in float64:
+Distances between a sample x (N, *) of a distribution P and a sample y (M, *) of Q, with the states flattened, in
+float64 (W_p the Wasserstein distance on the line; m_x, C_x the mean and covariance of x; m, C those of Q or of y):
 
     sliced Wasserstein   SW_p = (mean over unit vectors u of W_p(u x, u y)^p)^(1/p)               (Rabin et al. 2011)
     maximum mean         MMD^2 = E k(x, x') + E k(y, y') - 2 E k(x, y), k Gaussian                (Gretton et al. 2012)
@@ -9,8 +10,8 @@ Distances between a sample x (N, *) of a distribution P and a sample y (M, *) of
     Frechet distance     |m_x - m_y|^2 + tr(C_x + C_y - 2 (C_x^(1/2) C_y C_x^(1/2))^(1/2))        (1706.08500)
 
 MMD^2 and the energy distance are unbiased U-statistics: where P = Q they are zero on average, and often negative. The
-others are biased upwards by the variance of finite samples: compare them at equal N and M, and with the distance that a
-sample of Q itself has. `bootstrap` gives an interval for any of them.
+others are biased upwards by the variance of finite samples: compare them at equal N and M, and with the distance of a
+second sample of Q from y. `bootstrap` gives an interval for any of them.
 """
 
 from scoresde.metrics.feature_statistics import FeatureStatistics

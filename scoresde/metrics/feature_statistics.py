@@ -43,7 +43,7 @@ class FeatureStatistics:
 
     def __post_init__(self):
         if self.mean.ndim != 1 or self.covariance.shape != 2 * self.mean.shape:
-            shapes = f"{tuple(self.mean.shape)} and {tuple(self.covariance.shape)}"
+            shapes = f"shapes {tuple(self.mean.shape)} and {tuple(self.covariance.shape)}"
             raise ValueError(f"expected a mean (D,) and a covariance (D, D); got {shapes}")
         refuse_nonfinite(self.mean, "the mean", "numbers")
         refuse_nonfinite(self.covariance, "the covariance", "rows")
@@ -73,11 +73,11 @@ class FeatureStatistics:
 
     @classmethod
     def load(cls, path: str | Path) -> "FeatureStatistics":
-        """Read the statistics of a file, written by this library or by another project.
+        """Read the statistics from a file written by this library or by another project.
 
         Raises:
-            FileNotFoundError: no such file.
-            ValueError: a file that is not an .npz archive, or whose arrays are missing or malformed.
+            FileNotFoundError: there is no such file.
+            ValueError: the file is not an .npz archive, or its arrays are missing or malformed.
         """
         path = Path(path)
         if not path.is_file():

@@ -5,9 +5,9 @@
                  file in NVIDIA's convention;
     classifier   the last layer before the classes of a network trained on the labels of the data.
 
-Figures are comparable within one space only: every space has a name and a digest of its weights, reported with each
-figure. Images are (N, C, H, W) with their span, the values of black and white: (0, 255) for 8 bits, (0, 16) for the
-digits.
+Metric values are comparable within one space only: every space has a name and a digest of its weights, which are
+reported with each value. Images (N, C, H, W) come with a span, their values of black and white: (0, 255) for 8 bits,
+(0, 16) for the digits.
 """
 
 import hashlib
@@ -26,6 +26,7 @@ from scoresde.metrics.samples import refuse_nonfinite
 from scoresde.tensors import float64
 
 Span = tuple[float, float]
+"""(black, white): the values of black and of white in images."""
 
 INCEPTION = "datasets/features/inception-2015-12-05.pt"
 INCEPTION_URL = "https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/metrics/inception-2015-12-05.pt"
@@ -54,7 +55,7 @@ class Features:
         return len(self.values)
 
     def refuse_nonfinite(self, name: str) -> None:
-        """Raise ValueError if the features of the images `name` contain NaN or infinity, with their number."""
+        """Raise ValueError if the features of the images `name` contain NaN or infinity; it has their number."""
         refuse_nonfinite(self.values, f"the features of {name}")
         if self.logits is not None:
             refuse_nonfinite(self.logits, f"the logits of {name}")
@@ -133,7 +134,7 @@ def file_sha256(path: Path) -> str:
 class Pixels:
     """The values of images scaled to black at -1 and white at 1, flattened to (N, C H W).
 
-    The kernel of KID, (f g / D + 1)^3, assumes features of this scale: with levels 0 .. 255 it is about 10^12.
+    The kernel of KID, (f g / D + 1)^3, assumes features of this scale: with values 0 .. 255 the kernel is about 10^12.
     """
 
     name, digest, description = "pixels in [-1, 1]", None, "the values of the images, black -1 and white 1"
@@ -148,16 +149,17 @@ class Inception:
 
     The file is NVIDIA's TorchScript translation of the TensorFlow network. It takes uint8 images (N, 3, H, W), resizes
     them to 299 x 299 as TensorFlow did, and with `return_features=True` returns its last pooling layer, (N, 2048).
-    Logits are those of its classes without the bias, as in published Inception scores. Grey images are repeated in all
-    three channels.
+    The logits are those of the network's classes without the bias, as in published Inception scores. Grey images are
+    repeated in all three channels.
 
     Args:
-        path: of the file, read at the first use.
-        sha256: expected digest, by default that of the published file. None accepts any file, and the name says so.
+        path: path of the file, which is read at the first use.
+        sha256: expected digest; default: that of the published file. None accepts any file, and `name` then contains
+            "not verified".
 
     Raises:
         FileNotFoundError: at the first use, the file is missing.
-        ValueError: at the first use, the digest differs, or images have neither 1 nor 3 channels.
+        ValueError: at the first use, the digest differs; in a call, images have neither 1 nor 3 channels.
     """
 
     def __init__(self, path: str | Path = INCEPTION, sha256: str | None = INCEPTION_SHA256):
@@ -172,7 +174,7 @@ class Inception:
         digest = file_sha256(self.path)
         if self.sha256 is not None and digest != self.sha256.lower():
             raise ValueError(
-                f"{self.path} has SHA-256 {digest}, expected {self.sha256} ({INCEPTION_URL} has {INCEPTION_SHA256}): "
+                f"{self.path} must have SHA-256 {self.sha256}; got {digest} ({INCEPTION_URL} has {INCEPTION_SHA256}): "
                 "download it again, or accept this file with features.sha256=null, which the results will report"
             )
         return digest
@@ -208,13 +210,13 @@ class Inception:
 
 
 class ClassifierFeatures:
-    """A classifier trained on such images as a feature space: its last hidden layer, and the logits of its classes.
+    """A classifier of the same kind of images as a feature space: its last hidden layer, and the logits of its classes.
 
     Args:
-        network: returns (features (N, D), logits (N, K)) of images scaled to [0, 1].
-        name: of the space.
-        digest: of the weights.
-        description: training data and accuracy.
+        network: the classifier; returns (features (N, D), logits (N, K)) of images scaled to [0, 1].
+        name: name of the space.
+        digest: SHA-256 of the weights.
+        description: training data and accuracy of the classifier.
     """
 
     def __init__(self, network: nn.Module, name: str, digest: str | None = None, description: str = ""):

@@ -1,4 +1,4 @@
-r"""The Frechet distance between two samples, with its standard error; between features of images it is the FID.
+r"""The Frechet distance between two samples, and its standard error; between Inception features it is the FID.
 
 |m_x - m_y|^2 + tr(C_x + C_y - 2 (C_x^(1/2) C_y C_x^(1/2))^(1/2))        (1706.08500)
 """
@@ -16,12 +16,12 @@ def frechet_distance(mean1: Tensor, covariance1: Tensor, mean2: Tensor, covarian
         |m_1 - m_2|^2 + tr(C_1) + tr(C_2) - 2 tr((C_1^(1/2) C_2 C_1^(1/2))^(1/2))
 
     Between moments of a network's features it is called FID (1706.08500). Both roots are those of symmetric matrices,
-    computed from eigenvalues with negative rounding errors set to zero: this also holds for singular covariances. A
-    distance that does not exceed its own rounding error, of either sign, is returned as exactly 0.
+    computed from eigenvalues with negative rounding errors set to zero, so singular covariances are allowed. A distance
+    whose magnitude does not exceed its rounding error is returned as exactly 0.
 
-    An eigenvalue lambda under the outer root has an error of at most e = D eps lambda_max, and its root one of
-    min(e^(1/2), e / lambda^(1/2)): half of the digits are lost in directions without variance. The error of the traces
-    is D eps, relative.
+    An eigenvalue lambda under the outer root has an error of at most e = D eps lambda_max (eps the machine epsilon),
+    and its root an error of at most min(e^(1/2), e / lambda^(1/2)): half of the digits are lost in directions without
+    variance. The relative error of the traces is D eps.
 
     Args:
         mean1, mean2: (D,).
@@ -48,18 +48,18 @@ def frechet_distance(mean1: Tensor, covariance1: Tensor, mean2: Tensor, covarian
 def frechet_influence(x: Tensor, mean: Tensor, covariance: Tensor) -> Tensor:
     """Return N times the first-order effect of each sample of x on the Frechet distance from a Gaussian.
 
-    With T the symmetric matrix that transports the covariance C_x to C (T C_x T = C), the influence of a sample that
-    lies d away from the mean m_x is 2 d (m_x - m) + d (I - T) d - tr((I - T) C_x).
+    With T the symmetric matrix that transports the covariance C_x of x to C (T C_x T = C), the influence of a sample at
+    m_x + d, with m_x the mean of x, is 2 d (m_x - m) + d (I - T) d - tr((I - T) C_x).
 
     Args:
         x: a sample (N, *).
-        mean, covariance: m (D,) and C (D, D), of the Gaussian.
+        mean, covariance: m (D,) and C (D, D) of the Gaussian.
 
     Returns:
-        (N,), float64; its mean is 0 up to a factor (N - 1)/N of the covariance.
+        (N,), float64; the mean over x is 0, except for a term of order 1/N.
 
     Raises:
-        ValueError: moments of another size than the states.
+        ValueError: the moments do not have the size of the states.
     """
     mean, covariance = check_moments(flatten(x).shape[1], mean, covariance)
     own_mean, own_covariance = moments(x)

@@ -1,22 +1,23 @@
-r"""Quality metrics of samples, computed on features of images: (N, D) of the samples x, (M, D) of the data y.
+r"""Quality metrics of samples, computed on features of images: (N, D) for the samples x, (M, D) for the data y.
 
     Frechet distance   |m_x - m_y|^2 + tr(C_x + C_y - 2 (C_x C_y)^(1/2)), "FID" on Inception features (1706.08500);
-                       biased upwards by O(1/N + 1/M): compare it at equal N and M, and with the noise floor.
+                       biased upwards by O(1/N + 1/M): compare it at equal N and M, and with the noise floor, the
+                       distance between two sets of real data.
     kernel distance    MMD^2 with the kernel (f g / D + 1)^3, "KID" (1801.01401); unbiased, so it can be negative.
-    Inception score    exp(mean KL(p(c|x), p(c))) of the probabilities of a classifier (1606.03498); of samples only.
-    precision, recall  the fraction of samples inside the manifold of the data, and vice versa (1904.06991). The
+    Inception score    exp(mean KL(p(c|x), p(c))) of the probabilities of a classifier (1606.03498); uses x only.
+    precision, recall  the fraction of samples inside the manifold of the data, and vice versa (1904.06991). A
                        manifold is the union of balls around features, out to the third nearest neighbour of each.
 
-Every metric value comes with an error, and names which kind of error it is:
+Every metric value comes with an error and the kind of this error:
 
     Frechet distance   the standard error, from influence functions (see `metrics.frechet`); none for equal moments,
-                       where these are zero;
-    KID                the standard deviation over subsets, as published: of one subset, not of the mean;
-    Inception score    the standard deviation over splits, as published: of one split, not of the mean;
+                       where the influence functions are zero;
+    KID                the standard deviation over subsets, as published: the error of one subset, not of the mean;
+    Inception score    the standard deviation over splits, as published: the error of one split, not of the mean;
     precision, recall  the distance to the farther end of Wilson's 68% interval of a fraction, for a fixed manifold:
                        about the standard error, and not zero where none or all samples lie inside.
 
-A metric of features that are NaN or infinite is refused, with their number.
+Features that are NaN or infinite are refused with an error that has their number.
 
 KID and Inception score are computed by torchmetrics from given features. The Frechet distance is computed by
 `metrics.moments`: it equals that of torchmetrics, and is also right for singular covariances (fewer samples than
@@ -47,7 +48,7 @@ LOCAL = {"sync_on_compute": False}  # every process has all features; torchmetri
 
 @dataclass(frozen=True)
 class MetricValue:
-    """The value of a metric, its error (None if it has none), and what kind of error that is."""
+    """The value of a metric, its error (None if it has none), and the kind of this error."""
 
     metric: str
     value: float
@@ -59,7 +60,7 @@ def frechet(x: Tensor, y: Tensor | FeatureStatistics) -> MetricValue:
     """Return the Frechet distance of features (N, D) from features (M, D), or from statistics taken as exact.
 
     Raises:
-        ValueError: the numbers of features differ, there are fewer than 2 samples, or some are not finite.
+        ValueError: the numbers of features differ, there are fewer than 2 samples, or a feature is not finite.
     """
     if isinstance(y, FeatureStatistics):
         exact = y.mean.to(x.device), y.covariance.to(x.device)
@@ -79,18 +80,21 @@ def kernel_distance(
     Args:
         x, y: features (N, D) and (M, D).
         subsets: number of subsets.
-        subset_size: by default 1,000, as published, or half of the features if that is less.
-        seed: of the subsets.
+        subset_size: number of samples in a subset; default: 1,000, as published, or half of the smaller set if that is
+            less.
+        seed: seed of the subsets.
 
     Raises:
-        ValueError: the numbers of features differ, fewer than 4 samples or some that are not finite, or subsets larger
-            than the samples.
+        ValueError: the numbers of features differ, a set has fewer than 4 samples or a feature that is not finite, or
+            `subset_size` exceeds the number of samples.
     """
     x, y = flatten_pair(x, y)
     fewest = min(len(x), len(y))
     size = min(LARGEST_SUBSET, fewest // 2) if subset_size is None else subset_size
     if not 2 <= size <= fewest or subsets < 1:
-        raise ValueError(f"expected subsets of 2 to {fewest} samples for KID; got {subsets} subsets of {size}")
+        raise ValueError(
+            f"expected at least 1 subset of 2 to {fewest} samples for KID; got {subsets} subsets of {size} samples"
+        )
     from torchmetrics.image.kid import KernelInceptionDistance  # imported here: it takes as long as importing torch
 
     with _torchmetrics(seed):
@@ -107,8 +111,8 @@ def inception_score(logits: Tensor, splits: int = SPLITS, seed: int = 0) -> Metr
 
     Args:
         logits: unnormalised log-probabilities of classes, (N, K).
-        splits: number of parts, each with its own score and p(c).
-        seed: of the order in which the samples are split.
+        splits: number of splits, each with its own p(c) and score.
+        seed: seed of the order in which the samples are split.
 
     Raises:
         ValueError: logits are not a matrix or not finite, or there are fewer than 2 samples per split.
@@ -139,22 +143,25 @@ def _torchmetrics(seed: int) -> Iterator[None]:
 def precision_recall(
     x: Tensor, y: Tensor, neighbours: int = NEIGHBOURS, chunk: int = 1024
 ) -> tuple[MetricValue, MetricValue]:
-    """Return improved precision and recall (1904.06991, eq. 1 and 2): the fractions inside each other's manifold.
+    """Return improved precision and recall (1904.06991, eq. 1 and 2).
 
-    The manifold of a set is the union of closed balls around its features, with the distance to the k-th nearest other
+    Precision is the fraction of x inside the manifold of y, recall the fraction of y inside the manifold of x. The
+    manifold of a set is the union of closed balls around its features, with the distance to the k-th nearest other
     feature as radius. A point on the boundary, up to the rounding of its squared distance, is inside.
 
     Args:
         x, y: features (N, D) of samples and (M, D) of data.
         neighbours: k.
-        chunk: rows of the distance matrix at a time; uses 16 chunk max(N, M) bytes.
+        chunk: number of rows of the distance matrix that are computed at once, in 16 chunk max(N, M) bytes.
 
     Raises:
-        ValueError: the numbers of features differ, or a set has no more than k samples or some that are not finite.
+        ValueError: the numbers of features differ, or a set has at most k samples or a feature that is not finite.
     """
     x, y = flatten_pair(x, y)
     if not 1 <= neighbours < min(len(x), len(y)):
-        raise ValueError(f"expected 1 <= neighbours < number of samples; got {neighbours} with {len(x)} and {len(y)}")
+        raise ValueError(
+            f"expected 1 <= neighbours < number of samples; got {neighbours=} for {len(x)} and {len(y)} samples"
+        )
     values = []
     for name, points, manifold in (("precision", x, y), ("recall", y, x)):
         share = wilson(_count_within(points, manifold, neighbours, chunk), len(points))
@@ -176,7 +183,7 @@ def _count_within(points: Tensor, manifold: Tensor, neighbours: int, chunk: int)
 
 
 def _squares(x: Tensor, y: Tensor, chunk: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield squared distances of rows of x from all of y, (chunk, M), by products, and bounds of their rounding."""
+    """Yield squared distances (chunk, M) of rows of x from all rows of y, by products, and bounds of their rounding."""
     lengths, relative = y.square().sum(dim=1), y.shape[1] * torch.finfo(y.dtype).eps
     for part in x.split(chunk):
         total = part.square().sum(dim=1, keepdim=True) + lengths
@@ -190,7 +197,7 @@ def check_names(kind: str, names: Sequence[str], known: Iterable[str]) -> tuple[
     """Return the names as a tuple.
 
     Raises:
-        ValueError: a name that is not among `known`.
+        ValueError: a name is not among `known`.
     """
     if unknown := [name for name in names if name not in known]:
         raise ValueError(f"{kind} must be one of {', '.join(known)}; got {unknown[0]!r}")
@@ -217,14 +224,14 @@ def measure(
     """Compute the metrics of samples against data, except those that are `missing`.
 
     Args:
-        x, y: features of samples and of data; or statistics of data, whose features are used if they are stored.
+        x, y: features of samples and of data; y may be statistics of data, whose features are used if they are stored.
         metrics: names among `METRICS`.
-        seed: of subsets and splits.
-        device: to compute on.
+        seed: seed of subsets and splits.
+        device: device to compute on.
 
     Raises:
-        ValueError: an unknown metric, different numbers of features, too few samples, or features that are NaN or
-            infinite.
+        ValueError: a metric is unknown, the numbers of features differ, there are too few samples, or a feature is NaN
+            or infinite.
     """
     names = set(check_names("metric", metrics, METRICS))
     device = "cpu" if torch.device(device).type == "mps" else device  # MPS has no float64
@@ -257,11 +264,12 @@ def measure_images(
     """Compute the metrics of images (N, C, H, W) against images (M, C, H, W) in a feature space.
 
     Args:
-        x, y: images; span: their values of black and white, see `metrics.features`.
+        x, y: images of samples and of data.
         space: the feature space.
+        span: the values of black and white in x and y.
         metrics: names among `METRICS`.
-        batch_size: of the feature extraction.
-        seed: of subsets and splits.
+        batch_size: batch size of the feature extraction.
+        seed: seed of subsets and splits.
     """
     samples, data = (extract(space, images, span, batch_size) for images in (x, y))
     return measure(samples, data, metrics, seed)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-FEWEST = 4  # samples that can be halved
+FEWEST = 4  # smallest number of samples that can be halved
 
 Statistic = Callable[..., Tensor]
 
@@ -24,8 +24,8 @@ class Interval:
 def wilson(count: int, total: int, z: float = 1.0) -> Interval:
     """Return a fraction count/total and Wilson's interval, the p with |count/total - p| <= z (p (1 - p)/total)^(1/2).
 
-    (Wilson, "Probable inference", JASA 1927.) The interval lies in [0, 1]. If none or all of n were counted, it reaches
-    from there to a distance of z^2/(n + z^2), where the usual standard error is 0.
+    (Wilson, "Probable inference", JASA 1927.) The interval lies in [0, 1]. If the fraction is 0 or 1, where the usual
+    standard error is 0, the interval has the length z^2/(total + z^2).
 
     Args:
         count, total: number of successes, and of trials, at least one.
@@ -54,36 +54,37 @@ def bootstrap(
     """Return a statistic of samples and an interval for its expectation, from half-samples.
 
     Resampling with replacement repeats points, and distances between samples mistake repeated points for structure:
-    they come out too large, by about their own bias once more. Halves drawn without replacement repeat no point. For n
+    the distances come out too large, by about their bias. Halves drawn without replacement repeat no point. For n
     samples, the statistics of halves vary around their mean as the statistic itself varies around its expectation
-    (the delete-d jackknife with d = n/2, whose factor (n - d)/d is 1: Shao and Wu 1989). Their mean has the bias of n/2
-    samples and is subtracted: with v the value and e_q the quantiles of the halves minus their mean, the interval is
+    (the delete-d jackknife with d = n/2, whose factor (n - d)/d is 1: Shao and Wu 1989). The mean over halves has the
+    bias of n/2 samples and is subtracted: with v the value of the statistic and e_q the q-quantile of the statistics of
+    halves minus their mean, the interval is
 
         [v + e_((1 - level)/2),  v + e_(1 - (1 - level)/2)].
 
     It covers the expectation of the statistic at N and M samples, around which repeated experiments scatter. For an
-    unbiased statistic this is the distance; for a biased one, the distance with its bias. Measured between Gaussians in
+    unbiased statistic this is the distance; for a biased one, the distance plus the bias. Measured between Gaussians in
     3 dimensions with 200 samples each (300 repetitions; sliced Wasserstein, energy and Frechet distance, error of the
-    mean), 95% intervals cover it in 93% to nearly 100% of repetitions. Where P = Q they are too wide and nearly always
-    cover it.
+    mean), 95% intervals cover this expectation in 93% to nearly 100% of repetitions. If x and y have the same
+    distribution, the intervals are too wide and nearly always cover it.
 
     Args:
         statistic: a function of (x, y), or of x alone, that returns `()`. `SlicedWasserstein` and `Discrepancy` are
-            statistics of index sets: pass their `.all` as x and y.
+            functions of indices: pass the two index tensors `.all` of such an object as x and y.
         x, y: samples (N, ...) and (M, ...).
-        resamples: number of halves drawn.
+        resamples: number of halves that are drawn.
         level: confidence level.
-        generator: draws the halves.
+        generator: generator that draws the halves.
 
     Raises:
-        ValueError: fewer than 4 samples, fewer than 2 resamples, a level outside (0, 1), or a statistic that is NaN or
-            infinite.
+        ValueError: there are fewer than 4 samples or fewer than 2 resamples, `level` is outside (0, 1), or a statistic
+            is NaN or infinite.
     """
     samples = [x] if y is None else [x, y]
     if min(len(part) for part in samples) < FEWEST:
         raise ValueError(f"an interval needs at least {FEWEST} samples; got {[len(part) for part in samples]}")
     if resamples < 2 or not 0 < level < 1:
-        raise ValueError(f"expected resamples >= 2 and level in (0, 1); got {resamples} and {level}")
+        raise ValueError(f"expected resamples >= 2 and level in (0, 1); got {resamples=} and {level=}")
     value = float(statistic(*samples))
     halves = torch.stack([statistic(*(_half(part, generator) for part in samples)) for _ in range(resamples)]).double()
     if not math.isfinite(value) or not bool(halves.isfinite().all()):

@@ -2,7 +2,7 @@ r"""Unbiased kernel distances between samples (U-statistics): maximum mean discr
 
     MMD^2 = E k(x, x') + E k(y, y') - 2 E k(x, y)                                    (Gretton et al. 2012)
 
-with k a mean of Gaussians. The energy distance is the same with k = -|x - y| (1207.6076).
+with k a mean of Gaussians. The energy distance is the same expression with k = -|x - y| (1207.6076).
 """
 
 from collections.abc import Callable, Sequence
@@ -21,8 +21,8 @@ class Discrepancy:
 
         sum_(a != b) k(x_a, x_b) / (N (N - 1)) + sum_(a != b) k(y_a, y_b) / (M (M - 1)) - 2 sum k(x_a, y_b) / (N M)
 
-    over the samples selected by i and j; `all` selects every sample. Stores the kernel of all pairs:
-    8 (N^2 + N M + M^2) bytes.
+    over the samples selected by i and j; the attribute `all` selects every sample. The object stores the kernel of all
+    pairs: 8 (N^2 + N M + M^2) bytes.
 
     Args:
         x, y: samples (N, *) and (M, *).
@@ -53,7 +53,7 @@ def gaussian(bandwidths: Sequence[float]) -> Callable[[Tensor], Tensor]:
     """Return the kernel mean_h exp(-|x - y|^2 / (2 h^2)) as a function of distances.
 
     Raises:
-        ValueError: no bandwidth, or one that is not positive.
+        ValueError: there is no bandwidth, or a bandwidth is not positive.
     """
     if not len(bandwidths) or not all(h > 0 for h in bandwidths):
         raise ValueError(f"expected at least one bandwidth, all positive; got {list(bandwidths)}")
@@ -80,7 +80,9 @@ def median_bandwidths(y: Tensor) -> list[float]:
     rows = torch.linspace(0, len(flat) - 1, min(len(flat), MEDIAN_POINTS)).round().long()
     median = float(torch.pdist(flat[rows.to(flat.device)]).median())
     if not median > 0:
-        raise ValueError("the median distance between samples of y is 0: most of them are the same")
+        raise ValueError(
+            "the median distance between samples of y is 0, as most of these samples are equal: choose bandwidths"
+        )
     return [scale * median for scale in SCALES]
 
 
@@ -89,8 +91,8 @@ def mmd(x: Tensor, y: Tensor, bandwidths: Sequence[float] | None = None) -> Tens
 
     Args:
         x, y: samples (N, *) and (M, *).
-        bandwidths: of the Gaussians whose mean is the kernel; `median_bandwidths(y)` by default, so that comparisons
-            of several x with one y use the same kernel.
+        bandwidths: standard deviations h of the Gaussians whose mean is the kernel; default `median_bandwidths(y)`, so
+            that comparisons of several x with one y use the same kernel.
 
     Returns:
         (), float64; negative where x and y are closer than two samples of one distribution are on average.
@@ -108,7 +110,7 @@ def energy_distance(x: Tensor, y: Tensor) -> Tensor:
     It is zero for equal distributions and positive otherwise; its square root is a metric.
 
     Returns:
-        (), float64; an estimate may be negative, as that of `mmd`.
+        (), float64; the estimate may be negative, as for `mmd`.
 
     Raises:
         ValueError: x and y have states of different shapes.

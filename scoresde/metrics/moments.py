@@ -1,7 +1,9 @@
-"""Errors of the mean and the covariance of samples, and principal components as features.
+"""Errors of the mean m_x and the covariance C_x of a sample x, and principal components as features.
 
 mean        |m_x - m| / tr(C)^(1/2)
 covariance  |C_x - C|_F / |C|_F
+
+with m and C the expected mean and covariance.
 """
 
 from dataclasses import dataclass
@@ -24,14 +26,14 @@ def mean_error(x: Tensor, mean: Tensor, covariance: Tensor) -> Tensor:
 
     Args:
         x: a sample (N, *).
-        mean, covariance: m (D,) or (*) and C (D, D), exact or of another sample (`moments`).
+        mean, covariance: m (D,) or (*) and C (D, D), exact or from another sample (`moments`).
 
     Returns:
-        (), float64. Its root mean square is (1/N)^(1/2) where x has these moments.
+        (), float64. Its root mean square is (1/N)^(1/2) if the distribution of x has these moments.
 
     Raises:
-        ValueError: moments of another size than the states, samples or moments that are not finite, or a covariance of
-            zero.
+        ValueError: the moments do not have the size of the states, samples or moments are not finite, or the covariance
+            is zero.
     """
     mean, covariance = check_moments(flatten(x).shape[1], mean, covariance)
     return (flatten(x).mean(dim=0) - mean).norm() / _refuse_constant(covariance).trace().sqrt()
@@ -44,8 +46,8 @@ def covariance_error(x: Tensor, covariance: Tensor) -> Tensor:
         (), float64.
 
     Raises:
-        ValueError: a covariance of another size than the states, samples or a covariance that are not finite, or a
-            covariance of zero.
+        ValueError: the covariance does not have the size of the states, samples or the covariance are not finite, or
+            the covariance is zero.
     """
     mean, own = moments(x)
     _, covariance = check_moments(len(mean), mean, covariance)
@@ -55,7 +57,7 @@ def covariance_error(x: Tensor, covariance: Tensor) -> Tensor:
 def check_moments(size: int, mean: Tensor, covariance: Tensor) -> tuple[Tensor, Tensor]:
     """Return (mean (D,), covariance (D, D)) in float64; raise ValueError for another size, NaN or infinity."""
     if mean.numel() != size or covariance.shape != (size, size):
-        shapes = f"{tuple(mean.shape)} and {tuple(covariance.shape)}"
+        shapes = f"shapes {tuple(mean.shape)} and {tuple(covariance.shape)}"
         raise ValueError(f"expected a mean ({size},) and a covariance ({size}, {size}); got {shapes}")
     refuse_nonfinite(mean.reshape(size, 1), "the mean", "numbers")
     refuse_nonfinite(covariance, "the covariance", "rows")
@@ -63,7 +65,7 @@ def check_moments(size: int, mean: Tensor, covariance: Tensor) -> tuple[Tensor, 
 
 
 def _refuse_constant(covariance: Tensor) -> Tensor:
-    """Return the covariance, the unit of an error; raise ValueError if it is zero."""
+    """Return the covariance, which is the unit of the errors; raise ValueError if it is zero."""
     if not bool(covariance.any()):
         raise ValueError("the covariance must not be zero, as it is the unit of the error: the data are constant")
     return covariance
@@ -71,9 +73,10 @@ def _refuse_constant(covariance: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class PrincipalComponents:
-    """The coordinates of states along the directions of largest variance of some data.
+    """A map from states to their coordinates along the directions of largest variance of a data set.
 
-    centre: the mean of the data, (D,). axes: (k, D), orthonormal, largest variance first. `str` names the features.
+    centre: the mean of the data, (D,). axes: the directions (k, D), orthonormal, the one of largest variance first.
+    `str` gives the name of the features.
     """
 
     centre: Tensor

@@ -1,11 +1,11 @@
-"""Samples of states (N, *) as float64 matrices (N, D), the form that every distance computes with."""
+"""Conversion of samples of states (N, *) to float64 matrices (N, D), with which every distance computes."""
 
 import torch
 from torch import Tensor
 
 from scoresde.tensors import float64
 
-SHOWN = 8  # indices of samples in an error message
+SHOWN = 8  # largest number of indices in an error message
 
 
 def refuse_nonfinite(x: Tensor, name: str, rows: str = "samples") -> None:
@@ -24,17 +24,17 @@ def flatten(x: Tensor, name: str = "x") -> Tensor:
         ValueError: x has fewer than two dimensions or fewer than two samples, or contains NaN or infinity.
     """
     if x.ndim < 2 or x.shape[0] < 2:
-        raise ValueError(f"{name} has shape {tuple(x.shape)}: expected (N, *) with at least 2 samples")
+        raise ValueError(f"{name} must have shape (N, *) with at least 2 samples; got {tuple(x.shape)}")
     refuse_nonfinite(x, name)
     return float64(x).flatten(1)
 
 
 def flatten_pair(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """Return two samples of equal state shape, each flattened to a float64 matrix.
+    """Return two samples with states of the same shape, each flattened to a float64 matrix.
 
     Raises:
-        ValueError: the states differ in shape, or a sample has fewer than two of them, or some that are not finite.
+        ValueError: the states differ in shape, or a sample has fewer than two states or a state that is not finite.
     """
     if x.shape[1:] != y.shape[1:]:
-        raise ValueError(f"x {tuple(x.shape)} and y {tuple(y.shape)} must have states of the same shape")
+        raise ValueError(f"x and y must have states of the same shape; got {tuple(x.shape)} and {tuple(y.shape)}")
     return flatten(x), flatten(y, "y")

@@ -23,7 +23,7 @@ def wasserstein(x: Tensor, y: Tensor, order: float = 2) -> Tensor:
         (...), float64.
 
     Raises:
-        ValueError: order < 1, leading dimensions that differ, or values that are not finite.
+        ValueError: order < 1, the leading dimensions differ, or a value is not finite.
     """
     if x.shape[:-1] != y.shape[:-1]:
         raise ValueError(f"x and y must have the same leading dimensions; got {tuple(x.shape)} and {tuple(y.shape)}")
@@ -59,17 +59,17 @@ def directions(size: int, count: int, generator: torch.Generator | None = None) 
 class SlicedWasserstein:
     """The sliced Wasserstein distance of order p between subsets of x and y.
 
-    Called with indices i of x and j of y, each at most once, it returns a scalar `()`. The attribute `all` has the
-    indices of every sample.
+    A call with indices i of x and j of y, each at most once, returns a scalar `()`. The attribute `all` is the pair of
+    the indices of every sample.
 
-    Sorts the projections once: the order within a subset follows from the order of all. Computes on the CPU, whichever
-    device the samples are on.
+    The projections are sorted once, since the order within a subset follows from the order of all samples. They are
+    kept on the CPU, whichever device the samples are on.
 
     Args:
         x, y: samples (N, *) and (M, *).
         projections: number of directions, or the directions themselves, (P, D).
         order: p >= 1.
-        generator: draws the directions.
+        generator: generator that draws the directions.
 
     Raises:
         ValueError: shapes of samples or directions do not match, or order < 1.
@@ -97,7 +97,7 @@ class SlicedWasserstein:
 
     @staticmethod
     def _select(projected: tuple[Tensor, Tensor], rows: Tensor) -> Tensor:
-        """Return the sorted projections (P, n) of some rows, from (sorted values, order) of all of them."""
+        """Return the sorted projections (P, n) of some rows, from the sorted values and the order of all rows."""
         values, order = projected
         is_selected = torch.zeros(values.shape[1], dtype=torch.bool)
         is_selected[rows] = True
@@ -108,7 +108,7 @@ class SlicedWasserstein:
 def sliced_wasserstein(
     x: Tensor, y: Tensor, projections: int | Tensor = 128, order: float = 2, generator: torch.Generator | None = None
 ) -> Tensor:
-    """Return (mean over directions u of W_p(u x, u y)^p)^(1/p), W_p exact for any N and M; in the units of the state.
+    """Return (mean over directions u of W_p(u x, u y)^p)^(1/p), with W_p exact for any N and M, in units of the state.
 
     For two Gaussians of covariance s^2 I with means a distance |m| apart, SW_2 = |m| / D^(1/2).
 

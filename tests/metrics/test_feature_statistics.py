@@ -61,7 +61,7 @@ class Danger:
     ("arrays", "message"),
     [
         ({"images": np.zeros(3)}, "expected the arrays mu and sigma, or pool_3"),
-        ({"mu": np.zeros(3), "sigma": np.zeros((2, 2))}, r"a covariance \(D, D\); got \(3,\) and \(2, 2\)"),
+        ({"mu": np.zeros(3), "sigma": np.zeros((2, 2))}, r"a covariance \(D, D\); got shapes \(3,\) and \(2, 2\)"),
         (
             {"mu": np.full(2, np.nan), "sigma": np.eye(2)},
             "the mean must be finite; got NaN or infinity in 2 of 2 numbers",

@@ -81,7 +81,7 @@ def test_a_file_with_another_digest_is_not_loaded(detector, tmp_path):
     with pytest.raises(FileNotFoundError, match=f"download {INCEPTION_URL} .SHA-256 {INCEPTION_SHA256}"):
         _ = Inception(tmp_path / "none.pt").name
     other = Inception(path)
-    with pytest.raises(ValueError, match=f"has SHA-256 {file_sha256(path)}, expected {INCEPTION_SHA256}"):
+    with pytest.raises(ValueError, match=f"must have SHA-256 {INCEPTION_SHA256}; got {file_sha256(path)}"):
         _ = other.module
     assert "module" not in vars(other)
     unchecked = Inception(path, None)

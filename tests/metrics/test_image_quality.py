@@ -192,7 +192,7 @@ def test_images_are_measured_in_their_feature_space():
         (lambda: kernel_distance(normal(9, 2) / 0, normal(9, 2)), "x must be finite; got NaN or infinity in 9 of 9"),
         (lambda: inception_score(normal(20, 2) * math.nan), "logits must be finite; got NaN or infinity in 20 of 20"),
         (lambda: inception_score(normal(9, 2)), "N >= 2 for each of 10 splits"),
-        (lambda: precision_recall(normal(3, 2), normal(9, 2)), "neighbours < number of samples; got 3 with 3 and 9"),
+        (lambda: precision_recall(normal(3, 2), normal(9, 2)), "number of samples; got neighbours=3 for 3 and 9"),
         (lambda: measure(Features(normal(4, 2)), Features(normal(4, 2)), ["fid"]), "got 'fid'"),
     ],
 )

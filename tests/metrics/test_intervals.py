@@ -90,8 +90,8 @@ def test_intervals_cover_the_expectation(statistic, shift):
     ("arguments", "message"),
     [
         ({"x": normal(3)}, r"needs at least 4 samples; got \[3\]"),
-        ({"x": normal(9), "resamples": 1}, "expected resamples >= 2 .* got 1 and 0.95"),
-        ({"x": normal(9), "level": 1.0}, r"level in \(0, 1\); got 200 and 1.0"),
+        ({"x": normal(9), "resamples": 1}, "expected resamples >= 2 .* got resamples=1 and level=0.95"),
+        ({"x": normal(9), "level": 1.0}, r"level in \(0, 1\); got resamples=200 and level=1.0"),
     ],
 )
 def test_wrong_input(arguments, message):

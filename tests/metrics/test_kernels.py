@@ -50,7 +50,7 @@ def test_default_bandwidths_are_multiples_of_the_median_distance_in_y():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: mmd(normal(4, 2), normal(4, 3)), r"x \(4, 2\) and y \(4, 3\) must have states of the same shape"),
+        (lambda: mmd(normal(4, 2), normal(4, 3)), r"the same shape; got \(4, 2\) and \(4, 3\)"),
         (lambda: mmd(normal(4, 2), normal(4, 2) / 0), "y must be finite; got NaN or infinity in 4 of 4 samples"),
         (lambda: energy_distance(normal(4, 2) / 0, normal(4, 2)), "x must be finite; got NaN or infinity in 4 of 4"),
         (lambda: mmd(normal(4, 2), normal(4, 2), [1.0, 0.0]), "all positive"),

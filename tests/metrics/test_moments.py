@@ -35,7 +35,7 @@ def test_principal_components_have_the_variances_of_the_data():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: mean_error(normal(4, 2), torch.zeros(3), torch.eye(3)), r"mean \(2,\) .* got \(3,\) and \(3, 3\)"),
+        (lambda: mean_error(normal(4, 2), torch.zeros(3), torch.eye(3)), r"mean \(2,\) .* shapes \(3,\) and \(3, 3\)"),
         (lambda: moments(normal(4, 2) / 0), "x must be finite; got NaN or infinity in 4 of 4 samples"),
         (lambda: mean_error(normal(4, 2), *moments(torch.ones(4, 2))), "the covariance must not be zero"),
         (lambda: covariance_error(torch.ones(4, 2), torch.zeros(2, 2)), "the covariance must not be zero"),

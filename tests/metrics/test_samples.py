@@ -14,11 +14,11 @@ def test_states_of_any_rank_become_float64_rows():
 
 
 def test_errors_name_the_wrong_sample():
-    with pytest.raises(ValueError, match=r"y has shape \(1, 2\): expected \(N, \*\) with at least 2 samples"):
+    with pytest.raises(ValueError, match=r"y must have shape \(N, \*\) with at least 2 samples; got \(1, 2\)"):
         flatten_pair(normal(4, 2), normal(1, 2))
     with pytest.raises(
         ValueError, match=r"y must be finite; got NaN or infinity in 4 of 4 samples \(first \[0, 1, 2, 3"
     ):
         flatten_pair(normal(4, 2), normal(4, 2) / 0)
-    with pytest.raises(ValueError, match=r"x \(4, 2\) and y \(4, 3\) must have states of the same shape"):
+    with pytest.raises(ValueError, match=r"x and y must have states of the same shape; got \(4, 2\) and \(4, 3\)"):
         flatten_pair(normal(4, 2), normal(4, 3))

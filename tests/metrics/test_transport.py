@@ -54,7 +54,7 @@ NAN = normal(4, 2).index_fill(0, torch.tensor([2]), torch.nan)
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: sliced_wasserstein(normal(4), normal(4)), r"x has shape \(4,\): expected \(N, \*\)"),
+        (lambda: sliced_wasserstein(normal(4), normal(4)), r"x must have shape \(N, \*\) .*; got \(4,\)"),
         (lambda: sliced_wasserstein(normal(4, 2), normal(4, 2), 0), "at least 1 projection; got 0"),
         (lambda: sliced_wasserstein(normal(4, 2), normal(4, 2), normal(5, 3)), r"\(P, 2\); got \(5, 3\)"),
         (lambda: sliced_wasserstein(normal(4, 2), NAN), r"y must be finite; got NaN or infinity in 1 of 4 .* \[2\]"),
