@@ -1,4 +1,4 @@
-"""Gaussian mixtures and their exact diffusion: the oracle that every method is tested against.
+"""Gaussian mixtures and their exact diffusion, against which every method is tested.
 
 Data p_0 = sum_k w_k N(m_k, R_k diag(s_k^2) R_k^T) stays a mixture under every SDE of this library,
 
@@ -35,8 +35,8 @@ class GaussianMixture(FullPrecision):
     Args:
         means: (K, *).
         stds: standard deviations along the axes of each component, (K,) or (K, *).
-        weights: (K,), positive, normalised here; equal by default.
-        rotation: orthogonal matrices R, (D, D) or (K, D, D) with D the product of `*`; the identity by default.
+        weights: (K,), positive; the constructor normalises them. Default: equal weights.
+        rotation: orthogonal matrices R, (D, D) or (K, D, D) with D the product of `*`; default: the identity.
 
     Raises:
         ValueError: shapes do not fit, a standard deviation or weight is not positive, or a rotation is not orthogonal.
@@ -166,11 +166,14 @@ def _checked_rotation(rotation: Tensor, count: int, size: int) -> Tensor:
 
 def _check_marginal(sde: SDE | None, t: Tensor | float | None) -> None:
     if (sde is None) != (t is None):
-        raise ValueError("a marginal needs both an SDE and a time; got only one of them")
+        given = "t" if sde is None else "sde"
+        raise ValueError(
+            f"a marginal needs both an SDE and a time; got {given} only: give both, or neither for the data"
+        )
 
 
 class _Marginal:
-    """The mixture at time t, evaluated at x: the terms of the closed forms above.
+    """The mixture at time t, evaluated at x: the terms of the closed forms in the module docstring.
 
     variances: v_k, (1, K, D) or (B, K, D). offset: R_k^T (x - alpha m_k); component_scores: R_k^T u_k, both (B, K, D)
     along the axes of each component. log_joint, responsibilities: (B, K).
@@ -202,7 +205,7 @@ class _Marginal:
 
 
 class _ExactViews(Views):
-    """The exact views, with score and velocity also where sigma is 0: x does not tell the noise there."""
+    """The exact views; score and velocity are exact also where sigma is 0 and x does not determine the noise."""
 
     def __init__(self, views: Views, mixture: GaussianMixture, sde: SDE, x: Tensor):
         super().__init__(sde, views.t)
@@ -226,7 +229,7 @@ class _ExactViews(Views):
         return self._mixture.score(self._x, self._sde, self.t)
 
     def _closed_velocity(self) -> Tensor:
-        """f x - g^2/2 score."""
+        """Return f x - g^2/2 score, in closed form."""
         drift, diffusion = (broadcast(part(self.t), self._x) for part in (self._sde.drift, self._sde.diffusion))
         return drift * self._x - 0.5 * diffusion.square() * self._closed_score()
 

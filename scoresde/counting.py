@@ -1,4 +1,4 @@
-"""Counts of network evaluations and of products with networks' Jacobians.
+"""Counts of network evaluations and of products with Jacobians of networks.
 
 A score model reports each evaluation of its network (`evaluated`) to every open `counting` block. The count is that of
 the network, however many models are wrapped around it. A backward pass through the network is counted when a gradient
@@ -19,7 +19,7 @@ _open: ContextVar[tuple["Evaluations", ...]] = ContextVar("open counts", default
 class Evaluations:
     """Number of network evaluations (`forward`), and of products with a Jacobian, one backward pass each (`backward`).
 
-    products: number of products of a vectorised pass, 0 outside of `vectorised`.
+    products: number of products in one vectorised pass, 0 outside of `vectorised`.
     """
 
     forward: int = 0
@@ -31,7 +31,7 @@ class Evaluations:
 def counting(count: Evaluations | None = None) -> Iterator[Evaluations]:
     """Count network evaluations within the block, in `count` or a new count.
 
-    A gradient that reaches one of their outputs is counted too, also after the block.
+    A gradient that reaches the output of one of these evaluations is counted too, even after the block.
     """
     count = Evaluations() if count is None else count
     token = _open.set((*_open.get(), count))
@@ -43,7 +43,7 @@ def counting(count: Evaluations | None = None) -> Iterator[Evaluations]:
 
 @contextmanager
 def vectorised(products: int) -> Iterator[None]:
-    """Count each pass through a network within the block, backward or with tangents, as that many products."""
+    """Count each pass through a network within the block, backward or with tangents, as `products` products."""
     before = [(count, count.products) for count in _open.get()]
     for count, _ in before:
         count.products = products

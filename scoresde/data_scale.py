@@ -1,7 +1,7 @@
 r"""The scale of the data of a model, and the size of their finest structure, measured on the model.
 
-Noise of ratio r = sigma/alpha is added to known data, y = x_0 + r xi, and the model separates the two again. With the
-estimate eps = E[eps | x_t] and means over dimensions,
+Known noise xi of ratio r = sigma/alpha is added to data, y = x_0 + r xi, and the model separates the two again. With
+the model's estimate eps = E[eps | x_t] and means over dimensions,
 
     lost(r)  = mean (eps - xi)^2 = mean (x_0 - E[x_0 | y])^2 / r^2        1 if the data vary by more than r, else 0
     found(r) = mean (eps xi)                                              0 if the data are smooth over r, else 1
@@ -10,9 +10,9 @@ which are s^2/(r^2 + s^2) and r^2/(r^2 + s^2), in expectation, for data of stand
 of ten, such that noise of 10 S hides the data and noise of S does not. The data are smooth below the first r with a
 `found` of at most a tenth.
 
-The data are the given states where these are (almost) clean, and otherwise the model's own E[x_0 | x], from the largest
-noise down. The directions xi of the noise are the same for every state, so the measurement of a state does not depend
-on its batch. Only noise between the ends of the transition is used, for only there the flow is solved.
+The data are the given states if these are (almost) clean, and otherwise the model's own E[x_0 | x], from the largest
+noise down. The noise xi is the same for every state, so the measurement of a state does not depend on the batch. Only
+noise between the two ends of the transition is used, because the flow is solved only there.
 """
 
 import math
@@ -28,17 +28,18 @@ from scoresde.score import BaseModel
 from scoresde.solvers.solver import rms
 from scoresde.tensors import double, float64
 
-STEP = 10.0  # ratio of the scales that are told apart
+STEP = 10.0  # ratio of neighbouring scales
 HIDDEN, VISIBLE = 0.3, 0.02  # `lost` at 10 S is at most the first, and at S at least the second
 SMALL = 0.3  # S is not reduced for data of at least this size, in units of S
 SMOOTH = 0.1  # `found` where the data are smooth
-LIMIT = 1e12  # of the scale and of its inverse
+LIMIT = 1e12  # largest noise ratio that is probed, and inverse of the smallest
 
 
 class DataScale(NamedTuple):
-    """Of each sample, float64 (B,) on the CPU: the scale S, and a noise ratio below which the data are smooth.
+    """The scale of the data of each sample, on the CPU.
 
-    evaluations: of the network, int64 (B,) on the CPU.
+    scale: S, float64 (B,). smooth: a noise ratio below which the data are smooth, float64 (B,). evaluations: number of
+    network evaluations, int64 (B,).
     """
 
     scale: Tensor
@@ -53,7 +54,7 @@ def measure(
     """Return the scale of the data of a model for each of the states x (B, *) at t_from, on the way to t_to.
 
     Args:
-        smooth_at: of the scales (n,), the ratios at which the data are expected to be smooth already.
+        smooth_at: function from scales (n,) to the noise ratios (n,) below which data are expected to be smooth.
     """
     probe = _Probe(model, x, t_from, t_to)
     every, size = torch.arange(len(x)), probe.size()
@@ -96,11 +97,11 @@ class _Probe:
         return float64(rms(self.data)).cpu()
 
     def covers(self, ratio: Tensor) -> Tensor:
-        """Which of the ratios lie inside the transition."""
+        """Return which noise ratios lie inside the transition, a boolean tensor."""
         return (self.low < ratio) & (ratio < self.high)
 
     def __call__(self, ratio: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Return (lost, found) for some states at noise ratios (n,), float64 (n,) on the CPU."""
+        """Return (lost, found) for the states `rows` at noise ratios (n,), each float64 (n,) on the CPU."""
         t, index = self.model.sde.time(-2 * ratio.log()), rows.to(self.data.device)
         x = self.model.sde.perturb(self.data[index], t, self.xi.expand(len(rows), *self.xi.shape[1:]))
         part = self.model if len(rows) == self.count else self.model.rows(index, self.count)

@@ -13,8 +13,8 @@ from scoresde.plots import COLOURS, draw_histogram, save_samples
 from scoresde.training.checkpoint import replace_atomically
 
 MAX_PAIRED = 6  # dimensions up to which vectors are drawn in pairs
-PANELS = 16  # histograms or channels in a picture
-LINES = 12  # series in a panel
+PANELS = 16  # largest number of histograms or channels in a picture
+LINES = 12  # largest number of series in a panel
 
 
 def save_dataset(
@@ -23,10 +23,10 @@ def save_dataset(
     """Draw samples (N, *) in data units: images in a grid, vectors (N, D) in pairs, series (N, C, L) as lines.
 
     Args:
-        samples: in data units.
-        path: of the PNG to write.
-        limits: values shown black and white; by default the range of the samples.
-        names: of the dimensions of a vector.
+        samples: samples (N, *) in data units.
+        path: PNG file to write.
+        limits: the values that are shown black and white; default: the range of the samples.
+        names: names of the dimensions of a vector.
     """
     if samples.ndim not in (2, 3):
         low, high = limits or (float(samples.min()), float(samples.max()))

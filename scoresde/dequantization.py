@@ -1,4 +1,4 @@
-r"""Dequantisation: a density over continuous values gives integer levels a probability, and so bits.
+r"""Dequantisation: a density over continuous values gives integer grey levels a probability, and thus bits.
 
 Level k is the interval [k, k + 1). A density p over continuous values bounds the probability of the levels x by
 (Theis et al., 1511.01844, section 3.1; Ho et al., 1902.00275, section 3.1)
@@ -7,14 +7,14 @@ Level k is the interval [k, k + 1). A density p over continuous values bounds th
 
 with equality if q(u|x) is p restricted to the cell of x:
 
-| class             | q(u|x)                                                | trained on      | the point is |
+| class             | q(u|x)                                                | trained on      | x + u is     |
 | ----------------- | ----------------------------------------------------- | --------------- | ------------ |
 | `Uniform`         | 1                                                     | x + u           | x(t_min)     |
 | `TruncatedNormal` | the diffusion's noise around the centre of the level  | centres x + 1/2 | x(t), t > 0  |
 | `Variational`     | a normalising flow, learned for a trained model       | x + u           | x(t_min)     |
 
-A network must be evaluated on what it was trained on: `training_values` gives its training data, `start` the time at
-which its likelihood starts.
+A network must be evaluated with the dequantisation that it was trained with: `training_values` gives the values for
+training, `start` the time at which the likelihood starts.
 
 A `DataMap` combines a dequantisation and a transform T: it maps data to states of a model and back, and gives the
 change of log-density.
@@ -39,13 +39,14 @@ from scoresde.tensors import at_least_float32, dimensions, double, float64, floa
 
 
 class Dequantization(Protocol):
-    """The interface of a dequantisation. `str` of it is printed among the conventions of a likelihood."""
+    """The interface of a dequantisation, whose `str` is printed among the conventions of a likelihood."""
 
     @abstractmethod
     def sample(self, images: Tensor, stream: RandomStream) -> tuple[Tensor, Tensor]:
         """Draw values x + u (B, *) in [x, x + 1) for levels x (B, *); also return log q(u | x) in nats (B,).
 
-        Both have the dtype of floating-point levels, at least float32; float64 for others. `stream` draws u.
+        Both have the dtype of the levels, at least float32, if that is floating-point, and float64 otherwise. `stream`
+        draws u.
         """
 
     def training_values(self, images: Tensor, stream: RandomStream) -> Tensor:
@@ -73,7 +74,7 @@ class DataMap:
 
     Args:
         transform: T.
-        dequantization: of integer levels; None for continuous data.
+        dequantization: dequantisation of integer levels; None for continuous data.
     """
 
     def __init__(self, transform: Transform, dequantization: Dequantization | None = None):
@@ -92,7 +93,7 @@ class DataMap:
         """Return a state (B, *) for the data (B, *), and its nats (B,), float64.
 
         Raises:
-            ValueError: data to be dequantised that are not levels, see `check_levels`.
+            ValueError: the data are to be dequantised, but are not grey levels, see `check_levels`.
         """
         if self.dequantization is None:
             values, nats = data, self.transform.log_det(data)
@@ -113,7 +114,7 @@ class DataMap:
         numbers, so cast the states, not the data.
 
         Raises:
-            ValueError: data to be dequantised that are not levels, see `check_levels`.
+            ValueError: the data are to be dequantised, but are not grey levels, see `check_levels`.
         """
         if self.dequantization is None:
             data = floating(data)
@@ -141,7 +142,7 @@ def levels_map(transform: Transform | DataMap, dequantization: Dequantization | 
     if dequantization is not None or transform.dequantization is None:
         raise ValueError(
             "bits need exactly one dequantisation, in the DataMap; got DataMap(dequantization="
-            f"{transform.dequantization}) and dequantization={dequantization}"
+            f"{transform.dequantization}) and dequantization={dequantization}: set it in the DataMap only"
         )
     return transform
 
@@ -156,28 +157,28 @@ def check_levels(images: Tensor, levels: int | None) -> None:
         expected = "integers" if levels is None else f"integers from 0 to {levels - 1}"
         raise ValueError(
             f"images must be {expected}; got {images.min():g} to {images.max():g}, where {int(is_wrong.sum())} of "
-            f"{images.numel()} values are not: pass the stored levels, without scaling or noise; continuous data has "
-            "no bits and needs no dequantisation, use log_prob or bounds.continuous_nats (nats)"
+            f"{images.numel()} values are not: pass the stored grey levels, without scaling or noise; for continuous "
+            "data, which has no bits, leave out the dequantisation and use log_prob or bounds.continuous_nats (nats)"
         )
 
 
 class AboveUniform(UserWarning):
-    """Bits per dimension above log2(levels), those of the uniform distribution over all levels."""
+    """Bits per dimension are above log2(levels), the value of the uniform distribution over all grey levels."""
 
 
 def warn_if_above_uniform(bits: float, levels: int | None) -> None:
     """Warn with `AboveUniform` if a mean of bits per dimension is above log2(levels)."""
     if levels is not None and bits > math.log2(levels):
         warnings.warn(
-            f"{bits:.4g} bits/dim are more than log2({levels}) = {math.log2(levels):.4g}, those of the uniform "
-            "distribution: check that the data, the transform and the dequantisation are those of the training",
+            f"{bits:.4g} bits/dim are more than log2({levels}) = {math.log2(levels):.4g}, the value of the uniform "
+            "distribution: check that the model was trained with this data, transform and dequantisation",
             AboveUniform,
             stacklevel=3,
         )
 
 
 class Uniform(Dequantization):
-    """u uniform on [0, 1)^d, log q = 0."""
+    """Uniform dequantisation: u is uniform on [0, 1)^d, and log q = 0."""
 
     def sample(self, images: Tensor, stream: RandomStream) -> tuple[Tensor, Tensor]:
         """Draw images + u (B, *); log q(u | images) is zero (B,)."""
@@ -189,11 +190,12 @@ class Uniform(Dequantization):
 
 
 class TruncatedNormal(Dequantization):
-    r"""u = 1/2 + z / (2 tau), z normal restricted to [-tau, tau): the diffusion's own noise, within the level.
+    r"""u = 1/2 + z / (2 tau), z normal restricted to [-tau, tau): the noise of the diffusion, within the grey level.
 
-    A network trained on the centres of the levels knows x(t) = alpha T(x + 1/2) + sigma eps. At the time where
+    A network trained on the centres of the levels has seen x(t) = alpha T(x + 1/2) + sigma eps. At the time where
     sigma/alpha equals s = 1/(2 tau) of a level's width, x(t) = alpha T(x + u) with u ~ N(1/2, s^2), and u is within the
-    level except with probability erfc(tau / 2^(1/2)) per dimension. q is this normal law restricted to the level, with
+    level except with probability erfc(tau / 2^(1/2)) per dimension. q is this normal distribution restricted to the
+    level, with
 
         log q(u|x) = -|z|^2 / 2 - d log[(2 pi)^(1/2) s erf(tau / 2^(1/2))].
 
@@ -238,13 +240,13 @@ class TruncatedNormal(Dequantization):
         if not clean * (1 - 1e-9) <= ratio <= noisy:
             # The suggested tau is printed with three digits; a margin of 1% is more than the rounding.
             if ratio < clean:
-                fix = f"lower its t_min or the noise there, or take tau <= {0.99 * width / (2 * clean):.3g}"
+                fix = f"lower t_min or the noise at t_min, or take tau <= {0.99 * width / (2 * clean):.3g}"
             else:
-                fix = f"raise its t_max, or take tau >= {1.01 * width / (2 * noisy):.3g}"
+                fix = f"raise t_max, or take tau >= {1.01 * width / (2 * noisy):.3g}"
             raise ValueError(
-                f"the SDE must reach sigma/alpha = {ratio:.4g}, 1/(2 tau) of a level's width {width:.4g} at "
-                f"tau={self.tau:g}; {type(sde).__name__} goes from {clean:.4g} at t_min={sde.t_min:g} to {noisy:.4g} "
-                f"at t_max={sde.t_max:g}: {fix}"
+                f"the SDE must reach sigma/alpha = {ratio:.4g}, which is 1/(2 tau) of a grey level's width {width:.4g} "
+                f"at tau={self.tau:g}; {type(sde).__name__} goes from {clean:.4g} at t_min={sde.t_min:g} to "
+                f"{noisy:.4g} at t_max={sde.t_max:g}: {fix}"
             )
         return float(sde.time(float64(-2 * math.log(ratio))))
 
@@ -263,10 +265,10 @@ class Variational(nn.Module, Dequantization):
     (`training.learned_dequantization`; for score models 2101.09258, section 5).
 
     Args:
-        shape: of one state: (D,), (C, L), (C, H, W), ...
-        levels: number of levels, which scales the input of the layers.
+        shape: shape of one state: (D,), (C, L), (C, H, W), ...
+        levels: number of grey levels, which scales the input of the layers.
         layers: number of coupling layers; they change the two halves of the state in turn.
-        width: hidden features of their networks.
+        width: number of hidden features of the networks in the layers.
 
     Raises:
         ValueError: the shape is not that of a state, levels < 2, layers < 1 or width < 1.
@@ -278,7 +280,7 @@ class Variational(nn.Module, Dequantization):
         if not 1 <= len(shape) <= 4 or min(shape) < 1:
             raise ValueError(f"shape must be that of one state: (D,), (C, L), (C, H, W) or (C, D, H, W); got {shape}")
         if levels < 2 or layers < 1 or width < 1:
-            raise ValueError(f"expected levels >= 2, layers >= 1 and width >= 1; got {levels}, {layers}, {width}")
+            raise ValueError(f"expected levels >= 2, layers >= 1 and width >= 1; got {levels=}, {layers=}, {width=}")
         self.shape, self.levels = shape, levels
         self.arguments = {"shape": list(shape), "levels": levels, "layers": layers, "width": width}
         self.couplings = nn.ModuleDict({f"coupling{i}": Coupling(shape, width, parity=i % 2) for i in range(layers)})
@@ -292,7 +294,8 @@ class Variational(nn.Module, Dequantization):
             ValueError: the levels have another shape.
         """
         if images.shape[1:] != self.shape:
-            raise ValueError(f"expected levels (B, {', '.join(map(str, self.shape))}); got {tuple(images.shape)}")
+            expected = ", ".join(map(str, self.shape))
+            raise ValueError(f"expected grey levels of shape (B, {expected}); got {tuple(images.shape)}")
         levels = _floating(images)
         context = 2 * (levels + 0.5) / self.levels - 1
         base = state = torch.logit(stream.uniform(levels), eps=torch.finfo(levels.dtype).tiny)
@@ -308,15 +311,15 @@ class Variational(nn.Module, Dequantization):
 
 
 class Coupling(nn.Module):
-    """y = m e + (1 - m)(e exp(a) + b), with (a, b) a network of the levels and of m e (1605.08803, section 3.4).
+    """y = m e + (1 - m)(e exp(a) + b), with (a, b) computed by a network from the levels and m e (1605.08803, 3.4).
 
     The mask m keeps every other element, those whose indices have an even sum (in the next layer, an odd sum): a
     checkerboard in space, shifted by one from channel to channel. The scale is bounded, |a| <= 2, for stability.
 
     Args:
-        shape: of one state. The network is a perceptron for a vector and convolutional for (C, *space).
-        width: its hidden features.
-        parity: 0 to keep elements of even sum, 1 of odd.
+        shape: shape of one state. The network is a perceptron for a vector and convolutional for (C, *space).
+        width: number of hidden features of the network.
+        parity: 0 to keep the elements whose indices have an even sum, 1 to keep the others.
     """
 
     bound = 2.0

@@ -4,8 +4,8 @@ The probability flow maps every x to a latent x(t_max), and every latent back. A
 mapped back to a path between x and y (2010.02502, section 5.3): `interpolate`.
 
 Without the flow, x is noised to a time t, x_t = alpha x + sigma eps, and a sampler continues from there: details finer
-than the noise at t are drawn anew, coarser ones stay (SDEdit, 2108.01073, section 3): `perturb_and_denoise`. Starting
-from a point between two such states gives the interpolation of 2006.11239, section 4.3: `interpolate_noised`.
+than the noise at t are drawn anew, coarser details stay (SDEdit, 2108.01073, section 3): `perturb_and_denoise`.
+Starting from a point between two such states gives the interpolation of 2006.11239, section 4.3: `interpolate_noised`.
 
 `From(sampler, t)` is a sampler that starts at t instead of t_max.
 """
@@ -32,18 +32,19 @@ REMNANT = 0.1  # fraction of a transition below which the rest of it is joined t
 
 
 class From(Sampler):
-    """A sampler from a time t instead of t_max: its transitions below t, the first of them cut at t.
+    """A sampler that starts at a time t instead of t_max: it makes the transitions of `sampler` below t.
 
-    If less than a tenth of the cut transition is left, it is joined to the next one: the coefficients of a multistep
-    method divide by the length of its steps. Transitions that rise again stay below t.
+    The transition that contains t is shortened to start at t. If less than a tenth of it is left, it is joined to the
+    next one, because the coefficients of a multistep method divide by the lengths of the steps. Transitions that go
+    back to more noise stay below t.
 
     Args:
         sampler: a sampler from t_max to t_min.
-        t: where to start, in (t_min, t_max]; `x_T` of a call is then the state at t.
+        t: start time, in (t_min, t_max]; `x_T` of a call is then the state at t.
 
     Raises:
         TypeError: `sampler` is not a `Sampler`.
-        ValueError: in a call, a t outside of (t_min, t_max], or not above the end of the sampler.
+        ValueError: in a call, t is outside of (t_min, t_max], or not a time that the sampler passes.
     """
 
     def __init__(self, sampler: Sampler, t: float):
@@ -53,47 +54,47 @@ class From(Sampler):
         self.sampler, self.t = sampler, float(t)
 
     def transitions(self, sde: SDE) -> list[Transition]:
-        """The transitions of the sampler, from t on."""
+        """Return the transitions of the sampler from t on."""
         if not sde.t_min < self.t <= sde.t_max:
             raise ValueError(f"t must be in ({sde.t_min:g}, {sde.t_max:g}]; got t={self.t:g}")
         pairs = self.sampler.transitions(sde)
         crossing = next(((a, b) for a, b in pairs if b < self.t <= a), None)
         if crossing is None:
             ends = f"goes from {float(pairs[0][0]):g} to {float(pairs[-1][1]):g}" if pairs else "has no transitions"
-            raise ValueError(f"t must be a time that the sampler passes; it {ends}, but t={self.t:g}")
+            raise ValueError(f"t must be a time that the sampler passes; got t={self.t:g}, but the sampler {ends}")
         margin = REMNANT * float(crossing[0] - crossing[1])
         return _below(pairs, self.t, margin) or _below(pairs, self.t, 0.0)
 
     def plan(self, sde: SDE, transitions: Sequence[Transition]) -> Sequence[Any]:
-        """The plan of the sampler."""
+        """Return the plan of the sampler for these transitions."""
         return self.sampler.plan(sde, transitions)
 
     def advance(self, model: BaseModel, x: Tensor, entry: Any, stream: RandomStream, memory: Any) -> tuple[Tensor, Any]:
-        """The step of the sampler."""
+        """Take one step of the sampler."""
         return self.sampler.advance(model, x, entry, stream, memory)
 
     def denoise(self, model: BaseModel, x: Tensor, t: Tensor, stream: RandomStream) -> Tensor:
-        """The end of the sampler's run."""
+        """Apply the final denoising of the sampler."""
         return self.sampler.denoise(model, x, t, stream)
 
 
 def _below(pairs: Sequence[Transition], t: float, margin: float) -> list[Transition]:
-    """The transitions with every time above t - margin moved to t, without those that then have no length."""
+    """Return the transitions with every time above t - margin moved to t, without those that then have no length."""
     top = torch.tensor(t, dtype=torch.float64)
     moved = [(a if a < t - margin else top, b if b < t - margin else top) for a, b in pairs]
     return [(a, b) for a, b in moved if a != b]
 
 
 def slerp(first: Tensor, second: Tensor, weight: float) -> Tensor:
-    """Spherical linear interpolation of states (B, *), separately for each sample, (B, *).
+    """Return the spherical linear interpolation of states (B, *), separately for each sample, (B, *).
 
-        sin((1 - w) theta)/sin(theta) first + sin(w theta)/sin(theta) second,        theta the angle between them.
+        sin((1 - w) theta)/sin(theta) first + sin(w theta)/sin(theta) second,        theta the angle between the two.
 
-    Between two states of equal norm it has that norm for all w. For parallel states it is the linear interpolation.
+    Between two states of equal norm, the result has that norm for all w. For parallel states it is the linear
+    interpolation.
 
     Raises:
-        ValueError: states of different shapes, or in opposite directions, such as any two of one dimension that differ
-            in sign.
+        ValueError: the states have different shapes or opposite directions (such as a positive and a negative number).
     """
     _check_pair(first, second)
     one, other = (float64(states).flatten(1) for states in (first, second))
@@ -106,14 +107,14 @@ def slerp(first: Tensor, second: Tensor, weight: float) -> Tensor:
         )
 
     def share(part: float) -> Tensor:
-        """sin(part angle)/sin(angle), and its limit at 0."""
+        """Return sin(part angle)/sin(angle), or its limit for angle = 0."""
         return part * torch.sinc(part * angle / math.pi) / torch.sinc(angle / math.pi)
 
     return broadcast(share(1 - weight), first) * first + broadcast(share(weight), second) * second
 
 
 def lerp(first: Tensor, second: Tensor, weight: float) -> Tensor:
-    """Linear interpolation (1 - w) first + w second of states (B, *) of the same shape."""
+    """Return the linear interpolation (1 - w) first + w second of states (B, *) of the same shape."""
     _check_pair(first, second)
     return (1 - weight) * first + weight * second
 
@@ -137,16 +138,16 @@ def interpolate(
         x, y: data (B, *), in the model's space.
         weights: K numbers. 0 gives the round trip of x, 1 that of y; values outside of [0, 1] extrapolate.
         mode: "spherical", under which latents of independent noise keep their norm, or "linear".
-        cond: short for `model.given(cond)`, for x and y.
-        solver: default `flow.DEFAULT_SOLVER`.
+        cond: condition of x and y, short for `model.given(cond)`.
+        solver: ODE solver, default `probability_flow.DEFAULT_SOLVER`.
 
     Returns:
         (K, B, *).
 
     Raises:
-        ValueError: x and y of different shapes, weights that are not finite numbers (K,), an unknown mode, latents in
-            opposite directions with mode "spherical"; a model with active dropout, or whose flow has no density.
-        RuntimeError: samples that did not reach the end of the flow.
+        ValueError: x and y differ in shape, the weights are not finite numbers (K,), the mode is unknown, latents have
+            opposite directions with mode "spherical", or the model has active dropout or a flow without density.
+        RuntimeError: samples did not reach the end of the flow.
     """
     _check_pair(x, y)
     numbers = _check_weights(weights)
@@ -166,21 +167,21 @@ def perturb_and_denoise(
     seeds: Sequence[int] | None = None,
     **options: Any,
 ) -> Samples:
-    """SDEdit: noise x to t, and sample from there (2108.01073, section 3).
+    """Add noise to x up to time t, and sample from there: SDEdit (2108.01073, section 3).
 
     Args:
         model: the model, in eval mode.
         x: data, or a sketch of it, (B, *), in the model's space.
-        t: the time to go to, in (t_min, t_max]: small times keep x, t_max samples from scratch. The time of a
-            noise-to-signal ratio r is `sde.time` of -2 log r.
+        t: the time up to which noise is added, in (t_min, t_max]: small times keep x, t_max samples from scratch. The
+            time of a noise-to-signal ratio r = sigma/alpha is `sde.time(-2 log r)`.
         sampler: any sampler; its transitions above t are left out.
-        cond: short for `model.given(cond)`.
-        generator, seeds: randomness; with seeds, one per sample, a sample does not depend on its batch.
+        cond: condition, short for `model.given(cond)`.
+        generator, seeds: source of randomness; with seeds, one per sample, a sample does not depend on its batch.
         options: further arguments of a sampler's call: constraint, callback, trajectory, progress.
 
     Raises:
-        ValueError: a state of integers, a t outside of (t_min, t_max], a number of seeds other than B.
-        RuntimeError: samples that are NaN or infinite.
+        ValueError: x holds integers, t is outside of (t_min, t_max], or the number of seeds is not B.
+        RuntimeError: samples are NaN or infinite.
     """
     draws = RandomStream(generator, seeds, len(x))
     x_t, sampling = _noised(model.sde, x, t, draws.seeds(len(x))), draws.seeds(len(x))
@@ -199,27 +200,28 @@ def interpolate_noised(
     generator: torch.Generator | None = None,
     seeds: Sequence[int] | None = None,
 ) -> Tensor:
-    """Interpolate between data x and y: noise both to t, and sample from (1 - w) x_t + w y_t (2006.11239, section 4.3).
+    """Interpolate between x and y: add noise up to t, and sample from (1 - w) x_t + w y_t (2006.11239, section 4.3).
 
-    All weights share their draws, in x_t, in y_t and in the sampler, so the path is as smooth as the sampler. With
-    weight 0 it is `perturb_and_denoise` of x.
+    All weights w share the random draws of x_t, of y_t and of the sampler, so the path is as smooth as the sampler. The
+    result for w = 0 is `perturb_and_denoise` of x.
 
     Args:
         model: the model, in eval mode.
         x, y: data (B, *), in the model's space.
         weights: K finite numbers.
-        t: the time to go to, in (t_min, t_max].
+        t: the time up to which noise is added, in (t_min, t_max].
         sampler: any sampler.
         noise: "same": x_t and y_t share one eps, and the states between them have the noise that the model expects at
-            t; or "independent", as published: they have ((1 - w)^2 + w^2)^(1/2) of that noise, at least 0.71 (at 1/2).
-        cond: short for `model.given(cond)`.
-        generator, seeds: randomness; with seeds, one per sample, a sample does not depend on its batch.
+            t; or "independent", as published: the states between them have ((1 - w)^2 + w^2)^(1/2) times that noise,
+            0.71 times at w = 1/2.
+        cond: condition, short for `model.given(cond)`.
+        generator, seeds: source of randomness; with seeds, one per sample, a sample does not depend on its batch.
 
     Returns:
         (K, B, *).
 
     Raises:
-        ValueError: as `perturb_and_denoise` and `interpolate`; another noise.
+        ValueError: see `perturb_and_denoise` and `interpolate`; or `noise` is unknown.
     """
     _check_pair(x, y)
     numbers = _check_weights(weights)
@@ -234,7 +236,7 @@ def interpolate_noised(
 
 
 def _noised(sde: SDE, x: Tensor, t: float, seeds: Sequence[int]) -> Tensor:
-    """A draw of x_t given x (B, *)."""
+    """Draw x_t given x (B, *)."""
     if not x.is_floating_point():
         raise ValueError(
             f"states must be floating-point numbers in the model's space; got {x.dtype}: apply the transform first"

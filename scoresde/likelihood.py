@@ -2,11 +2,11 @@
 
     log p(x) = log p_prior(x(t_max)) + integral of tr(d velocity / dx) dt from t_start to t_max,   x(t_start) = x
 
-(1806.07366; 2011.13456, section 4.3 and eq. 39). `encode` and `decode` solve the same ODE in its two directions;
-`sample_with_log_prob` samples and evaluates in one solve.
+(1806.07366; 2011.13456, section 4.3 and eq. 39). `encode` solves the ODE from data to noise, `decode` from noise to
+data; `sample_with_log_prob` draws samples and returns their log p from one solve.
 
-Bits per dimension of integer levels x, dequantised to x + u with u ~ q(u | x), under an invertible transform T to model
-space:
+Bits per dimension of integer grey levels x, dequantised to x + u with u ~ q(u | x), under an invertible transform T to
+model space:
 
     bits/dim = -[log p(T(x + u)) + log|det T'| - log q(u | x)] / (d log 2).
 
@@ -38,7 +38,7 @@ from scoresde.solvers.solver import controls_integrals
 from scoresde.tensors import dimensions, double, float64, mean_and_error, send, sum_dims
 from scoresde.wrappers import with_density
 
-LARGE_MISMATCH = 0.05  # nats/dim, of data of rms size sigma/alpha/3 at t_max
+LARGE_MISMATCH = 0.05  # nats/dim; that of data with the root mean square sigma/alpha/3 at t_max
 
 
 @dataclass
@@ -46,9 +46,9 @@ class LogProb:
     """log p(x) of each sample.
 
     value: nats (B,), float64. stderr: standard error of the trace estimate in nats (B,): zero for an exact trace,
-    measured from the spread of two or more probes, an upper bound (in mean square) for one fresh probe, None for one
-    fixed probe. latent: x(t_max), (B, *). nfe: network evaluations (B,), counted in the network's own model, with those
-    that measure the scale of the data. backward: products with the networks' Jacobians (B,). status: a
+    measured from the spread of two or more probes, an upper bound (in mean square) for one probe that is drawn anew at
+    each evaluation, None for one fixed probe. latent: x(t_max), (B, *). nfe: network evaluations (B,), including those
+    that measure the scale of the data. backward: products with Jacobians of the network (B,). status: a
     `solvers.Status` per sample (B,); where it is not OK, value is NaN and latent is the last valid state, at `time`
     (B,).
     """
@@ -64,7 +64,7 @@ class LogProb:
 
 @dataclass
 class RoundTrip:
-    """Data encoded and decoded again: latent and x (B, *); error: root mean square per dimension (B,), float64."""
+    """Data x (B, *) after encoding and decoding, with latent (B, *); error: root mean square (B,), float64."""
 
     latent: Tensor
     x: Tensor
@@ -75,11 +75,11 @@ class RoundTrip:
 class BitsPerDim:
     """Bits per dimension of a set of images.
 
-    mean: over images. stderr: standard error of that mean, over images (None for one image). per_image: (N,), float64.
-    conventions: the settings that change the number: dequantisation, trace, solver, prior and time range.
+    mean: mean over images. stderr: standard error of that mean, over images (None for one image). per_image: (N,),
+    float64. conventions: the settings that change the values: dequantisation, trace, solver, prior and time range.
     trace_stderr: the standard error of each image's value due to the stochastic trace estimate, in bits per dimension
-    (N,), see `LogProb.stderr`. nfe, backward: network evaluations and products with Jacobians for each image
-    (N,), summed over its dequantisations.
+    (N,), see `LogProb.stderr`. nfe, backward: network evaluations and products with Jacobians for each image (N,),
+    summed over the dequantisations of the image.
     """
 
     mean: float
@@ -97,11 +97,11 @@ def conventions(
     """Return a description of every choice that changes a likelihood of the model.
 
     Args:
-        mismatch: of the prior, the mean of `prior_mismatches`; described if it is large.
+        mismatch: the mean of `prior_mismatches`, in nats per dimension; described if it exceeds LARGE_MISMATCH.
     """
     prior = f"N(0, {model.sde.prior_std:g}^2) at t_max={model.sde.t_max:g}"
     if mismatch > LARGE_MISMATCH:
-        prior += f", up to {mismatch:.2g} nats/dim from the law of the noisy data there"
+        prior += f", up to {mismatch:.2g} nats/dim from the distribution of the noisy data"
     return {
         "density": f"probability flow of {model.density}",
         "start": start,
@@ -116,8 +116,8 @@ def conventions(
 def prior_mismatches(sde: SDE, x: Tensor, t: float | None = None) -> Tensor:
     """Return the terms (B,) of a bound on KL(p_(t_max) || prior), in nats per dimension, from states x (B, *) at t.
 
-    t is t_min by default. Their mean over data is the bound: the divergence is convex, and p_(t_max) a mixture of the
-    laws of noisy states.
+    t is t_min by default. The mean of the terms over the data is the bound, because the divergence is convex and
+    p_(t_max) is a mixture of the distributions of x(t_max) given one state.
     """
     clean = float64(x) / float(sde.alpha(float64(sde.t_min if t is None else t)))
     return sde.prior_divergence(clean) / dimensions(x)
@@ -125,22 +125,22 @@ def prior_mismatches(sde: SDE, x: Tensor, t: float | None = None) -> Tensor:
 
 @torch.no_grad()
 def warn_of_mismatch(sde: SDE, mismatches: Tensor) -> float:
-    """Return the mean of the mismatches of the prior (B,), 0 of none; warn if it is large."""
+    """Return the mean of `prior_mismatches` (B,), 0 for B = 0; warn if it exceeds LARGE_MISMATCH."""
     mismatch = float(mismatches.mean()) if len(mismatches) else 0.0
     if mismatch > LARGE_MISMATCH:
         t = float64(sde.t_max)
         warnings.warn(
-            f"the noise at t_max={sde.t_max:g} does not hide the data: sigma/alpha there is "
-            f"{float(sde.sigma(t) / sde.alpha(t)):.3g}, and the prior is up to {mismatch:.2g} nats/dim from the law of "
-            "the noisy data, which lowers log p and spoils samples: scale the data down, or train with more noise at "
-            "t_max (sigma_max of VE, beta_max of VP)",
-            stacklevel=4,  # of the caller of a likelihood, through no_grad
+            f"the noise at t_max={sde.t_max:g} does not hide the data: sigma/alpha is only "
+            f"{float(sde.sigma(t) / sde.alpha(t)):.3g}, and the prior is up to {mismatch:.2g} nats/dim from the "
+            "distribution of the noisy data, which lowers log p and spoils samples: scale the data down, or train with "
+            "more noise at t_max (sigma_max of VE, beta_max of VP)",
+            stacklevel=4,  # the caller of the likelihood; no_grad adds a stack entry
         )
     return mismatch
 
 
 def trace_for(solver: Solver | None, trace: Trace | None) -> Trace:
-    """Return the trace, by default `Hutchinson(probes=1)`; with kept probes for a solver that controls its error."""
+    """Return `trace` or `Hutchinson(probes=1)`, with fixed probes if the solver's error control includes the trace."""
     trace = trace or Hutchinson()
     return trace.kept() if solver is not None and controls_integrals(solver) else trace
 
@@ -160,20 +160,21 @@ def log_prob(
 
     Args:
         model: the model, in eval mode.
-        x: (B, *), the state at t_start.
-        cond: short for `model.given(cond)`.
-        trace: `Hutchinson(probes=1)` by default, or `ExactTrace()`. `solvers.SciPy`, whose error control includes the
-            divergence, keeps the first probes.
-        solver: `flow.DEFAULT_SOLVER` by default, of fixed cost; `solvers.AdaptiveAdams()` controls the error of each
-            sample.
-        seeds: one per sample, for the probes; sample i then has the same value in any batch.
-        t_start: t_min by default.
-        generator: for the probes, instead of seeds.
-        differentiable: keep the graph of `value` and `latent`, in x and in the parameters; memory grows with the
-            number of evaluations.
+        x: states (B, *) at t_start.
+        cond: condition, short for `model.given(cond)`.
+        trace: default `Hutchinson(probes=1)`; or `ExactTrace()`. With `solvers.SciPy`, whose error control includes the
+            divergence, the probes of the first evaluation are used throughout.
+        solver: default `probability_flow.DEFAULT_SOLVER`, which has a fixed cost; `solvers.AdaptiveAdams()` controls
+            the error of each sample.
+        seeds: one integer per sample, for the probes; sample i then has the same value in any batch.
+        t_start: time of x, default t_min.
+        generator: generator of the probes, instead of seeds.
+        differentiable: if True, keep the graph of `value` and `latent` for gradients in x and in the parameters, with
+            memory that grows with the number of evaluations; if False, compute without gradients.
 
     Warns:
-        UserWarning: the noise at t_max does not hide the states x, so that the prior is not the law of the latents.
+        UserWarning: the noise at t_max does not hide the states x, so that the prior is not the distribution of the
+            latents.
 
     Raises:
         ValueError: the model has active dropout or its flow has no density, x holds NaN or infinity, or t_start is out
@@ -181,7 +182,7 @@ def log_prob(
     """
     model = with_density(model, cond)
     if not bool(torch.isfinite(x).all()):
-        raise ValueError("x holds NaN or infinity; expected finite states")
+        raise ValueError("x must be finite; got NaN or infinity: remove or repair these states")
     t_start = model.sde.t_min if t_start is None else t_start
     trace, stream = trace_for(solver, trace), RandomStream(generator, seeds, len(x))
     carried = integrate(model, x.to(double(x)), t_start, model.sde.t_max, solver, trace, stream, differentiable)
@@ -208,14 +209,17 @@ def sample_with_log_prob(
         model: the model, in eval mode.
         shape, x_T: the shape (B, *) of states to draw from the prior, or the states at t_max to start from.
         cond, trace, solver, seeds, generator: see `log_prob`.
-        device: of the states drawn; the model's by default.
+        device: device of the states that are drawn; default: that of the model.
 
     Raises:
         ValueError: the model has active dropout or its flow has no density; both or neither of shape and x_T are given.
     """
     model = with_density(model, cond)
     if (shape is None) == (x_T is None):
-        raise ValueError("expected exactly one of shape=(B, *) and the starting states x_T")
+        raise ValueError(
+            "expected exactly one of shape=(B, *) and the starting states x_T; got "
+            f"{'neither' if shape is None else 'both'}"
+        )
     start = x_T if x_T is not None else torch.empty(tuple(shape or ()), device=device or device_of(model))
     trace, stream, z = trace_for(solver, trace), RandomStream(generator, seeds, len(start)), start.to(double(start))
     if x_T is None:
@@ -227,7 +231,7 @@ def sample_with_log_prob(
 
 
 def _log_prob(model: BaseModel, trace: Trace, carried: Carried, latent: Tensor, sign: int = 1) -> LogProb:
-    """Return log p(x) from a solve that ends (sign 1) or starts (sign -1) at the latent; with a graph if it has one."""
+    """Return log p(x) from a solve that ends (sign 1) or starts (sign -1) at the latent; keep the graph, if any."""
     ok = carried.status == Status.OK
     with torch.set_grad_enabled(carried.divergence.requires_grad):
         value = model.sde.prior_log_prob(latent) + sign * float64(carried.divergence).mean(dim=1)
@@ -254,7 +258,9 @@ def encode(
 def decode(
     model: Model, z: Tensor, cond: Any = None, solver: Solver | None = None, t_end: float | None = None
 ) -> Tensor:
-    """Return the data x(t_end) (B, *), t_min by default, of a latent z (B, *) = x(t_max): the inverse of `encode`.
+    """Return the data x(t_end) (B, *) of a latent z (B, *) = x(t_max), with t_end = t_min by default.
+
+    This is the inverse of `encode`.
 
     Raises:
         ValueError: the model has active dropout or its flow has no density.
@@ -265,7 +271,7 @@ def decode(
 
 
 def round_trip(model: Model, x: Tensor, cond: Any = None, solver: Solver | None = None) -> RoundTrip:
-    """Encode data x (B, *), decode it again, and return both with the error."""
+    """Encode data x (B, *), decode the latent, and return both results with the error of the decoded data."""
     latent = encode(model, x, cond, solver)
     decoded = decode(model, latent, cond, solver)
     return RoundTrip(latent, decoded, (sum_dims((decoded - x).square()) / dimensions(x)).sqrt())
@@ -286,35 +292,35 @@ def bits_per_dim(
     progress: bool = False,
     inflation: float = 1e-3,
 ) -> BitsPerDim:
-    """Return the bits per dimension of images of integer levels.
+    """Return the bits per dimension of images of integer grey levels.
 
     Args:
         model: the model, in eval mode.
-        images: integer levels (N, *), of any dtype, on any device; each batch is sent to the model's device.
-        transform: from levels (and the values between them) to model space, with its log-determinant; or a `DataMap`,
-            which includes the dequantisation.
-        cond: short for `model.given(cond)`, with leading dimension N.
+        images: integer grey levels (N, *), of any dtype, on any device; each batch is sent to the model's device.
+        transform: map from grey levels (and the values between them) to model space; or a `DataMap`, which includes the
+            dequantisation.
+        cond: condition with leading dimension N, short for `model.given(cond)`.
         dequantization: `Uniform()` by default, `TruncatedNormal()` or a trained `Variational`; use the one that the
             network was trained for.
         samples: K dequantisations per image, averaged in probability (an importance-weighted bound, 1509.00519).
         trace, solver: see `log_prob`.
-        seeds: one per image; default 0, 1, 2, ..., so that the result is reproducible.
-        start: "data" takes the dequantised point as x(t_min), as the published code does (a truncated-normal
-            dequantisation sets the time of its points itself). "perturb" adds noise up to t_min and the residual term
-            of a Gaussian decoder, which gives a lower bound on the likelihood (2101.09258, B.2).
-        batch_size: images per batch.
-        progress: show a progress bar.
-        inflation: with samples > 1, the largest accepted effect of a random trace, in bits per dimension: the mean of
-            exp(noisy log p) is too large by half the variance of the noise, and then no longer a bound.
+        seeds: one integer per image; default 0, 1, 2, ..., so that the result is reproducible.
+        start: "data" takes the dequantised values as x(t_min), as the published code does (`TruncatedNormal` sets
+            another time). "perturb" adds noise up to t_min to the values, and the residual term of a Gaussian decoder
+            to log p, which gives a lower bound on the likelihood (2101.09258, B.2).
+        batch_size: number of images in a batch.
+        progress: whether to show a progress bar.
+        inflation: with samples > 1, the largest accepted bias due to a random trace, in bits per dimension. The log of
+            the mean of exp(noisy log p) is too large by half the variance of the noise, and is then no lower bound.
 
     Warns:
-        AboveUniform: the mean is above log2(levels), the bits of the uniform distribution over all levels.
+        AboveUniform: the mean is above log2(levels), the value of the uniform distribution over all grey levels.
         UserWarning: see `log_prob`.
 
     Raises:
         ValueError: the images are not integers from 0 to `transform.levels` - 1 (continuous data has no bits: use
-            `log_prob`, in nats), samples < 1, `start` is unknown or not allowed by the dequantisation, or K > 1 with a
-            trace that is too noisy.
+            `log_prob`, in nats), samples < 1, `start` is unknown or not allowed by the dequantisation, or samples > 1
+            and the noise of the trace exceeds `inflation`.
         RuntimeError: the solver failed; the message lists the images.
     """
     trace, solver, count = trace_for(solver, trace), solver or DEFAULT_SOLVER, len(images)
@@ -354,10 +360,10 @@ def bits_per_dim(
 def _solve_levels(
     model: BaseModel, levels: Tensor, data_map: DataMap, trace: Trace, solver: Solver, stream: RandomStream, start: str
 ) -> Tensor:
-    """Return the log-probability of levels (B, *) for one dequantisation.
+    """Return the log-probability of grey levels (B, *) for one dequantisation.
 
-    The rows of the float64 tensor (6, B) on the CPU: the value in nats, its standard error (NaN where unknown), network
-    evaluations, products with Jacobians, status, and the divergence of the prior in nats per dimension.
+    The rows of the result, a float64 tensor (6, B) on the CPU, are: the value in nats, its standard error (NaN where
+    unknown), network evaluations, products with Jacobians, status, and `prior_mismatches` in nats per dimension.
     """
     sde = model.sde
     with torch.no_grad(), counting() as count:
@@ -381,7 +387,7 @@ def _check_bits(
     images: Tensor, samples: int, seeds: Sequence[int], start: str, data_map: DataMap, time: float | None
 ) -> None:
     if not len(images):
-        raise ValueError("no images; expected at least one")
+        raise ValueError("images must hold at least one image; got none")
     check_levels(images, data_map.levels)
     if samples < 1:
         raise ValueError(f"samples must be at least 1; got samples={samples}")
@@ -390,7 +396,10 @@ def _check_bits(
     if start not in ("data", "perturb"):
         raise ValueError(f"start must be 'data' or 'perturb'; got {start!r}")
     if time is not None and start == "perturb":
-        raise ValueError(f"start must be 'data': {data_map.dequantization} sets the time of its points itself")
+        raise ValueError(
+            f"start must be 'data' for the dequantisation {data_map.dequantization}, which sets the start time; got "
+            f"{start!r}"
+        )
 
 
 def _check_solved(per_image: Tensor, status: Tensor) -> None:
@@ -399,7 +408,7 @@ def _check_solved(per_image: Tensor, status: Tensor) -> None:
         names = sorted({Status(int(s)).name for s in status.unique()} - {"OK"}) or ["non-finite value"]
         raise RuntimeError(
             f"the solver failed for {len(failed)} of {len(per_image)} images, the first at {failed[:8]} "
-            f"({', '.join(names)}): give it more steps, or call log_prob on those images to see the status of each"
+            f"({', '.join(names)}): give the solver more steps, or call log_prob on these images for the status of each"
         )
 
 
@@ -411,9 +420,9 @@ def _check_inflation(variance: float | None, unit: float, tolerance: float) -> s
     """
     bias = math.inf if variance is None else variance / 2 / unit
     if bias > tolerance:
-        amount = "an amount unknown for a single fixed probe" if variance is None else f"{bias:.2g} bits/dim"
+        amount = "an unknown amount (one fixed probe)" if variance is None else f"{bias:.2g} bits/dim"
         raise ValueError(
-            f"samples > 1 needs a less noisy trace: averaging exp(noisy log p) inflates the likelihood, here by "
-            f"{amount}, more than inflation={tolerance:g}; use ExactTrace(), or more fresh probes"
+            f"the trace is too noisy for samples > 1: averaging exp(noisy log p) inflates the likelihood by {amount}, "
+            f"and inflation={tolerance:g} is allowed: use ExactTrace(), or more probes with resample=True"
         )
     return f"at most {bias:.1e} bits/dim, from the trace"

@@ -1,4 +1,4 @@
-"""Pictures as PNG files (samples by the shape of a state, samplers compared), and what they share with the report."""
+"""PNG files of samples and of comparisons of samplers, and the drawing functions that they share with the report."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +18,7 @@ Interval = tuple[np.ndarray, np.ndarray]  # low and high
 PIXELS = 64  # height of a small image in a grid
 # Okabe and Ito's colours for colour-blind readers; near-black replaces their yellow, which is invisible on white.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#111111")
-BAND = "#808080"  # of a noise floor
+BAND = "#808080"  # colour of a noise floor
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")
 DASHES = ("-", "--", ":", "-.")
 SHORTEST, TALLEST = 0.3, 2e3  # ends of the axis of a metric, in units of its lowest value
@@ -46,7 +46,7 @@ def metric_name(metric: str, space: str) -> str:
 def draw_histogram(axes: Axes, values: Any, bins: int, **style: Any) -> None:
     """Draw how often finite values fall into equal bins.
 
-    The bins are those of the distances from the least value, so that values far from zero keep their digits.
+    The bins are computed from the differences to the least value, so that values far from zero keep their digits.
     """
     values = np.asarray(values, np.float64)
     values = values[np.isfinite(values)]
@@ -74,7 +74,7 @@ def save_samples(samples: Tensor, path: Path, low: float = 0.0, high: float = 1.
     Args:
         samples: (N, C, H, W) with C 1 or 3, (N, 2), or any other shape, drawn as lines over the flattened state.
         path: PNG file to write.
-        low, high: values shown black and white.
+        low, high: the values that are shown black and white.
     """
     if samples.ndim == 4 and samples.shape[1] in (1, 3):
         grid = image_grid((samples - low) / (high - low))
@@ -100,10 +100,10 @@ def save_samples(samples: Tensor, path: Path, low: float = 0.0, high: float = 1.
 
 
 def save_comparison(rows: Sequence[ComparisonRow], path: Path, metric: str | None = None) -> Path:
-    """Save a figure of a metric against the network evaluations and against the seconds of each sampler.
+    """Save plots of a metric against the network evaluations and against the seconds of each sampler.
 
     Args:
-        rows: of `evaluation.compare`.
+        rows: the rows returned by `evaluation.compare`.
         path: PNG file to write.
         metric: name of the metric to draw; that of the first row by default.
 
@@ -114,7 +114,9 @@ def save_comparison(rows: Sequence[ComparisonRow], path: Path, metric: str | Non
     shown = [row for row in rows if row.metric == metric]
     first = next((row for row in shown if not row.is_floor), None)
     if first is None:
-        raise ValueError(f"none of the {len(rows)} rows is a sampler's {metric!r}: choose a metric that was measured")
+        raise ValueError(
+            f"none of the {len(rows)} rows has the metric {metric!r} of a sampler: choose a metric that was measured"
+        )
     figure = Figure(figsize=(9.2, 4.0), dpi=200, layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
     for axes, quantity in ((left, "nfe"), (right, "seconds")):
@@ -158,7 +160,7 @@ def draw_comparison(axes: Axes, rows: Sequence[ComparisonRow], quantity: str = "
 def curve(
     axes: Axes, x: np.ndarray, y: np.ndarray, interval: Interval | None = None, colour: int = 0, **style: Any
 ) -> None:
-    """Draw a line through points, in the colour, marker and dashes of a number, with bars from low to high."""
+    """Draw a line through points with error bars; `colour` is the number of its colour, marker and dashes."""
     bars = None if interval is None else np.maximum([y - interval[0], interval[1] - y], 0)
     defaults: dict[str, Any] = {
         "color": COLOURS[colour % len(COLOURS)],
@@ -174,7 +176,7 @@ def curve(
 
 
 def distinct_ticks(ticks: Sequence[int]) -> list[int]:
-    """Leave out ticks of a logarithmic axis whose labels would touch the one before."""
+    """Leave out ticks of a logarithmic axis whose labels would touch the label before."""
     distinct: list[int] = []
     for tick in ticks:
         if not distinct or tick >= 1.35 * distinct[-1]:

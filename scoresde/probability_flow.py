@@ -14,11 +14,11 @@ for r between the finest structure of the data and a few times its extent. Steps
 
 which is linear in r below c, logarithmic in between, and linear in 1/r above R, where the flow depends only on the mean
 of the data. Everything is bounded up to r = infinity, that is u = asinh(R/c), so a path without signal at its end is no
-special case. R is 30, and c at most 0.02. A path that begins at an r below 0.001 (sub-VP) has c of twenty times that r,
-but at least 0.002, so that it has steps there too.
+special case. R is 30, and c is at most 0.02. If r at t_min is below 0.001 (sub-VP), c is twenty times this r, but at
+least 0.002, so that there are steps near t_min too.
 
-S and, for data with finer structure, a smaller c are measured on the model for each sample before the solve, from a few
-evaluations (`scoresde.data_scale`). S is 1 for data of about unit scale.
+Before the solve, S is measured on the model for each sample from a few evaluations (`scoresde.data_scale`), and so is a
+smaller c for data with structure finer than c. S is 1 for data of about unit scale.
 
 The density of x is that of w divided by (alpha^2 S^2 + sigma^2)^(d/2). All coefficients are combined in float64, from
 the views of one network evaluation.
@@ -46,9 +46,10 @@ from scoresde.tensors import broadcast, dimensions, double, float64, floating, r
 from scoresde.wrappers import as_model
 
 DEFAULT_SOLVER = Adams()
-COARSE = 30.0  # R
+COARSE = 30.0  # R of the module docstring
 C_RANGE, C_OVER_FIRST = (0.002, 0.02), 20.0  # the range of c, and c in units of the first r
-C_OVER_SMOOTH, FINEST_C = 4.0, 2.0  # of data with finer structure: c in units of `DataScale.smooth`, and of the first r
+# For data with finer structure, c in units of `DataScale.smooth`, and at least FINEST_C times the first r.
+C_OVER_SMOOTH, FINEST_C = 4.0, 2.0
 
 
 def _first(sde: SDE, data_scale: float) -> float:
@@ -62,11 +63,11 @@ def _default_c(first: float) -> float:
 
 
 class Ratio:
-    """The flow of w in the variable u, see the module.
+    """The flow of w in the variable u, see the module docstring.
 
     Args:
         sde: the diffusion.
-        data_scale: S.
+        data_scale: the scale S of the data.
         smooth: a ratio sigma/alpha below which the data are smooth.
     """
 
@@ -83,7 +84,7 @@ class Ratio:
 
     @classmethod
     def suited(cls, model: BaseModel, x: Tensor, t_from: float, t_to: float) -> tuple["list[Group]", Tensor]:
-        """Return the flows that suit the model's data; see `Time.suited`."""
+        """Return flows with S and c measured for the states x; see `Time.suited`."""
 
         first = _first(model.sde, 1.0)
 
@@ -106,7 +107,7 @@ class Ratio:
         u = float64(u).cpu()
         s = self.c * torch.sinh(u)
         t = self.sde.time(-2 * (s.log() - (1 - s / COARSE).clamp(min=0).log()) - self._shift)
-        # Rounding may leave the range at its ends, where r may be infinite; the times there are known.
+        # At the ends of the range, t may be rounded out of it and r may be infinite: take t_min and t_max themselves.
         t = torch.where(u <= self._ends[0], self._times[0], t)
         return torch.where(u >= self._ends[1], self._times[1], t)
 
@@ -148,19 +149,19 @@ class Time:
         return [(cls(model.sde), None)], torch.zeros(len(x), dtype=torch.int64)
 
     def of_time(self, t: float) -> float:
-        """Return t."""
+        """Return u at time t, which is t itself."""
         return t
 
     def to_time(self, u: Tensor) -> Tensor:
-        """Return u."""
+        """Return t at u, which is u itself, in float64."""
         return float64(u).cpu()
 
     def scale(self, t: Tensor) -> Tensor:
-        """Return 1."""
+        """Return 1, the ratio of x to the state of this flow."""
         return torch.ones_like(t)
 
     def coefficients(self, u: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        """Return (alpha', sigma')."""
+        """Return (a, b) with dx/dt = a E[x_0 | x] + b E[eps | x]: (alpha', sigma')."""
         return self.sde.alpha_dot(t), self.sde.sigma_dot(t)
 
 
@@ -174,9 +175,9 @@ class Carried:
     """The result of a solve of the flow, per sample.
 
     x: the state (B, *) at time `t` (B,). divergence: log p at the start of the transition minus log p at its end, nats
-    (B, m), one column per probe; (B, 0) without a trace. variance: of the mean over probes, (B,), if the solver reports
-    it. nfe, backward: network evaluations, and products with the networks' Jacobians, int64 (B,). status: a
-    `solvers.Status` (B,).
+    (B, m), one column per probe; (B, 0) without a trace. variance: variance of the mean of `divergence` over probes,
+    (B,), None if the solver does not report it. nfe, backward: network evaluations, and products with Jacobians of the
+    network, int64 (B,). status: a `solvers.Status` (B,).
     """
 
     x: Tensor
@@ -203,21 +204,22 @@ def integrate(
     Args:
         model: the model.
         x: the state (B, *) at t_from.
-        solver: `DEFAULT_SOLVER` by default.
+        solver: default `DEFAULT_SOLVER`.
         trace: if given, the divergence is integrated too.
-        stream: draws the probes of the trace.
-        differentiable: keep the graph, in x and in the parameters of the network; for solvers with a fixed grid.
+        stream: stream that draws the probes of the trace.
+        differentiable: if True, keep the graph for gradients in x and in the parameters of the network (for solvers
+            with a fixed grid); if False, compute without gradients.
 
     Raises:
-        ValueError: t_from and t_to are equal or outside the SDE's range, or a gradient in parameters of the SDE is
-            asked for.
+        ValueError: t_from and t_to are equal or outside the SDE's range, or `differentiable` is True and the SDE has
+            trainable parameters.
     """
     model, solver, count = as_model(model), solver or DEFAULT_SOLVER, len(x)
     x = floating(x)
     _check_transition(model.sde, t_from, t_to, differentiable)
 
     def solve(flow: Flow, group: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor]:
-        """Return state, time, divergence, its variance and status of the samples that are solved in one variable."""
+        """Return state, time, divergence, its variance and status for the samples of one flow."""
 
         def field(u: Tensor, w: Tensor, rows: Tensor | None) -> tuple[Tensor, Tensor]:
             if group is not None:
@@ -260,7 +262,7 @@ def integrate(
 
 
 def _joined(parts: Sequence[Tensor | None], order: Tensor | None) -> Any:
-    """Return the values of groups of samples in the order of the samples; None if they are None."""
+    """Join the values of the groups in the order of the samples; return None if they are None."""
     if order is None:
         return parts[0]
     tensors = [part for part in parts if part is not None]
@@ -277,7 +279,7 @@ def _check_transition(sde: SDE, t_from: float, t_to: float, differentiable: bool
         )
     if differentiable and isinstance(sde, nn.Module) and any(p.requires_grad for p in sde.parameters()):
         raise ValueError(
-            f"differentiable=True gives no gradient in the parameters of the SDE, and {type(sde).__name__} has some: "
+            f"differentiable=True gives no gradient in the parameters of the SDE, but {type(sde).__name__} has some: "
             "freeze them with sde.requires_grad_(False)"
         )
 
@@ -298,7 +300,7 @@ def carry(model: Model, x: Tensor, t_from: float, t_to: float, solver: Solver | 
         names = ", ".join(sorted({Status(int(carried.status[i])).name for i in failed}))
         raise RuntimeError(
             f"{len(failed)} of {len(x)} samples did not reach t={t_to:g} ({names}), the first at {failed[:8]}: give "
-            "the solver more steps, or call flow.integrate to see how far each sample came"
+            "the solver more steps, or call probability_flow.integrate to see the time that each sample reached"
         )
     return cast_like(carried.x, x)
 

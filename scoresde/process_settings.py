@@ -2,11 +2,12 @@
 
 Freed memory: the activations of a network, megabytes each, are allocated and freed at every evaluation. By default
 glibc maps and unmaps them, and the kernel fills each page with zeros again. For the network of the digits on a CPU this
-takes an eighth of the time, and causes most of its variation. `keep_freed_memory` makes glibc keep the memory.
+takes an eighth of the run time, and causes most of the variation of the run time. `keep_freed_memory` makes glibc keep
+the memory.
 
 Denormal numbers: where a posterior is almost certain, gradients fall below 1e-38, the smallest normal number of
-float32. CPUs compute many times slower with smaller numbers (a twentieth of a training step of the digits). Flushing
-them to zero changes nothing else.
+float32. CPUs compute many times slower with denormal numbers than with normal ones (they take a twentieth of a training
+step on the digits). Flushing them to zero has no other effect.
 
 The command line and the benchmarks set both.
 """
@@ -21,7 +22,7 @@ NEVER = 2**31 - 1
 
 
 def tune_process() -> None:
-    """Set both, as far as the machine allows; call it before the first computation, so that all threads inherit it."""
+    """Apply both settings, as far as the machine allows; call it first, so that all threads inherit them."""
     keep_freed_memory()
     torch.set_flush_denormal(True)
 

@@ -15,12 +15,12 @@ def progress_bar(
     total: int | None = None,
     initial: int = 0,
 ) -> Any:
-    """Iterate over items with a progress bar; without items, return a bar to update.
+    """Return a progress bar to iterate over `items`; without items, a bar to update.
 
     Args:
-        items: to be iterated over.
-        title: of the bar, one or two words.
-        unit: of the items.
+        items: the items to iterate over.
+        title: title of the bar, one or two words.
+        unit: name of one item.
         shown: whether to show the bar.
         total: number of items, if `items` has no length.
         initial: number of items that were done before.

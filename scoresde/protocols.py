@@ -1,4 +1,4 @@
-"""Structural types that the layers share: conditions, networks, models and transforms.
+"""Structural types that all modules share: conditions, networks, models and transforms.
 
 A network is any callable with the signature of `Network`; a model is any object with an SDE and `predict`. Samplers,
 losses and likelihoods accept any such object (`wrappers.as_model` adapts it).
@@ -16,8 +16,8 @@ from scoresde.views import Views
 Condition = Tensor | dict[str, Tensor] | None
 """The condition of a network: None (the null condition), a tensor, or a dict of tensors.
 
-A tensor with leading dimension B holds one condition per sample. Any other tensor is one condition for all samples: a
-tensor (), one whose leading dimension is not B or, if that would be ambiguous, one with leading dimension 1."""
+A tensor with leading dimension B holds one condition per sample. Any other tensor, such as (), is one condition for all
+samples. If the first dimension of such a tensor could equal B, give it a leading dimension of 1."""
 
 
 def as_condition(cond: Any) -> Condition:
@@ -82,9 +82,9 @@ def _batched(part: Tensor, count: int) -> Tensor:
 
 
 class Network(Protocol):
-    """A function of the scaled state (B, *), the noise label (B,) and the condition; returns the shape of the state.
+    """A function of the scaled state (B, *), noise label (B,) and condition; the output has the shape of the state.
 
-    A network that needs the digits of its inputs, for Fourier features or a closed form, has the attribute
+    A network that needs its inputs in full precision, for Fourier features or a closed form, has the attribute
     `casts_inputs = True`: it receives states and conditions in at least float32 and casts them to its own dtype itself.
     """
 
@@ -95,13 +95,13 @@ def call_network(network: nn.Module | Network, x: Tensor, c_noise: Tensor, cond:
     """Evaluate a network in its own dtype: that of its first floating-point parameter, or of x if it has none.
 
     States and conditions are cast to this dtype. Noise labels are float32 or wider for every network, as in EDM's code
-    (2206.00364): bfloat16 would round the label 999 to 1000, and distinguishes 507 of the labels 0 .. 999.
+    (2206.00364): bfloat16 would round the label 999 to 1000, and has only 507 values for the labels 0 .. 999.
 
     Args:
         network: a `Network`.
         x: scaled states (B, *).
         c_noise: noise labels (B,), in any floating-point dtype, on any device.
-        cond: the condition, one of each sample.
+        cond: the condition, one per sample.
     """
     parameters = network.parameters() if isinstance(network, nn.Module) else iter(())
     dtype = next((p.dtype for p in parameters if p.is_floating_point()), x.dtype)
@@ -111,7 +111,7 @@ def call_network(network: nn.Module | Network, x: Tensor, c_noise: Tensor, cond:
 
 
 class Model(Protocol):
-    """A diffusion model: an SDE, and the views at any state (B, *) and time () or (B,)."""
+    """A diffusion model: an SDE, and `predict`, which returns the views at a state (B, *) and a time () or (B,)."""
 
     @property
     def sde(self) -> Any: ...

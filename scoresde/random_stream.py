@@ -1,7 +1,7 @@
 """Random draws that depend only on a seed: sample i drawn alone equals sample i drawn in any batch.
 
-Randomness is an argument. A sampler or a likelihood uses one stream for the batch (``generator``) or one stream per
-sample (``seeds``).
+The source of randomness is an argument of every function that draws: a sampler or a likelihood uses one stream for the
+batch (``generator``) or one stream per sample (``seeds``).
 """
 
 import hashlib
@@ -20,10 +20,10 @@ class RandomStream:
     """Streams of independent draws for a batch of states. A draw has the shape, dtype and device of a given tensor.
 
     With `seeds`, each sample has its own stream: element j of its k-th draw is a function of (seed, k, j) only, for any
-    shape, device and batch; another dtype changes its precision. The 64-bit words are those of SplitMix64 (Steele, Lea
-    and Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014),
+    shape, device and batch; another dtype changes its precision only. The 64-bit words are those of SplitMix64 (Steele,
+    Lea and Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014),
 
-        word = mix(a + g (2^32 k + j)),        a and the odd g from a hash of the seed.
+        word = mix(a + g (2^32 k + j)),        a and the odd g from a hash of the seed, mix the finaliser of SplitMix64.
 
     With `generator` (default: PyTorch's global one), the batch has one stream, and a draw depends on earlier draws.
 
@@ -41,14 +41,14 @@ class RandomStream:
         self, generator: torch.Generator | None = None, seeds: Sequence[int] | None = None, count: int | None = None
     ):
         if seeds is not None and generator is not None:
-            raise ValueError("expected `generator` or `seeds`; both were given, drop one")
+            raise ValueError("expected generator or seeds; got both: leave one of them out")
         if seeds is not None and count is not None and len(seeds) != count:
             raise ValueError(f"expected one seed per sample, {count} in all; got {len(seeds)}")
         self._generator = generator
         self._is_seeded = seeds is not None
         keys = [] if seeds is None else [_key(seed) for seed in seeds]
         self._keys = torch.tensor(keys, dtype=torch.int64, device="cpu").reshape(-1, 2)
-        self._numbers = torch.zeros(len(keys), dtype=torch.int64, device="cpu")  # of draws so far, per sample
+        self._numbers = torch.zeros(len(keys), dtype=torch.int64, device="cpu")  # number of draws so far, per sample
 
     def normal(self, like: Tensor, rows: Tensor | None = None) -> Tensor:
         """Draw standard normal numbers with the shape, dtype and device of `like`.

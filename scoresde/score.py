@@ -7,7 +7,7 @@ One evaluation of the network, F = network(c_in(t) x, c_noise(t), cond), gives e
 with a and b combined in float64 (`scoresde.predictions`) and cast once (`scoresde.views`).
 
 A model has `sde` and `predict(x, t) -> Views`; `BaseModel` derives the rest from these two. `model.given(cond)` binds a
-condition to the model. Models around models are in `scoresde.wrappers`.
+condition to the model. Models that wrap another model are in `scoresde.wrappers`.
 """
 
 from copy import copy
@@ -29,8 +29,8 @@ from scoresde.views import Views
 class NetworkViews(Views):
     """The views of one network evaluation: affine in the state x (B, *) and the network's `output` (B, *).
 
-    Computed in at least float32, and cast to the dtype of x.
-    The errors of these views are the same affine map of the error of the output, at x = 0.
+    They are computed in at least float32, and cast to the dtype of x. The errors of these views are the same affine map
+    of the error of the output, with x = 0.
     """
 
     def __init__(
@@ -131,10 +131,11 @@ class ScoreModel(BaseModel):
         sde: the diffusion.
         prediction: what F predicts: "noise", "data", "velocity", "v", "score", "karras", or an instance such as
             `predictions.KarrasPreconditioning(sigma_data=0.5)` or `predictions.Discrete("noise", labels)`.
-        conditional: whether the network was trained with a condition for every sample, and is not to be evaluated
-            without one.
-        learned_variance: the network's output has twice the channels (B, 2C, ...): F, and v in about [-1, 1] that gives
-            nu = (v + 1)/2, the variance of `Views` (2102.09672, section 3.1).
+        conditional: if True, the network was trained with a condition for every sample, and an evaluation without one
+            is refused; if False, the condition is optional.
+        learned_variance: if True, the network's output has twice the channels of the state, (B, 2C, ...): F, and v in
+            about [-1, 1], from which the `variance` of `Views` is nu = (v + 1)/2 (2102.09672, section 3.1). If False,
+            the output is F.
 
     Raises:
         ValueError: the prediction type is unknown, or it divides by zero (or its label is infinite) at t_min or t_max
@@ -193,8 +194,8 @@ class ScoreModel(BaseModel):
         """
         if self.conditional and self.cond is None:
             raise ValueError(
-                "the network was trained with a condition for every sample, never without: give it one, "
-                "model.given(cond) or cond=..."
+                "the network was trained with a condition for every sample, but got none: use model.given(cond), or "
+                "pass cond=..."
             )
         x, t = floating(x), checked_times(self.sde, t)
         state = at_least_float32(x)

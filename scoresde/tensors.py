@@ -1,4 +1,4 @@
-"""Tensor helpers that every layer shares: broadcasting, float64 sums, devices.
+"""Tensor helpers that all modules share: broadcasting, float64 sums, devices.
 
 A state is a tensor ``(B, *)`` of any rank; a time, a schedule value or a step size is ``()`` or ``(B,)``. `broadcast`
 is the only place where the two meet: indexing with ``[:, None, None, None]`` is right for images only, and silently
@@ -30,8 +30,8 @@ def double(x: Tensor) -> torch.dtype:
 def floating(x: Tensor) -> Tensor:
     """Return a state ``(B, *)`` of floating-point numbers unchanged, and convert one of integers without loss.
 
-    Whatever takes a state calls this. Integers of up to 16 bits, such as grey levels, and booleans become float32;
-    longer integers become float64, which holds those up to 2^53.
+    Every function that takes states calls it. Integers of up to 16 bits, such as grey levels, and booleans become
+    float32; longer integers become float64, which holds those up to 2^53.
     """
     return x if x.is_floating_point() else x.to(floating_dtype(x))
 
@@ -57,7 +57,7 @@ def is_half(x: Tensor) -> bool:
 class FullPrecision(nn.Module):
     """A module that moves and casts like any other, except that its tensors are never cast to half precision.
 
-    For tensors that determine a closed form: the frequencies of an embedding, the parameters of a path.
+    Use it for tensors that determine a closed form: the frequencies of an embedding, the parameters of an SDE.
     """
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
@@ -99,8 +99,8 @@ def broadcast(values: Tensor, x: Tensor) -> Tensor:
     """Cast values ``()`` or ``(B,)`` to the device and dtype of `floating(x)`, x ``(B, *)``, shaped to multiply it."""
     if values.ndim > 1 or (values.ndim == 1 and values.shape[0] not in (1, x.shape[0])):
         raise ValueError(
-            f"expected one value per sample, shape () or ({x.shape[0]},) for a state {tuple(x.shape)}; "
-            f"got {tuple(values.shape)}"
+            f"expected one value per sample, shape () or ({x.shape[0]},) for a state {tuple(x.shape)}; got shape "
+            f"{tuple(values.shape)}"
         )
     if values.ndim == 0 and values.device.type == "cpu":
         return values.to(floating_dtype(x))  # multiplies a tensor on any device without synchronising

@@ -161,7 +161,7 @@ def test_a_start_may_be_t_min():
     [
         (ss.VE(), ss.data.Levels(256, 0, 1), r"0.000651.*VE goes from 0.01 at t_min=1e-05.*lower.*take tau <= (\S+)"),
         (ss.SubVP(t_min=0.05), ss.data.Levels(17), r"SubVP goes from 0.02988 at t_min=0.05.*take tau <= (\S+)"),
-        (ss.VE(sigma_max=0.02), ss.data.Levels(2), r"to 0.02 at t_max=1: raise its t_max, or take tau >= (\S+)"),
+        (ss.VE(sigma_max=0.02), ss.data.Levels(2), r"to 0.02 at t_max=1: raise t_max, or take tau >= (\S+)"),
     ],
 )
 def test_a_path_that_is_too_short_is_refused_and_the_suggested_tau_works(sde, transform, message):
@@ -224,12 +224,12 @@ def test_draws_are_reparameterised():
     [
         (lambda: Variational((), 17), r"shape must be that of one state.*got \(\)"),
         (lambda: Variational((1, 0, 2), 17), r"got \(1, 0, 2\)"),
-        (lambda: Variational(3, 1), "levels >= 2.*got 1, 4, 32"),
+        (lambda: Variational(3, 1), "levels >= 2.*got levels=1, layers=4, width=32"),
         (lambda: Variational(3, 17, 0), "layers >= 1"),
         (lambda: Variational(3, 17, 2, 0), "width >= 1"),
         (
             lambda: Variational((1, 4, 4), 17).sample(levels(2, 4, 4), stream()),
-            r"expected levels \(B, 1, 4, 4\); got \(2, 4, 4\)",
+            r"expected grey levels of shape \(B, 1, 4, 4\); got \(2, 4, 4\)",
         ),
         *(
             (lambda tau=tau: TruncatedNormal(tau), "positive and finite; got tau")

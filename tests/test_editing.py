@@ -347,7 +347,7 @@ X = normal(2, 3)
         (lambda m: perturb_and_denoise(m, X, 0.5, DDIM_10, seeds=[1]), "expected one seed per sample"),
         (
             lambda m: perturb_and_denoise(m, X, 0.1, PredictorCorrector(DDIM(), grid=[1.0, 0.5])),
-            "it goes from 1 to 0.5, but t=0.1",
+            "got t=0.1, but the sampler goes from 1 to 0.5",
         ),
         (lambda m: interpolate_noised(m, X, X, [0.5], 0.5, DDIM_10, "none"), "noise must be 'same' or 'independent'"),
         (lambda m: interpolate_noised(m, X, X[:1], [0.5], 0.5, DDIM_10), "same shape"),
