@@ -212,7 +212,7 @@ def _sample_variance(values: Tensor) -> Tensor:
 
 
 def _kernels(fused: bool) -> AbstractContextManager:
-    """Return a context that allows fused attention kernels, which lack second derivatives and vmap, or excludes them."""
+    """Return a context with or without fused attention kernels, which lack second derivatives and vmap."""
     return nullcontext() if fused else sdpa_kernel(SDPBackend.MATH)
 
 

@@ -87,9 +87,7 @@ class ForeignModel(ModelWrapper):
         BaseModel.__init__(self)
         for name in ("sde", "predict"):
             if not hasattr(model, name):
-                raise TypeError(
-                    f"a model must have `sde` and `predict(x, t)`; got {type(model).__name__}, which has no {name!r}"
-                )
+                raise TypeError(f"a model must have `sde` and `predict(x, t)`; {type(model).__name__} has no {name!r}")
         vars(self)["model"] = model
         self.parts = nn.ModuleList(_modules_in(model))
 
