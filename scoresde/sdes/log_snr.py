@@ -43,7 +43,7 @@ class LogSNRPath(SDE):
         return self.drift(t) * self.alpha(t)
 
     def sigma_dot(self, t: Tensor) -> Tensor:
-        """alpha^2 g^2 / (2 sigma), for both kinds."""
+        """alpha^2 g^2 / (2 sigma), for both kinds of path."""
         return 0.5 * (self.alpha(t) * self.diffusion(t)).square() / self.sigma(t)
 
     def drift(self, t: Tensor) -> Tensor:

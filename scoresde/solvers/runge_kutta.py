@@ -1,8 +1,9 @@
-"""Explicit Runge-Kutta methods on a uniform grid, at a fixed cost; no result depends on its batch.
+"""Explicit Runge-Kutta methods on a uniform grid, at a fixed cost; a sample does not depend on the others in its batch.
 
-A method is its tableau (Hairer, Norsett and Wanner, Solving Ordinary Differential Equations I, section II.1),
+A step of size h of du/ds = v(s, u) is given by the Butcher tableau (a, b, c) of the method (Hairer, Norsett and Wanner,
+Solving Ordinary Differential Equations I, section II.1),
 
-    k_i = field(s + c_i h, u + h sum_j a_ij k_j),        u <- u + h sum_i b_i k_i.
+    k_i = v(s + c_i h, u + h sum_j a_ij k_j),        u <- u + h sum_i b_i k_i.
 """
 
 from dataclasses import dataclass, replace
@@ -37,15 +38,16 @@ TABLEAUX = {
 class RungeKutta:
     """An explicit Runge-Kutta method with a fixed number of equal steps.
 
-    A sample that turns NaN or infinite stops at its last finite state, with its position and status; the others go on.
-    The error is not measured: a field that the steps do not resolve gives a wrong state with status OK.
+    A sample that turns NaN or infinite stops at its last finite state, and the others go on; `Solution` reports the
+    position and status of each. The error is not measured: if the steps are too long, the state is wrong although the
+    status is OK.
 
     Args:
         method: "euler" (order 1), "heun2", "heun3" or "rk4" (order 4).
         steps: number of steps; the cost is steps times the number of stages.
 
     Raises:
-        ValueError: an unknown method, or fewer than one step.
+        ValueError: method is unknown, or steps < 1.
     """
 
     method: str = "rk4"
@@ -58,7 +60,7 @@ class RungeKutta:
             raise ValueError(f"steps must be at least 1; got {self.steps}")
 
     def finer(self) -> "RungeKutta":
-        """The method with four times the steps."""
+        """Return this solver with four times the steps."""
         return replace(self, steps=4 * self.steps)
 
     def __call__(self, field: Field, x: Tensor, start: float, end: float) -> Solution:
@@ -88,5 +90,5 @@ class RungeKutta:
 
 
 def _advance(x: Tensor, h: Tensor, weights: tuple[float, ...], slopes: list[Tensor]) -> Tensor:
-    """x + h sum_i weights_i slopes_i, leaving out zero weights."""
+    """Return x + h sum_i weights_i slopes_i, skipping zero weights."""
     return x + sum(float(h) * w * slope for w, slope in zip(weights, slopes, strict=True) if w)
