@@ -74,13 +74,15 @@ def check_level(l: float) -> float:  # noqa: E741 - the letter of the formula
     return float(l)
 
 
-def _check_times(t_from: Tensor, t_to: Tensor) -> None:
-    """Raise ValueError unless each time is () or (B,), with one B."""
-    shapes = t_from.shape, t_to.shape
+def _times(t_from: Tensor | float, t_to: Tensor | float) -> tuple[Tensor, Tensor]:
+    """Return two times in float64; raise ValueError unless each is () or (B,), with one B."""
+    times = float64(t_from), float64(t_to)
+    shapes = tuple(t.shape for t in times)
     if max(map(len, shapes)) > 1 or len({*shapes} - {torch.Size()}) > 1:
         raise ValueError(
             f"t_from and t_to must have shape () or (B,), with one B; got {', '.join(map(str, map(tuple, shapes)))}"
         )
+    return times
 
 
 class SDE(nn.Module):
@@ -178,22 +180,22 @@ class SDE(nn.Module):
         t = checked_times(self, t)
         return Point(t, self.alpha(t), self.sigma(t), 0.5 * self.log_snr(t))
 
-    def transition(self, t_from: Tensor, t_to: Tensor) -> tuple[Tensor, Tensor]:
+    def transition(self, t_from: Tensor | float, t_to: Tensor | float) -> tuple[Tensor, Tensor]:
         """(r, v) of the forward kernel x_to = r x_from + v^(1/2) eps for t_from < t_to; see `sdes.transitions`.
 
         Raises:
             ValueError: times that are not () or (B,).
         """
-        _check_times(t_from, t_to)
+        t_from, t_to = _times(t_from, t_to)
         return transitions.transition(self.at(t_from), self.at(t_to))
 
-    def posterior(self, t_from: Tensor, t_to: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def posterior(self, t_from: Tensor | float, t_to: Tensor | float) -> tuple[Tensor, Tensor, Tensor]:
         """(a, b, v) of q(x_to | x_from, x_0) = N(a x_from + b x_0, v I) for t_to < t_from; see `sdes.transitions`.
 
         Raises:
             ValueError: times that are not () or (B,).
         """
-        _check_times(t_from, t_to)
+        t_from, t_to = _times(t_from, t_to)
         return transitions.posterior(self.at(t_to), self.at(t_from))
 
     @property

@@ -26,7 +26,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from scoresde.solvers.solver import Field, Solution, Status, choose, finite, per_sample, rms
+from scoresde.solvers.solver import Field, Solution, Status, check_data_scale, choose, finite, per_sample, rms
 from scoresde.tensors import broadcast, double
 
 UNRESOLVED = 0.5  # difference between predictor and corrector from which on a step is refused
@@ -157,6 +157,7 @@ class Adams:
         steps: number of steps; the cost is steps + 1 evaluations.
         order: 1, 2 or 3.
         smoothing: number of velocities that the predictor is fitted to beyond those its degree needs.
+        data_scale: scale of the data in model space, to a factor of three; None measures it, by about five evaluations.
 
     Raises:
         ValueError: another order, a negative smoothing, fewer than one step.
@@ -165,9 +166,11 @@ class Adams:
     steps: int = 80
     order: int = 3
     smoothing: int = 1
+    data_scale: float | None = None
 
     def __post_init__(self):
         _check_order(self.order, self.smoothing)
+        check_data_scale(self.data_scale)
         if self.steps < 1:
             raise ValueError(f"steps must be at least 1; got {self.steps}")
 
@@ -208,7 +211,7 @@ class AdaptiveAdams:
             scale of the data, so structure finer than rtol times that scale needs a smaller rtol.
         max_step: as a fraction of the interval. It resolves the integrals, which take no part in error control: near
             the data the state may be constant while its divergence is not.
-        order, smoothing: see `Adams`.
+        order, smoothing, data_scale: see `Adams`.
         max_evaluations: number of evaluations after which a sample stops.
 
     Raises:
@@ -220,9 +223,11 @@ class AdaptiveAdams:
     order: int = 3
     smoothing: int = 1
     max_evaluations: int = 1000
+    data_scale: float | None = None
 
     def __post_init__(self):
         _check_order(self.order, self.smoothing)
+        check_data_scale(self.data_scale)
         if not (self.rtol > 0 and 0 < self.max_step <= 1 and self.max_evaluations >= 2):
             raise ValueError(f"rtol must be > 0, max_step in (0, 1] and max_evaluations >= 2; got {self}")
 

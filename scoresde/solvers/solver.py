@@ -53,8 +53,8 @@ class Solution:
 class Solver(Protocol):
     """Anything that integrates a field.
 
-    It may have `finer()`, a solver of a fraction of its error, by which that error is measured; a `variable`; and
-    `controls_integrals`, True if its error control includes the integrals.
+    It may have `finer()`, a solver of a fraction of its error, by which that error is measured; a `variable`;
+    `controls_integrals`, True if its error control includes the integrals; and `data_scale`, see `data_scale`.
     """
 
     def __call__(self, field: Field, x: Tensor, start: float, end: float) -> Solution: ...
@@ -65,9 +65,20 @@ def variable(solver: Solver) -> str:
     return getattr(solver, "variable", "ratio")
 
 
+def data_scale(solver: Solver) -> float | None:
+    """The scale of the data for the variable "ratio": the attribute `data_scale`, by default None, measured."""
+    return getattr(solver, "data_scale", None)
+
+
 def controls_integrals(solver: Solver) -> bool:
     """Whether the error control of a solver includes the integrals, so that noise in them costs steps."""
     return getattr(solver, "controls_integrals", False)
+
+
+def check_data_scale(scale: float | None) -> None:
+    """Raise ValueError if the scale of the data is neither None nor positive."""
+    if scale is not None and not 0 < scale < float("inf"):
+        raise ValueError(f"data_scale must be positive, or None to measure it; got {scale}")
 
 
 def finite(*parts: Tensor) -> Tensor:
