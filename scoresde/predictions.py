@@ -1,6 +1,6 @@
 """Prediction types: what a network predicts, as two functions of time.
 
-The network's regression target is a combination of the same pair as x = alpha x_0 + sigma eps,
+The network's regression target F is a combination of x_0 and eps, like x = alpha x_0 + sigma eps:
 
     F = p(t) x_0 + q(t) eps.
 

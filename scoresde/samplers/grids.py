@@ -267,7 +267,7 @@ GRIDS: dict[str, Grid] = {
 
 @dataclass(frozen=True)
 class FixedTimes:
-    """A grid that returns the given times, whatever the number of steps."""
+    """A grid that returns the given times for any number of steps."""
 
     times: Tensor
 

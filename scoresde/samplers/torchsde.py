@@ -76,7 +76,7 @@ class TorchSDE(Sampler):
         adaptive: if True, control the error, by comparing a step with two steps of half the size; if False, take equal
             steps.
         rtol, atol, dt_min: for adaptive=True, the relative and absolute tolerance, and the smallest step, which is
-            accepted whatever its error.
+            accepted with any error.
         denoise_final: if True, replace the last state by E[x_0 | x], which costs one more evaluation.
 
     torchsde evaluates the drift once more at the start, to learn its shape; `nfe` counts this evaluation.

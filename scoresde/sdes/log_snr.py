@@ -3,7 +3,7 @@
 | kind                | alpha^2          | sigma^2           | f      | g^2                 |
 | ------------------- | ---------------- | ----------------- | ------ | ------------------- |
 | variance preserving | sigmoid(log SNR) | sigmoid(-log SNR) | -g^2/2 | -sigma^2 (log SNR)' |
-| variance exploding  | 1                | exp(-log SNR)     | 0      | the same            |
+| variance exploding  | 1                | exp(-log SNR)     | 0      | -sigma^2 (log SNR)' |
 """
 
 import torch

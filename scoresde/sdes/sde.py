@@ -74,14 +74,16 @@ def check_level(l: float) -> float:  # noqa: E741 - the letter of the formula
     return float(l)
 
 
-def _check_times(t_from: Tensor, t_to: Tensor) -> None:
-    """Raise ValueError unless both times have shape () or (B,), with the same B."""
-    shapes = t_from.shape, t_to.shape
+def _times(t_from: Tensor | float, t_to: Tensor | float) -> tuple[Tensor, Tensor]:
+    """Return both times in float64; raise ValueError unless they have shape () or (B,), with the same B."""
+    times = float64(t_from), float64(t_to)
+    shapes = tuple(t.shape for t in times)
     if max(map(len, shapes)) > 1 or len({*shapes} - {torch.Size()}) > 1:
         raise ValueError(
             "t_from and t_to must have shape () or (B,), with the same B; got shapes "
             f"{' and '.join(map(str, map(tuple, shapes)))}"
         )
+    return times
 
 
 class SDE(nn.Module):
@@ -182,22 +184,22 @@ class SDE(nn.Module):
         t = checked_times(self, t)
         return Point(t, self.alpha(t), self.sigma(t), 0.5 * self.log_snr(t))
 
-    def transition(self, t_from: Tensor, t_to: Tensor) -> tuple[Tensor, Tensor]:
+    def transition(self, t_from: Tensor | float, t_to: Tensor | float) -> tuple[Tensor, Tensor]:
         """Return (r, v) of the forward kernel x_to = r x_from + v^(1/2) eps, t_from < t_to; see `sdes.transitions`.
 
         Raises:
             ValueError: the times do not have shape () or (B,) with the same B, or are outside [t_min, t_max].
         """
-        _check_times(t_from, t_to)
+        t_from, t_to = _times(t_from, t_to)
         return transitions.transition(self.at(t_from), self.at(t_to))
 
-    def posterior(self, t_from: Tensor, t_to: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def posterior(self, t_from: Tensor | float, t_to: Tensor | float) -> tuple[Tensor, Tensor, Tensor]:
         """Return (a, b, v) of q(x_to | x_from, x_0) = N(a x_from + b x_0, v I), t_to < t_from; see `sdes.transitions`.
 
         Raises:
             ValueError: the times do not have shape () or (B,) with the same B, or are outside [t_min, t_max].
         """
-        _check_times(t_from, t_to)
+        t_from, t_to = _times(t_from, t_to)
         return transitions.posterior(self.at(t_to), self.at(t_from))
 
     @property

@@ -26,7 +26,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from scoresde.solvers.solver import Field, Solution, Status, choose, finite, per_sample, rms
+from scoresde.solvers.solver import Field, Solution, Status, check_data_scale, choose, finite, per_sample, rms
 from scoresde.tensors import broadcast, double
 
 UNRESOLVED = 0.5  # a step on the uniform grid is refused if predictor and corrector differ by this much or more
@@ -159,17 +159,21 @@ class Adams:
         steps: number of steps; the cost is steps + 1 evaluations.
         order: 1, 2 or 3.
         smoothing: number of velocities that the predictor is fitted to beyond those its degree needs.
+        data_scale: scale of the data in model space, to within a factor of three; None (default) measures it with about
+            five evaluations.
 
     Raises:
-        ValueError: order is not 1, 2 or 3, smoothing is negative, or steps < 1.
+        ValueError: order is not 1, 2 or 3, smoothing is negative, steps < 1, or data_scale is not positive.
     """
 
     steps: int = 80
     order: int = 3
     smoothing: int = 1
+    data_scale: float | None = None
 
     def __post_init__(self):
         _check_order(self.order, self.smoothing)
+        check_data_scale(self.data_scale)
         if self.steps < 1:
             raise ValueError(f"steps must be at least 1; got {self.steps}")
 
@@ -210,12 +214,12 @@ class AdaptiveAdams:
             the scale of the data, so structure finer than rtol times that scale needs a smaller rtol.
         max_step: largest step, as a fraction of the interval. It keeps the integrals accurate, which error control
             ignores: near the data the state may be constant while the divergence of the velocity is not.
-        order, smoothing: see `Adams`.
+        order, smoothing, data_scale: see `Adams`.
         max_evaluations: number of evaluations after which a sample stops.
 
     Raises:
-        ValueError: order is not 1, 2 or 3, smoothing is negative, rtol <= 0, max_step is not in (0, 1], or
-            max_evaluations < 2.
+        ValueError: order is not 1, 2 or 3, smoothing is negative, rtol <= 0, max_step is not in (0, 1],
+            max_evaluations < 2, or data_scale is not positive.
     """
 
     rtol: float = 1e-3
@@ -223,9 +227,11 @@ class AdaptiveAdams:
     order: int = 3
     smoothing: int = 1
     max_evaluations: int = 1000
+    data_scale: float | None = None
 
     def __post_init__(self):
         _check_order(self.order, self.smoothing)
+        check_data_scale(self.data_scale)
         if not (self.rtol > 0 and 0 < self.max_step <= 1 and self.max_evaluations >= 2):
             raise ValueError(f"rtol must be > 0, max_step in (0, 1] and max_evaluations >= 2; got {self}")
 

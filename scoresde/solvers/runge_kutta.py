@@ -12,7 +12,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from scoresde.solvers.solver import Field, Solution, Status, choose, finite, per_sample
+from scoresde.solvers.solver import Field, Solution, Status, check_data_scale, choose, finite, per_sample
 from scoresde.tensors import double
 
 
@@ -45,17 +45,20 @@ class RungeKutta:
     Args:
         method: "euler" (order 1), "heun2", "heun3" or "rk4" (order 4).
         steps: number of steps; the cost is steps times the number of stages.
+        data_scale: see `Adams`.
 
     Raises:
-        ValueError: method is unknown, or steps < 1.
+        ValueError: method is unknown, steps < 1, or data_scale is not positive.
     """
 
     method: str = "rk4"
     steps: int = 32
+    data_scale: float | None = None
 
     def __post_init__(self):
         if self.method not in TABLEAUX:
             raise ValueError(f"method must be one of {', '.join(TABLEAUX)}; got {self.method!r}")
+        check_data_scale(self.data_scale)
         if self.steps < 1:
             raise ValueError(f"steps must be at least 1; got {self.steps}")
 

@@ -77,7 +77,7 @@ class _Flattened:
         self.field, self.x, self.evaluations, self.columns = field, x, 0, 0
 
     def first(self, start: float) -> np.ndarray:
-        """Return the vector at `start`; evaluates the field once, to learn the number of integrals."""
+        """Return the vector at `start`; evaluates the field once, to find the number of integrals."""
         _, g = self._evaluate(start, self.x)
         self.columns = g.shape[1]
         return self._pack(self.x, torch.zeros_like(g))

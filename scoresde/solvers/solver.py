@@ -56,8 +56,8 @@ class Solution:
 class Solver(Protocol):
     """A callable that integrates a field from `start` to `end`.
 
-    Optional attributes: `finer()` returns a more accurate solver, to measure the error of this one; `variable` and
-    `controls_integrals` are explained at the functions of these names.
+    Optional attributes: `finer()` returns a more accurate solver, to measure the error of this one; `variable`,
+    `controls_integrals` and `data_scale` are explained at the functions of these names.
     """
 
     def __call__(self, field: Field, x: Tensor, start: float, end: float) -> Solution: ...
@@ -68,9 +68,20 @@ def variable(solver: Solver) -> str:
     return getattr(solver, "variable", "ratio")
 
 
+def data_scale(solver: Solver) -> float | None:
+    """Return `solver.data_scale`, the scale of the data for the variable "ratio"; None (default) to measure it."""
+    return getattr(solver, "data_scale", None)
+
+
 def controls_integrals(solver: Solver) -> bool:
     """Return whether the solver's error control includes the integrals, so that noise in them costs steps."""
     return getattr(solver, "controls_integrals", False)
+
+
+def check_data_scale(scale: float | None) -> None:
+    """Raise ValueError unless the scale of the data is None, or positive and finite."""
+    if scale is not None and not 0 < scale < float("inf"):
+        raise ValueError(f"data_scale must be positive and finite, or None to measure it; got {scale}")
 
 
 def finite(*parts: Tensor) -> Tensor:

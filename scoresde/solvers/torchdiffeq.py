@@ -52,7 +52,7 @@ class TorchDiffEq:
         interval = torch.tensor([start, end], dtype=double(x), device=x.device)
         # step_t: land on the end; by default torchdiffeq steps past it and interpolates, at a lower order.
         options = {"norm": _state_norm, "max_num_steps": self.max_steps, "step_t": interval[1:]}
-        _, g = field(interval[0], x, None)  # to learn the number of integrals
+        _, g = field(interval[0], x, None)  # to find the number of integrals
         state = (x, torch.zeros_like(g))
         try:
             path = odeint(
