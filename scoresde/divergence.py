@@ -45,7 +45,7 @@ class Evaluation(NamedTuple):
 
 
 class Estimator(Protocol):
-    """Returns the `Evaluation` of a field at x, with random probes from the stream given to `bind`.
+    """A function (field, x, rows) -> `Evaluation` of the field at x, with the stream of probes given to `bind`.
 
     `rows` holds the indices in the batch of the samples in x; None if x is the whole batch.
     """

@@ -73,7 +73,7 @@ class ModelWrapper(BaseModel):
 
 
 class ForeignModel(ModelWrapper):
-    """Adapts an object of a user's class, which needs to have only `sde` and `predict`.
+    """A model from an object of a user's class, which must have only `sde` and `predict`.
 
     A call of `predict` counts as one network evaluation, unless a network that counts its own evaluations runs in it.
     The `nn.Module`s in the object become submodules, so the model has their parameters, device and dropout. `density`,

@@ -121,7 +121,7 @@ def discrete(
     visits = "each step once" if draws is None else f"{draws} draws of the steps in {draws // 2} strata, 2 at node 0"
     conventions = {
         "levels": f"level k at T(k + 1/2), from {bins.low:g} to {bins.high:g} in model space, not dequantised",
-        "chain": f"{len(nodes)} nodes from t={float(nodes[0]):g} to {float(nodes[-1]):g}; of each image {visits}",
+        "chain": f"{len(nodes)} nodes from t={float(nodes[0]):g} to {float(nodes[-1]):g}; for each image {visits}",
         "variance": meaning,
         "decoder": f"Gaussian over bins of width {bins.width:g}, the first and the last open",
     }

@@ -1,8 +1,8 @@
 r"""The hybrid objective of models with a learned variance: L_simple + lambda L_vlb (2102.09672, eq. 16).
 
 L_vlb is the evidence bound of the reverse chain over N nodes, in bits per dimension, without its term at the prior
-(which does not depend on the network). At node k >= 1, with s = t_(k-1), t = t_k and the forward transition x_t = r x_s +
-v^(1/2) eps, the term is
+(which does not depend on the network). At node k >= 1, with s = t_(k-1), t = t_k and the forward transition x_t =
+r x_s + v^(1/2) eps, the term is
 
     KL( N(mu_q, beta_tilde I) || N(mu, Sigma) ),        log Sigma = nu log beta + (1 - nu) log beta_tilde,
     beta = v,        beta_tilde = v sigma_s^2 / sigma_t^2,        mu_q - mu = (alpha_s v / sigma_t^2) (x_0 - x_hat_0).

@@ -49,7 +49,7 @@ class Langevin:
         self.snr, self.steps, self.rule = snr, steps, rule
 
     def __call__(self, model: BaseModel, x: Tensor, t: Tensor, stream: RandomStream) -> Tensor:
-        """The state at t after `steps` steps."""
+        """Return the state at t after `steps` steps."""
         for _ in range(self.steps):
             score, z = model.predict(x, t).score, stream.normal(x)
             if self.rule == "path":
@@ -81,7 +81,7 @@ class AnnealedLangevin:
         self.step, self.steps = step, steps
 
     def __call__(self, model: BaseModel, x: Tensor, t: Tensor, stream: RandomStream) -> Tensor:
-        """The state at t after `steps` steps."""
+        """Return the state at t after `steps` steps."""
         half = 0.5 * self.step * model.sde.sigma(t).square() * model.sde.chain_alpha(t)
         for _ in range(self.steps):
             x = langevin(x, model.predict(x, t).score, half, stream.normal(x))

@@ -96,7 +96,9 @@ class DPMSolver(Linear):
         check_signal(sde, here, self)
         h = target.lam - here.lam
         if math.isinf(h):
-            raise ValueError(f"DPMSolver needs sigma > 0 where it ends; sigma({float(target.t):g}) = 0: raise t_min")
+            raise ValueError(
+                f"DPMSolver needs sigma > 0 where it ends, but sigma({float(target.t):g}) = 0: raise t_min"
+            )
         parts = {1: (1.0,), 2: (0.5, 1.0), 3: (1 / 3, 2 / 3, 1.0)}[self.order]
         inner = torch.tensor([2 * (here.lam + part * h) for part in parts[:-1]], dtype=torch.float64)
         ends = [*points(sde, sde.time(inner).unbind()), target] if len(inner) else [target]

@@ -27,7 +27,7 @@ VARIANCES = ("posterior", "forward", "learned")
 
 
 class ReverseFamilyStep(Linear):
-    """Base class of the steps that discretise the drift and the diffusion of the reverse family of noise level l."""
+    """Base class of the steps that discretise the drift and the diffusion of `ReverseSDE` at noise level l."""
 
     grid = FLOW_GRID
     view = "noise"
@@ -37,15 +37,15 @@ class ReverseFamilyStep(Linear):
         self.stochastic = self.l > 0
 
     def drift(self, sde: SDE, t: Tensor) -> tuple[float, float, float]:
-        """(f, k, l g) with drift f x + k E[eps | x] of the reverse family: k = (1 + l^2)/2 g^2 / sigma."""
+        """Return (f, k, l g) with the drift f x + k E[eps | x] of `ReverseSDE`: k = (1 + l^2)/2 g^2 / sigma."""
         l, g, sigma = self.l, float(sde.diffusion(t)), float(sde.sigma(t))  # noqa: E741
         if sigma == 0:
-            raise ValueError(f"the drift needs sigma > 0, but sigma({float(t):g}) = 0: raise t_min")
+            raise ValueError(f"the drift of the reverse SDE needs sigma > 0, but sigma({float(t):g}) = 0: raise t_min")
         return float(sde.drift(t)), 0.5 * (1 + l * l) * g * g / sigma, l * g
 
 
 class EulerMaruyama(ReverseFamilyStep):
-    """Euler-Maruyama on the reverse family, x + (s - t) drift + l g |s - t|^(1/2) z; weak order 1.
+    """Euler-Maruyama on `ReverseSDE`, x_s = x + (s - t) drift + l g |s - t|^(1/2) z; weak order 1.
 
     Args:
         l: noise level; 1 is the reverse SDE, 0 Euler's method in t on the probability flow.
@@ -66,7 +66,7 @@ class EulerMaruyama(ReverseFamilyStep):
 
 
 class StochasticHeun(ReverseFamilyStep):
-    """Heun's method on the reverse family, the same z in both stages; weak order 2, two evaluations a step.
+    """Heun's method on `ReverseSDE`, with the same z in both stages; weak order 2, two evaluations a step.
 
         y = x + (s - t) b(x, t) + c z,    x(s) = x + (s - t)/2 (b(x, t) + b(y, s)) + c z,    c^2 = l^2 int g^2
 
