@@ -97,7 +97,7 @@ class DPMSolver(Linear):
         h = target.lam - here.lam
         if math.isinf(h):
             raise ValueError(
-                f"DPMSolver needs sigma > 0 where it ends, but sigma({float(target.t):g}) = 0: raise t_min"
+                f"DPMSolver needs sigma > 0 where it ends; got sigma({float(target.t):g}) = 0: raise t_min"
             )
         parts = {1: (1.0,), 2: (0.5, 1.0), 3: (1 / 3, 2 / 3, 1.0)}[self.order]
         inner = torch.tensor([2 * (here.lam + part * h) for part in parts[:-1]], dtype=torch.float64)
