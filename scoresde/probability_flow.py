@@ -17,8 +17,9 @@ of the data. Everything is bounded up to r = infinity, that is u = asinh(R/c), s
 special case. R is 30, and c is at most 0.02. If r at t_min is below 0.001 (sub-VP), c is twenty times this r, but at
 least 0.002, so that there are steps near t_min too.
 
-Before the solve, S is measured on the model for each sample from a few evaluations (`scoresde.data_scale`), and so is a
-smaller c for data with structure finer than c. S is 1 for data of about unit scale.
+Unless the solver has a `data_scale`, S is measured on the model for each sample before the solve, from a few
+evaluations (`scoresde.data_scale`), and so is a smaller c for data with structure finer than c. S is 1 for data of about
+unit scale.
 
 The density of x is that of w divided by (alpha^2 S^2 + sigma^2)^(d/2). All coefficients are combined in float64, from
 the views of one network evaluation.
@@ -41,7 +42,7 @@ from scoresde.random_stream import RandomStream
 from scoresde.score import BaseModel
 from scoresde.sdes import SDE
 from scoresde.solvers import Adams, Solver, Status
-from scoresde.solvers.solver import variable
+from scoresde.solvers.solver import data_scale, variable
 from scoresde.tensors import broadcast, dimensions, double, float64, floating, recordable
 from scoresde.wrappers import as_model
 
@@ -83,9 +84,12 @@ class Ratio:
         return torch.asinh(1 / (self.c * (torch.exp(0.5 * (log_snr + self._shift)) + 1 / COARSE)))
 
     @classmethod
-    def suited(cls, model: BaseModel, x: Tensor, t_from: float, t_to: float) -> tuple["list[Group]", Tensor]:
-        """Return flows with S and c measured for the states x; see `Time.suited`."""
-
+    def suited(
+        cls, model: BaseModel, x: Tensor, t_from: float, t_to: float, data_scale: float | None
+    ) -> tuple["list[Group]", Tensor]:
+        """Return flows with S and c for the states x, measured unless `data_scale` is given; see `Time.suited`."""
+        if data_scale is not None:
+            return [(cls(model.sde, data_scale), None)], torch.zeros(len(x), dtype=torch.int64)
         first = _first(model.sde, 1.0)
 
         def smooth_at(scale: Tensor) -> Tensor:
@@ -141,9 +145,12 @@ class Time:
             )
 
     @classmethod
-    def suited(cls, model: BaseModel, x: Tensor, t_from: float, t_to: float) -> tuple["list[Group]", Tensor]:
+    def suited(
+        cls, model: BaseModel, x: Tensor, t_from: float, t_to: float, data_scale: float | None
+    ) -> tuple["list[Group]", Tensor]:
         """Return the flows in which to solve the states x (B, *), and the evaluations (B,) spent to choose them.
 
+        data_scale is the scale of the data if it is known, see `solvers.Adams`; a flow in t does not need it.
         A flow comes with the indices (n,) of its samples, or with None if it is the only one.
         """
         return [(cls(model.sde), None)], torch.zeros(len(x), dtype=torch.int64)
@@ -252,7 +259,7 @@ def integrate(
     x = recordable(x)
     with torch.inference_mode(False), torch.set_grad_enabled(differentiable), frozen(model, not differentiable):
         costs = torch.zeros(2, count, dtype=torch.int64)  # evaluations, and products with the Jacobian
-        flows, costs[0] = VARIABLES[variable(solver)].suited(model, x, t_from, t_to)
+        flows, costs[0] = VARIABLES[variable(solver)].suited(model, x, t_from, t_to, data_scale(solver))
         estimate = None if trace is None else trace.bind(stream or RandomStream(), x, differentiable)
         solved = [solve(flow, group) for flow, group in flows]
         order = torch.cat([group for _, group in flows if group is not None]).argsort() if len(flows) > 1 else None
