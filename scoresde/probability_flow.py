@@ -18,8 +18,8 @@ special case. R is 30, and c is at most 0.02. If r at t_min is below 0.001 (sub-
 least 0.002, so that there are steps near t_min too.
 
 Unless the solver has a `data_scale`, S is measured on the model for each sample before the solve, from a few
-evaluations (`scoresde.data_scale`), and so is a smaller c for data with structure finer than c. S is 1 for data of about
-unit scale.
+evaluations (`scoresde.data_scale`), and so is a smaller c for data with structure finer than c. S is 1 for data of
+about unit scale.
 
 The density of x is that of w divided by (alpha^2 S^2 + sigma^2)^(d/2). All coefficients are combined in float64, from
 the views of one network evaluation.
