@@ -76,8 +76,8 @@ def test_images_have_a_frechet_distance_on_named_features(grey, capsys):
     ("overrides", "message"),
     [
         (["samplers=[ddim,nope]"], "annealed_langevin, ddim, ddim_eta1, deis3, "),
-        (["samplers=ddim"], "samplers must be a list of at least one entry, samplers=[...]; got ddim"),
-        (["samplers=[ode]"], "ode chooses its own"),
+        (["samplers=ddim"], "samplers must be a list of at least one entry; got ddim: set samplers=[...]"),
+        (["samplers=[ode]"], "ode chooses the number of steps itself"),
         (["nfe=[]"], "nfe must be a list of at least one entry"),
         (["nfe=[10,0]"], "nfe[1]"),
         (["nfe=[1]", "samplers=[heun]"], "too small for heun"),

@@ -46,4 +46,4 @@ def test_wrong_input_is_answered_in_one_line(grey, override, message, refused):
 
 
 def test_continuous_data_has_nothing_to_dequantise(toy, refused):
-    assert "dequantize needs data of grey levels" in refused("dequantize", f"run={toy}")
+    assert "dequantize needs integer grey levels" in refused("dequantize", f"run={toy}")

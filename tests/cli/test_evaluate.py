@@ -62,7 +62,7 @@ def test_statistics_and_samples_from_files(grey, capsys):
     assert row["value"] == 0
     output = capsys.readouterr().out
     assert "no kid" in output
-    assert "the reference has moments only, no features" in output
+    assert "the reference has only moments, not the features" in output
     assert "bits/dim" not in output
 
 
@@ -85,7 +85,7 @@ WRONG = {
     "floors": ("floors=[noise]", "got 'noise'"),
     "no samples": ("samples=missing.npy", "No such file or directory: 'missing.npy'"),
     "shape": ("samples=real.npy", "(5, 3)"),
-    "pickled": ("samples=objects.npy", "objects.npy must be an array of numbers"),
+    "pickled": ("samples=objects.npy", "objects.npy must be a .npy file of numbers"),
     "n": ("n=0", "got 0"),
 }
 

@@ -235,7 +235,7 @@ def test_names_the_first_tensor_that_differs_by_both_names(file, name, theirs, o
     for key in (theirs, LAST[name]):
         state[f"model.{key}"] = torch.zeros(*state[f"model.{key}"].shape, 2)
     torch.save(state, file)
-    message = f"weights differ first at {ours} ({theirs} in EDM): expected {shape}, got {(*shape, 2)}"
+    message = f"weights differ first at {ours} ({theirs} in EDM): expected shape {shape}; got {(*shape, 2)}"
     with pytest.raises(ValueError, match=re.escape(message)):
         edm(file)
 
@@ -255,7 +255,7 @@ def test_names_the_first_tensor_that_is_missing(file, name, theirs, ours):
 def test_refuses_an_embedding_of_another_width(file):
     state = {**original("edm_ddpmpp"), "model.map_layer0.weight": torch.zeros(32, 16)}
     torch.save(state, file)
-    with pytest.raises(ValueError, match=r"only channel_mult_emb = 4 is supported: 4 x 16 time features; got 32"):
+    with pytest.raises(ValueError, match=r"channel_mult_emb must be 4, for 4 x 16 time features; got 32"):
         edm(file)
 
 
