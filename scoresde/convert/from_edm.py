@@ -163,7 +163,7 @@ def _tensor(state: State, name: str, dims: int) -> Tensor:
     return value
 
 
-# The names of the parts of a block here and in EDM.
+# The names of the parts of a block in our networks and in EDM's.
 BLOCK_PARTS = {
     "residual.norm1": "norm0",
     "residual.conv1": "conv0",
@@ -226,7 +226,7 @@ def translate(state: State, network: UNet) -> State:
                 f"weights differ first at {name} ({theirs} in EDM): expected shape {tuple(expected.shape)}; got {got}"
             )
         block, is_qkv, _ = name.partition(".qkv.")
-        # EDM's query, key and value alternate within each head; here they follow one another.
+        # EDM's query, key and value alternate within each head; ours follow one another.
         translated[name] = value.unflatten(0, (heads[block], -1, 3)).movedim(2, 0).flatten(0, 2) if is_qkv else value
     if unused:
         raise ValueError(f"the weights hold {min(unused)}, which the network does not have")

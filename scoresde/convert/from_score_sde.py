@@ -278,9 +278,9 @@ def translate(state: State, network: nn.Module) -> State:
     groups: dict[str, list[Tensor]] = defaultdict(list)
     for name, value in state.items():
         block, is_pointwise, part = name.partition(".NIN_")
-        if is_pointwise and part.endswith(".W") and value.ndim == 2:  # (in, out), here a 1 x 1 convolution
+        if is_pointwise and part.endswith(".W") and value.ndim == 2:  # (in, out); in our network a 1 x 1 convolution
             value = value.T[:, :, None, None].contiguous()
-        if f"{block}.NIN_2.W" in state and part[0] in "012":  # query, key and value are one convolution here
+        if f"{block}.NIN_2.W" in state and part[0] in "012":  # query, key and value are one convolution in our network
             name = f"{block}.NIN_0-2.{part[2:]}"
         groups[name].append(value)
     ours, translated = network.state_dict(), {}
