@@ -108,7 +108,7 @@ def flow(order: int, smoothing: int = 0) -> Run:
     """Return a run of the likelihood's solver in its own variable, which evaluates both ends of the path; denoised."""
 
     def run(model: ss.ScoreModel, x: Tensor, evaluations: int) -> Tensor:
-        solver = ss.solvers.Adams(evaluations - 2, order, smoothing)
+        solver = ss.solvers.Adams(evaluations - 2, order, smoothing, data_scale=1.0)
         return ProbabilityFlow(solver, denoise_final=True)(model, x_T=x).x
 
     return run

@@ -184,7 +184,8 @@ class _Marginal:
         if sde is None or t is None:
             self.alpha, self.sigma = along.new_ones(1, 1, 1), along.new_zeros(1, 1, 1)
         else:
-            t = checked_times(sde, t).reshape(-1).to(along.device)
+            t = checked_times(sde, t).to(along.device)
+            t = t if t.ndim else t[None]
             self.alpha, self.sigma = broadcast(sde.alpha(t), along), broadcast(sde.sigma(t), along)
         self._mixture = mixture
         self.variances = (self.alpha * mixture.stds).square() + self.sigma.square()

@@ -11,9 +11,9 @@ product g = J^T z of a single probe bounds it: E|g|^2 = |J|_F^2, so in expectati
 
 with equality if J is symmetric with a constant diagonal. For Gaussian probes, variance <= 2 |g|^2.
 
-`bind` gives a trace its stream of draws before an integration; the bound estimator maps (v, x) to an `Evaluation`. A
-trace itself has no state. A differentiable estimator keeps the graph, for objectives that contain the trace (score
-matching) and for differentiable likelihoods.
+Before an integration, `trace.bind(stream, x)` returns an estimator: a function of (v, x) that draws its probes from the
+stream and returns an `Evaluation`. The trace itself stores no draws. A differentiable estimator keeps the autograd
+graph, for objectives that contain the trace (score matching) and for differentiable likelihoods.
 """
 
 from collections.abc import Callable, Sequence
@@ -35,8 +35,8 @@ Field = Callable[[Tensor], Tensor]
 class Evaluation(NamedTuple):
     """A field and the trace of its Jacobian at x.
 
-    value: (B, *). estimates: of the trace (B, m), float64, one per probe. variance: of their mean (B,), float64; an
-    estimate, or an upper bound if there is one probe.
+    value: the field v(x), (B, *). estimates: m estimates of the trace, one per probe, float64 (B, m). variance: the
+    variance of the mean of these estimates, float64 (B,): estimated from their spread, or an upper bound for one probe.
     """
 
     value: Tensor
@@ -45,7 +45,10 @@ class Evaluation(NamedTuple):
 
 
 class Estimator(Protocol):
-    """A trace with its draws. `rows` are the indices in the batch of the samples that x holds, None for all."""
+    """A function (field, x, rows) -> `Evaluation` of the field at x, with the stream of probes given to `bind`.
+
+    `rows` holds the indices in the batch of the samples in x; None if x is the whole batch.
+    """
 
     def __call__(self, field: Field, x: Tensor, rows: Tensor | None = None) -> Evaluation: ...
 
@@ -55,14 +58,14 @@ class Hutchinson:
     """Hutchinson's estimate z^T (dv/dx) z with random probes z.
 
     Args:
-        probes: number of probes m per evaluation; each costs a backward pass.
+        probes: number m of probes per evaluation; each costs a backward pass.
         distribution: "rademacher" (-1 or 1; smaller variance) or "gaussian".
-        resample: draw fresh probes at every evaluation. The trajectory does not depend on the probes and the integral
-            is linear in the estimates, so it stays unbiased and the errors average out along the trajectory. False
-            keeps the first probes fixed, as the published code does.
+        resample: if True, draw new probes at every evaluation: the trajectory does not depend on the probes and the
+            integral is linear in the estimates, so the integral stays unbiased and the errors average out along the
+            trajectory. If False, draw the probes once, in `bind`, as the code of 2011.13456 does.
 
     Raises:
-        ValueError: probes < 1, or the distribution is unknown.
+        ValueError: probes < 1, or distribution is unknown.
     """
 
     probes: int = 1
@@ -76,7 +79,7 @@ class Hutchinson:
             raise ValueError(f"distribution must be 'rademacher' or 'gaussian'; got {self.distribution!r}")
 
     def kept(self) -> "Hutchinson":
-        """Return the estimator whose first probes are kept: a smooth function, for comparisons and error control."""
+        """Return this trace with resample=False, which is smooth in x and t, as error control and comparisons need."""
         return replace(self, resample=False)
 
     def draw(self, stream: RandomStream, x: Tensor, rows: Tensor | None = None) -> list[Tensor]:
@@ -85,9 +88,9 @@ class Hutchinson:
         return [draw(x, rows) for _ in range(self.probes)]
 
     def bind(self, stream: RandomStream, x: Tensor, differentiable: bool = False) -> Estimator:
-        """Return an estimator for states like x (B, *) that draws its probes from `stream`.
+        """Return an estimator for states of the shape, dtype and device of x (B, *), with probes from `stream`.
 
-        With `differentiable`, its results have a graph in x and in the parameters of the field.
+        If `differentiable`, its results keep the autograd graph with respect to x and the parameters of the field.
         """
         fixed = None if self.resample else self.draw(stream, x)
 
@@ -99,7 +102,7 @@ class Hutchinson:
         return estimate
 
     def _variance(self, forms: Tensor, squares: Tensor, size: int) -> Tensor:
-        """Variance of the mean of the forms z.g (B, m): from their spread, or for one probe from |g|^2 (B, m)."""
+        """Return the variance (B,) of the mean of z.g (B, m): from the spread, or for one probe bounded by |g|^2."""
         if self.probes > 1:
             return _sample_variance(forms) / self.probes
         if self.distribution == "rademacher" and size > 2:
@@ -107,14 +110,16 @@ class Hutchinson:
         return 2 * squares.squeeze(1)
 
     def standard_error(self, integral: Tensor, variance: Tensor | None) -> Tensor | None:
-        """Return the standard error of the divergence integrated along a path, (B,); None if it is unknown.
+        """Return the standard error (B,) of the divergence integrated along a path; None if it is unknown.
 
-        Fresh probes make independent errors at each evaluation. Fixed probes make one error each, and the integrals of
-        different probes are independent. For one probe the result is an upper bound (in mean square).
+        With resample=True the errors of the evaluations are independent, so `variance` is the sum of their variances;
+        for one probe the result is an upper bound (in mean square). With resample=False each probe has one error along
+        the whole path, and the spread of the m integrals gives the standard error.
 
         Args:
-            integral: of each probe's estimates, (B, m).
-            variance: sum_i w_i^2 variance_i over the evaluations, (B,), or None if the solver does not report it.
+            integral: the integral of each probe's estimates, (B, m).
+            variance: sum_i w_i^2 variance_i over the evaluations with the solver's weights w_i, (B,); None if the
+                solver does not report it.
         """
         if self.resample and variance is not None:
             return variance.sqrt()
@@ -127,11 +132,11 @@ class ExactTrace:
 
     Args:
         chunk: number of products computed at once; memory grows with it.
-        mode: "reverse" for vector-Jacobian products, which keep the network's activations; "forward" for
-            Jacobian-vector products, which keep only a few states per product of a chunk.
+        mode: "reverse" for vector-Jacobian products, which store the network's activations; "forward" for
+            Jacobian-vector products, which store only a few tensors of the size of x per product.
 
     Raises:
-        ValueError: chunk < 1, or the mode is unknown.
+        ValueError: chunk < 1, or mode is unknown.
     """
 
     chunk: int = 64
@@ -139,7 +144,7 @@ class ExactTrace:
 
     def __post_init__(self):
         if self.chunk < 1:
-            raise ValueError(f"chunk must be at least 1; got {self.chunk}")
+            raise ValueError(f"chunk must be at least 1; got chunk={self.chunk}")
         if self.mode not in ("reverse", "forward"):
             raise ValueError(f"mode must be 'reverse' or 'forward'; got {self.mode!r}")
 
@@ -148,7 +153,7 @@ class ExactTrace:
         return self
 
     def bind(self, stream: RandomStream, x: Tensor, differentiable: bool = False) -> Estimator:
-        """Return the exact trace as an estimator, see `Hutchinson.bind`; it draws nothing from `stream`."""
+        """Return the exact trace as an estimator (see `Hutchinson.bind`), which draws nothing from `stream`."""
 
         def evaluate(field: Field, x: Tensor, rows: Tensor | None = None) -> Evaluation:
             has_graph = differentiable or self.mode == "reverse"
@@ -165,7 +170,8 @@ class ExactTrace:
             trace = sum_dims(torch.zeros_like(value))[:, None]
             for indices in torch.arange(size, device=x.device).split(self.chunk):
                 unit = torch.nn.functional.one_hot(indices, size).to(value).reshape(-1, 1, *x.shape[1:])
-                # A checkpoint's second forward pass uses the kernels and the dropout of the first, for every product.
+                # Activation checkpointing recomputes the forward pass in each product: it must use the same attention
+                # kernels and dropout masks as the first pass.
                 with _kernels(fused=False), torch.set_grad_enabled(has_graph), vectorised(len(indices)):
                     products = torch.func.vmap(product, randomness="same")(unit)
                 trace = trace + sum_dims((products * unit).transpose(0, 1))[:, None]
@@ -175,7 +181,7 @@ class ExactTrace:
         return evaluate
 
     def standard_error(self, integral: Tensor, variance: Tensor | None) -> Tensor:
-        """Return zero."""
+        """Return zeros (B,), as the trace is exact."""
         return torch.zeros_like(integral[:, 0])
 
 
@@ -185,9 +191,9 @@ Trace = Hutchinson | ExactTrace
 def quadratic_forms(
     field: Field, x: Tensor, probes: Sequence[Tensor], differentiable: bool = False
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return v (B, *) at x (B, *), and z.g and |g|^2 for the product g = (dv/dx)^T z of each probe z (B, *).
+    """Return v(x) (B, *), and z.g and |g|^2 with g = (dv/dx)^T z for each of the m probes z (B, *).
 
-    The last two are float64 (B, m).
+    z.g and |g|^2 are float64 (B, m).
     """
     value, x = _evaluate(field, x, differentiable, fused=not differentiable)
     forms, squares = [], []
@@ -200,18 +206,18 @@ def quadratic_forms(
 
 
 def _sample_variance(values: Tensor) -> Tensor:
-    """Return the unbiased variance of the columns (B, m), m > 1, also of an empty batch: (B,)."""
+    """Return the unbiased variance (B,) over the m > 1 columns of values (B, m); B may be 0."""
     centred = values - values.mean(dim=1, keepdim=True)
     return centred.square().sum(dim=1) / (values.shape[1] - 1)
 
 
 def _kernels(fused: bool) -> AbstractContextManager:
-    """Select attention kernels: the fused ones have no second derivative and no batching rule for vmap."""
+    """Return a context with or without fused attention kernels, which lack second derivatives and vmap."""
     return nullcontext() if fused else sdpa_kernel(SDPBackend.MATH)
 
 
 def _evaluate(field: Field, x: Tensor, differentiable: bool, fused: bool) -> tuple[Tensor, Tensor]:
-    """Return the field at x, with a graph, and the x to differentiate it in."""
+    """Return v(x) and x, with an autograd graph from v(x) to this x."""
     if not (differentiable and x.requires_grad):
         x = x.detach().requires_grad_()
     with torch.enable_grad(), _kernels(fused):

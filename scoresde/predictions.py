@@ -1,6 +1,6 @@
 """Prediction types: what a network predicts, as two functions of time.
 
-The network's regression target is a combination of the same pair as x = alpha x_0 + sigma eps,
+The network's regression target F is a combination of x_0 and eps, like x = alpha x_0 + sigma eps:
 
     F = p(t) x_0 + q(t) eps.
 
@@ -76,7 +76,7 @@ class Score(Prediction):
 
 
 class SigmaScore(Score):
-    """F = -eps / sigma with sigma as noise label, by which the network divides (NCSN++, 2011.13456, appendix H)."""
+    """F = -eps / sigma with noise label sigma, by which the network divides its output (2011.13456, appendix H)."""
 
     def c_noise(self, sde: SDE, t: Tensor) -> Tensor:
         return sde.sigma(t)
@@ -100,8 +100,9 @@ class KarrasPreconditioning(Prediction):
     """EDM's preconditioning (2206.00364, eq. 7 and table 1), for any SDE.
 
     At noise-to-signal ratio s = sigma/alpha the denoiser is c_skip x/alpha + c_out F(c_in x, c_noise) with
-    c_skip = sigma_data^2 / (s^2 + sigma_data^2), c_out = s sigma_data / (s^2 + sigma_data^2)^(1/2), c_noise = log(s)/4.
-    Input and target have unit variance for data of standard deviation sigma_data.
+    c_skip = sigma_data^2 / (s^2 + sigma_data^2), c_out = s sigma_data / (s^2 + sigma_data^2)^(1/2), c_noise = log(s)/4
+    and c_in = 1/n with n as in the module docstring. The network's input and target have unit variance for data of
+    standard deviation sigma_data.
 
     Args:
         sigma_data: root mean square of the data.
@@ -133,7 +134,7 @@ class KarrasPreconditioning(Prediction):
 class Denoiser(Data):
     """F = x_0, for a network that is itself a denoiser D(y, s) of y = x/alpha at noise level s = sigma/alpha.
 
-    The denoiser of EDM (2206.00364, eq. 2). The network scales its own inputs, as `networks.LevelHead` does.
+    This is the denoiser of EDM (2206.00364, eq. 2). The network itself scales its input, as `networks.LevelHead` does.
     """
 
     def c_in(self, sde: SDE, t: Tensor) -> Tensor:
@@ -144,14 +145,14 @@ class Denoiser(Data):
 
 
 class Discrete(Prediction):
-    """The prediction of a network trained on discrete steps: its label comes from a table.
+    """The prediction type of a network trained on discrete steps: a table of N entries gives the noise labels.
 
     The position of t in the table is u = (N - 1) (t - start) / (end - start). "linear" interpolates the table,
-    "nearest" rounds u (score_sde's VE), "floor" takes the entry below.
+    "nearest" rounds u (as score_sde does for VE), "floor" rounds u down.
 
     Args:
         prediction: what the network predicts, a name or an instance.
-        labels: the label of each step, at least two, in order of growing time.
+        labels: the noise label of each step, at least two, in order of growing time.
         rounding: "linear", "nearest" or "floor".
         start, end: times of the first and of the last entry.
 
@@ -191,7 +192,7 @@ class Discrete(Prediction):
         if self.rounding == "nearest":
             position = position.round()
         elif self.rounding == "floor":
-            # 1e-9: the time of an entry must not fall below it by the rounding of the division.
+            # 1e-9: rounding in the division must not move the time of an entry to the entry before.
             position = (position + 1e-9).floor()
         position = position.cpu()
         below = position.long().clamp(max=last - 1)
@@ -210,11 +211,11 @@ NAMES = {
 
 
 def resolve(prediction: str | Prediction) -> Prediction:
-    """Return the prediction type of a name; an instance is returned unchanged.
+    """Return the prediction type with the given name; return an instance unchanged.
 
     Raises:
         ValueError: the name is unknown.
-        TypeError: neither a name nor a `Prediction`.
+        TypeError: `prediction` is neither a name nor a `Prediction`.
     """
     if isinstance(prediction, Prediction):
         return prediction

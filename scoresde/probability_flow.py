@@ -18,7 +18,7 @@ special case. R is 30, and c at most 0.02. A path that begins at an r below 0.00
 but at least 0.002, so that it has steps there too.
 
 S and, for data with finer structure, a smaller c are measured on the model for each sample before the solve, from a few
-evaluations (`scoresde.data_scale`). S is 1 for data of about unit scale.
+evaluations (`scoresde.data_scale`), unless the solver has a `data_scale`. S is 1 for data of about unit scale.
 
 The density of x is that of w divided by (alpha^2 S^2 + sigma^2)^(d/2). All coefficients are combined in float64, from
 the views of one network evaluation.
@@ -41,7 +41,7 @@ from scoresde.random_stream import RandomStream
 from scoresde.score import BaseModel
 from scoresde.sdes import SDE
 from scoresde.solvers import Adams, Solver, Status
-from scoresde.solvers.solver import variable
+from scoresde.solvers.solver import data_scale, variable
 from scoresde.tensors import broadcast, dimensions, double, float64, floating, recordable
 from scoresde.wrappers import as_model
 
@@ -82,9 +82,12 @@ class Ratio:
         return torch.asinh(1 / (self.c * (torch.exp(0.5 * (log_snr + self._shift)) + 1 / COARSE)))
 
     @classmethod
-    def suited(cls, model: BaseModel, x: Tensor, t_from: float, t_to: float) -> tuple["list[Group]", Tensor]:
+    def suited(
+        cls, model: BaseModel, x: Tensor, t_from: float, t_to: float, data_scale: float | None
+    ) -> tuple["list[Group]", Tensor]:
         """Return the flows that suit the model's data; see `Time.suited`."""
-
+        if data_scale is not None:
+            return [(cls(model.sde, data_scale), None)], torch.zeros(len(x), dtype=torch.int64)
         first = _first(model.sde, 1.0)
 
         def smooth_at(scale: Tensor) -> Tensor:
@@ -140,9 +143,12 @@ class Time:
             )
 
     @classmethod
-    def suited(cls, model: BaseModel, x: Tensor, t_from: float, t_to: float) -> tuple["list[Group]", Tensor]:
+    def suited(
+        cls, model: BaseModel, x: Tensor, t_from: float, t_to: float, data_scale: float | None
+    ) -> tuple["list[Group]", Tensor]:
         """Return the flows in which to solve the states x (B, *), and the evaluations (B,) spent to choose them.
 
+        data_scale is the scale of the data if it is known, see `solvers.Adams`; a flow in t does not need it.
         A flow comes with the indices (n,) of its samples, or with None if it is the only one.
         """
         return [(cls(model.sde), None)], torch.zeros(len(x), dtype=torch.int64)
@@ -250,7 +256,7 @@ def integrate(
     x = recordable(x)
     with torch.inference_mode(False), torch.set_grad_enabled(differentiable), frozen(model, not differentiable):
         costs = torch.zeros(2, count, dtype=torch.int64)  # evaluations, and products with the Jacobian
-        flows, costs[0] = VARIABLES[variable(solver)].suited(model, x, t_from, t_to)
+        flows, costs[0] = VARIABLES[variable(solver)].suited(model, x, t_from, t_to, data_scale(solver))
         estimate = None if trace is None else trace.bind(stream or RandomStream(), x, differentiable)
         solved = [solve(flow, group) for flow, group in flows]
         order = torch.cat([group for _, group in flows if group is not None]).argsort() if len(flows) > 1 else None

@@ -7,16 +7,16 @@ D = T(E[x_0 | x_t]), the predicted noise becomes (x - alpha D) / sigma, and ever
     score = -noise / sigma,        velocity = alpha' D + sigma' noise,
 
 so that alpha D + sigma noise = x as before. To avoid rounding, the views are not computed from D in the dtype of the
-state. They are the views of the inner model, shifted by the change of the data,
+state. They are the views of the inner model, shifted by the change D - E[x_0 | x_t] of the prediction,
 
     d D + n noise  =  (d E[x_0 | x_t] + n E[eps | x_t]) + (d - n alpha/sigma) (D - E[x_0 | x_t]),
 
 which leaves them unchanged, to the last digit, where the prediction is in the range.
 
-Thresholding is for samplers. The velocity is no longer that of a score: where it holds D at a bound, the flow from data
+Thresholding is for samplers. The velocity is no longer that of a score: where T holds D at a bound, the flow from data
 to noise multiplies the distance to that bound by sigma(t)/sigma(t_min). `log_prob`, `encode` and `decode` therefore
-need the inner model (`.model`); the evidence bounds of `scoresde.bounds` hold for any denoiser, and accept a
-thresholded one. Apply thresholding outermost: around guidance, not inside it.
+need the inner model (`.model`). The evidence bounds of `scoresde.bounds` hold for any denoiser, and accept a
+thresholded model. Apply thresholding outermost: around guidance, not inside it.
 """
 
 import math
@@ -33,12 +33,12 @@ class Thresholded(ModelWrapper):
     """A score model with a thresholded prediction of the data. A subclass defines `threshold`.
 
     Args:
-        model: the model, with guidance if there is any.
+        model: the model, already wrapped in guidance if guidance is used.
         low, high: the range of the data, in the model's space.
 
     Raises:
         TypeError: `model` has no `sde` or no `predict`.
-        ValueError: a range that is empty or infinite.
+        ValueError: low or high is not finite, or low >= high.
     """
 
     def __init__(self, model: Model, low: float = -1.0, high: float = 1.0):
@@ -52,11 +52,11 @@ class Thresholded(ModelWrapper):
         """None: the flow is not invertible where the prediction is held at a bound."""
 
     def threshold(self, denoised: Tensor) -> Tensor:
-        """T of a prediction (B, *), separately for each sample."""
+        """Apply T to a prediction (B, *), separately for each sample."""
         raise NotImplementedError(f"{type(self).__name__} must define threshold(denoised)")
 
     def predict(self, x: Tensor, t: Tensor | float) -> Views:
-        """The views of the thresholded data, from one evaluation of the inner model at x (B, *) and t () or (B,)."""
+        """Return the views of the thresholded prediction, from one evaluation of the inner model at x (B, *) and t."""
         views = self.model.predict(x, t)
         denoised = views.denoised
         return ShiftedViews(views, denoised, self.threshold(denoised))
@@ -69,12 +69,12 @@ class Clipped(Thresholded):
     """D = min(max(E[x_0 | x_t], low), high), "static thresholding" (2205.11487, section 2.3).
 
     Args:
-        model: the model, with guidance if there is any.
+        model: the model, already wrapped in guidance if guidance is used.
         low, high: the range of the data, in the model's space.
 
     Raises:
         TypeError: `model` has no `sde` or no `predict`.
-        ValueError: a range that is empty or infinite.
+        ValueError: low or high is not finite, or low >= high.
     """
 
     def threshold(self, denoised: Tensor) -> Tensor:
@@ -83,21 +83,21 @@ class Clipped(Thresholded):
 
 
 class DynamicThresholding(Thresholded):
-    """Clip each sample at its own quantile, and scale it back into the range (2205.11487, section 2.3).
+    """Clip each sample at a quantile of its values, and scale it back into the range (2205.11487, section 2.3).
 
-    With m and h the middle and half the width of the range, and s the quantile of |E[x_0 | x_t] - m| over the
-    dimensions of the sample, or h if that is larger,
+    With m the middle and h half the width of the range, and s the larger of h and the quantile of |E[x_0 | x_t] - m|
+    over the dimensions of the sample,
 
         D = m + (h/s) clip(E[x_0 | x_t] - m, -s, s).
 
     Args:
-        model: the model, with guidance if there is any.
-        quantile: in (0, 1]; 1 scales without clipping.
+        model: the model, already wrapped in guidance if guidance is used.
+        quantile: probability of the quantile, in (0, 1]; 1 scales without clipping.
         low, high: the range of the data, in the model's space.
 
     Raises:
         TypeError: `model` has no `sde` or no `predict`.
-        ValueError: a range that is empty or infinite, a quantile outside of (0, 1].
+        ValueError: low or high is not finite, low >= high, or quantile is not in (0, 1].
     """
 
     def __init__(self, model: Model, quantile: float = 0.995, low: float = -1.0, high: float = 1.0):
@@ -107,7 +107,7 @@ class DynamicThresholding(Thresholded):
         self.quantile = float(quantile)
 
     def threshold(self, denoised: Tensor) -> Tensor:
-        """Clip at the quantile of each sample, and divide by it where it is beyond the range."""
+        """Clip each sample to m - s .. m + s, and scale it by h/s about m."""
         middle, half = 0.5 * (self.low + self.high), 0.5 * (self.high - self.low)
         extent = quantile((denoised - middle).abs().flatten(1), self.quantile).clamp(min=half)
         extent = extent.reshape(-1, *[1] * (denoised.ndim - 1))
@@ -120,7 +120,7 @@ class DynamicThresholding(Thresholded):
 
 
 def quantile(values: Tensor, q: float) -> Tensor:
-    """The quantile of each row of values (B, n), interpolated linearly, (B,).
+    """Return the quantile (B,) of each row of values (B, n), with linear interpolation.
 
     `torch.quantile` gives the same, but accepts at most 2^24 values and no half precision.
     """

@@ -26,7 +26,7 @@ from scoresde.tensors import broadcast, check_shape_of_states, float64
 
 
 class Path(Protocol):
-    """The functions of time of an SDE that views and points of a path use."""
+    """The functions of time of an SDE that `Views` and `sdes.transitions.Point` use."""
 
     def alpha(self, t: Tensor) -> Tensor: ...
     def sigma(self, t: Tensor) -> Tensor: ...
@@ -42,9 +42,9 @@ class Views(ABC):
     Args:
         sde: the diffusion.
         t: float64, () or (B,).
-        variance: the fraction nu (B, *) of a learned variance, None without one: a reverse step with posterior variance
-            beta_tilde and transition variance beta has log Sigma = nu log beta + (1 - nu) log beta_tilde (2102.09672,
-            eq. 15).
+        variance: the fraction nu (B, *) that a network with learned variance predicts, None for other networks. The
+            reverse step then has the variance Sigma with log Sigma = nu log beta + (1 - nu) log beta_tilde, between the
+            variances beta of the forward transition and beta_tilde of the posterior (2102.09672, eq. 15).
     """
 
     def __init__(self, sde: Path, t: Tensor, variance: Tensor | None = None):
@@ -57,8 +57,8 @@ class Views(ABC):
     def error(self, x0: Tensor, noise: Tensor) -> "Views":
         """Return the errors of these views, as views, at x_t = alpha x0 + sigma noise with x0 and noise (B, *).
 
-        `error.noise` is E[eps | x_t] - noise and `error.denoised` is E[x_0 | x_t] - x0. A network's views compute them
-        from the error of its own target, which loses no digits at small t.
+        `error.noise` is E[eps | x_t] - noise and `error.denoised` is E[x_0 | x_t] - x0. `score.NetworkViews` computes
+        them from the error of the network's target, which loses no digits at small t.
         """
         one = torch.ones_like(self.t)
         return BlendedViews([self, Pair(self.sde, self.t, x0, noise)], [one, -one])
@@ -91,7 +91,7 @@ class Views(ABC):
 
 
 class Pair(Views):
-    """The views of a known pair (x0, noise), (B, *) each: d x0 + n noise."""
+    """The views of a known pair (x0, noise), (B, *) each: combine(d, n) = d x0 + n noise."""
 
     def __init__(self, sde: Path, t: Tensor, x0: Tensor, noise: Tensor):
         super().__init__(sde, t)
@@ -103,10 +103,10 @@ class Pair(Views):
 
 
 class BlendedViews(Views):
-    """The weighted sum sum_k w_k(t) views_k.combine(d, n); the learned variance is that of the first views.
+    """The weighted sum sum_k w_k(t) views_k.combine(d, n); the learned variance is that of views[0].
 
     Args:
-        views: of models of the same SDE, at the same (x, t).
+        views: at least one `Views`, all of the same SDE and at the same (x, t).
         weights: w_k, numbers or tensors () or (B,). If they add up to 1, alpha E[x_0 | x_t] + sigma E[eps | x_t] = x
             still holds.
 
@@ -116,7 +116,9 @@ class BlendedViews(Views):
 
     def __init__(self, views: Sequence[Views], weights: Sequence[Tensor | float]):
         if not views or len(views) != len(weights):
-            raise ValueError(f"expected one weight per view, at least one; got {len(weights)} for {len(views)} views")
+            raise ValueError(
+                f"weights must hold one weight per view, at least one; got {len(weights)} for {len(views)} views"
+            )
         super().__init__(views[0].sde, views[0].t, views[0].variance)
         self._views, self._weights = list(views), [float64(weight).to(self.t.device) for weight in weights]
 
@@ -126,7 +128,7 @@ class BlendedViews(Views):
         return sum(others, start=first)
 
     def error(self, x0: Tensor, noise: Tensor) -> Views:
-        """Return the blend of the errors, and of the pair itself with weight sum_k w_k - 1."""
+        """Return the weighted sum of the errors of the views, plus (sum_k w_k - 1) times (x0, noise)."""
         errors = [views.error(x0, noise) for views in self._views]
         excess = sum(self._weights[1:], start=self._weights[0]) - 1
         return BlendedViews([*errors, Pair(self.sde, self.t, x0, noise)], [*self._weights, excess])

@@ -1,4 +1,4 @@
-"""Models around models: `ModelWrapper` changes a model's views, `ForeignModel` adapts a class of the user's own.
+"""Models around models: `ModelWrapper` changes a model's views, `ForeignModel` adapts an object of a user's class.
 
 Every function of the library that takes a model passes it through `as_model` first.
 """
@@ -22,7 +22,7 @@ class ModelWrapper(BaseModel):
     Parameters, device, condition, density and every attribute that the subclass does not define are those of the inner
     model `self.model`, where evaluations are counted too. `given` binds a condition to `self.model`; `rows` selects
     samples in every model among the wrapper's modules. A subclass that keeps more per-sample data, or gives a condition
-    another meaning, overrides these two.
+    another meaning, overrides `rows` and `given`.
 
     Args:
         model: any model, including another wrapper.
@@ -59,7 +59,7 @@ class ModelWrapper(BaseModel):
         return self if cond is None else self._replaced({"model": self.model.given(cond)})
 
     def rows(self, rows: Tensor | slice, count: int) -> Self:
-        """Return the same wrapper around models of the samples `rows` from a batch of `count`."""
+        """Return the same wrapper around the model (or models) of the samples `rows` from a batch of `count`."""
         models = {name: part for name, part in self.named_children() if isinstance(part, BaseModel)}
         return self._replaced({name: part.rows(rows, count) for name, part in models.items()})
 
@@ -73,27 +73,27 @@ class ModelWrapper(BaseModel):
 
 
 class ForeignModel(ModelWrapper):
-    """Adapts an object with `sde` and `predict` alone, of a class of the user's own.
+    """A model from an object of a user's class, which must have only `sde` and `predict`.
 
-    A call counts as one evaluation unless evaluations are counted inside it. The modules that the object holds become
-    submodules, so their parameters, device and dropout are the model's. `density`, `given` and `rows` are available if
-    the object defines them.
+    A call of `predict` counts as one network evaluation, unless a network that counts its own evaluations runs in it.
+    The `nn.Module`s in the object become submodules, so the model has their parameters, device and dropout. `density`,
+    `given` and `rows` are available if the object defines them.
 
     Raises:
-        TypeError: `model` has no `sde` or no `predict`; on use, that it lacks `density`, `given` or `rows`.
+        TypeError: `model` has no `sde` or no `predict`; when `density`, `given` or `rows` is used, the object lacks it.
     """
 
     def __init__(self, model: Model):
         BaseModel.__init__(self)
         for name in ("sde", "predict"):
             if not hasattr(model, name):
-                raise TypeError(f"a model needs `sde` and `predict(x, t)`; {type(model).__name__} has no {name!r}")
+                raise TypeError(f"a model must have `sde` and `predict(x, t)`; {type(model).__name__} has no {name!r}")
         vars(self)["model"] = model
         self.parts = nn.ModuleList(_modules_in(model))
 
     @property
     def density(self) -> str | None:
-        return self._defined("density", "str | None: the name of the density of its flow, None if it has none")
+        return self._defined("density", "the name of the density of its probability flow, or None")
 
     def predict(self, x: Tensor, t: Tensor | float) -> Views:
         with counting() as inner:
@@ -103,24 +103,24 @@ class ForeignModel(ModelWrapper):
         return views
 
     def given(self, cond: Any) -> BaseModel:  # type: ignore[override]
-        return self if cond is None else as_model(self._defined("given", "given(cond), the conditional model")(cond))
+        return self if cond is None else as_model(self._defined("given", "given(cond) -> the conditional model")(cond))
 
     def rows(self, rows: Tensor | slice, count: int) -> BaseModel:  # type: ignore[override]
         if isinstance(rows, slice) and rows.indices(count) == (0, count, 1):
             return self  # the whole batch
-        return as_model(self._defined("rows", "rows(rows, count), the model of some samples of a batch")(rows, count))
+        return as_model(self._defined("rows", "rows(rows, count) -> the model of these samples")(rows, count))
 
     def _defined(self, name: str, meaning: str) -> Any:
         if not hasattr(self.model, name):
             raise TypeError(
-                f"{type(self.model).__name__} has no {name!r} ({meaning}), which is needed here: define it, or make "
-                "the class a subclass of scoresde.ModelWrapper, which forwards it"
+                f"{type(self.model).__name__} has no {name!r} ({meaning}), which this call needs: define it, or, if "
+                "the class wraps a model, make it a subclass of scoresde.ModelWrapper, which takes it from that model"
             )
         return getattr(self.model, name)
 
 
 def _modules_in(part: Any) -> list[nn.Module]:
-    """Return the modules that an object is or holds: among its attributes, and in lists, dicts and models there."""
+    """Return the `nn.Module`s in an object: itself, or those in a list, tuple, dict or model's attributes, nested."""
     if isinstance(part, nn.Module):
         return [part]
     if not isinstance(part, (dict, list, tuple)):
@@ -130,7 +130,7 @@ def _modules_in(part: Any) -> list[nn.Module]:
 
 
 def as_model(model: Model, cond: Any = None) -> BaseModel:
-    """Return the model, given the condition, as a `BaseModel`.
+    """Return `model.given(cond)` as a `BaseModel`.
 
     Raises:
         TypeError: the model has no `sde` or no `predict`, or takes no condition.
@@ -142,7 +142,7 @@ def with_density(model: Model, cond: Any = None) -> BaseModel:
     """Return `as_model(model, cond)` for use in a likelihood.
 
     Raises:
-        ValueError: its probability flow has no density, or it has active dropout.
+        ValueError: the probability flow of the model has no density, or the model has active dropout.
     """
     model = as_model(model, cond)
     refuse_dropout(model)
@@ -152,6 +152,6 @@ def with_density(model: Model, cond: Any = None) -> BaseModel:
             inner = inner.model
         raise ValueError(
             f"{type(inner).__name__} changes the views for sampling only, so its probability flow has no density: "
-            "compute the likelihood of the model inside it, its .model"
+            "compute the likelihood of the model that it wraps, its .model"
         )
     return model

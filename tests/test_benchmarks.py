@@ -101,8 +101,8 @@ def test_passes_are_counted(axes):
     model, x = axes.score_model(VP), axes.sample(3, VP, VP.t_min, seeded())
     for run, budget, each in (
         (peers.score_sde, 1e-3, 3),
-        (likelihood.ours(ss.solvers.Adams), 16, 2),
-        (likelihood.ours(ss.solvers.AdaptiveAdams), 1e-3, 2),
+        (likelihood.ours(lambda steps: ss.solvers.Adams(steps, data_scale=1.0)), 16, 2),
+        (likelihood.ours(lambda rtol: ss.solvers.AdaptiveAdams(rtol, data_scale=1.0)), 1e-3, 2),
     ):
         meter = likelihood.Meter(model, len(x))
         assert meter.passes == 0

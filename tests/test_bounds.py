@@ -598,7 +598,7 @@ def test_bad_arguments_of_the_bound_in_nats_are_refused(options, message):
         ({"variance": "learned"}, "learned_variance=True"),
         ({"draws": 8}, "draws must be at most 6, two for each of the 3 steps; got 8"),
         ({"times": None}, "VP has no nodes"),
-        ({"transform": Affine(0.25, -1)}, "does not define the number of levels: pass levels=256"),
+        ({"transform": Affine(0.25, -1)}, "does not define the number of grey levels: pass levels, such as 256"),
         ({"transform": Affine(-0.25, 1), "levels": 8}, "increasing and"),
         ({"transform": Compose([Affine(0.125), Logit()]), "levels": 8}, "equally spaced"),
         ({"model": NOISELESS}, r"posterior variance at node 1 .* of VP is 0: raise t_min"),

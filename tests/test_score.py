@@ -162,7 +162,7 @@ def test_network_runs_in_its_own_dtype_and_views_in_that_of_the_state(network, s
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_a_network_in_half_precision_receives_all_labels(dtype):
-    model = ss.ScoreModel(Emits(normal(1000, 1), dtype), ss.VP(), predictions.Discrete("v", [0.0, 999.0]))
+    model = ss.ScoreModel(Emits(normal(1000, 1), dtype), ss.VP(t_min=0.0), predictions.Discrete("v", [0.0, 999.0]))
     model.predict(normal(1000, 1), torch.linspace(0, 1, 1000, dtype=torch.float64))
     assert model.network.inputs[0].dtype == dtype
     close(model.network.inputs[1], torch.arange(1000.0), rtol=1e-6)

@@ -1,14 +1,14 @@
-"""Evidence bounds: upper bounds on -log p of the generative model that runs the *reverse SDE*.
+"""Evidence bounds: upper bounds on -log p(x) under the generative model that runs the *reverse SDE*.
 
 They need no ODE, no trace and no solver, only the network's predictions on noisy data. The probability-flow ODE of the
-same network is a different model with a different likelihood (`likelihood.log_prob`); neither estimates the
+same network is a different model with a different likelihood (`likelihood.log_prob`); neither value estimates the
 other.
 
-| function          | model                                   | of             | source                               |
-| ----------------- | --------------------------------------- | -------------- | ------------------------------------ |
-| `continuous`      | the reverse SDE, then a Gaussian decoder| levels: bits   | 2101.09258, theorem 1; 2107.00630    |
-| `continuous_nats` | the same, differentiable                | states: nats   | the same                             |
-| `discrete`        | DDPM's chain over N nodes               | levels: bits   | 2006.11239; 2102.09672               |
+| function          | generative model                        | data, unit        | source                            |
+| ----------------- | --------------------------------------- | ----------------- | --------------------------------- |
+| `continuous`      | the reverse SDE, then a Gaussian decoder| grey levels, bits | 2101.09258, theorem 1; 2107.00630 |
+| `continuous_nats` | as `continuous`, differentiable         | states, nats      | as `continuous`                   |
+| `discrete`        | DDPM's chain over N nodes               | grey levels, bits | 2006.11239; 2102.09672            |
 
 Standard errors. The times (or nodes) of each image fall into half as many strata as there are draws, with two
 independent draws in each: a quarter of their squared difference estimates the variance of their mean without bias, even

@@ -1,4 +1,4 @@
-"""The parts that all bounds share: their results, draws and standard errors."""
+"""The code that all evidence bounds share: result classes, random draws and standard errors."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -38,12 +38,12 @@ class NatsBound:
 class Bound:
     """An upper bound on the bits per dimension of a set of images, under the reverse SDE's model.
 
-    mean: over images. stderr: of the mean, over images; it includes the Monte-Carlo noise (None for one image).
-    monte_carlo: the Monte-Carlo noise alone, the standard error of the mean for these very images.
-    per_image: (N,), float64. per_image_stderr: their Monte-Carlo standard errors (N,), each from the draws of its
-    image. This and monte_carlo are None if every node of a chain was visited once.
-    terms: the summands of per_image, each (N,), in bits per dimension.
-    conventions: everything that affects the figure.
+    mean: the mean of per_image over the images. stderr: the standard error of the mean over images, which includes the
+    Monte-Carlo noise; None for one image. monte_carlo: the standard error of the mean for these images, from the
+    Monte-Carlo noise alone. per_image: the bound of each image (N,), float64. per_image_stderr: its Monte-Carlo
+    standard error (N,). monte_carlo and per_image_stderr are None for `discrete` with draws=None, which visits every
+    node once. terms: the summands of per_image, each (N,), in bits per dimension. conventions: the choices that affect
+    the value, such as the decoder.
     """
 
     mean: float
@@ -56,7 +56,7 @@ class Bound:
 
 
 def uniform(stream: RandomStream, count: int) -> Tensor:
-    """Draw one number of [0, 1) for each sample, float64 (B,), on the CPU."""
+    """Draw one uniform number on [0, 1) for each sample, float64 (B,), on the CPU."""
     return stream.uniform(torch.empty(count, dtype=torch.float64, device="cpu"))
 
 
@@ -71,7 +71,7 @@ def standard_error(*estimates: Tensor) -> Tensor:
 
 
 def refuse_odd(draws: int) -> None:
-    """Raise ValueError if the draws cannot be paired."""
+    """Raise ValueError unless `draws` is even and at least 2, so that draws can be paired."""
     if draws < 2 or draws % 2:
         raise ValueError(f"draws must be even and at least 2 (two per stratum); got {draws}")
 
@@ -91,11 +91,12 @@ def bits_bound(
 
     Args:
         model, images, transform, cond, seeds, batch_size, progress: see `continuous`.
-        nats: returns the bound of a batch on the model's device, from its conditional model and its stream of draws.
-        conventions: in addition to those of all bounds.
+        nats: a function (model, batch, stream) that returns the bound of a batch of images on the model's device; the
+            model is given the conditions of the batch, and the stream has its seeds.
+        conventions: entries added to the conventions of all bounds.
     """
     if not len(images):
-        raise ValueError("no images; expected at least one")
+        raise ValueError("images must hold at least one image; got none")
     check_levels(images, getattr(transform, "levels", None))
     model, count = as_model(model, cond), len(images)
     refuse_dropout(model)
@@ -116,8 +117,8 @@ def bits_bound(
     if bool((is_bad := ~torch.isfinite(per_image)).any()):
         indices = is_bad.nonzero().flatten().tolist()
         raise RuntimeError(
-            f"the bound is not finite for {len(indices)} of {count} images, the first being {indices[:8]}: the "
-            "network's output is not finite, or the decoder gives a level no probability"
+            f"the bound is not finite for {len(indices)} of {count} images, first {indices[:8]}: either the "
+            "network's output is not finite, or the decoder gives a grey level zero probability"
         )
     conventions = {
         "quantity": "bits per dimension (upper bound, of the reverse SDE's model, not of the probability flow)",

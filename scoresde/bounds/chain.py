@@ -1,13 +1,14 @@
-"""DDPM's evidence bound: the ancestral chain over N nodes t_0 < ... < t_(N-1), and a decoder of levels.
+"""DDPM's evidence bound: the ancestral chain over N nodes t_0 < ... < t_(N-1), and a decoder of grey levels.
 
 With x_k = x(t_k) of a path, q(x_k | x) = N(alpha x, sigma^2 I) (2006.11239, eq. 5, 8, 10 and 13; 2102.09672, eq. 4-7),
 
     -log P(x) <= L_N + L_(N-1) + ... + L_1 + L_0
     L_N = KL(q(x_(N-1) | x) || prior)                                       closed form
     L_k = E KL(q(x_(k-1) | x_k, x) || p(x_(k-1) | x_k))                     1 <= k < N, of two Gaussians
-    L_0 = E[-log P(x | x_0)]                                                a Gaussian's integral over the level's bin.
+    L_0 = E[-log P(x | x_0)]                                                a Gaussian's integral over a level's bin.
 
-The papers number the nodes from 1 and call the same terms L_T, L_(t-1), L_0. `losses.hybrid` derives the steps.
+The papers number the nodes from 1 and call these terms L_T, L_(t-1), L_0. `losses.hybrid` gives the formulas of L_k and
+L_0, and defines beta and beta_tilde.
 """
 
 import math
@@ -37,7 +38,7 @@ VARIANCES = {
 
 @dataclass
 class DiscreteBound(Bound):
-    """The bound of a chain, step by step.
+    """The bound of a chain, with the term of each step.
 
     steps: L_1 .. L_(N-1) of each image, (images, N-1), in bits per dimension; NaN for steps that no draw visited.
     nodes: the times of the chain (N,).
@@ -47,9 +48,9 @@ class DiscreteBound(Bound):
     nodes: Tensor
 
     def per_step(self) -> tuple[Tensor, Tensor]:
-        """Return the mean of L_1 .. L_(N-1) over the images that visited each, and its standard error, (N-1,) each.
+        """Return the mean of each L_1 .. L_(N-1) over the images that it was drawn for, and its standard error, (N-1,).
 
-        Steps that no image visited are NaN. With draws=None the means add up to the mean of the term "diffusion".
+        A step drawn for no image is NaN. With draws=None the means add up to the mean of the term "diffusion".
         """
         count = (~self.steps.isnan()).sum(dim=0)
         mean = self.steps.nanmean(dim=0)
@@ -70,29 +71,29 @@ def discrete(
     batch_size: int = 256,
     progress: bool = False,
 ) -> DiscreteBound:
-    """Return the bound of DDPM's chain on the bits per dimension of images of integer levels: the module's formula.
+    """Return the evidence bound of DDPM's chain (module docstring) on the bits per dimension of integer images.
 
     It is an upper bound for the ancestral chain over the nodes, not for the probability flow. The terms are "prior"
     (L_N), "diffusion" (the sum of L_1 .. L_(N-1), each in `steps`) and "reconstruction" (L_0).
 
-    The data are the levels themselves, not dequantised. The transform T defines their positions in model space: level k
-    is at T(k + 1/2), the centre of the interval [k, k + 1) that a dequantised level fills, and neighbours are one bin
+    The data are the integer grey levels, not dequantised. The transform T defines their positions in model space: level
+    k is at T(k + 1/2), the centre of the interval [k, k + 1) that a dequantised level fills, and neighbours are one bin
     width apart. `data.Levels(256)` places them 2/256 apart from -255/256 to 255/256; DDPM's scaling, 2/255 apart from
     -1 to 1, is `data.Levels(256, -256/255, 256/255)`.
 
     Args:
         model: the model, in eval mode.
-        images: integer levels 0 .. levels - 1 (N, *), of any dtype.
-        transform: from levels to model space, equally spaced there.
-        cond: short for `model.given(cond)`, leading N.
-        variance: of the reverse steps: "posterior" (beta_tilde), "forward" (beta), or "learned", the model's own
-            between the two (2102.09672, eq. 15). At node 0 they are the beta_tilde of node 1 and sigma(t_0)^2; the
-            published code's "fixed large" uses the former there.
+        images: integer grey levels 0 .. levels - 1 (N, *), of any dtype.
+        transform: T, from grey levels to model space, where they must be equally spaced.
+        cond: short for `model.given(cond)`; conditions of single images have leading dimension N.
+        variance: variance of the reverse steps: "posterior" (beta_tilde), "forward" (beta), or "learned", which the
+            model sets between the two (2102.09672, eq. 15). At node 0, beta_tilde is that of node 1 and beta is
+            sigma(t_0)^2; "fixed large" of the published code is "forward" with this beta_tilde at node 0.
         times: the nodes of the chain; default: those of a `Tabulated` path. `losses.Nodes(steps)` works for any SDE.
-        draws: None visits every node of every image once. An even number draws that many of the steps of each image,
-            stratified, and two of the decoder: unbiased, with a standard error. Each visit is one evaluation of the
-            network; 2 (N - 1) draws visit every step twice.
-        levels: number of levels; default: `transform.levels`. The bins of the first and the last are open-ended.
+        draws: None (default) evaluates every step and the decoder of each image once. An even number draws that many
+            steps for each image, stratified, and evaluates the decoder twice: unbiased, with a standard error. Each
+            draw is one evaluation of the network; 2 (N - 1) draws visit every step twice.
+        levels: number of grey levels; default: `transform.levels`. The bins of the first and last are open-ended.
         seeds: one per image; default 0, 1, 2, ..., so that the result is reproducible.
         batch_size: images at a time.
         progress: show a progress bar.
@@ -101,11 +102,11 @@ def discrete(
         AboveUniform: the mean is above log2(levels).
 
     Raises:
-        ValueError: the images are not integers or not among the levels; the number of levels is unknown, or they are
-            not equally spaced in model space; the variance is unknown or not learned by the model; draws is odd or more
-            than twice the steps; the SDE has no nodes, or no noise at the first one; the model has active dropout; the
-            number of seeds is not that of the images.
-        RuntimeError: the bound is not finite; the message has the images concerned.
+        ValueError: the images are not integers or not among the levels; the number of levels is unknown, or the levels
+            are not equally spaced in model space; variance is unknown, or "learned" for a model without a learned
+            variance; draws is odd or more than twice the number of steps; the SDE has no nodes, or no noise at the
+            first node; the model has active dropout; the number of seeds is not that of the images.
+        RuntimeError: the bound is not finite; the message lists the first images concerned.
     """
     if variance not in VARIANCES:
         raise ValueError(f"variance must be one of {', '.join(VARIANCES)}; got {variance!r}")
@@ -120,7 +121,7 @@ def discrete(
     visits = "each step once" if draws is None else f"{draws} draws of the steps in {draws // 2} strata, 2 at node 0"
     conventions = {
         "levels": f"level k at T(k + 1/2), from {bins.low:g} to {bins.high:g} in model space, not dequantised",
-        "chain": f"{len(nodes)} nodes from t={float(nodes[0]):g} to {float(nodes[-1]):g}; of each image {visits}",
+        "chain": f"{len(nodes)} nodes from t={float(nodes[0]):g} to {float(nodes[-1]):g}; for each image {visits}",
         "variance": meaning,
         "decoder": f"Gaussian over bins of width {bins.width:g}, the first and the last open",
     }
@@ -146,7 +147,7 @@ def _discrete(
     bins: Bins,
     draws: int | None,
 ) -> tuple[NatsBound, Tensor]:
-    """Return the terms of the levels x0 (B, *), and those of each step (B, N-1), in nats, on the CPU."""
+    """Return the bound of data x0 (B, *) in model space, and the term of each step (B, N-1), in nats, on the CPU."""
     count, steps = len(x0), len(nodes) - 1
 
     def term(index: Tensor) -> Tensor:
@@ -155,7 +156,10 @@ def _discrete(
         views = model.predict(model.sde.perturb(x0, t, eps), t)
         nu = views.variance if fraction is None else fraction
         if nu is None:
-            raise ValueError("variance='learned' needs a ScoreModel(..., learned_variance=True); use 'posterior'")
+            raise ValueError(
+                "variance='learned' needs a model with a learned variance, and this one has none: build it with "
+                "ScoreModel(..., learned_variance=True), or choose 'posterior' or 'forward'"
+            )
         nats = chain_term(model.sde, nodes, index, x0, -views.error(x0, eps).denoised, nu, bins)
         return dimensions(x0) * float64(nats).cpu()
 
@@ -181,19 +185,23 @@ def _discrete(
 
 
 def _bins(transform: Transform, images: Tensor, levels: int | None) -> Bins:
-    """Return the positions of the levels in model space.
+    """Return the positions of the grey levels in model space.
 
     Raises:
-        ValueError: the number of levels is unknown, the images are not among them, or they are not equally spaced.
+        ValueError: the number of levels is unknown, an image has values that are not levels, or the levels are not
+            equally spaced.
     """
     levels = getattr(transform, "levels", None) if levels is None else levels
     if levels is None:
-        raise ValueError(f"{transform} does not define the number of levels: pass levels=256 for 8 bits")
+        raise ValueError(f"{transform} does not define the number of grey levels: pass levels, such as 256 for 8 bits")
     check_levels(images, levels)
     probes = torch.tensor([0.5, 1.5, levels / 2, levels - 0.5], dtype=torch.float64)
     positions = torch.stack([transform(k.expand(images[:1].shape)) for k in probes]).flatten(1)
     low, width = positions[0, 0], positions[1, 0] - positions[0, 0]
     expected = (low + width * (probes - 0.5))[:, None].expand_as(positions)
     if not bool(width > 0 and torch.allclose(positions, expected, rtol=0.0, atol=1e-6 * float(width))):
-        raise ValueError(f"the levels must be increasing and equally spaced, unlike under {transform}: use data.Levels")
+        raise ValueError(
+            f"the grey levels must be increasing and equally spaced in model space; {transform} does not place them "
+            "so: use data.Levels"
+        )
     return Bins(float(width), float(low), float(expected[-1, 0]))

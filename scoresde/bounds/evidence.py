@@ -7,14 +7,14 @@ With q(x_t | x) = N(alpha x, sigma^2 I) and x_t = alpha x + sigma eps (2101.0925
                + 1/2 \int g^2/sigma^2 E|eps - eps_hat(x_t, t)|^2 dt                               diffusion
                + E[-log N(x; x_hat_0(x_(t_min)), (sigma/alpha)^2 I)]                              reconstruction.
 
-The prior's term has a closed form. In the diffusion's, t is drawn by importance: uniformly in log-SNR the weight is
-constant, as g^2/sigma^2 = -(log SNR)'. Where alpha(t_max) = 0, log-SNR ends at -30 (`losses.time_densities`). The
-reconstruction is 1/2 E|eps - eps_hat|^2 + d log(sigma/alpha) + d/2 log(2 pi) at t_min, since x - x_hat_0 =
-(sigma/alpha)(eps_hat - eps).
+The prior term has a closed form. In the diffusion term, t is drawn by importance sampling: for t uniform in log-SNR the
+weight is constant, as g^2/sigma^2 = -(log SNR)'. Where alpha(t_max) = 0, log-SNR ends at -30 (`losses.time_densities`).
+The reconstruction is 1/2 E|eps - eps_hat|^2 + d log(sigma/alpha) + d/2 log(2 pi) at t_min, since x - x_hat_0 =
+(sigma/alpha)(eps_hat - eps) with x_hat_0 = E[x_0 | x_(t_min)].
 
 Most of the variance of |eps - eps_hat|^2 comes from |eps|^2, where the model cannot separate eps from the data (small
-t). So the control variate c (|eps|^2 - d), of mean zero, is subtracted. c is the unexplained share of the noise:
-|eps - eps_hat|^2 / |eps|^2 of the previous stratum (for the first stratum, that of the decoder; 1 for the decoder).
+t). So the control variate c (|eps|^2 - d), of mean zero, is subtracted. c is the unexplained share of the noise,
+|eps - eps_hat|^2 / |eps|^2, of the previous stratum (for the first stratum, of the decoder; for the decoder, c = 1).
 As c does not depend on the draws that it is applied to, the terms stay unbiased and the draws of different strata
 uncorrelated. At 64 draws this reduces the variance of a sample's bound by a factor between 2 and 16 (measured with
 exact scores of 3 to 144 dimensions).
@@ -25,8 +25,8 @@ With the exact score of the data the Markov property of the path leaves
 
 so the bound is tight up to the prior's mismatch and the difference between the decoder and p(x | x_(t_min)).
 
-Levels of images are dequantised, x = T(levels + u) with the transform T to model space (1511.01844, section 3.1), which
-adds `change_of_variables` = E[log q(u | levels) - log|det T'|].
+Grey levels of images are dequantised, x = T(levels + u) with the transform T to model space (1511.01844, section 3.1),
+which adds the term `change_of_variables` = E[log q(u | levels) - log|det T'|].
 """
 
 from collections.abc import Callable, Sequence
@@ -55,7 +55,7 @@ def continuous_nats(
     seeds: Sequence[int] | None = None,
     generator: torch.Generator | None = None,
 ) -> NatsBound:
-    """Return the continuous-time bound on -log p(x) of states in model space, in nats: the module's formula.
+    """Return the continuous-time bound (module docstring) on -log p(x) of states in model space, in nats.
 
     It is an upper bound for the reverse SDE with its decoder, not for the probability flow. It is differentiable in x
     and in the parameters of the model.
@@ -64,16 +64,17 @@ def continuous_nats(
         model: the model.
         x: data (B, *) in model space.
         cond: short for `model.given(cond)`.
-        draws: times of each sample, even; or 1, without a standard error. The decoder has draws of its own, an eighth
-            of this number but at least two (one). Each draw is one evaluation of the network.
+        draws: number of times drawn for each sample, even; or 1, which gives no standard error. The decoder has
+            separate draws, an eighth of this number but at least two (one for draws=1). Each draw is one network
+            evaluation.
         times: density of the times; default: `losses.UniformLogSNR()`.
-        seeds: one per sample: sample i then has the same value in any batch.
-        generator: for the draws, instead of seeds.
+        seeds: one seed per sample: sample i then has the same value in any batch.
+        generator: generator of the draws, instead of seeds.
 
     Raises:
-        ValueError: draws is odd; seeds is given together with generator, or not one per sample; the SDE has no noise at
-            t_min.
-        TypeError: times is the nodes of a chain.
+        ValueError: draws is odd; seeds and generator are both given, or seeds is not one per sample; the SDE has no
+            noise at t_min.
+        TypeError: times is a `losses.Nodes`.
     """
     if draws != 1:
         refuse_odd(draws)
@@ -95,20 +96,20 @@ def continuous(
     batch_size: int = 256,
     progress: bool = False,
 ) -> Bound:
-    """Return the continuous-time bound on the bits per dimension of images of integer levels: the module's formula.
+    """Return the continuous-time bound (module docstring) on the bits per dimension of integer images.
 
     It is an upper bound for the reverse SDE with its decoder, not for the probability flow. The terms are "prior",
     "diffusion", "reconstruction" and "change_of_variables".
 
     Args:
         model: the model, in eval mode.
-        images: integer levels (N, *), of any dtype.
-        transform: from levels (and the values between them) to model space, with its log-determinant; or a `DataMap`,
-            which includes the dequantisation.
-        cond: short for `model.given(cond)`, leading N.
-        dequantization: default: `Uniform()`. Its points must be clean data; every draw has its own.
-        draws: times of each image, even; the decoder has draws of its own, an eighth of this number but at least two.
-            Each draw is one evaluation of the network.
+        images: integer grey levels (N, *), of any dtype.
+        transform: T, from grey levels (and the values between them) to model space, with its log-determinant; or a
+            `DataMap`, which includes the dequantisation.
+        cond: short for `model.given(cond)`; conditions of single images have leading dimension N.
+        dequantization: default `Uniform()`; it must give clean data. Each draw dequantises the images anew.
+        draws: number of times drawn for each image, even; the decoder has separate draws, an eighth of this number but
+            at least two. Each draw is one network evaluation.
         times: density of the times; default: `losses.UniformLogSNR()`.
         seeds: one per image; default 0, 1, 2, ..., so that the result is reproducible.
         batch_size: images at a time.
@@ -119,14 +120,18 @@ def continuous(
 
     Raises:
         ValueError: the images are not integers from 0 to `transform.levels` - 1; draws is odd; the model has active
-            dropout; the number of seeds is not that of the images; the points of the dequantisation are states at
-            t > 0; and as `continuous_nats`.
-        RuntimeError: the bound is not finite; the message has the images concerned.
+            dropout; the number of seeds is not that of the images; the dequantisation gives states at t > 0; the SDE
+            has no noise at t_min.
+        TypeError: times is a `losses.Nodes`.
+        RuntimeError: the bound is not finite; the message lists the first images concerned.
     """
     refuse_odd(draws)
     data_map, density = levels_map(transform, dequantization), times or UniformLogSNR()
     if (start := data_map.start(model.sde)) is not None:
-        raise ValueError(f"{data_map.dequantization} gives states at t={start:g}, not clean data: use bounds.discrete")
+        raise ValueError(
+            f"{data_map.dequantization} gives states at t={start:g}, not clean data: use another dequantization, or "
+            "bounds.discrete, which needs none"
+        )
 
     def nats(model: BaseModel, batch: Tensor, stream: RandomStream) -> NatsBound:
         def point() -> tuple[Tensor, Tensor]:
@@ -149,9 +154,9 @@ def continuous(
 def _continuous(
     model: BaseModel, point: Callable[[], tuple[Tensor, Tensor]], draws: int, stream: RandomStream, times: TimeDensity
 ) -> NatsBound:
-    """Return the terms of points x; `point` draws (x (B, *), log q - log|det T'| (B,))."""
+    """Return the bound of data x; point() draws x (B, *) and log q(u | levels) - log|det T'| (B,)."""
     if isinstance(times, Nodes):
-        raise TypeError("times must be continuous, not the nodes of a chain: use bounds.discrete")
+        raise TypeError("times must be a continuous density; got the nodes of a chain: use bounds.discrete")
     sde, repeats = model.sde, min(draws, 2)
     strata = draws // repeats
     t_min, log_scale = torch.tensor(sde.t_min, dtype=torch.float64), decoder_log_scale(sde)
@@ -194,11 +199,11 @@ def _controlled(squares: Tensor, norms: Tensor, share: Tensor | float, size: int
 
 
 def _share(errors: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
-    """Return the unexplained share of the noise of these draws, (B,), at most 1, without gradient."""
+    """Return c, the unexplained share of the noise in these draws, (B,), at most 1, without gradient."""
     squares, norms = (torch.stack(column).sum(dim=0) for column in zip(*errors, strict=True))
     return (squares.detach() / norms).clamp(max=1)
 
 
 def _decoder_draws(draws: int) -> int:
-    """Return an eighth of the draws: the error of the diffusion is larger by about the range of log-SNR, 10 to 20."""
+    """Return draws/8, even (or 1): the diffusion term's error is larger by about the range of log-SNR, 10 to 20."""
     return min(draws, 2 * max(draws // 16, 1))

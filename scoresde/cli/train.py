@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from torch.utils.data import Dataset, default_collate
 
 from scoresde import build, run_config
-from scoresde.cli.common import SPLITS, fit_transform, run_directory, save_picture, warnings_on_stderr
+from scoresde.cli.common import fit_transform, run_directory, save_picture, warnings_on_stderr
 from scoresde.cli.output import Record, command, print_rows, shows_progress
 from scoresde.data.summary import state_of
 from scoresde.dequantization import DataMap
@@ -43,15 +43,14 @@ def train(config: DictConfig) -> Record | None:
     if is_shape_open:
         config.data.shape = None
     with warnings_on_stderr():
-        datasets = {split: build.instantiate(config.data.get(split), trust) for split in SPLITS}
-        dataset = datasets["train"]
+        dataset = build.instantiate(config.data.train, trust)
         config.trainer.batch_size = fitting(config.trainer.batch_size, dataset)
     if is_shape_open:
         config.data.shape = list(state_of(dataset[0]).shape)
     torch.manual_seed(config.seed)
     model = build.build_model(config, trust)
     with open_dict(config):
-        config.conditional = model.conditional = is_conditional(model, datasets)
+        config.conditional = model.conditional = is_conditional(model, dataset, config)
     optimizer = build.instantiate(config.optimizer, trust)
     trainer = build.instantiate(config.trainer, trust, optimizer=optimizer)
     loss, sampler = build.instantiate(config.loss, trust), build.instantiate(config.sampler, trust)
@@ -61,8 +60,9 @@ def train(config: DictConfig) -> Record | None:
     with warnings_on_stderr():
         warn_of_levels(dataset, measured)
     held_out = None
-    if config.trainer.evaluate_every and datasets["validation"] is not None:
-        held_out = HeldOut(loss, datasets["validation"], trained, measured, **config.held_out, seed=config.seed)
+    if config.trainer.evaluate_every and config.data.get("validation") is not None:
+        validation = build.instantiate(config.data.validation, trust)
+        held_out = HeldOut(loss, validation, trained, measured, **config.held_out, seed=config.seed)
     # Train.
     parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
     mirrored = getattr(dataset, "mirrored", 0)
@@ -119,24 +119,33 @@ def last_log_entry(log: Path) -> Record:
 # --- conditions
 
 
-def is_conditional(model: ScoreModel, datasets: Mapping[str, Any]) -> bool:
+def is_conditional(model: ScoreModel, dataset: Any, config: DictConfig) -> bool:
     """Return whether every training sample has a condition; if so, the model must always be given a condition.
 
     Raises:
         ValueError: splits have different conditions, or the network expects a condition that the data lacks.
     """
-    parts = {split: sorted(by_name(condition(data, 1))) for split, data in datasets.items() if data is not None}
-    for split, names in parts.items():
-        if names != parts["train"]:
-            (first, second) = (", ".join(names) or "none" for names in (parts["train"], names))
+    trained = sorted(by_name(condition(dataset, 1)))
+    for split in ("validation", "test"):
+        if (names := condition_names(config, split)) not in (None, trained):
+            first, second = (", ".join(names or ()) or "none" for names in (trained, names))
             raise ValueError(f"all splits must have the same conditions; train has {first}, {split} has {second}")
-    if (expected := getattr(model.network, "conditions", ())) and not parts["train"]:
+    if (expected := getattr(model.network, "conditions", ())) and not trained:
         raise ValueError(
             f"the network takes the condition {' and '.join(expected)}, but the training data has none: give the data "
             "labels, data.train.labels=..., or build a network without classes (network.classes=0)"
         )
-    labels = getattr(datasets["train"], "labels", None)
-    return bool(parts["train"]) and not (isinstance(labels, torch.Tensor) and bool((labels == NULL).any()))
+    labels = getattr(dataset, "labels", None)
+    return bool(trained) and not (isinstance(labels, torch.Tensor) and bool((labels == NULL).any()))
+
+
+def condition_names(config: DictConfig, split: str) -> list[str] | None:
+    """Return the names of the conditions of a split; None if it is not configured, or cannot be read now."""
+    try:
+        dataset = build.instantiate(config.data.get(split), config.trust)
+        return None if dataset is None else sorted(by_name(condition(dataset, 1)))
+    except (ValueError, OSError):  # the message comes where the split is used
+        return None
 
 
 def condition(dataset: Any, count: int) -> Condition:

@@ -70,9 +70,10 @@ def save_run(run: build.Run, directory: str | Path, averaged: Mapping[str, Tenso
             raise FileExistsError(f"{directory} already holds a run (file {name}): choose another directory")
     for name, tensor in (averaged or {}).items():
         if name not in state or state[name].shape != tensor.shape:
-            expected = tuple(state[name].shape) if name in state else "no tensor of that name"
+            expected = f"shape {tuple(state[name].shape)}" if name in state else "no tensor of that name"
             raise ValueError(
-                f"averaged weights must match the model; {name} has shape {tuple(tensor.shape)}, the model {expected}"
+                f"averaged weights must match the model; {name} has shape {tuple(tensor.shape)}, but the model has "
+                f"{expected}"
             )
     groups = {"model": state, **({} if averaged is None else {"ema": dict(averaged)})}
     checkpoint.save(directory / CHECKPOINT, groups, {"step": 0, "config": run_config.plain(run.config)})

@@ -137,7 +137,7 @@ def quality_of_images(
     columns = _columns(settings, name, measured, features, training, reference.features or reference)
     left_out = {metric: reason for metric, reason in missing(features, reference).items() if metric in metrics}
     if reference.features is None and "halves" in settings.floors:
-        left_out["halves"] = "the reference has only moments, not the features of the images"
+        left_out["halves"] = "the reference has moments only, no features"
     return Quality(columns, space.name, space.digest, space.description, left_out)
 
 

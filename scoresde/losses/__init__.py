@@ -11,11 +11,11 @@ omega(t) / q(t) (`losses.weightings`). With eps_hat = -sigma score, the noise th
 | ------------------------ | ---------------------------------------------------------- | --------------------------- |
 | `DenoisingScoreMatching` | ||eps_hat - eps||^2 / d, or that of another view           | Vincent 2011; 2011.13456    |
 | `ImplicitScoreMatching`  | (||eps_hat||^2 - 2 sigma tr(d eps_hat/dx)) / d             | Hyvarinen 2005; 1905.07088  |
-| `SlicedScoreMatching`    | the same along random directions                           | 1905.07088                  |
-| `Hybrid`                 | the first, plus the evidence bound of a learned variance   | 2102.09672                  |
-| `VariationalBound`       | half the first: the evidence bound, also for learned paths | 2107.00630                  |
+| `SlicedScoreMatching`    | as above, the trace estimated along random directions      | 1905.07088                  |
+| `Hybrid`                 | row 1 plus the evidence bound, for a learned variance      | 2102.09672                  |
+| `VariationalBound`       | half of row 1: the evidence bound, also for learned paths  | 2107.00630                  |
 
-The first three differ by constants. The exact score minimises each objective.
+The objectives of the first three rows differ by constants. The exact score minimises each objective.
 """
 
 from scoresde.losses.denoising import DenoisingScoreMatching

@@ -6,7 +6,7 @@ The objective is an integral over time of the squared error of the predicted noi
     L = \int omega(t) E ||eps_hat(x_t, t) - eps||^2 / d  dt,        x_t = alpha x_0 + sigma eps.
 
 A weighting may replace the noise by another view (`Weighting.view`), such as the velocity. The error comes from
-`Views.error`, which computes it from the network's own target: no digits are lost at small t.
+`Views.error`, which computes it from the error of the network's target, so no digits are lost at small t.
 """
 
 from torch import Tensor
@@ -19,18 +19,19 @@ from scoresde.views import Views
 
 
 class DenoisingScoreMatching(Objective):
-    """The denoising score-matching loss of the module's first formula.
+    """The denoising score-matching loss L of the module docstring.
 
     With `times=Nodes()` it is the discrete objective of DDPM or NCSN, see `Nodes`.
 
     Args:
         weighting, times, stratified: see `Objective`.
-        reduction: "mean", the squared error per dimension; or "half_sum", half its sum over dimensions, the scale of
-            NCSN (1907.05600, eq. 5) and of the published VE trainings (score_sde's reduce_mean=False). The second is
-            d/2 times the first: it has the same minimiser, but gradient clipping and Adam's epsilon act differently.
+        reduction: "mean", the mean of the squared error over dimensions; or "half_sum", half its sum over dimensions,
+            the scale of NCSN (1907.05600, eq. 5) and of the published VE models (score_sde's reduce_mean=False).
+            "half_sum" is d/2 times "mean": it has the same minimiser, but gradient clipping and Adam's epsilon act
+            differently.
 
     Raises:
-        ValueError: unknown weighting or reduction.
+        ValueError: weighting or reduction is unknown.
     """
 
     def __init__(
@@ -50,7 +51,7 @@ class DenoisingScoreMatching(Objective):
         return self._reduce(views.error(drawn.x0, drawn.noise), weight)
 
     def _reduce(self, error: Views, weight: Tensor) -> Tensor:
-        """Return the weighted squared error of the weighting's view (B,)."""
+        """Return the squared error of the view `weighting.view`, weighted and reduced, (B,)."""
         squares = getattr(error, self.weighting.view).square().flatten(1)
         reduced = squares.mean(dim=1) if self.reduction == "mean" else 0.5 * squares.sum(dim=1)
         return weight.to(reduced) * reduced

@@ -1,18 +1,19 @@
 r"""The hybrid objective of models with a learned variance: L_simple + lambda L_vlb (2102.09672, eq. 16).
 
 L_vlb is the evidence bound of the reverse chain over N nodes, in bits per dimension, without its term at the prior
-(which has nothing to learn). At node k >= 1, with s = t_(k-1), t = t_k and the forward transition x_t = r x_s +
-v^(1/2) eps, the term is
+(which does not depend on the network). At node k >= 1, with s = t_(k-1), t = t_k and the forward transition x_t =
+r x_s + v^(1/2) eps, the term is
 
     KL( N(mu_q, beta_tilde I) || N(mu, Sigma) ),        log Sigma = nu log beta + (1 - nu) log beta_tilde,
     beta = v,        beta_tilde = v sigma_s^2 / sigma_t^2,        mu_q - mu = (alpha_s v / sigma_t^2) (x_0 - x_hat_0).
 
-Here q(x_s | x_t, x_0) = N(mu_q, beta_tilde I) has the mean (r sigma_s^2 x_t + v alpha_s x_0) / sigma_t^2 (2006.11239,
-eq. 7), and the model replaces x_0 by x_hat_0. On a DDPM table beta is its beta_k; with alpha = 1 the same formulas are
-NCSN's. At node 0 the term is -log p(x_0 | x_(t_0)), with mean x_hat_0 and beta = sigma_0^2. beta_tilde of node 0 would
-be zero, so that of node 1 is used (the authors' "posterior_log_variance_clipped").
+Here q(x_s | x_t, x_0) = N(mu_q, beta_tilde I) has the mean mu_q = (r sigma_s^2 x_t + v alpha_s x_0) / sigma_t^2
+(2006.11239, eq. 7); mu is the same with the prediction x_hat_0 = E[x_0 | x_t] in place of x_0. On a DDPM table, beta is
+the beta_k of DDPM; with alpha = 1 the formulas are those of NCSN. At node 0 the term is -log p(x_0 | x_(t_0)), with
+mean x_hat_0 and beta = sigma_0^2. There beta_tilde would be zero, so the beta_tilde of node 1 is used (the authors'
+"posterior_log_variance_clipped").
 
-L_vlb trains the variance alone: x_hat_0 is detached in it (section 3.1).
+L_vlb trains only the variance, because x_hat_0 is detached in it (section 3.1).
 """
 
 import math
@@ -33,24 +34,24 @@ from scoresde.tensors import broadcast, float64
 class Hybrid(DenoisingScoreMatching):
     """L_simple + lambda L_vlb, for a `ScoreModel(..., learned_variance=True)` (2102.09672, eq. 16).
 
-    A sample at a drawn node contributes its squared error of the noise, per dimension, plus lambda N times its term of
-    the bound in bits per dimension: N times the mean over nodes is the sum over the chain. With lambda = 0.001 this is
-    the authors' "rescaled" hybrid, whose term is multiplied by N / 1000.
+    A sample at a drawn node contributes the squared error of the noise, per dimension, plus lambda N times the term of
+    L_vlb at this node in bits per dimension: N times the mean over nodes is the sum over the chain. With lambda = 0.001
+    this is the authors' "rescaled" hybrid, in which L_vlb is multiplied by N / 1000.
 
     Args:
         vlb_weight: lambda.
-        bin_width: spacing of the data levels in model space, (high - low) / (levels - 1), for data that is not
-            dequantised: the term at node 0 is then the Gaussian's integral over the level's bin (2006.11239, eq. 13).
-            None for continuous data: its density.
-        low, high: the first and the last level in model space; their bins are open-ended.
+        bin_width: spacing of the grey levels in model space, (high - low) / (levels - 1), for data that are not
+            dequantised: p(x_0 | x_(t_0)) is then the integral of the Gaussian over the bin of each grey level
+            (2006.11239, eq. 13). None (default) for continuous data: p is the density of the Gaussian.
+        low, high: the first and the last grey level in model space; their bins are open-ended.
         times: the nodes of the chain; by default those of a `Tabulated` path. `Nodes(steps)` works for any SDE.
-        weighting: of the first term, "variance" for L_simple.
+        weighting: weighting of the first term; "variance" gives L_simple.
         stratified: see `Objective`.
 
     Raises:
         TypeError: times is not `Nodes`.
-        ValueError: vlb_weight is negative, or bin_width is not positive or larger than high - low. When called: the
-            model has no learned variance, or the SDE has no nodes, or no noise at the first one.
+        ValueError: vlb_weight is negative, or bin_width is not in (0, high - low]. When called: the model has no
+            learned variance, or the SDE has no nodes, or no noise at the first node.
     """
 
     times: Nodes
@@ -67,9 +68,9 @@ class Hybrid(DenoisingScoreMatching):
     ):
         times = Nodes() if times is None else times
         if not isinstance(times, Nodes):
-            raise TypeError(f"times must be losses.Nodes, the nodes of a chain; got {type(times).__name__}")
+            raise TypeError(f"times must be losses.Nodes(...), the nodes of a chain; got {type(times).__name__}")
         if not vlb_weight >= 0:
-            raise ValueError(f"vlb_weight must not be negative; got {vlb_weight}")
+            raise ValueError(f"vlb_weight must be >= 0; got {vlb_weight}")
         if bin_width is not None and not 0 < bin_width <= high - low:
             raise ValueError(f"bin_width must lie in (0, high - low]; got {bin_width} with low={low}, high={high}")
         super().__init__(weighting, times, stratified)
@@ -79,7 +80,7 @@ class Hybrid(DenoisingScoreMatching):
         index, nodes = self.times.index(model.sde, drawn.t), self.times.nodes(model.sde)
         views = model.predict(drawn.perturbed(model.sde), drawn.t)
         if views.variance is None:
-            raise ValueError("the model has no learned variance: use ScoreModel(..., learned_variance=True)")
+            raise ValueError("Hybrid needs a model with a learned variance: use ScoreModel(..., learned_variance=True)")
         error = views.error(drawn.x0, drawn.noise)
         nats = chain_term(model.sde, nodes, index, drawn.x0, -error.denoised.detach(), views.variance, self.bins)
         bits = nats / math.log(2)
@@ -87,7 +88,7 @@ class Hybrid(DenoisingScoreMatching):
 
 
 class Bins(NamedTuple):
-    """Data levels in model space: their spacing, the first and the last level; the outer bins are open-ended."""
+    """Grey levels in model space: their spacing, the first and the last one; the bins of these two are open-ended."""
 
     width: float
     low: float
@@ -103,7 +104,7 @@ def chain_term(
     fraction: Tensor | float,
     bins: Bins | None = None,
 ) -> Tensor:
-    """Return the term of L_vlb at the node of each sample, in nats per dimension (B,), by the module's formulas.
+    """Return the term of L_vlb (see the module docstring) at the node of each sample, in nats per dimension (B,).
 
     Args:
         sde: the path of the chain.
@@ -112,10 +113,10 @@ def chain_term(
         x0: the data (B, *).
         residual: x_0 - x_hat_0 (B, *).
         fraction: nu, (B, *) or a number: 0 for Sigma = beta_tilde, 1 for Sigma = beta.
-        bins: of data on levels, for the term at node 0 (2006.11239, eq. 13); None for the density of continuous data.
+        bins: the bins of grey levels, for their probabilities at node 0 (2006.11239, eq. 13); None for continuous data.
 
     Raises:
-        ValueError: the first node has no noise, or a node no more noise than the node before.
+        ValueError: the first node has no noise, or a node has no more noise than the node before.
     """
     log_posterior, log_ratio, slope = _reverse_step(sde, nodes, index)
     log_excess = broadcast(log_ratio, x0) * fraction  # log(Sigma / beta_tilde)
@@ -151,20 +152,23 @@ def _reverse_step(sde: SDE, nodes: Tensor, index: Tensor) -> tuple[Tensor, Tenso
     if not bool((posterior > 0).all()):
         node = int(index[(posterior > 0).long().argmin()])
         name = type(sde).__name__
-        raise ValueError(f"the posterior variance at node {node} (t={nodes[node]:g}) of {name} is 0: raise t_min")
+        raise ValueError(
+            f"the posterior variance at node {node} (t={nodes[node]:g}) of {name} is 0: raise t_min, so that the "
+            "first node has noise, or take fewer nodes, so that each has more noise than the node before"
+        )
     return posterior.log(), (largest / posterior).log(), slope
 
 
 def bin_log_prob(x: Tensor, mean: Tensor, std: Tensor, width: float, low: float, high: float) -> Tensor:
-    """Return log of the integral of N(mean, std^2) over the bin of each level x, in nats (2006.11239, eq. 13).
+    """Return log of the integral of N(mean, std^2) over the bin of each grey level x, in nats (2006.11239, eq. 13).
 
     The bin is (x - width/2, x + width/2), open below at the level `low` and above at `high`: over the levels low,
     low + width, ..., high the probabilities sum to one. Nothing underflows, however far the level is from the mean.
 
     Args:
-        x, mean, std: tensors of one shape; float64 for accurate tails.
-        width: spacing of the levels.
-        low, high: the first and the last level.
+        x, mean, std: tensors of the same shape; float64 for accurate tails.
+        width: spacing of the grey levels.
+        low, high: the first and the last grey level.
     """
     upper, lower = (x - mean + 0.5 * width) / std, (x - mean - 0.5 * width) / std
     # Phi(upper) - Phi(lower) = Phi(-lower) - Phi(-upper): take the tail that contains both, where no digits cancel.

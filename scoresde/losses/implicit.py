@@ -1,21 +1,23 @@
 r"""Implicit and sliced score matching: learning the score of p_t from draws of x_t, without the noise in them.
 
-Integration by parts turns the Fisher divergence into tr(ds/dx) + |s|^2/2 (Hyvarinen 2005; 1905.07088, eq. 2-4). In
-terms of the model's noise eps_hat = -sigma s, per dimension and with the weights of denoising score matching, it is
+Integration by parts turns the Fisher divergence of a model score s into tr(ds/dx) + |s|^2/2, up to a constant
+(Hyvarinen 2005; 1905.07088, eq. 2-4). In terms of the predicted noise eps_hat = -sigma s, per dimension and with the
+weights of denoising score matching, it is
 
     L = \int omega(t) E[ ||eps_hat||^2 - 2 sigma tr(d eps_hat/dx) ] / d  dt = L_denoising - \int omega(t) dt,
 
-which is omega sigma^2 (2/d) times the first formula. By Stein's identity E[eps . eps_hat] = sigma E tr(d eps_hat/dx),
-so for every model the two objectives differ by the same constant, the mean of `LossTerms.weight`.
+the mean of omega sigma^2 (2/d) (tr(ds/dx) + |s|^2/2). By Stein's identity E[eps . eps_hat] = sigma E tr(d eps_hat/dx),
+so for every model L and L_denoising differ by the same constant, the mean of `LossTerms.weight`.
 
 Sliced score matching takes random directions v with E[v v^T] = I,
 
     tr(ds/dx) + |s|^2/2  =  E[ v^T (ds/dx) v ] + |s|^2/2  =  E[ v^T (ds/dx) v + (v^T s)^2/2 ],
 
-either with the norm in closed form (SSM-VR, 1905.07088, eq. 8) or as originally stated (eq. 7).
-Both differentiate the network twice: where a denoising objective is possible, it is cheaper and varies less. Attention
-then runs on unfused kernels, which activation checkpointing does not reproduce when it recomputes attention: turn
-checkpointing off where PyTorch raises CheckpointError.
+either with |s|^2 in closed form (SSM-VR, 1905.07088, eq. 8) or with its estimate (v^T s)^2 (eq. 7).
+
+Implicit and sliced score matching differentiate the network twice: where denoising score matching is possible, it costs
+less and varies less. For the second derivative, attention runs on unfused kernels, which activation checkpointing does
+not reproduce when it recomputes attention: turn checkpointing off if PyTorch raises CheckpointError.
 """
 
 import torch
@@ -31,17 +33,18 @@ from scoresde.tensors import dimensions, sum_dims
 
 
 class ImplicitScoreMatching(Objective):
-    """The implicit score-matching loss of the module's second formula.
+    """The implicit score-matching loss L of the module docstring.
 
-    Its terms are those of `DenoisingScoreMatching` minus their weights, in expectation: negative for a good model.
+    In expectation its terms are those of `DenoisingScoreMatching` minus `LossTerms.weight`, so they are negative for a
+    good model.
 
     Args:
         weighting, times, stratified: see `Objective`.
-        trace: `ExactTrace()` by default, for small states: one vector-Jacobian product per dimension, all of them kept
+        trace: default `ExactTrace()`, for small states: one vector-Jacobian product per dimension, all of them stored
             for the backward pass. `Hutchinson(probes)` makes it sliced score matching with reduced variance.
 
     Raises:
-        ValueError: unknown weighting, or one of another view than the noise.
+        ValueError: weighting is unknown, or weights the error of a view other than the noise.
     """
 
     def __init__(
@@ -54,7 +57,8 @@ class ImplicitScoreMatching(Objective):
         super().__init__(weighting, times, stratified)
         if self.weighting.view != "noise":
             raise ValueError(
-                f"weighting must be of the noise; got one of {self.weighting.view!r}: use DenoisingScoreMatching"
+                f"weighting must be of the view 'noise'; got one of the view {self.weighting.view!r}: use "
+                "DenoisingScoreMatching for other views"
             )
         self.trace = trace or ExactTrace()
 
@@ -74,14 +78,14 @@ class SlicedScoreMatching(ImplicitScoreMatching):
     """Sliced score matching (1905.07088, eq. 7 and 8).
 
     Args:
-        projections: random directions per sample, each a backward pass.
+        projections: number of random directions per sample; each costs a backward pass.
         distribution: "gaussian" or "rademacher" (smaller variance), both with E[v v^T] = I.
-        variance_reduction: use |s|^2 (eq. 8) instead of its estimate (v^T s)^2 (eq. 7).
+        variance_reduction: if True, use |s|^2 (eq. 8); if False, its estimate (v^T s)^2 (eq. 7).
         weighting, times, stratified: see `Objective`.
 
     Raises:
-        ValueError: projections is less than 1, the distribution or the weighting is unknown, or its view is not the
-            noise.
+        ValueError: projections is less than 1, distribution or weighting is unknown, or weighting weights the error of
+            a view other than the noise.
     """
 
     def __init__(

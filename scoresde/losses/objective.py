@@ -22,9 +22,9 @@ from scoresde.wrappers import as_model
 
 @dataclass
 class LossTerms:
-    """Per-sample terms: `value` (B,), weighted, with gradient; `t` and `weight` (B,), float64.
+    """The loss of each sample of a batch: weighted loss `value` (B,), with gradient; `t` and `weight` (B,), float64.
 
-    `value.mean()` estimates the objective without bias.
+    `value.mean()` estimates the objective without bias. `weight` is omega(t) / q(t).
     """
 
     value: Tensor
@@ -34,8 +34,10 @@ class LossTerms:
 
 @dataclass(frozen=True)
 class Drawn:
-    """The input of a loss: clean states x0 (B, *), times t (B,), float64, noise eps (B, *), and the stream of all
-    further draws."""
+    """The input of a loss.
+
+    x0: clean states (B, *). t: times (B,), float64. noise: eps (B, *). stream: the stream of any further draws.
+    """
 
     x0: Tensor
     t: Tensor
@@ -52,12 +54,12 @@ class Objective(nn.Module):
 
     Args:
         weighting: "variance", "likelihood", "karras", "min_snr", "velocity", "v", "data", or a `Weighting`.
-        times: density of the times; default: the weighting's own.
-        stratified: draw the batch's times as a regular lattice in probability with one random offset (2107.00630,
-            appendix I.1) instead of independently: also unbiased, with less variance.
+        times: density q of the training times; default: `weighting.times`.
+        stratified: if True, draw the times of a batch as a regular lattice in probability with one random offset
+            (2107.00630, appendix I.1): also unbiased, with less variance. If False, draw them independently.
 
     Raises:
-        ValueError: unknown weighting.
+        ValueError: weighting is unknown.
     """
 
     def __init__(
@@ -95,10 +97,10 @@ class Objective(nn.Module):
             model: the model to train.
             x0: clean data.
             cond: short for `model.given(cond)`.
-            t: times () or (B,), treated as draws from `times`; drawn here by default.
-            noise: (B, *); drawn here by default.
-            generator: for the draws.
-            stream: for all draws but the times, in place of the generator; it may have one seed per state.
+            t: times () or (B,), treated as draws from `times`; default: drawn from `times`.
+            noise: eps (B, *); default: drawn from N(0, I).
+            generator: generator of all draws; default: PyTorch's global generator.
+            stream: source of all draws except the times, in place of `generator`; it may have one seed per state.
 
         Raises:
             ValueError: the shape of t or noise does not fit the states, or t is outside [t_min, t_max].

@@ -7,8 +7,8 @@
 | `LogNormal`     | log(sigma/alpha) normal                         | 2206.00364, table 1                              |
 | `Nodes`         | equal probabilities of N given times            | 2006.11239, eq. 14 (DDPM); 1907.05600, eq. 6     |
 
-The log-SNR of the second and the third ends at -30, a signal of 3e-7 of the noise, also where alpha(t_max) = 0. What
-lies beyond contributes less than 5e-14 |x_0|^2 to the integral of an evidence bound.
+`UniformLogSNR` and `LogNormal` draw no log-SNR below -30, where the signal is 3e-7 of the noise, also if alpha(t_max) =
+0. The times beyond contribute less than 5e-14 |x_0|^2 to the integral of an evidence bound.
 """
 
 import math
@@ -19,7 +19,7 @@ from torch import Tensor
 from scoresde.sdes import SDE
 from scoresde.tensors import float64
 
-PURE_NOISE = -30.0  # the log-SNR below which a state is taken for noise
+PURE_NOISE = -30.0  # the log-SNR below which a state counts as pure noise
 
 
 class TimeDensity:
@@ -49,20 +49,20 @@ class Nodes(UniformTime):
 
     The integral over time becomes a sum, \int h(t) dt -> (t_max - t_min)/N sum_k h(t_k): `density` is that of
     `UniformTime`, so under the weighting "variance" every term has weight 1 and the objective is the plain mean over
-    nodes. `DenoisingScoreMatching("variance", Nodes())` is then
+    nodes. `DenoisingScoreMatching("variance", Nodes())` is
 
     - DDPM's L_simple (2006.11239, eq. 14) on `Tabulated.from_alphas_cumprod`, divided by the number of dimensions;
     - NCSN's objective with lambda = sigma^2 (1907.05600, eq. 5 and 6) on `Tabulated.from_sigmas`, times 2/d; with
       reduction="half_sum" it is that objective itself.
 
     Args:
-        steps: N times up to t_max, for any SDE; default: the nodes of a `Tabulated` path.
+        steps: number N of times up to t_max, for any SDE; default: the nodes of a `Tabulated` path.
         spacing: the N times are equally spaced in "time" or in "log_snr".
         start: the first of the N times; default: t_min.
 
     Raises:
-        ValueError: steps is less than 2, or spacing is unknown. In its methods: the SDE has no nodes and steps is None,
-            start is outside the SDE's range, or there is no noise at the first time under spacing="log_snr".
+        ValueError: steps is less than 2, or spacing is unknown. In the methods: the SDE has no nodes and steps is None,
+            start is outside the SDE's range, or there is no noise at the first time with spacing="log_snr".
     """
 
     def __init__(self, steps: int | None = None, spacing: str = "time", start: float | None = None):
@@ -92,7 +92,7 @@ class Nodes(UniformTime):
         return nodes[(u.cpu() * len(nodes)).long().clamp(max=len(nodes) - 1)].to(u)
 
     def index(self, sde: SDE, t: Tensor) -> Tensor:
-        """Return the number k of each time t (B,) among the nodes, integers (B,), on the CPU.
+        """Return the index k of the node at each time t (B,), integers (B,), on the CPU.
 
         Raises:
             ValueError: a time is further than 1e-6 of the range from every node.
@@ -102,7 +102,7 @@ class Nodes(UniformTime):
         distance = (t - nodes[index]).abs()
         if bool((distance > 1e-6 * (sde.t_max - sde.t_min)).any()):
             wrong = float(t[distance.argmax()])
-            raise ValueError(f"t={wrong:g} is not one of the {len(nodes)} nodes: draw times with `draw_times`")
+            raise ValueError(f"t must be one of the {len(nodes)} nodes; got {wrong:g}: draw times with `draw_times`")
         return index
 
 

@@ -7,22 +7,22 @@ In nats per dimension, with gamma = -log SNR, x_t = alpha x + sigma eps and d di
                      + (log(2 pi e) + gamma(t_min)) / 2                               reconstruction.
 
 The last term is exact for the decoder p(x | x_(t_min)) = N(x_(t_min)/alpha, (sigma/alpha)^2), which has no parameters
-and is the paper's for data with a density: levels must be dequantised. `bounds.continuous_nats` decodes with the
-network instead, which is slightly tighter and costs evaluations at t_min.
+and is the paper's decoder for data with a density: grey levels must be dequantised. `bounds.continuous_nats` decodes
+with the network instead, which gives a slightly tighter bound and costs evaluations at t_min.
 
-The diffusion's integral depends on the path through gamma(t_min) and gamma(t_max) alone (section 5.1), as dgamma =
-gamma' dt makes it an integral over noise levels. Its estimate from a time t drawn uniformly is
+The integral of the diffusion term depends on the path only through gamma(t_min) and gamma(t_max) (section 5.1), as
+dgamma = gamma' dt makes it an integral over noise levels. Its estimate from a time t drawn uniformly is
 
     L = (t_max - t_min) gamma'(t)/2 |eps_hat(x_t, t) - eps|^2 / d.
 
-The variance of L does depend on the path, as the shape of gamma is an importance sampling of noise levels. A learned
-path is therefore trained by two gradients: its ends, like the network, by that of the bound, and its shape between
-them by that of the variance of L (appendix I.2). For a batch with mean L_bar the latter is
+The variance of L does depend on the path, as the shape of gamma sets the density of the drawn noise levels. A learned
+path is therefore trained by two gradients: the ends of gamma, like the network, by the gradient of the bound, and the
+shape between the ends by the gradient of the variance of L (appendix I.2). For a batch with mean L_bar the latter is
 
     d/d shape  1/(B - 1) sum_i (L_i - L_bar)^2  =  1/B sum_i  2 B/(B - 1) (L_i - L_bar)  d L_i / d shape:
 
-the gradient of mean(L), each sample's part times a factor. Both come from one backward pass of `value.mean()`, in
-which the path multiplies the gradients that go to its shape by these factors (`SDE.scaled_gradient`).
+the gradient of mean(L) with the contribution of each sample multiplied by a factor. Both gradients come from one
+backward pass of `value.mean()`, in which the path applies these factors to its shape (`SDE.scaled_gradient`).
 """
 
 import math
@@ -41,7 +41,7 @@ from scoresde.tensors import dimensions, float64, sum_dims
 
 @dataclass
 class BoundTerms(LossTerms):
-    """Per-sample terms of the bound, in nats per dimension: `value` (B,) is the sum of the other three (B,)."""
+    """The bound of each sample, in nats per dimension: `value` (B,) = `prior` + `diffusion` + `reconstruction`."""
 
     prior: Tensor
     diffusion: Tensor
@@ -49,36 +49,38 @@ class BoundTerms(LossTerms):
 
 
 class VariationalBound(DenoisingScoreMatching):
-    """The module's bound in nats per dimension: the objective of variational diffusion models, for any path.
+    """The bound of the module docstring in nats per dimension: the loss of variational diffusion models, for any path.
 
-    `value.mean()` estimates it without bias. The gradient in the shape of a learned path is instead that of the
-    variance of one sample's diffusion term, estimated from the batch (from one sample: that of its square); scaling the
-    loss scales it. When gradients of parts of a batch are averaged, each part estimates the variance around its own
-    mean: also unbiased, but not identical to the gradient of the whole batch.
+    `value.mean()` estimates the bound without bias. The shape of a learned path receives instead the gradient of the
+    variance of one sample's diffusion term, estimated from the batch (from a single sample: the gradient of the squared
+    term); scaling the loss scales this gradient too. When gradients of parts of a batch are averaged, each part
+    estimates the variance around its own mean: also unbiased, but not identical to the gradient of the whole batch.
 
     Args:
-        times: density of the times, by default `UniformTime()`. A learned path requires it, as other densities depend
-            on the path. A fixed path has less variance under `UniformLogSNR()`.
+        times: density of the times, default `UniformTime()`. A learned path requires `UniformTime`, as other densities
+            depend on the path. For a fixed path, `UniformLogSNR()` gives less variance.
         stratified: see `Objective`.
 
     Raises:
-        TypeError: times is the nodes of a chain.
-        ValueError: when called, a learned path under other than uniform times, or an SDE without noise at t_min.
+        TypeError: times is a `Nodes`.
+        ValueError: when called, the path is learned and times is not `UniformTime`, or the SDE has no noise at t_min.
     """
 
     def __init__(self, times: TimeDensity | None = None, stratified: bool = True):
         if isinstance(times, Nodes):
-            raise TypeError("times must be continuous, not the nodes of a chain; losses.Hybrid has the chain's bound")
+            raise TypeError(
+                "times must be a continuous density; got the nodes of a chain: use losses.Hybrid for the chain's bound"
+            )
         super().__init__("likelihood", times or UniformTime(), stratified)
 
     def terms(self, model: BaseModel, drawn: Drawn) -> BoundTerms:
         learns_path = torch.is_grad_enabled() and any(parameter.requires_grad for parameter in model.sde.parameters())
         if learns_path and not isinstance(self.times, UniformTime):
             raise ValueError(
-                f"a learned path needs uniform times (times=None), as those of {type(self.times).__name__} depend on "
-                "the path; call sde.requires_grad_(False) to fix the path"
+                f"a learned path needs uniform times, because {type(self.times).__name__} depends on the path: pass "
+                "times=None, or call sde.requires_grad_(False) to fix the path"
             )
-        values: list[Tensor] = []  # the diffusion terms: known when the backward pass needs them
+        values: list[Tensor] = []  # the diffusion terms, filled in before the backward pass reads them
         with model.sde.scaled_gradient(drawn.t, lambda: _variance_factor(values[0])):
             terms = super().terms(model, drawn)
         diffusion = 0.5 * terms.value
@@ -101,7 +103,7 @@ def _variance_factor(values: Tensor) -> Tensor:
 def squared_errors(model: BaseModel, x0: Tensor, t: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
     """Return (|eps_hat - eps|^2, |eps|^2), float64 (B,) each, at x_t = alpha x0 + sigma noise.
 
-    At t_min they are the errors of the decoder N(E[x_0 | x_t], (sigma/alpha)^2 I), since
+    At t_min the first gives the error of the decoder N(E[x_0 | x_t], (sigma/alpha)^2 I), since
     E[x_0 | x_t] - x_0 = -(sigma/alpha) (eps_hat - eps).
     """
     error = model.predict(model.sde.perturb(x0, t, noise), t).error(x0, noise).noise
@@ -116,5 +118,8 @@ def decoder_log_scale(sde: SDE) -> Tensor:
     """
     log_snr = sde.log_snr(torch.tensor(sde.t_min, dtype=torch.float64))
     if not bool(torch.isfinite(log_snr)):
-        raise ValueError(f"{type(sde).__name__} has no noise at t_min={sde.t_min:g}, the decoder's width: raise t_min")
+        raise ValueError(
+            f"{type(sde).__name__} has no noise at t_min={sde.t_min:g}, so the Gaussian decoder of the bound would "
+            "have zero width: raise t_min"
+        )
     return 0.5 * (math.log(2 * math.pi) - log_snr)

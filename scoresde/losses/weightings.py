@@ -1,21 +1,23 @@
-"""Weights in time of an objective, and the density of times that suits each.
+"""Weightings omega(t) of an objective over time, each with a density of training times that suits it.
 
 omega(t) weights the squared error of one view, by default the noise. The squared error of the score is 1/sigma^2 times
-that of the noise, and the squared error of the data sigma^2/alpha^2 times it. Where alpha = 0 the error of the noise is
-0 for every model, so that no finite weight of it trains the model there; the last three of the table do.
+that of the noise, and the squared error of the data is sigma^2/alpha^2 times that of the noise. Where alpha = 0 the
+error of the noise is 0 for every model, so no finite weight on it trains the model there; the last three weightings of
+the table, on other views, do.
 
-| name         | omega(t)                                                | drawn from        | source             |
+| name         | omega(t)                                                | times drawn from  | source             |
 | ------------ | ------------------------------------------------------- | ----------------- | ------------------ |
 | "variance"   | 1 / (t_max - t_min): lambda = sigma^2                   | uniform t         | 2011.13456, sec. 3 |
 | "likelihood" | g^2/sigma^2: lambda = g^2. L d/2 bounds -log p in nats  | uniform log-SNR   | 2101.09258, eq. 7  |
 | "karras"     | (s^2 + sigma_data^2)/sigma_data^2 N(log s), s=sigma/alpha| log-normal s     | 2206.00364, tab. 1 |
 | "min_snr"    | min(1, gamma/SNR) / (t_max - t_min)                     | uniform t         | 2303.09556, eq. 8  |
-| "velocity"   | 1 / (t_max - t_min), of alpha' x_0 + sigma' eps         | uniform t         | 2210.02747, eq. 9  |
-| "v"          | 1 / (t_max - t_min), of v                               | uniform t         | 2202.00512, sec. 4 |
-| "data"       | 1 / (t_max - t_min), of x_0                             | uniform t         | 2202.00512, sec. 4 |
+| "velocity"   | 1 / (t_max - t_min), on the error of the velocity       | uniform t         | 2210.02747, eq. 9  |
+| "v"          | 1 / (t_max - t_min), on the error of v                  | uniform t         | 2202.00512, sec. 4 |
+| "data"       | 1 / (t_max - t_min), on the error of x_0                | uniform t         | 2202.00512, sec. 4 |
 
-Since g^2/sigma^2 = -(log SNR)', drawing t uniformly in log-SNR makes the importance weight of "likelihood" constant:
-the draw of 2101.09258 (section 5) has a closed form for every SDE.
+lambda is the corresponding weight of the squared error of the score. Since g^2/sigma^2 = -(log SNR)', drawing t
+uniformly in log-SNR makes the importance weight of "likelihood" constant: the importance sampling of 2101.09258
+(section 5) has a closed form for every SDE.
 """
 
 import math
@@ -31,10 +33,10 @@ VIEWS = ("velocity", "v", "denoised", "noise", "score")
 
 
 class Weighting:
-    """omega(t), the weight of the squared error of a view; `times` is the density that suits it.
+    """The weight omega(t) of the squared error of a view.
 
-    view: the attribute of `Views` whose error is weighted. Losses without denoising (`ImplicitScoreMatching`) have no
-    other than "noise".
+    times: the density of training times that suits the weighting. view: the attribute of `Views` whose error is
+    weighted. Losses without denoising (`ImplicitScoreMatching`) accept only "noise".
     """
 
     times: TimeDensity = UniformTime()
@@ -46,14 +48,14 @@ class Weighting:
 
 
 class VarianceWeighting(Weighting):
-    """lambda = sigma^2 on the score: equal weight on the noise at every noise level (2011.13456, sec. 3)."""
+    """lambda = sigma^2 on the score: equal weight on the error of the noise at all times (2011.13456, sec. 3)."""
 
     def omega(self, sde: SDE, t: Tensor) -> Tensor:
         return UniformTime().density(sde, t)
 
 
 class UnitWeighting(Weighting):
-    """Equal weight on the error of a view at all times: the loss of a network that predicts it, in its own units.
+    """Equal weight on the error of a view at all times, as in the plain loss of a network that predicts this view.
 
     The velocity gives the flow-matching loss |u - (alpha' x_0 + sigma' eps)|^2 / d (2210.02747, eq. 9). Where alpha is
     0, the errors of the velocity, v and data are errors of x_0, which the model learns there as at any other time.
@@ -62,7 +64,7 @@ class UnitWeighting(Weighting):
         view: "velocity", "v", "denoised", "noise" or "score".
 
     Raises:
-        ValueError: another view.
+        ValueError: view is unknown.
     """
 
     def __init__(self, view: str = "velocity"):
@@ -84,7 +86,7 @@ class LikelihoodWeighting(Weighting):
 
 
 class KarrasWeighting(Weighting):
-    """EDM's: unit weight on the network's own error, log-normal noise levels (2206.00364, table 1)."""
+    """EDM's weighting: unit weight on the error of the network's output, log-normal times (2206.00364, table 1)."""
 
     def __init__(self, sigma_data: float = 0.5, mean: float = -1.2, std: float = 1.2):
         self.sigma_data, self.times = float(sigma_data), LogNormal(mean, std)
@@ -95,7 +97,7 @@ class KarrasWeighting(Weighting):
 
 
 class MinSNRWeighting(Weighting):
-    """min(SNR, gamma) on the error of the data (2303.09556, eq. 8; gamma = 5)."""
+    """Weight min(SNR, gamma) on the error of the data (2303.09556, eq. 8; gamma = 5)."""
 
     def __init__(self, gamma: float = 5.0):
         self.gamma = float(gamma)
@@ -116,10 +118,10 @@ WEIGHTINGS: dict[str, Callable[[], Weighting]] = {
 
 
 def resolve(weighting: str | Weighting) -> Weighting:
-    """Return the weighting of a name; a `Weighting` as it is.
+    """Return the weighting with the given name; return a `Weighting` unchanged.
 
     Raises:
-        ValueError: unknown name.
+        ValueError: the name is unknown.
     """
     if not isinstance(weighting, str):
         return weighting

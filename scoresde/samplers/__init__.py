@@ -1,4 +1,4 @@
-"""Samplers: predictor-corrector, multistep and single-step methods, and the probability flow."""
+"""Samplers: predictor-corrector, multistep, single-step and adaptive methods, and the probability flow."""
 
 from scoresde.samplers.adaptive import ErrorControlled
 from scoresde.samplers.correctors import MALA, AnnealedLangevin, Langevin

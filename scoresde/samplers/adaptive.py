@@ -1,9 +1,9 @@
-r"""Error control for each sample: the reverse SDE in steps that fit each of its paths.
+r"""Error control for each sample: the reverse SDE, with a step size for each sample.
 
 `ErrorControlled` compares a step of Euler-Maruyama with one of the stochastic improved Euler method, whose drift uses
 both ends. It continues from the second, and sets the step size by their difference (2105.14080, algorithm 1). The paper
-applies the two to x and t; here they are applied to the same SDE in variables in which it is one SDE for all Gaussian
-paths, and not stiff. With A = cos phi and S = sin phi, phi = atan(sigma/alpha), and the state in units of its own size,
+applies both methods to x and t. This module applies them to the same SDE in other variables, in which it is not stiff
+and the same for all Gaussian paths: with A = cos phi, S = sin phi, phi = atan(sigma/alpha), and the rescaled state
 
     w = x / (alpha^2 + sigma^2)^(1/2),        V = A E[eps | x] - S E[x_0 | x],
 
@@ -11,15 +11,16 @@ the reverse family of `ReverseSDE` is a stationary Ornstein-Uhlenbeck process in
 
     dw = (1 + l^2) V dphi - w dc + 2^(1/2) dB_c.
 
-For data from N(0, I), V is zero, and the process is its own noise Z, without any error at any step. In general V is
-bounded by the data at one end and by the noise at the other, also where alpha(t_max) = 0. From t to s, everything but V
-is integrated exactly; V is constant in the first proposal, and linear in the variable of the steps, nu, in the second,
+For data from N(0, I), V is zero, and w is the stationary process Z driven by B alone, without error at any step size.
+In general V is bounded by the data at one end and by the noise at the other, also where alpha(t_max) = 0. From t to s,
+everything but V is integrated exactly. V is constant in the first proposal w', and linear in the step variable nu in
+the second, w'',
 
     w'  = e^-(c_s - c_t) w + p V_t + Z_s - e^-(c_s - c_t) Z_t,        p = (1 + l^2) \int e^-(c_s - c) dphi,
     w'' = w' + q (V_s - V_t),                                         q = (1 + l^2) \int e^-(c_s - c) i dphi,
 
-where i goes from 0 to 1 with nu, and V_s is that of w'. nu = asinh(R alpha/sigma), R = 30, is a logarithm where the
-noise is less than R times the signal, and 0 where there is no signal.
+where i goes from 0 to 1 linearly in nu, and V_s is evaluated at w'. nu = asinh(R alpha/sigma), R = 30, grows like
+log(alpha/sigma) where the noise is less than R times the signal, and is 0 where there is no signal.
 """
 
 import math
@@ -40,22 +41,23 @@ from scoresde.sdes.sde import check_level
 from scoresde.solvers.solver import choose, finite, rms
 from scoresde.tensors import broadcast, double
 
-SHRINK, GROW = 0.2, 5.0  # bounds of the change of a step size
-TABLE = 256  # number of intervals in which the inverse of a path is interpolated
+SHRINK, GROW = 0.2, 5.0  # smallest and largest ratio of a step size to the previous one
+TABLE = 256  # number of intervals in which the time of a given nu is interpolated
 FIRST = 4  # the first step is the largest allowed step divided by this
 NODES, WEIGHTS = (torch.from_numpy(0.5 * v) for v in np.polynomial.legendre.leggauss(16))  # on [-1/2, 1/2]
 
 
 class Bridges:
-    """Stationary Ornstein-Uhlenbeck processes, one for each sample: unit variance, correlation e^-|c - c'| of clocks.
+    """Stationary Ornstein-Uhlenbeck processes, one per sample: variance 1, correlation e^-|c - c'| at clocks c, c'.
 
-    Each process is known at the clocks at which it was drawn. Between two of them it is drawn from its bridge, with
+    Each process is known at the clocks at which it was drawn. Between two of these it is drawn from its bridge, with
     a = e^-(c - c_left) and b = e^-(c_right - c),
 
         mean (a (1 - b^2) Z_left + b (1 - a^2) Z_right) / (1 - a^2 b^2),
         variance (1 - a^2) (1 - b^2) / (1 - a^2 b^2),
 
-    and beyond the last of them with b = 0. Its law therefore does not depend on the clocks or on their order.
+    and beyond the last of them with b = 0. The law of a process therefore does not depend on the clocks at which it is
+    drawn, or on their order.
 
     Args:
         clock: the starts of the processes, with the value 0, (n,), float64; -inf is allowed.
@@ -67,7 +69,7 @@ class Bridges:
         self.values = torch.zeros_like(like)[:, None]  # (n, p, *)
 
     def draw(self, which: Tensor, clock: Tensor, z: Tensor) -> Tensor:
-        """Values (m, *) at clocks (m,) of the processes with indices (m,), from normal draws z (m, *)."""
+        """Draw the processes `which` (m,) at clocks (m,) with standard normal z (m, *); return the values (m, *)."""
         known = self.clocks[which]
         before = known <= clock[:, None]
         left, i = known.masked_fill(~before, -math.inf).max(dim=1)
@@ -90,19 +92,19 @@ class Bridges:
         self.values[which.to(value.device), column.to(value.device)] = value
 
     def forget(self, clock: Tensor) -> None:
-        """Drop the values before the clocks (n,)."""
+        """Drop the values of each process before its clock in `clock` (n,)."""
         self.clocks = self.clocks.masked_fill(self.clocks < clock[:, None], math.inf)
 
     def keep(self, selection: Tensor) -> None:
-        """Keep the processes of a mask (n,) on the CPU."""
+        """Keep the processes where the mask (n,), on the CPU, is True."""
         self.clocks, self.values = self.clocks[selection], self.values[selection.to(self.values.device)]
 
 
 class AngularPath:
-    """A transition of a path in the variable nu of the module, from `start` to `end`; float64, on the CPU.
+    """A transition of a path in the variable nu of the module docstring, from `start` to `end`; float64, on the CPU.
 
-    The inverse is interpolated: a requested nu gives the time of a nearby nu, and everything is then computed at that
-    nearby nu. So no path is inverted in the loop, and no digit is lost.
+    The time of a nu is interpolated in a table: it is the exact time of a nearby nu, at which everything is then
+    computed. So no path is inverted in the loop, and no digit is lost.
     """
 
     def __init__(self, sde: SDE, t_from: Tensor, t_to: Tensor):
@@ -121,22 +123,22 @@ class AngularPath:
         return torch.asinh(COARSE * self.sde.alpha(t) / self.sde.sigma(t))
 
     def time(self, nu: Tensor) -> Tensor:
-        """A time near that of nu, decreasing in nu, and exact at both ends."""
+        """Return a time near the time of nu, decreasing in nu, and exact at both ends."""
         place = TABLE * ((nu - self.start) / (self.end - self.start)).clamp(0, 1)
         i = place.long().clamp(max=TABLE - 1)
         return torch.lerp(self._times[i], self._times[i + 1], place - i)
 
     @staticmethod
     def log_signal(nu: Tensor) -> Tensor:
-        """log A at nu; to full relative precision where A is nearly 1, and -inf at 0."""
+        """Return log A at nu, to full relative precision where A is nearly 1; -inf at nu = 0."""
         return -0.5 * torch.log1p((COARSE / torch.sinh(nu)).square())
 
     def clock(self, nu: Tensor, l: float) -> Tensor:  # noqa: E741 - the letter of the formula
-        """c at nu; 0 for the ODE."""
+        """Return the clock c at nu; 0 for the ODE (l = 0)."""
         return l**2 * self.log_signal(nu) if l else torch.zeros_like(nu)
 
     def weights(self, nu: Tensor, after: Tensor, l: float) -> tuple[Tensor, Tensor, Tensor]:  # noqa: E741
-        """(e^-(c_s - c_t), p, q) of steps from nu to `after`, (n,) each, at noise level l."""
+        """Return (e^-(c_s - c_t), p, q) of the module docstring for steps from nu to `after`, (n,) each."""
         part = NODES + 0.5
         inner = nu[:, None] + (after - nu)[:, None] * part
         pace = -COARSE * torch.cosh(inner) / (torch.sinh(inner).square() + COARSE**2)  # dphi/dnu
@@ -147,11 +149,11 @@ class AngularPath:
 
 
 class Place(NamedTuple):
-    """Where n samples are.
+    """Times and states of n samples.
 
-    requested: the nu that `AngularPath` was called with. t, nu: the time that it gave and the nu there. clock: the
-    clock of the noise. gain: q of the step to this place. All float64 (n,), on the CPU. w, z: the state and the noise,
-    (n, *).
+    requested: the nu given to `AngularPath.time`. t, nu: the time that it returned, and the nu of this time. clock: the
+    clock c there. gain: q of the step that led to this place. All float64 (n,), on the CPU. w, z: the state w and the
+    noise Z of the module docstring, (n, *).
     """
 
     requested: Tensor
@@ -163,11 +165,11 @@ class Place(NamedTuple):
     z: Tensor
 
     def rows(self, selection: Tensor) -> "Place":
-        """The place of some of the samples, a mask or indices on the CPU."""
+        """Return the place of the samples in `selection`, a mask or indices on the CPU."""
         return Place(*(value[selection.to(value.device)] for value in self))
 
     def put(self, which: Tensor, other: "Place") -> "Place":
-        """This place with the samples of the indices (m,) at another place, of m samples."""
+        """Return this place with the samples `which` (m,) replaced by the m samples of `other`."""
         parts = zip(self, other, strict=True)
         return Place(*(old.index_copy(0, which.to(old.device), new.to(old.dtype)) for old, new in parts))
 
@@ -176,9 +178,9 @@ class Place(NamedTuple):
 class _Runs:
     """The n samples that have not arrived, and the step that each of them tries.
 
-    rows: their indices in the batch. step: its size in nu. landing: whether the next evaluation is at the end of the
-    step; all (n,), on the CPU. here, there: the place at its start and, with the proposal w', at its end. velocity:
-    V_t. previous: w' of the last accepted step, (n, *). noise: Z.
+    rows: the indices of the samples in the batch. step: the size of the step in nu. landing: True if the next
+    evaluation is at the end of the step. All (n,), on the CPU. here, there: the places at the start of the step and,
+    with the proposal w', at its end. velocity: V_t. previous: w' of the last accepted step, (n, *). noise: Z.
     """
 
     rows: Tensor
@@ -191,7 +193,7 @@ class _Runs:
     noise: Bridges
 
     def keep(self, selection: Tensor) -> None:
-        """Keep the samples of a mask (n,) on the CPU."""
+        """Keep the samples where the mask (n,), on the CPU, is True."""
         for name, value in vars(self).items():
             if isinstance(value, Tensor):
                 setattr(self, name, value[selection.to(value.device)])
@@ -200,42 +202,41 @@ class _Runs:
 
 
 class ErrorControlled(Sampler):
-    """The reverse SDE with error control: Euler-Maruyama within the stochastic improved Euler method; see the module.
+    """The reverse SDE with a step size for each sample, by the stochastic improved Euler method (2105.14080).
 
     A step is accepted if E, the root mean square over the dimensions of a sample of
 
         (w' - w'') / max(atol, rtol |w'|, rtol |w'_previous|),
 
-    is at most 1, where w'_previous is the proposal of the last accepted step. The state is then w'' (extrapolation),
-    and the next step is safety E^-exponent times the last, at least a fifth of it and at most five times. The
-    tolerances are in units of w, whose size is about 1 at any time; the default atol is a grey level of 8 bits in
-    [-1, 1].
+    is at most 1, with w' and w'' as in the module docstring and w'_previous the w' of the last accepted step. The new
+    state is then w'' (extrapolation), and the next step is safety E^-exponent times the last, at least a fifth of it
+    and at most five times. The tolerances are in units of w, whose size is about 1 at any time; the default atol is the
+    spacing of 8-bit grey levels in [-1, 1].
 
-    Every sample has its own time, step size and noise, and does not depend on its batch; only samples that have not
-    arrived are evaluated. A step costs two evaluations, and one more for each rejection. `nfe` is the number of
-    evaluations of the sample that needed most of them (with one segment).
+    Every sample has its own time, step size and noise, and does not depend on the others in its batch; only samples
+    that have not arrived at the end are evaluated. A step costs two evaluations, and one more for each rejection. With
+    one segment, `Samples.nfe` is the number of evaluations of the sample that needed most of them.
 
-    Whether a step is rejected depends on its noise. Drawing anew would replace just those increments that make the
-    error large: their law changes, and the more so the smaller the tolerance, since more steps are rejected. Scaling
-    the old increment down with the step would make the noise too smooth. Here a rejected step leaves a point of the
-    noise, and shorter steps are drawn from the bridge to it (`Bridges`): the law of the noise does not depend on the
-    steps.
+    Whether a step is rejected depends on its noise. Drawing new noise after a rejection would replace just those
+    increments that make the error large: their law changes, and the more so the smaller the tolerance, since more steps
+    are rejected. Scaling the old increment down with the step would make the noise too smooth. In this sampler the
+    noise at the end of a rejected step is kept, and shorter steps draw theirs from the bridge to it (`Bridges`): the
+    law of the noise does not depend on the steps.
 
     Args:
         rtol, atol: relative and absolute tolerance.
         l: noise level; 1 is the reverse SDE, 0 the probability flow.
-        safety, exponent: of the next step size; 0.9 and 0.9 in 2105.14080.
-        max_step: as a fraction of the transition.
-        max_evaluations: of a sample.
+        safety, exponent: parameters of the next step size, see above; both 0.9 in 2105.14080.
+        max_step: largest step, as a fraction of the transition in nu.
+        max_evaluations: largest number of evaluations of a sample in a transition.
         segments: number of transitions, uniform in log-SNR; more than one is useful with a constraint, a trajectory or
             a callback. The step size starts anew in each.
-        denoise_final: replace the last state by E[x_0 | x], one more evaluation.
+        denoise_final: if True, replace the last state by E[x_0 | x], which costs one more evaluation.
 
     Raises:
-        ValueError: tolerances, an exponent or a budget that are not positive, a safety factor outside of (0, 1), a
-            largest step outside of (0, 1], a negative noise level, fewer than one segment; in a call, sigma = 0 at
-            t_min.
-        RuntimeError: in a call, samples that turn NaN or use up their evaluations.
+        ValueError: rtol, atol or exponent is not positive, safety is not in (0, 1), max_step is not in (0, 1], l is
+            negative, max_evaluations < 2, or segments < 1; in a call, sigma = 0 at t_min.
+        RuntimeError: in a call, samples turn NaN or infinite, or use up max_evaluations.
     """
 
     def __init__(
@@ -263,14 +264,15 @@ class ErrorControlled(Sampler):
         self.max_evaluations, self.segments = max_evaluations, segments
 
     def transitions(self, sde: SDE) -> list[Transition]:
-        """One from t_max to t_min, or the consecutive pairs of the segments."""
+        """Return the pairs (t_from, t_to) of the segments."""
         return segments(sde, self.segments)
 
     def step(self, model: BaseModel, x: Tensor, t_from: Tensor, t_to: Tensor, stream: RandomStream) -> Tensor:
         """The state at t_to, from x (B, *) at t_from > t_to; computed in float64 on devices that have it.
 
         Raises:
-            RuntimeError: samples that did not arrive, with their number, indices and times and the reason.
+            RuntimeError: samples did not arrive; the message gives their number, first indices and times, and the
+                reason.
         """
         path = AngularPath(model.sde, t_from, t_to)
         largest = self.max_step * (path.end - path.start)
@@ -280,7 +282,7 @@ class ErrorControlled(Sampler):
             velocity, t = self._evaluate(model, runs, len(x))
             good = self._judge(runs, velocity, largest)
             if bad := (~finite(velocity)).nonzero().flatten().tolist():
-                hint = "does the network give finite values there?"
+                hint = "check that the network gives finite values at these times"
                 raise _failure("turned NaN or infinite", runs.rows[bad], t[bad], len(x), hint)
             if bool((over := good & (runs.here.requested >= path.end)).any()):
                 arrived[runs.rows[over].to(x.device)] = runs.here.w[over.to(x.device)]
@@ -288,11 +290,11 @@ class ErrorControlled(Sampler):
             if not len(runs.rows):
                 return (broadcast(path.sde.size(t_to), arrived) * arrived).to(x.dtype)
             self._propose(path, runs, stream)
-        hint = f"allow more than {self.max_evaluations} evaluations, or a larger error"
-        raise _failure("did not arrive", runs.rows, runs.here.t, len(x), hint)
+        hint = f"allow more than {self.max_evaluations} evaluations (max_evaluations), or raise rtol and atol"
+        raise _failure(f"did not arrive at t={float(t_to):.3g}", runs.rows, runs.here.t, len(x), hint)
 
     def _start(self, path: AngularPath, x: Tensor, step: float) -> _Runs:
-        """All samples at the start of the transition. The noise is 0 there: only its changes matter."""
+        """Return all samples at the start of the transition. Z is set to 0 there, since only its changes matter."""
         n, t = len(x), path.ends[0].expand(len(x))
         w = x.to(double(x)) / float(path.sde.size(path.ends[0]))
         nu, zero = torch.full_like(t, path.start), torch.zeros_like(t)
@@ -303,14 +305,14 @@ class ErrorControlled(Sampler):
 
     @staticmethod
     def _evaluate(model: BaseModel, runs: _Runs, count: int) -> tuple[Tensor, Tensor]:
-        """V of each sample, at the start or at the end of its step, and the time (n,)."""
+        """Return V of each sample, at the start or at the end of its step, and the time (n,)."""
         t = torch.where(runs.landing, runs.there.t, runs.here.t)
         state = choose(runs.landing, runs.there.w, runs.here.w)
         views = model.rows(runs.rows, count).predict(broadcast(model.sde.size(t), state) * state, t)
         return views.v, t
 
     def _judge(self, runs: _Runs, velocity: Tensor, largest: float) -> Tensor:
-        """Accept or reject the steps whose end was evaluated, and choose the next step; (n,), True for accepted."""
+        """Accept or reject the steps whose end was evaluated; set the next step sizes; return the accepted (n,)."""
         low = runs.there.w
         high = low + broadcast(runs.there.gain, velocity) * (velocity - runs.velocity)
         size = torch.maximum(low.abs(), runs.previous.abs())
@@ -326,7 +328,7 @@ class ErrorControlled(Sampler):
         return good
 
     def _propose(self, path: AngularPath, runs: _Runs, stream: RandomStream) -> None:
-        """Propose the end of a step, with w' there, for the samples that were evaluated at its start."""
+        """Propose the end of the step, with w' there, for the samples that were evaluated at the start of one."""
         which = runs.landing.nonzero().flatten()
         if not len(which):
             return
@@ -345,6 +347,6 @@ class ErrorControlled(Sampler):
 
 
 def _failure(reason: str, rows: Tensor, t: Tensor, count: int, hint: str) -> RuntimeError:
-    """The error for samples (n,) of a batch of `count` that ended at times t (n,)."""
+    """Return the error for the samples `rows` (n,) of a batch of `count`, which stopped at times t (n,)."""
     where = ", ".join(f"{int(i)} at t={float(at):.3g}" for i, at in zip(rows[:8], t[:8], strict=True))
     return RuntimeError(f"{len(rows)} of {count} samples {reason} (first {where}): {hint}")

@@ -1,8 +1,8 @@
-"""Correctors: Markov chains that leave the marginal at a fixed time invariant.
+"""Correctors: Markov chains that leave the marginal p_t at a fixed time t invariant.
 
-The unadjusted Langevin step x + h score(x, t) + (2h)^(1/2) z samples p_t up to a bias of order h/sigma^2. The step must
-not depend on the state of the chain: a rule made of per-sample norms changes the stationary law. The score of data
-noised by sigma has a norm of about d^(1/2)/sigma, so the rule of 2011.13456 (algorithms 4 and 5),
+The unadjusted Langevin step x + h score(x, t) + (2h)^(1/2) z, z ~ N(0, I), samples p_t up to a bias of order h/sigma^2.
+The step size h must not depend on the state of the chain: a rule with norms of each sample changes the stationary law.
+The score of data noised by sigma has a norm of about d^(1/2)/sigma, so the rule of 2011.13456 (algorithms 4 and 5),
 
     h = 2 alpha_i (snr |z| / |score|)^2,        becomes        h = 2 (snr sigma)^2.
 
@@ -20,7 +20,7 @@ from scoresde.solvers.solver import choose
 from scoresde.tensors import broadcast, sum_dims
 
 Corrector = Callable[[BaseModel, Tensor, Tensor, RandomStream], Tensor]
-"""(model, x, t, stream) -> the state x (B, *), moved within the marginal at t, float64, ()."""
+"""(model, x, t, stream) -> a new state (B, *) at time t, from the state x (B, *) at t; t float64, ()."""
 
 
 def langevin(x: Tensor, score: Tensor, step: Tensor, z: Tensor) -> Tensor:
@@ -32,13 +32,13 @@ class Langevin:
     """Langevin dynamics with steps of a fixed signal-to-noise ratio.
 
     Args:
-        snr: ratio r of the rule above (2011.13456, table 5: 0.16 for VE, 0.01 to 0.2 for VP).
-        steps: steps at each time.
+        snr: ratio in the rules of the module docstring (2011.13456, table 5: 0.16 for VE, 0.01 to 0.2 for VP).
+        steps: number of steps at each time.
         rule: "path", h = 2 (snr sigma)^2; or "batch_mean", the published h = 2 alpha_i (snr mean|z| / mean|score|)^2
             with means over the batch, for reproduction: a sample then depends on its batch.
 
     Raises:
-        ValueError: an snr that is not positive, fewer than one step, an unknown rule.
+        ValueError: snr is not positive, steps < 1, or rule is unknown.
     """
 
     def __init__(self, snr: float = 0.16, steps: int = 1, rule: str = "path"):
@@ -49,7 +49,7 @@ class Langevin:
         self.snr, self.steps, self.rule = snr, steps, rule
 
     def __call__(self, model: BaseModel, x: Tensor, t: Tensor, stream: RandomStream) -> Tensor:
-        """The state at t after `steps` steps."""
+        """Return the state at t after `steps` steps."""
         for _ in range(self.steps):
             score, z = model.predict(x, t).score, stream.normal(x)
             if self.rule == "path":
@@ -64,15 +64,15 @@ class Langevin:
 class AnnealedLangevin:
     """The chain of NCSN at each noise level: x + a/2 score + a^(1/2) z with a = step alpha_i sigma^2.
 
-    It is 1907.05600, algorithm 1, where alpha_i is 1. On other paths it is the "ald" of the code of 2011.13456 with
-    step = 4 snr^2.
+    On paths with alpha_i = 1 it is algorithm 1 of 1907.05600. On other paths it is the corrector "ald" of the code of
+    2011.13456, with step = 4 snr^2. alpha_i is explained in the module docstring.
 
     Args:
-        step: a / (alpha_i sigma^2); NCSN's epsilon = 2e-5 at its last sigma of 0.01 is 0.2.
-        steps: steps at each time, 100 in NCSN.
+        step: a / (alpha_i sigma^2), default 0.2, which is NCSN's epsilon = 2e-5 at its last sigma = 0.01.
+        steps: number of steps at each time, default 100 as in NCSN.
 
     Raises:
-        ValueError: a step outside of (0, 4) (the chain diverges at 4 and above), fewer than one step.
+        ValueError: step is not in (0, 4) (the chain diverges at 4 and above), or steps < 1.
     """
 
     def __init__(self, step: float = 0.2, steps: int = 100):
@@ -81,7 +81,7 @@ class AnnealedLangevin:
         self.step, self.steps = step, steps
 
     def __call__(self, model: BaseModel, x: Tensor, t: Tensor, stream: RandomStream) -> Tensor:
-        """The state at t after `steps` steps."""
+        """Return the state at t after `steps` steps."""
         half = 0.5 * self.step * model.sde.sigma(t).square() * model.sde.chain_alpha(t)
         for _ in range(self.steps):
             x = langevin(x, model.predict(x, t).score, half, stream.normal(x))
@@ -95,20 +95,21 @@ class MALA:
 
         log a = log p(y) - log p(x) + log q(x | y) - log q(y | x) = h/4 (|score(x)|^2 - |score(y)|^2).
 
-    The last form holds if log p(y) - log p(x), which a score model does not give, is the integral of the score along
-    the straight line by the trapezoidal rule, (score(x) + score(y)).(y - x)/2. The rule is exact where the score is
-    linear: every Gaussian is invariant at any step. Elsewhere its error, of third order in y - x, leaves a bias.
+    A score model does not give log p(y) - log p(x). The last form takes it as the integral of the score along the
+    straight line by the trapezoidal rule, (score(x) + score(y)).(y - x)/2. The rule is exact where the score is linear:
+    every Gaussian is invariant at any step size. Elsewhere the error of the rule, of third order in y - x, leaves a
+    bias.
 
-    Each sample is accepted or rejected separately. The score at the new state is kept, so `steps` steps cost steps + 1
-    evaluations. The acceptance falls with the number of dimensions d; for pure noise it is one half at step =
-    1.5 d^(-1/3).
+    Each sample is accepted or rejected separately. The score at the new state is reused, so `steps` steps cost
+    steps + 1 evaluations. The acceptance rate falls with the number of dimensions d; for pure noise it is one half at
+    step = 1.5 d^(-1/3).
 
     Args:
         step: h / sigma^2.
-        steps: steps at each time.
+        steps: number of steps at each time.
 
     Raises:
-        ValueError: a step that is not positive, fewer than one step.
+        ValueError: step is not positive, or steps < 1.
     """
 
     def __init__(self, step: float = 0.1, steps: int = 1):
@@ -124,7 +125,7 @@ class MALA:
             y = langevin(x, score, h, stream.normal(x))
             score_y = model.predict(y, t).score
             log_ratio = 0.25 * h * sum_dims((score - score_y) * (score + score_y))
-            # Written so that NaN is accepted, and reported by the sampler.
+            # Written so that a NaN is accepted; the sampler reports it at the end.
             rejected = stream.uniform(log_ratio).log() >= log_ratio
             x, score = choose(rejected, x, y), choose(rejected, score, score_y)
         return x

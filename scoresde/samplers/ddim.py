@@ -12,10 +12,10 @@ class DDIM(Linear):
     """DDIM (2010.02502, eq. 12): x_s = alpha_s E[x_0 | x] + (sigma_s^2 - c^2)^(1/2) E[eps | x] + c z.
 
     Args:
-        eta: c divided by the standard deviation of the posterior: 0 is deterministic (order 1), 1 an ancestral step.
+        eta: c divided by the standard deviation of q(x_s | x_t, x_0): 0 is deterministic (order 1), 1 is ancestral.
 
     Raises:
-        ValueError: eta outside of [0, 1].
+        ValueError: eta is not in [0, 1].
     """
 
     view = "denoised"

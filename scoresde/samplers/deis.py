@@ -8,7 +8,7 @@ with a polynomial for E[eps | x] through its last values: in r (rho-AB of DEIS),
 weights of Adams and Bashforth, as if the steps were equal (iPNDM).
 
 r is infinite where no signal is left, and E[eps | x] changes fast where there is little noise. In the angle phi =
-atan(sigma/alpha) and for the state in units of its own size, w = x/(alpha^2 + sigma^2)^(1/2), the flow is
+atan(sigma/alpha) and the rescaled state w = x/(alpha^2 + sigma^2)^(1/2) the flow is
 
     dw/dphi = E[v | x],        v = cos(phi) eps - sin(phi) x_0
 
@@ -37,11 +37,11 @@ class DEIS(Linear):
     """DEIS (2204.13902, eq. 15): Adams-Bashforth with exact weights, one evaluation a step.
 
     Args:
-        order: number of values interpolated, 1 (DDIM) to 4.
+        order: number of values that the polynomial interpolates, 1 (DDIM) to 4.
         variable: variable of the polynomial, "ratio" (rho-AB) or "time" (t-AB).
 
     Raises:
-        ValueError: another order or variable; in a run, alpha = 0 where it starts.
+        ValueError: order or variable is none of these; in a run, alpha = 0 at the start of a transition.
     """
 
     view = "noise"
@@ -74,10 +74,10 @@ class IPNDM(Linear):
     It has its nominal order on grids uniform in sigma/alpha, and at most order 2 on other smoothly varying grids.
 
     Args:
-        order: 1 (DDIM) to 4.
+        order: number of values combined, 1 (DDIM) to 4.
 
     Raises:
-        ValueError: another order; in a run, alpha = 0 where it starts.
+        ValueError: order is not from 1 to 4; in a run, alpha = 0 at the start of a transition.
     """
 
     view = "noise"
@@ -96,18 +96,19 @@ class IPNDM(Linear):
 class AngularAdams(Multistep):
     """Adams-Bashforth predictor and Adams-Moulton corrector in the angle, one evaluation a step, for few steps.
 
-    The predictor interpolates `order` values of E[v | x]. The corrector interpolates `corrector` of them and the value
-    at the end of the step, which is evaluated once (PEC mode). The order is min(order, corrector) + 1, or `order`
-    without a corrector; it is 2 with `final` = 1, which is better for few steps. The method is bounded at both ends and
-    can start where no signal is left.
+    The predictor interpolates `order` values of E[v | x]. The corrector interpolates `corrector` values and the value
+    at the end of the step, which is evaluated once (PEC mode). The order of convergence is min(order, corrector) + 1,
+    or `order` without a corrector; with `final` = 1 it is 2, but a few steps are then more accurate than with 0. The
+    coefficients are bounded at both ends of the path, so the method can start where no signal is left.
 
     Args:
-        order: 1 to 4.
-        corrector: 0 (none) to 4.
-        final: the highest order of the last transition, one more for each transition before it; 0 for no limit.
+        order: number of values that the predictor interpolates, 1 to 4.
+        corrector: number of values that the corrector interpolates besides the value at the end of the step, 0 (no
+            corrector) to 4.
+        final: the largest order of the last transition; each transition before it may have one more; 0 for no limit.
 
     Raises:
-        ValueError: another order or corrector, a negative limit.
+        ValueError: order is not from 1 to 4, corrector is not from 0 to 4, or final is negative.
     """
 
     grid = angle
@@ -123,7 +124,7 @@ class AngularAdams(Multistep):
         return target.size / here.size, 0.0
 
     def weights(self, nodes: Sequence[Point], here: Point, target: Point) -> tuple[float, ...]:
-        """The size of the target times the integral over the step of each Lagrange polynomial in the angle."""
+        """Return `target.size` times the integral over the step of each Lagrange polynomial in the angle."""
         low, high = here.angle, target.angle
         at = 0.5 * (low + high) + 0.5 * (high - low) * NODES
         shapes = lagrange([node.angle for node in nodes], at)

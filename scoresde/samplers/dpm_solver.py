@@ -29,15 +29,16 @@ class DPMSolverPP(Multistep):
     """DPM-Solver++, multistep (2211.01095), one evaluation a step; order 1 is DDIM.
 
     Args:
-        order: 1, 2 or 3; the weak order with noise is at most 2.
+        order: 1, 2 or 3; with noise (l > 0) the weak order of convergence is at most 2.
         l: noise level; 1 is SDE-DPM-Solver++ (2211.01095, eq. 19; 3M: k-diffusion), whose first order is the
             exponential Euler scheme (SEEDS-1, 2305.14267).
-        form: "exact" or "published" weights of the polynomial, see the module.
-        final: the highest order of the last transition, one more for each transition before it; 0 for no limit. 1 is
-            steadier with few steps; 2 gives the orders of codes whose last step is to sigma = 0 (`denoise_final`).
+        form: "exact" or "published" weights, see the module docstring.
+        final: the largest order of the last transition; each transition before it may have one more; 0 for no limit. 1
+            is more stable with few steps than 0; 2 gives the orders of codes whose last step goes to sigma = 0, which
+            is the step of `denoise_final`.
 
     Raises:
-        ValueError: another order or form, a negative noise level or limit.
+        ValueError: order or form is none of these, or l or final is negative.
     """
 
     def __init__(self, order: int = 2, l: float = 0.0, form: str = "exact", final: int = 0):  # noqa: E741
@@ -54,7 +55,7 @@ class DPMSolverPP(Multistep):
 
 
 def _published(lams: Sequence[float], h: float, rate: float) -> list[float]:
-    """The weights of "2M" (2211.01095, algorithm 2) and "3M", from the step h and the lambda of the known views."""
+    """Return the weights of "2M" (2211.01095, algorithm 2) or "3M", from the step h and the lambda of the views."""
     phi1 = -math.expm1(-rate * h)
     if len(lams) == 2:
         half = 0.5 * phi1 * h / (lams[0] - lams[1])
@@ -71,15 +72,16 @@ def _published(lams: Sequence[float], h: float, rate: float) -> list[float]:
 class DPMSolver(Linear):
     """DPM-Solver (2206.00927, algorithms 1, 2) and DPM-Solver++ (2211.01095, algorithm 1), single-step.
 
-    The last stage of order 2 uses the view at the middle for the whole step, that of order 3 the line through the first
-    and the last view.
+    The last stage of order 2 uses the view at the middle for the whole step; the last stage of order 3 uses the line
+    through the first and the last view.
 
     Args:
         order: 1 (DDIM), 2 or 3; also the number of evaluations a step.
         view: "denoised" is DPM-Solver++, "noise" DPM-Solver.
 
     Raises:
-        ValueError: another order or view; in a run, alpha = 0 where it starts or sigma = 0 where it ends.
+        ValueError: order or view is none of these; in a run, alpha = 0 at the start or sigma = 0 at the end of a
+            transition.
     """
 
     grid = bounded_karras
@@ -94,7 +96,9 @@ class DPMSolver(Linear):
         check_signal(sde, here, self)
         h = target.lam - here.lam
         if math.isinf(h):
-            raise ValueError(f"DPMSolver needs sigma > 0 where it ends; sigma({float(target.t):g}) = 0: raise t_min")
+            raise ValueError(
+                f"DPMSolver needs sigma > 0 where it ends; got sigma({float(target.t):g}) = 0: raise t_min"
+            )
         parts = {1: (1.0,), 2: (0.5, 1.0), 3: (1 / 3, 2 / 3, 1.0)}[self.order]
         inner = torch.tensor([2 * (here.lam + part * h) for part in parts[:-1]], dtype=torch.float64)
         ends = [*points(sde, sde.time(inner).unbind()), target] if len(inner) else [target]
@@ -112,7 +116,7 @@ class DPMSolver(Linear):
         return Row(tuple(stages))
 
     def _integrals(self, here: Point, end: Point, h: float) -> tuple[float, float, float, float]:
-        """(a, scale, the integral of 1, the integral of (lambda - lambda_t)/h) over a step h to `end`."""
+        """Return (a, scale, weighted integral of 1, that of (lambda - lambda_t)/h) over a step h to `end`."""
         data = self.view == "denoised"
         rate = 1 if data else -1
         constant = -math.expm1(-rate * h)

@@ -1,7 +1,7 @@
-"""Grids of times: where a sampler stops on its way from the prior to the data.
+"""Grids of times: the times between which a sampler steps from the prior to the data.
 
-A grid is a function (sde, steps) -> times, float64, decreasing from t_max to t_min with `steps` transitions between
-them, or the times themselves. With lambda = log(alpha/sigma), half the log-SNR, and r = sigma/alpha:
+A grid is either a function (sde, steps) -> times, with `steps` + 1 float64 times that decrease from t_max to t_min, or
+the times themselves. With lambda = log(alpha/sigma), half the log-SNR, and r = sigma/alpha:
 
 | name              | equal steps in                     | source                                   |
 |-------------------|------------------------------------|------------------------------------------|
@@ -12,12 +12,12 @@ them, or the times themselves. With lambda = log(alpha/sigma), half the log-SNR,
 | `angle`           | phi^(1/2): denser at the data      |                                          |
 | `karras`          | r^(1/rho), rho = 7                 | 2206.00364, eq. 5                        |
 | `bounded_karras`  | psi^(1/5), psi = atan(r/10)        | finite where alpha = 0 or sigma = 0      |
-| `bounded_log_snr` | psi^(1/15), psi = atan(r/3)        | the same; nearly uniform in lambda       |
+| `bounded_log_snr` | psi^(1/15), psi = atan(r/3)        | also finite; nearly uniform in lambda    |
 | `Indices`         | the nodes of a discrete model      | 2305.08891, table 2: leading, trailing   |
 
-Every step has the `grid` that suits it, which `PredictorCorrector` uses unless it is given another. A polynomial in
-lambda needs steps whose lengths in lambda are similar; one in phi or in r, steps that shrink towards the data. On the
-others, few steps extrapolate far beyond the values that they know, and the samples spread without bound.
+`PredictorCorrector` uses the attribute `grid` of its predictor unless it is given a grid. A method with a polynomial in
+lambda needs steps whose lengths in lambda are similar; a polynomial in phi or in r needs steps that shrink towards the
+data. On other grids, a few steps extrapolate far beyond the known values, and the samples spread without bound.
 """
 
 import math
@@ -51,7 +51,7 @@ def _roots(high: float, low: float, power: float, steps: int) -> Tensor:
 
 
 def _times(sde: SDE, log_snr: Tensor, from_start: bool = True, to_end: bool = True) -> Tensor:
-    """The times of these log-SNRs; the first exactly t_max `from_start`, and the last exactly t_min `to_end`."""
+    """Return the times of these log-SNRs; if from_start, the first is exactly t_max; if to_end, the last is t_min."""
     times = sde.time(log_snr)
     if from_start:
         times[0] = sde.t_max
@@ -65,11 +65,11 @@ class Power:
     """Times with equal steps in t^(1/power): 1 is uniform, 2 quadratic.
 
     Args:
-        power: positive.
-        end: the last time; default t_min. The VP models of 2011.13456 are sampled down to 1e-3 (appendix C).
+        power: the exponent, positive.
+        end: the last time; default t_min. 2011.13456 samples its VP models down to 1e-3 (appendix C).
 
     Raises:
-        ValueError: a power that is not positive; in a call, an end outside of the SDE's range.
+        ValueError: power is not positive; in a call, end is outside of [t_min, t_max).
     """
 
     power: float = 1.0
@@ -104,15 +104,15 @@ def uniform_log_snr(sde: SDE, steps: int) -> Tensor:
 class KarrasGrid:
     """Times with equal steps in r^(1/rho), r = sigma/alpha (2206.00364, eq. 5).
 
-    If r is infinite at the start, the steps are equal in atan(r/10)^(1/rho). If it is 0 at the end, the last step goes
-    there from r = 0.002.
+    If r is infinite at the start, the steps are equal in atan(r/10)^(1/rho). If r is 0 at the end, the last step goes
+    from r = 0.002 to 0.
 
     Args:
-        rho: 7 in the paper; 1 is uniform in r, and large values approach `uniform_log_snr`.
-        low, high: r at both ends; default those of the path (0.002 and 80 in the paper).
+        rho: default 7, as in the paper; 1 is uniform in r, and large values approach `uniform_log_snr`.
+        low, high: r at the end and at the start; default: those of the path (0.002 and 80 in the paper).
 
     Raises:
-        ValueError: a rho that is not positive; in a call, ends that the path does not reach.
+        ValueError: rho is not positive; in a call, low >= high, or one of them is not a value of r on the path.
     """
 
     rho: float = 7.0
@@ -141,25 +141,25 @@ class KarrasGrid:
 
 
 karras = KarrasGrid()
-BOUND = 10.0  # the r beyond which the steps of a bounded grid grow towards infinity
-LOWEST = 0.002  # the r of the last step to no noise at all, the lowest of 2206.00364
+BOUND = 10.0  # the r beyond which the steps of `bounded_karras` grow, to reach r = infinity
+LOWEST = 0.002  # the r at which the last step to r = 0 starts: the smallest sigma of 2206.00364
 
 
 @dataclass(frozen=True)
 class Angle:
     """Times with equal steps in psi^(1/power), psi = atan(r/scale) from 0 (data) to pi/2 (noise), r = sigma/alpha.
 
-    Where r is less than `scale`, the steps are those of `KarrasGrid`, nearly uniform in log r for a large power.
-    Beyond, they grow, so that a few of them reach r = infinity, where no signal is left.
+    Where r is less than `scale`, the steps are those of `KarrasGrid`, nearly uniform in log r for a large power. Where
+    r is larger, the steps grow, so that a few of them reach r = infinity, where no signal is left.
 
     Args:
-        power: 1 is uniform in the angle, larger values are denser at the data.
-        scale: 1 makes psi the angle phi of the path; larger values are denser at the noise.
-        low: sigma/alpha at the end; default that of t_min. On a path that ends with almost no noise (sub-VP: 5e-5), few
-            steps are better spent before: choose 0.002 to 0.02, and `denoise_final`.
+        power: 1 is uniform in psi; larger values place more times near the data.
+        scale: 1 makes psi the angle phi of the path; larger values place more times near the noise.
+        low: r at the end; default: that of t_min. On a path that ends with almost no noise (sub-VP: 5e-5), few steps
+            are better spent at larger r: choose a low of 0.002 to 0.02, and `denoise_final`.
 
     Raises:
-        ValueError: a power or scale that is not positive; in a call, an end that the path does not reach.
+        ValueError: power or scale is not positive; in a call, low is outside of the values of r on the path.
     """
 
     power: float = 2.0
@@ -191,7 +191,7 @@ uniform_angle, angle = Angle(1.0), Angle(2.0)
 
 @dataclass(frozen=True)
 class Bounded:
-    """The grid `Angle(power, scale=scale)`; without noise at t_min, its last step goes there from r = 0.002.
+    """The grid `Angle(power, scale=scale)`; if sigma(t_min) = 0, the last step goes from r = 0.002 to t_min.
 
     Args:
         power, scale: see `Angle`.
@@ -212,21 +212,21 @@ bounded_karras, bounded_log_snr = Bounded(5.0, BOUND), Bounded(15.0, 3.0)
 
 @dataclass(frozen=True)
 class Indices:
-    """Some of the nodes of a model with `count` discrete steps, times k / (count - 1) of `Tabulated`: one a step.
+    """The times of `steps` of the `count` nodes of a discrete model; node k has time k / (count - 1) (`Tabulated`).
 
-    They have one transition fewer than steps. The last evaluation is that of `denoise_final=True`, as in the samplers
-    of diffusers, whose last step goes to sigma = 0. A single step, which only "trailing" takes at the noise, is that
-    evaluation alone.
+    `steps` nodes have steps - 1 transitions between them. The last evaluation is that of `denoise_final=True`, as in
+    the samplers of diffusers, whose last step goes to sigma = 0. With steps=1 this is the only evaluation; only
+    "trailing" allows it, since only its single node is the noisiest.
 
     Args:
         spacing: "leading", k = 0, n, 2n, ... with n = count // steps; "trailing", from count - 1 down in steps of
             count / steps; or "linspace", both ends included (2305.08891, table 2).
-        count: nodes of the model.
-        offset: added to the indices of "leading".
+        count: number of nodes of the model.
+        offset: added to the indices k of "leading".
 
     Raises:
-        ValueError: another spacing, fewer than two nodes; in a call, a number of steps outside of 1, ..., count, or one
-            step with another spacing than "trailing".
+        ValueError: spacing is unknown, or count < 2; in a call, steps is not from 1 to count, or is 1 with a spacing
+            other than "trailing".
     """
 
     spacing: str = "trailing"
@@ -242,9 +242,7 @@ class Indices:
     def __call__(self, sde: SDE, steps: int) -> Tensor:
         fewest = 1 if self.spacing == "trailing" else 2
         if not fewest <= steps <= self.count:
-            raise ValueError(
-                f"steps must be from {fewest} to {self.count} with spacing={self.spacing!r}, one an index; got {steps}"
-            )
+            raise ValueError(f"steps must be from {fewest} to {self.count} with spacing={self.spacing!r}; got {steps}")
         each = torch.arange(steps, dtype=torch.float64)
         if self.spacing == "leading":
             indices = (each.flip(0) * (self.count // steps) + self.offset).clamp(max=self.count - 1)
@@ -269,7 +267,7 @@ GRIDS: dict[str, Grid] = {
 
 @dataclass(frozen=True)
 class FixedTimes:
-    """The user's own times, for any number of steps."""
+    """A grid that returns the given times for any number of steps."""
 
     times: Tensor
 
@@ -278,10 +276,10 @@ class FixedTimes:
 
 
 def resolve_grid(grid: str | Grid | Tensor | Sequence[float]) -> Grid:
-    """Return the grid of a name or of a sequence of times; return a function as it is.
+    """Return the grid with the given name or the given times; return a function unchanged.
 
     Raises:
-        ValueError: an unknown name, or no times.
+        ValueError: the name is unknown, or there are no times.
     """
     if callable(grid):
         return grid
@@ -298,20 +296,22 @@ def resolve_grid(grid: str | Grid | Tensor | Sequence[float]) -> Grid:
 def _as_times(times: Tensor | Sequence[float]) -> Tensor:
     times = float64(times).cpu()
     if times.ndim != 1 or not len(times):
-        raise ValueError(f"a grid must have times, shape (n,); got shape {tuple(times.shape)}")
+        raise ValueError(f"a grid must be a sequence of times, shape (n,), n >= 1; got shape {tuple(times.shape)}")
     return times
 
 
 def transitions(times: Tensor, sde: SDE) -> list[Transition]:
-    """Consecutive pairs of a grid; times may rise again in between (RePaint, 2201.09865). A single time has none.
+    """Return the consecutive pairs of the times of a grid; a single time has none.
+
+    The times may rise again in between (RePaint, 2201.09865).
 
     Raises:
-        ValueError: no times, a single one other than t_max, two equal ones in a row, times outside of [t_min, t_max], a
-            first one that is not the largest, or a last one that is not the smallest.
+        ValueError: there are no times, a single time is not t_max, two times in a row are equal, a time is outside of
+            [t_min, t_max], the first time is not the largest, or the last time is not the smallest.
     """
     times = _as_times(times)
     if len(times) == 1 and times[0] != sde.t_max:
-        raise ValueError(f"the time of a grid without transitions must be t_max={sde.t_max:g}; got {float(times[0]):g}")
+        raise ValueError(f"a grid with a single time must have the time t_max={sde.t_max:g}; got {float(times[0]):g}")
     falls = times[0] == times.max() and times[-1] == times.min()
     if not (falls and bool((times.diff() != 0).all())) or times[0] > sde.t_max or times[-1] < sde.t_min:
         raise ValueError(
@@ -322,5 +322,5 @@ def transitions(times: Tensor, sde: SDE) -> list[Transition]:
 
 
 def segments(sde: SDE, count: int) -> list[Transition]:
-    """One transition from t_max to t_min, or `count` of them uniform in log-SNR."""
+    """Return `count` transitions from t_max to t_min, uniform in log-SNR."""
     return transitions(uniform_log_snr(sde, count) if count > 1 else _ends(sde), sde)

@@ -15,7 +15,7 @@ from scoresde.sdes.transitions import Point, points
 
 
 def _heun(here: Point, target: Point) -> tuple[Stage, Stage]:
-    """Euler's step from `here` to the target, and the step with the mean of the slopes at both ends."""
+    """Return Euler's step from `here` to `target`, and the step with the mean of the slopes at both ends."""
     a, step = target.alpha / here.alpha, target.alpha * (target.ratio - here.ratio)
     return Stage(here.t, a, (step,)), Stage(target.t, a, (0.5 * step, 0.5 * step))
 
@@ -24,7 +24,7 @@ class Heun(Linear):
     """Heun's method in sigma/alpha (2206.00364, algorithm 1), of order 2, two evaluations a step.
 
     Raises:
-        ValueError: in a run, alpha = 0 where it starts.
+        ValueError: in a run, alpha = 0 at the start of a transition.
     """
 
     grid = bounded_karras
@@ -36,15 +36,18 @@ class Heun(Linear):
 
 
 class EDM(Linear):
-    """EDM's stochastic sampler (2206.00364, algorithm 2): noise takes r to (1 + gamma) r before each step of Heun.
+    """EDM's stochastic sampler (2206.00364, algorithm 2): Heun's method, with noise added before each step.
+
+    The added noise raises r = sigma/alpha to (1 + gamma) r.
 
     Args:
         churn: S_churn; gamma is min(churn / number of steps, 2^(1/2) - 1).
-        low, high: S_tmin and S_tmax, the sigma/alpha between which noise is added; r never exceeds that of t_max.
-        noise: S_noise, the standard deviation of the added noise relative to the exact one.
+        low, high: S_tmin and S_tmax: noise is added where r is between them; r never exceeds its value at t_max.
+        noise: S_noise, the standard deviation of the added noise divided by the value that gives (1 + gamma) r.
 
     Raises:
-        ValueError: a negative churn, low >= high, a noise that is not positive; in a run, alpha = 0 where it starts.
+        ValueError: churn is negative, 0 <= low < high does not hold, or noise is not positive; in a run, alpha = 0 at
+            the start of a transition.
     """
 
     grid = bounded_karras
@@ -59,7 +62,7 @@ class EDM(Linear):
         self.stochastic = churn > 0
 
     def plan(self, sde: SDE, transitions: Sequence[Transition]) -> list[Row]:
-        """The coefficients of every transition; gamma depends on their number."""
+        """Return the coefficients of every transition; gamma depends on the number of transitions."""
         gamma = min(self.churn / max(len(transitions), 1), math.sqrt(2) - 1)
         starts, targets = (points(sde, times) for times in zip(*transitions, strict=True))
         return [self._row(sde, here, target, gamma) for here, target in zip(starts, targets, strict=True)]

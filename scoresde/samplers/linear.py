@@ -5,17 +5,17 @@ state at the end of the transition from t to s is computed in stages, each with 
 
     y_0 = x,        V_k = V(y_k, t_k),        y_(k+1) = a_k x + sum_j b_kj V_j + c_k z,        x(s) = y_K,
 
-where the sum runs over the views of this transition and of earlier ones, the newest first. One stage and no past is
-DDIM or an ancestral sampler; one stage and some past, a linear multistep method; two stages and no past, Heun's method.
-A method is its coefficients. They depend on the times alone and are computed in float64 before the loop; the loop
-evaluates the network and multiplies by these numbers.
+where the sum runs over the views of this transition and of earlier ones, the newest first. One stage without earlier
+views is DDIM or an ancestral sampler; one stage with earlier views is a linear multistep method; two stages without
+earlier views are Heun's method. A method is given by its coefficients a, b and c. They depend only on the times and are
+computed in float64 before the loop, which evaluates the network and multiplies by them.
 
 A transition may go up, to more noise (RePaint, 2201.09865). A method that draws noise then draws from the forward
 kernel q(x_s | x_t), without an evaluation; a deterministic method follows the flow back. Both keep the marginal.
 
-A method may correct. When V is evaluated at the end of a transition, to begin the next one, the transition is repeated
-with that view among the others, at no further evaluation (PEC mode; "UniC" of 2302.04867). The correction is skipped if
-a constraint or a corrector has moved the state in between.
+A method may have a corrector. When V is evaluated at the end of a transition, to begin the next one, the transition is
+repeated with that view among the others, without a further evaluation (PEC mode; "UniC" of 2302.04867). The correction
+is skipped if a constraint, or the corrector of `PredictorCorrector`, has changed the state in between.
 """
 
 import math
@@ -46,7 +46,8 @@ def check_signal(sde: SDE, here: Point, method: object) -> None:
 class Stage:
     """An evaluation at t and the next state, a x + sum_j b_j V_j + c z.
 
-    learned: bounds (log v_0, log v_1) of a variance that the network sets between them; c is then its root.
+    learned: (log v_0, log v_1), the bounds between which the network sets the variance; c is then the square root of
+    that variance.
     """
 
     t: Tensor
@@ -60,8 +61,9 @@ class Stage:
 class Row:
     """The coefficients of a transition.
 
-    stages: see the module; empty for a transition by the kick alone. kick: (p, q), which first replaces the state by
-    p x + q z'. correct: the b that repeat the transition before this one, with the view at its end as the first.
+    stages: the stages of the module docstring; empty if the transition is the kick alone. kick: (p, q): the state is
+    first replaced by p x + q z' with new noise z'. correct: the coefficients b that repeat the previous transition with
+    the view at its end as the newest; empty for no correction.
     """
 
     stages: tuple[Stage, ...]
@@ -70,7 +72,7 @@ class Row:
 
 
 class Memory(NamedTuple):
-    """What a transition keeps for the next one: the state it predicted, its a x + c z, and the last views."""
+    """Values passed to the next transition: the predicted state, a x + c z of the last stage, and the last views."""
 
     predicted: Tensor | None = None
     anchor: Tensor | None = None
@@ -78,7 +80,7 @@ class Memory(NamedTuple):
 
 
 def combine(base: Tensor, weights: Sequence[float], views: Sequence[Tensor]) -> Tensor:
-    """base + sum_j weights_j views_j, over as many views as there are weights."""
+    """Return base + sum_j weights_j views_j, over as many views as there are weights."""
     for weight, view in zip(weights, views, strict=False):
         if weight != 0:
             base = torch.add(base, view, alpha=weight)
@@ -88,8 +90,9 @@ def combine(base: Tensor, weights: Sequence[float], views: Sequence[Tensor]) -> 
 class Linear:
     """A method given by its coefficients. A subclass defines `row` and sets `view`.
 
-    view: the view that it combines, "denoised", "noise" or "v". past: the largest number of views that it combines,
-    the one at the current state included. stochastic: whether it draws noise. grid: the grid of times that suits it.
+    view: the view that the method combines, "denoised", "noise" or "v". past: the largest number of views that it
+    combines, the one at the current state included. stochastic: True if the method draws noise. grid: the default grid
+    of times of `PredictorCorrector` with this method.
     """
 
     grid: Grid = angle
@@ -98,22 +101,23 @@ class Linear:
     stochastic = False
 
     def row(self, sde: SDE, nodes: Sequence[Point], target: Point, left: int) -> Row:
-        """The coefficients of the transition from nodes[0] to `target`.
+        """Return the coefficients of the transition from nodes[0] to `target`.
 
         Args:
             sde: the path.
-            nodes: the points with a known view: t_from, then the starts of earlier transitions, at most `past` of them.
-            target: t_to.
+            nodes: the points with a known view, at most `past` of them: the point at t_from, then the starts of earlier
+                transitions, the newest first.
+            target: the point at t_to.
             left: number of transitions left, this one included.
         """
         raise NotImplementedError(f"{type(self).__name__} must define row(sde, nodes, target, left)")
 
     def correction(self, nodes: Sequence[Point], target: Point, left: int) -> tuple[float, ...]:
-        """The b of the transition with the view at `target` as the first; empty for a method that does not correct."""
+        """Return the b of the transition with the view at `target` as the newest; empty without a corrector."""
         return ()
 
     def plan(self, sde: SDE, transitions: Sequence[Transition]) -> list[Row]:
-        """The coefficients of every transition. The past is dropped unless a transition continues the one before."""
+        """Return the coefficients of every transition; one that does not continue the one before drops past views."""
         starts, targets = (points(sde, times) for times in zip(*transitions, strict=True))
         rows: list[Row] = []
         nodes: list[Point] = []
@@ -133,7 +137,7 @@ class Linear:
     def advance(
         self, model: BaseModel, x: Tensor, row: Row, stream: RandomStream, memory: Memory | None
     ) -> tuple[Tensor, Memory]:
-        """The state at the end of a transition, and the memory for the next one."""
+        """Return the state at the end of a transition, and the memory for the next one."""
         memory = memory or Memory()
         views, anchor, y = memory.views, x, x
         if row.kick is not None:
@@ -153,13 +157,13 @@ class Linear:
 
 
 def upward(here: Point, target: Point) -> Row:
-    """The transition to more noise by a draw from the forward kernel."""
+    """Return the transition to more noise, a draw from the forward kernel."""
     ratio, variance = transition(here, target)
     return Row((), kick=(ratio, math.sqrt(variance)))
 
 
 def spread(stage: Stage, fraction: Tensor | None) -> float | Tensor:
-    """The standard deviation of a stage: c, or exp((1 - nu) log v_0 + nu log v_1)^(1/2) with a learned fraction nu."""
+    """Return c, or with a learned variance exp((1 - nu) log v_0 + nu log v_1)^(1/2) for the network's fraction nu."""
     if stage.learned is None:
         return stage.c
     if fraction is None:

@@ -1,7 +1,7 @@
 r"""The base of multistep methods, and the exact weights of exponential integrators in lambda = log(alpha/sigma).
 
 A multistep method puts a polynomial through the last values of a view and integrates it over the step. A corrector
-integrates it once more, with the value at the end of the step among them (`samplers.linear`).
+repeats this with the value at the end of the step as a further point (`samplers.linear`).
 
 DPM-Solver++, UniPC and SA-Solver approximate the denoiser by a polynomial in lambda. The reverse family of noise level
 l has the exact solution (2211.01095, eq. 8; 2309.05019, eq. 10)
@@ -9,8 +9,8 @@ l has the exact solution (2211.01095, eq. 8; 2309.05019, eq. 10)
     x_s = sigma_s/sigma_t e^(-l^2 h) x_t + alpha_s \int k e^(-k (lambda_s - lambda)) E[x_0 | x_lambda] dlambda
           + sigma_s (1 - e^(-2 l^2 h))^(1/2) z,                 k = 1 + l^2,    h = lambda_s - lambda_t.
 
-The part linear in x is exact at any step size, and so is Gaussian noise without data. l = 0 is the probability flow,
-l = 1 the reverse SDE. `AngularAdams` has a polynomial in another variable, the angle.
+The terms in x_t and z are exact at any step size. l = 0 is the probability flow, l = 1 the reverse SDE. `AngularAdams`
+has a polynomial in another variable, the angle.
 """
 
 import math
@@ -28,14 +28,14 @@ NODES, QUADRATURE = np.polynomial.legendre.leggauss(32)
 
 
 def check_order(order: int, highest: int) -> int:
-    """Return the order; raise ValueError outside of 1, ..., highest."""
+    """Return the order; raise ValueError unless it is an integer from 1 to `highest`."""
     if order not in range(1, highest + 1):
         raise ValueError(f"order must be an integer from 1 to {highest}; got {order!r}")
     return order
 
 
 def lagrange(nodes: Sequence[float], at: np.ndarray) -> np.ndarray:
-    """The Lagrange polynomials of the nodes, (p, n) at n points."""
+    """Return the values of the Lagrange polynomials of p nodes at n points, (p, n)."""
     rows = []
     for j, node in enumerate(nodes):
         others = [other for k, other in enumerate(nodes) if k != j]
@@ -53,16 +53,16 @@ def exponential_weights(nodes: Sequence[float], start: float, end: float, rate: 
 
 
 class Multistep(Linear):
-    """A multistep method, with or without a corrector. By default an exponential integrator of noise level `level`.
+    """A multistep method, with or without a corrector. By default an exponential integrator in lambda.
 
     A subclass may override `transport` and `weights`, and `coordinate` and `grid` if its polynomial is in another
     variable.
 
     Args:
-        order: values that the predictor interpolates, 1 to `highest`.
-        corrector: values that the corrector interpolates besides the one at the end of the step, 0 (no corrector) to
-            `highest`.
-        final: the highest order of the last transition, one more for each transition before it; 0 for no limit.
+        order: number of values that the predictor interpolates, 1 to `highest`.
+        corrector: number of values that the corrector interpolates besides the value at the end of the step, 0 (no
+            corrector) to `highest`.
+        final: the largest order of the last transition; each transition before it may have one more; 0 for no limit.
         highest: the largest order of the method.
         l: noise level.
     """
@@ -87,14 +87,14 @@ class Multistep(Linear):
         return point.lam
 
     def transport(self, here: Point, target: Point) -> tuple[float, float]:
-        """(a, c): the coefficients of x and z in the exact solution."""
+        """Return (a, c), the coefficients of x and z in the exact solution."""
         h, square = target.lam - here.lam, self.level(here) ** 2
         if not square:
             return target.sigma / here.sigma, 0.0
         return target.sigma / here.sigma * math.exp(-square * h), target.sigma * math.sqrt(-math.expm1(-2 * square * h))
 
     def weights(self, nodes: Sequence[Point], here: Point, target: Point) -> tuple[float, ...]:
-        """The coefficients of the views at `nodes`, for the step from `here` to `target`."""
+        """Return the coefficients of the views at `nodes`, for the step from `here` to `target`."""
         rate = 1 + self.level(here) ** 2
         lams = [node.lam for node in nodes]
         return tuple(target.alpha * w for w in exponential_weights(lams, here.lam, target.lam, rate))
@@ -111,7 +111,7 @@ class Multistep(Linear):
         return self.weights([target, *known], nodes[0], target)
 
     def _limited(self, nodes: Sequence[Point], target: Point, left: int) -> Sequence[Point]:
-        """As many nodes as `final` allows; one if no noise is left at the target, where lambda is infinite."""
+        """Return as many nodes as `final` allows; one if no noise is left at the target, where lambda is infinite."""
         if math.isinf(target.lam):
             return nodes[:1]
         return nodes[: left - 1 + self.final] if self.final else nodes

@@ -2,8 +2,8 @@
 
     for each transition t -> s:    x <- predictor(x, t, s);    x <- corrector(x, s)
 
-Without a corrector it is a plain SDE solver; without a predictor it is annealed Langevin dynamics, in which the state
-passes unchanged from one noise level to the next.
+Without a corrector the algorithm is a plain SDE solver; without a predictor it is annealed Langevin dynamics, in which
+the state passes unchanged from one noise level to the next.
 """
 
 from collections.abc import Sequence
@@ -43,24 +43,26 @@ class Idle(PlainStep):
 
 
 class PredictorCorrector(Sampler):
-    """A predictor, a corrector, or both. With a multistep or a deterministic step as predictor, it is that method.
+    """Sampling with a predictor, a corrector, or both.
+
+    The predictor may also be a multistep or a deterministic method, such as `UniPC` or `DDIM`.
 
     Args:
-        predictor: the step to the next time, or None; a function (model, x, t_from, t_to, stream) -> x is a step.
-        corrector: the Markov chain at a fixed time, or None.
+        predictor: the step to the next time, or None; it may be a function (model, x, t_from, t_to, stream) -> x.
+        corrector: the Markov chain at a fixed time, or None; a function (model, x, t, stream) -> x.
         steps: number of transitions; default 1,000, or that of the times given as the grid.
         grid: a name of `samplers.grids` ("uniform_time", "uniform_log_snr", "quadratic", "karras", "uniform_angle",
             "angle", "bounded_karras", "bounded_log_snr"), a function (sde, steps) -> (steps + 1,) times from t_max to
-            t_min, or the times themselves, which may rise again in between; default: the predictor's own `grid`, which
-            suits it.
+            t_min, or the times themselves, which may rise again in between; default: `predictor.grid`, which suits the
+            predictor.
         order: "predictor_first", correcting at the end of a transition (2011.13456, algorithm 1), or "corrector_first",
             correcting at its start and before `denoise_final`, as the published code does.
-        denoise_final: replace the last state by E[x_0 | x], one more evaluation.
+        denoise_final: if True, replace the last state by E[x_0 | x], which costs one more evaluation.
 
     Raises:
-        TypeError: a predictor that is not a step, a corrector that is not a function.
-        ValueError: neither predictor nor corrector, fewer than one step, an unknown grid or order; in a call, times
-            outside of the SDE's range, or whose first is not the largest or last not the smallest.
+        TypeError: predictor is not a step, or corrector is not a function.
+        ValueError: predictor and corrector are both None, steps < 1, or grid or order is unknown; in a call, a time is
+            outside of [t_min, t_max], the first time is not the largest, or the last time is not the smallest.
     """
 
     def __init__(
@@ -94,11 +96,11 @@ class PredictorCorrector(Sampler):
         return transitions(self.grid(sde, self.steps), sde)
 
     def plan(self, sde: SDE, transitions: Sequence[Transition]) -> Sequence[Any]:
-        """The times of each transition, and the predictor's entry for it."""
+        """Return the times of each transition and the entry of the predictor's plan for it."""
         return list(zip(transitions, self.predictor.plan(sde, transitions), strict=True))
 
     def advance(self, model: BaseModel, x: Tensor, entry: Any, stream: RandomStream, memory: Any) -> tuple[Tensor, Any]:
-        """The state at t_to, predicted and corrected in the chosen order."""
+        """Return the state at t_to, predicted and corrected in the chosen order, and the predictor's memory."""
         (t_from, t_to), prepared = entry
         if self.corrector is not None and self.order == "corrector_first":
             x = self.corrector(model, x, t_from, stream)
@@ -108,7 +110,7 @@ class PredictorCorrector(Sampler):
         return x, memory
 
     def denoise(self, model: BaseModel, x: Tensor, t: Tensor, stream: RandomStream) -> Tensor:
-        """E[x_0 | x] of the last state, which is corrected once more in the order "corrector_first"."""
+        """Return E[x_0 | x] of the last state, which order="corrector_first" corrects once more before."""
         if self.corrector is not None and self.order == "corrector_first":
             x = self.corrector(model, x, t, stream)
         return super().denoise(model, x, t, stream)
@@ -118,15 +120,15 @@ class ProbabilityFlow(Sampler):
     """Samples by the probability-flow ODE from the prior (2011.13456, section 4.3).
 
     Args:
-        solver: an ODE solver; default `flow.DEFAULT_SOLVER`, of fixed cost. `solvers.AdaptiveAdams()` and
+        solver: an ODE solver; default `probability_flow.DEFAULT_SOLVER`, of fixed cost. `solvers.AdaptiveAdams()` and
             `solvers.TorchDiffEq()` are adaptive.
         segments: number of transitions, uniform in log-SNR, solved one after the other; more than one is useful with a
             trajectory or a callback.
-        denoise_final: replace the last state by E[x_0 | x], one more evaluation.
+        denoise_final: if True, replace the last state by E[x_0 | x], which costs one more evaluation.
 
     Raises:
-        ValueError: fewer than one segment.
-        RuntimeError: in a call, a solve that did not reach the end of its transition.
+        ValueError: segments < 1.
+        RuntimeError: in a call, the solver did not reach the end of a transition.
     """
 
     def __init__(self, solver: Solver | None = None, segments: int = 1, denoise_final: bool = False):
@@ -140,5 +142,5 @@ class ProbabilityFlow(Sampler):
         return segments(sde, self.segments)
 
     def step(self, model: BaseModel, x: Tensor, t_from: Tensor, t_to: Tensor, stream: RandomStream) -> Tensor:
-        """The state at t_to, carried there by the solver; draws nothing from `stream`."""
+        """Return the state at t_to, integrated by the solver; draws nothing from `stream`."""
         return carry(model, x, float(t_from), float(t_to), solver=self.solver)

@@ -21,13 +21,13 @@ from scoresde.sdes.sde import check_level
 from scoresde.sdes.transitions import Point, posterior, transition
 from scoresde.wrappers import as_model
 
-REVERSE_GRID, FLOW_GRID = Angle(3.0, scale=3.0), Angle(4.0, scale=30.0)  # stable for few steps, also from much noise
+REVERSE_GRID, FLOW_GRID = Angle(3.0, scale=3.0), Angle(4.0, scale=30.0)  # grids on which a few steps are stable
 TINY = 1e-300  # replaces a variance of 0 under a logarithm
 VARIANCES = ("posterior", "forward", "learned")
 
 
 class ReverseFamilyStep(Linear):
-    """Base class of the steps that discretise the drift and the diffusion of the reverse family of noise level l."""
+    """Base class of the steps that discretise the drift and the diffusion of `ReverseSDE` at noise level l."""
 
     grid = FLOW_GRID
     view = "noise"
@@ -37,21 +37,21 @@ class ReverseFamilyStep(Linear):
         self.stochastic = self.l > 0
 
     def drift(self, sde: SDE, t: Tensor) -> tuple[float, float, float]:
-        """(f, k, l g) with drift f x + k E[eps | x] of the reverse family: k = (1 + l^2)/2 g^2 / sigma."""
+        """Return (f, k, l g) with the drift f x + k E[eps | x] of `ReverseSDE`: k = (1 + l^2)/2 g^2 / sigma."""
         l, g, sigma = self.l, float(sde.diffusion(t)), float(sde.sigma(t))  # noqa: E741
         if sigma == 0:
-            raise ValueError(f"the drift needs sigma > 0, but sigma({float(t):g}) = 0: raise t_min")
+            raise ValueError(f"the drift of the reverse SDE needs sigma > 0, but sigma({float(t):g}) = 0: raise t_min")
         return float(sde.drift(t)), 0.5 * (1 + l * l) * g * g / sigma, l * g
 
 
 class EulerMaruyama(ReverseFamilyStep):
-    """Euler-Maruyama on the reverse family, x + (s - t) drift + l g |s - t|^(1/2) z; weak order 1.
+    """Euler-Maruyama on `ReverseSDE`, x_s = x + (s - t) drift + l g |s - t|^(1/2) z; weak order 1.
 
     Args:
         l: noise level; 1 is the reverse SDE, 0 Euler's method in t on the probability flow.
 
     Raises:
-        ValueError: a negative noise level; in a run, alpha = 0 where it starts.
+        ValueError: l is negative; in a run, alpha = 0 at the start of a transition.
     """
 
     def __init__(self, l: float = 1.0):  # noqa: E741 - the letter of the formula
@@ -66,17 +66,18 @@ class EulerMaruyama(ReverseFamilyStep):
 
 
 class StochasticHeun(ReverseFamilyStep):
-    """Heun's method on the reverse family, the same z in both stages; weak order 2, two evaluations a step.
+    """Heun's method on `ReverseSDE`, with the same z in both stages; weak order 2, two evaluations a step.
 
         y = x + (s - t) b(x, t) + c z,    x(s) = x + (s - t)/2 (b(x, t) + b(y, s)) + c z,    c^2 = l^2 int g^2
 
-    with the integral by the trapezoidal rule (additive noise: Kloeden and Platen, section 15.1).
+    with the drift b of `ReverseSDE` and the integral over the step by the trapezoidal rule (additive noise: Kloeden and
+    Platen, section 15.1).
 
     Args:
         l: noise level; 1 is the reverse SDE, 0 Heun's method in t on the probability flow.
 
     Raises:
-        ValueError: a negative noise level; in a run, alpha = 0 where it starts.
+        ValueError: l is negative; in a run, alpha = 0 at the start of a transition.
     """
 
     def row(self, sde: SDE, nodes: Sequence[Point], target: Point, left: int) -> Row:
@@ -95,9 +96,10 @@ class StochasticHeun(ReverseFamilyStep):
 class ReverseDiffusion(Linear):
     """The reverse SDE discretised like the forward one (2011.13456, eq. 46, appendix E); weak order 1.
 
-    (2 - r) x + v score(x, t) + v^(1/2) z
+        x_s = (2 - r) x + v score(x, t) + v^(1/2) z,        r and v as in the module docstring
 
-    From alpha = 0, where x is pure noise, the first step adds as much noise again; many steps are needed there.
+    A first step from alpha = 0, where x is pure noise of standard deviation sigma_t, adds noise of the same standard
+    deviation. Use many steps on such a path.
     """
 
     grid = REVERSE_GRID
@@ -116,15 +118,15 @@ class OptimalVariance:
         V(t) = E |eps - E[eps | x_t]|^2 / d = 1 - E |E[eps | x_t]|^2 / d,
 
     where (sigma_t/alpha_t)^2 V is the mean variance of x_0 given x_t. V is estimated from data, once for a model, at
-    levels uniform in log-SNR; its logarithm is interpolated between them. The first of the two forms is used: its
-    relative error is the same at all levels, while the second subtracts numbers near 1 where there is little signal;
-    and it is the best variance around an inexact mean, too (2206.07309).
+    noise levels uniform in log-SNR, and log V is interpolated between them. The estimate uses the first form of V,
+    which has the same relative error at all noise levels, while the second subtracts numbers near 1 where there is
+    little signal. The first form also gives the best variance around an inexact mean (2206.07309).
 
     Args:
         model: the model.
-        x0: data (N, *), in the model's space.
-        points: number of levels.
-        generator: randomness.
+        x0: data (N, *), in model space.
+        points: number of noise levels.
+        generator: generator of the noise; default: PyTorch's global generator.
         cond: short for `model.given(cond)`.
     """
 
@@ -147,11 +149,11 @@ class OptimalVariance:
         self.prior = float(x0.double().var(dim=0, unbiased=False).mean())
 
     def data_variance(self, here: Point) -> float:
-        """The mean variance of x_0 given x_t, (sigma/alpha)^2 V; where there is no signal, that of the data."""
+        """Return the mean variance of x_0 given x_t, (sigma/alpha)^2 V; if alpha = 0, the variance of the data."""
         return here.ratio**2 * self.unexplained(2 * here.lam) if here.alpha else self.prior
 
     def unexplained(self, log_snr: float) -> float:
-        """V at a log-SNR; constant beyond the levels."""
+        """Return V at a log-SNR; constant beyond the first and the last noise level."""
         grid = self.log_snr
         i = int(torch.searchsorted(grid, log_snr).clamp(1, len(grid) - 1))
         part = min(max((log_snr - float(grid[i - 1])) / float(grid[i] - grid[i - 1]), 0.0), 1.0)
@@ -161,15 +163,15 @@ class OptimalVariance:
 class Ancestral(Linear):
     """A draw from the Gaussian q(x_s | x_t, x_0) at the predicted x_0 (2006.11239, eq. 7; 2011.13456, eq. 47, 4).
 
-        (r sigma_s^2 x + v alpha_s E[x_0 | x]) / sigma_t^2 + noise of the chosen variance
+        x_s = (r sigma_s^2 x + v alpha_s E[x_0 | x]) / sigma_t^2 + noise,        r and v as in the module docstring
 
     Args:
-        variance: "posterior", sigma_s^2 v / sigma_t^2 (DDPM's beta-tilde, NCSN's ancestral sampler); "forward", v
-            (DDPM's beta, the choice of score_sde for VP); "learned", between the two as the network predicts
-            (2102.09672, eq. 15); or an `OptimalVariance`.
+        variance: variance of the noise: "posterior", sigma_s^2 v / sigma_t^2 (DDPM's beta-tilde, NCSN's ancestral
+            sampler); "forward", v (DDPM's beta, the choice of score_sde for VP); "learned", which the network sets
+            between the two (2102.09672, eq. 15); or an `OptimalVariance`.
 
     Raises:
-        ValueError: another variance; in a run, "learned" with a model without a learned variance.
+        ValueError: variance is unknown; in a run, variance is "learned" and the model has no learned variance.
     """
 
     grid = REVERSE_GRID

@@ -9,18 +9,20 @@ from scoresde.sdes.transitions import Point
 class SASolver(Multistep):
     """SA-Solver (2309.05019, algorithm 1): stochastic Adams predictor and corrector, one evaluation a step.
 
-    Its order is min(order, corrector) + 1 without noise (`order` without a corrector); its weak order with noise is at
-    most 2.
+    Without noise (l = 0) its order of convergence is min(order, corrector) + 1, or `order` without a corrector; with
+    noise its weak order is at most 2.
 
     Args:
-        order: values that the predictor interpolates, 1 to 4.
-        corrector: values that the corrector interpolates besides the one at the end of the step, 0 (none) to 4.
+        order: number of values that the predictor interpolates, 1 to 4.
+        corrector: number of values that the corrector interpolates besides the value at the end of the step, 0 (no
+            corrector) to 4.
         l: noise level, tau in the paper; 0 is deterministic.
-        low, high: noise is added where sigma/alpha is between them; l is 0 elsewhere.
-        final: the highest order of the last transition, one more for each transition before it; 0 for no limit.
+        low, high: the noise level is l where sigma/alpha is between them, and 0 elsewhere.
+        final: the largest order of the last transition; each transition before it may have one more; 0 for no limit.
 
     Raises:
-        ValueError: an order, corrector, noise level or limit out of range, or low >= high.
+        ValueError: order is not from 1 to 4, corrector is not from 0 to 4, l or final is negative, or 0 <= low < high
+            does not hold.
     """
 
     def __init__(

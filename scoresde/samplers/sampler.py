@@ -1,10 +1,10 @@
 """The sampling loop: a list of transitions, and a step that makes each of them.
 
 A sampler goes from the prior at t_max to data at t_min over transitions (t_from, t_to). A step takes the state at
-t_from and returns the state at t_to; it keeps nothing on itself. Coefficients are computed before the loop, in float64:
-the plan of a step. Values that one transition passes to the next, such as past evaluations of a multistep method, are
-its memory. All draws come from a `RandomStream`, so a sample depends on its seed alone. The loop never synchronises
-with the device.
+t_from and returns the state at t_to; the step object itself stores no state. The plan of a step holds the coefficients
+of all transitions, computed in float64 before the loop. The memory holds the values that one transition passes to the
+next, such as past evaluations of a multistep method. All draws come from a `RandomStream`, so with seeds a sample
+depends on its seed alone. The loop never synchronises with the device.
 
 Transitions may go up again, to more noise (RePaint, 2201.09865); `samplers.linear` describes how its methods do this.
 """
@@ -27,7 +27,7 @@ from scoresde.sdes import SDE
 from scoresde.tensors import at_least_float32, check_shape_of_states, dimensions
 from scoresde.wrappers import as_model
 
-MOST_SIGNAL = math.log(0.1)  # log-SNR up to which noise may replace the states at the first time of a grid
+MOST_SIGNAL = math.log(0.1)  # largest log-SNR at the first time of a grid at which samples may start from pure noise
 
 StepFunction = Callable[[BaseModel, Tensor, Tensor, Tensor, RandomStream], Tensor]
 """(model, x, t_from, t_to, stream) -> the state at t_to, from the state x (B, *) at t_from; times float64, ()."""
@@ -37,9 +37,9 @@ StepFunction = Callable[[BaseModel, Tensor, Tensor, Tensor, RandomStream], Tenso
 class Step(Protocol):
     """A step that prepares all transitions before the loop, and may have a memory.
 
-    plan: one entry for each transition. advance: the state at the end of the transition of that entry, and the memory
-    for the next transition, which is None at first. A step may have `grid`, the grid of times that suits it, also for a
-    few steps; equal steps in t are taken for one without it.
+    plan: returns one entry for each transition. advance: returns the state at the end of the transition of that entry,
+    and the memory for the next transition; the first transition gets the memory None. A step may have an attribute
+    `grid`, its default grid of times, which should also suit a few steps; without it, the default is equal steps in t.
     """
 
     def plan(self, sde: SDE, transitions: Sequence[Transition]) -> Sequence[Any]: ...
@@ -49,20 +49,20 @@ class Step(Protocol):
 
 
 class PlainStep:
-    """A step whose plan is the transitions and which has no memory. A subclass defines `step`."""
+    """A step whose plan is the list of transitions, without a memory. A subclass defines `step`."""
 
     grid: Grid = uniform_time
 
     def step(self, model: BaseModel, x: Tensor, t_from: Tensor, t_to: Tensor, stream: RandomStream) -> Tensor:
-        """The state at t_to; see `StepFunction`."""
+        """Return the state at t_to; see `StepFunction`."""
         raise NotImplementedError(f"{type(self).__name__} must define step(model, x, t_from, t_to, stream)")
 
     def plan(self, sde: SDE, transitions: Sequence[Transition]) -> Sequence[Any]:
-        """One entry for each transition, computed before the loop."""
+        """Return one entry for each transition: the pair (t_from, t_to) itself."""
         return transitions
 
     def advance(self, model: BaseModel, x: Tensor, entry: Any, stream: RandomStream, memory: Any) -> tuple[Tensor, Any]:
-        """The state after the transition of that entry, and the memory for the next transition."""
+        """Return the state at the end of the transition `entry`, and None as the memory for the next transition."""
         t_from, t_to = entry
         return self.step(model, x, t_from, t_to, stream), None
 
@@ -78,10 +78,10 @@ class FunctionStep(PlainStep):
 
 
 def as_step(step: Step | StepFunction) -> Step:
-    """Return a step as it is, and a function as a step.
+    """Return a step unchanged, and a function as a `FunctionStep`.
 
     Raises:
-        TypeError: anything else.
+        TypeError: `step` is neither a step nor a function.
     """
     if not isinstance(step, type):
         if isinstance(step, Step):
@@ -102,9 +102,9 @@ Constraint = Callable[[BaseModel, Tensor, Tensor, RandomStream], Tensor]
 class Samples:
     """The result of a sampler.
 
-    x: samples (B, *) at t_min, denoised if requested. nfe: evaluations of networks, counted where they run; backward:
-    products with their Jacobians (backward passes). trajectory: the first state and those after every kept transition,
-    (K, B, *), or None.
+    x: samples (B, *) at t_min, denoised if requested. nfe: number of evaluations of the network (of all networks, if
+    the model has several). backward: number of products with Jacobians of networks (backward passes). trajectory: the
+    first state, and the states after the transitions chosen by `trajectory`, (K, B, *); None if not requested.
     """
 
     x: Tensor
@@ -116,21 +116,21 @@ class Samples:
 class Sampler(PlainStep):
     """A list of transitions and a step for each of them.
 
-    A subclass defines `transitions` and `step`, or `plan` and `advance` if it prepares or remembers something.
+    A subclass defines `transitions` and `step`, or `plan` and `advance` if it has coefficients or a memory.
 
     Args:
-        denoise_final: replace the last state by E[x_0 | x], one more evaluation.
+        denoise_final: if True, replace the last state by E[x_0 | x], which costs one more evaluation.
     """
 
     def __init__(self, denoise_final: bool = False):
         self.denoise_final = denoise_final
 
     def transitions(self, sde: SDE) -> list[Transition]:
-        """The pairs (t_from, t_to) from t_max to t_min, float64."""
+        """Return the pairs (t_from, t_to) from t_max to t_min, float64."""
         raise NotImplementedError(f"{type(self).__name__} must define transitions(sde)")
 
     def denoise(self, model: BaseModel, x: Tensor, t: Tensor, stream: RandomStream) -> Tensor:
-        """E[x_0 | x] of the last state: the end of a run with `denoise_final`."""
+        """Return E[x_0 | x] of the last state, with which a run with denoise_final=True ends."""
         return model.predict(x, t).denoised
 
     @torch.no_grad()
@@ -149,27 +149,32 @@ class Sampler(PlainStep):
         device: torch.device | str | None = None,
         dtype: torch.dtype = torch.float32,
     ) -> Samples:
-        """Samples (B, *) at t_min.
+        """Draw samples (B, *) at t_min.
 
         Args:
             model: the model, in eval mode.
-            shape, x_T: the shape (B, *) of samples that start from noise, or the states to start from, at the first
-                time of the grid. This is t_max, where noise is the prior, unless the grid begins elsewhere.
+            shape, x_T: give one of them: the shape (B, *) of samples that start from pure noise, or the states x_T
+                (B, *) to start from. The start is the first time of the grid: t_max, where pure noise is the prior,
+                unless the grid begins at an earlier time.
             cond: short for `model.given(cond)`.
-            generator, seeds: randomness. With seeds, one per sample, a sample does not depend on its batch; exceptions
-                (adapters of adaptive solvers, and a published rule of `Langevin`) are documented.
-            constraint: applied to the state after each transition.
+            generator, seeds: a generator for the batch, or one seed per sample. With seeds, a sample does not depend on
+                the others in its batch, except where documented (adapters of adaptive solvers, and a published rule of
+                `Langevin`).
+            constraint: a function (model, x, t, stream) -> x, applied to the state after each transition.
             callback: called with (index, t, x) after each transition; it must not write into x.
-            trajectory: True keeps the state after every transition, k after every k-th.
-            progress: show a progress bar.
-            device, dtype: of samples that start from noise; default the model's device and float32. States are at
-                least float32 in between: in half precision the small updates of many steps would be lost.
+            trajectory: False stores no states; True stores the state after every transition, an integer k the state
+                after every k-th transition.
+            progress: if True, show a progress bar.
+            device, dtype: device and dtype of samples that start from noise; default: the model's device and float32.
+                During the run states are at least float32: in half precision the small updates of many steps would be
+                lost.
 
         Raises:
-            ValueError: both or neither of shape and x_T, states that are not floating-point numbers (B, *), a number of
-                seeds other than B, a negative trajectory, a shape if states at the first time are more than noise,
-                neither transitions nor `denoise_final`, or a step or a constraint that returns another shape.
-            RuntimeError: samples that are NaN or infinite.
+            ValueError: both or neither of shape and x_T are given, states are not floating-point tensors (B, *), the
+                number of seeds is not B, trajectory is negative, shape is given although states at the first time are
+                not pure noise, there are neither transitions nor `denoise_final`, or a step or a constraint returns
+                another shape.
+            RuntimeError: samples are NaN or infinite.
         """
         if (every := int(trajectory)) < 0:
             raise ValueError(f"trajectory must be True, False or a positive number; got {trajectory}")
@@ -179,7 +184,8 @@ class Sampler(PlainStep):
         if not pairs and not self.denoise_final:
             raise ValueError(f"a sampler must have transitions or denoise_final=True; got neither from {self!r}")
         if (shape is None) == (x_T is None):
-            raise ValueError("give either a shape (B, *) or a starting state x_T, exactly one of the two")
+            got = "neither" if shape is None else "both"
+            raise ValueError(f"give either a shape (B, *) or starting states x_T, exactly one of the two; got {got}")
         x = torch.empty(tuple(shape or ()), dtype=dtype, device=device or device_of(model)) if x_T is None else x_T
         if not x.is_floating_point() or x.ndim < 2 or (x_T is None and not dimensions(x)):
             raise ValueError(f"states must be floating-point tensors (B, *); got {x.dtype} {tuple(x.shape)}")
@@ -210,7 +216,7 @@ class Sampler(PlainStep):
 
 
 def _constrained(constraint: Constraint, model: BaseModel, x: Tensor, t: Tensor, stream: RandomStream) -> Tensor:
-    """The constrained state; a new tensor if x was written into, for a method compares x with what it remembers."""
+    """Return the constrained state: a new tensor if x was written into, as methods compare x with their memory."""
     before = None if x.is_inference() else x._version
     constrained = constraint(model, x, t, stream)
     check_shape_of_states("the constrained state", constrained, x)
@@ -221,21 +227,25 @@ def _constrained(constraint: Constraint, model: BaseModel, x: Tensor, t: Tensor,
 
 
 def _refuse_nan(x: Tensor) -> None:
-    """Raise RuntimeError that names the samples that are not finite; the only synchronisation with the device."""
+    """Raise RuntimeError if samples are not finite, with their indices; the only synchronisation with the device."""
     if x.device.type == "meta":
         return
     if bad := (~torch.isfinite(x.flatten(1)).all(dim=1)).nonzero().flatten().tolist():
         raise RuntimeError(
-            f"{len(bad)} of {len(x)} samples are NaN or infinite (first {bad[:8]}): does the network give NaN, or is "
-            "the method unstable at this number of steps? A callback sees every state"
+            f"{len(bad)} of {len(x)} samples are NaN or infinite (first {bad[:8]}): check that the network gives "
+            "finite values, or take more steps; a callback sees the state after every transition"
         )
 
 
 def _noise_std(sde: SDE, t: Tensor) -> float:
-    """The standard deviation of the noise that replaces the states at t."""
+    """Return the standard deviation of the pure noise from which samples start at t.
+
+    Raises:
+        ValueError: states at t are not pure noise.
+    """
     if t < sde.t_max and float(sde.log_snr(t)) > MOST_SIGNAL:
         raise ValueError(
             f"a sampler that starts at t={float(t):g} needs starting states x_T: with alpha={float(sde.alpha(t)):g} "
-            f"and sigma={float(sde.sigma(t)):g} they are not noise alone"
+            f"and sigma={float(sde.sigma(t)):g}, states are not pure noise"
         )
     return sde.prior_std if t == sde.t_max else float(sde.sigma(t))

@@ -1,4 +1,4 @@
-"""The SDE solvers of torchsde on the reverse family, for comparison.
+"""The SDE solvers of torchsde applied to `ReverseSDE`, for comparison with the samplers of this package.
 
 torchsde solves forward in time, for states (B, D). With s = t_from + t_to - t, the family of `ReverseSDE` is
 
@@ -26,7 +26,7 @@ METHODS = {"euler": "ito", "srk": "ito", "heun": "stratonovich", "midpoint": "st
 
 
 class Brownian:
-    """Brownian motions (B, D) for torchsde: a `BrownianInterval` for each sample, with its own entropy."""
+    """Brownian motions (B, D) for torchsde: one `BrownianInterval` per sample, seeded with its entry of `entropy`."""
 
     def __init__(self, entropy: list[int], x: Tensor, ends: tuple[float, float], dt: float | None, area: str):
         options = {"size": (1, x.shape[1]), "dtype": x.dtype, "device": x.device, "levy_area_approximation": area}
@@ -34,7 +34,7 @@ class Brownian:
         self.shape, self.dtype, self.device, self.levy_area_approximation = x.shape, x.dtype, x.device, area
 
     def __call__(self, ta: Tensor, tb: Tensor, return_U: bool = False, return_A: bool = False) -> Any:
-        """The increment over [ta, tb], and the integral U if requested."""
+        """Return the increment over [ta, tb], and the space-time integral U if requested."""
         parts = [motion(ta, tb, return_U=return_U, return_A=return_A) for motion in self.motions]
         if isinstance(parts[0], Tensor):
             return torch.cat(parts)
@@ -65,25 +65,26 @@ class _Reversed:
 class TorchSDE(Sampler):
     """A solver of torchsde on the reverse SDE, in the time t.
 
-    Every sample has its own Brownian motion, from its own stream of draws: on the fixed grid it does not depend on its
-    batch. With adaptive=True it does, since torchsde takes one step size for the whole batch, from the root mean square
-    error over the batch.
+    Every sample has its own Brownian motion. With adaptive=False and seeds, a sample therefore does not depend on the
+    others in its batch. With adaptive=True it does, since torchsde takes one step size for the whole batch, from the
+    root mean square error over the batch.
 
     Args:
         method: "euler" (Euler-Maruyama), "srk" (Roessler's, strong order 1.5), "heun" or "midpoint".
         steps: number of equal steps; with adaptive=True, the first step is the range over `steps`.
         l: noise level; 1 is the reverse SDE, 0 the probability flow.
-        adaptive: control the error, by comparing a step with two of half its size.
+        adaptive: if True, control the error, by comparing a step with two steps of half the size; if False, take equal
+            steps.
         rtol, atol, dt_min: for adaptive=True, the relative and absolute tolerance, and the smallest step, which is
             accepted with any error.
-        denoise_final: replace the last state by E[x_0 | x], one more evaluation.
+        denoise_final: if True, replace the last state by E[x_0 | x], which costs one more evaluation.
 
     torchsde evaluates the drift once more at the start, to learn its shape; `nfe` counts this evaluation.
 
     Raises:
-        ValueError: an unknown method, steps, tolerances or a smallest step that are not positive, a negative noise
-            level; in a call, alpha = 0 at t_max.
-        RuntimeError: in a call, NaN.
+        ValueError: method is unknown, steps, rtol, atol or dt_min is not positive, or l is negative; in a call,
+            alpha = 0 at t_max.
+        RuntimeError: in a call, a state turns NaN.
     """
 
     def __init__(
@@ -106,7 +107,7 @@ class TorchSDE(Sampler):
         self.control = {"adaptive": adaptive, "rtol": rtol, "atol": atol, "dt_min": dt_min}
 
     def transitions(self, sde: SDE) -> list[Transition]:
-        """One transition, from t_max to t_min.
+        """Return the single transition from t_max to t_min.
 
         Raises:
             ValueError: alpha(t_max) = 0.
@@ -127,10 +128,10 @@ class TorchSDE(Sampler):
         motion = Brownian(stream.seeds(len(x)), y, (low, high), None if self.adaptive else dt, area)
         family = _Reversed(ReverseSDE(model, self.l), METHODS[self.method], x.shape, (low, high))
         times = torch.stack([t_to, t_from])
-        # A little longer than dt: torchsde cuts the last step at the end, and would add one for the rounding of the sum
+        # A little longer than dt: torchsde cuts the last step at the end, and rounding of the sum would add another one
         first = dt * (1 + 1e-10)
         try:
             path = sdeint(family, y, times, bm=motion, method=self.method, dt=first, **self.control)
         except AssertionError as error:  # how torchsde reports NaN in an error estimate
-            raise RuntimeError(f"torchsde gave up ({error}): does the network give NaN?") from error
+            raise RuntimeError(f"torchsde gave up ({error}): check the network's output for NaN") from error
         return path[-1].reshape(x.shape).to(x.dtype)

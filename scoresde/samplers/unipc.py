@@ -12,16 +12,16 @@ from scoresde.sdes.transitions import Point
 class UniPC(Multistep):
     """UniPC (2302.04867, algorithms 5 to 8): a multistep predictor and a corrector without evaluations of its own.
 
-    It predicts data, with hh = -h and B(h) = hh ("bh1") or e^hh - 1 ("bh2").
+    It combines E[x_0 | x] (data prediction), with B(h) = -h ("bh1") or e^-h - 1 ("bh2") for a step h in lambda.
 
     Args:
         order: order p = 1, 2 or 3 of the predictor. The corrected method has order p + 1, or 2 with `final` = 1.
         form: "bh1" or "bh2".
-        final: the highest order of the last transition, one more for each transition before it; 0 for no limit. The
-            authors use 1 and count a last step to sigma = 0: use 2 if `denoise_final` makes that step.
+        final: the largest order of the last transition; each transition before it may have one more; 0 for no limit.
+            The authors use 1 and count a last step to sigma = 0: use 2 if `denoise_final` makes that step.
 
     Raises:
-        ValueError: another order or form, a negative limit.
+        ValueError: order or form is none of these, or final is negative.
     """
 
     def __init__(self, order: int = 2, form: str = "bh2", final: int = 1):
@@ -47,7 +47,7 @@ class UniPC(Multistep):
 
     @staticmethod
     def _shares(ratios: Sequence[float], h: float, base: float) -> np.ndarray:
-        """The coefficients that satisfy the order conditions (2302.04867, eq. 9); 1/2 for a single difference."""
+        """Return the coefficients that satisfy the order conditions (2302.04867, eq. 9); 1/2 for one difference."""
         count = len(ratios)
         if count == 1:
             return np.array([0.5])

@@ -1,4 +1,4 @@
-"""Diffusions: the base class, the reverse family, and the paths of the field."""
+"""Diffusions: the base class `SDE`, the reverse processes `ReverseSDE`, and the noise schedules of the literature."""
 
 from scoresde.sdes.learned import LearnedVP
 from scoresde.sdes.log_snr import LogSNRPath

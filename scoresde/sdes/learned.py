@@ -2,22 +2,22 @@ r"""A variance-preserving path whose log-SNR is learned (variational diffusion m
 
     alpha^2 = sigmoid(-gamma),   sigma^2 = sigmoid(gamma),   gamma(t) = -log SNR = gamma_0 + (gamma_1 - gamma_0) phi(u),
 
-with u = (t - t_min)/(t_max - t_min) and a shape phi that rises from 0 to 1: a monotone network of one linear path and K
-parallel sigmoid units (appendix H), whose scale drops out because its ends are fixed,
+with u = (t - t_min)/(t_max - t_min) and a shape phi that rises from 0 to 1. phi is a monotone network n of one linear
+unit and K parallel sigmoid units (appendix H), scaled to run from 0 to 1,
 
     phi(u) = (n(u) - n(0)) / (n(1) - n(0)),        n(u) = u + sum_k a_k sigmoid(b_k (u - c_k)),        a_k, b_k > 0,
     phi'(u) = (1 + sum_k a_k b_k s_k (1 - s_k)) / (n(1) - n(0)).
 
-The linear path keeps phi' > 0 for all parameters. -gamma_0, gamma_1, a_k and b_k are the softplus of trained numbers,
-and so positive; these numbers and the c_k are an initial value (nearly linear in t, with the given ends) plus a
-deviation. The deviations are the module's parameters: zero at first, and float32 or wider. All arithmetic is in float64
-on the CPU, so a path is the same function on every device and in every precision of the network. The parameters move
-between devices like any others (optimisers, averages and DistributedDataParallel need nothing special); an evaluation
-copies them to the CPU, which synchronises with an accelerator.
+The linear unit keeps phi' > 0 for all parameters. -gamma_0, gamma_1, a_k and b_k are the softplus of trained numbers,
+and so positive. Each of these numbers and each c_k is an initial value plus a deviation; the initial values make gamma
+nearly linear in t, with the given ends. The deviations are the module's parameters: zero at first, and float32 or
+wider. All arithmetic is in float64 on the CPU, so a path is the same function on every device and in every precision
+of the network. The parameters move between devices like any others (optimisers, averages and DistributedDataParallel
+need nothing special); an evaluation copies them to the CPU, which synchronises with an accelerator.
 
-Every function except `time` is twice differentiable in the parameters. The objective determines the gradient that
-trains them: `losses.VariationalBound`. Most other losses would draw the ends together, for they have no term that keeps
-them apart: use `path.requires_grad_(False)` with those.
+Every function except `time` is twice differentiable in the parameters. Train a learned path with
+`losses.VariationalBound`. Most other losses would draw gamma_0 and gamma_1 together, because they have no term that
+keeps them apart: call `path.requires_grad_(False)` before using such a loss.
 """
 
 import math
@@ -31,22 +31,22 @@ from torch.nn.functional import softplus
 from scoresde.sdes.log_snr import LogSNRPath
 from scoresde.tensors import FullPrecision, float64
 
-ROUNDS = 80  # of the root search; bisection alone would need 50
-ROUNDING = 4e-15  # of phi
+ROUNDS = 80  # most iterations of the root search in `time`; bisection alone would need 50
+ROUNDING = 4e-15  # rounding error of phi
 
 
 class LearnedVP(FullPrecision, LogSNRPath):
     """A path whose gamma(t) = -log SNR is a monotone network of t (2107.00630, eq. 4 and appendix H).
 
     Args:
-        gamma_min, gamma_max: initial gamma at t_min and at t_max, gamma_min < 0 < gamma_max. The paper has -13.3 and 5
-            (appendix H); 10 leaves as much signal at t_max as `VP`.
+        gamma_min, gamma_max: initial gamma at t_min and at t_max, gamma_min < 0 < gamma_max. The paper uses -13.3 and 5
+            (appendix H); gamma_max = 10 leaves as much signal at t_max as `VP`.
         units: K, the number of sigmoid units.
-        learn_ends: train gamma_0 and gamma_1 as well, not only the shape between them.
+        learn_ends: if True, train gamma_0, gamma_1 and the shape between them; if False, only the shape.
         t_min, t_max: the range of time.
 
     Raises:
-        ValueError: an argument out of range.
+        ValueError: gamma_min < 0 < gamma_max does not hold, units is not a positive integer, or t_min >= t_max.
     """
 
     def __init__(
@@ -60,7 +60,9 @@ class LearnedVP(FullPrecision, LogSNRPath):
     ):
         super().__init__(t_min, t_max)
         if not -math.inf < gamma_min < 0 < gamma_max < math.inf:
-            raise ValueError(f"gamma_min < 0 < gamma_max must hold, both finite; got {gamma_min=}, {gamma_max=}")
+            raise ValueError(
+                f"gammas must satisfy gamma_min < 0 < gamma_max, both finite; got {gamma_min=}, {gamma_max=}"
+            )
         if not isinstance(units, int) or units < 1:
             raise ValueError(f"units must be a positive integer; got {units!r}")
         # Plain attributes, not buffers: they stay in float64 on the CPU when the model moves.
@@ -95,8 +97,8 @@ class LearnedVP(FullPrecision, LogSNRPath):
     def time(self, log_snr: Tensor) -> Tensor:
         """Inverse of `log_snr`, clamped to [t_min, t_max]; without gradient.
 
-        By Newton's method, and by bisection where Newton's step would leave the bracket or converge slowly, as near the
-        steep foot of a unit.
+        The root search uses Newton's method, and bisection where a Newton step would leave the bracket or converge
+        slowly, as it does near the steep foot of a sigmoid unit.
         """
         low, high = self.gammas()
         goal = ((-float64(log_snr).cpu() - low) / (high - low)).clamp(0, 1)
@@ -119,7 +121,7 @@ class LearnedVP(FullPrecision, LogSNRPath):
 
     @contextmanager
     def scaled_gradient(self, t: Tensor, factor: Callable[[], Tensor]) -> Iterator[None]:
-        """See `SDE.scaled_gradient`; it scales the gradient of phi and phi', so of the shape but not of the ends.
+        """Scale the gradient of phi and phi' (the shape, not the ends) in the block; see `SDE.scaled_gradient`.
 
         phi and phi' at the times t are evaluated once and reused within the block.
         """
@@ -165,7 +167,7 @@ def _rise(u: Tensor, a: Tensor, b: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _softplus(x: Tensor) -> Tensor:
-    """log(1 + exp(x)); by default PyTorch drops a term of 1e-9 above 20."""
+    """log(1 + exp(x)), exact beyond x = 20, where PyTorch by default drops a term of up to 2e-9."""
     return softplus(x, threshold=40)
 
 

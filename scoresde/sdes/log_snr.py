@@ -3,7 +3,7 @@
 | kind                | alpha^2          | sigma^2           | f      | g^2                 |
 | ------------------- | ---------------- | ----------------- | ------ | ------------------- |
 | variance preserving | sigmoid(log SNR) | sigmoid(-log SNR) | -g^2/2 | -sigma^2 (log SNR)' |
-| variance exploding  | 1                | exp(-log SNR)     | 0      | the same            |
+| variance exploding  | 1                | exp(-log SNR)     | 0      | -sigma^2 (log SNR)' |
 """
 
 import torch
@@ -43,7 +43,7 @@ class LogSNRPath(SDE):
         return self.drift(t) * self.alpha(t)
 
     def sigma_dot(self, t: Tensor) -> Tensor:
-        """alpha^2 g^2 / (2 sigma), for both kinds."""
+        """alpha^2 g^2 / (2 sigma), for both kinds of path."""
         return 0.5 * (self.alpha(t) * self.diffusion(t)).square() / self.sigma(t)
 
     def drift(self, t: Tensor) -> Tensor:

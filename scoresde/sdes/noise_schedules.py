@@ -28,8 +28,8 @@ class LinearBeta(SDE):
 
     Args:
         beta_min, beta_max: beta at t = 0 and t = 1.
-        t_min: 1e-5, where the likelihoods of 2011.13456 (appendix C and D.2) end.
-        t_max: 1.
+        t_min: time of the data, default 1e-5, at which 2011.13456 computes likelihoods (appendices C and D.2).
+        t_max: time of the prior, default 1.
     """
 
     def __init__(self, beta_min: float = 0.1, beta_max: float = 20.0, t_min: float = 1e-5, t_max: float = 1.0):
@@ -49,7 +49,7 @@ class LinearBeta(SDE):
     def time_of_integrated_beta(self, integral: Tensor) -> Tensor:
         """Inverse of `integrated_beta`, clamped to [t_min, t_max]: the positive root, written without cancellation."""
         slope = self.beta_max - self.beta_min
-        # At most the integral at t_max: an infinite integral would give NaN here.
+        # Clamp to the integral at t_max, as the formula below gives NaN for an infinite integral.
         integral = integral.clamp(max=self.t_max * (self.beta_min + 0.5 * self.t_max * slope))
         t = 2 * integral / (self.beta_min + torch.sqrt(self.beta_min**2 + 2 * slope * integral))
         return t.clamp(self.t_min, self.t_max)
@@ -93,7 +93,7 @@ class VP(LinearBeta):
         return -integral - torch.log(-torch.expm1(-integral))
 
     def time(self, log_snr: Tensor) -> Tensor:
-        # softplus would drop a term beyond 20
+        # log(1 + 1/SNR); torch's softplus would drop a term beyond 20
         return self.time_of_integrated_beta(torch.logaddexp(-log_snr, torch.zeros_like(log_snr)))
 
 
@@ -138,7 +138,7 @@ class VE(ConstantSignal):
     about sigma_min.
 
     Args:
-        sigma_min, sigma_max: noise at t = 0 and t = 1.
+        sigma_min, sigma_max: noise level at t = 0 and t = 1.
         t_min, t_max: time range.
     """
 
@@ -169,12 +169,12 @@ class VE(ConstantSignal):
 
 
 class Karras(ConstantSignal):
-    """alpha = 1, sigma = t: time is the noise level itself (EDM, 2206.00364, table 1), from 0.002 to 80."""
+    """alpha = 1, sigma = t: time is the noise level itself (EDM, 2206.00364, table 1), by default from 0.002 to 80."""
 
     def __init__(self, t_min: float = 0.002, t_max: float = 80.0):
         super().__init__(t_min, t_max)
         if t_min == 0:
-            raise ValueError("Karras needs t_min > 0, for its noise level sigma(t) = t vanishes at 0; got t_min=0")
+            raise ValueError("Karras needs t_min > 0, because sigma(t) = t is 0 at t = 0; got t_min=0")
 
     def sigma(self, t: Tensor) -> Tensor:
         return t

@@ -30,7 +30,7 @@ from scoresde.sdes import transitions
 from scoresde.sdes.transitions import Point
 from scoresde.tensors import at_least_float32, broadcast, check_shape_of_states, dimensions, float64, floating, sum_dims
 
-ROUNDED = 1e-6  # relative rounding of a time at an end of the range
+ROUNDED = 1e-6  # relative rounding error allowed for a time at an end of the range
 SECTIONS, ROUNDS = 64, 11  # 64^11 = 2^66 narrows any interval of float64 times down to neighbouring numbers
 
 
@@ -40,10 +40,10 @@ def derivative(function: Callable[[Tensor], Tensor], t: Tensor) -> Tensor:
 
 
 def checked_times(sde: "SDE", t: Tensor | float) -> Tensor:
-    """Return times as float64 tensors, () or (B,), none of them outside [t_min, t_max].
+    """Return t as a float64 tensor, () or (B,), and check that it lies in [t_min, t_max].
 
-    The ends are widened by a millionth of themselves, for times rounded to float32. On an accelerator, where reading t
-    would wait for the device, a time outside becomes NaN instead of raising an error.
+    A time may exceed an end of the range by a millionth of that end, since times may be rounded to float32. On an
+    accelerator, where reading t would wait for the device, a time outside becomes NaN instead of raising an error.
 
     Raises:
         ValueError: a time is outside the range of the SDE, or NaN.
@@ -62,7 +62,7 @@ def checked_times(sde: "SDE", t: Tensor | float) -> Tensor:
         got = f"t={first:g}" if not low <= first else f"t={last:g}"
         raise ValueError(
             f"t must lie in [{sde.t_min:g}, {sde.t_max:g}], the time range of {type(sde).__name__}; got {got}: time is "
-            "continuous, so map the number of a step to this range, t_min + i (t_max - t_min) / (N - 1)"
+            "continuous, so replace the index i of one of N discrete steps by t_min + i (t_max - t_min) / (N - 1)"
         )
     return t
 
@@ -74,27 +74,30 @@ def check_level(l: float) -> float:  # noqa: E741 - the letter of the formula
     return float(l)
 
 
-def _check_times(t_from: Tensor, t_to: Tensor) -> None:
-    """Raise ValueError unless each time is () or (B,), with one B."""
-    shapes = t_from.shape, t_to.shape
+def _times(t_from: Tensor | float, t_to: Tensor | float) -> tuple[Tensor, Tensor]:
+    """Return both times in float64; raise ValueError unless they have shape () or (B,), with the same B."""
+    times = float64(t_from), float64(t_to)
+    shapes = tuple(t.shape for t in times)
     if max(map(len, shapes)) > 1 or len({*shapes} - {torch.Size()}) > 1:
         raise ValueError(
-            f"t_from and t_to must have shape () or (B,), with one B; got {', '.join(map(str, map(tuple, shapes)))}"
+            "t_from and t_to must have shape () or (B,), with the same B; got shapes "
+            f"{' and '.join(map(str, map(tuple, shapes)))}"
         )
+    return times
 
 
 class SDE(nn.Module):
     """A diffusion with Gaussian transition kernel. A subclass defines `alpha` and `sigma`.
 
-    A subclass should override the functions that it has in closed form. By default derivatives come from automatic
-    differentiation, and the inverse of the log-SNR from repeated sectioning.
+    A subclass should override the functions that have a closed form. By default, derivatives come from automatic
+    differentiation, and the inverse of the log-SNR from a root search.
 
     Args:
         t_min: time of the (almost) clean data, where samplers end and likelihoods start.
         t_max: time of the prior.
 
     Raises:
-        ValueError: t_min >= t_max, or a negative t_min.
+        ValueError: t_min >= t_max, or t_min is negative.
     """
 
     def __init__(self, t_min: float, t_max: float):
@@ -133,11 +136,11 @@ class SDE(nn.Module):
         return 2 * (self.alpha(t).log() - self.sigma(t).log())
 
     def size(self, t: Tensor) -> Tensor:
-        """(alpha^2 + sigma^2)^(1/2), the size of the states of unit data."""
+        """(alpha^2 + sigma^2)^(1/2), the standard deviation of x_t for data of unit variance."""
         return torch.hypot(self.alpha(t), self.sigma(t))
 
     def time(self, log_snr: Tensor) -> Tensor:
-        """Inverse of `log_snr`, clamped to [t_min, t_max]; by default with 700 evaluations for each time."""
+        """Inverse of `log_snr`, clamped to [t_min, t_max]; the default evaluates `log_snr` 700 times per value."""
         low = torch.full_like(log_snr, self.t_min)
         width = torch.full_like(log_snr, self.t_max - self.t_min)
         steps = torch.arange(1, SECTIONS, dtype=log_snr.dtype, device=log_snr.device) / SECTIONS
@@ -149,19 +152,22 @@ class SDE(nn.Module):
         return low
 
     def chain_alpha(self, t: Tensor, steps: int = 1000) -> Tensor:
-        """alpha_i = 1 - beta_i, beta_i = beta(t_i) t_max/steps, of the chain of `steps` nodes from 0 to t_max.
+        """Return alpha_i = 1 - beta_i of the discrete chain with `steps` nodes t_i from 0 to t_max, at each time t.
 
-        It is that of the last node up to t, as in the code of 2011.13456; f = -beta/2, so that it is 1 where alpha = 1.
+        t_i is the last node at or before t and beta_i = beta(t_i) t_max/steps with beta = -2 f, as in the code of
+        2011.13456. Paths with alpha = 1 have f = 0, so alpha_i = 1.
         """
         spacing = self.t_max / (steps - 1)
         node = (spacing * torch.floor(t / spacing + 1e-6)).clamp(min=self.t_min)
         return (1 + 2 * self.drift(node) * self.t_max / steps).clamp(min=0)
 
     def perturb(self, x0: Tensor, t: Tensor | float, noise: Tensor) -> Tensor:
-        """A draw from p(x_t | x_0): alpha(t) x0 + sigma(t) noise, with x0 and noise (B, *), t () or (B,).
+        """Return x_t = alpha(t) x0 + sigma(t) noise, with x0 and noise (B, *), t () or (B,).
+
+        For standard normal noise it is a draw from p(x_t | x_0).
 
         Raises:
-            ValueError: t is outside [t_min, t_max], or noise or t has another shape.
+            ValueError: t is outside [t_min, t_max], or noise or t has the wrong shape.
         """
         check_shape_of_states("noise", noise, x0)
         x0, t = floating(x0), checked_times(self, t)
@@ -170,7 +176,7 @@ class SDE(nn.Module):
         return perturbed.to(x0.dtype)
 
     def at(self, t: Tensor) -> Point[Tensor]:
-        """The path at float64 t, () or (B,): alpha, sigma, log(alpha/sigma), and the properties of `Point`.
+        """Return the `Point` of the path at float64 t, () or (B,): alpha, sigma and log(alpha/sigma) there.
 
         Raises:
             ValueError: t is outside [t_min, t_max].
@@ -178,22 +184,22 @@ class SDE(nn.Module):
         t = checked_times(self, t)
         return Point(t, self.alpha(t), self.sigma(t), 0.5 * self.log_snr(t))
 
-    def transition(self, t_from: Tensor, t_to: Tensor) -> tuple[Tensor, Tensor]:
-        """(r, v) of the forward kernel x_to = r x_from + v^(1/2) eps for t_from < t_to; see `sdes.transitions`.
+    def transition(self, t_from: Tensor | float, t_to: Tensor | float) -> tuple[Tensor, Tensor]:
+        """Return (r, v) of the forward kernel x_to = r x_from + v^(1/2) eps, t_from < t_to; see `sdes.transitions`.
 
         Raises:
-            ValueError: times that are not () or (B,).
+            ValueError: the times do not have shape () or (B,) with the same B, or are outside [t_min, t_max].
         """
-        _check_times(t_from, t_to)
+        t_from, t_to = _times(t_from, t_to)
         return transitions.transition(self.at(t_from), self.at(t_to))
 
-    def posterior(self, t_from: Tensor, t_to: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(a, b, v) of q(x_to | x_from, x_0) = N(a x_from + b x_0, v I) for t_to < t_from; see `sdes.transitions`.
+    def posterior(self, t_from: Tensor | float, t_to: Tensor | float) -> tuple[Tensor, Tensor, Tensor]:
+        """Return (a, b, v) of q(x_to | x_from, x_0) = N(a x_from + b x_0, v I), t_to < t_from; see `sdes.transitions`.
 
         Raises:
-            ValueError: times that are not () or (B,).
+            ValueError: the times do not have shape () or (B,) with the same B, or are outside [t_min, t_max].
         """
-        _check_times(t_from, t_to)
+        t_from, t_to = _times(t_from, t_to)
         return transitions.posterior(self.at(t_to), self.at(t_from))
 
     @property
@@ -209,7 +215,7 @@ class SDE(nn.Module):
         device: torch.device | str | None = None,
         dtype: torch.dtype = torch.float32,
     ) -> Tensor:
-        """Draws (B, *) from the prior; `seeds` gives each sample its own stream."""
+        """Draw samples of `shape` (B, *) from the prior; with `seeds`, each sample depends on its own seed alone."""
         like = torch.empty(tuple(shape), dtype=dtype, device=device)
         return self.prior_std * RandomStream(generator, seeds, len(like)).normal(like)
 
@@ -225,10 +231,10 @@ class SDE(nn.Module):
         return 0.5 * (signal * sum_dims(floating(x).square()) + dimensions(x) * (noise - 1 - noise.log()))
 
     def scaled_gradient(self, t: Tensor, factor: Callable[[], Tensor]) -> AbstractContextManager[None]:
-        """Within the block, multiply the gradient of a learned shape at the times t (B,) by factor().
+        """Return a context that multiplies the gradient of a learned path's shape at the times t (B,) by factor().
 
-        factor() is the weight of each sample, (B,), and is called in the backward pass. Without effect on a path that
-        does not learn its shape between the ends.
+        factor() returns the weight of each sample, (B,), and is called in the backward pass. The context does nothing
+        by default; paths that learn their shape between the ends override it (`LearnedVP`).
         """
         return nullcontext()
 
@@ -243,11 +249,11 @@ class ReverseSDE:
     eq. 6), l = 0 the probability-flow ODE (eq. 13).
 
     Args:
-        model: the model, with its `sde`.
+        model: the model; its `sde` is the forward process.
         l: noise level, >= 0.
 
     Raises:
-        ValueError: a negative noise level.
+        ValueError: the noise level is negative.
     """
 
     def __init__(self, model: Model, l: float = 1.0):  # noqa: E741 - the letter of the formula

@@ -17,7 +17,7 @@ from torch.nn.functional import logsigmoid
 
 from scoresde.sdes.log_snr import LogSNRPath
 from scoresde.sdes.sde import SDE
-from scoresde.tensors import float64
+from scoresde.tensors import float64, listed
 
 Table = Tensor | Sequence[float]
 
@@ -26,12 +26,13 @@ class Tabulated(LogSNRPath):
     """A path through nodes (t_i, log SNR_i), interpolated monotonically.
 
     Args:
-        log_snr: the table: at least two values, strictly decreasing.
+        log_snr: the log-SNR at each node: at least two values, strictly decreasing.
         times: times of the nodes, strictly increasing; default i / (N - 1), from 0 to 1.
         preserving: True for alpha^2 + sigma^2 = 1 (DDPM), False for alpha = 1 (NCSN).
 
     Raises:
-        ValueError: fewer than two nodes, another number of times, or values that are not finite or not monotone.
+        ValueError: there are fewer than two nodes, the number of times is not that of the values, or the values are not
+            finite or not monotone.
     """
 
     def __init__(self, log_snr: Table, times: Table | None = None, preserving: bool = True):
@@ -41,17 +42,20 @@ class Tabulated(LogSNRPath):
         nodes = float64(times).cpu()
         if len(values) < 2 or nodes.shape != values.shape:
             raise ValueError(
-                f"a table needs two nodes or more and a time for each; got {len(values)} values, {len(nodes)} times"
+                f"a table must have two nodes or more and a time for each; got {len(values)} values, {len(nodes)} times"
             )
         if not bool(torch.isfinite(values).all() and (values.diff() < 0).all() and (nodes.diff() > 0).all()):
-            raise ValueError("the log-SNR must be finite and strictly decreasing, and the times strictly increasing")
+            raise ValueError(
+                "the log-SNR must be finite and strictly decreasing (alphas_cumprod decreasing in (0, 1), sigmas "
+                f"increasing), and the times strictly increasing; got log-SNR {listed(values)}, times {listed(nodes)}"
+            )
         super().__init__(float(nodes[0]), float(nodes[-1]), preserving)
         slopes = scipy.interpolate.PchipInterpolator(nodes.numpy(), values.numpy()).derivative()(nodes.numpy())
         # Plain attributes, not buffers: they stay in float64 on the CPU when the model moves.
         self.nodes, self.values, self.slopes = nodes, values, torch.from_numpy(np.asarray(slopes))
 
     def chain_alpha(self, t: Tensor, steps: int = 1000) -> Tensor:
-        """alpha_i = 1 - beta_i of the last node up to t: its alpha^2 over that of the node before, or over 1."""
+        """Return alpha(t_i)^2 / alpha(t_(i-1))^2 = 1 - beta_i at the last node t_i <= t, with alpha(t_(-1)) = 1."""
         squares = self.alpha(self.nodes).square()
         ratios = torch.cat([squares[:1], squares[1:] / squares[:-1]])
         below = torch.searchsorted(self.nodes, t.cpu() + 1e-9 * (self.t_max - self.t_min), right=True) - 1
@@ -59,13 +63,13 @@ class Tabulated(LogSNRPath):
 
     @classmethod
     def from_alphas_cumprod(cls, alphas_cumprod: Table, times: Table | None = None) -> Self:
-        """The schedule of DDPM and diffusers: alpha^2 at each step (their alpha-bar, 2006.11239, eq. 4)."""
+        """Return the path of DDPM or diffusers with alpha^2 = alphas_cumprod at each step (2006.11239, eq. 4)."""
         squared = float64(alphas_cumprod)
         return cls(torch.logit(squared), times)
 
     @classmethod
     def from_sigmas(cls, sigmas: Table, times: Table | None = None) -> Self:
-        """The schedule of NCSN: increasing noise levels with alpha = 1 (1907.05600)."""
+        """Return the path of NCSN with increasing noise levels sigma, and alpha = 1 (1907.05600)."""
         return cls(-2 * float64(sigmas).log(), times, preserving=False)
 
     def schedule(self, t: Tensor) -> tuple[Tensor, Tensor]:
@@ -91,7 +95,7 @@ class DDPM(Tabulated):
         beta_start, beta_end: first and last beta.
 
     Raises:
-        ValueError: fewer than two steps, or betas that are not in (0, 1).
+        ValueError: steps < 2, or 0 < beta_start <= beta_end < 1 does not hold.
     """
 
     def __init__(self, steps: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02):
@@ -107,14 +111,14 @@ class DDPM(Tabulated):
 class NCSN(Tabulated):
     """The N noise levels of NCSN, a geometric sequence, with alpha = 1 (1907.05600, section 4.3; 2006.09011).
 
-    Between the levels it equals `VE`. The discrete objective draws from the levels.
+    Between these levels the path is that of `VE`. The discrete objective (`losses.Nodes`) draws times at the levels.
 
     Args:
         steps: N.
-        sigma_min, sigma_max: lowest and highest level.
+        sigma_min, sigma_max: lowest and highest noise level.
 
     Raises:
-        ValueError: fewer than two levels, or levels that do not increase.
+        ValueError: steps < 2, or 0 < sigma_min < sigma_max does not hold.
     """
 
     def __init__(self, steps: int = 1000, sigma_min: float = 0.01, sigma_max: float = 50.0):
@@ -141,7 +145,7 @@ class ZeroTerminalSNR(SDE):
         t_max: end of the time range, default path.t_max; alpha is zero at path.t_max in any case.
 
     Raises:
-        ValueError: a t_max above path.t_max.
+        ValueError: t_max is above path.t_max.
     """
 
     def __init__(self, path: SDE, t_max: float | None = None):
@@ -151,7 +155,7 @@ class ZeroTerminalSNR(SDE):
         self.path = path
 
     def _unit(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(a, nu, n): the path as n (a, nu), with a^2 + nu^2 = 1."""
+        """Return (a, nu, n) of the path: alpha = n a and sigma = n nu, with a^2 + nu^2 = 1."""
         alpha, sigma = self.path.alpha(t), self.path.sigma(t)
         norm = torch.sqrt(alpha.square() + sigma.square())
         return alpha / norm, sigma / norm, norm
@@ -204,7 +208,7 @@ class ZeroTerminalSNR(SDE):
         return norm * torch.sqrt(-2 * self._slopes(t)[0] / signal)
 
     def time(self, log_snr: Tensor) -> Tensor:
-        """Inverse of `log_snr`, clamped to [t_min, t_max]: the inverse of the path, at the a that gives a_new."""
+        """Inverse of `log_snr`, clamped to [t_min, t_max]: `path.time` at the log-SNR of the a that gives a_new."""
         first, start, last = self._ends(log_snr)
         scale = (first - last) / first
         a_new = torch.exp(0.5 * logsigmoid(log_snr))

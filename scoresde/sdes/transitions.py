@@ -1,11 +1,11 @@
-"""A path at one time, and the Gaussian kernels between two times.
+"""The values of a diffusion path at one time (`Point`), and the Gaussian kernels between two times.
 
 With r = alpha_t / alpha_s and v = sigma_t^2 - r^2 sigma_s^2 for s < t (t is noisier), on every path
 
     q(x_t | x_s)      = N(r x_s, v I)
     q(x_s | x_t, x_0) = N((r sigma_s^2 x_t + v alpha_s x_0) / sigma_t^2, v sigma_s^2 / sigma_t^2 I)
 
-(2006.11239, eq. 7). The numbers are floats, for coefficients computed before a loop, or float64 tensors () or (B,).
+(2006.11239, eq. 7). All values are floats, for coefficients computed before a loop, or float64 tensors () or (B,).
 """
 
 import math
@@ -32,12 +32,12 @@ class Point(Generic[Number]):
 
     @property
     def ratio(self) -> Number:
-        """r = sigma/alpha."""
+        """The noise-to-signal ratio sigma/alpha."""
         return _call("exp", -self.lam)
 
     @property
     def size(self) -> Number:
-        """(alpha^2 + sigma^2)^(1/2), the size of a state of unit data: the unit of w = x/size."""
+        """(alpha^2 + sigma^2)^(1/2), the standard deviation of x_t for data of unit variance; w = x/size."""
         return _call("hypot", self.alpha, self.sigma)
 
     @property

@@ -1,4 +1,4 @@
-"""Solvers of ordinary differential equations on any state, behind one interface."""
+"""Solvers of ordinary differential equations for states (B, *), with the interface of `solvers.solver`."""
 
 from scoresde.solvers.adams import Adams, AdaptiveAdams
 from scoresde.solvers.runge_kutta import RungeKutta

@@ -11,13 +11,13 @@ evaluation. The steps may have any spacing, since the weights are those of polyn
 
 The velocity of a trained network is rough in time: it has an error that changes from one evaluation to the next.
 Extrapolation multiplies that error, by 2.4 in root mean square for the classical predictor of order 3. The predictor
-here is the least-squares polynomial through `smoothing` velocities more than its degree needs. It has the same order,
-and each velocity has less weight. On a trained network of 2011.13456 this made the error of a likelihood 1.3 times
-smaller at equal cost (`benchmarks/likelihood.py --study`); where the velocity is smooth it has no effect. With
-smoothing=0 the method is the classical one.
+of this module fits a polynomial by least squares to `smoothing` velocities more than its degree needs. It has the order
+of the classical predictor, but gives each velocity less weight. On a trained network of 2011.13456 this made the error
+of a likelihood 1.3 times smaller than the classical method at equal cost (`benchmarks/likelihood.py --study`); where
+the velocity is smooth it has no effect. With smoothing=0 the method is the classical one.
 
-The difference between predictor and corrector estimates the error of a step (Milne's device). Integrals of g have the
-weights of the corrector, at the evaluated states.
+The difference between predictor and corrector estimates the error of a step (Milne's device). The integral of g, the
+second output of the field (`solvers.solver`), is a sum of g at the evaluated states with the corrector's weights.
 """
 
 from dataclasses import dataclass, replace
@@ -26,12 +26,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from scoresde.solvers.solver import Field, Solution, Status, choose, finite, per_sample, rms
+from scoresde.solvers.solver import Field, Solution, Status, check_data_scale, choose, finite, per_sample, rms
 from scoresde.tensors import broadcast, double
 
-UNRESOLVED = 0.5  # difference between predictor and corrector from which on a step is refused
-SMALLEST = 1e-12  # step, as a fraction of the interval, below which the adaptive solver gives up
-SAFETY, SHRINK, GROW = 0.9, 0.2, 2.0  # of the adaptive step size
+UNRESOLVED = 0.5  # a step on the uniform grid is refused if predictor and corrector differ by this much or more
+SMALLEST = 1e-12  # the adaptive solver gives up if a step is smaller than this fraction of the interval
+SAFETY, SHRINK, GROW = 0.9, 0.2, 2.0  # adaptive step size: safety factor, smallest and largest change per step
 FIRST = 4  # the first adaptive step is the largest one divided by this
 
 
@@ -57,9 +57,10 @@ def integration_weights(nodes: Tensor, used: Tensor, low: Tensor, high: Tensor, 
 class _Path(NamedTuple):
     """The computed path of n samples: its position and state, and its last p evaluations, the newest first.
 
-    s, x: position (n,) and state (n, *). nodes, used, weights: (n, p). v: (n, p, *). g: (n, p, k). The weight of an
-    evaluation in the integrals is complete when it leaves this window; `integral` and `squared` (n, k) contain the
-    evaluations that have left.
+    s, x: position (n,) and state (n, *). nodes, used, weights: the position of each evaluation, whether it exists, and
+    its weight in the integrals (n, p). v, g: the outputs of the field (n, p, *) and (n, p, k). The weight of an
+    evaluation is complete when it leaves this window of p; `integral` and `squared` (n, k) are sum_i w_i g_i and
+    sum_i w_i^2 g_i over the evaluations that have left.
     """
 
     s: Tensor
@@ -74,7 +75,7 @@ class _Path(NamedTuple):
 
     @classmethod
     def begin(cls, s: Tensor, x: Tensor, v: Tensor, g: Tensor, length: int) -> "_Path":
-        """A path of one evaluation, with room for `length`."""
+        """Return a path that holds one evaluation, with a window of `length` evaluations."""
 
         def window(first: Tensor) -> Tensor:
             return torch.cat([first[:, None], first.new_zeros(len(x), length - 1, *first.shape[1:])], dim=1)
@@ -84,12 +85,12 @@ class _Path(NamedTuple):
         return cls(s, x, nodes, used, torch.zeros_like(nodes), window(v), window(g), zero, zero)
 
     def predict(self, s_next: Tensor, order: int) -> Tensor:
-        """The state at s_next by the least-squares polynomial through all evaluations of the window."""
+        """Return the state at s_next by the least-squares polynomial through all evaluations of the window."""
         weights = integration_weights(self.nodes, self.used, self.s, s_next, order - 1)
         return self.x + _combine(weights, self.v)
 
     def correct(self, s_next: Tensor, v: Tensor, order: int) -> tuple[Tensor, Tensor]:
-        """The state at s_next by the polynomial through v there and the last order - 1; its weights (n, 1 + p)."""
+        """Return the state at s_next by the polynomial through v there and `order` - 1 before, and the weights."""
         nodes = torch.cat([s_next[:, None], self.nodes], dim=1)
         used = torch.cat([torch.ones_like(self.used[:, :1]), self.used], dim=1)
         used = used & (torch.arange(nodes.shape[1], device=nodes.device) < order)
@@ -97,7 +98,7 @@ class _Path(NamedTuple):
         return self.x + _combine(weights, torch.cat([v[:, None], self.v], dim=1)), weights
 
     def accepted(self, good: Tensor, s: Tensor, x: Tensor, v: Tensor, g: Tensor, weights: Tensor) -> "_Path":
-        """The path with the step made where it is good (n,)."""
+        """Return the path after the step for the samples where the mask `good` (n,) is True, unchanged for others."""
         summed = torch.cat([torch.zeros_like(self.weights[:, :1]), self.weights], dim=1) + weights
         last, leaving = summed[:, -1:].to(g), self.g[:, -1]
 
@@ -123,7 +124,7 @@ class _Path(NamedTuple):
         return self.integral + (weights * self.g).sum(dim=1), self.squared + (weights.square() * self.g).sum(dim=1)
 
     def rows(self, selection: Tensor) -> "_Path":
-        """The path of some of the samples, a mask or indices."""
+        """Return the path of the samples in `selection`, a mask or indices."""
         return _Path(*(value[selection] for value in self))
 
 
@@ -134,45 +135,50 @@ def _combine(weights: Tensor, velocities: Tensor) -> Tensor:
 
 
 def _difference(predicted: Tensor, corrected: Tensor) -> Tensor:
-    """Root mean square of corrected - predicted over each sample (n,), relative to a state larger than 1."""
+    """Return the root mean square (n,) of corrected - predicted, divided by that of corrected if it is above 1."""
     return rms(corrected - predicted) / rms(corrected).clamp(min=1)
 
 
 def _check_order(order: int, smoothing: int) -> None:
     if order not in (1, 2, 3) or smoothing < 0:
         raise ValueError(
-            f"order must be 1, 2 or 3 and smoothing >= 0; got {order=}, {smoothing=} (higher orders have no use: the "
-            "error of the first step, from a single evaluation, is of order 3)"
+            f"order must be 1, 2 or 3 and smoothing >= 0; got {order=}, {smoothing=} (a higher order would not help: "
+            "the first step, from a single evaluation, limits the order to 3)"
         )
 
 
 @dataclass(frozen=True)
 class Adams:
-    """The predictor-corrector on a uniform grid, at a fixed cost; no result depends on its batch.
+    """The predictor-corrector on a uniform grid, at a fixed cost; a sample does not depend on the others in its batch.
 
-    A sample that turns NaN or infinite, or whose predictor and corrector differ by at least half the state (or by 0.5),
-    stops at its last accepted state, with its position and status; the others go on.
+    A sample stops at its last accepted state if it turns NaN or infinite, or if predictor and corrector differ by half
+    the size of the state or more (by 0.5 for a state smaller than 1); the other samples go on. `Solution` reports the
+    position and status of each.
 
     Args:
         steps: number of steps; the cost is steps + 1 evaluations.
         order: 1, 2 or 3.
         smoothing: number of velocities that the predictor is fitted to beyond those its degree needs.
+        data_scale: scale of the data in model space, to within a factor of three; None (default) measures it with about
+            five evaluations.
 
     Raises:
-        ValueError: another order, a negative smoothing, fewer than one step.
+        ValueError: order is not 1, 2 or 3, smoothing is negative, steps < 1, or data_scale is not positive.
     """
 
     steps: int = 80
     order: int = 3
     smoothing: int = 1
+    data_scale: float | None = None
 
     def __post_init__(self):
         _check_order(self.order, self.smoothing)
+        check_data_scale(self.data_scale)
         if self.steps < 1:
             raise ValueError(f"steps must be at least 1; got {self.steps}")
 
     def finer(self) -> "Adams":
-        """The method with four times the steps."""
+        """Return this solver with four times the steps."""
         return replace(self, steps=4 * self.steps)
 
     def __call__(self, field: Field, x: Tensor, start: float, end: float) -> Solution:
@@ -197,22 +203,23 @@ class Adams:
 
 @dataclass(frozen=True)
 class AdaptiveAdams:
-    """The predictor-corrector with a step size for each sample; no result depends on its batch.
+    """The predictor-corrector with a step size for each sample; a sample does not depend on the others in its batch.
 
-    A step is accepted if predictor and corrector differ by at most rtol times the state (or rtol, if that is more), in
-    root mean square over its dimensions. This difference also sets the next step. Only samples that have not reached
-    the end are evaluated.
+    A step is accepted if predictor and corrector differ by at most rtol max(1, |x|), where both the difference and the
+    size |x| of the state are root mean squares over its dimensions. The difference also sets the next step. Only
+    samples that have not reached the end are evaluated.
 
     Args:
-        rtol: tolerance of a step, relative to a state of at least unit size; the unit of the probability flow is the
-            scale of the data, so structure finer than rtol times that scale needs a smaller rtol.
-        max_step: as a fraction of the interval. It resolves the integrals, which take no part in error control: near
-            the data the state may be constant while its divergence is not.
-        order, smoothing: see `Adams`.
+        rtol: tolerance of a step, relative to a state of at least unit size. The probability flow is solved in units of
+            the scale of the data, so structure finer than rtol times that scale needs a smaller rtol.
+        max_step: largest step, as a fraction of the interval. It keeps the integrals accurate, which error control
+            ignores: near the data the state may be constant while the divergence of the velocity is not.
+        order, smoothing, data_scale: see `Adams`.
         max_evaluations: number of evaluations after which a sample stops.
 
     Raises:
-        ValueError: an order or smoothing as in `Adams`, a tolerance, step or budget out of range.
+        ValueError: order is not 1, 2 or 3, smoothing is negative, rtol <= 0, max_step is not in (0, 1],
+            max_evaluations < 2, or data_scale is not positive.
     """
 
     rtol: float = 1e-3
@@ -220,14 +227,16 @@ class AdaptiveAdams:
     order: int = 3
     smoothing: int = 1
     max_evaluations: int = 1000
+    data_scale: float | None = None
 
     def __post_init__(self):
         _check_order(self.order, self.smoothing)
+        check_data_scale(self.data_scale)
         if not (self.rtol > 0 and 0 < self.max_step <= 1 and self.max_evaluations >= 2):
             raise ValueError(f"rtol must be > 0, max_step in (0, 1] and max_evaluations >= 2; got {self}")
 
     def finer(self) -> "AdaptiveAdams":
-        """The method at a tenth of the tolerance and a quarter of the largest step."""
+        """Return this solver with a tenth of the tolerance and a quarter of the largest step."""
         budget = 10 * self.max_evaluations
         return replace(self, rtol=self.rtol / 10, max_step=self.max_step / 4, max_evaluations=budget)
 
@@ -258,7 +267,7 @@ class AdaptiveAdams:
     def _attempt(
         self, field: Field, path: _Path, step: Tensor, rows: Tensor, end: float, interval: float
     ) -> tuple[_Path, Tensor, Tensor]:
-        """Try a step of each sample: the path, the next step, and a `Status` (n,), -1 for samples that go on."""
+        """Try a step of each sample; return the path, the next step size, and the `Status` (n,), -1 to go on."""
         last = (path.s + step - end) * interval > -1e-9 * interval**2
         s_next = torch.where(last, torch.full_like(step, end), path.s + step)
         predicted = path.predict(s_next, self.order)

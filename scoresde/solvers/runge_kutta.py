@@ -1,8 +1,9 @@
-"""Explicit Runge-Kutta methods on a uniform grid, at a fixed cost; no result depends on its batch.
+"""Explicit Runge-Kutta methods on a uniform grid, at a fixed cost; a sample does not depend on the others in its batch.
 
-A method is its tableau (Hairer, Norsett and Wanner, Solving Ordinary Differential Equations I, section II.1),
+A step of size h of du/ds = v(s, u) is given by the Butcher tableau (a, b, c) of the method (Hairer, Norsett and Wanner,
+Solving Ordinary Differential Equations I, section II.1),
 
-    k_i = field(s + c_i h, u + h sum_j a_ij k_j),        u <- u + h sum_i b_i k_i.
+    k_i = v(s + c_i h, u + h sum_j a_ij k_j),        u <- u + h sum_i b_i k_i.
 """
 
 from dataclasses import dataclass, replace
@@ -11,7 +12,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from scoresde.solvers.solver import Field, Solution, Status, choose, finite, per_sample
+from scoresde.solvers.solver import Field, Solution, Status, check_data_scale, choose, finite, per_sample
 from scoresde.tensors import double
 
 
@@ -37,28 +38,32 @@ TABLEAUX = {
 class RungeKutta:
     """An explicit Runge-Kutta method with a fixed number of equal steps.
 
-    A sample that turns NaN or infinite stops at its last finite state, with its position and status; the others go on.
-    The error is not measured: a field that the steps do not resolve gives a wrong state with status OK.
+    A sample that turns NaN or infinite stops at its last finite state, and the others go on; `Solution` reports the
+    position and status of each. The error is not measured: if the steps are too long, the state is wrong although the
+    status is OK.
 
     Args:
         method: "euler" (order 1), "heun2", "heun3" or "rk4" (order 4).
         steps: number of steps; the cost is steps times the number of stages.
+        data_scale: see `Adams`.
 
     Raises:
-        ValueError: an unknown method, or fewer than one step.
+        ValueError: method is unknown, steps < 1, or data_scale is not positive.
     """
 
     method: str = "rk4"
     steps: int = 32
+    data_scale: float | None = None
 
     def __post_init__(self):
         if self.method not in TABLEAUX:
             raise ValueError(f"method must be one of {', '.join(TABLEAUX)}; got {self.method!r}")
+        check_data_scale(self.data_scale)
         if self.steps < 1:
             raise ValueError(f"steps must be at least 1; got {self.steps}")
 
     def finer(self) -> "RungeKutta":
-        """The method with four times the steps."""
+        """Return this solver with four times the steps."""
         return replace(self, steps=4 * self.steps)
 
     def __call__(self, field: Field, x: Tensor, start: float, end: float) -> Solution:
@@ -88,5 +93,5 @@ class RungeKutta:
 
 
 def _advance(x: Tensor, h: Tensor, weights: tuple[float, ...], slopes: list[Tensor]) -> Tensor:
-    """x + h sum_i weights_i slopes_i, leaving out zero weights."""
+    """Return x + h sum_i weights_i slopes_i, skipping zero weights."""
     return x + sum(float(h) * w * slope for w, slope in zip(weights, slopes, strict=True) if w)

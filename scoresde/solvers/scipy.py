@@ -1,4 +1,4 @@
-"""SciPy's solvers in the convention of score_sde, for comparison with published likelihoods."""
+"""SciPy's solvers, used as score_sde uses them, for comparison with published likelihoods."""
 
 from dataclasses import dataclass, replace
 
@@ -15,19 +15,20 @@ METHODS = ("RK45", "RK23", "DOP853", "LSODA", "Radau", "BDF")
 
 @dataclass(frozen=True)
 class SciPy:
-    """A solver of `scipy.integrate` on the whole batch as one vector, in the time t of the SDE.
+    """A solver of `scipy.integrate` that takes the whole batch as one vector, in the time t of the SDE.
 
     The published likelihoods of 2011.13456 were computed in this way (section D.2: RK45 at tolerances of 1e-5): one
-    step size for the batch, with the divergence in the error norm. A result depends on its batch. A noisy divergence
-    would cost steps without end, so likelihoods keep the first probes of their trace (`Hutchinson(resample=False)`).
+    step size for the batch, with the divergence in the error norm. A sample therefore depends on the others in its
+    batch. New random probes at each evaluation would make the solver shrink its steps without end, so likelihoods use
+    fixed probes with this solver (`Hutchinson(resample=False)`).
 
     Args:
         method: "RK45", "RK23", "DOP853", "LSODA", "Radau" or "BDF".
         rtol, atol: relative and absolute tolerance of a step.
-        max_evaluations: number of evaluations after which it stops.
+        max_evaluations: number of evaluations of the field after which the solver stops.
 
     Raises:
-        ValueError: an unknown method, or a tolerance or budget that is not positive.
+        ValueError: method is unknown, or a tolerance or max_evaluations is not positive.
     """
 
     method: str = "RK45"
@@ -44,7 +45,7 @@ class SciPy:
             raise ValueError(f"rtol, atol and max_evaluations must be positive; got {self}")
 
     def finer(self) -> "SciPy":
-        """The method at a tenth of the tolerances."""
+        """Return this solver with a tenth of the tolerances."""
         return replace(self, rtol=self.rtol / 10, atol=self.atol / 10)
 
     def __call__(self, field: Field, x: Tensor, start: float, end: float) -> Solution:
@@ -66,17 +67,17 @@ class SciPy:
 
 
 class _NonFinite(Exception):
-    """The field gave NaN or infinity for some sample, and the vector of the batch cannot go on without it."""
+    """The field returned NaN or infinity for a sample, which stops the solver for the whole batch."""
 
 
 class _Flattened:
-    """A field on the vector of a whole batch and its integrals; counts its evaluations."""
+    """A field as a function of one vector with the states and integrals of a whole batch; counts evaluations."""
 
     def __init__(self, field: Field, x: Tensor):
         self.field, self.x, self.evaluations, self.columns = field, x, 0, 0
 
     def first(self, start: float) -> np.ndarray:
-        """The vector at the start; evaluates the field once, to learn the number of its integrals."""
+        """Return the vector at `start`; evaluates the field once, to find the number of integrals."""
         _, g = self._evaluate(start, self.x)
         self.columns = g.shape[1]
         return self._pack(self.x, torch.zeros_like(g))
@@ -96,7 +97,7 @@ class _Flattened:
         return torch.cat([part.detach().double().cpu().flatten() for part in (x, g)]).numpy()
 
     def unpack(self, vector: np.ndarray) -> tuple[Tensor, Tensor]:
-        """(x, integrals) of a vector."""
+        """Return the states (B, *) and the integrals (B, k) in a vector."""
         values = torch.from_numpy(np.array(vector)).to(self.x.device, double(self.x))
         x, g = values[: self.x.numel()], values[self.x.numel() :]
         return x.reshape(self.x.shape).to(self.x.dtype), g.reshape(len(self.x), self.columns)

@@ -1,14 +1,15 @@
 """One interface for the solvers of ordinary differential equations.
 
-A solver carries a state x (B, *) along dx/ds = v(s, x) from `start` to `end`. On the way it integrates the other values
-that the field returns, g(s, x) (B, k): estimates of a divergence, their variances. g takes no part in error control, so
-a noisy trace costs no evaluation and changes no step (except in `SciPy`, for which likelihoods keep the probes).
+A solver carries a state x (B, *) along dx/ds = v(s, x) from `start` to `end`. The field returns a second value,
+g(s, x) (B, k), such as estimates of a divergence and their variances, which the solver integrates along the path. g
+takes no part in error control, so noise in g costs no evaluations and changes no step. `SciPy` is the exception: its
+error control includes g, so likelihoods use fixed probes with it.
 
 An integral along a computed path is a weighted sum of evaluations, sum_i w_i g_i. A solver that knows its weights also
 returns sum_i w_i^2 g_i: if g_i is the variance of an independent error made at evaluation i, this sum is the variance
 of the integral.
 
-Every solver reports per sample where and how it ended.
+Every solver reports for each sample the position at which its integration ended, and a `Status`.
 """
 
 from collections.abc import Callable
@@ -22,7 +23,9 @@ from torch import Tensor
 from scoresde.tensors import double
 
 Field = Callable[[Tensor, Tensor, Tensor | None], tuple[Tensor, Tensor]]
-"""(s, x, rows) -> (v (n, *), g (n, k)) at s, () or (n,), and x (n, *); rows (n,) of the batch in x, None for all."""
+"""(s, x, rows) -> (v (n, *), g (n, k)) at s, () or (n,), and x (n, *).
+
+rows (n,) holds the indices in the batch of the samples in x; None if x is the whole batch."""
 
 
 class Status(IntEnum):
@@ -38,9 +41,9 @@ class Status(IntEnum):
 class Solution:
     """The result of a solver, per sample.
 
-    x: the state (B, *) at `position` (B,), which is `end` on success. integral: of each g along the path, (B, k),
-    float64. squared: sum_i w_i^2 g_i, (B, k), float64, or None from a solver that does not know its weights. status: a
-    `Status` (B,).
+    x: the state (B, *) at `position` (B,), which is `end` on success. integral: the integral of each component of g
+    along the path, float64 (B, k). squared: sum_i w_i^2 g_i, float64 (B, k), or None from a solver that does not know
+    the weights w_i. status: a `Status` for each sample (B,).
     """
 
     x: Tensor
@@ -51,40 +54,51 @@ class Solution:
 
 
 class Solver(Protocol):
-    """Anything that integrates a field.
+    """A callable that integrates a field from `start` to `end`.
 
-    It may have `finer()`, a solver of a fraction of its error, by which that error is measured; a `variable`; and
-    `controls_integrals`, True if its error control includes the integrals.
+    Optional attributes: `finer()` returns a more accurate solver, to measure the error of this one; `variable`,
+    `controls_integrals` and `data_scale` are explained at the functions of these names.
     """
 
     def __call__(self, field: Field, x: Tensor, start: float, end: float) -> Solution: ...
 
 
 def variable(solver: Solver) -> str:
-    """The variable in which a solver integrates the probability flow: its attribute `variable`, by default "ratio"."""
+    """Return `solver.variable`, in which it integrates the probability flow: "ratio" (default) or "time"."""
     return getattr(solver, "variable", "ratio")
 
 
+def data_scale(solver: Solver) -> float | None:
+    """Return `solver.data_scale`, the scale of the data for the variable "ratio"; None (default) to measure it."""
+    return getattr(solver, "data_scale", None)
+
+
 def controls_integrals(solver: Solver) -> bool:
-    """Whether the error control of a solver includes the integrals, so that noise in them costs steps."""
+    """Return whether the solver's error control includes the integrals, so that noise in them costs steps."""
     return getattr(solver, "controls_integrals", False)
 
 
+def check_data_scale(scale: float | None) -> None:
+    """Raise ValueError unless the scale of the data is None, or positive and finite."""
+    if scale is not None and not 0 < scale < float("inf"):
+        raise ValueError(f"data_scale must be positive and finite, or None to measure it; got {scale}")
+
+
 def finite(*parts: Tensor) -> Tensor:
-    """Which samples are finite in all of the tensors (B, *): (B,)."""
+    """Return the mask (B,) of the samples that are finite in all of the tensors (B, *)."""
     return torch.stack([torch.isfinite(part).flatten(1).all(dim=1) for part in parts]).all(dim=0)
 
 
 def per_sample(value: int | float, x: Tensor, dtype: torch.dtype) -> Tensor:
-    """The value for every sample of x, (B,)."""
+    """Return a tensor (B,) filled with the value, one entry for each sample of x."""
     return torch.full((x.shape[0],), value, dtype=dtype, device=x.device)
 
 
 def choose(mask: Tensor, new: Tensor, old: Tensor) -> Tensor:
-    """The samples of `new` (B, *) where the mask (B,) is True, those of `old` elsewhere."""
+    """Return the samples of `new` (B, *) where the mask (B,) is True, those of `old` elsewhere."""
     return torch.where(mask.to(new.device).reshape(-1, *(1,) * (new.ndim - 1)), new, old)
 
 
 def rms(x: Tensor) -> Tensor:
-    """Root mean square over each sample, (B, *) -> (B,), as `double`."""
+    """Return the root mean square over the dimensions of each sample, (B, *) -> (B,), in the dtype `double(x)`."""
     return x.detach().to(double(x)).square().flatten(1).mean(dim=1).sqrt()

@@ -1,4 +1,4 @@
-"""The solvers of torchdiffeq behind the interface of `scoresde.solvers.solver`."""
+"""The solvers of torchdiffeq, with the interface of `scoresde.solvers.solver`."""
 
 from dataclasses import dataclass, replace
 
@@ -15,18 +15,18 @@ METHODS = ("dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun")
 class TorchDiffEq:
     """An adaptive solver of torchdiffeq, Dormand-Prince 5(4) by default.
 
-    Its error control takes one step size for the whole batch, from the root mean square error over the batch: a result
-    depends slightly, within the tolerance, on its batch. Only the state enters that error, not the noisy trace. If
-    torchdiffeq gives up (a step size underflow, NaN in any sample, too many steps), all samples keep the state at which
-    the last accepted step began.
+    Error control chooses one step size for the whole batch, from the root mean square error over the batch, so a sample
+    depends slightly, within the tolerance, on the others in its batch. Only the state enters that error, not the
+    integrals. If torchdiffeq gives up (a step size underflow, NaN in any sample, too many steps), all samples keep the
+    state at which the last accepted step began.
 
     Args:
         method: "dopri5", "dopri8", "bosh3", "fehlberg2" or "adaptive_heun".
         rtol, atol: relative and absolute tolerance of a step.
-        max_steps: number of steps after which it gives up.
+        max_steps: number of steps after which torchdiffeq gives up.
 
     Raises:
-        ValueError: an unknown method, or a tolerance or number of steps that is not positive.
+        ValueError: method is unknown, or a tolerance or max_steps is not positive.
     """
 
     method: str = "dopri5"
@@ -41,7 +41,7 @@ class TorchDiffEq:
             raise ValueError(f"rtol, atol and max_steps must be positive; got {self}")
 
     def finer(self) -> "TorchDiffEq":
-        """The method at a tenth of the tolerances."""
+        """Return this solver with a tenth of the tolerances."""
         return replace(self, rtol=self.rtol / 10, atol=self.atol / 10)
 
     def __call__(self, field: Field, x: Tensor, start: float, end: float) -> Solution:
@@ -52,7 +52,7 @@ class TorchDiffEq:
         interval = torch.tensor([start, end], dtype=double(x), device=x.device)
         # step_t: land on the end; by default torchdiffeq steps past it and interpolates, at a lower order.
         options = {"norm": _state_norm, "max_num_steps": self.max_steps, "step_t": interval[1:]}
-        _, g = field(interval[0], x, None)  # to learn the number of integrals
+        _, g = field(interval[0], x, None)  # to find the number of integrals
         state = (x, torch.zeros_like(g))
         try:
             path = odeint(
@@ -66,7 +66,7 @@ class TorchDiffEq:
 
 
 def _state_norm(state: tuple[Tensor, Tensor]) -> Tensor:
-    """Root mean square of the state without the integrals; 0 of an empty batch."""
+    """Return the root mean square of the state without the integrals; 0 for an empty batch."""
     x = state[0]
     return x.square().mean().sqrt() if len(x) else x.new_zeros(())
 

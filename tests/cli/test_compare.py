@@ -80,7 +80,7 @@ def test_images_have_a_frechet_distance_on_named_features(grey, capsys):
         (["samplers=[ode]"], "ode chooses the number of steps itself"),
         (["nfe=[]"], "nfe must be a list of at least one entry"),
         (["nfe=[10,0]"], "nfe[1]"),
-        (["nfe=[1]", "samplers=[heun]"], "too small for heun"),
+        (["nfe=[1]", "samplers=[heun]"], "nfe must be at least 2, one step of heun"),
         (["metrics=[fid]"], "sliced_wasserstein, mmd, "),
         (["n=2"], "got 2"),
         (["run=missing"], "no run at missing"),

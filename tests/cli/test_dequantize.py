@@ -39,7 +39,7 @@ def test_what_is_learned_depends_on_the_seed(grey, capsys):
     assert record["paths"] == {"checkpoint": "grey/dequantization.safetensors", "metrics": "grey/metrics.jsonl"}
 
 
-@pytest.mark.parametrize(("override", "message"), [("steps=0", "got 0"), ("draws=3", "even")])
+@pytest.mark.parametrize(("override", "message"), [("steps=0", "got steps=0"), ("draws=3", "even")])
 def test_wrong_input_is_answered_in_one_line(grey, override, message, refused):
     assert message in refused(*COMMAND, "steps=1", override, prints=True)
     assert not Path(grey, "dequantization.safetensors").exists()

@@ -229,7 +229,7 @@ def test_an_experiment_and_a_dataset_of_ones_own(tmp_path, monkeypatch, refused)
         path.write_text(text)
     settings = [option for option in TOY if not option.startswith(("experiment", "network.width", "data."))]
     train = ["train", "--config-dir", "my", "experiment=own", *settings, "trainer.steps=1"]
-    bpd = ["bpd", "run=runs/own", "likelihood.solver.steps=2", "budget.samples=0"]
+    bpd = ["bpd", "run=runs/own", "likelihood.solver.steps=16", "budget.samples=0"]
     assert "trust=[own_line]" in refused(*train)
     assert main([*train, "trust=[own_line]"]) == 0
     assert ss.load(tmp_path / "runs" / "own").config.network.width == 6

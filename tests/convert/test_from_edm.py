@@ -247,7 +247,7 @@ def test_names_the_first_tensor_that_is_missing(file, name, theirs, ours):
     state = {**original(name), f"model.{LAST[name]}": torch.zeros(2)}
     torch.save({key: value for key, value in state.items() if key != f"model.{theirs}"}, file)
     with pytest.raises(
-        ValueError, match=rf"first at {ours} \({theirs} in EDM\): expected .*, got no tensor of that name"
+        ValueError, match=rf"first at {ours} \({theirs} in EDM\): expected .*; got no tensor of that name"
     ):
         edm(file)
 
@@ -266,7 +266,7 @@ NEEDED = {
     "label bias": ("edm_ncsnpp", "map_label.bias", r"with shape \(32,\); got \(2,\)"),
     "block": ("edm_ddpmpp", "enc.8x8_block0.conv1.weight", r"with 4 dimensions; got the shape \(2,\)"),
     "filter": ("edm_ddpmpp", "enc.8x8_down.conv0.resample_filter", r"with 4 dimensions; got the shape \(2,\)"),
-    "query": ("edm_adm", "enc.8x8_block0.qkv.weight", r"in EDM\): expected .*, got \(2,\)"),
+    "query": ("edm_adm", "enc.8x8_block0.qkv.weight", r"in EDM\): expected .*; got \(2,\)"),
 }
 
 

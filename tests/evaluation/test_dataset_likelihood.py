@@ -154,11 +154,15 @@ def test_an_evidence_bound_exceeds_the_likelihood(kind, gap, tmp_path):
     assert (result.population, result.monte_carlo, result.discretisation) == (None, None, None)
 
 
-def test_an_infeasible_bound_is_left_out_with_a_warning(tmp_path):
+def test_an_infeasible_bound_is_left_out_with_a_warning(tmp_path, monkeypatch):
+    def fail(*_, **__):
+        raise ValueError("no bound for this path")
+
+    monkeypatch.setattr(ss.bounds, "continuous", fail)
     mixture, transform = oracle((3,)), Levels(8, -3.0, 3.0)
-    run = as_run(mixture.score_model(ss.ZeroTerminalSNR(ss.VP())), transform, tmp_path)
+    run = as_run(mixture.score_model(ss.VP()), transform, tmp_path)
     data = list(transform.inverse(mixture.sample(2, generator=seeded())).floor().clamp(0, 7))
-    with pytest.warns(UserWarning, match="no continuous evidence bound"):
+    with pytest.warns(UserWarning, match="no continuous evidence bound is reported: no bound for this path"):
         result = evaluate_likelihood(
             run, data, ss.Uniform(), ss.Hutchinson(), Adams(8), progress=False, budget=Budget()
         )

@@ -249,7 +249,7 @@ def test_node_zero_has_the_probability_of_the_bin(shape):
     ("arguments", "error", "message"),
     [
         ({"times": losses.UniformTime()}, TypeError, "times must be losses.Nodes.* got UniformTime"),
-        ({"vlb_weight": -1.0}, ValueError, "vlb_weight must not be negative; got -1.0"),
+        ({"vlb_weight": -1.0}, ValueError, "vlb_weight must be >= 0; got -1.0"),
         ({"bin_width": 0.0}, ValueError, r"bin_width must lie in \(0, high - low\]; got 0.0"),
         ({"bin_width": 0.1, "low": 1.0, "high": 0.0}, ValueError, "low=1.0, high=0.0"),
     ],
@@ -264,7 +264,7 @@ def test_bad_arguments_are_refused(arguments, error, message):
     [
         (ss.ScoreModel(lambda x, label, cond: x, INSTANCES["ddpm"]), None, None, "learned_variance=True"),
         (learning(ss.VP()), None, None, "VP has no nodes"),
-        (learning(INSTANCES["ddpm"]), None, f64(0.5), "t=0.5 is not one of the 1000 nodes"),
+        (learning(INSTANCES["ddpm"]), None, f64(0.5), "t must be one of the 1000 nodes; got 0.5"),
         (
             learning(ss.VP(t_min=0.0)),
             losses.Nodes(5),

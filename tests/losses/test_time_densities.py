@@ -124,7 +124,7 @@ def test_nodes_can_be_equally_spaced_in_log_snr_from_a_given_start(sde):
         (lambda: losses.Nodes(1), "steps must be at least 2; got 1"),
         (lambda: losses.Nodes(9, "sigma"), "spacing must be 'time' or 'log_snr'; got 'sigma'"),
         (lambda: losses.Nodes(9, start=1.0).nodes(ss.VP()), r"start must lie in \[1e-05, 1\); got 1"),
-        (lambda: losses.Nodes().index(DDPM, f64(0.0, 0.5, 1.0)), "t=0.5 is not one of the 1000 nodes"),
+        (lambda: losses.Nodes().index(DDPM, f64(0.0, 0.5, 1.0)), "t must be one of the 1000 nodes; got 0.5"),
     ],
 )
 def test_bad_nodes_are_refused(call, message):

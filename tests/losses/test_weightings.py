@@ -116,7 +116,7 @@ def test_bad_views_are_refused():
     with pytest.raises(ValueError, match="view must be one of velocity, v, denoised, noise, score; got 'flow'"):
         losses.UnitWeighting("flow")
     for implicit in (losses.ImplicitScoreMatching, losses.SlicedScoreMatching):
-        with pytest.raises(ValueError, match="must be of the noise; got one of 'velocity': use DenoisingScore"):
+        with pytest.raises(ValueError, match="must be of the view 'noise'; got one of the view 'velocity'"):
             implicit(weighting="velocity")
 
 

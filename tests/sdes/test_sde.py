@@ -82,7 +82,7 @@ def test_perturb_refuses_noise_that_would_broadcast(shape):
 def test_transitions_refuse_times_that_would_broadcast(shapes):
     early, late = (torch.full(shape, t, dtype=torch.float64) for shape, t in zip(shapes, (0.2, 0.6), strict=True))
     for method, pair in ((ss.VP().transition, (early, late)), (ss.VP().posterior, (late, early))):
-        with pytest.raises(ValueError, match=r"t_from and t_to must have shape \(\) or \(B,\), with one B; got \("):
+        with pytest.raises(ValueError, match=r"must have shape \(\) or \(B,\), with the same B; got shapes \("):
             method(*pair)
     close(ss.VP().transition(early.flatten()[0], f64(0.6, 0.6))[0], ss.VP().transition(f64(0.2, 0.2), f64(0.6, 0.6))[0])
 
