@@ -59,7 +59,7 @@ def test_wrong_input():
         labelled(Digits("test"))
     with pytest.raises(ValueError, match=r"images must be \(C, H, W\) .*; got shape \(2,\)"):
         labelled([(Toy2D(n=1)[0], 0)])
-    with pytest.raises(ValueError, match=r"at least \(C, 4, 4\) and 2 classes; got \(1, 3, 8\) and 10"):
+    with pytest.raises(ValueError, match=r"at least 4 x 4 pixels and 2 classes; got shape \(1, 3, 8\) and 10"):
         SmallCNN((1, 3, 8), 10)
 
 
