@@ -34,15 +34,15 @@ TORCH_PACKAGES = ("torch.nn.", "torch.optim.")
 
 @dataclass
 class Run:
-    """A trained model and what belongs to it.
+    """A trained model with its transform, configuration and directory.
 
     Attributes:
-        model: with the weights that were chosen, in eval mode.
-        transform: from data to the space of the model.
-        config: the configuration of the training.
-        path: the directory.
-        dequantization: of the data; None for continuous data.
-        trained_on_levels: whether the model was trained on the levels themselves, without dequantisation.
+        model: the score model in eval mode, with the weights that the caller of `load` chose.
+        transform: maps data to model space.
+        config: the configuration of the training run.
+        path: the run's directory; in a run of `assemble`, where the weights come from.
+        dequantization: the dequantisation of integer grey levels; None for continuous data.
+        trained_on_levels: whether the model was trained on the grey levels themselves, without dequantisation.
     """
 
     model: ScoreModel
@@ -54,20 +54,20 @@ class Run:
 
     @property
     def data_map(self) -> DataMap:
-        """The map from the data of the run to states of its model, and back."""
+        """The map from data to states in model space, and back."""
         return DataMap(self.transform, self.dequantization)
 
 
 def instantiate(config: Any, trust: Sequence[str] = (), **arguments: Any) -> Any:
-    """Build the object that a configuration describes; return None for None.
+    """Build the object that a configuration describes; return None if the configuration is None.
 
     Args:
-        config: a node with `_target_`, which may have nested ones.
-        trust: further packages whose targets may be built, besides this library and torch.
-        arguments: further arguments of the constructor, as objects.
+        config: a node with `_target_`, which may contain further such nodes.
+        trust: further packages whose targets may be built, besides this library, torch.nn and torch.optim.
+        arguments: further arguments of the constructor, given as objects.
 
     Raises:
-        ValueError: a target that is not allowed or does not exist, or an argument that its constructor rejects.
+        ValueError: a target is not allowed or does not exist, or the target's constructor rejects an argument.
     """
     for target in _targets(config):
         _check(target, trust)
@@ -83,14 +83,14 @@ def build_model(config: DictConfig, trust: Sequence[str] = ()) -> ScoreModel:
     """Build the untrained score model of a configuration from its network, SDE and prediction type.
 
     Raises:
-        ValueError: the network needs more dimensions than the states of the data have, and see `instantiate`.
+        ValueError: the network is for states with more dimensions than `data.shape` has; see also `instantiate`.
     """
     try:
         network = instantiate(config.network, trust)
     except InterpolationKeyError as error:
         shape = OmegaConf.select(config, "data.shape")
         raise ValueError(
-            f"the network must fit states of shape {shape}; got one for states of more dimensions "
+            f"the network must fit states of shape {shape}; got a network for more dimensions "
             f"({str(error).splitlines()[0]}): take network=mlp (any shape), series, images or volumes"
         ) from error
     sde = instantiate(config.sde, trust)
@@ -99,20 +99,20 @@ def build_model(config: DictConfig, trust: Sequence[str] = ()) -> ScoreModel:
 
 
 def build_data_map(data: DictConfig, trust: Sequence[str] = ()) -> DataMap:
-    """Build the map from data to states of a model of a configuration's transform and dequantisation."""
+    """Build the map from data to model space from the nodes `transform` and `dequantization` of `data`."""
     return DataMap(*(instantiate(data.get(part), trust) for part in ("transform", "dequantization")))
 
 
 def assemble(config: Mapping[str, Any], state: Mapping[str, Tensor], path: str | Path) -> Run:
-    """Make a run of a configuration and the weights of a network that was trained elsewhere.
+    """Return a run with this configuration and the weights of a network that was trained elsewhere.
 
     Args:
         config: the configuration of a run, with at least `sde`, `prediction`, `network` and `data`.
         state: the network's state dict.
-        path: where the weights come from.
+        path: the file or folder that the weights come from.
 
     Raises:
-        ValueError: weights that do not fit the configuration.
+        ValueError: the weights do not fit the configuration.
     """
     tree = OmegaConf.create(dict(config))
     model = build_model(tree)
@@ -127,16 +127,16 @@ def load(path: str | Path, weights: str | float = "ema", trust: Sequence[str] = 
 
     Args:
         path: the directory of the run.
-        weights: "ema" for the averaged weights, "raw" for the weights of the last step, or the sigma_rel of a
-            power-function average (2312.02696), a number or its text. The average is reconstructed from the snapshots
-            of the run, see `scoresde.training.posthoc_ema.reconstruct`.
+        weights: "ema" for the averaged weights, "raw" for the weights of the last step, or sigma_rel, the relative
+            width of a power-function average (2312.02696), as a number or a string. This average is reconstructed from
+            the run's snapshots, see `scoresde.training.posthoc_ema.reconstruct`.
         trust: packages whose classes the configuration may name, see `instantiate`.
-        device: of the model.
+        device: the device of the model.
 
     Raises:
-        FileNotFoundError: no run, no checkpoint, or no snapshots of power-function averages.
-        ValueError: invalid `weights`, a sigma_rel outside (0, 0.2887) or out of reach of the snapshots, or a checkpoint
-            that does not fit the configuration.
+        FileNotFoundError: there is no run, no checkpoint, or no snapshot of power-function averages.
+        ValueError: `weights` is invalid; sigma_rel is outside (0, 0.2887), or the snapshots cannot be combined to this
+            width; or the checkpoint does not fit the configuration.
     """
     path = Path(path)
     sigma_rel = None if weights in ("ema", "raw") else _sigma_rel(weights)
@@ -145,7 +145,9 @@ def load(path: str | Path, weights: str | float = "ema", trust: Sequence[str] = 
     groups, info = checkpoint.load(path / CHECKPOINT, {"model", "ema"} if weights == "ema" else {"model"})
     trained = info.get("config")
     if trained and (change := changed_setting(trained, plain(config), model_only=True)):
-        raise ValueError(f"{path / CONFIG} is not the configuration of {CHECKPOINT} beside it: {change}; restore it")
+        raise ValueError(
+            f"{path / CONFIG} must have the settings that {CHECKPOINT} was trained with, but {change}: restore the file"
+        )
     averages = groups.get("ema", {})
     if sigma_rel is not None:
         averages = reconstruct(path / AVERAGES, sigma_rel, info.get("step"), extra=[path / CHECKPOINT])
@@ -156,7 +158,7 @@ def load(path: str | Path, weights: str | float = "ema", trust: Sequence[str] = 
 
 
 def _sigma_rel(weights: str | float) -> float:
-    """Return the sigma_rel in `weights`; raise ValueError if it is not between 0 and 0.2887."""
+    """Return `weights` as the number sigma_rel; raise ValueError if it is not a number between 0 and 0.2887."""
     try:
         sigma_rel = math.nan if isinstance(weights, bool) else float(weights)
     except (TypeError, ValueError):
@@ -170,7 +172,7 @@ def _sigma_rel(weights: str | float) -> float:
 
 
 def _run(model: ScoreModel, config: DictConfig, path: Path, trust: Sequence[str]) -> Run:
-    """Make a run of a model that has its weights."""
+    """Return the `Run` of a model whose weights are loaded."""
     data, training = build_data_map(config.data, trust), config.data.get("training")
     on_levels = training is not None and training.get("dequantization") is None
     return Run(model, data.transform, config, path, data.dequantization, on_levels)
@@ -180,8 +182,8 @@ def load_dequantization(run: Run) -> Variational:
     """Load the dequantisation that `scoresde dequantize` learned for a run, without gradient, on the model's device.
 
     Raises:
-        FileNotFoundError: none was learned yet.
-        ValueError: a file of another kind.
+        FileNotFoundError: no dequantisation was learned for this run.
+        ValueError: the file is not a learned dequantisation of this library.
     """
     path = run.path / DEQUANTIZATION
     if not path.is_file():
@@ -190,7 +192,9 @@ def load_dequantization(run: Run) -> Variational:
     try:
         dequantization = Variational(**info["arguments"])
     except (KeyError, TypeError) as error:
-        raise ValueError(f"{path} is not a learned dequantisation of this library ({error!r})") from error
+        raise ValueError(
+            f"{path} is not a learned dequantisation of this library: run `scoresde dequantize run={run.path}` again"
+        ) from error
     state = groups.get("dequantization", {})
     _check_shapes(dequantization, state, path)
     dequantization.load_state_dict(state)
@@ -199,15 +203,16 @@ def load_dequantization(run: Run) -> Variational:
 
 
 def _check_shapes(model: torch.nn.Module, state: dict[str, Tensor], source: Path) -> None:
-    """Raise ValueError with the first difference between a model and a state dict."""
+    """Raise ValueError that names the first difference between a model and a state dict."""
     for name, tensor in model.state_dict().items():
         if name not in state or state[name].shape != tensor.shape:
-            shape = tuple(state[name].shape) if name in state else "nothing"
+            shape = tuple(state[name].shape) if name in state else "no tensor of this name"
             raise ValueError(
-                f"{source} does not fit its configuration: expected {name} of shape {tuple(tensor.shape)}; got {shape}"
+                f"the weights in {source} do not fit the model of the configuration: expected {name} of shape "
+                f"{tuple(tensor.shape)}; got {shape}"
             )
     if extra := sorted(set(state) - set(model.state_dict())):
-        raise ValueError(f"{source} does not fit its configuration: the model has no {extra[0]}")
+        raise ValueError(f"the weights in {source} do not fit the model of the configuration, which has no {extra[0]}")
 
 
 def _targets(config: Any) -> Iterator[str]:
@@ -223,7 +228,7 @@ def _targets(config: Any) -> Iterator[str]:
 
 
 def _check(target: str, trust: Sequence[str]) -> None:
-    """Raise ValueError if a target is outside the allowed packages, or leaves them through a module they import."""
+    """Raise ValueError if a target is outside the allowed packages, or is an object that they merely import."""
     if any(target == package or target.startswith(f"{package}.") for package in trust):
         return
     if not target.startswith(("scoresde.", *TORCH_PACKAGES)):
@@ -237,7 +242,7 @@ def _check(target: str, trust: Sequence[str]) -> None:
         raise ValueError(f"target {target!r} does not exist: {error}") from error
     module = getattr(value, "__module__", "") or ""
     if any(part.startswith("_") for part in target.split(".")):
-        raise ValueError(f"target {target!r} is private")
+        raise ValueError(f"target {target!r} is private: name a public class")
     is_preset = callable(value) and module.startswith("scoresde.networks.")  # a function that makes a network
     if not (isinstance(value, type) or is_preset) or not module.startswith(("scoresde.", *TORCH_PACKAGES)):
         raise ValueError(f"target {target!r} is not a class of scoresde, torch.nn or torch.optim")

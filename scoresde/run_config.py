@@ -1,8 +1,8 @@
-"""The configuration of a run: `config.yaml`, its comparison with that of a checkpoint, and names of older versions.
+"""Read, write and compare the configurations of runs (`config.yaml`), including those of older versions.
 
-`scoresde train` writes `config.yaml` before the first step, and stores the same settings in every checkpoint. A file
-that was replaced, edited or restored from another run is thereby found out: a checkpoint is only loaded with the
-settings of its model, and only trained on with all settings that affect the weights.
+`scoresde train` writes `config.yaml` before the first step, and stores the same settings in every checkpoint. Comparing
+the two finds a file that was replaced, edited or copied from another run: a checkpoint is loaded only if the settings
+that define the model agree, and training resumes only if all settings that affect the weights agree.
 """
 
 import shlex
@@ -34,14 +34,14 @@ def read_config(path: Path) -> DictConfig:
     """Read the configuration of a run, with targets of older versions under their new names.
 
     Raises:
-        FileNotFoundError: no run at this path.
-        ValueError: a file that is not a mapping.
+        FileNotFoundError: there is no run at this path.
+        ValueError: the file is not a YAML mapping.
     """
     if not (path / CONFIG).is_file():
         raise no_run(path)
     config = OmegaConf.load(path / CONFIG)
     if not isinstance(config, DictConfig):
-        raise ValueError(f"{path / CONFIG} is not the configuration of a run: it is not a mapping")
+        raise ValueError(f"{path / CONFIG} is not the configuration of a run: it is not a YAML mapping")
     return OmegaConf.create(_with_new_names(OmegaConf.to_container(config, resolve=False)))
 
 
@@ -57,15 +57,15 @@ def _with_new_names(node: Any) -> Any:
 
 
 def no_run(path: Path, hint: str = "") -> FileNotFoundError:
-    """Return the error of a path without a run, with a hint at another path."""
+    """Return the error for a path without a run; `hint` may name another path."""
     advice = "`scoresde train experiment=digits` makes one"
     return FileNotFoundError(f"no run at {path} (no {CONFIG} in it){hint}; {advice}")
 
 
 def write_config(config: DictConfig, path: Path, command: Sequence[str] | None = None) -> None:
-    """Write a configuration with its interpolations resolved, below a comment with the command that trained it.
+    """Write a configuration with its interpolations resolved, below a comment that records the training command.
 
-    A command with characters that a YAML comment cannot hold, a line break for example, is not recorded.
+    A command with characters that a YAML comment cannot hold, such as a line break, is not recorded.
     """
     text = OmegaConf.to_yaml(OmegaConf.create(plain(config)))
     line = shlex.join(command or [])
@@ -88,7 +88,7 @@ def plain(config: DictConfig) -> dict[str, Any]:
 
 
 def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
-    """Return the leaves of a nested configuration by their dotted paths; an empty dict or list is a leaf."""
+    """Return {dotted path: leaf} of a nested configuration; an empty dict or list is a leaf."""
     items = list(tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else ())
     if not items:
         return {prefix: tree}
@@ -100,7 +100,7 @@ def changed_setting(before: Mapping[str, Any], now: Mapping[str, Any], model_onl
 
     Args:
         before, now: configurations without interpolations.
-        model_only: compare the settings that define the model. By default all that affect the weights.
+        model_only: if True, compare the settings that define the model; if False, all that affect the weights.
     """
     old, new = (flatten(_with_new_names(tree)) for tree in (before, now))
     for key, value in new.items():  # a setting of the trainer that an older version lacked has its default

@@ -393,7 +393,7 @@ def test_load_needs_snapshots_of_averages(run):
         ss.load(run, weights=0.08)
     with_averages(run, snapshots=[])
     with pytest.raises(
-        ValueError, match=r"sigma_rel 0.2 at step 40 is out of reach: snapshots of 1 step .*toy.averages"
+        ValueError, match=r"sigma_rel 0.2 at step 40 is out of reach: .*snapshots in .*toy.averages \(1 step, "
     ):
         ss.load(run, weights=0.2)
 
@@ -417,17 +417,18 @@ def edit(run, change):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda model: model.pop("network.input.bias"), r"expected network.input.bias of shape \(8,\); got nothing"),
+        (lambda model: model.pop("network.input.bias"), r"expected network.input.bias of shape \(8,\); got no tensor"),
         (
             lambda model: model.update({"network.more": torch.zeros(1)}),
-            "the model has no network.more",
+            "which has no network.more",
         ),
     ],
     ids=["missing", "extra"],
 )
 def test_load_names_the_parameter_that_is_missing_or_extra(run, change, message):
     edit(run, change)
-    with pytest.raises(ValueError, match=rf"checkpoint.safetensors does not fit its configuration: {message}"):
+    message = rf"the weights in .*checkpoint.safetensors do not fit the model of the configuration.*{message}"
+    with pytest.raises(ValueError, match=message):
         ss.load(run, weights="raw")
 
 
@@ -444,7 +445,7 @@ def test_load_dequantization_gives_back_what_was_learned(run):
     assert all(map(torch.equal, stored.parameters(), learned.parameters()))
     assert not any(p.requires_grad for p in stored.parameters())
     save({"dequantization": learned.state_dict()}, {"arguments": {**learned.arguments, "width": 5}})
-    with pytest.raises(ValueError, match=r"does not fit its configuration: expected couplings.coupling0.*got \(4, 4\)"):
+    with pytest.raises(ValueError, match=r"do not fit the model .*: expected couplings.coupling0.*got \(4, 4\)"):
         build.load_dequantization(loaded)
     save({"dequantization": learned.state_dict()}, {"step": 1})
     with pytest.raises(ValueError, match="is not a learned dequantisation of this library"):
@@ -455,7 +456,7 @@ def test_load_names_the_first_parameter_of_another_shape(run):
     config = OmegaConf.load(run / run_config.CONFIG)
     config.network.width = 16
     OmegaConf.save(config, run / run_config.CONFIG)
-    message = r"does not fit its configuration: expected network.time.inner.weight of shape \(16, 16\); got \(8, 8\)"
+    message = r"do not fit the model .*: expected network.time.inner.weight of shape \(16, 16\); got \(8, 8\)"
     with pytest.raises(ValueError, match=message):
         ss.load(run)
 

@@ -216,7 +216,7 @@ def test_training_through_a_wrapper_gives_the_weights_of_training_without(tmp_pa
 
 def test_the_trainer_refuses_a_model_that_is_no_module(tmp_path: Path):
     trainer = Trainer(torch.optim.Adam, steps=1)
-    with pytest.raises(TypeError, match=r"must be a module, .* got Plain"):
+    with pytest.raises(TypeError, match=r"must be a torch.nn.Module, .* got Plain"):
         trainer.fit(
             Plain(model()), losses.DenoisingScoreMatching(), states(200), tmp_path, ss.DataMap(ss.data.Affine())
         )

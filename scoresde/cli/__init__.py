@@ -1,10 +1,11 @@
-"""The command line: `scoresde VERB`. Each verb is a Hydra application in a module of its own.
+"""The command line: `scoresde VERB`. Each verb (train, sample, ...) is a Hydra application in a module of its own.
 
-Overrides follow the verb (`scoresde train experiment=digits trainer.steps=100`), `--multirun` sweeps, `--json` prints
-records instead of tables (`cli.output`), and `--help` shows what can be set. Exit codes: 0 success; 2 wrong input or a
-failed job, with one line on stderr that names the fix (`cli.overrides`, `cli.suggestions`); 130 interrupted; 141 the
-reader of the output is gone (`| head`); 1 any other error, which is a bug, with its traceback. HYDRA_FULL_ERROR=1 shows
-the traceback of any error. A launcher may run the jobs of a sweep in other processes, see `cli.jobs`.
+Overrides of Hydra settings follow the verb (`scoresde train experiment=digits trainer.steps=100`). `--multirun` sweeps
+over values, `--json` prints records instead of tables (`cli.output`), and `--help` shows all settings. Exit codes: 0
+success; 2 wrong input or a failed job, with one line on stderr that names the fix (`cli.overrides`, `cli.suggestions`);
+130 interrupted; 141 the reader of the output is gone (`| head`); 1 any other error, which is a bug, with its traceback.
+HYDRA_FULL_ERROR=1 shows the traceback of any error. A launcher may run the jobs of a sweep in other processes, see
+`cli.jobs`.
 """
 
 import importlib.metadata
@@ -59,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def complete(shell: str) -> int:
-    """Print the lines that make a shell complete verbs, groups, options, keys and runs.
+    """Print the shell script that completes verbs, Hydra config groups, options, keys and runs.
 
     bash  scoresde completion bash > ~/.local/share/bash-completion/completions/scoresde
     zsh   scoresde completion zsh > ~/.scoresde.zsh; echo 'source ~/.scoresde.zsh' >> ~/.zshrc
@@ -106,7 +107,7 @@ def run(verb: str, arguments: Sequence[str]) -> int:
 
 
 def quote_run(override: str) -> str:
-    """Quote the directory in `run=DIRECTORY` for Hydra if need be: a run may be named `sde=vp,seed=1`, or `7`."""
+    """Quote the directory in `run=DIRECTORY` for Hydra if necessary: a run may be named `sde=vp,seed=1`, or `7`."""
     path, parsed = override.removeprefix("run="), parse_override(override)
     is_text = parsed is None or isinstance(parsed.value(), (int, float)) or (Path(path) / run_config.CONFIG).is_file()
     return f"run={literal(path)}" if path != override and is_text else override

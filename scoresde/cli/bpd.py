@@ -26,7 +26,7 @@ DEQUANTIZATIONS: dict[str, Callable[[build.Run], Dequantization]] = {
 
 
 def bpd(config: DictConfig) -> Record | None:
-    """Measure the likelihood of a run on a split of its data, with its errors."""
+    """Measure the likelihood of a run on a split of the run's data, with errors."""
     device = distributed.device(config.device)
     run = load_run(config, device)
     rows, table, paths = measure_likelihood(run, config, device)
@@ -40,10 +40,11 @@ def bpd(config: DictConfig) -> Record | None:
 def measure_likelihood(
     run: build.Run, config: DictConfig, device: str
 ) -> tuple[list[Record], dict[str, str], dict[str, Path]]:
-    """Measure the likelihood of a run as a configuration of `bpd` says.
+    """Measure the likelihood of a run with the settings of a configuration of `bpd`.
 
     Returns:
-        In the first process the row added to `metrics.jsonl`, the same to be printed, and the file that was written.
+        In the first process: the row added to `metrics.jsonl`; the rows to print; and the path of the file with the
+        likelihoods of the samples. In the others: empty containers.
     """
     dataset = run_data(run, config.split, config.trust)
     options, budget = (build.instantiate(part, config.trust) for part in (config.likelihood, config.budget))

@@ -1,4 +1,4 @@
-"""What the verbs share: the directory of a run, checked settings, warnings, files."""
+"""Functions that the verbs (subcommands of `scoresde`) share: runs, checks of settings, warnings, names of files."""
 
 import hashlib
 import math
@@ -25,7 +25,7 @@ from scoresde.training import distributed
 
 SPLITS = ("train", "validation", "test")
 MAX_FILE_NAME = 255  # bytes
-FEW = 20  # samples of a split, below which its figures carry a warning
+FEW = 20  # a warning is printed for splits with fewer samples
 MAX_RESULT_NAME = 120
 NOT_IN_NAMES = ("run", "device", "trust", "batch_size")  # settings that do not change a result
 
@@ -41,7 +41,7 @@ def config_directory() -> Path:
 
 
 def run_directory(config: DictConfig) -> Path:
-    """Return the directory `run`; for a job of a sweep, the directory in it that is named by the job's overrides."""
+    """Return the directory `run`; for a job of a sweep, the subdirectory that is named by the job's overrides."""
     run = run_path(config.run)
     settings = HydraConfig.get()
     if settings.mode == RunMode.MULTIRUN:
@@ -50,14 +50,14 @@ def run_directory(config: DictConfig) -> Path:
 
 
 def run_path(value: Any) -> Path:
-    """Return the path in `run`; raise ValueError if it is not a path."""
+    """Return the setting `run` as a path; raise ValueError if it is not a path."""
     if not isinstance(value, (str, Path)) or not str(value):
         raise ValueError(f"run must be a directory; got run={'null' if value is None else value}")
     return Path(value)
 
 
 def check_run(value: Any) -> Path:
-    """Return the path in `run`; raise FileNotFoundError, with the nearest run, if there is no run."""
+    """Return the setting `run` as a path; raise FileNotFoundError, with the nearest run, if no run is there."""
     path = run_path(value)
     if (path / run_config.CONFIG).is_file():
         return path
@@ -67,7 +67,7 @@ def check_run(value: Any) -> Path:
 
 
 def load_run(config: DictConfig, device: str) -> build.Run:
-    """Load the run in `run` with the weights in `weights`."""
+    """Load the run at the path `config.run` with the weights that `config.weights` names."""
     return build.load(check_run(config.run), config.weights, config.trust, device)
 
 
@@ -75,7 +75,7 @@ def run_data(run: build.Run, split: str, trust: Sequence[str]) -> Any:
     """Build the dataset of a split of a run, with a warning on stderr if it has few samples.
 
     Raises:
-        ValueError: the run's configuration has no such split, and see `build.instantiate`.
+        ValueError: the run's configuration has no such split; see also `build.instantiate`.
     """
     node = run.config.data.get(check_choice("split", split, SPLITS))
     if node is None:
@@ -93,7 +93,7 @@ def run_data(run: build.Run, split: str, trust: Sequence[str]) -> Any:
 
 
 def file_name(text: str) -> str:
-    """Return a text as the name of a file, another name for every text.
+    """Return a text as a file name; different texts get different names.
 
     "/" becomes "%2F", and "%" becomes "%25"; a name longer than 255 bytes ends in a digest.
     """
@@ -108,7 +108,7 @@ def file_name(text: str) -> str:
 
 
 def check_choice(name: str, value: str, known: Collection[str]) -> str:
-    """Return the value; raise ValueError if it is not one of the known ones."""
+    """Return the value of the setting `name`; raise ValueError if it is not one of the known values."""
     if value not in known:
         raise ValueError(f"{name} must be one of {', '.join(known)}; got {value!r}")
     return value
@@ -117,7 +117,7 @@ def check_choice(name: str, value: str, known: Collection[str]) -> str:
 def nonempty_list(config: DictConfig, key: str) -> list[Any]:
     """Return a setting that must be a list of at least one entry."""
     if not OmegaConf.is_list(config[key]) or not len(config[key]):
-        raise ValueError(f"{key} must be a list of at least one entry, {key}=[...]; got {config[key]}")
+        raise ValueError(f"{key} must be a list of at least one entry; got {config[key]}: set {key}=[...]")
     return list(config[key])
 
 
@@ -125,7 +125,7 @@ def nonempty_list(config: DictConfig, key: str) -> list[Any]:
 
 
 def fit_transform(config: DictConfig, dataset: Dataset) -> None:
-    """Set the numbers of a transform in the configuration that are computed from the training data."""
+    """Compute the arguments of the transform that depend on the training data, and set them in the configuration."""
     transform = build.instantiate(config.data.get("transform"), config.trust)
     if hasattr(transform, "fit") and not transform.fitted:
         config.data.transform.update(transform.fit(dataset))
@@ -135,14 +135,14 @@ def fit_transform(config: DictConfig, dataset: Dataset) -> None:
 
 
 def result_name(base: str, *named: str) -> str:
-    """Return the name of the files of a result: `base`, and the overrides that say what was computed.
+    """Return the name of the files of a result: `base`, and the overrides that affect the result.
 
-    The same command gives the same name, another command another one. Overrides with characters that a shell does not
-    take as they are appear with "-" in their place, and the name ends in a digest.
+    The same command gives the same name, and a different command a different name. If the overrides have characters
+    that a shell treats specially, "-" replaces these characters, and the name ends in a digest.
 
     Args:
-        base: the beginning.
-        named: settings that `base` names already.
+        base: the beginning of the name.
+        named: keys of the settings that `base` names already.
     """
     overrides = [(text.lstrip("+~").partition("=")[0], text) for text in HydraConfig.get().overrides.task]
     text = ",".join([base, *sorted(text for key, text in overrides if key not in (*NOT_IN_NAMES, *named))])
@@ -154,7 +154,7 @@ def result_name(base: str, *named: str) -> str:
 
 @contextmanager
 def warnings_on_stderr() -> Iterator[None]:
-    """Print the UserWarnings of the block at its end, one line for each text, in the first process."""
+    """Print the UserWarnings of the block at the end of the block, each text once, in the first process."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
         yield
@@ -164,7 +164,7 @@ def warnings_on_stderr() -> Iterator[None]:
 
 
 def save_picture(samples: torch.Tensor, config: DictConfig, path: Path) -> Path:
-    """Draw samples in data units, black to white over the declared range of the data."""
+    """Save a picture of samples in data units, black to white over the range that the configuration declares."""
     low, high = config.data.range or (0.0, 1.0)
     return plots.save_samples(samples, path, low, high)
 

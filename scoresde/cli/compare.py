@@ -20,7 +20,7 @@ ORACLE, ORACLE_SAMPLES, RUN_SAMPLES = "oracle", 5000, 500
 
 
 def compare(config: DictConfig) -> Record:
-    """Compare samplers on a run or on an exact score: quality, evaluations, seconds."""
+    """Compare samplers on a run or on an exact score: quality, network evaluations, seconds."""
     names, budgets = (nonempty_list(config, key) for key in ("samplers", "nfe"))
     samplers = {name: sampler_family(name, config.trust) for name in names}
     metrics = None if config.metrics is None else nonempty_list(config, "metrics")
@@ -45,7 +45,7 @@ def compare(config: DictConfig) -> Record:
 
 
 def model_and_reference(config: DictConfig) -> tuple[ScoreModel, references.Reference, Path, dict[str, str]]:
-    """Return the model of a run or of the oracle, the reference, the directory of results, and what the model is."""
+    """Return the model of a run or of the oracle, the reference, the directory of results, and the model's origin."""
     if config.run == ORACLE:
         mixture, sde = references.mixture_of_three(), build.instantiate(config.sde, config.trust)
         reference = references.Reference.of_mixture(mixture, sde, config.n or ORACLE_SAMPLES, config.seed)
@@ -58,9 +58,11 @@ def model_and_reference(config: DictConfig) -> tuple[ScoreModel, references.Refe
 
 
 def sampler_family(name: str, trust: Sequence[str]) -> Callable[[int], Sampler]:
-    """Return an option of the group `sampler` as a function of its number of steps."""
+    """Return the function from a number of steps to the sampler `name` (an option of the Hydra config group)."""
     check_choice("samplers", name, GlobalHydra.instance().config_loader().get_group_options("sampler"))
     config = hydra.compose("sample", overrides=[f"sampler={name}"]).sampler
     if "steps" not in config:
-        raise ValueError(f"samplers must have a number of steps; {name} chooses its own: leave it out")
+        raise ValueError(
+            f"samplers must have a setting `steps`; {name} chooses the number of steps itself: leave it out"
+        )
     return lambda steps: build.instantiate(config, trust, steps=steps)

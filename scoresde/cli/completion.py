@@ -1,8 +1,9 @@
 """Completion in bash, zsh and fish, by Hydra's own completion.
 
-`scoresde completion SHELL` prints Hydra's lines for that shell. At every TAB they run this file alone, without the rest
-of the package: importing Hydra takes 0.3 s, PyTorch several seconds. COMP_LINE has the command line up to the cursor.
-This file completes verbs, options and runs; Hydra completes the groups, keys and values of a verb.
+`scoresde completion SHELL` prints Hydra's completion script for that shell. At every TAB the script runs this file
+alone, without the rest of the package: importing Hydra takes 0.3 s, PyTorch several seconds. COMP_LINE has the command
+line up to the cursor. This file completes verbs (subcommands of `scoresde`), options and runs. Hydra completes the
+config groups, keys and values of a verb.
 """
 
 import io
@@ -23,7 +24,7 @@ BASE = "base"  # the configuration that all verbs include
 
 
 def run_hydra(configs: Path, verb: str, arguments: Sequence[str], job: Callable[..., Any]) -> None:
-    """Run the Hydra application of a verb on these arguments; raise its errors instead of printing them."""
+    """Run the Hydra application of a verb on these arguments; raise errors, which Hydra would print."""
     argv, full_error = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
     sys.argv, os.environ["HYDRA_FULL_ERROR"] = ["scoresde", *arguments], "1"
     try:
@@ -43,7 +44,7 @@ def ask_hydra(configs: Path, verb: str, *request: str) -> str:
 
 
 def script(shell: str, configs: Path) -> str:
-    """Return the lines that make a shell complete `scoresde`: Hydra's, which run this file instead of `scoresde`."""
+    """Return Hydra's completion script for a shell, changed to run this file instead of `scoresde`."""
     lines = ask_hydra(configs, BASE, f"install={'fish' if shell == 'fish' else 'bash'}")
     query = shlex.join([sys.executable, "-P", str(Path(__file__).resolve()), str(configs)])
     compatible = "autoload -Uz compinit bashcompinit && compinit && bashcompinit\n" if shell == "zsh" else ""
@@ -51,11 +52,11 @@ def script(shell: str, configs: Path) -> str:
 
 
 def candidates(line: str, configs: Path) -> list[str]:
-    """Return what the last word of a command line may become.
+    """Return the completions of the last word of a command line.
 
     Args:
-        line: from the name of the program to the cursor.
-        configs: the directory of the configurations; each verb has one.
+        line: the command line from the name of the program to the cursor.
+        configs: the directory of the configurations, one file for each verb.
     """
     words = line.split()[1:]
     last = words.pop() if words and not line[-1].isspace() else ""
@@ -80,12 +81,12 @@ def candidates(line: str, configs: Path) -> list[str]:
 
 
 def runs(folder: Path) -> list[Path]:
-    """Return the runs in a folder and in `runs`."""
+    """Return the run directories in a folder and in `runs`."""
     return sorted({path.parent for place in (folder, Path("runs")) for path in place.glob("*/config.yaml")})
 
 
 def main() -> None:
-    """Print the candidates for COMP_LINE, a line each; none if the words before the cursor cannot be composed."""
+    """Print the completions of COMP_LINE, a line each; none if Hydra cannot compose the words before the cursor."""
     with open(os.devnull, "w") as null, redirect_stderr(null), suppress(Exception, SystemExit):
         print("\n".join(candidates(os.environ["COMP_LINE"], Path(sys.argv[1]))))
 

@@ -17,7 +17,7 @@ from scoresde.dataset_plots import save_dataset
 from scoresde.likelihood import prior_mismatches, warn_of_mismatch
 
 FIGURES = Path("datasets") / "figures"
-IMAGES, POINTS = 64, 2000  # samples in a picture
+IMAGES, POINTS = 64, 2000  # samples in a picture of images, and of other data
 
 
 def data(config: DictConfig) -> Record:
@@ -25,7 +25,7 @@ def data(config: DictConfig) -> Record:
     if config.get("data") is None:
         raise ValueError("no dataset: set data=... or experiment=...")
     if OmegaConf.is_missing(config.data, "shape"):
-        config.data.shape = None  # not needed here: it is measured
+        config.data.shape = None  # not needed: the shape of the samples is measured
     splits = [split for split in SPLITS if config.data.get(split) is not None]
     drawn = check_choice("split", config.split, splits)
     datasets = {split: build.instantiate(config.data[split], config.trust) for split in splits}
@@ -57,23 +57,23 @@ def data(config: DictConfig) -> Record:
 
 
 def sample(dataset: Dataset, n: int) -> Tensor:
-    """Return at most n states of a dataset, the same ones at each call."""
+    """Return at most n random states of a dataset, the same states at each call."""
     if n < 1:
         raise ValueError(f"n must be 1 or more; got {n}")
     total = len(dataset)  # type: ignore[arg-type]
-    # Sorted, for datasets that read blocks. Evenly spaced ones would be pairs of mirror images.
+    # Sorted, for datasets that read blocks. Evenly spaced indices could give pairs of mirror images.
     rows = torch.randperm(total, generator=torch.Generator().manual_seed(0))[:n].sort().values
     return torch.stack([state_of(dataset[i]) for i in rows.tolist()])
 
 
 def model_space(config: DictConfig, train: Dataset | None) -> dict[str, float] | None:
-    """Return the scale of training data as the network receives it, from a sample of it.
+    """Return the scale of the training data in model space, from a random sample; None without data or transform.
 
-    "mean" and "std", over all values; "distance", the largest Euclidean distance between two states, which sigma_max of
-    `VE` should be close to (2006.09011, technique 1).
+    The keys are "mean" and "std", over all values, and "distance", the largest Euclidean distance between two states.
+    sigma_max of `VE` should be close to this distance (2006.09011, technique 1).
 
     Warns:
-        UserWarning: the noise at t_max of the SDE of the configuration does not hide the data.
+        UserWarning: at t_max, the noise of the SDE in the configuration does not hide the data.
     """
     if train is None or config.data.get("transform") is None:
         return None
@@ -90,7 +90,7 @@ def model_space(config: DictConfig, train: Dataset | None) -> dict[str, float] |
 
 
 def table(summaries: Mapping[str, DatasetSummary], mirrored: Mapping[str, int]) -> list[list[str]]:
-    """Return the statistics as lines of cells, a column for each split; leave out lines of empty cells."""
+    """Return the cells of a table of statistics, a column for each split; leave out statistics without any value."""
     columns = {split: column(summary, mirrored[split]) for split, summary in summaries.items()}
     labels = dict.fromkeys(label for cells in columns.values() for label in cells)
     lines = [[label, *(cells.get(label, "") for cells in columns.values())] for label in labels]
@@ -98,7 +98,7 @@ def table(summaries: Mapping[str, DatasetSummary], mirrored: Mapping[str, int]) 
 
 
 def column(s: DatasetSummary, mirrored: int) -> dict[str, str]:
-    """Return the statistics of a split, and its number of mirror images, as cells by their labels."""
+    """Return {label: cell} of the statistics of a split and of the number of mirror images in it."""
     return {
         "items": f"{s.count:,}",
         "mirror images": f"{mirrored:,}" if mirrored else "",
@@ -117,13 +117,13 @@ def column(s: DatasetSummary, mirrored: int) -> dict[str, str]:
 
 
 def values_or_range(numbers: Sequence[float]) -> str:
-    """Format up to three numbers, or the range of more."""
+    """Format up to three numbers; for more numbers, format their range."""
     if len(numbers) <= 3:
         return ", ".join(f"{number:.4g}" for number in numbers)
     return f"{min(numbers):.4g} .. {max(numbers):.4g}"
 
 
 def class_sizes(classes: Mapping[int, int]) -> str:
-    """Format the number of classes and the sizes of the smallest and the largest."""
+    """Format the number of classes and the sizes of the smallest and the largest class."""
     sizes = classes.values()
     return f"{len(classes)} classes of {min(sizes):,} .. {max(sizes):,}" if classes else ""

@@ -20,7 +20,10 @@ def dequantize(config: DictConfig) -> Record:
     run = load_run(config, config.device)
     data = run.config.data
     if data.dequantization is None or data.range is None:
-        raise ValueError(f"dequantize needs data of grey levels, with dequantization and range; {run.path} has none")
+        raise ValueError(
+            "dequantize needs integer grey levels: data.dequantization and data.range must be set in the configuration "
+            f"of {run.path}"
+        )
     train, validation = (run_data(run, split, config.trust) for split in ("train", "validation"))
     optimizer = build.instantiate(config.optimizer, config.trust)
     torch.manual_seed(config.seed)

@@ -26,7 +26,7 @@ DEFAULT_SPACE = "pixels"
 
 
 def evaluate(config: DictConfig) -> Record | None:
-    """Measure the quality and the likelihood of a run against a split of its data."""
+    """Measure the quality of a run's samples, and the likelihood, against a split of the run's data."""
     device = distributed.device(config.device)
     run = load_run(config, device)
     measure_quality = quality_measure(run, config, device)
@@ -69,7 +69,7 @@ def quality_measure(run: build.Run, config: DictConfig, device: str) -> Callable
 
 
 def load_or_draw(run: build.Run, config: DictConfig) -> tuple[Tensor, Record]:
-    """Return the samples, in data units, and where they come from: a file, or the sampler."""
+    """Return samples in data units, and a record of their source: a file, or the sampler."""
     if config.samples is not None:
         samples = load_samples(config.samples)[: config.n]
         source = {"samples": str(config.samples), "n": len(samples), "seed": config.seed, "weights": config.weights}
@@ -83,9 +83,9 @@ def load_samples(path: str) -> Tensor:
     try:
         array = np.load(path, allow_pickle=False)
         if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiu":
-            raise ValueError(f"it has {getattr(array, 'dtype', type(array).__name__)}")
+            raise ValueError(f"it holds {getattr(array, 'dtype', type(array).__name__)}")
     except (ValueError, OSError) as error:
-        raise ValueError(f"{path} must be an array of numbers, as `scoresde sample` writes ({error})") from error
+        raise ValueError(f"{path} must be a .npy file of numbers, as `scoresde sample` writes it ({error})") from error
     return torch.from_numpy(array)
 
 
@@ -103,7 +103,7 @@ def quality_rows(quality: Quality, config: DictConfig, source: Record) -> list[R
 
 
 def description(run: build.Run, config: DictConfig, quality: Quality, source: Record) -> Record:
-    """Return what the table rests on, as rows to print."""
+    """Return the origin of the samples, the reference, the features and the noise floors as rows to print."""
     if "sampler" in source:
         cost = f"{source['nfe']} evaluations each, {source['seconds']:g} s, seeds from {source['seed']}"
         samples = f"{source['n']} by {source['sampler']}, {cost}"

@@ -22,18 +22,18 @@ examples:
 `train` writes a run, a directory that other verbs take as run=DIRECTORY. `scoresde VERB --help` has
 examples of a verb, everything that can be set, and the options.
 
-exit codes: 0 success; 1 a bug in scoresde, with its traceback; 2 wrong input or a failed job, in
+exit codes: 0 success; 1 a bug in scoresde, with its traceback; 2 wrong input or a failed job, with
 one line on stderr; 130 interrupted; 141 the reader of the output is gone (| head)"""
 
 
 def usage(verbs: Mapping[str, object]) -> str:
-    """Return the list of verbs, a line each, and how to go on."""
+    """Return the text of `scoresde --help`, with a line for each verb."""
     summaries = {name: (verb.__doc__ or "").splitlines()[0] for name, verb in verbs.items()}
     return USAGE.format(verbs="\n".join(fold(f"  {name:<12}{text}", 14) for name, text in summaries.items()))
 
 
 def verb_help(verb: str, overrides: Sequence[str], config_dir: str | None) -> str:
-    """Return the help of a verb: its description, the options of its groups, its configuration with these overrides."""
+    """Return the help of a verb: description, options of each config group, and the configuration with overrides."""
     with configurations(verb, config_dir) as (compose, options):
         config = compose(*overrides)
         groups = sorted(group for group in config.hydra.runtime.choices if "/" not in group)
@@ -44,6 +44,6 @@ def verb_help(verb: str, overrides: Sequence[str], config_dir: str | None) -> st
 
 
 def fold(line: str, indent: int | None = None) -> str:
-    """Break a line at 100 characters; indent what follows by `indent`, by default by 4 more than the line."""
+    """Break a line at 100 characters; indent all but the first by `indent`, by default 4 more than the line has."""
     further = " " * (len(line) - len(line.lstrip()) + 4 if indent is None else indent)
     return textwrap.fill(line, WIDTH, subsequent_indent=further, break_long_words=False, break_on_hyphens=False)

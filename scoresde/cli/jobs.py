@@ -1,10 +1,10 @@
-"""One run of a verb: in the process of the command, or in a process that a launcher of Hydra started.
+"""One job (a verb with one configuration), in the process of the command or in a process that a Hydra launcher started.
 
-A sweep runs its jobs one after the other in the process of the command. The launchers `joblib` (processes of this
-machine) and `submitit_local`, `submitit_slurm` (jobs of a cluster) send each job to another process. An expected error
-is printed as one line on stderr where it happened; a job in another process then raises RuntimeError for the process of
-the command, and the other jobs go on. Tasks that submitit starts for one job (`hydra.launcher.tasks_per_node`) share
-it, as the processes of torchrun do.
+By default, a sweep runs its jobs one after the other in the process of the command. The launchers `joblib` (processes
+of this machine) and `submitit_local`, `submitit_slurm` (jobs of a cluster) send each job to another process. An
+expected error is printed as one line on stderr by the process in which it happened. A job in another process then
+raises RuntimeError, which reaches the process of the command, and the other jobs go on. Tasks that submitit starts for
+one job (`hydra.launcher.tasks_per_node`) share this job, as the processes of torchrun do.
 """
 
 import os
@@ -33,29 +33,29 @@ Verb = Callable[[DictConfig], Record | None]
 
 
 class Job:
-    """A verb as Hydra calls it: once for each job.
+    """The function of a verb that Hydra calls, once for each job.
 
     Args:
-        name: of the verb.
-        verb: a function of the configuration, which returns its record.
-        as_json: print records instead of tables.
-        raises: raise expected errors with their traceback instead of printing one line.
+        name: name of the verb.
+        verb: a function of the configuration that returns a record, see `cli.output`.
+        as_json: if True, print records; if False, print tables.
+        raises: if True, raise expected errors, with a traceback; if False, print one line.
     """
 
     def __init__(self, name: str, verb: Verb, as_json: bool = False, raises: bool = False):
         self.name, self.verb, self.as_json, self.raises = name, verb, as_json, raises
-        self.has_failed = False  # any job so far
-        self.is_remote = False  # whether this is a copy in another process than the command's
+        self.has_failed = False  # whether a job has failed
+        self.is_remote = False  # whether this copy is in another process than the command's
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "is_remote": True}
 
     def __call__(self, config: DictConfig) -> PrintedOnArrival | None:
-        """Run the verb, and print its record if wanted.
+        """Run the verb; print its record if `as_json`.
 
         Raises:
-            SystemExit: interrupted.
-            RuntimeError: an expected error, which was printed, in another process than the command's.
+            SystemExit: the job was interrupted.
+            RuntimeError: an expected error happened, and was printed, in another process than the command's.
         """
         with self.reported_errors():
             if self.is_remote:
@@ -80,7 +80,7 @@ class Job:
 
     @contextmanager
     def reported_errors(self) -> Iterator[None]:
-        """Print an expected error of the block as one line on stderr, or raise it if tracebacks are wanted."""
+        """Print an expected error of the block as one line on stderr, or raise it if `raises` is True."""
         try:
             yield
         except EXPECTED as error:
@@ -96,7 +96,10 @@ class Job:
     def check_processes(self) -> None:
         """Raise ValueError if several processes run a verb that they cannot share."""
         if distributed.started() > 1 and self.name not in SHARED:
-            raise ValueError(f"{self.name} runs in one process; torchrun can share {', '.join(SHARED)}")
+            raise ValueError(
+                f"{self.name} must run in one process; got {distributed.started()} processes of torchrun, which can "
+                f"share only {', '.join(SHARED)}"
+            )
 
 
 def join_tasks() -> None:
@@ -111,7 +114,7 @@ def join_tasks() -> None:
 
 
 def is_unread() -> bool:
-    """Whether stdout is a pipe whose reader is gone, as after `| head`."""
+    """Return whether stdout is a pipe whose reader is gone, as after `| head`."""
     try:
         poll = select.poll()
         poll.register(1, select.POLLOUT)

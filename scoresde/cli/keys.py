@@ -1,4 +1,4 @@
-"""The keys of a configuration: which of them a verb reads, and which known key is nearest to an unknown one.
+"""Keys of a configuration: which keys a verb reads, and which known key is nearest to an unknown key.
 
 A key is read by the verb, by the constructor of the `_target_` beside it, or by an interpolation `${key}`. Any other
 key has no effect, so `check_keys` refuses it.
@@ -44,13 +44,13 @@ NODES: dict[str, set[str] | None] = {  # the keys of the nodes that have no `_ta
 
 
 def check_keys(verb: str, config: DictConfig, choices: Mapping[str, str]) -> None:
-    """Raise ValueError for the first key of a configuration that is not read, with the nearest key that is.
+    """Raise ValueError for the first key of a configuration that is not read; the message suggests the nearest key.
 
     Args:
-        verb: the verb that reads it.
+        verb: the verb that reads the configuration.
         config: the configuration.
-        choices: the option of each group. A key that an option of this library declares for interpolations is read,
-            whether or not overrides replaced all of them.
+        choices: the chosen option of each Hydra config group. A key that the chosen `data` option of this library
+            declares counts as read, even if overrides replaced all interpolations of it.
     """
     nodes = list(_nodes(_tree(config)))
     declared = {f"data.{key}" for key in _keys(f"data/{choices.get('data')}")}
@@ -65,7 +65,7 @@ def check_keys(verb: str, config: DictConfig, choices: Mapping[str, str]) -> Non
 
 
 def could_have(verb: str, config: DictConfig) -> set[str]:
-    """Return the dotted paths of the keys that would be read in the nodes of a configuration."""
+    """Return the dotted paths of all keys that would be read if they were in the nodes of a configuration."""
     keys: set[str] = set()
     for path, node in _nodes(_tree(config)):
         names = _names(verb, path, node) if isinstance(node, dict) else None
@@ -79,20 +79,20 @@ def key_paths(config: DictConfig) -> list[str]:
 
 
 def unknown(key: str, *known: Collection[str]) -> str:
-    """Return the message on a key that does not exist, with the nearest of the first collection that has a near one."""
+    """Return the message on an unknown key, with the nearest keys from the first collection that has similar keys."""
     near = next(filter(None, (nearest_keys(key, keys) for keys in known)), [])
     return f"no key {key!r}" + (f"; did you mean {' or '.join(near)}?" if near else "; --help lists them all")
 
 
 def nearest_keys(key: str, known: Collection[str]) -> list[str]:
-    """Return the known keys whose last name is nearest to that of an unknown key; of these the nearest, if any is."""
+    """Return the known keys whose last name is nearest to that of an unknown key; the nearest path if it has dots."""
     near = get_close_matches(_last(key), {_last(path) for path in known}, n=1, cutoff=NEAR)
     paths = sorted((path for path in known if _last(path) in near), key=lambda path: (path.count("."), path))
     return get_close_matches(key, paths, n=1, cutoff=NEAR) if "." in key else paths[:MAX_KEYS]
 
 
 def _names(verb: str, path: str, node: Node) -> set[str] | None:
-    """Return the names of the keys that are read in a node; None for any."""
+    """Return the names of the keys that are read in a node; None if any key is."""
     if "_target_" in node:
         names = _arguments(str(node["_target_"]))
         return None if names is None else names.union(HYDRA)
@@ -110,7 +110,7 @@ def _arguments(target: str) -> set[str] | None:
 
 
 def _settings(verb: str) -> set[str]:
-    """Return the settings and groups of a verb."""
+    """Return the settings and Hydra config groups of a verb."""
     settings: set[str] = set()
     for name in (BASE, verb):
         keys = _keys(name)
@@ -120,7 +120,7 @@ def _settings(verb: str) -> set[str]:
 
 
 def _keys(name: str) -> dict[str, Any]:
-    """Return the content of a configuration of this library; empty if it has none of this name."""
+    """Return the content of the configuration of this library that is called `name`; {} if there is none."""
     path = config_directory() / f"{name}.yaml"
     return OmegaConf.to_container(OmegaConf.load(path), resolve=False) if path.is_file() else {}  # type: ignore[return-value]
 

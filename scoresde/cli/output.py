@@ -1,9 +1,9 @@
 """The output of a job: aligned tables for a reader, or with `--json` a record for a program.
 
-A verb prints tables by `print_rows` and `print_table`, and returns its record once: a dictionary of
-unrounded numbers, with the lines it added to `metrics.jsonl` as `rows` and the files it wrote as `paths`. `cli.jobs`
-decides which of the two is shown. A record is one line of JSON, in which NaN and infinities are null. With `--json`
-stdout has only these lines; anything else that is printed goes to stderr.
+A verb (a subcommand of `scoresde`) prints tables by `print_rows` and `print_table`, and returns a record: a dictionary
+of unrounded numbers, with the lines added to `metrics.jsonl` as `rows` and the files written as `paths`. `cli.jobs`
+decides whether tables or records are shown. A record is one line of JSON, in which NaN and infinities are null. With
+`--json` stdout has only these lines; anything else that is printed goes to stderr.
 """
 
 import json
@@ -29,7 +29,7 @@ Record = dict[str, Any]
 
 @dataclass(frozen=True)
 class Output:
-    """Whether a job prints tables on stdout, and progress bars on stderr."""
+    """Whether a job prints tables on stdout, and whether it shows progress bars on stderr."""
 
     tables: bool = True
     bars: bool = True
@@ -40,7 +40,7 @@ _current: ContextVar[Output] = ContextVar("output", default=Output())  # noqa: B
 
 @contextmanager
 def using(output: Output) -> Iterator[None]:
-    """Print as `output` says within the block; without tables, redirect other text on stdout to stderr."""
+    """Within the block, print as `output` says; if tables are off, redirect all other text on stdout to stderr."""
     token = _current.set(output)
     try:
         with nullcontext() if output.tables else redirect_stdout(sys.stderr):
@@ -53,7 +53,7 @@ def using(output: Output) -> Iterator[None]:
 
 
 def print_rows(rows: Mapping[str, Any], end: str = "") -> None:
-    """Print names and values, aligned, a line each; then `end`."""
+    """Print a line for each name and value, with the values aligned; then print `end`."""
     width = max((len(key) for key in rows), default=0)
     _print("".join(f"{key:<{width}}  {value}\n" for key, value in rows.items()) + end)
 
@@ -73,7 +73,7 @@ def _print(text: str) -> None:
 
 
 def shows_progress() -> bool:
-    """Whether to show progress bars: in the first process, if stderr is a terminal and CI is not set."""
+    """Return whether to show progress bars: in the first process, if stderr is a terminal and CI is not set."""
     is_wanted = _current.get().bars and distributed.rank() == 0 and not os.environ.get("CI")
     return is_wanted and sys.stderr.isatty()
 
@@ -82,7 +82,7 @@ def shows_progress() -> bool:
 
 
 def append_row(run: Path, row: Record, device: Any) -> Record:
-    """Append a row to the run's `metrics.jsonl` and return it, with its command and its provenance."""
+    """Append a row, with the command and provenance added, to the run's `metrics.jsonl`; return the row."""
     row = {**row, "command": shlex.join(command()), "provenance": provenance(run, device)}
     append_metrics(run, row, device)
     return row
@@ -98,13 +98,13 @@ def command() -> list[str]:
 
 
 def json_line(record: Record) -> str:
-    """Return a record as one line of JSON, with numbers unrounded, and null for NaN and infinities."""
+    """Return a record as one line of JSON, with unrounded numbers, and null for NaN and infinities."""
     text = json.dumps(record, default=to_json)
     return json.dumps(json.loads(text, parse_constant=lambda _: None), ensure_ascii=False)
 
 
 def to_json(value: Any) -> Any:
-    """Convert a value that JSON does not have: arrays and tensors to lists, configurations to dicts, others to text."""
+    """Convert a value of a type that JSON lacks: arrays, tensors to lists; configurations to dicts; others to text."""
     if OmegaConf.is_config(value):
         return OmegaConf.to_container(value, resolve=True)
     return value.tolist() if hasattr(value, "tolist") else str(value)

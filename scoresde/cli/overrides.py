@@ -1,8 +1,8 @@
-"""Options and overrides: parse them, and name the first wrong override with what was probably meant.
+"""Parse options and overrides of a command; name the first wrong override, and suggest what was probably meant.
 
-Hydra decides whether the overrides of a verb are right. If it refuses them, `first_mistake` looks for the reason: a
-word without `=`, an option that its group lacks, a group of another verb, a key that the configuration lacks, or a
-sweep without `--multirun`.
+Hydra decides whether the overrides of a verb (a subcommand of `scoresde`) are valid. If it refuses them,
+`first_mistake` looks for the reason: a word without `=`, an unknown option of a Hydra config group, a group of another
+verb, a key that the configuration lacks, or a sweep without `--multirun`.
 """
 
 import argparse
@@ -31,7 +31,7 @@ def parse_options(arguments: Sequence[str]) -> argparse.Namespace:
     """Separate the options after a verb from the overrides among them.
 
     Raises:
-        ValueError: an unknown option, or an option with a missing or invalid value.
+        ValueError: an option is unknown, or its value is missing or invalid.
     """
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     for names in (("--json",), ("--help", "-h"), ("--hydra-help",), ("--multirun", "-m"), ("--resolve",)):
@@ -53,7 +53,7 @@ def parse_options(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def literal(text: str) -> str:
-    """Return the value of an override that Hydra reads as this text: the text itself, in quotes if need be."""
+    """Return the text, in quotes if necessary, so that Hydra reads it as the value of an override."""
     override = parse_override(f"key=[{text}]")
     if override is not None and override.value() == [text]:
         return text
@@ -62,7 +62,7 @@ def literal(text: str) -> str:
 
 
 def parse_override(text: str) -> Override | None:
-    """Return an override as Hydra parses it, None if Hydra cannot."""
+    """Return an override as Hydra parses it; None if Hydra cannot parse it."""
     try:
         return OverridesParser.create().parse_override(text)
     except HydraException:
@@ -71,7 +71,7 @@ def parse_override(text: str) -> Override | None:
 
 @contextmanager
 def configurations(verb: str, config_dir: str | None) -> Iterator[tuple[Callable[..., Any], Callable[..., list]]]:
-    """Give the functions that compose the configuration of a verb from overrides, and list the options of a group."""
+    """Yield two functions: from overrides to the configuration of a verb, and from a config group to its options."""
     search = [] if config_dir is None else [f"hydra.searchpath=[{literal(f'file://{Path(config_dir).absolute()}')}]"]
     with hydra.initialize_config_dir(str(config_directory()), version_base="1.3"):
         loader = GlobalHydra.instance().config_loader()
@@ -82,7 +82,7 @@ def configurations(verb: str, config_dir: str | None) -> Iterator[tuple[Callable
 
 
 def first_mistake(verb: str, overrides: Sequence[str], multirun: bool, config_dir: str | None) -> str | None:
-    """Return what is wrong with the first wrong override, and what was probably meant; None if all are right."""
+    """Return a message on the first wrong override, with what was probably meant; None if all are valid."""
     with configurations(verb, config_dir) as (compose, options):
         default = compose()
         groups = {group: options(group) for group in default.hydra.runtime.choices if "/" not in group}
@@ -100,29 +100,29 @@ def first_mistake(verb: str, overrides: Sequence[str], multirun: bool, config_di
                 if name not in known:
                     return f"no option {name!r} in group {key}{did_you_mean(name, known, lists_all=True)}"
             if known and not (is_new or key in groups or "/" in key):
-                return f"no group {key} in this verb; its groups: {', '.join(groups) or 'none'}"
+                return f"{verb} has no group {key!r}; the groups of {verb}: {', '.join(groups) or 'none'}"
             if not (known or is_new or key in keys or key.startswith("hydra.")):
                 return unknown_key(override, [*keys, *groups], could_have(verb, config))
             if override.is_sweep_override() and not multirun:
-                as_list = "" if known else f", or give a list: {key}=[{text.partition('=')[2]}]"
-                return f"{text} is a sweep: add --multirun{as_list}"
+                as_list = "" if known else f", or write a list: {key}=[{text.partition('=')[2]}]"
+                return f"{text} is a sweep over several values: add --multirun{as_list}"
     return None
 
 
 def not_an_override(text: str, following: str, groups: Mapping[str, Sequence[str]], keys: Collection[str]) -> str:
-    """Say how to write an argument that Hydra cannot parse, or what a word without `=` was meant to be."""
+    """Return a message on an argument that Hydra cannot parse, or on a word without `=`, with what was meant."""
     if "=" in text[1:]:
         quote = "quote a value that has special characters, 'key=\"...\"', and write lists without spaces: key=[a,b]"
-        return f"{text!r} cannot be read as key=value; {quote}"
+        return f"{text!r} cannot be read as key=value: {quote}"
     value = following if following and "=" not in following else "..."
     suggestions = [f"{group}={text}" for group in ("experiment", *groups) if text in groups.get(group, ())]
     suggestions += [f"run={text}"] if "run" in keys and (Path(text) / CONFIG).is_file() else []
     suggestions += [f"{near}={value}" for near in get_close_matches(text, [*groups, *keys], n=1, cutoff=NEAR)]
-    return f"expected key=value; got {text!r}" + (f"; did you mean {suggestions[0]}?" if suggestions else "")
+    return f"an override must be key=value; got {text!r}" + (f"; did you mean {suggestions[0]}?" if suggestions else "")
 
 
 def unknown_key(override: Override, keys: Collection[str], addable: Collection[str]) -> str:
-    """Say what a key or a group that the configuration lacks was meant to be, or how to add it."""
+    """Return a message on a key or group that the configuration lacks, with what was meant or how to add it."""
     key = override.key_or_group
     if key in addable and not override.is_delete():
         return f"no key {key!r} in the configuration: +{override.input_line} adds it"
@@ -133,7 +133,7 @@ def unknown_key(override: Override, keys: Collection[str], addable: Collection[s
 
 
 def option_names(override: Override) -> list[str]:
-    """Return the options that an override of a group names: one, or those of a list or a sweep."""
+    """Return the options that an override of a config group names: one option, or those of a list or a sweep."""
     if override.is_delete():
         return []
     if override.is_sweep_override():

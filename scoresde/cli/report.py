@@ -17,7 +17,7 @@ from scoresde.report import FilmSettings, Source, write_report
 
 
 def report(config: DictConfig) -> Record:
-    """Write a run as one HTML page: its results, and the commands that reproduce them."""
+    """Write a report on a run as one HTML page: results, and the commands that reproduce them."""
     path = check_run(config.run)
     trained = run_config.read_config(path)
     refuse_resolvers(trained, path)
@@ -41,7 +41,7 @@ def report(config: DictConfig) -> Record:
 
 
 def model_of(path: Path, config: DictConfig) -> build.Run | str:
-    """Return the run's model, or the reason why there is none: it has no checkpoint yet."""
+    """Return the loaded run, or a message if it has no checkpoint yet."""
     try:
         return build.load(path, config.weights, config.trust, config.device)
     except FileNotFoundError as error:
@@ -49,7 +49,7 @@ def model_of(path: Path, config: DictConfig) -> build.Run | str:
 
 
 def data_of(config: DictConfig, split: str, trust: Sequence[str]) -> Dataset | str:
-    """Return a split of the run's data, or the reason why it is not available; download nothing."""
+    """Return the dataset of a split of the run, or the reason why it is not available; download nothing."""
     if (node := (config.get("data") or {}).get(split)) is None:
         return f"the run's configuration names no {split} data"
     try:
@@ -59,13 +59,13 @@ def data_of(config: DictConfig, split: str, trust: Sequence[str]) -> Dataset | s
 
 
 def offline(target: str) -> dict[str, bool]:
-    """Return the argument that keeps a dataset of this library from downloading, if it has one."""
+    """Return {"download": False} if the target is a dataset of this library with this argument; otherwise {}."""
     dataset = getattr(data, target.rpartition(".")[2], None) if target.startswith("scoresde.data.") else None
     return {"download": False} if dataset is not None and "download" in inspect.signature(dataset).parameters else {}
 
 
 def refuse_resolvers(config: DictConfig, path: Path) -> None:
-    """Refuse resolvers: they may put an environment variable into the page, which others read.
+    """Refuse resolvers, such as ${oc.env:...}: the page, which others read, would show an environment variable.
 
     Raises:
         ValueError: the configuration has a resolver.
@@ -74,6 +74,6 @@ def refuse_resolvers(config: DictConfig, path: Path) -> None:
     for key, value in run_config.flatten(unresolved).items():
         if re.search(r"\$\{[^}]*(:|\$\{)", str(value)):
             raise ValueError(
-                f"{path / run_config.CONFIG} has a resolver in {key}: {value}. Its value depends on the machine, and "
-                "the page would show it; write the value itself"
+                f"{path / run_config.CONFIG} must have no resolver; got {key}: {value}. The page would show a value "
+                "that depends on this machine: write the value itself in the file"
             )

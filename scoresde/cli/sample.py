@@ -31,11 +31,17 @@ def sample(config: DictConfig) -> Record | None:
 
 
 def draw(run: build.Run, config: DictConfig, n: int) -> tuple[Tensor, Record]:
-    """Draw n samples of a run with the sampler, threshold and seed of a configuration; return them and their row."""
+    """Draw n samples of a run with the sampler, threshold and seed of a configuration.
+
+    Returns:
+        The samples (n, *) in data units, and a row of settings and costs for `metrics.jsonl`.
+    """
     model, threshold = run.model, config.threshold
     if threshold is not None:
         if "_target_" not in threshold:
-            raise ValueError(f"expected threshold={{_target_: scoresde.thresholding.Clipped, ...}}; got {threshold}")
+            raise ValueError(
+                f"threshold must be null or {{_target_: scoresde.thresholding.Clipped, ...}}; got {threshold}"
+            )
         model = build.instantiate(threshold, config.trust, model=model)
     sampler = build.instantiate(config.sampler, config.trust)
     result = draw_samples(run, sampler, n, config.batch_size, config.seed, model, progress=shows_progress())

@@ -1,4 +1,4 @@
-"""Errors as one line, with the valid name that is nearest to an unknown one."""
+"""Errors as one line, with a suggestion: the valid name that is nearest to an unknown name."""
 
 import re
 from collections.abc import Sequence
@@ -6,17 +6,17 @@ from difflib import get_close_matches
 
 from hydra.errors import HydraException
 
-NEAR = 0.6  # least similarity of a suggestion: difflib's ratio of common characters
+NEAR = 0.6  # least similarity of a suggestion, as the ratio of difflib.SequenceMatcher
 
 
 def did_you_mean(name: str, known: Sequence[str], lists_all: bool = False, texts: Sequence[str] | None = None) -> str:
-    """Return the end of a message on an unknown name: the nearest known name, and all of them if `lists_all`.
+    """Return the end of a message on an unknown name: the nearest known name; with `lists_all`, all known names too.
 
     Args:
-        name: the unknown one.
-        known: names like it.
-        lists_all: name all known ones, too.
-        texts: what to print for each known name; the name by default.
+        name: the unknown name.
+        known: the valid names.
+        lists_all: if True, also list all known names.
+        texts: the text to print for each known name; by default the name.
     """
     texts, near = texts or known, get_close_matches(name, known, n=1, cutoff=NEAR)
     suggestion = f"; did you mean {texts[known.index(near[0])]}?" if near else ""
@@ -41,5 +41,5 @@ def one_line(error: BaseException) -> str:
     if missing := re.search(r"Missing mandatory value: (\S+)", text):
         return f"{missing[1]} has no default: set {missing[1]}=..."
     if absent := re.search(r"Key '\S+' is not in struct full_key: (\S+)", text):
-        return f"the configuration has no {absent[1]}; is it removed by an override ~...?"
+        return f"the configuration has no {absent[1]}: add it, or remove the override ~... that deletes it"
     return with_suggestion(text) or type(error).__name__

@@ -30,7 +30,7 @@ from scoresde.training.trainer import CHECKPOINT, LOG, Trainer
 from scoresde.training.validation import HeldOut
 
 PREVIEW_SAMPLES = 16
-FIRST = 16  # samples that are examined
+FIRST = 16  # samples that are tested for whole numbers
 RESTART = 0.01  # change of the learning rate between two steps, relative to its maximum, that is worth a warning
 
 
@@ -90,12 +90,12 @@ def train(config: DictConfig) -> Record | None:
 
 
 def warn_of_levels(dataset: Dataset, data_map: DataMap) -> None:
-    """Warn if the likelihood of data that are whole numbers, as far as the first samples show, is that of a density."""
+    """Warn if the first samples are whole numbers but the likelihood is that of a density (no dequantisation)."""
     first = [state_of(dataset[i]) for i in range(min(FIRST, len(dataset)))]  # type: ignore[arg-type]
     if data_map.dequantization is None and all(bool((state == state.round()).all()) for state in first):
         warnings.warn(
-            "the training data are whole numbers, and a density of them has no bound: for a likelihood in bits take "
-            "data with levels (data=level_arrays data.levels=... for arrays), or a dequantisation",
+            "the training data are whole numbers, at which a model's density has no upper bound: for a likelihood in "
+            "bits, choose data with levels (for arrays data=level_arrays data.levels=...), or set data.dequantization",
             stacklevel=2,
         )
 
@@ -103,7 +103,7 @@ def warn_of_levels(dataset: Dataset, data_map: DataMap) -> None:
 def save_preview(
     sampler: Sampler, data_map: DataMap, config: DictConfig, run: Path, cond: Condition, model: ScoreModel, step: int
 ) -> None:
-    """Draw a few samples in all processes, and save their picture in the first."""
+    """Draw a few samples in all processes, and save a picture of them in the first process."""
     shape = (PREVIEW_SAMPLES, *config.data.shape)
     samples = sampler(model.given(cond), shape=shape, seeds=range(PREVIEW_SAMPLES)).x
     if distributed.rank() == 0:
@@ -111,7 +111,7 @@ def save_preview(
 
 
 def last_log_entry(log: Path) -> Record:
-    """Return the log entries of the last step of a training: the loss, and the metrics on held-out data."""
+    """Return the log entries of the last step in the log: the loss, and the metrics on held-out data."""
     lines = read_lines(log)
     return {key: value for line in lines if line["step"] == lines[-1]["step"] for key, value in line.items()}
 
@@ -120,10 +120,10 @@ def last_log_entry(log: Path) -> Record:
 
 
 def is_conditional(model: ScoreModel, dataset: Any, config: DictConfig) -> bool:
-    """Return whether every training sample has a condition; the model then needs one wherever it is used.
+    """Return whether every training sample has a condition; if so, the model must always be given a condition.
 
     Raises:
-        ValueError: splits with different conditions, or a network that expects a condition which the data lacks.
+        ValueError: splits have different conditions, or the network expects a condition that the data lacks.
     """
     trained = sorted(by_name(condition(dataset, 1)))
     for split in ("validation", "test"):
@@ -133,7 +133,7 @@ def is_conditional(model: ScoreModel, dataset: Any, config: DictConfig) -> bool:
     if (expected := getattr(model.network, "conditions", ())) and not trained:
         raise ValueError(
             f"the network takes the condition {' and '.join(expected)}, but the training data has none: give the data "
-            "labels, data.train.labels=..., or build the network without (network.classes=0)"
+            "labels, data.train.labels=..., or build a network without classes (network.classes=0)"
         )
     labels = getattr(dataset, "labels", None)
     return bool(trained) and not (isinstance(labels, torch.Tensor) and bool((labels == NULL).any()))
@@ -162,10 +162,10 @@ def first_conditions(dataset: Dataset) -> Condition:
 
 
 def check_resumable(run: Path, settings: Mapping[str, Any], trainer: Trainer) -> None:
-    """Check that a training may go on in a directory, and warn if its learning rate would jump.
+    """Check that a training run can resume in a directory, and warn if the learning rate would jump.
 
     Raises:
-        ValueError: the directory has a checkpoint of another configuration, or of more steps.
+        ValueError: the directory has a checkpoint of another configuration, or the checkpoint has more steps.
     """
     path = run / CHECKPOINT
     if not path.exists():
@@ -175,17 +175,21 @@ def check_resumable(run: Path, settings: Mapping[str, Any], trainer: Trainer) ->
     if before is None and (run / run_config.CONFIG).exists():  # a checkpoint of an older version
         before = run_config.plain(run_config.read_config(run))
     if before is None:
-        raise ValueError(f"{path} has no {run_config.CONFIG} beside it: restore it, or choose another run=...")
+        raise ValueError(
+            f"{path} needs {run_config.CONFIG} in the same directory: restore that file, or choose another run=..."
+        )
     if change := run_config.changed_setting(before, settings):
         raise ValueError(f"{run} has a run of another configuration ({change}); choose another directory with run=...")
     step = int(stored["step"])
     if trainer.steps < step:
-        raise ValueError(f"trainer.steps must be at least {step}, which {run} has already; got {trainer.steps}")
+        raise ValueError(
+            f"trainer.steps must be at least {step}, the number of steps that {run} has done; got {trainer.steps}"
+        )
     planned = replace(trainer, steps=before["trainer"]["steps"])
     old, new = planned.rate(step - 1) if step else 0.0, trainer.rate(step) if step < trainer.steps else 0.0
     if step < trainer.steps and step and abs(new - old) > RESTART + abs(planned.rate(step) - old):
         print(
-            f"scoresde train: warning: with trainer.steps={trainer.steps} in place of {planned.steps}, "
+            f"scoresde train: warning: with trainer.steps={trainer.steps} instead of {planned.steps}, "
             f"trainer.decay={trainer.decay} sets the learning rate from {old:.3g} to {new:.3g} of its maximum "
             f"at step {step}",
             file=sys.stderr,

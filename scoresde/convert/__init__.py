@@ -1,4 +1,4 @@
-"""Checkpoints of other projects as runs of this one: `model`, `transform` and `config`, as `scoresde.load` gives."""
+"""Convert checkpoints of other projects to runs (model, transform, configuration), as `scoresde.load` returns them."""
 
 from scoresde.convert.from_diffusers import diffusers
 from scoresde.convert.from_edm import edm

@@ -26,8 +26,8 @@ def load_tensors(path: Path) -> Any:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise ValueError(
-            f"{path} holds more than tensors and is not loaded, because it could execute code; if you trust it, save "
-            f"its state dict alone with torch.save ({str(error).splitlines()[0]})"
+            f"{path} holds more than tensors and is not loaded, because it could execute code; if you trust the file, "
+            f"load it elsewhere and save the state dict alone with torch.save ({str(error).splitlines()[0]})"
         ) from error
     except Exception as error:  # torch's reader raises exceptions of many types for a damaged file
         raise ValueError(f"{path} is not a checkpoint that PyTorch or safetensors can read: {error}") from error
@@ -39,11 +39,11 @@ def is_state_dict(value: Any) -> TypeGuard[dict[str, Tensor]]:
 
 
 def load_config(path: Path, config: Mapping[str, Any] | str | Path | None, content: str) -> Mapping[str, Any] | None:
-    """Return the configuration of a checkpoint: a mapping as it is, or the JSON object in a file.
+    """Return the configuration of a checkpoint: `config` if it is a mapping, otherwise the JSON object in a file.
 
     Args:
-        path: of the checkpoint.
-        config: the mapping, the path of the file, or None for `<stem>.config.json` beside the checkpoint; if that file
+        path: the path of the checkpoint.
+        config: a mapping, the path of a JSON file, or None for `<stem>.config.json` beside the checkpoint; if that file
             does not exist, None is returned.
         content: a description of the configuration, for error messages.
 

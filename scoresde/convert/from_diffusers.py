@@ -5,8 +5,8 @@ i = 0 .. N - 1. The network is used unchanged. The table becomes a continuous pa
 (`sdes.Tabulated`), and the network's label, the timestep, is the straight line (N - 1) t: at a node the model is that
 of diffusers, and between nodes both path and label are interpolated.
 
-What a scheduler adds when it samples (clipping and thresholding of the prediction, spacing of the timesteps) belongs to
-a sampler; it stays in the configuration and does not change the model.
+Settings of a scheduler that concern only sampling (clipping and thresholding of the prediction, spacing of the
+timesteps) stay in the configuration and do not change the model.
 """
 
 import importlib
@@ -31,18 +31,18 @@ PREDICTIONS = {"epsilon": "Noise", "sample": "Data", "v_prediction": "V"}
 SUPPORTED = (
     "only a diffusers pipeline of a UNet2DModel and a scheduler, its folder, or the pair (unet, scheduler) converts"
 )
-AGREEMENT = 1e-5  # of the float64 table with diffusers' float32 one, whose products of N factors are good to about 1e-6
+AGREEMENT = 1e-5  # largest accepted difference from diffusers' float32 table, which is accurate to about 1e-6
 
 
 class DiffusersNetwork(nn.Module):
-    """A `diffusers.UNet2DModel` as a network of this library; for one with classes, the condition is the labels (B,).
+    """A `diffusers.UNet2DModel` as a network of this library; if it has classes, the condition is the labels (B,).
 
     Args:
         config: the arguments of `UNet2DModel`, as in its config.json.
 
     Raises:
         ImportError: diffusers is not installed.
-        TypeError: `UNet2DModel` does not have such an argument.
+        TypeError: `config` has an argument that `UNet2DModel` does not accept.
     """
 
     def __init__(self, config: Mapping[str, Any]):
@@ -72,8 +72,9 @@ class DiffusersNetwork(nn.Module):
             raise TypeError(f"the condition must be class labels, a tensor (B,); got a dict of {', '.join(cond)}")
         has_classes = self.unet.class_embedding is not None
         if has_classes != (cond is not None):
-            needs = "needs class labels (B,)" if has_classes else "has no condition"
-            raise ValueError(f"this network {needs}; got cond {'None' if cond is None else tuple(cond.shape)}")
+            needs = "needs class labels (B,)" if has_classes else "takes no condition"
+            got = "None" if cond is None else f"shape {tuple(cond.shape)}"
+            raise ValueError(f"the network {needs}; got cond of {got}")
         return self.unet(x, c_noise, class_labels=cond).sample
 
 
@@ -86,11 +87,11 @@ class DiffusersSchedule(Tabulated):
 
     Args:
         scheduler: name of a scheduler of diffusers with `betas` and `alphas_cumprod`.
-        config: its arguments, as in its scheduler_config.json.
+        config: the scheduler's arguments, as in scheduler_config.json.
 
     Raises:
         ImportError: diffusers is not installed.
-        ValueError: there is no such scheduler, it has no such table, or it rejects the arguments.
+        ValueError: there is no scheduler of this name, it has no such tables, or it rejects the arguments.
     """
 
     def __init__(self, scheduler: str, config: Mapping[str, Any]):
@@ -110,13 +111,13 @@ def diffusers(source: Any, scheduler: Any = None) -> build.Run:
     Args:
         source: the folder of a saved pipeline (nothing is downloaded, and only safetensors are read); a pipeline; a
             pair (UNet2DModel, scheduler); or a UNet2DModel.
-        scheduler: for a UNet2DModel alone.
+        scheduler: the scheduler, if the source is a UNet2DModel.
 
     Raises:
         ImportError: diffusers is not installed.
-        FileNotFoundError: there is no pipeline in that folder, or it has no safetensors.
+        FileNotFoundError: the folder has no pipeline, or no weights in safetensors.
         TypeError: the model is of another kind: text-to-image, latent, transformer or audio.
-        ValueError: a scheduler, prediction type, variance or time embedding has no counterpart here.
+        ValueError: this library has no counterpart of the scheduler, prediction type, variance or time embedding.
     """
     path = Path(source) if isinstance(source, (str, Path)) else None
     pair = source if scheduler is None else (source, scheduler)
@@ -138,7 +139,7 @@ def diffusers(source: Any, scheduler: Any = None) -> build.Run:
 
 
 def _make_contiguous(module: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
-    """Copy the output of attention, whose memory order the vmap rule of group normalisation does not support."""
+    """Copy the input of a group normalisation: its vmap rule does not support the memory order of attention outputs."""
     return (inputs[0].contiguous(),)
 
 
@@ -147,14 +148,16 @@ def library() -> ModuleType:
     try:
         return importlib.import_module("diffusers")
     except ImportError as error:
-        raise ImportError(f"models of diffusers need it: pip install 'scoresde[diffusers]' ({error})") from error
+        raise ImportError(
+            f"models of diffusers need the package diffusers: pip install 'scoresde[diffusers]' ({error})"
+        ) from error
 
 
 def squared_alphas(scheduler: Any) -> Tensor:
     """Return the table alpha_i^2 (N,) of a scheduler of diffusers, in float64, without a last entry of zero.
 
     Raises:
-        ValueError: it has no such table, or its table is not the product of its 1 - beta_i.
+        ValueError: the scheduler has no such table, or the table is not the product of 1 - beta_i.
     """
     name = type(scheduler).__name__
     if not all(isinstance(getattr(scheduler, table, None), Tensor) for table in ("betas", "alphas_cumprod")):
@@ -176,10 +179,11 @@ def _discrete(scheduler: Any, unet: Any) -> dict[str, Any]:
     embedding, kind = unet.config.time_embedding_type, config.get("prediction_type", "epsilon")
     if embedding != "positional":
         raise ValueError(
-            f"{name} needs time_embedding_type 'positional', which accepts all timesteps; got {embedding!r}"
+            f"a network with {name} must have time_embedding_type 'positional', which accepts any timestep; got "
+            f"{embedding!r}"
         )
     if config.get("use_flow_sigmas"):
-        raise ValueError("flow matching (use_flow_sigmas) has no counterpart here")
+        raise ValueError(f"use_flow_sigmas of {name} must be false: flow matching cannot be converted")
     if kind not in PREDICTIONS:
         raise ValueError(f"prediction_type must be one of {', '.join(PREDICTIONS)}; got {kind!r}")
     if config.get("timestep_type", "discrete") != "discrete":
@@ -187,7 +191,9 @@ def _discrete(scheduler: Any, unet: Any) -> dict[str, Any]:
     arguments = _arguments(scheduler)
     rebuilt = DiffusersSchedule(name, arguments).values
     if not torch.equal(rebuilt, torch.logit(squared)):
-        raise ValueError(f"this {name} has other betas than its config gives; create it with trained_betas=...")
+        raise ValueError(
+            f"the betas of the {name} must be those that its config gives; got others: create it with trained_betas=..."
+        )
     last = len(squared) - 1
     if last + 1 < len(scheduler.betas):
         warnings.warn(
@@ -215,7 +221,7 @@ def _exploding(config: Any) -> dict[str, Any]:
 
 
 def _learns_variance(unet: Any, scheduler: Any) -> bool:
-    """Return whether half of the output is v of log Sigma = v log beta + (1 - v) log beta_tilde."""
+    """Return whether half of the output channels are v of log Sigma = v log beta + (1 - v) log beta_tilde."""
     inputs, outputs = unet.config.in_channels, unet.config.out_channels
     kind = scheduler.config.get("variance_type")
     if outputs == inputs and kind not in ("learned", "learned_range"):
@@ -259,10 +265,12 @@ def _from_object(source: Any) -> tuple[Any, Any]:
 
 
 def _from_folder(path: Path) -> tuple[Any, Any]:
-    """Load network and scheduler of a saved pipeline; like diffusers, read a part without a folder from the root."""
+    """Load network and scheduler of a saved pipeline; like diffusers, read a part without a subfolder from `path`."""
     index = path / "model_index.json"
     if not index.is_file():
-        raise FileNotFoundError(f"no pipeline of diffusers at {path}: it has no model_index.json (none is downloaded)")
+        raise FileNotFoundError(
+            f"no pipeline of diffusers at {path}: there is no model_index.json in it (pipelines are not downloaded)"
+        )
     parts = {
         name: part
         for name, part in json.loads(index.read_text()).items()

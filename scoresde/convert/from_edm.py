@@ -5,8 +5,8 @@ They are distributed as pickles, which execute code. Export them once, where tha
     torch.save(network["ema"].state_dict(), "edm.pth")
 
 The file then holds only tensors, and their names and shapes determine the architecture. The preconditioning is
-`EDMPrecond` unless a JSON file `<stem>.config.json` names another one and its constructor's arguments:
-`{"class": "VPPrecond", "kwargs": {...}}`.
+`EDMPrecond` unless a JSON file `<stem>.config.json` names another class and the arguments of its constructor:
+`{"class": "VPPrecond", "kwargs": {...}}`. In the table, F is the output of the network.
 
 | preconditioning | SDE                 | F                                   | noise label    |
 | --------------- | ------------------- | ----------------------------------- | -------------- |
@@ -51,7 +51,7 @@ class NegativeNoise(Prediction):
 
 
 def edm(path: str | Path, config: Mapping[str, Any] | str | Path | None = None) -> Run:
-    """Return the model of EDM weights as a run; its denoised view is that of the original at t = sigma.
+    """Return the model of EDM weights as a run; its denoised view equals EDM's at the same noise level.
 
     Args:
         path: a state dict saved by `torch.save` or as safetensors.
@@ -60,8 +60,8 @@ def edm(path: str | Path, config: Mapping[str, Any] | str | Path | None = None) 
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the weights are not of these networks (the message names the first tensor), or the preconditioning
-            is another one.
+        ValueError: the weights do not fit these networks (the message names the first tensor that does not), or the
+            preconditioning is unknown.
     """
     path = Path(path)
     loaded = load_tensors(path)
@@ -122,7 +122,7 @@ def architecture(state: State) -> dict[str, Any]:
     features, noise_features = _tensor(state, "map_layer0.weight", dims=2).shape
     width = noise_features if is_adm else first.shape[0]
     if features != 4 * width:
-        raise ValueError(f"only channel_mult_emb = 4 is supported: 4 x {width} time features; got {features}")
+        raise ValueError(f"channel_mult_emb must be 4, for 4 x {width} time features; got {features} time features")
     network: dict[str, Any] = {
         "image_size": sides[0],
         "channels": first.shape[1],
@@ -140,7 +140,7 @@ def architecture(state: State) -> dict[str, Any]:
         return {**network, **block, "embedding": "adm", "project_skip": False, "norm_eps": 1e-5}
     pyramids = [kind for kind in ("skip", "residual") if any(f"aux_{kind}." in name for name in state)]
     fir = None
-    if len(names) > 1:  # a filter is normalised where it is used, so that a factor does not matter
+    if len(names) > 1:  # the network normalises the filter, so that a factor does not matter
         taps = _tensor(state, f"enc.{names[1]}_down.conv0.resample_filter", dims=4)[0, 0].sum(dim=0)
         fir = (taps / taps[0]).tolist()
     return {
@@ -155,7 +155,7 @@ def architecture(state: State) -> dict[str, Any]:
 
 
 def _tensor(state: State, name: str, dims: int) -> Tensor:
-    """Return a tensor that the network must have."""
+    """Return a tensor; raise ValueError if it is missing or has another number of dimensions."""
     value = state.get(name)
     if value is None or value.ndim != dims:
         got = "no tensor of that name" if value is None else f"the shape {tuple(value.shape)}"
@@ -163,7 +163,7 @@ def _tensor(state: State, name: str, dims: int) -> Tensor:
     return value
 
 
-# The names of the parts of a block here and in EDM.
+# The names of the parts of a block in our networks and in EDM's.
 BLOCK_PARTS = {
     "residual.norm1": "norm0",
     "residual.conv1": "conv0",
@@ -178,7 +178,7 @@ BLOCK_PARTS = {
 
 
 def prefixes(sides: Sequence[int], is_adm: bool) -> dict[str, str]:
-    """Return how names begin in our state dict and in EDM's, for the resolutions from the input down."""
+    """Return {beginning of a name in our state dict: beginning in EDM's}; `sides` are the resolutions, finest first."""
     names = [f"{side}x{side}" for side in sides]
     table = {
         "time.position.frequencies": "map_noise.freqs",
@@ -223,10 +223,10 @@ def translate(state: State, network: UNet) -> State:
         if value is None or value.shape != expected.shape:
             got = "no tensor of that name" if value is None else tuple(value.shape)
             raise ValueError(
-                f"weights differ first at {name} ({theirs} in EDM): expected {tuple(expected.shape)}, got {got}"
+                f"weights differ first at {name} ({theirs} in EDM): expected shape {tuple(expected.shape)}; got {got}"
             )
         block, is_qkv, _ = name.partition(".qkv.")
-        # EDM's query, key and value alternate within each head; here they follow one another.
+        # EDM's query, key and value alternate within each head; ours follow one another.
         translated[name] = value.unflatten(0, (heads[block], -1, 3)).movedim(2, 0).flatten(0, 2) if is_qkv else value
     if unused:
         raise ValueError(f"the weights hold {min(unused)}, which the network does not have")
@@ -236,9 +236,9 @@ def translate(state: State, network: UNet) -> State:
 def _fold_embeddings(state: State, is_adm: bool) -> State:
     """Return the state dict with the embeddings of label and noise in our form.
 
-    A class is a row of an embedding here; EDM multiplies a one-hot vector, in SongUNet scaled by the root of the number
-    of classes. Its bias, added for every class and for none, becomes part of the next layer's bias. ADM's features are
-    cosines before sines: the columns that read them are swapped.
+    In this library a class is a row of an embedding. EDM multiplies a matrix by a one-hot vector, which SongUNet scales
+    by the root of the number of classes. EDM's bias, added with every class and without a class, becomes part of the
+    next layer's bias. ADM's time features are cosines before sines: the columns that multiply them are swapped.
     """
     state = {name: at_least_float32(tensor) for name, tensor in state.items()}
     label, bias = state.get("map_label.weight"), state.pop("map_label.bias", None)

@@ -41,14 +41,14 @@ class DiscreteVP(Noise):
     sigma_k^2 = 1 - prod_{i <= k} (1 - beta_i), beta_i from beta_min/N to beta_max/N: so F = eps sigma_k / sigma(t).
 
     Args:
-        beta_min, beta_max: of the SDE.
+        beta_min, beta_max: the arguments of the VP SDE.
         steps: N.
     """
 
     def __init__(self, beta_min: float, beta_max: float, steps: int):
         super().__init__()
         self.steps = steps
-        # In float32 as there: its rounding changes the fifth digit of the score at the first labels.
+        # In float32 as in score_sde: the rounding changes the fifth digit of the score at the first labels.
         betas = torch.linspace(beta_min / steps, beta_max / steps, steps, dtype=torch.float32)
         self.sigmas = torch.sqrt(1 - torch.cumprod(1 - betas, dim=0)).double()  # no buffer: schedules stay float64
 
@@ -56,7 +56,7 @@ class DiscreteVP(Noise):
         return (self.steps - 1) * t
 
     def target(self, sde: SDE, t: Tensor) -> tuple[Tensor, Tensor]:
-        # In float32 the label of a node is an integer; rounding in float64 can put it just below.
+        # In float32 the label of a node is an integer; in float64 rounding can put it just below the integer.
         step = self.c_noise(sde, t).float().long().clamp(0, self.steps - 1)
         return torch.zeros_like(t), self.sigmas.to(t.device)[step] / sde.sigma(t)
 
@@ -73,13 +73,13 @@ class DiscreteVE(Score):
     """A score network trained on N noise levels of VE, evaluated at any time as score_sde does.
 
     The network's label is the index k = round((N - 1) (1 - t)), 0 for the highest noise level. With F the output of the
-    network, the score is F, or F / sigma_k where the network
-    was trained with its output divided by sigma_k = sigma_max (sigma_min / sigma_max)^(k / (N - 1)).
+    network, the score is F, or F / sigma_k if the network was trained with the output divided by
+    sigma_k = sigma_max (sigma_min / sigma_max)^(k / (N - 1)).
 
     Args:
-        sigma_min, sigma_max: of the SDE.
+        sigma_min, sigma_max: the arguments of the VE SDE.
         steps: N.
-        scale_by_sigma: the network's output was divided by sigma_k.
+        scale_by_sigma: whether the score is F / sigma_k (True) or F (False).
     """
 
     def __init__(self, sigma_min: float, sigma_max: float, steps: int, scale_by_sigma: bool):
@@ -101,18 +101,18 @@ class DiscreteVE(Score):
 def score_sde(
     path: str | Path, config: Mapping[str, Any] | str | Path | None = None, weights: str = "ema"
 ) -> build.Run:
-    """Return the model of a score_sde_pytorch checkpoint as a run; its score at (x, t) is that project's.
+    """Return the model of a score_sde_pytorch checkpoint as a run; the score at (x, t) equals that of score_sde.
 
     Args:
         path: the checkpoint, `checkpoint_N.pth`.
-        config: its configuration: a JSON dump of the ConfigDict, the path of one, or None for `<stem>.config.json`
-            beside the checkpoint (`json.dump(config.to_dict(), file, default=str)` writes one).
-        weights: "ema" or "raw".
+        config: the configuration of the checkpoint: the ConfigDict as a dict, the path of a JSON file with it, or None
+            for `<stem>.config.json` beside the checkpoint (`json.dump(config.to_dict(), file, default=str)` writes it).
+        weights: "ema" for the averaged weights, or "raw".
 
     Raises:
         FileNotFoundError: there is no such checkpoint, or no configuration.
-        ValueError: the configuration has no counterpart here, or the weights differ in shape; the message names the
-            first tensor that differs.
+        ValueError: a setting of the configuration has no counterpart in this library, or the weights differ in shape;
+            the message names the first tensor that differs.
     """
     path = Path(path)
     if weights not in ("ema", "raw"):
@@ -133,7 +133,7 @@ def load_weights(path: Path, weights: str = "ema") -> State:
     checkpoint = checkpoint if isinstance(checkpoint, dict) else {}
     model, ema = checkpoint.get("model"), checkpoint.get("ema")
     if not is_state_dict(model):
-        raise ValueError(f"{path} is not a checkpoint of score_sde: it has no names and tensors under 'model'")
+        raise ValueError(f"{path} is not a checkpoint of score_sde: it has no state dict under 'model'")
     state = {name.removeprefix("module."): value for name, value in model.items()}
     state.pop("sigmas", None)  # the table of noise levels follows from the configuration
     if weights == "raw":
@@ -150,14 +150,14 @@ def load_weights(path: Path, weights: str = "ema") -> State:
 
 
 def configuration(original: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the configuration of a run from that project's configuration.
+    """Return the configuration of a run from a configuration of score_sde.
 
     Raises:
-        ValueError: a section is missing, or a network, SDE or option has no counterpart here.
+        ValueError: a section is missing, or a network, SDE or setting has no counterpart in this library.
     """
     if not {"data", "model", "training"} <= original.keys():
         raise ValueError(
-            f"a configuration of score_sde has the sections data, model and training; got {list(original)}"
+            f"a configuration of score_sde must have the sections data, model and training; got {list(original)}"
         )
     data, model, training = (_Section(name, original[name]) for name in ("data", "model", "training"))
     sde, constants = training.choice("sde", SDES)
@@ -214,15 +214,17 @@ def _network(sde: str, is_discrete: bool, data: _Section, model: _Section) -> di
     is_ncsnpp = model.choice("name", {"ddpm": False, "ncsnpp": True})
     if model["nonlinearity"].lower() != "swish" or not model["conditional"]:
         raise ValueError(
-            f"only networks with model.nonlinearity 'swish' and model.conditional true are supported; got "
-            f"{model['nonlinearity']!r}, {model['conditional']!r}"
+            f"model.nonlinearity must be 'swish' and model.conditional must be true; got {model['nonlinearity']!r} and "
+            f"{model['conditional']!r}"
         )
     has_fourier = is_ncsnpp and model.choice("embedding_type", {"positional": False, "fourier": True})
     if has_fourier and is_discrete:
         raise ValueError("model.embedding_type must be 'positional' for discrete labels; got 'fourier'")
     scale_by_sigma = bool(model["scale_by_sigma"]) and not (sde == "VE" and is_discrete)
     if scale_by_sigma and not has_fourier:
-        raise ValueError("model.scale_by_sigma needs Fourier features or discrete VE; this network has neither")
+        raise ValueError(
+            "model.scale_by_sigma must be false without Fourier features, except for discrete VE; got true"
+        )
     size, plain = data["image_size"], "convolution" if model["resamp_with_conv"] else "plain"
     sizes = [size >> level for level in range(len(model["ch_mult"]))]
     network: dict[str, Any] = {
@@ -276,9 +278,9 @@ def translate(state: State, network: nn.Module) -> State:
     groups: dict[str, list[Tensor]] = defaultdict(list)
     for name, value in state.items():
         block, is_pointwise, part = name.partition(".NIN_")
-        if is_pointwise and part.endswith(".W") and value.ndim == 2:  # (in, out), here a 1 x 1 convolution
+        if is_pointwise and part.endswith(".W") and value.ndim == 2:  # (in, out); in our network a 1 x 1 convolution
             value = value.T[:, :, None, None].contiguous()
-        if f"{block}.NIN_2.W" in state and part[0] in "012":  # query, key and value are one convolution here
+        if f"{block}.NIN_2.W" in state and part[0] in "012":  # query, key and value are one convolution in our network
             name = f"{block}.NIN_0-2.{part[2:]}"
         groups[name].append(value)
     ours, translated = network.state_dict(), {}
@@ -287,8 +289,8 @@ def translate(state: State, network: nn.Module) -> State:
         joined = torch.stack(values).reshape(-1, *shapes[0][1:]) if len(set(shapes)) == 1 else values[0]
         if joined.shape != expected.shape or name.endswith(".bias") != original.endswith((".b", ".bias")):
             raise ValueError(
-                f"checkpoint and configuration differ first at {name} ({original} in the checkpoint): expected "
-                f"{tuple(expected.shape)}, got {', '.join(map(str, shapes))}"
+                f"checkpoint and configuration differ first at {name} ({original} in the checkpoint): expected shape "
+                f"{tuple(expected.shape)}; got {', '.join(map(str, shapes))}"
             )
         translated[name] = joined
     if extra := [*ours][len(groups) :] or [*groups][len(ours) :]:

@@ -1,4 +1,4 @@
-"""What the converters share: the data node of a configuration, U-Nets with weights, and saving a converted run."""
+"""Functions that the converters share: the data node of a configuration, U-Nets with weights, saving a run."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -15,7 +15,7 @@ from scoresde.training.trainer import CHECKPOINT
 
 
 def image_data(shape: Sequence[int], low: float, high: float, levels: int = 256) -> dict[str, Any]:
-    """Return the data node for images with grey levels 0 .. levels - 1, mapped to [low, high], without a dataset.
+    """Return the node `data` for images with grey levels 0 .. levels - 1, mapped to [low, high], without a dataset.
 
     Args:
         shape: (C, H, W).
@@ -38,9 +38,9 @@ def assemble_unet(
     """Return a run of a `UNet` with converted weights.
 
     Args:
-        config: of the run; `network` holds flat arguments of `UNet`, see `networks.configuration`.
-        translate: from the network, on the device "meta", to its state dict.
-        path: of the checkpoint.
+        config: the run's configuration; `network` holds flat arguments of `UNet`, see `networks.configuration`.
+        translate: returns the converted state dict for the network, which is on the device "meta".
+        path: the path of the checkpoint.
     """
     node = with_parts({"_target_": "scoresde.networks.UNet", **config["network"]})
     with torch.device("meta"):
@@ -51,27 +51,29 @@ def assemble_unet(
 def save_run(run: build.Run, directory: str | Path, averaged: Mapping[str, Tensor] | None = None) -> Path:
     """Write a run to a directory that `scoresde.load` reads, and return the directory.
 
-    Each file is replaced atomically, and the configuration is written last: a directory that has one is complete.
+    Each file is replaced atomically. The configuration is written last, so that a directory with a configuration is
+    complete.
 
     Args:
-        run: its model's state becomes the raw weights, `load(weights="raw")`.
+        run: the run; the state of its model becomes the raw weights, for `load(weights="raw")`.
         directory: created if it does not exist.
-        averaged: averaged weights by their names in `model.state_dict()`, `load(weights="ema")`; by default the model's
-            own state.
+        averaged: averaged weights by their names in `model.state_dict()`, for `load(weights="ema")`; by default the
+            raw weights.
 
     Raises:
         FileExistsError: the directory already holds a run.
-        ValueError: the model has no weights of these names and shapes.
+        ValueError: `averaged` has a name or a shape that the model's weights do not have.
     """
     directory, state = Path(directory), run.model.state_dict()
     for name in (run_config.CONFIG, CHECKPOINT):
         if (directory / name).exists():
-            raise FileExistsError(f"{directory} holds a run already (its {name}); choose another directory")
+            raise FileExistsError(f"{directory} already holds a run (file {name}): choose another directory")
     for name, tensor in (averaged or {}).items():
         if name not in state or state[name].shape != tensor.shape:
-            expected = tuple(state[name].shape) if name in state else "no tensor of that name"
+            expected = f"shape {tuple(state[name].shape)}" if name in state else "no tensor of that name"
             raise ValueError(
-                f"averaged weights must match the model: {name} is {tuple(tensor.shape)}, the model has {expected}"
+                f"averaged weights must match the model; {name} has shape {tuple(tensor.shape)}, but the model has "
+                f"{expected}"
             )
     groups = {"model": state, **({} if averaged is None else {"ema": dict(averaged)})}
     checkpoint.save(directory / CHECKPOINT, groups, {"step": 0, "config": run_config.plain(run.config)})

@@ -1,4 +1,4 @@
-"""Evaluation of a run: its likelihood with errors, the quality of its samples, a comparison of samplers."""
+"""Evaluation of a run: likelihood with errors, quality of samples, comparison of samplers."""
 
 from scoresde.evaluation.dataset_likelihood import Budget, DatasetLikelihood, Estimate, evaluate_likelihood
 from scoresde.evaluation.generation import DrawnSamples, draw_samples

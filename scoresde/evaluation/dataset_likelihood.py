@@ -1,16 +1,17 @@
-r"""The likelihood of a run on a dataset, with its errors.
+r"""The likelihood of a run's model on a dataset, with error estimates.
 
-Bits per dimension for quantised data, nats per dimension for continuous data. Three errors are reported separately:
+The unit is bits per dimension for quantised data and nats per dimension for continuous data. Three errors of the mean
+are reported separately:
 
-population        variation of the mean over other datasets of the same size: the variance between samples, minus the
-                  Monte-Carlo noise of each, over their number.
-Monte Carlo       variation of the mean over other probes and dequantisations of the same samples: from the squared
-                  differences between two evaluations of some samples with independent draws.
-discretisation    effect of a finer solve: the mean difference on some samples, with the same fixed probe in both
-                  solves, so that no noise hides it.
+population        standard deviation of the mean over other datasets of the same size. Its square is the variance
+                  between samples, minus the Monte Carlo variance of each sample, divided by the number of samples.
+Monte Carlo       standard deviation of the mean over other probes and dequantisations of the same samples, from the
+                  squared differences between two evaluations of some samples with independent draws.
+discretisation    change of the mean under a finer solve: the mean difference on some samples, with the same fixed
+                  probe in both solves, so that it has no Monte Carlo noise.
 
 The squares of the first two add up to the squared standard error over samples, the error to quote with the mean. The
-third is a bias. An evidence bound, that of the reverse SDE, is reported next to the likelihood of the probability flow.
+third is a bias. An evidence bound for the reverse SDE is reported next to the likelihood of the probability flow.
 """
 
 import math
@@ -49,17 +50,18 @@ Tasks = dict[str, tuple[Tensor, Callable[[Tensor], Numbers]]]
 
 @dataclass(frozen=True)
 class Budget:
-    """How much is spent on the errors of a likelihood.
+    """The evaluations spent on the error estimates and the evidence bound of a likelihood.
 
     Args:
-        samples: number of samples, evenly spaced in the dataset, that are evaluated twice and with a finer solve; 0
-            skips these errors.
-        bound: evidence bound to report, "continuous" or "discrete"; None for none.
+        samples: number of samples, evenly spaced in the dataset, that are evaluated a second time and with a finer
+            solve; 0 skips these error estimates.
+        bound: the evidence bound to report, "continuous" or "discrete"; None for no bound.
         bound_draws: evaluations of each sample for the bound, an even number.
-        nodes: of the discrete chain, equally spaced in log-SNR from the time at which the noise fits into a level.
+        nodes: number of times of the discrete chain, equally spaced in log-SNR from the time at which the noise fits
+            into a grey level.
 
     Raises:
-        ValueError: an argument out of its range.
+        ValueError: an argument is out of range.
     """
 
     samples: int = 64
@@ -71,17 +73,17 @@ class Budget:
         if self.samples < 0 or self.samples == 1:
             raise ValueError(f"budget.samples must be 0, or at least 2; got {self.samples}")
         if self.bound is not None and self.bound not in BOUNDS:
-            raise ValueError(f"budget.bound must be {', '.join(BOUNDS)} or null; got {self.bound!r}")
+            raise ValueError(f"budget.bound must be one of {', '.join(BOUNDS)} or null; got {self.bound!r}")
         most = 2 * (self.nodes - 1)
         if self.bound_draws % 2 or not 2 <= self.bound_draws <= most:
             raise ValueError(
-                f"budget.bound_draws must be even, from 2 to {most}, 2 (nodes - 1); got {self.bound_draws}"
+                f"budget.bound_draws must be even and from 2 to 2 (nodes - 1) = {most}; got {self.bound_draws}"
             )
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean with its standard error (None for a single sample), which is printed unless it is 0."""
+    """A mean with its standard error (None for a single sample); an error of 0 or None is not printed."""
 
     mean: float
     stderr: float | None
@@ -91,7 +93,7 @@ class Estimate:
 
 
 def four_decimals(error: float) -> str:
-    """Return an error with four decimals, or with an exponent if they would all be zero."""
+    """Return an error as text with four decimals, or with an exponent if all four would be zero."""
     return f"{error:.4f}" if error >= 5e-5 else f"{error:.1e}"
 
 
@@ -99,10 +101,15 @@ def four_decimals(error: float) -> str:
 class DatasetLikelihood:
     """Mean negative log-likelihood of a dataset, per dimension.
 
-    mean, and stderr over samples (None for one sample); per_sample (N,); conventions: everything that affects the
-    number. population, monte_carlo: the two parts of stderr, None if not measured. discretisation: the change of the
-    mean under a finer solve. bound: mean of an evidence bound. nfe, backward: mean numbers of network evaluations and
-    of products with Jacobians per sample.
+    Attributes:
+        unit: "bits/dim" or "nats/dim".
+        mean, stderr: the mean over samples and its standard error (None for one sample).
+        per_sample: the values of the samples, (N,).
+        conventions: everything that affects the values.
+        nfe, backward: mean numbers of network evaluations and of products with Jacobians per sample.
+        population, monte_carlo: the two parts of stderr, see the module docstring; None if not measured.
+        discretisation: the change of the mean under a finer solve; None if not measured.
+        bound, bound_conventions: the mean of an evidence bound and its conventions; None if not measured.
     """
 
     unit: str
@@ -132,32 +139,33 @@ def evaluate_likelihood(
     seed: int = 0,
     start: str = "data",
 ) -> DatasetLikelihood:
-    """Return the likelihood of a dataset under a run's model. Sample i draws from seed + i in any batch.
+    """Return the likelihood of a dataset under a run's model. Sample i draws from seed + i, whatever its batch.
 
     Under torchrun the batches are shared among processes, with the same result. Finished batches are stored in
     `<run>/likelihood` until all are complete, so that an interrupted evaluation resumes.
 
     Args:
         run: supplies the model and its transform.
-        dataset: items are states in data units, or (state, condition), the same at every access.
-        dequantization: of integer levels, which gives bits per dimension; None for continuous data, which gives nats.
+        dataset: items are states in data units, or (state, condition); an item must be the same at every access.
+        dequantization: dequantisation of integer grey levels, for a result in bits per dimension; None for continuous
+            data, for a result in nats per dimension.
         trace, solver, samples, start: see `likelihood.bits_per_dim`.
         batch_size: samples at a time.
         progress: show a progress bar.
-        budget: evaluations spent on error estimates; none by default.
-        seed: of the first sample.
+        budget: evaluations spent on error estimates and an evidence bound; by default neither is computed.
+        seed: the seed of the first sample.
 
     Warns:
-        UserWarning: the network was not trained on the points of this dequantisation, the evidence bound cannot be
-            computed, or the bits per dimension are above log2(levels).
+        UserWarning: the network was not trained on data dequantised in this way, the evidence bound cannot be
+            computed, or the bits per dimension are above log2(number of grey levels).
 
     Raises:
-        ValueError: an empty dataset, and see `likelihood.bits_per_dim`.
+        ValueError: the dataset is empty; see also `likelihood.bits_per_dim`.
         RuntimeError: a solve failed.
         Interrupted: Ctrl-C.
     """
     if not (count := len(dataset)):  # type: ignore[arg-type]
-        raise ValueError("the dataset is empty: expected at least one sample")
+        raise ValueError("the dataset must have at least one sample; got an empty dataset")
     trace, solver, budget = trace_for(solver, trace), solver or DEFAULT_SOLVER, budget or Budget(0, None)
     _warn_if_untrained(run, dequantization)
     evaluation = _Evaluation(run, dataset, dequantization, trace, solver, samples, seed, start)
@@ -171,7 +179,7 @@ def evaluate_likelihood(
         for i, batch in enumerate(indices.split(batch_size) if len(indices) else ())
     }
     unit = "nats/dim" if dequantization is None else "bits/dim"
-    with warnings.catch_warnings(action="ignore", category=AboveUniform):  # of a batch; below, of all samples
+    with warnings.catch_warnings(action="ignore", category=AboveUniform):  # checked below, for all samples
         results = evaluate(parts, directory_for(run.path / PARTIAL, settings), unit, progress)
     likelihood = _summary(results, unit, subset)
     if dequantization is not None:
@@ -181,7 +189,7 @@ def evaluate_likelihood(
 
 @dataclass
 class _Evaluation:
-    """Evaluates batches of a dataset, given by the indices of their samples."""
+    """Likelihoods and bounds of batches of a dataset; a batch is given by the indices of its samples."""
 
     run: Run
     dataset: Dataset
@@ -224,14 +232,14 @@ class _Evaluation:
         bound: bounds.Bound
         if budget.bound == "continuous":
             bound = bounds.continuous(model, x, transform, dequantization=self.dequantization, **shared)
-        else:  # from the time at which a level is a state, or at which its bin holds the noise of the decoder
+        else:  # from the time of dequantised states, or the time at which the decoder's noise fits into a grey level
             start = DataMap(transform, self.dequantization).start(model.sde)
             start = TruncatedNormal().start(model.sde, transform) if start is None else start
             bound = bounds.discrete(model, x, transform, times=Nodes(budget.nodes, "log_snr", start), **shared)
         return {"value": bound.per_image.tolist(), "conventions": bound.conventions}
 
     def feasible(self, budget: Budget) -> Budget:
-        """Return the budget, without a bound that fails for the first sample: tried before the long evaluation."""
+        """Return the budget, without the bound if it fails for the first sample: a test before the long evaluation."""
         if budget.bound is None or self.dequantization is None:
             return replace(budget, bound=None)
         try:
@@ -256,7 +264,7 @@ class _Evaluation:
 
 
 def _tasks(evaluation: _Evaluation, budget: Budget, every: Tensor, subset: Tensor) -> Tasks:
-    """Return what is evaluated, by name: indices of samples, and a function of a batch of them."""
+    """Return {task: (indices of samples, function that evaluates a batch of indices)}."""
     tasks: Tasks = {"values": (every, evaluation.values)}
     if evaluation.dequantization is not None or not isinstance(evaluation.trace, ExactTrace):  # random
         tasks["again"] = subset, replace(evaluation, seed=evaluation.seed + REPEATED).values
@@ -290,14 +298,14 @@ def _summary(results: dict[str, Numbers], unit: str, subset: Tensor) -> DatasetL
 
 
 def _warn_if_untrained(run: Run, dequantization: Dequantization | None) -> None:
-    """Warn if the network was not trained on the points of this dequantisation at its lowest time."""
+    """Warn if the network was not trained on states like those that this dequantisation gives at the lowest time."""
     if dequantization is None or (run.dequantization is None and not run.trained_on_levels):
         return
     trained = "no" if run.trained_on_levels else str(run.dequantization)
     start = DataMap(run.transform, dequantization).start(run.model.sde)
     if start != run.data_map.start(run.model.sde) or (run.trained_on_levels and start is None):
         warnings.warn(
-            f"this network was trained for {trained} dequantisation and is evaluated with {dequantization}: expect a "
-            "worse likelihood than from a network trained for it",
+            f"the network was trained with {trained} dequantisation and is evaluated with {dequantization}: expect a "
+            "worse likelihood than from a network trained with the latter",
             stacklevel=3,
         )

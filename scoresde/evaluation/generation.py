@@ -1,8 +1,8 @@
-"""Samples of a run in any number: drawn in batches that are shared among processes, and resumed after an interruption.
+"""Draw any number of samples of a run, in batches that processes share, and resume after an interruption.
 
 Sample i is drawn from seed + i, independent of its batch and process. Finished batches are stored in
-`<run>/drawing/<hash of the settings>/`. The same command resumes from them, as does one that asks for more samples with
-the same settings. Processes exchange samples through these files, so all of them must see the directory of the run.
+`<run>/drawing/<hash of the settings>/`. The same command, or a command for more samples with the same settings, resumes
+from these files. Processes exchange samples through them, so all processes must see the directory of the run.
 """
 
 import shutil
@@ -25,7 +25,10 @@ DRAWING = "drawing"
 
 @dataclass(frozen=True)
 class DrawnSamples:
-    """Samples (n, *) in data units on the CPU, evaluations of each, seconds of all batches, backward passes of each."""
+    """Samples x (n, *) in data units on the CPU, and their cost.
+
+    nfe, backward: network evaluations and backward passes for each sample. seconds: time of all batches.
+    """
 
     x: Tensor
     nfe: int
@@ -42,20 +45,20 @@ def draw_samples(
     model: Model | None = None,
     progress: bool = False,
 ) -> DrawnSamples:
-    """Draw n samples of a run from seeds seed, ..., seed + n - 1; return them in every process.
+    """Draw n samples of a run from the seeds seed, ..., seed + n - 1; return all of them in every process.
 
     Args:
         run: supplies the model, the transform and the shape of the data.
         sampler: must accept `seeds`, so that a sample does not depend on its batch.
         n: number of samples.
-        batch_size: samples at a time; changes them by rounding only.
-        seed: of the first sample.
-        model: replaces the model of the run, for example by a thresholded or guided one.
+        batch_size: samples at a time; it affects samples by rounding only.
+        seed: the seed of the first sample.
+        model: the model to use instead of the run's, for example a thresholded or guided model.
         progress: show a progress bar.
 
     Raises:
         ValueError: n or batch_size is not a positive integer.
-        RuntimeError: samples that are not finite, see `samplers.Sampler`.
+        RuntimeError: samples are not finite, see `samplers.Sampler`.
         Interrupted: Ctrl-C; finished batches stay stored.
     """
     check_count("n", n)
@@ -65,7 +68,7 @@ def draw_samples(
     directory = directory_for(run.path / DRAWING, settings)
     batches = [range(seed + i, min(seed + i + batch_size, seed + n)) for i in range(0, n, batch_size)]
     files = {seeds: directory / f"{seeds.start}-{seeds.stop}.safetensors" for seeds in batches}
-    is_single = progress and len(batches) == 1  # then the sampler shows its own steps
+    is_single = progress and len(batches) == 1  # then the sampler has the progress bar
     parts = {file.stem: partial(_draw, run, model, sampler, seeds, file, is_single) for seeds, file in files.items()}
     costs = evaluate(parts, directory / "done", "samples", progress and not is_single).values()
     x = torch.cat([checkpoint.load(file)[0]["samples"]["x"] for file in files.values()])

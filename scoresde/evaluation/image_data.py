@@ -1,4 +1,4 @@
-"""Images of a run: samples as stored levels, features shared among processes, and cached statistics of its data."""
+"""Images of a run: samples as grey levels, feature extraction shared among processes, cached statistics of the data."""
 
 from pathlib import Path
 
@@ -24,7 +24,9 @@ def is_of_images(run: Run) -> bool:
 
 
 def span_of(run: Run) -> Span:
-    """Return the values of black and white in a run's data: of grey levels [low, high), the first and the last level.
+    """Return the values (black, white) in a run's data.
+
+    They are (low, high) for continuous data, and (low, high - 1) for integer grey levels in [low, high).
 
     Raises:
         ValueError: the configuration does not set the range of the data.
@@ -36,11 +38,11 @@ def span_of(run: Run) -> Span:
 
 
 def to_levels(run: Run, samples: Tensor) -> Tensor:
-    """Return samples in data units (N, C, H, W) as the levels they would be stored as, float32, clipped to the range.
+    """Round samples in data units (N, C, H, W) to the grey levels of an image file, float32, clipped to the range.
 
-    A dequantised level k covers [k, k + 1), so samples are rounded down. A network trained on the levels themselves,
-    scaled by `data.training.transform`, generates levels, so samples are rounded to the nearest one. Integer dtypes
-    hold levels already. Continuous data is returned unchanged, as float32.
+    A dequantised grey level k covers [k, k + 1), so samples are rounded down. A network trained on the grey levels
+    themselves, scaled by `data.training.transform`, generates grey levels, so samples are rounded to the nearest level.
+    Samples of an integer dtype are grey levels already. Continuous data is returned unchanged, as float32.
     """
     if run.dequantization is None:
         return samples.float()
@@ -60,10 +62,11 @@ def shared_extract(
     progress: bool = False,
     name: str = "the images",
 ) -> Features:
-    """Extract features (see `metrics.features.extract`) with the batches shared among processes; return all in each.
+    """Extract features (see `metrics.features.extract`); processes share the batches, and each returns all features.
 
     Raises:
-        ValueError: images that are not (N, C, H, W), or features that are not finite, of the images called `name`.
+        ValueError: the images are not (N, C, H, W), or features are not finite; the latter message names the images as
+            `name`.
     """
     batches, processes = images.split(batch_size), distributed.size()
     own = progress_bar(batches[distributed.rank() :: processes], title="features", unit="batch", shown=progress)
@@ -85,18 +88,20 @@ def data_statistics(
     device: torch.device | str = "cpu",
     progress: bool = False,
 ) -> FeatureStatistics:
-    """Return the statistics of a split of a run's images with their features, cached in a file.
+    """Return the feature statistics of a split of a run's images, and the features; cache both in a file.
 
-    The file name contains the split and a hash of its configuration and of the feature space: delete the file if the
-    images change while the configuration stays the same.
+    The file name contains the split and a hash of the configuration of the data and of the feature space: delete the
+    file if the images change while the configuration stays the same.
 
     Args:
-        run, split, trust: identify the data.
+        run: supplies the configuration of the data.
+        split: the split whose images are used.
         space: the feature space.
-        directory: of the file; by default `<run>/statistics`.
+        directory: the directory of the file; by default `<run>/statistics`.
         most: largest number of images, evenly spaced in the split; by default all.
         without: exclude images that also occur in this split.
-        batch_size, device: of the feature extraction, which processes share.
+        trust: see `build.instantiate`.
+        batch_size, device: for the feature extraction, which processes share.
         progress: show a progress bar.
 
     Raises:
@@ -123,5 +128,8 @@ def _images(run: Run, split: str, most: int | None, without: str | None, trust: 
     excluded = {image.numpy().tobytes() for image in data_items(run, without, None, trust)}
     images = images[torch.tensor([image.numpy().tobytes() not in excluded for image in images], dtype=torch.bool)]
     if len(images) < FEWEST:
-        raise ValueError(f"only {len(images)} {split} images are not in the {without} data too: set floors=[halves]")
+        raise ValueError(
+            f"the noise floor needs at least {FEWEST} {split} images that are not also in the {without} data; got "
+            f"{len(images)}: set floors=[halves]"
+        )
     return images if most is None else images[evenly_spaced(len(images), most)]

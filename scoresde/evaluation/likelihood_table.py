@@ -1,10 +1,10 @@
-"""The likelihood of a dataset as a table: the mean with its errors, and the conventions it rests on."""
+"""The likelihood of a dataset as a table: the mean with its errors, and the conventions that affect it."""
 
 from scoresde.evaluation.dataset_likelihood import DatasetLikelihood, Estimate, four_decimals
 
 
 def likelihood_table(result: DatasetLikelihood, split: str) -> dict[str, str]:
-    """Return a likelihood as rows to print: its mean, its errors, its conventions."""
+    """Return a likelihood as rows to print: the mean, errors, the evidence bound, conventions and the cost."""
     mean = str(Estimate(result.mean, result.stderr))
     if result.stderr is not None:
         mean += f" (standard error over {len(result.per_sample)} samples)"

@@ -1,10 +1,11 @@
-"""Quality of samples of a run: its metrics against a split of its data, next to those of real data (the noise floor).
+"""Quality of a run's samples: metrics against a split of the run's data, next to those of real data (noise floors).
 
-Images are compared in a feature space, as the levels they would be stored as. Other states are compared in model space,
-by the metrics of sampler comparisons (`evaluation.references`). The noise floors are the same metrics of real data:
+Images are rounded to grey levels and compared in a feature space. Other states are compared in model space, by the
+metrics of sampler comparisons (`evaluation.references`). A noise floor is the value of the same metric for real data:
 
-    training data   as many training samples as there are samples, without those that also occur in the split;
-    halves          one half of the split against the other. A bias of order 1/N is about twice as large here.
+    train     the training data against the split: as many training samples as generated samples, for images without
+              those that also occur in the split;
+    halves    one half of the split against the other half. A bias of order 1/N is about twice that of the whole split.
 """
 
 from collections.abc import Callable, Sequence
@@ -27,14 +28,14 @@ from scoresde.metrics.samples import refuse_nonfinite
 from scoresde.training.batches import step_seed
 
 FLOORS = ("train", "halves")
-FEWEST = 8  # samples of a split whose halves are measured
+FEWEST = 8  # a smaller split is not divided into halves
 
 Rows = TypeVar("Rows", Tensor, Features)
 
 
 @dataclass(frozen=True)
 class Column:
-    """The metric values of n samples against a reference of reference_n samples."""
+    """The metric values of n samples (`what` describes them) against a reference of reference_n samples."""
 
     what: str
     n: int
@@ -45,7 +46,10 @@ class Column:
 
 @dataclass
 class Quality:
-    """The columns, samples first; the feature space; the metrics left out, with reasons."""
+    """The columns of a table of metrics, the generated samples first, with the feature space of the metrics.
+
+    space, digest, description: name, SHA-256 and description of the space. left_out: metrics without a value, and why.
+    """
 
     columns: list[Column]
     space: str
@@ -56,17 +60,17 @@ class Quality:
 
 @dataclass(frozen=True)
 class QualitySettings:
-    """What samples are compared with.
+    """The metrics of samples, and the real data that samples are compared with.
 
     Args:
-        split: of the run's data.
-        metrics: names; by default all for images, and those of `references.Reference` for other states.
-        floors: noise floors, among "train" and "halves".
-        seed: of all random draws.
+        split: the split of the run's data to compare with.
+        metrics: names of metrics; by default all for images, and those of `references.Reference` for other states.
+        floors: noise floors, among "train" and "halves", see the module docstring.
+        seed: the seed of all random draws.
         trust: see `build.instantiate`.
 
     Raises:
-        ValueError: an unknown floor.
+        ValueError: a noise floor is unknown.
     """
 
     split: str = "test"
@@ -80,7 +84,7 @@ class QualitySettings:
 
     @property
     def has_training_floor(self) -> bool:
-        """Whether training data is measured as well, because samples are compared with another split."""
+        """Whether training data is measured too: it is wanted, and the split is not the training data."""
         return "train" in self.floors and self.split != "train"
 
 
@@ -98,18 +102,18 @@ def quality_of_images(
     """Measure images in a feature space; processes share the extraction of features.
 
     Args:
-        run: supplies the data and its levels.
-        samples: in data units (N, C, H, W).
+        run: supplies the data and the range of its grey levels.
+        samples: images (N, C, H, W) in data units.
         space: the feature space.
         settings: split, metrics and noise floors.
-        reference: statistics to compare with instead of a split.
+        reference: feature statistics to compare with instead of the split.
         directory: cache of data statistics, see `image_data.data_statistics`.
-        batch_size, device: of the feature extraction.
+        batch_size, device: for the feature extraction.
         progress: show progress bars.
 
     Raises:
-        ValueError: samples of another shape than the data, statistics of another feature space, an unknown metric, or
-            samples, data or features that are NaN or infinite.
+        ValueError: the shape of the samples is not that of the data, the reference is of another feature space, a
+            metric is unknown, or samples, data or features are NaN or infinite.
     """
     _check_samples(run, samples)
     metrics = check_names("metric", settings.metrics or METRICS, METRICS)
@@ -121,11 +125,11 @@ def quality_of_images(
     name = f"{settings.split} data" if reference is None else "given statistics"
     reference = statistics(settings.split) if reference is None else reference
     if reference.space not in ("", space.name):
-        raise ValueError(f"the reference has statistics of the feature space {reference.space}: expected {space.name}")
+        raise ValueError(f"the reference must be of the feature space {space.name}; got one of {reference.space}")
     levels = to_levels(run, samples)
     features = shared_extract(space, levels, span_of(run), batch_size, device, progress, "the samples")
     if (size := features.values.shape[1]) != len(reference.mean):
-        raise ValueError(f"the reference has {len(reference.mean)} features, {space.name} has {size}")
+        raise ValueError(f"the reference must have the {size} features of {space.name}; got {len(reference.mean)}")
     training = None
     if settings.has_training_floor and run.config.data.get("train") is not None:
         training = statistics("train", len(samples), settings.split).features
@@ -140,16 +144,17 @@ def quality_of_images(
 def quality_of_states(
     run: Run, samples: Tensor, settings: QualitySettings, resamples: int = 200, level: float = 0.95
 ) -> Quality:
-    """Measure states of any shape in model space, with half the width of an interval as their error.
+    """Measure states of any shape in model space; the error of a metric is half the width of its confidence interval.
 
     Args:
         run: supplies the data and its transform.
-        samples: in data units (N, *).
+        samples: states (N, *) in data units.
         settings: split, metrics and noise floors.
-        resamples, level: of the intervals, see `metrics.bootstrap`.
+        resamples, level: number of half-samples and level of the intervals, see `metrics.bootstrap`.
 
     Raises:
-        ValueError: samples of another shape than the data, an unknown metric, or fewer than 4 samples.
+        ValueError: the shape of the samples is not that of the data, a metric is unknown, or there are fewer than 4
+            samples.
     """
     _check_samples(run, samples)
     reference = Reference.of_run(run, len(samples), settings.split, settings.seed, settings.trust)
@@ -168,7 +173,9 @@ def quality_of_states(
 def _check_samples(run: Run, samples: Tensor) -> None:
     shape = tuple(run.config.data.shape)
     if tuple(samples.shape[1:]) != shape or len(samples) < 4:
-        raise ValueError(f"expected samples (N, {', '.join(map(str, shape))}) with N >= 4; got {tuple(samples.shape)}")
+        raise ValueError(
+            f"samples must have shape (N, {', '.join(map(str, shape))}) with N >= 4; got {tuple(samples.shape)}"
+        )
     refuse_nonfinite(samples, "the samples")
 
 
@@ -197,7 +204,7 @@ def _columns(
 
 
 def table(quality: Quality) -> list[list[str]]:
-    """Return a title line, then a line per metric: value +- error in each column."""
+    """Return the cells of a table: column titles, numbers of samples, then for each metric the values +- errors."""
     lines = [["", *(column.what for column in quality.columns)]]
     lines.append(["numbers", *(f"{column.n} : {column.reference_n or '?'}" for column in quality.columns)])
     for metric in quality.columns[0].values:
@@ -207,5 +214,5 @@ def table(quality: Quality) -> list[list[str]]:
 
 
 def errors(quality: Quality) -> dict[str, str]:
-    """Return what the +- of each metric is."""
+    """Return {metric: what its +- is}, for example a standard error."""
     return {metric: value.kind for metric, value in quality.columns[0].values.items()}

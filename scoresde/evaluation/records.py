@@ -1,4 +1,4 @@
-"""Results on disk: the lines of a run's `metrics.jsonl`, each with the provenance needed to reproduce it.
+"""Results on disk: the lines of a run's `metrics.jsonl`, with the provenance needed to reproduce them.
 
 Every line is a JSON object: one or several results, with `kind`, `seed`, the number of samples `n`, and `provenance`:
 
@@ -7,10 +7,10 @@ Every line is a JSON object: one or several results, with `kind`, `seed`, the nu
     commit         of its checkout, with "-dirty" for uncommitted changes; null outside a checkout
     python, torch, numpy
     device         type and name of the accelerator
-    config, checkpoint    SHA-256 of the files of the run, null if missing
+    config, checkpoint    SHA-256 of these two files of the run, null if missing
     processes      number of processes that shared the work
 
-`per_sample/<file>` holds the likelihood of each sample of a split; the line of the evaluation names its `file`.
+`per_sample/<file>` holds the likelihood of each sample of a split; the line of that evaluation has the name as `file`.
 """
 
 import functools
@@ -37,7 +37,7 @@ from scoresde.training.trainer import CHECKPOINT
 METRICS = "metrics.jsonl"
 PER_SAMPLE = "per_sample"
 PACKAGE = Path(__file__).resolve().parents[1]
-PATIENCE = 10.0  # seconds, for git
+PATIENCE = 10.0  # seconds to wait for git
 
 
 def append_metrics(run: Path, row: dict[str, Any], device: torch.device | str = "cpu") -> Path:
@@ -47,8 +47,8 @@ def append_metrics(run: Path, row: dict[str, Any], device: torch.device | str = 
 
     Args:
         run: directory of the run.
-        row: JSON-able; with `seed` and `n` if anything was drawn. An existing `provenance` is kept.
-        device: on which the results were computed.
+        row: values that JSON can represent, with `seed` and `n` if anything was drawn. An existing `provenance` stays.
+        device: the device on which the results were computed.
     """
     row = row if "provenance" in row else {**row, "provenance": provenance(run, device)}
     path = run / METRICS
@@ -57,7 +57,7 @@ def append_metrics(run: Path, row: dict[str, Any], device: torch.device | str = 
 
 
 def keep_per_sample(run: Path, name: str, values: Tensor) -> Path:
-    """Store the likelihood (N,) of each sample of a split, in its order, as the array `values` of `name`.npz."""
+    """Store the likelihoods (N,) of the samples of a split, in their order, as the array `values` in `name`.npz."""
     path = run / PER_SAMPLE / f"{name}.npz"
 
     def write(temporary: Path) -> None:
@@ -69,10 +69,10 @@ def keep_per_sample(run: Path, name: str, values: Tensor) -> Path:
 
 
 def load_per_sample(run: Path, file: str) -> np.ndarray | None:
-    """Load the likelihoods that `keep_per_sample` stored in a file, float64 (N,); None if there are none.
+    """Load the likelihoods that `keep_per_sample` stored in a file, float64 (N,); return None if there is no file.
 
     Raises:
-        ValueError: the file is damaged or holds something else.
+        ValueError: the file is damaged or does not hold such an array.
     """
     path = run / PER_SAMPLE / Path(file).name
     if not path.is_file():
@@ -83,12 +83,15 @@ def load_per_sample(run: Path, file: str) -> np.ndarray | None:
     except (ValueError, KeyError, TypeError, EOFError, OSError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path} does not hold likelihoods ({error}): run `scoresde bpd` to write it again") from error
     if values.ndim != 1 or values.dtype != np.float64:
-        raise ValueError(f"{path} must hold float64 values (N,); got {values.dtype} {values.shape}")
+        raise ValueError(
+            f"{path} must hold float64 values of shape (N,); got {values.dtype} of shape {values.shape}: run "
+            "`scoresde bpd` to write it again"
+        )
     return values
 
 
 def provenance(run: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
-    """Return what is needed to reproduce a result of a run; see the module."""
+    """Return the `provenance` of a result of a run, as in the module docstring."""
     device = torch.device(device)
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -117,7 +120,7 @@ def commit(root: Path = PACKAGE.parent) -> str | None:
     """Return the commit of a checkout, with "-dirty" if the package or `conf` has changes; None outside a checkout.
 
     Args:
-        root: top of the checkout. A repository further up, which merely contains the environment, is not used.
+        root: top of the checkout. A repository in a parent directory, such as one around an environment, is not used.
     """
     if not (root / ".git").exists():
         return None
@@ -136,7 +139,7 @@ def commit(root: Path = PACKAGE.parent) -> str | None:
 
 
 def digest(path: Path) -> str | None:
-    """Return the SHA-256 of a file, None if it is missing; an unchanged file is read once only."""
+    """Return the SHA-256 of a file, or None if it is missing; an unchanged file is read only once."""
     try:
         status = path.stat()
         return _digest(path.resolve(), status.st_mtime_ns, status.st_size)

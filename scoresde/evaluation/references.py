@@ -3,9 +3,10 @@ r"""Reference sets that generated samples are compared with, and the metrics of 
 A reference is a set of states in model space, together with the noise floor: further draws from the same distribution,
 whose metrics are those of a perfect sampler (a distance between finite samples is not zero for equal distributions).
 
-the oracle     draws from the marginal of a Gaussian mixture at t_min, whose moments are exact.
-a run          a split of its data as the network saw it in training (dequantised, transformed); training data are the
-               noise floor.
+oracle     the reference and the noise floor are draws from the marginal of a Gaussian mixture at t_min, whose moments
+           are known exactly.
+run        the reference is a split of the run's data as the network saw data in training (dequantised, transformed);
+           the noise floor is training data.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -35,7 +36,7 @@ PROJECTIONS, COMPONENTS = 128, 32
 MOST = 5000  # samples of a split that are used as a reference
 TRUTHS = ("exact draws", "training data")  # names of noise floors
 
-Prepared = tuple[Statistic, tuple[Tensor, Tensor | None]]  # a statistic, and x and y to pass to it
+Prepared = tuple[Statistic, tuple[Tensor, Tensor | None]]  # a statistic, and its arguments x and y
 
 
 @dataclass
@@ -43,12 +44,13 @@ class Reference:
     """States that samples are compared with.
 
     Args:
-        states: (M, *), draws from the true distribution.
-        truth: independent further draws (n, *), measured as the noise floor.
-        name: of the reference. floor: name of the noise floor, among `TRUTHS`.
-        exact: exact mean (D,) and covariance (D, D), if known.
-        features: space of the Frechet distance; the states themselves by default.
-        metrics: measured by default; plots show the first one.
+        states: draws (M, *) from the true distribution.
+        truth: independent further draws (n, *), whose metrics are the noise floor.
+        name: description of the reference.
+        floor: name of the noise floor, among `TRUTHS`.
+        exact: exact mean (D,) and covariance (D, D) of the true distribution, if known.
+        features: map to the features that the Frechet distance compares; the states themselves by default.
+        metrics: names of the metrics that are measured by default; plots show the first.
     """
 
     states: Tensor
@@ -70,7 +72,7 @@ class Reference:
 
     @classmethod
     def of_mixture(cls, mixture: GaussianMixture, sde: SDE, n: int, seed: int = 0) -> "Reference":
-        """Draw n states and n draws for the floor from the marginal of a mixture at t_min, with its exact moments."""
+        """Draw n states and n more for the noise floor from the marginal of a mixture at t_min; add exact moments."""
         t = float64(sde.t_min)
         seeds = (step_seed(seed, i, "reference") for i in (0, 1))
         states, truth = (mixture.sample(n, sde, t, torch.Generator().manual_seed(s)) for s in seeds)
@@ -82,7 +84,7 @@ class Reference:
 
     @classmethod
     def of_run(cls, run: Run, n: int, split: str = "test", seed: int = 0, trust: Sequence[str] = ()) -> "Reference":
-        """Take at most 5,000 samples of a split of a run, and n of its training data, as its network saw them.
+        """Take at most 5,000 samples of a split of a run, and n training samples, all as the network saw them.
 
         The Frechet distance of images uses the first 32 principal components of the training data ("pca-32").
 
@@ -115,13 +117,13 @@ def data_items(run: Run, split: str, most: int | None = None, trust: Sequence[st
     """Return a split in data units, (N, *): all samples, or at most `most` evenly spaced ones.
 
     Raises:
-        ValueError: the run has no such split, or the split has fewer than 4 samples or some that are not finite.
+        ValueError: the run has no such split, or the split has fewer than 4 samples or samples that are not finite.
     """
     if (node := run.config.data.get(split)) is None:
         raise ValueError(f"{run.path} has no {split} data: set data.{split} in its {CONFIG}")
     dataset = instantiate(node, trust)
     if len(dataset) < FEWEST:
-        raise ValueError(f"the {split} data of {run.path} has {len(dataset)} samples: expected at least {FEWEST}")
+        raise ValueError(f"the {split} data of {run.path} must have at least {FEWEST} samples; got {len(dataset)}")
     rows = evenly_spaced(len(dataset), len(dataset) if most is None else most).tolist()
     x = split_condition(default_collate([dataset[i] for i in rows]), "cpu")[0]
     refuse_nonfinite(x, f"the {split} data of {run.path}")
@@ -129,7 +131,7 @@ def data_items(run: Run, split: str, most: int | None = None, trust: Sequence[st
 
 
 def evenly_spaced(count: int, most: int) -> Tensor:
-    """Return at most `most` evenly spaced indices below `count`: datasets are often sorted."""
+    """Return at most `most` indices, evenly spaced in 0 .. count - 1, because datasets are often sorted."""
     return torch.linspace(0, count - 1, min(count, most), dtype=torch.float64).round().long()
 
 
@@ -191,14 +193,14 @@ def metric_values(
     """Yield (metric, space, value with its interval) for samples x (n, *) in model space.
 
     Args:
-        x: samples.
-        reference: what they are compared with.
+        x: the samples.
+        reference: the states that samples are compared with.
         metrics: names among `METRICS`; by default those of the reference.
-        resamples, level: of the intervals, see `metrics.bootstrap`.
-        seed: of the half-samples of the intervals.
+        resamples, level: number of half-samples and level of the intervals, see `metrics.bootstrap`.
+        seed: the seed of the half-samples.
 
     Raises:
-        ValueError: an unknown metric.
+        ValueError: a metric is unknown.
     """
     for index, metric in enumerate(check_names("metric", metrics or reference.metrics, METRICS)):
         statistic, samples = METRICS[metric](x, reference)

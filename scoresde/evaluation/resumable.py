@@ -1,8 +1,8 @@
-"""Long evaluations in parts that are shared among processes, and resumed after an interruption.
+"""Long evaluations in parts that processes share, and that resume after an interruption.
 
-A part is a function without arguments that returns JSON-able data, such as named lists of numbers. Parts do not depend
-on each other, so neither the number of processes nor an interruption changes a result. Finished parts are stored in a
-directory named by a hash of all settings of the evaluation, which is removed when the evaluation is complete.
+A part is a function without arguments. It returns data that JSON can represent, such as named lists of numbers. Parts
+do not depend on each other, so neither the number of processes nor an interruption changes a result. Finished parts are
+stored in a directory named by a hash of all settings of the evaluation. It is removed when the evaluation is complete.
 """
 
 import hashlib
@@ -30,8 +30,8 @@ def evaluate(parts: Mapping[str, Part], directory: Path, label: str, progress: b
     """Return the results of all parts, in every process.
 
     Args:
-        parts: by name; the names become file names. With P processes, each evaluates every P-th part.
-        directory: stores finished parts until all are complete.
+        parts: functions by name; the names become file names. With P processes, each evaluates every P-th part.
+        directory: where finished parts are stored until all are complete.
         label: title of the progress bar.
         progress: show the progress bar.
 
@@ -64,17 +64,17 @@ def _load_or_evaluate(part: Part, path: Path) -> Numbers:
     return numbers
 
 
-# --- what identifies an evaluation
+# --- hashes that identify an evaluation
 
 
 def directory_for(parent: Path, settings: Any) -> Path:
-    """Return the subdirectory named by a hash of JSON-able settings."""
+    """Return the subdirectory of `parent` named by a hash of settings; values that JSON lacks count by their `str`."""
     text = json.dumps(settings, sort_keys=True, default=str)
     return parent / hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
 def fingerprint(model: Model, transform: Transform, tensors: Iterable[Tensor] = ()) -> str:
-    """Return a hash of a model (weights, SDE, attributes), its transform and further tensors."""
+    """Return a hash of a model (weights, SDE, attributes), a transform and further tensors."""
     times = torch.linspace(model.sde.t_min, model.sde.t_max, 17, dtype=torch.float64)
     path = (times, model.sde.alpha(times), model.sde.sigma(times))
     weights = model.state_dict().values() if isinstance(model, nn.Module) else ()

@@ -1,13 +1,13 @@
 r"""Comparison of samplers: how close their samples come to the truth, at equal numbers of network evaluations.
 
 Every sampler draws n samples at each budget from the same seeds, so that all samplers start from the same noise. The
-samples are compared with a reference (see `evaluation.references`), next to the noise floor, the same metrics of n
-draws from the truth itself. With the exact score of a mixture, the remaining error is that of the sampler. With a run,
-errors of the network and of the sampler add up, and the noise floor is that of training data.
+samples are compared with a reference (see `evaluation.references`). The noise floor is the value of the same metrics
+for n draws from the true distribution. With the exact score of a mixture, the error above the noise floor is that of
+the sampler. With a run, the errors of the network and of the sampler add up, and training data give the noise floor.
 
-A budget is a number of evaluations per sample. The number of steps that fits into it follows from the evaluations
-counted with two and with three steps; a method of two evaluations a step leaves one evaluation of an odd budget unused.
-The NFE of a row is counted while its samples are drawn.
+A budget is a number of network evaluations (NFE) per sample. The number of steps that fits into a budget follows from
+the evaluations counted with two and with three steps; a method of two evaluations a step leaves one evaluation of an
+odd budget unused. The NFE of a row is counted while the samples of the row are drawn.
 """
 
 import csv
@@ -41,12 +41,15 @@ SMALL, LARGE = 1e-4, 1e7  # numbers between these are printed without an exponen
 class ComparisonRow:
     """One metric of one sampler at one budget.
 
-    sampler: its name; in rows of the noise floor, which have no budget, steps or seconds, one of `TRUTHS`.
-    budget, steps, nfe: evaluations allowed, steps made, evaluations counted.
-    seconds: median time of a batch of `batch` samples.
-    metric, space: the metric, and "state" or the name of the features it is computed on.
-    value, low, high: the figure, and the interval of its expectation (`metrics.bootstrap`).
-    n: number of samples. reference: name of the reference. backward: backward passes through the network, counted.
+    Attributes:
+        sampler: name of the sampler. Rows of the noise floor have one of `TRUTHS`, and no budget, steps or seconds.
+        budget, steps, nfe: evaluations allowed, steps made, evaluations counted, for each sample.
+        seconds: median time of a batch of `batch` samples.
+        metric, space: name of the metric, and "state" or the name of the features that it is computed on.
+        value, low, high: value of the metric, and interval of the metric's expectation (`metrics.bootstrap`).
+        n: number of samples.
+        reference: name of the reference.
+        backward: backward passes through the network, counted for each sample.
     """
 
     sampler: str
@@ -87,33 +90,35 @@ def compare(
     level: float = 0.95,
     progress: bool = True,
 ) -> list[ComparisonRow]:
-    """Return the metrics, evaluations and seconds of every sampler at every budget, after those of the noise floor.
+    """Return the rows of the noise floor, then the metrics, evaluations and seconds of every sampler at every budget.
 
     A sampler whose samples are not finite at a budget is left out at this budget.
 
     Args:
         model: in eval mode.
-        samplers: functions of the number of steps, by name.
+        samplers: by name, functions that return a sampler with a given number of steps.
         budgets: numbers of evaluations per sample.
-        reference: what samples are compared with.
+        reference: the states that samples are compared with.
         metrics: names among `references.METRICS`; by default those of the reference.
         n: number of samples, drawn from seeds seed, ..., seed + n - 1.
         batch_size: samples at a time, also in the batch that is timed.
-        seed: of all random draws.
-        repeats: timed runs of a batch, after the samples are drawn.
-        resamples, level: of the intervals, see `metrics.bootstrap`.
+        seed: the seed of all random draws.
+        repeats: number of times that a batch is timed, after the samples are drawn.
+        resamples, level: number of half-samples and level of the intervals, see `metrics.bootstrap`.
         progress: show a progress bar.
 
     Warns:
         UserWarning: a sampler is left out at a budget, with the reason.
 
     Raises:
-        ValueError: no sampler or no budget, numbers out of range, an unknown metric, a budget below the cost of one
-            step, or a sampler whose cost does not grow with its steps.
-        RuntimeError: the samples of two or three steps are not finite.
+        ValueError: there is no sampler or no budget, a number is out of range, a metric is unknown, a budget is below
+            the cost of one step, or the evaluations of a sampler do not grow with the number of steps.
+        RuntimeError: samples drawn with two or three steps, to count evaluations, are not finite.
     """
     if not samplers or not budgets:
-        raise ValueError(f"expected at least one sampler and one budget; got {list(samplers)} and {list(budgets)}")
+        raise ValueError(
+            f"samplers and budgets must have at least one entry each; got {list(samplers)} and {list(budgets)}"
+        )
     check_count("n", n, FEWEST)
     counts = {"batch_size": batch_size, "repeats": repeats, **{f"nfe[{i}]": nfe for i, nfe in enumerate(budgets)}}
     for name, count in counts.items():
@@ -150,16 +155,18 @@ def _plans(
     two, three = (build(steps)(model, shape=shape, seeds=[seed]).nfe for steps in (2, 3))
     each = three - two
     if each < 1:
-        raise ValueError(f"the evaluations of {name} do not grow with its steps: {two} with 2 steps, {three} with 3")
+        raise ValueError(
+            f"the evaluations of {name} must grow with the number of steps; got {two} with 2 steps and {three} with 3"
+        )
     first = two - 2 * each
     for budget in budgets:
         if budget < first + each:
-            raise ValueError(f"nfe={budget} is too small for {name}: one step needs nfe={first + each}")
+            raise ValueError(f"nfe must be at least {first + each}, one step of {name}; got {budget}")
         yield budget, (budget - first) // each
 
 
 def _draw(model: Model, sampler: Sampler, shape: tuple[int, ...], seeds: range, batch: int) -> tuple[Tensor, int, int]:
-    """Return samples (n, *) on the CPU, and the evaluations and backward passes of each."""
+    """Return samples (n, *) on the CPU, and the evaluations and backward passes for each sample."""
     drawn = []
     for i in range(0, len(seeds), batch):
         part = seeds[i : i + batch]
@@ -170,17 +177,20 @@ def _draw(model: Model, sampler: Sampler, shape: tuple[int, ...], seeds: range, 
 
 
 def _seconds(model: Model, sampler: Sampler, shape: tuple[int, ...], seed: int) -> float:
-    """Return the time of drawing one batch."""
+    """Return the time of drawing one batch, in seconds."""
     generator, started = torch.Generator().manual_seed(seed), time.perf_counter()
     sampler(model, shape=shape, generator=generator).x.cpu()
     return time.perf_counter() - started
 
 
-# --- what is printed
+# --- output
 
 
 def table(rows: Sequence[ComparisonRow]) -> list[list[str]]:
-    """Return a title line, then a line per sampler and budget: metrics +- half the width of their intervals."""
+    """Return the cells of a table: a title line, then a line for each sampler and budget with its cost and metrics.
+
+    The +- of a metric is half the width of its interval.
+    """
     metrics = list(dict.fromkeys((row.metric, row.space) for row in rows))
     titles = [metric if space == "state" else f"{metric} ({space})" for metric, space in metrics]
     lines = [["sampler", "NFE", "seconds", *titles]]
@@ -195,9 +205,9 @@ def table(rows: Sequence[ComparisonRow]) -> list[list[str]]:
 
 
 def plus_minus(value: float, error: float | None) -> str:
-    """Return "value +- error" with two digits of the error, or the value with four decimals if it has no error.
+    """Return "value +- error" with two digits of the error, or the value with four decimals if there is no error.
 
-    An error of 0 is not shown: sampling errors are estimates, and none is known to be zero. Very large and very small
+    An error of 0 is not shown, as no estimate of a sampling error is known to be zero. Very large and very small
     numbers have exponents.
     """
     if error is None or not 0 < error < math.inf:
@@ -211,7 +221,7 @@ def plus_minus(value: float, error: float | None) -> str:
 
 
 def write_csv(rows: Sequence[ComparisonRow], path: Path) -> Path:
-    """Write all rows, one a line, under the names of their fields."""
+    """Write the rows as CSV, below a line with the names of the fields of `ComparisonRow`; return the path."""
     text = io.StringIO(newline="")
     csv.writer(text).writerows([[column.name for column in fields(ComparisonRow)], *map(astuple, rows)])
     replace_atomically(path, lambda file: file.write_text(text.getvalue(), newline=""))

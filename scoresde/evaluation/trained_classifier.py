@@ -1,7 +1,7 @@
 """A small convolutional classifier, trained at its first use: a feature space that needs no download.
 
-Four convolutions (the second and the last halve the resolution), a layer of features, and the classes. Trained with
-cross entropy and Adam. The same seed gives the same network on the same machine.
+The network has four convolutions (the second and the last halve the resolution), a layer of features, and a layer of
+logits. It is trained with cross entropy and Adam. The same seed gives the same network on the same machine.
 """
 
 from collections.abc import Sequence
@@ -23,18 +23,18 @@ from scoresde.training import checkpoint, distributed
 
 
 class TrainedClassifier:
-    """The features of a small classifier, trained and saved to a file at the first use, and loaded from it later.
+    """The features of a small classifier, which is trained and saved to a file at its first use, and loaded later.
 
-    Under torchrun the first process trains while the other ones wait.
+    Under torchrun the first process trains while the other processes wait.
 
     Args:
-        path: of the safetensors file.
+        path: path of the safetensors file.
         train, test: datasets of (image, label).
-        span: the values of black and white.
+        span: the values (black, white) of the images.
         training: arguments of `train_classifier`.
 
     Raises:
-        ValueError: at the first use, the file is not a classifier or was trained with other settings.
+        ValueError: at the first use: the file does not hold a classifier, or one that was trained with other settings.
     """
 
     def __init__(self, path: str | Path, train: Dataset, test: Dataset, span: Sequence[float], **training: Any):
@@ -53,9 +53,9 @@ class TrainedClassifier:
         distributed.gather(None)  # wait for the file
         groups, info = checkpoint.load(self.path)
         if "arguments" not in info or "accuracy" not in info:
-            raise ValueError(f"{self.path} is not a classifier of this library: delete it to train one")
+            raise ValueError(f"{self.path} is not a classifier of this library: delete the file to train one")
         if info["training"] != settings:
-            trained = f"{self.path} holds a classifier trained with {info['training']}, expected {settings}"
+            trained = f"{self.path} must hold a classifier trained with {settings}; got {info['training']}"
             raise ValueError(f"{trained}: choose another path, or delete the file to train it again")
         network = SmallCNN(**info["arguments"])
         network.load_state_dict(groups["classifier"])
@@ -73,7 +73,7 @@ class TrainedClassifier:
 
     @property
     def name(self) -> str:
-        """Name of the file with its digest."""
+        """Name of the feature space: the file's name and the beginning of its SHA-256."""
         return self.classifier.name
 
     @property
@@ -97,13 +97,13 @@ class SmallCNN(nn.Module):
     `train_classifier` scales the features to mean square 1, the scale that the kernel of KID assumes.
 
     Args:
-        shape: (C, H, W), with at least 4 pixels a side.
+        shape: (C, H, W), with H and W at least 4.
         classes: K.
-        width: channels of the first convolution; the other ones have twice as many.
+        width: channels of the first convolution; the other convolutions have twice as many.
         features: D.
 
     Raises:
-        ValueError: the images are too small, or there are fewer than 2 classes.
+        ValueError: the shape is not (C, H, W) with H and W at least 4, or there are fewer than 2 classes.
     """
 
     scale: Tensor
@@ -111,7 +111,10 @@ class SmallCNN(nn.Module):
     def __init__(self, shape: Sequence[int], classes: int, width: int = 32, features: int = 64):
         super().__init__()
         if len(shape) != 3 or min(shape[1:]) < 4 or classes < 2:
-            raise ValueError(f"expected images of at least (C, 4, 4) and 2 classes; got {tuple(shape)} and {classes}")
+            raise ValueError(
+                "a classifier needs images (C, H, W) of at least 4 x 4 pixels and 2 classes; got shape "
+                f"{tuple(shape)} and {classes} classes"
+            )
         self.arguments = {"shape": list(shape), "classes": classes, "width": width, "features": features}
         (channels, height, breadth), wide = shape, 2 * width
         layers: list[nn.Module] = []
@@ -123,7 +126,7 @@ class SmallCNN(nn.Module):
         self.register_buffer("scale", torch.ones(()))
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Return features and logits."""
+        """Return features (N, D) and logits (N, K)."""
         features = self.body(images)
         return self.scale * features, self.head(features)
 
@@ -132,15 +135,18 @@ def labelled(dataset: Dataset) -> tuple[Tensor, Tensor]:
     """Load all images (N, C, H, W) and labels (N,) of a dataset.
 
     Raises:
-        TypeError: items that are not pairs (image, label).
-        ValueError: negative labels, or images that are not (C, H, W) or not finite.
+        TypeError: the dataset is empty, or its items are not pairs (image, label).
+        ValueError: labels are negative, or images are not (C, H, W) or not finite.
     """
     items = [dataset[i] for i in range(len(dataset))]  # type: ignore[arg-type]
     if not items or not all(isinstance(item, (tuple, list)) and len(item) == 2 for item in items):
         raise TypeError("the items of the dataset must be pairs (image, label): set labels=true")
     images, labels = torch.stack([item[0] for item in items]), torch.as_tensor([int(item[1]) for item in items])
     if images.ndim != 4 or int(labels.min()) < 0:
-        raise ValueError(f"expected images (C, H, W) with labels 0, 1, ...; got shape {tuple(images.shape[1:])}")
+        raise ValueError(
+            f"images must be (C, H, W) and labels 0, 1, ...; got shape {tuple(images.shape[1:])} and lowest label "
+            f"{int(labels.min())}"
+        )
     refuse_nonfinite(images, "images")
     return images, labels
 
@@ -160,9 +166,10 @@ def train_classifier(
 
     Args:
         train, test: datasets whose items are (image, label).
-        span: the values of black and white.
-        epochs, batch_size, lr: of Adam; the learning rate follows a cosine to zero.
-        seed: of the weights and the batches.
+        span: the values (black, white) of the images.
+        epochs, batch_size, lr: training epochs, images per step, and Adam's learning rate, which falls to zero along a
+            cosine.
+        seed: the seed of the weights and the batches.
         progress: show a progress bar.
         architecture: `width` and `features` of `SmallCNN`.
 

@@ -1,4 +1,4 @@
-"""Charts as inline SVG: matplotlib draws them, the page's style sheet gives their colours and their font.
+"""Charts as inline SVG: matplotlib draws the charts, and the page's style sheet sets colours and font.
 
 A chart is 360 units wide, the width of a phone; wider pages put several side by side. Text stays text, and each colour
 becomes a CSS custom property, so that a chart follows the light or dark mode of the page.
@@ -22,9 +22,9 @@ from scoresde.plots import BAND, COLOURS, MARKERS, draw_histogram, set_ticks
 
 WIDTH, HEIGHT = 360.0, 236.0
 UNITS_PER_INCH = 72.0
-PANEL = 120.0  # width and height of a frame of a film
+PANEL = 120.0  # width and height of one picture of the film
 WIDE = 20.0  # ratio of the largest to the smallest value above which a logarithmic axis is clearer
-MUTED, GRID, RULE, PAPER = "#000001", "#000002", "#000003", "white"  # placeholders
+MUTED, GRID, RULE, PAPER = "#000001", "#000002", "#000003", "white"  # placeholders for VARIABLES
 VARIABLES = {
     **{colour.lower(): f"var(--c{i})" for i, colour in enumerate(COLOURS)},
     MUTED: "var(--muted)",
@@ -49,14 +49,17 @@ STYLE: Any = {
     "grid.linewidth": 1.0,
     "xaxis.labellocation": "right",
     "xtick.color": MUTED,
-    "xtick.labelcolor": "black",  # without a fill in the SVG: the style sheet's
+    "xtick.labelcolor": "black",  # has no fill in the SVG, so that the style sheet sets the colour
     "ytick.major.size": 0,
 }
 
 
 @dataclass
 class Chart:
-    """A drawn chart. description: what it shows, with numbers, for screen readers. legend: glyphs by name."""
+    """A drawn chart.
+
+    description: what the chart shows, with numbers, for screen readers. legend: the mark (SVG) of each name.
+    """
 
     title: str
     description: str
@@ -65,7 +68,7 @@ class Chart:
 
 
 def new_axes(x: str = "", y: str = "", height: float = HEIGHT) -> Axes:
-    """Return the axes of a new chart, with labels at the lower right and the upper left corner."""
+    """Return the axes of a new chart, with the label `x` at the lower right and `y` at the upper left corner."""
     with matplotlib.rc_context(STYLE):
         figure = Figure((WIDTH / UNITS_PER_INCH, height / UNITS_PER_INCH), layout="constrained", frameon=False)
         axes = figure.add_subplot(facecolor="none", xlabel=x)
@@ -84,7 +87,7 @@ def to_chart(axes: Axes, title: str, description: str) -> Chart:
 
 
 def accessible_svg(axes: Axes, title: str, description: str) -> tuple[Markup, str]:
-    """Return the figure of some axes as an SVG that is named and described, and its identifier on the page."""
+    """Return the drawing of the axes as an SVG with title and description, and the SVG's identifier on the page."""
     figure = cast(Figure, axes.get_figure())
     for line in axes.lines:  # a line through a single point would be invisible
         if np.size(line.get_xdata()) == 1 and line.get_marker() == "None":
@@ -98,7 +101,7 @@ def accessible_svg(axes: Axes, title: str, description: str) -> tuple[Markup, st
 
 
 def _glyph(handle: Any, identifier: str) -> Markup:
-    """Return the mark that a legend shows for a drawn thing."""
+    """Return the mark that a legend shows for a matplotlib handle, as an SVG."""
     with matplotlib.rc_context(STYLE):
         figure = Figure((24 / UNITS_PER_INCH, 12 / UNITS_PER_INCH), frameon=False)
         figure.legend([handle], [""], loc="center", frameon=False, borderpad=0, handletextpad=0, handlelength=2)
@@ -107,7 +110,7 @@ def _glyph(handle: Any, identifier: str) -> Markup:
 
 
 def _drawing(figure: Figure, identifier: str) -> Markup:
-    """Return the elements of a figure's SVG; their identifiers depend on the one given, and are unique on the page."""
+    """Return the elements of a figure's SVG; `identifier` makes the identifiers in it unique on the page."""
     buffer = io.StringIO()
     with matplotlib.rc_context({**STYLE, "svg.hashsalt": identifier}):
         figure.savefig(buffer, format="svg", metadata={"Date": None})
@@ -117,7 +120,7 @@ def _drawing(figure: Figure, identifier: str) -> Markup:
 
 
 def _shortened(tag: str) -> str:
-    """Return a tag of matplotlib's SVG with custom properties as colours, two decimals, and the page's font."""
+    """Return a tag of matplotlib's SVG with CSS custom properties as colours, two decimals, and no font of its own."""
     tag = re.sub(r'^<g id="[^"]*"', "<g", tag)
     tag = re.sub(r"\s*\n", "", re.sub(r"(\.\d\d)\d+", r"\1", tag))
     tag = re.sub(r"M (\S+ [^L]+)L \1(?=[M\"])", r"M\1h0", tag)  # dots
@@ -125,7 +128,7 @@ def _shortened(tag: str) -> str:
     return re.sub("(?<=: )#[0-9a-f]{6}", lambda colour: VARIABLES.get(colour[0], colour[0]), tag)
 
 
-# --- what is drawn
+# --- drawing
 
 
 def dots(axes: Axes, points: Tensor, colour: int = 0, size: float = 2.4, label: str = "") -> None:
@@ -140,7 +143,7 @@ def dots(axes: Axes, points: Tensor, colour: int = 0, size: float = 2.4, label: 
 
 
 def histogram(axes: Axes, values: Any, bins: int, label: str = "") -> None:
-    """Draw how often values fall into equal bins."""
+    """Draw a histogram of values with equal bins."""
     draw_histogram(axes, values, bins, color=COLOURS[0], edgecolor=PAPER, linewidth=1, alpha=0.82, label=label)
 
 
@@ -163,7 +166,7 @@ class Bar:
 
 
 def bar_chart(title: str, bars: Sequence[Bar], x: str, lengths: bool) -> Chart:
-    """Draw values one below the other: as lengths from zero, or as marks with their standard errors."""
+    """Draw values with standard errors, one below the other: as bars from zero if `lengths`, otherwise as marks."""
     axes = new_axes(x, height=40 * len(bars) + 40)
     corner = axes.get_yaxis_transform()
     for i, bar in enumerate(bars):

@@ -1,4 +1,4 @@
-"""Commands that the page shows: those that add a missing part, and those that reproduce the present ones."""
+"""Commands that the page shows: commands that add a missing part, and commands that reproduce the present parts."""
 
 import shlex
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ PURPOSES = {
 
 
 def adding(files: RunFiles, run: Sequence[str], train: Sequence[str] | None = None) -> dict[str, str]:
-    """Return the command that adds each part of the report; "" where it is not known.
+    """Return {part of the report: command that adds it}; the command is "" if it is not known.
 
     Args:
         files, run, train: as in `reproducing`.
@@ -38,9 +38,9 @@ def reproducing(files: RunFiles, run: Sequence[str], train: Sequence[str] | None
     """Return (purpose, command) of all commands that made the run and its results, in order, each command once.
 
     Args:
-        files: of the run.
-        run: the overrides by which a verb finds the run: `run=...`, and `trust=[...]` if it needs that.
-        train: the words of the command that trained it, None if it was not recorded.
+        files: the files of the run.
+        run: the overrides that select the run in a command: `run=...`, and `trust=[...]` if the run needs it.
+        train: the words of the command that trained the run; None if it was not recorded.
     """
     purposes: dict[str, list[str]] = {} if train is None else {command_line(*train, *run): ["train the model"]}
     for line in files.metrics:

@@ -1,13 +1,13 @@
-r"""What the report computes with the model: how samples emerge from noise, and the paths that they take.
+r"""Paths of samples from noise to data, which the report computes with the model.
 
 The same noise is carried to data twice, in equal steps of log-SNR: by the probability-flow ODE (DPM-Solver++ of second
 order), and by the reverse SDE (the same method with noise, l = 1). A state x_t = alpha x_0 + sigma eps grows or shrinks
 along the path as alpha and sigma do. It is shown at the scale of the data,
 
-    y_t = x_t s / (alpha^2 s^2 + sigma^2)^(1/2),        s^2 the mean variance of the coordinates of x_{t_min},
+    y_t = x_t s / (alpha^2 s^2 + sigma^2)^(1/2),
 
-so that every SDE can be shown alike. The denoised view E[x_0 | x_t] is the network's mean of the data that the state
-may have come from.
+with s^2 the mean variance of the coordinates of x_{t_min}, so that paths of all SDEs have about the same scale. The
+denoised view E[x_0 | x_t] is the network's mean of the data that the state may have come from.
 """
 
 from dataclasses import dataclass
@@ -23,7 +23,11 @@ from scoresde.score import ScoreModel
 
 @dataclass
 class FilmSettings:
-    """Samples and steps of each path, by default as many as suit the states; frames at most; the first seed."""
+    """Settings of the film.
+
+    samples, steps: number of samples and of steps of each path; None for numbers that suit the kind of data.
+    frames: largest number of times shown. seed: the seed of the first sample.
+    """
 
     samples: int | None = None
     steps: int | None = None
@@ -35,9 +39,9 @@ class FilmSettings:
 class Film:
     """Paths of S samples from noise to data at K + 1 times, at the scale of the data, in data units.
 
-    log_snr: (K + 1,), increasing. flow, reverse: (K + 1, S, *), of the ODE and of the SDE from the same noise.
-    frames: indices of the times that are shown, in about equal steps of the angle atan(sigma / alpha s).
-    denoised: (len(frames), S, *), the denoised views of the flow at these times.
+    log_snr: (K + 1,), increasing. flow, reverse: (K + 1, S, *), paths of the ODE and of the SDE from the same noise.
+    frames: indices of the times that are shown, in about equal steps of the angle atan(sigma / (alpha s)), with s as in
+    the module docstring. denoised: (len(frames), S, *), the denoised views of the flow at these times.
     """
 
     log_snr: Tensor
@@ -55,12 +59,12 @@ def run_film(
 
     Args:
         model: in eval mode, on its device.
-        transform: from data to model space.
-        shape: of a state.
+        transform: maps data to model space.
+        shape: the shape of a state.
         samples: number of samples, drawn from the seeds seed, seed + 1, ...
-        steps: of each path.
-        frames: of the film at most, from 2 to steps + 1.
-        seed: of the first sample.
+        steps: number of steps of each path.
+        frames: largest number of times shown, from 2 to steps + 1.
+        seed: the seed of the first sample.
 
     Raises:
         ValueError: a number is out of range.
@@ -101,7 +105,7 @@ def check_numbers(samples: int, steps: int, frames: int) -> None:
 
 
 def spread(values: Tensor, count: int) -> list[int]:
-    """Return indices of at most `count` values of a monotonic sequence, about equally far apart, with both ends."""
+    """Return the indices of at most `count` values of a monotonic sequence: about equally spaced, with both ends."""
     targets = torch.linspace(float(values[0]), float(values[-1]), count, dtype=torch.float64)
     nearest = (values.double()[None] - targets[:, None]).abs().argmin(dim=1).tolist()
     return sorted({0, len(values) - 1, *nearest})

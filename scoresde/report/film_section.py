@@ -11,22 +11,22 @@ from scoresde.report.run_files import RunFiles
 from scoresde.report.state_charts import film_panels, path_charts
 from scoresde.report.wording import MINUS
 
-MOST_IMAGES = 4  # in a frame
+MOST_IMAGES = 4  # images shown at each time
 
 
 def film_section(
     files: RunFiles, run: Run | str, settings: FilmSettings | None, samples: Tensor | None
 ) -> dict[str, Any]:
-    """Compute the film, and return what the templates show; `missing` says why there is no film.
+    """Compute the film, and return the variables of the templates; `missing` says why there is no film.
 
     Args:
-        files: of the run.
-        run: the model, or the reason why there is none.
-        settings: None to leave the film out.
-        samples: (N, *) that the run drew, None if it has none.
+        files: the files of the run.
+        run: the loaded run, or the reason why it could not be loaded.
+        settings: settings of the film; None to leave it out.
+        samples: stored samples (N, *) of the run; None if there are none.
 
     Raises:
-        ValueError: a number of the settings is out of range.
+        ValueError: a number in the settings is out of range.
     """
     if settings is None or isinstance(run, str):
         return {"missing": "off" if settings is None else run}
@@ -50,7 +50,7 @@ def film_section(
 
 
 def image_frames(files: RunFiles, film: Film, labels: list[str]) -> list[tuple[Picture, Picture]]:
-    """Return the pictures of the states and of the denoised views of each frame."""
+    """Return the pictures of the states and of the denoised views at each time shown."""
 
     def picture(x: Tensor, name: str, label: str) -> Picture:
         x = x[:MOST_IMAGES]

@@ -1,4 +1,4 @@
-"""The section on the likelihood: the figure, the errors that it is made of, and the values of the samples."""
+"""The section on the likelihood: the mean, its errors, and the values of the samples."""
 
 import math
 from typing import Any
@@ -20,11 +20,11 @@ LEAST_VALUES = 8  # for a histogram
 
 
 def likelihood_section(files: RunFiles, data: Dataset | str) -> dict[str, Any] | None:
-    """Return what the template shows; None if no likelihood was measured.
+    """Return the variables of the template; None if no likelihood was measured.
 
     Args:
-        files: of the run.
-        data: the split of the headline, or the reason why it is not available.
+        files: the files of the run.
+        data: the data of the split in the page's headline, or the reason why they are not available.
     """
     line = files.likelihood()
     if line is None:
@@ -49,7 +49,7 @@ def likelihood_section(files: RunFiles, data: Dataset | str) -> dict[str, Any] |
 
 
 def estimates(line: Line) -> list[Bar]:
-    """Return the figure, the one that a finer solve would give, and the bound, as far as they are known."""
+    """Return bars for the mean, the mean that a finer solve would give, and the evidence bound, as far as known."""
     values = [("probability flow", line["mean"], line["stderr"], 0)]
     if (finer := line["discretisation"]) is not None:
         error = math.hypot(line["stderr"] or 0.0, finer.get("stderr") or 0.0)
@@ -60,7 +60,7 @@ def estimates(line: Line) -> list[Bar]:
 
 
 def error_sources(line: Line) -> list[Bar]:
-    """Return the size of each known source of error."""
+    """Return a bar for the size of each known source of error."""
     sources = (("population", "population", 0), ("probes and dequantisation", "monte_carlo", 5))
     known = [(name, line[key], colour) for name, key, colour in sources if line[key] is not None]
     bars = [Bar(name, value, None, f"± {value:.4f}", colour) for name, value, colour in known]

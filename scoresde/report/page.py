@@ -35,18 +35,18 @@ from scoresde.report.training_section import training_section
 from scoresde.training.checkpoint import replace_atomically
 
 REPORT = "report.html"
-MOST_DATA = 1500  # shown beside samples
+MOST_DATA = 1500  # states of real data shown beside samples
 
 
 @dataclass
 class Source:
-    """What a report is made of.
+    """The inputs of a report.
 
-    path: the run's directory. config: its configuration, a plain mapping; config_text: as the page shows it.
-    run: its model, or the reason why there is none. data: returns a split of its data by name, or the reason why it is
-    not available. overrides: words by which a verb finds the run, `run=...`, and `trust=[...]` if it needs that.
-    train: words of the command that trained it, None if it was not recorded. film: None to leave it out.
-    device: that the film is computed on.
+    path: the run's directory. config: the run's configuration, a plain mapping; config_text: the same as text to show.
+    run: the loaded run, or the reason why it could not be loaded. data: returns the data of a split by name, or the
+    reason why they are not available. overrides: the overrides that select the run in a command, `run=...`, and
+    `trust=[...]` if the run needs it. train: words of the command that trained the run; None if it was not recorded.
+    film: settings of the film; None to leave it out. device: the device that computes the film.
     """
 
     path: Path
@@ -72,7 +72,7 @@ def write_report(source: Source, path: Path | None = None) -> Path:
 
 
 def render(source: Source) -> str:
-    """Return the text of the page."""
+    """Return the HTML text of the page."""
     files = RunFiles(source.path, source.config)
     line, drawn = files.likelihood(), files.samples()
     data = source.data(line["split"] if line else "test")
@@ -122,14 +122,14 @@ def environment() -> jinja2.Environment:
 
 
 def origins(files: RunFiles) -> list[Line]:
-    """Return a line of metrics for each kind of result and origin: its date, commit and checkpoint."""
+    """Return one line of `metrics.jsonl` for each combination of kind of result, date, commit and checkpoint."""
     lines = [line for line in files.metrics if line.get("provenance")]
     keys = [(line.get("kind"), *map(line["provenance"].get, ("date", "commit", "checkpoint"))) for line in lines]
     return list(dict(zip(keys, lines, strict=True)).values())
 
 
 def evenly_spaced(data: Dataset, count: int) -> Tensor | None:
-    """Return at most so many states of a dataset, evenly spaced in it; None if it is empty."""
+    """Return at most `count` states of a dataset, evenly spaced in it; None if it is empty."""
     size = len(data)  # type: ignore[arg-type]
     indices = [i * size // min(count, size) for i in range(min(count, size))]
     return torch.stack([state_of(data[i]).double() for i in indices]) if indices else None

@@ -11,13 +11,13 @@ from torch import Tensor
 
 from scoresde.plots import image_grid
 
-LEAST_HEIGHT = 48  # of an image: pixels of smaller ones are repeated, so that gaps look the same beside all
+LEAST_HEIGHT = 48  # pixels of smaller images are repeated, so that gaps between images look alike on all pages
 GAP = 2  # pixels between two images
 
 
 @dataclass
 class Picture:
-    """An image of the page. uri: holds its bytes. alt: what it shows, for screen readers."""
+    """An image of the page. uri: a data URI with the bytes. alt: what the image shows, for screen readers."""
 
     uri: str
     alt: str
@@ -29,8 +29,8 @@ def grid_uri(images: Tensor, bounds: tuple[float, float], columns: int | None = 
 
     Args:
         images: in data units.
-        bounds: values drawn black and white.
-        columns: images in a row; about as many as there are rows by default.
+        bounds: the values that are drawn black and white.
+        columns: number of images in a row; by default about the number of rows.
     """
     scaled = ((images.detach().cpu().double() - bounds[0]) / (bounds[1] - bounds[0])).nan_to_num(0.0)
     repeats = max(1, LEAST_HEIGHT // images.shape[2])
@@ -50,5 +50,5 @@ def png_uri(data: bytes) -> str:
         ValueError: the bytes are not a PNG file.
     """
     if not data.startswith(b"\x89PNG\r\n\x1a\n"):
-        raise ValueError(f"expected the bytes of a PNG file, got {data[:8]!r}")
+        raise ValueError(f"data must be the bytes of a PNG file; got bytes that begin with {data[:8]!r}")
     return f"data:image/png;base64,{base64.b64encode(data).decode()}"

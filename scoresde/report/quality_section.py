@@ -22,7 +22,7 @@ def quality_section(files: RunFiles) -> list[dict[str, Any]]:
 
 
 def column(line: Line) -> str:
-    """Return what was measured: samples and their origin, or real data in their place."""
+    """Return the title of a line's column: the samples and their origin, or the real data measured instead."""
     if line.get("of") != "samples":
         return str(line.get("of"))
     return f"samples by {line['sampler']}" if line.get("sampler") else f"samples of {line.get('samples', 'a file')}"

@@ -1,18 +1,18 @@
 """The files of a run: configuration, log, metrics, samples.
 
     config.yaml            a mapping
-    checkpoint.safetensors weights, and the step they are from
-    log.jsonl              lines of the training: some with a loss, some with the numbers of held-out data
-    skipped.jsonl          steps that were skipped
-    metrics.jsonl          lines of `sample`, `bpd`, `evaluate`, `compare` and `dequantize`, by their `kind`
+    checkpoint.safetensors weights, and the training step that they are from
+    log.jsonl              lines of the training log: some with a loss, some with metrics of held-out data
+    skipped.jsonl          training steps that were skipped
+    metrics.jsonl          results of `sample`, `bpd`, `evaluate`, `compare` and `dequantize`; `kind` says which
     comparison*.csv        comparisons of samplers
     per_sample/FILE        the likelihood of each sample of a split
     samples/FILE           samples in data units
-    figures/stepN.png      samples drawn during the training
+    figures/stepN.png      samples drawn during training
 
-Each file but the configuration may be missing, and files of older versions have fewer fields. A line of metrics that
-names another checkpoint than the present one is about earlier weights: it is used only where there is no newer line of
-its kind, and the page marks it.
+Each file but the configuration may be missing, and files of older versions have fewer fields. A line of metrics.jsonl
+that names another checkpoint than the present one is about earlier weights: it is used only if no line of the same kind
+is about the present checkpoint, and the page marks it.
 """
 
 import csv
@@ -34,7 +34,7 @@ from scoresde.training.json_lines import read_lines
 from scoresde.training.trainer import CHECKPOINT, LOG
 
 COMPARISON = "comparison.csv"
-SPLITS = ("test", "validation", "train")  # the headline is of the first that was measured
+SPLITS = ("test", "validation", "train")  # the headline shows the first split that was measured
 TEXTS = ("sampler", "metric", "space", "reference")  # columns of a comparison that are not numbers
 Line = dict[str, Any]
 DEFAULTS: dict[str, Line] = {  # fields that lines of older versions, or of other programs, may lack
@@ -45,26 +45,28 @@ DEFAULTS: dict[str, Line] = {  # fields that lines of older versions, or of othe
 
 
 class RunFiles:
-    """What the directory of a run holds.
+    """The contents of a run's directory.
 
     Attributes:
-        shape, kind: of a state; the kind is "images", "plane", "series" or "vectors".
-        levels: number of levels of quantised data, None for continuous data.
-        bounds: data values drawn black and white.
-        training, held_out: lines of the log with a loss, and those of held-out data.
-        skipped, metrics, comparison: lines of these files.
-        checkpoint: its SHA-256. step, parameters: of the checkpoint; None where there is none.
-        date: of the last figure, else of the checkpoint, in ISO 8601. commit: of the program at the last figure.
+        shape, kind: shape of a state, and how the page draws it: "images", "plane", "series" or "vectors".
+        levels: number of grey levels of quantised data; None for continuous data.
+        bounds: the data values that are drawn black and white.
+        training, held_out: lines of the log with a training loss, and lines with metrics of held-out data.
+        skipped, metrics, comparison: lines of skipped.jsonl and metrics.jsonl, rows of the last comparison.
+        checkpoint: SHA-256 of the checkpoint, None if there is none.
+        step, parameters: training steps and number of weights; None if unknown.
+        date: date of the last result, otherwise of the checkpoint, in ISO 8601.
+        commit: commit of the program that computed the last result.
     """
 
     def __init__(self, path: Path, config: Mapping[str, Any]):
         """
         Args:
             path: the run's directory.
-            config: its configuration, a plain mapping.
+            config: the run's configuration, a plain mapping.
 
         Raises:
-            ValueError: a file does not have its format.
+            ValueError: a file is damaged or has another format.
         """
         self.path, self.config = path, config
         self.data: Mapping[str, Any] = config.get("data") or {}
@@ -102,7 +104,7 @@ class RunFiles:
         """
         lines = [{**DEFAULTS.get(kind, {}), **line} for line in self.metrics if line.get("kind") == kind]
         if kind == "likelihood" and (bare := [line for line in lines if not {"mean", "n"} <= set(line)]):
-            raise ValueError(f"every likelihood of {self.path / METRICS} needs mean and n; got {bare[0]}")
+            raise ValueError(f"every likelihood in {self.path / METRICS} must have mean and n; got {bare[0]}")
         return [line for line in lines if self.is_current(line)] or lines
 
     def is_stale(self, kind: str) -> bool:
@@ -110,13 +112,13 @@ class RunFiles:
         return any(not self.is_current(line) for line in self.lines(kind))
 
     def likelihood(self) -> Line | None:
-        """Return the likelihood of the headline: the latest of the first split that was measured."""
+        """Return the likelihood in the headline: the latest one of the first split in SPLITS that was measured."""
         lines = self.lines("likelihood")
         by_split = {line["split"]: line for line in lines}
         return next((by_split[split] for split in SPLITS if split in by_split), lines[-1] if lines else None)
 
     def likelihood_per_sample(self, line: Line) -> np.ndarray | None:
-        """Return the values (N,) whose mean a line states; None if they were not stored or are of another line."""
+        """Return the stored values (N,) whose mean is in a line; None if they are missing or belong to another line."""
         values = load_per_sample(self.path, file_of(line, f"{line['split']}.npz"))
         if values is None or len(values) != line["n"]:
             return None
@@ -136,7 +138,7 @@ class RunFiles:
 
 
 def file_of(line: Line, older: str) -> str:
-    """Return the name of the file that a line names; `older` if it is of a version that had one file for all lines."""
+    """Return the name of the file that a line names; `older` if it names none, as in lines of older versions."""
     return Path(str(line.get("file", older))).name
 
 
@@ -169,7 +171,7 @@ def read_comparison(path: Path) -> list[ComparisonRow]:
 
 
 def read_checkpoint(path: Path) -> tuple[int | None, int | None]:
-    """Return the step of a checkpoint and the number of its weights; None where it does not say.
+    """Return the step of a checkpoint and the number of weights in it; None for a number that is not stored.
 
     Raises:
         ValueError: the file is not a checkpoint.
@@ -193,5 +195,6 @@ def read_samples(path: Path, shape: tuple[int, ...]) -> torch.Tensor:
         raise ValueError(f"{path} is not an array in NumPy's format ({error})") from error
     if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiu" or array.shape[1:] != shape:
         expected = ", ".join(map(str, ("N", *shape)))
-        raise ValueError(f"{path}: expected numbers of shape ({expected}), got {getattr(array, 'shape', 'an archive')}")
+        shape_found = getattr(array, "shape", "an archive")
+        raise ValueError(f"{path} must be an array of numbers of shape ({expected}); got {shape_found}")
     return torch.from_numpy(array).double()

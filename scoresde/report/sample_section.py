@@ -1,4 +1,4 @@
-"""The section on samples: pictures or charts of them beside data, or the last picture that the training drew."""
+"""The section on samples: pictures or charts of samples and data, or the last picture that was drawn in training."""
 
 from pathlib import Path
 from typing import Any
@@ -15,12 +15,12 @@ MOST_PIXELS = 2**20  # of a grid of images
 
 
 def sample_section(files: RunFiles, drawn: tuple[Line, Tensor] | None, data: Tensor | None) -> dict[str, Any]:
-    """Return what the template shows.
+    """Return the variables of the template.
 
     Args:
-        files: of the run.
+        files: the files of the run.
         drawn: the line about the samples, and the samples (N, *); None if there are none.
-        data: (M, *) to show beside them, None if it is not available.
+        data: real data (M, *) to show beside the samples; None if they are not available.
     """
     if drawn is None:
         previews = sorted((files.path / "figures").glob("step*.png"))
@@ -35,13 +35,13 @@ def sample_section(files: RunFiles, drawn: tuple[Line, Tensor] | None, data: Ten
 
 
 def preview(path: Path) -> Picture:
-    """Return a picture that the training drew."""
-    caption = f"Drawn by the training, step {int(''.join(filter(str.isdigit, path.stem)) or 0):,}"
+    """Return a picture that was drawn during training."""
+    caption = f"Drawn during training, step {int(''.join(filter(str.isdigit, path.stem)) or 0):,}"
     return Picture(png_uri(path.read_bytes()), f"{caption}: samples of the model at that time.", caption)
 
 
 def image_picture(files: RunFiles, images: Tensor, caption: str) -> Picture:
-    """Return as many images (N, C, H, W) as fit into a square grid."""
+    """Return a picture with as many of the images (N, C, H, W) as fit into a square grid."""
     count = max(1, min(MOST_IMAGES, len(images), MOST_PIXELS // images[0, 0].numel()))
     images = images[:count]
     values = f"values from {number(float(images.min()), 3)} to {number(float(images.max()), 3)}"

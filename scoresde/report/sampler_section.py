@@ -13,7 +13,7 @@ MOST_CHARTS = 3  # metrics drawn
 
 
 def sampler_section(files: RunFiles) -> dict[str, Any] | None:
-    """Return what the template shows of the last comparison; None if samplers were not compared."""
+    """Return the variables of the template for the last comparison; None if samplers were not compared."""
     rows = files.comparison
     first = next((row for row in rows if not row.is_floor), None)
     if first is None:

@@ -29,13 +29,13 @@ from scoresde.report.film import Film
 from scoresde.report.run_files import RunFiles
 from scoresde.report.wording import number
 
-POINTS = 1500  # of a cloud
-FEW = 200  # points at most that are drawn large
-CURVES = 12  # series in a chart
-CHANNELS = 4  # of series, with a chart each
-DIMENSIONS = 64  # of vectors, coordinate by coordinate
-FLOW_PATHS, REVERSE_PATHS, OTHER_PATHS = 12, 3, 6  # drawn in the plane, and otherwise
-MOST_NOISE, LEAST_NOISE = -6.0, 12.0  # log-SNR where paths in the plane begin, and where other paths end
+POINTS = 1500  # largest number of points in a chart
+FEW = 200  # up to this number of points, they are drawn large
+CURVES = 12  # largest number of series in a chart
+CHANNELS = 4  # largest number of channels of series; each has a chart
+DIMENSIONS = 64  # largest number of coordinates in a chart
+FLOW_PATHS, REVERSE_PATHS, OTHER_PATHS = 12, 3, 6  # paths of the ODE and of the SDE in the plane; others of each
+MOST_NOISE, LEAST_NOISE = -6.0, 12.0  # log-SNR at which paths in the plane begin, and at which other paths end
 SQUARE = 340.0  # height of a chart of the plane
 
 
@@ -61,7 +61,7 @@ def sample_charts(files: RunFiles, samples: Tensor, data: Tensor | None = None) 
 
 
 def cloud(title: str, samples: Tensor, data: Tensor | None, labels: tuple[str, str]) -> Chart:
-    """Draw points in the plane over those of the data."""
+    """Draw samples (N, 2) as points in the plane, over points of the data (M, 2)."""
     axes = new_axes(*labels, height=SQUARE)
     if data is not None:
         dots(axes, data[:POINTS], colour=6, size=2.0, label="data")
@@ -95,7 +95,7 @@ def coordinate_chart(samples: Tensor, data: Tensor | None) -> Chart:
 
 
 def series_chart(samples: Tensor, channel: int) -> Chart:
-    """Draw one channel of some series."""
+    """Draw one channel of the first series."""
     axes, x = new_axes("position", "value"), samples[:CURVES, channel].double().cpu()
     draw_lines(axes, np.arange(x.shape[1]), x.T)
     low, high = x.aminmax()
@@ -120,7 +120,7 @@ def principal_directions(x: Tensor, count: int) -> Tensor:
 
 
 def film_panels(files: RunFiles, film: Film, labels: Sequence[str]) -> list[tuple[Markup, Markup]]:
-    """Draw the state and the denoised view of each frame, without numbers, all on the same axes."""
+    """Draw the states and the denoised views at each time of the film, on equal axes without numbers."""
     parts = {"States": film.flow[film.frames], "Denoised views": film.denoised}
     if files.kind == "series":
         parts = {name: part[:, :CURVES, 0].double() for name, part in parts.items()}
@@ -138,7 +138,7 @@ def film_panels(files: RunFiles, film: Film, labels: Sequence[str]) -> list[tupl
 
 
 def panel(files: RunFiles, x: Tensor, title: str, everything: Tensor) -> Markup:
-    """Draw series (S, L) or points (S, 1 or 2) in a square frame that has room for all frames (N, L or 1 or 2)."""
+    """Draw series (S, L) or points (S, 1 or 2) in a square, on axes that hold `everything` (N, L or 1 or 2)."""
     figure = Figure((PANEL / UNITS_PER_INCH, PANEL / UNITS_PER_INCH), frameon=False)
     axes = figure.add_axes((0.01, 0.01, 0.98, 0.98), xticks=[], yticks=[], facecolor="none")
     axes.spines[:].set_color(RULE)
@@ -192,7 +192,7 @@ def path_charts(files: RunFiles, film: Film, samples: Tensor | None) -> list[Cha
 
 
 def plane_paths(name: str, paths: Tensor, log_snr: Tensor, colours: list[int], samples: Tensor | None) -> Chart:
-    """Draw paths (K, S, 2) in the plane over the samples, from where they are noise in all but a trace."""
+    """Draw paths (K, S, 2) in the plane over the samples, from the time at which they are almost pure noise."""
     cloud = paths[-1] if samples is None else samples[:POINTS]
     paths = paths[log_snr >= min(MOST_NOISE, float(log_snr[-2]))].double()
     axes, count = new_axes("x₁", "x₂", height=SQUARE), paths.shape[1]

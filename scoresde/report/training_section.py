@@ -1,4 +1,4 @@
-"""The section on the training: charts of the log."""
+"""The section on training: charts of the log."""
 
 import math
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from scoresde.report.run_files import Line, RunFiles
 from scoresde.report.wording import number, with_error
 from scoresde.training.log import LEVELS
 
-MOST_POINTS = 400  # of a curve; longer ones are drawn by the means of neighbouring points
+MOST_POINTS = 400  # points of a curve; longer curves are drawn by the means of neighbouring points
 HELD_OUT = {
     "validation_loss": ("Loss on held-out data", "loss"),
     "validation_bits_per_dim_bound": ("Evidence bound on held-out data", "bits/dim"),
@@ -21,7 +21,7 @@ HELD_OUT = {
 
 
 def training_section(files: RunFiles) -> dict[str, Any]:
-    """Return what the template shows of the log."""
+    """Return the variables of the template, from the log."""
     lines = files.training
     charts: list[Chart] = []
     if len(lines) > 1:
@@ -53,18 +53,18 @@ def values(lines: Sequence[Line], name: str) -> list[float]:
 
 
 def thinned(y: np.ndarray) -> np.ndarray:
-    """Return the means of equally many neighbours: at most `MOST_POINTS`."""
+    """Return at most `MOST_POINTS` means, each of equally many neighbouring values."""
     size = max(1, math.ceil(len(y) / MOST_POINTS))
     return np.array([y[i : i + size].mean() for i in range(0, len(y), size)])
 
 
 def moving_mean(y: np.ndarray, window: int) -> np.ndarray:
-    """Return at each place the mean of a window that ends there, shorter at the beginning."""
+    """Return at each index the mean of the `window` values that end there; fewer values at the beginning."""
     return np.array([y[max(0, i + 1 - window) : i + 1].mean() for i in range(len(y))])
 
 
 def smoothed_chart(lines: Sequence[Line], name: str, title: str, y_label: str) -> Chart:
-    """Draw a curve, faint, and its moving mean."""
+    """Draw a thin curve of values, and a thick curve of their moving mean."""
     axes = new_axes("step", y_label)
     x, y = np.array(values(finite(lines, name), "step")), np.array(values(lines, name))
     if not len(y):
@@ -82,7 +82,7 @@ def smoothed_chart(lines: Sequence[Line], name: str, title: str, y_label: str) -
 
 
 def held_out_chart(lines: Sequence[Line], name: str, title: str, y_label: str) -> Chart:
-    """Draw a number of held-out data, finite in each of these lines, with its standard errors."""
+    """Draw a metric of held-out data with standard errors; the metric must be finite in each of the lines."""
     axes = new_axes("step", y_label)
     x, y = np.array(values(lines, "step")), np.array(values(lines, name))
     errors = np.array([float(line.get(f"{name}_stderr") or 0.0) for line in lines])
@@ -93,7 +93,7 @@ def held_out_chart(lines: Sequence[Line], name: str, title: str, y_label: str) -
 
 
 def losses_by_level(lines: Sequence[Line]) -> dict[str, np.ndarray]:
-    """Return the mean loss at each noise level, NaN where none was logged, in tenths of the training."""
+    """Return the mean loss at each noise level in the first, middle and last tenth of the log; NaN for no loss."""
     rows = [line["loss_by_log_snr"] for line in lines if line.get("loss_by_log_snr")]
     if len(rows) < 3:
         return {}
@@ -110,7 +110,7 @@ def losses_by_level(lines: Sequence[Line]) -> dict[str, np.ndarray]:
 
 
 def levels_chart(lines: Sequence[Line]) -> Chart | None:
-    """Draw the loss at each noise level at the beginning, in the middle and at the end; None if it was not logged."""
+    """Draw the loss at each noise level early, midway and late in training; return None if it was not logged."""
     means, step = losses_by_level(lines), float(LEVELS[1] - LEVELS[0])
     if not means:
         return None

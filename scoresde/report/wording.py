@@ -17,7 +17,7 @@ def class_name(node: Any) -> str:
 
 
 def number(value: float | None, digits: int = 4) -> str:
-    """Return a number with so many significant digits, a whole one with its thousands separated."""
+    """Return a number with `digits` significant digits; whole numbers have separators between thousands instead."""
     if value is None or not math.isfinite(value):
         return DASH
     is_whole = float(value).is_integer() and abs(value) < 1e15
@@ -26,7 +26,7 @@ def number(value: float | None, digits: int = 4) -> str:
 
 
 def with_error(value: float, error: float | None = None, signed: bool = False) -> str:
-    """Return value ± error, to two digits of the error; "signed" writes a plus before positive values."""
+    """Return value ± error, to two digits of the error; if `signed`, with a plus before positive values."""
     text = plus_minus(value, error).replace("+-", "±").replace("-", MINUS)
     return f"+{text}" if signed and value >= 0 else text
 
@@ -46,7 +46,7 @@ def duration(seconds: float | None) -> str:
 
 
 def nouns(files: RunFiles) -> tuple[str, str]:
-    """Return the noun for one state, and for several."""
+    """Return the noun for one state, and the noun for several states."""
     return NOUNS.get(files.kind, ("sample", "samples"))
 
 

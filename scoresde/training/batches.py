@@ -1,7 +1,7 @@
 """The samples and the random draws of each training step: functions of (seed, step, position in the batch) alone.
 
 A resumed run therefore continues exactly as if it had not stopped. A sample and its noise do not depend on the number
-of processes that share a batch, on the parts that it is accumulated in, or on the workers that load it.
+of processes that share a batch, on the number of parts that a gradient is accumulated over, or on the workers.
 """
 
 import hashlib
@@ -19,23 +19,23 @@ from scoresde.training import distributed
 
 
 def step_seed(seed: int, step: int, stream: str = "noise", size: int = 4) -> int:
-    """Return the seed of a stream of draws in one step, of `size` bytes: PyTorch's CPU generator uses only 4."""
+    """Return a seed of `size` bytes for one stream of draws in one step; PyTorch's CPU generator uses only 4 bytes."""
     return int.from_bytes(hashlib.blake2b(f"{seed}/{stream}/{step}".encode(), digest_size=size).digest(), "big")
 
 
 def share(count: int, rank: int, size: int) -> range:
-    """Return the positions among `count` that belong to a process: consecutive, and nearly equally many for each."""
+    """Return the consecutive positions, of 0 .. count - 1, that process `rank` of `size` gets: nearly equal shares."""
     return range(count * rank // size, count * (rank + 1) // size)
 
 
 class StepNoise(RandomStream):
-    """The draws for some positions of a step's batch: rows of the draws that one stream makes for the whole batch.
+    """Random draws for some positions of a step's batch: those rows of the draws for the whole batch.
 
     A draw for the whole batch must have fewer than 2^32 words of 64 bits, see `RandomStream`.
 
     Args:
         positions: consecutive positions in the batch.
-        seed, step: see the module.
+        seed, step: the seed of the training run, and the step.
     """
 
     def __init__(self, positions: range, seed: int, step: int):
@@ -58,14 +58,14 @@ class StepBatches(Dataset):
 
     Args:
         dataset: the samples.
-        batch_size: of all processes together, at most the size of the dataset.
-        seed: of the permutations and of the items.
+        batch_size: samples per step in all processes together, at most the size of the dataset.
+        seed: the seed of the permutations, and of what items draw.
 
     Raises:
         ValueError: the batch is larger than the dataset (see `fitting`), or smaller than the number of processes.
     """
 
-    spacing = 0x9E3779B1  # of the seeds of neighbouring items: 2^32 / 1.618...
+    spacing = 0x9E3779B1  # between the seeds of neighbouring items: 2^32 / 1.618...
 
     def __init__(self, dataset: Dataset, batch_size: int, seed: int):
         self.dataset, self.batch_size, self.seed = dataset, batch_size, seed
@@ -97,7 +97,9 @@ def fitting(batch_size: int, dataset: Dataset) -> int:
     """
     size = len(dataset)  # type: ignore[arg-type]
     if batch_size > size > 0:
-        warnings.warn(f"batch_size={batch_size} is more than the {size} samples: all of them are a batch", stacklevel=2)
+        warnings.warn(
+            f"batch_size={batch_size} is larger than the dataset: every batch has all {size} samples", stacklevel=2
+        )
         return size
     return batch_size
 
@@ -112,7 +114,7 @@ def batches(
         batch_size, seed: see `StepBatches`.
         start, stop: the range of steps.
         workers: processes that load data, each two batches ahead.
-        pin: use page-locked memory, for a GPU.
+        pin: put batches in page-locked memory, for faster copies to a GPU.
     """
     steps = StepBatches(dataset, batch_size, seed)
     return DataLoader(steps, None, sampler=range(start, stop), num_workers=workers, pin_memory=pin)

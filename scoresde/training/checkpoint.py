@@ -27,8 +27,8 @@ def replace_atomically(path: Path, write: Callable[[Path], Any], alone: bool = T
     Args:
         path: the file to write or replace.
         write: called with the path of the temporary file.
-        alone: no other process writes this file. The temporary name is then always the same, and the next write
-            overwrites what a killed process left.
+        alone: if True, no other process writes this file: the temporary name is always the same, and the next write
+            overwrites what a killed process left; if False, the temporary name contains the process number.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp" if alone else f".{path.name}.{os.getpid()}.tmp")
@@ -56,7 +56,7 @@ def load(path: Path, groups: set[str] | None = None) -> tuple[Tree, dict[str, An
 
     Args:
         path: the file.
-        groups: load the tensors of these groups only, the others are empty; default: all.
+        groups: the groups whose tensors are loaded, by default all; the other groups are returned empty.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -88,13 +88,15 @@ def restore(tensors: dict[str, Tensor], stored: dict[str, Tensor]) -> None:
     for name in [*tensors, *stored]:
         expected, actual = (tuple(group[name].shape) if name in group else "none" for group in (tensors, stored))
         if expected != actual:
-            raise ValueError(f"another model's checkpoint: expected {name} {expected}, got {actual}; use a new run")
+            raise ValueError(
+                f"the checkpoint is of another model: expected {name} of shape {expected}; got {actual}: use a new run"
+            )
     for name, tensor in tensors.items():
         tensor.copy_(place_like(stored[name], tensor))
 
 
 def pack_optimizer(optimizer: Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Return the state of an optimiser: named tensors, and the rest as JSON."""
+    """Return the state of an optimiser: named tensors, and the rest as JSON values."""
     state = optimizer.state_dict()
     tensors: dict[str, Tensor] = {}
     scalars: dict[str, Any] = {}
@@ -108,16 +110,18 @@ def unpack_optimizer(optimizer: Optimizer, tensors: dict[str, Tensor], info: dic
     """Restore the state that `pack_optimizer` returned.
 
     Raises:
-        ValueError: the state belongs to another kind of optimiser, or to more parameters.
+        ValueError: the state belongs to another kind of optimiser, or to more parameters than this one has.
     """
     if (kind := info.get("kind", type(optimizer).__name__)) != type(optimizer).__name__:
-        raise ValueError(f"the checkpoint has the state of {kind}, which {type(optimizer).__name__} cannot load")
+        raise ValueError(f"the optimiser must be {kind}, as in the checkpoint; got {type(optimizer).__name__}")
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     state: dict[int, dict[str, Any]] = {}
     for key, value in {**tensors, **info["scalars"]}.items():
         number, _, name = key.partition("/")
         if (index := int(number)) >= len(parameters):
-            raise ValueError(f"the checkpoint has moments of more than the optimiser's {len(parameters)} parameters")
+            raise ValueError(
+                f"the checkpoint has moments of more parameters than the optimiser, which has {len(parameters)}"
+            )
         if isinstance(value, Tensor) and value.shape == parameters[index].shape:
             value = place_like(value, parameters[index])
         state.setdefault(index, {})[name] = value

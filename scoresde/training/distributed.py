@@ -1,12 +1,12 @@
 """The processes that torchrun starts: their ranks, values gathered from all of them, and training shared by them.
 
-`torchrun --nproc-per-node 2 -m scoresde VERB ...` starts processes that read their rank from the environment. In an
-evaluation each process does its share of the work, and Python values are gathered at the end. In a training each
-process takes its share of every batch, and the gradients are averaged:
+`torchrun --nproc-per-node 2 -m scoresde VERB ...` (VERB: train, sample, bpd or evaluate) starts processes that read
+their rank from the environment. In an evaluation each process does its share of the work, and Python values are
+gathered at the end. In a training run each process takes its share of every batch, and the gradients are averaged:
 
 ddp     every process has the whole model; gradients are reduced during the backward pass (DistributedDataParallel);
-fsdp    parameters, gradients, moments and averages are sharded, and gathered block by block when they are needed
-        (`fully_shard`, FSDP2), for models too large for one device.
+fsdp    parameters, gradients, optimiser moments and averages are sharded, and gathered block by block when they are
+        needed (`fully_shard`, FSDP2), for models too large for one device.
 """
 
 import contextlib
@@ -24,13 +24,13 @@ from torch.nn.parallel import DistributedDataParallel
 
 from scoresde.score import ScoreModel
 
-if TYPE_CHECKING:  # importing it takes half a second, which only sharded trainings spend
+if TYPE_CHECKING:  # importing it takes half a second, and only sharded training needs it
     from torch.distributed.fsdp import FSDPModule
 
 Value = TypeVar("Value")
 TIMEOUT = timedelta(days=7)  # for a process that has finished its share and waits for the others
 STRATEGIES = ("ddp", "fsdp")
-CONTAINERS = (nn.ModuleList, nn.ModuleDict)  # of blocks
+CONTAINERS = (nn.ModuleList, nn.ModuleDict)  # they hold the blocks of a network
 
 
 def rank() -> int:
@@ -99,7 +99,7 @@ class SharedObjective:
 
     Args:
         objective: a module that returns the loss terms of a batch.
-        model: the model within it that is trained.
+        model: the model that `objective` trains.
         strategy: "ddp" or "fsdp"; no effect in a single process.
 
     Raises:
@@ -118,12 +118,12 @@ class SharedObjective:
             self._call = DistributedDataParallel(objective, device_ids=ids, find_unused_parameters=True)
 
     def __call__(self, *arguments: Any) -> Any:
-        """Return the loss terms."""
+        """Return the loss terms that the objective returns for these arguments."""
         return self._call(*arguments)
 
     @contextmanager
     def accumulating(self, last: bool) -> Iterator[None]:
-        """Within the block, accumulate gradients; exchange them only for the last part of a batch."""
+        """Within the block, accumulate gradients; processes exchange them only if this is the last part of a batch."""
         if self._sharded is not None:
             self._sharded.set_requires_gradient_sync(last)
         call = self._call
@@ -132,10 +132,10 @@ class SharedObjective:
 
 
 def shard(model: ScoreModel) -> "FSDPModule":
-    """Shard a model's network in place over all processes: each block of its containers, then the remainder.
+    """Shard a model's network in place over all processes: each block in a module list or dict, then the remainder.
 
     Raises:
-        ValueError: the network is not a module, or the model has parameters outside it (a learned path).
+        ValueError: the network is not a module, or the model has parameters outside the network (a learned SDE).
     """
     from torch.distributed.fsdp import fully_shard
 
@@ -143,7 +143,7 @@ def shard(model: ScoreModel) -> "FSDPModule":
     if not isinstance(network, nn.Module):
         raise ValueError(f"parallel=fsdp needs a torch.nn.Module as network; got {type(network).__name__}")
     if set(model.parameters()) - set(network.parameters()):
-        raise ValueError("parallel=fsdp cannot shard a learned path; use parallel=ddp")
+        raise ValueError("parallel=fsdp cannot shard parameters outside the network (a learned SDE): use parallel=ddp")
     mesh = init_device_mesh(next(network.parameters()).device.type, (size(),))
     for module in reversed(list(network.modules())):  # inner blocks before those that contain them
         for block in module.children() if isinstance(module, CONTAINERS) else ():
@@ -154,12 +154,12 @@ def shard(model: ScoreModel) -> "FSDPModule":
 
 
 def whole(x: Tensor) -> Tensor:
-    """Return a tensor with its shards gathered; every process must call it."""
+    """Return the whole of a sharded tensor; every process must call this function."""
     return x.full_tensor() if _is_sharded(x) else x  # type: ignore[attr-defined]
 
 
 def collect(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Gather tensors into the CPU memory of the first process; every process must call it, the others get {}."""
+    """Gather tensors into the CPU memory of the first process; the others, which must call it too, get {}."""
     gathered = ((name, whole(x)) for name, x in tensors.items())  # one at a time: together they may not fit
     return {name: x.detach().cpu() for name, x in gathered if rank() == 0}
 

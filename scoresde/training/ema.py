@@ -2,15 +2,15 @@
 
     shadow <- d shadow + (1 - d) parameter,        d = min(decay, w(n)) after step n = 1, 2, ...
 
-With w = 1 the weight of the initial parameters, which are noise, falls only like decay^n. A warm-up w forgets them
-sooner:
+The shadow is the average. With w = 1 the weight of the random initial parameters falls only like decay^n. A warm-up w
+forgets them sooner:
 
     "tensorflow"  w(n) = (1 + n) / (10 + n)        TensorFlow's ExponentialMovingAverage, and score_sde
     "edm"         w(n) = 2^(-1 / (r (n - 1)))      the training code of 2206.00364: the half-life is at most the
-                                                   fraction r (`rampup_ratio`) of the training before step n; w(1) = 0
+                                                   fraction r (`rampup_ratio`) of the n - 1 steps before; w(1) = 0
     "none"        w(n) = 1
 
-`scoresde.training.posthoc_ema` has averages of another profile, whose width is chosen after training.
+`scoresde.training.posthoc_ema` has power-function averages, whose width is chosen after training.
 """
 
 from collections.abc import Iterator
@@ -46,8 +46,8 @@ class EMA:
     Args:
         model: its trainable parameters are averaged.
         decay: in [0, 1); 0 keeps the current parameters. See `decay_of_half_life`.
-        warmup: "tensorflow", "edm" or "none", see the module.
-        rampup_ratio: r of "edm"; no effect on the others.
+        warmup: "tensorflow", "edm" or "none", see the module docstring.
+        rampup_ratio: r of the warm-up "edm"; without effect on the others.
 
     Raises:
         ValueError: decay is outside [0, 1), warmup is unknown, or rampup_ratio is not positive.
@@ -59,13 +59,13 @@ class EMA:
         if warmup not in WARMUPS:
             raise ValueError(f"warmup must be one of {', '.join(WARMUPS)}; got {warmup!r}")
         if not rampup_ratio > 0:
-            raise ValueError(f"rampup_ratio must be positive; got {rampup_ratio}. Use warmup='none' for no warm-up")
+            raise ValueError(f"rampup_ratio must be positive; got {rampup_ratio}: for no warm-up use warmup='none'")
         self.decay, self.warmup, self.rampup_ratio = decay, warmup, rampup_ratio
         self.parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self.shadow = {name: at_least_float32(p.detach().clone()) for name, p in self.parameters.items()}
 
     def decay_at(self, step: int) -> float:
-        """Return d of a step, counted from 1."""
+        """Return d of the module docstring after `step` steps (1 after the first)."""
         if self.warmup == "tensorflow":
             return min(self.decay, (1 + step) / (10 + step))
         if self.warmup == "edm":

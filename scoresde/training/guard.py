@@ -1,8 +1,8 @@
-"""Steps with a non-finite loss or gradient are skipped and logged.
+"""Skip and log the training steps with a non-finite loss or gradient.
 
 A skipped step changes neither the weights nor the optimiser's moments; the averages count the unchanged weights once
-more. A few skipped steps in a row may come from float16's loss scale being adapted, or from a bad sample. More of them
-mean that the run has diverged: it stops, and the last checkpoint is still good.
+more. A few skipped steps in a row are normal while the loss scale of float16 adapts, or after a bad sample. If more
+steps in a row are skipped, the run has diverged: it stops, and the last checkpoint is still good.
 """
 
 import warnings
@@ -28,9 +28,9 @@ class Guard:
 
     Args:
         limit: number of steps in a row that may be skipped.
-        path: the file that gets a line for each of them; None for no file.
-        checkpoint: of the run; messages say whether it exists.
-        in_a_row, total: steps skipped so far.
+        path: file to which each skipped step adds a line; None for no file.
+        checkpoint: path of the run's checkpoint; messages say whether it exists.
+        in_a_row, total: number of steps skipped up to now, without a good step between them, and in all.
     """
 
     limit: int
@@ -41,7 +41,7 @@ class Guard:
 
     @property
     def last_checkpoint(self) -> str:
-        """Whether the training can be continued from a checkpoint, for messages."""
+        """A sentence for messages: whether there is a checkpoint to continue from."""
         return "The last checkpoint is good" if self.checkpoint.exists() else "There is no checkpoint yet"
 
     def skip(self, step: int, reason: str) -> None:
@@ -54,16 +54,16 @@ class Guard:
         if self.path is not None:
             append_line(self.path, {"step": step, "in_a_row": self.in_a_row, "reason": reason})
         if self.in_a_row > self.limit:
-            count = f", skipped step {self.in_a_row} in a row" if self.limit else ""
-            raise NonFiniteLoss(f"{reason}{count}. {self.last_checkpoint}; lower the learning rate or use float32")
+            count = f" This is skipped step {self.in_a_row} in a row." if self.limit else ""
+            raise NonFiniteLoss(f"{reason}.{count} {self.last_checkpoint}; lower the learning rate or use float32")
         warnings.warn(f"skipped a step: {reason}", UserWarning, stacklevel=3)
 
 
 def diagnosis(model: ScoreModel, values: Tensor, times: Tensor, step: int) -> str:
-    """Return why a step is not finite, from the losses (n,) of its samples at their times (n,)."""
+    """Return a message on a non-finite loss or gradient, from the losses (n,) of the step's samples at times (n,)."""
     is_bad = ~torch.isfinite(values.detach().cpu())
     if not is_bad.any():
-        return f"the gradient is not finite at step {step}, although the loss is"
+        return f"the gradient is not finite at step {step}, although the loss is finite"
     bad_times = times.detach().cpu()[is_bad]
     levels = ", ".join(f"t={float(t):.4g} (sigma={float(model.sde.sigma(t).detach()):.4g})" for t in bad_times[:4])
     more = ", ..." if len(bad_times) > 4 else ""

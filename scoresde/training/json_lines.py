@@ -20,7 +20,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     """Return the JSON objects of a file, without a truncated last line; [] if there is no file.
 
     Raises:
-        ValueError: another line is not a JSON object.
+        ValueError: a line is not a JSON object, and is not a truncated last line.
     """
     rows: list[dict[str, Any]] = []
     lines = path.read_text().splitlines() if path.is_file() else []
@@ -38,7 +38,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def remove_lines_after(path: Path, step: int) -> None:
-    """Remove the lines of steps after `step`, which will be made again, and a truncated last line."""
+    """Remove the lines of steps after `step`, which a resumed run writes again, and a truncated last line."""
     if path.exists():
         lines = [f"{json.dumps(row)}\n" for row in read_lines(path) if row["step"] <= step]
         replace_atomically(path, lambda file: file.write_text("".join(lines)))

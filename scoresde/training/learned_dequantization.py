@@ -4,9 +4,9 @@ The objective is a bound on -log P(x) in nats (1902.00275, section 3.1),
 
     E_{u ~ q(u|x)} [ B(T(x + u)) - log|det T'| + log q(u|x) ],
 
-with the evidence bound B(y) of `losses.VariationalBound`, in nats, in place of -log p(y) (2101.09258, theorem 3). A
-likelihood takes y itself as x(t_min), while the bound's decoder is centred on x(t_min)/alpha: the two differ by the
-constant d log alpha(t_min).
+where T is the transform to model space, and the evidence bound B(y) of `losses.VariationalBound`, in nats, replaces
+-log p(y) (2101.09258, theorem 3). A likelihood takes y itself as x(t_min), while the decoder of the bound is centred on
+x(t_min)/alpha: the two differ by the constant d log alpha(t_min), with d the number of dimensions.
 """
 
 from collections.abc import Callable
@@ -42,15 +42,15 @@ def negative_evidence(
     cond: Any = None,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Return one draw of the module's bound on -log P(images), in nats (B,), differentiable in the dequantisation.
+    """Return one random draw of the bound in the module docstring, in nats (B,), differentiable in `dequantization`.
 
     Args:
-        model: in eval mode.
-        images: integer levels (B, *).
-        transform: from levels to model space.
-        dequantization: its points are taken as x(t_min).
+        model: a model in eval mode.
+        images: integer grey levels (B, *).
+        transform: maps grey levels to model space.
+        dequantization: q; the points y = T(x + u) are taken as x(t_min).
         cond: short for `model.given(cond)`.
-        generator: for u, times and noise.
+        generator: draws u, times and noise.
     """
     sde = model.sde
     y, nats = DataMap(transform, dequantization).draw(images.to(double(images)), RandomStream(generator), sde)
@@ -74,23 +74,23 @@ def learn(
     """Train a dequantisation in place, for a fixed model. The learning rate falls to 0 along a cosine.
 
     Args:
-        dequantization: for the dataset's shape, on the model's device.
-        model: in eval mode; not changed.
-        transform: from levels to model space.
-        dataset: items are integer levels `*`, or (levels, condition).
+        dequantization: q for the shape of the data, on the model's device.
+        model: a model in eval mode; it is not changed.
+        transform: maps grey levels to model space.
+        dataset: items are integer grey levels `*`, or (grey levels, condition).
         optimizer: returns the optimiser of the parameters it is called with (a Hydra partial).
         steps: number of optimiser steps.
         batch_size: samples per step; all of them if there are fewer, with a warning.
-        clip: largest norm of the gradient of the bound in nats per dimension.
-        seed: of all random draws; those of a step are functions of (seed, step).
+        clip: largest norm of the gradient of the bound in nats per dimension; a larger gradient is scaled down to it.
+        seed: the seed of all random draws; those of a step are functions of (seed, step).
         progress: show a progress bar.
 
     Raises:
-        ValueError: steps or clip is out of range.
+        ValueError: steps is not an integer >= 1, or clip is not positive.
         NonFiniteLoss: the gradient of the bound is not finite.
     """
     if not isinstance(steps, int) or steps < 1 or not clip > 0:
-        raise ValueError(f"steps must be an integer >= 1 and clip > 0; got {steps}, {clip}")
+        raise ValueError(f"steps must be an integer >= 1, and clip positive; got steps={steps}, clip={clip}")
     parameters = list(dequantization.parameters())
     updates = optimizer(parameters)
     rate = torch.optim.lr_scheduler.CosineAnnealingLR(updates, steps)
@@ -111,10 +111,10 @@ def learn(
 
 @dataclass
 class DequantizationBounds:
-    """Bounds on the bits per dimension of levels: means over images, with standard errors.
+    """Bounds on bits per dimension under learned and uniform dequantisation: (mean over images, standard error).
 
-    `gain` is the uniform bound minus the learned one, image by image at the same draws: its error is smaller than
-    theirs.
+    `gain` is the uniform bound minus the learned one. The difference is taken for each image at the same draws, so its
+    standard error is smaller than those of the two bounds.
     """
 
     learned: tuple[float, float | None]
@@ -135,7 +135,7 @@ def compare(
 
     Args:
         dequantization, model, transform, dataset: see `learn`.
-        draws: of u, time and noise for each image; image i draws from seed i.
+        draws: number of draws of (u, time, noise) for each image, even; image i draws from seed i.
         batch_size: images at a time.
         progress: show a progress bar.
 

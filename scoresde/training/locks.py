@@ -1,4 +1,4 @@
-"""Locks of directories: two processes never train, or convert, in the same one."""
+"""Locks of run directories: two processes never train in the same one."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +13,7 @@ LOCK = ".lock"
 
 @contextmanager
 def locked(directory: Path) -> Iterator[None]:
-    """Hold the lock of a directory during the block; of several processes of torchrun the first one holds it.
+    """Hold the lock of a directory during the block; of the processes that torchrun started, only the first holds it.
 
     The operating system releases the lock when the process ends, however it ends; the empty file stays. A process may
     hold the same lock several times.
@@ -30,7 +30,7 @@ def locked(directory: Path) -> Iterator[None]:
         lock.acquire()
     except Timeout as error:
         raise ValueError(
-            f"{directory} is in use: another process writes this run; wait for its end, or choose another run=..."
+            f"{directory} is in use: another process writes this run; wait until it ends, or choose another run=..."
         ) from error
     try:
         yield

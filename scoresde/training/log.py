@@ -1,8 +1,8 @@
-"""The log of a training: every so many steps a line of means, in `log.jsonl`, TensorBoard and Weights & Biases.
+"""The log of a training run: lines of means over some steps, in `log.jsonl`, TensorBoard and Weights & Biases.
 
 A line has the loss, the gradient's norm, the learning rate, the throughput, the memory, and the loss by noise level:
 the mean of the unweighted terms (for denoising score matching, the squared error of the noise per dimension) over the
-samples whose log-SNR is below -8, from -8 to -6, ..., above 8; null for a level without samples.
+samples whose log-SNR is below -8, from -8 to -6, ..., above 8; null for an interval without samples.
 """
 
 import resource
@@ -24,19 +24,19 @@ from scoresde.training.json_lines import append_line, remove_lines_after
 from scoresde.training.state import Sums
 
 LOG = "log.jsonl"
-LEVELS = torch.arange(-8.0, 9.0, 2.0, dtype=torch.float64)  # of log-SNR: edges of the noise levels
+LEVELS = torch.arange(-8.0, 9.0, 2.0, dtype=torch.float64)  # log-SNR between two noise levels of the log
 GIGABYTE = 1e9
 
 
 class Log:
-    """Writes lines, and accumulates the means of the next one.
+    """Accumulate the means of the next line of the log, and write it.
 
     Args:
-        run: the run's directory; None in all processes but the first, which write nothing.
+        run: the run's directory; None in a process other than the first, which writes nothing.
         step: the step that training continues from; lines of later steps are removed.
-        sums: of the unfinished line, from a checkpoint; see `total`.
+        sums: the sums for the unfinished line, from a checkpoint; see `total`.
         device: where the losses are computed.
-        wandb: options of wandb.init, such as project, entity and mode; None not to use Weights & Biases.
+        wandb: options of wandb.init, such as project, entity and mode; None to log without Weights & Biases.
 
     `rate` is the learning rate of the last step.
     """
@@ -64,7 +64,7 @@ class Log:
         self.start_clock()
 
     def start_clock(self) -> None:
-        """Measure the training time from now on, without the checkpoints and previews before."""
+        """Measure training time from now on, so that the time of checkpoints and previews does not count."""
         self.since = time.perf_counter()
 
     def record(self, terms: LossTerms, share: float, norm: float, sde: SDE, samples: int) -> None:
@@ -104,7 +104,7 @@ class Log:
         return {key: f"{value:.4g}" for key, value in shown.items() if value is not None}
 
     def write(self, row: Mapping[str, Any]) -> None:
-        """Write a line of the step `row["step"]` to the file, TensorBoard and Weights & Biases."""
+        """Write a line for the step `row["step"]` to `log.jsonl`, TensorBoard and Weights & Biases."""
         if self.run is None:
             return
         append_line(self.run / LOG, row)
@@ -137,7 +137,7 @@ def start_wandb(run: Path, options: Mapping[str, Any]) -> Any:
 
 
 def scalars(row: Mapping[str, Any]) -> dict[str, float]:
-    """Return the numbers of a line that are not null, the losses by noise level under a name each."""
+    """Return the numbers of a line that are not null, by name; each loss by noise level has its own name."""
     named = {key: value for key, value in row.items() if key not in ("step", "loss_by_log_snr")}
     for name, value in zip(level_names(), row.get("loss_by_log_snr", ()), strict=False):
         named[f"loss_by_log_snr/{name}"] = value
@@ -145,7 +145,7 @@ def scalars(row: Mapping[str, Any]) -> dict[str, float]:
 
 
 def level_names() -> list[str]:
-    """Return the names of the noise levels, the noisiest first."""
+    """Return the names of the noise levels (intervals of log-SNR), the noisiest first."""
     edges = [f"{edge:+g}" for edge in LEVELS.tolist()]
     return [f"below{edges[0]}", *(f"{low}..{high}" for low, high in pairwise(edges)), f"above{edges[-1]}"]
 

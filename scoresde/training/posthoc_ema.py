@@ -1,8 +1,8 @@
 """Post-hoc averages of the weights: their width is chosen after training (2312.02696, section 3 and appendix C).
 
-The width of an exponential average is fixed before training. Here two power-function averages, of sigma_rel 0.05 and
-0.1, are updated during training and stored from time to time. An average of another width, at any step, is then a
-combination of the stored ones. `scoresde.training.power_profiles` has the mathematics.
+The width of an exponential average is fixed before training. Here two power-function averages, with relative widths
+sigma_rel of 0.05 and 0.1, are updated during training and stored from time to time. An average of another width, at any
+step, is then a combination of the stored ones. `scoresde.training.power_profiles` has the mathematics.
 
 A snapshot is `step<number>.safetensors`, written by `scoresde.training.checkpoint`, with a group `power_<sigma_rel>`
 for each average. A run's checkpoint has such groups too, and serves as one more snapshot.
@@ -20,7 +20,7 @@ from scoresde.tensors import at_least_float32
 from scoresde.training import checkpoint
 from scoresde.training.power_profiles import combination, gamma_of, inner_products, rate
 
-AVERAGES = "averages"  # a run's directory of snapshots
+AVERAGES = "averages"  # the directory of snapshots in a run
 PREFIX = "power_"
 
 
@@ -34,10 +34,10 @@ class PowerAverages:
 
     Args:
         model: its parameters are averaged from step 1 on; the initial ones have no weight.
-        sigma_rels: the relative widths; two different ones allow others to be made after training.
+        sigma_rels: the relative widths; from two different ones, averages of other widths can be made after training.
 
     Raises:
-        ValueError: no width, a repeated one, or one outside (0, 0.2887).
+        ValueError: sigma_rels is empty, repeats a width, or has a width outside (0, 0.2887).
     """
 
     def __init__(self, model: nn.Module, sigma_rels: Sequence[float] = (0.05, 0.10)):
@@ -53,7 +53,7 @@ class PowerAverages:
     def update(self, step: int) -> None:
         """Add the parameters after `step` steps (1 after the first) to the averages.
 
-        Must be called after every step, also after one that left the parameters unchanged: the profiles count all.
+        Must be called after every step, also after a step that left the parameters unchanged: profiles count all steps.
 
         Raises:
             ValueError: step is less than 1.
@@ -80,7 +80,7 @@ class PowerAverages:
                 stored = ", ".join(sorted(group for group in groups if group.startswith(PREFIX))) or "none"
                 raise ValueError(
                     f"the checkpoint has no averages {name!r} (stored: {stored}), and they cannot start in the middle "
-                    "of a training: use the sigma_rels that it started with, or train a new run"
+                    "of a training run: use the sigma_rels that the run started with, or train a new run"
                 )
             checkpoint.restore(group, groups[name])
 
@@ -95,13 +95,13 @@ class Profile(NamedTuple):
 
 @dataclass(frozen=True)
 class Plan:
-    """How a profile is made of stored ones.
+    """A profile q as a combination sum_k x_k p_k of stored profiles.
 
     Args:
-        step: of the profile to make.
+        step: the step of q.
         sources: the stored profiles p_k.
         coefficients: x_k, (K,).
-        residual: |sum_k x_k p_k - q| / |q| over the steps; 0 for a stored profile.
+        residual: |sum_k x_k p_k - q| / |q| over the steps; 0 if q itself is stored.
     """
 
     step: int
@@ -127,7 +127,7 @@ def save_snapshot(directory: Path, step: int, averages: PowerAverages) -> Path:
 
 
 def delete_snapshots_after(directory: Path, step: int) -> None:
-    """Delete the snapshots of later steps, for a training that continues from `step`; 0 deletes all."""
+    """Delete the snapshots after `step`, the step that a training run continues from; 0 deletes all."""
     for path in _files(directory):
         if int(path.stem.removeprefix("step")) > step:
             path.unlink()
@@ -137,9 +137,10 @@ def profiles(directory: Path, step: int | None = None, extra: Iterable[Path] = (
     """Return the stored averages, sorted by step and width.
 
     Args:
-        directory: of the snapshots; need not exist.
-        step: return only those that a reconstruction at this step uses: up to it, or to the next stored step.
-        extra: further files with such groups. The run's checkpoint replaces a snapshot of the same step.
+        directory: the directory of the snapshots; it need not exist.
+        step: leave out the averages that a reconstruction at this step does not use: those after the first stored step
+            that is not before it.
+        extra: further files with groups of averages. The run's checkpoint replaces a snapshot of the same step.
 
     Raises:
         ValueError: a file is not a snapshot.
@@ -153,7 +154,7 @@ def profiles(directory: Path, step: int | None = None, extra: Iterable[Path] = (
 
 
 def plan(directory: Path, sigma_rel: float, step: int | None = None, extra: Iterable[Path] = ()) -> Plan:
-    """Return how stored averages make a profile, and how accurately. Arguments and errors as in `reconstruct`."""
+    """Return the best combination of stored averages for a profile. Arguments and errors as in `reconstruct`."""
     gamma_of(sigma_rel)
     sources = profiles(directory, step, extra)
     if not sources:
@@ -161,7 +162,7 @@ def plan(directory: Path, sigma_rel: float, step: int | None = None, extra: Iter
     steps = [source.step for source in sources]
     step = steps[-1] if step is None else step
     if not 1 <= step <= steps[-1]:
-        raise ValueError(f"step must lie between 1 and the last snapshot's, {steps[-1]}; got {step}")
+        raise ValueError(f"step must lie between 1 and {steps[-1]}, the step of the last snapshot; got {step}")
     for source in sources:
         if (source.step, source.sigma_rel) == (step, sigma_rel):
             return Plan(step, (source,), torch.ones(1, dtype=torch.float64), 0.0)
@@ -175,26 +176,27 @@ def reconstruct(
     """Return the power-function average of any width at any step, from the stored ones: parameter's name -> tensor.
 
     Args:
-        directory: of the snapshots, `<run>/averages`.
+        directory: the directory of the snapshots, `<run>/averages`.
         sigma_rel: the width, in (0, 0.2887).
-        step: default: that of the last snapshot. A step without a snapshot is hard to reconstruct, as a profile is
-            steepest at its end.
-        extra: further files with such groups, such as the run's checkpoint.
-        tolerance: the largest `residual` of the plan that is accepted.
+        step: the step of the average, by default that of the last snapshot. An average at a step without a snapshot is
+            hard to reconstruct, as a profile is steepest at its end.
+        extra: further files with groups of averages, such as the run's checkpoint.
+        tolerance: the largest `Plan.residual` that is accepted.
 
     Raises:
         FileNotFoundError: there are no snapshots.
         ValueError: the width is out of range; the step is after the last snapshot; the snapshots are too few for this
-            profile, or of different parameters; a file is not a snapshot.
+            profile, or hold different parameters; a file is not a snapshot.
     """
     best = plan(directory, sigma_rel, step, extra)
     if best.residual > tolerance:
         widths = ", ".join(f"{width:g}" for width in sorted({source.sigma_rel for source in best.sources}))
         steps = len({source.step for source in best.sources})
         raise ValueError(
-            f"the profile of sigma_rel {sigma_rel:g} at step {best.step} is out of reach: snapshots of {steps} step"
-            f"{'s' * (steps > 1)} (sigma_rel {widths}; {directory}) have an error of {best.residual:.2g}, more than "
-            f"{tolerance:g}; choose a width nearer to the stored ones, or train with more snapshots"
+            f"the average of sigma_rel {sigma_rel:g} at step {best.step} is out of reach: the best combination of the "
+            f"snapshots in {directory} ({steps} step{'s' * (steps > 1)}, sigma_rel {widths}) has a relative error of "
+            f"{best.residual:.2g}, more than the tolerance {tolerance:g}; choose a width nearer to the stored ones, or "
+            "train with more snapshots"
         )
     total: dict[str, Tensor] = {}  # sum_k x_k average_k in float64, one average in memory at a time
     for source, coefficient in zip(best.sources, best.coefficients.tolist(), strict=True):
@@ -202,7 +204,7 @@ def reconstruct(
         average = checkpoint.load(source.path, {group})[0][group]
         total = total or {name: torch.zeros_like(tensor, dtype=torch.float64) for name, tensor in average.items()}
         if {name: x.shape for name, x in total.items()} != {name: x.shape for name, x in average.items()}:
-            raise ValueError(f"{source.path} has averages of other parameters than the snapshots before it")
+            raise ValueError(f"{source.path} has averages of other parameters than the snapshots of earlier steps")
         for name, tensor in average.items():
             total[name].add_(tensor.double(), alpha=coefficient)
     return {name: tensor.to(average[name].dtype) for name, tensor in total.items()}

@@ -16,8 +16,8 @@ standard deviation of that density in units of t,
 
 A profile q is approximated by a combination sum_k x_k p_k of others (appendix C). The x_k minimise
 |sum_k x_k p_k - q| and sum to 1. The norm sums over all integer steps exactly, without replacing sums by integrals. The
-paper does not require the sum to be 1: with few profiles its solution rescales a parameter that does not change, such
-as the gain of a normalisation.
+paper does not require that the x_k sum to 1: with few profiles the paper's solution rescales even a parameter that does
+not change during training.
 """
 
 import math
@@ -50,7 +50,7 @@ def gamma_of(sigma_rel: float) -> float:
 
 
 def rate(gamma: float, step: int) -> float:
-    """Return 1 - b(t) at step t."""
+    """Return 1 - b(t), with b as in the module docstring and t = step."""
     return 1.0 if step == 1 else -math.expm1((gamma + 1) * math.log1p(-1 / step))
 
 
@@ -85,7 +85,11 @@ def _same_step_products(times: list[int], power: Tensor) -> Tensor:
 
 
 def combination(products: Tensor) -> tuple[Tensor, float]:
-    """Return the x of sum 1 that minimises |sum_k x_k p_k - q|, and the relative residual; q is the last profile."""
+    """Return the x (K,) with sum 1 that minimises r = |sum_k x_k p_k - q|, and r / |q|.
+
+    Args:
+        products: (K + 1, K + 1), the inner products of the profiles p_1, ..., p_K, q.
+    """
     norms = products.diagonal().sqrt()
     cosines = products / norms[:, None] / norms
     values, vectors = torch.linalg.eigh(cosines[:-1, :-1])

@@ -13,7 +13,7 @@ DTYPES = {"float32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Precision:
-    """The arithmetic of a training step; `scaler` is the `torch.amp.GradScaler`, without effect but for "fp16".
+    """The arithmetic of a training step; `scaler` is a `torch.amp.GradScaler`, enabled for "fp16" only.
 
     Args:
         name: "float32", "bf16" or "fp16".

@@ -1,6 +1,6 @@
 """Decays of the learning rate: functions of (step, steps, start) that multiply the optimiser's own rate.
 
-"linear" and "cosine" fall to 0 at the last of `steps` steps. "inverse_sqrt" is 1 up to the step `start` and then
+"none" is 1. "linear" and "cosine" fall from 1 to 0 at step `steps`. "inverse_sqrt" is 1 up to step `start` and then
 (step / start)^(-1/2) (EDM2, 2312.02696, appendix B).
 """
 

@@ -1,8 +1,8 @@
-"""The state of a training and its checkpoint: everything that a new process needs to continue bit for bit.
+"""The state of a training run and its checkpoint: everything that a new process needs to continue bit for bit.
 
-The state is the weights, their averages, the optimiser's moments, the loss scale of mixed precision, the number of
-skipped steps, and the sums of the log's unfinished line. The samples and random draws of a step are not part of it:
-they are functions of (seed, step).
+The training state is the weights, their averages, the optimiser's moments, the loss scale of mixed precision, the
+number of skipped steps, and the sums of the log's unfinished line. The samples and random draws of a step are not part
+of it: they are functions of (seed, step).
 """
 
 from collections.abc import Mapping
@@ -30,11 +30,11 @@ class State:
 
     Args:
         model, optimizer, ema, precision, guard: see their classes.
-        power: averages for a profile chosen after training, or None.
+        power: power-function averages, whose width is chosen after training; or None.
         path: the checkpoint's path.
         config: the configuration of the run, stored in the checkpoint.
-        step: number of steps done.
-        is_due: the checkpoint is to be written after the next finite step.
+        step: number of completed steps.
+        is_due: whether the next step that is not skipped must write the checkpoint.
     """
 
     model: ScoreModel
@@ -49,7 +49,7 @@ class State:
     is_due: bool = False
 
     def save(self, sums: Sums) -> None:
-        """Write the checkpoint; every process must call it, the first one writes.
+        """Write the checkpoint; every process must call this method, and the first one writes.
 
         Raises:
             NonFiniteLoss: a weight is not finite; the previous checkpoint stays.
@@ -77,7 +77,7 @@ class State:
         """Load the checkpoint if there is one; return the sums of the log's unfinished line.
 
         Raises:
-            FileNotFoundError: other processes see the checkpoint, this one does not.
+            FileNotFoundError: other processes see the checkpoint, but this one does not.
             ValueError: the checkpoint belongs to another model or optimiser.
         """
         exists = self.path.exists()

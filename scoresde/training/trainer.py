@@ -1,9 +1,10 @@
 """The training loop.
 
-Each step: a batch, dequantised and transformed to model space; the loss; clipped gradients; an optimiser step at the
-scheduled learning rate; the moving averages. All random draws of step n are functions of (seed, n), see
-`training.batches`. The weights are in `<run>/checkpoint.safetensors`, replaced atomically, and the log is in
-`<run>/log.jsonl` and TensorBoard. Processes started by torchrun share each batch, see `training.distributed`.
+Each step loads a batch, dequantises it and transforms it to model space, computes the loss, clips the gradient, makes
+an optimiser step at the scheduled learning rate, and updates the moving averages. All random draws of step n are
+functions of (seed, n), see `training.batches`. The weights are in `<run>/checkpoint.safetensors`, replaced atomically,
+and the log is in `<run>/log.jsonl` and TensorBoard. Processes started by torchrun share each batch, see
+`training.distributed`.
 """
 
 import signal
@@ -47,30 +48,31 @@ class Interrupted(RuntimeError):
 
 @dataclass
 class Trainer:
-    """The settings of a training, and the loop (`fit`).
+    """The settings of a training run, and the training loop (`fit`).
 
     Args:
         optimizer: returns the optimiser of the parameters it is called with (a Hydra partial).
         steps: number of optimiser steps.
-        batch_size: samples per step, of all processes together; all of them if there are fewer, with a warning.
-        accumulate: parts that a process splits its share of a batch into, one after the other; the gradient is the
-            same.
+        batch_size: samples per step in all processes together; reduced, with a warning, if the dataset is smaller.
+        accumulate: number of parts in which a process computes the gradient of its share of a batch, one after the
+            other, to save memory; the gradient stays the same.
         warmup: steps in which the learning rate rises linearly.
-        decay, decay_start: of the learning rate: "none", "linear", "cosine" or "inverse_sqrt" from decay_start on, see
-            `training.schedule`.
-        clip: largest norm of the gradient.
+        decay, decay_start: decay of the learning rate, "none", "linear", "cosine" or "inverse_sqrt", and the step from
+            which "inverse_sqrt" decays; see `training.schedule`.
+        clip: largest norm of the gradient; a larger gradient is scaled down to it.
         ema, ema_warmup: decay and warm-up of the moving average, see `EMA`.
-        power: sigma_rel of the averages for a profile that is chosen after training, see `training.posthoc_ema`.
-        snapshot_every: steps between the snapshots of these averages.
+        power: sigma_rel of the averages from which other widths are made after training, see `training.posthoc_ema`.
+        snapshot_every: steps between the snapshots of the averages `power`.
         precision: "float32", "bf16" or "fp16", see `training.precision`.
         compile: compile the network with torch.compile.
         channels_last: use the channels_last memory layout for states and weights (B, C, H, W).
-        skip_limit: number of steps in a row that may be skipped because their gradient is not finite.
-        seed: of all random draws.
-        log_every, checkpoint_every, preview_every, evaluate_every: in steps; 0 for only at the end (previews: never).
+        skip_limit: number of steps in a row that may be skipped because their loss or gradient is not finite.
+        seed: the seed of all random draws.
+        log_every, checkpoint_every: steps between two log lines or checkpoints; 0 for one at the end only.
+        preview_every, evaluate_every: steps between two previews or evaluations; 0 for none.
         workers: processes that load data.
         parallel: "ddp" or "fsdp", for processes started by torchrun; see `training.distributed`.
-        wandb: options of wandb.init, to log to Weights & Biases too; None not to.
+        wandb: options of wandb.init, to log to Weights & Biases too; None to log without it.
         device: where to train; the attribute `where` is the device of this process.
 
     Raises:
@@ -115,7 +117,10 @@ class Trainer:
         if self.decay not in DECAYS:
             raise ValueError(f"decay must be one of {', '.join(DECAYS)}; got {self.decay!r}")
         if bool(self.power) != bool(self.snapshot_every):
-            raise ValueError(f"set both power and snapshot_every; got {list(self.power)} and {self.snapshot_every}")
+            raise ValueError(
+                f"power and snapshot_every must be set together; got power={list(self.power)}, "
+                f"snapshot_every={self.snapshot_every}"
+            )
         if self.parallel == "fsdp" and (self.power or self.channels_last):
             raise ValueError("parallel=fsdp supports neither power averages nor channels_last; use parallel=ddp")
         self.where = available(distributed.device(self.device))
@@ -145,7 +150,7 @@ class Trainer:
             loss: returns the loss terms of a batch in model space.
             dataset: items are states `*` in data units, or (state, condition).
             run: the run's directory.
-            data_map: from data to the states that the model is trained on.
+            data_map: maps data to the states that the model is trained on.
             preview: called with the model (averaged weights, eval mode) and the step, every `preview_every` steps.
             evaluate: called in the same way every `evaluate_every` steps and at the end; returns numbers for the log.
             progress: show a progress bar.
@@ -153,9 +158,9 @@ class Trainer:
 
         Raises:
             TypeError: the model is not a module.
-            ValueError: another process trains in this directory, the run has more steps already, or a trained weight
-                is in half precision.
-            NonFiniteLoss: too many steps in a row were not finite; the last checkpoint is unchanged.
+            ValueError: another process trains in this directory, the checkpoint is already past `steps`, or a trained
+                weight is in half precision.
+            NonFiniteLoss: more than `skip_limit` steps in a row were skipped; the last checkpoint is unchanged.
             Interrupted: SIGINT or SIGTERM was received; the checkpoint holds the last complete step.
         """
         if (size := fitting(self.batch_size, dataset)) != self.batch_size:
@@ -172,7 +177,7 @@ class Trainer:
             bar = progress_bar(total=self.steps, initial=state.step, title="training", unit="step", shown=shown)
             with _interruptions() as interrupted, closing(log), bar:
                 if distributed.anyone(is_first and not _is_evaluated(run / LOG, state.step)):
-                    self._report(state, log, None, evaluate)  # the run stopped between the checkpoint and evaluation
+                    self._report(state, log, None, evaluate)  # the run stopped after the checkpoint, before evaluation
                 for step, batch in enumerate(self._loader(dataset, state.step), start=state.step):
                     for group, base in zip(state.optimizer.param_groups, base_rates, strict=True):
                         group["lr"] = base * self.rate(step)
@@ -190,7 +195,9 @@ class Trainer:
     def _prepare(self, model: ScoreModel) -> ScoreModel:
         """Move the model to its device and memory layout, and compile it."""
         if not isinstance(model, nn.Module):
-            raise TypeError(f"the model must be a module, such as a scoresde.ModelWrapper; got {type(model).__name__}")
+            raise TypeError(
+                f"the model must be a torch.nn.Module, such as a scoresde.ModelWrapper; got {type(model).__name__}"
+            )
         for name, parameter in model.named_parameters():
             if parameter.requires_grad and is_half(parameter):
                 raise ValueError(
@@ -200,7 +207,10 @@ class Trainer:
         model.to(self.where).train()
         network: Any = getattr(model, "network", None)
         if (self.channels_last or self.compile) and not isinstance(network, nn.Module):
-            raise ValueError(f"channels_last and compile need a model with a `network`; got {type(model).__name__}")
+            raise ValueError(
+                "channels_last and compile need a model whose attribute `network` is a torch.nn.Module; got "
+                f"{type(model).__name__}"
+            )
         if self.channels_last:
             network.to(memory_format=torch.channels_last)
         if self.compile:
@@ -208,7 +218,7 @@ class Trainer:
         return model
 
     def _state(self, model: ScoreModel, run: Path, is_first: bool, config: Mapping[str, Any]) -> State:
-        """Return the state at step 0."""
+        """Return the training state at step 0."""
         optimizer = self.optimizer([p for p in model.parameters() if p.requires_grad])
         ema = EMA(model, self.ema, warmup=self.ema_warmup)
         power = posthoc_ema.PowerAverages(model, tuple(self.power)) if self.power else None
@@ -220,7 +230,9 @@ class Trainer:
         """Load the checkpoint if there is one, and return the log that continues from its step."""
         sums = state.resume()
         if state.step > self.steps:
-            raise ValueError(f"steps must be at least {state.step}, which {run} has already; got {self.steps}")
+            raise ValueError(
+                f"steps must be at least {state.step}, the number of steps that {run} has done; got {self.steps}"
+            )
         if is_first:
             remove_lines_after(run / SKIPPED, state.step - 1)  # its lines count steps from 0
             posthoc_ema.delete_snapshots_after(run / posthoc_ema.AVERAGES, state.step)
@@ -234,7 +246,7 @@ class Trainer:
     # --- in the loop
 
     def _step(self, objective: SharedObjective, state: State, batch: Any, step: int, log: Log) -> None:
-        """Make one optimiser step; skip it if its loss or gradient is not finite."""
+        """Make one optimiser step; skip it if the loss or the gradient is not finite."""
         _seed_dropout(step_seed(self.seed, step, f"dropout {distributed.rank()}"), self.where)
         x, cond = split_condition(batch, self.where)
         if self.channels_last and x.ndim == 4:
@@ -306,7 +318,7 @@ class Trainer:
 
 
 class _Terms(nn.Module):
-    """The loss terms of data, as the module whose gradients the processes exchange."""
+    """Module that computes the loss terms of data, so that the processes can exchange its gradients."""
 
     def __init__(self, model: ScoreModel, loss: Objective, data_map: DataMap, seed: int):
         super().__init__()
@@ -330,10 +342,10 @@ def _is_evaluated(path: Path, step: int) -> bool:
 
 
 def _seed_dropout(seed: int, device: torch.device) -> None:
-    """Seed the generators that dropout uses. `torch.manual_seed` takes a millisecond: it seeds every kind of device."""
+    """Seed the generators that dropout uses, not those of all kinds of devices, which takes a millisecond."""
     torch.default_generator.manual_seed(seed)
     if device.type == "cuda":
-        torch.cuda.default_generators[device.index].manual_seed(seed)  # torch.cuda.manual_seed: the current device's
+        torch.cuda.default_generators[device.index].manual_seed(seed)  # also if it is not the current one
     elif device.type == "mps":
         torch.mps.manual_seed(seed)
 

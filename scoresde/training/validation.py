@@ -1,4 +1,4 @@
-"""Held-out loss of a model in training, and a bound on its bits per dimension.
+"""Loss on held-out data during training, and a bound on the bits per dimension of these data.
 
 Both use the same noise at every evaluation, so that changes from one line of the log to the next come from the model.
 """
@@ -26,12 +26,12 @@ class HeldOut:
     Args:
         loss: the training objective.
         dataset: the held-out data.
-        training_map: the data map of the training.
-        likelihood_map: the data map of a likelihood.
+        training_map: maps data to the states that the model is trained on.
+        likelihood_map: maps data to the states whose likelihood is measured.
         samples: number of samples, evenly spaced in the dataset.
-        draws: evaluations of each sample for the bound, even; 0 for no bound.
+        draws: evaluations of each sample for the bound, an even number; 0 for no bound.
         batch_size: samples at a time.
-        seed: of the noise.
+        seed: the seed of the noise.
 
     Raises:
         ValueError: the dataset is empty, or samples is less than 1.
@@ -59,7 +59,7 @@ class HeldOut:
     def __call__(self, model: ScoreModel, step: int) -> dict[str, float]:
         """Return the mean loss, and the bound in bits (of continuous data: nats) per dimension, with standard errors.
 
-        There is no bound for a dequantisation whose points are states at t > 0.
+        There is no bound if dequantised data are states at a time above t_min, as with `TruncatedNormal`.
         """
         device = next(model.parameters()).device
         x, cond = split_condition(default_collate(self.items), device)
@@ -90,7 +90,7 @@ class HeldOut:
     def _bound(self, model: ScoreModel, x: Tensor, cond: Condition) -> dict[str, float]:
         if self.likelihood_map.dequantization is not None:
             data_map = self.likelihood_map
-            with warnings.catch_warnings(action="ignore", category=AboveUniform):  # as at the beginning of a training
+            with warnings.catch_warnings(action="ignore", category=AboveUniform):  # expected early in training
                 bound = bounds.continuous(model, x, data_map, cond, draws=self.draws, batch_size=self.batch_size)
             return _mean("validation_bits_per_dim_bound", bound.per_image)
         nats = []

@@ -47,7 +47,7 @@ def test_another_dequantisation_warns_and_starts_where_its_noise_ends(grey, caps
     assert row["conventions"]["dequantization"].startswith("truncated normal")
     assert "where sigma/alpha is the noise of the dequantisation" in row["conventions"]["start"]
     assert row["bound_conventions"]["chain"].startswith("30 nodes")
-    assert "scoresde bpd: warning: this network was trained for uniform dequant" in capsys.readouterr().err
+    assert "scoresde bpd: warning: the network was trained with uniform dequant" in capsys.readouterr().err
     assert "one of uniform, truncated_normal, variational; got 'gaus" in refused(*command, "dequantization=gaussian")
     assert "scoresde dequantize" in refused(*command, "dequantization=variational")
 

@@ -69,4 +69,4 @@ def test_wrong_input_is_answered_in_one_line(refused):
     assert "no configuration at" in refused("convert", "source=score_sde", f"path={source}", "config=none.json")
     Path("run").mkdir()
     Path("run/config.yaml").write_text("{}")
-    assert "holds a run already" in refused("convert", "source=score_sde", f"path={source}", "run=run")
+    assert "already holds a run" in refused("convert", "source=score_sde", f"path={source}", "run=run")

@@ -39,11 +39,11 @@ def test_what_is_learned_depends_on_the_seed(grey, capsys):
     assert record["paths"] == {"checkpoint": "grey/dequantization.safetensors", "metrics": "grey/metrics.jsonl"}
 
 
-@pytest.mark.parametrize(("override", "message"), [("steps=0", "got 0"), ("draws=3", "even")])
+@pytest.mark.parametrize(("override", "message"), [("steps=0", "got steps=0"), ("draws=3", "even")])
 def test_wrong_input_is_answered_in_one_line(grey, override, message, refused):
     assert message in refused(*COMMAND, "steps=1", override, prints=True)
     assert not Path(grey, "dequantization.safetensors").exists()
 
 
 def test_continuous_data_has_nothing_to_dequantise(toy, refused):
-    assert "dequantize needs data of grey levels" in refused("dequantize", f"run={toy}")
+    assert "dequantize needs integer grey levels" in refused("dequantize", f"run={toy}")

@@ -85,7 +85,7 @@ WRONG = {
     "floors": ("floors=[noise]", "got 'noise'"),
     "no samples": ("samples=missing.npy", "No such file or directory: 'missing.npy'"),
     "shape": ("samples=real.npy", "(5, 3)"),
-    "pickled": ("samples=objects.npy", "objects.npy must be an array of numbers"),
+    "pickled": ("samples=objects.npy", "objects.npy must be a .npy file of numbers"),
     "n": ("n=0", "got 0"),
 }
 

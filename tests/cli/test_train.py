@@ -92,7 +92,9 @@ def test_a_run_keeps_its_configuration(toy, refused):
         ("+optimizer.eps=1e-3", "optimizer.eps was None, now 0.001"),
     ]:
         assert f"toy has a run of another configuration ({change})" in refused(*train, override)
-    assert "trainer.steps must be at least 3, which toy has already; got 2" in refused(*train, "trainer.steps=2")
+    assert "trainer.steps must be at least 3, the number of steps that toy has done; got 2" in refused(
+        *train, "trainer.steps=2"
+    )
     assert contents(toy) == before
     assert main([*train, "trainer.log_every=2", "held_out.draws=2"]) == 0
 
@@ -105,8 +107,8 @@ def test_the_configuration_in_the_checkpoint_counts(toy, refused, present):
     config.unlink()
     if present:
         config.write_text(text.replace("depth: 1", "depth: 2"))
-        message = "config.yaml is not the configuration of checkpoint.safetensors beside it: network.depth was 1, now 2"
-        assert f"{message}; restore it" in refused("sample", f"run={toy}")
+        message = "config.yaml must have the settings that checkpoint.safetensors was trained with, but network.depth"
+        assert f"{message} was 1, now 2: restore the file" in refused("sample", f"run={toy}")
     assert "(network.depth was 1, now 2)" in refused(*train, "network.depth=2")
     assert main(train) == 0
     assert ss.load(toy).config.network.depth == 1
@@ -119,7 +121,7 @@ def test_a_checkpoint_of_an_older_version_needs_its_configuration(toy, refused):
     train = ["train", *TOY, "trainer.steps=4", f"run={toy}"]
     assert "(network.depth was 1, now 2)" in refused(*train, "network.depth=2")
     (toy / "config.yaml").unlink()
-    assert "has no config.yaml beside it: restore it, or choose another run=..." in refused(*train)
+    assert "needs config.yaml in the same directory: restore that file, or choose another run=..." in refused(*train)
 
 
 @pytest.mark.parametrize(("decay", "warns"), [("cosine", True), ("linear", True), ("none", False)])
@@ -129,7 +131,7 @@ def test_a_schedule_that_restarts_is_reported(decay, warns, capsys):
     assert "warning" not in capsys.readouterr().err
     assert main([*train, "trainer.steps=12"]) == 0
     rate = {"cosine": "0.067 to 0.5", "linear": "0.167 to 0.5", "none": ""}[decay]
-    change = f"trainer.steps=12 in place of 6, trainer.decay={decay} sets the learning rate from {rate} of its maximum"
+    change = f"trainer.steps=12 instead of 6, trainer.decay={decay} sets the learning rate from {rate} of its maximum"
     assert (change in capsys.readouterr().err) is warns
 
 
@@ -140,7 +142,7 @@ def test_a_second_training_of_the_same_run_is_refused_while_the_first_goes_on(to
     other = subprocess.Popen([sys.executable, "-c", code, toy], **pipes)
     assert other.stdout.readline() == "locked\n"
     train, before = ["train", *TOY, "trainer.steps=4", f"run={toy}"], contents(toy)
-    assert "toy is in use: another process writes this run; wait for its end" in refused(*train)
+    assert "toy is in use: another process writes this run; wait until it ends" in refused(*train)
     assert contents(toy) == before
     other.kill()
     other.wait()
@@ -276,7 +278,7 @@ def test_whole_numbers_without_a_dequantisation_are_told(capsys):
     np.save("x.npy", np.random.RandomState(0).randint(0, 9, (60, 4)))
     train = ["train", "experiment=table", "network.width=8", *SHORT, "data.path=x.npy", "trainer.batch_size=16"]
     assert main([*train, "data=arrays"]) == 0
-    message = "train: warning: the training data are whole numbers, and a density of them has no bound"
+    message = "train: warning: the training data are whole numbers, at which a model's density has no upper bound"
     assert message in capsys.readouterr().err
     assert main([*train, "data=level_arrays", "data.levels=9", "run=levels"]) == 0
     assert not capsys.readouterr().err
@@ -291,7 +293,9 @@ def test_arrays_of_ones_own_are_trained_sampled_and_measured(shape, options, sta
     printed = capsys.readouterr()
     config, samples = yaml.safe_load(Path("r/config.yaml").read_text()), 54
     fits = config["trainer"]["batch_size"] < samples
-    assert fits or f"train: warning: batch_size={256 if len(state) == 1 else 64} is more than the 54" in printed.err
+    assert (
+        fits or f"train: warning: batch_size={256 if len(state) == 1 else 64} is larger than the dataset" in printed.err
+    )
     assert fits == (not printed.err)
     assert config["data"]["shape"] == state
     assert main(["sample", "run=r", "n=2", "sampler=dpmpp2", "sampler.steps=2"]) == 0

@@ -235,7 +235,7 @@ def test_names_the_first_tensor_that_differs_by_both_names(file, name, theirs, o
     for key in (theirs, LAST[name]):
         state[f"model.{key}"] = torch.zeros(*state[f"model.{key}"].shape, 2)
     torch.save(state, file)
-    message = f"weights differ first at {ours} ({theirs} in EDM): expected {shape}, got {(*shape, 2)}"
+    message = f"weights differ first at {ours} ({theirs} in EDM): expected shape {shape}; got {(*shape, 2)}"
     with pytest.raises(ValueError, match=re.escape(message)):
         edm(file)
 
@@ -247,7 +247,7 @@ def test_names_the_first_tensor_that_is_missing(file, name, theirs, ours):
     state = {**original(name), f"model.{LAST[name]}": torch.zeros(2)}
     torch.save({key: value for key, value in state.items() if key != f"model.{theirs}"}, file)
     with pytest.raises(
-        ValueError, match=rf"first at {ours} \({theirs} in EDM\): expected .*, got no tensor of that name"
+        ValueError, match=rf"first at {ours} \({theirs} in EDM\): expected .*; got no tensor of that name"
     ):
         edm(file)
 
@@ -255,7 +255,7 @@ def test_names_the_first_tensor_that_is_missing(file, name, theirs, ours):
 def test_refuses_an_embedding_of_another_width(file):
     state = {**original("edm_ddpmpp"), "model.map_layer0.weight": torch.zeros(32, 16)}
     torch.save(state, file)
-    with pytest.raises(ValueError, match=r"only channel_mult_emb = 4 is supported: 4 x 16 time features; got 32"):
+    with pytest.raises(ValueError, match=r"channel_mult_emb must be 4, for 4 x 16 time features; got 32"):
         edm(file)
 
 
@@ -266,7 +266,7 @@ NEEDED = {
     "label bias": ("edm_ncsnpp", "map_label.bias", r"with shape \(32,\); got \(2,\)"),
     "block": ("edm_ddpmpp", "enc.8x8_block0.conv1.weight", r"with 4 dimensions; got the shape \(2,\)"),
     "filter": ("edm_ddpmpp", "enc.8x8_down.conv0.resample_filter", r"with 4 dimensions; got the shape \(2,\)"),
-    "query": ("edm_adm", "enc.8x8_block0.qkv.weight", r"in EDM\): expected .*, got \(2,\)"),
+    "query": ("edm_adm", "enc.8x8_block0.qkv.weight", r"in EDM\): expected .*; got \(2,\)"),
 }
 
 

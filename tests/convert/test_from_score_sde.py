@@ -211,16 +211,19 @@ FOURIER = variant("ncsnpp_skip_ve")["config"]
 REFUSED = {
     "sde": (changed("training", sde="edm"), "training.sde must be one of vpsde, subvpsde, vesde; got 'edm'"),
     "name": (changed("model", name="ncsnv2_64"), "model.name must be one of ddpm, ncsnpp; got 'ncsnv2_64'"),
-    "nonlinearity": (changed("model", nonlinearity="elu"), "model.nonlinearity 'swish' .* got 'elu', True"),
-    "unconditional": (changed("model", conditional=False), "model.conditional true are supported; got 'swish', False"),
+    "nonlinearity": (changed("model", nonlinearity="elu"), "model.nonlinearity must be 'swish' .* got 'elu' and True"),
+    "unconditional": (changed("model", conditional=False), "model.conditional must be true; got 'swish' and False"),
     "block": (changed("model", resblock_type="adm"), "model.resblock_type must be one of biggan, ddpm; got 'adm'"),
     "embedding": (changed("model", embedding_type="x"), "embedding_type must be one of positional, fourier; got 'x'"),
     "input": (changed("model", progressive_input="x"), "progressive_input must be one of none, residual, input_skip"),
     "output": (changed("model", progressive="x"), "progressive must be one of none, residual, output_skip; got 'x'"),
     "combine": (changed("model", progressive_combine="x"), "progressive_combine must be one of sum, cat; got 'x'"),
-    "scaled": (changed("model", scale_by_sigma=True), "scale_by_sigma needs Fourier features or discrete VE"),
+    "scaled": (
+        changed("model", scale_by_sigma=True),
+        "scale_by_sigma must be false without Fourier features, except for discrete VE",
+    ),
     "discrete": (changed("training", FOURIER, continuous=False), "must be 'positional' for discrete labels"),
-    "section": ({"data": {}, "model": {}}, "has the sections data, model and training; got .'data', 'model'.$"),
+    "section": ({"data": {}, "model": {}}, "must have the sections data, model and training; got .'data', 'model'.$"),
     "entry": (changed("model") | {"training": {"continuous": True}}, "the configuration has no training.sde"),
 }
 
@@ -238,7 +241,7 @@ def test_refuses_a_configuration_without_a_counterpart(config, message):
 )
 def test_refuses_a_file_without_a_model(file, checkpoint):
     torch.save(checkpoint, file)
-    with pytest.raises(ValueError, match=f"{file} is not a checkpoint of score_sde: it has no names and tensors under"):
+    with pytest.raises(ValueError, match=f"{file} is not a checkpoint of score_sde: it has no state dict under"):
         score_sde(file, variant("ddpmpp_grey")["config"])
 
 
@@ -279,14 +282,16 @@ DIFFERENT = {
 @pytest.mark.parametrize(("change", "ours", "theirs"), DIFFERENT.values(), ids=DIFFERENT)
 def test_names_the_first_tensor_that_differs_by_both_names(file, change, ours, theirs):
     path, config = save_grey(file, change)
-    message = rf"differ first at {re.escape(ours)} \(all_modules.{theirs} in the checkpoint\): expected \(.*, got \("
+    message = (
+        rf"differ first at {re.escape(ours)} \(all_modules.{theirs} in the checkpoint\): expected shape \(.*; got \("
+    )
     with pytest.raises(ValueError, match=message):
         score_sde(path, config, weights="raw")
 
 
 def test_shows_the_shapes_that_differ(file):
     path, config = save_grey(file, reshape("17.bias"))
-    with pytest.raises(ValueError, match=re.escape("expected (1,), got (1, 2)")):
+    with pytest.raises(ValueError, match=re.escape("expected shape (1,); got (1, 2)")):
         score_sde(path, config, weights="raw")
 
 

@@ -102,7 +102,7 @@ def test_runs_of_edm_come_back(name, tmp_path):
 @pytest.mark.parametrize("name", [run_config.CONFIG, CHECKPOINT])
 def test_a_run_is_not_overwritten(run, tmp_path, name):
     (tmp_path / name).write_text("mine")
-    with pytest.raises(FileExistsError, match=f"{tmp_path} holds a run already \\(its {name}\\); choose another"):
+    with pytest.raises(FileExistsError, match=f"{tmp_path} already holds a run \\(file {name}\\): choose another"):
         save_run(run, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == [name]
     assert (tmp_path / name).read_text() == "mine"
@@ -114,7 +114,9 @@ def test_refuses_averages_of_other_names_or_shapes(run, tmp_path):
         (name.removeprefix("network."), value, "no tensor of that name"),
         (name, value[:1], str(tuple(value.shape)).replace("(", r"\(").replace(")", r"\)")),
     ):
-        with pytest.raises(ValueError, match=rf"must match the model: {key} is \(.*, the model has {expected}"):
+        with pytest.raises(
+            ValueError, match=rf"must match the model; {key} has shape \(.*, but the model has .*{expected}"
+        ):
             save_run(run, tmp_path / "run", {**run.model.state_dict(), key: tensor})
         assert not (tmp_path / "run").exists()
 

@@ -196,10 +196,10 @@ def test_figures_do_not_depend_on_batches_or_interruptions(tmp_path):
 
 
 @pytest.mark.parametrize(("trained", "used", "on_levels", "warning"), [
-    (ss.Uniform(), ss.TruncatedNormal(), False, "was trained for uniform"),
-    (ss.TruncatedNormal(), ss.Uniform(), False, "was trained for truncated normal"),
-    (ss.TruncatedNormal(), ss.TruncatedNormal(2.0), False, "was trained for truncated normal"),
-    (ss.Uniform(), ss.Uniform(), True, "was trained for no dequantisation"),
+    (ss.Uniform(), ss.TruncatedNormal(), False, "was trained with uniform"),
+    (ss.TruncatedNormal(), ss.Uniform(), False, "was trained with truncated normal"),
+    (ss.TruncatedNormal(), ss.TruncatedNormal(2.0), False, "was trained with truncated normal"),
+    (ss.Uniform(), ss.Uniform(), True, "was trained with no dequantisation"),
     (ss.Uniform(), ss.Uniform(), False, None),
     (ss.TruncatedNormal(), ss.TruncatedNormal(), False, None),
 ])  # fmt: skip
@@ -207,7 +207,7 @@ def test_a_dequantisation_without_training_warns(trained, used, on_levels, warni
     run, images = levels_run(tmp_path, dequantization=trained, trained_on_levels=on_levels)
     result = evaluate_likelihood(run, list(images[:1]), used, **CHEAP)
     assert (result.mean, result.stderr) == (float(result.per_sample[0]), None)
-    messages = [str(caught.message) for caught in recwarn if "was trained for" in str(caught.message)]
+    messages = [str(caught.message) for caught in recwarn if "was trained with" in str(caught.message)]
     assert len(messages) == (warning is not None)
     assert warning is None or warning in messages[0]
 
@@ -231,7 +231,7 @@ def test_the_key_of_stored_batches_covers_data_conditions_and_a_learned_dequanti
 
 def test_an_empty_dataset_is_refused(tmp_path):
     run, _ = levels_run(tmp_path)
-    with pytest.raises(ValueError, match="the dataset is empty"):
+    with pytest.raises(ValueError, match="the dataset must have at least one sample"):
         evaluate_likelihood(run, [], None, **CHEAP)
 
 

@@ -66,8 +66,8 @@ def test_given_statistics_without_features_have_the_metrics_of_moments(tmp_path,
     assert set(quality.left_out) == {"kid", "precision", "recall", "halves"}
     assert table(quality)[1][1] == "200 : ?"
     for features, space, message in (
-        (values, "another space", "has statistics of the feature space another space: expected classes"),
-        (values[:, :10], "", "the reference has 10 features, classes has 64"),
+        (values, "another space", "must be of the feature space classes; got one of another space"),
+        (values[:, :10], "", "the reference must have the 64 features of classes; got 10"),
     ):
         with pytest.raises(ValueError, match=message):
             quality_of_images(run, real, Classes(), QualitySettings(), FeatureStatistics.of(Features(features), space))
@@ -94,12 +94,12 @@ def test_states_are_compared_in_model_space(tmp_path):
     ("samples", "settings", "message"),
     [
         (lambda x: x, {"floors": ["noise"]}, "noise floor must be one of train, halves; got 'noise'"),
-        (lambda x: x[:, :, :4], {}, r"expected samples \(N, 1, 8, 8\) with N >= 4; got \(200, 1, 4, 8\)"),
+        (lambda x: x[:, :, :4], {}, r"must have shape \(N, 1, 8, 8\) with N >= 4; got \(200, 1, 4, 8\)"),
         (lambda x: x[:3], {}, "with N >= 4; got"),
         (lambda x: x / 0, {}, "the samples must be finite; got NaN or infinity in 200 of 200 samples"),
         (lambda x: x, {"metrics": ["fid"]}, "metric must be one of .*; got 'fid'"),
         (lambda x: x, {"split": "all"}, "has no all data"),
-        (lambda x: x, {"split": "copy"}, "only 0 train images are not in the copy data too"),
+        (lambda x: x, {"split": "copy"}, "train images that are not also in the copy data; got 0"),
     ],
 )
 def test_wrong_input(tmp_path, real, samples, settings, message):

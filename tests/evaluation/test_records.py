@@ -115,7 +115,7 @@ def test_concurrent_processes_store_whole_files(tmp_path, monkeypatch):
 def test_a_file_without_likelihoods_is_named(tmp_path):
     path = keep_per_sample(tmp_path, "test", torch.arange(3.0))
     np.savez(path, values=np.zeros((2, 2)))
-    with pytest.raises(ValueError, match=r"must hold float64 values \(N,\); got float64 \(2, 2\)"):
+    with pytest.raises(ValueError, match=r"must hold float64 values of shape \(N,\); got float64 of shape \(2, 2\)"):
         load_per_sample(tmp_path, "test.npz")
     np.savez(path, values=np.array([{}], dtype=object))
     for content in (path.read_bytes(), b"text", b""):

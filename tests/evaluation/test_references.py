@@ -85,5 +85,5 @@ def test_missing_or_too_little_data_is_named(tmp_path):
     with pytest.raises(ValueError, match=r"has no validation data: set data.validation in its config.yaml"):
         Reference.of_run(digits_run(tmp_path, validation=None), 100, "validation")
     few = {"_target_": "scoresde.data.Toy2D", "n": 3}
-    with pytest.raises(ValueError, match=r"the test data of .* has 3 samples: expected at least 4"):
+    with pytest.raises(ValueError, match=r"the test data of .* must have at least 4 samples; got 3"):
         Reference.of_run(digits_run(tmp_path, test=few), 100)

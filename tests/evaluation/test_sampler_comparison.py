@@ -119,17 +119,17 @@ def test_a_sampler_with_nan_samples_is_left_out_with_a_warning(model, reference)
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"samplers": {}}, "at least one sampler and one budget"),
-        ({"budgets": []}, "at least one sampler and one budget"),
+        ({"samplers": {}}, "samplers and budgets must have at least one entry"),
+        ({"budgets": []}, "samplers and budgets must have at least one entry"),
         ({"budgets": [5, 0]}, r"nfe\[1\] must be an integer >= 1; got 0"),
         ({"budgets": [2.5]}, r"nfe\[0\] must be an integer >= 1; got 2.5"),
-        ({"budgets": [1]}, "nfe=1 is too small for heun: one step needs nfe=2"),
+        ({"budgets": [1]}, "nfe must be at least 2, one step of heun; got 1"),
         ({"metrics": ["fid"]}, "metric must be one of sliced_wasserstein, "),
         ({"n": 3}, "n must be an integer >= 4; got 3"),
         ({"repeats": 0}, "repeats must be an integer >= 1"),
         (
             {"samplers": {"flow": lambda steps: ss.samplers.ProbabilityFlow(ss.solvers.Adams(6))}},
-            r"the evaluations of flow do not grow with its steps: \d+ with 2 steps, \d+ with 3",
+            r"the evaluations of flow must grow with the number of steps; got \d+ with 2 steps and \d+ with 3",
         ),
     ],
 )

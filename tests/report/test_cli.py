@@ -61,7 +61,7 @@ def test_commands_of_a_run_of_a_sweep_can_be_read(tmp_path, capsys):
 
 @pytest.mark.parametrize("note", ["a ${oc.env:HOME,x} b", "${${x}:HOME}", ["${oc.env:HOME}"]])
 def test_resolvers_are_refused(note):
-    with pytest.raises(ValueError, match=r"config\.yaml has a resolver in note"):
+    with pytest.raises(ValueError, match=r"config\.yaml must have no resolver; got note"):
         refuse_resolvers(OmegaConf.create({"note": note, "x": "oc.env"}), Path("run"))
 
 
@@ -70,7 +70,7 @@ def test_environment_variables_are_not_shown(tmp_path, capsys, monkeypatch):
     run = new_run(tmp_path / "run", (2,), checkpoint=False, note="${oc.env:HOME}")
     assert main(["report", "run=run", "film=false"]) == 2
     error = capsys.readouterr().err
-    assert "run/config.yaml has a resolver in note" in error
+    assert "run/config.yaml must have no resolver; got note" in error
     assert "secret" not in error
     assert not (run / "report.html").exists()
 

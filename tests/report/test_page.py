@@ -213,7 +213,7 @@ def test_a_picture_of_the_training_replaces_missing_samples(tmp_path):
     for step in (20, 40):
         (run / "figures" / f"step{step:06d}.png").write_bytes(b"\x89PNG\r\n\x1a\n")
     text = read(run).text
-    assert "Drawn by the training, step 40" in text
+    assert "Drawn during training, step 40" in text
     assert f"scoresde sample run={run}" in text
 
 
@@ -223,7 +223,7 @@ def test_figures_of_an_earlier_checkpoint_are_marked(tmp_path, whole):
     (run / "log.jsonl").unlink()
     runs.train_further(run)
     text = read(run).text
-    assert text.count("These figures are of an earlier checkpoint of the run.") == 4
+    assert text.count("These results are of an earlier checkpoint of the run.") == 4
     assert "bits per dimension, test data (of an earlier checkpoint)" in text
     for verb in ("sample", "bpd", "compare", "evaluate"):
         assert text.count(f"scoresde {verb} run={run}") == 1

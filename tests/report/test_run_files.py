@@ -97,7 +97,7 @@ def test_another_table_is_not_a_comparison(tmp_path, text):
 def test_samples_of_another_shape_are_refused(tmp_path):
     run = runs.new_run(tmp_path / "run", (2,), checkpoint=False)
     runs.add_samples(run, (3,))
-    with pytest.raises(ValueError, match=r"pc\.npy: expected numbers of shape \(N, 2\), got \(20, 3\)"):
+    with pytest.raises(ValueError, match=r"pc\.npy must be an array of numbers of shape \(N, 2\); got \(20, 3\)"):
         files_of(run, (2,)).samples()
 
 

@@ -138,7 +138,8 @@ def test_refuses_other_batches(batch, message):
 
 def test_a_batch_is_at_most_the_dataset_and_this_is_told():
     assert fitting(10, torch.arange(10)) == 10
-    with pytest.warns(UserWarning, match="^batch_size=256 is more than the 160 samples: all of them are a batch$"):
+    message = "^batch_size=256 is larger than the dataset: every batch has all 160 samples$"
+    with pytest.warns(UserWarning, match=message):
         assert fitting(256, torch.arange(160)) == 160
     with pytest.raises(ValueError, match=r"1 \(processes\) and 0 \(samples\); got 4"):
         batches(torch.arange(0), fitting(4, torch.arange(0)), 0, 0, 1)

@@ -98,7 +98,7 @@ def learned():
 
 def test_a_batch_larger_than_the_dataset_is_the_whole_dataset():
     cells = CELLS["ridge"]
-    with pytest.warns(UserWarning, match=f"batch_size=64 is more than the {len(cells)} samples"):
+    with pytest.warns(UserWarning, match=f"batch_size=64 is larger than the dataset: every batch has all {len(cells)}"):
         larger = short(cells, batch_size=64)
     for a, b in zip(larger.parameters(), short(cells, batch_size=len(cells)).parameters(), strict=True):
         assert torch.equal(a, b)
@@ -158,9 +158,9 @@ def test_a_condition_reaches_the_network():
 def test_non_finite_bounds_and_settings_out_of_range_are_refused():
     with pytest.raises(NonFiniteLoss, match="not finite at step 0"):
         short(labelled(math.nan))
-    with pytest.raises(ValueError, match=r"steps must be an integer >= 1 and clip > 0; got 0, 1\.0"):
+    with pytest.raises(ValueError, match=r"steps must be an integer >= 1, .*; got steps=0, clip=1\.0"):
         short(steps=0)
-    with pytest.raises(ValueError, match="got 3, 0"):
+    with pytest.raises(ValueError, match="got steps=3, clip=0"):
         short(clip=0)
     with pytest.raises(ValueError, match=r"needs at least two images; got 1"):
         compare(Variational(2, 3), RIDGE.score_model(ss.VP()), TRANSFORM, CELLS["ridge"][:1], progress=False)

@@ -26,7 +26,7 @@ def holder(tmp_path):
 
 
 def test_a_lock_ends_with_its_process(holder, tmp_path, monkeypatch):
-    message = r"run is in use: another process writes this run; wait for its end, or choose another run=\.\.\."
+    message = r"run is in use: another process writes this run; wait until it ends, or choose another run=\.\.\."
     with pytest.raises(ValueError, match=message), locked(tmp_path / "run"):
         pytest.fail("two processes hold the lock")
     monkeypatch.setattr(distributed, "rank", lambda: 1)
