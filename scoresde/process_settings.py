@@ -22,7 +22,10 @@ NEVER = 2**31 - 1
 
 
 def tune_process() -> None:
-    """Apply both settings, as far as the machine allows; call it first, so that all threads inherit them."""
+    """Keep freed memory and flush denormal numbers to zero, as far as the machine allows.
+
+    Call it first, so that all threads inherit both settings.
+    """
     keep_freed_memory()
     torch.set_flush_denormal(True)
 

@@ -68,9 +68,9 @@ class BaseModel(nn.Module):
 
     @property
     def density(self) -> str | None:
-        """Name of the density of the probability flow, for the conventions of likelihoods.
+        """Name of the model whose probability flow has the density, as likelihoods report it in their `conventions`.
 
-        None if the flow has no density, because its views were changed so that it is not invertible.
+        None if the flow has no density, because a wrapper changes the views so that the flow is not invertible.
         """
         return type(self).__name__
 

@@ -128,7 +128,11 @@ class BlendedViews(Views):
         return sum(others, start=first)
 
     def error(self, x0: Tensor, noise: Tensor) -> Views:
-        """Return the weighted sum of the errors of the views, plus (sum_k w_k - 1) times (x0, noise)."""
+        """Return the errors of the blend, see `Views.error`.
+
+        They are the weighted sum of the errors of its parts plus, where the weights do not add up to 1,
+        (sum_k w_k - 1) times the views of the true pair (x0, noise).
+        """
         errors = [views.error(x0, noise) for views in self._views]
         excess = sum(self._weights[1:], start=self._weights[0]) - 1
         return BlendedViews([*errors, Pair(self.sde, self.t, x0, noise)], [*self._weights, excess])

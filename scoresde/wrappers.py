@@ -142,7 +142,8 @@ def with_density(model: Model, cond: Any = None) -> BaseModel:
     """Return `as_model(model, cond)` for use in a likelihood.
 
     Raises:
-        ValueError: the probability flow of the model has no density, or the model has active dropout.
+        ValueError: the model has active dropout, or a wrapper changes its views for sampling only, so that its
+            probability flow is not invertible and has no density (`model.density` is None).
     """
     model = as_model(model, cond)
     refuse_dropout(model)

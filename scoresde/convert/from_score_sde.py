@@ -219,7 +219,10 @@ def _network(sde: str, is_discrete: bool, data: _Section, model: _Section) -> di
         )
     has_fourier = is_ncsnpp and model.choice("embedding_type", {"positional": False, "fourier": True})
     if has_fourier and is_discrete:
-        raise ValueError("model.embedding_type must be 'positional' for discrete labels; got 'fourier'")
+        raise ValueError(
+            "model.embedding_type must be 'positional' if training.continuous is false (discrete noise labels); got "
+            "'fourier'"
+        )
     scale_by_sigma = bool(model["scale_by_sigma"]) and not (sde == "VE" and is_discrete)
     if scale_by_sigma and not has_fourier:
         raise ValueError(

@@ -81,7 +81,7 @@ class LevelHead(nn.Module):
         if logits.shape != expected:
             raise ValueError(
                 f"logits must have shape {expected}, {self.levels} grey levels for each channel of the data; got "
-                f"{tuple(logits.shape)}: give the inner network as many output channels (out_channels) as this"
+                f"{tuple(logits.shape)}: give the inner network {expected[1]} output channels (out_channels)"
             )
         return self._denoise(y, s, logits.unflatten(1, (y.shape[1], self.levels)).movedim(2, -1)).to(dtype)
 

@@ -98,14 +98,15 @@ class AngularAdams(Multistep):
 
     The predictor interpolates `order` values of E[v | x]. The corrector interpolates `corrector` values and the value
     at the end of the step, which is evaluated once (PEC mode). The order of convergence is min(order, corrector) + 1,
-    or `order` without a corrector; with `final` = 1 it is 2, but a few steps are then more accurate than with 0. The
-    coefficients are bounded at both ends of the path, so the method can start where no signal is left.
+    or `order` without a corrector. The limit `final` = 1 reduces it to at most 2, but makes runs of few steps more
+    accurate than no limit (0). The coefficients are bounded at both ends of the path, so the method can start where no signal is left.
 
     Args:
         order: number of values that the predictor interpolates, 1 to 4.
         corrector: number of values that the corrector interpolates besides the value at the end of the step, 0 (no
             corrector) to 4.
-        final: the largest order of the last transition; each transition before it may have one more; 0 for no limit.
+        final: number of values that the last transition interpolates at most; the transition before it interpolates at
+            most `final` + 1, and so on; 0 for no limit.
 
     Raises:
         ValueError: order is not from 1 to 4, corrector is not from 0 to 4, or final is negative.

@@ -62,7 +62,8 @@ class Multistep(Linear):
         order: number of values that the predictor interpolates, 1 to `highest`.
         corrector: number of values that the corrector interpolates besides the value at the end of the step, 0 (no
             corrector) to `highest`.
-        final: the largest order of the last transition; each transition before it may have one more; 0 for no limit.
+        final: number of values that the last transition interpolates at most; the transition before it interpolates at
+            most `final` + 1, and so on; 0 for no limit.
         highest: the largest order of the method.
         l: noise level.
     """

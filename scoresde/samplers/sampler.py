@@ -116,7 +116,8 @@ class Samples:
 class Sampler(PlainStep):
     """A list of transitions and a step for each of them.
 
-    A subclass defines `transitions` and `step`, or `plan` and `advance` if it has coefficients or a memory.
+    A subclass defines `transitions` and `step`. If it precomputes coefficients, or passes a memory from one transition
+    to the next, it defines `plan` and `advance` in place of `step`.
 
     Args:
         denoise_final: if True, replace the last state by E[x_0 | x], which costs one more evaluation.

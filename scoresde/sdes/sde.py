@@ -267,5 +267,5 @@ class ReverseSDE:
         return self.model.predict(x, t).combine(sde.alpha_dot(t), sde.sigma_dot(t) + churn)
 
     def diffusion(self, t: Tensor) -> Tensor:
-        """l g(t), () or (B,)."""
+        """The diffusion coefficient l g(t) with the noise level l of this family: () or (B,), as t."""
         return self.l * self.sde.diffusion(checked_times(self.sde, t))

@@ -90,7 +90,10 @@ class _Path(NamedTuple):
         return self.x + _combine(weights, self.v)
 
     def correct(self, s_next: Tensor, v: Tensor, order: int) -> tuple[Tensor, Tensor]:
-        """Return the state at s_next by the polynomial through v there and `order` - 1 before, and the weights."""
+        """Return the state at s_next, x plus the integral of the corrector's polynomial, and the integration weights.
+
+        The polynomial interpolates the velocity at s_next and the last `order` - 1 velocities of the window.
+        """
         nodes = torch.cat([s_next[:, None], self.nodes], dim=1)
         used = torch.cat([torch.ones_like(self.used[:, :1]), self.used], dim=1)
         used = used & (torch.arange(nodes.shape[1], device=nodes.device) < order)
