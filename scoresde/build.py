@@ -95,7 +95,7 @@ def build_model(config: DictConfig, trust: Sequence[str] = ()) -> ScoreModel:
         ) from error
     sde = instantiate(config.sde, trust)
     prediction, learned = instantiate(config.prediction, trust), bool(config.get("learned_variance", False))
-    return ScoreModel(network, sde, prediction, learned, bool(config.get("conditional", False)))
+    return ScoreModel(network, sde, prediction, learned, config.get("conditional") or ())
 
 
 def build_data_map(data: DictConfig, trust: Sequence[str] = ()) -> DataMap:

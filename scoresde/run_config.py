@@ -27,7 +27,8 @@ RENAMED = {  # targets in the configurations of older runs, and their names now
 FREE_PARTS = ("held_out", "sampler", "trust", "hydra", "device", "run", "conditional")
 FREE_SETTINGS = ["steps", "log_every", "checkpoint_every", "preview_every", "evaluate_every", "accumulate", "compile"]
 FREE_SETTINGS += ["channels_last", "workers", "parallel", "wandb", "device"]
-MODEL_PARTS = ("network", "sde", "prediction", "learned_variance", "data.shape", "data.transform", "data.training")
+MODEL_PARTS = ["network", "sde", "prediction", "learned_variance", "conditional"]
+MODEL_PARTS += ["data.shape", "data.transform", "data.training"]
 
 
 def read_config(path: Path) -> DictConfig:

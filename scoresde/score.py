@@ -10,6 +10,7 @@ A model has `sde` and `predict(x, t) -> Views`; `BaseModel` derives the rest fro
 condition to the model. Models that wrap another model are in `scoresde.wrappers`.
 """
 
+from collections.abc import Sequence
 from copy import copy
 from itertools import chain
 from typing import Any, Self
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 
 from scoresde import predictions
 from scoresde.counting import evaluated
+from scoresde.networks.embeddings import NULL, by_name
 from scoresde.predictions import Prediction
 from scoresde.protocols import Condition, Model, Network, as_condition, call_network, expand, select, to_device
 from scoresde.sdes import SDE, checked_times
@@ -131,8 +133,8 @@ class ScoreModel(BaseModel):
         sde: the diffusion.
         prediction: what F predicts: "noise", "data", "velocity", "v", "score", "karras", or an instance such as
             `predictions.KarrasPreconditioning(sigma_data=0.5)` or `predictions.Discrete("noise", labels)`.
-        conditional: if True, the network was trained with a condition for every sample, and an evaluation without one
-            is refused; if False, the condition is optional.
+        conditional: names of the conditions ("label", "vector", ...) that the network was trained with for every
+            sample, never without; the model is not evaluated without them.
         learned_variance: if True, the network's output has twice the channels of the state, (B, 2C, ...): F, and v in
             about [-1, 1], from which the `variance` of `Views` is nu = (v + 1)/2 (2102.09672, section 3.1). If False,
             the output is F.
@@ -148,11 +150,11 @@ class ScoreModel(BaseModel):
         sde: SDE,
         prediction: str | Prediction = "noise",
         learned_variance: bool = False,
-        conditional: bool = False,
+        conditional: Sequence[str] = (),
     ):
         super().__init__()
         self.network, self.sde, self.prediction = network, sde, predictions.resolve(prediction)
-        self.learned_variance, self.conditional = learned_variance, conditional
+        self.learned_variance, self.conditional = learned_variance, tuple(conditional)
         self.cond: Condition = None
         self._check_ends()
 
@@ -173,8 +175,23 @@ class ScoreModel(BaseModel):
 
     def given(self, cond: Any) -> Self:
         """Return the conditional model, with the same network; see `BaseModel.given`."""
+        if cond is None:
+            return self
         with torch.inference_mode(False):  # so that a likelihood can differentiate through the condition
-            return self if cond is None else self._with(to_device(as_condition(cond), device_of(self)))
+            cond = as_condition(cond)
+            parts = by_name(cond) if self.conditional else {}
+            if missing := [name for name in self.conditional if name not in parts]:
+                raise ValueError(self._needs_condition(f"none of the name {missing[0]}"))
+            label = parts.get("label")
+            if label is not None and not label.is_floating_point() and bool((label == NULL).any()):
+                raise ValueError(self._needs_condition(f"the null label {NULL}"))
+            return self._with(to_device(cond, device_of(self)))
+
+    def _needs_condition(self, got: str) -> str:
+        return (
+            f"the network was trained with the condition {' and '.join(self.conditional)} for every sample, never "
+            f"without; got {got}: use model.given(cond), or cond=... of samplers and likelihoods"
+        )
 
     def rows(self, rows: Tensor | slice, count: int) -> Self:
         """Return the model with the conditions of the samples `rows` from a batch of `count`."""
@@ -193,10 +210,7 @@ class ScoreModel(BaseModel):
                 network's output does not have the shape of the state (with a learned variance, twice its channels).
         """
         if self.conditional and self.cond is None:
-            raise ValueError(
-                "the network was trained with a condition for every sample, but got none: use model.given(cond), or "
-                "pass cond=..."
-            )
+            raise ValueError(self._needs_condition("none"))
         x, t = floating(x), checked_times(self.sde, t)
         state = at_least_float32(x)
         scaled = broadcast(self.prediction.c_in(self.sde, t), state) * state

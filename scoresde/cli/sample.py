@@ -1,5 +1,7 @@
 """`scoresde sample`, and the samples that `scoresde evaluate` draws."""
 
+from typing import Any
+
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
@@ -9,6 +11,7 @@ from scoresde.cli.common import load_run, result_name, save_array, save_picture
 from scoresde.cli.output import Record, append_row, print_rows, shows_progress
 from scoresde.evaluation.generation import draw_samples
 from scoresde.evaluation.records import METRICS
+from scoresde.protocols import Condition, as_condition
 from scoresde.training import distributed
 from scoresde.training.checkpoint import replace_atomically
 
@@ -36,7 +39,7 @@ def draw(run: build.Run, config: DictConfig, n: int) -> tuple[Tensor, Record]:
     Returns:
         The samples (n, *) in data units, and a row of settings and costs for `metrics.jsonl`.
     """
-    model, threshold = run.model, config.threshold
+    model, threshold = run.model.given(one_for_all(config.get("cond"))), config.threshold
     if threshold is not None:
         if "_target_" not in threshold:
             raise ValueError(
@@ -47,5 +50,18 @@ def draw(run: build.Run, config: DictConfig, n: int) -> tuple[Tensor, Record]:
     result = draw_samples(run, sampler, n, config.batch_size, config.seed, model, progress=shows_progress())
     name, seconds = HydraConfig.get().runtime.choices["sampler"], round(result.seconds, 2)
     row = {"sampler": name, "n": n, "nfe": result.nfe, "backward": result.backward, "seconds": seconds}
-    threshold = None if threshold is None else OmegaConf.to_container(threshold, resolve=True)
-    return result.x, {**row, "seed": config.seed, "weights": config.weights, "threshold": threshold}
+    settings = {"weights": config.weights, "cond": plain(config.get("cond")), "threshold": plain(threshold)}
+    return result.x, {**row, "seed": config.seed, **settings}
+
+
+def one_for_all(cond: Any) -> Condition:
+    """Return a condition of a configuration as one for all samples, with leading dimension 1."""
+    parts = as_condition(plain(cond))
+    if isinstance(parts, dict):
+        return {name: part[None] for name, part in parts.items()}
+    return None if parts is None else parts[None]
+
+
+def plain(value: Any) -> Any:
+    """Return a setting as a plain dict or list if it is one."""
+    return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value

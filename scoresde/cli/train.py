@@ -18,7 +18,7 @@ from scoresde.cli.common import fit_transform, run_directory, save_picture, warn
 from scoresde.cli.output import Record, command, print_rows, shows_progress
 from scoresde.data.summary import state_of
 from scoresde.dequantization import DataMap
-from scoresde.networks.embeddings import NULL, by_name
+from scoresde.networks.embeddings import NULL, ConditionEmbedding, by_name
 from scoresde.protocols import Condition
 from scoresde.samplers import Sampler
 from scoresde.score import ScoreModel
@@ -49,8 +49,9 @@ def train(config: DictConfig) -> Record | None:
         config.data.shape = list(state_of(dataset[0]).shape)
     torch.manual_seed(config.seed)
     model = build.build_model(config, trust)
-    with open_dict(config):
-        config.conditional = model.conditional = is_conditional(model, dataset, config)
+    with open_dict(config), warnings_on_stderr():
+        config.conditional = trained_conditions(model, dataset, config) or None
+    model.conditional = tuple(config.conditional or ())
     optimizer = build.instantiate(config.optimizer, trust)
     trainer = build.instantiate(config.trainer, trust, optimizer=optimizer)
     loss, sampler = build.instantiate(config.loss, trust), build.instantiate(config.sampler, trust)
@@ -78,7 +79,8 @@ def train(config: DictConfig) -> Record | None:
             shown = {**record, "parameters": f"{parameters:,}", "mirrored": mirrored and f"{mirrored} of the samples"}
             print_rows({key: value for key, value in shown.items() if value})
         preview = partial(save_preview, sampler, measured, config, run, first_conditions(dataset))
-        stored = {key: value for key, value in settings.items() if key not in run_config.FREE_PARTS}
+        left_out = {*run_config.FREE_PARTS} - {"conditional"}
+        stored = {key: value for key, value in settings.items() if key not in left_out}
         trainer.fit(model, loss, dataset, run, trained, preview, held_out, shows_progress(), stored)
     # Report.
     if not is_first:
@@ -119,24 +121,43 @@ def last_log_entry(log: Path) -> Record:
 # --- conditions
 
 
-def is_conditional(model: ScoreModel, dataset: Any, config: DictConfig) -> bool:
-    """Return whether every training sample has a condition; if so, the model must always be given a condition.
+def trained_conditions(model: ScoreModel, dataset: Any, config: DictConfig) -> list[str]:
+    """Return the names of the conditions that every training sample has; the model then needs them wherever it is used.
+
+    Warns:
+        UserWarning: the network has classes that do not occur in the data.
 
     Raises:
-        ValueError: splits have different conditions, or the network expects a condition that the data lacks.
+        ValueError: splits with different conditions, or conditions of the data that are not those of the network.
     """
-    trained = sorted(by_name(condition(dataset, 1)))
+    names = sorted(by_name(condition(dataset, 1)))
     for split in ("validation", "test"):
-        if (names := condition_names(config, split)) not in (None, trained):
-            first, second = (", ".join(names or ()) or "none" for names in (trained, names))
+        if (others := condition_names(config, split)) not in (None, names):
+            first, second = (", ".join(part or ()) or "none" for part in (names, others))
             raise ValueError(f"all splits must have the same conditions; train has {first}, {split} has {second}")
-    if (expected := getattr(model.network, "conditions", ())) and not trained:
+    expected = getattr(model.network, "conditions", names)
+    if unknown := [name for name in names if name not in expected]:
+        raise ValueError(
+            f"the network must take the condition {unknown[0]} of the training data; it takes "
+            f"{', '.join(expected) or 'none'}: set network.classes (label) or network.cond_features (vector)"
+        )
+    if expected and not names:
         raise ValueError(
             f"the network takes the condition {' and '.join(expected)}, but the training data has none: give the data "
-            "labels, data.train.labels=..., or build a network without classes (network.classes=0)"
+            "labels, data.train.labels=..., or build the network without (network.classes=0)"
         )
     labels = getattr(dataset, "labels", None)
-    return bool(trained) and not (isinstance(labels, torch.Tensor) and bool((labels == NULL).any()))
+    if not isinstance(labels, torch.Tensor) or labels.is_floating_point():
+        return names
+    seen, built = labels[labels != NULL].unique().numel(), number_of_classes(model)
+    if seen < built:
+        warnings.warn(f"the network has {built} classes, of which {seen} occur in the training data", stacklevel=2)
+    return [] if bool((labels == NULL).any()) else names
+
+
+def number_of_classes(model: ScoreModel) -> int:
+    """Return the number of classes that the network embeds; 0 if none, or if another embedding is used."""
+    return max((module.classes for module in model.modules() if isinstance(module, ConditionEmbedding)), default=0)
 
 
 def condition_names(config: DictConfig, split: str) -> list[str] | None:

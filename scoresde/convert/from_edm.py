@@ -77,7 +77,7 @@ def edm(path: str | Path, config: Mapping[str, Any] | str | Path | None = None) 
         "sde": sde,
         "prediction": prediction,
         "network": {**network, "dropout": float(arguments.get("dropout", 0.1))},
-        "conditional": bool(network["classes"] and not arguments.get("label_dropout", 0)),
+        "conditional": ["label"] if network["classes"] and not arguments.get("label_dropout", 0) else None,
         "data": image_data((network["channels"], network["image_size"], network["image_size"]), -1.0, 1.0),
     }
     return assemble_unet(settings, lambda network: translate(state, network), path)

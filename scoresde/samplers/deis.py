@@ -99,7 +99,8 @@ class AngularAdams(Multistep):
     The predictor interpolates `order` values of E[v | x]. The corrector interpolates `corrector` values and the value
     at the end of the step, which is evaluated once (PEC mode). The order of convergence is min(order, corrector) + 1,
     or `order` without a corrector. The limit `final` = 1 reduces it to at most 2, but makes runs of few steps more
-    accurate than no limit (0). The coefficients are bounded at both ends of the path, so the method can start where no signal is left.
+    accurate than no limit (0). The coefficients are bounded at both ends of the path, so the method can start where no
+    signal is left.
 
     Args:
         order: number of values that the predictor interpolates, 1 to 4.

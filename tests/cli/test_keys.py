@@ -9,7 +9,7 @@ from scoresde.cli.keys import check_keys, key_paths, nearest_keys, unknown
 from scoresde.cli.overrides import configurations
 
 UNREAD = {
-    "condition": (["sample", "run=x", "+cond=3"], "scoresde sample: no key 'cond'; --help lists them all"),
+    "condition": (["bpd", "run=x", "+cond=3"], "scoresde bpd: no key 'cond'; "),
     "data of a run": (["bpd", "run=x", "+data.path=new.npy"], "scoresde bpd: no key 'data'; "),
     "node": (["train", "+trainr.steps=7"], "scoresde train: no key 'trainr'; did you mean trainer?"),
     "argument": (["train", "+trainer.stps=7"], "no key 'trainer.stps'; did you mean trainer.steps?"),

@@ -163,29 +163,46 @@ def table():
 @pytest.mark.usefixtures("table")
 def test_a_network_trained_with_labels_is_used_with_labels_only(refused, capsys):
     columns = ["data.columns=[a,b]", "data.shape=[2]"]
-    assert main(["train", *LABELLED, *columns, *LABELS, "+network.classes=3"]) == 0
+    longer = ["trainer.steps=40", "trainer.preview_every=40", "trainer.evaluate_every=40"]
+    assert main(["train", *LABELLED, *columns, *LABELS, *longer, "+network.classes=3"]) == 0
     run = ss.load("r")
-    assert run.model.conditional
+    assert run.model.conditional == ("label",)
     assert len(list(Path("r/figures").iterdir())) == 1  # the preview is drawn with the labels of the first rows
-    message = "trained with a condition for every sample"
-    with pytest.raises(ValueError, match=message):
-        run.model.score(torch.zeros(1, 2), 0.5)
+    message = "trained with the condition label for every sample, never without"
+    for cond in (None, {}, -1):
+        with pytest.raises(ValueError, match=message):
+            run.model.score(torch.zeros(1, 2), 0.5, cond)
     assert run.model.score(torch.zeros(2, 2), 0.5, cond=[0, 2]).shape == (2, 2)
-    for verb in (["sample", "sampler=ddim", "sampler.steps=2"], ["compare", "samplers=[ddim]", "nfe=[2]", "n=8"]):
-        assert message in refused(*verb, "run=r", prints=True)
+    draw = ["sample", "run=r", "sampler=ddim", "sampler.steps=2", "n=3"]
+    for verb in (draw, ["compare", "run=r", "samplers=[ddim]", "nfe=[2]", "n=8"]):
+        assert message in refused(*verb, prints=True)
+    assert main([*draw, "cond=1"]) == 0
+    assert main([*draw, "cond={label: 2}"]) == 0
+    drawn = [np.load(Path("r", "samples", row["file"])) for row in rows("r", "samples")]
+    assert not np.allclose(*drawn)
+    expected = ss.samplers.PredictorCorrector(ss.samplers.DDIM(), steps=2)(
+        run.model.given(1), shape=(3, 2), seeds=range(3)
+    )
+    assert np.allclose(run.transform.inverse(expected.x), drawn[0], atol=1e-5)
     assert main(["bpd", "run=r", "likelihood.solver.steps=4", "budget.samples=0"]) == 0  # with the labels of the split
+    config = Path("r/config.yaml").read_text()
+    Path("r/config.yaml").write_text(config.replace("conditional:\n- label\n", ""))
+    assert "conditional.0 was 'label', now None" in refused(*draw)
 
 
 @pytest.mark.usefixtures("table")
-def test_conditions_that_do_not_fit_are_refused_before_the_training(refused):
+def test_conditions_that_do_not_fit_are_refused_before_the_training(refused, capsys):
     columns = ["data.columns=[a,b]", "data.shape=[2]"]
     train = ["train", *LABELLED, *columns]
     message = "all splits must have the same conditions; train has label, validation has none"
     assert message in refused(*train, LABELS[0], "+network.classes=3")
     assert "train has label, test has none" in refused(*train, *LABELS[:2], "+network.classes=3")
+    assert "must take the condition label of the training data; it takes none" in refused(*train, *LABELS)
     message = "the network takes the condition label, but the training data has none"
     assert message in refused(*train, "+network.classes=3")
     assert not Path("r").exists()
+    assert main([*train, *LABELS, "+network.classes=5"]) == 0
+    assert "the network has 5 classes, of which 3 occur in the training data" in capsys.readouterr().err
 
 
 def test_a_command_that_failed_can_be_corrected(refused):

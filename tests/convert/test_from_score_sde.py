@@ -222,7 +222,10 @@ REFUSED = {
         changed("model", scale_by_sigma=True),
         "scale_by_sigma must be false without Fourier features, except for discrete VE",
     ),
-    "discrete": (changed("training", FOURIER, continuous=False), "must be 'positional' for discrete labels"),
+    "discrete": (
+        changed("training", FOURIER, continuous=False),
+        "must be 'positional' if training.continuous is false",
+    ),
     "section": ({"data": {}, "model": {}}, "must have the sections data, model and training; got .'data', 'model'.$"),
     "entry": (changed("model") | {"training": {"continuous": True}}, "the configuration has no training.sde"),
 }
