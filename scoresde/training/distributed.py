@@ -28,7 +28,8 @@ if TYPE_CHECKING:  # importing it takes half a second, and only sharded training
     from torch.distributed.fsdp import FSDPModule
 
 Value = TypeVar("Value")
-TIMEOUT = timedelta(days=7)  # for a process that has finished its share and waits for the others
+PATIENCE = "SCORESDE_PATIENCE"  # environment variable: minutes that a process waits for the others
+DEFAULT_PATIENCE = 7 * 24 * 60.0  # a process that has finished its share waits for the slowest one
 STRATEGIES = ("ddp", "fsdp")
 CONTAINERS = (nn.ModuleList, nn.ModuleDict)  # they hold the blocks of a network
 
@@ -45,15 +46,41 @@ def size() -> int:
 
 @contextmanager
 def processes() -> Iterator[None]:
-    """Connect the processes that torchrun started for the duration of the block; do nothing in a single process."""
+    """Connect the processes that torchrun started for the duration of the block; do nothing in a single process.
+
+    A process gives up waiting for the others after the minutes in the environment variable SCORESDE_PATIENCE, by
+    default a week.
+
+    Raises:
+        ValueError: SCORESDE_PATIENCE is not a positive number.
+        RuntimeError: a process waited too long.
+    """
     if started() == 1 or dist.is_initialized():
         yield
         return
-    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=TIMEOUT)
+    minutes = patience()
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    dist.init_process_group(backend, timeout=timedelta(minutes=minutes))
     try:
         yield
+    except RuntimeError as error:
+        if "Timed out" not in str(error):
+            raise
+        raise RuntimeError(
+            f"another process did not answer within {minutes:g} minutes ({PATIENCE}): stop all processes, and run the "
+            "same command to resume"
+        ) from error
     finally:
         dist.destroy_process_group()
+
+
+def patience() -> float:
+    """Return the minutes that a process waits for the others."""
+    text = os.environ.get(PATIENCE, str(DEFAULT_PATIENCE))
+    minutes = float(text) if text.replace(".", "", 1).isdigit() else 0.0
+    if not minutes > 0:
+        raise ValueError(f"{PATIENCE} must be a positive number of minutes; got {text!r}")
+    return minutes
 
 
 def started() -> int:

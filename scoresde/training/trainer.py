@@ -7,6 +7,7 @@ and the log is in `<run>/log.jsonl` and TensorBoard. Processes started by torchr
 `training.distributed`.
 """
 
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -40,6 +41,7 @@ from scoresde.training.state import CHECKPOINT, State
 
 __all__ = ["CHECKPOINT", "LOG", "Interrupted", "NonFiniteLoss", "Trainer"]
 Report = Callable[[ScoreModel, int], Any]
+STOPPING = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")
 
 
 class Interrupted(RuntimeError):
@@ -161,7 +163,7 @@ class Trainer:
             ValueError: another process trains in this directory, the checkpoint is already past `steps`, or a trained
                 weight is in half precision.
             NonFiniteLoss: more than `skip_limit` steps in a row were skipped; the last checkpoint is unchanged.
-            Interrupted: SIGINT or SIGTERM was received; the checkpoint holds the last complete step.
+            Interrupted: SIGINT, SIGTERM, SIGHUP or SIGUSR1 was received; the checkpoint holds the last complete step.
         """
         if (size := fitting(self.batch_size, dataset)) != self.batch_size:
             fitted = replace(self, batch_size=size)
@@ -352,10 +354,18 @@ def _seed_dropout(seed: int, device: torch.device) -> None:
 
 @contextmanager
 def _interruptions() -> Iterator[Callable[[], bool]]:
-    """Within the block, record SIGINT and SIGTERM instead of acting on them; a second signal acts as usual."""
-    received = []
+    """Within the block, record the signals that ask to stop instead of acting on them; a second one acts as usual.
+
+    These are SIGINT, SIGTERM, and where the platform has them SIGUSR1, which schedulers send before a time limit, and
+    SIGHUP, unless it is ignored (`nohup`). A process of torchrun also stops when torchrun is gone.
+    """
+    received, parent = [], os.getppid()
     is_main = threading.current_thread() is threading.main_thread()  # no other thread may set handlers
-    previous = {int(n): signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM) if is_main}
+    numbers = [getattr(signal, name) for name in STOPPING if hasattr(signal, name)] if is_main else []
+    previous = {int(number): signal.getsignal(number) for number in numbers}
+    hangup = int(getattr(signal, "SIGHUP", 0))
+    if previous.get(hangup) is signal.SIG_IGN:
+        del previous[hangup]
 
     def record(number: int, frame: Any) -> None:
         received.append(number)
@@ -364,7 +374,7 @@ def _interruptions() -> Iterator[Callable[[], bool]]:
     for number in previous:
         signal.signal(number, record)
     try:
-        yield lambda: bool(received)
+        yield lambda: bool(received) or (distributed.size() > 1 and os.getppid() != parent)
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)

@@ -1,8 +1,10 @@
 """Processes of one command: a single one, and two that torchrun connects by gloo."""
 
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -79,6 +81,79 @@ def test_two_processes_train_like_one(shared, tmp_path, name):
     for group, members in groups.items():
         for key, value in members.items():
             torch.testing.assert_close(value, others[group][key], rtol=1e-4, atol=1e-5, msg=f"{group}/{key}")
+
+
+@pytest.mark.parametrize("minutes", ["0", "-3", "soon", "", "nan"])
+def test_the_patience_is_a_number_of_minutes(monkeypatch, minutes):
+    monkeypatch.setenv("SCORESDE_PATIENCE", minutes)
+    with pytest.raises(ValueError, match="SCORESDE_PATIENCE must be a positive number of minutes; got '"):
+        distributed.patience()
+    monkeypatch.setenv("SCORESDE_PATIENCE", "1.5")
+    assert distributed.patience() == 1.5
+
+
+STOPPED = """
+import signal
+import sys
+import time
+from pathlib import Path
+from scoresde.training import distributed
+from tests.training.runs import Points, fit
+
+def stop(point):
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # torchrun ends it so in the end
+    time.sleep(300)
+
+with distributed.processes():
+    data = Points(3, act=stop) if distributed.rank() == 1 else Points()
+    fit(Path(sys.argv[1]), data, steps=1000, batch_size=16, log_every=1, checkpoint_every=2)
+"""
+
+
+@pytest.mark.slow
+def test_a_process_that_stands_still_is_given_up(tmp_path, monkeypatch):
+    monkeypatch.setenv("SCORESDE_PATIENCE", "0.1")
+    done = torchrun(STOPPED, tmp_path)
+    assert done.returncode != 0
+    assert "another process did not answer within 0.1 minutes" in done.stderr
+    assert "run the same command to resume" in done.stderr
+    assert saved_step(tmp_path) >= 2
+
+
+ORPHANED = """
+import os
+import signal
+import sys
+from pathlib import Path
+from scoresde.training import distributed
+from scoresde.training.trainer import Interrupted
+from tests.training.runs import Points, fit
+
+path = Path(sys.argv[1])
+
+def kill(point):
+    if not (path / "killed").exists():
+        (path / "killed").touch()
+        os.kill(os.getppid(), signal.SIGKILL)  # torchrun itself
+    return point
+
+with distributed.processes():
+    data = Points(3, act=kill) if distributed.rank() == 0 else Points()
+    try:
+        fit(path, data, steps=1_000_000, batch_size=16, log_every=1, checkpoint_every=0)
+    except Interrupted:
+        (path / f"interrupted{distributed.rank()}").touch()
+"""
+
+
+@pytest.mark.slow
+def test_processes_stop_with_a_checkpoint_when_torchrun_is_gone(tmp_path):
+    assert torchrun(ORPHANED, tmp_path).returncode == -signal.SIGKILL
+    limit = time.monotonic() + 60
+    while len(list(tmp_path.glob("interrupted*"))) < 2 and time.monotonic() < limit:
+        time.sleep(0.1)
+    assert sorted(path.name for path in tmp_path.glob("interrupted*")) == ["interrupted0", "interrupted1"]
+    assert 3 <= saved_step(tmp_path) < 1_000_000
 
 
 FAILING = """

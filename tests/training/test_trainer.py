@@ -54,7 +54,10 @@ def whole(tmp_path_factory):
 # --- stopped and resumed
 
 
-@pytest.mark.parametrize(("step", "number"), [(1, signal.SIGINT), (4, signal.SIGTERM), (7, signal.SIGINT)])
+SIGNALS = {1: signal.SIGINT, 4: signal.SIGTERM, 7: signal.SIGHUP, 9: signal.SIGUSR1}  # by the step they arrive in
+
+
+@pytest.mark.parametrize(("step", "number"), SIGNALS.items())
 def test_a_stopped_run_resumes_bit_for_bit(whole, tmp_path, step, number):
     """From any weights, and if a crash has truncated the last line of the log."""
     handler = signal.getsignal(number)
@@ -77,6 +80,13 @@ def test_a_signal_during_a_preview_stops_after_the_next_step(tmp_path):
     torch.manual_seed(5)
     fit(tmp_path / "run", Mirrored(), **options)
     assert_same_run(tmp_path / "run", tmp_path / "whole")
+
+
+def test_a_hangup_that_nohup_ignores_does_not_stop_a_training(tmp_path, request):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    request.addfinalizer(lambda: signal.signal(signal.SIGHUP, before))
+    fit(tmp_path, preview=lambda model, step: signal.raise_signal(signal.SIGHUP), preview_every=3)
+    assert saved_step(tmp_path) == STEPS
 
 
 def test_a_second_signal_acts_at_once(tmp_path, request):
