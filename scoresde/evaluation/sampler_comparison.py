@@ -26,11 +26,11 @@ from torch import Tensor
 
 from scoresde.evaluation.generation import check_count
 from scoresde.evaluation.references import TRUTHS, Reference, metric_values
+from scoresde.files import replace_atomically
 from scoresde.metrics.intervals import FEWEST
 from scoresde.progress import progress_bar
 from scoresde.protocols import Model
 from scoresde.samplers import Sampler
-from scoresde.training.checkpoint import replace_atomically
 
 Build = Callable[[int], Sampler]
 

@@ -68,8 +68,12 @@ class FeatureStatistics:
         arrays: dict[str, Any] = {name: at_least_float32(tensor).cpu().numpy() for name, tensor in tensors.items()}
         if self.count is not None:
             arrays["n"] = np.array(self.count)
-        with open(path, "wb") as file:
-            np.savez(file, space=np.array(self.space), **arrays)
+
+        def write(temporary: Path) -> None:
+            with open(temporary, "wb") as file:
+                np.savez(file, space=np.array(self.space), **arrays)
+
+        replace_atomically(Path(path), write, size=sum(array.nbytes for array in arrays.values()))
 
     @classmethod
     def load(cls, path: str | Path) -> "FeatureStatistics":

@@ -21,6 +21,7 @@ from torch.utils.data import Dataset
 from scoresde.build import Run
 from scoresde.data.summary import state_of
 from scoresde.evaluation.records import provenance
+from scoresde.files import replace_atomically
 from scoresde.plots import metric_name
 from scoresde.report import wording
 from scoresde.report.commands import adding, reproducing
@@ -32,7 +33,6 @@ from scoresde.report.run_files import Line, RunFiles
 from scoresde.report.sample_section import sample_section
 from scoresde.report.sampler_section import sampler_section
 from scoresde.report.training_section import training_section
-from scoresde.training.checkpoint import replace_atomically
 
 REPORT = "report.html"
 MOST_DATA = 1500  # shown beside samples

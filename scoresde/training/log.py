@@ -20,6 +20,7 @@ from torch.utils.tensorboard import SummaryWriter
 from scoresde.losses import LossTerms
 from scoresde.sdes import SDE
 from scoresde.training import distributed
+from scoresde.training.checkpoint import check_like
 from scoresde.training.json_lines import append_line, remove_lines_after
 from scoresde.training.state import Sums
 
@@ -50,6 +51,9 @@ class Log:
         if run is None:
             return
         if "sums" in sums:  # older versions stored other sums: the line then starts anew
+            check_like(
+                "the sums of the log in the checkpoint", sums, {name: x.tolist() for name, x in self.sums.items()}
+            )
             self.sums = {name: torch.tensor(sums[name], dtype=torch.float64) for name in self.sums}
         remove_lines_after(run / LOG, step)
         self.board = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1)

@@ -20,6 +20,7 @@ from torch.optim import Optimizer
 from torch.utils.data import DataLoader, Dataset
 
 from scoresde.dequantization import DataMap
+from scoresde.files import remove_leftovers
 from scoresde.losses import LossTerms, Objective
 from scoresde.progress import progress_bar
 from scoresde.protocols import Condition, select
@@ -222,6 +223,7 @@ class Trainer:
         if state.step > self.steps:
             raise ValueError(f"steps must be at least {state.step}, which {run} has already; got {self.steps}")
         if is_first:
+            remove_leftovers(run)
             remove_lines_after(run / SKIPPED, state.step - 1)  # its lines count steps from 0
             posthoc_ema.delete_snapshots_after(run / posthoc_ema.AVERAGES, state.step)
         return Log(run if is_first else None, state.step, sums, self.where, self.wandb)
