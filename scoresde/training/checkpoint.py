@@ -276,9 +276,7 @@ def _settings(own: Sequence[dict[str, Any]], stored: Any) -> list[dict[str, Any]
         for name, value in group.items():
             check_like(f"the optimiser's {name} in the checkpoint", other[name], value)
         if other["params"] != group["params"]:
-            raise ValueError(
-                f"the checkpoint must have settings of the parameters {group['params']}; got {other['params']}"
-            )
+            raise ValueError(f"the settings must be of parameters {group['params']}; got {other['params']}")
     return settings
 
 

@@ -29,9 +29,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
         except ValueError as error:
             if number > len(lines):  # without a line break
                 break
-            raise ValueError(
-                f"line {number} of {path} is not JSON ({error}): remove it, or restore the file"
-            ) from error
+            raise ValueError(f"line {number} of {path} is not JSON ({error}): remove that line") from error
         if not isinstance(row, dict):
             raise ValueError(f"line {number} of {path} is not a JSON object: {line[:40].decode()!r}")
         rows.append(row)
