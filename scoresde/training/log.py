@@ -51,9 +51,8 @@ class Log:
         if run is None:
             return
         if "sums" in sums:  # older versions stored other sums: the line then starts anew
-            check_like(
-                "the sums of the log in the checkpoint", sums, {name: x.tolist() for name, x in self.sums.items()}
-            )
+            own = {name: x.tolist() for name, x in self.sums.items()}
+            check_like("the sums of the log in the checkpoint", sums, own)
             self.sums = {name: torch.tensor(sums[name], dtype=torch.float64) for name in self.sums}
         remove_lines_after(run / LOG, step)
         self.board = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1)
