@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any
 
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # no space, a quota, a limit of the process
-TEMPORARY = re.compile(r"\..+\.\w+(\.[0-9a-f]+)?\.tmp")  # the second suffix is of this module, or a process number
+OLDER = r"(safetensors|jsonl?|yaml|np[yz]|png|csv|html)(\.\d+)?"  # ends of older versions, without random digits
+TEMPORARY = re.compile(rf"\..+\.([0-9a-f]{{8}}|{OLDER})\.tmp")
 BLOCK = 65536  # bytes read at a time
 
 

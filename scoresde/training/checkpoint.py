@@ -179,7 +179,7 @@ def restore(tensors: dict[str, Tensor], stored: dict[str, Tensor]) -> None:
         ValueError: the stored ones do not fit, see `difference`; nothing is copied then.
     """
     if text := difference(tensors, stored):
-        raise ValueError(f"another model's checkpoint: {text}; use a new run")
+        raise ValueError(f"the checkpoint does not fit the model: {text}; use a new run")
     for name, tensor in tensors.items():
         tensor.copy_(place_like(stored[name], tensor))
 
@@ -219,8 +219,10 @@ def unpack_optimizer(
     if (kind := info.get("kind", own)) != own:
         raise ValueError(f"the checkpoint has the state of {kind}, which {own} cannot load")
     members = [(group, parameter) for group in optimizer.param_groups for parameter in group["params"]]
+    if not isinstance(scalars := info.get("scalars", {}), dict):
+        raise ValueError(f"the optimiser's scalars in the checkpoint must be a mapping; got {scalars!r}")
     state: dict[int, dict[str, Any]] = {}
-    for key, value in {**tensors, **info.get("scalars", {})}.items():
+    for key, value in {**tensors, **scalars}.items():
         number, _, name = key.partition("/")
         if not number.isdecimal() or int(number) >= len(members):
             raise ValueError(

@@ -100,7 +100,9 @@ class State:
         groups, info = checkpoint.load(self.path, needed=("model", "ema"), keys=("step", "optimizer"))
         if "format" in info and (missing := [key for key in KEYS if key not in info]):
             raise ValueError(f"{self.path} has no {missing[0]!r}: it is incomplete")
-        step, skipped, scale = info["step"], info.get("skipped", [0, 0]), info.get("scale") or {}
+        if wrong := [key for key in ("config", "optimizer", "log", "scale") if not isinstance(info.get(key, {}), dict)]:
+            raise ValueError(f"{wrong[0]!r} in {self.path} must be a mapping; got {info[wrong[0]]!r}")
+        step, skipped, scale = info["step"], info.get("skipped", [0, 0]), info.get("scale")
         check_like(f"the skipped steps in {self.path}", skipped, [0, 0])
         checkpoint.restore(self.model.state_dict(), groups["model"])
         self.ema.load(groups["ema"])
