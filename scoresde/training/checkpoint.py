@@ -209,7 +209,7 @@ def unpack_optimizer(
     Args:
         optimizer: before its first step.
         tensors, info: from `pack_optimizer`.
-        steps: of the training; no counter is larger.
+        steps: number of steps that the optimiser made; no counter is larger.
 
     Raises:
         ValueError: the state belongs to another kind of optimiser, or to more parameters; a moment or a setting is
@@ -232,7 +232,7 @@ def unpack_optimizer(
     for index, (group, parameter) in enumerate(members):
         moments, expected = state.get(index, {}), _first_state(optimizer, group, parameter)
         if expected and not state and steps:
-            raise ValueError(f"the checkpoint of step {steps} has no moments of {own}: it is incomplete")
+            raise ValueError(f"the checkpoint has no moments of {own} after {steps} steps: it is incomplete")
         if moments and (text := _state_difference(expected, moments, steps)):
             raise ValueError(f"the checkpoint has other moments than {own}, of parameter {index}: {text}")
         for name, value in moments.items():

@@ -48,5 +48,6 @@ def remove_lines_after(path: Path, step: int) -> None:
         rows = read_lines(path)
         if bare := [row for row in rows if not isinstance(row.get("step"), int)]:
             raise ValueError(f"every line of {path} must have a step; got {json.dumps(bare[0])[:80]}")
-        lines = [f"{json.dumps(row)}\n" for row in rows if row["step"] <= step]
-        replace_atomically(path, lambda file: file.write_text("".join(lines)))
+        content = "".join(f"{json.dumps(row)}\n" for row in rows if row["step"] <= step).encode()
+        if content != path.read_bytes():
+            replace_atomically(path, lambda file: file.write_bytes(content), size=len(content))

@@ -108,7 +108,8 @@ class State:
         self.ema.load(groups["ema"])
         if self.power is not None:
             self.power.load(groups)
-        checkpoint.unpack_optimizer(self.optimizer, groups.get("optimizer", {}), info["optimizer"], step)
+        moments, made = groups.get("optimizer", {}), step - skipped[1]
+        checkpoint.unpack_optimizer(self.optimizer, moments, info["optimizer"], made)
         if scale and self.precision.scaler.is_enabled():
             check_like(f"the loss scale in {self.path}", scale, self.precision.scaler.state_dict())
             self.precision.scaler.load_state_dict(scale)
