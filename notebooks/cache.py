@@ -23,8 +23,8 @@ from pathlib import Path
 import torch
 
 import scoresde as ss
+from scoresde.atomic_files import replace_atomically
 from scoresde.evaluation.records import METRICS, PER_SAMPLE, digest
-from scoresde.files import replace_atomically
 from scoresde.run_config import CONFIG
 from scoresde.training import checkpoint
 from scoresde.training.log import LOG

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from scoresde.files import replace_atomically
+from scoresde.atomic_files import replace_atomically
 from scoresde.plots import COLOURS, draw_histogram, save_samples
 
 MAX_PAIRED = 6  # dimensions up to which vectors are drawn in pairs

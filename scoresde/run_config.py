@@ -12,7 +12,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from scoresde.files import replace_atomically
+from scoresde.atomic_files import replace_atomically
 from scoresde.networks.configuration import with_parts
 
 CONFIG = "config.yaml"

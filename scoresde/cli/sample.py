@@ -5,11 +5,11 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from scoresde import build
+from scoresde.atomic_files import replace_atomically
 from scoresde.cli.common import load_run, result_name, save_array, save_picture
 from scoresde.cli.output import Record, append_row, print_rows, shows_progress
 from scoresde.evaluation.generation import draw_samples
 from scoresde.evaluation.records import METRICS
-from scoresde.files import replace_atomically
 from scoresde.training import distributed
 
 

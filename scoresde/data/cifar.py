@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from scoresde.atomic_files import remove_leftovers, replace_atomically
 from scoresde.data.items import Items, check_choice, reading
-from scoresde.files import remove_leftovers, replace_atomically
 
 PIXELS = 3 * 32 * 32
 BATCHES = {"train": [f"data_batch_{i}" for i in range(1, 6)], "test": ["test_batch"]}

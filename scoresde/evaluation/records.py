@@ -27,7 +27,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from scoresde.files import replace_atomically
+from scoresde.atomic_files import replace_atomically
 from scoresde.metrics.features import file_sha256
 from scoresde.run_config import CONFIG
 from scoresde.training import distributed

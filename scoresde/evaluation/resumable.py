@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from scoresde.files import replace_atomically
+from scoresde.atomic_files import replace_atomically
 from scoresde.progress import progress_bar
 from scoresde.protocols import Model, Transform
 from scoresde.training import distributed

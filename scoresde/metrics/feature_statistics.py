@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from scoresde.files import replace_atomically
+from scoresde.atomic_files import replace_atomically
 from scoresde.metrics.features import Features
 from scoresde.metrics.moments import moments
 from scoresde.metrics.samples import refuse_nonfinite

@@ -18,10 +18,10 @@ from markupsafe import Markup
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from scoresde.atomic_files import replace_atomically
 from scoresde.build import Run
 from scoresde.data.summary import state_of
 from scoresde.evaluation.records import provenance
-from scoresde.files import replace_atomically
 from scoresde.plots import metric_name
 from scoresde.report import wording
 from scoresde.report.commands import adding, reproducing

@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from torch.optim import Optimizer
 
-from scoresde.files import replace_atomically
+from scoresde.atomic_files import replace_atomically
 from scoresde.training.distributed import place_like, whole
 
 Tree = dict[str, dict[str, Tensor]]
@@ -51,7 +51,7 @@ def save(path: Path, groups: Tree, info: dict[str, Any]) -> None:
 
     Raises:
         ValueError: safetensors files cannot hold the dtype of a tensor.
-        OSError: the file cannot be written, see `files.replace_atomically`.
+        OSError: the file cannot be written, see `atomic_files.replace_atomically`.
     """
     tensors = {
         f"{group}/{name}": tensor.detach().cpu().contiguous()

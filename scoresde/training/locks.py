@@ -14,7 +14,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from scoresde.files import held, remove_leftovers
+from scoresde.atomic_files import held, remove_leftovers
 from scoresde.training import distributed
 
 LOCK = ".lock"

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader, Dataset
 
+from scoresde.atomic_files import remove_leftovers
 from scoresde.dequantization import DataMap
-from scoresde.files import remove_leftovers
 from scoresde.losses import LossTerms, Objective
 from scoresde.progress import progress_bar
 from scoresde.protocols import Condition, select

@@ -133,8 +133,8 @@ def fill_disk(*args, **kwargs):
 @pytest.mark.parametrize(
     ("target", "replacement"),
     [
-        ("scoresde.files.os.fsync", fill_disk),
-        ("scoresde.files.os.replace", fill_disk),
+        ("scoresde.atomic_files.os.fsync", fill_disk),
+        ("scoresde.atomic_files.os.replace", fill_disk),
         ("scoresde.run_config.write_config", fill_disk),
     ],
     ids=["write", "move", "configuration"],

@@ -238,7 +238,7 @@ def test_a_checkpoint_on_a_full_disk_leaves_the_one_before(tmp_path, monkeypatch
         raise OSError(errno.ENOSPC, "full")
 
     with monkeypatch.context() as patch:
-        patch.setattr("scoresde.files.os.fsync", fail)
+        patch.setattr("scoresde.atomic_files.os.fsync", fail)
         message = rf"No space left on device: {tmp_path / CHECKPOINT} needs \d\d,\d\d\d bytes, and"
         with pytest.raises(OSError, match=message):
             fit(tmp_path, decay="none")

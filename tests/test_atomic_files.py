@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from scoresde import files
-from scoresde.files import append, remove_leftovers, replace_atomically
+from scoresde import atomic_files
+from scoresde.atomic_files import append, remove_leftovers, replace_atomically
 
 LIMIT = 4096  # bytes of a file, where the disk is full
 ROW = json.dumps({"step": 1, "text": "x" * 300})
@@ -128,7 +128,7 @@ def test_writers_at_the_same_time_do_not_disturb_each_other(tmp_path):
 KILLED = """
 import sys, time
 from pathlib import Path
-from scoresde.files import replace_atomically
+from scoresde.atomic_files import replace_atomically
 
 def write(file):
     file.write_text("half")
@@ -169,7 +169,7 @@ def test_a_temporary_file_that_was_taken_for_a_leftover_is_made_again(tmp_path, 
             os.unlink(path)
         return descriptor
 
-    monkeypatch.setattr(files.os, "open", open_and_lose)
+    monkeypatch.setattr(atomic_files.os, "open", open_and_lose)
     replace_atomically(tmp_path / "a", text("x"))
     assert (tmp_path / "a").read_text() == "x"
     assert len(set(names)) == 2
@@ -186,7 +186,7 @@ def test_a_temporary_file_that_was_taken_for_a_leftover_is_made_again(tmp_path, 
         ('{"a": 1}', '{"a": 1}\n'),  # complete, as an editor leaves it
         ('{"a": 1}\n{"b": [1, 2', '{"a": 1}\n'),
         ('{"a"', ""),
-        ('{"a": 1}\n{"b": "' + "x" * 2 * files.BLOCK, '{"a": 1}\n'),
+        ('{"a": 1}\n{"b": "' + "x" * 2 * atomic_files.BLOCK, '{"a": 1}\n'),
     ],
     ids=["empty", "complete", "without a line break", "unfinished", "unfinished first", "unfinished and long"],
 )
@@ -209,7 +209,7 @@ def test_a_line_that_does_not_fit_leaves_the_file_as_it_was(tmp_path, full_disk)
 
 def test_a_short_write_is_completed(tmp_path, monkeypatch):
     write = os.write
-    monkeypatch.setattr(files.os, "write", lambda file, content: write(file, content[:7]))
+    monkeypatch.setattr(atomic_files.os, "write", lambda file, content: write(file, content[:7]))
     append(tmp_path / "a", ROW)
     assert (tmp_path / "a").read_text() == f"{ROW}\n"
 
@@ -231,7 +231,7 @@ def test_processes_lose_no_line_while_the_file_is_replaced(tmp_path):
     replaced = 0
     while any(process.is_alive() for process in processes) or replaced < 3:
         if path.exists():
-            with files.held(path, lambda: os.open(path, os.O_RDWR)):
+            with atomic_files.held(path, lambda: os.open(path, os.O_RDWR)):
                 content = path.read_text()
                 replace_atomically(path, text(content))
             replaced += 1
