@@ -11,7 +11,7 @@ from scoresde.atomic_files import append, held, replace_atomically
 
 
 def append_line(path: Path, row: Mapping[str, Any]) -> None:
-    """Append `row` as one line of JSON: a whole line or none, however many processes append, see `atomic_files.append`."""
+    """Append `row` as one line of JSON, a whole line or none, see `atomic_files.append`."""
     append(path, json.dumps(dict(row)))
 
 
