@@ -23,6 +23,7 @@ from pathlib import Path
 import torch
 
 import scoresde as ss
+from scoresde.atomic_files import replace_atomically
 from scoresde.evaluation.records import METRICS, PER_SAMPLE, digest
 from scoresde.run_config import CONFIG
 from scoresde.training import checkpoint
@@ -50,7 +51,7 @@ def cache(run: Path, runs: Path = RUNS) -> Path:
     for name in sorted({f"{PER_SAMPLE}/{row.get('file', row['split'] + '.npz')}" for row in likelihoods}):
         contents[name] = (run / name).read_bytes()
     for name, content in contents.items():
-        checkpoint.replace_atomically(cached / name, partial(Path.write_bytes, data=content))
+        replace_atomically(cached / name, partial(Path.write_bytes, data=content))
     copied = ss.load(cached).model.state_dict()
     if not all(torch.equal(copied[name], tensor) for name, tensor in model.state_dict().items()):
         raise RuntimeError(f"the weights in {cached} differ from the averaged weights in {run}")

@@ -117,7 +117,7 @@ def assemble(config: Mapping[str, Any], state: Mapping[str, Tensor], path: str |
     tree = OmegaConf.create(dict(config))
     model = build_model(tree)
     weights = {f"network.{name}": value for name, value in state.items()}
-    _check_shapes(model, weights, Path(path))
+    _check_fit(model.state_dict(), weights, Path(path))
     model.load_state_dict(weights)
     return _run(model.eval(), tree, Path(path), ())
 
@@ -142,7 +142,11 @@ def load(path: str | Path, weights: str | float = "ema", trust: Sequence[str] = 
     sigma_rel = None if weights in ("ema", "raw") else _sigma_rel(weights)
     config = read_config(path)
     model = build_model(config, trust)
-    groups, info = checkpoint.load(path / CHECKPOINT, {"model", "ema"} if weights == "ema" else {"model"})
+    parts = {"model", "ema"} if weights == "ema" else {"model"}
+    groups, info = checkpoint.load(path / CHECKPOINT, parts, needed=["model"])
+    is_training = "optimizer" in info  # and then has averages of all trained weights; a converted run may have none
+    if weights == "ema" and is_training and "ema" not in groups:
+        raise ValueError(f"{path / CHECKPOINT} has no averaged weights 'ema': it is incomplete; weights=raw needs none")
     trained = info.get("config")
     if trained and (change := changed_setting(trained, plain(config), model_only=True)):
         raise ValueError(
@@ -151,8 +155,10 @@ def load(path: str | Path, weights: str | float = "ema", trust: Sequence[str] = 
     averages = groups.get("ema", {})
     if sigma_rel is not None:
         averages = reconstruct(path / AVERAGES, sigma_rel, info.get("step"), extra=[path / CHECKPOINT])
+    if weights != "raw" and is_training:
+        _check_fit({name: p for name, p in model.named_parameters() if p.requires_grad}, averages, path / CHECKPOINT)
     state = {**groups["model"], **averages}
-    _check_shapes(model, state, path / CHECKPOINT)
+    _check_fit(model.state_dict(), state, path / CHECKPOINT)
     model.load_state_dict(state)
     return _run(model.to(available(device)).eval(), config, path, trust)
 
@@ -190,29 +196,19 @@ def load_dequantization(run: Run) -> Variational:
         raise FileNotFoundError(f"no learned dequantisation at {path}; `scoresde dequantize run={run.path}` learns one")
     groups, info = checkpoint.load(path)
     try:
-        dequantization = Variational(**info["arguments"])
-    except (KeyError, TypeError) as error:
-        raise ValueError(
-            f"{path} is not a learned dequantisation of this library: run `scoresde dequantize run={run.path}` again"
-        ) from error
-    state = groups.get("dequantization", {})
-    _check_shapes(dequantization, state, path)
+        dequantization, state = Variational(**info["arguments"]), groups["dequantization"]
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} is not a learned dequantisation of this library ({error!r})") from error
+    _check_fit(dequantization.state_dict(), state, path)
     dequantization.load_state_dict(state)
     device = next((p.device for p in run.model.parameters()), torch.device("cpu"))
     return dequantization.to(device).eval().requires_grad_(False)
 
 
-def _check_shapes(model: torch.nn.Module, state: dict[str, Tensor], source: Path) -> None:
-    """Raise ValueError that names the first difference between a model and a state dict."""
-    for name, tensor in model.state_dict().items():
-        if name not in state or state[name].shape != tensor.shape:
-            shape = tuple(state[name].shape) if name in state else "no tensor of this name"
-            raise ValueError(
-                f"the weights in {source} do not fit the model of the configuration: expected {name} of shape "
-                f"{tuple(tensor.shape)}; got {shape}"
-            )
-    if extra := sorted(set(state) - set(model.state_dict())):
-        raise ValueError(f"the weights in {source} do not fit the model of the configuration, which has no {extra[0]}")
+def _check_fit(expected: Mapping[str, Tensor], state: Mapping[str, Tensor], source: Path) -> None:
+    """Raise ValueError with the first difference between the tensors of a model and stored ones."""
+    if text := checkpoint.difference(expected, state):
+        raise ValueError(f"{source} does not fit its configuration: {text}")
 
 
 def _targets(config: Any) -> Iterator[str]:

@@ -9,8 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from scoresde.atomic_files import replace_atomically
 from scoresde.plots import COLOURS, draw_histogram, save_samples
-from scoresde.training.checkpoint import replace_atomically
 
 MAX_PAIRED = 6  # dimensions up to which vectors are drawn in pairs
 PANELS = 16  # largest number of histograms or channels in a picture

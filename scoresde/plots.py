@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, LogLocator, MaxNLocator, NullLocator
 from torch import Tensor
 
+from scoresde.atomic_files import replace_atomically
 from scoresde.evaluation.sampler_comparison import ComparisonRow
-from scoresde.training.checkpoint import replace_atomically
 
 Interval = tuple[np.ndarray, np.ndarray]  # low and high
 PIXELS = 64  # height of a small image in a grid

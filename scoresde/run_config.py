@@ -12,8 +12,8 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from scoresde.atomic_files import replace_atomically
 from scoresde.networks.configuration import with_parts
-from scoresde.training.checkpoint import replace_atomically
 
 CONFIG = "config.yaml"
 TRAINED = "# scoresde train "  # beginning of the first line of a configuration that `scoresde train` wrote

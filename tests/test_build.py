@@ -419,17 +419,53 @@ def edit(run, change):
     [
         (lambda model: model.pop("network.input.bias"), r"expected network.input.bias of shape \(8,\); got no tensor"),
         (
+            lambda model: model.update({"network.input.bias": torch.zeros(8).double()}),
+            r"expected network.input.bias of dtype torch.float32; got torch.float64",
+        ),
+        (
+            lambda model: model["network.input.bias"].fill_(torch.inf),
+            "expected finite values in network.input.bias; got NaN or infinity",
+        ),
+        (
             lambda model: model.update({"network.more": torch.zeros(1)}),
-            "which has no network.more",
+            r"expected no network.more; got shape \(1,\)",
         ),
     ],
-    ids=["missing", "extra"],
+    ids=["missing", "dtype", "infinite", "extra"],
 )
-def test_load_names_the_parameter_that_is_missing_or_extra(run, change, message):
+def test_load_names_the_parameter_that_does_not_fit(run, change, message):
     edit(run, change)
     message = rf"the weights in .*checkpoint.safetensors do not fit the model of the configuration.*{message}"
     with pytest.raises(ValueError, match=message):
         ss.load(run, weights="raw")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda groups: groups.pop("ema"),
+            r"checkpoint\.safetensors has no averaged weights 'ema': it is incomplete; ",
+        ),
+        (
+            lambda groups: groups["ema"].pop("network.input.bias"),
+            r"expected network.input.bias of shape .*; got nothing",
+        ),
+        (
+            lambda groups: groups["ema"]["network.input.bias"].fill_(torch.nan),
+            "expected finite values in network.input",
+        ),
+    ],
+    ids=["all", "one", "not finite"],
+)
+def test_load_needs_all_averages_of_a_training(run, change, message):
+    """A converted run may have none: `info` tells them apart."""
+    groups, _ = checkpoint.load(run / CHECKPOINT)
+    change(groups)
+    checkpoint.save(run / CHECKPOINT, groups, {"step": 1, "optimizer": {}})
+    with pytest.raises(ValueError, match=message):
+        ss.load(run)
+    ss.load(run, weights="raw")
 
 
 def test_load_dequantization_gives_back_what_was_learned(run):

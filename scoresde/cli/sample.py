@@ -7,13 +7,13 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from scoresde import build
+from scoresde.atomic_files import replace_atomically
 from scoresde.cli.common import load_run, result_name, save_array, save_picture
 from scoresde.cli.output import Record, append_row, print_rows, shows_progress
 from scoresde.evaluation.generation import draw_samples
 from scoresde.evaluation.records import METRICS
 from scoresde.protocols import Condition, as_condition
 from scoresde.training import distributed
-from scoresde.training.checkpoint import replace_atomically
 
 
 def sample(config: DictConfig) -> Record | None:
@@ -26,7 +26,7 @@ def sample(config: DictConfig) -> Record | None:
     name = result_name(f"{row['sampler']}_n{config.n}_seed{config.seed}", "sampler", "n", "seed")
     array = run.path / "samples" / f"{name}.npy"
     row = append_row(run.path, {"kind": "samples", **row, "file": array.name}, device)
-    replace_atomically(array, lambda file: save_array(file, samples.numpy()))
+    replace_atomically(array, lambda file: save_array(file, samples.numpy()), size=samples.nbytes)
     picture = save_picture(samples, run.config, run.path / "figures" / f"samples_{name}.png")
     paths = {"array": array, "picture": picture, "metrics": run.path / METRICS}
     print_rows({**{key: row[key] for key in ("sampler", "n", "nfe", "seconds")}, **paths})

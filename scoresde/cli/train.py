@@ -191,7 +191,7 @@ def check_resumable(run: Path, settings: Mapping[str, Any], trainer: Trainer) ->
     path = run / CHECKPOINT
     if not path.exists():
         return
-    stored = checkpoint.load(path, set())[1]
+    stored = checkpoint.load(path, set(), keys=["step"])[1]
     before = stored.get("config")
     if before is None and (run / run_config.CONFIG).exists():  # a checkpoint of an older version
         before = run_config.plain(run_config.read_config(run))
@@ -201,12 +201,10 @@ def check_resumable(run: Path, settings: Mapping[str, Any], trainer: Trainer) ->
         )
     if change := run_config.changed_setting(before, settings):
         raise ValueError(f"{run} has a run of another configuration ({change}); choose another directory with run=...")
-    step = int(stored["step"])
+    step = stored["step"]
     if trainer.steps < step:
-        raise ValueError(
-            f"trainer.steps must be at least {step}, the number of steps that {run} has done; got {trainer.steps}"
-        )
-    planned = replace(trainer, steps=before["trainer"]["steps"])
+        raise ValueError(f"trainer.steps must be at least {step}, which {run} has already; got {trainer.steps}")
+    planned = replace(trainer, steps=before.get("trainer", {}).get("steps", trainer.steps))
     old, new = planned.rate(step - 1) if step else 0.0, trainer.rate(step) if step < trainer.steps else 0.0
     if step < trainer.steps and step and abs(new - old) > RESTART + abs(planned.rate(step) - old):
         print(

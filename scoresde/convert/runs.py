@@ -11,6 +11,7 @@ from scoresde import build, run_config
 from scoresde.networks import UNet
 from scoresde.networks.configuration import with_parts
 from scoresde.training import checkpoint
+from scoresde.training.locks import locked
 from scoresde.training.trainer import CHECKPOINT
 
 
@@ -62,12 +63,9 @@ def save_run(run: build.Run, directory: str | Path, averaged: Mapping[str, Tenso
 
     Raises:
         FileExistsError: the directory already holds a run.
-        ValueError: `averaged` has a name or a shape that the model's weights do not have.
+        ValueError: the model has no weights of these names and shapes, or another process writes this run.
     """
     directory, state = Path(directory), run.model.state_dict()
-    for name in (run_config.CONFIG, CHECKPOINT):
-        if (directory / name).exists():
-            raise FileExistsError(f"{directory} already holds a run (file {name}): choose another directory")
     for name, tensor in (averaged or {}).items():
         if name not in state or state[name].shape != tensor.shape:
             expected = f"shape {tuple(state[name].shape)}" if name in state else "no tensor of that name"
@@ -75,11 +73,18 @@ def save_run(run: build.Run, directory: str | Path, averaged: Mapping[str, Tenso
                 f"averaged weights must match the model; {name} has shape {tuple(tensor.shape)}, but the model has "
                 f"{expected}"
             )
-    groups = {"model": state, **({} if averaged is None else {"ema": dict(averaged)})}
-    checkpoint.save(directory / CHECKPOINT, groups, {"step": 0, "config": run_config.plain(run.config)})
-    try:
-        run_config.write_config(run.config, directory / run_config.CONFIG)
-    except BaseException:
-        (directory / CHECKPOINT).unlink()
-        raise
+    groups = {
+        "model": state,
+        **({} if averaged is None else {"ema": {name: x.to(state[name].dtype) for name, x in averaged.items()}}),
+    }
+    with locked(directory):
+        for name in (run_config.CONFIG, CHECKPOINT):
+            if (directory / name).exists():
+                raise FileExistsError(f"{directory} holds a run already (its {name}); choose another directory")
+        checkpoint.save(directory / CHECKPOINT, groups, {"step": 0, "config": run_config.plain(run.config)})
+        try:
+            run_config.write_config(run.config, directory / run_config.CONFIG)
+        except BaseException:
+            (directory / CHECKPOINT).unlink()
+            raise
     return directory

@@ -3,7 +3,6 @@
 import hashlib
 import http.client
 import io
-import os
 import pickle
 import shutil
 import sys
@@ -17,6 +16,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from scoresde.atomic_files import remove_leftovers, replace_atomically
 from scoresde.data.items import Items, check_choice, reading
 
 PIXELS = 3 * 32 * 32
@@ -107,25 +107,23 @@ class CIFAR10(Items):
         path = root / self.url.rsplit("/", 1)[1]
         fix = f"put {path.name} there, from {self.url} (MD5 {self.md5[path.name]})"
         if not allowed:
-            raise FileNotFoundError(f"there is no CIFAR-10 in {root}: {fix}, or set download=True")
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")  # processes that download at once do not collide
-        try:
+            raise FileNotFoundError(f"no CIFAR-10 in {root}; {fix}, or set download=True")
+
+        def fetch(temporary: Path) -> None:
             with urllib.request.urlopen(self.url, timeout=60) as response:
-                root.mkdir(parents=True, exist_ok=True)
                 total = int(response.headers.get("Content-Length") or 0) or None
                 bar = {"desc": path.name, "total": total, "leave": False, "disable": not sys.stderr.isatty()}
                 with tqdm.wrapattr(response, "read", **bar) as counted, open(temporary, "wb") as file:
                     shutil.copyfileobj(counted, file)
             with open(temporary, "rb") as file:
                 self._check_md5(file, path.name)
-            os.replace(temporary, path)
+
+        try:
+            remove_leftovers(root)
+            replace_atomically(path, fetch)
         except (OSError, http.client.HTTPException, ValueError) as error:
             reason = f"{type(error).__name__}: {error}"
-            raise FileNotFoundError(
-                f"there is no CIFAR-10 in {root}, and the download failed ({reason}): {fix}"
-            ) from error
-        finally:
-            temporary.unlink(missing_ok=True)
+            raise FileNotFoundError(f"no CIFAR-10 in {root}, and its download failed ({reason}); {fix}") from error
 
 
 def _read_files(folder: Path, names: Sequence[str]) -> dict[Path, bytes]:

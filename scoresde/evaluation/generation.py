@@ -5,7 +5,6 @@ Sample i is drawn from seed + i, independent of its batch and process. Finished 
 from these files. Processes exchange samples through them, so all processes must see the directory of the run.
 """
 
-import shutil
 import time
 from dataclasses import dataclass
 from functools import partial
@@ -19,6 +18,7 @@ from scoresde.evaluation.resumable import Numbers, describe, directory_for, eval
 from scoresde.protocols import Model
 from scoresde.samplers import Sampler
 from scoresde.training import checkpoint, distributed
+from scoresde.training.locks import shared
 
 DRAWING = "drawing"
 
@@ -70,13 +70,24 @@ def draw_samples(
     files = {seeds: directory / f"{seeds.start}-{seeds.stop}.safetensors" for seeds in batches}
     is_single = progress and len(batches) == 1  # then the sampler has the progress bar
     parts = {file.stem: partial(_draw, run, model, sampler, seeds, file, is_single) for seeds, file in files.items()}
-    costs = evaluate(parts, directory / "done", "samples", progress and not is_single).values()
-    x = torch.cat([checkpoint.load(file)[0]["samples"]["x"] for file in files.values()])
-    distributed.gather(None)  # every process has read the files before they are removed
-    if distributed.rank() == 0:
-        shutil.rmtree(directory, ignore_errors=True)
+    with shared(directory):
+        costs = evaluate(parts, directory / "done", "samples", progress and not is_single).values()
+        x = torch.cat([_load(file, len(seeds), run) for seeds, file in files.items()])
+        distributed.gather(None)  # every process has read the files before they are removed
     nfe, backward = (max(cost[name] for cost in costs) for name in ("nfe", "backward"))
     return DrawnSamples(x, nfe, sum(cost["seconds"] for cost in costs), backward)
+
+
+def _load(file: Path, n: int, run: Run) -> Tensor:
+    """Load a batch of n samples.
+
+    Raises:
+        ValueError: the file holds something else.
+    """
+    samples, shape = checkpoint.load(file, needed=["samples"])[0]["samples"], (n, *run.config.data.shape)
+    if "x" not in samples or samples["x"].shape != shape or not checkpoint.is_finite(samples["x"]):
+        raise ValueError(f"{file} must hold finite samples of shape {shape}: delete {file.parent} to draw again")
+    return samples["x"]
 
 
 def check_count(name: str, value: object, least: int = 1) -> None:

@@ -13,7 +13,6 @@ from scoresde.metrics.features import Features, FeatureSpace, Span, extract
 from scoresde.metrics.intervals import FEWEST
 from scoresde.progress import progress_bar
 from scoresde.training import distributed
-from scoresde.training.checkpoint import replace_atomically
 
 STATISTICS = "statistics"
 
@@ -116,7 +115,7 @@ def data_statistics(
     features = shared_extract(space, images, span_of(run), batch_size, device, progress, f"the {split} data")
     statistics = FeatureStatistics.of(features, space.name)
     if distributed.rank() == 0:
-        replace_atomically(path, statistics.save)
+        statistics.save(path)
     return statistics
 
 

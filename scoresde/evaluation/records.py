@@ -27,10 +27,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from scoresde.atomic_files import replace_atomically
 from scoresde.metrics.features import file_sha256
 from scoresde.run_config import CONFIG
 from scoresde.training import distributed
-from scoresde.training.checkpoint import replace_atomically
 from scoresde.training.json_lines import append_line
 from scoresde.training.trainer import CHECKPOINT
 
@@ -43,7 +43,7 @@ PATIENCE = 10.0  # seconds to wait for git
 def append_metrics(run: Path, row: dict[str, Any], device: torch.device | str = "cpu") -> Path:
     """Append a line with its provenance to the `metrics.jsonl` of a run, and return the path of that file.
 
-    The line is written in a single call, so that concurrent commands do not overwrite each other's lines.
+    The line is written as a whole or not at all, and concurrent commands lose none.
 
     Args:
         run: directory of the run.
@@ -64,7 +64,7 @@ def keep_per_sample(run: Path, name: str, values: Tensor) -> Path:
         with open(temporary, "wb") as file:
             np.savez(file, values=values.detach().cpu().double().numpy())
 
-    replace_atomically(path, write, alone=False)  # jobs of a sweep may evaluate the same run
+    replace_atomically(path, write)
     return path
 
 

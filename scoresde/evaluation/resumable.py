@@ -1,13 +1,13 @@
 """Long evaluations in parts that processes share, and that resume after an interruption.
 
-A part is a function without arguments. It returns data that JSON can represent, such as named lists of numbers. Parts
-do not depend on each other, so neither the number of processes nor an interruption changes a result. Finished parts are
-stored in a directory named by a hash of all settings of the evaluation. It is removed when the evaluation is complete.
+A part is a function without arguments that returns JSON-able data, such as named lists of numbers. Parts do not depend
+on each other, so neither the number of processes nor an interruption changes a result. Finished parts are stored in a
+directory named by a hash of all settings of the evaluation, which is removed when the evaluation is complete. Commands
+with the same settings share it while they run (`training.locks.shared`).
 """
 
 import hashlib
 import json
-import shutil
 from collections.abc import Callable, Iterable, Mapping
 from itertools import chain
 from pathlib import Path
@@ -16,10 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from scoresde.atomic_files import replace_atomically
 from scoresde.progress import progress_bar
 from scoresde.protocols import Model, Transform
 from scoresde.training import distributed
-from scoresde.training.checkpoint import replace_atomically
+from scoresde.training.locks import shared
 from scoresde.training.trainer import Interrupted
 
 Numbers = dict[str, Any]
@@ -40,7 +41,7 @@ def evaluate(parts: Mapping[str, Part], directory: Path, label: str, progress: b
     """
     own = dict(list(parts.items())[distributed.rank() :: distributed.size()])
     results: dict[str, Numbers] = {}
-    with progress_bar(total=len(own), title=label, unit="part", shown=progress) as bar:
+    with shared(directory), progress_bar(total=len(own), title=label, unit="part", shown=progress) as bar:
         try:
             for name, part in own.items():
                 results[name] = _load_or_evaluate(part, directory / f"{name}.json")
@@ -48,16 +49,17 @@ def evaluate(parts: Mapping[str, Part], directory: Path, label: str, progress: b
         except KeyboardInterrupt as stop:
             done = f"stopped after {len(results)} of {len(own)} parts"
             raise Interrupted(f"{done}; run the same command again to resume") from stop
-    gathered = {name: numbers for share in distributed.gather(results) for name, numbers in share.items()}
-    if distributed.rank() == 0:
-        shutil.rmtree(directory, ignore_errors=True)
+        gathered = {name: numbers for share in distributed.gather(results) for name, numbers in share.items()}
     return {name: gathered[name] for name in parts}
 
 
 def _load_or_evaluate(part: Part, path: Path) -> Numbers:
     """Return the stored result of a part, or evaluate and store it."""
     if path.is_file():
-        return json.loads(path.read_text())
+        try:
+            return json.loads(path.read_bytes())
+        except ValueError as error:
+            raise ValueError(f"{path} is not JSON ({error}): delete {path.parent} to evaluate again") from error
     numbers = part()
     text = json.dumps(numbers)  # float64 values are read back exactly
     replace_atomically(path, lambda file: file.write_text(text))

@@ -52,12 +52,14 @@ class TrainedClassifier:
             self.is_new = True
         distributed.gather(None)  # wait for the file
         groups, info = checkpoint.load(self.path)
-        if "arguments" not in info or "accuracy" not in info:
-            raise ValueError(f"{self.path} is not a classifier of this library: delete the file to train one")
+        if not {"arguments", "accuracy", "tested", "training"} <= set(info) or "classifier" not in groups:
+            raise ValueError(f"{self.path} is not a classifier of this library: delete it to train one")
         if info["training"] != settings:
             trained = f"{self.path} must hold a classifier trained with {settings}; got {info['training']}"
             raise ValueError(f"{trained}: choose another path, or delete the file to train it again")
         network = SmallCNN(**info["arguments"])
+        if text := checkpoint.difference(network.state_dict(), groups["classifier"]):
+            raise ValueError(f"{self.path} is not the classifier that it describes: {text}; delete it to train one")
         network.load_state_dict(groups["classifier"])
         accuracy = wilson(round(info["accuracy"] * info["tested"]), info["tested"], z=1.96)
         share, low, high = (f"{100 * part:.1f}" for part in (accuracy.value, accuracy.low, accuracy.high))

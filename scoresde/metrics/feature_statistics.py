@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from scoresde.atomic_files import replace_atomically
 from scoresde.metrics.features import Features
 from scoresde.metrics.moments import moments
 from scoresde.metrics.samples import refuse_nonfinite
@@ -68,8 +69,12 @@ class FeatureStatistics:
         arrays: dict[str, Any] = {name: at_least_float32(tensor).cpu().numpy() for name, tensor in tensors.items()}
         if self.count is not None:
             arrays["n"] = np.array(self.count)
-        with open(path, "wb") as file:
-            np.savez(file, space=np.array(self.space), **arrays)
+
+        def write(temporary: Path) -> None:
+            with open(temporary, "wb") as file:
+                np.savez(file, space=np.array(self.space), **arrays)
+
+        replace_atomically(Path(path), write, size=sum(array.nbytes for array in arrays.values()))
 
     @classmethod
     def load(cls, path: str | Path) -> "FeatureStatistics":

@@ -18,6 +18,7 @@ from markupsafe import Markup
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from scoresde.atomic_files import replace_atomically
 from scoresde.build import Run
 from scoresde.data.summary import state_of
 from scoresde.evaluation.records import provenance
@@ -32,7 +33,6 @@ from scoresde.report.run_files import Line, RunFiles
 from scoresde.report.sample_section import sample_section
 from scoresde.report.sampler_section import sampler_section
 from scoresde.report.training_section import training_section
-from scoresde.training.checkpoint import replace_atomically
 
 REPORT = "report.html"
 MOST_DATA = 1500  # states of real data shown beside samples

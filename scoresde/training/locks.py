@@ -1,11 +1,20 @@
-"""Locks of run directories: two processes never train in the same one."""
+"""Locks of directories.
 
+`locked` keeps a run to one process that trains, or converts. Other commands need no lock to read a run: its files are
+replaced atomically. `shared` lets processes use a directory of intermediate results together.
+"""
+
+import fcntl
+import os
+import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from scoresde.atomic_files import held, remove_leftovers
 from scoresde.training import distributed
 
 LOCK = ".lock"
@@ -36,3 +45,31 @@ def locked(directory: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+@contextmanager
+def shared(directory: Path) -> Iterator[None]:
+    """Use a directory of intermediate results during the block, beside other processes.
+
+    The last process that ends its block without an error removes the directory. After an error it stays, and the next
+    process continues from its results. Of several processes of torchrun, which must all call this, the first one acts.
+    """
+    if distributed.rank() > 0:
+        distributed.gather(None)
+        yield
+        return
+    with held(directory, partial(_open_directory, directory), fcntl.LOCK_SH):
+        remove_leftovers(directory)
+        distributed.gather(None)  # the others start when the directory is locked
+        yield
+    opened = partial(os.open, directory, os.O_RDONLY)
+    with suppress(BlockingIOError, FileNotFoundError), held(directory, opened, fcntl.LOCK_EX | fcntl.LOCK_NB):
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+def _open_directory(directory: Path) -> int:
+    """Return the descriptor of a directory, made if it does not exist."""
+    while True:
+        directory.mkdir(parents=True, exist_ok=True)
+        with suppress(FileNotFoundError):  # another process has just removed it
+            return os.open(directory, os.O_RDONLY)

@@ -5,21 +5,27 @@ the mean of the unweighted terms (for denoising score matching, the squared erro
 samples whose log-SNR is below -8, from -8 to -6, ..., above 8; null for an interval without samples.
 """
 
+import os
 import resource
+import socket
 import sys
 import time
+import warnings
 from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.summary.writer.record_writer import RecordWriter
 from torch import Tensor
-from torch.utils.tensorboard import SummaryWriter
 
 from scoresde.losses import LossTerms
 from scoresde.sdes import SDE
 from scoresde.training import distributed
+from scoresde.training.checkpoint import check_like
 from scoresde.training.json_lines import append_line, remove_lines_after
 from scoresde.training.state import Sums
 
@@ -50,9 +56,11 @@ class Log:
         if run is None:
             return
         if "sums" in sums:  # older versions stored other sums: the line then starts anew
+            own = {name: x.tolist() for name, x in self.sums.items()}
+            check_like("the sums of the log in the checkpoint", sums, own)
             self.sums = {name: torch.tensor(sums[name], dtype=torch.float64) for name in self.sums}
         remove_lines_after(run / LOG, step)
-        self.board = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1)
+        self.board = Board(run / "tensorboard", step + 1)
         if wandb is not None:
             self.wandb = start_wandb(run, wandb)
 
@@ -109,8 +117,7 @@ class Log:
             return
         append_line(self.run / LOG, row)
         numbers = scalars(row)
-        for name, value in numbers.items():
-            self.board.add_scalar(name, value, row["step"])
+        self.board.write(numbers, row["step"])
         if self.wandb is not None:
             self.wandb.log(numbers, step=row["step"])
 
@@ -120,6 +127,48 @@ class Log:
             self.board.close()
         if self.wandb is not None:
             self.wandb.finish()
+
+
+class Board:
+    """An event file of TensorBoard. One that cannot be written ends with a warning; `log.jsonl` has the numbers too.
+
+    Args:
+        directory: of the event files, one for each process that trained.
+        first: step from which on the events of other files are superseded.
+    """
+
+    def __init__(self, directory: Path, first: int):
+        self.path = directory / f"events.out.tfevents.{time.time_ns()}.{socket.gethostname()}.{os.getpid()}"
+        self.file: Any = None
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            self.file = open(self.path, "ab", buffering=0)  # noqa: SIM115 - until `close`
+        except OSError as error:
+            self._end(error)
+        self._record(Event(wall_time=time.time(), file_version="brain.Event:2"))
+        self._record(Event(wall_time=time.time(), step=first, session_log=SessionLog(status=SessionLog.START)))
+
+    def write(self, numbers: Mapping[str, float], step: int) -> None:
+        """Write the numbers of a step."""
+        values = [Summary.Value(tag=name, simple_value=value) for name, value in numbers.items()]
+        self._record(Event(wall_time=time.time(), step=step, summary=Summary(value=values)))
+
+    def close(self) -> None:
+        """Close the file."""
+        if self.file is not None:
+            self.file.close()
+            self.file = None
+
+    def _record(self, event: Event) -> None:
+        if self.file is not None:
+            try:
+                RecordWriter(self.file).write(event.SerializeToString())
+            except OSError as error:
+                self._end(error)
+
+    def _end(self, error: OSError) -> None:
+        self.close()
+        warnings.warn(f"TensorBoard gets no more events in {self.path}: {error}", stacklevel=4)
 
 
 def start_wandb(run: Path, options: Mapping[str, Any]) -> Any:

@@ -198,13 +198,18 @@ def reconstruct(
             f"{best.residual:.2g}, more than the tolerance {tolerance:g}; choose a width nearer to the stored ones, or "
             "train with more snapshots"
         )
+    first: dict[str, Tensor] = {}
     total: dict[str, Tensor] = {}  # sum_k x_k average_k in float64, one average in memory at a time
     for source, coefficient in zip(best.sources, best.coefficients.tolist(), strict=True):
         group = group_of(source.sigma_rel)
-        average = checkpoint.load(source.path, {group})[0][group]
+        groups, info = checkpoint.load(source.path, {group}, needed=[group])
+        if info["step"] != source.step:
+            raise ValueError(f"{source.path} was of step {source.step}, now {info['step']}: run the command again")
+        average = groups[group]
+        first = first or {name: torch.zeros_like(tensor) for name, tensor in average.items()}
+        if text := checkpoint.difference(first, average):
+            raise ValueError(f"{source.path} has averages of other parameters than the snapshots before it: {text}")
         total = total or {name: torch.zeros_like(tensor, dtype=torch.float64) for name, tensor in average.items()}
-        if {name: x.shape for name, x in total.items()} != {name: x.shape for name, x in average.items()}:
-            raise ValueError(f"{source.path} has averages of other parameters than the snapshots of earlier steps")
         for name, tensor in average.items():
             total[name].add_(tensor.double(), alpha=coefficient)
     return {name: tensor.to(average[name].dtype) for name, tensor in total.items()}
@@ -219,6 +224,6 @@ def _contents(path: Path) -> list[Profile]:
     """Return the averages in a file."""
     groups, info = checkpoint.load(path, set())
     try:
-        return [Profile(int(info["step"]), float(g.removeprefix(PREFIX)), path) for g in groups if g.startswith(PREFIX)]
+        return [Profile(info["step"], float(g.removeprefix(PREFIX)), path) for g in groups if g.startswith(PREFIX)]
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is not a snapshot of power-function averages ({error!r})") from error

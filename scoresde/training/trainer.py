@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader, Dataset
 
+from scoresde.atomic_files import remove_leftovers
 from scoresde.dequantization import DataMap
 from scoresde.losses import LossTerms, Objective
 from scoresde.progress import progress_bar
@@ -236,6 +237,7 @@ class Trainer:
                 f"steps must be at least {state.step}, the number of steps that {run} has done; got {self.steps}"
             )
         if is_first:
+            remove_leftovers(run)
             remove_lines_after(run / SKIPPED, state.step - 1)  # its lines count steps from 0
             posthoc_ema.delete_snapshots_after(run / posthoc_ema.AVERAGES, state.step)
         return Log(run if is_first else None, state.step, sums, self.where, self.wandb)

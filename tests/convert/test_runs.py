@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from filelock import FileLock
 from omegaconf import OmegaConf
 
 import scoresde as ss
@@ -11,9 +12,15 @@ from scoresde.convert import save_run
 from scoresde.convert.from_edm import edm
 from scoresde.convert.runs import image_data
 from scoresde.training import checkpoint
+from scoresde.training.locks import LOCK
 from scoresde.training.trainer import CHECKPOINT
 from tests.conftest import normal
 from tests.convert.reference import arrays, converted, described, weights
+
+
+def names(directory):
+    """The files in a directory, but for its lock."""
+    return sorted(path.name for path in directory.iterdir() if path.name != LOCK)
 
 
 @pytest.fixture
@@ -51,7 +58,7 @@ def test_averages_and_raw_weights_come_back(run, tmp_path):
     averages = {name: value + 1 for name, value in raw.items() if name != first}
     directory = save_run(run, str(tmp_path / "runs" / "small"), averages)
     assert directory == tmp_path / "runs" / "small"
-    assert sorted(path.name for path in directory.iterdir()) == sorted([run_config.CONFIG, CHECKPOINT])
+    assert names(directory) == sorted([run_config.CONFIG, CHECKPOINT])
     for name, expected in {"raw": raw, "ema": {**raw, **averages}}.items():
         loaded = ss.load(directory, weights=name)
         assert loaded.model.state_dict().keys() == expected.keys()
@@ -104,7 +111,7 @@ def test_a_run_is_not_overwritten(run, tmp_path, name):
     (tmp_path / name).write_text("mine")
     with pytest.raises(FileExistsError, match=f"{tmp_path} already holds a run \\(file {name}\\): choose another"):
         save_run(run, tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == [name]
+    assert names(tmp_path) == [name]
     assert (tmp_path / name).read_text() == "mine"
 
 
@@ -125,16 +132,11 @@ def fill_disk(*args, **kwargs):
     raise OSError(28, "No space left on device")
 
 
-def write_half(tensors, path, metadata=None):
-    path.write_bytes(b"half")
-    raise OSError(28, "No space left on device")
-
-
 @pytest.mark.parametrize(
     ("target", "replacement"),
     [
-        ("scoresde.training.checkpoint.save_file", write_half),
-        ("scoresde.training.checkpoint.os.replace", fill_disk),
+        ("scoresde.atomic_files.os.fsync", fill_disk),
+        ("scoresde.atomic_files.os.replace", fill_disk),
         ("scoresde.run_config.write_config", fill_disk),
     ],
     ids=["write", "move", "configuration"],
@@ -144,5 +146,11 @@ def test_a_write_that_fails_leaves_nothing(run, tmp_path, monkeypatch, target, r
         patch.setattr(target, replacement)
         with pytest.raises(OSError, match="No space left"):
             save_run(run, tmp_path)
-    assert list(tmp_path.iterdir()) == []
+    assert names(tmp_path) == []
     assert ss.load(save_run(run, tmp_path))
+
+
+def test_a_directory_that_another_process_writes_is_refused(run, tmp_path):
+    with FileLock(tmp_path / LOCK), pytest.raises(ValueError, match="is in use: another process writes this run"):
+        save_run(run, tmp_path)
+    assert names(tmp_path) == []

@@ -223,6 +223,8 @@ def test_download(tmp_path, monkeypatch):
     monkeypatch.setattr(urllib.request, "urlopen", respond)
     monkeypatch.setattr(CIFAR10, "md5", {BINARY: hashlib.md5(content).hexdigest()})
     root = tmp_path / "deep" / "cifar10"
+    root.mkdir(parents=True)
+    (root / f".{BINARY}.0123abcd.tmp").write_bytes(bytes(100))  # of a download that was killed
     for _ in range(2):
         assert torch.equal(stacked(CIFAR10(root)), expected("train")[0])
     assert urls == [CIFAR10.url]

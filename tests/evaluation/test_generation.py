@@ -1,5 +1,7 @@
 """Samples in any number: functions of their seeds only, and finished batches are not drawn again."""
 
+import threading
+
 import pytest
 import torch
 from omegaconf import OmegaConf
@@ -10,6 +12,7 @@ from scoresde.data import Affine, Standardize
 from scoresde.evaluation.generation import DRAWING, draw_samples
 from scoresde.samplers import Ancestral, Langevin, PredictorCorrector
 from scoresde.thresholding import Clipped
+from scoresde.training import checkpoint
 from scoresde.training.trainer import Interrupted
 from tests.conftest import oracle
 
@@ -83,6 +86,39 @@ def test_stored_batches_are_used_for_the_same_model_and_sampler_only(tmp_path):
     assert drawn(run, 6, model=Clipped(run.model, -1.0, 1.0))[0][0] == 0
     assert drawn(a_run(tmp_path, scale=2.0), 6)[0][0] == 0
     assert drawn(run, 6) == [[3, 4, 5]]
+
+
+def test_commands_with_the_same_settings_at_once_are_all_right(tmp_path):
+    """Each draws or takes over batches; one also has other seeds."""
+    run = a_run(tmp_path)
+    expected = SAMPLER(run.model, shape=(16, 2, 3), seeds=range(16)).x
+    barrier, results = threading.Barrier(3), {}
+
+    def draw(name, n, seed):
+        barrier.wait(10)
+        results[name] = draw_samples(run, SAMPLER, n, 2, seed).x
+
+    threads = [threading.Thread(target=draw, args=job) for job in (("a", 8, 0), ("b", 8, 0), ("c", 12, 4))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    for name, seeds in (("a", slice(0, 8)), ("b", slice(0, 8)), ("c", slice(4, 16))):
+        torch.testing.assert_close(results[name], run.transform.inverse(expected[seeds]), rtol=0, atol=1e-5)
+    assert not list((tmp_path / DRAWING).iterdir())
+
+
+@pytest.mark.parametrize("x", [torch.zeros(3, 2), torch.full((3, 2, 3), torch.nan)], ids=["shape", "not finite"])
+def test_a_changed_batch_is_refused(tmp_path, x):
+    run = a_run(tmp_path)
+    with pytest.raises(Interrupted):
+        draw_samples(run, Recording(stop_at=3), 6, 3)
+    (file,) = (tmp_path / DRAWING).rglob("0-3.safetensors")
+    checkpoint.save(file, {"samples": {"x": x}}, {})
+    with pytest.raises(
+        ValueError, match=r"0-3\.safetensors must hold finite samples of shape \(3, 2, 3\): delete .* to"
+    ):
+        draw_samples(run, Recording(), 6, 3)
 
 
 @pytest.mark.parametrize("arguments", [{"n": 0}, {"n": 2, "batch_size": 0}, {"n": 1.5}, {"n": True}])

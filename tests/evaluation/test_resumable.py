@@ -1,6 +1,7 @@
 """Long evaluations in parts: each is evaluated once, survives an interruption, and leaves no files at the end."""
 
 import json
+import threading
 
 import pytest
 import torch
@@ -44,6 +45,46 @@ def test_stored_results_are_read_exactly(tmp_path):
     (tmp_path / "x").mkdir()
     (tmp_path / "x" / "part-0.json").write_text(json.dumps({"value": [1 / 7]}))
     assert evaluate(recording([]), tmp_path / "x", "test", False)["part-0"]["value"] == [1 / 7]
+
+
+def test_two_commands_with_the_same_settings_are_both_right(tmp_path):
+    """The second starts during the first, uses its finished parts, and still works when the first has ended."""
+    first, second, results = [], [], []
+    parts, others = recording(first), recording(second)
+    started, ended = threading.Event(), threading.Event()
+
+    def run():
+        parts["part-1"]()
+        started.set()
+        return {"value": [1 / 3, 0.1 + 0.2]}
+
+    def wait():
+        started.wait(10)
+        others["part-3"]()
+        ended.wait(10)  # the first has removed nothing
+        assert sorted(path.name for path in (tmp_path / "x").iterdir())[:3] == [f"part-{i}.json" for i in range(3)]
+        return {"value": [1.0, 0.1 + 0.2]}
+
+    def other():
+        started.wait(10)
+        results.append(evaluate({**others, "part-3": wait}, tmp_path / "x", "test", False))
+
+    thread = threading.Thread(target=other)
+    thread.start()
+    result = evaluate({**parts, "part-1": run}, tmp_path / "x", "test", False)
+    ended.set()
+    thread.join(10)
+    assert results == [result]
+    assert {*first, *second} == {0, 1, 2, 3}
+    assert 0 not in second  # it was finished before
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_damaged_part_is_named(tmp_path):
+    (tmp_path / "x").mkdir()
+    (tmp_path / "x" / "part-0.json").write_text('{"value": [1')
+    with pytest.raises(ValueError, match=r"part-0\.json is not JSON \(.*\): delete .*x to evaluate again"):
+        evaluate(recording([]), tmp_path / "x", "test", False)
 
 
 def test_other_settings_have_another_directory(tmp_path):

@@ -89,6 +89,15 @@ def test_a_file_of_other_settings_is_refused(tmp_path):
     _ = classifier(path).name
     with pytest.raises(ValueError, match=r"must hold a classifier trained with .*'epochs': 3.* got .*'epochs': 2"):
         _ = classifier(path, epochs=3).name
+    groups, info = load(path)
+    for change, message in (
+        (lambda x: x[:1], r"got \(1, 1, 3, 3\)"),
+        (lambda x: x * torch.nan, "finite values in body.0"),
+    ):
+        changed = {**groups["classifier"], "body.0.weight": change(groups["classifier"]["body.0.weight"])}
+        save(path, {"classifier": changed}, info)
+        with pytest.raises(ValueError, match=rf"is not the classifier that it describes: .*{message}.*; delete it"):
+            _ = classifier(path).name
     save(path, {"model": {"a": torch.zeros(1)}}, {"step": 1})
     with pytest.raises(ValueError, match="is not a classifier of this library"):
         _ = classifier(path).name

@@ -82,3 +82,18 @@ def test_other_files_are_refused_and_pickles_never_executed(arrays, message, tmp
     assert "executed" not in capsys.readouterr().out
     with pytest.raises(FileNotFoundError, match=r"no statistics at .*missing.npz"):
         FeatureStatistics.load(tmp_path / "missing.npz")
+
+
+def test_a_failed_write_leaves_the_statistics_before(tmp_path, monkeypatch):
+    path, statistics = tmp_path / "a.npz", FeatureStatistics.of(Features(torch.rand(5, 2)))
+    statistics.save(path)
+    before = path.read_bytes()
+
+    def write_half(file, **arrays):
+        file.write(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("numpy.savez", write_half)
+    with pytest.raises(OSError, match=rf"No space left on device: {path} needs \d+ bytes"):
+        statistics.save(path)
+    assert [file.read_bytes() for file in tmp_path.iterdir()] == [before]

@@ -1,12 +1,14 @@
 """The scalars of the log, and Weights & Biases."""
 
+import errno
 import sys
 import types
 
 import pytest
 import torch
 
-from scoresde.training.log import LEVELS, Log, level_names, scalars
+from scoresde.training.json_lines import read_lines
+from scoresde.training.log import LEVELS, LOG, Log, level_names, scalars
 
 
 def test_every_noise_level_with_samples_is_a_scalar():
@@ -38,3 +40,18 @@ def test_the_error_without_wandb_names_the_extra(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(ValueError, match=r"pip install 'scoresde\[wandb\]'"):
         Log(tmp_path, 0, {}, torch.device("cpu"), {})
+
+
+def test_tensorboard_on_a_full_disk_ends_with_a_warning(tmp_path, monkeypatch):
+    """The lines of the log go on."""
+
+    def fail(writer, data):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    log = Log(tmp_path, 0, {}, torch.device("cpu"))
+    monkeypatch.setattr("tensorboard.summary.writer.record_writer.RecordWriter.write", fail)
+    with pytest.warns(UserWarning, match=r"gets no more events in .*tensorboard.events.*: .*No space left"):
+        log.write({"step": 1, "loss": 0.5})
+    log.write({"step": 2, "loss": 0.5})
+    log.close()
+    assert [row["step"] for row in read_lines(tmp_path / LOG)] == [1, 2]

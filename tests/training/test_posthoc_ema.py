@@ -193,6 +193,28 @@ def test_profiles_that_cannot_be_made_are_refused(tmp_path):
             reconstruct(tmp_path, 0.1, step)
 
 
+def test_a_checkpoint_that_is_replaced_while_it_is_read_is_not_mixed_with_the_plan(tmp_path, monkeypatch):
+    """A training goes on meanwhile."""
+    train(tmp_path / "averages", 4)
+    file, averages = tmp_path / "checkpoint.safetensors", PowerAverages(model())
+    checkpoint.save(file, averages.groups(), {"step": STEPS + 1})
+    best = plan(tmp_path / "averages", 0.05, extra=[file])
+    checkpoint.save(file, averages.groups(), {"step": STEPS + 2})
+    monkeypatch.setattr("scoresde.training.posthoc_ema.plan", lambda *_: best)
+    with pytest.raises(ValueError, match=r"checkpoint.safetensors was of step 321, now 322: run the command again"):
+        reconstruct(tmp_path / "averages", 0.05, extra=[file])
+
+
+def test_averages_that_are_not_finite_are_refused(tmp_path):
+    train(tmp_path, 2)
+    file = tmp_path / "step0000320.safetensors"
+    groups, info = checkpoint.load(file)
+    groups["power_0.1"]["0.bias"][0] = math.nan
+    checkpoint.save(file, groups, info)
+    with pytest.raises(ValueError, match=r"step0000320.safetensors has averages .*finite values in 0.bias; got NaN"):
+        reconstruct(tmp_path, 0.12, tolerance=1)
+
+
 def test_files_that_are_not_snapshots_are_refused(tmp_path):
     train(tmp_path, 2)
     file = tmp_path / "step0000200.safetensors"

@@ -514,9 +514,9 @@ def test_the_loss_by_noise_level_is_the_mean_of_its_samples(tmp_path):
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"model": {"width": 4}}, r"checkpoint is of another model: expected network.* \(4, .*; got \(8, "),
-        ({"model": {"depth": 2}}, "layer1.*; got none"),
-        ({"model": {"depth": 0}}, "layer0.* none; got"),
+        ({"model": {"width": 4}}, r"the checkpoint does not fit the model: expected network.* \(4, .*; got \(8, "),
+        ({"model": {"depth": 2}}, "layer1.*; got nothing"),
+        ({"model": {"depth": 0}}, "expected no .*layer0"),
         (
             {"optimizer": partial(torch.optim.SGD, lr=1e-2, momentum=0.9)},
             "optimiser must be Adam, as in the checkpoint; got SGD",
