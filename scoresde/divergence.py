@@ -98,6 +98,11 @@ class Hutchinson:
 
         return estimate
 
+    def quadratic_form(self, field: Field, x: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Return v (B, *) at x and z^T (dv/dx) z (B,) for given z (B, *), by a vector-Jacobian product."""
+        value, forms, _ = quadratic_forms(field, x, [z])
+        return value, forms[:, 0]
+
     def _variance(self, forms: Tensor, squares: Tensor, size: int) -> Tensor:
         """Variance of the mean of the forms z.g (B, m): from their spread, or for one probe from |g|^2 (B, m)."""
         if self.probes > 1:
@@ -173,6 +178,15 @@ class ExactTrace:
             return Evaluation(value if differentiable else value.detach(), trace, torch.zeros_like(trace[:, 0]))
 
         return evaluate
+
+    def quadratic_form(self, field: Field, x: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Return v (B, *) at x and z^T (dv/dx) z (B,) for given z (B, *), by a product of the kind of `mode`."""
+        if self.mode == "reverse":
+            value, forms, _ = quadratic_forms(field, x, [z])
+            return value, forms[:, 0]
+        with _kernels(fused=False):
+            value, product = torch.func.jvp(field, (x,), (z.contiguous(),))
+        return value, sum_dims(product * z)
 
     def standard_error(self, integral: Tensor, variance: Tensor | None) -> Tensor:
         """Return zero."""

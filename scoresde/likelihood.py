@@ -176,7 +176,7 @@ def log_prob(
         UserWarning: the noise at t_max does not hide the states x, so that the prior is not the law of the latents.
 
     Raises:
-        ValueError: the model has active dropout or its flow has no density, x holds NaN or infinity, or t_start is out
+        ValueError: the model is in training mode or its flow has no density, x holds NaN or infinity, or t_start is out
             of range.
     """
     model = with_density(model, cond)
@@ -211,7 +211,7 @@ def sample_with_log_prob(
         device: of the states drawn; the model's by default.
 
     Raises:
-        ValueError: the model has active dropout or its flow has no density; both or neither of shape and x_T are given.
+        ValueError: the model is in training mode or its flow has no density; both or neither of shape and x_T are given.
     """
     model = with_density(model, cond)
     if (shape is None) == (x_T is None):
@@ -244,7 +244,7 @@ def encode(
     """Return the latent x(t_max) (B, *) of data x (B, *) = x(t_start), with t_start = t_min by default.
 
     Raises:
-        ValueError: the model has active dropout or its flow has no density.
+        ValueError: the model is in training mode or its flow has no density.
         RuntimeError: the solver failed for some samples.
     """
     model = with_density(model, cond)
@@ -257,7 +257,7 @@ def decode(
     """Return the data x(t_end) (B, *), t_min by default, of a latent z (B, *) = x(t_max): the inverse of `encode`.
 
     Raises:
-        ValueError: the model has active dropout or its flow has no density.
+        ValueError: the model is in training mode or its flow has no density.
         RuntimeError: the solver failed for some samples.
     """
     model = with_density(model, cond)

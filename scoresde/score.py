@@ -219,8 +219,30 @@ def device_of(model: Model) -> torch.device | None:
     return next((tensor.device for tensor in tensors), None)
 
 
-def refuse_dropout(model: Model) -> None:
-    """Raise ValueError if the model has active dropout: its output is then random."""
-    for module in model.modules() if isinstance(model, nn.Module) else ():
-        if isinstance(module, nn.modules.dropout._DropoutNd) and module.training and module.p > 0:
-            raise ValueError("the network must be deterministic, but has active dropout: call model.eval() first")
+def refuse_training_mode(model: Model) -> None:
+    """Raise ValueError if the output of the model is random, or depends on the batch, as dropout and BatchNorm do it.
+
+    Dropout counts where a module declares it: the dropout modules, `nn.RReLU`, and modules with a probability `dropout`
+    (attention, recurrent networks). BatchNorm without running statistics always uses those of the batch.
+    """
+    for name, module in model.named_modules() if isinstance(model, nn.Module) else ():
+        is_norm = isinstance(module, nn.modules.batchnorm._BatchNorm)
+        if is_norm and module.running_mean is None:
+            raise ValueError(
+                f"the network must not mix the samples of a batch; got {type(module).__name__} without running "
+                f"statistics ({name}): build it with track_running_stats=True, or take GroupNorm"
+            )
+        if module.training and (is_norm or _is_random(module)):
+            kind = "batch statistics" if is_norm else "active dropout"
+            raise ValueError(
+                f"the network must be in eval mode; got {type(module).__name__} ({name}) in training mode, with "
+                f"{kind}: call model.eval() first"
+            )
+
+
+def _is_random(module: nn.Module) -> bool:
+    """Return whether a module is random in training mode."""
+    if isinstance(module, nn.modules.dropout._DropoutNd):
+        return module.p > 0
+    dropout = getattr(module, "dropout", 0)
+    return isinstance(module, nn.RReLU) or (isinstance(dropout, float) and dropout > 0)

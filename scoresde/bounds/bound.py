@@ -12,9 +12,9 @@ from scoresde.dequantization import DataMap, check_levels
 from scoresde.progress import progress_bar
 from scoresde.protocols import Model, Transform
 from scoresde.random_stream import RandomStream
-from scoresde.score import BaseModel, device_of, refuse_dropout
+from scoresde.score import BaseModel, device_of
 from scoresde.tensors import dimensions, mean_and_error, send
-from scoresde.wrappers import as_model
+from scoresde.wrappers import for_inference
 
 
 @dataclass
@@ -97,8 +97,7 @@ def bits_bound(
     if not len(images):
         raise ValueError("no images; expected at least one")
     check_levels(images, getattr(transform, "levels", None))
-    model, count = as_model(model, cond), len(images)
-    refuse_dropout(model)
+    model, count = for_inference(model, cond), len(images)
     device = device_of(model) or images.device
     seeds = range(count) if seeds is None else seeds
     if len(seeds) != count:

@@ -103,7 +103,7 @@ def discrete(
     Raises:
         ValueError: the images are not integers or not among the levels; the number of levels is unknown, or they are
             not equally spaced in model space; the variance is unknown or not learned by the model; draws is odd or more
-            than twice the steps; the SDE has no nodes, or no noise at the first one; the model has active dropout; the
+            than twice the steps; the SDE has no nodes, or no noise at the first one; the model is in training mode; the
             number of seeds is not that of the images.
         RuntimeError: the bound is not finite; the message has the images concerned.
     """

@@ -16,17 +16,22 @@ either with the norm in closed form (SSM-VR, 1905.07088, eq. 8) or as originally
 Both differentiate the network twice: where a denoising objective is possible, it is cheaper and varies less. Attention
 then runs on unfused kernels, which activation checkpointing does not reproduce when it recomputes attention: turn
 checkpointing off where PyTorch raises CheckpointError.
+
+A network that autograd cannot differentiate in x would be trained for another objective. The first call of a loss checks
+the derivative (`gradient_check`), and so do calls 2, 4, 8, ..., as the last layer of many networks is 0 at first.
 """
 
 import torch
 from torch import Tensor
 
 from scoresde.divergence import ExactTrace, Field, Hutchinson, Trace, quadratic_forms
+from scoresde.gradient_check import check_gradient
 from scoresde.losses.objective import Drawn, Objective
 from scoresde.losses.time_densities import TimeDensity
 from scoresde.losses.weightings import Weighting
 from scoresde.random_stream import RandomStream
 from scoresde.score import BaseModel
+from scoresde.solvers.solver import rms
 from scoresde.tensors import dimensions, sum_dims
 
 
@@ -41,7 +46,8 @@ class ImplicitScoreMatching(Objective):
             for the backward pass. `Hutchinson(probes)` makes it sliced score matching with reduced variance.
 
     Raises:
-        ValueError: unknown weighting, or one of another view than the noise.
+        ValueError: unknown weighting, or one of another view than the noise; in a call, a network that autograd does not
+            differentiate in x.
     """
 
     def __init__(
@@ -56,13 +62,20 @@ class ImplicitScoreMatching(Objective):
             raise ValueError(
                 f"weighting must be of the noise; got one of {self.weighting.view!r}: use DenoisingScoreMatching"
             )
-        self.trace = trace or ExactTrace()
+        self.trace, self._calls = trace or ExactTrace(), 0
 
     def value(self, model: BaseModel, drawn: Drawn, weight: Tensor) -> Tensor:
+        self._check(model, drawn.x0)
         x, t = drawn.perturbed(model.sde), drawn.t
         square, trace = self._estimate(lambda y: model.predict(y, t).noise, x, drawn.stream)
         weight, sigma = weight.to(square), model.sde.sigma(t).to(square)
         return (weight * (square - 2 * sigma * trace) / dimensions(x)).to(x)
+
+    def _check(self, model: BaseModel, x0: Tensor) -> None:
+        self._calls += 1
+        if self._calls & (self._calls - 1) == 0:
+            scale = float(rms(x0).mean()) or 1.0
+            check_gradient(model, x0, model.sde.t_min, model.sde.t_max, scale, self.trace)
 
     def _estimate(self, field: Field, x: Tensor, stream: RandomStream) -> tuple[Tensor, Tensor]:
         """Return ||v||^2 and tr(dv/dx) of the field v at x, or unbiased estimates of them: float64 (B,)."""

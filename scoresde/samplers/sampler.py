@@ -25,7 +25,7 @@ from scoresde.samplers.grids import Grid, Transition, uniform_time
 from scoresde.score import BaseModel, device_of
 from scoresde.sdes import SDE
 from scoresde.tensors import at_least_float32, check_shape_of_states, dimensions
-from scoresde.wrappers import as_model
+from scoresde.wrappers import for_inference
 
 MOST_SIGNAL = math.log(0.1)  # log-SNR up to which noise may replace the states at the first time of a grid
 
@@ -168,12 +168,14 @@ class Sampler(PlainStep):
         Raises:
             ValueError: both or neither of shape and x_T, states that are not floating-point numbers (B, *), a number of
                 seeds other than B, a negative trajectory, a shape if states at the first time are more than noise,
-                neither transitions nor `denoise_final`, or a step or a constraint that returns another shape.
+                neither transitions nor `denoise_final`, a step or a constraint that returns another shape, or a model
+                in training mode with dropout or BatchNorm.
+            TypeError: a step or a constraint that returns no tensor.
             RuntimeError: samples that are NaN or infinite.
         """
         if (every := int(trajectory)) < 0:
             raise ValueError(f"trajectory must be True, False or a positive number; got {trajectory}")
-        model = as_model(model, cond)
+        model = for_inference(model, cond)
         pairs = self.transitions(model.sde)
         t = pairs[0][0] if pairs else torch.tensor(model.sde.t_max, dtype=torch.float64)
         if not pairs and not self.denoise_final:
