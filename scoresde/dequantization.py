@@ -161,6 +161,14 @@ def check_levels(images: Tensor, levels: int | None) -> None:
         )
 
 
+class Incomplete(RuntimeError):
+    """Some samples have no likelihood. `result` has those of the others, NaN for these, and no mean."""
+
+    def __init__(self, message: str, result: Any):
+        super().__init__(message)
+        self.result = result
+
+
 class AboveUniform(UserWarning):
     """Bits per dimension above log2(levels), those of the uniform distribution over all levels."""
 

@@ -185,7 +185,7 @@ class ExactTrace:
             value, forms, _ = quadratic_forms(field, x, [z])
             return value, forms[:, 0]
         with _kernels(fused=False):
-            value, product = torch.func.jvp(field, (x,), (z.contiguous(),))
+            value, product = torch.func.jvp(field, (x,), (z.contiguous(),))[:2]
         return value, sum_dims(product * z)
 
     def standard_error(self, integral: Tensor, variance: Tensor | None) -> Tensor:

@@ -24,7 +24,14 @@ import torch
 from torch import Tensor
 
 from scoresde.counting import counting
-from scoresde.dequantization import DataMap, Dequantization, check_levels, levels_map, warn_if_above_uniform
+from scoresde.dequantization import (
+    DataMap,
+    Dequantization,
+    Incomplete,
+    check_levels,
+    levels_map,
+    warn_if_above_uniform,
+)
 from scoresde.divergence import Hutchinson, Trace
 from scoresde.losses import squared_errors
 from scoresde.probability_flow import DEFAULT_SOLVER, Carried, carry, cast_like, integrate
@@ -79,7 +86,7 @@ class BitsPerDim:
     conventions: the settings that change the number: dequantisation, trace, solver, prior and time range.
     trace_stderr: the standard error of each image's value due to the stochastic trace estimate, in bits per dimension
     (N,), see `LogProb.stderr`. nfe, backward: network evaluations and products with Jacobians for each image
-    (N,), summed over its dequantisations.
+    (N,), summed over its dequantisations. status: a `solvers.Status` per image (N,), the worst of its dequantisations.
     """
 
     mean: float
@@ -89,6 +96,7 @@ class BitsPerDim:
     trace_stderr: Tensor | None
     nfe: Tensor
     backward: Tensor
+    status: Tensor
 
 
 def conventions(
@@ -211,7 +219,8 @@ def sample_with_log_prob(
         device: of the states drawn; the model's by default.
 
     Raises:
-        ValueError: the model is in training mode or its flow has no density; both or neither of shape and x_T are given.
+        ValueError: the model is in training mode or its flow has no density; both or neither of shape and x_T are
+            given.
     """
     model = with_density(model, cond)
     if (shape is None) == (x_T is None):
@@ -315,7 +324,7 @@ def bits_per_dim(
         ValueError: the images are not integers from 0 to `transform.levels` - 1 (continuous data has no bits: use
             `log_prob`, in nats), samples < 1, `start` is unknown or not allowed by the dequantisation, or K > 1 with a
             trace that is too noisy.
-        RuntimeError: the solver failed; the message lists the images.
+        Incomplete: the solver failed for some images, which the message lists; `result` has the values of the others.
     """
     trace, solver, count = trace_for(solver, trace), solver or DEFAULT_SOLVER, len(images)
     model, data_map = with_density(model, cond), levels_map(transform, dequantization)
@@ -331,9 +340,9 @@ def bits_per_dim(
     values, stderr, nfe, backward, status, mismatches = torch.cat(batches, dim=2)  # each (K, N)
     mismatch = warn_of_mismatch(model.sde, mismatches[0])
     per_image = -(values.logsumexp(dim=0) - math.log(samples)) / unit
-    _check_solved(per_image, status)
+    solved = torch.isfinite(per_image)
     # d log mean_k p_k / d log p_k is the share of p_k in the sum.
-    shares, variances = values.softmax(dim=0), None if bool(stderr.isnan().any()) else stderr.square()
+    shares, variances = values.softmax(dim=0), None if bool(stderr[:, solved].isnan().any()) else stderr.square()
     trace_stderr = None if variances is None else (shares.square() * variances).sum(dim=0).sqrt() / unit
     where = f"{start}, t_min={model.sde.t_min:g}"
     if time is not None:
@@ -343,12 +352,17 @@ def bits_per_dim(
         "dequantization": f"{data_map.dequantization}, {samples} per image",
         **conventions(model, data_map, trace, solver, where, mismatch),
     }
-    if samples > 1:
-        of_one = None if variances is None else float((shares * variances).sum(dim=0).mean())
+    if samples > 1 and bool(solved.any()):
+        of_one = None if variances is None else float((shares * variances).sum(dim=0)[solved].mean())
         declared["inflation"] = _check_inflation(of_one, unit, inflation)
+    per_image = torch.where(solved, per_image, math.nan)
     counts = nfe.sum(dim=0).long(), backward.sum(dim=0).long()
-    warn_if_above_uniform(float(per_image.mean()), data_map.levels)
-    return BitsPerDim(*mean_and_error(per_image), per_image, declared, trace_stderr, *counts)
+    worst = status.max(dim=0).values.long()
+    result = BitsPerDim(*mean_and_error(per_image), per_image, declared, trace_stderr, *counts, worst)
+    if not bool(solved.all()):
+        raise Incomplete(describe_failures(per_image, worst), result)
+    warn_if_above_uniform(result.mean, data_map.levels)
+    return result
 
 
 def _solve_levels(
@@ -393,14 +407,15 @@ def _check_bits(
         raise ValueError(f"start must be 'data': {data_map.dequantization} sets the time of its points itself")
 
 
-def _check_solved(per_image: Tensor, status: Tensor) -> None:
-    failed = torch.nonzero(~torch.isfinite(per_image)).flatten().tolist()
-    if failed:
-        names = sorted({Status(int(s)).name for s in status.unique()} - {"OK"}) or ["non-finite value"]
-        raise RuntimeError(
-            f"the solver failed for {len(failed)} of {len(per_image)} images, the first at {failed[:8]} "
-            f"({', '.join(names)}): give it more steps, or call log_prob on those images to see the status of each"
-        )
+def describe_failures(values: Tensor, status: Tensor) -> str:
+    """Return which of the values (N,) are not finite, with the status of their solves."""
+    failed = torch.nonzero(~torch.isfinite(values)).flatten()
+    names = sorted({Status(int(s)).name for s in status[failed]} - {"OK"}) or ["non-finite value"]
+    listed = f"the first at {failed[:8].tolist()}" if len(failed) > 8 else f"at {failed.tolist()}"
+    return (
+        f"the solver failed for {len(failed)} of {len(values)} samples, {listed} ({', '.join(names)}): give it more "
+        "steps, or call log_prob on those samples to see the status of each"
+    )
 
 
 def _check_inflation(variance: float | None, unit: float, tolerance: float) -> str:

@@ -219,7 +219,8 @@ def integrate(
 
     Raises:
         ValueError: t_from and t_to are equal or outside the SDE's range, a gradient in parameters of the SDE is asked
-            for, the model is in training mode with dropout or BatchNorm, or, with a trace, autograd does not give the model's derivative in x (`gradient_check`).
+            for, the model is in training mode with dropout or BatchNorm, or, with a trace, autograd does not give the
+            model's derivative in x (`gradient_check`).
     """
     model, solver, count = for_inference(model), solver or DEFAULT_SOLVER, len(x)
     x = floating(x)

@@ -67,8 +67,8 @@ def test_a_vectorised_pass_is_as_many_products():
 def test_a_trace_costs_its_products(trace, each):
     """An exact trace costs d = 12 products, a probe one; an evaluation is counted once in either mode.
 
-    Three evaluations without products measure the scale of the data, two check the derivative in x: with a product each,
-    or, in forward mode, with tangents.
+    Three evaluations without products measure the scale of the data, two check the derivative in x: each with a
+    product or, in forward mode, with tangents.
     """
     x = normal(2, 3, 2, 2)
     for wrapper, factor in ((ss.ModelWrapper, 1), (Twice, 2)):

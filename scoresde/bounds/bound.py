@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scoresde.dequantization import DataMap, check_levels
+from scoresde.dequantization import DataMap, Incomplete, check_levels
 from scoresde.progress import progress_bar
 from scoresde.protocols import Model, Transform
 from scoresde.random_stream import RandomStream
@@ -112,12 +112,6 @@ def bits_bound(
     errors = [part.stderr for part in parts if part.stderr is not None]
     stderr = torch.cat(errors).cpu() / bits if errors else None
     per_image = torch.stack(list(terms.values())).sum(dim=0)
-    if bool((is_bad := ~torch.isfinite(per_image)).any()):
-        indices = is_bad.nonzero().flatten().tolist()
-        raise RuntimeError(
-            f"the bound is not finite for {len(indices)} of {count} images, the first being {indices[:8]}: the "
-            "network's output is not finite, or the decoder gives a level no probability"
-        )
     conventions = {
         "quantity": "bits per dimension (upper bound, of the reverse SDE's model, not of the probability flow)",
         "transform": str(transform),
@@ -125,4 +119,12 @@ def bits_bound(
         **conventions,
     }
     monte_carlo = None if stderr is None else float(stderr.norm()) / count
-    return Bound(*mean_and_error(per_image), monte_carlo, per_image, stderr, terms, conventions)
+    bound = Bound(*mean_and_error(per_image), monte_carlo, per_image, stderr, terms, conventions)
+    if bool((is_bad := ~torch.isfinite(per_image)).any()):
+        indices = is_bad.nonzero().flatten().tolist()
+        raise Incomplete(
+            f"the bound is not finite for {len(indices)} of {count} images, the first being {indices[:8]}: the "
+            "network's output is not finite, or the decoder gives a level no probability",
+            bound,
+        )
+    return bound

@@ -5,15 +5,16 @@ from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 
+import torch
 from omegaconf import DictConfig
 
 from scoresde import build
 from scoresde.cli.common import check_choice, load_run, result_name, run_data, warnings_on_stderr
 from scoresde.cli.output import Record, append_row, print_rows, shows_progress
-from scoresde.dequantization import Dequantization, TruncatedNormal, Uniform
-from scoresde.evaluation.dataset_likelihood import evaluate_likelihood
+from scoresde.dequantization import Dequantization, Incomplete, TruncatedNormal, Uniform
+from scoresde.evaluation.dataset_likelihood import DatasetLikelihood, evaluate_likelihood
 from scoresde.evaluation.likelihood_table import likelihood_table
-from scoresde.evaluation.records import METRICS, keep_per_sample
+from scoresde.evaluation.records import METRICS, PER_SAMPLE, keep_per_sample
 from scoresde.training import distributed
 
 DEQUANTIZATIONS: dict[str, Callable[[build.Run], Dequantization]] = {
@@ -55,8 +56,11 @@ def measure_likelihood(
         budget = replace(budget, bound="discrete")  # the continuous bound needs points of clean data
     settings = {"budget": budget, "seed": config.seed, "progress": shows_progress()}
     started = time.perf_counter()
-    with warnings_on_stderr():
-        result = evaluate_likelihood(run, dataset, dequantization, **options, **settings)
+    try:
+        with warnings_on_stderr():
+            result = evaluate_likelihood(run, dataset, dequantization, **options, **settings)
+    except Incomplete as error:
+        raise RuntimeError(f"{error}; {keep_incomplete(run, config, error.result, device)}") from error
     seconds = round(time.perf_counter() - started, 2)
     if distributed.rank() > 0:
         return [], {}, {}
@@ -66,3 +70,20 @@ def measure_likelihood(
     file = paths["per_sample"].name
     row = append_row(run.path, {**row, "seconds": seconds, "seed": config.seed, "file": file}, device)
     return [row], likelihood_table(result, config.split), paths
+
+
+def keep_incomplete(run: build.Run, config: DictConfig, result: DatasetLikelihood, device: str) -> str:
+    """Store the likelihoods of the samples that were solved, without a mean, and return where they are.
+
+    The row of `metrics.jsonl` is of another kind than a likelihood, with the indices of the failed samples.
+    """
+    failed = (~torch.isfinite(result.per_sample)).nonzero().flatten().tolist()
+    count = len(result.per_sample)
+    if len(failed) == count:
+        return "no likelihood is stored"
+    if distributed.rank() == 0:
+        path = keep_per_sample(run.path, result_name(f"{config.split}_incomplete", "split"), result.per_sample)
+        row = {"kind": "incomplete_likelihood", "split": config.split, "n": count, "weights": config.weights}
+        row |= {"unit": result.unit, "failed": failed, "conventions": result.conventions}
+        append_row(run.path, {**row, "seed": config.seed, "file": path.name}, device)
+    return f"the others are stored in {run.path / PER_SAMPLE}, with NaN for these"

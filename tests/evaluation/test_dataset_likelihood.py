@@ -9,8 +9,9 @@ from torch.utils.data import default_collate
 
 import scoresde as ss
 from scoresde.data import Affine, Levels
+from scoresde.dequantization import Incomplete
 from scoresde.evaluation import Budget, evaluate_likelihood
-from scoresde.evaluation.dataset_likelihood import _Evaluation
+from scoresde.evaluation.dataset_likelihood import Estimate, _Evaluation
 from scoresde.evaluation.resumable import fingerprint
 from scoresde.networks import MLP
 from scoresde.solvers import Adams, RungeKutta
@@ -96,12 +97,18 @@ def test_conditions_stay_with_their_samples(kind, is_quantised, tmp_path):
 
 
 @pytest.mark.parametrize("dequantization", [None, ss.Uniform()], ids=["nats", "bits"])
-def test_a_failed_solve_names_the_samples(dequantization, tmp_path):
+def test_a_failed_solve_keeps_the_other_samples_and_names_those_without(dequantization, tmp_path):
     transform, low, high = (Affine(), -1.0, 2.0) if dequantization is None else (Levels(8), 0.0, 7.0)
     run = as_run(ss.ScoreModel(Network(0.5, cond_features=0), SDE, "karras"), transform, tmp_path)
     data = [torch.full((3,), low)] * 5 + [torch.full((3,), high)]
-    with pytest.raises(RuntimeError, match=r"samples 4 to 5 of the dataset: the solver failed for 1 .*NONFINITE"):
+    message = r"failed for 1 of 6 samples, at \[5\] \(NONFINITE\).* The other 5 have"
+    with pytest.raises(Incomplete, match=message) as caught:
         evaluate_likelihood(run, data, dequantization, **CHEAP, batch_size=2)
+    result, whole = caught.value.result, evaluate_likelihood(run, data[:5], dequantization, **CHEAP, batch_size=2)
+    assert math.isnan(result.mean)
+    assert result.per_sample.isnan().tolist() == [False] * 5 + [True]
+    torch.testing.assert_close(result.per_sample[:5], whole.per_sample, rtol=1e-9, atol=0)
+    assert f"a mean of {Estimate(whole.mean, whole.stderr)} {whole.unit}" in str(caught.value)
 
 
 # --- errors
