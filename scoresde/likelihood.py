@@ -329,7 +329,8 @@ def bits_per_dim(
     trace, solver, count = trace_for(solver, trace), solver or DEFAULT_SOLVER, len(images)
     model, data_map = with_density(model, cond), levels_map(transform, dequantization)
     time, seeds = data_map.start(model.sde), range(count) if seeds is None else seeds
-    _check_bits(images, samples, seeds, start, data_map, time)
+    check_samples(samples, start, data_map, model.sde)
+    _check_images(images, seeds, data_map)
     device, unit = device_of(model) or images.device, dimensions(images) * math.log(2)
     batches = []
     for first in progress_bar(range(0, count, batch_size), title="bits/dim", unit="batch", shown=progress):
@@ -391,19 +392,21 @@ def _solve_levels(
     return torch.stack([float64(row.cpu()) for row in rows])
 
 
-def _check_bits(
-    images: Tensor, samples: int, seeds: Sequence[int], start: str, data_map: DataMap, time: float | None
-) -> None:
+def _check_images(images: Tensor, seeds: Sequence[int], data_map: DataMap) -> None:
     if not len(images):
         raise ValueError("no images; expected at least one")
     check_levels(images, data_map.levels)
-    if samples < 1:
-        raise ValueError(f"samples must be at least 1; got samples={samples}")
     if len(seeds) != len(images):
         raise ValueError(f"expected one seed per sample, {len(images)} in all; got {len(seeds)}")
+
+
+def check_samples(samples: int, start: str, data_map: DataMap, sde: SDE) -> None:
+    """Raise ValueError if `bits_per_dim` does not accept the number of samples or the start."""
+    if not isinstance(samples, int) or samples < 1:
+        raise ValueError(f"samples must be an integer, at least 1; got samples={samples!r}")
     if start not in ("data", "perturb"):
         raise ValueError(f"start must be 'data' or 'perturb'; got {start!r}")
-    if time is not None and start == "perturb":
+    if start == "perturb" and data_map.start(sde) is not None:
         raise ValueError(f"start must be 'data': {data_map.dequantization} sets the time of its points itself")
 
 

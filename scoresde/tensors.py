@@ -7,6 +7,7 @@ wrong for a state of shape (2, 2).
 
 import math
 from collections.abc import Callable, Sequence
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -122,6 +123,33 @@ def sum_dims(x: Tensor) -> Tensor:
 def dimensions(x: Tensor) -> int:
     """Return the number of dimensions of one sample: the product of ``*`` in ``(B, *)``."""
     return x.shape[1:].numel()
+
+
+def check_integer(name: str, value: object, least: int | None = None) -> None:
+    """Raise TypeError unless the argument `name` is an integer, and ValueError if it is less than `least`."""
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise TypeError(f"{name} must be an integer; got {value!r}")
+    if least is not None and value < least:
+        raise ValueError(f"{name} must be at least {least}; got {value}")
+
+
+def check_number(name: str, value: object, low: float = -math.inf, high: float = math.inf) -> float:
+    """Return the argument `name` as a finite float, low < value < high.
+
+    Raises:
+        TypeError: it is not a number.
+        ValueError: it is NaN, infinite, or outside of the range.
+    """
+    if isinstance(value, (bool, str)):
+        raise TypeError(f"{name} must be a number; got {value!r}")
+    try:
+        number = float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"{name} must be a number; got {type(value).__name__}") from error
+    if not (math.isfinite(number) and low < number < high):
+        bounds = [f"more than {low:g}"] * (low > -math.inf) + [f"less than {high:g}"] * (high < math.inf)
+        raise ValueError(f"{name} must be {' and '.join(['finite', *bounds])}; got {value}")
+    return number
 
 
 def listed(values: Tensor | Sequence[float]) -> str:

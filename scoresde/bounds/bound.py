@@ -72,8 +72,8 @@ def standard_error(*estimates: Tensor) -> Tensor:
 
 def refuse_odd(draws: int) -> None:
     """Raise ValueError if the draws cannot be paired."""
-    if draws < 2 or draws % 2:
-        raise ValueError(f"draws must be even and at least 2 (two per stratum); got {draws}")
+    if not isinstance(draws, int) or draws < 2 or draws % 2:
+        raise ValueError(f"draws must be an even integer, at least 2 (two per stratum); got {draws!r}")
 
 
 def bits_bound(

@@ -65,9 +65,13 @@ def read_bytes(path: Path) -> bytes:
     return gzip.decompress(content) if content.startswith(b"\x1f\x8b") else content
 
 
+class Unreadable(ValueError):
+    """A file or one of its items cannot be read; the message names it."""
+
+
 @contextmanager
 def reading(source: str | Path, kind: str, advice: str) -> Iterator[None]:
-    """Turn an error of the block into a ValueError: `source` is not of that kind, why, and what to do about it.
+    """Turn an error of the block into `Unreadable`: `source` is not of that kind, why, and what to do about it.
 
     A FileNotFoundError stays one, and names the source.
     """
@@ -77,7 +81,7 @@ def reading(source: str | Path, kind: str, advice: str) -> Iterator[None]:
         raise FileNotFoundError(f"there is no file {source}: expected {kind}") from error
     except Exception as error:  # the libraries raise exceptions of many classes for damaged content
         reason = " ".join(f"{type(error).__name__}: {error}".split())
-        raise ValueError(f"{source} is not {kind} ({reason}): {advice}") from error
+        raise Unreadable(f"{source} is not {kind} ({reason}): {advice}") from error
 
 
 def split_indices(

@@ -35,12 +35,14 @@ from scoresde.dequantization import (
     warn_if_above_uniform,
 )
 from scoresde.divergence import ExactTrace, Trace
+from scoresde.evaluation.generation import check_count
 from scoresde.evaluation.references import evenly_spaced
 from scoresde.evaluation.resumable import Numbers, directory_for, evaluate, fingerprint
 from scoresde.likelihood import (
     BitsPerDim,
     LogProb,
     bits_per_dim,
+    check_samples,
     conventions,
     describe_failures,
     log_prob,
@@ -173,8 +175,8 @@ def evaluate_likelihood(
             has their likelihoods, and NaN for the failed ones and for the mean.
         Interrupted: Ctrl-C.
     """
-    if not (count := len(dataset)):  # type: ignore[arg-type]
-        raise ValueError("the dataset is empty: expected at least one sample")
+    check_settings(run, dataset, dequantization, samples=samples, batch_size=batch_size, start=start)
+    count = len(dataset)  # type: ignore[arg-type]
     trace, solver, budget = trace_for(solver, trace), solver or DEFAULT_SOLVER, budget or Budget(0, None)
     _warn_if_untrained(run, dequantization)
     evaluation = _Evaluation(run, dataset, dequantization, trace, solver, samples, seed, start)
@@ -194,6 +196,22 @@ def evaluate_likelihood(
     if dequantization is not None:
         warn_if_above_uniform(likelihood.mean, DataMap(run.transform).levels)
     return likelihood
+
+
+def check_settings(
+    run: Run,
+    dataset: Dataset,
+    dequantization: Dequantization | None,
+    samples: int = 1,
+    batch_size: int = 256,
+    start: str = "data",
+    **_: Any,
+) -> None:
+    """Raise ValueError if `evaluate_likelihood` does not accept these arguments, which are cheap to check."""
+    if not len(dataset):  # type: ignore[arg-type]
+        raise ValueError("the dataset is empty: expected at least one sample")
+    check_count("batch_size", batch_size)
+    check_samples(samples, start, DataMap(run.transform, dequantization), run.model.sde)
 
 
 @dataclass
