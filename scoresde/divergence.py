@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from scoresde.arguments import checked
 from scoresde.counting import vectorised
 from scoresde.random_stream import RandomStream
 from scoresde.tensors import dimensions, sum_dims
@@ -50,6 +51,7 @@ class Estimator(Protocol):
     def __call__(self, field: Field, x: Tensor, rows: Tensor | None = None) -> Evaluation: ...
 
 
+@checked
 @dataclass(frozen=True)
 class Hutchinson:
     """Hutchinson's estimate z^T (dv/dx) z with random probes z.
@@ -126,6 +128,7 @@ class Hutchinson:
         return (_sample_variance(integral) / self.probes).sqrt() if self.probes > 1 else None
 
 
+@checked
 @dataclass(frozen=True)
 class ExactTrace:
     """The sum of the diagonal of the Jacobian, with one Jacobian product per dimension.

@@ -29,6 +29,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from scoresde.arguments import checked
 from scoresde.sdes import SDE
 from scoresde.tensors import float64
 
@@ -96,6 +97,7 @@ class V(Prediction):
         return -sde.sigma(t), sde.alpha(t)
 
 
+@checked
 class KarrasPreconditioning(Prediction):
     """EDM's preconditioning (2206.00364, eq. 7 and table 1), for any SDE.
 
@@ -143,6 +145,7 @@ class Denoiser(Data):
         return sde.sigma(t) / sde.alpha(t)
 
 
+@checked
 class Discrete(Prediction):
     """The prediction of a network trained on discrete steps: its label comes from a table.
 

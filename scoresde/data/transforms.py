@@ -14,11 +14,13 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from scoresde.arguments import checked
 from scoresde.tensors import dimensions, float64, floating
 
 RESOLUTION = 0.01  # largest distance of neighbouring numbers of a dtype, in units of the spread of the values
 
 
+@checked
 @dataclass(frozen=True)
 class Affine:
     """x -> scale x + shift.
@@ -54,6 +56,7 @@ class Affine:
         return torch.full((x.shape[0],), value, dtype=torch.float64, device=x.device)
 
 
+@checked
 @dataclass(frozen=True)
 class Levels(Affine):
     """Grey levels 0 .. levels - 1, each the interval [x, x + 1), to [low, high] in model space.
@@ -85,6 +88,7 @@ class Levels(Affine):
         return (self.inverse(y) + rounding).floor().clamp(0, self.levels - 1)
 
 
+@checked
 @dataclass(frozen=True)
 class Logit:
     """Values in (low, high) to the real line: x -> logit(p), p = margin + (1 - 2 margin) (x - low) / (high - low).

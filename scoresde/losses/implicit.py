@@ -24,6 +24,7 @@ a loss check the derivative (`gradient_check`): the last layer of many networks 
 import torch
 from torch import Tensor
 
+from scoresde.arguments import checked
 from scoresde.divergence import ExactTrace, Field, Hutchinson, Trace, quadratic_forms
 from scoresde.gradient_check import check_gradient
 from scoresde.losses.objective import Drawn, Objective
@@ -83,6 +84,7 @@ class ImplicitScoreMatching(Objective):
         return sum_dims(value.square()), traces.mean(dim=1)
 
 
+@checked
 class SlicedScoreMatching(ImplicitScoreMatching):
     """Sliced score matching (1905.07088, eq. 7 and 8).
 

@@ -16,6 +16,7 @@ import math
 import torch
 from torch import Tensor
 
+from scoresde.arguments import checked
 from scoresde.sdes import SDE
 from scoresde.tensors import float64
 
@@ -44,6 +45,7 @@ class UniformTime(TimeDensity):
         return torch.full_like(t, 1 / (sde.t_max - sde.t_min))
 
 
+@checked
 class Nodes(UniformTime):
     r"""t uniform over N nodes t_0 < ... < t_(N-1): the discrete-time objectives.
 
@@ -139,6 +141,7 @@ class UniformLogSNR(TimeDensity):
         return log_snr_slope(sde, t) / (clean - noisy)
 
 
+@checked
 class LogNormal(TimeDensity):
     """log(sigma/alpha) ~ N(mean, std^2), restricted to the range of the SDE (2206.00364, table 1: -1.2 and 1.2)."""
 

@@ -24,6 +24,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from scoresde.arguments import checked
 from scoresde.losses.time_densities import LogNormal, TimeDensity, UniformLogSNR, UniformTime, log_snr_slope
 from scoresde.sdes import SDE
 
@@ -52,6 +53,7 @@ class VarianceWeighting(Weighting):
         return UniformTime().density(sde, t)
 
 
+@checked
 class UnitWeighting(Weighting):
     """Equal weight on the error of a view at all times: the loss of a network that predicts it, in its own units.
 
@@ -83,6 +85,7 @@ class LikelihoodWeighting(Weighting):
         return log_snr_slope(sde, t)
 
 
+@checked
 class KarrasWeighting(Weighting):
     """EDM's: unit weight on the network's own error, log-normal noise levels (2206.00364, table 1)."""
 
@@ -94,6 +97,7 @@ class KarrasWeighting(Weighting):
         return (1 + (ratio / self.sigma_data).square()) * self.times.density(sde, t)
 
 
+@checked
 class MinSNRWeighting(Weighting):
     """min(SNR, gamma) on the error of the data (2303.09556, eq. 8; gamma = 5)."""
 

@@ -30,6 +30,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from scoresde.arguments import checked
 from scoresde.probability_flow import COARSE
 from scoresde.random_stream import RandomStream
 from scoresde.samplers.grids import Transition, segments
@@ -199,6 +200,7 @@ class _Runs:
         self.noise.keep(selection)
 
 
+@checked
 class ErrorControlled(Sampler):
     """The reverse SDE with error control: Euler-Maruyama within the stochastic improved Euler method; see the module.
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from scoresde.arguments import checked
 from scoresde.sdes.log_snr import LogSNRPath
 from scoresde.sdes.sde import SDE
 from scoresde.tensors import float64
@@ -81,6 +82,7 @@ class Tabulated(LogSNRPath):
         return value, (in_slope + u * (2 * square + u * 3 * cubic)) / width
 
 
+@checked
 class DDPM(Tabulated):
     """The N steps of DDPM, the i-th at t = i / (N - 1) (2006.11239, section 4).
 
@@ -104,6 +106,7 @@ class DDPM(Tabulated):
         super().__init__(log_signal - torch.log(-torch.expm1(log_signal)))
 
 
+@checked
 class NCSN(Tabulated):
     """The N noise levels of NCSN, a geometric sequence, with alpha = 1 (1907.05600, section 4.3; 2006.09011).
 
