@@ -35,7 +35,7 @@ from scoresde.networks.layers import convolution, linear
 from scoresde.protocols import Transform
 from scoresde.random_stream import RandomStream
 from scoresde.sdes import SDE
-from scoresde.tensors import at_least_float32, dimensions, double, float64, floating, sum_dims
+from scoresde.tensors import at_least_float32, check_instance, dimensions, double, float64, floating, sum_dims
 
 
 class Dequantization(Protocol):
@@ -137,6 +137,9 @@ def levels_map(transform: Transform | DataMap, dequantization: Dequantization | 
         ValueError: `transform` is a `DataMap` without dequantisation, or `dequantization` is given as well.
     """
     if not isinstance(transform, DataMap):
+        check_instance("transform", transform, "__call__", "inverse", "log_det")
+        if dequantization is not None:
+            check_instance("dequantization", dequantization, "start")
         return DataMap(transform, dequantization or Uniform())
     if dequantization is not None or transform.dequantization is None:
         raise ValueError(

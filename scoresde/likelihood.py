@@ -42,7 +42,18 @@ from scoresde.score import BaseModel, device_of
 from scoresde.sdes import SDE
 from scoresde.solvers import Solver, Status
 from scoresde.solvers.solver import controls_integrals
-from scoresde.tensors import dimensions, double, float64, mean_and_error, send, sum_dims
+from scoresde.tensors import (
+    check_instance,
+    check_integer,
+    check_real,
+    dimensions,
+    double,
+    empty_states,
+    float64,
+    mean_and_error,
+    send,
+    sum_dims,
+)
 from scoresde.wrappers import with_density
 
 LARGE_MISMATCH = 0.05  # nats/dim, of data of rms size sigma/alpha/3 at t_max
@@ -150,6 +161,7 @@ def warn_of_mismatch(sde: SDE, mismatches: Tensor) -> float:
 def trace_for(solver: Solver | None, trace: Trace | None) -> Trace:
     """Return the trace, by default `Hutchinson(probes=1)`; with kept probes for a solver that controls its error."""
     trace = trace or Hutchinson()
+    check_instance("trace", trace, "bind", "kept")
     return trace.kept() if solver is not None and controls_integrals(solver) else trace
 
 
@@ -188,6 +200,7 @@ def log_prob(
             of range.
     """
     model = with_density(model, cond)
+    check_real("x", x)
     if not bool(torch.isfinite(x).all()):
         raise ValueError("x holds NaN or infinity; expected finite states")
     t_start = model.sde.t_min if t_start is None else t_start
@@ -225,7 +238,7 @@ def sample_with_log_prob(
     model = with_density(model, cond)
     if (shape is None) == (x_T is None):
         raise ValueError("expected exactly one of shape=(B, *) and the starting states x_T")
-    start = x_T if x_T is not None else torch.empty(tuple(shape or ()), device=device or device_of(model))
+    start = x_T if x_T is not None else empty_states(shape, None, device or device_of(model))
     trace, stream, z = trace_for(solver, trace), RandomStream(generator, seeds, len(start)), start.to(double(start))
     if x_T is None:
         z = model.sde.prior_std * stream.normal(z)
@@ -330,6 +343,7 @@ def bits_per_dim(
     model, data_map = with_density(model, cond), levels_map(transform, dequantization)
     time, seeds = data_map.start(model.sde), range(count) if seeds is None else seeds
     check_samples(samples, start, data_map, model.sde)
+    check_integer("batch_size", batch_size, 1)
     _check_images(images, seeds, data_map)
     device, unit = device_of(model) or images.device, dimensions(images) * math.log(2)
     batches = []

@@ -31,7 +31,7 @@ from torch import Tensor, nn
 
 from scoresde.arguments import checked
 from scoresde.sdes import SDE
-from scoresde.tensors import float64
+from scoresde.tensors import float64, listed
 
 
 class Prediction(nn.Module):
@@ -172,6 +172,8 @@ class Discrete(Prediction):
     ):
         super().__init__()
         table = float64(labels).flatten()
+        if not bool(torch.isfinite(table).all()):
+            raise ValueError(f"labels must be finite; got {listed(table)}")
         if len(table) < 2:
             raise ValueError(f"labels must have at least two entries; got {len(table)}")
         if rounding not in ("linear", "nearest", "floor"):

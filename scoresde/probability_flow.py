@@ -43,7 +43,7 @@ from scoresde.score import BaseModel
 from scoresde.sdes import SDE
 from scoresde.solvers import Adams, Solver, Status
 from scoresde.solvers.solver import data_scale, variable
-from scoresde.tensors import broadcast, dimensions, double, float64, floating, recordable
+from scoresde.tensors import broadcast, check_instance, dimensions, double, float64, floating, recordable
 from scoresde.wrappers import as_model, for_inference
 
 DEFAULT_SOLVER = Adams()
@@ -223,6 +223,7 @@ def integrate(
             model's derivative in x (`gradient_check`).
     """
     model, solver, count = for_inference(model), solver or DEFAULT_SOLVER, len(x)
+    check_instance("solver", solver, "__call__")
     x = floating(x)
     _check_transition(model.sde, t_from, t_to, differentiable)
 

@@ -10,6 +10,7 @@ A model has `sde` and `predict(x, t) -> Views`; `BaseModel` derives the rest fro
 condition to the model. Models around models are in `scoresde.wrappers`.
 """
 
+import inspect
 from copy import copy
 from itertools import chain
 from typing import Any, Self
@@ -22,7 +23,7 @@ from scoresde.counting import evaluated
 from scoresde.predictions import Prediction
 from scoresde.protocols import Condition, Model, Network, as_condition, call_network, expand, select, to_device
 from scoresde.sdes import SDE, checked_times
-from scoresde.tensors import at_least_float32, broadcast, check_shape_of_states, floating
+from scoresde.tensors import at_least_float32, broadcast, check_instance, check_shape_of_states, floating
 from scoresde.views import Views
 
 
@@ -137,6 +138,7 @@ class ScoreModel(BaseModel):
             nu = (v + 1)/2, the variance of `Views` (2102.09672, section 3.1).
 
     Raises:
+        TypeError: `network` cannot be called with (x, c_noise, cond), or `sde` is not an SDE.
         ValueError: the prediction type is unknown, or it divides by zero (or its label is infinite) at t_min or t_max
             of this SDE, for example noise prediction with alpha(t_max) = 0.
     """
@@ -150,6 +152,8 @@ class ScoreModel(BaseModel):
         conditional: bool = False,
     ):
         super().__init__()
+        _check_network(network)
+        check_instance("sde", sde, "alpha", "sigma", "log_snr")
         self.network, self.sde, self.prediction = network, sde, predictions.resolve(prediction)
         self.learned_variance, self.conditional = learned_variance, conditional
         self.cond: Condition = None
@@ -188,6 +192,7 @@ class ScoreModel(BaseModel):
         """Evaluate the network at x (B, *) and t () or (B,), and return the views.
 
         Raises:
+            TypeError: x is not a tensor of real numbers, or the network does not return a floating-point tensor.
             ValueError: a conditional model has no condition, t is outside [t_min, t_max] or has another shape, or the
                 network's output does not have the shape of the state (with a learned variance, twice its channels).
         """
@@ -197,10 +202,18 @@ class ScoreModel(BaseModel):
                 "model.given(cond) or cond=..."
             )
         x, t = floating(x), checked_times(self.sde, t)
+        if not x.ndim:
+            raise ValueError("states must be (B, *), with one sample in each row; got a tensor ()")
         state = at_least_float32(x)
         scaled = broadcast(self.prediction.c_in(self.sde, t), state) * state
         label = self.prediction.c_noise(self.sde, t).expand(x.shape[0])
         output = call_network(self.network, scaled, label, expand(self.cond, len(x)))
+        if not isinstance(output, Tensor) or not output.is_floating_point():
+            got = output.dtype if isinstance(output, Tensor) else type(output).__name__
+            raise TypeError(
+                f"the network must return a tensor of floating-point numbers, like its input; got {got}: wrap it in a "
+                "function of (x, c_noise, cond) that returns the tensor"
+            )
         evaluated(output)
         expected = (x.shape[0], x.shape[1] * (2 if self.learned_variance else 1), *x.shape[2:])
         if output.shape != expected:
@@ -211,6 +224,20 @@ class ScoreModel(BaseModel):
             output, raw = output.chunk(2, dim=1)
             variance = (raw + 1) / 2
         return NetworkViews(x, output, self.sde, self.prediction, t, variance)
+
+
+def _check_network(network: nn.Module | Network) -> None:
+    """Raise TypeError unless the network can be called with (x, c_noise, cond)."""
+    check_instance("network", network, "__call__")
+    try:
+        signature = inspect.signature(network.forward if isinstance(network, nn.Module) else network)
+    except (TypeError, ValueError):  # a built-in function
+        return
+    try:
+        signature.bind(None, None, None)
+    except TypeError as error:
+        name = getattr(network, "__name__", type(network).__name__)
+        raise TypeError(f"a network must accept (x, c_noise, cond); got {name}{signature}: {error}") from error
 
 
 def device_of(model: Model) -> torch.device | None:

@@ -13,7 +13,7 @@ from scoresde.progress import progress_bar
 from scoresde.protocols import Model, Transform
 from scoresde.random_stream import RandomStream
 from scoresde.score import BaseModel, device_of
-from scoresde.tensors import dimensions, mean_and_error, send
+from scoresde.tensors import check_integer, dimensions, mean_and_error, send
 from scoresde.wrappers import for_inference
 
 
@@ -97,6 +97,7 @@ def bits_bound(
     if not len(images):
         raise ValueError("no images; expected at least one")
     check_levels(images, getattr(transform, "levels", None))
+    check_integer("batch_size", batch_size, 1)
     model, count = for_inference(model, cond), len(images)
     device = device_of(model) or images.device
     seeds = range(count) if seeds is None else seeds

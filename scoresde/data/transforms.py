@@ -8,14 +8,14 @@ grey levels 0 .. levels - 1 of its data.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from scoresde.arguments import checked
-from scoresde.tensors import dimensions, float64, floating
+from scoresde.tensors import check_instance, dimensions, float64, floating
 
 RESOLUTION = 0.01  # largest distance of neighbouring numbers of a dtype, in units of the spread of the values
 
@@ -131,7 +131,11 @@ class Compose:
     """
 
     def __init__(self, transforms: Sequence):
+        if not isinstance(transforms, Iterable):
+            raise TypeError(f"transforms must be a list of transforms; got {transforms}")
         self.transforms = list(transforms)
+        for i, transform in enumerate(self.transforms):
+            check_instance(f"transforms[{i}]", transform, "__call__", "inverse", "log_det")
 
     @property
     def levels(self) -> int | None:

@@ -33,7 +33,7 @@ from scoresde.losses.weightings import Weighting
 from scoresde.random_stream import RandomStream
 from scoresde.score import BaseModel
 from scoresde.solvers.solver import rms
-from scoresde.tensors import dimensions, sum_dims
+from scoresde.tensors import check_instance, dimensions, sum_dims
 
 
 class ImplicitScoreMatching(Objective):
@@ -64,6 +64,7 @@ class ImplicitScoreMatching(Objective):
                 f"weighting must be of the noise; got one of {self.weighting.view!r}: use DenoisingScoreMatching"
             )
         self.trace, self._calls = trace or ExactTrace(), 0
+        check_instance("trace", self.trace, "bind")
 
     def value(self, model: BaseModel, drawn: Drawn, weight: Tensor) -> Tensor:
         self._check(model, drawn.x0)

@@ -18,7 +18,7 @@ from torch.nn.functional import logsigmoid
 from scoresde.arguments import checked
 from scoresde.sdes.log_snr import LogSNRPath
 from scoresde.sdes.sde import SDE
-from scoresde.tensors import float64
+from scoresde.tensors import check_instance, float64
 
 Table = Tensor | Sequence[float]
 
@@ -148,6 +148,7 @@ class ZeroTerminalSNR(SDE):
     """
 
     def __init__(self, path: SDE, t_max: float | None = None):
+        check_instance("path", path, "alpha", "sigma", "log_snr")
         super().__init__(path.t_min, path.t_max if t_max is None else t_max)
         if self.t_max > path.t_max:
             raise ValueError(f"t_max must be at most that of the path, {path.t_max}; got {t_max}")
