@@ -138,7 +138,7 @@ class ScoreModel(BaseModel):
             nu = (v + 1)/2, the variance of `Views` (2102.09672, section 3.1).
 
     Raises:
-        TypeError: `network` cannot be called with (x, c_noise, cond), or `sde` is not an SDE.
+        TypeError: `network` cannot be called, or `sde` is not an SDE.
         ValueError: the prediction type is unknown, or it divides by zero (or its label is infinite) at t_min or t_max
             of this SDE, for example noise prediction with alpha(t_max) = 0.
     """
@@ -152,7 +152,7 @@ class ScoreModel(BaseModel):
         conditional: bool = False,
     ):
         super().__init__()
-        _check_network(network)
+        check_instance("network", network, "__call__")
         check_instance("sde", sde, "alpha", "sigma", "log_snr")
         self.network, self.sde, self.prediction = network, sde, predictions.resolve(prediction)
         self.learned_variance, self.conditional = learned_variance, conditional
@@ -192,7 +192,8 @@ class ScoreModel(BaseModel):
         """Evaluate the network at x (B, *) and t () or (B,), and return the views.
 
         Raises:
-            TypeError: x is not a tensor of real numbers, or the network does not return a floating-point tensor.
+            TypeError: x is not a tensor of real numbers, or the network does not accept (x, c_noise, cond) or does not
+                return a floating-point tensor.
             ValueError: a conditional model has no condition, t is outside [t_min, t_max] or has another shape, or the
                 network's output does not have the shape of the state (with a learned variance, twice its channels).
         """
@@ -207,7 +208,11 @@ class ScoreModel(BaseModel):
         state = at_least_float32(x)
         scaled = broadcast(self.prediction.c_in(self.sde, t), state) * state
         label = self.prediction.c_noise(self.sde, t).expand(x.shape[0])
-        output = call_network(self.network, scaled, label, expand(self.cond, len(x)))
+        try:
+            output = call_network(self.network, scaled, label, expand(self.cond, len(x)))
+        except TypeError:
+            _check_signature(self.network)
+            raise
         if not isinstance(output, Tensor) or not output.is_floating_point():
             got = output.dtype if isinstance(output, Tensor) else type(output).__name__
             raise TypeError(
@@ -226,9 +231,8 @@ class ScoreModel(BaseModel):
         return NetworkViews(x, output, self.sde, self.prediction, t, variance)
 
 
-def _check_network(network: nn.Module | Network) -> None:
-    """Raise TypeError unless the network can be called with (x, c_noise, cond)."""
-    check_instance("network", network, "__call__")
+def _check_signature(network: nn.Module | Network) -> None:
+    """Raise TypeError if the network does not accept (x, c_noise, cond)."""
     try:
         signature = inspect.signature(network.forward if isinstance(network, nn.Module) else network)
     except (TypeError, ValueError):  # a built-in function
