@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from scoresde.protocols import Condition
 from scoresde.score import ScoreModel
 from scoresde.sdes import SDE, checked_times
-from scoresde.tensors import FullPrecision, broadcast, dimensions, float64, floating_dtype, listed
+from scoresde.tensors import FullPrecision, broadcast, check_integer, dimensions, float64, floating_dtype, listed
 from scoresde.views import Views
 
 
@@ -39,7 +39,8 @@ class GaussianMixture(FullPrecision):
         rotation: orthogonal matrices R, (D, D) or (K, D, D) with D the product of `*`; default: the identity.
 
     Raises:
-        ValueError: shapes do not fit, a standard deviation or weight is not positive, or a rotation is not orthogonal.
+        ValueError: shapes do not fit, a number is NaN or infinite, a standard deviation or weight is not positive, or a
+            rotation is not orthogonal.
     """
 
     means: Tensor
@@ -50,12 +51,15 @@ class GaussianMixture(FullPrecision):
     def __init__(self, means: Tensor, stds: Tensor, weights: Tensor | None = None, rotation: Tensor | None = None):
         super().__init__()
         means, stds = float64(means), float64(stds)
-        if means.ndim < 2 or stds.shape not in (means.shape[:1], means.shape):
+        if means.ndim < 2 or not means.numel() or stds.shape not in (means.shape[:1], means.shape):
             raise ValueError(
                 f"expected means (K, *) and stds (K,) or (K, *); got {tuple(means.shape)} and {tuple(stds.shape)}"
             )
         count, size = means.shape[0], dimensions(means)
         weights = float64(torch.ones(count) if weights is None else weights)
+        for name, value in (("means", means), ("stds", stds), ("weights", weights)):
+            if not bool(torch.isfinite(value).all()):
+                raise ValueError(f"{name} must be finite; got {listed(value.flatten())}")
         if weights.shape != (count,) or not bool((weights > 0).all() and (stds > 0).all()):
             raise ValueError(
                 f"expected {count} positive weights and positive stds; got {listed(weights.flatten())} and "
@@ -102,6 +106,7 @@ class GaussianMixture(FullPrecision):
     ) -> Tensor:
         """Draw n samples (n, *), float64; with an SDE and a time, from the marginal at t."""
         _check_marginal(sde, t)
+        check_integer("n", n, 0)
         draw = partial(torch.randn, generator=generator, dtype=torch.float64)
         component = torch.multinomial(self.log_weights.exp(), max(n, 1), replacement=True, generator=generator)[:n]
         axes = self.stds[component] * draw((n, self.means.shape[1]))

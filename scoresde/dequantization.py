@@ -35,7 +35,7 @@ from scoresde.networks.layers import convolution, linear
 from scoresde.protocols import Transform
 from scoresde.random_stream import RandomStream
 from scoresde.sdes import SDE
-from scoresde.tensors import at_least_float32, dimensions, double, float64, floating, sum_dims
+from scoresde.tensors import at_least_float32, check_instance, dimensions, double, float64, floating, sum_dims
 
 
 class Dequantization(Protocol):
@@ -138,6 +138,9 @@ def levels_map(transform: Transform | DataMap, dequantization: Dequantization | 
         ValueError: `transform` is a `DataMap` without dequantisation, or `dequantization` is given as well.
     """
     if not isinstance(transform, DataMap):
+        check_instance("transform", transform, "__call__", "inverse", "log_det")
+        if dequantization is not None:
+            check_instance("dequantization", dequantization, "start")
         return DataMap(transform, dequantization or Uniform())
     if dequantization is not None or transform.dequantization is None:
         raise ValueError(
@@ -160,6 +163,14 @@ def check_levels(images: Tensor, levels: int | None) -> None:
             f"{images.numel()} values are not: pass the stored grey levels, without scaling or noise; for continuous "
             "data, which has no bits, leave out the dequantisation and use log_prob or bounds.continuous_nats (nats)"
         )
+
+
+class Incomplete(RuntimeError):
+    """Some samples have no likelihood. `result` has those of the others, NaN for these, and no mean."""
+
+    def __init__(self, message: str, result: Any):
+        super().__init__(message)
+        self.result = result
 
 
 class AboveUniform(UserWarning):

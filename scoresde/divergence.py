@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from scoresde.arguments import checked
 from scoresde.counting import vectorised
 from scoresde.random_stream import RandomStream
 from scoresde.tensors import dimensions, sum_dims
@@ -53,6 +54,7 @@ class Estimator(Protocol):
     def __call__(self, field: Field, x: Tensor, rows: Tensor | None = None) -> Evaluation: ...
 
 
+@checked
 @dataclass(frozen=True)
 class Hutchinson:
     """Hutchinson's estimate z^T (dv/dx) z with random probes z.
@@ -101,6 +103,11 @@ class Hutchinson:
 
         return estimate
 
+    def quadratic_form(self, field: Field, x: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Return v (B, *) at x and z^T (dv/dx) z (B,) for given z (B, *), by a vector-Jacobian product."""
+        value, forms, _ = quadratic_forms(field, x, [z])
+        return value, forms[:, 0]
+
     def _variance(self, forms: Tensor, squares: Tensor, size: int) -> Tensor:
         """Return the variance (B,) of the mean of z.g (B, m): from the spread, or for one probe bounded by |g|^2."""
         if self.probes > 1:
@@ -126,6 +133,7 @@ class Hutchinson:
         return (_sample_variance(integral) / self.probes).sqrt() if self.probes > 1 else None
 
 
+@checked
 @dataclass(frozen=True)
 class ExactTrace:
     """The sum of the diagonal of the Jacobian, with one Jacobian product per dimension.
@@ -179,6 +187,15 @@ class ExactTrace:
             return Evaluation(value if differentiable else value.detach(), trace, torch.zeros_like(trace[:, 0]))
 
         return evaluate
+
+    def quadratic_form(self, field: Field, x: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Return v (B, *) at x and z^T (dv/dx) z (B,) for given z (B, *), by a product of the kind of `mode`."""
+        if self.mode == "reverse":
+            value, forms, _ = quadratic_forms(field, x, [z])
+            return value, forms[:, 0]
+        with _kernels(fused=False):
+            value, product = torch.func.jvp(field, (x,), (z.contiguous(),))[:2]
+        return value, sum_dims(product * z)
 
     def standard_error(self, integral: Tensor, variance: Tensor | None) -> Tensor:
         """Return zeros (B,), as the trace is exact."""

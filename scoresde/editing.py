@@ -145,9 +145,9 @@ def interpolate(
         (K, B, *).
 
     Raises:
-        ValueError: x and y differ in shape, the weights are not finite numbers (K,), the mode is unknown, latents have
-            opposite directions with mode "spherical", or the model has active dropout or a flow without density.
-        RuntimeError: samples did not reach the end of the flow.
+        ValueError: x and y of different shapes, weights that are not finite numbers (K,), an unknown mode, latents in
+            opposite directions with mode "spherical"; a model in training mode, or whose flow has no density.
+        RuntimeError: samples that did not reach the end of the flow.
     """
     _check_pair(x, y)
     numbers = _check_weights(weights)

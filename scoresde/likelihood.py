@@ -24,7 +24,14 @@ import torch
 from torch import Tensor
 
 from scoresde.counting import counting
-from scoresde.dequantization import DataMap, Dequantization, check_levels, levels_map, warn_if_above_uniform
+from scoresde.dequantization import (
+    DataMap,
+    Dequantization,
+    Incomplete,
+    check_levels,
+    levels_map,
+    warn_if_above_uniform,
+)
 from scoresde.divergence import Hutchinson, Trace
 from scoresde.losses import squared_errors
 from scoresde.probability_flow import DEFAULT_SOLVER, Carried, carry, cast_like, integrate
@@ -35,7 +42,18 @@ from scoresde.score import BaseModel, device_of
 from scoresde.sdes import SDE
 from scoresde.solvers import Solver, Status
 from scoresde.solvers.solver import controls_integrals
-from scoresde.tensors import dimensions, double, float64, mean_and_error, send, sum_dims
+from scoresde.tensors import (
+    check_instance,
+    check_integer,
+    check_real,
+    dimensions,
+    double,
+    empty_states,
+    float64,
+    mean_and_error,
+    send,
+    sum_dims,
+)
 from scoresde.wrappers import with_density
 
 LARGE_MISMATCH = 0.05  # nats/dim; that of data with the root mean square sigma/alpha/3 at t_max
@@ -78,8 +96,8 @@ class BitsPerDim:
     mean: mean over images. stderr: standard error of that mean, over images (None for one image). per_image: (N,),
     float64. conventions: the settings that change the values: dequantisation, trace, solver, prior and time range.
     trace_stderr: the standard error of each image's value due to the stochastic trace estimate, in bits per dimension
-    (N,), see `LogProb.stderr`. nfe, backward: network evaluations and products with Jacobians for each image (N,),
-    summed over the dequantisations of the image.
+    (N,), see `LogProb.stderr`. nfe, backward: network evaluations and products with Jacobians for each image
+    (N,), summed over its dequantisations. status: a `solvers.Status` per image (N,), the worst of its dequantisations.
     """
 
     mean: float
@@ -89,6 +107,7 @@ class BitsPerDim:
     trace_stderr: Tensor | None
     nfe: Tensor
     backward: Tensor
+    status: Tensor
 
 
 def conventions(
@@ -142,6 +161,7 @@ def warn_of_mismatch(sde: SDE, mismatches: Tensor) -> float:
 def trace_for(solver: Solver | None, trace: Trace | None) -> Trace:
     """Return `trace` or `Hutchinson(probes=1)`, with fixed probes if the solver's error control includes the trace."""
     trace = trace or Hutchinson()
+    check_instance("trace", trace, "bind", "kept")
     return trace.kept() if solver is not None and controls_integrals(solver) else trace
 
 
@@ -177,10 +197,11 @@ def log_prob(
             latents.
 
     Raises:
-        ValueError: the model has active dropout or its flow has no density, x holds NaN or infinity, or t_start is out
+        ValueError: the model is in training mode or its flow has no density, x holds NaN or infinity, or t_start is out
             of range.
     """
     model = with_density(model, cond)
+    check_real("x", x)
     if not bool(torch.isfinite(x).all()):
         raise ValueError("x must be finite; got NaN or infinity: remove or repair these states")
     t_start = model.sde.t_min if t_start is None else t_start
@@ -212,15 +233,13 @@ def sample_with_log_prob(
         device: device of the states that are drawn; default: that of the model.
 
     Raises:
-        ValueError: the model has active dropout or its flow has no density; both or neither of shape and x_T are given.
+        ValueError: the model is in training mode or its flow has no density; both or neither of shape and x_T are
+            given.
     """
     model = with_density(model, cond)
     if (shape is None) == (x_T is None):
-        raise ValueError(
-            "expected exactly one of shape=(B, *) and the starting states x_T; got "
-            f"{'neither' if shape is None else 'both'}"
-        )
-    start = x_T if x_T is not None else torch.empty(tuple(shape or ()), device=device or device_of(model))
+        raise ValueError("expected exactly one of shape=(B, *) and the starting states x_T")
+    start = x_T if x_T is not None else empty_states(shape, None, device or device_of(model))
     trace, stream, z = trace_for(solver, trace), RandomStream(generator, seeds, len(start)), start.to(double(start))
     if x_T is None:
         z = model.sde.prior_std * stream.normal(z)
@@ -248,7 +267,7 @@ def encode(
     """Return the latent x(t_max) (B, *) of data x (B, *) = x(t_start), with t_start = t_min by default.
 
     Raises:
-        ValueError: the model has active dropout or its flow has no density.
+        ValueError: the model is in training mode or its flow has no density.
         RuntimeError: the solver failed for some samples.
     """
     model = with_density(model, cond)
@@ -263,7 +282,7 @@ def decode(
     This is the inverse of `encode`.
 
     Raises:
-        ValueError: the model has active dropout or its flow has no density.
+        ValueError: the model is in training mode or its flow has no density.
         RuntimeError: the solver failed for some samples.
     """
     model = with_density(model, cond)
@@ -319,14 +338,16 @@ def bits_per_dim(
 
     Raises:
         ValueError: the images are not integers from 0 to `transform.levels` - 1 (continuous data has no bits: use
-            `log_prob`, in nats), samples < 1, `start` is unknown or not allowed by the dequantisation, or samples > 1
-            and the noise of the trace exceeds `inflation`.
-        RuntimeError: the solver failed; the message lists the images.
+            `log_prob`, in nats), samples < 1, `start` is unknown or not allowed by the dequantisation, or K > 1 with a
+            trace that is too noisy.
+        Incomplete: the solver failed for some images, which the message lists; `result` has the values of the others.
     """
     trace, solver, count = trace_for(solver, trace), solver or DEFAULT_SOLVER, len(images)
     model, data_map = with_density(model, cond), levels_map(transform, dequantization)
     time, seeds = data_map.start(model.sde), range(count) if seeds is None else seeds
-    _check_bits(images, samples, seeds, start, data_map, time)
+    check_samples(samples, start, data_map, model.sde)
+    check_integer("batch_size", batch_size, 1)
+    _check_images(images, seeds, data_map)
     device, unit = device_of(model) or images.device, dimensions(images) * math.log(2)
     batches = []
     for first in progress_bar(range(0, count, batch_size), title="bits/dim", unit="batch", shown=progress):
@@ -337,9 +358,9 @@ def bits_per_dim(
     values, stderr, nfe, backward, status, mismatches = torch.cat(batches, dim=2)  # each (K, N)
     mismatch = warn_of_mismatch(model.sde, mismatches[0])
     per_image = -(values.logsumexp(dim=0) - math.log(samples)) / unit
-    _check_solved(per_image, status)
+    solved = torch.isfinite(per_image)
     # d log mean_k p_k / d log p_k is the share of p_k in the sum.
-    shares, variances = values.softmax(dim=0), None if bool(stderr.isnan().any()) else stderr.square()
+    shares, variances = values.softmax(dim=0), None if bool(stderr[:, solved].isnan().any()) else stderr.square()
     trace_stderr = None if variances is None else (shares.square() * variances).sum(dim=0).sqrt() / unit
     where = f"{start}, t_min={model.sde.t_min:g}"
     if time is not None:
@@ -349,12 +370,17 @@ def bits_per_dim(
         "dequantization": f"{data_map.dequantization}, {samples} per image",
         **conventions(model, data_map, trace, solver, where, mismatch),
     }
-    if samples > 1:
-        of_one = None if variances is None else float((shares * variances).sum(dim=0).mean())
+    if samples > 1 and bool(solved.any()):
+        of_one = None if variances is None else float((shares * variances).sum(dim=0)[solved].mean())
         declared["inflation"] = _check_inflation(of_one, unit, inflation)
+    per_image = torch.where(solved, per_image, math.nan)
     counts = nfe.sum(dim=0).long(), backward.sum(dim=0).long()
-    warn_if_above_uniform(float(per_image.mean()), data_map.levels)
-    return BitsPerDim(*mean_and_error(per_image), per_image, declared, trace_stderr, *counts)
+    worst = status.max(dim=0).values.long()
+    result = BitsPerDim(*mean_and_error(per_image), per_image, declared, trace_stderr, *counts, worst)
+    if not bool(solved.all()):
+        raise Incomplete(describe_failures(per_image, worst), result)
+    warn_if_above_uniform(result.mean, data_map.levels)
+    return result
 
 
 def _solve_levels(
@@ -383,33 +409,33 @@ def _solve_levels(
     return torch.stack([float64(row.cpu()) for row in rows])
 
 
-def _check_bits(
-    images: Tensor, samples: int, seeds: Sequence[int], start: str, data_map: DataMap, time: float | None
-) -> None:
+def _check_images(images: Tensor, seeds: Sequence[int], data_map: DataMap) -> None:
     if not len(images):
         raise ValueError("images must hold at least one image; got none")
     check_levels(images, data_map.levels)
-    if samples < 1:
-        raise ValueError(f"samples must be at least 1; got samples={samples}")
     if len(seeds) != len(images):
         raise ValueError(f"expected one seed per sample, {len(images)} in all; got {len(seeds)}")
+
+
+def check_samples(samples: int, start: str, data_map: DataMap, sde: SDE) -> None:
+    """Raise ValueError if `bits_per_dim` does not accept the number of samples or the start."""
+    if not isinstance(samples, int) or samples < 1:
+        raise ValueError(f"samples must be an integer, at least 1; got samples={samples!r}")
     if start not in ("data", "perturb"):
         raise ValueError(f"start must be 'data' or 'perturb'; got {start!r}")
-    if time is not None and start == "perturb":
-        raise ValueError(
-            f"start must be 'data' for the dequantisation {data_map.dequantization}, which sets the start time; got "
-            f"{start!r}"
-        )
+    if start == "perturb" and data_map.start(sde) is not None:
+        raise ValueError(f"start must be 'data': {data_map.dequantization} sets the time of its points itself")
 
 
-def _check_solved(per_image: Tensor, status: Tensor) -> None:
-    failed = torch.nonzero(~torch.isfinite(per_image)).flatten().tolist()
-    if failed:
-        names = sorted({Status(int(s)).name for s in status.unique()} - {"OK"}) or ["non-finite value"]
-        raise RuntimeError(
-            f"the solver failed for {len(failed)} of {len(per_image)} images, the first at {failed[:8]} "
-            f"({', '.join(names)}): give the solver more steps, or call log_prob on these images for the status of each"
-        )
+def describe_failures(values: Tensor, status: Tensor) -> str:
+    """Return which of the values (N,) are not finite, with the status of their solves."""
+    failed = torch.nonzero(~torch.isfinite(values)).flatten()
+    names = sorted({Status(int(s)).name for s in status[failed]} - {"OK"}) or ["non-finite value"]
+    listed = f"the first at {failed[:8].tolist()}" if len(failed) > 8 else f"at {failed.tolist()}"
+    return (
+        f"the solver failed for {len(failed)} of {len(values)} samples, {listed} ({', '.join(names)}): give it more "
+        "steps, or call log_prob on those samples to see the status of each"
+    )
 
 
 def _check_inflation(variance: float | None, unit: float, tolerance: float) -> str:

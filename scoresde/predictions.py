@@ -29,8 +29,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from scoresde.arguments import checked
 from scoresde.sdes import SDE
-from scoresde.tensors import float64
+from scoresde.tensors import float64, listed
 
 
 class Prediction(nn.Module):
@@ -96,6 +97,7 @@ class V(Prediction):
         return -sde.sigma(t), sde.alpha(t)
 
 
+@checked
 class KarrasPreconditioning(Prediction):
     """EDM's preconditioning (2206.00364, eq. 7 and table 1), for any SDE.
 
@@ -144,6 +146,7 @@ class Denoiser(Data):
         return sde.sigma(t) / sde.alpha(t)
 
 
+@checked
 class Discrete(Prediction):
     """The prediction type of a network trained on discrete steps: a table of N entries gives the noise labels.
 
@@ -170,6 +173,8 @@ class Discrete(Prediction):
     ):
         super().__init__()
         table = float64(labels).flatten()
+        if not bool(torch.isfinite(table).all()):
+            raise ValueError(f"labels must be finite; got {listed(table)}")
         if len(table) < 2:
             raise ValueError(f"labels must have at least two entries; got {len(table)}")
         if rounding not in ("linear", "nearest", "floor"):

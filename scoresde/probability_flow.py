@@ -34,17 +34,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from scoresde.counting import counting
+from scoresde.counting import Evaluations, counting
 from scoresde.data_scale import measure
 from scoresde.divergence import Trace
+from scoresde.gradient_check import check_gradient
 from scoresde.protocols import Model
 from scoresde.random_stream import RandomStream
 from scoresde.score import BaseModel
 from scoresde.sdes import SDE
 from scoresde.solvers import Adams, Solver, Status
 from scoresde.solvers.solver import data_scale, variable
-from scoresde.tensors import broadcast, dimensions, double, float64, floating, recordable
-from scoresde.wrappers import as_model
+from scoresde.tensors import broadcast, check_instance, dimensions, double, float64, floating, recordable
+from scoresde.wrappers import as_model, for_inference
 
 DEFAULT_SOLVER = Adams()
 COARSE = 30.0  # R of the module docstring
@@ -137,6 +138,8 @@ class Time:
         ValueError: the drift at t_max is infinite.
     """
 
+    data_scale = 1.0
+
     def __init__(self, sde: SDE):
         self.sde = sde
         if not math.isfinite(float(sde.drift(float64(sde.t_max)))):
@@ -218,10 +221,12 @@ def integrate(
             with a fixed grid); if False, compute without gradients.
 
     Raises:
-        ValueError: t_from and t_to are equal or outside the SDE's range, or `differentiable` is True and the SDE has
-            trainable parameters.
+        ValueError: t_from and t_to are equal or outside the SDE's range, a gradient in parameters of the SDE is asked
+            for, the model is in training mode with dropout or BatchNorm, or, with a trace, autograd does not give the
+            model's derivative in x (`gradient_check`).
     """
-    model, solver, count = as_model(model), solver or DEFAULT_SOLVER, len(x)
+    model, solver, count = for_inference(model), solver or DEFAULT_SOLVER, len(x)
+    check_instance("solver", solver, "__call__")
     x = floating(x)
     _check_transition(model.sde, t_from, t_to, differentiable)
 
@@ -244,10 +249,15 @@ def integrate(
                 else:
                     value, estimates, variance = estimate(velocity, w, rows)
                     integrands = torch.cat([estimates, variance[:, None]], dim=1).to(w.device, double(w))
-            costs[:, slice(None) if rows is None else rows.cpu()] += torch.tensor([[counts.forward], [counts.backward]])
+            costs[:, slice(None) if rows is None else rows.cpu()] += _column(counts)
             return value, integrands
 
         start, first = x if group is None else x[group], flow.scale(float64(t_from))
+        if trace is not None:
+            part = model if group is None else model.rows(group, count)
+            with counting() as counts:
+                check_gradient(part, start, t_from, t_to, flow.data_scale, trace)
+            costs[:, slice(None) if group is None else group.cpu()] += _column(counts)
         solution = solver(field, start / float(first), flow.of_time(t_from), flow.of_time(t_to))
         t = flow.to_time(solution.position)
         last = flow.scale(t)
@@ -266,6 +276,11 @@ def integrate(
         x, t, divergence, variance, status = (_joined(parts, order) for parts in zip(*solved, strict=True))
         nfe, backward = costs.to(x.device)
     return Carried(x, t, divergence, variance, nfe, backward, status)
+
+
+def _column(counts: Evaluations) -> Tensor:
+    """Return the evaluations, and the products with the Jacobian, int64 (2, 1)."""
+    return torch.tensor([[counts.forward], [counts.backward]])
 
 
 def _joined(parts: Sequence[Tensor | None], order: Tensor | None) -> Any:

@@ -24,9 +24,11 @@ def as_condition(cond: Any) -> Condition:
     """Convert tensors, numbers, lists, NumPy arrays, or a dict of them, to a condition of tensors.
 
     Raises:
-        TypeError: `cond` is of another type.
+        TypeError: `cond` is of another type, or a key of the dict is not a text.
     """
     if isinstance(cond, dict):
+        if keys := [key for key in cond if not isinstance(key, str)]:
+            raise TypeError(f"the names of conditions must be texts; got {keys[0]!r}")
         return {key: _as_tensor(value, f"cond[{key!r}]") for key, value in cond.items()}
     return None if cond is None else _as_tensor(cond, "cond")
 

@@ -10,7 +10,7 @@ A model has `sde` and `predict(x, t) -> Views`; `BaseModel` derives the rest fro
 condition to the model. Models that wrap another model are in `scoresde.wrappers`.
 """
 
-from collections.abc import Sequence
+import inspect
 from copy import copy
 from itertools import chain
 from typing import Any, Self
@@ -24,7 +24,7 @@ from scoresde.networks.embeddings import NULL, by_name
 from scoresde.predictions import Prediction
 from scoresde.protocols import Condition, Model, Network, as_condition, call_network, expand, select, to_device
 from scoresde.sdes import SDE, checked_times
-from scoresde.tensors import at_least_float32, broadcast, check_shape_of_states, floating
+from scoresde.tensors import at_least_float32, broadcast, check_instance, check_shape_of_states, floating
 from scoresde.views import Views
 
 
@@ -140,6 +140,7 @@ class ScoreModel(BaseModel):
             the output is F.
 
     Raises:
+        TypeError: `network` cannot be called, or `sde` is not an SDE.
         ValueError: the prediction type is unknown, or it divides by zero (or its label is infinite) at t_min or t_max
             of this SDE, for example noise prediction with alpha(t_max) = 0.
     """
@@ -153,6 +154,8 @@ class ScoreModel(BaseModel):
         conditional: Sequence[str] = (),
     ):
         super().__init__()
+        check_instance("network", network, "__call__")
+        check_instance("sde", sde, "alpha", "sigma", "log_snr")
         self.network, self.sde, self.prediction = network, sde, predictions.resolve(prediction)
         self.learned_variance, self.conditional = learned_variance, tuple(conditional)
         self.cond: Condition = None
@@ -206,16 +209,30 @@ class ScoreModel(BaseModel):
         """Evaluate the network at x (B, *) and t () or (B,), and return the views.
 
         Raises:
+            TypeError: x is not a tensor of real numbers, or the network does not accept (x, c_noise, cond) or does not
+                return a floating-point tensor.
             ValueError: a conditional model has no condition, t is outside [t_min, t_max] or has another shape, or the
                 network's output does not have the shape of the state (with a learned variance, twice its channels).
         """
         if self.conditional and self.cond is None:
             raise ValueError(self._needs_condition("none"))
         x, t = floating(x), checked_times(self.sde, t)
+        if not x.ndim:
+            raise ValueError("states must be (B, *), with one sample in each row; got a tensor ()")
         state = at_least_float32(x)
         scaled = broadcast(self.prediction.c_in(self.sde, t), state) * state
         label = self.prediction.c_noise(self.sde, t).expand(x.shape[0])
-        output = call_network(self.network, scaled, label, expand(self.cond, len(x)))
+        try:
+            output = call_network(self.network, scaled, label, expand(self.cond, len(x)))
+        except TypeError:
+            _check_signature(self.network)
+            raise
+        if not isinstance(output, Tensor) or not output.is_floating_point():
+            got = output.dtype if isinstance(output, Tensor) else type(output).__name__
+            raise TypeError(
+                f"the network must return a tensor of floating-point numbers, like its input; got {got}: wrap it in a "
+                "function of (x, c_noise, cond) that returns the tensor"
+            )
         evaluated(output)
         expected = (x.shape[0], x.shape[1] * (2 if self.learned_variance else 1), *x.shape[2:])
         if output.shape != expected:
@@ -228,14 +245,49 @@ class ScoreModel(BaseModel):
         return NetworkViews(x, output, self.sde, self.prediction, t, variance)
 
 
+def _check_signature(network: nn.Module | Network) -> None:
+    """Raise TypeError if the network does not accept (x, c_noise, cond)."""
+    try:
+        signature = inspect.signature(network.forward if isinstance(network, nn.Module) else network)
+    except (TypeError, ValueError):  # a built-in function
+        return
+    try:
+        signature.bind(None, None, None)
+    except TypeError as error:
+        name = getattr(network, "__name__", type(network).__name__)
+        raise TypeError(f"a network must accept (x, c_noise, cond); got {name}{signature}: {error}") from error
+
+
 def device_of(model: Model) -> torch.device | None:
     """Return the device of the model's parameters and buffers; None if it has none."""
     tensors = chain(model.parameters(), model.buffers()) if isinstance(model, nn.Module) else iter(())
     return next((tensor.device for tensor in tensors), None)
 
 
-def refuse_dropout(model: Model) -> None:
-    """Raise ValueError if the model has active dropout: its output is then random."""
-    for module in model.modules() if isinstance(model, nn.Module) else ():
-        if isinstance(module, nn.modules.dropout._DropoutNd) and module.training and module.p > 0:
-            raise ValueError("the network must be deterministic, but has active dropout: call model.eval() first")
+def refuse_training_mode(model: Model) -> None:
+    """Raise ValueError if the output of the model is random, or depends on the batch, as dropout and BatchNorm do it.
+
+    Dropout counts where a module declares it: the dropout modules, `nn.RReLU`, and modules with a probability `dropout`
+    (attention, recurrent networks). BatchNorm without running statistics always uses those of the batch.
+    """
+    for name, module in model.named_modules() if isinstance(model, nn.Module) else ():
+        is_norm = isinstance(module, nn.modules.batchnorm._BatchNorm)
+        if is_norm and module.running_mean is None:
+            raise ValueError(
+                f"the network must not mix the samples of a batch; got {type(module).__name__} without running "
+                f"statistics ({name}): build it with track_running_stats=True, or take GroupNorm"
+            )
+        if module.training and (is_norm or _is_random(module)):
+            kind = "batch statistics" if is_norm else "active dropout"
+            raise ValueError(
+                f"the network must be in eval mode; got {type(module).__name__} ({name}) in training mode, with "
+                f"{kind}: call model.eval() first"
+            )
+
+
+def _is_random(module: nn.Module) -> bool:
+    """Return whether a module is random in training mode."""
+    if isinstance(module, nn.modules.dropout._DropoutNd):
+        return module.p > 0
+    dropout = getattr(module, "dropout", 0)
+    return isinstance(module, nn.RReLU) or (isinstance(dropout, float) and dropout > 0)

@@ -7,6 +7,7 @@ wrong for a state of shape (2, 2).
 
 import math
 from collections.abc import Callable, Sequence
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -14,9 +15,16 @@ from torch import Tensor, nn
 
 
 def float64(values: Tensor | float | Sequence[float]) -> Tensor:
-    """Convert to float64; numbers go to the CPU, and so do tensors on a device without float64 (MPS)."""
+    """Convert to float64; numbers go to the CPU, and so do tensors on a device without float64 (MPS).
+
+    Raises:
+        TypeError: `values` are not numbers.
+    """
     if not isinstance(values, Tensor):
-        return torch.as_tensor(values, dtype=torch.float64, device="cpu")
+        try:
+            return torch.as_tensor(values, dtype=torch.float64, device="cpu")
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise TypeError(f"expected a tensor, a number or a list of numbers; got {values!r}") from error
     if values.device.type == "mps":
         values = values.cpu()
     return values.double()
@@ -30,10 +38,32 @@ def double(x: Tensor) -> torch.dtype:
 def floating(x: Tensor) -> Tensor:
     """Return a state ``(B, *)`` of floating-point numbers unchanged, and convert one of integers without loss.
 
-    Every function that takes states calls it. Integers of up to 16 bits, such as grey levels, and booleans become
-    float32; longer integers become float64, which holds those up to 2^53.
+    Whatever takes a state calls this. Integers of up to 16 bits, such as grey levels, and booleans become float32;
+    longer integers become float64, which holds those up to 2^53.
+
+    Raises:
+        TypeError: x is not a tensor of real numbers.
     """
+    check_real("states", x)
     return x if x.is_floating_point() else x.to(floating_dtype(x))
+
+
+def check_real(name: str, value: object) -> None:
+    """Raise TypeError unless the argument `name` is a tensor of real numbers."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be a tensor; got {type(value).__name__}")
+    if value.is_complex():
+        raise TypeError(f"{name} must be real numbers; got {value.dtype}")
+
+
+def check_instance(name: str, value: object, *methods: str) -> None:
+    """Raise TypeError unless the argument `name` is an object, not a class, with these methods."""
+    if isinstance(value, type):
+        raise TypeError(f"{name} must be an object; got the class {value.__name__}: call it")
+    if missing := [method for method in methods if not callable(getattr(value, method, None))]:
+        if missing == ["__call__"]:
+            raise TypeError(f"{name} must be callable; got {value!r}")
+        raise TypeError(f"{name} must be an object with {' and '.join(missing)}; got {value!r}")
 
 
 def floating_dtype(x: Tensor) -> torch.dtype:
@@ -109,7 +139,13 @@ def broadcast(values: Tensor, x: Tensor) -> Tensor:
 
 
 def check_shape_of_states(name: str, value: Tensor, x: Tensor) -> None:
-    """Raise ValueError if a tensor has another shape than the states x: (B, 1), (1, D) or (D,) would broadcast."""
+    """Raise an error if a tensor has another shape than the states x: (B, 1), (1, D) or (D,) would broadcast.
+
+    Raises:
+        TypeError: it is not a tensor of real numbers.
+        ValueError: it has another shape.
+    """
+    check_real(name, value)
     if value.shape != x.shape:
         raise ValueError(f"{name} must have the shape of the states, {tuple(x.shape)}; got {tuple(value.shape)}")
 
@@ -122,6 +158,42 @@ def sum_dims(x: Tensor) -> Tensor:
 def dimensions(x: Tensor) -> int:
     """Return the number of dimensions of one sample: the product of ``*`` in ``(B, *)``."""
     return x.shape[1:].numel()
+
+
+def check_integer(name: str, value: object, least: int | None = None) -> None:
+    """Raise TypeError unless the argument `name` is an integer, and ValueError if it is less than `least`."""
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise TypeError(f"{name} must be an integer; got {value!r}")
+    if least is not None and value < least:
+        raise ValueError(f"{name} must be at least {least}; got {value}")
+
+
+def check_number(name: str, value: object, low: float = -math.inf, high: float = math.inf) -> float:
+    """Return the argument `name` as a finite float, low < value < high.
+
+    Raises:
+        TypeError: it is not a number.
+        ValueError: it is NaN, infinite, or outside of the range.
+    """
+    if isinstance(value, (bool, str)):
+        raise TypeError(f"{name} must be a number; got {value!r}")
+    try:
+        number = float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"{name} must be a number; got {type(value).__name__}") from error
+    if not (math.isfinite(number) and low < number < high):
+        bounds = [f"more than {low:g}"] * (low > -math.inf) + [f"less than {high:g}"] * (high < math.inf)
+        raise ValueError(f"{name} must be {' and '.join(['finite', *bounds])}; got {value}")
+    return number
+
+
+def empty_states(shape: Any, dtype: torch.dtype | None, device: torch.device | str | None) -> Tensor:
+    """Return an empty tensor of that shape (B, *); raise TypeError or ValueError if it is not a shape."""
+    if not isinstance(shape, (tuple, list)):
+        raise TypeError(f"shape must be a tuple of integers (B, *); got {shape!r}")
+    for i, size in enumerate(shape):
+        check_integer(f"shape[{i}]", size, 0)
+    return torch.empty(shape, dtype=dtype, device=None if device is None else available(device))
 
 
 def listed(values: Tensor | Sequence[float]) -> str:

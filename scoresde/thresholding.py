@@ -24,11 +24,13 @@ import math
 import torch
 from torch import Tensor
 
+from scoresde.arguments import checked
 from scoresde.protocols import Model
 from scoresde.views import ShiftedViews, Views
 from scoresde.wrappers import ModelWrapper
 
 
+@checked
 class Thresholded(ModelWrapper):
     """A score model with a thresholded prediction of the data. A subclass defines `threshold`.
 
@@ -82,6 +84,7 @@ class Clipped(Thresholded):
         return denoised.clamp(self.low, self.high)
 
 
+@checked
 class DynamicThresholding(Thresholded):
     """Clip each sample at a quantile of its values, and scale it back into the range (2205.11487, section 2.3).
 

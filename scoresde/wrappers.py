@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from scoresde.counting import counting, evaluated
 from scoresde.protocols import Model
-from scoresde.score import BaseModel, refuse_dropout
+from scoresde.score import BaseModel, refuse_training_mode
 from scoresde.sdes import checked_times
 from scoresde.tensors import floating
 from scoresde.views import Views
@@ -138,15 +138,24 @@ def as_model(model: Model, cond: Any = None) -> BaseModel:
     return (model if isinstance(model, BaseModel) else ForeignModel(model)).given(cond)
 
 
-def with_density(model: Model, cond: Any = None) -> BaseModel:
-    """Return `as_model(model, cond)` for use in a likelihood.
+def for_inference(model: Model, cond: Any = None) -> BaseModel:
+    """Return `as_model(model, cond)` for use in a sampler, a bound or a likelihood.
 
     Raises:
-        ValueError: the model has active dropout, or a wrapper changes its views for sampling only, so that its
-            probability flow is not invertible and has no density (`model.density` is None).
+        ValueError: it has dropout or BatchNorm in training mode, see `score.refuse_training_mode`.
     """
     model = as_model(model, cond)
-    refuse_dropout(model)
+    refuse_training_mode(model)
+    return model
+
+
+def with_density(model: Model, cond: Any = None) -> BaseModel:
+    """Return `for_inference(model, cond)` for use in a likelihood.
+
+    Raises:
+        ValueError: its probability flow has no density, or it is in training mode with dropout or BatchNorm.
+    """
+    model = for_inference(model, cond)
     if model.density is None:
         inner = model
         while isinstance(inner, ModelWrapper) and inner.model.density is None:

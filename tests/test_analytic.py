@@ -235,7 +235,7 @@ def test_parameters_in_float32_are_rounded_but_the_arithmetic_is_in_float64(mixt
         (lambda: ss.GaussianMixture(torch.zeros(2, 2), torch.ones(2), torch.ones(3)), "2 positive weights"),
         (lambda: ss.GaussianMixture(torch.zeros(2, 2), torch.ones(2), f64(1.0, 0.0)), "positive weights"),
         (lambda: ss.GaussianMixture(torch.zeros(2, 2), f64(0.5, -0.5)), r"positive stds; got .*-0\.5"),
-        (lambda: ss.GaussianMixture(torch.zeros(2, 2), f64(0.5, math.nan)), r"positive stds; got .*nan"),
+        (lambda: ss.GaussianMixture(torch.zeros(2, 2), f64(0.5, math.nan)), "stds must be finite; got .*nan"),
         (lambda: ss.GaussianMixture(torch.zeros(99, 2), torch.zeros(99)), r"got \[1, 1, 1, \.\.\., .* \(99 numbers"),
         (lambda: ss.GaussianMixture(MEANS, STDS, rotation=torch.eye(3)), r"a rotation \(2, 2\) or \(3, 2, 2\)"),
         (lambda: ss.GaussianMixture(MEANS, STDS, rotation=2 * torch.eye(2)), "rotation must be orthogonal"),

@@ -553,7 +553,7 @@ def refused(bound, arguments, error, message):
         ({"images": IMAGES + 0.5}, ValueError, "images must be integer"),
         ({"images": IMAGES * torch.nan}, ValueError, "images must be integer"),
         ({"images": 2 * IMAGES + 7}, ValueError, "images must be integers from 0 to 7; got 7 to"),
-        ({"draws": 3}, ValueError, "draws must be even and at least 2 .*; got 3"),
+        ({"draws": 3}, ValueError, "draws must be an even integer, at least 2 .*; got 3"),
         ({"draws": 0}, ValueError, "got 0"),
         ({"draws": 1}, ValueError, "got 1"),
         ({"seeds": [1, 2]}, ValueError, "seeds must have one entry per image, 5 in total; got 2"),

@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scoresde.dequantization import DataMap, check_levels
+from scoresde.dequantization import DataMap, Incomplete, check_levels
 from scoresde.progress import progress_bar
 from scoresde.protocols import Model, Transform
 from scoresde.random_stream import RandomStream
-from scoresde.score import BaseModel, device_of, refuse_dropout
-from scoresde.tensors import dimensions, mean_and_error, send
-from scoresde.wrappers import as_model
+from scoresde.score import BaseModel, device_of
+from scoresde.tensors import check_integer, dimensions, mean_and_error, send
+from scoresde.wrappers import for_inference
 
 
 @dataclass
@@ -71,9 +71,9 @@ def standard_error(*estimates: Tensor) -> Tensor:
 
 
 def refuse_odd(draws: int) -> None:
-    """Raise ValueError unless `draws` is even and at least 2, so that draws can be paired."""
-    if draws < 2 or draws % 2:
-        raise ValueError(f"draws must be even and at least 2 (two per stratum); got {draws}")
+    """Raise ValueError if the draws cannot be paired."""
+    if not isinstance(draws, int) or draws < 2 or draws % 2:
+        raise ValueError(f"draws must be an even integer, at least 2 (two per stratum); got {draws!r}")
 
 
 def bits_bound(
@@ -98,8 +98,8 @@ def bits_bound(
     if not len(images):
         raise ValueError("images must hold at least one image; got none")
     check_levels(images, getattr(transform, "levels", None))
-    model, count = as_model(model, cond), len(images)
-    refuse_dropout(model)
+    check_integer("batch_size", batch_size, 1)
+    model, count = for_inference(model, cond), len(images)
     device = device_of(model) or images.device
     seeds = range(count) if seeds is None else seeds
     if len(seeds) != count:
@@ -114,12 +114,6 @@ def bits_bound(
     errors = [part.stderr for part in parts if part.stderr is not None]
     stderr = torch.cat(errors).cpu() / bits if errors else None
     per_image = torch.stack(list(terms.values())).sum(dim=0)
-    if bool((is_bad := ~torch.isfinite(per_image)).any()):
-        indices = is_bad.nonzero().flatten().tolist()
-        raise RuntimeError(
-            f"the bound is not finite for {len(indices)} of {count} images, first {indices[:8]}: either the "
-            "network's output is not finite, or the decoder gives a grey level zero probability"
-        )
     conventions = {
         "quantity": "bits per dimension (upper bound, of the reverse SDE's model, not of the probability flow)",
         "transform": str(transform),
@@ -127,4 +121,12 @@ def bits_bound(
         **conventions,
     }
     monte_carlo = None if stderr is None else float(stderr.norm()) / count
-    return Bound(*mean_and_error(per_image), monte_carlo, per_image, stderr, terms, conventions)
+    bound = Bound(*mean_and_error(per_image), monte_carlo, per_image, stderr, terms, conventions)
+    if bool((is_bad := ~torch.isfinite(per_image)).any()):
+        indices = is_bad.nonzero().flatten().tolist()
+        raise Incomplete(
+            f"the bound is not finite for {len(indices)} of {count} images, the first being {indices[:8]}: the "
+            "network's output is not finite, or the decoder gives a level no probability",
+            bound,
+        )
+    return bound

@@ -102,11 +102,11 @@ def discrete(
         AboveUniform: the mean is above log2(levels).
 
     Raises:
-        ValueError: the images are not integers or not among the levels; the number of levels is unknown, or the levels
-            are not equally spaced in model space; variance is unknown, or "learned" for a model without a learned
-            variance; draws is odd or more than twice the number of steps; the SDE has no nodes, or no noise at the
-            first node; the model has active dropout; the number of seeds is not that of the images.
-        RuntimeError: the bound is not finite; the message lists the first images concerned.
+        ValueError: the images are not integers or not among the levels; the number of levels is unknown, or they are
+            not equally spaced in model space; the variance is unknown or not learned by the model; draws is odd or more
+            than twice the steps; the SDE has no nodes, or no noise at the first one; the model is in training mode; the
+            number of seeds is not that of the images.
+        RuntimeError: the bound is not finite; the message has the images concerned.
     """
     if variance not in VARIANCES:
         raise ValueError(f"variance must be one of {', '.join(VARIANCES)}; got {variance!r}")

@@ -119,11 +119,10 @@ def continuous(
         AboveUniform: the mean is above log2(levels).
 
     Raises:
-        ValueError: the images are not integers from 0 to `transform.levels` - 1; draws is odd; the model has active
-            dropout; the number of seeds is not that of the images; the dequantisation gives states at t > 0; the SDE
-            has no noise at t_min.
-        TypeError: times is a `losses.Nodes`.
-        RuntimeError: the bound is not finite; the message lists the first images concerned.
+        ValueError: the images are not integers from 0 to `transform.levels` - 1; draws is odd; the model is in
+            training mode; the number of seeds is not that of the images; the points of the dequantisation are states at
+            t > 0; and as `continuous_nats`.
+        RuntimeError: the bound is not finite; the message has the images concerned.
     """
     refuse_odd(draws)
     data_map, density = levels_map(transform, dequantization), times or UniformLogSNR()

@@ -3,19 +3,24 @@
 import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
+import torch
 from omegaconf import DictConfig
+from torch.utils.data import Dataset
 
 from scoresde import build
 from scoresde.cli.common import check_choice, load_run, result_name, run_data, warnings_on_stderr
 from scoresde.cli.output import Record, append_row, print_rows, shows_progress
-from scoresde.dequantization import Dequantization, TruncatedNormal, Uniform
-from scoresde.evaluation.dataset_likelihood import evaluate_likelihood
+from scoresde.dequantization import Dequantization, Incomplete, TruncatedNormal, Uniform
+from scoresde.evaluation.dataset_likelihood import DatasetLikelihood, check_settings, evaluate_likelihood
 from scoresde.evaluation.likelihood_table import likelihood_table
-from scoresde.evaluation.records import METRICS, keep_per_sample
+from scoresde.evaluation.records import METRICS, PER_SAMPLE, keep_per_sample
 from scoresde.training import distributed
 
+Measured = tuple[list[Record], dict[str, str], dict[str, Path]]
 DEQUANTIZATIONS: dict[str, Callable[[build.Run], Dequantization]] = {
     "uniform": lambda run: Uniform(),
     "truncated_normal": lambda run: (
@@ -29,7 +34,7 @@ def bpd(config: DictConfig) -> Record | None:
     """Measure the likelihood of a run on a split of the run's data, with errors."""
     device = distributed.device(config.device)
     run = load_run(config, device)
-    rows, table, paths = measure_likelihood(run, config, device)
+    rows, table, paths = likelihood_measure(run, config, device)()
     if distributed.rank() > 0:
         return None
     paths = {"metrics": run.path / METRICS, **paths}
@@ -37,14 +42,12 @@ def bpd(config: DictConfig) -> Record | None:
     return {"run": run.path, "rows": rows, "paths": paths}
 
 
-def measure_likelihood(
-    run: build.Run, config: DictConfig, device: str
-) -> tuple[list[Record], dict[str, str], dict[str, Path]]:
-    """Measure the likelihood of a run with the settings of a configuration of `bpd`.
+def likelihood_measure(run: build.Run, config: DictConfig, device: str) -> Callable[[], Measured]:
+    """Return the function that measures the likelihood as a configuration of `bpd` says, and check all settings.
 
     Returns:
-        In the first process: the row added to `metrics.jsonl`; the rows to print; and the path of the file with the
-        likelihoods of the samples. In the others: empty containers.
+        A function that returns, in the first process, the row added to `metrics.jsonl`, the same to be printed, and the
+        file that was written.
     """
     dataset = run_data(run, config.split, config.trust)
     options, budget = (build.instantiate(part, config.trust) for part in (config.likelihood, config.budget))
@@ -54,10 +57,26 @@ def measure_likelihood(
     is_noisy = dequantization is not None and dequantization.start(run.model.sde, run.transform) is not None
     if is_noisy and budget.bound == "continuous":
         budget = replace(budget, bound="discrete")  # the continuous bound needs points of clean data
-    settings = {"budget": budget, "seed": config.seed, "progress": shows_progress()}
+    options |= {"budget": budget, "seed": config.seed, "progress": shows_progress()}
+    check_settings(run, dataset, dequantization, **options)
+    return partial(measure_likelihood, run, config, device, dataset, dequantization, options)
+
+
+def measure_likelihood(
+    run: build.Run,
+    config: DictConfig,
+    device: str,
+    dataset: Dataset,
+    dequantization: Dequantization | None,
+    options: dict[str, Any],
+) -> Measured:
+    """Measure the likelihood, with the options of `evaluate_likelihood`; see `likelihood_measure`."""
     started = time.perf_counter()
-    with warnings_on_stderr():
-        result = evaluate_likelihood(run, dataset, dequantization, **options, **settings)
+    try:
+        with warnings_on_stderr():
+            result = evaluate_likelihood(run, dataset, dequantization, **options)
+    except Incomplete as error:
+        raise RuntimeError(f"{error}; {keep_incomplete(run, config, error.result, device)}") from error
     seconds = round(time.perf_counter() - started, 2)
     if distributed.rank() > 0:
         return [], {}, {}
@@ -67,3 +86,20 @@ def measure_likelihood(
     file = paths["per_sample"].name
     row = append_row(run.path, {**row, "seconds": seconds, "seed": config.seed, "file": file}, device)
     return [row], likelihood_table(result, config.split), paths
+
+
+def keep_incomplete(run: build.Run, config: DictConfig, result: DatasetLikelihood, device: str) -> str:
+    """Store the likelihoods of the samples that were solved, without a mean, and return where they are.
+
+    The row of `metrics.jsonl` is of another kind than a likelihood, with the indices of the failed samples.
+    """
+    failed = (~torch.isfinite(result.per_sample)).nonzero().flatten().tolist()
+    count = len(result.per_sample)
+    if len(failed) == count:
+        return "no likelihood is stored"
+    if distributed.rank() == 0:
+        path = keep_per_sample(run.path, result_name(f"{config.split}_incomplete", "split"), result.per_sample)
+        row = {"kind": "incomplete_likelihood", "split": config.split, "n": count, "weights": config.weights}
+        row |= {"unit": result.unit, "failed": failed, "conventions": result.conventions}
+        append_row(run.path, {**row, "seed": config.seed, "file": path.name}, device)
+    return f"the others are stored in {run.path / PER_SAMPLE}, with NaN for these"

@@ -10,12 +10,13 @@ from scoresde import build, run_config
 from scoresde.cli.common import check_choice
 from scoresde.cli.output import Record, print_rows
 from scoresde.convert import diffusers, edm, save_run, score_sde
+from scoresde.convert.runs import check_free
 from scoresde.training.trainer import CHECKPOINT
 
 
 def convert(config: DictConfig) -> Record:
     """Convert the checkpoint of another project to a run."""
-    run = Path(config.run or Path("runs") / Path(config.path).stem)
+    run = check_free(config.run or Path("runs") / Path(config.path).stem)
     converted, averaged = CONVERTERS[check_choice("source", config.source, CONVERTERS)](config.path, config.config)
     if config.get("data") is not None:
         converted.config.data = config.data

@@ -14,6 +14,7 @@ from scoresde.cli.common import SPLITS, check_choice, fit_transform, result_name
 from scoresde.cli.output import Record, print_rows, print_table, shows_progress
 from scoresde.data.summary import DatasetSummary, describe, state_of
 from scoresde.dataset_plots import save_dataset
+from scoresde.evaluation.generation import check_count
 from scoresde.likelihood import prior_mismatches, warn_of_mismatch
 
 FIGURES = Path("datasets") / "figures"
@@ -28,6 +29,8 @@ def data(config: DictConfig) -> Record:
         config.data.shape = None  # not needed: the shape of the samples is measured
     splits = [split for split in SPLITS if config.data.get(split) is not None]
     drawn = check_choice("split", config.split, splits)
+    if config.n is not None:
+        check_count("n", config.n)
     datasets = {split: build.instantiate(config.data[split], config.trust) for split in splits}
     summaries: dict[str, DatasetSummary] = {}
     for split in splits:
@@ -57,9 +60,7 @@ def data(config: DictConfig) -> Record:
 
 
 def sample(dataset: Dataset, n: int) -> Tensor:
-    """Return at most n random states of a dataset, the same states at each call."""
-    if n < 1:
-        raise ValueError(f"n must be 1 or more; got {n}")
+    """Return at most n states of a dataset, the same ones at each call."""
     total = len(dataset)  # type: ignore[arg-type]
     # Sorted, for datasets that read blocks. Evenly spaced indices could give pairs of mirror images.
     rows = torch.randperm(total, generator=torch.Generator().manual_seed(0))[:n].sort().values

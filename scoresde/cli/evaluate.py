@@ -10,16 +10,20 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from scoresde import build
-from scoresde.cli.bpd import measure_likelihood
+from scoresde.cli.bpd import likelihood_measure
 from scoresde.cli.common import SPLITS, check_choice, load_run, nonempty_list
 from scoresde.cli.output import Record, append_row, print_rows, print_table, shows_progress
 from scoresde.cli.sample import draw
+from scoresde.evaluation.generation import check_count
 from scoresde.evaluation.image_data import is_of_images
 from scoresde.evaluation.quality import Quality, QualitySettings, errors, quality_of_images, quality_of_states, table
-from scoresde.evaluation.records import METRICS
+from scoresde.evaluation.records import METRICS as METRICS_FILE
+from scoresde.evaluation.references import METRICS as STATE_METRICS
 from scoresde.evaluation.references import data_items
 from scoresde.evaluation.trained_classifier import TrainedClassifier
 from scoresde.metrics.feature_statistics import FeatureStatistics
+from scoresde.metrics.image_quality import METRICS, check_names
+from scoresde.metrics.intervals import FEWEST, check_settings
 from scoresde.training import distributed
 
 DEFAULT_SPACE = "pixels"
@@ -30,15 +34,16 @@ def evaluate(config: DictConfig) -> Record | None:
     device = distributed.device(config.device)
     run = load_run(config, device)
     measure_quality = quality_measure(run, config, device)
+    with_bits = config.bpd and config.get("likelihood") is not None
+    measure_bits = likelihood_measure(run, config, device) if with_bits else lambda: ([], {}, {})
     samples, source = load_or_draw(run, config)
     quality = measure_quality(samples)
     is_first = distributed.rank() == 0
     rows = [append_row(run.path, row, device) for row in quality_rows(quality, config, source)] if is_first else []
-    with_bits = config.bpd and config.get("likelihood") is not None
-    bits, bits_table, bits_paths = measure_likelihood(run, config, device) if with_bits else ([], {}, {})
+    bits, bits_table, bits_paths = measure_bits()
     if not is_first:
         return None
-    paths = {"metrics": run.path / METRICS}
+    paths = {"metrics": run.path / METRICS_FILE}
     print_rows(description(run, config, quality, source), end="\n")
     print_table(table(quality))
     kinds = {f"+- of {metric}": kind for metric, kind in errors(quality).items()}
@@ -51,6 +56,10 @@ def quality_measure(run: build.Run, config: DictConfig, device: str) -> Callable
     """Return the function that measures samples in data units; check all settings before samples are drawn."""
     check_choice("split", config.split, SPLITS)
     metrics = None if config.metrics is None else nonempty_list(config, "metrics")
+    check_names("metric", metrics or (), METRICS if is_of_images(run) else STATE_METRICS)
+    check_settings(config.resamples, config.level)
+    if config.n is not None:
+        check_count("n", config.n, FEWEST)
     settings = QualitySettings(config.split, metrics, list(config.floors or ()), config.seed, tuple(config.trust))
     if not is_of_images(run):
         has_features = HydraConfig.get().runtime.choices["features"] != DEFAULT_SPACE

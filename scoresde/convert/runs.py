@@ -49,6 +49,15 @@ def assemble_unet(
     return build.assemble({**config, "network": node}, translate(network), path)
 
 
+def check_free(directory: str | Path) -> Path:
+    """Return the path of a directory; raise FileExistsError if it holds a run."""
+    directory = Path(directory)
+    for name in (run_config.CONFIG, CHECKPOINT):
+        if (directory / name).exists():
+            raise FileExistsError(f"{directory} holds a run already (its {name}); choose another directory")
+    return directory
+
+
 def save_run(run: build.Run, directory: str | Path, averaged: Mapping[str, Tensor] | None = None) -> Path:
     """Write a run to a directory that `scoresde.load` reads, and return the directory.
 
@@ -65,7 +74,7 @@ def save_run(run: build.Run, directory: str | Path, averaged: Mapping[str, Tenso
         FileExistsError: the directory already holds a run.
         ValueError: the model has no weights of these names and shapes, or another process writes this run.
     """
-    directory, state = Path(directory), run.model.state_dict()
+    directory, state = check_free(directory), run.model.state_dict()
     for name, tensor in (averaged or {}).items():
         if name not in state or state[name].shape != tensor.shape:
             expected = f"shape {tuple(state[name].shape)}" if name in state else "no tensor of that name"

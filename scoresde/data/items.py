@@ -65,9 +65,13 @@ def read_bytes(path: Path) -> bytes:
     return gzip.decompress(content) if content.startswith(b"\x1f\x8b") else content
 
 
+class Unreadable(ValueError):
+    """A file or one of its items cannot be read; the message names it."""
+
+
 @contextmanager
 def reading(source: str | Path, kind: str, advice: str) -> Iterator[None]:
-    """Turn an error in the block into a ValueError that says: `source` is not `kind` (the error): `advice`.
+    """Turn an error of the block into `Unreadable`: `source` is not of that kind, why, and what to do about it.
 
     A FileNotFoundError stays one, and names the source.
     """
@@ -76,9 +80,8 @@ def reading(source: str | Path, kind: str, advice: str) -> Iterator[None]:
     except FileNotFoundError as error:
         raise FileNotFoundError(f"there is no file {source}: expected {kind}") from error
     except Exception as error:  # the libraries raise exceptions of many classes for damaged content
-        name = "" if type(error) is ValueError else f"{type(error).__name__}: "
-        reason = " ".join(f"{name}{error}".split())
-        raise ValueError(f"{source} is not {kind} ({reason}): {advice}") from error
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise Unreadable(f"{source} is not {kind} ({reason}): {advice}") from error
 
 
 def split_indices(

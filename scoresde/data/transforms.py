@@ -8,17 +8,19 @@ Integer states are first converted to floating-point numbers (`tensors.floating`
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from scoresde.tensors import dimensions, float64, floating
+from scoresde.arguments import checked
+from scoresde.tensors import check_instance, dimensions, float64, floating
 
 RESOLUTION = 0.01  # largest accepted distance between neighbouring numbers of a dtype, in units of the data's std
 
 
+@checked
 @dataclass(frozen=True)
 class Affine:
     """x -> scale x + shift.
@@ -54,6 +56,7 @@ class Affine:
         return torch.full((x.shape[0],), value, dtype=torch.float64, device=x.device)
 
 
+@checked
 @dataclass(frozen=True)
 class Levels(Affine):
     """Map grey levels 0 .. levels - 1, each an interval [x, x + 1), to [low, high] in model space.
@@ -85,6 +88,7 @@ class Levels(Affine):
         return (self.inverse(y) + rounding).floor().clamp(0, self.levels - 1)
 
 
+@checked
 @dataclass(frozen=True)
 class Logit:
     """Map (low, high) to the real line: x -> logit(p) with p = margin + (1 - 2 margin) (x - low) / (high - low).
@@ -127,7 +131,11 @@ class Compose:
     """
 
     def __init__(self, transforms: Sequence):
+        if not isinstance(transforms, Iterable):
+            raise TypeError(f"transforms must be a list of transforms; got {transforms}")
         self.transforms = list(transforms)
+        for i, transform in enumerate(self.transforms):
+            check_instance(f"transforms[{i}]", transform, "__call__", "inverse", "log_det")
 
     @property
     def levels(self) -> int | None:

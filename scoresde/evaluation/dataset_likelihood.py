@@ -27,17 +27,35 @@ from torch.utils.data import Dataset, default_collate
 
 from scoresde import bounds
 from scoresde.build import Run
-from scoresde.dequantization import AboveUniform, DataMap, Dequantization, TruncatedNormal, warn_if_above_uniform
+from scoresde.dequantization import (
+    AboveUniform,
+    DataMap,
+    Dequantization,
+    Incomplete,
+    TruncatedNormal,
+    warn_if_above_uniform,
+)
 from scoresde.divergence import ExactTrace, Trace
+from scoresde.evaluation.generation import check_count
 from scoresde.evaluation.references import evenly_spaced
 from scoresde.evaluation.resumable import Numbers, directory_for, evaluate, fingerprint
-from scoresde.likelihood import BitsPerDim, LogProb, bits_per_dim, conventions, log_prob, prior_mismatches, trace_for
+from scoresde.likelihood import (
+    BitsPerDim,
+    LogProb,
+    bits_per_dim,
+    check_samples,
+    conventions,
+    describe_failures,
+    log_prob,
+    prior_mismatches,
+    trace_for,
+)
 from scoresde.losses import Nodes
 from scoresde.probability_flow import DEFAULT_SOLVER
 from scoresde.protocols import Condition
 from scoresde.random_stream import RandomStream
 from scoresde.score import device_of
-from scoresde.solvers import Solver, Status
+from scoresde.solvers import Solver
 from scoresde.tensors import dimensions, mean_and_error, send
 from scoresde.training.batches import split_condition
 
@@ -160,12 +178,13 @@ def evaluate_likelihood(
             computed, or the bits per dimension are above log2(number of grey levels).
 
     Raises:
-        ValueError: the dataset is empty; see also `likelihood.bits_per_dim`.
-        RuntimeError: a solve failed.
+        ValueError: an empty dataset, and see `likelihood.bits_per_dim`.
+        Incomplete: the solver failed for some samples. The message lists them and has the mean of the others; `result`
+            has their likelihoods, and NaN for the failed ones and for the mean.
         Interrupted: Ctrl-C.
     """
-    if not (count := len(dataset)):  # type: ignore[arg-type]
-        raise ValueError("the dataset must have at least one sample; got an empty dataset")
+    check_settings(run, dataset, dequantization, samples=samples, batch_size=batch_size, start=start)
+    count = len(dataset)  # type: ignore[arg-type]
     trace, solver, budget = trace_for(solver, trace), solver or DEFAULT_SOLVER, budget or Budget(0, None)
     _warn_if_untrained(run, dequantization)
     evaluation = _Evaluation(run, dataset, dequantization, trace, solver, samples, seed, start)
@@ -187,6 +206,22 @@ def evaluate_likelihood(
     return likelihood
 
 
+def check_settings(
+    run: Run,
+    dataset: Dataset,
+    dequantization: Dequantization | None,
+    samples: int = 1,
+    batch_size: int = 256,
+    start: str = "data",
+    **_: Any,
+) -> None:
+    """Raise ValueError if `evaluate_likelihood` does not accept these arguments, which are cheap to check."""
+    if not len(dataset):  # type: ignore[arg-type]
+        raise ValueError("the dataset is empty: expected at least one sample")
+    check_count("batch_size", batch_size)
+    check_samples(samples, start, DataMap(run.transform, dequantization), run.model.sde)
+
+
 @dataclass
 class _Evaluation:
     """Likelihoods and bounds of batches of a dataset; a batch is given by the indices of its samples."""
@@ -201,42 +236,49 @@ class _Evaluation:
     start: str
 
     def values(self, indices: Tensor) -> Numbers:
-        """Return negative log-likelihoods per dimension, numbers of evaluations, and the conventions."""
+        """Return negative log-likelihoods per dimension, NaN where the solver failed, their cost and conventions."""
         x, cond, seeds = self._load(indices)
         model, data_map = self.run.model, DataMap(self.run.transform, self.dequantization)
         result: LogProb | BitsPerDim
+        bits: BitsPerDim
         try:
             if self.dequantization is None:
                 state, nats = data_map.draw(send(x, device_of(model) or x.device), RandomStream(seeds=seeds), model.sde)
                 result = log_prob(model, state, cond, self.trace, self.solver, seeds)
-                if len(failed := result.status[result.status != Status.OK]):
-                    raise RuntimeError(f"the solver failed for {len(failed)} samples ({Status(int(failed[0])).name})")
                 values = -(result.value + nats) / dimensions(x)
                 start, mismatch = f"data, t_min={model.sde.t_min:g}", float(prior_mismatches(model.sde, state).mean())
                 declared = conventions(model, data_map, self.trace, self.solver, start, mismatch)
                 declared = {"quantity": "negative log-density, nats per dimension", **declared}
             else:
                 shared: dict[str, Any] = {"trace": self.trace, "solver": self.solver, "seeds": seeds}
-                result = bits_per_dim(model, x, data_map, cond, samples=self.samples, start=self.start, **shared)
-                values, declared = result.per_image, result.conventions
+                try:
+                    bits = bits_per_dim(model, x, data_map, cond, samples=self.samples, start=self.start, **shared)
+                except Incomplete as error:
+                    bits = error.result
+                result, values, declared = bits, bits.per_image, bits.conventions
         except RuntimeError as error:
             raise RuntimeError(f"samples {indices[0]} to {indices[-1]} of the dataset: {error}") from error
-        counts = {"nfe": result.nfe.tolist(), "backward": result.backward.tolist()}
+        counts = {name: getattr(result, name).tolist() for name in ("nfe", "backward", "status")}
         return {"value": values.tolist(), **counts, "conventions": declared}
 
     def bound(self, indices: Tensor, budget: Budget) -> Numbers:
-        """Return evidence bounds and their conventions."""
+        """Return evidence bounds and their conventions, NaN where there is none."""
+        try:
+            bound = self._bound(indices, budget)
+        except Incomplete as error:
+            bound = error.result
+        return {"value": bound.per_image.tolist(), "conventions": bound.conventions}
+
+    def _bound(self, indices: Tensor, budget: Budget) -> bounds.Bound:
         x, cond, seeds = self._load(indices)
         model, transform = self.run.model, self.run.transform
         shared: dict[str, Any] = {"cond": cond, "draws": budget.bound_draws, "seeds": seeds}
-        bound: bounds.Bound
         if budget.bound == "continuous":
-            bound = bounds.continuous(model, x, transform, dequantization=self.dequantization, **shared)
-        else:  # from the time of dequantised states, or the time at which the decoder's noise fits into a grey level
-            start = DataMap(transform, self.dequantization).start(model.sde)
-            start = TruncatedNormal().start(model.sde, transform) if start is None else start
-            bound = bounds.discrete(model, x, transform, times=Nodes(budget.nodes, "log_snr", start), **shared)
-        return {"value": bound.per_image.tolist(), "conventions": bound.conventions}
+            return bounds.continuous(model, x, transform, dequantization=self.dequantization, **shared)
+        # from the time at which a level is a state, or at which its bin holds the noise of the decoder
+        start = DataMap(transform, self.dequantization).start(model.sde)
+        start = TruncatedNormal().start(model.sde, transform) if start is None else start
+        return bounds.discrete(model, x, transform, times=Nodes(budget.nodes, "log_snr", start), **shared)
 
     def feasible(self, budget: Budget) -> Budget:
         """Return the budget, without the bound if it fails for the first sample: a test before the long evaluation."""
@@ -244,7 +286,7 @@ class _Evaluation:
             return replace(budget, bound=None)
         try:
             with warnings.catch_warnings(action="ignore", category=AboveUniform):
-                self.bound(torch.tensor([0]), replace(budget, bound_draws=2))
+                self._bound(torch.tensor([0]), replace(budget, bound_draws=2))
         except (ValueError, RuntimeError) as error:
             warnings.warn(f"no {budget.bound} evidence bound is reported: {error}", stacklevel=3)
             return replace(budget, bound=None)
@@ -277,6 +319,8 @@ def _tasks(evaluation: _Evaluation, budget: Budget, every: Tensor, subset: Tenso
 
 
 def _summary(results: dict[str, Numbers], unit: str, subset: Tensor) -> DatasetLikelihood:
+    """Return the likelihood made of the results of all parts; raise Incomplete if the solver failed for samples."""
+
     def column(name: str, key: str = "value") -> Tensor:
         numbers = [value for part, result in results.items() if part.startswith(f"{name}-") for value in result[key]]
         return torch.tensor(numbers, dtype=torch.float64)
@@ -285,16 +329,34 @@ def _summary(results: dict[str, Numbers], unit: str, subset: Tensor) -> DatasetL
     mean, stderr = mean_and_error(values)
     nfe, backward = (float(column("values", key).mean()) for key in ("nfe", "backward"))
     likelihood = DatasetLikelihood(unit, mean, stderr, values, results["values-000000"]["conventions"], nfe, backward)
+    if bool((failed := ~torch.isfinite(values)).any()):
+        solved = values[~failed]
+        message = describe_failures(values, column("values", "status"))
+        if len(solved):
+            others = Estimate(*mean_and_error(solved))
+            message += f". The other {len(solved)} have a mean of {others} {unit}, which is not that of the dataset"
+        raise Incomplete(message, likelihood)
+    if len(again):
+        again = _finite("second evaluation", values[subset] - again)
+    fine, bound = _finite("finer solve", fine - coarse), _finite("evidence bound", bound)
     if len(subset) and stderr is not None:
-        noise = float((values[subset] - again).square().mean()) / 2 / len(values) if len(again) else 0.0
+        noise = float(again.square().mean()) / 2 / len(values) if len(again) else 0.0
         likelihood.monte_carlo = math.sqrt(noise)
         likelihood.population = math.sqrt(max(stderr**2 - noise, 0.0))
     if len(fine):
-        likelihood.discretisation = Estimate(*mean_and_error(fine - coarse))
+        likelihood.discretisation = Estimate(*mean_and_error(fine))
     if len(bound):
         likelihood.bound = Estimate(*mean_and_error(bound))
         likelihood.bound_conventions = results["bound-000000"]["conventions"]
     return likelihood
+
+
+def _finite(name: str, values: Tensor) -> Tensor:
+    """Return the finite values, with a warning if there are others."""
+    finite = values[torch.isfinite(values)]
+    if missing := len(values) - len(finite):
+        warnings.warn(f"{missing} of {len(values)} samples have no {name}: they are left out there", stacklevel=4)
+    return finite
 
 
 def _warn_if_untrained(run: Run, dequantization: Dequantization | None) -> None:

@@ -11,6 +11,7 @@ A weighting may replace the noise by another view (`Weighting.view`), such as th
 
 from torch import Tensor
 
+from scoresde.arguments import checked
 from scoresde.losses.objective import Drawn, Objective
 from scoresde.losses.time_densities import TimeDensity
 from scoresde.losses.weightings import Weighting
@@ -18,6 +19,7 @@ from scoresde.score import BaseModel
 from scoresde.views import Views
 
 
+@checked
 class DenoisingScoreMatching(Objective):
     """The denoising score-matching loss L of the module docstring.
 

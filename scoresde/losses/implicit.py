@@ -13,23 +13,28 @@ Sliced score matching takes random directions v with E[v v^T] = I,
 
     tr(ds/dx) + |s|^2/2  =  E[ v^T (ds/dx) v ] + |s|^2/2  =  E[ v^T (ds/dx) v + (v^T s)^2/2 ],
 
-either with |s|^2 in closed form (SSM-VR, 1905.07088, eq. 8) or with its estimate (v^T s)^2 (eq. 7).
+either with the norm in closed form (SSM-VR, 1905.07088, eq. 8) or as originally stated (eq. 7).
+Both differentiate the network twice: where a denoising objective is possible, it is cheaper and varies less. Attention
+then runs on unfused kernels, which activation checkpointing does not reproduce when it recomputes attention: turn
+checkpointing off where PyTorch raises CheckpointError.
 
-Implicit and sliced score matching differentiate the network twice: where denoising score matching is possible, it costs
-less and varies less. For the second derivative, attention runs on unfused kernels, which activation checkpointing does
-not reproduce when it recomputes attention: turn checkpointing off if PyTorch raises CheckpointError.
+A network that autograd does not differentiate in x would be trained for another objective. The calls 1, 2, 4, 8, ... of
+a loss check the derivative (`gradient_check`): the last layer of many networks is 0 at first.
 """
 
 import torch
 from torch import Tensor
 
+from scoresde.arguments import checked
 from scoresde.divergence import ExactTrace, Field, Hutchinson, Trace, quadratic_forms
+from scoresde.gradient_check import check_gradient
 from scoresde.losses.objective import Drawn, Objective
 from scoresde.losses.time_densities import TimeDensity
 from scoresde.losses.weightings import Weighting
 from scoresde.random_stream import RandomStream
 from scoresde.score import BaseModel
-from scoresde.tensors import dimensions, sum_dims
+from scoresde.solvers.solver import rms
+from scoresde.tensors import check_instance, dimensions, sum_dims
 
 
 class ImplicitScoreMatching(Objective):
@@ -44,7 +49,8 @@ class ImplicitScoreMatching(Objective):
             for the backward pass. `Hutchinson(probes)` makes it sliced score matching with reduced variance.
 
     Raises:
-        ValueError: weighting is unknown, or weights the error of a view other than the noise.
+        ValueError: unknown weighting, or one of another view than the noise; in a call, a network that autograd does
+            not differentiate in x.
     """
 
     def __init__(
@@ -60,13 +66,21 @@ class ImplicitScoreMatching(Objective):
                 f"weighting must be of the view 'noise'; got one of the view {self.weighting.view!r}: use "
                 "DenoisingScoreMatching for other views"
             )
-        self.trace = trace or ExactTrace()
+        self.trace, self._calls = trace or ExactTrace(), 0
+        check_instance("trace", self.trace, "bind")
 
     def value(self, model: BaseModel, drawn: Drawn, weight: Tensor) -> Tensor:
+        self._check(model, drawn.x0)
         x, t = drawn.perturbed(model.sde), drawn.t
         square, trace = self._estimate(lambda y: model.predict(y, t).noise, x, drawn.stream)
         weight, sigma = weight.to(square), model.sde.sigma(t).to(square)
         return (weight * (square - 2 * sigma * trace) / dimensions(x)).to(x)
+
+    def _check(self, model: BaseModel, x0: Tensor) -> None:
+        self._calls += 1
+        if self._calls & (self._calls - 1) == 0:
+            scale = float(rms(x0).mean()) or 1.0
+            check_gradient(model, x0, model.sde.t_min, model.sde.t_max, scale, self.trace)
 
     def _estimate(self, field: Field, x: Tensor, stream: RandomStream) -> tuple[Tensor, Tensor]:
         """Return ||v||^2 and tr(dv/dx) of the field v at x, or unbiased estimates of them: float64 (B,)."""
@@ -74,6 +88,7 @@ class ImplicitScoreMatching(Objective):
         return sum_dims(value.square()), traces.mean(dim=1)
 
 
+@checked
 class SlicedScoreMatching(ImplicitScoreMatching):
     """Sliced score matching (1905.07088, eq. 7 and 8).
 

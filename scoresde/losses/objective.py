@@ -16,7 +16,7 @@ from scoresde.protocols import Model
 from scoresde.random_stream import RandomStream
 from scoresde.score import BaseModel
 from scoresde.sdes import SDE, checked_times
-from scoresde.tensors import at_least_float32, check_shape_of_states
+from scoresde.tensors import at_least_float32, check_instance, check_shape_of_states
 from scoresde.wrappers import as_model
 
 
@@ -59,7 +59,8 @@ class Objective(nn.Module):
             (2107.00630, appendix I.1): also unbiased, with less variance. If False, draw them independently.
 
     Raises:
-        ValueError: weighting is unknown.
+        TypeError: times is not a density of times.
+        ValueError: unknown weighting.
     """
 
     def __init__(
@@ -68,6 +69,7 @@ class Objective(nn.Module):
         super().__init__()
         self.weighting = weightings.resolve(weighting)
         self.times, self.stratified = times or self.weighting.times, stratified
+        check_instance("times", self.times, "quantile", "density")
 
     def value(self, model: BaseModel, drawn: Drawn, weight: Tensor) -> Tensor:
         """Return the weighted terms (B,) of the drawn states; `weight` is float64 (B,)."""
@@ -103,9 +105,11 @@ class Objective(nn.Module):
             stream: source of all draws except the times, in place of `generator`; it may have one seed per state.
 
         Raises:
-            ValueError: the shape of t or noise does not fit the states, or t is outside [t_min, t_max].
+            ValueError: there are no states, the shape of t or noise does not fit them, or t is outside [t_min, t_max].
         """
         model, x0 = as_model(model, cond), at_least_float32(x0)
+        if not x0.numel():
+            raise ValueError(f"x0 must have at least one state; got {tuple(x0.shape)}")
         if t is None:
             t = self.draw_times(model.sde, x0.shape[0], generator)
         elif (t := checked_times(model.sde, t)).shape not in ((), x0.shape[:1]):

@@ -16,8 +16,9 @@ import math
 import torch
 from torch import Tensor
 
+from scoresde.arguments import checked
 from scoresde.sdes import SDE
-from scoresde.tensors import float64
+from scoresde.tensors import check_number, float64
 
 PURE_NOISE = -30.0  # the log-SNR below which a state counts as pure noise
 
@@ -44,6 +45,7 @@ class UniformTime(TimeDensity):
         return torch.full_like(t, 1 / (sde.t_max - sde.t_min))
 
 
+@checked
 class Nodes(UniformTime):
     r"""t uniform over N nodes t_0 < ... < t_(N-1): the discrete-time objectives.
 
@@ -139,11 +141,12 @@ class UniformLogSNR(TimeDensity):
         return log_snr_slope(sde, t) / (clean - noisy)
 
 
+@checked
 class LogNormal(TimeDensity):
     """log(sigma/alpha) ~ N(mean, std^2), restricted to the range of the SDE (2206.00364, table 1: -1.2 and 1.2)."""
 
     def __init__(self, mean: float = -1.2, std: float = 1.2):
-        self.mean, self.std = float(mean), float(std)
+        self.mean, self.std = float(mean), check_number("std", std, 0)
 
     def _cdf_range(self, sde: SDE) -> tuple[Tensor, Tensor]:
         """Return the normal's cumulative probability at t_min and t_max."""

@@ -26,8 +26,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from scoresde.arguments import checked
 from scoresde.losses.time_densities import LogNormal, TimeDensity, UniformLogSNR, UniformTime, log_snr_slope
 from scoresde.sdes import SDE
+from scoresde.tensors import check_instance, check_number
 
 VIEWS = ("velocity", "v", "denoised", "noise", "score")
 
@@ -54,6 +56,7 @@ class VarianceWeighting(Weighting):
         return UniformTime().density(sde, t)
 
 
+@checked
 class UnitWeighting(Weighting):
     """Equal weight on the error of a view at all times, as in the plain loss of a network that predicts this view.
 
@@ -85,22 +88,24 @@ class LikelihoodWeighting(Weighting):
         return log_snr_slope(sde, t)
 
 
+@checked
 class KarrasWeighting(Weighting):
     """EDM's weighting: unit weight on the error of the network's output, log-normal times (2206.00364, table 1)."""
 
     def __init__(self, sigma_data: float = 0.5, mean: float = -1.2, std: float = 1.2):
-        self.sigma_data, self.times = float(sigma_data), LogNormal(mean, std)
+        self.sigma_data, self.times = check_number("sigma_data", sigma_data, 0), LogNormal(mean, std)
 
     def omega(self, sde: SDE, t: Tensor) -> Tensor:
         ratio = torch.exp(-0.5 * sde.log_snr(t))
         return (1 + (ratio / self.sigma_data).square()) * self.times.density(sde, t)
 
 
+@checked
 class MinSNRWeighting(Weighting):
     """Weight min(SNR, gamma) on the error of the data (2303.09556, eq. 8; gamma = 5)."""
 
     def __init__(self, gamma: float = 5.0):
-        self.gamma = float(gamma)
+        self.gamma = check_number("gamma", gamma, 0)
 
     def omega(self, sde: SDE, t: Tensor) -> Tensor:
         return torch.exp(math.log(self.gamma) - sde.log_snr(t)).clamp(max=1) * UniformTime().density(sde, t)
@@ -121,9 +126,11 @@ def resolve(weighting: str | Weighting) -> Weighting:
     """Return the weighting with the given name; return a `Weighting` unchanged.
 
     Raises:
-        ValueError: the name is unknown.
+        TypeError: neither a name nor a weighting.
+        ValueError: unknown name.
     """
     if not isinstance(weighting, str):
+        check_instance("weighting", weighting, "omega")
         return weighting
     if weighting not in WEIGHTINGS:
         raise ValueError(f"weighting must be one of {', '.join(WEIGHTINGS)}; got {weighting!r}")

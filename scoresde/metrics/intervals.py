@@ -43,6 +43,12 @@ def wilson(count: int, total: int, z: float = 1.0) -> Interval:
     return Interval(fraction, low, high)
 
 
+def check_settings(resamples: int, level: float) -> None:
+    """Raise ValueError if `bootstrap` does not accept the number of resamples or the level."""
+    if not isinstance(resamples, int) or resamples < 2 or not 0 < level < 1:
+        raise ValueError(f"expected an integer resamples >= 2 and level in (0, 1); got {resamples} and {level}")
+
+
 def bootstrap(
     statistic: Statistic,
     x: Tensor,
@@ -83,8 +89,7 @@ def bootstrap(
     samples = [x] if y is None else [x, y]
     if min(len(part) for part in samples) < FEWEST:
         raise ValueError(f"an interval needs at least {FEWEST} samples; got {[len(part) for part in samples]}")
-    if resamples < 2 or not 0 < level < 1:
-        raise ValueError(f"expected resamples >= 2 and level in (0, 1); got {resamples=} and {level=}")
+    check_settings(resamples, level)
     value = float(statistic(*samples))
     halves = torch.stack([statistic(*(_half(part, generator) for part in samples)) for _ in range(resamples)]).double()
     if not math.isfinite(value) or not bool(halves.isfinite().all()):

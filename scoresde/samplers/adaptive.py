@@ -31,6 +31,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from scoresde.arguments import checked
 from scoresde.probability_flow import COARSE
 from scoresde.random_stream import RandomStream
 from scoresde.samplers.grids import Transition, segments
@@ -201,6 +202,7 @@ class _Runs:
         self.noise.keep(selection)
 
 
+@checked
 class ErrorControlled(Sampler):
     """The reverse SDE with a step size for each sample, by the stochastic improved Euler method (2105.14080).
 

@@ -14,6 +14,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from scoresde.arguments import checked
 from scoresde.random_stream import RandomStream
 from scoresde.score import BaseModel
 from scoresde.solvers.solver import choose
@@ -28,6 +29,7 @@ def langevin(x: Tensor, score: Tensor, step: Tensor, z: Tensor) -> Tensor:
     return x + broadcast(step, x) * score + broadcast(torch.sqrt(2 * step), x) * z
 
 
+@checked
 class Langevin:
     """Langevin dynamics with steps of a fixed signal-to-noise ratio.
 
@@ -61,6 +63,7 @@ class Langevin:
         return x
 
 
+@checked
 class AnnealedLangevin:
     """The chain of NCSN at each noise level: x + a/2 score + a^(1/2) z with a = step alpha_i sigma^2.
 
@@ -88,6 +91,7 @@ class AnnealedLangevin:
         return x
 
 
+@checked
 class MALA:
     """The Metropolis-adjusted Langevin algorithm: a Langevin step y of size h = step sigma^2, accepted or rejected.
 

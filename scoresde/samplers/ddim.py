@@ -3,11 +3,13 @@
 import math
 from collections.abc import Sequence
 
+from scoresde.arguments import checked
 from scoresde.samplers.linear import Linear, Row, Stage
 from scoresde.sdes import SDE
 from scoresde.sdes.transitions import Point, posterior
 
 
+@checked
 class DDIM(Linear):
     """DDIM (2010.02502, eq. 12): x_s = alpha_s E[x_0 | x] + (sigma_s^2 - c^2)^(1/2) E[eps | x] + c z.
 

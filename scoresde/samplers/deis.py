@@ -19,6 +19,7 @@ from collections.abc import Sequence
 
 import torch
 
+from scoresde.arguments import checked
 from scoresde.samplers.grids import angle
 from scoresde.samplers.linear import Linear, Row, Stage, check_signal
 from scoresde.samplers.multistep import NODES, QUADRATURE, Multistep, check_order, lagrange
@@ -33,6 +34,7 @@ ADAMS_BASHFORTH = {
 }
 
 
+@checked
 class DEIS(Linear):
     """DEIS (2204.13902, eq. 15): Adams-Bashforth with exact weights, one evaluation a step.
 
@@ -68,6 +70,7 @@ class DEIS(Linear):
         return Row((Stage(here.t, target.alpha / here.alpha, b),))
 
 
+@checked
 class IPNDM(Linear):
     """iPNDM (2202.09778, eq. 12; 2204.13902, section 3.3): classical Adams-Bashforth weights on any grid.
 

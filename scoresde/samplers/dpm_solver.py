@@ -18,6 +18,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from scoresde.arguments import checked
 from scoresde.samplers.grids import bounded_karras
 from scoresde.samplers.linear import Linear, Row, Stage, check_signal
 from scoresde.samplers.multistep import Multistep, check_order
@@ -25,6 +26,7 @@ from scoresde.sdes import SDE
 from scoresde.sdes.transitions import Point, points
 
 
+@checked
 class DPMSolverPP(Multistep):
     """DPM-Solver++, multistep (2211.01095), one evaluation a step; order 1 is DDIM.
 
@@ -69,6 +71,7 @@ def _published(lams: Sequence[float], h: float, rate: float) -> list[float]:
     return (np.array([phi1, 0, 0]) + phi2 * slope - phi3 * curve).tolist()
 
 
+@checked
 class DPMSolver(Linear):
     """DPM-Solver (2206.00927, algorithms 1, 2) and DPM-Solver++ (2211.01095, algorithm 1), single-step.
 

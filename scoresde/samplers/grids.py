@@ -28,6 +28,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from scoresde.arguments import checked
 from scoresde.sdes import SDE
 from scoresde.tensors import float64, listed
 
@@ -60,6 +61,7 @@ def _times(sde: SDE, log_snr: Tensor, from_start: bool = True, to_end: bool = Tr
     return times
 
 
+@checked
 @dataclass(frozen=True)
 class Power:
     """Times with equal steps in t^(1/power): 1 is uniform, 2 quadratic.
@@ -100,6 +102,7 @@ def uniform_log_snr(sde: SDE, steps: int) -> Tensor:
     return _times(sde, torch.linspace(high, low, steps + 1, dtype=torch.float64))
 
 
+@checked
 @dataclass(frozen=True)
 class KarrasGrid:
     """Times with equal steps in r^(1/rho), r = sigma/alpha (2206.00364, eq. 5).
@@ -145,6 +148,7 @@ BOUND = 10.0  # the r beyond which the steps of `bounded_karras` grow, to reach 
 LOWEST = 0.002  # the r at which the last step to r = 0 starts: the smallest sigma of 2206.00364
 
 
+@checked
 @dataclass(frozen=True)
 class Angle:
     """Times with equal steps in psi^(1/power), psi = atan(r/scale) from 0 (data) to pi/2 (noise), r = sigma/alpha.
@@ -210,6 +214,7 @@ class Bounded:
 bounded_karras, bounded_log_snr = Bounded(5.0, BOUND), Bounded(15.0, 3.0)
 
 
+@checked
 @dataclass(frozen=True)
 class Indices:
     """The times of `steps` of the `count` nodes of a discrete model; node k has time k / (count - 1) (`Tabulated`).

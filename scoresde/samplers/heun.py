@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import torch
 
+from scoresde.arguments import checked
 from scoresde.samplers.grids import Transition, bounded_karras
 from scoresde.samplers.linear import Linear, Row, Stage, check_signal, upward
 from scoresde.sdes import SDE
@@ -35,6 +36,7 @@ class Heun(Linear):
         return Row(_heun(nodes[0], target))
 
 
+@checked
 class EDM(Linear):
     """EDM's stochastic sampler (2206.00364, algorithm 2): Heun's method, with noise added before each step.
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
+from scoresde.arguments import checked
 from scoresde.probability_flow import carry
 from scoresde.random_stream import RandomStream
 from scoresde.samplers.correctors import Corrector
@@ -42,6 +43,7 @@ class Idle(PlainStep):
         return x
 
 
+@checked
 class PredictorCorrector(Sampler):
     """Sampling with a predictor, a corrector, or both.
 
@@ -116,6 +118,7 @@ class PredictorCorrector(Sampler):
         return super().denoise(model, x, t, stream)
 
 
+@checked
 class ProbabilityFlow(Sampler):
     """Samples by the probability-flow ODE from the prior (2011.13456, section 4.3).
 

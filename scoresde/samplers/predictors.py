@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from scoresde.arguments import checked
 from scoresde.protocols import Model
 from scoresde.random_stream import RandomStream
 from scoresde.samplers.grids import Angle
@@ -44,6 +45,7 @@ class ReverseFamilyStep(Linear):
         return float(sde.drift(t)), 0.5 * (1 + l * l) * g * g / sigma, l * g
 
 
+@checked
 class EulerMaruyama(ReverseFamilyStep):
     """Euler-Maruyama on `ReverseSDE`, x_s = x + (s - t) drift + l g |s - t|^(1/2) z; weak order 1.
 
@@ -160,6 +162,7 @@ class OptimalVariance:
         return math.exp(float(torch.lerp(self.log_unexplained[i - 1], self.log_unexplained[i], part)))
 
 
+@checked
 class Ancestral(Linear):
     """A draw from the Gaussian q(x_s | x_t, x_0) at the predicted x_0 (2006.11239, eq. 7; 2011.13456, eq. 47, 4).
 

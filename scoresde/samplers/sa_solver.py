@@ -2,10 +2,12 @@
 
 import math
 
+from scoresde.arguments import checked
 from scoresde.samplers.multistep import Multistep
 from scoresde.sdes.transitions import Point
 
 
+@checked
 class SASolver(Multistep):
     """SA-Solver (2309.05019, algorithm 1): stochastic Adams predictor and corrector, one evaluation a step.
 

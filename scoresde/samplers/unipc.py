@@ -5,10 +5,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from scoresde.arguments import checked
 from scoresde.samplers.multistep import Multistep
 from scoresde.sdes.transitions import Point
 
 
+@checked
 class UniPC(Multistep):
     """UniPC (2302.04867, algorithms 5 to 8): a multistep predictor and a corrector without evaluations of its own.
 

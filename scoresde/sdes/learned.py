@@ -28,6 +28,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
+from scoresde.arguments import checked
 from scoresde.sdes.log_snr import LogSNRPath
 from scoresde.tensors import FullPrecision, float64
 
@@ -35,6 +36,7 @@ ROUNDS = 80  # most iterations of the root search in `time`; bisection alone wou
 ROUNDING = 4e-15  # rounding error of phi
 
 
+@checked
 class LearnedVP(FullPrecision, LogSNRPath):
     """A path whose gamma(t) = -log SNR is a monotone network of t (2107.00630, eq. 4 and appendix H).
 

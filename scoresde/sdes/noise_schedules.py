@@ -20,9 +20,11 @@ import math
 import torch
 from torch import Tensor
 
+from scoresde.arguments import checked
 from scoresde.sdes.sde import SDE
 
 
+@checked
 class LinearBeta(SDE):
     """Base class of VP and sub-VP: alpha = exp(-B/2), f = -beta/2 with beta(t) linear.
 
@@ -131,6 +133,7 @@ class ConstantSignal(SDE):
         return torch.zeros_like(t)
 
 
+@checked
 class VE(ConstantSignal):
     """Variance exploding: alpha = 1, sigma = sigma_min (sigma_max / sigma_min)^t (2011.13456, eq. 9 and 30).
 
@@ -168,6 +171,7 @@ class VE(ConstantSignal):
         return f"sigma_min={self.sigma_min:g}, sigma_max={self.sigma_max:g}, " + super().extra_repr()
 
 
+@checked
 class Karras(ConstantSignal):
     """alpha = 1, sigma = t: time is the noise level itself (EDM, 2206.00364, table 1), by default from 0.002 to 80."""
 
@@ -189,6 +193,7 @@ class Karras(ConstantSignal):
         return torch.exp(-0.5 * log_snr).clamp(self.t_min, self.t_max)
 
 
+@checked
 class UnitTime(SDE):
     """Base class of the paths on [0, 1] with alpha(1) = 0, where the drift diverges: by default t_max is 1 - 1e-3."""
 

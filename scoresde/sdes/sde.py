@@ -24,6 +24,7 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor, nn
 
+from scoresde.arguments import checked
 from scoresde.protocols import Model
 from scoresde.random_stream import RandomStream
 from scoresde.sdes import transitions
@@ -86,6 +87,7 @@ def _times(t_from: Tensor | float, t_to: Tensor | float) -> tuple[Tensor, Tensor
     return times
 
 
+@checked
 class SDE(nn.Module):
     """A diffusion with Gaussian transition kernel. A subclass defines `alpha` and `sigma`.
 

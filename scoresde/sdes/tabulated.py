@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from scoresde.arguments import checked
 from scoresde.sdes.log_snr import LogSNRPath
 from scoresde.sdes.sde import SDE
-from scoresde.tensors import float64, listed
+from scoresde.tensors import check_instance, float64
 
 Table = Tensor | Sequence[float]
 
@@ -85,6 +86,7 @@ class Tabulated(LogSNRPath):
         return value, (in_slope + u * (2 * square + u * 3 * cubic)) / width
 
 
+@checked
 class DDPM(Tabulated):
     """The N steps of DDPM, the i-th at t = i / (N - 1) (2006.11239, section 4).
 
@@ -108,6 +110,7 @@ class DDPM(Tabulated):
         super().__init__(log_signal - torch.log(-torch.expm1(log_signal)))
 
 
+@checked
 class NCSN(Tabulated):
     """The N noise levels of NCSN, a geometric sequence, with alpha = 1 (1907.05600, section 4.3; 2006.09011).
 
@@ -149,6 +152,7 @@ class ZeroTerminalSNR(SDE):
     """
 
     def __init__(self, path: SDE, t_max: float | None = None):
+        check_instance("path", path, "alpha", "sigma", "log_snr")
         super().__init__(path.t_min, path.t_max if t_max is None else t_max)
         if self.t_max > path.t_max:
             raise ValueError(f"t_max must be at most that of the path, {path.t_max}; got {t_max}")

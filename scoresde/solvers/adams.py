@@ -26,6 +26,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from scoresde.arguments import checked
 from scoresde.solvers.solver import Field, Solution, Status, check_data_scale, choose, finite, per_sample, rms
 from scoresde.tensors import broadcast, double
 
@@ -150,6 +151,7 @@ def _check_order(order: int, smoothing: int) -> None:
         )
 
 
+@checked
 @dataclass(frozen=True)
 class Adams:
     """The predictor-corrector on a uniform grid, at a fixed cost; a sample does not depend on the others in its batch.
@@ -204,6 +206,7 @@ class Adams:
         return Solution(path.x, *path.integrals(), path.s, status)
 
 
+@checked
 @dataclass(frozen=True)
 class AdaptiveAdams:
     """The predictor-corrector with a step size for each sample; a sample does not depend on the others in its batch.

@@ -12,6 +12,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from scoresde.arguments import checked
 from scoresde.solvers.solver import Field, Solution, Status, check_data_scale, choose, finite, per_sample
 from scoresde.tensors import double
 
@@ -34,6 +35,7 @@ TABLEAUX = {
 }
 
 
+@checked
 @dataclass(frozen=True)
 class RungeKutta:
     """An explicit Runge-Kutta method with a fixed number of equal steps.

@@ -7,12 +7,14 @@ import scipy  # its subpackages are imported where they are first used
 import torch
 from torch import Tensor
 
+from scoresde.arguments import checked
 from scoresde.solvers.solver import Field, Solution, Status, per_sample
 from scoresde.tensors import double
 
 METHODS = ("RK45", "RK23", "DOP853", "LSODA", "Radau", "BDF")
 
 
+@checked
 @dataclass(frozen=True)
 class SciPy:
     """A solver of `scipy.integrate` that takes the whole batch as one vector, in the time t of the SDE.

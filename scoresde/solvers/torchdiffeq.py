@@ -5,12 +5,14 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from scoresde.arguments import checked
 from scoresde.solvers.solver import Field, Solution, Status, finite, per_sample
 from scoresde.tensors import double
 
 METHODS = ("dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun")
 
 
+@checked
 @dataclass(frozen=True)
 class TorchDiffEq:
     """An adaptive solver of torchdiffeq, Dormand-Prince 5(4) by default.

@@ -12,10 +12,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
+from scoresde.data.items import Unreadable
 from scoresde.protocols import Condition, to_device
 from scoresde.random_stream import RandomStream, random_words
 from scoresde.tensors import send
 from scoresde.training import distributed
+
+REPLACEMENTS = 8  # items in a row that are tried in place of one that cannot be read
 
 
 def step_seed(seed: int, step: int, stream: str = "noise", size: int = 4) -> int:
@@ -56,6 +59,9 @@ class StepBatches(Dataset):
     Each epoch is a new permutation of the dataset, without the last incomplete batch. What an item draws from PyTorch's
     global generator depends on the seed, the step and the item's position alone.
 
+    A file that cannot be read does not end a training: the next item takes its place, with a warning that names the
+    file. If several in a row cannot be read, the error of the first is raised.
+
     Args:
         dataset: the samples.
         batch_size: samples per step in all processes together, at most the size of the dataset.
@@ -85,8 +91,19 @@ class StepBatches(Dataset):
         base, items = step_seed(self.seed, step, "items"), []
         for position in self.positions:
             torch.default_generator.manual_seed((base + self.spacing * position) % 2**32)
-            items.append(self.dataset[numbers[position]])
+            items.append(self._item(numbers[position]))
         return default_collate(items)
+
+    def _item(self, number: int) -> Any:
+        """Return an item, or the next one that can be read."""
+        for replacement in range(number, number + REPLACEMENTS):
+            try:
+                return self.dataset[replacement % self.size]
+            except (Unreadable, FileNotFoundError) as error:
+                warnings.warn(
+                    f"item {replacement % self.size} is left out, the next one is taken: {error}", stacklevel=2
+                )
+        return self.dataset[number]
 
 
 def fitting(batch_size: int, dataset: Dataset) -> int:

@@ -19,6 +19,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from scoresde.arguments import checked
 from scoresde.tensors import at_least_float32
 from scoresde.training.checkpoint import restore
 
@@ -40,6 +41,7 @@ def decay_of_half_life(half_life: float, batch_size: int = 1) -> float:
     return 2.0 ** (-batch_size / half_life)
 
 
+@checked
 class EMA:
     """The moving average defined in the module's docstring.
 

@@ -19,13 +19,14 @@ from torch.optim import Optimizer
 from torch.utils.data import Dataset, default_collate
 
 from scoresde import bounds
+from scoresde.bounds.bound import refuse_odd
 from scoresde.dequantization import DataMap, Dequantization, Uniform, Variational
 from scoresde.losses import UniformLogSNR, VariationalBound
 from scoresde.probability_flow import frozen
 from scoresde.progress import progress_bar
 from scoresde.protocols import Model, Transform
 from scoresde.random_stream import RandomStream
-from scoresde.score import ScoreModel
+from scoresde.score import ScoreModel, refuse_training_mode
 from scoresde.tensors import dimensions, double, float64, mean_and_error
 from scoresde.training.batches import batches, fitting, split_condition, step_seed
 from scoresde.training.guard import NonFiniteLoss
@@ -86,11 +87,12 @@ def learn(
         progress: show a progress bar.
 
     Raises:
-        ValueError: steps is not an integer >= 1, or clip is not positive.
+        ValueError: steps or clip is out of range, or the model is in training mode with dropout or BatchNorm.
         NonFiniteLoss: the gradient of the bound is not finite.
     """
     if not isinstance(steps, int) or steps < 1 or not clip > 0:
-        raise ValueError(f"steps must be an integer >= 1, and clip positive; got steps={steps}, clip={clip}")
+        raise ValueError(f"steps must be an integer >= 1 and clip > 0; got {steps}, {clip}")
+    refuse_training_mode(model)
     parameters = list(dequantization.parameters())
     updates = optimizer(parameters)
     rate = torch.optim.lr_scheduler.CosineAnnealingLR(updates, steps)
@@ -122,6 +124,13 @@ class DequantizationBounds:
     gain: tuple[float, float | None]
 
 
+def check_comparison(dataset: Dataset, draws: int) -> None:
+    """Raise ValueError if `compare` does not accept the dataset or the draws: before the dear part, the learning."""
+    if (count := len(dataset)) < 2:  # type: ignore[arg-type]
+        raise ValueError(f"a standard error needs at least two images; got {count}")
+    refuse_odd(draws)
+
+
 def compare(
     dequantization: Variational,
     model: ScoreModel,
@@ -142,8 +151,8 @@ def compare(
     Raises:
         ValueError: there are fewer than two images, or draws is odd.
     """
-    if (count := len(dataset)) < 2:  # type: ignore[arg-type]
-        raise ValueError(f"a standard error needs at least two images; got {count}")
+    check_comparison(dataset, draws)
+    count = len(dataset)  # type: ignore[arg-type]
     images, cond = split_condition(default_collate([dataset[i] for i in range(count)]), "cpu")
     settings: dict[str, Any] = {"draws": draws, "batch_size": batch_size, "progress": progress}
     learned, uniform = (

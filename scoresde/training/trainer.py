@@ -10,6 +10,7 @@ and the log is in `<run>/log.jsonl` and TensorBoard. Processes started by torchr
 import os
 import signal
 import threading
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
@@ -27,7 +28,7 @@ from scoresde.losses import LossTerms, Objective
 from scoresde.progress import progress_bar
 from scoresde.protocols import Condition, select
 from scoresde.score import ScoreModel
-from scoresde.tensors import available, is_half
+from scoresde.tensors import available, check_integer, is_half
 from scoresde.training import distributed, posthoc_ema
 from scoresde.training.batches import StepNoise, batches, fitting, share, split_condition, step_seed
 from scoresde.training.distributed import SharedObjective
@@ -110,11 +111,12 @@ class Trainer:
     where: torch.device = field(init=False)
 
     def __post_init__(self) -> None:
-        if not isinstance(self.steps, int):
-            raise ValueError(f"steps must be an integer; got {self.steps!r}")
-        for name, least in (("steps", 1), ("accumulate", 1), ("decay_start", 1), ("warmup", 0), ("skip_limit", 0)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} must be at least {least}; got {getattr(self, name)}")
+        intervals = ("log_every", "checkpoint_every", "preview_every", "evaluate_every", "snapshot_every")
+        least = {"steps": 1, "accumulate": 1, "decay_start": 1}
+        least |= dict.fromkeys((*intervals, "warmup", "skip_limit", "workers"), 0)
+        for name, lowest in least.items():
+            check_integer(name, getattr(self, name), lowest)
+        check_integer("seed", self.seed)
         if not self.clip > 0:
             raise ValueError(f"clip must be positive; got {self.clip}")
         if self.decay not in DECAYS:
@@ -158,6 +160,10 @@ class Trainer:
             evaluate: called in the same way every `evaluate_every` steps and at the end; returns numbers for the log.
             progress: show a progress bar.
             config: the configuration of the run, of values that JSON can represent; stored in the checkpoints.
+
+        Warns:
+            UserWarning: a preview or an evaluation failed, or an item of the dataset cannot be read, see
+                `training.batches`.
 
         Raises:
             TypeError: the model is not a module.
@@ -315,9 +321,11 @@ class Trainer:
         state.model.eval()
         with state.ema.applied():
             if preview is not None:
-                preview(state.model, state.step)
+                with _not_fatal("preview", state.step):
+                    preview(state.model, state.step)
             if evaluate is not None:
-                log.write({"step": state.step, **evaluate(state.model, state.step)})
+                with _not_fatal("evaluation", state.step):
+                    log.write({"step": state.step, **evaluate(state.model, state.step)})
         state.model.train()
 
 
@@ -343,6 +351,20 @@ class _Terms(nn.Module):
 def _is_evaluated(path: Path, step: int) -> bool:
     """Return whether the log has the evaluation after this step."""
     return not step or any(row["step"] == step and "loss" not in row for row in read_lines(path))
+
+
+@contextmanager
+def _not_fatal(name: str, step: int) -> Iterator[None]:
+    """Turn an error of the block into a warning: a report must not end a training.
+
+    Warns:
+        UserWarning: the report failed, with the reason.
+    """
+    try:
+        yield
+    except Exception as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        warnings.warn(f"the {name} after step {step} failed, and the training goes on: {reason}", stacklevel=2)
 
 
 def _seed_dropout(seed: int, device: torch.device) -> None:

@@ -2,8 +2,12 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
+import scoresde as ss
+from scoresde import build
 from scoresde.cli import main
 from scoresde.evaluation.dataset_likelihood import four_decimals
 from tests.cli.conftest import rows
@@ -18,8 +22,11 @@ def test_points_have_nats_with_a_standard_error(toy, split, capsys):
     assert (row["kind"], row["split"], row["n"], row["unit"]) == ("likelihood", split, 20, "nats/dim")
     assert 0.5 < row["mean"] < 5
     assert 0 < row["stderr"] < 0.5
-    assert row["conventions"]["solver"] == "Adams(steps=12, order=3, smoothing=1)"
-    assert (row["nfe"], row["bound"]) == (3 + 13, None)  # three evaluations measure the scale
+    assert row["conventions"]["solver"] == "Adams(steps=12, order=3, smoothing=1, data_scale=None)"
+    assert (row["nfe"], row["bound"]) == (
+        3 + 2 + 13,
+        None,
+    )  # three for the scale, two for a check
     assert row["population"] ** 2 + row["monte_carlo"] ** 2 == pytest.approx(row["stderr"] ** 2)
     assert 0 < abs(row["discretisation"]["mean"]) < 0.5
     table = capsys.readouterr().out
@@ -59,3 +66,40 @@ def test_wrong_input_is_answered_in_one_line(toy, refused):
     config = Path(toy, "config.yaml")
     config.write_text(config.read_text().replace("validation:", "other:"))
     assert "toy has no validation data: set data.validation" in refused("bpd", f"run={toy}", "split=validation")
+
+
+def test_failed_samples_are_named_and_the_others_kept(toy, refused, monkeypatch):
+    """The network gives NaN for two of the samples: no mean, no row of a likelihood, but the values of the others."""
+    command = ["bpd", f"run={toy}", "likelihood.solver.steps=12"]
+    assert main(command) == 0
+    (whole,) = rows(toy)
+    values = np.load(toy / "per_sample" / whole["file"])["values"]
+    data = ss.load(toy).transform(torch.stack([*build.instantiate(ss.load(toy).config.data.test)]))
+    largest = data[:, 0].sort().values
+    limit = float(largest[-3:-1].mean())
+
+    def breaks(module, arguments):
+        x, label = arguments[:2]
+        broken = (x[:, :1] > limit) & (label[:, None] < 1e-4)
+        return (torch.where(broken, torch.nan, x), *arguments[1:])
+
+    load = build.load
+
+    def broken(*arguments, **options):
+        run = load(*arguments, **options)
+        run.model.network.register_forward_pre_hook(breaks)
+        return run
+
+    monkeypatch.setattr(build, "load", broken)
+    failed = (data[:, 0] > limit).nonzero().flatten().tolist()
+    message = refused(*command)
+    assert f"failed for 2 of 20 samples, at {failed} (NONFINITE)" in message
+    assert "The other 18 have a mean of " in message
+    assert "stored in toy/per_sample, with NaN for these" in message
+    row = rows(toy)[-1]
+    assert (row["kind"], row["failed"]) == ("incomplete_likelihood", failed)
+    kept = np.load(toy / "per_sample" / row["file"])["values"]
+    assert np.isnan(kept).nonzero()[0].tolist() == failed
+    others = [i for i in range(20) if i not in failed]
+    np.testing.assert_allclose(kept[others], values[others], rtol=1e-5)
+    assert not list((toy / "likelihood").iterdir())

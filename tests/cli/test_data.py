@@ -127,7 +127,7 @@ def test_images_of_ones_own(option, capsys, tmp_path):
         (["data=table", "data.path=none.csv"], "none.csv"),
         (["data=digits", "split=fit"], "split must be one of train, validation, test; got 'fit'"),
         (["data=digits", "limit=0"], "limit=0"),
-        (["data=digits", "n=-1"], "n must be 1 or more; got -1"),
+        (["data=digits", "n=-1"], "n must be an integer >= 1; got -1"),
         (["~data"], "no dataset: set data=... or experiment=..."),
     ],
     ids=str,

@@ -9,8 +9,9 @@ from torch.utils.data import default_collate
 
 import scoresde as ss
 from scoresde.data import Affine, Levels
+from scoresde.dequantization import Incomplete
 from scoresde.evaluation import Budget, evaluate_likelihood
-from scoresde.evaluation.dataset_likelihood import _Evaluation
+from scoresde.evaluation.dataset_likelihood import Estimate, _Evaluation
 from scoresde.evaluation.resumable import fingerprint
 from scoresde.networks import MLP
 from scoresde.solvers import Adams, RungeKutta
@@ -37,7 +38,7 @@ def test_continuous_data_has_the_nats_of_the_oracle_without_monte_carlo_noise(sh
     nats = -(mixture.log_prob(transform(points), SDE, SDE.t_min) + size * math.log(2)) / size
     torch.testing.assert_close(result.per_sample, nats, rtol=0, atol=2e-3)
     assert result.unit == "nats/dim"
-    assert (result.nfe, result.backward) == (3 + 96, 96 * size)  # four stages a step, three for the scale of the data
+    assert (result.nfe, result.backward) == (3 + 2 + 96, 2 + 96 * size)  # four stages a step; scale of the data, check
     assert result.mean == pytest.approx(float(nats.mean()), abs=1e-3)
     assert result.stderr == pytest.approx(float(nats.std()) / 10, rel=1e-2)
     entropy = -float(mixture.log_prob(mixture.sample(20_000, generator=seeded(1))).mean()) / size - math.log(2)
@@ -56,7 +57,7 @@ def test_quantised_data_has_the_bits_of_bits_per_dim(shape, tmp_path):
     expected = ss.bits_per_dim(model, images, transform, trace=CHEAP["trace"], solver=CHEAP["solver"])
     torch.testing.assert_close(result.per_sample, expected.per_image, rtol=1e-9, atol=1e-9)
     assert result.unit == "bits/dim"
-    assert (result.nfe, result.backward) == (float(expected.nfe.double().mean()), 16) == (3 + 16, 16)
+    assert (result.nfe, result.backward) == (float(expected.nfe.double().mean()), 18) == (3 + 2 + 16, 2 + 16)
     assert (result.mean, result.stderr) == pytest.approx((expected.mean, expected.stderr), rel=1e-9)
     assert result.conventions == expected.conventions
 
@@ -96,12 +97,18 @@ def test_conditions_stay_with_their_samples(kind, is_quantised, tmp_path):
 
 
 @pytest.mark.parametrize("dequantization", [None, ss.Uniform()], ids=["nats", "bits"])
-def test_a_failed_solve_names_the_samples(dequantization, tmp_path):
+def test_a_failed_solve_keeps_the_other_samples_and_names_those_without(dequantization, tmp_path):
     transform, low, high = (Affine(), -1.0, 2.0) if dequantization is None else (Levels(8), 0.0, 7.0)
     run = as_run(ss.ScoreModel(Network(0.5, cond_features=0), SDE, "karras"), transform, tmp_path)
     data = [torch.full((3,), low)] * 5 + [torch.full((3,), high)]
-    with pytest.raises(RuntimeError, match=r"samples 4 to 5 of the dataset: the solver failed for 1 .*NONFINITE"):
+    message = r"failed for 1 of 6 samples, at \[5\] \(NONFINITE\).* The other 5 have"
+    with pytest.raises(Incomplete, match=message) as caught:
         evaluate_likelihood(run, data, dequantization, **CHEAP, batch_size=2)
+    result, whole = caught.value.result, evaluate_likelihood(run, data[:5], dequantization, **CHEAP, batch_size=2)
+    assert math.isnan(result.mean)
+    assert result.per_sample.isnan().tolist() == [False] * 5 + [True]
+    torch.testing.assert_close(result.per_sample[:5], whole.per_sample, rtol=1e-9, atol=0)
+    assert f"a mean of {Estimate(whole.mean, whole.stderr)} {whole.unit}" in str(caught.value)
 
 
 # --- errors

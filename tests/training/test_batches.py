@@ -2,11 +2,15 @@
 
 from itertools import chain, product
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch.utils.data import Dataset
 
-from scoresde.training.batches import StepNoise, batches, fitting, split_condition, step_seed
+from scoresde.data import ImageFolder
+from scoresde.data.items import Unreadable
+from scoresde.training.batches import REPLACEMENTS, StepNoise, batches, fitting, split_condition, step_seed
 
 SEEDS = [0, 1, 2, 20240101, 2**31 - 1]
 
@@ -143,3 +147,37 @@ def test_a_batch_is_at_most_the_dataset_and_this_is_told():
         assert fitting(256, torch.arange(160)) == 160
     with pytest.raises(ValueError, match=r"1 \(processes\) and 0 \(samples\); got 4"):
         batches(torch.arange(0), fitting(4, torch.arange(0)), 0, 0, 1)
+
+
+def folder(path, damaged):
+    """A folder of 12 pictures of one colour, the level of which is ten times their number; some cut in half."""
+    for i in range(12):
+        Image.fromarray(np.full((4, 4), 10 * i, np.uint8)).save(path / f"{i:02}.png")
+    for i in damaged:
+        file = path / f"{i:02}.png"
+        file.write_bytes(file.read_bytes()[:45])
+    return ImageFolder(path, size=4, channels=1)
+
+
+@pytest.mark.filterwarnings("always:item")
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_damaged_file_is_named_and_the_next_item_takes_its_place(tmp_path, workers, recwarn):
+    whole = [batch[:, 0, 0, 0] / 10 for batch in batches(folder(tmp_path, []), 4, 0, 0, 3)]
+    loaded = [batch[:, 0, 0, 0] / 10 for batch in batches(folder(tmp_path, [5, 6]), 4, 0, 0, 3, workers)]
+    replaced = [torch.where((batch == 5) | (batch == 6), 7.0, batch) for batch in whole]
+    assert all(map(torch.equal, loaded, replaced))
+    messages = {str(warning.message).partition(" (")[0] for warning in recwarn}  # those of workers are on stderr
+    files = {5: tmp_path / "05.png", 6: tmp_path / "06.png"}
+    assert workers or messages == {
+        f"item {i} is left out, the next one is taken: {file} is not an image of 8 bits per channel"
+        for i, file in files.items()
+    }
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.filterwarnings("ignore:item")
+def test_a_folder_of_damaged_files_is_refused_with_the_name_of_one(tmp_path, workers):
+    dataset = folder(tmp_path, range(12))
+    with pytest.raises(Unreadable, match=r"\d\d.png is not an image of 8 bits per channel"):
+        next(iter(batches(dataset, 4, 0, 0, 3, workers)))
+    assert REPLACEMENTS < 12

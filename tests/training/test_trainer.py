@@ -430,6 +430,23 @@ def test_too_many_skipped_steps_in_a_row_stop_the_run(tmp_path):
 # --- previews, evaluations and the log
 
 
+def fail(model, step):
+    raise RuntimeError("16 of 16 samples are NaN")
+
+
+def test_a_failing_preview_or_evaluation_warns_and_changes_nothing(whole, tmp_path):
+    options = {"preview": fail, "preview_every": 6, "evaluate": fail, "evaluate_every": 8}
+    with pytest.warns(UserWarning, match="failed") as caught:
+        fit(tmp_path, **options)
+    messages = [str(one.message) for one in caught]
+    reports = [("preview", 6), ("evaluation", 8), ("preview", 12), ("evaluation", 12)]
+    assert messages == [
+        f"the {name} after step {step} failed, and the training goes on: RuntimeError: 16 of 16 samples are NaN"
+        for name, step in reports
+    ]
+    assert_same_run(tmp_path, whole)
+
+
 def test_previews_use_the_averaged_weights(tmp_path):
     previews = {}
 
@@ -534,9 +551,14 @@ def test_a_checkpoint_of_another_training_is_refused(tmp_path, changed, message)
     ("options", "message"),
     [
         ({"steps": 0}, "steps must be at least 1; got 0"),
-        ({"steps": 10.0}, "steps must be an integer; got 10.0"),
         ({"warmup": -1}, "warmup must be at least 0; got -1"),
         ({"accumulate": 0}, "accumulate must be at least 1"),
+        ({"log_every": -5}, "log_every must be at least 0; got -5"),
+        ({"checkpoint_every": -1}, "checkpoint_every must be at least 0; got -1"),
+        ({"preview_every": -1}, "preview_every must be at least 0; got -1"),
+        ({"evaluate_every": -1}, "evaluate_every must be at least 0; got -1"),
+        ({"snapshot_every": -2, "power": (0.1,)}, "snapshot_every must be at least 0; got -2"),
+        ({"workers": -1}, "workers must be at least 0; got -1"),
         ({"clip": 0.0}, "clip must be positive; got 0.0"),
         ({"decay": "step"}, "decay must be one of none, linear, cosine, inverse_sqrt; got 'step'"),
         ({"ema": 1.0}, "decay must lie in [0, 1); got 1.0"),
@@ -552,6 +574,13 @@ def test_settings_out_of_range_are_refused(tmp_path, options, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         fit(tmp_path, **options)
     assert not (tmp_path / CHECKPOINT).exists()
+
+
+@pytest.mark.parametrize("name", ["steps", "warmup", "log_every", "workers", "seed"])
+@pytest.mark.parametrize("value", [2.5, math.nan, "abc", True, None])
+def test_counts_of_another_type_are_refused(tmp_path, name, value):
+    with pytest.raises(TypeError, match=f"{name} must be an integer; got {value!r}"):
+        fit(tmp_path, **{name: value})
 
 
 def test_a_batch_larger_than_the_dataset_is_the_whole_dataset(tmp_path):
