@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from scoresde.protocols import Transform
 from scoresde.tensors import dimensions, float64, floating
 
 RESOLUTION = 0.01  # largest distance of neighbouring numbers of a dtype, in units of the spread of the values
@@ -126,7 +127,7 @@ class Compose:
         transforms: the transforms, the first to be applied first.
     """
 
-    def __init__(self, transforms: Sequence):
+    def __init__(self, transforms: Sequence[Transform]):
         self.transforms = list(transforms)
 
     @property

@@ -12,7 +12,7 @@ published weights), sin and cos of the index along it at n frequencies 10^(-4k/n
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
@@ -220,21 +220,29 @@ class DiT(nn.Module):
         return self.border.remove(unpatchify(self.final(tokens, features), self.grid, self.patch))
 
 
-def dit_s(image_size: int | Sequence[int] = 32, channels: int = 4, patch: int = 2, **options: Any) -> DiT:
+def dit_s(
+    image_size: int | Sequence[int] = 32, channels: int = 4, patch: int = 2, **options: Annotated[Any, DiT]
+) -> DiT:
     """DiT-S (2212.09748, table 1); 33M parameters with patch 2."""
     return DiT(image_size, channels, patch, width=384, depth=12, heads=6, **options)
 
 
-def dit_b(image_size: int | Sequence[int] = 32, channels: int = 4, patch: int = 2, **options: Any) -> DiT:
+def dit_b(
+    image_size: int | Sequence[int] = 32, channels: int = 4, patch: int = 2, **options: Annotated[Any, DiT]
+) -> DiT:
     """DiT-B (2212.09748, table 1); 130M parameters with patch 2."""
     return DiT(image_size, channels, patch, width=768, depth=12, heads=12, **options)
 
 
-def dit_l(image_size: int | Sequence[int] = 32, channels: int = 4, patch: int = 2, **options: Any) -> DiT:
+def dit_l(
+    image_size: int | Sequence[int] = 32, channels: int = 4, patch: int = 2, **options: Annotated[Any, DiT]
+) -> DiT:
     """DiT-L (2212.09748, table 1); 458M parameters with patch 2."""
     return DiT(image_size, channels, patch, width=1024, depth=24, heads=16, **options)
 
 
-def dit_xl(image_size: int | Sequence[int] = 32, channels: int = 4, patch: int = 2, **options: Any) -> DiT:
+def dit_xl(
+    image_size: int | Sequence[int] = 32, channels: int = 4, patch: int = 2, **options: Annotated[Any, DiT]
+) -> DiT:
     """DiT-XL (2212.09748, table 1); 675M parameters with patch 2."""
     return DiT(image_size, channels, patch, width=1152, depth=28, heads=16, **options)

@@ -21,7 +21,7 @@ from scoresde.networks.layers import Border, cast_for, check_shape, convolution
 from scoresde.protocols import Condition
 from scoresde.tensors import at_least_float32, broadcast
 
-Factory = Callable[..., Any]
+Factory = Callable[..., nn.Module]
 """A class or function that returns a module; in YAML a `_target_` with `_partial_: true`."""
 Level = tuple[str, int, bool]
 """A resolution: its name, its channels, whether its blocks attend."""
