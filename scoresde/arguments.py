@@ -35,19 +35,21 @@ class Constraint:
 
 @dataclass(frozen=True)
 class Range(Constraint):
-    """Numbers from `low` to `high`; `is_open` excludes `low`."""
+    """Numbers from `low` to `high`, without `low` if `is_open`; only even ones if `is_even`."""
 
     low: float
     high: float = math.inf
     is_open: bool = False
+    is_even: bool = False
 
     def matches(self, value: Any, kind: Any) -> bool:
         is_above = matches(value, kind) and (value > self.low if self.is_open else value >= self.low)
-        return is_above and value <= self.high
+        return is_above and value <= self.high and (not self.is_even or value % 2 == 0)
 
     def describe(self, kind: str) -> str:
-        least = f"{kind} {'>' if self.is_open else '>='} {self.low:,}"
-        return f"{least} and <= {self.high:,}" if self.high < math.inf else least
+        limits = [f"{'>' if self.is_open else '>='} {self.low:,}"]
+        limits += [f"<= {self.high:,}"] if self.high < math.inf else []
+        return f"{kind} {' and '.join(limits)}{', even' if self.is_even else ''}"
 
 
 @dataclass(frozen=True)
@@ -65,13 +67,30 @@ class Infinite(Constraint):
 
 @dataclass(frozen=True)
 class Distinct(Constraint):
-    """Sequences without repetitions."""
+    """Sequences of at least `least` entries, without repetitions."""
+
+    least: int = 0
 
     def matches(self, value: Any, kind: Any) -> bool:
-        return matches(value, kind) and all(entry not in value[:i] for i, entry in enumerate(value or ()))
+        if not matches(value, kind) or value is None:
+            return matches(value, kind)
+        return len(value) >= self.least and all(entry not in value[:i] for i, entry in enumerate(value))
 
     def describe(self, kind: str) -> str:
-        return f"{kind} without repetitions"
+        return f"{kind}, {'not empty, ' if self.least else ''}without repetitions"
+
+
+@dataclass(frozen=True)
+class Named(Constraint):
+    """Values that are not empty, described by `name`, such as "a directory"."""
+
+    name: str
+
+    def matches(self, value: Any, kind: Any) -> bool:
+        return matches(value, kind) and value != ""
+
+    def describe(self, kind: str) -> str:
+        return self.name
 
 
 MOST = 10**6  # of what is kept in a list, or computed one after the other
@@ -79,10 +98,12 @@ Count = Annotated[int, Range(1)]
 CountOrZero = Annotated[int, Range(0)]
 Few = Annotated[int, Range(1, MOST)]
 FewOrZero = Annotated[int, Range(0, MOST)]
+EvenCount = Annotated[int, Range(2, MOST, is_even=True)]
 Seed = Annotated[int, Range(0, 2**63 - 1)]
 Positive = Annotated[float, Range(0, is_open=True)]
 NonNegative = Annotated[float, Range(0)]
 Share = Annotated[float, Range(0, 1)]
+Level = Annotated[float, Range(0, 1, is_open=True)]
 
 
 def check(name: str, value: Any, annotation: Any) -> None:
@@ -91,6 +112,9 @@ def check(name: str, value: Any, annotation: Any) -> None:
     Raises:
         ValueError: the value does not match. The message has the name, the values that match, and the value.
     """
+    if isinstance(value, (list, tuple)):
+        for i, item in enumerate(value):
+            check(f"{name}[{i}]", item, item_annotation(annotation))
     if not matches(value, annotation):
         is_whole = isinstance(value, float) and value.is_integer() and matches(int(value), annotation)
         hint = f": write {int(value)}" if is_whole else ""
@@ -194,7 +218,7 @@ def keys_of(annotation: Any) -> dict[str, Any]:
     for option in get_args(annotation):
         is_source = get_origin(annotation) is Annotated and (inspect.isfunction(option) or isinstance(option, type))
         keys = {**(annotations_of(option) if is_source and option is not dict else keys_of(option)), **keys}
-    return keys
+    return {name: key for name, key in keys.items() if name != "return"}
 
 
 def describe(annotation: Any) -> str:
@@ -211,11 +235,11 @@ def describe(annotation: Any) -> str:
         return NAMES[kind or type(None)]
     if is_sequence(kind):
         if kind is tuple and options and options[-1] is not Ellipsis:
-            return f"a list of {len(options)} values ({', '.join(map(describe, options))})"
-        return f"a list (each entry {describe(options[0])})" if options and options[0] is not Any else "a list"
+            return f"a list [{', '.join(map(describe, options))}]"
+        return f"a list [...] ({describe(options[0])})" if options and options[0] is not Any else "a list [...]"
     if is_typeddict(kind) or (isinstance(kind, type) and issubclass(dict, kind)):
         return "a mapping of keys to values"
-    return "a function" if _is_callable(kind) else f"a {getattr(kind, '__name__', kind)}"
+    return "a function" if _is_callable(kind) else f"a {getattr(kind, '__name__', kind)} (_target_: ...)"
 
 
 def shown(value: Any) -> str:

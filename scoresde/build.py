@@ -18,8 +18,8 @@ from typing import Any
 
 import hydra
 import torch
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import InterpolationKeyError, InterpolationResolutionError
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import InterpolationKeyError, InterpolationResolutionError, MissingMandatoryValue
 from torch import Tensor, nn
 
 from scoresde.arguments import annotations_of, describe, fits, fits_call, item_annotation, keys_of, matches
@@ -38,6 +38,7 @@ from scoresde.training.power_profiles import WIDEST
 from scoresde.training.trainer import CHECKPOINT
 
 TORCH_PACKAGES = ("torch.nn.", "torch.optim.")
+UNKNOWN = (InterpolationResolutionError, MissingMandatoryValue)
 ARBITRARY = nn.Module | bool | int | float | str | list | dict | None  # where an annotation is missing or says Any
 
 
@@ -80,6 +81,8 @@ def instantiate(config: Any, trust: Sequence[str] = (), role: Any = object, **ar
         ValueError: a target that is not allowed or does not exist, an argument of another type, see `check`, or one
             that its constructor rejects.
     """
+    for target in _targets(config):
+        _check(target, trust)
     check(config, role, trust)
     try:
         return hydra.utils.instantiate(config, _convert_="all", **arguments)
@@ -105,8 +108,6 @@ def check(config: Any, role: Any = object, trust: Sequence[str] = ()) -> None:
             match its annotation. The message has the key.
     """
     node = OmegaConf.create(config) if isinstance(config, (dict, list)) else config
-    for target in _targets(node):
-        _check(target, trust)
     _check_types(_key(node), node, role, trust)
 
 
@@ -247,10 +248,14 @@ def _check_shapes(model: torch.nn.Module, state: dict[str, Tensor], source: Path
 
 def _targets(config: Any) -> Iterator[str]:
     """Yield every `_target_` in a configuration."""
-    for name, value in _items(config):
-        if name == "_target_":
-            yield str(value)
-        yield from _targets(value)
+    if isinstance(config, (DictConfig, dict)):
+        for key, value in config.items():
+            if key == "_target_":
+                yield str(value)
+            yield from _targets(value)
+    elif isinstance(config, (ListConfig, list, tuple)):
+        for value in config:
+            yield from _targets(value)
 
 
 def _items(node: Any) -> Iterator[tuple[Any, Any]]:
@@ -258,9 +263,8 @@ def _items(node: Any) -> Iterator[tuple[Any, Any]]:
     if not OmegaConf.is_config(node) or not node:
         return
     for key in list(node) if isinstance(node, DictConfig) else range(len(node)):
-        with suppress(InterpolationResolutionError):
-            if not OmegaConf.is_missing(node, key):
-                yield key, node[key]
+        with suppress(*UNKNOWN):
+            yield key, node[key]
 
 
 def _check(target: str, trust: Sequence[str]) -> None:
@@ -294,17 +298,18 @@ def _check_types(key: str, value: Any, role: Any, trust: Sequence[str]) -> None:
             got = f"a mapping without _target_: {', '.join(map(str, value))}"
             raise ValueError(f"{key or 'the object'} must be {describe(role)}; got {got}")
         _check_arguments(value, keys_of(role), object if role is object else Any, trust)
-    elif OmegaConf.is_list(value) and any(_targets(value)):
+    elif OmegaConf.is_list(value) and any(OmegaConf.is_config(item) for _, item in _items(value)):
         for name, item in _items(value):
             _check_types(f"{key}[{name}]", item, item_annotation(role), trust)
     else:
-        with suppress(InterpolationResolutionError):
+        with suppress(*UNKNOWN):
             check_value(key, OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value, role)
 
 
 def _check_target(key: str, node: DictConfig, role: Any, trust: Sequence[str]) -> None:
     """Check that the objects of a target fit a role, and its arguments."""
     target = str(node["_target_"])
+    _check(target, trust)
     if not target.startswith(("scoresde.", *TORCH_PACKAGES)):  # of a package in `trust`: it fits
         _check_arguments(node, {}, object, trust)
         return

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from torch.utils.data import Dataset
 
 from scoresde import build, plots, run_config
@@ -50,10 +50,11 @@ def run_directory(config: DictConfig) -> Path:
 
 
 def run_path(value: Any) -> Path:
-    """Return the path in `run`; raise ValueError if it is not a path."""
-    if not isinstance(value, (str, Path)) or not str(value):
-        raise ValueError(f"run must be a directory; got run={'null' if value is None else value}")
-    return Path(value)
+    """Return the path in `run`; raise ValueError if it is, or lies in, a file."""
+    path = Path(value)
+    if file := next((part for part in (path, *path.parents) if part.is_file()), None):
+        raise ValueError(f"run must be a directory; got run={value}: {file} is a file")
+    return path
 
 
 def check_run(value: Any) -> Path:
@@ -77,10 +78,10 @@ def run_data(run: build.Run, split: str, trust: Sequence[str]) -> Any:
     Raises:
         ValueError: the run's configuration has no such split, and see `build.instantiate`.
     """
-    node = run.config.data.get(check_choice("split", split, SPLITS))
+    node = run.config.data.get(split)
     if node is None:
         raise ValueError(f"{run.path} has no {split} data: set data.{split} in its {run_config.CONFIG}")
-    dataset = build.instantiate(node, trust)
+    dataset = build.instantiate(node, trust, Dataset)
     if 1 < (count := len(dataset)) < FEW:
         with warnings_on_stderr():
             warnings.warn(
@@ -112,13 +113,6 @@ def check_choice(name: str, value: str, known: Collection[str]) -> str:
     if value not in known:
         raise ValueError(f"{name} must be one of {', '.join(known)}; got {value!r}")
     return value
-
-
-def nonempty_list(config: DictConfig, key: str) -> list[Any]:
-    """Return a setting that must be a list of at least one entry."""
-    if not OmegaConf.is_list(config[key]) or not len(config[key]):
-        raise ValueError(f"{key} must be a list of at least one entry, {key}=[...]; got {config[key]}")
-    return list(config[key])
 
 
 # --- data

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from scoresde import build
 from scoresde.cli.bpd import measure_likelihood
-from scoresde.cli.common import SPLITS, check_choice, load_run, nonempty_list
+from scoresde.cli.common import load_run
 from scoresde.cli.output import Record, append_row, print_rows, print_table, shows_progress
 from scoresde.cli.sample import draw
 from scoresde.evaluation.image_data import is_of_images
@@ -49,8 +49,7 @@ def evaluate(config: DictConfig) -> Record | None:
 
 def quality_measure(run: build.Run, config: DictConfig, device: str) -> Callable[[Tensor], Quality]:
     """Return the function that measures samples in data units; check all settings before samples are drawn."""
-    check_choice("split", config.split, SPLITS)
-    metrics = None if config.metrics is None else nonempty_list(config, "metrics")
+    metrics = None if config.metrics is None else list(config.metrics)
     settings = QualitySettings(config.split, metrics, list(config.floors or ()), config.seed, tuple(config.trust))
     if not is_of_images(run):
         has_features = HydraConfig.get().runtime.choices["features"] != DEFAULT_SPACE

@@ -1,56 +1,41 @@
-"""The keys of a configuration: which of them a verb reads, and which known key is nearest to an unknown one.
+"""The keys of a configuration: which of them a verb reads, their types, and the known key nearest to an unknown one.
 
 A key is read by the verb, by the constructor of the `_target_` beside it, or by an interpolation `${key}`. Any other
-key has no effect, so `check_keys` refuses it.
+key has no effect, so `check_keys` refuses it. It also refuses values of another type than the verb (`cli.settings`) or
+the constructor says.
 """
 
 import inspect
 import pkgutil
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from difflib import get_close_matches
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from scoresde.cli.common import SPLITS, config_directory
-from scoresde.cli.completion import BASE
+from scoresde import build
+from scoresde.arguments import annotations_of, check, keys_of, options_name
+from scoresde.cli.common import config_directory
+from scoresde.cli.settings import SETTINGS
 from scoresde.cli.suggestions import NEAR
-from scoresde.evaluation.dataset_likelihood import evaluate_likelihood
-from scoresde.training.validation import HeldOut
 
 MAX_KEYS = 3  # in a suggestion
 HYDRA = ("_target_", "_args_", "_convert_", "_partial_", "_recursive_")  # keys beside a target that Hydra reads
-OPTIONAL = ("name", "learned_variance")  # keys that an experiment may set
-MAPS = ("transform", "dequantization")
-DATA = ("shape", "range", "sigma_data", "training", *SPLITS, *MAPS)
 Node = Mapping[str, Any]
 
 
-def parameters(function: Callable[..., Any]) -> set[str] | None:
-    """Return the names of the arguments of a function or a class; None if it accepts any name."""
-    arguments = inspect.signature(function).parameters.values()
-    if any(argument.kind is argument.VAR_KEYWORD for argument in arguments):
-        return None
-    return {argument.name for argument in arguments}
-
-
-NODES: dict[str, set[str] | None] = {  # the keys of the nodes that have no `_target_`
-    "data": set(DATA),
-    "data.training": set(MAPS),
-    "likelihood": parameters(evaluate_likelihood),
-    "held_out": parameters(HeldOut),
-}
-
-
 def check_keys(verb: str, config: DictConfig, choices: Mapping[str, str]) -> None:
-    """Raise ValueError for the first key of a configuration that is not read, with the nearest key that is.
+    """Check the keys and the values of a configuration.
 
     Args:
         verb: the verb that reads it.
         config: the configuration.
         choices: the option of each group. A key that an option of this library declares for interpolations is read,
             whether or not overrides replaced all of them.
+
+    Raises:
+        ValueError: a key that is not read, with the nearest key that is, or a value of another type.
     """
     nodes = list(_nodes(_tree(config)))
     declared = {f"data.{key}" for key in _keys(f"data/{choices.get('data')}")}
@@ -62,6 +47,9 @@ def check_keys(verb: str, config: DictConfig, choices: Mapping[str, str]) -> Non
             if not (is_read or key in declared):
                 known = {other for other, _ in nodes if other and not f"{other}.".startswith(f"{key}.")}
                 raise ValueError(unknown(key, known, could_have(verb, config)))
+    check("trust", config.trust, annotations_of(SETTINGS[verb])["trust"])
+    own = OmegaConf.masked_copy(config, [key for key in config if key != "hydra"])
+    build.check(own, SETTINGS[verb], config.trust)
 
 
 def could_have(verb: str, config: DictConfig) -> set[str]:
@@ -96,27 +84,23 @@ def _names(verb: str, path: str, node: Node) -> set[str] | None:
     if "_target_" in node:
         names = _arguments(str(node["_target_"]))
         return None if names is None else names.union(HYDRA)
-    return NODES.get(path) if path else _settings(verb)
+    role = SETTINGS[verb]
+    for name in filter(None, path.split(".")):
+        role = keys_of(role).get(name)
+    return set(keys_of(role)) or None
 
 
 def _arguments(target: str) -> set[str] | None:
-    """Return the arguments of a target; None if it is not of this library or PyTorch, or does not exist."""
+    """Return the arguments of a target; None if it is not of this library or PyTorch, or takes any."""
     if not target.startswith(("scoresde.", "torch.")):
         return None
     try:
-        return parameters(pkgutil.resolve_name(target))
-    except (ImportError, AttributeError, TypeError, ValueError):  # `build.instantiate` says what is wrong
+        function = pkgutil.resolve_name(target)
+        names, options = set(inspect.signature(function).parameters), options_name(function)
+    except (ImportError, AttributeError, TypeError, ValueError):  # `build.check` says what is wrong
         return None
-
-
-def _settings(verb: str) -> set[str]:
-    """Return the settings and groups of a verb."""
-    settings: set[str] = set()
-    for name in (BASE, verb):
-        keys = _keys(name)
-        groups = (entry for entry in keys.get("defaults", ()) if isinstance(entry, dict))
-        settings = settings.union(keys, *groups)
-    return settings.union(OPTIONAL) if "experiment" in settings else settings
+    further = keys_of(annotations_of(function).get(options)) if options else {}
+    return None if options and not further else names.union(further) - {options}
 
 
 def _keys(name: str) -> dict[str, Any]:

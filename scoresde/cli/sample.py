@@ -11,6 +11,7 @@ from scoresde.evaluation.generation import draw_samples
 from scoresde.evaluation.records import METRICS
 from scoresde.training import distributed
 from scoresde.training.checkpoint import replace_atomically
+from scoresde.wrappers import ModelWrapper
 
 
 def sample(config: DictConfig) -> Record | None:
@@ -34,9 +35,7 @@ def draw(run: build.Run, config: DictConfig, n: int) -> tuple[Tensor, Record]:
     """Draw n samples of a run with the sampler, threshold and seed of a configuration; return them and their row."""
     model, threshold = run.model, config.threshold
     if threshold is not None:
-        if "_target_" not in threshold:
-            raise ValueError(f"expected threshold={{_target_: scoresde.thresholding.Clipped, ...}}; got {threshold}")
-        model = build.instantiate(threshold, config.trust, model=model)
+        model = build.instantiate(threshold, config.trust, ModelWrapper, model=model)
     sampler = build.instantiate(config.sampler, config.trust)
     result = draw_samples(run, sampler, n, config.batch_size, config.seed, model, progress=shows_progress())
     name, seconds = HydraConfig.get().runtime.choices["sampler"], round(result.seconds, 2)

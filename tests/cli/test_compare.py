@@ -76,10 +76,10 @@ def test_images_have_a_frechet_distance_on_named_features(grey, capsys):
     ("overrides", "message"),
     [
         (["samplers=[ddim,nope]"], "annealed_langevin, ddim, ddim_eta1, deis3, "),
-        (["samplers=ddim"], "samplers must be a list of at least one entry, samplers=[...]; got ddim"),
+        (["samplers=ddim"], "samplers must be a list [...] (text), not empty, without repetitions; got 'ddim'"),
         (["samplers=[ode]"], "ode chooses its own"),
-        (["nfe=[]"], "nfe must be a list of at least one entry"),
-        (["nfe=[10,0]"], "nfe[1]"),
+        (["nfe=[]"], "nfe must be a list [...] (an integer >= 1 and <= 1,000,000), not empty"),
+        (["nfe=[10,0]"], "nfe[1] must be an integer >= 1 and <= 1,000,000; got 0"),
         (["nfe=[1]", "samplers=[heun]"], "too small for heun"),
         (["metrics=[fid]"], "sliced_wasserstein, mmd, "),
         (["n=2"], "got 2"),
