@@ -99,7 +99,10 @@ CountOrZero = Annotated[int, Range(0)]
 Few = Annotated[int, Range(1, MOST)]
 FewOrZero = Annotated[int, Range(0, MOST)]
 EvenCount = Annotated[int, Range(2, MOST, is_even=True)]
+Layers = Annotated[int, Range(0, 10_000)]
+Levels = Annotated[int, Range(2, 2**32)]
 Seed = Annotated[int, Range(0, 2**63 - 1)]
+Seed32 = Annotated[int, Range(0, 2**32 - 1)]  # of NumPy's RandomState
 Positive = Annotated[float, Range(0, is_open=True)]
 NonNegative = Annotated[float, Range(0)]
 Share = Annotated[float, Range(0, 1)]
@@ -123,7 +126,7 @@ def check(name: str, value: Any, annotation: Any) -> None:
 
 def checked(kind: type[T]) -> type[T]:
     """Decorate a class: its constructor checks its arguments against their annotations, see `check`."""
-    construct: Callable[..., None] = kind.__init__  # type: ignore[misc]
+    construct: Callable[..., None] = kind.__init__
     signature = inspect.signature(construct)
 
     @functools.wraps(construct)
@@ -133,7 +136,7 @@ def checked(kind: type[T]) -> type[T]:
             check(name, value, annotations.get(name, Any))
         construct(self, *args, **kwargs)
 
-    kind.__init__ = constructor  # type: ignore[misc]
+    kind.__init__ = constructor  # type: ignore[method-assign]
     return kind
 
 
@@ -155,7 +158,7 @@ def annotations_of(target: Callable[..., Any]) -> dict[str, Any]:
         hints = get_type_hints(function, include_extras=True)
     except (NameError, TypeError, AttributeError):  # no annotations, or names that exist for type checkers only
         return {}
-    return {**keys_of(hints.get(options_name(target))), **hints}
+    return {**keys_of(hints.get(options_name(target) or "")), **hints}
 
 
 def options_name(target: Callable[..., Any]) -> str | None:
@@ -180,7 +183,7 @@ def matches(value: Any, annotation: Any) -> bool:
         return any(type(value) is type(option) and value == option for option in options)
     if value is None or kind is None:
         return kind in (None, type(None), object) and value is None
-    if isinstance(value, bool) or not isinstance(kind, type):
+    if isinstance(value, bool) or not isinstance(kind, type) or getattr(kind, "_is_protocol", False):
         return kind in (bool, object)
     if kind is float:
         return isinstance(value, (int, float)) and abs(value) <= sys.float_info.max
@@ -214,11 +217,12 @@ def keys_of(annotation: Any) -> dict[str, Any]:
     """
     if is_typeddict(annotation):
         return annotations_of(annotation)
-    keys: dict[str, Any] = {}
-    for option in get_args(annotation):
-        is_source = get_origin(annotation) is Annotated and (inspect.isfunction(option) or isinstance(option, type))
-        keys = {**(annotations_of(option) if is_source and option is not dict else keys_of(option)), **keys}
-    return {name: key for name, key in keys.items() if name != "return"}
+    first, *others = get_args(annotation) or [None]
+    if get_origin(annotation) is Annotated:
+        sources = [keys_of(first), *(annotations_of(option) for option in others if callable(option))]
+    else:
+        sources = [keys_of(option) for option in get_args(annotation)]
+    return {name: key for source in reversed(sources) for name, key in source.items() if name != "return"}
 
 
 def describe(annotation: Any) -> str:

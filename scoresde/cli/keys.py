@@ -7,8 +7,7 @@ the constructor says.
 
 import inspect
 import pkgutil
-import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from difflib import get_close_matches
 from typing import Any
 
@@ -19,6 +18,7 @@ from scoresde.arguments import annotations_of, check, keys_of, options_name
 from scoresde.cli.common import config_directory
 from scoresde.cli.settings import SETTINGS
 from scoresde.cli.suggestions import NEAR
+from scoresde.run_config import interpolations, join, nodes
 
 MAX_KEYS = 3  # in a suggestion
 HYDRA = ("_target_", "_args_", "_convert_", "_partial_", "_recursive_")  # keys beside a target that Hydra reads
@@ -37,33 +37,33 @@ def check_keys(verb: str, config: DictConfig, choices: Mapping[str, str]) -> Non
     Raises:
         ValueError: a key that is not read, with the nearest key that is, or a value of another type.
     """
-    nodes = list(_nodes(_tree(config)))
+    values = list(nodes(_tree(config)))
     declared = {f"data.{key}" for key in _keys(f"data/{choices.get('data')}")}
-    interpolated = [key for path, value in nodes if isinstance(value, str) for key in _interpolations(path, value)]
-    for path, node in nodes:
+    interpolated = [key for path, value in values if isinstance(value, str) for key in interpolations(path, value)]
+    for path, node in values:
         names = _names(verb, path, node) if isinstance(node, dict) else None
-        for key in (_join(path, name) for name in node if name not in names) if names is not None else ():
+        for key in (join(path, name) for name in node if name not in names) if names is not None else ():
             is_read = any(f"{key}.".startswith(f"{other}.") or other.startswith(f"{key}.") for other in interpolated)
             if not (is_read or key in declared):
-                known = {other for other, _ in nodes if other and not f"{other}.".startswith(f"{key}.")}
+                known = {other for other, _ in values if other and not f"{other}.".startswith(f"{key}.")}
                 raise ValueError(unknown(key, known, could_have(verb, config)))
     check("trust", config.trust, annotations_of(SETTINGS[verb])["trust"])
-    own = OmegaConf.masked_copy(config, [key for key in config if key != "hydra"])
+    own = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
     build.check(own, SETTINGS[verb], config.trust)
 
 
 def could_have(verb: str, config: DictConfig) -> set[str]:
     """Return the dotted paths of the keys that would be read in the nodes of a configuration."""
     keys: set[str] = set()
-    for path, node in _nodes(_tree(config)):
+    for path, node in nodes(_tree(config)):
         names = _names(verb, path, node) if isinstance(node, dict) else None
-        keys |= {_join(path, name) for name in names or ()}
+        keys |= {join(path, name) for name in names or ()}
     return keys
 
 
 def key_paths(config: DictConfig) -> list[str]:
     """Return the dotted paths of all nodes and leaves of a configuration, without those of Hydra."""
-    return sorted({path for path, _ in _nodes(_tree(config)) if path})
+    return sorted({path for path, _ in nodes(_tree(config)) if path})
 
 
 def unknown(key: str, *known: Collection[str]) -> str:
@@ -112,26 +112,6 @@ def _keys(name: str) -> dict[str, Any]:
 def _tree(config: DictConfig) -> dict[str, Any]:
     tree = OmegaConf.to_container(config, resolve=False)
     return {str(key): value for key, value in tree.items() if key != "hydra"}  # type: ignore[union-attr]
-
-
-def _nodes(tree: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield the dotted path and the value of every node and leaf; the root has the path ""."""
-    yield path, tree
-    items = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else ()
-    for name, value in items:
-        yield from _nodes(value, _join(path, name))
-
-
-def _interpolations(path: str, text: str) -> Iterator[str]:
-    """Yield the dotted paths that the value at `path` interpolates, as in "${data.shape}" or "${..shape}"."""
-    for dots, key in re.findall(r"\$\{(\.*)([^${}:]+)\}", text):
-        key = re.sub(r"\[(\w+)\]", r".\1", key)
-        parents = path.split(".")[: -len(dots)] if dots else []
-        yield ".".join([*parents, key])
-
-
-def _join(path: str, name: object) -> str:
-    return f"{path}.{name}" if path else str(name)
 
 
 def _last(path: str) -> str:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from scoresde.arguments import Count, CountOrZero, Layers, Positive, Share, checked
 from scoresde.networks.embeddings import PositionalEmbedding, TimeEmbedding, named
 from scoresde.networks.layers import (
     CONVOLUTIONS,
@@ -138,6 +139,7 @@ class FinalLayer(nn.Module):
         return self.output(modulate(self.norm(tokens), shift, scale))
 
 
+@checked
 class DiT(nn.Module):
     """A noise-conditional transformer on the patches of (B, C, *space), with adaLN-Zero blocks (2212.09748).
 
@@ -171,18 +173,18 @@ class DiT(nn.Module):
 
     def __init__(
         self,
-        image_size: int | Sequence[int],
-        channels: int,
-        patch: int = 2,
-        width: int = 384,
-        depth: int = 12,
-        heads: int = 6,
-        mlp_ratio: float = 4.0,
-        time_scale: float = 1000.0,
-        classes: int = 0,
-        cond_features: int = 0,
-        dropout: float = 0.0,
-        out_channels: int | None = None,
+        image_size: Count | Sequence[Count],
+        channels: Count,
+        patch: Count = 2,
+        width: Count = 384,
+        depth: Layers = 12,
+        heads: Count = 6,
+        mlp_ratio: Positive = 4.0,
+        time_scale: Positive = 1000.0,
+        classes: CountOrZero = 0,
+        cond_features: CountOrZero = 0,
+        dropout: Share = 0.0,
+        out_channels: Count | None = None,
         checkpointing: bool = False,
         pad: bool = False,
     ):

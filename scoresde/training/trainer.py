@@ -12,13 +12,14 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader, Dataset
 
+from scoresde.arguments import Count, CountOrZero, Distinct, Infinite, Range, Seed, Share, checked
 from scoresde.dequantization import DataMap
 from scoresde.losses import LossTerms, Objective
 from scoresde.progress import progress_bar
@@ -45,6 +46,7 @@ class Interrupted(RuntimeError):
     """Ctrl-C or a termination signal stopped the run after a complete step; the checkpoint is written."""
 
 
+@checked
 @dataclass
 class Trainer:
     """The settings of a training, and the loop (`fit`).
@@ -78,38 +80,33 @@ class Trainer:
     """
 
     optimizer: Callable[[Any], Optimizer]
-    steps: int
-    batch_size: int = 128
-    accumulate: int = 1
-    warmup: int = 0
+    steps: Count
+    batch_size: Count = 128
+    accumulate: Count = 1
+    warmup: CountOrZero = 0
     decay: str = "none"
-    decay_start: int = 1
-    clip: float = 1.0
-    ema: float = 0.999
+    decay_start: Count = 1
+    clip: Annotated[float, Infinite(0)] = 1.0
+    ema: Share = 0.999
     ema_warmup: str = "tensorflow"
-    power: tuple[float, ...] | list[float] = ()
-    snapshot_every: int = 0
+    power: Annotated[tuple[float, ...] | list[float], Distinct()] = ()
+    snapshot_every: CountOrZero = 0
     precision: str = "float32"
     compile: bool = False
     channels_last: bool = False
-    skip_limit: int = 10
-    seed: int = 0
-    log_every: int = 50
-    checkpoint_every: int = 500
-    preview_every: int = 0
-    evaluate_every: int = 0
-    workers: int = 0
-    parallel: str = "ddp"
+    skip_limit: CountOrZero = 10
+    seed: Seed = 0
+    log_every: CountOrZero = 50
+    checkpoint_every: CountOrZero = 500
+    preview_every: CountOrZero = 0
+    evaluate_every: CountOrZero = 0
+    workers: Annotated[int, Range(0, 1024)] = 0
+    parallel: Literal["ddp", "fsdp"] = "ddp"
     wandb: dict[str, Any] | None = None
     device: str = "cpu"
     where: torch.device = field(init=False)
 
     def __post_init__(self) -> None:
-        if not isinstance(self.steps, int):
-            raise ValueError(f"steps must be an integer; got {self.steps!r}")
-        for name, least in (("steps", 1), ("accumulate", 1), ("decay_start", 1), ("warmup", 0), ("skip_limit", 0)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} must be at least {least}; got {getattr(self, name)}")
         if not self.clip > 0:
             raise ValueError(f"clip must be positive; got {self.clip}")
         if self.decay not in DECAYS:
