@@ -9,6 +9,7 @@ import collections.abc
 import functools
 import inspect
 import math
+import os
 import reprlib
 import sys
 import types
@@ -122,6 +123,22 @@ def check(name: str, value: Any, annotation: Any) -> None:
         is_whole = isinstance(value, float) and value.is_integer() and matches(int(value), annotation)
         hint = f": write {int(value)}" if is_whole else ""
         raise ValueError(f"{name} must be {describe(annotation)}; got {shown(value)}{hint}")
+
+
+def check_memory(name: str, needed: float) -> None:
+    """Raise ValueError if `name` needs more bytes than the machine has."""
+    if needed > (available := memory()):
+        raise ValueError(
+            f"{name} would need {needed:.3g} bytes, and this machine has {available:.3g}: choose smaller sizes"
+        )
+
+
+def memory() -> float:
+    """Return the bytes of memory of this machine; infinity if the system does not say."""
+    try:
+        return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    except (AttributeError, ValueError, OSError):
+        return math.inf
 
 
 def checked(kind: type[T]) -> type[T]:

@@ -22,7 +22,16 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import InterpolationKeyError, InterpolationResolutionError, MissingMandatoryValue
 from torch import Tensor, nn
 
-from scoresde.arguments import annotations_of, describe, fits, fits_call, item_annotation, keys_of, matches
+from scoresde.arguments import (
+    annotations_of,
+    check_memory,
+    describe,
+    fits,
+    fits_call,
+    item_annotation,
+    keys_of,
+    matches,
+)
 from scoresde.arguments import check as check_value
 from scoresde.dequantization import DataMap, Dequantization, Variational
 from scoresde.predictions import Prediction
@@ -118,6 +127,8 @@ def build_model(config: DictConfig, trust: Sequence[str] = ()) -> ScoreModel:
         ValueError: the network needs more dimensions than the states of the data have, and see `instantiate`.
     """
     try:
+        check(config.network, nn.Module, trust)
+        check_memory("network", _bytes_of(config.network))
         network = instantiate(config.network, trust, nn.Module)
     except InterpolationKeyError as error:
         shape = OmegaConf.select(config, "data.shape")
@@ -128,6 +139,18 @@ def build_model(config: DictConfig, trust: Sequence[str] = ()) -> ScoreModel:
     sde = instantiate(config.sde, trust, SDE)
     prediction, learned = instantiate(config.prediction, trust, Prediction), bool(config.get("learned_variance", False))
     return ScoreModel(network, sde, prediction, learned, bool(config.get("conditional", False)))
+
+
+def _bytes_of(config: DictConfig) -> int:
+    """Return the bytes of the tensors of a network of this library, counted without memory; 0 for other networks."""
+    if any(not target.startswith(("scoresde.", *TORCH_PACKAGES)) for target in _targets(config)):
+        return 0
+    try:
+        with torch.random.fork_rng(devices=[]), torch.device("meta"):
+            network = hydra.utils.instantiate(config, _convert_="all")
+        return sum(tensor.nbytes for tensor in network.state_dict().values())
+    except Exception:  # the message comes where the network is built
+        return 0
 
 
 def build_data_map(data: DictConfig, trust: Sequence[str] = ()) -> DataMap:

@@ -6,7 +6,7 @@ import re
 import shlex
 import sys
 import warnings
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,15 +16,19 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
+from torch import nn
+from torch.optim import Optimizer
 from torch.utils.data import Dataset
 
 from scoresde import build, plots, run_config
+from scoresde.arguments import check_memory
 from scoresde.cli.completion import runs
 from scoresde.cli.suggestions import did_you_mean
 from scoresde.training import distributed
 
 SPLITS = ("train", "validation", "test")
 MAX_FILE_NAME = 255  # bytes
+COPIES = 4  # of a state in memory: levels, floating-point numbers, model space and a batch
 FEW = 20  # samples of a split, below which its figures carry a warning
 MAX_RESULT_NAME = 120
 NOT_IN_NAMES = ("run", "device", "trust", "batch_size")  # settings that do not change a result
@@ -115,7 +119,31 @@ def check_choice(name: str, value: str, known: Collection[str]) -> str:
     return value
 
 
+# --- parts
+
+
+def build_optimizer(config: DictConfig) -> Callable[[Any], Optimizer]:
+    """Build the optimiser, and try its settings on a parameter: before the data is read and a model is trained.
+
+    Raises:
+        ValueError: a setting that the optimiser rejects.
+    """
+    optimizer = build.instantiate(config.optimizer, config.trust, Callable[[Any], Optimizer])
+    try:
+        optimizer([nn.Parameter(torch.zeros(1))])
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise ValueError(f"optimizer: {error}") from error
+    return optimizer
+
+
 # --- data
+
+
+def check_states(config: DictConfig) -> None:
+    """Raise ValueError if a state of the data needs more memory than there is, before files are read at this size."""
+    shape = config.data.get("shape")
+    if shape is not None:
+        check_memory(f"a state of data.shape={list(shape)}", COPIES * 4 * math.prod(shape))
 
 
 def fit_transform(config: DictConfig, dataset: Dataset) -> None:

@@ -229,7 +229,8 @@ class UNet(nn.Module):
             if level + 1 < len(levels):
                 stage.downsample = resample(style, current, "down")
                 if self.ends.input_pyramid is not None:
-                    stage.pyramid = pyramid = self.ends.input_pyramid(style, image_channels, current)
+                    pyramid: Any = self.ends.input_pyramid(style, image_channels, current)
+                    stage.pyramid = pyramid
                     current, image_channels = pyramid.channels, pyramid.image_channels
                 skips.append(current)
         return down, skips
