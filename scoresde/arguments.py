@@ -258,7 +258,7 @@ def describe(annotation: Any) -> str:
         if kind is tuple and options and options[-1] is not Ellipsis:
             return f"a list [{', '.join(map(describe, options))}]"
         return f"a list [...] ({describe(options[0])})" if options and options[0] is not Any else "a list [...]"
-    if is_typeddict(kind) or (isinstance(kind, type) and issubclass(dict, kind)):
+    if is_typeddict(kind) or kind in (dict, collections.abc.Mapping):
         return "a mapping of keys to values"
     return "a function" if _is_callable(kind) else f"a {getattr(kind, '__name__', kind)} (_target_: ...)"
 

@@ -49,6 +49,7 @@ def train(config: DictConfig) -> Record | None:
     is_shape_open = OmegaConf.is_missing(config.data, "shape")
     if is_shape_open:
         config.data.shape = None
+    optimizer = build_optimizer(config)
     check_states(config)
     with warnings_on_stderr():
         dataset = build.instantiate(config.data.train, trust, Dataset)
@@ -59,7 +60,6 @@ def train(config: DictConfig) -> Record | None:
     model = build.build_model(config, trust)
     with open_dict(config):
         config.conditional = model.conditional = is_conditional(model, dataset, config)
-    optimizer = build_optimizer(config)
     trainer = build.instantiate(config.trainer, trust, optimizer=optimizer)
     loss, sampler = build.instantiate(config.loss, trust), build.instantiate(config.sampler, trust)
     fit_transform(config, dataset)
