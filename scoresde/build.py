@@ -2,12 +2,16 @@
 
 In a configuration each node with a `_target_` is a constructor with its arguments. The configuration of a run may come
 from somebody else, so only classes of this library, torch.nn and torch.optim are built, unless the caller names further
-packages in `trust`.
+packages in `trust`. Before anything is built, `check` compares the whole configuration with the annotations of the
+constructors: a target must fit the place where it stands, and a value its argument.
 """
 
+import inspect
 import math
 import pkgutil
+import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,13 +19,26 @@ from typing import Any
 import hydra
 import torch
 from omegaconf import DictConfig, ListConfig, OmegaConf
-from omegaconf.errors import InterpolationKeyError
-from torch import Tensor
+from omegaconf.errors import InterpolationKeyError, InterpolationResolutionError, MissingMandatoryValue
+from torch import Tensor, nn
 
+from scoresde.arguments import (
+    annotations_of,
+    check_memory,
+    describe,
+    fits,
+    fits_call,
+    item_annotation,
+    keys_of,
+    matches,
+)
+from scoresde.arguments import check as check_value
 from scoresde.dequantization import DataMap, Dequantization, Variational
+from scoresde.predictions import Prediction
 from scoresde.protocols import Transform
 from scoresde.run_config import CONFIG, changed_setting, plain, read_config
 from scoresde.score import ScoreModel
+from scoresde.sdes import SDE
 from scoresde.tensors import available
 from scoresde.training import checkpoint
 from scoresde.training.learned_dequantization import DEQUANTIZATION
@@ -30,6 +47,8 @@ from scoresde.training.power_profiles import WIDEST
 from scoresde.training.trainer import CHECKPOINT
 
 TORCH_PACKAGES = ("torch.nn.", "torch.optim.")
+UNKNOWN = (InterpolationResolutionError, MissingMandatoryValue)
+ARBITRARY = nn.Module | bool | int | float | str | list | dict | None  # where an annotation is missing or says Any
 
 
 @dataclass
@@ -58,25 +77,47 @@ class Run:
         return DataMap(self.transform, self.dequantization)
 
 
-def instantiate(config: Any, trust: Sequence[str] = (), **arguments: Any) -> Any:
-    """Build the object that a configuration describes; return None if the configuration is None.
+def instantiate(config: Any, trust: Sequence[str] = (), role: Any = object, **arguments: Any) -> Any:
+    """Build the object that a configuration describes; return None for None.
 
     Args:
-        config: a node with `_target_`, which may contain further such nodes.
-        trust: further packages whose targets may be built, besides this library, torch.nn and torch.optim.
-        arguments: further arguments of the constructor, given as objects.
+        config: a node with `_target_`, which may have nested ones.
+        trust: further packages whose targets may be built, besides this library and torch.
+        role: the type of the object, an annotation as of an argument.
+        arguments: further arguments of the constructor, as objects.
 
     Raises:
-        ValueError: a target is not allowed or does not exist, or the target's constructor rejects an argument.
+        ValueError: a target that is not allowed or does not exist, an argument of another type, see `check`, or one
+            that its constructor rejects.
     """
     for target in _targets(config):
         _check(target, trust)
+    check(config, role, trust)
     try:
         return hydra.utils.instantiate(config, _convert_="all", **arguments)
     except hydra.errors.InstantiationException as error:
         cause = error.__cause__ or error
         target = config.get("_target_")
         raise ValueError(f"cannot build {target}: {cause}" if target else str(cause)) from error
+
+
+def check(config: Any, role: Any = object, trust: Sequence[str] = ()) -> None:
+    """Check a configuration before anything is built from it.
+
+    Values that are missing, and interpolations of missing values, are not checked.
+
+    Args:
+        config: a node or a value.
+        role: its annotation. A TypedDict gives those of the keys of a node without `_target_`, and so does a function
+            in `Annotated[dict, function]`.
+        trust: see `instantiate`. Targets of these packages fit everywhere.
+
+    Raises:
+        ValueError: a target that is not allowed, does not exist or does not fit its role, or a value that does not
+            match its annotation. The message has the key.
+    """
+    node = OmegaConf.create(config) if isinstance(config, (dict, list)) else config
+    _check_types(_key(node), node, role, trust)
 
 
 def build_model(config: DictConfig, trust: Sequence[str] = ()) -> ScoreModel:
@@ -86,21 +127,36 @@ def build_model(config: DictConfig, trust: Sequence[str] = ()) -> ScoreModel:
         ValueError: the network is for states with more dimensions than `data.shape` has; see also `instantiate`.
     """
     try:
-        network = instantiate(config.network, trust)
+        check(config.network, nn.Module, trust)
+        check_memory("network", _bytes_of(config.network))
+        network = instantiate(config.network, trust, nn.Module)
     except InterpolationKeyError as error:
         shape = OmegaConf.select(config, "data.shape")
         raise ValueError(
             f"the network must fit states of shape {shape}; got a network for more dimensions "
             f"({str(error).splitlines()[0]}): take network=mlp (any shape), series, images or volumes"
         ) from error
-    sde = instantiate(config.sde, trust)
-    prediction, learned = instantiate(config.prediction, trust), bool(config.get("learned_variance", False))
-    return ScoreModel(network, sde, prediction, learned, config.get("conditional") or ())
+    sde = instantiate(config.sde, trust, SDE)
+    prediction, learned = instantiate(config.prediction, trust, Prediction), bool(config.get("learned_variance", False))
+    return ScoreModel(network, sde, prediction, learned, bool(config.get("conditional", False)))
+
+
+def _bytes_of(config: DictConfig) -> int:
+    """Return the bytes of the tensors of a network of this library, counted without memory; 0 for other networks."""
+    if any(not target.startswith(("scoresde.", *TORCH_PACKAGES)) for target in _targets(config)):
+        return 0
+    try:
+        with torch.random.fork_rng(devices=[]), torch.device("meta"):
+            network = hydra.utils.instantiate(config, _convert_="all")
+        return sum(tensor.nbytes for tensor in network.state_dict().values())
+    except Exception:  # the message comes where the network is built
+        return 0
 
 
 def build_data_map(data: DictConfig, trust: Sequence[str] = ()) -> DataMap:
-    """Build the map from data to model space from the nodes `transform` and `dequantization` of `data`."""
-    return DataMap(*(instantiate(data.get(part), trust) for part in ("transform", "dequantization")))
+    """Build the map from data to states of a model of a configuration's transform and dequantisation."""
+    transform = instantiate(data.get("transform"), trust, Transform | None)
+    return DataMap(transform, instantiate(data.get("dequantization"), trust, Dequantization | None))
 
 
 def assemble(config: Mapping[str, Any], state: Mapping[str, Tensor], path: str | Path) -> Run:
@@ -211,6 +267,9 @@ def _check_fit(expected: Mapping[str, Tensor], state: Mapping[str, Tensor], sour
         raise ValueError(f"{source} does not fit its configuration: {text}")
 
 
+# --- checks
+
+
 def _targets(config: Any) -> Iterator[str]:
     """Yield every `_target_` in a configuration."""
     if isinstance(config, (DictConfig, dict)):
@@ -221,6 +280,15 @@ def _targets(config: Any) -> Iterator[str]:
     elif isinstance(config, (ListConfig, list, tuple)):
         for value in config:
             yield from _targets(value)
+
+
+def _items(node: Any) -> Iterator[tuple[Any, Any]]:
+    """Yield the keys or indices of a node with their values, without those that are missing."""
+    if not OmegaConf.is_config(node) or not node:
+        return
+    for key in list(node) if isinstance(node, DictConfig) else range(len(node)):
+        with suppress(*UNKNOWN):
+            yield key, node[key]
 
 
 def _check(target: str, trust: Sequence[str]) -> None:
@@ -242,3 +310,59 @@ def _check(target: str, trust: Sequence[str]) -> None:
     is_preset = callable(value) and module.startswith("scoresde.networks.")  # a function that makes a network
     if not (isinstance(value, type) or is_preset) or not module.startswith(("scoresde.", *TORCH_PACKAGES)):
         raise ValueError(f"target {target!r} is not a class of scoresde, torch.nn or torch.optim")
+
+
+def _check_types(key: str, value: Any, role: Any, trust: Sequence[str]) -> None:
+    """Check a value of a configuration, and all values in it, against an annotation; see `check`."""
+    role = ARBITRARY if role is Any else role
+    if isinstance(value, DictConfig) and "_target_" in value:
+        _check_target(key, value, role, trust)
+    elif isinstance(value, DictConfig) and value:
+        if not matches({}, role):
+            got = f"a mapping without _target_: {', '.join(map(str, value))}"
+            raise ValueError(f"{key or 'the object'} must be {describe(role)}; got {got}")
+        _check_arguments(value, keys_of(role), object if role is object else Any, trust)
+    elif OmegaConf.is_list(value) and any(OmegaConf.is_config(item) for _, item in _items(value)):
+        for name, item in _items(value):
+            _check_types(f"{key}[{name}]", item, item_annotation(role), trust)
+    else:
+        with suppress(*UNKNOWN):
+            check_value(key, OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value, role)
+
+
+def _check_target(key: str, node: DictConfig, role: Any, trust: Sequence[str]) -> None:
+    """Check that the objects of a target fit a role, and its arguments."""
+    target = str(node["_target_"])
+    _check(target, trust)
+    if not target.startswith(("scoresde.", *TORCH_PACKAGES)):  # of a package in `trust`: it fits
+        _check_arguments(node, {}, object, trust)
+        return
+    function = pkgutil.resolve_name(target)
+    product = function if isinstance(function, type) else annotations_of(function).get("return", Any)
+    is_partial = node.get("_partial_", False)
+    if not (fits_call(product, role) if is_partial else fits(product, role)):
+        is_partial_missing = not is_partial and role is not object and fits_call(product, role)
+        hint = ": set _partial_: true" if is_partial_missing else ""
+        got = f"{target}{' with _partial_: true' if is_partial else ''}"
+        raise ValueError(f"{key or 'the object'} must be {describe(role)}; got {got}{hint}")
+    annotations = {**annotations_of(product), **annotations_of(function), "_partial_": bool, "_recursive_": bool}
+    _check_arguments(node, annotations, Any, trust)
+    names = list(inspect.signature(function).parameters)
+    for i, (_, item) in enumerate(_items(node.get("_args_"))):
+        _check_types(f"{_key(node, '_args_')}[{i}]", item, annotations.get(names[min(i, len(names) - 1)], Any), trust)
+
+
+def _check_arguments(node: DictConfig, annotations: Mapping[str, Any], default: Any, trust: Sequence[str]) -> None:
+    """Check the values of a node against annotations by name; `default` is that of other names."""
+    for name, value in _items(node):
+        if name not in ("_target_", "_args_"):
+            _check_types(_key(node, name), value, annotations.get(str(name), default), trust)
+
+
+def _key(node: Any, name: Any = None) -> str:
+    """Return the dotted key of a value in a configuration: where it is set, if it interpolates another one."""
+    if not OmegaConf.is_config(node):
+        return ""
+    raw: Any = OmegaConf.to_container(node, resolve=False)
+    source = re.fullmatch(r"\$\{(\w[\w.]*)\}", str(raw[name])) if name is not None else None
+    return source[1] if source else str(node._get_full_key(name))

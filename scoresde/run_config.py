@@ -5,17 +5,21 @@ the two finds a file that was replaced, edited or copied from another run: a che
 that define the model agree, and training resumes only if all settings that affect the weights agree.
 """
 
+import math
+import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
 from omegaconf import DictConfig, OmegaConf
 
 from scoresde.atomic_files import replace_atomically
 from scoresde.networks.configuration import with_parts
 
 CONFIG = "config.yaml"
+MOST_CHARACTERS = 1_000_000  # of a configuration, with its aliases and interpolations written out
 TRAINED = "# scoresde train "  # beginning of the first line of a configuration that `scoresde train` wrote
 RENAMED = {  # targets in the configurations of older runs, and their names now
     "scoresde.predictions.Karras": "scoresde.predictions.KarrasPreconditioning",
@@ -35,15 +39,77 @@ def read_config(path: Path) -> DictConfig:
     """Read the configuration of a run, with targets of older versions under their new names.
 
     Raises:
-        FileNotFoundError: there is no run at this path.
-        ValueError: the file is not a YAML mapping.
+        FileNotFoundError: no run at this path.
+        ValueError: a file that is not YAML or not a mapping, or one of more than `MOST_CHARACTERS`.
     """
-    if not (path / CONFIG).is_file():
+    file = path / CONFIG
+    if not file.is_file():
         raise no_run(path)
-    config = OmegaConf.load(path / CONFIG)
+    try:
+        _check_size(file, _aliased_size(yaml.compose(file.read_text(), yaml.SafeLoader), {}))
+        config = OmegaConf.load(file)
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        raise ValueError(f"{file} must be YAML: {' '.join(str(error).split())}") from error
     if not isinstance(config, DictConfig):
-        raise ValueError(f"{path / CONFIG} is not the configuration of a run: it is not a YAML mapping")
-    return OmegaConf.create(_with_new_names(OmegaConf.to_container(config, resolve=False)))
+        raise ValueError(f"{file} is not the configuration of a run: it is not a mapping")
+    tree = OmegaConf.to_container(config, resolve=False)
+    _check_size(file, _interpolated_size("", tree, dict(nodes(tree)), {}))
+    return OmegaConf.create(_with_new_names(tree))
+
+
+def _check_size(file: Path, size: float) -> None:
+    """Raise ValueError if the text of a configuration is too long with aliases and interpolations written out."""
+    if size > MOST_CHARACTERS:
+        raise ValueError(
+            f"{file} must have at most {MOST_CHARACTERS:,} characters with its aliases and interpolations written out; "
+            f"got {size:.3g}: write the values themselves"
+        )
+
+
+def _aliased_size(node: yaml.Node | None, sizes: dict[int, float]) -> float:
+    """Return the characters of a YAML node with its aliases written out; infinity if it contains itself."""
+    if id(node) not in sizes:
+        sizes[id(node)] = math.inf
+        value = [] if node is None else node.value
+        parts = [part for item in value for part in (item if isinstance(item, tuple) else (item,))]
+        sizes[id(node)] = 1 + (len(value) if isinstance(value, str) else sum(_aliased_size(p, sizes) for p in parts))
+    return sizes[id(node)]
+
+
+def _interpolated_size(path: str, value: Any, values: Mapping[str, Any], sizes: dict[str, float]) -> float:
+    """Return the characters of a value with its interpolations written out; infinity if it has nested ones."""
+    if path in sizes:
+        return sizes[path]
+    sizes[path] = math.inf
+    if isinstance(value, str):
+        others = [key for key in interpolations(path, value) if key in values]
+        size = math.inf if re.search(r"\$\{[^}]*\$\{", value) else 1 + len(value)
+    else:
+        names = value if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else ()
+        others, size = [join(path, name) for name in names], 1
+    sizes[path] = size + sum(_interpolated_size(key, values[key], values, sizes) for key in others)
+    return sizes[path]
+
+
+def interpolations(path: str, text: str) -> Iterator[str]:
+    """Yield the dotted paths that the value at `path` interpolates, as in "${data.shape}" or "${..shape}"."""
+    for dots, key in re.findall(r"\$\{(?:[\w.]+:)?(\.*)([^${}:,]+)", text):
+        key = re.sub(r"\[(\w+)\]", r".\1", key)
+        parents = path.split(".")[: -len(dots)] if dots else []
+        yield ".".join([*parents, key])
+
+
+def nodes(tree: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the dotted path and the value of every node and leaf; the root has the path ""."""
+    yield path, tree
+    items = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else ()
+    for name, value in items:
+        yield from nodes(value, join(path, name))
+
+
+def join(path: str, name: object) -> str:
+    """Return the dotted path of a name in the node at a path."""
+    return f"{path}.{name}" if path else str(name)
 
 
 def _with_new_names(node: Any) -> Any:

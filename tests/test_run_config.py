@@ -4,7 +4,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from scoresde import run_config
-from scoresde.run_config import changed_setting, flatten
+from scoresde.run_config import changed_setting, flatten, plain, read_config
 
 
 def written(tmp_path, command):
@@ -74,3 +74,32 @@ def test_a_name_of_an_older_version_is_no_change():
 
 
 OLD_AND_NEW = ("Karras", "KarrasPreconditioning")
+
+
+def doubled(first, line, count):
+    """A configuration in which each value stands twice in the next: 2^count of them in all."""
+    return first + "".join(line.format(i=i, j=i - 1) for i in range(1, count))
+
+
+BOMBS = {
+    "aliases": doubled("a0: &a0 [x,x]\n", "a{i}: &a{i} [*a{j},*a{j}]\n", 60),
+    "merged": doubled("a0: &a0 {{b0: 1}}\n".format(), "a{i}: &a{i} {{x: *a{j}, y: *a{j}}}\n", 60),
+    "text": doubled("a0: xxxxxxxxxx\n", "a{i}: ${{a{j}}}${{a{j}}}\n", 60),
+    "nodes": doubled("a0: {x: 1}\n", "a{i}: {{x: '${{a{j}}}', y: '${{a{j}}}'}}\n", 60),
+    "resolvers": doubled("a0: {x: 1}\n", "a{i}: {{x: '${{oc.select:a{j}}}', y: '${{oc.select:a{j},1}}'}}\n", 60),
+    "itself": "a: &a [*a]\n",
+}
+
+
+@pytest.mark.parametrize("text", BOMBS.values(), ids=BOMBS)
+def test_a_small_file_that_expands_without_bound_is_refused_at_once(text, tmp_path):
+    (tmp_path / "config.yaml").write_text(text)
+    with pytest.raises(ValueError, match=r"config.yaml must have at most 1,000,000 characters with its aliases"):
+        read_config(tmp_path)
+
+
+def test_aliases_and_interpolations_of_a_modest_size_are_read(tmp_path):
+    (tmp_path / "config.yaml").write_text(
+        "a: &x {b: 1}\nc: {<<: *x, d: '${a.b}', e: ['${..d}', '${oc.select:a.b,2}']}\n"
+    )
+    assert plain(read_config(tmp_path)) == {"a": {"b": 1}, "c": {"b": 1, "d": 1, "e": [1, 1]}}

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from scoresde import run_config
 from scoresde.cli import completion
@@ -93,7 +94,7 @@ def run(verb: str, arguments: Sequence[str]) -> int:
             else:
                 with distributed.processes():
                     completion.run_hydra(config_directory(), verb, [*hydra_options, *overrides], job)
-        except (HydraException, OmegaConfBaseException, ValueError) as error:
+        except (HydraException, OmegaConfBaseException, YAMLError, ValueError) as error:
             mistake = first_mistake(verb, overrides, options.multirun, options.config_dir)
             if mistake is None:
                 raise

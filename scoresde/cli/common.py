@@ -6,7 +6,7 @@ import re
 import shlex
 import sys
 import warnings
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,17 +15,21 @@ import numpy as np
 import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
+from torch import nn
+from torch.optim import Optimizer
 from torch.utils.data import Dataset
 
 from scoresde import build, plots, run_config
+from scoresde.arguments import check_memory
 from scoresde.cli.completion import runs
 from scoresde.cli.suggestions import did_you_mean
 from scoresde.training import distributed
 
 SPLITS = ("train", "validation", "test")
 MAX_FILE_NAME = 255  # bytes
-FEW = 20  # a warning is printed for splits with fewer samples
+COPIES = 4  # of a state in memory: levels, floating-point numbers, model space and a batch
+FEW = 20  # samples of a split, below which its figures carry a warning
 MAX_RESULT_NAME = 120
 NOT_IN_NAMES = ("run", "device", "trust", "batch_size")  # settings that do not change a result
 
@@ -50,10 +54,11 @@ def run_directory(config: DictConfig) -> Path:
 
 
 def run_path(value: Any) -> Path:
-    """Return the setting `run` as a path; raise ValueError if it is not a path."""
-    if not isinstance(value, (str, Path)) or not str(value):
-        raise ValueError(f"run must be a directory; got run={'null' if value is None else value}")
-    return Path(value)
+    """Return the path in `run`; raise ValueError if it is, or lies in, a file."""
+    path = Path(value)
+    if file := next((part for part in (path, *path.parents) if part.is_file()), None):
+        raise ValueError(f"run must be a directory; got run={value}: {file} is a file")
+    return path
 
 
 def check_run(value: Any) -> Path:
@@ -77,10 +82,10 @@ def run_data(run: build.Run, split: str, trust: Sequence[str]) -> Any:
     Raises:
         ValueError: the run's configuration has no such split; see also `build.instantiate`.
     """
-    node = run.config.data.get(check_choice("split", split, SPLITS))
+    node = run.config.data.get(split)
     if node is None:
         raise ValueError(f"{run.path} has no {split} data: set data.{split} in its {run_config.CONFIG}")
-    dataset = build.instantiate(node, trust)
+    dataset = build.instantiate(node, trust, Dataset)
     if 1 < (count := len(dataset)) < FEW:
         with warnings_on_stderr():
             warnings.warn(
@@ -114,14 +119,31 @@ def check_choice(name: str, value: str, known: Collection[str]) -> str:
     return value
 
 
-def nonempty_list(config: DictConfig, key: str) -> list[Any]:
-    """Return a setting that must be a list of at least one entry."""
-    if not OmegaConf.is_list(config[key]) or not len(config[key]):
-        raise ValueError(f"{key} must be a list of at least one entry; got {config[key]}: set {key}=[...]")
-    return list(config[key])
+# --- parts
+
+
+def build_optimizer(config: DictConfig) -> Callable[[Any], Optimizer]:
+    """Build the optimiser, and try its settings on a parameter: before the data is read and a model is trained.
+
+    Raises:
+        ValueError: a setting that the optimiser rejects.
+    """
+    optimizer = build.instantiate(config.optimizer, config.trust, Callable[[Any], Optimizer])
+    try:
+        optimizer([nn.Parameter(torch.zeros(1))])
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise ValueError(f"optimizer: {error}") from error
+    return optimizer
 
 
 # --- data
+
+
+def check_states(config: DictConfig) -> None:
+    """Raise ValueError if a state of the data needs more memory than there is, before files are read at this size."""
+    shape = config.data.get("shape")
+    if shape is not None:
+        check_memory(f"a state of data.shape={list(shape)}", COPIES * 4 * math.prod(shape))
 
 
 def fit_transform(config: DictConfig, dataset: Dataset) -> None:

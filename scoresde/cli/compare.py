@@ -9,7 +9,7 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig
 
 from scoresde import build, plots
-from scoresde.cli.common import SPLITS, check_choice, load_run, nonempty_list, result_name, warnings_on_stderr
+from scoresde.cli.common import check_choice, load_run, result_name, warnings_on_stderr
 from scoresde.cli.output import Record, append_row, print_rows, print_table, shows_progress
 from scoresde.evaluation import references, sampler_comparison
 from scoresde.evaluation.records import METRICS
@@ -20,10 +20,10 @@ ORACLE, ORACLE_SAMPLES, RUN_SAMPLES = "oracle", 5000, 500
 
 
 def compare(config: DictConfig) -> Record:
-    """Compare samplers on a run or on an exact score: quality, network evaluations, seconds."""
-    names, budgets = (nonempty_list(config, key) for key in ("samplers", "nfe"))
+    """Compare samplers on a run or on an exact score: quality, evaluations, seconds."""
+    names, budgets = list(config.samplers), list(config.nfe)
     samplers = {name: sampler_family(name, config.trust) for name in names}
-    metrics = None if config.metrics is None else nonempty_list(config, "metrics")
+    metrics = None if config.metrics is None else list(config.metrics)
     model, reference, path, source = model_and_reference(config)
     settings = {key: config[key] for key in ("batch_size", "repeats", "resamples", "level", "seed")}
     n = config.n if config.n is not None else len(reference.truth)
@@ -52,8 +52,7 @@ def model_and_reference(config: DictConfig) -> tuple[ScoreModel, references.Refe
         source = f"exact score of {references.describe(mixture)} under {type(sde).__name__}"
         return mixture.score_model(sde), reference, Path("runs") / ORACLE, {"model": source}
     run = load_run(config, config.device)
-    split = check_choice("split", config.split, SPLITS)
-    reference = references.Reference.of_run(run, config.n or RUN_SAMPLES, split, config.seed, config.trust)
+    reference = references.Reference.of_run(run, config.n or RUN_SAMPLES, config.split, config.seed, config.trust)
     return run.model, reference, run.path, {"run": str(run.path), "weights": config.weights}
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from scoresde import build
-from scoresde.cli.common import SPLITS, check_choice, fit_transform, result_name
+from scoresde.cli.common import SPLITS, check_choice, check_states, fit_transform, result_name
 from scoresde.cli.output import Record, print_rows, print_table, shows_progress
 from scoresde.data.summary import DatasetSummary, describe, state_of
 from scoresde.dataset_plots import save_dataset
@@ -28,6 +28,7 @@ def data(config: DictConfig) -> Record:
     if OmegaConf.is_missing(config.data, "shape"):
         config.data.shape = None  # not needed: the shape of the samples is measured
     splits = [split for split in SPLITS if config.data.get(split) is not None]
+    check_states(config)
     drawn = check_choice("split", config.split, splits)
     if config.n is not None:
         check_count("n", config.n)

@@ -5,8 +5,7 @@ import time
 import torch
 from omegaconf import DictConfig
 
-from scoresde import build
-from scoresde.cli.common import load_run, run_data
+from scoresde.cli.common import build_optimizer, load_run, run_data
 from scoresde.cli.output import Record, append_row, print_rows, shows_progress
 from scoresde.dequantization import Variational
 from scoresde.evaluation.dataset_likelihood import Estimate
@@ -25,8 +24,7 @@ def dequantize(config: DictConfig) -> Record:
             f"of {run.path}"
         )
     train, validation = (run_data(run, split, config.trust) for split in ("train", "validation"))
-    check_comparison(validation, config.draws)
-    optimizer = build.instantiate(config.optimizer, config.trust)
+    optimizer = build_optimizer(config)
     torch.manual_seed(config.seed)
     low, high = data.range
     q = Variational(list(data.shape), high - low, config.layers, config.width).to(config.device)

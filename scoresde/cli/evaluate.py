@@ -10,8 +10,8 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from scoresde import build
-from scoresde.cli.bpd import likelihood_measure
-from scoresde.cli.common import SPLITS, check_choice, load_run, nonempty_list
+from scoresde.cli.bpd import measure_likelihood
+from scoresde.cli.common import load_run
 from scoresde.cli.output import Record, append_row, print_rows, print_table, shows_progress
 from scoresde.cli.sample import draw
 from scoresde.evaluation.generation import check_count
@@ -54,12 +54,7 @@ def evaluate(config: DictConfig) -> Record | None:
 
 def quality_measure(run: build.Run, config: DictConfig, device: str) -> Callable[[Tensor], Quality]:
     """Return the function that measures samples in data units; check all settings before samples are drawn."""
-    check_choice("split", config.split, SPLITS)
-    metrics = None if config.metrics is None else nonempty_list(config, "metrics")
-    check_names("metric", metrics or (), METRICS if is_of_images(run) else STATE_METRICS)
-    check_settings(config.resamples, config.level)
-    if config.n is not None:
-        check_count("n", config.n, FEWEST)
+    metrics = None if config.metrics is None else list(config.metrics)
     settings = QualitySettings(config.split, metrics, list(config.floors or ()), config.seed, tuple(config.trust))
     if not is_of_images(run):
         has_features = HydraConfig.get().runtime.choices["features"] != DEFAULT_SPACE

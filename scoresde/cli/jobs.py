@@ -18,6 +18,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from scoresde.cli.keys import check_keys
 from scoresde.cli.output import Output, PrintedOnArrival, Record, json_line, using
@@ -26,7 +27,16 @@ from scoresde.process_settings import tune_process
 from scoresde.training import distributed
 from scoresde.training.trainer import Interrupted
 
-EXPECTED = (ValueError, TypeError, OSError, RuntimeError, HydraException, OmegaConfBaseException)
+EXPECTED = (
+    ValueError,
+    TypeError,
+    OSError,
+    RuntimeError,
+    MemoryError,
+    HydraException,
+    OmegaConfBaseException,
+    YAMLError,
+)
 WRONG, INTERRUPTED, UNREAD = 2, 130, 141  # exit codes
 SHARED = ("train", "sample", "bpd", "evaluate")  # verbs that the processes of torchrun can share
 Verb = Callable[[DictConfig], Record | None]

@@ -14,6 +14,8 @@ from scoresde.evaluation.generation import draw_samples
 from scoresde.evaluation.records import METRICS
 from scoresde.protocols import Condition, as_condition
 from scoresde.training import distributed
+from scoresde.training.checkpoint import replace_atomically
+from scoresde.wrappers import ModelWrapper
 
 
 def sample(config: DictConfig) -> Record | None:
@@ -41,11 +43,7 @@ def draw(run: build.Run, config: DictConfig, n: int) -> tuple[Tensor, Record]:
     """
     model, threshold = run.model.given(one_for_all(config.get("cond"))), config.threshold
     if threshold is not None:
-        if "_target_" not in threshold:
-            raise ValueError(
-                f"threshold must be null or {{_target_: scoresde.thresholding.Clipped, ...}}; got {threshold}"
-            )
-        model = build.instantiate(threshold, config.trust, model=model)
+        model = build.instantiate(threshold, config.trust, ModelWrapper, model=model)
     sampler = build.instantiate(config.sampler, config.trust)
     result = draw_samples(run, sampler, n, config.batch_size, config.seed, model, progress=shows_progress())
     name, seconds = HydraConfig.get().runtime.choices["sampler"], round(result.seconds, 2)

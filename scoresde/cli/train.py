@@ -14,7 +14,14 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from torch.utils.data import Dataset, default_collate
 
 from scoresde import build, run_config
-from scoresde.cli.common import fit_transform, run_directory, save_picture, warnings_on_stderr
+from scoresde.cli.common import (
+    build_optimizer,
+    check_states,
+    fit_transform,
+    run_directory,
+    save_picture,
+    warnings_on_stderr,
+)
 from scoresde.cli.output import Record, command, print_rows, shows_progress
 from scoresde.data.summary import state_of
 from scoresde.dequantization import DataMap
@@ -42,17 +49,17 @@ def train(config: DictConfig) -> Record | None:
     is_shape_open = OmegaConf.is_missing(config.data, "shape")
     if is_shape_open:
         config.data.shape = None
+    optimizer = build_optimizer(config)
+    check_states(config)
     with warnings_on_stderr():
-        dataset = build.instantiate(config.data.train, trust)
+        dataset = build.instantiate(config.data.train, trust, Dataset)
         config.trainer.batch_size = fitting(config.trainer.batch_size, dataset)
     if is_shape_open:
         config.data.shape = list(state_of(dataset[0]).shape)
     torch.manual_seed(config.seed)
     model = build.build_model(config, trust)
-    with open_dict(config), warnings_on_stderr():
-        config.conditional = trained_conditions(model, dataset, config) or None
-    model.conditional = tuple(config.conditional or ())
-    optimizer = build.instantiate(config.optimizer, trust)
+    with open_dict(config):
+        config.conditional = model.conditional = is_conditional(model, dataset, config)
     trainer = build.instantiate(config.trainer, trust, optimizer=optimizer)
     loss, sampler = build.instantiate(config.loss, trust), build.instantiate(config.sampler, trust)
     fit_transform(config, dataset)

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from scoresde.arguments import Seed, Share, checked
 from scoresde.data.items import Items, reading, split_indices
 
 FEW = 4  # a last axis of at most this length, and shorter than the others, is taken for the axis of the channels
@@ -20,6 +21,7 @@ KINDS = "biuf"  # NumPy's letters of bool, signed, unsigned and floating point
 LARGEST = float(np.finfo(np.float32).max)  # the largest value of a network's input
 
 
+@checked
 class Arrays(Items):
     """The samples of an array (N, *), as states `*` in the file's own units.
 
@@ -58,9 +60,9 @@ class Arrays(Items):
         labels: str | Path | None = None,
         channels_last: bool | None = None,
         shape: Sequence[int] | None = None,
-        validation: float = 0.05,
-        test: float = 0.05,
-        seed: int | None = 0,
+        validation: Share = 0.05,
+        test: Share = 0.05,
+        seed: Seed | None = 0,
         dims: int | None = None,
         levels: int | None = None,
     ):

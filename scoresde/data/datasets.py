@@ -10,6 +10,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
+from scoresde.arguments import Count, Seed32, checked
 from scoresde.data.items import Items, check_choice
 
 SPLITS = {"train": slice(0, 1300), "validation": slice(1300, 1500), "test": slice(1500, 1797), "fit": slice(0, 1500)}
@@ -72,6 +73,7 @@ TOYS: dict[str, Callable[[int, np.random.RandomState], np.ndarray]] = {
 }
 
 
+@checked
 class Toy2D(Items):
     """Points of a distribution in the plane, drawn once from a seed.
 
@@ -81,7 +83,7 @@ class Toy2D(Items):
         seed: seed of the draw; use another one for a test set.
     """
 
-    def __init__(self, name: str = "moons", n: int = 10_000, seed: int = 0):
+    def __init__(self, name: str = "moons", n: Count = 10_000, seed: Seed32 = 0):
         check_choice("name", name, TOYS)
         if n < 1:
             raise ValueError(f"the number of points must be 1 or more; got n={n}")

@@ -17,10 +17,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from scoresde.arguments import Seed, Share, checked
 from scoresde.data.image_files import Reader
 from scoresde.data.items import Items, reading, split_indices
 
 
+@checked
 class ParquetImages(Items):
     """The images in Parquet files: channels x height x width, levels 0 to 255; cropped and resized, see `Reader`.
 
@@ -58,9 +60,9 @@ class ParquetImages(Items):
         flip: bool = False,
         crop: str = "center",
         channels: int = 3,
-        validation: float = 0.05,
-        test: float = 0.05,
-        seed: int | None = 0,
+        validation: Share = 0.05,
+        test: Share = 0.05,
+        seed: Seed | None = 0,
         cache: int = 2**30,
     ):
         self.reader, self.cache = Reader(size, channels, crop), cache

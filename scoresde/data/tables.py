@@ -10,12 +10,13 @@ import re
 from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from scoresde.arguments import Distinct, Seed, Share, checked
 from scoresde.data.items import Items, check_choice, read_bytes, reading, split_indices
 
 DELIMITERS = ("\t", ";", "|", ",", " ")  # in the order in which they are tried
@@ -34,6 +35,7 @@ def _grammar(decimal: str, group: str) -> str:
 NUMBERS = {".": _grammar(r"\.", ","), ",": _grammar(",", r"\.")}  # by the decimal sign; the other sign groups thousands
 
 
+@checked
 class Table(Items):
     """The rows of a table as float64 vectors (D,), in the table's own units.
 
@@ -75,14 +77,14 @@ class Table(Items):
         self,
         path: str | Path,
         split: str = "all",
-        columns: Sequence[str | int] | None = None,
+        columns: Annotated[Sequence[str | int], Distinct()] | None = None,
         labels: str | int | None = None,
         delimiter: str | None = None,
         header: bool | None = None,
         shape: Sequence[int] | None = None,
-        validation: float = 0.05,
-        test: float = 0.05,
-        seed: int | None = 0,
+        validation: Share = 0.05,
+        test: Share = 0.05,
+        seed: Seed | None = 0,
         decimal: str | None = None,
         missing: str | None = None,
     ):

@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from scoresde.arguments import checked
-from scoresde.tensors import check_instance, dimensions, float64, floating
+from scoresde.protocols import Transform
+from scoresde.tensors import dimensions, float64, floating
 
 RESOLUTION = 0.01  # largest accepted distance between neighbouring numbers of a dtype, in units of the data's std
 
@@ -130,9 +130,7 @@ class Compose:
         transforms: the transforms, the first to be applied first.
     """
 
-    def __init__(self, transforms: Sequence):
-        if not isinstance(transforms, Iterable):
-            raise TypeError(f"transforms must be a list of transforms; got {transforms}")
+    def __init__(self, transforms: Sequence[Transform]):
         self.transforms = list(transforms)
         for i, transform in enumerate(self.transforms):
             check_instance(f"transforms[{i}]", transform, "__call__", "inverse", "log_det")

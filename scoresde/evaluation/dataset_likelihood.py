@@ -19,13 +19,14 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
 from scoresde import bounds
+from scoresde.arguments import MOST, Count, CountOrZero, EvenCount, Few, Range
 from scoresde.build import Run
 from scoresde.dequantization import (
     AboveUniform,
@@ -82,10 +83,10 @@ class Budget:
         ValueError: an argument is out of range.
     """
 
-    samples: int = 64
+    samples: CountOrZero = 64
     bound: str | None = "continuous"
-    bound_draws: int = 32
-    nodes: int = 1000
+    bound_draws: EvenCount = 32
+    nodes: Annotated[int, Range(2, MOST)] = 1000
 
     def __post_init__(self):
         if self.samples < 0 or self.samples == 1:
@@ -150,8 +151,8 @@ def evaluate_likelihood(
     dequantization: Dequantization | None,
     trace: Trace | None = None,
     solver: Solver | None = None,
-    samples: int = 1,
-    batch_size: int = 256,
+    samples: Few = 1,
+    batch_size: Count = 256,
     progress: bool = True,
     budget: Budget | None = None,
     seed: int = 0,

@@ -5,6 +5,8 @@ Sample i is drawn from seed + i, independent of its batch and process. Finished 
 from these files. Processes exchange samples through them, so all processes must see the directory of the run.
 """
 
+import math
+import shutil
 import time
 from dataclasses import dataclass
 from functools import partial
@@ -13,6 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from scoresde.arguments import check_memory
 from scoresde.build import Run
 from scoresde.evaluation.resumable import Numbers, describe, directory_for, evaluate, fingerprint
 from scoresde.protocols import Model
@@ -21,6 +24,7 @@ from scoresde.training import checkpoint, distributed
 from scoresde.training.locks import shared
 
 DRAWING = "drawing"
+COPIES = 3  # of all samples in memory: the batches, their concatenation, and data units
 
 
 @dataclass(frozen=True)
@@ -57,14 +61,16 @@ def draw_samples(
         progress: show a progress bar.
 
     Raises:
-        ValueError: n or batch_size is not a positive integer.
-        RuntimeError: samples are not finite, see `samplers.Sampler`.
+        ValueError: n or batch_size is not a positive integer, or the samples need more memory than there is.
+        RuntimeError: samples that are not finite, see `samplers.Sampler`.
         Interrupted: Ctrl-C; finished batches stay stored.
     """
     check_count("n", n)
     check_count("batch_size", batch_size)
+    shape = list(run.config.data.shape)
+    check_memory(f"n={n} samples of shape {shape}", COPIES * 4 * n * math.prod(shape))
     model = run.model if model is None else model
-    settings = [fingerprint(model, run.transform), describe(sampler), list(run.config.data.shape), batch_size]
+    settings = [fingerprint(model, run.transform), describe(sampler), shape, batch_size]
     directory = directory_for(run.path / DRAWING, settings)
     batches = [range(seed + i, min(seed + i + batch_size, seed + n)) for i in range(0, n, batch_size)]
     files = {seeds: directory / f"{seeds.start}-{seeds.stop}.safetensors" for seeds in batches}

@@ -7,13 +7,14 @@ logits. It is trained with cross entropy and Adam. The same seed gives the same 
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from scoresde.arguments import Count, Few, Positive, Seed
 from scoresde.evaluation.records import digest
 from scoresde.metrics.features import ClassifierFeatures, Features, Span, to_unit
 from scoresde.metrics.intervals import wilson
@@ -37,7 +38,14 @@ class TrainedClassifier:
         ValueError: at the first use: the file does not hold a classifier, or one that was trained with other settings.
     """
 
-    def __init__(self, path: str | Path, train: Dataset, test: Dataset, span: Sequence[float], **training: Any):
+    def __init__(
+        self,
+        path: str | Path,
+        train: Dataset,
+        test: Dataset,
+        span: Sequence[float],
+        **training: "Annotated[Any, train_classifier]",
+    ):
         black, white = span
         self.path, self.train, self.test, self.training = Path(path), train, test, training
         self.span: Span = (float(black), float(white))
@@ -110,7 +118,7 @@ class SmallCNN(nn.Module):
 
     scale: Tensor
 
-    def __init__(self, shape: Sequence[int], classes: int, width: int = 32, features: int = 64):
+    def __init__(self, shape: Sequence[int], classes: int, width: Count = 32, features: Count = 64):
         super().__init__()
         if len(shape) != 3 or min(shape[1:]) < 4 or classes < 2:
             raise ValueError(
@@ -157,12 +165,12 @@ def train_classifier(
     train: Dataset,
     test: Dataset,
     span: Span,
-    epochs: int = 20,
-    batch_size: int = 64,
-    lr: float = 2e-3,
-    seed: int = 0,
+    epochs: Few = 20,
+    batch_size: Count = 64,
+    lr: Positive = 2e-3,
+    seed: Seed = 0,
     progress: bool = False,
-    **architecture: Any,
+    **architecture: "Annotated[Any, SmallCNN]",
 ) -> tuple[SmallCNN, float]:
     """Train a classifier on the CPU; return it in eval mode, with its accuracy on the test images.
 

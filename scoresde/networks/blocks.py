@@ -9,10 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from scoresde.arguments import Count, Positive, Share, checked
 from scoresde.networks.layers import attend, checkpointed, convolution, group_norm, linear, split_heads
 from scoresde.networks.resampling import Resample, ResampledConvolution
 
 
+@checked
 @dataclass(frozen=True)
 class BlockStyle:
     """The choices that all blocks of a U-Net share; the defaults are those of DDPM++.
@@ -35,16 +37,16 @@ class BlockStyle:
         checkpointing: if True, recompute the activations of the blocks in the backward pass instead of storing them.
     """
 
-    heads: int = 1
-    head_channels: int | None = None
+    heads: Count = 1
+    head_channels: Count | None = None
     attend_every: bool = False
-    dropout: float = 0.1
+    dropout: Share = 0.1
     fir: Sequence[float] | None = None
     skip_rescale: bool = True
     scale_shift: bool = False
     project_skip: bool = True
-    group_size: int = 4
-    norm_eps: float = 1e-6
+    group_size: Count = 4
+    norm_eps: Positive = 1e-6
     checkpointing: bool = False
 
 

@@ -12,12 +12,13 @@ first (the order of the published weights), sin and cos of the index along it at
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from scoresde.arguments import Count, CountOrZero, Layers, Positive, Share, checked
 from scoresde.networks.embeddings import PositionalEmbedding, TimeEmbedding, named
 from scoresde.networks.layers import (
     CONVOLUTIONS,
@@ -138,6 +139,7 @@ class FinalLayer(nn.Module):
         return self.output(modulate(self.norm(tokens), shift, scale))
 
 
+@checked
 class DiT(nn.Module):
     """A noise-conditional transformer on the patches of (B, C, *space), with adaLN-Zero blocks (2212.09748).
 
@@ -172,18 +174,18 @@ class DiT(nn.Module):
 
     def __init__(
         self,
-        image_size: int | Sequence[int],
-        channels: int,
-        patch: int = 2,
-        width: int = 384,
-        depth: int = 12,
-        heads: int = 6,
-        mlp_ratio: float = 4.0,
-        time_scale: float = 1000.0,
-        classes: int = 0,
-        cond_features: int = 0,
-        dropout: float = 0.0,
-        out_channels: int | None = None,
+        image_size: Count | Sequence[Count],
+        channels: Count,
+        patch: Count = 2,
+        width: Count = 384,
+        depth: Layers = 12,
+        heads: Count = 6,
+        mlp_ratio: Positive = 4.0,
+        time_scale: Positive = 1000.0,
+        classes: CountOrZero = 0,
+        cond_features: CountOrZero = 0,
+        dropout: Share = 0.0,
+        out_channels: Count | None = None,
         checkpointing: bool = False,
         pad: bool = False,
     ):
@@ -221,21 +223,29 @@ class DiT(nn.Module):
         return self.border.remove(unpatchify(self.final(tokens, features), self.grid, self.patch))
 
 
-def dit_s(image_size: int | Sequence[int] = 32, channels: int = 4, patch: int = 2, **options: Any) -> DiT:
-    """Return DiT-S (2212.09748, table 1), 33M parameters with patch 2; `options` are other arguments of `DiT`."""
+def dit_s(
+    image_size: int | Sequence[int] = 32, channels: int = 4, patch: int = 2, **options: Annotated[Any, DiT]
+) -> DiT:
+    """DiT-S (2212.09748, table 1); 33M parameters with patch 2."""
     return DiT(image_size, channels, patch, width=384, depth=12, heads=6, **options)
 
 
-def dit_b(image_size: int | Sequence[int] = 32, channels: int = 4, patch: int = 2, **options: Any) -> DiT:
-    """Return DiT-B (2212.09748, table 1), 130M parameters with patch 2; `options` are other arguments of `DiT`."""
+def dit_b(
+    image_size: int | Sequence[int] = 32, channels: int = 4, patch: int = 2, **options: Annotated[Any, DiT]
+) -> DiT:
+    """DiT-B (2212.09748, table 1); 130M parameters with patch 2."""
     return DiT(image_size, channels, patch, width=768, depth=12, heads=12, **options)
 
 
-def dit_l(image_size: int | Sequence[int] = 32, channels: int = 4, patch: int = 2, **options: Any) -> DiT:
-    """Return DiT-L (2212.09748, table 1), 458M parameters with patch 2; `options` are other arguments of `DiT`."""
+def dit_l(
+    image_size: int | Sequence[int] = 32, channels: int = 4, patch: int = 2, **options: Annotated[Any, DiT]
+) -> DiT:
+    """DiT-L (2212.09748, table 1); 458M parameters with patch 2."""
     return DiT(image_size, channels, patch, width=1024, depth=24, heads=16, **options)
 
 
-def dit_xl(image_size: int | Sequence[int] = 32, channels: int = 4, patch: int = 2, **options: Any) -> DiT:
-    """Return DiT-XL (2212.09748, table 1), 675M parameters with patch 2; `options` are other arguments of `DiT`."""
+def dit_xl(
+    image_size: int | Sequence[int] = 32, channels: int = 4, patch: int = 2, **options: Annotated[Any, DiT]
+) -> DiT:
+    """DiT-XL (2212.09748, table 1); 675M parameters with patch 2."""
     return DiT(image_size, channels, patch, width=1152, depth=28, heads=16, **options)

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from scoresde.arguments import Count, Positive, checked
 from scoresde.networks.layers import cast_for, linear
 from scoresde.protocols import Condition
 from scoresde.tensors import FullPrecision, at_least_float32
@@ -29,6 +30,7 @@ NULL = -1
 """The label of a sample without a class."""
 
 
+@checked
 class PositionalEmbedding(FullPrecision):
     """sin and cos of the noise label at frequencies from `scale` down to `scale`/10^4, (B,) -> (B, features).
 
@@ -44,7 +46,7 @@ class PositionalEmbedding(FullPrecision):
         ValueError: `features` is odd or less than 4.
     """
 
-    def __init__(self, features: int, scale: float = 1000.0, endpoint: bool = True):
+    def __init__(self, features: Count, scale: Positive = 1000.0, endpoint: bool = True):
         super().__init__()
         self.features, half = features, _half(features, least=4)
         # In float32, as published: at a label of 999 the last digit of a frequency changes the fifth digit of its sine.
@@ -56,6 +58,7 @@ class PositionalEmbedding(FullPrecision):
         return torch.cat([phase.sin(), phase.cos()], dim=1)
 
 
+@checked
 class FourierEmbedding(FullPrecision):
     """sin and cos of 2 pi w label for fixed Gaussian frequencies w, (B,) -> (B, features) (2006.10739).
 
@@ -68,7 +71,7 @@ class FourierEmbedding(FullPrecision):
         ValueError: `features` is odd or less than 2.
     """
 
-    def __init__(self, features: int, scale: float = 16.0, log: bool = False):
+    def __init__(self, features: Count, scale: Positive = 16.0, log: bool = False):
         super().__init__()
         self.features, self.log = features, log
         self.frequencies = nn.Buffer(scale * torch.randn(_half(features, least=2)))

@@ -24,10 +24,12 @@ import math
 import torch
 from torch import Tensor, nn
 
+from scoresde.arguments import Levels, Positive, checked
 from scoresde.protocols import Condition, call_network
 from scoresde.tensors import broadcast, double
 
 
+@checked
 class LevelHead(nn.Module):
     """Return E[x_0 | x_t] of quantised data, from a network that outputs logits over grey levels.
 
@@ -53,10 +55,10 @@ class LevelHead(nn.Module):
     def __init__(
         self,
         network: nn.Module,
-        levels: int,
+        levels: Levels,
         low: float = -1.0,
         high: float = 1.0,
-        sigma_data: float = 0.5,
+        sigma_data: Positive = 0.5,
         data: str = "boxes",
     ):
         super().__init__()

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from scoresde.arguments import Count, CountOrZero, Layers, Positive, Share, checked
 from scoresde.networks.embeddings import PositionalEmbedding, TimeEmbedding, named
 from scoresde.networks.layers import cast_for, check_shape, linear
 from scoresde.protocols import Condition
@@ -25,6 +26,7 @@ class ResidualLayer(nn.Module):
         return x + self.outer(self.dropout(F.silu(hidden)))
 
 
+@checked
 class MLP(nn.Module):
     """A residual multilayer perceptron for states of any shape, flattened to vectors.
 
@@ -42,13 +44,13 @@ class MLP(nn.Module):
 
     def __init__(
         self,
-        shape: int | Sequence[int],
-        width: int = 128,
-        depth: int = 3,
-        dropout: float = 0.0,
-        time_scale: float = 1000.0,
-        classes: int = 0,
-        cond_features: int = 0,
+        shape: Count | Sequence[Count],
+        width: Count = 128,
+        depth: Layers = 3,
+        dropout: Share = 0.0,
+        time_scale: Positive = 1000.0,
+        classes: CountOrZero = 0,
+        cond_features: CountOrZero = 0,
     ):
         super().__init__()
         self.shape = (shape,) if isinstance(shape, int) else tuple(shape)

@@ -17,15 +17,18 @@ the preset: `adm(classes=1000, dropout=0.0)`.
 
 from collections.abc import Sequence
 from dataclasses import fields
-from typing import Any
+from typing import Annotated, Any
 
-from scoresde.networks.blocks import InputResidual, convolution_resampling
-from scoresde.networks.embeddings import FourierEmbedding, PositionalEmbedding
-from scoresde.networks.unet import PARTS, UNet
+from scoresde.networks.blocks import BlockStyle, InputResidual, convolution_resampling
+from scoresde.networks.embeddings import Conditions, FourierEmbedding, PositionalEmbedding
+from scoresde.networks.unet import PARTS, Ends, UNet
+
+Options = Annotated[Any, UNet, BlockStyle, Conditions, Ends]
+"""The arguments of these classes."""
 
 
-def ddpm(image_size: int | Sequence[int] = 32, width: int = 128, **options: Any) -> UNet:
-    """Return DDPM's U-Net (2006.11239, appendix B), with attention once per resolution on the way up as in 2011.13456.
+def ddpm(image_size: int | Sequence[int] = 32, width: int = 128, **options: Options) -> UNet:
+    """Return DDPM's U-Net (2006.11239, appendix B), attending once a resolution on the way up, as in 2011.13456's code.
 
     Args:
         image_size: side of square images, or the list of their sides.
@@ -36,8 +39,8 @@ def ddpm(image_size: int | Sequence[int] = 32, width: int = 128, **options: Any)
     return ddpmpp(image_size, width=width, **{**settings, **options})
 
 
-def ddpmpp(image_size: int | Sequence[int] = 32, deep: bool = False, width: int = 128, **options: Any) -> UNet:
-    """Return DDPM++ (2011.13456, appendix H): BigGAN's residual blocks, rescaled skips, 4 blocks per resolution.
+def ddpmpp(image_size: int | Sequence[int] = 32, deep: bool = False, width: int = 128, **options: Options) -> UNet:
+    """Return DDPM++ (2011.13456, appendix H): BigGAN's residual blocks, rescaled skips, 4 blocks a resolution.
 
     Args:
         image_size: side of square images, or the list of their sides.
@@ -50,7 +53,7 @@ def ddpmpp(image_size: int | Sequence[int] = 32, deep: bool = False, width: int 
 
 
 def ncsnpp(
-    image_size: int | Sequence[int] = 32, deep: bool = False, sigma: bool = True, width: int = 128, **options: Any
+    image_size: int | Sequence[int] = 32, deep: bool = False, sigma: bool = True, width: int = 128, **options: Options
 ) -> UNet:
     """Return NCSN++ (2011.13456, appendix H): DDPM++ with anti-aliased resampling and a residual input pyramid.
 
@@ -68,7 +71,7 @@ def ncsnpp(
     return ddpmpp(image_size, deep, width, **{**settings, **options})
 
 
-def adm(image_size: int | Sequence[int] = 64, width: int = 192, **options: Any) -> UNet:
+def adm(image_size: int | Sequence[int] = 64, width: int = 192, **options: Options) -> UNet:
     """Return ADM (2105.05233, section 3.1 and table 11), in its configuration for ImageNet 64 x 64.
 
     Add the class condition and the learned variance by `classes=1000, out_channels=6`.

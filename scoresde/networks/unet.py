@@ -15,13 +15,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from scoresde.arguments import Count, Layers, checked
 from scoresde.networks.blocks import Block, BlockStyle, Head, NetworkStyle, residual_resampling
 from scoresde.networks.embeddings import Conditions, FourierEmbedding, PositionalEmbedding, TimeEmbedding, named
 from scoresde.networks.layers import Border, cast_for, check_shape, convolution
 from scoresde.protocols import Condition
 from scoresde.tensors import at_least_float32, broadcast
 
-Factory = Callable[..., Any]
+Factory = Callable[..., nn.Module]
 """A class or function that returns a module; in YAML a `_target_` with `_partial_: true`."""
 Level = tuple[str, int, bool]
 """A resolution: its name, the number of its channels, and whether its blocks have attention."""
@@ -119,6 +120,7 @@ class UpStage(_Stage):
         return hidden, image
 
 
+@checked
 class UNet(nn.Module):
     """A noise-conditional U-Net on (B, C, *space) with one, two or three spatial dimensions.
 
@@ -162,13 +164,13 @@ class UNet(nn.Module):
 
     def __init__(
         self,
-        image_size: int | Sequence[int],
-        channels: int = 3,
-        width: int = 128,
-        multipliers: Sequence[int] = (1, 2, 2, 2),
-        blocks: int = 4,
-        attention: Sequence[int] = (),
-        out_channels: int | None = None,
+        image_size: Count | Sequence[Count],
+        channels: Count = 3,
+        width: Count = 128,
+        multipliers: Sequence[Count] = (1, 2, 2, 2),
+        blocks: Layers = 4,
+        attention: Sequence[Count] = (),
+        out_channels: Count | None = None,
         resample: Factory = residual_resampling,
         label: PositionalEmbedding | FourierEmbedding | None = None,
         block: BlockStyle | None = None,
@@ -221,7 +223,7 @@ class UNet(nn.Module):
         self.output = None if gives_image else Head(style, finest_width, image_channels)
 
     def _build_down(
-        self, style: NetworkStyle, current: int, levels: Sequence[Level], blocks: int, resample: Factory
+        self, style: NetworkStyle, current: int, levels: Sequence[Level], blocks: Layers, resample: Factory
     ) -> tuple[nn.ModuleDict, list[int]]:
         """Return the stages on the way down, and the channels of every skip connection, starting with the input."""
         down, image_channels, skips = nn.ModuleDict(), self.channels, [current]
@@ -232,7 +234,8 @@ class UNet(nn.Module):
             if level + 1 < len(levels):
                 stage.downsample = resample(style, current, "down")
                 if self.ends.input_pyramid is not None:
-                    stage.pyramid = pyramid = self.ends.input_pyramid(style, image_channels, current)
+                    pyramid: Any = self.ends.input_pyramid(style, image_channels, current)
+                    stage.pyramid = pyramid
                     current, image_channels = pyramid.channels, pyramid.image_channels
                 skips.append(current)
         return down, skips

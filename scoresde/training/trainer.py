@@ -15,14 +15,14 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader, Dataset
 
-from scoresde.atomic_files import remove_leftovers
+from scoresde.arguments import Count, CountOrZero, Distinct, Infinite, Range, Seed, Share, checked
 from scoresde.dequantization import DataMap
 from scoresde.losses import LossTerms, Objective
 from scoresde.progress import progress_bar
@@ -50,6 +50,7 @@ class Interrupted(RuntimeError):
     """Ctrl-C or a termination signal stopped the run after a complete step; the checkpoint is written."""
 
 
+@checked
 @dataclass
 class Trainer:
     """The settings of a training run, and the training loop (`fit`).
@@ -84,39 +85,33 @@ class Trainer:
     """
 
     optimizer: Callable[[Any], Optimizer]
-    steps: int
-    batch_size: int = 128
-    accumulate: int = 1
-    warmup: int = 0
+    steps: Count
+    batch_size: Count = 128
+    accumulate: Count = 1
+    warmup: CountOrZero = 0
     decay: str = "none"
-    decay_start: int = 1
-    clip: float = 1.0
-    ema: float = 0.999
+    decay_start: Count = 1
+    clip: Annotated[float, Infinite(0)] = 1.0
+    ema: Share = 0.999
     ema_warmup: str = "tensorflow"
-    power: tuple[float, ...] | list[float] = ()
-    snapshot_every: int = 0
+    power: Annotated[tuple[float, ...] | list[float], Distinct()] = ()
+    snapshot_every: CountOrZero = 0
     precision: str = "float32"
     compile: bool = False
     channels_last: bool = False
-    skip_limit: int = 10
-    seed: int = 0
-    log_every: int = 50
-    checkpoint_every: int = 500
-    preview_every: int = 0
-    evaluate_every: int = 0
-    workers: int = 0
-    parallel: str = "ddp"
+    skip_limit: CountOrZero = 10
+    seed: Seed = 0
+    log_every: CountOrZero = 50
+    checkpoint_every: CountOrZero = 500
+    preview_every: CountOrZero = 0
+    evaluate_every: CountOrZero = 0
+    workers: Annotated[int, Range(0, 1024)] = 0
+    parallel: Literal["ddp", "fsdp"] = "ddp"
     wandb: dict[str, Any] | None = None
     device: str = "cpu"
     where: torch.device = field(init=False)
 
     def __post_init__(self) -> None:
-        intervals = ("log_every", "checkpoint_every", "preview_every", "evaluate_every", "snapshot_every")
-        least = {"steps": 1, "accumulate": 1, "decay_start": 1}
-        least |= dict.fromkeys((*intervals, "warmup", "skip_limit", "workers"), 0)
-        for name, lowest in least.items():
-            check_integer(name, getattr(self, name), lowest)
-        check_integer("seed", self.seed)
         if not self.clip > 0:
             raise ValueError(f"clip must be positive; got {self.clip}")
         if self.decay not in DECAYS:

@@ -6,12 +6,14 @@ Both use the same noise at every evaluation, so that changes from one line of th
 import math
 import warnings
 from collections.abc import Iterator
+from typing import Annotated
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
 from scoresde import bounds
+from scoresde.arguments import MOST, Count, Range
 from scoresde.dequantization import AboveUniform, DataMap
 from scoresde.losses import Objective
 from scoresde.protocols import Condition, select
@@ -43,9 +45,9 @@ class HeldOut:
         dataset: Dataset,
         training_map: DataMap,
         likelihood_map: DataMap,
-        samples: int = 256,
-        draws: int = 8,
-        batch_size: int = 128,
+        samples: Count = 256,
+        draws: Annotated[int, Range(0, MOST, is_even=True)] = 8,
+        batch_size: Count = 128,
         seed: int = 0,
     ):
         count = len(dataset)  # type: ignore[arg-type]

@@ -64,7 +64,9 @@ def test_sample_with_a_threshold(toy, name, arguments, refused):
     assert plain["threshold"] is None
     assert thresholded["threshold"]["_target_"] == f"scoresde.thresholding.{name}"
     assert thresholded["nfe"] == plain["nfe"]
-    assert "scoresde.thresholding.Clipped, ...}; got clipped" in refused(*command, "threshold=clipped")
+    assert "threshold must be a ModelWrapper (_target_: ...) or null; got 'clipped'" in refused(
+        *command, "threshold=clipped"
+    )
 
 
 @pytest.mark.parametrize(

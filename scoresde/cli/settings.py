@@ -1,0 +1,174 @@
+"""The settings of each verb and their types: one TypedDict a verb, whose keys are those of its YAML file.
+
+`cli.keys` compares a configuration with them before the verb begins. A group of options has the type of the objects
+that it describes; the arguments of these objects have the annotations of their constructors, see `arguments`.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any, Literal, TypedDict
+
+from torch import nn
+from torch.optim import Optimizer
+from torch.utils.data import Dataset
+
+from scoresde.arguments import Count, Distinct, EvenCount, Few, Level, Named, Positive, Seed
+from scoresde.dequantization import Dequantization
+from scoresde.evaluation.dataset_likelihood import Budget, evaluate_likelihood
+from scoresde.losses import Objective
+from scoresde.metrics.features import FeatureSpace
+from scoresde.predictions import Prediction
+from scoresde.protocols import Transform
+from scoresde.samplers import Sampler
+from scoresde.sdes import SDE
+from scoresde.training.trainer import Trainer
+from scoresde.training.validation import HeldOut
+from scoresde.wrappers import ModelWrapper
+
+Directory = Annotated[str | int, Named("a directory")]  # which may be named 7
+File = Annotated[str | int, Named("a path")]
+Names = Annotated[Sequence[str], Distinct(least=1)]
+Split = Literal["train", "validation", "test"]
+Weights = str | float
+
+
+class Shared(TypedDict):
+    device: str
+    seed: Seed
+    trust: Sequence[str]
+
+
+class Maps(TypedDict):
+    transform: Transform | None
+    dequantization: Dequantization | None
+
+
+class Data(Maps):
+    shape: Sequence[Count] | None
+    range: tuple[float, float] | None
+    sigma_data: Positive
+    training: Maps | None
+    train: Dataset
+    validation: Dataset | None
+    test: Dataset | None
+
+
+class Parts(Shared):
+    """The parts of a training."""
+
+    sde: SDE
+    prediction: Prediction
+    network: nn.Module
+    data: Data
+    loss: Objective
+    sampler: Sampler
+    optimizer: Callable[[Any], Optimizer]
+    trainer: Trainer
+    experiment: str | None
+    name: str | int
+    learned_variance: bool
+
+
+class Train(Parts):
+    run: Directory
+    held_out: Annotated[dict, HeldOut]
+
+
+class Sample(Shared):
+    sampler: Sampler
+    run: Directory
+    n: Count
+    weights: Weights
+    batch_size: Count
+    threshold: ModelWrapper | None
+
+
+class Likelihood(Shared):
+    likelihood: Annotated[dict, evaluate_likelihood]
+    run: Directory
+    split: Split
+    weights: Weights
+    dequantization: str | None
+    budget: Budget
+
+
+class Evaluate(Likelihood):
+    sampler: Sampler
+    features: FeatureSpace
+    n: Count | None
+    batch_size: Count
+    threshold: ModelWrapper | None
+    samples: File | None
+    metrics: Names | None
+    floors: Annotated[Sequence[str], Distinct()] | None
+    reference: File | None
+    statistics: Directory | None
+    resamples: Few
+    level: Level
+    bpd: bool
+
+
+class Compare(Shared):
+    sde: SDE
+    run: Directory
+    samplers: Names
+    nfe: Annotated[Sequence[Few], Distinct(least=1)]
+    metrics: Names | None
+    split: Split
+    weights: Weights
+    n: Count | None
+    batch_size: Count
+    repeats: Few
+    resamples: Few
+    level: Level
+
+
+class Dequantize(Shared):
+    optimizer: Callable[[Any], Optimizer]
+    run: Directory
+    weights: Weights
+    layers: Few
+    width: Count
+    steps: Count
+    batch_size: Count
+    clip: Positive
+    draws: EvenCount
+
+
+class Convert(Shared):
+    data: Data | None
+    source: str
+    path: File
+    config: File | None
+    run: Directory | None
+
+
+class Examine(Parts):
+    """Of `scoresde data`."""
+
+    limit: Count | None
+    split: Split
+    n: Count | None
+    out: File | None
+
+
+class Report(Shared):
+    run: Directory
+    weights: Weights
+    out: File | None
+    film: bool
+    film_samples: Few | None
+    film_steps: Few | None
+    film_frames: Few
+
+
+SETTINGS: dict[str, Any] = {
+    "train": Train,
+    "sample": Sample,
+    "bpd": Likelihood,
+    "evaluate": Evaluate,
+    "compare": Compare,
+    "dequantize": Dequantize,
+    "convert": Convert,
+    "data": Examine,
+    "report": Report,
+}
