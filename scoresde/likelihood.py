@@ -24,7 +24,14 @@ import torch
 from torch import Tensor
 
 from scoresde.counting import counting
-from scoresde.dequantization import DataMap, Dequantization, check_levels, levels_map, warn_if_above_uniform
+from scoresde.dequantization import (
+    DataMap,
+    Dequantization,
+    check_levels,
+    count_levels,
+    levels_map,
+    warn_if_above_uniform,
+)
 from scoresde.divergence import Hutchinson, Trace
 from scoresde.losses import squared_errors
 from scoresde.probability_flow import DEFAULT_SOLVER, Carried, carry, cast_like, integrate
@@ -314,7 +321,8 @@ def bits_per_dim(
             the mean of exp(noisy log p) is too large by half the variance of the noise, and is then no lower bound.
 
     Warns:
-        AboveUniform: the mean is above log2(levels), the value of the uniform distribution over all grey levels.
+        AboveUniform: the mean is above log2(levels), the value of the uniform distribution over all grey levels; where
+            the transform does not declare their number, over the integers from 0 to the largest value.
         UserWarning: see `log_prob`.
 
     Raises:
@@ -353,7 +361,7 @@ def bits_per_dim(
         of_one = None if variances is None else float((shares * variances).sum(dim=0).mean())
         declared["inflation"] = _check_inflation(of_one, unit, inflation)
     counts = nfe.sum(dim=0).long(), backward.sum(dim=0).long()
-    warn_if_above_uniform(float(per_image.mean()), data_map.levels)
+    warn_if_above_uniform(float(per_image.mean()), count_levels(images, data_map.levels))
     return BitsPerDim(*mean_and_error(per_image), per_image, declared, trace_stderr, *counts)
 
 

@@ -27,7 +27,14 @@ from torch.utils.data import Dataset, default_collate
 
 from scoresde import bounds
 from scoresde.build import Run
-from scoresde.dequantization import AboveUniform, DataMap, Dequantization, TruncatedNormal, warn_if_above_uniform
+from scoresde.dequantization import (
+    AboveUniform,
+    DataMap,
+    Dequantization,
+    TruncatedNormal,
+    count_levels,
+    warn_if_above_uniform,
+)
 from scoresde.divergence import ExactTrace, Trace
 from scoresde.evaluation.references import evenly_spaced
 from scoresde.evaluation.resumable import Numbers, directory_for, evaluate, fingerprint
@@ -183,7 +190,8 @@ def evaluate_likelihood(
         results = evaluate(parts, directory_for(run.path / PARTIAL, settings), unit, progress)
     likelihood = _summary(results, unit, subset)
     if dequantization is not None:
-        warn_if_above_uniform(likelihood.mean, DataMap(run.transform).levels)
+        levels = max(result["levels"] for part, result in results.items() if part.startswith("values-"))
+        warn_if_above_uniform(likelihood.mean, levels)
     return likelihood
 
 
@@ -221,8 +229,9 @@ class _Evaluation:
                 values, declared = result.per_image, result.conventions
         except RuntimeError as error:
             raise RuntimeError(f"samples {indices[0]} to {indices[-1]} of the dataset: {error}") from error
+        levels = None if self.dequantization is None else count_levels(x, data_map.levels)
         counts = {"nfe": result.nfe.tolist(), "backward": result.backward.tolist()}
-        return {"value": values.tolist(), **counts, "conventions": declared}
+        return {"value": values.tolist(), **counts, "levels": levels, "conventions": declared}
 
     def bound(self, indices: Tensor, budget: Budget) -> Numbers:
         """Return evidence bounds and their conventions."""
