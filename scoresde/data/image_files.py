@@ -20,9 +20,14 @@ from torch import Tensor
 
 from scoresde.data.items import Items, check_choice, reading
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
+SUFFIXES = (".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".webp", ".bmp", ".tif", ".tiff")
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")  # the only decoders in use; they ignore the suffix of a file
-UNREAD = {".avif", ".gif", ".heic", ".heif", ".jp2", ".jxl", ".pgm", ".ppm", ".psd", ".tga"}  # skipped with a warning
+# Suffixes of the other image formats, whose files are skipped with a warning.
+UNREAD = frozenset(
+    ".arw .avif .avifs .blp .bw .cr2 .cr3 .cur .dcx .dds .dib .dng .emf .eps .exr .flc .fli .ftc .ftu .gbr .gif .hdr .heic "
+    ".heif .hif .icb .icns .ico .iim .im .j2c .j2k .jp2 .jpc .jpf .jpx .jxl .msp .nef .palm .pbm .pcd .pcx .pfm .pgm "
+    ".pnm .ppm .ps .psd .pxr .qoi .raf .ras .raw .rgb .rgba .sgi .svg .tga .vda .vst .wmf .xbm .xpm".split()
+)
 MODES = {1: "L", 3: "RGB"}
 SHARES = {"train": range(10, 100), "validation": range(5, 10), "test": range(5), "all": range(100)}  # see `hundredth`
 PNG_DEPTH = 24  # offset of the bits per channel in the header of a PNG file
@@ -68,9 +73,12 @@ class Reader:
             source: name of the image in error messages.
 
         Raises:
-            ValueError: the image cannot be read, has more than eight bits per channel, or several frames.
+            ValueError: the image cannot be read, has more than eight bits per channel, several frames, or more pixels
+                than 2 PIL.Image.MAX_IMAGE_PIXELS.
         """
-        with reading(source, "an image of 8 bits per channel", "remove, convert or replace it"):
+        with reading(
+            source, "an image of 8 bits per channel, one frame and an accepted size", "remove, convert or replace it"
+        ):
             picture = _decode(read()).convert(MODES[self.channels])
         (height, width), (right, bottom) = self.sides, picture.size
         if right * height > bottom * width:
@@ -88,9 +96,17 @@ def _decode(content: bytes) -> Image.Image:
     """Return the picture in an image file as a viewer shows it: upright, and on white where it is transparent.
 
     Raises:
-        ValueError: Pillow would drop something: bits beyond the eighth, or frames after the first.
+        ValueError: Pillow would drop something: bits beyond the eighth, or frames after the first; or it refuses the
+            number of pixels.
     """
-    image = Image.open(io.BytesIO(content), formats=FORMATS)
+    try:
+        image = Image.open(io.BytesIO(content), formats=FORMATS)
+    except Image.DecompressionBombError as error:
+        limit = 2 * (Image.MAX_IMAGE_PIXELS or 0)
+        raise ValueError(
+            f"it has more than {limit:,} pixels, which Pillow refuses as a possible attack: make it smaller, or raise "
+            "PIL.Image.MAX_IMAGE_PIXELS if you trust it"
+        ) from error
     bits = content[PNG_DEPTH] if image.format == "PNG" else max(getattr(image, "tag_v2", {}).get(TIFF_DEPTHS, [1]))
     if bits > 8:
         raise ValueError(f"it has {bits} bits per channel")
@@ -128,8 +144,7 @@ class ImageFolder(Items):
 
     Raises:
         ValueError: an argument has another value, the file is not an archive, or the folder or the split has no
-            images; when an item is read: the file cannot be read, has more than eight bits per channel, or several
-            frames.
+            images; when an item is read: see `Reader`.
         FileNotFoundError: there is no such folder or archive.
 
     Warns:

@@ -6,8 +6,8 @@ log p_data(x) = log p_model(T(x)) + log_det(x).
 Integer states are first converted to floating-point numbers (`tensors.floating`). A transform may have the attribute
 `levels`: the number of grey levels 0 .. levels - 1 of the data.
 
-The result is float64 where neighbouring numbers of the argument's dtype would be more than 1/100 of a grey level, of the
-range of `Logit`, or of the unit of model space apart.
+The result is float64 where neighbouring numbers of the argument's dtype would be more than 1/100 of a grey level, of
+the range of `Logit`, or of the unit of model space apart.
 """
 
 import math

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 from scoresde import build
 from scoresde.cli import config_directory
 from scoresde.data import ImageFolder
+from scoresde.data.image_files import FORMATS, SUFFIXES, UNREAD
 from tests.data.files import levels, png, png16, stacked, write_files, write_images
 
 
@@ -46,12 +47,16 @@ def test_folder_is_in_the_order_of_relative_paths(tmp_path):
 
 @pytest.mark.parametrize(
     ("suffix", "lossless"),
-    [("png", True), ("bmp", True), ("webp", True), ("tif", True), ("tiff", True), ("jpg", False), ("jpeg", False)],
+    [(suffix, True) for suffix in ("png", "apng", "bmp", "webp", "tif", "tiff")]
+    + [(suffix, False) for suffix in ("jpg", "jpeg", "JPE", "jfif")],
 )
 def test_image_of_the_right_size_is_left_as_it_is(suffix, lossless, tmp_path):
     picture = levels(7, 7) if lossless else np.tile(np.uint8([200, 30, 90]), (7, 7, 1))
     write_images(tmp_path, {f"x.{suffix}": picture}, **({"lossless": True} if suffix == "webp" else {}))
-    image = ImageFolder(tmp_path, 7)[0]
+    write_images(tmp_path, {"z.png": picture})
+    dataset = ImageFolder(tmp_path, 7)
+    assert len(dataset) == 2
+    image = dataset[0]
     assert image.dtype == torch.float32
     assert image.is_contiguous()
     assert (image - chw(picture)).abs().max() <= (0 if lossless else 3)
@@ -134,7 +139,10 @@ CORRUPT = {
     "another format": (encoded(levels(20, 20), "GIF"), "UnidentifiedImageError"),
     "16 bits": (encoded(np.full((4, 4), 40_000, np.uint16), "PNG"), "16 bits per channel"),
     "32 bits": (encoded(np.full((4, 4), 0.5, np.float32), "TIFF"), "32 bits per channel"),
-    "far too large": (png(levels(40, 40)), "DecompressionBombError"),
+    "far too large": (
+        png(levels(40, 40)),
+        r"it has more than 1,200 pixels, .*: make it smaller, or raise PIL\.Image\.MAX_IMAGE_PIXELS",
+    ),
 }
 
 
@@ -343,6 +351,15 @@ def test_first_picture_of_a_camera_file_is_read(tmp_path):
     frames = [Image.new("RGB", (8, 8), (200, 30, 90)), Image.new("RGB", (8, 8))]
     frames[0].save(tmp_path / "x.jpg", "MPO", save_all=True, append_images=frames[1:])
     assert (ImageFolder(tmp_path, 8)[0].mean(dim=(1, 2)) - torch.tensor([200.0, 30.0, 90.0])).abs().max() <= 3
+
+
+def test_every_suffix_of_an_image_that_pillow_knows_is_read_or_warned_about():
+    """Formats that Pillow has no more than a stub for, and films and documents, are no images."""
+    no_images = {".bufr", ".fit", ".fits", ".grib", ".h5", ".hdf", ".mpeg", ".mpg", ".pdf"}
+    known = Image.registered_extensions()
+    assert {suffix for suffix, name in known.items() if name in (*FORMATS, "MPO")} == set(SUFFIXES)
+    assert set(known) - set(SUFFIXES) - no_images <= UNREAD
+    assert not UNREAD & set(SUFFIXES)
 
 
 def test_images_of_other_formats_are_not_skipped_silently(tmp_path):

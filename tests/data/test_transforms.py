@@ -115,7 +115,7 @@ def test_logit_refuses_values_where_it_is_not_defined(use, value, dtype):
     """With margin 0.05, p = 0.05 + 0.9 x is in [0, 1] for x from -0.05/0.9 to 0.95/0.9."""
     x = torch.tensor([[0.5, value, 0.2]], dtype=dtype)
     with pytest.raises(
-        ValueError, match=r"x must lie in \(-0\.0555556, 1\.05556\), .* with 1 of 3 values outside: set low"
+        ValueError, match=r"x must lie in \(-0\.0555556, 1\.05556\), .*, 1 of 3 values outside: set low"
     ):
         getattr(Compose([Affine(0.5), Affine(2.0), Logit()]), use)(x)
 
