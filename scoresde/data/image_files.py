@@ -10,7 +10,7 @@ import warnings
 import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -20,18 +20,21 @@ from torch import Tensor
 
 from scoresde.data.items import Items, check_choice, reading
 
-SUFFIXES = (".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".webp", ".bmp", ".tif", ".tiff")
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")  # the only decoders in use; they ignore the suffix of a file
-# Suffixes of the other image formats, whose files are skipped with a warning.
-UNREAD = frozenset(
-    ".arw .avif .avifs .blp .bw .cr2 .cr3 .cur .dcx .dds .dib .dng .emf .eps .exr .flc .fli .ftc .ftu .gbr .gif .hdr .heic "
-    ".heif .hif .icb .icns .ico .iim .im .j2c .j2k .jp2 .jpc .jpf .jpx .jxl .msp .nef .palm .pbm .pcd .pcx .pfm .pgm "
-    ".pnm .ppm .ps .psd .pxr .qoi .raf .ras .raw .rgb .rgba .sgi .svg .tga .vda .vst .wmf .xbm .xpm".split()
-)
+UNKNOWN = {".arw", ".cr2", ".dng", ".exr", ".heic", ".heif", ".jxl", ".nef", ".svg"}  # images unknown to Pillow
+NO_IMAGES = {".bufr", ".fit", ".fits", ".grib", ".h5", ".hdf", ".mpeg", ".mpg", ".pdf"}  # known to Pillow
 MODES = {1: "L", 3: "RGB"}
 SHARES = {"train": range(10, 100), "validation": range(5, 10), "test": range(5), "all": range(100)}  # see `hundredth`
 PNG_DEPTH = 24  # offset of the bits per channel in the header of a PNG file
 TIFF_DEPTHS = 258  # tag of the bits of each channel in a TIFF file
+
+
+@cache
+def suffixes() -> tuple[tuple[str, ...], frozenset[str]]:
+    """Return the suffixes of the formats that are read, and those of other image formats."""
+    known = Image.registered_extensions()
+    read = sorted(suffix for suffix, name in known.items() if name in (*FORMATS, "MPO"))  # MPO: JPEG with more behind
+    return tuple(read), frozenset(known.keys() - read - NO_IMAGES | UNKNOWN)
 
 
 @dataclass(frozen=True)
@@ -164,10 +167,10 @@ class ImageFolder(Items):
         self.root, self.reader = Path(root), Reader(size, channels, crop)
         self.is_archive = self.root.suffix.lower() == ".zip" and not self.root.is_dir()
         names = _list_archive(self.root) if self.is_archive else _list_folder(self.root)
-        names = [name for name in names if not _is_hidden(name)]
-        images = sorted({name for name in names if name.lower().endswith(SUFFIXES)})
+        names, (read, unread) = [name for name in names if not _is_hidden(name)], suffixes()
+        images = sorted({name for name in names if name.lower().endswith(read)})
         if not images:
-            raise ValueError(f"no images in {root}: none of its {len(names)} files ends in {', '.join(SUFFIXES)}")
+            raise ValueError(f"no images in {root}: none of its {len(names)} files ends in {', '.join(read)}")
         parts = {name: [file for file in images if hundredth(file) in share] for name, share in SHARES.items()}
         if not (files := parts[split]):
             counts = ", ".join(f"{name} ({len(part)})" for name, part in parts.items() if part)
@@ -175,10 +178,10 @@ class ImageFolder(Items):
                 f"none of the {len(images)} images in {root} is in split {split!r}: take one of the splits {counts}, "
                 f"or, for training, set data.{split}=null in the configuration"
             )
-        if skipped := sorted(name for name in names if Path(name).suffix.lower() in UNREAD):
+        if skipped := sorted(name for name in names if Path(name).suffix.lower() in unread):
             warnings.warn(
                 f"{len(skipped)} image files in {root} are skipped, the first is {skipped[0]}: convert them to one of "
-                f"{', '.join(SUFFIXES)}",
+                f"{', '.join(read)}",
                 stacklevel=2,
             )
         super().__init__(files, flip=flip)
