@@ -177,9 +177,14 @@ class AboveUniform(UserWarning):
     """Bits per dimension are above log2(levels), the value of the uniform distribution over all grey levels."""
 
 
-def warn_if_above_uniform(bits: float, levels: int | None) -> None:
-    """Warn with `AboveUniform` if a mean of bits per dimension is above log2(levels)."""
-    if levels is not None and bits > math.log2(levels):
+def count_levels(images: Tensor, levels: int | None) -> int:
+    """Return `levels`; if it is None, the number of integers, at least 2, from 0 or the least value to the largest."""
+    return max(int(images.max()) - min(int(images.min()), 0) + 1, 2) if levels is None else levels
+
+
+def warn_if_above_uniform(bits: float, levels: int) -> None:
+    """Warn with `AboveUniform` if a mean of bits per dimension is above log2(levels), see `count_levels`."""
+    if bits > math.log2(levels):
         warnings.warn(
             f"{bits:.4g} bits/dim are more than log2({levels}) = {math.log2(levels):.4g}, the value of the uniform "
             "distribution: check that the model was trained with this data, transform and dequantisation",
@@ -378,7 +383,7 @@ def _level_width(transform: Transform) -> float:
     Raises:
         ValueError: the transform is not affine.
     """
-    probes = torch.tensor([[0.25], [0.5], [1.0], [1.75]], dtype=torch.float64)
+    probes = torch.tensor([[0.125], [0.25], [0.5], [0.75]], dtype=torch.float64)
     slopes = transform.log_det(probes)
     if not torch.allclose(slopes, slopes[:1].expand_as(slopes), rtol=1e-12, atol=1e-12):
         raise ValueError(

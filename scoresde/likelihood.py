@@ -27,8 +27,8 @@ from scoresde.counting import counting
 from scoresde.dequantization import (
     DataMap,
     Dequantization,
-    Incomplete,
     check_levels,
+    count_levels,
     levels_map,
     warn_if_above_uniform,
 )
@@ -333,7 +333,8 @@ def bits_per_dim(
             the mean of exp(noisy log p) is too large by half the variance of the noise, and is then no lower bound.
 
     Warns:
-        AboveUniform: the mean is above log2(levels), the value of the uniform distribution over all grey levels.
+        AboveUniform: the mean is above log2(levels), the value of the uniform distribution over all grey levels; where
+            the transform does not declare their number, over the integers from 0 to the largest value.
         UserWarning: see `log_prob`.
 
     Raises:
@@ -375,12 +376,8 @@ def bits_per_dim(
         declared["inflation"] = _check_inflation(of_one, unit, inflation)
     per_image = torch.where(solved, per_image, math.nan)
     counts = nfe.sum(dim=0).long(), backward.sum(dim=0).long()
-    worst = status.max(dim=0).values.long()
-    result = BitsPerDim(*mean_and_error(per_image), per_image, declared, trace_stderr, *counts, worst)
-    if not bool(solved.all()):
-        raise Incomplete(describe_failures(per_image, worst), result)
-    warn_if_above_uniform(result.mean, data_map.levels)
-    return result
+    warn_if_above_uniform(float(per_image.mean()), count_levels(images, data_map.levels))
+    return BitsPerDim(*mean_and_error(per_image), per_image, declared, trace_stderr, *counts)
 
 
 def _solve_levels(

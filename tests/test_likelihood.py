@@ -442,6 +442,39 @@ def test_bits_above_those_of_uniform_levels_are_warned_about():
         assert ss.bits_per_dim(model, f64(8, 8)[None], Levels(17), solver=Adams(24)).mean < math.log2(17)
 
 
+def test_levels_that_another_transform_declares_are_checked_too():
+    """Levels 100 .. 115 of 16, which gave 2,535 bits/dim."""
+    model, images = (
+        ss.GaussianMixture(torch.zeros(1, 2), torch.ones(1)).score_model(VP),
+        100 + torch.arange(16).view(8, 2),
+    )
+    for transform in (Compose([Affine(), Levels(16)]), Compose([Affine(0.5), Levels(8)])):
+        with pytest.raises(ValueError, match="images must be integers from 0 to 15; got 100 to 115, where 16 of 16"):
+            ss.bits_per_dim(model, images, transform, solver=Adams(24))
+        with pytest.raises(ValueError, match="images must be integers from 0 to 15; got 100 to 115"):
+            ss.bounds.continuous(model, images, transform)
+
+
+@pytest.mark.parametrize(
+    ("transform", "images", "levels"),
+    [
+        (Affine(1e-3), [[0, 15_000], [7, 9]], 15_001),
+        (Compose([Affine(1.0, -100.0), Levels(16)]), [[0, 15], [7, 9]], 16),  # made for levels 100 .. 115
+        (Affine(0.1), [[-60, 60], [0, 9]], 121),
+    ],
+)
+def test_without_a_number_of_levels_bits_above_those_of_the_largest_level_are_warned_about(transform, images, levels):
+    model, images = ss.GaussianMixture(torch.zeros(1, 2), torch.ones(1)).score_model(VP), torch.tensor(images)
+    message = rf"bits/dim are more than log2\({levels}\) = {math.log2(levels):.4g}"
+    with pytest.warns(AboveUniform, match=message):
+        assert ss.bits_per_dim(model, images, transform, solver=Adams(24)).mean > math.log2(levels)
+    with pytest.warns(AboveUniform, match=message):
+        ss.bounds.continuous(model, images, transform)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", AboveUniform)
+        ss.bits_per_dim(model, torch.tensor([[8, 15], [7, 8], [8, 7]]), Affine(0.25, -2.0), solver=Adams(24))
+
+
 @pytest.mark.parametrize(("offset", "std", "entropy"), [(5.4e6, 0.2, 0.6142), (1.7e9, 50.0, 3.3750)])
 def test_nats_of_values_far_from_zero_are_their_entropy(offset, std, entropy, tmp_path):
     """Data of N(offset, std^2) x N(0, 1) under the exact model of its standardisation, N(0, I) at all times of VP."""

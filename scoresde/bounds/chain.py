@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from scoresde.bounds.bound import Bound, NatsBound, bits_bound, refuse_odd, standard_error, uniform
-from scoresde.dequantization import check_levels, warn_if_above_uniform
+from scoresde.dequantization import check_levels, count_levels, warn_if_above_uniform
 from scoresde.losses import Bins, Nodes, chain_term
 from scoresde.protocols import Model, Transform
 from scoresde.random_stream import RandomStream
@@ -134,7 +134,8 @@ def discrete(
         return bound
 
     bound = bits_bound(model, images, transform, cond, seeds, batch_size, progress, nats, conventions)
-    warn_if_above_uniform(bound.mean, getattr(transform, "levels", None) if levels is None else levels)
+    declared = getattr(transform, "levels", None) if levels is None else levels
+    warn_if_above_uniform(bound.mean, count_levels(images, declared))
     return DiscreteBound(**vars(bound), steps=torch.cat(per_step), nodes=nodes)
 
 

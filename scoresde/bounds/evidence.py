@@ -36,7 +36,7 @@ import torch
 from torch import Tensor
 
 from scoresde.bounds.bound import Bound, NatsBound, bits_bound, refuse_odd, standard_error, uniform
-from scoresde.dequantization import DataMap, Dequantization, levels_map, warn_if_above_uniform
+from scoresde.dequantization import DataMap, Dequantization, count_levels, levels_map, warn_if_above_uniform
 from scoresde.losses import Nodes, TimeDensity, UniformLogSNR, decoder_log_scale, squared_errors
 from scoresde.losses.time_densities import log_snr_slope
 from scoresde.protocols import Model, Transform
@@ -146,7 +146,7 @@ def continuous(
         f"{_decoder_draws(draws)} draws per image",
     }
     bound = bits_bound(model, images, data_map, cond, seeds, batch_size, progress, nats, conventions)
-    warn_if_above_uniform(bound.mean, data_map.levels)
+    warn_if_above_uniform(bound.mean, count_levels(images, data_map.levels))
     return bound
 
 

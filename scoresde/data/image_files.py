@@ -10,7 +10,7 @@ import warnings
 import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -20,13 +20,21 @@ from torch import Tensor
 
 from scoresde.data.items import Items, check_choice, reading
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")  # the only decoders in use; they ignore the suffix of a file
-UNREAD = {".avif", ".gif", ".heic", ".heif", ".jp2", ".jxl", ".pgm", ".ppm", ".psd", ".tga"}  # skipped with a warning
+UNKNOWN = {".arw", ".cr2", ".dng", ".exr", ".heic", ".heif", ".jxl", ".nef", ".svg"}  # images unknown to Pillow
+NO_IMAGES = {".bufr", ".fit", ".fits", ".grib", ".h5", ".hdf", ".mpeg", ".mpg", ".pdf"}  # known to Pillow
 MODES = {1: "L", 3: "RGB"}
 SHARES = {"train": range(10, 100), "validation": range(5, 10), "test": range(5), "all": range(100)}  # see `hundredth`
 PNG_DEPTH = 24  # offset of the bits per channel in the header of a PNG file
 TIFF_DEPTHS = 258  # tag of the bits of each channel in a TIFF file
+
+
+@cache
+def suffixes() -> tuple[tuple[str, ...], frozenset[str]]:
+    """Return the suffixes of the formats that are read, and those of other image formats."""
+    known = Image.registered_extensions()
+    read = sorted(suffix for suffix, name in known.items() if name in (*FORMATS, "MPO"))  # MPO: JPEG with more behind
+    return tuple(read), frozenset(known.keys() - read - NO_IMAGES | UNKNOWN)
 
 
 @dataclass(frozen=True)
@@ -68,9 +76,12 @@ class Reader:
             source: name of the image in error messages.
 
         Raises:
-            ValueError: the image cannot be read, has more than eight bits per channel, or several frames.
+            ValueError: the image cannot be read, has more than eight bits per channel, several frames, or more pixels
+                than 2 PIL.Image.MAX_IMAGE_PIXELS.
         """
-        with reading(source, "an image of 8 bits per channel", "remove, convert or replace it"):
+        with reading(
+            source, "an image of 8 bits per channel, one frame and an accepted size", "remove, convert or replace it"
+        ):
             picture = _decode(read()).convert(MODES[self.channels])
         (height, width), (right, bottom) = self.sides, picture.size
         if right * height > bottom * width:
@@ -88,9 +99,17 @@ def _decode(content: bytes) -> Image.Image:
     """Return the picture in an image file as a viewer shows it: upright, and on white where it is transparent.
 
     Raises:
-        ValueError: Pillow would drop something: bits beyond the eighth, or frames after the first.
+        ValueError: Pillow would drop something: bits beyond the eighth, or frames after the first; or it refuses the
+            number of pixels.
     """
-    image = Image.open(io.BytesIO(content), formats=FORMATS)
+    try:
+        image = Image.open(io.BytesIO(content), formats=FORMATS)
+    except Image.DecompressionBombError as error:
+        limit = 2 * (Image.MAX_IMAGE_PIXELS or 0)
+        raise ValueError(
+            f"it has more than {limit:,} pixels, which Pillow refuses as a possible attack: make it smaller, or raise "
+            "PIL.Image.MAX_IMAGE_PIXELS if you trust it"
+        ) from error
     bits = content[PNG_DEPTH] if image.format == "PNG" else max(getattr(image, "tag_v2", {}).get(TIFF_DEPTHS, [1]))
     if bits > 8:
         raise ValueError(f"it has {bits} bits per channel")
@@ -128,8 +147,7 @@ class ImageFolder(Items):
 
     Raises:
         ValueError: an argument has another value, the file is not an archive, or the folder or the split has no
-            images; when an item is read: the file cannot be read, has more than eight bits per channel, or several
-            frames.
+            images; when an item is read: see `Reader`.
         FileNotFoundError: there is no such folder or archive.
 
     Warns:
@@ -149,10 +167,10 @@ class ImageFolder(Items):
         self.root, self.reader = Path(root), Reader(size, channels, crop)
         self.is_archive = self.root.suffix.lower() == ".zip" and not self.root.is_dir()
         names = _list_archive(self.root) if self.is_archive else _list_folder(self.root)
-        names = [name for name in names if not _is_hidden(name)]
-        images = sorted({name for name in names if name.lower().endswith(SUFFIXES)})
+        names, (read, unread) = [name for name in names if not _is_hidden(name)], suffixes()
+        images = sorted({name for name in names if name.lower().endswith(read)})
         if not images:
-            raise ValueError(f"no images in {root}: none of its {len(names)} files ends in {', '.join(SUFFIXES)}")
+            raise ValueError(f"no images in {root}: none of its {len(names)} files ends in {', '.join(read)}")
         parts = {name: [file for file in images if hundredth(file) in share] for name, share in SHARES.items()}
         if not (files := parts[split]):
             counts = ", ".join(f"{name} ({len(part)})" for name, part in parts.items() if part)
@@ -160,10 +178,10 @@ class ImageFolder(Items):
                 f"none of the {len(images)} images in {root} is in split {split!r}: take one of the splits {counts}, "
                 f"or, for training, set data.{split}=null in the configuration"
             )
-        if skipped := sorted(name for name in names if Path(name).suffix.lower() in UNREAD):
+        if skipped := sorted(name for name in names if Path(name).suffix.lower() in unread):
             warnings.warn(
                 f"{len(skipped)} image files in {root} are skipped, the first is {skipped[0]}: convert them to one of "
-                f"{', '.join(SUFFIXES)}",
+                f"{', '.join(read)}",
                 stacklevel=2,
             )
         super().__init__(files, flip=flip)

@@ -21,7 +21,11 @@ from scoresde.data.items import Items, check_choice, read_bytes, reading, split_
 
 DELIMITERS = ("\t", ";", "|", ",", " ")  # in the order in which they are tried
 SAMPLE = 100  # lines that the delimiter is derived from
-MISSING = ("", "na", "n/a", "nan", "null", "none", "?", "-")
+MISSING = (  # in lower case: those of pandas and of Excel, and ?, - and the point of SAS and Stata
+    *("", "na", "n/a", "nan", "-nan", "null", "none", "<na>", "#na", "#n/a", "#n/a n/a", "?", "-", "."),
+    *("1.#ind", "-1.#ind", "1.#qnan", "-1.#qnan"),
+)
+LARGEST_CLASS = 2**53  # float64 holds the integers up to it
 LARGEST = float(np.finfo(np.float32).max)  # the largest value of a network's input
 BLOCK = 2**26  # number of bytes that are parsed at once (at least one row)
 
@@ -32,6 +36,7 @@ def _grammar(decimal: str, group: str) -> str:
     return rf"^[+-]?({plain}|[1-9]\d{{0,2}}({group}\d{{3}})+({decimal}\d*)?)$"
 
 
+INTEGER = r"^\d+$"
 NUMBERS = {".": _grammar(r"\.", ","), ",": _grammar(",", r"\.")}  # by the decimal sign; the other sign groups thousands
 
 
@@ -46,21 +51,24 @@ class Table(Items):
     Args:
         path: path of the file, in UTF-8, plain or compressed by gzip.
         split: "train", "validation", "test" or "all", see `split_indices`.
-        columns: names in the header or numbers from 0, in the order of the vector; default: all but the labels.
+        columns: names in the header or numbers from 0, in the order of the vector, each at most once and without the
+            labels; default: all but the labels.
         labels: column of the classes; items are then (state, label), where the label is an int64 tensor (). Integers
-            from 0 are the classes themselves; texts become their number in `classes`, the sorted texts of the whole
-            file.
+            from 0 are the classes themselves, with one spelling for each; texts become their number in `classes`, the
+            sorted texts of the whole file.
         delimiter: one character, " " for any number of spaces or tabs; default: the one of tab, semicolon, bar, comma
             and space that splits all lines into equally many cells and leaves the most numbers.
         header: if True, the first row is a header; if False, it is a sample. None takes it as a header if it has text
-            above a number.
+            above a number, and raises an error if it has text above text only, or if its cells are
+            different integers and a column below has decimals only.
         shape: expected shape (D,); None accepts any.
         validation, test: shares of the rows in these splits.
         seed: seed of the permutation; None keeps the order of the file, with the test rows at its end.
         decimal: the decimal sign, "." or ","; the other one may group thousands. None decides by the cells of the
             chosen columns.
         missing: "drop" leaves out rows with a missing cell in a chosen column or label; None refuses them. A cell is
-            missing if it is empty, or NA, N/A, NaN, null, none, ? or - (in upper or lower case).
+            missing if it is empty, or NA, N/A, #N/A, <NA>, NaN, null, none, a point, ? or - (in upper or lower case),
+            or another name of NaN in files of Excel and pandas.
 
     Attributes:
         names: names of the columns of a vector.
@@ -96,6 +104,14 @@ class Table(Items):
         if columns is None:
             columns = [i for i in range(len(cells.names)) if i != label]
         chosen = [cells.position(column) for column in columns]
+        if repeated := [cells.names[i] for n, i in enumerate(chosen) if i in chosen[:n]]:
+            raise ValueError(
+                f"columns must name each column once; got {repeated[0]!r} twice: a repeated column has no density"
+            )
+        if label in chosen:
+            raise ValueError(
+                f"columns must not hold labels={cells.names[label]!r}, the classes: leave it out of one of the two"
+            )
         self.names = tuple(cells.names[i] for i in chosen)
         if not chosen or (shape is not None and tuple(shape) != (len(chosen),)):
             advice = f"set shape=[{len(chosen)}], or choose others" if chosen else "choose at least one"
@@ -162,6 +178,8 @@ class _Cells:
         )
         if wrong:
             row, advice = wrong[0], "check the end of the line, its quotes and the delimiter"
+            if row.expected_columns == 1 and delimiter == ",":
+                advice += "; if the table has one column, with decimal commas, set delimiter=';' and decimal=','"
             raise ValueError(
                 f"line {self.lines[row.number - 1]} of {self.path} must have {row.expected_columns} cells; got "
                 f"{row.actual_columns}: {advice}"
@@ -174,18 +192,24 @@ class _Cells:
         """Return whether the first row has text above a number; raise ValueError if it may be a header or not."""
         from pyarrow import compute
 
-        is_open = False
+        is_open = has_decimals = False
+        names = []
         for column in columns:
             first, others = column[0].as_py(), column[1:].filter(compute.invert(_is_missing(column[1:])))
-            if first.lower() in MISSING or _is_number(first):
+            if first.lower() in MISSING:
                 continue
-            if not len(others) or _is_number(others[0].as_py()):
+            names.append(first)
+            if _is_number(first):
+                is_decimal = len(others) > 0 and not compute.any(_matches(others, INTEGER)).as_py()
+                has_decimals |= is_decimal and _is_number(others[0].as_py())
+            elif not len(others) or _is_number(others[0].as_py()):
                 return True
-            is_open |= not compute.any(compute.equal(others, first)).as_py()
-        if is_open:
-            raise ValueError(
-                f"header must be set for {self.path}: its first row has text above text only; set header=true or false"
-            )
+            else:
+                is_open |= not compute.any(compute.equal(others, first)).as_py()
+        are_integers = all(re.match(INTEGER, name, re.ASCII) for name in names) and len(set(names)) == len(names)
+        if is_open or (has_decimals and are_integers):
+            row = "text above text only" if is_open else f"integers above decimals only ({', '.join(names[:3])})"
+            raise ValueError(f"header must be set for {self.path}: its first row has {row}; set header=true or false")
         return False
 
     def position(self, column: str | int) -> int:
@@ -202,8 +226,17 @@ class _Cells:
         """Leave out the rows with a missing cell in one of the columns."""
         complete = ~np.any([np.asarray(_is_missing(self.columns[i])) for i in used], axis=0)
         if not complete.any():
+            for i in used:
+                self._refuse_empty(i)
             raise ValueError(f"every row of {self.path} has a missing cell: choose other columns with columns=[...]")
         self.columns, self.lines = [column.filter(complete) for column in self.columns], self.lines[complete]
+
+    def _refuse_empty(self, i: int) -> None:
+        """Raise ValueError if all cells of a column are missing."""
+        if np.asarray(_is_missing(self.columns[i])).all():
+            raise ValueError(
+                f"column {i} ({self.names[i]!r}) of {self.path} has no values: choose other columns with columns=[...]"
+            )
 
     def decimal(self, used: Sequence[int]) -> str:
         """Return the decimal sign of the columns; raise ValueError if a cell may be one number or a thousand times it.
@@ -236,6 +269,7 @@ class _Cells:
         values = _floats(column, is_number, decimal)
         if not (bad := ~(np.abs(values) <= LARGEST)).any():
             return values
+        self._refuse_empty(i)
         row, name = int(bad.argmax()), self.names[i]
         cell, advice = column[row].as_py(), "remove the row, fill the cell, or choose other columns with columns=[...]"
         if cell.lower() in MISSING:
@@ -261,10 +295,17 @@ class _Cells:
             texts, classes = np.unique(column.to_numpy(zero_copy_only=False).astype(str), return_inverse=True)
             return classes.astype(np.int64), tuple(texts.tolist())
         values = _floats(column, is_number, decimal)
-        if (bad := (values % 1 != 0) | (values < 0)).any():
+        if (bad := (values % 1 != 0) | (values < 0) | (values > LARGEST_CLASS)).any():
             raise ValueError(
                 f"{what} integers from 0, or text; got {values[bad.argmax()]:g}: number the classes from 0"
             )
+        texts, spelling = column.unique(), dict[float, str]()
+        for number, text in zip(_floats(texts, np.ones(len(texts), bool), decimal), texts.to_pylist(), strict=True):
+            if spelling.setdefault(number, text) != text:
+                raise ValueError(
+                    f"{what} written in one way for each class; got {spelling[number]!r} and {text!r}, both "
+                    f"{number:g}: change one of them, or make all of them text, such as 'c01'"
+                )
         return values.astype(np.int64), None
 
 

@@ -5,6 +5,9 @@ log p_data(x) = log p_model(T(x)) + log_det(x).
 
 Integer states are first converted to floating-point numbers (`tensors.floating`). A transform may have the attribute
 `levels`: the number of grey levels 0 .. levels - 1 of the data.
+
+The result is float64 where neighbouring numbers of the argument's dtype would be more than 1/100 of a grey level, of
+the range of `Logit`, or of the unit of model space apart.
 """
 
 import math
@@ -20,35 +23,55 @@ from scoresde.tensors import dimensions, float64, floating
 RESOLUTION = 0.01  # largest accepted distance between neighbouring numbers of a dtype, in units of the data's std
 
 
-@checked
+def _resolved(x: Tensor, largest: float) -> Tensor:
+    """Convert x to floating-point numbers: float64 if its dtype is too coarse for values of unit scale at `largest`."""
+    x = floating(x)
+    return float64(x) if torch.finfo(x.dtype).eps * largest > RESOLUTION else x
+
+
+def _refuse_nonfinite(transform: "Affine | Logit", *names: str) -> None:
+    """Raise ValueError if one of these arguments is NaN or infinite."""
+    if any(not math.isfinite(getattr(transform, name)) for name in names):
+        raise ValueError(f"{', '.join(names)} must be finite; got {transform}")
+
+
 @dataclass(frozen=True)
 class Affine:
     """x -> scale x + shift.
 
-    `inverse` returns float64 if the dtype of y is too coarse for values of unit scale near `shift`, such as float32 for
-    a shift beyond 8e4.
+    The result is float64 if the dtype of its argument is too coarse for values of unit scale near `shift`, such as
+    float32 for a shift beyond 8e4.
 
     Raises:
-        ValueError: the scale is zero.
+        ValueError: the scale is zero, or scale or shift is NaN or infinite.
     """
 
     scale: float = 1.0
     shift: float = 0.0
 
     def __post_init__(self):
+        _refuse_nonfinite(self, "scale", "shift")
         if self.scale == 0:
             raise ValueError("scale must not be zero: a transform with scale=0 is not invertible")
 
+    @property
+    def _largest(self) -> float:
+        """Distance of the states from 0, in their own unit."""
+        return abs(self.shift)
+
     def __call__(self, x: Tensor) -> Tensor:
         """Map to model space, (B, *)."""
-        return self.scale * floating(x) + self.shift
+        return self.scale * _resolved(x, self._largest) + self.shift
 
     def inverse(self, y: Tensor) -> Tensor:
         """Map back to data space, (B, *)."""
-        y = floating(y)
-        if torch.finfo(y.dtype).eps * abs(self.shift) > RESOLUTION:
-            y = float64(y)
-        return (y - self.shift) / self.scale
+        return (_resolved(y, self._largest) - self.shift) / self.scale
+
+    def levels_before(self, levels: int) -> int | None:
+        """Return n if the map takes the interval [0, n) to [0, levels), so that the data have n levels; else None."""
+        count = levels / self.scale
+        is_whole = self.shift == 0 and count > 0 and abs(count - round(count)) < 1e-9 * count
+        return round(count) if is_whole else None
 
     def log_det(self, x: Tensor) -> Tensor:
         """Return d log|scale| for d dimensions, in nats (B,), float64."""
@@ -67,6 +90,9 @@ class Levels(Affine):
     Args:
         levels: number of grey levels (256 for 8 bits).
         low, high: the range in model space.
+
+    Raises:
+        ValueError: levels is not an integer of at least 2, or low < high are not finite.
     """
 
     scale: float = field(init=False, repr=False)
@@ -76,14 +102,20 @@ class Levels(Affine):
     high: float = 1.0
 
     def __post_init__(self):
-        if self.levels < 2 or not self.low < self.high:
-            raise ValueError(f"levels >= 2 and low < high are required; got {self}")
+        _refuse_nonfinite(self, "low", "high")
+        if self.levels != int(self.levels) or self.levels < 2 or not self.low < self.high:
+            raise ValueError(f"an integer levels >= 2 and low < high are required; got {self}")
         object.__setattr__(self, "scale", (self.high - self.low) / self.levels)
         object.__setattr__(self, "shift", self.low)
 
+    @property
+    def _largest(self) -> float:
+        """Distance of the states from 0, in units of a level's width."""
+        return max(abs(self.low), abs(self.high)) / self.scale
+
     def quantise(self, y: Tensor) -> Tensor:
         """Return the grey level of each value in model space, clipped to 0 .. levels - 1."""
-        y = floating(y)
+        y = _resolved(y, self._largest)
         rounding = 4 * self.levels * torch.finfo(y.dtype).eps  # the inverse of a level may lie slightly below it
         return (self.inverse(y) + rounding).floor().clamp(0, self.levels - 1)
 
@@ -93,7 +125,11 @@ class Levels(Affine):
 class Logit:
     """Map (low, high) to the real line: x -> logit(p) with p = margin + (1 - 2 margin) (x - low) / (high - low).
 
-    RealNVP (1605.08803, section 4.1) uses margin 0.05.
+    RealNVP (1605.08803, section 4.1) uses margin 0.05. The map is defined where 0 <= p <= 1, that is up to
+    margin/(1 - 2 margin) (high - low) beyond low and high, and infinite at p = 0 and 1.
+
+    Raises:
+        ValueError: low < high are not finite, or margin is not in [0, 0.5); when applied: a value has p outside [0, 1].
     """
 
     low: float = 0.0
@@ -101,11 +137,28 @@ class Logit:
     margin: float = 0.05
 
     def __post_init__(self):
+        _refuse_nonfinite(self, "low", "high")
         if not self.low < self.high or not 0 <= self.margin < 0.5:
             raise ValueError(f"low < high and 0 <= margin < 0.5 are required; got {self}")
 
+    @property
+    def _largest(self) -> float:
+        """Distance of the data from 0, in units of their range."""
+        return max(abs(self.low), abs(self.high)) / (self.high - self.low)
+
     def _fraction(self, x: Tensor) -> Tensor:
-        return self.margin + (1 - 2 * self.margin) * (floating(x) - self.low) / (self.high - self.low)
+        """Return p; NaN stays NaN."""
+        x = _resolved(x, self._largest)
+        p = self.margin + (1 - 2 * self.margin) * (x - self.low) / (self.high - self.low)
+        rounding = 4 * torch.finfo(p.dtype).eps * max(self._largest, 1.0)
+        if bool((is_outside := (p < -rounding) | (p > 1 + rounding)).any()):
+            extension = self.margin / (1 - 2 * self.margin) * (self.high - self.low)
+            raise ValueError(
+                f"x must lie in ({self.low - extension:g}, {self.high + extension:g}), where {self} is defined; got "
+                f"{float(x.min()):g} to {float(x.max()):g}, {int(is_outside.sum())} of {x.numel()} values outside: "
+                "set low and high to the range of the data"
+            )
+        return p.clamp(0, 1)
 
     def __call__(self, x: Tensor) -> Tensor:
         """Map to the real line, (B, *)."""
@@ -113,7 +166,7 @@ class Logit:
 
     def inverse(self, y: Tensor) -> Tensor:
         """Map back to (low, high), (B, *)."""
-        fraction = (torch.sigmoid(floating(y)) - self.margin) / (1 - 2 * self.margin)
+        fraction = (torch.sigmoid(_resolved(y, self._largest)) - self.margin) / (1 - 2 * self.margin)
         return self.low + (self.high - self.low) * fraction
 
     def log_det(self, x: Tensor) -> Tensor:
@@ -137,8 +190,15 @@ class Compose:
 
     @property
     def levels(self) -> int | None:
-        """Number of grey levels of the data, as the first transform declares it; None if it does not."""
-        return getattr(self.transforms[0], "levels", None) if self.transforms else None
+        """Number of grey levels of the data, as the first transform that declares it implies; None if none does.
+
+        The transforms before it must have a method `levels_before`, as `Affine` has.
+        """
+        levels: int | None = None
+        for transform in reversed(self.transforms):
+            before = getattr(transform, "levels_before", lambda _: None)
+            levels = getattr(transform, "levels", None) or (levels and before(levels))
+        return levels
 
     def __call__(self, x: Tensor) -> Tensor:
         """Map to model space, (B, *)."""

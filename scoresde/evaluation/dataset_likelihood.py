@@ -32,8 +32,8 @@ from scoresde.dequantization import (
     AboveUniform,
     DataMap,
     Dequantization,
-    Incomplete,
     TruncatedNormal,
+    count_levels,
     warn_if_above_uniform,
 )
 from scoresde.divergence import ExactTrace, Trace
@@ -203,7 +203,8 @@ def evaluate_likelihood(
         results = evaluate(parts, directory_for(run.path / PARTIAL, settings), unit, progress)
     likelihood = _summary(results, unit, subset)
     if dequantization is not None:
-        warn_if_above_uniform(likelihood.mean, DataMap(run.transform).levels)
+        levels = max(result["levels"] for part, result in results.items() if part.startswith("values-"))
+        warn_if_above_uniform(likelihood.mean, levels)
     return likelihood
 
 
@@ -259,8 +260,9 @@ class _Evaluation:
                 result, values, declared = bits, bits.per_image, bits.conventions
         except RuntimeError as error:
             raise RuntimeError(f"samples {indices[0]} to {indices[-1]} of the dataset: {error}") from error
-        counts = {name: getattr(result, name).tolist() for name in ("nfe", "backward", "status")}
-        return {"value": values.tolist(), **counts, "conventions": declared}
+        levels = None if self.dequantization is None else count_levels(x, data_map.levels)
+        counts = {"nfe": result.nfe.tolist(), "backward": result.backward.tolist()}
+        return {"value": values.tolist(), **counts, "levels": levels, "conventions": declared}
 
     def bound(self, indices: Tensor, budget: Budget) -> Numbers:
         """Return evidence bounds and their conventions, NaN where there is none."""

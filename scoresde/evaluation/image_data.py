@@ -9,7 +9,7 @@ from scoresde.build import Run, instantiate
 from scoresde.evaluation.references import data_items, evenly_spaced
 from scoresde.evaluation.resumable import directory_for
 from scoresde.metrics.feature_statistics import FeatureStatistics
-from scoresde.metrics.features import Features, FeatureSpace, Span, extract
+from scoresde.metrics.features import Features, FeatureSpace, Span, check_images, extract_batch
 from scoresde.metrics.intervals import FEWEST
 from scoresde.progress import progress_bar
 from scoresde.training import distributed
@@ -64,12 +64,11 @@ def shared_extract(
     """Extract features (see `metrics.features.extract`); processes share the batches, and each returns all features.
 
     Raises:
-        ValueError: the images are not (N, C, H, W), or features are not finite; the latter message names the images as
-            `name`.
+        ValueError: features are not finite; the message names the images as `name`.
     """
     batches, processes = images.split(batch_size), distributed.size()
     own = progress_bar(batches[distributed.rank() :: processes], title="features", unit="batch", shown=progress)
-    shares = distributed.gather([extract(space, batch, span, batch_size, device) for batch in own])
+    shares = distributed.gather([extract_batch(space, batch, span, device) for batch in own])
     features = Features.cat([shares[i % processes][i // processes] for i in range(len(batches))])
     features.refuse_nonfinite(f"{name} in the space {space.name}")
     return features
@@ -104,7 +103,8 @@ def data_statistics(
         progress: show a progress bar.
 
     Raises:
-        ValueError: the run has no such split, or there are fewer than 4 images.
+        ValueError: the run has no such split, there are fewer than 4 images, or their values are not in the range of
+            the data (see `metrics.features.check_images`).
     """
     names = [split] if without is None else [split, without]
     settings = [*(str(run.config.data.get(name)) for name in names), space.name, space.digest, most]
@@ -112,6 +112,7 @@ def data_statistics(
     if distributed.gather(path.is_file())[0]:  # all processes follow the first: the extraction is shared
         return FeatureStatistics.load(path)
     images = _images(run, split, most, without, trust)
+    check_images(images, span_of(run))
     features = shared_extract(space, images, span_of(run), batch_size, device, progress, f"the {split} data")
     statistics = FeatureStatistics.of(features, space.name)
     if distributed.rank() == 0:

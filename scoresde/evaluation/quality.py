@@ -22,7 +22,7 @@ from scoresde.evaluation.image_data import data_statistics, shared_extract, span
 from scoresde.evaluation.references import Reference, metric_values
 from scoresde.evaluation.sampler_comparison import plus_minus
 from scoresde.metrics.feature_statistics import FeatureStatistics
-from scoresde.metrics.features import Features, FeatureSpace
+from scoresde.metrics.features import Features, FeatureSpace, warn_if_narrow
 from scoresde.metrics.image_quality import METRICS, MetricValue, check_names, measure, missing
 from scoresde.metrics.samples import refuse_nonfinite
 from scoresde.training.batches import step_seed
@@ -114,6 +114,9 @@ def quality_of_images(
     Raises:
         ValueError: the shape of the samples is not that of the data, the reference is of another feature space, a
             metric is unknown, or samples, data or features are NaN or infinite.
+
+    Warns:
+        UserWarning: the samples fill less than 10% of the range of the data.
     """
     _check_samples(run, samples)
     metrics = check_names("metric", settings.metrics or METRICS, METRICS)
@@ -126,6 +129,7 @@ def quality_of_images(
     reference = statistics(settings.split) if reference is None else reference
     if reference.space not in ("", space.name):
         raise ValueError(f"the reference must be of the feature space {space.name}; got one of {reference.space}")
+    warn_if_narrow(samples, span_of(run))
     levels = to_levels(run, samples)
     features = shared_extract(space, levels, span_of(run), batch_size, device, progress, "the samples")
     if (size := features.values.shape[1]) != len(reference.mean):

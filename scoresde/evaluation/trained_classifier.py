@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 
 from scoresde.arguments import Count, Few, Positive, Seed
 from scoresde.evaluation.records import digest
-from scoresde.metrics.features import ClassifierFeatures, Features, Span, to_unit
+from scoresde.metrics.features import ClassifierFeatures, Features, Span, check_images, to_unit
 from scoresde.metrics.intervals import wilson
 from scoresde.metrics.samples import refuse_nonfinite
 from scoresde.progress import progress_bar
@@ -184,9 +184,10 @@ def train_classifier(
         architecture: `width` and `features` of `SmallCNN`.
 
     Raises:
-        TypeError, ValueError: see `labelled`.
+        TypeError, ValueError: see `labelled` and `metrics.features.check_images`.
     """
     images, labels = labelled(train)
+    check_images(images, span)
     generator = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -11,6 +11,7 @@ reported with each value. Images (N, C, H, W) come with a span, their values of 
 """
 
 import hashlib
+import math
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -33,6 +34,8 @@ INCEPTION_URL = "https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrain
 # The digest that k-diffusion's evaluation.py expects of this download.
 INCEPTION_SHA256 = "f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4"
 SHOWN = 12  # characters of a digest in a name
+OUTSIDE = 0.01  # largest accepted share of values that are further outside the span than its width
+NARROW = 0.1  # images that fill a smaller share of the span are warned about
 
 
 @dataclass(frozen=True)
@@ -101,13 +104,62 @@ def extract(
 ) -> Features:
     """Compute the features of images in batches on `device`; return them on the CPU.
 
+    Warns, raises: see `check_images`.
+    """
+    check_images(images, span)
+    return Features.cat([extract_batch(space, part, span, device) for part in images.split(batch_size)])
+
+
+@torch.no_grad()
+def extract_batch(space: FeatureSpace, images: Tensor, span: Span, device: torch.device | str) -> Features:
+    """Compute the features of images on `device`; return them on the CPU."""
+    return space(images.to(device), span).to("cpu")
+
+
+def check_images(images: Tensor, span: Span) -> None:
+    """Check that images are (N, C, H, W) with values between black and white.
+
+    Values of samples may lie outside: up to 1% of them further than the width of the span.
+
     Raises:
-        ValueError: images are not (N, C, H, W) with N >= 1.
+        ValueError: the shape is another one, N is 0, black < white are not finite, or more values lie far outside.
+
+    Warns:
+        UserWarning: all values lie within 10% of the span, as those of images in [0, 1] with span=(0, 255) do.
     """
     if images.ndim != 4 or not len(images):
         raise ValueError(f"expected images (N, C, H, W) with N >= 1; got {tuple(images.shape)}")
-    with torch.no_grad():
-        return Features.cat([space(part.to(device), span).to("cpu") for part in images.split(batch_size)])
+    black, white = _ends(span)
+    width = white - black
+    share = float(((images < black - width) | (images > white + width)).double().mean())
+    if share > OUTSIDE:
+        raise ValueError(
+            f"images must lie between black and white, span=({black:g}, {white:g}); got values from "
+            f"{float(images.min()):g} to {float(images.max()):g}, {100 * share:.3g}% of them further outside than its "
+            "width: set span to the values of black and white in these images"
+        )
+    warn_if_narrow(images, span)
+
+
+def warn_if_narrow(images: Tensor, span: Span) -> None:
+    """Warn if images, unless they are constant, fill less than 10% of the span."""
+    black, white = _ends(span)
+    low, high = map(float, images.aminmax())
+    share = (high - low) / (white - black)
+    if 0 < share < NARROW:
+        warnings.warn(
+            f"images with values from {low:g} to {high:g} fill only {100 * share:.2g}% of the span ({black:g}, "
+            f"{white:g}): unless they are that uniform, set span to the values of black and white in them",
+            stacklevel=3,
+        )
+
+
+def _ends(span: Span) -> Span:
+    """Return black and white as numbers; raise ValueError unless they are finite with black < white."""
+    black, white = map(float, span)
+    if not -math.inf < black < white < math.inf:
+        raise ValueError(f"span must be (black, white), finite with black < white; got ({black:g}, {white:g})")
+    return black, white
 
 
 def to_uint8(images: Tensor, span: Span) -> Tensor:
@@ -115,13 +167,13 @@ def to_uint8(images: Tensor, span: Span) -> Tensor:
 
     Levels 0 .. 255 with span (0, 255) stay the same.
     """
-    black, white = span
+    black, white = _ends(span)
     return (255 * (float64(images) - black) / (white - black)).round().clamp(0, 255).to(torch.uint8).to(images.device)
 
 
 def to_unit(images: Tensor, span: Span) -> Tensor:
     """Return images scaled to black at 0 and white at 1, float32."""
-    black, white = span
+    black, white = _ends(span)
     return ((images - black) / (white - black)).float()
 
 

@@ -17,11 +17,12 @@ Every metric value comes with an error and the kind of this error:
     precision, recall  the distance to the farther end of Wilson's 68% interval of a fraction, for a fixed manifold:
                        about the standard error, and not zero where none or all samples lie inside.
 
-Features that are NaN or infinite are refused with an error that has their number.
+Features that are NaN or infinite are refused with an error that has their number. An error that is zero, or within the
+rounding of its value, is none: constant features or logits say nothing about the error.
 
-KID and Inception score are computed by torchmetrics from given features. The Frechet distance is computed by
-`metrics.moments`: it equals that of torchmetrics, and is also right for singular covariances (fewer samples than
-features), where torchmetrics takes roots of the eigenvalues of a non-symmetric matrix.
+KID is computed by torchmetrics from given features. The Frechet distance and the Inception score equal those of
+torchmetrics where those are right: for singular covariances (fewer samples than features) torchmetrics takes roots of
+the eigenvalues of a non-symmetric matrix, and a class whose probabilities in a split round to 0 makes its score NaN.
 """
 
 import math
@@ -39,21 +40,31 @@ from scoresde.metrics.frechet import frechet_distance, frechet_influence, freche
 from scoresde.metrics.intervals import wilson
 from scoresde.metrics.moments import moments
 from scoresde.metrics.samples import flatten_pair, refuse_nonfinite
+from scoresde.tensors import float64
 
 NEIGHBOURS = 3
 SUBSETS, LARGEST_SUBSET, SPLITS = 100, 1000, 10
+ROUNDING = 8 * torch.finfo(torch.float64).eps  # relative rounding error of the metrics
 METRICS = ("frechet_distance", "kid", "inception_score", "precision", "recall")
+LARGE_FEATURE = 100.0  # largest accepted root mean square of features for KID, whose kernel is its sixth power
 LOCAL = {"sync_on_compute": False}  # every process has all features; torchmetrics would concatenate them again
 
 
 @dataclass(frozen=True)
 class MetricValue:
-    """The value of a metric, its error (None if it has none), and the kind of this error."""
+    """The value of a metric, its error, and the kind of this error.
+
+    error: None if there is none; an error that does not exceed the rounding of the value, such as 0, becomes None.
+    """
 
     metric: str
     value: float
     error: float | None
     kind: str
+
+    def __post_init__(self):
+        if self.error is not None and not self.error > ROUNDING * abs(self.value):
+            object.__setattr__(self, "error", None)
 
 
 def frechet(x: Tensor, y: Tensor | FeatureStatistics) -> MetricValue:
@@ -85,15 +96,28 @@ def kernel_distance(
         seed: seed of the subsets.
 
     Raises:
-        ValueError: the numbers of features differ, a set has fewer than 4 samples or a feature that is not finite, or
-            `subset_size` exceeds the number of samples.
+        ValueError: the numbers of features differ, a set has fewer than 4 samples or a feature that is not finite,
+            `subset_size` exceeds the number of samples, the features of both sets have a root mean square above 100, or
+            they differ so little that the kernel rounds the difference away.
     """
     x, y = flatten_pair(x, y)
     fewest = min(len(x), len(y))
+    if subset_size is None and fewest < 4:
+        raise ValueError(
+            f"x and y must have at least 4 samples each, as KID compares halves of them; got {len(x)} and {len(y)}: "
+            "add samples, or choose other metrics"
+        )
     size = min(LARGEST_SUBSET, fewest // 2) if subset_size is None else subset_size
     if not 2 <= size <= fewest or subsets < 1:
         raise ValueError(
             f"expected at least 1 subset of 2 to {fewest} samples for KID; got {subsets} subsets of {size} samples"
+        )
+    scale = min(float(part.square().mean().sqrt()) for part in (x, y))
+    if scale > LARGE_FEATURE:
+        raise ValueError(
+            "the features for KID must be of about unit scale, as its kernel (f g / D + 1)^3 is of the order of their "
+            f"sixth power; got a root mean square of {scale:.3g}: subtract an offset, divide them, or choose other "
+            "metrics"
         )
     from torchmetrics.image.kid import KernelInceptionDistance  # imported here: it takes as long as importing torch
 
@@ -102,16 +126,22 @@ def kernel_distance(
         metric.update(x, real=False)
         metric.update(y, real=True)
         value, spread = map(float, metric.compute())
-    varies = subsets > 1 and size < max(len(x), len(y))
+    rounding = ROUNDING * (max(float(part.square().mean(dim=1).max()) for part in (x, y)) + 1) ** 3
+    if max(abs(value), spread) <= rounding and not all(bool((part == x[0]).all()) for part in (x, y)):
+        raise ValueError(
+            f"KID must be larger than its rounding error, {rounding:.1g}; got {value:.1g} +- {spread:.1g}: the kernel "
+            "cannot tell the features apart; scale them to about unit size, or choose other metrics"
+        )
+    varies = subsets > 1 and size < max(len(x), len(y)) and spread > rounding
     return MetricValue("kid", value, spread if varies else None, f"standard deviation over {subsets} subsets of {size}")
 
 
 def inception_score(logits: Tensor, splits: int = SPLITS, seed: int = 0) -> MetricValue:
-    """Return exp(mean KL(p(c|x), p(c))), averaged over splits of the samples, by torchmetrics.
+    """Return exp(mean KL(p(c|x), p(c))) = exp(H(p(c)) - mean H(p(c|x))), with entropies H, averaged over splits.
 
     Args:
         logits: unnormalised log-probabilities of classes, (N, K).
-        splits: number of splits, each with its own p(c) and score.
+        splits: number of splits, each with its own p(c) and score; their sizes differ by at most one.
         seed: seed of the order in which the samples are split.
 
     Raises:
@@ -120,14 +150,16 @@ def inception_score(logits: Tensor, splits: int = SPLITS, seed: int = 0) -> Metr
     if logits.ndim != 2 or splits < 1 or len(logits) < 2 * splits:
         raise ValueError(f"expected logits (N, K) with N >= 2 for each of {splits} splits; got {tuple(logits.shape)}")
     refuse_nonfinite(logits, "logits")
-    from torchmetrics.image.inception import InceptionScore  # see kernel_distance
+    order = torch.randperm(len(logits), generator=torch.Generator().manual_seed(seed))
+    parts = float64(logits)[order.to(logits.device)].softmax(dim=1).tensor_split(splits)
+    scores = torch.stack([(_entropy(p.mean(dim=0)) - _entropy(p).mean()).exp() for p in parts])
+    error = float(scores.std()) if splits > 1 else None
+    return MetricValue("inception_score", float(scores.mean()), error, f"standard deviation over {splits} splits")
 
-    with _torchmetrics(seed):
-        metric = InceptionScore(nn.Identity(), splits=splits, **LOCAL)
-        metric.update(logits.double())
-        value, spread = map(float, metric.compute())
-    error = None if math.isnan(spread) else spread
-    return MetricValue("inception_score", value, error, f"standard deviation over {splits} splits")
+
+def _entropy(p: Tensor) -> Tensor:
+    """Return the entropies (...) of probabilities (..., K) in nats, with 0 log 0 = 0."""
+    return torch.special.entr(p).sum(dim=-1)
 
 
 @contextmanager
@@ -135,7 +167,6 @@ def _torchmetrics(seed: int) -> Iterator[None]:
     """Seed torch's global generator, which torchmetrics draws from, within the block, and restore it afterwards."""
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*will save all extracted features in buffer.*")
-        warnings.filterwarnings("ignore", message=".*degrees of freedom is <= 0.*")  # with a single split
         torch.manual_seed(seed)
         yield
 
@@ -270,6 +301,8 @@ def measure_images(
         metrics: names among `METRICS`.
         batch_size: batch size of the feature extraction.
         seed: seed of subsets and splits.
+
+    Warns, raises: see `features.check_images` and `measure`.
     """
     samples, data = (extract(space, images, span, batch_size) for images in (x, y))
     return measure(samples, data, metrics, seed)

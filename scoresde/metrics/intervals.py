@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from scoresde.tensors import at_least_float32
+
 FEWEST = 4  # smallest number of samples that can be halved
 
 Statistic = Callable[..., Tensor]
@@ -83,19 +85,25 @@ def bootstrap(
         generator: generator that draws the halves.
 
     Raises:
-        ValueError: there are fewer than 4 samples or fewer than 2 resamples, `level` is outside (0, 1), or a statistic
-            is NaN or infinite.
+        ValueError: there are fewer than 4 samples or fewer than 2 resamples, `level` is outside (0, 1), a statistic is
+            NaN or infinite, or the statistics of all halves are equal up to rounding.
     """
     samples = [x] if y is None else [x, y]
     if min(len(part) for part in samples) < FEWEST:
         raise ValueError(f"an interval needs at least {FEWEST} samples; got {[len(part) for part in samples]}")
     check_settings(resamples, level)
     value = float(statistic(*samples))
-    halves = torch.stack([statistic(*(_half(part, generator) for part in samples)) for _ in range(resamples)]).double()
+    drawn = torch.stack([statistic(*(_half(part, generator) for part in samples)) for _ in range(resamples)])
+    halves = drawn.double()
     if not math.isfinite(value) or not bool(halves.isfinite().all()):
         bad = int((~halves.isfinite()).sum())
         raise ValueError(
             f"the statistic must be finite; got {value:g}, and NaN or infinity for {bad} of {resamples} halves"
+        )
+    if float(halves.max() - halves.min()) <= 4 * torch.finfo(at_least_float32(drawn).dtype).eps * halves.abs().max():
+        raise ValueError(
+            f"the statistic must vary among halves of the samples; got {halves[0]:g} for all {resamples} halves, which "
+            "gives no interval: check whether the samples are constant"
         )
     # The k-th smallest of R draws estimates the quantile k/(R + 1).
     tail = max((0.5 * (1 - level) * (resamples + 1) - 1) / (resamples - 1), 0.0)

@@ -46,12 +46,16 @@ def test_folder_is_in_the_order_of_relative_paths(tmp_path):
 
 @pytest.mark.parametrize(
     ("suffix", "lossless"),
-    [("png", True), ("bmp", True), ("webp", True), ("tif", True), ("tiff", True), ("jpg", False), ("jpeg", False)],
+    [(suffix, True) for suffix in ("png", "apng", "bmp", "webp", "tif", "tiff")]
+    + [(suffix, False) for suffix in ("jpg", "jpeg", "JPE", "jfif")],
 )
 def test_image_of_the_right_size_is_left_as_it_is(suffix, lossless, tmp_path):
     picture = levels(7, 7) if lossless else np.tile(np.uint8([200, 30, 90]), (7, 7, 1))
     write_images(tmp_path, {f"x.{suffix}": picture}, **({"lossless": True} if suffix == "webp" else {}))
-    image = ImageFolder(tmp_path, 7)[0]
+    write_images(tmp_path, {"z.png": picture})
+    dataset = ImageFolder(tmp_path, 7)
+    assert len(dataset) == 2
+    image = dataset[0]
     assert image.dtype == torch.float32
     assert image.is_contiguous()
     assert (image - chw(picture)).abs().max() <= (0 if lossless else 3)
@@ -134,7 +138,10 @@ CORRUPT = {
     "another format": (encoded(levels(20, 20), "GIF"), "UnidentifiedImageError"),
     "16 bits": (encoded(np.full((4, 4), 40_000, np.uint16), "PNG"), "16 bits per channel"),
     "32 bits": (encoded(np.full((4, 4), 0.5, np.float32), "TIFF"), "32 bits per channel"),
-    "far too large": (png(levels(40, 40)), "DecompressionBombError"),
+    "far too large": (
+        png(levels(40, 40)),
+        r"it has more than 1,200 pixels, .*: make it smaller, or raise PIL\.Image\.MAX_IMAGE_PIXELS",
+    ),
 }
 
 
@@ -199,7 +206,7 @@ def test_roots_without_images(tmp_path):
     touch(tmp_path / "folder", ["x.gif"])
     write_zip(tmp_path / "x.zip", {"readme.txt": b"", "__MACOSX/1.png": b""})
     for name in ("folder", "x.zip"):
-        message = rf"no images in {tmp_path}/{name}: none of its 1 files ends in .png, .jpg, .jpeg, .webp, .bmp, .tif"
+        message = rf"no images in {tmp_path}/{name}: none of its 1 files ends in \.apng, \.bmp, .*, \.png, \.tif, "
         with pytest.raises(ValueError, match=message):
             ImageFolder(tmp_path / name, 8)
 
@@ -346,6 +353,15 @@ def test_first_picture_of_a_camera_file_is_read(tmp_path):
 
 
 def test_images_of_other_formats_are_not_skipped_silently(tmp_path):
-    touch(tmp_path, ["a.png", "deep/b.GIF", "c.heic", "notes.txt", ".d.gif"])
-    with pytest.warns(UserWarning, match=r"^2 image files in .* are skipped, the first is c\.heic: convert"):
+    others = ["c.heic", "deep/b.GIF", "deep/e.dib", "f.j2k", "g.qoi", "h.dds"]
+    touch(tmp_path, ["a.png", *others, "notes.txt", ".d.gif", "paper.pdf", "features.h5"])
+    with pytest.warns(UserWarning, match=r"^6 image files in .* are skipped, the first is c\.heic: convert"):
         assert ImageFolder(tmp_path, 4).entries == ["a.png"]
+
+
+def test_every_suffix_of_the_formats_that_are_read_is_listed(tmp_path):
+    names = sorted(
+        f"x.{suffix}" for suffix in ("apng", "bmp", "jfif", "jpe", "JPEG", "jpg", "mpo", "png", "tif", "webp")
+    )
+    touch(tmp_path, names)
+    assert ImageFolder(tmp_path, 4).entries == names

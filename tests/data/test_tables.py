@@ -78,7 +78,7 @@ BAD = {
         "a,b\n1,2\n3,\n",
         "line 3, column 'b' of .*x.csv is '', not a finite number: .*missing='drop', or remove the",
     ),
-    "na": ("a,b\n1,NA\n", "line 2, column 'b' of .* is 'NA'"),
+    "na": ("a,b\n1,NA\n3,4\n", "line 2, column 'b' of .* is 'NA'"),
     "nan": ("1,2\nnan,2\n", "line 2, column '0' of .* is 'nan'"),
     "missing in the first row": ("1,\n2,3\n", "line 1, column '1' of .* is ''"),
     "infinite": ("a,b\n\n1,inf\n", "line 3, column 'b' of .* is 'inf'"),
@@ -100,6 +100,12 @@ BAD = {
     "quotes over lines": ('a,b\n1,"x\n2,"y\n3,z\n', "x.csv has a cell in double quotes that spans lines"),
     "empty": ("", "the table .*x.csv is empty"),
     "blank": ("\n \n", "the table .*x.csv is empty"),
+    "empty last column": ("a,b,\n1,2,\n3,4,\n", r"column 2 \(''\) of .*x.csv has no values: choose other columns"),
+    "empty named column": ("a,b\n1,NA\n2,<NA>\n", r"column 1 \('b'\) of .* has no values"),
+    "a column of decimal commas": (
+        "x\n1,5\n2,5\n",
+        "line 2 of .* must have 1 cells; got 2: .* decimal commas, set delimiter=';' and decimal=','",
+    ),
     "only a header": ("a,b\n", "x.csv has a header, but no rows of numbers"),
 }
 
@@ -122,6 +128,11 @@ def test_wrong_cell_is_named_by_its_line_and_column(text, message, tmp_path):
         ({"missing": "mean"}, "missing must be one of drop; got 'mean'"),
         ({"decimal": ":"}, "decimal must be one of ., ,; got ':'"),
         ({"shape": [2]}, r"must have shape \[2\]; got 3 columns \(a, b, b\): set shape=\[3\]"),
+        ({"columns": ["a", 1, "a"]}, "columns must name each column once; got 'a' twice: a repeated column has no"),
+        ({"columns": [1, 0, 1]}, "got 'b' twice"),
+        ({"columns": ["a", 0]}, "got 'a' twice"),
+        ({"columns": [0, 1], "labels": 1}, "columns must not hold labels='b', the classes: leave it out of one"),
+        ({"columns": [0, 2], "labels": "a"}, "columns must not hold labels='a'"),
         ({"columns": []}, r"must have shape \(D,\); got 0 columns .*: choose at least one"),
         ({"delimiter": ";;"}, "1-character string"),
         ({"split": "fit"}, "got 'fit'"),
@@ -222,6 +233,76 @@ def test_rows_with_missing_cells_are_dropped_if_asked(tmp_path):
         read(tmp_path, "a,b\n1,NA\n2,3\nz,4\n", missing="drop")
     with pytest.raises(ValueError, match=r"every row of .* has a missing cell"):
         read(tmp_path, "a,b\n1,\n,2\n", missing="drop")
+
+
+def test_an_empty_column_is_named_when_rows_are_dropped_and_can_be_left_out(tmp_path):
+    text = "a,b,\n1,2,\n3,4,\n"
+    with pytest.raises(ValueError, match=r"column 2 \(''\) of .*x.csv has no values"):
+        read(tmp_path, text, missing="drop")
+    with pytest.raises(ValueError, match=r"column 2 \(''\) of .*x.csv has no values"):
+        read(tmp_path, text, missing="drop", labels=2)
+    assert read(tmp_path, text, columns=["a", "b"]) == (("a", "b"), [[1, 2], [3, 4]])
+
+
+@pytest.mark.parametrize("cell", ["#N/A", "<NA>", "#NA", "-NaN", ".", "-1.#IND", "1.#QNAN", "NULL", "?"])
+def test_names_of_missing_values_in_other_programs(cell, tmp_path):
+    assert read(tmp_path, f"a,b\n{cell},1\n2,3\n4,{cell}\n", missing="drop")[1] == [[2, 3]]
+    with pytest.raises(ValueError, match="not a finite number: leave such rows out with missing='drop'"):
+        read(tmp_path, f"a,b\n{cell},1\n2,3\n")
+    with pytest.raises(ValueError, match=r"labels='b' of .* must be complete; line 3 has no label"):
+        read(tmp_path, f"a,b\n1,x\n2,{cell}\n", labels="b")
+
+
+def test_one_column_of_decimal_commas(tmp_path):
+    assert read(tmp_path, "x\n1,5\n2,25\n", delimiter=";", decimal=",") == (("x",), [[1.5], [2.25]])
+
+
+@pytest.mark.parametrize(
+    ("text", "integers"),
+    [
+        ("2019,2020,2021\n1.5,2.5,3.25\n4.5,5.5,6.5\n", "2019, 2020, 2021"),
+        ("0,1\n1.5,2.5\nNA,3.5\n", "0, 1"),  # names that pandas gives
+        (",0,1\n0,1.5,2.5\n1,3.5,4.5\n", "0, 1"),  # and its index
+        ("7,8\n1.5,2\n2.5,3\n", "7, 8"),
+    ],
+)
+def test_different_integers_above_decimals_may_be_a_header(text, integers, tmp_path):
+    message = rf"header must be set for .*: its first row has integers above decimals only \({integers}\); set header="
+    with pytest.raises(ValueError, match=message):
+        read(tmp_path, text)
+    columns = range(text.startswith(","), len(text.split("\n")[0].split(",")))
+    names, rows = read(tmp_path, text, header=True, columns=columns, missing="drop")
+    assert ", ".join(names) == integers
+    assert rows[0][0] == 1.5
+    assert read(tmp_path, text, header=False, columns=columns, missing="drop")[1][1:] == rows
+
+
+@pytest.mark.parametrize("text", ["1,2\n3,4\n0.5,7\n", "0,0\n1.5,2.5\n", "1,2.5\n1.5,3.5\n", "1,2\n"])
+def test_other_integers_in_the_first_row_are_a_sample(text, tmp_path):
+    """Integers below too, a repeated one, or a decimal beside it."""
+    assert read(tmp_path, text)[1] == [[float(cell) for cell in row.split(",")] for row in text.split()]
+
+
+@pytest.mark.parametrize(
+    ("cells", "message"),
+    [
+        (["01", "1", "2"], "'01' and '1', both 1: change one of them, or make all of them text, such as 'c01'"),
+        (["1", "2", "1.0"], "'1' and '1.0', both 1"),
+        (["9007199254740992", "9007199254740993"], "'9007199254740992' and '9007199254740993', both 9.0072e"),
+        (["1", "1e30"], r"integers from 0, or text; got 1e\+30"),
+    ],
+)
+def test_different_labels_are_not_merged(cells, message, tmp_path):
+    text = "x,y\n" + "".join(f"{i}.5,{cell}\n" for i, cell in enumerate(cells))
+    with pytest.raises(ValueError, match=f"labels='y' of .*x.csv must be .*{message}"):
+        read(tmp_path, text, labels="y")
+
+
+def test_labels_of_one_spelling_may_have_zeros_in_front(tmp_path):
+    assert read(tmp_path, "x,y\n0.5,01\n1.5,10\n2.5,01\n", labels="y")[1:] == (
+        [([0.5], 1), ([1.5], 10), ([2.5], 1)],
+        None,
+    )
 
 
 def test_labels_are_not_negative(tmp_path):

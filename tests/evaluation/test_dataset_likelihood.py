@@ -9,7 +9,7 @@ from torch.utils.data import default_collate
 
 import scoresde as ss
 from scoresde.data import Affine, Levels
-from scoresde.dequantization import Incomplete
+from scoresde.dequantization import AboveUniform
 from scoresde.evaluation import Budget, evaluate_likelihood
 from scoresde.evaluation.dataset_likelihood import Estimate, _Evaluation
 from scoresde.evaluation.resumable import fingerprint
@@ -60,6 +60,14 @@ def test_quantised_data_has_the_bits_of_bits_per_dim(shape, tmp_path):
     assert (result.nfe, result.backward) == (float(expected.nfe.double().mean()), 18) == (3 + 2 + 16, 2 + 16)
     assert (result.mean, result.stderr) == pytest.approx((expected.mean, expected.stderr), rel=1e-9)
     assert result.conventions == expected.conventions
+
+
+def test_without_a_number_of_levels_the_largest_of_all_batches_counts(tmp_path):
+    run = as_run(oracle((2,)).score_model(SDE), Affine(1e-3), tmp_path)
+    images = torch.tensor([[0, 1], [5, 3], [15_000, 2], [7, 9]])
+    with pytest.warns(AboveUniform, match=r"bits/dim are more than log2\(15001\) = 13.87"):
+        result = evaluate_likelihood(run, list(images), ss.Uniform(), **CHEAP, batch_size=2, budget=Budget(0, None))
+    assert result.mean > 13.87
 
 
 class Network(MLP):

@@ -41,7 +41,7 @@ def test_integers_are_levels_and_continuous_data_is_unchanged(tmp_path):
 
 def test_shared_features_equal_those_of_one_process():
     x = normal(10, 1, 2, 2)
-    assert torch.equal(shared_extract(Pixels(), x, (0, 1), 3, "cpu").values, extract(Pixels(), x, (0, 1)).values)
+    assert torch.equal(shared_extract(Pixels(), x, (-3, 3), 3, "cpu").values, extract(Pixels(), x, (-3, 3)).values)
 
 
 class Counted(Pixels):
@@ -65,6 +65,11 @@ def test_statistics_are_those_of_the_split_and_computed_once(tmp_path):
     few = data_statistics(run, "test", space, tmp_path / "elsewhere", most=5)
     assert len(list((tmp_path / "elsewhere" / "test").iterdir())) == 1
     assert torch.equal(few.features.values, images[[0, 74, 148, 222, 296]].flatten(1))
+
+
+def test_data_beyond_the_range_of_the_run_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"span=\(0, 1\); got values from 0 to 16, .* further outside than its width"):
+        data_statistics(digits_run(tmp_path, range=[0, 2]), "test", Pixels())
 
 
 def test_features_that_are_not_finite_are_refused_and_not_stored(tmp_path):

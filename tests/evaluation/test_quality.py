@@ -73,6 +73,11 @@ def test_given_statistics_without_features_have_the_metrics_of_moments(tmp_path,
             quality_of_images(run, real, Classes(), QualitySettings(), FeatureStatistics.of(Features(features), space))
 
 
+def test_samples_in_another_unit_than_the_data_are_warned_about(tmp_path, real):
+    with pytest.warns(UserWarning, match=r"values from 0 to 1 fill only 6.2% of the span \(0, 16\)"):
+        quality_of_images(digits_run(tmp_path), real / 16, Pixels(), QualitySettings(metrics=["frechet_distance"]))
+
+
 def test_states_are_compared_in_model_space(tmp_path):
     run, samples = points_run(tmp_path), torch.stack(list(Toy2D(n=300, seed=7)))
     quality = quality_of_states(run, samples, QualitySettings(), resamples=20)

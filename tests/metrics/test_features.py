@@ -1,6 +1,8 @@
 """Feature spaces: their values and names, and the verification of the Inception file."""
 
 import hashlib
+import math
+import warnings
 
 import pytest
 import torch
@@ -14,9 +16,11 @@ from scoresde.metrics.features import (
     Features,
     Inception,
     Pixels,
+    check_images,
     extract,
     file_sha256,
     to_uint8,
+    to_unit,
 )
 from tests.conftest import normal, seeded
 
@@ -59,6 +63,32 @@ def test_eight_bit_levels_are_rounded_and_clipped():
     assert to_uint8(torch.tensor([-3.0, 0.4, 0.6, 254.6, 300.0]), (0, 255)).tolist() == [0, 0, 1, 255, 255]
     assert to_uint8(torch.tensor([0.0, 8.0, 16.0, 17.0]), (0, 16)).tolist() == [0, 128, 255, 255]
     assert to_uint8(torch.tensor([-1.0, 0.0, 1.0]), (-1, 1)).tolist() == [0, 128, 255]
+
+
+@pytest.mark.parametrize("span", [(1, 0), (3, 3), (0, math.inf), (math.nan, 1)])
+@pytest.mark.parametrize("use", [to_uint8, to_unit, Pixels(), check_images], ids=["uint8", "unit", "pixels", "check"])
+def test_a_span_goes_from_black_up_to_white(use, span):
+    with pytest.raises(ValueError, match=r"span must be \(black, white\), finite with black < white; got \("):
+        use(torch.rand(2, 1, 2, 2, generator=seeded()), span)
+
+
+@pytest.mark.parametrize(("span", "share"), [((0, 1), 0.988), ((-1, 1), 0.984)])
+def test_images_outside_their_span_are_refused(span, share):
+    """Levels 0 .. 255, each once: 253 of them are above 2, and 252 above 3."""
+    images = torch.arange(256).reshape(4, 1, 8, 8)
+    message = rf"span=\({span[0]}, 1\); got values from 0 to 255, {100 * share:g}% of them further outside"
+    with pytest.raises(ValueError, match=message):
+        extract(Pixels(), images, span)
+
+
+def test_images_that_fill_little_of_their_span_are_warned_about():
+    unit = torch.rand(4, 1, 8, 8, generator=seeded())
+    with pytest.warns(UserWarning, match=r"fill only 0.39% of the span \(0, 255\): unless they are that uniform, set"):
+        extract(Pixels(), unit, (0, 255))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for images in (unit, 1.8 * unit - 0.4, torch.zeros_like(unit)):  # samples overshoot; black images
+            extract(Pixels(), images, (0, 1))
 
 
 def test_inception_returns_the_features_and_classes_of_its_file(detector):

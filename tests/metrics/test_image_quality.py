@@ -101,14 +101,13 @@ def test_precision_and_recall_equal_their_definition(k, chunk, integers):
     assert precision.error > math.sqrt(precision.value * (1 - precision.value) / len(x))
 
 
-@pytest.mark.parametrize("span", [(0, 255), (0, 16), (0, 1)])
+@pytest.mark.parametrize("span", [(0, 255), (0, 16), (0, 3)])
 def test_levels_on_the_boundary_of_a_ball_are_inside_after_scaling(span):
     """Distances of levels are often equal; those of scaled levels are equal up to rounding."""
     levels = [torch.randint(0, 4, (60, 1, 1, 3), generator=seeded(seed)) for seed in (0, 1)]
     shares = [share_within(*(x.flatten(1).tolist() for x in pair), 3) for pair in (levels, levels[::-1])]
-    values = measure_images(
-        *(x.float() * max(span[1] // 255, 1) for x in levels), Pixels(), span, ("precision", "recall")
-    )
+    images = (x.float() * (span[1] // 3) for x in levels)
+    values = measure_images(*images, Pixels(), span, ("precision", "recall"))
     assert [value.value for value in values.values()] == shares
 
 
@@ -130,6 +129,61 @@ def test_an_error_without_variation_is_none():
     assert kernel_distance(x, torch.cat([y, x]), 9, 30).error > 0
     assert (frechet(x, x).value, frechet(x, x).error) == (0, None)
     assert frechet(x, FeatureStatistics(*moments(x))).error is None
+
+
+def test_an_error_of_constant_features_is_none():
+    """KID of points a and b: (a a/D + 1)^3 + (b b/D + 1)^3 - 2 (a b/D + 1)^3; Frechet distance: |a - b|^2."""
+    ones = torch.ones(50, 4)
+    for scale, value in ((1, 0), (2, 8 + 125 - 2 * 27)):
+        kid, distance = kernel_distance(ones, scale * ones), frechet(ones, scale * ones)
+        assert (kid.value, kid.error) == (value, None)
+        assert (distance.value, distance.error) == (4 * (scale - 1) ** 2, None)
+    score = inception_score(torch.zeros(40, 7))
+    assert (score.value, score.error) == (pytest.approx(1), None)
+
+
+@pytest.mark.parametrize(
+    ("offset", "scale", "message"),
+    [
+        (0, 1e-10, r"KID must be larger than its rounding error, 2e-15; got .*: the kernel cannot tell the features"),
+        (1, 1e-9, "KID must be larger than its rounding error, 1e-14"),
+        (1e6, 1, r"must be of about unit scale, .*; got a root mean square of 1e\+06: subtract an offset, divide them"),
+        (0, 1e10, r"must be of about unit scale, .*; got a root mean square of 9.95e\+09"),
+        (127, 75, "must be of about unit scale"),  # grey levels
+    ],
+)
+def test_features_whose_kernel_distance_means_nothing_are_refused(offset, scale, message):
+    """The mean of KID was 0 +- 0, or the order of the sixth power of the features."""
+    x, y = (offset + scale * normal(50, 4, seed=seed) for seed in (0, 1))
+    with pytest.raises(ValueError, match=message):
+        kernel_distance(x, y)
+
+
+def test_the_kernel_distance_of_small_features_is_that_of_a_linear_kernel():
+    """(f g/D + 1)^3 = 1 + 3 f g/D + ...: quadratic in the scale."""
+    x, y = normal(50, 4), normal(50, 4, seed=1) + 1
+    large, small = (kernel_distance(scale * x, scale * y) for scale in (1e-3, 1e-4))
+    assert small.value == pytest.approx(large.value / 100, rel=1e-4)
+    assert small.error == pytest.approx(large.error / 100, rel=1e-4)
+
+
+@pytest.mark.parametrize("size", [10.0, 800.0, 1e30])
+def test_the_inception_score_of_certain_classes_is_their_number(size):
+    """Of splits without some classes too, where a log-probability of -infinity gave NaN."""
+    logits = size * torch.eye(4, 6, dtype=torch.float64).repeat_interleave(10, dim=0)
+    tolerance = 6 * 2 * math.exp(-10) * 11 if size == 10 else 1e-12
+    assert inception_score(logits, splits=1).value == pytest.approx(4, rel=tolerance)
+    score = inception_score(logits, splits=10)  # 4 samples each
+    assert 2 < score.value < 4
+    assert score.error > 0
+
+
+def test_every_split_of_an_inception_score_has_at_least_two_samples():
+    """22 samples in 10 splits of 2 or 3: a single sample has the score 1 whatever its class."""
+    logits = 800 * torch.eye(22)
+    score = inception_score(logits, splits=10)
+    assert score.value == pytest.approx((8 * 2 + 2 * 3) / 10)
+    assert score.error == pytest.approx(math.sqrt((8 * 0.2**2 + 2 * 0.8**2) / 9))
 
 
 def test_the_kernel_distance_of_pixels_is_of_order_one():
@@ -177,7 +231,7 @@ def test_measure_computes_what_the_features_allow_and_reports_what_is_missing():
 
 
 def test_images_are_measured_in_their_feature_space():
-    x, y = normal(20, 1, 2, 3), normal(24, 1, 2, 3, seed=1)
+    x, y = 0.5 + 0.2 * normal(20, 1, 2, 3), 0.5 + 0.2 * normal(24, 1, 2, 3, seed=1)
     expected = measure(*(Features((2 * part.float() - 1).flatten(1)) for part in (x, y)))
     assert measure_images(x, y, Pixels(), (0, 1), batch_size=7) == expected
 
@@ -186,7 +240,8 @@ def test_images_are_measured_in_their_feature_space():
     ("call", "message"),
     [
         (lambda: frechet(normal(4, 2), normal(4, 3)), "states of the same shape"),
-        (lambda: kernel_distance(normal(3, 2), normal(3, 2)), "of 2 to 3 samples for KID; got 100 subsets of 1"),
+        (lambda: kernel_distance(normal(3, 2), normal(9, 2)), "at least 4 samples each, .* got 3 and 9: add samples"),
+        (lambda: kernel_distance(normal(9, 2), normal(9, 2), 10, 1), "of 2 to 9 samples for KID; got 10 subsets of 1"),
         (lambda: kernel_distance(normal(9, 2), normal(5, 2), 10, 6), "of 2 to 5 samples for KID; got 10 subsets of 6"),
         (lambda: frechet(normal(4, 2), normal(4, 2) * math.nan), "y must be finite; got NaN or infinity in 4 of 4"),
         (lambda: kernel_distance(normal(9, 2) / 0, normal(9, 2)), "x must be finite; got NaN or infinity in 9 of 9"),

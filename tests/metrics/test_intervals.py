@@ -61,6 +61,16 @@ def test_a_statistic_that_is_not_finite_is_refused():
         bootstrap(lambda x: x.mean() * math.nan, normal(8), resamples=9)
 
 
+@pytest.mark.parametrize("x", [torch.ones(20), torch.full((21,), 0.1), torch.zeros(9), 3 + 1e-16 * normal(40)])
+def test_constant_samples_give_no_interval(x):
+    """The interval had the length 0."""
+    with pytest.raises(ValueError, match=r"must vary among halves of the samples; got [013.]+ for all 50 halves"):
+        bootstrap(torch.mean, x, resamples=50)
+    with pytest.raises(ValueError, match="must vary among halves"):
+        bootstrap(distance_of_means, x, x, resamples=50)
+    assert bootstrap(torch.mean, 3 + 1e-12 * normal(40), resamples=50).high > 3
+
+
 def test_the_interval_is_a_function_of_its_generator():
     x, y = normal(30), normal(20, seed=1)
     first, again, other = (bootstrap(distance_of_means, x, y, 20, generator=seeded(s)) for s in (0, 0, 1))
