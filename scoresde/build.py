@@ -138,7 +138,7 @@ def build_model(config: DictConfig, trust: Sequence[str] = ()) -> ScoreModel:
         ) from error
     sde = instantiate(config.sde, trust, SDE)
     prediction, learned = instantiate(config.prediction, trust, Prediction), bool(config.get("learned_variance", False))
-    return ScoreModel(network, sde, prediction, learned, bool(config.get("conditional", False)))
+    return ScoreModel(network, sde, prediction, learned, config.get("conditional") or ())
 
 
 def _bytes_of(config: DictConfig) -> int:

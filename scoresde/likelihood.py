@@ -27,6 +27,7 @@ from scoresde.counting import counting
 from scoresde.dequantization import (
     DataMap,
     Dequantization,
+    Incomplete,
     check_levels,
     count_levels,
     levels_map,
@@ -376,8 +377,12 @@ def bits_per_dim(
         declared["inflation"] = _check_inflation(of_one, unit, inflation)
     per_image = torch.where(solved, per_image, math.nan)
     counts = nfe.sum(dim=0).long(), backward.sum(dim=0).long()
-    warn_if_above_uniform(float(per_image.mean()), count_levels(images, data_map.levels))
-    return BitsPerDim(*mean_and_error(per_image), per_image, declared, trace_stderr, *counts)
+    worst = status.max(dim=0).values.long()
+    result = BitsPerDim(*mean_and_error(per_image), per_image, declared, trace_stderr, *counts, worst)
+    if not bool(solved.all()):
+        raise Incomplete(describe_failures(per_image, worst), result)
+    warn_if_above_uniform(result.mean, count_levels(images, data_map.levels))
+    return result
 
 
 def _solve_levels(

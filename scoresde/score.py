@@ -11,6 +11,7 @@ condition to the model. Models that wrap another model are in `scoresde.wrappers
 """
 
 import inspect
+from collections.abc import Sequence
 from copy import copy
 from itertools import chain
 from typing import Any, Self

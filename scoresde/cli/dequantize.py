@@ -11,7 +11,7 @@ from scoresde.dequantization import Variational
 from scoresde.evaluation.dataset_likelihood import Estimate
 from scoresde.evaluation.records import METRICS
 from scoresde.training.checkpoint import save
-from scoresde.training.learned_dequantization import DEQUANTIZATION, check_comparison, compare, learn
+from scoresde.training.learned_dequantization import DEQUANTIZATION, compare, learn
 
 
 def dequantize(config: DictConfig) -> Record:

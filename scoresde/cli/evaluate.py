@@ -10,20 +10,16 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from scoresde import build
-from scoresde.cli.bpd import measure_likelihood
+from scoresde.cli.bpd import likelihood_measure
 from scoresde.cli.common import load_run
 from scoresde.cli.output import Record, append_row, print_rows, print_table, shows_progress
 from scoresde.cli.sample import draw
-from scoresde.evaluation.generation import check_count
 from scoresde.evaluation.image_data import is_of_images
 from scoresde.evaluation.quality import Quality, QualitySettings, errors, quality_of_images, quality_of_states, table
 from scoresde.evaluation.records import METRICS as METRICS_FILE
-from scoresde.evaluation.references import METRICS as STATE_METRICS
 from scoresde.evaluation.references import data_items
 from scoresde.evaluation.trained_classifier import TrainedClassifier
 from scoresde.metrics.feature_statistics import FeatureStatistics
-from scoresde.metrics.image_quality import METRICS, check_names
-from scoresde.metrics.intervals import FEWEST, check_settings
 from scoresde.training import distributed
 
 DEFAULT_SPACE = "pixels"

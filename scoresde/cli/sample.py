@@ -14,7 +14,6 @@ from scoresde.evaluation.generation import draw_samples
 from scoresde.evaluation.records import METRICS
 from scoresde.protocols import Condition, as_condition
 from scoresde.training import distributed
-from scoresde.training.checkpoint import replace_atomically
 from scoresde.wrappers import ModelWrapper
 
 

@@ -58,8 +58,9 @@ def train(config: DictConfig) -> Record | None:
         config.data.shape = list(state_of(dataset[0]).shape)
     torch.manual_seed(config.seed)
     model = build.build_model(config, trust)
-    with open_dict(config):
-        config.conditional = model.conditional = is_conditional(model, dataset, config)
+    with open_dict(config), warnings_on_stderr():
+        config.conditional = trained_conditions(model, dataset, config) or None
+    model.conditional = tuple(config.conditional or ())
     trainer = build.instantiate(config.trainer, trust, optimizer=optimizer)
     loss, sampler = build.instantiate(config.loss, trust), build.instantiate(config.sampler, trust)
     fit_transform(config, dataset)

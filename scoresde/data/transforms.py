@@ -11,14 +11,15 @@ the range of `Logit`, or of the unit of model space apart.
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+from scoresde.arguments import checked
 from scoresde.protocols import Transform
-from scoresde.tensors import dimensions, float64, floating
+from scoresde.tensors import check_instance, dimensions, float64, floating
 
 RESOLUTION = 0.01  # largest accepted distance between neighbouring numbers of a dtype, in units of the data's std
 

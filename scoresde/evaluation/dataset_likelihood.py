@@ -32,6 +32,7 @@ from scoresde.dequantization import (
     AboveUniform,
     DataMap,
     Dequantization,
+    Incomplete,
     TruncatedNormal,
     count_levels,
     warn_if_above_uniform,

@@ -6,7 +6,6 @@ from these files. Processes exchange samples through them, so all processes must
 """
 
 import math
-import shutil
 import time
 from dataclasses import dataclass
 from functools import partial

@@ -18,7 +18,7 @@ from torch.nn.functional import logsigmoid
 from scoresde.arguments import checked
 from scoresde.sdes.log_snr import LogSNRPath
 from scoresde.sdes.sde import SDE
-from scoresde.tensors import check_instance, float64
+from scoresde.tensors import check_instance, float64, listed
 
 Table = Tensor | Sequence[float]
 

@@ -23,12 +23,13 @@ from torch.optim import Optimizer
 from torch.utils.data import DataLoader, Dataset
 
 from scoresde.arguments import Count, CountOrZero, Distinct, Infinite, Range, Seed, Share, checked
+from scoresde.atomic_files import remove_leftovers
 from scoresde.dequantization import DataMap
 from scoresde.losses import LossTerms, Objective
 from scoresde.progress import progress_bar
 from scoresde.protocols import Condition, select
 from scoresde.score import ScoreModel
-from scoresde.tensors import available, check_integer, is_half
+from scoresde.tensors import available, is_half
 from scoresde.training import distributed, posthoc_ema
 from scoresde.training.batches import StepNoise, batches, fitting, share, split_condition, step_seed
 from scoresde.training.distributed import SharedObjective

@@ -9,7 +9,7 @@ from torch.utils.data import default_collate
 
 import scoresde as ss
 from scoresde.data import Affine, Levels
-from scoresde.dequantization import AboveUniform
+from scoresde.dequantization import AboveUniform, Incomplete
 from scoresde.evaluation import Budget, evaluate_likelihood
 from scoresde.evaluation.dataset_likelihood import Estimate, _Evaluation
 from scoresde.evaluation.resumable import fingerprint
