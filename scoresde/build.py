@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import hydra
 import torch
@@ -23,6 +23,7 @@ from omegaconf.errors import InterpolationKeyError, InterpolationResolutionError
 from torch import Tensor, nn
 
 from scoresde.arguments import (
+    Infinite,
     annotations_of,
     check_memory,
     describe,
@@ -48,7 +49,9 @@ from scoresde.training.trainer import CHECKPOINT
 
 TORCH_PACKAGES = ("torch.nn.", "torch.optim.")
 UNKNOWN = (InterpolationResolutionError, MissingMandatoryValue)
-ARBITRARY = nn.Module | bool | int | float | str | list | dict | None  # where an annotation is missing or says Any
+ARBITRARY = (
+    nn.Module | bool | int | Annotated[float, Infinite()] | str | list | dict | None
+)  # where an annotation is missing or says Any
 
 
 @dataclass

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from scoresde.arguments import Count, Positive, checked
+from scoresde.arguments import Positive, checked
 from scoresde.networks.layers import cast_for, linear
 from scoresde.protocols import Condition
 from scoresde.tensors import FullPrecision, at_least_float32
@@ -46,7 +46,7 @@ class PositionalEmbedding(FullPrecision):
         ValueError: `features` is odd or less than 4.
     """
 
-    def __init__(self, features: Count, scale: Positive = 1000.0, endpoint: bool = True):
+    def __init__(self, features: int, scale: Positive = 1000.0, endpoint: bool = True):
         super().__init__()
         self.features, half = features, _half(features, least=4)
         # In float32, as published: at a label of 999 the last digit of a frequency changes the fifth digit of its sine.
@@ -71,7 +71,7 @@ class FourierEmbedding(FullPrecision):
         ValueError: `features` is odd or less than 2.
     """
 
-    def __init__(self, features: Count, scale: Positive = 16.0, log: bool = False):
+    def __init__(self, features: int, scale: Positive = 16.0, log: bool = False):
         super().__init__()
         self.features, self.log = features, log
         self.frequencies = nn.Buffer(scale * torch.randn(_half(features, least=2)))

@@ -167,7 +167,7 @@ def test_the_bits_of_independent_levels_are_their_entropy(dtype):
 
 
 def test_refuses_bad_arguments():
-    with pytest.raises(ValueError, match="levels >= 2"):
+    with pytest.raises(ValueError, match="levels must be an integer >= 2"):
         head(torch.zeros(1, 1), levels=1)
     with pytest.raises(ValueError, match="data must be 'boxes' or 'points'; got 'lines'"):
         head(torch.zeros(1, LEVELS), data="lines")

@@ -358,8 +358,8 @@ def test_refuses_values_that_do_not_fit(options, message):
 @pytest.mark.parametrize(
     ("name", "kind"),
     [
-        ("resample", "Callable"),
-        ("label", "Module"),
+        ("resample", "function"),
+        ("label", "PositionalEmbedding"),
         ("block", "BlockStyle"),
         ("conditions", "Conditions"),
         ("ends", "Ends"),
@@ -367,5 +367,5 @@ def test_refuses_values_that_do_not_fit(options, message):
 )
 def test_refuses_parts_of_another_type(name, kind):
     """Such as the dict of a YAML node without `_target_`."""
-    with pytest.raises(TypeError, match=rf"{name} must be a {kind} of scoresde.networks; got {{'scale': 1}}"):
+    with pytest.raises(ValueError, match=rf"{name} must be .*{kind}.*; got {{'scale': 1}}"):
         UNet(8, 1, 8, (1, 2), 1, **{name: {"scale": 1}})
