@@ -74,6 +74,7 @@ class Train(Parts):
 
 
 class Sample(Shared):
+    cond: int | float | list | dict | None
     sampler: Sampler
     run: Directory
     n: Count
