@@ -45,7 +45,7 @@ def test_data_of_unit_scale_are_solved_in_the_default_variable(sde):
     model, x = mixture.score_model(sde), mixture.sample(20, sde, sde.t_min, seeded())
     latent = mixture.sample(20, sde, sde.t_max, seeded())
     for states, ends in ((x, (sde.t_min, sde.t_max)), (latent, (sde.t_max, sde.t_min))):
-        flows, evaluations = Ratio.suited(model, states, *ends)
+        flows, evaluations = Ratio.suited(model, states, *ends, None)
         ((flow, rows),) = flows
         assert rows is None
         assert (flow.data_scale, flow.c) == (1.0, Ratio(sde).c)
