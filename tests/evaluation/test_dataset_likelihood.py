@@ -195,7 +195,7 @@ def test_figures_do_not_depend_on_batches_or_interruptions(tmp_path):
 
     def stop(*_):
         calls.append(1)
-        if len(calls) == 20:
+        if len(calls) == 30:
             raise KeyboardInterrupt
 
     hook = run.model.network.register_forward_hook(stop)
