@@ -10,6 +10,11 @@ which are s^2/(r^2 + s^2) and r^2/(r^2 + s^2), in expectation, for data of stand
 of ten, such that noise of 10 S hides the data and noise of S does not. The data are smooth below the first r with a
 `found` of at most a tenth.
 
+Data may have structure far above S: a narrow cluster inside a wide one, or far from the others. Noise between the two
+scales sees the narrow cluster alone. The extent is the largest r, from 100 S on in steps of half a power of ten, at
+which the model still moves the state: `lost` is visible, or 1 - `found`, the part of the noise that the model takes for
+data, is. For d dimensions, 1 - `found` has a random part of about S / (r d^(1/2)), which is allowed for.
+
 The data are the given states if these are (almost) clean, and otherwise the model's own E[x_0 | x], from the largest
 noise down. The noise xi is the same for every state, so the measurement of a state does not depend on the batch. Only
 noise between the two ends of the transition is used, because the flow is solved only there.
@@ -26,24 +31,27 @@ from scoresde.counting import counting
 from scoresde.random_stream import RandomStream
 from scoresde.score import BaseModel
 from scoresde.solvers.solver import rms
-from scoresde.tensors import double, float64
+from scoresde.tensors import dimensions, double, float64
 
 STEP = 10.0  # ratio of neighbouring scales
 HIDDEN, VISIBLE = 0.3, 0.02  # `lost` at 10 S is at most the first, and at S at least the second
 SMALL = 0.3  # S is not reduced for data of at least this size, in units of S
 SMOOTH = 0.1  # `found` where the data are smooth
+FAR = tuple(STEP ** (half / 2) for half in range(4, 10))  # where structure above S is looked for, in units of S
 LIMIT = 1e12  # largest noise ratio that is probed, and inverse of the smallest
 
 
 class DataScale(NamedTuple):
     """The scale of the data of each sample, on the CPU.
 
-    scale: S, float64 (B,). smooth: a noise ratio below which the data are smooth, float64 (B,). evaluations: number of
-    network evaluations, int64 (B,).
+    scale: S, float64 (B,). smooth: a noise ratio below which the data are smooth, float64 (B,). extent: the largest noise
+    ratio at which there is structure, S if there is none above S, float64 (B,). evaluations: number of network
+    evaluations, int64 (B,).
     """
 
     scale: Tensor
     smooth: Tensor
+    extent: Tensor
     evaluations: Tensor
 
 
@@ -75,7 +83,15 @@ def measure(
     while len(rows := rows[probe.covers(smooth[rows])]):
         rows = rows[probe(smooth[rows], rows)[1] > SMOOTH]
         smooth[rows] /= STEP
-    return DataScale(scale, smooth, probe.evaluations)
+    extent = scale.clone()
+    for factor in FAR:
+        far = factor * scale
+        if len(rows := every[probe.covers(far)]):
+            lost, found = probe(far[rows], rows, follow=False)
+            chance = STEP / (factor * math.sqrt(dimensions(x)))  # for data of 10 S
+            rows = rows[(lost > VISIBLE) | (1 - found > VISIBLE + chance)]
+            extent[rows] = far[rows]
+    return DataScale(scale, smooth, extent, probe.evaluations)
 
 
 class _Probe:
@@ -100,13 +116,16 @@ class _Probe:
         """Return which noise ratios lie inside the transition, a boolean tensor."""
         return (self.low < ratio) & (ratio < self.high)
 
-    def __call__(self, ratio: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Return (lost, found) for the states `rows` at noise ratios (n,), each float64 (n,) on the CPU."""
+    def __call__(self, ratio: Tensor, rows: Tensor, follow: bool = True) -> tuple[Tensor, Tensor]:
+        """Return (lost, found) for the states `rows` at noise ratios (n,), each float64 (n,) on the CPU.
+
+        On the way from noise to data, the new estimate of the data replaces the last one if `follow` is True.
+        """
         t, index = self.model.sde.time(-2 * ratio.log()), rows.to(self.data.device)
         x = self.model.sde.perturb(self.data[index], t, self.xi.expand(len(rows), *self.xi.shape[1:]))
         part = self.model if len(rows) == self.count else self.model.rows(index, self.count)
         noise, denoised = self._views(part, x, t, rows)
-        if not self.is_clean:
+        if follow and not self.is_clean:
             self.data[index] = denoised
         means = [value.to(double(x)).flatten(1).mean(dim=1) for value in ((noise - self.xi).square(), noise * self.xi)]
         return float64(means[0]).cpu(), float64(means[1]).cpu()

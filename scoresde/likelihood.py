@@ -14,7 +14,6 @@ Scaling data to [0, 1] or [-1, 1] changes log p and log|det T'| by opposite amou
 """
 
 import math
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -35,6 +34,7 @@ from scoresde.dequantization import (
 )
 from scoresde.divergence import Hutchinson, Trace
 from scoresde.losses import squared_errors
+from scoresde.prior_mismatch import LARGE_MISMATCH, prior_mismatches, warn_of_mismatch
 from scoresde.probability_flow import DEFAULT_SOLVER, Carried, carry, cast_like, integrate
 from scoresde.progress import progress_bar
 from scoresde.protocols import Model, Transform
@@ -56,8 +56,6 @@ from scoresde.tensors import (
     sum_dims,
 )
 from scoresde.wrappers import with_density
-
-LARGE_MISMATCH = 0.05  # nats/dim; that of data with the root mean square sigma/alpha/3 at t_max
 
 
 @dataclass
@@ -117,7 +115,7 @@ def conventions(
     """Return a description of every choice that changes a likelihood of the model.
 
     Args:
-        mismatch: the mean of `prior_mismatches`, in nats per dimension; described if it exceeds LARGE_MISMATCH.
+        mismatch: the largest of `prior_mismatches`, in nats per dimension; described if it exceeds LARGE_MISMATCH.
     """
     prior = f"N(0, {model.sde.prior_std:g}^2) at t_max={model.sde.t_max:g}"
     if mismatch > LARGE_MISMATCH:
@@ -130,33 +128,6 @@ def conventions(
         "transform": str(data_map),
         "prior": prior,
     }
-
-
-@torch.no_grad()
-def prior_mismatches(sde: SDE, x: Tensor, t: float | None = None) -> Tensor:
-    """Return the terms (B,) of a bound on KL(p_(t_max) || prior), in nats per dimension, from states x (B, *) at t.
-
-    t is t_min by default. The mean of the terms over the data is the bound, because the divergence is convex and
-    p_(t_max) is a mixture of the distributions of x(t_max) given one state.
-    """
-    clean = float64(x) / float(sde.alpha(float64(sde.t_min if t is None else t)))
-    return sde.prior_divergence(clean) / dimensions(x)
-
-
-@torch.no_grad()
-def warn_of_mismatch(sde: SDE, mismatches: Tensor) -> float:
-    """Return the mean of `prior_mismatches` (B,), 0 for B = 0; warn if it exceeds LARGE_MISMATCH."""
-    mismatch = float(mismatches.mean()) if len(mismatches) else 0.0
-    if mismatch > LARGE_MISMATCH:
-        t = float64(sde.t_max)
-        warnings.warn(
-            f"the noise at t_max={sde.t_max:g} does not hide the data: sigma/alpha is only "
-            f"{float(sde.sigma(t) / sde.alpha(t)):.3g}, and the prior is up to {mismatch:.2g} nats/dim from the "
-            "distribution of the noisy data, which lowers log p and spoils samples: scale the data down, or train with "
-            "more noise at t_max (sigma_max of VE, beta_max of VP)",
-            stacklevel=4,  # the caller of the likelihood; no_grad adds a stack entry
-        )
-    return mismatch
 
 
 def trace_for(solver: Solver | None, trace: Trace | None) -> Trace:
@@ -194,8 +165,8 @@ def log_prob(
             memory that grows with the number of evaluations; if False, compute without gradients.
 
     Warns:
-        UserWarning: the noise at t_max does not hide the states x, so that the prior is not the distribution of the
-            latents.
+        PriorMismatch: the noise at t_max does not hide the states x, so that the prior is not the distribution of the
+            latents (see `scoresde.prior_mismatch`).
 
     Raises:
         ValueError: the model is in training mode or its flow has no density, x holds NaN or infinity, or t_start is out
@@ -233,6 +204,9 @@ def sample_with_log_prob(
         cond, trace, solver, seeds, generator: see `log_prob`.
         device: device of the states that are drawn; default: that of the model.
 
+    Warns:
+        PriorMismatch: the noise at t_max does not hide the samples, so that the latents are not those of the data.
+
     Raises:
         ValueError: the model is in training mode or its flow has no density; both or neither of shape and x_T are
             given.
@@ -247,6 +221,8 @@ def sample_with_log_prob(
     carried = integrate(model, z, model.sde.t_max, model.sde.t_min, solver, trace, stream)
     result = _log_prob(model, trace, carried, z, sign=-1)
     result.latent = cast_like(z, start)
+    solved = carried.x[carried.status == Status.OK]
+    warn_of_mismatch(model.sde, prior_mismatches(model.sde, solved), "samples")
     return cast_like(carried.x, start), result
 
 
@@ -267,12 +243,17 @@ def encode(
 ) -> Tensor:
     """Return the latent x(t_max) (B, *) of data x (B, *) = x(t_start), with t_start = t_min by default.
 
+    Warns:
+        PriorMismatch: the noise at t_max does not hide the data, so that the latents do not have the prior's law.
+
     Raises:
         ValueError: the model is in training mode or its flow has no density.
         RuntimeError: the solver failed for some samples.
     """
-    model = with_density(model, cond)
-    return carry(model, x, model.sde.t_min if t_start is None else t_start, model.sde.t_max, solver)
+    model, t_start = with_density(model, cond), model.sde.t_min if t_start is None else t_start
+    latent = carry(model, x, t_start, model.sde.t_max, solver)
+    warn_of_mismatch(model.sde, prior_mismatches(model.sde, x, t_start))
+    return latent
 
 
 def decode(
@@ -282,12 +263,17 @@ def decode(
 
     This is the inverse of `encode`.
 
+    Warns:
+        PriorMismatch: the noise at t_max does not hide the result, so that latents drawn from the prior are wrong.
+
     Raises:
         ValueError: the model is in training mode or its flow has no density.
         RuntimeError: the solver failed for some samples.
     """
-    model = with_density(model, cond)
-    return carry(model, z, model.sde.t_max, model.sde.t_min if t_end is None else t_end, solver)
+    model, t_end = with_density(model, cond), model.sde.t_min if t_end is None else t_end
+    x = carry(model, z, model.sde.t_max, t_end, solver)
+    warn_of_mismatch(model.sde, prior_mismatches(model.sde, x, t_end), "samples")
+    return x
 
 
 def round_trip(model: Model, x: Tensor, cond: Any = None, solver: Solver | None = None) -> RoundTrip:

@@ -14,12 +14,13 @@ for r between the finest structure of the data and a few times its extent. Steps
 
 which is linear in r below c, logarithmic in between, and linear in 1/r above R, where the flow depends only on the mean
 of the data. Everything is bounded up to r = infinity, that is u = asinh(R/c), so a path without signal at its end is no
-special case. R is 30, and c is at most 0.02. If r at t_min is below 0.001 (sub-VP), c is twenty times this r, but at
-least 0.002, so that there are steps near t_min too.
+special case. R is 30, or 10 times the largest r at which the data have structure if that is more, and c is at most 0.02.
+If r at t_min is below 0.001 (sub-VP), c is twenty times this r, but at least 0.002, so that there are steps near t_min
+too.
 
 Unless the solver has a `data_scale`, S is measured on the model for each sample before the solve, from a few
-evaluations (`scoresde.data_scale`), and so is a smaller c for data with structure finer than c. S is 1 for data of
-about unit scale.
+evaluations (`scoresde.data_scale`), and so are a smaller c for data with structure finer than c, and a larger R for data
+with structure far above S. S is 1 for data of about unit scale.
 
 The density of x is that of w divided by (alpha^2 S^2 + sigma^2)^(d/2). All coefficients are combined in float64, from
 the views of one network evaluation.
@@ -48,7 +49,7 @@ from scoresde.tensors import broadcast, check_instance, dimensions, double, floa
 from scoresde.wrappers import as_model, for_inference
 
 DEFAULT_SOLVER = Adams()
-COARSE = 30.0  # R of the module docstring
+COARSE, COARSE_OVER_EXTENT = 30.0, 10.0  # R of the module docstring, and R in units of `DataScale.extent`
 C_RANGE, C_OVER_FIRST = (0.002, 0.02), 20.0  # the range of c, and c in units of the first r
 # For data with finer structure, c in units of `DataScale.smooth`, and at least FINEST_C times the first r.
 C_OVER_SMOOTH, FINEST_C = 4.0, 2.0
@@ -71,10 +72,12 @@ class Ratio:
         sde: the diffusion.
         data_scale: the scale S of the data.
         smooth: a ratio sigma/alpha below which the data are smooth.
+        extent: the largest ratio sigma/alpha at which the data have structure; the default means the scale.
     """
 
-    def __init__(self, sde: SDE, data_scale: float = 1.0, smooth: float = math.inf):
+    def __init__(self, sde: SDE, data_scale: float = 1.0, smooth: float = math.inf, extent: float = 0.0):
         self.sde, self.data_scale = sde, data_scale
+        self.coarse = max(COARSE, COARSE_OVER_EXTENT * extent / data_scale)
         self._shift = 2 * math.log(data_scale)  # from the log-SNR of the SDE to -2 log r
         first = _first(sde, data_scale)
         self.c = min(_default_c(first), max(C_OVER_SMOOTH * smooth / data_scale, FINEST_C * first))
@@ -82,13 +85,13 @@ class Ratio:
         self._ends = self._of_log_snr(sde.log_snr(self._times))
 
     def _of_log_snr(self, log_snr: Tensor) -> Tensor:
-        return torch.asinh(1 / (self.c * (torch.exp(0.5 * (log_snr + self._shift)) + 1 / COARSE)))
+        return torch.asinh(1 / (self.c * (torch.exp(0.5 * (log_snr + self._shift)) + 1 / self.coarse)))
 
     @classmethod
     def suited(
         cls, model: BaseModel, x: Tensor, t_from: float, t_to: float, data_scale: float | None
     ) -> tuple["list[Group]", Tensor]:
-        """Return flows with S and c for the states x, measured unless `data_scale` is given; see `Time.suited`."""
+        """Return flows with S, c and R for the states x, measured unless `data_scale` is given; see `Time.suited`."""
         if data_scale is not None:
             return [(cls(model.sde, data_scale), None)], torch.zeros(len(x), dtype=torch.int64)
         first = _first(model.sde, 1.0)
@@ -96,8 +99,8 @@ class Ratio:
         def smooth_at(scale: Tensor) -> Tensor:
             return float64([_default_c(first / s) * s / C_OVER_SMOOTH for s in scale.tolist()])
 
-        scale, smooth, evaluations = measure(model, x, t_from, t_to, smooth_at)
-        kinds, kind = torch.stack([scale, smooth], dim=1).unique(dim=0, return_inverse=True)
+        scale, smooth, extent, evaluations = measure(model, x, t_from, t_to, smooth_at)
+        kinds, kind = torch.stack([scale, smooth, extent], dim=1).unique(dim=0, return_inverse=True)
         flows = [cls(model.sde, *values) for values in kinds.tolist()] or [cls(model.sde)]
         if len(flows) == 1:
             return [(flows[0], None)], evaluations
@@ -111,7 +114,7 @@ class Ratio:
         """Return t at u, () or (B,), float64."""
         u = float64(u).cpu()
         s = self.c * torch.sinh(u)
-        t = self.sde.time(-2 * (s.log() - (1 - s / COARSE).clamp(min=0).log()) - self._shift)
+        t = self.sde.time(-2 * (s.log() - (1 - s / self.coarse).clamp(min=0).log()) - self._shift)
         # At the ends of the range, t may be rounded out of it and r may be infinite: take t_min and t_max themselves.
         t = torch.where(u <= self._ends[0], self._times[0], t)
         return torch.where(u >= self._ends[1], self._times[1], t)
@@ -126,7 +129,7 @@ class Ratio:
         With q = 1 - s/R, so that r = s/q: dr/du = (s^2 + c^2)^(1/2) / q^2, and the powers of q cancel.
         """
         s = self.c * torch.sinh(float64(u).cpu())
-        q = (1 - s / COARSE).clamp(min=0)
+        q = (1 - s / self.coarse).clamp(min=0)
         pace = torch.hypot(s, torch.full_like(s, self.c)) / torch.hypot(s, q) ** 3
         return -pace * s / self.data_scale, pace * q
 

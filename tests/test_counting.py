@@ -67,14 +67,14 @@ def test_a_vectorised_pass_is_as_many_products():
 def test_a_trace_costs_its_products(trace, each):
     """An exact trace costs d = 12 products, a probe one; an evaluation is counted once in either mode.
 
-    Three evaluations without products measure the scale of the data, two check the derivative in x: each with a
+    Four evaluations without products measure the scale of the data, two check the derivative in x: each with a
     product or, in forward mode, with tangents.
     """
     x = normal(2, 3, 2, 2)
     for wrapper, factor in ((ss.ModelWrapper, 1), (Twice, 2)):
         wrapped = wrapper(model((3, 2, 2)))
         result = ss.log_prob(wrapped, x, trace=trace, solver=ss.solvers.Adams(steps=4))
-        assert result.nfe.tolist() == [(3 + 2 + 5) * factor] * 2
+        assert result.nfe.tolist() == [(4 + 2 + 5) * factor] * 2
         checks = 0 if trace == ss.ExactTrace(mode="forward") else 2
         assert result.backward.tolist() == [(checks + 5 * each) * factor] * 2
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import scoresde as ss
-from scoresde.data_scale import measure
+from scoresde.data_scale import FAR, measure
 from scoresde.probability_flow import Ratio
 from tests.conftest import PATHS, f64, normal, oracle, seeded
 
@@ -38,6 +38,18 @@ def test_finer_structure_than_the_scale_is_found():
     assert bool((result.smooth <= 1e-3).all())
 
 
+@pytest.mark.parametrize("dims", [2, 8, 64])
+def test_the_extent_is_that_of_the_widest_component(dims):
+    """Around a sample of the narrow component the data are a point, up to noise of about the width of the other."""
+    nested, narrow = (ss.GaussianMixture(torch.zeros(len(s), dims), s) for s in (f64(10.0, 1e-2), f64(1e-2)[None]))
+    x = narrow.sample(20, generator=seeded())
+    result = measured(nested, ss.Rectified(), x)
+    assert bool(((result.extent >= 3) & (result.extent <= 100)).all())
+    alone = measured(narrow, ss.Rectified(), x)
+    assert torch.equal(alone.extent, alone.scale)
+    assert torch.equal(alone.scale, result.scale)
+
+
 @pytest.mark.parametrize("sde", PATHS)
 def test_data_of_unit_scale_are_solved_in_the_default_variable(sde):
     """In both directions, for every sample: their results are those of a fixed variable, bit for bit."""
@@ -45,11 +57,12 @@ def test_data_of_unit_scale_are_solved_in_the_default_variable(sde):
     model, x = mixture.score_model(sde), mixture.sample(20, sde, sde.t_min, seeded())
     latent = mixture.sample(20, sde, sde.t_max, seeded())
     for states, ends in ((x, (sde.t_min, sde.t_max)), (latent, (sde.t_max, sde.t_min))):
-        flows, evaluations = Ratio.suited(model, states, *ends)
+        flows, evaluations = Ratio.suited(model, states, *ends, None)
         ((flow, rows),) = flows
         assert rows is None
         assert (flow.data_scale, flow.c) == (1.0, Ratio(sde).c)
-        assert bool((evaluations <= 5).all())
+        start, end = (torch.exp(-0.5 * sde.log_snr(f64(t))) for t in (sde.t_min, sde.t_max))
+        assert bool((evaluations <= 5 + sum(bool(start < ratio < end) for ratio in FAR)).all())
 
 
 def test_only_noise_of_the_transition_is_used():
@@ -71,4 +84,4 @@ def test_a_measurement_does_not_depend_on_the_batch():
 
 
 def test_an_empty_batch_costs_nothing():
-    assert [len(part) for part in measured(oracle((3,)), VP, torch.zeros(0, 3, dtype=torch.float64))] == [0, 0, 0]
+    assert [len(part) for part in measured(oracle((3,)), VP, torch.zeros(0, 3, dtype=torch.float64))] == [0] * 4

@@ -78,6 +78,35 @@ def test_likelihood_is_exact_for_data_of_two_scales():
         check_identity(mixture, sde, x, ss.log_prob(mixture.score_model(sde), x, trace=ss.ExactTrace()), 1.5e-2)
 
 
+NESTED = {  # position of the means along the diagonal, standard deviations, number of dimensions
+    "nested": ([0.0, 0.0], [10.0, 1e-2], 2),
+    "nested-8": ([0.0, 0.0], [10.0, 1e-2], 8),
+    "nested-64": ([0.0, 0.0], [10.0, 1e-2], 64),
+    "finer": ([0.0, 0.0], [10.0, 1e-3], 2),
+    "finer-8": ([0.0, 0.0], [10.0, 1e-3], 8),
+    "large-8": ([0.0, 0.0], [100.0, 1.0], 8),
+    "three-scales": ([0.0, 0.0, 0.0], [30.0, 0.3, 1e-3], 8),
+    "far-clusters": ([0.0, 50.0], [1e-2, 1e-2], 2),
+}
+
+
+@pytest.mark.filterwarnings("ignore:the noise at t_max")
+@pytest.mark.parametrize("data", NESTED)
+@pytest.mark.parametrize("sde", [VP, ss.SubVP(), ss.VE(), ss.Rectified()], ids=["vp", "sub-vp", "ve", "rectified"])
+def test_likelihood_is_exact_for_nested_and_far_components(sde, data):
+    """For the samples of a component far narrower than another, or than the distance of another, in nats per sample.
+
+    A state that one component takes over from another within a small part of a step, such as a sample of the wide
+    component close to the narrow one, has a larger error, which falls with the number of steps; none is in these.
+    """
+    means, stds, dims = NESTED[data]
+    mixture = ss.GaussianMixture(f64(*means)[:, None].expand(-1, dims), f64(*stds))
+    x = mixture.sample(12, sde, sde.t_min, seeded(1))
+    result = ss.log_prob(mixture.score_model(sde), x, trace=ss.ExactTrace())
+    assert result.status.tolist() == [Status.OK] * 12
+    check_identity(mixture, sde, x, result, 0.02 / dims)
+
+
 @pytest.mark.filterwarnings("ignore:the noise at t_max")
 @pytest.mark.parametrize("scale", [1e-3, 1e3])
 def test_samples_and_latents_are_exact_at_every_scale_of_the_data(scale):
@@ -146,7 +175,7 @@ def test_evaluations_are_counted_and_each_is_one_forward_pass():
         calls.clear()
         result = ss.log_prob(model, torch.zeros(2, 3), trace=trace, solver=RungeKutta("rk4", 5), seeds=[0, 1])
         assert result.nfe.tolist() == [len(calls)] * 2
-        assert len(calls) == 3 + 2 + 20  # three measure the scale of the data, two check the derivative
+        assert len(calls) == 4 + 2 + 20  # four measure the scale of the data, two check the derivative
         assert result.backward.tolist() == [2 + products * 20] * 2
 
 
@@ -291,7 +320,7 @@ def test_evaluations_and_products_are_those_of_all_dequantisations():
         bits = ss.bits_per_dim(
             model, LEVELS, Levels(8), samples=3, trace=ss.ExactTrace(), solver=Adams(8), start=start, batch_size=4
         )
-        assert bits.nfe.tolist() == [3 * (5 + 9 + more)] * 6  # three for the scale of the data, two for the check
+        assert bits.nfe.tolist() == [3 * (6 + 9 + more)] * 6  # four for the scale of the data, two for the check
         assert bits.backward.tolist() == [3 * (2 + 9 * 4)] * 6
 
 
@@ -308,7 +337,7 @@ def test_the_perturbed_start_is_its_formula(sde, shape):
     levels, transform, seeds = torch.randint(0, 8, (20, *shape), generator=seeded()), Levels(8, -1.5, 2.0), range(20)
     bits = ss.bits_per_dim(model, levels, transform, start="perturb", trace=ss.ExactTrace(), solver=Adams(32))
     assert "bound" in bits.conventions["quantity"]
-    scale = 1 if isinstance(sde, ss.VP) else 2  # evaluations at noise inside the path, that measure the scale
+    scale = 6 if isinstance(sde, ss.VP) else 4  # evaluations at noise inside the path, that measure the scale
     assert bits.nfe.tolist() == [scale + 36] * 20  # one for the decoder, two for the check, 33 for the solve
     stream = RandomStream(seeds=seeds)
     x = transform(levels + stream.uniform(levels.double()))
@@ -613,8 +642,9 @@ def test_noise_that_does_not_hide_the_data_is_reported(sde):
     """Two clusters at +-3 sqrt(2): the bound is |alpha x|^2 / (2 d) plus the mismatch of the variance."""
     mixture = ss.GaussianMixture(torch.tensor([[3.0, 3.0], [-3.0, -3.0]]), torch.tensor([0.3, 0.3]))
     x = mixture.sample(40, generator=seeded())
-    bound = float(sde.prior_divergence(x / sde.alpha(f64(sde.t_min))).mean()) / 2
-    with pytest.warns(UserWarning, match=rf"does not hide the data: .* up to {bound:.2g} nats/dim") as caught:
+    terms = sde.prior_divergence(x / sde.alpha(f64(sde.t_min))) / 2
+    bound, largest = float(terms.mean()), float(terms.max())
+    with pytest.warns(UserWarning, match=rf"does not hide the data: .* up to {largest:.2g} nats/dim") as caught:
         result = ss.log_prob(mixture.score_model(sde), x, trace=ss.ExactTrace())
     assert caught[0].filename == __file__
     # It bounds the loss against the density of the data, which has no prior.

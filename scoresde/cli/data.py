@@ -15,7 +15,7 @@ from scoresde.cli.output import Record, print_rows, print_table, shows_progress
 from scoresde.data.summary import DatasetSummary, describe, state_of
 from scoresde.dataset_plots import save_dataset
 from scoresde.evaluation.generation import check_count
-from scoresde.likelihood import prior_mismatches, warn_of_mismatch
+from scoresde.prior_mismatch import prior_mismatches, warn_of_mismatch
 
 FIGURES = Path("datasets") / "figures"
 IMAGES, POINTS = 64, 2000  # samples in a picture of images, and of other data

@@ -26,6 +26,7 @@ from scoresde.cli.output import Record, command, print_rows, shows_progress
 from scoresde.data.summary import state_of
 from scoresde.dequantization import DataMap
 from scoresde.networks.embeddings import NULL, ConditionEmbedding, by_name
+from scoresde.prior_mismatch import PriorMismatch
 from scoresde.protocols import Condition
 from scoresde.samplers import Sampler
 from scoresde.score import ScoreModel
@@ -115,7 +116,8 @@ def save_preview(
 ) -> None:
     """Draw a few samples in all processes, and save a picture of them in the first process."""
     shape = (PREVIEW_SAMPLES, *config.data.shape)
-    samples = sampler(model.given(cond), shape=shape, seeds=range(PREVIEW_SAMPLES)).x
+    with warnings.catch_warnings(action="ignore", category=PriorMismatch):  # of a network that is not trained yet
+        samples = sampler(model.given(cond), shape=shape, seeds=range(PREVIEW_SAMPLES)).x
     if distributed.rank() == 0:
         save_picture(data_map.inverse(samples), config, run / "figures" / f"step{step:06d}.png")
 

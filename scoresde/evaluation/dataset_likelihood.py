@@ -49,10 +49,10 @@ from scoresde.likelihood import (
     conventions,
     describe_failures,
     log_prob,
-    prior_mismatches,
     trace_for,
 )
 from scoresde.losses import Nodes
+from scoresde.prior_mismatch import prior_mismatches
 from scoresde.probability_flow import DEFAULT_SOLVER
 from scoresde.protocols import Condition
 from scoresde.random_stream import RandomStream
@@ -249,7 +249,7 @@ class _Evaluation:
                 state, nats = data_map.draw(send(x, device_of(model) or x.device), RandomStream(seeds=seeds), model.sde)
                 result = log_prob(model, state, cond, self.trace, self.solver, seeds)
                 values = -(result.value + nats) / dimensions(x)
-                start, mismatch = f"data, t_min={model.sde.t_min:g}", float(prior_mismatches(model.sde, state).mean())
+                start, mismatch = f"data, t_min={model.sde.t_min:g}", float(prior_mismatches(model.sde, state).max())
                 declared = conventions(model, data_map, self.trace, self.solver, start, mismatch)
                 declared = {"quantity": "negative log-density, nats per dimension", **declared}
             else:

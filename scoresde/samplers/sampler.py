@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from scoresde.counting import Evaluations, counting
+from scoresde.prior_mismatch import prior_mismatches, warn_of_mismatch
 from scoresde.progress import progress_bar
 from scoresde.protocols import Model
 from scoresde.random_stream import RandomStream
@@ -177,6 +178,9 @@ class Sampler(PlainStep):
                 During the run states are at least float32: in half precision the small updates of many steps would be
                 lost.
 
+        Warns:
+            PriorMismatch: the samples started from pure noise, and the noise at t_max does not hide them.
+
         Raises:
             ValueError: both or neither of shape and x_T, states that are not floating-point numbers (B, *), a number of
                 seeds other than B, a negative trajectory, a shape if states at the first time are more than noise,
@@ -223,7 +227,11 @@ class Sampler(PlainStep):
             with counting(count):
                 x = self.denoise(model, x, t, stream)
         x = x.to(dtype)
-        _refuse_nan(x)
+        if x.device.type != "meta":
+            _refuse_nan(x)
+            if x_T is None:
+                mismatches = prior_mismatches(model.sde, x, None if self.denoise_final else float(t))
+                warn_of_mismatch(model.sde, mismatches, "samples", stacklevel=4)  # no_grad adds a stack entry
         return Samples(x, count.forward, torch.stack(states) if states else None, count.backward)
 
 
@@ -239,9 +247,7 @@ def _constrained(constraint: Constraint, model: BaseModel, x: Tensor, t: Tensor,
 
 
 def _refuse_nan(x: Tensor) -> None:
-    """Raise RuntimeError if samples are not finite, with their indices; the only synchronisation with the device."""
-    if x.device.type == "meta":
-        return
+    """Raise RuntimeError if samples are not finite, with their indices; the first synchronisation with the device."""
     if bad := (~torch.isfinite(x.flatten(1)).all(dim=1)).nonzero().flatten().tolist():
         raise RuntimeError(
             f"{len(bad)} of {len(x)} samples are NaN or infinite (first {bad[:8]}): check that the network gives "

@@ -24,9 +24,9 @@ def test_points_have_nats_with_a_standard_error(toy, split, capsys):
     assert 0 < row["stderr"] < 0.5
     assert row["conventions"]["solver"] == "Adams(steps=12, order=3, smoothing=1, data_scale=None)"
     assert (row["nfe"], row["bound"]) == (
-        3 + 2 + 13,
+        4 + 2 + 13,
         None,
-    )  # three for the scale, two for a check
+    )  # four for the scale, two for a check
     assert row["population"] ** 2 + row["monte_carlo"] ** 2 == pytest.approx(row["stderr"] ** 2)
     assert 0 < abs(row["discretisation"]["mean"]) < 0.5
     table = capsys.readouterr().out
