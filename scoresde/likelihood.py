@@ -30,12 +30,22 @@ from scoresde.losses import squared_errors
 from scoresde.probability_flow import DEFAULT_SOLVER, Carried, carry, cast_like, integrate
 from scoresde.progress import progress_bar
 from scoresde.protocols import Model, Transform
-from scoresde.random_stream import RandomStream
+from scoresde.random_stream import RandomStream, check_seeds
 from scoresde.score import BaseModel, device_of
 from scoresde.sdes import SDE
 from scoresde.solvers import Solver, Status
 from scoresde.solvers.solver import controls_integrals
-from scoresde.tensors import dimensions, double, float64, mean_and_error, send, sum_dims
+from scoresde.tensors import (
+    as_states,
+    check_count,
+    dimensions,
+    double,
+    float64,
+    mean_and_error,
+    send,
+    start_states,
+    sum_dims,
+)
 from scoresde.wrappers import with_density
 
 LARGE_MISMATCH = 0.05  # nats/dim; that of data with the root mean square sigma/alpha/3 at t_max
@@ -177,10 +187,11 @@ def log_prob(
             latents.
 
     Raises:
-        ValueError: the model has active dropout or its flow has no density, x holds NaN or infinity, or t_start is out
-            of range.
+        ValueError: the model has active dropout or its flow has no density, x is not (B, *) or holds NaN or infinity, or
+            t_start is out of range.
+        TypeError: x is not a tensor of real numbers, or seeds is not a sequence of integers.
     """
-    model = with_density(model, cond)
+    model, x = with_density(model, cond), as_states(x)
     if not bool(torch.isfinite(x).all()):
         raise ValueError("x must be finite; got NaN or infinity: remove or repair these states")
     t_start = model.sde.t_min if t_start is None else t_start
@@ -215,12 +226,7 @@ def sample_with_log_prob(
         ValueError: the model has active dropout or its flow has no density; both or neither of shape and x_T are given.
     """
     model = with_density(model, cond)
-    if (shape is None) == (x_T is None):
-        raise ValueError(
-            "expected exactly one of shape=(B, *) and the starting states x_T; got "
-            f"{'neither' if shape is None else 'both'}"
-        )
-    start = x_T if x_T is not None else torch.empty(tuple(shape or ()), device=device or device_of(model))
+    start = start_states(shape, x_T, torch.float32, device or device_of(model))
     trace, stream, z = trace_for(solver, trace), RandomStream(generator, seeds, len(start)), start.to(double(start))
     if x_T is None:
         z = model.sde.prior_std * stream.normal(z)
@@ -389,10 +395,8 @@ def _check_bits(
     if not len(images):
         raise ValueError("images must hold at least one image; got none")
     check_levels(images, data_map.levels)
-    if samples < 1:
-        raise ValueError(f"samples must be at least 1; got samples={samples}")
-    if len(seeds) != len(images):
-        raise ValueError(f"expected one seed per sample, {len(images)} in all; got {len(seeds)}")
+    check_count("samples", samples)
+    check_seeds(seeds, len(images))
     if start not in ("data", "perturb"):
         raise ValueError(f"start must be 'data' or 'perturb'; got {start!r}")
     if time is not None and start == "perturb":

@@ -43,7 +43,7 @@ from scoresde.score import BaseModel
 from scoresde.sdes import SDE
 from scoresde.solvers import Adams, Solver, Status
 from scoresde.solvers.solver import data_scale, variable
-from scoresde.tensors import broadcast, dimensions, double, float64, floating, recordable
+from scoresde.tensors import as_states, broadcast, dimensions, double, float64, recordable
 from scoresde.wrappers import as_model
 
 DEFAULT_SOLVER = Adams()
@@ -222,7 +222,7 @@ def integrate(
             trainable parameters.
     """
     model, solver, count = as_model(model), solver or DEFAULT_SOLVER, len(x)
-    x = floating(x)
+    x = as_states(x)
     _check_transition(model.sde, t_from, t_to, differentiable)
 
     def solve(flow: Flow, group: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor]:
@@ -302,7 +302,7 @@ def carry(model: Model, x: Tensor, t_from: float, t_to: float, solver: Solver | 
     Raises:
         RuntimeError: the solver failed for some samples.
     """
-    carried = integrate(model, x.to(double(x)), t_from, t_to, solver)
+    carried = integrate(model, as_states(x).to(double(x)), t_from, t_to, solver)
     if failed := (carried.status != Status.OK).nonzero().flatten().tolist():
         names = ", ".join(sorted({Status(int(carried.status[i])).name for i in failed}))
         raise RuntimeError(

@@ -18,6 +18,7 @@ from scoresde.build import Run
 from scoresde.evaluation.resumable import Numbers, describe, directory_for, evaluate, fingerprint
 from scoresde.protocols import Model
 from scoresde.samplers import Sampler
+from scoresde.tensors import check_count
 from scoresde.training import checkpoint, distributed
 
 DRAWING = "drawing"
@@ -77,12 +78,6 @@ def draw_samples(
         shutil.rmtree(directory, ignore_errors=True)
     nfe, backward = (max(cost[name] for cost in costs) for name in ("nfe", "backward"))
     return DrawnSamples(x, nfe, sum(cost["seconds"] for cost in costs), backward)
-
-
-def check_count(name: str, value: object, least: int = 1) -> None:
-    """Raise ValueError if the argument `name` is not an integer of at least `least`."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise ValueError(f"{name} must be an integer >= {least}; got {value!r}")
 
 
 def _draw(run: Run, model: Model, sampler: Sampler, seeds: range, file: Path, progress: bool) -> Numbers:

@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 
 from scoresde.sdes import SDE
-from scoresde.tensors import float64, listed
+from scoresde.tensors import check_count, float64, listed
 
 Grid = Callable[[SDE, int], Tensor]
 Transition = tuple[Tensor, Tensor]
@@ -216,7 +216,7 @@ class Bounded:
         return torch.cat([Angle(self.power, min(low, LOWEST), self.scale)(sde, steps - 1), ends[1:]])
 
     def _reached(self, high: float, steps: int) -> float:
-        """Return the lowest r that `steps` steps from `high` reach, the last and longest of them of length `longest`."""
+        """Return the lowest r that `steps` steps from `high` take from `high` if the last, the longest, is `longest`."""
         root = math.atan(high / self.scale) ** (1 / self.power)
         root /= 1 + steps * math.expm1(min(self.longest / self.power, 700.0))
         return self.scale * math.tan(root**self.power)
@@ -240,8 +240,8 @@ class Indices:
         offset: added to the indices k of "leading".
 
     Raises:
-        ValueError: spacing is unknown, or count < 2; in a call, steps is not from 1 to count, or is 1 with a spacing
-            other than "trailing".
+        ValueError: spacing is unknown, or count is not an integer >= 2; in a call, steps is not from 1 to count, or is 1 with
+            a spacing other than "trailing".
     """
 
     spacing: str = "trailing"
@@ -251,8 +251,7 @@ class Indices:
     def __post_init__(self):
         if self.spacing not in ("leading", "trailing", "linspace"):
             raise ValueError(f"spacing must be 'leading', 'trailing' or 'linspace'; got {self.spacing!r}")
-        if self.count < 2:
-            raise ValueError(f"count must be at least 2 nodes; got {self.count}")
+        check_count("count", self.count, least=2)
 
     def __call__(self, sde: SDE, steps: int) -> Tensor:
         fewest = 1 if self.spacing == "trailing" else 2
