@@ -187,8 +187,8 @@ def log_prob(
             latents.
 
     Raises:
-        ValueError: the model has active dropout or its flow has no density, x is not (B, *) or holds NaN or infinity, or
-            t_start is out of range.
+        ValueError: the model has active dropout or its flow has no density, x is not (B, *) or holds NaN or infinity,
+            or t_start is out of range.
         TypeError: x is not a tensor of real numbers, or seeds is not a sequence of integers.
     """
     model, x = with_density(model, cond), as_states(x)

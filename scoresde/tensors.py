@@ -95,8 +95,7 @@ def start_states(
 
 def check_count(name: str, value: object, least: int = 1) -> None:
     """Raise ValueError if the argument `name` is not an integer of at least `least`."""
-    is_integer = isinstance(value, SupportsIndex) and not isinstance(value, (bool, Tensor))
-    if not is_integer or operator.index(value) < least:
+    if not isinstance(value, SupportsIndex) or isinstance(value, (bool, Tensor)) or operator.index(value) < least:
         raise ValueError(f"{name} must be an integer >= {least}; got {value!r}")
 
 

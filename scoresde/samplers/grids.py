@@ -156,7 +156,7 @@ class Angle:
     Args:
         power: 1 is uniform in psi; larger values place more times near the data.
         scale: 1 makes psi the angle phi of the path; larger values place more times near the noise.
-        low: r at the end; default: that of t_min. On a path that ends with almost no noise (sub-VP: 5e-5), few steps
+        low: r at the end; default: that of t_min. On a path that ends with almost no noise (sub-VP: 1e-6), few steps
             are better spent at larger r: choose a low of 0.002 to 0.02, and `denoise_final`.
 
     Raises:
@@ -195,12 +195,12 @@ class Bounded:
     """The grid `Angle(power, scale=scale)`, on which few steps do not spread over the levels of almost no noise.
 
     If sigma(t_min) = 0, the last step goes from r = 0.002 to t_min. If r at t_min is positive but below 0.0002 (sub-VP:
-    1e-6), the last step goes there from the lowest r, at most 0.002, that the steps before it reach without a step
-    longer than `longest` in log r.
+    1e-6), the last step goes there from the lowest r, at most 0.002, that the steps before it reach if the last of them
+    is not longer than `longest` in log r.
 
     Args:
         power, scale: see `Angle`.
-        longest: largest step in log r but for the last one; default: no limit.
+        longest: largest step in log r near the data, apart from the last one; default: no limit.
     """
 
     power: float
@@ -216,7 +216,7 @@ class Bounded:
         return torch.cat([Angle(self.power, min(low, LOWEST), self.scale)(sde, steps - 1), ends[1:]])
 
     def _reached(self, high: float, steps: int) -> float:
-        """Return the lowest r that `steps` steps from `high` take from `high` if the last, the longest, is `longest`."""
+        """Return the r at the end of `steps` steps from `high`, if the last step, the longest, is `longest`."""
         root = math.atan(high / self.scale) ** (1 / self.power)
         root /= 1 + steps * math.expm1(min(self.longest / self.power, 700.0))
         return self.scale * math.tan(root**self.power)
@@ -240,8 +240,8 @@ class Indices:
         offset: added to the indices k of "leading".
 
     Raises:
-        ValueError: spacing is unknown, or count is not an integer >= 2; in a call, steps is not from 1 to count, or is 1 with
-            a spacing other than "trailing".
+        ValueError: spacing is unknown, or count is not an integer >= 2; in a call, steps is not from 1 to count, or is
+            1 with a spacing other than "trailing".
     """
 
     spacing: str = "trailing"

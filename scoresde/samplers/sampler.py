@@ -173,8 +173,8 @@ class Sampler(PlainStep):
             TypeError: x_T is not a tensor of real numbers, or seeds is not a sequence of integers.
             ValueError: both or neither of shape and x_T are given, states are not floating-point tensors (B, *), the
                 number of seeds is not B, trajectory is negative or not an integer, shape is given although states at
-                the first time are not pure noise, there are neither transitions nor `denoise_final`, or a step or a constraint returns
-                another shape.
+                the first time are not pure noise, there are neither transitions nor `denoise_final`, or a step or a
+                constraint returns another shape.
             RuntimeError: samples are NaN or infinite.
         """
         check_count("trajectory", every := int(trajectory) if isinstance(trajectory, bool) else trajectory, least=0)

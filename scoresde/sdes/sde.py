@@ -106,12 +106,10 @@ def _ordered_points(sde: "SDE", t_from: Tensor | float, t_to: Tensor | float, fo
     elif bool(wrong.any()):
         first = int(wrong.flatten().long().argmax())
         got = [float(t.expand(wrong.shape).flatten()[first]) for t in times]
-        relation, kernel, other = (
-            ("<=", "forward kernel", "posterior") if forward else (">=", "posterior", "transition")
-        )
+        relation = "<=" if forward else ">="
         raise ValueError(
-            f"times must satisfy t_from {relation} t_to, because this is the {kernel}; got t_from={got[0]:g} and "
-            f"t_to={got[1]:g}: exchange them, or use `{other}`"
+            f"times must satisfy t_from {relation} t_to; got t_from={got[0]:g} and t_to={got[1]:g}: exchange them (the "
+            "kernel to less noise is `posterior`, to more noise `transition`)"
         )
     return [sde.at(early), sde.at(late)]
 
@@ -140,7 +138,7 @@ class SDE(nn.Module):
     def __init__(self, t_min: float, t_max: float):
         super().__init__()
         if not 0 <= t_min < t_max < math.inf:
-            raise ValueError(f"times must satisfy 0 <= t_min < t_max, both finite; got {t_min=}, {t_max=}")
+            raise ValueError(f"times must satisfy 0 <= t_min < t_max < inf; got {t_min=}, {t_max=}")
         self.t_min, self.t_max = float(t_min), float(t_max)
 
     def alpha(self, t: Tensor) -> Tensor:
