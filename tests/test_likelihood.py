@@ -397,7 +397,7 @@ def test_a_truncated_normal_starts_where_its_points_are_states():
     ("arguments", "message"),
     [
         ({"images": torch.rand(2, 1, 2, 2)}, "use log_prob"),
-        ({"samples": 0}, "samples=0"),
+        ({"samples": 0}, "samples must be an integer >= 1; got 0"),
         ({"start": "noise"}, "'data' or 'perturb'"),
         ({"samples": 2, "solver": Adams(8), "trace": ss.Hutchinson(resample=False)}, "unknown amount .* ExactTrace"),
         ({"start": "perturb", "dequantization": ss.TruncatedNormal()}, "must be 'data' for .* got 'perturb'"),

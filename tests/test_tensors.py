@@ -120,7 +120,7 @@ def test_states_are_tensors_of_real_numbers(take):
         TypeError, match=r"states must be a tensor \(B, \*\); got ndarray: convert with torch.as_tensor"
     ):
         take(np.ones((2, 2)))
-    with pytest.raises(TypeError, match="states must be real; got torch.complex64"):
+    with pytest.raises(TypeError, match="states must be real; got "):
         take(torch.ones(2, 2, dtype=torch.complex64))
 
 

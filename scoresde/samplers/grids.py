@@ -196,7 +196,7 @@ class Bounded:
 
     If sigma(t_min) = 0, the last step goes from r = 0.002 to t_min. If r at t_min is positive but below 0.0002 (sub-VP:
     1e-6), the last step goes there from the lowest r, at most 0.002, that the steps before it reach if the last of them
-    is not longer than `longest` in log r.
+    is not longer than `longest` in log r. With so many steps that the last step would be shorter, it is `Angle` again.
 
     Args:
         power, scale: see `Angle`.
@@ -210,15 +210,15 @@ class Bounded:
     def __call__(self, sde: SDE, steps: int) -> Tensor:
         ends = _ends(sde)
         most, least = torch.exp(-0.5 * sde.log_snr(ends)).tolist()
-        low = max(least or LOWEST, self._reached(most, steps - 1))
-        if steps == 1 or least >= CLEAN or low == least:
+        low, longest = max(least or LOWEST, self._reached(most, steps - 1)), min(self.longest, 700.0)
+        if steps == 1 or least >= CLEAN or low < least * math.exp(longest):
             return Angle(self.power, scale=self.scale)(sde, steps)
         return torch.cat([Angle(self.power, min(low, LOWEST), self.scale)(sde, steps - 1), ends[1:]])
 
     def _reached(self, high: float, steps: int) -> float:
         """Return the r at the end of `steps` steps from `high`, if the last step, the longest, is `longest`."""
         root = math.atan(high / self.scale) ** (1 / self.power)
-        root /= 1 + steps * math.expm1(min(self.longest / self.power, 700.0))
+        root /= 1 + steps * math.expm1(min(self.longest, 700.0) / self.power)
         return self.scale * math.tan(root**self.power)
 
 
