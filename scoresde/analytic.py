@@ -39,8 +39,8 @@ class GaussianMixture(FullPrecision):
         rotation: orthogonal matrices R, (D, D) or (K, D, D) with D the product of `*`; default: the identity.
 
     Raises:
-        ValueError: shapes do not fit, a mean is not finite, a standard deviation or weight is not positive and finite,
-            or a rotation is not orthogonal.
+        ValueError: shapes do not fit, a number is NaN or infinite, a standard deviation or weight is not positive, or a
+            rotation is not orthogonal.
     """
 
     means: Tensor
@@ -57,13 +57,14 @@ class GaussianMixture(FullPrecision):
             )
         count, size = means.shape[0], dimensions(means)
         weights = float64(torch.ones(count) if weights is None else weights)
-        if weights.shape != (count,) or not all(bool(((v > 0) & v.isfinite()).all()) for v in (weights, stds)):
+        for name, value in (("means", means), ("stds", stds), ("weights", weights)):
+            if not bool(torch.isfinite(value).all()):
+                raise ValueError(f"{name} must be finite; got {listed(value.flatten())}")
+        if weights.shape != (count,) or not bool((weights > 0).all() and (stds > 0).all()):
             raise ValueError(
-                f"expected {count} positive weights and positive stds, all finite; got {listed(weights.flatten())} and "
+                f"expected {count} positive weights and positive stds; got {listed(weights.flatten())} and "
                 f"{listed(stds.flatten())}"
             )
-        if not bool(means.isfinite().all()):
-            raise ValueError(f"means must be finite; got {listed(means.flatten())}")
         if rotation is not None:
             rotation = _checked_rotation(float64(rotation), count, size)
         self.event_shape = means.shape[1:]

@@ -28,7 +28,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from scoresde.arguments import checked
 from scoresde.counting import vectorised
 from scoresde.random_stream import RandomStream
-from scoresde.tensors import check_count, dimensions, sum_dims
+from scoresde.tensors import dimensions, sum_dims
 
 Field = Callable[[Tensor], Tensor]
 
@@ -67,7 +67,7 @@ class Hutchinson:
             trajectory. If False, draw the probes once, in `bind`, as the code of 2011.13456 does.
 
     Raises:
-        ValueError: probes is not a positive integer, or distribution is unknown.
+        ValueError: probes < 1, or distribution is unknown.
     """
 
     probes: int = 1
@@ -75,7 +75,8 @@ class Hutchinson:
     resample: bool = True
 
     def __post_init__(self):
-        check_count("probes", self.probes)
+        if self.probes < 1:
+            raise ValueError(f"probes must be at least 1; got probes={self.probes}")
         if self.distribution not in ("rademacher", "gaussian"):
             raise ValueError(f"distribution must be 'rademacher' or 'gaussian'; got {self.distribution!r}")
 
@@ -143,14 +144,15 @@ class ExactTrace:
             Jacobian-vector products, which store only a few tensors of the size of x per product.
 
     Raises:
-        ValueError: chunk is not a positive integer, or mode is unknown.
+        ValueError: chunk < 1, or mode is unknown.
     """
 
     chunk: int = 64
     mode: str = "reverse"
 
     def __post_init__(self):
-        check_count("chunk", self.chunk)
+        if self.chunk < 1:
+            raise ValueError(f"chunk must be at least 1; got chunk={self.chunk}")
         if self.mode not in ("reverse", "forward"):
             raise ValueError(f"mode must be 'reverse' or 'forward'; got {self.mode!r}")
 

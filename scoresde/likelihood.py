@@ -38,20 +38,21 @@ from scoresde.prior_mismatch import LARGE_MISMATCH, prior_mismatches, warn_of_mi
 from scoresde.probability_flow import DEFAULT_SOLVER, Carried, carry, cast_like, integrate
 from scoresde.progress import progress_bar
 from scoresde.protocols import Model, Transform
-from scoresde.random_stream import RandomStream, check_seeds
+from scoresde.random_stream import RandomStream
 from scoresde.score import BaseModel, device_of
 from scoresde.sdes import SDE
 from scoresde.solvers import Solver, Status
 from scoresde.solvers.solver import controls_integrals
 from scoresde.tensors import (
-    as_states,
-    check_count,
+    check_instance,
+    check_integer,
+    check_real,
     dimensions,
     double,
+    empty_states,
     float64,
     mean_and_error,
     send,
-    start_states,
     sum_dims,
 )
 from scoresde.wrappers import with_density
@@ -168,11 +169,11 @@ def log_prob(
             latents (see `scoresde.prior_mismatch`).
 
     Raises:
-        ValueError: the model has active dropout or its flow has no density, x is not (B, *) or holds NaN or infinity,
-            or t_start is out of range.
-        TypeError: x is not a tensor of real numbers, or seeds is not a sequence of integers.
+        ValueError: the model is in training mode or its flow has no density, x holds NaN or infinity, or t_start is out
+            of range.
     """
-    model, x = with_density(model, cond), as_states(x)
+    model = with_density(model, cond)
+    check_real("x", x)
     if not bool(torch.isfinite(x).all()):
         raise ValueError("x must be finite; got NaN or infinity: remove or repair these states")
     t_start = model.sde.t_min if t_start is None else t_start
@@ -211,7 +212,9 @@ def sample_with_log_prob(
             given.
     """
     model = with_density(model, cond)
-    start = start_states(shape, x_T, torch.float32, device or device_of(model))
+    if (shape is None) == (x_T is None):
+        raise ValueError("expected exactly one of shape=(B, *) and the starting states x_T")
+    start = x_T if x_T is not None else empty_states(shape, None, device or device_of(model))
     trace, stream, z = trace_for(solver, trace), RandomStream(generator, seeds, len(start)), start.to(double(start))
     if x_T is None:
         z = model.sde.prior_std * stream.normal(z)
@@ -398,8 +401,14 @@ def _check_images(images: Tensor, seeds: Sequence[int], data_map: DataMap) -> No
     if not len(images):
         raise ValueError("images must hold at least one image; got none")
     check_levels(images, data_map.levels)
-    check_count("samples", samples)
-    check_seeds(seeds, len(images))
+    if len(seeds) != len(images):
+        raise ValueError(f"expected one seed per sample, {len(images)} in all; got {len(seeds)}")
+
+
+def check_samples(samples: int, start: str, data_map: DataMap, sde: SDE) -> None:
+    """Raise ValueError if `bits_per_dim` does not accept the number of samples or the start."""
+    if not isinstance(samples, int) or samples < 1:
+        raise ValueError(f"samples must be an integer, at least 1; got samples={samples!r}")
     if start not in ("data", "perturb"):
         raise ValueError(f"start must be 'data' or 'perturb'; got {start!r}")
     if start == "perturb" and data_map.start(sde) is not None:

@@ -45,8 +45,8 @@ from scoresde.score import BaseModel
 from scoresde.sdes import SDE
 from scoresde.solvers import Adams, Solver, Status
 from scoresde.solvers.solver import data_scale, variable
-from scoresde.tensors import as_states, broadcast, dimensions, double, float64, recordable
-from scoresde.wrappers import as_model
+from scoresde.tensors import broadcast, check_instance, dimensions, double, float64, floating, recordable
+from scoresde.wrappers import as_model, for_inference
 
 DEFAULT_SOLVER = Adams()
 COARSE, COARSE_OVER_EXTENT = 30.0, 10.0  # R of the module docstring, and R in units of `DataScale.extent`
@@ -228,8 +228,9 @@ def integrate(
             for, the model is in training mode with dropout or BatchNorm, or, with a trace, autograd does not give the
             model's derivative in x (`gradient_check`).
     """
-    model, solver, count = as_model(model), solver or DEFAULT_SOLVER, len(x)
-    x = as_states(x)
+    model, solver, count = for_inference(model), solver or DEFAULT_SOLVER, len(x)
+    check_instance("solver", solver, "__call__")
+    x = floating(x)
     _check_transition(model.sde, t_from, t_to, differentiable)
 
     def solve(flow: Flow, group: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor]:
@@ -319,7 +320,7 @@ def carry(model: Model, x: Tensor, t_from: float, t_to: float, solver: Solver | 
     Raises:
         RuntimeError: the solver failed for some samples.
     """
-    carried = integrate(model, as_states(x).to(double(x)), t_from, t_to, solver)
+    carried = integrate(model, x.to(double(x)), t_from, t_to, solver)
     if failed := (carried.status != Status.OK).nonzero().flatten().tolist():
         names = ", ".join(sorted({Status(int(carried.status[i])).name for i in failed}))
         raise RuntimeError(

@@ -34,19 +34,23 @@ class RandomStream:
 
     Raises:
         ValueError: both generator and seeds are given, or the number of seeds is not `count`.
-        TypeError: seeds is not a sequence, or a seed is not an integer.
+        TypeError: a seed is not an integer.
     """
 
     def __init__(
         self, generator: torch.Generator | None = None, seeds: Sequence[int] | None = None, count: int | None = None
     ):
         if seeds is not None and generator is not None:
-            raise ValueError("expected generator or seeds; got both: leave one of them out")
-        if seeds is not None and count is not None:
-            check_seeds(seeds, count)
+            raise ValueError("expected `generator` or `seeds`; both were given, drop one")
+        if generator is not None and not isinstance(generator, torch.Generator):
+            raise TypeError(f"generator must be a torch.Generator; got {generator!r}: give integers as seeds=[...]")
+        if seeds is not None and not hasattr(seeds, "__len__"):
+            raise TypeError(f"seeds must be a sequence of integers, one per sample; got {seeds!r}")
+        if seeds is not None and count is not None and len(seeds) != count:
+            raise ValueError(f"expected one seed per sample, {count} in all; got {len(seeds)}")
         self._generator = generator
         self._is_seeded = seeds is not None
-        keys = [] if seeds is None else [_key(seed) for seed in _sequence(seeds)]
+        keys = [] if seeds is None else [_key(seed) for seed in seeds]
         self._keys = torch.tensor(keys, dtype=torch.int64, device="cpu").reshape(-1, 2)
         self._numbers = torch.zeros(len(keys), dtype=torch.int64, device="cpu")  # number of draws so far, per sample
 
@@ -111,20 +115,7 @@ class RandomStream:
 def random_words(first: Tensor, step: Tensor, size: int, device: torch.device) -> Tensor:
     """Return mix(first + step j) for j = 0, ..., size - 1: int64 (n, size) on `device`, for first and step (n,)."""
     first, step = send(first, device), send(step, device)
-    words = torch.empty(len(first), size, dtype=torch.int64, device=device)  # row by row for n = 0 too, for `view`
-    return _mixed(torch.addcmul(first[:, None], step[:, None], torch.arange(size, device=device), out=words))
-
-
-def check_seeds(seeds: Sequence[int], count: int) -> None:
-    """Raise ValueError unless there are `count` seeds, TypeError if they are not a sequence."""
-    if len(_sequence(seeds)) != count:
-        raise ValueError(f"expected one seed per sample, {count} in all; got {len(seeds)}")
-
-
-def _sequence(seeds: Sequence[int]) -> Sequence[int]:
-    if not hasattr(seeds, "__len__") or getattr(seeds, "ndim", 1) != 1:
-        raise TypeError(f"seeds must be a sequence of integers, one per sample; got {seeds!r}")
-    return seeds
+    return _mixed(torch.addcmul(first[:, None], step[:, None], torch.arange(size, device=device)))
 
 
 def _key(seed: int) -> tuple[int, int]:

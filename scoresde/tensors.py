@@ -6,9 +6,9 @@ wrong for a state of shape (2, 2).
 """
 
 import math
-import operator
 from collections.abc import Callable, Sequence
-from typing import Any, SupportsIndex
+from numbers import Integral
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -38,72 +38,32 @@ def double(x: Tensor) -> torch.dtype:
 def floating(x: Tensor) -> Tensor:
     """Return a state ``(B, *)`` of floating-point numbers unchanged, and convert one of integers without loss.
 
-    Every function that takes states calls it. Integers of up to 16 bits, such as grey levels, and booleans become
-    float32; longer integers become float64, which holds those up to 2^53.
+    Whatever takes a state calls this. Integers of up to 16 bits, such as grey levels, and booleans become float32;
+    longer integers become float64, which holds those up to 2^53.
 
     Raises:
         TypeError: x is not a tensor of real numbers.
     """
-    if not isinstance(x, Tensor):
-        raise TypeError(f"states must be a tensor (B, *); got {type(x).__name__}: convert with torch.as_tensor")
-    if x.is_complex():
-        raise TypeError(f"states must be real; got {x.dtype}: stack real and imaginary parts (torch.view_as_real)")
+    check_real("states", x)
     return x if x.is_floating_point() else x.to(floating_dtype(x))
 
 
-def as_states(x: Tensor) -> Tensor:
-    """Return `floating(x)`, with the check that it has at least one dimension besides that of the batch.
-
-    Raises:
-        TypeError: x is not a tensor of real numbers.
-        ValueError: x has fewer than two dimensions.
-    """
-    x = floating(x)
-    if x.ndim < 2:
-        raise ValueError(f"states must have shape (B, *), two dimensions or more; got {tuple(x.shape)}")
-    return x
+def check_real(name: str, value: object) -> None:
+    """Raise TypeError unless the argument `name` is a tensor of real numbers."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be a tensor; got {type(value).__name__}")
+    if value.is_complex():
+        raise TypeError(f"{name} must be real numbers; got {value.dtype}")
 
 
-def empty_states(
-    shape: Sequence[int], dtype: torch.dtype = torch.float32, device: torch.device | str | None = None
-) -> Tensor:
-    """Return uninitialised states of `shape` (B, *), with B >= 0.
-
-    Raises:
-        ValueError: shape is not a sequence of two or more integers, or one of them is negative or, after B, zero.
-        TypeError: dtype is not a floating-point type.
-    """
-    try:
-        sizes = [operator.index(size) for size in shape]
-    except TypeError:
-        sizes = []
-    if len(sizes) < 2 or sizes[0] < 0 or min(sizes[1:]) < 1:
-        raise ValueError(f"shape must be a sequence (B, *) of two or more positive integers; got {shape!r}")
-    if not dtype.is_floating_point:
-        raise TypeError(f"dtype must be a floating-point type; got {dtype}")
-    return torch.empty(sizes, dtype=dtype, device=device)
-
-
-def start_states(
-    shape: Sequence[int] | None, x_T: Tensor | None, dtype: torch.dtype, device: torch.device | str | None
-) -> Tensor:
-    """Return the given states x_T (`as_states`), or uninitialised states of the given shape (`empty_states`).
-
-    Raises:
-        ValueError: both or neither of shape and x_T are given; or see `as_states` and `empty_states`.
-    """
-    if x_T is not None and shape is None:
-        return as_states(x_T)
-    if shape is not None and x_T is None:
-        return empty_states(shape, dtype, device)
-    got = "neither" if shape is None else "both"
-    raise ValueError(f"give either a shape (B, *) or starting states x_T, exactly one of the two; got {got}")
-
-
-def check_count(name: str, value: object, least: int = 1) -> None:
-    """Raise ValueError if the argument `name` is not an integer of at least `least`."""
-    if not isinstance(value, SupportsIndex) or isinstance(value, (bool, Tensor)) or operator.index(value) < least:
-        raise ValueError(f"{name} must be an integer >= {least}; got {value!r}")
+def check_instance(name: str, value: object, *methods: str) -> None:
+    """Raise TypeError unless the argument `name` is an object, not a class, with these methods."""
+    if isinstance(value, type):
+        raise TypeError(f"{name} must be an object; got the class {value.__name__}: call it")
+    if missing := [method for method in methods if not callable(getattr(value, method, None))]:
+        if missing == ["__call__"]:
+            raise TypeError(f"{name} must be callable; got {value!r}")
+        raise TypeError(f"{name} must be an object with {' and '.join(missing)}; got {value!r}")
 
 
 def floating_dtype(x: Tensor) -> torch.dtype:

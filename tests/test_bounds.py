@@ -556,7 +556,7 @@ def refused(bound, arguments, error, message):
         ({"draws": 3}, ValueError, "draws must be an even integer, at least 2 .*; got 3"),
         ({"draws": 0}, ValueError, "got 0"),
         ({"draws": 1}, ValueError, "got 1"),
-        ({"seeds": [1, 2]}, ValueError, "expected one seed per sample, 5 in all; got 2"),
+        ({"seeds": [1, 2]}, ValueError, "seeds must have one entry per image, 5 in total; got 2"),
         ({"model": constant(SDE, math.nan)}, RuntimeError, r"not finite for 5 of 5 images, .* \[0, 1"),
         ({"model": ss.ScoreModel(torch.nn.Dropout(0.5), SDE)}, ValueError, r"call model.eval\(\)"),
     ],

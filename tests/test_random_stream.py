@@ -272,19 +272,4 @@ def test_the_number_of_seeds_is_that_of_the_samples():
             call()
     with pytest.raises(ValueError, match="expected one seed per sample, 2 in all; got 1"):
         three.normal(empty(2, 3), torch.tensor([1]))
-
-
-@pytest.mark.parametrize("size", [1, 2, 3, 64, 65])
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("kind", KINDS)
-def test_no_samples(kind, dtype, size):
-    stream = RandomStream(seeds=[], count=0)
-    assert getattr(stream, kind)(empty(0, size, dtype=dtype)).shape == (0, size)
-    assert stream.seeds(0) == []
-
-
-@pytest.mark.parametrize("seeds", [3, torch.tensor(3), iter([1, 2]), torch.zeros(2, 2)], ids=repr)
-def test_seeds_that_are_not_a_sequence_are_refused(seeds):
-    for count in (None, 2):
-        with pytest.raises(TypeError, match="seeds must be a sequence of integers, one per sample; got "):
-            RandomStream(seeds=seeds, count=count)
+    assert RandomStream(seeds=[], count=0).normal(empty(0, 3)).shape == (0, 3)

@@ -1,6 +1,5 @@
 """Broadcasting, float64 sums, and states of integers wherever a state is taken."""
 
-import numpy as np
 import pytest
 import torch
 
@@ -10,7 +9,7 @@ from scoresde.dequantization import DataMap
 from scoresde.editing import slerp
 from scoresde.losses import DenoisingScoreMatching
 from scoresde.random_stream import RandomStream
-from scoresde.tensors import as_states, broadcast, check_count, empty_states, floating, listed, sum_dims
+from scoresde.tensors import broadcast, floating, listed, sum_dims
 from tests.conftest import f64, normal, oracle
 
 
@@ -112,44 +111,3 @@ def test_integers_are_converted_without_loss():
     assert int(floating(seconds)) == 1_700_000_001
     half = torch.ones(2, dtype=torch.bfloat16)
     assert floating(half) is half
-
-
-@pytest.mark.parametrize("take", [floating, as_states], ids=["floating", "as_states"])
-def test_states_are_tensors_of_real_numbers(take):
-    with pytest.raises(
-        TypeError, match=r"states must be a tensor \(B, \*\); got ndarray: convert with torch.as_tensor"
-    ):
-        take(np.ones((2, 2)))
-    with pytest.raises(TypeError, match="states must be real; got "):
-        take(torch.ones(2, 2, dtype=torch.complex64))
-
-
-@pytest.mark.parametrize("call", ["perturb", "predict", "loss"])
-def test_complex_states_are_refused_wherever_a_state_is_taken(call):
-    """The imaginary part was dropped."""
-    model, x = oracle((2,)).score_model(ss.VP()), torch.ones(3, 2, dtype=torch.complex64)
-    calls = {
-        "perturb": lambda: model.sde.perturb(x, 0.5, x),
-        "predict": lambda: model.predict(x, 0.5),
-        "loss": lambda: DenoisingScoreMatching()(model, x),
-    }
-    with pytest.raises(TypeError, match="states must be real"):
-        calls[call]()
-
-
-def test_shapes_of_states():
-    assert empty_states(torch.Size([0, 3])).shape == (0, 3)
-    assert empty_states([np.int64(2), 3], torch.float64).dtype == torch.float64
-    for shape in (4, (2,), (), (-1, 2), (2, 0), (2, 1.5), "ab"):
-        with pytest.raises(
-            ValueError, match=r"shape must be a sequence \(B, \*\) of two or more positive integers; got "
-        ):
-            empty_states(shape)
-
-
-def test_counts_are_integers():
-    for value in (1, 7, np.int64(3)):
-        check_count("steps", value)
-    for value in (0, -1, 1.0, 2.5, True, None, "3", torch.tensor(2)):
-        with pytest.raises(ValueError, match=r"steps must be an integer >= 1; got "):
-            check_count("steps", value)

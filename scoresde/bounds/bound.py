@@ -11,10 +11,10 @@ from torch import Tensor
 from scoresde.dequantization import DataMap, Incomplete, check_levels
 from scoresde.progress import progress_bar
 from scoresde.protocols import Model, Transform
-from scoresde.random_stream import RandomStream, check_seeds
-from scoresde.score import BaseModel, device_of, refuse_dropout
-from scoresde.tensors import dimensions, mean_and_error, send
-from scoresde.wrappers import as_model
+from scoresde.random_stream import RandomStream
+from scoresde.score import BaseModel, device_of
+from scoresde.tensors import check_integer, dimensions, mean_and_error, send
+from scoresde.wrappers import for_inference
 
 
 @dataclass
@@ -102,7 +102,8 @@ def bits_bound(
     model, count = for_inference(model, cond), len(images)
     device = device_of(model) or images.device
     seeds = range(count) if seeds is None else seeds
-    check_seeds(seeds, count)
+    if len(seeds) != count:
+        raise ValueError(f"seeds must have one entry per image, {count} in total; got {len(seeds)}")
     parts = []
     for first in progress_bar(range(0, count, batch_size), title="bound", unit="batch", shown=progress):
         rows = slice(first, first + batch_size)

@@ -19,7 +19,6 @@ from scoresde.build import Run
 from scoresde.evaluation.resumable import Numbers, describe, directory_for, evaluate, fingerprint
 from scoresde.protocols import Model
 from scoresde.samplers import Sampler
-from scoresde.tensors import check_count
 from scoresde.training import checkpoint, distributed
 from scoresde.training.locks import shared
 
@@ -82,6 +81,24 @@ def draw_samples(
         distributed.gather(None)  # every process has read the files before they are removed
     nfe, backward = (max(cost[name] for cost in costs) for name in ("nfe", "backward"))
     return DrawnSamples(x, nfe, sum(cost["seconds"] for cost in costs), backward)
+
+
+def _load(file: Path, n: int, run: Run) -> Tensor:
+    """Load a batch of n samples.
+
+    Raises:
+        ValueError: the file holds something else.
+    """
+    samples, shape = checkpoint.load(file, needed=["samples"])[0]["samples"], (n, *run.config.data.shape)
+    if "x" not in samples or samples["x"].shape != shape or not checkpoint.is_finite(samples["x"]):
+        raise ValueError(f"{file} must hold finite samples of shape {shape}: delete {file.parent} to draw again")
+    return samples["x"]
+
+
+def check_count(name: str, value: object, least: int = 1) -> None:
+    """Raise ValueError if the argument `name` is not an integer of at least `least`."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise ValueError(f"{name} must be an integer >= {least}; got {value!r}")
 
 
 def _draw(run: Run, model: Model, sampler: Sampler, seeds: range, file: Path, progress: bool) -> Numbers:

@@ -24,13 +24,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from scoresde.atomic_files import replace_atomically
+from scoresde.evaluation.generation import check_count
 from scoresde.evaluation.references import TRUTHS, Reference, metric_values
 from scoresde.metrics.intervals import FEWEST
 from scoresde.progress import progress_bar
 from scoresde.protocols import Model
 from scoresde.samplers import Sampler
-from scoresde.tensors import check_count
-from scoresde.training.checkpoint import replace_atomically
 
 Build = Callable[[int], Sampler]
 

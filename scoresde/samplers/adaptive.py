@@ -40,7 +40,7 @@ from scoresde.score import BaseModel
 from scoresde.sdes import SDE
 from scoresde.sdes.sde import check_level
 from scoresde.solvers.solver import choose, finite, rms
-from scoresde.tensors import broadcast, check_count, double
+from scoresde.tensors import broadcast, double
 
 SHRINK, GROW = 0.2, 5.0  # smallest and largest ratio of a step size to the previous one
 TABLE = 256  # number of intervals in which the time of a given nu is interpolated
@@ -237,7 +237,7 @@ class ErrorControlled(Sampler):
 
     Raises:
         ValueError: rtol, atol or exponent is not positive, safety is not in (0, 1), max_step is not in (0, 1], l is
-            negative, or max_evaluations or segments is not an integer >= 2 or >= 1; in a call, sigma = 0 at t_min.
+            negative, max_evaluations < 2, or segments < 1; in a call, sigma = 0 at t_min.
         RuntimeError: in a call, samples turn NaN or infinite, or use up max_evaluations.
     """
 
@@ -259,8 +259,8 @@ class ErrorControlled(Sampler):
                 "rtol, atol and exponent must be positive, safety in (0, 1) and max_step in (0, 1]; "
                 f"got {rtol=}, {atol=}, {exponent=}, {safety=}, {max_step=}"
             )
-        check_count("max_evaluations", max_evaluations, least=2)
-        check_count("segments", segments)
+        if max_evaluations < 2 or segments < 1:
+            raise ValueError(f"max_evaluations must be >= 2 and segments >= 1; got {max_evaluations=}, {segments=}")
         self.rtol, self.atol, self.l = rtol, atol, check_level(l)
         self.safety, self.exponent, self.max_step = safety, exponent, max_step
         self.max_evaluations, self.segments = max_evaluations, segments

@@ -18,7 +18,7 @@ from scoresde.arguments import checked
 from scoresde.random_stream import RandomStream
 from scoresde.score import BaseModel
 from scoresde.solvers.solver import choose
-from scoresde.tensors import broadcast, check_count, sum_dims
+from scoresde.tensors import broadcast, sum_dims
 
 Corrector = Callable[[BaseModel, Tensor, Tensor, RandomStream], Tensor]
 """(model, x, t, stream) -> a new state (B, *) at time t, from the state x (B, *) at t; t float64, ()."""
@@ -40,13 +40,12 @@ class Langevin:
             with means over the batch, for reproduction: a sample then depends on its batch.
 
     Raises:
-        ValueError: snr is not positive, steps is not a positive integer, or rule is unknown.
+        ValueError: snr is not positive, steps < 1, or rule is unknown.
     """
 
     def __init__(self, snr: float = 0.16, steps: int = 1, rule: str = "path"):
-        check_count("steps", steps)
-        if not snr > 0:
-            raise ValueError(f"snr must be positive; got {snr}")
+        if not snr > 0 or steps < 1:
+            raise ValueError(f"Langevin needs snr > 0 and steps >= 1; got {snr=}, {steps=}")
         if rule not in ("path", "batch_mean"):
             raise ValueError(f"rule must be 'path' or 'batch_mean'; got {rule!r}")
         self.snr, self.steps, self.rule = snr, steps, rule
@@ -76,13 +75,12 @@ class AnnealedLangevin:
         steps: number of steps at each time, default 100 as in NCSN.
 
     Raises:
-        ValueError: step is not in (0, 4) (the chain diverges at 4 and above), or steps is not a positive integer.
+        ValueError: step is not in (0, 4) (the chain diverges at 4 and above), or steps < 1.
     """
 
     def __init__(self, step: float = 0.2, steps: int = 100):
-        check_count("steps", steps)
-        if not 0 < step < 4:
-            raise ValueError(f"step must be in (0, 4); got {step}")
+        if not 0 < step < 4 or steps < 1:
+            raise ValueError(f"AnnealedLangevin needs 0 < step < 4 and steps >= 1; got {step=}, {steps=}")
         self.step, self.steps = step, steps
 
     def __call__(self, model: BaseModel, x: Tensor, t: Tensor, stream: RandomStream) -> Tensor:
@@ -115,13 +113,12 @@ class MALA:
         steps: number of steps at each time.
 
     Raises:
-        ValueError: step is not positive, or steps is not a positive integer.
+        ValueError: step is not positive, or steps < 1.
     """
 
     def __init__(self, step: float = 0.1, steps: int = 1):
-        check_count("steps", steps)
-        if not step > 0:
-            raise ValueError(f"step must be positive; got {step}")
+        if not step > 0 or steps < 1:
+            raise ValueError(f"MALA needs step > 0 and steps >= 1; got {step=}, {steps=}")
         self.step, self.steps = step, steps
 
     def __call__(self, model: BaseModel, x: Tensor, t: Tensor, stream: RandomStream) -> Tensor:

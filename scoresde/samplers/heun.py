@@ -24,11 +24,6 @@ def _heun(here: Point, target: Point) -> tuple[Stage, Stage]:
 class Heun(Linear):
     """Heun's method in sigma/alpha (2206.00364, algorithm 1), of order 2, two evaluations a step.
 
-    Take 10 steps or more (20 evaluations): the variance of one Gaussian is then right within a factor of two on every
-    path. A step far longer than sigma/alpha at its end is unstable, so on any grid fewer steps spread without bound: 5
-    to 50 times the variance with 3 steps from sigma/alpha = 100, more from a larger one. For fewer, take `DPMSolver`,
-    `UniPC` or `AngularAdams`.
-
     Raises:
         ValueError: in a run, alpha = 0 at the start of a transition.
     """
@@ -45,7 +40,7 @@ class Heun(Linear):
 class EDM(Linear):
     """EDM's stochastic sampler (2206.00364, algorithm 2): Heun's method, with noise added before each step.
 
-    The added noise raises r = sigma/alpha to (1 + gamma) r. As with `Heun`, take 10 steps or more.
+    The added noise raises r = sigma/alpha to (1 + gamma) r.
 
     Args:
         churn: S_churn; gamma is min(churn / number of steps, 2^(1/2) - 1).

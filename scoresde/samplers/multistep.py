@@ -18,19 +18,18 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from scoresde.samplers.grids import CLEAN, Grid, bounded_log_snr
+from scoresde.samplers.grids import Grid, bounded_log_snr
 from scoresde.samplers.linear import Linear, Row, Stage
 from scoresde.sdes import SDE
 from scoresde.sdes.sde import check_level
 from scoresde.sdes.transitions import Point
-from scoresde.tensors import check_count
 
 NODES, QUADRATURE = np.polynomial.legendre.leggauss(32)
 
 
 def check_order(order: int, highest: int) -> int:
     """Return the order; raise ValueError unless it is an integer from 1 to `highest`."""
-    if isinstance(order, float) or order not in range(1, highest + 1):
+    if order not in range(1, highest + 1):
         raise ValueError(f"order must be an integer from 1 to {highest}; got {order!r}")
     return order
 
@@ -73,9 +72,10 @@ class Multistep(Linear):
 
     def __init__(self, order: int, corrector: int, final: int, highest: int, l: float = 0.0):  # noqa: E741
         self.order, self.l = check_order(order, highest), check_level(l)
-        if isinstance(corrector, float) or corrector not in range(highest + 1):
-            raise ValueError(f"corrector must be an integer from 0 to {highest}; got {corrector!r}")
-        check_count("final", final, least=0)
+        if corrector not in range(highest + 1) or final < 0:
+            raise ValueError(
+                f"corrector must be from 0 to {highest} and final >= 0; got corrector={corrector}, final={final}"
+            )
         self.corrector, self.final = corrector, final
         self.past, self.stochastic = max(order, corrector), self.l > 0
 
@@ -112,7 +112,7 @@ class Multistep(Linear):
         return self.weights([target, *known], nodes[0], target)
 
     def _limited(self, nodes: Sequence[Point], target: Point, left: int) -> Sequence[Point]:
-        """Return as many nodes as `final` allows; one for a long last step, to where (almost) no noise is left."""
-        if target.ratio < min(CLEAN, nodes[0].ratio / 4):
+        """Return as many nodes as `final` allows; one if no noise is left at the target, where lambda is infinite."""
+        if math.isinf(target.lam):
             return nodes[:1]
         return nodes[: left - 1 + self.final] if self.final else nodes

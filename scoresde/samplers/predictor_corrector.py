@@ -29,7 +29,6 @@ from scoresde.samplers.sampler import PlainStep, Sampler, Step, StepFunction, as
 from scoresde.score import BaseModel
 from scoresde.sdes import SDE
 from scoresde.solvers import Solver
-from scoresde.tensors import check_count
 
 ORDERS = ("predictor_first", "corrector_first")
 STEPS = 1000
@@ -64,9 +63,8 @@ class PredictorCorrector(Sampler):
 
     Raises:
         TypeError: predictor is not a step, or corrector is not a function.
-        ValueError: predictor and corrector are both None, steps is not a positive integer, or grid or order is unknown;
-            in a call, a time is outside of [t_min, t_max], the first time is not the largest, or the last time is not
-            the smallest.
+        ValueError: predictor and corrector are both None, steps < 1, or grid or order is unknown; in a call, a time is
+            outside of [t_min, t_max], the first time is not the largest, or the last time is not the smallest.
     """
 
     def __init__(
@@ -89,7 +87,8 @@ class PredictorCorrector(Sampler):
         self.steps = default if steps is None else steps
         if isinstance(self.grid, FixedTimes) and self.steps != default:
             raise ValueError(f"a grid of {default + 1} times has {default} steps; got steps={steps}: leave steps out")
-        check_count("steps", self.steps, least=min(default, 1))  # a single time has none
+        if self.steps < min(default, 1):  # a single time has none
+            raise ValueError(f"steps must be at least 1; got {self.steps}")
         if order not in ORDERS:
             raise ValueError(f"order must be one of {', '.join(ORDERS)}; got {order!r}")
         self.corrector, self.order = corrector, order
@@ -131,13 +130,14 @@ class ProbabilityFlow(Sampler):
         denoise_final: if True, replace the last state by E[x_0 | x], which costs one more evaluation.
 
     Raises:
-        ValueError: segments is not a positive integer.
+        ValueError: segments < 1.
         RuntimeError: in a call, the solver did not reach the end of a transition.
     """
 
     def __init__(self, solver: Solver | None = None, segments: int = 1, denoise_final: bool = False):
         super().__init__(denoise_final)
-        check_count("segments", segments)
+        if segments < 1:
+            raise ValueError(f"segments must be at least 1; got {segments}")
         self.solver, self.segments = solver, segments
 
     def transitions(self, sde: SDE) -> list[Transition]:

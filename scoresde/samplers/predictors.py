@@ -49,10 +49,6 @@ class ReverseFamilyStep(Linear):
 class EulerMaruyama(ReverseFamilyStep):
     """Euler-Maruyama on `ReverseSDE`, x_s = x + (s - t) drift + l g |s - t|^(1/2) z; weak order 1.
 
-    Take 12 steps or more: with l = 1, the variance of one Gaussian is then right within a factor of two on every path.
-    The method is explicit in t, so fewer steps spread without bound where g^2 changes by orders of magnitude
-    (1,000-fold and more with 5 steps on `VE`); take `Ancestral` or `DDIM`, which do not.
-
     Args:
         l: noise level; 1 is the reverse SDE, 0 Euler's method in t on the probability flow.
 
@@ -77,7 +73,7 @@ class StochasticHeun(ReverseFamilyStep):
         y = x + (s - t) b(x, t) + c z,    x(s) = x + (s - t)/2 (b(x, t) + b(y, s)) + c z,    c^2 = l^2 int g^2
 
     with the drift b of `ReverseSDE` and the integral over the step by the trapezoidal rule (additive noise: Kloeden and
-    Platen, section 15.1). Take 12 steps or more, for the reason given in `EulerMaruyama`.
+    Platen, section 15.1).
 
     Args:
         l: noise level; 1 is the reverse SDE, 0 Heun's method in t on the probability flow.

@@ -25,8 +25,15 @@ from scoresde.random_stream import RandomStream
 from scoresde.samplers.grids import Grid, Transition, uniform_time
 from scoresde.score import BaseModel, device_of
 from scoresde.sdes import SDE
-from scoresde.tensors import at_least_float32, check_count, check_shape_of_states, start_states
-from scoresde.wrappers import as_model
+from scoresde.tensors import (
+    at_least_float32,
+    check_instance,
+    check_real,
+    check_shape_of_states,
+    dimensions,
+    empty_states,
+)
+from scoresde.wrappers import for_inference
 
 MOST_SIGNAL = math.log(0.1)  # largest log-SNR at the first time of a grid at which samples may start from pure noise
 
@@ -175,22 +182,29 @@ class Sampler(PlainStep):
             PriorMismatch: the samples started from pure noise, and the noise at t_max does not hide them.
 
         Raises:
-            TypeError: x_T is not a tensor of real numbers, or seeds is not a sequence of integers.
-            ValueError: both or neither of shape and x_T are given, states are not floating-point tensors (B, *), the
-                number of seeds is not B, trajectory is negative or not an integer, shape is given although states at
-                the first time are not pure noise, there are neither transitions nor `denoise_final`, or a step or a
-                constraint returns another shape.
-            RuntimeError: samples are NaN or infinite.
+            ValueError: both or neither of shape and x_T, states that are not floating-point numbers (B, *), a number of
+                seeds other than B, a negative trajectory, a shape if states at the first time are more than noise,
+                neither transitions nor `denoise_final`, a step or a constraint that returns another shape, or a model
+                in training mode with dropout or BatchNorm.
+            TypeError: a step or a constraint that returns no tensor.
+            RuntimeError: samples that are NaN or infinite.
         """
-        check_count("trajectory", every := int(trajectory) if isinstance(trajectory, bool) else trajectory, least=0)
-        model = as_model(model, cond)
+        if not isinstance(trajectory, int) or (every := int(trajectory)) < 0:
+            raise ValueError(f"trajectory must be True, False or a positive integer; got {trajectory}")
+        for name, function in (("constraint", constraint), ("callback", callback)):
+            if function is not None:
+                check_instance(name, function, "__call__")
+        model = for_inference(model, cond)
         pairs = self.transitions(model.sde)
         t = pairs[0][0] if pairs else torch.tensor(model.sde.t_max, dtype=torch.float64)
         if not pairs and not self.denoise_final:
             raise ValueError(f"a sampler must have transitions or denoise_final=True; got neither from {self!r}")
-        x = start_states(shape, x_T, dtype, device or device_of(model))
-        if x_T is not None and not x_T.is_floating_point():
-            raise ValueError(f"states x_T must be floating-point numbers, in the model's space; got {x_T.dtype}")
+        if (shape is None) == (x_T is None):
+            raise ValueError("give either a shape (B, *) or a starting state x_T, exactly one of the two")
+        x = empty_states(shape, dtype, device or device_of(model)) if x_T is None else x_T
+        check_real("x_T", x)
+        if not x.is_floating_point() or x.ndim < 2 or (x_T is None and not dimensions(x)):
+            raise ValueError(f"states must be floating-point tensors (B, *); got {x.dtype} {tuple(x.shape)}")
         stream, dtype, x = RandomStream(generator, seeds, len(x)), x.dtype, at_least_float32(x)
         if x_T is None:
             x = _noise_std(model.sde, t) * stream.normal(x)

@@ -20,7 +20,7 @@ from scoresde.samplers.sampler import Sampler
 from scoresde.score import BaseModel
 from scoresde.sdes import SDE, ReverseSDE
 from scoresde.sdes.sde import check_level
-from scoresde.tensors import check_count, double
+from scoresde.tensors import double
 
 METHODS = {"euler": "ito", "srk": "ito", "heun": "stratonovich", "midpoint": "stratonovich"}
 
@@ -82,8 +82,8 @@ class TorchSDE(Sampler):
     torchsde evaluates the drift once more at the start, to learn its shape; `nfe` counts this evaluation.
 
     Raises:
-        ValueError: method is unknown, steps is not a positive integer, rtol, atol or dt_min is not positive, or l is
-            negative; in a call, alpha = 0 at t_max.
+        ValueError: method is unknown, steps, rtol, atol or dt_min is not positive, or l is negative; in a call,
+            alpha = 0 at t_max.
         RuntimeError: in a call, a state turns NaN.
     """
 
@@ -101,9 +101,8 @@ class TorchSDE(Sampler):
         super().__init__(denoise_final)
         if method not in METHODS:
             raise ValueError(f"method must be one of {', '.join(METHODS)}; got {method!r}")
-        check_count("steps", steps)
-        if not min(rtol, atol, dt_min) > 0:
-            raise ValueError(f"rtol, atol and dt_min must be positive; got {rtol=}, {atol=}, {dt_min=}")
+        if steps < 1 or min(rtol, atol, dt_min) <= 0:
+            raise ValueError(f"steps, rtol, atol, dt_min must be positive; got {steps=}, {rtol=}, {atol=}, {dt_min=}")
         self.method, self.steps, self.l, self.adaptive = method, steps, check_level(l), adaptive
         self.control = {"adaptive": adaptive, "rtol": rtol, "atol": atol, "dt_min": dt_min}
 
@@ -122,8 +121,6 @@ class TorchSDE(Sampler):
 
     def step(self, model: BaseModel, x: Tensor, t_from: Tensor, t_to: Tensor, stream: RandomStream) -> Tensor:
         """The state at t_to, from x (B, *) at t_from > t_to; computed in float64 on devices that have it."""
-        if not len(x):
-            return x  # torchsde needs a sample
         low, high = float(t_to), float(t_from)
         dt = (high - low) / self.steps
         y = x.to(double(x)).flatten(1)

@@ -36,8 +36,8 @@ class LinearBeta(SDE):
 
     def __init__(self, beta_min: float = 0.1, beta_max: float = 20.0, t_min: float = 1e-5, t_max: float = 1.0):
         super().__init__(t_min, t_max)
-        if not 0 < beta_min <= beta_max < math.inf:
-            raise ValueError(f"betas must satisfy 0 < beta_min <= beta_max < inf; got {beta_min=}, {beta_max=}")
+        if not 0 < beta_min <= beta_max:
+            raise ValueError(f"betas must satisfy 0 < beta_min <= beta_max; got {beta_min=}, {beta_max=}")
         self.beta_min, self.beta_max = float(beta_min), float(beta_max)
 
     def beta(self, t: Tensor) -> Tensor:
@@ -147,10 +147,8 @@ class VE(ConstantSignal):
 
     def __init__(self, sigma_min: float = 0.01, sigma_max: float = 50.0, t_min: float = 1e-5, t_max: float = 1.0):
         super().__init__(t_min, t_max)
-        if not 0 < sigma_min < sigma_max < math.inf:
-            raise ValueError(
-                f"noise levels must satisfy 0 < sigma_min < sigma_max < inf; got {sigma_min=}, {sigma_max=}"
-            )
+        if not 0 < sigma_min < sigma_max:
+            raise ValueError(f"noise levels must satisfy 0 < sigma_min < sigma_max; got {sigma_min=}, {sigma_max=}")
         self.sigma_min, self.sigma_max = float(sigma_min), float(sigma_max)
         self.log_ratio = math.log(sigma_max / sigma_min)
 

@@ -14,7 +14,7 @@ marginals, one for every amount l >= 0 of added noise (2011.13456, eq. 6 at l = 
     dx = [f x - (1 + l^2)/2 g^2 score] dt + l g dw.
 
 Every function of time takes t of shape () or (B,) and returns the same shape and dtype; the library itself always
-calls them in float64. They are the bare formulas and do not check t: see `SDE`.
+calls them in float64.
 """
 
 import math
@@ -29,16 +29,7 @@ from scoresde.protocols import Model
 from scoresde.random_stream import RandomStream
 from scoresde.sdes import transitions
 from scoresde.sdes.transitions import Point
-from scoresde.tensors import (
-    at_least_float32,
-    broadcast,
-    check_shape_of_states,
-    dimensions,
-    empty_states,
-    float64,
-    floating,
-    sum_dims,
-)
+from scoresde.tensors import at_least_float32, broadcast, check_shape_of_states, dimensions, float64, floating, sum_dims
 
 ROUNDED = 1e-6  # relative rounding error allowed for a time at an end of the range
 SECTIONS, ROUNDS = 64, 11  # 64^11 = 2^66 narrows any interval of float64 times down to neighbouring numbers
@@ -84,15 +75,8 @@ def check_level(l: float) -> float:  # noqa: E741 - the letter of the formula
     return float(l)
 
 
-def _ordered_points(sde: "SDE", t_from: Tensor | float, t_to: Tensor | float, forward: bool) -> list[Point[Tensor]]:
-    """Return the points at both times, the earlier one first: t_from <= t_to if forward, else t_to <= t_from.
-
-    On an accelerator, where reading times would wait for the device, times in the wrong order become NaN instead of
-    raising an error.
-
-    Raises:
-        ValueError: the order is wrong, a time is outside the range, or the shapes are not () or (B,) with the same B.
-    """
+def _times(t_from: Tensor | float, t_to: Tensor | float) -> tuple[Tensor, Tensor]:
+    """Return both times in float64; raise ValueError unless they have shape () or (B,), with the same B."""
     times = float64(t_from), float64(t_to)
     shapes = tuple(t.shape for t in times)
     if max(map(len, shapes)) > 1 or len({*shapes} - {torch.Size()}) > 1:
@@ -100,19 +84,7 @@ def _ordered_points(sde: "SDE", t_from: Tensor | float, t_to: Tensor | float, fo
             "t_from and t_to must have shape () or (B,), with the same B; got shapes "
             f"{' and '.join(map(str, map(tuple, shapes)))}"
         )
-    early, late = (checked_times(sde, t) for t in (times if forward else times[::-1]))
-    wrong = early > late
-    if wrong.device.type != "cpu":
-        late = late.where(~wrong, math.nan)
-    elif bool(wrong.any()):
-        first = int(wrong.flatten().long().argmax())
-        got = [float(t.expand(wrong.shape).flatten()[first]) for t in times]
-        relation = "<=" if forward else ">="
-        raise ValueError(
-            f"times must satisfy t_from {relation} t_to; got t_from={got[0]:g} and t_to={got[1]:g}: exchange them (the "
-            "kernel to less noise is `posterior`, to more noise `transition`)"
-        )
-    return [sde.at(early), sde.at(late)]
+    return times
 
 
 @checked
@@ -122,25 +94,18 @@ class SDE(nn.Module):
     A subclass should override the functions that have a closed form. By default, derivatives come from automatic
     differentiation, and the inverse of the log-SNR from a root search.
 
-    The functions of time alone (`alpha`, `sigma`, their derivatives, `drift`, `diffusion`, `log_snr`, `size` and
-    `chain_alpha`) are the bare formulas: outside of [t_min, t_max] they extrapolate, or are NaN or infinite. They call
-    each other, in the loops of solvers and under `torch.func` and `torch.compile`, where reading t would cost as much
-    as the formula or is not possible. Everything that takes a state or relates two times checks its times once:
-    `perturb`, `at`, `transition`, `posterior`, `ReverseSDE` and every model, loss, sampler and likelihood.
-    `checked_times(sde, t)` is the same check for your own code; `sde.at(t)` returns checked values.
-
     Args:
         t_min: time of the (almost) clean data, where samplers end and likelihoods start.
         t_max: time of the prior.
 
     Raises:
-        ValueError: t_min >= t_max, t_min is negative, or t_max is infinite.
+        ValueError: t_min >= t_max, or t_min is negative.
     """
 
     def __init__(self, t_min: float, t_max: float):
         super().__init__()
-        if not 0 <= t_min < t_max < math.inf:
-            raise ValueError(f"times must satisfy 0 <= t_min < t_max < inf; got {t_min=}, {t_max=}")
+        if not 0 <= t_min < t_max:
+            raise ValueError(f"times must satisfy 0 <= t_min < t_max; got {t_min=}, {t_max=}")
         self.t_min, self.t_max = float(t_min), float(t_max)
 
     def alpha(self, t: Tensor) -> Tensor:
@@ -222,22 +187,22 @@ class SDE(nn.Module):
         return Point(t, self.alpha(t), self.sigma(t), 0.5 * self.log_snr(t))
 
     def transition(self, t_from: Tensor | float, t_to: Tensor | float) -> tuple[Tensor, Tensor]:
-        """Return (r, v) of the forward kernel x_to = r x_from + v^(1/2) eps, t_from <= t_to; see `sdes.transitions`.
+        """Return (r, v) of the forward kernel x_to = r x_from + v^(1/2) eps, t_from < t_to; see `sdes.transitions`.
 
         Raises:
-            ValueError: t_from > t_to, or the times do not have shape () or (B,) with the same B, or are outside
-                [t_min, t_max].
+            ValueError: the times do not have shape () or (B,) with the same B, or are outside [t_min, t_max].
         """
-        return transitions.transition(*_ordered_points(self, t_from, t_to, forward=True))
+        t_from, t_to = _times(t_from, t_to)
+        return transitions.transition(self.at(t_from), self.at(t_to))
 
     def posterior(self, t_from: Tensor | float, t_to: Tensor | float) -> tuple[Tensor, Tensor, Tensor]:
-        """Return (a, b, v) of q(x_to | x_from, x_0) = N(a x_from + b x_0, v I), t_to <= t_from; see `sdes.transitions`.
+        """Return (a, b, v) of q(x_to | x_from, x_0) = N(a x_from + b x_0, v I), t_to < t_from; see `sdes.transitions`.
 
         Raises:
-            ValueError: t_to > t_from, or the times do not have shape () or (B,) with the same B, or are outside
-                [t_min, t_max].
+            ValueError: the times do not have shape () or (B,) with the same B, or are outside [t_min, t_max].
         """
-        return transitions.posterior(*_ordered_points(self, t_from, t_to, forward=False))
+        t_from, t_to = _times(t_from, t_to)
+        return transitions.posterior(self.at(t_to), self.at(t_from))
 
     @property
     def prior_std(self) -> float:
@@ -252,12 +217,8 @@ class SDE(nn.Module):
         device: torch.device | str | None = None,
         dtype: torch.dtype = torch.float32,
     ) -> Tensor:
-        """Draw samples of `shape` (B, *) from the prior; with `seeds`, each sample depends on its own seed alone.
-
-        Raises:
-            ValueError: shape is not (B, *), or the number of seeds is not B.
-        """
-        like = empty_states(shape, dtype, device)
+        """Draw samples of `shape` (B, *) from the prior; with `seeds`, each sample depends on its own seed alone."""
+        like = torch.empty(tuple(shape), dtype=dtype, device=device)
         return self.prior_std * RandomStream(generator, seeds, len(like)).normal(like)
 
     def prior_log_prob(self, z: Tensor) -> Tensor:

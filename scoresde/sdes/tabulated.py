@@ -125,9 +125,9 @@ class NCSN(Tabulated):
     """
 
     def __init__(self, steps: int = 1000, sigma_min: float = 0.01, sigma_max: float = 50.0):
-        if steps < 2 or not 0 < sigma_min < sigma_max < math.inf:
+        if steps < 2 or not 0 < sigma_min < sigma_max:
             raise ValueError(
-                f"NCSN needs steps >= 2 and 0 < sigma_min < sigma_max < inf; got {steps=}, {sigma_min=}, {sigma_max=}"
+                f"NCSN needs steps >= 2 and 0 < sigma_min < sigma_max; got {steps=}, {sigma_min=}, {sigma_max=}"
             )
         exponents = torch.linspace(math.log(sigma_min), math.log(sigma_max), steps, dtype=torch.float64, device="cpu")
         super().__init__(-2 * exponents, preserving=False)

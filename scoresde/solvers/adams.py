@@ -28,7 +28,7 @@ from torch import Tensor
 
 from scoresde.arguments import checked
 from scoresde.solvers.solver import Field, Solution, Status, check_data_scale, choose, finite, per_sample, rms
-from scoresde.tensors import broadcast, check_count, double
+from scoresde.tensors import broadcast, double
 
 UNRESOLVED = 0.5  # a step on the uniform grid is refused if predictor and corrector differ by this much or more
 SMALLEST = 1e-12  # the adaptive solver gives up if a step is smaller than this fraction of the interval
@@ -179,7 +179,8 @@ class Adams:
     def __post_init__(self):
         _check_order(self.order, self.smoothing)
         check_data_scale(self.data_scale)
-        check_count("steps", self.steps)
+        if self.steps < 1:
+            raise ValueError(f"steps must be at least 1; got {self.steps}")
 
     def finer(self) -> "Adams":
         """Return this solver with four times the steps."""

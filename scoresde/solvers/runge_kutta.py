@@ -14,7 +14,7 @@ from torch import Tensor
 
 from scoresde.arguments import checked
 from scoresde.solvers.solver import Field, Solution, Status, check_data_scale, choose, finite, per_sample
-from scoresde.tensors import check_count, double
+from scoresde.tensors import double
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,8 @@ class RungeKutta:
         if self.method not in TABLEAUX:
             raise ValueError(f"method must be one of {', '.join(TABLEAUX)}; got {self.method!r}")
         check_data_scale(self.data_scale)
-        check_count("steps", self.steps)
+        if self.steps < 1:
+            raise ValueError(f"steps must be at least 1; got {self.steps}")
 
     def finer(self) -> "RungeKutta":
         """Return this solver with four times the steps."""

@@ -294,39 +294,13 @@ def test_in_the_published_order_a_corrector_acts_before_the_last_denoising(model
     [
         ({}, "either a shape .* exactly one of the two"),
         ({"shape": SHAPE, "x_T": X}, "exactly one of the two"),
-        ({"shape": (2,)}, r"a sequence \(B, \*\) of two or more positive integers; got \(2,\)"),
-        ({"shape": 4}, r"a sequence \(B, \*\) of two or more positive integers; got 4"),
-        ({"shape": (2, 1.5)}, r"got \(2, 1.5\)"),
-        ({"x_T": torch.ones(2)}, r"states must have shape \(B, \*\), two dimensions or more; got \(2,\)"),
-        ({"shape": (2, 0)}, r"got \(2, 0\)"),
+        ({"shape": (2,)}, r"floating-point tensors \(B, \*\); got torch.float32 \(2,\)"),
+        ({"shape": (2, 0)}, r"got torch.float32 \(2, 0\)"),
         ({"x_T": torch.ones(2, 2, dtype=torch.int64)}, "got torch.int64"),
         ({"shape": SHAPE, "seeds": [0]}, "seed"),
-        ({"shape": SHAPE, "trajectory": -1}, "trajectory must be an integer >= 0; got -1"),
+        ({"shape": SHAPE, "trajectory": -1}, "trajectory must be True, False or a positive integer; got -1"),
     ],
 )
 def test_bad_arguments(arguments, message, model):
     with pytest.raises(ValueError, match=message):
         sampler()(model, **arguments)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"x_T": torch.ones(2, 2, dtype=torch.complex64)}, r"states must be real; got torch.complex64: stack"),
-        ({"x_T": [[1.0, 2.0]]}, r"states must be a tensor \(B, \*\); got list"),
-        ({"shape": SHAPE, "seeds": 3}, "seeds must be a sequence of integers, one per sample; got 3"),
-        ({"shape": SHAPE, "dtype": torch.complex64}, "dtype must be a floating-point type; got torch.complex64"),
-    ],
-)
-def test_arguments_of_the_wrong_type(arguments, message, model):
-    with pytest.raises(TypeError, match=message):
-        sampler()(model, **arguments)
-
-
-EMPTY = [*SAMPLERS, ss.samplers.ErrorControlled(), ss.samplers.TorchSDE(steps=2)]
-
-
-@pytest.mark.parametrize("make", EMPTY, ids=lambda make: type(make).__name__)
-@pytest.mark.parametrize("draws", [{"seeds": []}, {"generator": torch.Generator()}], ids=["seeds", "generator"])
-def test_no_samples(make, draws, model):
-    assert make(model, shape=(0, *SHAPE[1:]), **draws).x.shape == (0, *SHAPE[1:])
