@@ -1,4 +1,4 @@
-r"""The distance of the prior from the noisy data at t_max: by how much likelihoods and samples from the prior are wrong.
+r"""The distance of the prior from the noisy data at t_max, which makes likelihoods and samples wrong.
 
     KL(N(alpha x, sigma^2 I) || N(0, prior_std^2 I)) = (alpha^2 |x|^2 + ...) / (2 prior_std^2)      at t_max
 

@@ -115,7 +115,8 @@ class RandomStream:
 def random_words(first: Tensor, step: Tensor, size: int, device: torch.device) -> Tensor:
     """Return mix(first + step j) for j = 0, ..., size - 1: int64 (n, size) on `device`, for first and step (n,)."""
     first, step = send(first, device), send(step, device)
-    return _mixed(torch.addcmul(first[:, None], step[:, None], torch.arange(size, device=device)))
+    words = torch.empty(len(first), size, dtype=torch.int64, device=device)  # row by row for n = 0 too, for `view`
+    return _mixed(torch.addcmul(first[:, None], step[:, None], torch.arange(size, device=device), out=words))
 
 
 def _key(seed: int) -> tuple[int, int]:

@@ -145,7 +145,8 @@ class KarrasGrid:
 
 karras = KarrasGrid()
 BOUND = 10.0  # the r beyond which the steps of `bounded_karras` grow, to reach r = infinity
-LOWEST = 0.002  # the r at which the last step to r = 0 starts: the smallest sigma of 2206.00364
+LOWEST = 0.002  # the r from which a few steps reach r = 0: the smallest sigma of 2206.00364
+CLEAN = LOWEST / 10  # the r below which almost no noise is left
 
 
 @checked
@@ -195,23 +196,37 @@ uniform_angle, angle = Angle(1.0), Angle(2.0)
 
 @dataclass(frozen=True)
 class Bounded:
-    """The grid `Angle(power, scale=scale)`; if sigma(t_min) = 0, the last step goes from r = 0.002 to t_min.
+    """The grid `Angle(power, scale=scale)`, on which few steps do not spread over the levels of almost no noise.
+
+    If sigma(t_min) = 0, the last step goes from r = 0.002 to t_min. If r at t_min is positive but below 0.0002 (sub-VP:
+    1e-6), the last step goes there from the lowest r, at most 0.002, that the steps before it reach if the last of them
+    is not longer than `longest` in log r. With so many steps that the last step would be shorter, it is `Angle` again.
 
     Args:
         power, scale: see `Angle`.
+        longest: largest step in log r near the data, apart from the last one; default: no limit.
     """
 
     power: float
     scale: float
+    longest: float = math.inf
 
     def __call__(self, sde: SDE, steps: int) -> Tensor:
-        end = _ends(sde)[1:]
-        if steps == 1 or bool(sde.sigma(end) > 0):
+        ends = _ends(sde)
+        most, least = torch.exp(-0.5 * sde.log_snr(ends)).tolist()
+        low, longest = max(least or LOWEST, self._reached(most, steps - 1)), min(self.longest, 700.0)
+        if steps == 1 or least >= CLEAN or low < least * math.exp(longest):
             return Angle(self.power, scale=self.scale)(sde, steps)
-        return torch.cat([Angle(self.power, LOWEST, self.scale)(sde, steps - 1), end])
+        return torch.cat([Angle(self.power, min(low, LOWEST), self.scale)(sde, steps - 1), ends[1:]])
+
+    def _reached(self, high: float, steps: int) -> float:
+        """Return the r at the end of `steps` steps from `high`, if the last step, the longest, is `longest`."""
+        root = math.atan(high / self.scale) ** (1 / self.power)
+        root /= 1 + steps * math.expm1(min(self.longest, 700.0) / self.power)
+        return self.scale * math.tan(root**self.power)
 
 
-bounded_karras, bounded_log_snr = Bounded(5.0, BOUND), Bounded(15.0, 3.0)
+bounded_karras, bounded_log_snr = Bounded(5.0, BOUND), Bounded(15.0, 3.0, longest=1.0)
 
 
 @checked

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from scoresde.samplers.grids import Grid, bounded_log_snr
+from scoresde.samplers.grids import CLEAN, Grid, bounded_log_snr
 from scoresde.samplers.linear import Linear, Row, Stage
 from scoresde.sdes import SDE
 from scoresde.sdes.sde import check_level
@@ -112,7 +112,7 @@ class Multistep(Linear):
         return self.weights([target, *known], nodes[0], target)
 
     def _limited(self, nodes: Sequence[Point], target: Point, left: int) -> Sequence[Point]:
-        """Return as many nodes as `final` allows; one if no noise is left at the target, where lambda is infinite."""
-        if math.isinf(target.lam):
+        """Return as many nodes as `final` allows; one for a long last step, to where (almost) no noise is left."""
+        if target.ratio < min(CLEAN, nodes[0].ratio / 4):
             return nodes[:1]
         return nodes[: left - 1 + self.final] if self.final else nodes

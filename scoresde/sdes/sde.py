@@ -14,7 +14,7 @@ marginals, one for every amount l >= 0 of added noise (2011.13456, eq. 6 at l = 
     dx = [f x - (1 + l^2)/2 g^2 score] dt + l g dw.
 
 Every function of time takes t of shape () or (B,) and returns the same shape and dtype; the library itself always
-calls them in float64.
+calls them in float64. They are the bare formulas and do not check t: see `SDE`.
 """
 
 import math
@@ -24,7 +24,6 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor, nn
 
-from scoresde.arguments import checked
 from scoresde.protocols import Model
 from scoresde.random_stream import RandomStream
 from scoresde.sdes import transitions
@@ -75,8 +74,15 @@ def check_level(l: float) -> float:  # noqa: E741 - the letter of the formula
     return float(l)
 
 
-def _times(t_from: Tensor | float, t_to: Tensor | float) -> tuple[Tensor, Tensor]:
-    """Return both times in float64; raise ValueError unless they have shape () or (B,), with the same B."""
+def _ordered_points(sde: "SDE", t_from: Tensor | float, t_to: Tensor | float, forward: bool) -> list[Point[Tensor]]:
+    """Return the points at both times, the earlier one first: t_from <= t_to if forward, else t_to <= t_from.
+
+    On an accelerator, where reading times would wait for the device, times in the wrong order become NaN instead of
+    raising an error.
+
+    Raises:
+        ValueError: the order is wrong, a time is outside the range, or the shapes are not () or (B,) with the same B.
+    """
     times = float64(t_from), float64(t_to)
     shapes = tuple(t.shape for t in times)
     if max(map(len, shapes)) > 1 or len({*shapes} - {torch.Size()}) > 1:
@@ -84,15 +90,33 @@ def _times(t_from: Tensor | float, t_to: Tensor | float) -> tuple[Tensor, Tensor
             "t_from and t_to must have shape () or (B,), with the same B; got shapes "
             f"{' and '.join(map(str, map(tuple, shapes)))}"
         )
-    return times
+    early, late = (checked_times(sde, t) for t in (times if forward else times[::-1]))
+    wrong = early > late
+    if wrong.device.type != "cpu":
+        late = late.where(~wrong, math.nan)
+    elif bool(wrong.any()):
+        first = int(wrong.flatten().long().argmax())
+        got = [float(t.expand(wrong.shape).flatten()[first]) for t in times]
+        relation = "<=" if forward else ">="
+        raise ValueError(
+            f"times must satisfy t_from {relation} t_to; got t_from={got[0]:g} and t_to={got[1]:g}: exchange them (the "
+            "kernel to less noise is `posterior`, to more noise `transition`)"
+        )
+    return [sde.at(early), sde.at(late)]
 
 
-@checked
 class SDE(nn.Module):
     """A diffusion with Gaussian transition kernel. A subclass defines `alpha` and `sigma`.
 
     A subclass should override the functions that have a closed form. By default, derivatives come from automatic
     differentiation, and the inverse of the log-SNR from a root search.
+
+    The functions of time alone (`alpha`, `sigma`, their derivatives, `drift`, `diffusion`, `log_snr`, `size` and
+    `chain_alpha`) are the bare formulas: outside of [t_min, t_max] they extrapolate, or are NaN or infinite. They call
+    each other, in the loops of solvers and under `torch.func` and `torch.compile`, where reading t would cost as much
+    as the formula or is not possible. Everything that takes a state or relates two times checks its times once:
+    `perturb`, `at`, `transition`, `posterior`, `ReverseSDE` and every model, loss, sampler and likelihood.
+    `checked_times(sde, t)` is the same check for your own code; `sde.at(t)` returns checked values.
 
     Args:
         t_min: time of the (almost) clean data, where samplers end and likelihoods start.
@@ -187,22 +211,22 @@ class SDE(nn.Module):
         return Point(t, self.alpha(t), self.sigma(t), 0.5 * self.log_snr(t))
 
     def transition(self, t_from: Tensor | float, t_to: Tensor | float) -> tuple[Tensor, Tensor]:
-        """Return (r, v) of the forward kernel x_to = r x_from + v^(1/2) eps, t_from < t_to; see `sdes.transitions`.
+        """Return (r, v) of the forward kernel x_to = r x_from + v^(1/2) eps, t_from <= t_to; see `sdes.transitions`.
 
         Raises:
-            ValueError: the times do not have shape () or (B,) with the same B, or are outside [t_min, t_max].
+            ValueError: t_from > t_to, or the times do not have shape () or (B,) with the same B, or are outside
+                [t_min, t_max].
         """
-        t_from, t_to = _times(t_from, t_to)
-        return transitions.transition(self.at(t_from), self.at(t_to))
+        return transitions.transition(*_ordered_points(self, t_from, t_to, forward=True))
 
     def posterior(self, t_from: Tensor | float, t_to: Tensor | float) -> tuple[Tensor, Tensor, Tensor]:
-        """Return (a, b, v) of q(x_to | x_from, x_0) = N(a x_from + b x_0, v I), t_to < t_from; see `sdes.transitions`.
+        """Return (a, b, v) of q(x_to | x_from, x_0) = N(a x_from + b x_0, v I), t_to <= t_from; see `sdes.transitions`.
 
         Raises:
-            ValueError: the times do not have shape () or (B,) with the same B, or are outside [t_min, t_max].
+            ValueError: t_to > t_from, or the times do not have shape () or (B,) with the same B, or are outside
+                [t_min, t_max].
         """
-        t_from, t_to = _times(t_from, t_to)
-        return transitions.posterior(self.at(t_to), self.at(t_from))
+        return transitions.posterior(*_ordered_points(self, t_from, t_to, forward=False))
 
     @property
     def prior_std(self) -> float:

@@ -50,6 +50,35 @@ def test_the_default_grid_suits_the_method_on_every_path(name):
             assert mean < 0.25 or tolerance > 1, (path, evaluations)
 
 
+FEWEST = {"sa-solver": 10, "heun": 10, "edm-40": 10, "euler-maruyama": 12, "stochastic-heun": 12}
+
+
+@pytest.mark.parametrize(("name", "fewest"), FEWEST.items(), ids=FEWEST)
+def test_from_the_documented_number_of_steps_on_the_variance_is_right_within_a_factor_of_two(name, fewest):
+    method = METHODS[name]
+    for path, sde in STEPS_PATHS.items():
+        if (path in FROM_NOISE and not method.from_noise) or (path == "no-noise" and not method.to_data):
+            continue
+        step, model = setup(name, GAUSSIAN, sde)
+        for steps in (fewest, fewest + 1, fewest + 3):
+            assert errors(step, model, steps)[1] < 1, (path, steps)
+
+
+NEARLY_CLEAN = {"sub-vp": ss.SubVP(), "vp to 1e-9": ss.VP(t_min=1e-9), "no-noise": ss.VP(t_min=0.0)}
+
+
+@pytest.mark.parametrize("sde", NEARLY_CLEAN.values(), ids=NEARLY_CLEAN)
+@pytest.mark.parametrize(
+    ("name", "largest"),
+    [("sa-solver", (0.5, 0.2)), ("dpm-solver++-3", (0.25, 0.2)), ("sde-dpm-solver++-2", (0.8, 0.65))],
+)
+def test_few_steps_suffice_on_a_path_that_ends_almost_without_noise(name, largest, sde):
+    """SASolver gave a variance of 0.056 in place of 0.25 at 10 steps of sub-VP, and 0.16 at 12 steps."""
+    for steps, tolerance in zip((10, 12), largest, strict=True):
+        step, model = setup(name, GAUSSIAN, sde)
+        assert errors(step, model, steps)[1] < tolerance, steps
+
+
 @pytest.mark.parametrize("sde", [ss.VP(), ss.ZeroTerminalSNR(ss.VP())], ids=["vp", "zero-snr-vp"])
 @pytest.mark.parametrize("name", ["sa-solver", "dpm-solver++-2", "dpm-solver++-3", "unipc", "angular-adams", "ddim"])
 def test_multistep_defaults_have_the_moments_of_a_mixture_at_20_evaluations(name, sde):
