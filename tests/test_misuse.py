@@ -1,6 +1,7 @@
 """Arguments of other kinds or out of range: each is refused with the name of the argument and what it must be.
 
-A row is a call and the message that it must give. TypeError is for the wrong kind, ValueError for a wrong value.
+A row is a call and the message that it must give. Constructors that compare arguments with annotations give
+ValueErrors; elsewhere, TypeError is for the wrong kind, ValueError for a wrong value.
 """
 
 import math
@@ -72,7 +73,7 @@ NETWORKS = {
         lambda: ss.ScoreModel(lambda x, c, cond: x, ss.VP),
         "sde must be an object; got the class VP",
     ),
-    "no model": (lambda: ss.log_prob(None, X), "a model needs `sde` and `predict(x, t)`; NoneType has no 'sde'"),
+    "no model": (lambda: ss.log_prob(None, X), "a model must have `sde` and `predict(x, t)`; NoneType has no 'sde'"),
     "a network as a model": (lambda: SAMPLER(WithoutCondition(), shape=(4, 3)), "has no 'sde'"),
 }
 
@@ -87,7 +88,10 @@ STATES = {
     "no states in a loss": (lambda: losses.DenoisingScoreMatching()(MODEL, X[:0]), "x0 must have at least one state"),
     "no states in the implicit loss": (lambda: losses.ImplicitScoreMatching()(MODEL, X[:0]), "at least one state"),
     "no states in the bound": (lambda: losses.VariationalBound()(MODEL, X[:0]), "x0 must have at least one state"),
-    "no images": (lambda: ss.bits_per_dim(MODEL, IMAGES[:0], Levels(8)), "no images; expected at least one"),
+    "no images": (
+        lambda: ss.bits_per_dim(MODEL, IMAGES[:0], Levels(8)),
+        "images must hold at least one image; got none",
+    ),
     "a list in a loss": (lambda: losses.DenoisingScoreMatching()(MODEL, [1]), "states must be a tensor; got list"),
 }
 
@@ -134,67 +138,76 @@ LIKELIHOODS = {
     ),
     "probes": (lambda: ss.Hutchinson(1.5), "probes must be an integer; got 1.5"),
     "probes as text": (lambda: ss.Hutchinson("1"), "probes must be an integer; got '1'"),
-    "chunk": (lambda: ss.ExactTrace(True), "chunk must be an integer; got True"),
+    "chunk": (lambda: ss.ExactTrace(True), "chunk must be an integer; got true"),
     "solver steps": (lambda: solvers.Adams(steps=2.5), "steps must be an integer; got 2.5"),
     "Runge-Kutta steps": (lambda: solvers.RungeKutta(steps=2.5), "steps must be an integer; got 2.5"),
-    "adaptive tolerance": (lambda: solvers.AdaptiveAdams(rtol=INF), "rtol must be finite; got inf"),
-    "torchdiffeq tolerance": (lambda: solvers.TorchDiffEq(rtol=NAN), "rtol must be finite; got nan"),
-    "SciPy tolerance": (lambda: solvers.SciPy(atol=NAN), "atol must be finite; got nan"),
-    "data scale": (lambda: solvers.Adams(data_scale=NAN), "data_scale must be finite; got nan"),
+    "adaptive tolerance": (lambda: solvers.AdaptiveAdams(rtol=INF), "rtol must be a finite number; got inf"),
+    "torchdiffeq tolerance": (lambda: solvers.TorchDiffEq(rtol=NAN), "rtol must be a finite number; got nan"),
+    "SciPy tolerance": (lambda: solvers.SciPy(atol=NAN), "atol must be a finite number; got nan"),
+    "data scale": (lambda: solvers.Adams(data_scale=NAN), "data_scale must be a finite number or null; got nan"),
 }
 
 LOSSES = {
-    "times as a number": (lambda: losses.DenoisingScoreMatching(times=5), "times must be an object with quantile and"),
-    "times by name": (lambda: losses.VariationalBound(times="uniform"), "times must be an object with quantile and"),
+    "times as a number": (
+        lambda: losses.DenoisingScoreMatching(times=5),
+        "times must be a TimeDensity (_target_: ...) or null; got 5",
+    ),
+    "times by name": (
+        lambda: losses.VariationalBound(times="uniform"),
+        "times must be a TimeDensity (_target_: ...) or null; got 'uni",
+    ),
     "times as a class": (lambda: losses.DenoisingScoreMatching(times=losses.UniformTime), "got the class UniformTime"),
     "weighting as a number": (
         lambda: losses.DenoisingScoreMatching(5),
-        "weighting must be an object with omega",
+        "weighting must be text or a Weighting (_target_: ...); got 5",
     ),
     "weighting as a class": (lambda: losses.DenoisingScoreMatching(losses.KarrasWeighting), "got the class KarrasW"),
     "trace by name": (lambda: losses.ImplicitScoreMatching(trace="exact"), "trace must be an object with bind; got"),
     "projections": (lambda: losses.SlicedScoreMatching(1.5), "projections must be an integer; got 1.5"),
     "stratified": (
         lambda: losses.DenoisingScoreMatching(stratified="no"),
-        "stratified must be True or False",
+        "stratified must be true or false; got 'no'",
     ),
     "sigma_data": (lambda: losses.KarrasWeighting(0.0), "sigma_data must be finite and more than 0; got 0.0"),
-    "sigma_data NaN": (lambda: losses.KarrasWeighting(NAN), "sigma_data must be finite; got nan"),
+    "sigma_data NaN": (lambda: losses.KarrasWeighting(NAN), "sigma_data must be a finite number; got nan"),
     "gamma": (lambda: losses.MinSNRWeighting(-1.0), "gamma must be finite and more than 0; got -1.0"),
     "spread": (lambda: losses.LogNormal(0.0, 0.0), "std must be finite and more than 0; got 0.0"),
-    "mean": (lambda: losses.LogNormal(NAN), "mean must be finite; got nan"),
+    "mean": (lambda: losses.LogNormal(NAN), "mean must be a finite number; got nan"),
 }
 
 TRANSFORMS = {
-    "scale": (lambda: Affine(NAN), "scale must be finite; got nan"),
-    "infinite scale": (lambda: Affine(-INF), "scale must be finite; got -inf"),
-    "shift": (lambda: Affine(1.0, NAN), "shift must be finite; got nan"),
-    "scale as text": (lambda: Affine("2"), "scale must be a number; got '2'"),
-    "scale as a list": (lambda: Affine([2.0]), "scale must be a number; got list"),
-    "no scale": (lambda: Affine(0), "scale=0 is not invertible"),
+    "scale": (lambda: Affine(NAN), "scale must be a finite number; got nan"),
+    "infinite scale": (lambda: Affine(-INF), "scale must be a finite number; got -inf"),
+    "shift": (lambda: Affine(1.0, NAN), "shift must be a finite number; got nan"),
+    "scale as text": (lambda: Affine("2"), "scale must be a finite number; got '2'"),
+    "scale as a list": (lambda: Affine([2.0]), "scale must be a finite number; got [2.0]"),
+    "no scale": (lambda: Affine(0), "scale must not be zero: a transform with scale=0 is not invertible"),
     "levels": (lambda: Levels(2.5), "levels must be an integer; got 2.5"),
-    "range of levels": (lambda: Levels(8, -1, INF), "high must be finite; got inf"),
-    "range of a logit": (lambda: Logit(0.0, INF), "high must be finite; got inf"),
-    "margin": (lambda: Logit(margin=NAN), "margin must be finite; got nan"),
+    "range of levels": (lambda: Levels(8, -1, INF), "high must be a finite number; got inf"),
+    "range of a logit": (lambda: Logit(0.0, INF), "high must be a finite number; got inf"),
+    "margin": (lambda: Logit(margin=NAN), "margin must be a finite number; got nan"),
     "nothing in a sequence": (lambda: Compose([Affine(), None]), "transforms[1] must be an object with __call__ and"),
     "one transform": (lambda: Compose(Affine()), "transforms must be a list of transforms; got Affine("),
 }
 
 PATHS = {
-    "beta_max": (lambda: ss.VP(beta_max=INF), "beta_max must be finite; got inf"),
-    "beta_max as text": (lambda: ss.VP(beta_max="20"), "beta_max must be a number; got '20'"),
-    "beta_min": (lambda: ss.SubVP(beta_min=NAN), "beta_min must be finite; got nan"),
-    "t_max": (lambda: ss.VP(t_max=INF), "t_max must be finite; got inf"),
-    "t_min": (lambda: ss.VP(t_min=NAN), "t_min must be finite; got nan"),
-    "sigma_max": (lambda: ss.VE(sigma_max=INF), "sigma_max must be finite; got inf"),
-    "the last noise": (lambda: ss.Karras(t_max=INF), "t_max must be finite; got inf"),
-    "straight lines": (lambda: ss.Rectified(t_max=NAN), "t_max must be finite; got nan"),
-    "units": (lambda: ss.LearnedVP(units=True), "units must be an integer; got True"),
-    "gamma": (lambda: ss.LearnedVP(gamma_min=-INF), "gamma_min must be finite; got -inf"),
+    "beta_max": (lambda: ss.VP(beta_max=INF), "beta_max must be a finite number; got inf"),
+    "beta_max as text": (lambda: ss.VP(beta_max="20"), "beta_max must be a finite number; got '20'"),
+    "beta_min": (lambda: ss.SubVP(beta_min=NAN), "beta_min must be a finite number; got nan"),
+    "t_max": (lambda: ss.VP(t_max=INF), "t_max must be a finite number; got inf"),
+    "t_min": (lambda: ss.VP(t_min=NAN), "t_min must be a finite number; got nan"),
+    "sigma_max": (lambda: ss.VE(sigma_max=INF), "sigma_max must be a finite number; got inf"),
+    "the last noise": (lambda: ss.Karras(t_max=INF), "t_max must be a finite number; got inf"),
+    "straight lines": (lambda: ss.Rectified(t_max=NAN), "t_max must be a finite number; got nan"),
+    "units": (lambda: ss.LearnedVP(units=True), "units must be an integer; got true"),
+    "gamma": (lambda: ss.LearnedVP(gamma_min=-INF), "gamma_min must be a finite number; got -inf"),
     "a table with NaN": (lambda: ss.Tabulated.from_sigmas(torch.tensor([0.1, NAN, 1.0])), "log-SNR must be finite"),
     "a path by name": (lambda: ss.ZeroTerminalSNR("vp"), "path must be an object with alpha and sigma and log_snr"),
-    "preconditioning": (lambda: ss.predictions.KarrasPreconditioning(INF), "sigma_data must be finite; got inf"),
-    "labels": (lambda: ss.predictions.Discrete("noise", [0, NAN]), "labels must be finite; got [0, nan]"),
+    "preconditioning": (
+        lambda: ss.predictions.KarrasPreconditioning(INF),
+        "sigma_data must be a finite number; got inf",
+    ),
+    "labels": (lambda: ss.predictions.Discrete("noise", [0, NAN]), "labels[1] must be a finite number; got nan"),
 }
 
 MIXTURES = {
@@ -220,7 +233,10 @@ SAMPLERS = {
         lambda: samplers.PredictorCorrector(lambda model, x, t, s, stream: None, steps=2)(MODEL, shape=(4, 3)),
         "the result of a step must be a tensor; got NoneType",
     ),
-    "steps": (lambda: samplers.PredictorCorrector(samplers.DDIM(), steps=2.5), "steps must be an integer; got 2.5"),
+    "steps": (
+        lambda: samplers.PredictorCorrector(samplers.DDIM(), steps=2.5),
+        "steps must be an integer or null; got 2.5",
+    ),
     "shape as text": (lambda: sampled(shape="ab"), "shape must be a tuple of integers (B, *); got 'ab'"),
     "shape as a number": (lambda: sampled(shape=4), "shape must be a tuple of integers (B, *); got 4"),
     "half a dimension": (lambda: sampled(shape=(4, 3.5)), "shape[1] must be an integer; got 3.5"),
@@ -229,14 +245,14 @@ SAMPLERS = {
     "states as a list": (lambda: sampled(shape=None, x_T=[1.0]), "x_T must be a tensor; got list"),
     "trajectory": (lambda: sampled(trajectory=1.5), "trajectory must be True, False or a positive integer; got 1.5"),
     "device": (lambda: sampled(device="tpu9"), "device 'tpu9' is not available on this machine"),
-    "snr": (lambda: samplers.Langevin(INF), "snr must be finite; got inf"),
+    "snr": (lambda: samplers.Langevin(INF), "snr must be a finite number; got inf"),
     "Langevin steps": (lambda: samplers.Langevin(steps=1.5), "steps must be an integer; got 1.5"),
-    "annealed step": (lambda: samplers.AnnealedLangevin(NAN), "step must be finite; got nan"),
-    "MALA step": (lambda: samplers.MALA(INF), "step must be finite; got inf"),
-    "tolerance": (lambda: samplers.ErrorControlled(rtol=INF), "rtol must be finite; got inf"),
-    "noise level": (lambda: samplers.ErrorControlled(l=INF), "l must be finite; got inf"),
-    "threshold": (lambda: ss.thresholding.Clipped(MODEL, NAN), "low must be finite; got nan"),
-    "quantile": (lambda: ss.thresholding.DynamicThresholding(MODEL, NAN), "quantile must be finite; got nan"),
+    "annealed step": (lambda: samplers.AnnealedLangevin(NAN), "step must be a finite number; got nan"),
+    "MALA step": (lambda: samplers.MALA(INF), "step must be a finite number; got inf"),
+    "tolerance": (lambda: samplers.ErrorControlled(rtol=INF), "rtol must be a finite number; got inf"),
+    "noise level": (lambda: samplers.ErrorControlled(l=INF), "l must be a finite number; got inf"),
+    "threshold": (lambda: ss.thresholding.Clipped(MODEL, NAN), "low must be a finite number; got nan"),
+    "quantile": (lambda: ss.thresholding.DynamicThresholding(MODEL, NAN), "quantile must be a finite number; got nan"),
 }
 
 TABLES = {
@@ -320,14 +336,14 @@ def test_constructors_accept_what_their_annotations_say():
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ((2.0,), TypeError, "size must be an integer; got 2.0"),
-        ((None,), TypeError, "size must be an integer; got None"),
-        ((1, "2"), TypeError, "scale must be a number; got '2'"),
-        ((1, True), TypeError, "scale must be a number; got True"),
-        ((1, None), TypeError, "scale must be a number; got NoneType"),
-        ((1, NAN), ValueError, "scale must be finite; got nan"),
-        ((1, 1.0, 5), TypeError, "name must be a text; got 5"),
-        ((1, 1.0, None, 1), TypeError, "flag must be True or False; got 1"),
+        ((2.0,), ValueError, "size must be an integer; got 2.0: write 2"),
+        ((None,), ValueError, "size must be an integer; got null"),
+        ((1, "2"), ValueError, "scale must be a finite number; got '2'"),
+        ((1, True), ValueError, "scale must be a finite number; got true"),
+        ((1, None), ValueError, "scale must be a finite number; got null"),
+        ((1, NAN), ValueError, "scale must be a finite number; got nan"),
+        ((1, 1.0, 5), ValueError, "name must be text or null; got 5"),
+        ((1, 1.0, None, 1), ValueError, "flag must be true or false; got 1"),
         ((), TypeError, "missing 1 required positional argument: 'size'"),
     ],
 )

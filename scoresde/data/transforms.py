@@ -11,7 +11,7 @@ the range of `Logit`, or of the unit of model space apart.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -36,6 +36,7 @@ def _refuse_nonfinite(transform: "Affine | Logit", *names: str) -> None:
         raise ValueError(f"{', '.join(names)} must be finite; got {transform}")
 
 
+@checked
 @dataclass(frozen=True)
 class Affine:
     """x -> scale x + shift.
@@ -185,6 +186,8 @@ class Compose:
     """
 
     def __init__(self, transforms: Sequence[Transform]):
+        if not isinstance(transforms, Iterable):
+            raise TypeError(f"transforms must be a list of transforms; got {transforms}")
         self.transforms = list(transforms)
         for i, transform in enumerate(self.transforms):
             check_instance(f"transforms[{i}]", transform, "__call__", "inverse", "log_det")
