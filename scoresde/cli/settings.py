@@ -42,7 +42,7 @@ class Maps(TypedDict):
     dequantization: Dequantization | None
 
 
-class Data(Maps):
+class DataSettings(Maps):
     shape: Sequence[Count] | None
     range: tuple[float, float] | None
     sigma_data: Positive
@@ -58,7 +58,7 @@ class Parts(Shared):
     sde: SDE
     prediction: Prediction
     network: nn.Module
-    data: Data
+    data: DataSettings
     loss: Objective
     sampler: Sampler
     optimizer: Callable[[Any], Optimizer]
@@ -136,7 +136,7 @@ class Dequantize(Shared):
 
 
 class Convert(Shared):
-    data: Data | None
+    data: DataSettings | None
     source: str
     path: File
     config: File | None
