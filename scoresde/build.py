@@ -167,7 +167,7 @@ def assemble(config: Mapping[str, Any], state: Mapping[str, Tensor], path: str |
 
     Args:
         config: the configuration of a run, with at least `sde`, `prediction`, `network` and `data`.
-        state: the network's state dict.
+        state: the network's state dict, in any floating-point dtype.
         path: the file or folder that the weights come from.
 
     Raises:
@@ -176,7 +176,11 @@ def assemble(config: Mapping[str, Any], state: Mapping[str, Tensor], path: str |
     tree = OmegaConf.create(dict(config))
     model = build_model(tree)
     weights = {f"network.{name}": value for name, value in state.items()}
-    _check_fit(model.state_dict(), weights, Path(path))
+    expected = model.state_dict()
+    for name in weights.keys() & expected.keys():
+        if weights[name].is_floating_point() and expected[name].is_floating_point():
+            weights[name] = weights[name].to(expected[name].dtype)
+    _check_fit(expected, weights, Path(path))
     model.load_state_dict(weights)
     return _run(model.eval(), tree, Path(path), ())
 

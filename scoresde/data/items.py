@@ -80,7 +80,8 @@ def reading(source: str | Path, kind: str, advice: str) -> Iterator[None]:
     except FileNotFoundError as error:
         raise FileNotFoundError(f"there is no file {source}: expected {kind}") from error
     except Exception as error:  # the libraries raise exceptions of many classes for damaged content
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        name = "" if type(error) is ValueError else f"{type(error).__name__}: "
+        reason = " ".join(f"{name}{error}".split())
         raise Unreadable(f"{source} is not {kind} ({reason}): {advice}") from error
 
 

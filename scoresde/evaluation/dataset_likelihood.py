@@ -262,7 +262,7 @@ class _Evaluation:
         except RuntimeError as error:
             raise RuntimeError(f"samples {indices[0]} to {indices[-1]} of the dataset: {error}") from error
         levels = None if self.dequantization is None else count_levels(x, data_map.levels)
-        counts = {"nfe": result.nfe.tolist(), "backward": result.backward.tolist()}
+        counts = {name: getattr(result, name).tolist() for name in ("nfe", "backward", "status")}
         return {"value": values.tolist(), **counts, "levels": levels, "conventions": declared}
 
     def bound(self, indices: Tensor, budget: Budget) -> Numbers:

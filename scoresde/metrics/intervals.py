@@ -48,7 +48,7 @@ def wilson(count: int, total: int, z: float = 1.0) -> Interval:
 def check_settings(resamples: int, level: float) -> None:
     """Raise ValueError if `bootstrap` does not accept the number of resamples or the level."""
     if not isinstance(resamples, int) or resamples < 2 or not 0 < level < 1:
-        raise ValueError(f"expected an integer resamples >= 2 and level in (0, 1); got {resamples} and {level}")
+        raise ValueError(f"expected an integer resamples >= 2 and level in (0, 1); got {resamples=} and {level=}")
 
 
 def bootstrap(

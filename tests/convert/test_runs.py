@@ -109,7 +109,7 @@ def test_runs_of_edm_come_back(name, tmp_path):
 @pytest.mark.parametrize("name", [run_config.CONFIG, CHECKPOINT])
 def test_a_run_is_not_overwritten(run, tmp_path, name):
     (tmp_path / name).write_text("mine")
-    with pytest.raises(FileExistsError, match=f"{tmp_path} already holds a run \\(file {name}\\): choose another"):
+    with pytest.raises(FileExistsError, match=f"{tmp_path} holds a run already \\(its {name}\\); choose another"):
         save_run(run, tmp_path)
     assert names(tmp_path) == [name]
     assert (tmp_path / name).read_text() == "mine"

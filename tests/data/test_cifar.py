@@ -233,7 +233,7 @@ def test_download(tmp_path, monkeypatch):
 
 PAGE = b"<html>Please log in to the network</html>"
 FAILURES = {
-    "reset": (Response(bytes(5000), ConnectionResetError("reset")), "the download failed .ConnectionResetError: reset"),
+    "reset": (Response(bytes(5000), ConnectionResetError("reset")), "its download failed .ConnectionResetError: reset"),
     "incomplete": (Response(bytes(5000), http.client.IncompleteRead(b"")), "failed .IncompleteRead"),
     "another file": (Response(PAGE), f"failed .*MD5 is {hashlib.md5(PAGE).hexdigest()}"),
     "stopped": (Response(bytes(5000), KeyboardInterrupt()), "^$"),

@@ -247,7 +247,7 @@ def test_the_key_of_stored_batches_covers_data_conditions_and_a_learned_dequanti
 
 def test_an_empty_dataset_is_refused(tmp_path):
     run, _ = levels_run(tmp_path)
-    with pytest.raises(ValueError, match="the dataset must have at least one sample"):
+    with pytest.raises(ValueError, match="the dataset is empty: expected at least one sample"):
         evaluate_likelihood(run, [], None, **CHEAP)
 
 

@@ -100,7 +100,7 @@ def test_intervals_cover_the_expectation(statistic, shift):
     ("arguments", "message"),
     [
         ({"x": normal(3)}, r"needs at least 4 samples; got \[3\]"),
-        ({"x": normal(9), "resamples": 1}, "expected resamples >= 2 .* got resamples=1 and level=0.95"),
+        ({"x": normal(9), "resamples": 1}, "expected an integer resamples >= 2 .* got resamples=1 and level=0.95"),
         ({"x": normal(9), "level": 1.0}, r"level in \(0, 1\); got resamples=200 and level=1.0"),
     ],
 )

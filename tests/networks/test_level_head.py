@@ -173,5 +173,5 @@ def test_refuses_bad_arguments():
         head(torch.zeros(1, LEVELS), data="lines")
     with pytest.raises(ValueError, match=r"logits must have shape \(3, 5, 4\)"):
         head(torch.zeros(1, 4))(torch.zeros(3, 1, 4), torch.ones(3))
-    with pytest.raises(ValueError, match="sigma_data > 0"):
+    with pytest.raises(ValueError, match=r"sigma_data must be a finite number > 0; got 0\.0"):
         head(torch.zeros(1, LEVELS), sigma_data=0.0)
