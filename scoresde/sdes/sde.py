@@ -24,6 +24,7 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor, nn
 
+from scoresde.arguments import checked
 from scoresde.protocols import Model
 from scoresde.random_stream import RandomStream
 from scoresde.sdes import transitions
@@ -105,6 +106,7 @@ def _ordered_points(sde: "SDE", t_from: Tensor | float, t_to: Tensor | float, fo
     return [sde.at(early), sde.at(late)]
 
 
+@checked
 class SDE(nn.Module):
     """A diffusion with Gaussian transition kernel. A subclass defines `alpha` and `sigma`.
 

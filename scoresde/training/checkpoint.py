@@ -217,7 +217,7 @@ def unpack_optimizer(
     """
     own = type(optimizer).__name__
     if (kind := info.get("kind", own)) != own:
-        raise ValueError(f"the checkpoint has the state of {kind}, which {own} cannot load")
+        raise ValueError(f"the optimiser must be {kind}, as in the checkpoint; got {own}")
     members = [(group, parameter) for group in optimizer.param_groups for parameter in group["params"]]
     if not isinstance(scalars := info.get("scalars", {}), dict):
         raise ValueError(f"the optimiser's scalars in the checkpoint must be a mapping; got {scalars!r}")

@@ -87,11 +87,12 @@ def learn(
         progress: show a progress bar.
 
     Raises:
-        ValueError: steps or clip is out of range, or the model is in training mode with dropout or BatchNorm.
+        ValueError: steps is not an integer >= 1, clip is not positive, or the model is in training mode with dropout
+            or BatchNorm.
         NonFiniteLoss: the gradient of the bound is not finite.
     """
     if not isinstance(steps, int) or steps < 1 or not clip > 0:
-        raise ValueError(f"steps must be an integer >= 1 and clip > 0; got {steps}, {clip}")
+        raise ValueError(f"steps must be an integer >= 1, and clip positive; got steps={steps}, clip={clip}")
     refuse_training_mode(model)
     parameters = list(dequantization.parameters())
     updates = optimizer(parameters)

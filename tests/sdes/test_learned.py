@@ -263,7 +263,7 @@ def test_parameters_with_gradients_change_neither_samples_nor_likelihoods(every_
     [
         ({"gamma_min": 1.0}, r"gamma_min < 0 < gamma_max.*got gamma_min=1\.0, gamma_max=10\.0"),
         ({"gamma_max": -1.0}, r"got gamma_min=-13\.3, gamma_max=-1\.0"),
-        ({"gamma_max": math.inf}, "gamma_max must be finite; got inf"),
+        ({"gamma_max": math.inf}, "gamma_max must be a finite number; got inf"),
         ({"units": 0}, "units must be a positive integer; got 0"),
         ({"t_min": 1.0}, "t_min=1.0"),
     ],

@@ -96,7 +96,7 @@ def test_other_constants_of_ve():
         (lambda: ss.VP(beta_min=0.0), "0 < beta_min <= beta_max; got beta_min=0"),
         (lambda: ss.SubVP(beta_min=3.0, beta_max=1.0), "beta_max=1.0"),
         (lambda: ss.VE(sigma_min=2.0, sigma_max=1.0), "0 < sigma_min < sigma_max; got sigma_min=2.0, sigma_max=1"),
-        (lambda: ss.VE(sigma_min=math.nan), "sigma_min must be finite; got nan"),
+        (lambda: ss.VE(sigma_min=math.nan), "sigma_min must be a finite number; got nan"),
         (lambda: ss.Cosine(t_max=1.1), "t_max must be at most 1; got t_max=1.1"),
         (lambda: ss.Rectified(t_max=2), "t_max must be at most 1"),
         (lambda: ss.Karras(t_min=0), "t_min > 0.*got t_min=0"),

@@ -169,7 +169,8 @@ def test_a_damaged_file_is_named_and_the_next_item_takes_its_place(tmp_path, wor
     messages = {str(warning.message).partition(" (")[0] for warning in recwarn}  # those of workers are on stderr
     files = {5: tmp_path / "05.png", 6: tmp_path / "06.png"}
     assert workers or messages == {
-        f"item {i} is left out, the next one is taken: {file} is not an image of 8 bits per channel"
+        f"item {i} is left out, the next one is taken: {file} is not an image of 8 bits per channel, one frame and an "
+        "accepted size"
         for i, file in files.items()
     }
 

@@ -136,7 +136,7 @@ HOSTILE = {  # what was changed, and the message
     "step between steps": (told("step", 1.5), "must be an integer .*; got 1.5"),
     "step huge": (told("step", 10**9), "must be an integer from 0 to 999,999,999; got 1000000000"),
     "step NaN": (told("step", math.nan), "must be an integer .*; got nan"),
-    "step of a longer training": (told("step", 1000), "steps must be at least 1000, which .* has already; got 12"),
+    "step of a longer training": (told("step", 1000), "steps must be at least 1000, the number of .* has done; got 12"),
     "more skipped than made": (told("skipped", [0, 9]), "expected a step from 0 to -5; got 4"),
     "settings missing": (lambda groups, info: info.pop("optimizer"), "has no 'optimizer': it is incomplete"),
     "optimizer no mapping": (told("optimizer", [1]), r"'optimizer' in .* must be a mapping; got \[1\]"),

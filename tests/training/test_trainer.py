@@ -15,6 +15,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import scoresde as ss
+from scoresde.arguments import shown
 from scoresde.data import Affine, Levels, Standardize, Toy2D
 from scoresde.dequantization import DataMap, TruncatedNormal, Uniform
 from scoresde.losses import DenoisingScoreMatching, LossTerms
@@ -574,7 +575,7 @@ def test_settings_out_of_range_are_refused(tmp_path, options, message):
 @pytest.mark.parametrize("name", ["steps", "warmup", "log_every", "workers", "seed"])
 @pytest.mark.parametrize("value", [2.5, math.nan, "abc", True, None])
 def test_counts_of_another_type_are_refused(tmp_path, name, value):
-    with pytest.raises(TypeError, match=f"{name} must be an integer; got {value!r}"):
+    with pytest.raises(ValueError, match=rf"{name} must be an integer >= \d.*; got {shown(value)}"):
         fit(tmp_path, **{name: value})
 
 
