@@ -11,7 +11,7 @@ from scoresde.dequantization import Variational
 from scoresde.evaluation.dataset_likelihood import Estimate
 from scoresde.evaluation.records import METRICS
 from scoresde.training.checkpoint import save
-from scoresde.training.learned_dequantization import DEQUANTIZATION, compare, learn
+from scoresde.training.learned_dequantization import DEQUANTIZATION, check_comparison, compare, learn
 
 
 def dequantize(config: DictConfig) -> Record:
@@ -24,6 +24,7 @@ def dequantize(config: DictConfig) -> Record:
             f"of {run.path}"
         )
     train, validation = (run_data(run, split, config.trust) for split in ("train", "validation"))
+    check_comparison(validation, config.draws)
     optimizer = build_optimizer(config)
     torch.manual_seed(config.seed)
     low, high = data.range

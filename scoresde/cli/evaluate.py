@@ -14,12 +14,16 @@ from scoresde.cli.bpd import likelihood_measure
 from scoresde.cli.common import load_run
 from scoresde.cli.output import Record, append_row, print_rows, print_table, shows_progress
 from scoresde.cli.sample import draw
+from scoresde.evaluation.generation import check_count
 from scoresde.evaluation.image_data import is_of_images
 from scoresde.evaluation.quality import Quality, QualitySettings, errors, quality_of_images, quality_of_states, table
 from scoresde.evaluation.records import METRICS as METRICS_FILE
+from scoresde.evaluation.references import METRICS as STATE_METRICS
 from scoresde.evaluation.references import data_items
 from scoresde.evaluation.trained_classifier import TrainedClassifier
 from scoresde.metrics.feature_statistics import FeatureStatistics
+from scoresde.metrics.image_quality import METRICS, check_names
+from scoresde.metrics.intervals import FEWEST, check_settings
 from scoresde.training import distributed
 
 DEFAULT_SPACE = "pixels"
@@ -51,6 +55,10 @@ def evaluate(config: DictConfig) -> Record | None:
 def quality_measure(run: build.Run, config: DictConfig, device: str) -> Callable[[Tensor], Quality]:
     """Return the function that measures samples in data units; check all settings before samples are drawn."""
     metrics = None if config.metrics is None else list(config.metrics)
+    check_names("metric", metrics or (), METRICS if is_of_images(run) else STATE_METRICS)
+    check_settings(config.resamples, config.level)
+    if config.n is not None:
+        check_count("n", config.n, FEWEST)
     settings = QualitySettings(config.split, metrics, list(config.floors or ()), config.seed, tuple(config.trust))
     if not is_of_images(run):
         has_features = HydraConfig.get().runtime.choices["features"] != DEFAULT_SPACE

@@ -77,10 +77,10 @@ def test_images_have_a_frechet_distance_on_named_features(grey, capsys):
     [
         (["samplers=[ddim,nope]"], "annealed_langevin, ddim, ddim_eta1, deis3, "),
         (["samplers=ddim"], "samplers must be a list [...] (text), not empty, without repetitions; got 'ddim'"),
-        (["samplers=[ode]"], "ode chooses its own"),
+        (["samplers=[ode]"], "ode chooses the number of steps itself: leave it out"),
         (["nfe=[]"], "nfe must be a list [...] (an integer >= 1 and <= 1,000,000), not empty"),
         (["nfe=[10,0]"], "nfe[1] must be an integer >= 1 and <= 1,000,000; got 0"),
-        (["nfe=[1]", "samplers=[heun]"], "too small for heun"),
+        (["nfe=[1]", "samplers=[heun]"], "nfe must be at least 2, one step of heun; got 1"),
         (["metrics=[fid]"], "sliced_wasserstein, mmd, "),
         (["n=2"], "got 2"),
         (["run=missing"], "no run at missing"),

@@ -69,4 +69,6 @@ def test_wrong_input_is_answered_in_one_line(refused):
     assert "no configuration at" in refused("convert", "source=score_sde", f"path={source}", "config=none.json")
     Path("run").mkdir()
     Path("run/config.yaml").write_text("{}")
-    assert "already holds a run" in refused("convert", "source=score_sde", f"path={source}", "run=run")
+    assert "run holds a run already (its config.yaml)" in refused(
+        "convert", "source=score_sde", f"path={source}", "run=run"
+    )

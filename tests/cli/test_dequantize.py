@@ -40,7 +40,9 @@ def test_what_is_learned_depends_on_the_seed(grey, capsys):
     assert record["paths"] == {"checkpoint": "grey/dequantization.safetensors", "metrics": "grey/metrics.jsonl"}
 
 
-@pytest.mark.parametrize(("override", "message"), [("steps=0", "got 0"), ("clip=0", "clip > 0; got 1, 0")])
+@pytest.mark.parametrize(
+    ("override", "message"), [("steps=0", "got 0"), ("clip=0", "clip must be a finite number > 0; got 0")]
+)
 def test_wrong_input_is_answered_in_one_line(grey, override, message, refused):
     assert message in refused(*COMMAND, "steps=1", override, prints=True)
     assert not Path(grey, "dequantization.safetensors").exists()
@@ -49,9 +51,8 @@ def test_wrong_input_is_answered_in_one_line(grey, override, message, refused):
 @pytest.mark.parametrize("draws", ["3", "0", "2.5"])
 def test_draws_are_checked_before_anything_is_learned(grey, draws, refused, monkeypatch):
     monkeypatch.setattr(sys.modules["scoresde.cli.dequantize"], "learn", None)
-    assert f"draws must be an even integer, at least 2 (two per stratum); got {draws}" in refused(
-        *COMMAND, f"draws={draws}"
-    )
+    message = f"draws must be an integer >= 2 and <= 1,000,000, even; got {draws}"
+    assert message in refused(*COMMAND, f"draws={draws}")
     assert not Path(grey, "dequantization.safetensors").exists()
 
 

@@ -110,10 +110,14 @@ def test_a_missing_network_is_named_with_its_digest_before_samples_are_drawn(gre
 CHEAP_FIRST = {
     "metrics": ("metrics=[kid]", "metric must be one of"),
     "resamples": ("resamples=1", "expected an integer resamples >= 2"),
-    "level": ("level=1.5", "level in (0, 1)"),
+    "level": ("level=1.5", "level must be a finite number > 0 and <= 1; got 1.5"),
+    "whole level": ("level=1", "level in (0, 1); got resamples=200 and level=1"),
     "n": ("n=3", "n must be an integer >= 4; got 3"),
     "start": ("likelihood.start=noise", "start must be 'data' or 'perturb'; got 'noise'"),
-    "likelihood samples": ("likelihood.samples=0", "samples must be an integer, at least 1; got samples=0"),
+    "likelihood samples": (
+        "likelihood.samples=0",
+        "likelihood.samples must be an integer >= 1 and <= 1,000,000; got 0",
+    ),
     "likelihood batch": ("likelihood.batch_size=0", "batch_size must be an integer >= 1; got 0"),
     "dequantization": ("dequantization=variational", "`scoresde dequantize run=grey` learns one"),
     "budget": ("budget.bound=tight", "budget.bound must be"),
@@ -124,7 +128,7 @@ CHEAP_FIRST = {
 def test_every_setting_is_checked_before_samples_are_drawn(name, toy, grey, refused, monkeypatch):
     monkeypatch.setattr(sys.modules["scoresde.cli.evaluate"], "load_or_draw", None)
     setting, message = CHEAP_FIRST[name]
-    run = toy if name in ("metrics", "resamples", "level", "n") else grey
+    run = toy if name in ("metrics", "resamples", "level", "whole level", "n") else grey
     overrides = [setting] if setting not in TINY else []
     assert message in refused("evaluate", f"run={run}", *overrides)
     assert not rows_or_none(run)

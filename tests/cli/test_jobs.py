@@ -33,7 +33,7 @@ def test_a_sweep_has_a_directory_and_a_record_for_each_job_and_the_code_of_the_w
     assert main([*SWEEP, "trainer.steps=2,0,1", f"run={run}", "--json"]) == 2
     output = capsys.readouterr()
     (error,) = output.err.splitlines()
-    assert error.startswith("scoresde train: cannot build scoresde.training.Trainer: ")
+    assert error == "scoresde train: trainer.steps must be an integer >= 1; got 0"
     records = [json.loads(line) for line in output.out.splitlines()]
     assert [record["steps"] for record in records] == [2, 1]
     assert [path.name for path in tmp_path.iterdir()] == ["a" * 100]
@@ -64,7 +64,7 @@ def test_jobs_of_joblib_leave_and_print_what_jobs_of_one_process_do(capfd):
         name = Path(directory).name
         assert contents(Path("spread", name))["checkpoint.safetensors"] == contents(directory)["checkpoint.safetensors"]
     there, overrides, reported = output.err.splitlines()
-    assert there.startswith("scoresde train: cannot build scoresde.training.Trainer: ")
+    assert there == "scoresde train: trainer.steps must be an integer >= 1; got 0"
     assert "'trainer.steps=0'" in overrides
     assert reported == there.replace("scoresde train: ", "scoresde train: a job failed: ")
     assert tables.out.count("\ncheckpoint ") == 2
