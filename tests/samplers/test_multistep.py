@@ -101,7 +101,7 @@ def test_samples_of_a_point_are_that_point_with_the_noise_of_the_end():
         (lambda: SASolver(2, 5), "corrector must be from 0 to 4"),
         (lambda: AngularAdams(3, -1), "corrector must be from 0 to 4"),
         (lambda: DPMSolverPP(2, final=-1), "final >= 0; got corrector=0, final=-1"),
-        (lambda: SASolver(l=math.nan), "l must be finite; got nan"),
+        (lambda: SASolver(l=math.nan), "l must be a finite number; got nan"),
     ],
 )
 def test_bad_arguments(make, message):

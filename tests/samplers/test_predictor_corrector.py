@@ -82,7 +82,7 @@ def test_a_flow_that_fails_says_how_many_samples():
             "3 times has 2 steps; got steps=3",
         ),
         (lambda: PredictorCorrector(DDIM(), order="both"), ValueError, "order must be one of predictor_first, corr"),
-        (lambda: PredictorCorrector(corrector=3), TypeError, r"a function \(model, x, t, stream\) -> x; got 3"),
+        (lambda: PredictorCorrector(corrector=3), ValueError, "corrector must be a function or null; got 3"),
         (lambda: PredictorCorrector(corrector=ss.samplers.MALA), TypeError, "a corrector must be a function"),
         (lambda: ProbabilityFlow(segments=0), ValueError, "segments must be at least 1"),
     ],
