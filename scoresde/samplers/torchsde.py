@@ -121,6 +121,8 @@ class TorchSDE(Sampler):
 
     def step(self, model: BaseModel, x: Tensor, t_from: Tensor, t_to: Tensor, stream: RandomStream) -> Tensor:
         """The state at t_to, from x (B, *) at t_from > t_to; computed in float64 on devices that have it."""
+        if not len(x):
+            return x  # torchsde needs a sample
         low, high = float(t_to), float(t_from)
         dt = (high - low) / self.steps
         y = x.to(double(x)).flatten(1)

@@ -104,6 +104,20 @@ def test_without_noise_at_the_end_the_last_step_goes_there_from_the_lowest_level
         assert GRIDS[name](sde, 1).tolist() == [sde.t_max, 0.0]
 
 
+def test_few_times_in_log_snr_leave_the_lowest_levels_of_noise_to_the_last_step():
+    """On sub-VP, r falls to 1e-6: the step before the last is 1 in log r, or ends at r = 0.002."""
+    sde = ss.SubVP()
+    for steps, low in ((8, 0.002), (10, 0.002), (12, None), (16, None), (24, None)):
+        log_ratio = -0.5 * sde.log_snr(samplers.bounded_log_snr(sde, steps))
+        assert (log_ratio[-2] == pytest.approx(math.log(low))) if low else (log_ratio.diff()[-2] == pytest.approx(-1.0))
+        assert log_ratio[-2] < math.log(0.00201)
+    for many in (25, 100):
+        assert torch.equal(samplers.bounded_log_snr(sde, many), samplers.Angle(15.0, scale=3.0)(sde, many))
+    for other in (ss.VP(), ss.VE(), ss.Rectified()):
+        assert torch.equal(samplers.bounded_log_snr(other, 8), samplers.Angle(15.0, scale=3.0)(other, 8))
+    assert torch.equal(samplers.bounded_karras(sde, 8), samplers.Angle(5.0, scale=10.0)(sde, 8))
+
+
 # Indices
 
 

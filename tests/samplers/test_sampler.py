@@ -304,3 +304,12 @@ def test_in_the_published_order_a_corrector_acts_before_the_last_denoising(model
 def test_bad_arguments(arguments, message, model):
     with pytest.raises(ValueError, match=message):
         sampler()(model, **arguments)
+
+
+EMPTY = [*SAMPLERS, ss.samplers.ErrorControlled(), ss.samplers.TorchSDE(steps=2)]
+
+
+@pytest.mark.parametrize("make", EMPTY, ids=lambda make: type(make).__name__)
+@pytest.mark.parametrize("draws", [{"seeds": []}, {"generator": torch.Generator()}], ids=["seeds", "generator"])
+def test_no_samples(make, draws, model):
+    assert make(model, shape=(0, *SHAPE[1:]), **draws).x.shape == (0, *SHAPE[1:])

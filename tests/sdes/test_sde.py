@@ -230,8 +230,8 @@ OUTSIDE = [500, 1.5, -0.01, math.nan, math.inf, f64(0.2, 0.5, 2.0), f64(0.2, mat
 DOORS = {
     "perturb": lambda sde, x, t: sde.perturb(x, t, x),
     "at": lambda sde, x, t: sde.at(t),
-    "transition": lambda sde, x, t: sde.transition(torch.full((), 0.5), t),
-    "posterior": lambda sde, x, t: sde.posterior(torch.full((), 0.5), t),
+    "transition": lambda sde, x, t: sde.transition(torch.full((), sde.t_min), t),
+    "posterior": lambda sde, x, t: sde.posterior(torch.full((), sde.t_max), t),
     "reverse drift": lambda sde, x, t: ss.ReverseSDE(oracle((2,)).score_model(sde)).drift(x, t),
     "reverse diffusion": lambda sde, x, t: ss.ReverseSDE(oracle((2,)).score_model(sde)).diffusion(t),
     "predict": lambda sde, x, t: oracle((2,)).score_model(sde).predict(x, t),
@@ -263,6 +263,22 @@ def test_times_at_the_ends_are_inside_in_float32_too(sde):
         close(sde.perturb(x, t, 0 * x), sde.alpha(t.double())[:, None] * x)
 
 
+@EVERY_PATH
+def test_kernels_in_the_wrong_direction_are_refused(sde):
+    """VP().transition(0.9, 0.5) had the variance -273. Equal times are a step of no length: r = 1, v = 0."""
+    early, late = times(sde, n=4)[:2], times(sde, n=4)[2:]
+    for method, pair, sign in ((sde.transition, (late, early), "<="), (sde.posterior, (early, late), ">=")):
+        first, second = (f"{float(t[0]):g}" for t in pair)
+        message = f"times must satisfy t_from {sign} t_to; got t_from={first} and t_to={second}: exchange them"
+        with pytest.raises(ValueError, match=re.escape(message)):
+            method(*pair)
+        with pytest.raises(ValueError, match=f"t_from {sign} t_to"):
+            method(pair[0], pair[1][0])
+        assert bool((method(*pair[::-1])[-1] > 0).all())
+    close(sde.transition(late[:1], late[:1]), (torch.ones(1, dtype=late.dtype), torch.zeros(1, dtype=late.dtype)))
+
+
 def test_a_time_outside_the_range_is_nan_where_reading_it_would_synchronise():
     """An accelerator, for which the meta device stands: it has no values to read, so an attempt would raise."""
     assert checked_times(ss.VP(), torch.full((3,), 500.0, device="meta")).shape == (3,)
+    assert ss.Rectified().transition(*torch.rand(2, 3, device="meta"))[1].shape == (3,)
