@@ -237,8 +237,8 @@ def test_an_evidence_bound_holds_for_any_denoiser(make):
     ("call", "error", "message"),
     [
         (lambda m: Clipped(m, 1.0, 1.0), ValueError, "low < high; got low=1.0, high=1.0"),
-        (lambda m: Clipped(m, high=float("inf")), ValueError, "must be finite"),
-        (lambda m: Clipped(m, low=float("nan")), ValueError, "must be finite"),
+        (lambda m: Clipped(m, high=float("inf")), ValueError, "must be a finite number; got"),
+        (lambda m: Clipped(m, low=float("nan")), ValueError, "must be a finite number; got"),
         (lambda m: DynamicThresholding(m, 0.0), ValueError, r"quantile must be in \(0, 1\]; got 0.0"),
         (lambda m: DynamicThresholding(m, 99.5), ValueError, "got 99.5"),
         (lambda m: Clipped(nn.Identity()), TypeError, "Identity has no 'sde'"),
