@@ -67,6 +67,10 @@ class Jacobians:
 
         return evaluate
 
+    def quadratic_form(self, field: Field, x: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the value and z^T J z; nothing is stored."""
+        return ss.Hutchinson().quadratic_form(field, x, z)
+
 
 def along_the_path(model: ss.ScoreModel, x: Tensor, steps: int = 32) -> Tensor:
     """Return the weighted off-diagonal part of the symmetric Jacobian at every evaluation of Adams.
