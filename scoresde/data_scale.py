@@ -44,8 +44,8 @@ LIMIT = 1e12  # largest noise ratio that is probed, and inverse of the smallest
 class DataScale(NamedTuple):
     """The scale of the data of each sample, on the CPU.
 
-    scale: S, float64 (B,). smooth: a noise ratio below which the data are smooth, float64 (B,). extent: the largest noise
-    ratio at which there is structure, S if there is none above S, float64 (B,). evaluations: number of network
+    scale: S, float64 (B,). smooth: a noise ratio below which the data are smooth, float64 (B,). extent: the largest
+    noise ratio at which there is structure, S if there is none above S, float64 (B,). evaluations: number of network
     evaluations, int64 (B,).
     """
 

@@ -14,13 +14,12 @@ for r between the finest structure of the data and a few times its extent. Steps
 
 which is linear in r below c, logarithmic in between, and linear in 1/r above R, where the flow depends only on the mean
 of the data. Everything is bounded up to r = infinity, that is u = asinh(R/c), so a path without signal at its end is no
-special case. R is 30, or 10 times the largest r at which the data have structure if that is more, and c is at most 0.02.
-If r at t_min is below 0.001 (sub-VP), c is twenty times this r, but at least 0.002, so that there are steps near t_min
-too.
+special case. R is 30, or 10 times the largest r at which the data have structure if that is more. c is at most 0.02.
+If r at t_min is below 0.001 (sub-VP), c is twenty times this r, at least 0.002, so that there are steps near t_min too.
 
 Unless the solver has a `data_scale`, S is measured on the model for each sample before the solve, from a few
-evaluations (`scoresde.data_scale`), and so are a smaller c for data with structure finer than c, and a larger R for data
-with structure far above S. S is 1 for data of about unit scale.
+evaluations (`scoresde.data_scale`), and so are a smaller c for data with structure finer than c, and a larger R for
+data with structure far above S. S is 1 for data of about unit scale.
 
 The density of x is that of w divided by (alpha^2 S^2 + sigma^2)^(d/2). All coefficients are combined in float64, from
 the views of one network evaluation.

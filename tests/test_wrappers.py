@@ -230,7 +230,7 @@ class Twice(ss.ModelWrapper):
 
 
 def test_a_wrapper_that_evaluates_twice_counts_twice():
-    """Three evaluations of noisy data, or five from a latent, measure the scale of the data; two check the derivative."""
+    """Three evaluations of noisy data, or five from a latent, measure the scale; two check the derivative."""
     mixture = oracle((1, 2, 3)).score_model(ss.VP(t_min=1e-3))
     for wrapped, factor in ((mixture, 1), (Twice(mixture), 2), (Plain(Twice(mixture)), 2), (Twice(Twice(mixture)), 4)):
         assert PC(samplers.DDIM(), steps=5)(wrapped, x_T=states()).nfe == 5 * factor
