@@ -1,4 +1,4 @@
-r"""The distance of the prior from the noisy data at t_max, which makes likelihoods and samples wrong.
+r"""The distance of the prior from the noisy data at t_max, an error of likelihoods and of samples.
 
     KL(N(alpha x, sigma^2 I) || N(0, prior_std^2 I)) = (alpha^2 |x|^2 + ...) / (2 prior_std^2)      at t_max
 
@@ -15,8 +15,8 @@ from torch import Tensor
 from scoresde.sdes import SDE
 from scoresde.tensors import broadcast, dimensions, float64, sum_dims
 
-# Nats/dim, or 0.007 bits/dim. The data of unit variance have 2e-5 under VP and sub-VP, 2e-4 under VE(sigma_max=50), and
-# 5e-7 under `Rectified`; this is the size sigma/alpha/10 at t_max, that is 15 under VP and 5 under VE.
+# Nats/dim, or 0.007 bits/dim. Data of unit variance have 2e-5 under VP and sub-VP, 2e-4 under VE(sigma_max=50), and
+# 5e-7 under `Rectified`; LARGE_MISMATCH is that of data of size sigma/alpha/10 at t_max: 15 under VP, 5 under VE.
 LARGE_MISMATCH = 0.005
 UNLIKELY = 1e-6  # probability that noise explains less of a state than is taken off
 

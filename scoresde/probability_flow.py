@@ -14,9 +14,8 @@ for r between the finest structure of the data and a few times its extent. Steps
 
 which is linear in r below c, logarithmic in between, and linear in 1/r above R, where the flow depends only on the mean
 of the data. Everything is bounded up to r = infinity, that is u = asinh(R/c), so a path without signal at its end is no
-special case. R is 30, or 10 times the largest r at which the data have structure if that is more. c is at most 0.02. If
-r at t_min is below 0.001 (sub-VP), c is twenty times this r, but at least 0.002, so that there are steps near t_min
-too.
+special case. R is 30, or 10 times the largest r at which the data have structure if that is more. c is at most 0.02.
+If r at t_min is below 0.001 (sub-VP), c is twenty times this r, at least 0.002, so that there are steps near t_min too.
 
 Unless the solver has a `data_scale`, S is measured on the model for each sample before the solve, from a few
 evaluations (`scoresde.data_scale`), and so are a smaller c for data with structure finer than c, and a larger R for

@@ -27,7 +27,7 @@ def silent():
 @pytest.mark.parametrize("shape", SHAPES, ids=["vector", "matrix"])
 @pytest.mark.parametrize("sde", some("vp", "sub-vp", "ve", "karras", "rectified"))
 def test_a_mismatch_is_the_divergence_of_the_normal_distributions(sde, shape):
-    """KL of products of normal distributions, the mean over dimensions; the noise at t_min changes next to nothing."""
+    """KL of products of normal distributions, the mean over dimensions; the noise at t_min is negligible."""
     x, (start, end) = 4 * normal(5, *shape), f64(sde.t_min, sde.t_max)
     ends = torch.distributions.Normal(sde.alpha(end) * x / sde.alpha(start), sde.sigma(end))
     expected = torch.distributions.kl_divergence(ends, torch.distributions.Normal(0.0, f64(sde.prior_std)))
@@ -52,8 +52,8 @@ def test_a_noisy_state_of_large_data_is_found():
 
 
 def message(mismatch, above, total, source="data"):
-    largest = re.escape(f"{mismatch:.2g}")
-    return rf"hide the {source}: .* up to {largest} nats/dim .*\({above} of {total} above {LARGE_MISMATCH:g}\)"
+    value = re.escape(f"{mismatch:.2g}")
+    return rf"hide the {source}: .* up to {value} nats/dim .*\({above} of {total} above {LARGE_MISMATCH:g}\)"
 
 
 def test_every_sample_is_judged_alone(recwarn):
@@ -61,10 +61,10 @@ def test_every_sample_is_judged_alone(recwarn):
     model = oracle((2,)).score_model(VE)
     x = normal(600, 2)
     x[17] = 1000 / math.sqrt(2)
-    near = ss.log_prob(model, x[:16], solver=Adams(4), seeds=range(16))
+    near = ss.log_prob(model, x[:16], solver=Adams(40), seeds=range(16))
     assert not recwarn
     with pytest.warns(PriorMismatch, match=message(1000**2 / 4 / 50**2, 1, 600)) as caught:
-        both = ss.log_prob(model, x, solver=Adams(4), seeds=range(600))
+        both = ss.log_prob(model, x, solver=Adams(40), seeds=range(600))
     assert caught[0].filename == __file__
     torch.testing.assert_close(both.value[:16], near.value)
     with pytest.warns(PriorMismatch, match=message(1000**2 / 4 / 50**2, 1, 1)):

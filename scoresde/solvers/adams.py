@@ -164,8 +164,8 @@ class Adams:
         steps: number of steps; the cost is steps + 1 evaluations.
         order: 1, 2 or 3.
         smoothing: number of velocities that the predictor is fitted to beyond those its degree needs.
-        data_scale: scale of the data in model space, to within a factor of three; None (default) measures it with about
-            five evaluations.
+        data_scale: scale of the data in model space, to within a factor of three; None (default) measures it with
+            three to ten evaluations.
 
     Raises:
         ValueError: order is not 1, 2 or 3, smoothing is negative, steps < 1, or data_scale is not positive.
