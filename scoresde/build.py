@@ -271,7 +271,7 @@ def load_dequantization(run: Run) -> Variational:
 def _check_fit(expected: Mapping[str, Tensor], state: Mapping[str, Tensor], source: Path) -> None:
     """Raise ValueError with the first difference between the tensors of a model and stored ones."""
     if text := checkpoint.difference(expected, state):
-        raise ValueError(f"{source} does not fit its configuration: {text}")
+        raise ValueError(f"the weights in {source} do not fit the model of the configuration: {text}")
 
 
 # --- checks

@@ -412,7 +412,9 @@ def check_samples(samples: int, start: str, data_map: DataMap, sde: SDE) -> None
     if start not in ("data", "perturb"):
         raise ValueError(f"start must be 'data' or 'perturb'; got {start!r}")
     if start == "perturb" and data_map.start(sde) is not None:
-        raise ValueError(f"start must be 'data': {data_map.dequantization} sets the time of its points itself")
+        raise ValueError(
+            f"start must be 'data' for {data_map.dequantization}, which sets the time of its points; got {start!r}"
+        )
 
 
 def describe_failures(values: Tensor, status: Tensor) -> str:

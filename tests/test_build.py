@@ -417,7 +417,7 @@ def edit(run, change):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda model: model.pop("network.input.bias"), r"expected network.input.bias of shape \(8,\); got no tensor"),
+        (lambda model: model.pop("network.input.bias"), r"expected network.input.bias of shape \(8,\); got nothing"),
         (
             lambda model: model.update({"network.input.bias": torch.zeros(8).double()}),
             r"expected network.input.bias of dtype torch.float32; got torch.float64",

@@ -26,7 +26,7 @@ Node = Mapping[str, Any]
 
 
 def check_keys(verb: str, config: DictConfig, choices: Mapping[str, str]) -> None:
-    """Check the keys and the values of a configuration.
+    """Check the keys and the values of a configuration, for a verb whose settings have types in `SETTINGS`.
 
     Args:
         verb: the verb that reads the configuration.
@@ -37,6 +37,8 @@ def check_keys(verb: str, config: DictConfig, choices: Mapping[str, str]) -> Non
     Raises:
         ValueError: a key that is not read, with the nearest key that is, or a value of another type.
     """
+    if verb not in SETTINGS:
+        return
     values = list(nodes(_tree(config)))
     declared = {f"data.{key}" for key in _keys(f"data/{choices.get('data')}")}
     interpolated = [key for path, value in values if isinstance(value, str) for key in interpolations(path, value)]

@@ -213,7 +213,9 @@ def check_resumable(run: Path, settings: Mapping[str, Any], trainer: Trainer) ->
         raise ValueError(f"{run} has a run of another configuration ({change}); choose another directory with run=...")
     step = stored["step"]
     if trainer.steps < step:
-        raise ValueError(f"trainer.steps must be at least {step}, which {run} has already; got {trainer.steps}")
+        raise ValueError(
+            f"trainer.steps must be at least {step}, the number of steps that {run} has done; got {trainer.steps}"
+        )
     planned = replace(trainer, steps=before.get("trainer", {}).get("steps", trainer.steps))
     old, new = planned.rate(step - 1) if step else 0.0, trainer.rate(step) if step < trainer.steps else 0.0
     if step < trainer.steps and step and abs(new - old) > RESTART + abs(planned.rate(step) - old):

@@ -74,7 +74,7 @@ WRONG = {
     "missing target": (["network._target_=scoresde.networks.Nothing"], "does not exist"),
     "argument": (["data.train.name=rigs"], "did you mean rings?"),
     "number": (["trainer.steps=1.5"], "1.5"),
-    "batch": (["trainer.batch_size=0"], "between 1 (processes) and 200 (samples); got 0"),
+    "batch": (["trainer.batch_size=0"], "trainer.batch_size must be an integer >= 1; got 0"),
     "device": (["device=nowhere"], "nowhere"),
 }
 
