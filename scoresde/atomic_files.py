@@ -129,7 +129,7 @@ def _create_temporary(path: Path) -> tuple[Path, int]:
     while True:
         temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
         descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
-        with suppress(OSError):  # without locks nobody removes it
+        with suppress(OSError):  # on a file system without locks the file is never taken for a leftover
             fcntl.flock(descriptor, fcntl.LOCK_EX)
         if _is_at(descriptor, temporary):  # else another process took it for a leftover before the lock was held
             return temporary, descriptor

@@ -41,7 +41,7 @@ class RandomStream:
         self, generator: torch.Generator | None = None, seeds: Sequence[int] | None = None, count: int | None = None
     ):
         if seeds is not None and generator is not None:
-            raise ValueError("expected `generator` or `seeds`; both were given, drop one")
+            raise ValueError("expected generator or seeds; got both: leave one of them out")
         if generator is not None and not isinstance(generator, torch.Generator):
             raise TypeError(f"generator must be a torch.Generator; got {generator!r}: give integers as seeds=[...]")
         if seeds is not None and not hasattr(seeds, "__len__"):

@@ -581,7 +581,7 @@ def test_bad_arguments_of_the_continuous_bound_are_refused(arguments, error, mes
 
 
 @pytest.mark.parametrize(
-    ("options", "message"), [({"draws": 3}, "got 3"), ({"seeds": [0, 1], "generator": seeded()}, "drop one")]
+    ("options", "message"), [({"draws": 3}, "got 3"), ({"seeds": [0, 1], "generator": seeded()}, "got both")]
 )
 def test_bad_arguments_of_the_bound_in_nats_are_refused(options, message):
     with pytest.raises(ValueError, match=message):

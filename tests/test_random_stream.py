@@ -260,7 +260,7 @@ def test_a_seed_that_is_not_an_integer_is_refused(seed):
 
 
 def test_generator_and_seeds_together_are_refused():
-    with pytest.raises(ValueError, match="expected `generator` or `seeds`; both were given, drop one"):
+    with pytest.raises(ValueError, match="expected generator or seeds; got both"):
         RandomStream(torch.Generator(), [0, 1])
 
 
