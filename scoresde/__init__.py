@@ -10,6 +10,7 @@ nats = ss.log_prob(model, samples).value
 from scoresde import bounds, convert, data, editing, losses, networks, predictions, samplers, solvers, thresholding
 from scoresde.analytic import GaussianMixture
 from scoresde.build import Run, load
+from scoresde.classify import Classification, classify
 from scoresde.dequantization import DataMap, TruncatedNormal, Uniform, Variational
 from scoresde.divergence import ExactTrace, Hutchinson
 from scoresde.likelihood import (
@@ -52,6 +53,7 @@ __all__ = [
     "VP",
     "BitsPerDim",
     "BlendedViews",
+    "Classification",
     "Cosine",
     "DataMap",
     "ExactTrace",
@@ -76,6 +78,7 @@ __all__ = [
     "ZeroTerminalSNR",
     "bits_per_dim",
     "bounds",
+    "classify",
     "convert",
     "data",
     "decode",

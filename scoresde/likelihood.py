@@ -67,7 +67,8 @@ class LogProb:
     each evaluation, None for one fixed probe. latent: x(t_max), (B, *). nfe: network evaluations (B,), including those
     that measure the scale of the data. backward: products with Jacobians of the network (B,). status: a
     `solvers.Status` per sample (B,); where it is not OK, value is NaN and latent is the last valid state, at `time`
-    (B,).
+    (B,). per_probe: log p(x) as each probe of the trace gives it, nats (B, m), float64; value is their mean. Probes
+    depend on the seeds alone, so the same column of two models, such as two classes, has the same probes.
     """
 
     value: Tensor
@@ -77,6 +78,7 @@ class LogProb:
     backward: Tensor
     status: Tensor
     time: Tensor
+    per_probe: Tensor
 
 
 @dataclass
@@ -235,7 +237,9 @@ def _log_prob(model: BaseModel, trace: Trace, carried: Carried, latent: Tensor, 
     stderr = trace.standard_error(carried.divergence.detach(), carried.variance)
     if stderr is not None:
         stderr = torch.where(ok, float64(stderr.detach()), math.nan)
-    return LogProb(value, stderr, latent, carried.nfe, carried.backward, carried.status, carried.t)
+    per_probe = model.sde.prior_log_prob(latent)[:, None] + sign * float64(carried.divergence)
+    per_probe = torch.where(ok[:, None], per_probe, math.nan).detach()
+    return LogProb(value, stderr, latent, carried.nfe, carried.backward, carried.status, carried.t, per_probe)
 
 
 def encode(

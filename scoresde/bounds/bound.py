@@ -21,12 +21,20 @@ from scoresde.wrappers import for_inference
 class NatsBound:
     """An upper bound on -log p(x) of each state, in nats.
 
-    terms: "prior", "diffusion" and "reconstruction", each (B,), float64, with gradient; their sum is `value`.
-    stderr: the Monte-Carlo standard error of `value` (B,), or None with a single draw.
+    terms: "prior", "diffusion" and "reconstruction", and with a dequantisation "change_of_variables", each (B,),
+    float64, with gradient; their sum is `value`. estimates: independent estimates (n, B), whose means add up to
+    `value`; consecutive pairs share a stratum, see `standard_error`. None if they are not in pairs, as for a single
+    draw. Bounds of several models with the same seeds have the same times and the same noise, so the standard error of
+    their difference is that of the differences of `estimates`.
     """
 
     terms: dict[str, Tensor]
-    stderr: Tensor | None
+    estimates: tuple[Tensor, ...] | None
+
+    @property
+    def stderr(self) -> Tensor | None:
+        """The Monte-Carlo standard error of `value` (B,), or None without pairs of estimates."""
+        return None if self.estimates is None else standard_error(*self.estimates)
 
     @property
     def value(self) -> Tensor:

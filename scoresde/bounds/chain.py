@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scoresde.bounds.bound import Bound, NatsBound, bits_bound, refuse_odd, standard_error, uniform
+from scoresde.bounds.bound import Bound, NatsBound, bits_bound, refuse_odd, uniform
 from scoresde.dequantization import check_levels, count_levels, warn_if_above_uniform
 from scoresde.losses import Bins, Nodes, chain_term
 from scoresde.protocols import Model, Transform
@@ -181,8 +181,7 @@ def _discrete(
         "diffusion": diffusion.mean(dim=0),
         "reconstruction": reconstruction.mean(dim=0),
     }
-    stderr = None if draws is None else standard_error(diffusion, reconstruction)
-    return NatsBound(terms, stderr), total / visits
+    return NatsBound(terms, None if draws is None else (terms["prior"] + diffusion, reconstruction)), total / visits
 
 
 def _bins(transform: Transform, images: Tensor, levels: int | None) -> Bins:

@@ -35,13 +35,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scoresde.bounds.bound import Bound, NatsBound, bits_bound, refuse_odd, standard_error, uniform
+from scoresde.bounds.bound import Bound, NatsBound, bits_bound, refuse_odd, uniform
 from scoresde.dequantization import DataMap, Dequantization, count_levels, levels_map, warn_if_above_uniform
 from scoresde.losses import Nodes, TimeDensity, UniformLogSNR, decoder_log_scale, squared_errors
 from scoresde.losses.time_densities import log_snr_slope
 from scoresde.protocols import Model, Transform
 from scoresde.random_stream import RandomStream
 from scoresde.score import BaseModel
+from scoresde.sdes import SDE
 from scoresde.tensors import dimensions, double
 from scoresde.wrappers import as_model
 
@@ -54,6 +55,7 @@ def continuous_nats(
     times: TimeDensity | None = None,
     seeds: Sequence[int] | None = None,
     generator: torch.Generator | None = None,
+    data_map: DataMap | None = None,
 ) -> NatsBound:
     """Return the continuous-time bound (module docstring) on -log p(x) of states in model space, in nats.
 
@@ -62,7 +64,7 @@ def continuous_nats(
 
     Args:
         model: the model.
-        x: data (B, *) in model space.
+        x: data (B, *) in model space, or with a data map in data units.
         cond: short for `model.given(cond)`.
         draws: number of times drawn for each sample, even; or 1, which gives no standard error. The decoder has
             separate draws, an eighth of this number but at least two (one for draws=1). Each draw is one network
@@ -70,16 +72,20 @@ def continuous_nats(
         times: density of the times; default: `losses.UniformLogSNR()`.
         seeds: one seed per sample: sample i then has the same value in any batch.
         generator: generator of the draws, instead of seeds.
+        data_map: map from data to states, for a bound on -log p(data); each draw dequantises the data anew.
 
     Raises:
         ValueError: draws is odd; seeds and generator are both given, or seeds is not one per sample; the SDE has no
-            noise at t_min.
+            noise at t_min; the points of the dequantisation are states at t > 0.
         TypeError: times is a `losses.Nodes`.
     """
     if draws != 1:
         refuse_odd(draws)
-    stream, point = RandomStream(generator, seeds, len(x)), (x.to(double(x)), torch.zeros(len(x), dtype=torch.float64))
-    bound = _continuous(as_model(model, cond), lambda: point, draws, stream, times or UniformLogSNR())
+    model, stream = as_model(model, cond), RandomStream(generator, seeds, len(x))
+    if data_map is not None:
+        return _of_data(model, x, data_map, draws, stream, times or UniformLogSNR())
+    point = x.to(double(x)), torch.zeros(len(x), dtype=torch.float64)
+    bound = _continuous(model, lambda: point, draws, stream, times or UniformLogSNR())
     del bound.terms["change_of_variables"]
     return bound
 
@@ -126,18 +132,10 @@ def continuous(
     """
     refuse_odd(draws)
     data_map, density = levels_map(transform, dequantization), times or UniformLogSNR()
-    if (start := data_map.start(model.sde)) is not None:
-        raise ValueError(
-            f"{data_map.dequantization} gives states at t={start:g}, not clean data: use another dequantization, or "
-            "bounds.discrete, which needs none"
-        )
+    _refuse_noisy(data_map, model.sde)
 
     def nats(model: BaseModel, batch: Tensor, stream: RandomStream) -> NatsBound:
-        def point() -> tuple[Tensor, Tensor]:
-            x, log_density = data_map.draw(batch.to(double(batch)), stream, model.sde)
-            return x, -log_density
-
-        return _continuous(model, point, draws, stream, density)
+        return _of_data(model, batch, data_map, draws, stream, density)
 
     conventions = {
         "dequantization": f"{data_map.dequantization}, one for each draw",
@@ -148,6 +146,28 @@ def continuous(
     bound = bits_bound(model, images, data_map, cond, seeds, batch_size, progress, nats, conventions)
     warn_if_above_uniform(bound.mean, count_levels(images, data_map.levels))
     return bound
+
+
+def _of_data(
+    model: BaseModel, data: Tensor, data_map: DataMap, draws: int, stream: RandomStream, times: TimeDensity
+) -> NatsBound:
+    """Return the bound of data (B, *) in data units, which each draw dequantises anew."""
+    _refuse_noisy(data_map, model.sde)
+
+    def point() -> tuple[Tensor, Tensor]:
+        x, log_density = data_map.draw(data.to(double(data)), stream, model.sde)
+        return x, -log_density
+
+    return _continuous(model, point, draws, stream, times)
+
+
+def _refuse_noisy(data_map: DataMap, sde: SDE) -> None:
+    """Raise ValueError if the points of the dequantisation are states at t > 0."""
+    if (start := data_map.start(sde)) is not None:
+        raise ValueError(
+            f"{data_map.dequantization} gives states at t={start:g}, not clean data: use another dequantization, or "
+            "bounds.discrete, which needs none"
+        )
 
 
 def _continuous(
@@ -189,7 +209,7 @@ def _continuous(
         "reconstruction": reconstruction.mean(dim=0),
         "change_of_variables": change,
     }
-    return NatsBound(terms, standard_error(drawn.sum(dim=1), reconstruction) if draws > 1 else None)
+    return NatsBound(terms, (drawn.sum(dim=1), reconstruction) if draws > 1 else None)
 
 
 def _controlled(squares: Tensor, norms: Tensor, share: Tensor | float, size: int) -> Tensor:
