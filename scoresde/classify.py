@@ -16,27 +16,19 @@ log p(y_k | x) is that of its linearisation (delta method),
 
     C_kk - 2 (C p)_k + p^T C p.
 
-Early elimination ("bound"). The draws are made in rounds, each as large as all before it. After a round, a class is
-dropped if it lies below the best class by more than c standard errors of their paired difference: c is the quantile of
-Student's t that has the tail probability of `confidence` standard deviations of a normal variable. The degrees of
-freedom are those of the standard error, about (sum of v)^2 / (sum of v^2) for the measured variances v of the strata
-(Satterthwaite 1946). The estimate of a dropped class is log p(x | y_best) of all rounds plus the difference of the two
-in their common rounds. A sample is finished when one class is left.
+"bound" draws in rounds, and drops classes that are significantly worse than the best after each (`bounds.paired`).
 """
 
 import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from typing import Any
 
 import torch
-from scipy import stats
 from torch import Tensor
 
-from scoresde import bounds
-from scoresde.counting import counting
+from scoresde.bounds.paired import Evidence, paired_nats, round_sizes
 from scoresde.dequantization import DataMap, Dequantization, levels_map
 from scoresde.divergence import ExactTrace, Hutchinson, Trace
 from scoresde.likelihood import log_prob, trace_for
@@ -47,7 +39,7 @@ from scoresde.protocols import Model, Transform
 from scoresde.random_stream import RandomStream
 from scoresde.score import BaseModel, device_of
 from scoresde.solvers import Solver
-from scoresde.tensors import check_integer, check_number, check_real, dimensions, float64, listed, send
+from scoresde.tensors import check_integer, check_number, check_real, dimensions, double, float64, listed, send
 from scoresde.wrappers import for_inference, with_density
 
 METHODS = ("flow", "bound")
@@ -95,17 +87,6 @@ class Classification:
         log_posterior, stderr = _posterior(self.log_posterior / temperature, self.covariance, temperature)
         conventions = {**self.conventions, "temperature": f"{temperature:.6g}"}
         return replace(self, log_posterior=log_posterior, stderr=stderr, conventions=conventions)
-
-
-@dataclass
-class _Evidence:
-    """log p(x | y_k) of some samples: value (B, K), covariance (B, K, K) or None, draws (B, K), nfe, backward (B,)."""
-
-    value: Tensor
-    covariance: Tensor | None
-    draws: Tensor
-    nfe: Tensor
-    backward: Tensor
 
 
 def classify(
@@ -170,7 +151,7 @@ def classify(
     of_class = with_density if method == "flow" else for_inference
     models = [of_class(model, cond) for cond in _conditions(conds)]
     log_prior, count = _log_prior(prior, len(models)), len(x)
-    data_map = transform if _is_continuous(transform) else levels_map(transform, dequantization) if transform else None
+    data_map = _data_map(transform, dequantization)
     if samples > 1 and (data_map is None or data_map.dequantization is None or method == "bound"):
         raise ValueError(f"samples > 1 needs method='flow' and data that are dequantised; got samples={samples}")
     seeds = range(count) if seeds is None else seeds
@@ -185,7 +166,7 @@ def classify(
         if method == "flow":
             parts.append(_flow(chosen, batch, data_map, samples, trace, solver, seeds[part]))
         else:
-            parts.append(_bound(chosen, batch, data_map, log_prior, sizes, confidence, times, seeds[part]))
+            parts.append(paired_nats(chosen, batch, log_prior, sizes, confidence, seeds[part], times, data_map))
     declared = {"quantity": "log p(y | x), nats, by Bayes' rule", "prior": listed(log_prior.exp()), "method": method}
     if method == "flow":
         declared |= {"density": f"probability flow of {models[0].density} given each class", "trace": str(trace)}
@@ -211,20 +192,6 @@ def default_trace(size: int) -> Trace:
     return ExactTrace() if size <= EXACT_DIMENSIONS else Hutchinson(PROBES, resample=False)
 
 
-def round_sizes(draws: int, rounds: int) -> list[int]:
-    """Return the draws of each round, n, n, 2 n, 4 n, ..., which add up to `draws`.
-
-    Raises:
-        ValueError: draws is not a multiple of 2^rounds: the draws of a round come in pairs.
-    """
-    check_integer("draws", draws, 2)
-    check_integer("rounds", rounds, 1)
-    if draws % 2**rounds:
-        raise ValueError(f"draws must be a multiple of 2^rounds = {2**rounds}, for rounds of even size; got {draws}")
-    totals = [0, *(draws >> (rounds - 1 - i) for i in range(rounds))]
-    return [last - first for first, last in pairwise(totals)]
-
-
 def _conditions(conds: Any) -> list[Any]:
     if isinstance(conds, (dict, str)) or not hasattr(conds, "__len__") or getattr(conds, "ndim", 1) == 0:
         raise TypeError(
@@ -244,8 +211,13 @@ def _log_prior(prior: Tensor | Sequence[float] | None, count: int) -> Tensor:
     return prior.log().log_softmax(0)
 
 
-def _is_continuous(transform: Any) -> bool:
-    return isinstance(transform, DataMap) and transform.dequantization is None
+def _data_map(transform: Transform | DataMap | None, dequantization: Dequantization | None) -> DataMap | None:
+    if transform is None:
+        if dequantization is not None:
+            raise ValueError(f"a dequantisation needs the transform from grey levels; got {dequantization} alone")
+        return None
+    is_continuous = isinstance(transform, DataMap) and transform.dequantization is None and dequantization is None
+    return transform if isinstance(transform, DataMap) and is_continuous else levels_map(transform, dequantization)
 
 
 # --- the likelihoods of the classes
@@ -259,14 +231,14 @@ def _flow(
     trace: Trace,
     solver: Solver,
     seeds: Sequence[int],
-) -> _Evidence:
+) -> Evidence:
     """Return log p(x | y_k) of the probability flows of the classes, with the same draws for all of them."""
     stream, sde, columns = RandomStream(seeds=seeds), models[0].sde, []
     start, nfe, backward = None, torch.zeros(len(x), dtype=torch.int64), torch.zeros(len(x), dtype=torch.int64)
     for _ in range(samples):
         state, nats = x, torch.zeros(len(x), dtype=torch.float64)
         if data_map is not None:
-            (state, nats), start = data_map.draw(x, stream, sde), data_map.start(sde)
+            (state, nats), start = data_map.draw(x.to(double(x)), stream, sde), data_map.start(sde)
         probes = stream.seeds(len(x))
         results = [log_prob(model, state, None, trace, solver, probes, start) for model in models]
         columns.append(torch.stack([nats[:, None].cpu() + result.per_probe.cpu() for result in results], dim=2))
@@ -275,109 +247,23 @@ def _flow(
     per_probe = torch.stack(columns)  # (S, B, m, K)
     values, probes_count = per_probe.mean(dim=2), per_probe.shape[2]
     value = values.logsumexp(dim=0) - math.log(samples)
+    covariance: Tensor | None = None
     if samples > 1:  # d log mean_s p_s = mean_s of p_s / mean - 1
         shares = ((values - value).exp() - 1) / math.sqrt(samples * (samples - 1))
         covariance = torch.einsum("sbk,sbj->bkj", shares, shares)
     elif probes_count > 1:
         centred = (per_probe[0] - values[0][:, None]) / math.sqrt(probes_count * (probes_count - 1))
         covariance = torch.einsum("bmk,bmj->bkj", centred, centred)
-    else:
-        covariance = None if results[0].stderr is None else torch.zeros(*value.shape, len(models), dtype=value.dtype)
-    return _Evidence(value, covariance, torch.full(value.shape, samples), nfe, backward)
-
-
-def _bound(
-    models: Sequence[BaseModel],
-    x: Tensor,
-    data_map: DataMap | None,
-    log_prior: Tensor,
-    sizes: Sequence[int],
-    confidence: float,
-    times: TimeDensity | None,
-    seeds: Sequence[int],
-) -> _Evidence:
-    """Return minus the evidence bounds of the classes, in rounds with early elimination."""
-    count, stream = len(x), RandomStream(seeds=seeds)
-    alive = torch.ones(count, len(models), dtype=torch.bool)
-    last, cost, terms = torch.full(alive.shape, -1), torch.zeros(2, count, dtype=torch.int64), []
-    for number, size in enumerate(sizes):
-        keys = stream.seeds(count)
-        last[alive] = number
-        columns: list[Tensor | None] = [None] * len(models)
-        for k in alive.any(dim=0).nonzero().flatten().tolist():
-            rows = alive[:, k].nonzero().flatten()
-            part, own = models[k].rows(rows, count), [keys[i] for i in rows.tolist()]
-            with torch.no_grad(), counting() as evaluations:
-                estimates = bounds.continuous_nats(
-                    part, x[rows.to(x.device)], draws=size, times=times, seeds=own, data_map=data_map
-                ).estimates
-            drawn = -torch.cat([float64(values).cpu() / len(values) for values in estimates or ()])
-            columns[k] = torch.zeros(len(drawn), count, dtype=torch.float64).index_copy(1, rows, drawn)
-            cost[:, rows] += torch.tensor([[evaluations.forward], [evaluations.backward]])
-        blank = next(torch.zeros_like(column) for column in columns if column is not None)
-        terms.append(torch.stack([blank if column is None else column for column in columns], dim=2))
-        estimate = _Paired(terms, sizes, last, log_prior)
-        alive &= ~estimate.is_below(confidence)
-        alive &= (alive.sum(dim=1) > 1)[:, None]
-        if not bool(alive.any()):
-            break
-    totals = torch.tensor(sizes).cumsum(0)
-    return _Evidence(estimate.linear.sum(dim=0), estimate.covariance(), totals[last], *cost)
-
-
-class _Paired:
-    """The estimates of the classes after some rounds, as sums of independent terms.
-
-    linear: terms (n, B, K) whose sum is the estimate. Consecutive pairs share a stratum, so that the covariance of sums
-    of terms is the sum over pairs of products of their differences. best: the number of the best class, (B,).
-
-    Args:
-        terms: of each round, the terms (n, B, K) whose sum is its estimate; zero for classes that have none.
-        sizes: the draws of each round, the weights of the rounds.
-        last: the last round of each class, (B, K).
-        log_prior: added to the estimates to find the best class.
-    """
-
-    def __init__(self, terms: Sequence[Tensor], sizes: Sequence[int], last: Tensor, log_prior: Tensor):
-        self.log_prior, totals = log_prior, torch.tensor(sizes).cumsum(0)
-        shares = [torch.where(last >= r, sizes[r] / totals[last].double(), 0.0) for r in range(len(terms))]
-        value = torch.stack([share * part.sum(dim=0) for share, part in zip(shares, terms, strict=True)]).sum(dim=0)
-        is_full = last == last.max(dim=1, keepdim=True).values
-        self.best = torch.where(is_full, value + log_prior, -math.inf).argmax(dim=1)
-        self.linear = torch.cat(
-            [
-                share * part + (self._of_best(share) - share) * self._of_best(part)
-                for share, part in zip(shares, terms, strict=True)
-            ]
-        )
-
-    def _of_best(self, values: Tensor) -> Tensor:
-        """Select the best class of values (..., B, K), as (..., B, 1)."""
-        index = self.best[:, None].expand(*values.shape[:-1], 1)
-        return values.gather(-1, index)
-
-    def is_below(self, confidence: float) -> Tensor:
-        """Return which classes (B, K) lie significantly below the best one, see the module docstring."""
-        value = self.linear.sum(dim=0) + self.log_prior
-        terms = self._of_best(self.linear) - self.linear
-        variances = (terms[0::2] - terms[1::2]).square()
-        total = variances.sum(dim=0)
-        # A squared normal variable has the fourth moment 3, so that n equal pairs have n degrees of freedom.
-        freedom = 3 * total.square() / variances.square().sum(dim=0).clamp(min=torch.finfo(total.dtype).tiny) - 2
-        multiple = torch.from_numpy(stats.t.isf(stats.norm.sf(confidence), freedom.clamp(min=1).numpy()))
-        return self._of_best(value) - value > multiple * total.sqrt()
-
-    def covariance(self) -> Tensor:
-        """Return the covariance of the errors of the estimates, (B, K, K)."""
-        pairs = self.linear[0::2] - self.linear[1::2]
-        return torch.einsum("pbk,pbj->bkj", pairs, pairs)
+    elif results[0].stderr is not None:  # exact
+        covariance = torch.zeros(*value.shape, len(models), dtype=value.dtype)
+    return Evidence(value, covariance, torch.full(value.shape, samples), nfe, backward)
 
 
 # --- Bayes' rule
 
 
 def _classification(
-    parts: Sequence[_Evidence], log_prior: Tensor, conventions: dict[str, str], has_samples: bool
+    parts: Sequence[Evidence], log_prior: Tensor, conventions: dict[str, str], has_samples: bool
 ) -> Classification:
     """Join the batches and apply Bayes' rule."""
     value = torch.cat([part.value for part in parts])

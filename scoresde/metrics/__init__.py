@@ -12,8 +12,20 @@ float64 (W_p the Wasserstein distance on the line; m_x, C_x the mean and covaria
 MMD^2 and the energy distance are unbiased U-statistics: where P = Q they are zero on average, and often negative. The
 others are biased upwards by the variance of finite samples: compare them at equal N and M, and with the distance of a
 second sample of Q from y. `bootstrap` gives an interval for any of them.
+
+Probabilistic classifications (N, K) and their labels: `accuracy`, `log_score`, `brier_score`, `confusion`,
+`calibration` and `fit_temperature`, see `metrics.classification`.
 """
 
+from scoresde.metrics.classification import (
+    Calibration,
+    accuracy,
+    brier_score,
+    calibration,
+    confusion,
+    fit_temperature,
+    log_score,
+)
 from scoresde.metrics.feature_statistics import FeatureStatistics
 from scoresde.metrics.features import ClassifierFeatures, Features, FeatureSpace, Inception, Pixels
 from scoresde.metrics.frechet import frechet_distance
@@ -32,6 +44,7 @@ from scoresde.metrics.moments import PrincipalComponents, covariance_error, mean
 from scoresde.metrics.transport import SlicedWasserstein, sliced_wasserstein, wasserstein
 
 __all__ = [
+    "Calibration",
     "ClassifierFeatures",
     "Discrepancy",
     "FeatureSpace",
@@ -43,13 +56,19 @@ __all__ = [
     "Pixels",
     "PrincipalComponents",
     "SlicedWasserstein",
+    "accuracy",
     "bootstrap",
+    "brier_score",
+    "calibration",
+    "confusion",
     "covariance_error",
     "energy_distance",
+    "fit_temperature",
     "frechet",
     "frechet_distance",
     "inception_score",
     "kernel_distance",
+    "log_score",
     "mean_error",
     "measure",
     "measure_images",
