@@ -210,7 +210,8 @@ def matches(value: Any, annotation: Any) -> bool:
             return len(value) == len(options) and all(map(matches, value, options))
         return not options or all(matches(item, options[0]) for item in value)
     if isinstance(value, dict):
-        return is_typeddict(kind) or issubclass(dict, kind)
+        items = options[1] if len(options) == 2 else Any
+        return is_typeddict(kind) or (issubclass(dict, kind) and all(matches(item, items) for item in value.values()))
     return isinstance(value, kind) and not is_sequence(kind)
 
 

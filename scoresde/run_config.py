@@ -28,7 +28,7 @@ RENAMED = {  # targets in the configurations of older runs, and their names now
     "scoresde.metrics.Classifier": "scoresde.metrics.ClassifierFeatures",
 }
 # A resumed run may change these parts, and these settings of the trainer: they do not affect the weights.
-FREE_PARTS = ("held_out", "sampler", "trust", "hydra", "device", "run", "conditional")
+FREE_PARTS = ("held_out", "sampler", "trust", "hydra", "device", "run", "conditional", "class_names")
 FREE_SETTINGS = ["steps", "log_every", "checkpoint_every", "preview_every", "evaluate_every", "accumulate", "compile"]
 FREE_SETTINGS += ["channels_last", "workers", "parallel", "wandb", "device"]
 MODEL_PARTS = ["network", "sde", "prediction", "learned_variance", "conditional"]
@@ -171,7 +171,7 @@ def changed_setting(before: Mapping[str, Any], now: Mapping[str, Any], model_onl
     """
     old, new = (flatten(_with_new_names(tree)) for tree in (before, now))
     for key, value in new.items():  # a setting of the trainer that an older version lacked has its default
-        old.setdefault(key, value if key.startswith("trainer.") else None)
+        old.setdefault(key, value if key.startswith(("trainer.", "condition.")) else None)
     free = {*(f"trainer.{name}" for name in FREE_SETTINGS), "data.sigma_data"}
     for key, value in old.items():
         is_of_model = any(f"{key}.".startswith(f"{part}.") for part in MODEL_PARTS)

@@ -20,6 +20,7 @@ from scoresde.predictions import Prediction
 from scoresde.protocols import Transform
 from scoresde.samplers import Sampler
 from scoresde.sdes import SDE
+from scoresde.training.condition_dropout import Dropout
 from scoresde.training.trainer import Trainer
 from scoresde.training.validation import HeldOut
 from scoresde.wrappers import ModelWrapper
@@ -68,8 +69,13 @@ class Parts(Shared):
     learned_variance: bool
 
 
+class Conditioning(TypedDict):
+    dropout: Dropout
+
+
 class Train(Parts):
     run: Directory
+    condition: Conditioning
     held_out: Annotated[dict, HeldOut]
 
 

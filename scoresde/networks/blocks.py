@@ -146,15 +146,18 @@ class Attention(nn.Module):
         self.out = convolution(style.dims, channels, channels, kernel=1, scale=0.0)
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        """Attend from x (B, C, *space) to itself, or to context vectors (B, L, context_features)."""
+        """Attend from x (B, C, *space) to itself, or to context vectors (B, L, context_features) without NaN."""
         tokens = self.norm(x).flatten(2).transpose(1, 2)
         if context is None:
-            query, key, value = split_heads(_pointwise(self.qkv, tokens), 3, self.heads)
+            update = _pointwise(self.out, attend(*split_heads(_pointwise(self.qkv, tokens), 3, self.heads)))
         else:
+            known = ~context.isnan().any(dim=2)
+            is_null = ~known.any(dim=1)[:, None]  # no vector to attend to
             (query,) = split_heads(_pointwise(self.query, tokens), 1, self.heads)
-            key, value = split_heads(self.context(context), 2, self.heads)
-        update = _pointwise(self.out, attend(query, key, value))
-        return self.style.join(x, update.transpose(1, 2).reshape(x.shape))
+            key, value = split_heads(self.context(context.nan_to_num()), 2, self.heads)
+            update = _pointwise(self.out, attend(query, key, value, (known | is_null)[:, None, None]))
+        joined = self.style.join(x, update.transpose(1, 2).reshape(x.shape))
+        return joined if context is None else torch.where(is_null.reshape(-1, *(1,) * (x.ndim - 1)), x, joined)
 
 
 def _pointwise(conv: Any, tokens: Tensor) -> Tensor:

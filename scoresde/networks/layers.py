@@ -109,16 +109,18 @@ def split_heads(features: Tensor, parts: int, heads: int) -> tuple[Tensor, ...]:
     return features.unflatten(2, (parts, heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
 
 
-def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
     """Return softmax(query key^T / C^(1/2)) value for (B, heads, positions, C), heads merged: (B, positions, heads C).
+
+    `mask` (B, 1, 1, positions of the keys) is True for the keys that take part; None for all.
 
     The fused kernels raise NotImplementedError in forward-mode differentiation; unfused operations then replace them.
     """
     try:
-        mixed = F.scaled_dot_product_attention(query, key, value)
+        mixed = F.scaled_dot_product_attention(query, key, value, mask)
     except NotImplementedError:
         with sdpa_kernel(SDPBackend.MATH):
-            mixed = F.scaled_dot_product_attention(query, key, value)
+            mixed = F.scaled_dot_product_attention(query, key, value, mask)
     return mixed.transpose(1, 2).flatten(2)
 
 

@@ -39,10 +39,11 @@ class StepNoise(RandomStream):
     Args:
         positions: consecutive positions in the batch.
         seed, step: the seed of the training run, and the step.
+        name: name of the draws; those of another name are independent.
     """
 
-    def __init__(self, positions: range, seed: int, step: int):
-        super().__init__(seeds=[step_seed(seed, step, size=16)])
+    def __init__(self, positions: range, seed: int, step: int, name: str = "noise"):
+        super().__init__(seeds=[step_seed(seed, step, name, size=16)])
         self._positions = torch.tensor(positions, device="cpu")
 
     def _words(self, like: Tensor, rows: Tensor | None, size: int) -> Tensor:

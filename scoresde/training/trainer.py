@@ -32,6 +32,7 @@ from scoresde.score import ScoreModel
 from scoresde.tensors import available, is_half
 from scoresde.training import distributed, posthoc_ema
 from scoresde.training.batches import StepNoise, batches, fitting, share, split_condition, step_seed
+from scoresde.training.condition_dropout import Dropout, drop_conditions
 from scoresde.training.distributed import SharedObjective
 from scoresde.training.ema import EMA
 from scoresde.training.guard import SKIPPED, Guard, NonFiniteLoss, diagnosis
@@ -78,6 +79,8 @@ class Trainer:
         preview_every, evaluate_every: steps between two previews or evaluations; 0 for none.
         workers: processes that load data.
         parallel: "ddp" or "fsdp", for processes started by torchrun; see `training.distributed`.
+        condition_dropout: probability with which a sample loses its conditions, or one for each condition by name, see
+            `training.condition_dropout`.
         wandb: options of wandb.init, to log to Weights & Biases too; None to log without it.
         device: where to train; the attribute `where` is the device of this process.
 
@@ -108,6 +111,7 @@ class Trainer:
     evaluate_every: CountOrZero = 0
     workers: Annotated[int, Range(0, 1024)] = 0
     parallel: Literal["ddp", "fsdp"] = "ddp"
+    condition_dropout: Dropout = 0.0
     wandb: dict[str, Any] | None = None
     device: str = "cpu"
     where: torch.device = field(init=False)
@@ -173,7 +177,9 @@ class Trainer:
             fitted.fit(model, loss, dataset, run, data_map, preview, evaluate, progress, config)
             return
         is_first = distributed.rank() == 0
-        objective = SharedObjective(_Terms(self._prepare(model), loss, data_map, self.seed), model, self.parallel)
+        objective = SharedObjective(
+            _Terms(self._prepare(model), loss, data_map, self.seed, self.condition_dropout), model, self.parallel
+        )
         state = self._state(model, run, is_first, config or {})
         base_rates = [group["lr"] for group in state.optimizer.param_groups]
         with locked(run):
@@ -328,9 +334,9 @@ class Trainer:
 class _Terms(nn.Module):
     """Module that computes the loss terms of data, so that the processes can exchange its gradients."""
 
-    def __init__(self, model: ScoreModel, loss: Objective, data_map: DataMap, seed: int):
+    def __init__(self, model: ScoreModel, loss: Objective, data_map: DataMap, seed: int, dropout: Dropout):
         super().__init__()
-        self.model, self.loss, self.data_map, self.seed = model, loss, data_map, seed
+        self.model, self.loss, self.data_map, self.seed, self.dropout = model, loss, data_map, seed, dropout
 
     def forward(
         self, x: Tensor, cond: Condition, positions: range, batch_size: int, step: int
@@ -340,6 +346,7 @@ class _Terms(nn.Module):
         x0 = self.data_map.training_states(x, stream).float()
         generator = torch.Generator().manual_seed(step_seed(self.seed, step, "times"))
         t = self.loss.draw_times(self.model.sde, batch_size, generator)[positions.start : positions.stop]
+        cond = drop_conditions(cond, self.dropout, StepNoise(positions, self.seed, step, "condition"))
         terms = self.loss(self.model, x0, cond, t=t, stream=stream)
         return terms.value, terms.t, terms.weight
 
