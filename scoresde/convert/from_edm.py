@@ -51,7 +51,7 @@ class NegativeNoise(Prediction):
 
 
 def edm(path: str | Path, config: Mapping[str, Any] | str | Path | None = None) -> Run:
-    """Return the model of EDM weights as a run; its denoised view equals EDM's at the same noise level.
+    """Return the model of EDM weights as a run; its denoised view E[x_0 | x_t] is EDM's D at the same noise level.
 
     Args:
         path: a state dict saved by `torch.save` or as safetensors.
@@ -84,7 +84,7 @@ def edm(path: str | Path, config: Mapping[str, Any] | str | Path | None = None) 
 
 
 def _path_and_prediction(name: str, arguments: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the nodes `sde` and `prediction` of a preconditioning."""
+    """Return the configuration's nodes `sde` and `prediction` for a preconditioning."""
     if name == "EDMPrecond":
         sigma_data = arguments.get("sigma_data", 0.5)
         prediction = {"_target_": "scoresde.predictions.KarrasPreconditioning", "sigma_data": sigma_data}

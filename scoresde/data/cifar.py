@@ -39,12 +39,12 @@ class CIFAR10(Items):
         root: folder of the archive, or of its files.
         split: "train" or "test".
         flip: if True, append the mirror images, see `Items`.
-        download: if True, download the archive if root has none of these; if False, raise FileNotFoundError instead.
+        download: if True, download the archive if root has none of these files; if False, raise FileNotFoundError.
         labels: if True, items are pairs (state, label), where the label 0 to 9 is an int64 tensor ().
 
     Raises:
         ValueError: the split is unknown, or the files are not CIFAR-10.
-        FileNotFoundError: root has none of these, and the download is not allowed or failed.
+        FileNotFoundError: root has none of these files, and the download is not allowed or failed.
     """
 
     url = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
@@ -148,7 +148,7 @@ def _parse_pickle(content: bytes, records: int) -> Records:
 
 
 class _ArrayUnpickler(pickle.Unpickler):
-    """An unpickler that allows the globals of NumPy's arrays, and refuses all others."""
+    """An unpickler that allows the classes and functions that NumPy's arrays need, and refuses all others."""
 
     def find_class(self, module: str, name: str) -> Any:
         """Return the global if it is allowed; raise ValueError otherwise."""

@@ -125,7 +125,7 @@ class DatasetLikelihood:
         unit: "bits/dim" or "nats/dim".
         mean, stderr: the mean over samples and its standard error (None for one sample).
         per_sample: the values of the samples, (N,).
-        conventions: everything that affects the values.
+        conventions: the choices that affect the values (solver, trace, dequantisation, ...), by name.
         nfe, backward: mean numbers of network evaluations and of products with Jacobians per sample.
         population, monte_carlo: the two parts of stderr, see the module docstring; None if not measured.
         discretisation: the change of the mean under a finer solve; None if not measured.
@@ -266,7 +266,7 @@ class _Evaluation:
         return {"value": values.tolist(), **counts, "levels": levels, "conventions": declared}
 
     def bound(self, indices: Tensor, budget: Budget) -> Numbers:
-        """Return evidence bounds and their conventions, NaN where there is none."""
+        """Return evidence bounds, NaN for samples without one, and their conventions."""
         try:
             bound = self._bound(indices, budget)
         except Incomplete as error:
@@ -279,13 +279,13 @@ class _Evaluation:
         shared: dict[str, Any] = {"cond": cond, "draws": budget.bound_draws, "seeds": seeds}
         if budget.bound == "continuous":
             return bounds.continuous(model, x, transform, dequantization=self.dequantization, **shared)
-        # from the time at which a level is a state, or at which its bin holds the noise of the decoder
+        # Start at the time of the dequantised states; if that is t_min, where the noise fits into a grey level.
         start = DataMap(transform, self.dequantization).start(model.sde)
         start = TruncatedNormal().start(model.sde, transform) if start is None else start
         return bounds.discrete(model, x, transform, times=Nodes(budget.nodes, "log_snr", start), **shared)
 
     def feasible(self, budget: Budget) -> Budget:
-        """Return the budget, without the bound if it fails for the first sample: a test before the long evaluation."""
+        """Return the budget, without the bound if it fails for the first sample: tried before the long evaluation."""
         if budget.bound is None or self.dequantization is None:
             return replace(budget, bound=None)
         try:
@@ -312,7 +312,7 @@ class _Evaluation:
 def _tasks(evaluation: _Evaluation, budget: Budget, every: Tensor, subset: Tensor) -> Tasks:
     """Return {task: (indices of samples, function that evaluates a batch of indices)}."""
     tasks: Tasks = {"values": (every, evaluation.values)}
-    if evaluation.dequantization is not None or not isinstance(evaluation.trace, ExactTrace):  # random
+    if evaluation.dequantization is not None or not isinstance(evaluation.trace, ExactTrace):  # random values
         tasks["again"] = subset, replace(evaluation, seed=evaluation.seed + REPEATED).values
     if (finer := getattr(evaluation.solver, "finer", None)) is not None:
         coarse = replace(evaluation, samples=1, trace=evaluation.trace.kept())

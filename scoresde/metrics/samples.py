@@ -1,4 +1,4 @@
-"""Conversion of samples of states (N, *) to float64 matrices (N, D), with which every distance computes."""
+"""Conversion of samples of states (N, *) to float64 matrices (N, D), from which every distance is computed."""
 
 import torch
 from torch import Tensor

@@ -183,7 +183,7 @@ class ConditionEmbedding(nn.Module):
         return sum(terms[1:], start=terms[0]) if terms else None
 
     def _embed_vector(self, layer: nn.Linear, vector: Tensor) -> Tensor:
-        """Return the linear map of a vector, computed in at least float32, as it may hold numbers such as years."""
+        """Map a condition vector linearly, in at least float32, because its entries may be large, such as years."""
         vector = at_least_float32(vector)
         with torch.autocast(vector.device.type, enabled=False):
             return F.linear(vector, layer.weight.to(vector.dtype), layer.bias.to(vector.dtype)).to(layer.weight.dtype)

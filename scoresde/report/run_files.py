@@ -92,7 +92,7 @@ class RunFiles:
         self.commit = last.get("commit")
 
     def is_current(self, line: Line) -> bool:
-        """Return whether a line is about the present checkpoint; lines that name no checkpoint count as such."""
+        """Return whether a line is about the present checkpoint; a line that names no checkpoint counts as current."""
         checkpoint = (line.get("provenance") or {}).get("checkpoint")
         return checkpoint is None or self.checkpoint is None or checkpoint == self.checkpoint
 
