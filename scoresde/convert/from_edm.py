@@ -234,7 +234,7 @@ def translate(state: State, network: UNet) -> State:
 
 
 def _fold_embeddings(state: State, is_adm: bool) -> State:
-    """Return the state dict with the embeddings of label and noise in our form.
+    """Return the state dict with the embeddings of label and noise in the form of this library.
 
     In this library a class is a row of an embedding. EDM multiplies a matrix by a one-hot vector, which SongUNet scales
     by the root of the number of classes. EDM's bias, added with every class and without a class, becomes part of the

@@ -152,7 +152,7 @@ def _check_axes(path: str | Path, sizes: Sequence[int], dims: int | None, channe
 
 
 def _load(path: Path, key: str | None, other: str | None = None) -> np.ndarray:
-    """Load the array of a .npy file, or the array `key` of a .npz file (default: the only one apart from `other`)."""
+    """Load the array of a .npy file, or the array `key` of a .npz file (default: the only one not named `other`)."""
     with reading(path, "an array of numbers from numpy.save or numpy.savez", "save it again, or choose another key"):
         array = np.load(path, mmap_mode="r", allow_pickle=False)
         if not isinstance(array, np.ndarray):

@@ -50,7 +50,7 @@ class Reader:
         crop: "center", the only choice.
 
     Raises:
-        ValueError: an argument is not one of the above.
+        ValueError: an argument has a value other than these.
     """
 
     size: int | Sequence[int]
@@ -146,8 +146,8 @@ class ImageFolder(Items):
         split: "train", "validation", "test" or "all".
 
     Raises:
-        ValueError: an argument is not one of the above, the file is not an archive, or the folder or the split has no
-            images; when an item is read: see `Reader`.
+        ValueError: an argument has a value other than these, the file is not an archive, or the folder or the split has
+            no images; when an item is read: see `Reader`.
         FileNotFoundError: there is no such folder or archive.
 
     Warns:

@@ -189,7 +189,7 @@ class _Cells:
         return [compute.utf8_trim_whitespace(column).combine_chunks() for column in table.columns]
 
     def _has_header(self, columns: list[Any]) -> bool:
-        """Return whether the first row has text above a number; raise ValueError if it may or may not be a header."""
+        """Return whether the first row has text above a number; raise ValueError if this does not decide."""
         from pyarrow import compute
 
         is_open = has_decimals = False
@@ -327,7 +327,7 @@ def _delimiter(lines: Sequence[str]) -> str:
 
 
 def _split(line: str, delimiter: str) -> list[str]:
-    """Return the cells of a line without quotes."""
+    """Split a line that has no quotes into its cells."""
     return line.split() if delimiter == " " else [cell.strip() for cell in line.split(delimiter)]
 
 

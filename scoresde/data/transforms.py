@@ -25,7 +25,7 @@ RESOLUTION = 0.01  # largest accepted distance of neighbouring numbers of a dtyp
 
 
 def _resolved(x: Tensor, largest: float) -> Tensor:
-    """Convert x to floating point: to float64 if neighbouring numbers near `largest` are more than 1/100 apart."""
+    """Convert x to floating point, and to float64 if numbers of its dtype near `largest` are over 1/100 apart."""
     x = floating(x)
     return float64(x) if torch.finfo(x.dtype).eps * largest > RESOLUTION else x
 

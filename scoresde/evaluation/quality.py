@@ -5,8 +5,8 @@ metrics of sampler comparisons (`evaluation.references`). A noise floor is the v
 
     train     the training data against the split: as many training samples as generated samples, for images without
               those that also occur in the split;
-    halves    one half of the split against the other half. Half of the samples have about
-              twice the bias of the whole split, if that is of order 1/N.
+    halves    one half of the split against the other half. Each half has half of the samples, so a bias of order 1/N is
+              about twice that of the whole split.
 """
 
 from collections.abc import Callable, Sequence
@@ -197,7 +197,7 @@ def _columns(
     training: Rows | None,
     data: Rows | FeatureStatistics,
 ) -> list[Column]:
-    """Measure samples and training data against the data, and one half of the data against the other half."""
+    """Return the columns: samples and training data against the data, one half of the data against the other half."""
 
     def column(what: str, x: Rows, reference: str, y: Rows | FeatureStatistics) -> Column:
         count = y.count if isinstance(y, FeatureStatistics) else len(y)

@@ -58,7 +58,7 @@ class Features:
         return len(self.values)
 
     def refuse_nonfinite(self, name: str) -> None:
-        """Raise ValueError if features are NaN or infinite; the message has their number and `name`, of the images."""
+        """Raise ValueError if features are NaN or infinite; the message has their number, and `name` for the images."""
         refuse_nonfinite(self.values, f"the features of {name}")
         if self.logits is not None:
             refuse_nonfinite(self.logits, f"the logits of {name}")

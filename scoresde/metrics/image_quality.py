@@ -203,7 +203,7 @@ def precision_recall(
 
 
 def _count_within(points: Tensor, manifold: Tensor, neighbours: int, chunk: int) -> int:
-    """Return the number of points that lie in at least one ball of the manifold."""
+    """Return the number of points inside the manifold: in at least one of its balls, see `precision_recall`."""
     radii = []
     for i, (squares, _) in enumerate(_squares(manifold, manifold, chunk)):
         rows = torch.arange(len(squares), device=squares.device)

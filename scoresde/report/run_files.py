@@ -60,7 +60,8 @@ class RunFiles:
     """
 
     def __init__(self, path: Path, config: Mapping[str, Any]):
-        """
+        """Read the files of a run.
+
         Args:
             path: the run's directory.
             config: the run's configuration, a plain mapping.
@@ -97,7 +98,7 @@ class RunFiles:
         return checkpoint is None or self.checkpoint is None or checkpoint == self.checkpoint
 
     def lines(self, kind: str) -> list[Line]:
-        """Return the lines of a kind, the latest last: those of the present checkpoint if there are any.
+        """Return the lines of a kind about the present checkpoint, or all of this kind if there are none; latest last.
 
         Raises:
             ValueError: a likelihood has no mean.

@@ -120,7 +120,7 @@ def principal_directions(x: Tensor, count: int) -> Tensor:
 
 
 def film_panels(files: RunFiles, film: Film, labels: Sequence[str]) -> list[tuple[Markup, Markup]]:
-    """Draw the states and the denoised views at each time of the film, on equal axes without numbers."""
+    """Draw the states and the denoised views E[x_0 | x_t] at each time of the film, on equal axes without numbers."""
     parts = {"States": film.flow[film.frames], "Denoised views": film.denoised}
     if files.kind == "series":
         parts = {name: part[:, :CURVES, 0].double() for name, part in parts.items()}

@@ -72,7 +72,10 @@ def inner_products(steps: Sequence[int], sigma_rels: Sequence[float]) -> Tensor:
 
 
 def _same_step_products(times: list[int], power: Tensor) -> Tensor:
-    """Return the inner products of profiles of the same step, for ascending steps and all pairs of powers gamma + 1."""
+    """Return the inner products (T, P, P) of P profiles at each of T ascending steps `times`.
+
+    `power` (P,) holds gamma + 1 of each profile.
+    """
     total, done, products = torch.zeros(len(power), len(power), dtype=torch.float64), 0, []
     for time in times:
         while done < time:

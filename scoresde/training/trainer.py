@@ -375,10 +375,10 @@ def _seed_dropout(seed: int, device: torch.device) -> None:
 
 @contextmanager
 def _interruptions() -> Iterator[Callable[[], bool]]:
-    """Within the block, record the signals that ask to stop instead of acting on them; a second one acts as usual.
+    """Yield a function that returns whether a signal asked to stop; only a second such signal acts as usual.
 
-    These are SIGINT, SIGTERM, and where the platform has them SIGUSR1, which schedulers send before a time limit, and
-    SIGHUP, unless it is ignored (`nohup`). A process of torchrun also stops when torchrun is gone.
+    The signals are SIGINT, SIGTERM, and where the platform has them SIGUSR1, which schedulers send before a time limit,
+    and SIGHUP, unless it is ignored (`nohup`). A process of torchrun also stops when torchrun is gone.
     """
     received, parent = [], os.getppid()
     is_main = threading.current_thread() is threading.main_thread()  # no other thread may set handlers
