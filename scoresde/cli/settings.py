@@ -25,7 +25,7 @@ from scoresde.training.trainer import Trainer
 from scoresde.training.validation import HeldOut
 from scoresde.wrappers import ModelWrapper
 
-Directory = Annotated[str | int, Named("a directory")]  # which may be named 7
+Directory = Annotated[str | int, Named("a directory")]  # a name such as 7 is read as an integer
 File = Annotated[str | int, Named("a path")]
 Names = Annotated[Sequence[str], Distinct(least=1)]
 Split = Literal["train", "validation", "test"]
@@ -54,7 +54,7 @@ class DataSettings(Maps):
 
 
 class Parts(Shared):
-    """The parts of a training."""
+    """The settings of the parts of a training run."""
 
     sde: SDE
     prediction: Prediction
@@ -150,7 +150,7 @@ class Convert(Shared):
 
 
 class Examine(Parts):
-    """Of `scoresde data`."""
+    """The settings of `scoresde data`."""
 
     limit: Count | None
     split: Split

@@ -205,7 +205,7 @@ class ConditionEmbedding(nn.Module):
 
 
 def _embed_vector(layer: nn.Linear, vector: Tensor) -> Tensor:
-    """Return the linear map of a vector, zero for NaN; in at least float32, as it may hold numbers such as years."""
+    """Map a vector linearly, NaN to zero, in at least float32, because its entries may be large, such as years."""
     vector = at_least_float32(vector)
     null = vector.isnan().any(dim=1, keepdim=True)
     with torch.autocast(vector.device.type, enabled=False):

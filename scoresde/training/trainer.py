@@ -68,7 +68,8 @@ class Trainer:
             which "inverse_sqrt" decays; see `training.schedule`.
         clip: largest norm of the gradient; a larger gradient is scaled down to it.
         ema, ema_warmup: decay and warm-up of the moving average, see `EMA`.
-        power: sigma_rel of the averages from which other widths are made after training, see `training.posthoc_ema`.
+        power: relative widths of the power-function averages, from which averages of other widths are made after
+            training, see `training.posthoc_ema`.
         snapshot_every: steps between the snapshots of the averages `power`.
         precision: "float32", "bf16" or "fp16", see `training.precision`.
         compile: compile the network with torch.compile.
@@ -352,13 +353,13 @@ class _Terms(nn.Module):
 
 
 def _is_evaluated(path: Path, step: int) -> bool:
-    """Return whether the log has the evaluation after this step."""
+    """Return whether the log has the evaluation after this step; True for step 0, which needs none."""
     return not step or any(row["step"] == step and "loss" not in row for row in read_lines(path))
 
 
 @contextmanager
 def _not_fatal(name: str, step: int) -> Iterator[None]:
-    """Turn an error of the block into a warning: a report must not end a training.
+    """Turn an error of the block into a warning: a report must not end a training run.
 
     Warns:
         UserWarning: the report failed, with the reason.
@@ -371,7 +372,7 @@ def _not_fatal(name: str, step: int) -> Iterator[None]:
 
 
 def _seed_dropout(seed: int, device: torch.device) -> None:
-    """Seed the generators that dropout uses, not those of all kinds of devices, which takes a millisecond."""
+    """Seed only the generators that dropout uses; seeding those of all kinds of devices would take a millisecond."""
     torch.default_generator.manual_seed(seed)
     if device.type == "cuda":
         torch.cuda.default_generators[device.index].manual_seed(seed)  # also if it is not the current one
@@ -381,10 +382,10 @@ def _seed_dropout(seed: int, device: torch.device) -> None:
 
 @contextmanager
 def _interruptions() -> Iterator[Callable[[], bool]]:
-    """Within the block, record the signals that ask to stop instead of acting on them; a second one acts as usual.
+    """Yield a function that returns whether a signal asked to stop; only a second such signal acts as usual.
 
-    These are SIGINT, SIGTERM, and where the platform has them SIGUSR1, which schedulers send before a time limit, and
-    SIGHUP, unless it is ignored (`nohup`). A process of torchrun also stops when torchrun is gone.
+    The signals are SIGINT, SIGTERM, and where the platform has them SIGUSR1, which schedulers send before a time limit,
+    and SIGHUP, unless it is ignored (`nohup`). A process of torchrun also stops when torchrun is gone.
     """
     received, parent = [], os.getppid()
     is_main = threading.current_thread() is threading.main_thread()  # no other thread may set handlers
