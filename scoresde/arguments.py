@@ -106,6 +106,7 @@ Seed = Annotated[int, Range(0, 2**63 - 1)]
 Seed32 = Annotated[int, Range(0, 2**32 - 1)]  # the seeds that NumPy's RandomState accepts
 Positive = Annotated[float, Range(0, is_open=True)]
 NonNegative = Annotated[float, Range(0)]
+Extended = Annotated[float, Infinite()]
 Share = Annotated[float, Range(0, 1)]
 Level = Annotated[float, Range(0, 1, is_open=True)]
 

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import hydra
 import torch
@@ -23,7 +23,7 @@ from omegaconf.errors import InterpolationKeyError, InterpolationResolutionError
 from torch import Tensor, nn
 
 from scoresde.arguments import (
-    Infinite,
+    Extended,
     annotations_of,
     check_memory,
     describe,
@@ -49,9 +49,8 @@ from scoresde.training.trainer import CHECKPOINT
 
 TORCH_PACKAGES = ("torch.nn.", "torch.optim.")
 UNKNOWN = (InterpolationResolutionError, MissingMandatoryValue)
-ARBITRARY = (
-    nn.Module | bool | int | Annotated[float, Infinite()] | str | list | dict | None
-)  # where an annotation is missing or says Any
+# Values where an annotation is missing or says Any: nothing but modules is built there.
+ARBITRARY = nn.Module | bool | int | Extended | str | list | dict | None
 
 
 @dataclass
@@ -93,9 +92,9 @@ def instantiate(config: Any, trust: Sequence[str] = (), role: Any = object, **ar
         ValueError: a target is not allowed or does not exist, an argument does not match its annotation (see `check`),
             or a constructor rejects its arguments.
     """
-    for target in _targets(config):
-        _check(target, trust)
     check(config, role, trust)
+    for target in _targets(config):  # including targets that `check` does not reach
+        _check(target, trust)
     try:
         return hydra.utils.instantiate(config, _convert_="all", **arguments)
     except hydra.errors.InstantiationException as error:
@@ -298,25 +297,26 @@ def _items(node: Any) -> Iterator[tuple[Any, Any]]:
             yield key, node[key]
 
 
-def _check(target: str, trust: Sequence[str]) -> None:
+def _check(target: str, trust: Sequence[str], where: str = "") -> None:
     """Raise ValueError unless a target is in `trust`, or is a public class or network preset of scoresde or torch."""
     if any(target == package or target.startswith(f"{package}.") for package in trust):
         return
     if not target.startswith(("scoresde.", *TORCH_PACKAGES)):
         package = target.split(".")[0]
         raise ValueError(
-            f"target {target!r} is outside scoresde, torch.nn and torch.optim; if you trust it, set trust=[{package}]"
+            f"{where}target {target!r} is outside scoresde, torch.nn and torch.optim; "
+            f"if you trust it, set trust=[{package}]"
         )
     try:
         value = pkgutil.resolve_name(target)
     except Exception as error:
-        raise ValueError(f"target {target!r} does not exist: {error}") from error
+        raise ValueError(f"{where}target {target!r} does not exist: {error}") from error
     module = getattr(value, "__module__", "") or ""
     if any(part.startswith("_") for part in target.split(".")):
-        raise ValueError(f"target {target!r} is private: name a public class")
+        raise ValueError(f"{where}target {target!r} is private: name a public class")
     is_preset = callable(value) and module.startswith("scoresde.networks.")  # a function that makes a network
     if not (isinstance(value, type) or is_preset) or not module.startswith(("scoresde.", *TORCH_PACKAGES)):
-        raise ValueError(f"target {target!r} is not a class of scoresde, torch.nn or torch.optim")
+        raise ValueError(f"{where}target {target!r} is not a class of scoresde, torch.nn or torch.optim")
 
 
 def _check_types(key: str, value: Any, role: Any, trust: Sequence[str]) -> None:
@@ -340,7 +340,7 @@ def _check_types(key: str, value: Any, role: Any, trust: Sequence[str]) -> None:
 def _check_target(key: str, node: DictConfig, role: Any, trust: Sequence[str]) -> None:
     """Check that the target of a node fits the annotation `role`, and that its arguments match their annotations."""
     target = str(node["_target_"])
-    _check(target, trust)
+    _check(target, trust, f"{key}: " if key else "")
     if not target.startswith(("scoresde.", *TORCH_PACKAGES)):  # a package in `trust`, whose targets fit everywhere
         _check_arguments(node, {}, object, trust)
         return
@@ -370,6 +370,8 @@ def _key(node: Any, name: Any = None) -> str:
     """Return the dotted key of the value `name` of a node; if the value is an interpolation ${a.b}, the key a.b."""
     if not OmegaConf.is_config(node):
         return ""
-    raw: Any = OmegaConf.to_container(node, resolve=False)
-    source = re.fullmatch(r"\$\{(\w[\w.]*)\}", str(raw[name])) if name is not None else None
+    source = None
+    if name is not None and OmegaConf.is_interpolation(node, name):
+        raw: Any = OmegaConf.to_container(node, resolve=False)
+        source = re.fullmatch(r"\$\{(\w[\w.]*)\}", str(raw[name]))
     return source[1] if source else str(node._get_full_key(name))

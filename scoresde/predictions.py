@@ -29,7 +29,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from scoresde.arguments import checked
+from scoresde.arguments import Positive, checked
 from scoresde.sdes import SDE
 from scoresde.tensors import float64, listed
 
@@ -113,7 +113,7 @@ class KarrasPreconditioning(Prediction):
         ValueError: sigma_data is not positive.
     """
 
-    def __init__(self, sigma_data: float = 0.5):
+    def __init__(self, sigma_data: Positive = 0.5):
         super().__init__()
         if not sigma_data > 0:
             raise ValueError(f"sigma_data must be positive; got {sigma_data}")

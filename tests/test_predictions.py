@@ -189,7 +189,7 @@ def test_names_resolve_and_instances_are_returned():
     [
         (lambda: predictions.resolve("epsilon"), ValueError, "noise, data, velocity, v, score, .*; got 'epsilon'"),
         (lambda: predictions.resolve(3), TypeError, "Prediction instance; got int"),
-        (lambda: predictions.KarrasPreconditioning(0.0), ValueError, "sigma_data must be positive; got 0"),
+        (lambda: predictions.KarrasPreconditioning(0.0), ValueError, "sigma_data must be a finite number > 0; got 0"),
         (lambda: predictions.KarrasPreconditioning(math.nan), ValueError, "got nan"),
         (lambda: predictions.Discrete("noise", [1.0]), ValueError, "at least two entries; got 1"),
         (lambda: predictions.Discrete("noise", TABLE, "ceil"), ValueError, "'floor'; got 'ceil'"),

@@ -39,6 +39,9 @@ def check_keys(verb: str, config: DictConfig, choices: Mapping[str, str]) -> Non
     """
     if verb not in SETTINGS:
         return
+    check("trust", config.trust, annotations_of(SETTINGS[verb])["trust"])
+    own = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
+    build.check(own, SETTINGS[verb], config.trust)
     values = list(nodes(_tree(config)))
     declared = {f"data.{key}" for key in _keys(f"data/{choices.get('data')}")}
     interpolated = [key for path, value in values if isinstance(value, str) for key in interpolations(path, value)]
@@ -49,9 +52,6 @@ def check_keys(verb: str, config: DictConfig, choices: Mapping[str, str]) -> Non
             if not (is_read or key in declared):
                 known = {other for other, _ in values if other and not f"{other}.".startswith(f"{key}.")}
                 raise ValueError(unknown(key, known, could_have(verb, config)))
-    check("trust", config.trust, annotations_of(SETTINGS[verb])["trust"])
-    own = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
-    build.check(own, SETTINGS[verb], config.trust)
 
 
 def could_have(verb: str, config: DictConfig) -> set[str]:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from scoresde.arguments import Seed, Share, checked
+from scoresde.arguments import Seed32, Share, checked
 from scoresde.data.items import Items, reading, split_indices
 
 FEW = 4  # a last axis of at most this length, and shorter than the others, is taken for the axis of the channels
@@ -62,7 +62,7 @@ class Arrays(Items):
         shape: Sequence[int] | None = None,
         validation: Share = 0.05,
         test: Share = 0.05,
-        seed: Seed | None = 0,
+        seed: Seed32 | None = 0,
         dims: int | None = None,
         levels: int | None = None,
     ):

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from scoresde.arguments import Seed, Share, checked
+from scoresde.arguments import Seed32, Share, checked
 from scoresde.data.image_files import Reader
 from scoresde.data.items import Items, reading, split_indices
 
@@ -62,7 +62,7 @@ class ParquetImages(Items):
         channels: int = 3,
         validation: Share = 0.05,
         test: Share = 0.05,
-        seed: Seed | None = 0,
+        seed: Seed32 | None = 0,
         cache: int = 2**30,
     ):
         self.reader, self.cache = Reader(size, channels, crop), cache

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from scoresde.arguments import Distinct, Seed, Share, checked
+from scoresde.arguments import Distinct, Seed32, Share, checked
 from scoresde.data.items import Items, check_choice, read_bytes, reading, split_indices
 
 DELIMITERS = ("\t", ";", "|", ",", " ")  # in the order in which they are tried
@@ -92,7 +92,7 @@ class Table(Items):
         shape: Sequence[int] | None = None,
         validation: Share = 0.05,
         test: Share = 0.05,
-        seed: Seed | None = 0,
+        seed: Seed32 | None = 0,
         decimal: str | None = None,
         missing: str | None = None,
     ):

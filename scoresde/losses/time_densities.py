@@ -16,7 +16,7 @@ import math
 import torch
 from torch import Tensor
 
-from scoresde.arguments import checked
+from scoresde.arguments import Positive, checked
 from scoresde.sdes import SDE
 from scoresde.tensors import check_number, float64
 
@@ -145,7 +145,7 @@ class UniformLogSNR(TimeDensity):
 class LogNormal(TimeDensity):
     """log(sigma/alpha) ~ N(mean, std^2), restricted to the range of the SDE (2206.00364, table 1: -1.2 and 1.2)."""
 
-    def __init__(self, mean: float = -1.2, std: float = 1.2):
+    def __init__(self, mean: float = -1.2, std: Positive = 1.2):
         self.mean, self.std = float(mean), check_number("std", std, 0)
 
     def _cdf_range(self, sde: SDE) -> tuple[Tensor, Tensor]:

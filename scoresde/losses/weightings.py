@@ -26,7 +26,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from scoresde.arguments import checked
+from scoresde.arguments import Positive, checked
 from scoresde.losses.time_densities import LogNormal, TimeDensity, UniformLogSNR, UniformTime, log_snr_slope
 from scoresde.sdes import SDE
 from scoresde.tensors import check_instance, check_number
@@ -92,7 +92,7 @@ class LikelihoodWeighting(Weighting):
 class KarrasWeighting(Weighting):
     """EDM's weighting: unit weight on the error of the network's output, log-normal times (2206.00364, table 1)."""
 
-    def __init__(self, sigma_data: float = 0.5, mean: float = -1.2, std: float = 1.2):
+    def __init__(self, sigma_data: Positive = 0.5, mean: float = -1.2, std: Positive = 1.2):
         self.sigma_data, self.times = check_number("sigma_data", sigma_data, 0), LogNormal(mean, std)
 
     def omega(self, sde: SDE, t: Tensor) -> Tensor:
@@ -104,7 +104,7 @@ class KarrasWeighting(Weighting):
 class MinSNRWeighting(Weighting):
     """Weight min(SNR, gamma) on the error of the data (2303.09556, eq. 8; gamma = 5)."""
 
-    def __init__(self, gamma: float = 5.0):
+    def __init__(self, gamma: Positive = 5.0):
         self.gamma = check_number("gamma", gamma, 0)
 
     def omega(self, sde: SDE, t: Tensor) -> Tensor:

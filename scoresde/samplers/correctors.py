@@ -14,7 +14,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from scoresde.arguments import checked
+from scoresde.arguments import Few, Positive, checked
 from scoresde.random_stream import RandomStream
 from scoresde.score import BaseModel
 from scoresde.solvers.solver import choose
@@ -43,7 +43,7 @@ class Langevin:
         ValueError: snr is not positive, steps < 1, or rule is unknown.
     """
 
-    def __init__(self, snr: float = 0.16, steps: int = 1, rule: str = "path"):
+    def __init__(self, snr: Positive = 0.16, steps: Few = 1, rule: str = "path"):
         if not snr > 0 or steps < 1:
             raise ValueError(f"Langevin needs snr > 0 and steps >= 1; got {snr=}, {steps=}")
         if rule not in ("path", "batch_mean"):
@@ -78,7 +78,7 @@ class AnnealedLangevin:
         ValueError: step is not in (0, 4) (the chain diverges at 4 and above), or steps < 1.
     """
 
-    def __init__(self, step: float = 0.2, steps: int = 100):
+    def __init__(self, step: Positive = 0.2, steps: Few = 100):
         if not 0 < step < 4 or steps < 1:
             raise ValueError(f"AnnealedLangevin needs 0 < step < 4 and steps >= 1; got {step=}, {steps=}")
         self.step, self.steps = step, steps
@@ -116,7 +116,7 @@ class MALA:
         ValueError: step is not positive, or steps < 1.
     """
 
-    def __init__(self, step: float = 0.1, steps: int = 1):
+    def __init__(self, step: Positive = 0.1, steps: Few = 1):
         if not step > 0 or steps < 1:
             raise ValueError(f"MALA needs step > 0 and steps >= 1; got {step=}, {steps=}")
         self.step, self.steps = step, steps

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import torch
 
-from scoresde.arguments import checked
+from scoresde.arguments import Extended, checked
 from scoresde.samplers.grids import Transition, bounded_karras
 from scoresde.samplers.linear import Linear, Row, Stage, check_signal, upward
 from scoresde.sdes import SDE
@@ -55,7 +55,7 @@ class EDM(Linear):
     grid = bounded_karras
     view = "noise"
 
-    def __init__(self, churn: float = 40.0, low: float = 0.0, high: float = math.inf, noise: float = 1.0):
+    def __init__(self, churn: float = 40.0, low: float = 0.0, high: Extended = math.inf, noise: float = 1.0):
         if not (churn >= 0 and 0 <= low < high and noise > 0):
             raise ValueError(
                 f"EDM needs churn >= 0, 0 <= low < high and noise > 0; got {churn=}, {low=}, {high=}, {noise=}"

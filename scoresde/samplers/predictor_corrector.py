@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from scoresde.arguments import checked
+from scoresde.arguments import Few, checked
 from scoresde.probability_flow import carry
 from scoresde.random_stream import RandomStream
 from scoresde.samplers.correctors import Corrector
@@ -71,7 +71,7 @@ class PredictorCorrector(Sampler):
         self,
         predictor: Step | StepFunction | None = None,
         corrector: Corrector | None = None,
-        steps: int | None = None,
+        steps: Few | None = None,
         grid: str | Grid | Tensor | Sequence[float] | None = None,
         order: str = "predictor_first",
         denoise_final: bool = False,

@@ -2,7 +2,7 @@
 
 import math
 
-from scoresde.arguments import checked
+from scoresde.arguments import Extended, checked
 from scoresde.samplers.multistep import Multistep
 from scoresde.sdes.transitions import Point
 
@@ -36,7 +36,7 @@ class SASolver(Multistep):
         corrector: int = 3,
         l: float = 1.0,  # noqa: E741
         low: float = 0.0,
-        high: float = math.inf,
+        high: Extended = math.inf,
         final: int = 0,
     ):
         super().__init__(order, corrector, final, highest=4, l=l)

@@ -26,7 +26,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from scoresde.arguments import checked
+from scoresde.arguments import Few, checked
 from scoresde.solvers.solver import Field, Solution, Status, check_data_scale, choose, finite, per_sample, rms
 from scoresde.tensors import broadcast, double
 
@@ -171,7 +171,7 @@ class Adams:
         ValueError: order is not 1, 2 or 3, smoothing is negative, steps < 1, or data_scale is not positive.
     """
 
-    steps: int = 80
+    steps: Few = 80
     order: int = 3
     smoothing: int = 1
     data_scale: float | None = None

@@ -12,7 +12,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from scoresde.arguments import checked
+from scoresde.arguments import Few, checked
 from scoresde.solvers.solver import Field, Solution, Status, check_data_scale, choose, finite, per_sample
 from scoresde.tensors import double
 
@@ -54,7 +54,7 @@ class RungeKutta:
     """
 
     method: str = "rk4"
-    steps: int = 32
+    steps: Few = 32
     data_scale: float | None = None
 
     def __post_init__(self):

@@ -75,7 +75,7 @@ def test_a_flow_that_fails_says_how_many_samples():
     ("make", "error", "message"),
     [
         (lambda: PredictorCorrector(), ValueError, "a predictor, a corrector or both; got neither"),
-        (lambda: PredictorCorrector(DDIM(), steps=0), ValueError, "steps must be at least 1; got 0"),
+        (lambda: PredictorCorrector(DDIM(), steps=0), ValueError, "steps must be an integer >= 1"),
         (
             lambda: PredictorCorrector(DDIM(), steps=3, grid=[0.9, 0.5, 0.1]),
             ValueError,
