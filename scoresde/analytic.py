@@ -78,7 +78,7 @@ class GaussianMixture(FullPrecision):
         self.register_buffer("rotation", rotation)
 
     def log_prob(self, x: Tensor, sde: SDE | None = None, t: Tensor | float | None = None) -> Tensor:
-        """Return the log-density at x (B, *) in nats, (B,), float64; with an SDE and a time, of the marginal at t."""
+        """Return log p_0 at x (B, *) in nats, float64 (B,); with an SDE and a time, log p_t instead."""
         return _Marginal(self, x, sde, t).log_joint.logsumexp(dim=1)
 
     def score(self, x: Tensor, sde: SDE | None = None, t: Tensor | float | None = None) -> Tensor:
@@ -136,7 +136,7 @@ class GaussianMixture(FullPrecision):
     def sample(
         self, n: int, sde: SDE | None = None, t: Tensor | float | None = None, generator: torch.Generator | None = None
     ) -> Tensor:
-        """Draw n samples (n, *), float64; with an SDE and a time, from the marginal at t."""
+        """Draw n samples (n, *) of p_0, float64; with an SDE and a time, of p_t instead."""
         _check_marginal(sde, t)
         check_integer("n", n, 0)
         draw = partial(torch.randn, generator=generator, dtype=torch.float64)
@@ -166,7 +166,7 @@ class GaussianMixture(FullPrecision):
         return ExactModel(self, sde)
 
     def _along(self, states: Tensor) -> Tensor:
-        """Return R_k^T x for states (B, D): coordinates along each component's axes, (B, K, D); (B, 1, D) unrotated."""
+        """Return R_k^T x, states x (B, D) along the axes of component k: (B, K, D); (B, 1, D) without a rotation."""
         if self.rotation is None:
             return states[:, None, :]
         return (states @ self.rotation.transpose(0, 1).flatten(1).to(states)).unflatten(1, self.means.shape)
@@ -213,7 +213,7 @@ class _Marginal:
     """The mixture at time t, evaluated at x: the terms of the closed forms in the module docstring.
 
     variances: v_k, (1, K, D) or (B, K, D). offset: R_k^T (x - alpha m_k); component_scores: R_k^T u_k, both (B, K, D)
-    along the axes of each component. log_joint, responsibilities: (B, K).
+    along the axes of each component. log_joint: log(w_k N(x; alpha m_k, C_k)); responsibilities: r_k, both (B, K).
     """
 
     def __init__(
@@ -266,7 +266,7 @@ def _given_label(log_weights: Tensor, label: Tensor) -> Tensor:
 
 
 class _ExactViews(Views):
-    """The exact views; score and velocity are exact also where sigma is 0 and x does not determine the noise."""
+    """The views of the exact model (`scoresde.views`); where sigma is 0, score and velocity come from closed forms."""
 
     def __init__(self, views: Views, mixture: GaussianMixture, sde: SDE, x: Tensor, label: Tensor | None):
         super().__init__(sde, views.t)
@@ -296,7 +296,7 @@ class _ExactViews(Views):
         return drift * self._x - 0.5 * diffusion.square() * self._closed_score()
 
     def _unless_clean(self, value: Tensor, closed: Callable[[], Tensor]) -> Tensor:
-        """Return the value, or the closed form where sigma is 0."""
+        """Return `value` (B, *), replaced by closed() in the samples where sigma is 0."""
         is_clean = broadcast(self.sde.sigma(self.t), value) == 0
         return torch.where(is_clean, closed(), value) if bool(is_clean.any()) else value
 

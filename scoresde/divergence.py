@@ -81,7 +81,7 @@ class Hutchinson:
             raise ValueError(f"distribution must be 'rademacher' or 'gaussian'; got {self.distribution!r}")
 
     def kept(self) -> "Hutchinson":
-        """Return this trace with resample=False, which is smooth in x and t, as error control and comparisons need."""
+        """Return this trace with resample=False: smooth in x and t, as error control and comparisons need."""
         return replace(self, resample=False)
 
     def draw(self, stream: RandomStream, x: Tensor, rows: Tensor | None = None) -> list[Tensor]:
@@ -109,7 +109,7 @@ class Hutchinson:
         return value, forms[:, 0]
 
     def _variance(self, forms: Tensor, squares: Tensor, size: int) -> Tensor:
-        """Return the variance (B,) of the mean of z.g (B, m): from the spread, or for one probe bounded by |g|^2."""
+        """Return the variance (B,) of the mean of `forms` z.g (B, m); for m = 1, its bound by `squares` |g|^2."""
         if self.probes > 1:
             return _sample_variance(forms) / self.probes
         if self.distribution == "rademacher" and size > 2:

@@ -39,8 +39,8 @@ def read_config(path: Path) -> DictConfig:
     """Read the configuration of a run, with targets of older versions under their new names.
 
     Raises:
-        FileNotFoundError: no run at this path.
-        ValueError: a file that is not YAML or not a mapping, or one of more than `MOST_CHARACTERS`.
+        FileNotFoundError: there is no run at this path.
+        ValueError: the file is not YAML, is not a mapping, or has more than `MOST_CHARACTERS` characters.
     """
     file = path / CONFIG
     if not file.is_file():
@@ -77,7 +77,7 @@ def _aliased_size(node: yaml.Node | None, sizes: dict[int, float]) -> float:
 
 
 def _interpolated_size(path: str, value: Any, values: Mapping[str, Any], sizes: dict[str, float]) -> float:
-    """Return the characters of a value with its interpolations written out; infinity if it has nested ones."""
+    """Return the characters of a value with its interpolations written out; infinity if they are nested or circular."""
     if path in sizes:
         return sizes[path]
     sizes[path] = math.inf
@@ -108,7 +108,7 @@ def nodes(tree: Any, path: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def join(path: str, name: object) -> str:
-    """Return the dotted path of a name in the node at a path."""
+    """Return the dotted path of the key `name` in the node at `path`."""
     return f"{path}.{name}" if path else str(name)
 
 
