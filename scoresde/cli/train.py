@@ -25,13 +25,14 @@ from scoresde.cli.common import (
 from scoresde.cli.output import Record, command, print_rows, shows_progress
 from scoresde.data.summary import state_of
 from scoresde.dequantization import DataMap
-from scoresde.networks.embeddings import NULL, ConditionEmbedding, by_name
+from scoresde.networks.embeddings import NULL, by_name, numbers_of_classes
 from scoresde.prior_mismatch import PriorMismatch
 from scoresde.protocols import Condition
 from scoresde.samplers import Sampler
 from scoresde.score import ScoreModel
 from scoresde.training import checkpoint, distributed
 from scoresde.training.batches import fitting, split_condition
+from scoresde.training.condition_dropout import dropped_names
 from scoresde.training.json_lines import read_lines
 from scoresde.training.locks import locked
 from scoresde.training.trainer import CHECKPOINT, LOG, Trainer
@@ -61,8 +62,10 @@ def train(config: DictConfig) -> Record | None:
     model = build.build_model(config, trust)
     with open_dict(config), warnings_on_stderr():
         config.conditional = trained_conditions(model, dataset, config) or None
+        config.class_names = getattr(dataset, "class_names", None)
     model.conditional = tuple(config.conditional or ())
-    trainer = build.instantiate(config.trainer, trust, optimizer=optimizer)
+    dropout = run_config.plain(config.condition)["dropout"]
+    trainer = build.instantiate(config.trainer, trust, optimizer=optimizer, condition_dropout=dropout)
     loss, sampler = build.instantiate(config.loss, trust), build.instantiate(config.sampler, trust)
     fit_transform(config, dataset)
     measured = build.build_data_map(config.data, trust)
@@ -156,18 +159,17 @@ def trained_conditions(model: ScoreModel, dataset: Any, config: DictConfig) -> l
             f"the network takes the condition {' and '.join(expected)}, but the training data has none: give the data "
             "labels, data.train.labels=..., or build the network without (network.classes=0)"
         )
-    labels = getattr(dataset, "labels", None)
-    if not isinstance(labels, torch.Tensor) or labels.is_floating_point():
-        return names
-    seen, built = labels[labels != NULL].unique().numel(), number_of_classes(model)
-    if seen < built:
-        warnings.warn(f"the network has {built} classes, of which {seen} occur in the training data", stacklevel=2)
-    return [] if bool((labels == NULL).any()) else names
-
-
-def number_of_classes(model: ScoreModel) -> int:
-    """Return the number of classes that the network embeds; 0 if none, or if another embedding is used."""
-    return max((module.classes for module in model.modules() if isinstance(module, ConditionEmbedding)), default=0)
+    labels = by_name(getattr(dataset, "labels", None))
+    labels = {name: values for name, values in labels.items() if not values.is_floating_point()}
+    for name, built in numbers_of_classes(model).items():
+        seen = labels[name][labels[name] != NULL].unique().numel() if name in labels else built
+        if seen < built:
+            which = "" if name == "label" else f" {name}"
+            warnings.warn(
+                f"the network has {built}{which} classes, of which {seen} occur in the training data", stacklevel=2
+            )
+    dropped = dropped_names(run_config.plain(config.condition)["dropout"], names)
+    return [n for n in names if n not in dropped and not (n in labels and bool((labels[n] == NULL).any()))]
 
 
 def condition_names(config: DictConfig, split: str) -> list[str] | None:

@@ -15,7 +15,8 @@ omega(t) / q(t) (`losses.weightings`). With eps_hat = -sigma score, the noise th
 | `Hybrid`                 | row 1 plus the evidence bound, for a learned variance      | 2102.09672                  |
 | `VariationalBound`       | half of row 1: the evidence bound, also for learned paths  | 2107.00630                  |
 
-The objectives of the first three rows differ by constants. The exact score minimises each objective.
+A view is E[eps | x_t], E[x_0 | x_t] or a combination of the two, such as the velocity (`scoresde.views`). The
+objectives of the first three rows differ by constants. The exact score minimises each objective.
 """
 
 from scoresde.losses.denoising import DenoisingScoreMatching

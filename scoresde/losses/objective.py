@@ -60,7 +60,7 @@ class Objective(nn.Module):
 
     Raises:
         TypeError: times is not a density of times.
-        ValueError: unknown weighting.
+        ValueError: weighting is unknown.
     """
 
     def __init__(

@@ -152,7 +152,7 @@ class UNet(nn.Module):
         conditions: the conditions (class, vector, context) that the network accepts, see `Conditions`; default none.
         ends: how the network reads its state and returns its output, see `Ends`.
         pad: if True, pad states with zeros to sides that can be halved often enough, and crop the output; resolutions
-            are then those of the padded states. If False, refuse other sides.
+            are then those of the padded states. If False, refuse sides that cannot be halved often enough.
 
     Raises:
         ValueError: an image size that cannot be halved often enough while `pad` is False, attention at a resolution
@@ -160,7 +160,7 @@ class UNet(nn.Module):
         TypeError: an argument is not of its type.
     """
 
-    casts_inputs = True  # `input_frequencies` need the digits of the state
+    casts_inputs = True  # this class casts the state: `input_frequencies` need all its digits
 
     def __init__(
         self,
