@@ -10,6 +10,7 @@ nats = ss.log_prob(model, samples).value
 from scoresde import bounds, convert, data, editing, losses, networks, predictions, samplers, solvers, thresholding
 from scoresde.analytic import GaussianMixture
 from scoresde.build import Run, load
+from scoresde.classifier import NoisyClassifier
 from scoresde.dequantization import DataMap, TruncatedNormal, Uniform, Variational
 from scoresde.divergence import ExactTrace, Hutchinson
 from scoresde.likelihood import (
@@ -61,6 +62,7 @@ __all__ = [
     "LearnedVP",
     "LogProb",
     "ModelWrapper",
+    "NoisyClassifier",
     "Rectified",
     "ReverseSDE",
     "RoundTrip",
