@@ -370,6 +370,8 @@ def _key(node: Any, name: Any = None) -> str:
     """Return the dotted key of a value in a configuration: where it is set, if it interpolates another one."""
     if not OmegaConf.is_config(node):
         return ""
-    raw: Any = OmegaConf.to_container(node, resolve=False)
-    source = re.fullmatch(r"\$\{(\w[\w.]*)\}", str(raw[name])) if name is not None else None
+    source = None
+    if name is not None and OmegaConf.is_interpolation(node, name):
+        raw: Any = OmegaConf.to_container(node, resolve=False)
+        source = re.fullmatch(r"\$\{(\w[\w.]*)\}", str(raw[name]))
     return source[1] if source else str(node._get_full_key(name))

@@ -24,8 +24,8 @@ from scoresde.training.trainer import Trainer
 from scoresde.training.validation import HeldOut
 from scoresde.wrappers import ModelWrapper
 
-Directory = Annotated[str, Named("a directory")]
-File = Annotated[str, Named("a path, in quotes if it is a number")]
+Directory = Annotated[str | int, Named("a directory")]  # which may be named 7
+File = Annotated[str | int, Named("a path")]
 Names = Annotated[Sequence[str], Distinct(least=1)]
 Split = Literal["train", "validation", "test"]
 Weights = str | float
