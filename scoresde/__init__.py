@@ -22,6 +22,7 @@ from scoresde import (
 )
 from scoresde.analytic import GaussianMixture
 from scoresde.build import Run, load
+from scoresde.classifier import NoisyClassifier
 from scoresde.dequantization import DataMap, TruncatedNormal, Uniform, Variational
 from scoresde.divergence import ExactTrace, Hutchinson
 from scoresde.likelihood import (
@@ -73,6 +74,7 @@ __all__ = [
     "LearnedVP",
     "LogProb",
     "ModelWrapper",
+    "NoisyClassifier",
     "Rectified",
     "ReverseSDE",
     "RoundTrip",
