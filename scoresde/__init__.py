@@ -21,7 +21,7 @@ from scoresde import (
     thresholding,
 )
 from scoresde.analytic import GaussianMixture
-from scoresde.build import Run, load
+from scoresde.build import Run, load, load_classifier
 from scoresde.classifier import NoisyClassifier
 from scoresde.dequantization import DataMap, TruncatedNormal, Uniform, Variational
 from scoresde.divergence import ExactTrace, Hutchinson
@@ -98,6 +98,7 @@ __all__ = [
     "encode",
     "guidance",
     "load",
+    "load_classifier",
     "log_prob",
     "losses",
     "networks",
