@@ -21,7 +21,8 @@ from scoresde import (
     thresholding,
 )
 from scoresde.analytic import GaussianMixture
-from scoresde.build import Run, load
+from scoresde.build import Run, load, load_classifier
+from scoresde.classifier import NoisyClassifier
 from scoresde.classify import Classification, classify
 from scoresde.dequantization import DataMap, TruncatedNormal, Uniform, Variational
 from scoresde.divergence import ExactTrace, Hutchinson
@@ -75,6 +76,7 @@ __all__ = [
     "LearnedVP",
     "LogProb",
     "ModelWrapper",
+    "NoisyClassifier",
     "Rectified",
     "ReverseSDE",
     "RoundTrip",
@@ -99,6 +101,7 @@ __all__ = [
     "encode",
     "guidance",
     "load",
+    "load_classifier",
     "log_prob",
     "losses",
     "networks",

@@ -34,6 +34,7 @@ from scoresde.arguments import (
     matches,
 )
 from scoresde.arguments import check as check_value
+from scoresde.classifier import NoisyClassifier
 from scoresde.dequantization import DataMap, Dequantization, Variational
 from scoresde.predictions import Prediction
 from scoresde.protocols import Transform
@@ -122,8 +123,10 @@ def check(config: Any, role: Any = object, trust: Sequence[str] = ()) -> None:
     _check_types(_key(node), node, role, trust)
 
 
-def build_model(config: DictConfig, trust: Sequence[str] = ()) -> ScoreModel:
-    """Build the untrained score model of a configuration from its network, SDE and prediction type.
+def build_model(config: DictConfig, trust: Sequence[str] = ()) -> ScoreModel | NoisyClassifier:
+    """Build the untrained model of a configuration from its network, SDE and prediction type.
+
+    It is a score model, or a noise-conditional classifier if the configuration has `classifier: true`.
 
     Raises:
         ValueError: the network is for states with more dimensions than `data.shape` has; see also `instantiate`.
@@ -139,6 +142,8 @@ def build_model(config: DictConfig, trust: Sequence[str] = ()) -> ScoreModel:
             f"({str(error).splitlines()[0]}): take network=mlp (any shape), series, images or volumes"
         ) from error
     sde = instantiate(config.sde, trust, SDE)
+    if config.get("classifier"):
+        return NoisyClassifier(network, sde, instantiate(config.prediction, trust, Prediction))
     prediction, learned = instantiate(config.prediction, trust, Prediction), bool(config.get("learned_variance", False))
     return ScoreModel(network, sde, prediction, learned, config.get("conditional") or ())
 
@@ -173,7 +178,7 @@ def assemble(config: Mapping[str, Any], state: Mapping[str, Tensor], path: str |
         ValueError: the weights do not fit the configuration.
     """
     tree = OmegaConf.create(dict(config))
-    model = build_model(tree)
+    model: Any = build_model(tree)
     weights = {f"network.{name}": value for name, value in state.items()}
     expected = model.state_dict()
     for name in weights.keys() & expected.keys():
@@ -200,7 +205,26 @@ def load(path: str | Path, weights: str | float = "ema", trust: Sequence[str] = 
         ValueError: `weights` is invalid; sigma_rel is outside (0, 0.2887), or the snapshots cannot be combined to this
             width; or the checkpoint does not fit the configuration.
     """
-    path = Path(path)
+    model, config = _load(Path(path), weights, trust, device)
+    if isinstance(model, NoisyClassifier):
+        raise ValueError(f"{path} must be the run of a score model; got that of a classifier: use ss.load_classifier")
+    return _run(model, config, Path(path), trust)
+
+
+def load_classifier(
+    path: str | Path, weights: str | float = "ema", trust: Sequence[str] = (), device: str = "cpu"
+) -> NoisyClassifier:
+    """Load a noise-conditional classifier that `scoresde train` wrote; arguments and errors are those of `load`."""
+    model, _ = _load(Path(path), weights, trust, device)
+    if not isinstance(model, NoisyClassifier):
+        raise ValueError(f"{path} must be the run of a classifier; got that of a score model: use ss.load")
+    return model
+
+
+def _load(
+    path: Path, weights: str | float, trust: Sequence[str], device: str
+) -> tuple[ScoreModel | NoisyClassifier, DictConfig]:
+    """Return the model of a run in eval mode, and the configuration."""
     sigma_rel = None if weights in ("ema", "raw") else _sigma_rel(weights)
     config = read_config(path)
     model = build_model(config, trust)
@@ -222,7 +246,7 @@ def load(path: str | Path, weights: str | float = "ema", trust: Sequence[str] = 
     state = {**groups["model"], **averages}
     _check_fit(model.state_dict(), state, path / CHECKPOINT)
     model.load_state_dict(state)
-    return _run(model.to(available(device)).eval(), config, path, trust)
+    return model.to(available(device)).eval(), config
 
 
 def _sigma_rel(weights: str | float) -> float:

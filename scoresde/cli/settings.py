@@ -67,6 +67,7 @@ class Parts(Shared):
     experiment: str | None
     name: str | int
     learned_variance: bool
+    classifier: bool
 
 
 class Conditioning(TypedDict):

@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from torch.utils.data import Dataset, default_collate
 
 from scoresde import build, run_config
+from scoresde.classifier import NoisyClassifier
 from scoresde.cli.common import (
     build_optimizer,
     check_states,
@@ -59,9 +60,10 @@ def train(config: DictConfig) -> Record | None:
     if is_shape_open:
         config.data.shape = list(state_of(dataset[0]).shape)
     torch.manual_seed(config.seed)
-    model = build.build_model(config, trust)
+    model: Any = build.build_model(config, trust)
+    is_classifier = isinstance(model, NoisyClassifier)
     with open_dict(config), warnings_on_stderr():
-        config.conditional = trained_conditions(model, dataset, config) or None
+        config.conditional = None if is_classifier else trained_conditions(model, dataset, config) or None
         config.class_names = getattr(dataset, "class_names", None)
     model.conditional = tuple(config.conditional or ())
     dropout = run_config.plain(config.condition)["dropout"]
@@ -75,7 +77,8 @@ def train(config: DictConfig) -> Record | None:
     held_out = None
     if config.trainer.evaluate_every and config.data.get("validation") is not None:
         validation = build.instantiate(config.data.validation, trust)
-        held_out = HeldOut(loss, validation, trained, measured, **config.held_out, seed=config.seed)
+        settings = {**config.held_out, **({"draws": 0} if is_classifier else {})}  # a classifier has no bound
+        held_out = HeldOut(loss, validation, trained, measured, **settings, seed=config.seed)
     # Train.
     parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
     mirrored = getattr(dataset, "mirrored", 0)
@@ -90,7 +93,8 @@ def train(config: DictConfig) -> Record | None:
             run_config.write_config(config, run / run_config.CONFIG, command())
             shown = {**record, "parameters": f"{parameters:,}", "mirrored": mirrored and f"{mirrored} of the samples"}
             print_rows({key: value for key, value in shown.items() if value})
-        preview = partial(save_preview, sampler, measured, config, run, first_conditions(dataset))
+        drawn = partial(save_preview, sampler, measured, config, run, first_conditions(dataset))
+        preview = None if is_classifier else drawn
         left_out = {*run_config.FREE_PARTS} - {"conditional"}
         stored = {key: value for key, value in settings.items() if key not in left_out}
         trainer.fit(model, loss, dataset, run, trained, preview, held_out, shows_progress(), stored)

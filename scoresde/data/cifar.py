@@ -17,9 +17,10 @@ import torch
 from tqdm import tqdm
 
 from scoresde.atomic_files import remove_leftovers, replace_atomically
-from scoresde.data.items import Items, check_choice, reading
+from scoresde.data.items import LABEL, Items, check_choice, reading
 
 PIXELS = 3 * 32 * 32
+CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 BATCHES = {"train": [f"data_batch_{i}" for i in range(1, 6)], "test": ["test_batch"]}
 
 Records = tuple[np.ndarray, np.ndarray]
@@ -40,7 +41,8 @@ class CIFAR10(Items):
         split: "train" or "test".
         flip: if True, append the mirror images, see `Items`.
         download: if True, download the archive if root has none of these files; if False, raise FileNotFoundError.
-        labels: if True, items are pairs (state, label), where the label 0 to 9 is an int64 tensor ().
+        labels: if True, items are pairs (state, label), where the label 0 to 9 is an int64 tensor (); `class_names` has
+            the names of the archive.
 
     Raises:
         ValueError: the split is unknown, or the files are not CIFAR-10.
@@ -69,7 +71,8 @@ class CIFAR10(Items):
             records = self._read(Path(root), BATCHES[split])
         images, classes = map(np.concatenate, zip(*records, strict=True))
         states = torch.from_numpy(images).reshape(-1, 3, 32, 32)
-        super().__init__(states, torch.from_numpy(classes.astype(np.int64)) if labels else None, flip)
+        numbers = torch.from_numpy(classes.astype(np.int64))
+        super().__init__(states, numbers if labels else None, flip, {LABEL: CLASSES} if labels else None)
 
     def _read(self, root: Path, batches: Sequence[str]) -> list[Records]:
         """Read the records of each batch; return an empty list if root has neither the files nor an archive."""

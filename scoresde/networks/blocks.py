@@ -21,6 +21,7 @@ class BlockStyle:
 
     Args:
         heads: number of attention heads, unless `head_channels` is given.
+        heads_up: number of attention heads on the way up; None for `heads`.
         head_channels: channels of each attention head; the number of heads is then channels / head_channels.
         attend_every: if True, every block on the way up attends, at the resolutions with attention (ADM); if False,
             only the last block of each of these resolutions does.
@@ -38,6 +39,7 @@ class BlockStyle:
     """
 
     heads: Count = 1
+    heads_up: Count | None = None
     head_channels: Count | None = None
     attend_every: bool = False
     dropout: Share = 0.1
@@ -67,6 +69,16 @@ class NetworkStyle(BlockStyle):
     def norm(self, channels: int) -> nn.GroupNorm:
         """Return a group normalisation for this number of channels."""
         return group_norm(channels, self.group_size, self.norm_eps)
+
+    def heads_of(self, channels: int) -> int:
+        """Return the number of attention heads for this number of channels; raise ValueError if it is no divisor."""
+        heads = channels // self.head_channels if self.head_channels else self.heads
+        if heads < 1 or channels % heads:
+            raise ValueError(
+                f"the channels of attention must be a multiple of the number of heads, at least 1; got {channels} "
+                f"channels and {heads} heads: change the width of the network, heads or head_channels"
+            )
+        return heads
 
     def join(self, skip: Tensor, update: Tensor) -> Tensor:
         """Return skip + update; if `skip_rescale`, over 2^(1/2), so that the variance does not grow with depth."""
@@ -130,12 +142,7 @@ class Attention(nn.Module):
 
     def __init__(self, style: NetworkStyle, channels: int, context_features: int = 0):
         super().__init__()
-        self.heads = channels // style.head_channels if style.head_channels else style.heads
-        if self.heads < 1 or channels % self.heads:
-            raise ValueError(
-                f"the channels of attention must be a multiple of the number of heads, at least 1; got {channels} "
-                f"channels and {self.heads} heads: change the width of the network, heads or head_channels"
-            )
+        self.heads = style.heads_of(channels)
         self.style, self.norm = style, style.norm(channels)
         if context_features:
             self.query = convolution(style.dims, channels, channels, kernel=1)
@@ -197,9 +204,11 @@ def residual_resampling(style: NetworkStyle, channels: int, direction: str) -> B
     return Block(style, channels, channels, resample=direction)
 
 
-def convolution_resampling(style: NetworkStyle, channels: int, direction: str) -> ResampledConvolution:
-    """Return a convolution that halves or doubles the resolution (DDPM)."""
-    return ResampledConvolution(style.dims, channels, channels, direction, style.fir)
+def convolution_resampling(
+    style: NetworkStyle, channels: int, direction: str, centred: bool = False
+) -> ResampledConvolution:
+    """Return a convolution that halves or doubles the resolution (DDPM; `centred`: improved DDPM and ADM)."""
+    return ResampledConvolution(style.dims, channels, channels, direction, style.fir, centred)
 
 
 def filter_resampling(style: NetworkStyle, channels: int, direction: str) -> Resample:

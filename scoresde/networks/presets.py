@@ -21,7 +21,8 @@ from typing import Annotated, Any
 
 from scoresde.networks.blocks import BlockStyle, InputResidual, convolution_resampling
 from scoresde.networks.embeddings import Conditions, FourierEmbedding, PositionalEmbedding
-from scoresde.networks.unet import PARTS, Ends, UNet
+from scoresde.networks.encoder import PARTS, Ends
+from scoresde.networks.unet import UNet
 
 Options = Annotated[Any, UNet, BlockStyle, Conditions, Ends]
 """The arguments of these classes."""

@@ -25,8 +25,8 @@ from scoresde.networks import (
     residual_resampling,
 )
 from scoresde.networks.blocks import Attention, Block, ResidualBlock
+from scoresde.networks.encoder import append_fourier_features
 from scoresde.networks.resampling import Resample, ResampledConvolution
-from scoresde.networks.unet import append_fourier_features
 from tests.conftest import normal
 from tests.networks.test_layers import DIMS, difference, randomised, recorded
 
