@@ -1,6 +1,6 @@
-"""PNG files of samples and of comparisons of samplers, and the drawing functions that they share with the report."""
+"""PNG files of samples, comparisons of samplers and classifications; drawing functions shared with the report."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from scoresde.atomic_files import replace_atomically
 from scoresde.evaluation.sampler_comparison import ComparisonRow
+from scoresde.metrics.classification import Calibration
 
 Interval = tuple[np.ndarray, np.ndarray]  # low and high
 PIXELS = 64  # height of a small image in a grid
@@ -92,6 +93,68 @@ def save_samples(samples: Tensor, path: Path, low: float = 0.0, high: float = 1.
     else:
         axes.plot(flat[:64].T, linewidth=0.8, alpha=0.6)
         axes.set(xlabel="dimension", ylabel="value", title=f"{min(len(flat), 64)} samples")
+    replace_atomically(path, lambda file: figure.savefig(file, format="png"))
+    return path
+
+
+# --- classifications
+
+MOST_CLASSES = 40  # with a number in each cell and a name at each row of the confusion matrix
+
+
+def save_confusion(counts: Tensor, classes: Sequence[str], path: Path) -> Path:
+    """Save a picture of a confusion matrix: rows are labels, columns decisions, shades the shares of a row.
+
+    Args:
+        counts: number of samples (K, K).
+        classes: names of the K classes.
+        path: PNG file to write.
+    """
+    shares = (counts / counts.sum(dim=1, keepdim=True).clamp(min=1)).numpy()
+    size = min(max(3.2, 0.42 * len(classes) + 1.6), 14.0)
+    figure = Figure(figsize=(size, size), dpi=150, layout="constrained")
+    axes = figure.add_subplot()
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    if len(classes) <= MOST_CLASSES:
+        ticks = range(len(classes))
+        axes.set_xticks(ticks, classes, rotation=90 if max(map(len, classes)) > 3 else 0)
+        axes.set_yticks(ticks, classes)
+        for (i, j), count in np.ndenumerate(counts.numpy()):
+            if count:
+                axes.text(
+                    j, i, str(count), ha="center", va="center", fontsize=7, color="w" if shares[i, j] > 0.5 else "k"
+                )
+    axes.set(xlabel="decision", ylabel="label")
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    replace_atomically(path, lambda file: figure.savefig(file, format="png"))
+    return path
+
+
+def save_reliability(tables: Mapping[str, Calibration], path: Path) -> Path:
+    """Save a reliability diagram: accuracy against confidence with intervals, and the number of samples below.
+
+    Args:
+        tables: reliability tables by name, see `metrics.calibration`.
+        path: PNG file to write.
+    """
+    figure = Figure(figsize=(4.6, 5.2), dpi=150, layout="constrained")
+    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
+    upper.plot([0, 1], [0, 1], color=BAND, linewidth=1.0, linestyle="--")
+    for i, (name, table) in enumerate(tables.items()):
+        confidence, value, low, high = np.array(
+            [[b.confidence, b.accuracy.value, b.accuracy.low, b.accuracy.high] for b in table.bins]
+        ).T
+        curve(upper, confidence, value, (low, high), colour=i, label=f"{name}, ECE {table.ece:.3f}", linestyle="none")
+        edges, counts = [b.low for b in table.bins], [b.count for b in table.bins]
+        widths = [b.high - b.low for b in table.bins]
+        lower.bar(edges, counts, widths, align="edge", alpha=0.5, color=COLOURS[i % len(COLOURS)])
+    upper.set(ylabel="fraction of correct decisions", xlim=(0, 1), ylim=(0, 1))
+    lower.set(xlabel="confidence, p of the decision", ylabel="samples")
+    for axes in (upper, lower):
+        axes.grid(linewidth=0.4, alpha=0.6)
+        axes.spines[["top", "right"]].set_visible(False)
+    upper.legend(fontsize=8, frameon=False, loc="upper left")
     replace_atomically(path, lambda file: figure.savefig(file, format="png"))
     return path
 

@@ -51,15 +51,20 @@ def likelihood_measure(run: build.Run, config: DictConfig, device: str) -> Calla
     """
     dataset = run_data(run, config.split, config.trust)
     options, budget = (build.instantiate(part, config.trust) for part in (config.likelihood, config.budget))
-    dequantization = run.dequantization
-    if config.dequantization is not None:
-        dequantization = DEQUANTIZATIONS[check_choice("dequantization", config.dequantization, DEQUANTIZATIONS)](run)
+    dequantization = chosen_dequantization(run, config)
     is_noisy = dequantization is not None and dequantization.start(run.model.sde, run.transform) is not None
     if is_noisy and budget.bound == "continuous":
         budget = replace(budget, bound="discrete")  # the continuous bound needs points of clean data
     options |= {"budget": budget, "seed": config.seed, "progress": shows_progress()}
     check_settings(run, dataset, dequantization, **options)
     return partial(measure_likelihood, run, config, device, dataset, dequantization, options)
+
+
+def chosen_dequantization(run: build.Run, config: DictConfig) -> Dequantization | None:
+    """Return the dequantisation that the setting `dequantization` names, that of the run by default."""
+    if config.dequantization is None:
+        return run.dequantization
+    return DEQUANTIZATIONS[check_choice("dequantization", config.dequantization, DEQUANTIZATIONS)](run)
 
 
 def measure_likelihood(

@@ -115,6 +115,26 @@ class Evaluate(Likelihood):
     bpd: bool
 
 
+class BoundSettings(TypedDict):
+    draws: EvenCount
+    rounds: Few
+    confidence: Positive
+
+
+class Classify(Shared):
+    run: Directory
+    split: Split
+    weights: Weights
+    condition: str | None
+    method: Literal["flow", "bound"]
+    prior: Literal["frequencies", "uniform"]
+    dequantization: str | None
+    likelihood: Annotated[dict, evaluate_likelihood]
+    bins: Few
+    calibrate: Split | None
+    bound: BoundSettings
+
+
 class Compare(Shared):
     sde: SDE
     run: Directory
@@ -175,6 +195,7 @@ SETTINGS: dict[str, Any] = {
     "bpd": Likelihood,
     "evaluate": Evaluate,
     "compare": Compare,
+    "classify": Classify,
     "dequantize": Dequantize,
     "convert": Convert,
     "data": Examine,

@@ -140,8 +140,8 @@ def fit_temperature(log_posterior: Tensor, labels: Tensor) -> float:
     """Return the temperature T > 0 for which softmax(log p / T) has the least log score (1706.04599, section 4.2).
 
     The log score is convex in 1/T. T = 1 leaves the probabilities as they are; T > 1 makes them less certain. If every
-    decision is correct the log score falls without end as T falls: the result is then close to the least T, 0.001. Fit T on
-    samples that are neither in the training data nor those that the calibrated classification is reported for.
+    decision is correct the log score falls without end as T falls, and the result is small. Fit T on samples that are
+    neither in the training data nor among those that the calibrated classification is reported for.
 
     Args:
         log_posterior, labels: see `accuracy`; log-posteriors must be finite.
