@@ -149,7 +149,7 @@ def save_reliability(tables: Mapping[str, Calibration], path: Path) -> Path:
         edges, counts = [b.low for b in table.bins], [b.count for b in table.bins]
         widths = [b.high - b.low for b in table.bins]
         lower.bar(edges, counts, widths, align="edge", alpha=0.5, color=COLOURS[i % len(COLOURS)])
-    upper.set(ylabel="fraction of correct decisions", xlim=(0, 1), ylim=(0, 1))
+    upper.set(ylabel="fraction of correct decisions", xlim=(-0.02, 1.02), ylim=(-0.03, 1.03))
     lower.set(xlabel="confidence, p of the decision", ylabel="samples")
     for axes in (upper, lower):
         axes.grid(linewidth=0.4, alpha=0.6)

@@ -96,6 +96,7 @@ class Likelihood(Shared):
     split: Split
     weights: Weights
     dequantization: str | None
+    conditional: bool
     budget: Budget
 
 

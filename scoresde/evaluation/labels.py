@@ -64,3 +64,20 @@ def frequencies(labels: Tensor, classes: int) -> Tensor:
         problem = f"classes {missing[:8]} do not occur" if missing else f"there are labels up to {len(counts) - 1}"
         raise ValueError(f"the training data must have samples of all {classes} classes; {problem}: set prior=uniform")
     return counts / counts.sum()
+
+
+def label_nats(labels: Mapping[str, Tensor], training: Mapping[str, Tensor]) -> Tensor:
+    """Return -log p(labels) of N samples in nats, (N,), under the class frequencies of the training data.
+
+    Several labels of a sample are taken as independent. No label (-1) counts as a class. The result is infinite for a
+    class that does not occur in the training data.
+
+    Args:
+        labels: integers (N,) by name.
+        training: labels of the training data under the same names, integers (M,).
+    """
+    total = torch.zeros(len(next(iter(labels.values()))), dtype=torch.float64)
+    for name, values in labels.items():
+        share = (training[name][:, None] == values.unique()).double().mean(dim=0)
+        total -= share.log()[torch.searchsorted(values.unique(), values)]
+    return total

@@ -38,7 +38,9 @@ SPLITS = ("test", "validation", "train")  # the headline shows the first split t
 TEXTS = ("sampler", "metric", "space", "reference")  # columns of a comparison that are not numbers
 Line = dict[str, Any]
 DEFAULTS: dict[str, Line] = {  # fields that lines of older versions, or of other programs, may lack
-    "likelihood": dict.fromkeys(["stderr", "population", "monte_carlo", "discretisation", "bound", "nfe", "seconds"])
+    "likelihood": dict.fromkeys(
+        ["stderr", "population", "monte_carlo", "discretisation", "bound", "label", "nfe", "seconds"]
+    )
     | {"split": "test", "unit": "", "weights": "ema", "conventions": {}, "bound_conventions": {}},
     "samples": dict.fromkeys(["n", "nfe", "seconds", "seed", "threshold"]),
 }

@@ -11,7 +11,8 @@ import scoresde as ss
 from scoresde.data import Affine, Levels
 from scoresde.dequantization import AboveUniform, Incomplete
 from scoresde.evaluation import Budget, evaluate_likelihood
-from scoresde.evaluation.dataset_likelihood import Estimate, _Evaluation
+from scoresde.evaluation.batch_likelihood import BatchLikelihood
+from scoresde.evaluation.dataset_likelihood import Estimate
 from scoresde.evaluation.resumable import fingerprint
 from scoresde.networks import MLP
 from scoresde.solvers import Adams, RungeKutta
@@ -240,7 +241,7 @@ def test_the_key_of_stored_batches_covers_data_conditions_and_a_learned_dequanti
         (torch.zeros(3), None, ss.Variational((3,), 8, 2, 4)),
     ):
         data = [x if cond is None else (x, cond)] * 2
-        evaluation = _Evaluation(run, data, dequantization, None, None, 1, 0, "data")
+        evaluation = BatchLikelihood(run, data, dequantization, None, None, 1, 0, "data")
         keys.add(fingerprint(run.model, run.transform, evaluation.tensors([torch.arange(2)])))
     assert len(keys) == 5
 
