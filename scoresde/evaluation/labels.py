@@ -46,9 +46,8 @@ def check_condition(condition: str | None, classes: Mapping[str, list[str]]) -> 
     if condition is None and len(classes) == 1:
         return next(iter(classes))
     if condition is None or condition not in classes:
-        raise ValueError(
-            f"condition must be one of {', '.join(classes)}; got {'none' if condition is None else condition!r}"
-        )
+        got = "none" if condition is None else repr(condition)
+        raise ValueError(f"condition must be one of {', '.join(classes)}; got {got}")
     return condition
 
 

@@ -107,6 +107,38 @@ def test_conditions_stay_with_their_samples(kind, is_quantised, tmp_path):
 
 
 @pytest.mark.parametrize("dequantization", [None, ss.Uniform()], ids=["nats", "bits"])
+def test_a_label_has_its_own_likelihood(dequantization, tmp_path):
+    """Given the label, of the label by its frequency among the training data, and of both."""
+    mixture, transform = oracle((2, 2)), Affine() if dequantization is None else Levels(8, -3.0, 3.0)
+    states = torch.randint(0, 8, (6, 2, 2), generator=seeded()).double()
+    labels, training = torch.tensor([0, 1, 2, 2, 0, -1]), {"label": torch.tensor([0, 0, 1, 1, 1, 2, 2, -1])}
+    run, data = as_run(mixture.score_model(SDE), transform, tmp_path), list(zip(states, labels, strict=True))
+    result = evaluate_likelihood(run, data, dequantization, **CHEAP, training_labels=training)
+    unit = 4 * (1 if dequantization is None else math.log(2))
+    costs = -torch.tensor([2, 3, 2, 2, 2, 1]).double().div(8).log() / unit
+    assert result.label.mean == pytest.approx(float(costs.mean()))
+    assert result.label.stderr == pytest.approx(float(costs.std()) / 6**0.5)
+    assert result.joint.mean == pytest.approx(result.mean + result.label.mean)
+    assert result.joint.stderr == pytest.approx(float((result.per_sample + costs).std()) / 6**0.5)
+    assert result.conventions["condition"] == "given label"
+    without = evaluate_likelihood(run, data, dequantization, **CHEAP, training_labels=training, conditional=False)
+    plain = evaluate_likelihood(run, list(states), dequantization, **CHEAP)
+    torch.testing.assert_close(without.per_sample, plain.per_sample, rtol=1e-9, atol=1e-9)
+    assert without.conventions["condition"] == "none: the network without its conditions"
+    assert "condition" not in plain.conventions
+    assert (without.label, without.joint, plain.label) == (None, None, None)
+    with pytest.warns(UserWarning, match="the likelihood of the labels is left out: a class does not occur"):
+        unseen = evaluate_likelihood(run, data, dequantization, **CHEAP, training_labels={"label": torch.tensor([0])})
+    assert unseen.label is None
+
+
+def test_a_network_that_needs_its_condition_is_not_measured_without(tmp_path):
+    run = as_run(ss.ScoreModel(Network(), SDE, "karras", conditional=["vector"]), Affine(), tmp_path)
+    with pytest.raises(ValueError, match=r"was trained with vector for every sample: train it with condition\.dropout"):
+        evaluate_likelihood(run, list(zip(normal(2, 3), normal(2, 2), strict=True)), None, **CHEAP, conditional=False)
+
+
+@pytest.mark.parametrize("dequantization", [None, ss.Uniform()], ids=["nats", "bits"])
 def test_a_failed_solve_keeps_the_other_samples_and_names_those_without(dequantization, tmp_path):
     transform, low, high = (Affine(), -1.0, 2.0) if dequantization is None else (Levels(8), 0.0, 7.0)
     run = as_run(ss.ScoreModel(Network(0.5, cond_features=0), SDE, "karras"), transform, tmp_path)
