@@ -9,7 +9,7 @@ nats = ss.log_prob(model, samples).value
 
 from scoresde import bounds, convert, data, editing, losses, networks, predictions, samplers, solvers, thresholding
 from scoresde.analytic import GaussianMixture
-from scoresde.build import Run, load
+from scoresde.build import Run, load, load_classifier
 from scoresde.classifier import NoisyClassifier
 from scoresde.dequantization import DataMap, TruncatedNormal, Uniform, Variational
 from scoresde.divergence import ExactTrace, Hutchinson
@@ -32,6 +32,7 @@ from scoresde.sdes import (
     VE,
     VP,
     Cosine,
+    CosineDDPM,
     Karras,
     LearnedVP,
     Rectified,
@@ -54,6 +55,7 @@ __all__ = [
     "BitsPerDim",
     "BlendedViews",
     "Cosine",
+    "CosineDDPM",
     "DataMap",
     "ExactTrace",
     "GaussianMixture",
@@ -84,6 +86,7 @@ __all__ = [
     "editing",
     "encode",
     "load",
+    "load_classifier",
     "log_prob",
     "losses",
     "networks",

@@ -34,6 +34,7 @@ from scoresde.arguments import (
     matches,
 )
 from scoresde.arguments import check as check_value
+from scoresde.classifier import NoisyClassifier
 from scoresde.dequantization import DataMap, Dequantization, Variational
 from scoresde.predictions import Prediction
 from scoresde.protocols import Transform
@@ -128,6 +129,21 @@ def build_model(config: DictConfig, trust: Sequence[str] = ()) -> ScoreModel:
     Raises:
         ValueError: the network is for states with more dimensions than `data.shape` has; see also `instantiate`.
     """
+    learned = bool(config.get("learned_variance", False))
+    return ScoreModel(*_build_parts(config, trust), learned, config.get("conditional") or ())
+
+
+def build_classifier(config: DictConfig, trust: Sequence[str] = ()) -> NoisyClassifier:
+    """Build the untrained noise-conditional classifier of a configuration, see `build_model`.
+
+    Raises:
+        ValueError: see `build_model`.
+    """
+    return NoisyClassifier(*_build_parts(config, trust))
+
+
+def _build_parts(config: DictConfig, trust: Sequence[str]) -> tuple[nn.Module, SDE, Prediction]:
+    """Return the untrained network, the SDE and the prediction type of a configuration."""
     try:
         check(config.network, nn.Module, trust)
         check_memory("network", _bytes_of(config.network))
@@ -139,8 +155,7 @@ def build_model(config: DictConfig, trust: Sequence[str] = ()) -> ScoreModel:
             f"({str(error).splitlines()[0]}): take network=mlp (any shape), series, images or volumes"
         ) from error
     sde = instantiate(config.sde, trust, SDE)
-    prediction, learned = instantiate(config.prediction, trust, Prediction), bool(config.get("learned_variance", False))
-    return ScoreModel(network, sde, prediction, learned, config.get("conditional") or ())
+    return network, sde, instantiate(config.prediction, trust, Prediction)
 
 
 def _bytes_of(config: DictConfig) -> int:
@@ -165,7 +180,8 @@ def assemble(config: Mapping[str, Any], state: Mapping[str, Tensor], path: str |
     """Return a run with this configuration and the weights of a network that was trained elsewhere.
 
     Args:
-        config: the configuration of a run, with at least `sde`, `prediction`, `network` and `data`.
+        config: the configuration of a run, with at least `sde`, `prediction`, `network` and `data`; with `classifier`
+            true, the model of the run is a `NoisyClassifier`.
         state: the network's state dict, in any floating-point dtype.
         path: the file or folder that the weights come from.
 
@@ -173,7 +189,7 @@ def assemble(config: Mapping[str, Any], state: Mapping[str, Tensor], path: str |
         ValueError: the weights do not fit the configuration.
     """
     tree = OmegaConf.create(dict(config))
-    model = build_model(tree)
+    model: ScoreModel | NoisyClassifier = build_classifier(tree) if tree.get("classifier") else build_model(tree)
     weights = {f"network.{name}": value for name, value in state.items()}
     expected = model.state_dict()
     for name in weights.keys() & expected.keys():
@@ -197,13 +213,48 @@ def load(path: str | Path, weights: str | float = "ema", trust: Sequence[str] = 
 
     Raises:
         FileNotFoundError: there is no run, no checkpoint, or no snapshot of power-function averages.
-        ValueError: `weights` is invalid; sigma_rel is outside (0, 0.2887), or the snapshots cannot be combined to this
-            width; or the checkpoint does not fit the configuration.
+        ValueError: the run is a classifier (see `load_classifier`); `weights` is invalid; sigma_rel is outside
+            (0, 0.2887), or the snapshots cannot be combined to this width; or the checkpoint does not fit the
+            configuration.
     """
-    path = Path(path)
+    config = read_config(Path(path))
+    if config.get("classifier"):
+        raise ValueError(
+            f"{path} must hold a score model; it holds a classifier: load it with scoresde.load_classifier"
+        )
+    return _load(build_model(config, trust), config, Path(path), weights, trust, device)
+
+
+def load_classifier(
+    path: str | Path, weights: str | float = "ema", trust: Sequence[str] = (), device: str = "cpu"
+) -> NoisyClassifier:
+    """Load a noise-conditional classifier that `scoresde train` or `scoresde convert` wrote.
+
+    Args:
+        path: the directory of the run; `classifier` is true in its configuration.
+        weights, trust, device: see `load`.
+
+    Raises:
+        FileNotFoundError: see `load`.
+        ValueError: the run is not a classifier; see also `load`.
+    """
+    config = read_config(Path(path))
+    if not config.get("classifier"):
+        raise ValueError(f"{path} must hold a classifier; it holds a score model: load it with scoresde.load")
+    classifier: Any = _load(build_classifier(config, trust), config, Path(path), weights, trust, device).model
+    return classifier
+
+
+def _load(
+    model: ScoreModel | NoisyClassifier,
+    config: DictConfig,
+    path: Path,
+    weights: str | float,
+    trust: Sequence[str],
+    device: str,
+) -> Run:
+    """Return the run of a directory, with its weights in `model`; see `load`."""
     sigma_rel = None if weights in ("ema", "raw") else _sigma_rel(weights)
-    config = read_config(path)
-    model = build_model(config, trust)
     parts = {"model", "ema"} if weights == "ema" else {"model"}
     groups, info = checkpoint.load(path / CHECKPOINT, parts, needed=["model"])
     is_training = "optimizer" in info  # and then has averages of all trained weights; a converted run may have none
@@ -239,7 +290,7 @@ def _sigma_rel(weights: str | float) -> float:
     return sigma_rel
 
 
-def _run(model: ScoreModel, config: DictConfig, path: Path, trust: Sequence[str]) -> Run:
+def _run(model: Any, config: DictConfig, path: Path, trust: Sequence[str]) -> Run:
     """Return the `Run` of a model whose weights are loaded."""
     data, training = build_data_map(config.data, trust), config.data.get("training")
     on_levels = training is not None and training.get("dequantization") is None

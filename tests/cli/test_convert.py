@@ -63,7 +63,7 @@ def test_a_run_without_data_has_no_likelihood(capsys, refused):
 
 def test_wrong_input_is_answered_in_one_line(refused):
     source = FIXTURES / "ddpmpp_vp_continuous.pth"
-    one_of = "source must be one of score_sde, edm, diffusers; got 'gan'"
+    one_of = "source must be one of score_sde, edm, adm, adm_classifier, diffusers; got 'gan'"
     assert one_of in refused("convert", "source=gan", f"path={source}")
     assert "no checkpoint at nowhere.pth" in refused("convert", "source=edm", "path=nowhere.pth")
     assert "no configuration at" in refused("convert", "source=score_sde", f"path={source}", "config=none.json")
