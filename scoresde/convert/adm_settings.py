@@ -13,7 +13,9 @@ Settings that are missing have the defaults of these projects. Settings that con
 `timestep_respacing`, are ignored: the model is that of all N steps.
 """
 
+import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from scoresde.arguments import shown
@@ -22,6 +24,7 @@ FORM = (
     'config={"image_size": 64, "num_heads": 4, "use_new_attention_order": False, "noise_schedule": "linear", '
     '"diffusion_steps": 1000} (num_head_channels instead of num_heads if it was set)'
 )
+LISTS = ("attention_resolutions", "channel_mult", "classifier_attention_resolutions")  # texts with commas in flags
 DEFAULT_SCALE = 1000.0  # the range of the noise labels with rescale_timesteps
 
 
@@ -38,14 +41,17 @@ class AdmSettings:
 
     def __init__(self, config: Mapping[str, Any], is_classifier: bool = False):
         self.are_flags = "kwargs" not in config
-        values: dict[str, Any] = dict(config if self.are_flags else config["kwargs"])
-        self.diffusion = dict(values if self.are_flags else config.get("diffusion") or {})
-        prefix = "classifier_"
+        if not isinstance(config.get("kwargs", {}), Mapping):
+            raise ValueError(f"kwargs must be a mapping of arguments to values; got {shown(config['kwargs'])}")
+        values, prefix = _values(config if self.are_flags else config["kwargs"]), "classifier_"
+        self.diffusion = values if self.are_flags else _values(config.get("diffusion") or {})
         if self.are_flags and is_classifier and any(name.startswith(prefix) for name in values):
             names = {"width": "model_channels", "depth": "num_res_blocks"}
             own = {name.removeprefix(prefix): value for name, value in values.items() if name.startswith(prefix)}
             values = {names.get(name, name): value for name, value in own.items()}
-            values |= {"image_size": config.get("image_size"), "num_head_channels": 64}  # fixed in the scripts
+            values["image_size"] = config.get("image_size")
+        if self.are_flags and is_classifier and "num_heads" not in values:
+            values.setdefault("num_head_channels", 64)  # fixed in the scripts
         if "num_channels" in values:
             values["model_channels"] = values.pop("num_channels")
         expected = "EncoderUNetModel" if is_classifier else "UNetModel"
@@ -56,7 +62,7 @@ class AdmSettings:
             )
         if values.get("dims", 2) != 2:
             raise ValueError(f"dims must be 2, for images; got {values['dims']}")
-        self.values = values
+        self.values: Mapping[str, Any] = values
 
     @property
     def image_size(self) -> int | None:
@@ -149,6 +155,16 @@ class AdmSettings:
         if isinstance(resolutions, str):
             return [(self.image_size or 64) // entry for entry in entries]
         return entries
+
+
+def _values(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings, with numbers and truth values where a command line has left their text."""
+    values = dict(settings)
+    for name, value in settings.items():
+        if isinstance(value, str) and name not in LISTS:
+            with suppress(json.JSONDecodeError):
+                values[name] = json.loads(value.lower())
+    return values
 
 
 def _entries(value: Any) -> Sequence[Any]:
