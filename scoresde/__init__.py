@@ -7,7 +7,19 @@ samples = ss.samplers.PredictorCorrector(ss.samplers.ReverseDiffusion())(model, 
 nats = ss.log_prob(model, samples).value
 """
 
-from scoresde import bounds, convert, data, editing, losses, networks, predictions, samplers, solvers, thresholding
+from scoresde import (
+    bounds,
+    convert,
+    data,
+    editing,
+    guidance,
+    losses,
+    networks,
+    predictions,
+    samplers,
+    solvers,
+    thresholding,
+)
 from scoresde.analytic import GaussianMixture
 from scoresde.build import Run, load, load_classifier
 from scoresde.classifier import NoisyClassifier
@@ -41,7 +53,7 @@ from scoresde.sdes import (
     Tabulated,
     ZeroTerminalSNR,
 )
-from scoresde.views import BlendedViews, ShiftedViews, Views
+from scoresde.views import BlendedViews, ShiftedViews, TiltedViews, Views
 from scoresde.wrappers import ModelWrapper
 
 __version__ = "0.1.0"
@@ -73,6 +85,7 @@ __all__ = [
     "ShiftedViews",
     "SubVP",
     "Tabulated",
+    "TiltedViews",
     "TruncatedNormal",
     "Uniform",
     "Variational",
@@ -85,6 +98,7 @@ __all__ = [
     "decode",
     "editing",
     "encode",
+    "guidance",
     "load",
     "load_classifier",
     "log_prob",

@@ -1,4 +1,7 @@
-"""Pictures of the samples of a dataset: images in a grid, vectors in pairs or as histograms, series as lines."""
+"""Pictures of the samples of a dataset: images in a grid, vectors in pairs or as histograms, series as lines.
+
+Images with labels are drawn in a row for each class, with its name beside it; a credit is drawn under the images.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +13,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from scoresde.atomic_files import replace_atomically
-from scoresde.plots import COLOURS, draw_histogram, save_samples
+from scoresde.plots import COLOURS, PIXELS, draw_histogram, image_grid, save_samples
 
 MAX_PAIRED = 6  # dimensions up to which vectors are drawn in pairs
 PANELS = 16  # largest number of histograms or channels in a picture
@@ -18,7 +21,12 @@ LINES = 12  # largest number of series in a panel
 
 
 def save_dataset(
-    samples: Tensor, path: Path, limits: Sequence[float] | None = None, names: Sequence[str] | None = None
+    samples: Tensor,
+    path: Path,
+    limits: Sequence[float] | None = None,
+    names: Sequence[str] | None = None,
+    rows: Sequence[str] | None = None,
+    credit: str | None = None,
 ) -> Path:
     """Draw samples (N, *) in data units: images in a grid, vectors (N, D) in pairs, series (N, C, L) as lines.
 
@@ -27,17 +35,43 @@ def save_dataset(
         path: PNG file to write.
         limits: the values that are shown black and white; default: the range of the samples.
         names: names of the dimensions of a vector.
+        rows: names of the rows of a grid of images; all have the same number of images, of which NaN is left white.
+        credit: the maker of the images and their licence, drawn under a grid.
     """
     if samples.ndim not in (2, 3):
-        low, high = limits or (float(samples.min()), float(samples.max()))
-        return save_samples(samples, path, low, high if high > low else low + 1)
+        low, high = limits or (float(samples.nan_to_num(0).min()), float(samples.nan_to_num(0).max()))
+        high = high if high > low else low + 1
+        if not (rows or credit):
+            return save_samples(samples, path, low, high)
     array = samples.numpy()
-    if samples.ndim == 3:
+    if samples.ndim == 4:
+        figure = labelled_grid((samples - low) / (high - low), rows, credit)
+    elif samples.ndim == 3:
         figure = series(array)
     else:
         figure = vectors(array, names or [f"$x_{{{i + 1}}}$" for i in range(array.shape[1])])
     replace_atomically(path, lambda file: figure.savefig(file, format="png"))
     return path
+
+
+def labelled_grid(images: Tensor, rows: Sequence[str] | None, credit: str | None) -> Figure:
+    """Draw images (N, C, H, W), C 1 or 3, in [0, 1], with the names of the rows at the left and a credit underneath."""
+    columns = len(images) // len(rows) if rows else int(np.ceil(np.sqrt(len(images))))
+    grid = image_grid(images.nan_to_num(1.0), columns)
+    height, width = grid.shape[0], grid.shape[1]
+    scale = max(1, PIXELS // images.shape[2]) / 100  # inches of a pixel
+    margin = 0.4 + 0.09 * max(map(len, rows or [""]))  # inches of the names
+    figure = Figure(figsize=(width * scale + margin, height * scale + 0.5), dpi=100, layout="constrained")
+    axes = figure.add_subplot()
+    axes.imshow(grid, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+    step = images.shape[2] + 1
+    axes.set_xticks([])
+    axes.set_yticks([i * step + step / 2 for i in range(len(rows or ()))], rows or ())
+    axes.tick_params(length=0, labelsize=9)
+    axes.spines[:].set_visible(False)
+    if credit:
+        figure.supxlabel(credit, fontsize=7)
+    return figure
 
 
 def vectors(points: np.ndarray, names: Sequence[str]) -> Figure:

@@ -1,5 +1,6 @@
 """`scoresde data`."""
 
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from torch.utils.data import Dataset
 from scoresde import build
 from scoresde.cli.common import SPLITS, check_choice, check_states, fit_transform, result_name
 from scoresde.cli.output import Record, print_rows, print_table, shows_progress
+from scoresde.data.items import LABEL, NULL, conditions_by_name
 from scoresde.data.summary import DatasetSummary, describe, state_of
 from scoresde.dataset_plots import save_dataset
 from scoresde.evaluation.generation import check_count
@@ -19,6 +21,9 @@ from scoresde.prior_mismatch import prior_mismatches, warn_of_mismatch
 
 FIGURES = Path("datasets") / "figures"
 IMAGES, POINTS = 64, 2000  # samples in a picture of images, and of other data
+CLASSES = 40  # largest number of classes in a table
+ROWS, COLUMNS = 16, 8  # largest number of classes in a picture, and images of each
+FEW = 20  # a class with fewer training samples is warned of
 
 
 def data(config: DictConfig) -> Record:
@@ -37,27 +42,38 @@ def data(config: DictConfig) -> Record:
     for split in splits:
         summaries[split] = describe(datasets[split], config.limit, summaries, progress=shows_progress())
     shape = list(summaries[drawn].shape)
-    samples = sample(datasets[drawn], config.n or (POINTS if len(shape) == 1 else IMAGES))
+    rows, samples = class_rows(datasets[drawn], shape, config.n) or (
+        None,
+        sample(datasets[drawn], config.n or (POINTS if len(shape) == 1 else IMAGES)),
+    )
     mirrored = {split: getattr(dataset, "mirrored", 0) for split, dataset in datasets.items()}
     print_table(table(summaries, mirrored))
+    classes = count_classes(
+        summaries, {k: v for d in datasets.values() for k, v in getattr(d, "class_names", {}).items()}
+    )
+    for condition, counts in classes.items():
+        print_table(class_table(condition, counts, splits))
+        if all(summary.examined == summary.count for summary in summaries.values()):
+            warn_of_classes(condition, counts, splits)
     if names := getattr(datasets[drawn], "names", None):
         moments = zip(names, summaries[drawn].mean, summaries[drawn].std, strict=True)
-        rows = [[name, f"{mean:.6g}", f"{std:.6g}"] for name, mean, std in moments]
-        print_table([[drawn, "mean", "standard deviation"], *rows])
+        lines = [[name, f"{mean:.6g}", f"{std:.6g}"] for name, mean, std in moments]
+        print_table([[drawn, "mean", "standard deviation"], *lines])
     name = str(config.get("name") or HydraConfig.get().runtime.choices["data"])
     path = (
         Path(config.out)
         if config.out is not None
         else FIGURES / f"{result_name(name, 'data', 'experiment', 'out')}.png"
     )
-    picture = save_dataset(samples, path, config.data.get("range"), names)
+    credit = getattr(datasets[drawn], "credit", None)
+    picture = save_dataset(samples, path, config.data.get("range"), names, rows, credit)
     states = model_space(config, datasets.get("train"))
     spread = "mean {mean:.4g}, standard deviation {std:.4g} (prediction.sigma_data), largest distance {distance:.4g}"
     measured = {} if states is None else {"model space": spread.format(**states)}
-    print_rows({"shape": shape, **measured, "picture": picture})
+    print_rows({"shape": shape, **measured, **({"credit": credit} if credit else {}), "picture": picture})
     statistics = {split: {k: v for k, v in vars(s).items() if k != "fingerprints"} for split, s in summaries.items()}
     record = {"data": name, "shape": shape, "names": names, "model_space": states, "statistics": statistics}
-    return {**record, "paths": {"picture": picture}}
+    return {**record, "classes": classes, "credit": credit, "paths": {"picture": picture}}
 
 
 def sample(dataset: Dataset, n: int) -> Tensor:
@@ -66,6 +82,71 @@ def sample(dataset: Dataset, n: int) -> Tensor:
     # Sorted, for datasets that read blocks. Evenly spaced indices could give pairs of mirror images.
     rows = torch.randperm(total, generator=torch.Generator().manual_seed(0))[:n].sort().values
     return torch.stack([state_of(dataset[i]) for i in rows.tolist()])
+
+
+def class_rows(dataset: Dataset, shape: Sequence[int], n: int | None) -> tuple[list[str], Tensor] | None:
+    """Return names of classes and as many images of each, one class after the other; None if it has no named classes.
+
+    The classes are those of the first condition with names, at most 16 that occur, with 8 images of each or about n in
+    total. Where a class has fewer images, NaN stands for the others.
+    """
+    labels = conditions_by_name(getattr(dataset, "labels", None))
+    name = next((name for name in getattr(dataset, "class_names", {}) if name in labels), None)
+    if name is None or len(shape) != 3 or shape[0] not in (1, 3):
+        return None
+    occurring = [i for i in labels[name].unique().tolist() if i >= 0][:ROWS]
+    if not occurring:
+        return None
+    columns = COLUMNS if n is None else -(-n // len(occurring))
+    images = torch.full((len(occurring), columns, *shape), float("nan"))
+    for row, number in enumerate(occurring):
+        items = (labels[name] == number).nonzero().flatten()
+        items = items[torch.randperm(len(items), generator=torch.Generator().manual_seed(0))[:columns].sort().values]
+        for column, item in enumerate(items.tolist()):
+            images[row, column] = state_of(dataset[item])
+    return [dataset.class_names[name][i] for i in occurring], images.flatten(0, 1)  # type: ignore[attr-defined]
+
+
+def count_classes(
+    summaries: Mapping[str, DatasetSummary], names: Mapping[str, Sequence[str]]
+) -> dict[str, list[Record]]:
+    """Return for each condition a record of each class: its number, its name, and its count and share in each split."""
+    result: dict[str, list[Record]] = {}
+    for condition in dict.fromkeys(name for summary in summaries.values() for name in summary.classes):
+        counts = {split: summary.classes.get(condition, {}) for split, summary in summaries.items()}
+        known = dict(enumerate(names.get(condition, ())))
+        result[condition] = [
+            {
+                "class": number,
+                "name": "(no label)" if number == NULL else known.get(number, str(number)),
+                "count": {split: of.get(number, 0) for split, of in counts.items()},
+                "share": {split: of.get(number, 0) / max(1, sum(of.values())) for split, of in counts.items()},
+            }
+            for number in sorted({number for of in counts.values() for number in of})
+        ]
+    return result
+
+
+def class_table(condition: str, classes: Sequence[Record], splits: Sequence[str]) -> list[list[str]]:
+    """Return the cells of a table of the counts and shares of at most 40 classes, a column for each split."""
+    lines = [[c["name"], *(f"{c['count'][s]:,} ({c['share'][s]:.1%})" for s in splits)] for c in classes[:CLASSES]]
+    more = [[f"and {len(classes) - CLASSES:,} other classes", *[""] * len(splits)]] if len(classes) > CLASSES else []
+    return [[condition, *splits], *lines, *more]
+
+
+def warn_of_classes(condition: str, classes: Sequence[Record], splits: Sequence[str]) -> None:
+    """Warn of classes with few training samples, and of classes without samples in a split."""
+    known = [c for c in classes if c["class"] != NULL]
+    rare = [f"{c['name']}: {c['count'][splits[0]]}" for c in known if 0 < c["count"][splits[0]] < FEW]
+    found = [(rare, f"have fewer than {FEW} samples in {splits[0]}", "collect more, or join them")]
+    for split in splits:
+        missing = [c["name"] for c in known if not c["count"][split]]
+        found.append((missing, f"do not occur in {split}", "change the splits, or leave these classes out"))
+    for names, problem, advice in found:
+        if names:
+            shown = ", ".join(names[:5]) + (f" and {len(names) - 5:,} others" if len(names) > 5 else "")
+            of = f"{len(names):,} of the {len(known):,} classes of {condition!r}"
+            warnings.warn(f"{of} {problem} ({shown}): {advice}", stacklevel=3)
 
 
 def model_space(config: DictConfig, train: Dataset | None) -> dict[str, float] | None:
@@ -111,7 +192,9 @@ def column(s: DatasetSummary, mirrored: int) -> dict[str, str]:
         "mean": values_or_range(s.mean),
         "standard deviation": values_or_range(s.std),
         "whole numbers": (f"{s.levels} levels" if s.levels else "many levels") if s.integers else "no",
-        "labels": class_sizes(s.classes),
+        **{
+            "labels" if name == LABEL else f"labels {name}": class_sizes(classes) for name, classes in s.classes.items()
+        },
         "not finite": f"{s.not_finite:,}" if s.not_finite else "",
         "duplicates": f"{s.duplicates:,}",
         **{f"also in {split}": f"{count:,}" for split, count in s.shared.items()},
@@ -127,5 +210,5 @@ def values_or_range(numbers: Sequence[float]) -> str:
 
 def class_sizes(classes: Mapping[int, int]) -> str:
     """Format the number of classes and the sizes of the smallest and the largest class."""
-    sizes = classes.values()
-    return f"{len(classes)} classes of {min(sizes):,} .. {max(sizes):,}" if classes else ""
+    sizes = [count for number, count in classes.items() if number != NULL]
+    return f"{len(sizes)} classes of {min(sizes):,} .. {max(sizes):,}" if sizes else ""

@@ -5,6 +5,7 @@ from scoresde.data.cifar import CIFAR10
 from scoresde.data.datasets import Digits, Toy2D
 from scoresde.data.idx import IDX
 from scoresde.data.image_files import ImageFolder
+from scoresde.data.openmoji import OpenMoji
 from scoresde.data.parquet import ParquetImages
 from scoresde.data.patches import Patches
 from scoresde.data.standardize import Standardize
@@ -23,6 +24,7 @@ __all__ = [
     "ImageFolder",
     "Levels",
     "Logit",
+    "OpenMoji",
     "ParquetImages",
     "Patches",
     "Standardize",

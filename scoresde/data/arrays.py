@@ -7,23 +7,24 @@ may be larger than the memory. Pickled objects are never loaded.
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from scoresde.arguments import Seed32, Share, checked
-from scoresde.data.items import Items, reading, split_indices
+from scoresde.arguments import Distinct, Seed32, Share, checked
+from scoresde.data.items import Items, join_labels, listed, numbered, reading, split_indices
 
 FEW = 4  # a last axis of at most this length, and shorter than the others, is taken for the axis of the channels
-KINDS = "biuf"  # NumPy's letters of bool, signed, unsigned and floating point
+KINDS = "biuf"  # NumPy's letters for boolean, signed, unsigned and floating point
+TEXTS = "US"  # of text and of bytes
 LARGEST = float(np.finfo(np.float32).max)  # the largest value of a network's input
 
 
 @checked
 class Arrays(Items):
-    """The samples of an array (N, *), as states `*` in the file's own units.
+    """The samples of an array (N, *), as states (one sample each, a tensor `*`) in the file's own units.
 
     States are float64 if the array's numbers need it (float64, and integers of 32 bits or more), and float32 otherwise.
 
@@ -31,15 +32,17 @@ class Arrays(Items):
         path: path of a .npy or .npz file.
         split: "train", "validation", "test" or "all", see `split_indices`.
         key: name of the array in a .npz file; not needed if the file holds one array apart from the labels.
-        labels: key of the labels (N,) or (N, F) in a .npz file, or path of a .npy file with them. Integers become int64
-            classes, floating-point numbers float32 conditions.
+        labels: key of the labels (N,) or (N, F) in a .npz file, or path of a .npy file with them. Several give a dict
+            of labels by their keys, or by the names of the files without .npy. Integers are int64 classes from 0, or -1
+            for a sample without one; texts become their number in `class_names`, the sorted texts of the whole file;
+            floating-point numbers are float32 conditions, all NaN for a sample without one.
         channels_last: if True, the last axis holds the channels and becomes the first axis of a state; if False, the
-            axes keep their order. None means False, but with `dims` an array whose last axis looks like the channels is
-            refused.
+            axes keep their order. None means False; but if `dims` is set, an array whose last axis looks like the
+            channels is refused.
         shape: expected shape of a state; None accepts any.
         validation, test: shares of the samples in these splits.
-        seed: seed of the permutation; None keeps the order of the file, with the test samples at its end. Windows cut
-            from one long series overlap: without a seed only those at the two borders share points.
+        seed: seed of the permutation; None keeps the order of the file, with the test samples at its end. Take None for
+            overlapping windows of one long series: only windows at the borders between splits then share points.
         dims: number of axes of a state after the channel axis: 1 for series, 2 for images, 3 for volumes. Samples
             without a channel axis then get one: (N, L) and (N, H, W) give states (1, L) and (1, H, W). None takes
             samples as they are.
@@ -57,7 +60,7 @@ class Arrays(Items):
         path: str | Path,
         split: str = "all",
         key: str | None = None,
-        labels: str | Path | None = None,
+        labels: str | Path | Annotated[Sequence[str | Path], Distinct(1)] | None = None,
         channels_last: bool | None = None,
         shape: Sequence[int] | None = None,
         validation: Share = 0.05,
@@ -70,7 +73,8 @@ class Arrays(Items):
         is_npz = self.path.suffix.lower() == ".npz"
         if key is not None and not is_npz:
             raise ValueError(f"key={key!r} is for .npz files: leave it out for {path}")
-        self.labels_key = str(labels) if labels is not None and is_npz else None
+        sources = listed(labels)
+        self.label_keys = tuple(map(str, sources)) if is_npz else ()
         n, *sizes = self.array.shape
         self.has_one_channel = len(sizes) == dims
         if not self.has_one_channel:
@@ -83,15 +87,16 @@ class Arrays(Items):
             raise ValueError(
                 f"samples in {path} must have shape {list(shape)}; got {state_shape}: set shape={state_shape}{hint}"
             )
-        indices, classes = split_indices(n, split, validation, test, seed, path), None
-        if labels is not None:
-            classes = _load_labels(self.path if is_npz else Path(labels), self.labels_key, n)[indices]
-        super().__init__(indices, classes)
+        indices = split_indices(n, split, validation, test, seed, path)
+        columns = [_load_labels(self.path if is_npz else Path(s), str(s) if is_npz else None, n) for s in sources]
+        keys = [str(s) if is_npz else Path(s).stem for s in sources] if isinstance(labels, (list, tuple)) else None
+        classes, names = join_labels(keys, [(column[indices], texts) for column, texts in columns])
+        super().__init__(indices, classes, class_names=names)
 
     @cached_property
     def array(self) -> np.ndarray:
         """The array (N, *), mapped into memory if it is a .npy file."""
-        array = _load(self.path, self.key, self.labels_key)
+        array = _load(self.path, self.key, self.label_keys)
         if array.ndim < 2 or not array.size:
             raise ValueError(
                 f"{self.path} must hold an array (N, *) with N >= 1; got shape {array.shape}: if each sample is one "
@@ -151,24 +156,38 @@ def _check_axes(path: str | Path, sizes: Sequence[int], dims: int | None, channe
         )
 
 
-def _load(path: Path, key: str | None, other: str | None = None) -> np.ndarray:
-    """Load the array of a .npy file, or the array `key` of a .npz file (default: the only one apart from `other`)."""
-    with reading(path, "an array of numbers from numpy.save or numpy.savez", "save it again, or choose another key"):
+def _load(path: Path, key: str | None, others: Sequence[str] = (), kinds: str = KINDS) -> np.ndarray:
+    """Load the array of a .npy file, or the array `key` of a .npz file (default: the only one apart from `others`)."""
+    what = "an array of numbers" + (" or texts" if TEXTS in kinds else "") + " from numpy.save or numpy.savez"
+    with reading(path, what, "save it again, or choose another key"):
         array = np.load(path, mmap_mode="r", allow_pickle=False)
         if not isinstance(array, np.ndarray):
             with array as archive:
-                keys = [name for name in archive.files if (name != other if key is None else name == key)]
+                keys = [name for name in archive.files if (name not in others if key is None else name == key)]
                 if len(keys) != 1:
                     raise ValueError(f"key must be one of {', '.join(archive.files) or 'no arrays'}; got {key!r}")
                 array = archive[keys[0]]
-        if array.dtype.kind not in KINDS:
+        if array.dtype.kind not in kinds:
             raise ValueError(f"the array has dtype {array.dtype}")
         return array
 
 
-def _load_labels(path: Path, key: str | None, n: int) -> Tensor:
-    """Load n labels: float32 if they are floating-point numbers, int64 otherwise."""
-    array = _load(path, key)
+def _load_labels(path: Path, key: str | None, n: int) -> tuple[Tensor, list[str] | None]:
+    """Load n labels: float32 if they are floating-point numbers, int64 otherwise; and the names of classes of text."""
+    array, what = _load(path, key, kinds=KINDS + TEXTS), f"labels {key!r} in {path}" if key else f"labels in {path}"
     if array.ndim < 1 or len(array) != n:
         raise ValueError(f"expected {n} labels in {path}, one per sample; got shape {array.shape}")
-    return torch.from_numpy(np.array(array, np.float32 if array.dtype.kind == "f" else np.int64))
+    if array.dtype.kind in TEXTS:
+        if array.ndim > 1 or (array == array.dtype.type()).any():
+            raise ValueError(f"{what} must be one text per sample, none of them empty; got shape {array.shape}")
+        numbers, names = numbered(np.char.decode(array, "utf-8") if array.dtype.kind == "S" else array)
+        return torch.from_numpy(numbers), names
+    labels = torch.from_numpy(np.array(array, np.float32 if array.dtype.kind == "f" else np.int64))
+    is_bad = ~labels.isfinite().reshape(n, -1)
+    is_null = labels.isnan().reshape(n, -1).all(dim=1)  # the condition of a sample without one
+    if (bad := is_bad.any(dim=1) & ~is_null).any():
+        raise ValueError(
+            f"{what} must be finite in float32, or NaN throughout a sample without a condition; got "
+            f"{labels[int(bad.int().argmax())].tolist()} in row {int(bad.int().argmax())}: replace these values"
+        )
+    return labels, None

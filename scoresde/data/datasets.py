@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from scoresde.arguments import Count, Seed32, checked
-from scoresde.data.items import Items, check_choice
+from scoresde.data.items import LABEL, Items, check_choice
 
 SPLITS = {"train": slice(0, 1300), "validation": slice(1300, 1500), "test": slice(1500, 1797), "fit": slice(0, 1500)}
 
@@ -25,7 +25,8 @@ class Digits(Items):
 
     Args:
         split: "train", "validation", "fit" or "test".
-        labels: if True, items are pairs (image, digit), where the digit is an int64 tensor ().
+        labels: if True, items are pairs (image, digit), where the digit is an int64 tensor (); the classes are named
+            "0" to "9".
     """
 
     def __init__(self, split: str, labels: bool = False):
@@ -35,7 +36,9 @@ class Digits(Items):
         digits = load_digits()
         order = np.random.RandomState(0).permutation(len(digits.images))[SPLITS[split]]
         self.images = torch.from_numpy(digits.images[order]).float()[:, None]
-        super().__init__(self.images, torch.from_numpy(digits.target[order]).long() if labels else None)
+        names = {LABEL: [str(digit) for digit in range(10)]}
+        classes = torch.from_numpy(digits.target[order]).long()
+        super().__init__(self.images, classes if labels else None, class_names=names if labels else None)
 
 
 def moons(n: int, rng: np.random.RandomState) -> np.ndarray:

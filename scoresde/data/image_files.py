@@ -18,11 +18,11 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from scoresde.data.items import Items, check_choice, reading
+from scoresde.data.items import Items, check_choice, join_labels, numbered, reading
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")  # the only decoders in use; they ignore the suffix of a file
 UNKNOWN = {".arw", ".cr2", ".dng", ".exr", ".heic", ".heif", ".jxl", ".nef", ".svg"}  # images unknown to Pillow
-NO_IMAGES = {".bufr", ".fit", ".fits", ".grib", ".h5", ".hdf", ".mpeg", ".mpg", ".pdf"}  # known to Pillow
+NO_IMAGES = {".bufr", ".fit", ".fits", ".grib", ".h5", ".hdf", ".mpeg", ".mpg", ".pdf"}  # Pillow's, no images
 MODES = {1: "L", 3: "RGB"}
 SHARES = {"train": range(10, 100), "validation": range(5, 10), "test": range(5), "all": range(100)}  # see `hundredth`
 PNG_DEPTH = 24  # offset of the bits per channel in the header of a PNG file
@@ -33,7 +33,7 @@ TIFF_DEPTHS = 258  # tag of the bits of each channel in a TIFF file
 def suffixes() -> tuple[tuple[str, ...], frozenset[str]]:
     """Return the suffixes of the formats that are read, and those of other image formats."""
     known = Image.registered_extensions()
-    read = sorted(suffix for suffix, name in known.items() if name in (*FORMATS, "MPO"))  # MPO: JPEG with more behind
+    read = sorted(suffix for suffix, name in known.items() if name in (*FORMATS, "MPO"))  # MPO: JPEG and more pictures
     return tuple(read), frozenset(known.keys() - read - NO_IMAGES | UNKNOWN)
 
 
@@ -50,7 +50,7 @@ class Reader:
         crop: "center", the only choice.
 
     Raises:
-        ValueError: an argument has another value.
+        ValueError: an argument has a value other than these.
     """
 
     size: int | Sequence[int]
@@ -144,10 +144,14 @@ class ImageFolder(Items):
         crop: "center", the only choice.
         channels: 3 for RGB, 1 for grey levels; the files are converted.
         split: "train", "validation", "test" or "all".
+        labels: if True, items are pairs (state, label), where the label is an int64 tensor (): the number of the
+            image's class among the sorted names of the subfolders of root that have images, at any depth.
+            `class_names` has these names, the same in every split.
 
     Raises:
-        ValueError: an argument has another value, the file is not an archive, or the folder or the split has no
-            images; when an item is read: see `Reader`.
+        ValueError: an argument has a value other than these, the file is not an archive, or the folder or the split has
+            no images; with labels: an image is in root itself, or all are in one subfolder; when an item is read: see
+            `Reader`.
         FileNotFoundError: there is no such folder or archive.
 
     Warns:
@@ -162,6 +166,7 @@ class ImageFolder(Items):
         crop: str = "center",
         channels: int = 3,
         split: str = "all",
+        labels: bool = False,
     ):
         check_choice("split", split, SHARES)
         self.root, self.reader = Path(root), Reader(size, channels, crop)
@@ -184,7 +189,13 @@ class ImageFolder(Items):
                 f"{', '.join(read)}",
                 stacklevel=2,
             )
-        super().__init__(files, flip=flip)
+        columns: list[tuple[Tensor, list[str] | None]] = []
+        if labels:
+            numbers, folders = _class_folders(root, images)
+            number_of = dict(zip(images, numbers.tolist(), strict=True))
+            columns = [(torch.tensor([number_of[file] for file in files]), folders)]
+        classes, class_names = join_labels(None, columns)
+        super().__init__(files, classes, flip, class_names)
 
     def state(self, entry: str) -> Tensor:
         """Return the image in the file with the relative path `entry`."""
@@ -192,6 +203,22 @@ class ImageFolder(Items):
         if self.is_archive:
             return self.reader(lambda: _open_archive(self.root, os.getpid()).read(entry), path)
         return self.reader(path.read_bytes, path)
+
+
+def _class_folders(root: str | Path, images: Sequence[str]) -> tuple[np.ndarray, list[str]]:
+    """Return the class of each image, the number of its first folder, and the sorted names of these folders."""
+    if outside := [file for file in images if "/" not in file]:
+        raise ValueError(
+            f"every image in {root} must be in a subfolder, its class, for labels=True; got {outside[0]} and "
+            f"{len(outside) - 1} others outside of one: move them into {root}/<class>/, or set labels=False"
+        )
+    numbers, folders = numbered([file.split("/", 1)[0] for file in images])
+    if len(folders) < 2:
+        raise ValueError(
+            f"{root} must have two or more class folders for labels=True; got one, {folders[0]!r}: set root to the "
+            "folder whose subfolders are the classes (zip an archive within it), or set labels=False"
+        )
+    return numbers, folders
 
 
 def _list_folder(root: Path) -> list[str]:
@@ -224,5 +251,5 @@ def _open_archive(path: Path, process: int) -> zipfile.ZipFile:
 
 
 def hundredth(file: str) -> int:
-    """Return the hundredth of all files, 0 to 99, that a file belongs to, from a hash of its relative path."""
+    """Return a number from 0 to 99 that decides the split of a file: a hash of its relative path, modulo 100."""
     return int.from_bytes(hashlib.sha256(os.fsencode(file)).digest()[:8], "big") % 100

@@ -1,11 +1,20 @@
 """The base class of the datasets, their splits, and the error of a file that cannot be read.
 
-An item is a state, a floating-point tensor `*` in the data's own units, or a pair (state, label). A state is float32 if
-float32 holds the numbers of the source without loss, and float64 otherwise, as a transform may subtract large numbers.
+An item is a state, a floating-point tensor `*` in the data's own units, or a pair (state, condition). A state is
+float32 if float32 holds the numbers of the source without loss, and float64 otherwise, as a transform may subtract
+large numbers. A condition is a tensor, named "label" if it holds integers and "vector" if it does not, or a dict of
+named tensors:
+
+    ()    int64      a class 0 .. K - 1, or -1, the null class: the sample has no label
+    (F,)  float32    a vector; all NaN if the sample has none
+
+A dataset that knows the names of its classes has the attribute `class_names`: {name of the condition: [name of class 0,
+...]}. These are the classes of the whole data, in the same order in every split. A dataset without names lacks the
+attribute.
 """
 
 import gzip
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,22 +26,41 @@ from torch.utils.data import Dataset
 from scoresde.tensors import floating
 
 PARTS = ("train", "validation", "test", "all")
+LABEL = "label"  # name of a condition that is a tensor of integers
+NULL = -1  # the null class
 
 
 class Items(Dataset):
-    """A dataset of n states, each made from an entry: the state itself, a row number, the name of a file.
+    """A dataset of n states, each made from an entry, such as the state itself, a row number or the name of a file.
 
     A subclass whose entries are not tensors overrides `state`.
 
     Args:
         entries: n entries.
-        labels: labels of the n states, (n,) or (n, F); an item is then (state, label).
+        labels: conditions of the n states, a tensor (n,) or (n, F), or a dict of them by name; an item is then
+            (state, condition).
         flip: if True, append the mirror images: item n + i is the mirror image of item i. A uniform draw over the 2n
             items replaces the random flip of the published training code, without random numbers in the dataset.
+        class_names: the names of the classes of each condition that has them; the attribute is set if there are any.
+
+    Raises:
+        ValueError: the number of labels is not that of the entries, or a label is not one of the named classes.
     """
 
-    def __init__(self, entries: Sequence[Any] | np.ndarray | Tensor, labels: Tensor | None = None, flip: bool = False):
+    class_names: dict[str, list[str]]
+
+    def __init__(
+        self,
+        entries: Sequence[Any] | np.ndarray | Tensor,
+        labels: Tensor | dict[str, Tensor] | None = None,
+        flip: bool = False,
+        class_names: Mapping[str, Sequence[str]] | None = None,
+    ):
         self.entries, self.labels, self.flip = entries, labels, flip
+        if class_names:
+            self.class_names = {name: list(classes) for name, classes in class_names.items()}
+        for name, values in conditions_by_name(labels).items():
+            _check_labels(name, values, len(entries), (class_names or {}).get(name))
 
     @property
     def mirrored(self) -> int:
@@ -42,15 +70,65 @@ class Items(Dataset):
     def __len__(self) -> int:
         return len(self.entries) + self.mirrored
 
-    def __getitem__(self, index: int) -> Tensor | tuple[Tensor, Tensor]:
+    def __getitem__(self, index: int) -> Tensor | tuple[Tensor, Tensor | dict[str, Tensor]]:
         mirrored, item = divmod(range(len(self))[index], len(self.entries))
         state = self.state(self.entries[item])
         state = state.flip(-1) if mirrored else state
+        if isinstance(self.labels, dict):
+            return state, {name: values[item] for name, values in self.labels.items()}
         return state if self.labels is None else (state, self.labels[item])
 
     def state(self, entry: Any) -> Tensor:
         """Return the floating-point state made from an entry."""
         return floating(entry)
+
+
+def conditions_by_name(condition: Any) -> dict[str, Any]:
+    """Return a condition or the labels of a dataset by name: a tensor is "label" if it holds integers, or "vector"."""
+    if condition is None or isinstance(condition, Mapping):
+        return dict(condition or {})
+    return {"vector" if condition.is_floating_point() else LABEL: condition}
+
+
+def listed(labels: Any) -> list[Any]:
+    """Return the argument `labels` of a dataset, one source of labels or a list of them or None, as a list."""
+    return [] if labels is None else list(labels) if isinstance(labels, (list, tuple)) else [labels]
+
+
+def join_labels(
+    keys: Sequence[str] | None, columns: Sequence[tuple[Tensor, list[str] | None]]
+) -> tuple[Tensor | dict[str, Tensor] | None, dict[str, list[str]]]:
+    """Return the arguments `labels` and `class_names` of `Items` for columns of labels.
+
+    Args:
+        keys: the names of the conditions; None for one column, the label itself.
+        columns: labels, and the names of their classes if they have names; may be empty.
+    """
+    class_names = {key: names for key, (_, names) in zip(keys or [LABEL], columns, strict=False) if names is not None}
+    if keys is None:
+        return (columns[0][0] if columns else None), class_names
+    return {key: labels for key, (labels, _) in zip(keys, columns, strict=True)}, class_names
+
+
+def numbered(texts: Sequence[str] | np.ndarray) -> tuple[np.ndarray, list[str]]:
+    """Return the class of each text, its number among the sorted distinct texts, int64; and these texts."""
+    classes, numbers = np.unique(np.asarray(texts, str), return_inverse=True)
+    return numbers.astype(np.int64).reshape(-1), classes.tolist()
+
+
+def _check_labels(name: str, labels: Tensor, n: int, classes: Sequence[str] | None) -> None:
+    """Raise ValueError unless there are n labels, and each is -1 or the number of a named class."""
+    if labels.ndim < 1 or len(labels) != n:
+        raise ValueError(f"{name} must have one value per sample, {n}; got shape {tuple(labels.shape)}")
+    if labels.is_floating_point() or not n:
+        return
+    low, high = int(labels.min()), int(labels.max())
+    if low < NULL or (classes is not None and high >= len(classes)):
+        last = "" if classes is None else f" .. {len(classes) - 1}"
+        raise ValueError(
+            f"{name} must hold classes 0{last}, or {NULL} for a sample without a class; got {low} .. {high}: number "
+            "the classes from 0"
+        )
 
 
 def check_choice(name: str, value: Any, choices: Collection[str]) -> None:
@@ -71,9 +149,9 @@ class Unreadable(ValueError):
 
 @contextmanager
 def reading(source: str | Path, kind: str, advice: str) -> Iterator[None]:
-    """Turn an error of the block into `Unreadable`: `source` is not of that kind, why, and what to do about it.
+    """Turn an error of the block into `Unreadable`: its message says that `source` is not `kind`, why, and what to do.
 
-    A FileNotFoundError stays one, and names the source.
+    A FileNotFoundError remains one; its message names the source.
     """
     try:
         yield

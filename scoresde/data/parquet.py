@@ -6,20 +6,21 @@ item reads the images of one row group only, so the files may be larger than the
 """
 
 import glob
+import json
 import os
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from scoresde.arguments import Seed32, Share, checked
+from scoresde.arguments import Distinct, Seed32, Share, checked
 from scoresde.data.image_files import Reader
-from scoresde.data.items import Items, reading, split_indices
+from scoresde.data.items import Items, join_labels, listed, reading, split_indices
 
 
 @checked
@@ -34,7 +35,9 @@ class ParquetImages(Items):
         files: a path or a pattern (`train-*.parquet`, `**` for folders in between), or a list of them.
         size: height and width; one number for both, or [height, width].
         column: column of the images; by default the only one of a suitable type.
-        labels: column of integer labels; items are then (state, label), where the label is an int64 tensor ().
+        labels: column of integer labels; items are then (state, label), where the label is an int64 tensor (), or -1
+            for an image without one. Several columns give a dict of labels by the names of the columns. `class_names`
+            has the names of a column of type ClassLabel, which `datasets` writes into the files.
         split: "train", "validation", "test" or "all", see `split_indices`. Datasets on the hub have separate files for
             each split: take "all" of the files of one split.
         flip: if True, append the mirror images, see `Items`.
@@ -55,7 +58,7 @@ class ParquetImages(Items):
         files: str | Path | Sequence[str | Path],
         size: int | Sequence[int],
         column: str | None = None,
-        labels: str | None = None,
+        labels: str | Annotated[Sequence[str], Distinct(1)] | None = None,
         split: str = "all",
         flip: bool = False,
         crop: str = "center",
@@ -68,22 +71,27 @@ class ParquetImages(Items):
         self.reader, self.cache = Reader(size, channels, crop), cache
         self.groups: list[tuple[Path, int]] = []  # the file of each row group, and its number in that file
         sizes: list[int] = []
-        classes: list[np.ndarray] = []
+        wanted = listed(labels)
+        classes: dict[str, list[np.ndarray]] = {name: [] for name in wanted}
+        names: dict[str, list[str]] = {}
         for path in _paths(files):
             with _open(path) as file:
                 column = _image_column(file.schema_arrow, column)
                 self.groups += [(path, group) for group in range(file.num_row_groups)]
                 sizes += [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
-                if labels is not None:
-                    classes.append(_read_labels(file, labels))
+                for name in wanted:
+                    classes[name].append(_read_labels(file, name))
+                    if (texts := _class_names(file, name)) and names.setdefault(name, texts) != texts:
+                        raise ValueError(f"its classes {texts} of column {name!r} are not those of {self.groups[0][0]}")
         if not sum(sizes):
             raise ValueError(f"the Parquet files {files} have no rows: download them again")
         self.column = column
         # For each image: the number of its row group, and its row in that group.
         places = np.stack([np.repeat(range(len(sizes)), sizes), np.concatenate(list(map(np.arange, sizes)))], axis=1)
         indices = split_indices(len(places), split, validation, test, seed, str(files))
-        labels_tensor = torch.from_numpy(np.concatenate(classes)[indices]) if classes else None
-        super().__init__(places[indices], labels_tensor, flip)
+        columns = [(torch.from_numpy(np.concatenate(classes[name])[indices]), names.get(name)) for name in wanted]
+        tensors, class_names = join_labels(wanted if isinstance(labels, (list, tuple)) else None, columns)
+        super().__init__(places[indices], tensors, flip, class_names)
         self._columns: OrderedDict[int, Any] = OrderedDict()  # cached images by the number of the row group
 
     def state(self, entry: np.ndarray) -> Tensor:
@@ -117,7 +125,7 @@ class ParquetImages(Items):
 
 
 def _paths(files: str | Path | Sequence[str | Path]) -> list[Path]:
-    """Return the files of paths and patterns, sorted; a file with several links appears once."""
+    """Return the sorted files that match paths or patterns; a file reached by several links appears once."""
     paths: dict[str, str] = {}
     for pattern in [files] if isinstance(files, (str, Path)) else files:
         matches = sorted(glob.glob(str(pattern), recursive=True), reverse=True)
@@ -165,10 +173,27 @@ def _holds_images(kind: Any) -> bool:
 
 def _read_labels(file: Any, column: str) -> np.ndarray:
     """Read a column of integers."""
+    if column not in file.schema_arrow.names:
+        raise ValueError(f"labels must be one of the columns {', '.join(file.schema_arrow.names)}; got {column!r}")
     kind = file.schema_arrow.field(column).type
     if not str(kind).removeprefix("u").startswith("int"):
-        raise ValueError(f"column {column!r} must hold integers; got type {kind}")
+        raise ValueError(f"column {column!r} must hold integers, the numbers of the classes; got type {kind}")
     values = file.read(columns=[column], use_threads=False).column(column)
     if values.null_count:
         raise ValueError(f"column {column!r} has no label in row {values.is_null().to_numpy().argmax()}")
     return values.to_numpy().astype(np.int64)
+
+
+def _class_names(file: Any, column: str) -> list[str] | None:
+    """Return the names of the classes of a column of type ClassLabel in the metadata of `datasets`; None without.
+
+    The metadata are JSON under the key "huggingface": {"info": {"features": {column: {"names": [...], "_type":
+    "ClassLabel"}}}}.
+    """
+    try:
+        metadata = json.loads((file.schema_arrow.metadata or {}).get(b"huggingface", b"{}"))
+        names = metadata["info"]["features"][column]["names"]
+    except (ValueError, KeyError, TypeError):
+        return None
+    is_list = isinstance(names, list) and names and all(isinstance(name, str) for name in names)
+    return names if is_list else None

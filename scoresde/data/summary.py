@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from scoresde.data.items import conditions_by_name
 from scoresde.progress import progress_bar
 
 BLOCK = 2**20  # number of values in a block
@@ -27,7 +28,9 @@ MANY = 65_536  # largest number of distinct levels that is counted
 
 
 class Moments:
-    """Mean and variance of blocks (B, *), per entry of `*` or per entry of its first axis, see the module docstring.
+    """Mean and standard deviation of states that arrive in blocks (B, *), updated as the module docstring says.
+
+    They are taken per entry of a state, or per channel (its first axis).
 
     Args:
         per_channel: if True, average over all axes of a block except the second; if False, over the first axis only.
@@ -51,7 +54,7 @@ class Moments:
 
     @property
     def std(self) -> Tensor:
-        """The standard deviation of all values (the divisor is their number), float64."""
+        """The standard deviation of all n values, with the divisor n, float64."""
         return self._variance.sqrt()
 
 
@@ -72,7 +75,8 @@ class DatasetSummary:
         not_finite: number of items with a NaN or infinite value, which the statistics of the values ignore.
         duplicates: number of items whose state equals that of an earlier item.
         shared: for each other split, by name, the number of items whose state is in that split too.
-        classes: number of items with each label, if labels are integers.
+        classes: for each condition of integers, by name, the number of items with each class, also of classes that the
+            dataset names and that do not occur; -1 is the null class.
         fingerprints: hashes of the states.
     """
 
@@ -89,7 +93,7 @@ class DatasetSummary:
     not_finite: int
     duplicates: int
     shared: dict[str, int]
-    classes: dict[int, int]
+    classes: dict[str, dict[int, int]]
     fingerprints: frozenset[bytes] = field(repr=False, compare=False)
 
 
@@ -117,9 +121,13 @@ def describe(
     indices = range(n) if limit is None or limit >= n else [i * n // limit for i in range(limit)]
     total, low, high = Moments(), float("inf"), float("-inf")
     integers, levels = True, set[float]()
-    fingerprints, classes = Counter[bytes](), Counter[int]()
+    fingerprints = Counter[bytes]()
+    classes = {
+        name: Counter(dict.fromkeys(range(len(c)), 0)) for name, c in getattr(dataset, "class_names", {}).items()
+    }
     for states, labels in _blocks(dataset, progress_bar(indices, title="examining", unit="item", shown=progress)):
-        classes.update(labels)
+        for name, label in labels:
+            classes.setdefault(name, Counter())[label] += 1
         finite = states[states.isfinite().reshape(len(states), -1).all(dim=1)]
         if not len(finite):
             continue
@@ -150,7 +158,7 @@ def describe(
             name: sum(count for mark, count in fingerprints.items() if mark in other.fingerprints)
             for name, other in (others or {}).items()
         },
-        classes=dict(sorted(classes.items())),
+        classes={name: dict(sorted(counts.items())) for name, counts in sorted(classes.items())},
         fingerprints=frozenset(fingerprints),
     )
 
@@ -174,28 +182,29 @@ def state_of(item: Any) -> Tensor:
     Raises:
         TypeError: the item is neither a tensor nor (tensor, condition).
     """
-    return _state_and_class(item)[0]
+    return _state_and_classes(item)[0]
 
 
-def _state_and_class(item: Any) -> tuple[Tensor, int | None]:
-    """Return the state of an item, and its label if that is an integer."""
-    state, label = item if isinstance(item, (tuple, list)) and len(item) == 2 else (item, None)
+def _state_and_classes(item: Any) -> tuple[Tensor, list[tuple[str, int]]]:
+    """Return the state of an item, and the names and values of its conditions that are integers."""
+    state, condition = item if isinstance(item, (tuple, list)) and len(item) == 2 else (item, None)
     if not isinstance(state, Tensor):
         raise TypeError(f"an item of a dataset must be a tensor or (tensor, condition); got {type(item).__name__}")
-    is_class = isinstance(label, Tensor) and label.ndim == 0 and not label.is_floating_point()
-    return state.detach().cpu(), int(label) if is_class else None  # type: ignore[arg-type]
+    conditions = conditions_by_name(condition if isinstance(condition, (Tensor, Mapping)) else None).items()
+    integers = [(name, x) for name, x in conditions if isinstance(x, Tensor) and not x.is_floating_point()]
+    return state.detach().cpu(), [(name, int(label)) for name, label in integers if label.ndim == 0]
 
 
-def _blocks(dataset: Any, indices: Iterable[int]) -> Iterator[tuple[Tensor, list[int]]]:
-    """Yield blocks of states (B, *), about BLOCK values each, and the integers among their labels."""
+def _blocks(dataset: Any, indices: Iterable[int]) -> Iterator[tuple[Tensor, list[tuple[str, int]]]]:
+    """Yield blocks of states (B, *), about BLOCK values each, and the classes of all of them, by condition."""
     if not len(dataset):
         raise ValueError("the dataset is empty: expected at least one item")
     first, remaining = state_of(dataset[0]), iter(indices)
     size = max(1, BLOCK // max(1, first.numel()))
-    while block := [_state_and_class(dataset[i]) for i in islice(remaining, size)]:
+    while block := [_state_and_classes(dataset[i]) for i in islice(remaining, size)]:
         states, classes = zip(*block, strict=True)
         if shapes := {tuple(state.shape) for state in states} - {tuple(first.shape)}:
             raise ValueError(
                 f"all states must have the same shape; got {tuple(first.shape)} and {min(shapes)}: crop or pad them"
             )
-        yield torch.stack(states), [label for label in classes if label is not None]
+        yield torch.stack(states), [pair for pairs in classes for pair in pairs]

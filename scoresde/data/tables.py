@@ -14,10 +14,9 @@ from typing import Annotated, Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from scoresde.arguments import Distinct, Seed32, Share, checked
-from scoresde.data.items import Items, check_choice, read_bytes, reading, split_indices
+from scoresde.data.items import Items, check_choice, join_labels, listed, numbered, read_bytes, reading, split_indices
 
 DELIMITERS = ("\t", ";", "|", ",", " ")  # in the order in which they are tried
 SAMPLE = 100  # lines that the delimiter is derived from
@@ -25,13 +24,13 @@ MISSING = (  # in lower case: those of pandas and of Excel, and ?, - and the poi
     *("", "na", "n/a", "nan", "-nan", "null", "none", "<na>", "#na", "#n/a", "#n/a n/a", "?", "-", "."),
     *("1.#ind", "-1.#ind", "1.#qnan", "-1.#qnan"),
 )
-LARGEST_CLASS = 2**53  # float64 holds the integers up to it
+LARGEST_CLASS = 2**53  # float64 holds all integers up to this one
 LARGEST = float(np.finfo(np.float32).max)  # the largest value of a network's input
 BLOCK = 2**26  # number of bytes that are parsed at once (at least one row)
 
 
 def _grammar(decimal: str, group: str) -> str:
-    """Return the regular expression of a number, with groups of thousands or an exponent."""
+    """Return the regular expression of a number; `decimal` and `group` match the decimal and thousands separators."""
     plain = rf"(\d+{decimal}?\d*|{decimal}\d+)([eE][+-]?\d+)?"
     return rf"^[+-]?({plain}|[1-9]\d{{0,2}}({group}\d{{3}})+({decimal}\d*)?)$"
 
@@ -53,14 +52,15 @@ class Table(Items):
         split: "train", "validation", "test" or "all", see `split_indices`.
         columns: names in the header or numbers from 0, in the order of the vector, each at most once and without the
             labels; default: all but the labels.
-        labels: column of the classes; items are then (state, label), where the label is an int64 tensor (). Integers
-            from 0 are the classes themselves, with one spelling for each; texts become their number in `classes`, the
-            sorted texts of the whole file.
+        labels: column of the classes; items are then (state, label), where the label is an int64 tensor (). Several
+            columns give a dict of labels by the names of the columns. Integers from 0 are the classes themselves, each
+            written in one way only (not 1 and 01). Each text is replaced by its index in `class_names`, the sorted
+            texts of the whole file.
         delimiter: one character, " " for any number of spaces or tabs; default: the one of tab, semicolon, bar, comma
-            and space that splits all lines into equally many cells and leaves the most numbers.
+            and space that splits the first 100 lines into equally many cells, with the most characters in numbers.
         header: if True, the first row is a header; if False, it is a sample. None takes it as a header if it has text
-            above a number, and raises an error if it has text above text only, or if its cells are
-            different integers and a column below has decimals only.
+            above a number. None raises an error if the file leaves this open: the row has text above text only, or its
+            cells are different integers and a column below has decimals only.
         shape: expected shape (D,); None accepts any.
         validation, test: shares of the rows in these splits.
         seed: seed of the permutation; None keeps the order of the file, with the test rows at its end.
@@ -72,7 +72,6 @@ class Table(Items):
 
     Attributes:
         names: names of the columns of a vector.
-        classes: the texts of the labels in the order of their numbers; None if the labels are integers.
 
     Raises:
         ValueError: a cell is not a finite number or a row has another length (the message has the line and the column),
@@ -86,7 +85,7 @@ class Table(Items):
         path: str | Path,
         split: str = "all",
         columns: Annotated[Sequence[str | int], Distinct()] | None = None,
-        labels: str | int | None = None,
+        labels: str | int | Annotated[Sequence[str | int], Distinct(1)] | None = None,
         delimiter: str | None = None,
         header: bool | None = None,
         shape: Sequence[int] | None = None,
@@ -100,17 +99,17 @@ class Table(Items):
             if value is not None:
                 check_choice(name, value, choices)
         cells = _Cells(path, delimiter, header)
-        label = None if labels is None else cells.position(labels)
+        targets = [cells.position(column) for column in listed(labels)]
         if columns is None:
-            columns = [i for i in range(len(cells.names)) if i != label]
+            columns = [i for i in range(len(cells.names)) if i not in targets]
         chosen = [cells.position(column) for column in columns]
         if repeated := [cells.names[i] for n, i in enumerate(chosen) if i in chosen[:n]]:
             raise ValueError(
                 f"columns must name each column once; got {repeated[0]!r} twice: a repeated column has no density"
             )
-        if label in chosen:
+        if both := [i for i in targets if i in chosen]:
             raise ValueError(
-                f"columns must not hold labels={cells.names[label]!r}, the classes: leave it out of one of the two"
+                f"columns must not hold labels={cells.names[both[0]]!r}, the classes: leave it out of one of the two"
             )
         self.names = tuple(cells.names[i] for i in chosen)
         if not chosen or (shape is not None and tuple(shape) != (len(chosen),)):
@@ -120,16 +119,14 @@ class Table(Items):
                 f"({', '.join(self.names)}): {advice} with columns=[...]"
             )
         if missing is not None:
-            cells.drop_missing(chosen if label is None else [*chosen, label])
+            cells.drop_missing([*chosen, *targets])
         decimal = decimal or cells.decimal(chosen)
         values = np.stack([cells.values(i, decimal) for i in chosen], axis=1)
         rows = split_indices(len(values), split, validation, test, seed, path)
-        classes: Tensor | None = None
-        self.classes: tuple[str, ...] | None = None
-        if label is not None:
-            numbers, self.classes = cells.labels(label, decimal)
-            classes = torch.from_numpy(numbers[rows])
-        super().__init__(torch.from_numpy(values[rows]), classes)
+        texts = [cells.labels(i, decimal) for i in targets]
+        keys = [cells.names[i] for i in targets] if isinstance(labels, (list, tuple)) else None
+        classes, names = join_labels(keys, [(torch.from_numpy(numbers[rows]), text) for numbers, text in texts])
+        super().__init__(torch.from_numpy(values[rows]), classes, class_names=names)
 
 
 class _Cells:
@@ -189,7 +186,7 @@ class _Cells:
         return [compute.utf8_trim_whitespace(column).combine_chunks() for column in table.columns]
 
     def _has_header(self, columns: list[Any]) -> bool:
-        """Return whether the first row has text above a number; raise ValueError if it may be a header or not."""
+        """Return whether the first row has text above a number; raise ValueError if this does not decide."""
         from pyarrow import compute
 
         is_open = has_decimals = False
@@ -239,10 +236,11 @@ class _Cells:
             )
 
     def decimal(self, used: Sequence[int]) -> str:
-        """Return the decimal sign of the columns; raise ValueError if a cell may be one number or a thousand times it.
+        """Return the decimal sign of the columns; raise ValueError if the cells leave it open.
 
         All these columns have the same decimal sign, so one cell such as 1,5 or 1.000.000 decides for all of them. A
-        point is taken as the decimal sign unless semicolons separate the cells: commas may then be the decimal sign.
+        cell such as 1,500 (1.5 or 1500) leaves it open. A cell such as 1.500 leaves it open only if semicolons separate
+        the cells, because commas may then be the decimal sign; otherwise its point is the decimal sign.
         """
         is_open = None
         only = dict.fromkeys(NUMBERS, False)
@@ -282,7 +280,7 @@ class _Cells:
             f"line {self.lines[row]}, column {name!r} of {self.path} is {cell!r}, not a finite number: {advice}"
         )
 
-    def labels(self, i: int, decimal: str) -> tuple[np.ndarray, tuple[str, ...] | None]:
+    def labels(self, i: int, decimal: str) -> tuple[np.ndarray, list[str] | None]:
         """Return the classes of a column, int64, and their texts; None instead of texts if the labels are integers."""
         column, what = self.columns[i], f"labels={self.names[i]!r} of {self.path} must be"
         is_number = np.asarray(_matches(column, NUMBERS[decimal]))
@@ -292,8 +290,7 @@ class _Cells:
                 f"{what} complete; line {line} has no label: add it, or leave such rows out with missing='drop'"
             )
         if not is_number.all():
-            texts, classes = np.unique(column.to_numpy(zero_copy_only=False).astype(str), return_inverse=True)
-            return classes.astype(np.int64), tuple(texts.tolist())
+            return numbered(column.to_numpy(zero_copy_only=False))
         values = _floats(column, is_number, decimal)
         if (bad := (values % 1 != 0) | (values < 0) | (values > LARGEST_CLASS)).any():
             raise ValueError(
@@ -326,7 +323,7 @@ def _delimiter(lines: Sequence[str]) -> str:
 
 
 def _split(line: str, delimiter: str) -> list[str]:
-    """Return the cells of a line without quotes."""
+    """Split a line that has no quotes into its cells."""
     return line.split() if delimiter == " " else [cell.strip() for cell in line.split(delimiter)]
 
 

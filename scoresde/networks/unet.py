@@ -73,7 +73,7 @@ class UNet(Encoder):
         conditions: the conditions (class, vector, context) that the network accepts, see `Conditions`; default none.
         ends: how the network reads its state and returns its output, see `Ends`.
         pad: if True, pad states with zeros to sides that can be halved often enough, and crop the output; resolutions
-            are then those of the padded states. If False, refuse other sides.
+            are then those of the padded states. If False, refuse sides that cannot be halved often enough.
         time_features: number of time features that every block reads; default 4 width.
 
     Raises:

@@ -68,7 +68,7 @@ def test_a_converted_classifier_is_a_run_that_load_classifier_reads(refused):
     x, step, logits = (torch.from_numpy(reference[name]) for name in ("x", "t", "logits"))
     with torch.no_grad():
         torch.testing.assert_close(ss.load_classifier("classifier")(x, step / 999), logits, rtol=1e-4, atol=1e-4)
-    assert "load it with scoresde.load_classifier" in refused("sample", "run=classifier")
+    assert "use ss.load_classifier" in refused("sample", "run=classifier")
 
 
 def test_a_network_of_guided_diffusion_is_converted_with_its_learned_variance():

@@ -137,14 +137,14 @@ def test_a_run_and_a_classifier_are_saved_and_loaded(tmp_path):
     assert isinstance(loaded, ss.NoisyClassifier)
     with torch.no_grad():
         assert torch.equal(loaded(x, 0.3), converted("adm_classifier")(x, 0.3))
-    with pytest.raises(ValueError, match=r"holds a classifier: load it with scoresde\.load_classifier"):
+    with pytest.raises(ValueError, match=r"got that of a classifier: use ss\.load_classifier"):
         ss.load(tmp_path / "classifier")
     ss.convert.save_run(converted("improved_cosine"), tmp_path / "model")
     with torch.no_grad():
         assert torch.equal(
             ss.load(tmp_path / "model").model.score(x, 0.3), converted("improved_cosine").model.score(x, 0.3)
         )
-    with pytest.raises(ValueError, match=r"holds a score model: load it with scoresde\.load"):
+    with pytest.raises(ValueError, match=r"got that of a score model: use ss\.load"):
         ss.load_classifier(tmp_path / "model")
 
 

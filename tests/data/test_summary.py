@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from scoresde.data import Digits, Toy2D, describe, summary
+from scoresde.data.items import Items
 from scoresde.data.summary import Moments, moments
 from tests.conftest import normal
 
@@ -36,7 +37,7 @@ def test_blocks_of_unequal_sizes():
 def test_levels_are_counted_if_all_values_are_whole_numbers(monkeypatch):
     fit = describe(Digits("fit", labels=True))
     assert (fit.integers, fit.levels, fit.min, fit.max, fit.duplicates) == (True, 17, 0, 16, 0)
-    assert fit.classes == dict(enumerate(np.bincount(Digits("fit", labels=True).labels).tolist()))
+    assert fit.classes == {"label": dict(enumerate(np.bincount(Digits("fit", labels=True).labels).tolist()))}
     within = describe(Digits("validation"), others={"fit": fit, "test": describe(Digits("test"))})
     assert within.shared == {"fit": 200, "test": 0}
     assert (describe(Toy2D(n=500)).integers, describe(Toy2D(n=500)).levels) == (False, None)
@@ -58,7 +59,13 @@ def test_duplicates_within_and_across_splits(monkeypatch):
 
 def test_only_integer_labels_are_counted():
     pairs = [(torch.zeros(2), torch.ones(3)), (torch.ones(2), torch.tensor(0.5)), (torch.ones(2), torch.tensor(4))]
-    assert describe(pairs).classes == {4: 1}
+    assert describe(pairs).classes == {"label": {4: 1}}
+
+
+def test_classes_are_counted_for_each_condition_also_those_that_do_not_occur():
+    labels = {"kind": torch.tensor([0, 2, 2, -1]), "part": torch.tensor([7, 7, 9, 9]), "vector": torch.ones(4, 2)}
+    items = Items(normal(4, 3), labels, class_names={"kind": ["a", "b", "c"]})
+    assert describe(items).classes == {"kind": {-1: 1, 0: 1, 1: 0, 2: 2}, "part": {7: 2, 9: 2}}
 
 
 def test_items_that_are_not_finite_are_left_out():

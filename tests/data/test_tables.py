@@ -151,7 +151,8 @@ def read(tmp_path, text, **arguments):
     rows = [dataset[i] for i in range(len(dataset))]
     if dataset.labels is None:
         return dataset.names, [row.tolist() for row in rows]
-    return dataset.names, [(row.tolist(), int(label)) for row, label in rows], dataset.classes
+    names = tuple(getattr(dataset, "class_names", {}).get("label", ())) or None
+    return dataset.names, [(row.tolist(), int(label)) for row, label in rows], names
 
 
 WRITTEN = {  # [[1.5, 2.25], [-1234, 4]]
@@ -219,7 +220,7 @@ def test_classes_of_text_are_those_of_the_whole_file(tmp_path):
     names = [f"c{i % 7}" for i in range(70)]
     (tmp_path / "x.csv").write_text("x,y\n" + "".join(f"{i},{name}\n" for i, name in enumerate(names)))
     parts = [Table(tmp_path / "x.csv", split, labels="y") for split in ("train", "validation", "test")]
-    assert all(part.classes == tuple(f"c{i}" for i in range(7)) for part in parts)
+    assert all(part.class_names == {"label": [f"c{i}" for i in range(7)]} for part in parts)
     assert all(int(label) == int(row) % 7 for part in parts for row, label in (part[i] for i in range(len(part))))
 
 
