@@ -7,9 +7,22 @@ samples = ss.samplers.PredictorCorrector(ss.samplers.ReverseDiffusion())(model, 
 nats = ss.log_prob(model, samples).value
 """
 
-from scoresde import bounds, convert, data, editing, losses, networks, predictions, samplers, solvers, thresholding
+from scoresde import (
+    bounds,
+    convert,
+    data,
+    editing,
+    guidance,
+    losses,
+    networks,
+    predictions,
+    samplers,
+    solvers,
+    thresholding,
+)
 from scoresde.analytic import GaussianMixture
-from scoresde.build import Run, load
+from scoresde.build import Run, load, load_classifier
+from scoresde.classifier import NoisyClassifier
 from scoresde.dequantization import DataMap, TruncatedNormal, Uniform, Variational
 from scoresde.divergence import ExactTrace, Hutchinson
 from scoresde.likelihood import (
@@ -39,7 +52,7 @@ from scoresde.sdes import (
     Tabulated,
     ZeroTerminalSNR,
 )
-from scoresde.views import BlendedViews, ShiftedViews, Views
+from scoresde.views import BlendedViews, ShiftedViews, TiltedViews, Views
 from scoresde.wrappers import ModelWrapper
 
 __version__ = "0.1.0"
@@ -61,6 +74,7 @@ __all__ = [
     "LearnedVP",
     "LogProb",
     "ModelWrapper",
+    "NoisyClassifier",
     "Rectified",
     "ReverseSDE",
     "RoundTrip",
@@ -69,6 +83,7 @@ __all__ = [
     "ShiftedViews",
     "SubVP",
     "Tabulated",
+    "TiltedViews",
     "TruncatedNormal",
     "Uniform",
     "Variational",
@@ -81,7 +96,9 @@ __all__ = [
     "decode",
     "editing",
     "encode",
+    "guidance",
     "load",
+    "load_classifier",
     "log_prob",
     "losses",
     "networks",

@@ -18,7 +18,7 @@ def main() -> int:
     except BrokenPipeError:
         if not is_unread():
             raise
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # Python flushes stdout at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or Python's flush of stdout at exit would fail again
         return UNREAD
     return code
 

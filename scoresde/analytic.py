@@ -12,6 +12,9 @@ With responsibilities r_k(x) = w_k N(x; alpha m_k, C_k) / p_t(x) and the compone
                               R_k diag(s_k^2 sigma^2 / v_k) R_k^T)
 
 all in float64, for states (B, *) of any shape.
+
+The component is the label of a sample. As p(k | x_t) = r_k(x), the conditional score u_k = score + grad log r_k and the
+exact classifier of noisy states are closed forms too: `score_model(sde).given(k)` and `log_posterior`.
 """
 
 import math
@@ -22,7 +25,8 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from scoresde.protocols import Condition
+from scoresde.networks.embeddings import NULL, named
+from scoresde.protocols import Condition, expand
 from scoresde.score import ScoreModel
 from scoresde.sdes import SDE, checked_times
 from scoresde.tensors import FullPrecision, broadcast, check_integer, dimensions, float64, floating_dtype, listed
@@ -74,7 +78,7 @@ class GaussianMixture(FullPrecision):
         self.register_buffer("rotation", rotation)
 
     def log_prob(self, x: Tensor, sde: SDE | None = None, t: Tensor | float | None = None) -> Tensor:
-        """Return the log-density at x (B, *) in nats, (B,), float64; with an SDE and a time, of the marginal at t."""
+        """Return log p_0 at x (B, *) in nats, float64 (B,); with an SDE and a time, log p_t instead."""
         return _Marginal(self, x, sde, t).log_joint.logsumexp(dim=1)
 
     def score(self, x: Tensor, sde: SDE | None = None, t: Tensor | float | None = None) -> Tensor:
@@ -96,6 +100,34 @@ class GaussianMixture(FullPrecision):
         shape = (*means.shape[:2], *self.event_shape)
         return marginal.responsibilities, means.reshape(shape), stds.reshape(shape)
 
+    def log_posterior(self, x: Tensor, sde: SDE | None = None, t: Tensor | float | None = None) -> Tensor:
+        """Return log p(component | x) in nats, (B, K), float64; with an SDE and a time, log p(component | x_t)."""
+        return _Marginal(self, x, sde, t).log_joint.log_softmax(dim=1)
+
+    def component(self, k: int) -> "GaussianMixture":
+        """Return the Gaussian of component k, p(x | k), as a mixture of one."""
+        count = len(self.means)
+        check_integer("k", k, 0)
+        if k >= count:
+            raise ValueError(f"k must be from 0 to {count - 1}; got {k}")
+        return self._with_components(slice(k, k + 1), torch.zeros(1))
+
+    def tilted(self, log_weights: Tensor) -> "GaussianMixture":
+        """Return the mixture with component k reweighted by exp(log_weights[k]), (K,), such as p(x) p(y | x)^w."""
+        log_weights = float64(log_weights)
+        if log_weights.shape != self.log_weights.shape or not bool(torch.isfinite(log_weights).all()):
+            raise ValueError(
+                f"log_weights must be {len(self.means)} finite numbers, one for each component; got "
+                f"{listed(log_weights.flatten())}"
+            )
+        return self._with_components(slice(None), self.log_weights + log_weights.to(self.log_weights))
+
+    def _with_components(self, which: slice, log_weights: Tensor) -> "GaussianMixture":
+        """Return the mixture of some of the components, with other weights."""
+        means = self.means[which].reshape(-1, *self.event_shape)
+        rotation = None if self.rotation is None else self.rotation[which]
+        return GaussianMixture(means, self.stds[which].reshape(means.shape), log_weights.softmax(0), rotation)
+
     def denoise(self, x: Tensor, sde: SDE, t: Tensor | float) -> Tensor:
         """Return E[x_0 | x_t = x], (B, *), in the dtype of x."""
         weights, means, _ = self.posterior(x, sde, t)
@@ -104,7 +136,7 @@ class GaussianMixture(FullPrecision):
     def sample(
         self, n: int, sde: SDE | None = None, t: Tensor | float | None = None, generator: torch.Generator | None = None
     ) -> Tensor:
-        """Draw n samples (n, *), float64; with an SDE and a time, from the marginal at t."""
+        """Draw n samples (n, *) of p_0, float64; with an SDE and a time, of p_t instead."""
         _check_marginal(sde, t)
         check_integer("n", n, 0)
         draw = partial(torch.randn, generator=generator, dtype=torch.float64)
@@ -130,11 +162,11 @@ class GaussianMixture(FullPrecision):
         return within + torch.einsum("k,ki,kj->ij", weights, centred, centred)
 
     def score_model(self, sde: SDE) -> ScoreModel:
-        """Return the exact score as a `ScoreModel`."""
+        """Return the exact score as a `ScoreModel`; its condition is the component, an integer label () or (B,)."""
         return ExactModel(self, sde)
 
     def _along(self, states: Tensor) -> Tensor:
-        """Return R_k^T x for states (B, D): coordinates along each component's axes, (B, K, D); (B, 1, D) unrotated."""
+        """Return R_k^T x, states x (B, D) along the axes of component k: (B, K, D); (B, 1, D) without a rotation."""
         if self.rotation is None:
             return states[:, None, :]
         return (states @ self.rotation.transpose(0, 1).flatten(1).to(states)).unflatten(1, self.means.shape)
@@ -181,10 +213,17 @@ class _Marginal:
     """The mixture at time t, evaluated at x: the terms of the closed forms in the module docstring.
 
     variances: v_k, (1, K, D) or (B, K, D). offset: R_k^T (x - alpha m_k); component_scores: R_k^T u_k, both (B, K, D)
-    along the axes of each component. log_joint, responsibilities: (B, K).
+    along the axes of each component. log_joint: log(w_k N(x; alpha m_k, C_k)); responsibilities: r_k, both (B, K).
     """
 
-    def __init__(self, mixture: GaussianMixture, x: Tensor, sde: SDE | None, t: Tensor | float | None):
+    def __init__(
+        self,
+        mixture: GaussianMixture,
+        x: Tensor,
+        sde: SDE | None,
+        t: Tensor | float | None,
+        label: Tensor | None = None,
+    ):
         _check_marginal(sde, t)
         if x.shape[1:] != mixture.event_shape:
             raise ValueError(f"expected states (B, {', '.join(map(str, mixture.event_shape))}); got {tuple(x.shape)}")
@@ -201,7 +240,8 @@ class _Marginal:
         self.component_scores = -self.offset / self.variances
         quadratic = -(self.offset * self.component_scores).sum(dim=2)
         log_volume = self.variances.log().sum(dim=2) + along.shape[2] * math.log(2 * math.pi)
-        self.log_joint = mixture.log_weights - 0.5 * (quadratic + log_volume)
+        log_weights = mixture.log_weights if label is None else _given_label(mixture.log_weights, label)
+        self.log_joint = log_weights - 0.5 * (quadratic + log_volume)
         self.responsibilities = self.log_joint.softmax(dim=1)
 
     @property
@@ -210,12 +250,27 @@ class _Marginal:
         return self._mixture._average(self.responsibilities, self.component_scores)
 
 
-class _ExactViews(Views):
-    """The exact views; score and velocity are exact also where sigma is 0 and x does not determine the noise."""
+def _given_label(log_weights: Tensor, label: Tensor) -> Tensor:
+    """Return the log-weights (B, K) of the mixture given its component (B,); those of all for the null label."""
+    count = len(log_weights)
+    if label.is_floating_point() or label.dtype == torch.bool or bool(((label < NULL) | (label >= count)).any()):
+        raise ValueError(
+            f"the label of a mixture must be one of its components 0 .. {count - 1}, or {NULL} for all; got "
+            f"{listed(label.flatten())}"
+        )
+    is_other = torch.arange(count, device=label.device) != label[:, None]
+    one = (
+        torch.zeros_like(log_weights).expand(len(label), count).masked_fill(is_other.to(log_weights.device), -math.inf)
+    )
+    return torch.where((label == NULL)[:, None].to(one.device), log_weights, one)
 
-    def __init__(self, views: Views, mixture: GaussianMixture, sde: SDE, x: Tensor):
+
+class _ExactViews(Views):
+    """The views of the exact model (`scoresde.views`); where sigma is 0, score and velocity come from closed forms."""
+
+    def __init__(self, views: Views, mixture: GaussianMixture, sde: SDE, x: Tensor, label: Tensor | None):
         super().__init__(sde, views.t)
-        self._views, self._mixture, self._sde, self._x = views, mixture, sde, x
+        self._views, self._mixture, self._sde, self._x, self._label = views, mixture, sde, x, label
 
     def combine(self, denoised: Tensor, noise: Tensor) -> Tensor:
         return self._views.combine(denoised, noise)
@@ -232,7 +287,8 @@ class _ExactViews(Views):
         return self._unless_clean(super().velocity, self._closed_velocity)
 
     def _closed_score(self) -> Tensor:
-        return self._mixture.score(self._x, self._sde, self.t)
+        score = _Marginal(self._mixture, self._x, self._sde, self.t, self._label).score
+        return score.reshape(self._x.shape).to(floating_dtype(self._x))
 
     def _closed_velocity(self) -> Tensor:
         """Return f x - g^2/2 score, in closed form."""
@@ -240,7 +296,7 @@ class _ExactViews(Views):
         return drift * self._x - 0.5 * diffusion.square() * self._closed_score()
 
     def _unless_clean(self, value: Tensor, closed: Callable[[], Tensor]) -> Tensor:
-        """Return the value, or the closed form where sigma is 0."""
+        """Return `value` (B, *), replaced by closed() in the samples where sigma is 0."""
         is_clean = broadcast(self.sde.sigma(self.t), value) == 0
         return torch.where(is_clean, closed(), value) if bool(is_clean.any()) else value
 
@@ -254,13 +310,14 @@ class ExactModel(ScoreModel):
     def predict(self, x: Tensor, t: Tensor | float) -> Views:
         """Return the exact views; see `ScoreModel.predict`."""
         mixture = cast(_ExactNetwork, self.network).mixture
-        return _ExactViews(super().predict(x, t), mixture, self.sde, x)
+        return _ExactViews(super().predict(x, t), mixture, self.sde, x, _label(expand(self.cond, len(x))))
 
 
 class _ExactNetwork(nn.Module):
     """The v prediction alpha E[eps | x] - sigma E[x_0 | x], bounded at both ends of the time range."""
 
     casts_inputs = True
+    conditions = ("label",)
 
     def __init__(self, mixture: GaussianMixture, sde: SDE):
         super().__init__()
@@ -268,13 +325,16 @@ class _ExactNetwork(nn.Module):
         self.path = (sde,)  # not a submodule: parameters of the SDE belong to the model
 
     def forward(self, x: Tensor, c_noise: Tensor, cond: Condition = None) -> Tensor:
-        if cond is not None:
-            raise ValueError("the exact score of a mixture takes no condition; pass cond=None")
         (sde,) = self.path
         t = float64(c_noise).clamp(sde.t_min, sde.t_max)  # a label in the dtype of x may be rounded out of the range
-        marginal = _Marginal(self.mixture, x, sde, t)
+        marginal = _Marginal(self.mixture, x, sde, t, _label(cond))
         # alpha eps - sigma x_0 of each component, with eps = -sigma u_k and x_0 its posterior mean
         gain = marginal.alpha * marginal.sigma * (float64(self.mixture.stds).square() - 1)
         v = self.mixture._average(marginal.responsibilities, gain * marginal.component_scores)
         v = v - marginal.sigma[:, 0] * (marginal.responsibilities @ self.mixture.means.to(v))
         return v.reshape(x.shape).to(x.dtype)
+
+
+def _label(cond: Condition) -> Tensor | None:
+    """Return the label of a condition; None for no condition."""
+    return named(cond, _ExactNetwork.conditions).get("label")

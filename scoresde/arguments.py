@@ -23,7 +23,7 @@ T = TypeVar("T")
 
 
 class Constraint:
-    """A condition in `Annotated`, beside the type of a value."""
+    """A condition on a value, given in `Annotated` beside the type."""
 
     def matches(self, value: Any, kind: Any) -> bool:
         """Return whether a plain value of the annotation `kind` meets the condition."""
@@ -83,7 +83,7 @@ class Distinct(Constraint):
 
 @dataclass(frozen=True)
 class Named(Constraint):
-    """Values that are not empty, described by `name`, such as "a directory"."""
+    """Values other than "", which messages describe as `name`, such as "a directory"."""
 
     name: str
 
@@ -94,7 +94,7 @@ class Named(Constraint):
         return self.name
 
 
-MOST = 10**6  # of what is kept in a list, or computed one after the other
+MOST = 10**6  # largest number of things that are kept in a list or computed one after the other
 Count = Annotated[int, Range(1)]
 CountOrZero = Annotated[int, Range(0)]
 Few = Annotated[int, Range(1, MOST)]
@@ -103,7 +103,7 @@ EvenCount = Annotated[int, Range(2, MOST, is_even=True)]
 Layers = Annotated[int, Range(0, 10_000)]
 Levels = Annotated[int, Range(2, 2**32)]
 Seed = Annotated[int, Range(0, 2**63 - 1)]
-Seed32 = Annotated[int, Range(0, 2**32 - 1)]  # of NumPy's RandomState
+Seed32 = Annotated[int, Range(0, 2**32 - 1)]  # the seeds that NumPy's RandomState accepts
 Positive = Annotated[float, Range(0, is_open=True)]
 NonNegative = Annotated[float, Range(0)]
 Extended = Annotated[float, Infinite()]
@@ -143,7 +143,7 @@ def memory() -> float:
 
 
 def checked(kind: type[T]) -> type[T]:
-    """Decorate a class: its constructor checks its arguments against their annotations, see `check`."""
+    """Class decorator: the constructor checks its arguments against their annotations, see `check`."""
     construct: Callable[..., None] = kind.__init__
     signature = inspect.signature(construct)
 
@@ -210,12 +210,13 @@ def matches(value: Any, annotation: Any) -> bool:
             return len(value) == len(options) and all(map(matches, value, options))
         return not options or all(matches(item, options[0]) for item in value)
     if isinstance(value, dict):
-        return is_typeddict(kind) or issubclass(dict, kind)
+        items = options[1] if len(options) == 2 else Any
+        return is_typeddict(kind) or (issubclass(dict, kind) and all(matches(item, items) for item in value.values()))
     return isinstance(value, kind) and not is_sequence(kind)
 
 
 def is_sequence(kind: Any) -> bool:
-    """Return whether an annotation without its parameters is that of a list: list, tuple, Sequence, Iterable."""
+    """Return whether `kind`, an annotation without its parameters, accepts a list: list, tuple, Sequence, Iterable."""
     return kind in (list, tuple) or (getattr(kind, "__module__", "") == "collections.abc" and issubclass(list, kind))
 
 
@@ -230,8 +231,9 @@ def item_annotation(annotation: Any) -> Any:
 
 
 def keys_of(annotation: Any) -> dict[str, Any]:
-    """Return the annotations of the keys of a mapping: those of a TypedDict, or the arguments of f and g in
-    `Annotated[dict, f, g]`.
+    """Return the annotations of the keys of a mapping, by name.
+
+    The mapping is annotated by a TypedDict, or as `Annotated[dict, f, g]`: its keys are then the arguments of f and g.
     """
     if is_typeddict(annotation):
         return annotations_of(annotation)
@@ -265,7 +267,7 @@ def describe(annotation: Any) -> str:
 
 
 def shown(value: Any) -> str:
-    """Return a value for a message, as YAML writes it, shortened."""
+    """Return a value as text for a message, shortened; null, true and false are written as in YAML."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     short = reprlib.Repr()
@@ -274,9 +276,9 @@ def shown(value: Any) -> str:
 
 
 def fits(product: Any, role: Any) -> bool:
-    """Return whether objects of the class `product` may stand where the annotation `role` is.
+    """Return whether objects of the class `product` match the annotation `role`.
 
-    A class fits its base classes, and a protocol or `Callable` if it has the methods with as many arguments.
+    They match their base classes, and a protocol or `Callable` if they have its methods, with as many arguments.
     """
     kind, options = get_origin(role) or role, get_args(role)
     if kind is Annotated:
@@ -299,7 +301,7 @@ def fits(product: Any, role: Any) -> bool:
 
 
 def fits_call(product: Any, role: Any) -> bool:
-    """Return whether functions that return objects of the class `product` may stand where the annotation `role` is."""
+    """Return whether functions that return objects of the class `product` match the annotation `role`."""
     kind, options = get_origin(role) or role, get_args(role)
     if kind in (Union, types.UnionType, Annotated):
         return any(fits_call(product, option) for option in options)
@@ -319,7 +321,7 @@ def _is_public(name: str) -> bool:
 
 
 def _accepts(product: Any, name: str, count: int | None) -> bool:
-    """Return whether objects of a class have a method that takes `count` positional arguments."""
+    """Return whether objects of the class `product` have a method `name` with `count` arguments (None: any number)."""
     defined = any(name in vars(base) for base in getattr(product, "__mro__", ()))
     method = getattr(product, "forward" if name == "__call__" and hasattr(product, "forward") else name, None)
     if not defined or count is None or not callable(method):

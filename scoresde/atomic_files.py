@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # no space, a quota, a limit of the process
-OLDER = r"(safetensors|jsonl?|yaml|np[yz]|png|csv|html)(\.\d+)?"  # ends of older versions, without random digits
+OLDER = r"(safetensors|jsonl?|yaml|np[yz]|png|csv|html)(\.\d+)?"  # how older versions ended these names, before .tmp
 TEMPORARY = re.compile(rf"\..+\.([0-9a-f]{{8}}|{OLDER})\.tmp")
 BLOCK = 65536  # bytes read at a time
 
@@ -57,7 +57,7 @@ def replace_atomically(path: Path, write: Callable[[Path], Any], size: int | Non
 def append(path: Path, line: str) -> None:
     """Append a line as a whole: concurrent processes neither mix nor lose lines.
 
-    If a killed process left the last line without its end, it is completed if it is JSON, and removed otherwise.
+    If a killed process left a last line without a line break, it gets one if it is JSON, and is removed otherwise.
 
     Raises:
         OSError: the line cannot be written; the message has the path and, on a full disk, the bytes needed.
@@ -86,7 +86,7 @@ def append(path: Path, line: str) -> None:
 
 
 def remove_leftovers(directory: Path) -> None:
-    """Remove the temporary files in a directory tree that killed processes left; those of living ones stay."""
+    """Remove the temporary files that killed processes left in a directory tree; those of living processes stay."""
     for path in Path(directory).rglob(".*.tmp"):
         if TEMPORARY.fullmatch(path.name) and path.is_file():
             with (
@@ -98,13 +98,13 @@ def remove_leftovers(directory: Path) -> None:
 
 @contextmanager
 def held(path: Path, opened: Callable[[], int], operation: int = fcntl.LOCK_EX, strict: bool = False) -> Iterator[int]:
-    """Hold the lock of the file or directory that is at `path` now; yield its descriptor.
+    """Lock the file or directory that is at `path` now, within the block; yield its descriptor.
 
     Args:
         path: may be replaced or removed by other processes while this one waits for the lock.
-        opened: opens `path`, again if it was replaced.
-        operation: of `fcntl.flock`.
-        strict: raise OSError where the file system has no locks, in place of going on without.
+        opened: opens `path` and returns the descriptor; called again if `path` was replaced meanwhile.
+        operation: the operation of `fcntl.flock`.
+        strict: if True, raise OSError where the file system has no locks; if False, go on without a lock.
 
     Raises:
         BlockingIOError: another process holds the lock, and the operation does not wait.
@@ -161,7 +161,11 @@ def _is_json(line: bytes) -> bool:
 
 
 def _name_path(error: OSError, path: Path, size: str) -> None:
-    """Raise the error of a failed write again with its path, and on a full disk the bytes needed; else return."""
+    """Raise the error of a failed write to `path` again, with a message that names the path.
+
+    On a full disk the message also has the bytes needed (`size`) and the bytes free. If the disk is not full and
+    `error` is not about a temporary file, return; the caller then raises `error` itself.
+    """
     if error.errno in DISK_ERRORS:
         place = next(parent for parent in path.absolute().parents if parent.exists())
         free = shutil.disk_usage(place).free

@@ -34,6 +34,7 @@ from scoresde.arguments import (
     matches,
 )
 from scoresde.arguments import check as check_value
+from scoresde.classifier import NoisyClassifier
 from scoresde.dequantization import DataMap, Dequantization, Variational
 from scoresde.predictions import Prediction
 from scoresde.protocols import Transform
@@ -85,15 +86,15 @@ def instantiate(config: Any, trust: Sequence[str] = (), role: Any = object, **ar
     Args:
         config: a node with `_target_`, which may have nested ones.
         trust: further packages whose targets may be built, besides this library and torch.
-        role: the type of the object, an annotation as of an argument.
+        role: the annotation that the object must match.
         arguments: further arguments of the constructor, as objects.
 
     Raises:
-        ValueError: a target that is not allowed or does not exist, an argument of another type, see `check`, or one
-            that its constructor rejects.
+        ValueError: a target is not allowed or does not exist, an argument does not match its annotation (see `check`),
+            or a constructor rejects its arguments.
     """
     check(config, role, trust)
-    for target in _targets(config):  # those too that `check` leaves out
+    for target in _targets(config):  # including targets that `check` does not reach
         _check(target, trust)
     try:
         return hydra.utils.instantiate(config, _convert_="all", **arguments)
@@ -110,20 +111,22 @@ def check(config: Any, role: Any = object, trust: Sequence[str] = ()) -> None:
 
     Args:
         config: a node or a value.
-        role: its annotation. A TypedDict gives those of the keys of a node without `_target_`, and so does a function
-            in `Annotated[dict, function]`.
+        role: the annotation that `config` must match. For a node without `_target_`, a TypedDict, or the function in
+            `Annotated[dict, function]`, gives the annotations of its keys.
         trust: see `instantiate`. Targets of these packages fit everywhere.
 
     Raises:
-        ValueError: a target that is not allowed, does not exist or does not fit its role, or a value that does not
-            match its annotation. The message has the key.
+        ValueError: a target is not allowed, does not exist or does not fit its place, or a value does not match its
+            annotation. The message names the key.
     """
     node = OmegaConf.create(config) if isinstance(config, (dict, list)) else config
     _check_types(_key(node), node, role, trust)
 
 
-def build_model(config: DictConfig, trust: Sequence[str] = ()) -> ScoreModel:
-    """Build the untrained score model of a configuration from its network, SDE and prediction type.
+def build_model(config: DictConfig, trust: Sequence[str] = ()) -> ScoreModel | NoisyClassifier:
+    """Build the untrained model of a configuration from its network, SDE and prediction type.
+
+    It is a score model, or a noise-conditional classifier if the configuration has `classifier: true`.
 
     Raises:
         ValueError: the network is for states with more dimensions than `data.shape` has; see also `instantiate`.
@@ -139,24 +142,26 @@ def build_model(config: DictConfig, trust: Sequence[str] = ()) -> ScoreModel:
             f"({str(error).splitlines()[0]}): take network=mlp (any shape), series, images or volumes"
         ) from error
     sde = instantiate(config.sde, trust, SDE)
+    if config.get("classifier"):
+        return NoisyClassifier(network, sde, instantiate(config.prediction, trust, Prediction))
     prediction, learned = instantiate(config.prediction, trust, Prediction), bool(config.get("learned_variance", False))
     return ScoreModel(network, sde, prediction, learned, config.get("conditional") or ())
 
 
 def _bytes_of(config: DictConfig) -> int:
-    """Return the bytes of the tensors of a network of this library, counted without memory; 0 for other networks."""
+    """Return the bytes that a network's tensors take, without allocating them; 0 for networks of other packages."""
     if any(not target.startswith(("scoresde.", *TORCH_PACKAGES)) for target in _targets(config)):
         return 0
     try:
         with torch.random.fork_rng(devices=[]), torch.device("meta"):
             network = hydra.utils.instantiate(config, _convert_="all")
         return sum(tensor.nbytes for tensor in network.state_dict().values())
-    except Exception:  # the message comes where the network is built
+    except Exception:  # the caller builds the network next, and reports the error
         return 0
 
 
 def build_data_map(data: DictConfig, trust: Sequence[str] = ()) -> DataMap:
-    """Build the map from data to states of a model of a configuration's transform and dequantisation."""
+    """Build the map from data to model states, from the transform and the dequantisation of a configuration."""
     transform = instantiate(data.get("transform"), trust, Transform | None)
     return DataMap(transform, instantiate(data.get("dequantization"), trust, Dequantization | None))
 
@@ -173,7 +178,7 @@ def assemble(config: Mapping[str, Any], state: Mapping[str, Tensor], path: str |
         ValueError: the weights do not fit the configuration.
     """
     tree = OmegaConf.create(dict(config))
-    model = build_model(tree)
+    model: Any = build_model(tree)
     weights = {f"network.{name}": value for name, value in state.items()}
     expected = model.state_dict()
     for name in weights.keys() & expected.keys():
@@ -200,13 +205,32 @@ def load(path: str | Path, weights: str | float = "ema", trust: Sequence[str] = 
         ValueError: `weights` is invalid; sigma_rel is outside (0, 0.2887), or the snapshots cannot be combined to this
             width; or the checkpoint does not fit the configuration.
     """
-    path = Path(path)
+    model, config = _load(Path(path), weights, trust, device)
+    if isinstance(model, NoisyClassifier):
+        raise ValueError(f"{path} must be the run of a score model; got that of a classifier: use ss.load_classifier")
+    return _run(model, config, Path(path), trust)
+
+
+def load_classifier(
+    path: str | Path, weights: str | float = "ema", trust: Sequence[str] = (), device: str = "cpu"
+) -> NoisyClassifier:
+    """Load a noise-conditional classifier that `scoresde train` wrote; arguments and errors are those of `load`."""
+    model, _ = _load(Path(path), weights, trust, device)
+    if not isinstance(model, NoisyClassifier):
+        raise ValueError(f"{path} must be the run of a classifier; got that of a score model: use ss.load")
+    return model
+
+
+def _load(
+    path: Path, weights: str | float, trust: Sequence[str], device: str
+) -> tuple[ScoreModel | NoisyClassifier, DictConfig]:
+    """Return the model of a run in eval mode, and the configuration."""
     sigma_rel = None if weights in ("ema", "raw") else _sigma_rel(weights)
     config = read_config(path)
     model = build_model(config, trust)
     parts = {"model", "ema"} if weights == "ema" else {"model"}
     groups, info = checkpoint.load(path / CHECKPOINT, parts, needed=["model"])
-    is_training = "optimizer" in info  # and then has averages of all trained weights; a converted run may have none
+    is_training = "optimizer" in info  # training averages all trained weights; a converted run may have no averages
     if weights == "ema" and is_training and "ema" not in groups:
         raise ValueError(f"{path / CHECKPOINT} has no averaged weights 'ema': it is incomplete; weights=raw needs none")
     trained = info.get("config")
@@ -222,7 +246,7 @@ def load(path: str | Path, weights: str | float = "ema", trust: Sequence[str] = 
     state = {**groups["model"], **averages}
     _check_fit(model.state_dict(), state, path / CHECKPOINT)
     model.load_state_dict(state)
-    return _run(model.to(available(device)).eval(), config, path, trust)
+    return model.to(available(device)).eval(), config
 
 
 def _sigma_rel(weights: str | float) -> float:
@@ -268,7 +292,7 @@ def load_dequantization(run: Run) -> Variational:
 
 
 def _check_fit(expected: Mapping[str, Tensor], state: Mapping[str, Tensor], source: Path) -> None:
-    """Raise ValueError with the first difference between the tensors of a model and stored ones."""
+    """Raise ValueError with the first difference if the stored tensors `state` do not fit those of the model."""
     if text := checkpoint.difference(expected, state):
         raise ValueError(f"the weights in {source} do not fit the model of the configuration: {text}")
 
@@ -289,7 +313,7 @@ def _targets(config: Any) -> Iterator[str]:
 
 
 def _items(node: Any) -> Iterator[tuple[Any, Any]]:
-    """Yield the keys or indices of a node with their values, without those that are missing."""
+    """Yield the key or index and the value of each entry of a node, except missing values."""
     if not OmegaConf.is_config(node) or not node:
         return
     for key in list(node) if isinstance(node, DictConfig) else range(len(node)):
@@ -298,7 +322,7 @@ def _items(node: Any) -> Iterator[tuple[Any, Any]]:
 
 
 def _check(target: str, trust: Sequence[str], where: str = "") -> None:
-    """Raise ValueError if a target is outside the allowed packages, or is an object that they merely import."""
+    """Raise ValueError unless a target is in `trust`, or is a public class or network preset of scoresde or torch."""
     if any(target == package or target.startswith(f"{package}.") for package in trust):
         return
     if not target.startswith(("scoresde.", *TORCH_PACKAGES)):
@@ -338,10 +362,10 @@ def _check_types(key: str, value: Any, role: Any, trust: Sequence[str]) -> None:
 
 
 def _check_target(key: str, node: DictConfig, role: Any, trust: Sequence[str]) -> None:
-    """Check that the objects of a target fit a role, and its arguments."""
+    """Check that the target of a node fits the annotation `role`, and that its arguments match their annotations."""
     target = str(node["_target_"])
     _check(target, trust, f"{key}: " if key else "")
-    if not target.startswith(("scoresde.", *TORCH_PACKAGES)):  # of a package in `trust`: it fits
+    if not target.startswith(("scoresde.", *TORCH_PACKAGES)):  # a package in `trust`, whose targets fit everywhere
         _check_arguments(node, {}, object, trust)
         return
     function = pkgutil.resolve_name(target)
@@ -360,14 +384,14 @@ def _check_target(key: str, node: DictConfig, role: Any, trust: Sequence[str]) -
 
 
 def _check_arguments(node: DictConfig, annotations: Mapping[str, Any], default: Any, trust: Sequence[str]) -> None:
-    """Check the values of a node against annotations by name; `default` is that of other names."""
+    """Check each value of a node against the annotation of its name, or against `default` if there is none."""
     for name, value in _items(node):
         if name not in ("_target_", "_args_"):
             _check_types(_key(node, name), value, annotations.get(str(name), default), trust)
 
 
 def _key(node: Any, name: Any = None) -> str:
-    """Return the dotted key of a value in a configuration: where it is set, if it interpolates another one."""
+    """Return the dotted key of the value `name` of a node; if the value is an interpolation ${a.b}, the key a.b."""
     if not OmegaConf.is_config(node):
         return ""
     source = None

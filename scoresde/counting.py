@@ -43,7 +43,7 @@ def counting(count: Evaluations | None = None) -> Iterator[Evaluations]:
 
 @contextmanager
 def vectorised(products: int) -> Iterator[None]:
-    """Count each pass through a network within the block, backward or with tangents, as `products` products."""
+    """Count each pass through a network within the block, backward or forward-mode, as `products` Jacobian products."""
     before = [(count, count.products) for count in _open.get()]
     for count, _ in before:
         count.products = products

@@ -7,17 +7,19 @@ the model's estimate eps = E[eps | x_t] and means over dimensions,
     found(r) = mean (eps xi)                                              0 if the data are smooth over r, else 1
 
 which are s^2/(r^2 + s^2) and r^2/(r^2 + s^2), in expectation, for data of standard deviation s. The scale S is a power
-of ten, such that noise of 10 S hides the data and noise of S does not. The data are smooth below the first r with a
-`found` of at most a tenth.
+of ten, such that noise of 10 S hides the data and noise of S does not. The data are smooth below the first r, going
+down, with a `found` of at most a tenth.
 
 Data may have structure far above S: a narrow cluster inside a wide one, or far from the others. Noise between the two
 scales sees the narrow cluster alone. The extent is the largest r, from 100 S on in steps of half a power of ten, at
-which the model still moves the state: `lost` is visible, or 1 - `found`, the part of the noise that the model takes for
-data, is. For d dimensions, 1 - `found` has a random part of about S / (r d^(1/2)), which is allowed for.
+which the model still moves the state: `lost` exceeds 0.02, or 1 - `found`, the part of the noise that the model takes
+for data, does. For data of size s in d dimensions, 1 - `found` has a random part of about s / (r d^(1/2)), so its
+threshold is raised by this value for s = 10 S.
 
-The data are the given states if these are (almost) clean, and otherwise the model's own E[x_0 | x], from the largest
-noise down. The noise xi is the same for every state, so the measurement of a state does not depend on the batch. Only
-noise between the two ends of the transition is used, because the flow is solved only there.
+The data are the given states if these are (almost) clean. Otherwise they are the model's own E[x_0 | x], which each
+evaluation renews, except those that look for the extent. The noise xi is the same for every state, so the measurement
+of a state does not depend on the batch. Only noise between the two ends of the transition is used, because the flow is
+solved only there.
 """
 
 import math
@@ -59,7 +61,7 @@ class DataScale(NamedTuple):
 def measure(
     model: BaseModel, x: Tensor, t_from: float, t_to: float, smooth_at: Callable[[Tensor], Tensor]
 ) -> DataScale:
-    """Return the scale of the data of a model for each of the states x (B, *) at t_from, on the way to t_to.
+    """Measure the scale of a model's data for each state x (B, *) at t_from, within the transition to t_to.
 
     Args:
         smooth_at: function from scales (n,) to the noise ratios (n,) below which data are expected to be smooth.
@@ -78,7 +80,7 @@ def measure(
         rows = rows[(lost < VISIBLE) & (probe.size()[rows] < SMALL * scale[rows])]
         scale[rows] /= STEP
     if not probe.is_clean and len(rows := every[probe.covers(scale / STEP)]):
-        probe(scale[rows] / STEP, rows)  # a step on the way from noise to data
+        probe(scale[rows] / STEP, rows)  # refines the estimate of the data between S and the smaller noise below
     smooth, rows = smooth_at(scale), every
     while len(rows := rows[probe.covers(smooth[rows])]):
         rows = rows[probe(smooth[rows], rows)[1] > SMOOTH]
@@ -88,14 +90,14 @@ def measure(
         far = factor * scale
         if len(rows := every[probe.covers(far)]):
             lost, found = probe(far[rows], rows, follow=False)
-            chance = STEP / (factor * math.sqrt(dimensions(x)))  # for data of 10 S
+            chance = STEP / (factor * math.sqrt(dimensions(x)))  # the random part of 1 - found for data of size 10 S
             rows = rows[(lost > VISIBLE) | (1 - found > VISIBLE + chance)]
             extent[rows] = far[rows]
     return DataScale(scale, smooth, extent, probe.evaluations)
 
 
 class _Probe:
-    """Adds noise to the data of each state, and compares it with the model's estimate."""
+    """Adds noise to the data of each state, and compares the noise with the model's estimate of it."""
 
     def __init__(self, model: BaseModel, x: Tensor, t_from: float, t_to: float):
         self.model, self.count, self.is_clean = model, len(x), t_from < t_to

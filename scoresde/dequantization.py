@@ -108,7 +108,7 @@ class DataMap:
         return state, float64(nats)
 
     def training_states(self, data: Tensor, stream: RandomStream) -> Tensor:
-        """Return the clean states (B, *) to train a network on, for data (B, *) of any dtype: float64 or float32.
+        """Return the clean states (B, *) to train a network on, float64 or float32, for data (B, *) of any dtype.
 
         They are float64 for float64 data, and for continuous data of long integers: the transform may subtract large
         numbers, so cast the states, not the data.
@@ -120,7 +120,7 @@ class DataMap:
             data = floating(data)
             return self.transform(data.to(torch.promote_types(data.dtype, torch.float32)))
         check_levels(data.nan_to_num(0.0, 0.0, 0.0), self.levels)  # a step of non-finite data is skipped and logged
-        data = data if data.dtype == torch.float64 else data.float()  # which holds all levels
+        data = data if data.dtype == torch.float64 else data.float()  # float32 holds all levels
         return self.transform(self.dequantization.training_values(data, stream))
 
     def inverse(self, state: Tensor) -> Tensor:
@@ -166,7 +166,7 @@ def check_levels(images: Tensor, levels: int | None) -> None:
 
 
 class Incomplete(RuntimeError):
-    """Some samples have no likelihood. `result` has those of the others, NaN for these, and no mean."""
+    """Some samples have no likelihood: in `result`, their values and the mean are not finite."""
 
     def __init__(self, message: str, result: Any):
         super().__init__(message)
@@ -178,7 +178,7 @@ class AboveUniform(UserWarning):
 
 
 def count_levels(images: Tensor, levels: int | None) -> int:
-    """Return `levels`; if it is None, the number of integers, at least 2, from 0 or the least value to the largest."""
+    """Return `levels`; if None, the number of integers (at least 2) from min(0, least value) to the largest value."""
     return max(int(images.max()) - min(int(images.min()), 0) + 1, 2) if levels is None else levels
 
 

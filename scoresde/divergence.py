@@ -81,7 +81,7 @@ class Hutchinson:
             raise ValueError(f"distribution must be 'rademacher' or 'gaussian'; got {self.distribution!r}")
 
     def kept(self) -> "Hutchinson":
-        """Return this trace with resample=False, which is smooth in x and t, as error control and comparisons need."""
+        """Return this trace with resample=False: smooth in x and t, as error control and comparisons need."""
         return replace(self, resample=False)
 
     def draw(self, stream: RandomStream, x: Tensor, rows: Tensor | None = None) -> list[Tensor]:
@@ -109,7 +109,7 @@ class Hutchinson:
         return value, forms[:, 0]
 
     def _variance(self, forms: Tensor, squares: Tensor, size: int) -> Tensor:
-        """Return the variance (B,) of the mean of z.g (B, m): from the spread, or for one probe bounded by |g|^2."""
+        """Return the variance (B,) of the mean of `forms` z.g (B, m); for m = 1, its bound by `squares` |g|^2."""
         if self.probes > 1:
             return _sample_variance(forms) / self.probes
         if self.distribution == "rademacher" and size > 2:
@@ -180,7 +180,7 @@ class ExactTrace:
                 unit = torch.nn.functional.one_hot(indices, size).to(value).reshape(-1, 1, *x.shape[1:])
                 # Activation checkpointing recomputes the forward pass in each product: it must use the same attention
                 # kernels and dropout masks as the first pass.
-                with _kernels(fused=False), torch.set_grad_enabled(has_graph), vectorised(len(indices)):
+                with attention_kernels(fused=False), torch.set_grad_enabled(has_graph), vectorised(len(indices)):
                     products = torch.func.vmap(product, randomness="same")(unit)
                 trace = trace + sum_dims((products * unit).transpose(0, 1))[:, None]
             trace = trace if differentiable else trace.detach()
@@ -193,7 +193,7 @@ class ExactTrace:
         if self.mode == "reverse":
             value, forms, _ = quadratic_forms(field, x, [z])
             return value, forms[:, 0]
-        with _kernels(fused=False):
+        with attention_kernels(fused=False):
             value, product = torch.func.jvp(field, (x,), (z.contiguous(),))[:2]
         return value, sum_dims(product * z)
 
@@ -228,7 +228,7 @@ def _sample_variance(values: Tensor) -> Tensor:
     return centred.square().sum(dim=1) / (values.shape[1] - 1)
 
 
-def _kernels(fused: bool) -> AbstractContextManager:
+def attention_kernels(fused: bool) -> AbstractContextManager:
     """Return a context with or without fused attention kernels, which lack second derivatives and vmap."""
     return nullcontext() if fused else sdpa_kernel(SDPBackend.MATH)
 
@@ -237,5 +237,5 @@ def _evaluate(field: Field, x: Tensor, differentiable: bool, fused: bool) -> tup
     """Return v(x) and x, with an autograd graph from v(x) to this x."""
     if not (differentiable and x.requires_grad):
         x = x.detach().requires_grad_()
-    with torch.enable_grad(), _kernels(fused):
+    with torch.enable_grad(), attention_kernels(fused):
         return field(x), x

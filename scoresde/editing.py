@@ -35,8 +35,8 @@ class From(Sampler):
     """A sampler that starts at a time t instead of t_max: it makes the transitions of `sampler` below t.
 
     The transition that contains t is shortened to start at t. If less than a tenth of it is left, it is joined to the
-    next one, because the coefficients of a multistep method divide by the lengths of the steps. Transitions that go
-    back to more noise stay below t.
+    next one, because the coefficients of a multistep method divide by the lengths of the steps. A transition that
+    goes back to more noise goes no further than t.
 
     Args:
         sampler: a sampler from t_max to t_min.
@@ -66,7 +66,7 @@ class From(Sampler):
         return _below(pairs, self.t, margin) or _below(pairs, self.t, 0.0)
 
     def plan(self, sde: SDE, transitions: Sequence[Transition]) -> Sequence[Any]:
-        """Return the plan of the sampler for these transitions."""
+        """Return the plan of the sampler: what its `advance` receives for each of these transitions."""
         return self.sampler.plan(sde, transitions)
 
     def advance(self, model: BaseModel, x: Tensor, entry: Any, stream: RandomStream, memory: Any) -> tuple[Tensor, Any]:

@@ -6,12 +6,13 @@ is between 0 and 1 for Gaussian data, and a direction z of +-1, the check compar
 
     D = z.(y(x + h z) - y(x - h z)) / 2h        with        f = (z^T J(x + h z) z + z^T J(x - h z) z) / 2
 
-per dimension, two evaluations with one product each. h is eps^(1/3) times the size of x, with the eps of the network's
-dtype. D and f differ by the rounding of D, of order eps^(2/3), and by the curvature of z^T J z, which is at most of the
-order of the difference of the two products in f. A larger difference, in most samples of a batch and for a smaller h
-too, is an error.
+divided by the number of dimensions, from two evaluations with one product each. h is eps^(1/3) times the size of x,
+with the eps of the network's dtype. D and f differ by the rounding of D, of order eps^(2/3), and by the curvature of
+z^T J z, which is at most of the order of the difference of the two products in f. A larger difference, in most samples
+of a batch and for a smaller h too, is an error.
 
-sigma/alpha is the scale of the data: there J is far from 0 and from 1, whatever the network predicts.
+The check is made at the time at which sigma/alpha is the scale of the data: there J is far from 0 and from 1, whatever
+the network predicts.
 """
 
 from collections.abc import Iterator
@@ -27,8 +28,8 @@ from scoresde.solvers.solver import rms
 from scoresde.tensors import broadcast, dimensions, double, float64, is_half
 
 ABSOLUTE, RELATIVE = 0.01, 0.03  # difference per dimension that is accepted
-SMALLER = 1 / 16  # factor of h, with which a difference is confirmed
-ROUNDING = 10.0  # of D, per dimension, in units of eps^(2/3)
+SMALLER = 1 / 16  # a difference is confirmed with this fraction of h
+ROUNDING = 10.0  # accepted rounding of D, per dimension, in units of eps^(2/3)
 
 
 @torch.no_grad()
@@ -37,7 +38,7 @@ def check_gradient(
 ) -> None:
     """Raise ValueError if autograd does not give the derivative of the model in x; see the module.
 
-    The network is in eval mode meanwhile, so that two evaluations have the same dropout; nothing is drawn from
+    The network is in eval mode meanwhile, so that dropout does not make two evaluations differ; nothing is drawn from
     generators of the caller.
 
     Args:
@@ -81,7 +82,7 @@ def check_gradient(
 
 
 def _coarsest(model: nn.Module) -> torch.dtype:
-    """Return the coarsest dtype of the model's parameters, float32 for wider ones."""
+    """Return the coarsest half-precision dtype of the model's parameters; float32 if none has half precision."""
     halves = {p.dtype for p in model.parameters() if is_half(p)}
     return max(halves, key=lambda dtype: torch.finfo(dtype).eps, default=torch.float32)
 

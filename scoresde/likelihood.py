@@ -81,7 +81,11 @@ class LogProb:
 
 @dataclass
 class RoundTrip:
-    """Data x (B, *) after encoding and decoding, with latent (B, *); error: root mean square (B,), float64."""
+    """Data after encoding and decoding.
+
+    latent: x(t_max), (B, *). x: the decoded data (B, *). error: root mean square over the dimensions of the difference
+    between decoded and given data, float64 (B,).
+    """
 
     latent: Tensor
     x: Tensor
@@ -429,10 +433,10 @@ def describe_failures(values: Tensor, status: Tensor) -> str:
 
 
 def _check_inflation(variance: float | None, unit: float, tolerance: float) -> str:
-    """Describe the bias of a mean of probabilities whose logarithms have this variance, in nats^2.
+    """Describe, in bits per dimension, the bias of a mean of probabilities whose logarithms have `variance` (nats^2).
 
     Raises:
-        ValueError: the bias is larger than the tolerance, in bits per dimension.
+        ValueError: the bias is larger than `tolerance`.
     """
     bias = math.inf if variance is None else variance / 2 / unit
     if bias > tolerance:

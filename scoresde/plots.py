@@ -176,7 +176,7 @@ def curve(
 
 
 def distinct_ticks(ticks: Sequence[int]) -> list[int]:
-    """Leave out ticks of a logarithmic axis whose labels would touch the label before."""
+    """Return the ticks of a logarithmic axis without those whose labels would touch the previous label."""
     distinct: list[int] = []
     for tick in ticks:
         if not distinct or tick >= 1.35 * distinct[-1]:

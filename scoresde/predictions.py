@@ -4,8 +4,8 @@ The network's regression target F is a combination of x_0 and eps, like x = alph
 
     F = p(t) x_0 + q(t) eps.
 
-If the determinant D = alpha q - sigma p is not zero, x and F determine x_0 and eps, and every view of the model is
-affine in (x, F):
+If the determinant D = alpha q - sigma p is not zero, x and F determine x_0 and eps, and every view of the model
+(E[x_0 | x], E[eps | x] and their combinations) is affine in (x, F):
 
     x_0 = (q x - sigma F) / D,        eps = (alpha F - p x) / D.
 

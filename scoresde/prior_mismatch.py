@@ -15,10 +15,11 @@ from torch import Tensor
 from scoresde.sdes import SDE
 from scoresde.tensors import broadcast, dimensions, float64, sum_dims
 
-# Nats/dim, or 0.007 bits/dim. Data of unit variance have 2e-5 under VP and sub-VP, 2e-4 under VE(sigma_max=50), and
-# 5e-7 under `Rectified`; LARGE_MISMATCH is that of data of size sigma/alpha/10 at t_max: 15 under VP, 5 under VE.
+# Nats/dim, or 0.007 bits/dim. For data of unit variance the mismatch is 2e-5 under VP and sub-VP, 2e-4 under
+# VE(sigma_max=50), and 5e-7 under `Rectified`. It is LARGE_MISMATCH for data whose size is a tenth of sigma/alpha at
+# t_max: 15 under VP, 5 under VE.
 LARGE_MISMATCH = 0.005
-UNLIKELY = 1e-6  # probability that noise explains less of a state than is taken off
+UNLIKELY = 1e-6  # probability that the noise makes up more of |x|^2 than is taken off
 
 
 class PriorMismatch(UserWarning):
@@ -46,7 +47,7 @@ def warn_of_mismatch(sde: SDE, mismatches: Tensor, source: str = "data", stackle
     Each sample is judged alone, so the others in its batch do not hide it.
 
     Args:
-        source: the states: "data", or "samples" of the model.
+        source: what the states are: "data", or "samples" of the model.
         stacklevel: see `warnings.warn`; the default is the caller of the function that calls this one.
 
     Warns:

@@ -8,7 +8,7 @@ The flow is solved in other variables than t and x. For data of scale S, with r 
     w = x / (alpha^2 S^2 + sigma^2)^(1/2),        dw/dr = (E[eps | x] - r E[x_0 | x] / S) / (1 + r^2)^(3/2),
 
 the ODE is the same for all Gaussian paths, and w is constant for data from N(0, S^2 I). The right-hand side is largest
-for r between the finest structure of the data and a few times its extent. Steps are therefore equal in
+for r between the finest structure of the data and a few times their extent. Steps are therefore equal in
 
     u = asinh(s / c),        1/s = 1/r + 1/R,
 
@@ -21,8 +21,8 @@ Unless the solver has a `data_scale`, S is measured on the model for each sample
 evaluations (`scoresde.data_scale`), and so are a smaller c for data with structure finer than c, and a larger R for
 data with structure far above S. S is 1 for data of about unit scale.
 
-The density of x is that of w divided by (alpha^2 S^2 + sigma^2)^(d/2). All coefficients are combined in float64, from
-the views of one network evaluation.
+The density of x is that of w divided by (alpha^2 S^2 + sigma^2)^(d/2). All coefficients are combined in float64, and
+multiply the views E[x_0 | x] and E[eps | x] of one network evaluation.
 """
 
 import math
@@ -49,8 +49,8 @@ from scoresde.wrappers import as_model, for_inference
 
 DEFAULT_SOLVER = Adams()
 COARSE, COARSE_OVER_EXTENT = 30.0, 10.0  # R of the module docstring, and R in units of `DataScale.extent`
-C_RANGE, C_OVER_FIRST = (0.002, 0.02), 20.0  # the range of c, and c in units of the first r
-# For data with finer structure, c in units of `DataScale.smooth`, and at least FINEST_C times the first r.
+C_RANGE, C_OVER_FIRST = (0.002, 0.02), 20.0  # the range of c, and c in units of r at t_min
+# For data with finer structure, c in units of `DataScale.smooth`, and at least FINEST_C times r at t_min.
 C_OVER_SMOOTH, FINEST_C = 4.0, 2.0
 
 
@@ -60,7 +60,7 @@ def _first(sde: SDE, data_scale: float) -> float:
 
 
 def _default_c(first: float) -> float:
-    """Return c for data that are smooth at the scale of c."""
+    """Return c for data without structure finer than c; `first` is r at t_min."""
     return min(max(C_OVER_FIRST * first, C_RANGE[0]), C_RANGE[1])
 
 
@@ -71,7 +71,7 @@ class Ratio:
         sde: the diffusion.
         data_scale: the scale S of the data.
         smooth: a ratio sigma/alpha below which the data are smooth.
-        extent: the largest ratio sigma/alpha at which the data have structure; the default means the scale.
+        extent: the largest ratio sigma/alpha at which the data have structure; the default 0 gives R = 30.
     """
 
     def __init__(self, sde: SDE, data_scale: float = 1.0, smooth: float = math.inf, extent: float = 0.0):
@@ -178,7 +178,7 @@ class Time:
 
 
 Flow = Ratio | Time
-Group = tuple[Flow, Tensor | None]
+Group = tuple[Flow, Tensor | None]  # a flow and the indices (n,) of its samples in the batch, None for all
 VARIABLES: dict[str, type[Flow]] = {"ratio": Ratio, "time": Time}
 
 
@@ -263,7 +263,7 @@ def integrate(
         solution = solver(field, start / float(first), flow.of_time(t_from), flow.of_time(t_to))
         t = flow.to_time(solution.position)
         last = flow.scale(t)
-        grown = (dimensions(x) * (last / first).log()).to(solution.integral)  # density of x: that of w / scale^d
+        grown = (dimensions(x) * (last / first).log()).to(solution.integral)  # the density of x is that of w / scale^d
         divergence = solution.integral[:, :-1] + grown[:, None]
         variance = None if trace is None or solution.squared is None else solution.squared[:, -1]
         return broadcast(last, solution.x) * solution.x, t, divergence, variance, solution.status
@@ -286,7 +286,7 @@ def _column(counts: Evaluations) -> Tensor:
 
 
 def _joined(parts: Sequence[Tensor | None], order: Tensor | None) -> Any:
-    """Join the values of the groups in the order of the samples; return None if they are None."""
+    """Join the values of the groups in the order of the batch (`order`, None for one group); None if they are None."""
     if order is None:
         return parts[0]
     tensors = [part for part in parts if part is not None]

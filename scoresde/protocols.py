@@ -113,7 +113,7 @@ def call_network(network: nn.Module | Network, x: Tensor, c_noise: Tensor, cond:
 
 
 class Model(Protocol):
-    """A diffusion model: an SDE, and `predict`, which returns the views at a state (B, *) and a time () or (B,)."""
+    """A diffusion model: an SDE, and `predict`, which returns the `Views` at a state (B, *) and a time () or (B,)."""
 
     @property
     def sde(self) -> Any: ...

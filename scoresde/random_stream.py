@@ -29,7 +29,7 @@ class RandomStream:
 
     Args:
         generator: one generator for the whole batch.
-        seeds: one integer of any size per sample instead.
+        seeds: in place of a generator, one integer of any size per sample.
         count: number of samples, to check the number of seeds against.
 
     Raises:
@@ -115,7 +115,7 @@ class RandomStream:
 def random_words(first: Tensor, step: Tensor, size: int, device: torch.device) -> Tensor:
     """Return mix(first + step j) for j = 0, ..., size - 1: int64 (n, size) on `device`, for first and step (n,)."""
     first, step = send(first, device), send(step, device)
-    words = torch.empty(len(first), size, dtype=torch.int64, device=device)  # row by row for n = 0 too, for `view`
+    words = torch.empty(len(first), size, dtype=torch.int64, device=device)  # contiguous even if n = 0, for `view`
     return _mixed(torch.addcmul(first[:, None], step[:, None], torch.arange(size, device=device), out=words))
 
 
@@ -130,7 +130,7 @@ def _key(seed: int) -> tuple[int, int]:
 
 
 def _shifted(z: Tensor, count: int) -> Tensor:
-    """Shift 64-bit words logically to the right."""
+    """Shift 64-bit words to the right by `count` bits, filling with zeros."""
     return (z >> count).bitwise_and_((1 << (64 - count)) - 1)
 
 

@@ -28,10 +28,10 @@ RENAMED = {  # targets in the configurations of older runs, and their names now
     "scoresde.metrics.Classifier": "scoresde.metrics.ClassifierFeatures",
 }
 # A resumed run may change these parts, and these settings of the trainer: they do not affect the weights.
-FREE_PARTS = ("held_out", "sampler", "trust", "hydra", "device", "run", "conditional")
+FREE_PARTS = ("held_out", "sampler", "trust", "hydra", "device", "run", "conditional", "class_names")
 FREE_SETTINGS = ["steps", "log_every", "checkpoint_every", "preview_every", "evaluate_every", "accumulate", "compile"]
 FREE_SETTINGS += ["channels_last", "workers", "parallel", "wandb", "device"]
-MODEL_PARTS = ["network", "sde", "prediction", "learned_variance", "conditional"]
+MODEL_PARTS = ["network", "sde", "prediction", "learned_variance", "conditional", "classifier"]
 MODEL_PARTS += ["data.shape", "data.transform", "data.training"]
 
 
@@ -39,8 +39,8 @@ def read_config(path: Path) -> DictConfig:
     """Read the configuration of a run, with targets of older versions under their new names.
 
     Raises:
-        FileNotFoundError: no run at this path.
-        ValueError: a file that is not YAML or not a mapping, or one of more than `MOST_CHARACTERS`.
+        FileNotFoundError: there is no run at this path.
+        ValueError: the file is not YAML, is not a mapping, or has more than `MOST_CHARACTERS` characters.
     """
     file = path / CONFIG
     if not file.is_file():
@@ -77,7 +77,7 @@ def _aliased_size(node: yaml.Node | None, sizes: dict[int, float]) -> float:
 
 
 def _interpolated_size(path: str, value: Any, values: Mapping[str, Any], sizes: dict[str, float]) -> float:
-    """Return the characters of a value with its interpolations written out; infinity if it has nested ones."""
+    """Return the characters of a value with its interpolations written out; infinity if they are nested or circular."""
     if path in sizes:
         return sizes[path]
     sizes[path] = math.inf
@@ -108,7 +108,7 @@ def nodes(tree: Any, path: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def join(path: str, name: object) -> str:
-    """Return the dotted path of a name in the node at a path."""
+    """Return the dotted path of the key `name` in the node at `path`."""
     return f"{path}.{name}" if path else str(name)
 
 
@@ -171,7 +171,7 @@ def changed_setting(before: Mapping[str, Any], now: Mapping[str, Any], model_onl
     """
     old, new = (flatten(_with_new_names(tree)) for tree in (before, now))
     for key, value in new.items():  # a setting of the trainer that an older version lacked has its default
-        old.setdefault(key, value if key.startswith("trainer.") else None)
+        old.setdefault(key, value if key.startswith(("trainer.", "condition.")) else None)
     free = {*(f"trainer.{name}" for name in FREE_SETTINGS), "data.sigma_data"}
     for key, value in old.items():
         is_of_model = any(f"{key}.".startswith(f"{part}.") for part in MODEL_PARTS)

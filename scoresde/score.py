@@ -71,7 +71,7 @@ class BaseModel(nn.Module):
 
     @property
     def density(self) -> str | None:
-        """Name of the model whose probability flow has the density, as likelihoods report it in their `conventions`.
+        """Name of the model whose probability flow defines the density; likelihoods report it in their `conventions`.
 
         None if the flow has no density, because a wrapper changes the views so that the flow is not invertible.
         """
@@ -266,10 +266,10 @@ def device_of(model: Model) -> torch.device | None:
 
 
 def refuse_training_mode(model: Model) -> None:
-    """Raise ValueError if the output of the model is random, or depends on the batch, as dropout and BatchNorm do it.
+    """Raise ValueError if the model's output is random (dropout) or depends on the rest of the batch (BatchNorm).
 
-    Dropout counts where a module declares it: the dropout modules, `nn.RReLU`, and modules with a probability `dropout`
-    (attention, recurrent networks). BatchNorm without running statistics always uses those of the batch.
+    Dropout is found only where a module declares it: the dropout modules, `nn.RReLU`, and modules with a probability
+    `dropout` (attention, recurrent networks). BatchNorm without running statistics always uses those of the batch.
     """
     for name, module in model.named_modules() if isinstance(model, nn.Module) else ():
         is_norm = isinstance(module, nn.modules.batchnorm._BatchNorm)

@@ -38,8 +38,8 @@ def double(x: Tensor) -> torch.dtype:
 def floating(x: Tensor) -> Tensor:
     """Return a state ``(B, *)`` of floating-point numbers unchanged, and convert one of integers without loss.
 
-    Whatever takes a state calls this. Integers of up to 16 bits, such as grey levels, and booleans become float32;
-    longer integers become float64, which holds those up to 2^53.
+    Every function that takes a state calls this one. Integers of up to 16 bits, such as grey levels, and booleans
+    become float32; longer integers become float64, which holds those up to 2^53.
 
     Raises:
         TypeError: x is not a tensor of real numbers.
@@ -126,7 +126,7 @@ def recordable(x: Tensor) -> Tensor:
 
 
 def broadcast(values: Tensor, x: Tensor) -> Tensor:
-    """Cast values ``()`` or ``(B,)`` to the device and dtype of `floating(x)`, x ``(B, *)``, shaped to multiply it."""
+    """Return values ``()`` or ``(B,)``, cast and shaped to multiply `floating(x)` for a state x ``(B, *)``."""
     if values.ndim > 1 or (values.ndim == 1 and values.shape[0] not in (1, x.shape[0])):
         raise ValueError(
             f"expected one value per sample, shape () or ({x.shape[0]},) for a state {tuple(x.shape)}; got shape "
@@ -139,11 +139,11 @@ def broadcast(values: Tensor, x: Tensor) -> Tensor:
 
 
 def check_shape_of_states(name: str, value: Tensor, x: Tensor) -> None:
-    """Raise an error if a tensor has another shape than the states x: (B, 1), (1, D) or (D,) would broadcast.
+    """Raise an error unless the argument `name` has the shape of the states x: (B, 1), (1, D) or (D,) would broadcast.
 
     Raises:
-        TypeError: it is not a tensor of real numbers.
-        ValueError: it has another shape.
+        TypeError: `value` is not a tensor of real numbers.
+        ValueError: `value` has another shape.
     """
     check_real(name, value)
     if value.shape != x.shape:
@@ -188,7 +188,7 @@ def check_number(name: str, value: object, low: float = -math.inf, high: float =
 
 
 def empty_states(shape: Any, dtype: torch.dtype | None, device: torch.device | str | None) -> Tensor:
-    """Return an empty tensor of that shape (B, *); raise TypeError or ValueError if it is not a shape."""
+    """Return an uninitialised tensor of the shape (B, *); raise TypeError or ValueError if `shape` is not a shape."""
     if not isinstance(shape, (tuple, list)):
         raise TypeError(f"shape must be a tuple of integers (B, *); got {shape!r}")
     for i, size in enumerate(shape):
@@ -197,7 +197,7 @@ def empty_states(shape: Any, dtype: torch.dtype | None, device: torch.device | s
 
 
 def listed(values: Tensor | Sequence[float]) -> str:
-    """Return the numbers of a list for a message, the first and the last three of them if there are more than eight."""
+    """Return numbers as text for a message; of more than eight, the first three and the last three."""
     numbers = [f"{float(value):.6g}" for value in values]
     if len(numbers) > 8:
         return f"[{', '.join(numbers[:3])}, ..., {', '.join(numbers[-3:])}] ({len(numbers)} numbers)"

@@ -13,6 +13,7 @@ division by sigma would multiply the rounding of float32 by a thousand.
 | `score.NetworkViews` | a(t) x + b(t) F, of the network's output F              | `score.ScoreModel`                 |
 | `BlendedViews`       | sum_k w_k(t) views_k.combine(d, n)                      | guidance, compositions             |
 | `ShiftedViews`       | views.combine(d, n) + (d - n alpha/sigma) delta         | thresholding, posterior models     |
+| `TiltedViews`        | views.combine(d, n) + (d sigma^2/alpha - n sigma) g     | guidance by a gradient             |
 """
 
 from abc import ABC, abstractmethod
@@ -165,3 +166,25 @@ class ShiftedViews(Views):
         """Return the errors of the inner views, with the same shift."""
         errors = self._views.error(x0, noise)
         return ShiftedViews(errors, self._before - x0, self._after - x0)
+
+
+class TiltedViews(Views):
+    """Views whose score is increased by a gradient g (B, *) of a log-probability: those of p_t(x) w(x), g = grad log w.
+
+    combine(d, n) = views.combine(d, n) + (d sigma^2/alpha - n sigma) g. Where alpha = 0, x does not determine x_0, and
+    the denoised mean is unchanged.
+    """
+
+    def __init__(self, views: Views, gradient: Tensor):
+        super().__init__(views.sde, views.t, views.variance)
+        self._views, self._gradient = views, gradient
+
+    def combine(self, denoised: Tensor, noise: Tensor) -> Tensor:
+        alpha, sigma = self.sde.alpha(self.t), self.sde.sigma(self.t)
+        gain = torch.where(alpha > 0, sigma.square() / alpha, 0.0)
+        views = self._views.combine(denoised, noise)
+        return views + broadcast(denoised * gain - noise * sigma, self._gradient) * self._gradient.to(views.dtype)
+
+    def error(self, x0: Tensor, noise: Tensor) -> Views:
+        """Return the errors of the inner views, with the same gradient added to their score."""
+        return TiltedViews(self._views.error(x0, noise), self._gradient)

@@ -1,6 +1,7 @@
 """Models around models: `ModelWrapper` changes a model's views, `ForeignModel` adapts an object of a user's class.
 
-Every function of the library that takes a model passes it through `as_model` first.
+A view is E[x_0 | x_t], E[eps | x_t] or a combination of the two (`scoresde.views`). Every function of the library that
+takes a model passes it through `as_model` first.
 """
 
 from copy import copy
@@ -142,7 +143,7 @@ def for_inference(model: Model, cond: Any = None) -> BaseModel:
     """Return `as_model(model, cond)` for use in a sampler, a bound or a likelihood.
 
     Raises:
-        ValueError: it has dropout or BatchNorm in training mode, see `score.refuse_training_mode`.
+        ValueError: the model has dropout or BatchNorm in training mode, see `score.refuse_training_mode`.
     """
     model = as_model(model, cond)
     refuse_training_mode(model)
@@ -153,7 +154,7 @@ def with_density(model: Model, cond: Any = None) -> BaseModel:
     """Return `for_inference(model, cond)` for use in a likelihood.
 
     Raises:
-        ValueError: its probability flow has no density, or it is in training mode with dropout or BatchNorm.
+        ValueError: the model's probability flow has no density, or the model has dropout or BatchNorm in training mode.
     """
     model = for_inference(model, cond)
     if model.density is None:

@@ -248,8 +248,14 @@ def test_parameters_in_float32_are_rounded_but_the_arithmetic_is_in_float64(mixt
         (lambda: MIXTURES["rotated"].log_prob(torch.zeros(1, 2), ss.VP(), f64(0.1, 0.2, 0.3)), r"got .*\(3,\)"),
         (
             lambda: MIXTURES["rotated"].score_model(ss.VP()).score(torch.zeros(4, 2), 0.5, torch.ones(4)),
-            "takes no condition",
+            "built without a condition 'vector'",
         ),
+        (
+            lambda: MIXTURES["rotated"].score_model(ss.VP()).score(torch.zeros(4, 2), 0.5, 7),
+            r"one of its components 0 \.\. 2, or -1 for all; got",
+        ),
+        (lambda: MIXTURES["rotated"].component(3), "k must be from 0 to 2; got 3"),
+        (lambda: MIXTURES["rotated"].tilted(torch.zeros(2)), "3 finite numbers, one for each component"),
     ],
 )
 def test_bad_arguments_are_refused(build, message):

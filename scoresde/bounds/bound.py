@@ -71,7 +71,7 @@ def standard_error(*estimates: Tensor) -> Tensor:
 
 
 def refuse_odd(draws: int) -> None:
-    """Raise ValueError if the draws cannot be paired."""
+    """Raise ValueError unless `draws` is a positive even integer."""
     if not isinstance(draws, int) or draws < 2 or draws % 2:
         raise ValueError(f"draws must be an even integer, at least 2 (two per stratum); got {draws!r}")
 

@@ -91,9 +91,9 @@ def discrete(
             sigma(t_0)^2; "fixed large" of the published code is "forward" with this beta_tilde at node 0.
         times: the nodes of the chain; default: those of a `Tabulated` path. `losses.Nodes(steps)` works for any SDE.
         draws: None (default) evaluates every step and the decoder of each image once. An even number draws that many
-            steps for each image, stratified, and evaluates the decoder twice: unbiased, with a standard error. Each
-            draw is one evaluation of the network; 2 (N - 1) draws visit every step twice.
-        levels: number of grey levels; default: `transform.levels`. The bins of the first and last are open-ended.
+            steps for each image, stratified, and evaluates the decoder twice; the bound is then unbiased and has a
+            standard error. Each draw is one evaluation of the network; 2 (N - 1) draws visit every step twice.
+        levels: number of grey levels; default: `transform.levels`. The bins of the first and last level are open-ended.
         seeds: one per image; default 0, 1, 2, ..., so that the result is reproducible.
         batch_size: images at a time.
         progress: show a progress bar.

@@ -14,10 +14,10 @@ The reconstruction is 1/2 E|eps - eps_hat|^2 + d log(sigma/alpha) + d/2 log(2 pi
 
 Most of the variance of |eps - eps_hat|^2 comes from |eps|^2, where the model cannot separate eps from the data (small
 t). So the control variate c (|eps|^2 - d), of mean zero, is subtracted. c is the unexplained share of the noise,
-|eps - eps_hat|^2 / |eps|^2, of the previous stratum (for the first stratum, of the decoder; for the decoder, c = 1).
-As c does not depend on the draws that it is applied to, the terms stay unbiased and the draws of different strata
-uncorrelated. At 64 draws this reduces the variance of a sample's bound by a factor between 2 and 16 (measured with
-exact scores of 3 to 144 dimensions).
+|eps - eps_hat|^2 / |eps|^2, in the draws of the previous stratum (for the first stratum, in those of the decoder; for
+the decoder, c = 1). As c does not depend on the draws that it is applied to, the terms stay unbiased and the draws of
+different strata uncorrelated. At 64 draws this reduces the variance of a sample's bound by a factor between 2 and 16
+(measured with exact scores of 3 to 144 dimensions).
 
 With the exact score of the data the Markov property of the path leaves
 
@@ -121,7 +121,7 @@ def continuous(
     Raises:
         ValueError: the images are not integers from 0 to `transform.levels` - 1; draws is odd; the model is in
             training mode; the number of seeds is not that of the images; the points of the dequantisation are states at
-            t > 0; and as `continuous_nats`.
+            t > 0; see also `continuous_nats`.
         RuntimeError: the bound is not finite; the message has the images concerned.
     """
     refuse_odd(draws)
@@ -204,5 +204,8 @@ def _share(errors: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
 
 
 def _decoder_draws(draws: int) -> int:
-    """Return draws/8, even (or 1): the diffusion term's error is larger by about the range of log-SNR, 10 to 20."""
+    """Return the number of draws of the decoder: about draws/8, even, or 1 for draws=1.
+
+    Fewer suffice than for the diffusion term, whose error is about 10 to 20 times larger (the range of log-SNR).
+    """
     return min(draws, 2 * max(draws // 16, 1))

@@ -43,11 +43,11 @@ def bpd(config: DictConfig) -> Record | None:
 
 
 def likelihood_measure(run: build.Run, config: DictConfig, device: str) -> Callable[[], Measured]:
-    """Return the function that measures the likelihood as a configuration of `bpd` says, and check all settings.
+    """Check all settings, and return a function that measures the likelihood as a configuration of `bpd` says.
 
     Returns:
-        A function that returns, in the first process, the row added to `metrics.jsonl`, the same to be printed, and the
-        file that was written.
+        A function without arguments. In the first process it returns the row added to `metrics.jsonl`, the rows to
+        print, and the path of the file that was written; in the others, empty containers.
     """
     dataset = run_data(run, config.split, config.trust)
     options, budget = (build.instantiate(part, config.trust) for part in (config.likelihood, config.budget))
@@ -89,7 +89,7 @@ def measure_likelihood(
 
 
 def keep_incomplete(run: build.Run, config: DictConfig, result: DatasetLikelihood, device: str) -> str:
-    """Store the likelihoods of the samples that were solved, without a mean, and return where they are.
+    """Store the likelihoods of the samples that were solved, without a mean, and return a message that says where.
 
     The row of `metrics.jsonl` is of another kind than a likelihood, with the indices of the failed samples.
     """

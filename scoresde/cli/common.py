@@ -29,7 +29,7 @@ from scoresde.training import distributed
 SPLITS = ("train", "validation", "test")
 MAX_FILE_NAME = 255  # bytes
 COPIES = 4  # of a state in memory: levels, floating-point numbers, model space and a batch
-FEW = 20  # samples of a split, below which its figures carry a warning
+FEW = 20  # a split with fewer samples than these gets a warning
 MAX_RESULT_NAME = 120
 NOT_IN_NAMES = ("run", "device", "trust", "batch_size")  # settings that do not change a result
 
@@ -54,7 +54,7 @@ def run_directory(config: DictConfig) -> Path:
 
 
 def run_path(value: Any) -> Path:
-    """Return the path in `run`; raise ValueError if it is, or lies in, a file."""
+    """Return the setting `run` as a path; raise ValueError if the path is a file, or lies inside one."""
     path = Path(value)
     if file := next((part for part in (path, *path.parents) if part.is_file()), None):
         raise ValueError(f"run must be a directory; got run={value}: {file} is a file")
@@ -62,7 +62,7 @@ def run_path(value: Any) -> Path:
 
 
 def check_run(value: Any) -> Path:
-    """Return the setting `run` as a path; raise FileNotFoundError, with the nearest run, if no run is there."""
+    """Return the setting `run` as a path; raise FileNotFoundError, which suggests the nearest run, if it is no run."""
     path = run_path(value)
     if (path / run_config.CONFIG).is_file():
         return path
@@ -123,7 +123,7 @@ def check_choice(name: str, value: str, known: Collection[str]) -> str:
 
 
 def build_optimizer(config: DictConfig) -> Callable[[Any], Optimizer]:
-    """Build the optimiser, and try its settings on a parameter: before the data is read and a model is trained.
+    """Build the optimiser, and try its settings on a parameter, before data is read and a model is trained.
 
     Raises:
         ValueError: a setting that the optimiser rejects.

@@ -31,8 +31,8 @@ def check_keys(verb: str, config: DictConfig, choices: Mapping[str, str]) -> Non
     Args:
         verb: the verb that reads the configuration.
         config: the configuration.
-        choices: the option of each group. A key that an option of this library declares for interpolations is read,
-            whether or not overrides replaced all of them.
+        choices: the chosen option of each Hydra config group. The keys of this library's option of `data` count as
+            read even if overrides replaced every interpolation that reads them.
 
     Raises:
         ValueError: a key that is not read, with the nearest key that is, or a value of another type.
@@ -75,14 +75,14 @@ def unknown(key: str, *known: Collection[str]) -> str:
 
 
 def nearest_keys(key: str, known: Collection[str]) -> list[str]:
-    """Return the known keys whose last name is nearest to that of an unknown key; the nearest path if it has dots."""
+    """Return the known keys with the last name nearest to that of an unknown key; only one if that has dots."""
     near = get_close_matches(_last(key), {_last(path) for path in known}, n=1, cutoff=NEAR)
     paths = sorted((path for path in known if _last(path) in near), key=lambda path: (path.count("."), path))
     return get_close_matches(key, paths, n=1, cutoff=NEAR) if "." in key else paths[:MAX_KEYS]
 
 
 def _names(verb: str, path: str, node: Node) -> set[str] | None:
-    """Return the names of the keys that are read in a node; None if any key is."""
+    """Return the names of the keys that are read in a node; None if every key is read."""
     if "_target_" in node:
         names = _arguments(str(node["_target_"]))
         return None if names is None else names.union(HYDRA)
@@ -93,7 +93,7 @@ def _names(verb: str, path: str, node: Node) -> set[str] | None:
 
 
 def _arguments(target: str) -> set[str] | None:
-    """Return the arguments of a target; None if it is not of this library or PyTorch, or takes any."""
+    """Return the names of a target's arguments; None if it accepts any, or is not of this library or PyTorch."""
     if not target.startswith(("scoresde.", "torch.")):
         return None
     try:

@@ -20,12 +20,13 @@ from scoresde.predictions import Prediction
 from scoresde.protocols import Transform
 from scoresde.samplers import Sampler
 from scoresde.sdes import SDE
+from scoresde.training.condition_dropout import Dropout
 from scoresde.training.trainer import Trainer
 from scoresde.training.validation import HeldOut
 from scoresde.wrappers import ModelWrapper
 
-Directory = Annotated[str, Named("a directory")]
-File = Annotated[str, Named("a path, in quotes if it is a number")]
+Directory = Annotated[str | int, Named("a directory")]  # a name such as 7 is read as an integer
+File = Annotated[str | int, Named("a path")]
 Names = Annotated[Sequence[str], Distinct(least=1)]
 Split = Literal["train", "validation", "test"]
 Weights = str | float
@@ -53,7 +54,7 @@ class DataSettings(Maps):
 
 
 class Parts(Shared):
-    """The parts of a training."""
+    """The settings of the parts of a training run."""
 
     sde: SDE
     prediction: Prediction
@@ -66,10 +67,16 @@ class Parts(Shared):
     experiment: str | None
     name: str | int
     learned_variance: bool
+    classifier: bool
+
+
+class Conditioning(TypedDict):
+    dropout: Dropout
 
 
 class Train(Parts):
     run: Directory
+    condition: Conditioning
     held_out: Annotated[dict, HeldOut]
 
 
@@ -144,7 +151,7 @@ class Convert(Shared):
 
 
 class Examine(Parts):
-    """Of `scoresde data`."""
+    """The settings of `scoresde data`."""
 
     limit: Count | None
     split: Split

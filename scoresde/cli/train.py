@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from torch.utils.data import Dataset, default_collate
 
 from scoresde import build, run_config
+from scoresde.classifier import NoisyClassifier
 from scoresde.cli.common import (
     build_optimizer,
     check_states,
@@ -32,6 +33,7 @@ from scoresde.samplers import Sampler
 from scoresde.score import ScoreModel
 from scoresde.training import checkpoint, distributed
 from scoresde.training.batches import fitting, split_condition
+from scoresde.training.condition_dropout import dropped_names
 from scoresde.training.json_lines import read_lines
 from scoresde.training.locks import locked
 from scoresde.training.trainer import CHECKPOINT, LOG, Trainer
@@ -58,11 +60,14 @@ def train(config: DictConfig) -> Record | None:
     if is_shape_open:
         config.data.shape = list(state_of(dataset[0]).shape)
     torch.manual_seed(config.seed)
-    model = build.build_model(config, trust)
+    model: Any = build.build_model(config, trust)
+    is_classifier = isinstance(model, NoisyClassifier)
     with open_dict(config), warnings_on_stderr():
-        config.conditional = trained_conditions(model, dataset, config) or None
+        config.conditional = None if is_classifier else trained_conditions(model, dataset, config) or None
+        config.class_names = getattr(dataset, "class_names", None)
     model.conditional = tuple(config.conditional or ())
-    trainer = build.instantiate(config.trainer, trust, optimizer=optimizer)
+    dropout = run_config.plain(config.condition)["dropout"]
+    trainer = build.instantiate(config.trainer, trust, optimizer=optimizer, condition_dropout=dropout)
     loss, sampler = build.instantiate(config.loss, trust), build.instantiate(config.sampler, trust)
     fit_transform(config, dataset)
     measured = build.build_data_map(config.data, trust)
@@ -72,7 +77,8 @@ def train(config: DictConfig) -> Record | None:
     held_out = None
     if config.trainer.evaluate_every and config.data.get("validation") is not None:
         validation = build.instantiate(config.data.validation, trust)
-        held_out = HeldOut(loss, validation, trained, measured, **config.held_out, seed=config.seed)
+        settings = {**config.held_out, **({"draws": 0} if is_classifier else {})}  # a classifier has no bound
+        held_out = HeldOut(loss, validation, trained, measured, **settings, seed=config.seed)
     # Train.
     parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
     mirrored = getattr(dataset, "mirrored", 0)
@@ -87,7 +93,8 @@ def train(config: DictConfig) -> Record | None:
             run_config.write_config(config, run / run_config.CONFIG, command())
             shown = {**record, "parameters": f"{parameters:,}", "mirrored": mirrored and f"{mirrored} of the samples"}
             print_rows({key: value for key, value in shown.items() if value})
-        preview = partial(save_preview, sampler, measured, config, run, first_conditions(dataset))
+        drawn = partial(save_preview, sampler, measured, config, run, first_conditions(dataset))
+        preview = None if is_classifier else drawn
         left_out = {*run_config.FREE_PARTS} - {"conditional"}
         stored = {key: value for key, value in settings.items() if key not in left_out}
         trainer.fit(model, loss, dataset, run, trained, preview, held_out, shows_progress(), stored)
@@ -156,18 +163,23 @@ def trained_conditions(model: ScoreModel, dataset: Any, config: DictConfig) -> l
             f"the network takes the condition {' and '.join(expected)}, but the training data has none: give the data "
             "labels, data.train.labels=..., or build the network without (network.classes=0)"
         )
-    labels = getattr(dataset, "labels", None)
-    if not isinstance(labels, torch.Tensor) or labels.is_floating_point():
-        return names
-    seen, built = labels[labels != NULL].unique().numel(), number_of_classes(model)
-    if seen < built:
-        warnings.warn(f"the network has {built} classes, of which {seen} occur in the training data", stacklevel=2)
-    return [] if bool((labels == NULL).any()) else names
+    labels = by_name(getattr(dataset, "labels", None))
+    labels = {name: values for name, values in labels.items() if not values.is_floating_point()}
+    for name, built in numbers_of_classes(model).items():
+        seen = labels[name][labels[name] != NULL].unique().numel() if name in labels else built
+        if seen < built:
+            which = "" if name == "label" else f" {name}"
+            warnings.warn(
+                f"the network has {built}{which} classes, of which {seen} occur in the training data", stacklevel=2
+            )
+    dropped = dropped_names(run_config.plain(config.condition)["dropout"], names)
+    return [n for n in names if n not in dropped and not (n in labels and bool((labels[n] == NULL).any()))]
 
 
-def number_of_classes(model: ScoreModel) -> int:
-    """Return the number of classes that the network embeds; 0 if none, or if another embedding is used."""
-    return max((module.classes for module in model.modules() if isinstance(module, ConditionEmbedding)), default=0)
+def numbers_of_classes(model: ScoreModel) -> dict[str, int]:
+    """Return the number of classes that the network embeds for each label; none if it has another embedding."""
+    embeddings = [module for module in model.modules() if isinstance(module, ConditionEmbedding)]
+    return {name: count for embedding in embeddings for name, count in embedding.classes.items()}
 
 
 def condition_names(config: DictConfig, split: str) -> list[str] | None:

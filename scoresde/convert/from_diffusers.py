@@ -105,8 +105,8 @@ class DiffusersSchedule(Tabulated):
 def diffusers(source: Any, scheduler: Any = None) -> build.Run:
     """Return a model of diffusers as a run, in eval mode and float32, with transform and configuration.
 
-    The views of the model at a node t_i = i/(N - 1) are those of diffusers at timestep i. A `ScoreSdeVeScheduler` gives
-    the continuous `sdes.VE` with images in [0, 1]; all others have images in [-1, 1].
+    The views (noise, denoised, score, ...) of the model at t_i = i/(N - 1) are those of diffusers at timestep i. A
+    `ScoreSdeVeScheduler` gives the continuous `sdes.VE` with images in [0, 1]; all others have images in [-1, 1].
 
     Args:
         source: the folder of a saved pipeline (nothing is downloaded, and only safetensors are read); a pipeline; a
@@ -173,7 +173,7 @@ def squared_alphas(scheduler: Any) -> Tensor:
 
 
 def _discrete(scheduler: Any, unet: Any) -> dict[str, Any]:
-    """Return the nodes `sde` and `prediction` for a scheduler with a table."""
+    """Return the configuration's nodes `sde` and `prediction` for a scheduler with a table."""
     name, config = type(scheduler).__name__, scheduler.config
     squared = squared_alphas(scheduler)
     embedding, kind = unet.config.time_embedding_type, config.get("prediction_type", "epsilon")
@@ -214,14 +214,14 @@ def _discrete(scheduler: Any, unet: Any) -> dict[str, Any]:
 
 
 def _exploding(config: Any) -> dict[str, Any]:
-    """Return the nodes `sde` and `prediction` for a `ScoreSdeVeScheduler`."""
+    """Return the configuration's nodes `sde` and `prediction` for a `ScoreSdeVeScheduler`."""
     sigmas = {"sigma_min": float(config.sigma_min), "sigma_max": float(config.sigma_max)}
     sde = {"_target_": "scoresde.sdes.VE", **sigmas, "t_min": float(config.sampling_eps), "t_max": 1.0}
     return {"sde": sde, "prediction": {"_target_": "scoresde.predictions.SigmaScore"}}
 
 
 def _learns_variance(unet: Any, scheduler: Any) -> bool:
-    """Return whether half of the output channels are v of log Sigma = v log beta + (1 - v) log beta_tilde."""
+    """Return whether half of the output channels are v of a learned log Sigma = v log beta + (1 - v) log beta_tilde."""
     inputs, outputs = unet.config.in_channels, unet.config.out_channels
     kind = scheduler.config.get("variance_type")
     if outputs == inputs and kind not in ("learned", "learned_range"):

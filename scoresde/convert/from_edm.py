@@ -51,7 +51,7 @@ class NegativeNoise(Prediction):
 
 
 def edm(path: str | Path, config: Mapping[str, Any] | str | Path | None = None) -> Run:
-    """Return the model of EDM weights as a run; its denoised view equals EDM's at the same noise level.
+    """Return the model of EDM weights as a run; its denoised view E[x_0 | x_t] is EDM's D at the same noise level.
 
     Args:
         path: a state dict saved by `torch.save` or as safetensors.
@@ -84,7 +84,7 @@ def edm(path: str | Path, config: Mapping[str, Any] | str | Path | None = None) 
 
 
 def _path_and_prediction(name: str, arguments: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the nodes `sde` and `prediction` of a preconditioning."""
+    """Return the configuration's nodes `sde` and `prediction` for a preconditioning."""
     if name == "EDMPrecond":
         sigma_data = arguments.get("sigma_data", 0.5)
         prediction = {"_target_": "scoresde.predictions.KarrasPreconditioning", "sigma_data": sigma_data}
@@ -234,7 +234,7 @@ def translate(state: State, network: UNet) -> State:
 
 
 def _fold_embeddings(state: State, is_adm: bool) -> State:
-    """Return the state dict with the embeddings of label and noise in our form.
+    """Return the state dict with the embeddings of label and noise in the form of this library.
 
     In this library a class is a row of an embedding. EDM multiplies a matrix by a one-hot vector, which SongUNet scales
     by the root of the number of classes. EDM's bias, added with every class and without a class, becomes part of the

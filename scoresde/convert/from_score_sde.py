@@ -188,7 +188,7 @@ class _Section(dict):
         raise ValueError(f"the configuration has no {self.name}.{key}")
 
     def choice(self, key: str, choices: Mapping[str, Any]) -> Any:
-        """Return the value that `choices` gives for an entry."""
+        """Return `choices[value]`, with the value of the entry `key` in lower case; raise ValueError if absent."""
         value = str(self[key]).lower()
         if value not in choices:
             raise ValueError(f"{self.name}.{key} must be one of {', '.join(choices)}; got {self[key]!r}")
@@ -196,7 +196,7 @@ class _Section(dict):
 
 
 def _prediction(sde: str, is_discrete: bool, model: _Section) -> dict[str, Any]:
-    """Return the node `prediction`."""
+    """Return the configuration's node `prediction`."""
     steps = model["num_scales"]
     if sde == "VE" and is_discrete:
         levels = {"sigma_min": model["sigma_min"], "sigma_max": model["sigma_max"], "steps": steps}

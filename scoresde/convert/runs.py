@@ -16,7 +16,7 @@ from scoresde.training.trainer import CHECKPOINT
 
 
 def image_data(shape: Sequence[int], low: float, high: float, levels: int = 256) -> dict[str, Any]:
-    """Return the node `data` for images with grey levels 0 .. levels - 1, mapped to [low, high], without a dataset.
+    """Return the configuration's node `data`, without datasets: grey levels 0 .. levels - 1, mapped to [low, high].
 
     Args:
         shape: (C, H, W).

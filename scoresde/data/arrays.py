@@ -17,14 +17,14 @@ from scoresde.arguments import Distinct, Seed32, Share, checked
 from scoresde.data.items import Items, join_labels, listed, numbered, reading, split_indices
 
 FEW = 4  # a last axis of at most this length, and shorter than the others, is taken for the axis of the channels
-KINDS = "biuf"  # NumPy's letters of bool, signed, unsigned and floating point
+KINDS = "biuf"  # NumPy's letters for boolean, signed, unsigned and floating point
 TEXTS = "US"  # of text and of bytes
 LARGEST = float(np.finfo(np.float32).max)  # the largest value of a network's input
 
 
 @checked
 class Arrays(Items):
-    """The samples of an array (N, *), as states `*` in the file's own units.
+    """The samples of an array (N, *), as states (one sample each, a tensor `*`) in the file's own units.
 
     States are float64 if the array's numbers need it (float64, and integers of 32 bits or more), and float32 otherwise.
 
@@ -37,12 +37,12 @@ class Arrays(Items):
             for a sample without one; texts become their number in `class_names`, the sorted texts of the whole file;
             floating-point numbers are float32 conditions, all NaN for a sample without one.
         channels_last: if True, the last axis holds the channels and becomes the first axis of a state; if False, the
-            axes keep their order. None means False, but with `dims` an array whose last axis looks like the channels is
-            refused.
+            axes keep their order. None means False; but if `dims` is set, an array whose last axis looks like the
+            channels is refused.
         shape: expected shape of a state; None accepts any.
         validation, test: shares of the samples in these splits.
-        seed: seed of the permutation; None keeps the order of the file, with the test samples at its end. Windows cut
-            from one long series overlap: without a seed only those at the two borders share points.
+        seed: seed of the permutation; None keeps the order of the file, with the test samples at its end. Take None for
+            overlapping windows of one long series: only windows at the borders between splits then share points.
         dims: number of axes of a state after the channel axis: 1 for series, 2 for images, 3 for volumes. Samples
             without a channel axis then get one: (N, L) and (N, H, W) give states (1, L) and (1, H, W). None takes
             samples as they are.

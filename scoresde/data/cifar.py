@@ -40,13 +40,13 @@ class CIFAR10(Items):
         root: folder of the archive, or of its files.
         split: "train" or "test".
         flip: if True, append the mirror images, see `Items`.
-        download: if True, download the archive if root has none of these; if False, raise FileNotFoundError instead.
+        download: if True, download the archive if root has none of these files; if False, raise FileNotFoundError.
         labels: if True, items are pairs (state, label), where the label 0 to 9 is an int64 tensor (); `class_names` has
             the names of the archive.
 
     Raises:
         ValueError: the split is unknown, or the files are not CIFAR-10.
-        FileNotFoundError: root has none of these, and the download is not allowed or failed.
+        FileNotFoundError: root has none of these files, and the download is not allowed or failed.
     """
 
     url = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
@@ -90,7 +90,7 @@ class CIFAR10(Items):
         return records
 
     def _read_archive(self, archive: Path, members: Sequence[str]) -> dict[Path, bytes]:
-        """Return the content of each member of the archive by its path."""
+        """Return {path: content} of these members of an archive, after a check of its MD5."""
         advice = "delete it, and download it again"
         with reading(archive, "the official archive", advice), open(archive, "rb") as file:
             self._check_md5(file, archive.name)
@@ -130,19 +130,19 @@ class CIFAR10(Items):
 
 
 def _read_files(folder: Path, names: Sequence[str]) -> dict[Path, bytes]:
-    """Return the content of each file by its path, or an empty dict if one is missing."""
+    """Return {path: content} of the files with these names in a folder; an empty dict if one of them is missing."""
     paths = [folder / name for name in names]
     return {path: path.read_bytes() for path in paths} if all(path.is_file() for path in paths) else {}
 
 
 def _parse_binary(content: bytes, records: int) -> Records:
-    """Parse records of one byte of label and 3072 bytes of pixels."""
+    """Parse records that each have one byte for the label and 3072 bytes for the pixels."""
     rows = np.frombuffer(content, np.uint8).reshape(records, 1 + PIXELS)
     return rows[:, 1:], rows[:, 0]
 
 
 def _parse_pickle(content: bytes, records: int) -> Records:
-    """Parse a pickled dict of b"data", an array (records, 3072) of uint8, and b"labels", a list."""
+    """Parse a pickled dict with the keys b"data", an array (records, 3072) of uint8, and b"labels", a list."""
     batch = _ArrayUnpickler(io.BytesIO(content), encoding="bytes").load()
     images, labels = batch[b"data"], np.asarray(batch[b"labels"], np.int64)
     if (images.shape, images.dtype, labels.shape) != ((records, PIXELS), np.uint8, (records,)):
@@ -151,7 +151,7 @@ def _parse_pickle(content: bytes, records: int) -> Records:
 
 
 class _ArrayUnpickler(pickle.Unpickler):
-    """An unpickler that allows the globals of NumPy's arrays, and refuses all others."""
+    """An unpickler that allows the classes and functions that NumPy's arrays need, and refuses all others."""
 
     def find_class(self, module: str, name: str) -> Any:
         """Return the global if it is allowed; raise ValueError otherwise."""

@@ -22,7 +22,7 @@ from scoresde.data.items import Items, check_choice, join_labels, numbered, read
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")  # the only decoders in use; they ignore the suffix of a file
 UNKNOWN = {".arw", ".cr2", ".dng", ".exr", ".heic", ".heif", ".jxl", ".nef", ".svg"}  # images unknown to Pillow
-NO_IMAGES = {".bufr", ".fit", ".fits", ".grib", ".h5", ".hdf", ".mpeg", ".mpg", ".pdf"}  # known to Pillow
+NO_IMAGES = {".bufr", ".fit", ".fits", ".grib", ".h5", ".hdf", ".mpeg", ".mpg", ".pdf"}  # Pillow's, no images
 MODES = {1: "L", 3: "RGB"}
 SHARES = {"train": range(10, 100), "validation": range(5, 10), "test": range(5), "all": range(100)}  # see `hundredth`
 PNG_DEPTH = 24  # offset of the bits per channel in the header of a PNG file
@@ -33,7 +33,7 @@ TIFF_DEPTHS = 258  # tag of the bits of each channel in a TIFF file
 def suffixes() -> tuple[tuple[str, ...], frozenset[str]]:
     """Return the suffixes of the formats that are read, and those of other image formats."""
     known = Image.registered_extensions()
-    read = sorted(suffix for suffix, name in known.items() if name in (*FORMATS, "MPO"))  # MPO: JPEG with more behind
+    read = sorted(suffix for suffix, name in known.items() if name in (*FORMATS, "MPO"))  # MPO: JPEG and more pictures
     return tuple(read), frozenset(known.keys() - read - NO_IMAGES | UNKNOWN)
 
 
@@ -50,7 +50,7 @@ class Reader:
         crop: "center", the only choice.
 
     Raises:
-        ValueError: an argument has another value.
+        ValueError: an argument has a value other than these.
     """
 
     size: int | Sequence[int]
@@ -149,8 +149,8 @@ class ImageFolder(Items):
             `class_names` has these names, the same in every split.
 
     Raises:
-        ValueError: an argument has another value, the file is not an archive, or the folder or the split has no
-            images; with labels: an image is in root itself, or all are in one subfolder; when an item is read: see
+        ValueError: an argument has a value other than these, the file is not an archive, or the folder or the split has
+            no images; with labels: an image is in root itself, or all are in one subfolder; when an item is read: see
             `Reader`.
         FileNotFoundError: there is no such folder or archive.
 
@@ -251,5 +251,5 @@ def _open_archive(path: Path, process: int) -> zipfile.ZipFile:
 
 
 def hundredth(file: str) -> int:
-    """Return the hundredth of all files, 0 to 99, that a file belongs to, from a hash of its relative path."""
+    """Return a number from 0 to 99 that decides the split of a file: a hash of its relative path, modulo 100."""
     return int.from_bytes(hashlib.sha256(os.fsencode(file)).digest()[:8], "big") % 100

@@ -31,7 +31,7 @@ NULL = -1  # the null class
 
 
 class Items(Dataset):
-    """A dataset of n states, each made from an entry: the state itself, a row number, the name of a file.
+    """A dataset of n states, each made from an entry, such as the state itself, a row number or the name of a file.
 
     A subclass whose entries are not tensors overrides `state`.
 
@@ -149,9 +149,9 @@ class Unreadable(ValueError):
 
 @contextmanager
 def reading(source: str | Path, kind: str, advice: str) -> Iterator[None]:
-    """Turn an error of the block into `Unreadable`: `source` is not of that kind, why, and what to do about it.
+    """Turn an error of the block into `Unreadable`: its message says that `source` is not `kind`, why, and what to do.
 
-    A FileNotFoundError stays one, and names the source.
+    A FileNotFoundError remains one; its message names the source.
     """
     try:
         yield

@@ -125,7 +125,7 @@ class ParquetImages(Items):
 
 
 def _paths(files: str | Path | Sequence[str | Path]) -> list[Path]:
-    """Return the files of paths and patterns, sorted; a file with several links appears once."""
+    """Return the sorted files that match paths or patterns; a file reached by several links appears once."""
     paths: dict[str, str] = {}
     for pattern in [files] if isinstance(files, (str, Path)) else files:
         matches = sorted(glob.glob(str(pattern), recursive=True), reverse=True)

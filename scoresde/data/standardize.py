@@ -112,7 +112,7 @@ class Standardize:
         return mean, std
 
     def _numbers_for(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return mean and standard deviation in float64, where states (B, *) are in float64."""
+        """Return mean and standard deviation for states x (B, *), on the device of `tensors.float64(x)`."""
         if not self.fitted:
             raise ValueError("this Standardize has no mean and std: use Standardize(**transform.fit(training_data))")
         mean, std = self._numbers
@@ -136,7 +136,7 @@ class Standardize:
 
 
 def _refuse_unresolved(mean: Tensor, std: Tensor, dtype: torch.dtype, per: str) -> None:
-    """Raise ValueError if neighbouring numbers of the dtype near a mean are more than RESOLUTION std apart."""
+    """Raise ValueError if neighbouring numbers of the dtype near a mean are more than RESOLUTION * std apart."""
     spacing = torch.finfo(dtype).eps * mean.abs()
     if not bool((unresolved := spacing > RESOLUTION * std).any()):
         return
@@ -152,6 +152,6 @@ def _refuse_unresolved(mean: Tensor, std: Tensor, dtype: torch.dtype, per: str) 
 
 
 def _range(numbers: Tensor) -> str:
-    """Return the least and the largest number, once if they are equal."""
+    """Return the smallest and the largest number as text; one number if they are equal."""
     low, high = float(numbers.min()), float(numbers.max())
     return f"{low:.6g}" if low == high else f"{low:.6g} .. {high:.6g}"

@@ -28,7 +28,9 @@ MANY = 65_536  # largest number of distinct levels that is counted
 
 
 class Moments:
-    """Mean and variance of blocks (B, *), per entry of `*` or per entry of its first axis, see the module docstring.
+    """Mean and standard deviation of states that arrive in blocks (B, *), updated as the module docstring says.
+
+    They are taken per entry of a state, or per channel (its first axis).
 
     Args:
         per_channel: if True, average over all axes of a block except the second; if False, over the first axis only.
@@ -52,7 +54,7 @@ class Moments:
 
     @property
     def std(self) -> Tensor:
-        """The standard deviation of all values (the divisor is their number), float64."""
+        """The standard deviation of all n values, with the divisor n, float64."""
         return self._variance.sqrt()
 
 

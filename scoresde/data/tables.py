@@ -24,13 +24,13 @@ MISSING = (  # in lower case: those of pandas and of Excel, and ?, - and the poi
     *("", "na", "n/a", "nan", "-nan", "null", "none", "<na>", "#na", "#n/a", "#n/a n/a", "?", "-", "."),
     *("1.#ind", "-1.#ind", "1.#qnan", "-1.#qnan"),
 )
-LARGEST_CLASS = 2**53  # float64 holds the integers up to it
+LARGEST_CLASS = 2**53  # float64 holds all integers up to this one
 LARGEST = float(np.finfo(np.float32).max)  # the largest value of a network's input
 BLOCK = 2**26  # number of bytes that are parsed at once (at least one row)
 
 
 def _grammar(decimal: str, group: str) -> str:
-    """Return the regular expression of a number, with groups of thousands or an exponent."""
+    """Return the regular expression of a number; `decimal` and `group` match the decimal and thousands separators."""
     plain = rf"(\d+{decimal}?\d*|{decimal}\d+)([eE][+-]?\d+)?"
     return rf"^[+-]?({plain}|[1-9]\d{{0,2}}({group}\d{{3}})+({decimal}\d*)?)$"
 
@@ -53,13 +53,14 @@ class Table(Items):
         columns: names in the header or numbers from 0, in the order of the vector, each at most once and without the
             labels; default: all but the labels.
         labels: column of the classes; items are then (state, label), where the label is an int64 tensor (). Several
-            columns give a dict of labels by the names of the columns. Integers from 0 are the classes themselves, with
-            one spelling for each; texts become their number in `class_names`, the sorted texts of the whole file.
+            columns give a dict of labels by the names of the columns. Integers from 0 are the classes themselves, each
+            written in one way only (not 1 and 01). Each text is replaced by its index in `class_names`, the sorted
+            texts of the whole file.
         delimiter: one character, " " for any number of spaces or tabs; default: the one of tab, semicolon, bar, comma
-            and space that splits all lines into equally many cells and leaves the most numbers.
+            and space that splits the first 100 lines into equally many cells, with the most characters in numbers.
         header: if True, the first row is a header; if False, it is a sample. None takes it as a header if it has text
-            above a number, and raises an error if it has text above text only, or if its cells are
-            different integers and a column below has decimals only.
+            above a number. None raises an error if the file leaves this open: the row has text above text only, or its
+            cells are different integers and a column below has decimals only.
         shape: expected shape (D,); None accepts any.
         validation, test: shares of the rows in these splits.
         seed: seed of the permutation; None keeps the order of the file, with the test rows at its end.
@@ -185,7 +186,7 @@ class _Cells:
         return [compute.utf8_trim_whitespace(column).combine_chunks() for column in table.columns]
 
     def _has_header(self, columns: list[Any]) -> bool:
-        """Return whether the first row has text above a number; raise ValueError if it may be a header or not."""
+        """Return whether the first row has text above a number; raise ValueError if this does not decide."""
         from pyarrow import compute
 
         is_open = has_decimals = False
@@ -235,10 +236,11 @@ class _Cells:
             )
 
     def decimal(self, used: Sequence[int]) -> str:
-        """Return the decimal sign of the columns; raise ValueError if a cell may be one number or a thousand times it.
+        """Return the decimal sign of the columns; raise ValueError if the cells leave it open.
 
         All these columns have the same decimal sign, so one cell such as 1,5 or 1.000.000 decides for all of them. A
-        point is taken as the decimal sign unless semicolons separate the cells: commas may then be the decimal sign.
+        cell such as 1,500 (1.5 or 1500) leaves it open. A cell such as 1.500 leaves it open only if semicolons separate
+        the cells, because commas may then be the decimal sign; otherwise its point is the decimal sign.
         """
         is_open = None
         only = dict.fromkeys(NUMBERS, False)
@@ -321,7 +323,7 @@ def _delimiter(lines: Sequence[str]) -> str:
 
 
 def _split(line: str, delimiter: str) -> list[str]:
-    """Return the cells of a line without quotes."""
+    """Split a line that has no quotes into its cells."""
     return line.split() if delimiter == " " else [cell.strip() for cell in line.split(delimiter)]
 
 

@@ -6,8 +6,8 @@ log p_data(x) = log p_model(T(x)) + log_det(x).
 Integer states are first converted to floating-point numbers (`tensors.floating`). A transform may have the attribute
 `levels`: the number of grey levels 0 .. levels - 1 of the data.
 
-The result is float64 where neighbouring numbers of the argument's dtype would be more than 1/100 of a grey level, of
-the range of `Logit`, or of the unit of model space apart.
+The result is float64 if the argument's dtype is too coarse: if neighbouring numbers are more than 1/100 apart, in units
+of a grey level (`Levels`), of the range high - low (`Logit`) or of model space (`Affine`).
 """
 
 import math
@@ -21,11 +21,11 @@ from scoresde.arguments import checked
 from scoresde.protocols import Transform
 from scoresde.tensors import check_instance, dimensions, float64, floating
 
-RESOLUTION = 0.01  # largest accepted distance between neighbouring numbers of a dtype, in units of the data's std
+RESOLUTION = 0.01  # largest accepted distance of neighbouring numbers of a dtype, relative to the scale of the data
 
 
 def _resolved(x: Tensor, largest: float) -> Tensor:
-    """Convert x to floating-point numbers: float64 if its dtype is too coarse for values of unit scale at `largest`."""
+    """Convert x to floating point, and to float64 if numbers of its dtype near `largest` are over 1/100 apart."""
     x = floating(x)
     return float64(x) if torch.finfo(x.dtype).eps * largest > RESOLUTION else x
 
@@ -41,8 +41,8 @@ def _refuse_nonfinite(transform: "Affine | Logit", *names: str) -> None:
 class Affine:
     """x -> scale x + shift.
 
-    The result is float64 if the dtype of its argument is too coarse for values of unit scale near `shift`, such as
-    float32 for a shift beyond 8e4.
+    The result is float64 if neighbouring numbers of the argument's dtype near `shift` are more than 1/100 apart, as
+    those of float32 are for a shift beyond 8e4.
 
     Raises:
         ValueError: the scale is zero, or scale or shift is NaN or infinite.
@@ -58,7 +58,7 @@ class Affine:
 
     @property
     def _largest(self) -> float:
-        """Distance of the states from 0, in their own unit."""
+        """The magnitude at which `_resolved` must resolve numbers: |shift|, in the unit of model space."""
         return abs(self.shift)
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -70,13 +70,13 @@ class Affine:
         return (_resolved(y, self._largest) - self.shift) / self.scale
 
     def levels_before(self, levels: int) -> int | None:
-        """Return n if the map takes the interval [0, n) to [0, levels), so that the data have n levels; else None."""
+        """Return the number n of grey levels for which the map takes [0, n) to [0, levels); None if there is none."""
         count = levels / self.scale
         is_whole = self.shift == 0 and count > 0 and abs(count - round(count)) < 1e-9 * count
         return round(count) if is_whole else None
 
     def log_det(self, x: Tensor) -> Tensor:
-        """Return d log|scale| for d dimensions, in nats (B,), float64."""
+        """Return d log|scale|, with d the number of dimensions of a state, in nats (B,), float64."""
         value = dimensions(x) * math.log(abs(self.scale))
         return torch.full((x.shape[0],), value, dtype=torch.float64, device=x.device)
 
@@ -112,7 +112,7 @@ class Levels(Affine):
 
     @property
     def _largest(self) -> float:
-        """Distance of the states from 0, in units of a level's width."""
+        """The magnitude at which `_resolved` must resolve numbers, in units of the width of a grey level."""
         return max(abs(self.low), abs(self.high)) / self.scale
 
     def quantise(self, y: Tensor) -> Tensor:
@@ -145,11 +145,11 @@ class Logit:
 
     @property
     def _largest(self) -> float:
-        """Distance of the data from 0, in units of their range."""
+        """The magnitude at which `_resolved` must resolve numbers, in units of the range high - low."""
         return max(abs(self.low), abs(self.high)) / (self.high - self.low)
 
     def _fraction(self, x: Tensor) -> Tensor:
-        """Return p; NaN stays NaN."""
+        """Return p of the class docstring; NaN stays NaN."""
         x = _resolved(x, self._largest)
         p = self.margin + (1 - 2 * self.margin) * (x - self.low) / (self.high - self.low)
         rounding = 4 * torch.finfo(p.dtype).eps * max(self._largest, 1.0)
@@ -182,7 +182,7 @@ class Compose:
     """A sequence of transforms; their log-determinants add.
 
     Args:
-        transforms: the transforms, the first to be applied first.
+        transforms: the transforms, in the order in which they are applied.
     """
 
     def __init__(self, transforms: Sequence[Transform]):
@@ -194,9 +194,10 @@ class Compose:
 
     @property
     def levels(self) -> int | None:
-        """Number of grey levels of the data, as the first transform that declares it implies; None if none does.
+        """Number of grey levels of the data, derived from the first transform that has `levels`; None if it is unknown.
 
-        The transforms before it must have a method `levels_before`, as `Affine` has.
+        Each transform before that one converts the number by its method `levels_before`, which `Affine` has; without
+        this method the number is unknown.
         """
         levels: int | None = None
         for transform in reversed(self.transforms):

@@ -125,7 +125,7 @@ class DatasetLikelihood:
         unit: "bits/dim" or "nats/dim".
         mean, stderr: the mean over samples and its standard error (None for one sample).
         per_sample: the values of the samples, (N,).
-        conventions: everything that affects the values.
+        conventions: the choices that affect the values (solver, trace, dequantisation, ...), by name.
         nfe, backward: mean numbers of network evaluations and of products with Jacobians per sample.
         population, monte_carlo: the two parts of stderr, see the module docstring; None if not measured.
         discretisation: the change of the mean under a finer solve; None if not measured.
@@ -266,7 +266,7 @@ class _Evaluation:
         return {"value": values.tolist(), **counts, "levels": levels, "conventions": declared}
 
     def bound(self, indices: Tensor, budget: Budget) -> Numbers:
-        """Return evidence bounds and their conventions, NaN where there is none."""
+        """Return evidence bounds, NaN for samples without one, and their conventions."""
         try:
             bound = self._bound(indices, budget)
         except Incomplete as error:
@@ -279,13 +279,13 @@ class _Evaluation:
         shared: dict[str, Any] = {"cond": cond, "draws": budget.bound_draws, "seeds": seeds}
         if budget.bound == "continuous":
             return bounds.continuous(model, x, transform, dequantization=self.dequantization, **shared)
-        # from the time at which a level is a state, or at which its bin holds the noise of the decoder
+        # Start at the time of the dequantised states; if that is t_min, at the time when noise fits into a grey level.
         start = DataMap(transform, self.dequantization).start(model.sde)
         start = TruncatedNormal().start(model.sde, transform) if start is None else start
         return bounds.discrete(model, x, transform, times=Nodes(budget.nodes, "log_snr", start), **shared)
 
     def feasible(self, budget: Budget) -> Budget:
-        """Return the budget, without the bound if it fails for the first sample: a test before the long evaluation."""
+        """Return the budget, without the bound if that fails for the first sample; called before the evaluation."""
         if budget.bound is None or self.dequantization is None:
             return replace(budget, bound=None)
         try:
@@ -310,9 +310,13 @@ class _Evaluation:
 
 
 def _tasks(evaluation: _Evaluation, budget: Budget, every: Tensor, subset: Tensor) -> Tasks:
-    """Return {task: (indices of samples, function that evaluates a batch of indices)}."""
+    """Return {task: (indices of samples, function that evaluates a batch of indices)}.
+
+    "values" are the likelihoods, "again" those from other random draws, "coarse" and "fine" those of two solves with
+    the same fixed probe, and "bound" the evidence bounds.
+    """
     tasks: Tasks = {"values": (every, evaluation.values)}
-    if evaluation.dequantization is not None or not isinstance(evaluation.trace, ExactTrace):  # random
+    if evaluation.dequantization is not None or not isinstance(evaluation.trace, ExactTrace):  # random values
         tasks["again"] = subset, replace(evaluation, seed=evaluation.seed + REPEATED).values
     if (finer := getattr(evaluation.solver, "finer", None)) is not None:
         coarse = replace(evaluation, samples=1, trace=evaluation.trace.kept())
@@ -323,7 +327,7 @@ def _tasks(evaluation: _Evaluation, budget: Budget, every: Tensor, subset: Tenso
 
 
 def _summary(results: dict[str, Numbers], unit: str, subset: Tensor) -> DatasetLikelihood:
-    """Return the likelihood made of the results of all parts; raise Incomplete if the solver failed for samples."""
+    """Combine the results of all parts, the batches of each task; raise Incomplete if the solver failed for samples."""
 
     def column(name: str, key: str = "value") -> Tensor:
         numbers = [value for part, result in results.items() if part.startswith(f"{name}-") for value in result[key]]
@@ -356,7 +360,7 @@ def _summary(results: dict[str, Numbers], unit: str, subset: Tensor) -> DatasetL
 
 
 def _finite(name: str, values: Tensor) -> Tensor:
-    """Return the finite values, with a warning if there are others."""
+    """Return the finite values; if there are others, warn that these samples have no `name`."""
     finite = values[torch.isfinite(values)]
     if missing := len(values) - len(finite):
         warnings.warn(f"{missing} of {len(values)} samples have no {name}: they are left out there", stacklevel=4)
@@ -364,7 +368,7 @@ def _finite(name: str, values: Tensor) -> Tensor:
 
 
 def _warn_if_untrained(run: Run, dequantization: Dequantization | None) -> None:
-    """Warn if the network was not trained on states like those that this dequantisation gives at the lowest time."""
+    """Warn if the network was trained on other states at the lowest time than those of this dequantisation."""
     if dequantization is None or (run.dequantization is None and not run.trained_on_levels):
         return
     trained = "no" if run.trained_on_levels else str(run.dequantization)

@@ -73,7 +73,7 @@ def draw_samples(
     directory = directory_for(run.path / DRAWING, settings)
     batches = [range(seed + i, min(seed + i + batch_size, seed + n)) for i in range(0, n, batch_size)]
     files = {seeds: directory / f"{seeds.start}-{seeds.stop}.safetensors" for seeds in batches}
-    is_single = progress and len(batches) == 1  # then the sampler has the progress bar
+    is_single = progress and len(batches) == 1  # then the sampler shows the progress bar
     parts = {file.stem: partial(_draw, run, model, sampler, seeds, file, is_single) for seeds, file in files.items()}
     with shared(directory):
         costs = evaluate(parts, directory / "done", "samples", progress and not is_single).values()

@@ -5,7 +5,8 @@ metrics of sampler comparisons (`evaluation.references`). A noise floor is the v
 
     train     the training data against the split: as many training samples as generated samples, for images without
               those that also occur in the split;
-    halves    one half of the split against the other half. A bias of order 1/N is about twice that of the whole split.
+    halves    one half of the split against the other half. Each half has half of the samples, so a bias of order 1/N is
+              about twice that of the whole split.
 """
 
 from collections.abc import Callable, Sequence
@@ -35,7 +36,11 @@ Rows = TypeVar("Rows", Tensor, Features)
 
 @dataclass(frozen=True)
 class Column:
-    """The metric values of n samples (`what` describes them) against a reference of reference_n samples."""
+    """One column of a table of metrics: a set of samples compared with a reference.
+
+    what, n: description and number of the samples. reference, reference_n: description of the reference, and the number
+    of its samples, None if unknown. values: the metric values by name.
+    """
 
     what: str
     n: int
@@ -46,9 +51,10 @@ class Column:
 
 @dataclass
 class Quality:
-    """The columns of a table of metrics, the generated samples first, with the feature space of the metrics.
+    """A table of metrics, with a column for the generated samples and one for each noise floor.
 
-    space, digest, description: name, SHA-256 and description of the space. left_out: metrics without a value, and why.
+    columns: the generated samples come first. space, digest, description: name, SHA-256 and description of the feature
+    space. left_out: metrics without a value, and why.
     """
 
     columns: list[Column]
@@ -84,7 +90,7 @@ class QualitySettings:
 
     @property
     def has_training_floor(self) -> bool:
-        """Whether training data is measured too: it is wanted, and the split is not the training data."""
+        """Whether training data is a noise floor: it is among `floors`, and it is not the split itself."""
         return "train" in self.floors and self.split != "train"
 
 
@@ -191,7 +197,7 @@ def _columns(
     training: Rows | None,
     data: Rows | FeatureStatistics,
 ) -> list[Column]:
-    """Measure samples and training data against the data, and one half of the data against the other half."""
+    """Return the columns: samples and training data against the data, one half of the data against the other half."""
 
     def column(what: str, x: Rows, reference: str, y: Rows | FeatureStatistics) -> Column:
         count = y.count if isinstance(y, FeatureStatistics) else len(y)
@@ -218,5 +224,5 @@ def table(quality: Quality) -> list[list[str]]:
 
 
 def errors(quality: Quality) -> dict[str, str]:
-    """Return {metric: what its +- is}, for example a standard error."""
+    """Return {metric: the kind of its error}, for example "standard error"."""
     return {metric: value.kind for metric, value in quality.columns[0].values.items()}

@@ -161,7 +161,7 @@ def _indexed(statistic: SlicedWasserstein | Discrepancy) -> Prepared:
 
 
 def _moment_error(error: Callable[..., Tensor], x: Tensor, reference: Reference) -> Prepared:
-    """Compare x with the exact moments where they are known, otherwise with those of the states."""
+    """Prepare the error of the moments of x from the exact moments; if these are unknown, from those of the states."""
     if (exact := reference.exact) is not None:
         return lambda x: error(x, *exact), (x, None)
     return lambda x, states: error(x, *moments(states)), (x, reference.states)

@@ -151,7 +151,7 @@ def compare(
 def _plans(
     model: Model, shape: tuple[int, ...], seed: int, name: str, build: Build, budgets: Sequence[int]
 ) -> Iterator[tuple[int, int]]:
-    """Yield (budget, steps): the steps that fit into each budget, from the evaluations of two and of three steps."""
+    """Yield (budget, number of steps that fit into it), from the evaluations counted with two and three steps."""
     two, three = (build(steps)(model, shape=shape, seeds=[seed]).nfe for steps in (2, 3))
     each = three - two
     if each < 1:

@@ -14,10 +14,14 @@ omega(t) / q(t) (`losses.weightings`). With eps_hat = -sigma score, the noise th
 | `SlicedScoreMatching`    | as above, the trace estimated along random directions      | 1905.07088                  |
 | `Hybrid`                 | row 1 plus the evidence bound, for a learned variance      | 2102.09672                  |
 | `VariationalBound`       | half of row 1: the evidence bound, also for learned paths  | 2107.00630                  |
+| `CrossEntropy`           | -log p(y | x_t), for a noise-conditional classifier        | 2011.13456, appendix I      |
 
-The objectives of the first three rows differ by constants. The exact score minimises each objective.
+A view is E[eps | x_t], E[x_0 | x_t] or a combination of the two, such as the velocity (`scoresde.views`). The
+objectives of the first three rows differ by constants. The exact score minimises each objective but the
+last.
 """
 
+from scoresde.losses.cross_entropy import CrossEntropy
 from scoresde.losses.denoising import DenoisingScoreMatching
 from scoresde.losses.hybrid import Bins, Hybrid, bin_log_prob, chain_term
 from scoresde.losses.implicit import ImplicitScoreMatching, SlicedScoreMatching
@@ -38,6 +42,7 @@ __all__ = [
     "WEIGHTINGS",
     "Bins",
     "BoundTerms",
+    "CrossEntropy",
     "DenoisingScoreMatching",
     "Drawn",
     "Hybrid",

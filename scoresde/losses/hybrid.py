@@ -88,7 +88,7 @@ class Hybrid(DenoisingScoreMatching):
 
 
 class Bins(NamedTuple):
-    """Grey levels in model space: their spacing, the first and the last one; the bins of these two are open-ended."""
+    """Grey levels in model space: their spacing, and the first and the last level, whose bins are open-ended."""
 
     width: float
     low: float

@@ -18,8 +18,9 @@ Both differentiate the network twice: where a denoising objective is possible, i
 then runs on unfused kernels, which activation checkpointing does not reproduce when it recomputes attention: turn
 checkpointing off where PyTorch raises CheckpointError.
 
-A network that autograd does not differentiate in x would be trained for another objective. The calls 1, 2, 4, 8, ... of
-a loss check the derivative (`gradient_check`): the last layer of many networks is 0 at first.
+A network that autograd does not differentiate in x would be trained for another objective, so a loss checks the
+derivative (`gradient_check`). It does so in its calls 1, 2, 4, 8, ..., because many networks start with a last layer of
+zeros, whose derivative is 0.
 """
 
 import torch
@@ -49,8 +50,8 @@ class ImplicitScoreMatching(Objective):
             for the backward pass. `Hutchinson(probes)` makes it sliced score matching with reduced variance.
 
     Raises:
-        ValueError: unknown weighting, or one of another view than the noise; in a call, a network that autograd does
-            not differentiate in x.
+        ValueError: weighting is unknown, or weights the error of a view other than the noise; in a call, autograd does
+            not differentiate the network in x.
     """
 
     def __init__(

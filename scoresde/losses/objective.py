@@ -60,7 +60,7 @@ class Objective(nn.Module):
 
     Raises:
         TypeError: times is not a density of times.
-        ValueError: unknown weighting.
+        ValueError: weighting is unknown.
     """
 
     def __init__(
@@ -70,6 +70,10 @@ class Objective(nn.Module):
         self.weighting = weightings.resolve(weighting)
         self.times, self.stratified = times or self.weighting.times, stratified
         check_instance("times", self.times, "quantile", "density")
+
+    def bind(self, model: Any, cond: Any) -> BaseModel:
+        """Return the model to train, with the condition of the batch."""
+        return as_model(model, cond)
 
     def value(self, model: BaseModel, drawn: Drawn, weight: Tensor) -> Tensor:
         """Return the weighted terms (B,) of the drawn states; `weight` is float64 (B,)."""
@@ -107,7 +111,7 @@ class Objective(nn.Module):
         Raises:
             ValueError: there are no states, the shape of t or noise does not fit them, or t is outside [t_min, t_max].
         """
-        model, x0 = as_model(model, cond), at_least_float32(x0)
+        model, x0 = self.bind(model, cond), at_least_float32(x0)
         if not x0.numel():
             raise ValueError(f"x0 must have at least one state; got {tuple(x0.shape)}")
         if t is None:

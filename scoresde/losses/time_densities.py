@@ -7,7 +7,7 @@
 | `LogNormal`     | log(sigma/alpha) normal                         | 2206.00364, table 1                              |
 | `Nodes`         | equal probabilities of N given times            | 2006.11239, eq. 14 (DDPM); 1907.05600, eq. 6     |
 
-`UniformLogSNR` and `LogNormal` draw no log-SNR below -30, where the signal is 3e-7 of the noise, also if alpha(t_max) =
+`UniformLogSNR` and `LogNormal` draw no log-SNR below -30, where the signal is 3e-7 of the noise, even if alpha(t_max) =
 0. The times beyond contribute less than 5e-14 |x_0|^2 to the integral of an evidence bound.
 """
 
@@ -109,7 +109,7 @@ class Nodes(UniformTime):
 
 
 def _log_snr_range(sde: SDE, start: float | None = None) -> tuple[Tensor, Tensor]:
-    """Return the log-SNR at `start` (default: t_min), and at t_max or where it is `PURE_NOISE`.
+    """Return the log-SNR at `start` (default: t_min) and at t_max, the latter at least `PURE_NOISE`.
 
     Raises:
         ValueError: there is no noise at `start`.

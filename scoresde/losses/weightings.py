@@ -1,9 +1,9 @@
 """Weightings omega(t) of an objective over time, each with a density of training times that suits it.
 
-omega(t) weights the squared error of one view, by default the noise. The squared error of the score is 1/sigma^2 times
-that of the noise, and the squared error of the data is sigma^2/alpha^2 times that of the noise. Where alpha = 0 the
-error of the noise is 0 for every model, so no finite weight on it trains the model there; the last three weightings of
-the table, on other views, do.
+omega(t) weights the squared error of one view of the model (E[eps | x_t], E[x_0 | x_t] or a combination), by default
+the noise E[eps | x_t]. The squared error of the score is 1/sigma^2 times that of the noise, and the squared error of
+the data is sigma^2/alpha^2 times that of the noise. Where alpha = 0 the error of the noise is 0 for every model, so no
+finite weight on it trains the model there; the last three weightings of the table, on other views, do.
 
 | name         | omega(t)                                                | times drawn from  | source             |
 | ------------ | ------------------------------------------------------- | ----------------- | ------------------ |
@@ -126,8 +126,8 @@ def resolve(weighting: str | Weighting) -> Weighting:
     """Return the weighting with the given name; return a `Weighting` unchanged.
 
     Raises:
-        TypeError: neither a name nor a weighting.
-        ValueError: unknown name.
+        TypeError: `weighting` is neither a name nor a weighting.
+        ValueError: the name is unknown.
     """
     if not isinstance(weighting, str):
         check_instance("weighting", weighting, "omega")

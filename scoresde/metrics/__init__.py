@@ -1,7 +1,8 @@
 r"""Distances between samples, with their errors: of states directly, and of images in a feature space.
 
-Distances between a sample x (N, *) of a distribution P and a sample y (M, *) of Q, with the states flattened, in
-float64 (W_p the Wasserstein distance on the line; m_x, C_x the mean and covariance of x; m, C those of Q or of y):
+The distances are between a sample x (N, *) of a distribution P and a sample y (M, *) of Q. The states are flattened and
+in float64. W_p is the Wasserstein distance on the line; m_x and C_x are the mean and covariance of x, m and C those of
+Q or of y; x' and y' are other members of the same samples.
 
     sliced Wasserstein   SW_p = (mean over unit vectors u of W_p(u x, u y)^p)^(1/p)               (Rabin et al. 2011)
     maximum mean         MMD^2 = E k(x, x') + E k(y, y') - 2 E k(x, y), k Gaussian                (Gretton et al. 2012)

@@ -29,7 +29,7 @@ READ = ("mu", "sigma", "n", "space", *FEATURES)
 class FeatureStatistics:
     """Mean and covariance of features.
 
-    mean: (D,), and covariance: (D, D), float64. count: number of samples, None if unknown. space: name of the feature
+    mean, covariance: (D,) and (D, D), float64. count: number of samples, None if unknown. space: name of the feature
     space, "" if unknown. features: the features themselves, None if not stored.
 
     Raises:

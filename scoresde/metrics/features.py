@@ -58,7 +58,7 @@ class Features:
         return len(self.values)
 
     def refuse_nonfinite(self, name: str) -> None:
-        """Raise ValueError if the features of the images `name` contain NaN or infinity; it has their number."""
+        """Raise ValueError if features are NaN or infinite; the message has their number, and `name` for the images."""
         refuse_nonfinite(self.values, f"the features of {name}")
         if self.logits is not None:
             refuse_nonfinite(self.logits, f"the logits of {name}")
@@ -119,10 +119,11 @@ def extract_batch(space: FeatureSpace, images: Tensor, span: Span, device: torch
 def check_images(images: Tensor, span: Span) -> None:
     """Check that images are (N, C, H, W) with values between black and white.
 
-    Values of samples may lie outside: up to 1% of them further than the width of the span.
+    Values may lie outside, but at most 1% of them by more than the width of the span, white - black.
 
     Raises:
-        ValueError: the shape is another one, N is 0, black < white are not finite, or more values lie far outside.
+        ValueError: the images are not (N, C, H, W) with N >= 1, black and white are not finite with black < white, or
+            more than 1% of the values lie so far outside.
 
     Warns:
         UserWarning: all values lie within 10% of the span, as those of images in [0, 1] with span=(0, 255) do.

@@ -1,6 +1,8 @@
 r"""The Frechet distance between two samples, and its standard error; between Inception features it is the FID.
 
 |m_x - m_y|^2 + tr(C_x + C_y - 2 (C_x^(1/2) C_y C_x^(1/2))^(1/2))        (1706.08500)
+
+with m_x, C_x and m_y, C_y the means and covariances of the two samples.
 """
 
 import torch
@@ -41,7 +43,7 @@ def frechet_distance(mean1: Tensor, covariance1: Tensor, mean2: Tensor, covarian
     distance = total - 2 * values.sqrt().sum()
     relative = len(values) * torch.finfo(values.dtype).eps
     error = relative * values[-1]
-    rounding = relative * total + 2 * (error / values.clamp(min=error).sqrt()).sum()  # nan if all are 0: no rounding
+    rounding = relative * total + 2 * (error / values.clamp(min=error).sqrt()).sum()  # NaN if all are 0
     return torch.where(distance.abs() <= rounding, torch.zeros_like(distance), distance)
 
 

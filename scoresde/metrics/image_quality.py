@@ -3,7 +3,8 @@ r"""Quality metrics of samples, computed on features of images: (N, D) for the s
     Frechet distance   |m_x - m_y|^2 + tr(C_x + C_y - 2 (C_x C_y)^(1/2)), "FID" on Inception features (1706.08500);
                        biased upwards by O(1/N + 1/M): compare it at equal N and M, and with the noise floor, the
                        distance between two sets of real data.
-    kernel distance    MMD^2 with the kernel (f g / D + 1)^3, "KID" (1801.01401); unbiased, so it can be negative.
+    kernel distance    MMD^2 with the kernel (f g / D + 1)^3 of features f, g, "KID" (1801.01401); unbiased, so it can
+                       be negative.
     Inception score    exp(mean KL(p(c|x), p(c))) of the probabilities of a classifier (1606.03498); uses x only.
     precision, recall  the fraction of samples inside the manifold of the data, and vice versa (1904.06991). A
                        manifold is the union of balls around features, out to the third nearest neighbour of each.
@@ -17,8 +18,8 @@ Every metric value comes with an error and the kind of this error:
     precision, recall  the distance to the farther end of Wilson's 68% interval of a fraction, for a fixed manifold:
                        about the standard error, and not zero where none or all samples lie inside.
 
-Features that are NaN or infinite are refused with an error that has their number. An error that is zero, or within the
-rounding of its value, is none: constant features or logits say nothing about the error.
+NaN or infinite features raise ValueError. An estimated error that is zero, or within the rounding of the metric's
+value, is replaced by None: constant features or logits say nothing about the error.
 
 KID is computed by torchmetrics from given features. The Frechet distance and the Inception score equal those of
 torchmetrics where those are right: for singular covariances (fewer samples than features) torchmetrics takes roots of
@@ -46,7 +47,7 @@ NEIGHBOURS = 3
 SUBSETS, LARGEST_SUBSET, SPLITS = 100, 1000, 10
 ROUNDING = 8 * torch.finfo(torch.float64).eps  # relative rounding error of the metrics
 METRICS = ("frechet_distance", "kid", "inception_score", "precision", "recall")
-LARGE_FEATURE = 100.0  # largest accepted root mean square of features for KID, whose kernel is its sixth power
+LARGE_FEATURE = 100.0  # largest accepted root mean square of features for KID; the kernel grows like its sixth power
 LOCAL = {"sync_on_compute": False}  # every process has all features; torchmetrics would concatenate them again
 
 
@@ -183,7 +184,7 @@ def precision_recall(
     Args:
         x, y: features (N, D) of samples and (M, D) of data.
         neighbours: k.
-        chunk: number of rows of the distance matrix that are computed at once, in 16 chunk max(N, M) bytes.
+        chunk: number of rows of the distance matrix that are computed at once; they take 16 chunk max(N, M) bytes.
 
     Raises:
         ValueError: the numbers of features differ, or a set has at most k samples or a feature that is not finite.
@@ -202,7 +203,7 @@ def precision_recall(
 
 
 def _count_within(points: Tensor, manifold: Tensor, neighbours: int, chunk: int) -> int:
-    """Return the number of points that lie in at least one ball of the manifold."""
+    """Return the number of points inside the manifold: in at least one of its balls, see `precision_recall`."""
     radii = []
     for i, (squares, _) in enumerate(_squares(manifold, manifold, chunk)):
         rows = torch.arange(len(squares), device=squares.device)
@@ -214,7 +215,10 @@ def _count_within(points: Tensor, manifold: Tensor, neighbours: int, chunk: int)
 
 
 def _squares(x: Tensor, y: Tensor, chunk: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield squared distances (chunk, M) of rows of x from all rows of y, by products, and bounds of their rounding."""
+    """Yield squared distances (chunk, M) from rows of x to all rows of y, and bounds (chunk, M) of their rounding.
+
+    They are computed as |x|^2 + |y|^2 - 2 x y, for `chunk` rows of x at a time.
+    """
     lengths, relative = y.square().sum(dim=1), y.shape[1] * torch.finfo(y.dtype).eps
     for part in x.split(chunk):
         total = part.square().sum(dim=1, keepdim=True) + lengths

@@ -24,7 +24,7 @@ class Interval:
 
 
 def wilson(count: int, total: int, z: float = 1.0) -> Interval:
-    """Return a fraction count/total and Wilson's interval, the p with |count/total - p| <= z (p (1 - p)/total)^(1/2).
+    """Return a fraction count/total and Wilson's interval: all p with |count/total - p| <= z (p (1 - p)/total)^(1/2).
 
     (Wilson, "Probable inference", JASA 1927.) The interval lies in [0, 1]. If the fraction is 0 or 1, where the usual
     standard error is 0, the interval has the length z^2/(total + z^2).
@@ -98,7 +98,8 @@ def bootstrap(
     if not math.isfinite(value) or not bool(halves.isfinite().all()):
         bad = int((~halves.isfinite()).sum())
         raise ValueError(
-            f"the statistic must be finite; got {value:g}, and NaN or infinity for {bad} of {resamples} halves"
+            f"the statistic must be finite; it is {value:g} for all samples, and NaN or infinite for {bad} of "
+            f"{resamples} random halves of them"
         )
     if float(halves.max() - halves.min()) <= 4 * torch.finfo(at_least_float32(drawn).dtype).eps * halves.abs().max():
         raise ValueError(

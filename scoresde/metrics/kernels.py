@@ -17,12 +17,14 @@ MEDIAN_POINTS = 1000
 
 
 class Discrepancy:
-    """The unbiased estimate of E k(x, x') + E k(y, y') - 2 E k(x, y), as a statistic `()` of index sets (i, j):
+    """The unbiased estimate of E k(x, x') + E k(y, y') - 2 E k(x, y) from subsets of two samples.
 
-        sum_(a != b) k(x_a, x_b) / (N (N - 1)) + sum_(a != b) k(y_a, y_b) / (M (M - 1)) - 2 sum k(x_a, y_b) / (N M)
+    A call with n indices i of x and m indices j of y returns a scalar `()`, with sums over these samples only:
 
-    over the samples selected by i and j; the attribute `all` selects every sample. The object stores the kernel of all
-    pairs: 8 (N^2 + N M + M^2) bytes.
+        sum_(a != b) k(x_a, x_b) / (n (n - 1)) + sum_(a != b) k(y_a, y_b) / (m (m - 1)) - 2 sum k(x_a, y_b) / (n m).
+
+    The attribute `all` is the pair of the indices of every sample. The object stores the kernel of all pairs of
+    samples: 8 (N^2 + N M + M^2) bytes.
 
     Args:
         x, y: samples (N, *) and (M, *).
@@ -50,7 +52,7 @@ class Discrepancy:
 
 
 def gaussian(bandwidths: Sequence[float]) -> Callable[[Tensor], Tensor]:
-    """Return the kernel mean_h exp(-|x - y|^2 / (2 h^2)) as a function of distances.
+    """Return the kernel exp(-|x - y|^2 / (2 h^2)), averaged over the bandwidths h, as a function of distances |x - y|.
 
     Raises:
         ValueError: there is no bandwidth, or a bandwidth is not positive.

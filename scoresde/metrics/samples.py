@@ -1,4 +1,4 @@
-"""Conversion of samples of states (N, *) to float64 matrices (N, D), with which every distance computes."""
+"""Conversion of samples of states (N, *) to float64 matrices (N, D), from which every distance is computed."""
 
 import torch
 from torch import Tensor
@@ -9,7 +9,7 @@ SHOWN = 8  # largest number of indices in an error message
 
 
 def refuse_nonfinite(x: Tensor, name: str, rows: str = "samples") -> None:
-    """Raise ValueError if x (N, ...) contains NaN or infinity, with the number of such `rows` and the first of them."""
+    """Raise ValueError if x (N, ...) has NaN or infinity; the message has their number and first indices."""
     is_bad = ~torch.isfinite(x).reshape(len(x), -1).all(dim=1)
     if bad := is_bad.nonzero().flatten().tolist():
         raise ValueError(

@@ -2,6 +2,8 @@ r"""Optimal transport between samples: exact Wasserstein distances on the line, 
 
 W_p = (int_0^1 |F_x^-1(q) - F_y^-1(q)|^p dq)^(1/p)
 SW_p = (mean over unit vectors u of W_p(u x, u y)^p)^(1/p)                       (Rabin et al. 2011)
+
+with F_x^-1 the quantile function of the sample x, and u x the projections of its states on u.
 """
 
 import numpy as np
@@ -33,7 +35,10 @@ def wasserstein(x: Tensor, y: Tensor, order: float = 2) -> Tensor:
 
 
 def _transport(x: Tensor, y: Tensor, order: float) -> Tensor:
-    """Return W_p^p of sorted values: the integral of a step function that jumps at k/n and k/m."""
+    """Return W_p^p, p = `order`, of sorted values x (..., n) and y (..., m).
+
+    It is the integral of a step function that jumps at the multiples of 1/n and of 1/m.
+    """
     if not order >= 1:
         raise ValueError(f"expected order >= 1; got {order}")
     n, m = x.shape[-1], y.shape[-1]

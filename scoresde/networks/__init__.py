@@ -12,12 +12,29 @@ from scoresde.networks.blocks import (
 )
 from scoresde.networks.dit import DiT, dit_b, dit_l, dit_s, dit_xl
 from scoresde.networks.embeddings import Conditions, FourierEmbedding, PositionalEmbedding
+from scoresde.networks.encoder import EncoderUNet, Ends
 from scoresde.networks.level_head import LevelHead
 from scoresde.networks.mlp import MLP
+from scoresde.networks.pooling import AttentionPool, AveragePool, SkipPool
 from scoresde.networks.presets import adm, ddpm, ddpmpp, ncsnpp
-from scoresde.networks.unet import Ends, UNet
+from scoresde.networks.unet import UNet
 
-__all__ = ["MLP", "DiT", "LevelHead", "UNet", "adm", "ddpm", "ddpmpp", "dit_b", "dit_l", "dit_s", "dit_xl", "ncsnpp"]
+__all__ = [
+    "MLP",
+    "DiT",
+    "EncoderUNet",
+    "LevelHead",
+    "UNet",
+    "adm",
+    "ddpm",
+    "ddpmpp",
+    "dit_b",
+    "dit_l",
+    "dit_s",
+    "dit_xl",
+    "ncsnpp",
+]
 __all__ += ["BlockStyle", "Conditions", "Ends", "FourierEmbedding", "PositionalEmbedding"]
+__all__ += ["AttentionPool", "AveragePool", "SkipPool"]
 __all__ += ["InputResidual", "InputSkip", "OutputResidual", "OutputSkip"]
 __all__ += ["convolution_resampling", "filter_resampling", "residual_resampling"]

@@ -21,9 +21,10 @@ class BlockStyle:
 
     Args:
         heads: number of attention heads, unless `head_channels` is given.
+        heads_up: number of attention heads on the way up; None for `heads`.
         head_channels: channels of each attention head; the number of heads is then channels / head_channels.
-        attend_every: if True, attend after every block on the way up (ADM); if False, only after the last block of each
-            resolution.
+        attend_every: if True, every block on the way up attends, at the resolutions with attention (ADM); if False,
+            only the last block of each of these resolutions does.
         dropout: dropout probability in the residual blocks.
         fir: taps of the resampling filter, (1, 3, 3, 1) for NCSN++; None averages pairs and repeats values.
         skip_rescale: if True, divide the sum of a skip connection and its update by 2^(1/2).
@@ -38,6 +39,7 @@ class BlockStyle:
     """
 
     heads: Count = 1
+    heads_up: Count | None = None
     head_channels: Count | None = None
     attend_every: bool = False
     dropout: Share = 0.1
@@ -68,8 +70,18 @@ class NetworkStyle(BlockStyle):
         """Return a group normalisation for this number of channels."""
         return group_norm(channels, self.group_size, self.norm_eps)
 
+    def heads_of(self, channels: int) -> int:
+        """Return the number of attention heads for this number of channels; raise ValueError if it is no divisor."""
+        heads = channels // self.head_channels if self.head_channels else self.heads
+        if heads < 1 or channels % heads:
+            raise ValueError(
+                f"the channels of attention must be a multiple of the number of heads, at least 1; got {channels} "
+                f"channels and {heads} heads: change the width of the network, heads or head_channels"
+            )
+        return heads
+
     def join(self, skip: Tensor, update: Tensor) -> Tensor:
-        """Return skip + update; `skip_rescale` divides it by 2^(1/2), so that the variance does not grow with depth."""
+        """Return skip + update; if `skip_rescale`, over 2^(1/2), so that the variance does not grow with depth."""
         return (skip + update) * math.sqrt(0.5) if self.skip_rescale else skip + update
 
 
@@ -115,7 +127,7 @@ class ResidualBlock(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head attention of all positions to all positions or to a sequence of context vectors, added to its input.
+    """Multi-head attention from all positions to all positions, or to context vectors; it is added to the input.
 
     Sources: attention 1706.03762; over the positions of an image 2006.11239; to a context 2112.10752, section 3.3.
 
@@ -130,31 +142,29 @@ class Attention(nn.Module):
 
     def __init__(self, style: NetworkStyle, channels: int, context_features: int = 0):
         super().__init__()
-        self.heads = channels // style.head_channels if style.head_channels else style.heads
-        if self.heads < 1 or channels % self.heads:
-            raise ValueError(
-                f"the channels of attention must be a multiple of the number of heads, at least 1; got {channels} "
-                f"channels and {self.heads} heads: change the width of the network, heads or head_channels"
-            )
+        self.heads = style.heads_of(channels)
         self.style, self.norm = style, style.norm(channels)
         if context_features:
             self.query = convolution(style.dims, channels, channels, kernel=1)
             self.context = linear(context_features, 2 * channels)
         else:
-            # Query, key and value have the variance 0.1 / channels each, as in the code of 2011.13456.
+            # The weights of query, key and value have the variance 0.1 / channels, as in the code of 2011.13456.
             self.qkv = convolution(style.dims, channels, 3 * channels, kernel=1, scale=0.2)
         self.out = convolution(style.dims, channels, channels, kernel=1, scale=0.0)
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        """Attend from x (B, C, *space) to itself, or to context vectors (B, L, context_features)."""
+        """Attend from x (B, C, *space) to itself, or to context vectors (B, L, context_features) without NaN."""
         tokens = self.norm(x).flatten(2).transpose(1, 2)
         if context is None:
-            query, key, value = split_heads(_pointwise(self.qkv, tokens), 3, self.heads)
+            update = _pointwise(self.out, attend(*split_heads(_pointwise(self.qkv, tokens), 3, self.heads)))
         else:
+            known = ~context.isnan().any(dim=2)
+            is_null = ~known.any(dim=1)[:, None]  # no vector to attend to
             (query,) = split_heads(_pointwise(self.query, tokens), 1, self.heads)
-            key, value = split_heads(self.context(context), 2, self.heads)
-        update = _pointwise(self.out, attend(query, key, value))
-        return self.style.join(x, update.transpose(1, 2).reshape(x.shape))
+            key, value = split_heads(self.context(context.nan_to_num()), 2, self.heads)
+            update = _pointwise(self.out, attend(query, key, value, (known | is_null)[:, None, None]))
+        joined = self.style.join(x, update.transpose(1, 2).reshape(x.shape))
+        return joined if context is None else torch.where(is_null.reshape(-1, *(1,) * (x.ndim - 1)), x, joined)
 
 
 def _pointwise(conv: Any, tokens: Tensor) -> Tensor:
@@ -163,7 +173,7 @@ def _pointwise(conv: Any, tokens: Tensor) -> Tensor:
 
 
 class Block(nn.Module):
-    """A residual block; if `attends`, self-attention follows and, in a network with a context, attention to it."""
+    """A residual block; if `attends`, self-attention follows, then attention to the context if there is one."""
 
     def __init__(
         self,
@@ -194,13 +204,15 @@ def residual_resampling(style: NetworkStyle, channels: int, direction: str) -> B
     return Block(style, channels, channels, resample=direction)
 
 
-def convolution_resampling(style: NetworkStyle, channels: int, direction: str) -> ResampledConvolution:
-    """Return a convolution that halves or doubles the resolution (DDPM)."""
-    return ResampledConvolution(style.dims, channels, channels, direction, style.fir)
+def convolution_resampling(
+    style: NetworkStyle, channels: int, direction: str, centred: bool = False
+) -> ResampledConvolution:
+    """Return a convolution that halves or doubles the resolution (DDPM; `centred`: improved DDPM and ADM)."""
+    return ResampledConvolution(style.dims, channels, channels, direction, style.fir, centred)
 
 
 def filter_resampling(style: NetworkStyle, channels: int, direction: str) -> Resample:
-    """Return the resampling filter `fir` of the style alone, which has no parameters."""
+    """Return the resampling filter `style.fir` without a convolution; it has no parameters."""
     return Resample(style.dims, direction, style.fir)
 
 
@@ -234,7 +246,7 @@ class InputResidual(nn.Module):
 
     Args:
         style: the settings that all blocks share.
-        image_channels: channels of the image, which has those of the features at coarser resolutions.
+        image_channels: channels of the image that enters; the image that leaves has the channels of the features.
         channels: channels of the features.
     """
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
-from scoresde.networks.unet import PARTS
+from scoresde.networks.encoder import PARTS
 
 NETWORKS = "scoresde.networks."
 MODULES = {

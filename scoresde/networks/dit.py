@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from scoresde.arguments import Count, CountOrZero, Layers, Positive, Share, checked
-from scoresde.networks.embeddings import PositionalEmbedding, TimeEmbedding, named
+from scoresde.networks.embeddings import Classes, PositionalEmbedding, TimeEmbedding, named
 from scoresde.networks.layers import (
     CONVOLUTIONS,
     Border,
@@ -157,7 +157,7 @@ class DiT(nn.Module):
         mlp_ratio: number of hidden features of the feed-forward layers, in multiples of `width`.
         time_scale: factor that multiplies the noise label before its embedding; 1000 maps labels in [0, 1] to about the
             range of the paper's labels, 0 to 999.
-        classes: number of classes; 0 for none.
+        classes: number of classes, 0 for none; or of several labels by name.
         cond_features: length of the condition vector; 0 for none.
         dropout: dropout probability in the blocks.
         out_channels: channels of the output; default: those of the state (a learned variance needs twice as many).
@@ -182,7 +182,7 @@ class DiT(nn.Module):
         heads: Count = 6,
         mlp_ratio: Positive = 4.0,
         time_scale: Positive = 1000.0,
-        classes: CountOrZero = 0,
+        classes: Classes = 0,
         cond_features: CountOrZero = 0,
         dropout: Share = 0.0,
         out_channels: Count | None = None,
@@ -206,9 +206,8 @@ class DiT(nn.Module):
         position = PositionalEmbedding(LABEL_FEATURES, time_scale, endpoint=False)
         self.time = TimeEmbedding(position, LABEL_FEATURES, width, classes, cond_features)
         self.conditions = self.time.cond.parts
-        for layer in (self.time.inner, self.time.outer, self.time.cond.label):
-            if layer is not None:
-                nn.init.normal_(layer.weight, std=0.02)
+        for layer in (self.time.inner, self.time.outer, *self.time.cond.tables.values()):
+            nn.init.normal_(layer.get_parameter("weight"), std=0.02)
         hidden = int(mlp_ratio * width)
         self.blocks = nn.ModuleDict({f"block{i}": DiTBlock(width, heads, hidden, dropout) for i in range(depth)})
         self.final = FinalLayer(width, patch**dims * (out_channels or channels))

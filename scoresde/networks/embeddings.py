@@ -10,24 +10,35 @@ adds nothing), a tensor, or a dict of tensors:
 | "vector"  | (B, cond_features)                   | a linear map, added to the same features               |
 | "context" | (B, L, context_features)             | cross-attention in every block with attention          |
 
-A tensor of integers stands for {"label": tensor}, a tensor of floating-point numbers for {"vector": tensor}.
+A tensor of integers stands for {"label": tensor}, a tensor of floating-point numbers for {"vector": tensor}. A network
+may have several labels, each under a name of its own: `classes={"tone": 6, "group": 9}`.
+
+A single sample without a condition has the null condition: the label -1, or a vector of NaN. It adds nothing, as if the
+condition were missing. Context vectors that hold NaN are padding, which attention leaves out.
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from scoresde.arguments import Positive, checked
+from scoresde.arguments import Count, CountOrZero, Positive, checked
 from scoresde.networks.layers import cast_for, linear
 from scoresde.protocols import Condition
 from scoresde.tensors import FullPrecision, at_least_float32
 
 NULL = -1
 """The label of a sample without a class."""
+Classes = CountOrZero | Mapping[str, Count]
+"""The number of classes of the condition "label" (0 for none), or of several conditions by name."""
+
+
+def null_condition(part: Tensor) -> Tensor:
+    """Return the null condition of the shape of `part`: NaN for floating-point numbers, -1 for labels."""
+    return torch.full_like(part, math.nan if part.is_floating_point() else NULL)
 
 
 @checked
@@ -88,21 +99,22 @@ def _half(features: int, least: int) -> int:
     return features // 2
 
 
+@checked
 @dataclass(frozen=True)
 class Conditions:
     """The conditions that a network accepts in addition to the noise label.
 
     Args:
-        classes: number of classes; 0 for none.
+        classes: number of classes, 0 for none; or of several labels by name.
         cond_features: length of the condition vector; 0 for none.
         context_features: length of the context vectors that blocks with attention attend to; 0 for none.
-        cond_join: where the class and the vector are added, "output" or "input" of the time embedding, see
+        cond_join: where the classes and the vector are added, "output" or "input" of the time embedding, see
             `TimeEmbedding`.
     """
 
-    classes: int = 0
-    cond_features: int = 0
-    context_features: int = 0
+    classes: Classes = 0
+    cond_features: CountOrZero = 0
+    context_features: CountOrZero = 0
     cond_join: str = "output"
 
 
@@ -142,35 +154,44 @@ def named(cond: Condition, known: Iterable[str]) -> dict[str, Tensor]:
 
 
 class ConditionEmbedding(nn.Module):
-    """Embed a class label and a condition vector, and add the two embeddings; return None if both are missing.
+    """Embed class labels and a condition vector, and add the embeddings; return None if all are missing.
 
     Args:
         features: number of features of the output.
-        classes: number of classes; 0 for none.
+        classes: number of classes, 0 for none; or of several labels by name.
         cond_features: length of the condition vector; 0 for none.
 
     Raises:
+        ValueError: the name of a label is that of another condition or part of the network; in a call, a label or a
+            vector of another shape, or a label out of range (on a CPU, uncompiled; otherwise the device raises its own
+            error).
         TypeError: in a call, labels that are not integers, or a vector that is not floating-point.
-        ValueError: in a call, a label or a vector of another shape, or a label out of range (on a CPU, uncompiled;
-            otherwise the device raises its own error).
     """
 
-    def __init__(self, features: int, classes: int = 0, cond_features: int = 0):
+    def __init__(self, features: int, classes: Classes = 0, cond_features: int = 0):
         super().__init__()
-        self.classes, self.cond_features = classes, cond_features
-        self.label = nn.Embedding(classes, features) if classes else None
+        by_label = classes if isinstance(classes, Mapping) else {"label": classes}
+        self.classes, self.cond_features = {name: count for name, count in by_label.items() if count}, cond_features
+        for name, count in self.classes.items():
+            if name in ("vector", "context") or not name.isidentifier() or hasattr(self, name):
+                raise ValueError(f"the name of a label must be an identifier that is not in use; got {name!r}")
+            self.add_module(name, nn.Embedding(count, features))
         self.vector = linear(cond_features, features) if cond_features else None
 
     @property
     def parts(self) -> list[str]:
         """The names of the conditions that this module embeds."""
-        return [name for name in ("label", "vector") if getattr(self, name) is not None]
+        return [*self.classes, *(["vector"] if self.vector is not None else [])]
+
+    @property
+    def tables(self) -> dict[str, nn.Embedding]:
+        """The embedding of each label, by name."""
+        return {name: getattr(self, name) for name in self.classes}
 
     def forward(self, parts: dict[str, Tensor], batch: int) -> Tensor | None:
-        """Return the features (B, features) for `parts`: "label" (B,), "vector" (B, cond_features), both or neither."""
-        terms = []
-        if self.label is not None and "label" in parts:
-            terms.append(self._embed_label(self.label, parts["label"], batch))
+        """Return the features (B, features) for `parts`: labels (B,) by name, "vector" (B, cond_features)."""
+        tables = self.tables
+        terms = [_embed_label(tables[name], parts[name], batch, name) for name in tables if name in parts]
         if self.vector is not None and "vector" in parts:
             vector = parts["vector"]
             if not vector.is_floating_point():
@@ -179,34 +200,39 @@ class ConditionEmbedding(nn.Module):
                 raise ValueError(
                     f"expected condition vectors of shape ({batch}, {self.cond_features}); got {tuple(vector.shape)}"
                 )
-            terms.append(self._embed_vector(self.vector, vector))
+            terms.append(_embed_vector(self.vector, vector))
         return sum(terms[1:], start=terms[0]) if terms else None
 
-    def _embed_vector(self, layer: nn.Linear, vector: Tensor) -> Tensor:
-        """Return the linear map of a vector, computed in at least float32, as it may hold numbers such as years."""
-        vector = at_least_float32(vector)
-        with torch.autocast(vector.device.type, enabled=False):
-            return F.linear(vector, layer.weight.to(vector.dtype), layer.bias.to(vector.dtype)).to(layer.weight.dtype)
 
-    def _embed_label(self, table: nn.Embedding, label: Tensor, batch: int) -> Tensor:
-        """Return a row of the table for each sample, zero for the null class."""
-        if label.is_floating_point() or label.dtype == torch.bool:
-            raise TypeError(f"class labels must be integers; got {label.dtype}")
-        if label.shape != (batch,):
-            raise ValueError(f"expected class labels of shape ({batch},); got {tuple(label.shape)}")
-        null = label == NULL
-        try:  # the lookup checks the range; reading the values here would break compilation and vmap
-            rows = table(label.long().masked_fill(null, 0))
-        except IndexError as error:
-            raise ValueError(
-                f"class labels must lie in 0 .. {self.classes - 1}, or be {NULL} for no class; got a label outside of "
-                "this range: correct the labels, or build the network with more classes"
-            ) from error
-        return rows.masked_fill(null[:, None], 0.0)
+def _embed_vector(layer: nn.Linear, vector: Tensor) -> Tensor:
+    """Map a vector linearly, NaN to zero, in at least float32, because its entries may be large, such as years."""
+    vector = at_least_float32(vector)
+    null = vector.isnan().any(dim=1, keepdim=True)
+    with torch.autocast(vector.device.type, enabled=False):
+        mapped = F.linear(vector.masked_fill(null, 0.0), layer.weight.to(vector.dtype), layer.bias.to(vector.dtype))
+    return mapped.masked_fill(null, 0.0).to(layer.weight.dtype)
+
+
+def _embed_label(table: nn.Embedding, label: Tensor, batch: int, name: str) -> Tensor:
+    """Return a row of the table for each sample, zero for the null class."""
+    which = "class labels" if name == "label" else f"class labels {name!r}"
+    if label.is_floating_point() or label.dtype == torch.bool:
+        raise TypeError(f"{which} must be integers; got {label.dtype}")
+    if label.shape != (batch,):
+        raise ValueError(f"expected {which} of shape ({batch},); got {tuple(label.shape)}")
+    null = label == NULL
+    try:  # the lookup checks the range; reading the values here would break compilation and vmap
+        rows = table(label.long().masked_fill(null, 0))
+    except IndexError as error:
+        raise ValueError(
+            f"{which} must lie in 0 .. {table.num_embeddings - 1}, or be {NULL} for no class; got a label outside of "
+            "this range: correct the labels, or build the network with more classes"
+        ) from error
+    return rows.masked_fill(null[:, None], 0.0)
 
 
 class TimeEmbedding(nn.Module):
-    """Embed the noise label, and a class or a condition vector, as the features (B, features) that every block reads.
+    """Embed the noise label, classes and a condition vector as the features (B, features) that every block reads.
 
     Args:
         position: the embedding of the label, (B,) -> (B, channels).
@@ -225,7 +251,7 @@ class TimeEmbedding(nn.Module):
         position: nn.Module,
         channels: int,
         features: int,
-        classes: int = 0,
+        classes: Classes = 0,
         cond_features: int = 0,
         join: str = "output",
     ):

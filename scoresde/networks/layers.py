@@ -35,14 +35,17 @@ def cast_for(layer: Any, x: Tensor) -> Tensor:
 
 
 def initialise(layer: Layer, scale: float) -> Layer:
-    """Initialise a layer as in DDPM and return it: uniform weights of variance scale / (mean fan), zero bias."""
+    """Initialise a layer as in DDPM and return it: uniform weights of variance 2 scale / (fan_in + fan_out)."""
     nn.init.xavier_uniform_(layer.get_parameter("weight"), gain=math.sqrt(scale))
     nn.init.zeros_(layer.get_parameter("bias"))
     return layer
 
 
 def group_norm(channels: int, group_size: int = 4, eps: float = 1e-6) -> nn.GroupNorm:
-    """Return a group normalisation with at most 32 groups of at least `group_size` channels, if there are so many."""
+    """Return a group normalisation with as many groups as possible: at most 32, of at least `group_size` channels each.
+
+    With fewer than `group_size` channels there is one group.
+    """
     most = min(MAX_GROUPS, max(channels // group_size, 1))
     groups = next(g for g in range(most, 0, -1) if channels % g == 0)
     return nn.GroupNorm(groups, channels, eps=eps)
@@ -61,7 +64,7 @@ def spatial_sides(image_size: int | Sequence[int]) -> tuple[int, ...]:
 
 
 class Border:
-    """Add a border of zeros to states (B, C, *sides), so that each side is a multiple of a number, and remove it.
+    """Pad states (B, C, *sides) with zeros to sides that are multiples of a number, and crop them again.
 
     Args:
         image_size: see `spatial_sides`.
@@ -105,20 +108,22 @@ def check_shape(x: Tensor, shape: Sequence[int]) -> None:
 
 
 def split_heads(features: Tensor, parts: int, heads: int) -> tuple[Tensor, ...]:
-    """Split features (B, positions, parts C) into `parts` tensors (B, heads, positions, C / heads)."""
+    """Split features (B, positions, parts * C) into `parts` tensors (B, heads, positions, C / heads)."""
     return features.unflatten(2, (parts, heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
 
 
-def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
     """Return softmax(query key^T / C^(1/2)) value for (B, heads, positions, C), heads merged: (B, positions, heads C).
+
+    `mask` (B, 1, 1, positions of the keys) is True for the keys that take part; None for all.
 
     The fused kernels raise NotImplementedError in forward-mode differentiation; unfused operations then replace them.
     """
     try:
-        mixed = F.scaled_dot_product_attention(query, key, value)
+        mixed = F.scaled_dot_product_attention(query, key, value, mask)
     except NotImplementedError:
         with sdpa_kernel(SDPBackend.MATH):
-            mixed = F.scaled_dot_product_attention(query, key, value)
+            mixed = F.scaled_dot_product_attention(query, key, value, mask)
     return mixed.transpose(1, 2).flatten(2)
 
 

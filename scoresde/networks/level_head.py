@@ -88,7 +88,10 @@ class LevelHead(nn.Module):
         return self._denoise(y, s, logits.unflatten(1, (y.shape[1], self.levels)).movedim(2, -1)).to(dtype)
 
     def _denoise(self, y: Tensor, s: Tensor, logits: Tensor) -> Tensor:
-        """Return sum_k p_k m_k, in float64 if the device has it: for large s, L_k is a small difference."""
+        """Return sum_k p_k m_k of the module docstring.
+
+        The sum is computed in float64 if the device has it: for large s, L_k is a small difference.
+        """
         edges = torch.linspace(self.low, self.high, self.levels + 1, dtype=y.dtype, device=y.device)
         log_likelihood, means = self.likelihood(y[..., None], s.reshape(-1, *(1,) * y.ndim), edges)
         posterior = torch.softmax(logits.to(y.dtype) + log_likelihood, dim=-1)
@@ -96,16 +99,22 @@ class LevelHead(nn.Module):
 
 
 def _boxes(y: Tensor, s: Tensor, edges: Tensor) -> tuple[Tensor, Tensor]:
-    """Return log L_k and m_k, each (B, C, *space, K), of the boxes between edges (K + 1,) at y (B, C, *space, 1)."""
+    """Return log L_k and m_k of the module docstring, each (B, C, *space, K), for y (B, C, *space, 1).
+
+    `edges` (K + 1,) are the edges of the boxes.
+    """
     z = (edges - y) / s
     log_box, log_density = _log_interval(z[..., :-1], z[..., 1:]), -0.5 * (z.square() + math.log(2 * math.pi))
     offset = torch.exp(log_density[..., :-1] - log_box) - torch.exp(log_density[..., 1:] - log_box)
-    # The mean of a box lies in it; far out in a tail the computed offset is only rounding error.
+    # The mean m_k lies in box k; far out in a tail the computed offset is only rounding error.
     return log_box, torch.clamp(y + s * offset, min=edges[:-1], max=edges[1:])
 
 
 def _points(y: Tensor, s: Tensor, edges: Tensor) -> tuple[Tensor, Tensor]:
-    """Return log N(y; c_k, s^2) up to a constant (B, C, *space, K), and c_k (K,), midway between the edges (K + 1,)."""
+    """Return log N(y; c_k, s^2) up to a constant, (B, C, *space, K), and the centres c_k of the boxes, (K,).
+
+    `edges` (K + 1,) are the edges of the boxes.
+    """
     centres = (edges[:-1] + edges[1:]) / 2
     return -0.5 * ((y - centres) / s).square(), centres
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from scoresde.arguments import Count, CountOrZero, Layers, Positive, Share, checked
-from scoresde.networks.embeddings import PositionalEmbedding, TimeEmbedding, named
+from scoresde.networks.embeddings import Classes, PositionalEmbedding, TimeEmbedding, named
 from scoresde.networks.layers import cast_for, check_shape, linear
 from scoresde.protocols import Condition
 
@@ -36,7 +36,7 @@ class MLP(nn.Module):
         depth: number of residual layers.
         dropout: dropout probability in the residual layers.
         time_scale: highest frequency of the embedding of the noise label, see `PositionalEmbedding`.
-        classes: number of classes; 0 for none.
+        classes: number of classes, 0 for none; or of several labels by name.
         cond_features: length of the condition vector; 0 for none.
     """
 
@@ -49,7 +49,7 @@ class MLP(nn.Module):
         depth: Layers = 3,
         dropout: Share = 0.0,
         time_scale: Positive = 1000.0,
-        classes: CountOrZero = 0,
+        classes: Classes = 0,
         cond_features: CountOrZero = 0,
     ):
         super().__init__()

@@ -21,14 +21,15 @@ from typing import Annotated, Any
 
 from scoresde.networks.blocks import BlockStyle, InputResidual, convolution_resampling
 from scoresde.networks.embeddings import Conditions, FourierEmbedding, PositionalEmbedding
-from scoresde.networks.unet import PARTS, Ends, UNet
+from scoresde.networks.encoder import PARTS, Ends
+from scoresde.networks.unet import UNet
 
 Options = Annotated[Any, UNet, BlockStyle, Conditions, Ends]
 """The arguments of these classes."""
 
 
 def ddpm(image_size: int | Sequence[int] = 32, width: int = 128, **options: Options) -> UNet:
-    """Return DDPM's U-Net (2006.11239, appendix B), attending once a resolution on the way up, as in 2011.13456's code.
+    """Return DDPM's U-Net (2006.11239, appendix B), attending once per resolution on the way up (2011.13456's code).
 
     Args:
         image_size: side of square images, or the list of their sides.

@@ -88,6 +88,8 @@ class ResampledConvolution(nn.Module):
     """A convolution of width 3 that halves or doubles the resolution.
 
     Without taps (DDPM), "down" keeps every second position of a convolution, and "up" convolves the repeated values.
+    Position i of the output of "down" reads the positions 2i .. 2i + 2 of the input (DDPM), or, if `centred`,
+    2i - 1 .. 2i + 1 (improved DDPM, 2102.09672, and ADM, 2105.05233).
     With taps (NCSN++), the filter is followed by the convolution, with zero padding around the input only.
 
     Args:
@@ -95,15 +97,23 @@ class ResampledConvolution(nn.Module):
         in_channels, out_channels: channels of the input and of the output.
         direction: "down" or "up".
         taps: taps of the filter, see `Resample`; None for no filter.
+        centred: whether "down" without taps reads as many positions to the left as to the right.
 
     Raises:
         ValueError: see `Resample`.
     """
 
     def __init__(
-        self, dims: int, in_channels: int, out_channels: int, direction: str, taps: Sequence[float] | None = None
+        self,
+        dims: int,
+        in_channels: int,
+        out_channels: int,
+        direction: str,
+        taps: Sequence[float] | None = None,
+        centred: bool = False,
     ):
         super().__init__()
+        self.margins = ((1, 0) if centred else (0, 1)) * dims  # the sides are even
         self.dims, self.is_up = dims, _is_up(direction)
         self.filter = None if taps is None else Filter(dims, direction, taps)
         # On the way up, the output of a filter with more than two taps has the margin that the convolution reads.
@@ -113,7 +123,7 @@ class ResampledConvolution(nn.Module):
 
     def forward(self, x: Tensor, *unused: Tensor | None) -> Tensor:
         if self.filter is None:
-            return self.conv(F.interpolate(x, scale_factor=2) if self.is_up else F.pad(x, (0, 1) * self.dims))
+            return self.conv(F.interpolate(x, scale_factor=2) if self.is_up else F.pad(x, self.margins))
         if self.is_up:
             return self.conv(self.filter(x, padding=max(self.filter.taps // 2 - 2, 0)))
         return self.conv(self.filter(x, padding=self.filter.taps // 2, stride=1))

@@ -50,7 +50,7 @@ def film_section(
 
 
 def image_frames(files: RunFiles, film: Film, labels: list[str]) -> list[tuple[Picture, Picture]]:
-    """Return the pictures of the states and of the denoised views at each time shown."""
+    """Return the pictures of the states x_t and of the denoised views E[x_0 | x_t] at each time shown."""
 
     def picture(x: Tensor, name: str, label: str) -> Picture:
         x = x[:MOST_IMAGES]

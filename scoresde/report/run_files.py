@@ -60,7 +60,8 @@ class RunFiles:
     """
 
     def __init__(self, path: Path, config: Mapping[str, Any]):
-        """
+        """Read the files of a run.
+
         Args:
             path: the run's directory.
             config: the run's configuration, a plain mapping.
@@ -92,12 +93,12 @@ class RunFiles:
         self.commit = last.get("commit")
 
     def is_current(self, line: Line) -> bool:
-        """Return whether a line is about the present checkpoint; lines that name no checkpoint count as such."""
+        """Return whether a line is about the present checkpoint; a line that names no checkpoint counts as current."""
         checkpoint = (line.get("provenance") or {}).get("checkpoint")
         return checkpoint is None or self.checkpoint is None or checkpoint == self.checkpoint
 
     def lines(self, kind: str) -> list[Line]:
-        """Return the lines of a kind, the latest last: those of the present checkpoint if there are any.
+        """Return the lines of a kind about the present checkpoint, or all of this kind if there are none; latest last.
 
         Raises:
             ValueError: a likelihood has no mean.

@@ -34,7 +34,7 @@ FEW = 200  # up to this number of points, they are drawn large
 CURVES = 12  # largest number of series in a chart
 CHANNELS = 4  # largest number of channels of series; each has a chart
 DIMENSIONS = 64  # largest number of coordinates in a chart
-FLOW_PATHS, REVERSE_PATHS, OTHER_PATHS = 12, 3, 6  # paths of the ODE and of the SDE in the plane; others of each
+FLOW_PATHS, REVERSE_PATHS, OTHER_PATHS = 12, 3, 6  # numbers of paths: ODE and SDE in the plane; others
 MOST_NOISE, LEAST_NOISE = -6.0, 12.0  # log-SNR at which paths in the plane begin, and at which other paths end
 SQUARE = 340.0  # height of a chart of the plane
 
@@ -95,7 +95,7 @@ def coordinate_chart(samples: Tensor, data: Tensor | None) -> Chart:
 
 
 def series_chart(samples: Tensor, channel: int) -> Chart:
-    """Draw one channel of the first series."""
+    """Draw one channel of the first series, at most `CURVES` of them."""
     axes, x = new_axes("position", "value"), samples[:CURVES, channel].double().cpu()
     draw_lines(axes, np.arange(x.shape[1]), x.T)
     low, high = x.aminmax()
@@ -120,7 +120,7 @@ def principal_directions(x: Tensor, count: int) -> Tensor:
 
 
 def film_panels(files: RunFiles, film: Film, labels: Sequence[str]) -> list[tuple[Markup, Markup]]:
-    """Draw the states and the denoised views at each time of the film, on equal axes without numbers."""
+    """Draw the states and the denoised views E[x_0 | x_t] at each time of the film, on equal axes without numbers."""
     parts = {"States": film.flow[film.frames], "Denoised views": film.denoised}
     if files.kind == "series":
         parts = {name: part[:, :CURVES, 0].double() for name, part in parts.items()}
@@ -138,7 +138,7 @@ def film_panels(files: RunFiles, film: Film, labels: Sequence[str]) -> list[tupl
 
 
 def panel(files: RunFiles, x: Tensor, title: str, everything: Tensor) -> Markup:
-    """Draw series (S, L) or points (S, 1 or 2) in a square, on axes that hold `everything` (N, L or 1 or 2)."""
+    """Draw series (S, L) or points (S, 1 or 2) in a square, on axes that span `everything` (N, L or 1 or 2)."""
     figure = Figure((PANEL / UNITS_PER_INCH, PANEL / UNITS_PER_INCH), frameon=False)
     axes = figure.add_axes((0.01, 0.01, 0.98, 0.98), xticks=[], yticks=[], facecolor="none")
     axes.spines[:].set_color(RULE)

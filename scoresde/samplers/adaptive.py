@@ -1,9 +1,10 @@
-r"""Error control for each sample: the reverse SDE, with a step size for each sample.
+r"""Sampling of the reverse SDE with error control and a step size for each sample.
 
-`ErrorControlled` compares a step of Euler-Maruyama with one of the stochastic improved Euler method, whose drift uses
-both ends. It continues from the second, and sets the step size by their difference (2105.14080, algorithm 1). The paper
-applies both methods to x and t. This module applies them to the same SDE in other variables, in which it is not stiff
-and the same for all Gaussian paths: with A = cos phi, S = sin phi, phi = atan(sigma/alpha), and the rescaled state
+`ErrorControlled` compares a step of Euler-Maruyama with one of the stochastic improved Euler method, which uses the
+drift at both ends of the step. It continues from the result of the second, and sets the step size by the difference of
+the two (2105.14080, algorithm 1). The paper applies both methods to x and t. This module applies them in other
+variables, in which the SDE is not stiff and is the same for all Gaussian paths: with A = cos phi, S = sin phi,
+phi = atan(sigma/alpha), and the rescaled state
 
     w = x / (alpha^2 + sigma^2)^(1/2),        V = A E[eps | x] - S E[x_0 | x],
 
@@ -61,7 +62,7 @@ class Bridges:
     drawn, or on their order.
 
     Args:
-        clock: the starts of the processes, with the value 0, (n,), float64; -inf is allowed.
+        clock: the clock at which each process starts with the value 0, (n,), float64; -inf is allowed.
         like: a state (n, *), for shape, dtype and device.
     """
 
@@ -104,8 +105,8 @@ class Bridges:
 class AngularPath:
     """A transition of a path in the variable nu of the module docstring, from `start` to `end`; float64, on the CPU.
 
-    The time of a nu is interpolated in a table: it is the exact time of a nearby nu, at which everything is then
-    computed. So no path is inverted in the loop, and no digit is lost.
+    The time of a given nu is interpolated in a table, which is only approximate. The step is therefore made to the nu
+    of the interpolated time, which `nu` computes exactly. So no path is inverted in the loop, and no digit is lost.
     """
 
     def __init__(self, sde: SDE, t_from: Tensor, t_to: Tensor):
@@ -120,7 +121,7 @@ class AngularPath:
         self._times = torch.cat([t_from[None], inner, t_to[None]])
 
     def nu(self, t: Tensor) -> Tensor:
-        """nu at t."""
+        """Return nu at time t."""
         return torch.asinh(COARSE * self.sde.alpha(t) / self.sde.sigma(t))
 
     def time(self, nu: Tensor) -> Tensor:
@@ -145,7 +146,7 @@ class AngularPath:
         pace = -COARSE * torch.cosh(inner) / (torch.sinh(inner).square() + COARSE**2)  # dphi/dnu
         decay = torch.exp(self.log_signal(inner) - self.log_signal(after)[:, None]) ** (l * l)
         slope = (1 + l * l) * WEIGHTS * decay * pace * (after - nu)[:, None]
-        total = torch.exp(self.log_signal(nu) - self.log_signal(after)) ** (l * l)  # 0^0 = 1: the ODE, from alpha = 0
+        total = torch.exp(self.log_signal(nu) - self.log_signal(after)) ** (l * l)  # l = 0 from alpha = 0: 0^0 = 1
         return total, slope.sum(dim=1), (slope * part).sum(dim=1)
 
 
@@ -270,7 +271,7 @@ class ErrorControlled(Sampler):
         return segments(sde, self.segments)
 
     def step(self, model: BaseModel, x: Tensor, t_from: Tensor, t_to: Tensor, stream: RandomStream) -> Tensor:
-        """The state at t_to, from x (B, *) at t_from > t_to; computed in float64 on devices that have it.
+        """Return the state at t_to, from x (B, *) at t_from > t_to; computed in float64 on devices that have it.
 
         Raises:
             RuntimeError: samples did not arrive; the message gives their number, first indices and times, and the
@@ -314,7 +315,7 @@ class ErrorControlled(Sampler):
         return views.v, t
 
     def _judge(self, runs: _Runs, velocity: Tensor, largest: float) -> Tensor:
-        """Accept or reject the steps whose end was evaluated; set the next step sizes; return the accepted (n,)."""
+        """Accept or reject the steps whose end was evaluated; set the next step sizes; return which were accepted."""
         low = runs.there.w
         high = low + broadcast(runs.there.gain, velocity) * (velocity - runs.velocity)
         size = torch.maximum(low.abs(), runs.previous.abs())
@@ -330,7 +331,7 @@ class ErrorControlled(Sampler):
         return good
 
     def _propose(self, path: AngularPath, runs: _Runs, stream: RandomStream) -> None:
-        """Propose the end of the step, with w' there, for the samples that were evaluated at the start of one."""
+        """Propose the end of the next step, with w' there, for all samples but those whose step was just accepted."""
         which = runs.landing.nonzero().flatten()
         if not len(which):
             return

@@ -25,7 +25,7 @@ Corrector = Callable[[BaseModel, Tensor, Tensor, RandomStream], Tensor]
 
 
 def langevin(x: Tensor, score: Tensor, step: Tensor, z: Tensor) -> Tensor:
-    """x + h score + (2h)^(1/2) z."""
+    """Return x + h score + (2h)^(1/2) z, with h = `step`, () or (B,)."""
     return x + broadcast(step, x) * score + broadcast(torch.sqrt(2 * step), x) * z
 
 
@@ -122,7 +122,7 @@ class MALA:
         self.step, self.steps = step, steps
 
     def __call__(self, model: BaseModel, x: Tensor, t: Tensor, stream: RandomStream) -> Tensor:
-        """The state at t after `steps` steps, each of them accepted or rejected."""
+        """Return the state at t after `steps` steps, each of them accepted or rejected."""
         h = self.step * model.sde.sigma(t).square()
         score = model.predict(x, t).score
         for _ in range(self.steps):

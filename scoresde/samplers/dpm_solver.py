@@ -57,7 +57,7 @@ class DPMSolverPP(Multistep):
 
 
 def _published(lams: Sequence[float], h: float, rate: float) -> list[float]:
-    """Return the weights of "2M" (2211.01095, algorithm 2) or "3M", from the step h and the lambda of the views."""
+    """Return the weights of "2M" (2211.01095, algorithm 2) or "3M" for the denoiser at `lams`; rate = 1 + l^2."""
     phi1 = -math.expm1(-rate * h)
     if len(lams) == 2:
         half = 0.5 * phi1 * h / (lams[0] - lams[1])
@@ -75,12 +75,12 @@ def _published(lams: Sequence[float], h: float, rate: float) -> list[float]:
 class DPMSolver(Linear):
     """DPM-Solver (2206.00927, algorithms 1, 2) and DPM-Solver++ (2211.01095, algorithm 1), single-step.
 
-    The last stage of order 2 uses the view at the middle for the whole step; the last stage of order 3 uses the line
-    through the first and the last view.
+    The last stage of order 2 uses the view (see Args) at the middle for the whole step; the last stage of order 3 uses
+    the line through the first and the last view.
 
     Args:
         order: 1 (DDIM), 2 or 3; also the number of evaluations a step.
-        view: "denoised" is DPM-Solver++, "noise" DPM-Solver.
+        view: what is integrated: "denoised", E[x_0 | x], is DPM-Solver++; "noise", E[eps | x], is DPM-Solver.
 
     Raises:
         ValueError: order or view is none of these; in a run, alpha = 0 at the start or sigma = 0 at the end of a
@@ -119,7 +119,10 @@ class DPMSolver(Linear):
         return Row(tuple(stages))
 
     def _integrals(self, here: Point, end: Point, h: float) -> tuple[float, float, float, float]:
-        """Return (a, scale, weighted integral of 1, that of (lambda - lambda_t)/h) over a step h to `end`."""
+        """Return (a, scale, constant, slope) with x_s = a x_t + scale (constant V + slope D) over a step h to `end`.
+
+        This holds for the view V + D (lambda - lambda_t)/h, linear in lambda.
+        """
         data = self.view == "denoised"
         rate = 1 if data else -1
         constant = -math.expm1(-rate * h)

@@ -42,12 +42,12 @@ def _check_positive(name: str, value: float) -> None:
 
 
 def _ends(sde: SDE) -> Tensor:
-    """t_max and t_min."""
+    """Return (t_max, t_min), float64 (2,)."""
     return torch.tensor([sde.t_max, sde.t_min], dtype=torch.float64)
 
 
 def _roots(high: float, low: float, power: float, steps: int) -> Tensor:
-    """steps + 1 values from high^(1/power) to low^(1/power), in equal steps."""
+    """Return steps + 1 values from high^(1/power) to low^(1/power), in equal steps."""
     return torch.linspace(high ** (1 / power), low ** (1 / power), steps + 1, dtype=torch.float64)
 
 
@@ -94,7 +94,7 @@ quadratic = Power(2.0)
 
 
 def uniform_log_snr(sde: SDE, steps: int) -> Tensor:
-    """steps + 1 times from t_max to t_min, uniform in log-SNR; `bounded_log_snr` if that is infinite at an end."""
+    """Return steps + 1 times uniform in log-SNR; those of `bounded_log_snr` if the log-SNR is infinite at an end."""
     ends = sde.log_snr(_ends(sde))
     if not bool(torch.isfinite(ends).all()):
         return bounded_log_snr(sde, steps)
@@ -196,11 +196,12 @@ uniform_angle, angle = Angle(1.0), Angle(2.0)
 
 @dataclass(frozen=True)
 class Bounded:
-    """The grid `Angle(power, scale=scale)`, on which few steps do not spread over the levels of almost no noise.
+    """The grid `Angle(power, scale=scale)`; if steps are few, the last one alone covers the range of almost no noise.
 
-    If sigma(t_min) = 0, the last step goes from r = 0.002 to t_min. If r at t_min is positive but below 0.0002 (sub-VP:
-    1e-6), the last step goes there from the lowest r, at most 0.002, that the steps before it reach if the last of them
-    is not longer than `longest` in log r. With so many steps that the last step would be shorter, it is `Angle` again.
+    If r = sigma/alpha is 0 at t_min, the last step goes from r = 0.002 to t_min. If r at t_min is positive but below
+    0.0002 (sub-VP: 1e-6), the last step starts at the lowest r, at most 0.002, that the other steps can reach without
+    one of them being longer than `longest` in log r. With so many steps that the last step would be shorter than
+    `longest` too, the grid is `Angle(power, scale=scale)`.
 
     Args:
         power, scale: see `Angle`.
@@ -220,7 +221,7 @@ class Bounded:
         return torch.cat([Angle(self.power, min(low, LOWEST), self.scale)(sde, steps - 1), ends[1:]])
 
     def _reached(self, high: float, steps: int) -> float:
-        """Return the r at the end of `steps` steps from `high`, if the last step, the longest, is `longest`."""
+        """Return the r that `steps` steps from `high` reach if the last of them, the longest in log r, is `longest`."""
         root = math.atan(high / self.scale) ** (1 / self.power)
         root /= 1 + steps * math.expm1(min(self.longest, 700.0) / self.power)
         return self.scale * math.tan(root**self.power)

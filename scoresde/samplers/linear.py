@@ -46,8 +46,8 @@ def check_signal(sde: SDE, here: Point, method: object) -> None:
 class Stage:
     """An evaluation at t and the next state, a x + sum_j b_j V_j + c z.
 
-    learned: (log v_0, log v_1), the bounds between which the network sets the variance; c is then the square root of
-    that variance.
+    learned: (log v_0, log v_1), if the network sets the variance of the noise between v_0 and v_1; the square root of
+    this variance then replaces c.
     """
 
     t: Tensor
@@ -72,7 +72,11 @@ class Row:
 
 
 class Memory(NamedTuple):
-    """Values passed to the next transition: the predicted state, a x + c z of the last stage, and the last views."""
+    """Values that a transition passes to the next one.
+
+    predicted: the state at its end; a corrector acts only if the next transition starts from this very tensor. anchor:
+    a x + c z of its last stage. views: the last `Linear.past` views, the newest first.
+    """
 
     predicted: Tensor | None = None
     anchor: Tensor | None = None
@@ -105,23 +109,26 @@ class Linear:
 
         Args:
             sde: the path.
-            nodes: the points with a known view, at most `past` of them: the point at t_from, then the starts of earlier
-                transitions, the newest first.
+            nodes: the points at which the combined views are evaluated, at most `past`: the point at t_from, then the
+                starts of earlier transitions, the newest first.
             target: the point at t_to.
             left: number of transitions left, this one included.
         """
         raise NotImplementedError(f"{type(self).__name__} must define row(sde, nodes, target, left)")
 
     def correction(self, nodes: Sequence[Point], target: Point, left: int) -> tuple[float, ...]:
-        """Return the b of the transition with the view at `target` as the newest; empty without a corrector."""
+        """Return the b that repeat the step to `target` with the view there as the newest; () without a corrector."""
         return ()
 
     def plan(self, sde: SDE, transitions: Sequence[Transition]) -> list[Row]:
-        """Return the coefficients of every transition; one that does not continue the one before drops past views."""
+        """Return the coefficients of every transition.
+
+        A transition combines earlier views only if the previous one ended at its start and went to less noise.
+        """
         starts, targets = (points(sde, times) for times in zip(*transitions, strict=True))
         rows: list[Row] = []
         nodes: list[Point] = []
-        before = math.inf  # where the transition before ended
+        before = math.inf  # the time at which the previous transition ended
         for here, target, left in zip(starts, targets, range(len(starts), 0, -1), strict=True):
             follows = float(here.t) == before and float(nodes[0].t) > before
             correct = self.correction(nodes, here, left + 1) if follows else ()

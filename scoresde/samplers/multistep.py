@@ -1,7 +1,8 @@
 r"""The base of multistep methods, and the exact weights of exponential integrators in lambda = log(alpha/sigma).
 
-A multistep method puts a polynomial through the last values of a view and integrates it over the step. A corrector
-repeats this with the value at the end of the step as a further point (`samplers.linear`).
+A multistep method puts a polynomial through the last values of a view (E[x_0 | x], E[eps | x] or E[v | x]) and
+integrates it over the step. A corrector repeats this with the value at the end of the step as a further point
+(`samplers.linear`).
 
 DPM-Solver++, UniPC and SA-Solver approximate the denoiser by a polynomial in lambda. The reverse family of noise level
 l has the exact solution (2211.01095, eq. 8; 2309.05019, eq. 10)
@@ -44,7 +45,7 @@ def lagrange(nodes: Sequence[float], at: np.ndarray) -> np.ndarray:
 
 
 def exponential_weights(nodes: Sequence[float], start: float, end: float, rate: float) -> list[float]:
-    r"""w_j = \int_start^end rate e^(-rate (end - lambda)) L_j(lambda) dlambda, L_j the Lagrange polynomials."""
+    r"""Return w_j = \int_start^end rate e^(-rate (end - lambda)) L_j(lambda) dlambda, L_j the Lagrange polynomials."""
     if len(nodes) == 1:
         return [-math.expm1(-rate * (end - start))]
     at = 0.5 * (end + start) + 0.5 * (end - start) * NODES
@@ -80,11 +81,11 @@ class Multistep(Linear):
         self.past, self.stochastic = max(order, corrector), self.l > 0
 
     def level(self, here: Point) -> float:
-        """The noise level of a step from `here`."""
+        """Return the noise level l of a step from `here`."""
         return self.l
 
     def coordinate(self, point: Point) -> float:
-        """The variable of the polynomial."""
+        """Return the variable of the polynomial at a point."""
         return point.lam
 
     def transport(self, here: Point, target: Point) -> tuple[float, float]:
@@ -112,7 +113,7 @@ class Multistep(Linear):
         return self.weights([target, *known], nodes[0], target)
 
     def _limited(self, nodes: Sequence[Point], target: Point, left: int) -> Sequence[Point]:
-        """Return as many nodes as `final` allows; one for a long last step, to where (almost) no noise is left."""
+        """Return the first nodes, as many as `final` allows; one for a long step to where (almost) no noise is left."""
         if target.ratio < min(CLEAN, nodes[0].ratio / 4):
             return nodes[:1]
         return nodes[: left - 1 + self.final] if self.final else nodes

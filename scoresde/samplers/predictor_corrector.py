@@ -94,11 +94,11 @@ class PredictorCorrector(Sampler):
         self.corrector, self.order = corrector, order
 
     def transitions(self, sde: SDE) -> list[Transition]:
-        """The consecutive pairs of the grid."""
+        """Return the consecutive pairs of times of the grid."""
         return transitions(self.grid(sde, self.steps), sde)
 
     def plan(self, sde: SDE, transitions: Sequence[Transition]) -> Sequence[Any]:
-        """Return the times of each transition and the entry of the predictor's plan for it."""
+        """Return for each transition its times and the predictor's coefficients, the entry of `predictor.plan`."""
         return list(zip(transitions, self.predictor.plan(sde, transitions), strict=True))
 
     def advance(self, model: BaseModel, x: Tensor, entry: Any, stream: RandomStream, memory: Any) -> tuple[Tensor, Any]:
@@ -112,7 +112,7 @@ class PredictorCorrector(Sampler):
         return x, memory
 
     def denoise(self, model: BaseModel, x: Tensor, t: Tensor, stream: RandomStream) -> Tensor:
-        """Return E[x_0 | x] of the last state, which order="corrector_first" corrects once more before."""
+        """Return E[x_0 | x] of the last state, after one more correction if order="corrector_first"."""
         if self.corrector is not None and self.order == "corrector_first":
             x = self.corrector(model, x, t, stream)
         return super().denoise(model, x, t, stream)
@@ -141,7 +141,7 @@ class ProbabilityFlow(Sampler):
         self.solver, self.segments = solver, segments
 
     def transitions(self, sde: SDE) -> list[Transition]:
-        """The consecutive pairs of the segments."""
+        """Return the pairs (t_from, t_to) of the segments."""
         return segments(sde, self.segments)
 
     def step(self, model: BaseModel, x: Tensor, t_from: Tensor, t_to: Tensor, stream: RandomStream) -> Tensor:

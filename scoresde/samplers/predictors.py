@@ -89,7 +89,7 @@ class StochasticHeun(ReverseFamilyStep):
         (f0, k0, g0), (f1, k1, g1) = self.drift(sde, t), self.drift(sde, s)
         c = math.sqrt(0.5 * (g0 * g0 + g1 * g1) * abs(h))
         first = Stage(t, 1 + h * f0, (h * k0,), c)
-        # The second drift is f1 y + k1 E with y as above, a combination of x, the first view and z.
+        # The second drift is f1 y + k1 E[eps | y], where y is a combination of x, E[eps | x] and z.
         a = 1 + 0.5 * h * (f0 + f1 * first.a)
         b = (0.5 * h * k1, 0.5 * h * (k0 + f1 * first.b[0]))
         return Row((first, Stage(s, a, b, c * (1 + 0.5 * h * f1))))

@@ -35,7 +35,7 @@ from scoresde.tensors import (
 )
 from scoresde.wrappers import for_inference
 
-MOST_SIGNAL = math.log(0.1)  # largest log-SNR at the first time of a grid at which samples may start from pure noise
+MOST_SIGNAL = math.log(0.1)  # samples may start from pure noise if the log-SNR at the first time is at most this
 
 StepFunction = Callable[[BaseModel, Tensor, Tensor, Tensor, RandomStream], Tensor]
 """(model, x, t_from, t_to, stream) -> the state at t_to, from the state x (B, *) at t_from; times float64, ()."""
@@ -43,7 +43,7 @@ StepFunction = Callable[[BaseModel, Tensor, Tensor, Tensor, RandomStream], Tenso
 
 @runtime_checkable
 class Step(Protocol):
-    """A step that prepares all transitions before the loop, and may have a memory.
+    """A step that prepares all transitions before the loop, and may pass a memory from one transition to the next.
 
     plan: returns one entry for each transition. advance: returns the state at the end of the transition of that entry,
     and the memory for the next transition; the first transition gets the memory None. A step may have an attribute
@@ -57,7 +57,7 @@ class Step(Protocol):
 
 
 class PlainStep:
-    """A step whose plan is the list of transitions, without a memory. A subclass defines `step`."""
+    """A step that prepares nothing and passes no memory to the next transition. A subclass defines `step`."""
 
     grid: Grid = uniform_time
 
@@ -182,12 +182,12 @@ class Sampler(PlainStep):
             PriorMismatch: the samples started from pure noise, and the noise at t_max does not hide them.
 
         Raises:
-            ValueError: both or neither of shape and x_T, states that are not floating-point numbers (B, *), a number of
-                seeds other than B, a negative trajectory, a shape if states at the first time are more than noise,
-                neither transitions nor `denoise_final`, a step or a constraint that returns another shape, or a model
-                in training mode with dropout or BatchNorm.
-            TypeError: a step or a constraint that returns no tensor.
-            RuntimeError: samples that are NaN or infinite.
+            ValueError: both or neither of shape and x_T are given, the states are not floating-point numbers (B, *),
+                the number of seeds is not B, trajectory is negative, shape is given although states at the first time
+                are not pure noise, there are neither transitions nor `denoise_final`, a step or a constraint returns
+                another shape, or the model has dropout or BatchNorm in training mode.
+            TypeError: a step or a constraint returns no tensor.
+            RuntimeError: samples are NaN or infinite.
         """
         if not isinstance(trajectory, int) or (every := int(trajectory)) < 0:
             raise ValueError(f"trajectory must be True, False or a positive integer; got {trajectory}")
@@ -236,7 +236,7 @@ class Sampler(PlainStep):
 
 
 def _constrained(constraint: Constraint, model: BaseModel, x: Tensor, t: Tensor, stream: RandomStream) -> Tensor:
-    """Return the constrained state: a new tensor if x was written into, as methods compare x with their memory."""
+    """Return the constrained state, as a copy if x was written into: methods know a changed state by its new tensor."""
     before = None if x.is_inference() else x._version
     constrained = constraint(model, x, t, stream)
     check_shape_of_states("the constrained state", constrained, x)
@@ -247,7 +247,7 @@ def _constrained(constraint: Constraint, model: BaseModel, x: Tensor, t: Tensor,
 
 
 def _refuse_nan(x: Tensor) -> None:
-    """Raise RuntimeError if samples are not finite, with their indices; the first synchronisation with the device."""
+    """Raise RuntimeError with the indices of the samples that are not finite, if any; synchronises with the device."""
     if bad := (~torch.isfinite(x.flatten(1)).all(dim=1)).nonzero().flatten().tolist():
         raise RuntimeError(
             f"{len(bad)} of {len(x)} samples are NaN or infinite (first {bad[:8]}): check that the network gives "

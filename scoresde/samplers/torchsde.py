@@ -54,11 +54,11 @@ class _Reversed:
         return (low + high - s).clamp(low, high)
 
     def f(self, s: Tensor, y: Tensor) -> Tensor:
-        """The drift (B, D)."""
+        """Return the drift in s, (B, D)."""
         return -self.family.drift(y.reshape(self.shape), self._time(s)).flatten(1)
 
     def g_prod(self, s: Tensor, y: Tensor, v: Tensor) -> Tensor:
-        """The diffusion times v (B, D)."""
+        """Return the diffusion coefficient times v, (B, D)."""
         return self.family.diffusion(self._time(s)).to(v) * v
 
 
@@ -71,7 +71,7 @@ class TorchSDE(Sampler):
 
     Args:
         method: "euler" (Euler-Maruyama), "srk" (Roessler's, strong order 1.5), "heun" or "midpoint".
-        steps: number of equal steps; with adaptive=True, the first step is the range over `steps`.
+        steps: number of equal steps; with adaptive=True, the first step is the time range divided by `steps`.
         l: noise level; 1 is the reverse SDE, 0 the probability flow.
         adaptive: if True, control the error, by comparing a step with two steps of half the size; if False, take equal
             steps.
@@ -120,7 +120,7 @@ class TorchSDE(Sampler):
         return segments(sde, 1)
 
     def step(self, model: BaseModel, x: Tensor, t_from: Tensor, t_to: Tensor, stream: RandomStream) -> Tensor:
-        """The state at t_to, from x (B, *) at t_from > t_to; computed in float64 on devices that have it."""
+        """Return the state at t_to, from x (B, *) at t_from > t_to; computed in float64 on devices that have it."""
         if not len(x):
             return x  # torchsde needs a sample
         low, high = float(t_to), float(t_from)

@@ -49,7 +49,7 @@ class UniPC(Multistep):
 
     @staticmethod
     def _shares(ratios: Sequence[float], h: float, base: float) -> np.ndarray:
-        """Return the coefficients that satisfy the order conditions (2302.04867, eq. 9); 1/2 for one difference."""
+        """Return the coefficients that satisfy the order conditions (2302.04867, eq. 9); 1/2 for a single ratio."""
         count = len(ratios)
         if count == 1:
             return np.array([0.5])

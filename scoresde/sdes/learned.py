@@ -6,7 +6,7 @@ with u = (t - t_min)/(t_max - t_min) and a shape phi that rises from 0 to 1. phi
 unit and K parallel sigmoid units (appendix H), scaled to run from 0 to 1,
 
     phi(u) = (n(u) - n(0)) / (n(1) - n(0)),        n(u) = u + sum_k a_k sigmoid(b_k (u - c_k)),        a_k, b_k > 0,
-    phi'(u) = (1 + sum_k a_k b_k s_k (1 - s_k)) / (n(1) - n(0)).
+    phi'(u) = (1 + sum_k a_k b_k s_k (1 - s_k)) / (n(1) - n(0)),               s_k = sigmoid(b_k (u - c_k)).
 
 The linear unit keeps phi' > 0 for all parameters. -gamma_0, gamma_1, a_k and b_k are the softplus of trained numbers,
 and so positive. Each of these numbers and each c_k is an initial value plus a deviation; the initial values make gamma
@@ -32,7 +32,7 @@ from scoresde.arguments import checked
 from scoresde.sdes.log_snr import LogSNRPath
 from scoresde.tensors import FullPrecision, float64
 
-ROUNDS = 80  # most iterations of the root search in `time`; bisection alone would need 50
+ROUNDS = 80  # largest number of iterations of the root search in `time`; bisection alone would need 50
 ROUNDING = 4e-15  # rounding error of phi
 
 
@@ -155,8 +155,8 @@ class LearnedVP(FullPrecision, LogSNRPath):
 
 
 def _rise(u: Tensor, a: Tensor, b: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
-    """phi and phi' at u (*), for the units a, b, c (K,)."""
-    at = torch.cat([u.new_ones(1), u.flatten()])[:, None]  # the first gives n(1) - n(0)
+    """Return phi and phi' at u (*), for the units a, b, c (K,)."""
+    at = torch.cat([u.new_ones(1), u.flatten()])[:, None]  # the first entry, u = 1, gives n(1) - n(0)
     exponent = b * (at - c)
     unit, rest = torch.sigmoid(exponent), torch.sigmoid(-exponent)
     # The rise of a unit from 0 to u; the difference of two sigmoids would cancel far from c.

@@ -253,7 +253,7 @@ class SDE(nn.Module):
         return -0.5 * sum_dims(float64(z).square()) / self.prior_std**2 - dimensions(z) * log_scale
 
     def prior_divergence(self, x: Tensor) -> Tensor:
-        """KL(N(alpha x, sigma^2 I) || N(0, prior_std^2 I)) at t_max of clean states x (B, *), in nats, float64 (B,)."""
+        """KL(N(alpha x, sigma^2 I) || N(0, prior_std^2 I)) at t_max, for clean x (B, *), in nats, float64 (B,)."""
         t = torch.tensor(self.t_max, dtype=torch.float64)
         signal, noise = (self.alpha(t) / self.prior_std).square(), (self.sigma(t) / self.prior_std).square()
         return 0.5 * (signal * sum_dims(floating(x).square()) + dimensions(x) * (noise - 1 - noise.log()))

@@ -165,13 +165,13 @@ class ZeroTerminalSNR(SDE):
         return alpha / norm, sigma / norm, norm
 
     def _ends(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """a(t_min), nu(t_min) and a(t_max) of the path, (), in t's dtype."""
+        """Return a(t_min), nu(t_min) and a(t_max) of the path, see `_unit`, each () in the dtype of t."""
         first, start, _ = self._unit(t.new_full((), self.path.t_min))
         last, _, _ = self._unit(t.new_full((), self.path.t_max))
         return first, start, last
 
     def _rescaled(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(a_new, nu_new, n) at t; 1 - a_new, and so nu_new, without cancellation at small t."""
+        """Return (a_new, nu_new, n) at t, with nu_new = (1 - a_new^2)^(1/2) free of cancellation at small t."""
         first, start, last = self._ends(t)
         signal, noise, norm = self._unit(t)
         fallen = (noise - start) * (noise + start) / (first + signal)  # a(t_min) - a(t)
@@ -179,7 +179,7 @@ class ZeroTerminalSNR(SDE):
         return first * ((signal - last) / (first - last)), torch.sqrt(rest * (2 - rest)), norm
 
     def _slopes(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """(a_new', n'/n): a' = -a g^2/(2 n^2) with the g of the path."""
+        """Return (a_new', n'/n) at t, from a' = -a g^2/(2 n^2) with the g of the path."""
         first, _, last = self._ends(t)
         signal, noise, norm = self._unit(t)
         fall = -0.5 * signal * (self.path.diffusion(t) / norm).square()
@@ -216,7 +216,7 @@ class ZeroTerminalSNR(SDE):
         first, start, last = self._ends(log_snr)
         scale = (first - last) / first
         a_new = torch.exp(0.5 * logsigmoid(log_snr))
-        missing = start.square() / (1 + first)  # 1 - a, without cancellation at small t; at t_min first
+        missing = start.square() / (1 + first)  # 1 - a, without cancellation at small t: first at t_min
         missing = missing + scale * (-torch.expm1(0.5 * logsigmoid(log_snr)) - missing)
         a = last + scale * a_new
         return self.path.time(2 * a.log() - (missing * (1 + a)).log()).clamp(self.t_min, self.t_max)

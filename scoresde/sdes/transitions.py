@@ -47,19 +47,19 @@ class Point(Generic[Number]):
 
 
 def points(sde: Path, times: Sequence[Tensor]) -> list[Point[float]]:
-    """The points of a path at these times, as floats, from one evaluation of the path."""
+    """Return the points of a path at these times, as floats, from one evaluation of the path."""
     t = torch.stack(list(times))
     values = [part.tolist() for part in (sde.alpha(t), sde.sigma(t), 0.5 * sde.log_snr(t))]
     return [Point(*point) for point in zip(t, *values, strict=True)]
 
 
 def transition(clean: Point[Number], noisy: Point[Number]) -> tuple[Number, Number]:
-    """(r, v) of q(x_t | x_s): v without cancellation, -sigma_t^2 expm1(2 (lambda_t - lambda_s))."""
+    """Return (r, v) of q(x_t | x_s), with v = -sigma_t^2 expm1(2 (lambda_t - lambda_s)), free of cancellation."""
     return noisy.alpha / clean.alpha, -(noisy.sigma**2) * _call("expm1", 2 * (noisy.lam - clean.lam))
 
 
 def posterior(clean: Point[Number], noisy: Point[Number]) -> tuple[Number, Number, Number]:
-    """(a, b, variance) of q(x_s | x_t, x_0) = N(a x_t + b x_0, variance I)."""
+    """Return (a, b, variance) of q(x_s | x_t, x_0) = N(a x_t + b x_0, variance I)."""
     ratio, variance = transition(clean, noisy)
     factor = (clean.sigma / noisy.sigma) ** 2
     return ratio * factor, clean.alpha * variance / noisy.sigma**2, variance * factor

@@ -59,9 +59,9 @@ class _Path(NamedTuple):
     """The computed path of n samples: its position and state, and its last p evaluations, the newest first.
 
     s, x: position (n,) and state (n, *). nodes, used, weights: the position of each evaluation, whether it exists, and
-    its weight in the integrals (n, p). v, g: the outputs of the field (n, p, *) and (n, p, k). The weight of an
-    evaluation is complete when it leaves this window of p; `integral` and `squared` (n, k) are sum_i w_i g_i and
-    sum_i w_i^2 g_i over the evaluations that have left.
+    its weight w_i in the integral of g (n, p). v, g: the outputs of the field (n, p, *) and (n, p, k). A weight has its
+    final value when its evaluation leaves this window of p. integral, squared: sum_i w_i g_i and sum_i w_i^2 g_i (n, k)
+    over the evaluations that have left the window; `solvers.solver` explains the second sum.
     """
 
     s: Tensor
@@ -123,7 +123,7 @@ class _Path(NamedTuple):
         return _Path(*(choose(good, new, old) for new, old in zip(stepped, self, strict=True)))
 
     def integrals(self) -> tuple[Tensor, Tensor]:
-        """(sum_i w_i g_i, sum_i w_i^2 g_i) over all evaluations, each (n, k)."""
+        """Return the sums `integral` and `squared` (n, k), see `_Path`, over all evaluations, in the window too."""
         weights = self.weights[..., None].to(self.g)
         return self.integral + (weights * self.g).sum(dim=1), self.squared + (weights.square() * self.g).sum(dim=1)
 
@@ -133,13 +133,13 @@ class _Path(NamedTuple):
 
 
 def _combine(weights: Tensor, velocities: Tensor) -> Tensor:
-    """sum_j weights (n, p)_j velocities (n, p, *)_j."""
+    """Return sum_j weights_j velocities_j (n, *), for weights (n, p) and velocities (n, p, *)."""
     pairs = zip(weights.unbind(dim=1), velocities.unbind(dim=1), strict=True)
     return sum((broadcast(w, v) * v for w, v in pairs), start=torch.zeros_like(velocities[:, 0]))
 
 
 def _difference(predicted: Tensor, corrected: Tensor) -> Tensor:
-    """Return the root mean square (n,) of corrected - predicted, divided by that of corrected if it is above 1."""
+    """Return rms(corrected - predicted) / max(rms(corrected), 1), (n,), with rms the root mean square of a sample."""
     return rms(corrected - predicted) / rms(corrected).clamp(min=1)
 
 
@@ -273,7 +273,7 @@ class AdaptiveAdams:
     def _attempt(
         self, field: Field, path: _Path, step: Tensor, rows: Tensor, end: float, interval: float
     ) -> tuple[_Path, Tensor, Tensor]:
-        """Try a step of each sample; return the path, the next step size, and the `Status` (n,), -1 to go on."""
+        """Try a step of each sample; return the path, the next step size, and the `Status` (n,), -1 for going on."""
         last = (path.s + step - end) * interval > -1e-9 * interval**2
         s_next = torch.where(last, torch.full_like(step, end), path.s + step)
         predicted = path.predict(s_next, self.order)

@@ -64,7 +64,7 @@ class Solver(Protocol):
 
 
 def variable(solver: Solver) -> str:
-    """Return `solver.variable`, in which it integrates the probability flow: "ratio" (default) or "time"."""
+    """Return the variable in which a solver integrates the probability flow: "ratio" (default) or "time"."""
     return getattr(solver, "variable", "ratio")
 
 

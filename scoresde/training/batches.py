@@ -32,17 +32,18 @@ def share(count: int, rank: int, size: int) -> range:
 
 
 class StepNoise(RandomStream):
-    """Random draws for some positions of a step's batch: those rows of the draws for the whole batch.
+    """Random draws for some positions of a step's batch: the rows at these positions of the draws for the whole batch.
 
     A draw for the whole batch must have fewer than 2^32 words of 64 bits, see `RandomStream`.
 
     Args:
         positions: consecutive positions in the batch.
         seed, step: the seed of the training run, and the step.
+        name: name of the draws; those of another name are independent.
     """
 
-    def __init__(self, positions: range, seed: int, step: int):
-        super().__init__(seeds=[step_seed(seed, step, size=16)])
+    def __init__(self, positions: range, seed: int, step: int, name: str = "noise"):
+        super().__init__(seeds=[step_seed(seed, step, name, size=16)])
         self._positions = torch.tensor(positions, device="cpu")
 
     def _words(self, like: Tensor, rows: Tensor | None, size: int) -> Tensor:
@@ -59,8 +60,8 @@ class StepBatches(Dataset):
     Each epoch is a new permutation of the dataset, without the last incomplete batch. What an item draws from PyTorch's
     global generator depends on the seed, the step and the item's position alone.
 
-    A file that cannot be read does not end a training: the next item takes its place, with a warning that names the
-    file. If several in a row cannot be read, the error of the first is raised.
+    An item whose file cannot be read does not end the training run: the next item takes its place, with a warning that
+    names the file. If eight items in a row cannot be read, the error of the first is raised.
 
     Args:
         dataset: the samples.

@@ -1,8 +1,9 @@
 """Checkpoints: one safetensors file, replaced atomically, with nothing executable in it.
 
 Tensors are named `<group>/<name>`: `model/...`, `ema/...`, `optimizer/<parameter>/<moment>`. The rest (the step, the
-optimiser's settings) is JSON in the file's metadata, under `info`. `crc32` beside it has the checksum of every tensor,
-and under the empty name that of `info`: a part that is missing or has changed is named. Older files have none.
+optimiser's settings) is JSON in the file's metadata, under `info`. `crc32` beside it maps the name of every tensor to
+its checksum, and the empty name to that of `info`, so that an error can name a part that is missing or has changed.
+Older files have no checksums.
 """
 
 import json
@@ -22,7 +23,7 @@ from scoresde.atomic_files import replace_atomically
 from scoresde.training.distributed import place_like, whole
 
 Tree = dict[str, dict[str, Tensor]]
-MOST_STEPS = 10**9 - 1  # of a training
+MOST_STEPS = 10**9 - 1  # of a training run
 DTYPES = {  # their names in safetensors files
     torch.float64: "F64",
     torch.float32: "F32",
@@ -86,9 +87,9 @@ def load(
 
     Args:
         path: the file.
-        groups: load the tensors of these groups only, the others are empty; default: all.
+        groups: groups whose tensors are loaded; the other groups are returned empty. Default: all.
         needed: groups that the file must have.
-        keys: keys that its information must have.
+        keys: keys that the information must have.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -123,7 +124,7 @@ def load(
 
 
 def _damage(sums: Mapping[str, Any], text: str, names: Sequence[str], tensors: Mapping[str, Tensor]) -> str | None:
-    """Return which part of a file differs from the checksums of what was written; None if none does."""
+    """Return a message on the first part of a file that differs from its checksum in `sums`; None if all agree."""
     if sums.get("") != _checksum(text):
         return "its information has changed"
     for name in sorted(set(sums).symmetric_difference({"", *names})):
@@ -136,7 +137,7 @@ def _bytes(tensor: Tensor) -> memoryview:
 
 
 def _checksum(text: str, tensor: Tensor | None = None) -> str:
-    """Return the CRC-32 of a text; of a tensor, with its dtype, its shape and its name `text`."""
+    """Return the CRC-32 of `text`, or of a tensor together with its name `text`, its dtype and its shape."""
     if tensor is None:
         return f"{zlib.crc32(text.encode()):08x}"
     kind = f"{text} {tensor.dtype} {tuple(tensor.shape)}"
@@ -176,7 +177,7 @@ def restore(tensors: dict[str, Tensor], stored: dict[str, Tensor]) -> None:
     """Copy the stored values into the tensors of the same names.
 
     Raises:
-        ValueError: the stored ones do not fit, see `difference`; nothing is copied then.
+        ValueError: the stored tensors do not fit, see `difference`; nothing is copied then.
     """
     if text := difference(tensors, stored):
         raise ValueError(f"the checkpoint does not fit the model: {text}; use a new run")
@@ -203,13 +204,13 @@ def unpack_optimizer(
 ) -> None:
     """Restore the state that `pack_optimizer` returned.
 
-    It must be like the one that the optimiser makes in a first step: native kernels do not check the moments that they
-    read. A parameter that never had a gradient has no state.
+    The state must have the names, shapes and dtypes of the state that the optimiser makes in its first step, because
+    native kernels do not check the moments that they read. A parameter that never had a gradient has no state.
 
     Args:
         optimizer: before its first step.
         tensors, info: from `pack_optimizer`.
-        steps: number of steps that the optimiser made; no counter is larger.
+        steps: number of steps that the optimiser made; a larger step counter is refused.
 
     Raises:
         ValueError: the state belongs to another kind of optimiser, or to more parameters; a moment or a setting is
@@ -243,12 +244,12 @@ def unpack_optimizer(
 
 
 def _first_state(optimizer: Optimizer, group: dict[str, Any], parameter: Tensor) -> dict[str, Any]:
-    """Return the state that an optimiser makes for a parameter, from the first step of a copy with a zero gradient."""
+    """Return the state that an optimiser makes for a parameter: a copy of it makes one step with a zero gradient."""
     copy = object.__new__(type(optimizer))
     copy.__dict__.update(optimizer.__dict__)
     single = torch.zeros(parameter.shape, dtype=parameter.dtype, device=parameter.device, requires_grad=True)
     single.grad = torch.zeros_like(single)
-    made = optimizer.state.get(parameter, {})  # by the constructor
+    made = optimizer.state.get(parameter, {})  # by the optimiser's constructor
     initial = {name: whole(value).clone() if isinstance(value, Tensor) else value for name, value in made.items()}
     copy.state, copy.param_groups = defaultdict(dict, {single: initial}), [{**group, "params": [single]}]
     type(optimizer).step(copy)
@@ -256,7 +257,7 @@ def _first_state(optimizer: Optimizer, group: dict[str, Any], parameter: Tensor)
 
 
 def _state_difference(expected: Mapping[str, Any], stored: Mapping[str, Any], steps: int) -> str | None:
-    """Return how the stored state of a parameter differs in kind from the one of a first step; None if it does not."""
+    """Return how the stored state of a parameter differs from `expected`, the state of a first step; None if alike."""
     tensors, others = (
         {name: value for name, value in state.items() if isinstance(value, Tensor)} for state in (expected, stored)
     )
@@ -270,7 +271,7 @@ def _state_difference(expected: Mapping[str, Any], stored: Mapping[str, Any], st
 
 
 def _settings(own: Sequence[dict[str, Any]], stored: Any) -> list[dict[str, Any]]:
-    """Return the stored settings of groups of parameters, and the own ones that an older version of torch lacked."""
+    """Return the stored settings of each parameter group; settings that an older torch lacked are taken from `own`."""
     if not isinstance(stored, list) or len(stored) != len(own) or not all(isinstance(group, dict) for group in stored):
         raise ValueError(f"the checkpoint must have the settings of {len(own)} groups of parameters; got {stored!r}")
     settings = [{**group, **other} for group, other in zip(own, stored, strict=True)]
@@ -286,13 +287,13 @@ def _settings(own: Sequence[dict[str, Any]], stored: Any) -> list[dict[str, Any]
 
 
 def check_like(name: str, value: Any, own: Any) -> None:
-    """Raise ValueError if a value lacks the structure of the present one, or has a number that is not finite."""
+    """Raise ValueError if a stored value has another structure than `own`, or a number that is not finite."""
     if not _is_like(value, own):
         raise ValueError(f"{name} must be like {own!r}; got {value!r}")
 
 
 def _is_like(value: Any, own: Any) -> bool:
-    """Return whether a value has the structure of another one, with finite numbers; a switch may be None."""
+    """Return whether a value has the structure of `own` and finite numbers; a boolean may also be None or text."""
     if isinstance(own, dict):
         return isinstance(value, dict) and value.keys() == own.keys() and all(_is_like(value[k], own[k]) for k in own)
     if isinstance(own, (list, tuple)):

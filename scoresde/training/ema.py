@@ -47,7 +47,7 @@ class EMA:
 
     Args:
         model: its trainable parameters are averaged.
-        decay: in [0, 1); 0 keeps the current parameters. See `decay_of_half_life`.
+        decay: in [0, 1); with 0 the average is the current parameters. See `decay_of_half_life`.
         warmup: "tensorflow", "edm" or "none", see the module docstring.
         rampup_ratio: r of the warm-up "edm"; without effect on the others.
 

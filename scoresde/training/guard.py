@@ -30,7 +30,8 @@ class Guard:
         limit: number of steps in a row that may be skipped.
         path: file to which each skipped step adds a line; None for no file.
         checkpoint: path of the run's checkpoint; messages say whether it exists.
-        in_a_row, total: number of steps skipped up to now, without a good step between them, and in all.
+        in_a_row: number of steps skipped since the last good step.
+        total: number of steps skipped in all.
     """
 
     limit: int

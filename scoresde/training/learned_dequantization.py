@@ -126,7 +126,7 @@ class DequantizationBounds:
 
 
 def check_comparison(dataset: Dataset, draws: int) -> None:
-    """Raise ValueError if `compare` does not accept the dataset or the draws: before the dear part, the learning."""
+    """Raise ValueError if `compare` does not accept the dataset or the draws; called before the long training."""
     if (count := len(dataset)) < 2:  # type: ignore[arg-type]
         raise ValueError(f"a standard error needs at least two images; got {count}")
     refuse_odd(draws)

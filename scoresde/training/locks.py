@@ -1,7 +1,7 @@
 """Locks of directories.
 
-`locked` keeps a run to one process that trains, or converts. Other commands need no lock to read a run: its files are
-replaced atomically. `shared` lets processes use a directory of intermediate results together.
+`locked` lets only one process at a time train a run, or convert into it. Other commands need no lock to read a run: its
+files are replaced atomically. `shared` lets processes use a directory of intermediate results together.
 """
 
 import fcntl
@@ -49,10 +49,11 @@ def locked(directory: Path) -> Iterator[None]:
 
 @contextmanager
 def shared(directory: Path) -> Iterator[None]:
-    """Use a directory of intermediate results during the block, beside other processes.
+    """Use a directory of intermediate results during the block, together with other processes.
 
     The last process that ends its block without an error removes the directory. After an error it stays, and the next
-    process continues from its results. Of several processes of torchrun, which must all call this, the first one acts.
+    process continues from its results. All processes of torchrun must call this function; only the first one locks and
+    removes the directory.
     """
     if distributed.rank() > 0:
         distributed.gather(None)

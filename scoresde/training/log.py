@@ -30,12 +30,12 @@ from scoresde.training.json_lines import append_line, remove_lines_after
 from scoresde.training.state import Sums
 
 LOG = "log.jsonl"
-LEVELS = torch.arange(-8.0, 9.0, 2.0, dtype=torch.float64)  # log-SNR between two noise levels of the log
+LEVELS = torch.arange(-8.0, 9.0, 2.0, dtype=torch.float64)  # log-SNR at the borders of the log's noise levels
 GIGABYTE = 1e9
 
 
 class Log:
-    """Accumulate the means of the next line of the log, and write it.
+    """Accumulate sums for the next line of the log, and write the line with their means.
 
     Args:
         run: the run's directory; None in a process other than the first, which writes nothing.
@@ -130,11 +130,11 @@ class Log:
 
 
 class Board:
-    """An event file of TensorBoard. One that cannot be written ends with a warning; `log.jsonl` has the numbers too.
+    """An event file of TensorBoard. If writing fails, it warns and stops; `log.jsonl` has the numbers too.
 
     Args:
-        directory: of the event files, one for each process that trained.
-        first: step from which on the events of other files are superseded.
+        directory: the directory of the event files; each process that trains the run adds one.
+        first: the first step of this file; it replaces the events of older files from this step on.
     """
 
     def __init__(self, directory: Path, first: int):

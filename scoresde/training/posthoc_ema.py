@@ -53,7 +53,7 @@ class PowerAverages:
     def update(self, step: int) -> None:
         """Add the parameters after `step` steps (1 after the first) to the averages.
 
-        Must be called after every step, also after a step that left the parameters unchanged: profiles count all steps.
+        Call it after every step, also after a step that left the parameters unchanged: the weights count all steps.
 
         Raises:
             ValueError: step is less than 1.
@@ -95,7 +95,7 @@ class Profile(NamedTuple):
 
 @dataclass(frozen=True)
 class Plan:
-    """A profile q as a combination sum_k x_k p_k of stored profiles.
+    """A profile q (the weight of each step in an average) as a combination sum_k x_k p_k of stored profiles.
 
     Args:
         step: the step of q.
@@ -138,8 +138,8 @@ def profiles(directory: Path, step: int | None = None, extra: Iterable[Path] = (
 
     Args:
         directory: the directory of the snapshots; it need not exist.
-        step: leave out the averages that a reconstruction at this step does not use: those after the first stored step
-            that is not before it.
+        step: return only the averages that a reconstruction at this step uses: those up to the first stored step that
+            is `step` or later. None returns all.
         extra: further files with groups of averages. The run's checkpoint replaces a snapshot of the same step.
 
     Raises:

@@ -12,7 +12,9 @@ of theta(i) in average(t) is exactly
 This profile p is the integral over each step of the density (gamma + 1) tau^gamma / t^(gamma + 1). Its width is the
 standard deviation of that density in units of t,
 
-    sigma_rel = (gamma + 1)^(1/2) (gamma + 2)^(-1) (gamma + 3)^(-1/2)  < 12^(-1/2) = 0.2887, the mean of all steps.
+    sigma_rel = (gamma + 1)^(1/2) (gamma + 2)^(-1) (gamma + 3)^(-1/2)  < 12^(-1/2) = 0.2887,
+
+where 12^(-1/2) is the width of the plain mean of all steps (gamma = 0).
 
 A profile q is approximated by a combination sum_k x_k p_k of others (appendix C). The x_k minimise
 |sum_k x_k p_k - q| and sum to 1. The norm sums over all integer steps exactly, without replacing sums by integrals. The
@@ -55,7 +57,7 @@ def rate(gamma: float, step: int) -> float:
 
 
 def inner_products(steps: Sequence[int], sigma_rels: Sequence[float]) -> Tensor:
-    """Return sum_i p_k(i) p_l(i) of the profiles of these steps and widths, (K, K), exact up to float64 rounding."""
+    """Return the sums over steps i of p_k(i) p_l(i), (K, K), for profiles p_k of these steps and widths, exactly."""
     times, index = torch.tensor(steps, dtype=torch.float64).unique(return_inverse=True)
     widths = sorted(set(sigma_rels))
     width = torch.tensor([widths.index(sigma_rel) for sigma_rel in sigma_rels])
@@ -70,7 +72,10 @@ def inner_products(steps: Sequence[int], sigma_rels: Sequence[float]) -> Tensor:
 
 
 def _same_step_products(times: list[int], power: Tensor) -> Tensor:
-    """Return the inner products of profiles of the same step, for ascending steps and all pairs of powers gamma + 1."""
+    """Return the inner products (T, P, P) of P profiles at each of T ascending steps `times`.
+
+    `power` (P,) holds gamma + 1 of each profile.
+    """
     total, done, products = torch.zeros(len(power), len(power), dtype=torch.float64), 0, []
     for time in times:
         while done < time:

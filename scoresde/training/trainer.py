@@ -32,6 +32,7 @@ from scoresde.score import ScoreModel
 from scoresde.tensors import available, is_half
 from scoresde.training import distributed, posthoc_ema
 from scoresde.training.batches import StepNoise, batches, fitting, share, split_condition, step_seed
+from scoresde.training.condition_dropout import Dropout, drop_conditions
 from scoresde.training.distributed import SharedObjective
 from scoresde.training.ema import EMA
 from scoresde.training.guard import SKIPPED, Guard, NonFiniteLoss, diagnosis
@@ -67,7 +68,8 @@ class Trainer:
             which "inverse_sqrt" decays; see `training.schedule`.
         clip: largest norm of the gradient; a larger gradient is scaled down to it.
         ema, ema_warmup: decay and warm-up of the moving average, see `EMA`.
-        power: sigma_rel of the averages from which other widths are made after training, see `training.posthoc_ema`.
+        power: relative widths of the power-function averages, from which averages of other widths are made after
+            training, see `training.posthoc_ema`.
         snapshot_every: steps between the snapshots of the averages `power`.
         precision: "float32", "bf16" or "fp16", see `training.precision`.
         compile: compile the network with torch.compile.
@@ -78,6 +80,8 @@ class Trainer:
         preview_every, evaluate_every: steps between two previews or evaluations; 0 for none.
         workers: processes that load data.
         parallel: "ddp" or "fsdp", for processes started by torchrun; see `training.distributed`.
+        condition_dropout: probability with which a sample loses its conditions, or one for each condition by name, see
+            `training.condition_dropout`.
         wandb: options of wandb.init, to log to Weights & Biases too; None to log without it.
         device: where to train; the attribute `where` is the device of this process.
 
@@ -108,6 +112,7 @@ class Trainer:
     evaluate_every: CountOrZero = 0
     workers: Annotated[int, Range(0, 1024)] = 0
     parallel: Literal["ddp", "fsdp"] = "ddp"
+    condition_dropout: Dropout = 0.0
     wandb: dict[str, Any] | None = None
     device: str = "cpu"
     where: torch.device = field(init=False)
@@ -173,7 +178,9 @@ class Trainer:
             fitted.fit(model, loss, dataset, run, data_map, preview, evaluate, progress, config)
             return
         is_first = distributed.rank() == 0
-        objective = SharedObjective(_Terms(self._prepare(model), loss, data_map, self.seed), model, self.parallel)
+        objective = SharedObjective(
+            _Terms(self._prepare(model), loss, data_map, self.seed, self.condition_dropout), model, self.parallel
+        )
         state = self._state(model, run, is_first, config or {})
         base_rates = [group["lr"] for group in state.optimizer.param_groups]
         with locked(run):
@@ -328,9 +335,9 @@ class Trainer:
 class _Terms(nn.Module):
     """Module that computes the loss terms of data, so that the processes can exchange its gradients."""
 
-    def __init__(self, model: ScoreModel, loss: Objective, data_map: DataMap, seed: int):
+    def __init__(self, model: ScoreModel, loss: Objective, data_map: DataMap, seed: int, dropout: Dropout):
         super().__init__()
-        self.model, self.loss, self.data_map, self.seed = model, loss, data_map, seed
+        self.model, self.loss, self.data_map, self.seed, self.dropout = model, loss, data_map, seed, dropout
 
     def forward(
         self, x: Tensor, cond: Condition, positions: range, batch_size: int, step: int
@@ -340,18 +347,19 @@ class _Terms(nn.Module):
         x0 = self.data_map.training_states(x, stream).float()
         generator = torch.Generator().manual_seed(step_seed(self.seed, step, "times"))
         t = self.loss.draw_times(self.model.sde, batch_size, generator)[positions.start : positions.stop]
+        cond = drop_conditions(cond, self.dropout, StepNoise(positions, self.seed, step, "condition"))
         terms = self.loss(self.model, x0, cond, t=t, stream=stream)
         return terms.value, terms.t, terms.weight
 
 
 def _is_evaluated(path: Path, step: int) -> bool:
-    """Return whether the log has the evaluation after this step."""
+    """Return whether the log has the evaluation after this step; True for step 0, which needs none."""
     return not step or any(row["step"] == step and "loss" not in row for row in read_lines(path))
 
 
 @contextmanager
 def _not_fatal(name: str, step: int) -> Iterator[None]:
-    """Turn an error of the block into a warning: a report must not end a training.
+    """Turn an error of the block into a warning: a report must not end a training run.
 
     Warns:
         UserWarning: the report failed, with the reason.
@@ -364,7 +372,7 @@ def _not_fatal(name: str, step: int) -> Iterator[None]:
 
 
 def _seed_dropout(seed: int, device: torch.device) -> None:
-    """Seed the generators that dropout uses, not those of all kinds of devices, which takes a millisecond."""
+    """Seed only the generators that dropout uses; seeding those of all kinds of devices would take a millisecond."""
     torch.default_generator.manual_seed(seed)
     if device.type == "cuda":
         torch.cuda.default_generators[device.index].manual_seed(seed)  # also if it is not the current one
@@ -374,10 +382,10 @@ def _seed_dropout(seed: int, device: torch.device) -> None:
 
 @contextmanager
 def _interruptions() -> Iterator[Callable[[], bool]]:
-    """Within the block, record the signals that ask to stop instead of acting on them; a second one acts as usual.
+    """Yield a function that returns whether a signal asked to stop; only a second such signal acts as usual.
 
-    These are SIGINT, SIGTERM, and where the platform has them SIGUSR1, which schedulers send before a time limit, and
-    SIGHUP, unless it is ignored (`nohup`). A process of torchrun also stops when torchrun is gone.
+    The signals are SIGINT, SIGTERM, and where the platform has them SIGUSR1, which schedulers send before a time limit,
+    and SIGHUP, unless it is ignored (`nohup`). A process of torchrun also stops when torchrun is gone.
     """
     received, parent = [], os.getppid()
     is_main = threading.current_thread() is threading.main_thread()  # no other thread may set handlers

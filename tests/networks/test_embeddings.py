@@ -6,7 +6,15 @@ import math
 import pytest
 import torch
 
-from scoresde.networks.embeddings import ConditionEmbedding, FourierEmbedding, PositionalEmbedding, TimeEmbedding, named
+from scoresde.networks.embeddings import (
+    NULL,
+    ConditionEmbedding,
+    FourierEmbedding,
+    PositionalEmbedding,
+    TimeEmbedding,
+    named,
+    null_condition,
+)
 from tests.conftest import close, f64, normal
 from tests.networks.test_layers import difference, randomised
 
@@ -204,3 +212,37 @@ def test_time_embedding_is_two_layers(join):
 def test_time_embedding_joins_at_the_input_or_the_output():
     with pytest.raises(ValueError, match="cond_join must be 'input' or 'output'; got 'middle'"):
         TimeEmbedding(PositionalEmbedding(8), 8, 12, join="middle")
+
+
+def test_several_labels_have_embeddings_of_their_own():
+    embedding = randomised(ConditionEmbedding(6, {"tone": 4, "group": 3}, cond_features=2))
+    assert embedding.parts == ["tone", "group", "vector"]
+    tone, group, vector = torch.tensor([0, 3, -1]), torch.tensor([2, -1, 1]), normal(3, 2)
+    expected = embedding.tone.weight[[0, 3, 0]] * f64([1.0], [1.0], [0.0])
+    expected = expected + embedding.group.weight[[2, 0, 1]] * f64([1.0], [0.0], [1.0])
+    close(embedding({"tone": tone, "group": group}, 3), expected, atol=1e-6)
+    expected = expected + embedding.vector(vector)
+    close(embedding({"tone": tone, "group": group, "vector": vector}, 3), expected, atol=1e-6)
+    with pytest.raises(ValueError, match=r"class labels 'tone' must lie in 0 \.\. 3"):
+        embedding({"tone": torch.tensor([4])}, 1)
+
+
+@pytest.mark.parametrize("name", ["vector", "context", "forward", "skin tone"])
+def test_the_name_of_a_label_must_be_free(name):
+    with pytest.raises(ValueError, match="the name of a label must be an identifier that is not in use"):
+        ConditionEmbedding(6, {name: 4})
+
+
+def test_a_null_vector_adds_and_learns_nothing():
+    embedding = randomised(ConditionEmbedding(6, cond_features=2))
+    vector = f64([1.0, 2.0], [math.nan, math.nan])
+    features = embedding({"vector": vector}, 2)
+    close(features[0], embedding.vector(vector[:1])[0], atol=1e-6)
+    assert bool((features[1] == 0).all())
+    features[1].sum().backward()
+    assert all(bool((p.grad == 0).all()) for p in embedding.parameters())
+
+
+def test_null_conditions_have_the_shape_and_kind_of_the_condition():
+    assert null_condition(torch.tensor([3, 4])).tolist() == [NULL, NULL]
+    assert bool(null_condition(torch.ones(2, 3)).isnan().all())

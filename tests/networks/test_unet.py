@@ -1,5 +1,6 @@
 """The U-Net: names, resolutions, pyramids, conditions, checkpointing, errors."""
 
+import math
 import re
 from functools import partial
 from itertools import pairwise
@@ -24,8 +25,8 @@ from scoresde.networks import (
     residual_resampling,
 )
 from scoresde.networks.blocks import Attention, Block, ResidualBlock
+from scoresde.networks.encoder import append_fourier_features
 from scoresde.networks.resampling import Resample, ResampledConvolution
-from scoresde.networks.unet import append_fourier_features
 from tests.conftest import normal
 from tests.networks.test_layers import DIMS, difference, randomised, recorded
 
@@ -318,6 +319,16 @@ def test_context_is_a_set_of_vectors():
     assert torch.equal(network(x, label), plain(x, label))  # without a context nothing attends to it
     assert torch.equal(network(x, label, {}), plain(x, label))
     assert difference(network(x, label, {"context": torch.zeros(2, 1, 3).double()}), plain(x, label)) > 1e-3
+
+
+def test_context_vectors_of_nan_are_padding_and_a_sample_without_others_has_no_context():
+    network = randomised(small(context_features=3))
+    (x, label), context = inputs(), normal(2, 5, 3, seed=2)
+    padded = context.clone()
+    padded[0, 3:], padded[1] = math.nan, math.nan
+    output = network(x, label, {"context": padded})
+    torch.testing.assert_close(output[:1], network(x[:1], label[:1], {"context": context[:1, :3]}))
+    torch.testing.assert_close(output[1:], network(x[1:], label[1:]))
 
 
 @pytest.mark.parametrize("join", ["input", "output"])

@@ -1,0 +1,178 @@
+"""Guidance by linear blends of the views of several models, sum_k w_k views_k with weights that add up to 1."""
+
+import math
+from collections.abc import Sequence
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from scoresde.guidance.guided import Guided, Interval
+from scoresde.protocols import Model
+from scoresde.views import BlendedViews, Views
+from scoresde.wrappers import ModelWrapper, as_model
+
+
+class Blend(Guided):
+    """(1 + scale) model - scale other: extrapolation from the views of another model, two evaluations.
+
+    Raises:
+        ValueError: the models have different SDEs.
+    """
+
+    def __init__(self, model: Model, other: Model, scale: float | Tensor = 1.0, interval: Interval | None = None):
+        super().__init__(model, scale, interval)
+        self.other = as_model(other)
+        check_same_path(self.model, self.other)
+
+    def guide(self, x: Tensor, t: Tensor, scale: Tensor) -> Views:
+        return BlendedViews([self.model.predict(x, t), self.other.predict(x, t)], [1 + scale, -scale])
+
+
+class ClassifierFree(Blend):
+    """Classifier-free guidance: (1 + scale) conditional - scale unconditional (2207.12598, eq. 6).
+
+    scale=0 is the conditional model; a scale w of the papers that write uncond + w (cond - uncond) is w - 1 here. It
+    costs two evaluations a step, and one outside of `interval`.
+
+    Args:
+        model: a model trained with condition dropout, so that it is also the unconditional one.
+        cond: the condition, see `BaseModel.given`; None to bind it later by `given`.
+        scale, interval: see `Guided`.
+        negative: a condition in place of none for the second model, such as what samples are to avoid.
+
+    Raises:
+        ValueError: in a call, no condition was given.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        cond: Any = None,
+        scale: float | Tensor = 1.0,
+        interval: Interval | None = None,
+        negative: Any = None,
+    ):
+        model = as_model(model)
+        super().__init__(model.given(cond), model.given(negative), scale, interval)
+        self.is_bound = cond is not None
+
+    def given(self, cond: Any) -> Self:
+        """Return the guided model of this condition; the second model stays as it is."""
+        if cond is None:
+            return self
+        guided = self._replaced({"model": self.model.given(cond)})
+        guided.is_bound = True
+        return guided
+
+    def guide(self, x: Tensor, t: Tensor, scale: Tensor) -> Views:
+        if not self.is_bound:
+            raise ValueError(
+                "classifier-free guidance needs a condition; got none: ClassifierFree(model, cond, scale), cond=... of "
+                "samplers and likelihoods, or cond.label=... on the command line"
+            )
+        return super().guide(x, t, scale)
+
+
+class Autoguidance(Blend):
+    """Guidance by a weaker version of the model: (1 + scale) model - scale weak (2406.02507).
+
+    Args:
+        model: the model.
+        weak: a smaller or less trained model of the same data and the same conditions.
+        scale, interval: see `Guided`.
+    """
+
+    def __init__(self, model: Model, weak: Model, scale: float | Tensor = 1.0, interval: Interval | None = None):
+        super().__init__(model, weak, scale, interval)
+
+    def given(self, cond: Any) -> Self:
+        """Return the guided model with the condition given to both models."""
+        if cond is None:
+            return self
+        return self._replaced({"model": self.model.given(cond), "other": self.other.given(cond)})
+
+
+class Composition(ModelWrapper):
+    """The product of experts base prod_k (model_k / base)^w_k: base + sum_k w_k (model_k - base) (2206.01714).
+
+    With conditional models and their unconditional model as base it is "c_1 and c_2"; a negative weight is "not". With
+    weights that add up to 1 the base cancels, and is not evaluated: a weighted average of the scores.
+
+    Args:
+        models: the models, of one SDE.
+        weights: w_k, one number for each model; default: 1 for each if there is a base, else an average.
+        base: the model that the others are relative to; None only if the weights add up to 1.
+
+    Raises:
+        ValueError: no models, another number of weights, models of different SDEs, or no base where it is needed.
+    """
+
+    def __init__(self, models: Sequence[Model], weights: Sequence[float] | None = None, base: Model | None = None):
+        if not models:
+            raise ValueError("models must hold at least one model; got none")
+        parts = [as_model(model) for model in models]
+        super().__init__(parts[0])
+        self.others = len(parts) - 1
+        for i, part in enumerate(parts[1:]):
+            self.add_module(f"model{i + 1}", part)
+        default = [1.0 if base is not None else 1 / len(parts)] * len(parts)
+        self.weights = [float(weight) for weight in (default if weights is None else weights)]
+        if len(self.weights) != len(parts) or not all(map(math.isfinite, self.weights)):
+            raise ValueError(f"weights must be {len(parts)} finite numbers, one for each model; got {self.weights}")
+        self.rest = 1 - math.fsum(self.weights)
+        self.rest = 0.0 if abs(self.rest) < 1e-12 else self.rest
+        if self.rest and base is None:
+            raise ValueError(
+                f"weights must add up to 1 without a base; got {self.weights}: pass base=, such as the unconditional "
+                "model, or weights that add up to 1"
+            )
+        self.base = as_model(base) if base is not None and self.rest else None
+        for part in (*parts[1:], *([self.base] if self.base is not None else [])):
+            check_same_path(self.model, part)
+
+    @property
+    def density(self) -> str | None:
+        """The names and weights of the models."""
+        names = [model.density for model in self._parts()]
+        if any(name is None for name in names):
+            return None
+        return f"Composition({', '.join(f'{w:g} {name}' for w, name in zip(self._weights(), names, strict=True))})"
+
+    def predict(self, x: Tensor, t: Tensor | float) -> Views:
+        """Return the views of the product at x (B, *) and t () or (B,)."""
+        return BlendedViews([model.predict(x, t) for model in self._parts()], self._weights())
+
+    def given(self, cond: Any) -> Self:
+        """Raise TypeError for a condition: each model of a composition has its own."""
+        if cond is None:
+            return self
+        raise TypeError(
+            "a composition takes no condition, as each of its models has its own: give the condition to the models, "
+            "Composition([model.given(a), model.given(b)], base=model)"
+        )
+
+    def _parts(self) -> list[Any]:
+        others = [getattr(self, f"model{i + 1}") for i in range(self.others)]
+        return [self.model, *others, *([self.base] if self.base is not None else [])]
+
+    def _weights(self) -> list[float]:
+        return [*self.weights, *([self.rest] if self.base is not None else [])]
+
+
+def check_same_path(first: Any, second: Any) -> None:
+    """Raise ValueError unless two models have the same alpha and sigma at the same times."""
+    ends = [(float(model.sde.t_min), float(model.sde.t_max)) for model in (first, second)]
+    if ends[0] == ends[1]:
+        t = torch.linspace(*ends[0], 5, dtype=torch.float64)
+        paths = [torch.stack([model.sde.alpha(t), model.sde.sigma(t)]).cpu() for model in (first, second)]
+        if torch.allclose(paths[0], paths[1], rtol=1e-6, atol=1e-12):
+            return
+    names = [
+        f"{type(model.sde).__name__} on [{low:g}, {high:g}]"
+        for model, (low, high) in zip((first, second), ends, strict=True)
+    ]
+    raise ValueError(
+        f"models that are blended must have the same SDE; got {names[0]} and {names[1]}: train both with one SDE, or "
+        "wrap one in a model that converts its times"
+    )

@@ -1,0 +1,169 @@
+"""Guidance by gradients that are added to the score: of a classifier, or of a loss of the denoised state."""
+
+from collections.abc import Callable
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from scoresde.divergence import attention_kernels
+from scoresde.guidance.guided import Guided, Interval
+from scoresde.networks.embeddings import by_name
+from scoresde.protocols import Model, as_condition, expand, select
+from scoresde.tensors import at_least_float32, broadcast, check_instance, sum_dims
+from scoresde.views import TiltedViews, Views
+
+
+class Classifier(Guided):
+    """Classifier guidance: score + scale grad_x log p(y | x_t) (2105.05233, algorithm 1 and section 4.2).
+
+    At scale 1, with the exact p(y | x_t) of the noisy states, it is the conditional score. It costs one evaluation of
+    the model, and an evaluation of the classifier with its backward pass.
+
+    Args:
+        model: the model; it may be conditional as well, `model.given(label)`.
+        classifier: maps x (B, *) and t (B,) to logits (B, K), such as a `NoisyClassifier`; or to log p(y | x_t) (B,)
+            itself, without a label.
+        label: the classes, an integer or integers (B,); None if the classifier returns log p(y | x_t), or to bind it
+            later by `given`.
+        scale, interval: see `Guided`.
+
+    Raises:
+        TypeError: `classifier` cannot be called.
+        ValueError: in a call, the classifier returns another shape.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        classifier: Callable[[Tensor, Tensor], Tensor],
+        label: Any = None,
+        scale: float | Tensor = 1.0,
+        interval: Interval | None = None,
+    ):
+        super().__init__(model, scale, interval)
+        check_instance("classifier", classifier, "__call__")
+        if isinstance(classifier, nn.Module):
+            self.classifier = classifier
+        else:
+            vars(self)["classifier"] = classifier
+        self.label = _as_label(label)
+
+    def given(self, cond: Any) -> Self:
+        """Return the model guided to another label; the inner model keeps its own condition."""
+        if cond is None:
+            return self
+        guided = self.__copy__()
+        guided.label = _as_label(cond)
+        return guided
+
+    def rows(self, rows: Tensor | slice, count: int) -> Self:
+        """Return the guided model of the samples `rows` from a batch of `count`, with their labels and scales."""
+        guided = super().rows(rows, count)
+        if self.label is not None:
+            guided = guided if guided is not self else self.__copy__()
+            guided.label = select(self.label, rows, count)  # type: ignore[assignment]
+        return guided
+
+    def guide(self, x: Tensor, t: Tensor, scale: Tensor) -> Views:
+        times = t.expand(len(x))
+
+        def log_prob(state: Tensor) -> Tensor:
+            output = self.classifier(state, times)
+            if self.label is None:
+                return _one_per_sample(output, x, "the classifier must return log p(y | x_t)")
+            if output.ndim != 2 or len(output) != len(x):
+                raise ValueError(f"the classifier must return logits ({len(x)}, K); got {tuple(output.shape)}")
+            label = expand(self.label.to(output.device), len(x))
+            return F.log_softmax(at_least_float32(output), dim=1).gather(1, label[:, None]).squeeze(1)  # type: ignore[index]
+
+        gradient = gradient_of(log_prob, x)
+        return TiltedViews(self.model.predict(x, t), broadcast(scale, gradient) * gradient)
+
+
+class Loss(Guided):
+    """Guidance by a loss of the denoised state: score - scale grad_x L(E[x_0 | x_t]) (2302.07121).
+
+    The gradient passes through the network: one evaluation and one backward pass. With L = -log p(y | x_0) it takes
+    p(y | x_t) for p(y | E[x_0 | x_t]), a point in place of a distribution, which is wrong by what the posterior of x_0
+    is wide; see `inverse` methods of the literature (2209.14687, section 3.2).
+
+    Args:
+        model: the model.
+        loss: maps denoised states (B, *) to (B,), differentiable.
+        scale, interval: see `Guided`.
+        rule: "constant", or "normalised": the gradient is scaled to the norm of the score, separately for each sample,
+            so that `scale` is the ratio of the two (steps of this kind: 2303.09833).
+
+    Raises:
+        TypeError: `loss` cannot be called.
+        ValueError: an unknown rule; in a call, the loss does not return one number per sample.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        loss: Callable[[Tensor], Tensor],
+        scale: float | Tensor = 1.0,
+        interval: Interval | None = None,
+        rule: str = "constant",
+    ):
+        super().__init__(model, scale, interval)
+        check_instance("loss", loss, "__call__")
+        if rule not in ("constant", "normalised"):
+            raise ValueError(f"rule must be one of constant, normalised; got {rule!r}")
+        vars(self)["loss"] = loss
+        self.rule = rule
+
+    def guide(self, x: Tensor, t: Tensor, scale: Tensor) -> Views:
+        views: list[Views] = []
+
+        def loss(state: Tensor) -> Tensor:
+            views.append(self.model.predict(state, t))
+            return _one_per_sample(self.loss(views[0].denoised), x, "the loss must return one number")
+
+        gradient = gradient_of(loss, x)
+        inner = self.model.predict(x, t) if is_transformed(x) else views[0]
+        if self.rule == "normalised":
+            norms = [sum_dims(part.square()).sqrt() for part in (inner.score, gradient)]
+            scale = scale * torch.where(norms[1] > 0, norms[0] / norms[1], 0.0)
+        return TiltedViews(inner, -broadcast(scale, gradient) * gradient)
+
+
+def gradient_of(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """Return the gradient (B, *) of function(x) (B,) in x, where each value depends on its own sample alone.
+
+    It keeps a graph only if the caller differentiates through it: in the transforms of `torch.func`, or if gradients
+    are enabled and x requires one.
+    """
+    if is_transformed(x):
+        return torch.func.grad(lambda state: function(state).sum())(x)
+    has_graph = torch.is_grad_enabled() and x.requires_grad
+    with torch.enable_grad(), attention_kernels(fused=not has_graph):
+        point = x if has_graph else x.detach().requires_grad_()
+        return torch.autograd.grad(function(point).sum(), point, create_graph=has_graph)[0]
+
+
+def is_transformed(x: Tensor) -> bool:
+    """Return whether x is inside of a transform of `torch.func`, where only these can differentiate."""
+    return torch._C._functorch.is_functorch_wrapped_tensor(x)
+
+
+def _one_per_sample(values: Any, x: Tensor, what: str) -> Tensor:
+    """Return the values; raise ValueError unless they have the shape (B,)."""
+    if not isinstance(values, Tensor) or values.shape != x.shape[:1]:
+        got = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
+        raise ValueError(f"{what} for each sample, ({len(x)},); got {got}")
+    return values
+
+
+def _as_label(cond: Any) -> Tensor | None:
+    """Return the label of a condition: integers () or (B,)."""
+    parts = by_name(as_condition(cond))
+    if cond is None:
+        return None
+    label = parts.get("label")
+    if label is None or label.is_floating_point() or label.ndim > 1:
+        raise ValueError(f"the label of a classifier must be integers () or (B,); got {cond!r}")
+    return label

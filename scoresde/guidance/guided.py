@@ -1,0 +1,73 @@
+"""The base class of guided models: a strength, and the interval of noise levels in which it acts."""
+
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from scoresde.protocols import Model, select
+from scoresde.sdes import checked_times
+from scoresde.tensors import float64, floating
+from scoresde.views import Views
+from scoresde.wrappers import ModelWrapper
+
+Interval = tuple[float, float]
+
+
+class Guided(ModelWrapper):
+    """A model with guidance of a strength `scale` within an interval of noise levels; a subclass defines `guide`.
+
+    Args:
+        model: the model to guide.
+        scale: s, a number, or a tensor () or (B,) of one number per sample.
+        interval: the noise levels (low, high) of sigma/alpha with guidance; None for all.
+
+    Raises:
+        TypeError: `model` has no `sde` or no `predict`.
+        ValueError: the scale is not finite or has another shape; the interval is not 0 <= low < high.
+    """
+
+    def __init__(self, model: Model, scale: float | Tensor = 1.0, interval: Interval | None = None):
+        super().__init__(model)
+        scale = float64(scale)
+        if scale.ndim > 1 or not bool(torch.isfinite(scale).all()):
+            raise ValueError(f"scale must be a finite number, or one for each sample; got {scale.tolist()}")
+        self.scale = scale
+        if interval is not None and not (len(interval) == 2 and 0 <= interval[0] < interval[1]):
+            raise ValueError(f"interval must be (low, high) of sigma/alpha with 0 <= low < high; got {interval}")
+        self.interval = None if interval is None else (float(interval[0]), float(interval[1]))
+
+    @property
+    def density(self) -> str | None:
+        """The name of the model and its settings; the density is that of its flow, see the module docstring."""
+        inner = self.model.density
+        return None if inner is None else f"{type(self).__name__}({inner}, {self._settings()})"
+
+    def _settings(self) -> str:
+        scales = sorted({round(float(s), 6) for s in self.scale.flatten()})
+        scale = f"{scales[0]:g}" if len(scales) == 1 else f"{scales[0]:g} to {scales[-1]:g}"
+        within = "" if self.interval is None else ", sigma/alpha in [{:g}, {:g}]".format(*self.interval)
+        return f"scale={scale}{within}"
+
+    def predict(self, x: Tensor, t: Tensor | float) -> Views:
+        """Return the guided views at x (B, *) and t () or (B,)."""
+        x, t = floating(x), checked_times(self.sde, t)
+        scale = self.scale.to(t.device)
+        if scale.ndim and len(scale) != len(x):
+            raise ValueError(f"scale must have one number for each of the {len(x)} samples; got {len(scale)}")
+        if self.interval is not None:
+            level, (low, high) = torch.exp(-0.5 * self.sde.log_snr(t)), self.interval
+            scale = torch.where((low <= level) & (level <= high), scale, 0.0)
+        return self.guide(x, t, scale) if bool((scale != 0).any()) else self.model.predict(x, t)
+
+    def guide(self, x: Tensor, t: Tensor, scale: Tensor) -> Views:
+        """Return the views with guidance of strength `scale`, float64 () or (B,), zero where there is none."""
+        raise NotImplementedError(f"{type(self).__name__} must define guide(x, t, scale)")
+
+    def rows(self, rows: Tensor | slice, count: int) -> Self:
+        """Return the guided model of the samples `rows` from a batch of `count`, with their scales."""
+        guided = super().rows(rows, count)
+        if self.scale.ndim:
+            guided = guided if guided is not self else self.__copy__()
+            guided.scale = select(self.scale, rows, count)  # type: ignore[assignment]
+        return guided
