@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from matplotlib.figure import Figure
+from PIL import Image
 
 from scoresde.evaluation import ComparisonRow
 from scoresde.metrics import calibration
@@ -280,3 +281,10 @@ def test_the_reliability_diagram_has_a_point_for_each_bin(tmp_path, monkeypatch)
     np.testing.assert_allclose(points.get_ydata(), [b.accuracy.value for b in table.bins])
     assert [bar.get_height() for bar in lower.patches] == [b.count for b in table.bins]
     assert upper.get_legend().texts[0].get_text() == f"posterior, ECE {table.ece:.3f}"
+
+
+@pytest.mark.parametrize("shape", [(4, 1, 3, 3), (4, 2), (4, 7)])
+def test_a_credit_is_in_the_metadata_of_the_file(shape, tmp_path):
+    for credit in ("by their makers", None):
+        path = save_samples(torch.zeros(shape), tmp_path / "x.png", credit=credit)
+        assert Image.open(path).info.get("Copyright") == credit

@@ -25,6 +25,7 @@ from scoresde.solvers import Solver
 from scoresde.training.batches import split_condition
 
 PARTIAL = "classification"
+FORMAT = 1  # of the stored results of batches; those of another format are not read
 
 
 @dataclass
@@ -125,6 +126,7 @@ def evaluate_classification(
     tensors = [*weights, *(part for batch in batches for part in evaluation.tensors(batch))]
     settings = [f"{name}={value}" for name, value in options.items()]
     settings += [
+        str(FORMAT),
         condition,
         str(dequantization),
         str(batch_size),

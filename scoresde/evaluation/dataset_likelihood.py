@@ -54,6 +54,7 @@ from scoresde.tensors import dimensions, mean_and_error
 from scoresde.training.batches import split_condition
 
 PARTIAL = "likelihood"
+FORMAT = 2  # of the stored results of batches; those of another format are not read
 
 
 @dataclass(frozen=True)
@@ -158,10 +159,8 @@ def evaluate_likelihood(
     budget = evaluation.feasible(budget)
     every, subset = torch.arange(count), evenly_spaced(count, budget.samples)
     contents = fingerprint(run.model, run.transform, evaluation.tensors(every.split(batch_size)))
-    settings = [
-        *map(str, (trace, solver, dequantization, samples, batch_size, budget, seed, start, conditional)),
-        contents,
-    ]
+    options = FORMAT, trace, solver, dequantization, samples, batch_size, budget, seed, start, conditional
+    settings = [*map(str, options), contents]
     parts = {
         f"{name}-{i:06d}": partial(function, batch)
         for name, (indices, function) in tasks_of(evaluation, budget, every, subset).items()

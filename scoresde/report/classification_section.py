@@ -2,7 +2,8 @@
 
 from scoresde.report.run_files import Line, RunFiles
 
-KEYS = ("split", "condition", "method", "temperature", "n")
+FIELDS = ["split", "condition", "method", "temperature", "n", "accuracy", "accuracy_low", "accuracy_high", "log_score"]
+FIELDS += ["log_score_error", "baseline_log_score", "brier", "brier_error", "ece", "ece_if_calibrated_high", "nfe"]
 
 
 def classification_section(files: RunFiles) -> list[Line]:
@@ -14,6 +15,4 @@ def classification_section(files: RunFiles) -> list[Line]:
     for line in files.lines("classification"):
         is_calibrated = line.get("temperature") not in (None, 1.0)
         lines[line.get("split"), line.get("condition"), line.get("method"), is_calibrated] = line
-    fields = (*KEYS, "accuracy", "accuracy_low", "accuracy_high", "log_score", "log_score_error", "baseline_log_score")
-    fields += ("brier", "brier_error", "ece", "ece_if_calibrated_high", "nfe")
-    return [{field: line.get(field) for field in fields} for line in lines.values()]
+    return [{field: line.get(field) for field in FIELDS} for line in lines.values()]
