@@ -46,6 +46,7 @@ TRAINED = {
 BITS = ["likelihood.solver.steps=4", "budget.samples=2", "budget.bound_draws=2"]
 SHORT = {
     "bpd": BITS,
+    "classify": ["likelihood.solver.steps=2", "likelihood.trace.probes=2", "bound.draws=4", "bound.rounds=1"],
     "compare": ["n=12", "nfe=[2,4]", "resamples=4"],
     "evaluate": ["n=24", "features.epochs=1", "sampler.steps=2", *BITS],
     "dequantize": ["steps=2", "batch_size=8", "draws=2", "width=4", "layers=2"],
@@ -122,7 +123,15 @@ def test_every_block_is_run_here():
     """Each block belongs to the test that finds it by a text; blocks without a language are output."""
     texts = {
         "sh": [
-            *("make demo", "sampler=unipc3", "scoresde data", "digits_ve", "dequantize", "sampler=ode"),
+            *(
+                "make demo",
+                "sampler=unipc3",
+                "scoresde data",
+                "digits_ve",
+                "dequantize",
+                "conditional=false",
+                "sampler=ode",
+            ),
             *("convert source", "--json", "cifar10_ddpmpp_subvp data.root", "precision=bf16", "--standalone", "joblib"),
             *("SBATCH", "PYTHONPATH"),
         ],
@@ -199,6 +208,15 @@ def test_one_run_through_every_verb(elsewhere, capsys):
     assert name == "eval"
     assert main(re.findall(r"^\$\(scoresde (.*)\)$", script)[0].split()) == 0
     assert "complete" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_labels_from_training_to_classification(elsewhere, capsys):
+    for _, *arguments in commands(block("sh", "conditional=false")):
+        run(arguments)
+    printed = capsys.readouterr().out
+    assert (printed.count("test bits/dim"), printed.count("of the label"), printed.count("test accuracy")) == (2, 1, 2)
+    assert len(list(Path("runs/digits_cond/figures").glob("*confusion.png"))) == 2
 
 
 @pytest.mark.slow
