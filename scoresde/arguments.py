@@ -9,6 +9,7 @@ import collections.abc
 import functools
 import inspect
 import math
+import operator
 import os
 import reprlib
 import sys
@@ -36,7 +37,7 @@ class Constraint:
 
 @dataclass(frozen=True)
 class Range(Constraint):
-    """Numbers from `low` to `high`, without `low` if `is_open`; only even ones if `is_even`."""
+    """Numbers from `low` to `high`, without these two if `is_open`; only even ones if `is_even`."""
 
     low: float
     high: float = math.inf
@@ -44,12 +45,14 @@ class Range(Constraint):
     is_even: bool = False
 
     def matches(self, value: Any, kind: Any) -> bool:
-        is_above = matches(value, kind) and (value > self.low if self.is_open else value >= self.low)
-        return is_above and value <= self.high and (not self.is_even or value % 2 == 0)
+        if not matches(value, kind):
+            return False
+        is_inside = self.low < value < self.high if self.is_open else self.low <= value <= self.high
+        return is_inside and (not self.is_even or value % 2 == 0)
 
     def describe(self, kind: str) -> str:
         limits = [f"{'>' if self.is_open else '>='} {self.low:,}"]
-        limits += [f"<= {self.high:,}"] if self.high < math.inf else []
+        limits += [f"{'<' if self.is_open else '<='} {self.high:,}"] if self.high < math.inf else []
         return f"{kind} {' and '.join(limits)}{', even' if self.is_even else ''}"
 
 
@@ -111,11 +114,16 @@ Share = Annotated[float, Range(0, 1)]
 Level = Annotated[float, Range(0, 1, is_open=True)]
 
 
+class WrongType(TypeError, ValueError):
+    """A value is of another type than its annotation; a value of the right type but out of range is a ValueError."""
+
+
 def check(name: str, value: Any, annotation: Any) -> None:
     """Check a plain value against an annotation.
 
     Raises:
-        ValueError: the value does not match. The message has the name, the values that match, and the value.
+        ValueError: the value does not match; `WrongType` if its type does not. The message has the name, the values
+            that match, and the value.
     """
     if isinstance(value, (list, tuple)):
         for i, item in enumerate(value):
@@ -123,7 +131,19 @@ def check(name: str, value: Any, annotation: Any) -> None:
     if not matches(value, annotation):
         is_whole = isinstance(value, float) and value.is_integer() and matches(int(value), annotation)
         hint = f": write {int(value)}" if is_whole else ""
-        raise ValueError(f"{name} must be {describe(annotation)}; got {shown(value)}{hint}")
+        number = 0.0 if isinstance(value, float) else value  # NaN and infinity are numbers
+        error = ValueError if matches(number, _unconstrained(annotation)) else WrongType
+        raise error(f"{name} must be {describe(annotation)}; got {shown(value)}{hint}")
+
+
+def _unconstrained(annotation: Any) -> Any:
+    """Return an annotation without the constraints of `Annotated`."""
+    kind, options = get_origin(annotation), get_args(annotation)
+    if kind is Annotated:
+        return _unconstrained(options[0])
+    if kind in (Union, types.UnionType):
+        return functools.reduce(operator.or_, map(_unconstrained, options))
+    return annotation
 
 
 def check_memory(name: str, needed: float) -> None:

@@ -36,7 +36,8 @@ def save_dataset(
         limits: the values that are shown black and white; default: the range of the samples.
         names: names of the dimensions of a vector.
         rows: names of the rows of a grid of images; all have the same number of images, of which NaN is left white.
-        credit: the maker of the images and their licence, drawn under a grid.
+        credit: the makers of the data and their licence, the "Copyright" in the metadata of the file; also drawn under
+            a grid of images.
     """
     if samples.ndim not in (2, 3):
         low, high = limits or (float(samples.nan_to_num(0).min()), float(samples.nan_to_num(0).max()))
@@ -50,7 +51,8 @@ def save_dataset(
         figure = series(array)
     else:
         figure = vectors(array, names or [f"$x_{{{i + 1}}}$" for i in range(array.shape[1])])
-    replace_atomically(path, lambda file: figure.savefig(file, format="png"))
+    metadata = {"Copyright": credit} if credit else {}
+    replace_atomically(path, lambda file: figure.savefig(file, format="png", metadata=metadata))
     return path
 
 

@@ -68,19 +68,21 @@ def image_grid(images: Tensor, columns: int | None = None, gap: int = 1) -> np.n
     return grid.squeeze(-1) if channels == 1 else grid
 
 
-def save_samples(samples: Tensor, path: Path, low: float = 0.0, high: float = 1.0) -> Path:
+def save_samples(samples: Tensor, path: Path, low: float = 0.0, high: float = 1.0, credit: str | None = None) -> Path:
     """Save a picture of samples (N, *): images in a grid, points in the plane as a scatter, other states as lines.
 
     Args:
         samples: (N, C, H, W) with C 1 or 3, (N, 2), or any other shape, drawn as lines over the flattened state.
         path: PNG file to write.
         low, high: the values that are shown black and white.
+        credit: the makers of the data and their licence, the "Copyright" in the metadata of the file.
     """
+    metadata = {"Copyright": credit} if credit else {}
     if samples.ndim == 4 and samples.shape[1] in (1, 3):
         grid = image_grid((samples - low) / (high - low))
         scale = max(1, PIXELS // samples.shape[2])
         grid = grid.repeat(scale, axis=0).repeat(scale, axis=1)
-        settings: dict[str, Any] = {"cmap": "gray", "vmin": 0, "vmax": 1, "format": "png"}
+        settings: dict[str, Any] = {"cmap": "gray", "vmin": 0, "vmax": 1, "format": "png", "metadata": metadata}
         replace_atomically(path, lambda file: matplotlib.image.imsave(file, grid, **settings))
         return path
     figure = Figure(figsize=(5, 5), dpi=120, layout="constrained")
@@ -92,7 +94,7 @@ def save_samples(samples: Tensor, path: Path, low: float = 0.0, high: float = 1.
     else:
         axes.plot(flat[:64].T, linewidth=0.8, alpha=0.6)
         axes.set(xlabel="dimension", ylabel="value", title=f"{min(len(flat), 64)} samples")
-    replace_atomically(path, lambda file: figure.savefig(file, format="png"))
+    replace_atomically(path, lambda file: figure.savefig(file, format="png", metadata=metadata))
     return path
 
 

@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from matplotlib.figure import Figure
+from PIL import Image
 
 from scoresde.evaluation import ComparisonRow
 from scoresde.plots import (
@@ -238,3 +239,10 @@ def test_a_histogram_counts_all_finite_values_at_any_distance_from_zero(dtype, o
     counts = [bar.get_height() for bar in axes.patches]
     assert counts == np.histogram(values.astype(np.float64) - float(values.min()), 40)[0].tolist()
     assert sum(counts) == 200
+
+
+@pytest.mark.parametrize("shape", [(4, 1, 3, 3), (4, 2), (4, 7)])
+def test_a_credit_is_in_the_metadata_of_the_file(shape, tmp_path):
+    for credit in ("by their makers", None):
+        path = save_samples(torch.zeros(shape), tmp_path / "x.png", credit=credit)
+        assert Image.open(path).info.get("Copyright") == credit

@@ -186,9 +186,12 @@ def warnings_on_stderr() -> Iterator[None]:
 
 
 def save_picture(samples: torch.Tensor, config: DictConfig, path: Path) -> Path:
-    """Save a picture of samples in data units, black to white over the range that the configuration declares."""
+    """Save a picture of samples in data units, black to white over the range that the configuration declares.
+
+    If the data have a credit, their makers and licence, it is in the metadata of the file.
+    """
     low, high = config.data.range or (0.0, 1.0)
-    return plots.save_samples(samples, path, low, high)
+    return plots.save_samples(samples, path, low, high, config.data.get("credit"))
 
 
 def save_array(path: Path, array: np.ndarray) -> None:

@@ -62,6 +62,7 @@ from scoresde.tensors import dimensions, mean_and_error, send
 from scoresde.training.batches import split_condition
 
 PARTIAL = "likelihood"
+FORMAT = 2  # of the stored results of batches; those of another format are not read
 REPEATED = 2**31  # added to the seed of a sample for its second, independent evaluation
 BOUNDS = ("continuous", "discrete")
 
@@ -193,7 +194,7 @@ def evaluate_likelihood(
     budget = evaluation.feasible(budget)
     every, subset = torch.arange(count), evenly_spaced(count, budget.samples)
     contents = fingerprint(run.model, run.transform, evaluation.tensors(every.split(batch_size)))
-    settings = [*map(str, (trace, solver, dequantization, samples, batch_size, budget, seed, start)), contents]
+    settings = [*map(str, (FORMAT, trace, solver, dequantization, samples, batch_size, budget, seed, start)), contents]
     parts = {
         f"{name}-{i:06d}": partial(function, batch)
         for name, (indices, function) in _tasks(evaluation, budget, every, subset).items()

@@ -58,6 +58,11 @@ def transition(clean: Point[Number], noisy: Point[Number]) -> tuple[Number, Numb
 
     v = -sigma_t^2 expm1(2 (lambda_t - lambda_s)) is free of cancellation.
     """
+    if isinstance(clean.alpha, float) and clean.alpha == 0:
+        raise ValueError(
+            f"alpha must be positive at the cleaner time of a step; got alpha(t={clean.t:g}) = 0, where the SDE has no "
+            "signal left: lower its noise (beta_max of VP and sub-VP), or choose a smaller t_max"
+        )
     return noisy.alpha / clean.alpha, -(noisy.sigma**2) * _call("expm1", 2 * (noisy.lam - clean.lam))
 
 
