@@ -113,7 +113,7 @@ class GaussianMixture(FullPrecision):
         return self._with_components(slice(k, k + 1), torch.zeros(1))
 
     def tilted(self, log_weights: Tensor) -> "GaussianMixture":
-        """Return the mixture with component k reweighted by exp(log_weights[k]), (K,), such as p(x) p(y | x)^w."""
+        """Return the mixture with weights proportional to w_k exp(log_weights[k]), for log_weights (K,)."""
         log_weights = float64(log_weights)
         if log_weights.shape != self.log_weights.shape or not bool(torch.isfinite(log_weights).all()):
             raise ValueError(
@@ -123,7 +123,7 @@ class GaussianMixture(FullPrecision):
         return self._with_components(slice(None), self.log_weights + log_weights.to(self.log_weights))
 
     def _with_components(self, which: slice, log_weights: Tensor) -> "GaussianMixture":
-        """Return the mixture of some of the components, with other weights."""
+        """Return the mixture of the components `which`, with weights softmax(log_weights)."""
         means = self.means[which].reshape(-1, *self.event_shape)
         rotation = None if self.rotation is None else self.rotation[which]
         return GaussianMixture(means, self.stds[which].reshape(means.shape), log_weights.softmax(0), rotation)
@@ -251,7 +251,11 @@ class _Marginal:
 
 
 def _given_label(log_weights: Tensor, label: Tensor) -> Tensor:
-    """Return the log-weights (B, K) of the mixture given its component (B,); those of all for the null label."""
+    """Return the log-weights (B, K) of the components given the label (B,) of each sample.
+
+    A label k selects component k: its log-weight is 0, the others are -inf. The null label -1 means no condition: the
+    log-weights are those of the mixture.
+    """
     count = len(log_weights)
     if label.is_floating_point() or label.dtype == torch.bool or bool(((label < NULL) | (label >= count)).any()):
         raise ValueError(
@@ -314,7 +318,10 @@ class ExactModel(ScoreModel):
 
 
 class _ExactNetwork(nn.Module):
-    """The v prediction alpha E[eps | x] - sigma E[x_0 | x], bounded at both ends of the time range."""
+    """The exact mixture as a network that predicts v = alpha E[eps | x] - sigma E[x_0 | x].
+
+    Unlike the score, v is bounded at both ends of the time range.
+    """
 
     casts_inputs = True
     conditions = ("label",)

@@ -27,7 +27,7 @@ class Constraint:
     """A condition on a value, given in `Annotated` beside the type."""
 
     def matches(self, value: Any, kind: Any) -> bool:
-        """Return whether a plain value of the annotation `kind` meets the condition."""
+        """Return whether a plain value matches the annotation `kind` and meets the condition."""
         raise NotImplementedError
 
     def describe(self, kind: str) -> str:
@@ -37,7 +37,7 @@ class Constraint:
 
 @dataclass(frozen=True)
 class Range(Constraint):
-    """Numbers from `low` to `high`, without these two if `is_open`; only even ones if `is_even`."""
+    """Numbers from `low` to `high`; `is_open` excludes these two, and `is_even` allows only even numbers."""
 
     low: float
     high: float = math.inf
@@ -86,7 +86,7 @@ class Distinct(Constraint):
 
 @dataclass(frozen=True)
 class Named(Constraint):
-    """Values other than "", which messages describe as `name`, such as "a directory"."""
+    """All values but the empty text; error messages call the expected value `name`, such as "a directory"."""
 
     name: str
 

@@ -57,7 +57,8 @@ def replace_atomically(path: Path, write: Callable[[Path], Any], size: int | Non
 def append(path: Path, line: str) -> None:
     """Append a line as a whole: concurrent processes neither mix nor lose lines.
 
-    If a killed process left a last line without a line break, it gets one if it is JSON, and is removed otherwise.
+    A killed process may leave a last line without a line break. Such a line is kept if it is JSON, and gets its line
+    break; otherwise it is removed.
 
     Raises:
         OSError: the line cannot be written; the message has the path and, on a full disk, the bytes needed.

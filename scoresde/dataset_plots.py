@@ -33,9 +33,10 @@ def save_dataset(
     Args:
         samples: samples (N, *) in data units.
         path: PNG file to write.
-        limits: the values that are shown black and white; default: the range of the samples.
+        limits: the value drawn in black and the value drawn in white; default: the range of the samples.
         names: names of the dimensions of a vector.
-        rows: names of the rows of a grid of images; all have the same number of images, of which NaN is left white.
+        rows: names of the rows of a grid of images. All rows hold the same number of images; to fill a row, add
+            images of NaN, which are drawn white.
         credit: the makers of the data and their licence, the "Copyright" in the metadata of the file; also drawn under
             a grid of images.
     """
@@ -77,7 +78,7 @@ def labelled_grid(images: Tensor, rows: Sequence[str] | None, credit: str | None
 
 
 def vectors(points: np.ndarray, names: Sequence[str]) -> Figure:
-    """Draw vectors (N, D): a scatter plot of each pair of up to 6 dimensions, else a histogram of each dimension."""
+    """Draw vectors (N, D): scatter plots of all pairs of dimensions if D <= 6, otherwise `histograms`."""
     dimensions = points.shape[1]
     if dimensions > MAX_PAIRED:
         return histograms(points, names)

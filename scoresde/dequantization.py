@@ -39,14 +39,14 @@ from scoresde.tensors import at_least_float32, check_instance, dimensions, doubl
 
 
 class Dequantization(Protocol):
-    """The interface of a dequantisation, whose `str` is printed among the conventions of a likelihood."""
+    """The interface of a dequantisation; likelihoods report its `str` in their `conventions`."""
 
     @abstractmethod
     def sample(self, images: Tensor, stream: RandomStream) -> tuple[Tensor, Tensor]:
         """Draw values x + u (B, *) in [x, x + 1) for levels x (B, *); also return log q(u | x) in nats (B,).
 
-        Both have the dtype of the levels, at least float32, if that is floating-point, and float64 otherwise. `stream`
-        draws u.
+        Values and log q are float64 for levels of an integer dtype. For floating-point levels they have the dtype of
+        the levels, or float32 if that is wider. u is drawn from `stream`.
         """
 
     def training_values(self, images: Tensor, stream: RandomStream) -> Tensor:
@@ -135,7 +135,7 @@ def levels_map(transform: Transform | DataMap, dequantization: Dequantization | 
     """Return the data map of integer levels, with uniform dequantisation by default.
 
     Raises:
-        ValueError: `transform` is a `DataMap` without dequantisation, or `dequantization` is given as well.
+        ValueError: `transform` is a `DataMap`, and either has no dequantisation or comes with a `dequantization`.
     """
     if not isinstance(transform, DataMap):
         check_instance("transform", transform, "__call__", "inverse", "log_det")
@@ -353,7 +353,12 @@ class Coupling(nn.Module):
         )
 
     def forward(self, state: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
-        """Return y and (1 - m) a, each (B, *), for e = `state` (B, *) and the levels scaled to [-1, 1]."""
+        """Return y and the log-scales (1 - m) a, each (B, *); letters as in the class docstring.
+
+        Args:
+            state: e, (B, *).
+            context: the grey levels, scaled to [-1, 1], (B, *).
+        """
         mask = self.mask.to(state)
         features = torch.cat([context, mask * torch.tanh(state / 2)], dim=1)
         output = self.network(features.to(next(self.network.parameters()).dtype)).to(state)

@@ -66,7 +66,7 @@ class From(Sampler):
         return _below(pairs, self.t, margin) or _below(pairs, self.t, 0.0)
 
     def plan(self, sde: SDE, transitions: Sequence[Transition]) -> Sequence[Any]:
-        """Return the plan of the sampler: what its `advance` receives for each of these transitions."""
+        """Return the plan of the inner sampler: the argument `entry` of `advance` for each of the given transitions."""
         return self.sampler.plan(sde, transitions)
 
     def advance(self, model: BaseModel, x: Tensor, entry: Any, stream: RandomStream, memory: Any) -> tuple[Tensor, Any]:
@@ -79,7 +79,7 @@ class From(Sampler):
 
 
 def _below(pairs: Sequence[Transition], t: float, margin: float) -> list[Transition]:
-    """Return the transitions with every time above t - margin moved to t, without those that then have no length."""
+    """Replace every time above t - margin by t, and return the transitions that still have a length."""
     top = torch.tensor(t, dtype=torch.float64)
     moved = [(a if a < t - margin else top, b if b < t - margin else top) for a, b in pairs]
     return [(a, b) for a, b in moved if a != b]
@@ -107,7 +107,7 @@ def slerp(first: Tensor, second: Tensor, weight: float) -> Tensor:
         )
 
     def share(part: float) -> Tensor:
-        """Return sin(part angle)/sin(angle), or its limit for angle = 0."""
+        """Return sin(w theta)/sin(theta) for w = `part`, or its limit w for theta = 0."""
         return part * torch.sinc(part * angle / math.pi) / torch.sinc(angle / math.pi)
 
     return broadcast(share(1 - weight), first) * first + broadcast(share(weight), second) * second

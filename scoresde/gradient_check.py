@@ -6,10 +6,10 @@ is between 0 and 1 for Gaussian data, and a direction z of +-1, the check compar
 
     D = z.(y(x + h z) - y(x - h z)) / 2h        with        f = (z^T J(x + h z) z + z^T J(x - h z) z) / 2
 
-divided by the number of dimensions, from two evaluations with one product each. h is eps^(1/3) times the size of x,
-with the eps of the network's dtype. D and f differ by the rounding of D, of order eps^(2/3), and by the curvature of
-z^T J z, which is at most of the order of the difference of the two products in f. A larger difference, in most samples
-of a batch and for a smaller h too, is an error.
+each divided by the number of dimensions. This takes two evaluations with one Jacobian product each. h is e^(1/3) times
+the root mean square of x, with e the machine epsilon of the network's dtype. D and f differ by the rounding of D, of
+order e^(2/3), and by the curvature of z^T J z, which is at most of the order of the difference of the two terms of f.
+A larger difference, in most samples of a batch and for a smaller h too, is an error.
 
 The check is made at the time at which sigma/alpha is the scale of the data: there J is far from 0 and from 1, whatever
 the network predicts.

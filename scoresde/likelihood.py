@@ -137,7 +137,7 @@ def conventions(
 
 
 def trace_for(solver: Solver | None, trace: Trace | None) -> Trace:
-    """Return `trace` or `Hutchinson(probes=1)`, with fixed probes if the solver's error control includes the trace."""
+    """Return `trace`, by default `Hutchinson(probes=1)`; with fixed probes if the solver controls the trace's error."""
     trace = trace or Hutchinson()
     check_instance("trace", trace, "bind", "kept")
     return trace.kept() if solver is not None and controls_integrals(solver) else trace
@@ -437,7 +437,12 @@ def describe_failures(values: Tensor, status: Tensor) -> str:
 
 
 def _check_inflation(variance: float | None, unit: float, tolerance: float) -> str:
-    """Describe, in bits per dimension, the bias of a mean of probabilities whose logarithms have `variance` (nats^2).
+    """Return a description of the bias of log mean exp(log p) that is due to the noise of log p.
+
+    Args:
+        variance: variance of the noise of log p, nats^2; None if it is unknown.
+        unit: one bit per dimension in nats, d log 2.
+        tolerance: largest accepted bias, bits per dimension.
 
     Raises:
         ValueError: the bias is larger than `tolerance`.

@@ -1,4 +1,4 @@
-"""PNG files of samples, comparisons of samplers and classifications; drawing functions shared with the report."""
+"""PNG files of samples, sampler comparisons and classifications; drawing functions that `scoresde.report` uses too."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -36,7 +36,7 @@ METRIC_NAMES = {
 
 
 def metric_name(metric: str, space: str) -> str:
-    """Return the name of a metric, with the feature space unless that is the state itself."""
+    """Return the text that names a metric in figures, with the feature space if it is computed on features."""
     name = METRIC_NAMES.get(metric, metric.replace("_", " "))
     return name if space in ("state", "model space", "") else f"{name} ({space})"
 
@@ -75,7 +75,7 @@ def save_samples(samples: Tensor, path: Path, low: float = 0.0, high: float = 1.
     Args:
         samples: (N, C, H, W) with C 1 or 3, (N, 2), or any other shape, drawn as lines over the flattened state.
         path: PNG file to write.
-        low, high: the values that are shown black and white.
+        low, high: the value drawn in black and the value drawn in white, for images.
         credit: the makers of the data and their licence, the "Copyright" in the metadata of the file.
     """
     metadata = {"Copyright": credit} if credit else {}
@@ -199,8 +199,8 @@ def save_comparison(rows: Sequence[ComparisonRow], path: Path, metric: str | Non
 def draw_comparison(axes: Axes, rows: Sequence[ComparisonRow], quantity: str = "nfe") -> None:
     """Draw one metric of samplers against "nfe" or "seconds", on logarithmic axes.
 
-    Bars are the intervals of the rows. The band is the noise floor, the interval of the metric for exact draws: a
-    sampler inside it cannot be distinguished from exact sampling. Values at or below zero are left out. The vertical
+    Error bars run from `low` to `high` of each row. The band is the noise floor, the interval of the metric for exact
+    samples: a sampler inside it cannot be distinguished from exact sampling. Values <= 0 are left out. The vertical
     axis runs from 0.3 to 2,000 times the lowest value, so that a sampler that diverged does not flatten the others.
     """
     for i, name in enumerate(dict.fromkeys(row.sampler for row in rows if not row.is_floor)):

@@ -36,7 +36,7 @@ MODEL_PARTS += ["data.shape", "data.transform", "data.training"]
 
 
 def read_config(path: Path) -> DictConfig:
-    """Read the configuration of a run, with targets of older versions under their new names.
+    """Read the configuration of a run; `_target_` names of older versions are replaced by the present ones.
 
     Raises:
         FileNotFoundError: there is no run at this path.
@@ -113,7 +113,7 @@ def join(path: str, name: object) -> str:
 
 
 def _with_new_names(node: Any) -> Any:
-    """Return a configuration with targets of older versions under their new names."""
+    """Return a configuration in which the present `_target_` names replace those of older versions."""
     if isinstance(node, dict):
         renamed = {
             key: RENAMED.get(value, value) if key == "_target_" else _with_new_names(value)

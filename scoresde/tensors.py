@@ -139,7 +139,9 @@ def broadcast(values: Tensor, x: Tensor) -> Tensor:
 
 
 def check_shape_of_states(name: str, value: Tensor, x: Tensor) -> None:
-    """Raise an error unless the argument `name` has the shape of the states x: (B, 1), (1, D) or (D,) would broadcast.
+    """Raise an error unless the argument `name` has exactly the shape of the states x.
+
+    Shapes such as (B, 1), (1, D) or (D,) would broadcast without an error.
 
     Raises:
         TypeError: `value` is not a tensor of real numbers.

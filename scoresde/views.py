@@ -53,7 +53,11 @@ class Views(ABC):
 
     @abstractmethod
     def combine(self, denoised: Tensor, noise: Tensor) -> Tensor:
-        """Return denoised E[x_0 | x_t] + noise E[eps | x_t], (B, *), with float64 coefficients () or (B,)."""
+        """Return d E[x_0 | x_t] + n E[eps | x_t], (B, *).
+
+        Args:
+            denoised, noise: the coefficients d and n, float64, () or (B,).
+        """
 
     def error(self, x0: Tensor, noise: Tensor) -> "Views":
         """Return the errors of these views, as views, at x_t = alpha x0 + sigma noise with x0 and noise (B, *).

@@ -60,7 +60,7 @@ class ModelWrapper(BaseModel):
         return self if cond is None else self._replaced({"model": self.model.given(cond)})
 
     def rows(self, rows: Tensor | slice, count: int) -> Self:
-        """Return the same wrapper around the model (or models) of the samples `rows` from a batch of `count`."""
+        """Return the same wrapper with `rows(rows, count)` applied to each inner model, see `BaseModel.rows`."""
         models = {name: part for name, part in self.named_children() if isinstance(part, BaseModel)}
         return self._replaced({name: part.rows(rows, count) for name, part in models.items()})
 
@@ -74,7 +74,7 @@ class ModelWrapper(BaseModel):
 
 
 class ForeignModel(ModelWrapper):
-    """A model from an object of a user's class, which must have only `sde` and `predict`.
+    """A model made from an object of a user's class, which needs no attributes but `sde` and `predict`.
 
     A call of `predict` counts as one network evaluation, unless a network that counts its own evaluations runs in it.
     The `nn.Module`s in the object become submodules, so the model has their parameters, device and dropout. `density`,
@@ -121,7 +121,10 @@ class ForeignModel(ModelWrapper):
 
 
 def _modules_in(part: Any) -> list[nn.Module]:
-    """Return the `nn.Module`s in an object: itself, or those in a list, tuple, dict or model's attributes, nested."""
+    """Return the `nn.Module`s in an object: the object itself, or those nested in it.
+
+    They are searched in the items of lists, tuples and dicts, and in the attributes of objects with `predict`.
+    """
     if isinstance(part, nn.Module):
         return [part]
     if not isinstance(part, (dict, list, tuple)):

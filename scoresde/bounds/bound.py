@@ -44,7 +44,7 @@ class NatsBound:
 
 @dataclass
 class Bound:
-    """An upper bound on the bits per dimension of a set of images, under the reverse SDE's model.
+    """An upper bound on the bits per dimension of a set of images, under the reverse SDE or DDPM's chain.
 
     mean: the mean of per_image over the images. stderr: the standard error of the mean over images, which includes the
     Monte-Carlo noise; None for one image. monte_carlo: the standard error of the mean for these images, from the
@@ -69,10 +69,10 @@ def uniform(stream: RandomStream, count: int) -> Tensor:
 
 
 def standard_error(*estimates: Tensor) -> Tensor:
-    """Return the standard error (B,) of the sum of the means of independent estimates.
+    """Return the standard error (B,) of the sum of several independent Monte-Carlo means.
 
-    Consecutive pairs of the estimates (n, B) share a stratum. The mean over n/2 strata of a pair's mean (a + b)/2 has
-    the variance sum (a - b)^2/4 / (n/2)^2.
+    Each argument holds the n draws (n, B) of one mean, two consecutive draws a and b for each stratum. The variance of
+    this mean is estimated by the sum over strata of (a - b)^2, divided by n^2.
     """
     variances = [(values[0::2] - values[1::2]).detach().square().sum(dim=0) / len(values) ** 2 for values in estimates]
     return torch.stack(variances).sum(dim=0).sqrt()
@@ -95,13 +95,13 @@ def bits_bound(
     nats: Callable[[BaseModel, Tensor, RandomStream], NatsBound],
     conventions: dict[str, str],
 ) -> Bound:
-    """Return the bound on the bits per dimension of images, evaluated in batches.
+    """Evaluate a bound in nats on batches of images, and return it in bits per dimension.
 
     Args:
         model, images, transform, cond, seeds, batch_size, progress: see `continuous`.
-        nats: a function (model, batch, stream) that returns the bound of a batch of images on the model's device; the
-            model is given the conditions of the batch, and the stream has its seeds.
-        conventions: entries added to the conventions of all bounds.
+        nats: a function (model, batch, stream) that returns the bound of a batch of images in nats. The batch is on the
+            model's device, the model already has the conditions of these images, and the stream has their seeds.
+        conventions: the entries of `Bound.conventions` that are specific to this bound.
     """
     if not len(images):
         raise ValueError("images must hold at least one image; got none")

@@ -126,7 +126,7 @@ def continuous(
 
     Raises:
         ValueError: the images are not integers from 0 to `transform.levels` - 1; draws is odd; the model is in
-            training mode; the number of seeds is not that of the images; the points of the dequantisation are states at
+            training mode; the number of seeds is not that of the images; the dequantisation gives noisy states, at
             t > 0; see also `continuous_nats`.
         RuntimeError: the bound is not finite; the message has the images concerned.
     """
@@ -173,7 +173,10 @@ def _refuse_noisy(data_map: DataMap, sde: SDE) -> None:
 def _continuous(
     model: BaseModel, point: Callable[[], tuple[Tensor, Tensor]], draws: int, stream: RandomStream, times: TimeDensity
 ) -> NatsBound:
-    """Return the bound of data x; point() draws x (B, *) and log q(u | levels) - log|det T'| (B,)."""
+    """Return the bound (module docstring) in nats, including the term "change_of_variables".
+
+    Every call of point() returns data x (B, *) in model space and their log q(u | levels) - log|det T'| (B,).
+    """
     if isinstance(times, Nodes):
         raise TypeError("times must be a continuous density; got the nodes of a chain: use bounds.discrete")
     sde, repeats = model.sde, min(draws, 2)
@@ -213,12 +216,15 @@ def _continuous(
 
 
 def _controlled(squares: Tensor, norms: Tensor, share: Tensor | float, size: int) -> Tensor:
-    """Return [|eps - eps_hat|^2 - share (|eps|^2 - d)] / 2, (B,)."""
+    """Return [|eps - eps_hat|^2 - c (|eps|^2 - d)] / 2, (B,), with c = share (module docstring)."""
     return 0.5 * (squares - share * (norms - size))
 
 
 def _share(errors: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
-    """Return c, the unexplained share of the noise in these draws, (B,), at most 1, without gradient."""
+    """Return the factor c of the control variate (module docstring), estimated from these draws.
+
+    It is the unexplained share of the noise: (B,), at most 1, without gradient.
+    """
     squares, norms = (torch.stack(column).sum(dim=0) for column in zip(*errors, strict=True))
     return (squares.detach() / norms).clamp(max=1)
 
@@ -226,6 +232,6 @@ def _share(errors: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
 def _decoder_draws(draws: int) -> int:
     """Return the number of draws of the decoder: about draws/8, even, or 1 for draws=1.
 
-    Fewer suffice than for the diffusion term, whose error is about 10 to 20 times larger (the range of log-SNR).
+    Fewer suffice than for the diffusion term: its weight, the range of log-SNR, makes its error 10 to 20 times larger.
     """
     return min(draws, 2 * max(draws // 16, 1))

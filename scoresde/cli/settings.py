@@ -53,6 +53,10 @@ class DataSettings(Maps):
     test: Dataset | None
 
 
+class Conditioning(TypedDict):
+    dropout: Dropout
+
+
 class Parts(Shared):
     """The settings of the parts of a training run."""
 
@@ -64,19 +68,15 @@ class Parts(Shared):
     sampler: Sampler
     optimizer: Callable[[Any], Optimizer]
     trainer: Trainer
+    condition: Conditioning
     experiment: str | None
     name: str | int
     learned_variance: bool
     classifier: bool
 
 
-class Conditioning(TypedDict):
-    dropout: Dropout
-
-
 class Train(Parts):
     run: Directory
-    condition: Conditioning
     held_out: Annotated[dict, HeldOut]
 
 

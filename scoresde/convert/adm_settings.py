@@ -10,7 +10,7 @@ It has one of two forms:
   "noise_schedule": "cosine", "learn_sigma": true, ...}`; those of a classifier begin with `classifier_`.
 
 Settings that are missing have the defaults of these projects. Settings that concern only training or sampling, such as
-`timestep_respacing`, are ignored: the model is that of all N steps.
+`timestep_respacing`, are ignored: the run always has all steps of the diffusion.
 """
 
 import json
@@ -32,7 +32,7 @@ class AdmSettings:
     """The settings of one network.
 
     Args:
-        config: a configuration in one of the two forms.
+        config: a configuration in one of the two forms of the module docstring.
         is_classifier: whether the network is a classifier.
 
     Raises:
@@ -72,7 +72,7 @@ class AdmSettings:
 
     @property
     def heads(self) -> dict[str, int]:
-        """The arguments `head_channels`, or `heads` and `heads_up`, of a `BlockStyle`."""
+        """Arguments of `networks.BlockStyle` for the attention heads: `head_channels`, or `heads` and `heads_up`."""
         channels, heads, up = (
             self._optional(name) for name in ("num_head_channels", "num_heads", "num_heads_upsample")
         )
@@ -92,10 +92,10 @@ class AdmSettings:
         return bool(self.values.get("use_new_attention_order", False))
 
     def process(self) -> dict[str, Any]:
-        """Return the nodes `sde` and `prediction` of the diffusion, with the label i at time i / (N - 1).
+        """Return the nodes `sde` and `prediction` of a run's configuration; step i of N is at time i / (N - 1).
 
         Raises:
-            ValueError: the schedule is unknown, or the configuration does not tell the noise labels.
+            ValueError: the schedule is unknown, or `rescale_timesteps` is missing and its default is ambiguous.
         """
         settings, prefix = self.diffusion, "scoresde.sdes."
         steps = _integer("the number of diffusion steps", settings.get("steps", settings.get("diffusion_steps", 1000)))
@@ -123,10 +123,10 @@ class AdmSettings:
         return {"sde": sde, "prediction": prediction}
 
     def check(self, known: Mapping[str, Any]) -> None:
-        """Compare the settings about the architecture with those that the weights have.
+        """Check that the settings about the architecture agree with the weights.
 
         Args:
-            known: the arguments of the constructor that follow from the weights, by name.
+            known: the settings that follow from the weights, by name.
 
         Raises:
             ValueError: a setting differs.
@@ -150,7 +150,7 @@ class AdmSettings:
                 )
 
     def _factors(self, resolutions: Any) -> list[int]:
-        """Return downsampling factors: a text has resolutions, as the flags do, a sequence has the factors."""
+        """Return downsampling factors, given as a sequence (arguments), or as a string of resolutions (flags)."""
         entries = [_integer("attention_resolutions", entry) for entry in _entries(resolutions)]
         if isinstance(resolutions, str):
             return [(self.image_size or 64) // entry for entry in entries]
@@ -158,7 +158,7 @@ class AdmSettings:
 
 
 def _values(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings, with numbers and truth values where a command line has left their text."""
+    """Return the settings; strings such as "64" or "True" become numbers and booleans, except in `LISTS`."""
     values = dict(settings)
     for name, value in settings.items():
         if isinstance(value, str) and name not in LISTS:
@@ -168,7 +168,7 @@ def _values(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _entries(value: Any) -> Sequence[Any]:
-    """Return the entries of a list, or of a text with commas."""
+    """Return the entries of a sequence, or of a comma-separated string."""
     return [entry for entry in value.split(",") if entry] if isinstance(value, str) else list(value)
 
 

@@ -47,7 +47,7 @@ POOLS: dict[str, tuple[str, dict[str, Any], dict[str, str]]] = {
 
 
 def layer_names(network: Encoder, pool: Mapping[str, str]) -> dict[str, str]:
-    """Return {name of a layer here: its name there}; `pool` has those of the pool."""
+    """Return {layer name in our network: name in guided-diffusion}; `pool` has the same for the layers of a pool."""
     table = {"time.inner": "time_embed.0", "time.outer": "time_embed.2", "input": "input_blocks.0.0"}
     table |= {f"time.cond.{name}": "label_emb" for name in network.conditions}
     table |= {"output.norm": "out.0", "output.conv": "out.2"} | {f"pool.{name}": there for name, there in pool.items()}
@@ -71,17 +71,17 @@ def layer_names(network: Encoder, pool: Mapping[str, str]) -> dict[str, str]:
 
 
 def translate(state: State, network: Encoder, new_order: bool, pool: Mapping[str, str]) -> State:
-    """Return the state dict of our network from that of a network of guided-diffusion.
+    """Convert a state dict of guided-diffusion to the state dict of our network.
 
     Args:
-        state: the state dict.
+        state: the state dict of guided-diffusion.
         network: our network.
         new_order: whether query, key and value are three blocks of channels; if not, they alternate within each head.
-        pool: the names of the layers of the pool, here and there.
+        pool: {name of a layer of the pool: its name in guided-diffusion}, see `POOLS`; empty for a U-Net.
 
     Raises:
-        ValueError: a tensor is missing or has another shape (the message has both names of the first one), or the
-            network has no such tensor.
+        ValueError: a tensor is missing or has another shape (the message has both names of the first one), or
+            `state` has a tensor that our network lacks.
     """
     table, unused, translated = layer_names(network, pool), set(state), {}
     heads = {name: module.heads for name, module in network.named_modules() if isinstance(module, Attention)}

@@ -25,7 +25,7 @@ Config = Mapping[str, Any] | str | Path | None
 
 
 def adm(path: str | Path, config: Config = None) -> Run:
-    """Return the model of a `UNetModel` as a run; at t_i = i/(N - 1) it is that of step i.
+    """Return the diffusion model of a `UNetModel` as a run; step i of its N steps is at time i/(N - 1).
 
     Args:
         path: a state dict saved by `torch.save` or as safetensors, such as `ema_0.9999_500000.pt`.
@@ -58,10 +58,10 @@ def adm(path: str | Path, config: Config = None) -> Run:
 
 
 def adm_classifier(path: str | Path, config: Config = None) -> NoisyClassifier:
-    """Return the noise-conditional classifier of an `EncoderUNetModel`; at t_i = i/(N - 1) its label is i.
+    """Return the noise-conditional classifier of an `EncoderUNetModel`; step i of its N steps is at time i/(N - 1).
 
     Args:
-        path, config: see `adm`; without a diffusion in the configuration, the linear schedule of 1,000 steps.
+        path, config: see `adm`; a configuration without a diffusion has the linear schedule of 1,000 steps.
 
     Raises:
         FileNotFoundError, ValueError: see `adm`.
@@ -101,16 +101,18 @@ def _read(path: Path, config: Config, is_classifier: bool) -> tuple[State, AdmSe
 
 
 def _shared(settings: AdmSettings, network: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the nodes `sde`, `prediction` and `data`."""
+    """Return the nodes `sde`, `prediction` and `data` of a run's configuration."""
     size = network["image_size"]
     return {**settings.process(), "data": image_data((network["channels"], size, size), -1.0, 1.0)}
 
 
 def architecture(state: State, settings: AdmSettings) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the arguments of the way down (see `networks.configuration`), and those of the constructor there.
+    """Return the arguments that our `UNet` and `EncoderUNet` share, and the original constructor's arguments.
+
+    The first are flat, see `networks.configuration`; the second are those that the weights determine.
 
     Raises:
-        ValueError: the weights are those of another network, or a setting that they do not tell is missing.
+        ValueError: the weights are those of another network, or a setting that they do not determine is missing.
     """
     first, (features, base) = (
         _tensor(state, "input_blocks.0.0.weight", 4),
@@ -165,7 +167,7 @@ def architecture(state: State, settings: AdmSettings) -> tuple[dict[str, Any], d
 
 
 def _resampling(state: State, settings: AdmSettings) -> tuple[str, int]:
-    """Return how the network halves the resolution, "convolution", "plain" or "residual", and the number of blocks."""
+    """Return the kind of resampling ("convolution", "plain" or "residual") and the number of blocks per resolution."""
     indices = _indices(state, "input_blocks")
     last, ups = max(indices), _indices(state, "output_blocks", r"[12]\.in_layers")
     convolutions, gaps = _indices(state, "input_blocks", r"0\.op"), set(range(last)) - indices
@@ -203,7 +205,7 @@ def _image_size(state: State, levels: int) -> int:
 
 
 def _pool(state: State) -> tuple[str, dict[str, Any], int]:
-    """Return the name of the pool there, its node, and the number of classes."""
+    """Return the pool's name in guided-diffusion, its configuration node here, and the number of classes."""
     if "out.2.positional_embedding" in state:
         name = "attention"
     elif state.get("out.0.weight", torch.empty(0)).ndim == 1:

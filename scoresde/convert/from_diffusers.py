@@ -62,10 +62,12 @@ class DiffusersNetwork(nn.Module):
         return self
 
     def forward(self, x: Tensor, c_noise: Tensor, cond: Condition = None) -> Tensor:
-        """Return F (B, C', H, W) of a state x (B, C, H, W) and timesteps c_noise (B,), which may be fractional.
+        """Return the output F (B, C', H, W) of the network for states x (B, C, H, W) at timesteps c_noise (B,).
+
+        The timesteps may be fractional.
 
         Raises:
-            ValueError: labels are missing, or the network has no classes.
+            ValueError: the network has classes and `cond` is None, or it has no classes and `cond` is given.
             TypeError: the condition is a dict.
         """
         if isinstance(cond, dict):
@@ -139,7 +141,7 @@ def diffusers(source: Any, scheduler: Any = None) -> build.Run:
 
 
 def _make_contiguous(module: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
-    """Copy the input of a group normalisation: its vmap rule does not support the memory order of attention outputs."""
+    """Make the input of a group normalisation contiguous: vmap does not support the memory order after attention."""
     return (inputs[0].contiguous(),)
 
 
@@ -221,7 +223,7 @@ def _exploding(config: Any) -> dict[str, Any]:
 
 
 def _learns_variance(unet: Any, scheduler: Any) -> bool:
-    """Return whether half of the output channels are v of a learned log Sigma = v log beta + (1 - v) log beta_tilde."""
+    """Return whether the network also outputs v of a variance, log Sigma = v log beta + (1 - v) log beta_tilde."""
     inputs, outputs = unet.config.in_channels, unet.config.out_channels
     kind = scheduler.config.get("variance_type")
     if outputs == inputs and kind not in ("learned", "learned_range"):
@@ -265,7 +267,7 @@ def _from_object(source: Any) -> tuple[Any, Any]:
 
 
 def _from_folder(path: Path) -> tuple[Any, Any]:
-    """Load network and scheduler of a saved pipeline; like diffusers, read a part without a subfolder from `path`."""
+    """Load the network and scheduler of a saved pipeline: each from its subfolder or, if it has none, from `path`."""
     index = path / "model_index.json"
     if not index.is_file():
         raise FileNotFoundError(

@@ -109,7 +109,7 @@ class Nodes(UniformTime):
 
 
 def _log_snr_range(sde: SDE, start: float | None = None) -> tuple[Tensor, Tensor]:
-    """Return the log-SNR at `start` (default: t_min) and at t_max, the latter at least `PURE_NOISE`.
+    """Return the log-SNR at `start` (default: t_min) and at t_max, raised to -30 (`PURE_NOISE`) where it is lower.
 
     Raises:
         ValueError: there is no noise at `start`.

@@ -50,7 +50,7 @@ class Weighting:
 
 
 class VarianceWeighting(Weighting):
-    """lambda = sigma^2 on the score: equal weight on the error of the noise at all times (2011.13456, sec. 3)."""
+    """Weight sigma^2 on the error of the score: equal weight on the noise at all times (2011.13456, sec. 3)."""
 
     def omega(self, sde: SDE, t: Tensor) -> Tensor:
         return UniformTime().density(sde, t)
@@ -60,8 +60,9 @@ class VarianceWeighting(Weighting):
 class UnitWeighting(Weighting):
     """Equal weight on the error of a view at all times, as in the plain loss of a network that predicts this view.
 
-    The velocity gives the flow-matching loss |u - (alpha' x_0 + sigma' eps)|^2 / d (2210.02747, eq. 9). Where alpha is
-    0, the errors of the velocity, v and data are errors of x_0, which the model learns there as at any other time.
+    For a predicted velocity u it is the flow-matching loss |u - (alpha' x_0 + sigma' eps)|^2 / d (2210.02747, eq. 9).
+    Where alpha is 0, the errors of the velocity, v and data are errors of x_0, which the model learns there as at any
+    other time.
 
     Args:
         view: "velocity", "v", "denoised", "noise" or "score".
@@ -80,7 +81,10 @@ class UnitWeighting(Weighting):
 
 
 class LikelihoodWeighting(Weighting):
-    """lambda = g^2 on the score: L d/2 plus a constant bounds the negative log-likelihood (2101.09258, theorem 1)."""
+    """Weight g^2 on the error of the score, for maximum likelihood (2101.09258, theorem 1).
+
+    The objective times d/2, plus a constant, is an upper bound on -log p in nats for data of d dimensions.
+    """
 
     times = UniformLogSNR()
 

@@ -123,7 +123,8 @@ def calibration(
     varies = float(gaps.max() - gaps.min()) > 1e-9
     interval = None
     if len(labels) >= FEWEST and varies:
-        interval = bootstrap(ece, torch.arange(len(labels)), level=level, generator=generator)
+        drawn = bootstrap(ece, torch.arange(len(labels)), level=level, generator=generator)
+        interval = Interval(drawn.value, max(drawn.low, 0.0), drawn.high)
     uniform = torch.rand(SIMULATED, len(labels), generator=generator, dtype=torch.float64)
     simulated = torch.stack([_ece(confidence, (row < confidence).double(), index, bins) for row in uniform])
     value = float(_ece(confidence, correct, index, bins))

@@ -7,7 +7,7 @@
 
 Metric values are comparable within one space only: every space has a name and a digest of its weights, which are
 reported with each value. Images (N, C, H, W) come with a span, their values of black and white: (0, 255) for 8 bits,
-(0, 16) for the digits.
+(0, 16) for `data.Digits`.
 """
 
 import hashlib
@@ -58,7 +58,7 @@ class Features:
         return len(self.values)
 
     def refuse_nonfinite(self, name: str) -> None:
-        """Raise ValueError if features are NaN or infinite; the message has their number, and `name` for the images."""
+        """Raise ValueError if features or logits are NaN or infinite; `name` describes the images in the message."""
         refuse_nonfinite(self.values, f"the features of {name}")
         if self.logits is not None:
             refuse_nonfinite(self.logits, f"the logits of {name}")
@@ -117,16 +117,16 @@ def extract_batch(space: FeatureSpace, images: Tensor, span: Span, device: torch
 
 
 def check_images(images: Tensor, span: Span) -> None:
-    """Check that images are (N, C, H, W) with values between black and white.
+    """Check that images are (N, C, H, W) and that their values fit the span (black, white).
 
-    Values may lie outside, but at most 1% of them by more than the width of the span, white - black.
+    At most 1% of the values may lie further outside the span than its width, white - black.
 
     Raises:
         ValueError: the images are not (N, C, H, W) with N >= 1, black and white are not finite with black < white, or
             more than 1% of the values lie so far outside.
 
     Warns:
-        UserWarning: all values lie within 10% of the span, as those of images in [0, 1] with span=(0, 255) do.
+        UserWarning: the values fill less than 10% of the span, as in images in [0, 1] with span=(0, 255).
     """
     if images.ndim != 4 or not len(images):
         raise ValueError(f"expected images (N, C, H, W) with N >= 1; got {tuple(images.shape)}")

@@ -100,7 +100,9 @@ class RunFiles:
         return checkpoint is None or self.checkpoint is None or checkpoint == self.checkpoint
 
     def lines(self, kind: str) -> list[Line]:
-        """Return the lines of a kind about the present checkpoint, or all of this kind if there are none; latest last.
+        """Return the lines of metrics.jsonl of a kind: those about the present checkpoint, or all if there are none.
+
+        The latest is last.
 
         Raises:
             ValueError: a likelihood has no mean.
@@ -111,24 +113,24 @@ class RunFiles:
         return [line for line in lines if self.is_current(line)] or lines
 
     def is_stale(self, kind: str) -> bool:
-        """Return whether all lines of a kind are about an earlier checkpoint."""
+        """Return whether all lines of metrics.jsonl of a kind are about an earlier checkpoint."""
         return any(not self.is_current(line) for line in self.lines(kind))
 
     def likelihood(self) -> Line | None:
-        """Return the likelihood in the headline: the latest one of the first split in SPLITS that was measured."""
+        """Return the likelihood for the page's headline: the latest one of the first measured split in `SPLITS`."""
         lines = self.lines("likelihood")
         by_split = {line["split"]: line for line in lines}
         return next((by_split[split] for split in SPLITS if split in by_split), lines[-1] if lines else None)
 
     def likelihood_per_sample(self, line: Line) -> np.ndarray | None:
-        """Return the stored values (N,) whose mean is in a line; None if they are missing or belong to another line."""
+        """Return the stored likelihoods (N,) that a line averages; None if they are missing or have another mean."""
         values = load_per_sample(self.path, file_of(line, f"{line['split']}.npz"))
         if values is None or len(values) != line["n"]:
             return None
         return values if math.isclose(float(values.mean()), line["mean"], rel_tol=1e-9, abs_tol=1e-12) else None
 
     def samples(self) -> tuple[Line, torch.Tensor] | None:
-        """Return the latest samples that are still stored, (N, *) in data units, and their line.
+        """Return the latest stored samples: their line of metrics.jsonl, and the samples (N, *) in data units.
 
         Raises:
             ValueError: the file is not an array of numbers of the data's shape.
@@ -141,7 +143,7 @@ class RunFiles:
 
 
 def file_of(line: Line, older: str) -> str:
-    """Return the name of the file that a line names; `older` if it names none, as in lines of older versions."""
+    """Return the file name in a line of metrics.jsonl; `older` if there is none, as in lines of older versions."""
     return Path(str(line.get("file", older))).name
 
 

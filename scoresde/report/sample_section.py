@@ -19,7 +19,7 @@ def sample_section(files: RunFiles, drawn: tuple[Line, Tensor] | None, data: Ten
 
     Args:
         files: the files of the run.
-        drawn: the line about the samples, and the samples (N, *); None if there are none.
+        drawn: the line of metrics.jsonl about the samples, and the samples (N, *); None if there are none.
         data: real data (M, *) to show beside the samples; None if they are not available.
     """
     if drawn is None:

@@ -43,12 +43,12 @@ def training_section(files: RunFiles) -> dict[str, Any]:
 
 
 def finite(lines: Sequence[Line], name: str) -> list[Line]:
-    """Return the lines that have a finite number under a name."""
+    """Return the lines of the log with a finite number as entry `name`."""
     return [line for line in lines if line.get(name) is not None and math.isfinite(line[name])]
 
 
 def values(lines: Sequence[Line], name: str) -> list[float]:
-    """Return the finite numbers under a name."""
+    """Return the finite numbers that the lines of the log have as entry `name`."""
     return [float(line[name]) for line in finite(lines, name)]
 
 

@@ -32,7 +32,7 @@ def share(count: int, rank: int, size: int) -> range:
 
 
 class StepNoise(RandomStream):
-    """Random draws for some positions of a step's batch: the rows at these positions of the draws for the whole batch.
+    """Random draws for part of a step's batch: a sample gets the same draws, however the batch is divided.
 
     A draw for the whole batch must have fewer than 2^32 words of 64 bits, see `RandomStream`.
 

@@ -213,7 +213,7 @@ def unpack_optimizer(
         steps: number of steps that the optimiser made; a larger step counter is refused.
 
     Raises:
-        ValueError: the state belongs to another kind of optimiser, or to more parameters; a moment or a setting is
+        ValueError: the state belongs to another kind of optimiser or to other parameters; a moment or a setting is
             missing, or is not like the optimiser's own.
     """
     own = type(optimizer).__name__
@@ -244,7 +244,7 @@ def unpack_optimizer(
 
 
 def _first_state(optimizer: Optimizer, group: dict[str, Any], parameter: Tensor) -> dict[str, Any]:
-    """Return the state that an optimiser makes for a parameter: a copy of it makes one step with a zero gradient."""
+    """Return the state of a parameter after a first step, made by a copy of the optimiser with a zero gradient."""
     copy = object.__new__(type(optimizer))
     copy.__dict__.update(optimizer.__dict__)
     single = torch.zeros(parameter.shape, dtype=parameter.dtype, device=parameter.device, requires_grad=True)
@@ -275,11 +275,16 @@ def _settings(own: Sequence[dict[str, Any]], stored: Any) -> list[dict[str, Any]
     if not isinstance(stored, list) or len(stored) != len(own) or not all(isinstance(group, dict) for group in stored):
         raise ValueError(f"the checkpoint must have the settings of {len(own)} groups of parameters; got {stored!r}")
     settings = [{**group, **other} for group, other in zip(own, stored, strict=True)]
-    for group, other in zip(own, settings, strict=True):
+    for index, (group, other) in enumerate(zip(own, settings, strict=True)):
+        expected, params = group["params"], other["params"]
+        if isinstance(params, list) and params != expected:
+            order = " in another order" if len(params) == len(expected) else ""
+            raise ValueError(
+                f"the optimiser state in the checkpoint is for {len(params)} parameters{order} in group {index}; the "
+                f"optimiser has {len(expected)}: use the model and optimiser of the checkpoint, or a new run"
+            )
         for name, value in group.items():
             check_like(f"the optimiser's {name} in the checkpoint", other[name], value)
-        if other["params"] != group["params"]:
-            raise ValueError(f"the settings must be of parameters {group['params']}; got {other['params']}")
     return settings
 
 

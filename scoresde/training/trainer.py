@@ -342,7 +342,7 @@ class _Terms(nn.Module):
     def forward(
         self, x: Tensor, cond: Condition, positions: range, batch_size: int, step: int
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return (value, t, weight) of the data x (n, *) at these positions of the step's batch."""
+        """Return the value, time and weight of the loss terms of x (n, *), the data at these positions of the batch."""
         stream = StepNoise(positions, self.seed, step)
         x0 = self.data_map.training_states(x, stream).float()
         generator = torch.Generator().manual_seed(step_seed(self.seed, step, "times"))

@@ -61,7 +61,7 @@ class HeldOut:
     def __call__(self, model: ScoreModel, step: int) -> dict[str, float]:
         """Return the mean loss, and the bound in bits (of continuous data: nats) per dimension, with standard errors.
 
-        There is no bound if dequantised data are states at a time above t_min, as with `TruncatedNormal`.
+        The bound is left out if the dequantisation gives states at a time above t_min, as `TruncatedNormal` does.
         """
         device = next(model.parameters()).device
         x, cond = split_condition(default_collate(self.items), device)
@@ -104,6 +104,6 @@ class HeldOut:
 
 
 def _mean(name: str, values: Tensor) -> dict[str, float]:
-    """Return the mean and its standard error by their names in the log."""
+    """Return the mean of the values and its standard error, as {name in the log: number}."""
     mean, error = mean_and_error(values)
     return {name: mean, f"{name}_stderr": math.nan if error is None else error}
