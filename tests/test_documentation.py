@@ -46,7 +46,13 @@ TRAINED = {
 BITS = ["likelihood.solver.steps=4", "budget.samples=2", "budget.bound_draws=2"]
 SHORT = {
     "bpd": BITS,
-    "classify": ["likelihood.solver.steps=2", "likelihood.trace.probes=2", "bound.draws=4", "bound.rounds=1"],
+    "classify": [
+        "likelihood.solver.steps=2",
+        "likelihood.trace.probes=1",
+        "likelihood.batch_size=297",
+        "bound.draws=4",
+        "bound.rounds=1",
+    ],
     "compare": ["n=12", "nfe=[2,4]", "resamples=4"],
     "evaluate": ["n=24", "features.epochs=1", "sampler.steps=2", *BITS],
     "dequantize": ["steps=2", "batch_size=8", "draws=2", "width=4", "layers=2"],
