@@ -98,7 +98,7 @@ def test_log_odds_of_bounds_are_within_their_errors(confidence):
 def test_posteriors_of_bounds_are_within_their_errors():
     """With draws enough for the linearisation."""
     model, x, truth = task(n=60)
-    result = ss.classify(model, x, range(3), "bound", WEIGHTS, draws=512, rounds=1)
+    result = ss.classify(model, x, range(3), "bound", WEIGHTS, draws=256, rounds=1)
     error, stderr = result.log_posterior - truth, result.stderr
     uncertain = (truth.exp() > 0.02) & (truth.exp() < 0.98)
     assert int(uncertain.sum()) > 20
@@ -112,7 +112,7 @@ def test_posteriors_of_bounds_are_within_their_errors():
 def test_elimination_keeps_the_best_class_and_saves_evaluations():
     sde, identity = ss.VP(), torch.eye(6).expand(3, 6, 6)
     mixture = ss.GaussianMixture(1.5 * normal(3, 6), torch.full((3, 6), 0.5), WEIGHTS, identity)
-    x = mixture.sample(200, sde, sde.t_min, seeded(1))
+    x = mixture.sample(100, sde, sde.t_min, seeded(1))
     truth, model = exact(mixture, sde, x), mixture.score_model(sde)
     options = {"prior": WEIGHTS, "draws": 128, "rounds": 4}
     result = ss.classify(model, x, range(3), "bound", **options)
@@ -214,9 +214,9 @@ def test_bounds_of_grey_levels_dequantise_anew_in_each_draw():
     """Their posterior agrees with that of the flow, whose bound of many dequantisations is tighter."""
     model, levels = oracle((2, 2)).score_model(LONG), 4 * LEVELS + 2
     options = {"transform": Levels(16, -1.5, 1.5)}
-    flow = ss.classify(model, levels, range(3), samples=4, solver=Adams(24), **options)
-    bound = ss.classify(model, levels, range(3), "bound", draws=128, rounds=1, **options)
-    nats = [ss.bounds.continuous(model, levels, options["transform"], k, draws=128, seeds=range(6)) for k in range(3)]
+    flow = ss.classify(model, levels, range(3), samples=2, solver=Adams(10), **options)
+    bound = ss.classify(model, levels, range(3), "bound", draws=64, rounds=1, **options)
+    nats = [ss.bounds.continuous(model, levels, options["transform"], k, draws=64, seeds=range(6)) for k in range(3)]
     nats = torch.stack([-4 * math.log(2) * b.per_image for b in nats], dim=1)
     error = bound.log_likelihood - nats
     assert bool((error.abs() < 6 * 2**0.5 * bound.log_likelihood_stderr).all())
@@ -253,11 +253,11 @@ def test_conditions_may_be_labels_or_dicts():
     network_model = ss.ScoreModel(Shift(), LONG, "v")
     x = f64(0.1, -0.4, 0.9)[:, None].expand(3, 2)
     conds = [{"vector": f64(m, m)[None]} for m in (-1.0, 0.0, 1.0)]
-    result = ss.classify(network_model, x, conds, solver=Adams(80))
+    result = ss.classify(network_model, x, conds, solver=Adams(60))
     truth = torch.stack([-0.5 * (x - LONG.alpha(f64(LONG.t_min)) * m).square().sum(dim=1) for m in (-1, 0, 1)], dim=1)
-    close(result.log_posterior, truth.log_softmax(dim=1), atol=1e-3, rtol=0)
+    close(result.log_posterior, truth.log_softmax(dim=1), atol=5e-3, rtol=0)
     model, x, _ = task(n=2)
-    labels = [ss.classify(model, x, k, solver=Adams(16)).log_posterior for k in (range(3), torch.arange(3), [0, 1, 2])]
+    labels = [ss.classify(model, x, k, solver=Adams(4)).log_posterior for k in (range(3), torch.arange(3), [0, 1, 2])]
     assert all(torch.equal(labels[0], other) for other in labels[1:])
 
 

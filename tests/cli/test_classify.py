@@ -15,7 +15,7 @@ from scoresde.cli import main
 from tests.cli.conftest import GREY, rows
 
 QUICK = ["likelihood.solver.steps=8", "likelihood.trace.probes=2"]
-BOUND = ["method=bound", "bound.draws=8", "bound.rounds=2"]
+BOUND = ["method=bound", "bound.draws=4", "bound.rounds=1"]
 
 
 @pytest.fixture(scope="module")
