@@ -253,11 +253,11 @@ def test_conditions_may_be_labels_or_dicts():
     network_model = ss.ScoreModel(Shift(), LONG, "v")
     x = f64(0.1, -0.4, 0.9)[:, None].expand(3, 2)
     conds = [{"vector": f64(m, m)[None]} for m in (-1.0, 0.0, 1.0)]
-    result = ss.classify(network_model, x, conds, solver=Adams(60))
+    result = ss.classify(network_model, x, conds, solver=Adams(40))
     truth = torch.stack([-0.5 * (x - LONG.alpha(f64(LONG.t_min)) * m).square().sum(dim=1) for m in (-1, 0, 1)], dim=1)
     close(result.log_posterior, truth.log_softmax(dim=1), atol=5e-3, rtol=0)
     model, x, _ = task(n=2)
-    labels = [ss.classify(model, x, k, solver=Adams(4)).log_posterior for k in (range(3), torch.arange(3), [0, 1, 2])]
+    labels = [ss.classify(model, x, k, solver=Adams(16)).log_posterior for k in (range(3), torch.arange(3), [0, 1, 2])]
     assert all(torch.equal(labels[0], other) for other in labels[1:])
 
 
@@ -266,6 +266,23 @@ def test_a_model_that_ignores_its_condition_is_noticed():
     with pytest.warns(UserWarning, match="the likelihood is the same for all classes"):
         result = ss.classify(model, normal(2, 3), range(4), solver=Adams(8))
     close(result.log_posterior, torch.full((2, 4), -math.log(4.0), dtype=torch.float64))
+
+
+@pytest.mark.parametrize("method", ["flow", "bound"])
+def test_no_samples_have_an_empty_result(method):
+    result = ss.classify(oracle((2, 2)).score_model(LONG), torch.zeros(0, 2, 2), range(3), method)
+    assert (result.log_posterior.shape, result.covariance.shape, result.nfe.shape) == ((0, 3), (0, 3, 3), (0,))
+
+
+def test_the_flow_of_a_guided_model_is_named_and_its_evaluations_are_counted():
+    """Two evaluations a step, and the density of the guided flow, not of a tilted posterior."""
+    model, x, _ = task(n=2)
+    guided = ss.guidance.ClassifierFree(model, scale=0.5)
+    plain, result = (ss.classify(m, x, range(3), solver=Adams(16)) for m in (model, guided))
+    assert result.conventions["density"] == "probability flow of ClassifierFree(ExactModel, scale=0.5) given each class"
+    assert torch.equal(result.nfe, 2 * plain.nfe)
+    bound = ss.classify(guided, x, range(3), "bound", draws=8, rounds=1)
+    assert bound.nfe.tolist() == [3 * 2 * (8 + 2)] * 2
 
 
 WRONG = {

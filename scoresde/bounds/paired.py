@@ -88,7 +88,7 @@ def paired_nats(
         keys = stream.seeds(count)
         last[alive] = number
         columns: list[Tensor | None] = [None] * len(models)
-        for k in alive.any(dim=0).nonzero().flatten().tolist():
+        for k in (alive.any(dim=0) | (count == 0)).nonzero().flatten().tolist():
             rows = alive[:, k].nonzero().flatten()
             part, own = models[k].rows(rows, count), [keys[i] for i in rows.tolist()]
             with torch.no_grad(), counting() as evaluations:
