@@ -147,7 +147,7 @@ def _check_order(order: int, smoothing: int) -> None:
     if order not in (1, 2, 3) or smoothing < 0:
         raise ValueError(
             f"order must be 1, 2 or 3 and smoothing >= 0; got {order=}, {smoothing=} (a higher order would not help: "
-            "the first step, from a single evaluation, limits the order to 3)"
+            "the first step, corrected with only two evaluations, limits the order to 3)"
         )
 
 
