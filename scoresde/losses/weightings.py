@@ -2,9 +2,9 @@
 
 omega(t) weights the squared error of one view of the model (E[eps | x_t], E[x_0 | x_t] or a combination), by default
 the noise E[eps | x_t]. The squared error of the score is 1/sigma^2 times that of the noise, and the squared error of
-the data is sigma^2/alpha^2 times that of the noise. Where alpha = 0, x_t = sigma eps gives the noise exactly, whatever
-the prediction of x_0, so no finite weight on the error of the noise trains that prediction there; the last three
-weightings of the table, on other views, do.
+the data is sigma^2/alpha^2 times that of the noise. Where alpha = 0, the noise is x_t / sigma, which is known without
+x_0, so a finite weight on the error of the noise does not train the prediction of x_0 there. The last three weightings
+of the table do, because they weight the errors of other views.
 
 | name         | omega(t)                                                | times drawn from  | source             |
 | ------------ | ------------------------------------------------------- | ----------------- | ------------------ |
