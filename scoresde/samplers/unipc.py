@@ -51,7 +51,7 @@ class UniPC(Multistep):
 
     @staticmethod
     def _shares(ratios: Sequence[float], h: float, base: float) -> np.ndarray:
-        """Return the a_m of the paper, one for each ratio r_m, from its order conditions (eq. 9); 1/2 for one ratio."""
+        """Return the coefficients a_m of 2302.04867, eq. 9, one for each ratio r_m; 1/2 if there is only one ratio."""
         count = len(ratios)
         if count == 1:
             return np.array([0.5])
