@@ -86,7 +86,7 @@ class Distinct(Constraint):
 
 @dataclass(frozen=True)
 class Named(Constraint):
-    """All values but the empty text; error messages call the expected value `name`, such as "a directory"."""
+    """All values except the empty text; an error message says that `name`, such as "a directory", is expected."""
 
     name: str
 
@@ -115,7 +115,7 @@ Level = Annotated[float, Range(0, 1, is_open=True)]
 
 
 class WrongType(TypeError, ValueError):
-    """A value is of another type than its annotation; a value of the right type but out of range is a ValueError."""
+    """A value is of another type than its annotation; a value out of range raises a plain ValueError."""
 
 
 def check(name: str, value: Any, annotation: Any) -> None:
@@ -208,7 +208,7 @@ def options_name(target: Callable[..., Any]) -> str | None:
 
 
 def matches(value: Any, annotation: Any) -> bool:
-    """Return whether a plain value matches an annotation; True for other objects."""
+    """Return whether a plain value (see the module docstring) matches an annotation; True for all other values."""
     if not isinstance(value, PLAIN) or annotation is Any or isinstance(annotation, TypeVar):
         return True
     kind, options = get_origin(annotation) or annotation, get_args(annotation)
@@ -236,12 +236,12 @@ def matches(value: Any, annotation: Any) -> bool:
 
 
 def is_sequence(kind: Any) -> bool:
-    """Return whether `kind`, an annotation without its parameters, accepts a list: list, tuple, Sequence, Iterable."""
+    """Return whether a list matches the annotation `kind`, given without parameters: list, tuple, Sequence, ..."""
     return kind in (list, tuple) or (getattr(kind, "__module__", "") == "collections.abc" and issubclass(list, kind))
 
 
 def item_annotation(annotation: Any) -> Any:
-    """Return the annotation of the items of a list; Any if the annotation does not say."""
+    """Return the annotation of a list's items, such as int for list[int]; Any if `annotation` does not say."""
     kind, options = get_origin(annotation) or annotation, get_args(annotation)
     if kind is Annotated:
         return item_annotation(options[0])

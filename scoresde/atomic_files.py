@@ -99,7 +99,7 @@ def remove_leftovers(directory: Path) -> None:
 
 @contextmanager
 def held(path: Path, opened: Callable[[], int], operation: int = fcntl.LOCK_EX, strict: bool = False) -> Iterator[int]:
-    """Lock the file or directory that is at `path` now, within the block; yield its descriptor.
+    """Lock the file or directory at `path` for the duration of the block; yield its descriptor.
 
     Args:
         path: may be replaced or removed by other processes while this one waits for the lock.
@@ -162,10 +162,10 @@ def _is_json(line: bytes) -> bool:
 
 
 def _name_path(error: OSError, path: Path, size: str) -> None:
-    """Raise the error of a failed write to `path` again, with a message that names the path.
+    """Raise `error`, from a failed write to `path`, again with a clearer message; return if it needs none.
 
-    On a full disk the message also has the bytes needed (`size`) and the bytes free. If the disk is not full and
-    `error` is not about a temporary file, return; the caller then raises `error` itself.
+    On a full disk, the new message has `path`, the bytes needed (`size`) and the bytes free. If `error` names a
+    temporary file, the new message names `path` instead. Otherwise return; the caller then raises `error` itself.
     """
     if error.errno in DISK_ERRORS:
         place = next(parent for parent in path.absolute().parents if parent.exists())

@@ -1,4 +1,4 @@
-r"""The scale of the data of a model, and the size of their finest structure, measured on the model.
+r"""The scale of a model's data and of their finest structure, measured by evaluations of the model.
 
 Known noise xi is added to data at a noise ratio r = sigma/alpha, y = x_0 + r xi, and the model estimates noise and
 data from y. With the model's estimate eps of the noise and means over dimensions,
@@ -10,11 +10,11 @@ which are s^2/(r^2 + s^2) and r^2/(r^2 + s^2), in expectation, for data of stand
 of ten, such that noise of 10 S hides the data and noise of S does not. To find an r below which the data are
 smooth, r starts at an expected value and is divided by ten until `found` is at most 0.1.
 
-Data may have structure far above S: a narrow cluster inside a wide one, or far from the others. Noise of a ratio
-between the two scales reveals the narrow cluster alone. The extent is therefore measured too. Of the ratios 100 S,
-316 S, ..., 31,600 S, it is the largest at which `lost` exceeds 0.02, or 1 - `found` does: the part of the noise that
-the model takes for data. For data of size s in d dimensions, 1 - `found` has a random part of about s / (r d^(1/2)), so
-its threshold is raised by this value for s = 10 S.
+Data may have structure far above S: a narrow cluster may lie inside a wide one, or far from the others. The search for
+S then stops at the size of the narrow cluster. Therefore the extent of the data is measured too: the largest of the
+ratios 100 S, 316 S, ..., 31,600 S at which `lost` exceeds 0.02, or 1 - `found` exceeds 0.02 by more than chance can
+explain. (1 - `found` is the part of the noise that the model takes for data. For data of size s in d dimensions, chance
+changes it by about s / (r d^(1/2)); this is evaluated at s = 10 S.)
 
 The measurement precedes a solve of the probability flow from t_from to t_to, and uses only noise ratios between those
 of the two times. If the solve goes from data to noise, the data are the given states. If it goes from noise to data,

@@ -1,4 +1,4 @@
-"""Pictures of the samples of a dataset: images in a grid, vectors in pairs or as histograms, series as lines.
+"""Pictures of the samples of a dataset: images in a grid, vectors as scatter plots or histograms, series as lines.
 
 Images with labels are drawn in a row for each class, with its name beside it; a credit is drawn under the images.
 """
@@ -28,7 +28,7 @@ def save_dataset(
     rows: Sequence[str] | None = None,
     credit: str | None = None,
 ) -> Path:
-    """Draw samples (N, *) in data units: images in a grid, vectors (N, D) in pairs, series (N, C, L) as lines.
+    """Draw samples (N, *) in data units: images in a grid, vectors (N, D) by `vectors`, series (N, C, L) as lines.
 
     Args:
         samples: samples (N, *) in data units.
@@ -37,8 +37,8 @@ def save_dataset(
         names: names of the dimensions of a vector.
         rows: names of the rows of a grid of images. All rows hold the same number of images; to fill a row, add
             images of NaN, which are drawn white.
-        credit: the makers of the data and their licence, the "Copyright" in the metadata of the file; also drawn under
-            a grid of images.
+        credit: the makers of the data and their licence, stored in the file as the metadata "Copyright"; also drawn
+            under a grid of images.
     """
     if samples.ndim not in (2, 3):
         low, high = limits or (float(samples.nan_to_num(0).min()), float(samples.nan_to_num(0).max()))

@@ -110,8 +110,8 @@ class DataMap:
     def training_states(self, data: Tensor, stream: RandomStream) -> Tensor:
         """Return the clean states (B, *) to train a network on, float64 or float32, for data (B, *) of any dtype.
 
-        They are float64 for float64 data, and for continuous data of long integers: the transform may subtract large
-        numbers, so cast the states, not the data.
+        They are float64 for float64 data and, without dequantisation, for integers of more than 16 bits. Pass the data
+        in their own dtype, because the transform may subtract large numbers; cast the states instead.
 
         Raises:
             ValueError: the data are to be dequantised, but are not grey levels, see `check_levels`.
@@ -197,7 +197,7 @@ class Uniform(Dequantization):
     """Uniform dequantisation: u is uniform on [0, 1)^d, and log q = 0."""
 
     def sample(self, images: Tensor, stream: RandomStream) -> tuple[Tensor, Tensor]:
-        """Draw images + u (B, *); log q(u | images) is zero (B,)."""
+        """Draw images + u (B, *); also return log q(u | images), which is zero (B,)."""
         levels = _floating(images)
         return levels + stream.uniform(levels), levels.new_zeros(len(levels))
 
@@ -208,10 +208,10 @@ class Uniform(Dequantization):
 class TruncatedNormal(Dequantization):
     r"""u = 1/2 + z / (2 tau), z normal restricted to [-tau, tau): the noise of the diffusion, within the grey level.
 
-    A network trained on the centres of the levels has seen x(t) = alpha T(x + 1/2) + sigma eps. At the time where
-    sigma/alpha equals s = 1/(2 tau) of a level's width, x(t) = alpha T(x + u) with u ~ N(1/2, s^2), and u is within the
-    level except with probability erfc(tau / 2^(1/2)) per dimension. q is this normal distribution restricted to the
-    level, with
+    A network trained on the centres of the levels has seen x(t) = alpha T(x + 1/2) + sigma eps. Let t be the time at
+    which sigma/alpha is s = 1/(2 tau) times the width of a level in model space. Then x(t) = alpha T(x + u) with
+    u ~ N(1/2, s^2), and u is within the level except with probability erfc(tau / 2^(1/2)) per dimension. q is this
+    normal distribution restricted to the level, with
 
         log q(u|x) = -|z|^2 / 2 - d log[(2 pi)^(1/2) s erf(tau / 2^(1/2))].
 
@@ -260,8 +260,8 @@ class TruncatedNormal(Dequantization):
             else:
                 fix = f"raise t_max, or take tau >= {1.01 * width / (2 * noisy):.3g}"
             raise ValueError(
-                f"the SDE must reach sigma/alpha = {ratio:.4g}, which is 1/(2 tau) of a grey level's width {width:.4g} "
-                f"at tau={self.tau:g}; {type(sde).__name__} goes from {clean:.4g} at t_min={sde.t_min:g} to "
+                f"the SDE must reach sigma/alpha = {ratio:.4g}, the width {width:.4g} of a grey level over 2 tau, with "
+                f"tau={self.tau:g}; {type(sde).__name__} goes from {clean:.4g} at t_min={sde.t_min:g} to "
                 f"{noisy:.4g} at t_max={sde.t_max:g}: {fix}"
             )
         return float(sde.time(float64(-2 * math.log(ratio))))
@@ -302,9 +302,9 @@ class Variational(nn.Module, Dequantization):
         self.couplings = nn.ModuleDict({f"coupling{i}": Coupling(shape, width, parity=i % 2) for i in range(layers)})
 
     def sample(self, images: Tensor, stream: RandomStream) -> tuple[Tensor, Tensor]:
-        """Draw images + u (B, *); also return log q(u | images) in nats (B,). `stream` draws e.
+        """Draw images + u (B, *); also return log q(u | images) in nats (B,).
 
-        Both are differentiable in the parameters.
+        Both are differentiable in the parameters. e of the class docstring is drawn from `stream`.
 
         Raises:
             ValueError: the levels have another shape.

@@ -199,7 +199,7 @@ class ExactTrace:
         return evaluate
 
     def quadratic_form(self, field: Field, x: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
-        """Return v (B, *) at x and z^T (dv/dx) z (B,) for given z (B, *), by a product of the kind of `mode`."""
+        """Return v (B, *) at x and z^T (dv/dx) z (B,) for given z (B, *), by the Jacobian product that `mode` names."""
         if self.mode == "reverse":
             value, forms, _ = quadratic_forms(field, x, [z])
             return value, forms[:, 0]
@@ -239,12 +239,15 @@ def _sample_variance(values: Tensor) -> Tensor:
 
 
 def attention_kernels(fused: bool) -> AbstractContextManager:
-    """Return a context with or without fused attention kernels, which lack second derivatives and vmap."""
+    """Return a context in which fused attention kernels are allowed only if `fused`.
+
+    These kernels support neither second derivatives nor vmap.
+    """
     return nullcontext() if fused else sdpa_kernel(SDPBackend.MATH)
 
 
 def _evaluate(field: Field, x: Tensor, differentiable: bool, fused: bool) -> tuple[Tensor, Tensor]:
-    """Return v(x) and x, with an autograd graph from v(x) to this x."""
+    """Return v(x), and the tensor x in which autograd can differentiate it."""
     if not (differentiable and x.requires_grad):
         x = x.detach().requires_grad_()
     with torch.enable_grad(), attention_kernels(fused):

@@ -36,10 +36,10 @@ ROUNDING = 10.0  # accepted rounding of D, per dimension, in units of eps^(2/3)
 def check_gradient(
     model: BaseModel, x: Tensor, t_from: float, t_to: float, data_scale: float = 1.0, trace: Trace | None = None
 ) -> None:
-    """Raise ValueError if autograd does not give the derivative of the model in x; see the module.
+    """Raise ValueError if autograd does not give the derivative of the model in x; see the module docstring.
 
-    The network is in eval mode meanwhile, so that dropout does not make two evaluations differ; nothing is drawn from
-    generators of the caller.
+    The network is in eval mode meanwhile, so that dropout does not make two evaluations differ. The caller's random
+    generators are not used.
 
     Args:
         model: the model.
@@ -73,11 +73,11 @@ def check_gradient(
         if 2 * int(is_wrong.sum()) <= len(x):
             return
     raise ValueError(
-        "the network must be differentiable in its input by autograd; got the derivative "
-        f"{float(product[is_wrong].mean()):.3g} along a direction, where the outputs differ by "
-        f"{float(difference[is_wrong].mean()):.3g}: a part of its forward pass runs under torch.no_grad or "
-        "inference_mode, detaches a tensor, or leaves PyTorch (NumPy). Remove that, or take an evidence bound "
-        "(scoresde.bounds), which needs no derivative"
+        "the network must be differentiable in its input by autograd; got a directional derivative of "
+        f"{float(product[is_wrong].mean()):.3g} from autograd and {float(difference[is_wrong].mean()):.3g} from a "
+        "finite difference: a part of its forward pass runs under torch.no_grad or inference_mode, detaches a "
+        "tensor, or leaves PyTorch (NumPy). Remove that, or take an evidence bound (scoresde.bounds), which needs no "
+        "derivative"
     )
 
 
@@ -89,7 +89,7 @@ def _coarsest(model: nn.Module) -> torch.dtype:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Set all modules to eval mode within the block."""
+    """Set all modules of the model to eval mode within the block."""
     trained = [module for module in model.modules() if module.training]
     for module in trained:
         module.training = False

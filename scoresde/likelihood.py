@@ -137,7 +137,7 @@ def conventions(
 
 
 def trace_for(solver: Solver | None, trace: Trace | None) -> Trace:
-    """Return `trace`, by default `Hutchinson(probes=1)`; with fixed probes if the solver controls the trace's error."""
+    """Return `trace`, default `Hutchinson(probes=1)`; with fixed probes if the solver's error control includes it."""
     trace = trace or Hutchinson()
     check_instance("trace", trace, "bind", "kept")
     return trace.kept() if solver is not None and controls_integrals(solver) else trace
@@ -211,7 +211,8 @@ def sample_with_log_prob(
         device: device of the states that are drawn; default: that of the model.
 
     Warns:
-        PriorMismatch: the noise at t_max does not hide the samples, so that the latents are not those of the data.
+        PriorMismatch: the noise at t_max does not hide the samples, so that the prior is not the distribution of
+            the latents.
 
     Raises:
         ValueError: the model is in training mode or its flow has no density; both or neither of shape and x_T are
@@ -233,7 +234,7 @@ def sample_with_log_prob(
 
 
 def _log_prob(model: BaseModel, trace: Trace, carried: Carried, latent: Tensor, sign: int = 1) -> LogProb:
-    """Return log p(x) from a solve that ends (sign 1) or starts (sign -1) at the latent; keep the graph, if any."""
+    """Return log p(x) from a solve that ends (sign 1) or starts (sign -1) at `latent`; keep the graph of `carried`."""
     ok = carried.status == Status.OK
     with torch.set_grad_enabled(carried.divergence.requires_grad):
         value = model.sde.prior_log_prob(latent) + sign * float64(carried.divergence).mean(dim=1)
@@ -252,7 +253,8 @@ def encode(
     """Return the latent x(t_max) (B, *) of data x (B, *) = x(t_start), with t_start = t_min by default.
 
     Warns:
-        PriorMismatch: the noise at t_max does not hide the data, so that the latents do not have the prior's law.
+        PriorMismatch: the noise at t_max does not hide the data, so that the prior is not the distribution of the
+            latents.
 
     Raises:
         ValueError: the model is in training mode or its flow has no density.
@@ -272,7 +274,8 @@ def decode(
     This is the inverse of `encode`.
 
     Warns:
-        PriorMismatch: the noise at t_max does not hide the result, so that latents drawn from the prior are wrong.
+        PriorMismatch: the noise at t_max does not hide the result, so that the prior is not the distribution of
+            the latents.
 
     Raises:
         ValueError: the model is in training mode or its flow has no density.
@@ -414,14 +417,15 @@ def _check_images(images: Tensor, seeds: Sequence[int], data_map: DataMap) -> No
 
 
 def check_samples(samples: int, start: str, data_map: DataMap, sde: SDE) -> None:
-    """Raise ValueError if `bits_per_dim` does not accept the number of samples or the start."""
+    """Raise ValueError if `bits_per_dim` does not accept the argument `samples` or `start`."""
     if not isinstance(samples, int) or samples < 1:
         raise ValueError(f"samples must be an integer, at least 1; got samples={samples!r}")
     if start not in ("data", "perturb"):
         raise ValueError(f"start must be 'data' or 'perturb'; got {start!r}")
     if start == "perturb" and data_map.start(sde) is not None:
         raise ValueError(
-            f"start must be 'data' for {data_map.dequantization}, which sets the time of its points; got {start!r}"
+            f"start must be 'data' for a dequantisation that sets the start time itself ({data_map.dequantization}); "
+            f"got {start!r}"
         )
 
 

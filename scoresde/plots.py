@@ -45,7 +45,7 @@ def metric_name(metric: str, space: str) -> str:
 
 
 def draw_histogram(axes: Axes, values: Any, bins: int, **style: Any) -> None:
-    """Draw how often finite values fall into equal bins.
+    """Draw a histogram of the finite values, with bins of equal width.
 
     The bins are computed from the differences to the least value, so that values far from zero keep their digits.
     """
@@ -76,7 +76,7 @@ def save_samples(samples: Tensor, path: Path, low: float = 0.0, high: float = 1.
         samples: (N, C, H, W) with C 1 or 3, (N, 2), or any other shape, drawn as lines over the flattened state.
         path: PNG file to write.
         low, high: the value drawn in black and the value drawn in white, for images.
-        credit: the makers of the data and their licence, the "Copyright" in the metadata of the file.
+        credit: the makers of the data and their licence, stored in the file as the metadata "Copyright".
     """
     metadata = {"Copyright": credit} if credit else {}
     if samples.ndim == 4 and samples.shape[1] in (1, 3):
@@ -180,7 +180,8 @@ def save_comparison(rows: Sequence[ComparisonRow], path: Path, metric: str | Non
     first = next((row for row in shown if not row.is_floor), None)
     if first is None:
         raise ValueError(
-            f"none of the {len(rows)} rows has the metric {metric!r} of a sampler: choose a metric that was measured"
+            f"metric must be one that was measured on a sampler; got {metric!r}, and none of the {len(rows)} rows has "
+            "a sampler's value of it: choose another metric"
         )
     figure = Figure(figsize=(9.2, 4.0), dpi=200, layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
@@ -225,7 +226,7 @@ def draw_comparison(axes: Axes, rows: Sequence[ComparisonRow], quantity: str = "
 def curve(
     axes: Axes, x: np.ndarray, y: np.ndarray, interval: Interval | None = None, colour: int = 0, **style: Any
 ) -> None:
-    """Draw a line through points with error bars; `colour` is the number of its colour, marker and dashes."""
+    """Draw a line through points with error bars; the index `colour` selects its colour, marker and dashes."""
     bars = None if interval is None else np.maximum([y - interval[0], interval[1] - y], 0)
     defaults: dict[str, Any] = {
         "color": COLOURS[colour % len(COLOURS)],

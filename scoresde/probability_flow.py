@@ -92,7 +92,7 @@ class Ratio:
     def suited(
         cls, model: BaseModel, x: Tensor, t_from: float, t_to: float, data_scale: float | None
     ) -> tuple["list[Group]", Tensor]:
-        """Return the flows to solve for the states x (B, *), and the network evaluations (B,) spent to choose them.
+        """Choose a flow to solve for each state x (B, *); also return the network evaluations (B,) spent on the choice.
 
         If data_scale is None, S, c and R of the module docstring are measured for each sample. Otherwise S is
         data_scale, and c and R have their defaults. The result has the form explained at `Time.suited`.
@@ -125,7 +125,7 @@ class Ratio:
         return torch.where(u >= self._ends[1], self._times[1], t)
 
     def scale(self, t: Tensor) -> Tensor:
-        """Return x / w = (alpha^2 S^2 + sigma^2)^(1/2) at time t, float64."""
+        """Return x / w = (alpha^2 S^2 + sigma^2)^(1/2) at time t, float64; letters as in the module docstring."""
         return torch.hypot(self.data_scale * self.sde.alpha(t), self.sde.sigma(t))
 
     def coefficients(self, u: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
@@ -160,7 +160,7 @@ class Time:
     def suited(
         cls, model: BaseModel, x: Tensor, t_from: float, t_to: float, data_scale: float | None
     ) -> tuple["list[Group]", Tensor]:
-        """Return the flows to solve for the states x (B, *), and the network evaluations (B,) spent to choose them.
+        """Choose a flow to solve for each state x (B, *); also return the network evaluations (B,) spent on the choice.
 
         The flows are a list of pairs: a flow and the indices (n,) of its samples, or None if it is used for all.
         A flow in t does not depend on data_scale (see `solvers.Adams`), so there is only one.
@@ -326,7 +326,10 @@ def cast_like(states: Tensor, x: Tensor) -> Tensor:
 
 
 def carry(model: Model, x: Tensor, t_from: float, t_to: float, solver: Solver | None = None) -> Tensor:
-    """Return the states x (B, *) carried from t_from to t_to, computed in float64 where the device has it.
+    """Solve the probability flow from states x (B, *) at t_from; return the states at t_to.
+
+    The solve is in float64, or in float32 on a device without float64 (MPS). The result has the dtype of x if that is a
+    floating-point type.
 
     Raises:
         RuntimeError: the solver failed for some samples.

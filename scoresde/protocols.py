@@ -82,7 +82,7 @@ def _map(function: Callable[[Tensor], Tensor], cond: Condition) -> Condition:
 
 
 def _batched(part: Tensor, count: int) -> Tensor:
-    """Return `part` with a leading dimension of `count` or 1: unchanged, or with a dimension of 1 added."""
+    """Return `part` unchanged if its first dimension is `count` or 1; otherwise, add a leading dimension of 1."""
     return part if part.ndim > 0 and len(part) in (1, count) else part[None]
 
 

@@ -124,7 +124,7 @@ def _with_new_names(node: Any) -> Any:
 
 
 def no_run(path: Path, hint: str = "") -> FileNotFoundError:
-    """Return the error for a path without a run; `hint` may name another path."""
+    """Return the FileNotFoundError for a path without a run; `hint` is a text to add to its message."""
     advice = "`scoresde train experiment=digits` makes one"
     return FileNotFoundError(f"no run at {path} (no {CONFIG} in it){hint}; {advice}")
 

@@ -32,8 +32,8 @@ from scoresde.views import Views
 class NetworkViews(Views):
     """The views of one network evaluation: affine in the state x (B, *) and the network's `output` (B, *).
 
-    They are computed in at least float32, and cast to the dtype of x. The errors of these views are the same affine map
-    of the error of the output, with x = 0.
+    They are computed in at least float32, and cast to the dtype of x. `error` applies the same affine map, with x = 0,
+    to the error of the output.
     """
 
     def __init__(
@@ -139,9 +139,9 @@ class ScoreModel(BaseModel):
             `predictions.KarrasPreconditioning(sigma_data=0.5)` or `predictions.Discrete("noise", labels)`.
         conditional: names of the conditions ("label", "vector", ...) that every training sample had. The model
             raises ValueError if one of them is missing.
-        learned_variance: if True, the network's output has twice the channels of the state, (B, 2C, ...): F, and v in
-            about [-1, 1], from which the `variance` of `Views` is nu = (v + 1)/2 (2102.09672, section 3.1). If False,
-            the output is F.
+        learned_variance: if True, the network's output has twice the channels of the state, (B, 2C, ...): F, and h in
+            about [-1, 1], which gives the `variance` nu = (h + 1)/2 of `Views` (2102.09672, section 3.1). If False, the
+            output is F.
 
     Raises:
         TypeError: `network` cannot be called, or `sde` is not an SDE.
@@ -188,7 +188,7 @@ class ScoreModel(BaseModel):
             cond = as_condition(cond)
             parts = by_name(cond) if self.conditional else {}
             if missing := [name for name in self.conditional if name not in parts]:
-                raise ValueError(self._needs_condition(f"none of the name {missing[0]}"))
+                raise ValueError(self._needs_condition(f"no condition named {missing[0]}"))
             label = parts.get("label")
             if label is not None and not label.is_floating_point() and bool((label == NULL).any()):
                 raise ValueError(self._needs_condition(f"the null label {NULL}"))
@@ -222,7 +222,7 @@ class ScoreModel(BaseModel):
             raise ValueError(self._needs_condition("none"))
         x, t = floating(x), checked_times(self.sde, t)
         if not x.ndim:
-            raise ValueError("states must be (B, *), with one sample in each row; got a tensor ()")
+            raise ValueError("states must be (B, *), with one sample in each row; got a tensor without dimensions")
         state = at_least_float32(x)
         scaled = broadcast(self.prediction.c_in(self.sde, t), state) * state
         label = self.prediction.c_noise(self.sde, t).expand(x.shape[0])

@@ -55,7 +55,7 @@ class Thresholded(ModelWrapper):
         """None: the flow is not invertible where the prediction is held at a bound."""
 
     def threshold(self, denoised: Tensor) -> Tensor:
-        """Apply T to a prediction (B, *), separately for each sample."""
+        """Apply the map T of the module docstring to a prediction (B, *), separately for each sample."""
         raise NotImplementedError(f"{type(self).__name__} must define threshold(denoised)")
 
     def predict(self, x: Tensor, t: Tensor | float) -> Views:

@@ -21,7 +21,7 @@ class ModelWrapper(BaseModel):
     """A model around a model. A subclass overrides `predict`.
 
     Parameters, device, condition, density and every attribute that the subclass does not define are those of the inner
-    model `self.model`, where evaluations are counted too. `given` binds a condition to `self.model`; `rows` selects
+    model `self.model`, which also counts the evaluations. `given` binds a condition to `self.model`; `rows` selects
     samples in every model among the wrapper's modules. A subclass that keeps more per-sample data, or gives a condition
     another meaning, overrides `rows` and `given`.
 
@@ -81,7 +81,7 @@ class ForeignModel(ModelWrapper):
     `given` and `rows` are available if the object defines them.
 
     Raises:
-        TypeError: `model` has no `sde` or no `predict`; when `density`, `given` or `rows` is used, the object lacks it.
+        TypeError: `model` has no `sde` or no `predict`, or lacks `density`, `given` or `rows` when it is used.
     """
 
     def __init__(self, model: Model):

@@ -196,7 +196,7 @@ def test_a_comparison_shows_the_chosen_metric(tmp_path):
 
 @pytest.mark.parametrize("rows", [[], [row("exact draws", 0, 0.1)], [row("a", 5, 0.1)]], ids=["none", "floor", "other"])
 def test_a_comparison_needs_a_sampler_with_the_metric(rows, tmp_path):
-    with pytest.raises(ValueError, match=f"none of the {len(rows)} rows has the metric"):
+    with pytest.raises(ValueError, match=f"none of the {len(rows)} rows has a sampler's value"):
         save_comparison(rows, tmp_path / "none.png", None if len(rows) == 0 or rows[0].is_floor else "mmd")
     assert not list(tmp_path.iterdir())
 

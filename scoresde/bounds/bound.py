@@ -38,7 +38,7 @@ class NatsBound:
 
     @property
     def value(self) -> Tensor:
-        """The bound (B,)."""
+        """The bound (B,), the sum of the terms."""
         return torch.stack(list(self.terms.values())).sum(dim=0)
 
 
@@ -133,8 +133,8 @@ def bits_bound(
     if bool((is_bad := ~torch.isfinite(per_image)).any()):
         indices = is_bad.nonzero().flatten().tolist()
         raise Incomplete(
-            f"the bound is not finite for {len(indices)} of {count} images, the first being {indices[:8]}: the "
-            "network's output is not finite, or the decoder gives a level no probability",
+            f"the bound is not finite for {len(indices)} of {count} images, the first with indices {indices[:8]}: the "
+            "network's output is not finite, or the decoder gives a grey level of the image the probability 0",
             bound,
         )
     return bound

@@ -85,10 +85,11 @@ def discrete(
         model: the model, in eval mode.
         images: integer grey levels 0 .. levels - 1 (N, *), of any dtype.
         transform: T, from grey levels to model space, where they must be equally spaced.
-        cond: short for `model.given(cond)`; conditions of single images have leading dimension N.
+        cond: short for `model.given(cond)`; with leading dimension N, it holds one condition for each image.
         variance: variance of the reverse steps: "posterior" (beta_tilde), "forward" (beta), or "learned", which the
-            model sets between the two (2102.09672, eq. 15). At node 0, the decoder takes sigma(t_0)^2
-            for beta and the beta_tilde of node 1. The published "fixed large" is "forward" with "posterior" at node 0.
+            model sets between the two (2102.09672, eq. 15). The decoder uses this variance at node 0, with
+            beta = sigma(t_0)^2 and the beta_tilde of node 1. The published "fixed large" is "forward", but "posterior"
+            at node 0.
         times: the nodes of the chain; default: those of a `Tabulated` path. `losses.Nodes(steps)` works for any SDE.
         draws: None (default) evaluates every step and the decoder of each image once. An even number draws that many
             steps for each image, stratified, and evaluates the decoder twice; the bound is then unbiased and has a

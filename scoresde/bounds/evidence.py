@@ -1,7 +1,7 @@
 r"""The continuous-time evidence bound: the reverse SDE from the prior to x(t_min), then a Gaussian decoder.
 
-With q(x_t | x) = N(alpha x, sigma^2 I) and x_t = alpha x + sigma eps (2101.09258, theorem 3 and appendix B.2;
-2107.00630, eq. 11-15),
+With q(x_t | x) = N(alpha x, sigma^2 I), x_t = alpha x + sigma eps, d dimensions, the predicted noise eps_hat and the
+diffusion coefficient g (2101.09258, theorem 3 and appendix B.2; 2107.00630, eq. 11-15),
 
     -log p(x) <= KL(q(x_(t_max) | x) || prior)                                                    prior
                + 1/2 \int g^2/sigma^2 E|eps - eps_hat(x_t, t)|^2 dt                               diffusion
@@ -19,7 +19,7 @@ the decoder, c = 1). As c does not depend on the draws that it is applied to, th
 different strata uncorrelated. At 64 draws this reduces the variance of a sample's bound by a factor between 2 and 16
 (measured with exact scores of 3 to 144 dimensions).
 
-With the exact score of the data the Markov property of the path leaves
+If the score is exact, the Markov property of the path gives, with p_t the density of x_t,
 
     diffusion = KL(q(x_(t_min) | x) || p_(t_min)) - KL(q(x_(t_max) | x) || p_(t_max)),
 
@@ -66,9 +66,9 @@ def continuous_nats(
         model: the model.
         x: data (B, *) in model space, or with a data map in data units.
         cond: short for `model.given(cond)`.
-        draws: number of times drawn for each sample, even; or 1, which gives no standard error. The decoder has
-            separate draws, an eighth of this number but at least two (one for draws=1). Each draw is one network
-            evaluation.
+        draws: how many values of t to draw for each sample: an even number, or 1, which gives no standard error. The
+            decoder has separate draws, an eighth of this number but at least two (one for draws=1). Each draw is one
+            network evaluation.
         times: density of the times; default: `losses.UniformLogSNR()`.
         seeds: one seed per sample: sample i then has the same value in any batch.
         generator: generator of the draws, instead of seeds.
@@ -112,10 +112,10 @@ def continuous(
         images: integer grey levels (N, *), of any dtype.
         transform: T, from grey levels (and the values between them) to model space, with its log-determinant; or a
             `DataMap`, which includes the dequantisation.
-        cond: short for `model.given(cond)`; conditions of single images have leading dimension N.
+        cond: short for `model.given(cond)`; with leading dimension N, it holds one condition for each image.
         dequantization: default `Uniform()`; it must give clean data. Each draw dequantises the images anew.
-        draws: number of times drawn for each image, even; the decoder has separate draws, an eighth of this number but
-            at least two. Each draw is one network evaluation.
+        draws: how many values of t to draw for each image, an even number; the decoder has separate draws, an eighth
+            of this number but at least two. Each draw is one network evaluation.
         times: density of the times; default: `losses.UniformLogSNR()`.
         seeds: one per image; default 0, 1, 2, ..., so that the result is reproducible.
         batch_size: images at a time.
@@ -175,7 +175,7 @@ def _continuous(
 ) -> NatsBound:
     """Return the bound (module docstring) in nats, including the term "change_of_variables".
 
-    Every call of point() returns data x (B, *) in model space and their log q(u | levels) - log|det T'| (B,).
+    `point` is called for each draw and returns x (B, *) in model space and log q(u | levels) - log|det T'| (B,).
     """
     if isinstance(times, Nodes):
         raise TypeError("times must be a continuous density; got the nodes of a chain: use bounds.discrete")
@@ -232,6 +232,7 @@ def _share(errors: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
 def _decoder_draws(draws: int) -> int:
     """Return the number of draws of the decoder: about draws/8, even, or 1 for draws=1.
 
-    Fewer suffice than for the diffusion term: its weight, the range of log-SNR, makes its error 10 to 20 times larger.
+    The decoder needs fewer draws than the diffusion term, which is weighted by the range of log-SNR and so has an error
+    10 to 20 times larger.
     """
     return min(draws, 2 * max(draws // 16, 1))

@@ -1,8 +1,8 @@
 """Settings of guided-diffusion and improved-diffusion: everything about a network that its weights do not tell.
 
 Names and shapes of the weights determine the architecture. A configuration adds the image size, the number of attention
-heads, the order of their channels and the diffusion. Its settings about the architecture must agree with the weights.
-It has one of two forms:
+heads, the order of their query, key and value channels, and the diffusion (steps and noise schedule). If it also has
+settings of the architecture, these must agree with the weights. A configuration has one of two forms:
 
 - the arguments of the constructor, `{"class": "UNetModel", "kwargs": {...}, "diffusion": {"steps": 1000,
   "noise_schedule": "linear", "learn_sigma": true}}`;
@@ -82,7 +82,7 @@ class AdmSettings:
         return {"heads": heads, "heads_up": up or heads}
 
     def _optional(self, name: str) -> int | None:
-        """Return a positive integer; None if it is missing or -1, which stands for none."""
+        """Return the setting `name`, a positive integer; None if it is missing or -1, the original default."""
         value = self.values.get(name)
         return None if value in (None, -1) else _integer(name, value)
 
@@ -150,7 +150,11 @@ class AdmSettings:
                 )
 
     def _factors(self, resolutions: Any) -> list[int]:
-        """Return downsampling factors, given as a sequence (arguments), or as a string of resolutions (flags)."""
+        """Return the downsampling factors at which the network has attention.
+
+        Constructor arguments give these factors, as a sequence. Flags give the sides of the feature maps instead, as a
+        string such as "32,16,8".
+        """
         entries = [_integer("attention_resolutions", entry) for entry in _entries(resolutions)]
         if isinstance(resolutions, str):
             return [(self.image_size or 64) // entry for entry in entries]
@@ -158,7 +162,7 @@ class AdmSettings:
 
 
 def _values(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings; strings such as "64" or "True" become numbers and booleans, except in `LISTS`."""
+    """Return the settings, with numbers and booleans parsed from strings; comma-separated lists stay strings."""
     values = dict(settings)
     for name, value in settings.items():
         if isinstance(value, str) and name not in LISTS:
@@ -173,7 +177,7 @@ def _entries(value: Any) -> Sequence[Any]:
 
 
 def _integer(name: str, value: Any) -> int:
-    """Return a positive integer; raise ValueError for any other value."""
+    """Return `value` as an integer; raise ValueError unless it is a positive integer."""
     try:
         number = int(value)
     except (TypeError, ValueError):

@@ -74,9 +74,13 @@ class DiffusersNetwork(nn.Module):
             raise TypeError(f"the condition must be class labels, a tensor (B,); got a dict of {', '.join(cond)}")
         has_classes = self.unet.class_embedding is not None
         if has_classes != (cond is not None):
-            needs = "needs class labels (B,)" if has_classes else "takes no condition"
+            needs = (
+                "class labels (B,), as the network has classes"
+                if has_classes
+                else "None, as the network has no classes"
+            )
             got = "None" if cond is None else f"shape {tuple(cond.shape)}"
-            raise ValueError(f"the network {needs}; got cond of {got}")
+            raise ValueError(f"cond must be {needs}; got {got}")
         return self.unet(x, c_noise, class_labels=cond).sample
 
 
@@ -141,7 +145,7 @@ def diffusers(source: Any, scheduler: Any = None) -> build.Run:
 
 
 def _make_contiguous(module: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
-    """Make the input of a group normalisation contiguous: vmap does not support the memory order after attention."""
+    """Make the input of a group normalisation contiguous: vmap does not support the layout that attention returns."""
     return (inputs[0].contiguous(),)
 
 
@@ -223,7 +227,13 @@ def _exploding(config: Any) -> dict[str, Any]:
 
 
 def _learns_variance(unet: Any, scheduler: Any) -> bool:
-    """Return whether the network also outputs v of a variance, log Sigma = v log beta + (1 - v) log beta_tilde."""
+    """Return whether the network also outputs a variance Sigma.
+
+    The output is v, with log Sigma = v log beta + (1 - v) log beta_tilde (2102.09672).
+
+    Raises:
+        ValueError: the output has another number of channels, or the scheduler has another type of learned variance.
+    """
     inputs, outputs = unet.config.in_channels, unet.config.out_channels
     kind = scheduler.config.get("variance_type")
     if outputs == inputs and kind not in ("learned", "learned_range"):
@@ -253,7 +263,7 @@ def _scheduler_class(name: str) -> Any:
 
 
 def _from_object(source: Any) -> tuple[Any, Any]:
-    """Return the network and the scheduler of a pipeline or a pair."""
+    """Return the network and the scheduler of a pipeline, or of a pair (network, scheduler)."""
     components = getattr(source, "components", {})
     if isinstance(source, (tuple, list)) and len(source) == 2:
         components = dict(zip(("unet", "scheduler"), source, strict=True))

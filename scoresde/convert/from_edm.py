@@ -156,7 +156,7 @@ def architecture(state: State) -> dict[str, Any]:
 
 
 def _tensor(state: State, name: str, dims: int) -> Tensor:
-    """Return a tensor; raise ValueError if it is missing or has another number of dimensions."""
+    """Return the tensor `name`; raise ValueError if it is missing or does not have `dims` dimensions."""
     value = state.get(name)
     if value is None or value.ndim != dims:
         got = "no tensor of that name" if value is None else f"the shape {tuple(value.shape)}"

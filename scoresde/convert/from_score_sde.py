@@ -129,7 +129,7 @@ def score_sde(
 
 
 def load_weights(path: Path, weights: str = "ema") -> State:
-    """Return the tensors of a checkpoint's `model` without DataParallel's prefix: the raw ones, or the averages."""
+    """Return the raw or averaged tensors of a checkpoint, by their names in `model` without DataParallel's prefix."""
     checkpoint = load_tensors(path)
     checkpoint = checkpoint if isinstance(checkpoint, dict) else {}
     model, ema = checkpoint.get("model"), checkpoint.get("ema")
@@ -179,7 +179,7 @@ def configuration(original: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class _Section(dict):
-    """A section of a configuration; a missing entry raises ValueError."""
+    """A section of a score_sde configuration, as a dict that raises ValueError for a missing entry."""
 
     def __init__(self, name: str, values: Mapping[str, Any]):
         super().__init__(values)

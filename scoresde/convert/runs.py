@@ -1,4 +1,4 @@
-"""Functions that the converters share: the data node of a configuration, U-Nets with weights, saving a run."""
+"""Functions that the converters share: make a `data` node, build a U-Net with converted weights, save a run."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -48,7 +48,7 @@ def assemble_unet(config: Mapping[str, Any], translate: Callable[[Any], Mapping[
 
 
 def check_free(directory: str | Path) -> Path:
-    """Return the path of a directory; raise FileExistsError if it holds a run."""
+    """Return `directory` as a path; raise FileExistsError if it already holds a run."""
     directory = Path(directory)
     for name in (run_config.CONFIG, CHECKPOINT):
         if (directory / name).exists():

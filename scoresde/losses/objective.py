@@ -107,8 +107,8 @@ class Objective(nn.Module):
             cond: short for `model.given(cond)`.
             t: times () or (B,), treated as draws from `times`; default: drawn from `times`.
             noise: eps (B, *); default: drawn from N(0, I).
-            generator: generator of all draws; default: PyTorch's global generator.
-            stream: source of all draws except the times, in place of `generator`; it may have one seed per state.
+            generator: generator of the times, and without `stream` of the other draws; default: PyTorch's global one.
+            stream: source of the noise and any further draws; it may have one seed per state. Default: `generator`.
 
         Raises:
             ValueError: there are no states, the shape of t or noise does not fit them, or t is outside [t_min, t_max].

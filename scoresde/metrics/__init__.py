@@ -1,4 +1,4 @@
-r"""Distances between samples, with their errors: of states directly, and of images in a feature space.
+r"""Distances between samples, of states directly or of images in a feature space, and errors of these distances.
 
 The distances are between a sample x (N, *) of a distribution P and a sample y (M, *) of Q. The states are flattened and
 in float64. W_p is the Wasserstein distance on the line; m_x and C_x are the mean and covariance of x, m and C those of

@@ -51,7 +51,7 @@ def frechet_influence(x: Tensor, mean: Tensor, covariance: Tensor) -> Tensor:
     """Return the influence function, at each sample of x, of the Frechet distance between x and a Gaussian.
 
     It is N times the first-order effect of the sample on the distance. With m and C the mean and covariance of the
-    Gaussian, m_x and C_x those of x, and T the symmetric matrix with T C_x T = C, it is at a sample m_x + d
+    Gaussian, m_x and C_x those of x, and T the symmetric matrix with T C_x T = C, its value at a sample m_x + d is
 
         2 d (m_x - m) + d (I - T) d - tr((I - T) C_x).
 

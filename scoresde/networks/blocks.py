@@ -214,7 +214,7 @@ def residual_resampling(style: NetworkStyle, channels: int, direction: str) -> B
 def convolution_resampling(
     style: NetworkStyle, channels: int, direction: str, centred: bool = False
 ) -> ResampledConvolution:
-    """Return a convolution that halves or doubles the resolution (DDPM; `centred`: improved DDPM and ADM)."""
+    """Return a convolution that halves or doubles the resolution (DDPM; improved DDPM and ADM if `centred`)."""
     return ResampledConvolution(style.dims, channels, channels, direction, style.fir, centred)
 
 
@@ -301,9 +301,9 @@ class OutputSkip(nn.Module):
         self.head = Head(style, channels, image_channels)
 
     def forward(self, hidden: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the features unchanged, and their image added to the upsampled `image`.
+        """Return the features `hidden` unchanged, and the image made from them plus the upsampled `image`.
 
-        At the coarsest resolution there is no image to add, and `image` is ignored.
+        At the coarsest resolution nothing is added: `image` is ignored.
         """
         update = self.head(hidden)
         return hidden, update if self.resample is None else self.resample(image) + update

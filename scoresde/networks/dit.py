@@ -213,7 +213,7 @@ class DiT(nn.Module):
         self.final = FinalLayer(width, patch**dims * (out_channels or channels))
 
     def forward(self, x: Tensor, c_noise: Tensor, cond: Condition = None) -> Tensor:
-        """Return (B, out_channels, *space) for x (B, C, *space), noise labels (B,), a condition (see `embeddings`)."""
+        """Return (B, out_channels, *space) at x (B, C, *space), noise labels (B,) and a condition, see `embeddings`."""
         check_shape(x, self.shape)
         features = self.time(c_noise, named(cond, self.conditions))
         tokens = self.positions(self.input(cast_for(self.input, self.border.add(x))).flatten(2).transpose(1, 2))

@@ -163,9 +163,10 @@ class ConditionEmbedding(nn.Module):
         cond_features: length of the condition vector; 0 for none.
 
     Raises:
-        ValueError: the name of a label is not an identifier, or is in use; in a call, labels or vectors have the wrong
-            shape, or a label is out of range (if compiled or on an accelerator, PyTorch raises its own error).
-        TypeError: in a call, labels that are not integers, or a vector that is not floating-point.
+        ValueError: the name of a label is not a Python identifier, or it is "vector", "context" or an attribute of
+            `ConditionEmbedding`; in a call, labels or vectors have the wrong shape, or a label is out of range (if
+            compiled or on an accelerator, PyTorch raises its own error).
+        TypeError: in a call, labels are not integers, or vectors are not floating-point.
     """
 
     def __init__(self, features: int, classes: Classes = 0, cond_features: int = 0):
@@ -174,7 +175,10 @@ class ConditionEmbedding(nn.Module):
         self.classes, self.cond_features = {name: count for name, count in by_label.items() if count}, cond_features
         for name, count in self.classes.items():
             if name in ("vector", "context") or not name.isidentifier() or hasattr(self, name):
-                raise ValueError(f"the name of a label must be an identifier that is not in use; got {name!r}")
+                raise ValueError(
+                    "the name of a label must be a Python identifier, and not 'vector', 'context' or an attribute of "
+                    f"{type(self).__name__}; got {name!r}: rename the label"
+                )
             self.add_module(name, nn.Embedding(count, features))
         self.vector = linear(cond_features, features) if cond_features else None
 
@@ -220,7 +224,7 @@ def _embed_vector(layer: nn.Linear, vector: Tensor) -> Tensor:
 
 
 def _embed_label(table: nn.Embedding, label: Tensor, batch: int, name: str) -> Tensor:
-    """Return a row of the table for each sample, zero for the null class."""
+    """Return the embedding of each label, a row of `table`; zero for the null class -1."""
     which = "class labels" if name == "label" else f"class labels {name!r}"
     if label.is_floating_point() or label.dtype == torch.bool:
         raise TypeError(f"{which} must be integers; got {label.dtype}")

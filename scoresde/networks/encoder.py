@@ -1,4 +1,4 @@
-"""The encoder of a U-Net, its way down and its middle, and the classifier `EncoderUNet`, an encoder and a pool.
+"""The encoder (the way down and the middle of a U-Net), and `EncoderUNet`, a classifier of an encoder and a pool.
 
     x --input--> down[res] blocks --> middle --pool--> logits
 

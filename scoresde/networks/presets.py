@@ -43,7 +43,7 @@ def ddpm(image_size: int | Sequence[int] = 32, width: int = 128, **options: Opti
 
 
 def ddpmpp(image_size: int | Sequence[int] = 32, deep: bool = False, width: int = 128, **options: Options) -> UNet:
-    """Return DDPM++ (2011.13456, appendix H): BigGAN's residual blocks, rescaled skips, 4 blocks a resolution.
+    """Return DDPM++ (2011.13456, appendix H): BigGAN's residual blocks, rescaled skips, 4 or 8 blocks a resolution.
 
     Args:
         image_size: side of a square image, or the lengths of one, two or three spatial dimensions.

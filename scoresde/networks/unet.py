@@ -141,7 +141,7 @@ class UNet(Encoder):
         return up
 
     def forward(self, x: Tensor, c_noise: Tensor, cond: Condition = None) -> Tensor:
-        """Return (B, out_channels, *space) for x (B, C, *space), noise labels (B,), a condition (see `embeddings`)."""
+        """Return (B, out_channels, *space) at x (B, C, *space), noise labels (B,) and a condition, see `embeddings`."""
         hidden, image, skips, time, context = self.encode(x, c_noise, cond)
         for stage in self.up.children():
             hidden, image = stage(hidden, image, time, context, skips)

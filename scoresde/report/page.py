@@ -1,4 +1,4 @@
-"""The report as one HTML file: the sections, set by the templates.
+"""The report as one HTML file, rendered from templates with the variables of all sections.
 
 The file loads nothing: the style sheet and the pictures are in it, and there is no script. Jinja escapes everything
 that comes from the run; only `Markup`, which `report.charts` builds, is inserted as it is. In addition, the page's

@@ -117,7 +117,10 @@ class RunFiles:
         return any(not self.is_current(line) for line in self.lines(kind))
 
     def likelihood(self) -> Line | None:
-        """Return the likelihood for the page's headline: the latest one of the first measured split in `SPLITS`."""
+        """Return the line of the likelihood for the page's headline; None if no likelihood was measured.
+
+        It is the latest line of the first split in `SPLITS` that was measured, or else the latest of all.
+        """
         lines = self.lines("likelihood")
         by_split = {line["split"]: line for line in lines}
         return next((by_split[split] for split in SPLITS if split in by_split), lines[-1] if lines else None)

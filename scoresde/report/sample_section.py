@@ -15,7 +15,7 @@ MOST_PIXELS = 2**20  # of a grid of images
 
 
 def sample_section(files: RunFiles, drawn: tuple[Line, Tensor] | None, data: Tensor | None) -> dict[str, Any]:
-    """Return the variables of the template.
+    """Return the variables for the section's template.
 
     Args:
         files: the files of the run.

@@ -95,7 +95,7 @@ def coordinate_chart(samples: Tensor, data: Tensor | None) -> Chart:
 
 
 def series_chart(samples: Tensor, channel: int) -> Chart:
-    """Draw one channel of the first series, at most `CURVES` of them."""
+    """Draw one channel of the samples (series) as curves, for the first `CURVES` samples."""
     axes, x = new_axes("position", "value"), samples[:CURVES, channel].double().cpu()
     draw_lines(axes, np.arange(x.shape[1]), x.T)
     low, high = x.aminmax()

@@ -51,9 +51,9 @@ NODES, WEIGHTS = (torch.from_numpy(0.5 * v) for v in np.polynomial.legendre.legg
 
 
 class Bridges:
-    """Stationary Ornstein-Uhlenbeck processes Z(c), one per sample, of variance 1 and correlation e^-|c - c'|.
+    """Ornstein-Uhlenbeck processes Z(c), one per sample, with dZ = -Z dc + 2^(1/2) dB_c.
 
-    c is the clock of the module docstring. Drawn values are kept until `forget` drops them. A new value at c, between
+    Letters are as in the module docstring. Drawn values are kept until `forget` drops them. A new value at c, between
     those at c_left and c_right, is drawn from the Gaussian law given these two (the bridge). With a = e^-(c - c_left)
     and b = e^-(c_right - c) it has
 
@@ -86,7 +86,7 @@ class Bridges:
         return value
 
     def _store(self, which: Tensor, clock: Tensor, value: Tensor) -> None:
-        """Store a new value of each process in a free column; add a column first if a process has no free one."""
+        """Store one new value of each process `which` at c = `clock`; add a column to the table if one is full."""
         if bool((self.clocks[which] < math.inf).all(dim=1).any()):
             self.clocks = torch.cat([self.clocks, torch.full_like(self.clocks[:, :1], math.inf)], dim=1)
             self.values = torch.cat([self.values, torch.zeros_like(self.values[:, :1])], dim=1)
@@ -107,7 +107,7 @@ class AngularPath:
     """A transition from nu = `start` to nu = `end`, with nu as in the module docstring; float64, on the CPU.
 
     For a requested nu, `time` interpolates a time t in a table, and `nu` computes the exact nu of this t. The step is
-    made to the exact nu. So the interpolation causes no error, and the path is not inverted in the loop.
+    made to the exact nu, so the interpolation causes no error, and no equation has to be solved for t in the loop.
     """
 
     def __init__(self, sde: SDE, t_from: Tensor, t_to: Tensor):
@@ -299,7 +299,10 @@ class ErrorControlled(Sampler):
         raise _failure(f"did not arrive at t={float(t_to):.3g}", runs.rows, runs.here.t, len(x), hint)
 
     def _start(self, path: AngularPath, x: Tensor, step: float) -> _Runs:
-        """Return all samples at the start of the transition, with the noise Z = 0; only changes of Z are used later."""
+        """Return all samples at the start of the transition, with the noise Z = 0.
+
+        Any other value would do: steps use only Z_s - e^-(c_s - c_t) Z_t, whose law does not depend on it.
+        """
         n, t = len(x), path.ends[0].expand(len(x))
         w = x.to(double(x)) / float(path.sde.size(path.ends[0]))
         nu, zero = torch.full_like(t, path.start), torch.zeros_like(t)
@@ -356,5 +359,5 @@ class ErrorControlled(Sampler):
 
 def _failure(reason: str, rows: Tensor, t: Tensor, count: int, hint: str) -> RuntimeError:
     """Return the exception that reports failed samples: `rows` (n,) of a batch of `count`, at times t (n,)."""
-    where = ", ".join(f"{int(i)} at t={float(at):.3g}" for i, at in zip(rows[:8], t[:8], strict=True))
-    return RuntimeError(f"{len(rows)} of {count} samples {reason} (first {where}): {hint}")
+    where = ", ".join(f"sample {int(i)} at t={float(at):.3g}" for i, at in zip(rows[:8], t[:8], strict=True))
+    return RuntimeError(f"{len(rows)} of {count} samples {reason} (first: {where}): {hint}")

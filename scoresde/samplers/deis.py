@@ -130,7 +130,11 @@ class AngularAdams(Multistep):
         return target.size / here.size, 0.0
 
     def weights(self, nodes: Sequence[Point], here: Point, target: Point) -> tuple[float, ...]:
-        """Return the weights of the views: the integrals of Lagrange polynomials in the angle, times `target.size`."""
+        """Return the weights of the views for the step from `here` to `target`.
+
+        They are the integrals of the Lagrange polynomials over the angle phi, times (alpha^2 + sigma^2)^(1/2) at
+        `target`, which converts w to x (letters as in the module docstring).
+        """
         low, high = here.angle, target.angle
         at = 0.5 * (low + high) + 0.5 * (high - low) * NODES
         shapes = lagrange([node.angle for node in nodes], at)

@@ -160,7 +160,7 @@ class Angle:
     Args:
         power: 1 is uniform in psi; larger values place more times near the data.
         scale: 1 makes psi the angle atan(sigma/alpha); larger values place more times near the noise.
-        low: r at the end; default: that of t_min. On a path that ends with almost no noise (sub-VP: 5e-5), few steps
+        low: r at the end; default: that of t_min. On a path that ends with almost no noise (sub-VP: 1e-6), few steps
             are better spent at larger r: choose a low of 0.002 to 0.02, and `denoise_final`.
 
     Raises:
@@ -198,10 +198,10 @@ uniform_angle, angle = Angle(1.0), Angle(2.0)
 class Bounded:
     """The grid `Angle(power, scale=scale)`, but with one long last step if the path ends with almost no noise.
 
-    If r = sigma/alpha is 0 at t_min, the last step goes from r = 0.002 to t_min. If r at t_min is positive but below
-    0.0002 (sub-VP: 1e-6), the other steps go down as far as they can with lengths of at most `longest` in log r, and
-    at least to r = 0.002. The last step goes from there to t_min. If it would be no longer than `longest` either, it
-    is not treated separately: the grid is `Angle(power, scale=scale)`.
+    The last step depends on r = sigma/alpha at t_min. If r is 0 there, the last step goes from r = 0.002 to 0. If r is
+    between 0 and 0.0002 (sub-VP: 1e-6), the steps before the last one go down to r = 0.002, or further as long as none
+    of them exceeds `longest` in log r; the last step goes from there to t_min. If this last step would be shorter than
+    `longest`, or if r is at least 0.0002 at t_min, the grid is `Angle(power, scale=scale)`.
 
     Args:
         power, scale: see `Angle`.

@@ -63,7 +63,7 @@ class Row:
 
     kick: None, or (p, q) if x is first replaced by p x + q z' with new noise z'. stages: the stages; empty if the
     transition consists of the kick alone. correct: the coefficients b with which the corrector repeats the previous
-    transition, that of the view at its end first; empty for no correction.
+    transition, starting with the b of the view at the end of that transition; empty for no correction.
     """
 
     stages: tuple[Stage, ...]
@@ -118,7 +118,7 @@ class Linear:
         raise NotImplementedError(f"{type(self).__name__} must define row(sde, nodes, target, left)")
 
     def correction(self, nodes: Sequence[Point], target: Point, left: int) -> tuple[float, ...]:
-        """Return the b of `Row.correct` that repeat the step from nodes[0] to `target`; () without a corrector."""
+        """Return `Row.correct` for repeating the step from nodes[0] to `target`; () without a corrector."""
         return ()
 
     def plan(self, sde: SDE, transitions: Sequence[Transition]) -> list[Row]:

@@ -54,7 +54,7 @@ def exponential_weights(nodes: Sequence[float], start: float, end: float, rate: 
 
 
 class Multistep(Linear):
-    """A multistep method, with or without a corrector. By default an exponential integrator in lambda.
+    """A multistep method, by default an exponential integrator in lambda; with or without a corrector.
 
     A subclass may override `transport` and `weights`, and `coordinate` and `grid` if its polynomial is in another
     variable.
@@ -113,7 +113,11 @@ class Multistep(Linear):
         return self.weights([target, *known], nodes[0], target)
 
     def _limited(self, nodes: Sequence[Point], target: Point, left: int) -> Sequence[Point]:
-        """Return the first nodes, as many as `final` allows; only one if a long step ends with almost no noise."""
+        """Return the newest of the nodes, as many as `final` allows.
+
+        Only one is returned for a step that ends at sigma/alpha < 0.0002 (almost no noise) and makes sigma/alpha more
+        than four times smaller.
+        """
         if target.ratio < min(CLEAN, nodes[0].ratio / 4):
             return nodes[:1]
         return nodes[: left - 1 + self.final] if self.final else nodes

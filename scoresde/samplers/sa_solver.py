@@ -24,8 +24,8 @@ class SASolver(Multistep):
             corrector) to 4.
         l: noise level, tau in the paper; 0 is deterministic.
         low, high: the noise level is l where sigma/alpha is between them, and 0 elsewhere.
-        final: the largest order of the last transition; the limit is one higher for each earlier transition; 0 for no
-            limit.
+        final: number of values that the last transition interpolates at most; the transition before it interpolates at
+            most `final` + 1, and so on; 0 for no limit.
 
     Raises:
         ValueError: order is not from 1 to 4, corrector is not from 0 to 4, l or final is negative, or 0 <= low < high

@@ -163,8 +163,8 @@ class Sampler(PlainStep):
         Args:
             model: the model, in eval mode.
             shape, x_T: give one of them: the shape (B, *) of samples that start from pure noise, or the states x_T
-                (B, *) to start from. The start is the first time of the grid: t_max, where pure noise is the prior,
-                unless the grid begins at an earlier time.
+                (B, *) to start from. Sampling starts at the first time of the grid, usually t_max. Pure noise is drawn
+                from the prior at t_max, and from N(0, sigma^2 I) at a smaller t.
             cond: condition, short for `model.given(cond)`.
             generator, seeds: a generator for the batch, or one seed per sample. With seeds, a sample does not depend on
                 the others in its batch, except where documented (adapters of adaptive solvers, and a published rule of
@@ -253,8 +253,8 @@ def _refuse_nan(x: Tensor) -> None:
     """Raise RuntimeError with the indices of the samples that are not finite, if any; synchronises with the device."""
     if bad := (~torch.isfinite(x.flatten(1)).all(dim=1)).nonzero().flatten().tolist():
         raise RuntimeError(
-            f"{len(bad)} of {len(x)} samples are NaN or infinite (first {bad[:8]}): check that the network gives "
-            "finite values, or take more steps; a callback sees the state after every transition"
+            f"{len(bad)} of {len(x)} samples are NaN or infinite (first indices {bad[:8]}): check that the network "
+            "gives finite values, or take more steps; a callback sees the state after every transition"
         )
 
 

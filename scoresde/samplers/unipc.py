@@ -18,11 +18,11 @@ class UniPC(Multistep):
     ("bh2"), where h is the step in lambda = log(alpha/sigma).
 
     Args:
-        order: order p = 1, 2 or 3 of the predictor. The corrected method has order p + 1, or 2 with `final` = 1.
+        order: order p = 1, 2 or 3 of the predictor. The corrected method has order p + 1, but at most 2 if `final` = 1.
         form: "bh1" or "bh2".
-        final: the largest order of the last transition; the limit is one higher for each earlier transition; 0 for no
-            limit. The authors use 1, with a last step to sigma = 0. If `denoise_final` makes that step, use 2 for the
-            same orders.
+        final: the highest order allowed in the last transition; the transition before it may have order `final` + 1,
+            the one before that `final` + 2, and so on; 0 for no limit. The authors use 1, with a last step to sigma 0.
+            If `denoise_final` makes that step, use 2 for the same orders.
 
     Raises:
         ValueError: order or form is none of these, or final is negative.
@@ -51,7 +51,7 @@ class UniPC(Multistep):
 
     @staticmethod
     def _shares(ratios: Sequence[float], h: float, base: float) -> np.ndarray:
-        """Return the a_m of the paper, one for each ratio r_m, from its order conditions (eq. 9); 1/2 for one ratio."""
+        """Return the coefficients a_m of 2302.04867, eq. 9, one for each ratio r_m; 1/2 if there is only one ratio."""
         count = len(ratios)
         if count == 1:
             return np.array([0.5])

@@ -16,8 +16,8 @@ of the network. The parameters move between devices like any others (optimisers,
 need nothing special); an evaluation copies them to the CPU, which synchronises with an accelerator.
 
 Every function except `time` is twice differentiable in the parameters. Train a learned path with
-`losses.VariationalBound`. Most other losses would draw gamma_0 and gamma_1 together, because they have no term that
-keeps them apart: call `path.requires_grad_(False)` before using such a loss.
+`losses.VariationalBound`. Most other losses would make gamma_0 and gamma_1 approach each other, because they have no
+term that keeps the two apart: call `path.requires_grad_(False)` before using such a loss.
 """
 
 import math

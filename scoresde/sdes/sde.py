@@ -289,7 +289,7 @@ class ReverseSDE:
         self.model, self.sde, self.l = model, model.sde, check_level(l)
 
     def drift(self, x: Tensor, t: Tensor) -> Tensor:
-        """The drift at x (B, *) and t () or (B,): velocity - l^2/2 g^2 score, from one network evaluation."""
+        """The drift f x - (1 + l^2)/2 g^2 score at x (B, *) and t () or (B,), from one network evaluation."""
         t = checked_times(self.sde, t)
         sde = self.sde
         churn = 0.5 * self.l**2 * sde.diffusion(t).square() / sde.sigma(t) if self.l else torch.zeros_like(t)

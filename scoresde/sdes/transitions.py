@@ -67,7 +67,7 @@ def transition(clean: Point[Number], noisy: Point[Number]) -> tuple[Number, Numb
 
 
 def posterior(clean: Point[Number], noisy: Point[Number]) -> tuple[Number, Number, Number]:
-    """Return (a, b, variance) of q(x_s | x_t, x_0) = N(a x_t + b x_0, variance I)."""
+    """Return (a, b, variance) of q(x_s | x_t, x_0) = N(a x_t + b x_0, variance I), with s and t as in `transition`."""
     ratio, variance = transition(clean, noisy)
     factor = (clean.sigma / noisy.sigma) ** 2
     return ratio * factor, clean.alpha * variance / noisy.sigma**2, variance * factor

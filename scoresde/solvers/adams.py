@@ -61,7 +61,7 @@ class _Path(NamedTuple):
     s, x: the current position (n,) and state (n, *). For each evaluation in the window: nodes, its position; used,
     False if there is none yet; weights, its weight w_i in the integral of g, all (n, p); v, g, the outputs of the field
     (n, p, *) and (n, p, k). Each step changes the weights in the window. integral, squared: sum_i w_i g_i and
-    sum_i w_i^2 g_i (n, k) over the evaluations that have left it; `solvers.solver` explains the second sum.
+    sum_i w_i^2 g_i (n, k) over the evaluations that have left the window; `solvers.solver` explains the second sum.
     """
 
     s: Tensor
@@ -86,7 +86,7 @@ class _Path(NamedTuple):
         return cls(s, x, nodes, used, torch.zeros_like(nodes), window(v), window(g), zero, zero)
 
     def predict(self, s_next: Tensor, order: int) -> Tensor:
-        """Return the state at s_next by the least-squares polynomial through all evaluations of the window."""
+        """Return the state at s_next, by a polynomial of degree `order` - 1 fitted to the window by least squares."""
         weights = integration_weights(self.nodes, self.used, self.s, s_next, order - 1)
         return self.x + _combine(weights, self.v)
 
@@ -147,7 +147,7 @@ def _check_order(order: int, smoothing: int) -> None:
     if order not in (1, 2, 3) or smoothing < 0:
         raise ValueError(
             f"order must be 1, 2 or 3 and smoothing >= 0; got {order=}, {smoothing=} (a higher order would not help: "
-            "the first step, from a single evaluation, limits the order to 3)"
+            "the first step, corrected with only two evaluations, limits the order to 3)"
         )
 
 

@@ -51,7 +51,7 @@ def negative_evidence(
         images: integer grey levels (B, *).
         transform: maps grey levels to model space.
         dequantization: q; the points y = T(x + u) are taken as x(t_min).
-        cond: short for `model.given(cond)`.
+        cond: condition of the images; the same as passing `model.given(cond)` as the model.
         generator: draws u, times and noise.
     """
     sde = model.sde

@@ -52,7 +52,9 @@ class HeldOut:
     ):
         count = len(dataset)  # type: ignore[arg-type]
         if not min(count, samples) > 0:
-            raise ValueError(f"held-out evaluation needs at least one sample; got samples={samples} of {count}")
+            raise ValueError(
+                f"held-out evaluation needs at least one sample; got samples={samples} from a dataset of {count}"
+            )
         samples = min(samples, count)
         self.items = [dataset[i * count // samples] for i in range(samples)]
         self.loss, self.training_map, self.likelihood_map = loss, training_map, likelihood_map
@@ -78,7 +80,7 @@ class HeldOut:
             yield range(len(x))[rows], x[rows], select(cond, rows, len(x))
 
     def _losses(self, model: ScoreModel, x: Tensor, cond: Condition) -> Tensor:
-        """Return the loss terms (N,) at one stratified draw of times."""
+        """Return the loss (N,) of each sample, at stratified random times that are the same in every call."""
         generator = torch.Generator().manual_seed(step_seed(self.seed, 0, "validation times"))
         times = self.loss.draw_times(model.sde, len(x), generator)
         values = []

@@ -107,9 +107,9 @@ HOSTILE = {  # what was changed, and the message
     "moments missing": (without("optimizer"), "has no moments of Adam after 4 steps: it is incomplete"),
     "moment of no parameter": (
         put("optimizer", "99/exp_avg", lambda x: torch.zeros(1)),
-        "moments of more than the optimiser's .* parameters: 99/exp_avg",
+        "optimiser state in the checkpoint must be of parameters 0 to .*; got 99/exp_avg",
     ),
-    "moment without a number": (put("optimizer", "x/a", lambda x: torch.zeros(1)), "parameters: x/a"),
+    "moment without a number": (put("optimizer", "x/a", lambda x: torch.zeros(1)), "of parameters 0 to .*; got x/a"),
     "counter negative": (moment(lambda x: x - 99, "step"), "of parameter 4: expected a step from 0 to 4; got -95"),
     "counter of later steps": (moment(lambda x: x + 99, "step"), "expected a step from 0 to 4; got 103"),
     "counter between steps": (moment(lambda x: x / 8, "step"), "expected a step from 0 to 4; got 0.5"),
