@@ -231,6 +231,12 @@ def _embed_label(table: nn.Embedding, label: Tensor, batch: int, name: str) -> T
     return rows.masked_fill(null[:, None], 0.0)
 
 
+def numbers_of_classes(model: nn.Module) -> dict[str, int]:
+    """Return the number of classes that a model embeds for each label; none if it has another embedding."""
+    embeddings = [module for module in model.modules() if isinstance(module, ConditionEmbedding)]
+    return {name: count for embedding in embeddings for name, count in embedding.classes.items()}
+
+
 class TimeEmbedding(nn.Module):
     """Embed the noise label, classes and a condition vector as the features (B, features) that every block reads.
 
