@@ -214,7 +214,7 @@ def load(path: str | Path, weights: str | float = "ema", trust: Sequence[str] = 
 def load_classifier(
     path: str | Path, weights: str | float = "ema", trust: Sequence[str] = (), device: str = "cpu"
 ) -> NoisyClassifier:
-    """Load a noise-conditional classifier that `scoresde train` wrote; arguments and errors are those of `load`."""
+    """Load a classifier that `scoresde train` or `scoresde convert` wrote; arguments and errors are those of `load`."""
     model, _ = _load(Path(path), weights, trust, device)
     if not isinstance(model, NoisyClassifier):
         raise ValueError(f"{path} must be the run of a classifier; got that of a score model: use ss.load")

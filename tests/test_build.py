@@ -9,17 +9,20 @@ import torch
 from omegaconf import OmegaConf
 from torch import nn
 from torch.optim import Optimizer
+from torch.utils.data import default_collate
 
 import scoresde as ss
 from scoresde import build, run_config
-from scoresde.cli import VERBS, config_directory
+from scoresde.cli import VERBS, config_directory, main
 from scoresde.evaluation.trained_classifier import TrainedClassifier
 from scoresde.losses import Objective
 from scoresde.metrics import Inception, Pixels
 from scoresde.networks import DiT, UNet
 from scoresde.predictions import Prediction
+from scoresde.protocols import select
 from scoresde.samplers.sampler import Sampler
 from scoresde.training import Trainer, checkpoint
+from scoresde.training.batches import split_condition
 from scoresde.training.learned_dequantization import DEQUANTIZATION
 from scoresde.training.posthoc_ema import AVERAGES, PowerAverages, save_snapshot
 from scoresde.training.trainer import CHECKPOINT
@@ -175,16 +178,21 @@ def test_every_experiment_trains_and_samples(experiment, request):
     trainer = build.instantiate(config.trainer, optimizer=optimizer)
     assert trainer.batch_size <= len(data["train"])
     count = 4 if experiment in PUBLISHED else 64
-    x = transform(torch.stack([data["train"][i * len(data["train"]) // count] for i in range(count)]))
+    items = default_collate([data["train"][i * len(data["train"]) // count] for i in range(count)])
+    x, cond = split_condition(items, "cpu")
+    x = transform(x)
     for part in (config.prediction, config.network):
         if "sigma_data" in part:
             assert float(x.std()) == pytest.approx(part.sigma_data, rel=0.25)
-    terms = loss(model, x, generator=torch.Generator().manual_seed(0))
+    terms = loss(model, x, cond, generator=torch.Generator().manual_seed(0))
     terms.value.mean().backward()
     trainer.optimizer(model.parameters()).step()
-    assert bool(torch.isfinite(loss(model, x).value).all())
-    sampler = build.instantiate(config.sampler)
-    samples = sampler(model.eval(), shape=(2, *config.data.shape), seeds=[0, 1]).x
+    assert bool(torch.isfinite(loss(model, x, cond).value).all())
+    if config.get("classifier"):
+        assert model.eval()(x[:2], 0.5).shape == (2, model.classes)
+        return
+    sampler, given = build.instantiate(config.sampler), select(cond, slice(0, 2), len(x))
+    samples = sampler(model.eval(), shape=(2, *config.data.shape), seeds=[0, 1], cond=given).x
     assert bool(torch.isfinite(samples).all())
 
 
@@ -396,6 +404,25 @@ def test_load_needs_snapshots_of_averages(run):
         ValueError, match=r"sigma_rel 0.2 at step 40 is out of reach: .*snapshots in .*toy.averages \(1 step, "
     ):
         ss.load(run, weights=0.2)
+
+
+def test_a_classifier_is_trained_and_loaded_with_its_averages(tmp_path):
+    steps = ["trainer.steps=4", "trainer.batch_size=16", "trainer.evaluate_every=4", "held_out.samples=8"]
+    small = ["network.width=8", "trainer.ema=0.5", f"run={tmp_path}"]
+    assert main(["train", "experiment=digits_classifier", *steps, *small]) == 0
+    classifier = ss.load_classifier(tmp_path)
+    assert classifier(torch.zeros(3, 1, 8, 8), 0.5).shape == (3, 10)
+    assert not classifier.training
+    raw = ss.load_classifier(tmp_path, weights="raw")
+    assert any(not torch.equal(a, b) for a, b in zip(classifier.parameters(), raw.parameters(), strict=True))
+    with pytest.raises(ValueError, match="must be the run of a score model; got that of a classifier"):
+        ss.load(tmp_path)
+    assert OmegaConf.load(tmp_path / "config.yaml").class_names.label[3] == "3"
+
+
+def test_a_score_model_is_no_classifier(run):
+    with pytest.raises(ValueError, match="must be the run of a classifier; got that of a score model"):
+        ss.load_classifier(run)
 
 
 def test_load_without_a_run(run):

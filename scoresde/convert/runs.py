@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from scoresde import build, run_config
-from scoresde.networks import UNet
 from scoresde.networks.configuration import with_parts
 from scoresde.training import checkpoint
 from scoresde.training.locks import locked
@@ -33,13 +32,12 @@ def image_data(shape: Sequence[int], low: float, high: float, levels: int = 256)
     }
 
 
-def assemble_unet(
-    config: Mapping[str, Any], translate: Callable[[UNet], Mapping[str, Tensor]], path: Path
-) -> build.Run:
-    """Return a run of a `UNet` with converted weights.
+def assemble_unet(config: Mapping[str, Any], translate: Callable[[Any], Mapping[str, Tensor]], path: Path) -> build.Run:
+    """Return a run of a `UNet`, or of the `EncoderUNet` of a classifier, with converted weights.
 
     Args:
-        config: the run's configuration; `network` holds flat arguments of `UNet`, see `networks.configuration`.
+        config: the run's configuration; `network` holds flat arguments, see `networks.configuration`, and another
+            `_target_` than `UNet` if it is one.
         translate: returns the converted state dict for the network, which is on the device "meta".
         path: the path of the checkpoint.
     """

@@ -23,7 +23,7 @@ LABEL = ("embedding", "embedding_width", "time_scale", "fourier_scale")
 
 
 def with_parts(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the configuration of a network, with the arguments of a `UNet` grouped into its parts.
+    """Return the configuration of a network, with the arguments of a `UNet` or `EncoderUNet` grouped into its parts.
 
     Args:
         flat: `_target_`, the arguments of `UNet` and the fields of its parts. `resample`, `input_pyramid` and
@@ -39,10 +39,13 @@ def with_parts(flat: Mapping[str, Any]) -> dict[str, Any]:
         node["input_pyramid"]["concatenate"] = True
     if (dims := node.pop("dims", None)) and isinstance(node["image_size"], int):
         node["image_size"] = [node["image_size"]] * dims
-    if node["_target_"] != NETWORKS + "UNet":
+    is_classifier = node["_target_"] == NETWORKS + "EncoderUNet"
+    if not is_classifier and node["_target_"] != NETWORKS + "UNet":
         return node
     for part, kind in PARTS.items():
         names = [field.name for field in fields(kind) if field.name in node]
+        if is_classifier and "classes" in names:  # its logits, not a condition
+            names.remove("classes")
         if names:
             node[part] = {"_target_": NETWORKS + kind.__name__, **{name: node.pop(name) for name in names}}
             node.setdefault("attention", [16])

@@ -61,8 +61,9 @@ class PositionalEmbedding(FullPrecision):
         super().__init__()
         self.features, half = features, _half(features, least=4)
         # In float32, as published: at a label of 999 the last digit of a frequency changes the fifth digit of its sine.
-        decay = math.log(1e4) / (half - 1 if endpoint else half)
-        self.frequencies = nn.Buffer(scale * torch.exp(torch.arange(half).float() * -decay), persistent=False)
+        steps, rate = torch.arange(half).float(), math.log(1e4)
+        exponents = steps * -(rate / (half - 1)) if endpoint else steps * -rate / half
+        self.frequencies = nn.Buffer(scale * torch.exp(exponents), persistent=False)
 
     def forward(self, label: Tensor) -> Tensor:
         phase = at_least_float32(label)[:, None] * self.frequencies

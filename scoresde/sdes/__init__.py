@@ -4,7 +4,7 @@ from scoresde.sdes.learned import LearnedVP
 from scoresde.sdes.log_snr import LogSNRPath
 from scoresde.sdes.noise_schedules import VE, VP, Cosine, Karras, Rectified, SubVP
 from scoresde.sdes.sde import SDE, ReverseSDE, checked_times
-from scoresde.sdes.tabulated import DDPM, NCSN, Tabulated, ZeroTerminalSNR
+from scoresde.sdes.tabulated import DDPM, NCSN, CosineDDPM, Tabulated, ZeroTerminalSNR
 
 __all__ = [
     "DDPM",
@@ -13,6 +13,7 @@ __all__ = [
     "VE",
     "VP",
     "Cosine",
+    "CosineDDPM",
     "Karras",
     "LearnedVP",
     "LogSNRPath",

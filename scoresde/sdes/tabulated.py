@@ -111,6 +111,30 @@ class DDPM(Tabulated):
 
 
 @checked
+class CosineDDPM(Tabulated):
+    """The N steps of improved DDPM with its cosine schedule, the i-th at t = i / (N - 1) (2102.09672, section 3.2).
+
+    alpha_i^2 = prod_{j <= i} (1 - beta_j), beta_j = min(1 - a((j + 1)/N) / a(j/N), 0.999) and
+    a(s) = cos^2(pi/2 (s + 0.008)/1.008).
+
+    Args:
+        steps: N.
+
+    Raises:
+        ValueError: steps < 2.
+    """
+
+    def __init__(self, steps: int = 1000):
+        if steps < 2:
+            raise ValueError(f"CosineDDPM needs steps >= 2; got {steps=}")
+        s = torch.arange(steps + 1, dtype=torch.float64, device="cpu") / steps
+        squares = torch.cos((s + 0.008) / 1.008 * (math.pi / 2)).square()
+        betas = (1 - squares[1:] / squares[:-1]).clamp(max=0.999)
+        log_signal = torch.log1p(-betas).cumsum(dim=0)
+        super().__init__(log_signal - torch.log(-torch.expm1(log_signal)))
+
+
+@checked
 class NCSN(Tabulated):
     """The N noise levels of NCSN, a geometric sequence, with alpha = 1 (1907.05600, section 4.3; 2006.09011).
 

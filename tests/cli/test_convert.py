@@ -61,9 +61,26 @@ def test_a_run_without_data_has_no_likelihood(capsys, refused):
     assert "has no test data" in refused("bpd", "run=lsun")
 
 
+def test_a_converted_classifier_is_a_run_that_load_classifier_reads(refused):
+    source = FIXTURES.parent / "adm" / "adm_classifier.pth"
+    assert main(["convert", "source=adm_classifier", f"path={source}", "run=classifier"]) == 0
+    reference = np.load(source.with_suffix(".reference.npz"))
+    x, step, logits = (torch.from_numpy(reference[name]) for name in ("x", "t", "logits"))
+    with torch.no_grad():
+        torch.testing.assert_close(ss.load_classifier("classifier")(x, step / 999), logits, rtol=1e-4, atol=1e-4)
+    assert "use ss.load_classifier" in refused("sample", "run=classifier")
+
+
+def test_a_network_of_guided_diffusion_is_converted_with_its_learned_variance():
+    source = FIXTURES.parent / "adm" / "adm_cond_learned.pth"
+    assert main(["convert", "source=adm", f"path={source}", f"config={source.with_suffix('.config.json')}"]) == 0
+    run = ss.load("runs/adm_cond_learned")
+    assert (run.model.learned_variance, list(run.config.conditional)) == (True, ["label"])
+
+
 def test_wrong_input_is_answered_in_one_line(refused):
     source = FIXTURES / "ddpmpp_vp_continuous.pth"
-    one_of = "source must be one of score_sde, edm, diffusers; got 'gan'"
+    one_of = "source must be one of score_sde, edm, adm, adm_classifier, diffusers; got 'gan'"
     assert one_of in refused("convert", "source=gan", f"path={source}")
     assert "no checkpoint at nowhere.pth" in refused("convert", "source=edm", "path=nowhere.pth")
     assert "no configuration at" in refused("convert", "source=score_sde", f"path={source}", "config=none.json")

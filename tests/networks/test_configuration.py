@@ -18,8 +18,9 @@ def unet(**arguments):
     return build.instantiate(with_parts({"_target_": "scoresde.networks.UNet", **FLAT, **arguments}))
 
 
-BLOCK = {"attend_every": True, "heads": 2, "head_channels": 4, "dropout": 0.3, "fir": [1, 3, 3, 1], "group_size": 2}
-OTHER = {"skip_rescale": False, "scale_shift": True, "project_skip": False, "norm_eps": 0.1, "checkpointing": True}
+BLOCK = {"attend_every": True, "heads": 2, "heads_up": 1, "head_channels": 4, "dropout": 0.3, "fir": [1, 3, 3, 1]}
+SHAPE = {"group_size": 2, "scale_shift": True, "norm_eps": 0.1}
+OTHER = {**SHAPE, "skip_rescale": False, "project_skip": False, "checkpointing": True}
 ENDS = {"centered": False, "input_frequencies": [0.5], "scale_by_sigma": True}
 MODULES = {"resample": "convolution", "input_pyramid": "skip", "output_pyramid": "residual", "combine": "cat"}
 CONDITIONS = {"classes": 3, "cond_features": 2, "context_features": 5, "cond_join": "input"}
@@ -58,6 +59,12 @@ def test_the_old_default_attends_at_16():
     expected.load_state_dict(randomised(old).state_dict())
     x, label = torch.ones(2, 1, 16, 16).double(), torch.ones(2).double()
     assert torch.equal(expected.double().eval()(x, label), old(x, label))
+
+
+def test_the_classes_of_a_classifier_are_its_own():
+    node = {"_target_": "scoresde.networks.EncoderUNet", **FLAT, "classes": 7, "cond_features": 3, "dropout": 0.0}
+    network = build.instantiate(with_parts({**node, "attention": [], "resample": "plain"}))
+    assert (network.classes, network.conditions, network.style.dropout) == (7, ["vector"], 0.0)
 
 
 def test_other_configurations_stay_as_they_are():

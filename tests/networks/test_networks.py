@@ -10,13 +10,18 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from scoresde.networks import (
     MLP,
+    AttentionPool,
+    BlockStyle,
+    Conditions,
     DiT,
+    EncoderUNet,
     FourierEmbedding,
     InputResidual,
     InputSkip,
     OutputResidual,
     OutputSkip,
     PositionalEmbedding,
+    SkipPool,
     convolution_resampling,
     ddpmpp,
 )
@@ -43,6 +48,14 @@ def mlp(shape, **options):
 def dit(*sides, **options):
     tiny = {"channels": 2, "width": 12, "depth": 2, "heads": 2, "mlp_ratio": 1.5, "time_scale": 2.0, "pad": True}
     return DiT(sides, **{**tiny, **options})
+
+
+def classifier(*sides, pool, cond_features=3, **style):
+    """A tiny classifier of five classes."""
+    tiny = {"channels": 2, "width": 4, "multipliers": (1, 2), "blocks": 1, "attention": (2,), "pad": True}
+    block = BlockStyle(**{"heads": 2, "dropout": 0.0, **style})
+    conditions = Conditions(cond_features=cond_features)
+    return EncoderUNet(sides, 5, **tiny, pool=pool, label=POSITIONAL(), block=block, conditions=conditions)
 
 
 DDPM = {"resample": convolution_resampling, "skip_rescale": False, "group_size": 2}
@@ -85,6 +98,8 @@ CASES = {
     "cross-3d": (case(unet, {**CROSS, **ADM, "channels": 2}, 4, 4, 4), (2, 4, 4, 4)),
     "padded-1d": (case(unet, DDPM, 3), (1, 3)),
     "padded-2d": (case(unet, {**NCSNPP, "channels": 3}, 3, 4), (3, 3, 4)),
+    "classifier-1d": (case(classifier, {"pool": partial(SkipPool, hidden=6, normalise=True)}, 4), (2, 4)),
+    "classifier-2d": (case(classifier, {"pool": AttentionPool}, 3, 4), (2, 3, 4)),
     "dit-1d": (case(dit, {}, 8), (2, 8)),
     "dit-padded": (case(dit, {}, 3, 5), (2, 3, 5)),
     "dit-2d": (case(dit, {"classes": 3, "cond_features": 3}, 4, 6), (2, 4, 6)),
@@ -98,6 +113,7 @@ def cases(*names):
 
 
 NETWORKS = cases()
+FIELDS = cases(*(name for name in CASES if not name.startswith("classifier")))  # whose outputs are like the states
 
 
 def inputs(network, shape, batch=3):
@@ -127,7 +143,7 @@ def near(actual, expected, rtol=1e-9):
         torch.testing.assert_close(a, b, rtol=rtol, atol=rtol * float(b.detach().abs().max()))
 
 
-@NETWORKS
+@FIELDS
 def test_keeps_the_shape_and_starts_at_zero(make, shape):
     network = make()
     x, label, cond = inputs(network, shape)
@@ -201,7 +217,7 @@ def test_works_under_torch_func(make, shape):
 
     torch.testing.assert_close(vmap(one)(*samples), network(*samples))
     field = lambda x: network(x, label, cond)  # noqa: E731
-    tangent, cotangent = normal(3, *shape, seed=4), normal(3, *shape, seed=5)
+    tangent, cotangent = normal(3, *shape, seed=4), normal(*network(*samples).shape, seed=5)
     output, pushed = jvp(field, (x,), (tangent,))
     (pulled,) = vjp(field, x)[1](cotangent)
     torch.testing.assert_close(output, network(*samples))

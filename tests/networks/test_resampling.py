@@ -101,6 +101,14 @@ def test_convolution_that_resamples_without_taps(dims):
     torch.testing.assert_close(up(x[None])[0], torch.from_numpy(convolved(repeated, weight, bias)))
 
 
+@DIMS
+def test_centred_convolution_keeps_the_even_positions(dims):
+    x, down = normal(2, *SIDES[dims]), randomised(ResampledConvolution(dims, 2, 3, "down", centred=True))
+    weight, bias = (p.detach().numpy() for p in (down.conv.weight, down.conv.bias))
+    even = (slice(None), *[slice(0, None, 2)] * dims)
+    torch.testing.assert_close(down(x[None])[0], torch.from_numpy(convolved(x.numpy(), weight, bias)[even]))
+
+
 @pytest.mark.parametrize("taps", [None, (1, 3, 3, 1)], ids=str)
 @pytest.mark.parametrize("direction", ["down", "up"])
 def test_convolution_starts_with_the_variance_of_the_fan_average(direction, taps):

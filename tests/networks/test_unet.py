@@ -339,6 +339,15 @@ def test_conditions_join_at_the_input_or_the_output_of_the_time_embedding(join):
     assert network.conditions == ["label", "vector", "context"]
 
 
+def test_heads_of_the_way_up_and_length_of_the_time_features():
+    network = small(heads=2, heads_up=4, time_features=12)
+    heads = {name: module.heads for name, module in network.named_modules() if isinstance(module, Attention)}
+    assert heads == {name: 4 if name.startswith("up.") else 2 for name in heads}
+    assert len(heads) == 3
+    assert network.time.outer.weight.shape == (12, 12)
+    assert {m.time.in_features for m in network.modules() if isinstance(m, ResidualBlock)} == {12}
+
+
 @pytest.mark.parametrize("shape", [(2, 5, 3), (2, 4), (1, 5, 4)])
 def test_refuses_a_context_of_another_shape(shape):
     message = rf"context vectors of shape \(2, L, 4\); got {re.escape(str(shape))}"

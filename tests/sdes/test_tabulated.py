@@ -68,6 +68,17 @@ def test_ddpm_passes_through_its_alphas_cumprod():
     close(own.alpha(own.nodes) ** 2, torch.from_numpy(np.cumprod(1 - np.linspace(0.01, 0.3, 7))))
 
 
+@pytest.mark.parametrize("steps", [2, 1000])
+def test_cosine_ddpm_passes_through_its_alphas_cumprod(steps):
+    """Up to the clipped last beta, the products telescope: alpha_i^2 = a((i + 1)/N) / a(0) (2102.09672, eq. 17)."""
+    sde = ss.CosineDDPM(steps)
+    s = np.arange(steps + 1) / steps
+    a = np.cos((s + 0.008) / 1.008 * np.pi / 2) ** 2
+    squares = sde.alpha(sde.nodes) ** 2
+    close(squares[:-1], torch.from_numpy(a[1:-1] / a[0]), rtol=1e-9)
+    close(squares[-1], squares[-2] * 0.001, rtol=1e-9)
+
+
 def test_ddpm_is_close_to_vp_its_continuous_limit():
     """Step i of N is time (i + 1)/N of the SDE with beta(t) from N beta_1 to N beta_N, up to terms in 1/N."""
     step = torch.arange(0, 1000, 37, dtype=torch.float64)
@@ -104,6 +115,7 @@ def test_tables_stay_on_the_cpu():
         (lambda: ss.Tabulated.from_alphas_cumprod([0.9, 0.5, 0.0]), "finite"),
         (lambda: ss.Tabulated.from_sigmas([1.0, 0.1]), "strictly decreasing"),
         (lambda: ss.DDPM(1), "DDPM needs steps >= 2.*got steps=1"),
+        (lambda: ss.CosineDDPM(1), "CosineDDPM needs steps >= 2; got steps=1"),
         (lambda: ss.DDPM(10, 0.3, 0.1), "beta_start <= beta_end"),
         (lambda: ss.NCSN(1), "NCSN needs steps >= 2.*got steps=1"),
         (lambda: ss.NCSN(10, 5.0, 1.0), "sigma_min < sigma_max"),
