@@ -200,21 +200,18 @@ def save_guidance(rows: Sequence[GuidanceRow], path: Path) -> Path:
     for axes, panel in zip(np.atleast_1d(figure.subplots(1, len(panels))), panels, strict=True):
         for metric in panel:
             shown = sorted((row for row in rows if row.metric == metric), key=lambda row: row.scale)
-            x, y, error = (
-                np.array(part) for part in zip(*((r.scale, r.value, r.error or 0.0) for r in shown), strict=True)
-            )
-            curve(axes, x, y, (y - error, y + error), metrics.index(metric), label=metric_name(metric, ""))
+            x, y, error = np.array([(row.scale, row.value, row.error or 0.0) for row in shown]).T
+            high = np.minimum(y + error, 1.0) if panel == fractions else y + error
+            interval = np.maximum(y - error, 0.0), high
+            curve(axes, x, y, interval, metrics.index(metric), label=metric_name(metric, ""))
         axes.grid(linewidth=0.4, alpha=0.6)
         axes.spines[["top", "right"]].set_visible(False)
-        axes.set(
-            xlabel="guidance scale", ylabel="fraction" if panel == fractions else metric_name(panel[0], rows[0].space)
-        )
+        axes.set(xlabel="guidance scale", ylabel="fraction" if panel == fractions else metric_name(panel[0], ""))
         if len(panel) > 1:
             axes.legend(fontsize=8, frameon=False)
     first = rows[0]
-    figure.suptitle(
-        f"{first.n} samples by {first.sampler}, {first.steps} steps, compared with {first.reference}", fontsize=9
-    )
+    made = f"{first.n} samples by {first.sampler}, {first.steps} steps"
+    figure.suptitle(f"{made}, compared with {first.reference_n} of {first.reference}; {first.space}", fontsize=9)
     replace_atomically(path, lambda file: figure.savefig(file, format="png"))
     return path
 
