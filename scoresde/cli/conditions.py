@@ -62,9 +62,8 @@ def drawing(
     for name in parts:
         if name not in classes and others is not None and name not in others:
             known = [*classes, *others]
-            raise ValueError(
-                f"no condition {name!r} of this model{did_you_mean(name, known, lists_all=True) or ': it takes none'}"
-            )
+            listed = did_you_mean(name, known, lists_all=True) if known else ", which takes none"
+            raise ValueError(f"no condition {name!r} of this model{listed}")
     fixed = {name: _fixed(name, value, classes) for name, value in parts.items() if value != ALL}
     varied = [name for name, value in parts.items() if value == ALL]
     if not varied:
@@ -97,9 +96,8 @@ def _fixed(name: str, value: Any, classes: Mapping[str, Sequence[str]]) -> Tenso
     if name in classes:
         return torch.tensor(class_number(name, value, classes[name]))
     if isinstance(value, str):
-        raise ValueError(
-            f"cond.{name}={value} names a class, but the classes of {name} have no names in this run: use its number"
-        )
+        kind = "the number of a class, as the classes have no names in this run" if name == LABEL else "numbers"
+        raise ValueError(f"cond.{name} must be {kind}; got {value!r}")
     if name == LABEL and isinstance(value, int):
         return torch.tensor(value)
     part = by_name(as_condition({name: value}))[name]
