@@ -163,5 +163,5 @@ def test_a_sample_without_a_class_is_not_guided():
 
 def test_a_classifier_of_another_diffusion_is_refused():
     classifier = ss.NoisyClassifier(lambda x, c_noise, cond: torch.zeros(len(x), 3), ss.VE(), classes=3)
-    with pytest.raises(ValueError, match="models that work together must have the same SDE; got VP on .* and VE on"):
+    with pytest.raises(ValueError, match=r"models that work together must have the same SDE; got VP on .* and VE on"):
         Classifier(mixture().score_model(ss.VP()), classifier)
