@@ -4,19 +4,24 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import matplotlib.image
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, LogLocator, MaxNLocator, NullLocator
 from torch import Tensor
 
 from scoresde.atomic_files import replace_atomically
+from scoresde.evaluation.guidance_comparison import GuidanceRow
 from scoresde.evaluation.sampler_comparison import ComparisonRow
 from scoresde.metrics.classification import Calibration
 
 Interval = tuple[np.ndarray, np.ndarray]  # low and high
 PIXELS = 64  # height of a small image in a grid
+LINES = 64  # states that are drawn as lines
+LONGEST = 32  # characters of the name of a row
 # Okabe and Ito's colours for colour-blind readers; near-black replaces their yellow, which is invisible on white.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#111111")
 BAND = "#808080"  # colour of a noise floor
@@ -56,6 +61,90 @@ def draw_histogram(axes: Axes, values: Any, bins: int, **style: Any) -> None:
     axes.bar(least + edges[:-1], counts, np.diff(edges), align="edge", **style)
 
 
+def save_samples(
+    samples: Tensor,
+    path: Path,
+    low: float = 0.0,
+    high: float = 1.0,
+    names: Sequence[str] = (),
+    credit: str | None = None,
+) -> Path:
+    """Save a picture of samples (N, *): images in a grid, points in the plane as a scatter, other states as lines.
+
+    Args:
+        samples: (N, C, H, W) with C 1 or 3, (N, 2), or any other shape, drawn as lines over the flattened state.
+        path: PNG file to write.
+        low, high: the value drawn in black and the value drawn in white, for images.
+        names: names of K groups of N / K consecutive samples, such as classes: each is a row of images with its name at
+            the side, or has a colour of its own. Empty for samples of one kind.
+        credit: the makers of the data and their licence, stored in the file as the metadata "Copyright".
+
+    Raises:
+        ValueError: the number of samples is not a multiple of that of the names.
+    """
+    if names and len(samples) % len(names):
+        raise ValueError(f"samples must be a multiple of the {len(names)} names; got {len(samples)} samples")
+    metadata = {"Copyright": credit} if credit else {}
+    if samples.ndim == 4 and samples.shape[1] in (1, 3):
+        return _save_images((samples - low) / (high - low), path, names, metadata)
+    figure = Figure(figsize=(5, 5), dpi=120, layout="constrained")
+    axes = figure.add_subplot()
+    flat = samples.detach().cpu().flatten(1).numpy()
+    each = len(flat) // max(len(names), 1)
+    groups = [(name, flat[i * each : (i + 1) * each]) for i, name in enumerate(names)] or [("", flat)]
+    for i, (name, group) in enumerate(groups):
+        style: dict[str, Any] = {"color": _colour(i, len(names))} if names else {}
+        if flat.shape[1] == 2:
+            axes.scatter(group[:, 0], group[:, 1], s=4, alpha=0.5, linewidths=0, label=name, **style)
+        else:
+            shown = group[: max(1, LINES // len(groups))]
+            axes.plot(shown.T, linewidth=0.8, alpha=0.6, **style)
+            axes.plot([], [], label=name, **style)
+    if flat.shape[1] == 2:
+        axes.set(xlabel="$x_1$", ylabel="$x_2$", aspect="equal", title=f"{len(flat)} samples")
+    else:
+        shown_count = min(len(flat), max(1, LINES // len(groups)) * len(groups))
+        axes.set(xlabel="dimension", ylabel="value", title=f"{shown_count} samples")
+    if names:
+        figure.legend(loc="outside right upper", fontsize=7, frameon=False, markerscale=2, ncols=-(-len(names) // 24))
+    replace_atomically(path, lambda file: figure.savefig(file, format="png", metadata=metadata))
+    return path
+
+
+def _colour(index: int, count: int) -> Any:
+    """Return the colour of one of `count` groups."""
+    return COLOURS[index] if count <= len(COLOURS) else matplotlib.colormaps["turbo"]((index + 0.5) / count)
+
+
+def _save_images(images: Tensor, path: Path, names: Sequence[str], metadata: Mapping[str, str]) -> Path:
+    """Save images (N, C, H, W) in [0, 1] as a grid, magnified by a whole number; names stand left of their rows."""
+    grid = image_grid(images, len(images) // len(names) if names else None)
+    scale = max(1, PIXELS // images.shape[2])
+    grid = grid.repeat(scale, axis=0).repeat(scale, axis=1)
+    if names:
+        grid = np.concatenate([_row_names(names, grid.shape[0], grid.ndim), grid], axis=1)
+    settings: dict[str, Any] = {"cmap": "gray", "vmin": 0, "vmax": 1, "format": "png", "metadata": metadata}
+    replace_atomically(path, lambda file: matplotlib.image.imsave(file, grid, **settings))
+    return path
+
+
+def _row_names(names: Sequence[str], height: int, dimensions: int) -> np.ndarray:
+    """Return the names of the rows of a grid, black on white in [0, 1], as an array of this height."""
+    texts = [name if len(name) <= LONGEST else f"{name[: LONGEST - 1]}\N{HORIZONTAL ELLIPSIS}" for name in names]
+    size = min(14.0, 0.6 * height / len(names))  # in pixels
+    width = int(0.72 * size * max(map(len, texts)) + size)
+    figure = Figure(figsize=(width / 100, height / 100), dpi=100)
+    canvas = FigureCanvasAgg(figure)
+    for i, text in enumerate(texts):
+        x, y = 1 - 0.4 * size / width, 1 - (i + 0.5) / len(names)
+        figure.text(x, y, text, ha="right", va="center", fontsize=0.72 * size)  # in points of 100/72 pixels
+    canvas.draw()
+    pixels = np.asarray(canvas.buffer_rgba())[:height, :, :3] / 255
+    padded = np.ones((height, pixels.shape[1], 3))
+    padded[: len(pixels)] = pixels
+    return padded if dimensions == 3 else padded.mean(axis=2)
+
+
 def image_grid(images: Tensor, columns: int | None = None, gap: int = 1) -> np.ndarray:
     """Arrange images (N, C, H, W), C 1 or 3, in [0, 1], as one array (rows H, columns W[, 3]) with white gaps."""
     array = images.detach().cpu().clamp(0, 1).permute(0, 2, 3, 1).double().numpy()
@@ -67,36 +156,6 @@ def image_grid(images: Tensor, columns: int | None = None, gap: int = 1) -> np.n
         top, left = gap + (i // columns) * (height + gap), gap + (i % columns) * (width + gap)
         grid[top : top + height, left : left + width] = image
     return grid.squeeze(-1) if channels == 1 else grid
-
-
-def save_samples(samples: Tensor, path: Path, low: float = 0.0, high: float = 1.0, credit: str | None = None) -> Path:
-    """Save a picture of samples (N, *): images in a grid, points in the plane as a scatter, other states as lines.
-
-    Args:
-        samples: (N, C, H, W) with C 1 or 3, (N, 2), or any other shape, drawn as lines over the flattened state.
-        path: PNG file to write.
-        low, high: the value drawn in black and the value drawn in white, for images.
-        credit: the makers of the data and their licence, stored in the file as the metadata "Copyright".
-    """
-    metadata = {"Copyright": credit} if credit else {}
-    if samples.ndim == 4 and samples.shape[1] in (1, 3):
-        grid = image_grid((samples - low) / (high - low))
-        scale = max(1, PIXELS // samples.shape[2])
-        grid = grid.repeat(scale, axis=0).repeat(scale, axis=1)
-        settings: dict[str, Any] = {"cmap": "gray", "vmin": 0, "vmax": 1, "format": "png", "metadata": metadata}
-        replace_atomically(path, lambda file: matplotlib.image.imsave(file, grid, **settings))
-        return path
-    figure = Figure(figsize=(5, 5), dpi=120, layout="constrained")
-    axes = figure.add_subplot()
-    flat = samples.detach().cpu().flatten(1).numpy()
-    if flat.shape[1] == 2:
-        axes.scatter(flat[:, 0], flat[:, 1], s=4, alpha=0.5, linewidths=0)
-        axes.set(xlabel="$x_1$", ylabel="$x_2$", aspect="equal", title=f"{len(flat)} samples")
-    else:
-        axes.plot(flat[:64].T, linewidth=0.8, alpha=0.6)
-        axes.set(xlabel="dimension", ylabel="value", title=f"{min(len(flat), 64)} samples")
-    replace_atomically(path, lambda file: figure.savefig(file, format="png", metadata=metadata))
-    return path
 
 
 # --- classifications
@@ -193,6 +252,39 @@ def save_comparison(rows: Sequence[ComparisonRow], path: Path, metric: str | Non
     right.set_xlabel(f"seconds for {first.batch} samples")
     figure.suptitle(f"{first.n} samples, compared with {first.reference}", fontsize=9)
     figure.legend(*left.get_legend_handles_labels(), loc="outside right upper", fontsize=8, frameon=False)
+    replace_atomically(path, lambda file: figure.savefig(file, format="png"))
+    return path
+
+
+def save_guidance(rows: Sequence[GuidanceRow], path: Path) -> Path:
+    """Save plots of the metrics of samples against the guidance scale, with error bars, one beside the other.
+
+    Precision, recall and class accuracy, which are fractions, share the first plot.
+
+    Raises:
+        ValueError: there are no rows.
+    """
+    if not rows:
+        raise ValueError("the plot needs at least one row; got none")
+    metrics = list(dict.fromkeys(row.metric for row in rows))
+    fractions = [metric for metric in metrics if metric != "frechet_distance"]
+    panels = [panel for panel in (fractions, [m for m in metrics if m not in fractions]) if panel]
+    figure = Figure(figsize=(4.6 * len(panels), 3.8), dpi=200, layout="constrained")
+    for axes, panel in zip(np.atleast_1d(figure.subplots(1, len(panels))), panels, strict=True):
+        for metric in panel:
+            shown = sorted((row for row in rows if row.metric == metric), key=lambda row: row.scale)
+            x, y, error = np.array([(row.scale, row.value, row.error or 0.0) for row in shown]).T
+            high = np.minimum(y + error, 1.0) if panel == fractions else y + error
+            interval = np.maximum(y - error, 0.0), high
+            curve(axes, x, y, interval, metrics.index(metric), label=metric_name(metric, ""))
+        axes.grid(linewidth=0.4, alpha=0.6)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.set(xlabel="guidance scale", ylabel="fraction" if panel == fractions else metric_name(panel[0], ""))
+        if len(panel) > 1:
+            axes.legend(fontsize=8, frameon=False)
+    first = rows[0]
+    made = f"{first.n} samples by {first.sampler}, {first.steps} steps"
+    figure.suptitle(f"{made}, compared with {first.reference_n} of {first.reference}; {first.space}", fontsize=9)
     replace_atomically(path, lambda file: figure.savefig(file, format="png"))
     return path
 

@@ -34,6 +34,7 @@ TOY = ["trainer.steps=3", "trainer.batch_size=32", "network.width=16", "data.tra
 SMALL = ["++network.width=8", "++network.blocks=1", "trainer.batch_size=4", "trainer.steps=2", "trainer.compile=false"]
 FACES = ["data.size=32", "++network.multipliers=[1,1,2]"]
 TRAINED = {
+    "digits_classifier": ["network.width=8", "trainer.batch_size=16", "trainer.steps=2"],
     "digits": ["network.network.width=8", "trainer.batch_size=16", "trainer.steps=2"],
     "toy2d": [*TOY, "data.test.n=20"],
     "cifar10": SMALL,
@@ -88,7 +89,7 @@ def shortened(verb, *arguments):
     if verb == "sample":
         return [verb, *arguments, "n=3", "device=cpu", *([] if "sampler=ode" in arguments else ["sampler.steps=2"])]
     name = value(arguments, "experiment", "digits")
-    family = next(family for family in TRAINED if name.startswith(family))
+    family = next(family for family in TRAINED if name.startswith(family))  # the longest come first
     kept = [x for x in TRAINED[family] if not (x.startswith(("data.", "network.")) and replaced(arguments, x))]
     return [verb, *arguments, *FEW, *kept]
 
@@ -101,8 +102,10 @@ def replaced(arguments, override):
 def is_of_another(override, arguments):
     """Whether an override belongs to an option that the command has replaced."""
     likelihood = value(arguments, "likelihood", "default")
-    return (override.startswith("likelihood.solver.steps") and likelihood != "default") or (
-        override.startswith("data.") and value(arguments, "data") != "patches"
+    return (
+        (override.startswith("likelihood.solver.steps") and likelihood != "default")
+        or (override.startswith("data.") and value(arguments, "data") != "patches")
+        or (override.startswith("nfe=") and value(arguments, "guidance.scale") is not None)  # one budget, the default
     )
 
 
@@ -140,9 +143,9 @@ def test_every_block_is_run_here():
                 "sampler=ode",
             ),
             *("convert source", "--json", "cifar10_ddpmpp_subvp data.root", "precision=bf16", "--standalone", "joblib"),
-            *("SBATCH", "PYTHONPATH"),
+            *("SBATCH", "PYTHONPATH", "cond.label=all"),
         ],
-        "python": ["Langevin(snr=0.16)", "AngularAdams", "class Points", "convert.score_sde"],
+        "python": ["Langevin(snr=0.16)", "trajectory=True", "ClassifierFree", "class Points", "convert.score_sde"],
         "yaml": ["points.Points}", "points.Network"],
     }
     known = {block(language, text) for language, parts in texts.items() for text in parts} | {EVALUATION}
@@ -180,7 +183,7 @@ def test_the_python_of_the_readme(capsys):
 
 
 def test_a_sampler_in_a_few_lines(capsys):
-    exec(compile(block("python", "AngularAdams"), "docs/sampling.md", "exec"), {})
+    exec(compile(block("python", "trajectory=True"), "docs/sampling.md", "exec"), {})
     assert " 10 torch.Size([10, 16, 2])" in capsys.readouterr().out
 
 
@@ -215,6 +218,21 @@ def test_one_run_through_every_verb(elsewhere, capsys):
     assert name == "eval"
     assert main(re.findall(r"^\$\(scoresde (.*)\)$", script)[0].split()) == 0
     assert "complete" in capsys.readouterr().out
+
+
+def test_a_guided_model_in_a_few_lines(capsys):
+    exec(compile(block("python", "ClassifierFree"), "docs/conditions.md", "exec"), {})
+    assert capsys.readouterr().out == "18\n"
+
+
+@pytest.mark.slow
+def test_conditions(elsewhere, capsys):
+    for _, *arguments in commands(block("sh", "cond.label=all")):
+        run(arguments)
+    (array,) = Path("runs/digits_cond/samples").glob("*all*.npy")
+    assert np.load(array).shape == (30, 1, 8, 8)
+    assert list(Path("runs/digits_cond/figures").glob("guidance*.png"))
+    assert "class_accuracy" in capsys.readouterr().out
 
 
 @pytest.mark.slow

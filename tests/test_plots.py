@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from scoresde.evaluation import ComparisonRow
+from scoresde.evaluation.guidance_comparison import GuidanceRow
 from scoresde.metrics import calibration
 from scoresde.plots import (
     COLOURS,
@@ -20,6 +21,7 @@ from scoresde.plots import (
     image_grid,
     save_comparison,
     save_confusion,
+    save_guidance,
     save_reliability,
     save_samples,
     set_ticks,
@@ -288,3 +290,48 @@ def test_a_credit_is_in_the_metadata_of_the_file(shape, tmp_path):
     for credit in ("by their makers", None):
         path = save_samples(torch.zeros(shape), tmp_path / "x.png", credit=credit)
         assert Image.open(path).info.get("Copyright") == credit
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_rows_of_images_have_their_names_at_the_side(channels, tmp_path):
+    """The images are those of the grid without names; the names are dark, each at the height of its row."""
+    levels = images(6, channels, 8, 8)
+    pixels = matplotlib.image.imread(save_samples(levels, tmp_path / "a.png", names=["cat", "owl"]))[..., :3]
+    grid = image_grid(levels, columns=3)
+    scale = PIXELS // 8
+    grid = grid.repeat(scale, axis=0).repeat(scale, axis=1).reshape(*(scale * n for n in grid.shape[:2]), -1)
+    side = pixels.shape[1] - grid.shape[1]
+    assert pixels.shape[0] == grid.shape[0]
+    assert np.abs(pixels[:, side:] - grid).max() <= 2 / 255
+    first, second = pixels[: len(pixels) // 2, :side], pixels[len(pixels) // 2 :, :side]
+    assert first.min() < 0.3 > second.min()
+    assert 0 < side < grid.shape[1]
+    longer = matplotlib.image.imread(save_samples(levels, tmp_path / "b.png", names=["hippopotamus", "owl"]))
+    assert longer.shape[1] > pixels.shape[1]
+    with pytest.raises(ValueError, match="samples must be a multiple of the 4 names; got 6 samples"):
+        save_samples(levels, tmp_path / "c.png", names=list("abcd"))
+
+
+@pytest.mark.parametrize("shape", [(2,), (5,)], ids=["points", "lines"])
+def test_classes_of_other_states_have_colours_of_their_own(shape, tmp_path):
+    states = torch.randn(30, *shape, generator=seeded())
+    pixels = [
+        matplotlib.image.imread(save_samples(states, tmp_path / f"{len(names)}.png", names=names))[..., :3]
+        for names in ([], ["a", "b", "c"])
+    ]
+    colours = [{tuple(hue) for hue in np.eye(3)[part[np.ptp(part, axis=2) > 0.3].argmax(axis=1)]} for part in pixels]
+    assert len(colours[1]) == 3  # blue, orange (red) and green
+    assert colours[0] < colours[1] or shape == (5,)
+
+
+def test_a_plot_of_scales_has_a_curve_for_each_metric(tmp_path):
+    rows = [
+        GuidanceRow(s, "ddim", 10, 5, 10, 0, metric, "digits", value, 0.01, "standard error", 9, "test data", 20)
+        for s in (0.0, 1.0)
+        for metric, value in (("precision", 0.5), ("recall", 0.4), ("frechet_distance", 2.0 + s))
+    ]
+    both = matplotlib.image.imread(save_guidance(rows, tmp_path / "guidance.png"))
+    one = matplotlib.image.imread(save_guidance(rows[:2] + rows[3:5], tmp_path / "fractions.png"))
+    assert both.shape[1] == 2 * one.shape[1] == 2 * 920
+    with pytest.raises(ValueError, match="at least one row"):
+        save_guidance([], tmp_path / "none.png")

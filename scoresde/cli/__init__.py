@@ -11,6 +11,7 @@ HYDRA_FULL_ERROR=1 shows the traceback of any error. A launcher may run the jobs
 import importlib.metadata
 import inspect
 import os
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -87,7 +88,7 @@ def run(verb: str, arguments: Sequence[str]) -> int:
     with job.reported_errors():
         job.check_processes()
         options = parse_options(arguments)
-        overrides = [quote_run(text) for text in options.overrides]
+        overrides = [add_condition(verb, quote_run(text)) for text in options.overrides]
         hydra_options = [word for word in arguments if word not in (*options.overrides, "--json")]
         try:
             if options.help:
@@ -106,6 +107,17 @@ def run(verb: str, arguments: Sequence[str]) -> int:
             print(f"scoresde {verb}: interrupted", file=sys.stderr)
             return INTERRUPTED
     return WRONG if job.has_failed else 0
+
+
+def add_condition(verb: str, override: str) -> str:
+    """Return `cond.NAME=value` as `+cond.NAME=value`, because the names of conditions are those of the run.
+
+    A value that Hydra cannot parse, such as the class name R&B, is quoted.
+    """
+    if verb != "sample" or not re.match(r"cond\.[\w.]+=", override):
+        return override
+    key, _, value = override.partition("=")
+    return f"+{override}" if parse_override(override) is not None else f"+{key}={literal(value)}"
 
 
 def quote_run(override: str) -> str:

@@ -11,8 +11,9 @@ import torch
 from omegaconf import DictConfig
 from torch.utils.data import Dataset
 
-from scoresde import build
+from scoresde import build, run_config
 from scoresde.cli.common import check_choice, load_run, result_name, run_data, warnings_on_stderr
+from scoresde.cli.guidance import guided
 from scoresde.cli.output import Record, append_row, print_rows, shows_progress
 from scoresde.dequantization import Dequantization, Incomplete, TruncatedNormal, Uniform
 from scoresde.evaluation.dataset_likelihood import DatasetLikelihood, check_settings, evaluate_likelihood
@@ -50,6 +51,7 @@ def likelihood_measure(run: build.Run, config: DictConfig, device: str) -> Calla
         A function without arguments. In the first process it returns the row added to `metrics.jsonl`, the rows to
         print, and the path of the file that was written; in the others, empty containers.
     """
+    run = replace(run, model=guided(run, config, with_threshold=False))
     dataset = run_data(run, config.split, config.trust)
     options, budget = (build.instantiate(part, config.trust) for part in (config.likelihood, config.budget))
     dequantization = chosen_dequantization(run, config)
@@ -89,6 +91,7 @@ def measure_likelihood(
     if distributed.rank() > 0:
         return [], {}, {}
     row = {"kind": "likelihood", "split": config.split, "n": len(result.per_sample), "weights": config.weights}
+    row |= {"guidance": run_config.plain(config.guidance) if config.guidance is not None else None}
     row |= {key: value for key, value in asdict(result).items() if key != "per_sample"}
     paths = {"per_sample": keep_per_sample(run.path, result_name(config.split, "split"), result.per_sample)}
     file = paths["per_sample"].name
@@ -108,6 +111,7 @@ def keep_incomplete(run: build.Run, config: DictConfig, result: DatasetLikelihoo
     if distributed.rank() == 0:
         path = keep_per_sample(run.path, result_name(f"{config.split}_incomplete", "split"), result.per_sample)
         row = {"kind": "incomplete_likelihood", "split": config.split, "n": count, "weights": config.weights}
+        row |= {"guidance": run_config.plain(config.guidance) if config.guidance is not None else None}
         row |= {"unit": result.unit, "failed": failed, "conventions": result.conventions}
         append_row(run.path, {**row, "seed": config.seed, "file": path.name}, device)
     return f"the others are stored in {run.path / PER_SAMPLE}, with NaN for these"

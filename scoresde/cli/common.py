@@ -23,6 +23,7 @@ from torch.utils.data import Dataset
 from scoresde import build, plots, run_config
 from scoresde.arguments import check_memory
 from scoresde.cli.completion import runs
+from scoresde.cli.output import typed_overrides
 from scoresde.cli.suggestions import did_you_mean
 from scoresde.training import distributed
 
@@ -166,7 +167,7 @@ def result_name(base: str, *named: str) -> str:
         base: the beginning of the name.
         named: keys of the settings that `base` names already.
     """
-    overrides = [(text.lstrip("+~").partition("=")[0], text) for text in HydraConfig.get().overrides.task]
+    overrides = [(text.lstrip("+~").partition("=")[0], text) for text in typed_overrides()]
     text = ",".join([base, *sorted(text for key, text in overrides if key not in (*NOT_IN_NAMES, *named))])
     name = re.sub(r"[^\w.,=+-]+", "-", text, flags=re.ASCII)
     if name == text and len(name) <= MAX_RESULT_NAME:
@@ -185,13 +186,14 @@ def warnings_on_stderr() -> Iterator[None]:
         print(f"scoresde {HydraConfig.get().job.config_name}: warning: {message}", file=sys.stderr)
 
 
-def save_picture(samples: torch.Tensor, config: DictConfig, path: Path) -> Path:
+def save_picture(samples: torch.Tensor, config: DictConfig, path: Path, names: Sequence[str] = ()) -> Path:
     """Save a picture of samples in data units, black to white over the range that the configuration declares.
 
-    If the data have a credit, their makers and licence, it is in the metadata of the file.
+    If the data have a credit, their makers and licence, it is in the metadata of the file. `names` are those of the
+    rows or classes of the samples, see `plots.save_samples`.
     """
     low, high = config.data.range or (0.0, 1.0)
-    return plots.save_samples(samples, path, low, high, config.data.get("credit"))
+    return plots.save_samples(samples, path, low, high, names, config.data.get("credit"))
 
 
 def save_array(path: Path, array: np.ndarray) -> None:

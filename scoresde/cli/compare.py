@@ -3,57 +3,130 @@
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import hydra
 from hydra.core.global_hydra import GlobalHydra
-from omegaconf import DictConfig
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
 
 from scoresde import build, plots
 from scoresde.cli.common import check_choice, load_run, result_name, warnings_on_stderr
-from scoresde.cli.output import Record, append_row, print_rows, print_table, shows_progress
-from scoresde.evaluation import references, sampler_comparison
+from scoresde.cli.guidance import guided, labels_of_data
+from scoresde.cli.output import Record, append_row, print_rows, print_table, shows_progress, typed_overrides
+from scoresde.cli.sample import describe_guidance, plain
+from scoresde.evaluation import guidance_comparison, references, sampler_comparison
+from scoresde.evaluation.guidance_comparison import GuidanceRow, GuidanceSettings, compare_scales
+from scoresde.evaluation.image_data import is_of_images
 from scoresde.evaluation.records import METRICS
+from scoresde.protocols import Condition, Model
 from scoresde.samplers import Sampler
-from scoresde.score import ScoreModel
 
 ORACLE, ORACLE_SAMPLES, RUN_SAMPLES = "oracle", 5000, 500
+DEFAULT_SPACE = "pixels"
+SCALES_SAMPLER, SCALES_NFE = "dpmpp2", 40  # for the comparison of scales
 
 
 def compare(config: DictConfig) -> Record:
-    """Compare samplers on a run or on an exact score: quality, evaluations, seconds."""
+    """Compare samplers on a run or on an exact score, or guidance scales of a run: quality, evaluations, seconds."""
+    if config.guidance is not None and OmegaConf.is_list(config.guidance.get("scale")):
+        return compare_guidance(config)
+    if HydraConfig.get().runtime.choices["features"] != DEFAULT_SPACE:
+        raise ValueError("features is for comparisons of scales, guidance=cfg guidance.scale=[...]; leave it out")
     names, budgets = list(config.samplers), list(config.nfe)
     samplers = {name: sampler_family(name, config.trust) for name in names}
     metrics = None if config.metrics is None else list(config.metrics)
-    model, reference, path, source = model_and_reference(config)
+    run, model, reference, path, source = model_and_reference(config)
     settings = {key: config[key] for key in ("batch_size", "repeats", "resamples", "level", "seed")}
     n = config.n if config.n is not None else len(reference.truth)
+    cond = None if run is None else labels_of_data(run, config, n)
     with warnings_on_stderr():
         results = sampler_comparison.compare(
-            model, samplers, budgets, reference, metrics, n, **settings, progress=shows_progress()
+            model, samplers, budgets, reference, metrics, n, **settings, progress=shows_progress(), cond=cond
         )
     name = result_name("comparison")
-    settings = {"level": config.level, "seed": config.seed, "file": f"{name}.csv", **source}
+    settings = {"level": config.level, "seed": config.seed, "file": f"{name}.csv", **source, **drawn_with(config, cond)}
     rows = [append_row(path, {"kind": "comparison", **asdict(row), **settings}, config.device) for row in results]
     table = sampler_comparison.write_csv(results, path / f"{name}.csv")
     picture = plots.save_comparison(results, path / "figures" / f"{name}.png")
     paths = {"csv": table, "picture": picture, "metrics": path / METRICS}
     print_table(sampler_comparison.table(results))
     error = f"half the width of the {100 * config.level:g}% interval; {reference.floor} are the noise floor"
+    shown = {"conditions": drawn_with(config, cond)["cond"], "guidance": describe_guidance(config)}
+    source |= {key: text for key, text in shown.items() if text}
     comparison = {**source, "samples": n, "compared with": reference.name, "+-": error}
     print_rows({**comparison, "seconds": f"of a batch of {results[0].batch}", **paths})
     return {"run": path, "rows": rows, "paths": paths}
 
 
-def model_and_reference(config: DictConfig) -> tuple[ScoreModel, references.Reference, Path, dict[str, str]]:
-    """Return the model of a run or of the oracle, the reference, the directory of results, and the model's origin."""
+def compare_guidance(config: DictConfig) -> Record:
+    """Compare the guidance scales of a list: precision, recall, Frechet distance and class accuracy of the samples."""
     if config.run == ORACLE:
+        raise ValueError("guidance needs a run with conditions; got run=oracle")
+    run = load_run(config, config.device)
+    name, budget = only("samplers", config.samplers, SCALES_SAMPLER), only("nfe", config.nfe, SCALES_NFE)
+    space = build.instantiate(config.features, config.trust) if is_of_images(run) else None
+    n = config.n if config.n is not None else len(references.data_items(run, config.split, None, config.trust))
+    scales = [float(scale) for scale in config.guidance.scale]
+    cond, models = labels_of_data(run, config, n), {scale: guided(run, config, scale) for scale in scales}
+    limits = {"batch_size": config.batch_size, "seed": config.seed, "split": config.split, "device": config.device}
+    settings = GuidanceSettings(name, budget, n, **limits, trust=tuple(config.trust), progress=shows_progress())
+    family = sampler_family(name, config.trust)
+    with warnings_on_stderr():
+        results, left_out = compare_scales(run, models, family, cond, space, settings)
+    choice = HydraConfig.get().runtime.choices["guidance"]
+    file = result_name(
+        "guidance" if choice == "cfg" else f"guidance_{choice}", "guidance", "guidance.scale", "features"
+    )
+    source = {"run": str(run.path), "weights": config.weights}
+    record = {**source, **drawn_with(config, cond), "seed": config.seed, "file": f"{file}.csv"}
+    rows = [append_row(run.path, {"kind": "guidance", **asdict(row), **record}, config.device) for row in results]
+    table = sampler_comparison.write_csv(results, run.path / f"{file}.csv", GuidanceRow)
+    picture = plots.save_guidance(results, run.path / "figures" / f"{file}.png")
+    paths = {"csv": table, "picture": picture, "metrics": run.path / METRICS}
+    print_table(guidance_comparison.table(results))
+    first = results[0]
+    against = f"{first.reference} ({first.reference_n}), {first.space}"
+    shown = {**source, "guidance": describe_guidance(config), "samples": f"{n} by {name}, {first.steps} steps"}
+    kinds = {f"+- of {row.metric}": row.error_kind for row in results if row.scale == first.scale}
+    missing = {f"no {metric}": reason for metric, reason in left_out.items()}
+    print_rows({**shown, "compared with": against, **kinds, **missing, **paths})
+    return {"run": run.path, "rows": rows, "left_out": left_out, "paths": paths}
+
+
+def only(name: str, values: Sequence[Any], default: Any) -> Any:
+    """Return the single entry of a list of settings, or the default if the command does not set the list.
+
+    Raises:
+        ValueError: the command sets several entries.
+    """
+    if not any(text.startswith(f"{name}=") for text in typed_overrides()):
+        return default
+    if len(values) != 1:
+        raise ValueError(f"{name} must have one entry to compare scales; got {list(values)}: {name}=[{values[0]}]")
+    return values[0]
+
+
+def drawn_with(config: DictConfig, cond: Condition) -> Record:
+    """Return the conditions and the guidance of the samples for rows of `metrics.jsonl`."""
+    described = None if cond is None else f"those of the {config.split} data"
+    return {"cond": described, "guidance": plain(config.guidance)}
+
+
+def model_and_reference(
+    config: DictConfig,
+) -> tuple[build.Run | None, Model, references.Reference, Path, dict[str, str]]:
+    """Return the run or None for the oracle, the model, the reference, the directory of results, the model's origin."""
+    if config.run == ORACLE:
+        if config.guidance is not None:
+            raise ValueError("guidance needs a run with conditions; got run=oracle")
         mixture, sde = references.mixture_of_three(), build.instantiate(config.sde, config.trust)
         reference = references.Reference.of_mixture(mixture, sde, config.n or ORACLE_SAMPLES, config.seed)
         source = f"exact score of {references.describe(mixture)} under {type(sde).__name__}"
-        return mixture.score_model(sde), reference, Path("runs") / ORACLE, {"model": source}
+        return None, mixture.score_model(sde), reference, Path("runs") / ORACLE, {"model": source}
     run = load_run(config, config.device)
     reference = references.Reference.of_run(run, config.n or RUN_SAMPLES, config.split, config.seed, config.trust)
-    return run.model, reference, run.path, {"run": str(run.path), "weights": config.weights}
+    return run, guided(run, config), reference, run.path, {"run": str(run.path), "weights": config.weights}
 
 
 def sampler_family(name: str, trust: Sequence[str]) -> Callable[[int], Sampler]:

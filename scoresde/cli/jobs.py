@@ -21,7 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from scoresde.cli.keys import check_keys
-from scoresde.cli.output import Output, PrintedOnArrival, Record, json_line, using
+from scoresde.cli.output import Output, PrintedOnArrival, Record, json_line, typed_overrides, using
 from scoresde.cli.suggestions import one_line
 from scoresde.process_settings import tune_process
 from scoresde.training import distributed
@@ -81,7 +81,7 @@ class Job:
                 print(f"scoresde {self.name}: {str(stop) or 'interrupted'}", file=sys.stderr)
                 raise SystemExit(INTERRUPTED) from stop
             if self.as_json and is_first:
-                header = {"verb": self.name, "overrides": list(HydraConfig.get().overrides.task)}
+                header = {"verb": self.name, "overrides": typed_overrides()}
                 line = json_line({**header, **(record or {})})
                 if self.is_remote:
                     return PrintedOnArrival(line)

@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from scoresde import build
 from scoresde.arguments import annotations_of, check, keys_of, options_name
+from scoresde.cli import guidance
 from scoresde.cli.common import config_directory
 from scoresde.cli.settings import SETTINGS
 from scoresde.cli.suggestions import NEAR
@@ -41,7 +42,10 @@ def check_keys(verb: str, config: DictConfig, choices: Mapping[str, str]) -> Non
         return
     check("trust", config.trust, annotations_of(SETTINGS[verb])["trust"])
     own = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
-    build.check(own, SETTINGS[verb], config.trust)
+    for node in guidance.checked_nodes(own.get("guidance"), has_scales=verb == "compare"):
+        if node is not None:
+            own.guidance = node
+        build.check(own, SETTINGS[verb], config.trust)
     values = list(nodes(_tree(config)))
     declared = {f"data.{key}" for key in _keys(f"data/{choices.get('data')}")}
     interpolated = [key for path, value in values if isinstance(value, str) for key in interpolations(path, value)]

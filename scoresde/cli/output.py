@@ -94,7 +94,13 @@ def command() -> list[str]:
     sources = settings.runtime.config_sources
     paths = [os.path.relpath(source.path) for source in sources if source.provider == "command-line"]
     options = [argument for path in paths for argument in ("--config-dir", path)]
-    return ["scoresde", str(settings.job.config_name), *options, *settings.overrides.task]
+    return ["scoresde", str(settings.job.config_name), *options, *typed_overrides()]
+
+
+def typed_overrides() -> list[str]:
+    """Return the overrides of the job as they are typed: for `cond.label=3` the command line gives Hydra a "+"."""
+    overrides = HydraConfig.get().overrides.task
+    return [text.removeprefix("+") if text.startswith("+cond.") else text for text in overrides]
 
 
 def json_line(record: Record) -> str:

@@ -19,6 +19,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from hydra.types import RunMode
+from omegaconf import OmegaConf
 
 from scoresde.cli.common import config_directory
 from scoresde.cli.completion import OPTIONS
@@ -102,6 +103,10 @@ def first_mistake(verb: str, overrides: Sequence[str], multirun: bool, config_di
             if known and not (is_new or key in groups or "/" in key):
                 return f"{verb} has no group {key!r}; the groups of {verb}: {', '.join(groups) or 'none'}"
             if not (known or is_new or key in keys or key.startswith("hydra.")):
+                group = key.partition(".")[0]
+                if group in groups and key != group and OmegaConf.select(config, group) is None:
+                    chosen_first = did_you_mean("", [f"{group}={name}" for name in groups[group]], lists_all=True)
+                    return f"no key {key!r}: {group} has no keys without an option{chosen_first}"
                 return unknown_key(override, [*keys, *groups], could_have(verb, config))
             if override.is_sweep_override() and not multirun:
                 as_list = "" if known else f", or write a list: {key}=[{text.partition('=')[2]}]"

@@ -9,54 +9,72 @@ from torch import Tensor
 from scoresde import build
 from scoresde.atomic_files import replace_atomically
 from scoresde.cli.common import load_run, result_name, save_array, save_picture
+from scoresde.cli.conditions import Drawing, described, drawing, save_conditions
+from scoresde.cli.guidance import guided, known_classes
 from scoresde.cli.output import Record, append_row, print_rows, shows_progress
+from scoresde.evaluation.conditions import accepted
 from scoresde.evaluation.generation import draw_samples
 from scoresde.evaluation.records import METRICS
-from scoresde.protocols import Condition, as_condition
 from scoresde.training import distributed
-from scoresde.wrappers import ModelWrapper
+
+DEFAULT_N = 64
 
 
 def sample(config: DictConfig) -> Record | None:
     """Draw samples of a run."""
     device = distributed.device(config.device)
     run = load_run(config, device)
-    samples, row = draw(run, config, config.n)
+    cond, classes, names = plain(config.cond), known_classes(run, config), accepted(run)
+    others = None if names is None else [name for name in names if name not in classes]
+    drawn = drawing(cond, config.n, DEFAULT_N, classes, others)
+    samples, row = draw(run, config, drawn, cond)
     if distributed.rank() > 0:
         return None
-    name = result_name(f"{row['sampler']}_n{config.n}_seed{config.seed}", "sampler", "n", "seed")
+    name = result_name(f"{row['sampler']}_n{drawn.columns}_seed{config.seed}", "sampler", "n", "seed")
     array = run.path / "samples" / f"{name}.npy"
+    if drawn.names:
+        row |= {"rows": list(drawn.names)}
     row = append_row(run.path, {"kind": "samples", **row, "file": array.name}, device)
     replace_atomically(array, lambda file: save_array(file, samples.numpy()), size=samples.nbytes)
-    picture = save_picture(samples, run.config, run.path / "figures" / f"samples_{name}.png")
-    paths = {"array": array, "picture": picture, "metrics": run.path / METRICS}
-    print_rows({**{key: row[key] for key in ("sampler", "n", "nfe", "seconds")}, **paths})
+    conditions = save_conditions(array, drawn.cond)
+    picture = save_picture(samples, run.config, run.path / "figures" / f"samples_{name}.png", drawn.names)
+    paths = {"array": array, **({"conditions": conditions} if conditions else {})}
+    paths |= {"picture": picture, "metrics": run.path / METRICS}
+    settings = {"condition": described(cond, classes), "guidance": describe_guidance(config)}
+    shown = {name: text for name, text in settings.items() if text}
+    print_rows({**shown, **{key: row[key] for key in ("sampler", "n", "nfe", "seconds")}, **paths})
     return {"run": run.path, "rows": [row], "paths": paths}
 
 
-def draw(run: build.Run, config: DictConfig, n: int) -> tuple[Tensor, Record]:
-    """Draw n samples of a run with the sampler, threshold and seed of a configuration.
+def draw(run: build.Run, config: DictConfig, drawn: Drawing, cond: Any) -> tuple[Tensor, Record]:
+    """Draw samples of a run with the guidance, sampler, threshold and seed of a configuration.
+
+    Args:
+        run: the run.
+        config: a configuration of `scoresde sample` or `evaluate`.
+        drawn: the number of samples and their conditions.
+        cond: description of the conditions for the row.
 
     Returns:
         The samples (n, *) in data units, and a row of settings and costs for `metrics.jsonl`.
     """
-    model, threshold = run.model.given(one_for_all(config.get("cond"))), config.threshold
-    if threshold is not None:
-        model = build.instantiate(threshold, config.trust, ModelWrapper, model=model)
-    sampler = build.instantiate(config.sampler, config.trust)
-    result = draw_samples(run, sampler, n, config.batch_size, config.seed, model, progress=shows_progress())
+    sampler, size = build.instantiate(config.sampler, config.trust), config.batch_size
+    model, shown = guided(run, config), shows_progress()
+    result = draw_samples(run, sampler, drawn.n, size, config.seed, model, shown, drawn.cond, drawn.columns)
     name, seconds = HydraConfig.get().runtime.choices["sampler"], round(result.seconds, 2)
-    row = {"sampler": name, "n": n, "nfe": result.nfe, "backward": result.backward, "seconds": seconds}
-    settings = {"weights": config.weights, "cond": plain(config.get("cond")), "threshold": plain(threshold)}
-    return result.x, {**row, "seed": config.seed, **settings}
+    row = {"sampler": name, "n": drawn.n, "nfe": result.nfe, "backward": result.backward, "seconds": seconds}
+    settings = {key: plain(config[key]) for key in ("weights", "guidance", "threshold")}
+    return result.x, {**row, "seed": config.seed, "cond": cond, **settings}
 
 
-def one_for_all(cond: Any) -> Condition:
-    """Return a condition of a configuration as one for all samples, with leading dimension 1."""
-    parts = as_condition(plain(cond))
-    if isinstance(parts, dict):
-        return {name: part[None] for name, part in parts.items()}
-    return None if parts is None else parts[None]
+def describe_guidance(config: DictConfig) -> str:
+    """Return the guidance of a configuration as text for a table: the option and its arguments; "" for none."""
+    if config.guidance is None:
+        return ""
+    arguments = [
+        f"{key}={value}" for key, value in plain(config.guidance).items() if key != "_target_" and value is not None
+    ]
+    return f"{HydraConfig.get().runtime.choices['guidance']}, {', '.join(arguments)}"
 
 
 def plain(value: Any) -> Any:

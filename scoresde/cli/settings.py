@@ -81,16 +81,18 @@ class Train(Parts):
 
 
 class Sample(Shared):
-    cond: int | float | list | dict | None
+    cond: int | float | str | list | dict | None
+    guidance: ModelWrapper | None
     sampler: Sampler
     run: Directory
-    n: Count
+    n: Count | None
     weights: Weights
     batch_size: Count
     threshold: ModelWrapper | None
 
 
 class Likelihood(Shared):
+    guidance: ModelWrapper | None
     likelihood: Annotated[dict, evaluate_likelihood]
     run: Directory
     split: Split
@@ -138,6 +140,8 @@ class Classify(Shared):
 
 class Compare(Shared):
     sde: SDE
+    guidance: ModelWrapper | None
+    features: FeatureSpace
     run: Directory
     samplers: Names
     nfe: Annotated[Sequence[Few], Distinct(least=1)]

@@ -26,6 +26,7 @@ from scoresde.cli.common import (
 from scoresde.cli.output import Record, command, print_rows, shows_progress
 from scoresde.data.summary import state_of
 from scoresde.dequantization import DataMap
+from scoresde.evaluation.conditions import Rows, class_names, rows_of_classes
 from scoresde.networks.embeddings import NULL, by_name, numbers_of_classes
 from scoresde.prior_mismatch import PriorMismatch
 from scoresde.protocols import Condition
@@ -39,7 +40,7 @@ from scoresde.training.locks import locked
 from scoresde.training.trainer import CHECKPOINT, LOG, Trainer
 from scoresde.training.validation import HeldOut
 
-PREVIEW_SAMPLES = 16
+PREVIEW_SAMPLES, PREVIEW_CLASSES = 16, 64
 FIRST = 16  # samples that are tested for whole numbers
 RESTART = 0.01  # change of the learning rate between two steps, relative to its maximum, that is worth a warning
 
@@ -93,7 +94,7 @@ def train(config: DictConfig) -> Record | None:
             run_config.write_config(config, run / run_config.CONFIG, command())
             shown = {**record, "parameters": f"{parameters:,}", "mirrored": mirrored and f"{mirrored} of the samples"}
             print_rows({key: value for key, value in shown.items() if value})
-        drawn = partial(save_preview, sampler, measured, config, run, first_conditions(dataset))
+        drawn = partial(save_preview, sampler, measured, config, run, preview_rows(model, dataset, config))
         preview = None if is_classifier else drawn
         left_out = {*run_config.FREE_PARTS} - {"conditional"}
         stored = {key: value for key, value in settings.items() if key not in left_out}
@@ -119,14 +120,15 @@ def warn_of_levels(dataset: Dataset, data_map: DataMap) -> None:
 
 
 def save_preview(
-    sampler: Sampler, data_map: DataMap, config: DictConfig, run: Path, cond: Condition, model: ScoreModel, step: int
+    sampler: Sampler, data_map: DataMap, config: DictConfig, run: Path, rows: Rows, model: ScoreModel, step: int
 ) -> None:
-    """Draw a few samples in all processes, and save a picture of them in the first process."""
-    shape = (PREVIEW_SAMPLES, *config.data.shape)
+    """Draw a few samples in all processes, the same seeds in each row, and save a picture in the first process."""
+    seeds = [column for _ in range(rows.count) for column in range(rows.columns)]
     with warnings.catch_warnings(action="ignore", category=PriorMismatch):  # of a network that is not trained yet
-        samples = sampler(model.given(cond), shape=shape, seeds=range(PREVIEW_SAMPLES)).x
+        samples = sampler(model.given(rows.cond), shape=(len(seeds), *config.data.shape), seeds=seeds).x
     if distributed.rank() == 0:
-        save_picture(data_map.inverse(samples), config, run / "figures" / f"step{step:06d}.png")
+        path = run / "figures" / f"step{step:06d}.png"
+        save_picture(data_map.inverse(samples), config, path, rows.names)
 
 
 def last_log_entry(log: Path) -> Record:
@@ -190,9 +192,11 @@ def condition(dataset: Any, count: int) -> Condition:
     return split_condition(default_collate([dataset[i % len(dataset)] for i in range(count)]), "cpu")[1]
 
 
-def first_conditions(dataset: Dataset) -> Condition:
-    """Return the conditions of the samples of a preview; None if the data has none."""
-    return None if condition(dataset, 1) is None else condition(dataset, PREVIEW_SAMPLES)
+def preview_rows(model: ScoreModel, dataset: Any, config: DictConfig) -> Rows:
+    """Return the conditions of the samples of a preview: a row for each class, or those of the first items."""
+    first = by_name(condition(dataset, 1))
+    rows = rows_of_classes(dataset, first, class_names(config, model), PREVIEW_SAMPLES, PREVIEW_CLASSES)
+    return rows or Rows(1, PREVIEW_SAMPLES, condition(dataset, PREVIEW_SAMPLES) if first else None)
 
 
 # --- resuming

@@ -1,12 +1,16 @@
 """Draw any number of samples of a run, in batches that processes share, and resume after an interruption.
 
-Sample i is drawn from seed + i, independent of its batch and process. Finished batches are stored in
-`<run>/drawing/<hash of the settings>/`. The same command, or a command for more samples with the same settings, resumes
-from these files. Processes exchange samples through them, so all processes must see the directory of the run.
+Sample i is drawn from seed + i, independent of its batch and process; in rows of `columns` samples, such as one row for
+each class, from seed + i mod columns, so that the samples of a column start from the same noise. Finished batches are
+stored in `<run>/drawing/<hash of the settings>/`, under the seeds of the batch and a hash of its conditions. The same
+command, or a command for more samples with the same settings, resumes from these files. Processes exchange samples
+through them, so all processes must see the directory of the run.
 """
 
+import hashlib
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,10 +21,12 @@ from torch import Tensor
 from scoresde.arguments import check_memory
 from scoresde.build import Run
 from scoresde.evaluation.resumable import Numbers, describe, directory_for, evaluate, fingerprint
-from scoresde.protocols import Model
+from scoresde.networks.embeddings import by_name
+from scoresde.protocols import Condition, Model, expand, select
 from scoresde.samplers import Sampler
 from scoresde.training import checkpoint, distributed
 from scoresde.training.locks import shared
+from scoresde.wrappers import as_model
 
 DRAWING = "drawing"
 COPIES = 3  # of all samples in memory: the batches, their concatenation, and data units
@@ -47,8 +53,10 @@ def draw_samples(
     seed: int = 0,
     model: Model | None = None,
     progress: bool = False,
+    cond: Condition = None,
+    columns: int | None = None,
 ) -> DrawnSamples:
-    """Draw n samples of a run from the seeds seed, ..., seed + n - 1; return all of them in every process.
+    """Draw n samples of a run from the seeds seed + i mod columns; return all of them in every process.
 
     Args:
         run: supplies the model, the transform and the shape of the data.
@@ -58,9 +66,13 @@ def draw_samples(
         seed: the seed of the first sample.
         model: the model to use instead of the run's, for example a thresholded or guided model.
         progress: show a progress bar.
+        cond: the condition, tensors with leading dimension n, or 1 for all samples; `model.given` binds those of a
+            batch.
+        columns: number of samples with different seeds; default: n.
 
     Raises:
-        ValueError: n or batch_size is not a positive integer, or the samples need more memory than there is.
+        ValueError: n, batch_size or columns is not a positive integer, `cond` has another leading dimension, or the
+            samples need more memory than there is.
         RuntimeError: samples that are not finite, see `samplers.Sampler`.
         Interrupted: Ctrl-C; finished batches stay stored.
     """
@@ -68,16 +80,23 @@ def draw_samples(
     check_count("batch_size", batch_size)
     shape = list(run.config.data.shape)
     check_memory(f"n={n} samples of shape {shape}", COPIES * 4 * n * math.prod(shape))
-    model = run.model if model is None else model
+    columns = n if columns is None else columns
+    check_count("columns", columns)
+    model = as_model(run.model if model is None else model)
     settings = [fingerprint(model, run.transform), describe(sampler), shape, batch_size]
     directory = directory_for(run.path / DRAWING, settings)
-    batches = [range(seed + i, min(seed + i + batch_size, seed + n)) for i in range(0, n, batch_size)]
-    files = {seeds: directory / f"{seeds.start}-{seeds.stop}.safetensors" for seeds in batches}
-    is_single = progress and len(batches) == 1  # then the sampler shows the progress bar
-    parts = {file.stem: partial(_draw, run, model, sampler, seeds, file, is_single) for seeds, file in files.items()}
+    parts, files = {}, []
+    for i in range(0, n, batch_size):
+        rows = range(i, min(i + batch_size, n))
+        seeds = range(seed + i, seed + rows.stop) if columns >= n else [seed + row % columns for row in rows]
+        part = _rows_of(cond, rows, n)
+        file = directory / f"{_stem(seeds, part)}.safetensors"
+        is_single = progress and n <= batch_size  # then the sampler shows the progress bar
+        parts[file.stem] = partial(_draw, run, model.given(part), sampler, seeds, file, is_single)
+        files.append((file, len(rows)))
     with shared(directory):
-        costs = evaluate(parts, directory / "done", "samples", progress and not is_single).values()
-        x = torch.cat([_load(file, len(seeds), run) for seeds, file in files.items()])
+        costs = evaluate(parts, directory / "done", "samples", progress and n > batch_size).values()
+        x = torch.cat([_load(file, count, run) for file, count in files])
         distributed.gather(None)  # every process has read the files before they are removed
     nfe, backward = (max(cost[name] for cost in costs) for name in ("nfe", "backward"))
     return DrawnSamples(x, nfe, sum(cost["seconds"] for cost in costs), backward)
@@ -101,7 +120,26 @@ def check_count(name: str, value: object, least: int = 1) -> None:
         raise ValueError(f"{name} must be an integer >= {least}; got {value!r}")
 
 
-def _draw(run: Run, model: Model, sampler: Sampler, seeds: range, file: Path, progress: bool) -> Numbers:
+def _rows_of(cond: Condition, rows: range, n: int) -> Condition:
+    """Return the conditions of some of n samples; raise ValueError if there are not n of them, or one for all."""
+    for name, part in by_name(cond).items():
+        if not part.ndim or len(part) not in (1, n):
+            raise ValueError(f"cond must have one {name} for each of the {n} samples; got shape {tuple(part.shape)}")
+    return select(cond, slice(rows.start, rows.stop), n)
+
+
+def _stem(seeds: Sequence[int], cond: Condition) -> str:
+    """Return the name of the file of a batch: its seeds, and a hash of them and of its conditions if there are any."""
+    name, parts = f"{seeds[0]}-{seeds[-1] + 1}", by_name(expand(cond, len(seeds)))
+    if isinstance(seeds, range) and not parts:
+        return name
+    hashed = hashlib.blake2b(str(list(seeds)).encode(), digest_size=8)
+    for key in sorted(parts):
+        hashed.update(f"{key} {parts[key].dtype} {parts[key].tolist()}".encode())
+    return f"{name}-{hashed.hexdigest()}"
+
+
+def _draw(run: Run, model: Model, sampler: Sampler, seeds: Sequence[int], file: Path, progress: bool) -> Numbers:
     """Draw a batch, store it in a file, and return its cost."""
     started = time.perf_counter()
     result = sampler(model, shape=(len(seeds), *run.config.data.shape), seeds=seeds, progress=progress)

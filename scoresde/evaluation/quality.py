@@ -19,12 +19,21 @@ import torch
 from torch import Tensor
 
 from scoresde.build import Run
+from scoresde.evaluation.conditions import no_accuracy
 from scoresde.evaluation.image_data import data_statistics, shared_extract, span_of, to_levels
 from scoresde.evaluation.references import Reference, metric_values
 from scoresde.evaluation.sampler_comparison import plus_minus
 from scoresde.metrics.feature_statistics import FeatureStatistics
 from scoresde.metrics.features import Features, FeatureSpace, warn_if_narrow
-from scoresde.metrics.image_quality import METRICS, MetricValue, check_names, measure, missing
+from scoresde.metrics.image_quality import (
+    CLASS_ACCURACY,
+    METRICS,
+    MetricValue,
+    check_names,
+    class_accuracy,
+    measure,
+    missing,
+)
 from scoresde.metrics.samples import refuse_nonfinite
 from scoresde.training.batches import step_seed
 
@@ -104,6 +113,7 @@ def quality_of_images(
     batch_size: int = 256,
     device: torch.device | str = "cpu",
     progress: bool = False,
+    labels: Tensor | None = None,
 ) -> Quality:
     """Measure images in a feature space; processes share the extraction of features.
 
@@ -116,6 +126,7 @@ def quality_of_images(
         directory: cache of data statistics, see `image_data.data_statistics`.
         batch_size, device: for the feature extraction.
         progress: show progress bars.
+        labels: the classes (N,) that the samples were drawn with, for `class_accuracy`; None if they have none.
 
     Raises:
         ValueError: the shape of the samples is not that of the data, the reference is of another feature space, a
@@ -125,7 +136,9 @@ def quality_of_images(
         UserWarning: the samples fill less than 10% of the range of the data.
     """
     _check_samples(run, samples)
-    metrics = check_names("metric", settings.metrics or METRICS, METRICS)
+    names = settings.metrics or (METRICS if labels is None else (*METRICS, CLASS_ACCURACY))
+    names = check_names("metric", names, (*METRICS, CLASS_ACCURACY))
+    metrics = tuple(metric for metric in names if metric != CLASS_ACCURACY)
 
     def statistics(split: str, most: int | None = None, without: str | None = None) -> FeatureStatistics:
         extraction = (batch_size, device, progress)
@@ -146,6 +159,13 @@ def quality_of_images(
     measured = partial(measure, metrics=metrics, seed=settings.seed, device=device)
     columns = _columns(settings, name, measured, features, training, reference.features or reference)
     left_out = {metric: reason for metric, reason in missing(features, reference).items() if metric in metrics}
+    if CLASS_ACCURACY in names:
+        if labels is None:
+            left_out[CLASS_ACCURACY] = "the samples were drawn without labels"
+        elif reason := no_accuracy(run, space, features):
+            left_out[CLASS_ACCURACY] = reason
+        else:
+            columns[0].values[CLASS_ACCURACY] = class_accuracy(features.logits, labels)  # type: ignore[arg-type]
     if reference.features is None and "halves" in settings.floors:
         left_out["halves"] = "the reference has moments only, no features"
     return Quality(columns, space.name, space.digest, space.description, left_out)

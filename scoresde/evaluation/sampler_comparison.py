@@ -29,8 +29,9 @@ from scoresde.evaluation.generation import check_count
 from scoresde.evaluation.references import TRUTHS, Reference, metric_values
 from scoresde.metrics.intervals import FEWEST
 from scoresde.progress import progress_bar
-from scoresde.protocols import Model
+from scoresde.protocols import Condition, Model, select
 from scoresde.samplers import Sampler
+from scoresde.wrappers import as_model
 
 Build = Callable[[int], Sampler]
 
@@ -89,6 +90,7 @@ def compare(
     resamples: int = 200,
     level: float = 0.95,
     progress: bool = True,
+    cond: Condition = None,
 ) -> list[ComparisonRow]:
     """Return the rows of the noise floor, then the metrics, evaluations and seconds of every sampler at every budget.
 
@@ -106,6 +108,7 @@ def compare(
         repeats: number of times that a batch is timed, after the samples are drawn.
         resamples, level: number of half-samples and level of the intervals, see `metrics.bootstrap`.
         progress: show a progress bar.
+        cond: the condition of the n samples, with leading dimension n.
 
     Warns:
         UserWarning: a sampler is left out at a budget, with the reason.
@@ -125,6 +128,9 @@ def compare(
         check_count(name, count)
     shape, batch, seeds = tuple(reference.states.shape[1:]), min(batch_size, n), range(seed, seed + n)
 
+    def of_rows(rows: slice) -> Model:
+        return as_model(model, select(cond, rows, n))
+
     def rows_of(x: Tensor, **cost: Any) -> list[ComparisonRow]:
         shared = {**cost, "batch": batch, "n": len(x), "reference": reference.name}
         measured = metric_values(x, reference, metrics, resamples, level, seed)
@@ -132,23 +138,25 @@ def compare(
 
     planned: list[tuple[str, int, int]] = []
     for name, build in samplers.items():
-        planned += [(name, *plan) for plan in _plans(model, (1, *shape), seed, name, build, budgets)]
+        planned += [(name, *plan) for plan in plans(of_rows(slice(0, 1)), (1, *shape), seed, name, build, budgets)]
     rows = rows_of(reference.truth, sampler=reference.floor, budget=None, steps=None, nfe=0, seconds=None)
     for name, budget, steps in progress_bar(planned, title="comparing", unit="row", shown=progress):
         sampler = samplers[name](steps)
         try:
-            x, nfe, backward = _draw(model, sampler, shape, seeds, batch)
+            x, nfe, backward = _draw(of_rows, sampler, shape, seeds, batch)
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:
             warnings.warn(f"{name} at nfe={budget} is left out: {error}", stacklevel=2)
             continue
-        seconds = statistics.median(_seconds(model, sampler, (batch, *shape), seed) for _ in range(repeats))
+        seconds = statistics.median(
+            _seconds(of_rows(slice(0, batch)), sampler, (batch, *shape), seed) for _ in range(repeats)
+        )
         rows += rows_of(x, sampler=name, budget=budget, steps=steps, nfe=nfe, backward=backward, seconds=seconds)
     return rows
 
 
-def _plans(
+def plans(
     model: Model, shape: tuple[int, ...], seed: int, name: str, build: Build, budgets: Sequence[int]
 ) -> Iterator[tuple[int, int]]:
     """Yield (budget, number of steps that fit into it), from the evaluations counted with two and three steps."""
@@ -165,12 +173,17 @@ def _plans(
         yield budget, (budget - first) // each
 
 
-def _draw(model: Model, sampler: Sampler, shape: tuple[int, ...], seeds: range, batch: int) -> tuple[Tensor, int, int]:
-    """Return samples (n, *) on the CPU, and the evaluations and backward passes for each sample."""
+def _draw(
+    of_rows: Callable[[slice], Model], sampler: Sampler, shape: tuple[int, ...], seeds: range, batch: int
+) -> tuple[Tensor, int, int]:
+    """Return samples (n, *) on the CPU, and the evaluations and backward passes for each sample.
+
+    of_rows: returns the model with the conditions of some of the samples.
+    """
     drawn = []
     for i in range(0, len(seeds), batch):
         part = seeds[i : i + batch]
-        result = sampler(model, shape=(len(part), *shape), seeds=part)
+        result = sampler(of_rows(slice(i, i + batch)), shape=(len(part), *shape), seeds=part)
         drawn.append((result.x.cpu(), result.nfe, result.backward))
     x, nfe, backward = zip(*drawn, strict=True)
     return torch.cat(x), max(nfe), max(backward)
@@ -220,9 +233,9 @@ def plus_minus(value: float, error: float | None) -> str:
     return f"{value:.{digits}f} +- " + (f"{error:.{digits}f}" if place >= -6 else f"{error:.1e}")
 
 
-def write_csv(rows: Sequence[ComparisonRow], path: Path) -> Path:
-    """Write the rows as CSV, below a line with the names of the fields of `ComparisonRow`; return the path."""
+def write_csv(rows: Sequence[Any], path: Path, kind: type = ComparisonRow) -> Path:
+    """Write rows, instances of the dataclass `kind`, as CSV below a line with the names of the fields; return path."""
     text = io.StringIO(newline="")
-    csv.writer(text).writerows([[column.name for column in fields(ComparisonRow)], *map(astuple, rows)])
+    csv.writer(text).writerows([[column.name for column in fields(kind)], *map(astuple, rows)])
     replace_atomically(path, lambda file: file.write_text(text.getvalue(), newline=""))
     return path

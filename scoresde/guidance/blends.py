@@ -178,6 +178,6 @@ def check_same_path(first: Any, second: Any) -> None:
         for model, (low, high) in zip((first, second), ends, strict=True)
     ]
     raise ValueError(
-        f"models that are blended must have the same SDE; got {names[0]} and {names[1]}: train both with one SDE, or "
+        f"models that work together must have the same SDE; got {names[0]} and {names[1]}: train both with one SDE, or "
         "wrap one in a model that converts its times"
     )

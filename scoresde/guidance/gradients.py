@@ -8,8 +8,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from scoresde.divergence import attention_kernels
+from scoresde.guidance.blends import check_same_path
 from scoresde.guidance.guided import Guided, Interval
-from scoresde.networks.embeddings import by_name
+from scoresde.networks.embeddings import NULL, by_name
 from scoresde.protocols import Model, as_condition, expand, select
 from scoresde.tensors import at_least_float32, broadcast, check_instance, sum_dims
 from scoresde.views import TiltedViews, Views
@@ -25,13 +26,16 @@ class Classifier(Guided):
         model: the model; it may be conditional as well, `model.given(label)`.
         classifier: maps x (B, *) and t (B,) to logits (B, K), such as a `NoisyClassifier`; or to log p(y | x_t) (B,)
             itself, without a label.
-        label: the classes, an integer or integers (B,); None if the classifier returns log p(y | x_t), or to bind it
-            later by `given`.
+        label: the classes, an integer or integers (B,), -1 for samples that are not guided; None if the classifier
+            returns log p(y | x_t), or to bind it later by `given`.
         scale, interval: see `Guided`.
+        joint: if True, `given` gives the condition to the inner model as well, which is then class-conditional as those
+            of 2105.05233; if False, only the label to the classifier.
 
     Raises:
         TypeError: `classifier` cannot be called.
-        ValueError: in a call, the classifier does not return logits (B, K), or (B,) if there is no label.
+        ValueError: the classifier has another SDE than the model; in a call, the classifier does not return logits (B, K),
+            or (B,) if there is no label.
     """
 
     def __init__(
@@ -41,9 +45,13 @@ class Classifier(Guided):
         label: Any = None,
         scale: float | Tensor = 1.0,
         interval: Interval | None = None,
+        joint: bool = False,
     ):
         super().__init__(model, scale, interval)
+        self.joint = joint
         check_instance("classifier", classifier, "__call__")
+        if hasattr(classifier, "sde"):
+            check_same_path(self.model, classifier)
         if isinstance(classifier, nn.Module):
             self.classifier = classifier
         else:
@@ -51,11 +59,13 @@ class Classifier(Guided):
         self.label = _as_label(label)
 
     def given(self, cond: Any) -> Self:
-        """Return the model guided to another label; the inner model keeps its own condition."""
+        """Return the model guided to another label; the inner model keeps its own condition unless it is `joint`."""
         if cond is None:
             return self
         guided = self.__copy__()
         guided.label = _as_label(cond)
+        if self.joint:
+            guided.model = self.model.given(cond)
         return guided
 
     def rows(self, rows: Tensor | slice, count: int) -> Self:
@@ -76,7 +86,9 @@ class Classifier(Guided):
             if output.ndim != 2 or len(output) != len(x):
                 raise ValueError(f"the classifier must return logits ({len(x)}, K); got {tuple(output.shape)}")
             label = expand(self.label.to(output.device), len(x))
-            return F.log_softmax(at_least_float32(output), dim=1).gather(1, label[:, None]).squeeze(1)  # type: ignore[index]
+            log_p = F.log_softmax(at_least_float32(output), dim=1)
+            log_p = log_p.gather(1, label[:, None].clamp(min=0)).squeeze(1)  # type: ignore[index]
+            return log_p.masked_fill(label == NULL, 0.0)  # type: ignore[arg-type]  # no class, no guidance
 
         gradient = gradient_of(log_prob, x)
         return TiltedViews(self.model.predict(x, t), broadcast(scale, gradient) * gradient)
@@ -159,11 +171,11 @@ def _one_per_sample(values: Any, x: Tensor, what: str) -> Tensor:
 
 
 def _as_label(cond: Any) -> Tensor | None:
-    """Return the label in a condition, integers () or (B,): its entry "label", or the condition if it is no dict."""
+    """Return the label in a condition, integers () or (B,): its entry "label", or its only entry."""
     parts = by_name(as_condition(cond))
     if cond is None:
         return None
-    label = parts.get("label")
+    label = next(iter(parts.values())) if len(parts) == 1 else parts.get("label")
     if label is None or label.is_floating_point() or label.ndim > 1:
         raise ValueError(f"the label of a classifier must be integers () or (B,); got {cond!r}")
     return label

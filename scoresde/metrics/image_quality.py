@@ -9,6 +9,8 @@ r"""Quality metrics of samples, computed on features of images: (N, D) for the s
     precision, recall  the fraction of samples inside the manifold of the data, and vice versa (1904.06991). The
                        manifold is the union of balls around the features; the radius of each is the distance to its
                        third nearest neighbour.
+    class accuracy     the fraction of samples that a classifier puts into the class they were drawn with (the
+                       classification accuracy of conditional models, 1905.10887); uses x only.
 
 Every metric value comes with an error and the kind of this error:
 
@@ -16,8 +18,9 @@ Every metric value comes with an error and the kind of this error:
                        where the influence functions are zero;
     KID                the standard deviation over subsets, as published: the error of one subset, not of the mean;
     Inception score    the standard deviation over splits, as published: the error of one split, not of the mean;
-    precision, recall  the distance to the farther end of Wilson's 68% interval of a fraction, for a fixed manifold:
-                       about the standard error, and not zero where none or all samples lie inside.
+    precision, recall, class accuracy
+                       the distance to the farther end of Wilson's 68% interval of a fraction, for a fixed manifold or
+                       classifier: about the standard error, and not zero where none or all samples lie inside.
 
 NaN or infinite features raise ValueError. An estimated error that is zero, or within the rounding of the metric's
 value, is replaced by None: constant features or logits say nothing about the error.
@@ -49,6 +52,7 @@ NEIGHBOURS = 3
 SUBSETS, LARGEST_SUBSET, SPLITS = 100, 1000, 10
 ROUNDING = 8 * torch.finfo(torch.float64).eps  # relative rounding error of the metrics
 METRICS = ("frechet_distance", "kid", "inception_score", "precision", "recall")
+CLASS_ACCURACY = "class_accuracy"  # of samples that were drawn with labels
 LARGE_FEATURE = 100.0  # largest accepted root mean square of features for KID; the kernel grows like its sixth power
 LOCAL = {"sync_on_compute": False}  # every process has all features; torchmetrics would concatenate them again
 
@@ -196,12 +200,43 @@ def precision_recall(
         raise ValueError(
             f"expected 1 <= neighbours < number of samples; got {neighbours=} for {len(x)} and {len(y)} samples"
         )
-    values = []
-    for name, points, manifold in (("precision", x, y), ("recall", y, x)):
-        share = wilson(_count_within(points, manifold, neighbours, chunk), len(points))
-        error = max(share.high - share.value, share.value - share.low)
-        values.append(MetricValue(name, share.value, error, "distance to the farther end of Wilson's 68% interval"))
-    return values[0], values[1]
+    precision = _fraction("precision", _count_within(x, y, neighbours, chunk), len(x))
+    return precision, _fraction("recall", _count_within(y, x, neighbours, chunk), len(y))
+
+
+def class_accuracy(logits: Tensor, labels: Tensor) -> MetricValue:
+    """Return the fraction of samples for which the class of the largest logit is the label.
+
+    Samples with the null class -1 are left out.
+
+    Args:
+        logits: unnormalised log-probabilities of classes, (N, K).
+        labels: the classes that the samples were drawn with, integers (N,).
+
+    Raises:
+        ValueError: shapes that do not fit, labels outside of -1 .. K - 1, no sample has a class, or logits that are not
+            finite.
+    """
+    if logits.ndim != 2 or labels.shape != logits.shape[:1] or labels.is_floating_point():
+        raise ValueError(
+            f"expected logits (N, K) and N integer labels; got {tuple(logits.shape)} and {tuple(labels.shape)} of "
+            f"{labels.dtype}"
+        )
+    if not len(labels) or int(labels.max()) >= logits.shape[1] or int(labels.min()) < -1 or int(labels.max()) < 0:
+        raise ValueError(
+            f"labels must lie in 0 .. {logits.shape[1] - 1}, or be -1 for some samples; got {labels.unique().tolist()}"
+        )
+    refuse_nonfinite(logits, "logits")
+    labels = labels.to(logits.device)
+    has_class = labels >= 0
+    correct = logits.argmax(dim=1)[has_class] == labels[has_class]
+    return _fraction(CLASS_ACCURACY, int(correct.sum()), int(has_class.sum()))
+
+
+def _fraction(metric: str, count: int, total: int) -> MetricValue:
+    share = wilson(count, total)
+    error = max(share.high - share.value, share.value - share.low)
+    return MetricValue(metric, share.value, error, "distance to the farther end of Wilson's 68% interval")
 
 
 def _count_within(points: Tensor, manifold: Tensor, neighbours: int, chunk: int) -> int:

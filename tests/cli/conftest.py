@@ -14,6 +14,8 @@ TOY += ["data.test.n=20", "trainer.batch_size=16", "trainer.preview_every=0", "t
 TOY += ["held_out.draws=0", "trainer.warmup=2"]
 GREY = ["experiment=digits", "network=mlp", "network.shape=[1,8,8]", "network.width=16", "prediction=karras"]
 GREY += ["trainer.preview_every=0", "trainer.evaluate_every=0", "trainer.steps=1"]
+LABELLED = [*GREY, "data.labels=true", "+network.classes=10", "condition.dropout=0.1", "optimizer.lr=0.1"]
+CLASSIFIER = ["experiment=digits_classifier", "network.width=8", "trainer.steps=1", "trainer.evaluate_every=0"]
 ENVIRONMENT = {"HYDRA_FULL_ERROR": "0", "OMP_NUM_THREADS": "1"}
 
 
@@ -27,7 +29,10 @@ def elsewhere(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory):
-    """The directory of two short runs: `toy` of points, 3 steps; `grey` of grey levels, 1 step."""
+    """The directory of short runs: `toy` of points, 3 steps; `grey` of grey levels, 1 step.
+
+    `labelled` is of grey levels with labels, 2 steps; `classifier` is a noise-conditional classifier of them, 1 step.
+    """
     folder = tmp_path_factory.mktemp("runs")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
@@ -35,6 +40,8 @@ def trained(tmp_path_factory):
         patch.setenv("HYDRA_FULL_ERROR", "0")
         assert main(["train", *TOY, "trainer.steps=3", "run=toy"]) == 0
         assert main(["train", *GREY, "run=grey"]) == 0
+        assert main(["train", *LABELLED, "run=labelled", "trainer.steps=2", "trainer.warmup=1"]) == 0
+        assert main(["train", *CLASSIFIER, "run=classifier"]) == 0
     return folder
 
 
@@ -48,6 +55,13 @@ def toy(trained, tmp_path):
 def grey(trained, tmp_path):
     """A copy of the run of grey levels in `grey`."""
     return Path(shutil.copytree(trained / "grey", tmp_path / "grey").name)
+
+
+@pytest.fixture
+def labelled(trained, tmp_path):
+    """A copy of the run of grey levels with labels in `labelled`, beside one of a classifier in `classifier`."""
+    shutil.copytree(trained / "classifier", tmp_path / "classifier")
+    return Path(shutil.copytree(trained / "labelled", tmp_path / "labelled").name)
 
 
 @pytest.fixture

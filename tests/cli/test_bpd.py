@@ -103,3 +103,13 @@ def test_failed_samples_are_named_and_the_others_kept(toy, refused, monkeypatch)
     others = [i for i in range(20) if i not in failed]
     np.testing.assert_allclose(kept[others], values[others], rtol=1e-5)
     assert not list((toy / "likelihood").iterdir())
+
+
+def test_the_density_of_a_guided_flow_is_said_to_be_that(labelled):
+    command = ["bpd", f"run={labelled}", "likelihood.solver.steps=4", "budget.samples=0", "budget.bound=null"]
+    for scale in (0, 1):
+        assert main([*command, "guidance=cfg", f"guidance.scale={scale}"]) == 0
+    plain, guided = rows(labelled, "likelihood")
+    assert "ClassifierFree(ScoreModel, scale=1)" in str(guided["conventions"])
+    assert guided["guidance"]["scale"] == 1
+    assert guided["nfe"] != plain["nfe"] or guided["value"] != plain["value"]

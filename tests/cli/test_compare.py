@@ -98,3 +98,43 @@ def test_data_that_a_run_does_not_have(toy, refused):
     (toy / "config.yaml").write_text(yaml.safe_dump(config))
     assert "no valid" in refused("compare", f"run={toy}", "split=validation", *SMALL)
     assert "split must be one of train" in refused("compare", f"run={toy}", "split=all", *SMALL)
+
+
+SCALES = ["guidance=cfg", "guidance.scale=[0,1,8]", "n=40"]
+TINY = ["features=digits", "features.epochs=1", "features.width=4"]
+
+
+def test_scales_are_compared_in_a_table_rows_and_a_plot(labelled, capsys):
+    assert main(["compare", f"run={labelled}", *SCALES, *TINY, "nfe=[6]", "samplers=[ddim]"]) == 0
+    lines = [re.split(r"  +", line) for line in capsys.readouterr().out.split("\n\n")[0].splitlines()]
+    metrics = ["precision", "recall", "frechet_distance", "class_accuracy"]
+    assert lines[0] == ["scale", "NFE", *metrics]
+    assert [line[:2] for line in lines[1:]] == [["0", "3"], ["1", "6"], ["8", "6"]]
+    written = rows(labelled, "guidance")
+    assert [(row["scale"], row["metric"]) for row in written] == [(s, m) for s in (0.0, 1.0, 8.0) for m in metrics]
+    assert {(row["n"], row["steps"], row["sampler"], row["cond"]) for row in written} == {
+        (40, 3, "ddim", "those of the test data")
+    }
+    with (labelled / written[0]["file"]).open() as file:
+        assert [float(line["value"]) for line in csv.DictReader(file)] == [row["value"] for row in written]
+    picture = (labelled / "figures" / written[0]["file"]).with_suffix(".png")
+    assert matplotlib.image.imread(picture).shape[:2] == (760, 1840)
+    assert written[0]["guidance"]["scale"] == [0, 1, 8]
+
+
+def test_scales_alone_have_short_names_of_files(labelled):
+    """The sampler and the budget then are the defaults, 40 evaluations of dpmpp2."""
+    assert main(["compare", f"run={labelled}", "guidance=cfg", "guidance.scale=[2]", "split=validation"]) == 0
+    assert (labelled / "guidance,split=validation.csv").is_file()
+    row, *_ = rows(labelled, "guidance")
+    assert (row["sampler"], row["budget"], row["nfe"], row["n"]) == ("dpmpp2", 40, 40, 200)
+
+
+def test_samplers_are_compared_with_the_labels_of_the_data(labelled):
+    command = ["compare", f"run={labelled}", "samplers=[ddim]", "nfe=[4]", "n=30", "resamples=2"]
+    for settings in ([], ["guidance=cfg", "guidance.scale=30"]):
+        assert main([*command, *settings]) == 0
+    plain, guided = [[row for row in rows(labelled) if bool(row["guidance"]) == is_guided] for is_guided in (0, 1)]
+    assert {(row["nfe"], row["steps"], row["cond"]) for row in plain[3:]} == {(4, 4, "those of the test data")}
+    assert {(row["nfe"], row["steps"]) for row in guided[3:]} == {(4, 2)}
+    assert plain[-1]["value"] != guided[-1]["value"]

@@ -136,3 +136,33 @@ def test_every_setting_is_checked_before_samples_are_drawn(name, toy, grey, refu
 
 def rows_or_none(run):
     return rows(run) if (run / "metrics.jsonl").exists() else []
+
+
+def test_samples_have_the_labels_of_the_data_and_a_class_accuracy(labelled, capsys):
+    """An accuracy of the labels that the samples were drawn with, also if the samples come from a file."""
+    trained = ["features=digits", "features.epochs=3", "features.width=8", "features.batch_size=16", "features.lr=0.01"]
+    quick = [*trained, "bpd=false", "floors=[]", "metrics=[precision,class_accuracy]"]
+    assert main(["evaluate", f"run={labelled}", *quick, *QUICK, "guidance=cfg", "guidance.scale=0.5"]) == 0
+    precision, accuracy = rows(labelled, "quality")
+    assert (precision["metric"], accuracy["metric"]) == ("precision", "class_accuracy")
+    assert 0 <= accuracy["value"] <= 1
+    assert accuracy["error"] > 0
+    assert (accuracy["cond"], accuracy["guidance"]["scale"]) == ("those of the test data", 0.5)
+    printed = capsys.readouterr().out
+    assert re.search(r"^class_accuracy +0\.\d+ \+- ", printed, re.MULTILINE)
+    assert re.search(r"^guidance +cfg, scale=0\.5", printed, re.MULTILINE)
+    labels = torch.tensor([int(label) for _, label in Digits("test", labels=True)])
+    np.save("real.npy", torch.stack([image for image, _ in Digits("test", labels=True)]).numpy() + 0.5)
+    for name, given in (("real", labels), ("wrong", (labels + 1) % 10)):
+        np.save(f"{name}.npy", np.load("real.npy"))
+        np.savez(f"{name}.cond.npz", label=given.numpy())
+        assert main(["evaluate", f"run={labelled}", *quick, f"samples={name}.npy"]) == 0
+    right, wrong = (row["value"] for row in rows(labelled, "quality")[-1::-2][:2][::-1])
+    assert right > 0.5 > wrong + 0.2
+    assert main(["evaluate", f"run={labelled}", *quick, "samples=wrong.npy", "n=50"]) == 0
+    Path("real.cond.npz").unlink()
+    capsys.readouterr()
+    assert main(["evaluate", f"run={labelled}", *quick, "samples=real.npy"]) == 0
+    assert re.search(
+        r"^no class_accuracy +the samples were drawn without labels", capsys.readouterr().out, re.MULTILINE
+    )

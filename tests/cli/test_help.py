@@ -6,7 +6,7 @@ import shlex
 import pytest
 from hydra import compose, initialize_config_dir
 
-from scoresde.cli import VERBS, main
+from scoresde.cli import VERBS, add_condition, main
 from scoresde.cli.common import config_directory
 from scoresde.cli.help import WIDTH, fold
 from scoresde.cli.overrides import parse_options
@@ -26,12 +26,22 @@ def check(verb, arguments):
     options = parse_options(arguments)
     overrides = [x.partition(",")[0] if options.multirun and "[" not in x else x for x in options.overrides]
     with initialize_config_dir(str(config_directory()), version_base="1.3"):
-        compose(verb, overrides)
+        compose(verb, [add_condition(verb, override) for override in overrides])
 
 
 SETTINGS = {
-    "train": ["digits, digits_tn, digits_vdm, ", "sde: cosine, ", "batch_size: ", "--multirun"],
-    "sample": ["annealed_langevin, ddim, ddim_eta1, deis3, ", "run: ???", "batch_size: 256"],
+    "train": [
+        "digits, digits_classifier, digits_cond, digits_tn, digits_vdm, ",
+        "sde: cosine, ",
+        "batch_size: ",
+        "--multirun",
+    ],
+    "sample": [
+        "guidance: autoguidance, cfg, classifier, none",
+        "annealed_langevin, ddim, ddim_eta1, deis3, ",
+        "run: ???",
+        "batch_size: 256",
+    ],
     "bpd": ["likelihood: adaptive, default, dopri5, exact, paired, score_sde", "run: ???", "split: test"],
     "evaluate": ["features: digits, inception, pixels", "run: ???", "floors:", "features=inception n=50000"],
     "compare": ["samplers: - ddim", "run: ???", "sde: ", "- ancestral", "scoresde compare run=oracle sde=subvp"],
@@ -73,7 +83,7 @@ def test_help_has_the_groups_of_its_verb_and_shows_overrides(capsys):
     assert main(["sample", "-h", "sampler=heun", "sampler.steps=7"]) == 0
     text = capsys.readouterr().out
     groups = text.partition("== Groups (group=option) ==\n")[2].partition("== Configuration")[0]
-    assert re.findall(r"^(\S+): ", groups, re.MULTILINE) == ["sampler"]
+    assert re.findall(r"^(\S+): ", groups, re.MULTILINE) == ["guidance", "sampler"]
     assert "  steps: 7\n" in text
 
 

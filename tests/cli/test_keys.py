@@ -9,6 +9,7 @@ from scoresde.cli.keys import check_keys, key_paths, nearest_keys, unknown
 from scoresde.cli.overrides import configurations
 
 UNREAD = {
+    "condition of another verb": (["evaluate", "run=x", "+cond.label=3"], "scoresde evaluate: no key 'cond'; "),
     "condition": (["bpd", "run=x", "+cond=3"], "scoresde bpd: no key 'cond'; "),
     "data of a run": (["bpd", "run=x", "+data.path=new.npy"], "scoresde bpd: no key 'data'; "),
     "node": (["train", "+trainr.steps=7"], "scoresde train: no key 'trainr'; did you mean trainer?"),

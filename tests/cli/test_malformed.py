@@ -61,8 +61,37 @@ TRAINING = {
     "trust=null": "trust must be a list [...] (text); got null",
 }
 OTHERS = {
-    "sample run=toy n=0": "n must be an integer >= 1; got 0",
-    "sample run=toy n=1e9": "n must be an integer >= 1; got 1000000000.0: write 1000000000",
+    "sample run=toy n=0": "n must be an integer >= 1 or null; got 0",
+    "sample run=toy n=1e9": "n must be an integer >= 1 or null; got 1000000000.0: write 1000000000",
+    "sample run=toy cond.label=3": "no condition 'label' of this model, which takes none",
+    "sample run=toy cond=true": "cond must be an integer or a finite number or text or a list [...] or a mapping",
+    "sample run=labelled cond.lable=3": "no condition 'lable' of this model; did you mean label? Available: label",
+    "sample run=labelled cond.label=10": "no class '10' of cond.label; did you mean 1? Available: 0, 1, 2, 3, ",
+    "sample run=labelled cond.label=1.5": "cond.label must be a class, its number or its name, or all; got 1.5",
+    "sample run=labelled cond.label={a:1}": "cond.label must be a class, its number or its name, or all; got {'a': 1}",
+    "sample run=labelled guidance=cgf": "did you mean cfg? Available: autoguidance, cfg, classifier, none",
+    "sample run=labelled guidance.scale=1": "guidance has no keys without an option; available: guidance=autoguidance",
+    "sample run=labelled guidance=cfg": "classifier-free guidance needs a condition; got none",
+    "sample run=labelled guidance=cfg guidance.scale=abc": "guidance.scale must be a finite number or a Tensor",
+    "sample run=labelled guidance=cfg guidance.scale=inf": "guidance.scale must be a finite number or a Tensor",
+    "sample run=labelled guidance=cfg guidance.scale=[1,2]": "guidance.scale must be a finite number or a Tensor",
+    "sample run=labelled guidance=cfg guidance.scael=1": "no key 'guidance.scael'; did you mean guidance.scale?",
+    "sample run=labelled guidance=cfg guidance.interval=[1]": "guidance.interval must be a list [a finite number, a f",
+    "sample run=labelled cond=1 guidance=cfg guidance.interval=[2,1]": "interval must be (low, high) of sigma/alpha",
+    "sample run=labelled guidance=classifier": "guidance.classifier has no default: set guidance.classifier=...",
+    "sample run=labelled guidance=classifier guidance.classifier=nope": "no run at nope (no config.yaml in it)",
+    "sample run=labelled guidance=classifier guidance.classifier=[1]": "guidance.classifier must be a function; got",
+    "sample run=labelled guidance=classifier guidance.classifier=grey": "grey must be the run of a classifier",
+    "sample run=labelled guidance=classifier guidance.classifier=toy": "toy must be trained on the same data as lab",
+    "sample run=labelled guidance=autoguidance guidance.weak=classifier": "classifier must be the run of a score model",
+    "evaluate run=grey guidance=classifier guidance.classifier=classifier": "the test data of grey do not have",
+    "evaluate run=labelled guidance=cfg guidance.scale=[1,2]": "guidance.scale must be a finite number or a Tensor",
+    "bpd run=labelled guidance=cfg guidance.scale=abc": "guidance.scale must be a finite number or a Tensor",
+    "compare run=oracle guidance=cfg": "guidance needs a run with conditions; got run=oracle",
+    "compare run=labelled features=digits": "features is for comparisons of scales, guidance=cfg guidance.scale=[...]",
+    "compare run=labelled guidance=cfg guidance.scale=[1,abc]": "guidance.scale must be a finite number or a Tensor",
+    "compare run=labelled guidance=cfg guidance.scale=[1] nfe=[5,9]": "nfe must have one entry to compare scales;",
+    "compare run=labelled guidance=cfg guidance.scale=[]": "guidance.scale must be a finite number or a Tensor",
     "sample run=toy n=1000000000000": "n=1000000000000 samples of shape [2] would need 2.4e+13 bytes",
     "sample run=toy weights=[]": "weights must be text or a finite number; got []",
     "sample run=toy threshold=5": "threshold must be a ModelWrapper (_target_: ...) or null; got 5",
@@ -150,7 +179,7 @@ def test_a_training_refuses(override, message, refused, tmp_path):
 
 
 @pytest.mark.parametrize(("command", "message"), OTHERS.items(), ids=OTHERS)
-def test_a_verb_refuses(command, message, toy, grey, refused):
+def test_a_verb_refuses(command, message, toy, grey, labelled, refused):
     assert message in refused(*command.split(), prints=True)
 
 

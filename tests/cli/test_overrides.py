@@ -3,7 +3,7 @@
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from scoresde.cli import main
+from scoresde.cli import add_condition, main
 from scoresde.cli.overrides import literal, parse_options
 
 WRONG = {
@@ -28,7 +28,7 @@ WRONG = {
     "null": (["train", "sde=null"], "no option 'null' in group sde; available: cosine, ddpm"),
     "group of others": (
         ["sample", "experiment=digits"],
-        "sample has no group 'experiment'; the groups of sample: sampler",
+        "sample has no group 'experiment'; the groups of sample: guidance, sampler",
     ),
     "group and option": (
         ["sample", "run", "digits"],
@@ -104,3 +104,11 @@ def test_a_literal_is_read_as_its_text(text):
 
 def test_a_plain_text_is_its_own_literal():
     assert literal("runs/my-run_2.5") == "runs/my-run_2.5"
+
+
+def test_a_condition_needs_no_plus():
+    assert add_condition("sample", "cond.label=3") == "+cond.label=3"
+    assert add_condition("sample", "cond.a.b=3") == "+cond.a.b=3"
+    assert add_condition("sample", "cond.group=R&B") == '+cond.group="R&B"'
+    for verb, override in (("sample", "cond=3"), ("sample", "+cond.label=3"), ("evaluate", "cond.label=3")):
+        assert add_condition(verb, override) == override

@@ -1,6 +1,8 @@
 """`scoresde sample`: the array, the picture and the row of its samples."""
 
 import re
+import shutil
+from pathlib import Path
 
 import matplotlib.image
 import numpy as np
@@ -96,3 +98,91 @@ def test_a_run_of_a_sweep_is_named_as_it_is(toy):
     assert main(["sample", f"run={run}", "n=2", "sampler.steps=2"]) == 0
     assert rows(run)[0]["command"] == """scoresde sample 'run="sde=vp,seed=1"' n=2 sampler.steps=2"""
     assert contents(run) == before
+
+
+QUICK = ["sampler=ddim", "sampler.steps=2"]
+
+
+def array_of(run):
+    row = rows(run, "samples")[-1]
+    return row, np.load(run / "samples" / row["file"])
+
+
+def test_a_class_is_drawn_by_number_name_or_alone(labelled, capsys):
+    expected = None
+    for settings in (["cond.label=3"], ["cond=3"], ["cond={label: 3}"], ["+cond.label=3"], ["cond.label='3'"]):
+        assert main(["sample", f"run={labelled}", "n=4", *QUICK, *settings]) == 0
+        _, array = array_of(labelled)
+        expected = array if expected is None else expected
+        assert np.allclose(array, expected, atol=1e-5)
+        assert "condition" in capsys.readouterr().out
+    assert main(["sample", f"run={labelled}", "n=4", *QUICK, "cond.label=4"]) == 0
+    row, other = array_of(labelled)
+    assert not np.allclose(other, expected, atol=1e-3)
+    assert row["cond"] == {"label": 4}
+    assert row["file"] == "ddim_n4_seed0,cond.label=4,sampler.steps=2.npy"
+    assert row["command"] == f"scoresde sample run={labelled} n=4 sampler=ddim sampler.steps=2 cond.label=4"
+    model = ss.load(labelled).model.given(4)
+    drawn = ss.samplers.PredictorCorrector(ss.samplers.DDIM(), steps=2)(model, shape=(4, 1, 8, 8), seeds=range(4)).x
+    assert np.allclose(other, ss.load(labelled).transform.inverse(drawn), atol=1e-4)
+
+
+def test_all_classes_are_rows_with_the_same_seeds(labelled):
+    assert main(["sample", f"run={labelled}", "n=2", *QUICK, "cond.label=all", "seed=5", "batch_size=7"]) == 0
+    row, array = array_of(labelled)
+    assert (row["n"], row["rows"], array.shape) == (20, [str(digit) for digit in range(10)], (20, 1, 8, 8))
+    conditions = np.load((labelled / "samples" / row["file"]).with_suffix(".cond.npz"))
+    assert conditions["label"].tolist() == [digit for digit in range(10) for _ in range(2)]
+    assert main(["sample", f"run={labelled}", "n=2", *QUICK, "cond.label=7", "seed=5"]) == 0
+    assert np.allclose(array_of(labelled)[1], array[14:16], atol=1e-4)
+    (picture,) = (labelled / "figures").glob("samples_*all*.png")
+    width = matplotlib.image.imread(picture).shape[1]
+    assert width > (2 * 9 + 1) * 8  # two images of eight pixels, eight times magnified, with gaps, and the names
+    assert main(["sample", f"run={labelled}", *QUICK, "cond.label=all"]) == 0
+    assert array_of(labelled)[1].shape == (80, 1, 8, 8)
+
+
+def test_guidance_changes_samples_and_is_recorded(labelled, capsys):
+    plain, arrays = ["sample", f"run={labelled}", "n=3", *QUICK, "cond.label=3"], []
+    weak = Path(shutil.copytree(labelled, "weak"))
+    for guidance, nfe in (
+        ([], 2),
+        (["guidance=none"], 2),
+        (["guidance=cfg", "guidance.scale=0"], 2),
+        (["guidance=cfg", "guidance.scale=20"], 4),
+        (["guidance=cfg", "guidance.scale=20", "guidance.interval=[1e-6,1e-5]"], 2),
+        (["guidance=autoguidance", f"guidance.weak={weak}", "guidance.scale=2"], 4),
+    ):
+        assert main([*plain, *guidance]) == 0
+        row, array = array_of(labelled)
+        assert row["nfe"] == nfe
+        assert (row["guidance"] or {"scale": 0})["scale"] in (0, 2, 20)
+        arrays.append(array)
+        printed = capsys.readouterr().out
+        assert ("guidance " in printed) == (row["guidance"] is not None)
+    for array in arrays[1:3] + arrays[4:]:  # a weak model that is the model itself changes nothing
+        assert np.allclose(array, arrays[0], atol=1e-3)
+    assert not np.allclose(arrays[3], arrays[0], atol=1e-2)
+    model = ss.guidance.ClassifierFree(ss.load(labelled).model, 3, 20.0)
+    sampler = ss.samplers.PredictorCorrector(ss.samplers.DDIM(), steps=2)
+    expected = sampler(model, shape=(3, 1, 8, 8), seeds=range(3)).x
+    assert np.allclose(arrays[3], ss.load(labelled).transform.inverse(expected), atol=1e-3)
+
+
+def test_a_classifier_guides_a_run_without_labels(grey, trained, tmp_path):
+    """The classes are those of the classifier."""
+    shutil.copytree(trained / "classifier", tmp_path / "classifier")
+    guidance = ["guidance=classifier", "guidance.classifier=classifier", "guidance.scale=50"]
+    for settings in (["guidance=none"], [*guidance, "cond.label=3"], [*guidance, "cond.label=4"]):
+        assert main(["sample", f"run={grey}", "n=3", *QUICK, *settings]) == 0
+    drawn = [np.load(grey / "samples" / row["file"]) for row in rows(grey, "samples")]
+    assert rows(grey)[1]["backward"] == 2
+    assert all(not np.allclose(a, b, atol=1e-3) for a, b in ((drawn[0], drawn[1]), (drawn[1], drawn[2])))
+
+
+def test_a_threshold_is_outside_of_guidance(labelled):
+    threshold = "threshold={_target_: scoresde.thresholding.Clipped, low: -0.25, high: 0.25}"
+    settings = [*QUICK, "sampler.denoise_final=true", "cond.label=3", "guidance=cfg", "guidance.scale=50", threshold]
+    assert main(["sample", f"run={labelled}", "n=3", *settings]) == 0
+    states = ss.load(labelled).transform(torch.from_numpy(array_of(labelled)[1]))
+    assert states.abs().max() <= 0.25 + 1e-5

@@ -7,6 +7,7 @@ import sys
 import time
 from pathlib import Path
 
+import matplotlib.image
 import numpy as np
 import pytest
 import torch
@@ -16,6 +17,7 @@ import scoresde as ss
 from scoresde.cli import main
 from scoresde.cli.overrides import configurations
 from scoresde.training.checkpoint import load, save
+from tests.cli.conftest import LABELLED as DIGITS_WITH_LABELS
 from tests.cli.conftest import TOY, contents, rows
 
 TRAIN = ["train", *TOY, "trainer.decay=none"]
@@ -168,15 +170,16 @@ def test_a_network_trained_with_labels_is_used_with_labels_only(refused, capsys)
     assert main(["train", *LABELLED, *columns, *LABELS, *longer, "+network.classes=3"]) == 0
     run = ss.load("r")
     assert run.model.conditional == ("label",)
-    assert len(list(Path("r/figures").iterdir())) == 1  # the preview is drawn with the labels of the first rows
+    assert len(list(Path("r/figures").iterdir())) == 1  # the preview is drawn with all classes
     message = "trained with the condition label for every sample, never without"
     for cond in (None, {}, -1):
         with pytest.raises(ValueError, match=message):
             run.model.score(torch.zeros(1, 2), 0.5, cond)
     assert run.model.score(torch.zeros(2, 2), 0.5, cond=[0, 2]).shape == (2, 2)
     draw = ["sample", "run=r", "sampler=ddim", "sampler.steps=2", "n=3"]
-    for verb in (draw, ["compare", "run=r", "samplers=[ddim]", "nfe=[2]", "n=8"]):
-        assert message in refused(*verb, prints=True)
+    assert message in refused(*draw, prints=True)
+    compare = ["compare", "run=r", "samplers=[ddim]", "nfe=[2]", "n=8", "resamples=2"]
+    assert main(compare) == 0  # with the labels of the split
     assert main([*draw, "cond=1"]) == 0
     assert main([*draw, "cond={label: 2}"]) == 0
     drawn = [np.load(Path("r", "samples", row["file"])) for row in rows("r", "samples")]
@@ -189,6 +192,14 @@ def test_a_network_trained_with_labels_is_used_with_labels_only(refused, capsys)
     config = Path("r/config.yaml").read_text()
     Path("r/config.yaml").write_text(config.replace("conditional:\n- label\n", ""))
     assert "conditional.0 was 'label', now None" in refused(*draw)
+
+
+def test_a_preview_has_a_row_of_images_for_each_class():
+    """The digits at the side of 10 rows of 8 pixels, eight times magnified, with gaps of a pixel."""
+    assert main(["train", *DIGITS_WITH_LABELS, "trainer.preview_every=1", "run=r"]) == 0
+    height, width = matplotlib.image.imread("r/figures/step000001.png").shape[:2]
+    assert height == (10 * 9 + 1) * 8
+    assert (1 * 9 + 1) * 8 < width < (2 * 9 + 1) * 8
 
 
 @pytest.mark.usefixtures("table")

@@ -10,6 +10,7 @@ import scoresde as ss
 from scoresde.build import Run
 from scoresde.data import Affine, Standardize
 from scoresde.evaluation.generation import DRAWING, draw_samples
+from scoresde.guidance import Autoguidance, Classifier, ClassifierFree
 from scoresde.samplers import Ancestral, Langevin, PredictorCorrector
 from scoresde.thresholding import Clipped
 from scoresde.training import checkpoint
@@ -86,6 +87,50 @@ def test_stored_batches_are_used_for_the_same_model_and_sampler_only(tmp_path):
     assert drawn(run, 6, model=Clipped(run.model, -1.0, 1.0))[0][0] == 0
     assert drawn(a_run(tmp_path, scale=2.0), 6)[0][0] == 0
     assert drawn(run, 6) == [[3, 4, 5]]
+
+
+def test_every_sample_has_its_condition_in_any_batches(tmp_path):
+    run, label = a_run(tmp_path), torch.tensor([0, 2, 1, 1, 0, 2, 2])
+    result = draw_samples(run, SAMPLER, 7, 3, seed=5, cond={"label": label})
+    for i, of in enumerate(label):
+        alone = SAMPLER(run.model.given(of), shape=(1, 2, 3), seeds=[5 + i]).x
+        assert torch.allclose(result.x[i : i + 1], run.transform.inverse(alone), atol=1e-5)
+    one_for_all = draw_samples(run, SAMPLER, 7, 3, seed=5, cond=torch.tensor([2]))
+    assert torch.allclose(one_for_all.x[label == 2], result.x[label == 2], atol=1e-5)
+    assert not torch.allclose(one_for_all.x[0], result.x[0], atol=1e-2)
+    with pytest.raises(ValueError, match=r"one label for each of the 7 samples; got shape \(2,\)"):
+        draw_samples(run, SAMPLER, 7, cond=torch.tensor([2, 1]))
+
+
+def test_rows_repeat_the_seeds_of_the_first(tmp_path):
+    run, label = a_run(tmp_path), torch.tensor([1]).repeat(6)
+    x = draw_samples(run, SAMPLER, 6, 4, seed=5, cond=label, columns=3).x
+    assert torch.allclose(x[:3], x[3:], atol=1e-5)
+    assert torch.allclose(x[:3], draw_samples(run, SAMPLER, 3, seed=5, cond=label[:3]).x, atol=1e-5)
+    label[3:] = 2
+    other = draw_samples(run, SAMPLER, 6, 4, seed=5, cond=label, columns=3).x
+    assert torch.allclose(other[:3], x[:3], atol=1e-5)
+    assert not torch.allclose(other[3:], x[3:], atol=1e-2)
+
+
+def test_stored_batches_are_those_of_one_condition_and_one_guidance(tmp_path):
+    """Also if two labels differ in a batch that is not the first, and in rows with the same seeds."""
+    run, ones = a_run(tmp_path), torch.ones(6, dtype=torch.int64)
+    mixture = oracle((2, 3))
+
+    models = [run.model, ClassifierFree(run.model, scale=1.0), ClassifierFree(run.model, scale=2.0)]
+    models += [ClassifierFree(run.model, scale=1.0, interval=(0.1, 2.0)), Autoguidance(run.model, run.model, 1.0)]
+    models += [Autoguidance(run.model, Clipped(run.model, -1.0, 1.0), 1.0)]
+    models += [Classifier(run.model, lambda x, t: mixture.log_posterior(x, SDE, t), scale=s) for s in (1.0, 1.1)]
+    for model in models:
+        for cond in (ones, 0 * ones):
+            with pytest.raises(Interrupted):
+                draw_samples(run, Recording(stop_at=3), 6, 3, model=model, cond=cond)
+    assert len(list((tmp_path / DRAWING).rglob("*.safetensors"))) == 2 * len(models)
+    for model in models:
+        assert drawn(run, 6, model=model, cond=ones) == [[3, 4, 5]]  # the first batch is stored, the second is not
+        assert drawn(run, 6, model=model, cond=2 * ones) == [[0, 1, 2], [3, 4, 5]]
+        assert drawn(run, 6, model=model, cond=ones, columns=3)[0] == [0, 1, 2]
 
 
 def test_commands_with_the_same_settings_at_once_are_all_right(tmp_path):

@@ -111,3 +111,37 @@ def test_wrong_input(tmp_path, real, samples, settings, message):
     run = digits_run(tmp_path, copy=digits("train"))
     with pytest.raises(ValueError, match=message):
         quality_of_images(run, samples(real), Pixels(), QualitySettings(**settings))
+
+
+class Digit(Classes):
+    """Logits of the digits that are always those of the digit 3."""
+
+    def __init__(self, classes=10, names=None):
+        self.classes, self.train = classes, OmegaConf.create({"class_names": names}) if names else None
+
+    def __call__(self, images, span):
+        return Features(images.flatten(1), torch.eye(self.classes)[3].expand(len(images), -1))
+
+
+def test_samples_with_labels_have_a_class_accuracy(tmp_path, real):
+    run, labels = digits_run(tmp_path), torch.arange(200) % 10
+    run.config.class_names = {"label": [str(digit) for digit in range(10)]}
+    run.model = torch.nn.Identity()
+
+    def quality(space, labels=labels, **settings):
+        return quality_of_images(run, real + 0.5, space, QualitySettings(floors=(), **settings), labels=labels)
+
+    full = quality(Digit())
+    assert list(full.columns[0].values) == [*METRICS, "class_accuracy"]
+    assert full.columns[0].values["class_accuracy"].value == 0.1
+    only = quality(Digit(names={"label": [str(digit) for digit in range(10)]}), metrics=["class_accuracy"])
+    assert list(only.columns[0].values) == ["class_accuracy"]
+    for space, labels_of, reason in (
+        (Digit(), None, "the samples were drawn without labels"),
+        (Pixels(), labels, "the feature space has no classes"),
+        (Digit(7), labels, "the feature space has 7 classes, the run has 10"),
+        (Digit(names={"label": list("abcdefghij")}), labels, "the feature space has the classes a, b, c, d, e"),
+    ):
+        result = quality(space, labels_of, metrics=["precision", "class_accuracy"])
+        assert list(result.columns[0].values) == ["precision"]
+        assert result.left_out["class_accuracy"].startswith(reason)

@@ -137,3 +137,31 @@ X = torch.zeros(2, 2, 2)
 def test_bad_arguments_are_refused(build, error, message):
     with pytest.raises(error, match=message):
         build()
+
+
+def test_a_joint_classifier_gives_its_model_the_label_too():
+    """At scale 0.5 the score of component k is moved by half of the gradient of log p(k | x_t)."""
+    oracle, sde = mixture(), ss.VP()
+    x, t = states(sde)
+    model, label = oracle.score_model(sde), torch.tensor([0, 1, 2, 1, 0])
+    expected = Classifier(model.given(label), exact_classifier(oracle, sde), label, 0.5).score(x, t)
+    for cond in (label, {"label": label}):
+        joint = Classifier(model, exact_classifier(oracle, sde), None, 0.5, joint=True).given(cond)
+        close(joint.score(x, t), expected)
+        alone = Classifier(model, exact_classifier(oracle, sde), None, 0.5).given(cond)
+        close(alone.score(x, t), Classifier(model, exact_classifier(oracle, sde), label, 0.5).score(x, t))
+
+
+def test_a_sample_without_a_class_is_not_guided():
+    oracle, sde = mixture(), ss.VP()
+    x, t = states(sde)
+    model, label = oracle.score_model(sde), torch.tensor([0, -1, 2, -1, 0])
+    guided, free = Classifier(model, exact_classifier(oracle, sde), label, 2.0).score(x, t), model.score(x, t)
+    close(guided[label < 0], free[label < 0])
+    assert not torch.allclose(guided[label >= 0], free[label >= 0], atol=1e-3)
+
+
+def test_a_classifier_of_another_diffusion_is_refused():
+    classifier = ss.NoisyClassifier(lambda x, c_noise, cond: torch.zeros(len(x), 3), ss.VE(), classes=3)
+    with pytest.raises(ValueError, match=r"models that work together must have the same SDE; got VP on .* and VE on"):
+        Classifier(mixture().score_model(ss.VP()), classifier)

@@ -12,6 +12,7 @@ from scoresde.metrics.feature_statistics import FeatureStatistics
 from scoresde.metrics.features import Features, Pixels
 from scoresde.metrics.image_quality import (
     METRICS,
+    class_accuracy,
     frechet,
     inception_score,
     kernel_distance,
@@ -254,3 +255,20 @@ def test_images_are_measured_in_their_feature_space():
 def test_wrong_input(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_class_accuracy_is_the_share_of_largest_logits_with_its_interval():
+    logits = torch.eye(4)[[0, 1, 2, 3, 0]] + 0.1
+    accuracy = class_accuracy(logits, torch.tensor([0, 1, 2, 0, -1]))
+    assert (accuracy.metric, accuracy.value) == ("class_accuracy", 0.75)
+    interval = wilson(3, 4)
+    assert accuracy.error == pytest.approx(max(interval.high - 0.75, 0.75 - interval.low))
+    assert class_accuracy(logits, torch.tensor([0, 1, 2, 3, 0])).error == pytest.approx(1 - wilson(5, 5).low)
+    for labels in (torch.tensor([0, 1, 2, 4, 0]), torch.full((5,), -1), torch.tensor([0, -2, 1, 1, 1])):
+        with pytest.raises(ValueError, match=r"labels must lie in 0 \.\. 3, or be -1 for some samples; got"):
+            class_accuracy(logits, labels)
+    for labels in (torch.tensor([0, 1]), torch.zeros(5)):
+        with pytest.raises(ValueError, match=r"expected logits \(N, K\) and N integer labels"):
+            class_accuracy(logits, labels)
+    with pytest.raises(ValueError, match="logits must be finite"):
+        class_accuracy(logits * math.nan, torch.zeros(5, dtype=torch.int64))

@@ -1,0 +1,182 @@
+"""The setting `cond` of `scoresde sample`: classes by number or name, vectors, and a row of samples for each class.
+
+    cond.label=3  cond=3          a class by its number; if the names of the classes are numbers, by this name
+    cond.group=flags              a class by its name; several conditions together: cond.tone=2 cond.group=flags
+    cond.label=all                a row of samples for each class, with the same seeds in every row
+    cond.vector=[0.1,2]           a vector, or context vectors
+
+The conditions of samples are stored beside their array, `<name>.npy`, in `<name>.cond.npz`: an array with leading
+dimension N for each name.
+"""
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from scoresde.atomic_files import replace_atomically
+from scoresde.cli.suggestions import did_you_mean
+from scoresde.data.items import LABEL
+from scoresde.networks.embeddings import NULL, by_name
+from scoresde.protocols import Condition, as_condition, expand
+
+ALL = "all"
+ROW = 8  # samples of each class by default
+SUFFIX = ".cond.npz"
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """The samples to draw: `n` in total, in rows of `columns` samples with one name for each row.
+
+    cond: the condition, with leading dimension n, or None. names: empty if there is one row.
+    """
+
+    n: int
+    columns: int
+    cond: Condition = None
+    names: tuple[str, ...] = ()
+
+
+def drawing(
+    cond: Any, n: int | None, default: int, classes: Mapping[str, Sequence[str]], others: Sequence[str] | None
+) -> Drawing:
+    """Return the samples that the settings `cond` and `n` ask for.
+
+    Args:
+        cond: a plain value, or one for each name of a condition.
+        n: number of samples, of each class if a label is "all"; None for 8 of each class, or `default` in total.
+        default: number of samples in one row.
+        classes: the names of the classes of each label.
+        others: the names of further conditions; None if unknown, then any name is accepted.
+
+    Raises:
+        ValueError: an unknown condition or class, with the nearest one, or a value of the wrong kind.
+    """
+    parts = _named_parts(cond)
+    for name in parts:
+        if name not in classes and others is not None and name not in others:
+            known = [*classes, *others]
+            listed = did_you_mean(name, known, lists_all=True) if known else ", which takes none"
+            raise ValueError(f"no condition {name!r} of this model{listed}")
+    fixed = {name: _fixed(name, value, classes) for name, value in parts.items() if value != ALL}
+    varied = [name for name, value in parts.items() if value == ALL]
+    if not varied:
+        n = default if n is None else n
+        given = {name: part for name, part in fixed.items() if part is not None}
+        return Drawing(n, n, expand({name: part[None] for name, part in given.items()}, n) if given else None)
+    for name in varied:
+        if not classes.get(name):
+            raise ValueError(f"cond.{name}=all needs the classes of {name}, which this run does not record")
+    n = ROW if n is None else n
+    rows = list(itertools.product(*(range(len(classes[name])) for name in varied)))
+    given = {name: part.expand(len(rows) * n, *part.shape) for name, part in fixed.items() if part is not None}
+    for i, name in enumerate(varied):
+        given[name] = torch.tensor([row[i] for row in rows]).repeat_interleave(n)
+    names = [", ".join(classes[name][row[i]] for i, name in enumerate(varied)) for row in rows]
+    return Drawing(len(rows) * n, n, given, tuple(names))
+
+
+def _named_parts(cond: Any) -> dict[str, Any]:
+    """Return the values by name: an integer or a text is a label, a number or a list a vector."""
+    if cond is None or isinstance(cond, dict):
+        return dict(cond or {})
+    return {LABEL if isinstance(cond, (int, str)) else "vector": cond}
+
+
+def _fixed(name: str, value: Any, classes: Mapping[str, Sequence[str]]) -> Tensor | None:
+    """Return the condition of one sample; None for null."""
+    if value is None:
+        return None
+    if name in classes:
+        return torch.tensor(class_number(name, value, classes[name]))
+    if isinstance(value, str):
+        kind = "the number of a class, as the classes have no names in this run" if name == LABEL else "numbers"
+        raise ValueError(f"cond.{name} must be {kind}; got {value!r}")
+    if name == LABEL and isinstance(value, int):
+        return torch.tensor(value)
+    part = by_name(as_condition({name: value}))[name]
+    return part.float()
+
+
+def class_number(name: str, value: Any, names: Sequence[str]) -> int:
+    """Return the number of a class of the label `name`, which is given by number or name.
+
+    If all names are whole numbers, such as the years 1990 and 2000, a number is a name.
+
+    Raises:
+        ValueError: no class has this number or name.
+    """
+    numbered = all(text.lstrip("-").isdecimal() for text in names)
+    if isinstance(value, bool) or not isinstance(value, (int, str)):
+        raise ValueError(f"cond.{name} must be a class, its number or its name, or all; got {value!r}")
+    if value == NULL and NULL not in map(_whole, names):
+        return NULL
+    if str(value) in names and (numbered or isinstance(value, str)):
+        return list(names).index(str(value))
+    if isinstance(value, int) and not numbered and 0 <= value < len(names):
+        return value
+    if isinstance(value, int) and not numbered:
+        raise ValueError(f"cond.{name} must be a class 0 .. {len(names) - 1}, or -1 for none; got {value}")
+    raise ValueError(
+        f"no class {str(value)!r} of cond.{name}{did_you_mean(str(value), names, lists_all=len(names) <= 20)}"
+    )
+
+
+def _whole(text: str) -> int | None:
+    return int(text) if text.lstrip("-").isdecimal() else None
+
+
+def described(cond: Any, classes: Mapping[str, Sequence[str]]) -> str:
+    """Return a condition of the settings as text for a table, such as "label=3 (cat)"."""
+    words = []
+    for name, value in _named_parts(cond).items():
+        is_number = isinstance(value, int) and not isinstance(value, bool) and name in classes
+        text = classes[name][class_number(name, value, classes[name])] if is_number and value != NULL else str(value)
+        words.append(f"{name}={value}" + (f" ({text})" if text != str(value) else ""))
+    return ", ".join(words)
+
+
+# --- files
+
+
+def save_conditions(array: Path, cond: Condition) -> Path | None:
+    """Store the conditions (N, ...) of samples beside their array; return the path, None without conditions."""
+    parts = {name: part.numpy() for name, part in by_name(cond).items()}
+    path = array.with_name(array.name.removesuffix(".npy") + SUFFIX)
+    if not parts:
+        return None
+
+    def write(temporary: Path) -> None:
+        with open(temporary, "wb") as file:
+            np.savez(file, **parts)  # type: ignore[arg-type]
+
+    replace_atomically(path, write)
+    return path
+
+
+def load_conditions(array: Path, n: int) -> Condition:
+    """Load the conditions of n samples that `save_conditions` stored beside their array; None if there are none.
+
+    Raises:
+        ValueError: the file does not hold n conditions.
+    """
+    path = array.with_name(array.name.removesuffix(".npy") + SUFFIX)
+    if not path.is_file():
+        return None
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            parts = {name: torch.from_numpy(archive[name]) for name in archive.files}
+    except (ValueError, TypeError, OSError) as error:
+        raise ValueError(f"{path} does not hold conditions ({error}): delete it, or draw the samples again") from error
+    for name, part in parts.items():
+        if not part.ndim or len(part) != n:
+            raise ValueError(
+                f"{path} must have {n} values of {name}, as {array.name} has samples; got {tuple(part.shape)}"
+            )
+    return parts or None
