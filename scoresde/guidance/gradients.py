@@ -34,8 +34,8 @@ class Classifier(Guided):
 
     Raises:
         TypeError: `classifier` cannot be called.
-        ValueError: the classifier has another SDE than the model; in a call, the classifier does not return logits (B, K),
-            or (B,) if there is no label.
+        ValueError: the classifier has another SDE than the model; in a call, the classifier does not return logits
+            (B, K), or (B,) if there is no label.
     """
 
     def __init__(
