@@ -43,7 +43,7 @@ SETTINGS = {
         "batch_size: 256",
     ],
     "bpd": ["likelihood: adaptive, default, dopri5, exact, paired, score_sde", "run: ???", "split: test"],
-    "evaluate": ["features: digits, inception, openmoji_tone, pixels", "run: ???", "floors:", "features=inception n=50000"],
+    "evaluate": ["features: digits, inception, openmoji_", "run: ???", "floors:", "features=inception n=50000"],
     "compare": ["samplers: - ddim", "run: ???", "sde: ", "- ancestral", "scoresde compare run=oracle sde=subvp"],
     "classify": [
         "likelihood: adaptive, ",
