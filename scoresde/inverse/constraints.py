@@ -44,8 +44,9 @@ class Replacement(Constraint):
         y: one measurement (*m), used for all samples, or one for each (B, *m).
         published: if True, follow the code of 2011.13456 (controllable_generation.py of score_sde): the first state has
             the known data without noise, a perturbation is at the noise level of the *start* of its transition, and the
-            known part of the result is alpha y of the last one. Use `PredictorCorrector(order="corrector_first")` and
-            `corrected`.
+            known part of the result is alpha y at the last time. The published sampler is then
+            `PredictorCorrector(predictor, corrected(corrector, constraint), order="corrector_first",
+            denoise_final=True)`, except that its result keeps the noise of the last step in the unknown part.
 
     Raises:
         TypeError: the operator is not linear.
@@ -97,9 +98,9 @@ def corrected(corrector: Corrector, constraint: Constraint) -> Corrector:
 class Resampled:
     """A grid that goes over each part of another grid several times (2201.09865, section 4.2 and appendix B).
 
-    The nodes are numbered from 0 at t_min. After reaching node 1, 1 + jump, 1 + 2 jump, ..., below steps - jump + 1, the
-    grid goes up by `jump` nodes in one transition and down again, repeats - 1 times. The paper goes up one node at a
-    time, which has the same law, as forward kernels compose.
+    The nodes are numbered from 0 at t_min. After reaching each of the nodes 1, 1 + jump, 1 + 2 jump, ... up to
+    steps - jump, the grid goes up by `jump` nodes in one transition and down again, repeats - 1 times. The paper goes
+    up one node at a time, which has the same law, as forward kernels compose.
 
     Args:
         jump: number of nodes of a jump; 10 in the paper.
@@ -110,16 +111,14 @@ class Resampled:
         ValueError: jump or repeats is less than 1, or grid is unknown.
     """
 
-    def __init__(
-        self, jump: Few = 10, repeats: Few = 10, grid: str | Grid | Tensor | Sequence[float] = uniform_time
-    ):
+    def __init__(self, jump: Few = 10, repeats: Few = 10, grid: str | Grid | Tensor | Sequence[float] = uniform_time):
         self.jump, self.repeats, self.grid = jump, repeats, resolve_grid(grid)
 
     def __call__(self, sde: SDE, steps: int) -> Tensor:
         """Return the times, with those that rise again."""
         times = float64(self.grid(sde, steps)).flip(0)
         last = len(times) - 1
-        left = {node: self.repeats - 1 for node in range(1, last - self.jump + 1, self.jump)}
+        left = dict.fromkeys(range(1, last - self.jump + 1, self.jump), self.repeats - 1)
         nodes = [last]
         while nodes[-1]:
             nodes.append(nodes[-1] - 1)

@@ -1,20 +1,22 @@
 r"""The twisted diffusion sampler (TDS, 2306.17775): weighted samples of p(x_0 | y), and the evidence p(y).
 
-A sampler of the reverse SDE is a Markov chain x_s = F(x_t, z), z ~ N(0, I), from pure noise at t_max. With a last kernel
-p(x_0 | x) = N(D(x), V) at t_min it is a model of the data, and the likelihood p(y | x_0) = N(y; A x_0, n^2 I) gives it a
-posterior. Sequential Monte Carlo samples from this posterior. With a twist h_t(x) that approximates p(y | x_t = x), each
-particle draws z from N(u, I) in place of N(0, I), so that it moves along grad log h_t, and is weighted by
+A sampler of the reverse SDE is a Markov chain x_s = F(x_t, z), z ~ N(0, I), from pure noise at t_max. With a last
+kernel p(x_0 | x) = N(D(x), V) at t_min it is a model of the data, and the likelihood p(y | x_0) = N(y; A x_0, n^2 I)
+gives it a posterior. Sequential Monte Carlo samples from this posterior. With a twist h_t(x) that approximates
+p(y | x_t = x), each particle draws z from N(u, I) in place of N(0, I), so that it moves along grad log h_t, and is
+weighted by
 
     h_T(x_T)  prod  N(z; 0, I) h_s(x_s) / (N(z; u, I) h_t(x_t)),
 
 where h at t_min is the exact integral of p(y | x_0) over the last kernel. For a Gaussian transition p(x_s | x_t), the
-fraction is that of the paper, p(x_s | x_t) h_s / (q(x_s | x_t) h_t). In the limit of many particles the weighted samples
-follow the posterior of the chain whatever the twist is. For any number of particles, the product of mean weights is an
-unbiased estimate of the chain's evidence. A good twist makes the weights equal and the error small. The default is
+fraction is that of the paper, p(x_s | x_t) h_s / (q(x_s | x_t) h_t). In the limit of many particles the weighted
+samples follow the posterior of the chain whatever the twist is. For any number of particles, the product of mean
+weights is an unbiased estimate of the chain's evidence. A good twist makes the weights equal and the error small. The
+default is
 
-    h_t(x) = N(y; A D(x), n^2 I + V_t A A^T),    V_t = d^2 sigma^2 / (alpha^2 d^2 + sigma^2),    D(x) = E[x_0 | x_t = x],
+    h_t(x) = N(y; A D(x), n^2 I + V_t A A^T),    V_t = d^2 sigma^2 / (alpha^2 d^2 + sigma^2),
 
-with d the standard deviation of the data: V_t is the variance of x_0 given x_t for data N(m, d^2 I), for which h_t is
+with D(x) = E[x_0 | x_t = x] and d the standard deviation of the data: V_t is the variance of x_0 given x_t for data N(m, d^2 I), for which h_t is
 exact. u is the difference of two first stages of the step, with the views tilted by grad log h_t (`views.TiltedViews`)
 and without, divided by the standard deviation c of its noise. With `Ancestral`, the mean of x_s is then that of
 p(x_s | x_t, y) if h_t is exact.
@@ -22,9 +24,9 @@ p(x_s | x_t, y) if h_t is exact.
 The chain's posterior and evidence differ from the model's by the error of the discretisation, of order 1/steps for
 `Ancestral` and 1/steps^2 for `StochasticHeun`, which evaluates the network twice a step.
 
-When the effective sample size (sum w)^2 / sum w^2 falls below a fraction of the particles, they are resampled with equal
-distances in the cumulative weights (systematic resampling). The particles are one batch by nature: every one of them
-depends on all others, and the draws are functions of one seed.
+When the effective sample size (sum w)^2 / sum w^2 falls below a fraction of the particles, they are resampled with
+equal distances in the cumulative weights (systematic resampling). The particles are one batch by nature: every one of
+them depends on all others, and the draws are functions of one seed.
 
 **Error of the evidence.** With S_e the final weight of all descendants of the initial particle e, the relative variance
 of the estimate is about sum_e S_e^2 - 1/N, less the part sum f (1 - f) / N^2 due to rounding N w to whole numbers of
@@ -66,8 +68,8 @@ Twist = Callable[[Tensor, Tensor], Tensor]
 class Particles:
     """Weighted samples of a posterior.
 
-    x: samples (N, *). log_weights: their normalised weights, float64 (N,). log_evidence: log of the estimate of p(y), in
-    nats; the estimate of p(y) is unbiased, its log is lower by half its relative variance in the mean. stderr: standard
+    x: samples (N, *). log_weights: logs of their weights, which add up to 1, float64 (N,). log_evidence: log of the
+    estimate of p(y), in nats; the estimate is unbiased, its log is too low by half its relative variance. stderr: standard
     error of log_evidence, see the module docstring. ess: effective sample size at each time before resampling, (K,).
     resampled: number of times that the particles were resampled. ancestors: number of initial particles with
     descendants. nfe, backward: evaluations of the network and backward passes, each of a batch of particles.
@@ -143,11 +145,12 @@ class Evaluation(NamedTuple):
     tilted: Tensor
     denoised: Tensor
     log_twist: Tensor
-    variance: Tensor | None
+    variance: Tensor | None = None
 
     def at(self, rows: Tensor) -> "Evaluation":
         """Return the evaluation of the particles `rows`."""
-        return Evaluation(*(None if part is None else part[rows] for part in self))  # type: ignore[arg-type]
+        *parts, variance = self
+        return Evaluation(*(part[rows] for part in parts), None if variance is None else variance[rows])
 
 
 @checked
@@ -159,7 +162,7 @@ class TwistedParticles:
             (default), with an `OptimalVariance` for few steps, or `ReverseDiffusion`.
         steps: number of transitions. The evidence is that of the chain, which approaches the model's with more steps.
         grid: see `PredictorCorrector`; its times must decrease from t_max.
-        threshold: fraction of the particles below which an effective sample size leads to resampling; 0 never, 1 always.
+        threshold: particles are resampled below this effective sample size, as a fraction of N; 0 never, 1 always.
         data_std: d in the default V_t, the standard deviation of the data.
         variance: V_t as a function of a `Point` of the path, such as `OptimalVariance.data_variance`, in place of the
             formula; 0 everywhere is the approximation of DPS (2209.14687).
@@ -245,7 +248,9 @@ class TwistedParticles:
             x = model.sde.prior_std * stream.normal(like[None])[0]
             here = _evaluated(model, x, ends[0].t, tilt, self.predictor.view, size)
             cloud.weigh(here.log_twist)
-            for row, end in zip(progress_bar(rows, title="particles", unit="step", shown=progress), ends[1:], strict=True):
+            for row, end in zip(
+                progress_bar(rows, title="particles", unit="step", shown=progress), ends[1:], strict=True
+            ):
                 if (chosen := cloud.resampled()) is not None:
                     x, here = x[chosen], here.at(chosen)
                 x, log_ratio = _moved(model, x, here, row, self.predictor.view, stream)
@@ -283,7 +288,8 @@ def _evaluated(
         rows = slice(start, start + size)
         part = model if size >= len(x) else model.rows(rows, len(x))
         parts.append(_of_batch(part, x[rows], t, twist, view, is_tilted))
-    return Evaluation(*(None if part[0] is None else torch.cat(part) for part in zip(*parts, strict=True)))
+    *columns, variances = zip(*parts, strict=True)
+    return Evaluation(*map(torch.cat, columns), None if variances[0] is None else torch.cat(variances))
 
 
 def _of_batch(model: BaseModel, x: Tensor, t: Tensor, twist: Twist, view: str, is_tilted: bool) -> Evaluation:
@@ -302,21 +308,23 @@ def _of_batch(model: BaseModel, x: Tensor, t: Tensor, twist: Twist, view: str, i
         log_twist(x)
     ((views, value),) = seen
     tilted = getattr(TiltedViews(views, gradient), view)
-    parts = getattr(views, view), tilted, views.denoised, value
-    return Evaluation(*(part.detach() for part in parts), None if views.variance is None else views.variance.detach())
+    variance = None if views.variance is None else views.variance.detach()
+    return Evaluation(getattr(views, view).detach(), tilted.detach(), views.denoised.detach(), value.detach(), variance)
 
 
-def _moved(model: BaseModel, x: Tensor, here: Evaluation, row: Row, view: str, stream: RandomStream) -> tuple[Tensor, Tensor]:
+def _moved(
+    model: BaseModel, x: Tensor, here: Evaluation, row: Row, view: str, stream: RandomStream
+) -> tuple[Tensor, Tensor]:
     """Return the particles after a guided step, and log N(z; 0, I) - log N(z; u, I), float64 (N,)."""
     first, z, log_ratio = row.stages[0], None, x.new_zeros(len(x), dtype=torch.float64)
     if isinstance(c := spread(first, here.variance), Tensor) or c:
         shift, z = first.b[0] * (here.tilted - here.view) / c, stream.normal(x[None])[0]
         log_ratio = -sum_dims(z * shift) - 0.5 * sum_dims(shift.square())
         z = z + shift
-    y, views = x, ()
+    y, views = x, []
     for stage in row.stages:
-        seen = here.view if stage is first else getattr(model.predict(y, stage.t), view)
-        views, anchor = (seen, *views), stage.a * x
+        views.insert(0, here.view if stage is first else getattr(model.predict(y, stage.t), view))
+        anchor = stage.a * x
         y = combine(anchor if z is None else anchor + (c if stage is first else stage.c) * z, stage.b, views)
     return y, log_ratio
 

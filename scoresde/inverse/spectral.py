@@ -14,7 +14,8 @@ measured. With r = sigma_s/alpha_s, DDRM (2201.11793, eq. 7 and 8) has, in units
 
 DDNM (2212.00490, section 3.3, eq. 17 to 19) is the draw from q(x_s | x_t, x_0) = N(a x_t + b x_0, w^2) at
 x_0 = D + g (A^+ y - D), where g is the largest number in [0, 1] for which the noise of A^+ y, b g l_i, does not exceed
-w; the rest of w^2 is added as noise. Without noise, g = 1.
+w; the rest of w^2 is added as noise. Without noise, g = 1. This keeps the marginals of one transition; later ones start
+from states that depend on the noise of y already, which is neglected. DDRM keeps the marginals of all transitions.
 
 The last transition goes to clean data, sigma = 0 and alpha = 1; without measurement noise, A x = y there.
 """
@@ -39,7 +40,7 @@ from scoresde.sdes.transitions import Point, points, posterior, transition
 
 @dataclass(frozen=True)
 class Weights:
-    """The coefficients a, b, c, k and w of the module docstring, numbers or float64 tensors, one for each coordinate."""
+    """The coefficients a, b, c, k and w of the module docstring: numbers, or float64 tensors (*)."""
 
     state: Tensor | float = 0.0
     denoised: Tensor | float = 0.0

@@ -5,8 +5,8 @@ For a linear measurement y = A x_0 + n e, and x_0 given x_t taken as N(D, V I) w
     p(y | x_t)      = N(y; A D, S),        S = n^2 I + V A A^T
     p(x_0 | x_t, y) = N(D + V A^T S^-1 (y - A D), V I - V^2 A^T S^-1 A).
 
-With the eigenvectors Q and eigenvalues l_i of A A^T, S = Q diag(n^2 + V l_i) Q^T for every V. They come from the singular
-values s_i of the operator, l_i = s_i^2, or else from the matrix A A^T.
+With the eigenvectors Q and eigenvalues l_i of A A^T, S = Q diag(n^2 + V l_i) Q^T for every V. They come from the
+singular values s_i of the operator, l_i = s_i^2, or else from the matrix A A^T.
 """
 
 import math

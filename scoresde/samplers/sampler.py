@@ -218,8 +218,8 @@ class Sampler(PlainStep):
             generator, seeds: a generator for the batch, or one seed per sample. With seeds, a sample does not depend on
                 the others in its batch, except where documented (adapters of adaptive solvers, and a published rule of
                 `Langevin`).
-            constraint: a function (model, x, t, stream) -> x, applied to the state after each transition. A `Constraint`
-                also chooses the transitions after which it is applied, and changes the first state and the result.
+            constraint: a function (model, x, t, stream) -> x, applied to the state after each transition. A
+                `Constraint` also chooses these transitions, and changes the first state and the result.
             callback: called with (index, t, x) after each transition; it must not write into x.
             trajectory: False stores no states; True stores the state after every transition, an integer k the state
                 after every k-th transition.
@@ -286,7 +286,9 @@ class Sampler(PlainStep):
         return Samples(x, count.forward, torch.stack(states) if states else None, count.backward)
 
 
-def _constrained(constraint: ConstraintFunction, model: BaseModel, x: Tensor, t: Tensor, stream: RandomStream) -> Tensor:
+def _constrained(
+    constraint: ConstraintFunction, model: BaseModel, x: Tensor, t: Tensor, stream: RandomStream
+) -> Tensor:
     """Return the constrained state; a copy if the constraint wrote into x.
 
     Methods take a state as unchanged if it is the same tensor as before, so a changed state must be a new tensor.
