@@ -3,7 +3,7 @@ r"""Inverse problems: samples of x given a measurement y = A(x) + noise, with a 
     operators           `Operator`, compositions a @ b, and linear physics objects of `deepinv`
     general_operators   `Inpainting`, `Linear`, `Nonlinear`: states of any shape
     image_operators     `Downsampling`, `Blur`, `Grey`, `Colour`, `Fourier`
-    posterior_models    `DPS`, `PiGDM`, `TMPD`, `MMPS`: models with approximations of the score of p(x_t | y)
+    posterior_models    `DPS`, `PiGDM`, `MMPS`: models with approximations of the score of p(x_t | y)
     posterior_samples   `sample_posterior`: samples by the name of a method
 
 For a Gaussian mixture the posterior under a linear measurement is a mixture again, `GaussianMixture.posterior`, and the
@@ -14,13 +14,12 @@ from scoresde.inverse.general_operators import Inpainting, Nonlinear
 from scoresde.inverse.general_operators import LinearOperator as Linear
 from scoresde.inverse.image_operators import Blur, ChannelMixing, Colour, Downsampling, Fourier, Grey
 from scoresde.inverse.operators import Composed, Operator, PhysicsOperator, as_operator
-from scoresde.inverse.posterior_models import DPS, MMPS, TMPD, Measured, PiGDM
+from scoresde.inverse.posterior_models import DPS, MMPS, Measured, PiGDM
 from scoresde.inverse.posterior_samples import PosteriorSamples, sample_posterior
 
 __all__ = [
     "DPS",
     "MMPS",
-    "TMPD",
     "Blur",
     "ChannelMixing",
     "Colour",

@@ -8,15 +8,15 @@ import torch
 from torch import Tensor
 
 from scoresde.inverse.operators import Operator, as_operator
-from scoresde.inverse.posterior_models import DPS, MMPS, TMPD, Measured, PiGDM
+from scoresde.inverse.posterior_models import DPS, MMPS, Measured, PiGDM
 from scoresde.protocols import Model
 from scoresde.samplers import Ancestral, PredictorCorrector, Sampler
 from scoresde.score import device_of
-from scoresde.tensors import check_instance, check_integer, check_real
+from scoresde.tensors import check_integer, check_real
 from scoresde.wrappers import for_inference
 
 STEPS = 100
-METHODS: dict[str, Callable[..., Measured]] = {"dps": DPS, "pigdm": PiGDM, "tmpd": TMPD, "mmps": MMPS}
+METHODS: dict[str, Callable[..., Measured]] = {"dps": DPS, "pigdm": PiGDM, "mmps": MMPS}
 
 
 @dataclass
@@ -57,7 +57,7 @@ def sample_posterior(
         model: the model of the prior p(x), in eval mode.
         operator: an `Operator`, or a linear physics object of `deepinv`.
         y: one measurement `*m`, used for all samples, or one for each sample, (n, *m).
-        method: "dps", "pigdm", "tmpd" or "mmps", see `posterior_models`; or a function (model, operator, y) -> model.
+        method: "dps", "pigdm" or "mmps", see `posterior_models`; or a function (model, operator, y) -> model.
         sampler: default: 100 ancestral steps.
         seeds, generator: one seed per sample, or a generator for the batch.
         cond: condition of the prior, short for `model.given(cond)`.
@@ -76,7 +76,8 @@ def sample_posterior(
     if isinstance(method, str) and method not in METHODS:
         raise ValueError(f"method must be one of {', '.join(METHODS)}; got {method!r}")
     build = METHODS[method] if isinstance(method, str) else method
-    check_instance("method", build, "__call__")
+    if not callable(build):
+        raise TypeError(f"method must be a name or a function (model, operator, y) -> model; got {build!r}")
     posterior = build(model, operator, y, **options)
     event = state_shape(operator, y, n) if shape is None else tuple(shape)
     sampler = PredictorCorrector(Ancestral(), steps=STEPS) if sampler is None else sampler
