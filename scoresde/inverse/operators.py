@@ -21,7 +21,7 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from scoresde.random_stream import RandomStream
 from scoresde.tensors import check_instance, check_real, float64, floating, listed, send, sum_dims
@@ -181,6 +181,8 @@ class _KnownPart:
 class PhysicsOperator(Operator):
     """A linear physics object of `deepinv`, or any other with methods A(x) and A_adjoint(y), as an operator.
 
+    It is evaluated in the dtype of its own tensors.
+
     Args:
         physics: the object; its pseudo-inverse is A_dagger(y), if it has one.
         noise_std: see `Operator`; None for the attribute noise_model.sigma of the object, 0 if it has none.
@@ -197,15 +199,23 @@ class PhysicsOperator(Operator):
         self.physics = physics
 
     def __call__(self, x: Tensor) -> Tensor:
-        return self.physics.A(floating(x))
+        return self._apply(self.physics.A, x)
 
     def adjoint(self, y: Tensor) -> Tensor:
-        return self.physics.A_adjoint(floating(y))
+        return self._apply(self.physics.A_adjoint, y)
 
     def pseudo_inverse(self, y: Tensor) -> Tensor:
         if not callable(getattr(self.physics, "A_dagger", None)):
             raise self._no_spectrum()
-        return self.physics.A_dagger(floating(y))
+        return self._apply(self.physics.A_dagger, y)
+
+    def _apply(self, function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        """Return function(x) in the dtype of x, computed in that of the object's tensors."""
+        x = floating(x)
+        physics = self.physics
+        tensors = [*physics.parameters(), *physics.buffers()] if isinstance(physics, nn.Module) else []
+        dtype = next((tensor.dtype for tensor in tensors if tensor.is_floating_point()), x.dtype)
+        return function(x.to(dtype)).to(x.dtype)
 
 
 def as_operator(operator: Any) -> Operator:
