@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from scoresde.arguments import Few, checked
+from scoresde.inverse.operators import as_operator, check_linear
 from scoresde.inverse.twists import measured
 from scoresde.random_stream import RandomStream
 from scoresde.samplers.correctors import Corrector
@@ -31,7 +32,7 @@ from scoresde.samplers.predictors import Ancestral
 from scoresde.samplers.sampler import Constraint, Step, StepFunction
 from scoresde.score import BaseModel
 from scoresde.sdes import SDE
-from scoresde.tensors import broadcast, float64
+from scoresde.tensors import broadcast, check_real, float64
 
 
 class Replacement(Constraint):
@@ -40,7 +41,7 @@ class Replacement(Constraint):
     The samples satisfy A x = y to rounding. To replace after each corrector as well, use `corrected`.
 
     Args:
-        operator: a linear operator with `pseudo_inverse`.
+        operator: a linear `Operator` with a pseudo-inverse, or a linear physics object of `deepinv`.
         y: one measurement (*m), used for all samples, or one for each (B, *m).
         published: if True, follow the code of 2011.13456 (controllable_generation.py of score_sde): the first state has
             the known data without noise, a perturbation is at the noise level of the *start* of its transition, and the
@@ -49,13 +50,14 @@ class Replacement(Constraint):
             denoise_final=True)`, except that its result keeps the noise of the last step in the unknown part.
 
     Raises:
-        TypeError: the operator is not linear.
+        TypeError: the operator is not linear; in a call, its pseudo-inverse is not known.
+        ValueError: in a call, y does not fit.
     """
 
     def __init__(self, operator: Any, y: Tensor, published: bool = False):
-        if not operator.is_linear:
-            raise TypeError(f"Replacement needs a linear operator; got {operator!r}: use DPS or the particle sampler")
-        self.operator, self.y, self.published = operator, y, published
+        check_real("y", y)
+        self.operator, self.y, self.published = as_operator(operator), y, published
+        check_linear(self.operator, "Replacement")
 
     def __call__(self, model: BaseModel, x: Tensor, t: Tensor, stream: RandomStream) -> Tensor:
         """Return x + P (q - x) with a perturbation q at t."""

@@ -29,6 +29,7 @@ import torch
 from torch import Tensor
 
 from scoresde.arguments import Few, Share, checked
+from scoresde.inverse.operators import as_operator, check_linear
 from scoresde.inverse.twists import Spectrum, measured, noise_level
 from scoresde.random_stream import RandomStream
 from scoresde.samplers.grids import Grid, Transition, resolve_grid, transitions, uniform_time
@@ -36,6 +37,7 @@ from scoresde.samplers.sampler import Sampler
 from scoresde.score import BaseModel
 from scoresde.sdes import SDE
 from scoresde.sdes.transitions import Point, points, posterior, transition
+from scoresde.tensors import check_real
 
 
 @dataclass(frozen=True)
@@ -53,14 +55,15 @@ class SpectralSampler(Sampler):
     """A sampler of the module docstring. A subclass defines `weights`.
 
     Args:
-        operator: an operator with known singular values and one `noise_std`.
+        operator: a linear operator with known singular values and one `noise_std`.
         y: one measurement (*m), used for all samples, or one for each (B, *m).
         steps: number of transitions, without the last one to clean data.
         grid: see `PredictorCorrector`; default: uniform in t.
         denoise_final: whether to make the last transition to clean data, with one more evaluation.
 
     Raises:
-        ValueError: the grid is unknown; in a call, the operator does not know its singular values, or y does not fit.
+        TypeError: the operator is not linear; in a call, it does not know its singular values.
+        ValueError: the grid is unknown; in a call, y does not fit, or noise_std is not one number.
     """
 
     def __init__(
@@ -72,7 +75,10 @@ class SpectralSampler(Sampler):
         denoise_final: bool = True,
     ):
         super().__init__(denoise_final)
-        self.operator, self.y, self.steps, self.grid = operator, y, steps, resolve_grid(grid)
+        check_real("y", y)
+        self.operator, self.y = as_operator(operator), y
+        check_linear(self.operator, type(self).__name__)
+        self.steps, self.grid = steps, resolve_grid(grid)
 
     def weights(self, here: Point[float], target: Point[float], level: Tensor) -> Weights:
         """Return the coefficients of the transition to less noise, for the noise levels l_i, float64 (*)."""

@@ -10,67 +10,59 @@ singular values s_i of the operator, l_i = s_i^2, or else from the matrix A A^T.
 """
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from scoresde.arguments import check_memory
+from scoresde.inverse.operators import Operator, check_measurement
 from scoresde.random_stream import RandomStream
-from scoresde.tensors import dimensions, float64
+from scoresde.tensors import dimensions, float64, send
 
 MOST_MEASUREMENTS = 8192  # the largest matrix A A^T that is diagonalised
 ROUNDED = 1e-10  # eigenvalues of A A^T below this fraction of the largest one are 0
 
 
-def measured(operator: Any, y: Tensor, x: Tensor) -> Tensor:
+def measured(operator: Operator, y: Tensor, x: Tensor) -> Tensor:
     """Return the measurements (B, *m) of the states x (B, *), from one measurement (*m) for all, or one for each.
 
     Raises:
         ValueError: y does not have the shape of the operator's measurements of x.
     """
-    one = operator(x[:1]).shape[1:]
-    if y.shape != one and (y.ndim != len(one) + 1 or y.shape[1:] != one or len(y) not in (1, len(x))):
-        raise ValueError(
-            f"y must be one measurement {tuple(one)}, or one for each of the {len(x)} states; got {tuple(y.shape)}"
-        )
-    return y.to(x).expand(len(x), *one)
+    expected = operator(x)
+    y = y[None] if y.shape == expected.shape[1:] else y
+    check_measurement(y, expected)
+    return send(y, x.device).to(expected).expand_as(expected)
 
 
-def noise_level(operator: Any) -> float:
+def noise_level(operator: Operator) -> float:
     """Return the `noise_std` of an operator whose noise is the same in every measurement.
 
     Raises:
         ValueError: the noise differs between the measurements.
     """
-    noise = float64(operator.noise_std)
-    if noise.numel() != 1:
+    if operator.noise_std.numel() != 1:
         raise ValueError(
-            f"noise_std must be one number for this method; got {tuple(noise.shape)} numbers: use the particle sampler "
-            "or a posterior model, which take one for each measurement"
+            f"noise_std must be one number for this method; got {operator!r}: use the particle sampler or a posterior "
+            "model, which take one for each measurement"
         )
-    return noise.item()
+    return operator.noise_std.item()
 
 
 class Spectrum:
     """The singular values s of an operator A = U diag(s) V^T, shaped like the coordinates V^T x of a state.
 
     Args:
-        operator: an operator with a spectrum, see `inverse.operators`.
-        x: any state (B, *), for its shape, dtype and device.
+        operator: an operator with known singular values, see `inverse.operators`.
+        x: any state (B, *), for its shape and device.
 
     Raises:
-        ValueError: the operator does not know its singular values.
+        TypeError: the operator does not know its singular values.
     """
 
-    def __init__(self, operator: Any, x: Tensor):
-        if not operator.has_spectrum:
-            raise ValueError(
-                f"this method needs the singular values of the operator; {type(operator).__name__} does not know them: "
-                "give a matrix, or use RePaint, a posterior model or the particle sampler"
-            )
+    def __init__(self, operator: Operator, x: Tensor):
         self.operator = operator
-        values = float64(operator.singular_values(x.shape[1:])).to(x.device).expand(x.shape[1:])
+        values = float64(send(operator.singular_values(x.shape[1:]), x.device)).expand(x.shape[1:])
         self.values = values.masked_fill(values.square() <= ROUNDED * values.square().max(), 0.0)
 
     def coordinates(self, x: Tensor) -> Tensor:
@@ -101,11 +93,11 @@ class GaussianTwist:
         ValueError: y does not fit, or A A^T is too large to be diagonalised.
     """
 
-    def __init__(self, operator: Any, y: Tensor, x: Tensor):
+    def __init__(self, operator: Operator, y: Tensor, x: Tensor):
         self.operator = operator
         self.y = measured(operator, y, x[:1])
         self.is_linear = operator.is_linear
-        noise = float64(operator.noise_std).to(x.device)
+        noise = float64(send(operator.noise_std, x.device))
         self.noise = noise.expand(self.y.shape[1:])
         self.scale = self.noise if noise.numel() > 1 else torch.ones_like(self.noise)
         if not bool((self.scale > 0).all()):

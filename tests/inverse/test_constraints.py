@@ -1,16 +1,18 @@
 """Replacement against the published update formulas, RePaint against the exact conditional, and the grid of jumps."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 
 import scoresde as ss
+from scoresde.inverse import Grey, Inpainting, Linear, Nonlinear
 from scoresde.inverse.constraints import RePaint, Replacement, Resampled, corrected
 from scoresde.random_stream import RandomStream
 from scoresde.samplers import Ancestral, Langevin, PredictorCorrector, ReverseDiffusion
 from scoresde.samplers.grids import uniform_log_snr
 from tests.conftest import close, f64, make_transition, normal, oracle, seeded
 from tests.convert.reference import converted
-from tests.inverse.standins import Function, Images
 
 # The matrix of the published code (controllable_generation.py): its first column is the grey direction.
 M = f64(
@@ -19,11 +21,6 @@ M = f64(
     [5.7735026e-01, 4.0824822e-01, -7.0710683e-01],
 )
 CHECKPOINTS = ["ddpmpp_vp_continuous", "ncsnpp_ve_continuous"]
-
-
-def masked(shape, known):
-    """The operator that measures the entries `known`, a mask of the shape of a state."""
-    return Images(torch.eye(known.numel(), dtype=torch.float64)[known.flatten()], shape)
 
 
 def published(model, data, mask, times, noise, decouple, couple):
@@ -41,7 +38,7 @@ def published(model, data, mask, times, noise, decouple, couple):
         return couple(decouple(x) * (1 - mask) + masked_data * mask), mean
 
     x = couple(known * mask + decouple(sde.prior_std * noise()) * (1 - mask))
-    for t, following in zip(times, times[1:], strict=False):
+    for t, following in pairwise(times):
         x, _ = replaced(corrector(model, x, t, Drawn(noise)), t)
         x, _ = replaced(make_transition(ReverseDiffusion(), model, x, t, following, Drawn(noise)), t)
     x, mean = replaced(corrector(model, x, times[-1], Drawn(noise)), times[-1])
@@ -71,21 +68,19 @@ def against_published(model, operator, data, mask, decouple=lambda x: x, couple=
 
 def models():
     exact = oracle((3, 2, 2))
-    yield from (exact.score_model(sde) for sde in (ss.VP(), ss.VE(sigma_max=10.0)))
+    yield from (exact.score_model(sde) for sde in (ss.VP(), ss.VE()))
 
 
 def test_inpainting_is_that_of_score_sde():
     data, mask = normal(2, 3, 2, 2, seed=5), (normal(3, 2, 2, seed=6) > 0)
     for model in models():
-        against_published(model, masked((3, 2, 2), mask), data, mask)
+        against_published(model, Inpainting(mask), data, mask)
 
 
 def test_colourisation_is_that_of_score_sde():
     """Grey images have equal channels; their space is the first of an orthogonal colour space."""
     data = normal(2, 1, 2, 2, seed=5).expand(2, 3, 2, 2)
     mask = f64(1, 0, 0).reshape(3, 1, 1)
-    average = torch.kron(f64([1, 1, 1])[None] / 3, torch.eye(4, dtype=torch.float64))
-    operator = Images(average, (3, 2, 2))
 
     def decouple(x):
         return torch.einsum("bihw,ij->bjhw", x, M)
@@ -94,7 +89,7 @@ def test_colourisation_is_that_of_score_sde():
         return torch.einsum("bihw,ij->bjhw", x, torch.inverse(M))
 
     for model in models():
-        against_published(model, operator, data, mask, decouple, couple)
+        against_published(model, Grey(), data, mask, decouple, couple)
 
 
 @pytest.mark.filterwarnings("ignore::scoresde.prior_mismatch.PriorMismatch")
@@ -103,12 +98,12 @@ def test_a_converted_checkpoint_is_inpainted_with_the_published_formulas(name):
     model = converted(name, "ema").model
     data, mask = normal(1, 3, 16, 16, seed=5), torch.zeros(3, 16, 16, dtype=torch.bool)
     mask[:, :, :4] = True
-    against_published(model, masked((3, 16, 16), mask), data, mask)
+    against_published(model, Inpainting(mask), data, mask)
 
 
 @pytest.mark.parametrize("denoise_final", [False, True])
 def test_the_measured_part_is_exact_and_each_sample_depends_on_its_own_measurement(denoise_final):
-    operator, model = Images(normal(2, 4), (2, 2)), oracle((2, 2)).score_model(ss.VP())
+    operator, model = Linear(normal(2, 4), shape=(2, 2)), oracle((2, 2)).score_model(ss.VP())
     y = normal(3, 2, seed=2)
     sampler = PredictorCorrector(Ancestral(), steps=10, denoise_final=denoise_final)
     options = {"dtype": torch.float64}
@@ -119,7 +114,7 @@ def test_the_measured_part_is_exact_and_each_sample_depends_on_its_own_measureme
 
 
 def test_replacement_leaves_transitions_to_more_noise_alone_and_starts_with_known_data():
-    operator, model = Images(normal(2, 4), (2, 2)), oracle((2, 2)).score_model(ss.VP())
+    operator, model = Linear(normal(2, 4), shape=(2, 2)), oracle((2, 2)).score_model(ss.VP())
     constraint, (low, high) = Replacement(operator, normal(2, seed=2)), f64(0.5, 0.6)
     assert constraint.time(low, high) is None
     assert constraint.time(high, low) is low
@@ -136,7 +131,7 @@ def test_repaint_approaches_the_exact_conditional_of_a_gaussian():
     rho, value, n, errors = 0.9, 1.5, 2000, []
     stds = f64((1 + rho) ** 0.5, (1 - rho) ** 0.5)[None]
     mixture = ss.GaussianMixture(torch.zeros(1, 2), stds, rotation=f64([1, -1], [1, 1]) / 2**0.5)
-    constraint = Replacement(masked((2,), torch.tensor([True, False])), f64(value)[None])
+    constraint = Replacement(Inpainting([1, 0]), f64(value)[None])
     for repeats in (1, 9):
         sampler = RePaint(steps=40, jump=4, repeats=repeats, grid="uniform_log_snr")
         model = mixture.score_model(ss.VP())
@@ -177,9 +172,9 @@ def test_the_nodes_of_a_resampled_grid(jump, repeats, expected):
 
 def test_bad_input_is_refused():
     with pytest.raises(TypeError, match="Replacement needs a linear operator"):
-        Replacement(Function(lambda x: x, 0.1), f64(0.0))
+        Replacement(Nonlinear(lambda x: x, 0.1), f64(0.0))
     with pytest.raises(ValueError, match="jump must be"):
         RePaint(jump=0)
     sampler, model = PredictorCorrector(Ancestral(), steps=2), oracle((2, 2)).score_model(ss.VP())
     with pytest.raises(ValueError, match=r"y must be one measurement \(2,\)"):
-        sampler(model, shape=(3, 2, 2), constraint=Replacement(Images(normal(2, 4), (2, 2)), normal(3)))
+        sampler(model, shape=(3, 2, 2), constraint=Replacement(Linear(normal(2, 4), shape=(2, 2)), normal(3)))

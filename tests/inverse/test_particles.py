@@ -1,142 +1,14 @@
-"""The particle sampler: the evidence of a chain in closed form, the posterior of mixtures, errors, seeds, bad input."""
+"""Weighted particles: systematic resampling, unweighted draws, and the product of mean weights with its error."""
 
 import math
 
 import pytest
 import torch
-from torch.distributions import MultivariateNormal
 
-import scoresde as ss
-from scoresde.inverse.particles import TwistedParticles, pooled, systematic
+from scoresde.counting import Evaluations
+from scoresde.inverse.particles import Cloud, Particles, pooled, systematic
 from scoresde.random_stream import RandomStream
-from scoresde.samplers import DDIM, Ancestral, ReverseDiffusion, StochasticHeun, UniPC
-from scoresde.samplers.grids import transitions
-from tests.conftest import close, f64, make_transition, within
-from tests.inverse.standins import Function, Images, Matrix, exact_posterior
-
-MATRIX = f64([0.8, 0.6])[None]
-MIXTURE = ss.GaussianMixture(f64([-1, 0.5], [1, -0.3], [0.2, 1.2]), f64([0.3, 0.5], [0.4, 0.2], [0.3, 0.3]))
-GAUSSIAN = ss.GaussianMixture(f64([0.5, -1.0])[None], f64([0.4, 0.9])[None])
-Y = f64(0.35)[None]
-
-
-class Fixed(RandomStream):
-    """A stream that always draws the same number."""
-
-    def __init__(self, value):
-        self.value = value
-
-    def normal(self, like, rows=None):
-        return torch.full_like(like, self.value)
-
-
-def chain_evidence(sampler, model, operator, y):
-    """Log-evidence of the chain of a Gaussian with axes along the dimensions: every step is affine in x and z."""
-    sde, zero, one = model.sde, torch.zeros(1, 2, dtype=torch.float64), torch.ones(1, 2, dtype=torch.float64)
-    mean, variance = zero[0], one[0] * sde.prior_std**2
-    pairs = transitions(sampler.grid(sde, sampler.steps), sde)
-    for pair in pairs:
-        base = make_transition(sampler.predictor, model, zero, *pair, Fixed(0.0))[0]
-        slope = make_transition(sampler.predictor, model, one, *pair, Fixed(0.0))[0] - base
-        spread = make_transition(sampler.predictor, model, zero, *pair, Fixed(1.0))[0] - base
-        mean, variance = base + slope * mean, slope.square() * variance + spread.square()
-    end = sde.at(pairs[-1][1])
-    base = model.denoise(zero, end.t)[0]
-    slope = model.denoise(one, end.t)[0] - base
-    last = sampler.variance(end)
-    mean, variance = base + slope * mean, slope.square() * variance + last
-    covariance = operator.matrix @ variance.diag() @ operator.matrix.mT + operator.noise_std**2
-    return float(MultivariateNormal(operator.matrix @ mean, covariance).log_prob(y))
-
-
-VP, VE = ss.VP(), ss.VE(sigma_max=5.0)
-CHAINS = {
-    "ancestral": (VP, TwistedParticles(steps=12, threshold=1.0, data_std=2.0), 0.3, None),
-    "reverse diffusion": (VE, TwistedParticles(ReverseDiffusion(), steps=8, threshold=0.9, data_std=0.5), 0.3, None),
-    "heun": (VP, TwistedParticles(StochasticHeun(), steps=8, threshold=0.9, data_std=2.0), 0.3, None),
-    "without twist": (VE, TwistedParticles(steps=6, threshold=0.9), 0.5, lambda denoised, t: 0 * denoised.sum(dim=1)),
-    "as in DPS": (VE, TwistedParticles(steps=12, variance=lambda here: 0.0), 1.5, None),
-    "without noise": (VP, TwistedParticles(steps=12, threshold=1.0), 0.0, None),
-}
-
-
-@pytest.mark.parametrize("name", CHAINS)
-def test_the_evidence_of_a_chain_is_unbiased_for_few_particles_and_few_steps(name):
-    sde, sampler, noise, twist = CHAINS[name]
-    operator, model = Matrix(MATRIX, noise), GAUSSIAN.score_model(sde)
-    runs = [sampler(model, operator, Y, (32, 2), seed=i, twist=twist, dtype=torch.float64) for i in range(40)]
-    exact = chain_evidence(sampler, model, operator, Y)
-    within(f64(*(run.log_evidence - exact for run in runs)).exp(), f64(1.0), errors=4)
-    if noise == 0:
-        close(operator(runs[0].x), Y.expand(32, 1), 1e-9)
-
-
-def test_the_weighted_particles_have_the_weights_mean_and_evidence_of_the_posterior():
-    """A mixture in two dimensions: the standard errors are those of independent runs."""
-    model, operator = MIXTURE.score_model(ss.VP()), Matrix(MATRIX, 0.3)
-    log_evidence, weights, means, covariances = exact_posterior(MIXTURE, MATRIX, 0.3, Y)
-    sampler = TwistedParticles(StochasticHeun(), steps=40)
-    runs = [sampler(model, operator, Y, (256, 2), seed=i, dtype=torch.float64) for i in range(12)]
-    within(f64(*(run.log_evidence for run in runs)).exp(), log_evidence.exp(), errors=4)
-    within(torch.stack([run.weights @ MIXTURE.log_posterior(run.x).exp() for run in runs]), weights)
-    within(torch.stack([run.mean() for run in runs]), weights @ means)
-    whole = pooled(runs)
-    spread = weights @ (covariances.diagonal(dim1=1, dim2=2) + means.square()) - (weights @ means).square()
-    close(whole.variance(), spread, rtol=0.1)
-    close(whole.weights.sum(), f64(1.0))
-    assert whole.log_evidence == pytest.approx(float(log_evidence), abs=4 * whole.stderr)
-    assert whole.nfe == 12 * 81
-    assert whole.backward == 12 * 40
-
-
-@pytest.mark.parametrize("threshold", [0.0, 0.9, 1.0])
-def test_the_stated_error_is_the_spread_of_independent_runs(threshold):
-    """With a poor twist, so that the weights differ; the ratio of two standard deviations, from 40 runs each."""
-    sampler = TwistedParticles(steps=8, threshold=threshold, variance=lambda here: 4.0)
-    model, operator = MIXTURE.score_model(ss.VP()), Matrix(MATRIX, 0.3)
-    runs = [sampler(model, operator, Y, (128, 2), seed=i) for i in range(40)]
-    spread = f64(*(run.log_evidence for run in runs)).std()
-    stated = f64(*(run.stderr**2 for run in runs)).mean().sqrt()
-    assert 0.7 < stated / spread < 1.5
-    assert (sum(run.resampled for run in runs) == 0) == (threshold == 0)
-
-
-def test_a_nonlinear_measurement_has_the_evidence_of_a_quadrature():
-    noise, y = 0.5, f64(0.8)[None]
-    mixture = ss.GaussianMixture(f64([0.3], [-0.9]), f64(0.4, 0.3))
-    operator = Function(lambda x: x.square(), noise)
-    grid = torch.linspace(-6, 6, 4001, dtype=torch.float64)[:, None]
-    joint = mixture.log_prob(grid) + torch.distributions.Normal(grid[:, 0] ** 2, noise).log_prob(y)
-    density = joint.exp()
-    exact, mean = torch.trapezoid(density, grid[:, 0]), torch.trapezoid(density * grid[:, 0], grid[:, 0])
-    sampler, model = TwistedParticles(StochasticHeun(), steps=40), mixture.score_model(ss.VP())
-    runs = [sampler(model, operator, y, (256, 1), seed=i, dtype=torch.float64) for i in range(8)]
-    within(f64(*(run.log_evidence for run in runs)).exp(), exact)
-    within(torch.stack([run.mean()[0] for run in runs]), mean / exact)
-
-
-def test_one_seed_for_the_batch_and_any_size_of_the_parts():
-    model, operator, draws = MIXTURE.score_model(ss.VP()), Matrix(MATRIX, 0.3), TwistedParticles(steps=5)
-    first, again, parts = (
-        draws(model, operator, Y, (9, 2), seed=4, dtype=torch.float64, batch_size=size) for size in (None, None, 4)
-    )
-    assert torch.equal(first.x, again.x)
-    close(parts.x, first.x, 1e-9)
-    assert parts.nfe == 3 * first.nfe == 3 * 6
-    assert not torch.equal(draws(model, operator, Y, (9, 2), seed=5, dtype=torch.float64).x, first.x)
-    assert len(first.ess) == 6
-    assert draws(model, operator, Y, (9, 2), seed=4).x.dtype == torch.float32
-    picture = ss.GaussianMixture(MIXTURE.means[:, None, :], MIXTURE.stds[:, None, :]).score_model(ss.VP())
-    other = draws(picture, Images(MATRIX, (1, 2), 0.3), Y, (9, 1, 2), seed=4, dtype=torch.float64)
-    close(other.x[:, 0], first.x, 1e-9)
-
-
-def test_a_condition_restricts_the_prior():
-    sampler, operator = TwistedParticles(steps=30), Matrix(MATRIX, 0.3)
-    alone = sampler(MIXTURE.component(1).score_model(ss.VP()), operator, Y, (32, 2), seed=0, dtype=torch.float64)
-    given = sampler(MIXTURE.score_model(ss.VP()), operator, Y, (32, 2), seed=0, dtype=torch.float64, cond=1)
-    close(given.x, alone.x, 1e-6)
-    assert given.log_evidence == pytest.approx(alone.log_evidence)
+from tests.conftest import close, f64, normal, within
 
 
 def test_systematic_resampling_gives_each_particle_its_share():
@@ -150,48 +22,55 @@ def test_systematic_resampling_gives_each_particle_its_share():
     assert systematic(one, 4, RandomStream(seeds=[0])).tolist() == [2] * 4
 
 
-def test_particles_without_weights():
-    particles = TwistedParticles(steps=5)(MIXTURE.score_model(ss.VP()), Matrix(MATRIX, 0.3), Y, (400, 2), seed=0)
-    drawn = particles.draw(400, seed=1)
-    assert (drawn.mean(dim=0) - particles.mean()).abs().max() < 0.1
-    assert (drawn[:, None] == particles.x).all(dim=2).any(dim=1).all()
+def weighted(seed, n=400):
+    """Particles of N(0, I) with the weights of N(x; 1, 1) in their first coordinate; the evidence is N(1; 0, 2)."""
+    cloud = Cloud(n, torch.device("cpu"), 0.5, RandomStream(seeds=[seed]))
+    x = normal(n, 2, seed=seed)
+    cloud.weigh(torch.distributions.Normal(f64(1.0), 1.0).log_prob(x[:, 0]))
+    return cloud.particles(x, Evaluations())
+
+
+def test_weights_give_the_mean_the_variance_and_the_evidence():
+    runs = [weighted(seed) for seed in range(30)]
+    within(torch.stack([run.mean() for run in runs]), f64(0.5, 0.0))
+    within(torch.stack([run.variance() for run in runs]), f64(0.5, 1.0))
+    exact = float(torch.distributions.Normal(f64(0.0), 2**0.5).log_prob(f64(1.0)))
+    within(f64(*(run.log_evidence for run in runs)).exp(), f64(math.exp(exact)))
+    stated = f64(*(run.stderr for run in runs))
+    weights = torch.stack([run.weights for run in runs])
+    close(stated.square(), (400 * weights.square().sum(dim=1) - 1) / 399, 1e-9)  # as for independent weights
+
+
+def test_draws_without_weights_are_particles_in_their_shares():
+    particles = weighted(0)
+    drawn = particles.draw(4000, seed=1)
+    counts = (drawn[:, None, 0] == particles.x[:, 0]).sum(dim=0)
+    assert int(counts.sum()) == 4000
+    assert (counts - 4000 * particles.weights).abs().max() < 1
+
+
+def test_runs_are_pooled_by_their_evidence():
+    runs = [weighted(seed) for seed in range(5)]
+    whole, evidence = pooled(runs), f64(*(run.log_evidence for run in runs)).exp()
+    close(f64(whole.log_evidence).exp(), evidence.mean())
+    close(f64(whole.stderr), evidence.std() / 5**0.5 / evidence.mean(), 1e-9)
+    means = torch.stack([run.mean() for run in runs])
+    close(whole.mean(), (evidence / evidence.sum()) @ means, 1e-9)
     with pytest.raises(ValueError, match="at least 2 independent runs"):
-        pooled([particles])
+        pooled(runs[:1])
 
 
-def run(sampler=None, operator=None, y=Y, shape=(4, 2), model=None, **options):
-    model = MIXTURE.score_model(ss.VP()) if model is None else model
-    sampler = TwistedParticles(steps=3) if sampler is None else sampler
-    return sampler(model, Matrix(MATRIX, 0.3) if operator is None else operator, y, shape, **options)
-
-
-BROKEN = ss.ScoreModel(lambda x, label, cond: x * torch.nan, ss.VP(), "v")
-BAD = {
-    "no noise": (lambda: run(operator=Matrix(f64([1, 1], [2, 2]), 0.0), y=f64(0, 0)), "noise_std must be positive"),
-    "nonlinear": (lambda: run(operator=Function(lambda x: x, 0.0), y=f64(0, 0)), "noise_std must be positive"),
-    "y": (lambda: run(y=f64(1.0, 2.0)), r"y must be one measurement \(1,\)"),
-    "particles": (lambda: run(shape=(1, 2)), "at least 2 particles"),
-    "start": (lambda: run(TwistedParticles(grid=[0.5, 0.1])), "must decrease from t_max"),
-    "rises": (lambda: run(TwistedParticles(grid=[1.0, 0.1, 0.5, 1e-5])), "must decrease from t_max"),
-    "deterministic": (lambda: run(TwistedParticles(DDIM(), steps=3)), "must draw noise .* got DDIM"),
-    "multistep": (lambda: run(TwistedParticles(UniPC(2), steps=3)), "must draw noise and use no views of earlier"),
-    "twist": (lambda: run(twist=lambda denoised, t: denoised), r"one number for each particle, \(4,\); got \(4, 2\)"),
-    "threshold": (lambda: TwistedParticles(threshold=1.5), "threshold must be"),
-    "steps": (lambda: TwistedParticles(steps=0), "steps must be"),
-}
-
-
-@pytest.mark.parametrize("name", BAD)
-def test_bad_input_is_refused(name):
-    call, message = BAD[name]
-    with pytest.raises(ValueError, match=message):
-        call()
-
-
-def test_bad_weights_and_predictors_are_refused():
-    with pytest.raises(RuntimeError, match="weights that are NaN"):
-        run(model=BROKEN)
-    with pytest.raises(TypeError, match="predictor must be"):
-        TwistedParticles(lambda model, x, t_from, t_to, stream: x)
-    assert isinstance(TwistedParticles().predictor, Ancestral)
-    assert math.isfinite(run().log_evidence)
+def test_the_error_counts_families_and_not_rounding():
+    """Equal weights after any number of resamplings have no error; two families of unequal weight have one."""
+    cloud = Cloud(100, torch.device("cpu"), 1.0, RandomStream(seeds=[0]))
+    cloud.weigh(torch.zeros(100, dtype=torch.float64))
+    assert cloud.resampled() is None or cloud.particles(normal(100, 1), Evaluations()).stderr < 1e-6
+    cloud = Cloud(100, torch.device("cpu"), 1.0, RandomStream(seeds=[0]))
+    cloud.weigh(torch.tensor([3.0, 1.0] * 50, dtype=torch.float64).log())
+    rows = cloud.resampled()
+    result = cloud.particles(normal(100, 1), Evaluations())
+    counts = rows.bincount(minlength=100).double()
+    assert result.log_evidence == pytest.approx(math.log(2))
+    variance = ((counts / 100).square().sum() - 0.01) * 100 / 99 - 0.25 / 100
+    close(f64(result.stderr), variance.sqrt(), 1e-9)
+    assert isinstance(result, Particles)

@@ -6,19 +6,22 @@ import pytest
 import torch
 
 import scoresde as ss
+from scoresde.inverse import Linear, Nonlinear
 from scoresde.inverse.constraints import Resampled
+from scoresde.inverse.operators import singular_axes
 from scoresde.inverse.spectral import DDNM, DDRM
 from scoresde.random_stream import RandomStream
 from scoresde.samplers import Ancestral, PredictorCorrector
-from tests.conftest import close, f64, normal, oracle, within
-from tests.inverse.standins import Function, Images, Matrix
+from tests.conftest import close, f64, normal, oracle, seeded, within
+from tests.inverse.cases import by_functions
 
 SEVERAL = f64(2.0, 0.5, 0.05, 0.0)  # singular values
 TURN = torch.linalg.qr(normal(4, 4)).Q
 
 
 def operator(noise=0.2):
-    return Images(torch.linalg.qr(normal(3, 3, seed=1)).Q @ (SEVERAL.diag()[:3] @ TURN), (2, 2), noise)
+    matrix = torch.linalg.qr(normal(3, 3, seed=1)).Q @ (SEVERAL.diag()[:3] @ TURN)
+    return Linear(matrix, noise_std=noise, shape=(2, 2))
 
 
 class Known(torch.nn.Module):
@@ -41,7 +44,7 @@ def test_a_transition_keeps_the_marginal_if_the_model_knows_the_data(settings, s
     it; in DDNM, the second one starts from a state that depends on the noise of the measurement.
     """
     n, x0, op = 4000, normal(2, 2, seed=3), operator()
-    y, times = op.measure(x0.expand(n, 2, 2), seed=4), [sde.t_max, 0.6, 0.3, 0.05]
+    y, times = op.measure(x0.expand(n, 2, 2), seeded(4)), [sde.t_max, 0.6, 0.3, 0.05]
     model, options = ss.ScoreModel(Known(x0), sde, "data"), {"grid": times, "denoise_final": False}
     sampler = DDNM(op, y, **options) if settings is None else DDRM(op, y, **options, **settings)
     stream, x = RandomStream(seeds=range(n)), None
@@ -62,12 +65,12 @@ def test_ddrm_has_the_formulas_of_the_paper():
     y = normal(1, 3, seed=5)
     sampler = DDRM(op, y, grid=[sde.t_max, 0.7, 0.5, 0.3, 0.05], eta=eta, eta_b=eta_b, denoise_final=False)
     states = sampler(model, shape=(1, 2, 2), seeds=[3], trajectory=True, dtype=torch.float64).trajectory
-    stream, axes = RandomStream(seeds=[3]), op.axes
+    stream, (values, axes) = RandomStream(seeds=[3]), singular_axes(op.matrix)
     first = stream.normal(normal(1, 2, 2))
     ybar = axes @ torch.linalg.pinv(op.matrix) @ y[0]
     top = float(sde.sigma(f64(sde.t_max)))
     expected = []
-    for i, s in enumerate(op.s.tolist()):
+    for i, s in enumerate(values.tolist()):
         z = (axes @ first.flatten())[i] * top
         seen = s > 0 and noise / s <= top
         expected.append(float(ybar[i] + z / top * math.sqrt(top**2 - noise**2 / s**2)) if seen else float(z))
@@ -76,7 +79,7 @@ def test_ddrm_has_the_formulas_of_the_paper():
         sigma, then = float(sde.sigma(t)), float(sde.sigma(following))
         xbar, mean = axes @ x.flatten(), axes @ model.denoise(x, t).flatten()
         z, expected = axes @ stream.normal(x).flatten(), []
-        for i, s in enumerate(op.s.tolist()):
+        for i, s in enumerate(values.tolist()):
             if s == 0:
                 drift, std = math.sqrt(1 - eta**2) * then * (xbar[i] - mean[i]) / sigma, eta * then
                 expected.append(float(mean[i] + drift + std * z[i]))
@@ -127,15 +130,16 @@ def test_a_measurement_without_noise_is_reproduced(make):
 def test_bad_input_is_refused(make):
     model, y = oracle((4,)).score_model(ss.VP()), normal(1, 2)
     cases = {
-        "singular values": Matrix(normal(2, 4), 0.1, has_spectrum=False),
-        "noise_std must be one number": Matrix(normal(2, 4), f64(0.1, 0.2)),
-        "y must be one measurement": Matrix(normal(3, 4), 0.1),
+        "noise_std must be one number": Linear(normal(2, 4), noise_std=f64(0.1, 0.2)),
+        "y must be one measurement": Linear(normal(3, 4), noise_std=0.1),
     }
     for message, op in cases.items():
         with pytest.raises(ValueError, match=message):
             make(op, y, steps=2)(model, shape=(3, 4))
-    with pytest.raises(ValueError, match="singular values"):
-        make(Function(lambda x: x, 0.1), y, steps=2)(model, shape=(3, 4))
+    with pytest.raises(TypeError, match=r"singular values of .* are not known"):
+        make(by_functions(normal(2, 4), (4,)), y, steps=2)(model, shape=(3, 4))
+    with pytest.raises(TypeError, match="needs a linear operator"):
+        make(Nonlinear(lambda x: x, 0.1), y)
     with pytest.raises(ValueError, match="steps must be"):
         make(cases["y must be one measurement"], y, steps=0)
     with pytest.raises(ValueError, match="eta must be"):
