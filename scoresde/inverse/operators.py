@@ -108,9 +108,10 @@ class Operator:
         """
         expected = self(x)
         check_measurement(y, expected)
-        std = positive_std(self, "log p(y | x)").to(expected.device).expand(expected.shape[1:])
-        residual = (float64(y) - float64(expected)) / std
-        return -0.5 * sum_dims(residual.square()) - std.log().sum() - 0.5 * std.numel() * math.log(2 * math.pi)
+        std, expected = positive_std(self, "log p(y | x)"), float64(expected)
+        std = std.to(expected.device).expand(expected.shape[1:])
+        scaled = (float64(y).to(expected.device) - expected) / std
+        return -0.5 * sum_dims(scaled.square()) - std.log().sum() - 0.5 * std.numel() * math.log(2 * math.pi)
 
     def _no_spectrum(self) -> TypeError:
         return TypeError(

@@ -221,7 +221,7 @@ class PiGDM(MomentMatched):
         operator, spread = self.operator, self.variance(t)
         if operator.has_spectrum and not operator.noise_std.ndim:
             back = operator.adjoint(residual)
-            spread, noise = broadcast(spread.double(), back.double()), operator.noise_std.to(back.device).square()
+            spread, noise = broadcast(spread, back), operator.noise_std.to(back).square()
 
             def inverse(s: Tensor) -> Tensor:
                 eigenvalues = spread * s.square() + noise

@@ -113,12 +113,12 @@ def test_samples_do_not_depend_on_their_batch(method):
 
 
 def test_costs_are_counted_in_the_network():
-    model, operator, y = oracle((4, 4)).score_model(ss.VP()), Inpainting(MASK, STD), normal(7)
+    model, operator, y = oracle((4, 4)).score_model(ss.VP()), Inpainting(MASK, 2.0), normal(7)
     sampler = ss.samplers.PredictorCorrector(ss.samplers.DDIM(), steps=10)
     for guided, backward in (
         (DPS(model, operator, y), 10),
         (PiGDM(model, operator, y), 10),
-        (PiGDM(model, Inpainting(MASK, torch.full((7,), STD)), y), 10),
+        (PiGDM(model, Inpainting(MASK, torch.full((7,), 2.0)), y), 10),
         (MMPS(model, operator, y, iterations=1), 10),
         (MMPS(model, operator, y, iterations=3, tolerance=0.0), 30),
         (MMPS(model, operator, y, tolerance=1e3), 10),
