@@ -29,13 +29,13 @@ from scoresde.samplers.correctors import Corrector
 from scoresde.samplers.grids import Grid, resolve_grid, uniform_time
 from scoresde.samplers.predictor_corrector import PredictorCorrector
 from scoresde.samplers.predictors import Ancestral
-from scoresde.samplers.sampler import Constraint, Step, StepFunction
+from scoresde.samplers.sampler import StateConstraint, Step, StepFunction
 from scoresde.score import BaseModel
 from scoresde.sdes import SDE
 from scoresde.tensors import broadcast, check_real, float64
 
 
-class Replacement(Constraint):
+class Replacement(StateConstraint):
     """Replacement of the measured part of the state after each transition to less noise; see the module docstring.
 
     The samples satisfy A x = y to rounding. To replace after each corrector as well, use `corrected`.
@@ -87,7 +87,7 @@ class Replacement(Constraint):
         return x + self.operator.pseudo_inverse(self.operator(other - x))
 
 
-def corrected(corrector: Corrector, constraint: Constraint) -> Corrector:
+def corrected(corrector: Corrector, constraint: StateConstraint) -> Corrector:
     """Return the corrector followed by the constraint at the same time, as in the code of 2011.13456."""
 
     def constrained(model: BaseModel, x: Tensor, t: Tensor, stream: RandomStream) -> Tensor:

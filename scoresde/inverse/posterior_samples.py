@@ -1,4 +1,13 @@
-"""Samples of the posterior p(x | y) of a measurement y, by the name of a method."""
+"""Samples of the posterior p(x | y) of a measurement y, by the name of a method.
+
+| method | module | its options are arguments of |
+| --- | --- | --- |
+| "dps", "pigdm", "mmps" | `posterior_models` | `DPS`, `PiGDM`, `MMPS` |
+| "replacement" | `constraints` | `Replacement` |
+| "repaint" | `constraints` | `RePaint`, its own sampler |
+| "ddrm", "ddnm" | `spectral` | `DDRM`, `DDNM`, samplers |
+| "particles" | `twisted_particles` | `TwistedParticles`, and `twist` and `batch_size` of its call |
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -7,16 +16,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from scoresde.inverse.constraints import RePaint, Replacement
 from scoresde.inverse.operators import Operator, as_operator
 from scoresde.inverse.posterior_models import DPS, MMPS, Measured, PiGDM
+from scoresde.inverse.spectral import DDNM, DDRM
+from scoresde.inverse.twisted_particles import TwistedParticles
 from scoresde.protocols import Model
 from scoresde.samplers import Ancestral, PredictorCorrector, Sampler
+from scoresde.samplers.sampler import StateConstraint
 from scoresde.score import device_of
 from scoresde.tensors import check_integer, check_real
 from scoresde.wrappers import for_inference
 
 STEPS = 100
-METHODS: dict[str, Callable[..., Measured]] = {"dps": DPS, "pigdm": PiGDM, "mmps": MMPS}
+MODELS: dict[str, Callable[..., Measured]] = {"dps": DPS, "pigdm": PiGDM, "mmps": MMPS}
+SPECTRAL: dict[str, Callable[..., Sampler]] = {"ddrm": DDRM, "ddnm": DDNM}
+OWN_SAMPLER = ("repaint", *SPECTRAL, "particles")  # methods that are samplers themselves
+METHODS = (*MODELS, "replacement", *OWN_SAMPLER)
+CALL_OPTIONS = ("twist", "batch_size")  # of `TwistedParticles.__call__`
 
 
 @dataclass
@@ -57,9 +74,10 @@ def sample_posterior(
         model: the model of the prior p(x), in eval mode.
         operator: an `Operator`, or a linear physics object of `deepinv`.
         y: one measurement `*m`, used for all samples, or one for each sample, (n, *m).
-        method: "dps", "pigdm" or "mmps", see `posterior_models`; or a function (model, operator, y) -> model.
-        sampler: default: 100 ancestral steps.
-        seeds, generator: one seed per sample, or a generator for the batch.
+        method: a name of the module docstring; or a function (model, operator, y) -> model.
+        sampler: default: 100 ancestral steps; None for the methods that are samplers themselves.
+        seeds, generator: one seed per sample, or a generator for the batch. The particles of "particles" are one batch,
+            with one seed, seeds=[seed].
         cond: condition of the prior, short for `model.given(cond)`.
         shape: the shape `*` of one state; default: that of A^T y. Where y could be one measurement or one for each
             sample, of states of another rank, it is taken as one measurement.
@@ -67,7 +85,8 @@ def sample_posterior(
         options: arguments of the method, such as scale=2 or iterations=5.
 
     Raises:
-        ValueError: the method is unknown, y does not fit the operator, or as the method and the sampler say.
+        ValueError: the method is unknown, or takes no sampler; y does not fit the operator; the particles have more
+            than one seed; or as the method and the sampler say.
         TypeError: an argument is of the wrong kind, or the method needs another kind of operator.
     """
     check_integer("n", n, 0)
@@ -75,22 +94,55 @@ def sample_posterior(
     operator, model = as_operator(operator), for_inference(model, cond)
     if isinstance(method, str) and method not in METHODS:
         raise ValueError(f"method must be one of {', '.join(METHODS)}; got {method!r}")
-    build = METHODS[method] if isinstance(method, str) else method
-    if not callable(build):
-        raise TypeError(f"method must be a name or a function (model, operator, y) -> model; got {build!r}")
-    posterior = build(model, operator, y, **options)
+    if not isinstance(method, str) and not callable(method):
+        raise TypeError(f"method must be a name or a function (model, operator, y) -> model; got {method!r}")
+    if sampler is not None and method in OWN_SAMPLER:
+        raise ValueError(f"method {method!r} is a sampler itself; got sampler=...: leave it out, and pass steps=...")
+    part = _part(method, model, operator, y, options)
     event = state_shape(operator, y, n) if shape is None else tuple(shape)
-    sampler = PredictorCorrector(Ancestral(), steps=STEPS) if sampler is None else sampler
-    samples = sampler(
-        posterior,
-        shape=(n, *event),
-        seeds=seeds,
-        generator=generator,
-        dtype=dtype,
-        device=device_of(model) or y.device,
-        progress=progress,
+    run: dict[str, Any] = {"shape": (n, *event), "generator": generator, "dtype": dtype, "progress": progress}
+    run["device"] = device_of(model) or y.device
+    if isinstance(part, TwistedParticles):
+        return _particles(part, model, operator, y, seeds, {**run, **_chosen(options, CALL_OPTIONS)})
+    if sampler is None:
+        sampler = part if isinstance(part, Sampler) else PredictorCorrector(Ancestral(), steps=STEPS)
+    constraint = (
+        part if isinstance(part, StateConstraint) else Replacement(operator, y) if method == "repaint" else None
     )
+    prior = model if isinstance(part, (Sampler, StateConstraint)) else part
+    samples = sampler(prior, constraint=constraint, seeds=seeds, **run)
     return PosteriorSamples(samples.x, samples.nfe, samples.backward)
+
+
+def _part(
+    method: str | Callable[..., Model], model: Model, operator: Operator, y: Tensor, options: dict[str, Any]
+) -> Any:
+    """Return what the method consists of: a posterior model, a constraint, or a sampler."""
+    if method == "repaint":
+        return RePaint(**options)
+    if method == "replacement":
+        return Replacement(operator, y, **options)
+    if method == "particles":
+        return TwistedParticles(**{name: value for name, value in options.items() if name not in CALL_OPTIONS})
+    if isinstance(method, str) and method in SPECTRAL:
+        return SPECTRAL[method](operator, y, **options)
+    build = MODELS[method] if isinstance(method, str) else method
+    return build(model, operator, y, **options)
+
+
+def _particles(
+    sampler: TwistedParticles, model: Model, operator: Operator, y: Tensor, seeds: Any, run: dict[str, Any]
+) -> PosteriorSamples:
+    """Return the particles of one run with their weights and the evidence."""
+    if seeds is not None and len(seeds) != 1:
+        raise ValueError(f"seeds must be one seed for all particles, seeds=[seed]; got {len(seeds)}")
+    result = sampler(model, operator, y, seed=None if seeds is None else seeds[0], **run)
+    counts = result.nfe, result.backward
+    return PosteriorSamples(result.x, *counts, result.log_weights, result.log_evidence, result.stderr)
+
+
+def _chosen(options: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    return {name: options[name] for name in names if name in options}
 
 
 def state_shape(operator: Operator, y: Tensor, n: int) -> tuple[int, ...]:

@@ -59,7 +59,7 @@ Twist = Callable[[Tensor, Tensor], Tensor]
 """(denoised, t) -> log h_t (B,), differentiable, from E[x_0 | x_t] (B, *) and t, float64 ()."""
 
 
-class Evaluation(NamedTuple):
+class TwistedState(NamedTuple):
     """The model and the twist at the particles: the chain's view, the same view tilted, D, log h, learned variance."""
 
     view: Tensor
@@ -68,10 +68,10 @@ class Evaluation(NamedTuple):
     log_twist: Tensor
     variance: Tensor | None = None
 
-    def at(self, rows: Tensor) -> "Evaluation":
+    def at(self, rows: Tensor) -> "TwistedState":
         """Return the evaluation of the particles `rows`."""
         variance = None if self.variance is None else self.variance[rows]
-        return Evaluation(self.view[rows], self.tilted[rows], self.denoised[rows], self.log_twist[rows], variance)
+        return TwistedState(self.view[rows], self.tilted[rows], self.denoised[rows], self.log_twist[rows], variance)
 
 
 @checked
@@ -203,7 +203,7 @@ class TwistedParticles:
 
 def _evaluated(
     model: BaseModel, x: Tensor, t: Tensor, twist: Twist, view: str, size: int, is_tilted: bool = True
-) -> Evaluation:
+) -> TwistedState:
     """Return the evaluation of all particles, `size` at a time; if not `is_tilted`, without the gradient."""
     batches = []
     for start in range(0, len(x), size):
@@ -213,10 +213,10 @@ def _evaluated(
     columns = [torch.cat(column) for column in zip(*(batch[:4] for batch in batches), strict=True)]
     fractions = [batch.variance for batch in batches if batch.variance is not None]
     variance = torch.cat(fractions) if fractions else None
-    return Evaluation(columns[0], columns[1], columns[2], columns[3], variance)
+    return TwistedState(columns[0], columns[1], columns[2], columns[3], variance)
 
 
-def _of_batch(model: BaseModel, x: Tensor, t: Tensor, twist: Twist, view: str, is_tilted: bool) -> Evaluation:
+def _of_batch(model: BaseModel, x: Tensor, t: Tensor, twist: Twist, view: str, is_tilted: bool) -> TwistedState:
     seen = []
 
     def log_twist(state: Tensor) -> Tensor:
@@ -233,11 +233,13 @@ def _of_batch(model: BaseModel, x: Tensor, t: Tensor, twist: Twist, view: str, i
     ((views, value),) = seen
     tilted = getattr(TiltedViews(views, gradient), view)
     variance = None if views.variance is None else views.variance.detach()
-    return Evaluation(getattr(views, view).detach(), tilted.detach(), views.denoised.detach(), value.detach(), variance)
+    return TwistedState(
+        getattr(views, view).detach(), tilted.detach(), views.denoised.detach(), value.detach(), variance
+    )
 
 
 def _moved(
-    model: BaseModel, x: Tensor, here: Evaluation, row: Row, view: str, stream: RandomStream
+    model: BaseModel, x: Tensor, here: TwistedState, row: Row, view: str, stream: RandomStream
 ) -> tuple[Tensor, Tensor]:
     """Return the particles after a guided step, and log N(z; 0, I) - log N(z; u, I), float64 (N,)."""
     first, z, log_ratio = row.stages[0], None, x.new_zeros(len(x), dtype=torch.float64)

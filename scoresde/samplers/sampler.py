@@ -106,7 +106,7 @@ ConstraintFunction = Callable[[BaseModel, Tensor, Tensor, RandomStream], Tensor]
 """A projection after every transition: (model, x, t, stream) -> the constrained state, from the state x (B, *) at t."""
 
 
-class Constraint:
+class StateConstraint:
     """A projection of the states of a run. A subclass defines `__call__`, and overrides the other methods as needed."""
 
     def __call__(self, model: BaseModel, x: Tensor, t: Tensor, stream: RandomStream) -> Tensor:
@@ -126,12 +126,12 @@ class Constraint:
         return x
 
 
-class _Unconstrained(Constraint):
+class _Unconstrained(StateConstraint):
     def time(self, t_from: Tensor, t_to: Tensor) -> None:
         return None
 
 
-class _FunctionConstraint(Constraint):
+class _FunctionConstraint(StateConstraint):
     def __init__(self, function: ConstraintFunction):
         self.function = function
 
@@ -139,7 +139,7 @@ class _FunctionConstraint(Constraint):
         return self.function(model, x, t, stream)
 
 
-def as_constraint(constraint: Constraint | ConstraintFunction | None) -> Constraint:
+def as_constraint(constraint: StateConstraint | ConstraintFunction | None) -> StateConstraint:
     """Return a constraint unchanged, and a function (model, x, t, stream) -> x, or None, as a constraint.
 
     Raises:
@@ -148,7 +148,7 @@ def as_constraint(constraint: Constraint | ConstraintFunction | None) -> Constra
     if constraint is None:
         return _Unconstrained()
     check_instance("constraint", constraint, "__call__")
-    return constraint if isinstance(constraint, Constraint) else _FunctionConstraint(constraint)
+    return constraint if isinstance(constraint, StateConstraint) else _FunctionConstraint(constraint)
 
 
 @dataclass
@@ -200,7 +200,7 @@ class Sampler(PlainStep):
         cond: Any = None,
         generator: torch.Generator | None = None,
         seeds: Sequence[int] | None = None,
-        constraint: Constraint | ConstraintFunction | None = None,
+        constraint: StateConstraint | ConstraintFunction | None = None,
         callback: Callable[[int, Tensor, Tensor], None] | None = None,
         trajectory: bool | int = False,
         progress: bool = False,
@@ -219,7 +219,7 @@ class Sampler(PlainStep):
                 the others in its batch, except where documented (adapters of adaptive solvers, and a published rule of
                 `Langevin`).
             constraint: a function (model, x, t, stream) -> x, applied to the state after each transition. A
-                `Constraint` also chooses these transitions, and changes the first state and the result.
+                `StateConstraint` also chooses these transitions, and changes the first state and the result.
             callback: called with (index, t, x) after each transition; it must not write into x.
             trajectory: False stores no states; True stores the state after every transition, an integer k the state
                 after every k-th transition.

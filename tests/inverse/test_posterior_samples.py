@@ -92,13 +92,44 @@ def test_a_nonlinear_measurement_needs_the_shape():
 MODEL = oracle((4, 4)).score_model(ss.VP())
 
 
+def test_constraints_and_samplers_of_measurements_by_name():
+    operator, y, kept = Inpainting(MASK, 0.1), normal(7), {"shape": (2, 4, 4), "seeds": [3, 4]}
+    few, constraint = ss.samplers.PredictorCorrector(ss.samplers.DDIM(), steps=3), ss.inverse.Replacement(operator, y)
+    expected = {
+        "replacement": (few(MODEL, constraint=constraint, **kept), {"sampler": few}),
+        "repaint": (
+            ss.inverse.RePaint(4, jump=1, repeats=2)(MODEL, constraint=constraint, **kept),
+            {"steps": 4, "jump": 1, "repeats": 2},
+        ),
+        "ddrm": (ss.inverse.DDRM(operator, y, steps=3, eta=0.5)(MODEL, **kept), {"steps": 3, "eta": 0.5}),
+        "ddnm": (ss.inverse.DDNM(operator, y, steps=3)(MODEL, **kept), {"steps": 3}),
+    }
+    for method, (samples, options) in expected.items():
+        result = sample_posterior(MODEL, operator, y, 2, method, seeds=[3, 4], **options)
+        assert torch.equal(result.x, samples.x)
+        assert (result.nfe, result.log_evidence) == (samples.nfe, None)
+
+
+def test_particles_have_weights_and_the_evidence():
+    operator, y = Inpainting(MASK, 0.5), normal(7)
+    particles = ss.inverse.TwistedParticles(steps=5, threshold=0.3)(MODEL, operator, y, (6, 4, 4), seed=3, batch_size=4)
+    result = sample_posterior(MODEL, operator, y, 6, "particles", seeds=[3], steps=5, threshold=0.3, batch_size=4)
+    assert torch.equal(result.x, particles.x)
+    assert torch.equal(result.log_weights, particles.log_weights)
+    assert (result.log_evidence, result.stderr) == (particles.log_evidence, particles.stderr)
+    with pytest.raises(ValueError, match="one seed for all particles"):
+        sample_posterior(MODEL, operator, y, 6, "particles", seeds=range(6))
+    with pytest.raises(ValueError, match="method 'ddrm' is a sampler itself"):
+        sample_posterior(MODEL, operator, y, 6, "ddrm", ss.samplers.ProbabilityFlow())
+
+
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
         (
             (Inpainting(MASK), torch.zeros(7), 2, "mmmps"),
             ValueError,
-            "method must be one of dps, pigdm, mmps; got 'mmm",
+            "method must be one of dps, pigdm, mmps, replacement, .*, particles; got 'mmm",
         ),
         ((Inpainting(MASK), torch.zeros(7), 2, 5), TypeError, "method must be a name or a function.*got 5"),
         ((Inpainting(MASK), torch.zeros(6), 2), ValueError, r"y must be one measurement of Inpainting.*got \(6,\)"),

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import scoresde as ss
-from scoresde.samplers import PredictorCorrector, uniform_log_snr, uniform_time
+from scoresde.samplers import PredictorCorrector, StateConstraint, uniform_log_snr, uniform_time
 from scoresde.samplers.grids import transitions
 from scoresde.samplers.sampler import Sampler, as_step
 from scoresde.views import ShiftedViews
@@ -107,7 +107,7 @@ def test_a_constraint_may_write_in_place(step, model):
 def test_a_constraint_chooses_its_transitions_the_first_state_and_the_result(model):
     """It is called after transitions to less noise only, here with the time of their start."""
 
-    class Marked(Constraint):
+    class Marked(StateConstraint):
         def __init__(self):
             self.times = []
 
@@ -132,7 +132,7 @@ def test_a_constraint_chooses_its_transitions_the_first_state_and_the_result(mod
     assert torch.equal(result.x, result.trajectory[-1] + 100)
     given = plain(model, x_T=result.trajectory[0], seeds=SEEDS["seeds"], constraint=Marked(), trajectory=True)
     assert torch.equal(given.trajectory[0], result.trajectory[0])
-    unmarked = plain(model, **SEEDS, constraint=Constraint()).x
+    unmarked = plain(model, **SEEDS, constraint=StateConstraint()).x
     assert torch.equal(unmarked, plain(model, **SEEDS).x)
 
 
