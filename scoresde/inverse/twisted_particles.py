@@ -17,9 +17,12 @@ default is
     h_t(x) = N(y; A D(x), n^2 I + V_t A A^T),    V_t = d^2 sigma^2 / (alpha^2 d^2 + sigma^2),
 
 with D(x) = E[x_0 | x_t = x] and d the standard deviation of the data: V_t is the variance of x_0 given x_t for data
-N(m, d^2 I), for which h_t is exact. u is the difference of two first stages of the step, with the views tilted by
-grad log h_t (`views.TiltedViews`) and without, divided by the standard deviation of the noise. With `Ancestral`, the
-mean of x_s is then that of p(x_s | x_t, y) if h_t is exact.
+N(m, d^2 I), for which h_t is exact. With the covariance C of the data, V_t is the matrix (C^-1 + alpha^2/sigma^2)^-1,
+exact for data N(m, C); the error is then smaller where entries of x_0 are correlated, as pixels are.
+
+u is the difference of two first stages of the step, with the views tilted by grad log h_t (`views.TiltedViews`) and
+without, divided by the standard deviation of the noise. With `Ancestral`, the mean of x_s is then that of
+p(x_s | x_t, y) if h_t is exact.
 
 The chain's posterior and evidence differ from the model's by the error of the discretisation, of order 1/steps for
 `Ancestral` and 1/steps^2 for `StochasticHeun`, which evaluates the network twice a step.
@@ -29,7 +32,6 @@ also explains the error of the evidence). The particles are one batch by nature:
 others, and the draws are functions of one seed.
 """
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -39,9 +41,9 @@ from torch import Tensor
 from scoresde.arguments import Few, Positive, Share, checked
 from scoresde.counting import Evaluations, counting
 from scoresde.guidance.gradients import gradient_of
-from scoresde.inverse.operators import as_operator
+from scoresde.inverse.operators import Operator, as_operator
 from scoresde.inverse.particles import Cloud, Particles
-from scoresde.inverse.twists import GaussianTwist
+from scoresde.inverse.twists import CorrelatedTwist, GaussianTwist
 from scoresde.progress import progress_bar
 from scoresde.protocols import Model
 from scoresde.random_stream import RandomStream
@@ -85,12 +87,13 @@ class TwistedParticles:
         grid: see `PredictorCorrector`; its times must decrease from t_max.
         threshold: particles are resampled below this effective sample size, as a fraction of N; 0 never, 1 always.
         data_std: d in the default V_t, the standard deviation of the data.
+        data_covariance: in place of d, the covariance C (D, D) of the flattened data, x.flatten(1).T.cov().
         variance: V_t as a function of a `Point` of the path, such as `OptimalVariance.data_variance`, in place of the
             formula; 0 everywhere is the approximation of DPS (2209.14687).
 
     Raises:
         TypeError: `predictor` is not a linear method.
-        ValueError: an argument is out of range, or grid is unknown.
+        ValueError: an argument is out of range, grid is unknown, or both data_covariance and variance are given.
     """
 
     def __init__(
@@ -101,19 +104,26 @@ class TwistedParticles:
         threshold: Share = 0.5,
         data_std: Positive = 1.0,
         variance: Callable[[Point[float]], float] | None = None,
+        data_covariance: Tensor | None = None,
     ):
+        if data_covariance is not None and variance is not None:
+            raise ValueError("data_covariance and variance both set V_t; got both: leave one of them out")
         self.predictor = Ancestral() if predictor is None else predictor
         if not isinstance(self.predictor, Linear):
             raise TypeError(f"predictor must be a linear method such as Ancestral(); got {predictor!r}")
         self.grid = self.predictor.grid if grid is None else resolve_grid(grid)
         self.steps, self.threshold, self.data_std = steps, threshold, data_std
-        self._variance = variance
+        self._variance, self.data_covariance = variance, data_covariance
 
-    def variance(self, here: Point[float]) -> float:
-        """Return V_t, the variance of x_0 given x_t that the twist assumes."""
+    def variance(self, here: Point[float], data: Any = None) -> Any:
+        """Return V_t, the variance of x_0 given x_t that the twist assumes.
+
+        With the variances `data` (D,) along the axes of the data's covariance, V_t along the same axes.
+        """
         if self._variance is not None:
             return float(self._variance(here))
-        return (self.data_std * here.sigma / math.hypot(here.alpha * self.data_std, here.sigma)) ** 2
+        data = self.data_std**2 if data is None else data
+        return data * here.sigma**2 / (here.alpha**2 * data + here.sigma**2)
 
     @torch.no_grad()
     def __call__(
@@ -159,11 +169,11 @@ class TwistedParticles:
         ends = points(model.sde, [steps[0][0], *(t_to for _, t_to in steps)])
         like = at_least_float32(empty_states(shape, dtype, device or device_of(model)))
         stream = RandomStream(generator, None if seed is None else [seed])
-        measurement = GaussianTwist(operator, y, like)
-        last = self.variance(ends[-1]) if measurement.is_linear else 0.0
+        measurement, spreads = self._measurement(operator, y, like, ends)
+        last = spreads[-1]
         measurement.check(last)
-        tilt = twist or (lambda denoised, t: measurement.log_prob(denoised, self.variance(at[float(t)])))
-        at = {float(end.t): end for end in ends}
+        at = {float(end.t): value for end, value in zip(ends, spreads, strict=True)}
+        tilt = twist or (lambda denoised, t: measurement.log_prob(denoised, at[float(t)]))
         cloud = Cloud(len(like), like.device, self.threshold, stream)
         size = len(like) if batch_size is None else batch_size
         with counting(Evaluations()) as count:
@@ -182,6 +192,14 @@ class TwistedParticles:
                 cloud.weigh(log_ratio + here.log_twist - before)
         x = measurement.draw(here.denoised, last, stream).to(dtype)
         return cloud.particles(x, count)
+
+    def _measurement(self, operator: Operator, y: Tensor, x: Tensor, ends: Sequence[Point[float]]) -> tuple[Any, list]:
+        """Return the twist, and V at each time: 0 at the last one if the operator is not linear."""
+        if self.data_covariance is not None:
+            correlated = CorrelatedTwist(operator, y, x, self.data_covariance)
+            return correlated, [self.variance(end, correlated.variances) for end in ends]
+        spreads = [self.variance(end) for end in ends]
+        return GaussianTwist(operator, y, x), spreads if operator.is_linear else [*spreads[:-1], 0.0]
 
     def _rows(self, sde: SDE, steps: Sequence[Transition]) -> list[Row]:
         """Return the coefficients of each transition.

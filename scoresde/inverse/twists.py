@@ -6,7 +6,8 @@ For a linear measurement y = A x_0 + n e, and x_0 given x_t taken as N(D, V I) w
     p(x_0 | x_t, y) = N(D + V A^T S^-1 (y - A D), V I - V^2 A^T S^-1 A).
 
 With the eigenvectors Q and eigenvalues l_i of A A^T, S = Q diag(n^2 + V l_i) Q^T for every V. They come from the
-singular values s_i of the operator, l_i = s_i^2, or else from the matrix A A^T.
+singular values s_i of the operator, l_i = s_i^2, or else from the matrix A A^T (`GaussianTwist`). With a matrix V in
+place of V I, S is factorised at each time (`CorrelatedTwist`).
 """
 
 import math
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor
 
 from scoresde.arguments import check_memory
-from scoresde.inverse.operators import Operator, check_measurement
+from scoresde.inverse.operators import Operator, check_linear, check_measurement
 from scoresde.random_stream import RandomStream
 from scoresde.tensors import dimensions, float64, send
 
@@ -79,6 +80,12 @@ class Spectrum:
         return self.coordinates(self.operator.adjoint(y)) * inverse.to(y)
 
 
+SINGULAR = (
+    "noise_std must be positive for this operator: without noise, the measurement has no density (some measurements "
+    "depend on each other, the operator is not linear, or sigma(t_min) = 0); got noise_std=0"
+)
+
+
 class GaussianTwist:
     """log N(y; A D, n^2 I + V A A^T), and draws from p(x_0 | x_t, y); letters as in the module docstring.
 
@@ -133,10 +140,7 @@ class GaussianTwist:
         """Raise ValueError if the density does not exist at this variance V, because S is singular."""
         variances = self.noise_variance + variance * self.eigenvalues
         if not bool((variances > 0).all()) or (self.size > len(self.eigenvalues) and not self.noise_variance):
-            raise ValueError(
-                "noise_std must be positive for this operator: without noise, the measurement has no density (some "
-                "measurements depend on each other, the operator is not linear, or sigma(t_min) = 0); got noise_std=0"
-            )
+            raise ValueError(SINGULAR)
 
     def log_prob(self, denoised: Tensor, variance: float) -> Tensor:
         """Return log N(y; A D, S) in nats, float64 (B,), differentiable in D (B, *)."""
@@ -161,7 +165,7 @@ class GaussianTwist:
             return denoised
         x = denoised + math.sqrt(variance) * stream.normal(denoised[None])[0]
         noise = stream.normal(self.y.expand(len(x), *self.y.shape[1:])[None])[0]
-        residual = self._residual(x) - float64(noise * self.noise.to(noise) / self.scale.to(noise)).flatten(1)
+        residual = self._residual(x) - (float64(noise) * self.noise / self.scale).flatten(1)
         gains = variance / (self.noise_variance + variance * self.eigenvalues)
         coordinates = gains * self._coordinates(residual)
         if self.spectrum is not None:
@@ -182,3 +186,76 @@ class GaussianTwist:
             y = residual.reshape(-1, *self.y.shape[1:])
             return float64(self.spectrum.of_measurement(y.to(self.y), power=1)).flatten(1)[:, self.seen]
         return residual if self.vectors is None else residual @ self.vectors
+
+
+class CorrelatedTwist:
+    """log N(y; A D, diag(n^2) + A V A^T) and draws, with V = Q diag(v) Q^T for the axes Q of the data's covariance.
+
+    Args:
+        operator, y, x: see `GaussianTwist`; the operator must be linear.
+        covariance: covariance of the flattened data, (D, D).
+
+    Raises:
+        TypeError: the operator is not linear.
+        ValueError: y does not fit, the covariance is not a symmetric (D, D) matrix without negative eigenvalues, or
+            there are too many measurements for a matrix A V A^T.
+    """
+
+    def __init__(self, operator: Operator, y: Tensor, x: Tensor, covariance: Tensor):
+        check_linear(operator, "a twist with a covariance of the data")
+        self.operator, self.y = operator, measured(operator, y, x[:1])
+        size, count = dimensions(x), dimensions(self.y)
+        covariance = float64(send(covariance, x.device))
+        if covariance.shape != (size, size) or not torch.allclose(covariance, covariance.mT):
+            raise ValueError(
+                f"data_covariance must be a symmetric matrix ({size}, {size}) for states of {size} numbers; got "
+                f"{tuple(covariance.shape)}"
+            )
+        if count > MOST_MEASUREMENTS:
+            raise ValueError(f"{count} measurements are too many for a matrix A V A^T (at most {MOST_MEASUREMENTS})")
+        check_memory("the matrix A V A^T", 8.0 * count * (2 * count + size))
+        self.variances, self.axes = torch.linalg.eigh(covariance)
+        if not bool((self.variances >= -ROUNDED * self.variances.abs().max()).all()):
+            raise ValueError(
+                f"data_covariance must have no negative eigenvalues; got {float(self.variances.min()):g}: estimate it "
+                "as x.flatten(1).T.cov()"
+            )
+        self.variances = self.variances.clamp(min=0)
+        states = self.axes.mT.to(x).reshape(size, *x.shape[1:])
+        self.matrix = float64(operator(states)).flatten(1).mT  # A Q, (m, D)
+        self.noise = float64(send(operator.noise_std, x.device)).expand(self.y.shape[1:]).flatten()
+
+    def check(self, variances: Tensor) -> None:
+        """Raise ValueError if the density does not exist at these variances v (D,), because S is singular."""
+        covariance = self._covariance(variances)
+        factor, failed = torch.linalg.cholesky_ex(covariance)
+        smallest, largest = factor.diagonal().square().aminmax()
+        if bool(failed) or smallest <= ROUNDED * largest * bool((self.noise == 0).any()):
+            raise ValueError(SINGULAR)
+
+    def log_prob(self, denoised: Tensor, variances: Tensor) -> Tensor:
+        """Return log N(y; A D, S) in nats for the variances v (D,), float64 (B,), differentiable in D (B, *)."""
+        factor = torch.linalg.cholesky(self._covariance(variances))
+        whitened = torch.linalg.solve_triangular(factor, self._residual(denoised).mT, upper=False)
+        log_volume = 2 * factor.diagonal().log().sum() + len(factor) * math.log(2 * math.pi)
+        return -0.5 * (whitened.square().sum(dim=0) + log_volume)
+
+    def draw(self, denoised: Tensor, variances: Tensor, stream: RandomStream) -> Tensor:
+        """Draw x_0 from p(x_0 | x_t, y), (B, *), by Matheron's rule, see `GaussianTwist.draw`."""
+        if not bool(variances.any()):
+            return denoised
+        like = float64(denoised).flatten(1)
+        axes = variances.sqrt() * stream.normal(like[None])[0]
+        noise = self.noise * stream.normal(like.new_zeros(1, len(like), len(self.noise)))[0]
+        residual = self._residual(denoised) - axes @ self.matrix.mT - noise
+        factor = torch.linalg.cholesky(self._covariance(variances))
+        axes = axes + variances * (torch.cholesky_solve(residual.mT, factor).mT @ self.matrix)
+        return denoised + (axes @ self.axes.mT).reshape(denoised.shape).to(denoised)
+
+    def _covariance(self, variances: Tensor) -> Tensor:
+        """Return S (m, m)."""
+        return (self.matrix * variances) @ self.matrix.mT + self.noise.square().diag()
+
+    def _residual(self, denoised: Tensor) -> Tensor:
+        """Return y - A D, float64 (B, m)."""
+        return float64(self.y - self.operator(denoised)).flatten(1)

@@ -44,12 +44,16 @@ def chain_evidence(sampler, model, operator, y):
     end = sde.at(pairs[-1][1])
     base = model.denoise(zero, end.t)[0]
     slope = model.denoise(one, end.t)[0] - base
-    last = sampler.variance(end)
-    mean, variance = base + slope * mean, slope.square() * variance + last
-    covariance = operator.matrix @ variance.diag() @ operator.matrix.mT + operator.noise_std**2
+    last = sampler.variance(end) * torch.eye(2, dtype=torch.float64)
+    if sampler.data_covariance is not None:
+        variances, axes = torch.linalg.eigh(sampler.data_covariance)
+        last = axes @ sampler.variance(end, variances).diag() @ axes.mT
+    mean, covariance = base + slope * mean, (slope.square() * variance).diag() + last
+    covariance = operator.matrix @ covariance @ operator.matrix.mT + operator.noise_std**2
     return float(MultivariateNormal(operator.matrix @ mean, covariance).log_prob(y))
 
 
+COVARIANCE = f64([0.5, 0.2], [0.2, 1.0])
 VP, VE = ss.VP(), ss.VE(sigma_max=5.0)
 CHAINS = {
     "ancestral": (VP, TwistedParticles(steps=12, threshold=1.0, data_std=2.0), 0.3, None),
@@ -57,6 +61,12 @@ CHAINS = {
     "heun": (VP, TwistedParticles(StochasticHeun(), steps=8, threshold=0.9, data_std=2.0), 0.3, None),
     "without twist": (VE, TwistedParticles(steps=6, threshold=0.9), 0.5, lambda denoised, t: 0 * denoised.sum(dim=1)),
     "as in DPS": (VE, TwistedParticles(steps=12, variance=lambda here: 0.0), 1.5, None),
+    "covariance": (
+        VE,
+        TwistedParticles(steps=8, threshold=0.9, data_covariance=f64([0.5, 0.2], [0.2, 1.0])),
+        0.3,
+        None,
+    ),
     "without noise": (VP, TwistedParticles(steps=12, threshold=1.0), 0.0, None),
 }
 
@@ -156,6 +166,10 @@ BAD = {
     "deterministic": (lambda: run(TwistedParticles(DDIM(), steps=3)), "must draw noise .* got DDIM"),
     "multistep": (lambda: run(TwistedParticles(UniPC(2), steps=3)), "must draw noise and use no views of earlier"),
     "twist": (lambda: run(twist=lambda denoised, t: denoised), r"one number for each particle, \(4,\); got \(4, 2\)"),
+    "two variances": (
+        lambda: TwistedParticles(variance=lambda here: 1.0, data_covariance=torch.eye(2)),
+        "data_covariance and variance both set V_t",
+    ),
     "threshold": (lambda: TwistedParticles(threshold=1.5), "threshold must be"),
     "steps": (lambda: TwistedParticles(steps=0), "steps must be"),
 }

@@ -5,7 +5,7 @@ import torch
 from torch.distributions import MultivariateNormal
 
 from scoresde.inverse import Linear, Nonlinear
-from scoresde.inverse.twists import GaussianTwist, measured
+from scoresde.inverse.twists import CorrelatedTwist, GaussianTwist, measured
 from scoresde.random_stream import RandomStream
 from tests.conftest import close, f64, normal, within
 from tests.inverse.cases import by_functions, matrix_of
@@ -95,3 +95,41 @@ def test_measurements_that_depend_on_each_other_need_noise():
         twist = GaussianTwist(operator, normal(1, 6), normal(5, 4))
         with pytest.raises(ValueError, match="noise_std must be positive for this operator"):
             twist.check(0.5)
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if name != "rank 1 by functions"])
+def test_correlated_data_have_the_dense_density_and_the_conditional_draws(name):
+    operator, matrix, y, x, noise = parts(name)
+    factor, n = normal(4, 4, seed=7), 4000
+    covariance = factor @ factor.mT
+    twist = CorrelatedTwist(operator, y, x, covariance)
+    shrunk = twist.variances / (2 + twist.variances)  # any function of the eigenvalues
+    spread = covariance @ torch.linalg.inv(2 * torch.eye(4, dtype=torch.float64) + covariance)
+    total = noise + matrix @ spread @ matrix.mT
+    twist.check(shrunk)
+    close(twist.log_prob(x, shrunk), MultivariateNormal(operator(x), total).log_prob(y), 1e-9)
+    gain = spread @ matrix.mT @ torch.linalg.inv(total)
+    mean = x[0].flatten() + gain @ (y[0] - operator(x[:1])[0])
+    draws = twist.draw(x[:1].expand(n, 2, 2), shrunk, RandomStream(seeds=[0])).flatten(1)
+    within(draws, mean)
+    centred = draws - mean
+    left = spread - gain @ matrix @ spread
+    within(torch.einsum("ni,nj->nij", centred, centred) + 1e-12 * normal(n, 4, 4), left)
+
+
+def test_covariances_of_other_data_are_refused():
+    x, y = normal(5, 4), normal(1, 2)
+    operator = Linear(normal(2, 4), noise_std=0.1)
+    bad = {
+        r"symmetric matrix \(4, 4\) for states of 4 numbers; got \(3, 3\)": torch.eye(3),
+        r"symmetric matrix \(4, 4\)": normal(4, 4),
+        "no negative eigenvalues; got -2": f64(1, 1, 1, -2).diag(),
+    }
+    for message, covariance in bad.items():
+        with pytest.raises(ValueError, match=message):
+            CorrelatedTwist(operator, y, x, covariance)
+    with pytest.raises(TypeError, match="needs a linear operator"):
+        CorrelatedTwist(Nonlinear(lambda x: x, 0.1), y, x, torch.eye(4))
+    twist = CorrelatedTwist(Linear(TALL), normal(1, 6), x, torch.eye(4))
+    with pytest.raises(ValueError, match="noise_std must be positive for this operator"):
+        twist.check(twist.variances)
