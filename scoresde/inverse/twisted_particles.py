@@ -20,6 +20,10 @@ with D(x) = E[x_0 | x_t = x] and d the standard deviation of the data: V_t is th
 N(m, d^2 I), for which h_t is exact. With the covariance C of the data, V_t is the matrix (C^-1 + alpha^2/sigma^2)^-1,
 exact for data N(m, C); the error is then smaller where entries of x_0 are correlated, as pixels are.
 
+Choose d or C rather too large than too small. A narrow twist leads the particles away from a part of the posterior,
+which then has a few large weights, or none: most estimates are too small, and so are their stated errors. A wide twist
+only makes the weights less equal.
+
 u is the difference of two first stages of the step, with the views tilted by grad log h_t (`views.TiltedViews`) and
 without, divided by the standard deviation of the noise. With `Ancestral`, the mean of x_s is then that of
 p(x_s | x_t, y) if h_t is exact.

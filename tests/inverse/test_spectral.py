@@ -7,13 +7,13 @@ import torch
 
 import scoresde as ss
 from scoresde.inverse import Linear, Nonlinear
-from scoresde.inverse.constraints import Resampled
+from scoresde.inverse.constraints import Replacement, Resampled
 from scoresde.inverse.operators import singular_axes
 from scoresde.inverse.spectral import DDNM, DDRM
 from scoresde.random_stream import RandomStream
 from scoresde.samplers import Ancestral, PredictorCorrector
 from tests.conftest import close, f64, normal, oracle, seeded, within
-from tests.inverse.cases import by_functions
+from tests.inverse.cases import OPERATORS, by_functions
 
 SEVERAL = f64(2.0, 0.5, 0.05, 0.0)  # singular values
 TURN = torch.linalg.qr(normal(4, 4)).Q
@@ -124,6 +124,18 @@ def test_a_measurement_without_noise_is_reproduced(make):
     again = make(op, y, steps=6, grid=Resampled(2, 3))(model, shape=(3, 2, 2), seeds=[4, 5, 6], **options)
     close(op(again.x), y, 1e-9, 1e-9)
     assert again.nfe == 7 + 2 * 2 * 2
+
+
+@pytest.mark.parametrize("name", [name for name, (known, _) in OPERATORS.items() if known.has_spectrum])
+def test_measurements_of_every_operator_with_known_singular_values_are_reproduced(name):
+    op, shape = OPERATORS[name]
+    model = ss.GaussianMixture(torch.zeros(1, *shape), torch.ones(1)).score_model(ss.VP())
+    y = op(normal(2, *shape, seed=5))
+    for method in (DDRM(op, y, steps=2), DDNM(op, y, steps=2)):
+        close(op(method(model, shape=(2, *shape), seeds=[0, 1], dtype=torch.float64).x), y, 1e-6, 1e-6)
+    sampler = PredictorCorrector(Ancestral(), steps=2)
+    x = sampler(model, shape=(2, *shape), seeds=[0, 1], constraint=Replacement(op, y), dtype=torch.float64).x
+    close(op(x), y, 1e-6, 1e-6)
 
 
 @pytest.mark.parametrize("make", [DDRM, DDNM])
