@@ -23,6 +23,7 @@ from scoresde import (
 from scoresde.analytic import GaussianMixture
 from scoresde.build import Run, load, load_classifier
 from scoresde.classifier import NoisyClassifier
+from scoresde.classify import Classification, classify
 from scoresde.dequantization import DataMap, TruncatedNormal, Uniform, Variational
 from scoresde.divergence import ExactTrace, Hutchinson
 from scoresde.likelihood import (
@@ -66,6 +67,7 @@ __all__ = [
     "VP",
     "BitsPerDim",
     "BlendedViews",
+    "Classification",
     "Cosine",
     "CosineDDPM",
     "DataMap",
@@ -93,6 +95,7 @@ __all__ = [
     "ZeroTerminalSNR",
     "bits_per_dim",
     "bounds",
+    "classify",
     "convert",
     "data",
     "decode",

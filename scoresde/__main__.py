@@ -9,7 +9,10 @@ from scoresde.process_settings import tune_process
 
 
 def main() -> int:
-    """Run the command line in a process of its own; end quietly with exit code 141 if the reader of stdout is gone."""
+    """Run the command line; return 141, without a message, if the reader of stdout is gone, as after `| head`.
+
+    This changes settings of the whole process, see `process_settings`.
+    """
     tune_process()
     try:
         code = cli.main()

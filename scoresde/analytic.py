@@ -1,6 +1,7 @@
 """Gaussian mixtures and their exact diffusion, against which every method is tested.
 
-Data p_0 = sum_k w_k N(m_k, R_k diag(s_k^2) R_k^T) stays a mixture under every SDE of this library,
+Data of density p_0 = sum_k w_k N(m_k, R_k diag(s_k^2) R_k^T) stay a mixture under every SDE of this library: for
+x_t = alpha x_0 + sigma eps,
 
     p_t = sum_k w_k N(alpha m_k, C_k(t)),      C_k(t) = R_k diag(v_k) R_k^T,      v_k = alpha^2 s_k^2 + sigma^2.
 
@@ -34,7 +35,7 @@ from scoresde.views import Views
 
 
 class GaussianMixture(FullPrecision):
-    """A mixture of K Gaussians over states of shape `*`, exact under any SDE.
+    """A mixture of K Gaussians over states of shape `*`, with exact densities and scores under any SDE.
 
     Args:
         means: (K, *).
@@ -113,7 +114,7 @@ class GaussianMixture(FullPrecision):
         return self._with_components(slice(k, k + 1), torch.zeros(1))
 
     def tilted(self, log_weights: Tensor) -> "GaussianMixture":
-        """Return the mixture with component k reweighted by exp(log_weights[k]), (K,), such as p(x) p(y | x)^w."""
+        """Return the mixture with weights proportional to w_k exp(log_weights[k]), for log_weights (K,)."""
         log_weights = float64(log_weights)
         if log_weights.shape != self.log_weights.shape or not bool(torch.isfinite(log_weights).all()):
             raise ValueError(
@@ -123,7 +124,7 @@ class GaussianMixture(FullPrecision):
         return self._with_components(slice(None), self.log_weights + log_weights.to(self.log_weights))
 
     def _with_components(self, which: slice, log_weights: Tensor) -> "GaussianMixture":
-        """Return the mixture of some of the components, with other weights."""
+        """Return the mixture of the components in the slice `which`, with weights softmax(log_weights)."""
         means = self.means[which].reshape(-1, *self.event_shape)
         rotation = None if self.rotation is None else self.rotation[which]
         return GaussianMixture(means, self.stds[which].reshape(means.shape), log_weights.softmax(0), rotation)
@@ -166,13 +167,13 @@ class GaussianMixture(FullPrecision):
         return ExactModel(self, sde)
 
     def _along(self, states: Tensor) -> Tensor:
-        """Return R_k^T x, states x (B, D) along the axes of component k: (B, K, D); (B, 1, D) without a rotation."""
+        """Return R_k^T x, states x (B, D) along each component's axes: (B, K, D), or (B, 1, D) without a rotation."""
         if self.rotation is None:
             return states[:, None, :]
         return (states @ self.rotation.transpose(0, 1).flatten(1).to(states)).unflatten(1, self.means.shape)
 
     def _centres(self) -> Tensor:
-        """Return R_k^T m_k, (K, D)."""
+        """Return the means along each component's axes, R_k^T m_k, (K, D)."""
         means = float64(self.means)
         return means if self.rotation is None else (means[:, None, :] @ float64(self.rotation)).squeeze(1)
 
@@ -205,7 +206,7 @@ def _check_marginal(sde: SDE | None, t: Tensor | float | None) -> None:
     if (sde is None) != (t is None):
         given = "t" if sde is None else "sde"
         raise ValueError(
-            f"a marginal needs both an SDE and a time; got {given} only: give both, or neither for the data"
+            f"sde and t must be given together; got {given} only: give both for p_t, or neither for the data's p_0"
         )
 
 
@@ -251,7 +252,11 @@ class _Marginal:
 
 
 def _given_label(log_weights: Tensor, label: Tensor) -> Tensor:
-    """Return the log-weights (B, K) of the mixture given its component (B,); those of all for the null label."""
+    """Return the log-weights (B, K) of the components given the label (B,) of each sample.
+
+    A label k selects component k: its log-weight is 0, the others are -inf. The null label -1 means no condition: the
+    log-weights are those of the mixture.
+    """
     count = len(log_weights)
     if label.is_floating_point() or label.dtype == torch.bool or bool(((label < NULL) | (label >= count)).any()):
         raise ValueError(
@@ -291,7 +296,7 @@ class _ExactViews(Views):
         return score.reshape(self._x.shape).to(floating_dtype(self._x))
 
     def _closed_velocity(self) -> Tensor:
-        """Return f x - g^2/2 score, in closed form."""
+        """Return the velocity f x - g^2/2 score of the probability flow, with the closed-form score."""
         drift, diffusion = (broadcast(part(self.t), self._x) for part in (self._sde.drift, self._sde.diffusion))
         return drift * self._x - 0.5 * diffusion.square() * self._closed_score()
 
@@ -314,7 +319,10 @@ class ExactModel(ScoreModel):
 
 
 class _ExactNetwork(nn.Module):
-    """The v prediction alpha E[eps | x] - sigma E[x_0 | x], bounded at both ends of the time range."""
+    """The exact mixture as a network that predicts v = alpha E[eps | x] - sigma E[x_0 | x].
+
+    Unlike the score, v is bounded at both ends of the time range.
+    """
 
     casts_inputs = True
     conditions = ("label",)
@@ -336,5 +344,5 @@ class _ExactNetwork(nn.Module):
 
 
 def _label(cond: Condition) -> Tensor | None:
-    """Return the label of a condition; None for no condition."""
+    """Return the label in a condition; None if it has none."""
     return named(cond, _ExactNetwork.conditions).get("label")

@@ -9,6 +9,7 @@ import collections.abc
 import functools
 import inspect
 import math
+import operator
 import os
 import reprlib
 import sys
@@ -26,7 +27,7 @@ class Constraint:
     """A condition on a value, given in `Annotated` beside the type."""
 
     def matches(self, value: Any, kind: Any) -> bool:
-        """Return whether a plain value of the annotation `kind` meets the condition."""
+        """Return whether a plain value matches the annotation `kind` and meets the condition."""
         raise NotImplementedError
 
     def describe(self, kind: str) -> str:
@@ -36,7 +37,7 @@ class Constraint:
 
 @dataclass(frozen=True)
 class Range(Constraint):
-    """Numbers from `low` to `high`, without `low` if `is_open`; only even ones if `is_even`."""
+    """Numbers from `low` to `high`; `is_open` excludes these two, and `is_even` allows only even numbers."""
 
     low: float
     high: float = math.inf
@@ -44,12 +45,14 @@ class Range(Constraint):
     is_even: bool = False
 
     def matches(self, value: Any, kind: Any) -> bool:
-        is_above = matches(value, kind) and (value > self.low if self.is_open else value >= self.low)
-        return is_above and value <= self.high and (not self.is_even or value % 2 == 0)
+        if not matches(value, kind):
+            return False
+        is_inside = self.low < value < self.high if self.is_open else self.low <= value <= self.high
+        return is_inside and (not self.is_even or value % 2 == 0)
 
     def describe(self, kind: str) -> str:
         limits = [f"{'>' if self.is_open else '>='} {self.low:,}"]
-        limits += [f"<= {self.high:,}"] if self.high < math.inf else []
+        limits += [f"{'<' if self.is_open else '<='} {self.high:,}"] if self.high < math.inf else []
         return f"{kind} {' and '.join(limits)}{', even' if self.is_even else ''}"
 
 
@@ -83,7 +86,7 @@ class Distinct(Constraint):
 
 @dataclass(frozen=True)
 class Named(Constraint):
-    """Values other than "", which messages describe as `name`, such as "a directory"."""
+    """All values except the empty text; an error message says that `name`, such as "a directory", is expected."""
 
     name: str
 
@@ -111,11 +114,16 @@ Share = Annotated[float, Range(0, 1)]
 Level = Annotated[float, Range(0, 1, is_open=True)]
 
 
+class WrongType(TypeError, ValueError):
+    """A value is of another type than its annotation; a value out of range raises a plain ValueError."""
+
+
 def check(name: str, value: Any, annotation: Any) -> None:
     """Check a plain value against an annotation.
 
     Raises:
-        ValueError: the value does not match. The message has the name, the values that match, and the value.
+        ValueError: the value does not match; `WrongType` if its type does not. The message has the name, the values
+            that match, and the value.
     """
     if isinstance(value, (list, tuple)):
         for i, item in enumerate(value):
@@ -123,7 +131,19 @@ def check(name: str, value: Any, annotation: Any) -> None:
     if not matches(value, annotation):
         is_whole = isinstance(value, float) and value.is_integer() and matches(int(value), annotation)
         hint = f": write {int(value)}" if is_whole else ""
-        raise ValueError(f"{name} must be {describe(annotation)}; got {shown(value)}{hint}")
+        number = 0.0 if isinstance(value, float) else value  # NaN and infinity are numbers
+        error = ValueError if matches(number, _unconstrained(annotation)) else WrongType
+        raise error(f"{name} must be {describe(annotation)}; got {shown(value)}{hint}")
+
+
+def _unconstrained(annotation: Any) -> Any:
+    """Return an annotation without the constraints of `Annotated`."""
+    kind, options = get_origin(annotation), get_args(annotation)
+    if kind is Annotated:
+        return _unconstrained(options[0])
+    if kind in (Union, types.UnionType):
+        return functools.reduce(operator.or_, map(_unconstrained, options))
+    return annotation
 
 
 def check_memory(name: str, needed: float) -> None:
@@ -188,7 +208,7 @@ def options_name(target: Callable[..., Any]) -> str | None:
 
 
 def matches(value: Any, annotation: Any) -> bool:
-    """Return whether a plain value matches an annotation; True for other objects."""
+    """Return whether a plain value (see the module docstring) matches an annotation; True for all other values."""
     if not isinstance(value, PLAIN) or annotation is Any or isinstance(annotation, TypeVar):
         return True
     kind, options = get_origin(annotation) or annotation, get_args(annotation)
@@ -216,12 +236,12 @@ def matches(value: Any, annotation: Any) -> bool:
 
 
 def is_sequence(kind: Any) -> bool:
-    """Return whether `kind`, an annotation without its parameters, accepts a list: list, tuple, Sequence, Iterable."""
+    """Return whether a list matches the annotation `kind`, given without parameters: list, tuple, Sequence, ..."""
     return kind in (list, tuple) or (getattr(kind, "__module__", "") == "collections.abc" and issubclass(list, kind))
 
 
 def item_annotation(annotation: Any) -> Any:
-    """Return the annotation of the items of a list; Any if the annotation does not say."""
+    """Return the annotation of a list's items, such as int for list[int]; Any if `annotation` does not say."""
     kind, options = get_origin(annotation) or annotation, get_args(annotation)
     if kind is Annotated:
         return item_annotation(options[0])

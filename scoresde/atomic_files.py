@@ -57,7 +57,8 @@ def replace_atomically(path: Path, write: Callable[[Path], Any], size: int | Non
 def append(path: Path, line: str) -> None:
     """Append a line as a whole: concurrent processes neither mix nor lose lines.
 
-    If a killed process left a last line without a line break, it gets one if it is JSON, and is removed otherwise.
+    A killed process may leave a last line without a line break. Such a line is kept if it is JSON, and gets its line
+    break; otherwise it is removed.
 
     Raises:
         OSError: the line cannot be written; the message has the path and, on a full disk, the bytes needed.
@@ -98,7 +99,7 @@ def remove_leftovers(directory: Path) -> None:
 
 @contextmanager
 def held(path: Path, opened: Callable[[], int], operation: int = fcntl.LOCK_EX, strict: bool = False) -> Iterator[int]:
-    """Lock the file or directory that is at `path` now, within the block; yield its descriptor.
+    """Lock the file or directory at `path` for the duration of the block; yield its descriptor.
 
     Args:
         path: may be replaced or removed by other processes while this one waits for the lock.
@@ -161,10 +162,10 @@ def _is_json(line: bytes) -> bool:
 
 
 def _name_path(error: OSError, path: Path, size: str) -> None:
-    """Raise the error of a failed write to `path` again, with a message that names the path.
+    """Raise `error`, from a failed write to `path`, again with a clearer message; return if it needs none.
 
-    On a full disk the message also has the bytes needed (`size`) and the bytes free. If the disk is not full and
-    `error` is not about a temporary file, return; the caller then raises `error` itself.
+    On a full disk, the new message has `path`, the bytes needed (`size`) and the bytes free. If `error` names a
+    temporary file, the new message names `path` instead. Otherwise return; the caller then raises `error` itself.
     """
     if error.errno in DISK_ERRORS:
         place = next(parent for parent in path.absolute().parents if parent.exists())

@@ -5,7 +5,7 @@ One evaluation of the network gives the logits of K classes,
     log p(y | x_t) = log_softmax(network(c_in(t) x_t, c_noise(t)))_y,
 
 with c_in and c_noise of a prediction type, as for the network of a `ScoreModel`. Classifier guidance adds a multiple of
-its gradient with respect to x_t to the score (2105.05233, section 4).
+the gradient of log p(y | x_t) in x_t to the score (2105.05233, section 4).
 """
 
 import torch
@@ -26,14 +26,14 @@ class NoisyClassifier(nn.Module):
         network: (c_in x, c_noise, cond) -> logits (B, K), such as `networks.EncoderUNet`; runs in its own dtype, with
             noise labels in at least float32, see `protocols.call_network`.
         sde: the diffusion that noises the data.
-        prediction: the prediction type that scales the state and gives the noise label, a name or an instance. For
-            classifier guidance it need not be that of the guided model; what it predicts is not used.
+        prediction: the prediction type that gives c_in and c_noise, a name or an instance; what it predicts is not
+            used. For classifier guidance it need not be the type of the guided model.
         classes: number of classes K; default `network.classes`.
 
     Raises:
         TypeError: `network` cannot be called, `sde` is not an SDE, or an argument is not of its type.
         ValueError: the number of classes is missing or differs from that of the network, the prediction type is
-            unknown, or its factor or noise label is infinite at t_min or t_max of this SDE.
+            unknown, or its c_in or c_noise is infinite at t_min or t_max of this SDE.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class NoisyClassifier(nn.Module):
                 "got None: pass classes=K"
             )
         if None not in (classes, known) and classes != known:
-            raise ValueError(f"classes must be that of the network, {known}; got {classes}: leave it out")
+            raise ValueError(f"classes must be {known}, as the network has; got {classes}: leave it out")
         self.network, self.sde, self.prediction = network, sde, predictions.resolve(prediction)
         self.classes = known if classes is None else classes
         self._check_ends()
@@ -67,7 +67,7 @@ class NoisyClassifier(nn.Module):
             values = self.prediction.c_in(self.sde, t), self.prediction.c_noise(self.sde, t)
             if not t.is_meta and not all(bool(torch.isfinite(value)) for value in values):
                 raise ValueError(
-                    f"the factor and the noise label of {type(self.prediction).__name__} must be finite; got "
+                    f"c_in and c_noise of {type(self.prediction).__name__} must be finite; got "
                     f"{float(values[0]):g} and {float(values[1]):g} at {end}={float(t):g} of "
                     f"{type(self.sde).__name__}: choose another prediction type or another {end}"
                 )
@@ -81,7 +81,7 @@ class NoisyClassifier(nn.Module):
         """
         x, t = floating(x), checked_times(self.sde, t)
         if not x.ndim:
-            raise ValueError("states must be (B, *), with one sample in each row; got a tensor ()")
+            raise ValueError("states must be (B, *), with one sample in each row; got a tensor without dimensions")
         state = at_least_float32(x)
         scaled = broadcast(self.prediction.c_in(self.sde, t), state) * state
         logits = call_network(self.network, scaled, self.prediction.c_noise(self.sde, t).expand(len(x)))

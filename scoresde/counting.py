@@ -1,7 +1,7 @@
 """Counts of network evaluations and of products with Jacobians of networks.
 
-A score model reports each evaluation of its network (`evaluated`) to every open `counting` block. The count is that of
-the network, however many models are wrapped around it. A backward pass through the network is counted when a gradient
+A score model reports each evaluation of its network (`evaluated`) to every open `counting` block. An evaluation
+counts once, however many models wrap the score model. A backward pass through the network is counted when a gradient
 reaches its output.
 """
 
@@ -29,7 +29,7 @@ class Evaluations:
 
 @contextmanager
 def counting(count: Evaluations | None = None) -> Iterator[Evaluations]:
-    """Count network evaluations within the block, in `count` or a new count.
+    """Yield a count of the network evaluations within the block; they are added to `count` if it is given.
 
     A gradient that reaches the output of one of these evaluations is counted too, even after the block.
     """

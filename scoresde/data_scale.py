@@ -1,25 +1,26 @@
-r"""The scale of the data of a model, and the size of their finest structure, measured on the model.
+r"""The scale of a model's data and of their finest structure, measured by evaluations of the model.
 
-Known noise xi of ratio r = sigma/alpha is added to data, y = x_0 + r xi, and the model separates the two again. With
-the model's estimate eps = E[eps | x_t] and means over dimensions,
+Known noise xi is added to data at a noise ratio r = sigma/alpha, y = x_0 + r xi, and the model estimates noise and
+data from y. With the model's estimate eps of the noise and means over dimensions,
 
     lost(r)  = mean (eps - xi)^2 = mean (x_0 - E[x_0 | y])^2 / r^2        1 if the data vary by more than r, else 0
     found(r) = mean (eps xi)                                              0 if the data are smooth over r, else 1
 
 which are s^2/(r^2 + s^2) and r^2/(r^2 + s^2), in expectation, for data of standard deviation s. The scale S is a power
-of ten, such that noise of 10 S hides the data and noise of S does not. The data are smooth below the first r, going
-down, with a `found` of at most a tenth.
+of ten, such that noise of 10 S hides the data and noise of S does not. To find an r below which the data are
+smooth, r starts at an expected value and is divided by ten until `found` is at most 0.1.
 
-Data may have structure far above S: a narrow cluster inside a wide one, or far from the others. Noise between the two
-scales sees the narrow cluster alone. The extent is the largest r, from 100 S on in steps of half a power of ten, at
-which the model still moves the state: `lost` exceeds 0.02, or 1 - `found`, the part of the noise that the model takes
-for data, does. For data of size s in d dimensions, 1 - `found` has a random part of about s / (r d^(1/2)), so its
-threshold is raised by this value for s = 10 S.
+Data may have structure far above S: a narrow cluster may lie inside a wide one, or far from the others. The search for
+S then stops at the size of the narrow cluster. Therefore the extent of the data is measured too: the largest of the
+ratios 100 S, 316 S, ..., 31,600 S at which `lost` exceeds 0.02, or 1 - `found` exceeds 0.02 by more than chance can
+explain. (1 - `found` is the part of the noise that the model takes for data. For data of size s in d dimensions, chance
+changes it by about s / (r d^(1/2)); this is evaluated at s = 10 S.)
 
-The data are the given states if these are (almost) clean. Otherwise they are the model's own E[x_0 | x], which each
-evaluation renews, except those that look for the extent. The noise xi is the same for every state, so the measurement
-of a state does not depend on the batch. Only noise between the two ends of the transition is used, because the flow is
-solved only there.
+The measurement precedes a solve of the probability flow from t_from to t_to, and uses only noise ratios between those
+of the two times. If the solve goes from data to noise, the data are the given states. If it goes from noise to data,
+the data are the model's E[x_0 | x]: each evaluation gives a new estimate, which the next one uses, except in the
+measurement of the extent. The noise xi is the same for every state, so the result for a state does not depend on the
+batch.
 """
 
 import math
@@ -44,7 +45,7 @@ LIMIT = 1e12  # largest noise ratio that is probed, and inverse of the smallest
 
 
 class DataScale(NamedTuple):
-    """The scale of the data of each sample, on the CPU.
+    """The scale of the data of each sample, on the CPU; letters as in the module docstring.
 
     scale: S, float64 (B,). smooth: a noise ratio below which the data are smooth, float64 (B,). extent: the largest
     noise ratio at which there is structure, S if there is none above S, float64 (B,). evaluations: number of network
@@ -61,10 +62,13 @@ class DataScale(NamedTuple):
 def measure(
     model: BaseModel, x: Tensor, t_from: float, t_to: float, smooth_at: Callable[[Tensor], Tensor]
 ) -> DataScale:
-    """Measure the scale of a model's data for each state x (B, *) at t_from, within the transition to t_to.
+    """Measure the scale of a model's data for each state, before a solve of the probability flow.
 
     Args:
-        smooth_at: function from scales (n,) to the noise ratios (n,) below which data are expected to be smooth.
+        model: the model.
+        x: states (B, *) at t_from.
+        t_from, t_to: start and end of the solve.
+        smooth_at: function from scales S (n,) to the noise ratios (n,) at which the search for smoothness starts.
     """
     probe = _Probe(model, x, t_from, t_to)
     every, size = torch.arange(len(x)), probe.size()
@@ -115,13 +119,16 @@ class _Probe:
         return float64(rms(self.data)).cpu()
 
     def covers(self, ratio: Tensor) -> Tensor:
-        """Return which noise ratios lie inside the transition, a boolean tensor."""
+        """Return which noise ratios (n,) lie between those of t_from and t_to, boolean (n,)."""
         return (self.low < ratio) & (ratio < self.high)
 
     def __call__(self, ratio: Tensor, rows: Tensor, follow: bool = True) -> tuple[Tensor, Tensor]:
-        """Return (lost, found) for the states `rows` at noise ratios (n,), each float64 (n,) on the CPU.
+        """Add noise, and return `lost` and `found` of the module docstring, each float64 (n,) on the CPU.
 
-        On the way from noise to data, the new estimate of the data replaces the last one if `follow` is True.
+        Args:
+            ratio: a noise ratio for each of the states, (n,).
+            rows: indices of the states in the batch, (n,).
+            follow: if True, and the solve goes from noise to data, keep the new estimate of the data.
         """
         t, index = self.model.sde.time(-2 * ratio.log()), rows.to(self.data.device)
         x = self.model.sde.perturb(self.data[index], t, self.xi.expand(len(rows), *self.xi.shape[1:]))

@@ -1,4 +1,4 @@
-"""Pictures of the samples of a dataset: images in a grid, vectors in pairs or as histograms, series as lines.
+"""Pictures of the samples of a dataset: images in a grid, vectors as scatter plots or histograms, series as lines.
 
 Images with labels are drawn in a row for each class, with its name beside it; a credit is drawn under the images.
 """
@@ -28,15 +28,17 @@ def save_dataset(
     rows: Sequence[str] | None = None,
     credit: str | None = None,
 ) -> Path:
-    """Draw samples (N, *) in data units: images in a grid, vectors (N, D) in pairs, series (N, C, L) as lines.
+    """Draw samples (N, *) in data units: images in a grid, vectors (N, D) by `vectors`, series (N, C, L) as lines.
 
     Args:
         samples: samples (N, *) in data units.
         path: PNG file to write.
-        limits: the values that are shown black and white; default: the range of the samples.
+        limits: the value drawn in black and the value drawn in white; default: the range of the samples.
         names: names of the dimensions of a vector.
-        rows: names of the rows of a grid of images; all have the same number of images, of which NaN is left white.
-        credit: the maker of the images and their licence, drawn under a grid.
+        rows: names of the rows of a grid of images. All rows hold the same number of images; to fill a row, add
+            images of NaN, which are drawn white.
+        credit: the makers of the data and their licence, stored in the file as the metadata "Copyright"; also drawn
+            under a grid of images.
     """
     if samples.ndim not in (2, 3):
         low, high = limits or (float(samples.nan_to_num(0).min()), float(samples.nan_to_num(0).max()))
@@ -50,7 +52,8 @@ def save_dataset(
         figure = series(array)
     else:
         figure = vectors(array, names or [f"$x_{{{i + 1}}}$" for i in range(array.shape[1])])
-    replace_atomically(path, lambda file: figure.savefig(file, format="png"))
+    metadata = {"Copyright": credit} if credit else {}
+    replace_atomically(path, lambda file: figure.savefig(file, format="png", metadata=metadata))
     return path
 
 
@@ -75,7 +78,7 @@ def labelled_grid(images: Tensor, rows: Sequence[str] | None, credit: str | None
 
 
 def vectors(points: np.ndarray, names: Sequence[str]) -> Figure:
-    """Draw vectors (N, D): a scatter plot of each pair of up to 6 dimensions, else a histogram of each dimension."""
+    """Draw vectors (N, D): scatter plots of all pairs of dimensions if D <= 6, otherwise `histograms`."""
     dimensions = points.shape[1]
     if dimensions > MAX_PAIRED:
         return histograms(points, names)

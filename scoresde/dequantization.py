@@ -39,14 +39,14 @@ from scoresde.tensors import at_least_float32, check_instance, dimensions, doubl
 
 
 class Dequantization(Protocol):
-    """The interface of a dequantisation, whose `str` is printed among the conventions of a likelihood."""
+    """The interface of a dequantisation; likelihoods report its `str` in their `conventions`."""
 
     @abstractmethod
     def sample(self, images: Tensor, stream: RandomStream) -> tuple[Tensor, Tensor]:
         """Draw values x + u (B, *) in [x, x + 1) for levels x (B, *); also return log q(u | x) in nats (B,).
 
-        Both have the dtype of the levels, at least float32, if that is floating-point, and float64 otherwise. `stream`
-        draws u.
+        Values and log q are float64 for levels of an integer dtype. For floating-point levels they have the dtype of
+        the levels, or float32 if that is wider. u is drawn from `stream`.
         """
 
     def training_values(self, images: Tensor, stream: RandomStream) -> Tensor:
@@ -110,8 +110,8 @@ class DataMap:
     def training_states(self, data: Tensor, stream: RandomStream) -> Tensor:
         """Return the clean states (B, *) to train a network on, float64 or float32, for data (B, *) of any dtype.
 
-        They are float64 for float64 data, and for continuous data of long integers: the transform may subtract large
-        numbers, so cast the states, not the data.
+        They are float64 for float64 data and, without dequantisation, for integers of more than 16 bits. Pass the data
+        in their own dtype, because the transform may subtract large numbers; cast the states instead.
 
         Raises:
             ValueError: the data are to be dequantised, but are not grey levels, see `check_levels`.
@@ -135,7 +135,7 @@ def levels_map(transform: Transform | DataMap, dequantization: Dequantization | 
     """Return the data map of integer levels, with uniform dequantisation by default.
 
     Raises:
-        ValueError: `transform` is a `DataMap` without dequantisation, or `dequantization` is given as well.
+        ValueError: `transform` is a `DataMap`, and either has no dequantisation or comes with a `dequantization`.
     """
     if not isinstance(transform, DataMap):
         check_instance("transform", transform, "__call__", "inverse", "log_det")
@@ -197,7 +197,7 @@ class Uniform(Dequantization):
     """Uniform dequantisation: u is uniform on [0, 1)^d, and log q = 0."""
 
     def sample(self, images: Tensor, stream: RandomStream) -> tuple[Tensor, Tensor]:
-        """Draw images + u (B, *); log q(u | images) is zero (B,)."""
+        """Draw images + u (B, *); also return log q(u | images), which is zero (B,)."""
         levels = _floating(images)
         return levels + stream.uniform(levels), levels.new_zeros(len(levels))
 
@@ -208,10 +208,10 @@ class Uniform(Dequantization):
 class TruncatedNormal(Dequantization):
     r"""u = 1/2 + z / (2 tau), z normal restricted to [-tau, tau): the noise of the diffusion, within the grey level.
 
-    A network trained on the centres of the levels has seen x(t) = alpha T(x + 1/2) + sigma eps. At the time where
-    sigma/alpha equals s = 1/(2 tau) of a level's width, x(t) = alpha T(x + u) with u ~ N(1/2, s^2), and u is within the
-    level except with probability erfc(tau / 2^(1/2)) per dimension. q is this normal distribution restricted to the
-    level, with
+    A network trained on the centres of the levels has seen x(t) = alpha T(x + 1/2) + sigma eps. Let t be the time at
+    which sigma/alpha is s = 1/(2 tau) times the width of a level in model space. Then x(t) = alpha T(x + u) with
+    u ~ N(1/2, s^2), and u is within the level except with probability erfc(tau / 2^(1/2)) per dimension. q is this
+    normal distribution restricted to the level, with
 
         log q(u|x) = -|z|^2 / 2 - d log[(2 pi)^(1/2) s erf(tau / 2^(1/2))].
 
@@ -260,8 +260,8 @@ class TruncatedNormal(Dequantization):
             else:
                 fix = f"raise t_max, or take tau >= {1.01 * width / (2 * noisy):.3g}"
             raise ValueError(
-                f"the SDE must reach sigma/alpha = {ratio:.4g}, which is 1/(2 tau) of a grey level's width {width:.4g} "
-                f"at tau={self.tau:g}; {type(sde).__name__} goes from {clean:.4g} at t_min={sde.t_min:g} to "
+                f"the SDE must reach sigma/alpha = {ratio:.4g}, the width {width:.4g} of a grey level over 2 tau, with "
+                f"tau={self.tau:g}; {type(sde).__name__} goes from {clean:.4g} at t_min={sde.t_min:g} to "
                 f"{noisy:.4g} at t_max={sde.t_max:g}: {fix}"
             )
         return float(sde.time(float64(-2 * math.log(ratio))))
@@ -302,9 +302,9 @@ class Variational(nn.Module, Dequantization):
         self.couplings = nn.ModuleDict({f"coupling{i}": Coupling(shape, width, parity=i % 2) for i in range(layers)})
 
     def sample(self, images: Tensor, stream: RandomStream) -> tuple[Tensor, Tensor]:
-        """Draw images + u (B, *); also return log q(u | images) in nats (B,). `stream` draws e.
+        """Draw images + u (B, *); also return log q(u | images) in nats (B,).
 
-        Both are differentiable in the parameters.
+        Both are differentiable in the parameters. e of the class docstring is drawn from `stream`.
 
         Raises:
             ValueError: the levels have another shape.
@@ -353,7 +353,12 @@ class Coupling(nn.Module):
         )
 
     def forward(self, state: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
-        """Return y and (1 - m) a, each (B, *), for e = `state` (B, *) and the levels scaled to [-1, 1]."""
+        """Return y and the log-scales (1 - m) a, each (B, *); letters as in the class docstring.
+
+        Args:
+            state: e, (B, *).
+            context: the grey levels, scaled to [-1, 1], (B, *).
+        """
         mask = self.mask.to(state)
         features = torch.cat([context, mask * torch.tanh(state / 2)], dim=1)
         output = self.network(features.to(next(self.network.parameters()).dtype)).to(state)

@@ -11,9 +11,10 @@ product g = J^T z of a single probe bounds it: E|g|^2 = |J|_F^2, so in expectati
 
 with equality if J is symmetric with a constant diagonal. For Gaussian probes, variance <= 2 |g|^2.
 
-Before an integration, `trace.bind(stream, x)` returns an estimator: a function of (v, x) that draws its probes from the
-stream and returns an `Evaluation`. The trace itself stores no draws. A differentiable estimator keeps the autograd
-graph, for objectives that contain the trace (score matching) and for differentiable likelihoods.
+A trace is a `Hutchinson` or an `ExactTrace`. Before an integration, `trace.bind(stream, x)` returns an estimator: a
+function of (v, x) that draws its probes from the stream and returns an `Evaluation`. The trace itself stores no draws.
+A differentiable estimator keeps the autograd graph, for objectives that contain the trace (score matching) and for
+differentiable likelihoods.
 """
 
 from collections.abc import Callable, Sequence
@@ -81,7 +82,10 @@ class Hutchinson:
             raise ValueError(f"distribution must be 'rademacher' or 'gaussian'; got {self.distribution!r}")
 
     def kept(self) -> "Hutchinson":
-        """Return this trace with resample=False: smooth in x and t, as error control and comparisons need."""
+        """Return this trace with resample=False.
+
+        Its estimate is then a smooth function of x and t, which error control and comparisons need.
+        """
         return replace(self, resample=False)
 
     def draw(self, stream: RandomStream, x: Tensor, rows: Tensor | None = None) -> list[Tensor]:
@@ -109,7 +113,13 @@ class Hutchinson:
         return value, forms[:, 0]
 
     def _variance(self, forms: Tensor, squares: Tensor, size: int) -> Tensor:
-        """Return the variance (B,) of the mean of `forms` z.g (B, m); for m = 1, its bound by `squares` |g|^2."""
+        """Return the variance (B,) of the mean of the m estimates; for m = 1, an upper bound.
+
+        Args:
+            forms: the estimates z.g, (B, m); letters as in the module docstring.
+            squares: |g|^2, (B, m).
+            size: d.
+        """
         if self.probes > 1:
             return _sample_variance(forms) / self.probes
         if self.distribution == "rademacher" and size > 2:
@@ -168,7 +178,7 @@ class ExactTrace:
             value, x = _evaluate(field, x, differentiable, fused=False) if has_graph else (field(x), x)
 
             def product(unit: Tensor) -> Tensor:
-                """J^T u or J u, for a unit vector u (1, *) in every sample."""
+                """Return J^T u ("reverse" mode) or J u ("forward"), (B, *), for one unit vector u (1, *)."""
                 direction = unit.expand(x.shape)
                 if self.mode == "forward":
                     return torch.func.jvp(field, (x,), (direction.contiguous(),))[1]
@@ -189,7 +199,7 @@ class ExactTrace:
         return evaluate
 
     def quadratic_form(self, field: Field, x: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
-        """Return v (B, *) at x and z^T (dv/dx) z (B,) for given z (B, *), by a product of the kind of `mode`."""
+        """Return v (B, *) at x and z^T (dv/dx) z (B,) for given z (B, *), by the Jacobian product that `mode` names."""
         if self.mode == "reverse":
             value, forms, _ = quadratic_forms(field, x, [z])
             return value, forms[:, 0]
@@ -229,12 +239,15 @@ def _sample_variance(values: Tensor) -> Tensor:
 
 
 def attention_kernels(fused: bool) -> AbstractContextManager:
-    """Return a context with or without fused attention kernels, which lack second derivatives and vmap."""
+    """Return a context in which fused attention kernels are allowed only if `fused`.
+
+    These kernels support neither second derivatives nor vmap.
+    """
     return nullcontext() if fused else sdpa_kernel(SDPBackend.MATH)
 
 
 def _evaluate(field: Field, x: Tensor, differentiable: bool, fused: bool) -> tuple[Tensor, Tensor]:
-    """Return v(x) and x, with an autograd graph from v(x) to this x."""
+    """Return v(x), and the tensor x in which autograd can differentiate it."""
     if not (differentiable and x.requires_grad):
         x = x.detach().requires_grad_()
     with torch.enable_grad(), attention_kernels(fused):

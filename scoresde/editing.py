@@ -54,7 +54,7 @@ class From(Sampler):
         self.sampler, self.t = sampler, float(t)
 
     def transitions(self, sde: SDE) -> list[Transition]:
-        """Return the transitions of the sampler from t on."""
+        """Return the transitions of the inner sampler below t, cut off as the class docstring explains."""
         if not sde.t_min < self.t <= sde.t_max:
             raise ValueError(f"t must be in ({sde.t_min:g}, {sde.t_max:g}]; got t={self.t:g}")
         pairs = self.sampler.transitions(sde)
@@ -66,20 +66,20 @@ class From(Sampler):
         return _below(pairs, self.t, margin) or _below(pairs, self.t, 0.0)
 
     def plan(self, sde: SDE, transitions: Sequence[Transition]) -> Sequence[Any]:
-        """Return the plan of the sampler: what its `advance` receives for each of these transitions."""
+        """Return the plan of the inner sampler: the argument `entry` of `advance` for each of the given transitions."""
         return self.sampler.plan(sde, transitions)
 
     def advance(self, model: BaseModel, x: Tensor, entry: Any, stream: RandomStream, memory: Any) -> tuple[Tensor, Any]:
-        """Take one step of the sampler."""
+        """Take one step of the inner sampler."""
         return self.sampler.advance(model, x, entry, stream, memory)
 
     def denoise(self, model: BaseModel, x: Tensor, t: Tensor, stream: RandomStream) -> Tensor:
-        """Apply the final denoising of the sampler."""
+        """Apply the final denoising of the inner sampler."""
         return self.sampler.denoise(model, x, t, stream)
 
 
 def _below(pairs: Sequence[Transition], t: float, margin: float) -> list[Transition]:
-    """Return the transitions with every time above t - margin moved to t, without those that then have no length."""
+    """Return the transitions with all times from t - margin upwards set to t, without those of length zero."""
     top = torch.tensor(t, dtype=torch.float64)
     moved = [(a if a < t - margin else top, b if b < t - margin else top) for a, b in pairs]
     return [(a, b) for a, b in moved if a != b]
@@ -107,7 +107,7 @@ def slerp(first: Tensor, second: Tensor, weight: float) -> Tensor:
         )
 
     def share(part: float) -> Tensor:
-        """Return sin(part angle)/sin(angle), or its limit for angle = 0."""
+        """Return sin(w theta)/sin(theta) for w = `part`, or its limit w for theta = 0."""
         return part * torch.sinc(part * angle / math.pi) / torch.sinc(angle / math.pi)
 
     return broadcast(share(1 - weight), first) * first + broadcast(share(weight), second) * second
@@ -136,7 +136,7 @@ def interpolate(
     Args:
         model: the model, in eval mode.
         x, y: data (B, *), in the model's space.
-        weights: K numbers. 0 gives the round trip of x, 1 that of y; values outside of [0, 1] extrapolate.
+        weights: K numbers. 0 gives x, encoded and decoded, 1 gives y likewise; values outside [0, 1] extrapolate.
         mode: "spherical", under which latents of independent noise keep their norm, or "linear".
         cond: condition of x and y, short for `model.given(cond)`.
         solver: ODE solver, default `probability_flow.DEFAULT_SOLVER`.

@@ -6,10 +6,10 @@ is between 0 and 1 for Gaussian data, and a direction z of +-1, the check compar
 
     D = z.(y(x + h z) - y(x - h z)) / 2h        with        f = (z^T J(x + h z) z + z^T J(x - h z) z) / 2
 
-divided by the number of dimensions, from two evaluations with one product each. h is eps^(1/3) times the size of x,
-with the eps of the network's dtype. D and f differ by the rounding of D, of order eps^(2/3), and by the curvature of
-z^T J z, which is at most of the order of the difference of the two products in f. A larger difference, in most samples
-of a batch and for a smaller h too, is an error.
+each divided by the number of dimensions. This takes two evaluations with one Jacobian product each. h is e^(1/3) times
+the root mean square of x, with e the machine epsilon of the network's dtype. D and f differ by the rounding of D, of
+order e^(2/3), and by the curvature of z^T J z, which is at most of the order of the difference of the two terms of f.
+A larger difference, in most samples of a batch and for a smaller h too, is an error.
 
 The check is made at the time at which sigma/alpha is the scale of the data: there J is far from 0 and from 1, whatever
 the network predicts.
@@ -36,10 +36,10 @@ ROUNDING = 10.0  # accepted rounding of D, per dimension, in units of eps^(2/3)
 def check_gradient(
     model: BaseModel, x: Tensor, t_from: float, t_to: float, data_scale: float = 1.0, trace: Trace | None = None
 ) -> None:
-    """Raise ValueError if autograd does not give the derivative of the model in x; see the module.
+    """Raise ValueError if autograd does not give the derivative of the model in x; see the module docstring.
 
-    The network is in eval mode meanwhile, so that dropout does not make two evaluations differ; nothing is drawn from
-    generators of the caller.
+    The network is in eval mode meanwhile, so that dropout does not make two evaluations differ. The caller's random
+    generators are not used.
 
     Args:
         model: the model.
@@ -73,11 +73,11 @@ def check_gradient(
         if 2 * int(is_wrong.sum()) <= len(x):
             return
     raise ValueError(
-        "the network must be differentiable in its input by autograd; got the derivative "
-        f"{float(product[is_wrong].mean()):.3g} along a direction, where the outputs differ by "
-        f"{float(difference[is_wrong].mean()):.3g}: a part of its forward pass runs under torch.no_grad or "
-        "inference_mode, detaches a tensor, or leaves PyTorch (NumPy). Remove that, or take an evidence bound "
-        "(scoresde.bounds), which needs no derivative"
+        "the network must be differentiable in its input by autograd; got a directional derivative of "
+        f"{float(product[is_wrong].mean()):.3g} from autograd and {float(difference[is_wrong].mean()):.3g} from a "
+        "finite difference: a part of its forward pass runs under torch.no_grad or inference_mode, detaches a "
+        "tensor, or leaves PyTorch (NumPy). Remove that, or take an evidence bound (scoresde.bounds), which needs no "
+        "derivative"
     )
 
 
@@ -89,7 +89,7 @@ def _coarsest(model: nn.Module) -> torch.dtype:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Set all modules to eval mode within the block."""
+    """Set all modules of the model to eval mode within the block."""
     trained = [module for module in model.modules() if module.training]
     for module in trained:
         module.training = False

@@ -67,7 +67,8 @@ class LogProb:
     each evaluation, None for one fixed probe. latent: x(t_max), (B, *). nfe: network evaluations (B,), including those
     that measure the scale of the data. backward: products with Jacobians of the network (B,). status: a
     `solvers.Status` per sample (B,); where it is not OK, value is NaN and latent is the last valid state, at `time`
-    (B,).
+    (B,). per_probe: log p(x) as each probe of the trace gives it, nats (B, m), float64; value is their mean. Probes
+    depend on the seeds alone, so the same column of two models, such as two classes, has the same probes.
     """
 
     value: Tensor
@@ -77,6 +78,7 @@ class LogProb:
     backward: Tensor
     status: Tensor
     time: Tensor
+    per_probe: Tensor
 
 
 @dataclass
@@ -135,7 +137,7 @@ def conventions(
 
 
 def trace_for(solver: Solver | None, trace: Trace | None) -> Trace:
-    """Return `trace` or `Hutchinson(probes=1)`, with fixed probes if the solver's error control includes the trace."""
+    """Return `trace`, default `Hutchinson(probes=1)`; with fixed probes if the solver's error control includes it."""
     trace = trace or Hutchinson()
     check_instance("trace", trace, "bind", "kept")
     return trace.kept() if solver is not None and controls_integrals(solver) else trace
@@ -209,7 +211,8 @@ def sample_with_log_prob(
         device: device of the states that are drawn; default: that of the model.
 
     Warns:
-        PriorMismatch: the noise at t_max does not hide the samples, so that the latents are not those of the data.
+        PriorMismatch: the noise at t_max does not hide the samples, so that the prior is not the distribution of
+            the latents.
 
     Raises:
         ValueError: the model is in training mode or its flow has no density; both or neither of shape and x_T are
@@ -231,7 +234,7 @@ def sample_with_log_prob(
 
 
 def _log_prob(model: BaseModel, trace: Trace, carried: Carried, latent: Tensor, sign: int = 1) -> LogProb:
-    """Return log p(x) from a solve that ends (sign 1) or starts (sign -1) at the latent; keep the graph, if any."""
+    """Return log p(x) from a solve that ends (sign 1) or starts (sign -1) at `latent`; keep the graph of `carried`."""
     ok = carried.status == Status.OK
     with torch.set_grad_enabled(carried.divergence.requires_grad):
         value = model.sde.prior_log_prob(latent) + sign * float64(carried.divergence).mean(dim=1)
@@ -239,7 +242,9 @@ def _log_prob(model: BaseModel, trace: Trace, carried: Carried, latent: Tensor, 
     stderr = trace.standard_error(carried.divergence.detach(), carried.variance)
     if stderr is not None:
         stderr = torch.where(ok, float64(stderr.detach()), math.nan)
-    return LogProb(value, stderr, latent, carried.nfe, carried.backward, carried.status, carried.t)
+    per_probe = model.sde.prior_log_prob(latent)[:, None] + sign * float64(carried.divergence)
+    per_probe = torch.where(ok[:, None], per_probe, math.nan).detach()
+    return LogProb(value, stderr, latent, carried.nfe, carried.backward, carried.status, carried.t, per_probe)
 
 
 def encode(
@@ -248,7 +253,8 @@ def encode(
     """Return the latent x(t_max) (B, *) of data x (B, *) = x(t_start), with t_start = t_min by default.
 
     Warns:
-        PriorMismatch: the noise at t_max does not hide the data, so that the latents do not have the prior's law.
+        PriorMismatch: the noise at t_max does not hide the data, so that the prior is not the distribution of the
+            latents.
 
     Raises:
         ValueError: the model is in training mode or its flow has no density.
@@ -268,7 +274,8 @@ def decode(
     This is the inverse of `encode`.
 
     Warns:
-        PriorMismatch: the noise at t_max does not hide the result, so that latents drawn from the prior are wrong.
+        PriorMismatch: the noise at t_max does not hide the result, so that the prior is not the distribution of
+            the latents.
 
     Raises:
         ValueError: the model is in training mode or its flow has no density.
@@ -410,14 +417,15 @@ def _check_images(images: Tensor, seeds: Sequence[int], data_map: DataMap) -> No
 
 
 def check_samples(samples: int, start: str, data_map: DataMap, sde: SDE) -> None:
-    """Raise ValueError if `bits_per_dim` does not accept the number of samples or the start."""
+    """Raise ValueError if `bits_per_dim` does not accept the argument `samples` or `start`."""
     if not isinstance(samples, int) or samples < 1:
         raise ValueError(f"samples must be an integer, at least 1; got samples={samples!r}")
     if start not in ("data", "perturb"):
         raise ValueError(f"start must be 'data' or 'perturb'; got {start!r}")
     if start == "perturb" and data_map.start(sde) is not None:
         raise ValueError(
-            f"start must be 'data' for {data_map.dequantization}, which sets the time of its points; got {start!r}"
+            f"start must be 'data' for a dequantisation that sets the start time itself ({data_map.dequantization}); "
+            f"got {start!r}"
         )
 
 
@@ -433,7 +441,12 @@ def describe_failures(values: Tensor, status: Tensor) -> str:
 
 
 def _check_inflation(variance: float | None, unit: float, tolerance: float) -> str:
-    """Describe, in bits per dimension, the bias of a mean of probabilities whose logarithms have `variance` (nats^2).
+    """Return a description of the bias of log mean exp(log p) that is due to the noise of log p.
+
+    Args:
+        variance: variance of the noise of log p, nats^2; None if it is unknown.
+        unit: one bit per dimension in nats, d log 2.
+        tolerance: largest accepted bias, bits per dimension.
 
     Raises:
         ValueError: the bias is larger than `tolerance`.

@@ -1,6 +1,6 @@
-"""PNG files of samples and of comparisons of samplers, and the drawing functions that they share with the report."""
+"""PNG files of samples, sampler comparisons and classifications; drawing functions that `scoresde.report` uses too."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from torch import Tensor
 from scoresde.atomic_files import replace_atomically
 from scoresde.evaluation.guidance_comparison import GuidanceRow
 from scoresde.evaluation.sampler_comparison import ComparisonRow
+from scoresde.metrics.classification import Calibration
 
 Interval = tuple[np.ndarray, np.ndarray]  # low and high
 PIXELS = 64  # height of a small image in a grid
@@ -40,7 +41,7 @@ METRIC_NAMES = {
 
 
 def metric_name(metric: str, space: str) -> str:
-    """Return the name of a metric, with the feature space unless that is the state itself."""
+    """Return the text that names a metric in figures, with the feature space if it is computed on features."""
     name = METRIC_NAMES.get(metric, metric.replace("_", " "))
     return name if space in ("state", "model space", "") else f"{name} ({space})"
 
@@ -49,7 +50,7 @@ def metric_name(metric: str, space: str) -> str:
 
 
 def draw_histogram(axes: Axes, values: Any, bins: int, **style: Any) -> None:
-    """Draw how often finite values fall into equal bins.
+    """Draw a histogram of the finite values, with bins of equal width.
 
     The bins are computed from the differences to the least value, so that values far from zero keep their digits.
     """
@@ -60,13 +61,21 @@ def draw_histogram(axes: Axes, values: Any, bins: int, **style: Any) -> None:
     axes.bar(least + edges[:-1], counts, np.diff(edges), align="edge", **style)
 
 
-def save_samples(samples: Tensor, path: Path, low: float = 0.0, high: float = 1.0, names: Sequence[str] = ()) -> Path:
+def save_samples(
+    samples: Tensor,
+    path: Path,
+    low: float = 0.0,
+    high: float = 1.0,
+    credit: str | None = None,
+    names: Sequence[str] = (),
+) -> Path:
     """Save a picture of samples (N, *): images in a grid, points in the plane as a scatter, other states as lines.
 
     Args:
         samples: (N, C, H, W) with C 1 or 3, (N, 2), or any other shape, drawn as lines over the flattened state.
         path: PNG file to write.
-        low, high: the values that are shown black and white.
+        low, high: the value drawn in black and the value drawn in white, for images.
+        credit: the makers of the data and their licence, stored in the file as the metadata "Copyright".
         names: names of K groups of N / K consecutive samples, such as classes: each is a row of images with its name at
             the side, or has a colour of its own. Empty for samples of one kind.
 
@@ -75,8 +84,9 @@ def save_samples(samples: Tensor, path: Path, low: float = 0.0, high: float = 1.
     """
     if names and len(samples) % len(names):
         raise ValueError(f"samples must be a multiple of the {len(names)} names; got {len(samples)} samples")
+    metadata = {"Copyright": credit} if credit else {}
     if samples.ndim == 4 and samples.shape[1] in (1, 3):
-        return _save_images((samples - low) / (high - low), path, names)
+        return _save_images((samples - low) / (high - low), path, metadata, names)
     figure = Figure(figsize=(5, 5), dpi=120, layout="constrained")
     axes = figure.add_subplot()
     flat = samples.detach().cpu().flatten(1).numpy()
@@ -97,7 +107,7 @@ def save_samples(samples: Tensor, path: Path, low: float = 0.0, high: float = 1.
         axes.set(xlabel="dimension", ylabel="value", title=f"{shown_count} samples")
     if names:
         figure.legend(loc="outside right upper", fontsize=7, frameon=False, markerscale=2, ncols=-(-len(names) // 24))
-    replace_atomically(path, lambda file: figure.savefig(file, format="png"))
+    replace_atomically(path, lambda file: figure.savefig(file, format="png", metadata=metadata))
     return path
 
 
@@ -106,14 +116,14 @@ def _colour(index: int, count: int) -> Any:
     return COLOURS[index] if count <= len(COLOURS) else matplotlib.colormaps["turbo"]((index + 0.5) / count)
 
 
-def _save_images(images: Tensor, path: Path, names: Sequence[str]) -> Path:
+def _save_images(images: Tensor, path: Path, metadata: dict[str, str], names: Sequence[str]) -> Path:
     """Save images (N, C, H, W) in [0, 1] as a grid, magnified by a whole number; names stand left of their rows."""
     grid = image_grid(images, len(images) // len(names) if names else None)
     scale = max(1, PIXELS // images.shape[2])
     grid = grid.repeat(scale, axis=0).repeat(scale, axis=1)
     if names:
         grid = np.concatenate([_row_names(names, grid.shape[0], grid.ndim), grid], axis=1)
-    settings: dict[str, Any] = {"cmap": "gray", "vmin": 0, "vmax": 1, "format": "png"}
+    settings: dict[str, Any] = {"cmap": "gray", "vmin": 0, "vmax": 1, "format": "png", "metadata": metadata}
     replace_atomically(path, lambda file: matplotlib.image.imsave(file, grid, **settings))
     return path
 
@@ -148,6 +158,68 @@ def image_grid(images: Tensor, columns: int | None = None, gap: int = 1) -> np.n
     return grid.squeeze(-1) if channels == 1 else grid
 
 
+# --- classifications
+
+MOST_CLASSES = 40  # with a number in each cell and a name at each row of the confusion matrix
+
+
+def save_confusion(counts: Tensor, classes: Sequence[str], path: Path) -> Path:
+    """Save a picture of a confusion matrix: rows are labels, columns decisions, shades the shares of a row.
+
+    Args:
+        counts: number of samples (K, K).
+        classes: names of the K classes.
+        path: PNG file to write.
+    """
+    shares = (counts / counts.sum(dim=1, keepdim=True).clamp(min=1)).numpy()
+    size = min(max(3.2, 0.42 * len(classes) + 1.6), 14.0)
+    figure = Figure(figsize=(size, size), dpi=150, layout="constrained")
+    axes = figure.add_subplot()
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    if len(classes) <= MOST_CLASSES:
+        ticks = range(len(classes))
+        axes.set_xticks(ticks, classes, rotation=90 if max(map(len, classes)) > 3 else 0)
+        axes.set_yticks(ticks, classes)
+        for (i, j), count in np.ndenumerate(counts.numpy()):
+            if count:
+                axes.text(
+                    j, i, str(count), ha="center", va="center", fontsize=7, color="w" if shares[i, j] > 0.5 else "k"
+                )
+    axes.set(xlabel="decision", ylabel="label")
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    replace_atomically(path, lambda file: figure.savefig(file, format="png"))
+    return path
+
+
+def save_reliability(tables: Mapping[str, Calibration], path: Path) -> Path:
+    """Save a reliability diagram: accuracy against confidence with intervals, and the number of samples below.
+
+    Args:
+        tables: reliability tables by name, see `metrics.calibration`.
+        path: PNG file to write.
+    """
+    figure = Figure(figsize=(4.6, 5.2), dpi=150, layout="constrained")
+    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
+    upper.plot([0, 1], [0, 1], color=BAND, linewidth=1.0, linestyle="--")
+    for i, (name, table) in enumerate(tables.items()):
+        confidence, value, low, high = np.array(
+            [[b.confidence, b.accuracy.value, b.accuracy.low, b.accuracy.high] for b in table.bins]
+        ).T
+        curve(upper, confidence, value, (low, high), colour=i, label=f"{name}, ECE {table.ece:.3f}", linestyle="none")
+        edges, counts = [b.low for b in table.bins], [b.count for b in table.bins]
+        widths = [b.high - b.low for b in table.bins]
+        lower.bar(edges, counts, widths, align="edge", alpha=0.5, color=COLOURS[i % len(COLOURS)])
+    upper.set(ylabel="fraction of correct decisions", xlim=(-0.02, 1.02), ylim=(-0.03, 1.03))
+    lower.set(xlabel="confidence, p of the decision", ylabel="samples")
+    for axes in (upper, lower):
+        axes.grid(linewidth=0.4, alpha=0.6)
+        axes.spines[["top", "right"]].set_visible(False)
+    upper.legend(fontsize=8, frameon=False, loc="upper left")
+    replace_atomically(path, lambda file: figure.savefig(file, format="png"))
+    return path
+
+
 # --- samplers compared
 
 
@@ -167,7 +239,8 @@ def save_comparison(rows: Sequence[ComparisonRow], path: Path, metric: str | Non
     first = next((row for row in shown if not row.is_floor), None)
     if first is None:
         raise ValueError(
-            f"none of the {len(rows)} rows has the metric {metric!r} of a sampler: choose a metric that was measured"
+            f"metric must be one that was measured on a sampler; got {metric!r}, and none of the {len(rows)} rows has "
+            "a sampler's value of it: choose another metric"
         )
     figure = Figure(figsize=(9.2, 4.0), dpi=200, layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
@@ -219,8 +292,8 @@ def save_guidance(rows: Sequence[GuidanceRow], path: Path) -> Path:
 def draw_comparison(axes: Axes, rows: Sequence[ComparisonRow], quantity: str = "nfe") -> None:
     """Draw one metric of samplers against "nfe" or "seconds", on logarithmic axes.
 
-    Bars are the intervals of the rows. The band is the noise floor, the interval of the metric for exact draws: a
-    sampler inside it cannot be distinguished from exact sampling. Values at or below zero are left out. The vertical
+    Error bars run from `low` to `high` of each row. The band is the noise floor, the interval of the metric for exact
+    samples: a sampler inside it cannot be distinguished from exact sampling. Values <= 0 are left out. The vertical
     axis runs from 0.3 to 2,000 times the lowest value, so that a sampler that diverged does not flatten the others.
     """
     for i, name in enumerate(dict.fromkeys(row.sampler for row in rows if not row.is_floor)):
@@ -245,7 +318,7 @@ def draw_comparison(axes: Axes, rows: Sequence[ComparisonRow], quantity: str = "
 def curve(
     axes: Axes, x: np.ndarray, y: np.ndarray, interval: Interval | None = None, colour: int = 0, **style: Any
 ) -> None:
-    """Draw a line through points with error bars; `colour` is the number of its colour, marker and dashes."""
+    """Draw a line through points with error bars; the index `colour` selects its colour, marker and dashes."""
     bars = None if interval is None else np.maximum([y - interval[0], interval[1] - y], 0)
     defaults: dict[str, Any] = {
         "color": COLOURS[colour % len(COLOURS)],

@@ -50,7 +50,7 @@ class Prediction(nn.Module):
         return t
 
     def determinant(self, sde: SDE, t: Tensor) -> Tensor:
-        """Return D = alpha q - sigma p."""
+        """Return D = alpha q - sigma p of the module docstring."""
         p, q = self.target(sde, t)
         return sde.alpha(t) * q - sde.sigma(t) * p
 

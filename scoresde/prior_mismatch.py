@@ -1,9 +1,9 @@
 r"""The distance of the prior from the noisy data at t_max, an error of likelihoods and of samples.
 
-    KL(N(alpha x, sigma^2 I) || N(0, prior_std^2 I)) = (alpha^2 |x|^2 + ...) / (2 prior_std^2)      at t_max
+    KL(N(alpha x, sigma^2 I) || N(0, prior_std^2 I)) = (alpha^2 |x|^2 / prior_std^2 + d (q - 1 - log q)) / 2
 
-for clean data x. The mean over the data bounds KL(p_(t_max) || prior), because the divergence is convex and p_(t_max)
-is a mixture of these normal distributions.
+at t_max, for clean data x in d dimensions and q = sigma^2 / prior_std^2. The mean over the data bounds
+KL(p_(t_max) || prior), because the divergence is convex and p_(t_max) is a mixture of these normal distributions.
 """
 
 import math
@@ -28,10 +28,11 @@ class PriorMismatch(UserWarning):
 
 @torch.no_grad()
 def prior_mismatches(sde: SDE, x: Tensor, t: float | None = None) -> Tensor:
-    """Return the divergence of the module docstring (B,), in nats per dimension, of states x (B, *) at t.
+    """Return the KL divergence of the module docstring for states x (B, *) at t, in nats per dimension, float64 (B,).
 
-    t is t_min by default. The part of |x|^2 that the noise at t may explain is taken off: sigma^2 times the quantile of
-    chi-squared at 1 - 1e-6, in the bound d + 2 (d L)^(1/2) + 2 L of Laurent and Massart (2000), with L = 6 log 10.
+    t is t_min by default. The clean data are estimated as x / alpha(t), with |x|^2 reduced by the amount that the noise
+    at t may add: sigma^2 times d + 2 (d L)^(1/2) + 2 L, L = 6 log 10, a bound on the (1 - 1e-6)-quantile of chi-squared
+    with d degrees of freedom (Laurent and Massart, 2000).
     """
     time, count, log = float64(sde.t_min if t is None else t), dimensions(x), -math.log(UNLIKELY)
     x = float64(x)

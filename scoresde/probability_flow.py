@@ -3,7 +3,8 @@ r"""The probability-flow ODE, and the change of density along it.
     dx/dt = f x - g^2/2 score = alpha' E[x_0 | x] + sigma' E[eps | x]        (2011.13456, eq. 13)
     d log p_t(x_t)/dt = -tr(d velocity / dx)                                 (1806.07366; 2011.13456, eq. 39)
 
-The flow is solved in other variables than t and x. For data of scale S, with r = sigma / (alpha S) and the state
+The flow is solved for a scaled state w as a function of a variable u, instead of x as a function of t. With S the scale
+of the data, r = sigma / (alpha S) and
 
     w = x / (alpha^2 S^2 + sigma^2)^(1/2),        dw/dr = (E[eps | x] - r E[x_0 | x] / S) / (1 + r^2)^(3/2),
 
@@ -12,10 +13,11 @@ for r between the finest structure of the data and a few times their extent. Ste
 
     u = asinh(s / c),        1/s = 1/r + 1/R,
 
-which is linear in r below c, logarithmic in between, and linear in 1/r above R, where the flow depends only on the mean
-of the data. Everything is bounded up to r = infinity, that is u = asinh(R/c), so a path without signal at its end is no
-special case. R is 30, or 10 times the largest r at which the data have structure if that is more. c is at most 0.02.
-If r at t_min is below 0.001 (sub-VP), c is twenty times this r, at least 0.002, so that there are steps near t_min too.
+with a small number c and a large number R. u is linear in r below c, logarithmic from c to R, and linear in 1/r above
+R, where the flow depends only on the mean of the data. Everything is bounded up to r = infinity, that is
+u = asinh(R/c), so a path without signal at its end is no special case. R is 30, or 10 times the largest r at which the
+data have structure if that is more. c is at most 0.02. If r at t_min is below 0.001 (sub-VP), c is twenty times this r,
+at least 0.002, so that there are steps near t_min too.
 
 Unless the solver has a `data_scale`, S is measured on the model for each sample before the solve, from a few
 evaluations (`scoresde.data_scale`), and so are a smaller c for data with structure finer than c, and a larger R for
@@ -55,12 +57,12 @@ C_OVER_SMOOTH, FINEST_C = 4.0, 2.0
 
 
 def _first(sde: SDE, data_scale: float) -> float:
-    """Return r at t_min."""
+    """Return r of the module docstring at t_min."""
     return math.exp(-0.5 * float(sde.log_snr(float64(sde.t_min)))) / data_scale
 
 
 def _default_c(first: float) -> float:
-    """Return c for data without structure finer than c; `first` is r at t_min."""
+    """Return c of the module docstring for data without finer structure; `first` is r at t_min."""
     return min(max(C_OVER_FIRST * first, C_RANGE[0]), C_RANGE[1])
 
 
@@ -90,7 +92,11 @@ class Ratio:
     def suited(
         cls, model: BaseModel, x: Tensor, t_from: float, t_to: float, data_scale: float | None
     ) -> tuple["list[Group]", Tensor]:
-        """Return flows with S, c and R for the states x, measured unless `data_scale` is given; see `Time.suited`."""
+        """Choose a flow to solve for each state x (B, *); also return the network evaluations (B,) spent on the choice.
+
+        If data_scale is None, S, c and R of the module docstring are measured for each sample. Otherwise S is
+        data_scale, and c and R have their defaults. The result has the form explained at `Time.suited`.
+        """
         if data_scale is not None:
             return [(cls(model.sde, data_scale), None)], torch.zeros(len(x), dtype=torch.int64)
         first = _first(model.sde, 1.0)
@@ -106,11 +112,11 @@ class Ratio:
         return [(flow, (kind == i).nonzero().flatten().to(x.device)) for i, flow in enumerate(flows)], evaluations
 
     def of_time(self, t: float) -> float:
-        """Return u at time t."""
+        """Return u of the module docstring at time t."""
         return float(self._of_log_snr(self.sde.log_snr(float64(t))))
 
     def to_time(self, u: Tensor) -> Tensor:
-        """Return t at u, () or (B,), float64."""
+        """Return the time t, float64, at u of the module docstring, () or (B,)."""
         u = float64(u).cpu()
         s = self.c * torch.sinh(u)
         t = self.sde.time(-2 * (s.log() - (1 - s / self.coarse).clamp(min=0).log()) - self._shift)
@@ -119,13 +125,14 @@ class Ratio:
         return torch.where(u >= self._ends[1], self._times[1], t)
 
     def scale(self, t: Tensor) -> Tensor:
-        """Return x / w at time t, float64."""
+        """Return x / w = (alpha^2 S^2 + sigma^2)^(1/2) at time t, float64; letters as in the module docstring."""
         return torch.hypot(self.data_scale * self.sde.alpha(t), self.sde.sigma(t))
 
     def coefficients(self, u: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """Return (a, b) with dw/du = a E[x_0 | x] + b E[eps | x], float64, at u and its time t.
 
-        With q = 1 - s/R, so that r = s/q: dr/du = (s^2 + c^2)^(1/2) / q^2, and the powers of q cancel.
+        Letters as in the module docstring. With q = 1 - s/R, r = s/q and dr/du = (s^2 + c^2)^(1/2) / q^2. In
+        dw/du = dw/dr dr/du, the powers of q cancel.
         """
         s = self.c * torch.sinh(float64(u).cpu())
         q = (1 - s / self.coarse).clamp(min=0)
@@ -153,19 +160,19 @@ class Time:
     def suited(
         cls, model: BaseModel, x: Tensor, t_from: float, t_to: float, data_scale: float | None
     ) -> tuple["list[Group]", Tensor]:
-        """Return the flows in which to solve the states x (B, *), and the evaluations (B,) spent to choose them.
+        """Choose a flow to solve for each state x (B, *); also return the network evaluations (B,) spent on the choice.
 
-        data_scale is the scale of the data if it is known, see `solvers.Adams`; a flow in t does not need it.
-        A flow comes with the indices (n,) of its samples, or with None if it is the only one.
+        The flows are a list of pairs: a flow and the indices (n,) of its samples, or None if it is used for all.
+        A flow in t does not depend on data_scale (see `solvers.Adams`), so there is only one.
         """
         return [(cls(model.sde), None)], torch.zeros(len(x), dtype=torch.int64)
 
     def of_time(self, t: float) -> float:
-        """Return u at time t, which is t itself."""
+        """Return t: the variable u of this flow is the time."""
         return t
 
     def to_time(self, u: Tensor) -> Tensor:
-        """Return t at u, which is u itself, in float64."""
+        """Return u in float64: the variable u of this flow is the time."""
         return float64(u).cpu()
 
     def scale(self, t: Tensor) -> Tensor:
@@ -186,8 +193,8 @@ VARIABLES: dict[str, type[Flow]] = {"ratio": Ratio, "time": Time}
 class Carried:
     """The result of a solve of the flow, per sample.
 
-    x: the state (B, *) at time `t` (B,). divergence: log p at the start of the transition minus log p at its end, nats
-    (B, m), one column per probe; (B, 0) without a trace. variance: variance of the mean of `divergence` over probes,
+    x: the state (B, *) at time `t` (B,). divergence: log p at the start of the solve minus log p at `t`, nats (B, m),
+    one column per probe; (B, 0) without a trace. variance: variance of the mean of `divergence` over probes,
     (B,), None if the solver does not report it. nfe, backward: network evaluations, and products with Jacobians of the
     network, int64 (B,). status: a `solvers.Status` (B,).
     """
@@ -281,12 +288,17 @@ def integrate(
 
 
 def _column(counts: Evaluations) -> Tensor:
-    """Return the evaluations, and the products with the Jacobian, int64 (2, 1)."""
+    """Return the numbers of network evaluations and of Jacobian products as a column, int64 (2, 1)."""
     return torch.tensor([[counts.forward], [counts.backward]])
 
 
 def _joined(parts: Sequence[Tensor | None], order: Tensor | None) -> Any:
-    """Join the values of the groups in the order of the batch (`order`, None for one group); None if they are None."""
+    """Join the results of groups of samples in the order of the batch; return None if the results are None.
+
+    Args:
+        parts: one result per group.
+        order: permutation of the joined samples into the order of the batch; None if there is only one group.
+    """
     if order is None:
         return parts[0]
     tensors = [part for part in parts if part is not None]
@@ -294,7 +306,7 @@ def _joined(parts: Sequence[Tensor | None], order: Tensor | None) -> Any:
 
 
 def _check_transition(sde: SDE, t_from: float, t_to: float, differentiable: bool) -> None:
-    """Raise ValueError if the transition cannot be solved."""
+    """Raise ValueError if t_from and t_to are equal or out of range, or the SDE's parameters need a gradient."""
     low, high = sorted((t_from, t_to))
     if not (sde.t_min <= low < high <= sde.t_max):
         raise ValueError(
@@ -314,7 +326,10 @@ def cast_like(states: Tensor, x: Tensor) -> Tensor:
 
 
 def carry(model: Model, x: Tensor, t_from: float, t_to: float, solver: Solver | None = None) -> Tensor:
-    """Return the states x (B, *) carried from t_from to t_to, computed in float64 where the device has it.
+    """Solve the probability flow from states x (B, *) at t_from; return the states at t_to.
+
+    The solve is in float64, or in float32 on a device without float64 (MPS). The result has the dtype of x if that is a
+    floating-point type.
 
     Raises:
         RuntimeError: the solver failed for some samples.

@@ -15,7 +15,7 @@ def progress_bar(
     total: int | None = None,
     initial: int = 0,
 ) -> Any:
-    """Return a progress bar to iterate over `items`; without items, a bar to update.
+    """Return a progress bar that iterates over `items`; without items, the caller advances it by `update`.
 
     Args:
         items: the items to iterate over.

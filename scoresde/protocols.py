@@ -44,7 +44,10 @@ def _as_tensor(value: Any, name: str) -> Tensor:
 
 
 def select(cond: Condition, rows: Tensor | slice, count: int) -> Condition:
-    """Select the conditions of some of `count` samples; a condition for all samples gets leading dimension 1."""
+    """Return the conditions of the samples `rows` from a batch of `count`.
+
+    A tensor that is one condition for all samples is returned whole, with a leading dimension of 1.
+    """
 
     def selected(part: Tensor) -> Tensor:
         part = _batched(part, count)
@@ -79,7 +82,7 @@ def _map(function: Callable[[Tensor], Tensor], cond: Condition) -> Condition:
 
 
 def _batched(part: Tensor, count: int) -> Tensor:
-    """Give a condition for all samples leading dimension 1."""
+    """Return `part` unchanged if its first dimension is `count` or 1; otherwise, add a leading dimension of 1."""
     return part if part.ndim > 0 and len(part) in (1, count) else part[None]
 
 

@@ -113,14 +113,17 @@ class RandomStream:
 
 
 def random_words(first: Tensor, step: Tensor, size: int, device: torch.device) -> Tensor:
-    """Return mix(first + step j) for j = 0, ..., size - 1: int64 (n, size) on `device`, for first and step (n,)."""
+    """Return the words mix(first + step j) of `RandomStream` for j = 0, ..., size - 1, int64 (n, size) on `device`.
+
+    first and step are int64 (n,).
+    """
     first, step = send(first, device), send(step, device)
     words = torch.empty(len(first), size, dtype=torch.int64, device=device)  # contiguous even if n = 0, for `view`
     return _mixed(torch.addcmul(first[:, None], step[:, None], torch.arange(size, device=device), out=words))
 
 
 def _key(seed: int) -> tuple[int, int]:
-    """Return (a, g) for a seed, as signed 64-bit integers."""
+    """Return a and g of a seed, see `RandomStream`, as signed 64-bit integers."""
     try:
         text = str(operator.index(seed))
     except TypeError:

@@ -36,7 +36,7 @@ MODEL_PARTS += ["data.shape", "data.transform", "data.training"]
 
 
 def read_config(path: Path) -> DictConfig:
-    """Read the configuration of a run, with targets of older versions under their new names.
+    """Read the configuration of a run; `_target_` names of older versions are replaced by the present ones.
 
     Raises:
         FileNotFoundError: there is no run at this path.
@@ -113,7 +113,7 @@ def join(path: str, name: object) -> str:
 
 
 def _with_new_names(node: Any) -> Any:
-    """Return a configuration with targets of older versions under their new names."""
+    """Return a configuration in which the present `_target_` names replace those of older versions."""
     if isinstance(node, dict):
         renamed = {
             key: RENAMED.get(value, value) if key == "_target_" else _with_new_names(value)
@@ -124,7 +124,7 @@ def _with_new_names(node: Any) -> Any:
 
 
 def no_run(path: Path, hint: str = "") -> FileNotFoundError:
-    """Return the error for a path without a run; `hint` may name another path."""
+    """Return the FileNotFoundError for a path without a run; `hint` is a text to add to its message."""
     advice = "`scoresde train experiment=digits` makes one"
     return FileNotFoundError(f"no run at {path} (no {CONFIG} in it){hint}; {advice}")
 

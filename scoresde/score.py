@@ -32,8 +32,8 @@ from scoresde.views import Views
 class NetworkViews(Views):
     """The views of one network evaluation: affine in the state x (B, *) and the network's `output` (B, *).
 
-    They are computed in at least float32, and cast to the dtype of x. The errors of these views are the same affine map
-    of the error of the output, with x = 0.
+    They are computed in at least float32, and cast to the dtype of x. `error` applies the same affine map, with x = 0,
+    to the error of the output.
     """
 
     def __init__(
@@ -55,7 +55,10 @@ class NetworkViews(Views):
         return combined.to(self._dtype)
 
     def error(self, x0: Tensor, noise: Tensor) -> Views:
-        """Return the errors of the views, from the error F - (p x0 + q noise) of the network's own target."""
+        """Return the errors of the views, computed from the error F - (p x0 + q noise) of the network's output F.
+
+        p and q are those of `scoresde.predictions`.
+        """
         for name, value in (("x0", x0), ("noise", noise)):
             check_shape_of_states(name, value, self._output)
         target = broadcast(self._p, x0) * x0 + broadcast(self._q, noise) * noise
@@ -85,9 +88,9 @@ class BaseModel(nn.Module):
         """Return the conditional model p(x | cond), with the same parameters; the model itself for None.
 
         Args:
-            cond: a tensor, number, list, NumPy array, or a dict of them: with leading dimension B, one condition per
-                sample; otherwise one condition for all samples. If the first dimension of the latter could equal B,
-                give it a leading dimension of 1.
+            cond: a tensor, number, list, NumPy array, or a dict of them. With leading dimension B, it holds one
+                condition per sample. With any other shape, it is one condition for all samples; add a leading
+                dimension of 1 if its first dimension could equal B.
 
         Raises:
             TypeError: `cond` is of another type, or the model takes no condition.
@@ -97,7 +100,7 @@ class BaseModel(nn.Module):
         raise TypeError(f"{type(self).__name__} takes no condition; got {type(cond).__name__}: pass cond=None")
 
     def rows(self, rows: Tensor | slice, count: int) -> Self:
-        """Return the model of the samples `rows` from a batch of `count`, with their conditions."""
+        """Return the model for the samples `rows` from a batch of `count`, with only their conditions."""
         return self
 
     def __copy__(self) -> Self:
@@ -134,11 +137,11 @@ class ScoreModel(BaseModel):
         sde: the diffusion.
         prediction: what F predicts: "noise", "data", "velocity", "v", "score", "karras", or an instance such as
             `predictions.KarrasPreconditioning(sigma_data=0.5)` or `predictions.Discrete("noise", labels)`.
-        conditional: names of the conditions ("label", "vector", ...) that the network was trained with for every
-            sample, never without; the model is not evaluated without them.
-        learned_variance: if True, the network's output has twice the channels of the state, (B, 2C, ...): F, and v in
-            about [-1, 1], from which the `variance` of `Views` is nu = (v + 1)/2 (2102.09672, section 3.1). If False,
-            the output is F.
+        conditional: names of the conditions ("label", "vector", ...) that every training sample had. The model
+            raises ValueError if one of them is missing.
+        learned_variance: if True, the network's output has twice the channels of the state, (B, 2C, ...): F, and h in
+            about [-1, 1], which gives the `variance` nu = (h + 1)/2 of `Views` (2102.09672, section 3.1). If False, the
+            output is F.
 
     Raises:
         TypeError: `network` cannot be called, or `sde` is not an SDE.
@@ -185,7 +188,7 @@ class ScoreModel(BaseModel):
             cond = as_condition(cond)
             parts = by_name(cond) if self.conditional else {}
             if missing := [name for name in self.conditional if name not in parts]:
-                raise ValueError(self._needs_condition(f"none of the name {missing[0]}"))
+                raise ValueError(self._needs_condition(f"no condition named {missing[0]}"))
             label = parts.get("label")
             if label is not None and not label.is_floating_point() and bool((label == NULL).any()):
                 raise ValueError(self._needs_condition(f"the null label {NULL}"))
@@ -198,7 +201,7 @@ class ScoreModel(BaseModel):
         )
 
     def rows(self, rows: Tensor | slice, count: int) -> Self:
-        """Return the model with the conditions of the samples `rows` from a batch of `count`."""
+        """Return the model with only the conditions of the samples `rows` from a batch of `count`."""
         return self if self.cond is None else self._with(select(self.cond, rows, count))
 
     def _with(self, cond: Condition) -> Self:
@@ -219,7 +222,7 @@ class ScoreModel(BaseModel):
             raise ValueError(self._needs_condition("none"))
         x, t = floating(x), checked_times(self.sde, t)
         if not x.ndim:
-            raise ValueError("states must be (B, *), with one sample in each row; got a tensor ()")
+            raise ValueError("states must be (B, *), with one sample in each row; got a tensor without dimensions")
         state = at_least_float32(x)
         scaled = broadcast(self.prediction.c_in(self.sde, t), state) * state
         label = self.prediction.c_noise(self.sde, t).expand(x.shape[0])

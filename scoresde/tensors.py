@@ -31,7 +31,7 @@ def float64(values: Tensor | float | Sequence[float]) -> Tensor:
 
 
 def double(x: Tensor) -> torch.dtype:
-    """Return float64, or float32 if the device of x has no float64 (MPS)."""
+    """Return the dtype float64, or float32 if the device of x has no float64 (MPS)."""
     return torch.float32 if x.device.type == "mps" else torch.float64
 
 
@@ -59,7 +59,7 @@ def check_real(name: str, value: object) -> None:
 def check_instance(name: str, value: object, *methods: str) -> None:
     """Raise TypeError unless the argument `name` is an object, not a class, with these methods."""
     if isinstance(value, type):
-        raise TypeError(f"{name} must be an object; got the class {value.__name__}: call it")
+        raise TypeError(f"{name} must be an object; got the class {value.__name__}: pass an instance of it")
     if missing := [method for method in methods if not callable(getattr(value, method, None))]:
         if missing == ["__call__"]:
             raise TypeError(f"{name} must be callable; got {value!r}")
@@ -139,7 +139,9 @@ def broadcast(values: Tensor, x: Tensor) -> Tensor:
 
 
 def check_shape_of_states(name: str, value: Tensor, x: Tensor) -> None:
-    """Raise an error unless the argument `name` has the shape of the states x: (B, 1), (1, D) or (D,) would broadcast.
+    """Raise an error unless the argument `name` has exactly the shape of the states x.
+
+    Shapes such as (B, 1), (1, D) or (D,) would broadcast without an error.
 
     Raises:
         TypeError: `value` is not a tensor of real numbers.

@@ -6,12 +6,13 @@ D = T(E[x_0 | x_t]), the predicted noise becomes (x - alpha D) / sigma, and ever
 
     score = -noise / sigma,        velocity = alpha' D + sigma' noise,
 
-so that alpha D + sigma noise = x as before. To avoid rounding, the views are not computed from D in the dtype of the
-state. They are the views of the inner model, shifted by the change D - E[x_0 | x_t] of the prediction,
+so that alpha D + sigma noise = x as before. Every view is d D + n noise with its own coefficients d and n (see
+`scoresde.views`). To avoid rounding, it is not computed from D in the dtype of the state, but as the view of the inner
+model, shifted by the change D - E[x_0 | x_t] of the prediction,
 
     d D + n noise  =  (d E[x_0 | x_t] + n E[eps | x_t]) + (d - n alpha/sigma) (D - E[x_0 | x_t]),
 
-which leaves them unchanged, to the last digit, where the prediction is in the range.
+which leaves it unchanged, to the last digit, where the prediction is in the range.
 
 Thresholding is for samplers. The velocity is no longer that of a score: where T holds D at a bound, the flow from data
 to noise multiplies the distance to that bound by sigma(t)/sigma(t_min). `log_prob`, `encode` and `decode` therefore
@@ -54,7 +55,7 @@ class Thresholded(ModelWrapper):
         """None: the flow is not invertible where the prediction is held at a bound."""
 
     def threshold(self, denoised: Tensor) -> Tensor:
-        """Apply T to a prediction (B, *), separately for each sample."""
+        """Apply the map T of the module docstring to a prediction (B, *), separately for each sample."""
         raise NotImplementedError(f"{type(self).__name__} must define threshold(denoised)")
 
     def predict(self, x: Tensor, t: Tensor | float) -> Views:
@@ -110,7 +111,7 @@ class DynamicThresholding(Thresholded):
         self.quantile = float(quantile)
 
     def threshold(self, denoised: Tensor) -> Tensor:
-        """Clip each sample to m - s .. m + s, and scale it by h/s about m."""
+        """Clip each sample to [m - s, m + s], and scale it by h/s about m; letters as in the class docstring."""
         middle, half = 0.5 * (self.low + self.high), 0.5 * (self.high - self.low)
         extent = quantile((denoised - middle).abs().flatten(1), self.quantile).clamp(min=half)
         extent = extent.reshape(-1, *[1] * (denoised.ndim - 1))

@@ -53,13 +53,17 @@ class Views(ABC):
 
     @abstractmethod
     def combine(self, denoised: Tensor, noise: Tensor) -> Tensor:
-        """Return denoised E[x_0 | x_t] + noise E[eps | x_t], (B, *), with float64 coefficients () or (B,)."""
+        """Return d E[x_0 | x_t] + n E[eps | x_t], (B, *).
+
+        Args:
+            denoised, noise: the coefficients d and n, float64, () or (B,).
+        """
 
     def error(self, x0: Tensor, noise: Tensor) -> "Views":
-        """Return the errors of these views, as views, at x_t = alpha x0 + sigma noise with x0 and noise (B, *).
+        """Return the errors of these views, for the true x0 and noise (B, *) in x_t = alpha x0 + sigma noise.
 
-        `error.noise` is E[eps | x_t] - noise and `error.denoised` is E[x_0 | x_t] - x0. `score.NetworkViews` computes
-        them from the error of the network's target, which loses no digits at small t.
+        For a result `error`, `error.noise` is E[eps | x_t] - noise and `error.denoised` is E[x_0 | x_t] - x0.
+        `score.NetworkViews` computes them from the error of the network's output, which loses no digits at small t.
         """
         one = torch.ones_like(self.t)
         return BlendedViews([self, Pair(self.sde, self.t, x0, noise)], [one, -one])
@@ -163,13 +167,13 @@ class ShiftedViews(Views):
         return self._views.combine(denoised, noise) + broadcast(denoised - noise * ratio, delta) * delta
 
     def error(self, x0: Tensor, noise: Tensor) -> Views:
-        """Return the errors of the inner views, with the same shift."""
+        """Return the errors of the inner views, shifted by the same delta; see `Views.error`."""
         errors = self._views.error(x0, noise)
         return ShiftedViews(errors, self._before - x0, self._after - x0)
 
 
 class TiltedViews(Views):
-    """Views whose score is increased by a gradient g (B, *) of a log-probability: those of p_t(x) w(x), g = grad log w.
+    """Views of the density proportional to p_t(x) w(x): their score is increased by g = grad log w(x), (B, *).
 
     combine(d, n) = views.combine(d, n) + (d sigma^2/alpha - n sigma) g. Where alpha = 0, x does not determine x_0, and
     the denoised mean is unchanged.

@@ -21,7 +21,7 @@ class ModelWrapper(BaseModel):
     """A model around a model. A subclass overrides `predict`.
 
     Parameters, device, condition, density and every attribute that the subclass does not define are those of the inner
-    model `self.model`, where evaluations are counted too. `given` binds a condition to `self.model`; `rows` selects
+    model `self.model`, which also counts the evaluations. `given` binds a condition to `self.model`; `rows` selects
     samples in every model among the wrapper's modules. A subclass that keeps more per-sample data, or gives a condition
     another meaning, overrides `rows` and `given`.
 
@@ -60,7 +60,7 @@ class ModelWrapper(BaseModel):
         return self if cond is None else self._replaced({"model": self.model.given(cond)})
 
     def rows(self, rows: Tensor | slice, count: int) -> Self:
-        """Return the same wrapper around the model (or models) of the samples `rows` from a batch of `count`."""
+        """Return the same wrapper with `rows(rows, count)` applied to each inner model, see `BaseModel.rows`."""
         models = {name: part for name, part in self.named_children() if isinstance(part, BaseModel)}
         return self._replaced({name: part.rows(rows, count) for name, part in models.items()})
 
@@ -74,14 +74,14 @@ class ModelWrapper(BaseModel):
 
 
 class ForeignModel(ModelWrapper):
-    """A model from an object of a user's class, which must have only `sde` and `predict`.
+    """A model made from an object of a user's class, which needs no attributes but `sde` and `predict`.
 
     A call of `predict` counts as one network evaluation, unless a network that counts its own evaluations runs in it.
     The `nn.Module`s in the object become submodules, so the model has their parameters, device and dropout. `density`,
     `given` and `rows` are available if the object defines them.
 
     Raises:
-        TypeError: `model` has no `sde` or no `predict`; when `density`, `given` or `rows` is used, the object lacks it.
+        TypeError: `model` has no `sde` or no `predict`, or lacks `density`, `given` or `rows` when it is used.
     """
 
     def __init__(self, model: Model):
@@ -121,7 +121,10 @@ class ForeignModel(ModelWrapper):
 
 
 def _modules_in(part: Any) -> list[nn.Module]:
-    """Return the `nn.Module`s in an object: itself, or those in a list, tuple, dict or model's attributes, nested."""
+    """Return the `nn.Module`s in an object: the object itself, or those nested in it.
+
+    They are searched in the items of lists, tuples and dicts, and in the attributes of objects with `predict`.
+    """
     if isinstance(part, nn.Module):
         return [part]
     if not isinstance(part, (dict, list, tuple)):

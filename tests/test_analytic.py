@@ -242,9 +242,9 @@ def test_parameters_in_float32_are_rounded_but_the_arithmetic_is_in_float64(mixt
         (lambda: MIXTURES["rotated"].log_prob(torch.zeros(4, 3)), r"expected states \(B, 2\); got \(4, 3\)"),
         (lambda: MIXTURES["rotated"].log_prob(torch.zeros(4, 2), ss.VP(), torch.ones(2, 2)), r"got .*\(2, 2\)"),
         (lambda: MIXTURES["rotated"].score(torch.zeros(4, 2), ss.VP(), torch.ones(4, 1)), r"got .*\(4, 1\)"),
-        (lambda: MIXTURES["rotated"].log_prob(torch.zeros(4, 2), ss.VP()), "both an SDE and a time"),
-        (lambda: MIXTURES["rotated"].score(torch.zeros(4, 2), t=0.5), "both an SDE and a time"),
-        (lambda: MIXTURES["rotated"].sample(4, ss.VP()), "both an SDE and a time"),
+        (lambda: MIXTURES["rotated"].log_prob(torch.zeros(4, 2), ss.VP()), "sde and t must be given together"),
+        (lambda: MIXTURES["rotated"].score(torch.zeros(4, 2), t=0.5), "sde and t must be given together"),
+        (lambda: MIXTURES["rotated"].sample(4, ss.VP()), "sde and t must be given together"),
         (lambda: MIXTURES["rotated"].log_prob(torch.zeros(1, 2), ss.VP(), f64(0.1, 0.2, 0.3)), r"got .*\(3,\)"),
         (
             lambda: MIXTURES["rotated"].score_model(ss.VP()).score(torch.zeros(4, 2), 0.5, torch.ones(4)),

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from scoresde import arguments
-from scoresde.arguments import Count, Distinct, EvenCount, Infinite, Positive, check, check_memory, checked, fits
+from scoresde.arguments import Count, Distinct, EvenCount, Infinite, Level, Positive, check, check_memory, checked, fits
 from scoresde.arguments import fits_call as makes
 from scoresde.networks import MLP, Ends, ddpmpp
 from scoresde.protocols import Transform
@@ -50,6 +50,26 @@ def test_values_match_annotations(annotation, right, wrong):
     for value in wrong:
         with pytest.raises(ValueError, match=r"^x(\[\d\])? must be .*; got "):
             check("x", value, annotation)
+
+
+@pytest.mark.parametrize(
+    ("value", "annotation", "error"),
+    [
+        (0, Count, ValueError),
+        (1.5, Count, TypeError),
+        ("a", Positive, TypeError),
+        (-1.0, Positive, ValueError),
+        (math.nan, Positive, ValueError),
+        (math.inf, float, ValueError),
+        (["a", "a"], Annotated[Sequence[str], Distinct()], ValueError),
+        (3, str | None, TypeError),
+        (1.0, Level, ValueError),
+    ],
+)
+def test_another_type_is_a_type_error_and_another_value_is_not(value, annotation, error):
+    with pytest.raises(ValueError) as caught:  # noqa: PT011
+        check("x", value, annotation)
+    assert isinstance(caught.value, TypeError) == (error is TypeError)
 
 
 def test_messages_have_the_name_the_expectation_and_the_value():

@@ -606,3 +606,14 @@ def test_bad_arguments_of_the_bound_in_nats_are_refused(options, message):
 )
 def test_bad_arguments_of_the_chain_are_refused(arguments, message):
     refused(bounds.discrete, arguments, ValueError, message)
+
+
+def test_the_nats_of_data_are_the_bits_of_their_levels():
+    images, transform = torch.randint(0, 4, (5, 2, 2), generator=seeded()), Levels(4, -1.0, 1.0)
+    model, options = oracle((2, 2)).score_model(ss.VP()), {"draws": 8, "seeds": range(5)}
+    result = bounds.continuous_nats(model, images, data_map=DataMap(transform, ss.Uniform()), **options)
+    expected = bounds.continuous(model, images, transform, **options)
+    close(result.value / (4 * math.log(2)), expected.per_image, rtol=1e-9)
+    close(sum(estimates.mean(dim=0) for estimates in result.estimates), result.value, rtol=1e-9)
+    with pytest.raises(ValueError, match="gives states at t="):
+        bounds.continuous_nats(model, images, data_map=DataMap(transform, ss.TruncatedNormal()), **options)

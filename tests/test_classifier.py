@@ -88,7 +88,7 @@ def function(x, c_noise, cond=None):
         (
             lambda: NoisyClassifier(Bayes(), ss.VP(), classes=4),
             ValueError,
-            "classes must be that of the network, 3; got 4",
+            "classes must be 3, as the network has; got 4",
         ),
         (lambda: NoisyClassifier(Bayes(), ss.VP(), classes=0), ValueError, "classes must be at least 1; got 0"),
         (lambda: NoisyClassifier(3, ss.VP()), TypeError, "network"),

@@ -19,6 +19,7 @@ from hydra.core.global_hydra import GlobalHydra
 
 from scoresde.cli import config_directory, main
 from scoresde.data import CIFAR10
+from scoresde.data.datasets import SPLITS
 from tests.data.files import RECORDS, contents, levels, write_images
 from tests.data.test_cifar import BINARY, write_archive
 
@@ -47,6 +48,13 @@ TRAINED = {
 BITS = ["likelihood.solver.steps=4", "budget.samples=2", "budget.bound_draws=2"]
 SHORT = {
     "bpd": BITS,
+    "classify": [
+        "likelihood.solver.steps=2",
+        "likelihood.trace.probes=1",
+        "likelihood.batch_size=297",
+        "bound.draws=4",
+        "bound.rounds=1",
+    ],
     "compare": ["n=12", "nfe=[2,4]", "resamples=4", "features.epochs=1"],
     "evaluate": ["n=24", "features.epochs=1", "sampler.steps=2", *BITS],
     "dequantize": ["steps=2", "batch_size=8", "draws=2", "width=4", "layers=2"],
@@ -126,7 +134,15 @@ def test_every_block_is_run_here():
     """Each block belongs to the test that finds it by a text; blocks without a language are output."""
     texts = {
         "sh": [
-            *("make demo", "sampler=unipc3", "scoresde data", "digits_ve", "dequantize", "sampler=ode"),
+            *(
+                "make demo",
+                "sampler=unipc3",
+                "scoresde data",
+                "digits_ve",
+                "dequantize",
+                "conditional=false",
+                "sampler=ode",
+            ),
             *("convert source", "--json", "cifar10_ddpmpp_subvp data.root", "precision=bf16", "--standalone", "joblib"),
             *("SBATCH", "PYTHONPATH", "cond.label=all"),
         ],
@@ -218,6 +234,16 @@ def test_conditions(elsewhere, capsys):
     assert np.load(array).shape == (30, 1, 8, 8)
     assert list(Path("runs/digits_cond/figures").glob("guidance*.png"))
     assert "class_accuracy" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_labels_from_training_to_classification(elsewhere, monkeypatch, capsys):
+    monkeypatch.setitem(SPLITS, "test", slice(1500, 1530))
+    for _, *arguments in commands(block("sh", "conditional=false")):
+        run(arguments)
+    printed = capsys.readouterr().out
+    assert (printed.count("test bits/dim"), printed.count("of the label"), printed.count("test accuracy")) == (2, 1, 2)
+    assert len(list(Path("runs/digits_cond/figures").glob("*confusion.png"))) == 2
 
 
 @pytest.mark.slow

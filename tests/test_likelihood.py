@@ -798,3 +798,16 @@ def test_the_converged_values_of_a_trained_network_are_reproduced():
     x, expected = (torch.from_numpy(reference[key])[:2] for key in ("dequantised", "log_prob"))
     result = ss.log_prob(model, x.float(), trace=ss.ExactTrace(), solver=Adams(40))
     assert ((result.value - expected) / (64 * math.log(2))).abs().max() < 3e-3
+
+
+@pytest.mark.parametrize(
+    "trace", [ss.ExactTrace(), ss.Hutchinson(3), ss.Hutchinson(3).kept()], ids=["exact", "new", "kept"]
+)
+def test_the_likelihood_is_the_mean_over_its_probes(trace):
+    mixture = oracle((2, 2))
+    x, model, solver = mixture.sample(3, generator=seeded()), mixture.score_model(VP), Adams(8)
+    result = ss.log_prob(model, x, trace=trace, solver=solver, seeds=range(3))
+    assert result.per_probe.shape == (3, 1 if isinstance(trace, ss.ExactTrace) else 3)
+    close(result.per_probe.mean(dim=1), result.value)
+    if trace == ss.Hutchinson(3).kept():
+        close(result.per_probe.std(dim=1) / 3**0.5, result.stderr)

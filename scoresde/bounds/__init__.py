@@ -10,9 +10,10 @@ other.
 | `continuous_nats` | as `continuous`, differentiable         | states, nats      | as `continuous`                   |
 | `discrete`        | DDPM's chain over N nodes               | grey levels, bits | 2006.11239; 2102.09672            |
 
-Standard errors. The times (or nodes) of each image fall into half as many strata as there are draws, with two
-independent draws in each: a quarter of their squared difference estimates the variance of their mean without bias, even
-if the strata differ. A single draw in each stratum would have slightly less variance, but no unbiased estimate of it.
+Standard errors. The range of times (or the nodes) is divided into strata, and each stratum gets two independent draws
+for each image. A quarter of their squared difference estimates the variance of their mean without bias, even if the
+strata differ. A single draw in each of twice as many strata would have slightly less variance, but no unbiased estimate
+of it.
 """
 
 from scoresde.bounds.bound import Bound, NatsBound

@@ -21,22 +21,30 @@ from scoresde.wrappers import for_inference
 class NatsBound:
     """An upper bound on -log p(x) of each state, in nats.
 
-    terms: "prior", "diffusion" and "reconstruction", each (B,), float64, with gradient; their sum is `value`.
-    stderr: the Monte-Carlo standard error of `value` (B,), or None with a single draw.
+    terms: "prior", "diffusion" and "reconstruction", and with a dequantisation "change_of_variables", each (B,),
+    float64, with gradient; their sum is `value`. estimates: independent estimates (n, B), whose means add up to
+    `value`; consecutive pairs share a stratum, see `standard_error`. None if they are not in pairs, as for a single
+    draw. Bounds of several models with the same seeds have the same times and the same noise, so the standard error of
+    their difference is that of the differences of `estimates`.
     """
 
     terms: dict[str, Tensor]
-    stderr: Tensor | None
+    estimates: tuple[Tensor, ...] | None
+
+    @property
+    def stderr(self) -> Tensor | None:
+        """The Monte-Carlo standard error of `value` (B,), or None without pairs of estimates."""
+        return None if self.estimates is None else standard_error(*self.estimates)
 
     @property
     def value(self) -> Tensor:
-        """The bound (B,)."""
+        """The bound (B,), the sum of the terms."""
         return torch.stack(list(self.terms.values())).sum(dim=0)
 
 
 @dataclass
 class Bound:
-    """An upper bound on the bits per dimension of a set of images, under the reverse SDE's model.
+    """An upper bound on the bits per dimension of a set of images, under the reverse SDE or DDPM's chain.
 
     mean: the mean of per_image over the images. stderr: the standard error of the mean over images, which includes the
     Monte-Carlo noise; None for one image. monte_carlo: the standard error of the mean for these images, from the
@@ -61,10 +69,10 @@ def uniform(stream: RandomStream, count: int) -> Tensor:
 
 
 def standard_error(*estimates: Tensor) -> Tensor:
-    """Return the standard error (B,) of the sum of the means of independent estimates.
+    """Return the standard error (B,) of the sum of several independent Monte-Carlo means.
 
-    Consecutive pairs of the estimates (n, B) share a stratum. The mean over n/2 strata of a pair's mean (a + b)/2 has
-    the variance sum (a - b)^2/4 / (n/2)^2.
+    Each argument holds the n draws (n, B) of one mean, two consecutive draws a and b for each stratum. The variance of
+    this mean is estimated by the sum over strata of (a - b)^2, divided by n^2.
     """
     variances = [(values[0::2] - values[1::2]).detach().square().sum(dim=0) / len(values) ** 2 for values in estimates]
     return torch.stack(variances).sum(dim=0).sqrt()
@@ -87,13 +95,13 @@ def bits_bound(
     nats: Callable[[BaseModel, Tensor, RandomStream], NatsBound],
     conventions: dict[str, str],
 ) -> Bound:
-    """Return the bound on the bits per dimension of images, evaluated in batches.
+    """Evaluate a bound in nats on batches of images, and return it in bits per dimension.
 
     Args:
         model, images, transform, cond, seeds, batch_size, progress: see `continuous`.
-        nats: a function (model, batch, stream) that returns the bound of a batch of images on the model's device; the
-            model is given the conditions of the batch, and the stream has its seeds.
-        conventions: entries added to the conventions of all bounds.
+        nats: a function (model, batch, stream) that returns the bound of a batch of images in nats. The batch is on the
+            model's device, the model already has the conditions of these images, and the stream has their seeds.
+        conventions: the entries of `Bound.conventions` that are specific to this bound.
     """
     if not len(images):
         raise ValueError("images must hold at least one image; got none")
@@ -125,8 +133,8 @@ def bits_bound(
     if bool((is_bad := ~torch.isfinite(per_image)).any()):
         indices = is_bad.nonzero().flatten().tolist()
         raise Incomplete(
-            f"the bound is not finite for {len(indices)} of {count} images, the first being {indices[:8]}: the "
-            "network's output is not finite, or the decoder gives a level no probability",
+            f"the bound is not finite for {len(indices)} of {count} images, the first with indices {indices[:8]}: the "
+            "network's output is not finite, or the decoder gives a grey level of the image the probability 0",
             bound,
         )
     return bound

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scoresde.bounds.bound import Bound, NatsBound, bits_bound, refuse_odd, standard_error, uniform
+from scoresde.bounds.bound import Bound, NatsBound, bits_bound, refuse_odd, uniform
 from scoresde.dequantization import check_levels, count_levels, warn_if_above_uniform
 from scoresde.losses import Bins, Nodes, chain_term
 from scoresde.protocols import Model, Transform
@@ -85,10 +85,11 @@ def discrete(
         model: the model, in eval mode.
         images: integer grey levels 0 .. levels - 1 (N, *), of any dtype.
         transform: T, from grey levels to model space, where they must be equally spaced.
-        cond: short for `model.given(cond)`; conditions of single images have leading dimension N.
+        cond: short for `model.given(cond)`; with leading dimension N, it holds one condition for each image.
         variance: variance of the reverse steps: "posterior" (beta_tilde), "forward" (beta), or "learned", which the
-            model sets between the two (2102.09672, eq. 15). At node 0, beta_tilde is that of node 1 and beta is
-            sigma(t_0)^2; "fixed large" of the published code is "forward" with this beta_tilde at node 0.
+            model sets between the two (2102.09672, eq. 15). The decoder uses this variance at node 0, with
+            beta = sigma(t_0)^2 and the beta_tilde of node 1. The published "fixed large" is "forward", but "posterior"
+            at node 0.
         times: the nodes of the chain; default: those of a `Tabulated` path. `losses.Nodes(steps)` works for any SDE.
         draws: None (default) evaluates every step and the decoder of each image once. An even number draws that many
             steps for each image, stratified, and evaluates the decoder twice; the bound is then unbiased and has a
@@ -181,8 +182,7 @@ def _discrete(
         "diffusion": diffusion.mean(dim=0),
         "reconstruction": reconstruction.mean(dim=0),
     }
-    stderr = None if draws is None else standard_error(diffusion, reconstruction)
-    return NatsBound(terms, stderr), total / visits
+    return NatsBound(terms, None if draws is None else (terms["prior"] + diffusion, reconstruction)), total / visits
 
 
 def _bins(transform: Transform, images: Tensor, levels: int | None) -> Bins:

@@ -1,7 +1,7 @@
 r"""The continuous-time evidence bound: the reverse SDE from the prior to x(t_min), then a Gaussian decoder.
 
-With q(x_t | x) = N(alpha x, sigma^2 I) and x_t = alpha x + sigma eps (2101.09258, theorem 3 and appendix B.2;
-2107.00630, eq. 11-15),
+With q(x_t | x) = N(alpha x, sigma^2 I), x_t = alpha x + sigma eps, d dimensions, the predicted noise eps_hat and the
+diffusion coefficient g (2101.09258, theorem 3 and appendix B.2; 2107.00630, eq. 11-15),
 
     -log p(x) <= KL(q(x_(t_max) | x) || prior)                                                    prior
                + 1/2 \int g^2/sigma^2 E|eps - eps_hat(x_t, t)|^2 dt                               diffusion
@@ -19,7 +19,7 @@ the decoder, c = 1). As c does not depend on the draws that it is applied to, th
 different strata uncorrelated. At 64 draws this reduces the variance of a sample's bound by a factor between 2 and 16
 (measured with exact scores of 3 to 144 dimensions).
 
-With the exact score of the data the Markov property of the path leaves
+If the score is exact, the Markov property of the path gives, with p_t the density of x_t,
 
     diffusion = KL(q(x_(t_min) | x) || p_(t_min)) - KL(q(x_(t_max) | x) || p_(t_max)),
 
@@ -35,13 +35,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scoresde.bounds.bound import Bound, NatsBound, bits_bound, refuse_odd, standard_error, uniform
+from scoresde.bounds.bound import Bound, NatsBound, bits_bound, refuse_odd, uniform
 from scoresde.dequantization import DataMap, Dequantization, count_levels, levels_map, warn_if_above_uniform
 from scoresde.losses import Nodes, TimeDensity, UniformLogSNR, decoder_log_scale, squared_errors
 from scoresde.losses.time_densities import log_snr_slope
 from scoresde.protocols import Model, Transform
 from scoresde.random_stream import RandomStream
 from scoresde.score import BaseModel
+from scoresde.sdes import SDE
 from scoresde.tensors import dimensions, double
 from scoresde.wrappers import as_model
 
@@ -54,6 +55,7 @@ def continuous_nats(
     times: TimeDensity | None = None,
     seeds: Sequence[int] | None = None,
     generator: torch.Generator | None = None,
+    data_map: DataMap | None = None,
 ) -> NatsBound:
     """Return the continuous-time bound (module docstring) on -log p(x) of states in model space, in nats.
 
@@ -62,24 +64,28 @@ def continuous_nats(
 
     Args:
         model: the model.
-        x: data (B, *) in model space.
+        x: data (B, *) in model space, or with a data map in data units.
         cond: short for `model.given(cond)`.
-        draws: number of times drawn for each sample, even; or 1, which gives no standard error. The decoder has
-            separate draws, an eighth of this number but at least two (one for draws=1). Each draw is one network
-            evaluation.
+        draws: how many values of t to draw for each sample: an even number, or 1, which gives no standard error. The
+            decoder has separate draws, an eighth of this number but at least two (one for draws=1). Each draw is one
+            network evaluation.
         times: density of the times; default: `losses.UniformLogSNR()`.
         seeds: one seed per sample: sample i then has the same value in any batch.
         generator: generator of the draws, instead of seeds.
+        data_map: map from data to states, for a bound on -log p(data); each draw dequantises the data anew.
 
     Raises:
         ValueError: draws is odd; seeds and generator are both given, or seeds is not one per sample; the SDE has no
-            noise at t_min.
+            noise at t_min; the points of the dequantisation are states at t > 0.
         TypeError: times is a `losses.Nodes`.
     """
     if draws != 1:
         refuse_odd(draws)
-    stream, point = RandomStream(generator, seeds, len(x)), (x.to(double(x)), torch.zeros(len(x), dtype=torch.float64))
-    bound = _continuous(as_model(model, cond), lambda: point, draws, stream, times or UniformLogSNR())
+    model, stream = as_model(model, cond), RandomStream(generator, seeds, len(x))
+    if data_map is not None:
+        return _of_data(model, x, data_map, draws, stream, times or UniformLogSNR())
+    point = x.to(double(x)), torch.zeros(len(x), dtype=torch.float64)
+    bound = _continuous(model, lambda: point, draws, stream, times or UniformLogSNR())
     del bound.terms["change_of_variables"]
     return bound
 
@@ -106,10 +112,10 @@ def continuous(
         images: integer grey levels (N, *), of any dtype.
         transform: T, from grey levels (and the values between them) to model space, with its log-determinant; or a
             `DataMap`, which includes the dequantisation.
-        cond: short for `model.given(cond)`; conditions of single images have leading dimension N.
+        cond: short for `model.given(cond)`; with leading dimension N, it holds one condition for each image.
         dequantization: default `Uniform()`; it must give clean data. Each draw dequantises the images anew.
-        draws: number of times drawn for each image, even; the decoder has separate draws, an eighth of this number but
-            at least two. Each draw is one network evaluation.
+        draws: how many values of t to draw for each image, an even number; the decoder has separate draws, an eighth
+            of this number but at least two. Each draw is one network evaluation.
         times: density of the times; default: `losses.UniformLogSNR()`.
         seeds: one per image; default 0, 1, 2, ..., so that the result is reproducible.
         batch_size: images at a time.
@@ -120,24 +126,16 @@ def continuous(
 
     Raises:
         ValueError: the images are not integers from 0 to `transform.levels` - 1; draws is odd; the model is in
-            training mode; the number of seeds is not that of the images; the points of the dequantisation are states at
+            training mode; the number of seeds is not that of the images; the dequantisation gives noisy states, at
             t > 0; see also `continuous_nats`.
         RuntimeError: the bound is not finite; the message has the images concerned.
     """
     refuse_odd(draws)
     data_map, density = levels_map(transform, dequantization), times or UniformLogSNR()
-    if (start := data_map.start(model.sde)) is not None:
-        raise ValueError(
-            f"{data_map.dequantization} gives states at t={start:g}, not clean data: use another dequantization, or "
-            "bounds.discrete, which needs none"
-        )
+    _refuse_noisy(data_map, model.sde)
 
     def nats(model: BaseModel, batch: Tensor, stream: RandomStream) -> NatsBound:
-        def point() -> tuple[Tensor, Tensor]:
-            x, log_density = data_map.draw(batch.to(double(batch)), stream, model.sde)
-            return x, -log_density
-
-        return _continuous(model, point, draws, stream, density)
+        return _of_data(model, batch, data_map, draws, stream, density)
 
     conventions = {
         "dequantization": f"{data_map.dequantization}, one for each draw",
@@ -150,10 +148,35 @@ def continuous(
     return bound
 
 
+def _of_data(
+    model: BaseModel, data: Tensor, data_map: DataMap, draws: int, stream: RandomStream, times: TimeDensity
+) -> NatsBound:
+    """Return the bound of data (B, *) in data units, which each draw dequantises anew."""
+    _refuse_noisy(data_map, model.sde)
+
+    def point() -> tuple[Tensor, Tensor]:
+        x, log_density = data_map.draw(data.to(double(data)), stream, model.sde)
+        return x, -log_density
+
+    return _continuous(model, point, draws, stream, times)
+
+
+def _refuse_noisy(data_map: DataMap, sde: SDE) -> None:
+    """Raise ValueError if the points of the dequantisation are states at t > 0."""
+    if (start := data_map.start(sde)) is not None:
+        raise ValueError(
+            f"{data_map.dequantization} gives states at t={start:g}, not clean data: use another dequantization, or "
+            "bounds.discrete, which needs none"
+        )
+
+
 def _continuous(
     model: BaseModel, point: Callable[[], tuple[Tensor, Tensor]], draws: int, stream: RandomStream, times: TimeDensity
 ) -> NatsBound:
-    """Return the bound of data x; point() draws x (B, *) and log q(u | levels) - log|det T'| (B,)."""
+    """Return the bound (module docstring) in nats, including the term "change_of_variables".
+
+    `point` is called for each draw and returns x (B, *) in model space and log q(u | levels) - log|det T'| (B,).
+    """
     if isinstance(times, Nodes):
         raise TypeError("times must be a continuous density; got the nodes of a chain: use bounds.discrete")
     sde, repeats = model.sde, min(draws, 2)
@@ -189,16 +212,19 @@ def _continuous(
         "reconstruction": reconstruction.mean(dim=0),
         "change_of_variables": change,
     }
-    return NatsBound(terms, standard_error(drawn.sum(dim=1), reconstruction) if draws > 1 else None)
+    return NatsBound(terms, (drawn.sum(dim=1), reconstruction) if draws > 1 else None)
 
 
 def _controlled(squares: Tensor, norms: Tensor, share: Tensor | float, size: int) -> Tensor:
-    """Return [|eps - eps_hat|^2 - share (|eps|^2 - d)] / 2, (B,)."""
+    """Return [|eps - eps_hat|^2 - c (|eps|^2 - d)] / 2, (B,), with c = share (module docstring)."""
     return 0.5 * (squares - share * (norms - size))
 
 
 def _share(errors: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
-    """Return c, the unexplained share of the noise in these draws, (B,), at most 1, without gradient."""
+    """Return the factor c of the control variate (module docstring), estimated from these draws.
+
+    It is the unexplained share of the noise: (B,), at most 1, without gradient.
+    """
     squares, norms = (torch.stack(column).sum(dim=0) for column in zip(*errors, strict=True))
     return (squares.detach() / norms).clamp(max=1)
 
@@ -206,6 +232,7 @@ def _share(errors: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
 def _decoder_draws(draws: int) -> int:
     """Return the number of draws of the decoder: about draws/8, even, or 1 for draws=1.
 
-    Fewer suffice than for the diffusion term, whose error is about 10 to 20 times larger (the range of log-SNR).
+    The decoder needs fewer draws than the diffusion term, which is weighted by the range of log-SNR and so has an error
+    10 to 20 times larger.
     """
     return min(draws, 2 * max(draws // 16, 1))

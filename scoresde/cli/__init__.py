@@ -23,6 +23,7 @@ from yaml import YAMLError
 from scoresde import run_config
 from scoresde.cli import completion
 from scoresde.cli.bpd import bpd
+from scoresde.cli.classify import classify
 from scoresde.cli.common import config_directory
 from scoresde.cli.compare import compare
 from scoresde.cli.convert import convert
@@ -39,7 +40,7 @@ from scoresde.cli.train import train
 from scoresde.training import distributed
 
 VERBS: dict[str, Verb] = {
-    verb.__name__: verb for verb in (train, sample, bpd, evaluate, compare, dequantize, convert, data, report)
+    verb.__name__: verb for verb in (train, sample, bpd, evaluate, compare, classify, dequantize, convert, data, report)
 }
 
 

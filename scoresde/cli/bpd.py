@@ -17,6 +17,7 @@ from scoresde.cli.guidance import guided
 from scoresde.cli.output import Record, append_row, print_rows, shows_progress
 from scoresde.dequantization import Dequantization, Incomplete, TruncatedNormal, Uniform
 from scoresde.evaluation.dataset_likelihood import DatasetLikelihood, check_settings, evaluate_likelihood
+from scoresde.evaluation.labels import classes_of, labels_of
 from scoresde.evaluation.likelihood_table import likelihood_table
 from scoresde.evaluation.records import METRICS, PER_SAMPLE, keep_per_sample
 from scoresde.training import distributed
@@ -53,15 +54,22 @@ def likelihood_measure(run: build.Run, config: DictConfig, device: str) -> Calla
     run = replace(run, model=guided(run, config, with_threshold=False))
     dataset = run_data(run, config.split, config.trust)
     options, budget = (build.instantiate(part, config.trust) for part in (config.likelihood, config.budget))
-    dequantization = run.dequantization
-    if config.dequantization is not None:
-        dequantization = DEQUANTIZATIONS[check_choice("dequantization", config.dequantization, DEQUANTIZATIONS)](run)
+    dequantization = chosen_dequantization(run, config)
     is_noisy = dequantization is not None and dequantization.start(run.model.sde, run.transform) is not None
     if is_noisy and budget.bound == "continuous":
         budget = replace(budget, bound="discrete")  # the continuous bound needs points of clean data
-    options |= {"budget": budget, "seed": config.seed, "progress": shows_progress()}
+    options |= {"budget": budget, "seed": config.seed, "progress": shows_progress(), "conditional": config.conditional}
+    if config.conditional and run.config.data.get("train") is not None and classes_of(run):
+        options["training_labels"] = labels_of(build.instantiate(run.config.data.train, config.trust, Dataset))
     check_settings(run, dataset, dequantization, **options)
     return partial(measure_likelihood, run, config, device, dataset, dequantization, options)
+
+
+def chosen_dequantization(run: build.Run, config: DictConfig) -> Dequantization | None:
+    """Return the dequantisation that the setting `dequantization` names, that of the run by default."""
+    if config.dequantization is None:
+        return run.dequantization
+    return DEQUANTIZATIONS[check_choice("dequantization", config.dequantization, DEQUANTIZATIONS)](run)
 
 
 def measure_likelihood(

@@ -85,10 +85,10 @@ def sample(dataset: Dataset, n: int) -> Tensor:
 
 
 def class_rows(dataset: Dataset, shape: Sequence[int], n: int | None) -> tuple[list[str], Tensor] | None:
-    """Return names of classes and as many images of each, one class after the other; None if it has no named classes.
+    """Return the names of classes, and the same number of images of each; None if the dataset has no named classes.
 
-    The classes are those of the first condition with names, at most 16 that occur, with 8 images of each or about n in
-    total. Where a class has fewer images, NaN stands for the others.
+    The classes are the first 16 that occur of the first condition with names. Each has 8 images (n=None), or n divided
+    by the number of classes, rounded up; a class with fewer is filled up with images of NaN.
     """
     labels = conditions_by_name(getattr(dataset, "labels", None))
     name = next((name for name in getattr(dataset, "class_names", {}) if name in labels), None)

@@ -38,7 +38,7 @@ EXPECTED = (
     YAMLError,
 )
 WRONG, INTERRUPTED, UNREAD = 2, 130, 141  # exit codes
-SHARED = ("train", "sample", "bpd", "evaluate")  # verbs that the processes of torchrun can share
+SHARED = ("train", "sample", "bpd", "evaluate", "classify")  # verbs that the processes of torchrun can share
 Verb = Callable[[DictConfig], Record | None]
 
 

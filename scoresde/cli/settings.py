@@ -53,6 +53,10 @@ class DataSettings(Maps):
     test: Dataset | None
 
 
+class Conditioning(TypedDict):
+    dropout: Dropout
+
+
 class Parts(Shared):
     """The settings of the parts of a training run."""
 
@@ -64,19 +68,15 @@ class Parts(Shared):
     sampler: Sampler
     optimizer: Callable[[Any], Optimizer]
     trainer: Trainer
+    condition: Conditioning
     experiment: str | None
     name: str | int
     learned_variance: bool
     classifier: bool
 
 
-class Conditioning(TypedDict):
-    dropout: Dropout
-
-
 class Train(Parts):
     run: Directory
-    condition: Conditioning
     held_out: Annotated[dict, HeldOut]
 
 
@@ -98,6 +98,7 @@ class Likelihood(Shared):
     split: Split
     weights: Weights
     dequantization: str | None
+    conditional: bool
     budget: Budget
 
 
@@ -115,6 +116,26 @@ class Evaluate(Likelihood):
     resamples: Few
     level: Level
     bpd: bool
+
+
+class BoundSettings(TypedDict):
+    draws: EvenCount
+    rounds: Few
+    confidence: Positive
+
+
+class Classify(Shared):
+    run: Directory
+    split: Split
+    weights: Weights
+    condition: str | None
+    method: Literal["flow", "bound"]
+    prior: Literal["frequencies", "uniform"]
+    dequantization: str | None
+    likelihood: Annotated[dict, evaluate_likelihood]
+    bins: Few
+    calibrate: Split | None
+    bound: BoundSettings
 
 
 class Compare(Shared):
@@ -179,6 +200,7 @@ SETTINGS: dict[str, Any] = {
     "bpd": Likelihood,
     "evaluate": Evaluate,
     "compare": Compare,
+    "classify": Classify,
     "dequantize": Dequantize,
     "convert": Convert,
     "data": Examine,

@@ -1,8 +1,8 @@
 """Settings of guided-diffusion and improved-diffusion: everything about a network that its weights do not tell.
 
 Names and shapes of the weights determine the architecture. A configuration adds the image size, the number of attention
-heads, the order of their channels and the diffusion. Its settings about the architecture must agree with the weights.
-It has one of two forms:
+heads, the order of their query, key and value channels, and the diffusion (steps and noise schedule). If it also has
+settings of the architecture, these must agree with the weights. A configuration has one of two forms:
 
 - the arguments of the constructor, `{"class": "UNetModel", "kwargs": {...}, "diffusion": {"steps": 1000,
   "noise_schedule": "linear", "learn_sigma": true}}`;
@@ -10,7 +10,7 @@ It has one of two forms:
   "noise_schedule": "cosine", "learn_sigma": true, ...}`; those of a classifier begin with `classifier_`.
 
 Settings that are missing have the defaults of these projects. Settings that concern only training or sampling, such as
-`timestep_respacing`, are ignored: the model is that of all N steps.
+`timestep_respacing`, are ignored: the run always has all steps of the diffusion.
 """
 
 import json
@@ -32,7 +32,7 @@ class AdmSettings:
     """The settings of one network.
 
     Args:
-        config: a configuration in one of the two forms.
+        config: a configuration in one of the two forms of the module docstring.
         is_classifier: whether the network is a classifier.
 
     Raises:
@@ -72,7 +72,7 @@ class AdmSettings:
 
     @property
     def heads(self) -> dict[str, int]:
-        """The arguments `head_channels`, or `heads` and `heads_up`, of a `BlockStyle`."""
+        """Arguments of `networks.BlockStyle` for the attention heads: `head_channels`, or `heads` and `heads_up`."""
         channels, heads, up = (
             self._optional(name) for name in ("num_head_channels", "num_heads", "num_heads_upsample")
         )
@@ -82,7 +82,7 @@ class AdmSettings:
         return {"heads": heads, "heads_up": up or heads}
 
     def _optional(self, name: str) -> int | None:
-        """Return a positive integer; None if it is missing or -1, which stands for none."""
+        """Return the setting `name`, a positive integer; None if it is missing or -1, the original default."""
         value = self.values.get(name)
         return None if value in (None, -1) else _integer(name, value)
 
@@ -92,10 +92,10 @@ class AdmSettings:
         return bool(self.values.get("use_new_attention_order", False))
 
     def process(self) -> dict[str, Any]:
-        """Return the nodes `sde` and `prediction` of the diffusion, with the label i at time i / (N - 1).
+        """Return the nodes `sde` and `prediction` of a run's configuration; step i of N is at time i / (N - 1).
 
         Raises:
-            ValueError: the schedule is unknown, or the configuration does not tell the noise labels.
+            ValueError: the schedule is unknown, or `rescale_timesteps` is missing and its default is ambiguous.
         """
         settings, prefix = self.diffusion, "scoresde.sdes."
         steps = _integer("the number of diffusion steps", settings.get("steps", settings.get("diffusion_steps", 1000)))
@@ -123,10 +123,10 @@ class AdmSettings:
         return {"sde": sde, "prediction": prediction}
 
     def check(self, known: Mapping[str, Any]) -> None:
-        """Compare the settings about the architecture with those that the weights have.
+        """Check that the settings about the architecture agree with the weights.
 
         Args:
-            known: the arguments of the constructor that follow from the weights, by name.
+            known: the settings that follow from the weights, by name.
 
         Raises:
             ValueError: a setting differs.
@@ -150,7 +150,11 @@ class AdmSettings:
                 )
 
     def _factors(self, resolutions: Any) -> list[int]:
-        """Return downsampling factors: a text has resolutions, as the flags do, a sequence has the factors."""
+        """Return the downsampling factors at which the network has attention.
+
+        Constructor arguments give these factors, as a sequence. Flags give the sides of the feature maps instead, as a
+        string such as "32,16,8".
+        """
         entries = [_integer("attention_resolutions", entry) for entry in _entries(resolutions)]
         if isinstance(resolutions, str):
             return [(self.image_size or 64) // entry for entry in entries]
@@ -158,7 +162,7 @@ class AdmSettings:
 
 
 def _values(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings, with numbers and truth values where a command line has left their text."""
+    """Return the settings, with numbers and booleans parsed from strings; comma-separated lists stay strings."""
     values = dict(settings)
     for name, value in settings.items():
         if isinstance(value, str) and name not in LISTS:
@@ -168,12 +172,12 @@ def _values(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _entries(value: Any) -> Sequence[Any]:
-    """Return the entries of a list, or of a text with commas."""
+    """Return the entries of a sequence, or of a comma-separated string."""
     return [entry for entry in value.split(",") if entry] if isinstance(value, str) else list(value)
 
 
 def _integer(name: str, value: Any) -> int:
-    """Return a positive integer; raise ValueError for any other value."""
+    """Return `value` as an integer; raise ValueError unless it is a positive integer."""
     try:
         number = int(value)
     except (TypeError, ValueError):

@@ -1,6 +1,6 @@
-"""The state dicts of guided-diffusion and improved-diffusion, layer by layer in the names of our networks.
+"""Translate state dicts of guided-diffusion and improved-diffusion to the layer names of our networks.
 
-The two projects number their blocks. With b residual blocks at each of L resolutions, resolution l has
+These two projects number their blocks. With b residual blocks at each of L resolutions, resolution l has
 
 | here                         | there                                                       |
 | ---------------------------- | ----------------------------------------------------------- |
@@ -9,8 +9,8 @@ The two projects number their blocks. With b residual blocks at each of L resolu
 | block j on the way up        | output_blocks.((L - 1 - l)(b + 1) + j)                      |
 | the upsampling after it      | the last part of output_blocks.((L - 1 - l)(b + 1) + b)     |
 
-Two conventions of the tensors differ: time features there are cosines before sines; and query, key and value alternate
-within each head, unless `use_new_attention_order` was set.
+Two conventions of the tensors differ. In these projects the time features are cosines before sines, and query, key and
+value alternate within each head, unless `use_new_attention_order` was set.
 """
 
 from collections.abc import Mapping
@@ -47,7 +47,10 @@ POOLS: dict[str, tuple[str, dict[str, Any], dict[str, str]]] = {
 
 
 def layer_names(network: Encoder, pool: Mapping[str, str]) -> dict[str, str]:
-    """Return {name of a layer here: its name there}; `pool` has those of the pool."""
+    """Return {layer name in our network: name in guided-diffusion}.
+
+    `pool` is this mapping for the layers of a classifier's pool, see `POOLS`; it is empty for a U-Net.
+    """
     table = {"time.inner": "time_embed.0", "time.outer": "time_embed.2", "input": "input_blocks.0.0"}
     table |= {f"time.cond.{name}": "label_emb" for name in network.conditions}
     table |= {"output.norm": "out.0", "output.conv": "out.2"} | {f"pool.{name}": there for name, there in pool.items()}
@@ -71,17 +74,17 @@ def layer_names(network: Encoder, pool: Mapping[str, str]) -> dict[str, str]:
 
 
 def translate(state: State, network: Encoder, new_order: bool, pool: Mapping[str, str]) -> State:
-    """Return the state dict of our network from that of a network of guided-diffusion.
+    """Convert a state dict of guided-diffusion to the state dict of our network.
 
     Args:
-        state: the state dict.
+        state: the state dict of guided-diffusion.
         network: our network.
         new_order: whether query, key and value are three blocks of channels; if not, they alternate within each head.
-        pool: the names of the layers of the pool, here and there.
+        pool: {name of a layer of the pool: its name in guided-diffusion}, see `POOLS`; empty for a U-Net.
 
     Raises:
-        ValueError: a tensor is missing or has another shape (the message has both names of the first one), or the
-            network has no such tensor.
+        ValueError: a tensor is missing or has another shape (the message has both names of the first one), or
+            `state` has a tensor that our network lacks.
     """
     table, unused, translated = layer_names(network, pool), set(state), {}
     heads = {name: module.heads for name, module in network.named_modules() if isinstance(module, Attention)}
@@ -110,7 +113,10 @@ def translate(state: State, network: Encoder, new_order: bool, pool: Mapping[str
 
 
 def _without_ones(x: Tensor) -> tuple[int, ...]:
-    """Return the shape without trailing ones: a convolution of width 1 is the same in any number of dimensions."""
+    """Return the shape of x without trailing dimensions of size 1.
+
+    The weights of a linear layer and of convolutions with kernel size 1 then have the same shape.
+    """
     shape = list(x.shape)
     while shape and shape[-1] == 1:
         shape.pop()

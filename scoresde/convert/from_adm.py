@@ -25,7 +25,7 @@ Config = Mapping[str, Any] | str | Path | None
 
 
 def adm(path: str | Path, config: Config = None) -> Run:
-    """Return the model of a `UNetModel` as a run; at t_i = i/(N - 1) it is that of step i.
+    """Return the diffusion model of a `UNetModel` as a run; step i of its N steps is at time i/(N - 1).
 
     Args:
         path: a state dict saved by `torch.save` or as safetensors, such as `ema_0.9999_500000.pt`.
@@ -58,10 +58,10 @@ def adm(path: str | Path, config: Config = None) -> Run:
 
 
 def adm_classifier(path: str | Path, config: Config = None) -> NoisyClassifier:
-    """Return the noise-conditional classifier of an `EncoderUNetModel`; at t_i = i/(N - 1) its label is i.
+    """Return the noise-conditional classifier of an `EncoderUNetModel`; step i of its N steps is at time i/(N - 1).
 
     Args:
-        path, config: see `adm`; without a diffusion in the configuration, the linear schedule of 1,000 steps.
+        path, config: see `adm`; a configuration without a diffusion has the linear schedule of 1,000 steps.
 
     Raises:
         FileNotFoundError, ValueError: see `adm`.
@@ -101,16 +101,19 @@ def _read(path: Path, config: Config, is_classifier: bool) -> tuple[State, AdmSe
 
 
 def _shared(settings: AdmSettings, network: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the nodes `sde`, `prediction` and `data`."""
+    """Return the nodes `sde`, `prediction` and `data` of a run's configuration."""
     size = network["image_size"]
     return {**settings.process(), "data": image_data((network["channels"], size, size), -1.0, 1.0)}
 
 
 def architecture(state: State, settings: AdmSettings) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the arguments of the way down (see `networks.configuration`), and those of the constructor there.
+    """Return the arguments of our network, and the original settings that follow from the weights.
+
+    The arguments are those that `UNet` and `EncoderUNet` share, flat as in `networks.configuration`. The settings are
+    named like the arguments of the original constructor.
 
     Raises:
-        ValueError: the weights are those of another network, or a setting that they do not tell is missing.
+        ValueError: the weights are those of another network, or a setting that they do not determine is missing.
     """
     first, (features, base) = (
         _tensor(state, "input_blocks.0.0.weight", 4),
@@ -121,7 +124,10 @@ def architecture(state: State, settings: AdmSettings) -> tuple[dict[str, Any], d
     starts = range(1, 1 + max(_indices(state, "input_blocks")), blocks + 1)
     outputs = [_tensor(state, f"input_blocks.{n}.0.in_layers.2.weight", 4).shape[0] for n in starts]
     if any(out % width for out in outputs):
-        raise ValueError(f"the channels of each resolution must be multiples of {width}, the first; got {outputs}")
+        raise ValueError(
+            "the channels at each resolution must be multiples of the channels of the first convolution, "
+            f"{width}; got {outputs}"
+        )
     attends = [level for level, n in enumerate(starts) if f"input_blocks.{n}.1.norm.weight" in state]
     label = state.get("label_emb.weight")
     known = {
@@ -165,7 +171,7 @@ def architecture(state: State, settings: AdmSettings) -> tuple[dict[str, Any], d
 
 
 def _resampling(state: State, settings: AdmSettings) -> tuple[str, int]:
-    """Return how the network halves the resolution, "convolution", "plain" or "residual", and the number of blocks."""
+    """Return the kind of resampling ("convolution", "plain" or "residual") and the number of blocks per resolution."""
     indices = _indices(state, "input_blocks")
     last, ups = max(indices), _indices(state, "output_blocks", r"[12]\.in_layers")
     convolutions, gaps = _indices(state, "input_blocks", r"0\.op"), set(range(last)) - indices
@@ -189,13 +195,13 @@ def _resampling(state: State, settings: AdmSettings) -> tuple[str, int]:
 
 
 def _indices(state: State, part: str, rest: str = "") -> set[int]:
-    """Return the indices i for which a name of the form `part.i.rest...` exists."""
+    """Return the indices i for which `state` has a name that begins with `part.i.rest`; `rest` is a regex."""
     matches = (re.match(rf"{part}\.(\d+)\.{rest}", name) for name in state)
     return {int(match[1]) for match in matches if match}
 
 
 def _image_size(state: State, levels: int) -> int:
-    """Return the side of the images from the positions of an attention pool."""
+    """Return the side of the images, from the number of positions in a classifier's attention pool."""
     positions = state.get("out.2.positional_embedding")
     if positions is None:
         raise ValueError(f"image_size must be given, because the weights do not tell it; got none: pass {FORM}")
@@ -203,7 +209,7 @@ def _image_size(state: State, levels: int) -> int:
 
 
 def _pool(state: State) -> tuple[str, dict[str, Any], int]:
-    """Return the name of the pool there, its node, and the number of classes."""
+    """Return the classifier pool's name in guided-diffusion, our `pool` node for it, and the number of classes."""
     if "out.2.positional_embedding" in state:
         name = "attention"
     elif state.get("out.0.weight", torch.empty(0)).ndim == 1:
@@ -215,12 +221,12 @@ def _pool(state: State) -> tuple[str, dict[str, Any], int]:
         arguments = {**arguments, "hidden": len(_tensor(state, "out.0.weight", 2))}
     last = f"{names['linear']}.weight"
     if last not in state:
-        raise ValueError(f"expected the last layer of a pool, {last}; got no tensor of that name")
+        raise ValueError(f"expected {last}, the last layer of the classifier's pool; got no tensor of that name")
     return name, {"_target_": f"scoresde.networks.{kind}", "_partial_": True, **arguments}, len(state[last])
 
 
 def _tensor(state: State, name: str, dims: int) -> Tensor:
-    """Return a tensor; raise ValueError if it is missing or has another number of dimensions."""
+    """Return the tensor `name`; raise ValueError if it is missing or does not have `dims` dimensions."""
     value = state.get(name)
     if value is None or value.ndim != dims:
         got = "no tensor of that name" if value is None else f"the shape {tuple(value.shape)}"

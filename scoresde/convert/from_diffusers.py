@@ -62,19 +62,25 @@ class DiffusersNetwork(nn.Module):
         return self
 
     def forward(self, x: Tensor, c_noise: Tensor, cond: Condition = None) -> Tensor:
-        """Return F (B, C', H, W) of a state x (B, C, H, W) and timesteps c_noise (B,), which may be fractional.
+        """Return the output F (B, C', H, W) of the network for states x (B, C, H, W) at timesteps c_noise (B,).
+
+        The timesteps may be fractional.
 
         Raises:
-            ValueError: labels are missing, or the network has no classes.
+            ValueError: the network has classes and `cond` is None, or it has no classes and `cond` is given.
             TypeError: the condition is a dict.
         """
         if isinstance(cond, dict):
             raise TypeError(f"the condition must be class labels, a tensor (B,); got a dict of {', '.join(cond)}")
         has_classes = self.unet.class_embedding is not None
         if has_classes != (cond is not None):
-            needs = "needs class labels (B,)" if has_classes else "takes no condition"
+            needs = (
+                "class labels (B,), as the network has classes"
+                if has_classes
+                else "None, as the network has no classes"
+            )
             got = "None" if cond is None else f"shape {tuple(cond.shape)}"
-            raise ValueError(f"the network {needs}; got cond of {got}")
+            raise ValueError(f"cond must be {needs}; got {got}")
         return self.unet(x, c_noise, class_labels=cond).sample
 
 
@@ -139,7 +145,7 @@ def diffusers(source: Any, scheduler: Any = None) -> build.Run:
 
 
 def _make_contiguous(module: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
-    """Copy the input of a group normalisation: its vmap rule does not support the memory order of attention outputs."""
+    """Make the input of a group normalisation contiguous: vmap does not support the layout that attention returns."""
     return (inputs[0].contiguous(),)
 
 
@@ -221,7 +227,13 @@ def _exploding(config: Any) -> dict[str, Any]:
 
 
 def _learns_variance(unet: Any, scheduler: Any) -> bool:
-    """Return whether half of the output channels are v of a learned log Sigma = v log beta + (1 - v) log beta_tilde."""
+    """Return whether the network also outputs a variance Sigma.
+
+    The output is v, with log Sigma = v log beta + (1 - v) log beta_tilde (2102.09672).
+
+    Raises:
+        ValueError: the output has another number of channels, or the scheduler has another type of learned variance.
+    """
     inputs, outputs = unet.config.in_channels, unet.config.out_channels
     kind = scheduler.config.get("variance_type")
     if outputs == inputs and kind not in ("learned", "learned_range"):
@@ -251,7 +263,7 @@ def _scheduler_class(name: str) -> Any:
 
 
 def _from_object(source: Any) -> tuple[Any, Any]:
-    """Return the network and the scheduler of a pipeline or a pair."""
+    """Return the network and the scheduler of a pipeline, or of a pair (network, scheduler)."""
     components = getattr(source, "components", {})
     if isinstance(source, (tuple, list)) and len(source) == 2:
         components = dict(zip(("unet", "scheduler"), source, strict=True))
@@ -265,7 +277,7 @@ def _from_object(source: Any) -> tuple[Any, Any]:
 
 
 def _from_folder(path: Path) -> tuple[Any, Any]:
-    """Load network and scheduler of a saved pipeline; like diffusers, read a part without a subfolder from `path`."""
+    """Load the network and scheduler of a saved pipeline: each from its subfolder or, if it has none, from `path`."""
     index = path / "model_index.json"
     if not index.is_file():
         raise FileNotFoundError(

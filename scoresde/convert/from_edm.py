@@ -6,7 +6,8 @@ They are distributed as pickles, which execute code. Export them once, where tha
 
 The file then holds only tensors, and their names and shapes determine the architecture. The preconditioning is
 `EDMPrecond` unless a JSON file `<stem>.config.json` names another class and the arguments of its constructor:
-`{"class": "VPPrecond", "kwargs": {...}}`. In the table, F is the output of the network.
+`{"class": "VPPrecond", "kwargs": {...}}`. In the table, F is the output of the network, and M the number of noise
+labels of `VPPrecond`, by default 1,000.
 
 | preconditioning | SDE                 | F                                   | noise label    |
 | --------------- | ------------------- | ----------------------------------- | -------------- |
@@ -38,9 +39,9 @@ State = dict[str, Tensor]
 
 
 class NegativeNoise(Prediction):
-    """F = -eps with the label log(sigma/2): EDM's version of the VE networks (2206.00364, table 1).
+    """Network output F = -eps, with noise label log(sigma/2): EDM's version of VE networks (2206.00364, table 1).
 
-    The factor 1/2 appears because EDM's data are in [-1, 1], those of 2011.13456 in [0, 1].
+    The factor 1/2 appears because EDM's data are in [-1, 1], but those of 2011.13456 are in [0, 1].
     """
 
     def c_noise(self, sde: SDE, t: Tensor) -> Tensor:
@@ -155,7 +156,7 @@ def architecture(state: State) -> dict[str, Any]:
 
 
 def _tensor(state: State, name: str, dims: int) -> Tensor:
-    """Return a tensor; raise ValueError if it is missing or has another number of dimensions."""
+    """Return the tensor `name`; raise ValueError if it is missing or does not have `dims` dimensions."""
     value = state.get(name)
     if value is None or value.ndim != dims:
         got = "no tensor of that name" if value is None else f"the shape {tuple(value.shape)}"
@@ -203,11 +204,11 @@ def prefixes(sides: Sequence[int], is_adm: bool) -> dict[str, str]:
 
 
 def translate(state: State, network: UNet) -> State:
-    """Return the state dict of our network from that of EDM's.
+    """Convert a state dict of EDM to the state dict of our network.
 
     Raises:
-        ValueError: a tensor is missing or has another shape (the message has both names of the first one), or the
-            network has no such tensor.
+        ValueError: a tensor is missing or has another shape (the message has both names of the first one), or
+            `state` has a tensor that our network lacks.
     """
     is_adm = "out_norm.weight" in state
     state, table = _fold_embeddings(state, is_adm), prefixes([size[-1] for size in network.sizes], is_adm)

@@ -37,8 +37,9 @@ State = dict[str, Tensor]
 class DiscreteVP(Noise):
     """A noise network trained on N steps of DDPM's schedule, evaluated at any time as score_sde does.
 
-    The label is (N - 1) t, not rounded; the score is -F / sigma_k with k = floor((N - 1) t) and
-    sigma_k^2 = 1 - prod_{i <= k} (1 - beta_i), beta_i from beta_min/N to beta_max/N: so F = eps sigma_k / sigma(t).
+    The noise label is (N - 1) t, not rounded. With F the output of the network, the score is -F / sigma_k, where
+    k = floor((N - 1) t), sigma_k^2 = 1 - prod_{i <= k} (1 - beta_i), and the N betas are evenly spaced from beta_min/N
+    to beta_max/N; hence F = eps sigma_k / sigma(t).
 
     Args:
         beta_min, beta_max: the arguments of the VP SDE.
@@ -62,7 +63,7 @@ class DiscreteVP(Noise):
 
 
 class ContinuousVE(SigmaScore):
-    """`SigmaScore` with its label in float32 as score_sde computes it: Fourier features amplify the last digit."""
+    """`predictions.SigmaScore` with its label in float32, as in score_sde: Fourier features amplify rounding errors."""
 
     def c_noise(self, sde: SDE, t: Tensor) -> Tensor:
         low, high = (float(sde.sigma(torch.tensor(end, dtype=torch.float64))) for end in (0.0, 1.0))
@@ -128,7 +129,7 @@ def score_sde(
 
 
 def load_weights(path: Path, weights: str = "ema") -> State:
-    """Return the tensors of a checkpoint's `model` without DataParallel's prefix: the raw ones, or the averages."""
+    """Return the raw or averaged tensors of a checkpoint, by their names in `model` without DataParallel's prefix."""
     checkpoint = load_tensors(path)
     checkpoint = checkpoint if isinstance(checkpoint, dict) else {}
     model, ema = checkpoint.get("model"), checkpoint.get("ema")
@@ -178,7 +179,7 @@ def configuration(original: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class _Section(dict):
-    """A section of a configuration; a missing entry raises ValueError."""
+    """A section of a score_sde configuration, as a dict that raises ValueError for a missing entry."""
 
     def __init__(self, name: str, values: Mapping[str, Any]):
         super().__init__(values)
@@ -188,7 +189,7 @@ class _Section(dict):
         raise ValueError(f"the configuration has no {self.name}.{key}")
 
     def choice(self, key: str, choices: Mapping[str, Any]) -> Any:
-        """Return `choices[value]`, with the value of the entry `key` in lower case; raise ValueError if absent."""
+        """Return `choices[value]` for the value of `key` in lower case; raise ValueError if it is not in `choices`."""
         value = str(self[key]).lower()
         if value not in choices:
             raise ValueError(f"{self.name}.{key} must be one of {', '.join(choices)}; got {self[key]!r}")

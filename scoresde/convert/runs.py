@@ -1,4 +1,4 @@
-"""Functions that the converters share: the data node of a configuration, U-Nets with weights, saving a run."""
+"""Functions that the converters share: make a `data` node, build a U-Net with converted weights, save a run."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -15,7 +15,7 @@ from scoresde.training.trainer import CHECKPOINT
 
 
 def image_data(shape: Sequence[int], low: float, high: float, levels: int = 256) -> dict[str, Any]:
-    """Return the configuration's node `data`, without datasets: grey levels 0 .. levels - 1, mapped to [low, high].
+    """Return the node `data` of a configuration: no datasets, and grey levels 0 .. levels - 1 mapped to [low, high].
 
     Args:
         shape: (C, H, W).
@@ -36,8 +36,8 @@ def assemble_unet(config: Mapping[str, Any], translate: Callable[[Any], Mapping[
     """Return a run of a `UNet`, or of the `EncoderUNet` of a classifier, with converted weights.
 
     Args:
-        config: the run's configuration; `network` holds flat arguments, see `networks.configuration`, and another
-            `_target_` than `UNet` if it is one.
+        config: the run's configuration; `network` holds flat arguments, see `networks.configuration`, and the class as
+            `_target_` (default: `UNet`).
         translate: returns the converted state dict for the network, which is on the device "meta".
         path: the path of the checkpoint.
     """
@@ -48,7 +48,7 @@ def assemble_unet(config: Mapping[str, Any], translate: Callable[[Any], Mapping[
 
 
 def check_free(directory: str | Path) -> Path:
-    """Return the path of a directory; raise FileExistsError if it holds a run."""
+    """Return `directory` as a path; raise FileExistsError if it already holds a run."""
     directory = Path(directory)
     for name in (run_config.CONFIG, CHECKPOINT):
         if (directory / name).exists():

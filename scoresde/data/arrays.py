@@ -116,8 +116,8 @@ class Arrays(Items):
             if not is_level.all():
                 raise ValueError(
                     f"sample {entry} of {self.path} must have grey levels 0, ..., {self.levels - 1}; got "
-                    f"{values[~is_level][0]}: set another number of levels, or levels=None for continuous values "
-                    "(data=arrays in a configuration)"
+                    f"{values[~is_level][0]}: set another number of levels; for continuous values "
+                    "set levels=None (in a configuration choose data=arrays)"
                 )
         state = torch.from_numpy(
             values.astype(np.float32 if np.can_cast(values.dtype, np.float32) else np.float64, order="C")

@@ -10,7 +10,7 @@ class, where a name gives two values or Unicode gives none.
 | tone | the skin tone in the name; "none" without one; None for two different tones |
 | gender | "man" or "woman" by the words of the name; None for both; "person" if a word says so, or if the same name |
 | | exists with "man" or "woman"; otherwise "none" |
-| group | the group of the first code point in Unicode's emoji-test.txt (version 17.0), named by one word; None for |
+| group | the group of the first code point in Unicode's emoji-test.txt (version 17.0), in one word; None for its |
 | | components (swatches of tones, pieces of hair) and for symbols that are not emoji |
 | subject | the name without tone and words of gender: "health worker" |
 """

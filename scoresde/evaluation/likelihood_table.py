@@ -9,6 +9,9 @@ def likelihood_table(result: DatasetLikelihood, split: str) -> dict[str, str]:
     if result.stderr is not None:
         mean += f" (standard error over {len(result.per_sample)} samples)"
     rows = {f"{split} {result.unit}": mean}
+    if result.label is not None:
+        rows["  of the label"] = f"{result.label}, by the class frequencies of the training data"
+        rows["  of both"] = str(result.joint)
     if result.population is not None and result.monte_carlo is not None:
         parts = {"population": result.population, "probes and dequantisation": result.monte_carlo}
         rows["errors"] = ", ".join(f"+- {four_decimals(error)} {name}" for name, error in parts.items() if error)

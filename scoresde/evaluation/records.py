@@ -10,7 +10,8 @@ Every line is a JSON object: one or several results, with `kind`, `seed`, the nu
     config, checkpoint    SHA-256 of these two files of the run, null if missing
     processes      number of processes that shared the work
 
-`per_sample/<file>` holds the likelihood of each sample of a split; the line of that evaluation has the name as `file`.
+`per_sample/<file>` holds the likelihood, or the log-posterior of the classes, of each sample of a split; the line of
+that evaluation has the name as `file`.
 """
 
 import functools
@@ -56,13 +57,21 @@ def append_metrics(run: Path, row: dict[str, Any], device: torch.device | str = 
     return path
 
 
-def keep_per_sample(run: Path, name: str, values: Tensor) -> Path:
-    """Store the likelihoods (N,) of the samples of a split, in their order, as the array `values` in `name`.npz."""
+def keep_per_sample(run: Path, name: str, values: Tensor, **further: Tensor) -> Path:
+    """Store results of the samples of a split, in their order, in `name`.npz, and return its path.
+
+    Args:
+        run: directory of the run.
+        name: name of the file, without its ending.
+        values: likelihoods (N,), or other results, as the array `values`; float64.
+        further: further arrays of N rows by name.
+    """
     path = run / PER_SAMPLE / f"{name}.npz"
+    arrays: dict[str, Any] = {key: array.detach().cpu().numpy() for key, array in further.items()}
 
     def write(temporary: Path) -> None:
         with open(temporary, "wb") as file:
-            np.savez(file, values=values.detach().cpu().double().numpy())
+            np.savez(file, values=values.detach().cpu().double().numpy(), **arrays)
 
     replace_atomically(path, write)
     return path

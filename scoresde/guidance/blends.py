@@ -1,4 +1,4 @@
-"""Guidance by linear blends of the views of several models, sum_k w_k views_k with weights that add up to 1."""
+"""Guidance by weighted sums of the views (`scoresde.views`) of several models, with weights that add up to 1."""
 
 import math
 from collections.abc import Sequence
@@ -14,7 +14,9 @@ from scoresde.wrappers import ModelWrapper, as_model
 
 
 class Blend(Guided):
-    """(1 + scale) model - scale other: extrapolation from the views of another model, two evaluations.
+    """The views of `model`, extrapolated away from those of `other`: (1 + scale) model - scale other.
+
+    It costs two evaluations a step.
 
     Raises:
         ValueError: the models have different SDEs.
@@ -32,14 +34,15 @@ class Blend(Guided):
 class ClassifierFree(Blend):
     """Classifier-free guidance: (1 + scale) conditional - scale unconditional (2207.12598, eq. 6).
 
-    scale=0 is the conditional model; a scale w of the papers that write uncond + w (cond - uncond) is w - 1 here. It
-    costs two evaluations a step, and one outside of `interval`.
+    scale=0 is the conditional model. In papers that write uncond + w (cond - uncond), w is 1 + scale. A step costs
+    two evaluations, or one outside of `interval`.
 
     Args:
         model: a model trained with condition dropout, so that it is also the unconditional one.
         cond: the condition, see `BaseModel.given`; None to bind it later by `given`.
         scale, interval: see `Guided`.
-        negative: a condition in place of none for the second model, such as what samples are to avoid.
+        negative: a condition that samples avoid (a negative prompt), given to the second model; None (default) leaves
+            the second model unconditional.
 
     Raises:
         ValueError: in a call, no condition was given.
@@ -58,7 +61,7 @@ class ClassifierFree(Blend):
         self.is_bound = cond is not None
 
     def given(self, cond: Any) -> Self:
-        """Return the guided model of this condition; the second model stays as it is."""
+        """Return the guided model with `cond` as the condition of the first model; the second model is unchanged."""
         if cond is None:
             return self
         guided = self._replaced({"model": self.model.given(cond)})
@@ -68,8 +71,8 @@ class ClassifierFree(Blend):
     def guide(self, x: Tensor, t: Tensor, scale: Tensor) -> Views:
         if not self.is_bound:
             raise ValueError(
-                "classifier-free guidance needs a condition; got none: ClassifierFree(model, cond, scale), cond=... of "
-                "samplers and likelihoods, or cond.label=... on the command line"
+                "classifier-free guidance needs a condition; got none: pass it as ClassifierFree(model, cond, scale), "
+                "as cond=... to a sampler or a likelihood, or as cond.label=... on the command line"
             )
         return super().guide(x, t, scale)
 
@@ -94,18 +97,20 @@ class Autoguidance(Blend):
 
 
 class Composition(ModelWrapper):
-    """The product of experts base prod_k (model_k / base)^w_k: base + sum_k w_k (model_k - base) (2206.01714).
+    """A product of models, with the score base + sum_k w_k (model_k - base) (2206.01714).
 
-    With conditional models and their unconditional model as base it is "c_1 and c_2"; a negative weight is "not". With
-    weights that add up to 1 the base cancels, and is not evaluated: a weighted average of the scores.
+    This is the score of the product of experts p_base prod_k (p_k / p_base)^w_k. With models of conditions c_k and
+    their unconditional model as base, weights of 1 mean "c_1 and c_2", and a negative weight means "not". If the
+    weights add up to 1, the score is a weighted average of those of the models, and the base is not evaluated.
 
     Args:
         models: the models, of one SDE.
-        weights: w_k, one number for each model; default: 1 for each if there is a base, else an average.
-        base: the model that the others are relative to; None only if the weights add up to 1.
+        weights: w_k, one number for each model; default: 1 each with a base, 1/n each for n models without one.
+        base: the base of the formula; it may be None only if the weights add up to 1.
 
     Raises:
-        ValueError: no models, another number of weights, models of different SDEs, or no base where it is needed.
+        ValueError: models is empty, weights is not one finite number for each model, the models have different SDEs,
+            or base is None although the weights do not add up to 1.
     """
 
     def __init__(self, models: Sequence[Model], weights: Sequence[float] | None = None, base: Model | None = None):
@@ -133,14 +138,14 @@ class Composition(ModelWrapper):
 
     @property
     def density(self) -> str | None:
-        """The names and weights of the models."""
+        """The weights and names of the models, see `BaseModel.density`; None if one of the models has no density."""
         names = [model.density for model in self._parts()]
         if any(name is None for name in names):
             return None
         return f"Composition({', '.join(f'{w:g} {name}' for w, name in zip(self._weights(), names, strict=True))})"
 
     def predict(self, x: Tensor, t: Tensor | float) -> Views:
-        """Return the views of the product at x (B, *) and t () or (B,)."""
+        """Return the views (`scoresde.views`) of the product of the models at x (B, *) and t () or (B,)."""
         return BlendedViews([model.predict(x, t) for model in self._parts()], self._weights())
 
     def given(self, cond: Any) -> Self:

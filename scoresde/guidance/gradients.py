@@ -1,4 +1,4 @@
-"""Guidance by gradients that are added to the score: of a classifier, or of a loss of the denoised state."""
+"""Guidance by a gradient added to the score: that of log p(y | x_t), or that of a loss of E[x_0 | x_t]."""
 
 from collections.abc import Callable
 from typing import Any, Self
@@ -34,7 +34,8 @@ class Classifier(Guided):
 
     Raises:
         TypeError: `classifier` cannot be called.
-        ValueError: the classifier has another SDE than the model; in a call, the classifier returns another shape.
+        ValueError: the classifier has another SDE than the model; in a call, the classifier does not return logits
+            (B, K), or (B,) if there is no label.
     """
 
     def __init__(
@@ -68,7 +69,7 @@ class Classifier(Guided):
         return guided
 
     def rows(self, rows: Tensor | slice, count: int) -> Self:
-        """Return the guided model of the samples `rows` from a batch of `count`, with their labels and scales."""
+        """Return the model for the samples `rows` from a batch of `count`, with only their labels and scales."""
         guided = super().rows(rows, count)
         if self.label is not None:
             guided = guided if guided is not self else self.__copy__()
@@ -81,7 +82,7 @@ class Classifier(Guided):
         def log_prob(state: Tensor) -> Tensor:
             output = self.classifier(state, times)
             if self.label is None:
-                return _one_per_sample(output, x, "the classifier must return log p(y | x_t)")
+                return _one_per_sample(output, x, "without a label, the classifier must return log p(y | x_t)")
             if output.ndim != 2 or len(output) != len(x):
                 raise ValueError(f"the classifier must return logits ({len(x)}, K); got {tuple(output.shape)}")
             label = expand(self.label.to(output.device), len(x))
@@ -96,20 +97,20 @@ class Classifier(Guided):
 class Loss(Guided):
     """Guidance by a loss of the denoised state: score - scale grad_x L(E[x_0 | x_t]) (2302.07121).
 
-    The gradient passes through the network: one evaluation and one backward pass. With L = -log p(y | x_0) it takes
-    p(y | x_t) for p(y | E[x_0 | x_t]), a point in place of a distribution, which is wrong by what the posterior of x_0
-    is wide; see `inverse` methods of the literature (2209.14687, section 3.2).
+    A step costs one evaluation of the network and one backward pass through it. With L = -log p(y | x_0), the guidance
+    approximates p(y | x_t) by p(y | x_0) at x_0 = E[x_0 | x_t] (2209.14687, section 3.2). This ignores the spread of
+    x_0 given x_t; the wider the spread, the larger the error.
 
     Args:
         model: the model.
         loss: maps denoised states (B, *) to (B,), differentiable.
         scale, interval: see `Guided`.
-        rule: "constant", or "normalised": the gradient is scaled to the norm of the score, separately for each sample,
-            so that `scale` is the ratio of the two (steps of this kind: 2303.09833).
+        rule: "constant" adds -scale times the gradient. "normalised" first scales the gradient of each sample to the
+            norm of its score, so that `scale` is the size of the guidance relative to the score (similar: 2303.09833).
 
     Raises:
         TypeError: `loss` cannot be called.
-        ValueError: an unknown rule; in a call, the loss does not return one number per sample.
+        ValueError: rule is unknown; in a call, the loss does not return one number per sample.
     """
 
     def __init__(
@@ -157,7 +158,7 @@ def gradient_of(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
 
 
 def is_transformed(x: Tensor) -> bool:
-    """Return whether x is inside of a transform of `torch.func`, where only these can differentiate."""
+    """Return whether a transform of `torch.func` is running on x; `torch.autograd.grad` does not work inside of one."""
     return torch._C._functorch.is_functorch_wrapped_tensor(x)
 
 
@@ -170,7 +171,7 @@ def _one_per_sample(values: Any, x: Tensor, what: str) -> Tensor:
 
 
 def _as_label(cond: Any) -> Tensor | None:
-    """Return the label of a condition, the only one if there is none of the name "label": integers () or (B,)."""
+    """Return the label in a condition, integers () or (B,): its only entry or "label", or the condition if no dict."""
     parts = by_name(as_condition(cond))
     if cond is None:
         return None

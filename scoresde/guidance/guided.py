@@ -19,7 +19,7 @@ class Guided(ModelWrapper):
 
     Args:
         model: the model to guide.
-        scale: s, a number, or a tensor () or (B,) of one number per sample.
+        scale: the strength of the guidance: a number, or a tensor (B,) with one number per sample.
         interval: the noise levels (low, high) of sigma/alpha with guidance; None for all.
 
     Raises:
@@ -39,7 +39,7 @@ class Guided(ModelWrapper):
 
     @property
     def density(self) -> str | None:
-        """The name of the model and its settings; the density is that of its flow, see the module docstring."""
+        """The name of the guided model with its settings, see `BaseModel.density`; None if `model` has no density."""
         inner = self.model.density
         return None if inner is None else f"{type(self).__name__}({inner}, {self._settings()})"
 
@@ -50,7 +50,7 @@ class Guided(ModelWrapper):
         return f"scale={scale}{within}"
 
     def predict(self, x: Tensor, t: Tensor | float) -> Views:
-        """Return the guided views at x (B, *) and t () or (B,)."""
+        """Return the views (`scoresde.views`) with guidance at x (B, *) and t () or (B,)."""
         x, t = floating(x), checked_times(self.sde, t)
         scale = self.scale.to(t.device)
         if scale.ndim and len(scale) != len(x):
@@ -61,11 +61,11 @@ class Guided(ModelWrapper):
         return self.guide(x, t, scale) if bool((scale != 0).any()) else self.model.predict(x, t)
 
     def guide(self, x: Tensor, t: Tensor, scale: Tensor) -> Views:
-        """Return the views with guidance of strength `scale`, float64 () or (B,), zero where there is none."""
+        """Return the views with guidance; `scale`, float64 () or (B,), is 0 for samples without guidance."""
         raise NotImplementedError(f"{type(self).__name__} must define guide(x, t, scale)")
 
     def rows(self, rows: Tensor | slice, count: int) -> Self:
-        """Return the guided model of the samples `rows` from a batch of `count`, with their scales."""
+        """Return the model for the samples `rows` from a batch of `count`, with only their scales."""
         guided = super().rows(rows, count)
         if self.scale.ndim:
             guided = guided if guided is not self else self.__copy__()

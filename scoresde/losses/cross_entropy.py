@@ -36,7 +36,7 @@ class CrossEntropy(Objective):
 
     Raises:
         TypeError: in a call, the model is not a classifier: it has no `sde`, or cannot be called.
-        ValueError: in a call, there are no labels, or a null label.
+        ValueError: in a call, the labels are missing, not integers, or negative (-1 is the null label).
     """
 
     def __init__(self, times: TimeDensity | None = None, stratified: bool = True, condition: str = "label"):
@@ -54,7 +54,8 @@ class CrossEntropy(Objective):
         if label is None or label.is_floating_point() or bool((label < 0).any()):
             raise ValueError(
                 f"a classifier needs the condition {self.condition!r} for every sample, integers from 0; got "
-                f"{'none' if label is None else 'others'}: set data.labels, and condition.dropout=0"
+                f"{'none' if label is None else 'floating-point or negative values'}: set data.labels, and "
+                "condition.dropout=0"
             )
         return LabelledClassifier(model, label)
 

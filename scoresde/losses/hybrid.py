@@ -7,11 +7,11 @@ r x_s + v^(1/2) eps, the term is
     KL( N(mu_q, beta_tilde I) || N(mu, Sigma) ),        log Sigma = nu log beta + (1 - nu) log beta_tilde,
     beta = v,        beta_tilde = v sigma_s^2 / sigma_t^2,        mu_q - mu = (alpha_s v / sigma_t^2) (x_0 - x_hat_0).
 
-Here q(x_s | x_t, x_0) = N(mu_q, beta_tilde I) has the mean mu_q = (r sigma_s^2 x_t + v alpha_s x_0) / sigma_t^2
-(2006.11239, eq. 7); mu is the same with the prediction x_hat_0 = E[x_0 | x_t] in place of x_0. On a DDPM table, beta is
-the beta_k of DDPM; with alpha = 1 the formulas are those of NCSN. At node 0 the term is -log p(x_0 | x_(t_0)), with
-mean x_hat_0 and beta = sigma_0^2. There beta_tilde would be zero, so the beta_tilde of node 1 is used (the authors'
-"posterior_log_variance_clipped").
+The model predicts the fraction nu of each dimension (`Views.variance`). q(x_s | x_t, x_0) = N(mu_q, beta_tilde I) has
+the mean mu_q = (r sigma_s^2 x_t + v alpha_s x_0) / sigma_t^2 (2006.11239, eq. 7); mu is the same with the prediction
+x_hat_0 = E[x_0 | x_t] in place of x_0. On a DDPM table, beta is the beta_k of DDPM; with alpha = 1 the formulas are
+those of NCSN. At node 0 the term is -log p(x_0 | x_(t_0)), with mean x_hat_0 and beta = sigma_0^2. There beta_tilde
+would be zero, so the beta_tilde of node 1 is used (the authors' "posterior_log_variance_clipped").
 
 L_vlb trains only the variance, because x_hat_0 is detached in it (section 3.1).
 """
@@ -137,9 +137,9 @@ def chain_term(
 
 
 def _reverse_step(sde: SDE, nodes: Tensor, index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return log beta_tilde, log(beta / beta_tilde) and d mu / d x_hat_0 of the step from each node, float64 (B,).
+    """Return log beta_tilde, log(beta / beta_tilde) and d mu / d x_hat_0 at the node of each sample, float64 (B,).
 
-    At node 0, where no step starts, beta = sigma_0^2 and beta_tilde is that of node 1.
+    The letters are those of the module docstring. At node 0, beta = sigma_0^2 and beta_tilde is that of node 1.
 
     Raises:
         ValueError: a posterior variance is not positive.

@@ -4,19 +4,21 @@ Integration by parts turns the Fisher divergence of a model score s into tr(ds/d
 (Hyvarinen 2005; 1905.07088, eq. 2-4). In terms of the predicted noise eps_hat = -sigma s, per dimension and with the
 weights of denoising score matching, it is
 
-    L = \int omega(t) E[ ||eps_hat||^2 - 2 sigma tr(d eps_hat/dx) ] / d  dt = L_denoising - \int omega(t) dt,
+    L = \int omega(t) E[ ||eps_hat||^2 - 2 sigma tr(d eps_hat/dx) ] / d  dt
+      = \int omega(t) sigma^2 (2/d) E[ tr(ds/dx) + |s|^2/2 ] dt  =  L_denoising - \int omega(t) dt.
 
-the mean of omega sigma^2 (2/d) (tr(ds/dx) + |s|^2/2). By Stein's identity E[eps . eps_hat] = sigma E tr(d eps_hat/dx),
-so for every model L and L_denoising differ by the same constant, the mean of `LossTerms.weight`.
+The last step uses Stein's identity E[eps . eps_hat] = sigma E tr(d eps_hat/dx). So for every model L and L_denoising
+differ by the same constant \int omega(t) dt, which is the mean of `LossTerms.weight`.
 
 Sliced score matching takes random directions v with E[v v^T] = I,
 
     tr(ds/dx) + |s|^2/2  =  E[ v^T (ds/dx) v ] + |s|^2/2  =  E[ v^T (ds/dx) v + (v^T s)^2/2 ],
 
-either with the norm in closed form (SSM-VR, 1905.07088, eq. 8) or as originally stated (eq. 7).
-Both differentiate the network twice: where a denoising objective is possible, it is cheaper and varies less. Attention
-then runs on unfused kernels, which activation checkpointing does not reproduce when it recomputes attention: turn
-checkpointing off where PyTorch raises CheckpointError.
+either with |s|^2 itself (SSM-VR, 1905.07088, eq. 8) or with its estimate (v^T s)^2, as originally stated (eq. 7).
+
+Implicit and sliced score matching differentiate the network twice: where a denoising objective is possible, it is
+cheaper and varies less. For second derivatives, attention runs on unfused kernels. Activation checkpointing does not
+use them when it recomputes attention; where PyTorch raises CheckpointError for this reason, turn checkpointing off.
 
 A network that autograd does not differentiate in x would be trained for another objective, so a loss checks the
 derivative (`gradient_check`). It does so in its calls 1, 2, 4, 8, ..., because many networks start with a last layer of
@@ -41,8 +43,8 @@ from scoresde.tensors import check_instance, dimensions, sum_dims
 class ImplicitScoreMatching(Objective):
     """The implicit score-matching loss L of the module docstring.
 
-    In expectation its terms are those of `DenoisingScoreMatching` minus `LossTerms.weight`, so they are negative for a
-    good model.
+    In expectation the loss of a sample is that of `DenoisingScoreMatching` minus `LossTerms.weight`, so it is negative
+    for a good model.
 
     Args:
         weighting, times, stratified: see `Objective`.
@@ -84,14 +86,14 @@ class ImplicitScoreMatching(Objective):
             check_gradient(model, x0, model.sde.t_min, model.sde.t_max, scale, self.trace)
 
     def _estimate(self, field: Field, x: Tensor, stream: RandomStream) -> tuple[Tensor, Tensor]:
-        """Return ||v||^2 and tr(dv/dx) of the field v at x, or unbiased estimates of them: float64 (B,)."""
+        """Return ||f||^2 and tr(df/dx) at x for f = `field`, or unbiased estimates of them: float64 (B,) each."""
         value, traces, _ = self.trace.bind(stream, x, differentiable=True)(field, x)
         return sum_dims(value.square()), traces.mean(dim=1)
 
 
 @checked
 class SlicedScoreMatching(ImplicitScoreMatching):
-    """Sliced score matching (1905.07088, eq. 7 and 8).
+    """Sliced score matching (1905.07088, eq. 7 and 8), with the letters of the module docstring.
 
     Args:
         projections: number of random directions per sample; each costs a backward pass.

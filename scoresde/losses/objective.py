@@ -1,6 +1,8 @@
 """The base class of all objectives: draws of times and noise, and weights in time.
 
 x_t = alpha x_0 + sigma eps,        eps ~ N(0, I),        t ~ q,        weight = omega(t) / q(t).
+
+q is the density of the training times (`losses.time_densities`), omega the weighting (`losses.weightings`).
 """
 
 from dataclasses import dataclass
@@ -34,9 +36,9 @@ class LossTerms:
 
 @dataclass(frozen=True)
 class Drawn:
-    """The input of a loss.
+    """Clean states with the times and the noise drawn for them: the input of `Objective.value`.
 
-    x0: clean states (B, *). t: times (B,), float64. noise: eps (B, *). stream: the stream of any further draws.
+    x0: clean states (B, *). t: times (B,), float64. noise: eps (B, *). stream: the source of any further draws.
     """
 
     x0: Tensor
@@ -50,7 +52,7 @@ class Drawn:
 
 
 class Objective(nn.Module):
-    """A training objective. A subclass defines `value`, the weighted terms of states with drawn times and noise.
+    """A training objective. A subclass defines `value`, the weighted loss of each state at its time and noise.
 
     Args:
         weighting: "variance", "likelihood", "karras", "min_snr", "velocity", "v", "data", or a `Weighting`.
@@ -76,7 +78,7 @@ class Objective(nn.Module):
         return as_model(model, cond)
 
     def value(self, model: BaseModel, drawn: Drawn, weight: Tensor) -> Tensor:
-        """Return the weighted terms (B,) of the drawn states; `weight` is float64 (B,)."""
+        """Return the weighted loss of each drawn state, (B,); `weight` is omega(t) / q(t), float64 (B,)."""
         raise NotImplementedError(f"{type(self).__name__} must define value(model, drawn, weight)")
 
     def draw_times(self, sde: SDE, n: int, generator: torch.Generator | None = None) -> Tensor:
@@ -105,8 +107,8 @@ class Objective(nn.Module):
             cond: short for `model.given(cond)`.
             t: times () or (B,), treated as draws from `times`; default: drawn from `times`.
             noise: eps (B, *); default: drawn from N(0, I).
-            generator: generator of all draws; default: PyTorch's global generator.
-            stream: source of all draws except the times, in place of `generator`; it may have one seed per state.
+            generator: generator of the times, and without `stream` of the other draws; default: PyTorch's global one.
+            stream: source of the noise and any further draws; it may have one seed per state. Default: `generator`.
 
         Raises:
             ValueError: there are no states, the shape of t or noise does not fit them, or t is outside [t_min, t_max].
@@ -125,6 +127,6 @@ class Objective(nn.Module):
         return self.terms(model, Drawn(x0, t.expand(x0.shape[0]), noise, stream))
 
     def terms(self, model: BaseModel, drawn: Drawn) -> LossTerms:
-        """Return the weighted terms of the drawn states."""
+        """Compute the weights omega(t) / q(t), and return the `LossTerms` of the drawn states."""
         weight = self.weighting.omega(model.sde, drawn.t) / self.times.density(model.sde, drawn.t)
         return LossTerms(self.value(model, drawn, weight), drawn.t, weight)

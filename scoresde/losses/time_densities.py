@@ -27,7 +27,7 @@ class TimeDensity:
     """A density of training times on [t_min, t_max]."""
 
     def quantile(self, sde: SDE, u: Tensor) -> Tensor:
-        """Return the time below which a fraction u of the density lies; u and t float64 (B,)."""
+        """Return the time t below which a fraction u of the probability lies; u and t are float64 (B,)."""
         raise NotImplementedError(f"{type(self).__name__} must define quantile(sde, u)")
 
     def density(self, sde: SDE, t: Tensor) -> Tensor:
@@ -109,7 +109,7 @@ class Nodes(UniformTime):
 
 
 def _log_snr_range(sde: SDE, start: float | None = None) -> tuple[Tensor, Tensor]:
-    """Return the log-SNR at `start` (default: t_min) and at t_max, the latter at least `PURE_NOISE`.
+    """Return the log-SNR at `start` (default: t_min) and at t_max, raised to -30 (`PURE_NOISE`) where it is lower.
 
     Raises:
         ValueError: there is no noise at `start`.
@@ -149,7 +149,7 @@ class LogNormal(TimeDensity):
         self.mean, self.std = float(mean), check_number("std", std, 0)
 
     def _cdf_range(self, sde: SDE) -> tuple[Tensor, Tensor]:
-        """Return the normal's cumulative probability at t_min and t_max."""
+        """Return the cumulative probability of N(mean, std^2) at the log(sigma/alpha) of t_min and of t_max."""
         clean, noisy = _log_snr_range(sde)
         return torch.special.ndtr(self._standardised(clean)), torch.special.ndtr(self._standardised(noisy))
 

@@ -92,7 +92,7 @@ class VariationalBound(DenoisingScoreMatching):
 
 
 def _variance_factor(values: Tensor) -> Tensor:
-    """Return 2 B/(B - 1) (L_i - mean), which turns the gradient of the mean of L (B,) into that of its variance."""
+    """Return the factors 2 B/(B - 1) (L_i - L_bar) of the module docstring for L (B,); 2 L_i for a single sample."""
     count = len(values)
     return 2 * values if count == 1 else 2 * count / (count - 1) * (values - values.mean())
 

@@ -2,14 +2,15 @@
 
 omega(t) weights the squared error of one view of the model (E[eps | x_t], E[x_0 | x_t] or a combination), by default
 the noise E[eps | x_t]. The squared error of the score is 1/sigma^2 times that of the noise, and the squared error of
-the data is sigma^2/alpha^2 times that of the noise. Where alpha = 0 the error of the noise is 0 for every model, so no
-finite weight on it trains the model there; the last three weightings of the table, on other views, do.
+the data is sigma^2/alpha^2 times that of the noise. Where alpha = 0, the noise is x_t / sigma, which is known without
+x_0, so a finite weight on the error of the noise does not train the prediction of x_0 there. The last three weightings
+of the table do, because they weight the errors of other views.
 
 | name         | omega(t)                                                | times drawn from  | source             |
 | ------------ | ------------------------------------------------------- | ----------------- | ------------------ |
 | "variance"   | 1 / (t_max - t_min): lambda = sigma^2                   | uniform t         | 2011.13456, sec. 3 |
 | "likelihood" | g^2/sigma^2: lambda = g^2. L d/2 bounds -log p in nats  | uniform log-SNR   | 2101.09258, eq. 7  |
-| "karras"     | (s^2 + sigma_data^2)/sigma_data^2 N(log s), s=sigma/alpha| log-normal s     | 2206.00364, tab. 1 |
+| "karras"     | (s^2 + sigma_data^2)/sigma_data^2 q(t), s = sigma/alpha | q: log-normal s   | 2206.00364, tab. 1 |
 | "min_snr"    | min(1, gamma/SNR) / (t_max - t_min)                     | uniform t         | 2303.09556, eq. 8  |
 | "velocity"   | 1 / (t_max - t_min), on the error of the velocity       | uniform t         | 2210.02747, eq. 9  |
 | "v"          | 1 / (t_max - t_min), on the error of v                  | uniform t         | 2202.00512, sec. 4 |
@@ -50,7 +51,7 @@ class Weighting:
 
 
 class VarianceWeighting(Weighting):
-    """lambda = sigma^2 on the score: equal weight on the error of the noise at all times (2011.13456, sec. 3)."""
+    """Weight sigma^2 on the error of the score: equal weight on the noise at all times (2011.13456, sec. 3)."""
 
     def omega(self, sde: SDE, t: Tensor) -> Tensor:
         return UniformTime().density(sde, t)
@@ -60,8 +61,9 @@ class VarianceWeighting(Weighting):
 class UnitWeighting(Weighting):
     """Equal weight on the error of a view at all times, as in the plain loss of a network that predicts this view.
 
-    The velocity gives the flow-matching loss |u - (alpha' x_0 + sigma' eps)|^2 / d (2210.02747, eq. 9). Where alpha is
-    0, the errors of the velocity, v and data are errors of x_0, which the model learns there as at any other time.
+    For a predicted velocity u it is the flow-matching loss |u - (alpha' x_0 + sigma' eps)|^2 / d (2210.02747, eq. 9).
+    Where alpha is 0, the errors of the velocity, v and data are errors of x_0, which the model learns there as at any
+    other time.
 
     Args:
         view: "velocity", "v", "denoised", "noise" or "score".
@@ -80,7 +82,10 @@ class UnitWeighting(Weighting):
 
 
 class LikelihoodWeighting(Weighting):
-    """lambda = g^2 on the score: L d/2 plus a constant bounds the negative log-likelihood (2101.09258, theorem 1)."""
+    """Weight g^2 on the error of the score, for maximum likelihood (2101.09258, theorem 1).
+
+    The objective times d/2, plus a constant, is an upper bound on -log p in nats for data of d dimensions.
+    """
 
     times = UniformLogSNR()
 

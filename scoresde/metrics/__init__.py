@@ -1,4 +1,4 @@
-r"""Distances between samples, with their errors: of states directly, and of images in a feature space.
+r"""Distances between samples, of states directly or of images in a feature space, and errors of these distances.
 
 The distances are between a sample x (N, *) of a distribution P and a sample y (M, *) of Q. The states are flattened and
 in float64. W_p is the Wasserstein distance on the line; m_x and C_x are the mean and covariance of x, m and C those of
@@ -13,8 +13,20 @@ Q or of y; x' and y' are other members of the same samples.
 MMD^2 and the energy distance are unbiased U-statistics: where P = Q they are zero on average, and often negative. The
 others are biased upwards by the variance of finite samples: compare them at equal N and M, and with the distance of a
 second sample of Q from y. `bootstrap` gives an interval for any of them.
+
+Probabilistic classifications (N, K) and their labels: `accuracy`, `log_score`, `brier_score`, `confusion`,
+`calibration` and `fit_temperature`, see `metrics.classification`.
 """
 
+from scoresde.metrics.classification import (
+    Calibration,
+    accuracy,
+    brier_score,
+    calibration,
+    confusion,
+    fit_temperature,
+    log_score,
+)
 from scoresde.metrics.feature_statistics import FeatureStatistics
 from scoresde.metrics.features import ClassifierFeatures, Features, FeatureSpace, Inception, Pixels
 from scoresde.metrics.frechet import frechet_distance
@@ -33,6 +45,7 @@ from scoresde.metrics.moments import PrincipalComponents, covariance_error, mean
 from scoresde.metrics.transport import SlicedWasserstein, sliced_wasserstein, wasserstein
 
 __all__ = [
+    "Calibration",
     "ClassifierFeatures",
     "Discrepancy",
     "FeatureSpace",
@@ -44,13 +57,19 @@ __all__ = [
     "Pixels",
     "PrincipalComponents",
     "SlicedWasserstein",
+    "accuracy",
     "bootstrap",
+    "brier_score",
+    "calibration",
+    "confusion",
     "covariance_error",
     "energy_distance",
+    "fit_temperature",
     "frechet",
     "frechet_distance",
     "inception_score",
     "kernel_distance",
+    "log_score",
     "mean_error",
     "measure",
     "measure_images",

@@ -6,8 +6,8 @@
     classifier   the last layer before the classes of a network trained on the labels of the data.
 
 Metric values are comparable within one space only: every space has a name and a digest of its weights, which are
-reported with each value. Images (N, C, H, W) come with a span, their values of black and white: (0, 255) for 8 bits,
-(0, 16) for the digits.
+reported with each value. Images (N, C, H, W) come with a span (black, white), their values of black and of white:
+(0, 255) for 8-bit images, (0, 16) for `data.Digits`.
 """
 
 import hashlib
@@ -40,7 +40,9 @@ NARROW = 0.1  # images that fill a smaller share of the span are warned about
 
 @dataclass(frozen=True)
 class Features:
-    """Features of images: values (N, D), and unnormalised log-probabilities of classes, logits (N, K), or None.
+    """Features of images.
+
+    values: the features (N, D). logits: unnormalised log-probabilities of K classes, (N, K), or None.
 
     Raises:
         ValueError: values and logits are not matrices with the same number of rows.
@@ -58,7 +60,7 @@ class Features:
         return len(self.values)
 
     def refuse_nonfinite(self, name: str) -> None:
-        """Raise ValueError if features are NaN or infinite; the message has their number, and `name` for the images."""
+        """Raise ValueError if features or logits are NaN or infinite; `name` describes the images in the message."""
         refuse_nonfinite(self.values, f"the features of {name}")
         if self.logits is not None:
             refuse_nonfinite(self.logits, f"the logits of {name}")
@@ -117,16 +119,16 @@ def extract_batch(space: FeatureSpace, images: Tensor, span: Span, device: torch
 
 
 def check_images(images: Tensor, span: Span) -> None:
-    """Check that images are (N, C, H, W) with values between black and white.
+    """Check that images are (N, C, H, W) and that their values fit the span (black, white).
 
-    Values may lie outside, but at most 1% of them by more than the width of the span, white - black.
+    At most 1% of the values may lie outside the span by more than its width, white - black.
 
     Raises:
         ValueError: the images are not (N, C, H, W) with N >= 1, black and white are not finite with black < white, or
             more than 1% of the values lie so far outside.
 
     Warns:
-        UserWarning: all values lie within 10% of the span, as those of images in [0, 1] with span=(0, 255) do.
+        UserWarning: the values fill less than 10% of the span, as in images in [0, 1] with span=(0, 255).
     """
     if images.ndim != 4 or not len(images):
         raise ValueError(f"expected images (N, C, H, W) with N >= 1; got {tuple(images.shape)}")
@@ -136,8 +138,8 @@ def check_images(images: Tensor, span: Span) -> None:
     if share > OUTSIDE:
         raise ValueError(
             f"images must lie between black and white, span=({black:g}, {white:g}); got values from "
-            f"{float(images.min()):g} to {float(images.max()):g}, {100 * share:.3g}% of them further outside than its "
-            "width: set span to the values of black and white in these images"
+            f"{float(images.min()):g} to {float(images.max()):g}, {100 * share:.3g}% of them outside the span by "
+            "more than its width: set span to the values of black and white in these images"
         )
     warn_if_narrow(images, span)
 
@@ -187,7 +189,8 @@ def file_sha256(path: Path) -> str:
 class Pixels:
     """The values of images scaled to black at -1 and white at 1, flattened to (N, C H W).
 
-    The kernel of KID, (f g / D + 1)^3, assumes features of this scale: with values 0 .. 255 the kernel is about 10^12.
+    KID's kernel (f g / D + 1)^3 of two feature vectors f and g assumes this scale: for values 0 .. 255 the kernel is
+    about 10^12.
     """
 
     name, digest, description = "pixels in [-1, 1]", None, "the values of the images, black -1 and white 1"
@@ -234,7 +237,7 @@ class Inception:
 
     @property
     def name(self) -> str:
-        """Name of the file with its digest."""
+        """Name of the space: the file's name, the start of its digest, and "not verified" if any file is accepted."""
         checked = "" if self.sha256 is not None else ", not verified"
         return f"{self.path.stem} ({self.digest[:SHOWN]}{checked})"
 
@@ -263,10 +266,11 @@ class Inception:
 
 
 class ClassifierFeatures:
-    """A classifier of the same kind of images as a feature space: its last hidden layer, and the logits of its classes.
+    """A feature space from a classifier: the features are its last hidden layer, the logits those of its classes.
 
     Args:
-        network: the classifier; returns (features (N, D), logits (N, K)) of images scaled to [0, 1].
+        network: a classifier trained on the kind of images that are compared; returns (features (N, D), logits (N, K))
+            of images scaled to [0, 1].
         name: name of the space.
         digest: SHA-256 of the weights.
         description: training data and accuracy of the classifier.

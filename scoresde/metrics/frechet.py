@@ -48,10 +48,12 @@ def frechet_distance(mean1: Tensor, covariance1: Tensor, mean2: Tensor, covarian
 
 
 def frechet_influence(x: Tensor, mean: Tensor, covariance: Tensor) -> Tensor:
-    """Return N times the first-order effect of each sample of x on the Frechet distance from a Gaussian.
+    """Return the influence function, at each sample of x, of the Frechet distance between x and a Gaussian.
 
-    With T the symmetric matrix that transports the covariance C_x of x to C (T C_x T = C), the influence of a sample at
-    m_x + d, with m_x the mean of x, is 2 d (m_x - m) + d (I - T) d - tr((I - T) C_x).
+    It is N times the first-order effect of the sample on the distance. With m and C the mean and covariance of the
+    Gaussian, m_x and C_x those of x, and T the symmetric matrix with T C_x T = C, its value at a sample m_x + d is
+
+        2 d (m_x - m) + d (I - T) d - tr((I - T) C_x).
 
     Args:
         x: a sample (N, *).
@@ -84,7 +86,7 @@ def frechet_stderr(x: Tensor, y: Tensor) -> Tensor:
 
 
 def _transport_matrix(first: Tensor, second: Tensor) -> Tensor:
-    """Return the symmetric T with T first T = second on the range of `first`, and zero on its null space."""
+    """Return the symmetric T with T A T = B on the range of A, and T = 0 on its null space; A = first, B = second."""
     values, vectors = torch.linalg.eigh(first)
     is_positive = values > values[-1] * len(values) * torch.finfo(values.dtype).eps
     values, vectors = values[is_positive], vectors[:, is_positive]

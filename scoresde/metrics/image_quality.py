@@ -6,8 +6,9 @@ r"""Quality metrics of samples, computed on features of images: (N, D) for the s
     kernel distance    MMD^2 with the kernel (f g / D + 1)^3 of features f, g, "KID" (1801.01401); unbiased, so it can
                        be negative.
     Inception score    exp(mean KL(p(c|x), p(c))) of the probabilities of a classifier (1606.03498); uses x only.
-    precision, recall  the fraction of samples inside the manifold of the data, and vice versa (1904.06991). A
-                       manifold is the union of balls around features, out to the third nearest neighbour of each.
+    precision, recall  the fraction of samples inside the manifold of the data, and vice versa (1904.06991). The
+                       manifold is the union of balls around the features; the radius of each is the distance to its
+                       third nearest neighbour.
     class accuracy     the fraction of samples that a classifier puts into the class they were drawn with (the
                        classification accuracy of conditional models, 1905.10887); uses x only.
 
@@ -25,8 +26,9 @@ NaN or infinite features raise ValueError. An estimated error that is zero, or w
 value, is replaced by None: constant features or logits say nothing about the error.
 
 KID is computed by torchmetrics from given features. The Frechet distance and the Inception score equal those of
-torchmetrics where those are right: for singular covariances (fewer samples than features) torchmetrics takes roots of
-the eigenvalues of a non-symmetric matrix, and a class whose probabilities in a split round to 0 makes its score NaN.
+torchmetrics, except in two cases: for singular covariances (fewer samples than features), where torchmetrics is
+inaccurate because it takes roots of the eigenvalues of a non-symmetric matrix; and for a class whose probabilities in a
+split round to 0, where the score of torchmetrics is NaN.
 """
 
 import math
@@ -169,7 +171,7 @@ def _entropy(p: Tensor) -> Tensor:
 
 @contextmanager
 def _torchmetrics(seed: int) -> Iterator[None]:
-    """Seed torch's global generator, which torchmetrics draws from, within the block, and restore it afterwards."""
+    """Seed torch's global generator, which torchmetrics uses, during the block; then restore its state."""
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*will save all extracted features in buffer.*")
         torch.manual_seed(seed)
@@ -264,7 +266,7 @@ def _squares(x: Tensor, y: Tensor, chunk: int) -> Iterator[tuple[Tensor, Tensor]
 
 
 def check_names(kind: str, names: Sequence[str], known: Iterable[str]) -> tuple[str, ...]:
-    """Return the names as a tuple.
+    """Return the names as a tuple, after checking that they are known.
 
     Raises:
         ValueError: a name is not among `known`.
@@ -291,7 +293,7 @@ def measure(
     seed: int = 0,
     device: torch.device | str = "cpu",
 ) -> dict[str, MetricValue]:
-    """Compute the metrics of samples against data, except those that are `missing`.
+    """Compute the metrics of samples against data, except those that the function `missing` returns.
 
     Args:
         x, y: features of samples and of data; y may be statistics of data, whose features are used if they are stored.

@@ -1,4 +1,4 @@
-"""Confidence intervals of the expectation of a statistic, by half-samples without replacement, and of a fraction."""
+"""Confidence intervals for a fraction, and for the expectation of a statistic (half-samples without replacement)."""
 
 import math
 from collections.abc import Callable

@@ -2,7 +2,8 @@ r"""Unbiased kernel distances between samples (U-statistics): maximum mean discr
 
     MMD^2 = E k(x, x') + E k(y, y') - 2 E k(x, y)                                    (Gretton et al. 2012)
 
-with k a mean of Gaussians. The energy distance is the same expression with k = -|x - y| (1207.6076).
+with independent states x, x' of one distribution and y, y' of the other, and k a mean of Gaussians. The energy distance
+is the same expression with k = -|x - y| (1207.6076).
 """
 
 from collections.abc import Callable, Sequence
@@ -19,6 +20,8 @@ MEDIAN_POINTS = 1000
 class Discrepancy:
     """The unbiased estimate of E k(x, x') + E k(y, y') - 2 E k(x, y) from subsets of two samples.
 
+    The letters are those of the module docstring.
+
     A call with n indices i of x and m indices j of y returns a scalar `()`, with sums over these samples only:
 
         sum_(a != b) k(x_a, x_b) / (n (n - 1)) + sum_(a != b) k(y_a, y_b) / (m (m - 1)) - 2 sum k(x_a, y_b) / (n m).
@@ -28,7 +31,7 @@ class Discrepancy:
 
     Args:
         x, y: samples (N, *) and (M, *).
-        kernel: an elementwise function of distances.
+        kernel: k as a function of the distance |x - y|; it is applied elementwise to a tensor of distances.
 
     Raises:
         ValueError: x and y have states of different shapes.
@@ -107,9 +110,10 @@ def mmd(x: Tensor, y: Tensor, bandwidths: Sequence[float] | None = None) -> Tens
 
 
 def energy_distance(x: Tensor, y: Tensor) -> Tensor:
-    """Return the unbiased 2 E|x - y| - E|x - x'| - E|y - y'|, in the units of the state (Szekely and Rizzo 2013).
+    """Return an unbiased estimate of the energy distance, in the units of the state (Szekely and Rizzo 2013).
 
-    It is zero for equal distributions and positive otherwise; its square root is a metric.
+    The energy distance 2 E|x - y| - E|x - x'| - E|y - y'|, with letters as in the module docstring, is zero for equal
+    distributions and positive otherwise; its square root is a metric.
 
     Returns:
         (), float64; the estimate may be negative, as for `mmd`.

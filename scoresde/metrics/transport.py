@@ -102,7 +102,10 @@ class SlicedWasserstein:
 
     @staticmethod
     def _select(projected: tuple[Tensor, Tensor], rows: Tensor) -> Tensor:
-        """Return the sorted projections (P, n) of some rows, from the sorted values and the order of all rows."""
+        """Return the sorted projections (P, n) of the n states at the indices `rows`.
+
+        `projected` has the sorted projections (P, N) of all states, and the indices (P, N) that sort them.
+        """
         values, order = projected
         is_selected = torch.zeros(values.shape[1], dtype=torch.bool)
         is_selected[rows] = True

@@ -1,4 +1,4 @@
-"""Noise-conditional networks F(x, c_noise, cond)."""
+"""Noise-conditional networks F(x, c_noise, cond): functions of a state, a noise label and a condition."""
 
 from scoresde.networks.blocks import (
     BlockStyle,

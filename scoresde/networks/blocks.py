@@ -1,4 +1,4 @@
-"""The blocks of the U-Net: residual blocks, attention, resampling, and pyramids of the image itself."""
+"""The blocks of the U-Net: residual blocks, attention, resampling, and pyramids (one image per resolution)."""
 
 import math
 from collections.abc import Sequence
@@ -71,7 +71,11 @@ class NetworkStyle(BlockStyle):
         return group_norm(channels, self.group_size, self.norm_eps)
 
     def heads_of(self, channels: int) -> int:
-        """Return the number of attention heads for this number of channels; raise ValueError if it is no divisor."""
+        """Return the number of attention heads for this number of channels.
+
+        Raises:
+            ValueError: the number of channels is not a multiple of the number of heads.
+        """
         heads = channels // self.head_channels if self.head_channels else self.heads
         if heads < 1 or channels % heads:
             raise ValueError(
@@ -81,7 +85,7 @@ class NetworkStyle(BlockStyle):
         return heads
 
     def join(self, skip: Tensor, update: Tensor) -> Tensor:
-        """Return skip + update; if `skip_rescale`, over 2^(1/2), so that the variance does not grow with depth."""
+        """Return skip + update; if `skip_rescale`, divide by 2^(1/2), so that the variance does not grow with depth."""
         return (skip + update) * math.sqrt(0.5) if self.skip_rescale else skip + update
 
 
@@ -127,7 +131,7 @@ class ResidualBlock(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head attention from all positions to all positions, or to context vectors; it is added to the input.
+    """Multi-head attention from all positions to all positions, or to context vectors, with a skip connection.
 
     Sources: attention 1706.03762; over the positions of an image 2006.11239; to a context 2112.10752, section 3.3.
 
@@ -153,7 +157,10 @@ class Attention(nn.Module):
         self.out = convolution(style.dims, channels, channels, kernel=1, scale=0.0)
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        """Attend from x (B, C, *space) to itself, or to context vectors (B, L, context_features) without NaN."""
+        """Attend from x (B, C, *space) to itself, or to context vectors (B, L, context_features).
+
+        Context vectors that hold NaN are left out. A sample whose context vectors all hold NaN stays unchanged.
+        """
         tokens = self.norm(x).flatten(2).transpose(1, 2)
         if context is None:
             update = _pointwise(self.out, attend(*split_heads(_pointwise(self.qkv, tokens), 3, self.heads)))
@@ -207,7 +214,7 @@ def residual_resampling(style: NetworkStyle, channels: int, direction: str) -> B
 def convolution_resampling(
     style: NetworkStyle, channels: int, direction: str, centred: bool = False
 ) -> ResampledConvolution:
-    """Return a convolution that halves or doubles the resolution (DDPM; `centred`: improved DDPM and ADM)."""
+    """Return a convolution that halves or doubles the resolution (DDPM; improved DDPM and ADM if `centred`)."""
     return ResampledConvolution(style.dims, channels, channels, direction, style.fir, centred)
 
 
@@ -235,7 +242,10 @@ class InputSkip(nn.Module):
         self.channels, self.image_channels = channels * (2 if concatenate else 1), image_channels
 
     def forward(self, hidden: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the joined features and the image at the resolution of `hidden`, half that of `image`."""
+        """Return the features `hidden` joined with the downsampled image, and the downsampled image.
+
+        `image` has twice the resolution of `hidden`.
+        """
         image = self.resample(image)
         projected = self.project(image)
         return torch.cat([projected, hidden], dim=1) if self.concatenate else projected + hidden, image
@@ -291,7 +301,10 @@ class OutputSkip(nn.Module):
         self.head = Head(style, channels, image_channels)
 
     def forward(self, hidden: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the features as they are, and the image; at the coarsest resolution `image` is ignored."""
+        """Return the features `hidden` unchanged, and the image made from them plus the upsampled `image`.
+
+        At the coarsest resolution nothing is added: `image` is ignored.
+        """
         update = self.head(hidden)
         return hidden, update if self.resample is None else self.resample(image) + update
 

@@ -1,6 +1,7 @@
-"""Conversion of flat configurations of a `UNet`, with one argument per choice, to the parts that `UNet` takes.
+"""Conversion of flat configurations of a `UNet` to nested ones, grouped into the parts that `UNet` takes.
 
-Older runs have flat configurations, and the converters of `scoresde.convert` make them.
+A flat configuration lists all arguments of the network and its parts at one level. Those of older runs are flat, and so
+are those that the converters in `scoresde.convert` build.
 """
 
 from collections.abc import Mapping

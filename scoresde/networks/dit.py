@@ -157,7 +157,7 @@ class DiT(nn.Module):
         mlp_ratio: number of hidden features of the feed-forward layers, in multiples of `width`.
         time_scale: factor that multiplies the noise label before its embedding; 1000 maps labels in [0, 1] to about the
             range of the paper's labels, 0 to 999.
-        classes: number of classes, 0 for none; or of several labels by name.
+        classes: number of classes, 0 for none; for several labels, a dict from name to number of classes.
         cond_features: length of the condition vector; 0 for none.
         dropout: dropout probability in the blocks.
         out_channels: channels of the output; default: those of the state (a learned variance needs twice as many).
@@ -213,7 +213,7 @@ class DiT(nn.Module):
         self.final = FinalLayer(width, patch**dims * (out_channels or channels))
 
     def forward(self, x: Tensor, c_noise: Tensor, cond: Condition = None) -> Tensor:
-        """Return F (B, C', *space) at x (B, C, *space), noise labels (B,) and a condition (see `embeddings`)."""
+        """Return (B, out_channels, *space) at x (B, C, *space), noise labels (B,) and a condition, see `embeddings`."""
         check_shape(x, self.shape)
         features = self.time(c_noise, named(cond, self.conditions))
         tokens = self.positions(self.input(cast_for(self.input, self.border.add(x))).flatten(2).transpose(1, 2))

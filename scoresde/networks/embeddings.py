@@ -37,7 +37,7 @@ Classes = CountOrZero | Mapping[str, Count]
 
 
 def null_condition(part: Tensor) -> Tensor:
-    """Return the null condition of the shape of `part`: NaN for floating-point numbers, -1 for labels."""
+    """Return the null condition with the shape and dtype of the tensor `part`: NaN if floating-point, else -1."""
     return torch.full_like(part, math.nan if part.is_floating_point() else NULL)
 
 
@@ -106,7 +106,7 @@ class Conditions:
     """The conditions that a network accepts in addition to the noise label.
 
     Args:
-        classes: number of classes, 0 for none; or of several labels by name.
+        classes: number of classes, 0 for none; for several labels, a dict from name to number of classes.
         cond_features: length of the condition vector; 0 for none.
         context_features: length of the context vectors that blocks with attention attend to; 0 for none.
         cond_join: where the classes and the vector are added, "output" or "input" of the time embedding, see
@@ -159,14 +159,14 @@ class ConditionEmbedding(nn.Module):
 
     Args:
         features: number of features of the output.
-        classes: number of classes, 0 for none; or of several labels by name.
+        classes: number of classes, 0 for none; for several labels, a dict from name to number of classes.
         cond_features: length of the condition vector; 0 for none.
 
     Raises:
-        ValueError: the name of a label is that of another condition or part of the network; in a call, a label or a
-            vector of another shape, or a label out of range (on a CPU, uncompiled; otherwise the device raises its own
-            error).
-        TypeError: in a call, labels that are not integers, or a vector that is not floating-point.
+        ValueError: the name of a label is not a Python identifier, or it is "vector", "context" or an attribute of
+            `ConditionEmbedding`; in a call, labels or vectors have the wrong shape, or a label is out of range (if
+            compiled or on an accelerator, PyTorch raises its own error).
+        TypeError: in a call, labels are not integers, or vectors are not floating-point.
     """
 
     def __init__(self, features: int, classes: Classes = 0, cond_features: int = 0):
@@ -175,7 +175,10 @@ class ConditionEmbedding(nn.Module):
         self.classes, self.cond_features = {name: count for name, count in by_label.items() if count}, cond_features
         for name, count in self.classes.items():
             if name in ("vector", "context") or not name.isidentifier() or hasattr(self, name):
-                raise ValueError(f"the name of a label must be an identifier that is not in use; got {name!r}")
+                raise ValueError(
+                    "the name of a label must be a Python identifier, and not 'vector', 'context' or an attribute of "
+                    f"{type(self).__name__}; got {name!r}: rename the label"
+                )
             self.add_module(name, nn.Embedding(count, features))
         self.vector = linear(cond_features, features) if cond_features else None
 
@@ -190,7 +193,10 @@ class ConditionEmbedding(nn.Module):
         return {name: getattr(self, name) for name in self.classes}
 
     def forward(self, parts: dict[str, Tensor], batch: int) -> Tensor | None:
-        """Return the features (B, features) for `parts`: labels (B,) by name, "vector" (B, cond_features)."""
+        """Return the sum of the embeddings (B, features) of the conditions in `parts`; None if there are none.
+
+        `parts` maps the name of each label to integers (B,), and "vector" to a tensor (B, cond_features).
+        """
         tables = self.tables
         terms = [_embed_label(tables[name], parts[name], batch, name) for name in tables if name in parts]
         if self.vector is not None and "vector" in parts:
@@ -206,7 +212,10 @@ class ConditionEmbedding(nn.Module):
 
 
 def _embed_vector(layer: nn.Linear, vector: Tensor) -> Tensor:
-    """Map a vector linearly, NaN to zero, in at least float32, because its entries may be large, such as years."""
+    """Return a linear map of the vectors (B, cond_features), or zero where a vector holds NaN (the null condition).
+
+    It is computed in at least float32, because entries may be large, such as years.
+    """
     vector = at_least_float32(vector)
     null = vector.isnan().any(dim=1, keepdim=True)
     with torch.autocast(vector.device.type, enabled=False):
@@ -215,7 +224,7 @@ def _embed_vector(layer: nn.Linear, vector: Tensor) -> Tensor:
 
 
 def _embed_label(table: nn.Embedding, label: Tensor, batch: int, name: str) -> Tensor:
-    """Return a row of the table for each sample, zero for the null class."""
+    """Return the embedding of each label, a row of `table`; zero for the null class -1."""
     which = "class labels" if name == "label" else f"class labels {name!r}"
     if label.is_floating_point() or label.dtype == torch.bool:
         raise TypeError(f"{which} must be integers; got {label.dtype}")
@@ -242,7 +251,7 @@ class TimeEmbedding(nn.Module):
     """Embed the noise label, classes and a condition vector as the features (B, features) that every block reads.
 
     Args:
-        position: the embedding of the label, (B,) -> (B, channels).
+        position: the embedding of the noise label, (B,) -> (B, channels).
         channels: number of features that `position` returns.
         features: number of features of the output.
         classes, cond_features: see `ConditionEmbedding`.

@@ -1,10 +1,10 @@
-"""The encoder of a U-Net, its way down and its middle, and the classifier `EncoderUNet`, an encoder and a pool.
+"""The encoder (the way down and the middle of a U-Net), and `EncoderUNet`, a classifier of an encoder and a pool.
 
     x --input--> down[res] blocks --> middle --pool--> logits
 
 The names of the blocks contain their resolution (`down.8x8.block0.residual`), so that a state dict reads like the
-architecture; modules are registered in the order in which data passes them. A pyramid can carry the image itself along
-(2011.13456, appendix H).
+architecture; modules are registered in the order in which data passes them. An input pyramid, if any, adds the image
+itself to the features at every coarser resolution (2011.13456, appendix H).
 """
 
 from collections.abc import Callable, Sequence
@@ -87,7 +87,7 @@ class DownStage(ResolutionStage):
     def forward(
         self, hidden: Tensor, image: Tensor, time: Tensor, context: Tensor | None
     ) -> tuple[Tensor, Tensor, list[Tensor]]:
-        """Return the features and the image at the next resolution, and the values of the skip connections."""
+        """Return the features for the next stage, the image of the input pyramid, and the skip connections."""
         skips = []
         for block in self.blocks:
             hidden = block(hidden, time, context)
@@ -162,7 +162,10 @@ class Encoder(nn.Module):
         )
 
     def _build_down(self, current: int, blocks: Layers, resample: Factory) -> tuple[nn.ModuleDict, list[int]]:
-        """Return the stages on the way down, and the channels of every skip connection, starting with the input."""
+        """Return the stages on the way down, and the channels of every skip connection.
+
+        The first skip connection is the output of the input layer.
+        """
         style, down, image_channels, skips = self.style, nn.ModuleDict(), self.channels, [current]
         for level, (name, out, attends) in enumerate(self.levels):
             stage = down[name] = DownStage([Block(style, out if j else current, out, attends) for j in range(blocks)])
@@ -180,7 +183,7 @@ class Encoder(nn.Module):
     def encode(
         self, x: Tensor, c_noise: Tensor, cond: Condition
     ) -> tuple[Tensor, Tensor, list[Tensor], Tensor, Tensor | None]:
-        """Return the features of the middle, the image there, the skip connections, time features and context."""
+        """Return the middle's features, the input pyramid's last image, skip connections, time features and context."""
         check_shape(x, (self.channels, *self.border.sides))
         parts = named(cond, self.conditions)
         time, context = self.time(c_noise, parts), parts.get("context")

@@ -113,8 +113,9 @@ def split_heads(features: Tensor, parts: int, heads: int) -> tuple[Tensor, ...]:
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Return softmax(query key^T / C^(1/2)) value for (B, heads, positions, C), heads merged: (B, positions, heads C).
+    """Return softmax(query key^T / C^(1/2)) value, with the heads concatenated: (B, positions, heads C).
 
+    query, key and value have shape (B, heads, positions, C).
     `mask` (B, 1, 1, positions of the keys) is True for the keys that take part; None for all.
 
     The fused kernels raise NotImplementedError in forward-mode differentiation; unfused operations then replace them.

@@ -36,7 +36,7 @@ class MLP(nn.Module):
         depth: number of residual layers.
         dropout: dropout probability in the residual layers.
         time_scale: highest frequency of the embedding of the noise label, see `PositionalEmbedding`.
-        classes: number of classes, 0 for none; or of several labels by name.
+        classes: number of classes, 0 for none; for several labels, a dict from name to number of classes.
         cond_features: length of the condition vector; 0 for none.
     """
 
@@ -62,7 +62,7 @@ class MLP(nn.Module):
         self.norm, self.output = nn.LayerNorm(width), linear(width, size, scale=0.0)
 
     def forward(self, x: Tensor, c_noise: Tensor, cond: Condition = None) -> Tensor:
-        """Return F (B, *) at x (B, *), noise labels (B,) and a condition (see `embeddings`)."""
+        """Return the output (B, *) for states x (B, *), noise labels (B,) and a condition (see `embeddings`)."""
         check_shape(x, self.shape)
         time = self.time(c_noise, named(cond, self.conditions))
         hidden = self.input(cast_for(self.input, x.flatten(1)))

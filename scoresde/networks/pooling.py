@@ -38,7 +38,7 @@ class AveragePool(nn.Module):
         self.norm, self.linear = style.norm(channels[-1]), linear(channels[-1], classes, scale=0.0)
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
-        """Return logits (B, K) of the features, of which the last (B, C, *space) counts."""
+        """Return logits (B, K) from the last tensor of the list, the features (B, C, *space) after the middle."""
         return self.linear(F.silu(self.norm(features[-1])).flatten(2).mean(dim=2))
 
 
@@ -67,7 +67,7 @@ class AttentionPool(nn.Module):
         self.qkv, self.linear = linear(width, 3 * width), linear(width, classes)
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
-        """Return logits (B, K) of the features, of which the last (B, C, *space) counts."""
+        """Return logits (B, K) from the last tensor of the list, the features (B, C, *space) after the middle."""
         tokens = F.silu(self.norm(features[-1])).flatten(2).transpose(1, 2)
         tokens = torch.cat([tokens.mean(dim=1, keepdim=True), tokens], dim=1) + self.positions
         query, key, value = split_heads(self.qkv(tokens), 3, self.heads)

@@ -29,10 +29,12 @@ Options = Annotated[Any, UNet, BlockStyle, Conditions, Ends]
 
 
 def ddpm(image_size: int | Sequence[int] = 32, width: int = 128, **options: Options) -> UNet:
-    """Return DDPM's U-Net (2006.11239, appendix B), attending once per resolution on the way up (2011.13456's code).
+    """Return DDPM's U-Net (2006.11239, appendix B) as in the code of 2011.13456.
+
+    On the way up, only the last block of each resolution with attention attends.
 
     Args:
-        image_size: side of square images, or the list of their sides.
+        image_size: side of a square image, or the lengths of one, two or three spatial dimensions.
         width: channels at the input resolution.
         options: other arguments, which replace those of the preset, see the module docstring.
     """
@@ -41,10 +43,10 @@ def ddpm(image_size: int | Sequence[int] = 32, width: int = 128, **options: Opti
 
 
 def ddpmpp(image_size: int | Sequence[int] = 32, deep: bool = False, width: int = 128, **options: Options) -> UNet:
-    """Return DDPM++ (2011.13456, appendix H): BigGAN's residual blocks, rescaled skips, 4 blocks a resolution.
+    """Return DDPM++ (2011.13456, appendix H): BigGAN's residual blocks, rescaled skips, 4 or 8 blocks a resolution.
 
     Args:
-        image_size: side of square images, or the list of their sides.
+        image_size: side of a square image, or the lengths of one, two or three spatial dimensions.
         deep: if True, use 8 residual blocks per resolution; if False, 4.
         width: channels at the input resolution.
         options: other arguments, which replace those of the preset, see the module docstring.
@@ -59,7 +61,7 @@ def ncsnpp(
     """Return NCSN++ (2011.13456, appendix H): DDPM++ with anti-aliased resampling and a residual input pyramid.
 
     Args:
-        image_size: side of square images, or the list of their sides.
+        image_size: side of a square image, or the lengths of one, two or three spatial dimensions.
         deep: if True, use 8 residual blocks per resolution; if False, 4.
         sigma: if True, the noise label is sigma, embedded by random Fourier features of its logarithm, and the output
             is divided by sigma (for VE); if False, the noise label is a time in [0, 1] (for VP and sub-VP).
@@ -78,7 +80,7 @@ def adm(image_size: int | Sequence[int] = 64, width: int = 192, **options: Optio
     Add the class condition and the learned variance by `classes=1000, out_channels=6`.
 
     Args:
-        image_size: side of square images, or the list of their sides.
+        image_size: side of a square image, or the lengths of one, two or three spatial dimensions.
         width: channels at the input resolution.
         options: other arguments, which replace those of the preset, see the module docstring.
     """

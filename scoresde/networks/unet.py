@@ -4,8 +4,8 @@
 
 The names of the blocks contain their resolution (`down.8x8.block0.residual`, `up.4x4.block1.attention`), so that a
 state dict reads like the architecture; modules are registered in the order in which data passes them. Skip connections
-carry the output of every block on the way down to a block on the way up. A pyramid can carry the image itself along, on
-the way down, on the way up, or both (2011.13456, appendix H).
+carry the output of every block on the way down to a block on the way up. Optional pyramids (2011.13456, appendix H) add
+the image itself to the features on the way down, or build up the output image on the way up.
 """
 
 from collections.abc import Sequence
@@ -31,7 +31,10 @@ class UpStage(ResolutionStage):
     def forward(
         self, hidden: Tensor, image: Tensor, time: Tensor, context: Tensor | None, skips: list[Tensor]
     ) -> tuple[Tensor, Tensor]:
-        """Return the features and the image at the next resolution; each block takes the last value from `skips`."""
+        """Return the features for the next stage, and the image of the output pyramid.
+
+        Every block removes the last value from `skips` and reads it.
+        """
         for block in self.blocks:
             hidden = block(torch.cat([hidden, skips.pop()], dim=1), time, context)
         if self.pyramid is not None:
@@ -64,8 +67,8 @@ class UNet(Encoder):
         multipliers: factors of `width`, one for each resolution, from the input resolution down.
         blocks: number of residual blocks at each resolution.
         attention: resolutions (lengths of the last dimension) with attention; the middle always has it.
-        out_channels: channels of the output; default: those of the state. A learned variance needs 2C, a `LevelHead`
-            one for each logit.
+        out_channels: channels of the output; default: those of the state. A learned variance needs twice
+            as many; a `LevelHead` with K grey levels needs K times as many.
         resample: the function that makes the modules between resolutions: `residual_resampling` (the default),
             `convolution_resampling` (DDPM) or `filter_resampling`.
         label: the embedding of the noise label; default `PositionalEmbedding(width)`.
@@ -138,7 +141,7 @@ class UNet(Encoder):
         return up
 
     def forward(self, x: Tensor, c_noise: Tensor, cond: Condition = None) -> Tensor:
-        """Return F (B, C', *space) at x (B, C, *space), noise labels (B,) and a condition (see `embeddings`)."""
+        """Return (B, out_channels, *space) at x (B, C, *space), noise labels (B,) and a condition, see `embeddings`."""
         hidden, image, skips, time, context = self.encode(x, c_noise, cond)
         for stage in self.up.children():
             hidden, image = stage(hidden, image, time, context, skips)

@@ -58,7 +58,7 @@ STYLE: Any = {
 class Chart:
     """A drawn chart.
 
-    description: what the chart shows, with numbers, for screen readers. legend: the mark (SVG) of each name.
+    description: what the chart shows, with numbers, for screen readers. legend: {label: its mark, an SVG}.
     """
 
     title: str
@@ -78,7 +78,7 @@ def new_axes(x: str = "", y: str = "", height: float = HEIGHT) -> Axes:
 
 
 def to_chart(axes: Axes, title: str, description: str) -> Chart:
-    """Return the chart of drawn axes, with a legend if it has two names or more."""
+    """Return the chart of drawn axes, with a legend if there are two labels or more."""
     set_ticks(axes)
     svg, identifier = accessible_svg(axes, title, description)
     handles = {name: handle for handle, name in zip(*axes.get_legend_handles_labels(), strict=True)}
@@ -132,7 +132,7 @@ def _shortened(tag: str) -> str:
 
 
 def dots(axes: Axes, points: Tensor, colour: int = 0, size: float = 2.4, label: str = "") -> None:
-    """Draw points (N, 2), N of any size, as one path."""
+    """Draw points (N, 2) as one SVG path."""
     separated = np.repeat(points.double().cpu().numpy(), 3, axis=0)
     separated[2::3] = np.nan  # two equal ends and a gap: a line of length zero with round caps
     style: dict[str, Any] = {"color": COLOURS[colour], "alpha": 0.8}

@@ -10,6 +10,7 @@ PURPOSES = {
     "samples": "draw samples",
     "likelihood": "measure the likelihood",
     "quality": "measure the quality of samples",
+    "classification": "classify the data",
     "dequantization": "learn the dequantisation",
     "comparison": "compare samplers",
 }
@@ -30,6 +31,7 @@ def adding(files: RunFiles, run: Sequence[str], train: Sequence[str] | None = No
         "bpd": command_line("scoresde", "bpd", *run),
         "evaluate": command_line("scoresde", "evaluate", *run, *features),
         "compare": command_line("scoresde", "compare", *run),
+        "classify": command_line("scoresde", "classify", *run),
         "film": command_line("scoresde", "report", *run, "film=true"),
     }
 

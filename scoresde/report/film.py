@@ -1,13 +1,13 @@
 r"""Paths of samples from noise to data, which the report computes with the model.
 
 The same noise is carried to data twice, in equal steps of log-SNR: by the probability-flow ODE (DPM-Solver++ of second
-order), and by the reverse SDE (the same method with noise, l = 1). A state x_t = alpha x_0 + sigma eps grows or shrinks
+order), and by the reverse SDE (SDE-DPM-Solver++ of second order). A state x_t = alpha x_0 + sigma eps grows or shrinks
 along the path as alpha and sigma do. It is shown at the scale of the data,
 
     y_t = x_t s / (alpha^2 s^2 + sigma^2)^(1/2),
 
 with s^2 the mean variance of the coordinates of x_{t_min}, so that paths of all SDEs have about the same scale. The
-denoised view E[x_0 | x_t] is the network's mean of the data that the state may have come from.
+denoised view E[x_0 | x_t] is the network's estimate of the mean of the data given the state.
 """
 
 from dataclasses import dataclass
@@ -96,7 +96,7 @@ def run_film(
 
 
 def check_numbers(samples: int, steps: int, frames: int) -> None:
-    """Raise ValueError if a number is out of range."""
+    """Raise ValueError unless samples >= 2, steps >= 2 and 2 <= frames <= steps + 1."""
     if samples < 2 or steps < 2 or not 2 <= frames <= steps + 1:
         raise ValueError(
             "a film needs samples >= 2, steps >= 2 and frames from 2 to steps + 1; got "

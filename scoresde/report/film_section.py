@@ -17,7 +17,9 @@ MOST_IMAGES = 4  # images shown at each time
 def film_section(
     files: RunFiles, run: Run | str, settings: FilmSettings | None, samples: Tensor | None
 ) -> dict[str, Any]:
-    """Compute the film, and return the variables of the templates; `missing` says why there is no film.
+    """Compute the film, and return the variables for the templates of its sections.
+
+    If there is no film, the variable `missing` says why; otherwise it is empty.
 
     Args:
         files: the files of the run.

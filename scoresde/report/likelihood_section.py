@@ -1,4 +1,4 @@
-"""The section on the likelihood: the mean, its errors, and the values of the samples."""
+"""The section on the likelihood: the mean over a split, its errors, and the likelihood of each sample."""
 
 import math
 from typing import Any
@@ -20,11 +20,11 @@ LEAST_VALUES = 8  # for a histogram
 
 
 def likelihood_section(files: RunFiles, data: Dataset | str) -> dict[str, Any] | None:
-    """Return the variables of the template; None if no likelihood was measured.
+    """Return the variables for the section's template; None if no likelihood was measured.
 
     Args:
         files: the files of the run.
-        data: the data of the split in the page's headline, or the reason why they are not available.
+        data: the split whose likelihood is in the page's headline, or the reason why it is not available.
     """
     line = files.likelihood()
     if line is None:
@@ -49,7 +49,7 @@ def likelihood_section(files: RunFiles, data: Dataset | str) -> dict[str, Any] |
 
 
 def estimates(line: Line) -> list[Bar]:
-    """Return bars for the mean, the mean that a finer solve would give, and the evidence bound, as far as known."""
+    """Return bars for the mean likelihood and, if measured, its mean with smaller ODE steps, and the evidence bound."""
     values = [("probability flow", line["mean"], line["stderr"], 0)]
     if (finer := line["discretisation"]) is not None:
         error = math.hypot(line["stderr"] or 0.0, finer.get("stderr") or 0.0)
@@ -71,7 +71,7 @@ def error_sources(line: Line) -> list[Bar]:
 
 
 def values_chart(files: RunFiles, line: Line, values: np.ndarray) -> Chart:
-    """Draw a histogram of the values of the samples."""
+    """Draw a histogram of the likelihood of each sample."""
     singular, plural = nouns(files)
     axes = new_axes(UNITS.get(line["unit"]) or line["unit"], f"number of {plural}")
     bins = min(40, max(8, round(math.sqrt(len(values)) * 1.5)))

@@ -1,4 +1,4 @@
-"""The report as one HTML file: the sections, set by the templates.
+"""The report as one HTML file, rendered from templates with the variables of all sections.
 
 The file loads nothing: the style sheet and the pictures are in it, and there is no script. Jinja escapes everything
 that comes from the run; only `Markup`, which `report.charts` builds, is inserted as it is. In addition, the page's
@@ -24,6 +24,7 @@ from scoresde.data.summary import state_of
 from scoresde.evaluation.records import provenance
 from scoresde.plots import metric_name
 from scoresde.report import wording
+from scoresde.report.classification_section import classification_section
 from scoresde.report.commands import adding, reproducing
 from scoresde.report.film import FilmSettings
 from scoresde.report.film_section import film_section
@@ -92,6 +93,7 @@ def render(source: Source) -> str:
             film=film_section(files, source.run, source.film, None if drawn is None else drawn[1]),
             training=training_section(files),
             likelihood=likelihood_section(files, data),
+            classification=classification_section(files),
             comparison=sampler_section(files),
             quality=quality_section(files),
             origins=origins(files),

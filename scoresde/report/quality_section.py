@@ -6,7 +6,7 @@ from scoresde.report.run_files import Line, RunFiles
 
 
 def quality_section(files: RunFiles) -> list[dict[str, Any]]:
-    """Return for each feature space its name, its columns, its metrics, and the line of each (column, metric)."""
+    """Return a table for each feature space; each cell is the line of metrics.jsonl for one column and metric."""
     spaces: dict[str, dict[tuple[str, str], Line]] = {}
     for line in files.lines("quality"):  # a later line replaces an earlier one
         spaces.setdefault(str(line.get("features")), {})[column(line), str(line.get("metric"))] = line
@@ -22,7 +22,7 @@ def quality_section(files: RunFiles) -> list[dict[str, Any]]:
 
 
 def column(line: Line) -> str:
-    """Return the title of a line's column: the samples and their origin, or the real data measured instead."""
+    """Return the column title of a result: "samples by SAMPLER", "samples of FILE", or the name of the real data."""
     if line.get("of") != "samples":
         return str(line.get("of"))
     return f"samples by {line['sampler']}" if line.get("sampler") else f"samples of {line.get('samples', 'a file')}"

@@ -4,7 +4,7 @@
     checkpoint.safetensors weights, and the training step that they are from
     log.jsonl              lines of the training log: some with a loss, some with metrics of held-out data
     skipped.jsonl          training steps that were skipped
-    metrics.jsonl          results of `sample`, `bpd`, `evaluate`, `compare` and `dequantize`; `kind` says which
+    metrics.jsonl          results of `sample`, `bpd`, `evaluate`, `compare`, `classify`, ...; `kind` says which
     comparison*.csv        comparisons of samplers
     per_sample/FILE        the likelihood of each sample of a split
     samples/FILE           samples in data units
@@ -38,7 +38,9 @@ SPLITS = ("test", "validation", "train")  # the headline shows the first split t
 TEXTS = ("sampler", "metric", "space", "reference")  # columns of a comparison that are not numbers
 Line = dict[str, Any]
 DEFAULTS: dict[str, Line] = {  # fields that lines of older versions, or of other programs, may lack
-    "likelihood": dict.fromkeys(["stderr", "population", "monte_carlo", "discretisation", "bound", "nfe", "seconds"])
+    "likelihood": dict.fromkeys(
+        ["stderr", "population", "monte_carlo", "discretisation", "bound", "label", "nfe", "seconds"]
+    )
     | {"split": "test", "unit": "", "weights": "ema", "conventions": {}, "bound_conventions": {}},
     "samples": dict.fromkeys(["n", "nfe", "seconds", "seed", "threshold"]),
 }
@@ -98,7 +100,9 @@ class RunFiles:
         return checkpoint is None or self.checkpoint is None or checkpoint == self.checkpoint
 
     def lines(self, kind: str) -> list[Line]:
-        """Return the lines of a kind about the present checkpoint, or all of this kind if there are none; latest last.
+        """Return the lines of metrics.jsonl of a kind: those about the present checkpoint, or all if there are none.
+
+        The latest is last.
 
         Raises:
             ValueError: a likelihood has no mean.
@@ -109,24 +113,27 @@ class RunFiles:
         return [line for line in lines if self.is_current(line)] or lines
 
     def is_stale(self, kind: str) -> bool:
-        """Return whether all lines of a kind are about an earlier checkpoint."""
+        """Return whether all lines of metrics.jsonl of a kind are about an earlier checkpoint."""
         return any(not self.is_current(line) for line in self.lines(kind))
 
     def likelihood(self) -> Line | None:
-        """Return the likelihood in the headline: the latest one of the first split in SPLITS that was measured."""
+        """Return the line of the likelihood for the page's headline; None if no likelihood was measured.
+
+        It is the latest line of the first split in `SPLITS` that was measured, or else the latest of all.
+        """
         lines = self.lines("likelihood")
         by_split = {line["split"]: line for line in lines}
         return next((by_split[split] for split in SPLITS if split in by_split), lines[-1] if lines else None)
 
     def likelihood_per_sample(self, line: Line) -> np.ndarray | None:
-        """Return the stored values (N,) whose mean is in a line; None if they are missing or belong to another line."""
+        """Return the stored likelihoods (N,) that a line averages; None if they are missing or have another mean."""
         values = load_per_sample(self.path, file_of(line, f"{line['split']}.npz"))
         if values is None or len(values) != line["n"]:
             return None
         return values if math.isclose(float(values.mean()), line["mean"], rel_tol=1e-9, abs_tol=1e-12) else None
 
     def samples(self) -> tuple[Line, torch.Tensor] | None:
-        """Return the latest samples that are still stored, (N, *) in data units, and their line.
+        """Return the latest stored samples: their line of metrics.jsonl, and the samples (N, *) in data units.
 
         Raises:
             ValueError: the file is not an array of numbers of the data's shape.
@@ -139,7 +146,7 @@ class RunFiles:
 
 
 def file_of(line: Line, older: str) -> str:
-    """Return the name of the file that a line names; `older` if it names none, as in lines of older versions."""
+    """Return the file name in a line of metrics.jsonl; `older` if there is none, as in lines of older versions."""
     return Path(str(line.get("file", older))).name
 
 

@@ -15,11 +15,11 @@ MOST_PIXELS = 2**20  # of a grid of images
 
 
 def sample_section(files: RunFiles, drawn: tuple[Line, Tensor] | None, data: Tensor | None) -> dict[str, Any]:
-    """Return the variables of the template.
+    """Return the variables for the section's template.
 
     Args:
         files: the files of the run.
-        drawn: the line about the samples, and the samples (N, *); None if there are none.
+        drawn: the line of metrics.jsonl about the samples, and the samples (N, *); None if there are none.
         data: real data (M, *) to show beside the samples; None if they are not available.
     """
     if drawn is None:

@@ -1,4 +1,4 @@
-"""The section on samplers compared: a chart for each metric, and all numbers in a table."""
+"""The section that compares samplers: a chart for each metric, and all numbers in a table."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -13,7 +13,7 @@ MOST_CHARTS = 3  # metrics drawn
 
 
 def sampler_section(files: RunFiles) -> dict[str, Any] | None:
-    """Return the variables of the template for the last comparison; None if samplers were not compared."""
+    """Return the variables for the section's template, from the last comparison; None if there was none."""
     rows = files.comparison
     first = next((row for row in rows if not row.is_floor), None)
     if first is None:

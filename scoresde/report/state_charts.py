@@ -95,7 +95,7 @@ def coordinate_chart(samples: Tensor, data: Tensor | None) -> Chart:
 
 
 def series_chart(samples: Tensor, channel: int) -> Chart:
-    """Draw one channel of the first series, at most `CURVES` of them."""
+    """Draw one channel of the samples (series) as curves, for the first `CURVES` samples."""
     axes, x = new_axes("position", "value"), samples[:CURVES, channel].double().cpu()
     draw_lines(axes, np.arange(x.shape[1]), x.T)
     low, high = x.aminmax()
@@ -138,7 +138,7 @@ def film_panels(files: RunFiles, film: Film, labels: Sequence[str]) -> list[tupl
 
 
 def panel(files: RunFiles, x: Tensor, title: str, everything: Tensor) -> Markup:
-    """Draw series (S, L) or points (S, 1 or 2) in a square, on axes that span `everything` (N, L or 1 or 2)."""
+    """Draw series (S, L) or points (S, 1 or 2) in a square; the axes fit `everything`, the data of all panels."""
     figure = Figure((PANEL / UNITS_PER_INCH, PANEL / UNITS_PER_INCH), frameon=False)
     axes = figure.add_axes((0.01, 0.01, 0.98, 0.98), xticks=[], yticks=[], facecolor="none")
     axes.spines[:].set_color(RULE)

@@ -21,7 +21,7 @@ HELD_OUT = {
 
 
 def training_section(files: RunFiles) -> dict[str, Any]:
-    """Return the variables of the template, from the log."""
+    """Return the variables for the section's template, from the training log."""
     lines = files.training
     charts: list[Chart] = []
     if len(lines) > 1:
@@ -43,12 +43,12 @@ def training_section(files: RunFiles) -> dict[str, Any]:
 
 
 def finite(lines: Sequence[Line], name: str) -> list[Line]:
-    """Return the lines that have a finite number under a name."""
+    """Return the lines of the log with a finite number as entry `name`."""
     return [line for line in lines if line.get(name) is not None and math.isfinite(line[name])]
 
 
 def values(lines: Sequence[Line], name: str) -> list[float]:
-    """Return the finite numbers under a name."""
+    """Return the finite numbers that the lines of the log have as entry `name`."""
     return [float(line[name]) for line in finite(lines, name)]
 
 
@@ -93,7 +93,7 @@ def held_out_chart(lines: Sequence[Line], name: str, title: str, y_label: str) -
 
 
 def losses_by_level(lines: Sequence[Line]) -> dict[str, np.ndarray]:
-    """Return the mean loss at each noise level in the first, middle and last tenth of the log; NaN for no loss."""
+    """Return the mean loss at each noise level in the first, middle and last tenth of the log; NaN if unknown."""
     rows = [line["loss_by_log_snr"] for line in lines if line.get("loss_by_log_snr")]
     if len(rows) < 3:
         return {}

@@ -46,7 +46,7 @@ def duration(seconds: float | None) -> str:
 
 
 def nouns(files: RunFiles) -> tuple[str, str]:
-    """Return the noun for one state, and the noun for several states."""
+    """Return the singular and plural noun for a sample of the data, such as "image" and "images"."""
     return NOUNS.get(files.kind, ("sample", "samples"))
 
 

@@ -8,20 +8,21 @@ phi = atan(sigma/alpha), and the rescaled state
 
     w = x / (alpha^2 + sigma^2)^(1/2),        V = A E[eps | x] - S E[x_0 | x],
 
-the reverse family of `ReverseSDE` is a stationary Ornstein-Uhlenbeck process in the clock c = l^2 log A, driven by V:
+the reverse SDE of noise level l (`ReverseSDE`) is a stationary Ornstein-Uhlenbeck process in the clock c = l^2 log A
+with an additional drift in V; B is a Brownian motion:
 
     dw = (1 + l^2) V dphi - w dc + 2^(1/2) dB_c.
 
 For data from N(0, I), V is zero, and w is the stationary process Z driven by B alone, without error at any step size.
 In general V is bounded by the data at one end and by the noise at the other, also where alpha(t_max) = 0. From t to s,
-everything but V is integrated exactly. V is constant in the first proposal w', and linear in the step variable nu in
-the second, w'',
+everything but V is integrated exactly. The first proposal w' takes V as constant. The second, w'', takes it as linear
+in the step variable nu:
 
     w'  = e^-(c_s - c_t) w + p V_t + Z_s - e^-(c_s - c_t) Z_t,        p = (1 + l^2) \int e^-(c_s - c) dphi,
     w'' = w' + q (V_s - V_t),                                         q = (1 + l^2) \int e^-(c_s - c) i dphi,
 
-where i goes from 0 to 1 linearly in nu, and V_s is evaluated at w'. nu = asinh(R alpha/sigma), R = 30, grows like
-log(alpha/sigma) where the noise is less than R times the signal, and is 0 where there is no signal.
+where i goes from 0 to 1 linearly in nu, and V_s is evaluated at w'. The step variable nu = asinh(R alpha/sigma), with
+R = 30, grows like log(alpha/sigma) where sigma < R alpha, and is 0 where alpha = 0.
 """
 
 import math
@@ -50,19 +51,19 @@ NODES, WEIGHTS = (torch.from_numpy(0.5 * v) for v in np.polynomial.legendre.legg
 
 
 class Bridges:
-    """Stationary Ornstein-Uhlenbeck processes, one per sample: variance 1, correlation e^-|c - c'| at clocks c, c'.
+    """Ornstein-Uhlenbeck processes Z(c), one per sample, with dZ = -Z dc + 2^(1/2) dB_c.
 
-    Each process is known at the clocks at which it was drawn. Between two of these it is drawn from its bridge, with
-    a = e^-(c - c_left) and b = e^-(c_right - c),
+    Letters are as in the module docstring. Drawn values are kept until `forget` drops them. A new value at c, between
+    those at c_left and c_right, is drawn from the Gaussian law given these two (the bridge). With a = e^-(c - c_left)
+    and b = e^-(c_right - c) it has
 
         mean (a (1 - b^2) Z_left + b (1 - a^2) Z_right) / (1 - a^2 b^2),
-        variance (1 - a^2) (1 - b^2) / (1 - a^2 b^2),
+        variance (1 - a^2) (1 - b^2) / (1 - a^2 b^2).
 
-    and beyond the last of them with b = 0. The law of a process therefore does not depend on the clocks at which it is
-    drawn, or on their order.
+    After the last value, b = 0. So the law of a process does not depend on where it is drawn, or in which order.
 
     Args:
-        clock: the clock at which each process starts with the value 0, (n,), float64; -inf is allowed.
+        clock: the c at which each process starts with the value 0, (n,), float64; -inf is allowed.
         like: a state (n, *), for shape, dtype and device.
     """
 
@@ -71,7 +72,7 @@ class Bridges:
         self.values = torch.zeros_like(like)[:, None]  # (n, p, *)
 
     def draw(self, which: Tensor, clock: Tensor, z: Tensor) -> Tensor:
-        """Draw the processes `which` (m,) at clocks (m,) with standard normal z (m, *); return the values (m, *)."""
+        """Return new values (m, *) of the processes with indices `which` (m,) at c = `clock` (m,), from z ~ N(0, I)."""
         known = self.clocks[which]
         before = known <= clock[:, None]
         left, i = known.masked_fill(~before, -math.inf).max(dim=1)
@@ -85,7 +86,7 @@ class Bridges:
         return value
 
     def _store(self, which: Tensor, clock: Tensor, value: Tensor) -> None:
-        """Write each value into an empty column of its process; add a column if a process has none."""
+        """Store one new value of each process `which` at c = `clock`; add a column to the table if one is full."""
         if bool((self.clocks[which] < math.inf).all(dim=1).any()):
             self.clocks = torch.cat([self.clocks, torch.full_like(self.clocks[:, :1], math.inf)], dim=1)
             self.values = torch.cat([self.values, torch.zeros_like(self.values[:, :1])], dim=1)
@@ -94,7 +95,7 @@ class Bridges:
         self.values[which.to(value.device), column.to(value.device)] = value
 
     def forget(self, clock: Tensor) -> None:
-        """Drop the values of each process before its clock in `clock` (n,)."""
+        """Drop all values of each process at c lower than its entry of `clock` (n,)."""
         self.clocks = self.clocks.masked_fill(self.clocks < clock[:, None], math.inf)
 
     def keep(self, selection: Tensor) -> None:
@@ -103,10 +104,10 @@ class Bridges:
 
 
 class AngularPath:
-    """A transition of a path in the variable nu of the module docstring, from `start` to `end`; float64, on the CPU.
+    """A transition from nu = `start` to nu = `end`, with nu as in the module docstring; float64, on the CPU.
 
-    The time of a given nu is interpolated in a table, which is only approximate. The step is therefore made to the nu
-    of the interpolated time, which `nu` computes exactly. So no path is inverted in the loop, and no digit is lost.
+    For a requested nu, `time` interpolates a time t in a table, and `nu` computes the exact nu of this t. The step is
+    made to the exact nu, so the interpolation causes no error, and no equation has to be solved for t in the loop.
     """
 
     def __init__(self, sde: SDE, t_from: Tensor, t_to: Tensor):
@@ -121,22 +122,22 @@ class AngularPath:
         self._times = torch.cat([t_from[None], inner, t_to[None]])
 
     def nu(self, t: Tensor) -> Tensor:
-        """Return nu at time t."""
+        """Return nu, as in the module docstring, at time t."""
         return torch.asinh(COARSE * self.sde.alpha(t) / self.sde.sigma(t))
 
     def time(self, nu: Tensor) -> Tensor:
-        """Return a time near the time of nu, decreasing in nu, and exact at both ends."""
+        """Return the approximate time of a given nu, interpolated in a table; decreasing in nu, exact at both ends."""
         place = TABLE * ((nu - self.start) / (self.end - self.start)).clamp(0, 1)
         i = place.long().clamp(max=TABLE - 1)
         return torch.lerp(self._times[i], self._times[i + 1], place - i)
 
     @staticmethod
     def log_signal(nu: Tensor) -> Tensor:
-        """Return log A at nu, to full relative precision where A is nearly 1; -inf at nu = 0."""
+        """Return log A (A as in the module docstring) at nu, precise also where A is nearly 1; -inf at nu = 0."""
         return -0.5 * torch.log1p((COARSE / torch.sinh(nu)).square())
 
     def clock(self, nu: Tensor, l: float) -> Tensor:  # noqa: E741 - the letter of the formula
-        """Return the clock c at nu; 0 for the ODE (l = 0)."""
+        """Return the clock c of the module docstring at nu; 0 for the ODE (l = 0)."""
         return l**2 * self.log_signal(nu) if l else torch.zeros_like(nu)
 
     def weights(self, nu: Tensor, after: Tensor, l: float) -> tuple[Tensor, Tensor, Tensor]:  # noqa: E741
@@ -151,11 +152,11 @@ class AngularPath:
 
 
 class Place(NamedTuple):
-    """Times and states of n samples.
+    """Times and states of n samples; letters as in the module docstring.
 
-    requested: the nu given to `AngularPath.time`. t, nu: the time that it returned, and the nu of this time. clock: the
-    clock c there. gain: q of the step that led to this place. All float64 (n,), on the CPU. w, z: the state w and the
-    noise Z of the module docstring, (n, *).
+    requested: the nu for which a time was requested from `AngularPath`. t, nu, clock: this time, and the exact nu and c
+    at it. gain: the coefficient q of the step that ended here. All of these are float64 (n,), on the CPU. w, z: the
+    state w and the noise Z, (n, *).
     """
 
     requested: Tensor
@@ -167,22 +168,23 @@ class Place(NamedTuple):
     z: Tensor
 
     def rows(self, selection: Tensor) -> "Place":
-        """Return the place of the samples in `selection`, a mask or indices on the CPU."""
+        """Return the `Place` of some of the samples; `selection` is a mask or indices, on the CPU."""
         return Place(*(value[selection.to(value.device)] for value in self))
 
     def put(self, which: Tensor, other: "Place") -> "Place":
-        """Return this place with the samples `which` (m,) replaced by the m samples of `other`."""
+        """Return a copy in which the samples with indices `which` (m,) are replaced by the m samples of `other`."""
         parts = zip(self, other, strict=True)
         return Place(*(old.index_copy(0, which.to(old.device), new.to(old.dtype)) for old, new in parts))
 
 
 @dataclass
 class _Runs:
-    """The n samples that have not arrived, and the step that each of them tries.
+    """The n samples that have not reached the end, and the step that each of them tries.
 
-    rows: the indices of the samples in the batch. step: the size of the step in nu. landing: True if the next
-    evaluation is at the end of the step. All (n,), on the CPU. here, there: the places at the start of the step and,
-    with the proposal w', at its end. velocity: V_t. previous: w' of the last accepted step, (n, *). noise: Z.
+    Letters are as in the module docstring. rows: the indices of the samples in the batch. step: the size of the step in
+    nu. landing: True if V is evaluated next at the end of the step, False if at its start. These are (n,), on the CPU.
+    here: the start of the step. there: its end, with the proposal w' as the state. velocity: V_t, at the start.
+    previous: w' of the last accepted step, (n, *). noise: the processes Z.
     """
 
     rows: Tensor
@@ -207,14 +209,14 @@ class _Runs:
 class ErrorControlled(Sampler):
     """The reverse SDE with a step size for each sample, by the stochastic improved Euler method (2105.14080).
 
-    A step is accepted if E, the root mean square over the dimensions of a sample of
+    The error E of a step is the root mean square, over the dimensions of a sample, of
 
         (w' - w'') / max(atol, rtol |w'|, rtol |w'_previous|),
 
-    is at most 1, with w' and w'' as in the module docstring and w'_previous the w' of the last accepted step. The new
-    state is then w'' (extrapolation), and the next step is safety E^-exponent times the last, at least a fifth of it
-    and at most five times. The tolerances are in units of w, whose size is about 1 at any time; the default atol is the
-    spacing of 8-bit grey levels in [-1, 1].
+    with w, w' and w'' as in the module docstring and w'_previous the w' of the last accepted step. If E <= 1, the step
+    is accepted, and the new state is w'' (extrapolation). Accepted or not, the step size is then multiplied by
+    safety E^-exponent, limited to [1/5, 5]. The tolerances are in units of w, whose size is about 1 at any time; the
+    default atol is the spacing of 8-bit grey levels in [-1, 1].
 
     Every sample has its own time, step size and noise, and does not depend on the others in its batch; only samples
     that have not arrived at the end are evaluated. A step costs two evaluations, and one more for each rejection. With
@@ -230,7 +232,7 @@ class ErrorControlled(Sampler):
         rtol, atol: relative and absolute tolerance.
         l: noise level; 1 is the reverse SDE, 0 the probability flow.
         safety, exponent: parameters of the next step size, see above; both 0.9 in 2105.14080.
-        max_step: largest step, as a fraction of the transition in nu.
+        max_step: largest step, as a fraction of the length of a transition in nu (see the module docstring).
         max_evaluations: largest number of evaluations of a sample in a transition.
         segments: number of transitions, uniform in log-SNR; more than one is useful with a constraint, a trajectory or
             a callback. The step size starts anew in each.
@@ -297,7 +299,10 @@ class ErrorControlled(Sampler):
         raise _failure(f"did not arrive at t={float(t_to):.3g}", runs.rows, runs.here.t, len(x), hint)
 
     def _start(self, path: AngularPath, x: Tensor, step: float) -> _Runs:
-        """Return all samples at the start of the transition. Z is set to 0 there, since only its changes matter."""
+        """Return all samples at the start of the transition, with the noise Z = 0.
+
+        Any other value would do: steps use only Z_s - e^-(c_s - c_t) Z_t, whose law does not depend on it.
+        """
         n, t = len(x), path.ends[0].expand(len(x))
         w = x.to(double(x)) / float(path.sde.size(path.ends[0]))
         nu, zero = torch.full_like(t, path.start), torch.zeros_like(t)
@@ -308,7 +313,10 @@ class ErrorControlled(Sampler):
 
     @staticmethod
     def _evaluate(model: BaseModel, runs: _Runs, count: int) -> tuple[Tensor, Tensor]:
-        """Return V of each sample, at the start or at the end of its step, and the time (n,)."""
+        """Return V of the module docstring for each sample, and the time (n,) at which it was evaluated.
+
+        This is the end of the step where `_Runs.landing` is True, else its start.
+        """
         t = torch.where(runs.landing, runs.there.t, runs.here.t)
         state = choose(runs.landing, runs.there.w, runs.here.w)
         views = model.rows(runs.rows, count).predict(broadcast(model.sde.size(t), state) * state, t)
@@ -331,7 +339,7 @@ class ErrorControlled(Sampler):
         return good
 
     def _propose(self, path: AngularPath, runs: _Runs, stream: RandomStream) -> None:
-        """Propose the end of the next step, with w' there, for all samples but those whose step was just accepted."""
+        """Compute the proposal w' at the end of the step, for all samples whose V at the start is known."""
         which = runs.landing.nonzero().flatten()
         if not len(which):
             return
@@ -350,6 +358,6 @@ class ErrorControlled(Sampler):
 
 
 def _failure(reason: str, rows: Tensor, t: Tensor, count: int, hint: str) -> RuntimeError:
-    """Return the error for the samples `rows` (n,) of a batch of `count`, which stopped at times t (n,)."""
-    where = ", ".join(f"{int(i)} at t={float(at):.3g}" for i, at in zip(rows[:8], t[:8], strict=True))
-    return RuntimeError(f"{len(rows)} of {count} samples {reason} (first {where}): {hint}")
+    """Return the exception that reports failed samples: `rows` (n,) of a batch of `count`, at times t (n,)."""
+    where = ", ".join(f"sample {int(i)} at t={float(at):.3g}" for i, at in zip(rows[:8], t[:8], strict=True))
+    return RuntimeError(f"{len(rows)} of {count} samples {reason} (first: {where}): {hint}")

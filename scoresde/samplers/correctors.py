@@ -1,10 +1,11 @@
 """Correctors: Markov chains that leave the marginal p_t at a fixed time t invariant.
 
 The unadjusted Langevin step x + h score(x, t) + (2h)^(1/2) z, z ~ N(0, I), samples p_t up to a bias of order h/sigma^2.
-The step size h must not depend on the state of the chain: a rule with norms of each sample changes the stationary law.
-The score of data noised by sigma has a norm of about d^(1/2)/sigma, so the rule of 2011.13456 (algorithms 4 and 5),
+The stationary law changes if h depends on the state of the chain, as it does in 2011.13456 (algorithms 4 and 5), where
+the signal-to-noise ratio `snr` sets h through the norms of z and of the score. In d dimensions the two norms are about
+d^(1/2) and d^(1/2)/sigma. This module therefore replaces
 
-    h = 2 alpha_i (snr |z| / |score|)^2,        becomes        h = 2 (snr sigma)^2.
+    h = 2 alpha_i (snr |z| / |score|)^2        by        h = 2 (snr sigma)^2.
 
 alpha_i = 1 - beta_i of the discrete chain (`SDE.chain_alpha`) is 1 on the paths of NCSN and VE.
 """
@@ -25,7 +26,7 @@ Corrector = Callable[[BaseModel, Tensor, Tensor, RandomStream], Tensor]
 
 
 def langevin(x: Tensor, score: Tensor, step: Tensor, z: Tensor) -> Tensor:
-    """Return x + h score + (2h)^(1/2) z, with h = `step`, () or (B,)."""
+    """Return x + h score + (2h)^(1/2) z, where the step size h is `step`, of shape () or (B,)."""
     return x + broadcast(step, x) * score + broadcast(torch.sqrt(2 * step), x) * z
 
 
@@ -99,10 +100,10 @@ class MALA:
 
         log a = log p(y) - log p(x) + log q(x | y) - log q(y | x) = h/4 (|score(x)|^2 - |score(y)|^2).
 
-    A score model does not give log p(y) - log p(x). The last form takes it as the integral of the score along the
-    straight line by the trapezoidal rule, (score(x) + score(y)).(y - x)/2. The rule is exact where the score is linear:
-    every Gaussian is invariant at any step size. Elsewhere the error of the rule, of third order in y - x, leaves a
-    bias.
+    A score model does not give log p(y) - log p(x), the integral of the score from x to y. The right-hand side
+    approximates it by the trapezoidal rule, (score(x) + score(y)).(y - x)/2. The rule is exact where the score is
+    linear, so every Gaussian is invariant at any step size. Elsewhere the error of the rule, of third order in y - x,
+    leaves a bias.
 
     Each sample is accepted or rejected separately. The score at the new state is reused, so `steps` steps cost
     steps + 1 evaluations. The acceptance rate falls with the number of dimensions d; for pure noise it is one half at

@@ -12,7 +12,8 @@ atan(sigma/alpha) and the rescaled state w = x/(alpha^2 + sigma^2)^(1/2) the flo
 
     dw/dphi = E[v | x],        v = cos(phi) eps - sin(phi) x_0
 
-(v of 2202.00512, section 4 and appendix D), which is bounded on all of [0, pi/2] for every path: `AngularAdams`.
+(v of 2202.00512, section 4 and appendix D), which is bounded on all of [0, pi/2] for every path. `AngularAdams` uses
+this form.
 """
 
 from collections.abc import Sequence
@@ -99,11 +100,11 @@ class IPNDM(Linear):
 class AngularAdams(Multistep):
     """Adams-Bashforth predictor and Adams-Moulton corrector in the angle, one evaluation a step, for few steps.
 
-    The predictor interpolates `order` values of E[v | x]. The corrector interpolates `corrector` values and the value
-    at the end of the step, which is evaluated once (PEC mode). The order of convergence is min(order, corrector) + 1,
-    or `order` without a corrector. The limit `final` = 1 reduces it to at most 2, but makes runs of few steps more
-    accurate than no limit (0). The coefficients are bounded at both ends of the path, so the method can start where no
-    signal is left.
+    The angle phi and v are those of the module docstring. The predictor interpolates `order` values of E[v | x]. The
+    corrector interpolates `corrector` values and the value at the end of the step, which is evaluated once (PEC mode).
+    The order of convergence is min(order, corrector) + 1, or `order` without a corrector. With the default `final` = 1
+    it is at most 2, but with few steps the samples are more accurate than without a limit (`final` = 0). The
+    coefficients are bounded at both ends of the path, so the method can start where no signal is left.
 
     Args:
         order: number of values that the predictor interpolates, 1 to 4.
@@ -129,7 +130,11 @@ class AngularAdams(Multistep):
         return target.size / here.size, 0.0
 
     def weights(self, nodes: Sequence[Point], here: Point, target: Point) -> tuple[float, ...]:
-        """Return `target.size` times the integral over the step of each Lagrange polynomial in the angle."""
+        """Return the weights of the views for the step from `here` to `target`.
+
+        They are the integrals of the Lagrange polynomials over the angle phi, times (alpha^2 + sigma^2)^(1/2) at
+        `target`, which converts w to x (letters as in the module docstring).
+        """
         low, high = here.angle, target.angle
         at = 0.5 * (low + high) + 0.5 * (high - low) * NODES
         shapes = lagrange([node.angle for node in nodes], at)

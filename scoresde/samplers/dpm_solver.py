@@ -32,12 +32,12 @@ class DPMSolverPP(Multistep):
 
     Args:
         order: 1, 2 or 3; with noise (l > 0) the weak order of convergence is at most 2.
-        l: noise level; 1 is SDE-DPM-Solver++ (2211.01095, eq. 19; 3M: k-diffusion), whose first order is the
-            exponential Euler scheme (SEEDS-1, 2305.14267).
+        l: noise level; 0 is deterministic, 1 is SDE-DPM-Solver++ (2211.01095, eq. 19; at order 3 from k-diffusion; at
+            order 1 the exponential Euler scheme SEEDS-1, 2305.14267).
         form: "exact" or "published" weights, see the module docstring.
-        final: the largest order of the last transition; each transition before it may have one more; 0 for no limit. 1
-            is more stable with few steps than 0; 2 gives the orders of codes whose last step goes to sigma = 0, which
-            is the step of `denoise_final`.
+        final: the highest order allowed in the last transition; the transition before it may have order `final` + 1,
+            and so on; 0 for no limit. With few steps, 1 is more stable than 0. Other codes often end with a step of
+            order 1 to sigma = 0. If `denoise_final` makes that step, use 2 for the same orders.
 
     Raises:
         ValueError: order or form is none of these, or l or final is negative.
@@ -57,7 +57,10 @@ class DPMSolverPP(Multistep):
 
 
 def _published(lams: Sequence[float], h: float, rate: float) -> list[float]:
-    """Return the weights of "2M" (2211.01095, algorithm 2) or "3M" for the denoiser at `lams`; rate = 1 + l^2."""
+    """Return the published weights of the values of the denoiser at lambda = `lams`; rate = 1 + l^2.
+
+    Two values give "2M" (2211.01095, algorithm 2), three give "3M" (k-diffusion). h is the step in lambda.
+    """
     phi1 = -math.expm1(-rate * h)
     if len(lams) == 2:
         half = 0.5 * phi1 * h / (lams[0] - lams[1])
@@ -75,8 +78,8 @@ def _published(lams: Sequence[float], h: float, rate: float) -> list[float]:
 class DPMSolver(Linear):
     """DPM-Solver (2206.00927, algorithms 1, 2) and DPM-Solver++ (2211.01095, algorithm 1), single-step.
 
-    The last stage of order 2 uses the view (see Args) at the middle for the whole step; the last stage of order 3 uses
-    the line through the first and the last view.
+    The view is E[x_0 | x] or E[eps | x]. The last stage of order 2 takes it as constant, with its value at the middle
+    of the step in lambda. The last stage of order 3 takes it as linear in lambda, through its first and last values.
 
     Args:
         order: 1 (DDIM), 2 or 3; also the number of evaluations a step.
@@ -119,9 +122,10 @@ class DPMSolver(Linear):
         return Row(tuple(stages))
 
     def _integrals(self, here: Point, end: Point, h: float) -> tuple[float, float, float, float]:
-        """Return (a, scale, constant, slope) with x_s = a x_t + scale (constant V + slope D) over a step h to `end`.
+        """Return (a, scale, constant, slope), the coefficients of a step to `end`, of length h in lambda.
 
-        This holds for the view V + D (lambda - lambda_t)/h, linear in lambda.
+        For a view that is linear in lambda, V + D (lambda - lambda_t)/h, the exact result of the step is
+        x_s = a x_t + scale (constant V + slope D).
         """
         data = self.view == "denoised"
         rate = 1 if data else -1

@@ -159,8 +159,8 @@ class Angle:
 
     Args:
         power: 1 is uniform in psi; larger values place more times near the data.
-        scale: 1 makes psi the angle phi of the path; larger values place more times near the noise.
-        low: r at the end; default: that of t_min. On a path that ends with almost no noise (sub-VP: 5e-5), few steps
+        scale: 1 makes psi the angle atan(sigma/alpha); larger values place more times near the noise.
+        low: r at the end; default: that of t_min. On a path that ends with almost no noise (sub-VP: 1e-6), few steps
             are better spent at larger r: choose a low of 0.002 to 0.02, and `denoise_final`.
 
     Raises:
@@ -196,12 +196,12 @@ uniform_angle, angle = Angle(1.0), Angle(2.0)
 
 @dataclass(frozen=True)
 class Bounded:
-    """The grid `Angle(power, scale=scale)`; if steps are few, the last one alone covers the range of almost no noise.
+    """The grid `Angle(power, scale=scale)`, but with one long last step if the path ends with almost no noise.
 
-    If r = sigma/alpha is 0 at t_min, the last step goes from r = 0.002 to t_min. If r at t_min is positive but below
-    0.0002 (sub-VP: 1e-6), the last step starts at the lowest r, at most 0.002, that the other steps can reach without
-    one of them being longer than `longest` in log r. With so many steps that the last step would be shorter than
-    `longest` too, the grid is `Angle(power, scale=scale)`.
+    The last step depends on r = sigma/alpha at t_min. If r is 0 there, the last step goes from r = 0.002 to 0. If r is
+    between 0 and 0.0002 (sub-VP: 1e-6), the steps before the last one go down to r = 0.002, or further as long as none
+    of them exceeds `longest` in log r; the last step goes from there to t_min. If this last step would be shorter than
+    `longest`, or if r is at least 0.0002 at t_min, the grid is `Angle(power, scale=scale)`.
 
     Args:
         power, scale: see `Angle`.
@@ -221,7 +221,7 @@ class Bounded:
         return torch.cat([Angle(self.power, min(low, LOWEST), self.scale)(sde, steps - 1), ends[1:]])
 
     def _reached(self, high: float, steps: int) -> float:
-        """Return the r that `steps` steps from `high` reach if the last of them, the longest in log r, is `longest`."""
+        """Return the lowest r that `steps` steps from r = `high` reach if none is longer than `longest` in log r."""
         root = math.atan(high / self.scale) ** (1 / self.power)
         root /= 1 + steps * math.expm1(min(self.longest, 700.0) / self.power)
         return self.scale * math.tan(root**self.power)
@@ -235,9 +235,9 @@ bounded_karras, bounded_log_snr = Bounded(5.0, BOUND), Bounded(15.0, 3.0, longes
 class Indices:
     """The times of `steps` of the `count` nodes of a discrete model; node k has time k / (count - 1) (`Tabulated`).
 
-    `steps` nodes have steps - 1 transitions between them. The last evaluation is that of `denoise_final=True`, as in
-    the samplers of diffusers, whose last step goes to sigma = 0. With steps=1 this is the only evaluation; only
-    "trailing" allows it, since only its single node is the noisiest.
+    `steps` nodes have steps - 1 transitions between them. `denoise_final=True` adds the evaluation at the last node, as
+    in the samplers of diffusers, whose last step goes to sigma = 0. With steps=1 this is the only evaluation, and has
+    to be at the noisiest node; of the three spacings, only "trailing" selects that node.
 
     Args:
         spacing: "leading", k = 0, n, 2n, ... with n = count // steps; "trailing", from count - 1 down in steps of

@@ -64,7 +64,7 @@ class EDM(Linear):
         self.stochastic = churn > 0
 
     def plan(self, sde: SDE, transitions: Sequence[Transition]) -> list[Row]:
-        """Return the coefficients of every transition; gamma depends on the number of transitions."""
+        """Return the coefficients of every transition; gamma (see `EDM`) depends on the number of transitions."""
         gamma = min(self.churn / max(len(transitions), 1), math.sqrt(2) - 1)
         starts, targets = (points(sde, times) for times in zip(*transitions, strict=True))
         return [self._row(sde, here, target, gamma) for here, target in zip(starts, targets, strict=True)]

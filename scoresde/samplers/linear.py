@@ -13,9 +13,9 @@ computed in float64 before the loop, which evaluates the network and multiplies 
 A transition may go up, to more noise (RePaint, 2201.09865). A method that draws noise then draws from the forward
 kernel q(x_s | x_t), without an evaluation; a deterministic method follows the flow back. Both keep the marginal.
 
-A method may have a corrector. When V is evaluated at the end of a transition, to begin the next one, the transition is
-repeated with that view among the others, without a further evaluation (PEC mode; "UniC" of 2302.04867). The correction
-is skipped if a constraint, or the corrector of `PredictorCorrector`, has changed the state in between.
+A method may have a corrector. The first evaluation of a transition takes place where the previous transition ended.
+The corrector repeats the previous transition with this view added, without a further evaluation (PEC mode; "UniC" of
+2302.04867). It is skipped if a constraint, or the corrector of `PredictorCorrector`, has changed the state in between.
 """
 
 import math
@@ -44,10 +44,10 @@ def check_signal(sde: SDE, here: Point, method: object) -> None:
 
 @dataclass(frozen=True)
 class Stage:
-    """An evaluation at t and the next state, a x + sum_j b_j V_j + c z.
+    """An evaluation at time t, and the next state a x + sum_j b_j V_j + c z; letters as in the module docstring.
 
-    learned: (log v_0, log v_1), if the network sets the variance of the noise between v_0 and v_1; the square root of
-    this variance then replaces c.
+    learned: None, or (log v_0, log v_1) if the network sets the variance of the noise, between v_0 and v_1; the square
+    root of this variance then replaces c.
     """
 
     t: Tensor
@@ -59,11 +59,11 @@ class Stage:
 
 @dataclass(frozen=True)
 class Row:
-    """The coefficients of a transition.
+    """The coefficients of a transition; letters as in the module docstring.
 
-    stages: the stages of the module docstring; empty if the transition is the kick alone. kick: (p, q): the state is
-    first replaced by p x + q z' with new noise z'. correct: the coefficients b that repeat the previous transition with
-    the view at its end as the newest; empty for no correction.
+    kick: None, or (p, q) if x is first replaced by p x + q z' with new noise z'. stages: the stages; empty if the
+    transition consists of the kick alone. correct: the coefficients b with which the corrector repeats the previous
+    transition, starting with the b of the view at the end of that transition; empty for no correction.
     """
 
     stages: tuple[Stage, ...]
@@ -72,10 +72,11 @@ class Row:
 
 
 class Memory(NamedTuple):
-    """Values that a transition passes to the next one.
+    """Values that a transition passes to the next one; letters as in the module docstring.
 
-    predicted: the state at its end; a corrector acts only if the next transition starts from this very tensor. anchor:
-    a x + c z of its last stage. views: the last `Linear.past` views, the newest first.
+    predicted: the state at the end of the transition; the corrector acts only if the next transition starts from this
+    very tensor. anchor: a x + c z of the last stage of the transition, to which the corrector adds the views. views:
+    the last `Linear.past` views, the newest first.
     """
 
     predicted: Tensor | None = None
@@ -92,7 +93,7 @@ def combine(base: Tensor, weights: Sequence[float], views: Sequence[Tensor]) -> 
 
 
 class Linear:
-    """A method given by its coefficients. A subclass defines `row` and sets `view`.
+    """A method given by its coefficients, as in the module docstring. A subclass defines `row` and sets `view`.
 
     view: the view that the method combines, "denoised", "noise" or "v". past: the largest number of views that it
     combines, the one at the current state included. stochastic: True if the method draws noise. grid: the default grid
@@ -117,13 +118,14 @@ class Linear:
         raise NotImplementedError(f"{type(self).__name__} must define row(sde, nodes, target, left)")
 
     def correction(self, nodes: Sequence[Point], target: Point, left: int) -> tuple[float, ...]:
-        """Return the b that repeat the step to `target` with the view there as the newest; () without a corrector."""
+        """Return `Row.correct` for repeating the step from nodes[0] to `target`; () without a corrector."""
         return ()
 
     def plan(self, sde: SDE, transitions: Sequence[Transition]) -> list[Row]:
         """Return the coefficients of every transition.
 
-        A transition combines earlier views only if the previous one ended at its start and went to less noise.
+        A transition uses earlier views only if it starts where the previous one ended, and if the previous one went to
+        less noise.
         """
         starts, targets = (points(sde, times) for times in zip(*transitions, strict=True))
         rows: list[Row] = []
@@ -170,7 +172,11 @@ def upward(here: Point, target: Point) -> Row:
 
 
 def spread(stage: Stage, fraction: Tensor | None) -> float | Tensor:
-    """Return c, or with a learned variance exp((1 - nu) log v_0 + nu log v_1)^(1/2) for the network's fraction nu."""
+    """Return the standard deviation of the noise: c of the stage, or that of the learned variance.
+
+    The learned variance is exp((1 - nu) log v_0 + nu log v_1), with v_0 and v_1 from `Stage.learned`, and with
+    nu = `fraction` from the network.
+    """
     if stage.learned is None:
         return stage.c
     if fraction is None:

@@ -4,8 +4,8 @@ A multistep method puts a polynomial through the last values of a view (E[x_0 | 
 integrates it over the step. A corrector repeats this with the value at the end of the step as a further point
 (`samplers.linear`).
 
-DPM-Solver++, UniPC and SA-Solver approximate the denoiser by a polynomial in lambda. The reverse family of noise level
-l has the exact solution (2211.01095, eq. 8; 2309.05019, eq. 10)
+DPM-Solver++, UniPC and SA-Solver approximate the denoiser by a polynomial in lambda. The family of reverse
+SDEs (`ReverseSDE`) has, at noise level l, the exact solution (2211.01095, eq. 8; 2309.05019, eq. 10)
 
     x_s = sigma_s/sigma_t e^(-l^2 h) x_t + alpha_s \int k e^(-k (lambda_s - lambda)) E[x_0 | x_lambda] dlambda
           + sigma_s (1 - e^(-2 l^2 h))^(1/2) z,                 k = 1 + l^2,    h = lambda_s - lambda_t.
@@ -54,7 +54,7 @@ def exponential_weights(nodes: Sequence[float], start: float, end: float, rate: 
 
 
 class Multistep(Linear):
-    """A multistep method, with or without a corrector. By default an exponential integrator in lambda.
+    """A multistep method, by default an exponential integrator in lambda; with or without a corrector.
 
     A subclass may override `transport` and `weights`, and `coordinate` and `grid` if its polynomial is in another
     variable.
@@ -89,7 +89,7 @@ class Multistep(Linear):
         return point.lam
 
     def transport(self, here: Point, target: Point) -> tuple[float, float]:
-        """Return (a, c), the coefficients of x and z in the exact solution."""
+        """Return (a, c), the coefficients of x_t and z in the exact solution; see the module docstring."""
         h, square = target.lam - here.lam, self.level(here) ** 2
         if not square:
             return target.sigma / here.sigma, 0.0
@@ -113,7 +113,11 @@ class Multistep(Linear):
         return self.weights([target, *known], nodes[0], target)
 
     def _limited(self, nodes: Sequence[Point], target: Point, left: int) -> Sequence[Point]:
-        """Return the first nodes, as many as `final` allows; one for a long step to where (almost) no noise is left."""
+        """Return the newest of the nodes, as many as `final` allows.
+
+        Only one is returned for a step that ends at sigma/alpha < 0.0002 (almost no noise) and makes sigma/alpha more
+        than four times smaller.
+        """
         if target.ratio < min(CLEAN, nodes[0].ratio / 4):
             return nodes[:1]
         return nodes[: left - 1 + self.final] if self.final else nodes

@@ -52,7 +52,7 @@ class PredictorCorrector(Sampler):
     Args:
         predictor: the step to the next time, or None; it may be a function (model, x, t_from, t_to, stream) -> x.
         corrector: the Markov chain at a fixed time, or None; a function (model, x, t, stream) -> x.
-        steps: number of transitions; default 1,000, or that of the times given as the grid.
+        steps: number of transitions; default 1,000. Leave it out if `grid` gives the times themselves.
         grid: a name of `samplers.grids` ("uniform_time", "uniform_log_snr", "quadratic", "karras", "uniform_angle",
             "angle", "bounded_karras", "bounded_log_snr"), a function (sde, steps) -> (steps + 1,) times from t_max to
             t_min, or the times themselves, which may rise again in between; default: `predictor.grid`, which suits the
@@ -98,7 +98,7 @@ class PredictorCorrector(Sampler):
         return transitions(self.grid(sde, self.steps), sde)
 
     def plan(self, sde: SDE, transitions: Sequence[Transition]) -> Sequence[Any]:
-        """Return for each transition its times and the predictor's coefficients, the entry of `predictor.plan`."""
+        """Return one entry for each transition: its two times, and its entry in the plan of the predictor."""
         return list(zip(transitions, self.predictor.plan(sde, transitions), strict=True))
 
     def advance(self, model: BaseModel, x: Tensor, entry: Any, stream: RandomStream, memory: Any) -> tuple[Tensor, Any]:

@@ -1,6 +1,6 @@
 """Predictors: one step of a discretised reverse-time SDE from t to s < t, with one or two evaluations.
 
-Every formula is written in the forward transition of the path, x_t = r x_s + v^(1/2) eps with r = alpha_t/alpha_s and
+The formulas use the coefficients r and v of the forward transition, x_t = r x_s + v^(1/2) eps: r = alpha_t/alpha_s and
 v = sigma_t^2 - r^2 sigma_s^2. The published discrete updates are special cases: r = (1 - beta_i)^(1/2), v = beta_i for
 DDPM, and r = 1, v = sigma_i^2 - sigma_(i-1)^2 for NCSN.
 """
@@ -116,10 +116,11 @@ class ReverseDiffusion(Linear):
 class OptimalVariance:
     """The variance of an ancestral step that fits the true reverse process best (2201.06503, theorem 1).
 
-        c^2 = posterior variance + (coefficient of E[x_0 | x])^2 (sigma_t/alpha_t)^2 V(t),
+        c^2 = sigma_s^2 v / sigma_t^2 + k^2 (sigma_t/alpha_t)^2 V(t),        v as in the module docstring,
         V(t) = E |eps - E[eps | x_t]|^2 / d = 1 - E |E[eps | x_t]|^2 / d,
 
-    where (sigma_t/alpha_t)^2 V is the mean variance of x_0 given x_t. V is estimated from data, once for a model, at
+    where k = v alpha_s / sigma_t^2 is the coefficient of E[x_0 | x] in `Ancestral`, d is the number of dimensions, and
+    (sigma_t/alpha_t)^2 V is the mean variance of x_0 given x_t. V is estimated from data, once for a model, at
     noise levels uniform in log-SNR, and log V is interpolated between them. The estimate uses the first form of V,
     which has the same relative error at all noise levels, while the second subtracts numbers near 1 where there is
     little signal. The first form also gives the best variance around an inexact mean (2206.07309).
@@ -129,7 +130,7 @@ class OptimalVariance:
         x0: data (N, *), in model space.
         points: number of noise levels.
         generator: generator of the noise; default: PyTorch's global generator.
-        cond: short for `model.given(cond)`.
+        cond: condition, short for `model.given(cond)`.
     """
 
     def __init__(
@@ -151,11 +152,11 @@ class OptimalVariance:
         self.prior = float(x0.double().var(dim=0, unbiased=False).mean())
 
     def data_variance(self, here: Point) -> float:
-        """Return the mean variance of x_0 given x_t, (sigma/alpha)^2 V; if alpha = 0, the variance of the data."""
+        """Return the mean variance of x_0 given x_t, see `OptimalVariance`; if alpha = 0, the variance of the data."""
         return here.ratio**2 * self.unexplained(2 * here.lam) if here.alpha else self.prior
 
     def unexplained(self, log_snr: float) -> float:
-        """Return V at a log-SNR; constant beyond the first and the last noise level."""
+        """Return V, as in `OptimalVariance`, at a log-SNR; constant beyond the first and the last noise level."""
         grid = self.log_snr
         i = int(torch.searchsorted(grid, log_snr).clamp(1, len(grid) - 1))
         part = min(max((log_snr - float(grid[i - 1])) / float(grid[i] - grid[i - 1]), 0.0), 1.0)
@@ -164,7 +165,7 @@ class OptimalVariance:
 
 @checked
 class Ancestral(Linear):
-    """A draw from the Gaussian q(x_s | x_t, x_0) at the predicted x_0 (2006.11239, eq. 7; 2011.13456, eq. 47, 4).
+    """A draw from the Gaussian q(x_s | x_t, x_0) at the predicted x_0 (2006.11239, eq. 7; 2011.13456, eq. 4 and 47).
 
         x_s = (r sigma_s^2 x + v alpha_s E[x_0 | x]) / sigma_t^2 + noise,        r and v as in the module docstring
 

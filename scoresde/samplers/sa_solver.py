@@ -14,8 +14,9 @@ class SASolver(Multistep):
     Without noise (l = 0) its order of convergence is min(order, corrector) + 1, or `order` without a corrector; with
     noise its weak order is at most 2.
 
-    With noise, take 10 steps or more: the variance of one Gaussian is then right within a factor of two on every path,
-    while it is up to four times too large with 5 steps. For fewer steps, take `UniPC` or `AngularAdams`.
+    With noise, take 10 steps or more: for Gaussian data, the variance of the samples is then right within a factor of
+    two on every path, while with 5 steps it is up to four times too large. For fewer steps, take `UniPC` or
+    `AngularAdams`.
 
     Args:
         order: number of values that the predictor interpolates, 1 to 4.
@@ -23,7 +24,8 @@ class SASolver(Multistep):
             corrector) to 4.
         l: noise level, tau in the paper; 0 is deterministic.
         low, high: the noise level is l where sigma/alpha is between them, and 0 elsewhere.
-        final: the largest order of the last transition; each transition before it may have one more; 0 for no limit.
+        final: number of values that the last transition interpolates at most; the transition before it interpolates at
+            most `final` + 1, and so on; 0 for no limit.
 
     Raises:
         ValueError: order is not from 1 to 4, corrector is not from 0 to 4, l or final is negative, or 0 <= low < high

@@ -45,9 +45,9 @@ StepFunction = Callable[[BaseModel, Tensor, Tensor, Tensor, RandomStream], Tenso
 class Step(Protocol):
     """A step that prepares all transitions before the loop, and may pass a memory from one transition to the next.
 
-    plan: returns one entry for each transition. advance: returns the state at the end of the transition of that entry,
-    and the memory for the next transition; the first transition gets the memory None. A step may have an attribute
-    `grid`, its default grid of times, which should also suit a few steps; without it, the default is equal steps in t.
+    plan: returns one entry for each transition. advance: takes the entry of a transition, and returns the state at its
+    end and the memory for the next transition; the first transition gets the memory None. A step may have an attribute
+    `grid`, its default grid of times, which should also work with few steps; without it, the steps are equal in t.
     """
 
     def plan(self, sde: SDE, transitions: Sequence[Transition]) -> Sequence[Any]: ...
@@ -76,7 +76,7 @@ class PlainStep:
 
 
 class FunctionStep(PlainStep):
-    """A function as a step."""
+    """A step that calls a given function (`StepFunction`)."""
 
     def __init__(self, function: StepFunction):
         self.function = function
@@ -139,7 +139,7 @@ class Sampler(PlainStep):
         raise NotImplementedError(f"{type(self).__name__} must define transitions(sde)")
 
     def denoise(self, model: BaseModel, x: Tensor, t: Tensor, stream: RandomStream) -> Tensor:
-        """Return E[x_0 | x] of the last state, with which a run with denoise_final=True ends."""
+        """Return E[x_0 | x] of the last state; only called if denoise_final is True."""
         return model.predict(x, t).denoised
 
     @torch.no_grad()
@@ -163,9 +163,9 @@ class Sampler(PlainStep):
         Args:
             model: the model, in eval mode.
             shape, x_T: give one of them: the shape (B, *) of samples that start from pure noise, or the states x_T
-                (B, *) to start from. The start is the first time of the grid: t_max, where pure noise is the prior,
-                unless the grid begins at an earlier time.
-            cond: short for `model.given(cond)`.
+                (B, *) to start from. Sampling starts at the first time of the grid, usually t_max. Pure noise is drawn
+                from the prior at t_max, and from N(0, sigma^2 I) at a smaller t.
+            cond: condition, short for `model.given(cond)`.
             generator, seeds: a generator for the batch, or one seed per sample. With seeds, a sample does not depend on
                 the others in its batch, except where documented (adapters of adaptive solvers, and a published rule of
                 `Langevin`).
@@ -179,7 +179,7 @@ class Sampler(PlainStep):
                 lost.
 
         Warns:
-            PriorMismatch: the samples started from pure noise, and the noise at t_max does not hide them.
+            PriorMismatch: the samples started from pure noise, but the noise at t_max does not hide the data.
 
         Raises:
             ValueError: both or neither of shape and x_T are given, the states are not floating-point numbers (B, *),
@@ -236,7 +236,10 @@ class Sampler(PlainStep):
 
 
 def _constrained(constraint: Constraint, model: BaseModel, x: Tensor, t: Tensor, stream: RandomStream) -> Tensor:
-    """Return the constrained state, as a copy if x was written into: methods know a changed state by its new tensor."""
+    """Return the constrained state; a copy if the constraint wrote into x.
+
+    Methods take a state as unchanged if it is the same tensor as before, so a changed state must be a new tensor.
+    """
     before = None if x.is_inference() else x._version
     constrained = constraint(model, x, t, stream)
     check_shape_of_states("the constrained state", constrained, x)
@@ -250,8 +253,8 @@ def _refuse_nan(x: Tensor) -> None:
     """Raise RuntimeError with the indices of the samples that are not finite, if any; synchronises with the device."""
     if bad := (~torch.isfinite(x.flatten(1)).all(dim=1)).nonzero().flatten().tolist():
         raise RuntimeError(
-            f"{len(bad)} of {len(x)} samples are NaN or infinite (first {bad[:8]}): check that the network gives "
-            "finite values, or take more steps; a callback sees the state after every transition"
+            f"{len(bad)} of {len(x)} samples are NaN or infinite (first indices {bad[:8]}): check that the network "
+            "gives finite values, or take more steps; a callback sees the state after every transition"
         )
 
 

@@ -34,7 +34,7 @@ class Brownian:
         self.shape, self.dtype, self.device, self.levy_area_approximation = x.shape, x.dtype, x.device, area
 
     def __call__(self, ta: Tensor, tb: Tensor, return_U: bool = False, return_A: bool = False) -> Any:
-        """Return the increment over [ta, tb], and the space-time integral U if requested."""
+        """Return W(tb) - W(ta), (B, D); if return_U, also U, the integral of W(s) - W(ta) over s in [ta, tb]."""
         parts = [motion(ta, tb, return_U=return_U, return_A=return_A) for motion in self.motions]
         if isinstance(parts[0], Tensor):
             return torch.cat(parts)
@@ -42,7 +42,7 @@ class Brownian:
 
 
 class _Reversed:
-    """The reverse SDE in s on flattened states, with the attributes and methods that torchsde calls."""
+    """The equation of the module docstring on flattened states, with the attributes and methods that torchsde uses."""
 
     noise_type = "additive"
 
@@ -54,11 +54,11 @@ class _Reversed:
         return (low + high - s).clamp(low, high)
 
     def f(self, s: Tensor, y: Tensor) -> Tensor:
-        """Return the drift in s, (B, D)."""
+        """Return -drift(x, t), (B, D), at y = x flattened; letters as in the module docstring."""
         return -self.family.drift(y.reshape(self.shape), self._time(s)).flatten(1)
 
     def g_prod(self, s: Tensor, y: Tensor, v: Tensor) -> Tensor:
-        """Return the diffusion coefficient times v, (B, D)."""
+        """Return l g(t) v, (B, D), for a vector v of each sample; letters as in the module docstring."""
         return self.family.diffusion(self._time(s)).to(v) * v
 
 

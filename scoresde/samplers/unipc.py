@@ -14,13 +14,15 @@ from scoresde.sdes.transitions import Point
 class UniPC(Multistep):
     """UniPC (2302.04867, algorithms 5 to 8): a multistep predictor and a corrector without evaluations of its own.
 
-    It combines E[x_0 | x] (data prediction), with B(h) = -h ("bh1") or e^-h - 1 ("bh2") for a step h in lambda.
+    It combines values of E[x_0 | x] (data prediction). The function B(h) of the paper is -h ("bh1") or e^-h - 1
+    ("bh2"), where h is the step in lambda = log(alpha/sigma).
 
     Args:
-        order: order p = 1, 2 or 3 of the predictor. The corrected method has order p + 1, or 2 with `final` = 1.
+        order: order p = 1, 2 or 3 of the predictor. The corrected method has order p + 1, but at most 2 if `final` = 1.
         form: "bh1" or "bh2".
-        final: the largest order of the last transition; each transition before it may have one more; 0 for no limit.
-            The authors use 1 and count a last step to sigma = 0: use 2 if `denoise_final` makes that step.
+        final: the highest order allowed in the last transition; the transition before it may have order `final` + 1,
+            the one before that `final` + 2, and so on; 0 for no limit. The authors use 1, with a last step to sigma 0.
+            If `denoise_final` makes that step, use 2 for the same orders.
 
     Raises:
         ValueError: order or form is none of these, or final is negative.
@@ -49,7 +51,7 @@ class UniPC(Multistep):
 
     @staticmethod
     def _shares(ratios: Sequence[float], h: float, base: float) -> np.ndarray:
-        """Return the coefficients that satisfy the order conditions (2302.04867, eq. 9); 1/2 for a single ratio."""
+        """Return the coefficients a_m of 2302.04867, eq. 9, one for each ratio r_m; 1/2 if there is only one ratio."""
         count = len(ratios)
         if count == 1:
             return np.array([0.5])

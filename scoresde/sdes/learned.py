@@ -16,8 +16,8 @@ of the network. The parameters move between devices like any others (optimisers,
 need nothing special); an evaluation copies them to the CPU, which synchronises with an accelerator.
 
 Every function except `time` is twice differentiable in the parameters. Train a learned path with
-`losses.VariationalBound`. Most other losses would draw gamma_0 and gamma_1 together, because they have no term that
-keeps them apart: call `path.requires_grad_(False)` before using such a loss.
+`losses.VariationalBound`. Most other losses would make gamma_0 and gamma_1 approach each other, because they have no
+term that keeps the two apart: call `path.requires_grad_(False)` before using such a loss.
 """
 
 import math
@@ -44,7 +44,7 @@ class LearnedVP(FullPrecision, LogSNRPath):
         gamma_min, gamma_max: initial gamma at t_min and at t_max, gamma_min < 0 < gamma_max. The paper uses -13.3 and 5
             (appendix H); gamma_max = 10 leaves as much signal at t_max as `VP`.
         units: K, the number of sigmoid units.
-        learn_ends: if True, train gamma_0, gamma_1 and the shape between them; if False, only the shape.
+        learn_ends: if True, train gamma at both ends and its shape between them; if False, only the shape.
         t_min, t_max: the range of time.
 
     Raises:
@@ -77,12 +77,12 @@ class LearnedVP(FullPrecision, LogSNRPath):
         self._scaled: tuple[Tensor, Tensor, Tensor] | None = None  # within `scaled_gradient`: t, phi and phi'
 
     def gammas(self) -> Tensor:
-        """(gamma_0, gamma_1), float64 (2,), on the CPU."""
+        """gamma at t_min and at t_max, (gamma_0, gamma_1): float64 (2,), on the CPU."""
         sizes = _softplus(self._first_ends + float64(self.ends).cpu())
         return torch.stack([-sizes[0], sizes[1]])
 
     def fraction(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """The shape phi and its derivative in t, float64, on the CPU."""
+        """The shape phi (module docstring) at the times t, and its derivative in t: float64, on the CPU."""
         t = float64(t).cpu()
         if self._scaled is not None and torch.equal(t, self._scaled[0]):
             return self._scaled[1:]
@@ -123,9 +123,9 @@ class LearnedVP(FullPrecision, LogSNRPath):
 
     @contextmanager
     def scaled_gradient(self, t: Tensor, factor: Callable[[], Tensor]) -> Iterator[None]:
-        """Scale the gradient of phi and phi' (the shape, not the ends) in the block; see `SDE.scaled_gradient`.
+        """Multiply the gradient of the shape phi, not of the ends, by factor(); see `SDE.scaled_gradient`.
 
-        phi and phi' at the times t are evaluated once and reused within the block.
+        phi and phi' at the times t are evaluated once and reused within the context.
         """
         value, slope = self.fraction(t)
         for part in (value, slope):
@@ -143,7 +143,7 @@ class LearnedVP(FullPrecision, LogSNRPath):
         return 1.0
 
     def _units(self) -> tuple[Tensor, Tensor, Tensor]:
-        """(a, b, c) of the units, float64 (K,) each, on the CPU."""
+        """The parameters a, b and c of the sigmoid units (module docstring): float64 (K,) each, on the CPU."""
         a, b, c = self._first_shape + float64(self.shape).cpu()
         return _softplus(a), _softplus(b), c
 
@@ -155,7 +155,7 @@ class LearnedVP(FullPrecision, LogSNRPath):
 
 
 def _rise(u: Tensor, a: Tensor, b: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
-    """Return phi and phi' at u (*), for the units a, b, c (K,)."""
+    """Return phi and phi' of the module docstring at u (*), for the parameters a, b, c (K,) of the sigmoid units."""
     at = torch.cat([u.new_ones(1), u.flatten()])[:, None]  # the first entry, u = 1, gives n(1) - n(0)
     exponent = b * (at - c)
     unit, rest = torch.sigmoid(exponent), torch.sigmoid(-exponent)

@@ -1,5 +1,7 @@
 """Paths given by their log-SNR: one function of time determines the path.
 
+With f and g of the SDE dx = f(t) x dt + g(t) dw, and ' for the derivative in t:
+
 | kind                | alpha^2          | sigma^2           | f      | g^2                 |
 | ------------------- | ---------------- | ----------------- | ------ | ------------------- |
 | variance preserving | sigmoid(log SNR) | sigmoid(-log SNR) | -g^2/2 | -sigma^2 (log SNR)' |
@@ -43,7 +45,7 @@ class LogSNRPath(SDE):
         return self.drift(t) * self.alpha(t)
 
     def sigma_dot(self, t: Tensor) -> Tensor:
-        """alpha^2 g^2 / (2 sigma), for both kinds of path."""
+        """d sigma / dt = alpha^2 g^2 / (2 sigma), for both kinds of path (module docstring)."""
         return 0.5 * (self.alpha(t) * self.diffusion(t)).square() / self.sigma(t)
 
     def drift(self, t: Tensor) -> Tensor:

@@ -26,7 +26,7 @@ from scoresde.sdes.sde import SDE
 
 @checked
 class LinearBeta(SDE):
-    """Base class of VP and sub-VP: alpha = exp(-B/2), f = -beta/2 with beta(t) linear.
+    """Base class of VP and sub-VP: alpha = exp(-B/2), f = -beta/2, with beta linear in t and B its integral from 0.
 
     Args:
         beta_min, beta_max: beta at t = 0 and t = 1.
@@ -77,7 +77,7 @@ class LinearBeta(SDE):
 class VP(LinearBeta):
     """Variance preserving: alpha = exp(-B/2), sigma^2 = 1 - alpha^2, g^2 = beta (2011.13456, eq. 11 and 33).
 
-    The continuous limit of DDPM (2006.11239).
+    The continuous limit of DDPM (2006.11239). B is `integrated_beta`.
     """
 
     def sigma(self, t: Tensor) -> Tensor:
@@ -90,7 +90,7 @@ class VP(LinearBeta):
         return torch.sqrt(self.beta(t))
 
     def log_snr(self, t: Tensor) -> Tensor:
-        """-log(exp(B) - 1)."""
+        """The log-SNR in closed form: -log(exp(B) - 1), with B = integrated_beta(t)."""
         integral = self.integrated_beta(t)
         return -integral - torch.log(-torch.expm1(-integral))
 
@@ -100,7 +100,10 @@ class VP(LinearBeta):
 
 
 class SubVP(LinearBeta):
-    """sub-VP: alpha = exp(-B/2), sigma = 1 - alpha^2, g^2 = beta (1 - exp(-2B)) (2011.13456, eq. 12 and 33)."""
+    """sub-VP: alpha = exp(-B/2), sigma = 1 - alpha^2, g^2 = beta (1 - exp(-2B)) (2011.13456, eq. 12 and 33).
+
+    B is `integrated_beta`.
+    """
 
     def sigma(self, t: Tensor) -> Tensor:
         return -torch.expm1(-self.integrated_beta(t))
@@ -112,7 +115,7 @@ class SubVP(LinearBeta):
         return torch.sqrt(-self.beta(t) * torch.expm1(-2 * self.integrated_beta(t)))
 
     def log_snr(self, t: Tensor) -> Tensor:
-        """-2 log(2 sinh(B/2))."""
+        """The log-SNR in closed form: -2 log(2 sinh(B/2)), with B = integrated_beta(t)."""
         integral = self.integrated_beta(t)
         return -integral - 2 * torch.log(-torch.expm1(-integral))
 

@@ -69,15 +69,16 @@ def checked_times(sde: "SDE", t: Tensor | float) -> Tensor:
 
 
 def check_level(l: float) -> float:  # noqa: E741 - the letter of the formula
-    """Return the noise level of a reverse family; raise ValueError if negative."""
+    """Return the noise level l of a `ReverseSDE` as a float; raise ValueError if it is negative."""
     if not l >= 0:
         raise ValueError(f"the noise level l must be >= 0; got {l}")
     return float(l)
 
 
 def _ordered_points(sde: "SDE", t_from: Tensor | float, t_to: Tensor | float, forward: bool) -> list[Point[Tensor]]:
-    """Return the points at both times, the earlier one first: t_from <= t_to if forward, else t_to <= t_from.
+    """Return the `Point` at each of the two times, the earlier time first.
 
+    The times must satisfy t_from <= t_to if `forward`, else t_to <= t_from.
     On an accelerator, where reading times would wait for the device, times in the wrong order become NaN instead of
     raising an error.
 
@@ -259,10 +260,10 @@ class SDE(nn.Module):
         return 0.5 * (signal * sum_dims(floating(x).square()) + dimensions(x) * (noise - 1 - noise.log()))
 
     def scaled_gradient(self, t: Tensor, factor: Callable[[], Tensor]) -> AbstractContextManager[None]:
-        """Return a context that multiplies the gradient of a learned path's shape at the times t (B,) by factor().
+        """Return a context in which the gradient of a learned path's shape is multiplied by factor().
 
-        factor() returns the weight of each sample, (B,), and is called in the backward pass. The context does nothing
-        by default; paths that learn their shape between the ends override it (`LearnedVP`).
+        factor() is called in the backward pass and returns one number for each of the times t (B,); see
+        `losses.variational`. By default the context does nothing; paths with a learned shape override it (`LearnedVP`).
         """
         return nullcontext()
 
@@ -288,7 +289,7 @@ class ReverseSDE:
         self.model, self.sde, self.l = model, model.sde, check_level(l)
 
     def drift(self, x: Tensor, t: Tensor) -> Tensor:
-        """The drift at x (B, *) and t () or (B,): velocity - l^2/2 g^2 score, from one network evaluation."""
+        """The drift f x - (1 + l^2)/2 g^2 score at x (B, *) and t () or (B,), from one network evaluation."""
         t = checked_times(self.sde, t)
         sde = self.sde
         churn = 0.5 * self.l**2 * sde.diffusion(t).square() / sde.sigma(t) if self.l else torch.zeros_like(t)

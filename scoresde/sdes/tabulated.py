@@ -195,7 +195,10 @@ class ZeroTerminalSNR(SDE):
         return first, start, last
 
     def _rescaled(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return (a_new, nu_new, n) at t, with nu_new = (1 - a_new^2)^(1/2) free of cancellation at small t."""
+        """Return (a_new, nu_new, n) at t, see the class docstring.
+
+        nu_new = (1 - a_new^2)^(1/2) is computed without cancellation at small t.
+        """
         first, start, last = self._ends(t)
         signal, noise, norm = self._unit(t)
         fallen = (noise - start) * (noise + start) / (first + signal)  # a(t_min) - a(t)
@@ -203,7 +206,10 @@ class ZeroTerminalSNR(SDE):
         return first * ((signal - last) / (first - last)), torch.sqrt(rest * (2 - rest)), norm
 
     def _slopes(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """Return (a_new', n'/n) at t, from a' = -a g^2/(2 n^2) with the g of the path."""
+        """Return (a_new', n'/n) at t, with a_new and n of the class docstring.
+
+        a_new' follows from a' = -a g^2/(2 n^2), with the g of the path.
+        """
         first, _, last = self._ends(t)
         signal, noise, norm = self._unit(t)
         fall = -0.5 * signal * (self.path.diffusion(t) / norm).square()
@@ -231,12 +237,15 @@ class ZeroTerminalSNR(SDE):
         return growth + fall / self._rescaled(t)[0]
 
     def diffusion(self, t: Tensor) -> Tensor:
-        """n (-2 a_new'/a_new)^(1/2)."""
+        """The diffusion coefficient g(t) = n (-2 a_new'/a_new)^(1/2), with a_new and n of the class docstring."""
         signal, _, norm = self._rescaled(t)
         return norm * torch.sqrt(-2 * self._slopes(t)[0] / signal)
 
     def time(self, log_snr: Tensor) -> Tensor:
-        """Inverse of `log_snr`, clamped to [t_min, t_max]: `path.time` at the log-SNR of the a that gives a_new."""
+        """Inverse of `log_snr`, clamped to [t_min, t_max].
+
+        a_new follows from the log-SNR, a from a_new (class docstring), and t from `path.time` at the log-SNR of a.
+        """
         first, start, last = self._ends(log_snr)
         scale = (first - last) / first
         a_new = torch.exp(0.5 * logsigmoid(log_snr))

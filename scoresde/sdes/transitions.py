@@ -37,7 +37,7 @@ class Point(Generic[Number]):
 
     @property
     def size(self) -> Number:
-        """(alpha^2 + sigma^2)^(1/2), the standard deviation of x_t for data of unit variance; w = x/size."""
+        """(alpha^2 + sigma^2)^(1/2), the standard deviation of x_t for data of unit variance."""
         return _call("hypot", self.alpha, self.sigma)
 
     @property
@@ -54,12 +54,20 @@ def points(sde: Path, times: Sequence[Tensor]) -> list[Point[float]]:
 
 
 def transition(clean: Point[Number], noisy: Point[Number]) -> tuple[Number, Number]:
-    """Return (r, v) of q(x_t | x_s), with v = -sigma_t^2 expm1(2 (lambda_t - lambda_s)), free of cancellation."""
+    """Return (r, v) of q(x_t | x_s), with s and t the times of `clean` and `noisy`; see the module docstring.
+
+    v = -sigma_t^2 expm1(2 (lambda_t - lambda_s)) is free of cancellation.
+    """
+    if isinstance(clean.alpha, float) and clean.alpha == 0:
+        raise ValueError(
+            f"alpha must be positive at the cleaner time of a step; got alpha(t={clean.t:g}) = 0, where the SDE has no "
+            "signal left: lower its noise (beta_max of VP and sub-VP), or choose a smaller t_max"
+        )
     return noisy.alpha / clean.alpha, -(noisy.sigma**2) * _call("expm1", 2 * (noisy.lam - clean.lam))
 
 
 def posterior(clean: Point[Number], noisy: Point[Number]) -> tuple[Number, Number, Number]:
-    """Return (a, b, variance) of q(x_s | x_t, x_0) = N(a x_t + b x_0, variance I)."""
+    """Return (a, b, variance) of q(x_s | x_t, x_0) = N(a x_t + b x_0, variance I), with s and t as in `transition`."""
     ratio, variance = transition(clean, noisy)
     factor = (clean.sigma / noisy.sigma) ** 2
     return ratio * factor, clean.alpha * variance / noisy.sigma**2, variance * factor

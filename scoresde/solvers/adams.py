@@ -37,12 +37,12 @@ FIRST = 4  # the first adaptive step is the largest one divided by this
 
 
 def integration_weights(nodes: Tensor, used: Tensor, low: Tensor, high: Tensor, degree: int) -> Tensor:
-    r"""Weights w (B, p) such that sum_i w_i f(nodes_i) = \int_low^high of the least-squares polynomial through f.
+    """Return the weights (B, p) of values at nodes in the integral of the polynomial fitted to them by least squares.
 
     Args:
         nodes: (B, p), float64, distinct.
         used: (B, p), the mask of the nodes to use; the degree is at most their number minus one.
-        low, high: ends of the interval (B,), float64.
+        low, high: the limits of the integral (B,), float64.
         degree: degree of the polynomial.
     """
     width = (high - low)[:, None]
@@ -56,12 +56,12 @@ def integration_weights(nodes: Tensor, used: Tensor, low: Tensor, high: Tensor, 
 
 
 class _Path(NamedTuple):
-    """The computed path of n samples: its position and state, and its last p evaluations, the newest first.
+    """The computed path of n samples: the current state, and a window of the last p evaluations, the newest first.
 
-    s, x: position (n,) and state (n, *). nodes, used, weights: the position of each evaluation, whether it exists, and
-    its weight w_i in the integral of g (n, p). v, g: the outputs of the field (n, p, *) and (n, p, k). A weight has its
-    final value when its evaluation leaves this window of p. integral, squared: sum_i w_i g_i and sum_i w_i^2 g_i (n, k)
-    over the evaluations that have left the window; `solvers.solver` explains the second sum.
+    s, x: the current position (n,) and state (n, *). For each evaluation in the window: nodes, its position; used,
+    False if there is none yet; weights, its weight w_i in the integral of g, all (n, p); v, g, the outputs of the field
+    (n, p, *) and (n, p, k). Each step changes the weights in the window. integral, squared: sum_i w_i g_i and
+    sum_i w_i^2 g_i (n, k) over the evaluations that have left the window; `solvers.solver` explains the second sum.
     """
 
     s: Tensor
@@ -76,7 +76,7 @@ class _Path(NamedTuple):
 
     @classmethod
     def begin(cls, s: Tensor, x: Tensor, v: Tensor, g: Tensor, length: int) -> "_Path":
-        """Return a path that holds one evaluation, with a window of `length` evaluations."""
+        """Return the path at its start s, with its first evaluation v, g in a window for `length` evaluations."""
 
         def window(first: Tensor) -> Tensor:
             return torch.cat([first[:, None], first.new_zeros(len(x), length - 1, *first.shape[1:])], dim=1)
@@ -86,7 +86,7 @@ class _Path(NamedTuple):
         return cls(s, x, nodes, used, torch.zeros_like(nodes), window(v), window(g), zero, zero)
 
     def predict(self, s_next: Tensor, order: int) -> Tensor:
-        """Return the state at s_next by the least-squares polynomial through all evaluations of the window."""
+        """Return the state at s_next, by a polynomial of degree `order` - 1 fitted to the window by least squares."""
         weights = integration_weights(self.nodes, self.used, self.s, s_next, order - 1)
         return self.x + _combine(weights, self.v)
 
@@ -123,12 +123,12 @@ class _Path(NamedTuple):
         return _Path(*(choose(good, new, old) for new, old in zip(stepped, self, strict=True)))
 
     def integrals(self) -> tuple[Tensor, Tensor]:
-        """Return the sums `integral` and `squared` (n, k), see `_Path`, over all evaluations, in the window too."""
+        """Return sum_i w_i g_i and sum_i w_i^2 g_i (n, k) over all evaluations, those in the window included."""
         weights = self.weights[..., None].to(self.g)
         return self.integral + (weights * self.g).sum(dim=1), self.squared + (weights.square() * self.g).sum(dim=1)
 
     def rows(self, selection: Tensor) -> "_Path":
-        """Return the path of the samples in `selection`, a mask or indices."""
+        """Return the path of some of the samples; `selection` is a mask or indices."""
         return _Path(*(value[selection] for value in self))
 
 
@@ -147,7 +147,7 @@ def _check_order(order: int, smoothing: int) -> None:
     if order not in (1, 2, 3) or smoothing < 0:
         raise ValueError(
             f"order must be 1, 2 or 3 and smoothing >= 0; got {order=}, {smoothing=} (a higher order would not help: "
-            "the first step, from a single evaluation, limits the order to 3)"
+            "the first step, corrected with only two evaluations, limits the order to 3)"
         )
 
 
@@ -273,7 +273,7 @@ class AdaptiveAdams:
     def _attempt(
         self, field: Field, path: _Path, step: Tensor, rows: Tensor, end: float, interval: float
     ) -> tuple[_Path, Tensor, Tensor]:
-        """Try a step of each sample; return the path, the next step size, and the `Status` (n,), -1 for going on."""
+        """Try a step of each sample; return the new path, the next step sizes, and each `Status`, -1 while it runs."""
         last = (path.s + step - end) * interval > -1e-9 * interval**2
         s_next = torch.where(last, torch.full_like(step, end), path.s + step)
         predicted = path.predict(s_next, self.order)

@@ -79,7 +79,7 @@ class _Flattened:
         self.field, self.x, self.evaluations, self.columns = field, x, 0, 0
 
     def first(self, start: float) -> np.ndarray:
-        """Return the vector at `start`; evaluates the field once, to find the number of integrals."""
+        """Return the vector at `start`, with integrals 0; evaluates the field once, to count the integrals."""
         _, g = self._evaluate(start, self.x)
         self.columns = g.shape[1]
         return self._pack(self.x, torch.zeros_like(g))
@@ -99,7 +99,7 @@ class _Flattened:
         return torch.cat([part.detach().double().cpu().flatten() for part in (x, g)]).numpy()
 
     def unpack(self, vector: np.ndarray) -> tuple[Tensor, Tensor]:
-        """Return the states (B, *) and the integrals (B, k) in a vector."""
+        """Split a vector into the states (B, *) and the integrals (B, k)."""
         values = torch.from_numpy(np.array(vector)).to(self.x.device, double(self.x))
         x, g = values[: self.x.numel()], values[self.x.numel() :]
         return x.reshape(self.x.shape).to(self.x.dtype), g.reshape(len(self.x), self.columns)

@@ -64,12 +64,12 @@ class Solver(Protocol):
 
 
 def variable(solver: Solver) -> str:
-    """Return the variable in which a solver integrates the probability flow: "ratio" (default) or "time"."""
+    """Return the name of the flow that a solver integrates, see `probability_flow`: "ratio" (default) or "time"."""
     return getattr(solver, "variable", "ratio")
 
 
 def data_scale(solver: Solver) -> float | None:
-    """Return `solver.data_scale`, the scale of the data for the variable "ratio"; None (default) to measure it."""
+    """Return `solver.data_scale`, the scale S of `probability_flow`; None (default) if S is to be measured."""
     return getattr(solver, "data_scale", None)
 
 
@@ -100,5 +100,5 @@ def choose(mask: Tensor, new: Tensor, old: Tensor) -> Tensor:
 
 
 def rms(x: Tensor) -> Tensor:
-    """Return the root mean square over the dimensions of each sample, (B, *) -> (B,), in the dtype `double(x)`."""
+    """Return the root mean square over the dimensions of each sample, (B, *) -> (B,), in float64 if possible."""
     return x.detach().to(double(x)).square().flatten(1).mean(dim=1).sqrt()

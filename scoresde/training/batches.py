@@ -27,19 +27,19 @@ def step_seed(seed: int, step: int, stream: str = "noise", size: int = 4) -> int
 
 
 def share(count: int, rank: int, size: int) -> range:
-    """Return the consecutive positions, of 0 .. count - 1, that process `rank` of `size` gets: nearly equal shares."""
+    """Return the part of the positions 0 .. count - 1 that process `rank` of `size` gets; parts are nearly equal."""
     return range(count * rank // size, count * (rank + 1) // size)
 
 
 class StepNoise(RandomStream):
-    """Random draws for some positions of a step's batch: the rows at these positions of the draws for the whole batch.
+    """Random draws for part of a step's batch: a sample gets the same draws, however the batch is divided.
 
     A draw for the whole batch must have fewer than 2^32 words of 64 bits, see `RandomStream`.
 
     Args:
         positions: consecutive positions in the batch.
         seed, step: the seed of the training run, and the step.
-        name: name of the draws; those of another name are independent.
+        name: name of the draws; draws with different names are independent.
     """
 
     def __init__(self, positions: range, seed: int, step: int, name: str = "noise"):
@@ -55,9 +55,9 @@ class StepNoise(RandomStream):
 
 
 class StepBatches(Dataset):
-    """The collated batches of a process, indexed by the step.
+    """A dataset whose item n is this process's share of the batch of step n, collated.
 
-    Each epoch is a new permutation of the dataset, without the last incomplete batch. What an item draws from PyTorch's
+    Each epoch is a new permutation of the samples, without the last incomplete batch. What an item draws from PyTorch's
     global generator depends on the seed, the step and the item's position alone.
 
     An item whose file cannot be read does not end the training run: the next item takes its place, with a warning that

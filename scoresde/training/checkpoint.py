@@ -1,9 +1,9 @@
 """Checkpoints: one safetensors file, replaced atomically, with nothing executable in it.
 
 Tensors are named `<group>/<name>`: `model/...`, `ema/...`, `optimizer/<parameter>/<moment>`. The rest (the step, the
-optimiser's settings) is JSON in the file's metadata, under `info`. `crc32` beside it maps the name of every tensor to
-its checksum, and the empty name to that of `info`, so that an error can name a part that is missing or has changed.
-Older files have no checksums.
+optimiser's settings) is JSON in the file's metadata, under `info`. The metadata entry `crc32`
+maps the name of every tensor to its checksum, and the empty name to the checksum of `info`, so that an error can name
+the part that is missing or has changed. Older files have no checksums.
 """
 
 import json
@@ -213,8 +213,8 @@ def unpack_optimizer(
         steps: number of steps that the optimiser made; a larger step counter is refused.
 
     Raises:
-        ValueError: the state belongs to another kind of optimiser, or to more parameters; a moment or a setting is
-            missing, or is not like the optimiser's own.
+        ValueError: the state belongs to another kind of optimiser or to other parameters; a moment or a setting is
+            missing, not finite, or of another shape or type than the optimiser's own.
     """
     own = type(optimizer).__name__
     if (kind := info.get("kind", own)) != own:
@@ -227,7 +227,7 @@ def unpack_optimizer(
         number, _, name = key.partition("/")
         if not number.isdecimal() or int(number) >= len(members):
             raise ValueError(
-                f"the checkpoint has moments of more than the optimiser's {len(members)} parameters: {key}"
+                f"the optimiser state in the checkpoint must be of parameters 0 to {len(members) - 1}; got {key}"
             )
         state.setdefault(int(number), {})[name] = value
     for index, (group, parameter) in enumerate(members):
@@ -235,7 +235,7 @@ def unpack_optimizer(
         if expected and not state and steps:
             raise ValueError(f"the checkpoint has no moments of {own} after {steps} steps: it is incomplete")
         if moments and (text := _state_difference(expected, moments, steps)):
-            raise ValueError(f"the checkpoint has other moments than {own}, of parameter {index}: {text}")
+            raise ValueError(f"the checkpoint must have the state that {own} keeps of parameter {index}: {text}")
         for name, value in moments.items():
             if isinstance(value, Tensor) and value.shape == parameter.shape:
                 moments[name] = place_like(value, parameter)
@@ -244,7 +244,7 @@ def unpack_optimizer(
 
 
 def _first_state(optimizer: Optimizer, group: dict[str, Any], parameter: Tensor) -> dict[str, Any]:
-    """Return the state that an optimiser makes for a parameter: a copy of it makes one step with a zero gradient."""
+    """Return the state of a parameter after a first step, made by a copy of the optimiser with a zero gradient."""
     copy = object.__new__(type(optimizer))
     copy.__dict__.update(optimizer.__dict__)
     single = torch.zeros(parameter.shape, dtype=parameter.dtype, device=parameter.device, requires_grad=True)
@@ -275,11 +275,16 @@ def _settings(own: Sequence[dict[str, Any]], stored: Any) -> list[dict[str, Any]
     if not isinstance(stored, list) or len(stored) != len(own) or not all(isinstance(group, dict) for group in stored):
         raise ValueError(f"the checkpoint must have the settings of {len(own)} groups of parameters; got {stored!r}")
     settings = [{**group, **other} for group, other in zip(own, stored, strict=True)]
-    for group, other in zip(own, settings, strict=True):
+    for index, (group, other) in enumerate(zip(own, settings, strict=True)):
+        expected, params = group["params"], other["params"]
+        if isinstance(params, list) and params != expected:
+            order = " in another order" if len(params) == len(expected) else ""
+            raise ValueError(
+                f"the optimiser state in the checkpoint is for {len(params)} parameters{order} in group {index}; the "
+                f"optimiser has {len(expected)}: use the model and optimiser of the checkpoint, or a new run"
+            )
         for name, value in group.items():
             check_like(f"the optimiser's {name} in the checkpoint", other[name], value)
-        if other["params"] != group["params"]:
-            raise ValueError(f"the settings must be of parameters {group['params']}; got {other['params']}")
     return settings
 
 
@@ -293,7 +298,10 @@ def check_like(name: str, value: Any, own: Any) -> None:
 
 
 def _is_like(value: Any, own: Any) -> bool:
-    """Return whether a value has the structure of `own` and finite numbers; a boolean may also be None or text."""
+    """Return whether a value has the structure of `own`, and only finite numbers.
+
+    Where `own` is a boolean or None, the value may be a boolean, None or a string.
+    """
     if isinstance(own, dict):
         return isinstance(value, dict) and value.keys() == own.keys() and all(_is_like(value[k], own[k]) for k in own)
     if isinstance(own, (list, tuple)):

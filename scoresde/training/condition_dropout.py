@@ -40,8 +40,8 @@ def drop_conditions(cond: Condition, dropout: float | Mapping[str, float], strea
     Args:
         cond: conditions with leading dimension B.
         dropout: see `Dropout`.
-        stream: draws one number for each sample, or with probabilities by name one for each sample and name, in the
-            order of the names in the alphabet.
+        stream: gives one random number per sample; if `dropout` is a dict, one per sample and name, with the names in
+            alphabetical order.
     """
     parts = by_name(cond)
     if not parts or not dropped_names(dropout, list(parts)):
@@ -56,5 +56,5 @@ def drop_conditions(cond: Condition, dropout: float | Mapping[str, float], strea
 
 
 def _without(part: Tensor, lost: Tensor) -> Tensor:
-    """Return a condition (B, ...) with null conditions for the samples that are lost, (B,)."""
+    """Return the condition (B, ...), with the null condition for each sample whose entry of `lost` (B,) is True."""
     return torch.where(lost.to(part.device).reshape(-1, *(1,) * (part.ndim - 1)), null_condition(part), part)

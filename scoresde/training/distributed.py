@@ -46,7 +46,7 @@ def size() -> int:
 
 @contextmanager
 def processes() -> Iterator[None]:
-    """Connect the processes that torchrun started for the duration of the block; do nothing in a single process.
+    """During the block, connect the processes that torchrun started; do nothing in a single process.
 
     A process gives up waiting for the others after the minutes in the environment variable SCORESDE_PATIENCE, by
     default a week.
@@ -150,7 +150,7 @@ class SharedObjective:
 
     @contextmanager
     def accumulating(self, last: bool) -> Iterator[None]:
-        """Within the block, accumulate gradients; processes exchange them only if this is the last part of a batch."""
+        """Within the block, accumulate gradients; if `last`, the last part of a batch, processes exchange them."""
         if self._sharded is not None:
             self._sharded.set_requires_gradient_sync(last)
         call = self._call

@@ -30,7 +30,7 @@ def decay_of_half_life(half_life: float, batch_size: int = 1) -> float:
     """Return the decay that halves a step's weight within `half_life` samples, 2^(-batch_size / half_life).
 
     Args:
-        half_life: in samples; in steps with the default batch size. 2206.00364 uses 500 000 for CIFAR-10.
+        half_life: a number of samples, or of steps if `batch_size` is 1. 2206.00364 uses 500,000 samples for CIFAR-10.
         batch_size: samples per step.
 
     Raises:

@@ -4,9 +4,10 @@ The objective is a bound on -log P(x) in nats (1902.00275, section 3.1),
 
     E_{u ~ q(u|x)} [ B(T(x + u)) - log|det T'| + log q(u|x) ],
 
-where T is the transform to model space, and the evidence bound B(y) of `losses.VariationalBound`, in nats, replaces
--log p(y) (2101.09258, theorem 3). A likelihood takes y itself as x(t_min), while the decoder of the bound is centred on
-x(t_min)/alpha: the two differ by the constant d log alpha(t_min), with d the number of dimensions.
+where x are grey levels, u is the noise added to them, and T is the transform to model space. The evidence bound B(y)
+replaces -log p(y), y = T(x + u) (2101.09258, theorem 3). It is that of `losses.VariationalBound`, in nats, plus the
+constant d log alpha(t_min), with d the number of dimensions: likelihoods take y as x(t_min), while the decoder of
+`VariationalBound` is centred on x(t_min)/alpha(t_min).
 """
 
 from collections.abc import Callable
@@ -50,7 +51,7 @@ def negative_evidence(
         images: integer grey levels (B, *).
         transform: maps grey levels to model space.
         dequantization: q; the points y = T(x + u) are taken as x(t_min).
-        cond: short for `model.given(cond)`.
+        cond: condition of the images; the same as passing `model.given(cond)` as the model.
         generator: draws u, times and noise.
     """
     sde = model.sde
@@ -141,7 +142,7 @@ def compare(
     batch_size: int = 256,
     progress: bool = True,
 ) -> DequantizationBounds:
-    """Return `bounds.continuous` of a dataset under a learned and under uniform dequantisation.
+    """Return the bounds of `bounds.continuous` on a dataset, with the learned and with uniform dequantisation.
 
     Args:
         dequantization, model, transform, dataset: see `learn`.

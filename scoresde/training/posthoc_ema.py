@@ -154,7 +154,7 @@ def profiles(directory: Path, step: int | None = None, extra: Iterable[Path] = (
 
 
 def plan(directory: Path, sigma_rel: float, step: int | None = None, extra: Iterable[Path] = ()) -> Plan:
-    """Return the best combination of stored averages for a profile. Arguments and errors as in `reconstruct`."""
+    """Return the best combination of stored averages for a width and step; arguments and errors: see `reconstruct`."""
     gamma_of(sigma_rel)
     sources = profiles(directory, step, extra)
     if not sources:
@@ -204,7 +204,10 @@ def reconstruct(
         group = group_of(source.sigma_rel)
         groups, info = checkpoint.load(source.path, {group}, needed=[group])
         if info["step"] != source.step:
-            raise ValueError(f"{source.path} was of step {source.step}, now {info['step']}: run the command again")
+            raise ValueError(
+                f"{source.path} was replaced meanwhile: its step was {source.step}, and is now {info['step']}; run the "
+                "command again"
+            )
         average = groups[group]
         first = first or {name: torch.zeros_like(tensor) for name, tensor in average.items()}
         if text := checkpoint.difference(first, average):

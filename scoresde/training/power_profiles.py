@@ -57,7 +57,7 @@ def rate(gamma: float, step: int) -> float:
 
 
 def inner_products(steps: Sequence[int], sigma_rels: Sequence[float]) -> Tensor:
-    """Return the sums over steps i of p_k(i) p_l(i), (K, K), for profiles p_k of these steps and widths, exactly."""
+    """Return the exact inner products sum_i p_k(i) p_l(i), (K, K), of the K profiles with these steps and widths."""
     times, index = torch.tensor(steps, dtype=torch.float64).unique(return_inverse=True)
     widths = sorted(set(sigma_rels))
     width = torch.tensor([widths.index(sigma_rel) for sigma_rel in sigma_rels])
@@ -91,6 +91,8 @@ def _same_step_products(times: list[int], power: Tensor) -> Tensor:
 
 def combination(products: Tensor) -> tuple[Tensor, float]:
     """Return the x (K,) with sum 1 that minimises r = |sum_k x_k p_k - q|, and r / |q|.
+
+    Letters as in the module docstring.
 
     Args:
         products: (K + 1, K + 1), the inner products of the profiles p_1, ..., p_K, q.

@@ -333,7 +333,7 @@ class Trainer:
 
 
 class _Terms(nn.Module):
-    """Module that computes the loss terms of data, so that the processes can exchange its gradients."""
+    """The loss as a module, because DistributedDataParallel averages only the gradients of a module."""
 
     def __init__(self, model: ScoreModel, loss: Objective, data_map: DataMap, seed: int, dropout: Dropout):
         super().__init__()
@@ -342,7 +342,7 @@ class _Terms(nn.Module):
     def forward(
         self, x: Tensor, cond: Condition, positions: range, batch_size: int, step: int
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return (value, t, weight) of the data x (n, *) at these positions of the step's batch."""
+        """Return value, time and weight of the loss of each sample of x (n, *), at `positions` in the step's batch."""
         stream = StepNoise(positions, self.seed, step)
         x0 = self.data_map.training_states(x, stream).float()
         generator = torch.Generator().manual_seed(step_seed(self.seed, step, "times"))
@@ -382,10 +382,10 @@ def _seed_dropout(seed: int, device: torch.device) -> None:
 
 @contextmanager
 def _interruptions() -> Iterator[Callable[[], bool]]:
-    """Yield a function that returns whether a signal asked to stop; only a second such signal acts as usual.
+    """Yield a function that returns whether a signal asked to stop; a second signal of the same kind acts as usual.
 
-    The signals are SIGINT, SIGTERM, and where the platform has them SIGUSR1, which schedulers send before a time limit,
-    and SIGHUP, unless it is ignored (`nohup`). A process of torchrun also stops when torchrun is gone.
+    The signals are SIGINT, SIGTERM and, if the platform has them, SIGUSR1 (schedulers send it before a time limit) and
+    SIGHUP (unless it is ignored, as under `nohup`). A process of torchrun also stops when torchrun is gone.
     """
     received, parent = [], os.getppid()
     is_main = threading.current_thread() is threading.main_thread()  # no other thread may set handlers

@@ -52,7 +52,9 @@ class HeldOut:
     ):
         count = len(dataset)  # type: ignore[arg-type]
         if not min(count, samples) > 0:
-            raise ValueError(f"held-out evaluation needs at least one sample; got samples={samples} of {count}")
+            raise ValueError(
+                f"held-out evaluation needs at least one sample; got samples={samples} from a dataset of {count}"
+            )
         samples = min(samples, count)
         self.items = [dataset[i * count // samples] for i in range(samples)]
         self.loss, self.training_map, self.likelihood_map = loss, training_map, likelihood_map
@@ -61,7 +63,7 @@ class HeldOut:
     def __call__(self, model: ScoreModel, step: int) -> dict[str, float]:
         """Return the mean loss, and the bound in bits (of continuous data: nats) per dimension, with standard errors.
 
-        There is no bound if dequantised data are states at a time above t_min, as with `TruncatedNormal`.
+        The bound is left out if the dequantisation gives states at a time above t_min, as `TruncatedNormal` does.
         """
         device = next(model.parameters()).device
         x, cond = split_condition(default_collate(self.items), device)
@@ -78,7 +80,7 @@ class HeldOut:
             yield range(len(x))[rows], x[rows], select(cond, rows, len(x))
 
     def _losses(self, model: ScoreModel, x: Tensor, cond: Condition) -> Tensor:
-        """Return the loss terms (N,) at one stratified draw of times."""
+        """Return the loss (N,) of each sample, at stratified random times that are the same in every call."""
         generator = torch.Generator().manual_seed(step_seed(self.seed, 0, "validation times"))
         times = self.loss.draw_times(model.sde, len(x), generator)
         values = []
@@ -104,6 +106,6 @@ class HeldOut:
 
 
 def _mean(name: str, values: Tensor) -> dict[str, float]:
-    """Return the mean and its standard error by their names in the log."""
+    """Return the mean of the values and its standard error, as {name in the log: number}."""
     mean, error = mean_and_error(values)
     return {name: mean, f"{name}_stderr": math.nan if error is None else error}

@@ -1,5 +1,6 @@
 """`scoresde data`: the statistics of a dataset, and a picture of its samples."""
 
+import json
 import re
 import warnings
 
@@ -88,6 +89,8 @@ def test_a_table_of_decimal_commas_with_gaps_and_classes(capsys, tmp_path):
     rows = table_of(capsys, "data=table", "data.path=x.csv", "data.labels=kind", "data.missing=drop")
     assert rows["items"] == ["180", "10", "10"]
     assert rows["labels"][0].startswith("2 classes of")
+    counts = [[int(cell.split()[0]) for cell in rows[name]] for name in "ab"]
+    assert np.sum(counts, axis=0).tolist() == [180, 10, 10]
     assert float(rows["x"][1]) == pytest.approx(1, rel=0.2)
 
 
@@ -118,6 +121,52 @@ def test_images_of_ones_own(option, capsys, tmp_path):
         assert rows["also in train"] == ["0", "190"]
         assert rows["also in validation"] == ["10"]
     assert matplotlib.image.imread(tmp_path / f"{option}.png").shape[:2] == (152, 152)  # 2 x 2 of 64, with gaps
+
+
+def test_classes_are_counted_and_drawn_in_rows(capsys, tmp_path):
+    rows = table_of(capsys, "data=digits", "data.labels=true", "out=x.png")
+    expected = np.bincount(Digits("fit", labels=True).labels)
+    assert rows["label"] == ["train", "validation", "test"]
+    assert [rows[str(digit)][0] for digit in range(10)] == [f"{n} ({n / 1500:.1%})" for n in expected]
+    picture = matplotlib.image.imread(tmp_path / "x.png")
+    assert picture.shape[0] > 10 * 72  # a row for each class
+    assert picture.shape[1] > 8 * 72
+    assert main(["data", "data=digits", "data.labels=true", "--json"]) == 0
+    classes = json.loads(capsys.readouterr().out)["classes"]["label"]
+    assert [(c["class"], c["name"], c["count"]["train"]) for c in classes] == [
+        (i, str(i), int(n)) for i, n in enumerate(expected)
+    ]
+    assert sum(c["share"]["test"] for c in classes) == pytest.approx(1)
+
+
+def test_rare_and_missing_classes_are_warned_of(capsys, tmp_path):
+    """Of 100 rows in the order of the file the last ten are validation and test rows, all of class c."""
+    lines = [f"{i}.5,{'a' if i < 85 else 'b' if i < 88 else 'c'}" for i in range(100)]
+    (tmp_path / "x.csv").write_text("\n".join(["x,kind", *lines]) + "\n")
+    arguments = ["data=table", "data.path=x.csv", "data.labels=[kind]", "data.order=null"]
+    with pytest.warns(UserWarning, match="classes of 'kind'") as caught:
+        rows = table_of(capsys, *arguments)
+    messages = [str(warning.message) for warning in caught]
+    assert "2 of the 3 classes of 'kind' have fewer than 20 samples in train (b: 3, c: 2): collect more" in messages[0]
+    assert "2 of the 3 classes of 'kind' do not occur in validation (a, b): change the splits" in messages[1]
+    assert "do not occur in test (a, b)" in messages[2]
+    assert rows["a"] == ["85 (94.4%)", "0 (0.0%)", "0 (0.0%)"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        table_of(capsys, *arguments, "limit=5")  # of some samples only nothing is known about the others
+
+
+def test_classes_of_a_folder_and_pictures_that_name_their_makers(capsys, tmp_path):
+    pictures = {f"{'cat' if i % 2 else 'dog'}/{i}.png": np.full((8, 8, 3), i, np.uint8) for i in range(200)}
+    write_images(tmp_path / "images", pictures)
+    arguments = ["data=image_folder", "data.root=images", "data.size=8", "data.labels=true", "data.flip=true"]
+    rows = table_of(capsys, *arguments, "out=x.png")
+    assert int(rows["cat"][0].split()[0]) + int(rows["dog"][0].split()[0]) == int(rows["items"][0])
+    assert "credit" not in rows
+    rows = table_of(capsys, "data=openmoji", "data.size=8", "data.labels=[group,tone]", "limit=50", "out=y.png")
+    assert "CC BY-SA 4.0" in rows["credit"][0]
+    assert rows["group"] == rows["tone"] == ["train", "validation", "test"]
+    assert (tmp_path / "y.png").stat().st_size > 5000
 
 
 @pytest.mark.parametrize(

@@ -30,21 +30,22 @@ def check(verb, arguments):
 
 
 SETTINGS = {
-    "train": [
-        "digits, digits_classifier, digits_cond, digits_tn, digits_vdm, ",
-        "sde: cosine, ",
-        "batch_size: ",
-        "--multirun",
-    ],
+    "train": ["digits, digits_classifier, digits_cond, ", "sde: cosine, ", "batch_size: ", "--multirun"],
     "sample": [
         "guidance: autoguidance, cfg, classifier, none",
         "annealed_langevin, ddim, ddim_eta1, deis3, ",
         "run: ???",
-        "batch_size: 256",
     ],
-    "bpd": ["likelihood: adaptive, default, dopri5, exact, score_sde", "run: ???", "split: test"],
+    "bpd": ["likelihood: adaptive, default, dopri5, exact, paired, score_sde", "run: ???", "split: test"],
     "evaluate": ["features: digits, inception, pixels", "run: ???", "floors:", "features=inception n=50000"],
     "compare": ["samplers: - ddim", "run: ???", "sde: ", "- ancestral", "scoresde compare run=oracle sde=subvp"],
+    "classify": [
+        "likelihood: adaptive, ",
+        "run: ???",
+        "method: flow",
+        "bound: ",
+        "classify run=runs/digits_cond",
+    ],
     "dequantize": ["optimizer: adam", "run: ???", "steps: 500", "scoresde dequantize run=runs/digits steps=2000"],
     "convert": ["source: ???", "path: ???", "data: arrays, cifar10, ", "source=edm"],
     "data": ["data: arrays, cifar10, ", "limit: null", "experiment=digits"],

@@ -105,7 +105,8 @@ def test_a_submission_to_slurm_composes(capsys):
 @pytest.mark.parametrize("command", [["dequantize"], ["compare"], ["convert", "source=edm", "path=x.pt"]])
 def test_verbs_that_processes_cannot_share_refuse_several(command, monkeypatch, refused):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    message = "must run in one process; got 2 processes of torchrun, which can share only train, sample, bpd, evaluate"
+    verbs = "train, sample, bpd, evaluate, classify"
+    message = f"must run in one process; got 2 processes of torchrun, which can share only {verbs}"
     assert f"{command[0]} {message}" in refused(*command)
 
 

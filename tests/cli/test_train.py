@@ -15,6 +15,7 @@ import yaml
 
 import scoresde as ss
 from scoresde.cli import main
+from scoresde.cli.overrides import configurations
 from scoresde.training.checkpoint import load, save
 from tests.cli.conftest import LABELLED as DIGITS_WITH_LABELS
 from tests.cli.conftest import TOY, contents, rows
@@ -334,3 +335,11 @@ def test_arrays_of_ones_own_are_trained_sampled_and_measured(shape, options, sta
     assert rows("r")[-1]["unit"] == unit
     assert f"test {unit}" in printed.out
     assert "the test split has 3 samples, so that a standard error over them is itself uncertain by 50%" in printed.err
+
+
+@pytest.mark.parametrize("verb", ["train", "data"])
+@pytest.mark.parametrize(("override", "dropout"), [([], 0.1), (["condition.dropout=0.3"], 0.3)], ids=["own", "set"])
+def test_an_experiment_sets_the_dropout_of_conditions(verb, override, dropout):
+    with configurations(verb, None) as (compose, _):
+        assert compose("experiment=digits_cond", *override).condition.dropout == dropout
+        assert compose("experiment=digits").condition.dropout == 0.0

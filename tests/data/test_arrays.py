@@ -179,3 +179,48 @@ def test_other_values_than_levels_are_named(value, shown, tmp_path):
         ValueError, match=rf"sample 2 of .* must have grey levels 0, \.\.\., 15; got {shown}.*: set another"
     ):
         dataset[2]
+
+
+def test_several_labels_are_a_dict_by_key_or_by_the_name_of_the_file(tmp_path):
+    kinds, vectors = np.array(["b", "a", "ü"] * 10), np.arange(60.0).reshape(30, 2)
+    np.savez(tmp_path / "x.npz", states=VALUES[:30], kind=kinds, vector=vectors, part=np.arange(30) - 1)
+    path = save(tmp_path / "x.npy", VALUES[:30])
+    files = [save(tmp_path / "kind.npy", np.char.encode(kinds, "utf-8")), save(tmp_path / "vector.npy", vectors)]
+    first = Arrays(tmp_path / "x.npz", "train", labels=["kind", "vector", "part"])
+    second = Arrays(path, "train", labels=[*files, save(tmp_path / "part.npy", np.arange(30) - 1)])
+    for dataset in (first, second):
+        assert dataset.class_names == {"kind": ["a", "b", "ü"]}
+        for i, row in enumerate(dataset.entries):
+            state, condition = dataset[i]
+            assert np.array_equal(state, VALUES[row].astype(state.numpy().dtype))
+            assert int(condition["kind"]) == [1, 0, 2][row % 3]
+            assert condition["vector"].tolist() == [2 * row, 2 * row + 1]
+            assert int(condition["part"]) == row - 1  # -1 is the null class
+    assert Arrays(tmp_path / "x.npz", "test", labels="kind", key="states").class_names == {"label": ["a", "b", "ü"]}
+
+
+def test_a_vector_of_nan_is_the_null_condition(tmp_path):
+    vectors = np.ones((40, 2))
+    vectors[3] = np.nan
+    path, labels = save(tmp_path / "x.npy", VALUES), save(tmp_path / "y.npy", vectors)
+    assert Arrays(path, labels=labels).labels.isnan().all(dim=1).nonzero().tolist() == [[3]]
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (
+            [[1.0, float("nan")]] * 40,
+            r"must be finite in float32, or NaN throughout a sample .*; got \[1.0, nan\] in row 0",
+        ),
+        ([0.5] * 39 + [float("inf")], "must be finite in float32.* got inf in row 39: replace these values"),
+        ([0] * 39 + [-3], "label must hold classes 0, or -1 for a sample without a class; got -3 .. 0"),
+        (["a"] * 39 + [""], "must be one text per sample, none of them empty"),
+        ([["a", "b"]] * 40, r"must be one text per sample, none of them empty; got shape \(40, 2\)"),
+        ([1j] * 40, "is not an array of numbers or texts .* complex128"),
+    ],
+)
+def test_labels_that_are_no_conditions(labels, message, tmp_path):
+    path = save(tmp_path / "x.npy", VALUES)
+    with pytest.raises(ValueError, match=message):
+        Arrays(path, labels=save(tmp_path / "y.npy", np.array(labels)))

@@ -88,6 +88,7 @@ def test_every_version_gives_the_same_images(write, source, split, tmp_path, mon
     assert torch.equal(states, images)
     pairs = CIFAR10(str(tmp_path), split, labels=True, flip=True)
     assert len(pairs) == 2 * len(images)
+    assert pairs.class_names["label"][3:6] == ["cat", "deer", "dog"]
     for i, (state, label) in enumerate(pairs[i] for i in range(len(images))):
         assert torch.equal(state, images[i])
         assert (label.dtype, label.shape, label) == (torch.int64, (), labels[i])

@@ -26,6 +26,8 @@ def test_digits_have_labels_on_request():
     assert [int(label) for _, label in (pairs[i] for i in range(297))] == load_digits().target[ORDER[1500:]].tolist()
     assert torch.equal(pairs[5][0], Digits("test")[5])
     assert (pairs[0][1].dtype, pairs[0][1].shape) == (torch.int64, ())
+    assert pairs.class_names == {"label": [str(digit) for digit in range(10)]}
+    assert not hasattr(Digits("test"), "class_names")
 
 
 def curves(name):

@@ -365,3 +365,49 @@ def test_every_suffix_of_the_formats_that_are_read_is_listed(tmp_path):
     )
     touch(tmp_path, names)
     assert ImageFolder(tmp_path, 4).entries == names
+
+
+@pytest.mark.parametrize("is_archive", [False, True])
+def test_subfolders_are_classes_the_same_in_every_split(is_archive, tmp_path):
+    names = ["b/0.png", "b/deep/1.png", "a/2.png", "a/3.png", "c d/4.png", ".hidden/5.png"]
+    pictures = {name: levels(4, 4, seed=i) for i, name in enumerate(names)}
+    root = tmp_path / ("x.zip" if is_archive else "x")
+    if is_archive:
+        write_zip(root, {name: png(picture) for name, picture in pictures.items()})
+    else:
+        write_images(root, pictures)
+        (root / "empty").mkdir()
+    dataset = ImageFolder(root, 4, labels=True, flip=True)
+    assert dataset.class_names == {"label": ["a", "b", "c d"]}
+    assert dataset.labels.tolist() == [0, 0, 1, 1, 2]
+    state, label = dataset[2 + 5]
+    assert torch.equal(state, chw(pictures["b/0.png"]).flip(-1))
+    assert (int(label), label.dtype, label.shape) == (1, torch.int64, ())
+    for split in ("train", "validation", "test"):
+        try:
+            part = ImageFolder(root, 4, labels=True, split=split)
+        except ValueError:  # an empty split
+            continue
+        assert part.class_names == dataset.class_names
+        assert part.labels.tolist() == [int(dataset.labels[dataset.entries.index(name)]) for name in part.entries]
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (
+            ["a.png", "b.png"],
+            "must be in a subfolder, its class, for labels=True; got a.png and 1 others outside of one",
+        ),
+        (
+            ["a/0.png", "b/0.png", "x.png"],
+            "got x.png and 0 others outside of one: move them into .*, or set labels=False",
+        ),
+        (["faces/a.png", "faces/deep/b.png"], "must have two or more class folders for labels=True; got one, 'faces'"),
+    ],
+)
+def test_folders_without_classes(names, message, tmp_path):
+    touch(tmp_path, names)
+    with pytest.raises(ValueError, match=message):
+        ImageFolder(tmp_path, 4, labels=True)
+    assert len(ImageFolder(tmp_path, 4)) == len(names)

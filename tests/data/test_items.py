@@ -5,6 +5,7 @@ import gzip
 import numpy as np
 import pytest
 import torch
+from torch.utils.data import DataLoader
 
 from scoresde.data.items import Items, check_choice, read_bytes, reading, split_indices
 from tests.data.files import stacked
@@ -28,6 +29,40 @@ def test_mirror_images_follow_the_states_and_keep_their_labels():
     for dataset, index in ((plain, 4), (plain, -5), (flipped, 8), (flipped, -9)):
         with pytest.raises(IndexError):
             dataset[index]
+
+
+def test_labels_may_be_a_dict_and_named(tmp_path):
+    states = torch.arange(12.0).reshape(4, 3)
+    labels = {"kind": torch.tensor([0, 1, -1, 1]), "vector": torch.eye(4)}
+    items = Items(states, labels, flip=True, class_names={"kind": ("a", "b")})
+    assert items.class_names == {"kind": ["a", "b"]}
+    for i in range(8):
+        state, condition = items[i]
+        assert torch.equal(state, states[i % 4] if i < 4 else states[i % 4].flip(0))
+        assert {name: value.tolist() for name, value in condition.items()} == {
+            "kind": labels["kind"][i % 4].tolist(),
+            "vector": labels["vector"][i % 4].tolist(),
+        }
+    batches = list(DataLoader(items, batch_size=8, num_workers=2))
+    assert torch.equal(batches[0][1]["kind"], labels["kind"].repeat(2))
+    assert not hasattr(Items(states, labels["kind"]), "class_names")
+    assert not hasattr(Items(states), "class_names")
+
+
+@pytest.mark.parametrize(
+    ("labels", "names", "message"),
+    [
+        (torch.tensor([0, 1, 2]), None, r"label must have one value per sample, 2; got shape \(3,\)"),
+        (torch.tensor([0, -2]), None, "label must hold classes 0, or -1 for a sample without a class; got -2 .. 0"),
+        (torch.tensor([0, 2]), {"label": ["a", "b"]}, r"label must hold classes 0 .. 1, or -1 .*; got 0 .. 2: number"),
+        ({"kind": torch.tensor([0, 5])}, {"kind": ["a"]}, "kind must hold classes 0 .. 0, or"),
+        ({"kind": torch.tensor(0)}, None, r"kind must have one value per sample, 2; got shape \(\)"),
+        (torch.zeros(3, 2), None, "vector must have one value per sample, 2"),
+    ],
+)
+def test_labels_that_are_no_classes(labels, names, message):
+    with pytest.raises(ValueError, match=message):
+        Items(torch.zeros(2, 3), labels, class_names=names)
 
 
 def splits(n, validation=0.1, test=0.2, seed=0):

@@ -1,5 +1,6 @@
 """Images of Parquet files, written by pyarrow as the hub writes them."""
 
+import json
 import pickle
 
 import numpy as np
@@ -167,3 +168,41 @@ def test_missing_files_and_files_without_rows(tmp_path):
             ParquetImages(files, 6)
     with pytest.raises(FileNotFoundError, match=rf"there are no Parquet files {tmp_path}/train-\*"):
         ParquetImages([tmp_path / "x.parquet", tmp_path / "train-*"], 6)
+
+
+def write_classes(path, features, **columns):
+    """Write a file with the metadata of `datasets`, where a column may be of type ClassLabel."""
+    write_parquet(path, IMAGES[:4], **columns)
+    table = pyarrow.parquet.read_table(path)
+    metadata = {"huggingface": json.dumps({"info": {"features": features}})}
+    pyarrow.parquet.write_table(table.replace_schema_metadata(metadata), path)
+
+
+FEATURES = {
+    "kind": {"names": ["cat", "dog", "eel"], "_type": "ClassLabel"},
+    "part": {"dtype": "int64", "_type": "Value"},
+}
+
+
+def test_names_of_class_labels_are_in_the_metadata_of_datasets(tmp_path):
+    path = tmp_path / "x.parquet"
+    write_classes(path, FEATURES, kind=[2, -1, 0, 0], part=[1, 1, 0, 0])
+    one = ParquetImages(path, 4, labels="kind", split="train", validation=0.25, test=0.25)
+    assert one.class_names == {"label": ["cat", "dog", "eel"]}
+    both = ParquetImages(path, 4, labels=["kind", "part"], flip=True)
+    assert both.class_names == {"kind": ["cat", "dog", "eel"]}
+    assert {name: int(value) for name, value in both[4][1].items()} == {"kind": 2, "part": 1}
+    assert [int(both[i][1]["kind"]) for i in range(4)] == [2, -1, 0, 0]
+    assert not hasattr(ParquetImages(path, 4, labels="part"), "class_names")
+
+
+def test_classes_of_the_metadata_have_to_fit(tmp_path):
+    write_classes(tmp_path / "a.parquet", FEATURES, kind=[0, 1, 2, 3])
+    with pytest.raises(ValueError, match=r"label must hold classes 0 .. 2, or -1 .*; got 0 .. 3"):
+        ParquetImages(tmp_path / "a.parquet", 4, labels="kind")
+    write_classes(tmp_path / "a.parquet", FEATURES, kind=[0, 1, 2, 2])
+    write_classes(tmp_path / "b.parquet", {"kind": {"names": ["dog", "cat", "eel"]}}, kind=[0, 1, 2, 2])
+    with pytest.raises(
+        ValueError, match=r"b.parquet .*its classes \['dog', .*\] of column 'kind' are not those of .*a.parq"
+    ):
+        ParquetImages(tmp_path / "*.parquet", 4, labels="kind")

@@ -318,3 +318,48 @@ def test_file_that_is_not_text(content, tmp_path):
         Table(tmp_path / "x.csv")
     with pytest.raises(FileNotFoundError, match=f"{tmp_path}/y.csv"):
         Table(tmp_path / "y.csv")
+
+
+MIXED = "x,kind,part,grade\n" + "".join(f"{i}.5,{'ba'[i % 2]},{i % 3},{i % 4}.0\n" for i in range(40))
+
+
+def test_several_columns_of_labels_are_a_dict_by_their_names(tmp_path):
+    (tmp_path / "x.csv").write_text(MIXED)
+    parts = [
+        Table(tmp_path / "x.csv", split, labels=["kind", "part", 3], seed=None) for split in ("all", "train", "test")
+    ]
+    assert parts[0].names == ("x",)
+    for part in parts:  # numbers are the classes themselves, without names
+        assert part.class_names == {"kind": ["a", "b"]}
+    state, condition = parts[0][6]
+    assert state.tolist() == [6.5]
+    assert {name: int(value) for name, value in condition.items()} == {"kind": 1, "part": 0, "grade": 2}
+    assert all(value.dtype == torch.int64 for value in condition.values())
+    assert Table(tmp_path / "x.csv", columns=["x"], labels=["part"]).labels.keys() == {"part"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"labels": ["kind", "age"]}, "'age' does not name one column of .*: the columns are x, kind, part, grade"),
+        ({"labels": ["kind", "kind"]}, "without repetitions"),
+        ({"labels": []}, "not empty"),
+        (
+            {"labels": ["part", "x", "kind"]},
+            "labels='x' of .* must be integers from 0, or text; got 0.5: number the classes",
+        ),
+        ({"labels": ["kind", "part"], "columns": ["x", "part"]}, "columns must not hold labels='part', the classes"),
+    ],
+)
+def test_columns_that_are_no_labels(arguments, message, tmp_path):
+    (tmp_path / "x.csv").write_text(MIXED)
+    with pytest.raises(ValueError, match=message):
+        Table(tmp_path / "x.csv", **arguments)
+
+
+def test_each_column_of_labels_is_complete(tmp_path):
+    (tmp_path / "x.csv").write_text("x,a,b\n1.5,u,p\n2.5,v,\n3.5,,q\n4.5,v,q\n")
+    with pytest.raises(ValueError, match=r"labels='a' of .* must be complete; line 4 has no label"):
+        Table(tmp_path / "x.csv", labels=["a", "b"])
+    dataset = Table(tmp_path / "x.csv", labels=["a", "b"], missing="drop")
+    assert {name: values.tolist() for name, values in dataset.labels.items()} == {"a": [0, 1], "b": [0, 1]}

@@ -11,7 +11,8 @@ import scoresde as ss
 from scoresde.data import Affine, Levels
 from scoresde.dequantization import AboveUniform, Incomplete
 from scoresde.evaluation import Budget, evaluate_likelihood
-from scoresde.evaluation.dataset_likelihood import Estimate, _Evaluation
+from scoresde.evaluation.batch_likelihood import BatchLikelihood
+from scoresde.evaluation.dataset_likelihood import Estimate
 from scoresde.evaluation.resumable import fingerprint
 from scoresde.networks import MLP
 from scoresde.solvers import Adams, RungeKutta
@@ -103,6 +104,38 @@ def test_conditions_stay_with_their_samples(kind, is_quantised, tmp_path):
         cond = default_collate(labels)
         log_prob = ss.log_prob(run.model, transform(points), cond, CHEAP["trace"], CHEAP["solver"], range(7))
         torch.testing.assert_close(result, -(log_prob.value + 3 * math.log(0.5)) / 3)
+
+
+@pytest.mark.parametrize("dequantization", [None, ss.Uniform()], ids=["nats", "bits"])
+def test_a_label_has_its_own_likelihood(dequantization, tmp_path):
+    """Given the label, of the label by its frequency among the training data, and of both."""
+    mixture, transform = oracle((2, 2)), Affine() if dequantization is None else Levels(8, -3.0, 3.0)
+    states = torch.randint(0, 8, (6, 2, 2), generator=seeded()).double()
+    labels, training = torch.tensor([0, 1, 2, 2, 0, -1]), {"label": torch.tensor([0, 0, 1, 1, 1, 2, 2, -1])}
+    run, data = as_run(mixture.score_model(SDE), transform, tmp_path), list(zip(states, labels, strict=True))
+    result = evaluate_likelihood(run, data, dequantization, **CHEAP, training_labels=training)
+    unit = 4 * (1 if dequantization is None else math.log(2))
+    costs = -torch.tensor([2, 3, 2, 2, 2, 1]).double().div(8).log() / unit
+    assert result.label.mean == pytest.approx(float(costs.mean()))
+    assert result.label.stderr == pytest.approx(float(costs.std()) / 6**0.5)
+    assert result.joint.mean == pytest.approx(result.mean + result.label.mean)
+    assert result.joint.stderr == pytest.approx(float((result.per_sample + costs).std()) / 6**0.5)
+    assert result.conventions["condition"] == "given label"
+    without = evaluate_likelihood(run, data, dequantization, **CHEAP, training_labels=training, conditional=False)
+    plain = evaluate_likelihood(run, list(states), dequantization, **CHEAP)
+    torch.testing.assert_close(without.per_sample, plain.per_sample, rtol=1e-9, atol=1e-9)
+    assert without.conventions["condition"] == "none: the network without its conditions"
+    assert "condition" not in plain.conventions
+    assert (without.label, without.joint, plain.label) == (None, None, None)
+    with pytest.warns(UserWarning, match="the likelihood of the labels is left out: a class does not occur"):
+        unseen = evaluate_likelihood(run, data, dequantization, **CHEAP, training_labels={"label": torch.tensor([0])})
+    assert unseen.label is None
+
+
+def test_a_network_that_needs_its_condition_is_not_measured_without(tmp_path):
+    run = as_run(ss.ScoreModel(Network(), SDE, "karras", conditional=["vector"]), Affine(), tmp_path)
+    with pytest.raises(ValueError, match=r"was trained with vector for every sample: train it with condition\.dropout"):
+        evaluate_likelihood(run, list(zip(normal(2, 3), normal(2, 2), strict=True)), None, **CHEAP, conditional=False)
 
 
 @pytest.mark.parametrize("dequantization", [None, ss.Uniform()], ids=["nats", "bits"])
@@ -240,7 +273,7 @@ def test_the_key_of_stored_batches_covers_data_conditions_and_a_learned_dequanti
         (torch.zeros(3), None, ss.Variational((3,), 8, 2, 4)),
     ):
         data = [x if cond is None else (x, cond)] * 2
-        evaluation = _Evaluation(run, data, dequantization, None, None, 1, 0, "data")
+        evaluation = BatchLikelihood(run, data, dequantization, None, None, 1, 0, "data")
         keys.add(fingerprint(run.model, run.transform, evaluation.tensors([torch.arange(2)])))
     assert len(keys) == 5
 

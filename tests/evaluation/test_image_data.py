@@ -68,7 +68,9 @@ def test_statistics_are_those_of_the_split_and_computed_once(tmp_path):
 
 
 def test_data_beyond_the_range_of_the_run_is_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"span=\(0, 1\); got values from 0 to 16, .* further outside than its width"):
+    with pytest.raises(
+        ValueError, match=r"span=\(0, 1\); got values from 0 to 16, .* outside the span by more than its width"
+    ):
         data_statistics(digits_run(tmp_path, range=[0, 2]), "test", Pixels())
 
 

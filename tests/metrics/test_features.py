@@ -76,7 +76,7 @@ def test_a_span_goes_from_black_up_to_white(use, span):
 def test_images_outside_their_span_are_refused(span, share):
     """Levels 0 .. 255, each once: 253 of them are above 2, and 252 above 3."""
     images = torch.arange(256).reshape(4, 1, 8, 8)
-    message = rf"span=\({span[0]}, 1\); got values from 0 to 255, {100 * share:g}% of them further outside"
+    message = rf"span=\({span[0]}, 1\); got values from 0 to 255, {100 * share:g}% of them outside the span by more"
     with pytest.raises(ValueError, match=message):
         extract(Pixels(), images, span)
 

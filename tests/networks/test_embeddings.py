@@ -229,7 +229,7 @@ def test_several_labels_have_embeddings_of_their_own():
 
 @pytest.mark.parametrize("name", ["vector", "context", "forward", "skin tone"])
 def test_the_name_of_a_label_must_be_free(name):
-    with pytest.raises(ValueError, match="the name of a label must be an identifier that is not in use"):
+    with pytest.raises(ValueError, match="must be a Python identifier, and not 'vector', 'context'"):
         ConditionEmbedding(6, {name: 4})
 
 

@@ -210,7 +210,7 @@ def test_samples_that_turn_nan_are_named_with_their_times():
         return torch.where((c_noise < 0.5)[:, None] & (cond[:, None] > 0), torch.nan, x)
 
     model = ss.ScoreModel(network, ss.VP())
-    with pytest.raises(RuntimeError, match=r"1 of 3 samples turned NaN or infinite \(first 1 at t=0\.\d+\)"):
+    with pytest.raises(RuntimeError, match=r"1 of 3 samples turned NaN or infinite \(first: sample 1 at t=0\.\d+\)"):
         ErrorControlled()(model, shape=(3, 2), seeds=range(3), cond=torch.tensor([0.0, 1.0, 0.0]))
 
 

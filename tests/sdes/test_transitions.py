@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+import scoresde as ss
 from scoresde.sdes.transitions import points, posterior, transition
 from tests.conftest import FINITE, PATHS, close, times
 
@@ -48,3 +49,10 @@ def test_the_posterior_of_a_cleaner_state_is_the_conditional_of_a_joint_normal(s
     # With x_t = r x_s + v^(1/2) eps inserted: mean and variance of x_s again
     close(a * r * sde.alpha(s) + b, sde.alpha(s), rtol=1e-10)
     close(a**2 * (r**2 * sde.sigma(s) ** 2 + v) + variance, sde.sigma(s) ** 2, rtol=1e-10)
+
+
+def test_a_time_without_signal_is_refused():
+    sde = ss.VP(beta_max=1e12)
+    clean, noisy = points(sde, [torch.tensor(0.5).double(), torch.tensor(1.0).double()])
+    with pytest.raises(ValueError, match=r"alpha must be positive .* alpha\(t=0.5\) = 0.*beta_max"):
+        transition(clean, noisy)

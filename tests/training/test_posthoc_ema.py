@@ -201,7 +201,10 @@ def test_a_checkpoint_that_is_replaced_while_it_is_read_is_not_mixed_with_the_pl
     best = plan(tmp_path / "averages", 0.05, extra=[file])
     checkpoint.save(file, averages.groups(), {"step": STEPS + 2})
     monkeypatch.setattr("scoresde.training.posthoc_ema.plan", lambda *_: best)
-    with pytest.raises(ValueError, match=r"checkpoint.safetensors was of step 321, now 322: run the command again"):
+    with pytest.raises(
+        ValueError,
+        match=r"checkpoint.safetensors was replaced meanwhile: its step was 321, and is now 322; run the command",
+    ):
         reconstruct(tmp_path / "averages", 0.05, extra=[file])
 
 

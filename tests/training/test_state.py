@@ -107,9 +107,9 @@ HOSTILE = {  # what was changed, and the message
     "moments missing": (without("optimizer"), "has no moments of Adam after 4 steps: it is incomplete"),
     "moment of no parameter": (
         put("optimizer", "99/exp_avg", lambda x: torch.zeros(1)),
-        "moments of more than the optimiser's .* parameters: 99/exp_avg",
+        "optimiser state in the checkpoint must be of parameters 0 to .*; got 99/exp_avg",
     ),
-    "moment without a number": (put("optimizer", "x/a", lambda x: torch.zeros(1)), "parameters: x/a"),
+    "moment without a number": (put("optimizer", "x/a", lambda x: torch.zeros(1)), "of parameters 0 to .*; got x/a"),
     "counter negative": (moment(lambda x: x - 99, "step"), "of parameter 4: expected a step from 0 to 4; got -95"),
     "counter of later steps": (moment(lambda x: x + 99, "step"), "expected a step from 0 to 4; got 103"),
     "counter between steps": (moment(lambda x: x / 8, "step"), "expected a step from 0 to 4; got 0.5"),
@@ -121,7 +121,14 @@ HOSTILE = {  # what was changed, and the message
     ),
     "betas of another number": (setting("betas", [0.9]), r"must be like \(0.9, 0.999\); got \[0.9\]"),
     "eps a text": (setting("eps", "x"), "the optimiser's eps in the checkpoint must be like 1e-08; got 'x'"),
-    "parameters of another order": (setting("params", [1, 0, 2, 3, 4, 5]), "must be "),
+    "parameters of another order": (
+        setting("params", [1, 0, 2, 3, 4, 5]),
+        "state in the checkpoint is for 6 parameters in another order in group 0; the optimiser has 6: use the model",
+    ),
+    "parameters of another number": (
+        setting("params", [0, 1]),
+        "state in the checkpoint is for 2 parameters in group 0; the optimiser has 6: use the model and optimiser",
+    ),
     "groups of no number": (
         lambda groups, info: info["optimizer"].update(param_groups=None),
         "must have the settings of 1 groups of parameters; got None",

@@ -89,5 +89,5 @@ def test_the_bound_where_no_signal_is_left_is_the_entropy_of_the_data():
 
 
 def test_no_samples_are_refused():
-    with pytest.raises(ValueError, match="needs at least one sample; got samples=0 of 40"):
+    with pytest.raises(ValueError, match="needs at least one sample; got samples=0 from a dataset of 40"):
         held_out(samples=0)

@@ -1,0 +1,186 @@
+"""Likelihoods and evidence bounds of batches of a dataset, the parts of `dataset_likelihood`."""
+
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Annotated, Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, default_collate
+
+from scoresde import bounds
+from scoresde.arguments import MOST, CountOrZero, EvenCount, Range
+from scoresde.build import Run
+from scoresde.dequantization import (
+    AboveUniform,
+    DataMap,
+    Dequantization,
+    Incomplete,
+    TruncatedNormal,
+    count_levels,
+)
+from scoresde.divergence import ExactTrace, Trace
+from scoresde.evaluation.resumable import Numbers
+from scoresde.likelihood import (
+    BitsPerDim,
+    LogProb,
+    bits_per_dim,
+    conventions,
+    log_prob,
+)
+from scoresde.losses import Nodes
+from scoresde.networks.embeddings import by_name
+from scoresde.prior_mismatch import prior_mismatches
+from scoresde.protocols import Condition
+from scoresde.random_stream import RandomStream
+from scoresde.score import device_of
+from scoresde.solvers import Solver
+from scoresde.tensors import dimensions, send
+from scoresde.training.batches import split_condition
+
+REPEATED = 2**31  # added to the seed of a sample for its second, independent evaluation
+BOUNDS = ("continuous", "discrete")
+
+Tasks = dict[str, tuple[Tensor, Callable[[Tensor], Numbers]]]
+
+
+@dataclass(frozen=True)
+class Budget:
+    """The evaluations spent on the error estimates and the evidence bound of a likelihood.
+
+    Args:
+        samples: number of samples, evenly spaced in the dataset, that are evaluated a second time and with a finer
+            solve; 0 skips these error estimates.
+        bound: the evidence bound to report, "continuous" or "discrete"; None for no bound.
+        bound_draws: evaluations of each sample for the bound, an even number.
+        nodes: number of times of the discrete chain, equally spaced in log-SNR from the time at which the noise fits
+            into a grey level.
+
+    Raises:
+        ValueError: an argument is out of range.
+    """
+
+    samples: CountOrZero = 64
+    bound: str | None = "continuous"
+    bound_draws: EvenCount = 32
+    nodes: Annotated[int, Range(2, MOST)] = 1000
+
+    def __post_init__(self):
+        if self.samples < 0 or self.samples == 1:
+            raise ValueError(f"budget.samples must be 0, or at least 2; got {self.samples}")
+        if self.bound is not None and self.bound not in BOUNDS:
+            raise ValueError(f"budget.bound must be one of {', '.join(BOUNDS)} or null; got {self.bound!r}")
+        most = 2 * (self.nodes - 1)
+        if self.bound_draws % 2 or not 2 <= self.bound_draws <= most:
+            raise ValueError(
+                f"budget.bound_draws must be even and from 2 to 2 (nodes - 1) = {most}; got {self.bound_draws}"
+            )
+
+
+@dataclass
+class BatchLikelihood:
+    """Likelihoods and bounds of batches of a dataset; a batch is given by the indices of its samples."""
+
+    run: Run
+    dataset: Dataset
+    dequantization: Dequantization | None
+    trace: Trace
+    solver: Solver
+    samples: int
+    seed: int
+    start: str
+    conditional: bool = True
+
+    def values(self, indices: Tensor) -> Numbers:
+        """Return negative log-likelihoods per dimension, NaN where the solver failed, their cost and conventions."""
+        x, cond, seeds = self._load(indices)
+        model, data_map = self.run.model, DataMap(self.run.transform, self.dequantization)
+        result: LogProb | BitsPerDim
+        bits: BitsPerDim
+        try:
+            if self.dequantization is None:
+                state, nats = data_map.draw(send(x, device_of(model) or x.device), RandomStream(seeds=seeds), model.sde)
+                result = log_prob(model, state, cond, self.trace, self.solver, seeds)
+                values = -(result.value + nats) / dimensions(x)
+                start, mismatch = f"data, t_min={model.sde.t_min:g}", float(prior_mismatches(model.sde, state).max())
+                declared = conventions(model, data_map, self.trace, self.solver, start, mismatch)
+                declared = {"quantity": "negative log-density, nats per dimension", **declared}
+            else:
+                shared: dict[str, Any] = {"trace": self.trace, "solver": self.solver, "seeds": seeds}
+                try:
+                    bits = bits_per_dim(model, x, data_map, cond, samples=self.samples, start=self.start, **shared)
+                except Incomplete as error:
+                    bits = error.result
+                result, values, declared = bits, bits.per_image, bits.conventions
+        except RuntimeError as error:
+            raise RuntimeError(f"samples {indices[0]} to {indices[-1]} of the dataset: {error}") from error
+        if names := by_name(cond):
+            declared = {**declared, "condition": f"given {' and '.join(names)}"}
+        elif not self.conditional:
+            declared = {**declared, "condition": "none: the network without its conditions"}
+        levels = None if self.dequantization is None else count_levels(x, data_map.levels)
+        counts = {name: getattr(result, name).tolist() for name in ("nfe", "backward", "status")}
+        return {"value": values.tolist(), **counts, "levels": levels, "conventions": declared}
+
+    def bound(self, indices: Tensor, budget: Budget) -> Numbers:
+        """Return evidence bounds, NaN for samples without one, and their conventions."""
+        try:
+            bound = self._bound(indices, budget)
+        except Incomplete as error:
+            bound = error.result
+        return {"value": bound.per_image.tolist(), "conventions": bound.conventions}
+
+    def _bound(self, indices: Tensor, budget: Budget) -> bounds.Bound:
+        x, cond, seeds = self._load(indices)
+        model, transform = self.run.model, self.run.transform
+        shared: dict[str, Any] = {"cond": cond, "draws": budget.bound_draws, "seeds": seeds}
+        if budget.bound == "continuous":
+            return bounds.continuous(model, x, transform, dequantization=self.dequantization, **shared)
+        # Start at the time of the dequantised states; if that is t_min, at the time when noise fits into a grey level.
+        start = DataMap(transform, self.dequantization).start(model.sde)
+        start = TruncatedNormal().start(model.sde, transform) if start is None else start
+        return bounds.discrete(model, x, transform, times=Nodes(budget.nodes, "log_snr", start), **shared)
+
+    def feasible(self, budget: Budget) -> Budget:
+        """Return the budget, without the bound if that fails for the first sample; called before the evaluation."""
+        if budget.bound is None or self.dequantization is None:
+            return replace(budget, bound=None)
+        try:
+            with warnings.catch_warnings(action="ignore", category=AboveUniform):
+                self._bound(torch.tensor([0]), replace(budget, bound_draws=2))
+        except (ValueError, RuntimeError) as error:
+            warnings.warn(f"no {budget.bound} evidence bound is reported: {error}", stacklevel=3)
+            return replace(budget, bound=None)
+        return budget
+
+    def tensors(self, batches: Iterable[Tensor]) -> Iterator[Tensor]:
+        """Yield the weights of the dequantisation, and the states and conditions of the dataset."""
+        yield from getattr(self.dequantization, "state_dict", dict)().values()
+        for indices in batches:
+            x, cond, _ = self._load(indices)
+            yield from (x, *(cond.values() if isinstance(cond, dict) else [] if cond is None else [cond]))
+
+    def _load(self, indices: Tensor) -> tuple[Tensor, Condition, list[int]]:
+        """Return states and conditions on the CPU, and seeds."""
+        items = default_collate([self.dataset[int(i)] for i in indices])
+        x, cond = split_condition(items, "cpu")
+        return x, cond if self.conditional else None, [self.seed + int(i) for i in indices]
+
+
+def tasks_of(evaluation: BatchLikelihood, budget: Budget, every: Tensor, subset: Tensor) -> Tasks:
+    """Return {task: (indices of samples, function that evaluates a batch of indices)}.
+
+    "values" are the likelihoods, "again" those from other random draws, "coarse" and "fine" those of two solves with
+    the same fixed probe, and "bound" the evidence bounds.
+    """
+    tasks: Tasks = {"values": (every, evaluation.values)}
+    if evaluation.dequantization is not None or not isinstance(evaluation.trace, ExactTrace):  # random values
+        tasks["again"] = subset, replace(evaluation, seed=evaluation.seed + REPEATED).values
+    if (finer := getattr(evaluation.solver, "finer", None)) is not None:
+        coarse = replace(evaluation, samples=1, trace=evaluation.trace.kept())
+        tasks |= {"coarse": (subset, coarse.values), "fine": (subset, replace(coarse, solver=finer()).values)}
+    if budget.bound is not None:
+        tasks["bound"] = every, partial(evaluation.bound, budget=budget)
+    return tasks
