@@ -1,6 +1,6 @@
 """PNG files of samples, sampler comparisons and classifications; drawing functions that `scoresde.report` uses too."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,8 +64,8 @@ def save_samples(
     path: Path,
     low: float = 0.0,
     high: float = 1.0,
-    credit: str | None = None,
     names: Sequence[str] = (),
+    credit: str | None = None,
 ) -> Path:
     """Save a picture of samples (N, *): images in a grid, points in the plane as a scatter, other states as lines.
 
@@ -73,9 +73,9 @@ def save_samples(
         samples: (N, C, H, W) with C 1 or 3, (N, 2), or any other shape, drawn as lines over the flattened state.
         path: PNG file to write.
         low, high: the value drawn in black and the value drawn in white, for images.
-        credit: the makers of the data and their licence, stored in the file as the metadata "Copyright".
         names: names of K groups of N / K consecutive samples, such as classes: each is a row of images with its name at
             the side, or has a colour of its own. Empty for samples of one kind.
+        credit: the makers of the data and their licence, stored in the file as the metadata "Copyright".
 
     Raises:
         ValueError: the number of samples is not a multiple of that of the names.
@@ -84,7 +84,7 @@ def save_samples(
         raise ValueError(f"samples must be a multiple of the {len(names)} names; got {len(samples)} samples")
     metadata = {"Copyright": credit} if credit else {}
     if samples.ndim == 4 and samples.shape[1] in (1, 3):
-        return _save_images((samples - low) / (high - low), path, metadata, names)
+        return _save_images((samples - low) / (high - low), path, names, metadata)
     figure = Figure(figsize=(5, 5), dpi=120, layout="constrained")
     axes = figure.add_subplot()
     flat = samples.detach().cpu().flatten(1).numpy()
@@ -114,7 +114,7 @@ def _colour(index: int, count: int) -> Any:
     return COLOURS[index] if count <= len(COLOURS) else matplotlib.colormaps["turbo"]((index + 0.5) / count)
 
 
-def _save_images(images: Tensor, path: Path, metadata: dict[str, str], names: Sequence[str]) -> Path:
+def _save_images(images: Tensor, path: Path, names: Sequence[str], metadata: Mapping[str, str]) -> Path:
     """Save images (N, C, H, W) in [0, 1] as a grid, magnified by a whole number; names stand left of their rows."""
     grid = image_grid(images, len(images) // len(names) if names else None)
     scale = max(1, PIXELS // images.shape[2])

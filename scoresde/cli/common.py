@@ -189,11 +189,11 @@ def warnings_on_stderr() -> Iterator[None]:
 def save_picture(samples: torch.Tensor, config: DictConfig, path: Path, names: Sequence[str] = ()) -> Path:
     """Save a picture of samples in data units, black to white over the range that the configuration declares.
 
-    If the data have a credit, their makers and licence, it is in the metadata of the file. `names` are the names of the
+    If the data have a credit, their makers and licence, it is in the metadata of the file. `names` are those of the
     rows or classes of the samples, see `plots.save_samples`.
     """
     low, high = config.data.range or (0.0, 1.0)
-    return plots.save_samples(samples, path, low, high, config.data.get("credit"), names)
+    return plots.save_samples(samples, path, low, high, names, config.data.get("credit"))
 
 
 def save_array(path: Path, array: np.ndarray) -> None:

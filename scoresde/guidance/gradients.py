@@ -171,7 +171,7 @@ def _one_per_sample(values: Any, x: Tensor, what: str) -> Tensor:
 
 
 def _as_label(cond: Any) -> Tensor | None:
-    """Return the label in a condition, integers () or (B,): its only entry or "label", or the condition if no dict."""
+    """Return the label in a condition, integers () or (B,): its entry "label", or its only entry."""
     parts = by_name(as_condition(cond))
     if cond is None:
         return None

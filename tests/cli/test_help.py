@@ -30,14 +30,19 @@ def check(verb, arguments):
 
 
 SETTINGS = {
-    "train": ["digits, digits_classifier, digits_cond, ", "sde: cosine, ", "batch_size: ", "--multirun"],
+    "train": [
+        "digits, digits_classifier, digits_cond, digits_tn, digits_vdm, ",
+        "sde: cosine, ",
+        "batch_size: ",
+        "--multirun",
+    ],
     "sample": [
         "guidance: autoguidance, cfg, classifier, none",
         "annealed_langevin, ddim, ddim_eta1, deis3, ",
         "run: ???",
     ],
     "bpd": ["likelihood: adaptive, default, dopri5, exact, paired, score_sde", "run: ???", "split: test"],
-    "evaluate": ["features: digits, inception, pixels", "run: ???", "floors:", "features=inception n=50000"],
+    "evaluate": ["features: digits, inception, openmoji_", "run: ???", "floors:", "features=inception n=50000"],
     "compare": ["samplers: - ddim", "run: ???", "sde: ", "- ancestral", "scoresde compare run=oracle sde=subvp"],
     "classify": [
         "likelihood: adaptive, ",
