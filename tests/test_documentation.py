@@ -55,7 +55,7 @@ SHORT = {
         "bound.draws=4",
         "bound.rounds=1",
     ],
-    "compare": ["n=12", "nfe=[2,4]", "resamples=4"],
+    "compare": ["n=12", "nfe=[2,4]", "resamples=4", "features.epochs=1"],
     "evaluate": ["n=24", "features.epochs=1", "sampler.steps=2", *BITS],
     "dequantize": ["steps=2", "batch_size=8", "draws=2", "width=4", "layers=2"],
     "report": [],
@@ -105,6 +105,7 @@ def is_of_another(override, arguments):
     return (
         (override.startswith("likelihood.solver.steps") and likelihood != "default")
         or (override.startswith("data.") and value(arguments, "data") != "patches")
+        or (override.startswith("features.") and value(arguments, "features") is None)
         or (override.startswith("nfe=") and value(arguments, "guidance.scale") is not None)  # one budget, the default
     )
 

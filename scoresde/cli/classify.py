@@ -8,7 +8,7 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
-from scoresde import build, plots
+from scoresde import build
 from scoresde.cli.bpd import chosen_dequantization
 from scoresde.cli.common import load_run, result_name, run_data, warnings_on_stderr
 from scoresde.cli.output import Record, append_row, print_rows, shows_progress
@@ -21,6 +21,7 @@ from scoresde.evaluation.labels import check_condition, classes_of, frequencies,
 from scoresde.evaluation.records import METRICS, keep_per_sample
 from scoresde.metrics.classification import fit_temperature, log_score
 from scoresde.metrics.intervals import Interval
+from scoresde.quality_plots import save_confusion, save_reliability
 from scoresde.training import distributed
 
 UNCALIBRATED, CALIBRATED = "posterior", "calibrated"
@@ -106,8 +107,8 @@ def save(
     best = quality[UNCALIBRATED]
     return {
         "per_sample": keep_per_sample(run.path, name, result.log_posterior, **further),
-        "confusion": plots.save_confusion(best.confusion, names, figures / f"{name}_confusion.png"),
-        "calibration": plots.save_reliability(
+        "confusion": save_confusion(best.confusion, names, figures / f"{name}_confusion.png"),
+        "calibration": save_reliability(
             {key: each.calibration for key, each in quality.items()}, figures / f"{name}_calibration.png"
         ),
     }

@@ -20,6 +20,7 @@ from scoresde.evaluation.guidance_comparison import GuidanceRow, GuidanceSetting
 from scoresde.evaluation.image_data import is_of_images
 from scoresde.evaluation.records import METRICS
 from scoresde.protocols import Condition, Model
+from scoresde.quality_plots import save_guidance
 from scoresde.samplers import Sampler
 
 ORACLE, ORACLE_SAMPLES, RUN_SAMPLES = "oracle", 5000, 500
@@ -82,7 +83,7 @@ def compare_guidance(config: DictConfig) -> Record:
     record = {**source, **drawn_with(config, cond), "seed": config.seed, "file": f"{file}.csv"}
     rows = [append_row(run.path, {"kind": "guidance", **asdict(row), **record}, config.device) for row in results]
     table = sampler_comparison.write_csv(results, run.path / f"{file}.csv", GuidanceRow)
-    picture = plots.save_guidance(results, run.path / "figures" / f"{file}.png")
+    picture = save_guidance(results, run.path / "figures" / f"{file}.png")
     paths = {"csv": table, "picture": picture, "metrics": run.path / METRICS}
     print_table(guidance_comparison.table(results))
     first = results[0]

@@ -13,7 +13,8 @@ from scoresde import build, run_config
 from scoresde.arguments import check
 from scoresde.cli.common import check_run
 from scoresde.cli.settings import Directory
-from scoresde.evaluation.conditions import accepted, class_names, data_conditions
+from scoresde.evaluation.conditions import accepted, data_conditions
+from scoresde.evaluation.labels import class_names, classes_of
 from scoresde.protocols import Condition
 from scoresde.wrappers import ModelWrapper
 
@@ -83,7 +84,7 @@ def labels_of_data(run: build.Run, config: DictConfig, n: int) -> Condition:
 
 def known_classes(run: build.Run, config: DictConfig) -> dict[str, list[str]]:
     """Return the names of the classes of each label of a run, and of the classifier that guides it."""
-    names = class_names(run.config, run.model)
+    names = classes_of(run)
     node = config.get(GROUP)
     path = None if node is None else node.get("classifier")
     if names or path is None or OmegaConf.is_config(path):

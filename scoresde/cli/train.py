@@ -26,7 +26,8 @@ from scoresde.cli.common import (
 from scoresde.cli.output import Record, command, print_rows, shows_progress
 from scoresde.data.summary import state_of
 from scoresde.dequantization import DataMap
-from scoresde.evaluation.conditions import Rows, class_names, rows_of_classes
+from scoresde.evaluation.conditions import Rows, rows_of_classes
+from scoresde.evaluation.labels import class_names
 from scoresde.networks.embeddings import NULL, by_name, numbers_of_classes
 from scoresde.prior_mismatch import PriorMismatch
 from scoresde.protocols import Condition

@@ -12,29 +12,17 @@ from itertools import chain
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import default_collate
 
 from scoresde.build import Run, instantiate
 from scoresde.data.items import LABEL, Items
+from scoresde.evaluation.labels import classes_of
 from scoresde.evaluation.references import evenly_spaced
 from scoresde.metrics.features import Features, FeatureSpace
-from scoresde.networks.embeddings import by_name, numbers_of_classes
+from scoresde.networks.embeddings import by_name
 from scoresde.protocols import Condition
 from scoresde.training.batches import split_condition
-
-
-def class_names(config: Any, model: nn.Module | None = None) -> dict[str, list[str]]:
-    """Return the names of the classes of each label of a run: those of its data, or numbers.
-
-    Args:
-        config: the configuration of the run.
-        model: its model; labels without names have as many classes as it embeds.
-    """
-    recorded = config.get("class_names") or {}
-    names = {str(name): [str(text) for text in texts] for name, texts in recorded.items()}
-    counts = {} if model is None else numbers_of_classes(model)
-    return {name: [str(i) for i in range(count)] for name, count in counts.items()} | names
 
 
 def accepted(run: Run) -> list[str] | None:
@@ -125,7 +113,7 @@ def no_accuracy(run: Run, space: FeatureSpace, features: Features) -> str | None
     """
     if features.logits is None:
         return "the feature space has no classes"
-    known = class_names(run.config, run.model)
+    known = classes_of(run)
     own = known.get(LABEL) or (next(iter(known.values())) if len(known) == 1 else [])
     if len(own) not in (0, count := features.logits.shape[1]):
         return f"the feature space has {count} classes, the run has {len(own)}"
