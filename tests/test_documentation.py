@@ -228,7 +228,7 @@ def test_a_guided_model_in_a_few_lines(capsys):
 
 @pytest.mark.slow
 def test_conditions(elsewhere, capsys):
-    for _, *arguments in commands(block("sh", "cond.label=all")):
+    for _, *arguments in commands(block("sh", "guidance.classifier=")):
         run(arguments)
     (array,) = Path("runs/digits_cond/samples").glob("*all*.npy")
     assert np.load(array).shape == (30, 1, 8, 8)
