@@ -144,7 +144,7 @@ def test_every_block_is_run_here():
                 "sampler=ode",
             ),
             *("convert source", "--json", "cifar10_ddpmpp_subvp data.root", "precision=bf16", "--standalone", "joblib"),
-            *("SBATCH", "PYTHONPATH", "cond.label=all"),
+            *("SBATCH", "PYTHONPATH", "guidance.classifier=", "# or data.labels"),
         ],
         "python": ["Langevin(snr=0.16)", "trajectory=True", "ClassifierFree", "class Points", "convert.score_sde"],
         "yaml": ["points.Points}", "points.Network"],
@@ -224,6 +224,11 @@ def test_one_run_through_every_verb(elsewhere, capsys):
 def test_a_guided_model_in_a_few_lines(capsys):
     exec(compile(block("python", "ClassifierFree"), "docs/conditions.md", "exec"), {})
     assert capsys.readouterr().out == "18\n"
+
+
+def test_the_commands_on_conditions_in_the_readme_are_those_of_the_pages():
+    pages = block("sh", "guidance.classifier=") + block("sh", "conditional=false")
+    assert not {*map(tuple, commands(block("sh", "# or data.labels")))} - {*map(tuple, commands(pages))}
 
 
 @pytest.mark.slow
