@@ -78,10 +78,12 @@ def save_samples(
         credit: the makers of the data and their licence, stored in the file as the metadata "Copyright".
 
     Raises:
-        ValueError: the number of samples is not a multiple of that of the names.
+        ValueError: the number of samples is not a multiple of the number of names.
     """
     if names and len(samples) % len(names):
-        raise ValueError(f"samples must be a multiple of the {len(names)} names; got {len(samples)} samples")
+        raise ValueError(
+            f"the number of samples must be a multiple of {len(names)}, the number of names; got {len(samples)}"
+        )
     metadata = {"Copyright": credit} if credit else {}
     if samples.ndim == 4 and samples.shape[1] in (1, 3):
         return _save_images((samples - low) / (high - low), path, names, metadata)
@@ -127,7 +129,7 @@ def _save_images(images: Tensor, path: Path, names: Sequence[str], metadata: Map
 
 
 def _row_names(names: Sequence[str], height: int, dimensions: int) -> np.ndarray:
-    """Return the names of the rows of a grid, black on white in [0, 1], as an array of this height."""
+    """Return an image of the names, one above the other, black on white: an array (height, width[, 3]) in [0, 1]."""
     texts = [name if len(name) <= LONGEST else f"{name[: LONGEST - 1]}\N{HORIZONTAL ELLIPSIS}" for name in names]
     size = min(14.0, 0.6 * height / len(names))  # in pixels
     width = int(0.72 * size * max(map(len, texts)) + size)

@@ -16,10 +16,10 @@ MOST_CLASSES = 40  # with a number in each cell and a name at each row of the co
 
 
 def save_confusion(counts: Tensor, classes: Sequence[str], path: Path) -> Path:
-    """Save a picture of a confusion matrix: rows are labels, columns decisions, shades the shares of a row.
+    """Save a picture of a confusion matrix; the darker a cell, the larger its share of the samples in its row.
 
     Args:
-        counts: number of samples (K, K).
+        counts: number of samples for each label (row) and decision (column), (K, K).
         classes: names of the K classes.
         path: PNG file to write.
     """
@@ -45,7 +45,7 @@ def save_confusion(counts: Tensor, classes: Sequence[str], path: Path) -> Path:
 
 
 def save_reliability(tables: Mapping[str, Calibration], path: Path) -> Path:
-    """Save a reliability diagram: accuracy against confidence with intervals, and the number of samples below.
+    """Save a reliability diagram: accuracy against confidence with error bars, above a histogram of the confidence.
 
     Args:
         tables: reliability tables by name, see `metrics.calibration`.
@@ -73,9 +73,13 @@ def save_reliability(tables: Mapping[str, Calibration], path: Path) -> Path:
 
 
 def save_guidance(rows: Sequence[GuidanceRow], path: Path) -> Path:
-    """Save plots of the metrics of samples against the guidance scale, with error bars, one beside the other.
+    """Save plots of metrics of samples against the guidance scale, side by side, with error bars.
 
     Precision, recall and class accuracy, which are fractions, share the first plot.
+
+    Args:
+        rows: the rows returned by `evaluation.guidance_comparison.compare_scales`.
+        path: PNG file to write.
 
     Raises:
         ValueError: there are no rows.

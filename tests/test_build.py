@@ -488,7 +488,7 @@ def test_load_names_the_parameter_that_does_not_fit(run, change, message):
     [
         (
             lambda groups: groups.pop("ema"),
-            r"checkpoint\.safetensors has no averaged weights 'ema': it is incomplete; ",
+            r"checkpoint\.safetensors must have the averaged weights 'ema'; got none, .*: pass weights=raw ",
         ),
         (
             lambda groups: groups["ema"].pop("network.input.bias"),

@@ -257,7 +257,7 @@ def test_rows_of_images_have_their_names_at_the_side(channels, tmp_path):
     assert 0 < side < grid.shape[1]
     longer = matplotlib.image.imread(save_samples(levels, tmp_path / "b.png", names=["hippopotamus", "owl"]))
     assert longer.shape[1] > pixels.shape[1]
-    with pytest.raises(ValueError, match="samples must be a multiple of the 4 names; got 6 samples"):
+    with pytest.raises(ValueError, match="samples must be a multiple of 4, the number of names; got 6"):
         save_samples(levels, tmp_path / "c.png", names=list("abcd"))
 
 

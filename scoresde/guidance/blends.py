@@ -138,7 +138,7 @@ class Composition(ModelWrapper):
 
     @property
     def density(self) -> str | None:
-        """The weights and names of the models, see `BaseModel.density`; None if one of the models has no density."""
+        """Name of the composition for `BaseModel.density`, with weights and models; None if a model has no density."""
         names = [model.density for model in self._parts()]
         if any(name is None for name in names):
             return None

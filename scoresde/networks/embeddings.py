@@ -242,7 +242,7 @@ def _embed_label(table: nn.Embedding, label: Tensor, batch: int, name: str) -> T
 
 
 def numbers_of_classes(model: nn.Module) -> dict[str, int]:
-    """Return the number of classes that a model embeds for each label; none if it has another embedding."""
+    """Return {name of a label: number of classes} of every `ConditionEmbedding` in a model; empty without one."""
     embeddings = [module for module in model.modules() if isinstance(module, ConditionEmbedding)]
     return {name: count for embedding in embeddings for name, count in embedding.classes.items()}
 

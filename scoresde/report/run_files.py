@@ -146,7 +146,7 @@ class RunFiles:
 
 
 def file_of(line: Line, older: str) -> str:
-    """Return the file name in a line of metrics.jsonl; `older` if there is none, as in lines of older versions."""
+    """Return the file name in a line of metrics.jsonl, or `older` for a line without one (from an older version)."""
     return Path(str(line.get("file", older))).name
 
 
