@@ -1,4 +1,4 @@
-"""`scoresde train`."""
+"""`scoresde train`, which trains a score model or resumes a run."""
 
 import sys
 import time
@@ -154,7 +154,10 @@ def trained_conditions(model: ScoreModel, dataset: Any, config: DictConfig) -> l
     for split in ("validation", "test"):
         if (others := condition_names(config, split)) not in (None, names):
             first, second = (", ".join(part or ()) or "none" for part in (names, others))
-            raise ValueError(f"all splits must have the same conditions; train has {first}, {split} has {second}")
+            raise ValueError(
+                f"all splits must have the same conditions; train has {first}, {split} has {second}: change the "
+                "labels of one of them"
+            )
     expected = getattr(model.network, "conditions", names)
     if unknown := [name for name in names if name not in expected]:
         raise ValueError(
@@ -207,7 +210,8 @@ def check_resumable(run: Path, settings: Mapping[str, Any], trainer: Trainer) ->
     """Check that a training run can resume in a directory, and warn if the learning rate would jump.
 
     Raises:
-        ValueError: the directory has a checkpoint of another configuration, or the checkpoint has more steps.
+        ValueError: the directory has a checkpoint of another configuration or of an unknown one, or a checkpoint of
+            more steps than `trainer` makes.
     """
     path = run / CHECKPOINT
     if not path.exists():
