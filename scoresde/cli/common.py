@@ -63,7 +63,7 @@ def run_path(value: Any) -> Path:
 
 
 def check_run(value: Any) -> Path:
-    """Return the setting `run` as a path; raise FileNotFoundError, which suggests the nearest run, if it is no run."""
+    """Return the setting `run` as a path; if no run is there, raise FileNotFoundError, which suggests the nearest."""
     path = run_path(value)
     if (path / run_config.CONFIG).is_file():
         return path
@@ -141,7 +141,7 @@ def build_optimizer(config: DictConfig) -> Callable[[Any], Optimizer]:
 
 
 def check_states(config: DictConfig) -> None:
-    """Raise ValueError if a state of the data needs more memory than there is, before files are read at this size."""
+    """Raise ValueError if a state of shape `data.shape` needs too much memory; called before the data are read."""
     shape = config.data.get("shape")
     if shape is not None:
         check_memory(f"a state of data.shape={list(shape)}", COPIES * 4 * math.prod(shape))

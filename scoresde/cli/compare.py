@@ -1,4 +1,4 @@
-"""`scoresde compare`."""
+"""`scoresde compare`, which compares samplers or guidance scales."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -33,7 +33,7 @@ def compare(config: DictConfig) -> Record:
     if config.guidance is not None and OmegaConf.is_list(config.guidance.get("scale")):
         return compare_guidance(config)
     if HydraConfig.get().runtime.choices["features"] != DEFAULT_SPACE:
-        raise ValueError("features is for comparisons of scales, guidance=cfg guidance.scale=[...]; leave it out")
+        raise ValueError("features must be left out to compare samplers: only a comparison of guidance scales uses it")
     names, budgets = list(config.samplers), list(config.nfe)
     samplers = {name: sampler_family(name, config.trust) for name in names}
     metrics = None if config.metrics is None else list(config.metrics)
@@ -104,7 +104,7 @@ def only(name: str, values: Sequence[Any], default: Any) -> Any:
     if not any(text.startswith(f"{name}=") for text in typed_overrides()):
         return default
     if len(values) != 1:
-        raise ValueError(f"{name} must have one entry to compare scales; got {list(values)}: {name}=[{values[0]}]")
+        raise ValueError(f"{name} must have one entry to compare scales; got {list(values)}: set {name}=[{values[0]}]")
     return values[0]
 
 
@@ -117,7 +117,10 @@ def drawn_with(config: DictConfig, cond: Condition) -> Record:
 def model_and_reference(
     config: DictConfig,
 ) -> tuple[build.Run | None, Model, references.Reference, Path, dict[str, str]]:
-    """Return the run or None for the oracle, the model, the reference, the directory of results, the model's origin."""
+    """Return the run, the model, the reference, the directory of results, and a record of the model's origin.
+
+    The run is None for `run=oracle`, the exact score of a mixture of Gaussians.
+    """
     if config.run == ORACLE:
         if config.guidance is not None:
             raise ValueError("guidance needs a run with conditions; got run=oracle")
@@ -131,7 +134,7 @@ def model_and_reference(
 
 
 def sampler_family(name: str, trust: Sequence[str]) -> Callable[[int], Sampler]:
-    """Return the function from a number of steps to the sampler `name` (an option of the Hydra config group)."""
+    """Return a function from a number of steps to a sampler; `name` is an option of the config group `sampler`."""
     check_choice("samplers", name, GlobalHydra.instance().config_loader().get_group_options("sampler"))
     config = hydra.compose("sample", overrides=[f"sampler={name}"]).sampler
     if "steps" not in config:

@@ -1,7 +1,7 @@
-"""The Hydra config group `guidance`: a constructor of `scoresde.guidance` with its arguments except the model.
+"""The Hydra config group `guidance`: a constructor of `scoresde.guidance`, with all its arguments except the model.
 
-Arguments that are other models, `classifier` and `weak`, are paths of runs, which are loaded here. The guided model is
-bound to conditions by `given`; a threshold is outside of guidance.
+The arguments `classifier` and `weak` are other models: the configuration has paths of their runs, which are loaded
+here. The guided model takes its conditions by `given`, as other models do. A threshold is applied after the guidance.
 """
 
 from collections.abc import Callable
@@ -33,10 +33,11 @@ def guided(run: build.Run, config: DictConfig, scale: float | None = None, with_
         run: the run.
         config: a configuration with `guidance`, and perhaps `threshold`.
         scale: a scale in place of `guidance.scale`.
-        with_threshold: if False, leave out the threshold, which has no density.
+        with_threshold: if False, leave out the threshold, because a model with one has no density.
 
     Raises:
-        ValueError: a run that is named has other data than `run`; see also `build.instantiate` and `build.load`.
+        ValueError: the run of `classifier` or `weak` has other data than `run`; see also `build.instantiate` and
+            `build.load`.
     """
     model: Any = run.model
     node = config.get(GROUP)
@@ -54,7 +55,7 @@ def guided(run: build.Run, config: DictConfig, scale: float | None = None, with_
 
 
 def _load(run: build.Run, value: Any, load: Callable[..., Any], config: DictConfig) -> Any:
-    """Load another run of the same data; a value that is not a path is built as it is."""
+    """Load the run at the path `value`, which must have the data of `run`; if `value` is a configuration, build it."""
     if OmegaConf.is_config(value):
         return build.instantiate(value, config.trust)
     path = check_run(value)
@@ -83,7 +84,7 @@ def labels_of_data(run: build.Run, config: DictConfig, n: int) -> Condition:
 
 
 def known_classes(run: build.Run, config: DictConfig) -> dict[str, list[str]]:
-    """Return the names of the classes of each label of a run, and of the classifier that guides it."""
+    """Return the class names of each label of a run; if it has no classes, those of the classifier that guides it."""
     names = classes_of(run)
     node = config.get(GROUP)
     path = None if node is None else node.get("classifier")
@@ -93,10 +94,13 @@ def known_classes(run: build.Run, config: DictConfig) -> dict[str, list[str]]:
 
 
 def checked_nodes(node: Any, has_scales: bool) -> list[Any]:
-    """Return a node `guidance` as it is compared with the constructor: without paths of runs, once for each scale.
+    """Return the setting `guidance` as nodes that can be checked against the arguments of its constructor.
+
+    Paths of runs, which the constructor does not accept, are checked here and left out. A list of scales gives a node
+    for each scale.
 
     Args:
-        node: the node, or None.
+        node: the setting, or None.
         has_scales: whether `scale` may be a list.
 
     Raises:

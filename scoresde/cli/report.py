@@ -1,4 +1,4 @@
-"""`scoresde report`."""
+"""`scoresde report`, which writes a report on a run as an HTML page."""
 
 import inspect
 import re

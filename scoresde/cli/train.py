@@ -1,4 +1,4 @@
-"""`scoresde train`."""
+"""`scoresde train`, which trains a score model or resumes a run."""
 
 import sys
 import time
@@ -142,7 +142,8 @@ def check_resumable(run: Path, settings: Mapping[str, Any], trainer: Trainer) ->
     """Check that a training run can resume in a directory, and warn if the learning rate would jump.
 
     Raises:
-        ValueError: the directory has a checkpoint of another configuration, or the checkpoint has more steps.
+        ValueError: the directory has a checkpoint of another configuration or of an unknown one, or a checkpoint of
+            more steps than `trainer` makes.
     """
     path = run / CHECKPOINT
     if not path.exists():

@@ -63,7 +63,10 @@ def trained_conditions(model: ScoreModel, dataset: Any, config: DictConfig) -> l
     for split in ("validation", "test"):
         if (others := condition_names(config, split)) not in (None, names):
             first, second = (", ".join(part or ()) or "none" for part in (names, others))
-            raise ValueError(f"all splits must have the same conditions; train has {first}, {split} has {second}")
+            raise ValueError(
+                f"all splits must have the same conditions; train has {first}, {split} has {second}: change the "
+                "labels of one of them"
+            )
     expected = getattr(model.network, "conditions", names)
     if unknown := [name for name in names if name not in expected]:
         raise ValueError(

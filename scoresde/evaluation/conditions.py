@@ -26,7 +26,7 @@ from scoresde.training.batches import split_condition
 
 
 def accepted(run: Run) -> list[str] | None:
-    """Return the names of the conditions that the network of a run accepts; None if it does not say."""
+    """Return the names of the conditions that a run's network accepts; None without the attribute `conditions`."""
     names = getattr(getattr(run.model, "network", None), "conditions", None)
     return None if names is None else list(names)
 
@@ -72,8 +72,8 @@ def rows_of_classes(
         dataset: the data; the attribute `labels` of `data.items.Items` gives the classes of the items.
         example: the conditions of an item, by name.
         classes: the names of the classes of each label.
-        samples: number of samples in total, if there are fewer classes than that.
-        most: largest number of classes.
+        samples: number of samples in total, shared equally by the classes; each row has at least one.
+        most: largest number of rows.
 
     Returns:
         None if the items have no label, or if they have other conditions too and it is unknown which belong together.
@@ -99,7 +99,10 @@ def rows_of_classes(
 
 
 def main_label(cond: Condition, labels: Sequence[str]) -> Tensor | None:
-    """Return the label that classifiers predict: "label", or the only one of the names `labels`; None if none is."""
+    """Return the label that classifiers predict, or None if `cond` lacks it.
+
+    It is the condition "label", or, if that is missing and `labels` has one name, the condition of that name.
+    """
     parts = by_name(cond)
     name = LABEL if LABEL in parts or len(labels) != 1 else labels[0]
     part = parts.get(name)

@@ -94,7 +94,7 @@ def compare_scales(
     space: FeatureSpace | None,
     settings: GuidanceSettings,
 ) -> tuple[list[GuidanceRow], dict[str, str]]:
-    """Return the metrics of samples at every scale, and the metrics without a value with the reason.
+    """Return the metrics of the samples at every scale, and a reason for each metric that has no value.
 
     Args:
         run: supplies the data.
@@ -112,7 +112,9 @@ def compare_scales(
         raise ValueError("guidance.scale must have at least one scale; got none")
     check_count("n", settings.n, FEWEST)
     if is_of_images(run) and space is None:
-        raise ValueError("images need a feature space; got None: pass space=, or features=digits on the command line")
+        raise ValueError(
+            "images need a feature space; got None: pass `space`, or set features=digits on the command line"
+        )
     extract, reference, name = _features_of(run, space, settings)
     steps = _steps(run, models, build, cond, settings)
     labels, rows = main_label(cond, list(classes_of(run))), []

@@ -88,7 +88,7 @@ OTHERS = {
     "evaluate run=labelled guidance=cfg guidance.scale=[1,2]": "guidance.scale must be a finite number or a Tensor",
     "bpd run=labelled guidance=cfg guidance.scale=abc": "guidance.scale must be a finite number or a Tensor",
     "compare run=oracle guidance=cfg": "guidance needs a run with conditions; got run=oracle",
-    "compare run=labelled features=digits": "features is for comparisons of scales, guidance=cfg guidance.scale=[...]",
+    "compare run=labelled features=digits": "features must be left out to compare samplers",
     "compare run=labelled guidance=cfg guidance.scale=[1,abc]": "guidance.scale must be a finite number or a Tensor",
     "compare run=labelled guidance=cfg guidance.scale=[1] nfe=[5,9]": "nfe must have one entry to compare scales;",
     "compare run=labelled guidance=cfg guidance.scale=[]": "guidance.scale must be a finite number or a Tensor",
