@@ -175,8 +175,8 @@ def log_prob(
             latents (see `scoresde.prior_mismatch`).
 
     Raises:
-        ValueError: the model is in training mode or its flow has no density, x holds NaN or infinity, or t_start is out
-            of range.
+        ValueError: the model is in training mode, its flow is not invertible (thresholding), x holds NaN or infinity,
+            or t_start is out of range.
     """
     model = with_density(model, cond)
     check_real("x", x)
@@ -215,8 +215,8 @@ def sample_with_log_prob(
             the latents.
 
     Raises:
-        ValueError: the model is in training mode or its flow has no density; both or neither of shape and x_T are
-            given.
+        ValueError: the model is in training mode, or its flow is not invertible (thresholding); both or neither of
+            shape and x_T are given.
     """
     model = with_density(model, cond)
     if (shape is None) == (x_T is None):
@@ -257,7 +257,7 @@ def encode(
             latents.
 
     Raises:
-        ValueError: the model is in training mode or its flow has no density.
+        ValueError: the model is in training mode, or its flow is not invertible (thresholding).
         RuntimeError: the solver failed for some samples.
     """
     model, t_start = with_density(model, cond), model.sde.t_min if t_start is None else t_start
@@ -278,7 +278,7 @@ def decode(
             the latents.
 
     Raises:
-        ValueError: the model is in training mode or its flow has no density.
+        ValueError: the model is in training mode, or its flow is not invertible (thresholding).
         RuntimeError: the solver failed for some samples.
     """
     model, t_end = with_density(model, cond), model.sde.t_min if t_end is None else t_end

@@ -157,7 +157,8 @@ def with_density(model: Model, cond: Any = None) -> BaseModel:
     """Return `for_inference(model, cond)` for use in a likelihood.
 
     Raises:
-        ValueError: the model's probability flow has no density, or the model has dropout or BatchNorm in training mode.
+        ValueError: the model's probability flow is not invertible, as after thresholding, or the model has dropout or
+            BatchNorm in training mode.
     """
     model = for_inference(model, cond)
     if model.density is None:

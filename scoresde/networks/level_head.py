@@ -8,8 +8,8 @@ pi_k has, exactly,
     mean       m_k   =  y + s [phi((a_k - y) / s) - phi((b_k - y) / s)] / L_k,
     E[x_0 | y]       =  sum_k p_k m_k,
 
-where Phi and phi are the distribution function and the density of the standard normal distribution. For data on the
-centres c_k of the boxes, which `dequantization.TruncatedNormal` evaluates, points replace the boxes:
+where Phi and phi are the distribution function and the density of the standard normal distribution. For data that are
+the centres c_k of the boxes, as in a training for `dequantization.TruncatedNormal`, points replace the boxes:
 
     p_k   \propto  pi_k exp(-(y - c_k)^2 / (2 s^2)),        m_k  =  c_k.
 
