@@ -146,7 +146,8 @@ def interpolate(
 
     Raises:
         ValueError: x and y of different shapes, weights that are not finite numbers (K,), an unknown mode, latents in
-            opposite directions with mode "spherical"; a model in training mode, or whose flow is not invertible (thresholding).
+            opposite directions with mode "spherical"; a model in training mode, or one whose flow is not
+            invertible (thresholding).
         RuntimeError: samples that did not reach the end of the flow.
     """
     _check_pair(x, y)

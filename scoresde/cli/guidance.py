@@ -55,7 +55,7 @@ def guided(run: build.Run, config: DictConfig, scale: float | None = None, with_
 
 
 def _load(run: build.Run, value: Any, load: Callable[..., Any], config: DictConfig) -> Any:
-    """Return what `value` names: the model of the run at this path, of the same data as `run`; or build a configuration."""
+    """Return the model of the run at the path `value`, of the same data as `run`; build it if it is a configuration."""
     if OmegaConf.is_config(value):
         return build.instantiate(value, config.trust)
     path = check_run(value)
