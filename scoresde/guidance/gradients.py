@@ -59,7 +59,7 @@ class Classifier(Guided):
         self.label = _as_label(label)
 
     def given(self, cond: Any) -> Self:
-        """Return the model guided to another label; the inner model keeps its own condition unless it is `joint`."""
+        """Return the model guided to the label `cond`; if `joint` is True, `cond` goes to the inner model too."""
         if cond is None:
             return self
         guided = self.__copy__()
