@@ -50,7 +50,7 @@ class Evidence(NamedTuple):
 
 
 def round_sizes(draws: int, rounds: int) -> list[int]:
-    """Return the draws of each round, n, n, 2 n, 4 n, ..., which add up to `draws`.
+    """Return the number of draws in each round: n, n, 2 n, 4 n, ..., with n such that they add up to `draws`.
 
     Raises:
         ValueError: draws is not a multiple of 2^rounds, so that a round would have an odd number of draws.
@@ -117,7 +117,7 @@ def paired_nats(
 
 
 class _Estimates:
-    """The estimates for B samples and K models after a number of rounds, as sums of terms, one for each draw.
+    """The estimates for B samples and K models after a number of rounds: sums with one term per draw.
 
     linear: the terms (n, B, K); their sum over the n draws is the estimate. Draws 2 i and 2 i + 1 share a stratum. With
     d_i the difference of their terms, (B, K), the covariance of models j and k is the sum over i of d_ij d_ik.

@@ -61,7 +61,7 @@ def append_fourier_features(x: Tensor, frequencies: Sequence[float]) -> Tensor:
 
 
 class ResolutionStage(nn.Module):
-    """The blocks of one resolution, named block0, block1, ..., and the modules after them."""
+    """The blocks of one resolution, named block0, block1, ..., with its resampling and its pyramid layer, if any."""
 
     def __init__(self, blocks: Sequence[Block]):
         super().__init__()
