@@ -112,8 +112,8 @@ def check(config: Any, role: Any = object, trust: Sequence[str] = ()) -> None:
     Args:
         config: a node or a value.
         role: the annotation that `config` must match. For a TypedDict or `Annotated[dict, function]`, each value of a
-            node without `_target_` must match the annotation of its key in the TypedDict, or of the argument of that
-            name of the function.
+            node without `_target_` must match the annotation of its key in the TypedDict, or of the function's argument
+            with the same name as the key.
         trust: see `instantiate`. Targets of these packages fit everywhere.
 
     Raises:

@@ -58,7 +58,7 @@ class Classification:
     log_likelihood, log_likelihood_stderr: the estimates of log p(x | y_k), nats (B, K), and their standard errors.
     covariance: the covariance C of the errors of log_likelihood, nats^2 (B, K, K); None if it is unknown.
     prior: the prior probabilities pi, (K,).
-    draws: for each class, the number of dequantisations ("flow") or of times drawn ("bound"), int64 (B, K).
+    draws: for each class, the number of dequantisations ("flow") or of values of t drawn ("bound"), int64 (B, K).
     nfe, backward: the numbers of network evaluations and of products with Jacobians of the network, summed over the
     classes, int64 (B,).
     conventions: the choices that affect the values.
@@ -130,9 +130,9 @@ def classify(
             Default: `ExactTrace()` up to 32 dimensions, and `Hutchinson(probes=4)` above. With S = 1, a single probe
             gives no standard error.
         solver: for "flow", see `log_prob`.
-        draws: for "bound", the number of times drawn for each class that is not dropped, a multiple of 2^rounds. Each
-            costs one network evaluation. The decoder (`bounds.continuous_nats`) costs about an eighth as many again,
-            and at least two in each round.
+        draws: for "bound", how many values of t to draw for each class that is not dropped, a multiple of 2^rounds.
+            Each draw costs one network evaluation. The decoder (`bounds.continuous_nats`) costs about draws/8 further
+            evaluations, and at least two in each round.
         rounds: for "bound", the number of rounds; with one round no class is dropped.
         confidence: for "bound", the significance at which a class is dropped because it is worse than the best one, in
             standard deviations of a normal variable.

@@ -79,7 +79,7 @@ class From(Sampler):
 
 
 def _below(pairs: Sequence[Transition], t: float, margin: float) -> list[Transition]:
-    """Return the transitions with all times from t - margin upwards set to t, without those of length zero."""
+    """Set all times >= t - margin to t, and return the transitions whose start and end then still differ."""
     top = torch.tensor(t, dtype=torch.float64)
     moved = [(a if a < t - margin else top, b if b < t - margin else top) for a, b in pairs]
     return [(a, b) for a, b in moved if a != b]

@@ -112,7 +112,7 @@ def save_samples(
 
 
 def _colour(index: int, count: int) -> Any:
-    """Return the colour of one of `count` groups."""
+    """Return the colour of group number `index` out of `count`."""
     return COLOURS[index] if count <= len(COLOURS) else matplotlib.colormaps["turbo"]((index + 0.5) / count)
 
 
