@@ -47,8 +47,9 @@ class Calibration:
     """The reliability table (bins without samples are left out) and the expected calibration error.
 
     ece: the ECE. interval: a confidence interval for its expectation (`metrics.bootstrap`); None for fewer than 8
-    samples, or if correctness minus confidence is the same for all. floor, floor_high: the mean and the quantile at
-    `level` of the ECE for labels drawn from the predicted probabilities; an ECE above floor_high is significant.
+    samples, or if correctness (1 or 0) minus confidence is the same for all samples. floor, floor_high: the mean and
+    the `level` quantile of the ECE for labels drawn from the predicted probabilities; an ECE above floor_high is
+    significant.
     """
 
     bins: list[Bin]
@@ -72,20 +73,29 @@ def accuracy(log_posterior: Tensor, labels: Tensor, z: float = 1.96) -> Interval
 
 
 def log_score(log_posterior: Tensor, labels: Tensor) -> tuple[float, float | None]:
-    """Return the mean of -log p(y | x) in nats and its standard error (None for one sample); see `accuracy`."""
+    """Return the mean of -log p(y | x) in nats and its standard error (None for one sample).
+
+    The arguments are those of `accuracy`.
+    """
     log_posterior, labels = _checked(log_posterior, labels)
     return mean_and_error(-log_posterior.gather(1, labels[:, None]).squeeze(1))
 
 
 def brier_score(log_posterior: Tensor, labels: Tensor) -> tuple[float, float | None]:
-    """Return the mean of sum_k (p_k - 1[k = y])^2 and its standard error (None for one sample); see `accuracy`."""
+    """Return the mean of sum_k (p_k - 1[k = y])^2 and its standard error (None for one sample).
+
+    The arguments are those of `accuracy`.
+    """
     log_posterior, labels = _checked(log_posterior, labels)
     truth = torch.nn.functional.one_hot(labels, log_posterior.shape[1])
     return mean_and_error((log_posterior.exp() - truth).square().sum(dim=1))
 
 
 def confusion(log_posterior: Tensor, labels: Tensor) -> Tensor:
-    """Return how many samples of each label (row) were given each class (column), int64 (K, K); see `accuracy`."""
+    """Return the number of samples for each label (row) and most probable class (column), int64 (K, K).
+
+    The arguments are those of `accuracy`.
+    """
     log_posterior, labels = _checked(log_posterior, labels)
     classes = log_posterior.shape[1]
     pairs = labels * classes + log_posterior.argmax(dim=1)
@@ -164,7 +174,7 @@ def fit_temperature(log_posterior: Tensor, labels: Tensor) -> float:
 
 
 def _checked(log_posterior: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the log-posteriors in float64 and the labels in int64, on the CPU; raise ValueError if they do not fit."""
+    """Return log-posteriors in float64 and labels in int64, on the CPU; refuse a wrong shape, value or dtype."""
     check_real("log_posterior", log_posterior)
     check_real("labels", labels)
     log_posterior = float64(log_posterior).detach().cpu()
