@@ -53,8 +53,8 @@ def likelihood_measure(run: build.Run, config: DictConfig, device: str) -> Calla
         device: the device on which the likelihood is computed.
 
     Returns:
-        A function without arguments. In the first process, it returns a list with the row added to `metrics.jsonl`, the
-        rows to print, and the path of the written file by name. In other processes, all three are empty.
+        A function without arguments that returns three values: a list with the row added to `metrics.jsonl`, the rows
+        to print, and {name: path} of the written file. In processes other than the first, all three are empty.
     """
     run = replace(run, model=guided(run, config, with_threshold=False))
     dataset = run_data(run, config.split, config.trust)
@@ -71,7 +71,7 @@ def likelihood_measure(run: build.Run, config: DictConfig, device: str) -> Calla
 
 
 def chosen_dequantization(run: build.Run, config: DictConfig) -> Dequantization | None:
-    """Return the dequantisation that the setting `dequantization` names, that of the run by default."""
+    """Return the dequantisation that the setting `dequantization` names; by default that of the run."""
     if config.dequantization is None:
         return run.dequantization
     return DEQUANTIZATIONS[check_choice("dequantization", config.dequantization, DEQUANTIZATIONS)](run)
@@ -85,7 +85,10 @@ def measure_likelihood(
     dequantization: Dequantization | None,
     options: dict[str, Any],
 ) -> Measured:
-    """Measure and store the likelihood; `options` are arguments of `evaluate_likelihood`, see `likelihood_measure`."""
+    """Measure and store the likelihood, and return the three values that `likelihood_measure` describes.
+
+    `options` are arguments of `evaluate_likelihood`.
+    """
     started = time.perf_counter()
     try:
         with warnings_on_stderr():

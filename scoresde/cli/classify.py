@@ -135,7 +135,7 @@ def interval_row(name: str, interval: Interval) -> Record:
 
 
 def table(rows: list[Record], result: DatasetClassification, prior: Tensor) -> dict[str, str]:
-    """Return the quality of the posteriors, the conventions and the cost as rows to print."""
+    """Return rows to print: the quality of the posteriors, the choices that affect them, and the cost."""
     row = rows[0]
     n, right = row["n"], round(row["accuracy"] * row["n"])
     interval = f"{100 * row['accuracy_low']:.1f}% to {100 * row['accuracy_high']:.1f}%"

@@ -189,8 +189,8 @@ def warnings_on_stderr() -> Iterator[None]:
 def save_picture(samples: torch.Tensor, config: DictConfig, path: Path, names: Sequence[str] = ()) -> Path:
     """Save a picture of samples in data units, black to white over the range that the configuration declares.
 
-    If the data have a credit, their makers and licence, it is in the metadata of the file. `names` are those of the
-    rows or classes of the samples, see `plots.save_samples`.
+    The metadata of the file hold `data.credit` (the makers and licence of the data) if it is set. `names` are names of
+    the rows or classes of the samples, see `plots.save_samples`.
     """
     low, high = config.data.range or (0.0, 1.0)
     return plots.save_samples(samples, path, low, high, names, config.data.get("credit"))

@@ -61,7 +61,7 @@ def compare(config: DictConfig) -> Record:
 
 
 def compare_guidance(config: DictConfig) -> Record:
-    """Compare the guidance scales of a list: precision, recall, Frechet distance and class accuracy of the samples."""
+    """Compare the scales in `guidance.scale` by the samples' precision, recall, Frechet distance and class accuracy."""
     if config.run == ORACLE:
         raise ValueError("guidance needs a run with conditions; got run=oracle")
     run = load_run(config, config.device)
@@ -119,7 +119,8 @@ def model_and_reference(
 ) -> tuple[build.Run | None, Model, references.Reference, Path, dict[str, str]]:
     """Return the run, the model, the reference, the directory of results, and a record of the model's origin.
 
-    The run is None for `run=oracle`, the exact score of a mixture of Gaussians.
+    The reference is what samples are compared with. The run is None for `run=oracle`, the exact score of a mixture of
+    Gaussians.
     """
     if config.run == ORACLE:
         if config.guidance is not None:

@@ -1,6 +1,6 @@
 """The setting `cond` of `scoresde sample`: classes by number or name, vectors, and a row of samples for each class.
 
-    cond.label=3  cond=3          a class by its number; if the names of the classes are numbers, by this name
+    cond.label=3  cond=3          a class by its number, or by its name if all names of its label are numbers
     cond.group=flags              a class by its name; several conditions together: cond.tone=2 cond.group=flags
     cond.label=all                a row of samples for each class, with the same seeds in every row
     cond.vector=[0.1,2]           a vector
@@ -87,7 +87,7 @@ def drawing(
 
 
 def _named_parts(cond: Any) -> dict[str, Any]:
-    """Return the settings by name of condition; a single value is "label" if integer or text, "vector" otherwise."""
+    """Return {condition: setting}; an unnamed value is the condition "label" if integer or text, otherwise "vector"."""
     if cond is None or isinstance(cond, dict):
         return dict(cond or {})
     return {LABEL if isinstance(cond, (int, str)) else "vector": cond}
@@ -111,7 +111,7 @@ def _fixed(name: str, value: Any, classes: Mapping[str, Sequence[str]]) -> Tenso
 def class_number(name: str, value: Any, names: Sequence[str]) -> int:
     """Return the number of a class of the label `name`, which is given by number or name.
 
-    If all names are whole numbers, such as the years 1990 and 2000, a number is a name.
+    If all names are whole numbers, such as the years 1990 and 2000, a number is read as a name.
 
     Raises:
         ValueError: no class has this number or name.

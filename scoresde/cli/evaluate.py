@@ -57,7 +57,10 @@ def evaluate(config: DictConfig) -> Record | None:
 
 
 def quality_measure(run: build.Run, config: DictConfig, device: str) -> Callable[[Tensor, Tensor | None], Quality]:
-    """Check all settings; return a function from samples in data units, and their labels or None, to the quality."""
+    """Check all settings, and return a function that measures the quality of samples.
+
+    Its arguments are the samples in data units, and their labels or None.
+    """
     metrics = None if config.metrics is None else list(config.metrics)
     check_names("metric", metrics or (), (*METRICS, CLASS_ACCURACY) if is_of_images(run) else STATE_METRICS)
     check_settings(config.resamples, config.level)

@@ -1,7 +1,8 @@
 """The Hydra config group `guidance`: a constructor of `scoresde.guidance`, with all its arguments except the model.
 
 The arguments `classifier` and `weak` are other models: the configuration has paths of their runs, which are loaded
-here. The guided model takes its conditions by `given`, as other models do. A threshold is applied after the guidance.
+here. The guided model takes its conditions by `given`, as other models do. The setting `threshold`, a constructor of
+`scoresde.thresholding`, is applied to the guided model.
 """
 
 from collections.abc import Callable
@@ -33,7 +34,7 @@ def guided(run: build.Run, config: DictConfig, scale: float | None = None, with_
         run: the run.
         config: a configuration with `guidance`, and perhaps `threshold`.
         scale: a scale in place of `guidance.scale`.
-        with_threshold: if False, leave out the threshold, because a model with one has no density.
+        with_threshold: if False, leave out the threshold, because a model with a threshold has no density.
 
     Raises:
         ValueError: the run of `classifier` or `weak` has other data than `run`; see also `build.instantiate` and
@@ -55,7 +56,11 @@ def guided(run: build.Run, config: DictConfig, scale: float | None = None, with_
 
 
 def _load(run: build.Run, value: Any, load: Callable[..., Any], config: DictConfig) -> Any:
-    """Return the model of the run at the path `value`, of the same data as `run`; build it if it is a configuration."""
+    """Return the classifier or weak model that `value` describes, by the path of a run or by a configuration.
+
+    Raises:
+        ValueError: the run at that path has other data than `run`.
+    """
     if OmegaConf.is_config(value):
         return build.instantiate(value, config.trust)
     path = check_run(value)
@@ -69,7 +74,7 @@ def _load(run: build.Run, value: Any, load: Callable[..., Any], config: DictConf
 
 
 def labels_of_data(run: build.Run, config: DictConfig, n: int) -> Condition:
-    """Return the conditions of n samples, those of the items of the split `config.split`.
+    """Return conditions for n samples: the conditions of n items of the split `config.split`.
 
     Raises:
         ValueError: a classifier guides samples, and the data have no labels.
@@ -84,7 +89,7 @@ def labels_of_data(run: build.Run, config: DictConfig, n: int) -> Condition:
 
 
 def known_classes(run: build.Run, config: DictConfig) -> dict[str, list[str]]:
-    """Return the class names of each label of a run; if it has no classes, those of the classifier that guides it."""
+    """Return the class names of each label of a run; if the run has none, those of its guiding classifier."""
     names = classes_of(run)
     node = config.get(GROUP)
     path = None if node is None else node.get("classifier")

@@ -113,7 +113,7 @@ def _arguments(target: str) -> set[str] | None:
 
 
 def _keys(name: str) -> dict[str, Any]:
-    """Return the content of the configuration of this library that is called `name`; {} if there is none."""
+    """Return the content of this library's configuration file `name`.yaml; {} if there is no such file."""
     path = config_directory() / f"{name}.yaml"
     return OmegaConf.to_container(OmegaConf.load(path), resolve=False) if path.is_file() else {}  # type: ignore[return-value]
 

@@ -76,7 +76,7 @@ def trained_conditions(model: ScoreModel, dataset: Any, config: DictConfig) -> l
     if expected and not names:
         raise ValueError(
             f"the network takes the condition {' and '.join(expected)}, but the training data has none: give the data "
-            "labels, data.train.labels=..., or build the network without (network.classes=0)"
+            "labels, data.train.labels=..., or build the network without conditions (network.classes=0)"
         )
     labels = by_name(getattr(dataset, "labels", None))
     labels = {name: values for name, values in labels.items() if not values.is_floating_point()}

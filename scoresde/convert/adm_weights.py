@@ -50,7 +50,7 @@ POOLS: dict[str, tuple[str, dict[str, Any], dict[str, str]]] = {
 def layer_names(network: Encoder, pool: Mapping[str, str]) -> dict[str, str]:
     """Return {layer name in our network: name in guided-diffusion}.
 
-    `pool` has the same pairs of names for the layers of a classifier's pool, see `POOLS`; it is empty for a U-Net.
+    `pool` is such a dict for the layers of a classifier's pool, see `POOLS`; it is empty for a U-Net.
     """
     table = {"time.inner": "time_embed.0", "time.outer": "time_embed.2", "input": "input_blocks.0.0"}
     table |= {f"time.cond.{name}": "label_emb" for name in network.conditions}

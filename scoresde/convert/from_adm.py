@@ -209,7 +209,7 @@ def _image_size(state: State, levels: int) -> int:
 
 
 def _pool(state: State) -> tuple[str, dict[str, Any], int]:
-    """Return the classifier pool's name in guided-diffusion, our `pool` node for it, and the number of classes."""
+    """Return guided-diffusion's name for the classifier's pool, our node `pool`, and the number of classes."""
     if "out.2.positional_embedding" in state:
         name = "attention"
     elif state.get("out.0.weight", torch.empty(0)).ndim == 1:
