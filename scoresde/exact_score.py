@@ -142,7 +142,7 @@ class _ExactViews(Views):
         return drift * self._x - 0.5 * diffusion.square() * self._closed_score()
 
     def _unless_clean(self, value: Tensor, closed: Callable[[], Tensor]) -> Tensor:
-        """Return `value` (B, *), replaced by closed() in the samples where sigma is 0."""
+        """Return `value` (B, *), with the samples where sigma is 0 taken from the closed form `closed()` instead."""
         is_clean = broadcast(self.sde.sigma(self.t), value) == 0
         return torch.where(is_clean, closed(), value) if bool(is_clean.any()) else value
 

@@ -146,8 +146,8 @@ def _check_axes(path: str | Path, sizes: Sequence[int], dims: int | None, channe
     if len(sizes) != dims + 1:
         raise ValueError(
             f"samples in {path} must have dims={dims} axes, or {dims + 1} with the channel axis; got shape "
-            f"{list(sizes)}: reshape the array, or set dims={len(sizes) - 1 or 1} (in a configuration, "
-            "experiment=series, image_arrays or volumes)"
+            f"{list(sizes)}: reshape the array, or set dims={len(sizes) - 1 or 1} (in a configuration, choose "
+            "experiment=series, image_arrays or volumes for dims=1, 2 or 3)"
         )
     if channels_last is None and sizes[-1] <= FEW < min(sizes[:-1]):
         raise ValueError(
@@ -173,7 +173,7 @@ def _load(path: Path, key: str | None, others: Sequence[str] = (), kinds: str = 
 
 
 def _load_labels(path: Path, key: str | None, n: int) -> tuple[Tensor, list[str] | None]:
-    """Load n labels: float32 if they are floating-point numbers, int64 otherwise; and the names of classes of text."""
+    """Load n labels as float32 (floating-point numbers) or int64 (others), and the class names if they are texts."""
     array, what = _load(path, key, kinds=KINDS + TEXTS), f"labels {key!r} in {path}" if key else f"labels in {path}"
     if array.ndim < 1 or len(array) != n:
         raise ValueError(f"expected {n} labels in {path}, one per sample; got shape {array.shape}")
@@ -187,7 +187,7 @@ def _load_labels(path: Path, key: str | None, n: int) -> tuple[Tensor, list[str]
     is_null = labels.isnan().reshape(n, -1).all(dim=1)  # the condition of a sample without one
     if (bad := is_bad.any(dim=1) & ~is_null).any():
         raise ValueError(
-            f"{what} must be finite in float32, or NaN throughout a sample without a condition; got "
+            f"{what} must be finite in float32, or all NaN for a sample without a condition; got "
             f"{labels[int(bad.int().argmax())].tolist()} in row {int(bad.int().argmax())}: replace these values"
         )
     return labels, None

@@ -1,4 +1,4 @@
-"""What the names of emoji say: a caption of each, its skin tone, gender and subject; and its group.
+"""Captions and attributes of emoji: skin tone, gender and subject from their names, and group from Unicode.
 
 Names are the English short names of Unicode's CLDR, as PyPI's `emoji` has them, for example "woman health worker
 medium skin tone". A sequence without a name of its own, joined by zero-width joiners, is captioned by the names of its
@@ -147,7 +147,7 @@ def _intervals() -> dict[str, list[range]]:
 
 
 def _words(text: str) -> list[str]:
-    """Return the words of a caption. "man's" is one word, and "Man" an island: they say nothing about a person."""
+    """Split a caption into words; "man's" (of a shoe) and "Man" (an island) thus differ from the word "man"."""
     return text.replace(",", " ").split()
 
 

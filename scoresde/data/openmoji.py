@@ -144,7 +144,7 @@ def _check_value(name: str, value: Any) -> None:
 
 
 def _split(rows: Sequence[int], split: str, split_by: Sequence[str]) -> list[int]:
-    """Return those of the rows of all pictures that are in a split."""
+    """Return those of `rows`, the numbers of some pictures, that are in a split; see the arguments of `OpenMoji`."""
     codes, _, values = _emoji()
     if split == "all":
         return list(rows)

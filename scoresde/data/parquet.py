@@ -82,7 +82,7 @@ class ParquetImages(Items):
                 for name in wanted:
                     classes[name].append(_read_labels(file, name))
                     if (texts := _class_names(file, name)) and names.setdefault(name, texts) != texts:
-                        raise ValueError(f"its classes {texts} of column {name!r} are not those of {self.groups[0][0]}")
+                        raise ValueError(f"column {name!r} has the classes {texts}, but others in {self.groups[0][0]}")
         if not sum(sizes):
             raise ValueError(f"the Parquet files {files} have no rows: download them again")
         self.column = column
@@ -153,8 +153,8 @@ def _image_column(schema: Any, column: str | None) -> str:
     if len(names) != 1:
         columns = schema.remove_metadata()
         raise ValueError(
-            f"column must be the name of a column, or None for the only column, of binary or struct<bytes, path> among "
-            f"{columns}; got {column!r}"
+            "column must name a column of type binary or struct<bytes, path>, or be None if there is only one; got "
+            f"{column!r}, and the columns {columns}"
         )
     return names[0]
 
@@ -185,7 +185,7 @@ def _read_labels(file: Any, column: str) -> np.ndarray:
 
 
 def _class_names(file: Any, column: str) -> list[str] | None:
-    """Return the names of the classes of a column of type ClassLabel in the metadata of `datasets`; None without.
+    """Return the class names of a column of type ClassLabel; None if the file has no metadata of `datasets` on it.
 
     The metadata are JSON under the key "huggingface": {"info": {"features": {column: {"names": [...], "_type":
     "ClassLabel"}}}}.

@@ -196,7 +196,7 @@ def _state_and_classes(item: Any) -> tuple[Tensor, list[tuple[str, int]]]:
 
 
 def _blocks(dataset: Any, indices: Iterable[int]) -> Iterator[tuple[Tensor, list[tuple[str, int]]]]:
-    """Yield blocks of states (B, *), about BLOCK values each, and the classes of all of them, by condition."""
+    """Yield blocks of states (B, *) of about BLOCK values, each with the pairs (condition, class) of its states."""
     if not len(dataset):
         raise ValueError("the dataset is empty: expected at least one item")
     first, remaining = state_of(dataset[0]), iter(indices)

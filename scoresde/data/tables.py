@@ -105,11 +105,13 @@ class Table(Items):
         chosen = [cells.position(column) for column in columns]
         if repeated := [cells.names[i] for n, i in enumerate(chosen) if i in chosen[:n]]:
             raise ValueError(
-                f"columns must name each column once; got {repeated[0]!r} twice: a repeated column has no density"
+                f"columns must name each column once, as repeated columns have no density; got {repeated[0]!r} twice: "
+                "leave one of them out"
             )
         if both := [i for i in targets if i in chosen]:
             raise ValueError(
-                f"columns must not hold labels={cells.names[both[0]]!r}, the classes: leave it out of one of the two"
+                f"columns must not have a column of labels; got {cells.names[both[0]]!r} in columns and in labels: "
+                "leave it out of one of them"
             )
         self.names = tuple(cells.names[i] for i in chosen)
         if not chosen or (shape is not None and tuple(shape) != (len(chosen),)):
@@ -186,7 +188,7 @@ class _Cells:
         return [compute.utf8_trim_whitespace(column).combine_chunks() for column in table.columns]
 
     def _has_header(self, columns: list[Any]) -> bool:
-        """Return whether the first row has text above a number; raise ValueError if this does not decide."""
+        """Return whether the first row is a header, as `Table` decides for header=None; raise ValueError if unclear."""
         from pyarrow import compute
 
         is_open = has_decimals = False

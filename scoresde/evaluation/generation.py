@@ -1,7 +1,7 @@
 """Draw any number of samples of a run, in batches that processes share, and resume after an interruption.
 
 Sample i is drawn from seed + i, independent of its batch and process; in rows of `columns` samples, such as one row for
-each class, from seed + i mod columns, so that the samples of a column start from the same noise. Finished batches are
+each class, from seed + (i mod columns), so that the samples of a column start from the same noise. Finished batches are
 stored in `<run>/drawing/<hash of the settings>/`, under the seeds of the batch and a hash of its conditions. The same
 command, or a command for more samples with the same settings, resumes from these files. Processes exchange samples
 through them, so all processes must see the directory of the run.
@@ -56,7 +56,7 @@ def draw_samples(
     cond: Condition = None,
     columns: int | None = None,
 ) -> DrawnSamples:
-    """Draw n samples of a run from the seeds seed + i mod columns; return all of them in every process.
+    """Draw n samples of a run, sample i from seed + (i mod columns); return all of them in every process.
 
     Args:
         run: supplies the model, the transform and the shape of the data.
@@ -66,8 +66,8 @@ def draw_samples(
         seed: the seed of the first sample.
         model: the model to use instead of the run's, for example a thresholded or guided model.
         progress: show a progress bar.
-        cond: the condition, tensors with leading dimension n, or 1 for all samples; `model.given` binds those of a
-            batch.
+        cond: the condition, tensors with leading dimension n, or 1 for all samples; `model.given` takes the rows of
+            each batch.
         columns: number of samples with different seeds; default: n.
 
     Raises:
@@ -129,7 +129,7 @@ def _rows_of(cond: Condition, rows: range, n: int) -> Condition:
 
 
 def _stem(seeds: Sequence[int], cond: Condition) -> str:
-    """Return the name of the file of a batch: its seeds, and a hash of them and of its conditions if there are any."""
+    """Return the name of a batch's file: its range of seeds; with conditions or repeated seeds, also a hash of them."""
     name, parts = f"{seeds[0]}-{seeds[-1] + 1}", by_name(expand(cond, len(seeds)))
     if isinstance(seeds, range) and not parts:
         return name

@@ -1,9 +1,10 @@
 """The labels of a dataset and the classes of a run: names, numbers and frequencies."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from scoresde.build import Run
@@ -29,8 +30,18 @@ def labels_of(dataset: Dataset) -> dict[str, Tensor]:
 
 def classes_of(run: Run) -> dict[str, list[str]]:
     """Return the names of the classes of each label of a run: `class_names` of its configuration, else numbers."""
-    named = {name: list(map(str, classes)) for name, classes in (run.config.get("class_names") or {}).items()}
-    known = numbers_of_classes(run.model)
+    return class_names(run.config, run.model)
+
+
+def class_names(config: Any, model: nn.Module | None = None) -> dict[str, list[str]]:
+    """Return the names of the classes of each label: `class_names` of a configuration, else numbers.
+
+    Args:
+        config: the configuration of a run.
+        model: its model; labels without names have as many classes as it embeds.
+    """
+    named = {str(name): list(map(str, classes)) for name, classes in (config.get("class_names") or {}).items()}
+    known = {} if model is None else numbers_of_classes(model)
     numbers = {name: [str(i) for i in range(count)] for name, count in known.items()}
     return numbers | {name: classes for name, classes in named.items() if name in known or not known}
 

@@ -161,7 +161,10 @@ def _indexed(statistic: SlicedWasserstein | Discrepancy) -> Prepared:
 
 
 def _moment_error(error: Callable[..., Tensor], x: Tensor, reference: Reference) -> Prepared:
-    """Prepare the error of the moments of x from the exact moments; if these are unknown, from those of the states."""
+    """Return a statistic that compares the moments of x with those of the reference, and the statistic's arguments.
+
+    The moments of the reference are exact if they are known, and otherwise computed from its states.
+    """
     if (exact := reference.exact) is not None:
         return lambda x: error(x, *exact), (x, None)
     return lambda x, states: error(x, *moments(states)), (x, reference.states)

@@ -70,7 +70,7 @@ def _load_or_evaluate(part: Part, path: Path) -> Numbers:
 
 
 def directory_for(parent: Path, settings: Any) -> Path:
-    """Return the subdirectory of `parent` named by a hash of settings; types that JSON lacks enter by their `str`."""
+    """Return the subdirectory of `parent` named by a hash of settings; `str` converts those that JSON lacks."""
     text = json.dumps(settings, sort_keys=True, default=str)
     return parent / hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
