@@ -34,13 +34,15 @@ from scoresde.cli.help import usage, verb_help
 from scoresde.cli.jobs import INTERRUPTED, WRONG, Job, Verb
 from scoresde.cli.overrides import first_mistake, literal, parse_options, parse_override
 from scoresde.cli.report import report
+from scoresde.cli.restore import restore
 from scoresde.cli.sample import sample
 from scoresde.cli.suggestions import did_you_mean
 from scoresde.cli.train import train
 from scoresde.training import distributed
 
 VERBS: dict[str, Verb] = {
-    verb.__name__: verb for verb in (train, sample, bpd, evaluate, compare, classify, dequantize, convert, data, report)
+    verb.__name__: verb
+    for verb in (train, sample, bpd, evaluate, compare, restore, classify, dequantize, convert, data, report)
 }
 
 
@@ -114,7 +116,7 @@ def add_condition(verb: str, override: str) -> str:
 
     A value that Hydra cannot parse, such as the class name R&B, is quoted. Other overrides are returned unchanged.
     """
-    if verb != "sample" or not re.match(r"cond\.[\w.]+=", override):
+    if verb not in ("sample", "restore") or not re.match(r"cond\.[\w.]+=", override):
         return override
     key, _, value = override.partition("=")
     return f"+{override}" if parse_override(override) is not None else f"+{key}={literal(value)}"

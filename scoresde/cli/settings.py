@@ -11,9 +11,11 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.utils.data import Dataset
 
-from scoresde.arguments import Count, Distinct, EvenCount, Few, Level, Named, Positive, Seed
+from scoresde.arguments import MOST, Count, CountOrZero, Distinct, EvenCount, Few, Level, Named, Positive, Range, Seed
 from scoresde.dequantization import Dequantization
 from scoresde.evaluation.dataset_likelihood import Budget, evaluate_likelihood
+from scoresde.inverse import Measured, Operator, RePaint, Replacement, SizedOperator, TwistedParticles
+from scoresde.inverse.spectral import SpectralSampler
 from scoresde.losses import Objective
 from scoresde.metrics.features import FeatureSpace
 from scoresde.predictions import Prediction
@@ -30,6 +32,9 @@ File = Annotated[str | int, Named("a path")]
 Names = Annotated[Sequence[str], Distinct(least=1)]
 Split = Literal["train", "validation", "test"]
 Weights = str | float
+Condition = int | float | str | list | dict | None
+OperatorSettings = Operator | SizedOperator
+PosteriorSettings = Measured | Replacement | RePaint | SpectralSampler | TwistedParticles
 
 
 class Shared(TypedDict):
@@ -81,7 +86,7 @@ class Train(Parts):
 
 
 class Sample(Shared):
-    cond: int | float | str | list | dict | None
+    cond: Condition
     guidance: ModelWrapper | None
     sampler: Sampler
     run: Directory
@@ -116,6 +121,24 @@ class Evaluate(Likelihood):
     resamples: Few
     level: Level
     bpd: bool
+
+
+class Restore(Shared):
+    operator: OperatorSettings
+    posterior: PosteriorSettings
+    sampler: Sampler
+    run: Directory
+    n: Annotated[int, Range(2, MOST)]
+    image: File | None
+    split: Split
+    index: CountOrZero | None
+    measurement: File | None
+    noise_seed: Seed
+    level: Level
+    particles: Annotated[int, Range(2, MOST)]
+    weights: Weights
+    batch_size: Count
+    cond: Condition
 
 
 class BoundSettings(TypedDict):
@@ -197,6 +220,7 @@ class Report(Shared):
 SETTINGS: dict[str, Any] = {
     "train": Train,
     "sample": Sample,
+    "restore": Restore,
     "bpd": Likelihood,
     "evaluate": Evaluate,
     "compare": Compare,

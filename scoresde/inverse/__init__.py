@@ -2,7 +2,8 @@ r"""Inverse problems: samples of x given a measurement y = A(x) + noise, with a 
 
     operators           `Operator`, compositions a @ b, and linear physics objects of `deepinv`
     general_operators   `Inpainting`, `Linear`, `Nonlinear`: states of any shape
-    image_operators     `Downsampling`, `Blur`, `Grey`, `Colour`, `Fourier`
+    image_operators     `Downsampling`, `Blur`, `GaussianBlur`, `Grey`, `Colour`, `Fourier`
+    sized_operators     `SizedInpainting`: the mask is made when the size of the images is known
     posterior_models    `DPS`, `PiGDM`, `MMPS`: models with approximations of the score of p(x_t | y)
     constraints         `Replacement`, which overwrites the measured part of the state, and `RePaint`
     spectral            `DDRM`, `DDNM`: samplers for operators with known singular values
@@ -16,11 +17,12 @@ evidence p(y) is known, `GaussianMixture.log_evidence`: every method is tested a
 from scoresde.inverse.constraints import RePaint, Replacement, Resampled, corrected
 from scoresde.inverse.general_operators import Inpainting, Nonlinear
 from scoresde.inverse.general_operators import LinearOperator as Linear
-from scoresde.inverse.image_operators import Blur, ChannelMixing, Colour, Downsampling, Fourier, Grey
+from scoresde.inverse.image_operators import Blur, ChannelMixing, Colour, Downsampling, Fourier, GaussianBlur, Grey
 from scoresde.inverse.operators import Composed, Operator, PhysicsOperator, as_operator
 from scoresde.inverse.particles import Particles, pooled
 from scoresde.inverse.posterior_models import DPS, MMPS, Measured, PiGDM
 from scoresde.inverse.posterior_samples import PosteriorSamples, sample_posterior
+from scoresde.inverse.sized_operators import SizedInpainting, SizedOperator
 from scoresde.inverse.spectral import DDNM, DDRM
 from scoresde.inverse.twisted_particles import TwistedParticles
 
@@ -35,6 +37,7 @@ __all__ = [
     "Composed",
     "Downsampling",
     "Fourier",
+    "GaussianBlur",
     "Grey",
     "Inpainting",
     "Linear",
@@ -48,6 +51,8 @@ __all__ = [
     "RePaint",
     "Replacement",
     "Resampled",
+    "SizedInpainting",
+    "SizedOperator",
     "TwistedParticles",
     "as_operator",
     "corrected",

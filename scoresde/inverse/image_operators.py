@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from scoresde.arguments import Count, checked
+from scoresde.arguments import Count, Positive, check_memory, checked
 from scoresde.inverse.operators import Operator, check_trailing, checked_mask, singular_axes
 from scoresde.tensors import at_least_float32, float64, floating
 
@@ -154,6 +154,26 @@ class Blur(Downsampling):
         values = self._response((shape[-2], shape[-1])).abs()
         values = torch.where(values > values.max() * values.numel() * torch.finfo(values.dtype).eps, values, 0.0)
         return values.expand(tuple(shape))
+
+
+@checked
+class GaussianBlur(Blur):
+    """A blur with a Gaussian kernel, of sum 1 and cut off at 4 standard deviations.
+
+    Args:
+        std: standard deviation of the kernel, in pixels.
+        noise_std: see `Operator`.
+
+    Raises:
+        ValueError: std is not positive, or the kernel needs more memory than there is.
+    """
+
+    def __init__(self, std: Positive = 1.0, noise_std: float | Tensor = 0.0):
+        radius = math.ceil(4 * std)
+        check_memory("the kernel", 8 * (2 * radius + 1) ** 2)
+        taps = torch.exp(-0.5 * (torch.arange(-radius, radius + 1, dtype=torch.float64) / std).square())
+        taps = taps / taps.sum()
+        super().__init__(torch.outer(taps, taps), noise_std)
 
 
 class ChannelMixing(Operator):

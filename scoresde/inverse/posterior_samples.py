@@ -7,6 +7,9 @@
 | "repaint" | `constraints` | `RePaint`, its own sampler |
 | "ddrm", "ddnm" | `spectral` | `DDRM`, `DDNM`, samplers |
 | "particles" | `twisted_particles` | `TwistedParticles`, and `twist` and `batch_size` of its call |
+
+A method may also be a function of the model, the operator and the measurement that returns an object of one of these
+classes, or another model.
 """
 
 from collections.abc import Callable, Sequence
@@ -31,8 +34,7 @@ from scoresde.wrappers import for_inference
 STEPS = 100
 MODELS: dict[str, Callable[..., Measured]] = {"dps": DPS, "pigdm": PiGDM, "mmps": MMPS}
 SPECTRAL: dict[str, Callable[..., Sampler]] = {"ddrm": DDRM, "ddnm": DDNM}
-OWN_SAMPLER = ("repaint", *SPECTRAL, "particles")  # methods that are samplers themselves
-METHODS = (*MODELS, "replacement", *OWN_SAMPLER)
+METHODS = (*MODELS, "replacement", "repaint", *SPECTRAL, "particles")
 CALL_OPTIONS = ("twist", "batch_size")  # of `TwistedParticles.__call__`
 
 
@@ -58,7 +60,7 @@ def sample_posterior(
     operator: Any,
     y: Tensor,
     n: int,
-    method: str | Callable[..., Model] = "mmps",
+    method: str | Callable[..., Any] = "mmps",
     sampler: Sampler | None = None,
     seeds: Sequence[int] | None = None,
     generator: torch.Generator | None = None,
@@ -74,7 +76,8 @@ def sample_posterior(
         model: the model of the prior p(x), in eval mode.
         operator: an `Operator`, or a linear physics object of `deepinv`.
         y: one measurement `*m`, used for all samples, or one for each sample, (n, *m).
-        method: a name of the module docstring; or a function (model, operator, y) -> model.
+        method: a name, or a function (model, operator, y) -> a posterior model, a constraint, a sampler or a
+            `TwistedParticles`; see the module docstring.
         sampler: default: 100 ancestral steps; None for the methods that are samplers themselves.
         seeds, generator: one seed per sample, or a generator for the batch. The particles of "particles" are one batch,
             with one seed, seeds=[seed].
@@ -96,9 +99,10 @@ def sample_posterior(
         raise ValueError(f"method must be one of {', '.join(METHODS)}; got {method!r}")
     if not isinstance(method, str) and not callable(method):
         raise TypeError(f"method must be a name or a function (model, operator, y) -> model; got {method!r}")
-    if sampler is not None and method in OWN_SAMPLER:
-        raise ValueError(f"method {method!r} is a sampler itself; got sampler=...: leave it out, and pass steps=...")
     part = _part(method, model, operator, y, options)
+    if sampler is not None and is_sampler(part):
+        name = repr(method) if isinstance(method, str) else type(part).__name__
+        raise ValueError(f"method {name} is a sampler itself; got sampler=...: leave it out, and pass steps=...")
     event = state_shape(operator, y, n) if shape is None else tuple(shape)
     run: dict[str, Any] = {"shape": (n, *event), "generator": generator, "dtype": dtype, "progress": progress}
     run["device"] = device_of(model) or y.device
@@ -106,16 +110,20 @@ def sample_posterior(
         return _particles(part, model, operator, y, seeds, {**run, **_chosen(options, CALL_OPTIONS)})
     if sampler is None:
         sampler = part if isinstance(part, Sampler) else PredictorCorrector(Ancestral(), steps=STEPS)
-    constraint = (
-        part if isinstance(part, StateConstraint) else Replacement(operator, y) if method == "repaint" else None
-    )
+    constraint = Replacement(operator, y) if isinstance(part, RePaint) else None
+    constraint = part if isinstance(part, StateConstraint) else constraint
     prior = model if isinstance(part, (Sampler, StateConstraint)) else part
     samples = sampler(prior, constraint=constraint, seeds=seeds, **run)
     return PosteriorSamples(samples.x, samples.nfe, samples.backward)
 
 
+def is_sampler(part: Any) -> bool:
+    """Return whether a part of a method is a sampler itself, so that it takes no other."""
+    return isinstance(part, (Sampler, TwistedParticles))
+
+
 def _part(
-    method: str | Callable[..., Model], model: Model, operator: Operator, y: Tensor, options: dict[str, Any]
+    method: str | Callable[..., Any], model: Model, operator: Operator, y: Tensor, options: dict[str, Any]
 ) -> Any:
     """Return what the method consists of: a posterior model, a constraint, or a sampler."""
     if method == "repaint":

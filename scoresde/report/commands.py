@@ -13,6 +13,7 @@ PURPOSES = {
     "classification": "classify the data",
     "dequantization": "learn the dequantisation",
     "comparison": "compare samplers",
+    "restoration": "restore a measurement",
 }
 
 

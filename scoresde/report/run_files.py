@@ -4,7 +4,7 @@
     checkpoint.safetensors weights, and the training step that they are from
     log.jsonl              lines of the training log: some with a loss, some with metrics of held-out data
     skipped.jsonl          training steps that were skipped
-    metrics.jsonl          results of `sample`, `bpd`, `evaluate`, `compare`, `classify`, ...; `kind` says which
+    metrics.jsonl          results of `sample`, `bpd`, `evaluate`, `restore`, `classify`, ...; `kind` says which
     comparison*.csv        comparisons of samplers
     per_sample/FILE        the likelihood of each sample of a split
     samples/FILE           samples in data units

@@ -1,0 +1,200 @@
+"""`scoresde restore`."""
+
+import inspect
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+from torch import Tensor
+
+from scoresde import build
+from scoresde.atomic_files import replace_atomically
+from scoresde.cli.common import load_run, result_name, run_data, save_array, warnings_on_stderr
+from scoresde.cli.conditions import drawing
+from scoresde.cli.output import Record, append_row, print_rows, shows_progress, typed_overrides
+from scoresde.cli.sample import plain
+from scoresde.cli.settings import OperatorSettings, PosteriorSettings
+from scoresde.data.items import reading
+from scoresde.data.summary import state_of
+from scoresde.evaluation import restoration
+from scoresde.evaluation.conditions import accepted
+from scoresde.evaluation.labels import class_names
+from scoresde.evaluation.records import METRICS
+from scoresde.inverse import Operator, SizedOperator, as_operator
+from scoresde.inverse.posterior_samples import is_sampler
+from scoresde.protocols import Model
+from scoresde.restoration_plots import save_restoration
+from scoresde.samplers import Sampler
+from scoresde.training import distributed
+
+
+def restore(config: DictConfig) -> Record:
+    """Draw samples of the posterior of a measurement: inpainting, super-resolution, deblurring, colourisation."""
+    device = distributed.device(config.device)
+    run = load_run(config, device)
+    operator = build_operator(config, tuple(run.config.data.shape))
+    model, cond = conditional(run, config)
+    problem, source = pose(run, operator, config)
+    method = posterior(config)
+    sampler = chosen_sampler(config, method(model, operator, problem.y))
+    counts = {key: config[key] for key in ("n", "seed", "batch_size", "particles")}
+    with warnings_on_stderr():
+        restored = restoration.restore(run, model, problem, method, sampler, **counts, progress=shows_progress())
+    choices = HydraConfig.get().runtime.choices
+    row = {"kind": "restoration", "operator": plain(config.operator), "method": choices["posterior"]}
+    row |= {"posterior": plain(config.posterior), "sampler": None if sampler is None else choices["sampler"]}
+    row |= {"n": config.n, "particles": None if restored.ess is None else config.particles, **source, "cond": cond}
+    row |= {"nfe": restored.nfe, "backward": restored.backward, "seconds": round(restored.seconds, 2)}
+    row |= {"weights": config.weights, "seed": config.seed, "noise_seed": config.noise_seed}
+    row |= {"measurements": problem.y.numel(), "noise_std": float(operator.noise_std.square().mean().sqrt())}
+    row |= restoration.quality(run, problem, restored, config.level)
+    row |= {"log_evidence": restored.log_evidence, "log_evidence_error": restored.stderr, "ess": restored.ess}
+    paths = save(run, config, problem, restored)
+    row = append_row(run.path, {**row, "file": paths["array"].name}, device)
+    paths["metrics"] = run.path / METRICS
+    print_rows({**table(row), **paths})
+    return {"run": run.path, "rows": [row], "paths": paths}
+
+
+# --- the problem
+
+
+def build_operator(config: DictConfig, shape: tuple[int, ...]) -> Operator:
+    """Build the operator for states of a shape; raise ValueError if it is for other states."""
+    operator = build.instantiate(config.operator, config.trust, OperatorSettings)
+    operator = operator(shape) if isinstance(operator, SizedOperator) else as_operator(operator)
+    operator(torch.zeros(1, *shape))
+    return operator
+
+
+def conditional(run: build.Run, config: DictConfig) -> tuple[Model, Any]:
+    """Return the model of a run, bound to the condition `cond`, and a description of the condition."""
+    cond, classes, names = plain(config.cond), class_names(run.config, run.model), accepted(run)
+    others = None if names is None else [name for name in names if name not in classes]
+    drawn = drawing(cond, 1, 1, classes, others)
+    if drawn.names:
+        raise ValueError("cond must be one condition; got all classes: restore once for each class, cond.label=3")
+    return run.model.given(drawn.cond), cond
+
+
+def pose(run: build.Run, operator: Operator, config: DictConfig) -> tuple[restoration.Problem, Record]:
+    """Return the problem, and a record of where the truth and the measurement come from.
+
+    Raises:
+        ValueError: both an image and an index are given, there is no such item, or a file has another format.
+    """
+    if config.image is not None and config.index is not None:
+        raise ValueError(f"the truth must be image or index, not both; got image={config.image}, index={config.index}")
+    data, source = None, {"image": None, "split": None, "index": None, "measurement": config.measurement}
+    if config.image is not None:
+        data, source["image"] = restoration.read_picture(run, Path(str(config.image))), str(config.image)
+    elif config.index is not None or config.measurement is None:
+        dataset, index = run_data(run, config.split, config.trust), config.index or 0
+        if index >= len(dataset):
+            raise ValueError(
+                f"index must be less than {len(dataset)}, the size of the {config.split} data; got {index}"
+            )
+        data, source["split"], source["index"] = state_of(dataset[index]), config.split, index
+    if data is not None and config.measurement is None:
+        return restoration.measure(run, operator, data, config.noise_seed), source
+    y = load_measurement(Path(str(config.measurement)), operator, tuple(run.config.data.shape))
+    state = None if data is None else restoration.state_of(run, data, config.noise_seed)
+    return restoration.Problem(operator, y, data, state), source
+
+
+def load_measurement(path: Path, operator: Operator, shape: tuple[int, ...]) -> Tensor:
+    """Load a measurement (*m), float32; raise ValueError if the file has another shape or other values."""
+    with reading(path, "an array of finite numbers in NumPy's format", "write it with numpy.save"):
+        array = np.load(path, allow_pickle=False)
+        if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiu" or not np.isfinite(array).all():
+            raise ValueError("it holds something else")
+    expected = tuple(operator(torch.zeros(1, *shape)).shape[1:])
+    if array.shape not in (expected, (1, *expected)):
+        raise ValueError(f"measurement must have the shape {expected}, as {operator} gives; {path} has {array.shape}")
+    return torch.from_numpy(array.astype(np.float32)).reshape(expected)
+
+
+# --- the method
+
+
+def posterior(config: DictConfig) -> restoration.Method:
+    """Return the function of the model, the operator and the measurement that builds the posterior's method."""
+    build.check(config.posterior, PosteriorSettings, config.trust)
+    construct = build.instantiate({**plain(config.posterior), "_partial_": True}, config.trust)
+    names = inspect.signature(construct).parameters
+
+    def method(model: Model, operator: Operator, y: Tensor) -> Any:
+        given = {"model": model, "operator": operator, "y": y}
+        return construct(**{name: part for name, part in given.items() if name in names})
+
+    return method
+
+
+def chosen_sampler(config: DictConfig, part: Any) -> Sampler | None:
+    """Return the sampler of the configuration; None if the method is a sampler itself.
+
+    Raises:
+        ValueError: the method is a sampler itself, and an override asks for another.
+    """
+    if not is_sampler(part):
+        return build.instantiate(config.sampler, config.trust, Sampler)
+    given = [text for text in typed_overrides() if text.lstrip("+~").partition("=")[0].partition(".")[0] == "sampler"]
+    if given:
+        name = HydraConfig.get().runtime.choices["posterior"]
+        raise ValueError(f"posterior={name} is a sampler itself; got {given[0]}: leave it out, and set posterior.steps")
+    return None
+
+
+# --- results
+
+
+def save(
+    run: build.Run, config: DictConfig, problem: restoration.Problem, restored: restoration.Restoration
+) -> dict[str, Path]:
+    """Write the samples in data units, the measurement and the picture, and return their paths."""
+    choices = HydraConfig.get().runtime.choices
+    base = f"restored_{choices['operator']}_{choices['posterior']}_n{config.n}_seed{config.seed}"
+    name = result_name(base, "operator", "posterior", "n", "seed")
+    array = run.path / "samples" / f"{name}.npy"
+    paths = {"array": array, "measurement": array.with_name(f"{name}.measurement.npy")}
+    samples = run.transform.inverse(restored.x)
+    arrays = {"array": samples, "measurement": problem.y}
+    for key, path in paths.items():
+        content = arrays[key].numpy()
+        replace_atomically(path, lambda file, content=content: save_array(file, content), size=content.nbytes)
+    shown = {
+        "truth": problem.data,
+        "measurement": problem.back_projected(run),
+        "mean": run.transform.inverse(restored.mean[None])[0],
+    }
+    parts = {key: part for key, part in shown.items() if part is not None}
+    low, high = run.config.data.range or (0.0, 1.0)
+    picture = run.path / "figures" / f"{name}.png"
+    save_restoration(samples, parts, restored.std, picture, low, high, run.config.data.get("credit"))
+    return {**paths, "picture": picture}
+
+
+def table(row: Record) -> dict[str, str]:
+    """Return the rows to print."""
+    sampler = "" if row["sampler"] is None else f", sampler {row['sampler']}"
+    printed = {
+        "method": f"{row['method']}{sampler}, {row['n']} samples",
+        "residual": f"{row['residual']:.4g}, for noise {row['noise_std']:.4g} in {row['measurements']} measurements",
+    }
+    for name, unit in (("psnr", " dB"), ("ssim", "")):
+        if name in row:
+            printed[name.upper()] = (
+                f"{row[name]:.4g}{unit} of the mean, {row[f'sample_{name}']:.4g}{unit} of the samples"
+            )
+    if "rmse" in row:
+        printed["error of the mean"] = f"{row['rmse']:.4g} in model space"
+    if "coverage" in row:
+        shares = f"{100 * row['coverage']:.1f}% of {row['coverage_entries']} entries"
+        printed["coverage"] = f"{shares}, by intervals of {100 * row['coverage_level']:.1f}%"
+    if row["log_evidence"] is not None:
+        printed["log evidence"] = f"{row['log_evidence']:.4f} +- {row['log_evidence_error']:.4f} nats"
+        printed["effective particles"] = f"{row['ess']:.1f} of {row['particles']}"
+    return printed | {"nfe": f"{row['nfe']}, and {row['backward']} backward passes", "seconds": str(row["seconds"])}
