@@ -78,9 +78,11 @@ def _show(axes: Axes, image: Tensor, title: str) -> None:
 
 def _points(axes: Axes, samples: np.ndarray, parts: Mapping[str, np.ndarray]) -> None:
     """Draw points in the plane."""
-    axes.scatter(*samples.T, s=6, alpha=0.5, linewidths=0, color=COLOURS[0], label=f"{len(samples)} samples")
+    axes.scatter(
+        samples[:, 0], samples[:, 1], s=6, alpha=0.5, linewidths=0, color=COLOURS[0], label=f"{len(samples)} samples"
+    )
     for marker, colour, (name, point) in zip("*X", (COLOURS[1], COLOURS[-1]), parts.items(), strict=False):
-        axes.scatter(*point, s=80, marker=marker, color=colour, label=name)
+        axes.scatter(point[0], point[1], s=80, marker=marker, color=colour, label=name)
     axes.set(xlabel="$x_1$", ylabel="$x_2$", aspect="equal")
 
 

@@ -86,6 +86,9 @@ def shortened(verb, *arguments):
     """The command at a hundredth of its cost."""
     if verb in SHORT:
         return [verb, *arguments, *(x for x in SHORT[verb] if not is_of_another(x, arguments))]
+    if verb == "restore":
+        is_own = value(arguments, "posterior") in ("ddrm", "particles")
+        return [verb, *arguments, "n=3", "particles=4", "posterior.steps=2" if is_own else "sampler.steps=2"]
     if verb == "sample":
         return [verb, *arguments, "n=3", "device=cpu", *([] if "sampler=ode" in arguments else ["sampler.steps=2"])]
     name = value(arguments, "experiment", "digits")
@@ -144,9 +147,12 @@ def test_every_block_is_run_here():
                 "sampler=ode",
             ),
             *("convert source", "--json", "cifar10_ddpmpp_subvp data.root", "precision=bf16", "--standalone", "joblib"),
-            *("SBATCH", "PYTHONPATH", "guidance.classifier=", "# or data.labels"),
+            *("SBATCH", "PYTHONPATH", "guidance.classifier=", "# or data.labels", "scoresde restore"),
         ],
-        "python": ["Langevin(snr=0.16)", "trajectory=True", "ClassifierFree", "class Points", "convert.score_sde"],
+        "python": [
+            *("Langevin(snr=0.16)", "trajectory=True", "ClassifierFree", "class Points", "convert.score_sde"),
+            "sample_posterior",
+        ],
         "yaml": ["points.Points}", "points.Network"],
     }
     known = {block(language, text) for language, parts in texts.items() for text in parts} | {EVALUATION}
@@ -224,6 +230,23 @@ def test_one_run_through_every_verb(elsewhere, capsys):
 def test_a_guided_model_in_a_few_lines(capsys):
     exec(compile(block("python", "ClassifierFree"), "docs/conditions.md", "exec"), {})
     assert capsys.readouterr().out == "18\n"
+
+
+def test_a_posterior_in_a_few_lines(capsys):
+    exec(compile(block("python", "sample_posterior"), "docs/inverse.md", "exec"), {})
+    assert "torch.Size([16, 2])" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_restorations(elsewhere):
+    """A photograph, a mask and a measurement from files."""
+    run(["train", "experiment=digits", "run=runs/digits"])
+    write_images(elsewhere, {"photo.png": levels(20, 30), "mask.png": np.uint8(255) * (levels(8, 8, 1) > 99)})
+    np.save("y.npy", np.zeros((1, 48)))
+    for _, *arguments in commands(block("sh", "scoresde restore")):
+        run(arguments)
+    assert len(list(Path("runs/digits/figures").glob("restored_*.png"))) == 5
+    assert sum('"psnr"' in line for line in Path("runs/digits/metrics.jsonl").read_text().splitlines()) == 4
 
 
 def test_the_commands_on_conditions_in_the_readme_are_those_of_the_pages():

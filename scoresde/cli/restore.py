@@ -1,6 +1,7 @@
 """`scoresde restore`."""
 
 import inspect
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -163,8 +164,7 @@ def save(
     samples = run.transform.inverse(restored.x)
     arrays = {"array": samples, "measurement": problem.y}
     for key, path in paths.items():
-        content = arrays[key].numpy()
-        replace_atomically(path, lambda file, content=content: save_array(file, content), size=content.nbytes)
+        replace_atomically(path, partial(save_array, array=arrays[key].numpy()), size=arrays[key].nbytes)
     shown = {
         "truth": problem.data,
         "measurement": problem.back_projected(run),

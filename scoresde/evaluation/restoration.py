@@ -10,6 +10,7 @@ few entries of the truth within them mean that the samples vary too little, or i
 
 import math
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -135,6 +136,9 @@ def restore(
         particles: number of particles, if the method has particles.
         progress: show a progress bar.
 
+    Warns:
+        UserWarning: there are fewer effective particles than samples.
+
     Raises:
         ValueError: n is larger than `particles`, or as the method says.
     """
@@ -149,6 +153,12 @@ def restore(
             model, problem.operator, problem.y, (particles, *shape), seed, batch_size=batch_size, progress=progress
         )
         ess, seconds = 1 / float(cloud.weights.square().sum()), time.perf_counter() - started
+        if ess < n:
+            warnings.warn(
+                f"{n} samples are drawn from {ess:.1f} effective particles, so that many are equal, and the evidence "
+                "is uncertain: take more particles, more steps, or more noise (operator.noise_std)",
+                stacklevel=2,
+            )
         spread, drawn = cloud.variance().sqrt().cpu(), cloud.draw(n, seed ^ CHOICE).cpu()
         passes = -(-particles // batch_size)
         cost = cloud.nfe // passes, cloud.backward // passes
@@ -195,7 +205,8 @@ def picture_quality(run: Run, states: Tensor, data: Tensor) -> dict[str, float]:
     """Return the mean PSNR in dB and the mean SSIM of images with the states (n, C, H, W), given the truth (C, H, W).
 
     Images are rounded to grey levels and clipped. {} if the data are not images or their range is unknown; without SSIM
-    (window of 11 x 11 pixels, standard deviation 1.5) if they have fewer than 6 rows or columns.
+    (window of 11 x 11 pixels, standard deviation 1.5) if they have fewer than 6 rows or columns, and without PSNR if an
+    image equals the truth.
     """
     if not is_of_images(run) or run.config.data.get("range") is None:
         return {}
@@ -208,9 +219,9 @@ def picture_quality(run: Run, states: Tensor, data: Tensor) -> dict[str, float]:
     images = to_levels(run, run.transform.inverse(states)).clamp(black, white)
     images, truth = (((part.double() - black) / (white - black)) for part in (images, data.expand_as(images)))
     psnr = peak_signal_noise_ratio(images, truth, data_range=1.0, reduction="none", dim=(1, 2, 3))
-    quality = {"psnr": float(psnr.mean())}
+    quality = {"psnr": float(psnr.mean())} if bool(torch.isfinite(psnr).all()) else {}
     if min(images.shape[2:]) >= SMALLEST:
-        quality["ssim"] = float(structural_similarity_index_measure(images, truth, data_range=1.0))
+        quality["ssim"] = float(torch.as_tensor(structural_similarity_index_measure(images, truth, data_range=1.0)))
     return quality
 
 

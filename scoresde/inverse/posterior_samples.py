@@ -110,8 +110,10 @@ def sample_posterior(
         return _particles(part, model, operator, y, seeds, {**run, **_chosen(options, CALL_OPTIONS)})
     if sampler is None:
         sampler = part if isinstance(part, Sampler) else PredictorCorrector(Ancestral(), steps=STEPS)
-    constraint = Replacement(operator, y) if isinstance(part, RePaint) else None
-    constraint = part if isinstance(part, StateConstraint) else constraint
+    if isinstance(part, RePaint):
+        constraint: StateConstraint | None = Replacement(operator, y)
+    else:
+        constraint = part if isinstance(part, StateConstraint) else None
     prior = model if isinstance(part, (Sampler, StateConstraint)) else part
     samples = sampler(prior, constraint=constraint, seeds=seeds, **run)
     return PosteriorSamples(samples.x, samples.nfe, samples.backward)

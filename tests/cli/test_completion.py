@@ -25,6 +25,8 @@ def completed(line):
         ("scoresde completion ", ["bash", "fish", "zsh"]),
         ("scoresde train exp", ["experiment="]),
         ("scoresde train experiment=digits_v", [f"experiment=digits_v{x}" for x in ("dm", "e", "p")]),
+        ("scoresde restore posterior=d", ["posterior=ddnm", "posterior=ddrm", "posterior=dps"]),
+        ("scoresde restore operator.no", ["operator.noise_std="]),
         ("scoresde sample guidance=c", ["guidance=cfg", "guidance=classifier"]),
         ("scoresde train trainer.st", ["trainer.steps="]),
         ("scoresde train experiment=toy2d network.width=", ["network.width=128"]),

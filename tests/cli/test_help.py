@@ -44,6 +44,13 @@ SETTINGS = {
     "bpd": ["likelihood: adaptive, default, dopri5, exact, paired, score_sde", "run: ???", "split: test"],
     "evaluate": ["features: digits, inception, openmoji_", "run: ???", "floors:", "features=inception n=50000"],
     "compare": ["samplers: - ddim", "run: ???", "sde: ", "- ancestral", "scoresde compare run=oracle sde=subvp"],
+    "restore": [
+        "operator: blur, colour, downsampling, grey, inpainting",
+        "posterior: ddnm, ddrm, dps, mmps, particles, pigdm, ",
+        "run: ???",
+        "noise_seed: 0",
+        "operator=inpainting image=photo.png",
+    ],
     "classify": [
         "likelihood: adaptive, ",
         "run: ???",

@@ -111,6 +111,7 @@ def test_a_plain_text_is_its_own_literal():
 
 def test_a_condition_needs_no_plus():
     assert add_condition("sample", "cond.label=3") == "+cond.label=3"
+    assert add_condition("restore", "cond.label=3") == "+cond.label=3"
     assert add_condition("sample", "cond.a.b=3") == "+cond.a.b=3"
     assert add_condition("sample", "cond.group=R&B") == '+cond.group="R&B"'
     for verb, override in (("sample", "cond=3"), ("sample", "+cond.label=3"), ("evaluate", "cond.label=3")):

@@ -2,7 +2,7 @@
 
 import torch
 
-from scoresde.inverse import Blur, Colour, Downsampling, Fourier, Grey, Inpainting, Linear
+from scoresde.inverse import Blur, Colour, Downsampling, Fourier, GaussianBlur, Grey, Inpainting, Linear
 from tests.conftest import normal
 
 MASK = torch.tensor([[1, 0, 0, 1], [0, 1, 1, 0], [1, 1, 0, 0], [0, 0, 0, 1]])
@@ -22,6 +22,7 @@ OPERATORS = {
     "blur": (Blur(KERNEL), (2, 4, 5)),
     "singular blur": (Blur(torch.tensor([[0.5, 0.5]])), (4, 4)),
     "a kernel larger than the image": (Blur(normal(7, 5)), (3, 4)),
+    "gaussian blur": (GaussianBlur(0.6), (1, 6, 5)),
     "grey": (Grey(), (3, 2, 2)),
     "luminance": (Grey(weights=[0.299, 0.587, 0.114]), (3, 5)),
     "colour": (Colour(), (3, 2, 2)),

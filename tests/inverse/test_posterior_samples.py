@@ -110,6 +110,22 @@ def test_constraints_and_samplers_of_measurements_by_name():
         assert (result.nfe, result.log_evidence) == (samples.nfe, None)
 
 
+def test_a_function_gives_the_part_of_a_method():
+    """A posterior model, a constraint or a sampler; a sampler takes no other."""
+    operator, y, seeds = Inpainting(MASK, 0.1), normal(7), [3, 4]
+    few = ss.samplers.PredictorCorrector(ss.samplers.DDIM(), steps=3)
+    for name, build, options, sampler in (
+        ("pigdm", ss.inverse.PiGDM, {}, few),
+        ("replacement", lambda model, *measured: ss.inverse.Replacement(*measured), {}, few),
+        ("repaint", lambda *_: ss.inverse.RePaint(4, 1, 2), {"steps": 4, "jump": 1, "repeats": 2}, None),
+        ("ddnm", lambda model, *measured: ss.inverse.DDNM(*measured, steps=3), {"steps": 3}, None),
+    ):
+        named = sample_posterior(MODEL, operator, y, 2, name, sampler, seeds=seeds, **options)
+        assert torch.equal(sample_posterior(MODEL, operator, y, 2, build, sampler, seeds=seeds).x, named.x)
+    with pytest.raises(ValueError, match="method RePaint is a sampler itself"):
+        sample_posterior(MODEL, operator, y, 2, lambda *_: ss.inverse.RePaint(4), few)
+
+
 def test_particles_have_weights_and_the_evidence():
     operator, y = Inpainting(MASK, 0.5), normal(7)
     particles = ss.inverse.TwistedParticles(steps=5, threshold=0.3)(MODEL, operator, y, (6, 4, 4), seed=3, batch_size=4)
