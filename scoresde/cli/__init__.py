@@ -44,6 +44,7 @@ VERBS: dict[str, Verb] = {
     verb.__name__: verb
     for verb in (train, sample, bpd, evaluate, compare, restore, classify, dequantize, convert, data, report)
 }
+PATHS = ("run", "samples", "image", "measurement")  # settings that are paths
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -90,7 +91,7 @@ def run(verb: str, arguments: Sequence[str]) -> int:
     with job.reported_errors():
         job.check_processes()
         options = parse_options(arguments)
-        overrides = [add_condition(verb, quote_run(text)) for text in options.overrides]
+        overrides = [add_condition(verb, quote_path(text)) for text in options.overrides]
         hydra_options = [word for word in arguments if word not in (*options.overrides, "--json")]
         try:
             if options.help:
@@ -122,8 +123,15 @@ def add_condition(verb: str, override: str) -> str:
     return f"+{override}" if parse_override(override) is not None else f"+{key}={literal(value)}"
 
 
-def quote_run(override: str) -> str:
-    """Quote the directory in `run=DIRECTORY` for Hydra if necessary: a run may be named `sde=vp,seed=1`, or `7`."""
-    path, parsed = override.removeprefix("run="), parse_override(override)
-    is_text = parsed is None or isinstance(parsed.value(), (int, float)) or (Path(path) / run_config.CONFIG).is_file()
-    return f"run={literal(path)}" if path != override and is_text else override
+def quote_path(override: str) -> str:
+    """Quote the path in `run=DIRECTORY`, or in another of `PATHS`, for Hydra if necessary.
+
+    A run may be named `sde=vp,seed=1`, or `7`, and the files of results have the overrides in their names.
+    """
+    key, _, path = override.partition("=")
+    if key not in PATHS:
+        return override
+    parsed = parse_override(override)
+    is_text = parsed is None or isinstance(parsed.value(), (int, float))
+    is_text = is_text or Path(path).is_file() or (Path(path) / run_config.CONFIG).is_file()
+    return f"{key}={literal(path)}" if path and is_text else override

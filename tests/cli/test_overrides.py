@@ -3,7 +3,7 @@
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from scoresde.cli import add_condition, main
+from scoresde.cli import add_condition, main, quote_path
 from scoresde.cli.overrides import literal, parse_options
 
 WRONG = {
@@ -116,3 +116,14 @@ def test_a_condition_needs_no_plus():
     assert add_condition("sample", "cond.group=R&B") == '+cond.group="R&B"'
     for verb, override in (("sample", "cond=3"), ("sample", "+cond.label=3"), ("evaluate", "cond.label=3")):
         assert add_condition(verb, override) == override
+
+
+def test_paths_are_quoted_if_hydra_would_read_them_otherwise(tmp_path, monkeypatch):
+    """A file of a result has the overrides in its name; a comma alone is a sweep unless there is such a file."""
+    monkeypatch.chdir(tmp_path)
+    assert quote_path("measurement=x,n=2.npy") == 'measurement="x,n=2.npy"'
+    assert quote_path("image=a,b.png") == "image=a,b.png"
+    (tmp_path / "a,b.png").touch()
+    assert quote_path("image=a,b.png") == 'image="a,b.png"'
+    for override in ("measurement=null", "image=a.png", "n=a,n=2", 'samples="x,n=2.npy"', "run"):
+        assert quote_path(override) == override

@@ -81,7 +81,7 @@ def test_particles_have_the_evidence_and_the_moments(gaussian):
 
 def test_a_restoration_does_not_depend_on_its_batch(gaussian):
     run, oracle, problem = gaussian
-    few = ss.samplers.PredictorCorrector(steps=4)
+    few = ss.samplers.PredictorCorrector(ss.samplers.Ancestral(), steps=4)
     whole, parts, later = (
         restore(run, oracle.score_model(ss.VP()), problem, ss.inverse.PiGDM, few, n=n, seed=seed, batch_size=size)
         for n, seed, size in ((5, 7, 256), (5, 7, 2), (2, 10, 256))
@@ -157,7 +157,7 @@ def test_a_picture_becomes_levels_or_numbers_of_the_data(tmp_path):
     assert levels[0, 0, :3].tolist() == [16, 6, 0]  # floor(100 * 17 / 256)
     assert read_picture(digits_run(tmp_path, 256), tmp_path / "a.png")[0, 0, :3].tolist() == [255, 100, 0]
     numbers = read_picture(digits_run(tmp_path, dequantization=None, range=[-1, 1]), tmp_path / "a.png")
-    close(numbers[0, 0, :3], torch.tensor([1.0, -1 + 200 / 255, -1]))
+    close(numbers[0, 0, :3], torch.tensor([1.0, -1 + 200 / 255, -1]), rtol=1e-6)
     with pytest.raises(ValueError, match=r"image needs a run of images \(1 or 3, H, W\).*states \(2,\): set index"):
         read_picture(digits_run(tmp_path, shape=[2]), tmp_path / "a.png")
     with pytest.raises(ValueError, match="the range of the images is unknown"):
