@@ -16,22 +16,34 @@ all in float64, for states (B, *) of any shape.
 
 The component is the label of a sample. As p(k | x_t) = r_k(x), the conditional score u_k = score + grad log r_k and the
 exact classifier of noisy states are closed forms too: `score_model(sde).given(k)` and `log_posterior`.
+
+Under a linear measurement y = A x_0 + noise, the posterior of each component is a Gaussian (`linear_gaussian`), and
+
+    p(x_0 | y)  =  sum_k r_k p(x_0 | y, k),      r_k = w_k p(y | k) / p(y),      p(y) = sum_k w_k p(y | k):
+
+a mixture again, `posterior(operator, y)`, with the evidence log p(y), `log_evidence(operator, y)`.
 """
 
-import math
-from collections.abc import Callable
 from functools import partial
-from typing import cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from scoresde.networks.embeddings import NULL, named
-from scoresde.protocols import Condition, expand
+from scoresde import linear_gaussian
+from scoresde.exact_score import ExactModel, Marginal, check_marginal
+from scoresde.protocols import Measurement
 from scoresde.score import ScoreModel
-from scoresde.sdes import SDE, checked_times
-from scoresde.tensors import FullPrecision, broadcast, check_integer, dimensions, float64, floating_dtype, listed
-from scoresde.views import Views
+from scoresde.sdes import SDE
+from scoresde.tensors import (
+    FullPrecision,
+    check_instance,
+    check_integer,
+    check_real,
+    dimensions,
+    float64,
+    floating_dtype,
+    listed,
+)
 
 
 class GaussianMixture(FullPrecision):
@@ -80,30 +92,72 @@ class GaussianMixture(FullPrecision):
 
     def log_prob(self, x: Tensor, sde: SDE | None = None, t: Tensor | float | None = None) -> Tensor:
         """Return log p_0 at x (B, *) in nats, float64 (B,); with an SDE and a time, log p_t instead."""
-        return _Marginal(self, x, sde, t).log_joint.logsumexp(dim=1)
+        return Marginal(self, x, sde, t).log_joint.logsumexp(dim=1)
 
     def score(self, x: Tensor, sde: SDE | None = None, t: Tensor | float | None = None) -> Tensor:
         """Return the gradient of `log_prob` in x, (B, *), in the dtype of x."""
-        return _Marginal(self, x, sde, t).score.reshape(x.shape).to(floating_dtype(x))
+        return Marginal(self, x, sde, t).score.reshape(x.shape).to(floating_dtype(x))
 
     def divergence(self, x: Tensor, sde: SDE | None = None, t: Tensor | float | None = None) -> Tensor:
         """Return the divergence of the score at x, (B,), float64."""
-        marginal = _Marginal(self, x, sde, t)
+        marginal = Marginal(self, x, sde, t)
         norms = (marginal.component_scores.square() - 1 / marginal.variances).sum(dim=2)
         return (marginal.responsibilities * norms).sum(dim=1) - marginal.score.square().sum(dim=1)
 
-    def posterior(self, x: Tensor, sde: SDE, t: Tensor | float) -> tuple[Tensor, Tensor, Tensor]:
+    def denoising_posterior(self, x: Tensor, sde: SDE, t: Tensor | float) -> tuple[Tensor, Tensor, Tensor]:
         """Return p(x_0 | x_t = x), a mixture: weights (B, K), means (B, K, *), stds along the axes R_k (B, K, *)."""
-        marginal = _Marginal(self, x, sde, t)
+        marginal = Marginal(self, x, sde, t)
         gain = marginal.alpha * float64(self.stds).square() / marginal.variances
-        means = self.means + self._turned(gain * marginal.offset)
+        means = self.means + marginal.turned(gain * marginal.offset)
         stds = (self.stds * marginal.sigma / marginal.variances.sqrt()).expand_as(means)
         shape = (*means.shape[:2], *self.event_shape)
         return marginal.responsibilities, means.reshape(shape), stds.reshape(shape)
 
     def log_posterior(self, x: Tensor, sde: SDE | None = None, t: Tensor | float | None = None) -> Tensor:
         """Return log p(component | x) in nats, (B, K), float64; with an SDE and a time, log p(component | x_t)."""
-        return _Marginal(self, x, sde, t).log_joint.log_softmax(dim=1)
+        return Marginal(self, x, sde, t).log_joint.log_softmax(dim=1)
+
+    def posterior(self, operator: Measurement, y: Tensor) -> "GaussianMixture":
+        """Return p(x | y) for the measurement y = A x + noise_std * noise: a mixture of as many components.
+
+        A weight below the smallest number of float64, 2e-308, becomes that number.
+
+        Args:
+            operator: a linear operator of `scoresde.inverse`, with noise_std > 0.
+            y: one measurement, `*m` or (1, *m).
+
+        Raises:
+            TypeError: the operator is not a linear operator.
+            ValueError: noise_std is 0, so that the posterior is singular, or y has another shape or is not finite.
+        """
+        matrix, std, values = self._measured(operator, y)
+        if values.numel() != len(std):
+            raise ValueError(f"y must be one measurement; got {len(values)}: take the posterior of each, y[i]")
+        if not bool((std > 0).all()):
+            raise ValueError(
+                "noise_std must be positive for a posterior with a density in every direction; got 0: give the "
+                "operator a small noise_std, such as 1e-6"
+            )
+        means, factors, value = float64(self.means), self._factors(), values.flatten()
+        evidence = linear_gaussian.log_evidence(means, factors, matrix, std, value[None])[0]
+        weights = (self.log_weights + evidence).softmax(0).clamp(min=torch.finfo(torch.float64).tiny)
+        means, stds, rotation = linear_gaussian.condition(means, factors, matrix, std, value)
+        shape = -1, *self.event_shape
+        return GaussianMixture(means.reshape(shape), stds.reshape(shape), weights, rotation)
+
+    def log_evidence(self, operator: Measurement, y: Tensor) -> Tensor:
+        """Return log p(y) in nats, float64: () for one measurement y `*m`, (B,) for measurements (B, *m).
+
+        noise_std may be 0 where the measurements are not redundant.
+
+        Raises:
+            TypeError: the operator is not a linear operator.
+            ValueError: y has no density, has another shape, or is not finite.
+        """
+        matrix, std, values = self._measured(operator, y)
+        rows = values.reshape(-1, len(std))
+        evidence = linear_gaussian.log_evidence(float64(self.means), self._factors(), matrix, std, rows)
+        return (self.log_weights + evidence).logsumexp(dim=1).reshape(values.shape[:-1])
 
     def component(self, k: int) -> "GaussianMixture":
         """Return the Gaussian of component k, p(x | k), as a mixture of one."""
@@ -131,14 +185,14 @@ class GaussianMixture(FullPrecision):
 
     def denoise(self, x: Tensor, sde: SDE, t: Tensor | float) -> Tensor:
         """Return E[x_0 | x_t = x], (B, *), in the dtype of x."""
-        weights, means, _ = self.posterior(x, sde, t)
+        weights, means, _ = self.denoising_posterior(x, sde, t)
         return torch.einsum("bk,bk...->b...", weights, means).to(floating_dtype(x))
 
     def sample(
         self, n: int, sde: SDE | None = None, t: Tensor | float | None = None, generator: torch.Generator | None = None
     ) -> Tensor:
         """Draw n samples (n, *) of p_0, float64; with an SDE and a time, of p_t instead."""
-        _check_marginal(sde, t)
+        check_marginal(sde, t)
         check_integer("n", n, 0)
         draw = partial(torch.randn, generator=generator, dtype=torch.float64)
         component = torch.multinomial(self.log_weights.exp(), max(n, 1), replacement=True, generator=generator)[:n]
@@ -166,29 +220,28 @@ class GaussianMixture(FullPrecision):
         """Return the exact score as a `ScoreModel`; its condition is the component, an integer label () or (B,)."""
         return ExactModel(self, sde)
 
-    def _along(self, states: Tensor) -> Tensor:
-        """Return R_k^T x, states x (B, D) along each component's axes: (B, K, D), or (B, 1, D) without a rotation."""
-        if self.rotation is None:
-            return states[:, None, :]
-        return (states @ self.rotation.transpose(0, 1).flatten(1).to(states)).unflatten(1, self.means.shape)
+    def _measured(self, operator: Measurement, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the matrix (m, D) of an operator, the stds of its noise (m,), and y as (m,) or (B, m)."""
+        check_instance("operator", operator, "__call__", "adjoint")
+        if not operator.is_linear:
+            raise TypeError(f"operator must be linear for a closed form; got {operator!r}")
+        check_real("y", y)
+        size = self.means.shape[1]
+        units = torch.eye(size, dtype=torch.float64, device=self.means.device).reshape(size, *self.event_shape)
+        columns = operator(units)
+        event = tuple(columns.shape[1:])
+        if event not in (tuple(y.shape), tuple(y.shape[1:])):
+            raise ValueError(f"y must be one measurement {event}, or one in each row; got shape {tuple(y.shape)}")
+        if not bool(torch.isfinite(y).all()):
+            raise ValueError("y must be finite; got NaN or infinity")
+        std = operator.noise_std.to(units.device).expand(event).flatten()
+        lead = y.shape[: y.ndim - len(event)]
+        return columns.flatten(1).mT, std, float64(y).to(units.device).reshape(*lead, len(std))
 
-    def _centres(self) -> Tensor:
-        """Return the means along each component's axes, R_k^T m_k, (K, D)."""
-        means = float64(self.means)
-        return means if self.rotation is None else (means[:, None, :] @ float64(self.rotation)).squeeze(1)
-
-    def _turned(self, axes: Tensor) -> Tensor:
-        """Return R_k a_k for coordinates a_k along each component's axes, (B, K, D)."""
-        if self.rotation is None:
-            return axes
-        return torch.einsum("kij,bkj->bki", self.rotation.to(axes), axes)
-
-    def _average(self, weights: Tensor, axes: Tensor) -> Tensor:
-        """Return sum_k w_k R_k a_k, (B, D), for weights (B, K) and coordinates (B, K, D)."""
-        weighted = weights[:, :, None] * axes
-        if self.rotation is None:
-            return weighted.sum(dim=1)
-        return weighted.flatten(1) @ self.rotation.mT.flatten(0, 1).to(weighted)
+    def _factors(self) -> Tensor:
+        """Return R_k diag(s_k), factors (K, D, D) of the covariances."""
+        stds = float64(self.stds)
+        return stds.diag_embed() if self.rotation is None else float64(self.rotation) * stds[:, None, :]
 
 
 def _checked_rotation(rotation: Tensor, count: int, size: int) -> Tensor:
@@ -200,149 +253,3 @@ def _checked_rotation(rotation: Tensor, count: int, size: int) -> Tensor:
     if not torch.allclose(rotation @ rotation.mT, identity.expand_as(rotation), atol=1e-6):
         raise ValueError("rotation must be orthogonal, R R^T = I within 1e-6; take the Q of a QR decomposition")
     return rotation.expand(count, size, size).clone()
-
-
-def _check_marginal(sde: SDE | None, t: Tensor | float | None) -> None:
-    if (sde is None) != (t is None):
-        given = "t" if sde is None else "sde"
-        raise ValueError(
-            f"sde and t must be given together; got {given} only: give both for p_t, or neither for the data's p_0"
-        )
-
-
-class _Marginal:
-    """The mixture at time t, evaluated at x: the terms of the closed forms in the module docstring.
-
-    variances: v_k, (1, K, D) or (B, K, D). offset: R_k^T (x - alpha m_k); component_scores: R_k^T u_k, both (B, K, D)
-    along the axes of each component. log_joint: log(w_k N(x; alpha m_k, C_k)); responsibilities: r_k, both (B, K).
-    """
-
-    def __init__(
-        self,
-        mixture: GaussianMixture,
-        x: Tensor,
-        sde: SDE | None,
-        t: Tensor | float | None,
-        label: Tensor | None = None,
-    ):
-        _check_marginal(sde, t)
-        if x.shape[1:] != mixture.event_shape:
-            raise ValueError(f"expected states (B, {', '.join(map(str, mixture.event_shape))}); got {tuple(x.shape)}")
-        along = mixture._along(float64(x).flatten(1))
-        if sde is None or t is None:
-            self.alpha, self.sigma = along.new_ones(1, 1, 1), along.new_zeros(1, 1, 1)
-        else:
-            t = checked_times(sde, t).to(along.device)
-            t = t if t.ndim else t[None]
-            self.alpha, self.sigma = broadcast(sde.alpha(t), along), broadcast(sde.sigma(t), along)
-        self._mixture = mixture
-        self.variances = (self.alpha * mixture.stds).square() + self.sigma.square()
-        self.offset = along - self.alpha * mixture._centres()
-        self.component_scores = -self.offset / self.variances
-        quadratic = -(self.offset * self.component_scores).sum(dim=2)
-        log_volume = self.variances.log().sum(dim=2) + along.shape[2] * math.log(2 * math.pi)
-        log_weights = mixture.log_weights if label is None else _given_label(mixture.log_weights, label)
-        self.log_joint = log_weights - 0.5 * (quadratic + log_volume)
-        self.responsibilities = self.log_joint.softmax(dim=1)
-
-    @property
-    def score(self) -> Tensor:
-        """The score (B, D)."""
-        return self._mixture._average(self.responsibilities, self.component_scores)
-
-
-def _given_label(log_weights: Tensor, label: Tensor) -> Tensor:
-    """Return the log-weights (B, K) of the components given the label (B,) of each sample.
-
-    A label k selects component k: its log-weight is 0, the others are -inf. The null label -1 means no condition: the
-    log-weights are those of the mixture.
-    """
-    count = len(log_weights)
-    if label.is_floating_point() or label.dtype == torch.bool or bool(((label < NULL) | (label >= count)).any()):
-        raise ValueError(
-            f"the label of a mixture must be one of its components 0 .. {count - 1}, or {NULL} for all; got "
-            f"{listed(label.flatten())}"
-        )
-    is_other = torch.arange(count, device=label.device) != label[:, None]
-    one = (
-        torch.zeros_like(log_weights).expand(len(label), count).masked_fill(is_other.to(log_weights.device), -math.inf)
-    )
-    return torch.where((label == NULL)[:, None].to(one.device), log_weights, one)
-
-
-class _ExactViews(Views):
-    """The views of the exact model (`scoresde.views`); where sigma is 0, score and velocity come from closed forms."""
-
-    def __init__(self, views: Views, mixture: GaussianMixture, sde: SDE, x: Tensor, label: Tensor | None):
-        super().__init__(sde, views.t)
-        self._views, self._mixture, self._sde, self._x, self._label = views, mixture, sde, x, label
-
-    def combine(self, denoised: Tensor, noise: Tensor) -> Tensor:
-        return self._views.combine(denoised, noise)
-
-    def error(self, x0: Tensor, noise: Tensor) -> Views:
-        return self._views.error(x0, noise)
-
-    @property
-    def score(self) -> Tensor:
-        return self._unless_clean(super().score, self._closed_score)
-
-    @property
-    def velocity(self) -> Tensor:
-        return self._unless_clean(super().velocity, self._closed_velocity)
-
-    def _closed_score(self) -> Tensor:
-        score = _Marginal(self._mixture, self._x, self._sde, self.t, self._label).score
-        return score.reshape(self._x.shape).to(floating_dtype(self._x))
-
-    def _closed_velocity(self) -> Tensor:
-        """Return the velocity f x - g^2/2 score of the probability flow, with the closed-form score."""
-        drift, diffusion = (broadcast(part(self.t), self._x) for part in (self._sde.drift, self._sde.diffusion))
-        return drift * self._x - 0.5 * diffusion.square() * self._closed_score()
-
-    def _unless_clean(self, value: Tensor, closed: Callable[[], Tensor]) -> Tensor:
-        """Return `value` (B, *), with the samples where sigma is 0 taken from the closed form `closed()` instead."""
-        is_clean = broadcast(self.sde.sigma(self.t), value) == 0
-        return torch.where(is_clean, closed(), value) if bool(is_clean.any()) else value
-
-
-class ExactModel(ScoreModel):
-    """The exact score of a mixture, made by `GaussianMixture.score_model`."""
-
-    def __init__(self, mixture: GaussianMixture, sde: SDE):
-        super().__init__(_ExactNetwork(mixture, sde), sde, prediction="v")
-
-    def predict(self, x: Tensor, t: Tensor | float) -> Views:
-        """Return the exact views; see `ScoreModel.predict`."""
-        mixture = cast(_ExactNetwork, self.network).mixture
-        return _ExactViews(super().predict(x, t), mixture, self.sde, x, _label(expand(self.cond, len(x))))
-
-
-class _ExactNetwork(nn.Module):
-    """The exact mixture as a network that predicts v = alpha E[eps | x] - sigma E[x_0 | x].
-
-    Unlike the score, v is bounded at both ends of the time range.
-    """
-
-    casts_inputs = True
-    conditions = ("label",)
-
-    def __init__(self, mixture: GaussianMixture, sde: SDE):
-        super().__init__()
-        self.mixture = mixture
-        self.path = (sde,)  # not a submodule: parameters of the SDE belong to the model
-
-    def forward(self, x: Tensor, c_noise: Tensor, cond: Condition = None) -> Tensor:
-        (sde,) = self.path
-        t = float64(c_noise).clamp(sde.t_min, sde.t_max)  # a label in the dtype of x may be rounded out of the range
-        marginal = _Marginal(self.mixture, x, sde, t, _label(cond))
-        # alpha eps - sigma x_0 of each component, with eps = -sigma u_k and x_0 its posterior mean
-        gain = marginal.alpha * marginal.sigma * (float64(self.mixture.stds).square() - 1)
-        v = self.mixture._average(marginal.responsibilities, gain * marginal.component_scores)
-        v = v - marginal.sigma[:, 0] * (marginal.responsibilities @ self.mixture.means.to(v))
-        return v.reshape(x.shape).to(x.dtype)
-
-
-def _label(cond: Condition) -> Tensor | None:
-    """Return the label in a condition; None if it has none."""
-    return named(cond, _ExactNetwork.conditions).get("label")

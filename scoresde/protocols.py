@@ -1,4 +1,4 @@
-"""Structural types that all modules share: conditions, networks, models and transforms.
+"""Structural types that all modules share: conditions, networks, models, measurements and transforms.
 
 A network is any callable with the signature of `Network`; a model is any object with an SDE and `predict`. Samplers,
 losses and likelihoods accept any such object (`wrappers.as_model` adapts it).
@@ -121,6 +121,19 @@ class Model(Protocol):
     @property
     def sde(self) -> Any: ...
     def predict(self, x: Tensor, t: Tensor) -> Views: ...
+
+
+class Measurement(Protocol):
+    """A measurement y = A(x) + noise_std * noise of states (B, *); see `scoresde.inverse`.
+
+    noise_std is float64, () or of a shape that broadcasts to one measurement. `adjoint` exists if `is_linear`.
+    """
+
+    noise_std: Tensor
+    is_linear: bool
+
+    def __call__(self, x: Tensor) -> Tensor: ...
+    def adjoint(self, y: Tensor) -> Tensor: ...
 
 
 class Transform(Protocol):

@@ -12,8 +12,8 @@ division by sigma would multiply the rounding of float32 by a thousand.
 | -------------------- | ------------------------------------------------------- | ---------------------------------- |
 | `score.NetworkViews` | a(t) x + b(t) F, of the network's output F              | `score.ScoreModel`                 |
 | `BlendedViews`       | sum_k w_k(t) views_k.combine(d, n)                      | guidance, compositions             |
-| `ShiftedViews`       | views.combine(d, n) + (d - n alpha/sigma) delta         | thresholding, posterior models     |
-| `TiltedViews`        | views.combine(d, n) + (d sigma^2/alpha - n sigma) g     | guidance by a gradient             |
+| `ShiftedViews`       | views.combine(d, n) + (d - n alpha/sigma) delta         | thresholding                       |
+| `TiltedViews`        | views.combine(d, n) + (d sigma^2/alpha - n sigma) g     | guidance, posterior models         |
 """
 
 from abc import ABC, abstractmethod

@@ -83,7 +83,7 @@ def test_posterior_obeys_tweedie_to_second_order(sde, mixture):
     score, x = autograd_score(mixture, sde.perturb(states(mixture, 4), t, states(mixture, 4, seed=1)), sde, t)
     alpha, sigma = (c.reshape((-1,) + (1,) * (x.ndim - 1)) for c in (sde.alpha(t), sde.sigma(t)))
     close(mixture.denoise(x, sde, t), (x + sigma**2 * score) / alpha, rtol=1e-8, atol=1e-9)
-    weights, means, stds = mixture.posterior(x, sde, t)
+    weights, means, stds = mixture.denoising_posterior(x, sde, t)
     close(weights.sum(dim=1), torch.ones(4, dtype=torch.float64))
     denoised = mixture.denoise(x, sde, t)
     second = (weights[..., None] * (means.flatten(2) ** 2 + stds.flatten(2) ** 2)).sum(dim=(1, 2))
@@ -104,7 +104,7 @@ def test_posterior_is_bayes_rule_by_quadrature(sde):
     density = joint.softmax(dim=1)
     mean = (density * grid).sum(dim=1)
     close(mixture.denoise(x, sde, t)[:, 0], mean, rtol=1e-7, atol=1e-8)
-    weights, means, stds = mixture.posterior(x, sde, t)
+    weights, means, stds = mixture.denoising_posterior(x, sde, t)
     moment = (weights * (means**2 + stds**2)[..., 0]).sum(dim=1)
     close(moment, (density * grid**2).sum(dim=1), rtol=1e-7)
     # the whole law, not only its moments
@@ -121,7 +121,7 @@ def test_rotated_posterior_is_bayes_rule_on_a_grid():
     density = joint.softmax(dim=0)
     mean = density @ grid
     covariance = (density[:, None] * (grid - mean)).T @ (grid - mean)
-    weights, means, stds = (value[0] for value in mixture.posterior(x, sde, t))
+    weights, means, stds = (value[0] for value in mixture.denoising_posterior(x, sde, t))
     axes = mixture.rotation * stds[:, None, :]
     offset = means - mean
     expected = torch.einsum("k,kij->ij", weights, axes @ axes.mT) + torch.einsum("k,ki,kj->ij", weights, offset, offset)

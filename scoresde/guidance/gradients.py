@@ -157,6 +157,28 @@ def gradient_of(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         return torch.autograd.grad(function(point).sum(), point, create_graph=has_graph)[0]
 
 
+def pullback(function: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    """Return function(x), and v -> J^T v with its Jacobian J at x, for a function of each sample alone.
+
+    The products keep a graph only if the caller differentiates through them, see `gradient_of`.
+    """
+    if is_transformed(x):
+        value, pull, *_ = torch.func.vjp(function, x)
+        return value, lambda v: pull(v.reshape(value.shape))[0]
+    has_graph = torch.is_grad_enabled() and x.requires_grad
+    with torch.enable_grad(), attention_kernels(fused=not has_graph):
+        point = x if has_graph else x.detach().requires_grad_()
+        value = function(point)
+
+    def pulled(v: Tensor) -> Tensor:
+        with attention_kernels(fused=not has_graph):
+            return torch.autograd.grad(
+                value, point, v.reshape(value.shape).to(value.dtype), retain_graph=True, create_graph=has_graph
+            )[0]
+
+    return value if has_graph else value.detach(), pulled
+
+
 def is_transformed(x: Tensor) -> bool:
     """Return whether a transform of `torch.func` is running on x; `torch.autograd.grad` does not work inside of one."""
     return torch._C._functorch.is_functorch_wrapped_tensor(x)

@@ -24,7 +24,7 @@ from scoresde.samplers.linear import Linear
 from scoresde.samplers.predictor_corrector import PredictorCorrector, ProbabilityFlow
 from scoresde.samplers.predictors import Ancestral, EulerMaruyama, OptimalVariance, ReverseDiffusion, StochasticHeun
 from scoresde.samplers.sa_solver import SASolver
-from scoresde.samplers.sampler import Sampler, Samples
+from scoresde.samplers.sampler import Sampler, Samples, StateConstraint
 from scoresde.samplers.torchsde import TorchSDE
 from scoresde.samplers.unipc import UniPC
 
@@ -55,6 +55,7 @@ __all__ = [
     "SASolver",
     "Sampler",
     "Samples",
+    "StateConstraint",
     "StochasticHeun",
     "TorchSDE",
     "UniPC",

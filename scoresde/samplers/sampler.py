@@ -102,8 +102,53 @@ def as_step(step: Step | StepFunction) -> Step:
     )
 
 
-Constraint = Callable[[BaseModel, Tensor, Tensor, RandomStream], Tensor]
+ConstraintFunction = Callable[[BaseModel, Tensor, Tensor, RandomStream], Tensor]
 """A projection after every transition: (model, x, t, stream) -> the constrained state, from the state x (B, *) at t."""
+
+
+class StateConstraint:
+    """A projection of the states of a run. A subclass defines `__call__`, and overrides the other methods as needed."""
+
+    def __call__(self, model: BaseModel, x: Tensor, t: Tensor, stream: RandomStream) -> Tensor:
+        """Return the constrained state at t, from the state x (B, *)."""
+        return x
+
+    def start(self, model: BaseModel, x: Tensor, t: Tensor, stream: RandomStream) -> Tensor:
+        """Return the first state, from pure noise x at t; not called if the sampler was given x_T."""
+        return x
+
+    def time(self, t_from: Tensor, t_to: Tensor) -> Tensor | None:
+        """Return the t at which the constraint is called after this transition; None to leave the state unchanged."""
+        return t_to
+
+    def finish(self, model: BaseModel, x: Tensor, t: Tensor) -> Tensor:
+        """Return the sample, from the last state x at t, or from E[x_0 | x] with `denoise_final`."""
+        return x
+
+
+class _Unconstrained(StateConstraint):
+    def time(self, t_from: Tensor, t_to: Tensor) -> None:
+        return None
+
+
+class _FunctionConstraint(StateConstraint):
+    def __init__(self, function: ConstraintFunction):
+        self.function = function
+
+    def __call__(self, model: BaseModel, x: Tensor, t: Tensor, stream: RandomStream) -> Tensor:
+        return self.function(model, x, t, stream)
+
+
+def as_constraint(constraint: StateConstraint | ConstraintFunction | None) -> StateConstraint:
+    """Return a constraint unchanged, and a function (model, x, t, stream) -> x, or None, as a constraint.
+
+    Raises:
+        TypeError: `constraint` is none of them.
+    """
+    if constraint is None:
+        return _Unconstrained()
+    check_instance("constraint", constraint, "__call__")
+    return constraint if isinstance(constraint, StateConstraint) else _FunctionConstraint(constraint)
 
 
 @dataclass
@@ -138,6 +183,10 @@ class Sampler(PlainStep):
         """Return the pairs (t_from, t_to) from t_max to t_min, float64."""
         raise NotImplementedError(f"{type(self).__name__} must define transitions(sde)")
 
+    def start(self, model: BaseModel, x: Tensor, t: Tensor, stream: RandomStream) -> Tensor:
+        """Return the first state, from pure noise x at t; not called if x_T is given."""
+        return x
+
     def denoise(self, model: BaseModel, x: Tensor, t: Tensor, stream: RandomStream) -> Tensor:
         """Return E[x_0 | x] of the last state; only called if denoise_final is True."""
         return model.predict(x, t).denoised
@@ -151,7 +200,7 @@ class Sampler(PlainStep):
         cond: Any = None,
         generator: torch.Generator | None = None,
         seeds: Sequence[int] | None = None,
-        constraint: Constraint | None = None,
+        constraint: StateConstraint | ConstraintFunction | None = None,
         callback: Callable[[int, Tensor, Tensor], None] | None = None,
         trajectory: bool | int = False,
         progress: bool = False,
@@ -169,7 +218,8 @@ class Sampler(PlainStep):
             generator, seeds: a generator for the batch, or one seed per sample. With seeds, a sample does not depend on
                 the others in its batch, except where documented (adapters of adaptive solvers, and a published rule of
                 `Langevin`).
-            constraint: a function (model, x, t, stream) -> x, applied to the state after each transition.
+            constraint: a function (model, x, t, stream) -> x, applied to the state after each transition. A
+                `StateConstraint` also chooses these transitions, and changes the first state and the result.
             callback: called with (index, t, x) after each transition; it must not write into x.
             trajectory: False stores no states; True stores the state after every transition, an integer k the state
                 after every k-th transition.
@@ -191,9 +241,9 @@ class Sampler(PlainStep):
         """
         if not isinstance(trajectory, int) or (every := int(trajectory)) < 0:
             raise ValueError(f"trajectory must be True, False or a positive integer; got {trajectory}")
-        for name, function in (("constraint", constraint), ("callback", callback)):
-            if function is not None:
-                check_instance(name, function, "__call__")
+        constraint = as_constraint(constraint)
+        if callback is not None:
+            check_instance("callback", callback, "__call__")
         model = for_inference(model, cond)
         pairs = self.transitions(model.sde)
         t = pairs[0][0] if pairs else torch.tensor(model.sde.t_max, dtype=torch.float64)
@@ -207,18 +257,19 @@ class Sampler(PlainStep):
             raise ValueError(f"states must be floating-point tensors (B, *); got {x.dtype} {tuple(x.shape)}")
         stream, dtype, x = RandomStream(generator, seeds, len(x)), x.dtype, at_least_float32(x)
         if x_T is None:
-            x = _noise_std(model.sde, t) * stream.normal(x)
+            x = self.start(model, _noise_std(model.sde, t) * stream.normal(x), t, stream)
+            x = _constrained(constraint.start, model, x, t, stream)
         memory, states = None, [x] if every else []
         plan = self.plan(model.sde, pairs) if pairs else []
         plan = progress_bar(plan, title="sampling", unit="step", shown=progress)
         count = Evaluations()
-        for i, (entry, (_, t)) in enumerate(zip(plan, pairs, strict=True)):
+        for i, (entry, (t_from, t)) in enumerate(zip(plan, pairs, strict=True)):
             with counting(count):  # evaluations of a callback are not counted
                 before = x
                 x, memory = self.advance(model, x, entry, stream, memory)
                 check_shape_of_states("the result of a step", x, before)
-                if constraint is not None:
-                    x = _constrained(constraint, model, x, t, stream)
+                if (when := constraint.time(t_from, t)) is not None:
+                    x = _constrained(constraint, model, x, when, stream)
             if callback is not None:
                 callback(i, t, x)
             if every and (i + 1) % every == 0:
@@ -226,7 +277,7 @@ class Sampler(PlainStep):
         if self.denoise_final:
             with counting(count):
                 x = self.denoise(model, x, t, stream)
-        x = x.to(dtype)
+        x = constraint.finish(model, x, t).to(dtype)
         if x.device.type != "meta":
             _refuse_nan(x)
             if x_T is None:
@@ -235,7 +286,9 @@ class Sampler(PlainStep):
         return Samples(x, count.forward, torch.stack(states) if states else None, count.backward)
 
 
-def _constrained(constraint: Constraint, model: BaseModel, x: Tensor, t: Tensor, stream: RandomStream) -> Tensor:
+def _constrained(
+    constraint: ConstraintFunction, model: BaseModel, x: Tensor, t: Tensor, stream: RandomStream
+) -> Tensor:
     """Return the constrained state; a copy if the constraint wrote into x.
 
     Methods take a state as unchanged if it is the same tensor as before, so a changed state must be a new tensor.

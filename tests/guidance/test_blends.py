@@ -23,7 +23,7 @@ def states(sde, shape=(2, 2), n=5):
 
 
 def close(value, expected):
-    torch.testing.assert_close(value, expected, rtol=1e-10, atol=1e-10 * float(expected.abs().max()))
+    torch.testing.assert_close(value, expected, rtol=1e-10, atol=1e-10 * float(expected.detach().abs().max()))
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: f"rank{len(shape)}")

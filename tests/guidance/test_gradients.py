@@ -5,6 +5,7 @@ import torch
 
 import scoresde as ss
 from scoresde.guidance import Classifier, Loss
+from scoresde.guidance.gradients import pullback
 from scoresde.random_stream import RandomStream
 from tests.conftest import PATHS
 from tests.guidance.test_blends import SHAPES, close, mixture, states
@@ -80,6 +81,24 @@ def test_the_exact_traces_agree_with_finite_differences(rule, trace):
     expected = differences[0][:, 0] + differences[1][:, 1]
     estimate = trace.bind(RandomStream(seeds=[0]), x)(lambda x: guided.velocity(x, t), x).estimates[:, 0]
     torch.testing.assert_close(estimate, expected, rtol=1e-7, atol=1e-7)
+
+
+def test_pullbacks_are_products_with_the_transposed_jacobian():
+    matrix = torch.randn(3, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+
+    def function(x):
+        return torch.sin(x) @ matrix
+
+    x, v = states(ss.VP(), (3,))[0], states(ss.VP(), (3,))[0].flip(0)
+    expected = torch.cos(x) * (v @ matrix.mT)
+    value, pull = pullback(function, x)
+    close(value, function(x))
+    close(pull(v), expected)
+    close(pull(2 * v), 2 * expected)
+    assert not pull(v).requires_grad
+    close(torch.func.vmap(lambda x, v: pullback(function, x[None])[1](v[None])[0])(x, v), expected)
+    derivative = torch.autograd.functional.jvp(lambda x: pullback(function, x)[1](v), x, torch.ones_like(x))[1]
+    close(derivative, -torch.sin(x) * (v @ matrix.mT))
 
 
 def test_costs_are_counted_in_the_network():

@@ -99,7 +99,7 @@ def test_the_exact_score_attains_the_known_minimum_with_a_vanishing_gradient(pat
         return terms, terms.value.detach(), torch.autograd.grad(terms.value.sum(), amounts)[0]
 
     terms, value, slope = evaluate(0.0)
-    weights, means, stds = mixture.posterior(sde.perturb(x0, t, eps), sde, t)
+    weights, means, stds = mixture.denoising_posterior(sde.perturb(x0, t, eps), sde, t)
     mean = torch.einsum("bk,bkd->bd", weights, means)
     trace = (weights * (means**2 + stds**2).sum(dim=2)).sum(dim=1) - mean.square().sum(dim=1)
     within(value - terms.weight * snr(sde, t) * trace / 3, 0.0)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import scoresde as ss
-from scoresde.samplers import PredictorCorrector, uniform_log_snr, uniform_time
+from scoresde.samplers import PredictorCorrector, StateConstraint, uniform_log_snr, uniform_time
 from scoresde.samplers.grids import transitions
 from scoresde.samplers.sampler import Sampler, as_step
 from scoresde.views import ShiftedViews
@@ -102,6 +102,38 @@ def test_a_constraint_may_write_in_place(step, model):
     make = PredictorCorrector(step, steps=12, grid="uniform_time")
     runs = [make(model, **SEEDS, constraint=constraint, trajectory=True) for constraint in (flipped, in_place)]
     assert torch.equal(runs[0].trajectory, runs[1].trajectory)
+
+
+def test_a_constraint_chooses_its_transitions_the_first_state_and_the_result(model):
+    """It is called after transitions to less noise only, here with the time of their start."""
+
+    class Marked(StateConstraint):
+        def __init__(self):
+            self.times = []
+
+        def __call__(self, model, x, t, stream):
+            self.times.append(float(t))
+            return x
+
+        def start(self, model, x, t, stream):
+            return torch.full_like(x, float(t))
+
+        def time(self, t_from, t_to):
+            return t_from if t_to < t_from else None
+
+        def finish(self, model, x, t):
+            return x + 100
+
+    grid = [1.0, 0.5, 0.7, model.sde.t_min]
+    marked, plain = Marked(), PredictorCorrector(ss.samplers.Ancestral(), grid=grid)
+    result = plain(model, **SEEDS, constraint=marked, trajectory=True)
+    assert marked.times == [1.0, pytest.approx(0.7)]
+    assert (result.trajectory[0] == 1).all()
+    assert torch.equal(result.x, result.trajectory[-1] + 100)
+    given = plain(model, x_T=result.trajectory[0], seeds=SEEDS["seeds"], constraint=Marked(), trajectory=True)
+    assert torch.equal(given.trajectory[0], result.trajectory[0])
+    unmarked = plain(model, **SEEDS, constraint=StateConstraint()).x
+    assert torch.equal(unmarked, plain(model, **SEEDS).x)
 
 
 class Conditional(torch.nn.Module):

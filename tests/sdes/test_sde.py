@@ -241,7 +241,7 @@ DOORS = {
     "implicit loss": lambda sde, x, t: losses.ImplicitScoreMatching()(oracle((2,)).score_model(sde), x, t=t),
     "oracle score": lambda sde, x, t: oracle((2,)).score(x, sde, t),
     "oracle density": lambda sde, x, t: oracle((2,)).log_prob(x, sde, t),
-    "oracle posterior": lambda sde, x, t: oracle((2,)).posterior(x, sde, t),
+    "oracle posterior": lambda sde, x, t: oracle((2,)).denoising_posterior(x, sde, t),
     "oracle sample": lambda sde, x, t: oracle((2,)).sample(3, sde, t),
 }
 

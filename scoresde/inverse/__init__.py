@@ -1,0 +1,56 @@
+r"""Inverse problems: samples of x given a measurement y = A(x) + noise, with a model that was not trained for it.
+
+    operators           `Operator`, compositions a @ b, and linear physics objects of `deepinv`
+    general_operators   `Inpainting`, `Linear`, `Nonlinear`: states of any shape
+    image_operators     `Downsampling`, `Blur`, `Grey`, `Colour`, `Fourier`
+    posterior_models    `DPS`, `PiGDM`, `MMPS`: models with approximations of the score of p(x_t | y)
+    constraints         `Replacement`, which overwrites the measured part of the state, and `RePaint`
+    spectral            `DDRM`, `DDNM`: samplers for operators with known singular values
+    twisted_particles   `TwistedParticles`: exact in the limit of many particles, with the evidence p(y)
+    posterior_samples   `sample_posterior`: samples by the name of a method
+
+For a Gaussian mixture the posterior under a linear measurement is a mixture again, `GaussianMixture.posterior`, and the
+evidence p(y) is known, `GaussianMixture.log_evidence`: every method is tested against them.
+"""
+
+from scoresde.inverse.constraints import RePaint, Replacement, Resampled, corrected
+from scoresde.inverse.general_operators import Inpainting, Nonlinear
+from scoresde.inverse.general_operators import LinearOperator as Linear
+from scoresde.inverse.image_operators import Blur, ChannelMixing, Colour, Downsampling, Fourier, Grey
+from scoresde.inverse.operators import Composed, Operator, PhysicsOperator, as_operator
+from scoresde.inverse.particles import Particles, pooled
+from scoresde.inverse.posterior_models import DPS, MMPS, Measured, PiGDM
+from scoresde.inverse.posterior_samples import PosteriorSamples, sample_posterior
+from scoresde.inverse.spectral import DDNM, DDRM
+from scoresde.inverse.twisted_particles import TwistedParticles
+
+__all__ = [
+    "DDNM",
+    "DDRM",
+    "DPS",
+    "MMPS",
+    "Blur",
+    "ChannelMixing",
+    "Colour",
+    "Composed",
+    "Downsampling",
+    "Fourier",
+    "Grey",
+    "Inpainting",
+    "Linear",
+    "Measured",
+    "Nonlinear",
+    "Operator",
+    "Particles",
+    "PhysicsOperator",
+    "PiGDM",
+    "PosteriorSamples",
+    "RePaint",
+    "Replacement",
+    "Resampled",
+    "TwistedParticles",
+    "as_operator",
+    "corrected",
+    "pooled",
+    "sample_posterior",
+]
