@@ -216,8 +216,8 @@ class TruncatedNormal(Dequantization):
         log q(u|x) = -|z|^2 / 2 - d log[(2 pi)^(1/2) s erf(tau / 2^(1/2))].
 
     Training and evaluation thus use the same states, and the diffusion below t need not be learned (Zheng et al.,
-    2305.03935, where tau = alpha / (256 sigma) at the end of the schedule is about 3 for 8 bits on [-1, 1]).
-    Even for a perfect model the bound is loose by -log erf(tau / 2^(1/2)) nats per dimension: 0.0027 at tau = 3.
+    2305.03935, where tau = alpha / (256 sigma) at the least time of the schedule is about 3 for 8 bits on [-1, 1]).
+    The bound of a perfect model is loose by at most -log erf(tau / 2^(1/2)) nats per dimension: 0.0027 at tau = 3.
 
     Args:
         tau: half the width of a level in standard deviations of the noise; a larger tau gives an earlier time.

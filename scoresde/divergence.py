@@ -90,7 +90,7 @@ class Hutchinson:
         return replace(self, resample=False)
 
     def draw(self, stream: RandomStream, x: Tensor, rows: Tensor | None = None) -> list[Tensor]:
-        """Draw the probes of one evaluation at x (B, *), or (n, *) for the given rows."""
+        """Draw the probes of one evaluation, each of the shape of x: (B, *), or (n, *) of the samples `rows` only."""
         draw = stream.rademacher if self.distribution == "rademacher" else stream.normal
         return [draw(x, rows) for _ in range(self.probes)]
 
@@ -168,7 +168,7 @@ class ExactTrace:
             raise ValueError(f"mode must be 'reverse' or 'forward'; got {self.mode!r}")
 
     def kept(self) -> "ExactTrace":
-        """Return the trace itself, which has no probes."""
+        """Return self: the exact trace draws no probes."""
         return self
 
     def bind(self, stream: RandomStream, x: Tensor, differentiable: bool = False) -> Estimator:

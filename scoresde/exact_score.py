@@ -19,7 +19,7 @@ from scoresde.views import Views
 
 
 class Marginal:
-    """The mixture at time t, evaluated at x: the terms of the closed forms in `scoresde.analytic`.
+    """The mixture at time t, evaluated at x: the terms of the closed forms in the module docstring.
 
     variances: v_k, (1, K, D) or (B, K, D). offset: R_k^T (x - alpha m_k); component_scores: R_k^T u_k, both (B, K, D)
     along the axes of each component. log_joint: log(w_k N(x; alpha m_k, C_k)); responsibilities: r_k, both (B, K).

@@ -151,7 +151,7 @@ def continuous(
 def _of_data(
     model: BaseModel, data: Tensor, data_map: DataMap, draws: int, stream: RandomStream, times: TimeDensity
 ) -> NatsBound:
-    """Return the bound of data (B, *) in data units, which each draw dequantises anew."""
+    """Return the bound of data (B, *), given in data units; every Monte Carlo draw dequantises the data anew."""
     _refuse_noisy(data_map, model.sde)
 
     def point() -> tuple[Tensor, Tensor]:

@@ -103,7 +103,8 @@ def load_samples(path: str) -> Tensor:
     try:
         array = np.load(path, allow_pickle=False)
         if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiu":
-            raise ValueError(f"it holds {getattr(array, 'dtype', type(array).__name__)}")
+            got = getattr(array, "dtype", type(array).__name__)
+            raise ValueError(f"expected an array of real numbers; got {got}")
     except (ValueError, OSError) as error:
         raise ValueError(f"{path} must be a .npy file of numbers, as `scoresde sample` writes it ({error})") from error
     return torch.from_numpy(array)

@@ -75,7 +75,7 @@ class CIFAR10(Items):
         super().__init__(states, numbers if labels else None, flip, {LABEL: CLASSES} if labels else None)
 
     def _read(self, root: Path, batches: Sequence[str]) -> list[Records]:
-        """Read the records of each batch; return an empty list if root has neither the files nor an archive."""
+        """Return the records of each batch file of CIFAR-10; an empty list if root has neither files nor archive."""
         records = []
         for archive, (folder, suffix, parse) in VERSIONS.items():
             names = [f"{batch}{suffix}" for batch in batches]
@@ -90,7 +90,7 @@ class CIFAR10(Items):
         return records
 
     def _read_archive(self, archive: Path, members: Sequence[str]) -> dict[Path, bytes]:
-        """Check the MD5 of an archive, and return {path: content} of those of its files that `members` names."""
+        """Check the MD5 of an archive, and return {path: content} of the files `members` in it."""
         advice = "delete it, and download it again"
         with reading(archive, "the official archive", advice), open(archive, "rb") as file:
             self._check_md5(file, archive.name)
@@ -156,7 +156,7 @@ class _ArrayUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         """Return the class or function that a pickle asks for by name; raise ValueError if it is not allowed."""
         if (module, name) not in ARRAY_GLOBALS:
-            raise ValueError(f"the global {module}.{name} is refused, since arrays do not need it")
+            raise ValueError(f"the pickle refers to {module}.{name}, which arrays do not need")
         return ARRAY_GLOBALS[module, name]
 
 

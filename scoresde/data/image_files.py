@@ -77,7 +77,7 @@ class Reader:
 
         Raises:
             ValueError: the image cannot be read, has more than eight bits per channel, several frames, or more pixels
-                than 2 PIL.Image.MAX_IMAGE_PIXELS.
+                than twice PIL.Image.MAX_IMAGE_PIXELS.
         """
         with reading(
             source, "an image of 8 bits per channel, one frame and an accepted size", "remove, convert or replace it"

@@ -41,7 +41,7 @@ class Items(Dataset):
             (state, condition).
         flip: if True, append the mirror images: item n + i is the mirror image of item i. A uniform draw over the 2n
             items replaces the random flip of the published training code, without random numbers in the dataset.
-        class_names: the names of the classes of each condition that has them; the attribute is set if there are any.
+        class_names: names of the classes of each condition that has class names; if empty, the attribute is not set.
 
     Raises:
         ValueError: the number of labels is not that of the entries, or a label is not one of the named classes.
@@ -144,7 +144,7 @@ def read_bytes(path: Path) -> bytes:
 
 
 class Unreadable(ValueError):
-    """A file or one of its items cannot be read; the message names it."""
+    """Raised for a file, or an item of a file, that cannot be read; the message names the file or item."""
 
 
 @contextmanager

@@ -37,7 +37,7 @@ class ParquetImages(Items):
         column: column of the images; by default the only one of a suitable type.
         labels: column of integer labels; items are then (state, label), where the label is an int64 tensor (), or -1
             for an image without one. Several columns give a dict of labels by the names of the columns. `class_names`
-            has the names of a column of type ClassLabel, which `datasets` writes into the files.
+            has the names of a column of type ClassLabel, which Hugging Face's `datasets` writes into the files.
         split: "train", "validation", "test" or "all", see `split_indices`. Datasets on the hub have separate files for
             each split: take "all" of the files of one split.
         flip: if True, append the mirror images, see `Items`.
@@ -95,7 +95,7 @@ class ParquetImages(Items):
         self._columns: OrderedDict[int, Any] = OrderedDict()  # cached images by the number of the row group
 
     def state(self, entry: np.ndarray) -> Tensor:
-        """Return the image at (number of the row group over all files, row in the group)."""
+        """Return the image at (number of the row group, counted through all files; row in the group)."""
         number, row = map(int, entry)
         path, group = self.groups[number]
         source = f"{path}, row {row} of row group {group}, column {self.column!r}"
@@ -185,10 +185,10 @@ def _read_labels(file: Any, column: str) -> np.ndarray:
 
 
 def _class_names(file: Any, column: str) -> list[str] | None:
-    """Return the class names of a column of type ClassLabel; None if the file has no metadata of `datasets` on it.
+    """Return the class names of a column of type ClassLabel, from the file's metadata; None if they are not there.
 
-    The metadata are JSON under the key "huggingface": {"info": {"features": {column: {"names": [...], "_type":
-    "ClassLabel"}}}}.
+    Hugging Face's `datasets` writes them as JSON under the key "huggingface": {"info": {"features": {column:
+    {"names": [...], "_type": "ClassLabel"}}}}.
     """
     try:
         metadata = json.loads((file.schema_arrow.metadata or {}).get(b"huggingface", b"{}"))

@@ -72,7 +72,7 @@ class DatasetSummary:
             channel).
         integers: whether all values are whole numbers.
         levels: number of distinct values, if they are whole numbers and at most 65,536; otherwise None.
-        not_finite: number of items with a NaN or infinite value, which the statistics of the values ignore.
+        not_finite: number of items with a NaN or infinite value; the statistics of states leave these items out.
         duplicates: number of items whose state equals that of an earlier item.
         shared: for each other split, by name, the number of items whose state is in that split too.
         classes: for each condition of integers, by name, the number of items with each class, also of classes that the

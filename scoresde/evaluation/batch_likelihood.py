@@ -1,4 +1,4 @@
-"""Likelihoods and evidence bounds of batches of a dataset, the parts of `dataset_likelihood`."""
+"""Likelihoods and evidence bounds of single batches, from which `dataset_likelihood` evaluates a dataset."""
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator

@@ -26,13 +26,13 @@ from scoresde.training.batches import split_condition
 
 
 def accepted(run: Run) -> list[str] | None:
-    """Return the names of the conditions that a run's network accepts; None without the attribute `conditions`."""
+    """Return the names of the conditions that a run's network accepts; None if it has no attribute `conditions`."""
     names = getattr(getattr(run.model, "network", None), "conditions", None)
     return None if names is None else list(names)
 
 
 def data_conditions(run: Run, split: str, n: int, trust: Sequence[str] = ()) -> Condition:
-    """Return the conditions of n samples, those of the items of a split, see the module docstring.
+    """Return conditions for n samples, taken from the items of a split as the module docstring says.
 
     Returns:
         Tensors with leading dimension n; None if the items have no condition that the network accepts.
@@ -55,7 +55,10 @@ def data_conditions(run: Run, split: str, n: int, trust: Sequence[str] = ()) -> 
 
 @dataclass(frozen=True)
 class Rows:
-    """Conditions of `count` rows of `columns` samples each, with leading dimension count * columns, and row names."""
+    """Conditions of samples in a grid of `count` rows and `columns` columns, and the names of the rows.
+
+    The tensors of `cond` have leading dimension count * columns, row after row.
+    """
 
     count: int
     columns: int
@@ -66,7 +69,7 @@ class Rows:
 def rows_of_classes(
     dataset: Any, example: Mapping[str, Tensor], classes: Mapping[str, Sequence[str]], samples: int, most: int
 ) -> Rows | None:
-    """Return a row of conditions for each class of the first label: those of the first items of the class.
+    """Return a row of conditions for each class of the first label, copied from the first items of that class.
 
     Args:
         dataset: the data; the attribute `labels` of `data.items.Items` gives the classes of the items.

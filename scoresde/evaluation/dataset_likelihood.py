@@ -188,7 +188,7 @@ def check_settings(
     conditional: bool = True,
     **_: Any,
 ) -> None:
-    """Raise ValueError if `evaluate_likelihood` does not accept these arguments, which are cheap to check."""
+    """Raise ValueError if `evaluate_likelihood` would refuse these arguments; the network is not evaluated."""
     if not len(dataset):  # type: ignore[arg-type]
         raise ValueError("the dataset is empty: expected at least one sample")
     check_count("batch_size", batch_size)
@@ -251,7 +251,7 @@ def add_labels(likelihood: DatasetLikelihood, dataset: Dataset, training_labels:
 
 
 def _finite(name: str, values: Tensor) -> Tensor:
-    """Return the finite values; if there are others, warn that these samples have no `name`."""
+    """Return the finite values; if some are not finite, warn that their samples have no `name`."""
     finite = values[torch.isfinite(values)]
     if missing := len(values) - len(finite):
         warnings.warn(f"{missing} of {len(values)} samples have no {name}: they are left out there", stacklevel=4)
@@ -259,7 +259,7 @@ def _finite(name: str, values: Tensor) -> Tensor:
 
 
 def _warn_if_untrained(run: Run, dequantization: Dequantization | None) -> None:
-    """Warn if this dequantisation gives states at the lowest time on which the network was not trained."""
+    """Warn if the network was not trained on data dequantised in this way."""
     if dequantization is None or (run.dequantization is None and not run.trained_on_levels):
         return
     trained = "no" if run.trained_on_levels else str(run.dequantization)

@@ -66,8 +66,8 @@ def draw_samples(
         seed: the seed of the first sample.
         model: the model to use instead of the run's, for example a thresholded or guided model.
         progress: show a progress bar.
-        cond: the condition, tensors with leading dimension n, or 1 for all samples; `model.given` takes the rows of
-            each batch.
+        cond: the condition: tensors with leading dimension n, or 1 if all samples have the same condition. Each batch
+            is drawn from `model.given(rows)` with its rows of the condition.
         columns: number of samples with different seeds; default: n.
 
     Raises:
@@ -106,7 +106,7 @@ def _load(file: Path, n: int, run: Run) -> Tensor:
     """Load a batch of n samples.
 
     Raises:
-        ValueError: the file holds something else.
+        ValueError: the file does not hold n finite samples of the run's shape.
     """
     samples, shape = checkpoint.load(file, needed=["samples"])[0]["samples"], (n, *run.config.data.shape)
     if "x" not in samples or samples["x"].shape != shape or not checkpoint.is_finite(samples["x"]):
@@ -121,7 +121,7 @@ def check_count(name: str, value: object, least: int = 1) -> None:
 
 
 def _rows_of(cond: Condition, rows: range, n: int) -> Condition:
-    """Return the conditions of some of n samples; raise ValueError if there are not n of them, or one for all."""
+    """Return the `rows` of a condition; raise ValueError unless its leading dimension is n, or 1 for all n samples."""
     for name, part in by_name(cond).items():
         if not part.ndim or len(part) not in (1, n):
             raise ValueError(f"cond must have one {name} for each of the {n} samples; got shape {tuple(part.shape)}")

@@ -38,7 +38,7 @@ def class_names(config: Any, model: nn.Module | None = None) -> dict[str, list[s
 
     Args:
         config: the configuration of a run.
-        model: its model; labels without names have as many classes as it embeds.
+        model: the model of the run; a label without names has as many classes as the model embeds.
     """
     named = {str(name): list(map(str, classes)) for name, classes in (config.get("class_names") or {}).items()}
     known = {} if model is None else numbers_of_classes(model)
@@ -47,10 +47,10 @@ def class_names(config: Any, model: nn.Module | None = None) -> dict[str, list[s
 
 
 def check_condition(condition: str | None, classes: Mapping[str, list[str]]) -> str:
-    """Return the name of the label to classify: the only one by default.
+    """Return `condition`, the name of the label to classify; if it is None, the only label.
 
     Raises:
-        ValueError: the run has no classes, several of them without a choice, or none of this name.
+        ValueError: the run has no labels, none of this name, or several when `condition` is None.
     """
     if not classes:
         raise ValueError("classification needs a network with class labels; this run has none: train it with labels")
@@ -79,8 +79,8 @@ def frequencies(labels: Tensor, classes: int) -> Tensor:
 def label_nats(labels: Mapping[str, Tensor], training: Mapping[str, Tensor]) -> Tensor:
     """Return -log p(labels) of N samples in nats, (N,), under the class frequencies of the training data.
 
-    Several labels of a sample are taken as independent. No label (-1) counts as a class. The result is infinite for a
-    class that does not occur in the training data.
+    Several labels of a sample are taken as independent. A missing label (-1) counts as a class of its own. The result
+    is infinite for a class that does not occur in the training data.
 
     Args:
         labels: integers (N,) by name.
