@@ -14,6 +14,8 @@ from torch.utils.data import default_collate
 import scoresde as ss
 from scoresde import build, run_config
 from scoresde.cli import VERBS, config_directory, main
+from scoresde.cli.restore import posterior
+from scoresde.cli.settings import PosteriorSettings
 from scoresde.evaluation.trained_classifier import TrainedClassifier
 from scoresde.guidance import Guided
 from scoresde.losses import Objective
@@ -42,6 +44,8 @@ KINDS = {
     "likelihood": dict,
     "features": (Pixels, Inception, TrainedClassifier),
     "guidance": Guided,
+    "operator": (ss.inverse.Operator, ss.inverse.SizedOperator),
+    "posterior": PosteriorSettings,
 }
 MIXTURE = ss.GaussianMixture(torch.zeros(2, 3), torch.ones(2)).score_model(ss.VP())
 GUIDES = {"weak": MIXTURE, "classifier": lambda x, t: x}  # what the command line loads from a run
@@ -93,7 +97,13 @@ def test_every_option_builds_its_object(group, option, request):
         rest = OmegaConf.masked_copy(config, [str(key) for key in config if key not in parts])
         assert isinstance(build.instantiate(rest, model=MIXTURE, **parts), Guided)
         return
-    whole = compose({"likelihood": "bpd", "features": "evaluate"}.get(group, "train")).copy()
+    if group == "posterior":
+        config = OmegaConf.create({group: OmegaConf.load(CONF / group / f"{option}.yaml"), "trust": []})
+        built = posterior(config)(MIXTURE, ss.inverse.Linear(torch.eye(3), noise_std=0.1), torch.zeros(3))
+        assert isinstance(built, PosteriorSettings)
+        assert isinstance(built, pkgutil.resolve_name(config.posterior._target_))
+        return
+    whole = compose({"likelihood": "bpd", "features": "evaluate", "operator": "restore"}.get(group, "train")).copy()
     whole[group] = OmegaConf.load(CONF / group / f"{option}.yaml")
     if group == "network":
         whole.data.shape = {"volumes": [1, 8, 8, 8], "patches": [3, 16, 16]}.get(option, [3, 64, 64])
