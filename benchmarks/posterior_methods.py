@@ -15,7 +15,7 @@ from torch import Tensor
 import scoresde as ss
 from scoresde.inverse import DDNM, DDRM, DPS, MMPS, Measured, PiGDM, RePaint, Replacement, Resampled, TwistedParticles
 from scoresde.inverse.operators import Operator
-from scoresde.samplers import DDIM, Ancestral, AngularAdams, DPMSolverPP, PredictorCorrector, StochasticHeun
+from scoresde.samplers import Ancestral, AngularAdams, DPMSolverPP, PredictorCorrector, StochasticHeun
 from scoresde.samplers.grids import GRIDS
 
 SHAPES = {"2-D": (2,), "16-D": (1, 4, 4), "64-D": (1, 8, 8)}
@@ -118,32 +118,31 @@ def sampled(sampler: Any, problem: Problem, model: Any, y: Tensor, count: int, s
     return sampler(model, **options, **more).x.unflatten(0, (len(y), count))
 
 
-STEPS = {
+STEPS: dict[str, Callable[[], Any]] = {
     "Ancestral": Ancestral,
-    "DDIM": DDIM,
-    "DPMSolverPP(2)": lambda: DPMSolverPP(2),
     "DPMSolverPP(2, l=1)": lambda: DPMSolverPP(2, l=1.0),
     "AngularAdams": AngularAdams,
 }
+OUR_GRIDS = {"": None, ", uniform_time": "uniform_time", ", uniform_angle": "uniform_angle"}  # None: the step's own
 
 
 def guided(
     build: Callable[[Problem, Tensor], Measured], backward: int = 1, steps: Sequence[str] = tuple(STEPS)
 ) -> dict[str, Draw]:
-    """Return the settings of a posterior model, one for each sampler.
+    """Return the settings of a posterior model, one for each sampler and grid.
 
     An evaluation makes `backward` passes, but no more than there are measurements: conjugate gradients stop there.
     """
 
-    def setting(step: Callable[[], Any]) -> Draw:
+    def setting(step: Callable[[], Any], grid: str | None) -> Draw:
         def draw(problem: Problem, y: Tensor, count: int, budget: int, seed: int) -> Tensor:
             passes = 1 + min(backward, y[0].numel())
-            sampler = PredictorCorrector(step(), steps=budget // passes)
+            sampler = PredictorCorrector(step(), steps=budget // passes, grid=grid)
             return sampled(sampler, problem, build(problem, y.repeat_interleave(count, 0)), y, count, seed)
 
         return draw
 
-    return {name: setting(STEPS[name]) for name in steps}
+    return {f"{name}{k}": setting(STEPS[name], grid) for name in steps for k, grid in OUR_GRIDS.items()}
 
 
 def spectral(kind: type) -> dict[str, Draw]:
@@ -218,7 +217,7 @@ def exact(problem: Problem, y: Tensor, count: int, budget: int, seed: int) -> Te
 def of_this_library() -> list[Method]:
     """Return the methods of this library."""
     dps = guided(lambda problem, y: DPS(problem.model, problem.operator, y))
-    for scale in (0.3, 1.0, 3.0):
+    for scale in (0.01, 0.03, 0.1):  # for few steps; 1 is for the 1,000 of the paper
         build = lambda problem, y, s=scale: DPS(problem.model, problem.operator, y, s, rule="published")  # noqa: E731
         dps |= {f"published {scale:g}, {k}": v for k, v in guided(build, steps=("Ancestral",)).items()}
     listed = [Method(OURS, "DPS", dps)]
