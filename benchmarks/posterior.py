@@ -248,7 +248,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--sdes", nargs="*", default=tuple(SDES), choices=SDES)
     parser.add_argument("--budgets", nargs="*", type=int, default=BUDGETS)
     parser.add_argument("--measurements", type=int, default=32, help="measurements of each problem")
-    parser.add_argument("--pilot", type=int, default=8, help="measurements to choose the settings on")
+    parser.add_argument("--pilot", type=int, default=16, help="measurements to choose the settings on")
     parser.add_argument(
         "--samples", type=int, default=512, help="samples for each measurement, a quarter for the pilot"
     )
