@@ -298,7 +298,8 @@ def shown(value: Any) -> str:
 def fits(product: Any, role: Any) -> bool:
     """Return whether objects of the class `product` match the annotation `role`.
 
-    They match their base classes, and a protocol or `Callable` if they have its methods, with as many arguments.
+    An object matches its base classes. It matches a protocol if it has the methods of the protocol, and `Callable` if
+    it can be called, in both cases with the same number of arguments.
     """
     kind, options = get_origin(role) or role, get_args(role)
     if kind is Annotated:

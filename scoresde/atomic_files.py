@@ -162,10 +162,11 @@ def _is_json(line: bytes) -> bool:
 
 
 def _name_path(error: OSError, path: Path, size: str) -> None:
-    """Raise `error`, from a failed write to `path`, again with a clearer message; return if it needs none.
+    """Raise OSError with a clearer message for `error`, the failure of a write to `path`, in the two cases below.
 
     On a full disk, the new message has `path`, the bytes needed (`size`) and the bytes free. If `error` names a
-    temporary file, the new message names `path` instead. Otherwise return; the caller then raises `error` itself.
+    temporary file, the new message names `path` instead. In all other cases nothing is raised here, and the caller
+    raises `error` itself.
     """
     if error.errno in DISK_ERRORS:
         place = next(parent for parent in path.absolute().parents if parent.exists())

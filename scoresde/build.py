@@ -3,7 +3,7 @@
 In a configuration each node with a `_target_` is a constructor with its arguments. The configuration of a run may come
 from somebody else, so only classes of this library, torch.nn and torch.optim are built, unless the caller names further
 packages in `trust`. Before anything is built, `check` compares the whole configuration with the annotations of the
-constructors: a target must fit the place where it stands, and a value its argument.
+constructors: every value and every nested `_target_` must match the annotation of the argument that it is passed to.
 """
 
 import inspect
@@ -62,7 +62,7 @@ class Run:
         model: the score model in eval mode, with the weights that the caller of `load` chose.
         transform: maps data to model space.
         config: the configuration of the training run.
-        path: the run's directory; in a run of `assemble`, where the weights come from.
+        path: the run's directory; for a model built by `assemble`, the file or folder with the original weights.
         dequantization: the dequantisation of integer grey levels; None for continuous data.
         trained_on_levels: whether the model was trained on the grey levels themselves, without dequantisation.
     """
@@ -111,8 +111,9 @@ def check(config: Any, role: Any = object, trust: Sequence[str] = ()) -> None:
 
     Args:
         config: a node or a value.
-        role: the annotation that `config` must match. For a node without `_target_`, a TypedDict, or the function in
-            `Annotated[dict, function]`, gives the annotations of its keys.
+        role: the annotation that `config` must match. For a TypedDict or `Annotated[dict, function]`, each value of a
+            node without `_target_` must match the annotation of its key in the TypedDict, or of the function's argument
+            with the same name as the key.
         trust: see `instantiate`. Targets of these packages fit everywhere.
 
     Raises:
@@ -232,7 +233,10 @@ def _load(
     groups, info = checkpoint.load(path / CHECKPOINT, parts, needed=["model"])
     is_training = "optimizer" in info  # training averages all trained weights; a converted run may have no averages
     if weights == "ema" and is_training and "ema" not in groups:
-        raise ValueError(f"{path / CHECKPOINT} has no averaged weights 'ema': it is incomplete; weights=raw needs none")
+        raise ValueError(
+            f"{path / CHECKPOINT} must have the averaged weights 'ema'; got none, so the file is incomplete: pass "
+            "weights=raw for the weights of the last step"
+        )
     trained = info.get("config")
     if trained and (change := changed_setting(trained, plain(config), model_only=True)):
         raise ValueError(
@@ -384,7 +388,7 @@ def _check_target(key: str, node: DictConfig, role: Any, trust: Sequence[str]) -
 
 
 def _check_arguments(node: DictConfig, annotations: Mapping[str, Any], default: Any, trust: Sequence[str]) -> None:
-    """Check each value of a node against the annotation of its name, or against `default` if there is none."""
+    """Check each value of a node against `annotations[key]`, or against `default` if this has no entry for the key."""
     for name, value in _items(node):
         if name not in ("_target_", "_args_"):
             _check_types(_key(node, name), value, annotations.get(str(name), default), trust)

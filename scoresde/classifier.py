@@ -26,8 +26,8 @@ class NoisyClassifier(nn.Module):
         network: (c_in x, c_noise, cond) -> logits (B, K), such as `networks.EncoderUNet`; runs in its own dtype, with
             noise labels in at least float32, see `protocols.call_network`.
         sde: the diffusion that noises the data.
-        prediction: the prediction type that gives c_in and c_noise, a name or an instance; what it predicts is not
-            used. For classifier guidance it need not be the type of the guided model.
+        prediction: the prediction type, a name or an instance, of which only c_in and c_noise are used. For classifier
+            guidance it may differ from the prediction type of the guided model.
         classes: number of classes K; default `network.classes`.
 
     Raises:

@@ -4,19 +4,20 @@ r"""Classification with a conditional model: p(y | x) by Bayes' rule, from the l
 
 Two estimates of log p(x | y_k):
 
-| method  | log p(x | y_k)                                             | source                                  |
-| ------- | ---------------------------------------------------------- | --------------------------------------- |
-| "flow"  | of the probability flow of each class, `likelihood`        | 2011.13456, section 4.3                 |
-| "bound" | minus the evidence bound of the reverse SDE, `bounds`      | Diffusion Classifier, 2303.16203        |
+| method  | estimate of log p(x | y_k)                                   | source                                |
+| ------- | ------------------------------------------------------------ | ------------------------------------- |
+| "flow"  | log-density of the probability flow given y_k (`likelihood`) | 2011.13456, section 4.3               |
+| "bound" | minus the evidence bound of the reverse SDE (`bounds`)       | Diffusion Classifier, 2303.16203      |
 
 Common random numbers. All classes have the same dequantisations and probes ("flow"), or the same times and noise
-("bound"), so that most of the noise of log p(x | y_k) cancels in the differences between classes. The covariance C of
-the K log-likelihoods is measured from quantities that are paired in this way. With posterior p, the variance of
-log p(y_k | x) is that of its linearisation (delta method),
+("bound"), so that most of the noise of log p(x | y_k) cancels in the differences between classes. Because the draws are
+shared, they also give an estimate of the covariance C of the errors of the K log-likelihoods. The variance of
+log p(y_k | x) then follows by linearisation (the delta method), with p the vector of the K posterior probabilities:
 
     C_kk - 2 (C p)_k + p^T C p.
 
-"bound" draws in rounds, and drops classes that are significantly worse than the best after each (`bounds.paired`).
+"bound" makes its draws in rounds, and after each round drops the classes that are significantly worse than the best one
+(`bounds.paired`).
 """
 
 import math
@@ -51,12 +52,16 @@ PROBES = 4  # of the default trace above
 class Classification:
     """log p(y | x) of B samples and K classes.
 
-    log_posterior: log p(y_k | x), nats (B, K), float64; NaN for a sample whose solver failed. stderr: its standard
-    errors (B, K), see the module docstring; zero for an exact trace, None for one probe. log_likelihood: log p(x | y_k)
-    in nats, or minus its evidence bound, (B, K), with log_likelihood_stderr. covariance: that of the errors of
-    log_likelihood, nats^2 (B, K, K), or None. prior: pi, (K,). draws: for "flow" dequantisations, for "bound" draws of
-    a time that each class got, int64 (B, K). nfe, backward: network evaluations, and products with Jacobians of the
-    network, of all classes together, int64 (B,). conventions: the choices that affect the values.
+    log_posterior: log p(y_k | x), nats (B, K), float64; NaN for a sample whose solver failed.
+    stderr: standard errors of log_posterior (B, K), see the module docstring. For "flow" with `samples=1`, they are
+    None with a single probe and zero with an exact trace.
+    log_likelihood, log_likelihood_stderr: the estimates of log p(x | y_k), nats (B, K), and their standard errors.
+    covariance: the covariance C of the errors of log_likelihood, nats^2 (B, K, K); None if it is unknown.
+    prior: the prior probabilities pi, (K,).
+    draws: for each class, the number of dequantisations ("flow") or of values of t drawn ("bound"), int64 (B, K).
+    nfe, backward: the numbers of network evaluations and of products with Jacobians of the network, summed over the
+    classes, int64 (B,).
+    conventions: the choices that affect the values.
     """
 
     log_posterior: Tensor
@@ -118,15 +123,18 @@ def classify(
         prior: the prior probabilities of the classes, (K,), normalised here; default: equal.
         transform: map from grey levels to model space; or a `DataMap`, with or without a dequantisation.
         dequantization: default `Uniform()` where `transform` is not a DataMap.
-        samples: for "flow", the number S of dequantisations, averaged in probability (1509.00519). With S > 1 the
-            standard errors are those of this average; with S = 1, those of the trace, for the values drawn.
-        trace: for "flow"; its probes are kept along the path and are the same for all classes. Default:
-            `ExactTrace()` up to 32 dimensions, and `Hutchinson(probes=4)` above. A single probe has no standard error.
+        samples: for "flow", the number S of dequantisations; p(x | y_k) is averaged over them (1509.00519). With S > 1
+            the standard errors are those of this average. With S = 1 they contain the error of the trace alone, and not
+            that of the random dequantisation.
+        trace: for "flow", the trace estimator. Its probes are kept along the path and are the same for all classes.
+            Default: `ExactTrace()` up to 32 dimensions, and `Hutchinson(probes=4)` above. With S = 1, a single probe
+            gives no standard error.
         solver: for "flow", see `log_prob`.
-        draws: for "bound", times drawn for each class that is not dropped, a multiple of 2^rounds. As many network
-            evaluations, and at least an eighth of them for the decoder (`bounds.continuous_nats`).
-        rounds: for "bound", the number of rounds; 1 drops no class.
-        confidence: for "bound", the significance of a difference from the best class at which a class is dropped, in
+        draws: for "bound", how many values of t to draw for each class that is not dropped, a multiple of 2^rounds.
+            Each draw costs one network evaluation. The decoder (`bounds.continuous_nats`) costs about draws/8 further
+            evaluations, and at least two in each round.
+        rounds: for "bound", the number of rounds; with one round no class is dropped.
+        confidence: for "bound", the significance at which a class is dropped because it is worse than the best one, in
             standard deviations of a normal variable.
         times: for "bound", the density of times, see `bounds.continuous_nats`.
         seeds: one per sample, shared by its classes; default 0, 1, 2, ... Sample i has the same value in any batch.
@@ -139,8 +147,8 @@ def classify(
 
     Raises:
         ValueError: fewer than two conditions, an unknown method, a prior that is not K positive numbers, draws that
-            cannot be divided into rounds, samples > 1 without a dequantisation, a number of seeds other than B; and
-            see `log_prob` and `bounds.continuous_nats`.
+            are not a multiple of 2^rounds, samples > 1 without a dequantisation or with "bound", a dequantisation
+            without a transform, or a number of seeds other than B; see also `log_prob` and `bounds.continuous_nats`.
         TypeError: conds is not a sequence, or the model takes no condition.
     """
     check_real("x", x)
@@ -153,7 +161,9 @@ def classify(
     log_prior, count = _log_prior(prior, len(models)), len(x)
     data_map = _data_map(transform, dequantization)
     if samples > 1 and (data_map is None or data_map.dequantization is None or method == "bound"):
-        raise ValueError(f"samples > 1 needs method='flow' and data that are dequantised; got samples={samples}")
+        raise ValueError(
+            f"samples must be 1 for method='bound' and for data without a dequantisation; got {samples}: pass samples=1"
+        )
     seeds = range(count) if seeds is None else seeds
     if len(seeds) != count:
         raise ValueError(f"expected one seed per sample, {count} in all; got {len(seeds)}")
@@ -188,7 +198,7 @@ def classify(
 
 
 def default_trace(size: int) -> Trace:
-    """Return the default trace for states of `size` dimensions."""
+    """Return the default trace estimator for states with `size` dimensions, see `classify`."""
     return ExactTrace() if size <= EXACT_DIMENSIONS else Hutchinson(PROBES, resample=False)
 
 
@@ -214,7 +224,10 @@ def _log_prior(prior: Tensor | Sequence[float] | None, count: int) -> Tensor:
 def _data_map(transform: Transform | DataMap | None, dequantization: Dequantization | None) -> DataMap | None:
     if transform is None:
         if dequantization is not None:
-            raise ValueError(f"a dequantisation needs the transform from grey levels; got {dequantization} alone")
+            raise ValueError(
+                f"transform must be given with dequantization={dequantization}; got None: pass the map from grey "
+                "levels to model space"
+            )
         return None
     is_continuous = isinstance(transform, DataMap) and transform.dequantization is None and dequantization is None
     return transform if isinstance(transform, DataMap) and is_continuous else levels_map(transform, dequantization)
@@ -232,7 +245,7 @@ def _flow(
     solver: Solver,
     seeds: Sequence[int],
 ) -> Evidence:
-    """Return log p(x | y_k) of the probability flows of the classes, with the same draws for all of them."""
+    """Return log p(x | y_k) by the probability flow, with the same dequantisations and probes for all classes k."""
     stream, sde, columns = RandomStream(seeds=seeds), models[0].sde, []
     start, nfe, backward = None, torch.zeros(len(x), dtype=torch.int64), torch.zeros(len(x), dtype=torch.int64)
     for _ in range(samples):
@@ -285,8 +298,8 @@ def _posterior(log_joint: Tensor, covariance: Tensor | None, temperature: float 
     """Return log p(y | x) and its standard errors, (B, K), see the module docstring.
 
     Args:
-        log_joint: log p(y, x) up to a constant for each sample, divided by the temperature, (B, K).
-        covariance: the covariance of the log-likelihoods, (B, K, K), not divided by anything.
+        log_joint: (log p(y_k, x) + c) / temperature, (B, K), where the constant c may differ between samples.
+        covariance: the covariance C of the errors of the log-likelihoods, (B, K, K), at temperature 1.
         temperature: T of `Classification.calibrated`.
     """
     log_posterior = log_joint.log_softmax(dim=1)

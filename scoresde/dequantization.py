@@ -178,7 +178,7 @@ class AboveUniform(UserWarning):
 
 
 def count_levels(images: Tensor, levels: int | None) -> int:
-    """Return `levels`; if None, the number of integers (at least 2) from min(0, least value) to the largest value."""
+    """Return `levels`; if None, count the integers from min(0, least value) to the largest value, at least 2."""
     return max(int(images.max()) - min(int(images.min()), 0) + 1, 2) if levels is None else levels
 
 
@@ -216,8 +216,8 @@ class TruncatedNormal(Dequantization):
         log q(u|x) = -|z|^2 / 2 - d log[(2 pi)^(1/2) s erf(tau / 2^(1/2))].
 
     Training and evaluation thus use the same states, and the diffusion below t need not be learned (Zheng et al.,
-    2305.03935, where tau = alpha / (256 sigma) at the end of the schedule is about 3 for 8 bits on [-1, 1]).
-    Even for a perfect model the bound is loose by -log erf(tau / 2^(1/2)) nats per dimension: 0.0027 at tau = 3.
+    2305.03935, where tau = alpha / (256 sigma) at the least time of the schedule is about 3 for 8 bits on [-1, 1]).
+    The bound of a perfect model is loose by at most -log erf(tau / 2^(1/2)) nats per dimension: 0.0027 at tau = 3.
 
     Args:
         tau: half the width of a level in standard deviations of the noise; a larger tau gives an earlier time.
@@ -260,8 +260,8 @@ class TruncatedNormal(Dequantization):
             else:
                 fix = f"raise t_max, or take tau >= {1.01 * width / (2 * noisy):.3g}"
             raise ValueError(
-                f"the SDE must reach sigma/alpha = {ratio:.4g}, the width {width:.4g} of a grey level over 2 tau, with "
-                f"tau={self.tau:g}; {type(sde).__name__} goes from {clean:.4g} at t_min={sde.t_min:g} to "
+                f"the SDE must reach sigma/alpha = {ratio:.4g}, the width {width:.4g} of a grey level divided by 2 tau "
+                f"(tau={self.tau:g}); {type(sde).__name__} goes from {clean:.4g} at t_min={sde.t_min:g} to "
                 f"{noisy:.4g} at t_max={sde.t_max:g}: {fix}"
             )
         return float(sde.time(float64(-2 * math.log(ratio))))

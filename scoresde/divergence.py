@@ -47,9 +47,10 @@ class Evaluation(NamedTuple):
 
 
 class Estimator(Protocol):
-    """A function (field, x, rows) -> `Evaluation` of the field at x, with the stream of probes given to `bind`.
+    """A function (field, x, rows) -> `Evaluation` of the field at x.
 
-    `rows` holds the indices in the batch of the samples in x; None if x is the whole batch.
+    It draws its probes from the stream given to `bind`. `rows` holds the indices in the batch of the samples in x; None
+    if x is the whole batch.
     """
 
     def __call__(self, field: Field, x: Tensor, rows: Tensor | None = None) -> Evaluation: ...
@@ -89,7 +90,7 @@ class Hutchinson:
         return replace(self, resample=False)
 
     def draw(self, stream: RandomStream, x: Tensor, rows: Tensor | None = None) -> list[Tensor]:
-        """Draw the probes of one evaluation at x (B, *), or (n, *) for the given rows."""
+        """Draw the probes of one evaluation, each of the shape of x: (B, *), or (n, *) of the samples `rows` only."""
         draw = stream.rademacher if self.distribution == "rademacher" else stream.normal
         return [draw(x, rows) for _ in range(self.probes)]
 
@@ -167,7 +168,7 @@ class ExactTrace:
             raise ValueError(f"mode must be 'reverse' or 'forward'; got {self.mode!r}")
 
     def kept(self) -> "ExactTrace":
-        """Return the trace itself, which has no probes."""
+        """Return self: the exact trace draws no probes."""
         return self
 
     def bind(self, stream: RandomStream, x: Tensor, differentiable: bool = False) -> Estimator:
@@ -247,7 +248,7 @@ def attention_kernels(fused: bool) -> AbstractContextManager:
 
 
 def _evaluate(field: Field, x: Tensor, differentiable: bool, fused: bool) -> tuple[Tensor, Tensor]:
-    """Return v(x), and the tensor x in which autograd can differentiate it."""
+    """Return v(x) and x, the tensor with respect to which autograd can differentiate v(x)."""
     if not (differentiable and x.requires_grad):
         x = x.detach().requires_grad_()
     with torch.enable_grad(), attention_kernels(fused):

@@ -79,7 +79,7 @@ class From(Sampler):
 
 
 def _below(pairs: Sequence[Transition], t: float, margin: float) -> list[Transition]:
-    """Return the transitions with all times from t - margin upwards set to t, without those of length zero."""
+    """Set all times >= t - margin to t, and return the transitions whose start and end then still differ."""
     top = torch.tensor(t, dtype=torch.float64)
     moved = [(a if a < t - margin else top, b if b < t - margin else top) for a, b in pairs]
     return [(a, b) for a, b in moved if a != b]
@@ -146,7 +146,8 @@ def interpolate(
 
     Raises:
         ValueError: x and y of different shapes, weights that are not finite numbers (K,), an unknown mode, latents in
-            opposite directions with mode "spherical"; a model in training mode, or whose flow has no density.
+            opposite directions with mode "spherical"; a model in training mode, or one whose flow is not
+            invertible (thresholding).
         RuntimeError: samples that did not reach the end of the flow.
     """
     _check_pair(x, y)

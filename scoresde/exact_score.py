@@ -19,7 +19,7 @@ from scoresde.views import Views
 
 
 class Marginal:
-    """The mixture at time t, evaluated at x: the terms of the closed forms in `scoresde.analytic`.
+    """The mixture at time t, evaluated at x: the terms of the closed forms in the module docstring.
 
     variances: v_k, (1, K, D) or (B, K, D). offset: R_k^T (x - alpha m_k); component_scores: R_k^T u_k, both (B, K, D)
     along the axes of each component. log_joint: log(w_k N(x; alpha m_k, C_k)); responsibilities: r_k, both (B, K).
@@ -142,7 +142,7 @@ class _ExactViews(Views):
         return drift * self._x - 0.5 * diffusion.square() * self._closed_score()
 
     def _unless_clean(self, value: Tensor, closed: Callable[[], Tensor]) -> Tensor:
-        """Return `value` (B, *), replaced by closed() in the samples where sigma is 0."""
+        """Return `value` (B, *), with the samples where sigma is 0 taken from the closed form `closed()` instead."""
         is_clean = broadcast(self.sde.sigma(self.t), value) == 0
         return torch.where(is_clean, closed(), value) if bool(is_clean.any()) else value
 

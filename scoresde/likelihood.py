@@ -67,8 +67,8 @@ class LogProb:
     each evaluation, None for one fixed probe. latent: x(t_max), (B, *). nfe: network evaluations (B,), including those
     that measure the scale of the data. backward: products with Jacobians of the network (B,). status: a
     `solvers.Status` per sample (B,); where it is not OK, value is NaN and latent is the last valid state, at `time`
-    (B,). per_probe: log p(x) as each probe of the trace gives it, nats (B, m), float64; value is their mean. Probes
-    depend on the seeds alone, so the same column of two models, such as two classes, has the same probes.
+    (B,). per_probe: log p(x) as each probe of the trace gives it, nats (B, m), float64; value is their mean. With equal
+    seeds, column k has the same probes for every model and every condition.
     """
 
     value: Tensor
@@ -137,7 +137,7 @@ def conventions(
 
 
 def trace_for(solver: Solver | None, trace: Trace | None) -> Trace:
-    """Return `trace`, default `Hutchinson(probes=1)`; with fixed probes if the solver's error control includes it."""
+    """Return `trace` or `Hutchinson(probes=1)`, with fixed probes if the solver controls the divergence's error."""
     trace = trace or Hutchinson()
     check_instance("trace", trace, "bind", "kept")
     return trace.kept() if solver is not None and controls_integrals(solver) else trace
@@ -175,8 +175,8 @@ def log_prob(
             latents (see `scoresde.prior_mismatch`).
 
     Raises:
-        ValueError: the model is in training mode or its flow has no density, x holds NaN or infinity, or t_start is out
-            of range.
+        ValueError: the model is in training mode, its flow is not invertible (thresholding), x holds NaN or infinity,
+            or t_start is out of range.
     """
     model = with_density(model, cond)
     check_real("x", x)
@@ -215,8 +215,8 @@ def sample_with_log_prob(
             the latents.
 
     Raises:
-        ValueError: the model is in training mode or its flow has no density; both or neither of shape and x_T are
-            given.
+        ValueError: the model is in training mode, or its flow is not invertible (thresholding); both or neither of
+            shape and x_T are given.
     """
     model = with_density(model, cond)
     if (shape is None) == (x_T is None):
@@ -234,7 +234,10 @@ def sample_with_log_prob(
 
 
 def _log_prob(model: BaseModel, trace: Trace, carried: Carried, latent: Tensor, sign: int = 1) -> LogProb:
-    """Return log p(x) from a solve that ends (sign 1) or starts (sign -1) at `latent`; keep the graph of `carried`."""
+    """Return log p(x) from `carried`, a solve that ends (sign 1) or starts (sign -1) at `latent`.
+
+    If `carried.divergence` has an autograd graph, `value` of the result keeps it.
+    """
     ok = carried.status == Status.OK
     with torch.set_grad_enabled(carried.divergence.requires_grad):
         value = model.sde.prior_log_prob(latent) + sign * float64(carried.divergence).mean(dim=1)
@@ -257,7 +260,7 @@ def encode(
             latents.
 
     Raises:
-        ValueError: the model is in training mode or its flow has no density.
+        ValueError: the model is in training mode, or its flow is not invertible (thresholding).
         RuntimeError: the solver failed for some samples.
     """
     model, t_start = with_density(model, cond), model.sde.t_min if t_start is None else t_start
@@ -278,7 +281,7 @@ def decode(
             the latents.
 
     Raises:
-        ValueError: the model is in training mode or its flow has no density.
+        ValueError: the model is in training mode, or its flow is not invertible (thresholding).
         RuntimeError: the solver failed for some samples.
     """
     model, t_end = with_density(model, cond), model.sde.t_min if t_end is None else t_end
@@ -430,7 +433,7 @@ def check_samples(samples: int, start: str, data_map: DataMap, sde: SDE) -> None
 
 
 def describe_failures(values: Tensor, status: Tensor) -> str:
-    """Return which of the values (N,) are not finite, with the status of their solves."""
+    """Return an error message: which of the values (N,) are not finite, and the status of their solves."""
     failed = torch.nonzero(~torch.isfinite(values)).flatten()
     names = sorted({Status(int(s)).name for s in status[failed]} - {"OK"}) or ["non-finite value"]
     listed = f"the first at {failed[:8].tolist()}" if len(failed) > 8 else f"at {failed.tolist()}"

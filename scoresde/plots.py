@@ -14,9 +14,7 @@ from matplotlib.ticker import FixedLocator, LogLocator, MaxNLocator, NullLocator
 from torch import Tensor
 
 from scoresde.atomic_files import replace_atomically
-from scoresde.evaluation.guidance_comparison import GuidanceRow
 from scoresde.evaluation.sampler_comparison import ComparisonRow
-from scoresde.metrics.classification import Calibration
 
 Interval = tuple[np.ndarray, np.ndarray]  # low and high
 PIXELS = 64  # height of a small image in a grid
@@ -80,10 +78,12 @@ def save_samples(
         credit: the makers of the data and their licence, stored in the file as the metadata "Copyright".
 
     Raises:
-        ValueError: the number of samples is not a multiple of that of the names.
+        ValueError: the number of samples is not a multiple of the number of names.
     """
     if names and len(samples) % len(names):
-        raise ValueError(f"samples must be a multiple of the {len(names)} names; got {len(samples)} samples")
+        raise ValueError(
+            f"the number of samples must be a multiple of {len(names)}, the number of names; got {len(samples)}"
+        )
     metadata = {"Copyright": credit} if credit else {}
     if samples.ndim == 4 and samples.shape[1] in (1, 3):
         return _save_images((samples - low) / (high - low), path, names, metadata)
@@ -112,7 +112,7 @@ def save_samples(
 
 
 def _colour(index: int, count: int) -> Any:
-    """Return the colour of one of `count` groups."""
+    """Return the colour of group number `index` out of `count`."""
     return COLOURS[index] if count <= len(COLOURS) else matplotlib.colormaps["turbo"]((index + 0.5) / count)
 
 
@@ -129,7 +129,7 @@ def _save_images(images: Tensor, path: Path, names: Sequence[str], metadata: Map
 
 
 def _row_names(names: Sequence[str], height: int, dimensions: int) -> np.ndarray:
-    """Return the names of the rows of a grid, black on white in [0, 1], as an array of this height."""
+    """Return an image of the names, one above the other, black on white: an array (height, width[, 3]) in [0, 1]."""
     texts = [name if len(name) <= LONGEST else f"{name[: LONGEST - 1]}\N{HORIZONTAL ELLIPSIS}" for name in names]
     size = min(14.0, 0.6 * height / len(names))  # in pixels
     width = int(0.72 * size * max(map(len, texts)) + size)
@@ -156,68 +156,6 @@ def image_grid(images: Tensor, columns: int | None = None, gap: int = 1) -> np.n
         top, left = gap + (i // columns) * (height + gap), gap + (i % columns) * (width + gap)
         grid[top : top + height, left : left + width] = image
     return grid.squeeze(-1) if channels == 1 else grid
-
-
-# --- classifications
-
-MOST_CLASSES = 40  # with a number in each cell and a name at each row of the confusion matrix
-
-
-def save_confusion(counts: Tensor, classes: Sequence[str], path: Path) -> Path:
-    """Save a picture of a confusion matrix: rows are labels, columns decisions, shades the shares of a row.
-
-    Args:
-        counts: number of samples (K, K).
-        classes: names of the K classes.
-        path: PNG file to write.
-    """
-    shares = (counts / counts.sum(dim=1, keepdim=True).clamp(min=1)).numpy()
-    size = min(max(3.2, 0.42 * len(classes) + 1.6), 14.0)
-    figure = Figure(figsize=(size, size), dpi=150, layout="constrained")
-    axes = figure.add_subplot()
-    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    if len(classes) <= MOST_CLASSES:
-        ticks = range(len(classes))
-        axes.set_xticks(ticks, classes, rotation=90 if max(map(len, classes)) > 3 else 0)
-        axes.set_yticks(ticks, classes)
-        for (i, j), count in np.ndenumerate(counts.numpy()):
-            if count:
-                axes.text(
-                    j, i, str(count), ha="center", va="center", fontsize=7, color="w" if shares[i, j] > 0.5 else "k"
-                )
-    axes.set(xlabel="decision", ylabel="label")
-    axes.tick_params(length=0)
-    axes.spines[:].set_visible(False)
-    replace_atomically(path, lambda file: figure.savefig(file, format="png"))
-    return path
-
-
-def save_reliability(tables: Mapping[str, Calibration], path: Path) -> Path:
-    """Save a reliability diagram: accuracy against confidence with intervals, and the number of samples below.
-
-    Args:
-        tables: reliability tables by name, see `metrics.calibration`.
-        path: PNG file to write.
-    """
-    figure = Figure(figsize=(4.6, 5.2), dpi=150, layout="constrained")
-    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
-    upper.plot([0, 1], [0, 1], color=BAND, linewidth=1.0, linestyle="--")
-    for i, (name, table) in enumerate(tables.items()):
-        confidence, value, low, high = np.array(
-            [[b.confidence, b.accuracy.value, b.accuracy.low, b.accuracy.high] for b in table.bins]
-        ).T
-        curve(upper, confidence, value, (low, high), colour=i, label=f"{name}, ECE {table.ece:.3f}", linestyle="none")
-        edges, counts = [b.low for b in table.bins], [b.count for b in table.bins]
-        widths = [b.high - b.low for b in table.bins]
-        lower.bar(edges, counts, widths, align="edge", alpha=0.5, color=COLOURS[i % len(COLOURS)])
-    upper.set(ylabel="fraction of correct decisions", xlim=(-0.02, 1.02), ylim=(-0.03, 1.03))
-    lower.set(xlabel="confidence, p of the decision", ylabel="samples")
-    for axes in (upper, lower):
-        axes.grid(linewidth=0.4, alpha=0.6)
-        axes.spines[["top", "right"]].set_visible(False)
-    upper.legend(fontsize=8, frameon=False, loc="upper left")
-    replace_atomically(path, lambda file: figure.savefig(file, format="png"))
-    return path
 
 
 # --- samplers compared
@@ -252,39 +190,6 @@ def save_comparison(rows: Sequence[ComparisonRow], path: Path, metric: str | Non
     right.set_xlabel(f"seconds for {first.batch} samples")
     figure.suptitle(f"{first.n} samples, compared with {first.reference}", fontsize=9)
     figure.legend(*left.get_legend_handles_labels(), loc="outside right upper", fontsize=8, frameon=False)
-    replace_atomically(path, lambda file: figure.savefig(file, format="png"))
-    return path
-
-
-def save_guidance(rows: Sequence[GuidanceRow], path: Path) -> Path:
-    """Save plots of the metrics of samples against the guidance scale, with error bars, one beside the other.
-
-    Precision, recall and class accuracy, which are fractions, share the first plot.
-
-    Raises:
-        ValueError: there are no rows.
-    """
-    if not rows:
-        raise ValueError("the plot needs at least one row; got none")
-    metrics = list(dict.fromkeys(row.metric for row in rows))
-    fractions = [metric for metric in metrics if metric != "frechet_distance"]
-    panels = [panel for panel in (fractions, [m for m in metrics if m not in fractions]) if panel]
-    figure = Figure(figsize=(4.6 * len(panels), 3.8), dpi=200, layout="constrained")
-    for axes, panel in zip(np.atleast_1d(figure.subplots(1, len(panels))), panels, strict=True):
-        for metric in panel:
-            shown = sorted((row for row in rows if row.metric == metric), key=lambda row: row.scale)
-            x, y, error = np.array([(row.scale, row.value, row.error or 0.0) for row in shown]).T
-            high = np.minimum(y + error, 1.0) if panel == fractions else y + error
-            interval = np.maximum(y - error, 0.0), high
-            curve(axes, x, y, interval, metrics.index(metric), label=metric_name(metric, ""))
-        axes.grid(linewidth=0.4, alpha=0.6)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.set(xlabel="guidance scale", ylabel="fraction" if panel == fractions else metric_name(panel[0], ""))
-        if len(panel) > 1:
-            axes.legend(fontsize=8, frameon=False)
-    first = rows[0]
-    made = f"{first.n} samples by {first.sampler}, {first.steps} steps"
-    figure.suptitle(f"{made}, compared with {first.reference_n} of {first.reference}; {first.space}", fontsize=9)
     replace_atomically(path, lambda file: figure.savefig(file, format="png"))
     return path
 

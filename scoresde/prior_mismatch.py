@@ -31,8 +31,8 @@ def prior_mismatches(sde: SDE, x: Tensor, t: float | None = None) -> Tensor:
     """Return the KL divergence of the module docstring for states x (B, *) at t, in nats per dimension, float64 (B,).
 
     t is t_min by default. The clean data are estimated as x / alpha(t), with |x|^2 reduced by the amount that the noise
-    at t may add: sigma^2 times d + 2 (d L)^(1/2) + 2 L, L = 6 log 10, a bound on the (1 - 1e-6)-quantile of chi-squared
-    with d degrees of freedom (Laurent and Massart, 2000).
+    at t may add: sigma^2 (d + 2 (d L)^(1/2) + 2 L) with L = 6 log 10. The factor of sigma^2 bounds the
+    (1 - 1e-6)-quantile of chi-squared with d degrees of freedom (Laurent and Massart, 2000).
     """
     time, count, log = float64(sde.t_min if t is None else t), dimensions(x), -math.log(UNLIKELY)
     x = float64(x)

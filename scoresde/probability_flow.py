@@ -72,8 +72,9 @@ class Ratio:
     Args:
         sde: the diffusion.
         data_scale: the scale S of the data.
-        smooth: a ratio sigma/alpha below which the data are smooth.
-        extent: the largest ratio sigma/alpha at which the data have structure; the default 0 gives R = 30.
+        smooth: a noise level sigma/alpha; the density of the data has no structure finer than it.
+        extent: the largest noise level sigma/alpha at which the data still have structure, which sets R of the module
+            docstring; 0 (the default) means unknown, and R is then 30.
     """
 
     def __init__(self, sde: SDE, data_scale: float = 1.0, smooth: float = math.inf, extent: float = 0.0):

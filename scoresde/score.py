@@ -76,7 +76,7 @@ class BaseModel(nn.Module):
     def density(self) -> str | None:
         """Name of the model whose probability flow defines the density; likelihoods report it in their `conventions`.
 
-        None if the flow has no density, because a wrapper changes the views so that the flow is not invertible.
+        None if a wrapper changes the views so that the flow is not invertible; the density is then undefined.
         """
         return type(self).__name__
 

@@ -118,7 +118,7 @@ def send(x: Tensor, device: torch.device, dtype: torch.dtype | None = None) -> T
 
 
 def recordable(x: Tensor) -> Tensor:
-    """Return x, or a copy if it was made under `torch.inference_mode`, for such tensors cannot be differentiated."""
+    """Return x; if x was made under `torch.inference_mode`, return a copy, which autograd can differentiate."""
     if not x.is_inference():
         return x
     with torch.inference_mode(False):
@@ -171,7 +171,7 @@ def check_integer(name: str, value: object, least: int | None = None) -> None:
 
 
 def check_number(name: str, value: object, low: float = -math.inf, high: float = math.inf) -> float:
-    """Return the argument `name` as a finite float, low < value < high.
+    """Return the argument `name` as a float, after checking that it is finite and between low and high (exclusive).
 
     Raises:
         TypeError: it is not a number.

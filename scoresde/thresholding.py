@@ -10,9 +10,9 @@ so that alpha D + sigma noise = x as before. Every view is d D + n noise with it
 `scoresde.views`). To avoid rounding, it is not computed from D in the dtype of the state, but as the view of the inner
 model, shifted by the change D - E[x_0 | x_t] of the prediction,
 
-    d D + n noise  =  (d E[x_0 | x_t] + n E[eps | x_t]) + (d - n alpha/sigma) (D - E[x_0 | x_t]),
+    d D + n noise  =  (d E[x_0 | x_t] + n E[eps | x_t]) + (d - n alpha/sigma) (D - E[x_0 | x_t]).
 
-which leaves it unchanged, to the last digit, where the prediction is in the range.
+Where the prediction is in the range, the view equals that of the inner model to the last digit.
 
 Thresholding is for samplers. The velocity is no longer that of a score: where T holds D at a bound, the flow from data
 to noise multiplies the distance to that bound by sigma(t)/sigma(t_min). `log_prob`, `encode` and `decode` therefore

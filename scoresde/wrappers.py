@@ -81,7 +81,7 @@ class ForeignModel(ModelWrapper):
     `given` and `rows` are available if the object defines them.
 
     Raises:
-        TypeError: `model` has no `sde` or no `predict`, or lacks `density`, `given` or `rows` when it is used.
+        TypeError: `model` has no `sde` or no `predict`, or lacks a `density`, `given` or `rows` that a call needs.
     """
 
     def __init__(self, model: Model):
@@ -115,7 +115,7 @@ class ForeignModel(ModelWrapper):
         if not hasattr(self.model, name):
             raise TypeError(
                 f"{type(self.model).__name__} has no {name!r} ({meaning}), which this call needs: define it, or, if "
-                "the class wraps a model, make it a subclass of scoresde.ModelWrapper, which takes it from that model"
+                f"the class wraps a model, derive it from scoresde.ModelWrapper, which takes {name!r} from that model"
             )
         return getattr(self.model, name)
 
@@ -123,7 +123,7 @@ class ForeignModel(ModelWrapper):
 def _modules_in(part: Any) -> list[nn.Module]:
     """Return the `nn.Module`s in an object: the object itself, or those nested in it.
 
-    They are searched in the items of lists, tuples and dicts, and in the attributes of objects with `predict`.
+    The items of lists, tuples and dicts are searched, and the attributes of objects with `predict`.
     """
     if isinstance(part, nn.Module):
         return [part]
@@ -157,7 +157,8 @@ def with_density(model: Model, cond: Any = None) -> BaseModel:
     """Return `for_inference(model, cond)` for use in a likelihood.
 
     Raises:
-        ValueError: the model's probability flow has no density, or the model has dropout or BatchNorm in training mode.
+        ValueError: the model's probability flow is not invertible, as after thresholding, or the model has dropout or
+            BatchNorm in training mode.
     """
     model = for_inference(model, cond)
     if model.density is None:
@@ -165,7 +166,7 @@ def with_density(model: Model, cond: Any = None) -> BaseModel:
         while isinstance(inner, ModelWrapper) and inner.model.density is None:
             inner = inner.model
         raise ValueError(
-            f"{type(inner).__name__} changes the views for sampling only, so its probability flow has no density: "
-            "compute the likelihood of the model that it wraps, its .model"
+            f"{type(inner).__name__} is for sampling only: its probability flow is not invertible, and so defines no "
+            "density; compute the likelihood of the wrapped model, its .model"
         )
     return model

@@ -15,6 +15,7 @@ import scoresde as ss
 from scoresde import build, run_config
 from scoresde.cli import VERBS, config_directory, main
 from scoresde.evaluation.trained_classifier import TrainedClassifier
+from scoresde.guidance import Guided
 from scoresde.losses import Objective
 from scoresde.metrics import Inception, Pixels
 from scoresde.networks import DiT, UNet
@@ -40,8 +41,12 @@ KINDS = {
     "data": dict,
     "likelihood": dict,
     "features": (Pixels, Inception, TrainedClassifier),
+    "guidance": Guided,
 }
+MIXTURE = ss.GaussianMixture(torch.zeros(2, 3), torch.ones(2)).score_model(ss.VP())
+GUIDES = {"weak": MIXTURE, "classifier": lambda x, t: x}  # what the command line loads from a run
 OPTIONS = [(path.parent.name, path.stem) for path in sorted(CONF.glob("*/*.yaml")) if path.parent.name != "experiment"]
+NOTHING = ("guidance", "none")  # the option that sets the group to null
 EXPERIMENTS = [path.stem for path in sorted(CONF.glob("experiment/*.yaml"))]
 PUBLISHED = {  # 2011.13456's code: parameters that train
     "cifar10_ddpm": 35_218_947,
@@ -78,8 +83,16 @@ def images(tmp_path_factory):
         yield stand_ins(tmp_path_factory.mktemp("images"))
 
 
-@pytest.mark.parametrize(("group", "option"), OPTIONS, ids=["/".join(option) for option in OPTIONS])
+@pytest.mark.parametrize(
+    ("group", "option"), [pytest.param(*option, id="/".join(option)) for option in OPTIONS if option != NOTHING]
+)
 def test_every_option_builds_its_object(group, option, request):
+    if group == "guidance":
+        config = OmegaConf.load(CONF / group / f"{option}.yaml")
+        parts = {name: GUIDES[name] for name in GUIDES if name in list(config.keys())}
+        rest = OmegaConf.masked_copy(config, [str(key) for key in config if key not in parts])
+        assert isinstance(build.instantiate(rest, model=MIXTURE, **parts), Guided)
+        return
     whole = compose({"likelihood": "bpd", "features": "evaluate"}.get(group, "train")).copy()
     whole[group] = OmegaConf.load(CONF / group / f"{option}.yaml")
     if group == "network":
@@ -475,7 +488,7 @@ def test_load_names_the_parameter_that_does_not_fit(run, change, message):
     [
         (
             lambda groups: groups.pop("ema"),
-            r"checkpoint\.safetensors has no averaged weights 'ema': it is incomplete; ",
+            r"checkpoint\.safetensors must have the averaged weights 'ema'; got none, .*: pass weights=raw ",
         ),
         (
             lambda groups: groups["ema"].pop("network.input.bias"),

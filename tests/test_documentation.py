@@ -55,7 +55,7 @@ SHORT = {
         "bound.draws=4",
         "bound.rounds=1",
     ],
-    "compare": ["n=12", "nfe=[2,4]", "resamples=4"],
+    "compare": ["n=12", "nfe=[2,4]", "resamples=4", "features.epochs=1"],
     "evaluate": ["n=24", "features.epochs=1", "sampler.steps=2", *BITS],
     "dequantize": ["steps=2", "batch_size=8", "draws=2", "width=4", "layers=2"],
     "report": [],
@@ -105,6 +105,7 @@ def is_of_another(override, arguments):
     return (
         (override.startswith("likelihood.solver.steps") and likelihood != "default")
         or (override.startswith("data.") and value(arguments, "data") != "patches")
+        or (override.startswith("features.") and value(arguments, "features") is None)
         or (override.startswith("nfe=") and value(arguments, "guidance.scale") is not None)  # one budget, the default
     )
 
@@ -143,7 +144,7 @@ def test_every_block_is_run_here():
                 "sampler=ode",
             ),
             *("convert source", "--json", "cifar10_ddpmpp_subvp data.root", "precision=bf16", "--standalone", "joblib"),
-            *("SBATCH", "PYTHONPATH", "cond.label=all"),
+            *("SBATCH", "PYTHONPATH", "guidance.classifier=", "# or data.labels"),
         ],
         "python": ["Langevin(snr=0.16)", "trajectory=True", "ClassifierFree", "class Points", "convert.score_sde"],
         "yaml": ["points.Points}", "points.Network"],
@@ -225,9 +226,14 @@ def test_a_guided_model_in_a_few_lines(capsys):
     assert capsys.readouterr().out == "18\n"
 
 
+def test_the_commands_on_conditions_in_the_readme_are_those_of_the_pages():
+    pages = block("sh", "guidance.classifier=") + block("sh", "conditional=false")
+    assert not {*map(tuple, commands(block("sh", "# or data.labels")))} - {*map(tuple, commands(pages))}
+
+
 @pytest.mark.slow
 def test_conditions(elsewhere, capsys):
-    for _, *arguments in commands(block("sh", "cond.label=all")):
+    for _, *arguments in commands(block("sh", "guidance.classifier=")):
         run(arguments)
     (array,) = Path("runs/digits_cond/samples").glob("*all*.npy")
     assert np.load(array).shape == (30, 1, 8, 8)

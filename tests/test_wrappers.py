@@ -304,7 +304,7 @@ def test_replacing_a_part_of_a_conditional_model_leaves_the_original_alone():
 
 def test_a_wrapper_of_a_model_without_density_has_none_and_the_model_is_named():
     for call in (lambda m: ss.log_prob(m, states()), lambda m: ss.encode(m, states())):
-        with pytest.raises(ValueError, match=r"Clipped changes the views .* its \.model"):
+        with pytest.raises(ValueError, match=r"Clipped is for sampling only.* its \.model"):
             call(nested(Clipped(model())))
 
 
@@ -364,6 +364,6 @@ def test_an_error_names_what_a_users_class_lacks():
         (lambda: plain.given(3), "given"),
         (lambda: plain.rows(torch.tensor([0]), 2), "rows"),
     ):
-        with pytest.raises(TypeError, match=f"Plain has no '{name}'.* subclass of scoresde.ModelWrapper"):
+        with pytest.raises(TypeError, match=f"Plain has no '{name}'.* derive it from scoresde.ModelWrapper"):
             call()
     assert plain.rows(slice(0, 8), 2) is plain  # the whole batch

@@ -22,10 +22,10 @@ class NatsBound:
     """An upper bound on -log p(x) of each state, in nats.
 
     terms: "prior", "diffusion" and "reconstruction", and with a dequantisation "change_of_variables", each (B,),
-    float64, with gradient; their sum is `value`. estimates: independent estimates (n, B), whose means add up to
-    `value`; consecutive pairs share a stratum, see `standard_error`. None if they are not in pairs, as for a single
-    draw. Bounds of several models with the same seeds have the same times and the same noise, so the standard error of
-    their difference is that of the differences of `estimates`.
+    float64, with gradient; their sum is `value`. estimates: tensors of n draws each, (n, B), whose means over n add up
+    to `value`; consecutive pairs of draws share a stratum, see `standard_error`. None if the draws are not in pairs, as
+    for a single draw. Bounds of several models with the same seeds have the same times and the same noise, so
+    `standard_error` of the differences of their `estimates` gives the standard error of the bounds' difference.
     """
 
     terms: dict[str, Tensor]

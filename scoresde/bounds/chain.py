@@ -40,7 +40,8 @@ VARIANCES = {
 class DiscreteBound(Bound):
     """The bound of a chain, with the term of each step.
 
-    steps: L_1 .. L_(N-1) of each image, (images, N-1), in bits per dimension; NaN for steps that no draw visited.
+    steps: L_1 .. L_(N-1) (module docstring) of each image, (images, N-1), in bits per dimension; NaN for steps that no
+    draw visited.
     nodes: the times of the chain (N,).
     """
 
@@ -48,7 +49,7 @@ class DiscreteBound(Bound):
     nodes: Tensor
 
     def per_step(self) -> tuple[Tensor, Tensor]:
-        """Return the mean of each L_1 .. L_(N-1) over the images that it was drawn for, and its standard error, (N-1,).
+        """Return each step's mean term over the images with a draw at it, and the mean's standard error, (N-1,) each.
 
         A step drawn for no image is NaN. With draws=None the means add up to the mean of the term "diffusion".
         """
@@ -88,8 +89,8 @@ def discrete(
         cond: short for `model.given(cond)`; with leading dimension N, it holds one condition for each image.
         variance: variance of the reverse steps: "posterior" (beta_tilde), "forward" (beta), or "learned", which the
             model sets between the two (2102.09672, eq. 15). The decoder uses this variance at node 0, with
-            beta = sigma(t_0)^2 and the beta_tilde of node 1. The published "fixed large" is "forward", but "posterior"
-            at node 0.
+            beta = sigma(t_0)^2 and the beta_tilde of node 1. The published "fixed large" is "forward" at every
+            node except node 0, and "posterior" there.
         times: the nodes of the chain; default: those of a `Tabulated` path. `losses.Nodes(steps)` works for any SDE.
         draws: None (default) evaluates every step and the decoder of each image once. An even number draws that many
             steps for each image, stratified, and evaluates the decoder twice; the bound is then unbiased and has a

@@ -64,7 +64,7 @@ def continuous_nats(
 
     Args:
         model: the model.
-        x: data (B, *) in model space, or with a data map in data units.
+        x: data (B, *): in model space, or, if `data_map` is given, in data units.
         cond: short for `model.given(cond)`.
         draws: how many values of t to draw for each sample: an even number, or 1, which gives no standard error. The
             decoder has separate draws, an eighth of this number but at least two (one for draws=1). Each draw is one
@@ -76,7 +76,7 @@ def continuous_nats(
 
     Raises:
         ValueError: draws is odd; seeds and generator are both given, or seeds is not one per sample; the SDE has no
-            noise at t_min; the points of the dequantisation are states at t > 0.
+            noise at t_min; the dequantisation gives noisy states, at t > 0.
         TypeError: times is a `losses.Nodes`.
     """
     if draws != 1:
@@ -151,7 +151,7 @@ def continuous(
 def _of_data(
     model: BaseModel, data: Tensor, data_map: DataMap, draws: int, stream: RandomStream, times: TimeDensity
 ) -> NatsBound:
-    """Return the bound of data (B, *) in data units, which each draw dequantises anew."""
+    """Return the bound of data (B, *), given in data units; every Monte Carlo draw dequantises the data anew."""
     _refuse_noisy(data_map, model.sde)
 
     def point() -> tuple[Tensor, Tensor]:
@@ -162,7 +162,7 @@ def _of_data(
 
 
 def _refuse_noisy(data_map: DataMap, sde: SDE) -> None:
-    """Raise ValueError if the points of the dequantisation are states at t > 0."""
+    """Raise ValueError if the dequantisation gives noisy states, at t > 0, instead of clean data."""
     if (start := data_map.start(sde)) is not None:
         raise ValueError(
             f"{data_map.dequantization} gives states at t={start:g}, not clean data: use another dequantization, or "

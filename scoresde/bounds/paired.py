@@ -1,16 +1,19 @@
 r"""The evidence bounds of several models on the same data, with common random numbers and early elimination.
 
 All models have the same times, noise and dequantisations, which depend on the seeds alone, so that most of the noise of
-the bounds cancels in their differences (Diffusion Classifier, 2303.16203, section 3.3). The draws of a bound come in
-pairs that share a stratum (`bounds.bound`), so the covariance of the K bounds is, as the variance of one, a sum over
-pairs.
+the bounds cancels in their differences (Diffusion Classifier, 2303.16203, section 3.3). The range of times is divided
+into strata with two draws each (`scoresde.bounds`). The variance of a bound is a sum over these pairs of draws, and so
+is the covariance of the K bounds.
 
-Early elimination. The draws are made in rounds, each as large as all before it. After a round, a model is dropped if it
-lies below the best one by more than c standard errors of their paired difference: c is the quantile of Student's t that
-has the tail probability of `confidence` standard deviations of a normal variable. The degrees of freedom are those of
-the standard error, about (sum of v)^2 / (sum of v^2) for the measured variances v of the strata (Satterthwaite 1946).
-The estimate of a dropped model is that of the best one in all rounds, plus the difference of the two in their common
-rounds. A sample is finished when one model is left.
+Early elimination. The draws are made in rounds. Each round after the first has as many draws as all rounds before it
+together. After a round, every model whose estimate is more than c standard errors below the best one is dropped. The
+standard error is that of the difference of the two estimates. The factor c is a quantile of Student's t-distribution:
+its tail probability equals that of a normal distribution beyond `confidence` standard deviations. The degrees of
+freedom are about (sum of v)^2 / (sum of v^2), with v the measured variances of the strata (Satterthwaite 1946).
+
+The best model takes part in all rounds, a dropped model only in the first ones. The estimate of the dropped model is
+the best model's estimate from all rounds, plus the difference of the two models in the rounds that they share. The
+draws for a sample end when only one model is left.
 """
 
 import math
@@ -34,9 +37,9 @@ from scoresde.tensors import check_integer, float64
 class Evidence(NamedTuple):
     """Estimates of log p(x | model k), nats.
 
-    value: the estimates (B, K), float64. covariance: that of their errors, (B, K, K); None if it is unknown. draws: the
-    draws of each model, int64 (B, K). nfe, backward: network evaluations, and products with Jacobians of the networks,
-    of all models together, int64 (B,).
+    value: the estimates (B, K), float64. covariance: the covariance of their errors, (B, K, K); None if it is unknown.
+    draws: the number of draws made for each model, int64 (B, K). nfe, backward: the numbers of network evaluations and
+    of products with Jacobians of the networks, summed over the models, int64 (B,).
     """
 
     value: Tensor
@@ -47,15 +50,18 @@ class Evidence(NamedTuple):
 
 
 def round_sizes(draws: int, rounds: int) -> list[int]:
-    """Return the draws of each round, n, n, 2 n, 4 n, ..., which add up to `draws`.
+    """Return the number of draws in each round: n, n, 2 n, 4 n, ..., with n such that they add up to `draws`.
 
     Raises:
-        ValueError: draws is not a multiple of 2^rounds: the draws of a round come in pairs.
+        ValueError: draws is not a multiple of 2^rounds, so that a round would have an odd number of draws.
     """
     check_integer("draws", draws, 2)
     check_integer("rounds", rounds, 1)
     if draws % 2**rounds:
-        raise ValueError(f"draws must be a multiple of 2^rounds = {2**rounds}, for rounds of even size; got {draws}")
+        raise ValueError(
+            f"draws must be a multiple of 2^rounds = {2**rounds}, so that every round has an even number of draws; got "
+            f"{draws}: change draws or rounds"
+        )
     totals = [0, *(draws >> (rounds - 1 - i) for i in range(rounds))]
     return [last - first for first, last in pairwise(totals)]
 
@@ -75,9 +81,10 @@ def paired_nats(
     Args:
         models: K models, in eval mode.
         x: data (B, *), see `continuous_nats`.
-        log_prior: logarithm of the prior of each model, (K,): elimination compares the sums of it and the estimates.
-        sizes: draws of each round, even numbers, see `round_sizes`.
-        confidence: significance of a difference at which a model is dropped, in standard deviations.
+        log_prior: logarithm of the prior probability of each model, (K,). It is added to the estimates to find the best
+            model and the models to drop; the returned values do not contain it.
+        sizes: number of draws in each round, even numbers, see `round_sizes`.
+        confidence: significance at which a model is dropped, in standard deviations of a normal variable.
         seeds: one per sample, the same for all models.
         times, data_map: see `continuous_nats`.
     """
@@ -110,16 +117,18 @@ def paired_nats(
 
 
 class _Estimates:
-    """The estimates of the classes after some rounds, as sums of independent terms.
+    """The estimates for B samples and K models after a number of rounds: sums with one term per draw.
 
-    linear: terms (n, B, K) whose sum is the estimate. Consecutive pairs share a stratum, so that the covariance of sums
-    of terms is the sum over pairs of products of their differences. best: the number of the best class, (B,).
+    linear: the terms (n, B, K); their sum over the n draws is the estimate. Draws 2 i and 2 i + 1 share a stratum. With
+    d_i the difference of their terms, (B, K), the covariance of models j and k is the sum over i of d_ij d_ik.
+    best: the index of the best model, (B,).
 
     Args:
-        terms: of each round, the terms (n, B, K) whose sum is its estimate; zero for classes that have none.
-        sizes: the draws of each round, the weights of the rounds.
-        last: the last round of each class, (B, K).
-        log_prior: added to the estimates to find the best class.
+        terms: one tensor (n, B, K) for each round, whose sum over n is the estimate from this round alone; zero for
+            models that were dropped before.
+        sizes: number of draws in each round; rounds are weighted in proportion to it.
+        last: the index of the last round that each model took part in, (B, K).
+        log_prior: logarithm of the prior probabilities, (K,), added to the estimates to find the best model.
     """
 
     def __init__(self, terms: Sequence[Tensor], sizes: Sequence[int], last: Tensor, log_prior: Tensor):
@@ -136,12 +145,12 @@ class _Estimates:
         )
 
     def _of_best(self, values: Tensor) -> Tensor:
-        """Select the best class of values (..., B, K), as (..., B, 1)."""
+        """Return the entries of the best model in `values` (..., B, K), as a tensor (..., B, 1)."""
         index = self.best[:, None].expand(*values.shape[:-1], 1)
         return values.gather(-1, index)
 
     def is_below(self, confidence: float) -> Tensor:
-        """Return which classes (B, K) lie significantly below the best one, see the module docstring."""
+        """Return a mask (B, K), True for each model significantly below the best one; see the module docstring."""
         value = self.linear.sum(dim=0) + self.log_prior
         terms = self._of_best(self.linear) - self.linear
         variances = (terms[0::2] - terms[1::2]).square()

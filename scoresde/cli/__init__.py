@@ -110,9 +110,9 @@ def run(verb: str, arguments: Sequence[str]) -> int:
 
 
 def add_condition(verb: str, override: str) -> str:
-    """Return `cond.NAME=value` as `+cond.NAME=value`, because the names of conditions are those of the run.
+    """Return `cond.NAME=value` as `+cond.NAME=value`: Hydra needs the "+" for a key that its configuration lacks.
 
-    A value that Hydra cannot parse, such as the class name R&B, is quoted.
+    A value that Hydra cannot parse, such as the class name R&B, is quoted. Other overrides are returned unchanged.
     """
     if verb != "sample" or not re.match(r"cond\.[\w.]+=", override):
         return override

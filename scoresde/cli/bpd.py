@@ -1,4 +1,4 @@
-"""`scoresde bpd`, and the likelihood that `scoresde evaluate` adds to its metrics."""
+"""`scoresde bpd`, which measures the likelihood of a run; `scoresde evaluate` uses the same functions."""
 
 import time
 from collections.abc import Callable
@@ -45,11 +45,16 @@ def bpd(config: DictConfig) -> Record | None:
 
 
 def likelihood_measure(run: build.Run, config: DictConfig, device: str) -> Callable[[], Measured]:
-    """Check all settings, and return a function that measures the likelihood as a configuration of `bpd` says.
+    """Check the settings of the likelihood, and return a function that measures it.
+
+    Args:
+        run: the run.
+        config: the configuration of `scoresde bpd` or `evaluate`.
+        device: the device on which the likelihood is computed.
 
     Returns:
-        A function without arguments. In the first process it returns the row added to `metrics.jsonl`, the rows to
-        print, and the path of the file that was written; in the others, empty containers.
+        A function without arguments that returns three values: a list with the row added to `metrics.jsonl`, the rows
+        to print, and {name: path} of the written file. In processes other than the first, all three are empty.
     """
     run = replace(run, model=guided(run, config, with_threshold=False))
     dataset = run_data(run, config.split, config.trust)
@@ -66,7 +71,7 @@ def likelihood_measure(run: build.Run, config: DictConfig, device: str) -> Calla
 
 
 def chosen_dequantization(run: build.Run, config: DictConfig) -> Dequantization | None:
-    """Return the dequantisation that the setting `dequantization` names, that of the run by default."""
+    """Return the dequantisation that the setting `dequantization` names; by default that of the run."""
     if config.dequantization is None:
         return run.dequantization
     return DEQUANTIZATIONS[check_choice("dequantization", config.dequantization, DEQUANTIZATIONS)](run)
@@ -80,7 +85,10 @@ def measure_likelihood(
     dequantization: Dequantization | None,
     options: dict[str, Any],
 ) -> Measured:
-    """Measure the likelihood, with the options of `evaluate_likelihood`; see `likelihood_measure`."""
+    """Measure and store the likelihood, and return the three values that `likelihood_measure` describes.
+
+    `options` are arguments of `evaluate_likelihood`.
+    """
     started = time.perf_counter()
     try:
         with warnings_on_stderr():
@@ -100,9 +108,10 @@ def measure_likelihood(
 
 
 def keep_incomplete(run: build.Run, config: DictConfig, result: DatasetLikelihood, device: str) -> str:
-    """Store the likelihoods of the samples that were solved, without a mean, and return a message that says where.
+    """Store the likelihoods of a split if the solver failed for some samples; return a message that says where.
 
-    The row of `metrics.jsonl` is of another kind than a likelihood, with the indices of the failed samples.
+    The row added to `metrics.jsonl` has the kind "incomplete_likelihood", the indices of the failed samples, and no
+    mean. If the solver failed for all samples, nothing is stored.
     """
     failed = (~torch.isfinite(result.per_sample)).nonzero().flatten().tolist()
     count = len(result.per_sample)

@@ -1,4 +1,4 @@
-"""`scoresde classify`."""
+"""`scoresde classify`, which classifies data by their likelihood under each class of a run."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -8,7 +8,7 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
-from scoresde import build, plots
+from scoresde import build
 from scoresde.cli.bpd import chosen_dequantization
 from scoresde.cli.common import load_run, result_name, run_data, warnings_on_stderr
 from scoresde.cli.output import Record, append_row, print_rows, shows_progress
@@ -21,13 +21,14 @@ from scoresde.evaluation.labels import check_condition, classes_of, frequencies,
 from scoresde.evaluation.records import METRICS, keep_per_sample
 from scoresde.metrics.classification import fit_temperature, log_score
 from scoresde.metrics.intervals import Interval
+from scoresde.quality_plots import save_confusion, save_reliability
 from scoresde.training import distributed
 
 UNCALIBRATED, CALIBRATED = "posterior", "calibrated"
 
 
 def classify(config: DictConfig) -> Record | None:
-    """Classify a split of the data by the likelihoods of a run's classes, with calibration."""
+    """Classify the samples of a split by their likelihood under each class; measure accuracy and calibration."""
     device = distributed.device(config.device)
     run = load_run(config, device)
     classes = classes_of(run)
@@ -80,7 +81,7 @@ def measurement(
     """Return the function that classifies a split of the run's data."""
     options = build.instantiate(config.likelihood, config.trust)
     if (start := options.pop("start", "data")) != "data":
-        raise ValueError(f"likelihood.start must be data to classify; got {start}")
+        raise ValueError(f"likelihood.start must be data for a classification; got {start}: leave it out")
     options |= {**config.bound, "method": config.method, "seed": config.seed, "progress": shows_progress()}
     dequantization = chosen_dequantization(run, config)
 
@@ -98,7 +99,7 @@ def save(
     result: DatasetClassification,
     quality: Mapping[str, ClassificationQuality],
 ) -> dict[str, Path]:
-    """Write the posteriors and the pictures, and return their paths."""
+    """Write the posteriors, and the plots of their confusion and calibration; return the paths by name."""
     name, figures = result_name(f"{config.split}_classification", "split"), run.path / "figures"
     further = {"labels": result.labels, "indices": result.indices, "draws": result.draws}
     if result.stderr is not None:
@@ -106,8 +107,8 @@ def save(
     best = quality[UNCALIBRATED]
     return {
         "per_sample": keep_per_sample(run.path, name, result.log_posterior, **further),
-        "confusion": plots.save_confusion(best.confusion, names, figures / f"{name}_confusion.png"),
-        "calibration": plots.save_reliability(
+        "confusion": save_confusion(best.confusion, names, figures / f"{name}_confusion.png"),
+        "calibration": save_reliability(
             {key: each.calibration for key, each in quality.items()}, figures / f"{name}_calibration.png"
         ),
     }
@@ -134,7 +135,7 @@ def interval_row(name: str, interval: Interval) -> Record:
 
 
 def table(rows: list[Record], result: DatasetClassification, prior: Tensor) -> dict[str, str]:
-    """Return the rows to print."""
+    """Return rows to print: the quality of the posteriors, the choices that affect them, and the cost."""
     row = rows[0]
     n, right = row["n"], round(row["accuracy"] * row["n"])
     interval = f"{100 * row['accuracy_low']:.1f}% to {100 * row['accuracy_high']:.1f}%"

@@ -63,7 +63,7 @@ def run_path(value: Any) -> Path:
 
 
 def check_run(value: Any) -> Path:
-    """Return the setting `run` as a path; raise FileNotFoundError, which suggests the nearest run, if it is no run."""
+    """Return the setting `run` as a path; if no run is there, raise FileNotFoundError, which suggests the nearest."""
     path = run_path(value)
     if (path / run_config.CONFIG).is_file():
         return path
@@ -141,7 +141,7 @@ def build_optimizer(config: DictConfig) -> Callable[[Any], Optimizer]:
 
 
 def check_states(config: DictConfig) -> None:
-    """Raise ValueError if a state of the data needs more memory than there is, before files are read at this size."""
+    """Raise ValueError if a state of shape `data.shape` needs too much memory; called before the data are read."""
     shape = config.data.get("shape")
     if shape is not None:
         check_memory(f"a state of data.shape={list(shape)}", COPIES * 4 * math.prod(shape))
@@ -189,8 +189,8 @@ def warnings_on_stderr() -> Iterator[None]:
 def save_picture(samples: torch.Tensor, config: DictConfig, path: Path, names: Sequence[str] = ()) -> Path:
     """Save a picture of samples in data units, black to white over the range that the configuration declares.
 
-    If the data have a credit, their makers and licence, it is in the metadata of the file. `names` are those of the
-    rows or classes of the samples, see `plots.save_samples`.
+    The metadata of the file hold `data.credit` (the makers and licence of the data) if it is set. `names` are names of
+    the rows or classes of the samples, see `plots.save_samples`.
     """
     low, high = config.data.range or (0.0, 1.0)
     return plots.save_samples(samples, path, low, high, names, config.data.get("credit"))

@@ -1,4 +1,4 @@
-"""`scoresde compare`."""
+"""`scoresde compare`, which compares samplers or guidance scales."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -20,6 +20,7 @@ from scoresde.evaluation.guidance_comparison import GuidanceRow, GuidanceSetting
 from scoresde.evaluation.image_data import is_of_images
 from scoresde.evaluation.records import METRICS
 from scoresde.protocols import Condition, Model
+from scoresde.quality_plots import save_guidance
 from scoresde.samplers import Sampler
 
 ORACLE, ORACLE_SAMPLES, RUN_SAMPLES = "oracle", 5000, 500
@@ -32,7 +33,7 @@ def compare(config: DictConfig) -> Record:
     if config.guidance is not None and OmegaConf.is_list(config.guidance.get("scale")):
         return compare_guidance(config)
     if HydraConfig.get().runtime.choices["features"] != DEFAULT_SPACE:
-        raise ValueError("features is for comparisons of scales, guidance=cfg guidance.scale=[...]; leave it out")
+        raise ValueError("features must be left out to compare samplers: only a comparison of guidance scales uses it")
     names, budgets = list(config.samplers), list(config.nfe)
     samplers = {name: sampler_family(name, config.trust) for name in names}
     metrics = None if config.metrics is None else list(config.metrics)
@@ -60,7 +61,7 @@ def compare(config: DictConfig) -> Record:
 
 
 def compare_guidance(config: DictConfig) -> Record:
-    """Compare the guidance scales of a list: precision, recall, Frechet distance and class accuracy of the samples."""
+    """Compare the scales in `guidance.scale` by the samples' precision, recall, Frechet distance and class accuracy."""
     if config.run == ORACLE:
         raise ValueError("guidance needs a run with conditions; got run=oracle")
     run = load_run(config, config.device)
@@ -82,7 +83,7 @@ def compare_guidance(config: DictConfig) -> Record:
     record = {**source, **drawn_with(config, cond), "seed": config.seed, "file": f"{file}.csv"}
     rows = [append_row(run.path, {"kind": "guidance", **asdict(row), **record}, config.device) for row in results]
     table = sampler_comparison.write_csv(results, run.path / f"{file}.csv", GuidanceRow)
-    picture = plots.save_guidance(results, run.path / "figures" / f"{file}.png")
+    picture = save_guidance(results, run.path / "figures" / f"{file}.png")
     paths = {"csv": table, "picture": picture, "metrics": run.path / METRICS}
     print_table(guidance_comparison.table(results))
     first = results[0]
@@ -103,7 +104,7 @@ def only(name: str, values: Sequence[Any], default: Any) -> Any:
     if not any(text.startswith(f"{name}=") for text in typed_overrides()):
         return default
     if len(values) != 1:
-        raise ValueError(f"{name} must have one entry to compare scales; got {list(values)}: {name}=[{values[0]}]")
+        raise ValueError(f"{name} must have one entry to compare scales; got {list(values)}: set {name}=[{values[0]}]")
     return values[0]
 
 
@@ -116,7 +117,11 @@ def drawn_with(config: DictConfig, cond: Condition) -> Record:
 def model_and_reference(
     config: DictConfig,
 ) -> tuple[build.Run | None, Model, references.Reference, Path, dict[str, str]]:
-    """Return the run or None for the oracle, the model, the reference, the directory of results, the model's origin."""
+    """Return the run, the model, the reference, the directory of results, and a record of the model's origin.
+
+    The reference is what samples are compared with. The run is None for `run=oracle`, the exact score of a mixture of
+    Gaussians.
+    """
     if config.run == ORACLE:
         if config.guidance is not None:
             raise ValueError("guidance needs a run with conditions; got run=oracle")
@@ -130,7 +135,7 @@ def model_and_reference(
 
 
 def sampler_family(name: str, trust: Sequence[str]) -> Callable[[int], Sampler]:
-    """Return the function from a number of steps to the sampler `name` (an option of the Hydra config group)."""
+    """Return a function from a number of steps to a sampler; `name` is an option of the config group `sampler`."""
     check_choice("samplers", name, GlobalHydra.instance().config_loader().get_group_options("sampler"))
     config = hydra.compose("sample", overrides=[f"sampler={name}"]).sampler
     if "steps" not in config:

@@ -24,7 +24,7 @@ BASE = "base"  # the configuration that all verbs include
 
 
 def run_hydra(configs: Path, verb: str, arguments: Sequence[str], job: Callable[..., Any]) -> None:
-    """Run the Hydra application of a verb on these arguments; raise errors, which Hydra would print."""
+    """Run the Hydra application of a verb with these arguments; raise its errors instead of printing them."""
     argv, full_error = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
     sys.argv, os.environ["HYDRA_FULL_ERROR"] = ["scoresde", *arguments], "1"
     try:
@@ -37,7 +37,7 @@ def run_hydra(configs: Path, verb: str, arguments: Sequence[str], job: Callable[
 
 
 def ask_hydra(configs: Path, verb: str, *request: str) -> str:
-    """Return what Hydra prints for `--shell-completion`."""
+    """Return the text that Hydra prints for `--shell-completion`, followed by `request`."""
     with redirect_stdout(io.StringIO()) as output:
         run_hydra(configs, verb, ["--shell-completion", *request], print)
     return output.getvalue()
@@ -81,7 +81,7 @@ def candidates(line: str, configs: Path) -> list[str]:
 
 
 def runs(folder: Path) -> list[Path]:
-    """Return the run directories in a folder and in `runs`."""
+    """Return the run directories in `folder`, and those in the directory `runs`."""
     return sorted({path.parent for place in (folder, Path("runs")) for path in place.glob("*/config.yaml")})
 
 

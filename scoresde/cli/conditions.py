@@ -1,12 +1,13 @@
 """The setting `cond` of `scoresde sample`: classes by number or name, vectors, and a row of samples for each class.
 
-    cond.label=3  cond=3          a class by its number; if the names of the classes are numbers, by this name
+    cond.label=3  cond=3          a class by its number, or by its name if all names of its label are numbers
     cond.group=flags              a class by its name; several conditions together: cond.tone=2 cond.group=flags
     cond.label=all                a row of samples for each class, with the same seeds in every row
-    cond.vector=[0.1,2]           a vector, or context vectors
+    cond.vector=[0.1,2]           a vector
+    cond.context=[[0.1,2],[1,0]]  context vectors (`networks.embeddings`)
 
-The conditions of samples are stored beside their array, `<name>.npy`, in `<name>.cond.npz`: an array with leading
-dimension N for each name.
+The conditions of N samples are stored beside the samples, `<name>.npy`, in `<name>.cond.npz`: for each name of a
+condition, an array with leading dimension N.
 """
 
 import itertools
@@ -50,8 +51,9 @@ def drawing(
 
     Args:
         cond: a plain value, or one for each name of a condition.
-        n: number of samples, of each class if a label is "all"; None for 8 of each class, or `default` in total.
-        default: number of samples in one row.
+        n: number of samples; if a label is "all", the number for each class (or combination of classes). None means
+            `default`; if a label is "all", 8 for each class.
+        default: number of samples if `n` is None and no label is "all".
         classes: the names of the classes of each label.
         others: the names of further conditions; None if unknown, then any name is accepted.
 
@@ -72,7 +74,9 @@ def drawing(
         return Drawing(n, n, expand({name: part[None] for name, part in given.items()}, n) if given else None)
     for name in varied:
         if not classes.get(name):
-            raise ValueError(f"cond.{name}=all needs the classes of {name}, which this run does not record")
+            raise ValueError(
+                f"cond.{name}=all needs the classes of {name}, which this run does not record: set a value instead"
+            )
     n = ROW if n is None else n
     rows = list(itertools.product(*(range(len(classes[name])) for name in varied)))
     given = {name: part.expand(len(rows) * n, *part.shape) for name, part in fixed.items() if part is not None}
@@ -83,14 +87,14 @@ def drawing(
 
 
 def _named_parts(cond: Any) -> dict[str, Any]:
-    """Return the values by name: an integer or a text is a label, a number or a list a vector."""
+    """Return {condition: setting}; an unnamed value is the condition "label" if integer or text, otherwise "vector"."""
     if cond is None or isinstance(cond, dict):
         return dict(cond or {})
     return {LABEL if isinstance(cond, (int, str)) else "vector": cond}
 
 
 def _fixed(name: str, value: Any, classes: Mapping[str, Sequence[str]]) -> Tensor | None:
-    """Return the condition of one sample; None for null."""
+    """Return the setting of one condition as a tensor for one sample; None if the setting is null."""
     if value is None:
         return None
     if name in classes:
@@ -107,7 +111,7 @@ def _fixed(name: str, value: Any, classes: Mapping[str, Sequence[str]]) -> Tenso
 def class_number(name: str, value: Any, names: Sequence[str]) -> int:
     """Return the number of a class of the label `name`, which is given by number or name.
 
-    If all names are whole numbers, such as the years 1990 and 2000, a number is a name.
+    If all names are whole numbers, such as the years 1990 and 2000, a number is read as a name.
 
     Raises:
         ValueError: no class has this number or name.
@@ -177,6 +181,7 @@ def load_conditions(array: Path, n: int) -> Condition:
     for name, part in parts.items():
         if not part.ndim or len(part) != n:
             raise ValueError(
-                f"{path} must have {n} values of {name}, as {array.name} has samples; got {tuple(part.shape)}"
+                f"{path} must have {n} values of {name}, one for each sample of {array.name}; got shape "
+                f"{tuple(part.shape)}: draw the samples again"
             )
     return parts or None

@@ -1,4 +1,4 @@
-"""`scoresde convert`."""
+"""`scoresde convert`, which turns the checkpoint of another project into a run."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -30,7 +30,7 @@ def convert(config: DictConfig) -> Record:
 
 
 def convert_score_sde(path: str, config: str | None) -> tuple[build.Run, dict[str, torch.Tensor]]:
-    """Return the run of a score_sde checkpoint with its raw weights, and its averaged weights."""
+    """Return the run of a score_sde checkpoint with the raw weights, and the averaged weights by parameter name."""
     averages = score_sde(path, config, weights="ema").model
     return score_sde(path, config, weights="raw"), dict(averages.named_parameters())
 

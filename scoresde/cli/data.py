@@ -1,4 +1,4 @@
-"""`scoresde data`."""
+"""`scoresde data`, which prints the statistics of a dataset and draws a picture of its samples."""
 
 import warnings
 from collections.abc import Mapping, Sequence
@@ -85,10 +85,11 @@ def sample(dataset: Dataset, n: int) -> Tensor:
 
 
 def class_rows(dataset: Dataset, shape: Sequence[int], n: int | None) -> tuple[list[str], Tensor] | None:
-    """Return the names of classes, and the same number of images of each; None if the dataset has no named classes.
+    """Return names of classes, and equally many images of each; None if the dataset has no images of named classes.
 
-    The classes are the first 16 that occur of the first condition with names. Each has 8 images (n=None), or n divided
-    by the number of classes, rounded up; a class with fewer is filled up with images of NaN.
+    The condition is the first one whose classes have names; its first 16 classes that occur are shown. Each class has 8
+    images if n is None, otherwise n divided by the number of these classes, rounded up. A class with fewer images is
+    filled up with images of NaN.
     """
     labels = conditions_by_name(getattr(dataset, "labels", None))
     name = next((name for name in getattr(dataset, "class_names", {}) if name in labels), None)

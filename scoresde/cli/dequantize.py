@@ -1,4 +1,4 @@
-"""`scoresde dequantize`."""
+"""`scoresde dequantize`, which learns a variational dequantisation for a run."""
 
 import time
 

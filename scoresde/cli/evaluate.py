@@ -1,4 +1,4 @@
-"""`scoresde evaluate`."""
+"""`scoresde evaluate`, which measures the quality of a run's samples and its likelihood."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -57,7 +57,10 @@ def evaluate(config: DictConfig) -> Record | None:
 
 
 def quality_measure(run: build.Run, config: DictConfig, device: str) -> Callable[[Tensor, Tensor | None], Quality]:
-    """Return the function that measures samples in data units, drawn with labels or None; check all settings first."""
+    """Check all settings, and return a function that measures the quality of samples.
+
+    Its arguments are the samples in data units, and their labels or None.
+    """
     metrics = None if config.metrics is None else list(config.metrics)
     check_names("metric", metrics or (), (*METRICS, CLASS_ACCURACY) if is_of_images(run) else STATE_METRICS)
     check_settings(config.resamples, config.level)
@@ -81,7 +84,7 @@ def quality_measure(run: build.Run, config: DictConfig, device: str) -> Callable
 
 
 def load_or_draw(run: build.Run, config: DictConfig) -> tuple[Tensor, Record, Condition]:
-    """Return samples in data units, a record of their source, a file or the sampler, and their conditions."""
+    """Return samples in data units, a record of their source (a file or a sampler), and their conditions."""
     if config.samples is not None:
         samples = load_samples(config.samples)
         cond = load_conditions(Path(config.samples), len(samples))
@@ -100,7 +103,8 @@ def load_samples(path: str) -> Tensor:
     try:
         array = np.load(path, allow_pickle=False)
         if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiu":
-            raise ValueError(f"it holds {getattr(array, 'dtype', type(array).__name__)}")
+            got = getattr(array, "dtype", type(array).__name__)
+            raise ValueError(f"expected an array of real numbers; got {got}")
     except (ValueError, OSError) as error:
         raise ValueError(f"{path} must be a .npy file of numbers, as `scoresde sample` writes it ({error})") from error
     return torch.from_numpy(array)

@@ -1,7 +1,8 @@
-"""The Hydra config group `guidance`: a constructor of `scoresde.guidance` with its arguments except the model.
+"""The Hydra config group `guidance`: a constructor of `scoresde.guidance`, with all its arguments except the model.
 
-Arguments that are other models, `classifier` and `weak`, are paths of runs, which are loaded here. The guided model is
-bound to conditions by `given`; a threshold is outside of guidance.
+The arguments `classifier` and `weak` are other models: the configuration has paths of their runs, which are loaded
+here. The guided model takes its conditions by `given`, as other models do. The setting `threshold`, a constructor of
+`scoresde.thresholding`, is applied to the guided model.
 """
 
 from collections.abc import Callable
@@ -13,7 +14,8 @@ from scoresde import build, run_config
 from scoresde.arguments import check
 from scoresde.cli.common import check_run
 from scoresde.cli.settings import Directory
-from scoresde.evaluation.conditions import accepted, class_names, data_conditions
+from scoresde.evaluation.conditions import accepted, data_conditions
+from scoresde.evaluation.labels import class_names, classes_of
 from scoresde.protocols import Condition
 from scoresde.wrappers import ModelWrapper
 
@@ -32,10 +34,11 @@ def guided(run: build.Run, config: DictConfig, scale: float | None = None, with_
         run: the run.
         config: a configuration with `guidance`, and perhaps `threshold`.
         scale: a scale in place of `guidance.scale`.
-        with_threshold: if False, leave out the threshold, which has no density.
+        with_threshold: if False, leave out the threshold, because a model with a threshold has no density.
 
     Raises:
-        ValueError: a run that is named has other data than `run`; see also `build.instantiate` and `build.load`.
+        ValueError: the run of `classifier` or `weak` has other data than `run`; see also `build.instantiate` and
+            `build.load`.
     """
     model: Any = run.model
     node = config.get(GROUP)
@@ -53,7 +56,11 @@ def guided(run: build.Run, config: DictConfig, scale: float | None = None, with_
 
 
 def _load(run: build.Run, value: Any, load: Callable[..., Any], config: DictConfig) -> Any:
-    """Load another run of the same data; a value that is not a path is built as it is."""
+    """Return the classifier or weak model that `value` describes, by the path of a run or by a configuration.
+
+    Raises:
+        ValueError: the run at that path has other data than `run`.
+    """
     if OmegaConf.is_config(value):
         return build.instantiate(value, config.trust)
     path = check_run(value)
@@ -67,7 +74,7 @@ def _load(run: build.Run, value: Any, load: Callable[..., Any], config: DictConf
 
 
 def labels_of_data(run: build.Run, config: DictConfig, n: int) -> Condition:
-    """Return the conditions of n samples, those of the items of the split `config.split`.
+    """Return conditions for n samples: the conditions of n items of the split `config.split`.
 
     Raises:
         ValueError: a classifier guides samples, and the data have no labels.
@@ -82,8 +89,8 @@ def labels_of_data(run: build.Run, config: DictConfig, n: int) -> Condition:
 
 
 def known_classes(run: build.Run, config: DictConfig) -> dict[str, list[str]]:
-    """Return the names of the classes of each label of a run, and of the classifier that guides it."""
-    names = class_names(run.config, run.model)
+    """Return the class names of each label of a run; if the run has none, those of its guiding classifier."""
+    names = classes_of(run)
     node = config.get(GROUP)
     path = None if node is None else node.get("classifier")
     if names or path is None or OmegaConf.is_config(path):
@@ -92,10 +99,13 @@ def known_classes(run: build.Run, config: DictConfig) -> dict[str, list[str]]:
 
 
 def checked_nodes(node: Any, has_scales: bool) -> list[Any]:
-    """Return a node `guidance` as it is compared with the constructor: without paths of runs, once for each scale.
+    """Return the setting `guidance` as nodes that can be checked against the arguments of its constructor.
+
+    Paths of runs, which the constructor does not accept, are checked here and left out. A list of scales gives a node
+    for each scale.
 
     Args:
-        node: the node, or None.
+        node: the setting, or None.
         has_scales: whether `scale` may be a list.
 
     Raises:

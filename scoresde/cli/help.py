@@ -44,6 +44,6 @@ def verb_help(verb: str, overrides: Sequence[str], config_dir: str | None) -> st
 
 
 def fold(line: str, indent: int | None = None) -> str:
-    """Break a line at 100 characters; indent all but the first by `indent`, by default 4 more than the line has."""
+    """Break a line at 100 characters; indent later lines by `indent`, by default 4 more than the first line."""
     further = " " * (len(line) - len(line.lstrip()) + 4 if indent is None else indent)
     return textwrap.fill(line, WIDTH, subsequent_indent=further, break_long_words=False, break_on_hyphens=False)

@@ -32,8 +32,8 @@ def check_keys(verb: str, config: DictConfig, choices: Mapping[str, str]) -> Non
     Args:
         verb: the verb that reads the configuration.
         config: the configuration.
-        choices: the chosen option of each Hydra config group. The keys of this library's option of `data` count as
-            read even if overrides replaced every interpolation that reads them.
+        choices: the chosen option of each Hydra config group. If this library has the chosen option of `data`, the
+            keys of that option count as read, even if overrides replaced every interpolation of them.
 
     Raises:
         ValueError: a key that is not read, with the nearest key that is, or a value of another type.
@@ -59,7 +59,7 @@ def check_keys(verb: str, config: DictConfig, choices: Mapping[str, str]) -> Non
 
 
 def could_have(verb: str, config: DictConfig) -> set[str]:
-    """Return the dotted paths of all keys that would be read if they were in the nodes of a configuration."""
+    """Return the dotted paths of all keys that a verb can read in the nodes of a configuration, present or not."""
     keys: set[str] = set()
     for path, node in nodes(_tree(config)):
         names = _names(verb, path, node) if isinstance(node, dict) else None
@@ -79,7 +79,10 @@ def unknown(key: str, *known: Collection[str]) -> str:
 
 
 def nearest_keys(key: str, known: Collection[str]) -> list[str]:
-    """Return the known keys with the last name nearest to that of an unknown key; only one if that has dots."""
+    """Return the known keys whose last name (after the last dot) is nearest to the last name of an unknown key.
+
+    If the unknown key has dots, return only the one of them that is nearest to the whole key; otherwise at most 3.
+    """
     near = get_close_matches(_last(key), {_last(path) for path in known}, n=1, cutoff=NEAR)
     paths = sorted((path for path in known if _last(path) in near), key=lambda path: (path.count("."), path))
     return get_close_matches(key, paths, n=1, cutoff=NEAR) if "." in key else paths[:MAX_KEYS]
@@ -110,7 +113,7 @@ def _arguments(target: str) -> set[str] | None:
 
 
 def _keys(name: str) -> dict[str, Any]:
-    """Return the content of the configuration of this library that is called `name`; {} if there is none."""
+    """Return the content of this library's configuration file `name`.yaml; {} if there is no such file."""
     path = config_directory() / f"{name}.yaml"
     return OmegaConf.to_container(OmegaConf.load(path), resolve=False) if path.is_file() else {}  # type: ignore[return-value]
 

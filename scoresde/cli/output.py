@@ -98,7 +98,7 @@ def command() -> list[str]:
 
 
 def typed_overrides() -> list[str]:
-    """Return the overrides of the job as they are typed: for `cond.label=3` the command line gives Hydra a "+"."""
+    """Return the overrides of the job as the user typed them: without the "+" that is added to `cond.label=3`."""
     overrides = HydraConfig.get().overrides.task
     return [text.removeprefix("+") if text.startswith("+cond.") else text for text in overrides]
 
@@ -110,7 +110,7 @@ def json_line(record: Record) -> str:
 
 
 def to_json(value: Any) -> Any:
-    """Convert a value of a type that JSON lacks: arrays, tensors to lists; configurations to dicts; others to text."""
+    """Convert a value that JSON lacks: arrays and tensors to lists, configurations to dicts, anything else to text."""
     if OmegaConf.is_config(value):
         return OmegaConf.to_container(value, resolve=True)
     return value.tolist() if hasattr(value, "tolist") else str(value)

@@ -1,4 +1,4 @@
-"""`scoresde report`."""
+"""`scoresde report`, which writes a report on a run as an HTML page."""
 
 import inspect
 import re
@@ -59,7 +59,7 @@ def data_of(config: DictConfig, split: str, trust: Sequence[str]) -> Dataset | s
 
 
 def offline(target: str) -> dict[str, bool]:
-    """Return {"download": False} if the target is a dataset of this library with this argument; otherwise {}."""
+    """Return {"download": False} if `target` is a dataset class of this library with that argument; otherwise {}."""
     dataset = getattr(data, target.rpartition(".")[2], None) if target.startswith("scoresde.data.") else None
     return {"download": False} if dataset is not None and "download" in inspect.signature(dataset).parameters else {}
 

@@ -1,4 +1,4 @@
-"""`scoresde sample`, and the samples that `scoresde evaluate` draws."""
+"""`scoresde sample`, which draws samples of a run; `scoresde evaluate` uses the same functions."""
 
 from typing import Any
 
@@ -53,7 +53,7 @@ def draw(run: build.Run, config: DictConfig, drawn: Drawing, cond: Any) -> tuple
         run: the run.
         config: a configuration of `scoresde sample` or `evaluate`.
         drawn: the number of samples and their conditions.
-        cond: description of the conditions for the row.
+        cond: description of the conditions, which is stored in the row.
 
     Returns:
         The samples (n, *) in data units, and a row of settings and costs for `metrics.jsonl`.
@@ -78,5 +78,5 @@ def describe_guidance(config: DictConfig) -> str:
 
 
 def plain(value: Any) -> Any:
-    """Return a setting as a plain dict or list if it is one."""
+    """Convert a setting that is a Hydra configuration to a dict or list; return other settings unchanged."""
     return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value

@@ -1,7 +1,7 @@
 """The settings of each verb and their types: one TypedDict a verb, whose keys are those of its YAML file.
 
-`cli.keys` compares a configuration with them before the verb begins. A group of options has the type of the objects
-that it describes; the arguments of these objects have the annotations of their constructors, see `arguments`.
+`cli.keys` checks a configuration against them before the verb begins. A setting that describes an object has the type
+of that object, and its arguments have the types that the object's constructor declares, see `arguments`.
 """
 
 from collections.abc import Callable, Sequence
@@ -58,7 +58,7 @@ class Conditioning(TypedDict):
 
 
 class Parts(Shared):
-    """The settings of the parts of a training run."""
+    """The settings that `scoresde train` and `scoresde data` share: those of a training run, without its directory."""
 
     sde: SDE
     prediction: Prediction

@@ -1,4 +1,4 @@
-"""`scoresde train`."""
+"""`scoresde train`, which trains a score model or resumes a run."""
 
 import sys
 import time
@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf, open_dict
-from torch.utils.data import Dataset, default_collate
+from torch.utils.data import Dataset
 
 from scoresde import build, run_config
 from scoresde.classifier import NoisyClassifier
@@ -24,23 +24,20 @@ from scoresde.cli.common import (
     warnings_on_stderr,
 )
 from scoresde.cli.output import Record, command, print_rows, shows_progress
+from scoresde.cli.trained_conditions import fit_network, preview_rows, trained_conditions
 from scoresde.data.summary import state_of
 from scoresde.dequantization import DataMap
-from scoresde.evaluation.conditions import Rows, class_names, rows_of_classes
-from scoresde.networks.embeddings import NULL, by_name, numbers_of_classes
+from scoresde.evaluation.conditions import Rows
 from scoresde.prior_mismatch import PriorMismatch
-from scoresde.protocols import Condition
 from scoresde.samplers import Sampler
 from scoresde.score import ScoreModel
 from scoresde.training import checkpoint, distributed
-from scoresde.training.batches import fitting, split_condition
-from scoresde.training.condition_dropout import dropped_names
+from scoresde.training.batches import fitting
 from scoresde.training.json_lines import read_lines
 from scoresde.training.locks import locked
 from scoresde.training.trainer import CHECKPOINT, LOG, Trainer
 from scoresde.training.validation import HeldOut
 
-PREVIEW_SAMPLES, PREVIEW_CLASSES = 16, 64
 FIRST = 16  # samples that are tested for whole numbers
 RESTART = 0.01  # change of the learning rate between two steps, relative to its maximum, that is worth a warning
 
@@ -60,6 +57,7 @@ def train(config: DictConfig) -> Record | None:
         config.trainer.batch_size = fitting(config.trainer.batch_size, dataset)
     if is_shape_open:
         config.data.shape = list(state_of(dataset[0]).shape)
+    fit_network(config, dataset)
     torch.manual_seed(config.seed)
     model: Any = build.build_model(config, trust)
     is_classifier = isinstance(model, NoisyClassifier)
@@ -137,68 +135,6 @@ def last_log_entry(log: Path) -> Record:
     return {key: value for line in lines if line["step"] == lines[-1]["step"] for key, value in line.items()}
 
 
-# --- conditions
-
-
-def trained_conditions(model: ScoreModel, dataset: Any, config: DictConfig) -> list[str]:
-    """Return the names of the conditions that every training sample has; the model then needs them wherever it is used.
-
-    Warns:
-        UserWarning: the network has classes that do not occur in the data.
-
-    Raises:
-        ValueError: splits with different conditions, or conditions of the data that are not those of the network.
-    """
-    names = sorted(by_name(condition(dataset, 1)))
-    for split in ("validation", "test"):
-        if (others := condition_names(config, split)) not in (None, names):
-            first, second = (", ".join(part or ()) or "none" for part in (names, others))
-            raise ValueError(f"all splits must have the same conditions; train has {first}, {split} has {second}")
-    expected = getattr(model.network, "conditions", names)
-    if unknown := [name for name in names if name not in expected]:
-        raise ValueError(
-            f"the network must take the condition {unknown[0]} of the training data; it takes "
-            f"{', '.join(expected) or 'none'}: set network.classes (label) or network.cond_features (vector)"
-        )
-    if expected and not names:
-        raise ValueError(
-            f"the network takes the condition {' and '.join(expected)}, but the training data has none: give the data "
-            "labels, data.train.labels=..., or build the network without (network.classes=0)"
-        )
-    labels = by_name(getattr(dataset, "labels", None))
-    labels = {name: values for name, values in labels.items() if not values.is_floating_point()}
-    for name, built in numbers_of_classes(model).items():
-        seen = labels[name][labels[name] != NULL].unique().numel() if name in labels else built
-        if seen < built:
-            which = "" if name == "label" else f" {name}"
-            warnings.warn(
-                f"the network has {built}{which} classes, of which {seen} occur in the training data", stacklevel=2
-            )
-    dropped = dropped_names(run_config.plain(config.condition)["dropout"], names)
-    return [n for n in names if n not in dropped and not (n in labels and bool((labels[n] == NULL).any()))]
-
-
-def condition_names(config: DictConfig, split: str) -> list[str] | None:
-    """Return the names of the conditions of a split; None if it is not configured, or cannot be read now."""
-    try:
-        dataset = build.instantiate(config.data.get(split), config.trust)
-        return None if dataset is None else sorted(by_name(condition(dataset, 1)))
-    except (ValueError, OSError):  # the message comes where the split is used
-        return None
-
-
-def condition(dataset: Any, count: int) -> Condition:
-    """Return the conditions of the first items of a dataset, repeated if there are fewer than `count`."""
-    return split_condition(default_collate([dataset[i % len(dataset)] for i in range(count)]), "cpu")[1]
-
-
-def preview_rows(model: ScoreModel, dataset: Any, config: DictConfig) -> Rows:
-    """Return the conditions of the samples of a preview: a row for each class, or those of the first items."""
-    first = by_name(condition(dataset, 1))
-    rows = rows_of_classes(dataset, first, class_names(config, model), PREVIEW_SAMPLES, PREVIEW_CLASSES)
-    return rows or Rows(1, PREVIEW_SAMPLES, condition(dataset, PREVIEW_SAMPLES) if first else None)
-
-
 # --- resuming
 
 
@@ -206,7 +142,8 @@ def check_resumable(run: Path, settings: Mapping[str, Any], trainer: Trainer) ->
     """Check that a training run can resume in a directory, and warn if the learning rate would jump.
 
     Raises:
-        ValueError: the directory has a checkpoint of another configuration, or the checkpoint has more steps.
+        ValueError: the directory has a checkpoint of another configuration or of an unknown one, or a checkpoint of
+            more steps than `trainer` makes.
     """
     path = run / CHECKPOINT
     if not path.exists():

@@ -82,7 +82,7 @@ class AdmSettings:
         return {"heads": heads, "heads_up": up or heads}
 
     def _optional(self, name: str) -> int | None:
-        """Return the setting `name`, a positive integer; None if it is missing or -1, the original default."""
+        """Return the setting `name`, a positive integer; None if it is missing or -1, which means "not set"."""
         value = self.values.get(name)
         return None if value in (None, -1) else _integer(name, value)
 

@@ -1,13 +1,14 @@
 """Translate state dicts of guided-diffusion and improved-diffusion to the layer names of our networks.
 
-These two projects number their blocks. With b residual blocks at each of L resolutions, resolution l has
+These two projects number their blocks through all resolutions. A U-Net with L resolutions, l = 0 (the finest) to L - 1,
+has at each of them b residual blocks on the way down and b + 1 on the way up. With j from 0, their names at l are:
 
-| here                         | there                                                       |
-| ---------------------------- | ----------------------------------------------------------- |
-| block j on the way down      | input_blocks.(1 + l (b + 1) + j)                            |
-| the downsampling after it    | input_blocks.((l + 1)(b + 1))                               |
-| block j on the way up        | output_blocks.((L - 1 - l)(b + 1) + j)                      |
-| the upsampling after it      | the last part of output_blocks.((L - 1 - l)(b + 1) + b)     |
+| in our networks                | in these projects                                              |
+| ------------------------------ | -------------------------------------------------------------- |
+| block j on the way down        | input_blocks.(1 + l (b + 1) + j)                               |
+| downsampling after the blocks  | input_blocks.((l + 1)(b + 1))                                  |
+| block j on the way up          | output_blocks.((L - 1 - l)(b + 1) + j)                         |
+| upsampling after the blocks    | the last submodule of output_blocks.((L - 1 - l)(b + 1) + b)   |
 
 Two conventions of the tensors differ. In these projects the time features are cosines before sines, and query, key and
 value alternate within each head, unless `use_new_attention_order` was set.
@@ -49,7 +50,7 @@ POOLS: dict[str, tuple[str, dict[str, Any], dict[str, str]]] = {
 def layer_names(network: Encoder, pool: Mapping[str, str]) -> dict[str, str]:
     """Return {layer name in our network: name in guided-diffusion}.
 
-    `pool` is this mapping for the layers of a classifier's pool, see `POOLS`; it is empty for a U-Net.
+    `pool` is such a dict for the layers of a classifier's pool, see `POOLS`; it is empty for a U-Net.
     """
     table = {"time.inner": "time_embed.0", "time.outer": "time_embed.2", "input": "input_blocks.0.0"}
     table |= {f"time.cond.{name}": "label_emb" for name in network.conditions}

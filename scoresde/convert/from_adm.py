@@ -109,8 +109,8 @@ def _shared(settings: AdmSettings, network: Mapping[str, Any]) -> dict[str, Any]
 def architecture(state: State, settings: AdmSettings) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the arguments of our network, and the original settings that follow from the weights.
 
-    The arguments are those that `UNet` and `EncoderUNet` share, flat as in `networks.configuration`. The settings are
-    named like the arguments of the original constructor.
+    The arguments are those that `UNet` and `EncoderUNet` share, in one flat dict (see `networks.configuration`). The
+    settings are named like the arguments of the constructor in guided-diffusion.
 
     Raises:
         ValueError: the weights are those of another network, or a setting that they do not determine is missing.
@@ -209,7 +209,7 @@ def _image_size(state: State, levels: int) -> int:
 
 
 def _pool(state: State) -> tuple[str, dict[str, Any], int]:
-    """Return the classifier pool's name in guided-diffusion, our `pool` node for it, and the number of classes."""
+    """Return guided-diffusion's name for the classifier's pool, our node `pool`, and the number of classes."""
     if "out.2.positional_embedding" in state:
         name = "attention"
     elif state.get("out.0.weight", torch.empty(0)).ndim == 1:

@@ -1,4 +1,4 @@
-"""Datasets, what they hold, and invertible transforms to model space."""
+"""Datasets, their statistics, and invertible transforms between data space and model space."""
 
 from scoresde.data.arrays import Arrays
 from scoresde.data.cifar import CIFAR10

@@ -32,10 +32,10 @@ class Arrays(Items):
         path: path of a .npy or .npz file.
         split: "train", "validation", "test" or "all", see `split_indices`.
         key: name of the array in a .npz file; not needed if the file holds one array apart from the labels.
-        labels: key of the labels (N,) or (N, F) in a .npz file, or path of a .npy file with them. Several give a dict
-            of labels by their keys, or by the names of the files without .npy. Integers are int64 classes from 0, or -1
-            for a sample without one; texts become their number in `class_names`, the sorted texts of the whole file;
-            floating-point numbers are float32 conditions, all NaN for a sample without one.
+        labels: key of the labels (N,) or (N, F) in a .npz file, or path of a .npy file with them. A list of keys or
+            paths gives a dict of labels, named by the keys or by the file names without .npy. Integers are int64
+            classes from 0, or -1 for a sample without a class; each text becomes its index in `class_names`, the sorted
+            texts of the whole file; floating-point numbers are float32 conditions, all NaN for a sample without one.
         channels_last: if True, the last axis holds the channels and becomes the first axis of a state; if False, the
             axes keep their order. None means False; but if `dims` is set, an array whose last axis looks like the
             channels is refused.
@@ -51,7 +51,8 @@ class Arrays(Items):
 
     Raises:
         ValueError: the file has no such array, the samples have another shape, the number of labels is not that of the
-            samples, or the split is empty; when an item is read: a value is not finite in float32, or no grey level.
+            samples, or the split is empty; when an item is read: a value is not finite in float32, or is not a grey
+            level.
         FileNotFoundError: there is no such file.
     """
 
@@ -130,7 +131,7 @@ class Arrays(Items):
         return state
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return the attributes without the array, which another process reads from the file."""
+        """Return the attributes to pickle: all but the array, which the unpickled copy reads from the file again."""
         return {name: value for name, value in self.__dict__.items() if name != "array"}
 
 
@@ -146,8 +147,8 @@ def _check_axes(path: str | Path, sizes: Sequence[int], dims: int | None, channe
     if len(sizes) != dims + 1:
         raise ValueError(
             f"samples in {path} must have dims={dims} axes, or {dims + 1} with the channel axis; got shape "
-            f"{list(sizes)}: reshape the array, or set dims={len(sizes) - 1 or 1} (in a configuration, "
-            "experiment=series, image_arrays or volumes)"
+            f"{list(sizes)}: reshape the array, or set dims={len(sizes) - 1 or 1} (in a configuration, choose "
+            "experiment=series, image_arrays or volumes for dims=1, 2 or 3)"
         )
     if channels_last is None and sizes[-1] <= FEW < min(sizes[:-1]):
         raise ValueError(
@@ -157,7 +158,7 @@ def _check_axes(path: str | Path, sizes: Sequence[int], dims: int | None, channe
 
 
 def _load(path: Path, key: str | None, others: Sequence[str] = (), kinds: str = KINDS) -> np.ndarray:
-    """Load the array of a .npy file, or the array `key` of a .npz file (default: the only one apart from `others`)."""
+    """Load the array of a .npy file, or the array `key` of a .npz file (default: the only one not in `others`)."""
     what = "an array of numbers" + (" or texts" if TEXTS in kinds else "") + " from numpy.save or numpy.savez"
     with reading(path, what, "save it again, or choose another key"):
         array = np.load(path, mmap_mode="r", allow_pickle=False)
@@ -173,7 +174,7 @@ def _load(path: Path, key: str | None, others: Sequence[str] = (), kinds: str = 
 
 
 def _load_labels(path: Path, key: str | None, n: int) -> tuple[Tensor, list[str] | None]:
-    """Load n labels: float32 if they are floating-point numbers, int64 otherwise; and the names of classes of text."""
+    """Return n labels, float32 (from floating-point numbers) or int64, and the class names if labels are texts."""
     array, what = _load(path, key, kinds=KINDS + TEXTS), f"labels {key!r} in {path}" if key else f"labels in {path}"
     if array.ndim < 1 or len(array) != n:
         raise ValueError(f"expected {n} labels in {path}, one per sample; got shape {array.shape}")
@@ -187,7 +188,7 @@ def _load_labels(path: Path, key: str | None, n: int) -> tuple[Tensor, list[str]
     is_null = labels.isnan().reshape(n, -1).all(dim=1)  # the condition of a sample without one
     if (bad := is_bad.any(dim=1) & ~is_null).any():
         raise ValueError(
-            f"{what} must be finite in float32, or NaN throughout a sample without a condition; got "
+            f"{what} must be finite in float32, or all NaN for a sample without a condition; got "
             f"{labels[int(bad.int().argmax())].tolist()} in row {int(bad.int().argmax())}: replace these values"
         )
     return labels, None

@@ -75,7 +75,7 @@ class CIFAR10(Items):
         super().__init__(states, numbers if labels else None, flip, {LABEL: CLASSES} if labels else None)
 
     def _read(self, root: Path, batches: Sequence[str]) -> list[Records]:
-        """Read the records of each batch; return an empty list if root has neither the files nor an archive."""
+        """Return the records of each batch file of CIFAR-10; an empty list if root has neither files nor archive."""
         records = []
         for archive, (folder, suffix, parse) in VERSIONS.items():
             names = [f"{batch}{suffix}" for batch in batches]
@@ -90,7 +90,7 @@ class CIFAR10(Items):
         return records
 
     def _read_archive(self, archive: Path, members: Sequence[str]) -> dict[Path, bytes]:
-        """Return {path: content} of these members of an archive, after a check of its MD5."""
+        """Check the MD5 of an archive, and return {path: content} of the files `members` in it."""
         advice = "delete it, and download it again"
         with reading(archive, "the official archive", advice), open(archive, "rb") as file:
             self._check_md5(file, archive.name)
@@ -102,7 +102,7 @@ class CIFAR10(Items):
         """Raise ValueError if an archive's MD5 is not the published one; otherwise rewind the file."""
         md5 = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
         if md5 != self.md5[name]:
-            raise ValueError(f"its MD5 is {md5}, not {self.md5[name]}")
+            raise ValueError(f"its MD5 is {md5}, but that of the published archive is {self.md5[name]}")
         file.seek(0)
 
     def _download(self, root: Path, allowed: bool) -> None:
@@ -154,9 +154,9 @@ class _ArrayUnpickler(pickle.Unpickler):
     """An unpickler that allows the classes and functions that NumPy's arrays need, and refuses all others."""
 
     def find_class(self, module: str, name: str) -> Any:
-        """Return the global if it is allowed; raise ValueError otherwise."""
+        """Return the class or function that a pickle asks for by name; raise ValueError if it is not allowed."""
         if (module, name) not in ARRAY_GLOBALS:
-            raise ValueError(f"the global {module}.{name} is refused, since arrays do not need it")
+            raise ValueError(f"the pickle refers to {module}.{name}, which arrays do not need")
         return ARRAY_GLOBALS[module, name]
 
 

@@ -1,17 +1,17 @@
-"""What the names of emoji say: a caption of each, its skin tone, gender and subject; and its group.
+"""Captions and attributes of emoji: skin tone, gender and subject from their names, and group from Unicode.
 
 Names are the English short names of Unicode's CLDR, as PyPI's `emoji` has them, for example "woman health worker
-medium skin tone". A sequence without a name of its own, joined by zero-width joiners, is captioned by the names of its
-parts: "jar, red square"; the flag of a region without a name by its code: "flag DE-BY". An attribute is None, the null
-class, where a name gives two values or Unicode gives none.
+medium skin tone". A sequence (emoji joined by zero-width joiners) without a name of its own is captioned by the
+names of its parts: "jar, red square". A region's flag without a name is captioned by the region's code:
+"flag DE-BY". An attribute is None, the null class, where a name gives two values or Unicode gives none.
 
 | attribute | value |
 | --- | --- |
 | tone | the skin tone in the name; "none" without one; None for two different tones |
 | gender | "man" or "woman" by the words of the name; None for both; "person" if a word says so, or if the same name |
 | | exists with "man" or "woman"; otherwise "none" |
-| group | the group of the first code point in Unicode's emoji-test.txt (version 17.0), in one word; None for its |
-| | components (swatches of tones, pieces of hair) and for symbols that are not emoji |
+| group | the group of the first code point in Unicode's emoji-test.txt (version 17.0), in one word; None for |
+| | components of emoji (swatches of skin tones, pieces of hair) and for symbols that are not emoji |
 | subject | the name without tone and words of gender: "health worker" |
 """
 
@@ -132,7 +132,7 @@ def attributes(captions: Mapping[str, str]) -> dict[str, Attributes]:
 
 
 def group(code: str) -> str | None:
-    """Return the group of an emoji in emoji-test.txt; None for its components and for symbols that are not emoji."""
+    """Return the group of an emoji as in the module docstring; None for components and symbols that are not emoji."""
     return OTHER_GROUPS.get(code) or next(
         (name for name, intervals in _intervals().items() if any(int(code.split("-")[0], 16) in i for i in intervals)),
         None,
@@ -147,7 +147,7 @@ def _intervals() -> dict[str, list[range]]:
 
 
 def _words(text: str) -> list[str]:
-    """Return the words of a caption. "man's" is one word, and "Man" an island: they say nothing about a person."""
+    """Split a caption into words; "man's" (of a shoe) and "Man" (an island) thus differ from the word "man"."""
     return text.replace(",", " ").split()
 
 

@@ -48,7 +48,7 @@ class IDX(Items):
         check_choice("split", split, PREFIXES)
         if (root is None) == (images_file is None) or (labels_file if root is not None else labels and not labels_file):
             raise ValueError(
-                "expected root, with labels=True for labels, or images_file, with labels_file for labels; got "
+                "either root or images_file must be given; labels=True is for root, labels_file for images_file; got "
                 f"root={root}, labels={labels}, images_file={images_file}, labels_file={labels_file}"
             )
         if root is not None:

@@ -77,7 +77,7 @@ class Reader:
 
         Raises:
             ValueError: the image cannot be read, has more than eight bits per channel, several frames, or more pixels
-                than 2 PIL.Image.MAX_IMAGE_PIXELS.
+                than twice PIL.Image.MAX_IMAGE_PIXELS.
         """
         with reading(
             source, "an image of 8 bits per channel, one frame and an accepted size", "remove, convert or replace it"
@@ -206,11 +206,11 @@ class ImageFolder(Items):
 
 
 def _class_folders(root: str | Path, images: Sequence[str]) -> tuple[np.ndarray, list[str]]:
-    """Return the class of each image, the number of its first folder, and the sorted names of these folders."""
+    """Return the class number of each image, and the class names: the sorted subfolders of root that have images."""
     if outside := [file for file in images if "/" not in file]:
         raise ValueError(
             f"every image in {root} must be in a subfolder, its class, for labels=True; got {outside[0]} and "
-            f"{len(outside) - 1} others outside of one: move them into {root}/<class>/, or set labels=False"
+            f"{len(outside) - 1} others that are not: move them into {root}/<class>/, or set labels=False"
         )
     numbers, folders = numbered([file.split("/", 1)[0] for file in images])
     if len(folders) < 2:

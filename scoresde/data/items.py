@@ -1,9 +1,9 @@
 """The base class of the datasets, their splits, and the error of a file that cannot be read.
 
 An item is a state, a floating-point tensor `*` in the data's own units, or a pair (state, condition). A state is
-float32 if float32 holds the numbers of the source without loss, and float64 otherwise, as a transform may subtract
-large numbers. A condition is a tensor, named "label" if it holds integers and "vector" if it does not, or a dict of
-named tensors:
+float32 if float32 holds the numbers of the source without loss. Otherwise it is float64, so that small differences
+between large numbers are not lost before a transform removes the offset. A condition is a tensor, named "label" if it
+holds integers and "vector" if it does not, or a dict of named tensors:
 
     ()    int64      a class 0 .. K - 1, or -1, the null class: the sample has no label
     (F,)  float32    a vector; all NaN if the sample has none
@@ -41,7 +41,7 @@ class Items(Dataset):
             (state, condition).
         flip: if True, append the mirror images: item n + i is the mirror image of item i. A uniform draw over the 2n
             items replaces the random flip of the published training code, without random numbers in the dataset.
-        class_names: the names of the classes of each condition that has them; the attribute is set if there are any.
+        class_names: names of the classes of each condition that has class names; if empty, the attribute is not set.
 
     Raises:
         ValueError: the number of labels is not that of the entries, or a label is not one of the named classes.
@@ -84,25 +84,25 @@ class Items(Dataset):
 
 
 def conditions_by_name(condition: Any) -> dict[str, Any]:
-    """Return a condition or the labels of a dataset by name: a tensor is "label" if it holds integers, or "vector"."""
+    """Return a condition as a dict by name: a tensor is named "label" if it holds integers, and "vector" otherwise."""
     if condition is None or isinstance(condition, Mapping):
         return dict(condition or {})
     return {"vector" if condition.is_floating_point() else LABEL: condition}
 
 
 def listed(labels: Any) -> list[Any]:
-    """Return the argument `labels` of a dataset, one source of labels or a list of them or None, as a list."""
+    """Return an argument such as `labels` as a list: None gives an empty list, and a single value a list of one."""
     return [] if labels is None else list(labels) if isinstance(labels, (list, tuple)) else [labels]
 
 
 def join_labels(
     keys: Sequence[str] | None, columns: Sequence[tuple[Tensor, list[str] | None]]
 ) -> tuple[Tensor | dict[str, Tensor] | None, dict[str, list[str]]]:
-    """Return the arguments `labels` and `class_names` of `Items` for columns of labels.
+    """Convert columns of labels to the arguments `labels` and `class_names` of `Items`.
 
     Args:
-        keys: the names of the conditions; None for one column, the label itself.
-        columns: labels, and the names of their classes if they have names; may be empty.
+        keys: the names of the columns, which give a dict of labels; None for a single column, which gives a tensor.
+        columns: for each column, its labels and the names of its classes (None without names); may be empty.
     """
     class_names = {key: names for key, (_, names) in zip(keys or [LABEL], columns, strict=False) if names is not None}
     if keys is None:
@@ -111,7 +111,7 @@ def join_labels(
 
 
 def numbered(texts: Sequence[str] | np.ndarray) -> tuple[np.ndarray, list[str]]:
-    """Return the class of each text, its number among the sorted distinct texts, int64; and these texts."""
+    """Number the distinct texts in sorted order; return the number of each text, int64, and the distinct texts."""
     classes, numbers = np.unique(np.asarray(texts, str), return_inverse=True)
     return numbers.astype(np.int64).reshape(-1), classes.tolist()
 
@@ -119,7 +119,7 @@ def numbered(texts: Sequence[str] | np.ndarray) -> tuple[np.ndarray, list[str]]:
 def _check_labels(name: str, labels: Tensor, n: int, classes: Sequence[str] | None) -> None:
     """Raise ValueError unless there are n labels, and each is -1 or the number of a named class."""
     if labels.ndim < 1 or len(labels) != n:
-        raise ValueError(f"{name} must have one value per sample, {n}; got shape {tuple(labels.shape)}")
+        raise ValueError(f"{name} must have {n} values, one per sample; got shape {tuple(labels.shape)}")
     if labels.is_floating_point() or not n:
         return
     low, high = int(labels.min()), int(labels.max())
@@ -144,7 +144,7 @@ def read_bytes(path: Path) -> bytes:
 
 
 class Unreadable(ValueError):
-    """A file or one of its items cannot be read; the message names it."""
+    """Raised for a file, or an item of a file, that cannot be read; the message names the file or item."""
 
 
 @contextmanager

@@ -46,14 +46,14 @@ class OpenMoji(Items):
 
     Args:
         size: height and width in pixels.
-        split: "train", "validation", "test" or "all". Without `split_by`, a hash of the SVG file alone decides the
-            split of a picture, as that of the path does in `ImageFolder`: about 5% each for validation and testing.
-            Equal files, such as those of most neutral professions and their men, are thus in one split.
+        split: "train", "validation", "test" or "all". Without `split_by`, a hash of its SVG file decides the split of
+            a picture, with about 5% of the pictures each in "validation" and "test". Pictures with equal files, such as
+            most neutral professions ("cook") and their male forms ("man cook"), are thus in the same split.
         labels: attribute that is the label, "tone", "gender", "group" or "subject"; items are then (picture, label). A
             list of them gives a dict of labels. Labels are int64 tensors (), numbers in `class_names`, or -1 where the
             attribute has two values or none, see `emoji_names`.
-        only: values of attributes, {"group": "people", "tone": ["light", "dark"]}: leave out other pictures. An
-            attribute has the classes that are left.
+        only: values of attributes, {"group": "people", "tone": ["light", "dark"]}: leave out other pictures. The
+            classes of these attributes are then the values given here.
         unlabelled: if False, leave out pictures whose label is -1.
         split_by: attributes whose combinations are split: all pictures of a combination are in one split, and each
             value of an attribute is in "train" too. Combinations are held out in the order of a hash of their values,
@@ -119,7 +119,7 @@ class OpenMoji(Items):
         return floating(torch.from_numpy(np.array(self.pictures[entry])))
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return the attributes without the array, which another process reads from the file."""
+        """Return the attributes to pickle: all but the array, which the unpickled copy reads from the file again."""
         return {name: value for name, value in self.__dict__.items() if name != "pictures"}
 
 
@@ -144,7 +144,7 @@ def _check_value(name: str, value: Any) -> None:
 
 
 def _split(rows: Sequence[int], split: str, split_by: Sequence[str]) -> list[int]:
-    """Return those of the rows of all pictures that are in a split."""
+    """Return the numbers, among `rows`, of the pictures that belong to a split; see the arguments of `OpenMoji`."""
     codes, _, values = _emoji()
     if split == "all":
         return list(rows)
@@ -164,8 +164,8 @@ def _split(rows: Sequence[int], split: str, split_by: Sequence[str]) -> list[int
 def split_combinations(counts: Mapping[tuple[Any, ...], int]) -> dict[tuple[Any, ...], str]:
     """Return the split of each combination of values that is held out, "test" or "validation"; others are "train".
 
-    Each value stays in a combination of "train". A split gets combinations in the order of their hash while they fit
-    into 5% of all samples, or into the average size of a combination if that is larger.
+    Every value remains in at least one combination of "train". Combinations are tried in the order of their hashes. A
+    split holds at most 5% of all samples, or the average size of a combination if that is more.
 
     Args:
         counts: number of samples of each combination (value of attribute 0, value of attribute 1, ...).

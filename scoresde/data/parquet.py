@@ -37,7 +37,7 @@ class ParquetImages(Items):
         column: column of the images; by default the only one of a suitable type.
         labels: column of integer labels; items are then (state, label), where the label is an int64 tensor (), or -1
             for an image without one. Several columns give a dict of labels by the names of the columns. `class_names`
-            has the names of a column of type ClassLabel, which `datasets` writes into the files.
+            has the names of a column of type ClassLabel, which Hugging Face's `datasets` writes into the files.
         split: "train", "validation", "test" or "all", see `split_indices`. Datasets on the hub have separate files for
             each split: take "all" of the files of one split.
         flip: if True, append the mirror images, see `Items`.
@@ -82,7 +82,7 @@ class ParquetImages(Items):
                 for name in wanted:
                     classes[name].append(_read_labels(file, name))
                     if (texts := _class_names(file, name)) and names.setdefault(name, texts) != texts:
-                        raise ValueError(f"its classes {texts} of column {name!r} are not those of {self.groups[0][0]}")
+                        raise ValueError(f"column {name!r} has the classes {texts}, but others in {self.groups[0][0]}")
         if not sum(sizes):
             raise ValueError(f"the Parquet files {files} have no rows: download them again")
         self.column = column
@@ -95,7 +95,7 @@ class ParquetImages(Items):
         self._columns: OrderedDict[int, Any] = OrderedDict()  # cached images by the number of the row group
 
     def state(self, entry: np.ndarray) -> Tensor:
-        """Return the image at (number of the row group over all files, row in the group)."""
+        """Return the image at (number of the row group, counted through all files; row in the group)."""
         number, row = map(int, entry)
         path, group = self.groups[number]
         source = f"{path}, row {row} of row group {group}, column {self.column!r}"
@@ -153,8 +153,8 @@ def _image_column(schema: Any, column: str | None) -> str:
     if len(names) != 1:
         columns = schema.remove_metadata()
         raise ValueError(
-            f"column must be the name of a column, or None for the only column, of binary or struct<bytes, path> among "
-            f"{columns}; got {column!r}"
+            "column must name a column of type binary or struct<bytes, path>, or be None if there is only one; got "
+            f"{column!r}, and the columns {columns}"
         )
     return names[0]
 
@@ -185,10 +185,10 @@ def _read_labels(file: Any, column: str) -> np.ndarray:
 
 
 def _class_names(file: Any, column: str) -> list[str] | None:
-    """Return the names of the classes of a column of type ClassLabel in the metadata of `datasets`; None without.
+    """Return the class names of a column of type ClassLabel, from the file's metadata; None if they are not there.
 
-    The metadata are JSON under the key "huggingface": {"info": {"features": {column: {"names": [...], "_type":
-    "ClassLabel"}}}}.
+    Hugging Face's `datasets` writes them as JSON under the key "huggingface": {"info": {"features": {column:
+    {"names": [...], "_type": "ClassLabel"}}}}.
     """
     try:
         metadata = json.loads((file.schema_arrow.metadata or {}).get(b"huggingface", b"{}"))

@@ -112,7 +112,7 @@ class Standardize:
         return mean, std
 
     def _numbers_for(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return mean and standard deviation for states x (B, *), on the device of `tensors.float64(x)`."""
+        """Return mean and standard deviation on the device of states x (B, *), or on the CPU if it lacks float64."""
         if not self.fitted:
             raise ValueError("this Standardize has no mean and std: use Standardize(**transform.fit(training_data))")
         mean, std = self._numbers

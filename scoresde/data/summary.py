@@ -72,7 +72,7 @@ class DatasetSummary:
             channel).
         integers: whether all values are whole numbers.
         levels: number of distinct values, if they are whole numbers and at most 65,536; otherwise None.
-        not_finite: number of items with a NaN or infinite value, which the statistics of the values ignore.
+        not_finite: number of items with a NaN or infinite value; the statistics of states leave these items out.
         duplicates: number of items whose state equals that of an earlier item.
         shared: for each other split, by name, the number of items whose state is in that split too.
         classes: for each condition of integers, by name, the number of items with each class, also of classes that the
@@ -196,7 +196,7 @@ def _state_and_classes(item: Any) -> tuple[Tensor, list[tuple[str, int]]]:
 
 
 def _blocks(dataset: Any, indices: Iterable[int]) -> Iterator[tuple[Tensor, list[tuple[str, int]]]]:
-    """Yield blocks of states (B, *), about BLOCK values each, and the classes of all of them, by condition."""
+    """Yield blocks of states (B, *) of about BLOCK values, each with the pairs (condition, class) of its states."""
     if not len(dataset):
         raise ValueError("the dataset is empty: expected at least one item")
     first, remaining = state_of(dataset[0]), iter(indices)

@@ -57,7 +57,8 @@ class Table(Items):
             written in one way only (not 1 and 01). Each text is replaced by its index in `class_names`, the sorted
             texts of the whole file.
         delimiter: one character, " " for any number of spaces or tabs; default: the one of tab, semicolon, bar, comma
-            and space that splits the first 100 lines into equally many cells, with the most characters in numbers.
+            and space that splits each of the first 100 lines into the same number of cells; if several do, the one with
+            the most characters in cells that are numbers.
         header: if True, the first row is a header; if False, it is a sample. None takes it as a header if it has text
             above a number. None raises an error if the file leaves this open: the row has text above text only, or its
             cells are different integers and a column below has decimals only.
@@ -105,11 +106,13 @@ class Table(Items):
         chosen = [cells.position(column) for column in columns]
         if repeated := [cells.names[i] for n, i in enumerate(chosen) if i in chosen[:n]]:
             raise ValueError(
-                f"columns must name each column once; got {repeated[0]!r} twice: a repeated column has no density"
+                f"columns must name each column once, as repeated columns have no density; got {repeated[0]!r} twice: "
+                "leave one of them out"
             )
         if both := [i for i in targets if i in chosen]:
             raise ValueError(
-                f"columns must not hold labels={cells.names[both[0]]!r}, the classes: leave it out of one of the two"
+                f"columns must not have a column of labels; got {cells.names[both[0]]!r} in columns and in labels: "
+                "leave it out of one of them"
             )
         self.names = tuple(cells.names[i] for i in chosen)
         if not chosen or (shape is not None and tuple(shape) != (len(chosen),)):
@@ -151,7 +154,7 @@ class _Cells:
             raise ValueError(f"{path} has a header, but no rows of numbers: add rows, or set header=False")
 
     def _read(self, lines: list[str]) -> list[Any]:
-        """Return the columns of lines that are not blank, each a string array without spaces around the cells."""
+        """Split lines that are not blank into columns, which are string arrays without spaces around the cells."""
         import pyarrow.csv  # imported late: it takes longer to import than scoresde
         from pyarrow import compute
 
@@ -186,7 +189,7 @@ class _Cells:
         return [compute.utf8_trim_whitespace(column).combine_chunks() for column in table.columns]
 
     def _has_header(self, columns: list[Any]) -> bool:
-        """Return whether the first row has text above a number; raise ValueError if this does not decide."""
+        """Return whether the first row is a header, as `Table` decides for header=None; raise ValueError if unclear."""
         from pyarrow import compute
 
         is_open = has_decimals = False
@@ -307,10 +310,10 @@ class _Cells:
 
 
 def _delimiter(lines: Sequence[str]) -> str:
-    """Return the delimiter that splits the first lines into equally many cells, with the most characters in numbers.
+    """Return the delimiter that splits each of the first lines into the same number of cells.
 
-    The line 1,5;2,5 is thus 1,5 and 2,5, not 1, 5;2 and 5. If no delimiter splits the lines into equally many cells,
-    return the one that is most frequent in the first line.
+    If several do, return the one with the most characters in cells that are numbers: the line 1,5;2,5 has the cells 1,5
+    and 2,5, not 1, 5;2 and 5. If none does, return the one that is most frequent in the first line.
     """
     sample = [re.sub('"[^"]*"', "text", line) for line in islice(filter(str.strip, lines), SAMPLE)]
     rows = {sign: [_split(line, sign) for line in sample if line.strip(f"{sign} \t")] for sign in DELIMITERS}

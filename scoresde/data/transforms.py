@@ -58,7 +58,7 @@ class Affine:
 
     @property
     def _largest(self) -> float:
-        """The magnitude at which `_resolved` must resolve numbers: |shift|, in the unit of model space."""
+        """The argument `largest` of `_resolved`: |shift|, in units of model space."""
         return abs(self.shift)
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -112,7 +112,7 @@ class Levels(Affine):
 
     @property
     def _largest(self) -> float:
-        """The magnitude at which `_resolved` must resolve numbers, in units of the width of a grey level."""
+        """The argument `largest` of `_resolved`: max(|low|, |high|), in units of the width of a grey level."""
         return max(abs(self.low), abs(self.high)) / self.scale
 
     def quantise(self, y: Tensor) -> Tensor:
@@ -145,7 +145,7 @@ class Logit:
 
     @property
     def _largest(self) -> float:
-        """The magnitude at which `_resolved` must resolve numbers, in units of the range high - low."""
+        """The argument `largest` of `_resolved`: max(|low|, |high|), in units of high - low."""
         return max(abs(self.low), abs(self.high)) / (self.high - self.low)
 
     def _fraction(self, x: Tensor) -> Tensor:

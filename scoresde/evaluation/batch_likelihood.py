@@ -1,4 +1,4 @@
-"""Likelihoods and evidence bounds of batches of a dataset, the parts of `dataset_likelihood`."""
+"""Likelihoods and evidence bounds of single batches, from which `dataset_likelihood` evaluates a dataset."""
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -55,8 +55,8 @@ class Budget:
             solve; 0 skips these error estimates.
         bound: the evidence bound to report, "continuous" or "discrete"; None for no bound.
         bound_draws: evaluations of each sample for the bound, an even number.
-        nodes: number of times of the discrete chain, equally spaced in log-SNR from the time at which the noise fits
-            into a grey level.
+        nodes: number of times of the Markov chain behind the discrete bound (`bounds.discrete`). They are equally
+            spaced in log-SNR, from the time at which the noise fits into a grey level (`TruncatedNormal`).
 
     Raises:
         ValueError: an argument is out of range.
@@ -144,7 +144,7 @@ class BatchLikelihood:
         return bounds.discrete(model, x, transform, times=Nodes(budget.nodes, "log_snr", start), **shared)
 
     def feasible(self, budget: Budget) -> Budget:
-        """Return the budget, without the bound if that fails for the first sample; called before the evaluation."""
+        """Return the budget; warn and leave out the bound if it cannot be computed for the first sample."""
         if budget.bound is None or self.dequantization is None:
             return replace(budget, bound=None)
         try:
@@ -156,14 +156,14 @@ class BatchLikelihood:
         return budget
 
     def tensors(self, batches: Iterable[Tensor]) -> Iterator[Tensor]:
-        """Yield the weights of the dequantisation, and the states and conditions of the dataset."""
+        """Yield the tensors to hash: the dequantisation's weights, and the states and conditions of the dataset."""
         yield from getattr(self.dequantization, "state_dict", dict)().values()
         for indices in batches:
             x, cond, _ = self._load(indices)
             yield from (x, *(cond.values() if isinstance(cond, dict) else [] if cond is None else [cond]))
 
     def _load(self, indices: Tensor) -> tuple[Tensor, Condition, list[int]]:
-        """Return states and conditions on the CPU, and seeds."""
+        """Return the states and conditions of a batch, on the CPU, and the seeds of its samples."""
         items = default_collate([self.dataset[int(i)] for i in indices])
         x, cond = split_condition(items, "cpu")
         return x, cond if self.conditional else None, [self.seed + int(i) for i in indices]

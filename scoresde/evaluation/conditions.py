@@ -12,39 +12,27 @@ from itertools import chain
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import default_collate
 
 from scoresde.build import Run, instantiate
 from scoresde.data.items import LABEL, Items
+from scoresde.evaluation.labels import classes_of
 from scoresde.evaluation.references import evenly_spaced
 from scoresde.metrics.features import Features, FeatureSpace
-from scoresde.networks.embeddings import by_name, numbers_of_classes
+from scoresde.networks.embeddings import by_name
 from scoresde.protocols import Condition
 from scoresde.training.batches import split_condition
 
 
-def class_names(config: Any, model: nn.Module | None = None) -> dict[str, list[str]]:
-    """Return the names of the classes of each label of a run: those of its data, or numbers.
-
-    Args:
-        config: the configuration of the run.
-        model: its model; labels without names have as many classes as it embeds.
-    """
-    recorded = config.get("class_names") or {}
-    names = {str(name): [str(text) for text in texts] for name, texts in recorded.items()}
-    counts = {} if model is None else numbers_of_classes(model)
-    return {name: [str(i) for i in range(count)] for name, count in counts.items()} | names
-
-
 def accepted(run: Run) -> list[str] | None:
-    """Return the names of the conditions that the network of a run accepts; None if it does not say."""
+    """Return the names of the conditions that a run's network accepts; None if it has no attribute `conditions`."""
     names = getattr(getattr(run.model, "network", None), "conditions", None)
     return None if names is None else list(names)
 
 
 def data_conditions(run: Run, split: str, n: int, trust: Sequence[str] = ()) -> Condition:
-    """Return the conditions of n samples, those of the items of a split, see the module docstring.
+    """Return conditions for n samples, taken from the items of a split as the module docstring says.
 
     Returns:
         Tensors with leading dimension n; None if the items have no condition that the network accepts.
@@ -67,7 +55,10 @@ def data_conditions(run: Run, split: str, n: int, trust: Sequence[str] = ()) -> 
 
 @dataclass(frozen=True)
 class Rows:
-    """Conditions of `count` rows of `columns` samples each, with leading dimension count * columns, and row names."""
+    """Conditions of samples in a grid of `count` rows and `columns` columns, and the names of the rows.
+
+    The tensors of `cond` have leading dimension count * columns, row after row.
+    """
 
     count: int
     columns: int
@@ -78,14 +69,14 @@ class Rows:
 def rows_of_classes(
     dataset: Any, example: Mapping[str, Tensor], classes: Mapping[str, Sequence[str]], samples: int, most: int
 ) -> Rows | None:
-    """Return a row of conditions for each class of the first label: those of the first items of the class.
+    """Return a row of conditions for each class of the first label, copied from the first items of that class.
 
     Args:
         dataset: the data; the attribute `labels` of `data.items.Items` gives the classes of the items.
         example: the conditions of an item, by name.
         classes: the names of the classes of each label.
-        samples: number of samples in total, if there are fewer classes than that.
-        most: largest number of classes.
+        samples: number of samples in total, shared equally by the classes; each row has at least one.
+        most: largest number of rows.
 
     Returns:
         None if the items have no label, or if they have other conditions too and it is unknown which belong together.
@@ -111,7 +102,10 @@ def rows_of_classes(
 
 
 def main_label(cond: Condition, labels: Sequence[str]) -> Tensor | None:
-    """Return the label that classifiers predict: "label", or the only one of the names `labels`; None if none is."""
+    """Return the label that classifiers predict, or None if `cond` lacks it.
+
+    It is the condition "label", or, if that is missing and `labels` has one name, the condition of that name.
+    """
     parts = by_name(cond)
     name = LABEL if LABEL in parts or len(labels) != 1 else labels[0]
     part = parts.get(name)
@@ -125,7 +119,7 @@ def no_accuracy(run: Run, space: FeatureSpace, features: Features) -> str | None
     """
     if features.logits is None:
         return "the feature space has no classes"
-    known = class_names(run.config, run.model)
+    known = classes_of(run)
     own = known.get(LABEL) or (next(iter(known.values())) if len(known) == 1 else [])
     if len(own) not in (0, count := features.logits.shape[1]):
         return f"the feature space has {count} classes, the run has {len(own)}"

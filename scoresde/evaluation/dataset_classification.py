@@ -168,12 +168,12 @@ class _Evaluation:
         }
 
     def tensors(self, indices: Tensor) -> list[Tensor]:
-        """Return the states and the conditions that are given, of a batch."""
+        """Return the states of a batch, and the conditions that the model is given beside the label."""
         x, others = self._load(indices)
         return [x, *others.values()]
 
     def _load(self, indices: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the states, and the conditions other than the label without which the network was never trained."""
+        """Return the states of a batch, and those conditions, apart from the label, that every training sample had."""
         items = default_collate([self.dataset[int(i)] for i in indices])
         cond: Condition
         x, cond = split_condition(items, "cpu")
@@ -194,8 +194,8 @@ def _joined(results: Sequence[Numbers], labels: Tensor, indices: Tensor) -> Data
     result = DatasetClassification(labels, indices, log_posterior, stderr, draws, nfe, backward, declared)
     if bool((failed := log_posterior.isnan().any(dim=1)).any()):
         raise Incomplete(
-            f"{int(failed.sum())} of {len(labels)} samples have no likelihood for some class, the first being "
-            f"{indices[failed][:8].tolist()}: give the solver more steps",
+            f"{int(failed.sum())} of {len(labels)} samples have no likelihood for some class (the first are at indices "
+            f"{indices[failed][:8].tolist()}): give the solver more steps",
             result,
         )
     return result

@@ -88,7 +88,7 @@ class DatasetLikelihood:
         bound, bound_conventions: the mean of an evidence bound and its conventions; None if not measured.
         label: mean of -log p(y) of the labels that the likelihood is given, in `unit`; None without labels, or if a
             class does not occur in the training data.
-        joint: mean of the sum of the two, the likelihood of sample and label.
+        joint: mean of -log p(x, y), the value of a sample plus -log p(y), in `unit`; None if `label` is None.
     """
 
     unit: str
@@ -188,7 +188,7 @@ def check_settings(
     conditional: bool = True,
     **_: Any,
 ) -> None:
-    """Raise ValueError if `evaluate_likelihood` does not accept these arguments, which are cheap to check."""
+    """Raise ValueError if `evaluate_likelihood` would refuse these arguments; the network is not evaluated."""
     if not len(dataset):  # type: ignore[arg-type]
         raise ValueError("the dataset is empty: expected at least one sample")
     check_count("batch_size", batch_size)
@@ -201,7 +201,7 @@ def check_settings(
 
 
 def _summary(results: dict[str, Numbers], unit: str, subset: Tensor) -> DatasetLikelihood:
-    """Combine the results of all parts, the batches of each task; raise Incomplete if the solver failed for samples."""
+    """Combine the results of all tasks (see `tasks_of`); raise Incomplete if the solver failed for some samples."""
 
     def column(name: str, key: str = "value") -> Tensor:
         numbers = [value for part, result in results.items() if part.startswith(f"{name}-") for value in result[key]]
@@ -234,7 +234,7 @@ def _summary(results: dict[str, Numbers], unit: str, subset: Tensor) -> DatasetL
 
 
 def add_labels(likelihood: DatasetLikelihood, dataset: Dataset, training_labels: Mapping[str, Tensor]) -> None:
-    """Set `label` and `joint` of the likelihood of a dataset whose labels are among those of the training data."""
+    """Set `label` and `joint` of a likelihood, from the labels that the dataset and the training data both have."""
     labels = {name: values for name, values in labels_of(dataset).items() if name in training_labels}
     if not labels:
         return
@@ -251,7 +251,7 @@ def add_labels(likelihood: DatasetLikelihood, dataset: Dataset, training_labels:
 
 
 def _finite(name: str, values: Tensor) -> Tensor:
-    """Return the finite values; if there are others, warn that these samples have no `name`."""
+    """Return the finite values; if some are not finite, warn that their samples have no `name`."""
     finite = values[torch.isfinite(values)]
     if missing := len(values) - len(finite):
         warnings.warn(f"{missing} of {len(values)} samples have no {name}: they are left out there", stacklevel=4)
@@ -259,7 +259,7 @@ def _finite(name: str, values: Tensor) -> Tensor:
 
 
 def _warn_if_untrained(run: Run, dequantization: Dequantization | None) -> None:
-    """Warn if the network was trained on other states at the lowest time than those of this dequantisation."""
+    """Warn if the network was not trained on data dequantised in this way."""
     if dequantization is None or (run.dequantization is None and not run.trained_on_levels):
         return
     trained = "no" if run.trained_on_levels else str(run.dequantization)

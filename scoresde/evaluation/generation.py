@@ -1,7 +1,7 @@
 """Draw any number of samples of a run, in batches that processes share, and resume after an interruption.
 
 Sample i is drawn from seed + i, independent of its batch and process; in rows of `columns` samples, such as one row for
-each class, from seed + i mod columns, so that the samples of a column start from the same noise. Finished batches are
+each class, from seed + (i mod columns), so that the samples of a column start from the same noise. Finished batches are
 stored in `<run>/drawing/<hash of the settings>/`, under the seeds of the batch and a hash of its conditions. The same
 command, or a command for more samples with the same settings, resumes from these files. Processes exchange samples
 through them, so all processes must see the directory of the run.
@@ -56,7 +56,7 @@ def draw_samples(
     cond: Condition = None,
     columns: int | None = None,
 ) -> DrawnSamples:
-    """Draw n samples of a run from the seeds seed + i mod columns; return all of them in every process.
+    """Draw n samples of a run, sample i from seed + (i mod columns); return all of them in every process.
 
     Args:
         run: supplies the model, the transform and the shape of the data.
@@ -66,8 +66,8 @@ def draw_samples(
         seed: the seed of the first sample.
         model: the model to use instead of the run's, for example a thresholded or guided model.
         progress: show a progress bar.
-        cond: the condition, tensors with leading dimension n, or 1 for all samples; `model.given` binds those of a
-            batch.
+        cond: the condition: tensors with leading dimension n, or 1 if all samples have the same condition. Each batch
+            is drawn from `model.given(rows)` with its rows of the condition.
         columns: number of samples with different seeds; default: n.
 
     Raises:
@@ -106,7 +106,7 @@ def _load(file: Path, n: int, run: Run) -> Tensor:
     """Load a batch of n samples.
 
     Raises:
-        ValueError: the file holds something else.
+        ValueError: the file does not hold n finite samples of the run's shape.
     """
     samples, shape = checkpoint.load(file, needed=["samples"])[0]["samples"], (n, *run.config.data.shape)
     if "x" not in samples or samples["x"].shape != shape or not checkpoint.is_finite(samples["x"]):
@@ -121,7 +121,7 @@ def check_count(name: str, value: object, least: int = 1) -> None:
 
 
 def _rows_of(cond: Condition, rows: range, n: int) -> Condition:
-    """Return the conditions of some of n samples; raise ValueError if there are not n of them, or one for all."""
+    """Return the `rows` of a condition; raise ValueError unless its leading dimension is n, or 1 for all n samples."""
     for name, part in by_name(cond).items():
         if not part.ndim or len(part) not in (1, n):
             raise ValueError(f"cond must have one {name} for each of the {n} samples; got shape {tuple(part.shape)}")
@@ -129,7 +129,7 @@ def _rows_of(cond: Condition, rows: range, n: int) -> Condition:
 
 
 def _stem(seeds: Sequence[int], cond: Condition) -> str:
-    """Return the name of the file of a batch: its seeds, and a hash of them and of its conditions if there are any."""
+    """Return the name of a batch's file: its range of seeds; with conditions or repeated seeds, also a hash of them."""
     name, parts = f"{seeds[0]}-{seeds[-1] + 1}", by_name(expand(cond, len(seeds)))
     if isinstance(seeds, range) and not parts:
         return name

@@ -15,9 +15,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from scoresde.build import Run
-from scoresde.evaluation.conditions import class_names, main_label, no_accuracy
+from scoresde.evaluation.conditions import main_label, no_accuracy
 from scoresde.evaluation.generation import DrawnSamples, check_count, draw_samples
 from scoresde.evaluation.image_data import data_statistics, is_of_images, shared_extract, span_of, to_levels
+from scoresde.evaluation.labels import classes_of
 from scoresde.evaluation.references import MOST, data_states
 from scoresde.evaluation.sampler_comparison import Build, plans, plus_minus
 from scoresde.metrics.features import Features, FeatureSpace
@@ -93,7 +94,7 @@ def compare_scales(
     space: FeatureSpace | None,
     settings: GuidanceSettings,
 ) -> tuple[list[GuidanceRow], dict[str, str]]:
-    """Return the metrics of samples at every scale, and the metrics without a value with the reason.
+    """Return the metrics of the samples at every scale, and a reason for each metric that has no value.
 
     Args:
         run: supplies the data.
@@ -111,10 +112,12 @@ def compare_scales(
         raise ValueError("guidance.scale must have at least one scale; got none")
     check_count("n", settings.n, FEWEST)
     if is_of_images(run) and space is None:
-        raise ValueError("images need a feature space; got None: pass space=, or features=digits on the command line")
+        raise ValueError(
+            "images need a feature space; got None: pass `space`, or set features=digits on the command line"
+        )
     extract, reference, name = _features_of(run, space, settings)
     steps = _steps(run, models, build, cond, settings)
-    labels, rows = main_label(cond, list(class_names(run.config, run.model))), []
+    labels, rows = main_label(cond, list(classes_of(run))), []
     left_out: dict[str, str] = {}
     for scale, model in progress_bar(list(models.items()), title="scales", unit="scale", shown=settings.progress):
         drawn = draw_samples(

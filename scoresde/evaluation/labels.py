@@ -1,9 +1,10 @@
 """The labels of a dataset and the classes of a run: names, numbers and frequencies."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from scoresde.build import Run
@@ -29,17 +30,27 @@ def labels_of(dataset: Dataset) -> dict[str, Tensor]:
 
 def classes_of(run: Run) -> dict[str, list[str]]:
     """Return the names of the classes of each label of a run: `class_names` of its configuration, else numbers."""
-    named = {name: list(map(str, classes)) for name, classes in (run.config.get("class_names") or {}).items()}
-    known = numbers_of_classes(run.model)
+    return class_names(run.config, run.model)
+
+
+def class_names(config: Any, model: nn.Module | None = None) -> dict[str, list[str]]:
+    """Return the names of the classes of each label: `class_names` of a configuration, else numbers.
+
+    Args:
+        config: the configuration of a run.
+        model: the model of the run; a label without names has as many classes as the model embeds.
+    """
+    named = {str(name): list(map(str, classes)) for name, classes in (config.get("class_names") or {}).items()}
+    known = {} if model is None else numbers_of_classes(model)
     numbers = {name: [str(i) for i in range(count)] for name, count in known.items()}
     return numbers | {name: classes for name, classes in named.items() if name in known or not known}
 
 
 def check_condition(condition: str | None, classes: Mapping[str, list[str]]) -> str:
-    """Return the name of the label to classify: the only one by default.
+    """Return `condition`, the name of the label to classify; if it is None, the only label.
 
     Raises:
-        ValueError: the run has no classes, several of them without a choice, or none of this name.
+        ValueError: the run has no labels, none of this name, or several when `condition` is None.
     """
     if not classes:
         raise ValueError("classification needs a network with class labels; this run has none: train it with labels")
@@ -68,8 +79,8 @@ def frequencies(labels: Tensor, classes: int) -> Tensor:
 def label_nats(labels: Mapping[str, Tensor], training: Mapping[str, Tensor]) -> Tensor:
     """Return -log p(labels) of N samples in nats, (N,), under the class frequencies of the training data.
 
-    Several labels of a sample are taken as independent. No label (-1) counts as a class. The result is infinite for a
-    class that does not occur in the training data.
+    Several labels of a sample are taken as independent. A missing label (-1) counts as a class of its own. The result
+    is infinite for a class that does not occur in the training data.
 
     Args:
         labels: integers (N,) by name.

@@ -99,7 +99,7 @@ class QualitySettings:
 
     @property
     def has_training_floor(self) -> bool:
-        """Whether training data is a noise floor: it is among `floors`, and it is not the split itself."""
+        """Whether to measure the noise floor "train": `floors` has it, and `split` is not the training data."""
         return "train" in self.floors and self.split != "train"
 
 
@@ -217,7 +217,10 @@ def _columns(
     training: Rows | None,
     data: Rows | FeatureStatistics,
 ) -> list[Column]:
-    """Return the columns: samples and training data against the data, one half of the data against the other half."""
+    """Return the columns: the samples compared with the data, then the noise floors.
+
+    The noise floors are the training data compared with the data, and one half of the data with the other half.
+    """
 
     def column(what: str, x: Rows, reference: str, y: Rows | FeatureStatistics) -> Column:
         count = y.count if isinstance(y, FeatureStatistics) else len(y)

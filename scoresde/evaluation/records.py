@@ -11,7 +11,7 @@ Every line is a JSON object: one or several results, with `kind`, `seed`, the nu
     processes      number of processes that shared the work
 
 `per_sample/<file>` holds the likelihood, or the log-posterior of the classes, of each sample of a split; the line of
-that evaluation has the name as `file`.
+that evaluation in `metrics.jsonl` has the file's name under `file`.
 """
 
 import functools
@@ -44,7 +44,7 @@ PATIENCE = 10.0  # seconds to wait for git
 def append_metrics(run: Path, row: dict[str, Any], device: torch.device | str = "cpu") -> Path:
     """Append a line with its provenance to the `metrics.jsonl` of a run, and return the path of that file.
 
-    The line is written as a whole or not at all, and concurrent commands lose none.
+    The line is written as a whole or not at all. Commands may append at the same time: no line is lost.
 
     Args:
         run: directory of the run.
@@ -129,7 +129,7 @@ def commit(root: Path = PACKAGE.parent) -> str | None:
     """Return the commit of a checkout, with "-dirty" if the package or `conf` has changes; None outside a checkout.
 
     Args:
-        root: top of the checkout. A repository in a parent directory, such as one around an environment, is not used.
+        root: top of the checkout. If it has no .git, repositories in its parent directories are not used.
     """
     if not (root / ".git").exists():
         return None

@@ -161,7 +161,10 @@ def _indexed(statistic: SlicedWasserstein | Discrepancy) -> Prepared:
 
 
 def _moment_error(error: Callable[..., Tensor], x: Tensor, reference: Reference) -> Prepared:
-    """Prepare the error of the moments of x from the exact moments; if these are unknown, from those of the states."""
+    """Return a statistic that compares the moments of samples x with the reference's, and the statistic's arguments.
+
+    The moments of the reference are exact if they are known, and otherwise computed from its states.
+    """
     if (exact := reference.exact) is not None:
         return lambda x: error(x, *exact), (x, None)
     return lambda x, states: error(x, *moments(states)), (x, reference.states)
@@ -191,6 +194,8 @@ def metric_values(
     seed: int = 0,
 ) -> Iterator[tuple[str, str, Interval]]:
     """Yield (metric, space, value with its interval) for samples x (n, *) in model space.
+
+    The space is "state", or the name of the features that the metric is computed on.
 
     Args:
         x: the samples.

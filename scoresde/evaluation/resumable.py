@@ -2,8 +2,8 @@
 
 A part is a function without arguments that returns JSON-able data, such as named lists of numbers. Parts do not depend
 on each other, so neither the number of processes nor an interruption changes a result. Finished parts are stored in a
-directory named by a hash of all settings of the evaluation, which is removed when the evaluation is complete. Commands
-with the same settings share it while they run (`training.locks.shared`).
+directory named by a hash of all settings of the evaluation. The directory is removed when the evaluation is complete.
+Commands with the same settings share the directory while they run (`training.locks.shared`).
 """
 
 import hashlib
@@ -70,7 +70,7 @@ def _load_or_evaluate(part: Part, path: Path) -> Numbers:
 
 
 def directory_for(parent: Path, settings: Any) -> Path:
-    """Return the subdirectory of `parent` named by a hash of settings; types that JSON lacks enter by their `str`."""
+    """Return the subdirectory of `parent` named by a hash of settings; `str` converts values without a JSON form."""
     text = json.dumps(settings, sort_keys=True, default=str)
     return parent / hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 

@@ -178,7 +178,7 @@ def _draw(
 ) -> tuple[Tensor, int, int]:
     """Return samples (n, *) on the CPU, and the evaluations and backward passes for each sample.
 
-    of_rows: returns the model with the conditions of some of the samples.
+    of_rows: function from a slice of the samples to the model with their conditions.
     """
     drawn = []
     for i in range(0, len(seeds), batch):

@@ -67,7 +67,9 @@ class TrainedClassifier:
             raise ValueError(f"{trained}: choose another path, or delete the file to train it again")
         network = SmallCNN(**info["arguments"])
         if text := checkpoint.difference(network.state_dict(), groups["classifier"]):
-            raise ValueError(f"{self.path} is not the classifier that it describes: {text}; delete it to train one")
+            raise ValueError(
+                f"{self.path} must hold the weights of the network that it describes: {text}; delete it to train one"
+            )
         network.load_state_dict(groups["classifier"])
         accuracy = wilson(round(info["accuracy"] * info["tested"]), info["tested"], z=1.96)
         share, low, high = (f"{100 * part:.1f}" for part in (accuracy.value, accuracy.low, accuracy.high))
@@ -107,10 +109,10 @@ class SmallCNN(nn.Module):
     `train_classifier` scales the features to mean square 1, the scale that the kernel of KID assumes.
 
     Args:
-        shape: (C, H, W), with H and W at least 4.
-        classes: K.
+        shape: shape of an image, (C, H, W), with H and W at least 4.
+        classes: number of classes, K.
         width: channels of the first convolution; the other convolutions have twice as many.
-        features: D.
+        features: number of features, D.
 
     Raises:
         ValueError: the shape is not (C, H, W) with H and W at least 4, or there are fewer than 2 classes.

@@ -17,8 +17,8 @@ At s = 0 the guided model is the first model of its formula; a composition with 
 The guided score at time t is that of p(x_t) p(y | x_t)^r, with r = s for `Classifier` and r = 1 + s for
 `ClassifierFree`. For r = 1 the samples follow p(x | y), if p(y | x_t) or the conditional model is exact. For any other
 r, these densities at different t are not the noisy marginals of one data distribution. The guided probability flow then
-has a law of its own, which is *not* p(x) p(y | x)^r. The likelihood of a guided model is the density of its flow, and
-the `conventions` in the result say so.
+has a law of its own, which is *not* p(x) p(y | x)^r. The likelihood of a guided model is the density of that law, as
+the `conventions` of a likelihood result state.
 
 `interval` limits guidance to noise levels sigma/alpha in [low, high] (2404.07724); outside of it, only the first model
 is evaluated. A scale is one number, or one number for each sample.

@@ -16,7 +16,7 @@ from scoresde.wrappers import ModelWrapper, as_model
 class Blend(Guided):
     """The views of `model`, extrapolated away from those of `other`: (1 + scale) model - scale other.
 
-    It costs two evaluations a step.
+    For views see `scoresde.views`. A step costs two evaluations.
 
     Raises:
         ValueError: the models have different SDEs.
@@ -138,7 +138,7 @@ class Composition(ModelWrapper):
 
     @property
     def density(self) -> str | None:
-        """The weights and names of the models, see `BaseModel.density`; None if one of the models has no density."""
+        """Name of the composition (`BaseModel.density`), with weights and models; None if that of a model is None."""
         names = [model.density for model in self._parts()]
         if any(name is None for name in names):
             return None

@@ -19,8 +19,8 @@ from scoresde.views import TiltedViews, Views
 class Classifier(Guided):
     """Classifier guidance: score + scale grad_x log p(y | x_t) (2105.05233, algorithm 1 and section 4.2).
 
-    At scale 1, with the exact p(y | x_t) of the noisy states, it is the conditional score. It costs one evaluation of
-    the model, and an evaluation of the classifier with its backward pass.
+    At scale 1, with the exact p(y | x_t) of the noisy states, this sum is the conditional score. A step costs one
+    evaluation of the model, and one of the classifier with its backward pass.
 
     Args:
         model: the model; it may be conditional as well, `model.given(label)`.
@@ -29,8 +29,8 @@ class Classifier(Guided):
         label: the classes, an integer or integers (B,), -1 for samples that are not guided; None if the classifier
             returns log p(y | x_t), or to bind it later by `given`.
         scale, interval: see `Guided`.
-        joint: if True, `given` gives the condition to the inner model as well, which is then class-conditional as those
-            of 2105.05233; if False, only the label to the classifier.
+        joint: if True, `given` sets the condition of the inner model as well, which must be class-conditional, as in
+            2105.05233; if False, it sets only the label of the classifier.
 
     Raises:
         TypeError: `classifier` cannot be called.
@@ -59,7 +59,7 @@ class Classifier(Guided):
         self.label = _as_label(label)
 
     def given(self, cond: Any) -> Self:
-        """Return the model guided to another label; the inner model keeps its own condition unless it is `joint`."""
+        """Return the model guided to the label `cond`; if `joint` is True, `cond` goes to the inner model too."""
         if cond is None:
             return self
         guided = self.__copy__()
@@ -69,7 +69,7 @@ class Classifier(Guided):
         return guided
 
     def rows(self, rows: Tensor | slice, count: int) -> Self:
-        """Return the model for the samples `rows` from a batch of `count`, with only their labels and scales."""
+        """Return the model with only the scales and labels of the samples with indices `rows` of a batch of `count`."""
         guided = super().rows(rows, count)
         if self.label is not None:
             guided = guided if guided is not self else self.__copy__()
@@ -144,10 +144,10 @@ class Loss(Guided):
 
 
 def gradient_of(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """Return the gradient (B, *) of function(x) (B,) in x, where each value depends on its own sample alone.
+    """Return the gradient (B, *) in x of function(x) (B,), whose value for a sample depends on this sample alone.
 
-    It keeps a graph only if the caller differentiates through it: in the transforms of `torch.func`, or if gradients
-    are enabled and x requires one.
+    The gradient can be differentiated again only inside a transform of `torch.func`, or if gradients are enabled and x
+    requires one.
     """
     if is_transformed(x):
         return torch.func.grad(lambda state: function(state).sum())(x)

@@ -39,7 +39,7 @@ class Guided(ModelWrapper):
 
     @property
     def density(self) -> str | None:
-        """The name of the guided model with its settings, see `BaseModel.density`; None if `model` has no density."""
+        """Name of the guided model (`BaseModel.density`), with its settings; None if that of `model` is None."""
         inner = self.model.density
         return None if inner is None else f"{type(self).__name__}({inner}, {self._settings()})"
 
@@ -65,7 +65,7 @@ class Guided(ModelWrapper):
         raise NotImplementedError(f"{type(self).__name__} must define guide(x, t, scale)")
 
     def rows(self, rows: Tensor | slice, count: int) -> Self:
-        """Return the model for the samples `rows` from a batch of `count`, with only their scales."""
+        """Return the model with only the scales of the samples with indices `rows` of a batch of `count`."""
         guided = super().rows(rows, count)
         if self.scale.ndim:
             guided = guided if guided is not self else self.__copy__()

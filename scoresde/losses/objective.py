@@ -107,7 +107,7 @@ class Objective(nn.Module):
             cond: short for `model.given(cond)`.
             t: times () or (B,), treated as draws from `times`; default: drawn from `times`.
             noise: eps (B, *); default: drawn from N(0, I).
-            generator: generator of the times, and without `stream` of the other draws; default: PyTorch's global one.
+            generator: generator of the times and, without `stream`, of all other draws; default: PyTorch's global one.
             stream: source of the noise and any further draws; it may have one seed per state. Default: `generator`.
 
         Raises:

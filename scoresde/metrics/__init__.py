@@ -1,4 +1,4 @@
-r"""Distances between samples, of states directly or of images in a feature space, and errors of these distances.
+r"""Distances between samples of states, or of images in a feature space, and the errors of these distances.
 
 The distances are between a sample x (N, *) of a distribution P and a sample y (M, *) of Q. The states are flattened and
 in float64. W_p is the Wasserstein distance on the line; m_x and C_x are the mean and covariance of x, m and C those of
@@ -14,7 +14,7 @@ MMD^2 and the energy distance are unbiased U-statistics: where P = Q they are ze
 others are biased upwards by the variance of finite samples: compare them at equal N and M, and with the distance of a
 second sample of Q from y. `bootstrap` gives an interval for any of them.
 
-Probabilistic classifications (N, K) and their labels: `accuracy`, `log_score`, `brier_score`, `confusion`,
+For probabilistic classifications (N, K) with labels there are `accuracy`, `log_score`, `brier_score`, `confusion`,
 `calibration` and `fit_temperature`, see `metrics.classification`.
 """
 

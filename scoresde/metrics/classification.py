@@ -9,8 +9,8 @@ k_i = argmax p_i and the confidence c_i = max p_i:
     ECE             sum over bins b of |sum over i in b of (1[k_i = y_i] - c_i)| / N              (1706.04599, eq. 5)
 
 Log score and Brier score are proper: their expectation is least for the true probabilities. The expected calibration
-error (ECE) has bins of equal width in the confidence. It is positive even for the true probabilities, as N is finite:
-`calibration` gives its expectation in that case too, the noise floor.
+error (ECE) has bins of equal width in the confidence. Because N is finite, the ECE is positive even if p_i are the true
+probabilities. `calibration` estimates its mean in this case, the noise floor.
 """
 
 import math
@@ -46,9 +46,10 @@ class Bin:
 class Calibration:
     """The reliability table (bins without samples are left out) and the expected calibration error.
 
-    ece: the ECE. interval: an interval for its expectation (`metrics.bootstrap`); None for fewer than 8 samples, or if
-    confidence and correctness do not vary. floor: the mean of the ECE if the probabilities were true, and floor_high
-    its quantile at `level`: a larger ECE is significant.
+    ece: the ECE. interval: a confidence interval for its expectation (`metrics.bootstrap`); None for fewer than 8
+    samples, or if correctness (1 or 0) minus confidence is the same for all samples. floor, floor_high: the mean and
+    the `level` quantile of the ECE for labels drawn from the predicted probabilities; an ECE above floor_high is
+    significant.
     """
 
     bins: list[Bin]
@@ -72,20 +73,29 @@ def accuracy(log_posterior: Tensor, labels: Tensor, z: float = 1.96) -> Interval
 
 
 def log_score(log_posterior: Tensor, labels: Tensor) -> tuple[float, float | None]:
-    """Return the mean of -log p(y | x) in nats and its standard error (None for one sample); see `accuracy`."""
+    """Return the mean of -log p(y | x) in nats and its standard error (None for one sample).
+
+    The arguments are those of `accuracy`.
+    """
     log_posterior, labels = _checked(log_posterior, labels)
     return mean_and_error(-log_posterior.gather(1, labels[:, None]).squeeze(1))
 
 
 def brier_score(log_posterior: Tensor, labels: Tensor) -> tuple[float, float | None]:
-    """Return the mean of sum_k (p_k - 1[k = y])^2 and its standard error (None for one sample); see `accuracy`."""
+    """Return the mean of sum_k (p_k - 1[k = y])^2 and its standard error (None for one sample).
+
+    The arguments are those of `accuracy`.
+    """
     log_posterior, labels = _checked(log_posterior, labels)
     truth = torch.nn.functional.one_hot(labels, log_posterior.shape[1])
     return mean_and_error((log_posterior.exp() - truth).square().sum(dim=1))
 
 
 def confusion(log_posterior: Tensor, labels: Tensor) -> Tensor:
-    """Return how many samples of each label (row) were given each class (column), int64 (K, K); see `accuracy`."""
+    """Return the number of samples for each label (row) and most probable class (column), int64 (K, K).
+
+    The arguments are those of `accuracy`.
+    """
     log_posterior, labels = _checked(log_posterior, labels)
     classes = log_posterior.shape[1]
     pairs = labels * classes + log_posterior.argmax(dim=1)
@@ -100,9 +110,10 @@ def calibration(
     Args:
         log_posterior, labels: see `accuracy`.
         bins: number of bins of equal width in the confidence.
-        level: level of the interval of the ECE, and of the quantile of its noise floor.
-        z: of Wilson's intervals of the bins, see `metrics.wilson`.
-        seed: seed of the half-samples of the interval, and of the labels drawn for the noise floor.
+        level: confidence level of the interval of the ECE, and level of the quantile `floor_high`.
+        z: for the intervals of the accuracy in each bin, see `metrics.wilson`; 1.96 for 95%.
+        seed: seed of the random halves for the interval of the ECE (`metrics.bootstrap`), and of the labels drawn for
+            the noise floor.
     """
     log_posterior, labels = _checked(log_posterior, labels)
     check_integer("bins", bins, 1)
@@ -132,7 +143,7 @@ def calibration(
 
 
 def _ece(confidence: Tensor, correct: Tensor, index: Tensor, bins: int) -> Tensor:
-    """Return the ECE () of samples in the bins `index` (N,)."""
+    """Return the ECE, a scalar, of N samples; `index` (N,) is the bin of each sample."""
     gaps = torch.zeros(bins, dtype=torch.float64).index_add(0, index, correct - confidence)
     return gaps.abs().sum() / len(index)
 
@@ -163,7 +174,7 @@ def fit_temperature(log_posterior: Tensor, labels: Tensor) -> float:
 
 
 def _checked(log_posterior: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the log-posteriors in float64 and the labels in int64, on the CPU; raise ValueError if they do not fit."""
+    """Return log-posteriors in float64 and labels in int64, on the CPU; refuse a wrong shape, value or dtype."""
     check_real("log_posterior", log_posterior)
     check_real("labels", labels)
     log_posterior = float64(log_posterior).detach().cpu()

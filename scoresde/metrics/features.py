@@ -196,7 +196,7 @@ class Pixels:
     name, digest, description = "pixels in [-1, 1]", None, "the values of the images, black -1 and white 1"
 
     def __call__(self, images: Tensor, span: Span) -> Features:
-        """Return the values, float32."""
+        """Return the scaled and flattened values (N, C H W), float32."""
         return Features(2 * to_unit(images, span).flatten(1) - 1)
 
 
@@ -231,7 +231,7 @@ class Inception:
         if self.sha256 is not None and digest != self.sha256.lower():
             raise ValueError(
                 f"{self.path} must have SHA-256 {self.sha256}; got {digest} ({INCEPTION_URL} has {INCEPTION_SHA256}): "
-                "download it again, or accept this file with features.sha256=null, which the results will report"
+                "download it again, or accept this file with features.sha256=null (results then say 'not verified')"
             )
         return digest
 

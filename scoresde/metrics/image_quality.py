@@ -224,7 +224,8 @@ def class_accuracy(logits: Tensor, labels: Tensor) -> MetricValue:
         )
     if not len(labels) or int(labels.max()) >= logits.shape[1] or int(labels.min()) < -1 or int(labels.max()) < 0:
         raise ValueError(
-            f"labels must lie in 0 .. {logits.shape[1] - 1}, or be -1 for some samples; got {labels.unique().tolist()}"
+            f"labels must lie in 0 .. {logits.shape[1] - 1}, or be -1 (no class) for some samples, but not all; got "
+            f"{labels.unique().tolist()}"
         )
     refuse_nonfinite(logits, "logits")
     labels = labels.to(logits.device)

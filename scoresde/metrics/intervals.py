@@ -1,4 +1,4 @@
-"""Confidence intervals for a fraction, and for the expectation of a statistic (half-samples without replacement)."""
+"""Confidence intervals: for a fraction (Wilson), and for the expectation of a statistic (from halves of samples)."""
 
 import math
 from collections.abc import Callable

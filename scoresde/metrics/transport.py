@@ -64,8 +64,8 @@ def directions(size: int, count: int, generator: torch.Generator | None = None) 
 class SlicedWasserstein:
     """The sliced Wasserstein distance of order p between subsets of x and y.
 
-    A call with indices i of x and j of y, each at most once, returns a scalar `()`. The attribute `all` is the pair of
-    the indices of every sample.
+    A call with indices i of x and j of y, without repetitions, returns a scalar `()`. The attribute `all` is the pair
+    of the indices of every sample.
 
     The projections are sorted once, since the order within a subset follows from the order of all samples. They are
     kept on the CPU, whichever device the samples are on.

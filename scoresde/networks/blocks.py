@@ -79,7 +79,7 @@ class NetworkStyle(BlockStyle):
         heads = channels // self.head_channels if self.head_channels else self.heads
         if heads < 1 or channels % heads:
             raise ValueError(
-                f"the channels of attention must be a multiple of the number of heads, at least 1; got {channels} "
+                f"the number of attention heads must be at least 1 and divide the number of channels; got {channels} "
                 f"channels and {heads} heads: change the width of the network, heads or head_channels"
             )
         return heads

@@ -127,7 +127,7 @@ class DiTBlock(nn.Module):
 
 
 class FinalLayer(nn.Module):
-    """Map modulated tokens (B, N, width) to the values of their patches, (B, N, out_features), initially zero."""
+    """Modulate tokens (B, N, width) and map them to patch values (B, N, out_features), zero at initialisation."""
 
     def __init__(self, width: int, out_features: int):
         super().__init__()

@@ -13,8 +13,9 @@ adds nothing), a tensor, or a dict of tensors:
 A tensor of integers stands for {"label": tensor}, a tensor of floating-point numbers for {"vector": tensor}. A network
 may have several labels, each under a name of its own: `classes={"tone": 6, "group": 9}`.
 
-A single sample without a condition has the null condition: the label -1, or a vector of NaN. It adds nothing, as if the
-condition were missing. Context vectors that hold NaN are padding, which attention leaves out.
+One sample of a batch can have the null condition, while others have conditions: its label is then -1, or its vector
+NaN. It adds nothing, as if the condition were missing. Context vectors that hold NaN are padding, which attention
+leaves out.
 """
 
 import math
@@ -242,7 +243,7 @@ def _embed_label(table: nn.Embedding, label: Tensor, batch: int, name: str) -> T
 
 
 def numbers_of_classes(model: nn.Module) -> dict[str, int]:
-    """Return the number of classes that a model embeds for each label; none if it has another embedding."""
+    """Return {name of a label: number of classes} of every `ConditionEmbedding` in a model; empty without one."""
     embeddings = [module for module in model.modules() if isinstance(module, ConditionEmbedding)]
     return {name: count for embedding in embeddings for name, count in embedding.classes.items()}
 

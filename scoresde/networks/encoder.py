@@ -1,4 +1,4 @@
-"""The encoder (the way down and the middle of a U-Net), and `EncoderUNet`, a classifier of an encoder and a pool.
+"""The encoder (the way down and the middle of a U-Net), and `EncoderUNet`, a classifier: an encoder and a pool.
 
     x --input--> down[res] blocks --> middle --pool--> logits
 
@@ -54,14 +54,14 @@ KINDS: dict[str, Any] = {"resample": Callable, "label": nn.Module, **PARTS}
 def append_fourier_features(x: Tensor, frequencies: Sequence[float]) -> Tensor:
     """Append sin and cos of 2 pi f x for each frequency f to the channels of x (2107.00630, appendix C).
 
-    They show a network the position of a value within a grey level, on which a likelihood depends.
+    They let a network resolve changes of x that are smaller than a grey level, which likelihoods depend on.
     """
     phases = [2 * torch.pi * f * x for f in frequencies]
     return torch.cat([x, *(wave(phase) for phase in phases for wave in (torch.sin, torch.cos))], dim=1)
 
 
 class ResolutionStage(nn.Module):
-    """The blocks of one resolution, named block0, block1, ..., and the modules after them."""
+    """The blocks of one resolution, named block0, block1, ..., with its resampling and its pyramid layer, if any."""
 
     def __init__(self, blocks: Sequence[Block]):
         super().__init__()

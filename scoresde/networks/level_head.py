@@ -8,13 +8,13 @@ pi_k has, exactly,
     mean       m_k   =  y + s [phi((a_k - y) / s) - phi((b_k - y) / s)] / L_k,
     E[x_0 | y]       =  sum_k p_k m_k,
 
-where Phi and phi are the distribution function and the density of the standard normal distribution. For data on the
-centres c_k of the boxes, which `dequantization.TruncatedNormal` evaluates, points replace the boxes:
+where Phi and phi are the distribution function and the density of the standard normal distribution. For data that are
+the centres c_k of the boxes (models for `dequantization.TruncatedNormal` train on them), points replace the boxes:
 
     p_k   \propto  pi_k exp(-(y - c_k)^2 / (2 s^2)),        m_k  =  c_k.
 
 The network only has to predict log pi_k from the other dimensions; the edges of the boxes, where the score of quantised
-data varies fastest, are in closed form at every noise level. The probability-weighted mean is the score interpolation
+data varies fastest, enter in closed form at every noise level. The probability-weighted mean is the score interpolation
 of categorical diffusion (2211.15089, section 3.1), with boxes or points in place of embeddings; logits for the
 distribution of x_0 are the parameterisation of D3PM (2107.03006, section 3.3).
 """

@@ -6,8 +6,8 @@
 | `AttentionPool` | attention of the mean to all positions (2103.00020, section 2.4)      | "attention"             |
 | `SkipPool`      | two layers on the means of the outputs of all blocks                  | "spatial", "spatial_v2" |
 
-A pool reads the list of the features after the input layer, after every block and downsampling on the way down, and
-after the middle. All but `SkipPool` use only the last.
+A pool reads a list of tensors: the features after the input layer, after every block and every downsampling on the way
+down, and after the middle. All pools except `SkipPool` use only the last tensor.
 """
 
 import math
@@ -29,7 +29,7 @@ class AveragePool(nn.Module):
     Args:
         style: the settings that all blocks share.
         sides: sides of the coarsest resolution; unused.
-        channels: channels of each of the features that the pool reads.
+        channels: number of channels of each tensor in the list that the pool reads.
         classes: number of classes K.
     """
 
@@ -44,15 +44,16 @@ class AveragePool(nn.Module):
 
 @checked
 class AttentionPool(nn.Module):
-    """Norm, SiLU, attention of the mean over the positions to itself and all positions, linear map.
+    """Norm, SiLU, attention with the mean over the positions as the query, linear map.
 
-    The pool of CLIP (2103.00020, section 2.4) as ADM uses it: a learned embedding is added to each position and to the
-    mean, which comes first. The heads are those of the blocks.
+    This is the pool of CLIP (2103.00020, section 2.4) as ADM uses it. Keys and values come from the mean and from all
+    positions, in this order, after a learned embedding is added to each of them. `style` sets the number of heads, as
+    for attention in the blocks.
 
     Args:
         style: the settings that all blocks share.
         sides: sides of the coarsest resolution.
-        channels: channels of each of the features that the pool reads.
+        channels: number of channels of each tensor in the list that the pool reads.
         classes: number of classes K.
 
     Raises:
@@ -81,7 +82,7 @@ class SkipPool(nn.Module):
     Args:
         style: the settings that all blocks share.
         sides: sides of the coarsest resolution; unused.
-        channels: channels of each of the features that the pool reads.
+        channels: number of channels of each tensor in the list that the pool reads.
         classes: number of classes K.
         normalise: if True, a group normalisation and SiLU follow the first layer ("spatial_v2"); if False, ReLU does.
         hidden: number of features between the two layers.

@@ -90,7 +90,7 @@ class ResampledConvolution(nn.Module):
     Without taps (DDPM), "down" keeps every second position of a convolution, and "up" convolves the repeated values.
     Position i of the output of "down" reads the positions 2i .. 2i + 2 of the input (DDPM), or, if `centred`,
     2i - 1 .. 2i + 1 (improved DDPM, 2102.09672, and ADM, 2105.05233).
-    With taps (NCSN++), the filter is followed by the convolution, with zero padding around the input only.
+    With taps (NCSN++), the filter precedes the convolution, and both act on the input extended by zeros.
 
     Args:
         dims: number of spatial dimensions.

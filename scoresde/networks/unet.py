@@ -25,7 +25,7 @@ from scoresde.tensors import at_least_float32, broadcast
 class UpStage(ResolutionStage):
     """One resolution on the way up.
 
-    It holds the blocks, each of which reads a skip, the layer of the output pyramid, and the upsampling.
+    It holds the blocks, the layer of the output pyramid, and the upsampling. Each block reads a skip connection.
     """
 
     def forward(

@@ -7,9 +7,9 @@ FIELDS += ["log_score_error", "baseline_log_score", "brier", "brier_error", "ece
 
 
 def classification_section(files: RunFiles) -> list[Line]:
-    """Return a line for each split, label and method, with and without a temperature; the latest replaces earlier ones.
+    """Return the latest result for each split, label and method, separately with and without a temperature.
 
-    A line has all fields that the template shows; those that are missing in the file are None.
+    Every result has all fields that the template shows; a field that its line of metrics.jsonl lacks is None.
     """
     lines: dict[tuple[object, ...], Line] = {}
     for line in files.lines("classification"):

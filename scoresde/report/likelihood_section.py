@@ -24,7 +24,7 @@ def likelihood_section(files: RunFiles, data: Dataset | str) -> dict[str, Any] |
 
     Args:
         files: the files of the run.
-        data: the split whose likelihood is in the page's headline, or the reason why it is not available.
+        data: the data whose likelihood is in the page's headline, or the reason why they are not available.
     """
     line = files.likelihood()
     if line is None:
@@ -49,7 +49,7 @@ def likelihood_section(files: RunFiles, data: Dataset | str) -> dict[str, Any] |
 
 
 def estimates(line: Line) -> list[Bar]:
-    """Return bars for the mean likelihood and, if measured, its mean with smaller ODE steps, and the evidence bound."""
+    """Return a bar for each measured estimate of the mean likelihood: ODE, ODE with smaller steps, evidence bound."""
     values = [("probability flow", line["mean"], line["stderr"], 0)]
     if (finer := line["discretisation"]) is not None:
         error = math.hypot(line["stderr"] or 0.0, finer.get("stderr") or 0.0)

@@ -100,7 +100,7 @@ class RunFiles:
         return checkpoint is None or self.checkpoint is None or checkpoint == self.checkpoint
 
     def lines(self, kind: str) -> list[Line]:
-        """Return the lines of metrics.jsonl of a kind: those about the present checkpoint, or all if there are none.
+        """Return the lines of metrics.jsonl of a kind: those about the present checkpoint, or all if none is.
 
         The latest is last.
 
@@ -126,7 +126,7 @@ class RunFiles:
         return next((by_split[split] for split in SPLITS if split in by_split), lines[-1] if lines else None)
 
     def likelihood_per_sample(self, line: Line) -> np.ndarray | None:
-        """Return the stored likelihoods (N,) that a line averages; None if they are missing or have another mean."""
+        """Return the stored likelihoods (N,) of a line of metrics.jsonl; None if missing, or if n or mean differ."""
         values = load_per_sample(self.path, file_of(line, f"{line['split']}.npz"))
         if values is None or len(values) != line["n"]:
             return None
@@ -146,7 +146,7 @@ class RunFiles:
 
 
 def file_of(line: Line, older: str) -> str:
-    """Return the file name in a line of metrics.jsonl; `older` if there is none, as in lines of older versions."""
+    """Return the file name in a line of metrics.jsonl; if the line has none, as in older versions, return `older`."""
     return Path(str(line.get("file", older))).name
 
 

@@ -192,7 +192,7 @@ def path_charts(files: RunFiles, film: Film, samples: Tensor | None) -> list[Cha
 
 
 def plane_paths(name: str, paths: Tensor, log_snr: Tensor, colours: list[int], samples: Tensor | None) -> Chart:
-    """Draw paths (K, S, 2) in the plane over the samples, from the time at which they are almost pure noise."""
+    """Draw S paths (K, S, 2) in the plane over the samples, without the first times, which are nearly pure noise."""
     cloud = paths[-1] if samples is None else samples[:POINTS]
     paths = paths[log_snr >= min(MOST_NOISE, float(log_snr[-2]))].double()
     axes, count = new_axes("x₁", "x₂", height=SQUARE), paths.shape[1]

@@ -82,7 +82,7 @@ def smoothed_chart(lines: Sequence[Line], name: str, title: str, y_label: str) -
 
 
 def held_out_chart(lines: Sequence[Line], name: str, title: str, y_label: str) -> Chart:
-    """Draw a metric of held-out data with standard errors; the metric must be finite in each of the lines."""
+    """Draw a metric of held-out data with its standard errors, from lines of the log in which the metric is finite."""
     axes = new_axes("step", y_label)
     x, y = np.array(values(lines, "step")), np.array(values(lines, name))
     errors = np.array([float(line.get(f"{name}_stderr") or 0.0) for line in lines])

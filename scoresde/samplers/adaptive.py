@@ -60,7 +60,8 @@ class Bridges:
         mean (a (1 - b^2) Z_left + b (1 - a^2) Z_right) / (1 - a^2 b^2),
         variance (1 - a^2) (1 - b^2) / (1 - a^2 b^2).
 
-    After the last value, b = 0. So the law of a process does not depend on where it is drawn, or in which order.
+    After the last value there is no c_right, and b = 0. The law of a process therefore does not depend on the places c
+    at which it is drawn, or on their order.
 
     Args:
         clock: the c at which each process starts with the value 0, (n,), float64; -inf is allowed.
@@ -86,7 +87,7 @@ class Bridges:
         return value
 
     def _store(self, which: Tensor, clock: Tensor, value: Tensor) -> None:
-        """Store one new value of each process `which` at c = `clock`; add a column to the table if one is full."""
+        """Store a new value of each process `which` at c = `clock`; add a column if a process has no empty one."""
         if bool((self.clocks[which] < math.inf).all(dim=1).any()):
             self.clocks = torch.cat([self.clocks, torch.full_like(self.clocks[:, :1], math.inf)], dim=1)
             self.values = torch.cat([self.values, torch.zeros_like(self.values[:, :1])], dim=1)
@@ -301,7 +302,8 @@ class ErrorControlled(Sampler):
     def _start(self, path: AngularPath, x: Tensor, step: float) -> _Runs:
         """Return all samples at the start of the transition, with the noise Z = 0.
 
-        Any other value would do: steps use only Z_s - e^-(c_s - c_t) Z_t, whose law does not depend on it.
+        Any other Z would do: with letters as in the module docstring, steps use only Z_s - e^-(c_s - c_t) Z_t, whose
+        law does not depend on the Z at the start.
         """
         n, t = len(x), path.ends[0].expand(len(x))
         w = x.to(double(x)) / float(path.sde.size(path.ends[0]))
@@ -315,7 +317,7 @@ class ErrorControlled(Sampler):
     def _evaluate(model: BaseModel, runs: _Runs, count: int) -> tuple[Tensor, Tensor]:
         """Return V of the module docstring for each sample, and the time (n,) at which it was evaluated.
 
-        This is the end of the step where `_Runs.landing` is True, else its start.
+        The time is the end of the sample's step where `_Runs.landing` is True, and the start of the step elsewhere.
         """
         t = torch.where(runs.landing, runs.there.t, runs.here.t)
         state = choose(runs.landing, runs.there.w, runs.here.w)
@@ -358,6 +360,6 @@ class ErrorControlled(Sampler):
 
 
 def _failure(reason: str, rows: Tensor, t: Tensor, count: int, hint: str) -> RuntimeError:
-    """Return the exception that reports failed samples: `rows` (n,) of a batch of `count`, at times t (n,)."""
+    """Return the exception that reports the n failed samples: indices `rows` in a batch of `count`, times t (n,)."""
     where = ", ".join(f"sample {int(i)} at t={float(at):.3g}" for i, at in zip(rows[:8], t[:8], strict=True))
     return RuntimeError(f"{len(rows)} of {count} samples {reason} (first: {where}): {hint}")

@@ -98,12 +98,12 @@ class MALA:
 
     A step is accepted with probability min(1, a), with the proposal's density q(y | x) = N(y; x + h score(x), 2h) and
 
-        log a = log p(y) - log p(x) + log q(x | y) - log q(y | x) = h/4 (|score(x)|^2 - |score(y)|^2).
+        log a = log p(y) - log p(x) + log q(x | y) - log q(y | x), computed as h/4 (|score(x)|^2 - |score(y)|^2).
 
-    A score model does not give log p(y) - log p(x), the integral of the score from x to y. The right-hand side
-    approximates it by the trapezoidal rule, (score(x) + score(y)).(y - x)/2. The rule is exact where the score is
-    linear, so every Gaussian is invariant at any step size. Elsewhere the error of the rule, of third order in y - x,
-    leaves a bias.
+    A score model does not give log p(y) - log p(x), the integral of the score from x to y. The computed form
+    approximates this integral by the trapezoidal rule, (score(x) + score(y)).(y - x)/2. The rule is exact where the
+    score is linear, so every Gaussian is invariant at any step size. Elsewhere the error of the rule, of third order in
+    y - x, leaves a bias.
 
     Each sample is accepted or rejected separately. The score at the new state is reused, so `steps` steps cost
     steps + 1 evaluations. The acceptance rate falls with the number of dimensions d; for pure noise it is one half at

@@ -1,4 +1,4 @@
-"""DDIM (2010.02502): steps that take E[x_0 | x] as constant, deterministic (eta = 0) to ancestral (eta = 1)."""
+"""DDIM (2010.02502): steps that take E[x_0 | x] as constant, from deterministic (eta = 0) to ancestral (eta = 1)."""
 
 import math
 from collections.abc import Sequence

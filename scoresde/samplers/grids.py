@@ -67,7 +67,7 @@ class Power:
     """Times with equal steps in t^(1/power): 1 is uniform, 2 quadratic.
 
     Args:
-        power: the exponent, positive.
+        power: positive; larger values place more times near the data.
         end: the last time; default t_min. 2011.13456 samples its VP models down to 1e-3 (appendix C).
 
     Raises:
@@ -233,11 +233,12 @@ bounded_karras, bounded_log_snr = Bounded(5.0, BOUND), Bounded(15.0, 3.0, longes
 @checked
 @dataclass(frozen=True)
 class Indices:
-    """The times of `steps` of the `count` nodes of a discrete model; node k has time k / (count - 1) (`Tabulated`).
+    """Times of `steps` nodes, chosen from the `count` nodes of a discrete model.
 
-    `steps` nodes have steps - 1 transitions between them. `denoise_final=True` adds the evaluation at the last node, as
-    in the samplers of diffusers, whose last step goes to sigma = 0. With steps=1 this is the only evaluation, and has
-    to be at the noisiest node; of the three spacings, only "trailing" selects that node.
+    Node k has time k / (count - 1) (`Tabulated`). `steps` nodes have steps - 1 transitions between them.
+    `denoise_final=True` adds the evaluation at the last node, as in the samplers of diffusers, whose last step goes to
+    sigma = 0. With steps=1 this is the only evaluation, and has to be at the noisiest node; of the three spacings, only
+    "trailing" selects that node.
 
     Args:
         spacing: "leading", k = 0, n, 2n, ... with n = count // steps; "trailing", from count - 1 down in steps of

@@ -14,8 +14,9 @@ A transition may go up, to more noise (RePaint, 2201.09865). A method that draws
 kernel q(x_s | x_t), without an evaluation; a deterministic method follows the flow back. Both keep the marginal.
 
 A method may have a corrector. The first evaluation of a transition takes place where the previous transition ended.
-The corrector repeats the previous transition with this view added, without a further evaluation (PEC mode; "UniC" of
-2302.04867). It is skipped if a constraint, or the corrector of `PredictorCorrector`, has changed the state in between.
+The corrector repeats the previous transition with the view of this evaluation added, without a further evaluation (PEC
+mode; "UniC" of 2302.04867). It is skipped if a constraint, or the corrector of `PredictorCorrector`, has changed the
+state in between.
 """
 
 import math

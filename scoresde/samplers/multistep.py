@@ -85,7 +85,7 @@ class Multistep(Linear):
         return self.l
 
     def coordinate(self, point: Point) -> float:
-        """Return the variable of the polynomial at a point."""
+        """Return the value of the polynomial's variable, by default lambda, at a `Point`."""
         return point.lam
 
     def transport(self, here: Point, target: Point) -> tuple[float, float]:

@@ -49,7 +49,7 @@ class LinearBeta(SDE):
         return t * (self.beta_min + 0.5 * t * (self.beta_max - self.beta_min))
 
     def time_of_integrated_beta(self, integral: Tensor) -> Tensor:
-        """Inverse of `integrated_beta`, clamped to [t_min, t_max]: the positive root, written without cancellation."""
+        """Inverse of `integrated_beta`, a quadratic in t, clamped to [t_min, t_max]; computed without cancellation."""
         slope = self.beta_max - self.beta_min
         # Clamp to the integral at t_max, as the formula below gives NaN for an infinite integral.
         integral = integral.clamp(max=self.t_max * (self.beta_min + 0.5 * self.t_max * slope))

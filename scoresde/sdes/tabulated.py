@@ -160,16 +160,17 @@ class NCSN(Tabulated):
 class ZeroTerminalSNR(SDE):
     """Any path, rescaled so that no signal is left at its end (2305.08891, algorithm 1, in continuous time).
 
-    With n = (alpha^2 + sigma^2)^(1/2) and a = alpha / n (the root of alpha-bar, for a variance-preserving path),
+    With alpha and sigma of `path`, n = (alpha^2 + sigma^2)^(1/2) and a = alpha / n (the root of alpha-bar, for a
+    variance-preserving path), the rescaled path has
 
         a_new(t) = a(t_min) (a(t) - a(t_max)) / (a(t_min) - a(t_max)),
-        alpha = n a_new,   sigma = n (1 - a_new^2)^(1/2).
+        alpha_new = n a_new,   sigma_new = n (1 - a_new^2)^(1/2).
 
-    f diverges at t_max, where alpha = 0: models must predict data, v or velocity there, not noise.
+    Its f diverges at path.t_max, where alpha_new = 0: models must predict data, v or velocity there, not noise.
 
     Args:
         path: the path to rescale.
-        t_max: end of the time range, default path.t_max; alpha is zero at path.t_max in any case.
+        t_max: end of the time range, default path.t_max; alpha_new is zero at path.t_max in any case.
 
     Raises:
         ValueError: t_max is above path.t_max.

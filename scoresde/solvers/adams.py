@@ -37,7 +37,7 @@ FIRST = 4  # the first adaptive step is the largest one divided by this
 
 
 def integration_weights(nodes: Tensor, used: Tensor, low: Tensor, high: Tensor, degree: int) -> Tensor:
-    """Return the weights (B, p) of values at nodes in the integral of the polynomial fitted to them by least squares.
+    """Return weights w (B, p): sum_j w_j v_j is the integral of the least-squares polynomial for values v_j at nodes.
 
     Args:
         nodes: (B, p), float64, distinct.
@@ -58,9 +58,9 @@ def integration_weights(nodes: Tensor, used: Tensor, low: Tensor, high: Tensor, 
 class _Path(NamedTuple):
     """The computed path of n samples: the current state, and a window of the last p evaluations, the newest first.
 
-    s, x: the current position (n,) and state (n, *). For each evaluation in the window: nodes, its position; used,
-    False if there is none yet; weights, its weight w_i in the integral of g, all (n, p); v, g, the outputs of the field
-    (n, p, *) and (n, p, k). Each step changes the weights in the window. integral, squared: sum_i w_i g_i and
+    s, x: the current position (n,) and state (n, *). The window has p slots, one per evaluation: used, False for an
+    empty slot; nodes, the position; weights, the weight w_i in the integral of g, all (n, p); v, g, the outputs of the
+    field, (n, p, *) and (n, p, k). Each step changes the weights in the window. integral, squared: sum_i w_i g_i and
     sum_i w_i^2 g_i (n, k) over the evaluations that have left the window; `solvers.solver` explains the second sum.
     """
 
@@ -76,7 +76,7 @@ class _Path(NamedTuple):
 
     @classmethod
     def begin(cls, s: Tensor, x: Tensor, v: Tensor, g: Tensor, length: int) -> "_Path":
-        """Return the path at its start s, with its first evaluation v, g in a window for `length` evaluations."""
+        """Return the path at its start s, with v and g at s in the first of the `length` slots of its window."""
 
         def window(first: Tensor) -> Tensor:
             return torch.cat([first[:, None], first.new_zeros(len(x), length - 1, *first.shape[1:])], dim=1)
@@ -91,9 +91,10 @@ class _Path(NamedTuple):
         return self.x + _combine(weights, self.v)
 
     def correct(self, s_next: Tensor, v: Tensor, order: int) -> tuple[Tensor, Tensor]:
-        """Return the state at s_next, x plus the integral of the corrector's polynomial, and the integration weights.
+        """Return the corrected state at s_next, and the weights of the velocities in the integral that gives it.
 
-        The polynomial interpolates the velocity at s_next and the last `order` - 1 velocities of the window.
+        The state is x plus the integral of the polynomial through the velocity at s_next and the last `order` - 1
+        velocities of the window.
         """
         nodes = torch.cat([s_next[:, None], self.nodes], dim=1)
         used = torch.cat([torch.ones_like(self.used[:, :1]), self.used], dim=1)
@@ -163,7 +164,7 @@ class Adams:
     Args:
         steps: number of steps; the cost is steps + 1 evaluations.
         order: 1, 2 or 3.
-        smoothing: number of velocities that the predictor is fitted to beyond those its degree needs.
+        smoothing: number of velocities to which the predictor is fitted, in addition to those that its degree needs.
         data_scale: scale of the data in model space, to within a factor of three; None (default) measures it with
             three to ten evaluations.
 
@@ -273,7 +274,7 @@ class AdaptiveAdams:
     def _attempt(
         self, field: Field, path: _Path, step: Tensor, rows: Tensor, end: float, interval: float
     ) -> tuple[_Path, Tensor, Tensor]:
-        """Try a step of each sample; return the new path, the next step sizes, and each `Status`, -1 while it runs."""
+        """Try a step of each sample; return the new path, the next step sizes, and each `Status`, -1 if unfinished."""
         last = (path.s + step - end) * interval > -1e-9 * interval**2
         s_next = torch.where(last, torch.full_like(step, end), path.s + step)
         predicted = path.predict(s_next, self.order)

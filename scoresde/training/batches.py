@@ -22,7 +22,7 @@ REPLACEMENTS = 8  # items in a row that are tried in place of one that cannot be
 
 
 def step_seed(seed: int, step: int, stream: str = "noise", size: int = 4) -> int:
-    """Return a seed of `size` bytes for one stream of draws in one step; PyTorch's CPU generator uses only 4 bytes."""
+    """Return a seed of `size` bytes for one stream of draws in one step; 4 bytes suit PyTorch's CPU generator."""
     return int.from_bytes(hashlib.blake2b(f"{seed}/{stream}/{step}".encode(), digest_size=size).digest(), "big")
 
 
@@ -57,16 +57,16 @@ class StepNoise(RandomStream):
 class StepBatches(Dataset):
     """A dataset whose item n is this process's share of the batch of step n, collated.
 
-    Each epoch is a new permutation of the samples, without the last incomplete batch. What an item draws from PyTorch's
-    global generator depends on the seed, the step and the item's position alone.
+    Each epoch is a new permutation of the samples, without the last incomplete batch. If `dataset` draws from
+    PyTorch's global generator, the draws for a sample depend only on the seed, the step and its position in the batch.
 
-    An item whose file cannot be read does not end the training run: the next item takes its place, with a warning that
-    names the file. If eight items in a row cannot be read, the error of the first is raised.
+    A sample whose file cannot be read does not end the training run: the next sample of the dataset takes its place,
+    with a warning that names the file. If eight samples in a row cannot be read, the error of the first is raised.
 
     Args:
         dataset: the samples.
         batch_size: samples per step in all processes together, at most the size of the dataset.
-        seed: the seed of the permutations, and of what items draw.
+        seed: the seed of the permutations, and of the draws of `dataset`.
 
     Raises:
         ValueError: the batch is larger than the dataset (see `fitting`), or smaller than the number of processes.

@@ -93,8 +93,8 @@ def load(
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is not a checkpoint, a part is missing or has changed, or its step is not a number of
-            steps.
+        ValueError: the file is not a checkpoint, a part is missing or has changed, or its step is not an
+            integer from 0 to `MOST_STEPS`.
     """
     if not path.is_file():
         raise FileNotFoundError(f"no checkpoint at {path}; train the run first")
@@ -210,7 +210,7 @@ def unpack_optimizer(
     Args:
         optimizer: before its first step.
         tensors, info: from `pack_optimizer`.
-        steps: number of steps that the optimiser made; a larger step counter is refused.
+        steps: number of steps that the optimiser made; a stored step counter above it is refused.
 
     Raises:
         ValueError: the state belongs to another kind of optimiser or to other parameters; a moment or a setting is

@@ -22,7 +22,7 @@ def dropped_names(dropout: float | Mapping[str, float], names: Sequence[str]) ->
     """Return the names of the conditions that samples may lose.
 
     Raises:
-        ValueError: a probability is not in [0, 1], or there is one for a condition that is not among `names`.
+        ValueError: a probability is not in [0, 1], or is given for a condition that is not among `names`.
     """
     check("condition.dropout", dropout, Dropout)
     if not isinstance(dropout, Mapping):

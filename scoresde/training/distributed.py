@@ -150,7 +150,7 @@ class SharedObjective:
 
     @contextmanager
     def accumulating(self, last: bool) -> Iterator[None]:
-        """Within the block, accumulate gradients; if `last`, the last part of a batch, processes exchange them."""
+        """During the block, accumulate gradients; in the `last` part of a batch, average them over the processes."""
         if self._sharded is not None:
             self._sharded.set_requires_gradient_sync(last)
         call = self._call

@@ -37,7 +37,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def remove_lines_after(path: Path, step: int) -> None:
-    """Remove the lines of steps after `step`, which will be made again, and an unfinished last line.
+    """Remove an unfinished last line, and the lines of steps after `step`: these steps will be repeated.
 
     Raises:
         ValueError: a line is not a JSON object with a step.

@@ -1,7 +1,7 @@
 """Locks of directories.
 
-`locked` lets only one process at a time train a run, or convert into it. Other commands need no lock to read a run: its
-files are replaced atomically. `shared` lets processes use a directory of intermediate results together.
+`locked` lets only one process at a time train a run, or convert a checkpoint into a run. Other commands need no lock to
+read a run: its files are replaced atomically. `shared` lets processes use a directory of intermediate results together.
 """
 
 import fcntl
@@ -24,8 +24,8 @@ LOCK = ".lock"
 def locked(directory: Path) -> Iterator[None]:
     """Hold the lock of a directory during the block; of the processes that torchrun started, only the first holds it.
 
-    The operating system releases the lock when the process ends, however it ends; the empty file stays. A process may
-    hold the same lock several times.
+    The operating system releases the lock when the process ends, however it ends; the empty lock file stays. A process
+    may hold the same lock several times.
 
     Raises:
         ValueError: another process holds the lock.

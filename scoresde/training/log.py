@@ -76,7 +76,7 @@ class Log:
         self.since = time.perf_counter()
 
     def record(self, terms: LossTerms, share: float, norm: float, sde: SDE, samples: int) -> None:
-        """Add a step: this process's loss terms and share of the batch, the gradient's norm and the batch size."""
+        """Add a step: this process's loss terms and its fraction of the batch, the gradient norm, the batch size."""
         values, times, weights = (y.detach().cpu().double() for y in (terms.value, terms.t, terms.weight))
         common = [0.0, 0.0] if self.run is None else [norm, 1.0]  # the same in all processes: counted in the first
         self.sums["sums"] += torch.tensor([float(values.mean()) * share, *common], dtype=torch.float64)

@@ -133,7 +133,7 @@ class Trainer:
         Precision(self.precision, self.where)
 
     def rate(self, step: int) -> float:
-        """Return the learning rate of step 0 .. steps - 1, as a fraction of the optimiser's own."""
+        """Return the learning rate at a step in 0 .. steps - 1, divided by the optimiser's own rate."""
         warm = min(1.0, (step + 1) / self.warmup) if self.warmup else 1.0
         return warm * DECAYS[self.decay](step, self.steps, self.decay_start)
 
@@ -359,10 +359,10 @@ def _is_evaluated(path: Path, step: int) -> bool:
 
 @contextmanager
 def _not_fatal(name: str, step: int) -> Iterator[None]:
-    """Turn an error of the block into a warning: a report must not end a training run.
+    """Turn an error in the block into a warning: a failed preview or evaluation must not end a training run.
 
     Warns:
-        UserWarning: the report failed, with the reason.
+        UserWarning: the block raised an error, which the message describes.
     """
     try:
         yield

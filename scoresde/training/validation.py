@@ -63,7 +63,7 @@ class HeldOut:
     def __call__(self, model: ScoreModel, step: int) -> dict[str, float]:
         """Return the mean loss, and the bound in bits (of continuous data: nats) per dimension, with standard errors.
 
-        The bound is left out if the dequantisation gives states at a time above t_min, as `TruncatedNormal` does.
+        The bound is left out if dequantised data are taken as states x(t) at a time t > t_min, as by `TruncatedNormal`.
         """
         device = next(model.parameters()).device
         x, cond = split_condition(default_collate(self.items), device)

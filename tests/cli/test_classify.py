@@ -109,5 +109,7 @@ def test_wrong_settings_are_refused_in_one_line(labels, toy, refused):
     assert "condition must be one of label; got 'tone'" in refused(*command, "condition=tone")
     assert "method must be one of flow, bound; got 'elbo'" in refused(*command, "method=elbo")
     assert "prior must be one of frequencies, uniform" in refused(*command, "prior=flat")
-    assert "likelihood.start must be data to classify; got perturb" in refused(*command, "likelihood.start=perturb")
+    assert "likelihood.start must be data for a classification; got perturb" in refused(
+        *command, "likelihood.start=perturb"
+    )
     assert "draws must be a multiple of 2^rounds = 16" in refused(*command, "method=bound", "bound.draws=24")

@@ -90,7 +90,7 @@ def test_conditions_beside_an_array(tmp_path):
     loaded = load_conditions(array, 2)
     assert all(torch.equal(loaded[name], part) and loaded[name].dtype == part.dtype for name, part in cond.items())
     with pytest.raises(
-        ValueError, match=r"a\.cond\.npz must have 3 values of label, as a\.npy has samples; got \(2,\)"
+        ValueError, match=r"a\.cond\.npz must have 3 values of label, one for each sample of a\.npy; got shape \(2,\)"
     ):
         load_conditions(array, 3)
     Path(tmp_path, "a.cond.npz").write_bytes(b"damaged")

@@ -110,8 +110,8 @@ def test_a_missing_network_is_named_with_its_digest_before_samples_are_drawn(gre
 CHEAP_FIRST = {
     "metrics": ("metrics=[kid]", "metric must be one of"),
     "resamples": ("resamples=1", "expected an integer resamples >= 2"),
-    "level": ("level=1.5", "level must be a finite number > 0 and <= 1; got 1.5"),
-    "whole level": ("level=1", "level in (0, 1); got resamples=200 and level=1"),
+    "level": ("level=1.5", "level must be a finite number > 0 and < 1; got 1.5"),
+    "whole level": ("level=1", "level must be a finite number > 0 and < 1; got 1"),
     "n": ("n=3", "n must be an integer >= 4; got 3"),
     "start": ("likelihood.start=noise", "start must be 'data' or 'perturb'; got 'noise'"),
     "likelihood samples": (

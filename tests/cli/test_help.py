@@ -40,7 +40,6 @@ SETTINGS = {
         "guidance: autoguidance, cfg, classifier, none",
         "annealed_langevin, ddim, ddim_eta1, deis3, ",
         "run: ???",
-        "batch_size: 256",
     ],
     "bpd": ["likelihood: adaptive, default, dopri5, exact, paired, score_sde", "run: ???", "split: test"],
     "evaluate": ["features: digits, inception, openmoji_", "run: ???", "floors:", "features=inception n=50000"],

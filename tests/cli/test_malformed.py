@@ -88,7 +88,7 @@ OTHERS = {
     "evaluate run=labelled guidance=cfg guidance.scale=[1,2]": "guidance.scale must be a finite number or a Tensor",
     "bpd run=labelled guidance=cfg guidance.scale=abc": "guidance.scale must be a finite number or a Tensor",
     "compare run=oracle guidance=cfg": "guidance needs a run with conditions; got run=oracle",
-    "compare run=labelled features=digits": "features is for comparisons of scales, guidance=cfg guidance.scale=[...]",
+    "compare run=labelled features=digits": "features must be left out to compare samplers",
     "compare run=labelled guidance=cfg guidance.scale=[1,abc]": "guidance.scale must be a finite number or a Tensor",
     "compare run=labelled guidance=cfg guidance.scale=[1] nfe=[5,9]": "nfe must have one entry to compare scales;",
     "compare run=labelled guidance=cfg guidance.scale=[]": "guidance.scale must be a finite number or a Tensor",
@@ -100,7 +100,7 @@ OTHERS = {
     "bpd run=toy budget.bound_draws=3": "budget.bound_draws must be an integer >= 2 and <= 1,000,000, even; got 3",
     "bpd run=toy budget.nodes=1000000000000": "budget.nodes must be an integer >= 2 and <= 1,000,000",
     "bpd run=toy likelihood.solver.steps=abc": "likelihood.solver.steps must be an integer",
-    "evaluate run=toy level=0": "level must be a finite number > 0 and <= 1; got 0",
+    "evaluate run=toy level=0": "level must be a finite number > 0 and < 1; got 0",
     "evaluate run=toy floors=[train,train]": "floors must be a list [...] (text), without repetitions or null",
     "evaluate run=toy bpd=abc": "bpd must be true or false; got 'abc'",
     "evaluate run=grey features=digits features.batch_size=-1": "features.batch_size must be an integer >= 1; got -1",
@@ -116,7 +116,7 @@ OTHERS = {
     "data data=image_folder data.root=. data.size=100000000": "a state of data.shape=[3, 100000000, 1000000",
     "report run=toy film_frames=1.5": "film_frames must be an integer >= 1",
     "report run=toy film=1": "film must be true or false; got 1",
-    "convert source=edm path=[]": "path must be a path, in quotes if it is a number; got []",
+    "convert source=edm path=[]": "path must be a path; got []",
 }
 LOG, CIFAR, ONLY = "{_target_: scoresde.training.log.Log}", "{_target_: scoresde.data.CIFAR10}", "(_target_: ...)"
 ROLES = [
@@ -234,7 +234,7 @@ def test_every_setting_of_a_verb_has_a_type(verb):
     assert (
         keys - {"name"}
         <= set(annotations_of(SETTINGS[verb]))
-        <= keys | {"experiment", "name", "learned_variance", "data"}
+        <= keys | {"experiment", "name", "learned_variance", "classifier", "data"}
     )
 
 

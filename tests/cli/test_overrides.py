@@ -21,7 +21,10 @@ WRONG = {
     "key to delete": (["bpd", "~budgt"], "scoresde bpd: no key 'budgt'; did you mean budget?"),
     "option": (["sample", "sampler=dpmp2"], "no option 'dpmp2' in group sampler; did you mean dpmpp2? Available: ada"),
     "experiment": (["train", "experiment=digit"], "no option 'digit' in group experiment; did you mean digits? Avai"),
-    "features": (["evaluate", "features=inceptoin"], "did you mean inception? Available: digits, inception, pixels"),
+    "features": (
+        ["evaluate", "features=inceptoin"],
+        "did you mean inception? Available: digits, inception, openmoji_",
+    ),
     "option of a sweep": (["train", "sde=vp,subpv", "-m"], "no option 'subpv' in group sde; did you mean subvp?"),
     "far option": (["sample", "sampler=zzz"], "scoresde sample: no option 'zzz' in group sampler; available: adaptive"),
     "number": (["train", "sde=5"], "no option '5' in group sde; available: cosine, ddpm"),

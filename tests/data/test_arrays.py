@@ -211,7 +211,7 @@ def test_a_vector_of_nan_is_the_null_condition(tmp_path):
     [
         (
             [[1.0, float("nan")]] * 40,
-            r"must be finite in float32, or NaN throughout a sample .*; got \[1.0, nan\] in row 0",
+            r"must be finite in float32, or all NaN for a sample .*; got \[1.0, nan\] in row 0",
         ),
         ([0.5] * 39 + [float("inf")], "must be finite in float32.* got inf in row 39: replace these values"),
         ([0] * 39 + [-3], "label must hold classes 0, or -1 for a sample without a class; got -3 .. 0"),

@@ -90,7 +90,7 @@ def test_missing_files(tmp_path):
 )
 def test_arguments_that_exclude_each_other(arguments):
     with pytest.raises(
-        ValueError, match="expected root, with labels=True for labels, or images_file, with labels_file"
+        ValueError, match="either root or images_file must be given; labels=True is for root, labels_file"
     ):
         IDX(**arguments)
 

@@ -397,11 +397,11 @@ def test_subfolders_are_classes_the_same_in_every_split(is_archive, tmp_path):
     [
         (
             ["a.png", "b.png"],
-            "must be in a subfolder, its class, for labels=True; got a.png and 1 others outside of one",
+            "must be in a subfolder, its class, for labels=True; got a.png and 1 others that are not",
         ),
         (
             ["a/0.png", "b/0.png", "x.png"],
-            "got x.png and 0 others outside of one: move them into .*, or set labels=False",
+            "got x.png and 0 others that are not: move them into .*, or set labels=False",
         ),
         (["faces/a.png", "faces/deep/b.png"], "must have two or more class folders for labels=True; got one, 'faces'"),
     ],

@@ -52,12 +52,12 @@ def test_labels_may_be_a_dict_and_named(tmp_path):
 @pytest.mark.parametrize(
     ("labels", "names", "message"),
     [
-        (torch.tensor([0, 1, 2]), None, r"label must have one value per sample, 2; got shape \(3,\)"),
+        (torch.tensor([0, 1, 2]), None, r"label must have 2 values, one per sample; got shape \(3,\)"),
         (torch.tensor([0, -2]), None, "label must hold classes 0, or -1 for a sample without a class; got -2 .. 0"),
         (torch.tensor([0, 2]), {"label": ["a", "b"]}, r"label must hold classes 0 .. 1, or -1 .*; got 0 .. 2: number"),
         ({"kind": torch.tensor([0, 5])}, {"kind": ["a"]}, "kind must hold classes 0 .. 0, or"),
-        ({"kind": torch.tensor(0)}, None, r"kind must have one value per sample, 2; got shape \(\)"),
-        (torch.zeros(3, 2), None, "vector must have one value per sample, 2"),
+        ({"kind": torch.tensor(0)}, None, r"kind must have 2 values, one per sample; got shape \(\)"),
+        (torch.zeros(3, 2), None, "vector must have 2 values, one per sample"),
     ],
 )
 def test_labels_that_are_no_classes(labels, names, message):

@@ -203,6 +203,6 @@ def test_classes_of_the_metadata_have_to_fit(tmp_path):
     write_classes(tmp_path / "a.parquet", FEATURES, kind=[0, 1, 2, 2])
     write_classes(tmp_path / "b.parquet", {"kind": {"names": ["dog", "cat", "eel"]}}, kind=[0, 1, 2, 2])
     with pytest.raises(
-        ValueError, match=r"b.parquet .*its classes \['dog', .*\] of column 'kind' are not those of .*a.parq"
+        ValueError, match=r"b.parquet .*column 'kind' has the classes \['dog', .*\], but others in .*a.parq"
     ):
         ParquetImages(tmp_path / "*.parquet", 4, labels="kind")

@@ -10,7 +10,8 @@ from torch.utils.data import Dataset
 import scoresde as ss
 from scoresde.build import Run
 from scoresde.data import Affine, Digits
-from scoresde.evaluation.conditions import accepted, class_names, data_conditions, main_label, rows_of_classes
+from scoresde.evaluation.conditions import accepted, data_conditions, main_label, rows_of_classes
+from scoresde.evaluation.labels import class_names
 from scoresde.networks import MLP
 
 LABELS = Digits("test", labels=True).labels

@@ -96,7 +96,9 @@ def test_a_file_of_other_settings_is_refused(tmp_path):
     ):
         changed = {**groups["classifier"], "body.0.weight": change(groups["classifier"]["body.0.weight"])}
         save(path, {"classifier": changed}, info)
-        with pytest.raises(ValueError, match=rf"is not the classifier that it describes: .*{message}.*; delete it"):
+        with pytest.raises(
+            ValueError, match=rf"must hold the weights of the network that it describes: .*{message}.*; delete it"
+        ):
             _ = classifier(path).name
     save(path, {"model": {"a": torch.zeros(1)}}, {"step": 1})
     with pytest.raises(ValueError, match="is not a classifier of this library"):

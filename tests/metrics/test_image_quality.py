@@ -265,7 +265,7 @@ def test_class_accuracy_is_the_share_of_largest_logits_with_its_interval():
     assert accuracy.error == pytest.approx(max(interval.high - 0.75, 0.75 - interval.low))
     assert class_accuracy(logits, torch.tensor([0, 1, 2, 3, 0])).error == pytest.approx(1 - wilson(5, 5).low)
     for labels in (torch.tensor([0, 1, 2, 4, 0]), torch.full((5,), -1), torch.tensor([0, -2, 1, 1, 1])):
-        with pytest.raises(ValueError, match=r"labels must lie in 0 \.\. 3, or be -1 for some samples; got"):
+        with pytest.raises(ValueError, match=r"labels must lie in 0 \.\. 3, or be -1 \(no class\) for some"):
             class_accuracy(logits, labels)
     for labels in (torch.tensor([0, 1]), torch.zeros(5)):
         with pytest.raises(ValueError, match=r"expected logits \(N, K\) and N integer labels"):

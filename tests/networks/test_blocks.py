@@ -157,7 +157,7 @@ def test_queries_start_with_a_tenth_of_the_variance():
 
 @pytest.mark.parametrize(("options", "heads"), [({"heads": 3}, 3), ({"head_channels": 16}, 0), ({"heads": 0}, 0)])
 def test_heads_must_divide_the_channels(options, heads):
-    with pytest.raises(ValueError, match=f"multiple of the number of heads, .*; got 8 channels and {heads} heads"):
+    with pytest.raises(ValueError, match=f"heads must be at least 1 and divide .*; got 8 channels and {heads} heads"):
         Attention(NetworkStyle(**options), 8)
 
 

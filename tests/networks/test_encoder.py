@@ -64,5 +64,5 @@ def test_refuses_values_that_do_not_fit():
         EncoderUNet(8, 0)
     with pytest.raises(ValueError, match="attention must be at resolutions among"):
         small(attention=(3,))
-    with pytest.raises(ValueError, match="multiple of the number of heads, at least 1; got 16 channels and 3 heads"):
+    with pytest.raises(ValueError, match="divide the number of channels; got 16 channels and 3 heads"):
         small(pool=AttentionPool, block=BlockStyle(heads=3))

@@ -363,7 +363,7 @@ def test_refuses_a_context_of_another_shape(shape):
         ({"image_size": 6, "multipliers": (1, 1, 1)}, r"of 4; got 6: set pad=True .*network.pad=true"),
         ({"image_size": (8, 6), "multipliers": (1, 1, 1)}, r"a multiple of 4; got \(8, 6\): set pad=True"),
         ({"image_size": (8, 8, 8, 8)}, "image_size must be one side or a list of 1 to 3 positive sides"),
-        ({"heads": 3}, "multiple of the number of heads, at least 1; got 16 channels and 3 heads"),
+        ({"heads": 3}, "heads must be at least 1 and divide the number of channels; got 16 channels and 3 heads"),
         ({"blocks": 0}, r"at least one block and one multiplier; got blocks=0, multipliers=\[1, 2\]"),
         ({"multipliers": ()}, r"at least one block and one multiplier; got blocks=1, multipliers=\[\]"),
         ({"fir": (1, 2, 1)}, "an even number of symmetric taps"),

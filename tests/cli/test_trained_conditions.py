@@ -1,0 +1,55 @@
+"""The conditions of a network that its configuration leaves to the data."""
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from scoresde import build
+from scoresde.cli.trained_conditions import fit_network
+from scoresde.data.items import Items
+from scoresde.networks.embeddings import numbers_of_classes
+
+STATES = torch.zeros(6, 1, 8, 8)
+LABELS = torch.arange(6) % 3
+UNET = {"_target_": "scoresde.networks.UNet", "image_size": 8, "channels": 1, "width": 8, "multipliers": [1]}
+MLP = {"_target_": "scoresde.networks.MLP", "shape": [1, 8, 8], "width": 8}
+HEAD = {"_target_": "scoresde.networks.LevelHead", "levels": 2, "network": {**UNET, "out_channels": 2}}
+PRESET = {"_target_": "scoresde.networks.ddpmpp", "image_size": 8, "channels": 1, "width": 8, "multipliers": [1]}
+PRESET |= {"attention": []}
+DIT = {"_target_": "scoresde.networks.DiT", "image_size": 8, "channels": 1, "width": 16, "depth": 1, "heads": 2}
+NETWORKS = {"U-Net": UNET, "perceptron": MLP, "level head": HEAD, "preset": PRESET, "transformer": DIT}
+
+
+def fitted(network, labels, names=None):
+    dataset = Items(STATES, labels, class_names=names or {})
+    config = OmegaConf.create({"network": network})
+    OmegaConf.set_struct(config, True)
+    fit_network(config, dataset)
+    return config.network
+
+
+@pytest.mark.parametrize("network", NETWORKS.values(), ids=NETWORKS)
+def test_every_network_gets_the_classes_of_the_data(network):
+    model = build.instantiate(fitted(network, LABELS, {"label": list("abcd")}))
+    assert numbers_of_classes(model) == {"label": 4}
+    assert model.conditions == ["label"]
+
+
+@pytest.mark.parametrize("network", [UNET, MLP], ids=["U-Net", "perceptron"])
+def test_several_labels_and_a_vector_have_their_names(network):
+    labels = {"tone": LABELS, "vector": torch.zeros(6, 5)}
+    model = build.instantiate(fitted(network, labels))
+    assert numbers_of_classes(model) == {"tone": 3}
+    assert model.conditions == ["tone", "vector"]
+
+
+def test_a_choice_of_the_configuration_stays():
+    chosen = {**MLP, "classes": 0}
+    assert fitted(chosen, LABELS) == chosen
+    chosen = {**UNET, "conditions": {"_target_": "scoresde.networks.Conditions", "classes": 7}}
+    assert fitted(chosen, LABELS) == chosen
+
+
+def test_networks_of_others_and_data_without_labels_are_left_alone():
+    assert fitted({"_target_": "points.Network"}, LABELS) == {"_target_": "points.Network"}
+    assert fitted(UNET, None) == UNET
