@@ -255,7 +255,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, default=100, help="runs of the particle sampler for the evidence")
     parser.add_argument("--particles", type=int, default=128, help="particles of each of these runs")
     parser.add_argument("--many", type=int, default=4096, help="particles for the weights")
-    parser.add_argument("--steps", type=int, default=50, help="steps of these runs")
+    parser.add_argument("--steps", type=int, default=100, help="steps of these runs")
     parser.add_argument("--store", type=Path, help="JSON lines of the cells; those in it are not run again")
     options = parser.parse_args()
     if options.quick:
