@@ -11,7 +11,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.utils.data import Dataset
 
-from scoresde.arguments import Count, Distinct, EvenCount, Few, Level, Named, Positive, Seed
+from scoresde.arguments import Count, Distinct, EvenCount, Few, Level, Named, Positive, Seed, Width
 from scoresde.dequantization import Dequantization
 from scoresde.evaluation.dataset_likelihood import Budget, evaluate_likelihood
 from scoresde.losses import Objective
@@ -26,7 +26,7 @@ from scoresde.training.validation import HeldOut
 from scoresde.wrappers import ModelWrapper
 
 Directory = Annotated[str | int, Named("a directory")]  # a name such as 7 is read as an integer
-File = Annotated[str | int, Named("a path")]
+File = Annotated[str, Named("a path, in quotes if it is a number")]
 Names = Annotated[Sequence[str], Distinct(least=1)]
 Split = Literal["train", "validation", "test"]
 Weights = str | float
@@ -160,8 +160,8 @@ class Dequantize(Shared):
     run: Directory
     weights: Weights
     layers: Few
-    width: Count
-    steps: Count
+    width: Width
+    steps: Few
     batch_size: Count
     clip: Positive
     draws: EvenCount
