@@ -164,17 +164,23 @@ def missing(package: str) -> bool:
 
 def sampling_of_azula() -> types.ModuleType:
     """Import azula.sample without the networks of its package."""
-    if "azula.sample" in sys.modules:
-        return sys.modules["azula.sample"]
+    return module_of_azula("sample")
+
+
+def module_of_azula(name: str) -> types.ModuleType:
+    """Import a module of azula, such as "guidance.dps", without its packages, which import further ones."""
+    whole = f"azula.{name}"
+    if whole in sys.modules:
+        return sys.modules[whole]
     found = importlib.util.find_spec("azula")
     if found is None:
         raise ModuleNotFoundError("azula is not installed: pip install --no-deps azula")
     (folder,) = found.submodule_search_locations or ()
     packages = {}
-    for name, path in (("azula", folder), ("azula.nn", f"{folder}/nn")):
-        packages[name] = types.ModuleType(name)
-        packages[name].__path__ = [path]
+    for package in ("azula", "azula.nn", "azula.guidance"):
+        packages[package] = types.ModuleType(package)
+        packages[package].__path__ = [f"{folder}/{package.partition('.')[2]}"]
     with mock.patch.dict(sys.modules, packages):
-        loaded = importlib.import_module("azula.sample")
-    sys.modules["azula.sample"] = loaded
+        loaded = importlib.import_module(whole)
+    sys.modules[whole] = loaded
     return loaded

@@ -104,6 +104,7 @@ Few = Annotated[int, Range(1, MOST)]
 FewOrZero = Annotated[int, Range(0, MOST)]
 EvenCount = Annotated[int, Range(2, MOST, is_even=True)]
 Layers = Annotated[int, Range(0, 10_000)]
+Width = Annotated[int, Range(1, 2**16)]
 Levels = Annotated[int, Range(2, 2**32)]
 Seed = Annotated[int, Range(0, 2**63 - 1)]
 Seed32 = Annotated[int, Range(0, 2**32 - 1)]  # the seeds that NumPy's RandomState accepts

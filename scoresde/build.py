@@ -38,7 +38,7 @@ from scoresde.classifier import NoisyClassifier
 from scoresde.dequantization import DataMap, Dequantization, Variational
 from scoresde.predictions import Prediction
 from scoresde.protocols import Transform
-from scoresde.run_config import CONFIG, changed_setting, plain, read_config
+from scoresde.run_config import CONFIG, changed_setting, join, plain, read_config
 from scoresde.score import ScoreModel
 from scoresde.sdes import SDE
 from scoresde.tensors import available
@@ -367,6 +367,8 @@ def _check_types(key: str, value: Any, role: Any, trust: Sequence[str]) -> None:
 
 def _check_target(key: str, node: DictConfig, role: Any, trust: Sequence[str]) -> None:
     """Check that the target of a node fits the annotation `role`, and that its arguments match their annotations."""
+    if node["_target_"] is None:
+        raise ValueError(f"{join(key, '_target_')} must be the name of a class; got null")
     target = str(node["_target_"])
     _check(target, trust, f"{key}: " if key else "")
     if not target.startswith(("scoresde.", *TORCH_PACKAGES)):  # a package in `trust`, whose targets fit everywhere

@@ -11,7 +11,20 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.utils.data import Dataset
 
-from scoresde.arguments import MOST, Count, CountOrZero, Distinct, EvenCount, Few, Level, Named, Positive, Range, Seed
+from scoresde.arguments import (
+    MOST,
+    Count,
+    CountOrZero,
+    Distinct,
+    EvenCount,
+    Few,
+    Level,
+    Named,
+    Positive,
+    Range,
+    Seed,
+    Width,
+)
 from scoresde.dequantization import Dequantization
 from scoresde.evaluation.dataset_likelihood import Budget, evaluate_likelihood
 from scoresde.inverse import Measured, Operator, RePaint, Replacement, SizedOperator, TwistedParticles
@@ -28,7 +41,7 @@ from scoresde.training.validation import HeldOut
 from scoresde.wrappers import ModelWrapper
 
 Directory = Annotated[str | int, Named("a directory")]  # a name such as 7 is read as an integer
-File = Annotated[str | int, Named("a path")]
+File = Annotated[str, Named("a path, in quotes if it is a number")]
 Names = Annotated[Sequence[str], Distinct(least=1)]
 Split = Literal["train", "validation", "test"]
 Weights = str | float
@@ -183,8 +196,8 @@ class Dequantize(Shared):
     run: Directory
     weights: Weights
     layers: Few
-    width: Count
-    steps: Count
+    width: Width
+    steps: Few
     batch_size: Count
     clip: Positive
     draws: EvenCount

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from scoresde.arguments import Count, Few, Positive, Seed
+from scoresde.arguments import Count, Few, Positive, Seed, Width
 from scoresde.evaluation.records import digest
 from scoresde.metrics.features import ClassifierFeatures, Features, Span, check_images, to_unit
 from scoresde.metrics.intervals import wilson
@@ -43,7 +43,7 @@ class TrainedClassifier:
         path: str | Path,
         train: Dataset,
         test: Dataset,
-        span: Sequence[float],
+        span: tuple[float, float],
         **training: "Annotated[Any, train_classifier]",
     ):
         black, white = span
@@ -120,7 +120,7 @@ class SmallCNN(nn.Module):
 
     scale: Tensor
 
-    def __init__(self, shape: Sequence[int], classes: int, width: Count = 32, features: Count = 64):
+    def __init__(self, shape: Sequence[int], classes: int, width: Width = 32, features: Width = 64):
         super().__init__()
         if len(shape) != 3 or min(shape[1:]) < 4 or classes < 2:
             raise ValueError(

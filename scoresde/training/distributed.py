@@ -63,6 +63,7 @@ def processes() -> Iterator[None]:
     dist.init_process_group(backend, timeout=timedelta(minutes=minutes))
     try:
         yield
+        dist.barrier()  # a process that ends while another still sends would abort that one
     except RuntimeError as error:
         if "Timed out" not in str(error):
             raise

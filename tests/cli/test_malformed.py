@@ -143,7 +143,7 @@ OTHERS = {
     "data data=image_folder data.root=. data.size=100000000": "a state of data.shape=[3, 100000000, 1000000",
     "report run=toy film_frames=1.5": "film_frames must be an integer >= 1",
     "report run=toy film=1": "film must be true or false; got 1",
-    "convert source=edm path=[]": "path must be a path; got []",
+    "convert source=edm path=[]": "path must be a path, in quotes if it is a number; got []",
 }
 LOG, CIFAR, ONLY = "{_target_: scoresde.training.log.Log}", "{_target_: scoresde.data.CIFAR10}", "(_target_: ...)"
 ROLES = [
