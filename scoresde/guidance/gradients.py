@@ -136,7 +136,7 @@ class Loss(Guided):
             return _one_per_sample(self.loss(views[0].denoised), x, "the loss must return one number")
 
         gradient = gradient_of(loss, x)
-        inner = self.model.predict(x, t) if is_transformed(x) else views[0]
+        inner = views_outside(self.model, x, t, views[0])
         if self.rule == "normalised":
             norms = [sum_dims(part.square()).sqrt() for part in (inner.score, gradient)]
             scale = scale * torch.where(norms[1] > 0, norms[0] / norms[1], 0.0)
@@ -177,6 +177,28 @@ def pullback(function: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, C
             )[0]
 
     return value if has_graph else value.detach(), pulled
+
+
+class DetachedViews(Views):
+    """Views without the graph of the network evaluation that they come from."""
+
+    def __init__(self, views: Views):
+        super().__init__(views.sde, views.t, None if views.variance is None else views.variance.detach())
+        self._views = views
+
+    def combine(self, denoised: Tensor, noise: Tensor) -> Tensor:
+        return self._views.combine(denoised, noise).detach()
+
+
+def views_outside(model: Model, x: Tensor, t: Tensor, views: Views) -> Views:
+    """Return the views at x, after a gradient was computed through `views` at the same x, for use outside of it.
+
+    They have a graph only if the caller differentiates through x. Within the transforms of `torch.func`, views of the
+    inner transform end with it, and the network is evaluated once more.
+    """
+    if is_transformed(x):
+        return model.predict(x, t)
+    return views if torch.is_grad_enabled() and x.requires_grad else DetachedViews(views)
 
 
 def is_transformed(x: Tensor) -> bool:

@@ -34,7 +34,7 @@ from torch import Tensor
 
 from scoresde.arguments import Count, NonNegative, Positive, checked
 from scoresde.guidance import Guided
-from scoresde.guidance.gradients import gradient_of, is_transformed, pullback
+from scoresde.guidance.gradients import gradient_of, pullback, views_outside
 from scoresde.guidance.guided import Interval
 from scoresde.inverse.conjugate_gradients import conjugate_gradients
 from scoresde.inverse.operators import as_operator, check_linear, check_measurement, positive_std
@@ -147,7 +147,7 @@ class DPS(Measured):
         if self.rule == "published":
             per_time = PUBLISHED_STEPS / (self.sde.t_max - self.sde.t_min)
             scale = scale * per_time / self.sde.diffusion(t).square()
-        inner = self.model.predict(x, t) if is_transformed(x) else views[0]
+        inner = views_outside(self.model, x, t, views[0])
         return TiltedViews(inner, broadcast(scale, gradient) * gradient)
 
 
@@ -173,7 +173,7 @@ class MomentMatched(Measured):
 
         mean, pull = pullback(denoised, x)
         gradient = self.pulled(self.residual(self.operator(mean)), pull, t)
-        inner = self.model.predict(x, t) if is_transformed(x) else views[0]
+        inner = views_outside(self.model, x, t, views[0])
         return TiltedViews(inner, broadcast(scale, gradient) * gradient)
 
     def pulled(self, residual: Tensor, pull: Callable[[Tensor], Tensor], t: Tensor) -> Tensor:

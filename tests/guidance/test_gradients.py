@@ -110,9 +110,12 @@ def test_costs_are_counted_in_the_network():
     assert [(result.nfe, result.backward) for result in results] == [(10, 0), (10, 10)]
 
 
-def test_gradients_have_no_graph_unless_the_caller_differentiates():
+@pytest.mark.parametrize("kind", ["classifier", "loss"])
+def test_gradients_have_no_graph_unless_the_caller_differentiates(kind):
     oracle, sde = mixture(), ss.VP()
     guided = Classifier(oracle.score_model(sde), exact_classifier(oracle, sde), 1)
+    if kind == "loss":
+        guided = Loss(oracle.score_model(sde), lambda x0: x0.square().flatten(1).sum(dim=1))
     x, t = states(sde)
     assert not guided.score(x, t).requires_grad
     assert guided.score(x.requires_grad_(), t).requires_grad
