@@ -150,7 +150,7 @@ class _Evaluation:
     seed: int
 
     def posterior(self, indices: Tensor) -> Numbers:
-        """Return the posteriors of a batch, their errors and cost, and the conventions."""
+        """Return the class posteriors of a batch, their errors and cost, and the conventions of their likelihoods."""
         x, others = self._load(indices)
         conds = [{**others, self.condition: torch.tensor([k])} for k in range(len(self.options["prior"]))]
         seeds = [self.seed + int(i) for i in indices]

@@ -57,9 +57,10 @@ class DPMSolverPP(Multistep):
 
 
 def _published(lams: Sequence[float], h: float, rate: float) -> list[float]:
-    """Return the published weights of the values of the denoiser at lambda = `lams`; rate = 1 + l^2.
+    """Return the published weights of the denoiser's values at `lams`, values of lambda = log(alpha/sigma).
 
-    Two values give "2M" (2211.01095, algorithm 2), three give "3M" (k-diffusion). h is the step in lambda.
+    Two values give "2M" (2211.01095, algorithm 2), three give "3M" (k-diffusion). h is the step in lambda. `rate` is
+    1 + l^2 with the noise level l of the step: l = 0 for the ODE, l = 1 for the reverse SDE.
     """
     phi1 = -math.expm1(-rate * h)
     if len(lams) == 2:

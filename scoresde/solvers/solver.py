@@ -42,8 +42,9 @@ class Solution:
     """The result of a solver, per sample.
 
     x: the state (B, *) at `position` (B,), which is `end` on success. integral: the integral of each component of g
-    along the path, float64 (B, k). squared: sum_i w_i^2 g_i, float64 (B, k), or None from a solver that does not know
-    the weights w_i. status: a `Status` for each sample (B,).
+    along the path, sum_i w_i g(x_i, s_i) over the evaluations i with the solver's weights w_i, float64 (B, k). squared:
+    the same sum with the squared weights w_i^2, or None from a solver that does not know them. status: a `Status` for
+    each sample (B,).
     """
 
     x: Tensor
