@@ -136,7 +136,9 @@ def test_archive_with_another_md5_is_not_read(name, tmp_path, monkeypatch):
     for module, function in ((tarfile, "open"), (pickle, "Unpickler")):
         monkeypatch.setattr(module, function, lambda *args, **kwargs: pytest.fail("the archive was read"))
     md5 = hashlib.md5(content).hexdigest()
-    message = f"{name} is not the official archive .*MD5 is {md5}, but .* is {CIFAR10.md5[name]}.*: delete it, and download"
+    message = (
+        f"{name} is not the official archive .*MD5 is {md5}, but .* is {CIFAR10.md5[name]}.*: delete it, and download"
+    )
     with pytest.raises(ValueError, match=message):
         CIFAR10(tmp_path)
 

@@ -156,7 +156,9 @@ def test_columns_without_images(tmp_path):
     path = write_columns(tmp_path / "x.parquet", a=IMAGES, b=IMAGES, text=["a"] * 50)
     assert len(ParquetImages(path, 6, column="b")) == 50
     for column in (None, "text", "c"):
-        message = f"{path} .*column must name a column .*got {column!r}, and the columns a: binary b: binary text: string"
+        message = (
+            f"{path} .*column must name a column .*got {column!r}, and the columns a: binary b: binary text: string"
+        )
         with pytest.raises(ValueError, match=message):
             ParquetImages(path, 6, column=column)
 
