@@ -10,8 +10,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from scoresde.networks.embeddings import NULL, named
-from scoresde.protocols import Condition, expand
+from scoresde.networks.embeddings import named
+from scoresde.protocols import NULL, Condition, expand
 from scoresde.score import ScoreModel
 from scoresde.sdes import SDE, checked_times
 from scoresde.tensors import broadcast, float64, floating_dtype, listed

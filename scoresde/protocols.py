@@ -4,6 +4,7 @@ A network is any callable with the signature of `Network`; a model is any object
 losses and likelihoods accept any such object (`wrappers.as_model` adapts it).
 """
 
+import math
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -18,6 +19,30 @@ Condition = Tensor | dict[str, Tensor] | None
 
 A tensor with leading dimension B holds one condition per sample. Any other tensor, such as (), is one condition for all
 samples. If the first dimension of such a tensor could equal B, give it a leading dimension of 1."""
+
+
+NULL = -1
+"""The label of a sample without a class, which is a null condition."""
+
+
+def by_name(cond: Condition) -> dict[str, Tensor]:
+    """Return the tensors of a condition by name; a single tensor is the "label" if it holds integers, else "vector".
+
+    Raises:
+        TypeError: the condition is not None, a tensor or a dict of tensors.
+    """
+    if cond is None:
+        return {}
+    if isinstance(cond, Tensor):
+        return {"vector" if cond.is_floating_point() else "label": cond}
+    if not isinstance(cond, dict):
+        raise TypeError(f"a condition must be None, a tensor or a dict of tensors; got {type(cond).__name__}")
+    return cond
+
+
+def null_condition(part: Tensor) -> Tensor:
+    """Return the null condition with the shape and dtype of the tensor `part`: NaN if floating-point, else -1."""
+    return torch.full_like(part, math.nan if part.is_floating_point() else NULL)
 
 
 def as_condition(cond: Any) -> Condition:

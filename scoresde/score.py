@@ -21,9 +21,19 @@ from torch import Tensor, nn
 
 from scoresde import predictions
 from scoresde.counting import evaluated
-from scoresde.networks.embeddings import NULL, by_name
 from scoresde.predictions import Prediction
-from scoresde.protocols import Condition, Model, Network, as_condition, call_network, expand, select, to_device
+from scoresde.protocols import (
+    NULL,
+    Condition,
+    Model,
+    Network,
+    as_condition,
+    by_name,
+    call_network,
+    expand,
+    select,
+    to_device,
+)
 from scoresde.sdes import SDE, checked_times
 from scoresde.tensors import at_least_float32, broadcast, check_instance, check_shape_of_states, floating
 from scoresde.views import Views

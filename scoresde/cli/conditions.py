@@ -23,8 +23,7 @@ from torch import Tensor
 from scoresde.atomic_files import replace_atomically
 from scoresde.cli.suggestions import did_you_mean
 from scoresde.data.items import LABEL
-from scoresde.networks.embeddings import NULL, by_name
-from scoresde.protocols import Condition, as_condition, expand
+from scoresde.protocols import NULL, Condition, as_condition, by_name, expand
 
 ALL = "all"
 ROW = 8  # samples of each class by default

@@ -13,11 +13,12 @@ from torch.utils.data import Dataset
 from scoresde import build
 from scoresde.cli.common import SPLITS, check_choice, check_states, fit_transform, result_name
 from scoresde.cli.output import Record, print_rows, print_table, shows_progress
-from scoresde.data.items import LABEL, NULL, conditions_by_name
+from scoresde.data.items import LABEL
 from scoresde.data.summary import DatasetSummary, describe, state_of
 from scoresde.dataset_plots import save_dataset
 from scoresde.evaluation.generation import check_count
 from scoresde.prior_mismatch import prior_mismatches, warn_of_mismatch
+from scoresde.protocols import NULL, by_name
 
 FIGURES = Path("datasets") / "figures"
 IMAGES, POINTS = 64, 2000  # samples in a picture of images, and of other data
@@ -91,7 +92,7 @@ def class_rows(dataset: Dataset, shape: Sequence[int], n: int | None) -> tuple[l
     images if n is None, otherwise n divided by the number of these classes, rounded up. A class with fewer images is
     filled up with images of NaN.
     """
-    labels = conditions_by_name(getattr(dataset, "labels", None))
+    labels = by_name(getattr(dataset, "labels", None))
     name = next((name for name in getattr(dataset, "class_names", {}) if name in labels), None)
     if name is None or len(shape) != 3 or shape[0] not in (1, 3):
         return None

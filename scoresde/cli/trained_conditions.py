@@ -15,8 +15,8 @@ from scoresde import build, run_config
 from scoresde.arguments import annotations_of
 from scoresde.evaluation.conditions import Rows, rows_of_classes
 from scoresde.evaluation.labels import class_names, labels_of
-from scoresde.networks.embeddings import NULL, by_name, numbers_of_classes
-from scoresde.protocols import Condition
+from scoresde.networks.embeddings import numbers_of_classes
+from scoresde.protocols import NULL, Condition, by_name
 from scoresde.score import ScoreModel
 from scoresde.training.batches import split_condition
 from scoresde.training.condition_dropout import dropped_names

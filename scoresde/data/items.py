@@ -23,11 +23,11 @@ import numpy as np
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from scoresde.protocols import NULL, by_name
 from scoresde.tensors import floating
 
 PARTS = ("train", "validation", "test", "all")
 LABEL = "label"  # name of a condition that is a tensor of integers
-NULL = -1  # the null class
 
 
 class Items(Dataset):
@@ -59,7 +59,7 @@ class Items(Dataset):
         self.entries, self.labels, self.flip = entries, labels, flip
         if class_names:
             self.class_names = {name: list(classes) for name, classes in class_names.items()}
-        for name, values in conditions_by_name(labels).items():
+        for name, values in by_name(labels).items():
             _check_labels(name, values, len(entries), (class_names or {}).get(name))
 
     @property
@@ -81,13 +81,6 @@ class Items(Dataset):
     def state(self, entry: Any) -> Tensor:
         """Return the floating-point state made from an entry."""
         return floating(entry)
-
-
-def conditions_by_name(condition: Any) -> dict[str, Any]:
-    """Return a condition as a dict by name: a tensor is named "label" if it holds integers, and "vector" otherwise."""
-    if condition is None or isinstance(condition, Mapping):
-        return dict(condition or {})
-    return {"vector" if condition.is_floating_point() else LABEL: condition}
 
 
 def listed(labels: Any) -> list[Any]:

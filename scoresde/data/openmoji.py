@@ -27,8 +27,9 @@ from scoresde.arguments import Distinct, Range, checked
 from scoresde.atomic_files import remove_leftovers, replace_atomically
 from scoresde.data.emoji_names import GROUPS, TONES, Attributes, attributes, caption
 from scoresde.data.image_files import SHARES, hundredth
-from scoresde.data.items import NULL, PARTS, Items, check_choice, join_labels, listed, reading
+from scoresde.data.items import PARTS, Items, check_choice, join_labels, listed, reading
 from scoresde.progress import progress_bar
+from scoresde.protocols import NULL
 from scoresde.tensors import floating
 
 CREDIT = "pictures by OpenMoji (https://openmoji.org), licence CC BY-SA 4.0"

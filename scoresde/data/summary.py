@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from scoresde.data.items import conditions_by_name
 from scoresde.progress import progress_bar
+from scoresde.protocols import by_name
 
 BLOCK = 2**20  # number of values in a block
 MANY = 65_536  # largest number of distinct levels that is counted
@@ -190,7 +190,7 @@ def _state_and_classes(item: Any) -> tuple[Tensor, list[tuple[str, int]]]:
     state, condition = item if isinstance(item, (tuple, list)) and len(item) == 2 else (item, None)
     if not isinstance(state, Tensor):
         raise TypeError(f"an item of a dataset must be a tensor or (tensor, condition); got {type(item).__name__}")
-    conditions = conditions_by_name(condition if isinstance(condition, (Tensor, Mapping)) else None).items()
+    conditions = by_name(condition if isinstance(condition, (Tensor, dict)) else None).items()
     integers = [(name, x) for name, x in conditions if isinstance(x, Tensor) and not x.is_floating_point()]
     return state.detach().cpu(), [(name, int(label)) for name, label in integers if label.ndim == 0]
 

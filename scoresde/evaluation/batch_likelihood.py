@@ -31,9 +31,8 @@ from scoresde.likelihood import (
     log_prob,
 )
 from scoresde.losses import Nodes
-from scoresde.networks.embeddings import by_name
 from scoresde.prior_mismatch import prior_mismatches
-from scoresde.protocols import Condition
+from scoresde.protocols import Condition, by_name
 from scoresde.random_stream import RandomStream
 from scoresde.score import device_of
 from scoresde.solvers import Solver

@@ -20,8 +20,7 @@ from scoresde.data.items import LABEL, Items
 from scoresde.evaluation.labels import classes_of
 from scoresde.evaluation.references import evenly_spaced
 from scoresde.metrics.features import Features, FeatureSpace
-from scoresde.networks.embeddings import by_name
-from scoresde.protocols import Condition
+from scoresde.protocols import Condition, by_name
 from scoresde.training.batches import split_condition
 
 

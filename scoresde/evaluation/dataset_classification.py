@@ -12,15 +12,13 @@ from torch.utils.data import Dataset, default_collate
 from scoresde.arguments import Count, Few, Positive
 from scoresde.build import Run
 from scoresde.classify import classify
-from scoresde.data.items import NULL
 from scoresde.dequantization import DataMap, Dequantization, Incomplete
 from scoresde.divergence import Trace
 from scoresde.evaluation.labels import labels_of
 from scoresde.evaluation.resumable import Numbers, directory_for, evaluate, fingerprint
 from scoresde.metrics.classification import Calibration, accuracy, brier_score, calibration, confusion, log_score
 from scoresde.metrics.intervals import Interval
-from scoresde.networks.embeddings import by_name
-from scoresde.protocols import Condition
+from scoresde.protocols import NULL, Condition, by_name
 from scoresde.solvers import Solver
 from scoresde.training.batches import split_condition
 

@@ -21,8 +21,7 @@ from torch import Tensor
 from scoresde.arguments import check_memory
 from scoresde.build import Run
 from scoresde.evaluation.resumable import Numbers, describe, directory_for, evaluate, fingerprint
-from scoresde.networks.embeddings import by_name
-from scoresde.protocols import Condition, Model, expand, select
+from scoresde.protocols import Condition, Model, by_name, expand, select
 from scoresde.samplers import Sampler
 from scoresde.training import checkpoint, distributed
 from scoresde.training.locks import shared

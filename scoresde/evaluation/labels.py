@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from scoresde.build import Run
-from scoresde.data.items import NULL, conditions_by_name
 from scoresde.networks.embeddings import numbers_of_classes
+from scoresde.protocols import NULL, by_name
 
 
 def labels_of(dataset: Dataset) -> dict[str, Tensor]:
@@ -19,11 +19,11 @@ def labels_of(dataset: Dataset) -> dict[str, Tensor]:
     """
     count = len(dataset)  # type: ignore[arg-type]
     if hasattr(dataset, "labels"):
-        columns = conditions_by_name(dataset.labels)
+        columns = by_name(dataset.labels)
         columns = {name: torch.cat([values] * (count // len(values))) for name, values in columns.items()}  # mirrored
     else:
         items = [dataset[i] for i in range(count)]
-        found = [conditions_by_name(item[1]) if isinstance(item, (tuple, list)) else {} for item in items]
+        found = [by_name(item[1]) if isinstance(item, (tuple, list)) else {} for item in items]
         columns = {name: torch.stack([torch.as_tensor(c[name]) for c in found]) for name in (found[0] if found else ())}
     return {name: v.long() for name, v in columns.items() if not v.is_floating_point() and v.ndim == 1}
 

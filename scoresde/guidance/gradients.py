@@ -10,8 +10,7 @@ from torch.nn import functional as F
 from scoresde.divergence import attention_kernels
 from scoresde.guidance.blends import check_same_path
 from scoresde.guidance.guided import Guided, Interval
-from scoresde.networks.embeddings import NULL, by_name
-from scoresde.protocols import Model, as_condition, expand, select
+from scoresde.protocols import NULL, Model, as_condition, by_name, expand, select
 from scoresde.tensors import at_least_float32, broadcast, check_instance, sum_dims
 from scoresde.views import TiltedViews, Views
 

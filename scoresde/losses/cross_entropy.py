@@ -13,8 +13,7 @@ from torch.nn import functional as F
 from scoresde.arguments import checked
 from scoresde.losses.objective import Drawn, LossTerms, Objective
 from scoresde.losses.time_densities import TimeDensity, UniformTime
-from scoresde.networks.embeddings import by_name
-from scoresde.protocols import Condition, as_condition, expand
+from scoresde.protocols import Condition, as_condition, by_name, expand
 
 
 class LabelledClassifier(nn.Module):

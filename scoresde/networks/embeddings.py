@@ -28,18 +28,11 @@ from torch.nn import functional as F
 
 from scoresde.arguments import Count, CountOrZero, Positive, checked
 from scoresde.networks.layers import cast_for, linear
-from scoresde.protocols import Condition
+from scoresde.protocols import NULL, Condition, by_name
 from scoresde.tensors import FullPrecision, at_least_float32
 
-NULL = -1
-"""The label of a sample without a class."""
 Classes = CountOrZero | Mapping[str, Count]
 """The number of classes of the condition "label" (0 for none), or of several conditions by name."""
-
-
-def null_condition(part: Tensor) -> Tensor:
-    """Return the null condition with the shape and dtype of the tensor `part`: NaN if floating-point, else -1."""
-    return torch.full_like(part, math.nan if part.is_floating_point() else NULL)
 
 
 @checked
@@ -118,21 +111,6 @@ class Conditions:
     cond_features: CountOrZero = 0
     context_features: CountOrZero = 0
     cond_join: str = "output"
-
-
-def by_name(cond: Condition) -> dict[str, Tensor]:
-    """Return the tensors of a condition by name; a single tensor is the "label" if it holds integers, else "vector".
-
-    Raises:
-        TypeError: the condition is not None, a tensor or a dict of tensors.
-    """
-    if cond is None:
-        return {}
-    if isinstance(cond, Tensor):
-        return {"vector" if cond.is_floating_point() else "label": cond}
-    if not isinstance(cond, dict):
-        raise TypeError(f"a condition must be None, a tensor or a dict of tensors; got {type(cond).__name__}")
-    return cond
 
 
 def named(cond: Condition, known: Iterable[str]) -> dict[str, Tensor]:

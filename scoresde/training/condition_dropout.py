@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from scoresde.arguments import Share, check
-from scoresde.networks.embeddings import by_name, null_condition
-from scoresde.protocols import Condition
+from scoresde.protocols import Condition, by_name, null_condition
 from scoresde.random_stream import RandomStream
 
 Dropout = Share | dict[str, Share]

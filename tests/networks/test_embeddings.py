@@ -7,14 +7,13 @@ import pytest
 import torch
 
 from scoresde.networks.embeddings import (
-    NULL,
     ConditionEmbedding,
     FourierEmbedding,
     PositionalEmbedding,
     TimeEmbedding,
     named,
-    null_condition,
 )
+from scoresde.protocols import NULL, null_condition
 from tests.conftest import close, f64, normal
 from tests.networks.test_layers import difference, randomised
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from scoresde.networks.embeddings import NULL
+from scoresde.protocols import NULL
 from scoresde.training.batches import StepNoise
 from scoresde.training.condition_dropout import drop_conditions, dropped_names
 
