@@ -45,6 +45,13 @@ def null_condition(part: Tensor) -> Tensor:
     return torch.full_like(part, math.nan if part.is_floating_point() else NULL)
 
 
+def has_null(part: Tensor) -> bool:
+    """Return whether a condition is the null condition for some samples: the label -1, or numbers that are all NaN."""
+    if not part.is_floating_point():
+        return bool((part == NULL).any())
+    return bool(part.isnan().flatten(1 if part.ndim > 1 else 0).all(-1).any())
+
+
 def as_condition(cond: Any) -> Condition:
     """Convert tensors, numbers, lists, NumPy arrays, or a dict of them, to a condition of tensors.
 

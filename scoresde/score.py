@@ -31,6 +31,7 @@ from scoresde.protocols import (
     by_name,
     call_network,
     expand,
+    has_null,
     select,
     to_device,
 )
@@ -199,9 +200,10 @@ class ScoreModel(BaseModel):
             parts = by_name(cond) if self.conditional else {}
             if missing := [name for name in self.conditional if name not in parts]:
                 raise ValueError(self._needs_condition(f"no condition named {missing[0]}"))
-            label = parts.get("label")
-            if label is not None and not label.is_floating_point() and bool((label == NULL).any()):
-                raise ValueError(self._needs_condition(f"the null label {NULL}"))
+            for name in self.conditional:
+                if has_null(parts[name]):
+                    null = "NaN" if parts[name].is_floating_point() else f"the null label {NULL}"
+                    raise ValueError(self._needs_condition(null if name == "label" else f"{null} for {name}"))
             return self._with(to_device(cond, device_of(self)))
 
     def _needs_condition(self, got: str) -> str:

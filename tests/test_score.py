@@ -336,3 +336,20 @@ def test_evaluations_are_counted_when_the_network_runs():
             model.predict(x, 0.5)
     model.predict(x, 0.5)
     assert (outer.forward, inner.forward, outer.backward) == (2, 1, 0)
+
+
+@pytest.mark.parametrize(
+    ("name", "null", "got"),
+    [
+        ("label", torch.tensor([0, -1]), "the null label -1"),
+        ("tone", torch.tensor([0, -1]), "the null label -1 for tone"),
+        ("vector", torch.tensor([[1.0, 2.0], [float("nan"), float("nan")]]), "NaN for vector"),
+    ],
+)
+def test_a_null_condition_is_refused_if_the_network_never_saw_one(name, null, got):
+    model = ss.ScoreModel(lambda x, c_noise, cond: x, ss.VP(), conditional=(name,))
+    with pytest.raises(ValueError, match=f"for every sample, never without; got {got}"):
+        model.given({name: null})
+    assert model.given({name: null[:1]}).cond is not None
+    free = ss.ScoreModel(lambda x, c_noise, cond: x, ss.VP())
+    assert free.given({name: null}).cond is not None

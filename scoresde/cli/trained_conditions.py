@@ -16,7 +16,7 @@ from scoresde.arguments import annotations_of
 from scoresde.evaluation.conditions import Rows, rows_of_classes
 from scoresde.evaluation.labels import class_names, labels_of
 from scoresde.networks.embeddings import numbers_of_classes
-from scoresde.protocols import NULL, Condition, by_name
+from scoresde.protocols import NULL, Condition, by_name, has_null
 from scoresde.score import ScoreModel
 from scoresde.training.batches import split_condition
 from scoresde.training.condition_dropout import dropped_names
@@ -78,8 +78,8 @@ def trained_conditions(model: ScoreModel, dataset: Any, config: DictConfig) -> l
             f"the network takes the condition {' and '.join(expected)}, but the training data has none: give the data "
             "labels, data.train.labels=..., or build the network without conditions (network.classes=0)"
         )
-    labels = by_name(getattr(dataset, "labels", None))
-    labels = {name: values for name, values in labels.items() if not values.is_floating_point()}
+    conditions = by_name(getattr(dataset, "labels", None))
+    labels = {name: values for name, values in conditions.items() if not values.is_floating_point()}
     for name, built in numbers_of_classes(model).items():
         seen = labels[name][labels[name] != NULL].unique().numel() if name in labels else built
         if seen < built:
@@ -88,7 +88,7 @@ def trained_conditions(model: ScoreModel, dataset: Any, config: DictConfig) -> l
                 f"the network has {built}{which} classes, of which {seen} occur in the training data", stacklevel=2
             )
     dropped = dropped_names(run_config.plain(config.condition)["dropout"], names)
-    return [n for n in names if n not in dropped and not (n in labels and bool((labels[n] == NULL).any()))]
+    return [n for n in names if n not in dropped and not (n in conditions and has_null(conditions[n]))]
 
 
 def condition_names(config: DictConfig, split: str) -> list[str] | None:

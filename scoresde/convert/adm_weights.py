@@ -97,7 +97,7 @@ def translate(state: State, network: Encoder, new_order: bool, pool: Mapping[str
         if value is not None and theirs.endswith("positional_embedding"):
             value = value.T
         if value is None or _without_ones(value) != _without_ones(expected):
-            got = "no tensor of that name" if value is None else tuple(value.shape)
+            got = "none" if value is None else tuple(value.shape)
             raise ValueError(
                 f"weights differ first at {name} ({theirs} in guided-diffusion): expected shape "
                 f"{tuple(expected.shape)}; got {got}"

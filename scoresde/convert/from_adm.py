@@ -221,7 +221,7 @@ def _pool(state: State) -> tuple[str, dict[str, Any], int]:
         arguments = {**arguments, "hidden": len(_tensor(state, "out.0.weight", 2))}
     last = f"{names['linear']}.weight"
     if last not in state:
-        raise ValueError(f"expected {last}, the last layer of the classifier's pool; got no tensor of that name")
+        raise ValueError(f"expected {last}, the last layer of the classifier's pool; got none")
     return name, {"_target_": f"scoresde.networks.{kind}", "_partial_": True, **arguments}, len(state[last])
 
 
@@ -229,6 +229,6 @@ def _tensor(state: State, name: str, dims: int) -> Tensor:
     """Return the tensor `name`; raise ValueError if it is missing or does not have `dims` dimensions."""
     value = state.get(name)
     if value is None or value.ndim != dims:
-        got = "no tensor of that name" if value is None else f"the shape {tuple(value.shape)}"
+        got = "none" if value is None else f"the shape {tuple(value.shape)}"
         raise ValueError(f"expected {name} with {dims} dimensions; got {got}")
     return value

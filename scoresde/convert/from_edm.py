@@ -159,7 +159,7 @@ def _tensor(state: State, name: str, dims: int) -> Tensor:
     """Return the tensor `name`; raise ValueError if it is missing or does not have `dims` dimensions."""
     value = state.get(name)
     if value is None or value.ndim != dims:
-        got = "no tensor of that name" if value is None else f"the shape {tuple(value.shape)}"
+        got = "none" if value is None else f"the shape {tuple(value.shape)}"
         raise ValueError(f"expected {name} with {dims} dimensions; got {got}")
     return value
 
@@ -222,7 +222,7 @@ def translate(state: State, network: UNet) -> State:
         value = state.get(theirs)
         unused.discard(theirs)
         if value is None or value.shape != expected.shape:
-            got = "no tensor of that name" if value is None else tuple(value.shape)
+            got = "none" if value is None else tuple(value.shape)
             raise ValueError(
                 f"weights differ first at {name} ({theirs} in EDM): expected shape {tuple(expected.shape)}; got {got}"
             )

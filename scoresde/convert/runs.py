@@ -75,7 +75,7 @@ def save_run(run: build.Run, directory: str | Path, averaged: Mapping[str, Tenso
     directory, state = check_free(directory), run.model.state_dict()
     for name, tensor in (averaged or {}).items():
         if name not in state or state[name].shape != tensor.shape:
-            expected = f"shape {tuple(state[name].shape)}" if name in state else "no tensor of that name"
+            expected = f"shape {tuple(state[name].shape)}" if name in state else "none"
             raise ValueError(
                 f"averaged weights must match the model; {name} has shape {tuple(tensor.shape)}, but the model has "
                 f"{expected}"

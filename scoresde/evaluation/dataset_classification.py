@@ -85,7 +85,7 @@ def evaluate_classification(
     seed: int = 0,
     progress: bool = True,
 ) -> DatasetClassification:
-    """Classify the samples of a dataset. Sample i draws from seed + i, whatever its batch.
+    """Classify the samples of a dataset. Sample i draws from seed + i in any batch.
 
     Under torchrun the batches are shared among processes, with the same result. Finished batches are stored in
     `<run>/classification` until all are complete, so that an interrupted evaluation resumes.

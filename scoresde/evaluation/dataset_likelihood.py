@@ -122,7 +122,7 @@ def evaluate_likelihood(
     conditional: bool = True,
     training_labels: Mapping[str, Tensor] | None = None,
 ) -> DatasetLikelihood:
-    """Return the likelihood of a dataset under a run's model. Sample i draws from seed + i, whatever its batch.
+    """Return the likelihood of a dataset under a run's model. Sample i draws from seed + i in any batch.
 
     Under torchrun the batches are shared among processes, with the same result. Finished batches are stored in
     `<run>/likelihood` until all are complete, so that an interrupted evaluation resumes.

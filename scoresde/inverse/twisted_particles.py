@@ -10,7 +10,7 @@ weighted by
 
 where h at t_min is the exact integral of p(y | x_0) over the last kernel. For a Gaussian transition p(x_s | x_t), the
 fraction is that of the paper, p(x_s | x_t) h_s / (q(x_s | x_t) h_t). In the limit of many particles the weighted
-samples follow the posterior of the chain whatever the twist is. For any number of particles, the product of mean
+samples follow the posterior of the chain for any twist. For any number of particles, the product of mean
 weights is an unbiased estimate of the chain's evidence. A good twist makes the weights equal and the error small. The
 default is
 

@@ -1,6 +1,6 @@
 """Embeddings of the noise level and of conditions: a class, a vector, a sequence of context vectors.
 
-Sines and cosines of the noise label, in at least float32 whatever the dtype of the network, pass through two linear
+Sines and cosines of the noise label, in at least float32 for a network of any dtype, pass through two linear
 layers with SiLU and become the time features that every block reads. A condition is None (the null condition, which
 adds nothing), a tensor, or a dict of tensors:
 
@@ -196,7 +196,7 @@ def _embed_vector(layer: nn.Linear, vector: Tensor) -> Tensor:
     It is computed in at least float32, because entries may be large, such as years.
     """
     vector = at_least_float32(vector)
-    null = vector.isnan().any(dim=1, keepdim=True)
+    null = vector.isnan().all(dim=1, keepdim=True)
     with torch.autocast(vector.device.type, enabled=False):
         mapped = F.linear(vector.masked_fill(null, 0.0), layer.weight.to(vector.dtype), layer.bias.to(vector.dtype))
     return mapped.masked_fill(null, 0.0).to(layer.weight.dtype)

@@ -189,7 +189,7 @@ def changed(state, name, value):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (("time_embed.0.weight", None), "expected time_embed.0.weight with 2 dimensions; got no tensor of that name"),
+        (("time_embed.0.weight", None), "expected time_embed.0.weight with 2 dimensions; got none"),
         (
             ("middle_block.1.qkv.bias", torch.zeros(3)),
             r"middle\.block0\.attention\.qkv\.bias \(middle_block\.1\.qkv\.bias",
