@@ -27,6 +27,7 @@ import math
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -162,6 +163,11 @@ def average(*problems: np.ndarray) -> np.ndarray:
     return np.mean([values.mean(axis=-1) for values in problems], axis=0)
 
 
+def ratio_of_averages(*problems: np.ndarray, count: int) -> np.ndarray:
+    """Return the average of the first `count` problems over that of the others."""
+    return average(*problems[:count]) / average(*problems[count:])
+
+
 def stated(values: np.ndarray) -> str:
     """Format the mean of values (problems, measurements) and its interval."""
     low, high = interval(average, *values)
@@ -194,7 +200,7 @@ def print_ratios(title: str, budget: int, cells: Cells) -> None:
     for name, sides in pairs.items():
         ours, theirs = (stacked(side) for side in sides)
         count, sliced = len(ours), np.concatenate([ours[:, :, 1], theirs[:, :, 1]])
-        ratio = lambda *rows, n=count: average(*rows[:n]) / average(*rows[n:])  # noqa: E731
+        ratio = partial(ratio_of_averages, count=count)
         low, high = interval(ratio, *sliced)
         difference = stated(ours[:, :, 0] - theirs[:, :, 0])
         print(f"| {title} | {budget} | {name} | {ratio(*sliced):.2f} [{low:.2f}, {high:.2f}] | {difference} |")

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import posterior_peers as peers
@@ -214,18 +214,30 @@ def exact(problem: Problem, y: Tensor, count: int, budget: int, seed: int) -> Te
     return torch.stack([one.sample(count, generator=seeded(seed + i)) for i, one in enumerate(posteriors)])
 
 
+def published_dps(problem: Problem, y: Tensor, scale: float) -> DPS:
+    """Return DPS with the published step rule; few steps need a smaller scale than the 1 of its 1,000 steps."""
+    return DPS(problem.model, problem.operator, y, scale, rule="published")
+
+
+def pigdm(problem: Problem, y: Tensor) -> PiGDM:
+    """Return PiGDM for the standard deviation of the problem's data."""
+    return PiGDM(problem.model, problem.operator, y, data_std=problem.data_std)
+
+
+def mmps(problem: Problem, y: Tensor, iterations: int) -> MMPS:
+    """Return MMPS with this number of conjugate-gradient iterations."""
+    return MMPS(problem.model, problem.operator, y, iterations=iterations)
+
+
 def of_this_library() -> list[Method]:
     """Return the methods of this library."""
     dps = guided(lambda problem, y: DPS(problem.model, problem.operator, y))
-    for scale in (0.01, 0.03, 0.1):  # for few steps; 1 is for the 1,000 of the paper
-        build = lambda problem, y, s=scale: DPS(problem.model, problem.operator, y, s, rule="published")  # noqa: E731
-        dps |= {f"published {scale:g}, {k}": v for k, v in guided(build, steps=("Ancestral",)).items()}
+    for scale in (0.01, 0.03, 0.1):
+        published = guided(partial(published_dps, scale=scale), steps=("Ancestral",))
+        dps |= {f"published {scale:g}, {k}": v for k, v in published.items()}
     listed = [Method(OURS, "DPS", dps)]
-    pigdm = lambda problem, y: PiGDM(problem.model, problem.operator, y, data_std=problem.data_std)  # noqa: E731
     listed.append(Method(OURS, "PiGDM", guided(pigdm)))
-    for n in (1, 2, 3):
-        build = lambda problem, y, n=n: MMPS(problem.model, problem.operator, y, iterations=n)  # noqa: E731
-        listed.append(Method(OURS, f"MMPS({n})", guided(build, n)))
+    listed += [Method(OURS, f"MMPS({n})", guided(partial(mmps, iterations=n), n)) for n in (1, 2, 3)]
     listed += [Method(OURS, kind.__name__, spectral(kind)) for kind in (DDRM, DDNM)]
     listed.append(Method(OURS, "replacement", {"": replacement(1), "published": replacement(1, published=True)}))
     listed.append(Method(OURS, "RePaint", {f"repeats={n}": replacement(n) for n in (2, 4)}))
