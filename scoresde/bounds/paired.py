@@ -157,8 +157,8 @@ class _Estimates:
         total = variances.sum(dim=0)
         # A squared normal variable has the fourth moment 3, so that n equal pairs have n degrees of freedom.
         freedom = 3 * total.square() / variances.square().sum(dim=0).clamp(min=torch.finfo(total.dtype).tiny) - 2
-        tail = scipy.special.ndtr(-confidence)
-        multiple = -torch.from_numpy(scipy.special.stdtrit(freedom.clamp(min=1).numpy(), tail))
+        quantile = scipy.special.stdtrit(freedom.clamp(min=1).numpy(), scipy.special.ndtr(-confidence))
+        multiple = torch.from_numpy(quantile).abs()  # the quantile is negative, but +inf if the probability is 0
         return self._of_best(value) - value > multiple * total.sqrt()
 
     def covariance(self) -> Tensor:
