@@ -61,7 +61,7 @@ TASKS: dict[str, Callable[[Sequence[int]], Operator]] = {
 METRICS = ("psnr", "sample_psnr", "ssim", "sample_ssim", "residual", "coverage")
 TITLES = ("PSNR of the mean", "of samples", "SSIM of the mean", "of samples", "residual", "coverage")
 MEASURED = "A^+ y"
-DEFAULT = "MMPS(3), 100 ancestral"
+DEFAULT = ["MMPS(3), 50 ancestral", "MMPS(1), 100 ancestral", "PiGDM, 100 ancestral", "DDRM, 100"]
 
 
 def ancestral(steps: int) -> Sampler:
@@ -82,9 +82,7 @@ def sampler_of(kind: Callable[..., Any], **options: Any) -> restoration.Method:
 METHODS: dict[str, tuple[restoration.Method, Sampler | None]] = {
     "MMPS(1), 100 ancestral": (partial(MMPS, iterations=1), ancestral(100)),
     "MMPS(3), 50 ancestral": (partial(MMPS, iterations=3), ancestral(50)),
-    DEFAULT: (partial(MMPS, iterations=3), ancestral(100)),
     "MMPS(3), 200 ancestral": (partial(MMPS, iterations=3), ancestral(200)),
-    "MMPS(6), 100 ancestral": (partial(MMPS, iterations=6), ancestral(100)),
     "MMPS(3), 25 SDE-DPM-Solver++": (partial(MMPS, iterations=3), solver(25)),
     "PiGDM, 100 ancestral": (PiGDM, ancestral(100)),
     "DPS, 100 ancestral": (DPS, ancestral(100)),
@@ -226,7 +224,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("runs", nargs="+", type=Path, help="directories of runs of colour pictures")
     parser.add_argument("--images", type=int, default=4, help="test pictures for each run")
     parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=TASKS)
-    parser.add_argument("--methods", nargs="+", default=[DEFAULT], choices=METHODS)
+    parser.add_argument("--methods", nargs="+", default=DEFAULT, choices=METHODS)
     parser.add_argument("--store", type=Path, help="a file of rows, one line each")
     parser.add_argument("--picture", type=Path, help="the PNG file to write, in place of the table")
     parser.add_argument("--pictures", nargs="+", type=int, help="the index of the test picture of each run")
