@@ -246,9 +246,12 @@ class MMPS(MomentMatched):
 
     The solution is exact after as many iterations as S has different eigenvalues; fewer iterations find the part of
     the correction that reduces |S u - (y - A m)| most. A sample stops at a relative residual below `tolerance`; other
-    samples do not matter. The paper solves by conjugate gradients. The Jacobian of a network is only about symmetric
-    and positive, and then their steps have no bound: of 9 restorations of a picture, one had values of 7 in place of 1
-    (benchmarks/RESULTS.md).
+    samples do not matter.
+
+    The paper solves by conjugate gradients, which are kept for a single iteration: both solvers then take a multiple of
+    y - A m, and theirs is closer to exact posteriors. The Jacobian of a network is only about symmetric and positive,
+    so that later steps of conjugate gradients have no bound: of 9 restorations of a picture, one had values of 7 in
+    place of 1 (benchmarks/RESULTS.md).
 
     Args:
         model, operator, y, scale, interval: see `Measured`.
@@ -280,4 +283,5 @@ class MMPS(MomentMatched):
             image = self.operator(gradient)
             return gradient, broadcast(self.gain(t), image) * image
 
-        return minimal_residuals(product, residual, self.operator.noise_std, self.iterations, self.tolerance)
+        solve = conjugate_gradients if self.iterations == 1 else minimal_residuals
+        return solve(product, residual, self.operator.noise_std, self.iterations, self.tolerance)
