@@ -1,7 +1,7 @@
 """Restorations of held-out pictures: the quality of posterior samplers, and the picture of README.
 
     scoresde train experiment=patches; scoresde train experiment=openmoji_cond
-    python benchmarks/restorations.py runs/patches runs/openmoji_cond --images 4 --store restorations.jsonl
+    python benchmarks/restorations.py runs/patches runs/openmoji_cond --images 3 --store restorations.jsonl
     python benchmarks/restorations.py runs/patches runs/openmoji_cond --picture docs/restorations.png
 
 Three tasks are measured in model space (-1 to 1) with noise of standard deviation 0.05: the middle quarter of a picture
@@ -25,7 +25,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from samplers import machine
 from torch import Tensor
@@ -49,10 +48,11 @@ from scoresde.inverse import (
     SizedInpainting,
     TwistedParticles,
 )
+from scoresde.inverse.krylov import conjugate_gradients
 from scoresde.process_settings import tune_process
 from scoresde.samplers import Ancestral, DPMSolverPP, PredictorCorrector, Sampler
 
-NOISE, SAMPLES, LEVEL, SHOWN = 0.05, 9, 0.8, 3
+NOISE, SAMPLES, LEVEL = 0.05, 9, 0.8
 TASKS: dict[str, Callable[[Sequence[int]], Operator]] = {
     "inpainting": SizedInpainting(noise_std=NOISE),
     "super-resolution": lambda shape: Downsampling(4, noise_std=NOISE),
@@ -61,7 +61,9 @@ TASKS: dict[str, Callable[[Sequence[int]], Operator]] = {
 METRICS = ("psnr", "sample_psnr", "ssim", "sample_ssim", "residual", "coverage")
 TITLES = ("PSNR of the mean", "of samples", "SSIM of the mean", "of samples", "residual", "coverage")
 MEASURED = "A^+ y"
-DEFAULT = ["MMPS(3), 50 ancestral", "MMPS(1), 100 ancestral", "PiGDM, 100 ancestral", "DDRM, 100"]
+COLUMNS = ("truth", "measurement", "mean", "std", "sample 0", "sample 1", "sample 2")
+CELL, SPREAD = 0.6, 0.5  # inches of an image, and the standard deviation drawn in the brightest colour
+DEFAULT = ["MMPS(3), 50 ancestral", "PiGDM, 100 ancestral", "DDRM, 100"]
 
 
 def ancestral(steps: int) -> Sampler:
@@ -79,9 +81,17 @@ def sampler_of(kind: Callable[..., Any], **options: Any) -> restoration.Method:
     return lambda model, operator, y: kind(operator, y, **options)
 
 
+def by_conjugate_gradients(model: ss.protocols.Model, operator: Operator, y: Tensor) -> MMPS:
+    """Return MMPS with the solver of its paper."""
+    guided = MMPS(model, operator, y, iterations=3)
+    guided.solve = conjugate_gradients
+    return guided
+
+
 METHODS: dict[str, tuple[restoration.Method, Sampler | None]] = {
     "MMPS(1), 100 ancestral": (partial(MMPS, iterations=1), ancestral(100)),
     "MMPS(3), 50 ancestral": (partial(MMPS, iterations=3), ancestral(50)),
+    "MMPS(3), 50 ancestral, by conjugate gradients": (by_conjugate_gradients, ancestral(50)),
     "MMPS(3), 200 ancestral": (partial(MMPS, iterations=3), ancestral(200)),
     "MMPS(3), 25 SDE-DPM-Solver++": (partial(MMPS, iterations=3), solver(25)),
     "PiGDM, 100 ancestral": (PiGDM, ancestral(100)),
@@ -181,48 +191,53 @@ def print_table(found: Sequence[dict[str, Any]]) -> None:
 
 
 def draw(runs: Sequence[Run], options: argparse.Namespace) -> None:
-    """Save the picture: truth, measurement, posterior mean, standard deviation and samples, a row for each task."""
-    columns = ["truth", "measurement", "mean", "std", *(f"sample {i}" for i in range(SHOWN))]
-    width = len(columns)
-    figure = Figure(figsize=(0.62 * width * len(runs), 0.62 * len(TASKS) + 0.25), dpi=110)
-    panels = figure.subfigures(1, len(runs), squeeze=False)[0]
-    for panel, run, index in zip(panels, runs, options.pictures, strict=True):
-        grid = panel.subplots(
-            len(TASKS),
-            width,
-            gridspec_kw={"wspace": 0.06, "hspace": 0.06, "left": 0.02, "right": 0.98, "bottom": 0.01, "top": 0.88},
-        )
-        for task, line in zip(TASKS, grid, strict=True):
-            problem = problem_of(run, task, index)
-            result = restored(run, problem, options.methods[0])
-            states = [result.mean[None], *result.x[:SHOWN, None]]
-            mean, *samples = (run.transform.inverse(state)[0] for state in states)
-            images = [problem.data, problem.back_projected(run), mean, None, *samples]
-            for axes, image, title in zip(line, images, columns, strict=True):
-                show(axes, run, result.std if image is None else image, image is None)
-                if line is grid[0]:
-                    axes.set_title(title, fontsize=7, pad=3)
+    """Save the picture: a row for each task, and for each run the columns COLUMNS, with a gap between the runs."""
+    ratios = [1.0] * len(COLUMNS) + ([0.2, *[1.0] * len(COLUMNS)] * (len(runs) - 1))
+    size = 0.2 + CELL * sum(ratios), 0.2 + CELL * len(TASKS)
+    edges = {
+        "left": 0.2 / size[0],
+        "right": 1.0,
+        "bottom": 0.0,
+        "top": 1 - 0.2 / size[1],
+        "wspace": 0.05,
+        "hspace": 0.05,
+    }
+    figure = Figure(figsize=size, dpi=110)
+    grid = figure.subplots(len(TASKS), len(ratios), squeeze=False, gridspec_kw={"width_ratios": ratios, **edges})
+    for axes in grid.flat:
+        axes.set_axis_off()
+    for k, (run, index) in enumerate(zip(runs, options.pictures, strict=True)):
+        for row, task in enumerate(TASKS):
+            line = grid[row, k * (len(COLUMNS) + 1) :][: len(COLUMNS)]
+            for axes, image in zip(line, images_of(run, task, index, options.methods[0]), strict=True):
+                axes.imshow(image.numpy(), cmap="magma", vmin=0, vmax=SPREAD, interpolation="nearest")
+            for axes, title in zip(line if row == 0 else (), COLUMNS, strict=False):
+                axes.set_title(title, fontsize=7, pad=3)
+            if k == 0:
+                line[0].text(
+                    -0.05, 0.5, task, fontsize=7, rotation=90, ha="right", va="center", transform=line[0].transAxes
+                )
     credit = "; ".join(run.config.data.credit for run in runs if run.config.data.get("credit"))
     metadata = {"Copyright": credit} if credit else {}
     replace_atomically(options.picture, lambda file: figure.savefig(file, format="png", metadata=metadata))
 
 
-def show(axes: Axes, run: Run, image: Tensor, is_spread: bool) -> None:
-    """Draw an image (C, H, W) in data units, or a standard deviation in model space, black at 0 and white at 0.5."""
+def images_of(run: Run, task: str, index: int, method: str) -> list[Tensor]:
+    """Return the images (H, W, 3) in [0, 1] of COLUMNS; the standard deviation (H, W) is in model space."""
+    problem = problem_of(run, task, index)
+    result = restored(run, problem, method)
+    states = torch.cat([result.mean[None].float(), result.x[: len(COLUMNS) - 4]])
+    images = [problem.data, problem.back_projected(run), *run.transform.inverse(states)]
     low, high = run.config.data.range
-    values = (
-        image.square().mean(dim=0).sqrt() if is_spread else ((image - low) / (high - low)).clamp(0, 1).movedim(0, -1)
-    )
-    limits = {"cmap": "magma", "vmin": 0, "vmax": 0.5} if is_spread else {}
-    axes.imshow(values.numpy(), interpolation="nearest", **limits)
-    axes.set_axis_off()
+    shown = [((image - low) / (high - low)).clamp(0, 1).movedim(0, -1) for image in images]
+    return [*shown[:3], result.std.square().mean(dim=0).sqrt(), *shown[3:]]
 
 
 def arguments() -> argparse.Namespace:
     """Return the arguments of the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", type=Path, help="directories of runs of colour pictures")
-    parser.add_argument("--images", type=int, default=4, help="test pictures for each run")
+    parser.add_argument("--images", type=int, default=3, help="test pictures for each run")
     parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=TASKS)
     parser.add_argument("--methods", nargs="+", default=DEFAULT, choices=METHODS)
     parser.add_argument("--store", type=Path, help="a file of rows, one line each")

@@ -248,10 +248,10 @@ class MMPS(MomentMatched):
     the correction that reduces |S u - (y - A m)| most. A sample stops at a relative residual below `tolerance`; other
     samples do not matter.
 
-    The paper solves by conjugate gradients, which are kept for a single iteration: both solvers then take a multiple of
-    y - A m, and theirs is closer to exact posteriors. The Jacobian of a network is only about symmetric and positive,
-    so that later steps of conjugate gradients have no bound: of 9 restorations of a picture, one had values of 7 in
-    place of 1 (benchmarks/RESULTS.md).
+    The paper solves by conjugate gradients. The Jacobian of a network is only about symmetric and positive, and then
+    their steps have no bound: of 9 restorations of a picture, one had values of 7 in place of 1
+    (benchmarks/RESULTS.md). They are kept for a single iteration, where both solvers take a multiple of y - A m, and
+    the multiple of minimal residuals is the smaller one.
 
     Args:
         model, operator, y, scale, interval: see `Measured`.
@@ -271,6 +271,7 @@ class MMPS(MomentMatched):
     ):
         super().__init__(model, operator, y, scale, interval)
         self.iterations, self.tolerance = iterations, tolerance
+        self.solve = conjugate_gradients if iterations == 1 else minimal_residuals
 
     def gain(self, t: Tensor) -> Tensor:
         """Return sigma^2/alpha, the factor of J in Cov(x_0 | x_t); 0 where alpha = 0, and x_t says nothing of x_0."""
@@ -283,5 +284,4 @@ class MMPS(MomentMatched):
             image = self.operator(gradient)
             return gradient, broadcast(self.gain(t), image) * image
 
-        solve = conjugate_gradients if self.iterations == 1 else minimal_residuals
-        return solve(product, residual, self.operator.noise_std, self.iterations, self.tolerance)
+        return self.solve(product, residual, self.operator.noise_std, self.iterations, self.tolerance)
