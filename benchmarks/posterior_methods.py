@@ -131,7 +131,7 @@ def guided(
 ) -> dict[str, Draw]:
     """Return the settings of a posterior model, one for each sampler and grid.
 
-    An evaluation makes `backward` passes, but no more than there are measurements: conjugate gradients stop there.
+    An evaluation makes `backward` passes, but no more than there are measurements: the linear solver stops there.
     """
 
     def setting(step: Callable[[], Any], grid: str | None) -> Draw:
@@ -225,7 +225,7 @@ def pigdm(problem: Problem, y: Tensor) -> PiGDM:
 
 
 def mmps(problem: Problem, y: Tensor, iterations: int) -> MMPS:
-    """Return MMPS with this number of conjugate-gradient iterations."""
+    """Return MMPS with this number of iterations."""
     return MMPS(problem.model, problem.operator, y, iterations=iterations)
 
 
