@@ -9,12 +9,13 @@ Measurements are drawn from the mixture; the posterior of each is known in close
 backward passes through the network for each sample, and is counted, not assumed. All samplers end at t_min, where sigma
 is 0.01. `posterior_errors` has the measures of error.
 
-**Design.** Every method runs on every problem, with few measurements and samples of each, because the tables average
-over problems. At the largest budget every (operator, noise level) has one SDE, alternately VP and VE: a half of the
-design in which every level of every factor occurs equally often. Where a method has several settings (sampler, grid,
-scale), the one with the smallest energy distance on pilot measurements of one operator is used, for each mixture, noise
-level, SDE and budget. A budget above 100 tries the two best settings of the budget before. Both libraries are treated
-alike. "Best of each" is the method of a library with the smallest energy distance in the same pilot.
+**Design.** The tables average over problems, so that each problem has few measurements and samples. All problems run at
+20 passes, a half of them at 100 (one SDE for each mixture, operator and noise level, alternately VP and VE) and a
+quarter at 500. In both fractions every noise level and SDE occurs equally often. Where a method has several settings
+(sampler, grid, scale), the one with the smallest energy distance on pilot measurements of one operator is used, for
+each mixture, noise level, SDE and budget: of all settings at 20 passes, of the four best of these at 100, and that of
+100 passes at 500. Both libraries are treated alike. "Best of each" is the method of a library with the smallest energy
+distance in the same pilot.
 
 Intervals are 95% bootstrap intervals over problems, in pairs for ratios. A run whose samples are not finite counts as
 failed, and its problem is left out of the averages of its method; the table gives the number of failures. With --store,
@@ -41,7 +42,8 @@ from samplers import interval, machine
 
 NOISES, BUDGETS = (0.05, 0.2, 0.8), (20, 100, 500)
 PILOT_SAMPLES = 8  # for each measurement of the pilot
-FULL, SHORTLIST = 100, 2  # the largest budget with the full design; settings of it that larger budgets try
+FRACTIONS = (20, 100)  # above each of these budgets, only half of the problems of the budget before
+SHORTLIST = 4  # settings of the budget before that are tried above 20 passes; above 100, the best one
 LIKE = {"DPS": "DPS", "PiGDM": "PGDM", "MMPS(1)": "MMPS(1)", "MMPS(2)": "MMPS(2)", "MMPS(3)": "MMPS(3)"}
 
 
@@ -84,11 +86,11 @@ class Cell:
 
 
 def in_design(problem: Problem, budget: int, options: argparse.Namespace) -> bool:
-    """Return whether a problem is measured at a budget: above 100 passes with several SDEs, in one of them each."""
-    if budget <= FULL or len(options.sdes) == 1:
-        return True
-    place = list(options.operators).index(problem.operator_name) + list(options.noises).index(problem.noise)
-    return list(options.sdes).index(problem.sde_name) == place % len(options.sdes)
+    """Return whether a problem is measured at a budget, by the parities of the places of its factors."""
+    i, j = options.operators.index(problem.operator_name), options.noises.index(problem.noise)
+    k, m = options.sdes.index(problem.sde_name), options.states.index(problem.states)
+    parities = zip(FRACTIONS, (i + j + k, i // 2 + j + m), strict=True)
+    return options.all_problems or not any(budget > above and parity % 2 for above, parity in parities)
 
 
 def pilot(
@@ -109,32 +111,33 @@ def pilot(
 
 def cells(options: argparse.Namespace, store: Store) -> Iterator[Cell]:
     """Yield the cells of the design, budget by budget."""
-    listed, shortlists = methods(), {}
+    listed, before = methods(), {}
     sizes = options.measurements, options.samples, options.pilot
     for budget, noise, sde, states in product(options.budgets, options.noises, options.sdes, options.states):
         family = known(states, options.pilot_operator, noise, sde)
         for method in listed:
-            key, who = (states, noise, sde), (method.library, method.name)
-            names = shortlists.get((key, who), list(method.settings)) if budget > FULL else list(method.settings)
-            tried = store.get(
-                ("pilot", family.operator_name, *key, budget, *who, *sizes, *names),
-                partial(pilot, family, method, budget, names, options),
-            )
-            if tried is None:
-                continue
-            ranked = sorted(tried, key=lambda name: tried[name])
-            shortlists[key, who] = ranked[:SHORTLIST]
+            key = states, noise, sde, method.library, method.name
+            names = before.get(key, method.settings) if budget > FRACTIONS[0] else method.settings
+            if budget <= FRACTIONS[1] or key not in before:
+                names = list(names)[:SHORTLIST] if key in before else list(names)
+                tried = store.get(
+                    ("pilot", family.operator_name, *key, budget, *sizes, *names),
+                    partial(pilot, family, method, budget, names, options),
+                )
+                if tried is None:
+                    continue
+                before[key] = dict(sorted(tried.items(), key=lambda item: item[1]))
+            setting, energy = next(iter(before[key].items()))
             for operator in options.operators:
                 problem = known(states, operator, noise, sde)
-                if not in_design(problem, budget, options):
-                    continue
-                found = store.get(
-                    (states, operator, noise, sde, budget, *who, ranked[0], *sizes),
-                    partial(errors_of, problem, method, ranked[0], budget, options),
-                )
-                if found is not None:
-                    passes, values = found
-                    yield Cell(problem, budget, *who, ranked[0], tried[ranked[0]], passes, tuple(values))
+                if in_design(problem, budget, options):
+                    found = store.get(
+                        (states, operator, noise, sde, budget, method.library, method.name, setting, *sizes),
+                        partial(errors_of, problem, method, setting, budget, options),
+                    )
+                    if found is not None:
+                        passes, values = found
+                        yield Cell(problem, budget, *key[3:], setting, energy, passes, tuple(values))
 
 
 def errors_of(
@@ -202,7 +205,8 @@ def print_tables(rows: Sequence[Cell]) -> None:
     """Print the ratios for each mixture and budget and over all mixtures, and the errors of every method."""
     budgets, mixtures = dict.fromkeys(c.budget for c in rows), dict.fromkeys(c.problem.states for c in rows)
     print(
-        "\n| mixture | passes | method | problems | energy distance, ours / azula [95%] | sliced W2, ours / azula [95%] |"
+        "\n| mixture | passes | method | problems | energy distance, ours / azula [95%] "
+        "| sliced W2, ours / azula [95%] |"
     )
     print("| --- " * 6 + "|")
     for states, budget in product([*mixtures, "all"], budgets):
@@ -248,6 +252,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--samples", type=int, default=64, help="samples for each measurement")
     parser.add_argument("--pilot", type=int, default=16, help="measurements to choose the settings on")
     parser.add_argument("--pilot-operator", default="random", choices=OPERATORS, help="operator of these measurements")
+    parser.add_argument("--all-problems", action="store_true", help="at every budget, not only at 20 passes")
     parser.add_argument("--store", type=Path, help="JSON lines of the results; those in it are not run again")
     parser.add_argument("--only-stored", action="store_true", help="print the tables of the stored results")
     parser.add_argument("--table", type=Path, help="CSV of all results")
@@ -259,7 +264,7 @@ def arguments() -> argparse.Namespace:
             (0.2,),
             ("VP",),
         )
-        options.budgets = (20, 100)
+        options.budgets, options.all_problems = (20, 100), True
     return options
 
 

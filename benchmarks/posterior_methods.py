@@ -22,7 +22,7 @@ SHAPES = {"2-D": (2,), "16-D": (1, 4, 4), "64-D": (1, 8, 8)}
 OPERATORS = ("inpainting", "averages", "blur", "random")
 SDES = {"VP": lambda: ss.VP(t_min=1e-3), "VE": lambda: ss.VE(sigma_min=0.01, sigma_max=10.0)}
 OURS, PEER, EXACT = "scoresde", "azula", "exact draws"
-ZETAS = (0.3, 1.0, 3.0)  # lengths of the steps of DPS in both libraries
+LENGTHS = (5.0, 15.0, 50.0)  # of all steps of DPS together, in both libraries
 GRIDS_OF_BOTH = ("uniform_time", "quadratic", "uniform_angle")
 
 
@@ -215,9 +215,9 @@ def exact(problem: Problem, y: Tensor, count: int, budget: int, seed: int) -> Te
     return torch.stack([one.sample(count, generator=seeded(seed + i)) for i, one in enumerate(posteriors)])
 
 
-def published_dps(problem: Problem, y: Tensor, steps: int, zeta: float) -> DPS:
-    """Return DPS with the published step rule, and a length zeta of each of `steps` steps instead of 1,000 steps."""
-    return DPS(problem.model, problem.operator, y, zeta * steps / 1000, rule="published")
+def published_dps(problem: Problem, y: Tensor, steps: int, length: float) -> DPS:
+    """Return DPS with the published step rule, and this length of all steps together; it is 1,000 at scale 1."""
+    return DPS(problem.model, problem.operator, y, length / 1000, rule="published")
 
 
 def dps(problem: Problem, y: Tensor, steps: int) -> DPS:
@@ -239,9 +239,9 @@ def of_this_library() -> list[Method]:
     """Return the methods of this library."""
     likelihood = guided(dps, steps=("Ancestral", "DPMSolverPP(2, l=1)"))
     published = {
-        f"zeta={zeta:g}, {k}": v
-        for zeta in ZETAS
-        for k, v in guided(partial(published_dps, zeta=zeta), steps=("Ancestral",)).items()
+        f"length={length:g}, {k}": v
+        for length in LENGTHS
+        for k, v in guided(partial(published_dps, length=length), steps=("Ancestral",)).items()
     }
     listed = [Method(OURS, "DPS", likelihood | published)]
     listed.append(Method(OURS, "PiGDM", guided(pigdm)))
@@ -259,7 +259,11 @@ def of_this_library() -> list[Method]:
 def of_azula() -> list[Method]:
     """Return the methods of azula, each on several grids."""
     grids = {name: GRIDS[name] for name in GRIDS_OF_BOTH}
-    dps = {f"zeta={zeta:g}, {k}": foreign(peers.azula_dps(grid, zeta)) for k, grid in grids.items() for zeta in ZETAS}
+    dps = {
+        f"length={length:g}, {k}": foreign(peers.azula_dps(grid, length))
+        for k, grid in grids.items()
+        for length in LENGTHS
+    }
     pgdm = {
         f"eta={eta:g}, {k}": foreign(peers.azula_pgdm(grid, eta)) for k, grid in grids.items() for eta in (0.0, 1.0)
     }
