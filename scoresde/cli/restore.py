@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from scoresde import build
@@ -39,10 +39,10 @@ def restore(config: DictConfig) -> Record:
     operator = build_operator(config, tuple(run.config.data.shape))
     model, cond = conditional(run, config)
     problem, source = pose(run, operator, config)
-    method = posterior(config)
-    sampler = chosen_sampler(config, method(model, operator, problem.y))
+    method = posterior(config, run.config)
     counts = {key: config[key] for key in ("n", "seed", "batch_size", "particles")}
     with warnings_on_stderr():
+        sampler = chosen_sampler(config, method(model, operator, problem.y))
         restored = restoration.restore(run, model, problem, method, sampler, **counts, progress=shows_progress())
     choices = HydraConfig.get().runtime.choices
     row = {"kind": "restoration", "operator": plain(config.operator), "method": choices["posterior"]}
@@ -121,14 +121,20 @@ def load_measurement(path: Path, operator: Operator, shape: tuple[int, ...]) -> 
 # --- the method
 
 
-def posterior(config: DictConfig) -> restoration.Method:
-    """Return the function of the model, the operator and the measurement that builds the posterior's method."""
+def posterior(config: DictConfig, run: DictConfig) -> restoration.Method:
+    """Return the function of the model, the operator and the measurement that builds the posterior's method.
+
+    Args:
+        config: the configuration of the restoration.
+        run: that of the run; a training for inpainting has the noise of its measurements in `loss.noise_std`.
+    """
     build.check(config.posterior, PosteriorSettings, config.trust)
     construct = build.instantiate({**plain(config.posterior), "_partial_": True}, config.trust)
     names = inspect.signature(construct).parameters
 
     def method(model: Model, operator: Operator, y: Tensor) -> Any:
         given = {"model": model, "operator": operator, "y": y}
+        given["trained_noise_std"] = OmegaConf.select(run, "loss.noise_std")
         return construct(**{name: part for name, part in given.items() if name in names})
 
     return method
