@@ -5,7 +5,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
@@ -13,12 +12,11 @@ from torch import Tensor
 
 from scoresde import build
 from scoresde.atomic_files import replace_atomically
-from scoresde.cli.common import load_run, result_name, run_data, save_array, warnings_on_stderr
+from scoresde.cli.common import load_array, load_run, result_name, run_data, save_array, warnings_on_stderr
 from scoresde.cli.conditions import drawing
 from scoresde.cli.output import Record, append_row, print_rows, shows_progress, typed_overrides
 from scoresde.cli.sample import plain
 from scoresde.cli.settings import OperatorSettings, PosteriorSettings
-from scoresde.data.items import reading
 from scoresde.data.summary import state_of
 from scoresde.evaluation import restoration
 from scoresde.evaluation.conditions import accepted
@@ -108,14 +106,13 @@ def pose(run: build.Run, operator: Operator, config: DictConfig) -> tuple[restor
 
 def load_measurement(path: Path, operator: Operator, shape: tuple[int, ...]) -> Tensor:
     """Load a measurement (*m), float32; raise ValueError if the file has another shape or other values."""
-    with reading(path, "an array of finite numbers in NumPy's format", "write it with numpy.save"):
-        array = np.load(path, allow_pickle=False)
-        if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiu" or not np.isfinite(array).all():
-            raise ValueError("it holds something else")
+    array = load_array(path)
     expected = tuple(operator(torch.zeros(1, *shape)).shape[1:])
-    if array.shape not in (expected, (1, *expected)):
-        raise ValueError(f"measurement must have the shape {expected}, as {operator} gives; {path} has {array.shape}")
-    return torch.from_numpy(array.astype(np.float32)).reshape(expected)
+    if tuple(array.shape) not in (expected, (1, *expected)):
+        raise ValueError(
+            f"measurement must have the shape {expected}, as {operator} gives; {path} has {tuple(array.shape)}"
+        )
+    return array.reshape(expected)
 
 
 # --- the method

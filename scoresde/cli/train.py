@@ -17,6 +17,7 @@ from scoresde import build, run_config
 from scoresde.classifier import NoisyClassifier
 from scoresde.cli.common import (
     build_optimizer,
+    check_run,
     check_states,
     fit_transform,
     run_directory,
@@ -118,7 +119,7 @@ def initialise(model: ScoreModel, config: DictConfig) -> None:
         FileNotFoundError: there is no such run.
         ValueError: the run has another path or prediction type, or its network differs in more than conditions.
     """
-    path = Path(str(config.init_from))
+    path = check_run(config.init_from)
     other = build.load(path, trust=config.trust)
     own = run_config.plain(config)
     for part in ("sde", "prediction", "learned_variance"):
