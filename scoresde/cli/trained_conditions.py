@@ -85,8 +85,9 @@ def trained_conditions(model: ScoreModel, dataset: Any, config: DictConfig, adde
             )
     expected = getattr(model.network, "conditions", names)
     if unknown := [name for name in (*names, *added) if name not in expected]:
+        source = "loss" if unknown[0] in added else "training data"
         raise ValueError(
-            f"the network must take the condition {unknown[0]} of the training data; it takes "
+            f"the network must take the condition {unknown[0]} of the {source}; it takes "
             f"{', '.join(expected) or 'none'}: set network.classes (label), network.cond_features (vector) or "
             "network.cond_channels (image)"
         )
