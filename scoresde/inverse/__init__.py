@@ -1,4 +1,4 @@
-r"""Inverse problems: samples of x given a measurement y = A(x) + noise, with a model that was not trained for it.
+r"""Inverse problems: samples of x given a measurement y = A(x) + noise, with a model that need not be trained for it.
 
     operators           `Operator`, compositions a @ b, and linear physics objects of `deepinv`
     general_operators   `Inpainting`, `Linear`, `Nonlinear`: states of any shape
@@ -7,6 +7,7 @@ r"""Inverse problems: samples of x given a measurement y = A(x) + noise, with a 
     posterior_models    `DPS`, `PiGDM`, `MMPS`: models with approximations of the score of p(x_t | y)
     constraints         `Replacement`, which overwrites the measured part of the state, and `RePaint`
     spectral            `DDRM`, `DDNM`: samplers for operators with known singular values
+    trained_inpainting  `TrainedInpainting`: a network that was trained for inpainting, the measurement its condition
     twisted_particles   `TwistedParticles`: exact in the limit of many particles, with the evidence p(y)
     posterior_samples   `sample_posterior`: samples by the name of a method
 
@@ -24,6 +25,7 @@ from scoresde.inverse.posterior_models import DPS, MMPS, Measured, PiGDM
 from scoresde.inverse.posterior_samples import PosteriorSamples, sample_posterior
 from scoresde.inverse.sized_operators import SizedInpainting, SizedOperator
 from scoresde.inverse.spectral import DDNM, DDRM
+from scoresde.inverse.trained_inpainting import TrainedInpainting
 from scoresde.inverse.twisted_particles import TwistedParticles
 
 __all__ = [
@@ -53,6 +55,7 @@ __all__ = [
     "Resampled",
     "SizedInpainting",
     "SizedOperator",
+    "TrainedInpainting",
     "TwistedParticles",
     "as_operator",
     "corrected",
