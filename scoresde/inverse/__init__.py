@@ -10,6 +10,7 @@ r"""Inverse problems: samples of x given a measurement y = A(x) + noise, with a 
     trained_inpainting  `TrainedInpainting`: a network that was trained for inpainting, the measurement its condition
     twisted_particles   `TwistedParticles`: exact in the limit of many particles, with the evidence p(y)
     posterior_samples   `sample_posterior`: samples by the name of a method
+    posterior_moments   `posterior_moments`: means and variances by multilevel Monte Carlo
 
 For a Gaussian mixture the posterior under a linear measurement is a mixture again, `GaussianMixture.posterior`, and the
 evidence p(y) is known, `GaussianMixture.log_evidence`: every method is tested against them.
@@ -22,6 +23,7 @@ from scoresde.inverse.image_operators import Blur, ChannelMixing, Colour, Downsa
 from scoresde.inverse.operators import Composed, Operator, PhysicsOperator, as_operator
 from scoresde.inverse.particles import Particles, pooled
 from scoresde.inverse.posterior_models import DPS, MMPS, Measured, PiGDM
+from scoresde.inverse.posterior_moments import PosteriorMoments, posterior_moments
 from scoresde.inverse.posterior_samples import PosteriorSamples, sample_posterior
 from scoresde.inverse.sized_operators import SizedInpainting, SizedOperator
 from scoresde.inverse.spectral import DDNM, DDRM
@@ -49,6 +51,7 @@ __all__ = [
     "Particles",
     "PhysicsOperator",
     "PiGDM",
+    "PosteriorMoments",
     "PosteriorSamples",
     "RePaint",
     "Replacement",
@@ -60,5 +63,6 @@ __all__ = [
     "as_operator",
     "corrected",
     "pooled",
+    "posterior_moments",
     "sample_posterior",
 ]
