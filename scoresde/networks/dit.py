@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from scoresde.arguments import Count, CountOrZero, Layers, Positive, Share, checked
-from scoresde.networks.embeddings import Classes, PositionalEmbedding, TimeEmbedding, named
+from scoresde.networks.embeddings import Classes, PositionalEmbedding, TimeEmbedding
 from scoresde.networks.layers import (
     CONVOLUTIONS,
     Border,
@@ -215,7 +215,7 @@ class DiT(nn.Module):
     def forward(self, x: Tensor, c_noise: Tensor, cond: Condition = None) -> Tensor:
         """Return (B, out_channels, *space) at x (B, C, *space), noise labels (B,) and a condition, see `embeddings`."""
         check_shape(x, self.shape)
-        features = self.time(c_noise, named(cond, self.conditions))
+        features = self.time(c_noise, self.time.named(cond, self.conditions))
         tokens = self.positions(self.input(cast_for(self.input, self.border.add(x))).flatten(2).transpose(1, 2))
         for block in self.blocks.values():
             tokens = checkpointed(block, tokens, features, active=self.checkpointing)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from scoresde.arguments import Count, Layers, checked
 from scoresde.networks.blocks import Block, BlockStyle, NetworkStyle, residual_resampling
-from scoresde.networks.embeddings import Conditions, FourierEmbedding, PositionalEmbedding, TimeEmbedding, named
+from scoresde.networks.embeddings import Conditions, FourierEmbedding, PositionalEmbedding, TimeEmbedding
 from scoresde.networks.layers import Border, cast_for, check_shape, convolution
 from scoresde.networks.pooling import AveragePool
 from scoresde.protocols import Condition
@@ -185,7 +185,7 @@ class Encoder(nn.Module):
     ) -> tuple[Tensor, Tensor, list[Tensor], Tensor, Tensor | None]:
         """Return the middle's features, the input pyramid's last image, skip connections, time features and context."""
         check_shape(x, (self.channels, *self.border.sides))
-        parts = named(cond, self.conditions)
+        parts = self.time.named(cond, self.conditions)
         time, context = self.time(c_noise, parts), parts.get("context")
         features = self.context_features
         if context is not None and (context.ndim != 3 or (context.shape[0], context.shape[2]) != (len(x), features)):
