@@ -30,7 +30,7 @@ from scoresde.losses import Drawn, LossTerms, Objective, TimeDensity
 from scoresde.probability_flow import frozen
 from scoresde.protocols import Model
 from scoresde.score import BaseModel
-from scoresde.tensors import broadcast, check_instance, dimensions
+from scoresde.tensors import broadcast, check_instance, dimensions, double
 from scoresde.views import Pair
 from scoresde.wrappers import for_inference
 
@@ -147,4 +147,4 @@ class FlowMapObjective(Objective):
 
         with torch.enable_grad(), frozen(source):
             v, forms, _ = quadratic_forms(field, y, [drawn.stream.rademacher(y)])
-        return Flow(v if known is None else known, (forms[:, 0] / dimensions(x)).to(x))
+        return Flow(v if known is None else known, (forms[:, 0] / dimensions(x)).to(double(x)))
