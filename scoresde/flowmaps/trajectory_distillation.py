@@ -97,7 +97,7 @@ class TrajectoryDistillation(FlowMapObjective):
         target = self.target_of(model.path, solved, i.flatten(), j.flatten(), rows)
         t, s = solved.t[i.flatten(), rows], solved.t[j.flatten(), rows]
         x = solved.x[i.flatten(), rows].to(drawn.x0)
-        values = self.errors(model.rows(rows, count).average(x, t, s), target)
+        values = self.errors(model.rows(rows, count).average(x, t, s), target, self.scale(model, t, s))
         return torch.where(solved.is_solved, values.reshape(i.shape).mean(dim=0), 0.0)
 
     @torch.no_grad()
