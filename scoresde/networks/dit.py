@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from scoresde.arguments import Count, CountOrZero, Layers, Positive, Share, checked
-from scoresde.networks.embeddings import Classes, ImageCondition, PositionalEmbedding, TimeEmbedding, named
+from scoresde.networks.embeddings import Classes, ImageCondition, PositionalEmbedding, TimeEmbedding
 from scoresde.networks.layers import (
     CONVOLUTIONS,
     Border,
@@ -222,7 +222,7 @@ class DiT(nn.Module):
     def forward(self, x: Tensor, c_noise: Tensor, cond: Condition = None) -> Tensor:
         """Return (B, out_channels, *space) at x (B, C, *space), noise labels (B,) and a condition, see `embeddings`."""
         check_shape(x, self.shape)
-        parts = named(cond, self.conditions)
+        parts = self.time.named(cond, self.conditions)
         features, cells = self.time(c_noise, parts), self.input(cast_for(self.input, self.border.add(x)))
         cells = cells if self.image is None else self.image(cells, parts)
         tokens = self.positions(cells.flatten(2).transpose(1, 2))

@@ -10,6 +10,7 @@ adds nothing), a tensor, or a dict of tensors:
 | "vector"  | (B, cond_features)                   | a linear map, added to the same features               |
 | "context" | (B, L, context_features)             | cross-attention in every block with attention          |
 | "image"   | (B, cond_channels, *space)           | further channels of the state, see `ImageCondition`    |
+| "target"  | (B,), in [0, 1]                      | `TargetEmbedding`, after a call of `accept_target`      |
 
 A tensor of integers stands for {"label": tensor}, a tensor of floating-point numbers for {"vector": tensor}. A network
 may have several labels, each under a name of its own: `classes={"tone": 6, "group": 9}`.
@@ -33,6 +34,8 @@ from scoresde.arguments import Count, CountOrZero, Positive, checked
 from scoresde.networks.layers import cast_for, linear
 from scoresde.protocols import NULL, Condition, by_name
 from scoresde.tensors import FullPrecision, at_least_float32
+
+TARGET_FEATURES, TARGET_SCALE = 64, 32.0  # of the embedding of "target"
 
 Classes = CountOrZero | Mapping[str, Count]
 """The number of classes of the condition "label" (0 for none), or of several conditions by name."""
@@ -267,6 +270,41 @@ def numbers_of_classes(model: nn.Module) -> dict[str, int]:
     return {name: count for embedding in embeddings for name, count in embedding.classes.items()}
 
 
+class TargetEmbedding(nn.Module):
+    """Embed the time to which a flow map goes, jointly with the noise label; zero at initialisation.
+
+    W2 silu(W1 [position(label), position(target)]), (B, channels) and (B,) -> (B, features), with W2 = 0 at first: a
+    flow map that starts from a trained network starts as that network. The frequencies of the target are low, because
+    objectives differentiate with respect to it.
+
+    Args:
+        channels: number of features of the embedded noise label.
+        features: number of features of the output.
+    """
+
+    def __init__(self, channels: int, features: int):
+        super().__init__()
+        self.position = PositionalEmbedding(TARGET_FEATURES, TARGET_SCALE)
+        self.inner, self.outer = linear(channels + TARGET_FEATURES, features), linear(features, features, scale=0.0)
+
+    def forward(self, position: Tensor, target: Tensor) -> Tensor:
+        if not target.is_floating_point() or target.shape != position.shape[:1]:
+            raise ValueError(
+                f"target must be floating-point numbers of shape ({len(position)},); got {target.dtype} "
+                f"{tuple(target.shape)}"
+            )
+        both = torch.cat([position, self.position(target).to(position)], dim=1)
+        return self.outer(F.silu(self.inner(cast_for(self.inner, both))))
+
+
+def accept_target(network: nn.Module) -> None:
+    """Let every `TimeEmbedding` in a network accept the condition "target"; the output stays the same at first."""
+    for module in list(network.modules()):
+        if isinstance(module, TimeEmbedding) and module.target is None:
+            like = module.inner.weight
+            module.target = TargetEmbedding(module.inner.in_features, module.outer.out_features).to(like)
+
+
 class TimeEmbedding(nn.Module):
     """Embed the noise label, classes and a condition vector as the features (B, features) that every block reads.
 
@@ -297,12 +335,18 @@ class TimeEmbedding(nn.Module):
         self.join, self.position = join, position
         self.inner, self.outer = linear(channels, features), linear(features, features)
         self.cond = ConditionEmbedding(features if join == "output" else channels, classes, cond_features)
+        self.target: TargetEmbedding | None = None
+
+    def named(self, cond: Condition, known: Iterable[str]) -> dict[str, Tensor]:
+        """Return `named(cond, known)`; "target" is also known after a call of `accept_target`."""
+        return named(cond, known if self.target is None else [*known, "target"])
 
     def forward(self, label: Tensor, parts: dict[str, Tensor]) -> Tensor:
-        features, cond = self.position(label), self.cond(parts, len(label))
-        if cond is not None and self.join == "input":
-            features = features + cond
+        position, cond = self.position(label), self.cond(parts, len(label))
+        features = position + cond if cond is not None and self.join == "input" else position
         features = self.outer(F.silu(self.inner(cast_for(self.inner, features))))
         if cond is not None and self.join == "output":
             features = features + cond
+        if self.target is not None and "target" in parts:
+            features = features + self.target(position, parts["target"])
         return F.silu(features)

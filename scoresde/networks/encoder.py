@@ -22,7 +22,6 @@ from scoresde.networks.embeddings import (
     ImageCondition,
     PositionalEmbedding,
     TimeEmbedding,
-    named,
 )
 from scoresde.networks.layers import CONVOLUTIONS, Border, cast_for, check_shape, convolution
 from scoresde.networks.pooling import AveragePool
@@ -198,7 +197,7 @@ class Encoder(nn.Module):
     ) -> tuple[Tensor, Tensor, list[Tensor], Tensor, Tensor | None]:
         """Return the middle's features, the input pyramid's last image, skip connections, time features and context."""
         check_shape(x, (self.channels, *self.border.sides))
-        parts = named(cond, self.conditions)
+        parts = self.time.named(cond, self.conditions)
         time, context = self.time(c_noise, parts), parts.get("context")
         features = self.context_features
         if context is not None and (context.ndim != 3 or (context.shape[0], context.shape[2]) != (len(x), features)):

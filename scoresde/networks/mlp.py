@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from scoresde.arguments import Count, CountOrZero, Layers, Positive, Share, checked
-from scoresde.networks.embeddings import Classes, ImageCondition, PositionalEmbedding, TimeEmbedding, named
+from scoresde.networks.embeddings import Classes, ImageCondition, PositionalEmbedding, TimeEmbedding
 from scoresde.networks.layers import cast_for, check_shape, linear
 from scoresde.protocols import Condition
 
@@ -42,6 +42,8 @@ class MLP(nn.Module):
         cond_features: length of the condition vector; 0 for none.
         cond_channels: number of channels of the condition image, see `ImageCondition`: for states (B, C, *space) it is
             (B, cond_channels, *space), for vectors (B, cond_channels); 0 for none.
+        out_channels: first dimension of the output of one state, whose other dimensions are those of `shape`; default:
+            that of `shape`.
     """
 
     casts_inputs = True
@@ -56,6 +58,7 @@ class MLP(nn.Module):
         classes: Classes = 0,
         cond_features: CountOrZero = 0,
         cond_channels: CountOrZero = 0,
+        out_channels: Count | None = None,
     ):
         super().__init__()
         self.shape = (shape,) if isinstance(shape, int) else tuple(shape)
@@ -69,14 +72,15 @@ class MLP(nn.Module):
             self.image = ImageCondition(layer, (cond_channels, *self.shape[1:]), partial(torch.flatten, start_dim=1))
             self.conditions.append("image")
         self.layers = nn.ModuleDict({f"layer{i}": ResidualLayer(width, width, dropout) for i in range(depth)})
-        self.norm, self.output = nn.LayerNorm(width), linear(width, size, scale=0.0)
+        self.out_shape = (out_channels or self.shape[0], *self.shape[1:])
+        self.norm, self.output = nn.LayerNorm(width), linear(width, math.prod(self.out_shape), scale=0.0)
 
     def forward(self, x: Tensor, c_noise: Tensor, cond: Condition = None) -> Tensor:
-        """Return the output (B, *) for states x (B, *), noise labels (B,) and a condition (see `embeddings`)."""
+        """Return (B, out_channels, ...) at states x (B, *), noise labels (B,) and a condition (see `embeddings`)."""
         check_shape(x, self.shape)
-        parts = named(cond, self.conditions)
+        parts = self.time.named(cond, self.conditions)
         time, hidden = self.time(c_noise, parts), self.input(cast_for(self.input, x.flatten(1)))
         hidden = hidden if self.image is None else self.image(hidden, parts)
         for layer in self.layers.values():
             hidden = layer(hidden, time)
-        return self.output(F.silu(self.norm(hidden))).reshape(x.shape)
+        return self.output(F.silu(self.norm(hidden))).reshape(-1, *self.out_shape)
