@@ -106,6 +106,15 @@ class DPS(Measured):
 
     An evaluation costs one forward and one backward pass of the network. The operator may be nonlinear.
 
+    With the rule "likelihood", the gradient grows like 1/noise_std^2, and samplers with few steps diverge for a small
+    noise_std. For data of variance c^2 and a singular value s of the operator, an ancestral step from r_t to r_s, with
+    r = sigma/alpha, multiplies a deviation along this singular vector by a number below -1, unless
+
+        (r_t^2 - r_s^2) s^2 c^4 / (n^2 (c^2 + r_t^2)^2)  <  1 + (c^2 + r_s^2) / (c^2 + r_t^2),        n = noise_std.
+
+    The steepest steps are those near r = c; the condition there is about n > s c (1 - r_s^2/r_t^2)^(1/2) / 8^(1/2).
+    Where it fails, take more steps, rule="published", or `PiGDM` or `MMPS`, which add the variance of x_0 to n^2.
+
     Args:
         model, operator, y, scale, interval: see `Measured`.
         rule: "likelihood" takes the gradient of log N(y; A(m), noise_std^2). "published" takes the steps of the paper's
