@@ -1,8 +1,8 @@
 """Restorations of held-out pictures: the quality of posterior samplers, and the picture of README.
 
     scoresde train experiment=patches; scoresde train experiment=openmoji_cond
-    python benchmarks/restorations.py runs/patches runs/openmoji_cond --images 3 --store restorations.jsonl
-    python benchmarks/restorations.py runs/patches runs/openmoji_cond --images 3 --picture docs/restorations.png
+    python benchmarks/restorations.py runs/patches runs/openmoji_cond --store restorations.jsonl
+    python benchmarks/restorations.py runs/patches runs/openmoji_cond --picture docs/restorations.png
 
 Three tasks are measured in model space (-1 to 1) with noise of standard deviation 0.05: the middle quarter of a picture
 is hidden (inpainting), the means of blocks of 4 x 4 pixels are measured (super-resolution), or the mean of the three
@@ -63,7 +63,7 @@ TITLES = ("PSNR of the mean", "of samples", "SSIM of the mean", "of samples", "r
 MEASURED = "A^+ y"
 COLUMNS = ("truth", "measurement", "mean", "std", "sample 0", "sample 1", "sample 2")
 CELL, SPREAD = 0.6, 0.5  # inches of an image, and the standard deviation drawn in the brightest colour
-DEFAULT = ["MMPS(3), 50 ancestral", "PiGDM, 100 ancestral", "DDRM, 100"]
+DEFAULT = ["MMPS(3), 50 ancestral", "PiGDM, 50 ancestral", "DDRM, 20"]
 
 
 def ancestral(steps: int) -> Sampler:
@@ -94,9 +94,11 @@ METHODS: dict[str, tuple[restoration.Method, Sampler | None]] = {
     "MMPS(3), 50 ancestral, by conjugate gradients": (by_conjugate_gradients, ancestral(50)),
     "MMPS(3), 200 ancestral": (partial(MMPS, iterations=3), ancestral(200)),
     "MMPS(3), 25 SDE-DPM-Solver++": (partial(MMPS, iterations=3), solver(25)),
+    "PiGDM, 50 ancestral": (PiGDM, ancestral(50)),
     "PiGDM, 100 ancestral": (PiGDM, ancestral(100)),
     "DPS, 100 ancestral": (DPS, ancestral(100)),
     "DPS as published, 100 ancestral": (partial(DPS, rule="published"), ancestral(100)),
+    "DDRM, 20": (sampler_of(DDRM, steps=20), None),
     "DDRM, 100": (sampler_of(DDRM, steps=100), None),
     "DDNM, 100": (sampler_of(DDNM, steps=100), None),
     "replacement, 100 ancestral": (sampler_of(Replacement), ancestral(100)),
@@ -160,7 +162,7 @@ def rows(runs: Sequence[Run], options: argparse.Namespace) -> Iterator[dict[str,
     old = [json.loads(line) for line in store.read_text().splitlines()] if store and store.is_file() else []
     known = {tuple(row[key] for key in keys): row for row in old}
     for method, run in product((MEASURED, *options.methods), runs):
-        for index, task in product(chosen(run, options.images)[::-1], options.tasks):
+        for index, task in product(options.indices or chosen(run, options.images)[::-1], options.tasks):
             key = run.path.name, task, method, index
             if key not in known:
                 known[key] = row_of(run, task, method, index)
@@ -212,7 +214,7 @@ def draw(runs: Sequence[Run], options: argparse.Namespace) -> None:
     for axes in grid.flat:
         axes.set_axis_off()
     for k, run in enumerate(runs):
-        index = chosen(run, options.images)[-1]
+        index = (options.indices or chosen(run, options.images)[::-1])[0]
         for row, task in enumerate(TASKS):
             line = grid[row, k * (len(COLUMNS) + 1) :][: len(COLUMNS)]
             for axes, image in zip(line, images_of(run, task, index, options.methods[0]), strict=True):
@@ -242,7 +244,8 @@ def arguments() -> argparse.Namespace:
     """Return the arguments of the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", type=Path, help="directories of runs of colour pictures")
-    parser.add_argument("--images", type=int, default=3, help="test pictures for each run")
+    parser.add_argument("--images", type=int, default=2, help="test pictures for each run")
+    parser.add_argument("--indices", nargs="+", type=int, help="other test pictures, in place of --images")
     parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=TASKS)
     parser.add_argument("--methods", nargs="+", default=DEFAULT, choices=METHODS)
     parser.add_argument("--store", type=Path, help="a file of rows, one line each")
