@@ -132,7 +132,7 @@ def guided(
 ) -> dict[str, Draw]:
     """Return the settings of a posterior model, one for each sampler and grid; build(problem, y, number of steps).
 
-    An evaluation makes `backward` passes, but no more than there are measurements: conjugate gradients stop there.
+    An evaluation makes `backward` passes, but no more than there are measurements: the linear solver stops there.
     """
 
     def setting(step: Callable[[], Any], grid: str) -> Draw:
@@ -231,7 +231,7 @@ def pigdm(problem: Problem, y: Tensor, steps: int) -> PiGDM:
 
 
 def mmps(problem: Problem, y: Tensor, steps: int, iterations: int) -> MMPS:
-    """Return MMPS with this number of conjugate-gradient iterations."""
+    """Return MMPS with this number of iterations of its linear solver."""
     return MMPS(problem.model, problem.operator, y, iterations=iterations)
 
 

@@ -1,6 +1,7 @@
 """`scoresde restore`."""
 
 import inspect
+import warnings
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,8 @@ from scoresde.restoration_plots import save_restoration
 from scoresde.samplers import Sampler
 from scoresde.training import distributed
 
+FAR = 3.0  # residual of samples over the noise, above which they do not fit the measurement
+
 
 def restore(config: DictConfig) -> Record:
     """Draw samples of the posterior of a measurement: inpainting, super-resolution, deblurring, colourisation."""
@@ -52,6 +55,8 @@ def restore(config: DictConfig) -> Record:
     row |= {"weights": config.weights, "seed": config.seed, "noise_seed": config.noise_seed}
     row |= {"measurements": problem.y.numel(), "noise_std": float(operator.noise_std.square().mean().sqrt())}
     row |= restoration.quality(run, problem, restored, config.level)
+    with warnings_on_stderr():
+        warn_of_misfit(row)
     row |= {"log_evidence": restored.log_evidence, "log_evidence_error": restored.stderr, "ess": restored.ess}
     paths = save(run, config, problem, restored)
     row = append_row(run.path, {**row, "file": paths["array"].name}, device)
@@ -67,7 +72,11 @@ def build_operator(config: DictConfig, shape: tuple[int, ...]) -> Operator:
     """Build the operator for states of a shape; raise ValueError if it is for other states."""
     operator = build.instantiate(config.operator, config.trust, OperatorSettings)
     operator = operator(shape) if isinstance(operator, SizedOperator) else as_operator(operator)
-    operator(torch.zeros(1, *shape))
+    try:
+        operator(torch.zeros(1, *shape))
+    except ValueError as error:
+        name = HydraConfig.get().runtime.choices["operator"]
+        raise ValueError(f"operator={name} must fit the states {shape} of {config.run}: {error}") from error
     return operator
 
 
@@ -150,6 +159,17 @@ def chosen_sampler(config: DictConfig, part: Any) -> Sampler | None:
 
 
 # --- results
+
+
+def warn_of_misfit(row: Record) -> None:
+    """Warn if the samples are far from the measurement, as with too few steps, or if it is not in model space."""
+    ratio = row["residual"] / row["noise_std"] if row["noise_std"] else 0.0
+    if ratio > FAR:
+        warnings.warn(
+            f"the samples do not fit the measurement: their residual {row['residual']:.3g} is {ratio:.3g} times "
+            "operator.noise_std: take more steps, or check that the measurement is in model space",
+            stacklevel=2,
+        )
 
 
 def save(

@@ -1,6 +1,7 @@
 """`scoresde restore`: the arrays, the picture and the row of a restoration."""
 
 import json
+import re
 from pathlib import Path
 
 import matplotlib.image
@@ -125,6 +126,41 @@ def test_the_prior_may_have_a_condition(labelled):
     assert not np.allclose(drawn[0][1], drawn[1][1], atol=1e-3)
     assert drawn[1][0]["cond"] == {"label": 4}
     assert drawn[1][0]["command"].endswith("cond.label=4")
+
+
+def test_samples_that_do_not_fit_the_measurement_are_reported(grey, capsys):
+    restored(grey, *FEW, "posterior.scale=0")  # samples of the prior
+    error = capsys.readouterr().err
+    assert re.search(r"warning: the samples do not fit the measurement: .* times operator.noise_std: take more", error)
+    restored(grey, *FEW, "operator.noise_std=10")
+    assert not capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["operator=grey"], r"operator=grey must fit the states \(1, 8, 8\) of grey: states must be \(B, 3\)"),
+        (
+            ["operator=downsampling", "operator.factor=3"],
+            "operator=downsampling must fit .* multiples of 3; .*: choose",
+        ),
+        (["operator=downsampling", "operator.filter=bicubic", "posterior=ddrm"], "singular values .* such as MMPS"),
+        (["posterior=dps", "operator.noise_std=0"], "needs noise_std > 0"),
+        (["posterior=ddrm", "sampler=heun"], "posterior=ddrm is a sampler itself; got sampler=heun: leave it out"),
+        (["posterior=particles", "particles=4", "n=5"], "particles must be at least n; got particles=4 and n=5"),
+        (["image=a.png", "index=1"], "the truth must be image or index, not both"),
+        (["image=a.png"], "there is no file a.png"),
+        (["operator.mask=a.npy"], "there is no file a.npy"),
+        (["operator.box=[0,1,0,1]"], "which hides all"),
+        (["index=297"], "index must be less than 297, the size of the test data"),
+        (["n=1"], "n must be an integer >= 2"),
+        (["cond.label=3"], "cond"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_settings_that_do_not_fit_are_refused(grey, refused, overrides, message):
+    assert re.search(message, refused("restore", f"run={grey}", *overrides))
+    assert not Path(grey, "samples").is_dir() or not list(Path(grey, "samples").glob("restored*"))
 
 
 def test_a_measurement_of_another_shape_is_refused(grey, refused):

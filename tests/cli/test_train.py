@@ -1,6 +1,7 @@
 """`scoresde train`: the run that it leaves, and how it is resumed."""
 
 import json
+import multiprocessing
 import signal
 import subprocess
 import sys
@@ -19,6 +20,8 @@ from scoresde.cli.overrides import configurations
 from scoresde.training.checkpoint import load, save
 from tests.cli.conftest import LABELLED as DIGITS_WITH_LABELS
 from tests.cli.conftest import TOY, contents, rows
+from tests.processes import start
+from tests.training.runs import hold
 
 TRAIN = ["train", *TOY, "trainer.decay=none"]
 
@@ -139,16 +142,14 @@ def test_a_schedule_that_restarts_is_reported(decay, warns, capsys):
 
 
 def test_a_second_training_of_the_same_run_is_refused_while_the_first_goes_on(toy, refused):
-    code = "import sys; from pathlib import Path; from scoresde.training.locks import locked\n"
-    code += "with locked(Path(sys.argv[1])):\n    print('locked', flush=True); sys.stdin.read()"
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    other = subprocess.Popen([sys.executable, "-c", code, toy], **pipes)
-    assert other.stdout.readline() == "locked\n"
+    ours, theirs = multiprocessing.Pipe()
+    other = start(hold, toy.absolute(), theirs)
+    assert ours.poll(60)
     train, before = ["train", *TOY, "trainer.steps=4", f"run={toy}"], contents(toy)
     assert "toy is in use: another process writes this run; wait until it ends" in refused(*train)
     assert contents(toy) == before
     other.kill()
-    other.wait()
+    other.join()
     assert main(train) == 0
 
 

@@ -7,7 +7,6 @@ import torch
 
 import scoresde as ss
 from scoresde.inverse import DPS, MMPS, Blur, Grey, Inpainting, Linear, Nonlinear, PiGDM
-from scoresde.inverse.conjugate_gradients import conjugate_gradients
 from scoresde.random_stream import RandomStream
 from tests.conftest import PATHS, f64, make_transition, normal, oracle, some
 from tests.guidance.test_blends import close, states
@@ -162,23 +161,6 @@ def test_the_likelihood_of_an_exact_posterior_model_is_that_of_the_posterior(met
         for model in (guided, posterior.score_model(sde))
     )
     torch.testing.assert_close(value, expected, rtol=1e-7, atol=1e-7)
-
-
-def test_each_system_of_conjugate_gradients_stops_by_itself():
-    """One is solved after a step, one has a negative curvature and stops, one needs all steps, one is zero."""
-    matrices = torch.stack([f64(2.0, 2.0, 2.0), f64(-1.0, -1.0, -2.0), f64(1.0, 2.0, 4.0), f64(1.0, 1.0, 1.0)])
-    right = f64(1.0, 1.0, 1.0).repeat(4, 1) * f64(1.0, 1.0, 1.0, 0.0)[:, None]
-
-    def product(which):
-        return lambda u: (3 * u, matrices[which] * u)
-
-    solution = conjugate_gradients(product(slice(None)), right, f64(0.5), 10, 1e-12)
-    expected = 3 * right / (matrices + 0.25)
-    expected[1] = 0
-    torch.testing.assert_close(solution, expected, rtol=1e-12, atol=1e-12)
-    for i in range(4):
-        alone = conjugate_gradients(product(slice(i, i + 1)), right[i : i + 1], f64(0.5), 10, 1e-12)
-        assert torch.equal(alone[0], solution[i])
 
 
 MODEL = oracle((4, 4)).score_model(ss.VP())
