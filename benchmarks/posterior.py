@@ -115,7 +115,7 @@ def cells(options: argparse.Namespace, store: Store) -> Iterator[Cell]:
     """Yield the cells of the design, budget by budget."""
     listed, before = methods(), {}
     sizes = options.measurements, options.samples, options.pilot
-    for budget, noise, sde, states in product(options.budgets, options.noises, options.sdes, options.states):
+    for budget, states, noise, sde in product(options.budgets, options.states, options.noises, options.sdes):
         family = known(states, options.pilot_operator, noise, sde)
         for method in listed:
             key = states, noise, sde, method.library, method.name
