@@ -12,6 +12,7 @@ from scoresde import (
     convert,
     data,
     editing,
+    flowmaps,
     guidance,
     inverse,
     losses,
@@ -27,6 +28,7 @@ from scoresde.classifier import NoisyClassifier
 from scoresde.classify import Classification, classify
 from scoresde.dequantization import DataMap, TruncatedNormal, Uniform, Variational
 from scoresde.divergence import ExactTrace, Hutchinson
+from scoresde.flowmaps import FlowMap
 from scoresde.likelihood import (
     BitsPerDim,
     LogProb,
@@ -73,6 +75,7 @@ __all__ = [
     "CosineDDPM",
     "DataMap",
     "ExactTrace",
+    "FlowMap",
     "GaussianMixture",
     "Hutchinson",
     "Karras",
@@ -102,6 +105,7 @@ __all__ = [
     "decode",
     "editing",
     "encode",
+    "flowmaps",
     "guidance",
     "inverse",
     "load",

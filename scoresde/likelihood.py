@@ -137,8 +137,11 @@ def conventions(
 
 
 def trace_for(solver: Solver | None, trace: Trace | None) -> Trace:
-    """Return `trace` or `Hutchinson(probes=1)`, with fixed probes if the solver controls the divergence's error."""
-    trace = trace or Hutchinson()
+    """Return the solver's own trace if it has one; else `trace` or `Hutchinson(probes=1)`.
+
+    The probes are fixed if the solver controls the divergence's error.
+    """
+    trace = getattr(solver, "trace", None) or trace or Hutchinson()
     check_instance("trace", trace, "bind", "kept")
     return trace.kept() if solver is not None and controls_integrals(solver) else trace
 

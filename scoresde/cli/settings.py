@@ -27,6 +27,8 @@ from scoresde.arguments import (
 )
 from scoresde.dequantization import Dequantization
 from scoresde.evaluation.dataset_likelihood import Budget, evaluate_likelihood
+from scoresde.evaluation.distillation import SolverDistillation
+from scoresde.flowmaps import FlowMap
 from scoresde.inverse import Measured, Operator, RePaint, Replacement, SizedOperator, TwistedParticles
 from scoresde.inverse.spectral import SpectralSampler
 from scoresde.losses import Objective
@@ -47,6 +49,7 @@ Split = Literal["train", "validation", "test"]
 Weights = str | float
 Condition = int | float | str | list | dict | None
 OperatorSettings = Operator | SizedOperator
+Method = SolverDistillation  # of `scoresde distill`
 PosteriorSettings = Measured | Replacement | RePaint | SpectralSampler | TwistedParticles
 
 
@@ -87,10 +90,12 @@ class Parts(Shared):
     optimizer: Callable[[Any], Optimizer]
     trainer: Trainer
     condition: Conditioning
+    init_from: Directory | None
     experiment: str | None
     name: str | int
     learned_variance: bool
     classifier: bool
+    flow_map: Annotated[dict, FlowMap]
 
 
 class Train(Parts):
@@ -203,6 +208,17 @@ class Dequantize(Shared):
     draws: EvenCount
 
 
+class Distill(Shared):
+    method: Method
+    guidance: ModelWrapper | None
+    run: Directory
+    weights: Weights
+    nfe: Annotated[Sequence[Few], Distinct(least=1)]
+    split: Split
+    conditional: bool
+    again: bool
+
+
 class Convert(Shared):
     data: DataSettings | None
     source: str
@@ -239,6 +255,7 @@ SETTINGS: dict[str, Any] = {
     "compare": Compare,
     "classify": Classify,
     "dequantize": Dequantize,
+    "distill": Distill,
     "convert": Convert,
     "data": Examine,
     "report": Report,

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import matplotlib.image
@@ -12,7 +13,7 @@ from PIL import Image
 
 import scoresde as ss
 from scoresde.cli import main
-from tests.cli.conftest import rows
+from tests.cli.conftest import GREY, rows
 
 FEW = ["n=3", "sampler.steps=2"]
 
@@ -169,3 +170,44 @@ def test_a_measurement_of_another_shape_is_refused(grey, refused):
     assert "measurement must have the shape (1, 48), as Inpainting(noise_std=0.05) gives; y.npy has (5,)" in error
     np.save("y.npy", np.full((1, 48), np.nan))
     assert "y.npy is not an array of finite numbers" in refused("restore", f"run={grey}", "measurement=y.npy")
+
+
+@pytest.fixture(scope="module")
+def inpainting(trained):
+    """A run of grey levels that is trained for inpainting, 1 step from the averaged weights of `grey`."""
+    path = trained / "inpainting"
+    if not path.exists():
+        overrides = ["loss=inpainting", f"init_from={trained / 'grey'}", f"run={path}", "loss.noise_std=0.1"]
+        assert main(["train", *GREY, *overrides, "optimizer.lr=0.1"]) == 0
+    return path
+
+
+def test_a_network_trained_for_inpainting_restores(inpainting, tmp_path, capsys):
+    run = Path(shutil.copytree(inpainting, tmp_path / "inpainting").name)
+    capsys.readouterr()
+    row, array = restored(run, *FEW, "posterior=trained", "operator.noise_std=0.1", "index=2", "seed=5")
+    assert not capsys.readouterr().err
+    assert (row["method"], row["nfe"], row["backward"]) == ("trained", 3, 0)
+    assert {"psnr", "ssim", "coverage", "residual"} <= row.keys()
+    loaded, operator = ss.load(run), ss.inverse.SizedInpainting(noise_std=0.1)((1, 8, 8))
+    y = torch.from_numpy(np.load((run / "samples" / row["file"]).with_suffix(".measurement.npy")))
+    image = torch.cat([operator.adjoint(y[None])[0], operator.mask[None].float()])
+    sampler = ss.samplers.PredictorCorrector(ss.samplers.Ancestral(), steps=2, denoise_final=True)
+    expected = sampler(loaded.model, shape=(3, 1, 8, 8), seeds=[5, 6, 7], cond={"image": image[None]}).x
+    assert np.allclose(array, loaded.transform.inverse(expected), atol=1e-4)
+    np.save("image.npy", image.numpy())
+    words = ["sampler=ancestral", "sampler.steps=2", "sampler.denoise_final=true", "n=3", "seed=5"]
+    assert main(["sample", f"run={run}", *words, "cond.image=image.npy"]) == 0
+    assert np.allclose(np.load(run / "samples" / rows(run, "samples")[-1]["file"]), array, atol=1e-4)
+    restored(run, *FEW, "posterior=trained")
+    message = (
+        "the network was trained for measurements with noise_std=0.1, and takes y as one; got Inpainting(noise_std=0"
+    )
+    assert message in capsys.readouterr().err
+
+
+def test_a_network_that_was_not_trained_for_inpainting_is_refused(grey, inpainting, refused):
+    message = "the network must be trained for inpainting, with the condition image; it takes no condition"
+    assert message in refused("restore", f"run={grey}", "posterior=trained")
+    error = refused("restore", f"run={inpainting}", "posterior=trained", "operator=blur")
+    assert "a network that was trained for inpainting needs the operator Inpainting; got GaussianBlur" in error
