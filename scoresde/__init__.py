@@ -22,16 +22,15 @@ from scoresde import (
     thresholding,
 )
 from scoresde.analytic import GaussianMixture
+from scoresde.bits import BitsPerDim, bits_per_dim
 from scoresde.build import Run, load, load_classifier
 from scoresde.classifier import NoisyClassifier
 from scoresde.classify import Classification, classify
 from scoresde.dequantization import DataMap, TruncatedNormal, Uniform, Variational
 from scoresde.divergence import ExactTrace, Hutchinson
 from scoresde.likelihood import (
-    BitsPerDim,
     LogProb,
     RoundTrip,
-    bits_per_dim,
     decode,
     encode,
     log_prob,
