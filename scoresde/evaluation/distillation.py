@@ -30,6 +30,7 @@ class Teacher:
         seed: the seed of all random draws.
         again: whether to replace what is stored; if False, it is kept.
         progress: whether to show progress bars.
+        trust: see `build.instantiate`.
     """
 
     run: Run
@@ -38,6 +39,7 @@ class Teacher:
     seed: int
     again: bool = False
     progress: bool = False
+    trust: Sequence[str] = ()
 
 
 class Distillation(Protocol):
