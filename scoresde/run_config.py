@@ -154,6 +154,11 @@ def plain(config: DictConfig) -> dict[str, Any]:
     return OmegaConf.to_container(config, resolve=True)  # type: ignore[return-value]
 
 
+def nested(tree: Mapping[str, Any]) -> DictConfig:
+    """Return nested dicts and lists as a configuration, the inverse of `plain`."""
+    return OmegaConf.create(dict(tree))
+
+
 def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
     """Return {dotted path: leaf} of a nested configuration; an empty dict or list is a leaf."""
     items = list(tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else ())

@@ -17,6 +17,7 @@ from scoresde.cli import VERBS, config_directory, main
 from scoresde.cli.restore import posterior
 from scoresde.cli.settings import PosteriorSettings
 from scoresde.evaluation.distillation import SolverDistillation
+from scoresde.evaluation.flow_map_distillation import FlowMapDistillation
 from scoresde.evaluation.trained_classifier import TrainedClassifier
 from scoresde.guidance import Guided
 from scoresde.losses import Objective
@@ -44,7 +45,7 @@ KINDS = {
     "trainer": Trainer,
     "data": dict,
     "likelihood": dict,
-    "method": SolverDistillation,
+    "method": (SolverDistillation, FlowMapDistillation),
     "features": (Pixels, Inception, TrainedClassifier),
     "guidance": Guided,
     "operator": (ss.inverse.Operator, ss.inverse.SizedOperator),

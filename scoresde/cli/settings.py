@@ -28,6 +28,7 @@ from scoresde.arguments import (
 from scoresde.dequantization import Dequantization
 from scoresde.evaluation.dataset_likelihood import Budget, evaluate_likelihood
 from scoresde.evaluation.distillation import SolverDistillation
+from scoresde.evaluation.flow_map_distillation import FlowMapDistillation
 from scoresde.flowmaps import FlowMap
 from scoresde.inverse import Measured, Operator, RePaint, Replacement, SizedOperator, TwistedParticles
 from scoresde.inverse.spectral import SpectralSampler
@@ -49,7 +50,7 @@ Split = Literal["train", "validation", "test"]
 Weights = str | float
 Condition = int | float | str | list | dict | None
 OperatorSettings = Operator | SizedOperator
-Method = SolverDistillation  # of `scoresde distill`
+Method = SolverDistillation | FlowMapDistillation  # of `scoresde distill`
 PosteriorSettings = Measured | Replacement | RePaint | SpectralSampler | TwistedParticles
 
 
