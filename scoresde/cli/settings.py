@@ -27,6 +27,7 @@ from scoresde.arguments import (
 )
 from scoresde.dequantization import Dequantization
 from scoresde.evaluation.dataset_likelihood import Budget, evaluate_likelihood
+from scoresde.flowmaps import FlowMap
 from scoresde.inverse import Measured, Operator, RePaint, Replacement, SizedOperator, TwistedParticles
 from scoresde.inverse.spectral import SpectralSampler
 from scoresde.losses import Objective
@@ -91,6 +92,7 @@ class Parts(Shared):
     name: str | int
     learned_variance: bool
     classifier: bool
+    flow_map: Annotated[dict, FlowMap]
 
 
 class Train(Parts):

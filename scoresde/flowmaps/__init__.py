@@ -7,27 +7,40 @@ likelihoods. The objectives are listed in `flowmaps.flow_map_objective`, those w
 
 from scoresde.flowmaps.adversarial import AdversarialDistillation, DenoisingGAN
 from scoresde.flowmaps.angle import AnglePath, UniformClock
+<<<<<<< HEAD
 from scoresde.flowmaps.discriminators import FeatureDiscriminator, PairDiscriminator
+=======
+from scoresde.flowmaps.consistency import Consistency
+>>>>>>> flowmaps
 from scoresde.flowmaps.flow_map import FlowMap
 from scoresde.flowmaps.flow_map_objective import FlowMapObjective
 from scoresde.flowmaps.generator import DenoisingGenerator, GeneratorStep
 from scoresde.flowmaps.jumps import Jump, Jumps
 from scoresde.flowmaps.mean_flow import MeanFlow
+from scoresde.flowmaps.progressive_distillation import ProgressiveDistillation
 from scoresde.flowmaps.trajectory_distillation import TrajectoryDistillation
 
 __all__ = [
     "AdversarialDistillation",
     "AnglePath",
+<<<<<<< HEAD
     "DenoisingGAN",
     "DenoisingGenerator",
     "FeatureDiscriminator",
+=======
+    "Consistency",
+>>>>>>> flowmaps
     "FlowMap",
     "FlowMapObjective",
     "GeneratorStep",
     "Jump",
     "Jumps",
     "MeanFlow",
+<<<<<<< HEAD
     "PairDiscriminator",
+=======
+    "ProgressiveDistillation",
+>>>>>>> flowmaps
     "TrajectoryDistillation",
     "UniformClock",
 ]

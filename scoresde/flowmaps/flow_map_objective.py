@@ -17,6 +17,7 @@ diagonal s = t, F* = v in every objective; without a teacher this is what define
 | `TrajectoryDistillation`  | accurate solutions of the teacher's flow             | 2101.02388; 2512.02636      |
 """
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -24,16 +25,18 @@ from torch import Tensor
 
 from scoresde.arguments import NonNegative, Share, checked
 from scoresde.divergence import quadratic_forms
-from scoresde.flowmaps.angle import UniformClock
+from scoresde.flowmaps.angle import AnglePath, UniformClock
 from scoresde.flowmaps.jumps import jumping
 from scoresde.losses import Drawn, LossTerms, Objective, TimeDensity
 from scoresde.probability_flow import frozen
 from scoresde.protocols import Model
 from scoresde.score import BaseModel
+from scoresde.solvers.solver import choose
 from scoresde.tensors import broadcast, check_instance, dimensions, double
 from scoresde.views import Pair
 from scoresde.wrappers import for_inference
 
+SAME = 1e-6  # angle below which two times count as one
 FLOOR = 1e-3  # of the squared error in the adaptive weight
 
 
@@ -49,6 +52,31 @@ class Flow(NamedTuple):
 
     v: Tensor
     divergence: Tensor | None
+
+
+def composed(
+    path: AnglePath, x: Tensor, end: Tensor, times: Sequence[Tensor], parts: Sequence[Target], at: Flow
+) -> Target:
+    """Return the target of a jump that is made of two, from t to u and from u to s.
+
+    Args:
+        path: the angle along the path.
+        x, end: the states at t and at s, (B, *).
+        times: t, u and s, float64 (B,) each; where s = t, the target is the flow `at` t.
+        parts: F and h of the two jumps.
+        at: the flow at x and t.
+    """
+    t, u, s = times
+    same = (path.angle(s) - path.angle(t)).abs() < SAME
+    a, b = path.rotation(t, s)
+    F = (end - broadcast(a, x) * x) / broadcast(torch.where(same, 1.0, b), x)
+    F = choose(same, at.v.to(F), F)
+    if at.divergence is None or parts[0].h is None or parts[1].h is None:
+        return Target(F, None)
+    near = at.divergence / path.clock_rate(t).to(at.divergence)
+    clock = path.clock(torch.stack([t, u, s])).to(near)
+    whole = parts[0].h * (clock[1] - clock[0]) + parts[1].h * (clock[2] - clock[1])
+    return Target(F, choose(same, near, whole.to(near) / choose(same, torch.ones_like(near), clock[2] - clock[0])))
 
 
 @checked
@@ -102,16 +130,20 @@ class FlowMapObjective(Objective):
         s = self.draw_targets(model, drawn)
         x = drawn.perturbed(model.sde)
         target = self.target(model, drawn, x, s)
-        return self.errors(model.average(x, drawn.t, s), target)
+        return self.errors(model.average(x, drawn.t, s), target, self.scale(model, drawn.t, s))
+
+    def scale(self, model: Any, t: Tensor, s: Tensor) -> Tensor:
+        """Return the factor of F - F* in the loss, float64 (B,)."""
+        return torch.ones_like(t)
 
     def target(self, model: Any, drawn: Drawn, x: Tensor, s: Tensor) -> Target:
         """Return the targets of the jumps from x (B, *) at drawn.t to s (B,)."""
         raise NotImplementedError(f"{type(self).__name__} must define target(model, drawn, x, s)")
 
-    def errors(self, output: tuple[Tensor, Tensor | None], target: Target) -> Tensor:
-        """Return the loss (B,) of the outputs (F, h) of `FlowMap.average`."""
+    def errors(self, output: tuple[Tensor, Tensor | None], target: Target, scale: Tensor) -> Tensor:
+        """Return the loss (B,) of the outputs (F, h) of `FlowMap.average`, with F - F* multiplied by `scale` (B,)."""
         F, h = output
-        error = (F - target.F).square().flatten(1).mean(dim=1)
+        error = (broadcast(scale, F) * (F - target.F)).square().flatten(1).mean(dim=1)
         loss = error / (error.detach() + FLOOR) ** self.adaptive
         if h is None or target.h is None:
             return loss
@@ -129,16 +161,15 @@ class FlowMapObjective(Objective):
         return torch.where(kind < self.diagonal, t, s)
 
     @torch.no_grad()
-    def flow(self, model: Any, drawn: Drawn, x: Tensor, t: Tensor, is_needed: bool = True) -> Flow:
+    def flow(self, model: Any, drawn: Drawn, x: Tensor, t: Tensor) -> Flow:
         """Return the velocity of the flow at x (B, *) and t, and its divergence if the model learns that.
 
         From data, the velocity is that of the pair (x_0, eps), and the divergence that of the model's diagonal.
         """
-        path, model_divergence = model.path, model.divergence and is_needed
-        teacher = self.teacher(x, model)
+        path, teacher = model.path, self.teacher(x, model)
         source = model if teacher is None else teacher
         known = None if teacher is not None else path.velocity(Pair(model.sde, t, drawn.x0, drawn.noise))
-        if not model_divergence:
+        if not model.divergence:
             return Flow(path.velocity(source.predict(x, t)) if known is None else known, None)
         y = x / broadcast(path.size(t), x)
 

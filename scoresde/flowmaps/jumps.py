@@ -9,7 +9,7 @@ from torch import Tensor
 
 from scoresde.arguments import Few, checked
 from scoresde.counting import counting
-from scoresde.divergence import Estimator, Hutchinson, Trace
+from scoresde.divergence import Hutchinson, Trace
 from scoresde.probability_flow import DEFAULT_SOLVER, Carried
 from scoresde.random_stream import RandomStream
 from scoresde.samplers.grids import uniform_angle
@@ -59,19 +59,15 @@ class Jump(PlainStep):
         return broadcast(r, x) * x + broadcast(v.sqrt(), x) * stream.normal(x)
 
 
-class LearnedTrace:
+class LearnedTrace(Hutchinson):
     """The trace that a flow map has learned. For solvers other than `Jumps` it is one fixed Hutchinson probe."""
 
+    def __init__(self) -> None:
+        super().__init__(resample=False)
+
     def kept(self) -> "LearnedTrace":
-        """Return self: the jumps draw no probes."""
+        """Return self: the jumps draw no probes, and the probe of other solvers is fixed."""
         return self
-
-    def bind(self, stream: RandomStream, x: Tensor, differentiable: bool = False) -> Estimator:
-        """Return the estimator of a fixed Hutchinson probe, see `Hutchinson.bind`."""
-        return Hutchinson(resample=False).bind(stream, x, differentiable)
-
-    def standard_error(self, integral: Tensor, variance: Tensor | None) -> None:
-        """Return None: the error of what was learned is unknown."""
 
     def __str__(self) -> str:
         return "learned with the map: approximate"

@@ -60,8 +60,10 @@ def test_the_loss_of_data_has_the_conditional_velocity():
 def test_errors_are_weighted():
     loss = MeanFlow(adaptive=1.0, divergence_weight=2.0)
     F, h = f64(3.0, 0.1)[:, None], f64(1.0, 1.5)
-    value = loss.errors((F, h), Target(torch.zeros(2, 1, dtype=torch.float64), torch.zeros(2, dtype=torch.float64)))
-    close(value, f64(9 / 9.001 + 2, 0.01 / 0.011 + 4.5))
+    value = loss.errors(
+        (F, h), Target(torch.zeros(2, 1, dtype=torch.float64), torch.zeros(2, dtype=torch.float64)), f64(1.0, 2.0)
+    )
+    close(value, f64(9 / 9.001 + 2, 0.04 / 0.041 + 4.5))
 
 
 def test_wrong_models_are_refused():
