@@ -7,11 +7,8 @@ likelihoods. The objectives are listed in `flowmaps.flow_map_objective`, those w
 
 from scoresde.flowmaps.adversarial import AdversarialDistillation, DenoisingGAN
 from scoresde.flowmaps.angle import AnglePath, UniformClock
-<<<<<<< HEAD
-from scoresde.flowmaps.discriminators import FeatureDiscriminator, PairDiscriminator
-=======
 from scoresde.flowmaps.consistency import Consistency
->>>>>>> flowmaps
+from scoresde.flowmaps.discriminators import FeatureDiscriminator, PairDiscriminator
 from scoresde.flowmaps.flow_map import FlowMap
 from scoresde.flowmaps.flow_map_objective import FlowMapObjective
 from scoresde.flowmaps.generator import DenoisingGenerator, GeneratorStep
@@ -23,24 +20,18 @@ from scoresde.flowmaps.trajectory_distillation import TrajectoryDistillation
 __all__ = [
     "AdversarialDistillation",
     "AnglePath",
-<<<<<<< HEAD
+    "Consistency",
     "DenoisingGAN",
     "DenoisingGenerator",
     "FeatureDiscriminator",
-=======
-    "Consistency",
->>>>>>> flowmaps
     "FlowMap",
     "FlowMapObjective",
     "GeneratorStep",
     "Jump",
     "Jumps",
     "MeanFlow",
-<<<<<<< HEAD
     "PairDiscriminator",
-=======
     "ProgressiveDistillation",
->>>>>>> flowmaps
     "TrajectoryDistillation",
     "UniformClock",
 ]
