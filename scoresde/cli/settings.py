@@ -27,7 +27,7 @@ from scoresde.arguments import (
 )
 from scoresde.dequantization import Dequantization
 from scoresde.evaluation.dataset_likelihood import Budget, evaluate_likelihood
-from scoresde.flowmaps import FlowMap
+from scoresde.flowmaps import DenoisingGenerator, FlowMap
 from scoresde.inverse import Measured, Operator, RePaint, Replacement, SizedOperator, TwistedParticles
 from scoresde.inverse.spectral import SpectralSampler
 from scoresde.losses import Objective
@@ -93,6 +93,7 @@ class Parts(Shared):
     learned_variance: bool
     classifier: bool
     flow_map: Annotated[dict, FlowMap]
+    generator: Annotated[dict, DenoisingGenerator]
 
 
 class Train(Parts):

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from scoresde.arguments import Count, Few, Positive, checked
 from scoresde.flowmaps.angle import AnglePath
+from scoresde.networks.embeddings import accept_latent
 from scoresde.predictions import Prediction, TrigFlow
 from scoresde.protocols import Network, by_name
 from scoresde.random_stream import RandomStream
@@ -49,10 +50,11 @@ def generating(model: Any) -> Any:
 class DenoisingGenerator(ScoreModel):
     """A generator G(x_t, t, z), see the module docstring. It has no density, and its views are random.
 
-    The latent z is the condition "vector" of the network.
+    The latent z is the condition "latent" of the network, (B, latent). The networks of this library get an embedding of
+    it (`networks.embeddings.accept_latent`).
 
     Args:
-        network: see `ScoreModel`; with cond_features=latent.
+        network: see `ScoreModel`.
         sde: the diffusion.
         prediction: what the network predicts, from which G is computed as E[x_0 | x_t] is for a score model; default
             `predictions.TrigFlow(data_scale)`.
@@ -76,6 +78,8 @@ class DenoisingGenerator(ScoreModel):
         conditional: Sequence[str] = (),
     ):
         super().__init__(network, sde, prediction or TrigFlow(data_scale), conditional=conditional)
+        if isinstance(network, nn.Module):
+            accept_latent(network, latent)
         self.data_scale, self.steps, self.latent = data_scale, steps, latent
 
     @cached_property
@@ -93,15 +97,8 @@ class DenoisingGenerator(ScoreModel):
         """None: draws of a generator have no density."""
 
     def generate(self, x: Tensor, t: Tensor, z: Tensor) -> Tensor:
-        """Return G(x, t, z) (B, *) for x (B, *), t () or (B,), and z (B, latent).
-
-        Raises:
-            ValueError: the condition has a part "vector", whose place in the network the latent takes.
-        """
-        cond = by_name(self.cond)
-        if "vector" in cond:
-            raise ValueError("a generator takes no condition vector: its network reads the latent there; got one")
-        return self._with({**cond, "vector": z}).denoise(x, t)
+        """Return G(x, t, z) (B, *) for x (B, *), t () or (B,), and z (B, latent)."""
+        return self._with({**by_name(self.cond), "latent": z}).denoise(x, t)
 
     def step(self, x: Tensor, t: Tensor, s: Tensor, stream: RandomStream) -> Tensor:
         """Return a draw of x_s (B, *) for x (B, *) at t; t and s are float64, () or (B,)."""

@@ -199,7 +199,7 @@ def test_a_generator_with_the_wrong_spread_learns_the_right_one():
 def train(run, steps):
     """Train a generator with the `Trainer`."""
     torch.manual_seed(0)
-    model = DenoisingGenerator(MLP(2, width=8, depth=1, cond_features=4), ss.VP(), steps=2, latent=4)
+    model = DenoisingGenerator(MLP(2, width=8, depth=1), ss.VP(), steps=2, latent=4)
     trainer = Trainer(partial(torch.optim.Adam, lr=2e-3), steps=steps, batch_size=8, log_every=3)
     trainer.fit(model, DenoisingGAN(pair_discriminator(8)), Points(), run, DataMap(Levels(17), None), progress=False)
 
@@ -218,7 +218,7 @@ def test_a_discriminator_is_trained_and_resumes_bit_for_bit(tmp_path):
 
 def test_a_loss_with_parameters_is_not_sharded(tmp_path):
     torch.manual_seed(0)
-    model = DenoisingGenerator(MLP(2, width=8, depth=1, cond_features=16), ss.VP())
+    model = DenoisingGenerator(MLP(2, width=8, depth=1), ss.VP())
     trainer = Trainer(torch.optim.Adam, steps=1, batch_size=8, parallel="fsdp")
     with pytest.raises(ValueError, match="cannot shard the parameters of a loss"):
         trainer.fit(model, DenoisingGAN(pair_discriminator(8)), Points(), tmp_path, DataMap(Levels(17), None))
