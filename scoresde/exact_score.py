@@ -170,7 +170,7 @@ class _ExactNetwork(nn.Module):
 
     def __init__(self, mixture: Any, sde: SDE):
         super().__init__()
-        self.mixture = mixture
+        self.mixture, self.shape = mixture, tuple(mixture.event_shape)
         self.path = (sde,)  # not a submodule: parameters of the SDE belong to the model
 
     def forward(self, x: Tensor, c_noise: Tensor, cond: Condition = None) -> Tensor:

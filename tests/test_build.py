@@ -16,6 +16,8 @@ from scoresde import build, run_config
 from scoresde.cli import VERBS, config_directory, main
 from scoresde.cli.restore import posterior
 from scoresde.cli.settings import PosteriorSettings
+from scoresde.evaluation.distillation import SolverDistillation
+from scoresde.evaluation.flow_map_distillation import FlowMapDistillation
 from scoresde.evaluation.trained_classifier import TrainedClassifier
 from scoresde.guidance import Guided
 from scoresde.losses import Objective
@@ -23,6 +25,7 @@ from scoresde.metrics import Inception, Pixels
 from scoresde.networks import DiT, UNet
 from scoresde.predictions import Prediction
 from scoresde.protocols import select
+from scoresde.samplers.learned import Table
 from scoresde.samplers.sampler import Sampler
 from scoresde.training import Trainer, checkpoint
 from scoresde.training.batches import split_condition
@@ -42,6 +45,7 @@ KINDS = {
     "trainer": Trainer,
     "data": dict,
     "likelihood": dict,
+    "method": (SolverDistillation, FlowMapDistillation),
     "features": (Pixels, Inception, TrainedClassifier),
     "guidance": Guided,
     "operator": (ss.inverse.Operator, ss.inverse.SizedOperator),
@@ -90,7 +94,7 @@ def images(tmp_path_factory):
 @pytest.mark.parametrize(
     ("group", "option"), [pytest.param(*option, id="/".join(option)) for option in OPTIONS if option != NOTHING]
 )
-def test_every_option_builds_its_object(group, option, request):
+def test_every_option_builds_its_object(group, option, request, tmp_path):
     if group == "guidance":
         config = OmegaConf.load(CONF / group / f"{option}.yaml")
         parts = {name: GUIDES[name] for name in GUIDES if name in list(config.keys())}
@@ -103,8 +107,13 @@ def test_every_option_builds_its_object(group, option, request):
         assert isinstance(built, PosteriorSettings)
         assert isinstance(built, pkgutil.resolve_name(config.posterior._target_))
         return
-    whole = compose({"likelihood": "bpd", "features": "evaluate", "operator": "restore"}.get(group, "train")).copy()
+    verbs = {"likelihood": "bpd", "features": "evaluate", "operator": "restore", "method": "distill"}
+    whole = compose(verbs.get(group, "train")).copy()
     whole[group] = OmegaConf.load(CONF / group / f"{option}.yaml")
+    if (group, option) == ("sampler", "learned"):
+        whole.run = str(tmp_path)
+        table = Table.of(ss.samplers.DDIM(), ss.VP(), ss.samplers.angle(ss.VP(), 10))
+        table.save(tmp_path / "solvers" / "nfe10.safetensors")
     if group == "network":
         whole.data.shape = {"volumes": [1, 8, 8, 8], "patches": [3, 16, 16]}.get(option, [3, 64, 64])
     if group == "data":

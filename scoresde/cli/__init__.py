@@ -29,6 +29,7 @@ from scoresde.cli.compare import compare
 from scoresde.cli.convert import convert
 from scoresde.cli.data import data
 from scoresde.cli.dequantize import dequantize
+from scoresde.cli.distill import distill
 from scoresde.cli.evaluate import evaluate
 from scoresde.cli.help import usage, verb_help
 from scoresde.cli.jobs import INTERRUPTED, WRONG, Job, Verb
@@ -42,7 +43,7 @@ from scoresde.training import distributed
 
 VERBS: dict[str, Verb] = {
     verb.__name__: verb
-    for verb in (train, sample, bpd, evaluate, compare, restore, classify, dequantize, convert, data, report)
+    for verb in (train, sample, bpd, evaluate, compare, restore, classify, dequantize, distill, convert, data, report)
 }
 PATHS = ("run", "samples", "image", "measurement")  # settings that are paths
 

@@ -14,6 +14,7 @@ from scoresde import build, plots
 from scoresde.cli.common import check_choice, load_run, result_name, warnings_on_stderr
 from scoresde.cli.guidance import guided, labels_of_data
 from scoresde.cli.output import Record, append_row, print_rows, print_table, shows_progress, typed_overrides
+from scoresde.cli.overrides import literal
 from scoresde.cli.sample import describe_guidance, plain
 from scoresde.evaluation import guidance_comparison, references, sampler_comparison
 from scoresde.evaluation.guidance_comparison import GuidanceRow, GuidanceSettings, compare_scales
@@ -26,6 +27,7 @@ from scoresde.samplers import Sampler
 ORACLE, ORACLE_SAMPLES, RUN_SAMPLES = "oracle", 5000, 500
 DEFAULT_SPACE = "pixels"
 SCALES_SAMPLER, SCALES_NFE = "dpmpp2", 40  # for the comparison of scales
+STEPS, LEARNED = "steps", "nfe"  # the settings of a sampler for its number of steps, or of evaluations if learned
 
 
 def compare(config: DictConfig) -> Record:
@@ -35,7 +37,9 @@ def compare(config: DictConfig) -> Record:
     if HydraConfig.get().runtime.choices["features"] != DEFAULT_SPACE:
         raise ValueError("features must be left out to compare samplers: only a comparison of guidance scales uses it")
     names, budgets = list(config.samplers), list(config.nfe)
-    samplers = {name: sampler_family(name, config.trust) for name in names}
+    configs = {name: sampler_config(name, config.run) for name in names}
+    samplers = {name: sampler_family(node, config.trust) for name, node in configs.items()}
+    learned = [name for name, node in configs.items() if LEARNED in node]
     metrics = None if config.metrics is None else list(config.metrics)
     run, model, reference, path, source = model_and_reference(config)
     settings = {key: config[key] for key in ("batch_size", "repeats", "resamples", "level", "seed")}
@@ -43,7 +47,16 @@ def compare(config: DictConfig) -> Record:
     cond = None if run is None else labels_of_data(run, config, n)
     with warnings_on_stderr():
         results = sampler_comparison.compare(
-            model, samplers, budgets, reference, metrics, n, **settings, progress=shows_progress(), cond=cond
+            model,
+            samplers,
+            budgets,
+            reference,
+            metrics,
+            n,
+            **settings,
+            progress=shows_progress(),
+            cond=cond,
+            learned=learned,
         )
     name = result_name("comparison")
     settings = {"level": config.level, "seed": config.seed, "file": f"{name}.csv", **source, **drawn_with(config, cond)}
@@ -72,7 +85,7 @@ def compare_guidance(config: DictConfig) -> Record:
     cond, models = labels_of_data(run, config, n), {scale: guided(run, config, scale) for scale in scales}
     limits = {"batch_size": config.batch_size, "seed": config.seed, "split": config.split, "device": config.device}
     settings = GuidanceSettings(name, budget, n, **limits, trust=tuple(config.trust), progress=shows_progress())
-    family = sampler_family(name, config.trust)
+    family = sampler_family(sampler_config(name, config.run), config.trust)
     with warnings_on_stderr():
         results, left_out = compare_scales(run, models, family, cond, space, settings)
     choice = HydraConfig.get().runtime.choices["guidance"]
@@ -134,12 +147,22 @@ def model_and_reference(
     return run, guided(run, config), reference, run.path, {"run": str(run.path), "weights": config.weights}
 
 
-def sampler_family(name: str, trust: Sequence[str]) -> Callable[[int], Sampler]:
-    """Return a function from a number of steps to a sampler; `name` is an option of the config group `sampler`."""
+def sampler_config(name: str, run: Any) -> DictConfig:
+    """Return the configuration of a sampler for a run; `name` is an option of the config group `sampler`.
+
+    Raises:
+        ValueError: there is no such sampler, or neither its steps nor its evaluations can be set.
+    """
     check_choice("samplers", name, GlobalHydra.instance().config_loader().get_group_options("sampler"))
-    config = hydra.compose("sample", overrides=[f"sampler={name}"]).sampler
-    if "steps" not in config:
+    config = hydra.compose("sample", overrides=[f"sampler={name}", f"run={literal(str(run))}"]).sampler
+    if STEPS not in config and LEARNED not in config:
         raise ValueError(
             f"samplers must have a setting `steps`; {name} chooses the number of steps itself: leave it out"
         )
-    return lambda steps: build.instantiate(config, trust, steps=steps)
+    return config
+
+
+def sampler_family(config: DictConfig, trust: Sequence[str]) -> Callable[[int], Sampler]:
+    """Return a function from a number of steps to a sampler; for a learned sampler, from a number of evaluations."""
+    key = STEPS if STEPS in config else LEARNED
+    return lambda count: build.instantiate(config, trust, **{key: count})

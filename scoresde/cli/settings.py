@@ -26,7 +26,10 @@ from scoresde.arguments import (
     Width,
 )
 from scoresde.dequantization import Dequantization
+from scoresde.evaluation.adversarial_distillation import AdversarialFlowMap
 from scoresde.evaluation.dataset_likelihood import Budget, evaluate_likelihood
+from scoresde.evaluation.distillation import SolverDistillation
+from scoresde.evaluation.flow_map_distillation import FlowMapDistillation
 from scoresde.flowmaps import DenoisingGenerator, FlowMap
 from scoresde.inverse import Measured, Operator, RePaint, Replacement, SizedOperator, TwistedParticles
 from scoresde.inverse.spectral import SpectralSampler
@@ -48,6 +51,7 @@ Split = Literal["train", "validation", "test"]
 Weights = str | float
 Condition = int | float | str | list | dict | None
 OperatorSettings = Operator | SizedOperator
+Method = SolverDistillation | FlowMapDistillation | AdversarialFlowMap  # of `scoresde distill`
 PosteriorSettings = Measured | Replacement | RePaint | SpectralSampler | TwistedParticles
 
 
@@ -206,6 +210,17 @@ class Dequantize(Shared):
     draws: EvenCount
 
 
+class Distill(Shared):
+    method: Method
+    guidance: ModelWrapper | None
+    run: Directory
+    weights: Weights
+    nfe: Annotated[Sequence[Few], Distinct(least=1)]
+    split: Split
+    conditional: bool
+    again: bool
+
+
 class Convert(Shared):
     data: DataSettings | None
     source: str
@@ -242,6 +257,7 @@ SETTINGS: dict[str, Any] = {
     "compare": Compare,
     "classify": Classify,
     "dequantize": Dequantize,
+    "distill": Distill,
     "convert": Convert,
     "data": Examine,
     "report": Report,

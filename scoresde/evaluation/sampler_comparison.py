@@ -16,7 +16,7 @@ import math
 import statistics
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -91,6 +91,7 @@ def compare(
     level: float = 0.95,
     progress: bool = True,
     cond: Condition = None,
+    learned: Collection[str] = (),
 ) -> list[ComparisonRow]:
     """Return the rows of the noise floor, then the metrics, evaluations and seconds of every sampler at every budget.
 
@@ -98,7 +99,8 @@ def compare(
 
     Args:
         model: in eval mode.
-        samplers: by name, functions that return a sampler with a given number of steps.
+        samplers: by name, functions that return a sampler with a given number of steps; for those in `learned`, with
+            a given number of evaluations.
         budgets: numbers of evaluations per sample.
         reference: the states that samples are compared with.
         metrics: names among `references.METRICS`; by default those of the reference.
@@ -109,6 +111,7 @@ def compare(
         resamples, level: number of half-samples and level of the intervals, see `metrics.bootstrap`.
         progress: show a progress bar.
         cond: the condition of the n samples, with leading dimension n.
+        learned: the names of samplers that exist for some numbers of evaluations only.
 
     Warns:
         UserWarning: a sampler is left out at a budget, with the reason.
@@ -138,6 +141,9 @@ def compare(
 
     planned: list[tuple[str, int, int]] = []
     for name, build in samplers.items():
+        if name in learned:
+            planned += [(name, budget, budget) for budget in budgets]
+            continue
         planned += [(name, *plan) for plan in plans(of_rows(slice(0, 1)), (1, *shape), seed, name, build, budgets)]
     rows = rows_of(reference.truth, sampler=reference.floor, budget=None, steps=None, nfe=0, seconds=None)
     for name, budget, steps in progress_bar(planned, title="comparing", unit="row", shown=progress):

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from scoresde.arguments import EvenCount, checked
+from scoresde.divergence import attention_kernels
 from scoresde.flowmaps.angle import AnglePath
 from scoresde.networks.embeddings import PositionalEmbedding, TimeEmbedding
 from scoresde.networks.layers import cast_for, linear
@@ -62,7 +63,7 @@ def losses(
     if not penalty:
         return Losses(generator, loss + F.softplus(-discriminator([a.detach() for a in real], *given)))
     is_training = torch.is_grad_enabled()
-    with torch.enable_grad():
+    with torch.enable_grad(), attention_kernels(fused=False):
         real = [a.detach().requires_grad_() for a in real]
         logits = discriminator(real, *given)
         gradients = torch.autograd.grad(logits.sum(), real, create_graph=is_training)

@@ -134,6 +134,7 @@ class Encoder(nn.Module):
                 f"multipliers={list(multipliers)}"
             )
         self.border = Border(image_size, 1 << (len(multipliers) - 1), pad)
+        self.shape = (channels, *self.border.sides)
         self.sizes = [tuple(side >> level for side in self.border.padded) for level in range(len(multipliers))]
         sides = [size[-1] for size in self.sizes]
         if not set(attention) <= set(sides):

@@ -69,7 +69,7 @@ class LevelHead(nn.Module):
                 f"levels >= 2, low < high and sigma_data > 0 are required; got levels={levels}, low={low}, "
                 f"high={high}, sigma_data={sigma_data}"
             )
-        self.conditions = getattr(network, "conditions", [])
+        self.conditions, self.shape = getattr(network, "conditions", []), getattr(network, "shape", None)
         self.network, self.levels, self.low, self.high, self.sigma_data = network, levels, low, high, float(sigma_data)
         self.data, self.likelihood = data, _boxes if data == "boxes" else _points
 

@@ -22,6 +22,7 @@ from torch.nn.utils import parametrize
 
 from scoresde.arguments import Count, Positive, check
 from scoresde.atomic_files import replace_atomically
+from scoresde.networks.embeddings import LatentEmbedding, TargetEmbedding
 from scoresde.networks.layers import CONVOLUTIONS
 
 ADAPTED: Any = (nn.Linear, *CONVOLUTIONS.values())
@@ -42,14 +43,15 @@ class LowRank(nn.Module):
         return weight + (self.factor * self.up @ self.down).view_as(weight)
 
 
-def add_lora(network: nn.Module, rank: int, scale: float = 1.0, full: Iterable[str] = ()) -> nn.Module:
+def add_lora(network: nn.Module, rank: int, scale: float = 1.0, full: Iterable[str] | None = None) -> nn.Module:
     """Adapt every linear layer and convolution of a network in place, and freeze its other parameters; return it.
 
     Args:
         network: any network with `torch.nn.Linear` or convolution layers.
         rank: r of the module docstring.
         scale: the factor of U D, times r.
-        full: names of submodules that are trained in full, without adapters, such as new ones.
+        full: names of submodules that are trained in full, without adapters; default: the embeddings of the target time
+            of a flow map and of the latent of a generator, which no teacher has trained.
 
     Raises:
         TypeError, ValueError: rank or scale is not positive.
@@ -58,8 +60,9 @@ def add_lora(network: nn.Module, rank: int, scale: float = 1.0, full: Iterable[s
     check("rank", rank, Count)
     check("scale", scale, Positive)
     names = dict(network.named_modules())
-    whole = set()
-    for name in full:
+    new = (TargetEmbedding, LatentEmbedding)
+    whole: set[nn.Module] = set()
+    for name in [key for key, part in names.items() if isinstance(part, new)] if full is None else full:
         if name not in names or not name:
             raise ValueError(f"full must be names of submodules of the network; got {name!r}")
         whole |= set(names[name].modules())

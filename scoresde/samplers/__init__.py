@@ -20,6 +20,8 @@ from scoresde.samplers.grids import (
     uniform_time,
 )
 from scoresde.samplers.heun import EDM, Heun
+from scoresde.samplers.learned import LearnedSolver, StoredSolver, Table
+from scoresde.samplers.learning import Learning, learn
 from scoresde.samplers.linear import Linear
 from scoresde.samplers.predictor_corrector import PredictorCorrector, ProbabilityFlow
 from scoresde.samplers.predictors import Ancestral, EulerMaruyama, OptimalVariance, ReverseDiffusion, StochasticHeun
@@ -46,6 +48,8 @@ __all__ = [
     "Indices",
     "KarrasGrid",
     "Langevin",
+    "LearnedSolver",
+    "Learning",
     "Linear",
     "OptimalVariance",
     "Power",
@@ -57,12 +61,15 @@ __all__ = [
     "Samples",
     "StateConstraint",
     "StochasticHeun",
+    "StoredSolver",
+    "Table",
     "TorchSDE",
     "UniPC",
     "angle",
     "bounded_karras",
     "bounded_log_snr",
     "karras",
+    "learn",
     "quadratic",
     "uniform_angle",
     "uniform_log_snr",

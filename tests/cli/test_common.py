@@ -12,7 +12,7 @@ def new_run(path):
     Path(path, "config.yaml").write_text("{}")
 
 
-@pytest.mark.parametrize("verb", ["sample", "bpd", "evaluate", "compare", "restore", "classify", "report"])
+@pytest.mark.parametrize("verb", ["sample", "bpd", "evaluate", "compare", "restore", "classify", "distill", "report"])
 def test_an_unknown_run_is_answered_with_the_nearest(verb, refused):
     for name in ("digits", "spirals"):
         new_run(f"runs/{name}")

@@ -59,6 +59,7 @@ SETTINGS = {
         "classify run=runs/digits_cond",
     ],
     "dequantize": ["optimizer: adam", "run: ???", "steps: 500", "scoresde dequantize run=runs/digits steps=2000"],
+    "distill": ["method: solver", "run: ???", "nfe: - 5", "sampler=learned sampler.nfe=5"],
     "convert": ["source: ???", "path: ???", "data: arrays, cifar10, ", "source=edm"],
     "data": ["data: arrays, cifar10, ", "limit: null", "experiment=digits"],
     "report": ["run: ???", "film: true"],

@@ -102,7 +102,7 @@ def test_a_submission_to_slurm_composes(capsys):
     assert config["job"]["name"] == "scoresde"
 
 
-@pytest.mark.parametrize("command", [["dequantize"], ["compare"], ["convert", "source=edm", "path=x.pt"]])
+@pytest.mark.parametrize("command", [["dequantize"], ["distill"], ["compare"], ["convert", "source=edm", "path=x.pt"]])
 def test_verbs_that_processes_cannot_share_refuse_several(command, monkeypatch, refused):
     monkeypatch.setenv("WORLD_SIZE", "2")
     verbs = "train, sample, bpd, evaluate, classify"

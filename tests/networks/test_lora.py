@@ -107,11 +107,14 @@ def test_an_adapted_flow_map_starts_as_the_map_and_differentiates():
     model = ss.FlowMap(MLP(3, width=16, depth=1, out_channels=4), ss.VP()).double()
     x, t, s = normal(4, 3), torch.linspace(0.2, 0.8, 4).double(), torch.full((4,), 0.1).double()
     before = model.map(x, t, s)
-    add_lora(model.network, rank=2, full=["time.target", "output"])
+    add_lora(model.network, rank=2)
     assert torch.equal(model.map(x, t, s), before)
+    trained = adapters(model.network)
+    assert {"time.target.inner.weight", "time.target.outer.bias", "output.parametrizations.weight.0.up"} < set(trained)
+    assert "output.bias" not in trained
     loss = ss.flowmaps.MeanFlow()(model, x, generator=torch.Generator().manual_seed(0)).value.mean()
     loss.backward()
-    assert float(model.network.get_parameter("output.weight").grad.abs().max()) > 0
+    assert float(model.network.output.parametrizations.weight[0].up.grad.abs().max()) > 0
 
 
 def test_wrong_arguments_are_refused():

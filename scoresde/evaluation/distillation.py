@@ -1,0 +1,96 @@
+"""Distillation: what `scoresde distill` makes from a run, so that few evaluations do what many did.
+
+A method is a function of a `Teacher` that yields a row for each thing it has made and stored in the directory of the
+run. The rows go to `metrics.jsonl`, and `table` shows them. `SolverDistillation` learns the coefficients of samplers
+(`samplers.learning`) and stores them as `<run>/<folder>/nfe<n>.safetensors`, which `sampler=learned` reads.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Protocol
+
+from scoresde.arguments import Distinct, Few, checked
+from scoresde.build import Run
+from scoresde.protocols import Condition, Model
+from scoresde.samplers.learned import Table, solver_file
+from scoresde.samplers.learning import Learner, Learning
+
+Row = dict[str, Any]
+CONDITIONS = 1000  # conditions of the data from which starts draw
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """What a method distils.
+
+    Attributes:
+        run: the run.
+        model: the model of the run, perhaps guided.
+        conditions: a function n -> conditions of n samples with the frequencies of the data; None without.
+        seed: the seed of all random draws.
+        again: whether to replace what is stored; if False, it is kept.
+        progress: whether to show progress bars.
+        trust: see `build.instantiate`.
+    """
+
+    run: Run
+    model: Model
+    conditions: Callable[[int], Condition]
+    seed: int
+    again: bool = False
+    progress: bool = False
+    trust: Sequence[str] = ()
+
+
+class Distillation(Protocol):
+    """A method of distillation, see the module docstring."""
+
+    def __call__(self, teacher: Teacher) -> Iterator[Row]: ...
+    def table(self, rows: Sequence[Mapping[str, Any]]) -> list[list[str]]: ...
+
+
+@checked
+class SolverDistillation:
+    """Learn a solver for each number of evaluations; a solver that is stored already is kept.
+
+    Args:
+        nfe: numbers of evaluations.
+        folder: the folder in the directory of the run. Solvers of a guided model belong in another one than "solvers".
+        options: arguments of `samplers.Learning`.
+    """
+
+    def __init__(
+        self,
+        nfe: Annotated[Sequence[Few], Distinct(least=1)],
+        folder: str = "solvers",
+        **options: Annotated[Any, Learning],
+    ):
+        self.nfe, self.folder, self.learning = list(nfe), folder, Learning(**options)
+
+    def __call__(self, teacher: Teacher) -> Iterator[Row]:
+        """Yield a row for each number of evaluations, after its solver is stored."""
+        directory, learner = teacher.run.path / self.folder, None
+        for nfe in self.nfe:
+            path = solver_file(directory, nfe)
+            is_kept = path.is_file() and not teacher.again
+            if is_kept:
+                table = Table.load(path)
+                table.check_path(teacher.model.sde)
+            else:
+                if learner is None:  # its starts serve every number of evaluations
+                    cond, shape = teacher.conditions(CONDITIONS), list(teacher.run.config.data.shape)
+                    learner = Learner(teacher.model, shape, cond, self.learning, teacher.seed, teacher.progress)
+                table = learner.learn(nfe).table
+                table.save(path)
+            yield {"nfe": nfe, **table.notes, "kept": is_kept, "file": str(path.relative_to(teacher.run.path))}
+
+    def table(self, rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+        """Return the cells of a table: root mean square and median distance to the flow on held-out starts."""
+        lines = [["NFE", "learned", "median", "best formula", "its distance", "its median", "ratio", "seconds"]]
+        for row in rows:
+            ratio = row["rms"] / row["formula_rms"] if row["formula_rms"] else 1.0
+            numbers = [f"{row[name]:.4g}" for name in ("rms", "median")]
+            formula = [row["formula"], *(f"{row[name]:.4g}" for name in ("formula_rms", "formula_median"))]
+            seconds = "kept" if row["kept"] else f"{row['seconds']:.0f}"
+            lines.append([str(row["nfe"]), *numbers, *formula, f"{ratio:.2f}", seconds])
+        return lines
