@@ -151,7 +151,7 @@ def test_every_block_is_run_here():
         ],
         "python": [
             *("Langevin(snr=0.16)", "trajectory=True", "ClassifierFree", "class Points", "convert.score_sde"),
-            "sample_posterior",
+            *("sample_posterior", "posterior_moments"),
         ],
         "yaml": ["points.Points}", "points.Network"],
     }
@@ -233,7 +233,9 @@ def test_a_guided_model_in_a_few_lines(capsys):
 
 
 def test_a_posterior_in_a_few_lines(capsys):
-    exec(compile(block("python", "sample_posterior"), "docs/inverse.md", "exec"), {})
+    names: dict[str, object] = {}
+    for text in ("sample_posterior", "posterior_moments"):
+        exec(compile(block("python", text), "docs/inverse.md", "exec"), names)
     assert "torch.Size([16, 2])" in capsys.readouterr().out
 
 

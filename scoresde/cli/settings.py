@@ -92,6 +92,7 @@ class Parts(Shared):
     optimizer: Callable[[Any], Optimizer]
     trainer: Trainer
     condition: Conditioning
+    init_from: Directory | None
     experiment: str | None
     name: str | int
     learned_variance: bool
