@@ -10,7 +10,7 @@ from scoresde.training import checkpoint
 from scoresde.training.trainer import CHECKPOINT
 from tests.cli.conftest import TOY, rows
 
-QUICK = [option.replace("experiment=toy2d", "experiment=toy2d_gan") for option in TOY]
+QUICK = [option.replace("experiment=toy2d", "experiment=gan_2d") for option in TOY]
 QUICK += ["generator.steps=2", "loss.discriminator.network.width=8", "loss.discriminator.network.depth=1"]
 
 
