@@ -205,6 +205,8 @@ def test_every_experiment_trains_and_samples(experiment, request):
     stand_in(config.data, request)
     if experiment in ("images", "image_arrays", "volumes"):
         config.network.width = 8
+    if "generator" in config:
+        config.generator.steps = config.sampler.steps
     model = build.build_model(config)
     data, loss = build.instantiate(config.data), build.instantiate(config.loss)
     transform = fitted(data)
