@@ -15,14 +15,15 @@ from torch import Tensor
 import scoresde as ss
 from scoresde.inverse import DDNM, DDRM, DPS, MMPS, Measured, PiGDM, RePaint, Replacement, Resampled, TwistedParticles
 from scoresde.inverse.operators import Operator
-from scoresde.samplers import Ancestral, AngularAdams, DPMSolverPP, PredictorCorrector, StochasticHeun
+from scoresde.samplers import Ancestral, AngularAdams, DPMSolverPP, PredictorCorrector, SASolver
 from scoresde.samplers.grids import GRIDS
 
 SHAPES = {"2-D": (2,), "16-D": (1, 4, 4), "64-D": (1, 8, 8)}
 OPERATORS = ("inpainting", "averages", "blur", "random")
 SDES = {"VP": lambda: ss.VP(t_min=1e-3), "VE": lambda: ss.VE(sigma_min=0.01, sigma_max=10.0)}
 OURS, PEER, EXACT = "scoresde", "azula", "exact draws"
-GRIDS_OF_AZULA = ("uniform_time", "quadratic", "uniform_angle")
+LENGTHS = (5.0, 15.0, 50.0)  # of all steps of DPS together, in both libraries
+GRIDS_OF_BOTH = ("uniform_time", "quadratic", "uniform_angle")
 
 
 # --- problems
@@ -120,29 +121,30 @@ def sampled(sampler: Any, problem: Problem, model: Any, y: Tensor, count: int, s
 
 STEPS: dict[str, Callable[[], Any]] = {
     "Ancestral": Ancestral,
-    "DPMSolverPP(2, l=1)": lambda: DPMSolverPP(2, l=1.0),
-    "AngularAdams": AngularAdams,
+    "DPMSolverPP(2, l=1)": lambda: DPMSolverPP(2, l=1.0, final=1),
+    "SASolver(2, 2, l=0.5)": lambda: SASolver(2, 2, l=0.5),
+    "AngularAdams(2, 0)": lambda: AngularAdams(2, 0),
 }
-OUR_GRIDS = {"": None, ", uniform_time": "uniform_time", ", uniform_angle": "uniform_angle"}  # None: the step's own
 
 
 def guided(
-    build: Callable[[Problem, Tensor], Measured], backward: int = 1, steps: Sequence[str] = tuple(STEPS)
+    build: Callable[[Problem, Tensor, int], Measured], backward: int = 1, steps: Sequence[str] = tuple(STEPS)
 ) -> dict[str, Draw]:
-    """Return the settings of a posterior model, one for each sampler and grid.
+    """Return the settings of a posterior model, one for each sampler and grid; build(problem, y, number of steps).
 
-    An evaluation makes `backward` passes, but no more than there are measurements: conjugate gradients stop there.
+    An evaluation makes `backward` passes, but no more than there are measurements: the linear solver stops there.
     """
 
-    def setting(step: Callable[[], Any], grid: str | None) -> Draw:
+    def setting(step: Callable[[], Any], grid: str) -> Draw:
         def draw(problem: Problem, y: Tensor, count: int, budget: int, seed: int) -> Tensor:
-            passes = 1 + min(backward, y[0].numel())
-            sampler = PredictorCorrector(step(), steps=budget // passes, grid=grid)
-            return sampled(sampler, problem, build(problem, y.repeat_interleave(count, 0)), y, count, seed)
+            evaluations = budget // (1 + min(backward, y[0].numel()))
+            sampler = PredictorCorrector(step(), steps=evaluations, grid=grid)
+            model = build(problem, y.repeat_interleave(count, 0), evaluations)
+            return sampled(sampler, problem, model, y, count, seed)
 
         return draw
 
-    return {f"{name}{k}": setting(STEPS[name], grid) for name in steps for k, grid in OUR_GRIDS.items()}
+    return {f"{name}, {grid}": setting(STEPS[name], grid) for name in steps for grid in GRIDS_OF_BOTH}
 
 
 def spectral(kind: type) -> dict[str, Draw]:
@@ -155,7 +157,7 @@ def spectral(kind: type) -> dict[str, Draw]:
 
         return draw
 
-    return {name: setting(GRIDS[name]) for name in ("uniform_time", "uniform_angle", "quadratic")}
+    return {name: setting(GRIDS[name]) for name in GRIDS_OF_BOTH}
 
 
 def replacement(repeats: int, published: bool = False) -> Draw:
@@ -180,12 +182,11 @@ def falls(times: Tensor) -> int:
     return int((times.diff() < 0).sum())
 
 
-def particles(step: Callable[[], Any], passes: int) -> Draw:
+def particles(step: Callable[[], Any], grid: str | None = None) -> Draw:
     """Return the particle sampler, one run for each measurement, with N particles, resampled to equal weights."""
 
     def draw(problem: Problem, y: Tensor, count: int, budget: int, seed: int) -> Tensor:
-        steps = (budget - 1) // passes
-        sampler = TwistedParticles(step(), steps, data_covariance=problem.oracle.covariance())
+        sampler = TwistedParticles(step(), (budget - 1) // 2, grid=grid, data_covariance=problem.oracle.covariance())
         shape = (count, *SHAPES[problem.states])
         runs = [
             sampler(problem.model, problem.operator, one, shape, seed=seed + i, dtype=torch.float64)
@@ -214,45 +215,54 @@ def exact(problem: Problem, y: Tensor, count: int, budget: int, seed: int) -> Te
     return torch.stack([one.sample(count, generator=seeded(seed + i)) for i, one in enumerate(posteriors)])
 
 
-def published_dps(problem: Problem, y: Tensor, scale: float) -> DPS:
-    """Return DPS with the published step rule; few steps need a smaller scale than the 1 of its 1,000 steps."""
-    return DPS(problem.model, problem.operator, y, scale, rule="published")
+def published_dps(problem: Problem, y: Tensor, steps: int, length: float) -> DPS:
+    """Return DPS with the published step rule, and this length of all steps together; it is 1,000 at scale 1."""
+    return DPS(problem.model, problem.operator, y, length / 1000, rule="published")
 
 
-def pigdm(problem: Problem, y: Tensor) -> PiGDM:
+def dps(problem: Problem, y: Tensor, steps: int) -> DPS:
+    """Return DPS with the gradient of the likelihood at the denoised state."""
+    return DPS(problem.model, problem.operator, y)
+
+
+def pigdm(problem: Problem, y: Tensor, steps: int) -> PiGDM:
     """Return PiGDM for the standard deviation of the problem's data."""
     return PiGDM(problem.model, problem.operator, y, data_std=problem.data_std)
 
 
-def mmps(problem: Problem, y: Tensor, iterations: int) -> MMPS:
-    """Return MMPS with this number of conjugate-gradient iterations."""
+def mmps(problem: Problem, y: Tensor, steps: int, iterations: int) -> MMPS:
+    """Return MMPS with this number of iterations of its linear solver."""
     return MMPS(problem.model, problem.operator, y, iterations=iterations)
 
 
 def of_this_library() -> list[Method]:
     """Return the methods of this library."""
-    dps = guided(lambda problem, y: DPS(problem.model, problem.operator, y))
-    for scale in (0.01, 0.03, 0.1):
-        published = guided(partial(published_dps, scale=scale), steps=("Ancestral",))
-        dps |= {f"published {scale:g}, {k}": v for k, v in published.items()}
-    listed = [Method(OURS, "DPS", dps)]
+    likelihood = guided(dps, steps=("Ancestral", "DPMSolverPP(2, l=1)"))
+    published = {
+        f"length={length:g}, {k}": v
+        for length in LENGTHS
+        for k, v in guided(partial(published_dps, length=length), steps=("Ancestral",)).items()
+    }
+    listed = [Method(OURS, "DPS", likelihood | published)]
     listed.append(Method(OURS, "PiGDM", guided(pigdm)))
     listed += [Method(OURS, f"MMPS({n})", guided(partial(mmps, iterations=n), n)) for n in (1, 2, 3)]
     listed += [Method(OURS, kind.__name__, spectral(kind)) for kind in (DDRM, DDNM)]
     listed.append(Method(OURS, "replacement", {"": replacement(1), "published": replacement(1, published=True)}))
     listed.append(Method(OURS, "RePaint", {f"repeats={n}": replacement(n) for n in (2, 4)}))
-    chains = {"Ancestral": particles(Ancestral, 2), "StochasticHeun": particles(StochasticHeun, 3)}
+    chains = {"Ancestral": particles(Ancestral)}
+    for grid in ("bounded_log_snr", "quadratic"):
+        chains[f"DPMSolverPP(2, l=1), {grid}"] = particles(STEPS["DPMSolverPP(2, l=1)"], grid)
     listed.append(Method(OURS, "particles", chains, one_batch_each=True))
     return listed
 
 
 def of_azula() -> list[Method]:
     """Return the methods of azula, each on several grids."""
-    grids = {name: GRIDS[name] for name in GRIDS_OF_AZULA}
+    grids = {name: GRIDS[name] for name in GRIDS_OF_BOTH}
     dps = {
-        f"zeta={zeta:g}, {k}": foreign(peers.azula_dps(grid, zeta))
+        f"length={length:g}, {k}": foreign(peers.azula_dps(grid, length))
         for k, grid in grids.items()
-        for zeta in (0.3, 1.0, 3.0)
+        for length in LENGTHS
     }
     pgdm = {
         f"eta={eta:g}, {k}": foreign(peers.azula_pgdm(grid, eta)) for k, grid in grids.items() for eta in (0.0, 1.0)

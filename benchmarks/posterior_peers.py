@@ -47,13 +47,13 @@ class Denoiser:
         return types.SimpleNamespace(mean=self.model.denoise(x, self.time(u)))
 
 
-def azula_dps(grid: Grid, zeta: float) -> PosteriorRun:
-    """`DPSSampler`, which is DDPM with a step along the gradient of |y - A(D)|."""
+def azula_dps(grid: Grid, length: float) -> PosteriorRun:
+    """`DPSSampler`, which is DDPM with steps of length zeta = `length` / steps along the gradient of |y - A(D)|."""
 
     def run(model: ScoreModel, operator: Operator, y: Tensor, x: Tensor, passes: int) -> Tensor:
         steps = passes // 2
         sampler = module_of_azula("guidance.dps").DPSSampler(
-            Denoiser(model, grid(model.sde, steps)), y, operator, zeta * len(x) ** 0.5, **_settings(steps)
+            Denoiser(model, grid(model.sde, steps)), y, operator, length / steps * len(x) ** 0.5, **_settings(steps)
         )
         return sampler(x)
 

@@ -12,6 +12,7 @@ from scoresde import (
     convert,
     data,
     editing,
+    flowmaps,
     guidance,
     inverse,
     losses,
@@ -22,16 +23,16 @@ from scoresde import (
     thresholding,
 )
 from scoresde.analytic import GaussianMixture
+from scoresde.bits import BitsPerDim, bits_per_dim
 from scoresde.build import Run, load, load_classifier
 from scoresde.classifier import NoisyClassifier
 from scoresde.classify import Classification, classify
 from scoresde.dequantization import DataMap, TruncatedNormal, Uniform, Variational
 from scoresde.divergence import ExactTrace, Hutchinson
+from scoresde.flowmaps import FlowMap
 from scoresde.likelihood import (
-    BitsPerDim,
     LogProb,
     RoundTrip,
-    bits_per_dim,
     decode,
     encode,
     log_prob,
@@ -73,6 +74,7 @@ __all__ = [
     "CosineDDPM",
     "DataMap",
     "ExactTrace",
+    "FlowMap",
     "GaussianMixture",
     "Hutchinson",
     "Karras",
@@ -102,6 +104,7 @@ __all__ = [
     "decode",
     "editing",
     "encode",
+    "flowmaps",
     "guidance",
     "inverse",
     "load",

@@ -18,6 +18,7 @@ If the determinant D = alpha q - sigma p is not zero, x and F determine x_0 and 
 | `Velocity`              | alpha'                 | sigma'                | alpha g^2/2sigma | 2210.02747         |
 | `V`                     | -sigma                 | alpha                 | alpha^2+sigma^2  | 2202.00512, app. D |
 | `KarrasPreconditioning` | sigma / (sigma_data n) | -alpha sigma_data / n | -n / sigma_data  | 2206.00364, eq. 7  |
+| `TrigFlow`              | as `KarrasPreconditioning`, with label atan2(sigma, alpha sigma_data) | 2410.11081   |
 | `Denoiser`              | as `Data`, reads x/alpha at sigma/alpha        |                  | 2206.00364, eq. 2  |
 
 with n = (sigma^2 + alpha^2 sigma_data^2)^(1/2). A new type is a subclass with a `target`. `ScoreModel` raises an error
@@ -131,6 +132,17 @@ class KarrasPreconditioning(Prediction):
 
     def extra_repr(self) -> str:
         return f"sigma_data={self.sigma_data:g}"
+
+
+class TrigFlow(KarrasPreconditioning):
+    """EDM's preconditioning with the noise label phi = atan2(sigma, alpha sigma_data) (2410.11081, sections 3 and 4).
+
+    -F is the velocity of the probability flow in phi. The label is finite where alpha = 0, and the network's derivative
+    with respect to it is that along the flow, as the objectives of flow maps need it.
+    """
+
+    def c_noise(self, sde: SDE, t: Tensor) -> Tensor:
+        return torch.atan2(sde.sigma(t), self.sigma_data * sde.alpha(t))
 
 
 class Denoiser(Data):

@@ -239,6 +239,8 @@ def integrate(
     check_instance("solver", solver, "__call__")
     x = floating(x)
     _check_transition(model.sde, t_from, t_to, differentiable)
+    if (own := getattr(solver, "carry", None)) is not None:
+        return own(model, recordable(x), t_from, t_to, trace, differentiable)
 
     def solve(flow: Flow, group: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor]:
         """Return state, time, divergence, its variance and status for the samples of one flow."""

@@ -230,16 +230,24 @@ class ScoreModel(BaseModel):
             ValueError: a conditional model has no condition, t is outside [t_min, t_max] or has another shape, or the
                 network's output does not have the shape of the state (with a learned variance, twice its channels).
         """
+        x, t = floating(x), checked_times(self.sde, t)
+        output, variance = self._evaluate(x, t, self.cond, 2 if self.learned_variance else 1), None
+        if self.learned_variance:
+            output, raw = output.chunk(2, dim=1)
+            variance = (raw + 1) / 2
+        return NetworkViews(x, output, self.sde, self.prediction, t, variance)
+
+    def _evaluate(self, x: Tensor, t: Tensor, cond: Condition, multiple: int, extra: int = 0) -> Tensor:
+        """Return the network's output (B, multiple C + extra, ...) at x (B, C, ...), in at least float32."""
         if self.conditional and self.cond is None:
             raise ValueError(self._needs_condition("none"))
-        x, t = floating(x), checked_times(self.sde, t)
         if not x.ndim:
             raise ValueError("states must be (B, *), with one sample in each row; got a tensor without dimensions")
         state = at_least_float32(x)
         scaled = broadcast(self.prediction.c_in(self.sde, t), state) * state
         label = self.prediction.c_noise(self.sde, t).expand(x.shape[0])
         try:
-            output = call_network(self.network, scaled, label, expand(self.cond, len(x)))
+            output = call_network(self.network, scaled, label, expand(cond, len(x)))
         except TypeError:
             _check_signature(self.network)
             raise
@@ -250,15 +258,16 @@ class ScoreModel(BaseModel):
                 "function of (x, c_noise, cond) that returns the tensor"
             )
         evaluated(output)
-        expected = (x.shape[0], x.shape[1] * (2 if self.learned_variance else 1), *x.shape[2:])
+        expected = (x.shape[0], multiple * x.shape[1] + extra, *x.shape[2:])
         if output.shape != expected:
-            twice = ", twice the state's channels for a learned variance" if self.learned_variance else ""
-            raise ValueError(f"expected a network output of shape {expected}{twice}; got {tuple(output.shape)}")
-        output, variance = output.to(state.dtype), None
-        if self.learned_variance:
-            output, raw = output.chunk(2, dim=1)
-            variance = (raw + 1) / 2
-        return NetworkViews(x, output, self.sde, self.prediction, t, variance)
+            raise ValueError(
+                f"expected a network output of shape {expected}{self._channels()}; got {tuple(output.shape)}"
+            )
+        return output.to(state.dtype)
+
+    def _channels(self) -> str:
+        """Return what the channels of the network's output are, for a message."""
+        return ", twice the state's channels for a learned variance" if self.learned_variance else ""
 
 
 def _check_signature(network: nn.Module | Network) -> None:

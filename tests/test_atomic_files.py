@@ -7,8 +7,6 @@ import os
 import resource
 import signal
 import stat
-import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
@@ -17,6 +15,7 @@ import pytest
 
 from scoresde import atomic_files
 from scoresde.atomic_files import append, remove_leftovers, replace_atomically
+from tests.processes import start
 
 LIMIT = 4096  # bytes of a file, where the disk is full
 ROW = json.dumps({"step": 1, "text": "x" * 300})
@@ -125,29 +124,27 @@ def test_writers_at_the_same_time_do_not_disturb_each_other(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
-KILLED = """
-import sys, time
-from pathlib import Path
-from scoresde.atomic_files import replace_atomically
+def write_half(path, connection):
+    """Start to write a file, and wait."""
 
-def write(file):
-    file.write_text("half")
-    print("written", flush=True)
-    time.sleep(60)
+    def write(file):
+        file.write_text("half")
+        connection.send("written")
+        time.sleep(60)
 
-replace_atomically(Path(sys.argv[1]), write)
-"""
+    replace_atomically(path, write)
 
 
 def test_what_a_killed_process_left_is_removed_and_that_of_a_living_one_is_not(tmp_path):
     path = tmp_path / "averages" / "a.npz"
-    command = [sys.executable, "-c", KILLED, str(path)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=Path(__file__).parents[1]) as process:
-        assert process.stdout.readline() == b"written\n"
-        (temporary,) = path.parent.iterdir()
-        remove_leftovers(tmp_path)
-        assert temporary.read_text() == "half"
-        process.kill()
+    ours, theirs = multiprocessing.Pipe()
+    process = start(write_half, path, theirs)
+    assert ours.poll(60)
+    (temporary,) = path.parent.iterdir()
+    remove_leftovers(tmp_path)
+    assert temporary.read_text() == "half"
+    process.kill()
+    process.join()
     others = [path.parent / name for name in (".a.npz.lock", "a.tmp", ".tmp", ".a.npz.notes.tmp")]
     for other in others:
         other.write_text("of another program")

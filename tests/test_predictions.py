@@ -117,6 +117,20 @@ def test_a_denoiser_reads_the_state_over_alpha_and_the_noise_in_it(sde):
     close(denoised, torch.tanh(y))
 
 
+@pytest.mark.parametrize("sde", PATHS)
+def test_trig_flow_is_that_preconditioning_with_the_angle_as_label(sde):
+    t = times(sde, n=5, margin=0.0)  # also where alpha = 0
+    x0, noise, inputs = normal(5, 2), normal(5, 2, seed=1), []
+    prediction = predictions.TrigFlow(SIGMA_DATA)
+    model = ss.ScoreModel(recording(inputs), sde, prediction)
+    model.predict(sde.perturb(x0, t, noise), t)
+    phi, y = inputs[0][1], inputs[0][0]
+    close(y, phi.cos()[:, None] * x0 / SIGMA_DATA + phi.sin()[:, None] * noise, 1e-9, 1e-9)
+    p, q = prediction.target(sde, t)
+    close(p, phi.sin() / SIGMA_DATA, 1e-9, 1e-12)
+    close(q, -phi.cos(), 1e-9, 1e-12)
+
+
 @pytest.mark.parametrize("name", [n for n in TYPES if n not in ("karras", "denoiser")])
 def test_other_types_leave_state_and_time_unchanged(name):
     """`SigmaScore` has the label sigma."""

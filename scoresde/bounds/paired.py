@@ -21,8 +21,8 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
+import scipy  # its subpackages are imported where they are first used
 import torch
-from scipy import stats
 from torch import Tensor
 
 from scoresde.bounds.evidence import continuous_nats
@@ -157,7 +157,8 @@ class _Estimates:
         total = variances.sum(dim=0)
         # A squared normal variable has the fourth moment 3, so that n equal pairs have n degrees of freedom.
         freedom = 3 * total.square() / variances.square().sum(dim=0).clamp(min=torch.finfo(total.dtype).tiny) - 2
-        multiple = torch.from_numpy(stats.t.isf(stats.norm.sf(confidence), freedom.clamp(min=1).numpy()))
+        quantile = scipy.special.stdtrit(freedom.clamp(min=1).numpy(), scipy.special.ndtr(-confidence))
+        multiple = torch.from_numpy(quantile).abs()  # the quantile is negative, but +inf if the probability is 0
         return self._of_best(value) - value > multiple * total.sqrt()
 
     def covariance(self) -> Tensor:

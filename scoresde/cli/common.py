@@ -25,6 +25,7 @@ from scoresde.arguments import check_memory
 from scoresde.cli.completion import runs
 from scoresde.cli.output import typed_overrides
 from scoresde.cli.suggestions import did_you_mean
+from scoresde.data.items import reading
 from scoresde.training import distributed
 
 SPLITS = ("train", "validation", "test")
@@ -194,6 +195,20 @@ def save_picture(samples: torch.Tensor, config: DictConfig, path: Path, names: S
     """
     low, high = config.data.range or (0.0, 1.0)
     return plots.save_samples(samples, path, low, high, names, config.data.get("credit"))
+
+
+def load_array(path: Path) -> torch.Tensor:
+    """Load an array of finite numbers in NumPy's format, float32.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file holds something else.
+    """
+    with reading(path, "an array of finite numbers in NumPy's format", "write it with numpy.save"):
+        array = np.load(path, allow_pickle=False)
+        if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiu" or not np.isfinite(array).all():
+            raise ValueError("it holds something else")
+    return torch.from_numpy(array.astype(np.float32))
 
 
 def save_array(path: Path, array: np.ndarray) -> None:

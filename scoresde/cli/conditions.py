@@ -5,6 +5,7 @@
     cond.label=all                a row of samples for each class, with the same seeds in every row
     cond.vector=[0.1,2]           a vector
     cond.context=[[0.1,2],[1,0]]  context vectors (`networks.embeddings`)
+    cond.image=image.npy          an image, or another condition of numbers, from a NumPy file
 
 The conditions of N samples are stored beside the samples, `<name>.npy`, in `<name>.cond.npz`: for each name of a
 condition, an array with leading dimension N.
@@ -21,6 +22,7 @@ import torch
 from torch import Tensor
 
 from scoresde.atomic_files import replace_atomically
+from scoresde.cli.common import load_array
 from scoresde.cli.suggestions import did_you_mean
 from scoresde.data.items import LABEL
 from scoresde.protocols import NULL, Condition, as_condition, by_name, expand
@@ -98,8 +100,14 @@ def _fixed(name: str, value: Any, classes: Mapping[str, Sequence[str]]) -> Tenso
         return None
     if name in classes:
         return torch.tensor(class_number(name, value, classes[name]))
+    if isinstance(value, str) and name != LABEL and value.endswith(".npy"):
+        return load_array(Path(value))
     if isinstance(value, str):
-        kind = "the number of a class, as the classes have no names in this run" if name == LABEL else "numbers"
+        kind = (
+            "the number of a class, as the classes have no names in this run"
+            if name == LABEL
+            else "numbers or FILE.npy"
+        )
         raise ValueError(f"cond.{name} must be {kind}; got {value!r}")
     if name == LABEL and isinstance(value, int):
         return torch.tensor(value)

@@ -1,35 +1,37 @@
 """`scoresde restore`."""
 
 import inspect
+import warnings
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from scoresde import build
 from scoresde.atomic_files import replace_atomically
-from scoresde.cli.common import load_run, result_name, run_data, save_array, warnings_on_stderr
+from scoresde.cli.common import load_array, load_run, result_name, run_data, save_array, warnings_on_stderr
 from scoresde.cli.conditions import drawing
 from scoresde.cli.output import Record, append_row, print_rows, shows_progress, typed_overrides
 from scoresde.cli.sample import plain
 from scoresde.cli.settings import OperatorSettings, PosteriorSettings
-from scoresde.data.items import reading
 from scoresde.data.summary import state_of
 from scoresde.evaluation import restoration
 from scoresde.evaluation.conditions import accepted
 from scoresde.evaluation.labels import class_names
 from scoresde.evaluation.records import METRICS
-from scoresde.inverse import Operator, SizedOperator, as_operator
+from scoresde.inverse import Measured, Operator, PosteriorMoments, SizedOperator, as_operator, posterior_moments
 from scoresde.inverse.posterior_samples import is_sampler
+from scoresde.multilevel import rms
 from scoresde.protocols import Model
 from scoresde.restoration_plots import save_restoration
 from scoresde.samplers import Sampler
 from scoresde.training import distributed
+
+FAR = 3.0  # residual of samples over the noise, above which they do not fit the measurement
 
 
 def restore(config: DictConfig) -> Record:
@@ -39,11 +41,14 @@ def restore(config: DictConfig) -> Record:
     operator = build_operator(config, tuple(run.config.data.shape))
     model, cond = conditional(run, config)
     problem, source = pose(run, operator, config)
-    method = posterior(config)
-    sampler = chosen_sampler(config, method(model, operator, problem.y))
+    method = posterior(config, run.config)
     counts = {key: config[key] for key in ("n", "seed", "batch_size", "particles")}
     with warnings_on_stderr():
+        part = method(model, operator, problem.y)
+        sampler = chosen_sampler(config, part)
         restored = restoration.restore(run, model, problem, method, sampler, **counts, progress=shows_progress())
+        if config.tolerance is not None:
+            restored = restored.with_moments(moments(config, part, tuple(run.config.data.shape)))
     choices = HydraConfig.get().runtime.choices
     row = {"kind": "restoration", "operator": plain(config.operator), "method": choices["posterior"]}
     row |= {"posterior": plain(config.posterior), "sampler": None if sampler is None else choices["sampler"]}
@@ -52,7 +57,13 @@ def restore(config: DictConfig) -> Record:
     row |= {"weights": config.weights, "seed": config.seed, "noise_seed": config.noise_seed}
     row |= {"measurements": problem.y.numel(), "noise_std": float(operator.noise_std.square().mean().sqrt())}
     row |= restoration.quality(run, problem, restored, config.level)
+    with warnings_on_stderr():
+        warn_of_misfit(row)
     row |= {"log_evidence": restored.log_evidence, "log_evidence_error": restored.stderr, "ess": restored.ess}
+    if (found := restored.moments) is not None:
+        row |= {"tolerance": config.tolerance, "mean_error": rms(found.mean_stderr)}
+        row |= {"variance_error": rms(found.variance_stderr), "moments_nfe": found.nfe + found.backward}
+        row |= {"moments_plain_nfe": round(found.plain)}
     paths = save(run, config, problem, restored)
     row = append_row(run.path, {**row, "file": paths["array"].name}, device)
     paths["metrics"] = run.path / METRICS
@@ -67,7 +78,11 @@ def build_operator(config: DictConfig, shape: tuple[int, ...]) -> Operator:
     """Build the operator for states of a shape; raise ValueError if it is for other states."""
     operator = build.instantiate(config.operator, config.trust, OperatorSettings)
     operator = operator(shape) if isinstance(operator, SizedOperator) else as_operator(operator)
-    operator(torch.zeros(1, *shape))
+    try:
+        operator(torch.zeros(1, *shape))
+    except ValueError as error:
+        name = HydraConfig.get().runtime.choices["operator"]
+        raise ValueError(f"operator={name} must fit the states {shape} of {config.run}: {error}") from error
     return operator
 
 
@@ -108,27 +123,32 @@ def pose(run: build.Run, operator: Operator, config: DictConfig) -> tuple[restor
 
 def load_measurement(path: Path, operator: Operator, shape: tuple[int, ...]) -> Tensor:
     """Load a measurement (*m), float32; raise ValueError if the file has another shape or other values."""
-    with reading(path, "an array of finite numbers in NumPy's format", "write it with numpy.save"):
-        array = np.load(path, allow_pickle=False)
-        if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiu" or not np.isfinite(array).all():
-            raise ValueError("it holds something else")
+    array = load_array(path)
     expected = tuple(operator(torch.zeros(1, *shape)).shape[1:])
-    if array.shape not in (expected, (1, *expected)):
-        raise ValueError(f"measurement must have the shape {expected}, as {operator} gives; {path} has {array.shape}")
-    return torch.from_numpy(array.astype(np.float32)).reshape(expected)
+    if tuple(array.shape) not in (expected, (1, *expected)):
+        raise ValueError(
+            f"measurement must have the shape {expected}, as {operator} gives; {path} has {tuple(array.shape)}"
+        )
+    return array.reshape(expected)
 
 
 # --- the method
 
 
-def posterior(config: DictConfig) -> restoration.Method:
-    """Return the function of the model, the operator and the measurement that builds the posterior's method."""
+def posterior(config: DictConfig, run: DictConfig) -> restoration.Method:
+    """Return the function of the model, the operator and the measurement that builds the posterior's method.
+
+    Args:
+        config: the configuration of the restoration.
+        run: that of the run; a training for inpainting has the noise of its measurements in `loss.noise_std`.
+    """
     build.check(config.posterior, PosteriorSettings, config.trust)
     construct = build.instantiate({**plain(config.posterior), "_partial_": True}, config.trust)
     names = inspect.signature(construct).parameters
 
     def method(model: Model, operator: Operator, y: Tensor) -> Any:
         given = {"model": model, "operator": operator, "y": y}
+        given["trained_noise_std"] = OmegaConf.select(run, "loss.noise_std")
         return construct(**{name: part for name, part in given.items() if name in names})
 
     return method
@@ -149,7 +169,38 @@ def chosen_sampler(config: DictConfig, part: Any) -> Sampler | None:
     return None
 
 
+def moments(config: DictConfig, part: Any, shape: tuple[int, ...]) -> PosteriorMoments:
+    """Return the mean and the variance of a posterior model to within `tolerance`.
+
+    Raises:
+        ValueError: the method is not a posterior model, or the sampler has no number of steps or is not deterministic.
+    """
+    choices = HydraConfig.get().runtime.choices
+    if not isinstance(part, Measured):
+        raise ValueError(
+            f"tolerance needs a posterior model, mmps, pigdm, dps or trained; got posterior={choices['posterior']}"
+        )
+    if "steps" not in config.sampler:
+        raise ValueError(f"tolerance needs a sampler with steps, such as dpmpp2; got sampler={choices['sampler']}")
+
+    def sampler(steps: int) -> Sampler:
+        return build.instantiate({**plain(config.sampler), "steps": steps}, config.trust, Sampler)
+
+    return posterior_moments(part, shape, config.tolerance, sampler, batch_size=config.batch_size, seed=config.seed)
+
+
 # --- results
+
+
+def warn_of_misfit(row: Record) -> None:
+    """Warn if the samples are far from the measurement, as with too few steps, or if it is not in model space."""
+    ratio = row["residual"] / row["noise_std"] if row["noise_std"] else 0.0
+    if ratio > FAR:
+        warnings.warn(
+            f"the samples do not fit the measurement: their residual {row['residual']:.3g} is {ratio:.3g} times "
+            "operator.noise_std: take more steps, or check that the measurement is in model space",
+            stacklevel=2,
+        )
 
 
 def save(
@@ -194,6 +245,11 @@ def table(row: Record) -> dict[str, str]:
     if "coverage" in row:
         shares = f"{100 * row['coverage']:.1f}% of {row['coverage_entries']} entries"
         printed["coverage"] = f"{shares}, by intervals of {100 * row['coverage_level']:.1f}%"
+    if "tolerance" in row:
+        printed["mean and variance"] = (
+            f"+- {row['mean_error']:.2g} and +- {row['variance_error']:.2g}, by {row['moments_nfe']} evaluations and "
+            f"backward passes ({row['moments_plain_nfe']} by equal samples)"
+        )
     if row["log_evidence"] is not None:
         printed["log evidence"] = f"{row['log_evidence']:.4f} +- {row['log_evidence_error']:.4f} nats"
         printed["effective particles"] = f"{row['ess']:.1f} of {row['particles']}"

@@ -17,6 +17,7 @@ from scoresde import build, run_config
 from scoresde.classifier import NoisyClassifier
 from scoresde.cli.common import (
     build_optimizer,
+    check_run,
     check_states,
     fit_transform,
     run_directory,
@@ -33,6 +34,7 @@ from scoresde.samplers import Sampler
 from scoresde.score import ScoreModel
 from scoresde.training import checkpoint, distributed
 from scoresde.training.batches import fitting
+from scoresde.training.fine_tuning import start_from
 from scoresde.training.json_lines import read_lines
 from scoresde.training.locks import locked
 from scoresde.training.trainer import CHECKPOINT, LOG, Trainer
@@ -57,17 +59,21 @@ def train(config: DictConfig) -> Record | None:
         config.trainer.batch_size = fitting(config.trainer.batch_size, dataset)
     if is_shape_open:
         config.data.shape = list(state_of(dataset[0]).shape)
-    fit_network(config, dataset)
+    loss = build.instantiate(config.loss, trust)
+    added = {} if config.data.shape is None else loss.conditions(tuple(config.data.shape))
+    fit_network(config, dataset, added)
     torch.manual_seed(config.seed)
     model: Any = build.build_model(config, trust)
+    if config.init_from is not None and not (run / CHECKPOINT).exists():
+        initialise(model, config)
     is_classifier = isinstance(model, NoisyClassifier)
     with open_dict(config), warnings_on_stderr():
-        config.conditional = None if is_classifier else trained_conditions(model, dataset, config) or None
+        config.conditional = None if is_classifier else trained_conditions(model, dataset, config, list(added)) or None
         config.class_names = getattr(dataset, "class_names", None)
     model.conditional = tuple(config.conditional or ())
     dropout = run_config.plain(config.condition)["dropout"]
     trainer = build.instantiate(config.trainer, trust, optimizer=optimizer, condition_dropout=dropout)
-    loss, sampler = build.instantiate(config.loss, trust), build.instantiate(config.sampler, trust)
+    sampler = build.instantiate(config.sampler, trust)
     fit_transform(config, dataset)
     measured = build.build_data_map(config.data, trust)
     trained = build.build_data_map(config.data.get("training") or config.data, trust)
@@ -104,6 +110,23 @@ def train(config: DictConfig) -> Record | None:
     paths = {"checkpoint": run / CHECKPOINT, "config": run / run_config.CONFIG, "log": run / LOG}
     print_rows({"trained": f"{seconds:.0f} s", "checkpoint": paths["checkpoint"]})
     return {**record, "seconds": seconds, "last": last_log_entry(run / LOG), "paths": paths}
+
+
+def initialise(model: ScoreModel, config: DictConfig) -> None:
+    """Start from the averaged weights of the run `init_from`, see `training.fine_tuning`.
+
+    Raises:
+        FileNotFoundError: there is no such run.
+        ValueError: the run has another path or prediction type, or its network differs in more than conditions.
+    """
+    path = check_run(config.init_from)
+    other = build.load(path, trust=config.trust)
+    own = run_config.plain(config)
+    for part in ("sde", "prediction", "learned_variance"):
+        theirs = run_config.plain(other.config).get(part)
+        if (theirs or None) != (own.get(part) or None):
+            raise ValueError(f"init_from needs a run with the same {part}: {path} has {theirs}; got {own.get(part)}")
+    start_from(model, other.model)
 
 
 def warn_of_levels(dataset: Dataset, data_map: DataMap) -> None:

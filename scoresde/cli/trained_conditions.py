@@ -6,8 +6,10 @@ the length of a condition vector. `data.labels=...` is then all that a condition
 
 import pkgutil
 import warnings
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from omegaconf import DictConfig, open_dict
 from torch.utils.data import default_collate
 
@@ -23,12 +25,23 @@ from scoresde.training.condition_dropout import dropped_names
 
 PREVIEW_SAMPLES = 16
 PREVIEW_CLASSES = 64
-LENGTHS = {"vector": "cond_features", "context": "context_features"}  # arguments of networks
+LENGTHS = {"vector": ("cond_features", -1), "context": ("context_features", -1), "image": ("cond_channels", 1)}
+"""For the name of a condition (1, *), the argument of a network and the axis of the condition with this length."""
 
 
-def fit_network(config: DictConfig, dataset: Any) -> None:
-    """Set the conditions of the network in a configuration to those of the data, if the configuration sets none."""
-    parts, node = by_name(condition(dataset, 1)), config.network
+def fit_network(config: DictConfig, dataset: Any, added: Mapping[str, Sequence[int]] | None = None) -> None:
+    """Set the conditions of the network in a configuration to those of the training, if the configuration sets none.
+
+    Args:
+        config: the configuration of the training.
+        dataset: the training data.
+        added: the shapes of the conditions that the loss adds to those of the data, see `Objective.conditions`.
+    """
+    parts = {
+        **by_name(condition(dataset, 1)),
+        **{name: torch.empty(1, *shape) for name, shape in (added or {}).items()},
+    }
+    node = config.network
     while isinstance(node.get("network"), DictConfig):  # such as that of a `LevelHead`
         node = node.network
     target = str(node.get("_target_"))
@@ -40,7 +53,8 @@ def fit_network(config: DictConfig, dataset: Any) -> None:
     labels = [name for name, part in parts.items() if not part.is_floating_point()]
     if set(labels) - set(names):
         names |= {name: int(values.max()) + 1 for name, values in labels_of(dataset).items() if name not in names}
-    sizes: dict[str, Any] = {LENGTHS[name]: part.shape[-1] for name, part in parts.items() if name in LENGTHS}
+    sizes: dict[str, Any] = {}
+    sizes |= {LENGTHS[name][0]: part.shape[LENGTHS[name][1]] for name, part in parts.items() if name in LENGTHS}
     if labels:
         sizes["classes"] = names["label"] if labels == ["label"] else {name: names[name] for name in labels}
     with open_dict(config):
@@ -50,8 +64,10 @@ def fit_network(config: DictConfig, dataset: Any) -> None:
             node.conditions = {"_target_": "scoresde.networks.Conditions", **sizes}
 
 
-def trained_conditions(model: ScoreModel, dataset: Any, config: DictConfig) -> list[str]:
+def trained_conditions(model: ScoreModel, dataset: Any, config: DictConfig, added: Sequence[str] = ()) -> list[str]:
     """Return the names of the conditions that every training sample has; the model then needs them wherever it is used.
+
+    `added` are the names of the conditions that the loss adds to those of the data.
 
     Warns:
         UserWarning: the network has classes that do not occur in the data.
@@ -68,12 +84,14 @@ def trained_conditions(model: ScoreModel, dataset: Any, config: DictConfig) -> l
                 "labels of one of them"
             )
     expected = getattr(model.network, "conditions", names)
-    if unknown := [name for name in names if name not in expected]:
+    if unknown := [name for name in (*names, *added) if name not in expected]:
+        source = "loss" if unknown[0] in added else "training data"
         raise ValueError(
-            f"the network must take the condition {unknown[0]} of the training data; it takes "
-            f"{', '.join(expected) or 'none'}: set network.classes (label) or network.cond_features (vector)"
+            f"the network must take the condition {unknown[0]} of the {source}; it takes "
+            f"{', '.join(expected) or 'none'}: set network.classes (label), network.cond_features (vector) or "
+            "network.cond_channels (image)"
         )
-    if expected and not names:
+    if expected and not (names or added):
         raise ValueError(
             f"the network takes the condition {' and '.join(expected)}, but the training data has none: give the data "
             "labels, data.train.labels=..., or build the network without conditions (network.classes=0)"

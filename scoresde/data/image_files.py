@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from scoresde.data.items import Items, check_choice, join_labels, numbered, reading
@@ -110,6 +110,8 @@ def _decode(content: bytes) -> Image.Image:
             f"it has more than {limit:,} pixels, which Pillow refuses as a possible attack: make it smaller, or raise "
             "PIL.Image.MAX_IMAGE_PIXELS if you trust it"
         ) from error
+    except UnidentifiedImageError as error:
+        raise ValueError(f"its content is not {', '.join(FORMATS[:-1])} or {FORMATS[-1]}") from error
     bits = content[PNG_DEPTH] if image.format == "PNG" else max(getattr(image, "tag_v2", {}).get(TIFF_DEPTHS, [1]))
     if bits > 8:
         raise ValueError(f"it has {bits} bits per channel")

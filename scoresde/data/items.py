@@ -7,6 +7,7 @@ holds integers and "vector" if it does not, or a dict of named tensors:
 
     ()    int64      a class 0 .. K - 1, or -1, the null class: the sample has no label
     (F,)  float32    a vector; all NaN if the sample has none
+    (C', *space)  float32    an image, named "image", for states (C, *space); all NaN if the sample has none
 
 A dataset that knows the names of its classes has the attribute `class_names`: {name of the condition: [name of class 0,
 ...]}. These are the classes of the whole data, in the same order in every split. A dataset without names lacks the

@@ -31,6 +31,7 @@ class Teacher:
         seed: the seed of all random draws.
         again: whether to replace what is stored; if False, it is kept.
         progress: whether to show progress bars.
+        trust: see `build.instantiate`.
     """
 
     run: Run
@@ -39,6 +40,7 @@ class Teacher:
     seed: int
     again: bool = False
     progress: bool = False
+    trust: Sequence[str] = ()
 
 
 class Distillation(Protocol):

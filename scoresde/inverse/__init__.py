@@ -1,4 +1,4 @@
-r"""Inverse problems: samples of x given a measurement y = A(x) + noise, with a model that was not trained for it.
+r"""Inverse problems: samples of x given a measurement y = A(x) + noise, with a model that need not be trained for it.
 
     operators           `Operator`, compositions a @ b, and linear physics objects of `deepinv`
     general_operators   `Inpainting`, `Linear`, `Nonlinear`: states of any shape
@@ -7,8 +7,10 @@ r"""Inverse problems: samples of x given a measurement y = A(x) + noise, with a 
     posterior_models    `DPS`, `PiGDM`, `MMPS`: models with approximations of the score of p(x_t | y)
     constraints         `Replacement`, which overwrites the measured part of the state, and `RePaint`
     spectral            `DDRM`, `DDNM`: samplers for operators with known singular values
+    trained_inpainting  `TrainedInpainting`: a network that was trained for inpainting, the measurement its condition
     twisted_particles   `TwistedParticles`: exact in the limit of many particles, with the evidence p(y)
     posterior_samples   `sample_posterior`: samples by the name of a method
+    posterior_moments   `posterior_moments`: means and variances by multilevel Monte Carlo
 
 For a Gaussian mixture the posterior under a linear measurement is a mixture again, `GaussianMixture.posterior`, and the
 evidence p(y) is known, `GaussianMixture.log_evidence`: every method is tested against them.
@@ -21,9 +23,11 @@ from scoresde.inverse.image_operators import Blur, ChannelMixing, Colour, Downsa
 from scoresde.inverse.operators import Composed, Operator, PhysicsOperator, as_operator
 from scoresde.inverse.particles import Particles, pooled
 from scoresde.inverse.posterior_models import DPS, MMPS, Measured, PiGDM
+from scoresde.inverse.posterior_moments import PosteriorMoments, posterior_moments
 from scoresde.inverse.posterior_samples import PosteriorSamples, sample_posterior
 from scoresde.inverse.sized_operators import SizedInpainting, SizedOperator
 from scoresde.inverse.spectral import DDNM, DDRM
+from scoresde.inverse.trained_inpainting import TrainedInpainting
 from scoresde.inverse.twisted_particles import TwistedParticles
 
 __all__ = [
@@ -47,15 +51,18 @@ __all__ = [
     "Particles",
     "PhysicsOperator",
     "PiGDM",
+    "PosteriorMoments",
     "PosteriorSamples",
     "RePaint",
     "Replacement",
     "Resampled",
     "SizedInpainting",
     "SizedOperator",
+    "TrainedInpainting",
     "TwistedParticles",
     "as_operator",
     "corrected",
     "pooled",
+    "posterior_moments",
     "sample_posterior",
 ]

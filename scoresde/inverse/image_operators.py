@@ -113,7 +113,10 @@ class Downsampling(Operator):
         """Return the height and the width of images; raise ValueError unless they are multiples of the factor."""
         _check_images("states", x)
         if x.shape[-2] % self.factor or x.shape[-1] % self.factor:
-            raise ValueError(f"height and width must be multiples of {self.factor}; got {tuple(x.shape)}: crop them")
+            raise ValueError(
+                f"height and width must be multiples of {self.factor}; got {tuple(x.shape)}: choose another factor, or "
+                "crop them"
+            )
         return x.shape[-2], x.shape[-1]
 
     def _response(self, size: tuple[int, int]) -> Tensor:
@@ -214,13 +217,15 @@ class Grey(ChannelMixing):
         weights: one for each channel; default: the mean of three channels.
 
     Raises:
-        ValueError: weights are not finite numbers (C,).
+        ValueError: weights are not finite numbers (C,), or all are 0.
     """
 
     def __init__(self, noise_std: float | Tensor = 0.0, weights: Sequence[float] | Tensor = (1 / 3, 1 / 3, 1 / 3)):
         row = float64(weights)
         if row.ndim != 1:
             raise ValueError(f"weights must have one number for each channel; got shape {tuple(row.shape)}")
+        if not bool(row.any()):
+            raise ValueError(f"weights must not all be 0, which measures nothing; got {row.tolist()}")
         super().__init__(row[None], noise_std)
 
 

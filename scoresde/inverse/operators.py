@@ -115,8 +115,8 @@ class Operator:
 
     def _no_spectrum(self) -> TypeError:
         return TypeError(
-            f"the singular values of {type(self).__name__} are not known: use a method that needs only the adjoint, or "
-            "give a small operator as its matrix, inverse.Linear(matrix)"
+            f"the singular values of {type(self).__name__} are not known: use a method that needs only the adjoint, "
+            "such as MMPS, or give a small operator as its matrix, inverse.Linear(matrix)"
         )
 
 

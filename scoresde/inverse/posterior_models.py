@@ -12,7 +12,7 @@ with the Jacobian J = dm/dx_t, and V held fixed in the gradient.
 | --- | --- | --- |
 | `DPS` | 0 | 1 forward and 1 backward pass of the network |
 | `PiGDM` | r^2 I with r^2 = c^2 sigma^2 / (c^2 alpha^2 + sigma^2), for data of standard deviation c | 1 and 1 |
-| `MMPS` | sigma^2/alpha J, the exact Cov(x_0 | x_t) | 1 and one for each iteration of conjugate gradients |
+| `MMPS` | sigma^2/alpha J, the exact Cov(x_0 | x_t) | 1 and one for each iteration of the solver |
 
 Tweedie moment projection (2310.06721) takes the row sums of A V A^T as a diagonal S. It needs two backward passes and
 was further from the exact score of mixtures than `MMPS` with one, so it is left out.
@@ -36,7 +36,7 @@ from scoresde.arguments import Count, NonNegative, Positive, checked
 from scoresde.guidance import Guided
 from scoresde.guidance.gradients import gradient_of, pullback, views_outside
 from scoresde.guidance.guided import Interval
-from scoresde.inverse.conjugate_gradients import conjugate_gradients
+from scoresde.inverse.krylov import conjugate_gradients, minimal_residuals
 from scoresde.inverse.operators import as_operator, check_linear, check_measurement, positive_std
 from scoresde.protocols import Model
 from scoresde.tensors import broadcast, check_real, floating, send, sum_dims
@@ -105,6 +105,15 @@ class DPS(Measured):
     """Diffusion posterior sampling (2209.14687): p(y | x_t) ~ p(y | x_0) at x_0 = E[x_0 | x_t].
 
     An evaluation costs one forward and one backward pass of the network. The operator may be nonlinear.
+
+    With the rule "likelihood", the gradient grows like 1/noise_std^2, and samplers with few steps diverge for a small
+    noise_std. For data of variance c^2 and a singular value s of the operator, an ancestral step from r_t to r_s, with
+    r = sigma/alpha, multiplies a deviation along this singular vector by a number below -1, unless
+
+        (r_t^2 - r_s^2) s^2 c^4 / (n^2 (c^2 + r_t^2)^2)  <  1 + (c^2 + r_s^2) / (c^2 + r_t^2),        n = noise_std.
+
+    The steepest steps are those near r = c; the condition there is about n > s c (1 - r_s^2/r_t^2)^(1/2) / 8^(1/2).
+    Where it fails, take more steps, rule="published", or `PiGDM` or `MMPS`, which add the variance of x_0 to n^2.
 
     Args:
         model, operator, y, scale, interval: see `Measured`.
@@ -195,7 +204,7 @@ class PiGDM(MomentMatched):
     Args:
         model, operator, y, scale, interval: see `Measured`.
         data_std: c, the standard deviation of the data.
-        iterations, tolerance: of the conjugate gradients, see `MMPS`.
+        iterations, tolerance: of the conjugate gradients: their largest number, and the relative residual to stop at.
     """
 
     def __init__(
@@ -240,17 +249,22 @@ class PiGDM(MomentMatched):
 class MMPS(MomentMatched):
     """Moment matching posterior sampling (2405.13712, section 4.2): V = sigma^2/alpha J, the exact Cov(x_0 | x_t).
 
-    S u = y - A m is solved by conjugate gradients, with V A^T p = sigma^2/alpha J^T A^T p by one backward pass for each
+    S u = y - A m is solved by minimal residuals, with V A^T p = sigma^2/alpha J^T A^T p by one backward pass for each
     iteration. The same products add up to the gradient J^T A^T u, which costs no further pass. An evaluation thus costs
     one forward pass and at most `iterations` backward passes. The noise_std may be 0.
 
     The solution is exact after as many iterations as S has different eigenvalues; fewer iterations find the part of
-    the correction where S^-1 (y - A m) is largest. A sample stops at a relative residual below `tolerance`, or where
-    p^T S p <= 0, for the Jacobian of a network is only about symmetric and positive; other samples do not matter.
+    the correction that reduces |S u - (y - A m)| most. A sample stops at a relative residual below `tolerance`; other
+    samples do not matter.
+
+    The paper solves by conjugate gradients. The Jacobian of a network is only about symmetric and positive, and then
+    their steps have no bound: of 9 restorations of a picture, one had values of 7 in place of 1
+    (benchmarks/RESULTS.md). They are kept for a single iteration, where both solvers take a multiple of y - A m, and
+    the multiple of minimal residuals is the smaller one.
 
     Args:
         model, operator, y, scale, interval: see `Measured`.
-        iterations: largest number of conjugate-gradient iterations.
+        iterations: largest number of iterations.
         tolerance: relative residual |S u - (y - A m)| / |y - A m| at which a sample stops.
     """
 
@@ -266,6 +280,7 @@ class MMPS(MomentMatched):
     ):
         super().__init__(model, operator, y, scale, interval)
         self.iterations, self.tolerance = iterations, tolerance
+        self.solve = conjugate_gradients if iterations == 1 else minimal_residuals
 
     def gain(self, t: Tensor) -> Tensor:
         """Return sigma^2/alpha, the factor of J in Cov(x_0 | x_t); 0 where alpha = 0, and x_t says nothing of x_0."""
@@ -278,4 +293,4 @@ class MMPS(MomentMatched):
             image = self.operator(gradient)
             return gradient, broadcast(self.gain(t), image) * image
 
-        return conjugate_gradients(product, residual, self.operator.noise_std, self.iterations, self.tolerance)
+        return self.solve(product, residual, self.operator.noise_std, self.iterations, self.tolerance)

@@ -3,6 +3,7 @@
 | method | module | its options are arguments of |
 | --- | --- | --- |
 | "dps", "pigdm", "mmps" | `posterior_models` | `DPS`, `PiGDM`, `MMPS` |
+| "trained" | `trained_inpainting` | `TrainedInpainting`, with a network that was trained for it |
 | "replacement" | `constraints` | `Replacement` |
 | "repaint" | `constraints` | `RePaint`, its own sampler |
 | "ddrm", "ddnm" | `spectral` | `DDRM`, `DDNM`, samplers |
@@ -23,6 +24,7 @@ from scoresde.inverse.constraints import RePaint, Replacement
 from scoresde.inverse.operators import Operator, as_operator
 from scoresde.inverse.posterior_models import DPS, MMPS, Measured, PiGDM
 from scoresde.inverse.spectral import DDNM, DDRM
+from scoresde.inverse.trained_inpainting import TrainedInpainting
 from scoresde.inverse.twisted_particles import TwistedParticles
 from scoresde.protocols import Model
 from scoresde.samplers import Ancestral, PredictorCorrector, Sampler
@@ -32,7 +34,7 @@ from scoresde.tensors import check_integer, check_real
 from scoresde.wrappers import for_inference
 
 STEPS = 100
-MODELS: dict[str, Callable[..., Measured]] = {"dps": DPS, "pigdm": PiGDM, "mmps": MMPS}
+MODELS: dict[str, Callable[..., Measured]] = {"dps": DPS, "pigdm": PiGDM, "mmps": MMPS, "trained": TrainedInpainting}
 SPECTRAL: dict[str, Callable[..., Sampler]] = {"ddrm": DDRM, "ddnm": DDNM}
 METHODS = (*MODELS, "replacement", "repaint", *SPECTRAL, "particles")
 CALL_OPTIONS = ("twist", "batch_size")  # of `TwistedParticles.__call__`

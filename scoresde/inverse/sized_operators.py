@@ -88,11 +88,15 @@ def read_mask(path: Path, shape: Sequence[int]) -> Tensor:
     shapes = tuple(shape), tuple(shape[1:])
     if path.suffix == ".npy":
         with reading(path, "an array in NumPy's format", "write it with numpy.save"):
-            mask = checked_mask(np.load(path, allow_pickle=False))
+            mask = np.load(path, allow_pickle=False)
     elif len(shape) == 3:
         mask = Reader(shape[1:], channels=1)(path.read_bytes, path)[0] > 127.5
     else:
         raise ValueError(f"a mask for states {shapes[0]} must be a .npy file; got {path}")
+    try:
+        mask = checked_mask(mask)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path} is not a mask: {error}") from error
     if mask.shape not in shapes:
         expected = " or ".join(map(str, filter(None, shapes)))
         raise ValueError(f"the mask in {path} must have the shape {expected}; got {tuple(mask.shape)}")

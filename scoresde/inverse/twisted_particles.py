@@ -24,12 +24,13 @@ Choose d or C rather too large than too small. A narrow twist leads the particle
 which then has a few large weights, or none: most estimates are too small, and so are their stated errors. A wide twist
 only makes the weights less equal.
 
-u is the difference of two first stages of the step, with the views tilted by grad log h_t (`views.TiltedViews`) and
+u is the difference of two first stages of the step, with all views tilted by grad log h_t (`views.TiltedViews`) and
 without, divided by the standard deviation of the noise. With `Ancestral`, the mean of x_s is then that of
-p(x_s | x_t, y) if h_t is exact.
+p(x_s | x_t, y) if h_t is exact. A multistep method is a chain in the state and its last views; resampling copies both.
 
 The chain's posterior and evidence differ from the model's by the error of the discretisation, of order 1/steps for
-`Ancestral` and 1/steps^2 for `StochasticHeun`, which evaluates the network twice a step.
+`Ancestral`, and 1/steps^2 for `DPMSolverPP(2, l=1.0)` and for `StochasticHeun`, which evaluates the network twice a
+step.
 
 When the effective sample size falls below a fraction of the particles, they are resampled (`inverse.particles`, which
 also explains the error of the evidence). The particles are one batch by nature: every one of them depends on all
@@ -85,8 +86,8 @@ class TwistedParticles:
     """The twisted diffusion sampler; see the module docstring. A step costs one evaluation and one backward pass.
 
     Args:
-        predictor: the step that defines the chain: a linear method of one stage that draws noise, such as `Ancestral`
-            (default), with an `OptimalVariance` for few steps, or `ReverseDiffusion`.
+        predictor: the step that defines the chain: a linear method that draws noise and has no corrector, such as
+            `Ancestral` (default), with an `OptimalVariance` for few steps, `DPMSolverPP(2, l=1.0)` or `StochasticHeun`.
         steps: number of transitions. The evidence is that of the chain, which approaches the model's with more steps.
         grid: see `PredictorCorrector`; its times must decrease from t_max.
         threshold: particles are resampled below this effective sample size, as a fraction of N; 0 never, 1 always.
@@ -163,8 +164,8 @@ class TwistedParticles:
 
         Raises:
             TypeError: the operator is of another kind.
-            ValueError: y does not fit, the measurement has no density because its noise is 0, the chain's step is not a
-                Gaussian of one stage, or the grid rises or does not start at t_max.
+            ValueError: y does not fit, the measurement has no density because its noise is 0, the predictor draws no
+                noise or has a corrector, or the grid rises or does not start at t_max.
             RuntimeError: no particle has a finite weight.
         """
         model, operator = for_inference(model, cond), as_operator(operator)
@@ -184,12 +185,14 @@ class TwistedParticles:
             x = model.sde.prior_std * stream.normal(like[None])[0]
             here = _evaluated(model, x, ends[0].t, tilt, self.predictor.view, size)
             cloud.weigh(here.log_twist)
+            past: list[Tensor] = []
             for row, end in zip(
                 progress_bar(rows, title="particles", unit="step", shown=progress), ends[1:], strict=True
             ):
                 if (chosen := cloud.resampled()) is not None:
-                    x, here = x[chosen], here.at(chosen)
-                x, log_ratio = _moved(model, x, here, row, self.predictor.view, stream)
+                    x, here, past = x[chosen], here.at(chosen), [view[chosen] for view in past]
+                x, log_ratio, views = _moved(model, x, here, past, row, self.predictor.view, stream)
+                past = views[: self.predictor.past - 1]
                 before, is_last = here.log_twist, end is ends[-1]
                 final = lambda denoised, t: measurement.log_prob(denoised, last)  # noqa: E731
                 here = _evaluated(model, x, end.t, final if is_last else tilt, self.predictor.view, size, not is_last)
@@ -209,16 +212,16 @@ class TwistedParticles:
         """Return the coefficients of each transition.
 
         Raises:
-            ValueError: a transition goes to more noise, uses views of earlier transitions, or none draws noise.
+            ValueError: a transition goes to more noise, the predictor has a corrector, or no transition draws noise.
         """
         if steps[0][0] != sde.t_max or not all(t_to < t_from for t_from, t_to in steps):
             raise ValueError("the grid of the particle sampler must decrease from t_max: choose another grid")
         rows = self.predictor.plan(sde, steps)
         draws = any(row.stages[0].c or row.stages[0].learned for row in rows)
-        if self.predictor.past > 1 or not draws:
+        if any(row.correct for row in rows) or not draws:
             raise ValueError(
-                "the predictor must draw noise and use no views of earlier steps; got "
-                f"{type(self.predictor).__name__}: use Ancestral(), StochasticHeun(), ReverseDiffusion() or DDIM(eta=1)"
+                f"the predictor must draw noise and have no corrector; got {type(self.predictor).__name__}: use "
+                "Ancestral(), StochasticHeun(), DPMSolverPP(2, l=1.0), ReverseDiffusion() or DDIM(eta=1)"
             )
         return rows
 
@@ -261,18 +264,26 @@ def _of_batch(model: BaseModel, x: Tensor, t: Tensor, twist: Twist, view: str, i
 
 
 def _moved(
-    model: BaseModel, x: Tensor, here: TwistedState, row: Row, view: str, stream: RandomStream
-) -> tuple[Tensor, Tensor]:
-    """Return the particles after a guided step, and log N(z; 0, I) - log N(z; u, I), float64 (N,)."""
+    model: BaseModel,
+    x: Tensor,
+    here: TwistedState,
+    past: Sequence[Tensor],
+    row: Row,
+    view: str,
+    stream: RandomStream,
+) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """Return the particles after a guided step, log N(z; 0, I) - log N(z; u, I), float64 (N,), and the views.
+
+    past, views: the views at the states of earlier transitions, before and after the step, the newest first.
+    """
     first, z, log_ratio = row.stages[0], None, x.new_zeros(len(x), dtype=torch.float64)
     if isinstance(c := spread(first, here.variance), Tensor) or c:
-        shift, z = first.b[0] * (here.tilted - here.view) / c, stream.normal(x[None])[0]
+        shift, z = sum(first.b) * (here.tilted - here.view) / c, stream.normal(x[None])[0]
         log_ratio = -sum_dims(z * shift) - 0.5 * sum_dims(shift.square())
         z = z + shift
-    y = x
-    views: list[Tensor] = []
+    y, views = x, list(past)
     for stage in row.stages:
         views.insert(0, here.view if stage is first else getattr(model.predict(y, stage.t), view))
         anchor = stage.a * x
         y = combine(anchor if z is None else anchor + (c if stage is first else stage.c) * z, stage.b, views)
-    return y, log_ratio
+    return y, log_ratio, views

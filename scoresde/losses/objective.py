@@ -5,6 +5,7 @@ x_t = alpha x_0 + sigma eps,        eps ~ N(0, I),        t ~ q,        weight =
 q is the density of the training times (`losses.time_densities`), omega the weighting (`losses.weightings`).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -72,6 +73,14 @@ class Objective(nn.Module):
         self.weighting = weightings.resolve(weighting)
         self.times, self.stratified = times or self.weighting.times, stratified
         check_instance("times", self.times, "quantile", "density")
+
+    def conditions(self, shape: Sequence[int]) -> dict[str, tuple[int, ...]]:
+        """Return the conditions that this objective itself gives to the network, for states of a shape `*`.
+
+        They are {name: shape of the condition of a sample}; none by default. A network that is trained with them has
+        also seen the null condition.
+        """
+        return {}
 
     def bind(self, model: Any, cond: Any) -> BaseModel:
         """Return the model to train, with the condition of the batch."""

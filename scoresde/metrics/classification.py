@@ -16,8 +16,8 @@ probabilities. `calibration` estimates its mean in this case, the noise floor.
 import math
 from dataclasses import dataclass
 
+import scipy  # its subpackages are imported where they are first used
 import torch
-from scipy import optimize
 from torch import Tensor
 
 from scoresde.metrics.intervals import Interval, bootstrap, wilson
@@ -169,7 +169,7 @@ def fit_temperature(log_posterior: Tensor, labels: Tensor) -> float:
     grid = torch.linspace(low, high, 61, dtype=torch.float64).tolist()  # the least may lie on a long plateau
     best = min(range(len(grid)), key=lambda i: loss(grid[i]))
     ends = grid[max(best - 1, 0)], grid[min(best + 1, len(grid) - 1)]
-    found = optimize.minimize_scalar(loss, bounds=ends, method="bounded", options={"xatol": 1e-6})
+    found = scipy.optimize.minimize_scalar(loss, bounds=ends, method="bounded", options={"xatol": 1e-6})
     return math.exp(min((float(found.x), grid[best]), key=loss))
 
 

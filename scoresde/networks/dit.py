@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from scoresde.arguments import Count, CountOrZero, Layers, Positive, Share, checked
-from scoresde.networks.embeddings import Classes, PositionalEmbedding, TimeEmbedding, named
+from scoresde.networks.embeddings import Classes, ImageCondition, PositionalEmbedding, TimeEmbedding
 from scoresde.networks.layers import (
     CONVOLUTIONS,
     Border,
@@ -164,6 +164,7 @@ class DiT(nn.Module):
         checkpointing: if True, store only the tokens between blocks, and recompute each block in the backward pass.
         pad: if True, pad states with zeros to multiples of `patch` and crop the output; if False, refuse an
             `image_size` that is not a multiple of `patch`.
+        cond_channels: number of channels of the condition image, see `ImageCondition`; 0 for none.
 
     Raises:
         ValueError: a side is not a multiple of `patch` and `pad` is False, or `width` is not a multiple of `heads` and
@@ -188,6 +189,7 @@ class DiT(nn.Module):
         out_channels: Count | None = None,
         checkpointing: bool = False,
         pad: bool = False,
+        cond_channels: CountOrZero = 0,
     ):
         super().__init__()
         self.border = Border(image_size, patch, pad)
@@ -206,6 +208,11 @@ class DiT(nn.Module):
         position = PositionalEmbedding(LABEL_FEATURES, time_scale, endpoint=False)
         self.time = TimeEmbedding(position, LABEL_FEATURES, width, classes, cond_features)
         self.conditions = self.time.cond.parts
+        self.image: ImageCondition | None = None
+        if cond_channels:
+            patches = CONVOLUTIONS[dims](cond_channels, width, patch, stride=patch, bias=False)
+            self.image = ImageCondition(patches, (cond_channels, *self.border.sides), self.border.add)
+            self.conditions.append("image")
         for layer in (self.time.inner, self.time.outer, *self.time.cond.tables.values()):
             nn.init.normal_(layer.get_parameter("weight"), std=0.02)
         hidden = int(mlp_ratio * width)
@@ -215,8 +222,10 @@ class DiT(nn.Module):
     def forward(self, x: Tensor, c_noise: Tensor, cond: Condition = None) -> Tensor:
         """Return (B, out_channels, *space) at x (B, C, *space), noise labels (B,) and a condition, see `embeddings`."""
         check_shape(x, self.shape)
-        features = self.time(c_noise, named(cond, self.conditions))
-        tokens = self.positions(self.input(cast_for(self.input, self.border.add(x))).flatten(2).transpose(1, 2))
+        parts = self.time.named(cond, self.conditions)
+        features, cells = self.time(c_noise, parts), self.input(cast_for(self.input, self.border.add(x)))
+        cells = cells if self.image is None else self.image(cells, parts)
+        tokens = self.positions(cells.flatten(2).transpose(1, 2))
         for block in self.blocks.values():
             tokens = checkpointed(block, tokens, features, active=self.checkpointing)
         return self.border.remove(unpatchify(self.final(tokens, features), self.grid, self.patch))

@@ -1,4 +1,4 @@
-"""Embeddings of the noise level and of conditions: a class, a vector, a sequence of context vectors.
+"""Embeddings of the noise level and of conditions: a class, a vector, a sequence of context vectors, an image.
 
 Sines and cosines of the noise label, in at least float32 for a network of any dtype, pass through two linear
 layers with SiLU and become the time features that every block reads. A condition is None (the null condition, which
@@ -9,17 +9,22 @@ adds nothing), a tensor, or a dict of tensors:
 | "label"   | integers (B,), -1 for the null class | an embedding, added to the features of the noise level |
 | "vector"  | (B, cond_features)                   | a linear map, added to the same features               |
 | "context" | (B, L, context_features)             | cross-attention in every block with attention          |
+| "image"   | (B, cond_channels, *space)           | further channels of the state, see `ImageCondition`    |
+| "target"  | (B,), in [0, 1]                      | `TargetEmbedding`, after a call of `accept_target`      |
+| "latent"  | (B, length)                          | `LatentEmbedding`, after a call of `accept_latent`      |
 
 A tensor of integers stands for {"label": tensor}, a tensor of floating-point numbers for {"vector": tensor}. A network
 may have several labels, each under a name of its own: `classes={"tone": 6, "group": 9}`.
 
+`space` is the shape of the state without its first dimension, the channels.
+
 One sample of a batch can have the null condition, while others have conditions: its label is then -1, or its vector
-NaN. It adds nothing, as if the condition were missing. Context vectors that hold NaN are padding, which attention
-leaves out.
+or image NaN. It adds nothing, as if the condition were missing. Context vectors that hold NaN are padding, which
+attention leaves out.
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -30,6 +35,8 @@ from scoresde.arguments import Count, CountOrZero, Positive, checked
 from scoresde.networks.layers import cast_for, linear
 from scoresde.protocols import NULL, Condition, by_name
 from scoresde.tensors import FullPrecision, at_least_float32
+
+TARGET_FEATURES, TARGET_SCALE = 64, 32.0  # of the embedding of "target"
 
 Classes = CountOrZero | Mapping[str, Count]
 """The number of classes of the condition "label" (0 for none), or of several conditions by name."""
@@ -105,12 +112,14 @@ class Conditions:
         context_features: length of the context vectors that blocks with attention attend to; 0 for none.
         cond_join: where the classes and the vector are added, "output" or "input" of the time embedding, see
             `TimeEmbedding`.
+        cond_channels: number of channels of the condition image, see `ImageCondition`; 0 for none.
     """
 
     classes: Classes = 0
     cond_features: CountOrZero = 0
     context_features: CountOrZero = 0
     cond_join: str = "output"
+    cond_channels: CountOrZero = 0
 
 
 def named(cond: Condition, known: Iterable[str]) -> dict[str, Tensor]:
@@ -127,8 +136,8 @@ def named(cond: Condition, known: Iterable[str]) -> dict[str, Tensor]:
         if name not in known:
             raise ValueError(
                 f"this network was built without a condition {name!r} (it takes {', '.join(known) or 'none'}): leave "
-                f"{name!r} out, or build the network with classes (label), cond_features (vector) or context_features "
-                "(context)"
+                f"{name!r} out, or build the network with classes (label), cond_features (vector), context_features "
+                "(context) or cond_channels (image)"
             )
     return cond
 
@@ -142,9 +151,9 @@ class ConditionEmbedding(nn.Module):
         cond_features: length of the condition vector; 0 for none.
 
     Raises:
-        ValueError: the name of a label is not a Python identifier, or it is "vector", "context" or an attribute of
-            `ConditionEmbedding`; in a call, labels or vectors have the wrong shape, or a label is out of range (if
-            compiled or on an accelerator, PyTorch raises its own error).
+        ValueError: the name of a label is not a Python identifier, or it is "vector", "context", "image" or an
+            attribute of `ConditionEmbedding`; in a call, labels or vectors have the wrong shape, or a label is out of
+            range (if compiled or on an accelerator, PyTorch raises its own error).
         TypeError: in a call, labels are not integers, or vectors are not floating-point.
     """
 
@@ -153,10 +162,10 @@ class ConditionEmbedding(nn.Module):
         by_label = classes if isinstance(classes, Mapping) else {"label": classes}
         self.classes, self.cond_features = {name: count for name, count in by_label.items() if count}, cond_features
         for name, count in self.classes.items():
-            if name in ("vector", "context") or not name.isidentifier() or hasattr(self, name):
+            if name in ("vector", "context", "image") or not name.isidentifier() or hasattr(self, name):
                 raise ValueError(
-                    "the name of a label must be a Python identifier, and not 'vector', 'context' or an attribute of "
-                    f"{type(self).__name__}; got {name!r}: rename the label"
+                    "the name of a label must be a Python identifier, and not 'vector', 'context', 'image' or an "
+                    f"attribute of {type(self).__name__}; got {name!r}: rename the label"
                 )
             self.add_module(name, nn.Embedding(count, features))
         self.vector = linear(cond_features, features) if cond_features else None
@@ -220,10 +229,104 @@ def _embed_label(table: nn.Embedding, label: Tensor, batch: int, name: str) -> T
     return rows.masked_fill(null[:, None], 0.0)
 
 
+class ImageCondition(nn.Module):
+    """Map condition images (B, *shape) to what is added to the output of a network's input layer.
+
+    A linear map of a concatenation is a sum, W [x, image] = W_x x + W_image image. With W_x the input layer and
+    W_image a layer of the same kind without bias, the network is that of the concatenated channels (Palette,
+    2111.05826, section 3; GLIDE, 2112.10741, section 2.4). W_image is zero at initialisation: with the weights of a
+    network without the image, the network is that network bit for bit.
+
+    Args:
+        layer: W_image.
+        shape: shape of one image, (cond_channels, *space).
+        prepare: applied to the images before the layer, such as the padding of the state.
+
+    Raises:
+        ValueError: in a call, images have another shape.
+        TypeError: in a call, images are not floating-point.
+    """
+
+    def __init__(self, layer: nn.Module, shape: Sequence[int], prepare: Callable[[Tensor], Tensor]):
+        super().__init__()
+        nn.init.zeros_(layer.get_parameter("weight"))
+        self.layer, self.shape, self.prepare = layer, tuple(shape), prepare
+
+    def forward(self, hidden: Tensor, parts: dict[str, Tensor]) -> Tensor:
+        """Return `hidden` + W_image image for the image of `parts`, 0 for null images; `hidden` without an image."""
+        if "image" not in parts:
+            return hidden
+        image, expected = parts["image"], (len(hidden), *self.shape)
+        if not image.is_floating_point():
+            raise TypeError(f"condition images must be floating-point; got {image.dtype}")
+        if image.shape != expected:
+            raise ValueError(f"expected condition images of shape {expected}; got {tuple(image.shape)}")
+        null = image.isnan().flatten(1).all(dim=1).reshape(-1, *(1,) * (image.ndim - 1))
+        return hidden + self.layer(cast_for(self.layer, self.prepare(image.masked_fill(null, 0.0))))
+
+
 def numbers_of_classes(model: nn.Module) -> dict[str, int]:
     """Return {name of a label: number of classes} of every `ConditionEmbedding` in a model; empty without one."""
     embeddings = [module for module in model.modules() if isinstance(module, ConditionEmbedding)]
     return {name: count for embedding in embeddings for name, count in embedding.classes.items()}
+
+
+class TargetEmbedding(nn.Module):
+    """Embed the time to which a flow map goes, jointly with the noise label; zero at initialisation.
+
+    W2 silu(W1 [position(label), position(target)]), (B, channels) and (B,) -> (B, features), with W2 = 0 at first: a
+    flow map that starts from a trained network starts as that network. The frequencies of the target are low, because
+    objectives differentiate with respect to it.
+
+    Args:
+        channels: number of features of the embedded noise label.
+        features: number of features of the output.
+    """
+
+    def __init__(self, channels: int, features: int):
+        super().__init__()
+        self.position = PositionalEmbedding(TARGET_FEATURES, TARGET_SCALE)
+        self.inner, self.outer = linear(channels + TARGET_FEATURES, features), linear(features, features, scale=0.0)
+
+    def forward(self, position: Tensor, target: Tensor) -> Tensor:
+        if not target.is_floating_point() or target.shape != position.shape[:1]:
+            raise ValueError(
+                f"target must be floating-point numbers of shape ({len(position)},); got {target.dtype} "
+                f"{tuple(target.shape)}"
+            )
+        both = torch.cat([position, self.position(target).to(position)], dim=1)
+        return self.outer(F.silu(self.inner(cast_for(self.inner, both))))
+
+
+def accept_target(network: nn.Module) -> None:
+    """Let every `TimeEmbedding` in a network accept the condition "target"; the output stays the same at first."""
+    for module in list(network.modules()):
+        if isinstance(module, TimeEmbedding) and module.target is None:
+            like = module.inner.weight
+            module.target = TargetEmbedding(module.inner.in_features, module.outer.out_features).to(like)
+
+
+class LatentEmbedding(nn.Module):
+    """Embed the latent of a generator: W2 silu(W1 z), (B, length) -> (B, features) (the mapping network of 2112.07804).
+
+    Args:
+        length: number of dimensions of the latent.
+        features: number of features of the output.
+    """
+
+    def __init__(self, length: int, features: int):
+        super().__init__()
+        self.inner, self.outer = linear(length, features), linear(features, features)
+
+    def forward(self, latent: Tensor) -> Tensor:
+        return self.outer(F.silu(self.inner(cast_for(self.inner, latent))))
+
+
+def accept_latent(network: nn.Module, length: int) -> None:
+    """Let every `TimeEmbedding` in a network accept the condition "latent" of this length."""
+    for module in list(network.modules()):
+        if isinstance(module, TimeEmbedding) and module.latent is None:
+            module.latent = LatentEmbedding(length, module.outer.out_features).to(module.inner.weight)
 
 
 class TimeEmbedding(nn.Module):
@@ -256,12 +359,22 @@ class TimeEmbedding(nn.Module):
         self.join, self.position = join, position
         self.inner, self.outer = linear(channels, features), linear(features, features)
         self.cond = ConditionEmbedding(features if join == "output" else channels, classes, cond_features)
+        self.target: TargetEmbedding | None = None
+        self.latent: LatentEmbedding | None = None
+
+    def named(self, cond: Condition, known: Iterable[str]) -> dict[str, Tensor]:
+        """Return `named(cond, known)`; "target" and "latent" are also known after a call that lets them be accepted."""
+        accepted = {"target": self.target, "latent": self.latent}
+        return named(cond, [*known, *(name for name, part in accepted.items() if part is not None)])
 
     def forward(self, label: Tensor, parts: dict[str, Tensor]) -> Tensor:
-        features, cond = self.position(label), self.cond(parts, len(label))
-        if cond is not None and self.join == "input":
-            features = features + cond
+        position, cond = self.position(label), self.cond(parts, len(label))
+        features = position + cond if cond is not None and self.join == "input" else position
         features = self.outer(F.silu(self.inner(cast_for(self.inner, features))))
         if cond is not None and self.join == "output":
             features = features + cond
+        if self.target is not None and "target" in parts:
+            features = features + self.target(position, parts["target"])
+        if self.latent is not None and "latent" in parts:
+            features = features + self.latent(parts["latent"])
         return F.silu(features)

@@ -16,8 +16,14 @@ from torch import Tensor, nn
 
 from scoresde.arguments import Count, Layers, checked
 from scoresde.networks.blocks import Block, BlockStyle, NetworkStyle, residual_resampling
-from scoresde.networks.embeddings import Conditions, FourierEmbedding, PositionalEmbedding, TimeEmbedding, named
-from scoresde.networks.layers import Border, cast_for, check_shape, convolution
+from scoresde.networks.embeddings import (
+    Conditions,
+    FourierEmbedding,
+    ImageCondition,
+    PositionalEmbedding,
+    TimeEmbedding,
+)
+from scoresde.networks.layers import CONVOLUTIONS, Border, cast_for, check_shape, convolution
 from scoresde.networks.pooling import AveragePool
 from scoresde.protocols import Condition
 
@@ -152,6 +158,11 @@ class Encoder(nn.Module):
         )
         self.conditions = self.time.cond.parts + (["context"] if conditions.context_features else [])
         self.input = convolution(dims, channels * (1 + 2 * len(ends.input_frequencies)), width)
+        self.image: ImageCondition | None = None
+        if cond_channels := conditions.cond_channels:
+            layer = CONVOLUTIONS[dims](cond_channels, width, 3, padding=1, bias=False)
+            self.image = ImageCondition(layer, (cond_channels, *self.border.sides), self.border.add)
+            self.conditions.append("image")
         self.levels: list[Level] = [
             ("x".join(map(str, size)), multiplier * width, size[-1] in attention)
             for size, multiplier in zip(self.sizes, multipliers, strict=True)
@@ -186,7 +197,7 @@ class Encoder(nn.Module):
     ) -> tuple[Tensor, Tensor, list[Tensor], Tensor, Tensor | None]:
         """Return the middle's features, the input pyramid's last image, skip connections, time features and context."""
         check_shape(x, (self.channels, *self.border.sides))
-        parts = named(cond, self.conditions)
+        parts = self.time.named(cond, self.conditions)
         time, context = self.time(c_noise, parts), parts.get("context")
         features = self.context_features
         if context is not None and (context.ndim != 3 or (context.shape[0], context.shape[2]) != (len(x), features)):
@@ -195,6 +206,7 @@ class Encoder(nn.Module):
         image = self.border.add(x if self.ends.centered else 2 * x - 1)
         hidden = self.input(cast_for(self.input, append_fourier_features(image, self.ends.input_frequencies)))
         image = cast_for(self.input, image)
+        hidden = hidden if self.image is None else self.image(hidden, parts)
         skips = [hidden]
         for stage in self.down.children():
             hidden, image, outputs = stage(hidden, image, time, context)

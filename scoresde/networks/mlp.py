@@ -2,12 +2,14 @@
 
 import math
 from collections.abc import Sequence
+from functools import partial
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from scoresde.arguments import Count, CountOrZero, Layers, Positive, Share, checked
-from scoresde.networks.embeddings import Classes, PositionalEmbedding, TimeEmbedding, named
+from scoresde.networks.embeddings import Classes, ImageCondition, PositionalEmbedding, TimeEmbedding
 from scoresde.networks.layers import cast_for, check_shape, linear
 from scoresde.protocols import Condition
 
@@ -38,6 +40,10 @@ class MLP(nn.Module):
         time_scale: highest frequency of the embedding of the noise label, see `PositionalEmbedding`.
         classes: number of classes, 0 for none; for several labels, a dict from name to number of classes.
         cond_features: length of the condition vector; 0 for none.
+        cond_channels: number of channels of the condition image, see `ImageCondition`: for states (B, C, *space) it is
+            (B, cond_channels, *space), for vectors (B, cond_channels); 0 for none.
+        out_channels: first dimension of the output of one state, whose other dimensions are those of `shape`; default:
+            that of `shape`.
     """
 
     casts_inputs = True
@@ -51,21 +57,30 @@ class MLP(nn.Module):
         time_scale: Positive = 1000.0,
         classes: Classes = 0,
         cond_features: CountOrZero = 0,
+        cond_channels: CountOrZero = 0,
+        out_channels: Count | None = None,
     ):
         super().__init__()
         self.shape = (shape,) if isinstance(shape, int) else tuple(shape)
         size = math.prod(self.shape)
         self.time = TimeEmbedding(PositionalEmbedding(width, time_scale), width, width, classes, cond_features)
         self.conditions = self.time.cond.parts
-        self.input = linear(size, width)
+        self.input, size_of_image = linear(size, width), cond_channels * math.prod(self.shape[1:])
+        self.image: ImageCondition | None = None
+        if cond_channels:
+            layer = nn.Linear(size_of_image, width, bias=False)
+            self.image = ImageCondition(layer, (cond_channels, *self.shape[1:]), partial(torch.flatten, start_dim=1))
+            self.conditions.append("image")
         self.layers = nn.ModuleDict({f"layer{i}": ResidualLayer(width, width, dropout) for i in range(depth)})
-        self.norm, self.output = nn.LayerNorm(width), linear(width, size, scale=0.0)
+        self.out_shape = (out_channels or self.shape[0], *self.shape[1:])
+        self.norm, self.output = nn.LayerNorm(width), linear(width, math.prod(self.out_shape), scale=0.0)
 
     def forward(self, x: Tensor, c_noise: Tensor, cond: Condition = None) -> Tensor:
-        """Return the output (B, *) for states x (B, *), noise labels (B,) and a condition (see `embeddings`)."""
+        """Return (B, out_channels, ...) at states x (B, *), noise labels (B,) and a condition (see `embeddings`)."""
         check_shape(x, self.shape)
-        time = self.time(c_noise, named(cond, self.conditions))
-        hidden = self.input(cast_for(self.input, x.flatten(1)))
+        parts = self.time.named(cond, self.conditions)
+        time, hidden = self.time(c_noise, parts), self.input(cast_for(self.input, x.flatten(1)))
+        hidden = hidden if self.image is None else self.image(hidden, parts)
         for layer in self.layers.values():
             hidden = layer(hidden, time)
-        return self.output(F.silu(self.norm(hidden))).reshape(x.shape)
+        return self.output(F.silu(self.norm(hidden))).reshape(-1, *self.out_shape)

@@ -73,7 +73,8 @@ class UNet(Encoder):
             `convolution_resampling` (DDPM) or `filter_resampling`.
         label: the embedding of the noise label; default `PositionalEmbedding(width)`.
         block: the settings that all blocks share, see `BlockStyle`.
-        conditions: the conditions (class, vector, context) that the network accepts, see `Conditions`; default none.
+        conditions: the conditions (class, vector, context, image) that the network accepts, see `Conditions`; default
+            none.
         ends: how the network reads its state and returns its output, see `Ends`.
         pad: if True, pad states with zeros to sides that can be halved often enough, and crop the output; resolutions
             are then those of the padded states. If False, refuse sides that cannot be halved often enough.

@@ -32,6 +32,7 @@ def adding(files: RunFiles, run: Sequence[str], train: Sequence[str] | None = No
         "bpd": command_line("scoresde", "bpd", *run),
         "evaluate": command_line("scoresde", "evaluate", *run, *features),
         "compare": command_line("scoresde", "compare", *run),
+        "restore": command_line("scoresde", "restore", *run),
         "classify": command_line("scoresde", "classify", *run),
         "film": command_line("scoresde", "report", *run, "film=true"),
     }

@@ -30,6 +30,7 @@ from scoresde.report.film import FilmSettings
 from scoresde.report.film_section import film_section
 from scoresde.report.likelihood_section import likelihood_section
 from scoresde.report.quality_section import quality_section
+from scoresde.report.restoration_section import restoration_section
 from scoresde.report.run_files import Line, RunFiles
 from scoresde.report.sample_section import sample_section
 from scoresde.report.sampler_section import sampler_section
@@ -90,6 +91,7 @@ def render(source: Source) -> str:
             nouns=plural,
             states=wording.states(files),
             samples=sample_section(files, drawn, real),
+            restorations=restoration_section(files),
             film=film_section(files, source.run, source.film, None if drawn is None else drawn[1]),
             training=training_section(files),
             likelihood=likelihood_section(files, data),
@@ -115,7 +117,14 @@ def environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    functions = (wording.sentence, wording.number, wording.with_error, wording.duration, wording.class_name)
+    functions = (
+        wording.sentence,
+        wording.number,
+        wording.with_error,
+        wording.duration,
+        wording.class_name,
+        wording.setting,
+    )
     templates.filters |= {function.__name__: function for function in functions}
     css = (Path(__file__).parent / "templates" / "style.css").read_text(encoding="utf-8")
     templates.globals |= {"css": Markup(css), "UNITS": wording.UNITS, "DASH": wording.DASH}

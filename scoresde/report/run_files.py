@@ -42,7 +42,7 @@ DEFAULTS: dict[str, Line] = {  # fields that lines of older versions, or of othe
         ["stderr", "population", "monte_carlo", "discretisation", "bound", "label", "nfe", "seconds"]
     )
     | {"split": "test", "unit": "", "weights": "ema", "conventions": {}, "bound_conventions": {}},
-    "samples": dict.fromkeys(["n", "nfe", "seconds", "seed", "threshold"]),
+    "samples": dict.fromkeys(["n", "nfe", "seconds", "seed", "threshold", "guidance", "cond"]),
 }
 
 

@@ -16,6 +16,14 @@ def class_name(node: Any) -> str:
     return str((node or {}).get("_target_", "unknown")).rsplit(".", 1)[-1]
 
 
+def setting(value: Any) -> str:
+    """Return a setting as text: CLASS(ARGUMENT=VALUE, ...) for a node of the configuration; without nulls."""
+    if not isinstance(value, dict):
+        return str(value)
+    parts = ", ".join(f"{key}={setting(part)}" for key, part in value.items() if key[:1] != "_" and part is not None)
+    return f"{class_name(value)}({parts})" if "_target_" in value else parts
+
+
 def number(value: float | None, digits: int = 4) -> str:
     """Return a number with `digits` significant digits; whole numbers have separators between thousands instead."""
     if value is None or not math.isfinite(value):

@@ -55,6 +55,18 @@ def integration_weights(nodes: Tensor, used: Tensor, low: Tensor, high: Tensor, 
     return width * (basis @ torch.linalg.solve(gram, moments)[..., None]).squeeze(-1)
 
 
+def step_weights(nodes: Tensor, used: Tensor, low: Tensor, high: Tensor, order: int) -> tuple[Tensor, Tensor]:
+    """Return the weights of the predictor (B, p) and of the corrector (B, p + 1) for steps from low to high (B,).
+
+    The predictor integrates a polynomial of degree `order` - 1 fitted to the p velocities at `nodes` by least squares;
+    the corrector the polynomial through the velocity at `high`, its first, and those at the first `order` - 1 nodes.
+    """
+    predictor = integration_weights(nodes, used, low, high, order - 1)
+    nodes, used = torch.cat([high[:, None], nodes], dim=1), torch.cat([torch.ones_like(used[:, :1]), used], dim=1)
+    used = used & (torch.arange(nodes.shape[1], device=nodes.device) < order)
+    return predictor, integration_weights(nodes, used, low, high, order - 1)
+
+
 class _Path(NamedTuple):
     """The computed path of n samples: the current state, and a window of the last p evaluations, the newest first.
 
@@ -85,22 +97,13 @@ class _Path(NamedTuple):
         used = torch.arange(length, device=x.device).expand(len(x), -1) == 0
         return cls(s, x, nodes, used, torch.zeros_like(nodes), window(v), window(g), zero, zero)
 
-    def predict(self, s_next: Tensor, order: int) -> Tensor:
-        """Return the state at s_next, by a polynomial of degree `order` - 1 fitted to the window by least squares."""
-        weights = integration_weights(self.nodes, self.used, self.s, s_next, order - 1)
+    def predict(self, weights: Tensor) -> Tensor:
+        """Return the state after the next step, for the predictor's weights of the velocities in the window (n, p)."""
         return self.x + _combine(weights, self.v)
 
-    def correct(self, s_next: Tensor, v: Tensor, order: int) -> tuple[Tensor, Tensor]:
-        """Return the corrected state at s_next, and the weights of the velocities in the integral that gives it.
-
-        The state is x plus the integral of the polynomial through the velocity at s_next and the last `order` - 1
-        velocities of the window.
-        """
-        nodes = torch.cat([s_next[:, None], self.nodes], dim=1)
-        used = torch.cat([torch.ones_like(self.used[:, :1]), self.used], dim=1)
-        used = used & (torch.arange(nodes.shape[1], device=nodes.device) < order)
-        weights = integration_weights(nodes, used, self.s, s_next, order - 1)
-        return self.x + _combine(weights, torch.cat([v[:, None], self.v], dim=1)), weights
+    def correct(self, weights: Tensor, v: Tensor) -> Tensor:
+        """Return the state after the next step, for the weights of its velocity v and of those in the window."""
+        return self.x + _combine(weights, torch.cat([v[:, None], self.v], dim=1))
 
     def accepted(self, good: Tensor, s: Tensor, x: Tensor, v: Tensor, g: Tensor, weights: Tensor) -> "_Path":
         """Return the path after the step for the samples where the mask `good` (n,) is True, unchanged for others."""
@@ -190,18 +193,22 @@ class Adams:
     def __call__(self, field: Field, x: Tensor, start: float, end: float) -> Solution:
         """Integrate from start to end; see `scoresde.solvers.solver`."""
         grid = torch.linspace(start, end, self.steps + 1, dtype=torch.float64)
-        nodes = grid.to(x.device, double(x))[:, None].expand(-1, len(x))
+        window = torch.arange(self.steps)[:, None] - torch.arange(self.order + self.smoothing)  # step, evaluations
+        weights = step_weights(grid[window.clamp(min=0)], window >= 0, grid[:-1], grid[1:], self.order)
+        nodes, predictor, corrector = (
+            values.to(x.device, double(x))[:, None].expand(-1, len(x), *values.shape[1:]) for values in (grid, *weights)
+        )
         v, g = field(grid[0], x, None)
         status = torch.where(finite(v, g), Status.OK, Status.NONFINITE)
         path = _Path.begin(nodes[0], x, v, g, self.order + self.smoothing)
-        for s_next in range(1, len(grid)):
+        for i in range(self.steps):
             running = status == Status.OK
-            predicted = path.predict(nodes[s_next], self.order)
-            v, g = field(grid[s_next], predicted, None)
-            corrected, weights = path.correct(nodes[s_next], v, self.order)
+            predicted = path.predict(predictor[i])
+            v, g = field(grid[i + 1], predicted, None)
+            corrected = path.correct(corrector[i], v)
             sound = finite(predicted, v, g)
             resolved = _difference(predicted, corrected) < UNRESOLVED
-            path = path.accepted(running & sound & resolved, nodes[s_next], corrected, v, g, weights)
+            path = path.accepted(running & sound & resolved, nodes[i + 1], corrected, v, g, corrector[i])
             status = torch.where(running & ~sound, Status.NONFINITE, status)
             status = torch.where(running & sound & ~resolved, Status.FAILED, status)
         return Solution(path.x, *path.integrals(), path.s, status)
@@ -277,15 +284,16 @@ class AdaptiveAdams:
         """Try a step of each sample; return the new path, the next step sizes, and each `Status`, -1 if unfinished."""
         last = (path.s + step - end) * interval > -1e-9 * interval**2
         s_next = torch.where(last, torch.full_like(step, end), path.s + step)
-        predicted = path.predict(s_next, self.order)
+        predictor, corrector = step_weights(path.nodes, path.used, path.s, s_next, self.order)
+        predicted = path.predict(predictor)
         v, g = field(s_next, predicted, rows)
-        corrected, weights = path.correct(s_next, v, self.order)
+        corrected = path.correct(corrector, v)
         sound = finite(predicted, v, g)
         error = torch.where(sound, _difference(predicted, corrected) / self.rtol, torch.inf)
         good = sound & (error <= 1)
         order = path.used.sum(dim=1).clamp(max=self.order)
         factor = (SAFETY * error ** (-1 / (order + 1))).clamp(SHRINK, GROW)
-        path = path.accepted(good, s_next, corrected, v, g, weights)
+        path = path.accepted(good, s_next, corrected, v, g, corrector)
         step = torch.where(good, step, s_next - path.s) * factor
         step = step.clamp(-self.max_step * abs(interval), self.max_step * abs(interval))
         outcome = torch.full_like(rows, -1)

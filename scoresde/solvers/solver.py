@@ -58,7 +58,9 @@ class Solver(Protocol):
     """A callable that integrates a field from `start` to `end`.
 
     Optional attributes: `finer()` returns a more accurate solver, to measure the error of this one; `variable`,
-    `controls_integrals` and `data_scale` are explained at the functions of these names.
+    `controls_integrals` and `data_scale` are explained at the functions of these names. A method that integrates no
+    field, such as the jumps of a flow map, has `carry(model, x, t_from, t_to, trace, differentiable)`, which
+    `probability_flow.integrate` calls instead, and `trace`, which replaces the trace of the caller.
     """
 
     def __call__(self, field: Field, x: Tensor, start: float, end: float) -> Solution: ...

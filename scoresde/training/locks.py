@@ -71,6 +71,11 @@ def shared(directory: Path) -> Iterator[None]:
 def _open_directory(directory: Path) -> int:
     """Return the descriptor of a directory, made if it does not exist."""
     while True:
-        directory.mkdir(parents=True, exist_ok=True)
-        with suppress(FileNotFoundError):  # another process has just removed it
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
             return os.open(directory, os.O_RDONLY)
+        except FileNotFoundError:
+            pass  # another process has just removed it
+        except FileExistsError:  # the same, between two lines of `mkdir`; or it is a file
+            if directory.is_file():
+                raise

@@ -67,7 +67,7 @@ def test_a_number_is_a_name_where_the_names_are_numbers():
         ({"label": 1.5}, "cond.label must be a class, its number or its name, or all; got 1.5"),
         ({"label": [0, 1]}, "cond.label must be a class, its number or its name, or all; got [0, 1]"),
         ({"label": True}, "cond.label must be a class, its number or its name, or all; got True"),
-        ({"vector": "cat"}, "cond.vector must be numbers; got 'cat'"),
+        ({"vector": "cat"}, "cond.vector must be numbers or FILE.npy; got 'cat'"),
         (
             {"vector": "all"},
             "cond.vector=all needs the classes of vector, which this run does not record: set a value instead",

@@ -1,9 +1,6 @@
 """Jobs: sweeps in this process and in others, and commands that several processes share."""
 
 import json
-import os
-import socket
-import subprocess
 import sys
 from pathlib import Path
 
@@ -13,8 +10,10 @@ import torch
 import yaml
 
 from scoresde.cli import main
+from scoresde.training import distributed
 from scoresde.training.checkpoint import load
 from tests.cli.conftest import TOY, contents, rows
+from tests.processes import start_two
 
 SWEEP = ["train", *TOY, "trainer.evaluate_every=0", "--multirun"]
 
@@ -110,37 +109,10 @@ def test_verbs_that_processes_cannot_share_refuse_several(command, monkeypatch, 
     assert f"{command[0]} {message}" in refused(*command)
 
 
-COMMANDS = """
-import json, sys
-from scoresde.cli import main
-from scoresde.training import distributed
-with distributed.processes():
-    sys.exit(max([main(command) for command in json.loads(sys.argv[1])]))
-"""
-
-
-def in_two_processes(*arguments):
-    """What each of two processes prints, in the environment that torchrun gives them."""
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": str(free.getsockname()[1])}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, *arguments],
-            env={**os.environ, **shared, "RANK": rank, "LOCAL_RANK": rank},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in ("0", "1")
-    ]
-    try:
-        outputs = [process.communicate(timeout=200) for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    assert [process.returncode for process in processes] == [0, 0], outputs
-    return [output for output, _ in outputs]
+def run_commands(commands):
+    """Run the commands in this process, one of two that share them; a wrong one ends it."""
+    with distributed.processes():
+        sys.exit(max([main(command) for command in commands]))
 
 
 @pytest.mark.slow
@@ -154,8 +126,11 @@ def test_two_processes_agree_with_one(grey):
         ["bpd", f"run={grey}", *likelihood],
         ["evaluate", f"run={grey}", *quality],
     ]
-    Path("commands.py").write_text(COMMANDS)
-    first, second = in_two_processes("commands.py", json.dumps(commands))
+    processes = start_two(Path("output").absolute(), run_commands, commands)
+    for process in processes:
+        process.join(200)
+    first, second, *errors = (Path("output", name).read_text() for name in ("0.out", "1.out", "0.err", "1.err"))
+    assert [process.exitcode for process in processes] == [0, 0], errors
     assert [first.count(text) for text in ("sampler ", "test bits/dim", "compared with")] == [1, 1, 1]
     assert not second
     shared = rows(grey)

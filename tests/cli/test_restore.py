@@ -1,6 +1,8 @@
 """`scoresde restore`: the arrays, the picture and the row of a restoration."""
 
 import json
+import re
+import shutil
 from pathlib import Path
 
 import matplotlib.image
@@ -11,7 +13,7 @@ from PIL import Image
 
 import scoresde as ss
 from scoresde.cli import main
-from tests.cli.conftest import rows
+from tests.cli.conftest import GREY, rows
 
 FEW = ["n=3", "sampler.steps=2"]
 
@@ -100,6 +102,13 @@ def test_particles_report_the_evidence(grey, capsys):
     assert (drawn.flatten(2).abs().amax(dim=2).amin(dim=1) < 1e-4).all()  # each is one of the particles
 
 
+def test_mean_and_variance_to_a_tolerance(grey, capsys):
+    row, _ = restored(grey, "n=2", "sampler=dpmpp2", "sampler.steps=2", "posterior.iterations=1", "tolerance=1.0")
+    assert max(row["mean_error"], row["variance_error"]) <= 2**0.5  # root mean square over both is at most 1
+    assert row["moments_nfe"] > 16 * (8 + 8 + 16)
+    assert "mean and variance" in capsys.readouterr().out
+
+
 def test_a_picture_and_a_mask_from_files(grey, tmp_path):
     rng = np.random.default_rng(0)
     Image.fromarray(rng.integers(0, 256, (16, 16), dtype=np.uint8)).save(tmp_path / "photo.png")
@@ -127,9 +136,88 @@ def test_the_prior_may_have_a_condition(labelled):
     assert drawn[1][0]["command"].endswith("cond.label=4")
 
 
+def test_samples_that_do_not_fit_the_measurement_are_reported(grey, capsys):
+    restored(grey, *FEW, "posterior.scale=0")  # samples of the prior
+    error = capsys.readouterr().err
+    assert re.search(r"warning: the samples do not fit the measurement: .* times operator.noise_std: take more", error)
+    restored(grey, *FEW, "operator.noise_std=10")
+    assert not capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["operator=grey"], r"operator=grey must fit the states \(1, 8, 8\) of grey: states must be \(B, 3\)"),
+        (
+            ["operator=downsampling", "operator.factor=3"],
+            "operator=downsampling must fit .* multiples of 3; .*: choose",
+        ),
+        (["operator=downsampling", "operator.filter=bicubic", "posterior=ddrm"], "singular values .* such as MMPS"),
+        (["posterior=dps", "operator.noise_std=0"], "needs noise_std > 0"),
+        (["posterior=ddrm", "sampler=heun"], "posterior=ddrm is a sampler itself; got sampler=heun: leave it out"),
+        (["posterior=particles", "particles=4", "n=5"], "particles must be at least n; got particles=4 and n=5"),
+        (["image=a.png", "index=1"], "the truth must be image or index, not both"),
+        (["image=a.png"], "there is no file a.png"),
+        (["operator.mask=a.npy"], "there is no file a.npy"),
+        (["operator.box=[0,1,0,1]"], "which hides all"),
+        (["index=297"], "index must be less than 297, the size of the test data"),
+        (["n=1"], "n must be an integer >= 2"),
+        (["posterior=ddrm", "posterior.steps=2", "tolerance=1"], "tolerance needs a posterior model, .*=ddrm"),
+        (["sampler=ode", "tolerance=1"], "tolerance needs a sampler with steps, .*=ode"),
+        ([*FEW, "tolerance=1"], "sampler must be deterministic, .*sampler=dpmpp2"),
+        (["cond.label=3"], "cond"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_settings_that_do_not_fit_are_refused(grey, refused, overrides, message):
+    assert re.search(message, refused("restore", f"run={grey}", *overrides))
+    assert not Path(grey, "samples").is_dir() or not list(Path(grey, "samples").glob("restored*"))
+
+
 def test_a_measurement_of_another_shape_is_refused(grey, refused):
     np.save("y.npy", np.zeros(5))
     error = refused("restore", f"run={grey}", "measurement=y.npy")
     assert "measurement must have the shape (1, 48), as Inpainting(noise_std=0.05) gives; y.npy has (5,)" in error
     np.save("y.npy", np.full((1, 48), np.nan))
     assert "y.npy is not an array of finite numbers" in refused("restore", f"run={grey}", "measurement=y.npy")
+
+
+@pytest.fixture(scope="module")
+def inpainting(trained):
+    """A run of grey levels that is trained for inpainting, 1 step from the averaged weights of `grey`."""
+    path = trained / "inpainting"
+    if not path.exists():
+        overrides = ["loss=inpainting", f"init_from={trained / 'grey'}", f"run={path}", "loss.noise_std=0.1"]
+        assert main(["train", *GREY, *overrides, "optimizer.lr=0.1"]) == 0
+    return path
+
+
+def test_a_network_trained_for_inpainting_restores(inpainting, tmp_path, capsys):
+    run = Path(shutil.copytree(inpainting, tmp_path / "inpainting").name)
+    capsys.readouterr()
+    row, array = restored(run, *FEW, "posterior=trained", "operator.noise_std=0.1", "index=2", "seed=5")
+    assert not capsys.readouterr().err
+    assert (row["method"], row["nfe"], row["backward"]) == ("trained", 3, 0)
+    assert {"psnr", "ssim", "coverage", "residual"} <= row.keys()
+    loaded, operator = ss.load(run), ss.inverse.SizedInpainting(noise_std=0.1)((1, 8, 8))
+    y = torch.from_numpy(np.load((run / "samples" / row["file"]).with_suffix(".measurement.npy")))
+    image = torch.cat([operator.adjoint(y[None])[0], operator.mask[None].float()])
+    sampler = ss.samplers.PredictorCorrector(ss.samplers.Ancestral(), steps=2, denoise_final=True)
+    expected = sampler(loaded.model, shape=(3, 1, 8, 8), seeds=[5, 6, 7], cond={"image": image[None]}).x
+    assert np.allclose(array, loaded.transform.inverse(expected), atol=1e-4)
+    np.save("image.npy", image.numpy())
+    words = ["sampler=ancestral", "sampler.steps=2", "sampler.denoise_final=true", "n=3", "seed=5"]
+    assert main(["sample", f"run={run}", *words, "cond.image=image.npy"]) == 0
+    assert np.allclose(np.load(run / "samples" / rows(run, "samples")[-1]["file"]), array, atol=1e-4)
+    restored(run, *FEW, "posterior=trained")
+    message = (
+        "the network was trained for measurements with noise_std=0.1, and takes y as one; got Inpainting(noise_std=0"
+    )
+    assert message in capsys.readouterr().err
+
+
+def test_a_network_that_was_not_trained_for_inpainting_is_refused(grey, inpainting, refused):
+    message = "the network must be trained for inpainting, with the condition image; it takes no condition"
+    assert message in refused("restore", f"run={grey}", "posterior=trained")
+    error = refused("restore", f"run={inpainting}", "posterior=trained", "operator=blur")
+    assert "a network that was trained for inpainting needs the operator Inpainting; got GaussianBlur" in error

@@ -1,6 +1,8 @@
 """`scoresde train`: the run that it leaves, and how it is resumed."""
 
 import json
+import multiprocessing
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,6 +21,8 @@ from scoresde.cli.overrides import configurations
 from scoresde.training.checkpoint import load, save
 from tests.cli.conftest import LABELLED as DIGITS_WITH_LABELS
 from tests.cli.conftest import TOY, contents, rows
+from tests.processes import start
+from tests.training.runs import hold
 
 TRAIN = ["train", *TOY, "trainer.decay=none"]
 
@@ -139,16 +143,14 @@ def test_a_schedule_that_restarts_is_reported(decay, warns, capsys):
 
 
 def test_a_second_training_of_the_same_run_is_refused_while_the_first_goes_on(toy, refused):
-    code = "import sys; from pathlib import Path; from scoresde.training.locks import locked\n"
-    code += "with locked(Path(sys.argv[1])):\n    print('locked', flush=True); sys.stdin.read()"
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    other = subprocess.Popen([sys.executable, "-c", code, toy], **pipes)
-    assert other.stdout.readline() == "locked\n"
+    ours, theirs = multiprocessing.Pipe()
+    other = start(hold, toy.absolute(), theirs)
+    assert ours.poll(60)
     train, before = ["train", *TOY, "trainer.steps=4", f"run={toy}"], contents(toy)
     assert "toy is in use: another process writes this run; wait until it ends" in refused(*train)
     assert contents(toy) == before
     other.kill()
-    other.wait()
+    other.join()
     assert main(train) == 0
 
 
@@ -216,6 +218,30 @@ def test_conditions_that_do_not_fit_are_refused_before_the_training(refused, cap
     assert not Path("r").exists()
     assert main([*train, *LABELS, "+network.classes=5"]) == 0
     assert "the network has 5 classes, of which 3 occur in the training data" in capsys.readouterr().err
+
+
+def test_a_training_starts_from_another_run(toy, refused):
+    """A step of size zero leaves the averaged weights of that run, and the condition that it lacks adds nothing."""
+    words = [*TRAIN, "trainer.steps=1", "optimizer.lr=1e-30", "loss=inpainting", f"init_from={toy}"]
+    assert main([*words, "run=r"]) == 0
+    first, second = ss.load(toy).model, ss.load("r").model
+    x, image = torch.randn(4, 2), torch.randn(4, 4)
+    assert torch.equal(second.given({"image": image}).score(x, 0.5), first.score(x, 0.5))
+    assert second.network.conditions == ["image"]
+    before = contents("r")
+    shutil.rmtree(toy)
+    assert main([*words, "run=r"]) == 0  # resumes without it
+    assert contents("r") == before
+    assert "no run at toy" in refused(*words, "run=other")
+
+
+def test_a_training_does_not_start_from_a_run_of_another_model(toy, refused):
+    words = [*TRAIN, "trainer.steps=1", f"init_from={toy}", "run=r"]
+    assert "init_from needs a run with the same sde" in refused(*words, "sde=subvp")
+    assert "differs in its conditions only: expected network" in refused(*words, "network.width=16")
+    error = refused(*TRAIN, "run=r", "loss=inpainting", "+network.classes=0")
+    assert "must take the condition image of the loss; it takes none" in error
+    assert not Path("r").exists()
 
 
 def test_a_command_that_failed_can_be_corrected(refused):

@@ -20,11 +20,11 @@ DIT = {"_target_": "scoresde.networks.DiT", "image_size": 8, "channels": 1, "wid
 NETWORKS = {"U-Net": UNET, "perceptron": MLP, "level head": HEAD, "preset": PRESET, "transformer": DIT}
 
 
-def fitted(network, labels, names=None):
+def fitted(network, labels, names=None, added=None):
     dataset = Items(STATES, labels, class_names=names or {})
     config = OmegaConf.create({"network": network})
     OmegaConf.set_struct(config, True)
-    fit_network(config, dataset)
+    fit_network(config, dataset, added)
     return config.network
 
 
@@ -41,6 +41,14 @@ def test_several_labels_and_a_vector_have_their_names(network):
     model = build.instantiate(fitted(network, labels))
     assert numbers_of_classes(model) == {"tone": 3}
     assert model.conditions == ["tone", "vector"]
+
+
+@pytest.mark.parametrize("network", NETWORKS.values(), ids=NETWORKS)
+def test_every_network_gets_the_image_that_the_loss_adds(network):
+    model = build.instantiate(fitted(network, LABELS, added={"image": (2, 8, 8)}))
+    assert model.conditions == ["label", "image"]
+    if network is not HEAD:
+        assert model.image.shape == (2, 8, 8)
 
 
 def test_a_choice_of_the_configuration_stays():

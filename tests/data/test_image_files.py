@@ -132,10 +132,10 @@ def encoded(picture, kind):
 
 CORRUPT = {
     "truncated": (png(levels(20, 20))[:-200], "OSError"),
-    "empty": (b"", "UnidentifiedImageError"),
+    "empty": (b"", "its content is not PNG, JPEG, WEBP, BMP or TIFF"),
     "header": (png(levels(20, 20))[:20], ""),
     "checksum": (png(levels(20, 20)).replace(b"IHDR\0\0\0\x14", b"IHDR\0\0\0\x15"), ""),
-    "another format": (encoded(levels(20, 20), "GIF"), "UnidentifiedImageError"),
+    "another format": (encoded(levels(20, 20), "GIF"), "its content is not PNG"),
     "16 bits": (encoded(np.full((4, 4), 40_000, np.uint16), "PNG"), "16 bits per channel"),
     "32 bits": (encoded(np.full((4, 4), 0.5, np.float32), "TIFF"), "32 bits per channel"),
     "far too large": (

@@ -20,6 +20,7 @@ M = f64(
     [5.7735026e-01, 4.0824834e-01, 7.0710671e-01],
     [5.7735026e-01, 4.0824822e-01, -7.0710683e-01],
 )
+GREY_AXIS = f64(1, 0, 0).reshape(3, 1, 1)
 CHECKPOINTS = ["ddpmpp_vp_continuous", "ncsnpp_ve_continuous"]
 
 
@@ -77,28 +78,31 @@ def test_inpainting_is_that_of_score_sde():
         against_published(model, Inpainting(mask), data, mask)
 
 
+def decouple(x):
+    """The colour space of the published code."""
+    return torch.einsum("bihw,ij->bjhw", x, M)
+
+
+def couple(x):
+    return torch.einsum("bihw,ij->bjhw", x, torch.inverse(M))
+
+
 def test_colourisation_is_that_of_score_sde():
     """Grey images have equal channels; their space is the first of an orthogonal colour space."""
     data = normal(2, 1, 2, 2, seed=5).expand(2, 3, 2, 2)
-    mask = f64(1, 0, 0).reshape(3, 1, 1)
-
-    def decouple(x):
-        return torch.einsum("bihw,ij->bjhw", x, M)
-
-    def couple(x):
-        return torch.einsum("bihw,ij->bjhw", x, torch.inverse(M))
-
     for model in models():
-        against_published(model, Grey(), data, mask, decouple, couple)
+        against_published(model, Grey(), data, GREY_AXIS, decouple, couple)
 
 
 @pytest.mark.filterwarnings("ignore::scoresde.prior_mismatch.PriorMismatch")
 @pytest.mark.parametrize("name", CHECKPOINTS)
-def test_a_converted_checkpoint_is_inpainted_with_the_published_formulas(name):
+def test_a_converted_checkpoint_restores_with_the_published_formulas(name):
     model = converted(name, "ema").model
     data, mask = normal(1, 3, 16, 16, seed=5), torch.zeros(3, 16, 16, dtype=torch.bool)
     mask[:, :, :4] = True
     against_published(model, Inpainting(mask), data, mask)
+    grey = data[:, :1].expand(-1, 3, -1, -1)
+    against_published(model, Grey(), grey, GREY_AXIS, decouple, couple)
 
 
 @pytest.mark.parametrize("denoise_final", [False, True])

@@ -1,12 +1,14 @@
 """Posterior models against the exact posterior of Gaussian data, where their approximation is none."""
 
+import math
+
 import pytest
 import torch
 
 import scoresde as ss
 from scoresde.inverse import DPS, MMPS, Blur, Grey, Inpainting, Linear, Nonlinear, PiGDM
-from scoresde.inverse.conjugate_gradients import conjugate_gradients
-from tests.conftest import PATHS, f64, normal, oracle, some
+from scoresde.random_stream import RandomStream
+from tests.conftest import PATHS, f64, make_transition, normal, oracle, some
 from tests.guidance.test_blends import close, states
 from tests.inverse.cases import KERNEL, MASK, OPERATORS
 from tests.test_linear_gaussian import noisy
@@ -45,6 +47,24 @@ def test_pseudo_inverse_guidance_is_exact_for_isotropic_data(sde, std):
     exact = mixture.posterior(operator, y).score_model(sde)
     for view in ("score", "denoise"):
         close(getattr(guided, view)(x, t), getattr(exact, view)(x, t))
+
+
+@pytest.mark.parametrize("sde", [ss.VP(), ss.VE()], ids=["vp", "ve"])
+@pytest.mark.parametrize("noise", [0.05, 0.5])
+def test_dps_multiplies_a_deviation_as_its_docstring_says(sde, noise):
+    """An ancestral step for Gaussian data, from sigma/alpha = c, where it is steepest: stable for one noise level."""
+    c, s, step = 0.7, 0.8, ss.samplers.Ancestral()
+    model = ss.GaussianMixture(f64([0.3, -0.2])[None], f64(c)[None]).score_model(sde)
+    guided = DPS(model, Linear(f64([s, 0.0])[None], noise_std=noise), f64(0.4)[None])
+    r, end = c, 0.5 * c
+    times = [sde.time(f64(-2 * math.log(ratio))) for ratio in (r, end)]
+    x = f64([0.1, 0.2], [1.1, 0.2])
+    moved = make_transition(step, guided, x, *times, RandomStream(seeds=[3, 3]))
+    measured = (moved[1] - moved[0])[0] / (x[1] - x[0])[0] * sde.alpha(times[0]) / sde.alpha(times[1])
+    prior = (c**2 + end**2) / (c**2 + r**2)
+    guidance = (r**2 - end**2) * s**2 * c**4 / (noise**2 * (c**2 + r**2) ** 2)
+    close(measured, f64(prior - guidance))
+    assert (measured < -1) == (guidance > 1 + prior) == (noise == 0.05)
 
 
 @pytest.mark.parametrize("name", ["bicubic", "blur", "grey", "a composition"])
@@ -141,23 +161,6 @@ def test_the_likelihood_of_an_exact_posterior_model_is_that_of_the_posterior(met
         for model in (guided, posterior.score_model(sde))
     )
     torch.testing.assert_close(value, expected, rtol=1e-7, atol=1e-7)
-
-
-def test_each_system_of_conjugate_gradients_stops_by_itself():
-    """One is solved after a step, one has a negative curvature and stops, one needs all steps, one is zero."""
-    matrices = torch.stack([f64(2.0, 2.0, 2.0), f64(-1.0, -1.0, -2.0), f64(1.0, 2.0, 4.0), f64(1.0, 1.0, 1.0)])
-    right = f64(1.0, 1.0, 1.0).repeat(4, 1) * f64(1.0, 1.0, 1.0, 0.0)[:, None]
-
-    def product(which):
-        return lambda u: (3 * u, matrices[which] * u)
-
-    solution = conjugate_gradients(product(slice(None)), right, f64(0.5), 10, 1e-12)
-    expected = 3 * right / (matrices + 0.25)
-    expected[1] = 0
-    torch.testing.assert_close(solution, expected, rtol=1e-12, atol=1e-12)
-    for i in range(4):
-        alone = conjugate_gradients(product(slice(i, i + 1)), right[i : i + 1], f64(0.5), 10, 1e-12)
-        assert torch.equal(alone[0], solution[i])
 
 
 MODEL = oracle((4, 4)).score_model(ss.VP())

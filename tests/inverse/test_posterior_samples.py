@@ -145,7 +145,7 @@ def test_particles_have_weights_and_the_evidence():
         (
             (Inpainting(MASK), torch.zeros(7), 2, "mmmps"),
             ValueError,
-            "method must be one of dps, pigdm, mmps, replacement, .*, particles; got 'mmm",
+            "method must be one of dps, pigdm, mmps, trained, .*, particles; got 'mmm",
         ),
         ((Inpainting(MASK), torch.zeros(7), 2, 5), TypeError, "method must be a name or a function.*got 5"),
         ((Inpainting(MASK), torch.zeros(6), 2), ValueError, r"y must be one measurement of Inpainting.*got \(6,\)"),

@@ -40,6 +40,20 @@ def test_a_mask_of_states_of_any_shape(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("mask", "message"),
+    [
+        (np.full((2, 2), 0.5), "mask must have the entries 0 and 1"),
+        (np.zeros((2, 2)), "mask must be true somewhere"),
+        (np.array([["a", "b"], ["c", "d"]]), "mask must be a tensor of bools"),
+    ],
+)
+def test_the_file_of_a_wrong_mask_is_named(mask, message, tmp_path):
+    np.save(tmp_path / "a.npy", mask)
+    with pytest.raises(ValueError, match=rf"a\.npy is not a mask: {message}"):
+        SizedInpainting(mask=str(tmp_path / "a.npy"))((1, 2, 2))
+
+
+@pytest.mark.parametrize(
     ("box", "message"),
     [
         ((0.5, 0.5, 0, 1), "with top < bottom"),

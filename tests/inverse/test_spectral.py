@@ -126,6 +126,19 @@ def test_a_measurement_without_noise_is_reproduced(make):
     assert again.nfe == 7 + 2 * 2 * 2
 
 
+def test_the_residual_of_ddrm_is_that_of_the_last_noise_level_above_the_measurement():
+    """Times at which sigma/alpha goes from 1 past the noise 0.05, or is 0.05 once: far above the noise, or about it."""
+    sde, op = ss.VE(sigma_min=0.01, sigma_max=10.0), Linear(f64([1.0, 0.0])[None], noise_std=0.05)
+    model, y = ss.GaussianMixture(f64([0.4, 0.0])[None], f64(0.3)[None]).score_model(sde), f64(1.0)[None]
+    residuals = []
+    for level in (0.02, 0.0501):
+        times = sde.time(-2 * f64(10.0, 1.0, level, 0.01).log())
+        x = DDRM(op, y, grid=times)(model, shape=(200, 2), seeds=range(200), dtype=torch.float64).x
+        residuals.append(float((op(x) - y).square().mean().sqrt()) / 0.05)
+    assert residuals[0] > 6
+    assert residuals[1] < 1.5
+
+
 @pytest.mark.parametrize("name", [name for name, (known, _) in OPERATORS.items() if known.has_spectrum])
 def test_measurements_of_every_operator_with_known_singular_values_are_reproduced(name):
     op, shape = OPERATORS[name]

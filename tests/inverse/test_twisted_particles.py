@@ -11,9 +11,10 @@ from scoresde.inverse import Linear, Nonlinear
 from scoresde.inverse.particles import pooled
 from scoresde.inverse.twisted_particles import TwistedParticles
 from scoresde.random_stream import RandomStream
-from scoresde.samplers import DDIM, Ancestral, ReverseDiffusion, StochasticHeun, UniPC
+from scoresde.samplers import DDIM, Ancestral, DPMSolverPP, ReverseDiffusion, SASolver, StochasticHeun
 from scoresde.samplers.grids import transitions
-from tests.conftest import close, f64, make_transition, within
+from scoresde.samplers.linear import Memory
+from tests.conftest import close, f64, within
 
 MATRIX = f64([0.8, 0.6])[None]
 MIXTURE = ss.GaussianMixture(f64([-1, 0.5], [1, -0.3], [0.2, 1.2]), f64([0.3, 0.5], [0.4, 0.2], [0.3, 0.3]))
@@ -32,23 +33,37 @@ class Fixed(RandomStream):
 
 
 def chain_evidence(sampler, model, operator, y):
-    """Log-evidence of the chain of a Gaussian with axes along the dimensions: every step is affine in x and z."""
-    sde, zero, one = model.sde, torch.zeros(1, 2, dtype=torch.float64), torch.ones(1, 2, dtype=torch.float64)
-    mean, variance = zero[0], one[0] * sde.prior_std**2
+    """Log-evidence of the chain of a Gaussian with axes along the dimensions: every step is affine in x, views and z.
+
+    The state has the views of earlier steps as further rows; each dimension has a mean and a covariance of its own.
+    """
+    sde, step = model.sde, sampler.predictor
+    mean, covariance = torch.zeros(1, 2, dtype=torch.float64), torch.eye(1, dtype=torch.float64).expand(2, 1, 1)
+    covariance = covariance * sde.prior_std**2
     pairs = transitions(sampler.grid(sde, sampler.steps), sde)
-    for pair in pairs:
-        base = make_transition(sampler.predictor, model, zero, *pair, Fixed(0.0))[0]
-        slope = make_transition(sampler.predictor, model, one, *pair, Fixed(0.0))[0] - base
-        spread = make_transition(sampler.predictor, model, zero, *pair, Fixed(1.0))[0] - base
-        mean, variance = base + slope * mean, slope.square() * variance + spread.square()
-    end = sde.at(pairs[-1][1])
+    for row in step.plan(sde, pairs):
+
+        def move(state, z, row=row):
+            x, past = state[:1], tuple(view[None] for view in state[1:])
+            y, memory = step.advance(model, x, row, Fixed(z), Memory(x, x, past))
+            return torch.cat([y, *memory.views[: step.past - 1]])
+
+        base, rows = move(torch.zeros_like(mean), 0.0), len(mean)
+        slopes = [
+            move(torch.eye(rows, dtype=torch.float64)[:, i, None].expand(rows, 2), 0.0) - base for i in range(rows)
+        ]
+        spread = (move(torch.zeros_like(mean), 1.0) - base).mT
+        slope = torch.stack(slopes).permute(2, 1, 0)  # (2, rows after, rows before)
+        mean = base + torch.einsum("dij,jd->id", slope, mean)
+        covariance = slope @ covariance @ slope.mT + spread[:, :, None] * spread[:, None, :]
+    end, zero = sde.at(pairs[-1][1]), torch.zeros(1, 2, dtype=torch.float64)
     base = model.denoise(zero, end.t)[0]
-    slope = model.denoise(one, end.t)[0] - base
+    slope = model.denoise(zero + 1, end.t)[0] - base
     last = sampler.variance(end) * torch.eye(2, dtype=torch.float64)
     if sampler.data_covariance is not None:
         variances, axes = torch.linalg.eigh(sampler.data_covariance)
         last = axes @ sampler.variance(end, variances).diag() @ axes.mT
-    mean, covariance = base + slope * mean, (slope.square() * variance).diag() + last
+    mean, covariance = base + slope * mean[0], (slope.square() * covariance[:, 0, 0]).diag() + last
     covariance = operator.matrix @ covariance @ operator.matrix.mT + operator.noise_std**2
     return float(MultivariateNormal(operator.matrix @ mean, covariance).log_prob(y))
 
@@ -59,6 +74,8 @@ CHAINS = {
     "ancestral": (VP, TwistedParticles(steps=12, threshold=1.0, data_std=2.0), 0.3, None),
     "reverse diffusion": (VE, TwistedParticles(ReverseDiffusion(), steps=8, threshold=0.9, data_std=0.5), 0.3, None),
     "heun": (VP, TwistedParticles(StochasticHeun(), steps=8, threshold=0.9, data_std=2.0), 0.3, None),
+    "multistep": (VP, TwistedParticles(DPMSolverPP(2, l=1.0), steps=8, threshold=0.9, data_std=2.0), 0.3, None),
+    "multistep, three views": (VE, TwistedParticles(DPMSolverPP(3, l=1.0), steps=8, threshold=1.0), 0.3, None),
     "without twist": (VE, TwistedParticles(steps=6, threshold=0.9), 0.5, lambda denoised, t: 0 * denoised.sum(dim=1)),
     "as in DPS": (VE, TwistedParticles(steps=12, variance=lambda here: 0.0), 1.5, None),
     "covariance": (
@@ -164,7 +181,7 @@ BAD = {
     "start": (lambda: run(TwistedParticles(grid=[0.5, 0.1])), "must decrease from t_max"),
     "rises": (lambda: run(TwistedParticles(grid=[1.0, 0.1, 0.5, 1e-5])), "must decrease from t_max"),
     "deterministic": (lambda: run(TwistedParticles(DDIM(), steps=3)), "must draw noise .* got DDIM"),
-    "multistep": (lambda: run(TwistedParticles(UniPC(2), steps=3)), "must draw noise and use no views of earlier"),
+    "corrector": (lambda: run(TwistedParticles(SASolver(2, 2), steps=3)), "draw noise and have no corrector; got SASo"),
     "twist": (lambda: run(twist=lambda denoised, t: denoised), r"one number for each particle, \(4,\); got \(4, 2\)"),
     "two variances": (
         lambda: TwistedParticles(variance=lambda here: 1.0, data_covariance=torch.eye(2)),

@@ -9,6 +9,7 @@ import torch
 from scoresde.networks.embeddings import (
     ConditionEmbedding,
     FourierEmbedding,
+    ImageCondition,
     PositionalEmbedding,
     TimeEmbedding,
     named,
@@ -188,6 +189,24 @@ def test_the_null_class_adds_and_learns_nothing():
 def test_refuses_parts_of_another_shape_or_type(part, value, error, message):
     with pytest.raises(error, match=message):
         ConditionEmbedding(6, classes=4, cond_features=3)({part: value}, 3)
+
+
+@pytest.mark.parametrize(
+    ("image", "error", "message"),
+    [
+        (torch.zeros(3, 2, 4), ValueError, r"condition images of shape \(3, 2, 5\); got \(3, 2, 4\)"),
+        (torch.zeros(1, 2, 5), ValueError, r"condition images of shape \(3, 2, 5\); got \(1, 2, 5\)"),
+        (
+            torch.zeros(3, 2, 5, dtype=torch.int64),
+            TypeError,
+            "condition images must be floating-point; got torch.int64",
+        ),
+    ],
+)
+def test_refuses_images_of_another_shape_or_type(image, error, message):
+    condition = ImageCondition(torch.nn.Conv1d(2, 7, 1, bias=False), (2, 5), lambda x: x)
+    with pytest.raises(error, match=message):
+        condition(torch.zeros(3, 7, 5), {"image": image})
 
 
 @pytest.mark.parametrize("join", ["input", "output"])

@@ -1,5 +1,6 @@
 """What every network must do: the contract of `protocols.Network`."""
 
+import math
 from functools import partial
 from itertools import pairwise
 
@@ -86,7 +87,7 @@ def case(make, fixed, *arguments):
 
 CASES = {
     "mlp-length": (case(mlp, {}, 2), (2,)),
-    "mlp-image": (case(mlp, {"classes": 3, "cond_features": 3}, (2, 2, 4)), (2, 2, 4)),
+    "mlp-image": (case(mlp, {"classes": 3, "cond_features": 3, "cond_channels": 2}, (2, 2, 4)), (2, 2, 4)),
     "ddpm-1d": (case(unet, DDPM, 4), (1, 4)),
     "ddpm-3d": (case(unet, {**DDPM, "channels": 2}, 4, 4, 4), (2, 4, 4, 4)),
     "ddpmpp-2d": (case(unet, {"channels": 3, "input_frequencies": [0.5, 1.0]}, 4, 4), (3, 4, 4)),
@@ -97,11 +98,11 @@ CASES = {
     "cross-2d": (case(unet, {**CROSS, "channels": 3}, 4, 4), (3, 4, 4)),
     "cross-3d": (case(unet, {**CROSS, **ADM, "channels": 2}, 4, 4, 4), (2, 4, 4, 4)),
     "padded-1d": (case(unet, DDPM, 3), (1, 3)),
-    "padded-2d": (case(unet, {**NCSNPP, "channels": 3}, 3, 4), (3, 3, 4)),
+    "padded-2d": (case(unet, {**NCSNPP, "channels": 3, "cond_channels": 2}, 3, 4), (3, 3, 4)),
     "classifier-1d": (case(classifier, {"pool": partial(SkipPool, hidden=6, normalise=True)}, 4), (2, 4)),
     "classifier-2d": (case(classifier, {"pool": AttentionPool}, 3, 4), (2, 3, 4)),
     "dit-1d": (case(dit, {}, 8), (2, 8)),
-    "dit-padded": (case(dit, {}, 3, 5), (2, 3, 5)),
+    "dit-padded": (case(dit, {"cond_channels": 2}, 3, 5), (2, 3, 5)),
     "dit-2d": (case(dit, {"classes": 3, "cond_features": 3}, 4, 6), (2, 4, 6)),
     "dit-3d": (case(dit, {"depth": 1}, 4, 2, 6), (2, 4, 2, 6)),
 }
@@ -121,6 +122,7 @@ def inputs(network, shape, batch=3):
     known = getattr(network, "conditions", network.time.cond.parts)
     labels = torch.tensor([2, -1, 0, 1, 1])[:batch]
     parts = {"label": labels, "vector": normal(batch, 3, seed=2), "context": normal(batch, 5, 3, seed=3)}
+    parts["image"] = normal(batch, 2, *shape[1:], seed=4)
     x, label = normal(batch, *shape), 0.2 + normal(batch, seed=1).abs()
     return x, label, named({name: parts[name] for name in known}, known)
 
@@ -353,3 +355,43 @@ def test_a_padded_network_is_one_for_the_padded_sides_cropped(make, sides):
     place = (..., *(slice(side) for side in sides))  # one more zero goes behind a state
     around[place] = x
     torch.testing.assert_close(padded(x, label, cond), whole(around, label, cond)[place], rtol=1e-12, atol=1e-12)
+
+
+IMAGES = {
+    "unet": (lambda channels, out, **more: unet(3, channels=channels, out_channels=out, **DDPM, **more), (2, 3)),
+    "unet-pad": (lambda channels, out, **more: unet(3, 4, channels=channels, out_channels=out, **more), (3, 3, 4)),
+    "dit": (lambda channels, out, **more: dit(3, 5, channels=channels, out_channels=out, **more), (2, 3, 5)),
+    "mlp": (lambda channels, _, **more: mlp((channels, 3), **more), (2, 3)),
+    "mlp-vectors": (lambda channels, _, **more: mlp(channels, **more), (4,)),
+}
+
+
+@pytest.mark.parametrize(("make", "shape"), IMAGES.values(), ids=IMAGES)
+def test_a_condition_image_is_further_channels_of_the_state(make, shape):
+    """Against the network of the concatenated tensor, whose input layer has the weights of both."""
+    channels, *space = shape
+    network, whole = randomised(make(channels, channels, cond_channels=2)), randomised(make(channels + 2, channels))
+    state = network.state_dict()
+    state["input.weight"] = torch.cat([state["input.weight"], state.pop("image.layer.weight")], dim=1)
+    if "output.bias" in state:  # the perceptron has outputs for all channels
+        rest = {name: whole.state_dict()[name][math.prod(shape) :] for name in ("output.weight", "output.bias")}
+        state |= {name: torch.cat([state[name], part]) for name, part in rest.items()}
+    whole.load_state_dict(state)
+    x, label, image = normal(3, *shape), 0.2 + normal(3, seed=1).abs(), normal(3, 2, *space, seed=2)
+    actual, expected = network(x, label, {"image": image}), whole(torch.cat([x, image], dim=1), label)[:, :channels]
+    torch.testing.assert_close(actual, expected, rtol=1e-11, atol=1e-11)
+    image[1] = math.nan
+    assert torch.equal(network(x, label, {"image": image})[1], network(x, label)[1])
+    assert difference(network(x, label, {"image": image})[::2], network(x, label)[::2]) > 1e-3
+
+
+@pytest.mark.parametrize(("make", "shape"), IMAGES.values(), ids=IMAGES)
+def test_a_network_starts_without_its_image(make, shape):
+    """Bit for bit the network without the image: the weights of the image are zero."""
+    channels, *space = shape
+    network, plain = make(channels, channels, cond_channels=2), randomised(make(channels, channels)).float()
+    missing, unexpected = network.eval().load_state_dict(plain.state_dict(), strict=False)
+    assert (missing, unexpected) == (["image.layer.weight"], [])
+    x, label, image = normal(3, *shape), 0.2 + normal(3, seed=1).abs(), 10 * normal(3, 2, *space, seed=2)
+    output = network(x.float(), label.float(), {"image": image.float()})
+    assert torch.equal(output, plain(x.float(), label.float()))

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 import yaml
 from omegaconf import OmegaConf
+from PIL import Image
 
 from scoresde import build, run_config
 from scoresde.cli.report import data_of
@@ -89,13 +90,13 @@ def add_log(path):
     (path / "log.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
 
 
-def add_samples(path, shape, n=20):
+def add_samples(path, shape, n=20, **changes):
     """Add samples in a file, and the line about them."""
     values = 8 * np.random.RandomState(0).rand(n, *shape)
     (path / "samples").mkdir(exist_ok=True)
     np.save(path / "samples" / "pc.npy", values.astype(np.float32))
     row = {"kind": "samples", "sampler": "pc", "n": n, "nfe": 401, "seconds": 2.5, "seed": 0, "weights": "ema"}
-    append_metrics(path, {**row, "threshold": None})
+    append_metrics(path, {**row, "threshold": None, **changes})
 
 
 def likelihood_row(n=297, split="test", mean=1.75, unit="bits/dim", **changes):
@@ -146,6 +147,29 @@ def classification_row(**changes):
     row |= {"n": 297, "accuracy": 0.975, "accuracy_low": 0.95, "accuracy_high": 0.99, "log_score": 0.0731}
     row |= {"log_score_error": 0.012, "baseline_log_score": 2.31, "brier": 0.0341, "brier_error": 0.005, "ece": 0.0153}
     return row | {"ece_if_calibrated_high": 0.0172, "nfe": 470.0} | changes
+
+
+def restoration_row(**changes):
+    """A line about restorations of one picture."""
+    box = {"_target_": "scoresde.inverse.SizedInpainting", "box": [0.25, 0.75, 0.25, 0.75], "mask": None}
+    row = {"kind": "restoration", "operator": {**box, "noise_std": 0.05}, "method": "mmps", "sampler": "ancestral"}
+    row |= {
+        "posterior": {"_target_": "scoresde.inverse.MMPS", "iterations": 3},
+        "n": 9,
+        "particles": None,
+        "cond": None,
+    }
+    row |= {"image": None, "split": "test", "index": 0, "measurement": None, "seed": 0, "noise_seed": 0}
+    row |= {"psnr": 24.0, "sample_psnr": 21.5, "ssim": 0.875, "residual": 0.0512, "noise_std": 0.05, "nfe": 201}
+    row |= {"coverage": 0.8125, "coverage_level": 0.8, "log_evidence": None, "log_evidence_error": None}
+    return row | {"backward": 600, "file": "restored.npy"} | changes
+
+
+def add_restoration(path, name, **changes):
+    """Add a restoration with its picture."""
+    (path / "figures").mkdir(exist_ok=True)
+    Image.new("RGB", (96, 36)).save(path / "figures" / f"{name}.png")
+    append_metrics(path, restoration_row(file=f"{name}.npy", **changes))
 
 
 def whole_run(path, shape=(1, 8, 8)):

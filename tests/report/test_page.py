@@ -238,6 +238,21 @@ def test_missing_values_and_data_have_a_reason(tmp_path):
     assert "The values of the samples are not available" in read(run).text
 
 
+def test_samples_name_their_guidance_and_condition(tmp_path, whole):
+    assert "guidance" not in Reader(whole[1]).text
+    run = runs.new_run(tmp_path / "run", (1, 8, 8))
+    guidance = {"_target_": "scoresde.guidance.ClassifierFree", "scale": 1.5, "interval": None}
+    runs.add_samples(run, (1, 8, 8), guidance=guidance, cond={"label": "all"})
+    assert "with the guidance ClassifierFree(scale=1.5), for the condition label=all; 20 samples took" in read(run).text
+
+
+def test_the_makers_of_the_data_are_credited(tmp_path):
+    config = runs.configuration((2,))
+    config["data"] = {**config["data"], "credit": "pictures by <b>, licence CC BY-SA 4.0"}
+    run = runs.new_run(tmp_path / "run", (2,), checkpoint=False)
+    assert "Credit for the data: pictures by <b>, licence CC BY-SA 4.0." in read(run, config=config).text
+
+
 def test_skipped_steps_are_counted(tmp_path):
     run = runs.new_run(tmp_path / "run", (2,), checkpoint=False)
     (run / "skipped.jsonl").write_text('{"step": 3, "in_a_row": 1, "reason": "the loss is not finite at step 3"}\n')

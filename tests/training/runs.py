@@ -17,6 +17,7 @@ from scoresde.losses import DenoisingScoreMatching
 from scoresde.networks import MLP
 from scoresde.training import Trainer, checkpoint
 from scoresde.training.json_lines import read_lines
+from scoresde.training.locks import locked
 from scoresde.training.log import LOG
 from scoresde.training.state import CHECKPOINT
 from tests.conftest import seeded
@@ -113,6 +114,13 @@ def assert_same_run(run, other):
 
 
 # --- in processes of their own
+
+
+def hold(directory, connection):
+    """Hold the lock of a directory, and say so, until the process is killed."""
+    with locked(directory):
+        connection.send("locked")
+        time.sleep(300)
 
 
 def fit_killed_while_saving(run, save):

@@ -1,4 +1,4 @@
-"""Processes of one command: a single one, and two that torchrun connects by gloo."""
+"""Processes of one command: a single one, and two that gloo connects."""
 
 import os
 import signal
@@ -13,7 +13,8 @@ import torch
 from scoresde.losses import DenoisingScoreMatching, SlicedScoreMatching
 from scoresde.training import checkpoint, distributed
 from scoresde.training.state import CHECKPOINT
-from tests.training.runs import fit_shared, rows, saved_step
+from tests.processes import start_two
+from tests.training.runs import Points, fit, fit_shared, rows, saved_step
 
 TRAININGS = {  # strategy, batch size of all processes together, loss
     "ddp": ("ddp", 8, DenoisingScoreMatching("likelihood")),
@@ -38,29 +39,28 @@ def torchrun(script, path):
     return subprocess.run(command, capture_output=True, text=True, timeout=240, check=False, env=environment)
 
 
-SHARED = """
-import sys
-from pathlib import Path
-from scoresde.training import distributed
-from tests.training.test_distributed import TRAININGS, fit_shared
-
-with distributed.processes():
-    gathered = distributed.gather({"rank": distributed.rank(), "uneven": list(range(distributed.rank()))})
-    if distributed.rank() == 0:
-        print(distributed.size(), gathered)
-    for name, training in TRAININGS.items():
-        fit_shared(Path(sys.argv[1]) / name, *training)
-assert distributed.size() == 1
-"""
+def train_together(path):
+    """Make all trainings in this process and another one."""
+    with distributed.processes():
+        gathered = distributed.gather({"rank": distributed.rank(), "uneven": list(range(distributed.rank()))})
+        if distributed.rank() == 0:
+            print(distributed.size(), gathered)
+        for name, training in TRAININGS.items():
+            fit_shared(path / name, *training)
+    assert distributed.size() == 1
 
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory):
     """The directory of all trainings by two processes."""
     path = tmp_path_factory.mktemp("shared")
-    done = torchrun(SHARED, path)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == "2 [{'rank': 0, 'uneven': []}, {'rank': 1, 'uneven': [0]}]"
+    processes = start_two(path / "output", train_together, path)
+    for process in processes:
+        process.join(240)
+    errors = [file.read_text() for file in path.glob("output/*.err")]
+    assert [process.exitcode for process in processes] == [0, 0], errors
+    printed = (path / "output" / "0.out").read_text()
+    assert printed.strip() == "2 [{'rank': 0, 'uneven': []}, {'rank': 1, 'uneven': [0]}]"
     return path
 
 
@@ -92,31 +92,26 @@ def test_the_patience_is_a_number_of_minutes(monkeypatch, minutes):
     assert distributed.patience() == 1.5
 
 
-STOPPED = """
-import signal
-import sys
-import time
-from pathlib import Path
-from scoresde.training import distributed
-from tests.training.runs import Points, fit
-
-def stop(point):
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # torchrun ends it so in the end
+def stand_still(point):
     time.sleep(300)
 
-with distributed.processes():
-    data = Points(3, act=stop) if distributed.rank() == 1 else Points()
-    fit(Path(sys.argv[1]), data, steps=1000, batch_size=16, log_every=1, checkpoint_every=2)
-"""
+
+def train_until_one_stands_still(path):
+    with distributed.processes():
+        data = Points(3, act=stand_still) if distributed.rank() == 1 else Points()
+        fit(path, data, steps=1000, batch_size=16, log_every=1, checkpoint_every=2)
 
 
 @pytest.mark.slow
 def test_a_process_that_stands_still_is_given_up(tmp_path, monkeypatch):
     monkeypatch.setenv("SCORESDE_PATIENCE", "0.1")
-    done = torchrun(STOPPED, tmp_path)
-    assert done.returncode != 0
-    assert "another process did not answer within 0.1 minutes" in done.stderr
-    assert "run the same command to resume" in done.stderr
+    waiting, still = start_two(tmp_path / "output", train_until_one_stands_still, tmp_path)
+    waiting.join(240)
+    still.kill()
+    assert waiting.exitcode == 1
+    error = (tmp_path / "output" / "0.err").read_text()
+    assert "another process did not answer within 0.1 minutes" in error
+    assert "run the same command to resume" in error
     assert saved_step(tmp_path) >= 2
 
 

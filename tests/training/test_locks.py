@@ -7,21 +7,16 @@ import pytest
 
 from scoresde.training import distributed
 from scoresde.training.locks import locked, shared
-
-
-def hold(directory, connection):
-    with locked(directory):
-        connection.send("locked")
-        connection.recv()
+from tests.processes import start
+from tests.training.runs import hold
 
 
 @pytest.fixture
 def holder(tmp_path):
     """A process that holds the lock of a directory."""
     ours, theirs = multiprocessing.Pipe()
-    process = multiprocessing.get_context("spawn").Process(target=hold, args=(tmp_path / "run", theirs))
-    process.start()
-    assert ours.recv() == "locked"
+    process = start(hold, tmp_path / "run", theirs)
+    assert ours.poll(60)
     yield process
     process.kill()
 

@@ -2,7 +2,6 @@
 
 import copy
 import math
-import multiprocessing
 import os
 import random
 import re
@@ -25,6 +24,7 @@ from scoresde.training.json_lines import read_lines
 from scoresde.training.log import LOG
 from scoresde.training.state import CHECKPOINT
 from tests.conftest import seeded
+from tests.processes import start
 from tests.training import runs
 from tests.training.runs import (
     ADAM,
@@ -143,22 +143,8 @@ def test_a_run_can_be_extended(tmp_path):
     assert_same_run(tmp_path / "run", tmp_path / "whole")
 
 
-@pytest.fixture(scope="module")
-def start():
-    """Start a function in a process of its own, forked from one that has imported the library already."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([runs.__name__, "torch._dynamo"])  # which optimisers import
-
-    def start(function, *arguments):
-        process = context.Process(target=function, args=arguments)
-        process.start()
-        return process
-
-    return start
-
-
 @pytest.mark.slow
-def test_a_run_killed_while_it_saves_resumes_from_the_checkpoint_before(whole, tmp_path, start):
+def test_a_run_killed_while_it_saves_resumes_from_the_checkpoint_before(whole, tmp_path):
     process = start(runs.fit_killed_while_saving, tmp_path, 2)
     process.join()
     assert process.exitcode == -signal.SIGKILL
@@ -169,7 +155,7 @@ def test_a_run_killed_while_it_saves_resumes_from_the_checkpoint_before(whole, t
 
 
 @pytest.mark.slow
-def test_a_run_killed_at_random_moments_resumes_bit_for_bit(tmp_path, start):
+def test_a_run_killed_at_random_moments_resumes_bit_for_bit(tmp_path):
     kills, generator = int(os.environ.get("SCORESDE_KILLS", "2")), random.Random(0)
     steps = 30 * kills  # ten lines of the log per process, which is killed after at most six
     log = tmp_path / "run" / LOG

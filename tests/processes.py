@@ -1,0 +1,47 @@
+"""Processes that tests start: forked from one that has imported the library, which takes seconds in a new one."""
+
+import multiprocessing
+import os
+import socket
+from pathlib import Path
+
+import torch
+
+CONTEXT = multiprocessing.get_context("forkserver")
+LIBRARY = ("scoresde.cli", "tests.training.runs", "torch._dynamo", "torch.distributed.fsdp")
+NOTEBOOKS = ("IPython.core.interactiveshell", "matplotlib.pyplot", "scipy.stats", "sklearn.datasets")
+CONTEXT.set_forkserver_preload([*LIBRARY, *NOTEBOOKS])
+
+
+def start(function, *arguments):
+    """Start a process that calls a function of a module."""
+    process = CONTEXT.Process(target=function, args=arguments)
+    process.start()
+    return process
+
+
+def ranked(environment, directory, output, function, *arguments):
+    """Call a function in this environment and directory; what it prints goes to the files `output`.out and .err."""
+    torch.set_num_threads(1)
+    os.environ.update(environment)
+    os.chdir(directory)
+    for descriptor, end in ((1, ".out"), (2, ".err")):
+        with open(f"{output}{end}", "w") as file:
+            os.dup2(file.fileno(), descriptor)
+    function(*arguments)
+
+
+def start_two(output, function, *arguments):
+    """Start two processes in this directory, in the environment that torchrun gives them.
+
+    What they print goes to files in the directory `output`, whose names are their ranks, with .out or .err.
+    """
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = str(free.getsockname()[1])
+    shared = {**os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": port}
+    output.mkdir()
+    return [
+        start(ranked, {**shared, "RANK": r, "LOCAL_RANK": r}, Path.cwd(), output / r, function, *arguments)
+        for r in ("0", "1")
+    ]
