@@ -46,7 +46,8 @@ TRAINED = {
     "image": [*SMALL, "trainer.batch_size=8"],
     "volumes": [*SMALL, "trainer.batch_size=8"],
 }
-BITS = ["likelihood.solver.steps=4", "budget.samples=2", "budget.bound_draws=2"]
+MULTILEVEL = ["likelihood.tolerance=1", "likelihood.levels=[2,4]"]
+BITS = ["likelihood.solver.steps=4", "budget.samples=2", "budget.bound_draws=2", *MULTILEVEL]
 SHORT = {
     "bpd": BITS,
     "classify": [
@@ -109,6 +110,7 @@ def is_of_another(override, arguments):
     likelihood = value(arguments, "likelihood", "default")
     return (
         (override.startswith("likelihood.solver.steps") and likelihood != "default")
+        or (override in MULTILEVEL and likelihood != "multilevel")
         or (override.startswith("data.") and value(arguments, "data") != "patches")
         or (override.startswith("features.") and value(arguments, "features") is None)
         or (override.startswith("nfe=") and value(arguments, "guidance.scale") is not None)  # one budget, the default
@@ -219,7 +221,7 @@ def test_one_run_through_every_verb(elsewhere, capsys):
     for _, *arguments in commands(block("sh", "dequantize")):
         run(arguments)
     printed = capsys.readouterr().out
-    assert (printed.count("test bits/dim"), printed.count("test nats/dim")) == (2, 1)
+    assert (printed.count("test bits/dim"), printed.count("test nats/dim")) == (3, 1)
     for _, *arguments in commands(block("sh", "sampler=ode")):
         run(arguments)
     (array,) = Path("runs/spirals/samples").glob("ode_n3_*.npy")
