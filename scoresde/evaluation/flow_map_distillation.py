@@ -17,9 +17,11 @@ import torch
 from torch.utils.data import Dataset
 
 from scoresde import build, run_config
-from scoresde.arguments import Named, Positive, annotations_of, checked
+from scoresde.arguments import CountOrZero, Named, Positive, annotations_of, checked
 from scoresde.evaluation.distillation import Row, Teacher
 from scoresde.flowmaps.flow_map_objective import FlowMapObjective
+from scoresde.losses import Objective
+from scoresde.networks import add_lora
 from scoresde.score import device_of
 from scoresde.training import checkpoint, distributed
 from scoresde.training.batches import fitting
@@ -39,6 +41,8 @@ class FlowMapDistillation:
         folder: the folder of the flow map in the directory of the run.
         data_scale: S of `flowmaps.angle`; default: `data.sigma_data` of the run's configuration, or 1.
         targets, divergence: see `FlowMap`.
+        lora: rank of the adapters that are trained in place of the network's weights (`networks.lora`); 0 trains the
+            weights.
         options: arguments of `Trainer`, except its optimiser, seed and device.
     """
 
@@ -50,10 +54,11 @@ class FlowMapDistillation:
         data_scale: Positive | None = None,
         targets: Literal["all", "down", "data"] = "all",
         divergence: bool = True,
+        lora: CountOrZero = 0,
         **options: Annotated[Any, Trainer],
     ):
         self.objective, self.rate, self.folder, self.data_scale = objective, rate, folder, data_scale
-        self.targets, self.divergence, self.options = targets, divergence, options
+        self.targets, self.divergence, self.lora, self.options = targets, divergence, lora, options
 
     def __call__(self, teacher: Teacher) -> Iterator[Row]:
         """Train the flow map, or go on with its training, and yield its row."""
@@ -63,8 +68,10 @@ class FlowMapDistillation:
         if dataset is None:
             raise ValueError(f"{teacher.run.path} has no training data: set data.train in its {run_config.CONFIG}")
         torch.manual_seed(teacher.seed)
-        model: Any = build.build_model(config, teacher.trust)
+        model: Any = build.build_model(run_config.nested({**stored, "lora": 0}), teacher.trust)
         model.to(device_of(teacher.run.model)).start_from(teacher.run.model)
+        if self.lora:
+            add_lora(model.network, self.lora)
         trainer = self._trainer(teacher, dataset)
         before = self._check_resumable(path, stored, teacher.again)
         started = time.perf_counter()
@@ -72,11 +79,15 @@ class FlowMapDistillation:
             run_config.write_config(config, path / run_config.CONFIG)
         data_map = build.build_data_map(config.data.get("training") or config.data, teacher.trust)
         shown: Any = {"progress": teacher.progress, "config": stored}
-        trainer.fit(model, self.objective(teacher.model), dataset, path, data_map, **shown)
+        trainer.fit(model, self.loss(teacher), dataset, path, data_map, **shown)
         loss = next((line["loss"] for line in reversed(read_lines(path / LOG)) if "loss" in line), None)
         seconds = round(time.perf_counter() - started, 2)
         row = {"objective": stored["loss"]["_target_"], "steps": trainer.steps, "loss": loss, "seconds": seconds}
         yield {**row, "kept": before == trainer.steps, "file": self.folder}
+
+    def loss(self, teacher: Teacher) -> Objective:
+        """Return the objective of the training."""
+        return self.objective(teacher.model)
 
     def _trainer(self, teacher: Teacher, dataset: Dataset) -> Trainer:
         size = fitting(self.options.get("batch_size", Trainer.batch_size), dataset)
@@ -108,6 +119,7 @@ class FlowMapDistillation:
         return config | {
             "network": config["network"] | {"out_channels": channels},
             "flow_map": parts,
+            "lora": self.lora,
             "loss": loss,
             "optimizer": {"_target_": "torch.optim.Adam", "lr": self.rate, "betas": list(BETAS)},
             "trainer": {"_target_": "scoresde.training.Trainer", **self.options},

@@ -60,7 +60,7 @@ SETTINGS = {
     ],
     "dequantize": ["optimizer: adam", "run: ???", "steps: 500", "scoresde dequantize run=runs/digits steps=2000"],
     "distill": [
-        "method: consistency, meanflow, progressive, solver, trajectories",
+        "method: adversarial, consistency, meanflow, progressive, solver, trajectories",
         "run: ???",
         "nfe: - 5",
         "sampler=learned sampler.nfe=5",
