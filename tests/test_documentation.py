@@ -37,6 +37,7 @@ TRAINED = {
     "digits_classifier": ["network.width=8", "trainer.batch_size=16", "trainer.steps=2"],
     "digits": ["network.network.width=8", "trainer.batch_size=16", "trainer.steps=2"],
     "toy2d": [*TOY, "data.test.n=20"],
+    "flow_map_2d": [*TOY, "data.test.n=20"],
     "cifar10": SMALL,
     "celebahq256": [*SMALL, *FACES],
     "ffhq1024": [*SMALL, *FACES],
@@ -58,6 +59,7 @@ SHORT = {
     "compare": ["n=12", "nfe=[2,4]", "resamples=4", "features.epochs=1"],
     "evaluate": ["n=24", "features.epochs=1", "sampler.steps=2", *BITS],
     "dequantize": ["steps=2", "batch_size=8", "draws=2", "width=4", "layers=2"],
+    "distill": ["method.steps=2", "method.batch_size=4", "method.objective.steps=4"],
     "report": [],
     "data": ["data.stride=16"],
     "convert": [],
@@ -147,11 +149,18 @@ def test_every_block_is_run_here():
                 "sampler=ode",
             ),
             *("convert source", "--json", "cifar10_ddpmpp_subvp data.root", "precision=bf16", "--standalone", "joblib"),
-            *("SBATCH", "PYTHONPATH", "guidance.classifier=", "# or data.labels", "scoresde restore"),
+            *(
+                "scoresde distill",
+                "SBATCH",
+                "PYTHONPATH",
+                "guidance.classifier=",
+                "# or data.labels",
+                "scoresde restore",
+            ),
         ],
         "python": [
             *("Langevin(snr=0.16)", "trajectory=True", "ClassifierFree", "class Points", "convert.score_sde"),
-            *("sample_posterior", "posterior_moments"),
+            *("sample_posterior", "posterior_moments", "TrajectoryDistillation"),
         ],
         "yaml": ["points.Points}", "points.Network"],
     }
@@ -237,6 +246,17 @@ def test_a_posterior_in_a_few_lines(capsys):
     for text in ("sample_posterior", "posterior_moments"):
         exec(compile(block("python", text), "docs/inverse.md", "exec"), names)
     assert "torch.Size([16, 2])" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_flow_maps(elsewhere, capsys):
+    exec(compile(block("python", "TrajectoryDistillation"), "docs/flow_maps.md", "exec"), {})
+    assert "torch.Size([16, 2]) True" in capsys.readouterr().out
+    for _, *arguments in commands(block("sh", "scoresde distill")):
+        run(arguments)
+    (array,) = Path("runs/points/flow_map/samples").glob("flow_map_*.npy")
+    assert np.load(array).shape == (3, 2)
+    assert "approximate, by a learned map" in capsys.readouterr().out
 
 
 @pytest.mark.slow
