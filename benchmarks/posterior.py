@@ -10,12 +10,12 @@ backward passes through the network for each sample, and is counted, not assumed
 is 0.01. `posterior_errors` has the measures of error.
 
 **Design.** The tables average over problems, so that each problem has few measurements and samples. All problems run at
-20 passes, a half of them at 100 (one SDE for each mixture, operator and noise level, alternately VP and VE) and a
-quarter at 500. In both fractions every noise level and SDE occurs equally often. Where a method has several settings
-(sampler, grid, scale), the one with the smallest energy distance on pilot measurements of one operator is used, for
-each mixture, noise level, SDE and budget: of all settings at 20 passes, of the four best of these at 100, and that of
-100 passes at 500. Both libraries are treated alike. "Best of each" is the method of a library with the smallest energy
-distance in the same pilot.
+20 passes, a quarter of them at 100, and an eighth at 500, in which mixtures, noise levels and SDEs occur equally often
+(up to one problem). Where a method has several settings (sampler, grid, scale), the one with the smallest energy
+distance on pilot measurements of one operator is used, for each mixture, noise level and SDE: of all settings at 20
+passes, of the two best of these at 100, and that of 100 passes at 500. Both libraries are treated alike. "Best of each"
+is the method of a library with the smallest energy distance in the same pilot. DDNM, replacement and RePaint run at 20
+passes only. --all-problems runs everything at all budgets.
 
 Intervals are 95% bootstrap intervals over problems, in pairs for ratios. A run whose samples are not finite counts as
 failed, and its problem is left out of the averages of its method; the table gives the number of failures. With --store,
@@ -42,8 +42,10 @@ from samplers import interval, machine
 
 NOISES, BUDGETS = (0.05, 0.2, 0.8), (20, 100, 500)
 PILOT_SAMPLES = 8  # for each measurement of the pilot
-FRACTIONS = (20, 100)  # above each of these budgets, only half of the problems of the budget before
-SHORTLIST = 4  # settings of the budget before that are tried above 20 passes; above 100, the best one
+FULL, MIDDLE = 20, 100  # up to FULL passes all problems and settings; above MIDDLE the settings of the budget before
+HALVINGS = (FULL, FULL, MIDDLE)  # above each of these budgets, half of the problems
+SHORTLIST = 2  # settings of the budget before that are tried above FULL passes
+ONLY_AT_FULL = ("DDNM", "replacement", "RePaint")
 LIKE = {"DPS": "DPS", "PiGDM": "PGDM", "MMPS(1)": "MMPS(1)", "MMPS(2)": "MMPS(2)", "MMPS(3)": "MMPS(3)"}
 
 
@@ -89,7 +91,7 @@ def in_design(problem: Problem, budget: int, options: argparse.Namespace) -> boo
     """Return whether a problem is measured at a budget, by the parities of the places of its factors."""
     i, j = options.operators.index(problem.operator_name), options.noises.index(problem.noise)
     k, m = options.sdes.index(problem.sde_name), options.states.index(problem.states)
-    parities = zip(FRACTIONS, (i + j + k, i // 2 + j + m), strict=True)
+    parities = zip(HALVINGS, (i + j + k, i // 2 + j + m, i + j // 2 + m // 2), strict=True)
     return options.all_problems or not any(budget > above and parity % 2 for above, parity in parities)
 
 
@@ -113,12 +115,14 @@ def cells(options: argparse.Namespace, store: Store) -> Iterator[Cell]:
     """Yield the cells of the design, budget by budget."""
     listed, before = methods(), {}
     sizes = options.measurements, options.samples, options.pilot
-    for budget, noise, sde, states in product(options.budgets, options.noises, options.sdes, options.states):
+    for budget, states, noise, sde in product(options.budgets, options.states, options.noises, options.sdes):
         family = known(states, options.pilot_operator, noise, sde)
         for method in listed:
             key = states, noise, sde, method.library, method.name
-            names = before.get(key, method.settings) if budget > FRACTIONS[0] else method.settings
-            if budget <= FRACTIONS[1] or key not in before:
+            if budget > FULL and method.name in ONLY_AT_FULL and not options.all_problems:
+                continue
+            names = before.get(key, method.settings) if budget > FULL else method.settings
+            if budget <= MIDDLE or key not in before:
                 names = list(names)[:SHORTLIST] if key in before else list(names)
                 tried = store.get(
                     ("pilot", family.operator_name, *key, budget, *sizes, *names),
@@ -184,45 +188,47 @@ def stated(statistic: Callable[..., np.ndarray], *values: np.ndarray, digits: in
     return f"{statistic(*values):.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
 
 
-def print_ratios(title: str, rows: Sequence[Cell]) -> None:
+def ratios(ours: dict[Problem, Cell], theirs: dict[Problem, Cell]) -> list[str]:
+    """Return the ratios of the mean energy distance and of the mean sliced W2, ours / theirs, with intervals."""
+    both = [p for p in ours if p in theirs and all(math.isfinite(side[p].errors[0]) for side in (ours, theirs))]
+    if len(both) < 2:
+        return ["", ""]
+    errors = (np.array([side[p].errors for p in both]).T for side in (ours, theirs))
+    return [stated(ratio, a, b, digits=2) for a, b in zip(*errors, strict=True)][:2]
+
+
+def print_ratios(rows: Sequence[Cell], budgets: Sequence[int]) -> None:
     """Print this library beside azula: the best method of each, the same without the particles, and by method."""
-    pairs = {
-        "best of each": (best(rows, OURS), best(rows, PEER)),
-        "without particles": (best(rows, OURS, ("particles",)), best(rows, PEER)),
-    }
-    pairs |= {name: (named(rows, OURS, name), named(rows, PEER, other)) for name, other in LIKE.items()}
-    for name, (ours, theirs) in pairs.items():
-        both = [p for p in ours if p in theirs and all(math.isfinite(s[p].errors[0]) for s in (ours, theirs))]
-        if len(both) > 1:
-            ratios = [
-                stated(ratio, *(np.array([side[p].errors[index] for p in both]) for side in (ours, theirs)), digits=2)
-                for index in (0, 1)
-            ]
-            print(f"{title} | {name} | {len(both)} | {' | '.join(ratios)} |")
+    head = [f"{name}, {budget} passes" for name in ("energy distance", "sliced W2") for budget in budgets]
+    print(f"\n| problems | method | {' | '.join(head)} |\n" + "| --- " * (2 + len(head)) + "|")
+    for states in (*dict.fromkeys(one.problem.states for one in rows), "all"):
+        here = [[c for c in rows if c.budget == budget and states in (c.problem.states, "all")] for budget in budgets]
+        sides = {
+            "best of each": [(best(part, OURS), best(part, PEER)) for part in here],
+            "without particles": [(best(part, OURS, ("particles",)), best(part, PEER)) for part in here],
+        }
+        for name, other in LIKE.items() if states == "all" else ():
+            sides[name] = [(named(part, OURS, name), named(part, PEER, other)) for part in here]
+        for name, pairs in sides.items():
+            columns = zip(*(ratios(*pair) for pair in pairs), strict=True)
+            print(f"| {states} | {name} | {' | '.join(' | '.join(column) for column in columns)} |")
 
 
-def print_tables(rows: Sequence[Cell]) -> None:
-    """Print the ratios for each mixture and budget and over all mixtures, and the errors of every method."""
-    budgets, mixtures = dict.fromkeys(c.budget for c in rows), dict.fromkeys(c.problem.states for c in rows)
-    print(
-        "\n| mixture | passes | method | problems | energy distance, ours / azula [95%] "
-        "| sliced W2, ours / azula [95%] |"
-    )
-    print("| --- " * 6 + "|")
-    for states, budget in product([*mixtures, "all"], budgets):
-        here = [one for one in rows if one.budget == budget and states in (one.problem.states, "all")]
-        print_ratios(f"| {states} | {budget}", here)
-    print("\n| library | method | passes | energy distance [95%] | sliced W2 [95%] | weights | coverage | failed |")
-    print("| --- " * 8 + "|")
+def print_errors(rows: Sequence[Cell], budgets: Sequence[int]) -> None:
+    """Print the errors of every method, means over the problems of each budget."""
+    head = " | ".join(f"energy distance, {budget} passes" for budget in budgets)
+    print(f"\n| library | method | {head} | weights | coverage | failed |\n" + "| --- " * (5 + len(budgets)) + "|")
     for library, method in dict.fromkeys((one.library, one.method) for one in rows):
+        energies, weights, coverages, failed = [], [], [], []
         for budget in budgets:
-            here = [one for one in rows if (one.library, one.method, one.budget) == (library, method, budget)]
-            finite = np.array([one.errors for one in here if math.isfinite(one.errors[0])]).T
-            if len(finite) and finite.shape[1] > 1:
-                distances = " | ".join(stated(mean, finite[index]) for index in (0, 1))
-                rest = " | ".join(f"{mean(finite[index]):.3f}" for index in (2, 3))
-                failed = f"{len(here) - finite.shape[1]} of {len(here)}"
-                print(f"| {library} | {method} | {budget} | {distances} | {rest} | {failed} |")
+            here = [c.errors for c in rows if (c.library, c.method, c.budget) == (library, method, budget)]
+            finite = np.array([values for values in here if math.isfinite(values[0])]).reshape(-1, len(METRICS)).T
+            energies.append(stated(mean, finite[0], digits=3) if finite.size else "")
+            weights.append(f"{mean(finite[2]):.3f}" if finite.size else "-")
+            coverages.append(f"{mean(finite[3]):.2f}" if finite.size else "-")
+            failed.append(f"{len(here) - finite.shape[1]} of {len(here)}")
+        rest = " | ".join(", ".join(column) for column in (weights, coverages, failed))
+        print(f"| {library} | {method} | {' | '.join(energies)} | {rest} |")
 
 
 def write_table(rows: Sequence[Cell], path: Path) -> None:
@@ -252,7 +258,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--samples", type=int, default=64, help="samples for each measurement")
     parser.add_argument("--pilot", type=int, default=16, help="measurements to choose the settings on")
     parser.add_argument("--pilot-operator", default="random", choices=OPERATORS, help="operator of these measurements")
-    parser.add_argument("--all-problems", action="store_true", help="at every budget, not only at 20 passes")
+    parser.add_argument("--all-problems", action="store_true", help="all problems and methods at every budget")
     parser.add_argument("--store", type=Path, help="JSON lines of the results; those in it are not run again")
     parser.add_argument("--only-stored", action="store_true", help="print the tables of the stored results")
     parser.add_argument("--table", type=Path, help="CSV of all results")
@@ -274,7 +280,10 @@ def main() -> None:
     torch.set_num_threads(1)
     print(machine("cpu"))
     rows = list(cells(options, Store(options.store, options.only_stored)))
-    print_tables(rows)
+    budgets = list(dict.fromkeys(one.budget for one in rows))
+    if any(one.library == PEER for one in rows):
+        print_ratios(rows, budgets)
+    print_errors(rows, budgets)
     if options.table:
         write_table(rows, options.table)
 

@@ -30,7 +30,9 @@ def print_row(problem: Problem, predictor: str, options: argparse.Namespace) -> 
     truth = float(problem.oracle.log_evidence(problem.operator, y))
     posterior = problem.oracle.posterior(problem.operator, y)
     covariance = problem.oracle.covariance()
-    sampler = TwistedParticles(PREDICTORS[predictor](), options.steps, data_covariance=covariance)
+    sampler = TwistedParticles(
+        PREDICTORS[predictor](), options.steps, threshold=options.threshold, data_covariance=covariance
+    )
     counts = [(options.particles, seed) for seed in range(options.seeds)] + [(options.many, options.seeds)]
     *runs, large = (
         sampler(problem.model, problem.operator, y, (n, *SHAPES[problem.states]), seed=seed, dtype=torch.float64)
@@ -59,8 +61,9 @@ def main() -> None:
     parser.add_argument("--sdes", nargs="*", default=("VP",), choices=SDES)
     parser.add_argument("--predictors", nargs="*", default=("dpmpp2",), choices=PREDICTORS)
     parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--threshold", type=float, default=0.5, help="of resampling; 0: none, independent particles")
     parser.add_argument("--seeds", type=int, default=100, help="runs for the evidence")
-    parser.add_argument("--particles", type=int, default=128, help="particles of each of these runs")
+    parser.add_argument("--particles", type=int, default=1024, help="particles of each of these runs")
     parser.add_argument("--many", type=int, default=4096, help="particles for the weights")
     options = parser.parse_args()
     torch.set_num_threads(1)

@@ -24,9 +24,10 @@ repeated item, all variance counts as noise, which is exact for N = infinity and
 variance estimated with f degrees of freedom is multiplied by f / (f - 2), so that the squared error divided by it has
 the mean 1 for normal values, in spite of the small pilots.
 
-**Bias.** Levels are added until the remaining bias is at most a third of the tolerance. With differences d_l that halve
-or better from level to level, it is at most the larger of |d_L| and |d_(L-1)| / 2. The stated error is
-(sum of variances + bias^2)^(1/2).
+**Bias.** Levels are added until the remaining bias is at most a third of the tolerance. If the differences d_l decrease
+at least in proportion to 1 / C_l, and C_l at least doubles, it is at most |d_L|, and |d_L| is at most
+|d_(L-1)| C_(L-1) / C_L. The larger of both, as one difference may vanish by chance, is stated as the bias, and the
+stated error is (sum of variances + bias^2)^(1/2).
 """
 
 import math
@@ -290,10 +291,12 @@ def _caution(freedom: int) -> float:
 
 def _bias(terms: Sequence[Term]) -> tuple[Tensor, int]:
     """Return the bias (*) of the last level, see the module docstring, and the index of the term that decides it."""
-    last, before = terms[-1].mean.abs(), terms[-2].mean.abs() / 2
+    last, before = terms[-1], terms[-2]
     if len(terms) == 2:
-        return last, 1
-    return torch.maximum(last, before), len(terms) - (1 if rms(last) >= rms(before) else 2)
+        return last.mean.abs(), 1
+    expected = before.mean.abs() * (before.cost / before.draws) / (last.cost / last.draws)
+    decisive = len(terms) - (1 if rms(last.mean) >= rms(expected) else 2)
+    return torch.maximum(last.mean.abs(), expected), decisive
 
 
 def _allocate(terms: Sequence[Term], population: int | None, variance: float) -> list[int]:

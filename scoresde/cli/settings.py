@@ -156,6 +156,7 @@ class Restore(Shared):
     measurement: File | None
     noise_seed: Seed
     level: Level
+    tolerance: Positive | None
     particles: Annotated[int, Range(2, MOST)]
     weights: Weights
     batch_size: Count
