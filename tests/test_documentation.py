@@ -20,6 +20,7 @@ from hydra.core.global_hydra import GlobalHydra
 from scoresde.cli import config_directory, main
 from scoresde.data import CIFAR10
 from scoresde.data.datasets import SPLITS
+from scoresde.networks import MLP
 from tests.data.files import RECORDS, contents, levels, write_images
 from tests.data.test_cifar import BINARY, write_archive
 
@@ -38,6 +39,7 @@ TRAINED = {
     "digits": ["network.network.width=8", "trainer.batch_size=16", "trainer.steps=2"],
     "toy2d": [*TOY, "data.test.n=20"],
     "flow_map_2d": [*TOY, "data.test.n=20"],
+    "gan_2d": [*TOY, "data.test.n=20", "generator.steps=2"],
     "cifar10": SMALL,
     "celebahq256": [*SMALL, *FACES],
     "ffhq1024": [*SMALL, *FACES],
@@ -169,6 +171,7 @@ def test_every_block_is_run_here():
             *(
                 "method=trajectories",
                 "sampler=learned",
+                "experiment=gan_2d",
                 "SBATCH",
                 "PYTHONPATH",
                 "guidance.classifier=",
@@ -178,7 +181,7 @@ def test_every_block_is_run_here():
         ],
         "python": [
             *("Langevin(snr=0.16)", "trajectory=True", "ClassifierFree", "class Points", "convert.score_sde"),
-            *("sample_posterior", "posterior_moments", "TrajectoryDistillation", "samplers.learn("),
+            *("sample_posterior", "posterior_moments", "TrajectoryDistillation", "samplers.learn(", "add_lora"),
         ],
         "yaml": ["points.Points}", "points.Network"],
     }
@@ -275,6 +278,18 @@ def test_a_posterior_in_a_few_lines(capsys):
     for text in ("sample_posterior", "posterior_moments"):
         exec(compile(block("python", text), "docs/inverse.md", "exec"), names)
     assert "torch.Size([16, 2])" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_generators_and_adapters(elsewhere, capsys):
+    exec(compile(block("python", "add_lora"), "docs/flow_maps.md", "exec"), {})
+    shape, trained = capsys.readouterr().out.splitlines()
+    assert shape == "torch.Size([16, 2])"
+    assert 0 < int(trained) < sum(parameter.numel() for parameter in MLP(2, width=64).parameters())
+    for _, *arguments in commands(block("sh", "experiment=gan_2d")):
+        run(arguments)
+    (array,) = Path("runs/gan/samples").glob("gan_*.npy")
+    assert np.isfinite(np.load(array)).all()
 
 
 @pytest.mark.slow
