@@ -20,6 +20,7 @@ from hydra.core.global_hydra import GlobalHydra
 from scoresde.cli import config_directory, main
 from scoresde.data import CIFAR10
 from scoresde.data.datasets import SPLITS
+from scoresde.networks import MLP
 from tests.data.files import RECORDS, contents, levels, write_images
 from tests.data.test_cifar import BINARY, write_archive
 
@@ -38,6 +39,7 @@ TRAINED = {
     "digits": ["network.network.width=8", "trainer.batch_size=16", "trainer.steps=2"],
     "toy2d": [*TOY, "data.test.n=20"],
     "flow_map_2d": [*TOY, "data.test.n=20"],
+    "gan_2d": [*TOY, "data.test.n=20", "generator.steps=2"],
     "cifar10": SMALL,
     "celebahq256": [*SMALL, *FACES],
     "ffhq1024": [*SMALL, *FACES],
@@ -46,7 +48,8 @@ TRAINED = {
     "image": [*SMALL, "trainer.batch_size=8"],
     "volumes": [*SMALL, "trainer.batch_size=8"],
 }
-BITS = ["likelihood.solver.steps=4", "budget.samples=2", "budget.bound_draws=2"]
+MULTILEVEL = ["likelihood.tolerance=1", "likelihood.levels=[2,4]"]
+BITS = ["likelihood.solver.steps=4", "budget.samples=2", "budget.bound_draws=2", *MULTILEVEL]
 SHORT = {
     "bpd": BITS,
     "classify": [
@@ -121,6 +124,7 @@ def is_of_another(override, arguments):
     likelihood, is_solver = value(arguments, "likelihood", "default"), value(arguments, "method") is None
     return (
         (override.startswith("likelihood.solver.steps") and likelihood != "default")
+        or (override in MULTILEVEL and likelihood != "multilevel")
         or (override.startswith("data.") and value(arguments, "data") != "patches")
         or (override.startswith("features.") and value(arguments, "features") is None)
         or (override.startswith("nfe=") and value(arguments, "guidance.scale") is not None)  # one budget, the default
@@ -167,6 +171,7 @@ def test_every_block_is_run_here():
             *(
                 "method=trajectories",
                 "sampler=learned",
+                "experiment=gan_2d",
                 "SBATCH",
                 "PYTHONPATH",
                 "guidance.classifier=",
@@ -176,7 +181,7 @@ def test_every_block_is_run_here():
         ],
         "python": [
             *("Langevin(snr=0.16)", "trajectory=True", "ClassifierFree", "class Points", "convert.score_sde"),
-            *("sample_posterior", "posterior_moments", "TrajectoryDistillation", "samplers.learn("),
+            *("sample_posterior", "posterior_moments", "TrajectoryDistillation", "samplers.learn(", "add_lora"),
         ],
         "yaml": ["points.Points}", "points.Network"],
     }
@@ -241,7 +246,7 @@ def test_one_run_through_every_verb(elsewhere, capsys):
     for _, *arguments in commands(block("sh", "dequantize")):
         run(arguments)
     printed = capsys.readouterr().out
-    assert (printed.count("test bits/dim"), printed.count("test nats/dim")) == (2, 1)
+    assert (printed.count("test bits/dim"), printed.count("test nats/dim")) == (3, 1)
     for _, *arguments in commands(block("sh", "sampler=ode")):
         run(arguments)
     (array,) = Path("runs/spirals/samples").glob("ode_n3_*.npy")
@@ -273,6 +278,18 @@ def test_a_posterior_in_a_few_lines(capsys):
     for text in ("sample_posterior", "posterior_moments"):
         exec(compile(block("python", text), "docs/inverse.md", "exec"), names)
     assert "torch.Size([16, 2])" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_generators_and_adapters(elsewhere, capsys):
+    exec(compile(block("python", "add_lora"), "docs/flow_maps.md", "exec"), {})
+    shape, trained = capsys.readouterr().out.splitlines()
+    assert shape == "torch.Size([16, 2])"
+    assert 0 < int(trained) < sum(parameter.numel() for parameter in MLP(2, width=64).parameters())
+    for _, *arguments in commands(block("sh", "experiment=gan_2d")):
+        run(arguments)
+    (array,) = Path("runs/gan/samples").glob("gan_*.npy")
+    assert np.isfinite(np.load(array)).all()
 
 
 @pytest.mark.slow
