@@ -36,7 +36,15 @@ from scoresde import build
 from scoresde.cli import config_directory
 from scoresde.data.items import Items
 from scoresde.dequantization import DataMap, Uniform
-from scoresde.flowmaps import Consistency, Jumps, MeanFlow, ProgressiveDistillation, TrajectoryDistillation
+from scoresde.flowmaps import (
+    AdversarialDistillation,
+    Consistency,
+    FeatureDiscriminator,
+    Jumps,
+    MeanFlow,
+    ProgressiveDistillation,
+    TrajectoryDistillation,
+)
 from scoresde.losses import Objective
 from scoresde.metrics import energy_distance
 from scoresde.metrics.features import extract
@@ -47,11 +55,19 @@ from scoresde.training import Trainer, checkpoint
 from scoresde.training.trainer import CHECKPOINT
 
 POINTS, DRAWS, SETS, IMAGES, SAMPLES = 2000, 2000, 8, 96, 2000
+
+
+def adversarial(teacher: ss.ScoreModel, **options: Any) -> Objective:
+    """Return `MeanFlow` with a discriminator on the features of a teacher of the digits."""
+    return AdversarialDistillation(MeanFlow(teacher, **options), FeatureDiscriminator(teacher, (1, 8, 8)))
+
+
 METHODS: dict[str, Callable[..., Objective]] = {
     "trajectories": TrajectoryDistillation,
     "mean_flow": MeanFlow,
     "consistency": Consistency,
     "progressive": ProgressiveDistillation,
+    "adversarial": adversarial,  # for the digits
 }
 BATCHES = {"trajectories": 64, "mean_flow": 2048, "consistency": 2048, "progressive": 2048}
 
