@@ -1,6 +1,7 @@
 """Denoising diffusion GANs on points in the plane, against Gaussian steps with the exact score.
 
     python benchmarks/adversarial.py --steps 1 2 4 --updates 1200
+    python benchmarks/adversarial.py --steps 2 4 --decay cosine --penalty 0.5
 
 The data are a mixture of three Gaussians under VP. A generator with K steps is trained on exact draws (`DenoisingGAN`);
 networks are MLPs of width 32 and depth 2. Samples (2,000) are compared with exact draws by the energy distance, the
