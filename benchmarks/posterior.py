@@ -10,8 +10,8 @@ backward passes through the network for each sample, and is counted, not assumed
 is 0.01. `posterior_errors` has the measures of error.
 
 **Design.** The tables average over problems, so that each problem has few measurements and samples. All problems run at
-20 passes, a quarter of them at 100, and an eighth at 500, in which mixtures, noise levels and SDEs occur equally often
-(up to one problem). Where a method has several settings (sampler, grid, scale), the one with the smallest energy
+20 passes, a half of them at 100, and a quarter at 500, in which mixtures, noise levels and SDEs occur equally often.
+Where a method has several settings (sampler, grid, scale), the one with the smallest energy
 distance on pilot measurements of one operator is used, for each mixture, noise level and SDE: of all settings at 20
 passes, of the two best of these at 100, and that of 100 passes at 500. Both libraries are treated alike. "Best of each"
 is the method of a library with the smallest energy distance in the same pilot. DDNM, replacement and RePaint run at 20
@@ -43,7 +43,7 @@ from samplers import interval, machine
 NOISES, BUDGETS = (0.05, 0.2, 0.8), (20, 100, 500)
 PILOT_SAMPLES = 8  # for each measurement of the pilot
 FULL, MIDDLE = 20, 100  # up to FULL passes all problems and settings; above MIDDLE the settings of the budget before
-HALVINGS = (FULL, FULL, MIDDLE)  # above each of these budgets, half of the problems
+HALVINGS = (FULL, MIDDLE)  # above each of these budgets, half of the problems
 SHORTLIST = 2  # settings of the budget before that are tried above FULL passes
 ONLY_AT_FULL = ("DDNM", "replacement", "RePaint")
 LIKE = {"DPS": "DPS", "PiGDM": "PGDM", "MMPS(1)": "MMPS(1)", "MMPS(2)": "MMPS(2)", "MMPS(3)": "MMPS(3)"}
@@ -91,7 +91,7 @@ def in_design(problem: Problem, budget: int, options: argparse.Namespace) -> boo
     """Return whether a problem is measured at a budget, by the parities of the places of its factors."""
     i, j = options.operators.index(problem.operator_name), options.noises.index(problem.noise)
     k, m = options.sdes.index(problem.sde_name), options.states.index(problem.states)
-    parities = zip(HALVINGS, (i + j + k, i // 2 + j + m, i + j // 2 + m // 2), strict=True)
+    parities = zip(HALVINGS, (i + j + k, i // 2 + j + m), strict=True)
     return options.all_problems or not any(budget > above and parity % 2 for above, parity in parities)
 
 
