@@ -1,13 +1,14 @@
 """Restorations of held-out pictures: the quality of posterior samplers, and the picture of README.
 
     scoresde train experiment=patches; scoresde train experiment=openmoji_cond
-    python benchmarks/restorations.py runs/patches runs/openmoji_cond --images 3 --store restorations.jsonl
+    python benchmarks/restorations.py runs/patches runs/openmoji_cond --store restorations.jsonl
     python benchmarks/restorations.py runs/patches runs/openmoji_cond --picture docs/restorations.png
 
 Three tasks are measured in model space (-1 to 1) with noise of standard deviation 0.05: the middle quarter of a picture
 is hidden (inpainting), the means of blocks of 4 x 4 pixels are measured (super-resolution), or the mean of the three
-channels (colourisation). The pictures are test data: ordered by their contrast, the standard deviation over pixels, the
-middles of as many equal parts. Conditional models restore with the null condition.
+channels (colourisation). The pictures are test data. Of the third with most contrast, the standard deviation over
+pixels, those in the middles of equal parts of the order of contrast are restored: every method restores flat pictures.
+Conditional models restore with the null condition.
 
 For each run, task and method, the table has the mean over the pictures and its standard error of: PSNR in dB of the
 posterior mean and of the samples; SSIM of the same; the residual, the root mean square of A x - y over the noise (1 for
@@ -62,8 +63,8 @@ METRICS = ("psnr", "sample_psnr", "ssim", "sample_ssim", "residual", "coverage")
 TITLES = ("PSNR of the mean", "of samples", "SSIM of the mean", "of samples", "residual", "coverage")
 MEASURED = "A^+ y"
 COLUMNS = ("truth", "measurement", "mean", "std", "sample 0", "sample 1", "sample 2")
-CELL, SPREAD = 0.6, 0.5  # inches of an image, and the standard deviation drawn in the brightest colour
-DEFAULT = ["MMPS(3), 50 ancestral", "PiGDM, 100 ancestral", "DDRM, 100"]
+CELL, SPREAD = 0.72, 0.5  # inches of an image, and the standard deviation drawn in the brightest colour
+DEFAULT = ["MMPS(3), 50 ancestral", "PiGDM, 50 ancestral", "DDRM, 20"]
 
 
 def ancestral(steps: int) -> Sampler:
@@ -94,15 +95,20 @@ METHODS: dict[str, tuple[restoration.Method, Sampler | None]] = {
     "MMPS(3), 50 ancestral, by conjugate gradients": (by_conjugate_gradients, ancestral(50)),
     "MMPS(3), 200 ancestral": (partial(MMPS, iterations=3), ancestral(200)),
     "MMPS(3), 25 SDE-DPM-Solver++": (partial(MMPS, iterations=3), solver(25)),
+    "PiGDM, 50 ancestral": (PiGDM, ancestral(50)),
     "PiGDM, 100 ancestral": (PiGDM, ancestral(100)),
     "DPS, 100 ancestral": (DPS, ancestral(100)),
     "DPS as published, 100 ancestral": (partial(DPS, rule="published"), ancestral(100)),
+    "DDRM, 20": (sampler_of(DDRM, steps=20), None),
     "DDRM, 100": (sampler_of(DDRM, steps=100), None),
     "DDNM, 100": (sampler_of(DDNM, steps=100), None),
     "replacement, 100 ancestral": (sampler_of(Replacement), ancestral(100)),
     "RePaint, 50 x 4": (lambda *_: RePaint(steps=50, jump=10, repeats=4), None),
     "particles, 256 x 100": (lambda *_: TwistedParticles(), None),
 }
+
+
+KEPT: dict[tuple[Any, ...], tuple[restoration.Problem, restoration.Restoration]] = {}
 
 
 # --- restorations
@@ -113,7 +119,8 @@ def chosen(run: Run, count: int) -> list[int]:
     dataset = ss.build.instantiate(run.config.data.test)
     contrast = torch.stack([state_of(dataset[i]).double().flatten(1).std(dim=1).mean() for i in range(len(dataset))])
     order = contrast.argsort().tolist()
-    return [order[(2 * i + 1) * len(order) // (2 * count)] for i in range(count)]
+    upper = order[2 * len(order) // 3 :]
+    return [upper[(2 * i + 1) * len(upper) // (2 * count)] for i in range(count)]
 
 
 def problem_of(run: Run, task: str, index: int) -> restoration.Problem:
@@ -123,10 +130,14 @@ def problem_of(run: Run, task: str, index: int) -> restoration.Problem:
     return restoration.measure(run, operator, data, index)
 
 
-def restored(run: Run, problem: restoration.Problem, method: str, n: int = SAMPLES) -> restoration.Restoration:
-    """Return n restorations from the seeds 0, ..., n - 1, under the null condition of a conditional model."""
-    part, sampler = METHODS[method]
-    return restoration.restore(run, run.model.given(None), problem, part, sampler, n=n, particles=256)
+def restored(run: Run, task: str, index: int, method: str) -> tuple[restoration.Problem, restoration.Restoration]:
+    """Return the measurement of a test picture and SAMPLES restorations, under the null condition, computed once."""
+    key = run.path, task, index, method
+    if key not in KEPT:
+        problem, (part, sampler) = problem_of(run, task, index), METHODS[method]
+        model = run.model.given(None)
+        KEPT[key] = problem, restoration.restore(run, model, problem, part, sampler, n=SAMPLES, particles=256)
+    return KEPT[key]
 
 
 def measured(run: Run, problem: restoration.Problem) -> dict[str, float]:
@@ -137,11 +148,10 @@ def measured(run: Run, problem: restoration.Problem) -> dict[str, float]:
 
 def row_of(run: Run, task: str, method: str, index: int) -> dict[str, Any]:
     """Return the quality of the restorations of one test picture by one method."""
-    problem = problem_of(run, task, index)
     row = {"run": run.path.name, "task": task, "method": method, "index": index}
     if method == MEASURED:
-        return row | measured(run, problem) | {"passes": 0}
-    result = restored(run, problem, method)
+        return row | measured(run, problem_of(run, task, index)) | {"passes": 0}
+    problem, result = restored(run, task, index, method)
     quality = restoration.quality(run, problem, result, LEVEL)
     quality["residual"] /= NOISE
     return row | quality | {"passes": result.nfe + result.backward, "seconds": round(result.seconds, 1)}
@@ -153,9 +163,8 @@ def rows(runs: Sequence[Run], options: argparse.Namespace) -> Iterator[dict[str,
     store = options.store
     old = [json.loads(line) for line in store.read_text().splitlines()] if store and store.is_file() else []
     known = {tuple(row[key] for key in keys): row for row in old}
-    for run in runs:
-        cells = product(chosen(run, options.images), options.tasks, (MEASURED, *options.methods))
-        for index, task, method in cells:
+    for method, run in product((MEASURED, *options.methods), runs):
+        for index, task in product(options.indices or chosen(run, options.images)[::-1], options.tasks):
             key = run.path.name, task, method, index
             if key not in known:
                 known[key] = row_of(run, task, method, index)
@@ -202,11 +211,12 @@ def draw(runs: Sequence[Run], options: argparse.Namespace) -> None:
         "wspace": 0.05,
         "hspace": 0.05,
     }
-    figure = Figure(figsize=size, dpi=110)
+    figure = Figure(figsize=size, dpi=100)
     grid = figure.subplots(len(TASKS), len(ratios), squeeze=False, gridspec_kw={"width_ratios": ratios, **edges})
     for axes in grid.flat:
         axes.set_axis_off()
-    for k, (run, index) in enumerate(zip(runs, options.pictures, strict=True)):
+    for k, run in enumerate(runs):
+        index = (options.indices or chosen(run, options.images)[::-1])[0]
         for row, task in enumerate(TASKS):
             line = grid[row, k * (len(COLUMNS) + 1) :][: len(COLUMNS)]
             for axes, image in zip(line, images_of(run, task, index, options.methods[0]), strict=True):
@@ -215,7 +225,7 @@ def draw(runs: Sequence[Run], options: argparse.Namespace) -> None:
                 axes.set_title(title, fontsize=7, pad=3)
             if k == 0:
                 line[0].text(
-                    -0.05, 0.5, task, fontsize=7, rotation=90, ha="right", va="center", transform=line[0].transAxes
+                    -0.05, 0.5, task, fontsize=6, rotation=90, ha="right", va="center", transform=line[0].transAxes
                 )
     credit = "; ".join(run.config.data.credit for run in runs if run.config.data.get("credit"))
     metadata = {"Copyright": credit} if credit else {}
@@ -224,8 +234,7 @@ def draw(runs: Sequence[Run], options: argparse.Namespace) -> None:
 
 def images_of(run: Run, task: str, index: int, method: str) -> list[Tensor]:
     """Return the images (H, W, 3) in [0, 1] of COLUMNS; the standard deviation (H, W) is in model space."""
-    problem = problem_of(run, task, index)
-    result = restored(run, problem, method)
+    problem, result = restored(run, task, index, method)
     states = torch.cat([result.mean[None].float(), result.x[: len(COLUMNS) - 4]])
     images = [problem.data, problem.back_projected(run), *run.transform.inverse(states)]
     low, high = run.config.data.range
@@ -238,25 +247,25 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", type=Path, help="directories of runs of colour pictures")
     parser.add_argument("--images", type=int, default=3, help="test pictures for each run")
+    parser.add_argument("--indices", nargs="+", type=int, help="other test pictures, in place of --images")
     parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=TASKS)
     parser.add_argument("--methods", nargs="+", default=DEFAULT, choices=METHODS)
     parser.add_argument("--store", type=Path, help="a file of rows, one line each")
-    parser.add_argument("--picture", type=Path, help="the PNG file to write, in place of the table")
-    parser.add_argument("--pictures", nargs="+", type=int, help="the index of the test picture of each run")
+    parser.add_argument(
+        "--picture", type=Path, help="a PNG file of the first method on the pictures with most contrast"
+    )
     return parser.parse_args()
 
 
 def main() -> None:
-    """Print the table, or draw the picture."""
+    """Print the table, and draw the picture."""
     options = arguments()
     tune_process()
     runs = [ss.load(path) for path in options.runs]
-    if options.picture:
-        options.pictures = options.pictures or [chosen(run, 4)[-1] for run in runs]
-        draw(runs, options)
-        return
     print(machine("cpu"), flush=True)
     print_table(list(rows(runs, options)))
+    if options.picture:
+        draw(runs, options)
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from scoresde import (
     thresholding,
 )
 from scoresde.analytic import GaussianMixture
+from scoresde.bits import BitsPerDim, bits_per_dim
 from scoresde.build import Run, load, load_classifier
 from scoresde.classifier import NoisyClassifier
 from scoresde.classify import Classification, classify
@@ -30,10 +31,8 @@ from scoresde.dequantization import DataMap, TruncatedNormal, Uniform, Variation
 from scoresde.divergence import ExactTrace, Hutchinson
 from scoresde.flowmaps import FlowMap
 from scoresde.likelihood import (
-    BitsPerDim,
     LogProb,
     RoundTrip,
-    bits_per_dim,
     decode,
     encode,
     log_prob,

@@ -36,7 +36,8 @@ from scoresde.arguments import (
 from scoresde.arguments import check as check_value
 from scoresde.classifier import NoisyClassifier
 from scoresde.dequantization import DataMap, Dequantization, Variational
-from scoresde.flowmaps import FlowMap
+from scoresde.flowmaps import DenoisingGenerator, FlowMap
+from scoresde.networks import add_lora
 from scoresde.predictions import Prediction
 from scoresde.protocols import Transform
 from scoresde.run_config import CONFIG, changed_setting, join, plain, read_config
@@ -128,8 +129,9 @@ def check(config: Any, role: Any = object, trust: Sequence[str] = ()) -> None:
 def build_model(config: DictConfig, trust: Sequence[str] = ()) -> ScoreModel | NoisyClassifier:
     """Build the untrained model of a configuration from its network, SDE and prediction type.
 
-    It is a score model; a noise-conditional classifier if the configuration has `classifier: true`; or a flow map if it
-    has `flow_map`, further arguments of `FlowMap`.
+    It is a score model; a noise-conditional classifier if the configuration has `classifier: true`; a flow map if it
+    has `flow_map`, further arguments of `FlowMap`; or a denoising generator if it has `generator`, further arguments of
+    `DenoisingGenerator`. With `lora`, the network has adapters of this rank.
 
     Raises:
         ValueError: the network is for states with more dimensions than `data.shape` has; see also `instantiate`.
@@ -150,8 +152,14 @@ def build_model(config: DictConfig, trust: Sequence[str] = ()) -> ScoreModel | N
     prediction, learned = instantiate(config.prediction, trust, Prediction), bool(config.get("learned_variance", False))
     conditional = config.get("conditional") or ()
     if config.get("flow_map") is not None:
-        return FlowMap(network, sde, prediction, conditional=conditional, **plain(config.flow_map))
-    return ScoreModel(network, sde, prediction, learned, conditional)
+        model: Any = FlowMap(network, sde, prediction, conditional=conditional, **plain(config.flow_map))
+    elif config.get("generator") is not None:
+        model = DenoisingGenerator(network, sde, prediction, conditional=conditional, **plain(config.generator))
+    else:
+        model = ScoreModel(network, sde, prediction, learned, conditional)
+    if rank := config.get("lora"):
+        add_lora(model.network, rank)
+    return model
 
 
 def _bytes_of(config: DictConfig) -> int:

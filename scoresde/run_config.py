@@ -32,7 +32,7 @@ FREE_PARTS = ("held_out", "sampler", "trust", "hydra", "device", "run", "conditi
 FREE_SETTINGS = ["steps", "log_every", "checkpoint_every", "preview_every", "evaluate_every", "accumulate", "compile"]
 FREE_SETTINGS += ["channels_last", "workers", "parallel", "wandb", "device"]
 MODEL_PARTS = ["network", "sde", "prediction", "learned_variance", "conditional", "classifier", "flow_map"]
-MODEL_PARTS += ["data.shape", "data.transform", "data.training"]
+MODEL_PARTS += ["generator", "lora", "data.shape", "data.transform", "data.training"]
 
 
 def read_config(path: Path) -> DictConfig:
@@ -152,6 +152,11 @@ def read_command(run: Path) -> list[str] | None:
 def plain(config: DictConfig) -> dict[str, Any]:
     """Return a configuration as nested dicts and lists, with its interpolations resolved."""
     return OmegaConf.to_container(config, resolve=True)  # type: ignore[return-value]
+
+
+def nested(tree: Mapping[str, Any]) -> DictConfig:
+    """Return nested dicts and lists as a configuration, the inverse of `plain`."""
+    return OmegaConf.create(dict(tree))
 
 
 def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:

@@ -8,7 +8,9 @@ from pathlib import Path
 import torch
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["scoresde.cli", "tests.training.runs", "torch._dynamo", "torch.distributed.fsdp"])
+LIBRARY = ("scoresde.cli", "tests.training.runs", "torch._dynamo", "torch.distributed.fsdp")
+NOTEBOOKS = ("IPython.core.interactiveshell", "matplotlib.pyplot", "scipy.stats", "sklearn.datasets")
+CONTEXT.set_forkserver_preload([*LIBRARY, *NOTEBOOKS])
 
 
 def start(function, *arguments):

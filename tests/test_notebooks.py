@@ -2,25 +2,28 @@
 
 import importlib.util
 import json
+import multiprocessing
 import os
 import re
 import shutil
+import traceback
 from itertools import pairwise
 from pathlib import Path
 
+import matplotlib
 import nbformat
 import pytest
 import torch
-from jupyter_client.kernelspec import KernelSpecManager
-from jupyter_client.manager import AsyncKernelManager
-from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
 
 import scoresde as ss
 from scoresde.evaluation.records import append_metrics
 from scoresde.training import checkpoint
+from tests.processes import start
 
 FOLDER = Path(__file__).parent.parent / "notebooks"
 NOTEBOOKS = [pytest.param(path, id=path.stem) for path in sorted(FOLDER.glob("*.ipynb"))]
+INLINE = "module://matplotlib_inline.backend_inline"
 OBSERVATIONS = "**Observations.**"
 INPUTS = ("paper.mplstyle", "runs", "checkpoints")  # small committed files that the notebooks read
 PLOTS = re.compile(r"^(?:\w.*= plt\.subplot(?:s|_mosaic)|compare)\(", re.MULTILINE)
@@ -47,11 +50,46 @@ def printed(cell):
     return "".join(output.text for output in cell.outputs if output.output_type == "stream")
 
 
-def kernel():
-    """Return a kernel of this Python interpreter; kernels that the user has registered are ignored."""
-    return AsyncKernelManager(
-        kernel_name="python3", kernel_spec_manager=KernelSpecManager(kernel_dirs=[], ensure_native_kernel=True)
-    )
+def run_cells(path, connection):
+    """Run the cells of a notebook in an IPython of this process, in its folder; send the number of figures of each."""
+    from IPython.core.interactiveshell import InteractiveShell
+    from IPython.utils.capture import capture_output
+    from matplotlib_inline.backend_inline import configure_inline_support
+
+    torch.set_num_threads(1)
+    os.environ["IPYTHONDIR"] = str(path.parent / "ipython")
+    os.chdir(path.parent)
+    shell, counts = InteractiveShell.instance(), []
+    shell.history_manager.enabled = False
+    matplotlib.use(INLINE)
+    matplotlib.interactive(True)
+    configure_inline_support(shell, INLINE)
+    for cell in code(read(path)):
+        with capture_output() as captured:
+            result = shell.run_cell(cell.source, store_history=True)
+        if not result.success:
+            connection.send("".join(traceback.format_exception(result.error_in_exec or result.error_before_exec)))
+        result.raise_error()
+        counts.append(sum("image/png" in output.data for output in captured.outputs))
+    connection.send(counts)
+
+
+def script(name):
+    """A script of the folder, as a module."""
+    spec = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
+    spec.loader.exec_module(module := importlib.util.module_from_spec(spec))
+    return module
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A copy of the folder that holds only the committed files, so that no locally trained run is used."""
+    copy = tmp_path / "notebooks"
+    copy.mkdir()
+    for name in INPUTS:
+        source = FOLDER / name
+        (shutil.copytree if source.is_dir() else shutil.copy)(source, copy / name)
+    return copy
 
 
 def test_notebooks_are_found():
@@ -60,23 +98,27 @@ def test_notebooks_are_found():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("path", NOTEBOOKS)
-def test_runs_from_top_to_bottom(path, tmp_path):
-    """Run in a copy of the folder that holds only committed files, so that no locally trained run is used."""
-    folder = tmp_path / "notebooks"
-    folder.mkdir()
-    for name in INPUTS:
-        source = FOLDER / name
-        (shutil.copytree if source.is_dir() else shutil.copy)(source, folder / name)
-    notebook = read(shutil.copy(path, folder))
-    environment = os.environ | {
-        "IPYTHONDIR": str(tmp_path / "ipython"),
-        "MPLBACKEND": "module://matplotlib_inline.backend_inline",
-        "OMP_NUM_THREADS": "1",
-    }
-    client = NotebookClient(notebook, km=kernel(), timeout=300, resources={"metadata": {"path": str(folder)}})
-    client.execute(env=environment, cleanup_kc=True)  # raises CellExecutionError if a cell fails
-    assert not outputs(notebook, "error")
-    assert [figures(cell) for cell in code(notebook)] == [figures(cell) for cell in code(read(path))]
+def test_runs_from_top_to_bottom(path, folder):
+    """In a process of its own; every cell has as many figures as in the committed outputs."""
+    ours, theirs = multiprocessing.Pipe()
+    process = start(run_cells, Path(shutil.copy(path, folder)), theirs)
+    theirs.close()
+    assert ours.recv() == [figures(cell) for cell in code(read(path))]
+    process.join()
+
+
+def test_the_script_stores_the_outputs_of_a_kernel(folder, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    path = folder / "small.ipynb"
+    sources = ["import os", "print(os.environ['OMP_NUM_THREADS'], os.path.basename(os.getcwd()))"]
+    nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in sources]), path)
+    script("execute").execute(path)
+    assert [printed(cell) for cell in code(read(path))] == ["", "1 notebooks\n"]
+    failing = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("1 / 0")])
+    nbformat.write(failing, path)
+    with pytest.raises(CellExecutionError, match="ZeroDivisionError"):
+        script("execute").execute(path)
+    assert read(path).cells[0].outputs == []
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS)
@@ -108,8 +150,6 @@ def test_numbers_in_observations_were_printed(path):
 
 
 def test_cached_run_has_the_averaged_weights_and_only_their_metrics(tmp_path):
-    spec = importlib.util.spec_from_file_location("cache", FOLDER / "cache.py")
-    spec.loader.exec_module(cache := importlib.util.module_from_spec(spec))
     run = tmp_path / "runs" / "digits"
     shutil.copytree(FOLDER / "runs" / "digits", run)
     raw = ss.load(run).model.state_dict()
@@ -117,7 +157,7 @@ def test_cached_run_has_the_averaged_weights_and_only_their_metrics(tmp_path):
     append_metrics(run, {"kind": "other weights"})
     checkpoint.save(run / "checkpoint.safetensors", {"model": raw, "ema": averaged, "optimizer": raw}, {"step": 7})
     append_metrics(run, {"kind": "these weights"})
-    cached = cache.cache(run, tmp_path / "cached")
+    cached = script("cache").cache(run, tmp_path / "cached")
     groups, info = checkpoint.load(cached / "checkpoint.safetensors")
     assert (list(groups), info["step"], info["weights"]) == (["model"], 7, "ema")
     for weights in ("ema", "raw"):

@@ -14,14 +14,14 @@ from scoresde.protocols import Condition
 
 
 def distill(config: DictConfig) -> Record:
-    """Learn from a run what needs fewer evaluations: solvers whose coefficients are fitted to its model."""
+    """Learn from a run what needs fewer evaluations: solvers fitted to its model, or a flow map."""
     method = build.instantiate(config.method, config.trust, Method)
     run = load_run(config, config.device)
 
     def conditions(n: int) -> Condition:
         return labels_of_data(run, config, n) if config.conditional else None
 
-    teacher = Teacher(run, guided(run, config), conditions, config.seed, config.again, shows_progress())
+    teacher = Teacher(run, guided(run, config), conditions, config.seed, config.again, shows_progress(), config.trust)
     source = {"weights": config.weights, "guidance": plain(config.guidance), "conditional": config.conditional}
     rows = []
     for made in method(teacher):

@@ -23,8 +23,9 @@ from scoresde.evaluation import restoration
 from scoresde.evaluation.conditions import accepted
 from scoresde.evaluation.labels import class_names
 from scoresde.evaluation.records import METRICS
-from scoresde.inverse import Operator, SizedOperator, as_operator
+from scoresde.inverse import Measured, Operator, PosteriorMoments, SizedOperator, as_operator, posterior_moments
 from scoresde.inverse.posterior_samples import is_sampler
+from scoresde.multilevel import rms
 from scoresde.protocols import Model
 from scoresde.restoration_plots import save_restoration
 from scoresde.samplers import Sampler
@@ -43,8 +44,11 @@ def restore(config: DictConfig) -> Record:
     method = posterior(config, run.config)
     counts = {key: config[key] for key in ("n", "seed", "batch_size", "particles")}
     with warnings_on_stderr():
-        sampler = chosen_sampler(config, method(model, operator, problem.y))
+        part = method(model, operator, problem.y)
+        sampler = chosen_sampler(config, part)
         restored = restoration.restore(run, model, problem, method, sampler, **counts, progress=shows_progress())
+        if config.tolerance is not None:
+            restored = restored.with_moments(moments(config, part, tuple(run.config.data.shape)))
     choices = HydraConfig.get().runtime.choices
     row = {"kind": "restoration", "operator": plain(config.operator), "method": choices["posterior"]}
     row |= {"posterior": plain(config.posterior), "sampler": None if sampler is None else choices["sampler"]}
@@ -56,6 +60,10 @@ def restore(config: DictConfig) -> Record:
     with warnings_on_stderr():
         warn_of_misfit(row)
     row |= {"log_evidence": restored.log_evidence, "log_evidence_error": restored.stderr, "ess": restored.ess}
+    if (found := restored.moments) is not None:
+        row |= {"tolerance": config.tolerance, "mean_error": rms(found.mean_stderr)}
+        row |= {"variance_error": rms(found.variance_stderr), "moments_nfe": found.nfe + found.backward}
+        row |= {"moments_plain_nfe": round(found.plain)}
     paths = save(run, config, problem, restored)
     row = append_row(run.path, {**row, "file": paths["array"].name}, device)
     paths["metrics"] = run.path / METRICS
@@ -161,6 +169,26 @@ def chosen_sampler(config: DictConfig, part: Any) -> Sampler | None:
     return None
 
 
+def moments(config: DictConfig, part: Any, shape: tuple[int, ...]) -> PosteriorMoments:
+    """Return the mean and the variance of a posterior model to within `tolerance`.
+
+    Raises:
+        ValueError: the method is not a posterior model, or the sampler has no number of steps or is not deterministic.
+    """
+    choices = HydraConfig.get().runtime.choices
+    if not isinstance(part, Measured):
+        raise ValueError(
+            f"tolerance needs a posterior model, mmps, pigdm, dps or trained; got posterior={choices['posterior']}"
+        )
+    if "steps" not in config.sampler:
+        raise ValueError(f"tolerance needs a sampler with steps, such as dpmpp2; got sampler={choices['sampler']}")
+
+    def sampler(steps: int) -> Sampler:
+        return build.instantiate({**plain(config.sampler), "steps": steps}, config.trust, Sampler)
+
+    return posterior_moments(part, shape, config.tolerance, sampler, batch_size=config.batch_size, seed=config.seed)
+
+
 # --- results
 
 
@@ -217,6 +245,11 @@ def table(row: Record) -> dict[str, str]:
     if "coverage" in row:
         shares = f"{100 * row['coverage']:.1f}% of {row['coverage_entries']} entries"
         printed["coverage"] = f"{shares}, by intervals of {100 * row['coverage_level']:.1f}%"
+    if "tolerance" in row:
+        printed["mean and variance"] = (
+            f"+- {row['mean_error']:.2g} and +- {row['variance_error']:.2g}, by {row['moments_nfe']} evaluations and "
+            f"backward passes ({row['moments_plain_nfe']} by equal samples)"
+        )
     if row["log_evidence"] is not None:
         printed["log evidence"] = f"{row['log_evidence']:.4f} +- {row['log_evidence_error']:.4f} nats"
         printed["effective particles"] = f"{row['ess']:.1f} of {row['particles']}"

@@ -26,9 +26,11 @@ from scoresde.arguments import (
     Width,
 )
 from scoresde.dequantization import Dequantization
+from scoresde.evaluation.adversarial_distillation import AdversarialFlowMap
 from scoresde.evaluation.dataset_likelihood import Budget, evaluate_likelihood
 from scoresde.evaluation.distillation import SolverDistillation
-from scoresde.flowmaps import FlowMap
+from scoresde.evaluation.flow_map_distillation import FlowMapDistillation
+from scoresde.flowmaps import DenoisingGenerator, FlowMap
 from scoresde.inverse import Measured, Operator, RePaint, Replacement, SizedOperator, TwistedParticles
 from scoresde.inverse.spectral import SpectralSampler
 from scoresde.losses import Objective
@@ -49,7 +51,7 @@ Split = Literal["train", "validation", "test"]
 Weights = str | float
 Condition = int | float | str | list | dict | None
 OperatorSettings = Operator | SizedOperator
-Method = SolverDistillation  # of `scoresde distill`
+Method = SolverDistillation | FlowMapDistillation | AdversarialFlowMap  # of `scoresde distill`
 PosteriorSettings = Measured | Replacement | RePaint | SpectralSampler | TwistedParticles
 
 
@@ -96,6 +98,7 @@ class Parts(Shared):
     learned_variance: bool
     classifier: bool
     flow_map: Annotated[dict, FlowMap]
+    generator: Annotated[dict, DenoisingGenerator]
 
 
 class Train(Parts):
@@ -153,6 +156,7 @@ class Restore(Shared):
     measurement: File | None
     noise_seed: Seed
     level: Level
+    tolerance: Positive | None
     particles: Annotated[int, Range(2, MOST)]
     weights: Weights
     batch_size: Count

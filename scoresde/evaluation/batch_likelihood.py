@@ -12,6 +12,7 @@ from torch.utils.data import Dataset, default_collate
 
 from scoresde import bounds
 from scoresde.arguments import MOST, CountOrZero, EvenCount, Range
+from scoresde.bits import BitsPerDim, bits_per_dim
 from scoresde.build import Run
 from scoresde.dequantization import (
     AboveUniform,
@@ -23,14 +24,9 @@ from scoresde.dequantization import (
 )
 from scoresde.divergence import ExactTrace, Trace
 from scoresde.evaluation.resumable import Numbers
-from scoresde.likelihood import (
-    BitsPerDim,
-    LogProb,
-    bits_per_dim,
-    conventions,
-    log_prob,
-)
+from scoresde.likelihood import LogProb, conventions, log_prob
 from scoresde.losses import Nodes
+from scoresde.multilevel_bits import seeds_of
 from scoresde.prior_mismatch import prior_mismatches
 from scoresde.protocols import Condition, by_name
 from scoresde.random_stream import RandomStream
@@ -92,9 +88,12 @@ class BatchLikelihood:
     start: str
     conditional: bool = True
 
-    def values(self, indices: Tensor) -> Numbers:
-        """Return negative log-likelihoods per dimension, NaN where the solver failed, their cost and conventions."""
-        x, cond, seeds = self._load(indices)
+    def values(self, indices: Tensor, repeats: Tensor | None = None) -> Numbers:
+        """Return negative log-likelihoods per dimension, NaN where the solver failed, their cost and conventions.
+
+        `repeats` (B,) are numbers of independent repetitions with other draws; default 0.
+        """
+        x, cond, seeds = self._load(indices, repeats)
         model, data_map = self.run.model, DataMap(self.run.transform, self.dequantization)
         result: LogProb | BitsPerDim
         bits: BitsPerDim
@@ -103,6 +102,7 @@ class BatchLikelihood:
                 state, nats = data_map.draw(send(x, device_of(model) or x.device), RandomStream(seeds=seeds), model.sde)
                 result = log_prob(model, state, cond, self.trace, self.solver, seeds)
                 values = -(result.value + nats) / dimensions(x)
+                stated = None if result.stderr is None else result.stderr / dimensions(x)
                 start, mismatch = f"data, t_min={model.sde.t_min:g}", float(prior_mismatches(model.sde, state).max())
                 declared = conventions(model, data_map, self.trace, self.solver, start, mismatch)
                 declared = {"quantity": "negative log-density, nats per dimension", **declared}
@@ -112,7 +112,7 @@ class BatchLikelihood:
                     bits = bits_per_dim(model, x, data_map, cond, samples=self.samples, start=self.start, **shared)
                 except Incomplete as error:
                     bits = error.result
-                result, values, declared = bits, bits.per_image, bits.conventions
+                result, values, stated, declared = bits, bits.per_image, bits.trace_stderr, bits.conventions
         except RuntimeError as error:
             raise RuntimeError(f"samples {indices[0]} to {indices[-1]} of the dataset: {error}") from error
         if names := by_name(cond):
@@ -121,7 +121,8 @@ class BatchLikelihood:
             declared = {**declared, "condition": "none: the network without its conditions"}
         levels = None if self.dequantization is None else count_levels(x, data_map.levels)
         counts = {name: getattr(result, name).tolist() for name in ("nfe", "backward", "status")}
-        return {"value": values.tolist(), **counts, "levels": levels, "conventions": declared}
+        errors = None if stated is None else stated.tolist()
+        return {"value": values.tolist(), "error": errors, **counts, "levels": levels, "conventions": declared}
 
     def bound(self, indices: Tensor, budget: Budget) -> Numbers:
         """Return evidence bounds, NaN for samples without one, and their conventions."""
@@ -161,11 +162,14 @@ class BatchLikelihood:
             x, cond, _ = self._load(indices)
             yield from (x, *(cond.values() if isinstance(cond, dict) else [] if cond is None else [cond]))
 
-    def _load(self, indices: Tensor) -> tuple[Tensor, Condition, list[int]]:
+    def _load(self, indices: Tensor, repeats: Tensor | None = None) -> tuple[Tensor, Condition, list[int]]:
         """Return the states and conditions of a batch, on the CPU, and the seeds of its samples."""
         items = default_collate([self.dataset[int(i)] for i in indices])
         x, cond = split_condition(items, "cpu")
-        return x, cond if self.conditional else None, [self.seed + int(i) for i in indices]
+        seeds = [self.seed + int(i) for i in indices]
+        if repeats is not None:
+            seeds = seeds_of(seeds, torch.arange(len(seeds)), repeats)
+        return x, cond if self.conditional else None, seeds
 
 
 def tasks_of(evaluation: BatchLikelihood, budget: Budget, every: Tensor, subset: Tensor) -> Tasks:
@@ -180,6 +184,9 @@ def tasks_of(evaluation: BatchLikelihood, budget: Budget, every: Tensor, subset:
     if (finer := getattr(evaluation.solver, "finer", None)) is not None:
         coarse = replace(evaluation, samples=1, trace=evaluation.trace.kept())
         tasks |= {"coarse": (subset, coarse.values), "fine": (subset, replace(coarse, solver=finer()).values)}
-    if budget.bound is not None:
-        tasks["bound"] = every, partial(evaluation.bound, budget=budget)
-    return tasks
+    return tasks | bound_tasks(evaluation, budget, every)
+
+
+def bound_tasks(evaluation: BatchLikelihood, budget: Budget, every: Tensor) -> Tasks:
+    """Return the task "bound" of `tasks_of`, or no task if the budget has no bound."""
+    return {} if budget.bound is None else {"bound": (every, partial(evaluation.bound, budget=budget))}

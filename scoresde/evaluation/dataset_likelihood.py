@@ -11,7 +11,8 @@ discretisation    change of the mean under a finer solve: the mean difference on
                   probe in both solves, so that it has no Monte Carlo noise.
 
 The squares of the first two add up to the squared standard error over samples, the error to quote with the mean. The
-third is a bias. An evidence bound for the reverse SDE is reported next to the likelihood of the probability flow.
+third is a bias. With a tolerance, the mean is a multilevel estimate (`scoresde.multilevel_bits`), whose terms take the
+place of the last two. An evidence bound for the reverse SDE is reported next to the likelihood of the probability flow.
 
 Data with labels y have the likelihood given the label, p(x | y). Beside it stand the cost of the label itself,
 -log p(y) under the class frequencies of the training data, and the joint likelihood of sample and label, the sum.
@@ -19,16 +20,17 @@ Data with labels y have the likelihood given the label, p(x | y). Beside it stan
 
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
-from scoresde.arguments import Count, Few
+from scoresde.arguments import Count, Distinct, Few, Positive
+from scoresde.bits import check_samples, describe_failures
 from scoresde.build import Run
 from scoresde.dequantization import (
     AboveUniform,
@@ -38,23 +40,22 @@ from scoresde.dequantization import (
     warn_if_above_uniform,
 )
 from scoresde.divergence import Trace
-from scoresde.evaluation.batch_likelihood import BatchLikelihood, Budget, tasks_of
+from scoresde.evaluation.batch_likelihood import BatchLikelihood, Budget, Tasks, bound_tasks, tasks_of
+from scoresde.evaluation.dataset_multilevel import evaluate_multilevel
 from scoresde.evaluation.generation import check_count
 from scoresde.evaluation.labels import label_nats, labels_of
 from scoresde.evaluation.references import evenly_spaced
 from scoresde.evaluation.resumable import Numbers, directory_for, evaluate, fingerprint
-from scoresde.likelihood import (
-    check_samples,
-    describe_failures,
-    trace_for,
-)
+from scoresde.likelihood import trace_for
+from scoresde.multilevel_bits import STEPS, MultilevelLikelihood, check_multilevel
 from scoresde.probability_flow import DEFAULT_SOLVER
 from scoresde.solvers import Solver
 from scoresde.tensors import dimensions, mean_and_error
 from scoresde.training.batches import split_condition
+from scoresde.training.locks import shared
 
 PARTIAL = "likelihood"
-FORMAT = 2  # of the stored results of batches; those of another format are not read
+FORMAT = 3  # of the stored results of batches; those of another format are not read
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,10 @@ class DatasetLikelihood:
         label: mean of -log p(y) of the labels that the likelihood is given, in `unit`; None without labels, or if a
             class does not occur in the training data.
         joint: mean of -log p(x, y), the value of a sample plus -log p(y), in `unit`; None if `label` is None.
+        terms: name, mean, standard error, and numbers of samples and draws of each term of a multilevel estimate.
+        beyond, bias: the error of a multilevel estimate for these samples, and the remaining bias, a part of it.
+        parts: {cause: part of the standard error of the first term} of a multilevel estimate.
+        accuracy: the error of an entry of per_sample of a multilevel estimate.
     """
 
     unit: str
@@ -105,6 +110,11 @@ class DatasetLikelihood:
     bound_conventions: dict[str, str] = field(default_factory=dict)
     label: Estimate | None = None
     joint: Estimate | None = None
+    terms: list[dict[str, Any]] = field(default_factory=list)
+    beyond: float | None = None
+    bias: float | None = None
+    parts: dict[str, float] = field(default_factory=dict)
+    accuracy: float | None = None
 
 
 def evaluate_likelihood(
@@ -121,6 +131,8 @@ def evaluate_likelihood(
     start: str = "data",
     conditional: bool = True,
     training_labels: Mapping[str, Tensor] | None = None,
+    tolerance: Positive | None = None,
+    levels: Annotated[Sequence[Few], Distinct(least=2)] | None = None,
 ) -> DatasetLikelihood:
     """Return the likelihood of a dataset under a run's model. Sample i draws from seed + i in any batch.
 
@@ -140,6 +152,8 @@ def evaluate_likelihood(
         conditional: if True, the likelihood is given the conditions of the dataset; if False, it is that of the
             network without conditions, as condition dropout trains it.
         training_labels: labels of the training data by name, for the likelihood of the labels themselves.
+        tolerance, levels: see `bits.bits_per_dim`; also for continuous data, in nats per dimension. The budget is then
+            spent on the bound only.
 
     Warns:
         UserWarning: the network was not trained on data dequantised in this way, the evidence bound cannot be
@@ -151,30 +165,59 @@ def evaluate_likelihood(
             has their likelihoods, and NaN for the failed ones and for the mean.
         Interrupted: Ctrl-C.
     """
-    check_settings(run, dataset, dequantization, samples, batch_size, start, conditional)
+    check_settings(
+        run, dataset, dequantization, samples, batch_size, start, conditional, tolerance, levels, solver=solver
+    )
     count = len(dataset)  # type: ignore[arg-type]
-    trace, solver, budget = trace_for(solver, trace), solver or DEFAULT_SOLVER, budget or Budget(0, None)
+    given, trace, solver, budget = trace, trace_for(solver, trace), solver or DEFAULT_SOLVER, budget or Budget(0, None)
     _warn_if_untrained(run, dequantization)
     evaluation = BatchLikelihood(run, dataset, dequantization, trace, solver, samples, seed, start, conditional)
     budget = evaluation.feasible(budget)
     every, subset = torch.arange(count), evenly_spaced(count, budget.samples)
     contents = fingerprint(run.model, run.transform, evaluation.tensors(every.split(batch_size)))
-    options = FORMAT, trace, solver, dequantization, samples, batch_size, budget, seed, start, conditional
-    settings = [*map(str, options), contents]
-    parts = {
-        f"{name}-{i:06d}": partial(function, batch)
-        for name, (indices, function) in tasks_of(evaluation, budget, every, subset).items()
-        for i, batch in enumerate(indices.split(batch_size) if len(indices) else ())
-    }
+    options = (
+        FORMAT,
+        given,
+        solver,
+        dequantization,
+        samples,
+        batch_size,
+        budget,
+        seed,
+        start,
+        conditional,
+        tolerance,
+        levels,
+    )
+    directory = directory_for(run.path / PARTIAL, [*map(str, options), contents])
     unit = "nats/dim" if dequantization is None else "bits/dim"
+
+    def results_of(tasks: Tasks) -> dict[str, Numbers]:
+        parts = {
+            f"{name}-{i:06d}": partial(function, batch)
+            for name, (indices, function) in tasks.items()
+            for i, batch in enumerate(indices.split(batch_size) if len(indices) else ())
+        }
+        return evaluate(parts, directory, unit, progress)
+
     with warnings.catch_warnings(action="ignore", category=AboveUniform):  # checked below, for all samples
-        results = evaluate(parts, directory_for(run.path / PARTIAL, settings), unit, progress)
-    likelihood = _summary(results, unit, subset)
+        if tolerance is None:
+            results = results_of(tasks_of(evaluation, budget, every, subset))
+            grey_levels = max(
+                (r["levels"] or 0 for part, r in results.items() if part.startswith("values-")), default=0
+            )
+            likelihood = _summary(results, unit, subset)
+        else:
+            with shared(directory):
+                found, declared, grey_levels = evaluate_multilevel(
+                    evaluation, tolerance, levels, given, batch_size, directory, unit, progress
+                )
+                likelihood = _of_multilevel(found, declared, unit)
+                _add_bound(likelihood, results_of(bound_tasks(evaluation, budget, every)))
     if training_labels and conditional:
         add_labels(likelihood, dataset, training_labels)
     if dequantization is not None:
-        levels = max(result["levels"] for part, result in results.items() if part.startswith("values-"))
-        warn_if_above_uniform(likelihood.mean, levels)
+        warn_if_above_uniform(likelihood.mean, grey_levels)
     return likelihood
 
 
@@ -186,13 +229,18 @@ def check_settings(
     batch_size: int = 256,
     start: str = "data",
     conditional: bool = True,
+    tolerance: float | None = None,
+    levels: Sequence[int] | None = None,
+    solver: Solver | None = None,
     **_: Any,
 ) -> None:
     """Raise ValueError if `evaluate_likelihood` would refuse these arguments; the network is not evaluated."""
     if not len(dataset):  # type: ignore[arg-type]
         raise ValueError("the dataset is empty: expected at least one sample")
     check_count("batch_size", batch_size)
-    check_samples(samples, start, DataMap(run.transform, dequantization), run.model.sde)
+    check_samples(samples, start, DataMap(run.transform, dequantization), run.model.sde, tolerance, levels)
+    if tolerance is not None:
+        check_multilevel(len(dataset), tolerance, solver or DEFAULT_SOLVER, levels or STEPS)  # type: ignore[arg-type]
     if not conditional and (names := getattr(run.model, "conditional", ())):
         raise ValueError(
             f"a likelihood without conditions needs a network trained with condition dropout; {run.path} was trained "
@@ -203,11 +251,8 @@ def check_settings(
 def _summary(results: dict[str, Numbers], unit: str, subset: Tensor) -> DatasetLikelihood:
     """Combine the results of all tasks (see `tasks_of`); raise Incomplete if the solver failed for some samples."""
 
-    def column(name: str, key: str = "value") -> Tensor:
-        numbers = [value for part, result in results.items() if part.startswith(f"{name}-") for value in result[key]]
-        return torch.tensor(numbers, dtype=torch.float64)
-
-    values, again, coarse, fine, bound = (column(name) for name in ("values", "again", "coarse", "fine", "bound"))
+    column = partial(_column, results)
+    values, again, coarse, fine = (column(name) for name in ("values", "again", "coarse", "fine"))
     mean, stderr = mean_and_error(values)
     nfe, backward = (float(column("values", key).mean()) for key in ("nfe", "backward"))
     likelihood = DatasetLikelihood(unit, mean, stderr, values, results["values-000000"]["conventions"], nfe, backward)
@@ -220,17 +265,50 @@ def _summary(results: dict[str, Numbers], unit: str, subset: Tensor) -> DatasetL
         raise Incomplete(message, likelihood)
     if len(again):
         again = _finite("second evaluation", values[subset] - again)
-    fine, bound = _finite("finer solve", fine - coarse), _finite("evidence bound", bound)
+    fine = _finite("finer solve", fine - coarse)
     if len(subset) and stderr is not None:
         noise = float(again.square().mean()) / 2 / len(values) if len(again) else 0.0
         likelihood.monte_carlo = math.sqrt(noise)
         likelihood.population = math.sqrt(max(stderr**2 - noise, 0.0))
     if len(fine):
         likelihood.discretisation = Estimate(*mean_and_error(fine))
+    _add_bound(likelihood, results)
+    return likelihood
+
+
+def _column(results: Mapping[str, Numbers], name: str, key: str = "value") -> Tensor:
+    """Return the numbers of a task under a key, in the order of its samples, float64."""
+    numbers = [value for part, result in results.items() if part.startswith(f"{name}-") for value in result[key]]
+    return torch.tensor(numbers, dtype=torch.float64)
+
+
+def _add_bound(likelihood: DatasetLikelihood, results: Mapping[str, Numbers]) -> None:
+    """Set the evidence bound of a likelihood, if the results of all tasks have one."""
+    bound = _finite("evidence bound", _column(results, "bound"))
     if len(bound):
         likelihood.bound = Estimate(*mean_and_error(bound))
         likelihood.bound_conventions = results["bound-000000"]["conventions"]
-    return likelihood
+
+
+def _of_multilevel(found: MultilevelLikelihood, declared: dict[str, str], unit: str) -> DatasetLikelihood:
+    """Return a multilevel estimate in the form of all likelihoods."""
+    nfe, backward = (float(counts.double().mean()) for counts in (found.nfe, found.backward))
+    parts = {"probes": found.probes, "dequantisation": found.dequantization}
+    return DatasetLikelihood(
+        unit,
+        found.mean,
+        found.stderr,
+        found.per_sample,
+        declared,
+        nfe,
+        backward,
+        population=found.population,
+        terms=found.terms(),
+        beyond=found.error,
+        bias=float(found.estimate.bias),
+        parts={name: error for name, error in parts.items() if error is not None},
+        accuracy=found.accuracy,
+    )
 
 
 def add_labels(likelihood: DatasetLikelihood, dataset: Dataset, training_labels: Mapping[str, Tensor]) -> None:

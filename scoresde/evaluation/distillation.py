@@ -13,7 +13,8 @@ from scoresde.arguments import Distinct, Few, checked
 from scoresde.build import Run
 from scoresde.protocols import Condition, Model
 from scoresde.samplers.learned import Table, solver_file
-from scoresde.samplers.learning import Learner, Learning
+from scoresde.samplers.learning import Learner, check_nfe
+from scoresde.samplers.solver_fit import Learning
 
 Row = dict[str, Any]
 CONDITIONS = 1000  # conditions of the data from which starts draw
@@ -30,6 +31,7 @@ class Teacher:
         seed: the seed of all random draws.
         again: whether to replace what is stored; if False, it is kept.
         progress: whether to show progress bars.
+        trust: see `build.instantiate`.
     """
 
     run: Run
@@ -38,6 +40,7 @@ class Teacher:
     seed: int
     again: bool = False
     progress: bool = False
+    trust: Sequence[str] = ()
 
 
 class Distillation(Protocol):
@@ -64,6 +67,8 @@ class SolverDistillation:
         **options: Annotated[Any, Learning],
     ):
         self.nfe, self.folder, self.learning = list(nfe), folder, Learning(**options)
+        for count in self.nfe:
+            check_nfe(count, self.learning)
 
     def __call__(self, teacher: Teacher) -> Iterator[Row]:
         """Yield a row for each number of evaluations, after its solver is stored."""

@@ -15,6 +15,8 @@ def likelihood_table(result: DatasetLikelihood, split: str) -> dict[str, str]:
     if result.population is not None and result.monte_carlo is not None:
         parts = {"population": result.population, "probes and dequantisation": result.monte_carlo}
         rows["errors"] = ", ".join(f"+- {four_decimals(error)} {name}" for name, error in parts.items() if error)
+    if result.terms:
+        rows |= _budget(result)
     if result.discretisation is not None:
         rows["finer solve"] = ("" if result.discretisation.mean < 0 else "+") + str(result.discretisation)
     if result.bound is not None:
@@ -22,3 +24,16 @@ def likelihood_table(result: DatasetLikelihood, split: str) -> dict[str, str]:
         rows |= {f"  {key}": value for key, value in result.bound_conventions.items() if key not in result.conventions}
     cost = f"{result.nfe:.4g} a sample, and {result.backward:.4g} backward passes"
     return {**rows, **result.conventions, "evaluations": cost}
+
+
+def _budget(result: DatasetLikelihood) -> dict[str, str]:
+    """Return the error budget of a multilevel estimate as rows to print."""
+    errors = {"population": result.population, "this estimate": result.beyond}
+    rows = {"errors": ", ".join(f"+- {four_decimals(error)} {name}" for name, error in errors.items() if error)}
+    for term in result.terms:
+        draws = f"{term['samples']} samples" + (f", {term['draws']} draws" if term["draws"] > term["samples"] else "")
+        rows[f"  {term['name']}"] = f"{term['mean']:+.4f} +- {four_decimals(term['stderr'])} ({draws})"
+    first = f"  {result.terms[0]['name']}"
+    rows[first] += "".join(f", +- {four_decimals(error)} {name}" for name, error in result.parts.items() if error)
+    rows["  bias"] = f"at most {four_decimals(result.bias or 0.0)}, from the last differences"
+    return {**rows, "  each sample": f"+- {four_decimals(result.accuracy or 0.0)} in the stored values"}

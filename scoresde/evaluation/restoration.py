@@ -12,7 +12,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from scoresde.build import Run, instantiate
 from scoresde.data.image_files import MODES, Reader
 from scoresde.dequantization import DataMap
 from scoresde.evaluation.image_data import is_of_images, span_of, to_levels
-from scoresde.inverse import Operator, TwistedParticles, sample_posterior
+from scoresde.inverse import Operator, PosteriorMoments, TwistedParticles, sample_posterior
 from scoresde.protocols import Model
 from scoresde.random_stream import RandomStream
 from scoresde.samplers import Sampler
@@ -65,7 +65,8 @@ class Restoration:
 
     x: states (n, *). mean, std: of the posterior in each entry, float64 (*). nfe, backward: network evaluations and
     backward passes for each sample or particle. seconds: time of all samples. log_evidence, stderr: log p(y) in nats
-    and its standard error, and ess: the effective number of particles at the end; None without particles.
+    and its standard error, and ess: the effective number of particles at the end; None without particles. moments: the
+    multilevel estimate of mean and std; None if they are those of x or of the particles.
     """
 
     x: Tensor
@@ -77,6 +78,11 @@ class Restoration:
     log_evidence: float | None = None
     stderr: float | None = None
     ess: float | None = None
+    moments: PosteriorMoments | None = None
+
+    def with_moments(self, moments: PosteriorMoments) -> "Restoration":
+        """Return the restoration with the mean and the standard deviation of a multilevel estimate."""
+        return replace(self, mean=moments.mean, std=moments.std, moments=moments)
 
 
 def read_picture(run: Run, path: Path) -> Tensor:

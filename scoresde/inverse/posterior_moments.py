@@ -167,8 +167,8 @@ class _Draws:
         if not torch.allclose(a, b, rtol=1e-3, atol=1e-3 * float(first.std())):
             raise ValueError(
                 "sampler must be deterministic, so that samples with different numbers of steps start from the same "
-                "noise and stay close; got one that draws noise: use DDIM(), DPMSolverPP(2), Heun() or another "
-                "method with l=0"
+                "noise and stay close; got one that draws noise: use DPMSolverPP(2) (sampler=dpmpp2), DDIM() or "
+                "another method with l=0"
             )
         return first.mean(dim=0)
 

@@ -14,6 +14,7 @@ from scoresde.networks.dit import DiT, dit_b, dit_l, dit_s, dit_xl
 from scoresde.networks.embeddings import Conditions, FourierEmbedding, PositionalEmbedding
 from scoresde.networks.encoder import EncoderUNet, Ends
 from scoresde.networks.level_head import LevelHead
+from scoresde.networks.lora import adapters, add_lora, load_adapters, merge_lora, save_adapters
 from scoresde.networks.mlp import MLP
 from scoresde.networks.pooling import AttentionPool, AveragePool, SkipPool
 from scoresde.networks.presets import adm, ddpm, ddpmpp, ncsnpp
@@ -35,6 +36,7 @@ __all__ = [
     "ncsnpp",
 ]
 __all__ += ["BlockStyle", "Conditions", "Ends", "FourierEmbedding", "PositionalEmbedding"]
+__all__ += ["adapters", "add_lora", "load_adapters", "merge_lora", "save_adapters"]
 __all__ += ["AttentionPool", "AveragePool", "SkipPool"]
 __all__ += ["InputResidual", "InputSkip", "OutputResidual", "OutputSkip"]
 __all__ += ["convolution_resampling", "filter_resampling", "residual_resampling"]

@@ -11,6 +11,7 @@ adds nothing), a tensor, or a dict of tensors:
 | "context" | (B, L, context_features)             | cross-attention in every block with attention          |
 | "image"   | (B, cond_channels, *space)           | further channels of the state, see `ImageCondition`    |
 | "target"  | (B,), in [0, 1]                      | `TargetEmbedding`, after a call of `accept_target`      |
+| "latent"  | (B, length)                          | `LatentEmbedding`, after a call of `accept_latent`      |
 
 A tensor of integers stands for {"label": tensor}, a tensor of floating-point numbers for {"vector": tensor}. A network
 may have several labels, each under a name of its own: `classes={"tone": 6, "group": 9}`.
@@ -305,6 +306,29 @@ def accept_target(network: nn.Module) -> None:
             module.target = TargetEmbedding(module.inner.in_features, module.outer.out_features).to(like)
 
 
+class LatentEmbedding(nn.Module):
+    """Embed the latent of a generator: W2 silu(W1 z), (B, length) -> (B, features) (the mapping network of 2112.07804).
+
+    Args:
+        length: number of dimensions of the latent.
+        features: number of features of the output.
+    """
+
+    def __init__(self, length: int, features: int):
+        super().__init__()
+        self.inner, self.outer = linear(length, features), linear(features, features)
+
+    def forward(self, latent: Tensor) -> Tensor:
+        return self.outer(F.silu(self.inner(cast_for(self.inner, latent))))
+
+
+def accept_latent(network: nn.Module, length: int) -> None:
+    """Let every `TimeEmbedding` in a network accept the condition "latent" of this length."""
+    for module in list(network.modules()):
+        if isinstance(module, TimeEmbedding) and module.latent is None:
+            module.latent = LatentEmbedding(length, module.outer.out_features).to(module.inner.weight)
+
+
 class TimeEmbedding(nn.Module):
     """Embed the noise label, classes and a condition vector as the features (B, features) that every block reads.
 
@@ -336,10 +360,12 @@ class TimeEmbedding(nn.Module):
         self.inner, self.outer = linear(channels, features), linear(features, features)
         self.cond = ConditionEmbedding(features if join == "output" else channels, classes, cond_features)
         self.target: TargetEmbedding | None = None
+        self.latent: LatentEmbedding | None = None
 
     def named(self, cond: Condition, known: Iterable[str]) -> dict[str, Tensor]:
-        """Return `named(cond, known)`; "target" is also known after a call of `accept_target`."""
-        return named(cond, known if self.target is None else [*known, "target"])
+        """Return `named(cond, known)`; "target" and "latent" are also known after a call that lets them be accepted."""
+        accepted = {"target": self.target, "latent": self.latent}
+        return named(cond, [*known, *(name for name, part in accepted.items() if part is not None)])
 
     def forward(self, label: Tensor, parts: dict[str, Tensor]) -> Tensor:
         position, cond = self.position(label), self.cond(parts, len(label))
@@ -349,4 +375,6 @@ class TimeEmbedding(nn.Module):
             features = features + cond
         if self.target is not None and "target" in parts:
             features = features + self.target(position, parts["target"])
+        if self.latent is not None and "latent" in parts:
+            features = features + self.latent(parts["latent"])
         return F.silu(features)

@@ -21,12 +21,13 @@ from scoresde.samplers.grids import (
 )
 from scoresde.samplers.heun import EDM, Heun
 from scoresde.samplers.learned import LearnedSolver, StoredSolver, Table
-from scoresde.samplers.learning import Learning, learn
+from scoresde.samplers.learning import learn
 from scoresde.samplers.linear import Linear
 from scoresde.samplers.predictor_corrector import PredictorCorrector, ProbabilityFlow
 from scoresde.samplers.predictors import Ancestral, EulerMaruyama, OptimalVariance, ReverseDiffusion, StochasticHeun
 from scoresde.samplers.sa_solver import SASolver
 from scoresde.samplers.sampler import Sampler, Samples, StateConstraint
+from scoresde.samplers.solver_fit import Learning
 from scoresde.samplers.torchsde import TorchSDE
 from scoresde.samplers.unipc import UniPC
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from torch import nn
 from torch.optim import Optimizer
 
 from scoresde.score import ScoreModel
@@ -32,6 +33,7 @@ class State:
 
     Args:
         model, optimizer, ema, precision, guard: see their classes.
+        loss: the objective, whose parameters, if it has any, are trained too.
         power: power-function averages, whose width is chosen after training; or None.
         path: the checkpoint's path.
         config: the configuration of the run, stored in the checkpoint.
@@ -40,6 +42,7 @@ class State:
     """
 
     model: ScoreModel
+    loss: nn.Module
     optimizer: Optimizer
     ema: EMA
     power: PowerAverages | None
@@ -62,6 +65,8 @@ class State:
         """
         moments, settings = checkpoint.pack_optimizer(self.optimizer)
         groups = {"model": self.model.state_dict(), "ema": self.ema.shadow, "optimizer": moments}
+        if parts := self.loss.state_dict():
+            groups["loss"] = parts
         if self.power is not None:
             groups |= self.power.groups()
         groups = {name: distributed.collect(group) for name, group in groups.items()}
@@ -105,6 +110,7 @@ class State:
         step, skipped, scale = info["step"], info.get("skipped", [0, 0]), info.get("scale")
         check_like(f"the skipped steps in {self.path}", skipped, [0, 0])
         checkpoint.restore(self.model.state_dict(), groups["model"])
+        checkpoint.restore(self.loss.state_dict(), groups.get("loss", {}))
         self.ema.load(groups["ema"])
         if self.power is not None:
             self.power.load(groups)

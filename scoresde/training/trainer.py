@@ -153,7 +153,8 @@ class Trainer:
 
         Args:
             model: trained in place. It ends with the raw weights; the checkpoint has the averaged ones too.
-            loss: returns the loss terms of a batch in model space.
+            loss: returns the loss terms of a batch in model space. Parameters of its own, such as a discriminator's,
+                are trained with those of the model and stored in the checkpoint; they have no average.
             dataset: items are states `*` in data units, or (state, condition).
             run: the run's directory.
             data_map: maps data to the states that the model is trained on.
@@ -179,9 +180,9 @@ class Trainer:
             return
         is_first = distributed.rank() == 0
         objective = SharedObjective(
-            _Terms(self._prepare(model), loss, data_map, self.seed, self.condition_dropout), model, self.parallel
+            _Terms(self._prepare(model, loss), loss, data_map, self.seed, self.condition_dropout), model, self.parallel
         )
-        state = self._state(model, run, is_first, config or {})
+        state = self._state(model, loss, run, is_first, config or {})
         base_rates = [group["lr"] for group in state.optimizer.param_groups]
         with locked(run):
             log = self._resume(state, run, is_first)
@@ -204,8 +205,8 @@ class Trainer:
 
     # --- before the loop
 
-    def _prepare(self, model: ScoreModel) -> ScoreModel:
-        """Move the model to its device and memory layout, and compile it."""
+    def _prepare(self, model: ScoreModel, loss: Objective) -> ScoreModel:
+        """Move the model and the loss to their device, and the model to its memory layout; compile the model."""
         if not isinstance(model, nn.Module):
             raise TypeError(
                 f"the model must be a torch.nn.Module, such as a scoresde.ModelWrapper; got {type(model).__name__}"
@@ -216,6 +217,9 @@ class Trainer:
                     f"trained weights must be float32 or float64, as half precision loses small updates; got {name} in "
                     f"{parameter.dtype}: call model.float(), and set precision='bf16' or 'fp16' for the arithmetic"
                 )
+        if self.parallel == "fsdp" and next(loss.parameters(), None) is not None:
+            raise ValueError("parallel=fsdp cannot shard the parameters of a loss: use parallel=ddp")
+        loss.to(self.where)
         model.to(self.where).train()
         network: Any = getattr(model, "network", None)
         if (self.channels_last or self.compile) and not isinstance(network, nn.Module):
@@ -229,14 +233,14 @@ class Trainer:
             network.compile()
         return model
 
-    def _state(self, model: ScoreModel, run: Path, is_first: bool, config: Mapping[str, Any]) -> State:
+    def _state(self, model: ScoreModel, loss: Objective, run: Path, is_first: bool, config: Mapping[str, Any]) -> State:
         """Return the training state at step 0."""
-        optimizer = self.optimizer([p for p in model.parameters() if p.requires_grad])
+        optimizer = self.optimizer([p for p in (*model.parameters(), *loss.parameters()) if p.requires_grad])
         ema = EMA(model, self.ema, warmup=self.ema_warmup)
         power = posthoc_ema.PowerAverages(model, tuple(self.power)) if self.power else None
         guard = Guard(self.skip_limit, run / SKIPPED if is_first else None, run / CHECKPOINT)
         precision = Precision(self.precision, self.where)
-        return State(model, optimizer, ema, power, precision, guard, run / CHECKPOINT, config)
+        return State(model, loss, optimizer, ema, power, precision, guard, run / CHECKPOINT, config)
 
     def _resume(self, state: State, run: Path, is_first: bool) -> Log:
         """Load the checkpoint if there is one, and return the log that continues from its step."""

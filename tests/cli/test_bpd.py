@@ -113,3 +113,23 @@ def test_the_density_of_a_guided_flow_is_said_to_be_that(labelled):
     assert "ClassifierFree(ScoreModel, scale=1)" in str(guided["conventions"])
     assert guided["guidance"]["scale"] == 1
     assert guided["nfe"] != plain["nfe"] or guided["value"] != plain["value"]
+
+
+@pytest.mark.filterwarnings("ignore:the last level")
+def test_a_multilevel_estimate_prints_its_error_budget(grey, capsys, refused):
+    command = ["bpd", f"run={grey}", "likelihood=multilevel", "budget.bound=null", "likelihood.levels=[4,8,16]"]
+    assert main([*command, "likelihood.tolerance=0.03"]) == 0
+    (row,) = rows(grey)
+    assert (row["unit"], row["n"]) == ("bits/dim", 297)
+    assert row["population"] ** 2 + row["beyond"] ** 2 == pytest.approx(row["stderr"] ** 2)
+    assert [term["name"] for term in row["terms"]] == ["4 steps", "4 to 8 steps", "8 to 16 steps"]
+    assert sum(term["mean"] for term in row["terms"]) == pytest.approx(row["mean"])
+    stored = np.load(grey / "per_sample" / row["file"])["values"]
+    assert stored.mean() == pytest.approx(row["mean"])
+    table = capsys.readouterr().out
+    assert f"+- {row['population']:.4f} population, +- {four_decimals(row['beyond'])} this estimate" in table
+    for term in row["terms"]:
+        assert f"{term['mean']:+.4f} +- {four_decimals(term['stderr'])} ({term['samples']} samples" in table
+    assert "likelihood.tolerance must be" in refused(*command, "likelihood.tolerance=0")
+    assert "two increasing numbers of steps" in refused(*command, "likelihood.levels=[8,4]")
+    assert "levels need a tolerance" in refused("bpd", f"run={grey}", "+likelihood.levels=[8,16]")

@@ -7,7 +7,7 @@ import scoresde as ss
 from scoresde.cli import main
 from tests.cli.conftest import TOY, rows
 
-QUICK = [option.replace("experiment=toy2d", "experiment=toy2d_flow_map") for option in TOY]
+QUICK = [option.replace("experiment=toy2d", "experiment=flow_map_2d") for option in TOY]
 
 
 @pytest.fixture

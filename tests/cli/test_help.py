@@ -41,7 +41,7 @@ SETTINGS = {
         "annealed_langevin, ddim, ddim_eta1, deis3, ",
         "run: ???",
     ],
-    "bpd": ["likelihood: adaptive, default, dopri5, exact, paired, score_sde", "run: ???", "split: test"],
+    "bpd": ["likelihood: adaptive, default, dopri5, exact, jumps, paired, score_sde", "run: ???", "split: test"],
     "evaluate": ["features: digits, inception, openmoji_", "run: ???", "floors:", "features=inception n=50000"],
     "compare": ["samplers: - ddim", "run: ???", "sde: ", "- ancestral", "scoresde compare run=oracle sde=subvp"],
     "restore": [
@@ -59,7 +59,12 @@ SETTINGS = {
         "classify run=runs/digits_cond",
     ],
     "dequantize": ["optimizer: adam", "run: ???", "steps: 500", "scoresde dequantize run=runs/digits steps=2000"],
-    "distill": ["method: solver", "run: ???", "nfe: - 5", "sampler=learned sampler.nfe=5"],
+    "distill": [
+        "method: adversarial, consistency, meanflow, progressive, solver, trajectories",
+        "run: ???",
+        "nfe: - 5",
+        "sampler=learned sampler.nfe=5",
+    ],
     "convert": ["source: ???", "path: ???", "data: arrays, cifar10, ", "source=edm"],
     "data": ["data: arrays, cifar10, ", "limit: null", "experiment=digits"],
     "report": ["run: ???", "film: true"],

@@ -102,6 +102,13 @@ def test_particles_report_the_evidence(grey, capsys):
     assert (drawn.flatten(2).abs().amax(dim=2).amin(dim=1) < 1e-4).all()  # each is one of the particles
 
 
+def test_mean_and_variance_to_a_tolerance(grey, capsys):
+    row, _ = restored(grey, "n=2", "sampler=dpmpp2", "sampler.steps=2", "posterior.iterations=1", "tolerance=1.0")
+    assert max(row["mean_error"], row["variance_error"]) <= 2**0.5  # root mean square over both is at most 1
+    assert row["moments_nfe"] > 16 * (8 + 8 + 16)
+    assert "mean and variance" in capsys.readouterr().out
+
+
 def test_a_picture_and_a_mask_from_files(grey, tmp_path):
     rng = np.random.default_rng(0)
     Image.fromarray(rng.integers(0, 256, (16, 16), dtype=np.uint8)).save(tmp_path / "photo.png")
@@ -155,6 +162,9 @@ def test_samples_that_do_not_fit_the_measurement_are_reported(grey, capsys):
         (["operator.box=[0,1,0,1]"], "which hides all"),
         (["index=297"], "index must be less than 297, the size of the test data"),
         (["n=1"], "n must be an integer >= 2"),
+        (["posterior=ddrm", "posterior.steps=2", "tolerance=1"], "tolerance needs a posterior model, .*=ddrm"),
+        (["sampler=ode", "tolerance=1"], "tolerance needs a sampler with steps, .*=ode"),
+        ([*FEW, "tolerance=1"], "sampler must be deterministic, .*sampler=dpmpp2"),
         (["cond.label=3"], "cond"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -186,7 +196,7 @@ def test_a_network_trained_for_inpainting_restores(inpainting, tmp_path, capsys)
     run = Path(shutil.copytree(inpainting, tmp_path / "inpainting").name)
     capsys.readouterr()
     row, array = restored(run, *FEW, "posterior=trained", "operator.noise_std=0.1", "index=2", "seed=5")
-    assert not capsys.readouterr().err
+    assert "trained for measurements" not in capsys.readouterr().err
     assert (row["method"], row["nfe"], row["backward"]) == ("trained", 3, 0)
     assert {"psnr", "ssim", "coverage", "residual"} <= row.keys()
     loaded, operator = ss.load(run), ss.inverse.SizedInpainting(noise_std=0.1)((1, 8, 8))

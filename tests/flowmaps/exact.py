@@ -106,3 +106,37 @@ class MixtureMap(ss.FlowMap):
         F = torch.where(same[:, None], v, (y - safe.cos() * start) / safe.sin())
         clock = torch.where(same, 1.0, self.path.clock(s) - self.path.clock(t))
         return F, torch.where(same, divergence / self.path.clock_rate(t), total / clock)
+
+
+class ExactGenerator(ss.flowmaps.DenoisingGenerator):
+    """The generator of a mixture in closed form: a draw of p(x_0 | x_t), its spread multiplied by `spread`.
+
+    The first latent chooses the component, the others are its standard normal coordinates.
+    """
+
+    def __init__(self, mixture, sde, steps=2, spread=1.0):
+        super().__init__(torch.nn.Identity(), sde, steps=steps, latent=1 + mixture.means[0].numel())
+        self.mixture = mixture
+        self.spread = torch.nn.Parameter(torch.tensor(float(spread), dtype=torch.float64))
+
+    def generate(self, x, t, z):
+        weights, means, stds = self.mixture.denoising_posterior(x, self.sde, t)
+        u = torch.special.ndtr(z[:, :1].double())
+        k = (weights.cumsum(dim=1) < u).sum(dim=1).clamp(max=weights.shape[1] - 1)
+        rows = torch.arange(len(x))
+        return means[rows, k] + self.spread * stds[rows, k] * z[:, 1:].double().reshape(x.shape)
+
+
+class Shifted(torch.nn.Module):
+    """A discriminator: a fixed logit plus smooth functions of the first input, whose weights are 0."""
+
+    def __init__(self, logit):
+        super().__init__()
+        self.logit = logit
+        self.weights = torch.nn.Parameter(torch.zeros(3, dtype=torch.float64))
+
+    def forward(self, inputs, *given):
+        a = inputs[0]
+        total = a.flatten(1).sum(dim=1)
+        features = torch.stack([torch.ones_like(total), total.tanh(), total**2], dim=1)
+        return self.logit(a, *given) + features @ self.weights

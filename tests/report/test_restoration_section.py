@@ -43,6 +43,8 @@ def test_the_last_picture_of_each_operator_is_shown(tmp_path):
     ]
     assert "at 25.5 dB" in pictures[0].alt
     page = page_of(path, film=None)
+    assert "MMPS(iterations=3); 9 samples" in page
+    assert "<td>25.5</td>" in page
     assert page.count('alt="SizedInpainting') == 1
     assert "mmps with ancestral" in page
 

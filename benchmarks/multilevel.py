@@ -1,0 +1,278 @@
+"""Multilevel bits per dimension: calibration of the stated error, and seconds to a stated error beside other projects.
+
+    python benchmarks/multilevel.py --checkpoint digits_vp.pth --table table.npz --calibrate
+    python benchmarks/multilevel.py --checkpoint digits_vp.pth --table table.npz --seconds
+    python benchmarks/multilevel.py --oracle --table oracle.npz --calibrate
+
+`--table` computes the values of some test images once: with several dequantisations and kept probes at all levels, and
+with several draws of fresh probes at the first level. It stores them in a file, or reads them from it. `--calibrate`
+lets the estimator draw from this table through the interface that it has for images, in 200 repetitions, and compares
+its errors with those that it states. An item of the table is an image. The means over fresh and over kept probes are
+equal in expectation; the fresh values are shifted by the difference of the means in the table, which is printed.
+
+`--seconds` counts the passes through the network of the multilevel estimate at several tolerances, for 297 and for
+10,000 images, by drawing from the table: item i has the values of image i modulo the size of the table, each item with
+its own dequantisation and probes. Times are these passes times the seconds of one, measured on a solve of some images.
+The other projects are measured on a few images, in turn with that solve; their time is linear in the number of images.
+Their standard error is that of one kept probe and one dequantisation for each image, from the table; an equal error
+takes as many repetitions as the squared ratio of the errors, at least one. Times are seconds of the process on one
+core, which depend less on other work on the machine than the time on the clock.
+"""
+
+import argparse
+import math
+import statistics
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import peers
+import torch
+from likelihood import exact_case
+from torch import Tensor
+
+import scoresde as ss
+from scoresde.build import instantiate
+from scoresde.divergence import Trace
+from scoresde.multilevel_bits import PROBES, Draws, MultilevelLikelihood, multilevel_likelihood, seeds_of
+from scoresde.protocols import Transform
+from scoresde.random_stream import RandomStream
+from scoresde.solvers import Solver
+from scoresde.tensors import dimensions
+
+KEPT = ss.Hutchinson(probes=2, resample=False)
+TOLERANCES = (3e-3, 1e-3, 3e-4)
+COUNTS = (297, 10_000)
+LEVELS = (12, 24, 48, 96, 192)
+CALIBRATED = (1e-2, 5e-3, 2e-3)  # of the images of the table, which are fewer than 297
+REPETITIONS, COUNTED = 200, 10
+FRESH = 8  # fresh draws of level 0 for each image and number of probes
+DEQUANTISATIONS = 2
+PEERS: dict[str, tuple[Callable, float]] = {
+    "score_sde's convention, SciPy RK45": (peers.score_sde, 1e-5),
+    "k-diffusion, dopri5": (peers.k_diffusion, 1e-4),
+    "flow_matching, dopri5": (peers.flow_matching, 1e-5),
+}
+
+
+@dataclass
+class Table:
+    """Bits per dimension of N images.
+
+    kept: (levels, N, dequantisations, 2 probes). fresh: {m: (N, FRESH)} of level 0, for m probes. variance: {m: mean
+    squared standard error that the trace states for `fresh`}. steps: the numbers of steps.
+    """
+
+    kept: Tensor
+    fresh: dict[int, Tensor]
+    variance: dict[int, float]
+    steps: tuple[int, ...]
+
+    def draw(self, solver: Solver, trace: Trace, items: Tensor, repeats: Tensor, repetition: int = 0) -> Draws:
+        """Return values from the table as `multilevel_bits.Draw`: a random entry for each draw and repetition."""
+        seeds = range(repetition * 10**9, (repetition + 1) * 10**9)
+        words = RandomStream(seeds=seeds_of(seeds, items, repeats))
+        column = words.uniform(torch.zeros(len(items), 2, dtype=torch.float64))
+        first, second = (column[:, 0] * self.kept.shape[2]).long(), (column[:, 1] * 2).long()
+        level, m = self.steps.index(solver.steps), trace.probes
+        steps = torch.full((len(items),), solver.steps + 1)
+        nfe = steps + (6 if solver.data_scale is None else 2)  # two for the check of the derivative, four for the scale
+        items = items % self.kept.shape[1]
+        if not trace.resample:
+            return Draws(self.kept[level, items, first, second], None, nfe, steps + 2)
+        own = self.fresh[m] - self.fresh[m].mean() + self.kept[0].mean()
+        value, stated = own[items, (column[:, 0] * own.shape[1]).long()], math.sqrt(self.variance[m])
+        return Draws(value, torch.full((len(items),), stated), nfe, steps * m + 2)
+
+    @property
+    def truth(self) -> float:
+        """The mean that the estimates converge to."""
+        return float(self.kept[-1].mean())
+
+    @property
+    def one_probe(self) -> float:
+        """Standard deviation of the value of an image over a kept probe and a dequantisation."""
+        dequantisations = self.kept[-1].mean(dim=2)
+        probes = self.kept[-1].var(dim=2).mean()  # within a dequantisation
+        between = (dequantisations.var(dim=1).mean() - probes / 2).clamp(min=0)
+        return float((probes + between).sqrt())
+
+    def store(self, path: Path) -> None:
+        """Write the table."""
+        fresh = {f"fresh{m}": values.numpy() for m, values in self.fresh.items()}
+        stated = {f"variance{m}": value for m, value in self.variance.items()}
+        np.savez(path, kept=self.kept.numpy(), steps=self.steps, **fresh, **stated)
+
+    @classmethod
+    def read(cls, path: Path) -> "Table":
+        """Read a table."""
+        with np.load(path) as file:
+            numbers = [int(name[5:]) for name in file.files if name.startswith("fresh")]
+            fresh = {m: torch.from_numpy(file[f"fresh{m}"]) for m in numbers}
+            stated = {m: float(file[f"variance{m}"]) for m in numbers}
+            return cls(torch.from_numpy(file["kept"]), fresh, stated, tuple(file["steps"].tolist()))
+
+
+class Case(NamedTuple):
+    """A model, the transform of its data, and images of grey levels (N, *)."""
+
+    model: ss.ScoreModel
+    transform: Transform
+    images: Tensor
+
+
+def compute(case: Case, steps: Sequence[int]) -> Table:
+    """Compute the table of the images of a case."""
+    model, transform, images = case
+    count, unit = len(images), dimensions(images) * math.log(2)
+
+    def values(seed: int, trace: Trace, solver: Solver) -> tuple[Tensor, Tensor]:
+        """Return the values of each probe (N, m), and their standard error; `seed` determines the dequantisation."""
+        stream = RandomStream(seeds=range(seed * count, (seed + 1) * count))
+        x, nats = ss.DataMap(transform, ss.Uniform()).draw(images.double(), stream, model.sde)
+        seeds = range(10**6 + seed * count, 10**6 + (seed + 1) * count)
+        found = ss.log_prob(model, x, trace=trace, solver=solver, seeds=seeds)
+        stated = torch.zeros(count) if found.stderr is None else found.stderr / unit
+        return -(found.per_probe + nats[:, None]) / unit, stated
+
+    fresh, variance = {}, {}
+    for m in PROBES:
+        draws = [values(1000 * m + k, ss.Hutchinson(m), ss.solvers.Adams(steps[0])) for k in range(FRESH)]
+        fresh[m] = torch.stack([value.mean(dim=1) for value, _ in draws], dim=1)
+        variance[m] = float(torch.stack([stated for _, stated in draws]).square().mean())
+        print(f"fresh, m={m}", flush=True)
+    kept = []
+    for n in steps:
+        kept.append(torch.stack([values(k, KEPT, ss.solvers.Adams(n))[0] for k in range(DEQUANTISATIONS)], dim=1))
+        print(f"kept, {n} steps", flush=True)
+    return Table(torch.stack(kept), fresh, variance, tuple(steps))
+
+
+def load(path: str | None, count: int) -> Case:
+    """Return a checkpoint and `count` of its test images, or an exact mixture and levels of its samples."""
+    if path is None:
+        mixture, transform = exact_case(count), ss.data.Levels(64, -4.0, 4.0)
+        return Case(mixture.model, transform, transform.inverse(mixture.x).floor().clamp(0, 63))
+    run = ss.convert.score_sde(path)
+    data = instantiate(run.config.data.test)
+    return Case(run.model, run.transform, torch.stack([data[i] for i in range(count)]))
+
+
+def repeated(
+    table: Table, count: int, tolerance: float, repetitions: int, data_scale: float | None = None
+) -> list[MultilevelLikelihood]:
+    """Return independent multilevel estimates of `count` items from the table."""
+    found = []
+    for repetition in range(repetitions):
+        draw = partial(table.draw, repetition=repetition)
+        with warnings.catch_warnings(action="ignore"):
+            solver = ss.solvers.Adams(data_scale=data_scale)
+            found.append(multilevel_likelihood(draw, count, tolerance, solver, table.steps, seed=repetition))
+    return found
+
+
+def calibrate(table: Table) -> None:
+    """Print the mean square of (estimate - truth) / stated error for each tolerance, with a 95% bootstrap interval."""
+    kept, fresh = float(table.kept[0].mean()), float(table.fresh[1].mean())
+    print(f"{table.kept.shape[1]} images; mean of level 0 with kept probes {kept:.4f}, with fresh ones {fresh:.4f}\n")
+    print("| tolerance | stated error | mean of error / stated | mean square of it | probes | passes per image |")
+    print("| --- " * 6 + "|")
+    generator, count = torch.Generator().manual_seed(0), table.kept.shape[1]
+    for tolerance in CALIBRATED:
+        found = repeated(table, count, tolerance, REPETITIONS)
+        ratios = torch.tensor([(one.mean - table.truth) / one.error for one in found], dtype=torch.float64)
+        again = ratios[torch.randint(len(ratios), (2000, len(ratios)), generator=generator)].square().mean(dim=1)
+        low, high = again.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+        stated = sum(one.error for one in found) / len(found)
+        probes = ", ".join(map(str, sorted({one.trace.probes for one in found})))
+        passes = sum(float((one.nfe + one.backward).sum()) for one in found) / len(found) / count
+        print(
+            f"| {tolerance:g} | {stated:.1e} | {float(ratios.mean()):+.2f} | {float(ratios.square().mean()):.2f} "
+            f"[{low:.2f}, {high:.2f}] | {probes} | {passes:.0f} |",
+            flush=True,
+        )
+
+
+def process_seconds(run: Callable[[], Any]) -> float:
+    """Return the seconds that the process spends in a call."""
+    started = time.process_time()
+    run()
+    return time.process_time() - started
+
+
+def measure(case: Case, rounds: int) -> tuple[float, dict[str, float]]:
+    """Return the seconds of one pass in a solve of the images, and of each other project for one image: medians."""
+    model, transform, images = case
+    levels, _ = ss.Uniform().sample(images.double(), RandomStream(seeds=range(len(images))))
+    x, probe = transform(levels), ss.Hutchinson().draw(RandomStream(seeds=range(len(images))), levels)[0]
+    solver = ss.solvers.Adams(LEVELS[0])
+    found = ss.log_prob(model, x, solver=solver)
+    passes, times = float((found.nfe + found.backward).sum()), {name: [] for name in ("ours", *PEERS)}
+    for _ in range(rounds):
+        times["ours"].append(process_seconds(lambda: ss.log_prob(model, x, solver=solver)) / passes)
+        for name, (peer, tolerance) in PEERS.items():
+            if not peers.missing(peer):
+                spent = process_seconds(lambda p=peer, t=tolerance: p(model, x, probe, t))
+                times[name].append(spent / len(x))
+    medians = {name: statistics.median(values) for name, values in times.items() if values}
+    return medians.pop("ours"), medians
+
+
+def compare(table: Table, one_pass: float, others: dict[str, float], data_scale: float | None) -> None:
+    """Print seconds to a stated error for each number of images and each tolerance."""
+    print(f"\none pass {1e3 * one_pass:.3f} ms; standard deviation of one kept probe and dequantisation ", end="")
+    print(f"{table.one_probe:.4f}\n")
+    columns = [f"{name}, once, s (ratio) | error | at equal error, s (ratio)" for name in others]
+    print(
+        "| images | error | passes per image | s | "
+        + " | ".join(columns)
+        + " |\n"
+        + "| --- " * (4 + 3 * len(others))
+        + "|"
+    )
+    for count in COUNTS:
+        for tolerance in TOLERANCES:
+            found = repeated(table, count, tolerance, COUNTED, data_scale)
+            passes = torch.tensor([float((one.nfe + one.backward).sum()) for one in found]).double() / count
+            ours, cells = float(passes.mean()) * count * one_pass, []
+            for seconds in others.values():
+                once, error = seconds * count, table.one_probe / math.sqrt(count)
+                equal = once * max((error / tolerance) ** 2, 1)
+                cells.append(f"{once:.0f} ({once / ours:.1f}) | {error:.1e} | {equal:.0f} ({equal / ours:.0f})")
+            spread = f"{float(passes.mean()):.1f} +- {float(passes.std()):.1f}"
+            print(f"| {count} | {tolerance:g} | {spread} | {ours:.1f} | " + " | ".join(cells) + " |", flush=True)
+
+
+def main() -> None:
+    """Compute or read the table, and print the selected results."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    model = parser.add_mutually_exclusive_group(required=True)
+    model.add_argument("--checkpoint", help="checkpoint of score_sde_pytorch")
+    model.add_argument("--oracle", action="store_true", help="a mixture of Gaussians with its exact score")
+    parser.add_argument("--table", type=Path, required=True)
+    parser.add_argument("--table-images", type=int, default=96)
+    parser.add_argument("--calibrate", action="store_true")
+    parser.add_argument("--seconds", action="store_true")
+    parser.add_argument("--data-scale", type=float, help="the scale S of the data, instead of four evaluations for it")
+    parser.add_argument("--few", type=int, default=32, help="images on which all times are measured")
+    parser.add_argument("--rounds", type=int, default=2, help="measurements of each time")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    case = load(options.checkpoint, options.table_images)
+    if not options.table.is_file():
+        compute(case, LEVELS).store(options.table)
+    table = Table.read(options.table)
+    if options.calibrate:
+        calibrate(table)
+    if options.seconds:
+        compare(table, *measure(case._replace(images=case.images[: options.few]), options.rounds), options.data_scale)
+
+
+if __name__ == "__main__":
+    main()

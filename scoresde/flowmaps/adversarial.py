@@ -1,0 +1,144 @@
+r"""Adversarial objectives of few-step models: denoising diffusion GANs, and adversarial distillation of flow maps.
+
+`DenoisingGAN` (2112.07804) trains a `DenoisingGenerator`. With t one of its times, s the next one, and
+x_s ~ q(x_s | x_0), x_t ~ q(x_t | x_s), the discriminator compares
+
+    real: x_s        generated: a draw of q(x_s | x_t, G(x_t, t, z)),        both given x_t.
+
+The best discriminator is log q(x_s | x_t) - log p_G(x_s | x_t).
+
+`AdversarialDistillation` trains a flow map by an objective of `flowmaps.flow_map_objective` and a discriminator of its
+jumps. For a number of steps K, the map jumps from a state x_t of the forward process, t the k-th time of K equal
+steps of the angle, to the (k+1)-th time s. Noise up to a random level u >= s is added to its result, and the
+discriminator compares features of the two in the teacher's network,
+
+    real: x_u ~ p_u        generated: x_u ~ q(x_u | x_s),  x_s = map(x_t, t, s).
+
+Both have the law p_u if the map is exact, so that both terms have their optimum at the exact flow map. The published
+methods differ in the terms beside the discriminator: ADD (2311.17042) pulls the one-step result to the teacher's
+E[x_0 | x_u], SDXL-Lightning (2402.13929) distils progressively, LADD (2403.12015) has none.
+
+The discriminator is a part of the objective: the `Trainer` trains its parameters with those of the model, and stores
+them in the checkpoint. The logged loss is the sum of all terms; an exact generator has 3 log 2 from `discriminators`.
+"""
+
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import torch
+from torch import Tensor
+
+from scoresde.arguments import Distinct, Few, NonNegative, checked
+from scoresde.flowmaps.discriminators import FeatureDiscriminator, PairDiscriminator, losses
+from scoresde.flowmaps.flow_map_objective import FlowMapObjective
+from scoresde.flowmaps.generator import generating
+from scoresde.flowmaps.jumps import jumping
+from scoresde.losses import Drawn, LossTerms, Objective
+from scoresde.random_stream import RandomStream
+from scoresde.tensors import broadcast, float64
+
+
+@checked
+class DenoisingGAN(Objective):
+    """The objective of a `DenoisingGenerator`, see the module docstring.
+
+    Args:
+        discriminator: the discriminator of x_s given x_t.
+        penalty: gamma of `flowmaps.discriminators`, the weight of the gradient penalty (0.05 for CIFAR-10 in
+            2112.07804).
+
+    Raises:
+        TypeError: in a call, the model is not a `DenoisingGenerator`.
+    """
+
+    def __init__(self, discriminator: PairDiscriminator, penalty: NonNegative = 0.05):
+        super().__init__()
+        self.discriminator, self.penalty = discriminator, penalty
+
+    def bind(self, model: Any, cond: Any) -> Any:
+        """Return the generator to train, with the condition of the batch."""
+        return generating(model).given(cond)
+
+    def terms(self, model: Any, drawn: Drawn) -> LossTerms:
+        """Return the loss terms at one of the generator's times for each state; the times in `drawn` are not used."""
+        k = (model.steps * _uniform(drawn.stream, len(drawn.t))).long()
+        t, s = model.times[k], model.times[k + 1]
+        one = torch.ones_like(t)
+        return LossTerms(self._value(model, drawn, t, s), t, one)
+
+    def _value(self, model: Any, drawn: Drawn, t: Tensor, s: Tensor) -> Tensor:
+        x_s = model.sde.perturb(drawn.x0, s, drawn.noise)
+        x_t = _noised(model.sde, x_s, s, t, drawn.stream)
+        real, generated = (x / broadcast(model.path.size(s), x) for x in (x_s, model.step(x_t, t, s, drawn.stream)))
+        terms = losses(self.discriminator, [real], [generated], (model.path, x_t, t, model.cond), self.penalty)
+        return terms.generator + terms.discriminator
+
+
+@checked
+class AdversarialDistillation(Objective):
+    """The objective of a `FlowMap` with a discriminator of its jumps, see the module docstring.
+
+    Args:
+        distillation: the objective that the discriminator's is added to; it has the teacher, if there is one.
+        discriminator: the discriminator of noisy states; its teacher may be that of `distillation`.
+        steps: the numbers of steps K, of which one is drawn for each state.
+        weight: weight of the generator's loss beside that of `distillation`.
+        penalty: gamma of `flowmaps.discriminators`, with respect to the features.
+
+    Raises:
+        TypeError: in a call, the model is not a flow map.
+    """
+
+    def __init__(
+        self,
+        distillation: FlowMapObjective,
+        discriminator: FeatureDiscriminator,
+        steps: Annotated[Sequence[Few], Distinct(1)] = (1, 2, 4),
+        weight: NonNegative = 0.1,
+        penalty: NonNegative = 1e-4,
+    ):
+        super().__init__("variance", distillation.times, distillation.stratified)
+        self.distillation, self.discriminator = distillation, discriminator
+        self.steps, self.weight, self.penalty = tuple(steps), weight, penalty
+
+    def bind(self, model: Any, cond: Any) -> Any:
+        """Return the flow map to train, with the condition of the batch."""
+        return jumping(model).given(cond)
+
+    def terms(self, model: Any, drawn: Drawn) -> LossTerms:
+        distilled = self.distillation.terms(model, drawn)
+        generator, discriminator = self.adversarial(model, drawn)
+        return LossTerms(distilled.value + self.weight * generator + discriminator, distilled.t, distilled.weight)
+
+    def adversarial(self, model: Any, drawn: Drawn) -> tuple[Tensor, Tensor]:
+        """Return the losses (B,) of the generator and of the discriminator."""
+        sde, stream, cond = model.sde, drawn.stream, model.cond
+        t, s = self.draw_jumps(model, stream, len(drawn.t))
+        x_s = model.map(sde.perturb(drawn.x0, t, stream.normal(drawn.x0)), t, s)
+        u = model.path.between(_uniform(stream, len(t)), s, model.path.ends()[1].expand(len(t))).maximum(s)
+        generated = self.discriminator.inputs(_noised(sde, x_s, s, u, stream), u, cond)
+        with torch.no_grad():
+            real = self.discriminator.inputs(sde.perturb(drawn.x0, u, stream.normal(drawn.x0)), u, cond)
+        return losses(self.discriminator, real, generated, [model.path.fraction(u)], self.penalty)
+
+    def draw_jumps(self, model: Any, stream: RandomStream, n: int) -> tuple[Tensor, Tensor]:
+        """Draw the times (t, s) of n jumps, float64 (n,) each; s is t_min for a map that jumps to the data only."""
+        path, (low, high) = model.path, model.path.ends().unbind()
+        which, where = _uniform(stream, n), _uniform(stream, n)
+        steps = float64(self.steps)[(len(self.steps) * which).long()]
+        k = (steps * where).floor()
+        clean, noisy = path.angle(low), path.angle(high)
+        ends = [path.time_of_angle(noisy + (clean - noisy) * j / steps) for j in (k, k + 1)]
+        t = torch.where(k == 0, high, ends[0])
+        return t, torch.where((k + 1 == steps) | (model.targets == "data"), low, ends[1])
+
+
+def _uniform(stream: RandomStream, n: int) -> Tensor:
+    """Draw n uniform numbers on [0, 1), float64 (n,), on the CPU."""
+    return stream.uniform(torch.empty(n, 1, dtype=torch.float64)).squeeze(1)
+
+
+def _noised(sde: Any, x: Tensor, s: Tensor, t: Tensor, stream: RandomStream) -> Tensor:
+    """Return a draw of x_t (B, *) given x_s = x, t >= s."""
+    r, v = sde.transition(s, t)
+    return broadcast(r, x) * x + broadcast(v.sqrt(), x) * stream.normal(x)

@@ -1,0 +1,67 @@
+"""`scoresde distill method=...` of flow maps: runs beside the teacher's, which the other verbs read."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+import scoresde as ss
+from scoresde.build import Run
+from scoresde.cli import main
+from scoresde.evaluation.distillation import Teacher
+from scoresde.evaluation.flow_map_distillation import FlowMapDistillation
+from scoresde.flowmaps import MeanFlow
+from tests.cli.conftest import contents, rows
+
+FEW = ["method.steps=2", "method.batch_size=4", "method.warmup=1"]
+METHODS = {
+    "trajectories": ["method.objective.steps=3", "method.objective.pairs=2"],
+    "meanflow": [],
+    "consistency": ["method.objective.steps=20"],
+    "progressive": [],
+}
+
+
+@pytest.mark.parametrize(("method", "options"), METHODS.items())
+def test_a_flow_map_is_distilled_from_a_run(toy, method, options, capsys):
+    before = contents(toy)
+    assert main(["distill", f"run={toy}", f"method={method}", *FEW, *options]) == 0
+    assert contents(toy) == before
+    (row,) = rows(toy, "distillation")
+    assert row["steps"] == 2
+    assert row["kept"] is False
+    assert "2" in capsys.readouterr().out.splitlines()[1].split()
+    teacher, run = ss.load(toy), ss.load(toy / row["file"])
+    assert isinstance(run.model, ss.FlowMap)
+    assert run.config.loss._target_.startswith("scoresde.flowmaps.")
+    x, t = torch.randn(3, 2, generator=torch.Generator().manual_seed(0)), 0.5  # two steps away from the teacher
+    change = run.model.velocity(x, t) - teacher.model.velocity(x, t)
+    assert float(change.detach().abs().max()) < 0.5
+
+
+def test_distillation_resumes_and_other_verbs_read_the_map(toy, refused, capsys):
+    command = ["distill", f"run={toy}", "method=meanflow", "method.batch_size=4", "method.warmup=1"]
+    assert main([*command, "method.steps=1"]) == 0
+    assert main([*command, "method.steps=2"]) == 0
+    first = contents(toy / "flow_map")
+    assert main([*command, "method.steps=2"]) == 0
+    assert contents(toy / "flow_map")["checkpoint.safetensors"] == first["checkpoint.safetensors"]
+    assert [row["kept"] for row in rows(toy, "distillation")] == [False, False, True]
+    assert "kept" in capsys.readouterr().out
+    assert main(["sample", f"run={toy}/flow_map", "sampler=flow_map", "sampler.steps=1", "n=3"]) == 0
+    assert "another flow map" in refused(*command, "method.steps=2", "method.data_scale=2")
+    assert "remove that folder" in refused(*command, "method.steps=2", "again=true")
+
+
+def test_runs_that_cannot_become_a_flow_map_are_refused(toy, refused):
+    assert "method.targets" in refused("distill", f"run={toy}", "method=meanflow", "method.targets=up")
+    config = {"network": {"_target_": "scoresde.networks.LevelHead"}, "data": {"shape": [1, 8, 8]}}
+    run = Run(None, None, OmegaConf.create(config), toy)
+    with pytest.raises(ValueError, match=r"network with the argument out_channels; .* is scoresde.networks.LevelHead"):
+        FlowMapDistillation(MeanFlow).configuration(Teacher(run, None, None, 0))
+    config = {"network": {"_target_": "scoresde.networks.MLP"}, "data": {"shape": [2]}, "learned_variance": True}
+    with pytest.raises(ValueError, match="without learned variance"):
+        FlowMapDistillation(MeanFlow).configuration(
+            Teacher(replace(run, config=OmegaConf.create(config)), None, None, 0)
+        )
