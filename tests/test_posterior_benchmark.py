@@ -149,3 +149,5 @@ def test_the_best_method_is_chosen_on_the_pilot_for_each_problem():
     ]  # fmt: skip
     assert {p: one.method for p, one in posterior.best(rows, "a").items()} == {PROBLEM: "1", other: "2"}
     assert {p: one.method for p, one in posterior.best(rows, "a", without=("2",)).items()} == {PROBLEM: "1", other: "1"}
+    chosen = posterior.one_method([*rows, posterior.Cell(PROBLEM, 20, "a", "3", "", 2.4, 20, ())], "a")
+    assert {one.method for one in chosen.values()} == {"3"}
