@@ -2,6 +2,7 @@
 
     python benchmarks/multilevel.py --checkpoint digits_vp.pth --table table.npz --calibrate
     python benchmarks/multilevel.py --checkpoint digits_vp.pth --table table.npz --seconds
+    python benchmarks/multilevel.py --oracle --table oracle.npz --calibrate
 
 `--table` computes the values of some test images once: with several dequantisations and kept probes at all levels, and
 with several draws of fresh probes at the first level. It stores them in a file, or reads them from it. `--calibrate`
@@ -27,17 +28,19 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import peers
 import torch
+from likelihood import exact_case
 from torch import Tensor
 
 import scoresde as ss
-from scoresde.build import Run, instantiate
+from scoresde.build import instantiate
 from scoresde.divergence import Trace
 from scoresde.multilevel_bits import PROBES, Draws, MultilevelLikelihood, multilevel_likelihood, seeds_of
+from scoresde.protocols import Transform
 from scoresde.random_stream import RandomStream
 from scoresde.solvers import Solver
 from scoresde.tensors import dimensions
@@ -78,7 +81,7 @@ class Table:
         first, second = (column[:, 0] * self.kept.shape[2]).long(), (column[:, 1] * 2).long()
         level, m = self.steps.index(solver.steps), trace.probes
         steps = torch.full((len(items),), solver.steps + 1)
-        nfe = steps + 6  # two for the check of the derivative, four for the scale of the data
+        nfe = steps + (6 if solver.data_scale is None else 2)  # two for the check of the derivative, four for the scale
         items = items % self.kept.shape[1]
         if not trace.resample:
             return Draws(self.kept[level, items, first, second], None, nfe, steps + 2)
@@ -115,16 +118,25 @@ class Table:
             return cls(torch.from_numpy(file["kept"]), fresh, stated, tuple(file["steps"].tolist()))
 
 
-def compute(run: Run, images: Tensor, steps: Sequence[int]) -> Table:
-    """Compute the table of some images."""
+class Case(NamedTuple):
+    """A model, the transform of its data, and images of grey levels (N, *)."""
+
+    model: ss.ScoreModel
+    transform: Transform
+    images: Tensor
+
+
+def compute(case: Case, steps: Sequence[int]) -> Table:
+    """Compute the table of the images of a case."""
+    model, transform, images = case
     count, unit = len(images), dimensions(images) * math.log(2)
 
     def values(seed: int, trace: Trace, solver: Solver) -> tuple[Tensor, Tensor]:
         """Return the values of each probe (N, m), and their standard error; `seed` determines the dequantisation."""
         stream = RandomStream(seeds=range(seed * count, (seed + 1) * count))
-        x, nats = ss.DataMap(run.transform, ss.Uniform()).draw(images.double(), stream, run.model.sde)
+        x, nats = ss.DataMap(transform, ss.Uniform()).draw(images.double(), stream, model.sde)
         seeds = range(10**6 + seed * count, 10**6 + (seed + 1) * count)
-        found = ss.log_prob(run.model, x, trace=trace, solver=solver, seeds=seeds)
+        found = ss.log_prob(model, x, trace=trace, solver=solver, seeds=seeds)
         stated = torch.zeros(count) if found.stderr is None else found.stderr / unit
         return -(found.per_probe + nats[:, None]) / unit, stated
 
@@ -141,20 +153,25 @@ def compute(run: Run, images: Tensor, steps: Sequence[int]) -> Table:
     return Table(torch.stack(kept), fresh, variance, tuple(steps))
 
 
-def load(path: str, count: int) -> tuple[Run, Tensor]:
-    """Return the run of a checkpoint and `count` test images, repeated if there are fewer."""
+def load(path: str | None, count: int) -> Case:
+    """Return a checkpoint and `count` of its test images, or an exact mixture and levels of its samples."""
+    if path is None:
+        mixture, transform = exact_case(count), ss.data.Levels(64, -4.0, 4.0)
+        return Case(mixture.model, transform, transform.inverse(mixture.x).floor().clamp(0, 63))
     run = ss.convert.score_sde(path)
     data = instantiate(run.config.data.test)
-    return run, torch.stack([data[i % len(data)] for i in range(count)])
+    return Case(run.model, run.transform, torch.stack([data[i] for i in range(count)]))
 
 
-def repeated(table: Table, count: int, tolerance: float, repetitions: int) -> list[MultilevelLikelihood]:
+def repeated(
+    table: Table, count: int, tolerance: float, repetitions: int, data_scale: float | None = None
+) -> list[MultilevelLikelihood]:
     """Return independent multilevel estimates of `count` items from the table."""
     found = []
     for repetition in range(repetitions):
         draw = partial(table.draw, repetition=repetition)
         with warnings.catch_warnings(action="ignore"):
-            solver = ss.solvers.Adams()
+            solver = ss.solvers.Adams(data_scale=data_scale)
             found.append(multilevel_likelihood(draw, count, tolerance, solver, table.steps, seed=repetition))
     return found
 
@@ -188,24 +205,25 @@ def process_seconds(run: Callable[[], Any]) -> float:
     return time.process_time() - started
 
 
-def measure(run: Run, images: Tensor, few: int, rounds: int) -> tuple[float, dict[str, float]]:
+def measure(case: Case, rounds: int) -> tuple[float, dict[str, float]]:
     """Return the seconds of one pass in a solve of the images, and of each other project for one image: medians."""
+    model, transform, images = case
     levels, _ = ss.Uniform().sample(images.double(), RandomStream(seeds=range(len(images))))
-    x, probe = run.transform(levels), ss.Hutchinson().draw(RandomStream(seeds=range(len(images))), levels)[0]
+    x, probe = transform(levels), ss.Hutchinson().draw(RandomStream(seeds=range(len(images))), levels)[0]
     solver = ss.solvers.Adams(LEVELS[0])
-    found = ss.log_prob(run.model, x, solver=solver)
+    found = ss.log_prob(model, x, solver=solver)
     passes, times = float((found.nfe + found.backward).sum()), {name: [] for name in ("ours", *PEERS)}
     for _ in range(rounds):
-        times["ours"].append(process_seconds(lambda: ss.log_prob(run.model, x, solver=solver)) / passes)
+        times["ours"].append(process_seconds(lambda: ss.log_prob(model, x, solver=solver)) / passes)
         for name, (peer, tolerance) in PEERS.items():
             if not peers.missing(peer):
-                spent = process_seconds(lambda p=peer, t=tolerance: p(run.model, x[:few], probe[:few], t))
-                times[name].append(spent / few)
+                spent = process_seconds(lambda p=peer, t=tolerance: p(model, x, probe, t))
+                times[name].append(spent / len(x))
     medians = {name: statistics.median(values) for name, values in times.items() if values}
     return medians.pop("ours"), medians
 
 
-def compare(table: Table, one_pass: float, others: dict[str, float]) -> None:
+def compare(table: Table, one_pass: float, others: dict[str, float], data_scale: float | None) -> None:
     """Print seconds to a stated error for each number of images and each tolerance."""
     print(f"\none pass {1e3 * one_pass:.3f} ms; standard deviation of one kept probe and dequantisation ", end="")
     print(f"{table.one_probe:.4f}\n")
@@ -219,7 +237,7 @@ def compare(table: Table, one_pass: float, others: dict[str, float]) -> None:
     )
     for count in COUNTS:
         for tolerance in TOLERANCES:
-            found = repeated(table, count, tolerance, COUNTED)
+            found = repeated(table, count, tolerance, COUNTED, data_scale)
             passes = torch.tensor([float((one.nfe + one.backward).sum()) for one in found]).double() / count
             ours, cells = float(passes.mean()) * count * one_pass, []
             for seconds in others.values():
@@ -233,24 +251,27 @@ def compare(table: Table, one_pass: float, others: dict[str, float]) -> None:
 def main() -> None:
     """Compute or read the table, and print the selected results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--checkpoint", required=True, help="checkpoint of score_sde_pytorch")
+    model = parser.add_mutually_exclusive_group(required=True)
+    model.add_argument("--checkpoint", help="checkpoint of score_sde_pytorch")
+    model.add_argument("--oracle", action="store_true", help="a mixture of Gaussians with its exact score")
     parser.add_argument("--table", type=Path, required=True)
     parser.add_argument("--table-images", type=int, default=96)
     parser.add_argument("--calibrate", action="store_true")
     parser.add_argument("--seconds", action="store_true")
-    parser.add_argument("--few", type=int, default=32, help="images on which the other projects are measured")
+    parser.add_argument("--data-scale", type=float, help="the scale S of the data, instead of four evaluations for it")
+    parser.add_argument("--few", type=int, default=32, help="images on which all times are measured")
     parser.add_argument("--rounds", type=int, default=2, help="measurements of each time")
     options = parser.parse_args()
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
-    run, images = load(options.checkpoint, max(options.table_images, 128))
+    case = load(options.checkpoint, options.table_images)
     if not options.table.is_file():
-        compute(run, images[: options.table_images], LEVELS).store(options.table)
+        compute(case, LEVELS).store(options.table)
     table = Table.read(options.table)
     if options.calibrate:
         calibrate(table)
     if options.seconds:
-        compare(table, *measure(run, images[:128], options.few, options.rounds))
+        compare(table, *measure(case._replace(images=case.images[: options.few]), options.rounds), options.data_scale)
 
 
 if __name__ == "__main__":

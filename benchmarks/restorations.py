@@ -6,8 +6,9 @@
 
 Three tasks are measured in model space (-1 to 1) with noise of standard deviation 0.05: the middle quarter of a picture
 is hidden (inpainting), the means of blocks of 4 x 4 pixels are measured (super-resolution), or the mean of the three
-channels (colourisation). The pictures are test data: ordered by their contrast, the standard deviation over pixels, the
-middles of as many equal parts. Conditional models restore with the null condition.
+channels (colourisation). The pictures are test data. Of the third with most contrast, the standard deviation over
+pixels, those in the middles of equal parts of the order of contrast are restored: every method restores flat pictures.
+Conditional models restore with the null condition.
 
 For each run, task and method, the table has the mean over the pictures and its standard error of: PSNR in dB of the
 posterior mean and of the samples; SSIM of the same; the residual, the root mean square of A x - y over the noise (1 for
@@ -62,7 +63,7 @@ METRICS = ("psnr", "sample_psnr", "ssim", "sample_ssim", "residual", "coverage")
 TITLES = ("PSNR of the mean", "of samples", "SSIM of the mean", "of samples", "residual", "coverage")
 MEASURED = "A^+ y"
 COLUMNS = ("truth", "measurement", "mean", "std", "sample 0", "sample 1", "sample 2")
-CELL, SPREAD = 0.6, 0.5  # inches of an image, and the standard deviation drawn in the brightest colour
+CELL, SPREAD = 0.72, 0.5  # inches of an image, and the standard deviation drawn in the brightest colour
 DEFAULT = ["MMPS(3), 50 ancestral", "PiGDM, 50 ancestral", "DDRM, 20"]
 
 
@@ -118,7 +119,8 @@ def chosen(run: Run, count: int) -> list[int]:
     dataset = ss.build.instantiate(run.config.data.test)
     contrast = torch.stack([state_of(dataset[i]).double().flatten(1).std(dim=1).mean() for i in range(len(dataset))])
     order = contrast.argsort().tolist()
-    return [order[(2 * i + 1) * len(order) // (2 * count)] for i in range(count)]
+    upper = order[2 * len(order) // 3 :]
+    return [upper[(2 * i + 1) * len(upper) // (2 * count)] for i in range(count)]
 
 
 def problem_of(run: Run, task: str, index: int) -> restoration.Problem:
@@ -209,7 +211,7 @@ def draw(runs: Sequence[Run], options: argparse.Namespace) -> None:
         "wspace": 0.05,
         "hspace": 0.05,
     }
-    figure = Figure(figsize=size, dpi=110)
+    figure = Figure(figsize=size, dpi=100)
     grid = figure.subplots(len(TASKS), len(ratios), squeeze=False, gridspec_kw={"width_ratios": ratios, **edges})
     for axes in grid.flat:
         axes.set_axis_off()
@@ -223,7 +225,7 @@ def draw(runs: Sequence[Run], options: argparse.Namespace) -> None:
                 axes.set_title(title, fontsize=7, pad=3)
             if k == 0:
                 line[0].text(
-                    -0.05, 0.5, task, fontsize=7, rotation=90, ha="right", va="center", transform=line[0].transAxes
+                    -0.05, 0.5, task, fontsize=6, rotation=90, ha="right", va="center", transform=line[0].transAxes
                 )
     credit = "; ".join(run.config.data.credit for run in runs if run.config.data.get("credit"))
     metadata = {"Copyright": credit} if credit else {}
@@ -244,7 +246,7 @@ def arguments() -> argparse.Namespace:
     """Return the arguments of the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", type=Path, help="directories of runs of colour pictures")
-    parser.add_argument("--images", type=int, default=2, help="test pictures for each run")
+    parser.add_argument("--images", type=int, default=3, help="test pictures for each run")
     parser.add_argument("--indices", nargs="+", type=int, help="other test pictures, in place of --images")
     parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=TASKS)
     parser.add_argument("--methods", nargs="+", default=DEFAULT, choices=METHODS)

@@ -11,6 +11,13 @@ step, so that both times are measured under the same load. A second ratio adds t
 the evaluations. Freed memory stays with the process, as in the command line. Each ratio is the median over runs, with a
 95% bootstrap interval; the upper end of the first is compared with 1.02.
 
+    python benchmarks/samplers.py --mixture --learned runs/solvers_mixture --budgets 5 7 10
+    python benchmarks/samplers.py --checkpoint digits_vp.pth --learned runs/solvers_digits --budgets 5 7 10
+
+--learned adds solvers that were learned for the model (`scoresde.samplers.learn`), on starts of their own. They are
+read from the folder; those that are missing are learned and stored first (--learning steps=300 pool=1024). The ratios
+are then those of the learned solver's error.
+
 The other commands compare samplers at 5, 10 and 20 evaluations, counted on the network. All samplers start at t_max
 from the same states, drawn from the exact marginal (for a checkpoint, from the prior). They integrate to t = 0.001,
 where 2011.13456 stops the sampling of VP models, and return E[x_0 | x] there, which is one of the evaluations.
@@ -73,11 +80,13 @@ from scoresde.samplers import (
     UniPC,
 )
 from scoresde.samplers.grids import GRIDS, Grid
+from scoresde.samplers.learned import StoredSolver, Table, solver_file
+from scoresde.samplers.learning import Learner, Learning
 
-LIBRARIES = ("scoresde", "diffusers", "k-diffusion", "azula")
-OURS, END, BUDGETS = LIBRARIES[0], 1e-3, (5, 10, 20)
+LIBRARIES = ("learned", "scoresde", "diffusers", "k-diffusion", "azula")
+LEARNED, OURS, END, BUDGETS = *LIBRARIES[:2], 1e-3, (5, 10, 20)
 ENERGY = 2000  # samples per energy distance
-TARGET = 1.02
+TARGET, LEARNING_SEED = 1.02, 7
 
 
 # --- candidates
@@ -321,6 +330,29 @@ def counted(network: nn.Module) -> Iterator[list[int]]:
         handle.remove()
 
 
+def learned(case: Case, options: argparse.Namespace) -> list[Candidate]:
+    """Return the learned solvers of the folder as a candidate; learn those that are missing."""
+    if options.learned is None:
+        return []
+    learner: Learner | None = None
+    for budget in options.budgets:
+        path = solver_file(options.learned, budget)
+        if not path.is_file():
+            if learner is None:
+                given = dict(setting.split("=") for setting in options.learning)
+                numbers = {name: float(text) if "." in text else int(text) for name, text in given.items()}
+                settings, shape = Learning(denoise_final=True, **numbers), case.start(1, 0).shape[1:]
+                learner = Learner(case.model, shape, settings=settings, seed=LEARNING_SEED)
+            learner.learn(budget).table.save(path)
+        notes = Table.load(path).notes
+        print(f"learned, {budget} evaluations: {notes}\n", flush=True)
+
+    def run(model: ss.ScoreModel, x: Tensor, evaluations: int) -> Tensor:
+        return StoredSolver(str(options.learned), evaluations)(model, x_T=x).x
+
+    return [Candidate(LEARNED, "samplers.learn", "learned", run)]
+
+
 # --- errors
 
 
@@ -369,9 +401,10 @@ def deterministic(
 ) -> tuple[list[Result], list[Result]]:
     """Measure every deterministic candidate on pilot samples, and the best of each library on other samples."""
     x, pilot = case.start(options.images, 1), case.start(options.pilot, 4)
-    truth, near = converged(case.model, x), converged(case.model, pilot)
-    off = float(distance(converged(case.model, pilot, 300), near).square().mean().sqrt())
-    print(f"converged flow: Adams with 400 steps; 300 steps differ by {off:.1e} (rms)\n", flush=True)
+    steps = options.reference_steps
+    truth, near = converged(case.model, x, steps), converged(case.model, pilot, steps)
+    off = float(distance(converged(case.model, pilot, 3 * steps // 4), near).square().mean().sqrt())
+    print(f"converged flow: Adams with {steps} steps; {3 * steps // 4} differ by {off:.1e} (rms)\n", flush=True)
     tried: list[Result] = []
     best: list[Result] = []
     for budget in options.budgets:
@@ -404,14 +437,15 @@ def rms(errors: np.ndarray) -> np.ndarray:
 
 def print_flow(best: Sequence[Result]) -> None:
     """Print the errors of the best deterministic method of each library."""
-    print("| budget | library | method | grid | evaluations | rms error [95%] | median | ours / this [95%] |")
+    first, name = (LEARNED, LEARNED) if any(one.candidate.library == LEARNED for one in best) else (OURS, "ours")
+    print(f"| budget | library | method | grid | evaluations | rms error [95%] | median | {name} / this [95%] |")
     print("| --- " * 8 + "|")
-    mine = {result.budget: result.errors.numpy() for result in best if result.candidate.library == OURS}
+    mine = {result.budget: result.errors.numpy() for result in best if result.candidate.library == first}
     for result in best:
         one, errors, base = result.candidate, result.errors.numpy(), mine[result.budget]
         low, high = interval(rms, errors)
         ratio = "1"
-        if one.library != OURS:
+        if one.library != first:
             bounds = interval(lambda a, b: rms(a) / rms(b), base, errors)
             ratio = f"{rms(base) / rms(errors):.2f} [{bounds[0]:.2f}, {bounds[1]:.2f}]"
         cells = f"{result.rms:.2e} [{low:.2e}, {high:.2e}] | {np.median(errors):.2e} | {ratio}"
@@ -469,7 +503,7 @@ def draw(best: Sequence[Result], title: str, path: Path) -> None:
     """Plot the error of the best method of each library against the budget."""
     figure = Figure(figsize=(6, 4), dpi=150, layout="constrained")
     axes = figure.add_subplot()
-    for library, marker in zip(LIBRARIES, "o^vD", strict=True):
+    for library, marker in zip(LIBRARIES, "*o^vD", strict=True):
         here = [result for result in best if result.candidate.library == library]
         axes.loglog([r.budget for r in here], [r.rms for r in here], marker=marker, linewidth=1.3, label=library)
     axes.set(xlabel="network evaluations", ylabel="rms distance to the converged flow")
@@ -496,10 +530,11 @@ def write_csv(results: Sequence[Result], path: Path) -> None:
 def quality(case: Case, options: argparse.Namespace, plot: Path | None) -> list[Result]:
     """Print both tables of a model."""
     print(f"\n### {case.title}\n")
-    listed = candidates()
+    listed = [*learned(case, options), *candidates()]
     results, best = deterministic(case, options, listed)
     print_flow(best)
-    print_law(case, options, best, listed)
+    if options.batches:
+        print_law(case, options, best, listed)
     if plot:
         draw(best, case.title, plot)
     return results
@@ -646,6 +681,7 @@ def arguments() -> argparse.Namespace:
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--overhead", action="store_true")
     what.add_argument("--oracle", action="store_true", help="mixtures of Gaussians with their exact score")
+    what.add_argument("--mixture", action="store_true", help="the mixture of --oracle in 16 dimensions alone")
     what.add_argument("--checkpoint", help="VP checkpoint of score_sde_pytorch")
     parser.add_argument("--images", type=int, default=8192, help="samples for distances to the converged flow")
     parser.add_argument(
@@ -657,7 +693,10 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--samples", type=int, default=20_000, help="samples per batch for distances between distributions"
     )
-    parser.add_argument("--batches", type=int, default=5)
+    parser.add_argument("--batches", type=int, default=5, help="0 leaves out the distances between distributions")
+    parser.add_argument("--reference-steps", type=int, default=400, help="steps of the converged flow")
+    parser.add_argument("--learned", type=Path, help="folder of learned solvers")
+    parser.add_argument("--learning", nargs="*", default=(), help="settings of samplers.Learning, such as steps=300")
     parser.add_argument("--budgets", type=int, nargs="*", default=BUDGETS)
     parser.add_argument("--pairs", type=int, default=20, help="timed runs")
     parser.add_argument("--steps", type=int, default=200, help="steps with a network that returns its input")
@@ -680,10 +719,9 @@ def main() -> None:
     cases = (
         [trained_case(options.checkpoint, options.device)]
         if options.checkpoint
-        else [
-            exact_case((2,)),
-            exact_case((1, 4, 4)),
-        ]
+        else [exact_case((1, 4, 4))]
+        if options.mixture
+        else [exact_case((2,)), exact_case((1, 4, 4))]
     )
     results = []
     for index, case in enumerate(cases):

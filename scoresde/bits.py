@@ -34,7 +34,7 @@ from scoresde.dequantization import (
 from scoresde.divergence import Trace
 from scoresde.likelihood import conventions, log_prob_of, trace_for
 from scoresde.losses import squared_errors
-from scoresde.multilevel_bits import Draws, MultilevelLikelihood, multilevel_likelihood, seeds_of
+from scoresde.multilevel_bits import Draw, Draws, MultilevelLikelihood, multilevel_likelihood, seeds_of
 from scoresde.prior_mismatch import prior_mismatches, warn_of_mismatch
 from scoresde.probability_flow import DEFAULT_SOLVER, integrate
 from scoresde.progress import progress_bar
@@ -43,7 +43,7 @@ from scoresde.random_stream import RandomStream
 from scoresde.score import BaseModel, device_of
 from scoresde.sdes import SDE
 from scoresde.solvers import Solver, Status
-from scoresde.tensors import check_integer, dimensions, double, float64, mean_and_error, send
+from scoresde.tensors import check_instance, check_integer, dimensions, double, float64, mean_and_error, send
 from scoresde.wrappers import with_density
 
 
@@ -87,6 +87,7 @@ def bits_per_dim(
     inflation: float = 1e-3,
     tolerance: float | None = None,
     levels: Sequence[int] | None = None,
+    surrogate: Model | None = None,
 ) -> BitsPerDim:
     """Return the bits per dimension of images of integer grey levels.
 
@@ -112,6 +113,8 @@ def bits_per_dim(
             multilevel Monte Carlo; see `scoresde.multilevel_bits`. `solver` must have a number of steps, `trace` is
             that of the first level (default: as many fresh probes as the tolerance needs), and samples must be 1.
         levels: with a tolerance, the increasing numbers of steps; default `multilevel_bits.STEPS`.
+        surrogate: with a tolerance, a model with an approximate likelihood of all images for level 0, and the attribute
+            `solver`, such as a flow map of the model; the estimate is still that of `model`.
 
     Warns:
         AboveUniform: the mean is above log2(levels), the value of the uniform distribution over all grey levels; where
@@ -132,7 +135,10 @@ def bits_per_dim(
     _check_images(images, seeds, data_map)
     if tolerance is not None:
         options: dict[str, Any] = {"start": start, "batch_size": batch_size}
-        return _multilevel(model, images, data_map, given, solver, seeds, tolerance, levels, options)
+        others = {"surrogate": None if surrogate is None else with_density(surrogate, cond)}
+        return _multilevel(model, images, data_map, given, solver, seeds, tolerance, levels, options, **others)
+    if surrogate is not None:
+        raise ValueError("a surrogate needs a tolerance, the error to reach; got tolerance=None")
     device, unit = device_of(model) or images.device, dimensions(images) * math.log(2)
     batches = []
     for first in progress_bar(range(0, count, batch_size), title="bits/dim", unit="batch", shown=progress):
@@ -178,21 +184,29 @@ def _multilevel(
     tolerance: float,
     levels: Sequence[int] | None,
     options: dict[str, Any],
+    surrogate: BaseModel | None = None,
 ) -> BitsPerDim:
     """Return a multilevel estimate; the arguments are those of `bits_per_dim`."""
     declared: dict[str, str] = {}
 
-    def draw(solver: Solver, trace: Trace, items: Tensor, repeats: Tensor) -> Draws:
+    def draw_from(model: BaseModel, solver: Solver, trace: Trace, items: Tensor, repeats: Tensor) -> Draws:
         shared = {"trace": trace, "solver": solver, "seeds": seeds_of(seeds, items, repeats), **options}
         with warnings.catch_warnings(action="ignore", category=AboveUniform):  # checked below, for all images
             try:
                 part = bits_per_dim(model.rows(items, len(images)), images[items.to(images.device)], data_map, **shared)
             except Incomplete as error:
                 part = error.result
-        declared.update(declared or part.conventions)
+        if model is whole:
+            declared.update(declared or part.conventions)
         return Draws(part.per_image, part.trace_stderr, part.nfe, part.backward)
 
-    found = multilevel_likelihood(draw, len(images), tolerance, solver, levels, trace)
+    whole, cheap = model, None
+    if surrogate is not None:
+        few: Any = getattr(surrogate, "solver", None)
+        check_instance("surrogate.solver", few, "__call__")
+        cheap = partial(draw_from, surrogate), few
+    draw: Draw = partial(draw_from, model)
+    found = multilevel_likelihood(draw, len(images), tolerance, solver, levels, trace, surrogate=cheap)
     declared |= found.conventions()
     warn_if_above_uniform(found.mean, count_levels(images, data_map.levels))
     cost, status = (found.nfe, found.backward), torch.full_like(found.nfe, Status.OK)

@@ -68,7 +68,7 @@ class Term:
     """The estimate of one term.
 
     mean, stderr: the estimate and its standard error, (*). between, within: S^2 and W^2 of the module docstring, (*).
-    items, draws: number of distinct items, and of draws. cost: total cost of the draws.
+    items, draws: numbers of distinct items and of draws. cost: total cost of the draws.
     """
 
     name: str
@@ -88,8 +88,7 @@ class Multilevel:
     mean: the estimate, (*). stderr: its standard error (*), from the variances of all terms. bias: the estimated bias
     of the last level, (*). error: (stderr^2 + bias^2)^(1/2), (*). population: standard deviation of the mean over other
     populations of the same size, (*); None for seeds. terms: the terms. first: the mean over its repeats of level 0 for
-    each item, in the order of the population (N, *); of the drawn items for seeds. is_within: whether the root mean
-    square of the error is within the tolerance.
+    each item, in the order of the population (N, *); of the drawn items for seeds.
     """
 
     mean: Tensor
@@ -98,7 +97,6 @@ class Multilevel:
     population: Tensor | None
     terms: list[Term]
     first: Tensor
-    is_within: bool
 
     @property
     def error(self) -> Tensor:
@@ -137,9 +135,9 @@ def estimate(
         UserWarning: the bias after the last level is more than a third of the tolerance.
 
     Raises:
-        ValueError: the tolerance is not positive, there are fewer than two levels, costs do not increase from level 1
-            on, the pilot is too small or larger than the population, a level returns NaN or infinity, or the tolerance
-            needs more than LIMIT draws.
+        ValueError: the tolerance is not positive or needs more than LIMIT draws, there are fewer than two levels, costs
+            do not increase from level 1 on, the pilot is too small or larger than the population, or a value is not
+            finite.
     """
     check_number("tolerance", tolerance, low=0)
     _check(levels, population, pilot, repeated)
@@ -171,7 +169,10 @@ def estimate(
             f"of tolerance={tolerance:g}: add more accurate levels, or raise the tolerance",
             stacklevel=2,
         )
-    return _result(terms, bias, population, used[0].item_means(), tolerance)
+    mean = torch.stack([term.mean for term in terms]).sum(dim=0)
+    stderr = torch.stack([term.stderr.square() for term in terms]).sum(dim=0).sqrt()
+    spread = None if population is None else (terms[0].between / population).sqrt()
+    return Multilevel(mean, stderr, bias, spread, terms, used[0].item_means())
 
 
 def rms(values: Tensor) -> float:
@@ -183,8 +184,7 @@ def rms(values: Tensor) -> float:
 class _Samples:
     """The draws of one level so far.
 
-    counts: number of repeats of each position in the order in which items are drawn, int64. items, values: of each
-    draw, (n,) and (n, k).
+    counts: number of repeats of each position in the order in which items are drawn. positions, values: of each draw.
     """
 
     level: Level
@@ -273,10 +273,8 @@ class _Samples:
         between = (spread - within * inverse).clamp(min=0) * _caution(n - 1)
         within = within * _caution(free or n - 1)
         variance = between * (1 / n - 1 / size) + within * inverse / n
-        return Term(
-            self.level.name, means.mean(dim=0), variance.sqrt(), between, within, n, self.draws,
-            self.draws * self.level.cost,
-        )  # fmt: skip
+        cost = self.draws * self.level.cost
+        return Term(self.level.name, means.mean(dim=0), variance.sqrt(), between, within, n, self.draws, cost)
 
 
 def _column(counts: Tensor, values: Tensor) -> Tensor:
@@ -337,15 +335,6 @@ def _allocate(terms: Sequence[Term], population: int | None, variance: float) ->
         middle = (low + high) / 2
         low, high = (low, middle) if reached(middle) else (middle, high)
     return [math.ceil(n) for n in draws(high)]
-
-
-def _result(terms: list[Term], bias: Tensor, population: int | None, first: Tensor, tolerance: float) -> Multilevel:
-    mean = torch.stack([term.mean for term in terms]).sum(dim=0)
-    stderr = torch.stack([term.stderr.square() for term in terms]).sum(dim=0).sqrt()
-    spread = None if population is None else (terms[0].between / population).sqrt()
-    result = Multilevel(mean, stderr, bias, spread, terms, first, False)
-    result.is_within = rms(result.error) <= tolerance * (1 + 1e-9)
-    return result
 
 
 def _check(levels: Sequence[Level], population: int | None, pilot: int, repeated: int) -> None:

@@ -10,6 +10,10 @@ level l        random samples, the difference between n_l and n_(l-1) steps, wit
 The expectation over probes is that of the exact trace at every level, because the path does not depend on the probes,
 and the integral is linear in them. The terms therefore sum to the expectation of the last level.
 
+With a surrogate, such as the jumps of a flow map, level 0 is its approximate value, which needs no probes, and level 1
+the difference between n_1 steps of the model and the surrogate, with the same dequantisation. The sum is that of the
+model, however wrong the surrogate is: its error only costs draws of level 1.
+
 A draw whose path n_l steps do not resolve is solved with 2 n_l, 4 n_l, ... steps. Whether they do depends on the path
 only, not on the probes, so that n_l steps have the same expectation in both terms that they occur in.
 
@@ -120,6 +124,7 @@ def multilevel_likelihood(
     levels: Sequence[int] | None = None,
     trace: Trace | None = None,
     seed: int = 0,
+    surrogate: tuple[Draw, Solver] | None = None,
 ) -> MultilevelLikelihood:
     """Estimate the mean negative log-likelihood of `count` samples to within a tolerance; see the module docstring.
 
@@ -131,6 +136,7 @@ def multilevel_likelihood(
         levels: numbers of steps, increasing; default `STEPS`.
         trace: the trace of level 0; by default Hutchinson's estimator with m probes.
         seed: determines the random subsets.
+        surrogate: evaluates draws of a cheaper model, and its solver; see the module docstring.
 
     Raises:
         ValueError: see `check_levels` and `multilevel.estimate`.
@@ -140,6 +146,8 @@ def multilevel_likelihood(
     meter = _Meter(draw, count)
     solvers = [replace(solver, steps=steps) for steps in levels]  # type: ignore[type-var]
     variance = None
+    if surrogate is not None:
+        trace = trace or Hutchinson()
     if trace is None:
         trace, variance = _plan(meter, count, tolerance, solvers[0])
     kept = Hutchinson().kept() if variance is not None else trace.kept()
@@ -155,11 +163,29 @@ def multilevel_likelihood(
         return values
 
     terms = [Level(f"{levels[0]} steps", (levels[0] + 1) * passes + BEFORE, first)]
+    if surrogate is not None:
+        terms = _with_surrogate(terms[0], surrogate, trace, meter)
     for i, (few, many) in enumerate(pairwise(levels)):
         cost = 2.0 * (few + many + 2) + 2 * BEFORE
         terms.append(Level(f"{few} to {many} steps", cost, difference(*solvers[i : i + 2])))
     found = estimate(terms, tolerance, count, PILOT, repeated=min(2 * PILOT, count), seed=seed)
     return _summary(found, trace, variance, meter)
+
+
+def _with_surrogate(level: Level, surrogate: tuple[Draw, Solver], trace: Trace, meter: "_Meter") -> list[Level]:
+    """Return two levels in place of one: the values of a surrogate, and the difference of the level from them."""
+    draw, solver = surrogate
+    cheap = _Meter(draw, 0)
+    cheap.nfe, cheap.backward = meter.nfe, meter.backward  # the same counts
+
+    def value(items: Tensor, repeats: Tensor) -> Tensor:
+        return cheap(solver, trace, items, repeats).value
+
+    def difference(items: Tensor, repeats: Tensor) -> Tensor:
+        return level.values(items, repeats) - value(items, repeats)
+
+    cost = float(getattr(solver, "steps"))  # noqa: B009
+    return [Level(f"surrogate, {solver}", cost, value), Level(f"{level.name} less it", level.cost + cost, difference)]
 
 
 def check_multilevel(count: int, tolerance: float, solver: Solver, levels: Sequence[int]) -> None:

@@ -18,6 +18,7 @@ if not BENCHMARKS.is_dir():
     pytest.skip("the benchmarks are not part of this distribution", allow_module_level=True)
 sys.path.insert(0, str(BENCHMARKS))
 import likelihood  # noqa: E402
+import multilevel  # noqa: E402
 import peers  # noqa: E402
 import sampler_peers  # noqa: E402
 import samplers  # noqa: E402
@@ -294,3 +295,20 @@ def test_the_interval_of_a_median_ratio_covers_it():
         low, high = samplers.interval(lambda a: np.median(a, axis=-1), 1.01 + 0.01 * rng.normal(size=25), draws=200)
         held += low < 1.01 < high
     assert held >= 34  # 38 expected
+
+
+def test_the_multilevel_benchmark_estimates_the_mean_of_its_table(tmp_path):
+    """The table's values have the noise of probes 0.1 and of dequantisations 0.02; level 0 is off by 0.05."""
+    images, u = 0.2 * normal(20, 1, 1, seed=3), 0.02 * normal(20, 2, 1, seed=4)
+    kept = 2 + images + u + 0.1 * normal(20, 2, 2, seed=5)
+    fresh = {m: 1 + images[..., 0] + 0.03 / m**0.5 * normal(20, 4, seed=6 + m) for m in (1, 2, 4, 8)}
+    variances = {m: 0.03**2 / m for m in fresh}
+    table = multilevel.Table(torch.stack([kept + 0.05, kept + 0.01, kept]), fresh, variances, (4, 8, 16))
+    table.store(tmp_path / "table.npz")
+    again = multilevel.Table.read(tmp_path / "table.npz")
+    close(again.kept, table.kept)
+    assert (again.steps, again.variance) == (table.steps, table.variance)
+    assert table.truth == pytest.approx(float(kept.mean()))
+    assert 0.06 < table.one_probe < 0.14
+    for one in multilevel.repeated(table, 20, 0.02, 3):
+        assert abs(one.mean - table.truth) < 4.5 * one.error

@@ -39,7 +39,7 @@ def test_bits_are_the_density_at_the_dequantised_point_on_any_scale():
         bits = bits_of(transform)
         close(bits.per_image, expected, atol=2e-4, rtol=0)
         assert bits.mean == pytest.approx(float(bits.per_image.mean()))
-        assert bits.stderr == pytest.approx(float(bits.per_image.std()) / math.sqrt(4))
+        assert bits.stderr == pytest.approx(float(bits.per_image.std()) / math.sqrt(6))
     assert {"dequantization", "start", "trace", "solver", "transform", "prior"} <= set(bits.conventions)
 
 

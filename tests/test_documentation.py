@@ -20,6 +20,7 @@ from hydra.core.global_hydra import GlobalHydra
 from scoresde.cli import config_directory, main
 from scoresde.data import CIFAR10
 from scoresde.data.datasets import SPLITS
+from scoresde.networks import MLP
 from tests.data.files import RECORDS, contents, levels, write_images
 from tests.data.test_cifar import BINARY, write_archive
 
@@ -38,6 +39,7 @@ TRAINED = {
     "digits": ["network.network.width=8", "trainer.batch_size=16", "trainer.steps=2"],
     "toy2d": [*TOY, "data.test.n=20"],
     "flow_map_2d": [*TOY, "data.test.n=20"],
+    "gan_2d": [*TOY, "data.test.n=20", "generator.steps=2"],
     "cifar10": SMALL,
     "celebahq256": [*SMALL, *FACES],
     "ffhq1024": [*SMALL, *FACES],
@@ -46,7 +48,8 @@ TRAINED = {
     "image": [*SMALL, "trainer.batch_size=8"],
     "volumes": [*SMALL, "trainer.batch_size=8"],
 }
-BITS = ["likelihood.solver.steps=4", "budget.samples=2", "budget.bound_draws=2"]
+MULTILEVEL = ["likelihood.tolerance=1", "likelihood.levels=[2,4]"]
+BITS = ["likelihood.solver.steps=4", "budget.samples=2", "budget.bound_draws=2", *MULTILEVEL]
 SHORT = {
     "bpd": BITS,
     "classify": [
@@ -59,7 +62,13 @@ SHORT = {
     "compare": ["n=12", "nfe=[2,4]", "resamples=4", "features.epochs=1"],
     "evaluate": ["n=24", "features.epochs=1", "sampler.steps=2", *BITS],
     "dequantize": ["steps=2", "batch_size=8", "draws=2", "width=4", "layers=2"],
-    "distill": ["method.steps=2", "method.batch_size=4", "method.objective.steps=4"],
+    "distill": [
+        "method.steps=2",
+        "method.batch_size=4",
+        "method.objective.steps=4",
+        "method.pool=8",
+        "method.held_out=4",
+    ],
     "report": [],
     "data": ["data.stride=16"],
     "convert": [],
@@ -92,7 +101,13 @@ def shortened(verb, *arguments):
         is_own = value(arguments, "posterior") in ("ddrm", "particles")
         return [verb, *arguments, "n=3", "particles=4", "posterior.steps=2" if is_own else "sampler.steps=2"]
     if verb == "sample":
-        return [verb, *arguments, "n=3", "device=cpu", *([] if "sampler=ode" in arguments else ["sampler.steps=2"])]
+        return [
+            verb,
+            *arguments,
+            "n=3",
+            "device=cpu",
+            *(["sampler.steps=2"] if value(arguments, "sampler") not in ("ode", "learned") else []),
+        ]
     name = value(arguments, "experiment", "digits")
     family = next(family for family in TRAINED if name.startswith(family))  # the longest come first
     kept = [x for x in TRAINED[family] if not (x.startswith(("data.", "network.")) and replaced(arguments, x))]
@@ -106,12 +121,16 @@ def replaced(arguments, override):
 
 def is_of_another(override, arguments):
     """Whether an override belongs to an option that the command has replaced."""
-    likelihood = value(arguments, "likelihood", "default")
+    likelihood, is_solver = value(arguments, "likelihood", "default"), value(arguments, "method") is None
     return (
         (override.startswith("likelihood.solver.steps") and likelihood != "default")
+        or (override in MULTILEVEL and likelihood != "multilevel")
         or (override.startswith("data.") and value(arguments, "data") != "patches")
         or (override.startswith("features.") and value(arguments, "features") is None)
         or (override.startswith("nfe=") and value(arguments, "guidance.scale") is not None)  # one budget, the default
+        or (override.startswith("nfe=") and "learned" in value(arguments, "samplers", ""))  # those that were learned
+        or (override.startswith("method.objective") and is_solver)
+        or (override.startswith(("method.pool", "method.held_out")) and not is_solver)
     )
 
 
@@ -150,7 +169,9 @@ def test_every_block_is_run_here():
             ),
             *("convert source", "--json", "cifar10_ddpmpp_subvp data.root", "precision=bf16", "--standalone", "joblib"),
             *(
-                "scoresde distill",
+                "method=trajectories",
+                "sampler=learned",
+                "experiment=gan_2d",
                 "SBATCH",
                 "PYTHONPATH",
                 "guidance.classifier=",
@@ -160,7 +181,7 @@ def test_every_block_is_run_here():
         ],
         "python": [
             *("Langevin(snr=0.16)", "trajectory=True", "ClassifierFree", "class Points", "convert.score_sde"),
-            *("sample_posterior", "posterior_moments", "TrajectoryDistillation"),
+            *("sample_posterior", "posterior_moments", "TrajectoryDistillation", "samplers.learn(", "add_lora"),
         ],
         "yaml": ["points.Points}", "points.Network"],
     }
@@ -198,9 +219,15 @@ def test_the_python_of_the_readme(capsys):
     assert "tensor" in capsys.readouterr().out
 
 
-def test_a_sampler_in_a_few_lines(capsys):
-    exec(compile(block("python", "trajectory=True"), "docs/sampling.md", "exec"), {})
+def test_samplers_in_a_few_lines(capsys):
+    names = {}
+    exec(compile(block("python", "trajectory=True"), "docs/sampling.md", "exec"), names)
     assert " 10 torch.Size([10, 16, 2])" in capsys.readouterr().out
+    short = block("python", "samplers.learn(").replace(
+        "steps=100, batch_size=32, pool=256", "steps=2, batch_size=4, pool=8"
+    )
+    exec(compile(short, "docs/sampling.md", "exec"), names)
+    assert capsys.readouterr().out.startswith("5 ")
 
 
 @pytest.mark.slow
@@ -219,11 +246,16 @@ def test_one_run_through_every_verb(elsewhere, capsys):
     for _, *arguments in commands(block("sh", "dequantize")):
         run(arguments)
     printed = capsys.readouterr().out
-    assert (printed.count("test bits/dim"), printed.count("test nats/dim")) == (2, 1)
+    assert (printed.count("test bits/dim"), printed.count("test nats/dim")) == (3, 1)
     for _, *arguments in commands(block("sh", "sampler=ode")):
         run(arguments)
     (array,) = Path("runs/spirals/samples").glob("ode_n3_*.npy")
     assert np.load(array).shape == (3, 2)
+    for _, *arguments in commands(block("sh", "sampler=learned")):
+        run(arguments)
+    assert sorted(path.name for path in Path("runs/spirals/solvers").iterdir()) == [
+        f"nfe{n}.safetensors" for n in (5, 7)
+    ]
     assert list(Path("runs/digits/figures").glob("comparison*.png"))
     assert list(Path("runs/oracle").glob("comparison*.csv"))
     usage, settings, machine, (name, script) = commands(block("sh", "--json"))
@@ -249,10 +281,22 @@ def test_a_posterior_in_a_few_lines(capsys):
 
 
 @pytest.mark.slow
+def test_generators_and_adapters(elsewhere, capsys):
+    exec(compile(block("python", "add_lora"), "docs/flow_maps.md", "exec"), {})
+    shape, trained = capsys.readouterr().out.splitlines()
+    assert shape == "torch.Size([16, 2])"
+    assert 0 < int(trained) < sum(parameter.numel() for parameter in MLP(2, width=64).parameters())
+    for _, *arguments in commands(block("sh", "experiment=gan_2d")):
+        run(arguments)
+    (array,) = Path("runs/gan/samples").glob("gan_*.npy")
+    assert np.isfinite(np.load(array)).all()
+
+
+@pytest.mark.slow
 def test_flow_maps(elsewhere, capsys):
     exec(compile(block("python", "TrajectoryDistillation"), "docs/flow_maps.md", "exec"), {})
     assert "torch.Size([16, 2]) True" in capsys.readouterr().out
-    for _, *arguments in commands(block("sh", "scoresde distill")):
+    for _, *arguments in commands(block("sh", "method=trajectories")):
         run(arguments)
     (array,) = Path("runs/points/flow_map/samples").glob("flow_map_*.npy")
     assert np.load(array).shape == (3, 2)

@@ -26,12 +26,12 @@ def test_a_line_of_the_table_has_means_and_standard_errors_over_pictures(capsys)
     assert measured.startswith("| r | t | A^+ y | 7 | 20.00 +- nan |  |")
 
 
-def test_pictures_are_the_middles_of_equal_parts_in_the_order_of_contrast(monkeypatch):
-    scales = [3.0, 0.0, 5.0, 1.0, 4.0, 2.0]
+def test_pictures_are_the_middles_of_equal_parts_of_the_third_with_most_contrast(monkeypatch):
+    scales = [float(i * 7 % 18) for i in range(18)]
     pictures = [scale * normal(3, 4, 4, seed=1) for scale in scales]
     monkeypatch.setattr(ss.build, "instantiate", lambda node: node)
     run = SimpleNamespace(config=SimpleNamespace(data=SimpleNamespace(test=pictures)))
-    assert [scales[i] for i in restorations.chosen(run, 3)] == [1.0, 3.0, 5.0]
+    assert [scales[i] for i in restorations.chosen(run, 3)] == [13.0, 15.0, 17.0]
 
 
 def test_each_task_measures_its_part_of_a_picture():

@@ -69,9 +69,9 @@ class DenoisingGAN(Objective):
     def _value(self, model: Any, drawn: Drawn, t: Tensor, s: Tensor) -> Tensor:
         x_s = model.sde.perturb(drawn.x0, s, drawn.noise)
         x_t = _noised(model.sde, x_s, s, t, drawn.stream)
-        generated = model.step(x_t, t, s, drawn.stream)
-        given = (model.path, s, x_t, t, model.cond)
-        return sum(losses(self.discriminator, [x_s], [generated], given, self.penalty))  # type: ignore[return-value]
+        real, generated = (x / broadcast(model.path.size(s), x) for x in (x_s, model.step(x_t, t, s, drawn.stream)))
+        terms = losses(self.discriminator, [real], [generated], (model.path, x_t, t, model.cond), self.penalty)
+        return terms.generator + terms.discriminator
 
 
 @checked
@@ -115,7 +115,7 @@ class AdversarialDistillation(Objective):
         sde, stream, cond = model.sde, drawn.stream, model.cond
         t, s = self.draw_jumps(model, stream, len(drawn.t))
         x_s = model.map(sde.perturb(drawn.x0, t, stream.normal(drawn.x0)), t, s)
-        u = model.path.between(_uniform(stream, len(t)), s, model.path.ends()[1].expand(len(t)))
+        u = model.path.between(_uniform(stream, len(t)), s, model.path.ends()[1].expand(len(t))).maximum(s)
         generated = self.discriminator.inputs(_noised(sde, x_s, s, u, stream), u, cond)
         with torch.no_grad():
             real = self.discriminator.inputs(sde.perturb(drawn.x0, u, stream.normal(drawn.x0)), u, cond)

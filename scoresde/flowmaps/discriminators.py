@@ -12,7 +12,7 @@ generator then vanishes. One optimiser that scales each gradient by itself, such
 
 | class                  | a                                            | source                             |
 | ---------------------- | -------------------------------------------- | ---------------------------------- |
-| `PairDiscriminator`    | x_s, given x_t and t                         | 2112.07804                         |
+| `PairDiscriminator`    | y_s = x_s/n(s), given x_t and t              | 2112.07804                         |
 | `FeatureDiscriminator` | features of x_u in a trained score network   | 2311.17042, 2402.13929, 2403.12015 |
 """
 
@@ -74,8 +74,8 @@ def losses(
 class PairDiscriminator(nn.Module):
     """The logit of x_s given x_t and t, by a network on both states.
 
-    The network reads the states divided by n (`flowmaps.angle`), joined along the first dimension `C` of `(C, *)`, and
-    as noise label the fraction of the clock at t, in [0, 1]. The logit is the mean of its output.
+    The network reads y_s and y_t, the states divided by n (`flowmaps.angle`), joined along the first dimension `C` of
+    `(C, *)`, and as noise label the fraction of the clock at t, in [0, 1]. The logit is the mean of its output.
 
     Args:
         network: maps ((B, 2 C, ...), labels (B,), cond) to (B, ...), such as `EncoderUNet(..., classes=1)` or
@@ -91,11 +91,10 @@ class PairDiscriminator(nn.Module):
         self.network = network
 
     def forward(
-        self, inputs: Sequence[Tensor], path: AnglePath, s: Tensor, x_t: Tensor, t: Tensor, cond: Condition = None
+        self, inputs: Sequence[Tensor], path: AnglePath, x_t: Tensor, t: Tensor, cond: Condition = None
     ) -> Tensor:
-        """Return the logits (B,) of inputs = [x_s], (B, *) at s (B,), given x_t (B, *) at t (B,)."""
-        (x_s,) = inputs
-        both = torch.cat([x_s / broadcast(path.size(s), x_s), x_t / broadcast(path.size(t), x_t)], dim=1)
+        """Return the logits (B,) of inputs = [y_s], (B, *), given x_t (B, *) at t (B,)."""
+        both = torch.cat([*inputs, x_t / broadcast(path.size(t), x_t)], dim=1)
         output = call_network(self.network, both, path.fraction(t), expand(cond, len(both)))
         return output.flatten(1).mean(dim=1)
 

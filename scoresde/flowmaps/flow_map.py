@@ -43,6 +43,8 @@ from scoresde.sdes import SDE, checked_times
 from scoresde.tensors import broadcast, dimensions, float64, floating
 from scoresde.views import Views
 
+LARGEST = 10.0  # factor by which F may multiply errors of the network's prediction
+
 
 @checked
 class FlowMap(ScoreModel):
@@ -60,7 +62,8 @@ class FlowMap(ScoreModel):
             `predictions.TrigFlow(data_scale)`.
         data_scale: S of `flowmaps.angle`, about the standard deviation of the data.
         correction: whether the network has the C channels that are added to F. A map that starts from a model of
-            noise or of data needs them: F is a difference of their outputs and x that loses digits at one end.
+            noise or of data needs them: at one end of the path F is a small difference of its output and x, which
+            multiplies errors of the output by a large number g. Where g > 10, that part of F is multiplied by (10/g)^2.
         divergence: whether the network has the channel h.
         targets: the s that the map is trained for: "all"; "down", those with less noise than t; or "data", t_min only.
         conditional: see `ScoreModel`.
@@ -85,6 +88,11 @@ class FlowMap(ScoreModel):
             accept_target(network)
         self.data_scale, self.correction, self.divergence, self.targets = data_scale, correction, divergence, targets
 
+    @property
+    def solver(self) -> Jumps:
+        """The solver of the map as a surrogate of an accurate likelihood, see `bits_per_dim`: four jumps."""
+        return Jumps()
+
     @cached_property
     def path(self) -> AnglePath:
         """The angle along the path of the SDE."""
@@ -93,7 +101,8 @@ class FlowMap(ScoreModel):
     def start_from(self, model: ScoreModel) -> "FlowMap":
         """Copy the weights of a trained model, so that the map is its DDIM step; return the flow map.
 
-        A tensor of the network's output layer that has more rows here gets zeros there.
+        With `correction`, it is not where the factor g of the class docstring exceeds 10. A tensor of the network's
+        output layer that has more rows here gets zeros there.
 
         Raises:
             ValueError: the model has another SDE or prediction type, or its network has other tensors.
@@ -128,6 +137,9 @@ class FlowMap(ScoreModel):
         output = self._evaluate(x, t, cond, 2 if self.correction else 1, int(self.divergence))
         first, *others = output.split([x.shape[1]] * (2 if self.correction else 1) + [1] * self.divergence, dim=1)
         F = self.path.velocity(NetworkViews(x, first, self.sde, self.prediction, t))
+        if self.correction:
+            weight = (LARGEST / self._gain(t)).square().clamp(max=1)
+            F = broadcast(weight, F) * F
         h = others.pop().flatten(1).mean(dim=1) if self.divergence else None
         return F + others[0] if others else F, h
 
@@ -138,6 +150,12 @@ class FlowMap(ScoreModel):
             *["one of the divergence"] * self.divergence,
         ]
         return f" ({', '.join(parts)}: give the network as many out_channels)"
+
+    def _gain(self, t: Tensor) -> Tensor:
+        """Return |dv/dO|, by which the velocity v multiplies an error of what the network predicts, O."""
+        phi, (p, q) = self.path.angle(t), self.prediction.target(self.sde, t)
+        determinant = self.sde.alpha(t) * q - self.sde.sigma(t) * p
+        return ((phi.cos() * self.sde.alpha(t) + phi.sin() / self.data_scale * self.sde.sigma(t)) / determinant).abs()
 
     def predict(self, x: Tensor, t: Tensor | float) -> Views:
         """Return the views of the diagonal, whose flow the map integrates; see `ScoreModel.predict`."""

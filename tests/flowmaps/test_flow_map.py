@@ -54,11 +54,24 @@ def test_a_map_starts_from_a_model_as_ddim(shape, prediction):
     network = MLP(shape, width=16, depth=1, out_channels=2 * shape[0] + 1)
     model = ss.FlowMap(network, sde, prediction, data_scale=0.5, correction=True).double().start_from(teacher)
     x = normal(4, *shape)
-    ddim = PredictorCorrector(DDIM(), steps=3)
-    close(PredictorCorrector(Jump(), steps=3, grid=ddim.grid)(model, x_T=x).x, ddim(teacher, x_T=x).x, 1e-9, 1e-9)
-    t = f64(0.1, 0.3, 0.6, 0.9)
+    ddim = PredictorCorrector(DDIM(), grid=f64(0.5, 0.3, 0.1, 1e-5))
+    close(PredictorCorrector(Jump(), grid=ddim.grid)(model, x_T=x).x, ddim(teacher, x_T=x).x, 1e-9, 1e-9)
+    t = f64(0.1, 0.2, 0.3, 0.5)
     close(model.velocity(x, t), teacher.velocity(x, t), 1e-8, 1e-8)
     assert not bool(model.average(x, t, t)[1].any())
+
+
+def test_errors_of_a_predicted_noise_are_not_multiplied_at_the_noisy_end():
+    """There v = (eps - sin(phi) y) / cos(phi) multiplies them by 1 / cos(phi), about 150."""
+    sde, x = ss.VP(), normal(2, 3)
+    model = small_map(sde, prediction="noise")
+    t = torch.tensor(1.0, dtype=torch.float64)
+    close(model._gain(t), 1 / model.path.angle(t).cos(), 1e-9)
+    before = model.average(x, t, t)[0]
+    with torch.no_grad():
+        model.network.output.bias[:3] += 0.1  # of the predicted noise
+    change = (model.average(x, t, t)[0] - before).detach()
+    close(change, torch.full_like(change, 0.1 * 100 * float(model.path.angle(t).cos())), 1e-6)
 
 
 def test_jumps_and_likelihood_do_not_depend_on_the_batch():
