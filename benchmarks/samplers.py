@@ -530,7 +530,8 @@ def write_csv(results: Sequence[Result], path: Path) -> None:
 def quality(case: Case, options: argparse.Namespace, plot: Path | None) -> list[Result]:
     """Print both tables of a model."""
     print(f"\n### {case.title}\n")
-    listed = [*learned(case, options), *candidates()]
+    known = [one for one in candidates() if not options.among or one.name in options.among]
+    listed = [*learned(case, options), *known]
     results, best = deterministic(case, options, listed)
     print_flow(best)
     if options.batches:
@@ -695,6 +696,7 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--batches", type=int, default=5, help="0 leaves out the distances between distributions")
     parser.add_argument("--reference-steps", type=int, default=400, help="steps of the converged flow")
+    parser.add_argument("--among", nargs="*", help="names of the methods to choose from; default: all")
     parser.add_argument("--learned", type=Path, help="folder of learned solvers")
     parser.add_argument("--learning", nargs="*", default=(), help="settings of samplers.Learning, such as steps=300")
     parser.add_argument("--budgets", type=int, nargs="*", default=BUDGETS)

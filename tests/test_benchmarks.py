@@ -1,5 +1,6 @@
 """The benchmarks: peers converge to the results of this library, and the tables are computed as documented."""
 
+import argparse
 import math
 import sys
 from pathlib import Path
@@ -259,6 +260,23 @@ def test_errors_of_samplers_fall_to_the_converged_flow():
         (few,) = samplers.flow_errors(case.model, x, truth, 10, [one])
         (many,) = samplers.flow_errors(case.model, x, truth, 40, [one])
         assert many.rms < 0.3 * few.rms, one
+
+
+def test_learned_solvers_are_stored_measured_and_come_first(tmp_path, capsys):
+    case = samplers.exact_case((2,))
+    few = ["steps=0", "pool=1", "held_out=4", "batch_size=4", "target_steps=20"]
+    settings = {"learned": tmp_path, "budgets": [3], "learning": few, "images": 8, "pilot": 4, "reference_steps": 40}
+    options = argparse.Namespace(**settings)
+    listed = [*samplers.learned(case, options), *(one for one in samplers.of_this_library() if one.name == "DDIM")]
+    assert [path.name for path in tmp_path.iterdir()] == ["nfe3.safetensors"]
+    _, best = samplers.deterministic(case, options, listed)
+    assert [(one.candidate.library, one.evaluations) for one in best] == [("learned", 3), ("scoresde", 3)]
+    capsys.readouterr()
+    samplers.print_flow(best)
+    title, _, first, second = capsys.readouterr().out.splitlines()
+    assert title.endswith("learned / this [95%] |")
+    assert first.endswith("| 1 |")
+    assert float(second.split("|")[-2].split()[0]) == pytest.approx(best[0].rms / best[1].rms, abs=0.006)
 
 
 def test_the_distances_of_exact_draws_are_those_of_the_floor():
