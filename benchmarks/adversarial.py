@@ -1,6 +1,7 @@
 """Denoising diffusion GANs on points in the plane, against Gaussian steps with the exact score.
 
     python benchmarks/adversarial.py --steps 1 2 4 --updates 1200
+    python benchmarks/adversarial.py --steps 2 4 --decay cosine --penalty 0.5
 
 The data are a mixture of three Gaussians under VP. A generator with K steps is trained on exact draws (`DenoisingGAN`);
 networks are MLPs of width 32 and depth 2. Samples (2,000) are compared with exact draws by the energy distance, the
@@ -46,9 +47,10 @@ def train(steps: int, options: argparse.Namespace) -> DenoisingGenerator:
     torch.manual_seed(0)
     parts = {"width": 32, "depth": 2, "time_scale": 10.0}
     model = DenoisingGenerator(MLP(2, **parts), ss.VP(), steps=steps, latent=4)
-    loss = DenoisingGAN(PairDiscriminator(MLP(4, out_channels=1, **parts)))
+    loss = DenoisingGAN(PairDiscriminator(MLP(4, out_channels=1, **parts)), options.penalty)
     adam = partial(torch.optim.Adam, lr=options.rate, betas=(0.5, 0.9))
-    trainer = Trainer(adam, options.updates, 128, clip=math.inf, ema=0.99, log_every=100, checkpoint_every=200)
+    settings = {"clip": math.inf, "ema": 0.99, "log_every": 100, "checkpoint_every": 200}
+    trainer = Trainer(adam, options.updates, 128, decay=options.decay, **settings)
     run = options.out / f"{steps}_steps"
     trainer.fit(model, loss, Items(exact(1, 20_000)), run, DataMap(ss.data.Affine()), progress=False)
     model.load_state_dict(checkpoint.load(run / CHECKPOINT, {"ema"})[0]["ema"], strict=False)
@@ -74,6 +76,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, nargs="+", default=[1, 2, 4])
     parser.add_argument("--updates", type=int, default=1200)
     parser.add_argument("--rate", type=float, default=2e-3)
+    parser.add_argument("--decay", default="none", help="of the learning rate, see Trainer")
+    parser.add_argument("--penalty", type=float, default=0.05, help="gamma of the gradient penalty")
     parser.add_argument("--out", type=Path, default=Path("runs/adversarial"))
     options = parser.parse_args()
     print("| samples | energy distance to exact draws, mean of 8 [95%] |\n| --- | --- |", flush=True)

@@ -173,10 +173,9 @@ class FlowMap(ScoreModel):
             raise ValueError("the flow map must have a divergence for a likelihood; got divergence=False")
         x, t, s = floating(x), *self._checked(t, s)
         F, h = self.average(x, t, s)
-        log_det = float64(h) * (self.path.clock(s) - self.path.clock(t)).to(F.device)  # type: ignore[arg-type]
-        return self.moved(x, F, t, s), dimensions(x) * (
-            log_det + (self.path.size(s) / self.path.size(t)).log().to(F.device)
-        )
+        path, h = self.path, float64(h)  # type: ignore[arg-type]
+        growth, wider = path.clock(s) - path.clock(t), (path.size(s) / path.size(t)).log()
+        return self.moved(x, F, t, s), dimensions(x) * (h * growth.to(h.device) + wider.to(h.device))
 
     def map(self, x: Tensor, t: Tensor | float, s: Tensor | float) -> Tensor:
         """Return x_s (B, *) for x (B, *) at t; t and s are () or (B,).

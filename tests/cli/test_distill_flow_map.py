@@ -65,3 +65,14 @@ def test_runs_that_cannot_become_a_flow_map_are_refused(toy, refused):
         FlowMapDistillation(MeanFlow).configuration(
             Teacher(replace(run, config=OmegaConf.create(config)), None, None, 0)
         )
+
+
+def test_a_guided_model_becomes_one_network_with_its_condition(labelled):
+    guided = ["guidance=cfg", "guidance.scale=2", *FEW, *METHODS["trajectories"]]
+    assert main(["distill", f"run={labelled}", "method=trajectories", *guided]) == 0
+    (row,) = rows(labelled, "distillation")
+    assert row["guidance"]["scale"] == 2
+    draw = ["sample", f"run={labelled}/flow_map", "n=2", "cond.label=3", "sampler=flow_map", "sampler.steps=2"]
+    assert main(draw) == 0
+    (row,) = rows(labelled / "flow_map", "samples")
+    assert row["nfe"] == 2  # without the second network

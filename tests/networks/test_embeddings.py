@@ -6,12 +6,14 @@ import math
 import pytest
 import torch
 
+from scoresde.networks import MLP, DiT, UNet
 from scoresde.networks.embeddings import (
     ConditionEmbedding,
     FourierEmbedding,
     ImageCondition,
     PositionalEmbedding,
     TimeEmbedding,
+    accept_target,
     named,
 )
 from scoresde.protocols import NULL, null_condition
@@ -264,3 +266,36 @@ def test_a_null_vector_adds_and_learns_nothing():
 def test_null_conditions_have_the_shape_and_kind_of_the_condition():
     assert null_condition(torch.tensor([3, 4])).tolist() == [NULL, NULL]
     assert bool(null_condition(torch.ones(2, 3)).isnan().all())
+
+
+NETWORKS = {
+    "mlp": (lambda: MLP((2, 3), width=8, depth=1, out_channels=5), (2, 3)),
+    "unet": (lambda: UNet(4, channels=1, width=8, multipliers=(1, 2), blocks=1, out_channels=3), (1, 4, 4)),
+    "dit": (lambda: DiT(4, channels=1, width=8, depth=1, heads=2, out_channels=3), (1, 4, 4)),
+}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_target_changes_nothing_at_first_and_then_what_depends_on_it(name):
+    build, shape = NETWORKS[name]
+    torch.manual_seed(0)
+    network = randomised(build()).double()
+    x, label, target = normal(2, *shape), f64(0.3, 0.8), f64(0.1, 0.9)
+    with pytest.raises(ValueError, match="without a condition 'target'"):
+        network(x, label, {"target": target})
+    before = network(x, label)
+    assert before.shape == (2, 2 * shape[0] + 1, *shape[1:])
+    accept_target(network)
+    accept_target(network)  # once is enough
+    assert sum("target.outer.weight" in key for key in network.state_dict()) == 1
+    close(network(x, label, {"target": target}), before)
+    with torch.no_grad():
+        network.time.target.outer.weight += 0.3 * torch.randn_like(network.time.target.outer.weight)
+    close(network(x, label), before)
+    after = network(x, label, {"target": target})
+    change = torch.func.jvp(lambda s: network(x, label, {"target": s}), (target,), (torch.ones_like(target),))[1]
+    moved = (network(x, label, {"target": target + 1e-5}) - network(x, label, {"target": target - 1e-5})) / 2e-5
+    close(change.detach(), moved.detach(), 1e-4, 1e-6)
+    assert float((after - before).detach().abs().max()) > 1e-3
+    with pytest.raises(ValueError, match=r"target must be floating-point numbers of shape \(2,\)"):
+        network(x, label, {"target": target[:1]})
