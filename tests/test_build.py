@@ -45,7 +45,7 @@ KINDS = {
     "trainer": Trainer,
     "data": dict,
     "likelihood": dict,
-    "distillation": (SolverDistillation, FlowMapDistillation),
+    "method": (SolverDistillation, FlowMapDistillation),
     "features": (Pixels, Inception, TrainedClassifier),
     "guidance": Guided,
     "operator": (ss.inverse.Operator, ss.inverse.SizedOperator),
@@ -109,10 +109,9 @@ def test_every_option_builds_its_object(group, option, request, tmp_path):
         assert isinstance(built, PosteriorSettings)
         assert isinstance(built, pkgutil.resolve_name(config.posterior._target_))
         return
-    verbs = {"likelihood": "bpd", "features": "evaluate", "operator": "restore", "distillation": "distill"}
+    verbs = {"likelihood": "bpd", "features": "evaluate", "operator": "restore", "method": "distill"}
     whole = compose(verbs.get(group, "train")).copy()
-    key = {"distillation": "method"}.get(group, group)
-    whole[key] = OmegaConf.load(CONF / group / f"{option}.yaml")
+    whole[group] = OmegaConf.load(CONF / group / f"{option}.yaml")
     if (group, option) == ("sampler", "learned"):
         whole.run = str(tmp_path)
         table = Table.of(ss.samplers.DDIM(), ss.VP(), ss.samplers.angle(ss.VP(), 10))
@@ -121,7 +120,7 @@ def test_every_option_builds_its_object(group, option, request, tmp_path):
         whole.data.shape = {"volumes": [1, 8, 8, 8], "patches": [3, 16, 16]}.get(option, [3, 64, 64])
     if group == "data":
         stand_in(whole.data, request)
-    config = whole[key]
+    config = whole[group]
     with torch.device("meta") if group == "network" else torch.device("cpu"):
         built = build.instantiate(config, **({"optimizer": torch.optim.SGD} if group == "trainer" else {}))
     assert isinstance(built, KINDS[group])

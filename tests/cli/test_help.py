@@ -8,7 +8,6 @@ from hydra import compose, initialize_config_dir
 
 from scoresde.cli import VERBS, add_condition, main
 from scoresde.cli.common import config_directory
-from scoresde.cli.completion import name_group
 from scoresde.cli.help import WIDTH, fold
 from scoresde.cli.overrides import parse_options
 
@@ -27,7 +26,7 @@ def check(verb, arguments):
     options = parse_options(arguments)
     overrides = [x.partition(",")[0] if options.multirun and "[" not in x else x for x in options.overrides]
     with initialize_config_dir(str(config_directory()), version_base="1.3"):
-        compose(verb, [name_group(verb, add_condition(verb, override)) for override in overrides])
+        compose(verb, [add_condition(verb, override) for override in overrides])
 
 
 SETTINGS = {
