@@ -39,7 +39,11 @@ SETTINGS = {
         "annealed_langevin, ddim, ddim_eta1, deis3, ",
         "run: ???",
     ],
-    "bpd": ["likelihood: adaptive, default, dopri5, exact, jumps, multilevel, paired, score_sde", "run: ???", "split: test"],
+    "bpd": [
+        "likelihood: adaptive, default, dopri5, exact, jumps, multilevel, paired, score_sde",
+        "run: ???",
+        "split: test",
+    ],
     "evaluate": ["features: digits, inception, openmoji_", "run: ???", "floors:", "features=inception n=50000"],
     "compare": ["samplers: - ddim", "run: ???", "sde: ", "- ancestral", "scoresde compare run=oracle sde=subvp"],
     "restore": [
