@@ -25,7 +25,7 @@ from scoresde.metrics import Inception, Pixels
 from scoresde.networks import MLP, DiT, UNet
 from scoresde.predictions import Prediction
 from scoresde.protocols import select
-from scoresde.samplers.learned import Table
+from scoresde.samplers.learned_solver import SolverTable
 from scoresde.samplers.sampler import Sampler
 from scoresde.training import Trainer, checkpoint
 from scoresde.training.batches import split_condition
@@ -117,7 +117,7 @@ def test_every_option_builds_its_object(group, option, request, tmp_path):
     whole[group] = OmegaConf.load(FOLDERS[group] / f"{option}.yaml")
     if (group, option) == ("sampler", "learned"):
         whole.run = str(tmp_path)
-        table = Table.of(ss.samplers.DDIM(), ss.VP(), ss.samplers.angle(ss.VP(), 10))
+        table = SolverTable.of(ss.samplers.DDIM(), ss.VP(), ss.samplers.angle(ss.VP(), 10))
         table.save(tmp_path / "solvers" / "nfe10.safetensors")
     if group == "network":
         whole.data.shape = {"volumes": [1, 8, 8, 8], "patches": [3, 16, 16]}.get(option, [3, 64, 64])
