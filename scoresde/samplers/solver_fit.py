@@ -1,7 +1,7 @@
 r"""The fit of a solver's table to a model: the loss and the optimiser of `samplers.learning`.
 
-With Phi the solver with parameters theta (a, b and t of `samplers.learned_solver`), Psi an accurate solve of the probability
-flow, d the dimensions, and q the squared distance |Phi(x_T) - Psi(x_T)|^2 / d, the parameters minimise
+With Phi the solver with parameters theta (a, b and t of `samplers.learned_solver`), Psi an accurate solve of the
+probability flow, d the dimensions, and q the squared distance |Phi(x_T) - Psi(x_T)|^2 / d, the parameters minimise
 
     E[ c (c^2 + q)^(1/2) - c^2 ],        c = `robust` times the root mean square of q^(1/2) at the first table.
 
