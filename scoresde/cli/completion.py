@@ -23,10 +23,16 @@ OPTIONS = ("--cfg", "--config-dir", "--help", "--info", "--json", "--multirun", 
 BASE = "base"  # the configuration that all verbs include
 
 
+def own_groups(configs: Path, verb: str) -> list[Path]:
+    """Return the directory of the config groups that only this verb has, in a list; [] if there are none."""
+    return [path for path in [configs / "verbs" / verb] if path.is_dir()]
+
+
 def run_hydra(configs: Path, verb: str, arguments: Sequence[str], job: Callable[..., Any]) -> None:
     """Run the Hydra application of a verb with these arguments; raise its errors instead of printing them."""
     argv, full_error = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
-    sys.argv, os.environ["HYDRA_FULL_ERROR"] = ["scoresde", *arguments], "1"
+    search = [f'hydra.searchpath=["file://{path}"]' for path in own_groups(configs, verb)]
+    sys.argv, os.environ["HYDRA_FULL_ERROR"] = ["scoresde", *arguments, *search], "1"
     try:
         hydra.main(version_base="1.3", config_path=str(configs), config_name=verb)(job)()
     finally:

@@ -4,12 +4,10 @@ import re
 import shlex
 
 import pytest
-from hydra import compose, initialize_config_dir
 
 from scoresde.cli import VERBS, add_condition, main
-from scoresde.cli.common import config_directory
 from scoresde.cli.help import WIDTH, fold
-from scoresde.cli.overrides import parse_options
+from scoresde.cli.overrides import configurations, parse_options
 
 COMMAND = re.compile(r"^ +((?:torchrun .* -m )?scoresde \w+ (?:.|\\\n)*?)(?<!\\)$", re.MULTILINE)
 
@@ -25,8 +23,8 @@ def check(verb, arguments):
     """That Hydra composes what an example says; the first value of a sweep."""
     options = parse_options(arguments)
     overrides = [x.partition(",")[0] if options.multirun and "[" not in x else x for x in options.overrides]
-    with initialize_config_dir(str(config_directory()), version_base="1.3"):
-        compose(verb, [add_condition(verb, override) for override in overrides])
+    with configurations(verb, None) as (compose, _):
+        compose(*(add_condition(verb, override) for override in overrides))
 
 
 SETTINGS = {
