@@ -80,7 +80,7 @@ from scoresde.samplers import (
     UniPC,
 )
 from scoresde.samplers.grids import GRIDS, Grid
-from scoresde.samplers.learned import StoredSolver, Table, solver_file
+from scoresde.samplers.learned_solver import SolverTable, StoredSolver, solver_file
 from scoresde.samplers.learning import Learner, Learning
 
 LIBRARIES = ("learned", "scoresde", "diffusers", "k-diffusion", "azula")
@@ -344,7 +344,7 @@ def learned(case: Case, options: argparse.Namespace) -> list[Candidate]:
                 settings, shape = Learning(denoise_final=True, **numbers), case.start(1, 0).shape[1:]
                 learner = Learner(case.model, shape, settings=settings, seed=LEARNING_SEED)
             learner.learn(budget).table.save(path)
-        notes = Table.load(path).notes
+        notes = SolverTable.load(path).notes
         print(f"learned, {budget} evaluations: {notes}\n", flush=True)
 
     def run(model: ss.ScoreModel, x: Tensor, evaluations: int) -> Tensor:

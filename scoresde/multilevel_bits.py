@@ -17,10 +17,10 @@ model, however wrong the surrogate is: its error only costs draws of level 1.
 A draw whose path n_l steps do not resolve is solved with 2 n_l, 4 n_l, ... steps. Whether they do depends on the path
 only, not on the probes, so that n_l steps have the same expectation in both terms that they occur in.
 
-The noise of level 0 has the variance W^2 = P^2 / m + D^2, with P^2 from the probes and D^2 from the dequantisation. It
-does not decrease with more accurate solves, and differences with exact traces on a few samples cannot reduce it, since
-their variance is P^2 itself. Probes share the forward pass of an evaluation, so m > 1 is worth its cost unless one
-probe for each sample is enough: m is chosen from 1, 2, 4, 8 by the variances of a pilot.
+The noise of level 0 has the variance W^2 = P^2 / m + D^2, with P^2 from the probes and D^2 from the dequantisation.
+Differences with exact traces on a few samples cannot reduce it, since their variance would be P^2 itself. Probes share
+the forward pass of an evaluation, so m > 1 is worth its cost unless one probe for each sample is enough: m is chosen
+from 1, 2, 4, 8 by the variances of a pilot. A given trace keeps its own number of probes.
 """
 
 import math

@@ -3,7 +3,6 @@
 import functools
 import pkgutil
 
-import hydra
 import pytest
 import torch
 from omegaconf import OmegaConf
@@ -14,6 +13,7 @@ from torch.utils.data import default_collate
 import scoresde as ss
 from scoresde import build, run_config
 from scoresde.cli import VERBS, config_directory, main
+from scoresde.cli.overrides import configurations
 from scoresde.cli.restore import posterior
 from scoresde.cli.settings import PosteriorSettings
 from scoresde.evaluation.distillation import SolverDistillation
@@ -25,7 +25,7 @@ from scoresde.metrics import Inception, Pixels
 from scoresde.networks import MLP, DiT, UNet
 from scoresde.predictions import Prediction
 from scoresde.protocols import select
-from scoresde.samplers.learned import Table
+from scoresde.samplers.learned_solver import SolverTable
 from scoresde.samplers.sampler import Sampler
 from scoresde.training import Trainer, checkpoint
 from scoresde.training.batches import split_condition
@@ -45,7 +45,7 @@ KINDS = {
     "trainer": Trainer,
     "data": dict,
     "likelihood": dict,
-    "distillation": (SolverDistillation, FlowMapDistillation),
+    "method": (SolverDistillation, FlowMapDistillation),
     "features": (Pixels, Inception, TrainedClassifier),
     "guidance": Guided,
     "operator": (ss.inverse.Operator, ss.inverse.SizedOperator),
@@ -53,7 +53,9 @@ KINDS = {
 }
 MIXTURE = ss.GaussianMixture(torch.zeros(2, 3), torch.ones(2)).score_model(ss.VP())
 GUIDES = {"weak": MIXTURE, "classifier": lambda x, t: x}  # what the command line loads from a run
-OPTIONS = [(path.parent.name, path.stem) for path in sorted(CONF.glob("*/*.yaml")) if path.parent.name != "experiment"]
+FOLDERS = {path.parent.name: path.parent for path in sorted(CONF.glob("**/*/*.yaml"))}  # of each config group
+OPTIONS = [(group, path.stem) for group in FOLDERS for path in sorted(FOLDERS[group].glob("*.yaml"))]
+OPTIONS = [(group, option) for group, option in OPTIONS if group != "experiment"]
 NOTHING = ("guidance", "none")  # the option that sets the group to null
 EXPERIMENTS = [path.stem for path in sorted(CONF.glob("experiment/*.yaml"))]
 PUBLISHED = {  # 2011.13456's code: parameters that train
@@ -72,8 +74,9 @@ PUBLISHED = {  # 2011.13456's code: parameters that train
 
 @functools.cache
 def compose(name, *overrides):
-    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-        return hydra.compose(name, overrides=list(overrides))
+    with configurations(name, None) as (load, _):
+        config = load(*overrides)
+    return OmegaConf.masked_copy(config, [key for key in config if key != "hydra"])
 
 
 def test_every_configuration_is_walked():
@@ -96,32 +99,31 @@ def images(tmp_path_factory):
 )
 def test_every_option_builds_its_object(group, option, request, tmp_path):
     if group == "guidance":
-        config = OmegaConf.load(CONF / group / f"{option}.yaml")
+        config = OmegaConf.load(FOLDERS[group] / f"{option}.yaml")
         parts = {name: GUIDES[name] for name in GUIDES if name in list(config.keys())}
         rest = OmegaConf.masked_copy(config, [str(key) for key in config if key not in parts])
         assert isinstance(build.instantiate(rest, model=MIXTURE, **parts), Guided)
         return
     if group == "posterior":
-        config = OmegaConf.create({group: OmegaConf.load(CONF / group / f"{option}.yaml"), "trust": []})
+        config = OmegaConf.create({group: OmegaConf.load(FOLDERS[group] / f"{option}.yaml"), "trust": []})
         model = ss.ScoreModel(MLP(3, width=8, cond_channels=6), ss.VP(), "noise")
         operator = ss.inverse.Inpainting(torch.ones(3), noise_std=0.1)
         built = posterior(config, OmegaConf.create())(model, operator, torch.zeros(3))
         assert isinstance(built, PosteriorSettings)
         assert isinstance(built, pkgutil.resolve_name(config.posterior._target_))
         return
-    verbs = {"likelihood": "bpd", "features": "evaluate", "operator": "restore", "distillation": "distill"}
+    verbs = {"likelihood": "bpd", "features": "evaluate", "operator": "restore", "method": "distill"}
     whole = compose(verbs.get(group, "train")).copy()
-    key = {"distillation": "method"}.get(group, group)
-    whole[key] = OmegaConf.load(CONF / group / f"{option}.yaml")
+    whole[group] = OmegaConf.load(FOLDERS[group] / f"{option}.yaml")
     if (group, option) == ("sampler", "learned"):
         whole.run = str(tmp_path)
-        table = Table.of(ss.samplers.DDIM(), ss.VP(), ss.samplers.angle(ss.VP(), 10))
+        table = SolverTable.of(ss.samplers.DDIM(), ss.VP(), ss.samplers.angle(ss.VP(), 10))
         table.save(tmp_path / "solvers" / "nfe10.safetensors")
     if group == "network":
         whole.data.shape = {"volumes": [1, 8, 8, 8], "patches": [3, 16, 16]}.get(option, [3, 64, 64])
     if group == "data":
         stand_in(whole.data, request)
-    config = whole[key]
+    config = whole[group]
     with torch.device("meta") if group == "network" else torch.device("cpu"):
         built = build.instantiate(config, **({"optimizer": torch.optim.SGD} if group == "trainer" else {}))
     assert isinstance(built, KINDS[group])

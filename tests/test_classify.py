@@ -4,9 +4,10 @@ import math
 
 import pytest
 import torch
+from scipy import stats
 
 import scoresde as ss
-from scoresde.bounds.paired import paired_nats, round_sizes
+from scoresde.bounds.paired import _Estimates, paired_nats, round_sizes
 from scoresde.classify import default_trace
 from scoresde.data import Levels
 from scoresde.dequantization import DataMap
@@ -147,6 +148,19 @@ def test_a_dropped_model_keeps_its_paired_difference():
     variance = (difference - difference[rows, :, best][:, :, None]).diagonal(dim1=1, dim2=2)
     difference = first.covariance - first.covariance[rows, best][:, None]
     close(variance[dropped], (difference - difference[rows, :, best][:, :, None]).diagonal(dim1=1, dim2=2)[dropped])
+
+
+@pytest.mark.parametrize("confidence", [0.5, 2.0, 6.0])
+@pytest.mark.parametrize("pairs", [2, 40])
+def test_a_model_is_dropped_beyond_the_quantile_of_student(pairs, confidence):
+    """Of n pairs with equal squared differences v: sum v = n v, and 3 (n v)^2 / (n v^2) - 2 degrees of freedom."""
+    spread = f64(0.3, -0.3).repeat(pairs)
+    quantile = stats.t.isf(stats.norm.sf(confidence), 3 * pairs - 2) * math.sqrt(pairs * 0.6**2)
+    for factor in (0.999, 1.001):
+        other = spread - factor * quantile / (2 * pairs)
+        terms = torch.stack([torch.zeros_like(other), other], dim=1)[:, None]
+        estimates = _Estimates([terms], [2 * pairs], torch.zeros(1, 2, dtype=torch.int64), torch.zeros(2).double())
+        assert estimates.is_below(confidence).tolist() == [[False, factor > 1]]
 
 
 def test_rounds_double_and_add_up():

@@ -147,10 +147,11 @@ def seeds(run):
 
 @pytest.fixture
 def elsewhere(tmp_path, monkeypatch):
-    """An empty directory; CIFAR-10 has few images."""
+    """An empty directory; CIFAR-10 and the test set of the digits have few images."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["pytest"])
     monkeypatch.setattr(CIFAR10, "records", RECORDS)
+    monkeypatch.setitem(SPLITS, "test", slice(1500, 1530))
     return tmp_path
 
 
@@ -331,8 +332,7 @@ def test_conditions(elsewhere, capsys):
 
 
 @pytest.mark.slow
-def test_labels_from_training_to_classification(elsewhere, monkeypatch, capsys):
-    monkeypatch.setitem(SPLITS, "test", slice(1500, 1530))
+def test_labels_from_training_to_classification(elsewhere, capsys):
     for _, *arguments in commands(block("sh", "conditional=false")):
         run(arguments)
     printed = capsys.readouterr().out

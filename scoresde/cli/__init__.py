@@ -92,7 +92,7 @@ def run(verb: str, arguments: Sequence[str]) -> int:
     with job.reported_errors():
         job.check_processes()
         options = parse_options(arguments)
-        overrides = [completion.name_group(verb, add_condition(verb, quote_path(text))) for text in options.overrides]
+        overrides = [add_condition(verb, quote_path(text)) for text in options.overrides]
         hydra_options = [word for word in arguments if word not in (*options.overrides, "--json")]
         try:
             if options.help:

@@ -21,15 +21,18 @@ import hydra
 SHELLS = ("bash", "zsh", "fish")
 OPTIONS = ("--cfg", "--config-dir", "--help", "--info", "--json", "--multirun", "--package", "--resolve")
 BASE = "base"  # the configuration that all verbs include
-# Config groups whose name is a plain key of another verb (`classify` has a setting `method`), by verb, typed name and
-# name for Hydra: "group@key".
-GROUPS = {("distill", "method"): "distillation@method"}
+
+
+def own_groups(configs: Path, verb: str) -> list[Path]:
+    """Return the directory of the config groups that only this verb has, in a list; [] if there are none."""
+    return [path for path in [configs / "verbs" / verb] if path.is_dir()]
 
 
 def run_hydra(configs: Path, verb: str, arguments: Sequence[str], job: Callable[..., Any]) -> None:
     """Run the Hydra application of a verb with these arguments; raise its errors instead of printing them."""
     argv, full_error = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
-    sys.argv, os.environ["HYDRA_FULL_ERROR"] = ["scoresde", *arguments], "1"
+    search = [f'hydra.searchpath=["file://{path}"]' for path in own_groups(configs, verb)]
+    sys.argv, os.environ["HYDRA_FULL_ERROR"] = ["scoresde", *arguments, *search], "1"
     try:
         hydra.main(version_base="1.3", config_path=str(configs), config_name=verb)(job)()
     finally:
@@ -54,17 +57,6 @@ def script(shell: str, configs: Path) -> str:
     return compatible + re.sub(r"\$(helper|cmd)(?= -sc)", lambda _: query, lines)
 
 
-def name_group(verb: str, override: str) -> str:
-    """Return `method=...` of a verb as Hydra needs it, by `GROUPS`; other overrides unchanged."""
-    key, equals, value = override.partition("=")
-    return f"{GROUPS.get((verb, key), key)}{equals}{value}"
-
-
-def typed_group(override: str) -> str:
-    """Return an override as it is typed: `name_group` undone."""
-    return next((override.replace(f"{name}=", f"{key}=", 1) for (_, key), name in GROUPS.items()), override)
-
-
 def candidates(line: str, configs: Path) -> list[str]:
     """Return the completions of the last word of a command line.
 
@@ -86,12 +78,8 @@ def candidates(line: str, configs: Path) -> list[str]:
     elif last.startswith("run="):
         folder = Path(last.removeprefix("run=").rpartition("/")[0])
         matches = [f"run={run}" for run in runs(folder) if re.fullmatch(r"[\w./=,+-]+", str(run))]
-    elif "=" in last and (words[0], key := last.partition("=")[0]) in GROUPS:
-        options = (configs / GROUPS[words[0], key].partition("@")[0]).glob("*.yaml")
-        matches = [f"{key}={option.stem}" for option in options]
     else:
-        typed = [name_group(words[0], word) for word in (*words[1:], last) if word != "--json"]
-        os.environ["COMP_LINE"] = " ".join(["scoresde", *typed])
+        os.environ["COMP_LINE"] = " ".join(["scoresde", *(word for word in words[1:] if word != "--json"), last])
         directory = re.findall(r"--config-dir[= ](\S+)", line)[-1:]
         answer = ask_hydra(configs, words[0], "query=fish", *(f"--config-dir={path}" for path in directory))
         matches = [match for match in answer.splitlines() if " " not in match]

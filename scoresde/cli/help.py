@@ -37,9 +37,7 @@ def verb_help(verb: str, overrides: Sequence[str], config_dir: str | None) -> st
     with configurations(verb, config_dir) as (compose, options):
         config = compose(*overrides)
         groups = sorted(group for group in config.hydra.runtime.choices if "/" not in group)
-        names = [group.partition("@") for group in groups]  # a group, or group@key
-        shown = {key or group: options(group) for group, _, key in names}
-        listed = "".join(f"{name}: {', '.join(shown[name])}\n" for name in sorted(shown))
+        listed = "".join(f"{group}: {', '.join(options(group))}\n" for group in groups)
     settings = OmegaConf.to_yaml(OmegaConf.masked_copy(config, [key for key in config if key != "hydra"]))
     text = string.Template(config.hydra.help.template).substitute(APP_CONFIG_GROUPS=listed, CONFIG=settings)
     return "\n".join(map(fold, text.splitlines()))

@@ -21,7 +21,6 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
-from scoresde.cli.completion import typed_group
 from scoresde.evaluation.records import append_metrics, provenance
 from scoresde.training import distributed
 
@@ -100,7 +99,7 @@ def command() -> list[str]:
 
 def typed_overrides() -> list[str]:
     """Return the overrides of the job as the user typed them: without the "+" that is added to `cond.label=3`."""
-    overrides = map(typed_group, HydraConfig.get().overrides.task)
+    overrides = HydraConfig.get().overrides.task
     return [text.removeprefix("+") if text.startswith("+cond.") else text for text in overrides]
 
 

@@ -22,7 +22,7 @@ from hydra.types import RunMode
 from omegaconf import OmegaConf
 
 from scoresde.cli.common import config_directory
-from scoresde.cli.completion import OPTIONS
+from scoresde.cli.completion import OPTIONS, own_groups
 from scoresde.cli.keys import could_have, key_paths, unknown
 from scoresde.cli.suggestions import NEAR, did_you_mean
 from scoresde.run_config import CONFIG
@@ -73,7 +73,9 @@ def parse_override(text: str) -> Override | None:
 @contextmanager
 def configurations(verb: str, config_dir: str | None) -> Iterator[tuple[Callable[..., Any], Callable[..., list]]]:
     """Yield two functions: from overrides to the configuration of a verb, and from a config group to its options."""
-    search = [] if config_dir is None else [f"hydra.searchpath=[{literal(f'file://{Path(config_dir).absolute()}')}]"]
+    paths = [] if config_dir is None else [Path(config_dir).absolute()]
+    listed = ",".join(literal(f"file://{path}") for path in [*paths, *own_groups(config_directory(), verb)])
+    search = [f"hydra.searchpath=[{listed}]"] if listed else []
     with hydra.initialize_config_dir(str(config_directory()), version_base="1.3"):
         loader = GlobalHydra.instance().config_loader()
         yield (

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Protocol
 from scoresde.arguments import Distinct, Few, checked
 from scoresde.build import Run
 from scoresde.protocols import Condition, Model
-from scoresde.samplers.learned import Table, solver_file
+from scoresde.samplers.learned_solver import SolverTable, solver_file
 from scoresde.samplers.learning import Learner, check_nfe
 from scoresde.samplers.solver_fit import Learning
 
@@ -77,7 +77,7 @@ class SolverDistillation:
             path = solver_file(directory, nfe)
             is_kept = path.is_file() and not teacher.again
             if is_kept:
-                table = Table.load(path)
+                table = SolverTable.load(path)
                 table.check_path(teacher.model.sde)
             else:
                 if learner is None:  # its starts serve every number of evaluations

@@ -20,7 +20,7 @@ from scoresde.samplers.grids import (
     uniform_time,
 )
 from scoresde.samplers.heun import EDM, Heun
-from scoresde.samplers.learned import LearnedSolver, StoredSolver, Table
+from scoresde.samplers.learned_solver import LearnedSolver, SolverTable, StoredSolver
 from scoresde.samplers.learning import learn
 from scoresde.samplers.linear import Linear
 from scoresde.samplers.predictor_corrector import PredictorCorrector, ProbabilityFlow
@@ -60,10 +60,10 @@ __all__ = [
     "SASolver",
     "Sampler",
     "Samples",
+    "SolverTable",
     "StateConstraint",
     "StochasticHeun",
     "StoredSolver",
-    "Table",
     "TorchSDE",
     "UniPC",
     "angle",

@@ -20,7 +20,7 @@ from scoresde.protocols import Condition, Model, expand
 from scoresde.samplers.deis import AngularAdams
 from scoresde.samplers.dpm_solver import DPMSolverPP
 from scoresde.samplers.grids import GRIDS, Grid, resolve_grid, transitions
-from scoresde.samplers.learned import LearnedSolver, Table
+from scoresde.samplers.learned_solver import LearnedSolver, SolverTable
 from scoresde.samplers.linear import Linear
 from scoresde.samplers.predictor_corrector import ProbabilityFlow
 from scoresde.samplers.solver_fit import Learning, Starts, iterates, robust, squares
@@ -92,7 +92,7 @@ class Learner:
         parts = [flow(starts.given(self.model, rows), x_T=starts.x[rows]).x for rows in shown]
         return replace(starts, target=torch.cat(parts))
 
-    def distance(self, table: Table, scale: float, count: int | None = None) -> Distance:
+    def distance(self, table: SolverTable, scale: float, count: int | None = None) -> Distance:
         """Return the distance of a table's samples to the flow's on the held-out starts (the first `count`).
 
         scale: c of the module docstring.
@@ -107,7 +107,7 @@ class Learner:
         q = torch.cat(parts)
         return Distance(float(q.mean().sqrt()), float(q.median().sqrt()), float(robust(q, scale).mean()))
 
-    def formula(self, nfe: int) -> tuple[str, Table]:
+    def formula(self, nfe: int) -> tuple[str, SolverTable]:
         """Return the name and the table of the formula with `nfe` evaluations that is nearest to the flow."""
         check_nfe(nfe, self.settings)
         tables = {}
@@ -122,17 +122,17 @@ class Learner:
         best = min(list(tried)[:BEST], key=lambda name: self.distance(tables[name], math.inf).rms)
         return best, tables[best]
 
-    def table(self, method: Linear, grid: Grid, nfe: int) -> Table:
+    def table(self, method: Linear, grid: Grid, nfe: int) -> SolverTable:
         """Return the table of a method on a grid with `nfe` evaluations.
 
         Raises:
-            ValueError: nfe is not an integer >= 1, or >= 2 with `denoise_final`; see also `Table.of`.
+            ValueError: nfe is not an integer >= 1, or >= 2 with `denoise_final`; see also `SolverTable.of`.
         """
         check_nfe(nfe, self.settings)
         sde = self.model.sde
         times = grid(sde, nfe - self.settings.denoise_final)
         transitions(times, sde)
-        return Table.of(method, sde, times, self.settings.denoise_final)
+        return SolverTable.of(method, sde, times, self.settings.denoise_final)
 
     def learn(self, nfe: int, start: Linear | None = None, grid: str | Grid | None = None) -> LearnedSolver:
         """Return the learned solver with `nfe` evaluations; arguments as in `learn`."""

@@ -1,7 +1,7 @@
 r"""The fit of a solver's table to a model: the loss and the optimiser of `samplers.learning`.
 
-With Phi the solver with parameters theta (a, b and t of `samplers.learned`), Psi an accurate solve of the probability
-flow, d the dimensions, and q the squared distance |Phi(x_T) - Psi(x_T)|^2 / d, the parameters minimise
+With Phi the solver with parameters theta (a, b and t of `samplers.learned_solver`), Psi an accurate solve of the
+probability flow, d the dimensions, and q the squared distance |Phi(x_T) - Psi(x_T)|^2 / d, the parameters minimise
 
     E[ c (c^2 + q)^(1/2) - c^2 ],        c = `robust` times the root mean square of q^(1/2) at the first table.
 
@@ -32,7 +32,7 @@ from scoresde.probability_flow import frozen
 from scoresde.progress import progress_bar
 from scoresde.protocols import Condition, select
 from scoresde.samplers.grids import Angle
-from scoresde.samplers.learned import Table
+from scoresde.samplers.learned_solver import SolverTable
 from scoresde.score import BaseModel
 from scoresde.sdes import SDE
 from scoresde.tensors import broadcast, double
@@ -105,7 +105,7 @@ class Parameters:
     ends of every path; u is 0 at t_max and 1 at t_min. A time at t_min, the denoising, stays there.
     """
 
-    def __init__(self, first: Table, sde: SDE):
+    def __init__(self, first: SolverTable, sde: SDE):
         n = first.nfe
         self.first, self.sde = first, sde
         self.rows, self.columns = torch.tril_indices(n, n)
@@ -135,7 +135,7 @@ class Parameters:
         low, high = self.times[before], self.times[before + 1]
         return (low + (high - low) * (place - before)).clamp(self.sde.t_min, self.sde.t_max)
 
-    def table(self, theta: Tensor) -> Table | None:
+    def table(self, theta: Tensor) -> SolverTable | None:
         """Return the table at theta; None if its times do not fall."""
         a, b, t = self.coefficients(theta)
         if not bool((t.diff() < 0).all()):
@@ -144,8 +144,8 @@ class Parameters:
 
 
 def iterates(
-    model: BaseModel, table: Table, starts: Starts, settings: Learning, rms: float, seed: int, progress: bool
-) -> Iterator[Table]:
+    model: BaseModel, table: SolverTable, starts: Starts, settings: Learning, rms: float, seed: int, progress: bool
+) -> Iterator[SolverTable]:
     """Yield about `CHECKS` tables while they are fitted, from `table` on.
 
     Args:
@@ -177,7 +177,7 @@ class _Fit:
     scale: float
 
     @torch.enable_grad()
-    def run(self, rms: float, generator: torch.Generator, progress: bool) -> Iterator[Table]:
+    def run(self, rms: float, generator: torch.Generator, progress: bool) -> Iterator[SolverTable]:
         """Yield tables while theta is learned; arguments as in `iterates`."""
         s, starts, evaluations = self.settings, self.starts, self.parameters.first.nfe
         moved = torch.zeros_like(starts.x) if s.radius else None

@@ -50,10 +50,8 @@ def test_other_verbs_use_a_learned_solver(toy, refused):
 
 
 def test_starts_have_the_labels_of_the_data(labelled, capsys):
-    learn = ["distill", f"run={labelled}", "method=solver", "nfe=[2]", *FEW, "guidance=cfg", "method.folder=guided"]
-    assert main(learn) == 0
+    assert main(["distill", f"run={labelled}", "nfe=[2]", *FEW, "guidance=cfg", "method.folder=guided"]) == 0
     (row,) = rows(labelled, "distillation")
-    assert f"run={labelled} method=solver 'nfe=[2]'" in row["command"]
     assert (row["file"], row["guidance"]["scale"], row["conditional"]) == ("guided/nfe2.safetensors", 1.0, True)
     draw = ["sample", f"run={labelled}", "n=2", "cond.label=3", "guidance=cfg", "sampler=learned", "sampler.nfe=2"]
     assert main([*draw, f"sampler.directory={labelled}/guided"]) == 0

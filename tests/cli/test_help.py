@@ -4,13 +4,10 @@ import re
 import shlex
 
 import pytest
-from hydra import compose, initialize_config_dir
 
 from scoresde.cli import VERBS, add_condition, main
-from scoresde.cli.common import config_directory
-from scoresde.cli.completion import name_group
 from scoresde.cli.help import WIDTH, fold
-from scoresde.cli.overrides import parse_options
+from scoresde.cli.overrides import configurations, parse_options
 
 COMMAND = re.compile(r"^ +((?:torchrun .* -m )?scoresde \w+ (?:.|\\\n)*?)(?<!\\)$", re.MULTILINE)
 
@@ -26,8 +23,8 @@ def check(verb, arguments):
     """That Hydra composes what an example says; the first value of a sweep."""
     options = parse_options(arguments)
     overrides = [x.partition(",")[0] if options.multirun and "[" not in x else x for x in options.overrides]
-    with initialize_config_dir(str(config_directory()), version_base="1.3"):
-        compose(verb, [name_group(verb, add_condition(verb, override)) for override in overrides])
+    with configurations(verb, None) as (compose, _):
+        compose(*(add_condition(verb, override) for override in overrides))
 
 
 SETTINGS = {
@@ -42,7 +39,11 @@ SETTINGS = {
         "annealed_langevin, ddim, ddim_eta1, deis3, ",
         "run: ???",
     ],
-    "bpd": ["likelihood: adaptive, default, dopri5, exact, jumps, paired, score_sde", "run: ???", "split: test"],
+    "bpd": [
+        "likelihood: adaptive, default, dopri5, exact, jumps, multilevel, paired, score_sde",
+        "run: ???",
+        "split: test",
+    ],
     "evaluate": ["features: digits, inception, openmoji_", "run: ???", "floors:", "features=inception n=50000"],
     "compare": ["samplers: - ddim", "run: ???", "sde: ", "- ancestral", "scoresde compare run=oracle sde=subvp"],
     "restore": [

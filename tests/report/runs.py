@@ -180,6 +180,7 @@ def whole_run(path, shape=(1, 8, 8)):
     add_likelihood(path, n=297 if len(shape) == 3 else 40, **({} if len(shape) == 3 else {"unit": "nats/dim"}))
     add_comparison(path)
     add_quality(path)
+    add_restoration(path, "restored")
     return path
 
 

@@ -101,7 +101,7 @@ def test_the_outline_of_a_page(whole):
     links = {a["href"][1:] for a in reader.all("a")}
     identifiers = [a["id"] for _, a in reader.tags if "id" in a]
     assert len(set(identifiers)) == len(identifiers)
-    assert {"about", "film", "commands"} <= links <= set(identifiers)
+    assert {"about", "film", "restorations", "commands"} <= links <= set(identifiers)
 
 
 def test_a_page_is_self_contained(whole):
@@ -117,7 +117,7 @@ def test_a_page_is_self_contained(whole):
 def test_images_and_tables_are_described(whole):
     reader = Reader(whole[1])
     images = reader.all("img")
-    assert len(images) == 2 + 2 * 3 + 2  # samples and data, frames, both ends of the likelihood
+    assert len(images) == 2 + 2 * 3 + 2 + 1  # samples and data, frames, both ends of the likelihood, a restoration
     assert all(len(image["alt"]) > 40 and re.search(r"\d", image["alt"]) for image in images)
     assert all(a.get("role") == "img" or a.get("aria-hidden") == "true" for a in reader.all("svg"))
     assert all(a.get("scope") in ("row", "col") for a in reader.all("th"))
@@ -223,9 +223,9 @@ def test_figures_of_an_earlier_checkpoint_are_marked(tmp_path, whole):
     (run / "log.jsonl").unlink()
     runs.train_further(run)
     text = read(run).text
-    assert text.count("These results are of an earlier checkpoint of the run.") == 4
+    assert text.count("These results are of an earlier checkpoint of the run.") == 5
     assert "bits per dimension, test data (of an earlier checkpoint)" in text
-    for verb in ("sample", "bpd", "compare", "evaluate"):
+    for verb in ("sample", "bpd", "compare", "evaluate", "restore"):
         assert text.count(f"scoresde {verb} run={run}") == 1
 
 

@@ -8,7 +8,7 @@ import torch
 import scoresde as ss
 from scoresde import samplers
 from scoresde.samplers.grids import quadratic
-from scoresde.samplers.learned import LearnedSolver, Table
+from scoresde.samplers.learned_solver import LearnedSolver, SolverTable
 from scoresde.samplers.solver_fit import Learning, Parameters, Starts, _Fit, displaced, robust, squares
 from tests.conftest import close, f64, normal, oracle, seeded
 from tests.samplers.methods import EVERY_PATH
@@ -18,14 +18,14 @@ MODEL = oracle((2,)).score_model(VP)
 
 
 def fit(nfe=3, count=6, scale=1.0, **settings):
-    table = Table.of(samplers.DPMSolverPP(2), VP, quadratic(VP, nfe))
+    table = SolverTable.of(samplers.DPMSolverPP(2), VP, quadratic(VP, nfe))
     starts = Starts(normal(count, 2), normal(count, 2, seed=1))
     return _Fit(MODEL, starts, Learning(**settings), Parameters(table, VP), scale)
 
 
 @EVERY_PATH
 def test_no_change_gives_the_table_and_changes_stay_on_the_path(sde):
-    table = Table.of(samplers.DPMSolverPP(2), sde, samplers.angle(sde, 4), denoise_final=True)
+    table = SolverTable.of(samplers.DPMSolverPP(2), sde, samplers.angle(sde, 4), denoise_final=True)
     parameters = Parameters(table, sde)
     a, b, t = parameters.coefficients(torch.zeros(parameters.count, dtype=torch.float64))
     assert torch.equal(a, table.a)

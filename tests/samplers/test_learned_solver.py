@@ -10,7 +10,7 @@ import torch
 import scoresde as ss
 from scoresde import samplers
 from scoresde.samplers.grids import quadratic
-from scoresde.samplers.learned import LearnedSolver, StoredSolver, Table, solver_file
+from scoresde.samplers.learned_solver import LearnedSolver, SolverTable, StoredSolver, solver_file
 from tests.conftest import close, f64, normal, oracle
 from tests.samplers.methods import EVERY_PATH
 
@@ -28,7 +28,7 @@ METHODS = {
 
 
 def table(method=None, sde=VP, steps=4, denoise_final=False):
-    return Table.of(method or samplers.DPMSolverPP(2), sde, quadratic(sde, steps), denoise_final)
+    return SolverTable.of(method or samplers.DPMSolverPP(2), sde, quadratic(sde, steps), denoise_final)
 
 
 @pytest.mark.parametrize("denoise_final", [False, True], ids=["", "denoised"])
@@ -47,7 +47,7 @@ def test_a_table_is_the_formula_it_holds(method, is_exact, denoise_final):
 def test_a_table_holds_a_formula_on_every_path(sde):
     model = oracle((2,)).score_model(sde)
     formula = samplers.PredictorCorrector(samplers.AngularAdams(), steps=6, denoise_final=True)
-    held = LearnedSolver(Table.of(samplers.AngularAdams(), sde, samplers.angle(sde, 6), denoise_final=True))
+    held = LearnedSolver(SolverTable.of(samplers.AngularAdams(), sde, samplers.angle(sde, 6), denoise_final=True))
     x = sde.prior_std * X
     expected = formula(model, x_T=x).x
     close(held(model, x_T=x).x, expected, rtol=1e-9, atol=1e-9 * float(expected.abs().max()))
@@ -94,7 +94,7 @@ def test_a_file_that_holds_no_solver_is_refused(tmp_path):
     for message, content in wrong.items():
         path.write_bytes(content)
         with pytest.raises(ValueError, match=message):
-            Table.load(path)
+            SolverTable.load(path)
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,8 @@ With V one view of the model (`scoresde.views`), a learned solver evaluates it n
     y_0 = x(t_max),        V_k = V(y_k, t_k),        y_(k+1) = a_k y_k + sum_(j <= k) b_kj V_(k-j).
 
 A row combines every view so far, so each deterministic method with one evaluation a step is such a table, whatever its
-order and with or without a corrector: `Table.of`. The last state y_n is the state of the probability flow at t_min, or
-E[x_0 | x] there; the denoising is then the last row. `samplers.learning` fits the table to a model.
+order and with or without a corrector: `SolverTable.of`. The last state y_n is the state of the probability flow at
+t_min, or E[x_0 | x] there; the denoising is then the last row. `samplers.learning` fits the table to a model.
 
 A table belongs to the path that it was learned for: its times and coefficients mean nothing on another one. It records
 alpha and sigma, and a sampler refuses a model with another path or another range of times.
@@ -48,7 +48,7 @@ def path_of(sde: SDE) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Table:
+class SolverTable:
     """The coefficients of a learned solver; letters as in the module docstring.
 
     Attributes:
@@ -92,7 +92,7 @@ class Table:
         return len(self.t)
 
     @classmethod
-    def of(cls, method: Linear, sde: SDE, times: Tensor, denoise_final: bool = False) -> "Table":
+    def of(cls, method: Linear, sde: SDE, times: Tensor, denoise_final: bool = False) -> "SolverTable":
         """Return the table of a method on a grid of times, from t_max to t_min, float64.
 
         A corrector changes the state before it is evaluated again; here the same change is made one row later, to b.
@@ -153,7 +153,7 @@ class Table:
         replace_atomically(Path(path), lambda file: safetensors.torch.save_file(tensors, file, about))
 
     @classmethod
-    def load(cls, path: str | Path) -> "Table":
+    def load(cls, path: str | Path) -> "SolverTable":
         """Read a file that `save` wrote.
 
         Raises:
@@ -185,7 +185,7 @@ class LearnedSolver(Sampler):
         ValueError: in a call, the model has another path than the one that the table was learned for.
     """
 
-    def __init__(self, table: Table):
+    def __init__(self, table: SolverTable):
         super().__init__()
         self.table = table
 
@@ -228,7 +228,7 @@ class StoredSolver(LearnedSolver):
 
     def __init__(self, directory: str, nfe: Few):
         self.directory = directory
-        super().__init__(Table.load(solver_file(directory, nfe)))
+        super().__init__(SolverTable.load(solver_file(directory, nfe)))
 
 
 def solver_file(directory: str | Path, nfe: int) -> Path:
