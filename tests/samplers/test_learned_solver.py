@@ -111,7 +111,11 @@ def test_a_model_on_another_path_is_refused(sde, message):
         LearnedSolver(table())(oracle((2,)).score_model(sde), x_T=X)
 
 
-@pytest.mark.parametrize("method", [samplers.Heun(), samplers.Ancestral(), samplers.DPMSolverPP(2, l=0.5)], ids=str)
+@pytest.mark.parametrize(
+    "method",
+    [samplers.Heun(), samplers.Ancestral(), samplers.DPMSolverPP(2, l=0.5)],
+    ids=["heun", "ancestral", "dpmpp2_sde"],
+)
 def test_a_method_that_is_no_table_is_refused(method):
     with pytest.raises(ValueError, match="deterministic method with one evaluation a step; got "):
         table(method)
