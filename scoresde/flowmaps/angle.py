@@ -21,6 +21,7 @@ import math
 import torch
 from torch import Tensor
 
+from scoresde.arguments import Positive, checked
 from scoresde.losses import TimeDensity
 from scoresde.sdes import SDE
 from scoresde.tensors import broadcast, float64
@@ -99,11 +100,19 @@ class AnglePath:
         return broadcast(self.size(t), y) * y
 
 
+@checked
 class UniformClock(TimeDensity):
-    """Times uniform in the clock of the module docstring, for data of scale `data_scale`."""
+    """Times uniform in the clock of the module docstring.
 
-    def __init__(self, data_scale: float = 1.0):
-        self.data_scale = float(data_scale)
+    Args:
+        data_scale: S of the module docstring.
+
+    Raises:
+        ValueError: data_scale is not positive and finite.
+    """
+
+    def __init__(self, data_scale: Positive = 1.0):
+        self.data_scale = data_scale
 
     def quantile(self, sde: SDE, u: Tensor) -> Tensor:
         path = AnglePath(sde, self.data_scale)

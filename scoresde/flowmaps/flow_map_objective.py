@@ -5,9 +5,9 @@ h* of the average divergence, both without gradient. The loss of the pair is
 
     w |F - F*|^2 / d_x  +  lambda (h - h*)^2,        w = 1 / (|F - F*|^2 / d_x + 1e-3)^p  without gradient
 
-(p: the adaptive weight of 2505.13447, section 4.3). The velocity v of the flow comes from a teacher, any model of the
-same path (distillation), or from the pair (x_0, eps) itself, whose mean given x_t it is (training from data). On the
-diagonal s = t, F* = v in every objective; without a teacher this is what defines the flow.
+(p: the adaptive weight of 2505.13447, section 4.3). In distillation, v is the velocity of a teacher, any model with the
+same SDE. In training from data, v is the velocity of the pair (x_0, eps), whose mean given x_t is that of the flow. On
+the diagonal s = t, F* = v in every objective, so that F(x, t, t) learns the flow from data too.
 
 | class                     | F* from                                              | source                      |
 | ------------------------- | ---------------------------------------------------- | --------------------------- |
@@ -27,6 +27,7 @@ from scoresde.arguments import NonNegative, Share, checked
 from scoresde.divergence import quadratic_forms
 from scoresde.flowmaps.angle import AnglePath, UniformClock
 from scoresde.flowmaps.jumps import jumping
+from scoresde.guidance.blends import check_same_path
 from scoresde.losses import Drawn, LossTerms, Objective, TimeDensity
 from scoresde.probability_flow import frozen
 from scoresde.protocols import Model
@@ -38,6 +39,12 @@ from scoresde.wrappers import for_inference
 
 SAME = 1e-6  # angle below which two times count as one
 FLOOR = 1e-3  # of the squared error in the adaptive weight
+
+
+def check_shares(**shares: float) -> None:
+    """Raise ValueError if the sum of these probabilities is more than 1."""
+    if (total := sum(shares.values())) > 1 + 1e-9:
+        raise ValueError(f"{' + '.join(shares)} must be at most 1; got {total:g}: lower one of them")
 
 
 class Target(NamedTuple):
@@ -64,7 +71,7 @@ def composed(
         x, end: the states at t and at s, (B, *).
         times: t, u and s, float64 (B,) each; where s = t, the target is the flow `at` t.
         parts: F and h of the two jumps.
-        at: the flow at x and t.
+        at: v (B, *) and the divergence (B,) of the flow at x and t.
     """
     t, u, s = times
     same = (path.angle(s) - path.angle(t)).abs() < SAME
@@ -90,11 +97,13 @@ class FlowMapObjective(Objective):
             `flowmaps.angle` between the ends.
         adaptive: p of the module docstring; 0 for the plain squared error.
         divergence_weight: lambda of the module docstring.
-        times: density of t; default: uniform in the clock.
+        times: density of t; default: `UniformClock()`, uniform in the clock for data of scale 1.
         stratified: see `Objective`.
 
     Raises:
-        TypeError: the teacher is not a model. In a call: the model is not a flow map.
+        TypeError: the teacher is not a model; in a call, the model is not a flow map.
+        ValueError: diagonal + ends is more than 1, or another argument is out of its range; in a call, the teacher has
+            another SDE than the flow map.
     """
 
     def __init__(
@@ -110,12 +119,16 @@ class FlowMapObjective(Objective):
         super().__init__("variance", times or UniformClock(), stratified)
         if teacher is not None:
             check_instance("teacher", teacher, "predict")
+        check_shares(diagonal=diagonal, ends=ends)
         self._teacher = (teacher,)  # in a tuple: its parameters are not those of the loss
         self.diagonal, self.ends, self.adaptive, self.divergence_weight = diagonal, ends, adaptive, divergence_weight
 
     def bind(self, model: Any, cond: Any) -> Any:
         """Return the flow map to train, with the condition of the batch."""
-        return jumping(model).given(cond)
+        model, (teacher,) = jumping(model), self._teacher
+        if teacher is not None:
+            check_same_path(teacher, model)
+        return model.given(cond)
 
     def teacher(self, like: Tensor, model: BaseModel) -> BaseModel | None:
         """Return the teacher on the device of `like`, with the condition of the flow map that is trained."""
@@ -154,9 +167,8 @@ class FlowMapObjective(Objective):
         path, t = model.path, drawn.t
         kind, where = drawn.stream.uniform(torch.empty(len(t), 2, dtype=torch.float64)).unbind(dim=1)
         low, high = (end.expand(len(t)) for end in path.ends())
-        high = high if model.targets == "all" else t
-        end = torch.where((where < 0.5) | (high <= t) & (model.targets != "all"), low, high)
-        s = path.between(where, low, high) if model.targets != "data" else low
+        end = torch.where(where < 0.5, low, high) if model.targets == "all" else low
+        s = low if model.targets == "data" else path.between(where, low, high if model.targets == "all" else t)
         s = torch.where(kind < self.diagonal + self.ends, end, s)
         return torch.where(kind < self.diagonal, t, s)
 

@@ -1,21 +1,20 @@
 r"""Distillation from accurate solutions of the teacher's flow: regression on pairs of their states.
 
 Each state of a batch starts a solution of the probability flow: at t_min from data, or at t_max from the prior, with
-equal probability, so that the map learns from the states that it will meet in a likelihood and in a sampler. Two times
-t and s of a solution are then a sample of the map,
+equal probability. The map therefore learns from the states of a likelihood and from those of a sampler. Two times t and
+s of a solution give a sample of the map,
 
     F* = (y_s - cos(d) y_t) / sin(d),        h* = int_t^s v' dphi / (l_s - l_t),
 
-and a node of the solution is one of the velocity, F* = v and h* = v' / l'(phi), with v' the divergence per dimension
-(letters as in `flowmaps.angle`). This is the regression on pairs of noise and sample of 2101.02388 for all pairs of
-times and both directions, with the accumulated divergence of 2512.02636. One evaluation of the teacher serves several
-samples of the student, and the targets have no error of the student in them.
+and a node of the solution gives a sample of the velocity, F* = v and h* = v' / l'(phi), with v' the divergence per
+dimension (letters as in `flowmaps.angle`). This is the regression on pairs of noise and sample of 2101.02388 for all
+pairs of times and both directions, with the accumulated divergence of 2512.02636. Each evaluation of the teacher serves
+several samples of the student, and the targets do not depend on the student.
 
 The solver is `solvers.Adams`. Its nodes are at equal steps of u, with the clock
 l = l_0 + (l_1 - l_0) (u + a sin(2 pi u) / 2 pi), and a uniform in [-0.7, 0.7] for each state. v' is estimated with one
-Hutchinson probe at each node. States and the integral of v' are those of v and v' at the nodes, by the cubic through
-four neighbouring nodes; between the nodes, they are those of the cubic with the values and the derivatives at the two
-nodes beside (Hermite).
+Hutchinson probe at each node. The states and the integral of v' at the nodes are integrals of the cubic through v and
+v' at four neighbouring nodes. Between two nodes they are cubic Hermite interpolants, with v and v' as derivatives.
 """
 
 import math
@@ -27,7 +26,7 @@ from torch import Tensor
 
 from scoresde.arguments import Count, Distinct, NonNegative, Range, Share, checked
 from scoresde.flowmaps.angle import AnglePath
-from scoresde.flowmaps.flow_map_objective import SAME, FlowMapObjective, Target
+from scoresde.flowmaps.flow_map_objective import SAME, FlowMapObjective, Target, check_shares
 from scoresde.losses import Drawn
 from scoresde.protocols import Model
 from scoresde.solvers import Adams, Status
@@ -42,7 +41,7 @@ class Trajectories(NamedTuple):
 
     t: times (K + 1, B), float64. y, v: normalised states and velocities (K + 1, B, *). divergence: v' (K + 1, B), and
     integral: that of v' over phi from the first node (K + 1, B); zeros if the map learns no divergence. is_solved:
-    whether the solver succeeded (B,).
+    whether the solver succeeded and v' is finite (B,); the values of other solutions are 0.
     """
 
     t: Tensor
@@ -93,14 +92,16 @@ class TrajectoryDistillation(FlowMapObjective):
         teacher: the model whose flow the map learns.
         steps: number K of steps of a solution; it costs K + 1 evaluations of the teacher for each state of a batch.
         pairs: number of pairs of times for each state of a batch; each costs one evaluation of the flow map.
-        jumps: numbers of jumps for which the map is trained in particular: of the pairs, a share `few` are the jumps
-            that `FlowMap.sample` and `Jumps` make with one of these numbers of steps.
+        jumps: numbers of steps of `FlowMap.sample` and `Jumps` whose jumps are drawn with probability `few`.
         few: see `jumps`. The times of the other pairs are uniform in the clock.
-        diagonal: share of the nodes among the pairs.
+        diagonal: probability of a node, where s = t.
         adaptive, divergence_weight: see `FlowMapObjective`.
+
+    A state whose solution fails, or whose divergence is not finite, has the loss 0.
 
     Raises:
         TypeError: the teacher is not a model.
+        ValueError: few + diagonal is more than 1, or another argument is out of its range.
     """
 
     def __init__(
@@ -114,6 +115,7 @@ class TrajectoryDistillation(FlowMapObjective):
         adaptive: NonNegative = 0.0,
         divergence_weight: NonNegative = 1.0,
     ):
+        check_shares(few=few, diagonal=diagonal)
         super().__init__(teacher, diagonal, 0.0, adaptive, divergence_weight)
         self.steps, self.pairs, self.jumps, self.few = steps, pairs, tuple(jumps), few
 
@@ -151,7 +153,12 @@ class TrajectoryDistillation(FlowMapObjective):
         solution = Adams(self.steps)(field, start, 0.0, 1.0)
         t, v, rate, divergence, growth = (torch.stack(column) for column in zip(*nodes, strict=True))
         y, integral = start + cumulative(rate, 1 / self.steps), cumulative(growth, 1 / self.steps)
-        return Trajectories(t, y, v, divergence, integral, solution.status == Status.OK)
+        is_solved = (solution.status == Status.OK) & integral[-1].isfinite()
+        y, v, divergence, integral = (  # without NaN, of which even a weight of 0 leaves a gradient of NaN
+            part.masked_fill(~is_solved.reshape(-1, *(1,) * (part.ndim - 2)), 0.0)
+            for part in (y, v, divergence, integral)
+        )
+        return Trajectories(t, y, v, divergence, integral, is_solved)
 
     def draw_pairs(self, model: Any, nodes: Tensor, drawn: Drawn) -> tuple[Tensor, Tensor, Tensor]:
         """Draw the pairs of times from t to s, float64 (pairs, B) each, that the map may learn.

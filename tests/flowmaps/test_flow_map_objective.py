@@ -72,6 +72,16 @@ def test_wrong_models_are_refused():
     mixture = ss.GaussianMixture(torch.zeros(1, 3), torch.ones(1))
     with pytest.raises(TypeError, match="jumps need a flow map"):
         MeanFlow()(mixture.score_model(ss.VP()), normal(2, 3), generator=seeded())
+    with pytest.raises(ValueError, match=r"same SDE; got VE on .* and VP on"):
+        MeanFlow(mixture.score_model(ss.VE()))(small_map(ss.VP()), normal(2, 3), generator=seeded())
+
+
+@pytest.mark.parametrize("scale", [0, -1.0, float("nan")])
+def test_wrong_numbers_are_refused(scale):
+    with pytest.raises(ValueError, match="data_scale must be"):
+        UniformClock(scale)
+    with pytest.raises(ValueError, match=r"diagonal \+ ends must be at most 1; got 1.3"):
+        MeanFlow(diagonal=0.5, ends=0.8)
 
 
 def test_a_state_has_the_same_loss_in_any_batch():

@@ -75,9 +75,25 @@ def test_pairs_are_jumps_that_the_map_may_learn(targets):
         assert few <= {(round(float(a), 9), round(float(b), 9)) for a, b in zip(t.flatten(), s.flatten(), strict=True)}
 
 
+def test_a_failed_solution_leaves_no_trace_in_the_gradient():
+    model, (_, teacher), batch = small_map(ss.VP()), exact(ss.VP()), drawn(ss.VP())
+    batch.x0[2], batch.noise[2] = torch.nan, torch.nan
+    value = TrajectoryDistillation(teacher, steps=16).value(model, batch, torch.ones(6))
+    value.sum().backward()
+    assert float(value[2]) == 0
+    assert bool((value[torch.arange(6) != 2] > 0).all())
+    assert all(bool(p.grad.isfinite().all()) for p in model.parameters() if p.grad is not None)
+
+
+def test_shares_of_the_pairs_add_up_to_one_at_most():
+    _, teacher = exact(ss.VP())
+    with pytest.raises(ValueError, match=r"few \+ diagonal must be at most 1; got 1.2"):
+        TrajectoryDistillation(teacher, few=0.8, diagonal=0.4)
+
+
 def test_a_state_has_the_same_loss_in_any_batch():
     sde = ss.VP()
     model, (_, teacher), batch = small_map(sde), exact(sde), drawn(sde)
     alone = Drawn(batch.x0[2:3], batch.t[2:3], batch.noise[2:3], RandomStream(seeds=[2]))
-    loss = TrajectoryDistillation(teacher, steps=4)
+    loss = TrajectoryDistillation(teacher, steps=16)  # enough that every solution succeeds
     close(loss.value(model, alone, torch.ones(1))[0], loss.value(model, batch, torch.ones(6))[2], 1e-9)
