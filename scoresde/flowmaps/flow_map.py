@@ -15,8 +15,8 @@ gives it in the same evaluation,
     log |det dy_s/dy_t| = d_x h(x_t, t, s) (l_s - l_t),        d_x the number of dimensions,
 
 so that log p(x) takes as many evaluations as there are jumps. Both outputs are learned: a likelihood from them is
-approximate, and its error is only known by comparison with the flow (`log_prob` of the diagonal, or the multilevel
-estimate of bits per dimension).
+approximate, and only a comparison with the flow shows its error (`log_prob` of the diagonal, or the multilevel estimate
+of bits per dimension).
 
 Objectives are in `flowmaps.flow_map_objective` and the modules named after them.
 """
@@ -37,13 +37,17 @@ from scoresde.networks.embeddings import accept_target
 from scoresde.predictions import KarrasPreconditioning, Prediction, TrigFlow
 from scoresde.protocols import Network, by_name
 from scoresde.samplers import PredictorCorrector
-from scoresde.samplers.grids import Angle
 from scoresde.score import NetworkViews, ScoreModel
 from scoresde.sdes import SDE, checked_times
 from scoresde.tensors import broadcast, dimensions, float64, floating
 from scoresde.views import Views
 
 LARGEST = 10.0  # factor by which F may multiply errors of the network's prediction
+
+
+def _fits(source: torch.Size, own: torch.Size) -> bool:
+    """Return whether a tensor fits into another one that may have more rows."""
+    return len(source) == len(own) and source[1:] == own[1:] and source[:1] <= own[:1]
 
 
 @checked
@@ -62,8 +66,9 @@ class FlowMap(ScoreModel):
             `predictions.TrigFlow(data_scale)`.
         data_scale: S of `flowmaps.angle`, about the standard deviation of the data.
         correction: whether the network has the C channels that are added to F. A map that starts from a model of
-            noise or of data needs them: at one end of the path F is a small difference of its output and x, which
-            multiplies errors of the output by a large number g. Where g > 10, that part of F is multiplied by (10/g)^2.
+            noise or of data needs them: at one end of the path, F is a small difference of x and the output, divided by
+            a small number. Errors of the output are multiplied by g = |dF/d output| there. Where g > 10, the part of F
+            from the first C channels is multiplied by (10/g)^2.
         divergence: whether the network has the channel h.
         targets: the s that the map is trained for: "all"; "down", those with less noise than t; or "data", t_min only.
         conditional: see `ScoreModel`.
@@ -101,30 +106,36 @@ class FlowMap(ScoreModel):
     def start_from(self, model: ScoreModel) -> "FlowMap":
         """Copy the weights of a trained model, so that the map is its DDIM step; return the flow map.
 
-        With `correction`, it is not where the factor g of the class docstring exceeds 10. A tensor of the network's
-        output layer that has more rows here gets zeros there.
+        With `correction`, the map differs from a DDIM step where the factor g of the class docstring exceeds 10. Rows
+        that a tensor of the network's output layer has in addition here become zero.
 
         Raises:
-            ValueError: the model has another SDE or prediction type, or its network has other tensors.
+            ValueError: the model has another SDE or prediction type, a learned variance, or a network with other
+                tensors; nothing is copied then.
         """
         if repr((model.sde, model.prediction)) != repr((self.sde, self.prediction)):
             raise ValueError(
                 f"the model must have the path and the prediction type of the flow map, {self.sde} and "
                 f"{self.prediction}; got {model.sde} and {model.prediction}"
             )
+        if model.learned_variance:
+            raise ValueError("the model must have no learned variance, which a flow map has no channels for; got one")
         own, given = self.state_dict(), model.state_dict()
-        for name, value in own.items():
-            if name not in given and ".target." in name:
-                continue
+        if unknown := sorted(given.keys() - own.keys()):
+            raise ValueError(f"the flow map's network must have the tensors of the model's; it lacks {unknown[0]}")
+        copied = {name: value for name, value in own.items() if name in given or ".target." not in name}
+        for name, value in copied.items():
             source = given.get(name)
-            if source is None or source.shape[1:] != value.shape[1:] or len(source) > len(value):
+            if source is None or not _fits(source.shape, value.shape):
                 got = "no such tensor" if source is None else f"shape {tuple(source.shape)}"
                 raise ValueError(
                     f"the model's {name} must fit the shape {tuple(value.shape)} of the flow map; got {got}"
                 )
-            value.zero_()[: len(source)] = source
-        if unknown := sorted(given.keys() - own.keys()):
-            raise ValueError(f"the flow map's network must have the tensors of the model's; it lacks {unknown[0]}")
+        for name, value in copied.items():
+            if value.ndim:
+                value.zero_()[: len(given[name])] = given[name]
+            else:
+                value.copy_(given[name])
         return self
 
     def average(self, x: Tensor, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -181,7 +192,8 @@ class FlowMap(ScoreModel):
         """Return x_s (B, *) for x (B, *) at t; t and s are () or (B,).
 
         Raises:
-            ValueError: t or s is outside [t_min, t_max], or s is not one of the `targets` of the map.
+            ValueError: t or s is outside [t_min, t_max], or s is not one of the `targets` of the map. The targets of
+                times on an accelerator are not checked, as reading them would wait for the device.
         """
         x, t, s = floating(x), *self._checked(t, s)
         return self.moved(x, self.average(x, t, s)[0], t, s)
@@ -198,9 +210,10 @@ class FlowMap(ScoreModel):
         allowed = s <= t if self.targets == "down" else (s == t) | (s <= self.sde.t_min)
         if not bool(allowed.all()):
             trained = "with less noise" if self.targets == "down" else f"t_min={self.sde.t_min:g} only"
+            refused = [float(times.expand(allowed.shape)[~allowed].flatten()[0]) for times in (t, s)]
             raise ValueError(
                 f"the flow map was trained for target times {trained} (targets={self.targets}); got a jump from "
-                f"t={float(t.flatten()[0]):g} to s={float(s.flatten()[0]):g}: train one with targets='all'"
+                f"t={refused[0]:g} to s={refused[1]:g}: train one with targets='all'"
             )
         return t, s
 
@@ -222,7 +235,7 @@ class FlowMap(ScoreModel):
         Raises:
             ValueError: steps < 1; see also `samplers.Sampler`.
         """
-        sampler = PredictorCorrector(Jump(), steps=check_steps(steps), grid=Angle(1.0, scale=self.data_scale))
+        sampler = PredictorCorrector(Jump(), steps=check_steps(steps))
         return sampler(self, shape, x_T, cond, generator, seeds, device=device).x
 
     def log_prob(self, x: Tensor, cond: Any = None, steps: int = 4, t_start: float | None = None) -> LogProb:

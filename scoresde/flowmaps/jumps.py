@@ -12,7 +12,7 @@ from scoresde.counting import counting
 from scoresde.divergence import Hutchinson, Trace
 from scoresde.probability_flow import DEFAULT_SOLVER, Carried
 from scoresde.random_stream import RandomStream
-from scoresde.samplers.grids import uniform_angle
+from scoresde.samplers.grids import Angle, uniform_angle
 from scoresde.samplers.sampler import PlainStep
 from scoresde.solvers import Solver, Status
 from scoresde.solvers.solver import finite
@@ -26,7 +26,7 @@ def check_steps(steps: int) -> int:
 
 
 def jumping(model: Any) -> Any:
-    """Return the model if it is a flow map; a wrapper (guidance, thresholding) is none, as jumps would ignore it.
+    """Return the model if it is a flow map. A wrapper (guidance, thresholding) is refused: jumps would ignore it.
 
     Raises:
         TypeError: the model is not a flow map.
@@ -43,10 +43,19 @@ class Jump(PlainStep):
     """The step x_s = map(x_t, t, s) of a flow map.
 
     A map that was trained for s = t_min only (targets="data") jumps there, and returns to s with fresh noise
-    (2303.01469, algorithm 1).
+    (2303.01469, algorithm 1). The default grid of a sampler with this step is `grid_of(model)`; `grid` is that for data
+    of scale 1.
     """
 
     grid = uniform_angle
+
+    def grid_of(self, model: Any) -> Angle:
+        """Return the grid for a flow map: equal steps of the angle for its `data_scale`, as the objectives train it.
+
+        Raises:
+            TypeError: the model is not a flow map.
+        """
+        return Angle(1.0, scale=jumping(model).data_scale)
 
     def step(self, model: Any, x: Tensor, t_from: Tensor, t_to: Tensor, stream: RandomStream) -> Tensor:
         model, clean = jumping(model), float64(model.sde.t_min)
@@ -60,7 +69,7 @@ class Jump(PlainStep):
 
 
 class LearnedTrace(Hutchinson):
-    """The trace that a flow map has learned. For solvers other than `Jumps` it is one fixed Hutchinson probe."""
+    """The trace that a flow map has learned; `finer()` of `Jumps`, which has none, takes one fixed Hutchinson probe."""
 
     def __init__(self) -> None:
         super().__init__(resample=False)
@@ -76,10 +85,10 @@ class LearnedTrace(Hutchinson):
 @checked
 @dataclass(frozen=True)
 class Jumps:
-    """Likelihoods and latents by jumps of a flow map, with equal steps of the angle; in place of a solver.
+    """Jumps of a flow map with equal steps of the angle, in place of a solver: approximate likelihoods and latents.
 
-    `conventions` of a likelihood say that it is approximate. `finer()` is the default solver, on the flow of the map's
-    diagonal: the discretisation error that `scoresde bpd` reports is the difference of the two.
+    `conventions` of a likelihood say that it is approximate. `finer()` is the default solver, for the flow of the map's
+    diagonal: `scoresde bpd` reports the difference of the two as the discretisation error.
 
     Args:
         steps: number of jumps, each one evaluation.
@@ -99,13 +108,13 @@ class Jumps:
         return f"Jumps(steps={self.steps}): approximate, by a learned map"
 
     def __call__(self, field: Any, x: Tensor, start: float, end: float) -> NoReturn:
-        """Raise TypeError: jumps solve no other field than the flow of a flow map."""
-        raise TypeError("Jumps needs a flow map, and integrates no other field: choose another solver")
+        """Raise TypeError: `Jumps` cannot integrate a velocity field; `carry` has the jumps."""
+        raise TypeError("Jumps needs a flow map; got a velocity field to integrate: choose another solver")
 
     def carry(
         self, model: Any, x: Tensor, t_from: float, t_to: float, trace: Trace | None, differentiable: bool = False
     ) -> Carried:
-        """Return the states at t_to; see `probability_flow.integrate`.
+        """Return the states at t_to and, with a trace, the log-determinants; see `probability_flow.integrate`.
 
         Raises:
             TypeError: the model is not a flow map.

@@ -82,6 +82,7 @@ class PredictorCorrector(Sampler):
         if corrector is not None and (isinstance(corrector, type) or not callable(corrector)):
             raise TypeError(f"a corrector must be a function (model, x, t, stream) -> x; got {corrector!r}")
         self.predictor = Idle() if predictor is None else as_step(predictor)
+        self._has_grid = grid is not None
         self.grid = getattr(self.predictor, "grid", uniform_time) if grid is None else resolve_grid(grid)
         default = len(self.grid.times) - 1 if isinstance(self.grid, FixedTimes) else STEPS
         self.steps = default if steps is None else steps
@@ -96,6 +97,13 @@ class PredictorCorrector(Sampler):
     def transitions(self, sde: SDE) -> list[Transition]:
         """Return the consecutive pairs of times of the grid."""
         return transitions(self.grid(sde, self.steps), sde)
+
+    def transitions_of(self, model: BaseModel) -> list[Transition]:
+        """Return the transitions for a model; the default grid of a step with `grid_of` is that of the model."""
+        grid_of = getattr(self.predictor, "grid_of", None)
+        if grid_of is None or self._has_grid:
+            return self.transitions(model.sde)
+        return transitions(grid_of(model)(model.sde, self.steps), model.sde)
 
     def plan(self, sde: SDE, transitions: Sequence[Transition]) -> Sequence[Any]:
         """Return one entry for each transition: its two times, and its entry in the plan of the predictor."""

@@ -183,6 +183,10 @@ class Sampler(PlainStep):
         """Return the pairs (t_from, t_to) from t_max to t_min, float64."""
         raise NotImplementedError(f"{type(self).__name__} must define transitions(sde)")
 
+    def transitions_of(self, model: BaseModel) -> list[Transition]:
+        """Return the transitions for a model; a subclass may let them depend on more than its SDE."""
+        return self.transitions(model.sde)
+
     def start(self, model: BaseModel, x: Tensor, t: Tensor, stream: RandomStream) -> Tensor:
         """Return the first state, from pure noise x at t; not called if x_T is given."""
         return x
@@ -245,7 +249,7 @@ class Sampler(PlainStep):
         if callback is not None:
             check_instance("callback", callback, "__call__")
         model = for_inference(model, cond)
-        pairs = self.transitions(model.sde)
+        pairs = self.transitions_of(model)
         t = pairs[0][0] if pairs else torch.tensor(model.sde.t_max, dtype=torch.float64)
         if not pairs and not self.denoise_final:
             raise ValueError(f"a sampler must have transitions or denoise_final=True; got neither from {self!r}")

@@ -122,11 +122,22 @@ def test_a_map_to_the_data_returns_with_fresh_noise():
     close(model.sample((2, 2), steps=2, seeds=[7, 8]), x[7:9].float(), 1e-5, 1e-5)
 
 
+def test_a_sampler_has_the_grid_of_the_map():
+    model = small_map(ss.VP(), data_scale=0.5)
+    sampler = PredictorCorrector(Jump(), steps=3)
+    close(sampler(model, (2, 3), seeds=[1, 2]).x, model.sample((2, 3), steps=3, seeds=[1, 2]))
+    times = torch.stack([*(t for t, _ in sampler.transitions_of(model)), torch.tensor(ss.VP().t_min).double()])
+    turned = model.path.angle(times).diff()
+    close(turned, turned.mean().expand(3), 1e-9, 1e-9)
+
+
 def test_jumps_that_were_not_trained_are_refused():
     model, x = small_map(ss.VP(), targets="down"), normal(2, 3)
     model.map(x, 0.5, 0.2)
     with pytest.raises(ValueError, match=r"trained for target times with less noise.*targets='all'"):
         model.map(x, 0.2, 0.5)
+    with pytest.raises(ValueError, match=r"a jump from t=0\.2 to s=0\.3"):  # of the first state that is refused
+        model.map(x, f64(0.5, 0.2), 0.3)
     with pytest.raises(ValueError, match="targets='all'"):
         model.log_prob(x)
     model = small_map(ss.VP(), targets="data")
@@ -167,3 +178,6 @@ def test_a_map_starts_only_from_a_model_of_its_path_and_network():
         model.start_from(ss.ScoreModel(MLP(3, width=8, depth=1), ss.VP(), "karras"))
     with pytest.raises(ValueError, match="lacks"):
         model.start_from(ss.ScoreModel(MLP(3, width=16, depth=2), ss.VP(), "karras"))
+    learned = ss.ScoreModel(MLP(3, width=16, depth=1, out_channels=6), ss.VP(), "karras", learned_variance=True)
+    with pytest.raises(ValueError, match="learned variance"):
+        model.start_from(learned)
