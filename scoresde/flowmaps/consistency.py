@@ -1,8 +1,8 @@
 r"""Consistency (2303.01469; 2410.11081): the end of a jump does not change as its start moves along the flow.
 
-Discrete, with `steps` equal steps of the angle between data and noise: u is the time one step from t towards s, and y_u
-a state there on the flow through y_t, by a DDIM step of the teacher (consistency distillation, 2303.01469, eq. 7), or
-with the same (x_0, eps) (consistency training, eq. 9). The target is the present map from there,
+Discrete, with `steps` equal steps of the angle between data and noise: u is the time one step from t towards s. The
+state y_u is that of a DDIM step of the teacher from y_t (consistency distillation, 2303.01469, eq. 7), or has the same
+(x_0, eps) as y_t (consistency training, eq. 9). The target is the present map from there,
 
     X* = map(y_u, u, s),        F* = (X* - cos(d) y_t) / sin(d),
 
@@ -13,8 +13,12 @@ Continuous (`steps=None`, sCM): the limit of small steps gives the gradient of |
 
     F* = F + g / (|g| / d_x^(1/2) + 0.1),        g = dX/dphi_t as in `flowmaps.mean_flow`,
 
-normalised as in 2410.11081, section 4.1. For the divergence, see `flowmaps.mean_flow`; with steps, D* = D(y_t, t, u) +
-D(y_u, u, s) for D = h (l_s - l_t), where the first term is the divergence at t times the step.
+normalised as in 2410.11081, section 4.1. On the diagonal s = t, F* = v: normalised errors of noisy targets do not have
+the mean 0 at F = E[v | x_t]. For the same reason the normalisation leaves an error in training from data, which falls
+with the number of dimensions; a teacher's v has no noise.
+
+The divergence of the continuous objective is that of `flowmaps.mean_flow`. That of the discrete one is D* =
+D(y_t, t, u) + D(y_u, u, s) for D = h (l_s - l_t), where the first term is the divergence at t times the step.
 
 The papers train for s = t_min only: use a flow map with targets="data". With other targets it is the consistency
 trajectory of 2310.02279, without its adversarial loss.
@@ -30,6 +34,7 @@ from scoresde.flowmaps.flow_map_objective import SAME, FlowMapObjective, Target,
 from scoresde.flowmaps.mean_flow import divergence_target, moving
 from scoresde.losses import Drawn
 from scoresde.protocols import Model
+from scoresde.solvers.solver import choose
 from scoresde.tensors import broadcast
 
 OFFSET = 0.1  # of the normalisation of the derivative (2410.11081, section 4.1)
@@ -45,7 +50,7 @@ class Consistency(FlowMapObjective):
         diagonal, ends, adaptive, divergence_weight: see `FlowMapObjective`.
 
     Raises:
-        TypeError: the teacher is not a model.
+        TypeError, ValueError: see `FlowMapObjective`.
     """
 
     def __init__(
@@ -68,6 +73,7 @@ class Consistency(FlowMapObjective):
         jump = moving(model, x, drawn.t, s, flow.v)
         size = jump.X.square().flatten(1).mean(dim=1).sqrt()
         F = jump.F + broadcast(1 / (size + OFFSET), jump.X) * jump.X
+        F = choose(jump.d.abs() < SAME, flow.v.to(F), F)
         return Target(F, divergence_target(model.path, jump, flow, drawn.t, s))
 
     @torch.no_grad()

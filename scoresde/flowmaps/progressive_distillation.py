@@ -4,10 +4,10 @@ With u at the middle angle between t and s, the target is the present map, compo
 
     X* = map(map(y_t, t, u), u, s),        F* = (X* - cos(d) y_t) / sin(d),
 
-and for the divergence the sum D(y_t, t, u) + D(y_u, u, s), D = h (l_s - l_t). Where a half is at most `finest` of a
-quarter turn, the two halves are DDIM steps of the teacher, which F = v is in v-prediction (appendix D). The paper
-trains a new student for every halving of the number of steps; here the jumps of all lengths are learned together, as in
-2410.12557, and the student of a length is the teacher of twice that length.
+and for the divergence D* = D(y_t, t, u) + D(y_u, u, s), with D = h (l_s - l_t). Where a half is at most `finest` of a
+quarter turn, the two halves are DDIM steps of the teacher, which have F = v (appendix D). The paper trains a new
+student for every halving of the number of steps. Here one map learns the jumps of all lengths together, as in
+2410.12557: its jumps of one length give the targets of twice that length.
 """
 
 from typing import Annotated, Any
@@ -34,7 +34,7 @@ class ProgressiveDistillation(FlowMapObjective):
         diagonal, ends, adaptive, divergence_weight: see `FlowMapObjective`.
 
     Raises:
-        TypeError: the teacher is not a model.
+        TypeError, ValueError: see `FlowMapObjective`.
         ValueError: finest is not in (0, 1).
     """
 
