@@ -9,17 +9,18 @@ The best discriminator is log q(x_s | x_t) - log p_G(x_s | x_t).
 
 `AdversarialDistillation` trains a flow map by an objective of `flowmaps.flow_map_objective` and a discriminator of its
 jumps. For a number of steps K, the map jumps from a state x_t of the forward process, t the k-th time of K equal
-steps of the angle, to the (k+1)-th time s. Noise up to a random level u >= s is added to its result, and the
-discriminator compares features of the two in the teacher's network,
+steps of the angle, to the (k+1)-th time s. Its result is noised to a random time u >= s, uniform in the clock, and the
+discriminator compares features of real and generated states in the teacher's network,
 
     real: x_u ~ p_u        generated: x_u ~ q(x_u | x_s),  x_s = map(x_t, t, s).
 
-Both have the law p_u if the map is exact, so that both terms have their optimum at the exact flow map. The published
+Both have the law p_u if the map is exact: the objective and the adversarial loss have the same optimum. The published
 methods differ in the terms beside the discriminator: ADD (2311.17042) pulls the one-step result to the teacher's
 E[x_0 | x_u], SDXL-Lightning (2402.13929) distils progressively, LADD (2403.12015) has none.
 
 The discriminator is a part of the objective: the `Trainer` trains its parameters with those of the model, and stores
-them in the checkpoint. The logged loss is the sum of all terms; an exact generator has 3 log 2 from `discriminators`.
+them in the checkpoint. The logged loss is the sum of all terms. With an exact generator and the best discriminator,
+D = 0, it is 3 log 2 for `DenoisingGAN`; in `AdversarialDistillation` the two players add (2 + weight) log 2.
 """
 
 from collections.abc import Sequence
@@ -63,15 +64,11 @@ class DenoisingGAN(Objective):
         """Return the loss terms at one of the generator's times for each state; the times in `drawn` are not used."""
         k = (model.steps * _uniform(drawn.stream, len(drawn.t))).long()
         t, s = model.times[k], model.times[k + 1]
-        one = torch.ones_like(t)
-        return LossTerms(self._value(model, drawn, t, s), t, one)
-
-    def _value(self, model: Any, drawn: Drawn, t: Tensor, s: Tensor) -> Tensor:
         x_s = model.sde.perturb(drawn.x0, s, drawn.noise)
         x_t = _noised(model.sde, x_s, s, t, drawn.stream)
         real, generated = (x / broadcast(model.path.size(s), x) for x in (x_s, model.step(x_t, t, s, drawn.stream)))
-        terms = losses(self.discriminator, [real], [generated], (model.path, x_t, t, model.cond), self.penalty)
-        return terms.generator + terms.discriminator
+        players = losses(self.discriminator, [real], [generated], (model.path, x_t, t, model.cond), self.penalty)
+        return LossTerms(players.generator + players.discriminator, t, torch.ones_like(t))
 
 
 @checked
@@ -79,14 +76,15 @@ class AdversarialDistillation(Objective):
     """The objective of a `FlowMap` with a discriminator of its jumps, see the module docstring.
 
     Args:
-        distillation: the objective that the discriminator's is added to; it has the teacher, if there is one.
+        distillation: the objective to which the adversarial loss is added.
         discriminator: the discriminator of noisy states; its teacher may be that of `distillation`.
-        steps: the numbers of steps K, of which one is drawn for each state.
+        steps: the numbers of steps K; each state draws one of them.
         weight: weight of the generator's loss beside that of `distillation`.
         penalty: gamma of `flowmaps.discriminators`, with respect to the features.
 
     Raises:
         TypeError: in a call, the model is not a flow map.
+        ValueError: an argument is out of its range; in a call, a teacher has another SDE than the flow map.
     """
 
     def __init__(
@@ -103,9 +101,11 @@ class AdversarialDistillation(Objective):
 
     def bind(self, model: Any, cond: Any) -> Any:
         """Return the flow map to train, with the condition of the batch."""
-        return jumping(model).given(cond)
+        self.discriminator.check_path(jumping(model))
+        return self.distillation.bind(model, cond)
 
     def terms(self, model: Any, drawn: Drawn) -> LossTerms:
+        """Return the loss terms of the distillation with the losses of generator and discriminator added."""
         distilled = self.distillation.terms(model, drawn)
         generator, discriminator = self.adversarial(model, drawn)
         return LossTerms(distilled.value + self.weight * generator + discriminator, distilled.t, distilled.weight)

@@ -28,6 +28,7 @@ from torch.nn import functional as F
 from scoresde.arguments import EvenCount, checked
 from scoresde.divergence import attention_kernels
 from scoresde.flowmaps.angle import AnglePath
+from scoresde.guidance.blends import check_same_path
 from scoresde.networks.embeddings import PositionalEmbedding, TimeEmbedding
 from scoresde.networks.layers import cast_for, linear
 from scoresde.probability_flow import frozen
@@ -115,12 +116,13 @@ class FeatureHead(nn.Module):
 
 @checked
 class FeatureDiscriminator(nn.Module):
-    """The logit of a noisy state x_u from its features in a trained score network, which stays fixed.
+    """The logit of a noisy state x_u from its features in a trained score network with fixed weights.
 
     Each chosen block of the network has a head (`FeatureHead`); the logit is the mean of theirs.
 
     Args:
-        teacher: a score model whose network is a module; it is fixed, and no part of this module.
+        teacher: a score model whose network is a module; its weights stay fixed, and are not among the parameters of
+            this module. A guided model evaluates its network several times; the features are those of the last time.
         shape: shape `*` of one state.
         blocks: names of the modules in `teacher.network` whose outputs are the features, (B, C, *positions); default:
             those named block0, layer0, ..., except on the way up of a U-Net.
@@ -129,7 +131,8 @@ class FeatureDiscriminator(nn.Module):
 
     Raises:
         TypeError: the teacher has no `predict`, or no module as `network`.
-        ValueError: a name is not that of a module, or there is no block.
+        ValueError: a name is not that of a module, there is no block, or the network does not call a block or gets no
+            tensor (B, C, *) from it.
     """
 
     def __init__(
@@ -150,7 +153,8 @@ class FeatureDiscriminator(nn.Module):
         if unknown := [name for name in self.blocks if name not in known]:
             raise ValueError(f"blocks must be names of modules of the teacher's network; got {unknown[0]!r}")
         if not self.blocks:
-            raise ValueError("blocks must be names of modules of the teacher's network; got none: choose some of them")
+            fix = f"choose some of {', '.join(known)}" if known else "take a teacher whose network has submodules"
+            raise ValueError(f"blocks must be names of modules of the teacher's network; got none: {fix}")
         self._teacher, self.channels_last = (teacher,), channels_last  # a tuple: no part of this module
         parameter = next(network.parameters(), torch.empty(0))
         with torch.no_grad():
@@ -158,6 +162,10 @@ class FeatureDiscriminator(nn.Module):
             features = self._features(teacher, blank, float64(teacher.sde.t_max))
         self.level = TimeEmbedding(PositionalEmbedding(width), width, width)
         self.heads = nn.ModuleList([FeatureHead(part.shape[2], width) for part in features])
+
+    def check_path(self, model: Any) -> None:
+        """Raise ValueError unless the teacher has the SDE of the model."""
+        check_same_path(self._teacher[0], model)
 
     def inputs(self, x: Tensor, u: Tensor, cond: Condition = None) -> list[Tensor]:
         """Return the features of x (B, *) at u (B,), differentiable in x: (B, positions, channels) of each block."""
@@ -172,7 +180,8 @@ class FeatureDiscriminator(nn.Module):
 
         def keep(name: str) -> Callable[..., None]:
             def hook(module: nn.Module, arguments: Any, output: Tensor) -> None:
-                seen[name] = output.movedim(-1, 1) if self.channels_last else output
+                if isinstance(output, Tensor) and output.ndim > 1:
+                    seen[name] = output.movedim(-1, 1) if self.channels_last else output
 
             return hook
 
@@ -181,6 +190,11 @@ class FeatureDiscriminator(nn.Module):
                 handle = network.get_submodule(name).register_forward_hook(keep(name))
                 hooks.callback(handle.remove)
             teacher.predict(x, u)
+        if missing := [name for name in self.blocks if name not in seen]:
+            raise ValueError(
+                f"blocks must be modules that the network calls and that return tensors (B, C, *); got {missing[0]!r}: "
+                "choose others"
+            )
         return [seen[name].reshape(*seen[name].shape[:2], -1).transpose(1, 2) for name in self.blocks]
 
     def forward(self, inputs: Sequence[Tensor], label: Tensor) -> Tensor:

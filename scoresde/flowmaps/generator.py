@@ -48,15 +48,16 @@ def generating(model: Any) -> Any:
 
 @checked
 class DenoisingGenerator(ScoreModel):
-    """A generator G(x_t, t, z), see the module docstring. It has no density, and its views are random.
+    """A generator G(x_t, t, z), see the module docstring. It has no density.
 
     The latent z is the condition "latent" of the network, (B, latent). The networks of this library get an embedding of
-    it (`networks.embeddings.accept_latent`).
+    it (`networks.embeddings.accept_latent`). The views of `predict` are those of a draw x_0 = G(x_t, t, z), and not
+    means; without a latent in the condition they are not trained: use `generate`.
 
     Args:
         network: see `ScoreModel`.
         sde: the diffusion.
-        prediction: what the network predicts, from which G is computed as E[x_0 | x_t] is for a score model; default
+        prediction: what the network predicts; G follows from it as E[x_0 | x_t] does in a score model. Default:
             `predictions.TrigFlow(data_scale)`.
         data_scale: about the standard deviation of the data; the scale of the states that a discriminator reads.
         steps: number of steps from noise to data, with equal differences of the angle (`samplers.grids.uniform_angle`).
@@ -64,7 +65,8 @@ class DenoisingGenerator(ScoreModel):
         conditional: see `ScoreModel`.
 
     Raises:
-        ValueError: an argument is out of its range; see also `ScoreModel`.
+        ValueError: an argument is out of its range, or the network has an embedding of latents of another length; see
+            also `ScoreModel`.
     """
 
     def __init__(

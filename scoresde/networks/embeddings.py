@@ -37,6 +37,7 @@ from scoresde.protocols import NULL, Condition, by_name
 from scoresde.tensors import FullPrecision, at_least_float32
 
 TARGET_FEATURES, TARGET_SCALE = 64, 32.0  # of the embedding of "target"
+RESERVED = ("vector", "context", "image", "target", "latent")  # conditions that are not labels
 
 Classes = CountOrZero | Mapping[str, Count]
 """The number of classes of the condition "label" (0 for none), or of several conditions by name."""
@@ -151,8 +152,8 @@ class ConditionEmbedding(nn.Module):
         cond_features: length of the condition vector; 0 for none.
 
     Raises:
-        ValueError: the name of a label is not a Python identifier, or it is "vector", "context", "image" or an
-            attribute of `ConditionEmbedding`; in a call, labels or vectors have the wrong shape, or a label is out of
+        ValueError: the name of a label is not a Python identifier, or it is that of another condition or an attribute
+            of `ConditionEmbedding`; in a call, labels or vectors have the wrong shape, or a label is out of
             range (if compiled or on an accelerator, PyTorch raises its own error).
         TypeError: in a call, labels are not integers, or vectors are not floating-point.
     """
@@ -162,9 +163,9 @@ class ConditionEmbedding(nn.Module):
         by_label = classes if isinstance(classes, Mapping) else {"label": classes}
         self.classes, self.cond_features = {name: count for name, count in by_label.items() if count}, cond_features
         for name, count in self.classes.items():
-            if name in ("vector", "context", "image") or not name.isidentifier() or hasattr(self, name):
+            if name in RESERVED or not name.isidentifier() or hasattr(self, name):
                 raise ValueError(
-                    "the name of a label must be a Python identifier, and not 'vector', 'context', 'image' or an "
+                    f"the name of a label must be a Python identifier, and not one of {', '.join(RESERVED)} or an "
                     f"attribute of {type(self).__name__}; got {name!r}: rename the label"
                 )
             self.add_module(name, nn.Embedding(count, features))
@@ -281,6 +282,9 @@ class TargetEmbedding(nn.Module):
     Args:
         channels: number of features of the embedded noise label.
         features: number of features of the output.
+
+    Raises:
+        ValueError: in a call, the target has another shape, or is not floating-point.
     """
 
     def __init__(self, channels: int, features: int):
@@ -312,6 +316,9 @@ class LatentEmbedding(nn.Module):
     Args:
         length: number of dimensions of the latent.
         features: number of features of the output.
+
+    Raises:
+        ValueError: in a call, the latent has another shape, or is not floating-point.
     """
 
     def __init__(self, length: int, features: int):
@@ -319,13 +326,29 @@ class LatentEmbedding(nn.Module):
         self.inner, self.outer = linear(length, features), linear(features, features)
 
     def forward(self, latent: Tensor) -> Tensor:
+        if not latent.is_floating_point() or latent.ndim != 2 or latent.shape[1] != self.inner.in_features:
+            raise ValueError(
+                f"latent must be floating-point numbers of shape (B, {self.inner.in_features}); got {latent.dtype} "
+                f"{tuple(latent.shape)}"
+            )
         return self.outer(F.silu(self.inner(cast_for(self.inner, latent))))
 
 
 def accept_latent(network: nn.Module, length: int) -> None:
-    """Let every `TimeEmbedding` in a network accept the condition "latent" of this length."""
+    """Let every `TimeEmbedding` in a network accept the condition "latent" of this length.
+
+    Raises:
+        ValueError: the network has an embedding of latents of another length.
+    """
     for module in list(network.modules()):
-        if isinstance(module, TimeEmbedding) and module.latent is None:
+        if not isinstance(module, TimeEmbedding):
+            continue
+        if module.latent is not None and module.latent.inner.in_features != length:
+            raise ValueError(
+                f"the network must have no embedding of latents of another length than {length}; got one of length "
+                f"{module.latent.inner.in_features}: build a new network"
+            )
+        if module.latent is None:
             module.latent = LatentEmbedding(length, module.outer.out_features).to(module.inner.weight)
 
 

@@ -159,6 +159,8 @@ def test_other_models_are_refused(judge):
         DenoisingGAN(judge)(score, normal(2, 2))
     with pytest.raises(TypeError, match="flow map"):
         AdversarialDistillation(MeanFlow(), judge)(score, normal(2, 2))
+    with pytest.raises(ValueError, match=r"same SDE; got VP on .* and VE on"):
+        AdversarialDistillation(MeanFlow(), judge)(small_map(ss.VE(), (2,)), normal(2, 2))
     with pytest.raises(ValueError, match="steps must be"):
         AdversarialDistillation(MeanFlow(), judge, steps=())
     with pytest.raises(ValueError, match="penalty must be"):

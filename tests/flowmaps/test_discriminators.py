@@ -143,6 +143,10 @@ def test_wrong_arguments_are_refused():
         FeatureDiscriminator(model, (3, 2), blocks=["middle"])
     with pytest.raises(TypeError, match=r"torch.nn.Module as `network`"):
         FeatureDiscriminator(ss.ScoreModel(lambda x, label, cond=None: x, ss.VP()), (2,))
+    network = MLP(2, width=8, depth=1)
+    network.unused = torch.nn.Identity()
+    with pytest.raises(ValueError, match=r"that the network calls.*'unused'"):
+        FeatureDiscriminator(ss.ScoreModel(network, ss.VP()), (2,), blocks=["unused"])
     with pytest.raises(ValueError, match="got none"):
         FeatureDiscriminator(ss.ScoreModel(torch.nn.Identity(), ss.VP()), (2,))
     with pytest.raises(TypeError, match="network must be callable"):

@@ -66,3 +66,7 @@ def test_wrong_uses_are_refused():
     for name in ("steps", "latent"):
         with pytest.raises(ValueError, match=f"{name} must be"):
             small(**{name: 0})
+    with pytest.raises(ValueError, match="another length than 4; got one of length 3"):
+        DenoisingGenerator(model.network, sde, latent=4)
+    with pytest.raises(ValueError, match=r"latent must be floating-point numbers of shape \(B, 3\)"):
+        model.generate(normal(2, 2).float(), torch.tensor(0.5), normal(2, 4).float())

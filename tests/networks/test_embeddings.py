@@ -247,9 +247,9 @@ def test_several_labels_have_embeddings_of_their_own():
         embedding({"tone": torch.tensor([4])}, 1)
 
 
-@pytest.mark.parametrize("name", ["vector", "context", "forward", "skin tone"])
+@pytest.mark.parametrize("name", ["vector", "context", "target", "forward", "skin tone"])
 def test_the_name_of_a_label_must_be_free(name):
-    with pytest.raises(ValueError, match="must be a Python identifier, and not 'vector', 'context'"):
+    with pytest.raises(ValueError, match="must be a Python identifier, and not one of vector, context"):
         ConditionEmbedding(6, {name: 4})
 
 
