@@ -1,4 +1,4 @@
-"""`scoresde distill`, which makes from a run something that needs fewer evaluations; see `evaluation.distillation`."""
+"""`scoresde distill`: learn a few-step solver or a flow map from a run; see `evaluation.distillation`."""
 
 from omegaconf import DictConfig
 
@@ -14,7 +14,7 @@ from scoresde.protocols import Condition
 
 
 def distill(config: DictConfig) -> Record:
-    """Learn from a run what needs fewer evaluations: solvers fitted to its model, or a flow map."""
+    """Distil a run: learn solvers for few evaluations of its model, or train a flow map from it."""
     method = build.instantiate(config.method, config.trust, Method)
     run = load_run(config, config.device)
 

@@ -17,7 +17,7 @@ class AdversarialFlowMap(FlowMapDistillation):
     """Train a flow map from the model of a run, by an objective and a discriminator on the features of that model.
 
     Args:
-        adversary: arguments of `AdversarialDistillation` and of `FeatureDiscriminator`, except objects.
+        adversary: arguments of `AdversarialDistillation` and of `FeatureDiscriminator`, except models and objectives.
         options: arguments of `FlowMapDistillation`; `objective` is the distillation term.
     """
 

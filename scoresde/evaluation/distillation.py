@@ -1,8 +1,9 @@
-"""Distillation: what `scoresde distill` makes from a run, so that few evaluations do what many did.
+"""Distillation of a run into something that samples in a few evaluations: the methods of `scoresde distill`.
 
-A method is a function of a `Teacher` that yields a row for each thing it has made and stored in the directory of the
-run. The rows go to `metrics.jsonl`, and `table` shows them. `SolverDistillation` learns the coefficients of samplers
-(`samplers.learning`) and stores them as `<run>/<folder>/nfe<n>.safetensors`, which `sampler=learned` reads.
+A method is a function of a `Teacher` that yields one row of results for each file or folder that it stores in the
+directory of the run. The rows go to `metrics.jsonl`, and `table` shows them. `SolverDistillation` learns the
+coefficients of samplers (`samplers.learning`) and stores them as `<run>/<folder>/nfe<n>.safetensors`, which
+`sampler=learned` reads.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,14 +23,14 @@ CONDITIONS = 1000  # conditions of the data from which starts draw
 
 @dataclass(frozen=True)
 class Teacher:
-    """What a method distils.
+    """The run that a method distils, with its settings.
 
     Attributes:
         run: the run.
         model: the model of the run, perhaps guided.
-        conditions: a function n -> conditions of n samples with the frequencies of the data; None without.
+        conditions: a function n -> conditions of n samples with the frequencies of the data, or None if unconditional.
         seed: the seed of all random draws.
-        again: whether to replace what is stored; if False, it is kept.
+        again: whether to replace stored results; if False, they are kept.
         progress: whether to show progress bars.
         trust: see `build.instantiate`.
     """
@@ -52,7 +53,7 @@ class Distillation(Protocol):
 
 @checked
 class SolverDistillation:
-    """Learn a solver for each number of evaluations; a solver that is stored already is kept.
+    """Learn a solver for each number of evaluations; stored solvers are kept, unless `Teacher.again`.
 
     Args:
         nfe: numbers of evaluations.

@@ -1,9 +1,9 @@
 """Distillation of a run into a flow map: a method of `scoresde distill`, beside that of `evaluation.distillation`.
 
 The student is a run of its own in a folder of the teacher's run. Its network is that of the teacher with more output
-channels and an embedding of the target time, and starts as the teacher's DDIM step. It is trained by `Trainer.fit` on
-the teacher's training data, so that the same command resumes. `ss.load` reads it, and `sampler=flow_map` and
-`likelihood=jumps` use it.
+channels and an embedding of the target time; at first its jumps are DDIM steps of the teacher. `Trainer.fit` trains it
+on the teacher's training data, and the same command resumes an interrupted training. `ss.load` reads the student, and
+`sampler=flow_map` and `likelihood=jumps` use it.
 """
 
 import pkgutil
@@ -36,7 +36,7 @@ class FlowMapDistillation:
     """Train a flow map from the model of a run.
 
     Args:
-        objective: function from the teacher to the objective.
+        objective: a function teacher -> objective, such as `MeanFlow` with `_partial_: true`.
         rate: the largest learning rate of Adam.
         folder: the folder of the flow map in the directory of the run.
         data_scale: S of `flowmaps.angle`; default: `data.sigma_data` of the run's configuration, or 1.
@@ -61,7 +61,12 @@ class FlowMapDistillation:
         self.targets, self.divergence, self.lora, self.options = targets, divergence, lora, options
 
     def __call__(self, teacher: Teacher) -> Iterator[Row]:
-        """Train the flow map, or go on with its training, and yield its row."""
+        """Train the flow map, or resume its training, and yield its row.
+
+        Raises:
+            ValueError: the run has no training data; see also `configuration`, `FlowMap.start_from`, and
+                `_check_resumable`.
+        """
         path, stored = teacher.run.path / self.folder, self.configuration(teacher)
         config = run_config.nested(stored)
         dataset = build.instantiate(config.data.get("train"), teacher.trust, Dataset | None)
@@ -130,12 +135,15 @@ class FlowMapDistillation:
         """Return the number of steps that the stored training has done.
 
         Raises:
-            ValueError: the folder has another training, or one that is to be replaced.
+            ValueError: the folder has a training with other settings, or `again` is set and it has any training.
         """
         if not (path / CHECKPOINT).exists():
             return 0
         if again:
-            raise ValueError(f"{path} has a flow map: remove that folder, or choose another with method.folder=...")
+            raise ValueError(
+                f"again=true does not replace a training, and {path} has a flow map: remove that folder, or choose "
+                "another with method.folder=..."
+            )
         stored = checkpoint.load(path / CHECKPOINT, set(), keys=["step"])[1]
         if change := run_config.changed_setting(stored.get("config") or {}, settings):
             raise ValueError(f"{path} has another flow map ({change}): choose another folder with method.folder=...")

@@ -4,10 +4,10 @@ Each weight matrix W (m, n) of a linear layer, or of a convolution with n the in
 
     W + (scale / r) U D,        U (m, r) zero at first,        D (r, n) from N(0, 1/n),
 
-where W is fixed and U and D are trained. r is the rank; it is at most min(m, n). The adapted network starts as the
-network itself, bit for bit, and has the same inputs and outputs, so that everything that accepts a network accepts it.
-An adapted network trains r (m + n) numbers for each matrix in place of m n; optimiser, average and the file of
-`save_adapters` hold only these.
+where W is fixed and U and D are trained. The rank r is at most min(m, n). At first the adapted network has the outputs
+of the network itself, bit for bit. Its inputs and outputs have the same shapes, so that everything that accepts a
+network accepts it. It trains r (m + n) numbers for each matrix in place of m n; the optimiser, the average of the
+weights and the file of `save_adapters` hold only these.
 """
 
 from collections.abc import Iterable
@@ -50,8 +50,8 @@ def add_lora(network: nn.Module, rank: int, scale: float = 1.0, full: Iterable[s
         network: any network with `torch.nn.Linear` or convolution layers.
         rank: r of the module docstring.
         scale: the factor of U D, times r.
-        full: names of submodules that are trained in full, without adapters; default: the embeddings of the target time
-            of a flow map and of the latent of a generator, which no teacher has trained.
+        full: names of submodules that are trained in full, without adapters; default: the embeddings of a flow map's
+            target time and of a generator's latent, which start untrained.
 
     Raises:
         TypeError, ValueError: rank or scale is not positive.
@@ -81,7 +81,7 @@ def add_lora(network: nn.Module, rank: int, scale: float = 1.0, full: Iterable[s
 
 
 def merge_lora(network: nn.Module) -> nn.Module:
-    """Add the adapters to the weights in place, so that the network has its first structure again; return it.
+    """Add the adapters to the weights in place and remove them, as if the network had none; return it.
 
     All parameters require a gradient afterwards. The network keeps its outputs to floating-point precision.
 
