@@ -45,8 +45,8 @@ class DenoisingGAN(Objective):
 
     Args:
         discriminator: the discriminator of x_s given x_t.
-        penalty: gamma of `flowmaps.discriminators`, the weight of the gradient penalty (0.05 for CIFAR-10 in
-            2112.07804).
+        penalty: gamma of `flowmaps.discriminators`, the weight of the gradient penalty (0.02 for CIFAR-10 in the
+            published code of 2112.07804).
 
     Raises:
         TypeError: in a call, the model is not a `DenoisingGenerator`.

@@ -55,11 +55,13 @@ class ProgressiveDistillation(FlowMapObjective):
         path, t = model.path, drawn.t
         first, last = path.angle(t), path.angle(s)
         u = torch.where((last - first).abs() < SAME, t, path.time_of_angle((first + last) / 2))
-        is_short = ((last - first).abs() / 2 <= self.finest * QUARTER) & (self.teacher(x, model) is not None)
+        is_taught = self.teacher(x, model) is not None
+        is_short = ((last - first).abs() / 2 <= self.finest * QUARTER) & is_taught
         flow = self.flow(model, drawn, x, t)
         parts = [self._half(model, x, t, u, flow, is_short)]
         between = model.moved(x, parts[0].F, t, u)
-        parts.append(self._half(model, between, u, s, self.flow(model, drawn, between, u), is_short))
+        second = self.flow(model, drawn, between, u) if is_taught else flow  # which is used where `is_short`
+        parts.append(self._half(model, between, u, s, second, is_short))
         return composed(path, x, model.moved(between, parts[1].F, u, s), (t, u, s), parts, flow)
 
     def _half(self, model: Any, x: Tensor, t: Tensor, s: Tensor, flow: Flow, is_short: Tensor) -> Target:
