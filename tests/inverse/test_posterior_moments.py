@@ -5,6 +5,7 @@ import torch
 
 import scoresde as ss
 from scoresde.inverse import MMPS, Inpainting, posterior_moments
+from scoresde.multilevel import rms
 from tests.conftest import f64, oracle
 
 SHAPES = pytest.mark.parametrize("shape", [(2,), (1, 2, 2)])
@@ -35,7 +36,7 @@ def test_the_stated_errors_of_both_moments_hold(shape):
     posterior, squares = problem(shape), []
     for seed in range(8):
         found = estimated(posterior, seed=seed)
-        assert found.estimate.is_within
+        assert rms(found.estimate.error) <= 0.05
         squares += [
             (((found.mean - posterior.mean()) / found.mean_stderr).square().mean()),
             (((found.variance - variances(posterior)) / found.variance_stderr).square().mean()),
