@@ -124,7 +124,8 @@ def bits_per_dim(
     Raises:
         ValueError: the images are not integers from 0 to `transform.levels` - 1 (continuous data has no bits: use
             `log_prob`, in nats), samples < 1, `start` is unknown or not allowed by the dequantisation, K > 1 with a
-            trace that is too noisy or with a tolerance, levels without a tolerance, and see `multilevel_likelihood`.
+            trace that is too noisy or with a tolerance, levels or a surrogate without a tolerance, and see
+            `multilevel_likelihood`.
         Incomplete: the solver failed for some images, which the message lists; `result` has the values of the others.
     """
     given, trace, solver, count = trace, trace_for(solver, trace), solver or DEFAULT_SOLVER, len(images)
@@ -138,7 +139,7 @@ def bits_per_dim(
         others = {"surrogate": None if surrogate is None else with_density(surrogate, cond)}
         return _multilevel(model, images, data_map, given, solver, seeds, tolerance, levels, options, **others)
     if surrogate is not None:
-        raise ValueError("a surrogate needs a tolerance, the error to reach; got tolerance=None")
+        raise ValueError("surrogate must come with a tolerance, the error to reach; got tolerance=None: give one")
     device, unit = device_of(model) or images.device, dimensions(images) * math.log(2)
     batches = []
     for first in progress_bar(range(0, count, batch_size), title="bits/dim", unit="batch", shown=progress):

@@ -17,17 +17,16 @@ distinct items of the mean of their r_i repeats has, around the mean of mu over 
 
     S^2 (1/n - 1/N) + W^2 mean_i(1/r_i) / n
 
-(Cochran, Sampling Techniques, chapters 2 and 10). If level 0 evaluates every item, the choice of the population itself
-adds no error; its spread S/N^(1/2) over other populations of N items is stated separately, as `population`. W^2 is
-estimated within the items that have several repeats, and S^2 from the variance between the means of items. Without a
-repeated item, all variance counts as noise, which is exact for N = infinity and too much for a finite population. A
-variance estimated with f degrees of freedom is multiplied by f / (f - 2), so that the squared error divided by it has
-the mean 1 for normal values, in spite of the small pilots.
+(Cochran, Sampling Techniques, chapters 2 and 10). Level 0 evaluates every item, so the choice of the population adds no
+error; its spread S/N^(1/2) over other populations of N items is stated separately, as `population`. W^2 is estimated
+within the items that have several repeats, and S^2 from the variance between the means of items. For seeds, all
+variance counts as noise. A variance estimated with f degrees of freedom is multiplied by f / (f - 2), so that the
+squared error divided by it has the mean 1 for normal values, in spite of the small pilots.
 
 **Bias.** Levels are added until the remaining bias is at most a third of the tolerance. If the differences d_l decrease
-at least in proportion to 1 / C_l, and C_l at least doubles, it is at most |d_L|, and |d_L| is at most
-|d_(L-1)| C_(L-1) / C_L. The larger of both, as one difference may vanish by chance, is stated as the bias, and the
-stated error is (sum of variances + bias^2)^(1/2).
+at least in proportion to 1 / C_l, as refinements of one method do, and C_l at least doubles, it is at most |d_L|, and
+|d_L| is at most |d_(L-1)| C_(L-1) / C_L. The larger of both, as one difference may vanish by chance, is stated as the
+bias, and the stated error is (sum of variances + bias^2)^(1/2).
 """
 
 import math
@@ -53,9 +52,9 @@ LIMIT = 10**8  # largest number of draws that is planned
 class Level:
     """One term of the telescoping sum.
 
-    name: for messages and tables. cost: cost of one draw, in any unit, such as evaluations of a network. values: a
-    function from items (n,) and repeats (n,), int64, to float64 values (n, *): Y_0 for the first level, Y_l - Y_(l-1)
-    for the others. A value must be a function of its (item, repeat) only, and different repeats must be independent.
+    cost: cost of one draw, in any unit, such as evaluations of a network. values: a function from items (n,) and
+    repeats (n,), int64, to float64 values (n, *): Y_0 for the first level, Y_l - Y_(l-1) for the others. A value must
+    be a function of its (item, repeat) only, and different repeats must be independent.
     """
 
     name: str
@@ -87,8 +86,8 @@ class Multilevel:
 
     mean: the estimate, (*). stderr: its standard error (*), from the variances of all terms. bias: the estimated bias
     of the last level, (*). error: (stderr^2 + bias^2)^(1/2), (*). population: standard deviation of the mean over other
-    populations of the same size, (*); None for seeds. terms: the terms. first: the mean over its repeats of level 0 for
-    each item, in the order of the population (N, *); of the drawn items for seeds.
+    populations of the same size, (*); None for seeds. first: level 0 of each item, the mean over its repeats, in the
+    order of the population (N, *); of the drawn items for seeds.
     """
 
     mean: Tensor
@@ -114,6 +113,7 @@ def estimate(
     pilot: int = 16,
     repeated: int = 32,
     seed: int = 0,
+    refined: int = 1,
 ) -> Multilevel:
     """Estimate the mean of the most accurate level to within a tolerance; see the module docstring.
 
@@ -128,30 +128,31 @@ def estimate(
         tolerance: the error to reach, in root mean square over the components of a value.
         population: number N of items 0 ... N - 1; None for seeds. Items of level l are then l 2^40 + 0, 1, 2, ...
         pilot: number of draws with which a level begins; half of them are second repeats if the population is finite.
-        repeated: number of items of level 0 that are drawn twice at the beginning, if the population is finite.
+        repeated: for a finite population, the number of items of level 0 that are drawn twice at the beginning.
         seed: determines the random subsets of the population. Repeats of level l are l 2^40 + 0, 1, 2, ...
+        refined: index of the first level that refines the one before; earlier differences say nothing of the bias.
 
     Warns:
         UserWarning: the bias after the last level is more than a third of the tolerance.
 
     Raises:
-        ValueError: the tolerance is not positive or needs more than LIMIT draws, there are fewer than two levels, costs
-            do not increase from level 1 on, the pilot is too small or larger than the population, or a value is not
+        ValueError: the tolerance is not positive or needs more than LIMIT draws, `levels` has no level `refined`, costs
+            do not increase from this level on, the pilot is too small or larger than the population, or a value is not
             finite.
     """
     check_number("tolerance", tolerance, low=0)
-    _check(levels, population, pilot, repeated)
+    _check(levels, population, pilot, repeated, refined)
     samples = [_Samples(level, i, population, seed) for i, level in enumerate(levels)]
-    used = samples[: min(3, len(samples))]
+    used = samples[: max(3, refined + 1)]
     small = BIAS * tolerance
     while True:
         for i, sample in enumerate(used):
             if not sample.draws:
-                sample.begin(repeated if i == 0 else pilot, complete=i == 0)
+                sample.begin(pilot, repeated if i == 0 else None)
         terms = [sample.term() for sample in used]
         goals = _allocate(terms, population, tolerance**2 * (1 - BIAS**2))
         short = [(sample, goal) for sample, goal in zip(used, goals, strict=True) if goal > sample.draws]
-        bias, decisive = _bias(terms)
+        bias, decisive = _bias(terms, refined)
         if not short and rms(bias) > small:
             term = terms[decisive]
             if rms(term.mean) < SIGNIFICANT * rms(term.stderr):
@@ -165,8 +166,8 @@ def estimate(
             sample.grow(min(goal, GROWTH * sample.draws))
     if rms(bias) > small:
         warnings.warn(
-            f"the last level, {levels[-1].name}, still changes the mean by {rms(bias):.2g}, which is more than a third "
-            f"of tolerance={tolerance:g}: add more accurate levels, or raise the tolerance",
+            f"the last level, {levels[-1].name}, still changes the mean by {rms(bias):.2g}, more than a third of "
+            f"tolerance={tolerance:g}: add more accurate levels, or raise the tolerance",
             stacklevel=2,
         )
     mean = torch.stack([term.mean for term in terms]).sum(dim=0)
@@ -182,10 +183,7 @@ def rms(values: Tensor) -> float:
 
 @dataclass
 class _Samples:
-    """The draws of one level so far.
-
-    counts: number of repeats of each position in the order in which items are drawn. positions, values: of each draw.
-    """
+    """The draws of one level so far: positions in the random order of the items, values; repeats by position."""
 
     level: Level
     index: int
@@ -205,12 +203,13 @@ class _Samples:
     def draws(self) -> int:
         return len(self.positions)
 
-    def begin(self, count: int, complete: bool) -> None:
-        """Draw the pilot: `count` draws, or with `complete` every item once and `count` of them a second time."""
+    def begin(self, pilot: int, repeated: int | None) -> None:
+        """Draw `pilot` times; with `repeated`, every item of a finite population once, and so many a second time."""
         if self.population is None:
-            return self.grow(count)
-        once = self.population if complete else count - count // 2
-        twice = min(count, self.population) if complete else count // 2
+            return self.grow(pilot)
+        once, twice = pilot - pilot // 2, pilot // 2
+        if repeated is not None:
+            once, twice = self.population, min(repeated, self.population)
         return self._draw(torch.cat([torch.arange(once), torch.arange(twice)]))
 
     def grow(self, total: int) -> None:
@@ -243,8 +242,7 @@ class _Samples:
         if not bool(finite.all()):
             raise ValueError(
                 f"{self.level.name} must have finite values; got NaN or infinity for {int((~finite).sum())} of "
-                f"{len(items)} draws, the first of item {int(items[~finite][0])}: leave this level out, or make it "
-                "more accurate"
+                f"{len(items)} draws, the first of item {int(items[~finite][0])}: leave the level out or refine it"
             )
         self.values = torch.cat([self.values.reshape(-1, *values.shape[1:]), values])
         self.positions = torch.cat([self.positions, positions])
@@ -283,15 +281,16 @@ def _column(counts: Tensor, values: Tensor) -> Tensor:
 
 
 def _caution(freedom: int) -> float:
-    """Return the mean of 1/chi^2 times its degrees of freedom, f / (f - 2): the mean square of Student's t."""
-    return freedom / max(freedom - 2, 1)
+    """Return f / (f - 2), the mean square of Student's t; 3 for f < 3, where it is infinite."""
+    freedom = max(freedom, 3)
+    return freedom / (freedom - 2)
 
 
-def _bias(terms: Sequence[Term]) -> tuple[Tensor, int]:
+def _bias(terms: Sequence[Term], refined: int) -> tuple[Tensor, int]:
     """Return the bias (*) of the last level, see the module docstring, and the index of the term that decides it."""
     last, before = terms[-1], terms[-2]
-    if len(terms) == 2:
-        return last.mean.abs(), 1
+    if len(terms) == refined + 1:
+        return last.mean.abs(), refined
     expected = before.mean.abs() * (before.cost / before.draws) / (last.cost / last.draws)
     decisive = len(terms) - (1 if rms(last.mean) >= rms(expected) else 2)
     return torch.maximum(last.mean.abs(), expected), decisive
@@ -327,9 +326,7 @@ def _allocate(terms: Sequence[Term], population: int | None, variance: float) ->
     while not reached(high):
         high *= 2
         if max(draws(high)) > LIMIT:
-            raise ValueError(
-                f"the tolerance must be reachable with {LIMIT:.0e} draws of each level; it needs more: raise it"
-            )
+            raise ValueError(f"tolerance must be reachable with {LIMIT:.0e} draws of each level; got less: raise it")
     low = 0.0
     for _ in range(40):
         middle = (low + high) / 2
@@ -337,16 +334,15 @@ def _allocate(terms: Sequence[Term], population: int | None, variance: float) ->
     return [math.ceil(n) for n in draws(high)]
 
 
-def _check(levels: Sequence[Level], population: int | None, pilot: int, repeated: int) -> None:
+def _check(levels: Sequence[Level], population: int | None, pilot: int, repeated: int, refined: int) -> None:
     """Raise ValueError unless the arguments of `estimate` describe a multilevel estimate."""
-    if len(levels) < 2:
-        raise ValueError(f"levels must be at least two; got {len(levels)}: one level alone is a plain mean")
+    check_integer("refined", refined, 1)
+    if len(levels) <= refined:
+        raise ValueError(f"levels must be at least {refined + 1}; got {len(levels)}: add a more accurate level")
     costs = [level.cost for level in levels]
-    if not all(c > 0 for c in costs) or any(a >= b for a, b in pairwise(costs[1:])):
-        raise ValueError(
-            f"the costs of levels must be positive and increase from level 1 on; got {costs}: sort the levels"
-        )
+    if not all(c > 0 for c in costs) or any(a >= b for a, b in pairwise(costs[refined:])):
+        raise ValueError(f"costs must be positive and increase from level {refined} on; got {costs}: sort the levels")
     check_integer("pilot", pilot, LEAST_PILOT)
     check_integer("repeated", repeated, 2)
     if population is not None and population < pilot:
-        raise ValueError(f"the population must have at least pilot={pilot} items; got {population}: lower pilot")
+        raise ValueError(f"population must be at least pilot={pilot}; got {population}: lower pilot")

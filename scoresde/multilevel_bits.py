@@ -69,10 +69,10 @@ class MultilevelLikelihood:
     """A multilevel estimate of the mean negative log-likelihood per dimension of N samples.
 
     estimate: the estimate with its terms. per_sample: level 0 of each sample plus the sum of the differences, (N,),
-    with the same mean as the estimate. accuracy: standard deviation of an entry of `per_sample` around the value of
-    the last level. trace: the trace of level 0. probes, dequantization: the parts of the standard error of level 0 that
-    are due to probes and to dequantisation; None if they are not known. nfe, backward: network evaluations and products
-    with Jacobians spent on each sample, int64 (N,).
+    with the same mean as the estimate. accuracy: standard deviation of an entry of `per_sample` around the expected
+    value of the last level. trace: the trace of level 0. probes, dequantization: the parts of the standard error of
+    level 0 that are due to probes and to dequantisation; None with a given trace or a surrogate. nfe, backward: network
+    evaluations and products with Jacobians spent on each sample, int64 (N,).
     """
 
     estimate: Multilevel
@@ -139,7 +139,7 @@ def multilevel_likelihood(
         surrogate: evaluates draws of a cheaper model, and its solver; see the module docstring.
 
     Raises:
-        ValueError: see `check_levels` and `multilevel.estimate`.
+        ValueError: see `check_multilevel` and `multilevel.estimate`.
     """
     levels = STEPS if levels is None else tuple(levels)
     check_multilevel(count, tolerance, solver, levels)
@@ -152,6 +152,7 @@ def multilevel_likelihood(
         trace, variance = _plan(meter, count, tolerance, solvers[0])
     kept = Hutchinson().kept() if variance is not None else trace.kept()
     passes = meter.passes_per_evaluation(solvers[0], trace)
+    kept_passes = passes if variance is None else 2.0  # `kept` has as many probes as a given trace
 
     def first(items: Tensor, repeats: Tensor) -> Tensor:
         return meter(solvers[0], trace, items, repeats).value
@@ -166,9 +167,10 @@ def multilevel_likelihood(
     if surrogate is not None:
         terms = _with_surrogate(terms[0], surrogate, trace, meter)
     for i, (few, many) in enumerate(pairwise(levels)):
-        cost = 2.0 * (few + many + 2) + 2 * BEFORE
+        cost = kept_passes * (few + many + 2) + 2 * BEFORE
         terms.append(Level(f"{few} to {many} steps", cost, difference(*solvers[i : i + 2])))
-    found = estimate(terms, tolerance, count, PILOT, repeated=min(2 * PILOT, count), seed=seed)
+    refined = 1 if surrogate is None else 2
+    found = estimate(terms, tolerance, count, PILOT, repeated=2 * PILOT, seed=seed, refined=refined)
     return _summary(found, trace, variance, meter)
 
 
@@ -202,7 +204,8 @@ def check_multilevel(count: int, tolerance: float, solver: Solver, levels: Seque
         raise ValueError(f"levels must be at least two increasing numbers of steps; got {list(levels)}")
     if count < PILOT:
         raise ValueError(
-            f"a multilevel estimate needs at least {PILOT} samples for its pilot; got {count}: leave out the tolerance"
+            f"a multilevel estimate must have at least {PILOT} samples for its pilot; got {count}: leave out the "
+            "tolerance"
         )
 
 
@@ -267,7 +270,7 @@ def _summary(found: Multilevel, trace: Trace, variance: float | None, meter: _Me
     first, *others = found.terms
     per_sample = found.first + (found.mean - found.first.mean())
     noise = len(per_sample) * float(first.stderr.square())
-    spread = noise + sum(float(term.between + term.within) for term in others)
+    spread = noise + sum(float(term.between) for term in others)
     probes = dequantization = None
     if variance is not None:
         count = getattr(trace, "probes", 1)

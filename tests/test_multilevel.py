@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from scoresde.multilevel import APART, GROWTH, Level, estimate, rms
+from scoresde.multilevel import APART, GROWTH, Level, _caution, estimate, rms
 from tests.conftest import close, f64, normal
 
 LAST = pytest.mark.filterwarnings("ignore:the last level")  # the noise of its difference may exceed the tolerance
@@ -119,6 +119,28 @@ def test_a_sample_of_seeds_has_the_standard_error_of_its_mean():
     close(found.terms[0].stderr, drawn.std(dim=0) * math.sqrt(caution / len(drawn)))
 
 
+def test_a_difference_from_an_approximation_of_another_kind_is_no_bias():
+    """Level 0 is off by 3; levels 2 and 3 refine level 1, so that |d_1| = 3 says nothing about them."""
+    case = Synthetic()
+    others = [
+        replace(level, values=lambda items, repeats, level=level: level.values(items, repeats - APART))
+        for level in case.levels()[1:]
+    ]
+    surrogate = Level("surrogate", 0.5, lambda items, repeats: case.items[0][items] - 3.0)
+    corrected = Level("level 0 less it", 50.0, lambda items, repeats: f64(3.0).expand(len(items)))
+    found = estimate([surrogate, corrected, *others], 0.2, N, refined=2)
+    _, _, before, last = found.terms
+    close(found.bias, last.mean.abs().maximum(before.mean.abs() * COSTS[1] / COSTS[2]))
+    assert abs(float(found.mean - case.truth)) < 4.5 * float(found.error)
+
+
+def test_a_pilot_of_two_items_is_not_trusted():
+    """With one degree of freedom a variance is multiplied by more than one with many."""
+    factors = [_caution(freedom) for freedom in range(1, 30)]
+    assert factors == sorted(factors, reverse=True)
+    close(f64(factors[9]), f64(10 / 8))
+
+
 def test_components_are_estimated_together():
     case = Synthetic(shape=(2, 2))
     found = estimate(case.levels(), 0.006, N)
@@ -176,10 +198,10 @@ NAN = torch.full((), math.nan)
     [
         ({"tolerance": 0.0}, "tolerance must be .* more than 0; got 0"),
         ({"tolerance": math.nan}, "tolerance must be finite"),
-        ({"tolerance": 1e-7}, "needs more"),
-        ({"levels": Synthetic().levels()[:1]}, "levels must be at least two; got 1"),
+        ({"tolerance": 1e-7}, "tolerance must be reachable"),
+        ({"levels": Synthetic().levels()[:1]}, "levels must be at least 2; got 1"),
         ({"levels": Synthetic().levels()[::-1]}, "increase from level 1 on"),
-        ({"population": 10}, "at least pilot=16 items; got 10"),
+        ({"population": 10}, "population must be at least pilot=16; got 10"),
         ({"pilot": 2}, "pilot must be at least 4; got 2"),
         (
             {"levels": [*Synthetic().levels()[:1], Level("bad", 2.0, lambda i, r: NAN.expand(len(i)))]},

@@ -178,10 +178,13 @@ def moments(config: DictConfig, part: Any, shape: tuple[int, ...]) -> PosteriorM
     choices = HydraConfig.get().runtime.choices
     if not isinstance(part, Measured):
         raise ValueError(
-            f"tolerance needs a posterior model, mmps, pigdm, dps or trained; got posterior={choices['posterior']}"
+            f"posterior must be mmps, pigdm, dps or trained with a tolerance; got {choices['posterior']}: take one of "
+            "these, or leave out the tolerance"
         )
     if "steps" not in config.sampler:
-        raise ValueError(f"tolerance needs a sampler with steps, such as dpmpp2; got sampler={choices['sampler']}")
+        raise ValueError(
+            f"sampler must have a number of steps with a tolerance; got {choices['sampler']}: use sampler=dpmpp2"
+        )
 
     def sampler(steps: int) -> Sampler:
         return build.instantiate({**plain(config.sampler), "steps": steps}, config.trust, Sampler)

@@ -23,11 +23,11 @@ Product = Callable[[Tensor], tuple[Tensor, Tensor]]
 def conjugate_gradients(
     product: Product, residual: Tensor, noise_std: Tensor, iterations: int, tolerance: float
 ) -> Tensor:
-    """Return B u for the solution u of (M + noise_std^2) u = residual (B, *m), separately for each sample.
+    """Return B u (B, *) for the solution u of (M + noise_std^2) u = residual, separately for each sample.
 
     Args:
-        product: maps u to (B u, M u), with a symmetric, positive semi-definite M.
-        residual: the right-hand side.
+        product: maps u (B, *m) to (B u, M u), with a symmetric, positive semi-definite M.
+        residual: the right-hand side (B, *m).
         noise_std: () or of a shape that broadcasts to `*m`.
         iterations: number of products, at most.
         tolerance: relative residual at which a sample stops.
@@ -56,9 +56,9 @@ def conjugate_gradients(
 def minimal_residuals(
     product: Product, residual: Tensor, noise_std: Tensor, iterations: int, tolerance: float
 ) -> Tensor:
-    """Return B u for the u of the Krylov space with the smallest |(M + noise_std^2) u - residual|, for each sample.
+    """Return B u (B, *) for the u of the Krylov space with the smallest |(M + noise_std^2) u - residual|, per sample.
 
-    It keeps two states for each iteration.
+    It keeps a state B u and a measurement for each iteration.
 
     Args:
         product: maps u to (B u, M u), with any linear M.

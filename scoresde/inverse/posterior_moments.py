@@ -33,7 +33,8 @@ class PosteriorMoments:
 
     mean, variance: float64 (*). mean_stderr, variance_stderr: their standard errors (*), which include the estimated
     bias of the finest sampler that was used. nfe, backward: evaluations of the network and backward passes, summed over
-    all samples. plain: the sum of both that independent samples of the finest sampler would need for the same error.
+    all samples. plain: the sum of both that independent samples of the finest sampler that was used would need for the
+    same standard error without its bias.
     estimate: the multilevel estimate; its values are stacked, E[x] and E[(x - c)^2], (2, *).
     """
 
@@ -82,13 +83,14 @@ def posterior_moments(
         UserWarning: samples with the largest numbers of steps still differ by more than a third of the tolerance.
 
     Raises:
-        ValueError: the numbers of steps do not increase, the sampler is not deterministic, or as
-            `multilevel.estimate` says.
+        TypeError: a number of steps, batch_size or seed is not an integer.
+        ValueError: the numbers of steps do not increase, the sampler is not deterministic, batch_size < 1, seed < 0, or
+            as `multilevel.estimate` says.
     """
     for n in steps:
         check_integer("steps", n, 1)
     if len(steps) < 2 or any(a >= b for a, b in pairwise(steps)):
-        raise ValueError(f"steps must be at least two increasing numbers; got {list(steps)}")
+        raise ValueError(f"steps must be at least two increasing numbers; got {list(steps)}: give steps=(8, 16, 32)")
     draws = _Draws(posterior, tuple(shape), sampler or _default, batch_size, seed, dtype)
     centre = draws.centre(steps[0])
 
@@ -108,7 +110,8 @@ def posterior_moments(
     (mean, square), (error, square_error) = result.mean, result.error
     offset = mean - centre
     passes = (draws.nfe + draws.backward) / draws.taken  # of one step
-    wanted = float(result.terms[0].within.mean()) / float(result.stderr.square().mean())
+    variance, reached = float(result.terms[0].within.mean()), float(result.stderr.square().mean())
+    wanted = variance / reached if reached else 1.0  # samples; one if all are equal
     return PosteriorMoments(
         mean,
         (square - offset.square()).clamp(min=0),

@@ -58,13 +58,13 @@ class TrainedInpainting(Measured):
         super().__init__(model, operator, y, scale, interval)
         if not isinstance(self.operator, Inpainting):
             raise TypeError(
-                f"a network that was trained for inpainting needs the operator Inpainting; got {self.operator!r}: use "
-                "a method for any operator, such as mmps"
+                f"operator must be Inpainting for a network that was trained for it; got {self.operator!r}: use a "
+                "method for any operator, such as mmps"
             )
         names = getattr(getattr(self.model, "network", None), "conditions", None)
         if names is not None and "image" not in names:
             raise ValueError(
-                f"the network must be trained for inpainting, with the condition image; it takes "
+                "model must have a network that was trained for inpainting, with the condition image; got one with "
                 f"{', '.join(names) or 'no condition'}: train it with loss=inpainting, or use another method, such as "
                 "mmps"
             )

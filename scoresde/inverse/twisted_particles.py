@@ -37,7 +37,7 @@ also explains the error of the evidence). The particles are one batch by nature:
 others, and the draws are functions of one seed.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -58,12 +58,12 @@ from scoresde.samplers.predictors import Ancestral
 from scoresde.score import BaseModel, device_of
 from scoresde.sdes import SDE
 from scoresde.sdes.transitions import Point, points
-from scoresde.tensors import at_least_float32, empty_states, float64, sum_dims
+from scoresde.tensors import at_least_float32, check_integer, empty_states, float64, sum_dims
 from scoresde.views import TiltedViews
 from scoresde.wrappers import for_inference
 
 Twist = Callable[[Tensor, Tensor], Tensor]
-"""(denoised, t) -> log h_t (B,), differentiable, from E[x_0 | x_t] (B, *) and t, float64 ()."""
+"""(denoised, t) -> log h_t (B,) in nats, differentiable, from E[x_0 | x_t] (B, *) and t, float64 ()."""
 
 
 class TwistedState(NamedTuple):
@@ -163,9 +163,9 @@ class TwistedParticles:
             device, dtype: device and dtype of the particles; default: the model's device and float32.
 
         Raises:
-            TypeError: the operator is of another kind.
+            TypeError: the operator is of another kind, or batch_size is not an integer.
             ValueError: y does not fit, the measurement has no density because its noise is 0, the predictor draws no
-                noise or has a corrector, or the grid rises or does not start at t_max.
+                noise or has a corrector, batch_size < 1, or the grid rises or does not start at t_max.
             RuntimeError: no particle has a finite weight.
         """
         model, operator = for_inference(model, cond), as_operator(operator)
@@ -180,7 +180,8 @@ class TwistedParticles:
         at = {float(end.t): value for end, value in zip(ends, spreads, strict=True)}
         tilt = twist or (lambda denoised, t: measurement.log_prob(denoised, at[float(t)]))
         cloud = Cloud(len(like), like.device, self.threshold, stream)
-        size = len(like) if batch_size is None else batch_size
+        size = max(len(like), 1) if batch_size is None else batch_size
+        check_integer("batch_size", size, 1)
         with counting(Evaluations()) as count:
             x = model.sde.prior_std * stream.normal(like[None])[0]
             here = _evaluated(model, x, ends[0].t, tilt, self.predictor.view, size)
@@ -191,7 +192,7 @@ class TwistedParticles:
             ):
                 if (chosen := cloud.resampled()) is not None:
                     x, here, past = x[chosen], here.at(chosen), [view[chosen] for view in past]
-                x, log_ratio, views = _moved(model, x, here, past, row, self.predictor.view, stream)
+                x, log_ratio, views = _moved(model, x, here, past, row, self.predictor.view, size, stream)
                 past = views[: self.predictor.past - 1]
                 before, is_last = here.log_twist, end is ends[-1]
                 final = lambda denoised, t: measurement.log_prob(denoised, last)  # noqa: E731
@@ -230,15 +231,18 @@ def _evaluated(
     model: BaseModel, x: Tensor, t: Tensor, twist: Twist, view: str, size: int, is_tilted: bool = True
 ) -> TwistedState:
     """Return the evaluation of all particles, `size` at a time; if not `is_tilted`, without the gradient."""
-    batches = []
-    for start in range(0, len(x), size):
-        rows = slice(start, start + size)
-        part = model if size >= len(x) else model.rows(rows, len(x))
-        batches.append(_of_batch(part, x[rows], t, twist, view, is_tilted))
+    batches = [_of_batch(part, x[rows], t, twist, view, is_tilted) for rows, part in _parts(model, len(x), size)]
     columns = [torch.cat(column) for column in zip(*(batch[:4] for batch in batches), strict=True)]
     fractions = [batch.variance for batch in batches if batch.variance is not None]
     variance = torch.cat(fractions) if fractions else None
     return TwistedState(columns[0], columns[1], columns[2], columns[3], variance)
+
+
+def _parts(model: BaseModel, count: int, size: int) -> Iterator[tuple[slice, BaseModel]]:
+    """Yield the rows of batches of `size` from `count` particles, and the model for each of them."""
+    for start in range(0, count, size):
+        rows = slice(start, start + size)
+        yield rows, model if size >= count else model.rows(rows, count)
 
 
 def _of_batch(model: BaseModel, x: Tensor, t: Tensor, twist: Twist, view: str, is_tilted: bool) -> TwistedState:
@@ -270,11 +274,13 @@ def _moved(
     past: Sequence[Tensor],
     row: Row,
     view: str,
+    size: int,
     stream: RandomStream,
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
     """Return the particles after a guided step, log N(z; 0, I) - log N(z; u, I), float64 (N,), and the views.
 
-    past, views: the views at the states of earlier transitions, before and after the step, the newest first.
+    past, views: the views at the states of earlier transitions, before and after the step, the newest first. size: see
+    `_view`.
     """
     first, z, log_ratio = row.stages[0], None, x.new_zeros(len(x), dtype=torch.float64)
     if isinstance(c := spread(first, here.variance), Tensor) or c:
@@ -283,7 +289,12 @@ def _moved(
         z = z + shift
     y, views = x, list(past)
     for stage in row.stages:
-        views.insert(0, here.view if stage is first else getattr(model.predict(y, stage.t), view))
+        views.insert(0, here.view if stage is first else _view(model, y, stage.t, view, size))
         anchor = stage.a * x
         y = combine(anchor if z is None else anchor + (c if stage is first else stage.c) * z, stage.b, views)
     return y, log_ratio, views
+
+
+def _view(model: BaseModel, x: Tensor, t: Tensor, view: str, size: int) -> Tensor:
+    """Return a view of the model at the particles x (N, *), `size` of them at a time."""
+    return torch.cat([getattr(part.predict(x[rows], t), view) for rows, part in _parts(model, len(x), size)])

@@ -158,7 +158,7 @@ def iterates(
         progress: show a progress bar.
 
     Raises:
-        RuntimeError: the loss is not finite.
+        RuntimeError: the loss, or a sample of the first table, is not finite.
     """
     fit = _Fit(model, starts, settings, Parameters(table, model.sde), settings.robust * rms)
     generator = torch.Generator().manual_seed(seed)
@@ -227,13 +227,21 @@ class _Fit:
 
     @torch.no_grad()
     def lengths(self) -> Tensor:
-        """Return the distance of each sample to the flow's at theta = 0, (N,), float64 on the CPU."""
+        """Return the distance of each sample to the flow's at theta = 0, (N,), float64 on the CPU.
+
+        Raises:
+            RuntimeError: a sample is not finite.
+        """
         theta = torch.zeros(self.parameters.count, dtype=torch.float64)
         parts = [
             squares(self.solve(theta, self.starts.x[rows], rows).detach(), self.starts.target[rows])
             for rows in self.starts.batches(4 * self.settings.batch_size)
         ]
-        return torch.cat(parts).sqrt().cpu()
+        lengths = torch.cat(parts).sqrt().cpu()
+        if not bool(torch.isfinite(lengths).all()):
+            count = int((~torch.isfinite(lengths)).sum())
+            raise RuntimeError(f"{count} of {len(lengths)} samples of the formula are not finite: give another start=")
+        return lengths
 
     def whitening(self, generator: torch.Generator) -> Tensor:
         """Return L of the module docstring, (P, P), at theta = 0; starts count less where the loss is flatter."""

@@ -162,8 +162,8 @@ def test_samples_that_do_not_fit_the_measurement_are_reported(grey, capsys):
         (["operator.box=[0,1,0,1]"], "which hides all"),
         (["index=297"], "index must be less than 297, the size of the test data"),
         (["n=1"], "n must be an integer >= 2"),
-        (["posterior=ddrm", "posterior.steps=2", "tolerance=1"], "tolerance needs a posterior model, .*=ddrm"),
-        (["sampler=ode", "tolerance=1"], "tolerance needs a sampler with steps, .*=ode"),
+        (["posterior=ddrm", "posterior.steps=2", "tolerance=1"], "posterior must be .*; got ddrm"),
+        (["sampler=ode", "tolerance=1"], "sampler must have a number of steps .*; got ode"),
         ([*FEW, "tolerance=1"], "sampler must be deterministic, .*sampler=dpmpp2"),
         (["cond.label=3"], "cond"),
     ],
@@ -217,7 +217,9 @@ def test_a_network_trained_for_inpainting_restores(inpainting, tmp_path, capsys)
 
 
 def test_a_network_that_was_not_trained_for_inpainting_is_refused(grey, inpainting, refused):
-    message = "the network must be trained for inpainting, with the condition image; it takes no condition"
+    message = (
+        "model must have a network that was trained for inpainting, with the condition image; got one with no condition"
+    )
     assert message in refused("restore", f"run={grey}", "posterior=trained")
     error = refused("restore", f"run={inpainting}", "posterior=trained", "operator=blur")
-    assert "a network that was trained for inpainting needs the operator Inpainting; got GaussianBlur" in error
+    assert "operator must be Inpainting for a network that was trained for it; got GaussianBlur" in error

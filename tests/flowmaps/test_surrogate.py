@@ -35,7 +35,7 @@ def test_a_wrong_surrogate_does_not_change_the_expectation(amount):
 
 def test_wrong_surrogates_are_refused():
     surrogate = GaussianMap(ss.VP(), 0.0, 0.5)
-    with pytest.raises(ValueError, match="a surrogate needs a tolerance"):
+    with pytest.raises(ValueError, match="surrogate must come with a tolerance"):
         ss.bits_per_dim(MODEL, IMAGES, LEVELS, surrogate=surrogate)
     with pytest.raises(TypeError, match=r"surrogate.solver must be"):
         ss.bits_per_dim(MODEL, IMAGES, LEVELS, tolerance=0.1, surrogate=MODEL, **SETTINGS)

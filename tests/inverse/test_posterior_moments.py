@@ -5,7 +5,8 @@ import torch
 
 import scoresde as ss
 from scoresde.inverse import MMPS, Inpainting, posterior_moments
-from tests.conftest import f64, oracle
+from scoresde.multilevel import rms
+from tests.conftest import close, f64, oracle
 
 SHAPES = pytest.mark.parametrize("shape", [(2,), (1, 2, 2)])
 STEPS = (8, 16, 32, 64)
@@ -35,7 +36,7 @@ def test_the_stated_errors_of_both_moments_hold(shape):
     posterior, squares = problem(shape), []
     for seed in range(8):
         found = estimated(posterior, seed=seed)
-        assert found.estimate.is_within
+        assert rms(found.estimate.error) <= 0.05
         squares += [
             (((found.mean - posterior.mean()) / found.mean_stderr).square().mean()),
             (((found.variance - variances(posterior)) / found.variance_stderr).square().mean()),
@@ -72,6 +73,19 @@ def test_a_posterior_model_and_its_backward_passes():
     found = posterior_moments(model, (2,), 0.2, steps=(8, 16, 32))
     assert found.backward >= found.nfe > 0
     assert found.mean.shape == found.std.shape == (2,)
+
+
+def test_a_posterior_of_one_point_needs_one_sample():
+    model = ss.ScoreModel(lambda x, label, cond=None: torch.zeros_like(x), ss.VP(), ss.predictions.Data())
+    found = posterior_moments(
+        model,
+        (2,),
+        0.2,
+        lambda n: ss.samplers.PredictorCorrector(ss.samplers.DPMSolverPP(2), steps=n, denoise_final=True),
+        steps=STEPS,
+    )
+    close(found.variance, f64(0.0, 0.0))
+    assert 0 < found.plain <= STEPS[-1] + 1
 
 
 @pytest.mark.parametrize(

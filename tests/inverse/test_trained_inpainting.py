@@ -77,10 +77,10 @@ def test_samples_by_name_depend_on_their_seed_alone():
 
 def test_errors():
     network, operator, y = model(), Inpainting(MASK, 0.1), normal(2, 4)
-    with pytest.raises(TypeError, match=r"needs the operator Inpainting; got Grey\(noise_std=0.1\)"):
+    with pytest.raises(TypeError, match=r"operator must be Inpainting for .* it; got Grey\(noise_std=0.1\)"):
         TrainedInpainting(network, Grey(noise_std=0.1), y)
     plain = ss.ScoreModel(MLP(SHAPE, width=8, classes=2), ss.VP(), "karras")
-    with pytest.raises(ValueError, match="with the condition image; it takes label: train it with loss=inpainting"):
+    with pytest.raises(ValueError, match="with the condition image; got one with label: train it with loss=inpainting"):
         TrainedInpainting(plain, operator, y)
     mask = torch.stack([MASK, ~MASK])
     with pytest.raises(ValueError, match="the same in every channel"):

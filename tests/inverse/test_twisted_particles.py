@@ -158,6 +158,26 @@ def test_one_seed_for_the_batch_and_any_size_of_the_parts():
     close(other.x[:, 0], first.x, 1e-9)
 
 
+def test_all_stages_of_a_step_are_evaluated_in_parts():
+    sizes = []
+
+    class Sized(torch.nn.Module):
+        def forward(self, x, label, cond=None):
+            sizes.append(len(x))
+            return 0.1 * x
+
+    model, operator = ss.ScoreModel(Sized(), ss.VP()).eval(), Linear(MATRIX, noise_std=0.3)
+    sampler = TwistedParticles(StochasticHeun(), steps=2)
+    whole, parts = (
+        sampler(model, operator, Y, (9, 2), seed=4, dtype=torch.float64, batch_size=size) for size in (None, 4)
+    )
+    close(parts.x, whole.x, 1e-9)
+    assert parts.nfe == 3 * whole.nfe
+    assert max(sizes[whole.nfe :]) == 4
+    with pytest.raises(ValueError, match="batch_size must be at least 1; got 0"):
+        sampler(model, operator, Y, (9, 2), batch_size=0)
+
+
 def test_a_condition_restricts_the_prior():
     sampler, operator = TwistedParticles(steps=30), Linear(MATRIX, noise_std=0.3)
     alone = sampler(MIXTURE.component(1).score_model(ss.VP()), operator, Y, (32, 2), seed=0, dtype=torch.float64)

@@ -163,3 +163,5 @@ def test_a_model_that_gives_nan_or_an_unknown_shape_is_refused():
         samplers.learn(ss.ScoreModel(lambda x, label, cond=None: x, VP), 2, settings=FEW)
     with pytest.raises(ValueError, match="deterministic method with one evaluation a step; got Heun"):
         samplers.learn(GAUSSIAN, 2, settings=FEW, start=samplers.Heun())
+    with pytest.raises(ValueError, match=r"grid must come with start, .*; got grid='quadratic'"):
+        samplers.learn(GAUSSIAN, 2, settings=FEW, grid="quadratic")
