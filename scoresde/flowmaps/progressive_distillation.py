@@ -60,7 +60,7 @@ class ProgressiveDistillation(FlowMapObjective):
         flow = self.flow(model, drawn, x, t)
         parts = [self._half(model, x, t, u, flow, is_short)]
         between = model.moved(x, parts[0].F, t, u)
-        second = self.flow(model, drawn, between, u) if is_taught else flow  # which is used where `is_short`
+        second = self.flow(model, drawn, between, u) if is_taught else flow  # unused without a teacher
         parts.append(self._half(model, between, u, s, second, is_short))
         return composed(path, x, model.moved(between, parts[1].F, u, s), (t, u, s), parts, flow)
 
