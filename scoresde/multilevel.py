@@ -326,7 +326,7 @@ def _allocate(terms: Sequence[Term], population: int | None, variance: float) ->
     while not reached(high):
         high *= 2
         if max(draws(high)) > LIMIT:
-            raise ValueError(f"tolerance must be reachable with {LIMIT:.0e} draws of each level; got less: raise it")
+            raise ValueError(f"tolerance must need at most {LIMIT:.0e} draws of a level; got a smaller one: raise it")
     low = 0.0
     for _ in range(40):
         middle = (low + high) / 2

@@ -198,7 +198,7 @@ NAN = torch.full((), math.nan)
     [
         ({"tolerance": 0.0}, "tolerance must be .* more than 0; got 0"),
         ({"tolerance": math.nan}, "tolerance must be finite"),
-        ({"tolerance": 1e-7}, "tolerance must be reachable"),
+        ({"tolerance": 1e-7}, "tolerance must need at most 1e.08 draws"),
         ({"levels": Synthetic().levels()[:1]}, "levels must be at least 2; got 1"),
         ({"levels": Synthetic().levels()[::-1]}, "increase from level 1 on"),
         ({"population": 10}, "population must be at least pilot=16; got 10"),

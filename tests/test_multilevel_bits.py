@@ -53,6 +53,16 @@ def test_a_given_trace_is_that_of_level_0():
     assert found.probes is None
 
 
+def test_a_surrogate_takes_a_trace_of_many_probes_and_its_error_is_no_bias():
+    solves = Solves()
+    options = {"trace": Hutchinson(probes=8), "surrogate": (solves, Adams(4))}
+    found = multilevel_likelihood(solves, N, 0.02, Adams(), **options)
+    _, surrogate, refinement = found.estimate.terms
+    close(found.estimate.bias, refinement.mean.abs())
+    assert abs(float(surrogate.mean)) > 5 * float(found.estimate.bias)
+    assert abs(found.mean - float(solves.truth.mean())) < 4.5 * found.error
+
+
 def test_the_parts_of_the_error_of_level_0_are_those_of_probes_and_dequantisation():
     found = multilevel_likelihood(Solves(), N, 0.001, Adams())
     close(f64(math.hypot(found.probes, found.dequantization)), found.estimate.terms[0].stderr)

@@ -125,7 +125,10 @@ def initialise(model: ScoreModel, config: DictConfig) -> None:
     for part in ("sde", "prediction", "learned_variance"):
         theirs = run_config.plain(other.config).get(part)
         if (theirs or None) != (own.get(part) or None):
-            raise ValueError(f"init_from needs a run with the same {part}: {path} has {theirs}; got {own.get(part)}")
+            raise ValueError(
+                f"{part} must be that of the run init_from={path}, {theirs}; got {own.get(part)}: change it, or start "
+                "from another run"
+            )
     start_from(model, other.model)
 
 

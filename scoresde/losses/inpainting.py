@@ -30,7 +30,7 @@ from scoresde.tensors import at_least_float32
 
 
 def measured_image(y: Tensor, mask: Tensor) -> Tensor:
-    """Return the condition image [m y, m] of states y (B, C, *space), zero where they are hidden.
+    """Return the condition image [m y, m] of measured states y (B, C, *space), zero where they are hidden.
 
     mask: bools (B or 1, 1, *space), then the image is (B, C + 1, *space); for vectors y (B, D), (B or 1, D), and the
     image is (B, 2 D).
@@ -77,13 +77,19 @@ class InpaintingObjective(Objective):
         generator: torch.Generator | None = None,
         stream: RandomStream | None = None,
     ) -> LossTerms:
-        """Draw masks and measurements, and return the loss terms of the conditional model, see `Objective.forward`."""
+        """Draw masks and measurements, and return the loss terms of the conditional model, see `Objective.forward`.
+
+        Raises:
+            ValueError: the condition has an image already, or as `Objective.forward` says.
+        """
+        if "image" in by_name(cond):
+            raise ValueError("cond must have no image, which is the measurement; got one: leave it out of the data")
         stream, x0 = RandomStream(generator) if stream is None else stream, at_least_float32(x0)
         image = self.condition_image(x0, stream)
         return self.loss(model, x0, {**by_name(cond), "image": image}, t, noise, generator, stream)
 
     def condition_image(self, x0: Tensor, stream: RandomStream) -> Tensor:
-        """Draw the condition images of clean states (B, *)."""
+        """Draw the condition images [m y, m] of clean states (B, *), see `measured_image`."""
         mask = self.masks(x0, stream)
         y = x0 + self.noise_std * stream.normal(x0) if self.noise_std else x0
         return measured_image(y, mask)

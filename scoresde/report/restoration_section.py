@@ -1,7 +1,8 @@
 """The section on restorations: the quality of each method of `scoresde restore`, and the last picture of each operator.
 
 Lines of metrics.jsonl that differ only in the picture, its measurement and the seeds are one row of the table. The row
-has means over the pictures, with their standard errors; the latest line of each picture counts.
+has means over the pictures, with their standard errors. Of the lines of a picture only the latest counts, also if their
+seeds differ: restorations of one picture are not independent.
 """
 
 import math
@@ -13,8 +14,19 @@ from scoresde.report.run_files import Line, RunFiles, file_of
 from scoresde.report.wording import number, setting
 
 MOST_PICTURES = 6
-SETTINGS = ("operator", "method", "posterior", "sampler", "n", "particles", "cond", "coverage_level")
-PROBLEM = ("image", "split", "index", "measurement", "noise_seed", "seed")
+SETTINGS = (
+    "operator",
+    "method",
+    "posterior",
+    "sampler",
+    "n",
+    "particles",
+    "cond",
+    "weights",
+    "tolerance",
+    "coverage_level",
+)
+PICTURE = ("image", "split", "index", "measurement")
 MEANS = ("psnr", "sample_psnr", "ssim", "residual", "noise_std", "coverage", "nfe", "backward")
 
 
@@ -23,10 +35,10 @@ def restoration_section(files: RunFiles) -> dict[str, Any]:
     groups: dict[str, dict[str, Line]] = {}
     last: dict[str, Line] = {}
     for line in files.lines("restoration"):
-        settings, problem = (str([line.get(key) for key in keys]) for keys in (SETTINGS, PROBLEM))
-        groups.setdefault(settings, {})[problem] = line
+        settings, picture = (str([line.get(key) for key in keys]) for keys in (SETTINGS, PICTURE))
+        groups.setdefault(settings, {})[picture] = line
         last[setting(line.get("operator"))] = line
-    pictures = [picture for line in last.values() if (picture := picture_of(files, line)) is not None]
+    pictures = [shown for line in last.values() if (shown := picture_of(files, line)) is not None]
     return {
         "rows": [averaged(list(lines.values())) for lines in groups.values()],
         "pictures": pictures[-MOST_PICTURES:],

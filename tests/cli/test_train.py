@@ -237,7 +237,7 @@ def test_a_training_starts_from_another_run(toy, refused):
 
 def test_a_training_does_not_start_from_a_run_of_another_model(toy, refused):
     words = [*TRAIN, "trainer.steps=1", f"init_from={toy}", "run=r"]
-    assert "init_from needs a run with the same sde" in refused(*words, "sde=subvp")
+    assert "sde must be that of the run init_from=" in refused(*words, "sde=subvp")
     assert "differs in its conditions only: expected network" in refused(*words, "network.width=16")
     error = refused(*TRAIN, "run=r", "loss=inpainting", "+network.classes=0")
     assert "must take the condition image of the loss; it takes none" in error

@@ -125,3 +125,8 @@ def test_other_conditions_and_the_times_of_the_inner_loss_stay():
     assert seen[0]["image"].shape == (4, 4)
     assert torch.equal(LOSS.draw_times(ss.VP(), 5, seeded(1)), LOSS.loss.draw_times(ss.VP(), 5, seeded(1)))
     close(terms.weight, LOSS.loss(model, normal(4, 2), label, t=terms.t).weight)
+
+
+def test_an_image_of_the_data_is_refused():
+    with pytest.raises(ValueError, match="cond must have no image"):
+        LOSS(ss.ScoreModel(ConditionalOracle(ss.VP()), ss.VP()), normal(2, 2), {"image": normal(2, 4)})

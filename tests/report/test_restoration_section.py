@@ -22,8 +22,8 @@ def test_a_page_without_restorations_has_no_section(tmp_path):
 
 def test_pictures_with_the_same_settings_are_averaged_and_the_latest_of_each_counts(tmp_path):
     path = new_run(tmp_path / "run", SHAPE)
-    for index, psnr in ((0, 99.0), (0, 20.0), (1, 26.0), (2, 23.0)):
-        append_metrics(path, restoration_row(index=index, psnr=psnr))
+    for index, psnr, seed in ((0, 99.0, 0), (0, 20.0, 1), (1, 26.0, 0), (2, 23.0, 0)):
+        append_metrics(path, restoration_row(index=index, psnr=psnr, seed=seed, noise_seed=seed))
     append_metrics(path, restoration_row(method="ddrm", sampler=None))
     first, second = section(path)["rows"]
     assert (first["images"], first["psnr"], first["psnr_error"]) == (3, 23.0, pytest.approx(3 / math.sqrt(3)))
@@ -34,7 +34,7 @@ def test_the_last_picture_of_each_operator_is_shown(tmp_path):
     path = new_run(tmp_path / "run", SHAPE)
     add_restoration(path, "first")
     add_restoration(path, "second", psnr=25.5)
-    add_restoration(path, "third", operator={"_target_": "scoresde.inverse.Grey"})
+    add_restoration(path, "third", operator={"_target_": "scoresde.inverse.Grey"}, weights="raw", tolerance=0.03)
     append_metrics(path, restoration_row(operator={"_target_": "scoresde.inverse.Blur"}, file="missing.npy"))
     pictures = section(path)["pictures"]
     assert [picture.caption for picture in pictures] == [
@@ -47,6 +47,7 @@ def test_the_last_picture_of_each_operator_is_shown(tmp_path):
     assert "<td>25.5</td>" in page
     assert page.count('alt="SizedInpainting') == 1
     assert "mmps with ancestral" in page
+    assert "9 samples; weights raw; mean to within 0.03" in page
 
 
 def test_figures_that_a_restoration_lacks_are_dashes(tmp_path):
