@@ -4,8 +4,8 @@ With V one view of the model (`scoresde.views`), a learned solver evaluates it n
 
     y_0 = x(t_max),        V_k = V(y_k, t_k),        y_(k+1) = a_k y_k + sum_(j <= k) b_kj V_(k-j).
 
-A row combines every view so far, so each deterministic method with one evaluation a step is such a table, whatever its
-order and with or without a corrector: `SolverTable.of`. The last state y_n is the state of the probability flow at
+A row combines every view so far, so each deterministic method with one evaluation a step is such a table, of any order
+and with or without a corrector: `SolverTable.of`. The last state y_n is the state of the probability flow at
 t_min, or E[x_0 | x] there; the denoising is then the last row. `samplers.learning` fits the table to a model.
 
 A table belongs to the path that it was learned for: its times and coefficients mean nothing on another one. It records

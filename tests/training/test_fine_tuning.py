@@ -1,4 +1,4 @@
-"""Fine-tuning: the model at step 0 is the other model, whatever its new conditions are."""
+"""Fine-tuning: the model at step 0 is the other model, for any new conditions."""
 
 import pytest
 import torch
