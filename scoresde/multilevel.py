@@ -11,7 +11,7 @@ have a small variance V_l, and the terms use independent draws. With a cost C_l 
 draws of level l reach a given variance sum_l V_l / n_l at the least cost.
 
 **Items and repeats.** A draw is a pair (item, repeat). Items are either the members of a finite population, such as a
-test set, or seeds, of which there are infinitely many. The value of item i is mu_i plus noise that differs between
+test set, or seeds, without a limit to their number. The value of item i is mu_i plus noise that differs between
 repeats. With variance S^2 of mu_i over the population of N items and variance W^2 of the noise, the mean over n
 distinct items of the mean of their r_i repeats has, around the mean of mu over the population, the variance
 

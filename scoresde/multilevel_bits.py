@@ -25,7 +25,7 @@ from 1, 2, 4, 8 by the variances of a pilot. A given trace keeps its own number 
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -35,6 +35,7 @@ from torch import Tensor
 from scoresde.divergence import Hutchinson, Trace
 from scoresde.multilevel import APART, Level, Multilevel, estimate
 from scoresde.solvers import Solver
+from scoresde.solvers.solver import StepSolver, with_steps
 from scoresde.tensors import check_integer, check_number
 
 STEPS = (12, 24, 48, 96, 192, 384, 768)
@@ -60,7 +61,7 @@ class Draws:
     backward: Tensor
 
 
-Draw = Callable[[Solver, Trace, Tensor, Tensor], Draws]
+Draw = Callable[[StepSolver, Trace, Tensor, Tensor], Draws]
 """(solver, trace, items (n,), repeats (n,)) -> `Draws`; the randomness is a function of (item, repeat)."""
 
 
@@ -124,7 +125,7 @@ def multilevel_likelihood(
     levels: Sequence[int] | None = None,
     trace: Trace | None = None,
     seed: int = 0,
-    surrogate: tuple[Draw, Solver] | None = None,
+    surrogate: tuple[Draw, StepSolver] | None = None,
 ) -> MultilevelLikelihood:
     """Estimate the mean negative log-likelihood of `count` samples to within a tolerance; see the module docstring.
 
@@ -132,7 +133,7 @@ def multilevel_likelihood(
         draw: evaluates draws.
         count: number N of samples.
         tolerance: the error of the mean to reach beyond that of the choice of samples, per dimension.
-        solver: a solver with an attribute `steps`, which the levels replace.
+        solver: a `StepSolver`, whose number of steps the levels replace.
         levels: numbers of steps, increasing; default `STEPS`.
         trace: the trace of level 0; by default Hutchinson's estimator with m probes.
         seed: determines the random subsets.
@@ -144,7 +145,7 @@ def multilevel_likelihood(
     levels = STEPS if levels is None else tuple(levels)
     check_multilevel(count, tolerance, solver, levels)
     meter = _Meter(draw, count)
-    solvers = [replace(solver, steps=steps) for steps in levels]  # type: ignore[type-var]
+    solvers = [with_steps(solver, steps) for steps in levels]
     variance = None
     if surrogate is not None:
         trace = trace or Hutchinson()
@@ -157,7 +158,7 @@ def multilevel_likelihood(
     def first(items: Tensor, repeats: Tensor) -> Tensor:
         return meter(solvers[0], trace, items, repeats).value
 
-    def difference(coarse: Solver, fine: Solver) -> Callable[[Tensor, Tensor], Tensor]:
+    def difference(coarse: StepSolver, fine: StepSolver) -> Callable[[Tensor, Tensor], Tensor]:
         def values(items: Tensor, repeats: Tensor) -> Tensor:
             return meter(fine, kept, items, repeats).value - meter(coarse, kept, items, repeats).value
 
@@ -174,7 +175,7 @@ def multilevel_likelihood(
     return _summary(found, trace, variance, meter)
 
 
-def _with_surrogate(level: Level, surrogate: tuple[Draw, Solver], trace: Trace, meter: "_Meter") -> list[Level]:
+def _with_surrogate(level: Level, surrogate: tuple[Draw, StepSolver], trace: Trace, meter: "_Meter") -> list[Level]:
     """Return two levels in place of one: the values of a surrogate, and the difference of the level from them."""
     draw, solver = surrogate
     cheap = _Meter(draw, 0)
@@ -186,7 +187,7 @@ def _with_surrogate(level: Level, surrogate: tuple[Draw, Solver], trace: Trace, 
     def difference(items: Tensor, repeats: Tensor) -> Tensor:
         return level.values(items, repeats) - value(items, repeats)
 
-    cost = float(getattr(solver, "steps"))  # noqa: B009
+    cost = float(solver.steps)
     return [Level(f"surrogate, {solver}", cost, value), Level(f"{level.name} less it", level.cost + cost, difference)]
 
 
@@ -221,31 +222,31 @@ class _Meter:
         self.draw = draw
         self.nfe, self.backward = torch.zeros(2, count, dtype=torch.int64)
 
-    def __call__(self, solver: Solver, trace: Trace, items: Tensor, repeats: Tensor) -> Draws:
+    def __call__(self, solver: StepSolver, trace: Trace, items: Tensor, repeats: Tensor) -> Draws:
         """Evaluate draws; those that fail with few steps again with more, see the module docstring."""
         draws = self._evaluate(solver, trace, items, repeats)
         for doubling in range(1, DOUBLINGS + 1):
             failed = ~torch.isfinite(draws.value)
             if not bool(failed.any()):
                 break
-            finer = replace(solver, steps=getattr(solver, "steps") * 2**doubling)  # type: ignore[type-var] # noqa: B009
+            finer = with_steps(solver, solver.steps * 2**doubling)
             draws.value[failed] = self._evaluate(finer, trace, items[failed], repeats[failed]).value
         return draws
 
-    def _evaluate(self, solver: Solver, trace: Trace, items: Tensor, repeats: Tensor) -> Draws:
+    def _evaluate(self, solver: StepSolver, trace: Trace, items: Tensor, repeats: Tensor) -> Draws:
         draws = self.draw(solver, trace, items, repeats)
         self.nfe.index_add_(0, items, draws.nfe.long().cpu())
         self.backward.index_add_(0, items, draws.backward.long().cpu())
         return draws
 
-    def passes_per_evaluation(self, solver: Solver, trace: Trace) -> float:
+    def passes_per_evaluation(self, solver: StepSolver, trace: Trace) -> float:
         """Return the number of passes through the network, forward and backward, of an evaluation with its trace."""
         items = torch.zeros(1, dtype=torch.int64)
         once = self(solver, trace, items, items + PLAN)
-        return 1 + max(float(once.backward.sum()) - 2, 0) / (getattr(solver, "steps") + 1)  # noqa: B009
+        return 1 + max(float(once.backward.sum()) - 2, 0) / (solver.steps + 1)
 
 
-def _plan(meter: _Meter, count: int, tolerance: float, solver: Solver) -> tuple[Trace, float]:
+def _plan(meter: _Meter, count: int, tolerance: float, solver: StepSolver) -> tuple[Trace, float]:
     """Return the trace of level 0 with the number of probes of the least cost, and P^2, from a pilot.
 
     PILOT samples are drawn twice with two probes. Half of the squared tolerance is assigned to level 0, which needs
@@ -261,7 +262,7 @@ def _plan(meter: _Meter, count: int, tolerance: float, solver: Solver) -> tuple[
 
     def cost(m: int) -> float:
         needed = max(count, 2 * (probes / m + other) / tolerance**2)
-        return needed * ((getattr(solver, "steps") + 1) * (1 + m) + BEFORE)  # noqa: B009
+        return needed * ((solver.steps + 1) * (1 + m) + BEFORE)
 
     return Hutchinson(probes=min(PROBES, key=cost)), probes
 

@@ -59,7 +59,8 @@ class InpaintingObjective(Objective):
 
     def conditions(self, shape: Sequence[int]) -> dict[str, tuple[int, ...]]:
         channels, *space = shape
-        return {"image": (channels + 1, *space) if space else (2 * channels,)}
+        image = (channels + 1, *space) if space else (2 * channels,)
+        return {**self.loss.conditions(shape), "image": image}
 
     def draw_times(self, sde: SDE, n: int, generator: torch.Generator | None = None) -> Tensor:
         return self.loss.draw_times(sde, n, generator)

@@ -13,9 +13,9 @@ Every solver reports for each sample the position at which its integration ended
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -64,6 +64,17 @@ class Solver(Protocol):
     """
 
     def __call__(self, field: Field, x: Tensor, start: float, end: float) -> Solution: ...
+
+
+class StepSolver(Solver, Protocol):
+    """A solver with a given number of steps, a dataclass."""
+
+    steps: int
+
+
+def with_steps(solver: Any, steps: int) -> StepSolver:
+    """Return a copy of a `StepSolver` with another number of steps."""
+    return replace(solver, steps=steps)
 
 
 def variable(solver: Solver) -> str:
