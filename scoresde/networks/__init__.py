@@ -11,6 +11,7 @@ from scoresde.networks.blocks import (
     residual_resampling,
 )
 from scoresde.networks.dit import DiT, dit_b, dit_l, dit_s, dit_xl
+from scoresde.networks.dual_encoder import ConditionEncoder, DualEncoder
 from scoresde.networks.embeddings import Conditions, FourierEmbedding, PositionalEmbedding
 from scoresde.networks.encoder import EncoderUNet, Ends
 from scoresde.networks.level_head import LevelHead
@@ -40,3 +41,4 @@ __all__ += ["adapters", "add_lora", "load_adapters", "merge_lora", "save_adapter
 __all__ += ["AttentionPool", "AveragePool", "SkipPool"]
 __all__ += ["InputResidual", "InputSkip", "OutputResidual", "OutputSkip"]
 __all__ += ["convolution_resampling", "filter_resampling", "residual_resampling"]
+__all__ += ["ConditionEncoder", "DualEncoder"]
