@@ -154,7 +154,7 @@ class UnCLIP:
         return EmbeddingSamples(x, embeddings.expand(len(seeds), -1), nfe)
 
     def variations(self, data: Tensor, seeds: Sequence[int], scale: float = 0.0) -> EmbeddingSamples:
-        """Draw samples given the embeddings of data (B, *), or of one (1, *) for all seeds (2204.06125, section 3.1)."""
+        """Draw samples given the embeddings of data (B, *), or of one (1, *) for all seeds (2204.06125, sec. 3.1)."""
         return self.decode(self.embedder.states(data), _stages(seeds)[1], scale)
 
     def interpolate(
