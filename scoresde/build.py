@@ -41,7 +41,7 @@ from scoresde.flowmaps import DenoisingGenerator, FlowMap
 from scoresde.networks import add_lora
 from scoresde.pipelines import Embedder
 from scoresde.predictions import Prediction
-from scoresde.protocols import Transform
+from scoresde.protocols import CaptionEncoder, Transform
 from scoresde.run_config import CONFIG, changed_setting, join, plain, read_config
 from scoresde.score import ScoreModel
 from scoresde.sdes import SDE
@@ -74,6 +74,7 @@ class Run:
         path: the run's directory; for a model built by `assemble`, the file or folder with the original weights.
         dequantization: the dequantisation of integer grey levels; None for continuous data.
         trained_on_levels: whether the model was trained on the grey levels themselves, without dequantisation.
+        text: maps captions to conditions, `run.model.given(run.text(["..."]))`; None if the data have no captions.
     """
 
     model: ScoreModel
@@ -82,6 +83,7 @@ class Run:
     path: Path
     dequantization: Dequantization | None = None
     trained_on_levels: bool = False
+    text: CaptionEncoder | None = None
 
     @property
     def data_map(self) -> DataMap:
@@ -249,7 +251,8 @@ def load_embedder(
     """Load a contrastive model that `scoresde train` wrote; arguments and errors are those of `load`."""
     model, config = _load(Path(path), weights, trust, device)
     _check_kind(model, ContrastiveModel, path)
-    return Embedder(model, build_data_map(config.data, trust))
+    text = instantiate(config.data.get("text"), trust, CaptionEncoder | None)
+    return Embedder(model, build_data_map(config.data, trust), text)
 
 
 def _check_kind(model: Any, kind: type, path: str | Path) -> None:
@@ -306,7 +309,8 @@ def _run(model: ScoreModel, config: DictConfig, path: Path, trust: Sequence[str]
     """Return the `Run` of a model whose weights are loaded."""
     data, training = build_data_map(config.data, trust), config.data.get("training")
     on_levels = training is not None and training.get("dequantization") is None
-    return Run(model, data.transform, config, path, data.dequantization, on_levels)
+    text = instantiate(config.data.get("text"), trust, CaptionEncoder | None)
+    return Run(model, data.transform, config, path, data.dequantization, on_levels, text)
 
 
 def load_dequantization(run: Run) -> Variational:

@@ -16,7 +16,9 @@ from scoresde.cli import VERBS, config_directory, main
 from scoresde.cli.overrides import configurations
 from scoresde.cli.restore import posterior
 from scoresde.cli.settings import PosteriorSettings
+from scoresde.data.summary import state_of
 from scoresde.evaluation.distillation import SolverDistillation
+from scoresde.evaluation.embedded_data import ContrastiveFeatures
 from scoresde.evaluation.flow_map_distillation import FlowMapDistillation
 from scoresde.evaluation.trained_classifier import TrainedClassifier
 from scoresde.guidance import Guided
@@ -32,6 +34,7 @@ from scoresde.training.batches import split_condition
 from scoresde.training.learned_dequantization import DEQUANTIZATION
 from scoresde.training.posthoc_ema import AVERAGES, PowerAverages, save_snapshot
 from scoresde.training.trainer import CHECKPOINT
+from tests.contrastive_run import write_contrastive
 from tests.data.files import SHAPES, stand_ins
 
 CONF = config_directory()
@@ -46,7 +49,7 @@ KINDS = {
     "data": dict,
     "likelihood": dict,
     "method": (SolverDistillation, FlowMapDistillation),
-    "features": (Pixels, Inception, TrainedClassifier),
+    "features": (Pixels, Inception, TrainedClassifier, ContrastiveFeatures),
     "guidance": Guided,
     "operator": (ss.inverse.Operator, ss.inverse.SizedOperator),
     "posterior": PosteriorSettings,
@@ -94,6 +97,12 @@ def images(tmp_path_factory):
         yield stand_ins(tmp_path_factory.mktemp("images"))
 
 
+@pytest.fixture(scope="module")
+def contrastive(tmp_path_factory):
+    """A contrastive run of the digits."""
+    return write_contrastive(tmp_path_factory.mktemp("runs") / "contrastive")
+
+
 @pytest.mark.parametrize(
     ("group", "option"), [pytest.param(*option, id="/".join(option)) for option in OPTIONS if option != NOTHING]
 )
@@ -129,11 +138,11 @@ def test_every_option_builds_its_object(group, option, request, tmp_path):
     assert isinstance(built, KINDS[group])
     if group == "data":
         for split in ("train", "validation", "test"):
-            assert list(built[split][0].shape) == list(config.shape)
+            assert list(state_of(built[split][0]).shape) == list(config.shape)
             assert len(built[split]) > 100
             assert not built[split].mirrored  # only in the published trainings
-        x, transform = torch.stack([built["test"][i] for i in range(5)]) + 0.5, fitted(built)
-        torch.testing.assert_close(transform.inverse(transform(x)), x)
+        x, transform = torch.stack([state_of(built["test"][i]) for i in range(5)]) + 0.5, fitted(built)
+        torch.testing.assert_close(transform.inverse(transform(x)).to(x), x)
     elif group == "likelihood":
         assert {"trace", "solver", "samples", "start", "batch_size"} == set(built) - {"tolerance", "levels"}
         assert str(built["solver"]).startswith(config.solver._target_.rsplit(".", 1)[1])
@@ -227,6 +236,9 @@ def test_every_experiment_trains_and_samples(experiment, request):
     terms.value.mean().backward()
     trainer.optimizer(model.parameters()).step()
     assert bool(torch.isfinite(loss(model, x, cond).value).all())
+    if config.get("contrastive"):
+        assert model(x[:2], 0.5, select(cond, slice(0, 3), len(x))).shape == (2, 3)
+        return
     if config.get("classifier"):
         assert model.eval()(x[:2], 0.5).shape == (2, model.classes)
         return
@@ -240,7 +252,7 @@ def test_every_experiment_trains_and_samples(experiment, request):
     [
         name
         for name in EXPERIMENTS
-        if name not in PUBLISHED and not {"digits", "cond", "inpainting"} & {*name.split("_")}
+        if name not in PUBLISHED and not {"digits", "cond", "contrastive", "inpainting", "unclip"} & {*name.split("_")}
     ],
 )
 @pytest.mark.parametrize("prediction", ["v", "karras"])
@@ -259,6 +271,10 @@ def stand_in(data, request):
     for key in ("root", "path"):
         if key in list(data.keys()):
             data[key] = request.getfixturevalue("images")[data.train._target_]
+    if "contrastive" in data:
+        data.contrastive = request.getfixturevalue("contrastive")
+        if len(data.shape) == 3:
+            data.shape, data.transform.levels = [1, 8, 8], 17
     if "dims" in data:
         name = {1: "series", 2: "images", 3: "volumes"}.get(data.dims, "levels" if "levels" in data else "arrays")
         data.path, data.shape = data.path.replace("arrays.npy", f"{name}.npy"), SHAPES[name]

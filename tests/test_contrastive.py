@@ -72,7 +72,7 @@ def test_the_scale_is_learned_up_to_its_limit(model):
     network.log_scale.data += 10.0
     assert network.scale.item() == 100.0
     assert [name for name, _ in model.named_parameters()] == ["network.log_scale"]
-    with pytest.raises(ValueError, match="scale must be at most 100; got 101"):
+    with pytest.raises(ValueError, match="initial_scale must be at most 100; got 101"):
         DualEncoder(nn.Identity(), nn.Identity(), 101.0)
 
 

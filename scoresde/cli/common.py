@@ -26,7 +26,10 @@ from scoresde.cli.completion import runs
 from scoresde.cli.output import typed_overrides
 from scoresde.cli.suggestions import did_you_mean
 from scoresde.data.items import reading
+from scoresde.protocols import CaptionEncoder
+from scoresde.text import TOKENIZER
 from scoresde.training import distributed
+from scoresde.training.trainer import CHECKPOINT
 
 SPLITS = ("train", "validation", "test")
 MAX_FILE_NAME = 255  # bytes
@@ -153,6 +156,26 @@ def fit_transform(config: DictConfig, dataset: Dataset) -> None:
     transform = build.instantiate(config.data.get("transform"), config.trust)
     if hasattr(transform, "fit") and not transform.fitted:
         config.data.transform.update(transform.fit(dataset))
+
+
+def fit_text(config: DictConfig, run: Path) -> None:
+    """Store the tokeniser of the captions, if there is one, in a run, and set its file and sizes in the configuration.
+
+    A new run trains it on the captions of the training data, or copies the tokeniser of the setting `data.text.file`. A
+    run that is resumed has it already.
+    """
+    text: Any = build.instantiate(config.data.get("text"), config.trust, CaptionEncoder | None)
+    if not hasattr(text, "fit"):
+        return
+    file = run / TOKENIZER
+    if (run / CHECKPOINT).exists():
+        text = text.read(file)
+    elif text.file is not None:
+        text = text.read(text.file).save(file)
+    else:
+        plain = build.instantiate({**run_config.plain(config.data.train), "text": None}, config.trust, Dataset)
+        text = text.fit(plain.captions, file)
+    config.data.text.update({"file": str(file), "length": text.length, "size": text.size})
 
 
 # --- results

@@ -18,6 +18,7 @@ from scoresde.cli.common import (
     build_optimizer,
     check_run,
     check_states,
+    fit_text,
     fit_transform,
     run_directory,
     save_picture,
@@ -54,6 +55,7 @@ def train(config: DictConfig) -> Record | None:
     optimizer = build_optimizer(config)
     check_states(config)
     with warnings_on_stderr():
+        fit_text(config, run)
         dataset = build.instantiate(config.data.train, trust, Dataset)
         config.trainer.batch_size = fitting(config.trainer.batch_size, dataset)
     if is_shape_open:

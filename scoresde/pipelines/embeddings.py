@@ -22,7 +22,7 @@ from scoresde.contrastive import ContrastiveModel
 from scoresde.dequantization import DataMap
 from scoresde.editing import slerp
 from scoresde.guidance import ClassifierFree
-from scoresde.protocols import Model
+from scoresde.protocols import CaptionEncoder, Model
 from scoresde.random_stream import RandomStream
 from scoresde.samplers import AngularAdams, PredictorCorrector, Sampler
 from scoresde.tensors import check_instance, floating
@@ -60,10 +60,12 @@ class Embedder:
     Args:
         model: the contrastive model, in eval mode.
         data_map: maps data to the states that the model was trained on.
+        text: maps captions to conditions; None if the model was not trained on captions.
     """
 
     model: ContrastiveModel
     data_map: DataMap
+    text: CaptionEncoder | None = None
 
     @torch.no_grad()
     def states(self, data: Tensor) -> Tensor:
@@ -73,7 +75,15 @@ class Embedder:
 
     @torch.no_grad()
     def conditions(self, cond: Any) -> Tensor:
-        """Return the embeddings (B, E) of conditions with leading dimension B."""
+        """Return the embeddings (B, E) of conditions with leading dimension B, or of a list of captions.
+
+        Warns, raises: see `text.Tokens.check`, for words that the training captions lack.
+        """
+        if isinstance(cond, (list, tuple)) and all(isinstance(caption, str) for caption in cond):
+            if self.text is None:
+                raise ValueError(f"captions need a model that was trained on captions; got {cond[0]!r}: pass a condition")
+            self.text.check(cond)
+            cond = self.text(cond)
         return self._scaled(self.model.embed_condition(cond))
 
     def project(self, vectors: Tensor) -> Tensor:
@@ -132,7 +142,8 @@ class UnCLIP:
         """Draw an embedding given the condition, and a sample given the embedding, for each seed.
 
         Args:
-            cond: a condition that the embedder accepts, with leading dimension B, the number of seeds, or 1 for all.
+            cond: captions, or a condition that the embedder accepts, of leading dimension B, the number of seeds, or
+                1 for all.
             seeds: one seed per sample; a sample does not depend on the others.
             scale, prior_scale: scales of the classifier-free guidance of the decoder and of the prior, see
                 `guidance.ClassifierFree`. 0 is the model itself; others need training with condition dropout.

@@ -7,7 +7,7 @@ from omegaconf import OmegaConf
 from scoresde import build
 from scoresde.cli.trained_conditions import fit_network
 from scoresde.data.items import Items
-from scoresde.networks.embeddings import numbers_of_classes
+from scoresde.networks.condition_embeddings import numbers_of_classes
 
 STATES = torch.zeros(6, 1, 8, 8)
 LABELS = torch.arange(6) % 3

@@ -29,7 +29,7 @@ def test_the_minimiser_is_the_pointwise_mutual_information():
     -sum p(x, c) [s(x, c) - log sum_c' p(c') exp s(x, c')], and likewise with x and c exchanged, up to constants.
     """
     x, c = (COUNTS.nonzero().repeat_interleave(COUNTS.flatten(), dim=0)).unbind(1)
-    network = DualEncoder(Table(3, 7), Table(4, 7), scale=4.0).double()
+    network = DualEncoder(Table(3, 7), Table(4, 7), 4.0).double()
     model = ss.ContrastiveModel(network, ss.Rectified(), "data")
     optimizer = torch.optim.LBFGS(
         network.parameters(), max_iter=120, tolerance_grad=1e-8, line_search_fn="strong_wolfe"
