@@ -81,7 +81,9 @@ class Embedder:
         """
         if isinstance(cond, (list, tuple)) and all(isinstance(caption, str) for caption in cond):
             if self.text is None:
-                raise ValueError(f"captions need a model that was trained on captions; got {cond[0]!r}: pass a condition")
+                raise ValueError(
+                    f"captions need a model that was trained on captions; got {cond[0]!r}: pass a condition"
+                )
             self.text.check(cond)
             cond = self.text(cond)
         return self._scaled(self.model.embed_condition(cond))
