@@ -186,9 +186,9 @@ class UnCLIP:
         Returns:
             `x` (K, B, *) and `embeddings` (K, B, E).
         """
-        ends = [self.embedder.states(data) for data in (first, second)]
-        _check_count(ends[0], seeds, "data", shared=False)
-        between = torch.cat([slerp(*ends, weight) for weight in weights])
+        start, end = self.embedder.states(first), self.embedder.states(second)
+        _check_count(start, seeds, "data", shared=False)
+        between = torch.cat([slerp(start, end, weight) for weight in weights])
         samples = self.decode(between, _stages(seeds)[1] * len(weights), scale)
         x, embeddings = (part.unflatten(0, (len(weights), len(seeds))) for part in (samples.x, samples.embeddings))
         return EmbeddingSamples(x, embeddings, samples.nfe)
