@@ -62,10 +62,8 @@ class EmbeddedStates(Items):
 
     def __init__(self, run: str | Path, split: str = "train"):
         embedder, self.dataset = load_embedder(run), split_of(run, split)
-        super().__init__(
-            range(len(self.dataset)),  # type: ignore[arg-type]
-            torch.cat([embedder.states(x) for x, _ in _batches(self.dataset)]),
-        )
+        embeddings = torch.cat([embedder.states(x) for x, _ in _batches(self.dataset)])
+        super().__init__(range(len(self.dataset)), embeddings)
         self.credit = getattr(self.dataset, "credit", None)
 
     def state(self, entry: int) -> Tensor:
