@@ -20,6 +20,7 @@ from scoresde import (
     predictions,
     samplers,
     solvers,
+    text,
     thresholding,
 )
 from scoresde.analytic import GaussianMixture
@@ -117,5 +118,6 @@ __all__ = [
     "sample_with_log_prob",
     "samplers",
     "solvers",
+    "text",
     "thresholding",
 ]

@@ -50,6 +50,7 @@ KINDS = {
     "guidance": Guided,
     "operator": (ss.inverse.Operator, ss.inverse.SizedOperator),
     "posterior": PosteriorSettings,
+    "text": (ss.text.Tokens, ss.text.Pretrained),
 }
 MIXTURE = ss.GaussianMixture(torch.zeros(2, 3), torch.ones(2)).score_model(ss.VP())
 GUIDES = {"weak": MIXTURE, "classifier": lambda x, t: x}  # what the command line loads from a run
@@ -123,6 +124,8 @@ def test_every_option_builds_its_object(group, option, request, tmp_path):
         whole.data.shape = {"volumes": [1, 8, 8, 8], "patches": [3, 16, 16]}.get(option, [3, 64, 64])
     if group == "data":
         stand_in(whole.data, request)
+    if (group, option) == ("text", "pretrained"):
+        whole.text.path = str(tmp_path)
     config = whole[group]
     with torch.device("meta") if group == "network" else torch.device("cpu"):
         built = build.instantiate(config, **({"optimizer": torch.optim.SGD} if group == "trainer" else {}))
