@@ -13,9 +13,11 @@ from torch.utils.data import default_collate
 import scoresde as ss
 from scoresde import build, run_config
 from scoresde.cli import VERBS, config_directory, main
+from scoresde.cli.common import fit_text
 from scoresde.cli.overrides import configurations
 from scoresde.cli.restore import posterior
 from scoresde.cli.settings import PosteriorSettings
+from scoresde.cli.trained_conditions import fit_network
 from scoresde.evaluation.distillation import SolverDistillation
 from scoresde.evaluation.flow_map_distillation import FlowMapDistillation
 from scoresde.evaluation.trained_classifier import TrainedClassifier
@@ -203,14 +205,17 @@ def test_the_truncated_normal_experiment_is_measured_where_it_was_trained():
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
-def test_every_experiment_trains_and_samples(experiment, request):
+def test_every_experiment_trains_and_samples(experiment, request, tmp_path):
     config = compose("train", f"experiment={experiment}", "sampler.steps=2").copy()
     assert config.run == f"runs/{experiment}"
     if experiment in PUBLISHED:
         small(config, request.getfixturevalue("images"))
     stand_in(config.data, request)
-    if experiment in ("images", "image_arrays", "volumes"):
+    if experiment in ("images", "image_arrays", "volumes", "openmoji_text"):
         config.network.width = 8
+    if config.data.get("text") is not None:
+        fit_text(config, tmp_path)
+        fit_network(config, build.instantiate(config.data.train))
     if "generator" in config:
         config.generator.steps = config.sampler.steps
     model = build.build_model(config)
@@ -243,7 +248,7 @@ def test_every_experiment_trains_and_samples(experiment, request):
     [
         name
         for name in EXPERIMENTS
-        if name not in PUBLISHED and not {"digits", "cond", "inpainting"} & {*name.split("_")}
+        if name not in PUBLISHED and not {"digits", "cond", "text", "inpainting"} & {*name.split("_")}
     ],
 )
 @pytest.mark.parametrize("prediction", ["v", "karras"])
