@@ -21,6 +21,7 @@ from scoresde import (
     predictions,
     samplers,
     solvers,
+    text,
     thresholding,
 )
 from scoresde.analytic import GaussianMixture
@@ -122,5 +123,6 @@ __all__ = [
     "sample_with_log_prob",
     "samplers",
     "solvers",
+    "text",
     "thresholding",
 ]

@@ -13,9 +13,11 @@ from torch.utils.data import default_collate
 import scoresde as ss
 from scoresde import build, run_config
 from scoresde.cli import VERBS, config_directory, main
+from scoresde.cli.common import fit_text
 from scoresde.cli.overrides import configurations
 from scoresde.cli.restore import posterior
 from scoresde.cli.settings import PosteriorSettings
+from scoresde.cli.trained_conditions import fit_network
 from scoresde.data.summary import state_of
 from scoresde.evaluation.distillation import SolverDistillation
 from scoresde.evaluation.embedded_data import ContrastiveFeatures
@@ -53,6 +55,7 @@ KINDS = {
     "guidance": Guided,
     "operator": (ss.inverse.Operator, ss.inverse.SizedOperator),
     "posterior": PosteriorSettings,
+    "text": (ss.text.Tokens, ss.text.Pretrained),
 }
 MIXTURE = ss.GaussianMixture(torch.zeros(2, 3), torch.ones(2)).score_model(ss.VP())
 GUIDES = {"weak": MIXTURE, "classifier": lambda x, t: x}  # what the command line loads from a run
@@ -61,6 +64,7 @@ OPTIONS = [(group, path.stem) for group in FOLDERS for path in sorted(FOLDERS[gr
 OPTIONS = [(group, option) for group, option in OPTIONS if group != "experiment"]
 NOTHING = ("guidance", "none")  # the option that sets the group to null
 EXPERIMENTS = [path.stem for path in sorted(CONF.glob("experiment/*.yaml"))]
+REPLACED = {"digits", "cond", "text", "contrastive", "inpainting", "unclip"}  # whose networks are of one kind
 PUBLISHED = {  # 2011.13456's code: parameters that train
     "cifar10_ddpm": 35_218_947,
     "cifar10_ddpmpp": 61_804_419,
@@ -132,6 +136,8 @@ def test_every_option_builds_its_object(group, option, request, tmp_path):
         whole.data.shape = {"volumes": [1, 8, 8, 8], "patches": [3, 16, 16]}.get(option, [3, 64, 64])
     if group == "data":
         stand_in(whole.data, request)
+    if (group, option) == ("text", "pretrained"):
+        whole.text.path = str(tmp_path)
     config = whole[group]
     with torch.device("meta") if group == "network" else torch.device("cpu"):
         built = build.instantiate(config, **({"optimizer": torch.optim.SGD} if group == "trainer" else {}))
@@ -209,14 +215,17 @@ def test_the_truncated_normal_experiment_is_measured_where_it_was_trained():
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
-def test_every_experiment_trains_and_samples(experiment, request):
+def test_every_experiment_trains_and_samples(experiment, request, tmp_path):
     config = compose("train", f"experiment={experiment}", "sampler.steps=2").copy()
     assert config.run == f"runs/{experiment}"
     if experiment in PUBLISHED:
         small(config, request.getfixturevalue("images"))
     stand_in(config.data, request)
-    if experiment in ("images", "image_arrays", "volumes"):
+    if experiment in ("images", "image_arrays", "volumes", "openmoji_text"):
         config.network.width = 8
+    if config.data.get("text") is not None:
+        fit_text(config, tmp_path)
+        fit_network(config, build.instantiate(config.data.train))
     if "generator" in config:
         config.generator.steps = config.sampler.steps
     model = build.build_model(config)
@@ -252,7 +261,7 @@ def test_every_experiment_trains_and_samples(experiment, request):
     [
         name
         for name in EXPERIMENTS
-        if name not in PUBLISHED and not {"digits", "cond", "contrastive", "inpainting", "unclip"} & {*name.split("_")}
+        if name not in PUBLISHED and not REPLACED & {*name.split("_")}
     ],
 )
 @pytest.mark.parametrize("prediction", ["v", "karras"])

@@ -163,6 +163,9 @@ def fit_text(config: DictConfig, run: Path) -> None:
 
     A new run trains it on the captions of the training data, or copies the tokeniser of the setting `data.text.file`. A
     run that is resumed has it already.
+
+    Raises:
+        ValueError: the training data have no captions.
     """
     text: Any = build.instantiate(config.data.get("text"), config.trust, CaptionEncoder | None)
     if not hasattr(text, "fit"):
@@ -173,8 +176,13 @@ def fit_text(config: DictConfig, run: Path) -> None:
     elif text.file is not None:
         text = text.read(text.file).save(file)
     else:
-        plain = build.instantiate({**run_config.plain(config.data.train), "text": None}, config.trust, Dataset)
-        text = text.fit(plain.captions, file)
+        node = {key: value for key, value in run_config.plain(config.data.train).items() if key != "text"}
+        captions = getattr(build.instantiate(node, config.trust, Dataset), "captions", None)
+        if captions is None:
+            raise ValueError(
+                "data.text needs data with captions: take data=openmoji, or data=parquet with data.captions=COLUMN"
+            )
+        text = text.fit(captions, file)
     config.data.text.update({"file": str(file), "length": text.length, "size": text.size})
 
 

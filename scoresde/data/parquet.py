@@ -202,7 +202,7 @@ def _read_captions(file: Any, column: str) -> list[str]:
     if column not in file.schema_arrow.names:
         raise ValueError(f"captions must be one of the columns {', '.join(file.schema_arrow.names)}; got {column!r}")
     kind = file.schema_arrow.field(column).type
-    if "string" not in str(kind):
+    if not str(kind).startswith(("string", "large_string", "dictionary<values=string")):
         raise ValueError(f"column {column!r} must hold texts; got type {kind}")
     return [text or "" for text in file.read(columns=[column], use_threads=False).column(column).to_pylist()]
 

@@ -148,7 +148,8 @@ class TokenAttention(nn.Module):
         self.qkv, self.proj = linear(width, 3 * width), linear(width, width)
 
     def forward(self, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
-        return self.proj(attend(*split_heads(self.qkv(tokens), 3, self.heads), mask))
+        query, key, value = split_heads(self.qkv(tokens), 3, self.heads)
+        return self.proj(attend(query, key, value, mask))
 
 
 class ContextAttention(nn.Module):

@@ -64,7 +64,7 @@ def test_wrong_texts_are_refused(text, error, message):
 def test_wrong_settings_are_refused():
     with pytest.raises(ValueError, match="width must be a multiple of heads=3; got 4: change one of them"):
         TextStyle(7, 6, width=4, heads=3)
-    with pytest.raises(ValueError, match="context_features must be 0 beside text, .*; got 3"):
+    with pytest.raises(ValueError, match=r"context_features must be 0 beside text, .*; got 3"):
         Conditions(context_features=3, text=STYLE)
     network = randomised(DiT(4, 1, 2, 8, 1, 2, text=STYLE))
     with pytest.raises(ValueError, match="expected 2 texts, one for each sample; got 4"):
