@@ -29,6 +29,7 @@ from scoresde.metrics import Inception, Pixels
 from scoresde.networks import MLP, DiT, UNet
 from scoresde.predictions import Prediction
 from scoresde.protocols import select
+from scoresde.run_config import read_config
 from scoresde.samplers.learned_solver import SolverTable
 from scoresde.samplers.sampler import Sampler
 from scoresde.training import Trainer, checkpoint
@@ -258,11 +259,7 @@ def test_every_experiment_trains_and_samples(experiment, request, tmp_path):
 
 @pytest.mark.parametrize(
     "experiment",
-    [
-        name
-        for name in EXPERIMENTS
-        if name not in PUBLISHED and not REPLACED & {*name.split("_")}
-    ],
+    [name for name in EXPERIMENTS if name not in PUBLISHED and not REPLACED & {*name.split("_")}],
 )
 @pytest.mark.parametrize("prediction", ["v", "karras"])
 def test_parts_of_an_experiment_can_be_replaced(experiment, prediction, request):
@@ -489,6 +486,20 @@ def test_a_classifier_is_trained_and_loaded_with_its_averages(tmp_path):
     with pytest.raises(ValueError, match="must be the run of a score model; got that of a classifier"):
         ss.load(tmp_path)
     assert OmegaConf.load(tmp_path / "config.yaml").class_names.label[3] == "3"
+
+
+def test_a_contrastive_model_of_any_condition_is_trained_and_loaded(tmp_path):
+    """The encoder of conditions gets those of the data; the loss on held-out pairs is logged."""
+    parts = ["experiment=digits_classifier", "classifier=false", "+contrastive=true", "network=dual_encoder"]
+    steps = ["trainer.steps=2", "trainer.batch_size=16", "trainer.evaluate_every=2", "held_out.samples=8"]
+    small = ["network.state.width=8", "network.condition.width=8", f"run={tmp_path}"]
+    assert main(["train", *parts, "loss=info_nce", *steps, *small]) == 0
+    embedder = ss.load_embedder(tmp_path)
+    assert embedder.model(torch.zeros(3, 1, 8, 8), 0.5, torch.arange(10)).shape == (3, 10)
+    assert read_config(tmp_path).network.condition.classes == 10
+    assert "validation_loss" in (tmp_path / "log.jsonl").read_text()
+    with pytest.raises(ValueError, match=r"captions need a model that was trained on captions; got \['zero'\]"):
+        embedder.conditions(["zero"])
 
 
 def test_a_score_model_is_no_classifier(run):

@@ -75,17 +75,22 @@ class Embedder:
 
     @torch.no_grad()
     def conditions(self, cond: Any) -> Tensor:
-        """Return the embeddings (B, E) of conditions with leading dimension B, or of a list of captions.
+        """Return the embeddings (B, E) of conditions with leading dimension B, of a caption or of a list of captions.
 
-        Warns, raises: see `text.Tokens.check`, for words that the training captions lack.
+        Warns:
+            UserWarning: a caption has words that the training captions lack.
+
+        Raises:
+            ValueError: the model was not trained on captions, or a caption has no known word.
         """
-        if isinstance(cond, (list, tuple)) and all(isinstance(caption, str) for caption in cond):
+        captions = [cond] if isinstance(cond, str) else cond
+        if isinstance(captions, (list, tuple)) and all(isinstance(caption, str) for caption in captions):
             if self.text is None:
                 raise ValueError(
-                    f"captions need a model that was trained on captions; got {cond[0]!r}: pass a condition"
+                    f"captions need a model that was trained on captions; got {captions[:1]}: pass a condition"
                 )
-            self.text.check(cond)
-            cond = self.text(cond)
+            self.text.check(captions)
+            cond = self.text(captions)
         return self._scaled(self.model.embed_condition(cond))
 
     def project(self, vectors: Tensor) -> Tensor:

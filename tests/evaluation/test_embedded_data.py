@@ -46,6 +46,17 @@ def test_features_are_the_embeddings_in_any_span(run, digits):
     assert "contrastive" in space.description
 
 
+def test_captions_are_embedded_by_their_words(tmp_path):
+    embedder = ss.load_embedder(write_contrastive(tmp_path / "captions", ["dark cat", "light cat"]))
+    both = embedder.conditions(["dark cat", "light cat"])
+    assert not torch.allclose(both[0], both[1], atol=1e-3)
+    torch.testing.assert_close(embedder.conditions("Light CAT"), both[1:])
+    with pytest.warns(UserWarning, match="words that the training captions lack: 'dog'"):
+        torch.testing.assert_close(embedder.conditions(["dark cat dog"]).shape, (1, 64))
+    with pytest.raises(ValueError, match="a caption must have a known word"):
+        embedder.conditions(["dog"])
+
+
 def test_what_is_no_contrastive_run_is_refused(run, tmp_path):
     with pytest.raises(ValueError, match=r"split must be one that .* has in its configuration; got 'other'"):
         EmbeddingPairs(run, "other")
