@@ -23,11 +23,11 @@ objectives of the first three rows differ by constants. The exact score minimise
 last two.
 """
 
-from scoresde.losses.contrastive import InfoNCE
 from scoresde.losses.cross_entropy import CrossEntropy
 from scoresde.losses.denoising import DenoisingScoreMatching
 from scoresde.losses.hybrid import Bins, Hybrid, bin_log_prob, chain_term
 from scoresde.losses.implicit import ImplicitScoreMatching, SlicedScoreMatching
+from scoresde.losses.info_nce import InfoNCE
 from scoresde.losses.inpainting import InpaintingObjective
 from scoresde.losses.objective import Drawn, LossTerms, Objective
 from scoresde.losses.random_masks import RandomMasks

@@ -52,7 +52,7 @@ def test_captions_are_embedded_by_their_words(tmp_path):
     assert not torch.allclose(both[0], both[1], atol=1e-3)
     torch.testing.assert_close(embedder.conditions("Light CAT"), both[1:])
     with pytest.warns(UserWarning, match="words that the training captions lack: 'dog'"):
-        torch.testing.assert_close(embedder.conditions(["dark cat dog"]).shape, (1, 64))
+        assert embedder.conditions(["cat dog"]).shape == (1, 64)
     with pytest.raises(ValueError, match="a caption must have a known word"):
         embedder.conditions(["dog"])
 

@@ -43,7 +43,7 @@ class Embedding(Protocol):
         """Return the possible embeddings that are nearest to vectors (B, E)."""
 
 
-class Stage(Protocol):
+class StageRun(Protocol):
     """A trained diffusion, such as the `Run` that `ss.load` returns; `config.data.shape` is the shape of one sample."""
 
     model: Any
@@ -128,8 +128,8 @@ class UnCLIP:
     def __init__(
         self,
         embedder: Embedding,
-        prior: Stage,
-        decoder: Stage,
+        prior: StageRun,
+        decoder: StageRun,
         sampler: Sampler | None = None,
         prior_sampler: Sampler | None = None,
     ):
@@ -199,7 +199,7 @@ class UnCLIP:
         return EmbeddingSamples(x, embeddings, samples.nfe)
 
 
-def _draw(stage: Stage, sampler: Sampler, vectors: Tensor, seeds: Sequence[int], scale: float) -> tuple[Tensor, int]:
+def _draw(stage: StageRun, sampler: Sampler, vectors: Tensor, seeds: Sequence[int], scale: float) -> tuple[Tensor, int]:
     """Return samples of a stage in data units given vectors (B, E) or (1, E), and the evaluations of its network."""
     model: Model = ClassifierFree(stage.model, {"vector": vectors}, scale)
     result = sampler(model, shape=(len(seeds), *stage.config.data.shape), seeds=seeds)
