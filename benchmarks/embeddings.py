@@ -10,9 +10,9 @@ The test split has N pictures whose combinations of skin tone and subject are no
 
 - retrieval: the share of captions whose own picture is among the k most similar of the N, and of pictures whose own
   caption is, with Wilson's 95% intervals; by chance k/N;
-- prior: one embedding for each caption, by scale of the guidance: its root mean square, 1 for the embeddings of data; then,
+- prior: one embedding drawn for each caption, by scale of the guidance: its root mean square, 1 for data; then,
   projected, its cosine with the embedding of the caption's own picture, and the share for which this picture is among
-  the k nearest. The embedding of the caption itself is the first row;
+  the k nearest. The first row has the embeddings of the captions themselves;
 - nearer: for a sample drawn for each caption, the share of the other N - 1 pictures that are less similar to the sample
   than the caption's own picture, averaged over the captions; by chance 1/2. The similarity is the cosine of the
   embeddings, or minus the distance of the pixels. Intervals are 95% bootstrap intervals over captions;
