@@ -40,13 +40,13 @@ Z = 1.96
 STEPS, SPAN = 20, (0, 255)
 CAPTIONS = (
     "firefighter dark skin tone",
-    "woman firefighter light skin tone",
+    "firefighter light skin tone",
     "man cook medium-light skin tone",  # from here on, the combinations are held out
     "woman artist medium skin tone",
     "man scientist medium skin tone",
     "woman guard dark skin tone",
     "ninja medium skin tone",
-    "clapping hands medium-dark skin tone",
+    "man elf medium-dark skin tone",
 )
 
 
