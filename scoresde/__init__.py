@@ -17,6 +17,7 @@ from scoresde import (
     inverse,
     losses,
     networks,
+    pipelines,
     predictions,
     samplers,
     solvers,
@@ -25,9 +26,10 @@ from scoresde import (
 )
 from scoresde.analytic import GaussianMixture
 from scoresde.bits import BitsPerDim, bits_per_dim
-from scoresde.build import Run, load, load_classifier
+from scoresde.build import Run, load, load_classifier, load_embedder
 from scoresde.classifier import NoisyClassifier
 from scoresde.classify import Classification, classify
+from scoresde.contrastive import ContrastiveModel
 from scoresde.dequantization import DataMap, TruncatedNormal, Uniform, Variational
 from scoresde.divergence import ExactTrace, Hutchinson
 from scoresde.flowmaps import FlowMap
@@ -71,6 +73,7 @@ __all__ = [
     "BitsPerDim",
     "BlendedViews",
     "Classification",
+    "ContrastiveModel",
     "Cosine",
     "CosineDDPM",
     "DataMap",
@@ -110,9 +113,11 @@ __all__ = [
     "inverse",
     "load",
     "load_classifier",
+    "load_embedder",
     "log_prob",
     "losses",
     "networks",
+    "pipelines",
     "predictions",
     "round_trip",
     "sample_with_log_prob",

@@ -98,6 +98,7 @@ class Parts(Shared):
     name: str | int
     learned_variance: bool
     classifier: bool
+    contrastive: bool
     flow_map: Annotated[dict, FlowMap]
     generator: Annotated[dict, DenoisingGenerator]
 
