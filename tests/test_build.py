@@ -95,11 +95,11 @@ def test_every_configuration_is_walked():
 
 
 @pytest.fixture(scope="module")
-def images(tmp_path_factory):
+def images(tmp_path_factory, openmoji):
     """Small files in place of CIFAR-10 and a folder of images, 101 in each split: a root for each dataset's target."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ss.data.CIFAR10, "records", 101)
-        yield stand_ins(tmp_path_factory.mktemp("images"))
+        yield stand_ins(tmp_path_factory.mktemp("images")) | {"scoresde.data.OpenMoji": str(openmoji)}
 
 
 @pytest.fixture(scope="module")
@@ -140,6 +140,11 @@ def test_every_option_builds_its_object(group, option, request, tmp_path):
     if (group, option) == ("text", "pretrained"):
         whole.text.path = str(tmp_path)
     config = whole[group]
+    if option == "openmoji":
+        config.size = 16  # the same pictures as in other tests
+    if option == "openmoji_tone":
+        for split in ("train", "test"):
+            config[split].root = str(request.getfixturevalue("openmoji"))
     with torch.device("meta") if group == "network" else torch.device("cpu"):
         built = build.instantiate(config, **({"optimizer": torch.optim.SGD} if group == "trainer" else {}))
     assert isinstance(built, KINDS[group])
@@ -242,6 +247,7 @@ def test_every_experiment_trains_and_samples(experiment, request, tmp_path):
     for part in (config.prediction, config.network):
         if "sigma_data" in part:
             assert float(x.std()) == pytest.approx(part.sigma_data, rel=0.25)
+    x, cond = x[:4], select(cond, slice(0, 4), len(x))
     terms = loss(model, x, cond, generator=torch.Generator().manual_seed(0))
     terms.value.mean().backward()
     trainer.optimizer(model.parameters()).step()
