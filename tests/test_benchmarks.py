@@ -199,6 +199,7 @@ def test_the_same_method_gives_the_same_samples_through_an_adapter(pair, grid):
         close(samples, library_sample(step_of(method), times, mixture, x, evaluations), rtol=0, atol=tolerance)
 
 
+@pytest.mark.parametrize("sde", [SHORT, ss.SubVP(t_min=1e-3)], ids=["vp", "sub-vp"])
 @pytest.mark.parametrize(
     ("name", "options", "indices"),
     [
@@ -208,13 +209,13 @@ def test_the_same_method_gives_the_same_samples_through_an_adapter(pair, grid):
         ("DPMSolverMultistep", {"timestep_spacing": "linspace", "solver_order": 1}, [999, 749, 500, 250]),
     ],
 )
-def test_a_scheduler_of_diffusers_takes_our_steps(name, options, indices):
-    """Up to float32, the dtype of its noise levels."""
+def test_a_scheduler_of_diffusers_takes_our_steps(name, options, indices, sde):
+    """Up to float32, the dtype of its noise levels; on sub-VP in the variance-preserving states of the same times."""
     skip_unless_installed("diffusers")
     mixture = oracle((1, 2, 3))
-    model, x = mixture.score_model(SHORT), mixture.sample(5, SHORT, SHORT.t_max, seeded())
+    model, x = mixture.score_model(sde), mixture.sample(5, sde, sde.t_max, seeded())
     samples = sampler_peers.diffusers(name, scaled=name == "EulerDiscrete", **options)(model, x, 4)
-    times = SHORT.t_min + (SHORT.t_max - SHORT.t_min) * torch.tensor(indices, dtype=torch.float64) / 999
+    times = sde.t_min + (sde.t_max - sde.t_min) * torch.tensor(indices, dtype=torch.float64) / 999
     close(samples, samplers.ours(samplers.DDIM, lambda *_: times)(model, x, 4), rtol=0, atol=2e-4)
 
 
