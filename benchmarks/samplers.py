@@ -17,7 +17,7 @@ the evaluations. Freed memory stays with the process, as in the command line. Ea
 
 --learned adds solvers that were learned for the model (`scoresde.samplers.learn`), on starts of their own. They are
 read from the folder; those that are missing are learned and stored first (--learning steps=300 pool=1024). The ratios
-are then those of the learned solver's error.
+are then those of the learned solver's error. --every lists every method on its best grid (with --batches 0).
 
 The other commands compare samplers at 5, 10 and 20 evaluations, counted on the network. All samplers start at t_max
 from the same states, drawn from the exact marginal (for a checkpoint, from the prior). They integrate to t = 0.001,
@@ -434,12 +434,20 @@ def deterministic(
     best: list[Result] = []
     for budget in options.budgets:
         results = list(flow_errors(trial, pilot, near, budget, [one for one in listed if not one.stochastic]))
-        for library in LIBRARIES:
-            if group := [result for result in results if result.candidate.library == library]:
-                chosen = min(group, key=lambda result: result.rms).candidate
-                best += flow_errors(model, x, truth, budget, [chosen])
+        for group in grouped(results, options.every):
+            chosen = min(group, key=lambda result: result.rms).candidate
+            best += flow_errors(model, x, truth, budget, [chosen])
         tried += results
     return tried, best
+
+
+def grouped(results: Sequence[Result], every: bool) -> list[list[Result]]:
+    """Return the results of each library, or of each method of each library."""
+    groups: dict[tuple[str, str], list[Result]] = {}
+    for result in sorted(results, key=lambda result: LIBRARIES.index(result.candidate.library)):
+        one = result.candidate
+        groups.setdefault((one.library, one.name if every else ""), []).append(result)
+    return list(groups.values())
 
 
 def distance(x: Tensor, y: Tensor) -> Tensor:
@@ -465,7 +473,11 @@ def print_flow(best: Sequence[Result]) -> None:
     first, name = (LEARNED, LEARNED) if any(one.candidate.library == LEARNED for one in best) else (OURS, "ours")
     print(f"| budget | library | method | grid | evaluations | rms error [95%] | median | {name} / this [95%] |")
     print("| --- " * 8 + "|")
-    mine = {result.budget: result.errors.numpy() for result in best if result.candidate.library == first}
+    mine = {
+        result.budget: result.errors.numpy()
+        for result in sorted(best, key=lambda one: -one.rms)
+        if result.candidate.library == first
+    }
     for result in best:
         one, errors, base = result.candidate, result.errors.numpy(), mine[result.budget]
         low, high = interval(rms, errors)
@@ -725,6 +737,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--batches", type=int, default=5, help="0 leaves out the distances between distributions")
     parser.add_argument("--reference-steps", type=int, default=400, help="steps of the converged flow")
     parser.add_argument("--among", nargs="*", help="names of the methods to choose from; default: all")
+    parser.add_argument("--every", action="store_true", help="the best grid of every method, not only the best method")
     parser.add_argument("--learned", type=Path, help="folder of learned solvers")
     parser.add_argument("--learning", nargs="*", default=(), help="settings of samplers.Learning, such as steps=300")
     parser.add_argument("--budgets", type=int, nargs="*", default=BUDGETS)

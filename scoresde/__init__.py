@@ -22,6 +22,7 @@ from scoresde import (
     solvers,
     thresholding,
 )
+from scoresde.adams_learning import AdamsLearning, learn_adams
 from scoresde.analytic import GaussianMixture
 from scoresde.bits import BitsPerDim, bits_per_dim
 from scoresde.build import Run, load, load_classifier
@@ -67,6 +68,7 @@ __all__ = [
     "SDE",
     "VE",
     "VP",
+    "AdamsLearning",
     "BitsPerDim",
     "BlendedViews",
     "Classification",
@@ -107,6 +109,7 @@ __all__ = [
     "flowmaps",
     "guidance",
     "inverse",
+    "learn_adams",
     "load",
     "load_classifier",
     "log_prob",

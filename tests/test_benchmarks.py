@@ -267,11 +267,14 @@ def test_learned_solvers_are_stored_measured_and_come_first(tmp_path, capsys):
     case = samplers.exact_case((2,))
     few = ["steps=0", "pool=1", "held_out=4", "batch_size=4", "target_steps=20"]
     settings = {"learned": tmp_path, "budgets": [3], "learning": few, "images": 8, "pilot": 4, "reference_steps": 40}
+    settings["every"] = False
     options = argparse.Namespace(**settings)
     listed = [*samplers.learned(case, options), *(one for one in samplers.of_this_library() if one.name == "DDIM")]
     assert [path.name for path in tmp_path.iterdir()] == ["nfe3.safetensors"]
-    _, best = samplers.deterministic(case, options, listed)
+    tried, best = samplers.deterministic(case, options, listed)
     assert [(one.candidate.library, one.evaluations) for one in best] == [("learned", 3), ("scoresde", 3)]
+    assert [len(group) for group in samplers.grouped(tried, every=False)] == [1, len(samplers.GRIDS)]
+    assert [len(group) for group in samplers.grouped([*tried, *best], every=True)] == [2, len(samplers.GRIDS) + 1]
     capsys.readouterr()
     samplers.print_flow(best)
     title, _, first, second = capsys.readouterr().out.splitlines()
