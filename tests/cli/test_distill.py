@@ -71,9 +71,10 @@ def test_a_solver_of_the_likelihood_is_stored_kept_and_used(toy, capsys):
     assert main(command) == 0
     assert "kept" in capsys.readouterr().out
     evaluate = ["bpd", f"run={toy}", "budget.samples=0"]
-    assert main([*evaluate, "likelihood=learned", "likelihood.solver.steps=6", "--json"]) == 0
-    record = json.loads(capsys.readouterr().out)
-    assert record["conventions"]["solver"].startswith("StoredAdams(LearnedAdams(steps=6, ")
+    assert main([*evaluate, "likelihood=learned", "likelihood.solver.steps=6"]) == 0
+    (measured,) = rows(toy, "likelihood")
+    assert measured["conventions"]["solver"].startswith("StoredAdams(LearnedAdams(steps=6, ")
+    assert measured["nfe"] == 2 + 7  # two for a check
 
 
 @pytest.mark.parametrize(
