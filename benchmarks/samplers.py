@@ -298,13 +298,18 @@ def converged(model: ss.ScoreModel, x: Tensor, steps: int = 400) -> Tensor:
     return ProbabilityFlow(ss.solvers.Adams(steps, smoothing=0), denoise_final=True)(model, x_T=x).x
 
 
-def exact_case(shape: Sequence[int], components: int = 8) -> Case:
-    """Return a mixture of rotated Gaussians over states of a shape, with its exact score under VP, float64."""
-    generator, size, sde = seeded(0), math.prod(shape), ss.VP(t_min=END)
+def exact_mixture(shape: Sequence[int], components: int = 8) -> ss.GaussianMixture:
+    """Return a mixture of rotated Gaussians over states of a shape, float64."""
+    generator, size = seeded(0), math.prod(shape)
     means = 0.7 * torch.randn(components, *shape, generator=generator, dtype=torch.float64)
     stds = 0.05 + 0.25 * torch.rand(components, *shape, generator=generator, dtype=torch.float64)
     square = torch.randn(components, size, size, generator=generator, dtype=torch.float64)
-    mixture = ss.GaussianMixture(means, stds, rotation=torch.linalg.qr(square).Q)
+    return ss.GaussianMixture(means, stds, rotation=torch.linalg.qr(square).Q)
+
+
+def exact_case(shape: Sequence[int], components: int = 8) -> Case:
+    """Return a mixture of rotated Gaussians over states of a shape, with its exact score under VP, float64."""
+    mixture, sde = exact_mixture(shape, components), ss.VP(t_min=END)
     model = mixture.score_model(sde)
 
     def exact(count: int, seed: int) -> Tensor:

@@ -18,6 +18,7 @@ BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 if not BENCHMARKS.is_dir():
     pytest.skip("the benchmarks are not part of this distribution", allow_module_level=True)
 sys.path.insert(0, str(BENCHMARKS))
+import learned_solvers  # noqa: E402
 import likelihood  # noqa: E402
 import multilevel  # noqa: E402
 import peers  # noqa: E402
@@ -281,6 +282,23 @@ def test_learned_solvers_are_stored_measured_and_come_first(tmp_path, capsys):
     assert title.endswith("learned / this [95%] |")
     assert first.endswith("| 1 |")
     assert float(second.split("|")[-2].split()[0]) == pytest.approx(best[0].rms / best[1].rms, abs=0.006)
+
+
+def test_solvers_of_the_likelihood_are_compared_with_the_formula(capsys):
+    options = {
+        "likelihood": [6],
+        "checkpoint": None,
+        "fit": 12,
+        "test": 8,
+        "reference": 40,
+        "iterations": 1,
+        "modes": 2,
+    }
+    learned_solvers.likelihood(argparse.Namespace(**options))
+    formula, learned = (line.split(" | ") for line in capsys.readouterr().out.splitlines()[-2:])
+    errors = [float(line[2].split()[0]) for line in (formula, learned)]
+    assert (formula[:2], learned[:2]) == (["| 6", "Adams"], ["| 6", "learned"])
+    assert float(learned[5].split()[0]) == pytest.approx(errors[1] / errors[0], abs=0.01)
 
 
 def test_the_distances_of_exact_draws_are_those_of_the_floor():

@@ -66,7 +66,10 @@ def test_a_stored_table_is_one_of_any_number_of_steps(tmp_path):
     finer = with_steps(stored, 48)
     assert finer == stored.finer()
     assert torch.equal(finer(rotation, PAIR, 0.5, 2.0).x, Adams(48)(rotation, PAIR, 0.5, 2.0).x)
-    assert (str(stored), str(finer)) == ("StoredAdams(LearnedAdams(steps=12, data_scale=1))", f"StoredAdams({Adams(48)})")
+    assert (str(stored), str(finer)) == (
+        "StoredAdams(LearnedAdams(steps=12, data_scale=1))",
+        f"StoredAdams({Adams(48)})",
+    )
     assert (stored.data_scale, finer.data_scale) == (1.0, None)
 
 
