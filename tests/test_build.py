@@ -19,7 +19,7 @@ from scoresde.cli.restore import posterior
 from scoresde.cli.settings import PosteriorSettings
 from scoresde.cli.trained_conditions import fit_network
 from scoresde.data.summary import state_of
-from scoresde.evaluation.distillation import SolverDistillation
+from scoresde.evaluation.distillation import LikelihoodSolverDistillation, SolverDistillation
 from scoresde.evaluation.embedded_data import ContrastiveFeatures
 from scoresde.evaluation.flow_map_distillation import FlowMapDistillation
 from scoresde.evaluation.trained_classifier import TrainedClassifier
@@ -32,6 +32,7 @@ from scoresde.protocols import select
 from scoresde.run_config import read_config
 from scoresde.samplers.learned_solver import SolverTable
 from scoresde.samplers.sampler import Sampler
+from scoresde.solvers import AdamsTable
 from scoresde.training import Trainer, checkpoint
 from scoresde.training.batches import split_condition
 from scoresde.training.learned_dequantization import DEQUANTIZATION
@@ -51,7 +52,7 @@ KINDS = {
     "trainer": Trainer,
     "data": dict,
     "likelihood": dict,
-    "method": (SolverDistillation, FlowMapDistillation),
+    "method": (SolverDistillation, LikelihoodSolverDistillation, FlowMapDistillation),
     "features": (Pixels, Inception, TrainedClassifier, ContrastiveFeatures),
     "guidance": Guided,
     "operator": (ss.inverse.Operator, ss.inverse.SizedOperator),
@@ -133,6 +134,9 @@ def test_every_option_builds_its_object(group, option, request, tmp_path):
         whole.run = str(tmp_path)
         table = SolverTable.of(ss.samplers.DDIM(), ss.VP(), ss.samplers.angle(ss.VP(), 10))
         table.save(tmp_path / "solvers" / "nfe10.safetensors")
+    if (group, option) == ("likelihood", "learned"):
+        whole.run = str(tmp_path)
+        AdamsTable.uniform(12, (0.0, 1.0), 1.0).save(tmp_path / "likelihood_solvers" / "steps12.safetensors")
     if group == "network":
         whole.data.shape = {"volumes": [1, 8, 8, 8], "patches": [3, 16, 16]}.get(option, [3, 64, 64])
     if group == "data":
