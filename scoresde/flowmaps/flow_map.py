@@ -226,16 +226,20 @@ class FlowMap(ScoreModel):
         seeds: Sequence[int] | None = None,
         generator: torch.Generator | None = None,
         device: torch.device | str | None = None,
+        guidance: float = 0.0,
     ) -> Tensor:
         """Return samples (B, *) after `steps` jumps, at angles with equal steps; see `samplers.Sampler` for the rest.
+
+        With `guidance`, the strength w of `flowmaps.self_guidance`, samples are likelier under the map and less
+        diverse: for Gaussian data their law is p(x)^(1 + w).
 
         A map with targets="data" jumps to the data in every step, and returns to the next time with fresh noise
         (2303.01469, algorithm 1).
 
         Raises:
-            ValueError: steps < 1; see also `samplers.Sampler`.
+            ValueError: steps < 1, guidance < 0, or guidance of a map without a divergence; see also `samplers.Sampler`.
         """
-        sampler = PredictorCorrector(Jump(), steps=check_steps(steps))
+        sampler = PredictorCorrector(Jump(guidance), steps=check_steps(steps))
         return sampler(self, shape, x_T, cond, generator, seeds, device=device).x
 
     def log_prob(self, x: Tensor, cond: Any = None, steps: int = 4, t_start: float | None = None) -> LogProb:
