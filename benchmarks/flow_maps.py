@@ -103,7 +103,7 @@ def train(
     def adam(parameters: Any) -> torch.optim.Optimizer:
         return torch.optim.Adam(parameters, lr=options.rate, betas=(0.9, 0.99))
 
-    trainer = Trainer(adam, options.steps, warmup=min(100, options.steps // 10), decay="cosine", **settings)
+    trainer = Trainer(adam, options.steps, warmup=min(100, options.steps // 10), decay=options.decay, **settings)
     started = time.perf_counter(), time.process_time()
     trainer.fit(model, loss, data, options.out, data_map, progress=False)
     wall, busy = time.perf_counter() - started[0], time.process_time() - started[1]
@@ -205,20 +205,8 @@ def on_digits(options: argparse.Namespace) -> None:
     settings = {"batch_size": options.batch or 8, "ema": 0.99, "log_every": 20, "checkpoint_every": 100}
     model = train(model, objective(options, teacher), digits, data_map, options, **settings)
 
-    images = torch.stack([ss.data.Digits("test")[i] for i in range(IMAGES)])
-    exact = ss.bits_per_dim(teacher, images, data_map, trace=ss.Hutchinson(4), solver=ss.solvers.Adams(32)).per_image
-    print("| jumps | bits/dim less the flow's, mean [95%] | sd of images | ms an image |\n| --- | --- | --- | --- |")
-    for jumps in options.jumps:
-        started = time.perf_counter()
-        bits = ss.bits_per_dim(model, images, data_map, solver=Jumps(jumps)).per_image
-        spent = 1000 * (time.perf_counter() - started) / IMAGES
-        errors = (bits - exact).numpy()
-        low, high = interval(lambda values: values.mean(axis=-1), errors)
-        print(f"| {jumps} | {errors.mean():+.4f} [{low:+.4f}, {high:+.4f}] | {errors.std(ddof=1):.4f} | {spent:.1f} |")
-    print(f"\nthe flow: {float(exact.mean()):.4f} bits/dim\n", flush=True)
-
-    as_level(model, teacher, data_map)
-
+    if not options.samples_only:
+        likelihoods(model, teacher, data_map, options)
     space = build.instantiate(OmegaConf.load(config_directory() / "features" / "digits.yaml"))
 
     def features(x: Tensor) -> Any:
@@ -241,6 +229,23 @@ def on_digits(options: argparse.Namespace) -> None:
         print(f"| {name} | {value.value:.3f} +- {value.error:.3f} |", flush=True)
 
 
+def likelihoods(model: ss.FlowMap, teacher: ss.ScoreModel, data_map: DataMap, options: argparse.Namespace) -> None:
+    """Print bits per dimension in k jumps less those of the teacher's flow, and the cost as a surrogate."""
+    images = torch.stack([ss.data.Digits("test")[i] for i in range(IMAGES)])
+    exact = ss.bits_per_dim(teacher, images, data_map, trace=ss.Hutchinson(4), solver=ss.solvers.Adams(32)).per_image
+    print("| jumps | bits/dim less the flow's, mean [95%] | sd of images | ms an image |\n| --- | --- | --- | --- |")
+    for jumps in options.jumps:
+        started = time.perf_counter()
+        bits = ss.bits_per_dim(model, images, data_map, solver=Jumps(jumps)).per_image
+        spent = 1000 * (time.perf_counter() - started) / IMAGES
+        errors = (bits - exact).numpy()
+        low, high = interval(lambda values: values.mean(axis=-1), errors)
+        print(f"| {jumps} | {errors.mean():+.4f} [{low:+.4f}, {high:+.4f}] | {errors.std(ddof=1):.4f} | {spent:.1f} |")
+    print(f"\nthe flow: {float(exact.mean()):.4f} bits/dim\n", flush=True)
+
+    as_level(model, teacher, data_map)
+
+
 def as_level(model: ss.FlowMap, teacher: ss.ScoreModel, data_map: DataMap, tolerance: float = 0.01) -> None:
     """Print the cost of a multilevel estimate of the test set, with few steps and with the flow map as level 0."""
     digits = ss.data.Digits("test")
@@ -261,12 +266,14 @@ def main() -> None:
     parser.add_argument("--method", choices=METHODS, default="trajectories")
     parser.add_argument("--steps", type=int, default=2500)
     parser.add_argument("--rate", type=float, default=2e-3)
+    parser.add_argument("--decay", default="cosine", help="of the learning rate, see Trainer")
     parser.add_argument("--width", type=int, default=128, help="of the network for the mixture")
     parser.add_argument("--size", type=int, default=16, help="dimensions of the mixture")
     parser.add_argument("--batch", type=int, help="states of a batch")
     parser.add_argument("--pairs", type=int, default=32, help="jumps learned for each state (method trajectories)")
     parser.add_argument("--divergence-weight", type=float, default=5.0)
     parser.add_argument("--jumps", type=int, nargs="+", default=[1, 2, 4, 8])
+    parser.add_argument("--samples-only", action="store_true", help="without the tables of the likelihood (digits)")
     parser.add_argument("--guidance", type=float, nargs="+", default=[0.0], help="strengths of the self-guidance")
     parser.add_argument("--generators", type=Path, nargs="*", default=[], help="runs of denoising generators of digits")
     parser.add_argument("--teacher", type=Path, help="checkpoint of the digits in score_sde's format")

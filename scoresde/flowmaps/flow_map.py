@@ -149,8 +149,7 @@ class FlowMap(ScoreModel):
         first, *others = output.split([x.shape[1]] * (2 if self.correction else 1) + [1] * self.divergence, dim=1)
         F = self.path.velocity(NetworkViews(x, first, self.sde, self.prediction, t))
         if self.correction:
-            weight = (LARGEST / self._gain(t)).square().clamp(max=1)
-            F = broadcast(weight, F) * F
+            F = broadcast(self.trust(t), F) * F
         h = others.pop().flatten(1).mean(dim=1) if self.divergence else None
         return F + others[0] if others else F, h
 
@@ -161,6 +160,13 @@ class FlowMap(ScoreModel):
             *["one of the divergence"] * self.divergence,
         ]
         return f" ({', '.join(parts)}: give the network as many out_channels)"
+
+    def trust(self, t: Tensor) -> Tensor:
+        """Return min(1, (10/g)^2), float64 () or (B,), with the factor g of errors in the class docstring.
+
+        The weight of a velocity that is computed from the prediction of a network, in F and in the objectives.
+        """
+        return (LARGEST / self._gain(t)).square().clamp(max=1)
 
     def _gain(self, t: Tensor) -> Tensor:
         """Return |dv/dO|, by which the velocity v multiplies an error of what the network predicts, O."""
