@@ -63,8 +63,8 @@ POINTS, DRAWS, SETS, IMAGES, SAMPLES = 2000, 2000, 8, 96, 2000
 
 
 def adversarial(teacher: ss.ScoreModel, **options: Any) -> Objective:
-    """Return `MeanFlow` with a discriminator on the features of a teacher of the digits."""
-    return AdversarialDistillation(MeanFlow(teacher, **options), FeatureDiscriminator(teacher, (1, 8, 8)))
+    """Return `TrajectoryDistillation` with a discriminator on the features of a teacher of the digits."""
+    return AdversarialDistillation(TrajectoryDistillation(teacher, **options), FeatureDiscriminator(teacher, (1, 8, 8)))
 
 
 METHODS: dict[str, Callable[..., Objective]] = {
@@ -122,7 +122,8 @@ def load_average(model: ss.FlowMap, path: Path) -> ss.FlowMap:
 
 def objective(options: argparse.Namespace, teacher: ss.ScoreModel) -> Objective:
     """Return the objective of a method, with its settings here."""
-    own = {"steps": 16, "pairs": options.pairs} if options.method == "trajectories" else {}
+    solved = {"trajectories": 16, "adversarial": 8}  # steps of a solution
+    own = {"steps": solved[options.method], "pairs": options.pairs} if options.method in solved else {}
     own |= {"steps": 100} if options.method == "consistency" else {}
     return METHODS[options.method](teacher, divergence_weight=options.divergence_weight, **own)
 
