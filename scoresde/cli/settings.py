@@ -119,9 +119,13 @@ class Sample(Shared):
     threshold: ModelWrapper | None
 
 
+class Surrogate(TypedDict):
+    surrogate: Directory | None  # in place of the argument of `evaluate_likelihood`, the run
+
+
 class Likelihood(Shared):
     guidance: ModelWrapper | None
-    likelihood: Annotated[dict, evaluate_likelihood]
+    likelihood: Annotated[dict, Surrogate, evaluate_likelihood]
     run: Directory
     split: Split
     weights: Weights
