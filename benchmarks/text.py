@@ -9,8 +9,9 @@ held-out caption, pictures are drawn with UniPC-3 in 20 steps at each scale of c
 seeds. The table has
 
 - tone: the share of pictures in which a classifier of the tone sees the tone of the caption (chance 20%), and Wilson's
-  95% interval. The classifier is trained on the real pictures of the training split, so it has seen neither the
-  pictures nor the combinations on which it judges. The first row is its accuracy on the real held-out pictures.
+  95% interval. The first row is its accuracy on the real held-out pictures. There are two classifiers, trained on real
+  pictures: that of `features=openmoji_tone`, whose training pictures are 90% of all and so include most held-out ones,
+  and a stricter one, trained on the training split of the run, which has not seen the combinations.
 - nearer: a picture is compared with the real picture of its caption and with that of another held-out caption, by the
   Euclidean distance of pixels; the share of pairs in which its own is nearer (chance 50%; a tie counts half). The
   interval is 1.96 standard errors over captions.
@@ -24,11 +25,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from omegaconf import OmegaConf
 from samplers import machine
 from torch import Tensor
 
 import scoresde as ss
 from scoresde import build, plots, run_config
+from scoresde.cli import config_directory
 from scoresde.evaluation.trained_classifier import TrainedClassifier
 from scoresde.metrics.intervals import Interval, wilson
 from scoresde.process_settings import tune_process
@@ -37,13 +40,13 @@ Z = 1.96
 STEPS, SPAN = 20, (0, 255)
 CAPTIONS = (
     "firefighter dark skin tone",
-    "woman firefighter light skin tone",
+    "firefighter light skin tone",
     "man cook medium-light skin tone",  # from here on, the combinations are held out
     "woman artist medium skin tone",
     "man scientist medium skin tone",
     "woman guard dark skin tone",
     "ninja medium skin tone",
-    "clapping hands medium-dark skin tone",
+    "man elf medium-dark skin tone",
 )
 
 
@@ -53,10 +56,13 @@ def real(run: ss.Run, split: str) -> Any:
     return build.instantiate(node)
 
 
-def tone_classifier(run: ss.Run, split: str, path: str) -> TrainedClassifier:
-    """Return a classifier of the tone that is trained on the real pictures of the training split."""
-    settings = {"epochs": 20, "batch_size": 64, "lr": 2e-3, "width": 32, "features": 64, "seed": 0}
-    return TrainedClassifier(path, real(run, "train"), real(run, split), SPAN, **settings)
+def classifiers(run: ss.Run, split: str) -> list[TrainedClassifier]:
+    """Return the two classifiers of the tone, see above; they are trained at their first use."""
+    settings = run_config.plain(OmegaConf.load(config_directory() / "features" / "openmoji_tone.yaml"))
+    known = build.instantiate(settings)
+    training = {name: settings[name] for name in ("epochs", "batch_size", "lr", "width", "features", "seed")}
+    path = Path(settings["path"]).with_name("openmoji_tone_combinations.safetensors")
+    return [known, TrainedClassifier(path, real(run, "train"), real(run, split), SPAN, **training)]
 
 
 def draw(run: ss.Run, captions: list[str], scale: float, columns: int, batch: int = 128) -> Tensor:
@@ -112,22 +118,22 @@ def main() -> None:
     parser.add_argument("--split", default="test")
     parser.add_argument("--scales", type=float, nargs="*", default=[0.0, 1.0, 2.0, 3.0])
     parser.add_argument("--columns", type=int, default=1, help="pictures of each caption")
-    parser.add_argument("--features", default="datasets/features/openmoji_tone_combinations.safetensors")
     parser.add_argument("--picture", type=Path, help="PNG file of a row of pictures for each of a few captions")
     parser.add_argument("--picture-scale", type=float, default=2.0)
     options = parser.parse_args()
     tune_process()
     run = ss.load(options.run)
-    held_out, classifier = real(run, options.split), tone_classifier(run, options.split, options.features)
+    held_out, judges = real(run, options.split), classifiers(run, options.split)
     truth = torch.stack([held_out[i][0] for i in range(len(held_out))])
     print(machine("cpu"))
     print(f"{len(held_out)} pictures of the {options.split} split, {options.columns} drawn for each")
-    print("| guidance | tone | nearer | nearest |\n| --- | --- | --- | --- |")
-    print(f"| real pictures | {shown(agreement(classifier, truth, held_out.labels))} | | |")
+    print("| guidance | tone | tone, stricter | nearer | nearest |\n| --- | --- | --- | --- | --- |")
+    row = [shown(agreement(judge, truth, held_out.labels)) for judge in judges]
+    print(f"| real pictures | {' | '.join(row)} | | |")
     tones = held_out.labels.repeat_interleave(options.columns)
     for scale in options.scales:
         pictures = draw(run, held_out.captions, scale, options.columns)
-        columns = [agreement(classifier, pictures, tones), *nearness(pictures, truth)]
+        columns = [*(agreement(judge, pictures, tones) for judge in judges), *nearness(pictures, truth)]
         print(f"| {scale:g} | {' | '.join(map(shown, columns))} |", flush=True)
     if options.picture is not None:
         pictures = draw(run, list(CAPTIONS), options.picture_scale, 8)

@@ -24,6 +24,7 @@ from scoresde import (
     text,
     thresholding,
 )
+from scoresde.adams_learning import AdamsLearning, learn_adams
 from scoresde.analytic import GaussianMixture
 from scoresde.bits import BitsPerDim, bits_per_dim
 from scoresde.build import Run, load, load_classifier, load_embedder
@@ -70,6 +71,7 @@ __all__ = [
     "SDE",
     "VE",
     "VP",
+    "AdamsLearning",
     "BitsPerDim",
     "BlendedViews",
     "Classification",
@@ -111,6 +113,7 @@ __all__ = [
     "flowmaps",
     "guidance",
     "inverse",
+    "learn_adams",
     "load",
     "load_classifier",
     "load_embedder",

@@ -19,7 +19,7 @@ from scoresde.cli.restore import posterior
 from scoresde.cli.settings import PosteriorSettings
 from scoresde.cli.trained_conditions import fit_network
 from scoresde.data.summary import state_of
-from scoresde.evaluation.distillation import SolverDistillation
+from scoresde.evaluation.distillation import LikelihoodSolverDistillation, SolverDistillation
 from scoresde.evaluation.embedded_data import ContrastiveFeatures
 from scoresde.evaluation.flow_map_distillation import FlowMapDistillation
 from scoresde.evaluation.trained_classifier import TrainedClassifier
@@ -32,6 +32,7 @@ from scoresde.protocols import select
 from scoresde.run_config import read_config
 from scoresde.samplers.learned_solver import SolverTable
 from scoresde.samplers.sampler import Sampler
+from scoresde.solvers import AdamsTable
 from scoresde.training import Trainer, checkpoint
 from scoresde.training.batches import split_condition
 from scoresde.training.learned_dequantization import DEQUANTIZATION
@@ -51,7 +52,7 @@ KINDS = {
     "trainer": Trainer,
     "data": dict,
     "likelihood": dict,
-    "method": (SolverDistillation, FlowMapDistillation),
+    "method": (SolverDistillation, LikelihoodSolverDistillation, FlowMapDistillation),
     "features": (Pixels, Inception, TrainedClassifier, ContrastiveFeatures),
     "guidance": Guided,
     "operator": (ss.inverse.Operator, ss.inverse.SizedOperator),
@@ -95,11 +96,11 @@ def test_every_configuration_is_walked():
 
 
 @pytest.fixture(scope="module")
-def images(tmp_path_factory):
+def images(tmp_path_factory, openmoji):
     """Small files in place of CIFAR-10 and a folder of images, 101 in each split: a root for each dataset's target."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ss.data.CIFAR10, "records", 101)
-        yield stand_ins(tmp_path_factory.mktemp("images"))
+        yield stand_ins(tmp_path_factory.mktemp("images")) | {"scoresde.data.OpenMoji": str(openmoji)}
 
 
 @pytest.fixture(scope="module")
@@ -133,6 +134,9 @@ def test_every_option_builds_its_object(group, option, request, tmp_path):
         whole.run = str(tmp_path)
         table = SolverTable.of(ss.samplers.DDIM(), ss.VP(), ss.samplers.angle(ss.VP(), 10))
         table.save(tmp_path / "solvers" / "nfe10.safetensors")
+    if (group, option) == ("likelihood", "learned"):
+        whole.run = str(tmp_path)
+        AdamsTable.uniform(12, (0.0, 1.0), 1.0).save(tmp_path / "likelihood_solvers" / "steps12.safetensors")
     if group == "network":
         whole.data.shape = {"volumes": [1, 8, 8, 8], "patches": [3, 16, 16]}.get(option, [3, 64, 64])
     if group == "data":
@@ -140,6 +144,11 @@ def test_every_option_builds_its_object(group, option, request, tmp_path):
     if (group, option) == ("text", "pretrained"):
         whole.text.path = str(tmp_path)
     config = whole[group]
+    if option == "openmoji":
+        config.size = 16  # the same pictures as in other tests
+    if option == "openmoji_tone":
+        for split in ("train", "test"):
+            config[split].root = str(request.getfixturevalue("openmoji"))
     with torch.device("meta") if group == "network" else torch.device("cpu"):
         built = build.instantiate(config, **({"optimizer": torch.optim.SGD} if group == "trainer" else {}))
     assert isinstance(built, KINDS[group])
@@ -242,6 +251,7 @@ def test_every_experiment_trains_and_samples(experiment, request, tmp_path):
     for part in (config.prediction, config.network):
         if "sigma_data" in part:
             assert float(x.std()) == pytest.approx(part.sigma_data, rel=0.25)
+    x, cond = x[:4], select(cond, slice(0, 4), len(x))
     terms = loss(model, x, cond, generator=torch.Generator().manual_seed(0))
     terms.value.mean().backward()
     trainer.optimizer(model.parameters()).step()

@@ -105,6 +105,14 @@ def test_a_missing_package_says_what_to_install(monkeypatch):
         Tokens().fit(CAPTIONS, "x.json")
 
 
+def test_a_padded_text_is_a_condition_and_padding_alone_is_none(tokens):
+    style = TextStyle(tokens.size, tokens.length, width=4, depth=0, heads=1)
+    model = ss.ScoreModel(MLP(2, width=8, text=style), ss.VP(), "noise", conditional=["text"])
+    assert model.given(tokens(["cat", "red dog"])).predict(torch.zeros(2, 2), torch.tensor(0.5)) is not None
+    with pytest.raises(ValueError, match="trained with the condition text for every sample, never without; got"):
+        model.given(tokens(["cat", ""]))
+
+
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
     """Folders of tiny random models with tokenisers, by kind, as `save_pretrained` of transformers writes them."""

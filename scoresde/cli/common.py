@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, open_dict
 from torch import nn
 from torch.optim import Optimizer
 from torch.utils.data import Dataset
@@ -183,7 +183,8 @@ def fit_text(config: DictConfig, run: Path) -> None:
                 "data.text needs data with captions: take data=openmoji, or data=parquet with data.captions=COLUMN"
             )
         text = text.fit(captions, file)
-    config.data.text.update({"file": str(file), "length": text.length, "size": text.size})
+    with open_dict(config):
+        config.data.text.update({"file": str(file), "length": text.length, "size": text.size})
 
 
 # --- results
