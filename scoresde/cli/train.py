@@ -68,7 +68,8 @@ def train(config: DictConfig) -> Record | None:
         initialise(model, config)
     is_classifier = isinstance(model, NoisyClassifier)
     with open_dict(config), warnings_on_stderr():
-        config.conditional = None if is_classifier else trained_conditions(model, dataset, config, list(added)) or None
+        names = () if is_classifier else (*trained_conditions(model, dataset, config, list(added)), *loss.required)
+        config.conditional = list(names) or None
         config.class_names = getattr(dataset, "class_names", None)
     model.conditional = tuple(config.conditional or ())
     dropout = run_config.plain(config.condition)["dropout"]
