@@ -35,7 +35,6 @@ from scoresde.bits import describe_failures
 from scoresde.dequantization import DataMap, Incomplete, count_levels, warn_if_above_uniform
 from scoresde.divergence import Trace
 from scoresde.likelihood import LogProb, conventions, log_prob, trace_for
-from scoresde.losses.super_resolution import low_resolution_image
 from scoresde.pipelines.cascade_stage import (
     CascadeBits,
     CascadeLogProb,
@@ -131,7 +130,7 @@ class Cascade:
             parts, mean = by_name(cond), None
             if stage.resolutions is not None:
                 mean, own = self._mean_of(stage, images[-1]), RandomStream(seeds=stream.seeds(len(seeds)))
-                parts = {**parts, "image": low_resolution_image(stage.resolutions, mean, level, own)}
+                parts = {**parts, "image": stage.image(mean, level, own)}
                 seeds = own.seeds(len(seeds))  # a seed's first draw made the first stage: later stages have their own
             result = sampler(stage.given(parts), shape=(len(seeds), *stage.state_shape), seeds=seeds, progress=progress)
             nfe, backward = nfe + result.nfe, backward + result.backward
@@ -269,7 +268,7 @@ class Cascade:
                         mean = stage.transform(lower + 0.5)
                     else:
                         lower = stage.transform.inverse(mean)
-                    image = low_resolution_image(split, mean, levels[i], stream)
+                    image = stage.image(mean, levels[i], stream)
                     parts, state, data = {**parts, "image": image}, split.fine(state), lower
             given = with_density(stage.given(parts))
             solved.append(log_prob(given, state, trace=trace, solver=solver, seeds=own))
@@ -291,7 +290,7 @@ class Cascade:
 
     def _levels(self, augmentation: float | Sequence[float]) -> list[float]:
         """Return the level of the augmentation of each stage, 0 for the first."""
-        above = self.stages[1:]
+        above: list[CascadeStage] = self.stages[1:]
         listed = list(augmentation) if isinstance(augmentation, Sequence) else [augmentation] * len(above)
         if len(listed) != len(above):
             raise ValueError(

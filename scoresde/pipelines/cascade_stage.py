@@ -13,7 +13,9 @@ from torch import Tensor
 from scoresde.bits import BitsPerDim
 from scoresde.data.resolutions import Resolutions
 from scoresde.dequantization import Dequantization
+from scoresde.losses.super_resolution import low_resolution_image
 from scoresde.protocols import Condition, Model, Transform, by_name
+from scoresde.random_stream import RandomStream
 from scoresde.score import BaseModel
 from scoresde.wrappers import as_model
 
@@ -42,6 +44,12 @@ class CascadeStage:
     def state_shape(self) -> tuple[int, ...]:
         """The shape of one state of the model."""
         return tuple(self.shape) if self.resolutions is None else self.resolutions.fine_shape(self.shape)
+
+    def image(self, mean: Tensor, level: float, stream: RandomStream) -> Tensor:
+        """Return the condition image of means in model space, see `losses.super_resolution`."""
+        if self.resolutions is None:
+            raise ValueError("the first stage of a cascade is given no image; got a mean")
+        return low_resolution_image(self.resolutions, mean, level if self.augmentation else None, stream)
 
     def given(self, cond: Condition) -> BaseModel:
         """Return the model with those conditions that its network accepts; all of them if that is unknown."""

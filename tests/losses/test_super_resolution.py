@@ -43,10 +43,12 @@ def test_the_image_is_the_noised_mean_and_its_level():
 
 def test_at_level_zero_the_image_is_the_upsampled_mean():
     x, split = normal(3, 2, 4, 4), AveragePooling()
-    mean = split.mean(x)
-    for stream in (None, RandomStream(seeds=range(3))):
-        image = low_resolution_image(split, mean, 0.0, stream)
-        close(image, torch.cat([split.upsampled(mean), torch.zeros(3, 1, 4, 4, dtype=x.dtype)], dim=1))
+    mean, stream = split.mean(x), RandomStream(seeds=range(3))
+    image = low_resolution_image(split, mean, 0.0, stream)
+    close(image, torch.cat([split.upsampled(mean), torch.zeros(3, 1, 4, 4, dtype=x.dtype)], dim=1))
+    plain = SuperResolution(LOSS, split, augmentation=0.0)
+    close(plain.derive(x, stream)[1], split.upsampled(mean))
+    assert plain.conditions((2, 4, 4)) == {"image": (2, 4, 4)}
 
 
 class Oracle(torch.nn.Module):
