@@ -6,7 +6,7 @@ a threshold act on the first stage.
 
 import time
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
@@ -21,7 +21,7 @@ from scoresde.cli.guidance import guided
 from scoresde.cli.output import Record, append_row, print_rows, shows_progress
 from scoresde.evaluation.dataset_likelihood import Estimate
 from scoresde.evaluation.records import METRICS, keep_per_sample
-from scoresde.pipelines import Cascade
+from scoresde.pipelines import Cascade, CascadeBits, CascadeLogProb
 from scoresde.tensors import dimensions, mean_and_error
 from scoresde.training import distributed
 from scoresde.training.batches import split_condition
@@ -55,14 +55,9 @@ def draw_cascade(runs: Sequence[build.Run], config: DictConfig, drawn: Drawing, 
     cascade, shown = cascade_of(runs, config), shows_progress()
     result = cascade.sample(drawn.n, drawn.cond, seeds, sampler, progress=shown, **options)
     seconds = round(time.perf_counter() - started, 2)
-    row = {"sampler": HydraConfig.get().runtime.choices["sampler"], "n": drawn.n, "nfe": result.nfe}
-    row |= {
-        "backward": result.backward,
-        "seconds": seconds,
-        "seed": config.seed,
-        "cond": cond,
-        **_settings(runs, config),
-    }
+    row: Record = {"sampler": HydraConfig.get().runtime.choices["sampler"], "n": drawn.n, "nfe": result.nfe}
+    row |= {"backward": result.backward, "seconds": seconds, "seed": config.seed, "cond": cond}
+    row |= _settings(runs, config)
     return result.x.cpu(), {**row, "threshold": _plain(config.threshold)}
 
 
@@ -85,32 +80,24 @@ def cascade_bpd(config: DictConfig) -> Record:
     dataset, cascade = run_data(top, config.split, config.trust), cascade_of(runs, config, with_threshold=False)
     x, cond = split_condition(default_collate([dataset[i] for i in range(len(dataset))]), device)
     started, seeds = time.perf_counter(), range(config.seed, config.seed + len(x))
+    shared = {**options, "seeds": seeds, "augmentation": _plain(config.augmentation)}
+    found: CascadeBits | CascadeLogProb
     with warnings_on_stderr():
-        shared = {**options, "seeds": seeds, "augmentation": _plain(config.augmentation)}
-        is_levels = top.dequantization is not None
-        found = cascade.bits_per_dim(x, cond, **shared) if is_levels else cascade.log_prob(x, cond, **shared)
-    values, unit = (found.per_image, "bits/dim") if is_levels else (-found.value / dimensions(x), "nats/dim")
-    parts = found.stages if is_levels else -found.stages / dimensions(x)
-    terms = [dict(zip(("mean", "stderr"), mean_and_error(part), strict=True)) for part in parts.T]
+        if top.dequantization is not None:
+            found = bits = cascade.bits_per_dim(x, cond, **shared)
+            unit, values, parts = "bits/dim", bits.per_image, bits.stages
+        else:
+            found = nats = cascade.log_prob(x, cond, **shared)
+            unit, values, parts = "nats/dim", -nats.value / dimensions(x), -nats.stages / dimensions(x)
+    terms = [Estimate(*mean_and_error(part)) for part in parts.T]
     (mean, stderr), seconds = mean_and_error(values), round(time.perf_counter() - started, 2)
     file = keep_per_sample(top.path, result_name(f"{config.split}_cascade", "split"), values, stages=parts)
-    row = {
-        "kind": "cascade_likelihood",
-        "split": config.split,
-        "n": len(x),
-        "unit": unit,
-        "mean": mean,
-        "stderr": stderr,
-    }
-    row |= {
-        "stages": terms,
-        "conventions": found.conventions,
-        "nfe": float(found.nfe.double().mean()),
-        "seed": config.seed,
-    }
+    row: Record = {"kind": "cascade_likelihood", "split": config.split, "n": len(x), "unit": unit}
+    row |= {"mean": mean, "stderr": stderr, "stages": [asdict(term) for term in terms]}
+    row |= {"conventions": found.conventions, "nfe": float(found.nfe.double().mean()), "seed": config.seed}
     row |= {**_settings(runs, config), "seconds": seconds, "file": file.name}
     row = append_row(top.path, row, device)
-    names = {f"  {path}": str(Estimate(**term)) for path, term in zip(row["cascade"], terms, strict=True)}
+    names = {f"  {path}": str(term) for path, term in zip(row["cascade"], terms, strict=True)}
     shown = {f"{config.split} {unit}": f"{Estimate(mean, stderr)} (standard error over {len(x)} samples)", **names}
     print_rows({**shown, **found.conventions, "seconds": seconds, "metrics": top.path / METRICS})
     return {"run": top.path, "rows": [row], "paths": {"metrics": top.path / METRICS, "per_sample": file}}

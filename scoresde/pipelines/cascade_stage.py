@@ -91,7 +91,7 @@ class CascadeLogProb:
     status: Tensor
 
 
-@dataclass
+@dataclass(kw_only=True)
 class CascadeBits(BitsPerDim):
     """Bits per dimension of the images of the last stage.
 
@@ -99,7 +99,7 @@ class CascadeBits(BitsPerDim):
     up to `per_image`.
     """
 
-    stages: Tensor | None = None
+    stages: Tensor
 
 
 def check_stages(stages: Sequence[Any]) -> None:
