@@ -40,6 +40,7 @@ from scoresde.pipelines.cascade_stage import (
     CascadeLogProb,
     CascadeSamples,
     CascadeStage,
+    check_conditions,
     check_stages,
 )
 from scoresde.prior_mismatch import prior_mismatches
@@ -100,8 +101,8 @@ class Cascade:
             progress: show the progress of each sampler.
 
         Raises:
-            ValueError: wrong numbers of seeds, samplers or levels, or a level that a stage was not trained with; see
-                also `samplers.Sampler`.
+            ValueError: wrong numbers of seeds, samplers or levels, a level that a stage was not trained with, or a
+                condition that no stage takes; see also `samplers.Sampler`.
         """
         check_integer("n", n, 1)
         check_integer("batch_size", batch_size, 1)
@@ -109,6 +110,7 @@ class Cascade:
         chosen, levels = self._samplers(samplers), self._levels(augmentation)
         RandomStream(seeds=seeds, count=n)
         cond, parts = as_condition(cond), []
+        check_conditions(self.stages, cond)
         for first in range(0, n, batch_size):
             rows = slice(first, first + batch_size)
             parts.append(self._draw(select(cond, rows, n), seeds[rows], chosen, levels, progress))
@@ -180,6 +182,7 @@ class Cascade:
         if tuple(x.shape[1:]) != tuple(self.stages[-1].shape) or not len(x):
             raise ValueError(f"images must have the shape (N, {self.stages[-1].shape}); got {tuple(x.shape)}")
         trace, solver, cond = trace_for(solver, trace), solver or DEFAULT_SOLVER, as_condition(cond)
+        check_conditions(self.stages, cond)
         columns, noisy, mismatch = [], False, 0.0
         for first in range(0, len(x), batch_size):
             rows = slice(first, first + batch_size)

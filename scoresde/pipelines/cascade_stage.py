@@ -53,10 +53,14 @@ class CascadeStage:
 
     def given(self, cond: Condition) -> BaseModel:
         """Return the model with those conditions that its network accepts; all of them if that is unknown."""
-        model = as_model(self.model)
-        known = getattr(getattr(model, "network", None), "conditions", None)
+        known = self.conditions
         parts = {name: part for name, part in by_name(cond).items() if known is None or name in known}
-        return model.given(parts or None)
+        return as_model(self.model).given(parts or None)
+
+    @property
+    def conditions(self) -> list[str] | None:
+        """The names of the conditions that the network accepts; None if they are unknown."""
+        return getattr(getattr(as_model(self.model), "network", None), "conditions", None)
 
 
 @dataclass
@@ -132,3 +136,12 @@ def check_stages(stages: Sequence[Any]) -> None:
                 f"stages[{i}] must not be one of {stage.resolutions} below one of Haar, whose means are not grey "
                 "levels: use Haar for the lower stages too"
             )
+
+
+def check_conditions(stages: Sequence[CascadeStage], cond: Condition) -> None:
+    """Raise ValueError if no stage takes one of the conditions."""
+    known = [stage.conditions for stage in stages]
+    for name in by_name(cond):
+        if not any(names is None or name in names for names in known):
+            taken = sorted({other for names in known for other in names or ()} - {"image"})
+            raise ValueError(f"no stage takes the condition {name!r}; the stages take {', '.join(taken) or 'none'}")

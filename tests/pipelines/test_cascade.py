@@ -235,6 +235,7 @@ def test_errors():
         ({"augmentation": 0.6}, r"from 0 to 0.5, the largest level that stages\[1\] was trained with; got 0.6"),
         ({"augmentation": [0.1, 0.1]}, "one for each of 1 stages after the first; got 2"),
         ({"samplers": [FEW]}, "one for each of 2 stages; got 1"),
+        ({"cond": {"tone": torch.tensor(1)}}, "no stage takes the condition 'tone'; the stages take label"),
         ({"seeds": [1]}, "one seed per sample, 2 in all; got 1"),
     ):
         with pytest.raises(ValueError, match=text):
