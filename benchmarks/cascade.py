@@ -31,7 +31,7 @@ from scoresde.metrics.frechet import frechet_distance
 from scoresde.metrics.moments import moments
 from scoresde.pipelines import Cascade
 
-LEVELS = (0.0, 0.1, 0.2, 0.4)
+LEVELS = (0.0, 0.1, 0.3)
 RESAMPLES = 200
 
 
@@ -79,8 +79,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("base")
     parser.add_argument("stages", nargs="+")
-    parser.add_argument("--steps", type=int, default=32)
-    parser.add_argument("--n", type=int, default=152)
+    parser.add_argument("--steps", type=int, default=24)
+    parser.add_argument("--n", type=int, default=76)
     options = parser.parse_args()
     print(f"{os.cpu_count()} cores, {torch.get_num_threads()} used; PyTorch {torch.__version__}\n")
     base, stages = ss.load(options.base), [ss.load(path) for path in options.stages]
