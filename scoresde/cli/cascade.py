@@ -72,7 +72,7 @@ def cascade_bpd(config: DictConfig) -> Record:
     device = distributed.device(config.device)
     runs = load_runs(config, device)
     top, options = runs[-1], build.instantiate(config.likelihood, config.trust)
-    refused = {"samples": 1, "start": "data", "tolerance": None, "levels": None}
+    refused = {"samples": 1, "start": "data", "tolerance": None, "levels": None, "surrogate": None}
     wrong = [f"likelihood.{key}" for key, value in refused.items() if options.pop(key, value) != value]
     wrong += ["dequantization"] * (config.dequantization is not None) + ["conditional"] * (not config.conditional)
     if wrong:
