@@ -27,7 +27,7 @@ def pair(tmp_path_factory):
         patch.chdir(folder)
         small = ["data=level_arrays", "data.path=small.npy", "data.levels=17", "network.shape=[1,4,4]"]
         assert main(["train", *GREY, *small, "run=small"]) == 0
-        assert main(["train", *GREY, *FINE, "run=fine"]) == 0
+        assert main(["train", *GREY, *FINE, "trainer.preview_every=1", "trainer.evaluate_every=1", "run=fine"]) == 0
     return folder
 
 
@@ -44,6 +44,9 @@ def test_the_stage_of_a_run_is_that_of_its_training(runs):
     assert run.stage.state_shape == (3, 4, 4)
     assert (str(run.stage.resolutions), run.stage.augmentation) == ("Haar()", 0.5)
     assert ss.load("small").stage.resolutions is None
+    *_, evaluated = rows("fine", file="log.jsonl")  # without a bound or a preview of this stage alone
+    assert set(evaluated) == {"step", "validation_loss", "validation_loss_stderr"}
+    assert not list(Path("fine", "figures").glob("step*.png"))
     with pytest.raises(ValueError, match="trained with the condition image"):
         run.model.score(torch.zeros(1, 3, 4, 4), 0.5)
 
