@@ -33,8 +33,8 @@ RENAMED = {  # targets in the configurations of older runs, and their names now
 FREE_PARTS = ("held_out", "sampler", "trust", "hydra", "device", "run", "conditional", "class_names")
 FREE_SETTINGS = ["steps", "log_every", "checkpoint_every", "preview_every", "evaluate_every", "accumulate", "compile"]
 FREE_SETTINGS += ["channels_last", "workers", "parallel", "wandb", "device"]
-MODEL_PARTS = ["network", "sde", "prediction", "learned_variance", "conditional", "classifier", "flow_map"]
-MODEL_PARTS += ["generator", "lora", "data.shape", "data.transform", "data.training"]
+MODEL_PARTS = ["network", "sde", "prediction", "learned_variance", "conditional", "classifier", "contrastive"]
+MODEL_PARTS += ["flow_map", "generator", "lora", "data.shape", "data.transform", "data.training"]
 
 
 def read_config(path: Path) -> DictConfig:

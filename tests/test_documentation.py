@@ -21,6 +21,7 @@ from scoresde.cli import config_directory, main
 from scoresde.data import CIFAR10, openmoji
 from scoresde.data.datasets import SPLITS
 from scoresde.networks import MLP
+from tests.contrastive_run import write_contrastive, write_stages
 from tests.data.files import RECORDS, contents, levels, write_images
 from tests.data.test_cifar import BINARY, write_archive
 
@@ -184,6 +185,7 @@ def test_every_block_is_run_here():
         ],
         "python": [
             *("Langevin(snr=0.16)", "trajectory=True", "ClassifierFree", "class Points", "convert.score_sde"),
+            "UnCLIP(",
             *("sample_posterior", "posterior_moments", "TrajectoryDistillation", "samplers.learn(", "add_lora"),
         ],
         "yaml": ["points.Points}", "points.Network"],
@@ -274,6 +276,18 @@ def test_one_run_through_every_verb(elsewhere, capsys):
 def test_a_guided_model_in_a_few_lines(capsys):
     exec(compile(block("python", "ClassifierFree"), "docs/conditions.md", "exec"), {})
     assert capsys.readouterr().out == "18\n"
+
+
+def test_pictures_from_captions_by_way_of_their_embeddings(elsewhere, capsys):
+    """The runs are small, and have not been trained."""
+    captions = ["firefighter dark skin tone", "cat face"]
+    runs = [Path(f"runs/openmoji_{name}") for name in ("prior", "unclip", "contrastive")]
+    write_stages(*runs[:2], write_contrastive(runs[2], captions))
+    exec(compile(block("python", "UnCLIP("), "docs/embeddings.md", "exec"), {})
+    shape, variations, between, *similarities = capsys.readouterr().out.splitlines()
+    assert shape == "torch.Size([8, 1, 8, 8]) 84"  # both stages, 20 steps and the final denoising, guided
+    assert (variations, between) == ("torch.Size([8, 1, 8, 8])", "torch.Size([5, 1, 1, 8, 8])")
+    assert len(similarities) == 8
 
 
 def test_a_posterior_in_a_few_lines(capsys):

@@ -26,6 +26,7 @@ from scoresde.training.condition_dropout import dropped_names
 TEXT_STYLE = "scoresde.networks.TextStyle"
 PREVIEW_SAMPLES = 16
 PREVIEW_CLASSES = 64
+INNER = ("network", "condition")  # parts that take the conditions: of a `LevelHead`, and of a `DualEncoder`
 LENGTHS = {"vector": ("cond_features", -1), "context": ("context_features", -1), "image": ("cond_channels", 1)}
 """For the name of a condition (1, *), the argument of a network and the axis of the condition with this length."""
 
@@ -43,8 +44,8 @@ def fit_network(config: DictConfig, dataset: Any, added: Mapping[str, Sequence[i
         **{name: torch.empty(1, *shape) for name, shape in (added or {}).items()},
     }
     node = config.network
-    while isinstance(node.get("network"), DictConfig):  # such as that of a `LevelHead`
-        node = node.network
+    while part := next((name for name in INNER if isinstance(node.get(name), DictConfig)), None):
+        node = node[part]
     target = str(node.get("_target_"))
     chosen = {"conditions", "classes", "cond_features", "context_features", "text"} & {str(key) for key in node}
     if not parts or chosen or not target.startswith("scoresde.networks."):

@@ -12,6 +12,7 @@ from scoresde.networks.blocks import (
 )
 from scoresde.networks.condition_embeddings import Conditions
 from scoresde.networks.dit import DiT, dit_b, dit_l, dit_s, dit_xl
+from scoresde.networks.dual_encoder import ConditionEncoder, DualEncoder
 from scoresde.networks.embeddings import FourierEmbedding, PositionalEmbedding
 from scoresde.networks.encoder import EncoderUNet, Ends
 from scoresde.networks.level_head import LevelHead
@@ -43,3 +44,4 @@ __all__ += ["AttentionPool", "AveragePool", "SkipPool"]
 __all__ += ["TextEncoder", "TextStyle"]
 __all__ += ["InputResidual", "InputSkip", "OutputResidual", "OutputSkip"]
 __all__ += ["convolution_resampling", "filter_resampling", "residual_resampling"]
+__all__ += ["ConditionEncoder", "DualEncoder"]

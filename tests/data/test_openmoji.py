@@ -17,11 +17,10 @@ from scoresde.data.openmoji import split_combinations
 SPLITS = ("train", "validation", "test")
 
 
-@pytest.fixture(scope="module")
-def make(tmp_path_factory):
+@pytest.fixture
+def make(openmoji):
     """A function that builds the dataset; the pictures are drawn once."""
-    root = tmp_path_factory.mktemp("openmoji")
-    return lambda split="all", **arguments: OpenMoji(16, split, root=root, **arguments)
+    return lambda split="all", **arguments: OpenMoji(16, split, root=openmoji, **arguments)
 
 
 def test_counts_of_the_pinned_packages(make):
