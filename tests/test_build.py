@@ -279,6 +279,10 @@ def test_every_experiment_trains_and_samples(experiment, request, tmp_path):
     assert bool(torch.isfinite(samples).all())
 
 
+def test_an_experiment_on_captions_is_also_one_of_the_data_verb():
+    assert compose("data", "experiment=openmoji_text").data.text.length == 16
+
+
 @pytest.mark.parametrize(
     "experiment",
     [name for name in EXPERIMENTS if name not in PUBLISHED and not REPLACED & {*name.split("_")}],
