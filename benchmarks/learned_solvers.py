@@ -15,7 +15,8 @@ with 7 evaluations, interpolated.
 --likelihood learns the grid and weights of the likelihood's solver (`ss.learn_adams`), for the same mixture or for a
 checkpoint of score_sde_pytorch trained on the digits. It prints the errors of log p in bits per dimension on other
 data, beside those of `Adams` with as many steps: root mean square with a 95% bootstrap interval, mean, and median of
-the absolute value. Truth is `Adams` with --reference steps and the same kept probe.
+the absolute value, over the data for which both solve the flow. Truth is `Adams` with --reference steps and the same
+kept probe.
 """
 
 import argparse
@@ -164,20 +165,22 @@ def likelihood(options: argparse.Namespace) -> None:
 
     formula = ss.solvers.Adams(data_scale=learner.data_scale)
     truth = values(replace(formula, steps=options.reference))
-    print("| steps | solver | rms error [95%] | mean | median | ratio of rms [95%] | s |\n" + "| --- " * 7 + "|")
+    print(
+        "| steps | solver | failed | rms error [95%] | mean | median | ratio of rms [95%] | s |\n" + "| --- " * 8 + "|"
+    )
     for steps in options.likelihood:
         began = time.perf_counter()
         learned = learner.learn(steps)
         took = time.perf_counter() - began
         pairs = {"Adams": values(replace(formula, steps=steps)) - truth, "learned": values(learned) - truth}
-        ratio, bounds = (
-            (samplers.rms(pairs["learned"]) / samplers.rms(pairs["Adams"])),
-            samplers.interval(lambda a, b: samplers.rms(a) / samplers.rms(b), pairs["learned"], pairs["Adams"]),
-        )
-        for name, errors in pairs.items():
+        solved = np.isfinite(pairs["Adams"]) & np.isfinite(pairs["learned"])
+        mine, theirs = (pairs[name][solved] for name in ("learned", "Adams"))
+        low, high = samplers.interval(lambda a, b: samplers.rms(a) / samplers.rms(b), mine, theirs)
+        ratio = f"{samplers.rms(mine) / samplers.rms(theirs):.2f} [{low:.2f}, {high:.2f}]"
+        for name, last in (("Adams", "1 |"), ("learned", f"{ratio} | {took:.0f}")):
+            errors, failed = pairs[name][solved], (~np.isfinite(pairs[name])).sum()
             low, high = samplers.interval(samplers.rms, errors)
-            last = f"{ratio:.2f} [{bounds[0]:.2f}, {bounds[1]:.2f}] | {took:.0f}" if name == "learned" else "1 | "
-            cells = f"{samplers.rms(errors):.4f} [{low:.4f}, {high:.4f}] | {errors.mean():+.4f}"
+            cells = f"{failed} | {samplers.rms(errors):.4f} [{low:.4f}, {high:.4f}] | {errors.mean():+.4f}"
             print(f"| {steps} | {name} | {cells} | {np.median(abs(errors)):.4f} | {last} |", flush=True)
 
 
