@@ -18,6 +18,7 @@ BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 if not BENCHMARKS.is_dir():
     pytest.skip("the benchmarks are not part of this distribution", allow_module_level=True)
 sys.path.insert(0, str(BENCHMARKS))
+import embeddings  # noqa: E402
 import learned_solvers  # noqa: E402
 import likelihood  # noqa: E402
 import multilevel  # noqa: E402
@@ -352,3 +353,9 @@ def test_the_multilevel_benchmark_estimates_the_mean_of_its_table(tmp_path):
     assert 0.06 < table.one_probe < 0.14
     for one in multilevel.repeated(table, 20, 0.02, 3):
         assert abs(one.mean - table.truth) < 4.5 * one.error
+
+
+def test_the_share_of_pictures_that_are_less_similar_than_the_own_one():
+    assert embeddings.nearer(torch.zeros(5, 5)) == pytest.approx(0.5)
+    similarities = torch.tensor([[3.0, 1.0, 2.0], [2.0, 1.0, 3.0], [2.0, 2.0, 2.0]])
+    assert embeddings.nearer(similarities) == pytest.approx([1.0, 0.0, 0.5])
