@@ -17,6 +17,7 @@ from scoresde import (
     inverse,
     losses,
     networks,
+    pipelines,
     predictions,
     samplers,
     solvers,
@@ -24,7 +25,7 @@ from scoresde import (
 )
 from scoresde.analytic import GaussianMixture
 from scoresde.bits import BitsPerDim, bits_per_dim
-from scoresde.build import Run, load, load_classifier
+from scoresde.build import Run, load, load_autoencoder, load_classifier
 from scoresde.classifier import NoisyClassifier
 from scoresde.classify import Classification, classify
 from scoresde.dequantization import DataMap, TruncatedNormal, Uniform, Variational
@@ -108,10 +109,12 @@ __all__ = [
     "guidance",
     "inverse",
     "load",
+    "load_autoencoder",
     "load_classifier",
     "log_prob",
     "losses",
     "networks",
+    "pipelines",
     "predictions",
     "round_trip",
     "sample_with_log_prob",

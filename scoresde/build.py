@@ -38,6 +38,7 @@ from scoresde.classifier import NoisyClassifier
 from scoresde.dequantization import DataMap, Dequantization, Variational
 from scoresde.flowmaps import DenoisingGenerator, FlowMap
 from scoresde.networks import add_lora
+from scoresde.pipelines import Autoencoder, Density, Latents
 from scoresde.predictions import Prediction
 from scoresde.protocols import Transform
 from scoresde.run_config import CONFIG, changed_setting, join, plain, read_config
@@ -67,6 +68,7 @@ class Run:
         path: the run's directory; for a model built by `assemble`, the file or folder with the original weights.
         dequantization: the dequantisation of integer grey levels; None for continuous data.
         trained_on_levels: whether the model was trained on the grey levels themselves, without dequantisation.
+        state_shape, data_shape: shapes `*` of a state and of a sample in data units; they differ for latents.
     """
 
     model: ScoreModel
@@ -80,6 +82,14 @@ class Run:
     def data_map(self) -> DataMap:
         """The map from data to states in model space, and back."""
         return DataMap(self.transform, self.dequantization)
+
+    @property
+    def state_shape(self) -> tuple[int, ...]:
+        return tuple(self.config.data.shape)
+
+    @property
+    def data_shape(self) -> tuple[int, ...]:
+        return getattr(self.transform, "data_shape", None) or self.state_shape
 
 
 def instantiate(config: Any, trust: Sequence[str] = (), role: Any = object, **arguments: Any) -> Any:
@@ -126,12 +136,13 @@ def check(config: Any, role: Any = object, trust: Sequence[str] = ()) -> None:
     _check_types(_key(node), node, role, trust)
 
 
-def build_model(config: DictConfig, trust: Sequence[str] = ()) -> ScoreModel | NoisyClassifier:
+def build_model(config: DictConfig, trust: Sequence[str] = ()) -> ScoreModel | NoisyClassifier | Autoencoder:
     """Build the untrained model of a configuration from its network, SDE and prediction type.
 
     It is a score model; a noise-conditional classifier if the configuration has `classifier: true`; a flow map if it
-    has `flow_map`, further arguments of `FlowMap`; or a denoising generator if it has `generator`, further arguments of
-    `DenoisingGenerator`. With `lora`, the network has adapters of this rank.
+    has `flow_map`, further arguments of `FlowMap`; a denoising generator if it has `generator`, further arguments of
+    `DenoisingGenerator`; or an autoencoder, without SDE, if it has `autoencoder`, further arguments of `Autoencoder`.
+    With `lora`, the network has adapters of this rank.
 
     Raises:
         ValueError: the network is for states with more dimensions than `data.shape` has; see also `instantiate`.
@@ -146,6 +157,9 @@ def build_model(config: DictConfig, trust: Sequence[str] = ()) -> ScoreModel | N
             f"the network must fit states of shape {shape}; got a network for more dimensions "
             f"({str(error).splitlines()[0]}): take network=mlp (any shape), series, images or volumes"
         ) from error
+    if (node := config.get("autoencoder")) is not None:
+        further = {key: value for key, value in plain(node).items() if key != "density"}
+        return Autoencoder(network, instantiate(node.get("density"), trust, Density | None), **further)
     sde = instantiate(config.sde, trust, SDE)
     if config.get("classifier"):
         return NoisyClassifier(network, sde, instantiate(config.prediction, trust, Prediction))
@@ -222,6 +236,8 @@ def load(path: str | Path, weights: str | float = "ema", trust: Sequence[str] = 
     model, config = _load(Path(path), weights, trust, device)
     if isinstance(model, NoisyClassifier):
         raise ValueError(f"{path} must be the run of a score model; got that of a classifier: use ss.load_classifier")
+    if isinstance(model, Autoencoder):
+        raise ValueError(f"{path} must be the run of a score model; got that of an autoencoder: use ss.load_autoencoder")
     return _run(model, config, Path(path), trust)
 
 
@@ -231,13 +247,27 @@ def load_classifier(
     """Load a classifier that `scoresde train` or `scoresde convert` wrote; arguments and errors are those of `load`."""
     model, _ = _load(Path(path), weights, trust, device)
     if not isinstance(model, NoisyClassifier):
-        raise ValueError(f"{path} must be the run of a classifier; got that of a score model: use ss.load")
+        raise ValueError(f"{path} must be the run of a classifier; got that of another model: use ss.load")
     return model
+
+
+def load_autoencoder(
+    path: str | Path, weights: str | float = "ema", trust: Sequence[str] = (), device: str = "cpu"
+) -> Latents:
+    """Load an autoencoder that `scoresde train` wrote, as a transform of its data to latents without shift and scale.
+
+    Its `autoencoder` encodes and decodes, and `scoresde.evaluation.trained_latents.TrainedLatents` adds shift and
+    scale. Arguments and errors are those of `load`.
+    """
+    model, config = _load(Path(path), weights, trust, device)
+    if not isinstance(model, Autoencoder):
+        raise ValueError(f"{path} must be the run of an autoencoder; got that of another model: use ss.load")
+    return Latents(model, build_data_map(config.data, trust).transform)
 
 
 def _load(
     path: Path, weights: str | float, trust: Sequence[str], device: str
-) -> tuple[ScoreModel | NoisyClassifier, DictConfig]:
+) -> tuple[ScoreModel | NoisyClassifier | Autoencoder, DictConfig]:
     """Return the model of a run in eval mode, and the configuration."""
     sigma_rel = None if weights in ("ema", "raw") else _sigma_rel(weights)
     config = read_config(path)

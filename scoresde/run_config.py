@@ -32,7 +32,7 @@ FREE_PARTS = ("held_out", "sampler", "trust", "hydra", "device", "run", "conditi
 FREE_SETTINGS = ["steps", "log_every", "checkpoint_every", "preview_every", "evaluate_every", "accumulate", "compile"]
 FREE_SETTINGS += ["channels_last", "workers", "parallel", "wandb", "device"]
 MODEL_PARTS = ["network", "sde", "prediction", "learned_variance", "conditional", "classifier", "flow_map"]
-MODEL_PARTS += ["generator", "lora", "data.shape", "data.transform", "data.training"]
+MODEL_PARTS += ["generator", "autoencoder", "lora", "data.shape", "data.transform", "data.training"]
 
 
 def read_config(path: Path) -> DictConfig:

@@ -50,6 +50,7 @@ KINDS = {
     "guidance": Guided,
     "operator": (ss.inverse.Operator, ss.inverse.SizedOperator),
     "posterior": PosteriorSettings,
+    "transform": Transform,
 }
 MIXTURE = ss.GaussianMixture(torch.zeros(2, 3), torch.ones(2)).score_model(ss.VP())
 GUIDES = {"weak": MIXTURE, "classifier": lambda x, t: x}  # what the command line loads from a run

@@ -35,6 +35,7 @@ from scoresde.inverse import Measured, Operator, RePaint, Replacement, SizedOper
 from scoresde.inverse.spectral import SpectralSampler
 from scoresde.losses import Objective
 from scoresde.metrics.features import FeatureSpace
+from scoresde.pipelines import Autoencoder
 from scoresde.predictions import Prediction
 from scoresde.protocols import Transform
 from scoresde.samplers import Sampler
@@ -99,6 +100,7 @@ class Parts(Shared):
     classifier: bool
     flow_map: Annotated[dict, FlowMap]
     generator: Annotated[dict, DenoisingGenerator]
+    autoencoder: Annotated[dict, Autoencoder]
 
 
 class Train(Parts):

@@ -12,7 +12,7 @@ from torch.utils.data import Dataset, default_collate
 
 from scoresde import bounds
 from scoresde.arguments import MOST, CountOrZero, EvenCount, Range
-from scoresde.bits import BitsPerDim, bits_per_dim
+from scoresde.bits import PRIOR, BitsPerDim, bits_per_dim, bound_terms
 from scoresde.build import Run
 from scoresde.dequantization import (
     AboveUniform,
@@ -97,15 +97,19 @@ class BatchLikelihood:
         model, data_map = self.run.model, DataMap(self.run.transform, self.dequantization)
         result: LogProb | BitsPerDim
         bits: BitsPerDim
+        terms: dict[str, Tensor]
         try:
             if self.dequantization is None:
-                state, nats = data_map.draw(send(x, device_of(model) or x.device), RandomStream(seeds=seeds), model.sde)
+                data, stream = send(x, device_of(model) or x.device), RandomStream(seeds=seeds)
+                state, drawn = data_map.draw_terms(data, stream, model.sde)
                 result = log_prob(model, state, cond, self.trace, self.solver, seeds)
-                values = -(result.value + nats) / dimensions(x)
+                terms = bound_terms([{PRIOR: result.value} | drawn], -dimensions(x))
+                values = -(result.value + torch.stack(list(drawn.values())).sum(dim=0)) / dimensions(x)
                 stated = None if result.stderr is None else result.stderr / dimensions(x)
                 start, mismatch = f"data, t_min={model.sde.t_min:g}", float(prior_mismatches(model.sde, state).max())
                 declared = conventions(model, data_map, self.trace, self.solver, start, mismatch)
-                declared = {"quantity": "negative log-density, nats per dimension", **declared}
+                kind = f" (upper bound, {data_map.bounds})" if terms else ""
+                declared = {"quantity": f"negative log-density, nats per dimension{kind}", **declared}
             else:
                 shared: dict[str, Any] = {"trace": self.trace, "solver": self.solver, "seeds": seeds}
                 try:
@@ -113,6 +117,7 @@ class BatchLikelihood:
                 except Incomplete as error:
                     bits = error.result
                 result, values, stated, declared = bits, bits.per_image, bits.trace_stderr, bits.conventions
+                terms = bits.terms
         except RuntimeError as error:
             raise RuntimeError(f"samples {indices[0]} to {indices[-1]} of the dataset: {error}") from error
         if names := by_name(cond):
@@ -122,7 +127,8 @@ class BatchLikelihood:
         levels = None if self.dequantization is None else count_levels(x, data_map.levels)
         counts = {name: getattr(result, name).tolist() for name in ("nfe", "backward", "status")}
         errors = None if stated is None else stated.tolist()
-        return {"value": values.tolist(), "error": errors, **counts, "levels": levels, "conventions": declared}
+        numbers = {"value": values.tolist(), "error": errors, **counts, "levels": levels, "conventions": declared}
+        return {**numbers, "terms": {name: part.tolist() for name, part in terms.items()}}
 
     def bound(self, indices: Tensor, budget: Budget) -> Numbers:
         """Return evidence bounds, NaN for samples without one, and their conventions."""

@@ -55,7 +55,7 @@ from scoresde.training.batches import split_condition
 from scoresde.training.locks import shared
 
 PARTIAL = "likelihood"
-FORMAT = 3  # of the stored results of batches; those of another format are not read
+FORMAT = 4  # of the stored results of batches; those of another format are not read
 
 
 @dataclass(frozen=True)
@@ -90,6 +90,8 @@ class DatasetLikelihood:
         label: mean of -log p(y) of the labels that the likelihood is given, in `unit`; None without labels, or if a
             class does not occur in the training data.
         joint: mean of -log p(x, y), the value of a sample plus -log p(y), in `unit`; None if `label` is None.
+        summands: means of the summands of the bound of an autoencoder by name, see `bits.BitsPerDim.terms`, and "kl", the
+            sum of "prior" and "entropy"; none for other transforms.
         terms: name, mean, standard error, and numbers of samples and draws of each term of a multilevel estimate.
         beyond, bias: the error of a multilevel estimate for these samples, and the remaining bias, a part of it.
         parts: {cause: part of the standard error of the first term} of a multilevel estimate.
@@ -110,6 +112,7 @@ class DatasetLikelihood:
     bound_conventions: dict[str, str] = field(default_factory=dict)
     label: Estimate | None = None
     joint: Estimate | None = None
+    summands: dict[str, Estimate] = field(default_factory=dict)
     terms: list[dict[str, Any]] = field(default_factory=list)
     beyond: float | None = None
     bias: float | None = None
@@ -270,10 +273,20 @@ def _summary(results: dict[str, Numbers], unit: str, subset: Tensor) -> DatasetL
         noise = float(again.square().mean()) / 2 / len(values) if len(again) else 0.0
         likelihood.monte_carlo = math.sqrt(noise)
         likelihood.population = math.sqrt(max(stderr**2 - noise, 0.0))
+    likelihood.summands = _summands(results)
     if len(fine):
         likelihood.discretisation = Estimate(*mean_and_error(fine))
     _add_bound(likelihood, results)
     return likelihood
+
+
+def _summands(results: Mapping[str, Numbers]) -> dict[str, Estimate]:
+    """Return the means of the terms of the bound of an autoencoder, and of "kl"; none for other transforms."""
+    parts = [result["terms"] for part, result in results.items() if part.startswith("values-")]
+    values = {name: torch.tensor([v for part in parts for v in part[name]], dtype=torch.float64) for name in parts[0]}
+    if {"prior", "entropy"} <= set(values):
+        values["kl"] = values["prior"] + values["entropy"]
+    return {name: Estimate(*mean_and_error(column)) for name, column in values.items()}
 
 
 def _column(results: Mapping[str, Numbers], name: str, key: str = "value") -> Tensor:

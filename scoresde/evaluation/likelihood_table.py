@@ -2,6 +2,14 @@
 
 from scoresde.evaluation.dataset_likelihood import DatasetLikelihood, Estimate, four_decimals
 
+SUMMANDS = {
+    "prior": "-log p(z), flow",
+    "reconstruction": "-log p(x | z)",
+    "entropy": "log q(z | x)",
+    "kl": "KL(q || p)",
+    "change_of_variables": "change of variables",
+}
+
 
 def likelihood_table(result: DatasetLikelihood, split: str) -> dict[str, str]:
     """Return a likelihood as rows to print: the mean, errors, the evidence bound, conventions and the cost."""
@@ -12,6 +20,7 @@ def likelihood_table(result: DatasetLikelihood, split: str) -> dict[str, str]:
     if result.label is not None:
         rows["  of the label"] = f"{result.label}, by the class frequencies of the training data"
         rows["  of both"] = str(result.joint)
+    rows |= {f"  {SUMMANDS.get(name, name)}": str(mean) for name, mean in result.summands.items()}
     if result.population is not None and result.monte_carlo is not None:
         parts = {"population": result.population, "probes and dequantisation": result.monte_carlo}
         rows["errors"] = ", ".join(f"+- {four_decimals(error)} {name}" for name, error in parts.items() if error)

@@ -1,5 +1,6 @@
 """Noise-conditional networks F(x, c_noise, cond): functions of a state, a noise label and a condition."""
 
+from scoresde.networks.convolutional_autoencoder import ConvolutionalAutoencoder
 from scoresde.networks.blocks import (
     BlockStyle,
     InputResidual,
@@ -18,10 +19,12 @@ from scoresde.networks.lora import adapters, add_lora, load_adapters, merge_lora
 from scoresde.networks.mlp import MLP
 from scoresde.networks.pooling import AttentionPool, AveragePool, SkipPool
 from scoresde.networks.presets import adm, ddpm, ddpmpp, ncsnpp
+from scoresde.networks.spatial_transformer import LabelContext, SpatialTransformer
 from scoresde.networks.unet import UNet
 
 __all__ = [
     "MLP",
+    "ConvolutionalAutoencoder",
     "DiT",
     "EncoderUNet",
     "LevelHead",
@@ -35,6 +38,7 @@ __all__ = [
     "dit_xl",
     "ncsnpp",
 ]
+__all__ += ["LabelContext", "SpatialTransformer"]
 __all__ += ["BlockStyle", "Conditions", "Ends", "FourierEmbedding", "PositionalEmbedding"]
 __all__ += ["adapters", "add_lora", "load_adapters", "merge_lora", "save_adapters"]
 __all__ += ["AttentionPool", "AveragePool", "SkipPool"]
