@@ -4,8 +4,8 @@ Grey levels x are dequantised to x + u with u ~ q(u | x). Under an invertible tr
 
     bits/dim = -[log p(T(x + u)) + log|det T'| - log q(u | x)] / (d log 2).
 
-A transform whose cost is a bound, such as an autoencoder (`pipelines.latent`), has terms in place of log|det T'|. They are
-kept apart in `BitsPerDim.terms`.
+A transform whose cost is a bound, such as an autoencoder (`pipelines.latent`), has terms in place of log|det T'|.
+`BitsPerDim.terms` holds them.
 
 Scaling data to [0, 1] or [-1, 1] changes log p and log|det T'| by opposite amounts and leaves bits/dim unchanged.
 

@@ -237,7 +237,9 @@ def load(path: str | Path, weights: str | float = "ema", trust: Sequence[str] = 
     if isinstance(model, NoisyClassifier):
         raise ValueError(f"{path} must be the run of a score model; got that of a classifier: use ss.load_classifier")
     if isinstance(model, Autoencoder):
-        raise ValueError(f"{path} must be the run of a score model; got that of an autoencoder: use ss.load_autoencoder")
+        raise ValueError(
+            f"{path} must be the run of a score model; got that of an autoencoder: use ss.load_autoencoder"
+        )
     return _run(model, config, Path(path), trust)
 
 

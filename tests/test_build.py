@@ -24,7 +24,7 @@ from scoresde.losses import Objective
 from scoresde.metrics import Inception, Pixels
 from scoresde.networks import MLP, DiT, UNet
 from scoresde.predictions import Prediction
-from scoresde.protocols import select
+from scoresde.protocols import Transform, select
 from scoresde.samplers.learned_solver import SolverTable
 from scoresde.samplers.sampler import Sampler
 from scoresde.training import Trainer, checkpoint
@@ -116,6 +116,13 @@ def test_every_option_builds_its_object(group, option, request, tmp_path):
     verbs = {"likelihood": "bpd", "features": "evaluate", "operator": "restore", "method": "distill"}
     whole = compose(verbs.get(group, "train")).copy()
     whole[group] = OmegaConf.load(FOLDERS[group] / f"{option}.yaml")
+    if "defaults" in whole[group]:
+        del whole[group]["defaults"]
+        whole[group].transform = OmegaConf.load(FOLDERS["transform"] / "levels.yaml")
+    if group == "transform":
+        whole.data = OmegaConf.load(FOLDERS["data"] / "openmoji.yaml")
+    if (group, option) == ("transform", "latent"):
+        whole.transform.run = trained_autoencoder(tmp_path)
     if (group, option) == ("sampler", "learned"):
         whole.run = str(tmp_path)
         table = SolverTable.of(ss.samplers.DDIM(), ss.VP(), ss.samplers.angle(ss.VP(), 10))
@@ -145,6 +152,8 @@ def test_every_option_builds_its_object(group, option, request, tmp_path):
     else:
         target = pkgutil.resolve_name(config._target_)
         assert isinstance(built, target if isinstance(target, type) else (UNet, DiT))  # a preset is a function
+        if option == "latent":
+            assert (built.data_shape, built.state_shape) == ((3, 8, 8), (4, 4, 4))
         for key, value in config.items():
             if hasattr(built, key) and isinstance(value, (int, float)):
                 assert getattr(built, key) == value
@@ -200,8 +209,26 @@ def test_the_truncated_normal_experiment_is_measured_where_it_was_trained():
     assert config.data.transform == compose("train", "experiment=digits").data.transform
 
 
-@pytest.mark.parametrize("experiment", EXPERIMENTS)
-def test_every_experiment_trains_and_samples(experiment, request):
+LARGE = {  # parameters of the networks of 2112.10752; those of the class embedding, which its table leaves out
+    "imagenet256_ldm4": (400_920_579, 1001 * 512),
+    "imagenet256_autoencoder": (55_312_063, 0),
+}
+
+
+@pytest.mark.parametrize(("experiment", "parameters"), LARGE.items())
+def test_latent_diffusion_has_its_published_size(experiment, parameters):
+    config = compose("train", f"experiment={experiment}", "data.root=pictures").copy()
+    build.check(config.network, nn.Module)
+    build.check(config.loss, Objective)
+    with torch.device("meta"):
+        network = build.instantiate(config.network)
+    outer = network.embedding if parameters[1] else nn.Identity()
+    assert sum(p.numel() for p in outer.parameters()) == parameters[1]
+    assert sum(p.numel() for p in network.parameters()) == sum(parameters)
+
+
+@pytest.mark.parametrize("experiment", [name for name in EXPERIMENTS if name not in LARGE])
+def test_every_experiment_trains_and_samples(experiment, request, tmp_path):
     config = compose("train", f"experiment={experiment}", "sampler.steps=2").copy()
     assert config.run == f"runs/{experiment}"
     if experiment in PUBLISHED:
@@ -209,6 +236,9 @@ def test_every_experiment_trains_and_samples(experiment, request):
     stand_in(config.data, request)
     if experiment in ("images", "image_arrays", "volumes"):
         config.network.width = 8
+    if experiment == "openmoji_latent":
+        config.data.transform.run = trained_autoencoder(tmp_path)
+        config.data.size, config.data.shape, config.network.attention = 8, [4, 4, 4], []
     if "generator" in config:
         config.generator.steps = config.sampler.steps
     model = build.build_model(config)
@@ -231,6 +261,9 @@ def test_every_experiment_trains_and_samples(experiment, request):
     if config.get("classifier"):
         assert model.eval()(x[:2], 0.5).shape == (2, model.classes)
         return
+    if "autoencoder" in config:
+        assert model.eval().decode(model.encode(x[:2]).mean).shape == x[:2].shape
+        return
     sampler, given = build.instantiate(config.sampler), select(cond, slice(0, 2), len(x))
     samples = sampler(model.eval(), shape=(2, *config.data.shape), seeds=[0, 1], cond=given).x
     assert bool(torch.isfinite(samples).all())
@@ -241,7 +274,7 @@ def test_every_experiment_trains_and_samples(experiment, request):
     [
         name
         for name in EXPERIMENTS
-        if name not in PUBLISHED and not {"digits", "cond", "inpainting"} & {*name.split("_")}
+        if name not in PUBLISHED and not {"digits", "cond", "inpainting", "autoencoder", "ldm4"} & {*name.split("_")}
     ],
 )
 @pytest.mark.parametrize("prediction", ["v", "karras"])
@@ -253,6 +286,15 @@ def test_parts_of_an_experiment_can_be_replaced(experiment, prediction, request)
     model = build.build_model(config)
     x = torch.zeros(2, *config.data.shape)
     assert model.denoise(x, 0.5).shape == x.shape
+
+
+def trained_autoencoder(path):
+    """The directory of a run of an autoencoder that was not trained."""
+    overrides = ["data.size=8", "network.width=4", "network.multipliers=[1,2]"]
+    config = compose("train", "experiment=openmoji_autoencoder", *overrides).copy()
+    run_config.write_config(config, path / run_config.CONFIG)
+    checkpoint.save(path / CHECKPOINT, {"model": build.build_model(config).state_dict()}, {"step": 0})
+    return str(path)
 
 
 def stand_in(data, request):
@@ -270,7 +312,10 @@ def stand_in(data, request):
 def fitted(data):
     """The transform, fitted to the training data if it needs to be."""
     transform = data["transform"]
-    return transform if getattr(transform, "fitted", True) else type(transform)(**transform.fit(data["train"]))
+    if getattr(transform, "fitted", True):
+        return transform
+    options = {"run": transform.run} if hasattr(transform, "run") else {}
+    return type(transform)(**options, **transform.fit(data["train"]))
 
 
 def small(config, images):

@@ -3,8 +3,8 @@
 A transform T maps data x (B, *) to model space; `inverse` undoes it; `log_det` is log|det dT/dx| per sample, in nats:
 log p_data(x) = log p_model(T(x)) + log_det(x).
 
-A transform that is not invertible, such as an autoencoder (`pipelines.latent`), draws the state y from q(y | x) instead.
-In place of `log_det` it has `encode(x, stream)`, which draws y, and `draw(x, stream)`, which also returns terms in nats,
+A transform that is not invertible, such as an autoencoder (`pipelines.latent`), draws the state y from q(y | x). In
+place of `log_det` it has `encode(x, stream)`, which draws y, and `draw(x, stream)`, which also returns terms in nats,
 
     log p_data(x) >= E_{y ~ q(y | x)} [ log p_model(y) + sum of the terms ].
 

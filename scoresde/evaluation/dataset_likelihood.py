@@ -90,8 +90,8 @@ class DatasetLikelihood:
         label: mean of -log p(y) of the labels that the likelihood is given, in `unit`; None without labels, or if a
             class does not occur in the training data.
         joint: mean of -log p(x, y), the value of a sample plus -log p(y), in `unit`; None if `label` is None.
-        summands: means of the summands of the bound of an autoencoder by name, see `bits.BitsPerDim.terms`, and "kl", the
-            sum of "prior" and "entropy"; none for other transforms.
+        summands: means of the summands of the bound of an autoencoder by name, see `bits.BitsPerDim.terms`, and "kl",
+            the sum of "prior" and "entropy"; none for other transforms.
         terms: name, mean, standard error, and numbers of samples and draws of each term of a multilevel estimate.
         beyond, bias: the error of a multilevel estimate for these samples, and the remaining bias, a part of it.
         parts: {cause: part of the standard error of the first term} of a multilevel estimate.

@@ -103,7 +103,7 @@ class PairDiscriminator(nn.Module):
 
 @checked
 class PatchDiscriminator(nn.Module):
-    """The logit of an image (B, C, H, W): the mean of the logits of its overlapping patches (1611.07004, section 3.2.2).
+    """The logit of an image (B, C, H, W): the mean over the logits of overlapping patches (1611.07004, section 3.2.2).
 
     Each layer halves the resolution and doubles the channels. Three layers read patches of 22 x 22 pixels.
 

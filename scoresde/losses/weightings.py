@@ -68,8 +68,8 @@ class UnitWeighting(Weighting):
     Args:
         view: "velocity", "v", "denoised", "noise" or "score".
         times: the density q of the times; the weight omega is q, so that every drawn time has the weight 1. Default:
-            `UniformTime()`. `LogNormal(0, 1)` on the `Rectified` path, where sigma/alpha = t/(1 - t), is the logit-normal
-            density of Stable Diffusion 3 (2403.03206, eq. 19).
+            `UniformTime()`. `LogNormal(0, 1)` on the `Rectified` path, where sigma/alpha = t/(1 - t), is the
+            logit-normal density of Stable Diffusion 3 (2403.03206, eq. 19).
 
     Raises:
         ValueError: view is unknown.

@@ -1,6 +1,5 @@
 """Noise-conditional networks F(x, c_noise, cond): functions of a state, a noise label and a condition."""
 
-from scoresde.networks.convolutional_autoencoder import ConvolutionalAutoencoder
 from scoresde.networks.blocks import (
     BlockStyle,
     InputResidual,
@@ -11,6 +10,7 @@ from scoresde.networks.blocks import (
     filter_resampling,
     residual_resampling,
 )
+from scoresde.networks.convolutional_autoencoder import ConvolutionalAutoencoder
 from scoresde.networks.dit import DiT, dit_b, dit_l, dit_s, dit_xl
 from scoresde.networks.embeddings import Conditions, FourierEmbedding, PositionalEmbedding
 from scoresde.networks.encoder import EncoderUNet, Ends

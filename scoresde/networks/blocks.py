@@ -35,7 +35,7 @@ class BlockStyle:
         group_size: smallest number of channels per group of the group normalisations, which have at most 32 groups. A
             normalisation with one channel per group removes the added time features; `scale_shift` avoids this.
         norm_eps: constant added to the variance in the normalisations.
-        attention: the class of the attention of a block; default `Attention`, or `SpatialTransformer` (2112.10752).
+        attention_block: the class of the attention of a block, `Attention` by default, or `SpatialTransformer`.
         checkpointing: if True, recompute the activations of the blocks in the backward pass instead of storing them.
     """
 
@@ -50,7 +50,7 @@ class BlockStyle:
     project_skip: bool = True
     group_size: Count = 4
     norm_eps: Positive = 1e-6
-    attention: Callable[..., nn.Module] | None = None
+    attention_block: Callable[..., nn.Module] | None = None
     checkpointing: bool = False
 
 
@@ -197,8 +197,8 @@ class Block(nn.Module):
     ):
         super().__init__()
         self.residual = ResidualBlock(style, in_channels, out_channels, resample)
-        self.attention = (style.attention or Attention)(style, out_channels) if attends else None
-        has_context = attends and style.context_features > 0 and style.attention is None
+        self.attention = (style.attention_block or Attention)(style, out_channels) if attends else None
+        has_context = attends and style.context_features > 0 and style.attention_block is None
         self.cross = Attention(style, out_channels, style.context_features) if has_context else None
         self.checkpointing = style.checkpointing
 

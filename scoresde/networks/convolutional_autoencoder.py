@@ -4,8 +4,8 @@
     decode: z (B, c, *latent sides) --middle--> up[res] blocks   --> mean of p(x | z), and log of its scale
 
 Each resolution but the first halves the sides. The blocks are those of the U-Net (`networks.blocks`) without time and
-without skip connections. An autoencoder is any module with `encode` and `decode` as here, and the attributes `shape` and
-`latent_shape`; `pipelines.autoencoder` makes distributions of their outputs.
+without skip connections. `pipelines.autoencoder` makes distributions of the outputs of this network, or of any module
+with the methods `encode` and `decode` and the attributes `shape` and `latent_shape`.
 """
 
 from collections.abc import Sequence
@@ -81,7 +81,9 @@ class ConvolutionalAutoencoder(nn.Module):
         sides, factor = spatial_sides(image_size), 1 << (len(multipliers) - 1)
         sizes = [tuple(side >> level for side in sides) for level in range(len(multipliers))]
         if any(side % factor for side in sides):
-            raise ValueError(f"each side of image_size must be a multiple of {factor}; got {image_size}: pad the images")
+            raise ValueError(
+                f"each side of image_size must be a multiple of {factor}; got {image_size}: pad the images"
+            )
         if not set(attention) <= {size[-1] for size in sizes}:
             known = [size[-1] for size in sizes]
             raise ValueError(f"attention must be at resolutions among {known}; got {list(attention)}")

@@ -18,7 +18,7 @@ from scoresde.networks.layers import attend, convolution, linear, split_heads
 from scoresde.protocols import Condition, by_name
 
 
-class TokenAttention(nn.Module):
+class ContextAttention(nn.Module):
     """Multi-head attention of normalised tokens to themselves, or to context vectors, without biases but the last.
 
     Context vectors that hold NaN are left out; a sample whose context vectors all hold NaN attends to nothing.
@@ -48,7 +48,7 @@ class TokenAttention(nn.Module):
 
 @checked
 class SpatialTransformer(nn.Module):
-    """The transformer block of the module docstring; in a `BlockStyle`: `attention=SpatialTransformer`.
+    """The transformer block of the module docstring; in a `BlockStyle`: `attention_block=SpatialTransformer`.
 
     Args:
         style: the settings that all blocks share.
@@ -64,10 +64,14 @@ class SpatialTransformer(nn.Module):
         self.context_features = style.context_features
         self.norm = style.norm(channels)
         self.enter = convolution(dims, channels, channels, kernel=1)
-        self.attention = TokenAttention(channels, heads)
-        self.cross = TokenAttention(channels, heads, style.context_features)
+        self.attention = ContextAttention(channels, heads)
+        self.cross = ContextAttention(channels, heads, style.context_features)
         self.feed = nn.ModuleDict(
-            {"norm": nn.LayerNorm(channels), "enter": linear(channels, 8 * channels), "out": linear(4 * channels, channels)}
+            {
+                "norm": nn.LayerNorm(channels),
+                "enter": linear(channels, 8 * channels),
+                "out": linear(4 * channels, channels),
+            }
         )
         self.leave = convolution(dims, channels, channels, kernel=1, scale=0.0)
 

@@ -89,7 +89,7 @@ class GreyLevels:
         return self.low + self.width * (self._cell(x) + 0.5)
 
     def bounded(self, mean: Tensor) -> Tensor:
-        """Bound the mean smoothly to two levels beyond the range: the outer cells are open, and would move it far away."""
+        """Bound the mean smoothly to two levels beyond the range, because the outer cells are open."""
         half = 0.5 * self.levels * self.width
         centre = self.low + half
         return centre + (half + 2 * self.width) * torch.tanh((mean - centre) / half)

@@ -23,14 +23,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
-from scoresde.data.items import Unreadable
 from scoresde.data.summary import Moments, state_of
-from scoresde.data.transforms import CHANGE, draw
+from scoresde.data.transforms import draw
 from scoresde.inverse import Composed, Nonlinear, Operator
 from scoresde.pipelines.autoencoder import Autoencoder, Posterior
 from scoresde.protocols import Transform
 from scoresde.random_stream import RandomStream
-from scoresde.tensors import check_instance, dimensions, double, float64
+from scoresde.tensors import check_instance, double, float64
 
 FITTED_ON = 4096  # most samples from which `fit` computes shift and scale
 BATCH = 64

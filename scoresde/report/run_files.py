@@ -50,7 +50,8 @@ class RunFiles:
     """The contents of a run's directory.
 
     Attributes:
-        shape, kind: shape of a sample in data units, and how the page draws it: "images", "plane", "series" or "vectors".
+        shape, kind: shape of a sample in data units, and how the page draws it: "images", "plane", "series" or
+            "vectors".
         levels: number of grey levels of quantised data; None for continuous data.
         bounds: the data values that are drawn black and white.
         training, held_out: lines of the log with a training loss, and lines with metrics of held-out data.

@@ -32,10 +32,14 @@ def test_the_probability_of_a_level_is_that_of_the_logistic_distribution_on_its_
     close(density.log_prob(inside, f64(mean), f64(scale).log()), ((high - low) / density.width).log()[None])
     first, last = f64(-0.99), f64(0.99)
     log_scale = f64(scale).log()
-    close(density.log_prob(first, f64(mean), log_scale), torch.sigmoid((-1 + density.width - f64(mean)) / scale).log()
-          - math.log(density.width))
-    close(density.log_prob(last, f64(mean), log_scale), torch.sigmoid((f64(mean) - 1 + density.width) / scale).log()
-          - math.log(density.width))
+    close(
+        density.log_prob(first, f64(mean), log_scale),
+        torch.sigmoid((-1 + density.width - f64(mean)) / scale).log() - math.log(density.width),
+    )
+    close(
+        density.log_prob(last, f64(mean), log_scale),
+        torch.sigmoid((f64(mean) - 1 + density.width) / scale).log() - math.log(density.width),
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

@@ -55,7 +55,7 @@ def test_the_bound_is_the_exact_likelihood_of_continuous_data_if_the_autoencoder
 def test_bits_of_latents_are_those_of_the_pixels_if_the_autoencoder_is_orthogonal():
     """The same dequantisation, once under the density of pixels, once under that of latents."""
     pixels = Levels(8, -1, 1)
-    latents, network = latents_of((1, 2, 2), (4, 1, 1), pixels=pixels)
+    latents, _ = latents_of((1, 2, 2), (4, 1, 1), pixels=pixels)
     density = ss.GaussianMixture(torch.zeros(1, 4, 1, 1, dtype=torch.float64), f64(0.5)[None])
     of_pixels = ss.GaussianMixture(torch.zeros(1, 1, 2, 2, dtype=torch.float64), f64(0.5)[None])
     images = torch.randint(0, 8, (4, 1, 2, 2), generator=seeded())
@@ -99,7 +99,9 @@ def test_a_composition_and_its_parts_agree():
     for transform in (composed, whole):
         assert transform.levels == 8
         assert transform.data_shape == (1, 2, 2)
-    states, nats = zip(*(DataMap(t).draw(x, RandomStream(seeds=range(3)), LONG) for t in (whole, composed)), strict=True)
+    states, nats = zip(
+        *(DataMap(t).draw(x, RandomStream(seeds=range(3)), LONG) for t in (whole, composed)), strict=True
+    )
     close(states[0], states[1])
     close(nats[0], nats[1])
     close(whole.inverse(states[0]), composed.inverse(states[1]))
