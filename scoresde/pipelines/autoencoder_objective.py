@@ -75,7 +75,7 @@ class AutoencoderObjective(Objective):
             )
         return model
 
-    def forward(  # type: ignore[override]
+    def forward(
         self,
         model: Any,
         x0: Tensor,
