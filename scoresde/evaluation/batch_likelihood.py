@@ -1,7 +1,7 @@
 """Likelihoods and evidence bounds of single batches, from which `dataset_likelihood` evaluates a dataset."""
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Annotated, Any
@@ -191,6 +191,16 @@ def tasks_of(evaluation: BatchLikelihood, budget: Budget, every: Tensor, subset:
         coarse = replace(evaluation, samples=1, trace=evaluation.trace.kept())
         tasks |= {"coarse": (subset, coarse.values), "fine": (subset, replace(coarse, solver=finer()).values)}
     return tasks | bound_tasks(evaluation, budget, every)
+
+
+def summands(results: Mapping[str, Numbers]) -> dict[str, Tensor]:
+    """Return the terms of the bound of an autoencoder for each sample, and "kl"; none for other transforms.
+
+    "kl" is the sum of "prior" and "entropy".
+    """
+    parts = [result["terms"] for part, result in results.items() if part.startswith("values-")]
+    values = {name: torch.tensor([v for part in parts for v in part[name]], dtype=torch.float64) for name in parts[0]}
+    return values | ({"kl": values["prior"] + values["entropy"]} if "entropy" in values else {})
 
 
 def bound_tasks(evaluation: BatchLikelihood, budget: Budget, every: Tensor) -> Tasks:

@@ -40,7 +40,7 @@ from scoresde.dequantization import (
     warn_if_above_uniform,
 )
 from scoresde.divergence import Trace
-from scoresde.evaluation.batch_likelihood import BatchLikelihood, Budget, Tasks, bound_tasks, tasks_of
+from scoresde.evaluation.batch_likelihood import BatchLikelihood, Budget, Tasks, bound_tasks, summands, tasks_of
 from scoresde.evaluation.dataset_multilevel import evaluate_multilevel
 from scoresde.evaluation.generation import check_count
 from scoresde.evaluation.labels import label_nats, labels_of
@@ -273,20 +273,11 @@ def _summary(results: dict[str, Numbers], unit: str, subset: Tensor) -> DatasetL
         noise = float(again.square().mean()) / 2 / len(values) if len(again) else 0.0
         likelihood.monte_carlo = math.sqrt(noise)
         likelihood.population = math.sqrt(max(stderr**2 - noise, 0.0))
-    likelihood.summands = _summands(results)
+    likelihood.summands = {name: Estimate(*mean_and_error(part)) for name, part in summands(results).items()}
     if len(fine):
         likelihood.discretisation = Estimate(*mean_and_error(fine))
     _add_bound(likelihood, results)
     return likelihood
-
-
-def _summands(results: Mapping[str, Numbers]) -> dict[str, Estimate]:
-    """Return the means of the terms of the bound of an autoencoder, and of "kl"; none for other transforms."""
-    parts = [result["terms"] for part, result in results.items() if part.startswith("values-")]
-    values = {name: torch.tensor([v for part in parts for v in part[name]], dtype=torch.float64) for name in parts[0]}
-    if {"prior", "entropy"} <= set(values):
-        values["kl"] = values["prior"] + values["entropy"]
-    return {name: Estimate(*mean_and_error(column)) for name, column in values.items()}
 
 
 def _column(results: Mapping[str, Numbers], name: str, key: str = "value") -> Tensor:

@@ -21,7 +21,7 @@ MODEL = ss.GaussianMixture(torch.zeros(1, 2, 4, 4), torch.ones(1)).score_model(L
 SHAPES = pytest.mark.parametrize(("shape", "latent_shape"), [((4,), (4,)), ((2, 2), (2, 2))])
 
 
-def latents_of(shape, latent_shape, spread=1e-4, width=1e-4, pixels=Affine(), **arguments):  # noqa: B008
+def latents_of(shape, latent_shape, spread=1e-6, width=1e-6, pixels=Affine(), **arguments):  # noqa: B008
     """Latents of a linear autoencoder, by default with shift 0 and scale 1; and the autoencoder's network."""
     network = LinearNetwork(shape, latent_shape, spread, width)
     arguments = {"shift": 0.0, "scale": 1.0, **arguments}
