@@ -32,6 +32,7 @@ FREE_PARTS = ("held_out", "sampler", "trust", "hydra", "device", "run", "conditi
 FREE_SETTINGS = ["steps", "log_every", "checkpoint_every", "preview_every", "evaluate_every", "accumulate", "compile"]
 FREE_SETTINGS += ["channels_last", "workers", "parallel", "wandb", "device"]
 MODEL_PARTS = ["network", "sde", "prediction", "learned_variance", "conditional", "classifier", "flow_map"]
+FREE_DATA = ("data.transform.run", "data.transform.cache")  # of latents: a digest identifies their autoencoder
 MODEL_PARTS += ["generator", "autoencoder", "lora", "data.shape", "data.transform", "data.training"]
 
 
@@ -181,6 +182,8 @@ def changed_setting(before: Mapping[str, Any], now: Mapping[str, Any], model_onl
     for key, value in old.items():
         is_of_model = any(f"{key}.".startswith(f"{part}.") for part in MODEL_PARTS)
         is_free = key in free or key.split(".")[0] in FREE_PARTS
+        if key in FREE_DATA:
+            continue
         if value != new.get(key) and (is_of_model if model_only else not is_free):
             return f"{key} was {value!r}, now {new.get(key)!r}"
     return None

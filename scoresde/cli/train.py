@@ -110,7 +110,7 @@ def train(config: DictConfig) -> Record | None:
         preview = preview_of(model, dataset, sampler, measured, config, run)
         left_out = {*run_config.FREE_PARTS} - {"conditional"}
         stored = {key: value for key, value in settings.items() if key not in left_out}
-        items, item_map = cached(dataset, trained)
+        items, item_map = cached(dataset, trained, shows_progress())
         trainer.fit(model, loss, items, run, item_map, preview, held_out, shows_progress(), stored)
     # Report.
     if not is_first:

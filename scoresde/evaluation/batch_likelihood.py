@@ -32,13 +32,29 @@ from scoresde.protocols import Condition, by_name
 from scoresde.random_stream import RandomStream
 from scoresde.score import device_of
 from scoresde.solvers import Solver
-from scoresde.tensors import dimensions, send
+from scoresde.tensors import dimensions, mean_and_error, send
 from scoresde.training.batches import split_condition
 
 REPEATED = 2**31  # added to the seed of a sample for its second, independent evaluation
 BOUNDS = ("continuous", "discrete")
 
 Tasks = dict[str, tuple[Tensor, Callable[[Tensor], Numbers]]]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean with its standard error (None for a single sample); an error of 0 or None is not printed."""
+
+    mean: float
+    stderr: float | None
+
+    def __str__(self) -> str:
+        return f"{self.mean:.4f}" + (f" +- {four_decimals(self.stderr)}" if self.stderr else "")
+
+
+def four_decimals(error: float) -> str:
+    """Return an error as text with four decimals, or with an exponent if all four would be zero."""
+    return f"{error:.4f}" if error >= 5e-5 else f"{error:.1e}"
 
 
 @dataclass(frozen=True)
@@ -128,7 +144,9 @@ class BatchLikelihood:
         counts = {name: getattr(result, name).tolist() for name in ("nfe", "backward", "status")}
         errors = None if stated is None else stated.tolist()
         numbers = {"value": values.tolist(), "error": errors, **counts, "levels": levels, "conventions": declared}
-        return {**numbers, "terms": {name: part.tolist() for name, part in terms.items()}}
+        numbers["terms"] = {name: part.tolist() for name, part in terms.items()}
+        squared_error = getattr(self.run.transform, "squared_error", None)  # of an autoencoder
+        return {**numbers, "squared_error": [] if squared_error is None else squared_error(x).tolist()}
 
     def bound(self, indices: Tensor, budget: Budget) -> Numbers:
         """Return evidence bounds, NaN for samples without one, and their conventions."""
@@ -193,14 +211,16 @@ def tasks_of(evaluation: BatchLikelihood, budget: Budget, every: Tensor, subset:
     return tasks | bound_tasks(evaluation, budget, every)
 
 
-def summands(results: Mapping[str, Numbers]) -> dict[str, Tensor]:
-    """Return the terms of the bound of an autoencoder for each sample, and "kl"; none for other transforms.
+def summands(results: Mapping[str, Numbers]) -> dict[str, Estimate]:
+    """Return the means of the terms of the bound of an autoencoder, and of "kl"; none for other transforms.
 
     "kl" is the sum of "prior" and "entropy".
     """
     parts = [result["terms"] for part, result in results.items() if part.startswith("values-")]
     values = {name: torch.tensor([v for part in parts for v in part[name]], dtype=torch.float64) for name in parts[0]}
-    return values | ({"kl": values["prior"] + values["entropy"]} if "entropy" in values else {})
+    if "entropy" in values:
+        values["kl"] = values["prior"] + values["entropy"]
+    return {name: Estimate(*mean_and_error(column)) for name, column in values.items()}
 
 
 def bound_tasks(evaluation: BatchLikelihood, budget: Budget, every: Tensor) -> Tasks:

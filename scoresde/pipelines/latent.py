@@ -129,8 +129,8 @@ class Latents:
         return self._scaled(Posterior(mean, log_std).sample(stream)[0])
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Return the state (B, *) of the mean of q(z | x), in the dtype of x (float32 for integers)."""
-        return self._scaled(self._posterior(x).mean).to(double(x) if x.dtype == torch.float64 else torch.float32)
+        """Return the state (B, *) of the mean of q(z | x), in the dtype of the result of `pixels`."""
+        return self._scaled(self._posterior(x).mean).to(self.pixels(x[:1]).dtype)
 
     def encode(self, x: Tensor, stream: RandomStream) -> Tensor:
         """Draw the state (B, *) of data x from q(y | x)."""
@@ -151,13 +151,22 @@ class Latents:
 
     def inverse(self, y: Tensor) -> Tensor:
         """Return the mean of p(x | z) in data units, (B, *), for states y (B, *)."""
-        return self.pixels.inverse(self.decode(y).detach())
+        return self.pixels.inverse(self.decode(y))
 
     def decode(self, y: Tensor) -> Tensor:
         """Return the mean of p(v | z) in the model space of the images, differentiable in the states y (B, *)."""
         shift, scale = self._numbers_for(y)
         z = y * scale.to(y.dtype) + shift.to(y.dtype)
         return self._module(y).decode(z).to(y.dtype)
+
+    def squared_error(self, x: Tensor) -> Tensor:
+        """Return the mean square of the error of the reconstruction of data x, in data units, float64 (B,).
+
+        The reconstruction is the mean of p(x | z) at the mean of q(z | x); grey levels stand at the centres of their
+        cells.
+        """
+        target = self.pixels.inverse(self.autoencoder.density.canonical(self.pixels(x)))
+        return float64(self.inverse(self(x)) - target).square().flatten(1).mean(dim=1)
 
     def through(self, operator: Operator) -> Operator:
         """Return a measurement of images, in their model space, as a measurement of states: operator(decode(y))."""

@@ -16,6 +16,7 @@ from scoresde.dequantization import DataMap
 from scoresde.evaluation.trained_latents import cached
 from scoresde.random_stream import RandomStream
 from scoresde.report.film import run_film
+from scoresde.report.likelihood_section import bound_terms
 from scoresde.report.run_files import RunFiles
 from scoresde.training.checkpoint import load
 from tests.cli.conftest import rows
@@ -77,6 +78,10 @@ def test_the_run_of_latents_remembers_its_autoencoder(folder):
     shutil.move("ae", "elsewhere")
     with pytest.raises(ValueError, match="the autoencoder of these latents must be in ae"):
         ss.load("latent")
+    text = Path("latent/config.yaml").read_text()
+    Path("latent/config.yaml").write_text(text.replace("run: ae", "run: elsewhere"))
+    assert ss.load("latent").transform.digest == transform["digest"]
+    Path("latent/config.yaml").write_text(text)
     assert main([*AUTOENCODER, "trainer.steps=1", "seed=1", "trainer.evaluate_every=0"]) == 0
     with pytest.raises(ValueError, match="must have the autoencoder that these latents were made with"):
         ss.load("latent")
@@ -124,8 +129,13 @@ def test_bpd_states_the_bound_with_its_parts(folder, capsys):
     assert row["conventions"]["quantity"].endswith("by dequantisation and an autoencoder)")
     for name in ("-log p(z), flow", "-log p(x | z)", "log q(z | x)", "KL(q || p)"):
         assert re.search(rf"  {re.escape(name)} +-?\d", printed), name
+    assert "reconstruction error" in printed
+    bars = bound_terms(row)
+    assert len(bars) == 4
     run = ss.load("latent")
     images = torch.stack([ss.data.ImageFolder("pictures", size=8, split="train")[i] for i in range(3)])
+    error = (run.transform.inverse(run.transform(images)) - images - 0.5).square().flatten(1).mean(dim=1)
+    torch.testing.assert_close(run.transform.squared_error(images), error.double(), rtol=1e-3, atol=1e-3)
     bits = ss.bits_per_dim(run.model, images, run.transform, solver=ss.solvers.Adams(4))
     torch.testing.assert_close(sum(bits.terms.values()), bits.per_image)
 
