@@ -59,7 +59,7 @@ def test_bits_of_latents_are_those_of_the_pixels_if_the_autoencoder_is_orthogona
     density = ss.GaussianMixture(torch.zeros(1, 4, 1, 1, dtype=torch.float64), f64(0.5)[None])
     of_pixels = ss.GaussianMixture(torch.zeros(1, 1, 2, 2, dtype=torch.float64), f64(0.5)[None])
     images = torch.randint(0, 8, (4, 1, 2, 2), generator=seeded())
-    options = {"trace": ss.ExactTrace(), "solver": Adams(40)}
+    options = {"trace": ss.ExactTrace(), "solver": Adams(30)}
     exact = ss.bits_per_dim(of_pixels.score_model(LONG), images, pixels, **options)
     bits = ss.bits_per_dim(density.score_model(LONG), images, latents, **options)
     close(bits.per_image, exact.per_image, rtol=0, atol=1e-4)
@@ -68,7 +68,7 @@ def test_bits_of_latents_are_those_of_the_pixels_if_the_autoencoder_is_orthogona
     close(sum(bits.terms.values()), bits.per_image)
     assert bits.conventions["quantity"].endswith("by dequantisation and an autoencoder)")
     assert ss.bits_per_dim(density.score_model(LONG), images, latents, samples=2, **options).terms == {}
-    bound = ss.bounds.continuous(density.score_model(LONG), images, latents, draws=64)
+    bound = ss.bounds.continuous(density.score_model(LONG), images, latents, draws=32)
     assert abs(bound.mean - exact.mean) < 5 * bound.monte_carlo + 0.01
 
 
