@@ -21,13 +21,16 @@ from scoresde import (
     predictions,
     samplers,
     solvers,
+    text,
     thresholding,
 )
+from scoresde.adams_learning import AdamsLearning, learn_adams
 from scoresde.analytic import GaussianMixture
 from scoresde.bits import BitsPerDim, bits_per_dim
-from scoresde.build import Run, load, load_autoencoder, load_classifier
+from scoresde.build import Run, load, load_autoencoder, load_classifier, load_embedder
 from scoresde.classifier import NoisyClassifier
 from scoresde.classify import Classification, classify
+from scoresde.contrastive import ContrastiveModel
 from scoresde.dequantization import DataMap, TruncatedNormal, Uniform, Variational
 from scoresde.divergence import ExactTrace, Hutchinson
 from scoresde.flowmaps import FlowMap
@@ -68,9 +71,11 @@ __all__ = [
     "SDE",
     "VE",
     "VP",
+    "AdamsLearning",
     "BitsPerDim",
     "BlendedViews",
     "Classification",
+    "ContrastiveModel",
     "Cosine",
     "CosineDDPM",
     "DataMap",
@@ -108,9 +113,11 @@ __all__ = [
     "flowmaps",
     "guidance",
     "inverse",
+    "learn_adams",
     "load",
     "load_autoencoder",
     "load_classifier",
+    "load_embedder",
     "log_prob",
     "losses",
     "networks",
@@ -120,5 +127,6 @@ __all__ = [
     "sample_with_log_prob",
     "samplers",
     "solvers",
+    "text",
     "thresholding",
 ]

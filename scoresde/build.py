@@ -35,12 +35,13 @@ from scoresde.arguments import (
 )
 from scoresde.arguments import check as check_value
 from scoresde.classifier import NoisyClassifier
+from scoresde.contrastive import ContrastiveModel
 from scoresde.dequantization import DataMap, Dequantization, Variational
 from scoresde.flowmaps import DenoisingGenerator, FlowMap
 from scoresde.networks import add_lora
-from scoresde.pipelines import Autoencoder, Density, Latents
+from scoresde.pipelines import Autoencoder, Density, Embedder, Latents
 from scoresde.predictions import Prediction
-from scoresde.protocols import Transform
+from scoresde.protocols import CaptionEncoder, Transform
 from scoresde.run_config import CONFIG, changed_setting, join, plain, read_config
 from scoresde.score import ScoreModel
 from scoresde.sdes import SDE
@@ -53,6 +54,12 @@ from scoresde.training.trainer import CHECKPOINT
 
 TORCH_PACKAGES = ("torch.nn.", "torch.optim.")
 UNKNOWN = (InterpolationResolutionError, MissingMandatoryValue)
+KINDS: dict[type, tuple[str, str]] = {  # of models: what they are, and the function that loads their runs
+    ScoreModel: ("a score model", "load"),
+    NoisyClassifier: ("a classifier", "load_classifier"),
+    ContrastiveModel: ("a contrastive model", "load_embedder"),
+    Autoencoder: ("an autoencoder", "load_autoencoder"),
+}
 # Values where an annotation is missing or says Any: nothing but modules is built there.
 ARBITRARY = nn.Module | bool | int | Extended | str | list | dict | None
 
@@ -68,6 +75,7 @@ class Run:
         path: the run's directory; for a model built by `assemble`, the file or folder with the original weights.
         dequantization: the dequantisation of integer grey levels; None for continuous data.
         trained_on_levels: whether the model was trained on the grey levels themselves, without dequantisation.
+        text: maps captions to conditions, `run.model.given(run.text(["..."]))`; None if the data have no captions.
         state_shape, data_shape: shapes `*` of a state and of a sample in data units; they differ for latents.
     """
 
@@ -77,6 +85,7 @@ class Run:
     path: Path
     dequantization: Dequantization | None = None
     trained_on_levels: bool = False
+    text: CaptionEncoder | None = None
 
     @property
     def data_map(self) -> DataMap:
@@ -136,13 +145,15 @@ def check(config: Any, role: Any = object, trust: Sequence[str] = ()) -> None:
     _check_types(_key(node), node, role, trust)
 
 
-def build_model(config: DictConfig, trust: Sequence[str] = ()) -> ScoreModel | NoisyClassifier | Autoencoder:
+def build_model(
+    config: DictConfig, trust: Sequence[str] = ()
+) -> ScoreModel | NoisyClassifier | ContrastiveModel | Autoencoder:
     """Build the untrained model of a configuration from its network, SDE and prediction type.
 
-    It is a score model; a noise-conditional classifier if the configuration has `classifier: true`; a flow map if it
-    has `flow_map`, further arguments of `FlowMap`; a denoising generator if it has `generator`, further arguments of
-    `DenoisingGenerator`; or an autoencoder, without SDE, if it has `autoencoder`, further arguments of `Autoencoder`.
-    With `lora`, the network has adapters of this rank.
+    It is a score model; a noise-conditional classifier if the configuration has `classifier: true`; a contrastive model
+    if it has `contrastive: true`; a flow map if it has `flow_map`, further arguments of `FlowMap`; a denoising
+    generator if it has `generator`, further arguments of `DenoisingGenerator`; or an autoencoder, without SDE, if it
+    has `autoencoder`, further arguments of `Autoencoder`. With `lora`, the network has adapters of this rank.
 
     Raises:
         ValueError: the network is for states with more dimensions than `data.shape` has; see also `instantiate`.
@@ -161,9 +172,11 @@ def build_model(config: DictConfig, trust: Sequence[str] = ()) -> ScoreModel | N
         further = {key: value for key, value in plain(node).items() if key != "density"}
         return Autoencoder(network, instantiate(node.get("density"), trust, Density | None), **further)
     sde = instantiate(config.sde, trust, SDE)
-    if config.get("classifier"):
-        return NoisyClassifier(network, sde, instantiate(config.prediction, trust, Prediction))
     prediction, learned = instantiate(config.prediction, trust, Prediction), bool(config.get("learned_variance", False))
+    if config.get("classifier"):
+        return NoisyClassifier(network, sde, prediction)
+    if config.get("contrastive"):
+        return ContrastiveModel(network, sde, prediction)
     conditional = config.get("conditional") or ()
     if config.get("flow_map") is not None:
         model: Any = FlowMap(network, sde, prediction, conditional=conditional, **plain(config.flow_map))
@@ -234,12 +247,7 @@ def load(path: str | Path, weights: str | float = "ema", trust: Sequence[str] = 
             width; or the checkpoint does not fit the configuration.
     """
     model, config = _load(Path(path), weights, trust, device)
-    if isinstance(model, NoisyClassifier):
-        raise ValueError(f"{path} must be the run of a score model; got that of a classifier: use ss.load_classifier")
-    if isinstance(model, Autoencoder):
-        raise ValueError(
-            f"{path} must be the run of a score model; got that of an autoencoder: use ss.load_autoencoder"
-        )
+    _check_kind(model, ScoreModel, path)
     return _run(model, config, Path(path), trust)
 
 
@@ -248,8 +256,7 @@ def load_classifier(
 ) -> NoisyClassifier:
     """Load a classifier that `scoresde train` or `scoresde convert` wrote; arguments and errors are those of `load`."""
     model, _ = _load(Path(path), weights, trust, device)
-    if not isinstance(model, NoisyClassifier):
-        raise ValueError(f"{path} must be the run of a classifier; got that of another model: use ss.load")
+    _check_kind(model, NoisyClassifier, path)
     return model
 
 
@@ -262,14 +269,28 @@ def load_autoencoder(
     scale. Arguments and errors are those of `load`.
     """
     model, config = _load(Path(path), weights, trust, device)
-    if not isinstance(model, Autoencoder):
-        raise ValueError(f"{path} must be the run of an autoencoder; got that of another model: use ss.load")
+    _check_kind(model, Autoencoder, path)
     return Latents(model, build_data_map(config.data, trust).transform)
 
 
-def _load(
-    path: Path, weights: str | float, trust: Sequence[str], device: str
-) -> tuple[ScoreModel | NoisyClassifier | Autoencoder, DictConfig]:
+def load_embedder(
+    path: str | Path, weights: str | float = "ema", trust: Sequence[str] = (), device: str = "cpu"
+) -> Embedder:
+    """Load a contrastive model that `scoresde train` wrote; arguments and errors are those of `load`."""
+    model, config = _load(Path(path), weights, trust, device)
+    _check_kind(model, ContrastiveModel, path)
+    text = instantiate(config.data.get("text"), trust, CaptionEncoder | None)
+    return Embedder(model, build_data_map(config.data, trust), text)
+
+
+def _check_kind(model: Any, kind: type, path: str | Path) -> None:
+    """Raise ValueError if the run at `path` has a model of another kind."""
+    if not isinstance(model, kind):
+        own, function = next(texts for base, texts in KINDS.items() if isinstance(model, base))
+        raise ValueError(f"{path} must be the run of {KINDS[kind][0]}; got that of {own}: use ss.{function}")
+
+
+def _load(path: Path, weights: str | float, trust: Sequence[str], device: str) -> tuple[Any, DictConfig]:
     """Return the model of a run in eval mode, and the configuration."""
     sigma_rel = None if weights in ("ema", "raw") else _sigma_rel(weights)
     config = read_config(path)
@@ -316,7 +337,8 @@ def _run(model: ScoreModel, config: DictConfig, path: Path, trust: Sequence[str]
     """Return the `Run` of a model whose weights are loaded."""
     data, training = build_data_map(config.data, trust), config.data.get("training")
     on_levels = training is not None and training.get("dequantization") is None
-    return Run(model, data.transform, config, path, data.dequantization, on_levels)
+    text = instantiate(config.data.get("text"), trust, CaptionEncoder | None)
+    return Run(model, data.transform, config, path, data.dequantization, on_levels, text)
 
 
 def load_dequantization(run: Run) -> Variational:

@@ -15,11 +15,11 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from scoresde import build, run_config
-from scoresde.classifier import NoisyClassifier
 from scoresde.cli.common import (
     build_optimizer,
     check_run,
     check_states,
+    fit_text,
     fit_transform,
     run_directory,
     save_picture,
@@ -63,6 +63,7 @@ def train(config: DictConfig) -> Record | None:
     optimizer = build_optimizer(config)
     check_states(config)
     with warnings_on_stderr():
+        fit_text(config, run)
         dataset = build.instantiate(config.data.train, trust, Dataset)
         config.trainer.batch_size = fitting(config.trainer.batch_size, dataset)
     if is_shape_open:
@@ -75,9 +76,10 @@ def train(config: DictConfig) -> Record | None:
     model: Any = build.build_model(config, trust)
     if config.init_from is not None and not (run / CHECKPOINT).exists():
         initialise(model, config)
-    has_score = not isinstance(model, NoisyClassifier | Autoencoder)
+    is_diffusion = hasattr(model, "predict")  # unlike a classifier or a contrastive model
     with open_dict(config), warnings_on_stderr():
-        config.conditional = None if not has_score else trained_conditions(model, dataset, config, list(added)) or None
+        conditional = trained_conditions(model, dataset, config, list(added)) if is_diffusion else None
+        config.conditional = conditional or None
         config.class_names = getattr(dataset, "class_names", None)
     model.conditional = tuple(config.conditional or ())
     dropout = run_config.plain(config.condition)["dropout"]
@@ -91,7 +93,7 @@ def train(config: DictConfig) -> Record | None:
     held_out = None
     if config.trainer.evaluate_every and config.data.get("validation") is not None:
         validation = build.instantiate(config.data.validation, trust)
-        settings = {**config.held_out, **({} if has_score else {"draws": 0})}  # other models have no bound
+        settings = {**config.held_out, **({} if is_diffusion else {"draws": 0})}  # only a diffusion has a bound
         held_out = HeldOut(loss, validation, trained, measured, **settings, seed=config.seed)
     # Train.
     parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
@@ -156,12 +158,12 @@ def preview_of(
     model: Any, dataset: Dataset, sampler: Sampler, data_map: DataMap, config: DictConfig, run: Path
 ) -> Callable[[Any, int], None] | None:
     """Return the function that saves pictures during training: samples, or an autoencoder's reconstructions."""
-    if isinstance(model, NoisyClassifier):
-        return None
     if isinstance(model, Autoencoder):
         rows = torch.linspace(0, len(dataset) - 1, PREVIEWED).long().tolist()  # type: ignore[arg-type]
         data = torch.stack([state_of(dataset[i]) for i in rows])
         return partial(save_reconstructions, data, data_map, config, run)
+    if not hasattr(model, "predict"):
+        return None
     return partial(save_preview, sampler, data_map, config, run, preview_rows(model, dataset, config))
 
 

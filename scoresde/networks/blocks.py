@@ -10,7 +10,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from scoresde.arguments import Count, Positive, Share, checked
-from scoresde.networks.layers import attend, checkpointed, convolution, group_norm, linear, split_heads
+from scoresde.networks.layers import (
+    attend,
+    checkpointed,
+    context_mask,
+    convolution,
+    group_norm,
+    linear,
+    split_heads,
+)
 from scoresde.networks.resampling import Resample, ResampledConvolution
 
 
@@ -109,8 +117,7 @@ class ResidualBlock(nn.Module):
         self.style, dims = style, style.dims
         self.resample = Resample(dims, resample, style.fir) if resample else None
         self.norm1, self.conv1 = style.norm(in_channels), convolution(dims, in_channels, out_channels)
-        features = out_channels * (2 if style.scale_shift else 1)
-        self.time = linear(style.time_features, features) if style.time_features else None
+        self.time = linear(style.time_features, out_channels * (1 + style.scale_shift)) if style.time_features else None
         self.norm2, self.dropout = style.norm(out_channels), nn.Dropout(style.dropout)
         self.conv2 = convolution(dims, out_channels, out_channels, scale=0.0)
         project = in_channels != out_channels or (resample is not None and style.project_skip)
@@ -170,11 +177,10 @@ class Attention(nn.Module):
         if context is None:
             update = _pointwise(self.out, attend(*split_heads(_pointwise(self.qkv, tokens), 3, self.heads)))
         else:
-            known = ~context.isnan().any(dim=2)
-            is_null = ~known.any(dim=1)[:, None]  # no vector to attend to
+            mask, is_null = context_mask(context)
             (query,) = split_heads(_pointwise(self.query, tokens), 1, self.heads)
             key, value = split_heads(self.context(context.nan_to_num()), 2, self.heads)
-            update = _pointwise(self.out, attend(query, key, value, (known | is_null)[:, None, None]))
+            update = _pointwise(self.out, attend(query, key, value, mask))
         joined = self.style.join(x, update.transpose(1, 2).reshape(x.shape))
         return joined if context is None else torch.where(is_null.reshape(-1, *(1,) * (x.ndim - 1)), x, joined)
 
@@ -205,8 +211,9 @@ class Block(nn.Module):
     def forward(self, x: Tensor, time: Tensor | None, context: Tensor | None = None) -> Tensor:
         hidden = checkpointed(self.residual, x, time, active=self.checkpointing)
         if self.attention is not None:
-            to = () if self.cross is not None or context is None else (context,)
-            hidden = checkpointed(self.attention, hidden, *to, active=self.checkpointing)
+            hidden = checkpointed(
+                self.attention, hidden, *(() if self.cross else (context,)), active=self.checkpointing
+            )
         if self.cross is not None and context is not None:
             hidden = checkpointed(self.cross, hidden, context, active=self.checkpointing)
         return hidden

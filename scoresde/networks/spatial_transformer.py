@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from scoresde.arguments import Count, checked
 from scoresde.networks.blocks import NetworkStyle
-from scoresde.networks.layers import attend, convolution, linear, split_heads
+from scoresde.networks.layers import attend, context_mask, convolution, linear, split_heads
 from scoresde.protocols import Condition, by_name
 
 
@@ -34,16 +34,14 @@ class ContextAttention(nn.Module):
 
     def forward(self, tokens: Tensor, context: Tensor | None = None) -> Tensor:
         tokens = self.norm(tokens)
-        source, mask, is_null = tokens if context is None else context, None, None
+        source, mask, is_null = tokens, None, None
         if context is not None:
-            known = ~context.isnan().any(dim=2)
-            is_null = ~known.any(dim=1)[:, None]
-            source, mask = context.nan_to_num(), (known | is_null)[:, None, None]
+            source, (mask, is_null) = context.nan_to_num(), context_mask(context)
         (query,), (key,), (value,) = (
             split_heads(part, 1, self.heads) for part in (self.query(tokens), self.key(source), self.value(source))
         )
         update = self.out(attend(query, key, value, mask))
-        return update if is_null is None else torch.where(is_null[..., None], 0.0, update)
+        return update if is_null is None else update.masked_fill(is_null, 0.0)
 
 
 @checked
