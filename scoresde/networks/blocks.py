@@ -211,9 +211,7 @@ class Block(nn.Module):
     def forward(self, x: Tensor, time: Tensor | None, context: Tensor | None = None) -> Tensor:
         hidden = checkpointed(self.residual, x, time, active=self.checkpointing)
         if self.attention is not None:
-            hidden = checkpointed(
-                self.attention, hidden, *(() if self.cross else (context,)), active=self.checkpointing
-            )
+            hidden = checkpointed(self.attention, hidden, None if self.cross else context, active=self.checkpointing)
         if self.cross is not None and context is not None:
             hidden = checkpointed(self.cross, hidden, context, active=self.checkpointing)
         return hidden

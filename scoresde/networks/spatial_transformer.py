@@ -18,7 +18,7 @@ from scoresde.networks.layers import attend, context_mask, convolution, linear, 
 from scoresde.protocols import Condition, by_name
 
 
-class ContextAttention(nn.Module):
+class TransformerAttention(nn.Module):
     """Multi-head attention of normalised tokens to themselves, or to context vectors, without biases but the last.
 
     Context vectors that hold NaN are left out; a sample whose context vectors all hold NaN attends to nothing.
@@ -62,8 +62,8 @@ class SpatialTransformer(nn.Module):
         self.context_features = style.context_features
         self.norm = style.norm(channels)
         self.enter = convolution(dims, channels, channels, kernel=1)
-        self.attention = ContextAttention(channels, heads)
-        self.cross = ContextAttention(channels, heads, style.context_features)
+        self.attention = TransformerAttention(channels, heads)
+        self.cross = TransformerAttention(channels, heads, style.context_features)
         self.feed = nn.ModuleDict(
             {
                 "norm": nn.LayerNorm(channels),
