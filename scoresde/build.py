@@ -39,7 +39,7 @@ from scoresde.contrastive import ContrastiveModel
 from scoresde.dequantization import DataMap, Dequantization, Variational
 from scoresde.flowmaps import DenoisingGenerator, FlowMap
 from scoresde.networks import add_lora
-from scoresde.pipelines import CascadeStage, Embedder
+from scoresde.pipelines import Autoencoder, CascadeStage, Density, Embedder, Latents
 from scoresde.predictions import Prediction
 from scoresde.protocols import CaptionEncoder, Transform
 from scoresde.run_config import CONFIG, changed_setting, join, plain, read_config
@@ -58,6 +58,7 @@ KINDS: dict[type, tuple[str, str]] = {  # of models: what they are, and the func
     ScoreModel: ("a score model", "load"),
     NoisyClassifier: ("a classifier", "load_classifier"),
     ContrastiveModel: ("a contrastive model", "load_embedder"),
+    Autoencoder: ("an autoencoder", "load_autoencoder"),
 }
 # Values where an annotation is missing or says Any: nothing but modules is built there.
 ARBITRARY = nn.Module | bool | int | Extended | str | list | dict | None
@@ -75,6 +76,7 @@ class Run:
         dequantization: the dequantisation of integer grey levels; None for continuous data.
         trained_on_levels: whether the model was trained on the grey levels themselves, without dequantisation.
         text: maps captions to conditions, `run.model.given(run.text(["..."]))`; None if the data have no captions.
+        state_shape, data_shape: shapes `*` of a state and of a sample in data units; they differ for latents.
     """
 
     model: ScoreModel
@@ -97,6 +99,14 @@ class Run:
         loss = instantiate(loss) if loss is not None and "resolutions" in loss else None
         split = (None, 0.0) if loss is None else (loss.resolutions, loss.augmentation)
         return CascadeStage(self.model, self.transform, tuple(self.config.data.shape), self.dequantization, *split)
+
+    @property
+    def state_shape(self) -> tuple[int, ...]:
+        return tuple(self.config.data.shape)
+
+    @property
+    def data_shape(self) -> tuple[int, ...]:
+        return getattr(self.transform, "data_shape", None) or self.state_shape
 
 
 def instantiate(config: Any, trust: Sequence[str] = (), role: Any = object, **arguments: Any) -> Any:
@@ -143,13 +153,15 @@ def check(config: Any, role: Any = object, trust: Sequence[str] = ()) -> None:
     _check_types(_key(node), node, role, trust)
 
 
-def build_model(config: DictConfig, trust: Sequence[str] = ()) -> ScoreModel | NoisyClassifier | ContrastiveModel:
+def build_model(
+    config: DictConfig, trust: Sequence[str] = ()
+) -> ScoreModel | NoisyClassifier | ContrastiveModel | Autoencoder:
     """Build the untrained model of a configuration from its network, SDE and prediction type.
 
     It is a score model; a noise-conditional classifier if the configuration has `classifier: true`; a contrastive model
-    if it has `contrastive: true`; a flow map if it has `flow_map`, further arguments of `FlowMap`; or a denoising
-    generator if it has `generator`, further arguments of `DenoisingGenerator`. With `lora`, the network has adapters of
-    this rank.
+    if it has `contrastive: true`; a flow map if it has `flow_map`, further arguments of `FlowMap`; a denoising
+    generator if it has `generator`, further arguments of `DenoisingGenerator`; or an autoencoder, without SDE, if it
+    has `autoencoder`, further arguments of `Autoencoder`. With `lora`, the network has adapters of this rank.
 
     Raises:
         ValueError: the network is for states with more dimensions than `data.shape` has; see also `instantiate`.
@@ -164,6 +176,9 @@ def build_model(config: DictConfig, trust: Sequence[str] = ()) -> ScoreModel | N
             f"the network must fit states of shape {shape}; got a network for more dimensions "
             f"({str(error).splitlines()[0]}): take network=mlp (any shape), series, images or volumes"
         ) from error
+    if (node := config.get("autoencoder")) is not None:
+        further = {key: value for key, value in plain(node).items() if key != "density"}
+        return Autoencoder(network, instantiate(node.get("density"), trust, Density | None), **further)
     sde = instantiate(config.sde, trust, SDE)
     prediction, learned = instantiate(config.prediction, trust, Prediction), bool(config.get("learned_variance", False))
     if config.get("classifier"):
@@ -251,6 +266,19 @@ def load_classifier(
     model, _ = _load(Path(path), weights, trust, device)
     _check_kind(model, NoisyClassifier, path)
     return model
+
+
+def load_autoencoder(
+    path: str | Path, weights: str | float = "ema", trust: Sequence[str] = (), device: str = "cpu"
+) -> Latents:
+    """Load an autoencoder that `scoresde train` wrote, as a transform of its data to latents without shift and scale.
+
+    Its `autoencoder` encodes and decodes, and `scoresde.evaluation.trained_latents.TrainedLatents` adds shift and
+    scale. Arguments and errors are those of `load`.
+    """
+    model, config = _load(Path(path), weights, trust, device)
+    _check_kind(model, Autoencoder, path)
+    return Latents(model, build_data_map(config.data, trust).transform)
 
 
 def load_embedder(
