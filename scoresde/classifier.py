@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from scoresde import predictions
+from scoresde.configured import Configured
 from scoresde.counting import evaluated
 from scoresde.predictions import Prediction
 from scoresde.protocols import Network, call_network
@@ -19,7 +20,7 @@ from scoresde.sdes import SDE, checked_times
 from scoresde.tensors import at_least_float32, broadcast, check_instance, check_integer, floating
 
 
-class NoisyClassifier(nn.Module):
+class NoisyClassifier(Configured, nn.Module):
     """The logits of K classes at a noisy state: `classifier(x, t)`.
 
     Args:

@@ -23,11 +23,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from scoresde.configured import Configured
 from scoresde.random_stream import RandomStream
 from scoresde.tensors import check_instance, check_real, float64, floating, listed, send, sum_dims
 
 
-class Operator:
+class Operator(Configured):
     """A linear measurement. A subclass defines `__call__` and `adjoint`; with known singular values also the spectrum.
 
     Attributes:
@@ -52,9 +53,6 @@ class Operator:
         if not bool((torch.isfinite(std) & (std >= 0)).all()):
             raise ValueError(f"noise_std must be finite and at least 0; got {listed(std.flatten())}")
         self.noise_std = std
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}(noise_std={_range(self.noise_std)})"
 
     def __matmul__(self, other: "Operator") -> "Operator":
         """Return the operator x -> self(other(x)), with the noise of `self`."""

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from scoresde.arguments import Count, CountOrZero, Layers, Positive, Share, checked
+from scoresde.configured import Configured
 from scoresde.networks.embeddings import Classes, ImageCondition, PositionalEmbedding, TimeEmbedding
 from scoresde.networks.layers import (
     CONVOLUTIONS,
@@ -140,7 +141,7 @@ class FinalLayer(nn.Module):
 
 
 @checked
-class DiT(nn.Module):
+class DiT(nn.Module, Configured):
     """A noise-conditional transformer on the patches of (B, C, *space), with adaLN-Zero blocks (2212.09748).
 
     Reverse-mode, forward-mode and forward-over-reverse differentiation need no settings. Reverse over reverse needs

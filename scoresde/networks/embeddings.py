@@ -32,6 +32,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from scoresde.arguments import Count, CountOrZero, Positive, checked
+from scoresde.configured import Configured
 from scoresde.networks.layers import cast_for, linear
 from scoresde.protocols import NULL, Condition, by_name
 from scoresde.tensors import FullPrecision, at_least_float32
@@ -44,7 +45,7 @@ Classes = CountOrZero | Mapping[str, Count]
 
 
 @checked
-class PositionalEmbedding(FullPrecision):
+class PositionalEmbedding(FullPrecision, Configured):
     """sin and cos of the noise label at frequencies from `scale` down to `scale`/10^4, (B,) -> (B, features).
 
     The transformer embedding as DDPM uses it (2006.11239, appendix B). Use scale 1000 for labels in [0, 1].
@@ -73,7 +74,7 @@ class PositionalEmbedding(FullPrecision):
 
 
 @checked
-class FourierEmbedding(FullPrecision):
+class FourierEmbedding(FullPrecision, Configured):
     """sin and cos of 2 pi w label for fixed Gaussian frequencies w, (B,) -> (B, features) (2006.10739).
 
     Args:

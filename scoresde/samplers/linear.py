@@ -27,6 +27,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from scoresde.configured import Configured
 from scoresde.random_stream import RandomStream
 from scoresde.samplers.grids import Grid, Transition, angle
 from scoresde.score import BaseModel
@@ -93,7 +94,7 @@ def combine(base: Tensor, weights: Sequence[float], views: Sequence[Tensor]) -> 
     return base
 
 
-class Linear:
+class Linear(Configured):
     """A method given by its coefficients, as in the module docstring. A subclass defines `row` and sets `view`.
 
     view: the view that the method combines, "denoised", "noise" or "v". past: the largest number of views that it

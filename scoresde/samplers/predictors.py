@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from scoresde.arguments import checked
+from scoresde.configured import Configured
 from scoresde.protocols import Model
 from scoresde.random_stream import RandomStream
 from scoresde.samplers.grids import Angle
@@ -113,7 +114,7 @@ class ReverseDiffusion(Linear):
         return Row((Stage(nodes[0].t, 2 - ratio, (-variance / nodes[0].sigma,), math.sqrt(variance)),))
 
 
-class OptimalVariance:
+class OptimalVariance(Configured):
     """The variance of an ancestral step that fits the true reverse process best (2201.06503, theorem 1).
 
         c^2 = sigma_s^2 v / sigma_t^2 + k^2 (sigma_t/alpha_t)^2 V(t),        v as in the module docstring,

@@ -17,6 +17,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from scoresde.configured import Configured
 from scoresde.counting import Evaluations, counting
 from scoresde.prior_mismatch import prior_mismatches, warn_of_mismatch
 from scoresde.progress import progress_bar
@@ -56,7 +57,7 @@ class Step(Protocol):
     ) -> tuple[Tensor, Any]: ...
 
 
-class PlainStep:
+class PlainStep(Configured):
     """A step that prepares nothing and passes no memory to the next transition. A subclass defines `step`."""
 
     grid: Grid = uniform_time
@@ -106,7 +107,7 @@ ConstraintFunction = Callable[[BaseModel, Tensor, Tensor, RandomStream], Tensor]
 """A projection after every transition: (model, x, t, stream) -> the constrained state, from the state x (B, *) at t."""
 
 
-class StateConstraint:
+class StateConstraint(Configured):
     """A projection of the states of a run. A subclass defines `__call__`, and overrides the other methods as needed."""
 
     def __call__(self, model: BaseModel, x: Tensor, t: Tensor, stream: RandomStream) -> Tensor:
