@@ -29,6 +29,7 @@ from scoresde.classifier import NoisyClassifier
 from scoresde.classify import Classification, classify
 from scoresde.dequantization import DataMap, TruncatedNormal, Uniform, Variational
 from scoresde.divergence import ExactTrace, Hutchinson
+from scoresde.fitting import fit
 from scoresde.flowmaps import FlowMap
 from scoresde.likelihood import (
     LogProb,
@@ -56,6 +57,7 @@ from scoresde.sdes import (
     Tabulated,
     ZeroTerminalSNR,
 )
+from scoresde.training import EMA, Trainer
 from scoresde.views import BlendedViews, ShiftedViews, TiltedViews, Views
 from scoresde.wrappers import ModelWrapper
 
@@ -63,6 +65,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "DDPM",
+    "EMA",
     "NCSN",
     "SDE",
     "VE",
@@ -91,6 +94,7 @@ __all__ = [
     "SubVP",
     "Tabulated",
     "TiltedViews",
+    "Trainer",
     "TruncatedNormal",
     "Uniform",
     "Variational",
@@ -104,6 +108,7 @@ __all__ = [
     "decode",
     "editing",
     "encode",
+    "fit",
     "flowmaps",
     "guidance",
     "inverse",

@@ -35,12 +35,13 @@ from scoresde.arguments import (
 )
 from scoresde.arguments import check as check_value
 from scoresde.classifier import NoisyClassifier
+from scoresde.configured import one_line
 from scoresde.dequantization import DataMap, Dequantization, Variational
 from scoresde.flowmaps import DenoisingGenerator, FlowMap
 from scoresde.networks import add_lora
 from scoresde.predictions import Prediction
 from scoresde.protocols import Transform
-from scoresde.run_config import CONFIG, changed_setting, join, plain, read_config
+from scoresde.run_config import CONFIG, OWN, changed_setting, join, plain, read_config
 from scoresde.score import ScoreModel
 from scoresde.sdes import SDE
 from scoresde.tensors import available
@@ -56,7 +57,7 @@ UNKNOWN = (InterpolationResolutionError, MissingMandatoryValue)
 ARBITRARY = nn.Module | bool | int | Extended | str | list | dict | None
 
 
-@dataclass
+@dataclass(repr=False)
 class Run:
     """A trained model with its transform, configuration and directory.
 
@@ -80,6 +81,9 @@ class Run:
     def data_map(self) -> DataMap:
         """The map from data to states in model space, and back."""
         return DataMap(self.transform, self.dequantization)
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.path)!r}, model={one_line(self.model)}, transform={self.transform})"
 
 
 def instantiate(config: Any, trust: Sequence[str] = (), role: Any = object, **arguments: Any) -> Any:
@@ -126,20 +130,26 @@ def check(config: Any, role: Any = object, trust: Sequence[str] = ()) -> None:
     _check_types(_key(node), node, role, trust)
 
 
-def build_model(config: DictConfig, trust: Sequence[str] = ()) -> ScoreModel | NoisyClassifier:
+def build_model(
+    config: DictConfig, trust: Sequence[str] = (), network: nn.Module | None = None
+) -> ScoreModel | NoisyClassifier:
     """Build the untrained model of a configuration from its network, SDE and prediction type.
 
     It is a score model; a noise-conditional classifier if the configuration has `classifier: true`; a flow map if it
     has `flow_map`, further arguments of `FlowMap`; or a denoising generator if it has `generator`, further arguments of
-    `DenoisingGenerator`. With `lora`, the network has adapters of this rank.
+    `DenoisingGenerator`. With `lora`, the network has adapters of this rank. `network` replaces the network of
+    the configuration.
 
     Raises:
-        ValueError: the network is for states with more dimensions than `data.shape` has; see also `instantiate`.
+        ValueError: only Python can build a part of the model (`scoresde.fitting`), or the network is for states with
+            more dimensions than `data.shape` has; see also `instantiate`.
     """
+    _refuse_own_parts(config.get(OWN) or {}, ("network",) if network is not None else ())
     try:
-        check(config.network, nn.Module, trust)
-        check_memory("network", _bytes_of(config.network))
-        network = instantiate(config.network, trust, nn.Module)
+        if network is None:
+            check(config.network, nn.Module, trust)
+            check_memory("network", _bytes_of(config.network))
+            network = instantiate(config.network, trust, nn.Module)
     except InterpolationKeyError as error:
         shape = OmegaConf.select(config, "data.shape")
         raise ValueError(
@@ -160,6 +170,16 @@ def build_model(config: DictConfig, trust: Sequence[str] = ()) -> ScoreModel | N
     if rank := config.get("lora"):
         add_lora(model.network, rank)
     return model
+
+
+def _refuse_own_parts(own: Mapping[str, str], given: Sequence[str]) -> None:
+    """Raise ValueError if a run has a model or a part of one that only Python can build, and that is not given."""
+    for part, name in own.items():
+        if part in ("model", "network", "sde", "prediction") and part not in given:
+            raise ValueError(
+                f"the {part} of this run, {name}, is not of this library, or does not remember its arguments, so the "
+                "configuration cannot build it: build it in Python and pass it, ss.load(path, model=model)"
+            )
 
 
 def _bytes_of(config: DictConfig) -> int:
@@ -203,8 +223,15 @@ def assemble(config: Mapping[str, Any], state: Mapping[str, Tensor], path: str |
     return _run(model.eval(), tree, Path(path), ())
 
 
-def load(path: str | Path, weights: str | float = "ema", trust: Sequence[str] = (), device: str = "cpu") -> Run:
-    """Load a run that `scoresde train` wrote.
+def load(
+    path: str | Path,
+    weights: str | float = "ema",
+    trust: Sequence[str] = (),
+    device: str = "cpu",
+    model: Any = None,
+    transform: Transform | None = None,
+) -> Run:
+    """Load a run that `scoresde train`, `scoresde convert` or `scoresde.fit` wrote.
 
     Args:
         path: the directory of the run.
@@ -213,16 +240,26 @@ def load(path: str | Path, weights: str | float = "ema", trust: Sequence[str] = 
             the run's snapshots, see `scoresde.training.posthoc_ema.reconstruct`.
         trust: packages whose classes the configuration may name, see `instantiate`.
         device: the device of the model.
+        model: a model of your own class, which gets the weights of the run; or its network, if only the network is of
+            your own class. Default: the model that the configuration describes.
+        transform: a transform of your own class. Default: that of the configuration.
 
     Raises:
         FileNotFoundError: there is no run, no checkpoint, or no snapshot of power-function averages.
         ValueError: `weights` is invalid; sigma_rel is outside (0, 0.2887), or the snapshots cannot be combined to this
-            width; or the checkpoint does not fit the configuration.
+            width; the checkpoint does not fit the configuration or the model; or a part of the run is of your own
+            class and is not given.
     """
-    model, config = _load(Path(path), weights, trust, device)
-    if isinstance(model, NoisyClassifier):
+    loaded, config = _load(Path(path), weights, trust, device, model)
+    if model is None and isinstance(loaded, NoisyClassifier):
         raise ValueError(f"{path} must be the run of a score model; got that of a classifier: use ss.load_classifier")
-    return _run(model, config, Path(path), trust)
+    own = config.get(OWN) or {}
+    if transform is None and "transform" in own:
+        raise ValueError(
+            f"the transform of {path}, {own['transform']}, is of a class of your own: pass it, "
+            "ss.load(path, transform=transform)"
+        )
+    return _run(loaded, config, Path(path), trust, transform)  # type: ignore[arg-type]
 
 
 def load_classifier(
@@ -236,12 +273,13 @@ def load_classifier(
 
 
 def _load(
-    path: Path, weights: str | float, trust: Sequence[str], device: str
+    path: Path, weights: str | float, trust: Sequence[str], device: str, model: Any = None
 ) -> tuple[ScoreModel | NoisyClassifier, DictConfig]:
-    """Return the model of a run in eval mode, and the configuration."""
+    """Return the model of a run in eval mode, and the configuration; `model` as in `load`."""
     sigma_rel = None if weights in ("ema", "raw") else _sigma_rel(weights)
     config = read_config(path)
-    model = build_model(config, trust)
+    if model is None or not hasattr(model, "sde"):
+        model = build_model(config, trust, model)
     parts = {"model", "ema"} if weights == "ema" else {"model"}
     groups, info = checkpoint.load(path / CHECKPOINT, parts, needed=["model"])
     is_training = "optimizer" in info  # training averages all trained weights; a converted run may have no averages
@@ -280,11 +318,13 @@ def _sigma_rel(weights: str | float) -> float:
     return sigma_rel
 
 
-def _run(model: ScoreModel, config: DictConfig, path: Path, trust: Sequence[str]) -> Run:
+def _run(
+    model: ScoreModel, config: DictConfig, path: Path, trust: Sequence[str], transform: Transform | None = None
+) -> Run:
     """Return the `Run` of a model whose weights are loaded."""
     data, training = build_data_map(config.data, trust), config.data.get("training")
     on_levels = training is not None and training.get("dequantization") is None
-    return Run(model, data.transform, config, path, data.dequantization, on_levels)
+    return Run(model, transform or data.transform, config, path, data.dequantization, on_levels)
 
 
 def load_dequantization(run: Run) -> Variational:
