@@ -60,7 +60,7 @@ class Configured:
         return {name: own if isinstance(own := getattr(self, name, None), float) else value for name, value in named}
 
     def __repr__(self) -> str:
-        return one_line(self)
+        return call_text(self)
 
 
 def _recording(construct: types.FunctionType) -> Any:
@@ -125,29 +125,28 @@ def _takes_arguments(kind: type) -> bool:
 # --- as text
 
 
+def call_text(value: Any) -> str:
+    """Return the call that makes an object as one line of text, `Name(...)` if the arguments are not known."""
+    if (arguments := remembered(value)) is None:
+        return f"{type(value).__name__}(...)"
+    return f"{type(value).__name__}({', '.join(f'{name}={one_line(part)}' for name, part in arguments.items())})"
+
+
 def one_line(value: Any) -> str:
-    """Return the call that makes an object, or a value, as one line of text.
+    """Return a value as one line of text.
 
-    Tensors of more than a few numbers are shown as dtype and shape, and objects of other classes as `Name(...)`.
+    Tensors of more than a few numbers are shown as dtype and shape, and an object as its `repr` if that is one line.
     """
-    if (arguments := remembered(value)) is not None:
-        shown = (f"{name}={_part_line(part)}" for name, part in arguments.items())
-        return f"{type(value).__name__}({', '.join(shown)})"
-    return _part_line(value)
-
-
-def _part_line(value: Any) -> str:
-    """Return a value in the arguments of an object as one line of text."""
     if isinstance(value, functools.partial):
-        options = [f", {name}={_part_line(part)}" for name, part in value.keywords.items()]
-        return f"partial({_part_line(value.func)}{''.join(options)})"
+        options = [f", {name}={one_line(part)}" for name, part in value.keywords.items()]
+        return f"partial({one_line(value.func)}{''.join(options)})"
     if isinstance(value, Tensor) or type(value).__module__ == "numpy":
         return _array_line(value)
     if isinstance(value, (list, tuple)) and len(value) <= FEW:
-        inside = ", ".join(map(_part_line, value))
+        inside = ", ".join(map(one_line, value))
         return f"[{inside}]" if isinstance(value, list) else f"({inside}{',' if len(value) == 1 else ''})"
     if isinstance(value, dict) and len(value) <= FEW:
-        return f"{{{', '.join(f'{key!r}: {_part_line(part)}' for key, part in value.items())}}}"
+        return f"{{{', '.join(f'{key!r}: {one_line(part)}' for key, part in value.items())}}}"
     if isinstance(value, (list, tuple, dict, *PLAIN)):
         return LISTED.repr(value)
     if isinstance(value, Path):
@@ -158,7 +157,7 @@ def _part_line(value: Any) -> str:
     text = "" if own in (object.__repr__, nn.Module.__repr__) else repr(value)
     if text and "\n" not in text:
         return text
-    return one_line(value) if remembered(value) is not None else f"{type(value).__name__}(...)"
+    return call_text(value)
 
 
 def _array_line(array: Any) -> str:
@@ -190,28 +189,30 @@ def described(value: Any) -> Any:
         if math.prod(value.shape) <= MOST:
             return value.tolist()
         raise NotDescribed(f"a tensor of shape {tuple(value.shape)} is too large for a configuration")
-    if isinstance(value, functools.partial) and isinstance(value.func, type) and not value.args:
+    if isinstance(value, functools.partial) and not value.args:
         return {"_target_": target_of(value.func), "_partial_": True, **described(value.keywords)}
-    if isinstance(value, type):
+    if isinstance(value, (type, types.FunctionType)):
         return {"_target_": target_of(value), "_partial_": True}
     if (arguments := remembered(value)) is not None:
         return {"_target_": target_of(type(value)), **described(with_defaults(type(value), arguments))}
     raise NotDescribed(f"{full_name(value)} does not remember the arguments of its constructor")
 
 
-def target_of(kind: type) -> str:
-    """Return the name of a class as configurations write it: in the first package that exports the class.
+def target_of(kind: Any) -> str:
+    """Return the name of a class, or of a function that makes networks, as configurations write it.
+
+    It is the name in the first package that exports the class.
 
     Raises:
-        NotDescribed: the class is neither of this library nor of torch.
+        NotDescribed: the class is neither of this library nor of torch, or the function makes no networks.
     """
     parts = kind.__module__.split(".")
-    if parts[0] not in ("scoresde", "torch"):
-        raise NotDescribed(f"{kind.__module__}.{kind.__qualname__} is a class of another package")
+    if parts[0] not in ("scoresde", "torch") or not (isinstance(kind, type) or parts[:2] == ["scoresde", "networks"]):
+        raise NotDescribed(f"{full_name(kind)} is not a class of this library or of torch")
     for count in range(2, len(parts) + 1):
         if getattr(sys.modules.get(".".join(parts[:count])), kind.__name__, None) is kind:
             return ".".join([*parts[:count], kind.__name__])
-    raise NotDescribed(f"{kind.__module__}.{kind.__qualname__} has no public name")
+    raise NotDescribed(f"{full_name(kind)} has no public name")
 
 
 def full_name(value: Any) -> str:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from scoresde.configured import one_line
+from scoresde.configured import call_text
 from scoresde.data.items import check_choice
 from scoresde.data.summary import moments, state_of
 from scoresde.data.transforms import RESOLUTION
@@ -128,7 +128,7 @@ class Standardize:
         return mean.to(device), std.to(device)
 
     def __repr__(self) -> str:
-        return one_line(self)
+        return call_text(self)
 
     def __str__(self) -> str:
         """Return one line for any number of dimensions: the ranges of mean and std, and a hash of them."""

@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from scoresde.arguments import Count, CountOrZero, Distinct, Infinite, Range, Seed, Share, checked
 from scoresde.atomic_files import remove_leftovers
-from scoresde.configured import one_line
+from scoresde.configured import call_text
 from scoresde.dequantization import DataMap
 from scoresde.losses import LossTerms, Objective
 from scoresde.progress import progress_bar
@@ -132,7 +132,7 @@ class Trainer:
         Precision(self.precision, self.where)
 
     def __repr__(self) -> str:
-        return one_line(self)
+        return call_text(self)
 
     def rate(self, step: int) -> float:
         """Return the learning rate at a step in 0 .. steps - 1, divided by the optimiser's own rate."""
