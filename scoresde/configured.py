@@ -206,12 +206,12 @@ def target_of(kind: Any) -> str:
     Raises:
         NotDescribed: the class is neither of this library nor of torch, or the function makes no networks.
     """
-    parts = kind.__module__.split(".")
+    parts, name = kind.__module__.split("."), kind.__name__
     if parts[0] not in ("scoresde", "torch") or not (isinstance(kind, type) or parts[:2] == ["scoresde", "networks"]):
         raise NotDescribed(f"{full_name(kind)} is not a class of this library or of torch")
     for count in range(2, len(parts) + 1):
-        if getattr(sys.modules.get(".".join(parts[:count])), kind.__name__, None) is kind:
-            return ".".join([*parts[:count], kind.__name__])
+        if getattr(sys.modules.get(".".join(parts[:count])), name, None) is kind:
+            return ".".join([*parts[:count], name])
     raise NotDescribed(f"{full_name(kind)} has no public name")
 
 

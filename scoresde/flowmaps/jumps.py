@@ -47,6 +47,7 @@ class Jump(PlainStep):
     of scale 1.
     """
 
+    default_steps = 4
     grid = uniform_angle
 
     def grid_of(self, model: Any) -> Angle:

@@ -31,6 +31,7 @@ VARIANCES = ("posterior", "forward", "learned")
 class ReverseFamilyStep(Linear):
     """Base class of the steps that discretise the drift and the diffusion of `ReverseSDE` at noise level l."""
 
+    default_steps = 500
     grid = FLOW_GRID
     view = "noise"
 
@@ -83,6 +84,8 @@ class StochasticHeun(ReverseFamilyStep):
         ValueError: l is negative; in a run, alpha = 0 at the start of a transition.
     """
 
+    default_steps = 100
+
     def row(self, sde: SDE, nodes: Sequence[Point], target: Point, left: int) -> Row:
         check_signal(sde, nodes[0], self)
         t, s = nodes[0].t, target.t
@@ -105,6 +108,7 @@ class ReverseDiffusion(Linear):
     deviation. Use many steps on such a path.
     """
 
+    default_steps = 500
     grid = REVERSE_GRID
     view = "noise"
     stochastic = True
@@ -179,6 +183,7 @@ class Ancestral(Linear):
         ValueError: variance is unknown; in a run, variance is "learned" and the model has no learned variance.
     """
 
+    default_steps = 500
     grid = REVERSE_GRID
     view = "denoised"
     stochastic = True

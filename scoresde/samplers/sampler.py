@@ -57,7 +57,34 @@ class Step(Protocol):
     ) -> tuple[Tensor, Any]: ...
 
 
-class PlainStep(Configured):
+class CallableStep(Configured):
+    """A step that can be called like a sampler: with its own grid of times, and `default_steps` transitions."""
+
+    default_steps = 500
+
+    def __call__(
+        self,
+        model: Model,
+        shape: Sequence[int] | None = None,
+        x_T: Tensor | None = None,
+        *,
+        steps: int | None = None,
+        **options: Any,
+    ) -> "Samples":
+        """Draw samples by this step alone, `PredictorCorrector(self, steps=steps)(model, shape, ...)`.
+
+        Args:
+            model, shape, x_T: see `Sampler.__call__`.
+            steps: number of transitions; default `default_steps`, with which the step is accurate on the paths of this
+                library. A `PredictorCorrector` also takes another grid, a corrector and `denoise_final`.
+            options: further arguments of `Sampler.__call__`, such as cond, seeds, trajectory and progress.
+        """
+        from scoresde.samplers.predictor_corrector import PredictorCorrector  # which imports this module
+
+        return PredictorCorrector(self, steps=steps or self.default_steps)(model, shape, x_T, **options)  # type: ignore[arg-type]
+
+
+class PlainStep(CallableStep):
     """A step that prepares nothing and passes no memory to the next transition. A subclass defines `step`."""
 
     grid: Grid = uniform_time
@@ -197,7 +224,7 @@ class Sampler(PlainStep):
         return model.predict(x, t).denoised
 
     @torch.no_grad()
-    def __call__(
+    def __call__(  # type: ignore[override]
         self,
         model: Model,
         shape: Sequence[int] | None = None,
