@@ -23,6 +23,7 @@ from scoresde.prior_mismatch import prior_mismatches, warn_of_mismatch
 from scoresde.progress import progress_bar
 from scoresde.protocols import Model
 from scoresde.random_stream import RandomStream
+from scoresde.result_table import Result, cost, counted, range_of, states
 from scoresde.samplers.grids import Grid, Transition, uniform_time
 from scoresde.score import BaseModel, device_of
 from scoresde.sdes import SDE
@@ -179,8 +180,8 @@ def as_constraint(constraint: StateConstraint | ConstraintFunction | None) -> St
     return constraint if isinstance(constraint, StateConstraint) else _FunctionConstraint(constraint)
 
 
-@dataclass
-class Samples:
+@dataclass(repr=False)
+class Samples(Result):
     """The result of a sampler.
 
     x: samples (B, *) at t_min, denoised if requested. nfe: number of evaluations of the network (of all networks, if
@@ -192,6 +193,13 @@ class Samples:
     nfe: int
     trajectory: Tensor | None
     backward: int = 0
+
+    def heading(self) -> str:
+        return f"Samples: {counted(len(self.x), 'sample')}"
+
+    def rows(self) -> dict[str, str]:
+        rows = {"states": states(self.x), "range": range_of(self.x), "evaluations": cost(self.nfe, self.backward)}
+        return rows if self.trajectory is None else {**rows, "trajectory": counted(len(self.trajectory), "state")}
 
 
 class Sampler(PlainStep):
