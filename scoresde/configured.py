@@ -68,7 +68,10 @@ def _recording(construct: types.FunctionType) -> Any:
 
     @functools.wraps(construct)
     def constructor(self: Any, *args: Any, **kwargs: Any) -> None:
-        vars(self).setdefault(RECORD, (args, kwargs))
+        try:
+            object.__getattribute__(self, RECORD)
+        except AttributeError:  # the first constructor of this object; `vars` would slow down its attributes
+            object.__setattr__(self, RECORD, (args, kwargs))
         construct(self, *args, **kwargs)
 
     return constructor
