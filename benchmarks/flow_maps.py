@@ -13,6 +13,9 @@ those of the teacher's converged flow, with the same dequantisation; Frechet dis
 digits in the features of the digits' classifier, beside that of the teacher's 20-step sampler; and the cost of a
 multilevel estimate of the teacher's bits, with the flow map as level 0 and without.
 
+With `--guidance`, both tables of samples have rows for self-guidance by likelihood; `--generators` adds rows of
+denoising generators (`scoresde train experiment=gan_digits`).
+
 A training is one of `Trainer.fit` in `--out`, and resumes there. Intervals are 95%: bootstrap over images and points,
 and over eight sets of samples for the energy distance.
 """
@@ -21,6 +24,7 @@ import argparse
 import math
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -59,8 +63,8 @@ POINTS, DRAWS, SETS, IMAGES, SAMPLES = 2000, 2000, 8, 96, 2000
 
 
 def adversarial(teacher: ss.ScoreModel, **options: Any) -> Objective:
-    """Return `MeanFlow` with a discriminator on the features of a teacher of the digits."""
-    return AdversarialDistillation(MeanFlow(teacher, **options), FeatureDiscriminator(teacher, (1, 8, 8)))
+    """Return `TrajectoryDistillation` with a discriminator on the features of a teacher of the digits."""
+    return AdversarialDistillation(TrajectoryDistillation(teacher, **options), FeatureDiscriminator(teacher, (1, 8, 8)))
 
 
 METHODS: dict[str, Callable[..., Objective]] = {
@@ -99,7 +103,7 @@ def train(
     def adam(parameters: Any) -> torch.optim.Optimizer:
         return torch.optim.Adam(parameters, lr=options.rate, betas=(0.9, 0.99))
 
-    trainer = Trainer(adam, options.steps, warmup=min(100, options.steps // 10), decay="cosine", **settings)
+    trainer = Trainer(adam, options.steps, warmup=min(100, options.steps // 10), decay=options.decay, **settings)
     started = time.perf_counter(), time.process_time()
     trainer.fit(model, loss, data, options.out, data_map, progress=False)
     wall, busy = time.perf_counter() - started[0], time.process_time() - started[1]
@@ -107,13 +111,19 @@ def train(
         f"{options.steps} steps of {settings['batch_size']} states: {wall:.0f} s, {busy:.0f} s of one core\n",
         flush=True,
     )
-    model.load_state_dict(checkpoint.load(options.out / CHECKPOINT, {"ema"})[0]["ema"], strict=False)
-    return model.eval()
+    return load_average(model, options.out).eval()
+
+
+def load_average(model: ss.FlowMap, path: Path) -> ss.FlowMap:
+    """Load the averaged weights of a run into a flow map; return it."""
+    model.load_state_dict(checkpoint.load(path / CHECKPOINT, {"ema"})[0]["ema"], strict=False)
+    return model
 
 
 def objective(options: argparse.Namespace, teacher: ss.ScoreModel) -> Objective:
     """Return the objective of a method, with its settings here."""
-    own = {"steps": 16, "pairs": options.pairs} if options.method == "trajectories" else {}
+    solved = {"trajectories": 16, "adversarial": 8}  # steps of a solution
+    own = {"steps": solved[options.method], "pairs": options.pairs} if options.method in solved else {}
     own |= {"steps": 100} if options.method == "consistency" else {}
     return METHODS[options.method](teacher, divergence_weight=options.divergence_weight, **own)
 
@@ -153,16 +163,28 @@ def on_mixture(options: argparse.Namespace) -> None:
     references = [draws(k) for k in range(SETS)]
     print("\n| samples | energy distance to exact draws, mean of 8 [95%] | rms |\n| --- | --- | --- |")
     sets: dict[str, Callable[[int], Tensor]] = {"exact draws": lambda k: draws(100 + k)}
-    for jumps in options.jumps:
 
-        def sample(k: int, jumps: int = jumps) -> Tensor:
-            return model.sample((DRAWS, options.size), steps=jumps, seeds=range(k * DRAWS, (k + 1) * DRAWS)).double()
+    def sample(k: int, jumps: int, guidance: float = 0.0) -> Tensor:
+        seeds = range(k * DRAWS, (k + 1) * DRAWS)
+        return model.sample((DRAWS, options.size), steps=jumps, seeds=seeds, guidance=guidance).double()
 
-        sets[f"{jumps} jumps"] = sample
+    sets |= {f"{jumps} jumps": partial(sample, jumps=jumps) for jumps in options.jumps}
     for name, of in sets.items():
         values = np.array([float(energy_distance(of(k), references[k])) for k in range(SETS)])
         half = 2.36 * values.std(ddof=1) / math.sqrt(SETS)
         print(f"| {name} | {values.mean():.2e} +- {half:.1e} | {rms(values):.2e} |", flush=True)
+
+    print("\n| samples in 2 jumps | exact log p, nats/dim | log p of the map in 4 jumps |\n| --- | --- | --- |")
+    print(f"| exact draws | {mean_of(truth / options.size)} | {mean_of(model.log_prob(x).value / options.size)} |")
+    for w in options.guidance:
+        x = sample(0, 2, w)
+        values = [mean_of(log_p / options.size) for log_p in (exact.log_prob(x), model.log_prob(x).value)]
+        print(f"| guidance {w:g} | {values[0]} | {values[1]} |", flush=True)
+
+
+def mean_of(values: Tensor) -> str:
+    """Return a mean with its standard error as text."""
+    return f"{float(values.mean()):.4f} +- {float(values.std()) / math.sqrt(len(values)):.4f}"
 
 
 # --- the digits
@@ -178,10 +200,38 @@ def on_digits(options: argparse.Namespace) -> None:
     torch.manual_seed(0)
     model: Any = build.build_model(config)
     model.start_from(teacher)
+    if options.start is not None:
+        load_average(model, options.start)
     data_map, digits = DataMap(run.transform, Uniform()), ss.data.Digits("fit")
     settings = {"batch_size": options.batch or 8, "ema": 0.99, "log_every": 20, "checkpoint_every": 100}
     model = train(model, objective(options, teacher), digits, data_map, options, **settings)
 
+    if not options.samples_only:
+        likelihoods(model, teacher, data_map, options)
+    space = build.instantiate(OmegaConf.load(config_directory() / "features" / "digits.yaml"))
+
+    def features(x: Tensor) -> Any:
+        return extract(space, x, (0, 16), device="cpu")
+
+    reference = features(torch.stack([digits[i] for i in range(len(digits))]).float())
+    print("| samples | Frechet distance to the training digits |\n| --- | --- |")
+    shape, seeds = (SAMPLES, *run.config.data.shape), range(SAMPLES)
+    twenty = PredictorCorrector(DPMSolverPP(2), steps=20)
+    samples = {"20 steps of the teacher": lambda: twenty(teacher, shape, seeds=seeds).x}
+    for jumps, w in ((jumps, w) for w in options.guidance for jumps in options.jumps):
+        name = f"{jumps} jumps" + (f", guidance {w:g}" if w else "")
+        samples[name] = partial(model.sample, shape, steps=jumps, seeds=seeds, guidance=w)
+    for path in options.generators:
+        generator: Any = ss.load(path).model
+        samples[f"{generator.steps} steps of the generator {path.name}"] = partial(generator.sample, shape, seeds=seeds)
+    for name, draw in samples.items():
+        levels = (run.transform.inverse(draw()) - 0.5).round().clamp(0, 16)
+        value = frechet(features(levels).values, reference.values)
+        print(f"| {name} | {value.value:.3f} +- {value.error:.3f} |", flush=True)
+
+
+def likelihoods(model: ss.FlowMap, teacher: ss.ScoreModel, data_map: DataMap, options: argparse.Namespace) -> None:
+    """Print bits per dimension in k jumps less those of the teacher's flow, and the cost as a surrogate."""
     images = torch.stack([ss.data.Digits("test")[i] for i in range(IMAGES)])
     exact = ss.bits_per_dim(teacher, images, data_map, trace=ss.Hutchinson(4), solver=ss.solvers.Adams(32)).per_image
     print("| jumps | bits/dim less the flow's, mean [95%] | sd of images | ms an image |\n| --- | --- | --- | --- |")
@@ -195,23 +245,6 @@ def on_digits(options: argparse.Namespace) -> None:
     print(f"\nthe flow: {float(exact.mean()):.4f} bits/dim\n", flush=True)
 
     as_level(model, teacher, data_map)
-
-    space = build.instantiate(OmegaConf.load(config_directory() / "features" / "digits.yaml"))
-
-    def features(x: Tensor) -> Any:
-        return extract(space, x, (0, 16), device="cpu")
-
-    reference = features(torch.stack([digits[i] for i in range(len(digits))]).float())
-    print("| samples | Frechet distance to the training digits |\n| --- | --- |")
-    shape, seeds = (SAMPLES, *run.config.data.shape), range(SAMPLES)
-    twenty = PredictorCorrector(DPMSolverPP(2), steps=20)
-    samples = {"20 steps of the teacher": lambda: twenty(teacher, shape, seeds=seeds).x}
-    for jumps in options.jumps:
-        samples[f"{jumps} jumps"] = lambda jumps=jumps: model.sample(shape, steps=jumps, seeds=seeds)
-    for name, draw in samples.items():
-        levels = (run.transform.inverse(draw()) - 0.5).round().clamp(0, 16)
-        value = frechet(features(levels).values, reference.values)
-        print(f"| {name} | {value.value:.3f} +- {value.error:.3f} |", flush=True)
 
 
 def as_level(model: ss.FlowMap, teacher: ss.ScoreModel, data_map: DataMap, tolerance: float = 0.01) -> None:
@@ -234,13 +267,18 @@ def main() -> None:
     parser.add_argument("--method", choices=METHODS, default="trajectories")
     parser.add_argument("--steps", type=int, default=2500)
     parser.add_argument("--rate", type=float, default=2e-3)
+    parser.add_argument("--decay", default="cosine", help="of the learning rate, see Trainer")
     parser.add_argument("--width", type=int, default=128, help="of the network for the mixture")
     parser.add_argument("--size", type=int, default=16, help="dimensions of the mixture")
     parser.add_argument("--batch", type=int, help="states of a batch")
     parser.add_argument("--pairs", type=int, default=32, help="jumps learned for each state (method trajectories)")
     parser.add_argument("--divergence-weight", type=float, default=5.0)
     parser.add_argument("--jumps", type=int, nargs="+", default=[1, 2, 4, 8])
+    parser.add_argument("--samples-only", action="store_true", help="without the tables of the likelihood (digits)")
+    parser.add_argument("--guidance", type=float, nargs="+", default=[0.0], help="strengths of the self-guidance")
+    parser.add_argument("--generators", type=Path, nargs="*", default=[], help="runs of denoising generators of digits")
     parser.add_argument("--teacher", type=Path, help="checkpoint of the digits in score_sde's format")
+    parser.add_argument("--start", type=Path, help="directory of another run of this script to start from (digits)")
     parser.add_argument("--out", type=Path, help="directory of the run; default runs/flow_maps/PROBLEM_METHOD")
     options = parser.parse_args()
     options.out = options.out or Path("runs/flow_maps") / f"{options.problem}_{options.method}"

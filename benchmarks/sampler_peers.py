@@ -11,8 +11,9 @@ dtypes, and is given the exact schedule:
 - k-diffusion uses y = x/alpha and s = sigma/alpha, and accepts any noise levels s;
 - azula uses x and a schedule (alpha, sigma) over equally spaced times from 1 to 0, which are mapped to the times of a
   grid of this library;
-- diffusers uses a table of 1,000 values of alpha^2, here those of the path at equal steps in t. Where it rounds a noise
-  level to an entry of this table to get the network's time, the network gets the time of the exact noise level.
+- diffusers uses y = x / (alpha^2 + sigma^2)^(1/2), which is x on a variance-preserving path, and a table of 1,000
+  values of y's alpha^2 at equal steps in t. Where it rounds a noise level to an entry of this table to get the
+  network's time, the network gets the time of the exact noise level.
 
 The sampling modules of k-diffusion and azula are imported without their packages, which need further dependencies.
 """
@@ -122,21 +123,25 @@ def diffusers(name: str, cost: int = 1, final: str = "zero", scaled: bool = Fals
     def run(model: ScoreModel, x: Tensor, evaluations: int) -> Tensor:
         sde, dtype = model.sde, x.dtype
         nodes = torch.linspace(sde.t_min, sde.t_max, NODES, dtype=torch.float64)
-        scheduler = scheduler_of_diffusers(name, sde.alpha(nodes).square(), options)
+        scheduler = scheduler_of_diffusers(name, (sde.alpha(nodes) / norm(sde, nodes)).square(), options)
         steps = (evaluations - 1) // cost + (final != "level")
         scheduler.set_timesteps(steps)
         sigmas = getattr(scheduler, "sigmas", None)
         timesteps = scheduler.timesteps if final != "repeat" else scheduler.timesteps[:-1]
-        if scaled:
-            x = x / sde.alpha(nodes[-1]).to(x)
+        x = x / (sde.alpha(nodes[-1]) if scaled else norm(sde, nodes[-1])).to(x)
         for label in timesteps:
             index = getattr(scheduler, "step_index", None) or 0
             t = nodes[int(label)] if name == "DDIM" or sigmas is None else time_of(sde, sigmas[index])
-            eps = model.noise(scheduler.scale_model_input(x, label), t)
+            eps = model.noise(norm(sde, t).to(x) * scheduler.scale_model_input(x, label), t)
             x = scheduler.step(eps, label, x).prev_sample.to(dtype)
-        return x if final == "zero" else model.denoise(x, nodes[0])
+        return x if final == "zero" else model.denoise(norm(sde, nodes[0]).to(x) * x, nodes[0])
 
     return run
+
+
+def norm(sde: SDE, t: Tensor) -> Tensor:
+    """Return (alpha^2 + sigma^2)^(1/2) at time t, float64: 1 on a variance-preserving path."""
+    return torch.hypot(sde.alpha(t), sde.sigma(t))
 
 
 def scheduler_of_diffusers(name: str, squared: Tensor, options: dict[str, Any]) -> Any:

@@ -13,10 +13,11 @@ the evaluations. Freed memory stays with the process, as in the command line. Ea
 
     python benchmarks/samplers.py --mixture --learned runs/solvers_mixture --budgets 5 7 10
     python benchmarks/samplers.py --checkpoint digits_vp.pth --learned runs/solvers_digits --budgets 5 7 10
+    python benchmarks/samplers.py --run runs/digits_cond --learned runs/solvers_digits_cond --budgets 5 7 10
 
 --learned adds solvers that were learned for the model (`scoresde.samplers.learn`), on starts of their own. They are
 read from the folder; those that are missing are learned and stored first (--learning steps=300 pool=1024). The ratios
-are then those of the learned solver's error.
+are then those of the learned solver's error. --every lists every method on its best grid (with --batches 0).
 
 The other commands compare samplers at 5, 10 and 20 evaluations, counted on the network. All samplers start at t_max
 from the same states, drawn from the exact marginal (for a checkpoint, from the prior). They integrate to t = 0.001,
@@ -59,10 +60,14 @@ from sampler_peers import Run
 from torch import Tensor, nn
 
 import scoresde as ss
-from scoresde.build import build_model
+from scoresde.build import Run as TrainedRun
+from scoresde.build import build_model, instantiate
 from scoresde.cli import config_directory
+from scoresde.evaluation.conditions import data_conditions
+from scoresde.evaluation.distillation import CONDITIONS
 from scoresde.metrics import energy_distance, sliced_wasserstein
 from scoresde.process_settings import tune_process
+from scoresde.protocols import Condition
 from scoresde.random_stream import RandomStream
 from scoresde.samplers import (
     DDIM,
@@ -81,7 +86,7 @@ from scoresde.samplers import (
 )
 from scoresde.samplers.grids import GRIDS, Grid
 from scoresde.samplers.learned_solver import SolverTable, StoredSolver, solver_file
-from scoresde.samplers.learning import Learner, Learning
+from scoresde.samplers.learning import Learner, Learning, repeated
 
 LIBRARIES = ("learned", "scoresde", "diffusers", "k-diffusion", "azula")
 LEARNED, OURS, END, BUDGETS = *LIBRARIES[:2], 1e-3, (5, 10, 20)
@@ -267,12 +272,20 @@ def candidates() -> list[Candidate]:
 
 @dataclass
 class Case:
-    """A model, its initial states, and exact draws; the last two are functions of a number and a seed."""
+    """A model, its initial states, and exact draws; the last two are functions of a number and a seed.
+
+    cond: conditions (M,) of a conditional model; sample i has condition i mod M.
+    """
 
     title: str
     model: ss.ScoreModel
     start: Callable[[int, int], Tensor]
     exact: Callable[[int, int], Tensor]
+    cond: Condition = None
+
+    def given(self, count: int) -> ss.ScoreModel:
+        """Return the model with the conditions of `count` samples."""
+        return self.model.given(repeated(self.cond, count))
 
 
 def seeded(seed: int) -> torch.Generator:
@@ -285,13 +298,18 @@ def converged(model: ss.ScoreModel, x: Tensor, steps: int = 400) -> Tensor:
     return ProbabilityFlow(ss.solvers.Adams(steps, smoothing=0), denoise_final=True)(model, x_T=x).x
 
 
-def exact_case(shape: Sequence[int], components: int = 8) -> Case:
-    """Return a mixture of rotated Gaussians over states of a shape, with its exact score under VP, float64."""
-    generator, size, sde = seeded(0), math.prod(shape), ss.VP(t_min=END)
+def exact_mixture(shape: Sequence[int], components: int = 8) -> ss.GaussianMixture:
+    """Return a mixture of rotated Gaussians over states of a shape, float64."""
+    generator, size = seeded(0), math.prod(shape)
     means = 0.7 * torch.randn(components, *shape, generator=generator, dtype=torch.float64)
     stds = 0.05 + 0.25 * torch.rand(components, *shape, generator=generator, dtype=torch.float64)
     square = torch.randn(components, size, size, generator=generator, dtype=torch.float64)
-    mixture = ss.GaussianMixture(means, stds, rotation=torch.linalg.qr(square).Q)
+    return ss.GaussianMixture(means, stds, rotation=torch.linalg.qr(square).Q)
+
+
+def exact_case(shape: Sequence[int], components: int = 8) -> Case:
+    """Return a mixture of rotated Gaussians over states of a shape, with its exact score under VP, float64."""
+    mixture, sde = exact_mixture(shape, components), ss.VP(t_min=END)
     model = mixture.score_model(sde)
 
     def exact(count: int, seed: int) -> Tensor:
@@ -304,19 +322,30 @@ def exact_case(shape: Sequence[int], components: int = 8) -> Case:
     return Case(title, model, start, exact)
 
 
-def trained_case(checkpoint: str, device: str) -> Case:
-    """Return a checkpoint of score_sde_pytorch; its exact draws are samples of its own converged flow."""
-    run = ss.convert.score_sde(checkpoint)
+def trained_case(run: TrainedRun, sde: ss.SDE, device: str, cond: Condition = None) -> Case:
+    """Return a run's model on a path; its exact draws are samples of its own converged flow."""
     shape = tuple(run.config.data.shape)
-    model = ss.ScoreModel(run.model.network, ss.VP(t_min=END), run.model.prediction).to(device).eval()
+    model = ss.ScoreModel(run.model.network, sde, run.model.prediction).to(device).eval()
 
     def start(count: int, seed: int) -> Tensor:
         return torch.randn(count, *shape, generator=seeded(seed)).to(device)
 
     def exact(count: int, seed: int) -> Tensor:
-        return converged(model, start(count, seed))
+        return converged(case.given(count), start(count, seed))
 
-    return Case(f"{Path(checkpoint).stem}, states {shape}", model, start, exact)
+    case = Case(f"{run.path.stem}, states {shape}", model, start, exact, cond)
+    return case
+
+
+def cases(options: argparse.Namespace) -> list[Case]:
+    """Return the models that the command line names."""
+    if options.checkpoint:
+        return [trained_case(ss.convert.score_sde(options.checkpoint), ss.VP(t_min=END), options.device)]
+    if options.run:
+        run = ss.load(options.run)
+        sde = instantiate({**run.config.sde, "t_min": END}, (), ss.SDE)
+        return [trained_case(run, sde, options.device, data_conditions(run, "train", CONDITIONS))]
+    return [exact_case((1, 4, 4))] if options.mixture else [exact_case((2,)), exact_case((1, 4, 4))]
 
 
 @contextmanager
@@ -342,7 +371,7 @@ def learned(case: Case, options: argparse.Namespace) -> list[Candidate]:
                 given = dict(setting.split("=") for setting in options.learning)
                 numbers = {name: float(text) if "." in text else int(text) for name, text in given.items()}
                 settings, shape = Learning(denoise_final=True, **numbers), case.start(1, 0).shape[1:]
-                learner = Learner(case.model, shape, settings=settings, seed=LEARNING_SEED)
+                learner = Learner(case.model, shape, case.cond, settings, LEARNING_SEED)
             learner.learn(budget).table.save(path)
         notes = SolverTable.load(path).notes
         print(f"learned, {budget} evaluations: {notes}\n", flush=True)
@@ -402,19 +431,28 @@ def deterministic(
     """Measure every deterministic candidate on pilot samples, and the best of each library on other samples."""
     x, pilot = case.start(options.images, 1), case.start(options.pilot, 4)
     steps = options.reference_steps
-    truth, near = converged(case.model, x, steps), converged(case.model, pilot, steps)
-    off = float(distance(converged(case.model, pilot, 3 * steps // 4), near).square().mean().sqrt())
+    model, trial = case.given(len(x)), case.given(len(pilot))
+    truth, near = converged(model, x, steps), converged(trial, pilot, steps)
+    off = float(distance(converged(trial, pilot, 3 * steps // 4), near).square().mean().sqrt())
     print(f"converged flow: Adams with {steps} steps; {3 * steps // 4} differ by {off:.1e} (rms)\n", flush=True)
     tried: list[Result] = []
     best: list[Result] = []
     for budget in options.budgets:
-        results = list(flow_errors(case.model, pilot, near, budget, [one for one in listed if not one.stochastic]))
-        for library in LIBRARIES:
-            if group := [result for result in results if result.candidate.library == library]:
-                chosen = min(group, key=lambda result: result.rms).candidate
-                best += flow_errors(case.model, x, truth, budget, [chosen])
+        results = list(flow_errors(trial, pilot, near, budget, [one for one in listed if not one.stochastic]))
+        for group in grouped(results, options.every):
+            chosen = min(group, key=lambda result: result.rms).candidate
+            best += flow_errors(model, x, truth, budget, [chosen])
         tried += results
     return tried, best
+
+
+def grouped(results: Sequence[Result], every: bool) -> list[list[Result]]:
+    """Return the results of each library, or of each method of each library."""
+    groups: dict[tuple[str, str], list[Result]] = {}
+    for result in sorted(results, key=lambda result: LIBRARIES.index(result.candidate.library)):
+        one = result.candidate
+        groups.setdefault((one.library, one.name if every else ""), []).append(result)
+    return list(groups.values())
 
 
 def distance(x: Tensor, y: Tensor) -> Tensor:
@@ -440,7 +478,11 @@ def print_flow(best: Sequence[Result]) -> None:
     first, name = (LEARNED, LEARNED) if any(one.candidate.library == LEARNED for one in best) else (OURS, "ours")
     print(f"| budget | library | method | grid | evaluations | rms error [95%] | median | {name} / this [95%] |")
     print("| --- " * 8 + "|")
-    mine = {result.budget: result.errors.numpy() for result in best if result.candidate.library == first}
+    mine = {
+        result.budget: result.errors.numpy()
+        for result in sorted(best, key=lambda one: -one.rms)
+        if result.candidate.library == first
+    }
     for result in best:
         one, errors, base = result.candidate, result.errors.numpy(), mine[result.budget]
         low, high = interval(rms, errors)
@@ -469,9 +511,11 @@ def print_law(case: Case, options: argparse.Namespace, best: Sequence[Result], l
             ]
             noisy = [one for one in listed if one.stochastic and one.library == library]
             if noisy:
-                rows.append(min(noisy, key=lambda one: from_law(sampled(one, case.model, trial, budget)[0], wanted)))
+                rows.append(
+                    min(noisy, key=lambda one: from_law(sampled(one, case.given(len(trial)), trial, budget)[0], wanted))
+                )
             for one in rows:
-                drawn = [sampled(one, case.model, x, budget) for x in starts]
+                drawn = [sampled(one, case.given(len(x)), x, budget) for x in starts]
                 found = [compared(truth, x) for truth, (x, _) in zip(truths, drawn, strict=True)]
                 cells = " | ".join(stated(column) for column in zip(*found, strict=True))
                 print(f"| {budget} | {library} | {one.name} | {one.grid} | {drawn[0][1]:.0f} | {cells} |", flush=True)
@@ -684,6 +728,7 @@ def arguments() -> argparse.Namespace:
     what.add_argument("--oracle", action="store_true", help="mixtures of Gaussians with their exact score")
     what.add_argument("--mixture", action="store_true", help="the mixture of --oracle in 16 dimensions alone")
     what.add_argument("--checkpoint", help="VP checkpoint of score_sde_pytorch")
+    what.add_argument("--run", help="directory of a run; samples have the conditions of the training data")
     parser.add_argument("--images", type=int, default=8192, help="samples for distances to the converged flow")
     parser.add_argument(
         "--pilot",
@@ -697,6 +742,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--batches", type=int, default=5, help="0 leaves out the distances between distributions")
     parser.add_argument("--reference-steps", type=int, default=400, help="steps of the converged flow")
     parser.add_argument("--among", nargs="*", help="names of the methods to choose from; default: all")
+    parser.add_argument("--every", action="store_true", help="the best grid of every method, not only the best method")
     parser.add_argument("--learned", type=Path, help="folder of learned solvers")
     parser.add_argument("--learning", nargs="*", default=(), help="settings of samplers.Learning, such as steps=300")
     parser.add_argument("--budgets", type=int, nargs="*", default=BUDGETS)
@@ -718,15 +764,8 @@ def main() -> None:
     if options.overhead:
         print_overhead(options)
         return
-    cases = (
-        [trained_case(options.checkpoint, options.device)]
-        if options.checkpoint
-        else [exact_case((1, 4, 4))]
-        if options.mixture
-        else [exact_case((2,)), exact_case((1, 4, 4))]
-    )
     results = []
-    for index, case in enumerate(cases):
+    for index, case in enumerate(cases(options)):
         plot = options.plot if index == 0 else None
         results += quality(case, options, plot)
     if options.csv:

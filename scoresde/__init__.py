@@ -17,16 +17,20 @@ from scoresde import (
     inverse,
     losses,
     networks,
+    pipelines,
     predictions,
     samplers,
     solvers,
+    text,
     thresholding,
 )
+from scoresde.adams_learning import AdamsLearning, learn_adams
 from scoresde.analytic import GaussianMixture
 from scoresde.bits import BitsPerDim, bits_per_dim
-from scoresde.build import Run, load, load_classifier
+from scoresde.build import Run, load, load_classifier, load_embedder
 from scoresde.classifier import NoisyClassifier
 from scoresde.classify import Classification, classify
+from scoresde.contrastive import ContrastiveModel
 from scoresde.dequantization import DataMap, TruncatedNormal, Uniform, Variational
 from scoresde.divergence import ExactTrace, Hutchinson
 from scoresde.fitting import fit
@@ -70,9 +74,11 @@ __all__ = [
     "SDE",
     "VE",
     "VP",
+    "AdamsLearning",
     "BitsPerDim",
     "BlendedViews",
     "Classification",
+    "ContrastiveModel",
     "Cosine",
     "CosineDDPM",
     "DataMap",
@@ -112,15 +118,19 @@ __all__ = [
     "flowmaps",
     "guidance",
     "inverse",
+    "learn_adams",
     "load",
     "load_classifier",
+    "load_embedder",
     "log_prob",
     "losses",
     "networks",
+    "pipelines",
     "predictions",
     "round_trip",
     "sample_with_log_prob",
     "samplers",
     "solvers",
+    "text",
     "thresholding",
 ]

@@ -153,7 +153,7 @@ def bits_per_dim(
         others = {"surrogate": None if surrogate is None else with_density(surrogate, cond)}
         return _multilevel(model, images, data_map, given, solver, seeds, tolerance, levels, options, **others)
     if surrogate is not None:
-        raise ValueError("surrogate must come with a tolerance, the error to reach; got tolerance=None: give one")
+        check_surrogate(surrogate, tolerance)
     device, unit = device_of(model) or images.device, dimensions(images) * math.log(2)
     batches = []
     for first in progress_bar(range(0, count, batch_size), title="bits/dim", unit="batch", shown=progress):
@@ -217,8 +217,8 @@ def _multilevel(
 
     whole, cheap = model, None
     if surrogate is not None:
-        few: Any = getattr(surrogate, "solver", None)
-        check_instance("surrogate.solver", few, "__call__")
+        check_surrogate(surrogate, tolerance)
+        few: Any = surrogate.solver
         cheap = partial(draw_from, surrogate), few
     draw: Draw = partial(draw_from, model)
     found = multilevel_likelihood(draw, len(images), tolerance, solver, levels, trace, surrogate=cheap)
@@ -260,6 +260,13 @@ def _check_images(images: Tensor, seeds: Sequence[int], data_map: DataMap) -> No
     check_levels(images, data_map.levels)
     if len(seeds) != len(images):
         raise ValueError(f"expected one seed per sample, {len(images)} in all; got {len(seeds)}")
+
+
+def check_surrogate(surrogate: Model, tolerance: float | None) -> None:
+    """Raise ValueError if a surrogate has no tolerance, TypeError if it has no solver of its own."""
+    if tolerance is None:
+        raise ValueError("surrogate must come with a tolerance, the error to reach; got tolerance=None: give one")
+    check_instance("surrogate.solver", getattr(surrogate, "solver", None), "__call__")
 
 
 def check_samples(

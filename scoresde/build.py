@@ -36,11 +36,13 @@ from scoresde.arguments import (
 from scoresde.arguments import check as check_value
 from scoresde.classifier import NoisyClassifier
 from scoresde.configured import one_line
+from scoresde.contrastive import ContrastiveModel
 from scoresde.dequantization import DataMap, Dequantization, Variational
 from scoresde.flowmaps import DenoisingGenerator, FlowMap
 from scoresde.networks import add_lora
+from scoresde.pipelines import Embedder
 from scoresde.predictions import Prediction
-from scoresde.protocols import Transform
+from scoresde.protocols import CaptionEncoder, Transform
 from scoresde.run_config import CONFIG, OWN, changed_setting, join, plain, read_config
 from scoresde.score import ScoreModel
 from scoresde.sdes import SDE
@@ -53,6 +55,11 @@ from scoresde.training.trainer import CHECKPOINT
 
 TORCH_PACKAGES = ("torch.nn.", "torch.optim.")
 UNKNOWN = (InterpolationResolutionError, MissingMandatoryValue)
+KINDS: dict[type, tuple[str, str]] = {  # of models: what they are, and the function that loads their runs
+    ScoreModel: ("a score model", "load"),
+    NoisyClassifier: ("a classifier", "load_classifier"),
+    ContrastiveModel: ("a contrastive model", "load_embedder"),
+}
 # Values where an annotation is missing or says Any: nothing but modules is built there.
 ARBITRARY = nn.Module | bool | int | Extended | str | list | dict | None
 
@@ -68,6 +75,7 @@ class Run:
         path: the run's directory; for a model built by `assemble`, the file or folder with the original weights.
         dequantization: the dequantisation of integer grey levels; None for continuous data.
         trained_on_levels: whether the model was trained on the grey levels themselves, without dequantisation.
+        text: maps captions to conditions, `run.model.given(run.text(["..."]))`; None if the data have no captions.
     """
 
     model: ScoreModel
@@ -76,6 +84,7 @@ class Run:
     path: Path
     dequantization: Dequantization | None = None
     trained_on_levels: bool = False
+    text: CaptionEncoder | None = None
 
     @property
     def data_map(self) -> DataMap:
@@ -131,14 +140,14 @@ def check(config: Any, role: Any = object, trust: Sequence[str] = ()) -> None:
 
 
 def build_model(
-    config: DictConfig, trust: Sequence[str] = (), network: nn.Module | None = None
-) -> ScoreModel | NoisyClassifier:
+    config: DictConfig, trust: Sequence[str] = (), network: Any = None
+) -> ScoreModel | NoisyClassifier | ContrastiveModel:
     """Build the untrained model of a configuration from its network, SDE and prediction type.
 
-    It is a score model; a noise-conditional classifier if the configuration has `classifier: true`; a flow map if it
-    has `flow_map`, further arguments of `FlowMap`; or a denoising generator if it has `generator`, further arguments of
-    `DenoisingGenerator`. With `lora`, the network has adapters of this rank. `network` replaces the network of
-    the configuration.
+    It is a score model; a noise-conditional classifier if the configuration has `classifier: true`; a contrastive model
+    if it has `contrastive: true`; a flow map if it has `flow_map`, further arguments of `FlowMap`; or a denoising
+    generator if it has `generator`, further arguments of `DenoisingGenerator`. With `lora`, the network has adapters of
+    this rank. `network` replaces the network of the configuration.
 
     Raises:
         ValueError: only Python can build a part of the model (`scoresde.fitting`), or the network is for states with
@@ -157,9 +166,11 @@ def build_model(
             f"({str(error).splitlines()[0]}): take network=mlp (any shape), series, images or volumes"
         ) from error
     sde = instantiate(config.sde, trust, SDE)
-    if config.get("classifier"):
-        return NoisyClassifier(network, sde, instantiate(config.prediction, trust, Prediction))
     prediction, learned = instantiate(config.prediction, trust, Prediction), bool(config.get("learned_variance", False))
+    if config.get("classifier"):
+        return NoisyClassifier(network, sde, prediction)
+    if config.get("contrastive"):
+        return ContrastiveModel(network, sde, prediction)
     conditional = config.get("conditional") or ()
     if config.get("flow_map") is not None:
         model: Any = FlowMap(network, sde, prediction, conditional=conditional, **plain(config.flow_map))
@@ -251,15 +262,15 @@ def load(
             class and is not given.
     """
     loaded, config = _load(Path(path), weights, trust, device, model)
-    if model is None and isinstance(loaded, NoisyClassifier):
-        raise ValueError(f"{path} must be the run of a score model; got that of a classifier: use ss.load_classifier")
+    if model is None:
+        _check_kind(loaded, ScoreModel, path)
     own = config.get(OWN) or {}
     if transform is None and "transform" in own:
         raise ValueError(
             f"the transform of {path}, {own['transform']}, is of a class of your own: pass it, "
             "ss.load(path, transform=transform)"
         )
-    return _run(loaded, config, Path(path), trust, transform)  # type: ignore[arg-type]
+    return _run(loaded, config, Path(path), trust, transform)
 
 
 def load_classifier(
@@ -267,14 +278,30 @@ def load_classifier(
 ) -> NoisyClassifier:
     """Load a classifier that `scoresde train` or `scoresde convert` wrote; arguments and errors are those of `load`."""
     model, _ = _load(Path(path), weights, trust, device)
-    if not isinstance(model, NoisyClassifier):
-        raise ValueError(f"{path} must be the run of a classifier; got that of a score model: use ss.load")
+    _check_kind(model, NoisyClassifier, path)
     return model
+
+
+def load_embedder(
+    path: str | Path, weights: str | float = "ema", trust: Sequence[str] = (), device: str = "cpu"
+) -> Embedder:
+    """Load a contrastive model that `scoresde train` wrote; arguments and errors are those of `load`."""
+    model, config = _load(Path(path), weights, trust, device)
+    _check_kind(model, ContrastiveModel, path)
+    text = instantiate(config.data.get("text"), trust, CaptionEncoder | None)
+    return Embedder(model, build_data_map(config.data, trust), text)
+
+
+def _check_kind(model: Any, kind: type, path: str | Path) -> None:
+    """Raise ValueError if the run at `path` has a model of another kind."""
+    if not isinstance(model, kind):
+        own, function = next(texts for base, texts in KINDS.items() if isinstance(model, base))
+        raise ValueError(f"{path} must be the run of {KINDS[kind][0]}; got that of {own}: use ss.{function}")
 
 
 def _load(
     path: Path, weights: str | float, trust: Sequence[str], device: str, model: Any = None
-) -> tuple[ScoreModel | NoisyClassifier, DictConfig]:
+) -> tuple[Any, DictConfig]:
     """Return the model of a run in eval mode, and the configuration; `model` as in `load`."""
     sigma_rel = None if weights in ("ema", "raw") else _sigma_rel(weights)
     config = read_config(path)
@@ -324,7 +351,8 @@ def _run(
     """Return the `Run` of a model whose weights are loaded."""
     data, training = build_data_map(config.data, trust), config.data.get("training")
     on_levels = training is not None and training.get("dequantization") is None
-    return Run(model, transform or data.transform, config, path, data.dequantization, on_levels)
+    text = instantiate(config.data.get("text"), trust, CaptionEncoder | None)
+    return Run(model, transform or data.transform, config, path, data.dequantization, on_levels, text)
 
 
 def load_dequantization(run: Run) -> Variational:

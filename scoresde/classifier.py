@@ -20,6 +20,19 @@ from scoresde.sdes import SDE, checked_times
 from scoresde.tensors import at_least_float32, broadcast, check_instance, check_integer, floating
 
 
+def check_inputs(prediction: Prediction, sde: SDE) -> None:
+    """Raise ValueError if c_in or c_noise of a prediction type is infinite at t_min or t_max."""
+    for end in ("t_min", "t_max"):
+        t = torch.tensor(getattr(sde, end), dtype=torch.float64)
+        values = prediction.c_in(sde, t), prediction.c_noise(sde, t)
+        if not t.is_meta and not all(bool(torch.isfinite(value)) for value in values):
+            raise ValueError(
+                f"c_in and c_noise of {type(prediction).__name__} must be finite; got {float(values[0]):g} and "
+                f"{float(values[1]):g} at {end}={float(t):g} of {type(sde).__name__}: choose another prediction type "
+                f"or another {end}"
+            )
+
+
 class NoisyClassifier(Configured, nn.Module):
     """The logits of K classes at a noisy state: `classifier(x, t)`.
 
@@ -60,18 +73,7 @@ class NoisyClassifier(Configured, nn.Module):
             raise ValueError(f"classes must be {known}, as the network has; got {classes}: leave it out")
         self.network, self.sde, self.prediction = network, sde, predictions.resolve(prediction)
         self.classes = known if classes is None else classes
-        self._check_ends()
-
-    def _check_ends(self) -> None:
-        for end in ("t_min", "t_max"):
-            t = torch.tensor(getattr(self.sde, end), dtype=torch.float64)
-            values = self.prediction.c_in(self.sde, t), self.prediction.c_noise(self.sde, t)
-            if not t.is_meta and not all(bool(torch.isfinite(value)) for value in values):
-                raise ValueError(
-                    f"c_in and c_noise of {type(self.prediction).__name__} must be finite; got "
-                    f"{float(values[0]):g} and {float(values[1]):g} at {end}={float(t):g} of "
-                    f"{type(self.sde).__name__}: choose another prediction type or another {end}"
-                )
+        check_inputs(self.prediction, sde)
 
     def forward(self, x: Tensor, t: Tensor | float) -> Tensor:
         """Return the logits (B, K) at x (B, *) and t () or (B,), in at least float32; rows are independent.

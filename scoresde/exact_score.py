@@ -10,7 +10,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from scoresde.networks.embeddings import named
+from scoresde.networks.condition_embeddings import named
 from scoresde.protocols import NULL, Condition, expand
 from scoresde.score import ScoreModel
 from scoresde.sdes import SDE, checked_times

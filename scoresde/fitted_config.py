@@ -12,6 +12,7 @@ from typing import Any
 
 from scoresde.classifier import NoisyClassifier
 from scoresde.configured import NotDescribed, described, full_name, remembered, with_defaults
+from scoresde.contrastive import ContrastiveModel
 from scoresde.data import in_memory
 from scoresde.data.summary import state_of
 from scoresde.flowmaps import DenoisingGenerator, FlowMap
@@ -25,6 +26,7 @@ KINDS: dict[type, str | None] = {
     FlowMap: "flow_map",
     DenoisingGenerator: "generator",
     NoisyClassifier: "classifier",
+    ContrastiveModel: "contrastive",
 }
 """The node of a configuration with the arguments that a class of models has besides those of `ScoreModel`."""
 COMMON = ("network", "sde", "prediction", "learned_variance", "conditional")
@@ -65,7 +67,7 @@ class Description:
         arguments = with_defaults(type(model), remembered(model) or {})
         if kind := KINDS[type(model)]:
             rest = described({name: value for name, value in arguments.items() if name not in COMMON})
-            self.nodes[kind] = True if kind == "classifier" else rest
+            self.nodes[kind] = rest if hasattr(model, "predict") else True  # a classifier has no further arguments
 
 
 def run_config_of(
@@ -97,6 +99,7 @@ def run_config_of(
     dropout = settings.pop("condition_dropout")
     levels = getattr(data["transform"], "levels", None)
     shape = list(state_of(splits["train"][0]).shape)
+    nodes = {name: _split_node(path, name, dataset) for name, dataset in splits.items()}
     return {
         "device": trainer.device,
         "seed": trainer.seed,
@@ -108,7 +111,8 @@ def run_config_of(
         "data": {
             "shape": shape,
             "range": [0, levels] if levels else None,
-            **{name: _split_node(path, name, dataset) for name, dataset in splits.items()},
+            "text": (nodes["train"] or {}).get("text"),
+            **nodes,
             **{name: found.node(name, part) for name, part in data.items()},
         },
         "trainer": {"_target_": "scoresde.training.Trainer", **settings},

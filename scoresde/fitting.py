@@ -228,7 +228,7 @@ def _set_conditions(model: Any, dataset: Any, loss: Objective, trainer: Trainer)
             f"{', '.join(expected) or 'none'}: build it with classes=... (label), cond_features=... (vector) or "
             "cond_channels=... (image), or give the data as (states, conditions)"
         )
-    if getattr(model, "conditional", None) == () and not hasattr(model, "classes"):
+    if getattr(model, "conditional", None) == () and hasattr(model, "predict"):
         dropped, labels = dropped_names(trainer.condition_dropout, names), by_name(getattr(dataset, "labels", None))
         kept = (name for name in names if name not in dropped and not (name in labels and has_null(labels[name])))
         model.conditional = tuple(kept)

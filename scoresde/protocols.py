@@ -5,7 +5,7 @@ losses and likelihoods accept any such object (`wrappers.as_model` adapts it).
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -46,10 +46,9 @@ def null_condition(part: Tensor) -> Tensor:
 
 
 def has_null(part: Tensor) -> bool:
-    """Return whether a condition is the null condition for some samples: the label -1, or numbers that are all NaN."""
-    if not part.is_floating_point():
-        return bool((part == NULL).any())
-    return bool(part.isnan().flatten(1 if part.ndim > 1 else 0).all(-1).any())
+    """Return whether a condition is null for some samples: integers that are all -1, or numbers that are all NaN."""
+    null = part.isnan() if part.is_floating_point() else part == NULL
+    return bool((null.flatten(1).all(dim=1) if null.ndim > 1 else null).any())
 
 
 def as_condition(cond: Any) -> Condition:
@@ -116,6 +115,16 @@ def _map(function: Callable[[Tensor], Tensor], cond: Condition) -> Condition:
 def _batched(part: Tensor, count: int) -> Tensor:
     """Return `part` unchanged if its first dimension is `count` or 1; otherwise, add a leading dimension of 1."""
     return part if part.ndim > 0 and len(part) in (1, count) else part[None]
+
+
+class CaptionEncoder(Protocol):
+    """Maps N captions to conditions with leading dimension N, by name; see `scoresde.text`.
+
+    `check` warns of words that the encoder does not know, and raises ValueError for a caption without known words.
+    """
+
+    def __call__(self, captions: Sequence[str]) -> dict[str, Tensor]: ...
+    def check(self, captions: Sequence[str]) -> None: ...
 
 
 class Network(Protocol):

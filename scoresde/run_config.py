@@ -17,10 +17,12 @@ from omegaconf import DictConfig, OmegaConf
 
 from scoresde.atomic_files import replace_atomically
 from scoresde.networks.configuration import with_parts
+from scoresde.text import TOKENIZER
 
 CONFIG = "config.yaml"
 OWN = "own"  # names of the classes of the parts that only Python can build, by part
 MOST_CHARACTERS = 1_000_000  # of a configuration, with its aliases and interpolations written out
+TOKENS = "scoresde.text.Tokens"
 TRAINED = "# scoresde train "  # beginning of the first line of a configuration that `scoresde train` wrote
 RENAMED = {  # targets in the configurations of older runs, and their names now
     "scoresde.predictions.Karras": "scoresde.predictions.KarrasPreconditioning",
@@ -33,8 +35,8 @@ FREE_PARTS = ("held_out", "sampler", "trust", "hydra", "device", "run", "conditi
 FREE_SETTINGS = ["steps", "log_every", "checkpoint_every", "preview_every", "evaluate_every", "accumulate", "compile"]
 FREE_SETTINGS += ["channels_last", "workers", "parallel", "wandb", "device"]
 MEASURED = ("data.validation.", "data.test.")  # held-out data, which do not affect the weights either
-MODEL_PARTS = ["network", "sde", "prediction", "learned_variance", "conditional", "classifier", "flow_map"]
-MODEL_PARTS += ["generator", "lora", "data.shape", "data.transform", "data.training"]
+MODEL_PARTS = ["network", "sde", "prediction", "learned_variance", "conditional", "classifier", "contrastive"]
+MODEL_PARTS += ["flow_map", "generator", "lora", "data.shape", "data.transform", "data.training"]
 
 
 def read_config(path: Path) -> DictConfig:
@@ -56,7 +58,7 @@ def read_config(path: Path) -> DictConfig:
         raise ValueError(f"{file} is not the configuration of a run: it is not a mapping")
     tree = OmegaConf.to_container(config, resolve=False)
     _check_size(file, _interpolated_size("", tree, dict(nodes(tree)), {}))
-    return OmegaConf.create(_with_new_names(tree))
+    return OmegaConf.create(_with_own_files(_with_new_names(tree), path))
 
 
 def _check_size(file: Path, size: float) -> None:
@@ -125,6 +127,14 @@ def _with_new_names(node: Any) -> Any:
     return [_with_new_names(value) for value in node] if isinstance(node, list) else node
 
 
+def _with_own_files(node: Any, path: Path) -> Any:
+    """Return a configuration whose tokenisers are those in a run's directory, which may have been moved or copied."""
+    if isinstance(node, dict):
+        own = {"file": str(path / TOKENIZER)} if str(node.get("_target_")) == TOKENS and node.get("file") else {}
+        return {key: _with_own_files(value, path) for key, value in node.items()} | own
+    return [_with_own_files(value, path) for value in node] if isinstance(node, list) else node
+
+
 def no_run(path: Path, hint: str = "") -> FileNotFoundError:
     """Return the FileNotFoundError for a path without a run; `hint` is a text to add to its message."""
     advice = "`scoresde train experiment=digits` makes one"
@@ -182,7 +192,7 @@ def changed_setting(before: Mapping[str, Any], now: Mapping[str, Any], model_onl
     free = {*(f"trainer.{name}" for name in FREE_SETTINGS), "data.sigma_data"}
     for key, value in old.items():
         is_of_model = any(f"{key}.".startswith(f"{part}.") for part in MODEL_PARTS)
-        is_free = key in free or key.split(".")[0] in FREE_PARTS
+        is_free = key in free or key.split(".")[0] in FREE_PARTS or key.endswith("text.file")
         is_free = is_free or key.startswith(MEASURED)
         if value != new.get(key) and (is_of_model if model_only else not is_free):
             return f"{key} was {value!r}, now {new.get(key)!r}"

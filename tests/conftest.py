@@ -1,5 +1,6 @@
 """Shared by the tests: every path of the library, times along it, and an exact mixture of Gaussians."""
 
+import functools
 import gc
 import os
 
@@ -8,8 +9,10 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
+import omegaconf.base
 import pytest
 import torch
+import yaml
 from hydra._internal.hydra import Hydra
 from hypothesis import settings
 
@@ -23,6 +26,9 @@ torch.set_num_threads(1)
 gc.set_threshold(20_000)  # tests are short: rarer collections save a tenth of the time of composing configurations
 # Hydra composes the configuration of a command twice, once to read hydra.mode alone, which no test sets.
 Hydra.get_mode = lambda self, config_name, overrides: None
+# Most tests of commands compose one. With these two lines it takes four fifths of the time.
+yaml.SafeLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # of which OmegaConf derives its loader
+omegaconf.base.parse = functools.cache(omegaconf.base.parse)  # of an interpolation such as ${data.shape}
 
 DDPM = np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))  # 2006.11239, section 4: the squared alpha of each step
 NCSN = np.geomspace(0.01, 50.0, 100)  # 1907.05600: a geometric sequence of noise levels
@@ -63,6 +69,13 @@ def pytest_collection_modifyitems(items):
 def pytest_collection_finish():
     """Exclude the collected tests, which live as long as the process, from garbage collection."""
     gc.freeze()
+
+
+@pytest.fixture(scope="session")
+def openmoji(tmp_path_factory):
+    """A folder for the drawn pictures of OpenMoji, shared by the processes of a run: drawing them takes seconds."""
+    base = tmp_path_factory.getbasetemp()
+    return (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "openmoji"
 
 
 def some(*names):

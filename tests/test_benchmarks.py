@@ -18,6 +18,7 @@ BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 if not BENCHMARKS.is_dir():
     pytest.skip("the benchmarks are not part of this distribution", allow_module_level=True)
 sys.path.insert(0, str(BENCHMARKS))
+import learned_solvers  # noqa: E402
 import likelihood  # noqa: E402
 import multilevel  # noqa: E402
 import peers  # noqa: E402
@@ -199,6 +200,7 @@ def test_the_same_method_gives_the_same_samples_through_an_adapter(pair, grid):
         close(samples, library_sample(step_of(method), times, mixture, x, evaluations), rtol=0, atol=tolerance)
 
 
+@pytest.mark.parametrize("sde", [SHORT, ss.SubVP(t_min=1e-3)], ids=["vp", "sub-vp"])
 @pytest.mark.parametrize(
     ("name", "options", "indices"),
     [
@@ -208,13 +210,13 @@ def test_the_same_method_gives_the_same_samples_through_an_adapter(pair, grid):
         ("DPMSolverMultistep", {"timestep_spacing": "linspace", "solver_order": 1}, [999, 749, 500, 250]),
     ],
 )
-def test_a_scheduler_of_diffusers_takes_our_steps(name, options, indices):
-    """Up to float32, the dtype of its noise levels."""
+def test_a_scheduler_of_diffusers_takes_our_steps(name, options, indices, sde):
+    """Up to float32, the dtype of its noise levels; on sub-VP in the variance-preserving states of the same times."""
     skip_unless_installed("diffusers")
     mixture = oracle((1, 2, 3))
-    model, x = mixture.score_model(SHORT), mixture.sample(5, SHORT, SHORT.t_max, seeded())
+    model, x = mixture.score_model(sde), mixture.sample(5, sde, sde.t_max, seeded())
     samples = sampler_peers.diffusers(name, scaled=name == "EulerDiscrete", **options)(model, x, 4)
-    times = SHORT.t_min + (SHORT.t_max - SHORT.t_min) * torch.tensor(indices, dtype=torch.float64) / 999
+    times = sde.t_min + (sde.t_max - sde.t_min) * torch.tensor(indices, dtype=torch.float64) / 999
     close(samples, samplers.ours(samplers.DDIM, lambda *_: times)(model, x, 4), rtol=0, atol=2e-4)
 
 
@@ -266,17 +268,37 @@ def test_learned_solvers_are_stored_measured_and_come_first(tmp_path, capsys):
     case = samplers.exact_case((2,))
     few = ["steps=0", "pool=1", "held_out=4", "batch_size=4", "target_steps=20"]
     settings = {"learned": tmp_path, "budgets": [3], "learning": few, "images": 8, "pilot": 4, "reference_steps": 40}
+    settings["every"] = False
     options = argparse.Namespace(**settings)
     listed = [*samplers.learned(case, options), *(one for one in samplers.of_this_library() if one.name == "DDIM")]
     assert [path.name for path in tmp_path.iterdir()] == ["nfe3.safetensors"]
-    _, best = samplers.deterministic(case, options, listed)
+    tried, best = samplers.deterministic(case, options, listed)
     assert [(one.candidate.library, one.evaluations) for one in best] == [("learned", 3), ("scoresde", 3)]
+    assert [len(group) for group in samplers.grouped(tried, every=False)] == [1, len(samplers.GRIDS)]
+    assert [len(group) for group in samplers.grouped([*tried, *best], every=True)] == [2, len(samplers.GRIDS) + 1]
     capsys.readouterr()
     samplers.print_flow(best)
     title, _, first, second = capsys.readouterr().out.splitlines()
     assert title.endswith("learned / this [95%] |")
     assert first.endswith("| 1 |")
     assert float(second.split("|")[-2].split()[0]) == pytest.approx(best[0].rms / best[1].rms, abs=0.006)
+
+
+def test_solvers_of_the_likelihood_are_compared_with_the_formula(capsys):
+    options = {
+        "likelihood": [6],
+        "checkpoint": None,
+        "fit": 12,
+        "test": 8,
+        "reference": 40,
+        "iterations": 1,
+        "modes": 2,
+    }
+    learned_solvers.likelihood(argparse.Namespace(**options))
+    formula, learned = (line.split(" | ") for line in capsys.readouterr().out.splitlines()[-2:])
+    errors = [float(line[2].split()[0]) for line in (formula, learned)]
+    assert (formula[:2], learned[:2]) == (["| 6", "Adams"], ["| 6", "learned"])
+    assert float(learned[5].split()[0]) == pytest.approx(errors[1] / errors[0], abs=0.01)
 
 
 def test_the_distances_of_exact_draws_are_those_of_the_floor():

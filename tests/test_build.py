@@ -13,10 +13,14 @@ from torch.utils.data import default_collate
 import scoresde as ss
 from scoresde import build, run_config
 from scoresde.cli import VERBS, config_directory, main
+from scoresde.cli.common import fit_text
 from scoresde.cli.overrides import configurations
 from scoresde.cli.restore import posterior
 from scoresde.cli.settings import PosteriorSettings
-from scoresde.evaluation.distillation import SolverDistillation
+from scoresde.cli.trained_conditions import fit_network
+from scoresde.data.summary import state_of
+from scoresde.evaluation.distillation import LikelihoodSolverDistillation, SolverDistillation
+from scoresde.evaluation.embedded_data import ContrastiveFeatures
 from scoresde.evaluation.flow_map_distillation import FlowMapDistillation
 from scoresde.evaluation.trained_classifier import TrainedClassifier
 from scoresde.guidance import Guided
@@ -25,13 +29,16 @@ from scoresde.metrics import Inception, Pixels
 from scoresde.networks import MLP, DiT, UNet
 from scoresde.predictions import Prediction
 from scoresde.protocols import select
+from scoresde.run_config import read_config
 from scoresde.samplers.learned_solver import SolverTable
 from scoresde.samplers.sampler import Sampler
+from scoresde.solvers import AdamsTable
 from scoresde.training import Trainer, checkpoint
 from scoresde.training.batches import split_condition
 from scoresde.training.learned_dequantization import DEQUANTIZATION
 from scoresde.training.posthoc_ema import AVERAGES, PowerAverages, save_snapshot
 from scoresde.training.trainer import CHECKPOINT
+from tests.contrastive_run import write_contrastive
 from tests.data.files import SHAPES, stand_ins
 
 CONF = config_directory()
@@ -45,11 +52,12 @@ KINDS = {
     "trainer": Trainer,
     "data": dict,
     "likelihood": dict,
-    "method": (SolverDistillation, FlowMapDistillation),
-    "features": (Pixels, Inception, TrainedClassifier),
+    "method": (SolverDistillation, LikelihoodSolverDistillation, FlowMapDistillation),
+    "features": (Pixels, Inception, TrainedClassifier, ContrastiveFeatures),
     "guidance": Guided,
     "operator": (ss.inverse.Operator, ss.inverse.SizedOperator),
     "posterior": PosteriorSettings,
+    "text": (ss.text.Tokens, ss.text.Pretrained),
 }
 MIXTURE = ss.GaussianMixture(torch.zeros(2, 3), torch.ones(2)).score_model(ss.VP())
 GUIDES = {"weak": MIXTURE, "classifier": lambda x, t: x}  # what the command line loads from a run
@@ -58,6 +66,7 @@ OPTIONS = [(group, path.stem) for group in FOLDERS for path in sorted(FOLDERS[gr
 OPTIONS = [(group, option) for group, option in OPTIONS if group != "experiment"]
 NOTHING = ("guidance", "none")  # the option that sets the group to null
 EXPERIMENTS = [path.stem for path in sorted(CONF.glob("experiment/*.yaml"))]
+REPLACED = {"digits", "cond", "text", "contrastive", "inpainting", "unclip"}  # whose networks are of one kind
 PUBLISHED = {  # 2011.13456's code: parameters that train
     "cifar10_ddpm": 35_218_947,
     "cifar10_ddpmpp": 61_804_419,
@@ -87,11 +96,17 @@ def test_every_configuration_is_walked():
 
 
 @pytest.fixture(scope="module")
-def images(tmp_path_factory):
+def images(tmp_path_factory, openmoji):
     """Small files in place of CIFAR-10 and a folder of images, 101 in each split: a root for each dataset's target."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ss.data.CIFAR10, "records", 101)
-        yield stand_ins(tmp_path_factory.mktemp("images"))
+        yield stand_ins(tmp_path_factory.mktemp("images")) | {"scoresde.data.OpenMoji": str(openmoji)}
+
+
+@pytest.fixture(scope="module")
+def contrastive(tmp_path_factory):
+    """A contrastive run of the digits."""
+    return write_contrastive(tmp_path_factory.mktemp("runs") / "contrastive")
 
 
 @pytest.mark.parametrize(
@@ -119,21 +134,31 @@ def test_every_option_builds_its_object(group, option, request, tmp_path):
         whole.run = str(tmp_path)
         table = SolverTable.of(ss.samplers.DDIM(), ss.VP(), ss.samplers.angle(ss.VP(), 10))
         table.save(tmp_path / "solvers" / "nfe10.safetensors")
+    if (group, option) == ("likelihood", "learned"):
+        whole.run = str(tmp_path)
+        AdamsTable.uniform(12, (0.0, 1.0), 1.0).save(tmp_path / "likelihood_solvers" / "steps12.safetensors")
     if group == "network":
         whole.data.shape = {"volumes": [1, 8, 8, 8], "patches": [3, 16, 16]}.get(option, [3, 64, 64])
     if group == "data":
         stand_in(whole.data, request)
+    if (group, option) == ("text", "pretrained"):
+        whole.text.path = str(tmp_path)
     config = whole[group]
+    if option == "openmoji":
+        config.size = 16  # the same pictures as in other tests
+    if option == "openmoji_tone":
+        for split in ("train", "test"):
+            config[split].root = str(request.getfixturevalue("openmoji"))
     with torch.device("meta") if group == "network" else torch.device("cpu"):
         built = build.instantiate(config, **({"optimizer": torch.optim.SGD} if group == "trainer" else {}))
     assert isinstance(built, KINDS[group])
     if group == "data":
         for split in ("train", "validation", "test"):
-            assert list(built[split][0].shape) == list(config.shape)
+            assert list(state_of(built[split][0]).shape) == list(config.shape)
             assert len(built[split]) > 100
             assert not built[split].mirrored  # only in the published trainings
-        x, transform = torch.stack([built["test"][i] for i in range(5)]) + 0.5, fitted(built)
-        torch.testing.assert_close(transform.inverse(transform(x)), x)
+        x, transform = torch.stack([state_of(built["test"][i]) for i in range(5)]) + 0.5, fitted(built)
+        torch.testing.assert_close(transform.inverse(transform(x)).to(x), x)
     elif group == "likelihood":
         assert {"trace", "solver", "samples", "start", "batch_size"} == set(built) - {"tolerance", "levels"}
         assert str(built["solver"]).startswith(config.solver._target_.rsplit(".", 1)[1])
@@ -200,14 +225,17 @@ def test_the_truncated_normal_experiment_is_measured_where_it_was_trained():
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
-def test_every_experiment_trains_and_samples(experiment, request):
+def test_every_experiment_trains_and_samples(experiment, request, tmp_path):
     config = compose("train", f"experiment={experiment}", "sampler.steps=2").copy()
     assert config.run == f"runs/{experiment}"
     if experiment in PUBLISHED:
         small(config, request.getfixturevalue("images"))
     stand_in(config.data, request)
-    if experiment in ("images", "image_arrays", "volumes"):
+    if experiment in ("images", "image_arrays", "volumes", "openmoji_text"):
         config.network.width = 8
+    if config.data.get("text") is not None:
+        fit_text(config, tmp_path)
+        fit_network(config, build.instantiate(config.data.train))
     if "generator" in config:
         config.generator.steps = config.sampler.steps
     model = build.build_model(config)
@@ -223,10 +251,14 @@ def test_every_experiment_trains_and_samples(experiment, request):
     for part in (config.prediction, config.network):
         if "sigma_data" in part:
             assert float(x.std()) == pytest.approx(part.sigma_data, rel=0.25)
+    x, cond = x[:4], select(cond, slice(0, 4), len(x))
     terms = loss(model, x, cond, generator=torch.Generator().manual_seed(0))
     terms.value.mean().backward()
     trainer.optimizer(model.parameters()).step()
     assert bool(torch.isfinite(loss(model, x, cond).value).all())
+    if config.get("contrastive"):
+        assert model(x[:2], 0.5, select(cond, slice(0, 3), len(x))).shape == (2, 3)
+        return
     if config.get("classifier"):
         assert model.eval()(x[:2], 0.5).shape == (2, model.classes)
         return
@@ -237,11 +269,7 @@ def test_every_experiment_trains_and_samples(experiment, request):
 
 @pytest.mark.parametrize(
     "experiment",
-    [
-        name
-        for name in EXPERIMENTS
-        if name not in PUBLISHED and not {"digits", "cond", "inpainting"} & {*name.split("_")}
-    ],
+    [name for name in EXPERIMENTS if name not in PUBLISHED and not REPLACED & {*name.split("_")}],
 )
 @pytest.mark.parametrize("prediction", ["v", "karras"])
 def test_parts_of_an_experiment_can_be_replaced(experiment, prediction, request):
@@ -259,6 +287,10 @@ def stand_in(data, request):
     for key in ("root", "path"):
         if key in list(data.keys()):
             data[key] = request.getfixturevalue("images")[data.train._target_]
+    if "contrastive" in data:
+        data.contrastive = request.getfixturevalue("contrastive")
+        if len(data.shape) == 3:
+            data.shape, data.transform.levels = [1, 8, 8], 17
     if "dims" in data:
         name = {1: "series", 2: "images", 3: "volumes"}.get(data.dims, "levels" if "levels" in data else "arrays")
         data.path, data.shape = data.path.replace("arrays.npy", f"{name}.npy"), SHAPES[name]
@@ -464,6 +496,20 @@ def test_a_classifier_is_trained_and_loaded_with_its_averages(tmp_path):
     with pytest.raises(ValueError, match="must be the run of a score model; got that of a classifier"):
         ss.load(tmp_path)
     assert OmegaConf.load(tmp_path / "config.yaml").class_names.label[3] == "3"
+
+
+def test_a_contrastive_model_of_any_condition_is_trained_and_loaded(tmp_path):
+    """The encoder of conditions gets those of the data; the loss on held-out pairs is logged."""
+    parts = ["experiment=digits_classifier", "classifier=false", "+contrastive=true", "network=dual_encoder"]
+    steps = ["trainer.steps=2", "trainer.batch_size=16", "trainer.evaluate_every=2", "held_out.samples=8"]
+    small = ["network.state.width=8", "network.condition.width=8", f"run={tmp_path}"]
+    assert main(["train", *parts, "loss=info_nce", *steps, *small]) == 0
+    embedder = ss.load_embedder(tmp_path)
+    assert embedder.model(torch.zeros(3, 1, 8, 8), 0.5, torch.arange(10)).shape == (3, 10)
+    assert read_config(tmp_path).network.condition.classes == 10
+    assert "validation_loss" in (tmp_path / "log.jsonl").read_text()
+    with pytest.raises(ValueError, match=r"captions need a model that was trained on captions; got \['zero'\]"):
+        embedder.conditions(["zero"])
 
 
 def test_a_score_model_is_no_classifier(run):

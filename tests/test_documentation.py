@@ -18,9 +18,10 @@ import pytest
 from hydra.core.global_hydra import GlobalHydra
 
 from scoresde.cli import config_directory, main
-from scoresde.data import CIFAR10
+from scoresde.data import CIFAR10, openmoji
 from scoresde.data.datasets import SPLITS
 from scoresde.networks import MLP
+from tests.contrastive_run import write_contrastive, write_stages
 from tests.data.files import RECORDS, contents, levels, write_images
 from tests.data.test_cifar import BINARY, write_archive
 
@@ -35,6 +36,7 @@ TOY = ["trainer.steps=3", "trainer.batch_size=32", "network.width=16", "data.tra
 SMALL = ["++network.width=8", "++network.blocks=1", "trainer.batch_size=4", "trainer.steps=2", "trainer.compile=false"]
 FACES = ["data.size=32", "++network.multipliers=[1,1,2]"]
 TRAINED = {
+    "openmoji_text": ["network.width=8", "trainer.batch_size=16", "trainer.steps=2"],
     "digits_classifier": ["network.width=8", "trainer.batch_size=16", "trainer.steps=2"],
     "digits": ["network.network.width=8", "trainer.batch_size=16", "trainer.steps=2"],
     "toy2d": [*TOY, "data.test.n=20"],
@@ -179,10 +181,12 @@ def test_every_block_is_run_here():
                 "# or data.labels",
                 "scoresde restore",
                 "run=runs/ring",
+                "experiment=openmoji_text",
             ),
         ],
         "python": [
             *("Langevin(snr=0.16)", "trajectory=True", "ClassifierFree", "class Points", "convert.score_sde"),
+            "UnCLIP(",
             *("sample_posterior", "posterior_moments", "TrajectoryDistillation", "samplers.learn(", "add_lora"),
             "ss.fit(",
         ],
@@ -276,6 +280,18 @@ def test_a_guided_model_in_a_few_lines(capsys):
     assert capsys.readouterr().out == "18\n"
 
 
+def test_pictures_from_captions_by_way_of_their_embeddings(elsewhere, capsys):
+    """The runs are small, and have not been trained."""
+    captions = ["firefighter dark skin tone", "cat face"]
+    runs = [Path(f"runs/openmoji_{name}") for name in ("prior", "unclip", "contrastive")]
+    write_stages(*runs[:2], write_contrastive(runs[2], captions))
+    exec(compile(block("python", "UnCLIP("), "docs/embeddings.md", "exec"), {})
+    shape, variations, between, *similarities = capsys.readouterr().out.splitlines()
+    assert shape == "torch.Size([8, 1, 8, 8]) 84"  # both stages, 20 steps and the final denoising, guided
+    assert (variations, between) == ("torch.Size([8, 1, 8, 8])", "torch.Size([5, 1, 1, 8, 8])")
+    assert len(similarities) == 8
+
+
 def test_a_posterior_in_a_few_lines(capsys):
     names: dict[str, object] = {}
     for text in ("sample_posterior", "posterior_moments"):
@@ -331,6 +347,22 @@ def test_conditions(elsewhere, capsys):
     assert np.load(array).shape == (30, 1, 8, 8)
     assert list(Path("runs/digits_cond/figures").glob("guidance*.png"))
     assert "class_accuracy" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_texts(elsewhere, monkeypatch, capsys):
+    """On noise in place of the pictures, which take seconds to draw; the folder of a T5 encoder is missing."""
+    path, shape = elsewhere / "pictures.npy", (len(openmoji._emoji()[0]), 3, 16, 16)
+    np.save(path, np.random.RandomState(0).randint(0, 256, shape).astype(np.uint8))
+    monkeypatch.setattr(openmoji, "draw", lambda size, root: path)
+    train, caption, captions, pretrained = (words[1:] for words in commands(block("sh", "experiment=openmoji_text")))
+    for words in (train, caption, captions):
+        run(words)
+    pictures = sorted(Path("runs/openmoji_text/figures").glob("samples_*.png"))
+    assert len(pictures) == 2
+    capsys.readouterr()
+    assert main(pretrained) == 2
+    assert "got 'models/t5': `hf download models/t5` fetches a model of that name" in capsys.readouterr().err
 
 
 @pytest.mark.slow

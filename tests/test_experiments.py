@@ -5,15 +5,11 @@ import shutil
 from pathlib import Path
 
 import pytest
-import yaml
-from omegaconf import OmegaConf
 
 import scoresde as ss
 from scoresde.cli import config_directory, main
-from scoresde.cli.overrides import configurations
 from scoresde.data import CIFAR10
 from scoresde.data.image_files import hundredth
-from scoresde.run_config import flatten
 from scoresde.training.checkpoint import load
 from tests.data.files import RECORDS, contents, levels, write_files, write_images
 from tests.data.test_cifar import BINARY, PYTHON, python2, write_archive
@@ -56,16 +52,6 @@ def test_every_published_experiment_is_here():
     assert len(CIFAR) >= 8
     scheduled = {path.stem for path in CONF.glob("*.yaml") if "override /trainer: published" in path.read_text()}
     assert scheduled <= {*CIFAR, *FOLDERS}
-
-
-@pytest.mark.parametrize("experiment", sorted(path.stem for path in CONF.glob("*.yaml")))
-def test_what_an_experiment_sets_is_set(experiment):
-    """Also what train.yaml sets itself, such as condition.dropout."""
-    own = yaml.safe_load((CONF / f"{experiment}.yaml").read_text())
-    del own["defaults"]
-    with configurations("train", None) as (compose, _):
-        composed = flatten(OmegaConf.to_container(compose(f"experiment={experiment}"), resolve=False))
-    assert flatten(own).items() <= composed.items()
 
 
 @pytest.mark.parametrize("experiment", ["cifar10_ddpm", "cifar10_ddpmpp_subvp", "cifar10_ncsnpp_ve"])

@@ -21,8 +21,7 @@ from tests.conftest import INSTANCES, PATHS, close, exact_model, f64, normal, or
 
 VP = ss.VP()
 LONG = ss.VP(beta_max=40.0)  # at t_max no mean of these mixtures is left in the marginal
-FINE = Adams(160)
-SCALED_PATHS = ("vp", "sub-vp", "ve", "rectified", "zero-snr-vp")
+FINE = Adams(80)
 
 
 def check_identity(mixture, sde, x, result, tolerance):
@@ -34,10 +33,10 @@ def check_identity(mixture, sde, x, result, tolerance):
 
 @pytest.mark.parametrize("sde", PATHS)
 def test_likelihood_is_exact_on_every_path(sde):
-    mixture = oracle((2, 5))
+    mixture = oracle((2, 2))
     x = mixture.sample(8, sde, sde.t_min, seeded())
     result = ss.log_prob(mixture.score_model(sde), x, trace=ss.ExactTrace(), solver=FINE)
-    check_identity(mixture, sde, x, result, 1e-4)
+    check_identity(mixture, sde, x, result, 5e-4)
     assert result.status.tolist() == [Status.OK] * 8
     assert torch.equal(result.stderr, torch.zeros(8, dtype=torch.float64))
     assert result.time.tolist() == [sde.t_max] * 8
@@ -57,7 +56,7 @@ def test_likelihood_is_exact_with_every_kind_of_solver(shape, solver, tolerance)
 
 @pytest.mark.filterwarnings("ignore:the noise at t_max")  # does not hide data of a scale of 1e4
 @pytest.mark.parametrize(
-    ("path", "scale"), [*product(SCALED_PATHS, (1e-4, 1e4)), ("vp", 1e-2), ("rectified", 1e2)], ids=str
+    ("path", "scale"), [*product(("vp", "ve"), (1e-4, 1e4)), ("sub-vp", 1e4), ("rectified", 1e4), ("zero-snr-vp", 1e-4)]
 )
 def test_likelihood_is_exact_at_every_scale_of_the_data(path, scale):
     """Nats per dimension do not depend on the unit of the data, in any variable that a solver integrates."""
@@ -79,9 +78,7 @@ def test_likelihood_is_exact_for_data_of_two_scales():
 
 NESTED = {  # position of the means along the diagonal, standard deviations, number of dimensions
     "nested": ([0.0, 0.0], [10.0, 1e-2], 2),
-    "nested-8": ([0.0, 0.0], [10.0, 1e-2], 8),
     "nested-64": ([0.0, 0.0], [10.0, 1e-2], 64),
-    "finer": ([0.0, 0.0], [10.0, 1e-3], 2),
     "finer-8": ([0.0, 0.0], [10.0, 1e-3], 8),
     "large-8": ([0.0, 0.0], [100.0, 1.0], 8),
     "three-scales": ([0.0, 0.0, 0.0], [30.0, 0.3, 1e-3], 8),
@@ -90,8 +87,8 @@ NESTED = {  # position of the means along the diagonal, standard deviations, num
 
 
 # All data on one path, and one of each kind on the others: in its variable u the flow is the same for all of them.
-NESTED_CASES = [*product(["vp"], NESTED), *product(["sub-vp", "ve", "rectified"], ["finer-8", "three-scales"])]
-NESTED_CASES += [("ve", "far-clusters"), ("rectified", "nested-64")]
+NESTED_CASES = [*product(["vp"], NESTED), ("sub-vp", "finer-8"), ("ve", "three-scales"), ("rectified", "nested-64")]
+NESTED_CASES += [("ve", "far-clusters"), ("rectified", "finer-8")]
 
 
 @pytest.mark.filterwarnings("ignore:the noise at t_max")
@@ -161,7 +158,7 @@ def test_likelihood_is_exact_for_every_prediction_type(prediction):
     mixture = oracle((3,))
     x = mixture.sample(4, VP, VP.t_min, seeded())
     result = ss.log_prob(exact_model(mixture, VP, prediction), x, trace=ss.ExactTrace(), solver=FINE)
-    check_identity(mixture, VP, x, result, 1e-4)
+    check_identity(mixture, VP, x, result, 5e-4)
 
 
 def test_a_prior_that_matches_gives_the_exact_density():
@@ -229,7 +226,7 @@ def unet():
     return ss.ScoreModel(network, VP, "karras").eval()
 
 
-ADAPTIVE = AdaptiveAdams(1e-3, max_step=0.5)  # samples take different steps
+ADAPTIVE = AdaptiveAdams(1e-2, max_step=0.5)  # samples take different steps
 BATCHED = [
     (Adams(24), ss.Hutchinson(2)),
     (ADAPTIVE, ss.Hutchinson(2)),
@@ -339,11 +336,11 @@ QUICK = {
     "scipy": SciPy(rtol=1e-2, atol=1e-2),
 }
 EVERY_SOLVER = pytest.mark.parametrize("solver", QUICK.values(), ids=QUICK)
-TRACES = [ss.Hutchinson(), ss.ExactTrace(), ss.ExactTrace(mode="forward")]
+IN_INFERENCE_MODE = [(solver, ss.Hutchinson()) for solver in QUICK.values()]
+IN_INFERENCE_MODE += [(QUICK["adams"], ss.ExactTrace()), (QUICK["adams"], ss.ExactTrace(mode="forward"))]
 
 
-@pytest.mark.parametrize("trace", TRACES, ids=["hutchinson", "reverse", "forward"])
-@EVERY_SOLVER
+@pytest.mark.parametrize(("solver", "trace"), IN_INFERENCE_MODE, ids=str)
 def test_inference_mode_changes_nothing(solver, trace):
     model = ss.ScoreModel(ss.networks.MLP(2, width=8, depth=1, cond_features=1), VP, "v").eval()
     x, cond = normal(3, 2), normal(3, 1)
@@ -367,7 +364,7 @@ def test_bits_and_samples_in_inference_mode():
 @EVERY_SOLVER
 def test_an_empty_batch_has_empty_results(solver):
     model, empty = oracle((3,)).score_model(VP), torch.zeros(0, 3)
-    for trace in (ss.Hutchinson(), ss.Hutchinson(2), ss.Hutchinson(2, resample=False), ss.ExactTrace()):
+    for trace in (ss.Hutchinson(2), ss.Hutchinson(resample=False), ss.ExactTrace()):
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             result = ss.log_prob(model, empty, trace=trace, solver=solver, seeds=[])

@@ -1,4 +1,7 @@
-"""The notebooks run from top to bottom, and their committed outputs come from one such run."""
+"""The notebooks run from top to bottom, and their committed outputs come from one such run.
+
+Here they run with fewer samples, steps and seeds than in the committed run: `FEWER` has the texts that are replaced.
+"""
 
 import importlib.util
 import json
@@ -28,6 +31,140 @@ OBSERVATIONS = "**Observations.**"
 INPUTS = ("paper.mplstyle", "runs", "checkpoints")  # small committed files that the notebooks read
 PLOTS = re.compile(r"^(?:\w.*= plt\.subplot(?:s|_mosaic)|compare)\(", re.MULTILINE)
 NUMBER = re.compile(r"\d+\.\d+(?:e[+-]\d+)?")
+SHORT_CHAIN = '{"sampler": ss.samplers.PredictorCorrector(ss.samplers.Ancestral(), steps=3)'
+FEWER = {  # in the code of each notebook, by the beginning of its name: texts, and what they are in the tests
+    "01": {
+        "paths, shown, steps = 4000, 4, 500": "paths, shown, steps = 100, 4, 20",
+        "points=90": "points=20",
+        "(sde, 150), torch": "(sde, 15), torch",
+        "starts, 150,": "starts, 15,",
+        "count, noise_levels, stops = 2000": "count, noise_levels, stops = 50",
+        "[0, 50, 100, 150, 200]": "[0, 5, 10, 15, 20]",
+        "(sde, 200)": "(sde, 20)",
+        '(50, "s", RED), (200, "o", BLUE)': '(10, "s", RED), (20, "o", BLUE)',
+        "steps == 200": "steps == 20",
+        "draws=16": "draws=2",
+        "resamples=20": "resamples=2",
+        "30, sde, sde.t_max, generator=seeded(8)), 30, []": "5, sde, sde.t_max, generator=seeded(8)), 5, []",
+        "repeats, 0), 60,": "repeats, 0), 6,",
+        "sample(600, edm": "sample(20, edm",
+        "-2.3, 1.3, 25,": "-2.3, 1.3, 5,",
+        "steps=600, batch=256": "steps=10, batch=16",
+        "-1.9, 1, 13,": "-1.9, 1, 5,",
+        "size=300": "size=20",
+        "S, size = ss.samplers, 800": "S, size = ss.samplers, 50",
+        "steps=150, grid": "steps=5, grid",
+        "ss.solvers.Adams(30)": "ss.solvers.Adams(12)",
+    },
+    "02": {
+        "len(fit), (24,)": "len(fit), (8,)",
+        "linspace(-9, 13, 23,": "linspace(-9, 13, 5,",
+        "test.images[:16]": "test.images[:6]",
+        "steps=19": "steps=2",
+        "steps=40, grid": "steps=2, grid",
+        "shape=(48, 1, 8, 8), seeds=range(48)": "shape=(24, 1, 8, 8), seeds=range(24)",
+        "Adams(steps=40)": "Adams(steps=12)",
+        "Adams(steps=80)": "Adams(steps=14)",
+        "draws=48": "draws=2",
+        "(20, 40)": "(12, 14)",
+        "[:24] + torch.rand(24,": "[:4] + torch.rand(4,",
+    },
+    "03": {
+        "sample(48, sde": "sample(8, sde",
+        "Adams(80)": "Adams(40)",
+        "segments = 24": "segments = 8",
+        "Adams(60)": "Adams(24)",
+        "(12, 24, 48, 96)": "(4, 8, 12, 16)",
+        "oracle(16, seed=3)": "oracle(4, seed=3)",
+        "wide.score_model(sde), 30": "wide.score_model(sde), 3",
+        "steps=24": "steps=12",
+        "(12, 24, 48)": "(10, 12, 16)",
+        "n=200": "n=8",
+        "(0.5, GREEN), (0.25, RED)": "(0.5, GREEN)",
+        "(1.0, 1.5, 2.0, 3.0)": "(1.0, 2.0)",
+        "Adams(32)": "Adams(24)",
+        "Adams(64)": "Adams(24)",
+        "Adams(20)": "Adams(16)",
+        "n=2000": "n=50",
+        "reference.sample(2000,": "reference.sample(50,",
+        "draws=64": "draws=2",
+        "(8, 16, 32, 64)": "(2, 3, 4, 6)",
+        "seeds, steps = 4, 20": "seeds, steps = 2, 10",
+        "(10, 20, 60)": "(10, 11, 12)",
+    },
+    "04": {
+        "sample(64, sde": "sample(8, sde",
+        "[20, 40, 80]": "[4, 8, 16]",
+        "sample(100, sde": "sample(10, sde",
+        "Adams(600)": "Adams(30)",
+        "[32, 48, 72]": "[4, 6, 9]",
+        "20_000": "500",
+        "steps=400": "steps=5",
+        "steps=40, grid": "steps=3, grid",
+        "shape=(400, 6), seeds=range(400)": "shape=(40, 6), seeds=range(40)",
+        "Seasons(100, seed=2)": "Seasons(10, seed=2)",
+        "Adams(40)": "Adams(4)",
+        "steps=30, grid": "steps=3, grid",
+        "shape=(300, 2, LENGTH), seeds=range(300)": "shape=(8, 2, LENGTH), seeds=range(8)",
+    },
+    "05": {
+        "Adams(steps=40)": "Adams(steps=12)",
+        "seeds, count = 6, 2": "seeds, count = 2, 2",
+        "(20, 40)": "(3, 6)",
+        "range(160)": "range(20)",
+        "(10, 20)": "(5, 20)",
+        "test[:10]": "test[:2]",
+        "draws=32": "draws=2",
+    },
+    "06": {
+        "COUNT = (0.0, 1.0, 3.0, 8.0), 0, 1500": "COUNT = (0.0, 1.0, 3.0, 8.0), 0, 100",
+        "steps=50": "steps=3",
+        "120": "30",
+        '"resamples": 40': '"resamples": 2',
+        "range(1000)": "range(10)",
+        "(256": "(16",
+        "randn(600,": "randn(50,",
+        "sample(200,": "sample(10,",
+        '"draws": 512': '"draws": 4',
+        "shape=(1000, 2)": "shape=(50, 2)",
+    },
+    "07": {
+        "401": "41",
+        "sample(2000, sde": "sample(50, sde",
+        "COUNT, STEPS = 1000, 100": "COUNT, STEPS = 50, 3",
+        '("dps", {}': f'("dps", {SHORT_CHAIN}}}',
+        '("pigdm", {': f'("pigdm", {SHORT_CHAIN}, ',
+        '("mmps", {}': f'("mmps", {SHORT_CHAIN}}}',
+        '"steps": 25,': '"steps": 2,',
+        "MANY, EACH = 6, 150": "MANY, EACH = 2, 10",
+        "steps=60": "steps=3",
+        "(32, 128, 512)": "(4, 8, 16)",
+        "range(16)": "range(2)",
+    },
+    "08": {
+        "COUNT, STEPS, BATCH = 4000, 300, 512": "COUNT, STEPS, BATCH = 100, 5, 16",
+        "steps=24": "steps=4",
+        "201": "41",
+        "randn(500,": "randn(50,",
+        "sample(8000,": "sample(100,",
+        "(2000, 2)": "(100, 2)",
+        "range(2000)": "range(100)",
+        "sample(1000,": "sample(50,",
+    },
+    "comparing": {
+        "sample(100_000,": "sample(1000,",
+        "seeded(3)), 100, 120": "seeded(3)), 5, 6",
+        "[6, 12, 24, 48, 96]": "[4, 6, 8, 10, 12]",
+        "sample(256,": "sample(16,",
+        ", 400, starts": ", 20, starts",
+        "[10, 20, 40], 2000": "[4, 5, 6], 50",
+        "range(20)": "range(2)",
+        "resamples=20": "resamples=2",
+        "[6, 12, 24, 48]": "[4, 6]",
+        "[5, 10, 20], 8": "[4, 5, 6], 4",
+        "(3, 2), 60": "(3, 2), 6",
+    },
+}
 
 
 def read(path):
@@ -50,11 +187,25 @@ def printed(cell):
     return "".join(output.text for output in cell.outputs if output.output_type == "stream")
 
 
+def shortened(path, folder):
+    """Write the notebook with fewer samples, steps and seeds to a folder; return its path there."""
+    notebook = read(path)
+    (replacements,) = (texts for name, texts in FEWER.items() if path.stem.startswith(name))
+    source = "".join(cell.source for cell in code(notebook))
+    assert not [text for text in replacements if text not in source], "correct FEWER"
+    for cell in code(notebook):
+        for text, fewer in replacements.items():
+            cell.source = cell.source.replace(text, fewer)
+    nbformat.write(notebook, folder / path.name)
+    return folder / path.name
+
+
 def run_cells(path, connection):
     """Run the cells of a notebook in an IPython of this process, in its folder; send the number of figures of each."""
     from IPython.core.interactiveshell import InteractiveShell
     from IPython.utils.capture import capture_output
     from matplotlib_inline.backend_inline import configure_inline_support
+    from matplotlib_inline.config import InlineBackend
 
     torch.set_num_threads(1)
     os.environ["IPYTHONDIR"] = str(path.parent / "ipython")
@@ -63,6 +214,7 @@ def run_cells(path, connection):
     shell.history_manager.enabled = False
     matplotlib.use(INLINE)
     matplotlib.interactive(True)
+    InlineBackend.instance(parent=shell).print_figure_kwargs = {"bbox_inches": None}  # cropping draws it twice
     configure_inline_support(shell, INLINE)
     for cell in code(read(path)):
         with capture_output() as captured:
@@ -101,7 +253,7 @@ def test_notebooks_are_found():
 def test_runs_from_top_to_bottom(path, folder):
     """In a process of its own; every cell has as many figures as in the committed outputs."""
     ours, theirs = multiprocessing.Pipe()
-    process = start(run_cells, Path(shutil.copy(path, folder)), theirs)
+    process = start(run_cells, shortened(path, folder), theirs)
     theirs.close()
     assert ours.recv() == [figures(cell) for cell in code(read(path))]
     process.join()

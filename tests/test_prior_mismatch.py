@@ -106,14 +106,14 @@ def test_latents_and_samples_warn_as_the_likelihood_does(call):
     assert caught[0].filename == __file__
 
 
-@pytest.mark.parametrize("sde", some("vp", "sub-vp", "ve", "cosine", "karras", "rectified"))
+@pytest.mark.parametrize("sde", some("vp", "ve", "rectified"))
 def test_latents_and_samples_of_unit_scale_do_not_warn(sde, silent):
     model = oracle((2,)).score_model(sde)
-    x = PredictorCorrector(DDIM(), steps=50)(model, (32, 2), seeds=range(32), dtype=torch.float64).x
-    latent = ss.encode(model, x, solver=Adams(40))
-    ss.decode(model, latent, solver=Adams(40))
-    ss.sample_with_log_prob(model, (32, 2), seeds=range(32), solver=Adams(40))
-    ProbabilityFlow(Adams(40))(model, (32, 2), seeds=range(32))
+    x = PredictorCorrector(DDIM(), steps=20)(model, (32, 2), seeds=range(32), dtype=torch.float64).x
+    latent = ss.encode(model, x, solver=Adams(20))
+    ss.decode(model, latent, solver=Adams(20))
+    ss.sample_with_log_prob(model, (32, 2), seeds=range(32), solver=Adams(20))
+    ProbabilityFlow(Adams(20))(model, (32, 2), seeds=range(32))
     PredictorCorrector(EulerMaruyama(), steps=2, denoise_final=True)(VP_MODEL, (4, 3), seeds=range(4))
 
 

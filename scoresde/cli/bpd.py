@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 
 from scoresde import build, run_config
 from scoresde.cli.common import check_choice, load_run, result_name, run_data, warnings_on_stderr
-from scoresde.cli.guidance import guided
+from scoresde.cli.guidance import guided, load_beside
 from scoresde.cli.output import Record, append_row, print_rows, shows_progress
 from scoresde.dequantization import Dequantization, Incomplete, TruncatedNormal, Uniform
 from scoresde.evaluation.dataset_likelihood import DatasetLikelihood, check_settings, evaluate_likelihood
@@ -59,6 +59,8 @@ def likelihood_measure(run: build.Run, config: DictConfig, device: str) -> Calla
     run = replace(run, model=guided(run, config, with_threshold=False))
     dataset = run_data(run, config.split, config.trust)
     options, budget = (build.instantiate(part, config.trust) for part in (config.likelihood, config.budget))
+    if options.get("surrogate") is not None:
+        options["surrogate"] = load_beside(run, options["surrogate"], build.load, config)
     dequantization = chosen_dequantization(run, config)
     is_noisy = dequantization is not None and dequantization.start(run.model.sde, run.transform) is not None
     if is_noisy and budget.bound == "continuous":

@@ -82,7 +82,7 @@ def measurement(
     options = build.instantiate(config.likelihood, config.trust)
     if (start := options.pop("start", "data")) != "data":
         raise ValueError(f"likelihood.start must be data for a classification; got {start}: leave it out")
-    if any(options.pop(key, None) is not None for key in ("tolerance", "levels")):
+    if any(options.pop(key, None) is not None for key in ("tolerance", "levels", "surrogate")):
         raise ValueError("likelihood.tolerance must be null for a classification, which needs the value of each sample")
     options |= {**config.bound, "method": config.method, "seed": config.seed, "progress": shows_progress()}
     dequantization = chosen_dequantization(run, config)

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, open_dict
 from torch import nn
 from torch.optim import Optimizer
 from torch.utils.data import Dataset
@@ -26,7 +26,10 @@ from scoresde.cli.completion import runs
 from scoresde.cli.output import typed_overrides
 from scoresde.cli.suggestions import did_you_mean
 from scoresde.data.items import reading
+from scoresde.protocols import CaptionEncoder
+from scoresde.text import TOKENIZER
 from scoresde.training import distributed
+from scoresde.training.trainer import CHECKPOINT
 
 SPLITS = ("train", "validation", "test")
 MAX_FILE_NAME = 255  # bytes
@@ -153,6 +156,35 @@ def fit_transform(config: DictConfig, dataset: Dataset) -> None:
     transform = build.instantiate(config.data.get("transform"), config.trust)
     if hasattr(transform, "fit") and not transform.fitted:
         config.data.transform.update(transform.fit(dataset))
+
+
+def fit_text(config: DictConfig, run: Path) -> None:
+    """Store the tokeniser of the captions, if there is one, in a run, and set its file and sizes in the configuration.
+
+    A new run trains it on the captions of the training data, or copies the tokeniser of the setting `data.text.file`. A
+    run that is resumed has it already.
+
+    Raises:
+        ValueError: the training data have no captions.
+    """
+    text: Any = build.instantiate(config.data.get("text"), config.trust, CaptionEncoder | None)
+    if not hasattr(text, "fit"):
+        return
+    file = run / TOKENIZER
+    if (run / CHECKPOINT).exists():
+        text = text.read(file)
+    elif text.file is not None:
+        text = text.read(text.file).save(file)
+    else:
+        node = {key: value for key, value in run_config.plain(config.data.train).items() if key != "text"}
+        captions = getattr(build.instantiate(node, config.trust, Dataset), "captions", None)
+        if captions is None:
+            raise ValueError(
+                "data.text needs data with captions: take data=openmoji, or data=parquet with data.captions=COLUMN"
+            )
+        text = text.fit(captions, file)
+    with open_dict(config):
+        config.data.text.update({"file": str(file), "length": text.length, "size": text.size})
 
 
 # --- results

@@ -1,10 +1,12 @@
-"""The setting `cond` of `scoresde sample`: classes by number or name, vectors, and a row of samples for each class.
+"""The setting `cond` of `scoresde sample`: classes by number or name, captions, vectors, and rows of samples.
 
     cond.label=3  cond=3          a class by its number, or by its name if all names of its label are numbers
     cond.group=flags              a class by its name; several conditions together: cond.tone=2 cond.group=flags
     cond.label=all                a row of samples for each class, with the same seeds in every row
+    cond.text="cook dark skin tone"     a caption; a list of captions, or @FILE with one caption a line, gives a row of
+                                  samples for each, with the same seeds in every row
     cond.vector=[0.1,2]           a vector
-    cond.context=[[0.1,2],[1,0]]  context vectors (`networks.embeddings`)
+    cond.context=[[0.1,2],[1,0]]  context vectors (`networks.condition_embeddings`)
     cond.image=image.npy          an image, or another condition of numbers, from a NumPy file
 
 The conditions of N samples are stored beside the samples, `<name>.npy`, in `<name>.cond.npz`: for each name of a
@@ -24,8 +26,8 @@ from torch import Tensor
 from scoresde.atomic_files import replace_atomically
 from scoresde.cli.common import load_array
 from scoresde.cli.suggestions import did_you_mean
-from scoresde.data.items import LABEL
-from scoresde.protocols import NULL, Condition, as_condition, by_name, expand
+from scoresde.data.items import LABEL, reading
+from scoresde.protocols import NULL, CaptionEncoder, Condition, as_condition, by_name, expand
 
 ALL = "all"
 ROW = 8  # samples of each class by default
@@ -46,45 +48,83 @@ class Drawing:
 
 
 def drawing(
-    cond: Any, n: int | None, default: int, classes: Mapping[str, Sequence[str]], others: Sequence[str] | None
+    cond: Any,
+    n: int | None,
+    default: int,
+    classes: Mapping[str, Sequence[str]],
+    others: Sequence[str] | None,
+    text: CaptionEncoder | None = None,
 ) -> Drawing:
     """Return the samples that the settings `cond` and `n` ask for.
 
     Args:
         cond: a plain value, or one for each name of a condition.
-        n: number of samples; if a label is "all", the number for each class (or combination of classes). None means
-            `default`; if a label is "all", 8 for each class.
-        default: number of samples if `n` is None and no label is "all".
+        n: number of samples; if a label is "all", the number for each class (or combination of classes), and if there
+            are several captions, the number for each caption. None means `default`; in these cases, 8 for each.
+        default: number of samples if `n` is None and there is one row.
         classes: the names of the classes of each label.
         others: the names of further conditions; None if unknown, then any name is accepted.
+        text: the encoder of captions; None if the run has none.
+
+    Warns:
+        UserWarning: a caption has words that the training captions lack.
 
     Raises:
         ValueError: an unknown condition or class, with the nearest one, or a value of the wrong kind.
     """
     parts = _named_parts(cond)
+    captions = _captions(parts.pop("text"), text) if parts.get("text") is not None else []
     for name in parts:
         if name not in classes and others is not None and name not in others:
             known = [*classes, *others]
             listed = did_you_mean(name, known, lists_all=True) if known else ", which takes none"
             raise ValueError(f"no condition {name!r} of this model{listed}")
     fixed = {name: _fixed(name, value, classes) for name, value in parts.items() if value != ALL}
-    varied = [name for name, value in parts.items() if value == ALL]
-    if not varied:
-        n = default if n is None else n
-        given = {name: part for name, part in fixed.items() if part is not None}
-        return Drawing(n, n, expand({name: part[None] for name, part in given.items()}, n) if given else None)
-    for name in varied:
-        if not classes.get(name):
+    given = {name: part[None] for name, part in fixed.items() if part is not None}
+    varied = {name: torch.arange(len(classes.get(name, ()))) for name, value in parts.items() if value == ALL}
+    for name, numbers in varied.items():
+        if not len(numbers):
             raise ValueError(
                 f"cond.{name}=all needs the classes of {name}, which this run does not record: set a value instead"
             )
+    axes = [(list(classes[name]), {name: numbers}) for name, numbers in varied.items()]
+    if captions and text is not None:
+        encoded = text(captions)
+        if len(captions) > 1:
+            axes.append((captions, encoded))
+        else:
+            given |= encoded
+    if not axes:
+        n = default if n is None else n
+        return Drawing(n, n, expand(given, n) if given else None)
     n = ROW if n is None else n
-    rows = list(itertools.product(*(range(len(classes[name])) for name in varied)))
-    given = {name: part.expand(len(rows) * n, *part.shape) for name, part in fixed.items() if part is not None}
-    for i, name in enumerate(varied):
-        given[name] = torch.tensor([row[i] for row in rows]).repeat_interleave(n)
-    names = [", ".join(classes[name][row[i]] for i, name in enumerate(varied)) for row in rows]
-    return Drawing(len(rows) * n, n, given, tuple(names))
+    rows = list(itertools.product(*(range(len(names)) for names, _ in axes)))
+    cond = dict(by_name(expand(given, len(rows) * n)))
+    for axis, (_, values) in enumerate(axes):
+        numbers = torch.tensor([row[axis] for row in rows]).repeat_interleave(n)
+        cond |= {name: part[numbers] for name, part in values.items()}
+    names = [", ".join(axes[i][0][number] for i, number in enumerate(row)) for row in rows]
+    return Drawing(len(rows) * n, n, cond, tuple(names))
+
+
+def _captions(value: Any, text: CaptionEncoder | None) -> list[str]:
+    """Return the captions that `cond.text` sets: one, a list, or the lines of a file.
+
+    Raises:
+        ValueError: the run has no captions, `value` is something else, or a caption has no known word.
+        FileNotFoundError: there is no such file.
+    """
+    if text is None:
+        raise ValueError("cond.text needs a run that was trained with captions (text=tokens); this run has none")
+    captions = value if isinstance(value, list) else [value]
+    if isinstance(value, str) and value.startswith("@"):
+        with reading(value[1:], "a text file with one caption a line", "write one"):
+            captions = [line.strip() for line in Path(value[1:]).read_text().splitlines() if line.strip()]
+    if not captions or not all(isinstance(caption, (str, int, float)) for caption in captions):
+        raise ValueError(f"cond.text must be a caption, a list of captions or @FILE; got {value!r}")
+    captions = [str(caption) for caption in captions]
+    text.check(captions)
+    return captions
 
 
 def _named_parts(cond: Any) -> dict[str, Any]:

@@ -33,6 +33,8 @@ def data(config: DictConfig) -> Record:
         raise ValueError("no dataset: set data=... or experiment=...")
     if OmegaConf.is_missing(config.data, "shape"):
         config.data.shape = None  # not needed: the shape of the samples is measured
+    if config.data.get("text") is not None:
+        config.data.text = None  # the captions are not counted
     splits = [split for split in SPLITS if config.data.get(split) is not None]
     check_states(config)
     drawn = check_choice("split", config.split, splits)

@@ -43,7 +43,7 @@ def guided(run: build.Run, config: DictConfig, scale: float | None = None, with_
     model: Any = run.model
     node = config.get(GROUP)
     if node is not None:
-        others = {str(name): _load(run, node[name], RUNS[name], config) for name in node if name in RUNS}
+        others = {str(name): load_beside(run, node[name], RUNS[name], config) for name in node if name in RUNS}
         if "classifier" in others:
             others["joint"] = bool(accepted(run) or run.model.conditional)
         if scale is not None:
@@ -55,8 +55,8 @@ def guided(run: build.Run, config: DictConfig, scale: float | None = None, with_
     return model
 
 
-def _load(run: build.Run, value: Any, load: Callable[..., Any], config: DictConfig) -> Any:
-    """Return the classifier or weak model that `value` describes, by the path of a run or by a configuration.
+def load_beside(run: build.Run, value: Any, load: Callable[..., Any], config: DictConfig) -> Any:
+    """Return the classifier or model that `value` describes, by the path of a run or by a configuration.
 
     Raises:
         ValueError: the run at that path has other data than `run`.

@@ -90,7 +90,7 @@ def conditional(run: build.Run, config: DictConfig) -> tuple[Model, Any]:
     """Return the model of a run, bound to the condition `cond`, and a description of the condition."""
     cond, classes, names = plain(config.cond), class_names(run.config, run.model), accepted(run)
     others = None if names is None else [name for name in names if name not in classes]
-    drawn = drawing(cond, 1, 1, classes, others)
+    drawn = drawing(cond, 1, 1, classes, others, run.text)
     if drawn.names:
         raise ValueError("cond must be one condition; got all classes: restore once for each class, cond.label=3")
     return run.model.given(drawn.cond), cond

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from scoresde import build
 from scoresde.atomic_files import replace_atomically
-from scoresde.cli.common import load_run, result_name, save_array, save_picture
+from scoresde.cli.common import load_run, result_name, save_array, save_picture, warnings_on_stderr
 from scoresde.cli.conditions import Drawing, described, drawing, save_conditions
 from scoresde.cli.guidance import guided, known_classes
 from scoresde.cli.output import Record, append_row, print_rows, shows_progress
@@ -26,7 +26,8 @@ def sample(config: DictConfig) -> Record | None:
     run = load_run(config, device)
     cond, classes, names = plain(config.cond), known_classes(run, config), accepted(run)
     others = None if names is None else [name for name in names if name not in classes]
-    drawn = drawing(cond, config.n, DEFAULT_N, classes, others)
+    with warnings_on_stderr():
+        drawn = drawing(cond, config.n, DEFAULT_N, classes, others, run.text)
     samples, row = draw(run, config, drawn, cond)
     if distributed.rank() > 0:
         return None

@@ -28,7 +28,7 @@ from scoresde.arguments import (
 from scoresde.dequantization import Dequantization
 from scoresde.evaluation.adversarial_distillation import AdversarialFlowMap
 from scoresde.evaluation.dataset_likelihood import Budget, evaluate_likelihood
-from scoresde.evaluation.distillation import SolverDistillation
+from scoresde.evaluation.distillation import LikelihoodSolverDistillation, SolverDistillation
 from scoresde.evaluation.flow_map_distillation import FlowMapDistillation
 from scoresde.flowmaps import DenoisingGenerator, FlowMap
 from scoresde.inverse import Measured, Operator, RePaint, Replacement, SizedOperator, TwistedParticles
@@ -36,7 +36,7 @@ from scoresde.inverse.spectral import SpectralSampler
 from scoresde.losses import Objective
 from scoresde.metrics.features import FeatureSpace
 from scoresde.predictions import Prediction
-from scoresde.protocols import Transform
+from scoresde.protocols import CaptionEncoder, Transform
 from scoresde.samplers import Sampler
 from scoresde.sdes import SDE
 from scoresde.training.condition_dropout import Dropout
@@ -51,7 +51,7 @@ Split = Literal["train", "validation", "test"]
 Weights = str | float
 Condition = int | float | str | list | dict | None
 OperatorSettings = Operator | SizedOperator
-Method = SolverDistillation | FlowMapDistillation | AdversarialFlowMap  # of `scoresde distill`
+Method = SolverDistillation | LikelihoodSolverDistillation | FlowMapDistillation | AdversarialFlowMap  # of `distill`
 PosteriorSettings = Measured | Replacement | RePaint | SpectralSampler | TwistedParticles
 
 
@@ -70,6 +70,7 @@ class DataSettings(Maps):
     shape: Sequence[Count] | None
     range: tuple[float, float] | None
     sigma_data: Positive
+    text: CaptionEncoder | None
     training: Maps | None
     train: Dataset
     validation: Dataset | None
@@ -97,6 +98,7 @@ class Parts(Shared):
     name: str | int
     learned_variance: bool
     classifier: bool
+    contrastive: bool
     flow_map: Annotated[dict, FlowMap]
     generator: Annotated[dict, DenoisingGenerator]
 
@@ -117,9 +119,13 @@ class Sample(Shared):
     threshold: ModelWrapper | None
 
 
+class Surrogate(TypedDict):
+    surrogate: Directory | None  # in place of the argument of `evaluate_likelihood`, the run
+
+
 class Likelihood(Shared):
     guidance: ModelWrapper | None
-    likelihood: Annotated[dict, evaluate_likelihood]
+    likelihood: Annotated[dict, Surrogate, evaluate_likelihood]
     run: Directory
     split: Split
     weights: Weights

@@ -11,11 +11,11 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from torch.utils.data import Dataset
 
 from scoresde import build, run_config
-from scoresde.classifier import NoisyClassifier
 from scoresde.cli.common import (
     build_optimizer,
     check_run,
     check_states,
+    fit_text,
     fit_transform,
     run_directory,
     save_picture,
@@ -50,6 +50,7 @@ def train(config: DictConfig) -> Record | None:
     optimizer = build_optimizer(config)
     check_states(config)
     with warnings_on_stderr():
+        fit_text(config, run)
         dataset = build.instantiate(config.data.train, trust, Dataset)
         config.trainer.batch_size = fitting(config.trainer.batch_size, dataset)
     if is_shape_open:
@@ -61,9 +62,10 @@ def train(config: DictConfig) -> Record | None:
     model: Any = build.build_model(config, trust)
     if config.init_from is not None and not (run / CHECKPOINT).exists():
         initialise(model, config)
-    is_classifier = isinstance(model, NoisyClassifier)
+    is_diffusion = hasattr(model, "predict")  # unlike a classifier or a contrastive model
     with open_dict(config), warnings_on_stderr():
-        config.conditional = None if is_classifier else trained_conditions(model, dataset, config, list(added)) or None
+        conditional = trained_conditions(model, dataset, config, list(added)) if is_diffusion else None
+        config.conditional = conditional or None
         config.class_names = getattr(dataset, "class_names", None)
     model.conditional = tuple(config.conditional or ())
     dropout = run_config.plain(config.condition)["dropout"]
@@ -77,7 +79,7 @@ def train(config: DictConfig) -> Record | None:
     held_out = None
     if config.trainer.evaluate_every and config.data.get("validation") is not None:
         validation = build.instantiate(config.data.validation, trust)
-        settings = {**config.held_out, **({"draws": 0} if is_classifier else {})}  # a classifier has no bound
+        settings = {**config.held_out, **({} if is_diffusion else {"draws": 0})}  # only a diffusion has a bound
         held_out = HeldOut(loss, validation, trained, measured, **settings, seed=config.seed)
     # Train.
     parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
@@ -94,7 +96,7 @@ def train(config: DictConfig) -> Record | None:
             shown = {**record, "parameters": f"{parameters:,}", "mirrored": mirrored and f"{mirrored} of the samples"}
             print_rows({key: value for key, value in shown.items() if value})
         drawn = partial(save_preview, sampler, measured, config, run, preview_rows(model, dataset, config))
-        preview = None if is_classifier else drawn
+        preview = drawn if is_diffusion else None
         trainer.fit(model, loss, dataset, run, trained, preview, held_out, shows_progress(), stored)
     # Report.
     if not is_first:

@@ -17,14 +17,16 @@ from scoresde import build, run_config
 from scoresde.arguments import annotations_of
 from scoresde.evaluation.conditions import Rows, rows_of_classes
 from scoresde.evaluation.labels import class_names, labels_of
-from scoresde.networks.embeddings import numbers_of_classes
+from scoresde.networks.condition_embeddings import numbers_of_classes
 from scoresde.protocols import NULL, Condition, by_name, has_null
 from scoresde.score import ScoreModel
 from scoresde.training.batches import split_condition
 from scoresde.training.condition_dropout import dropped_names
 
+TEXT_STYLE = "scoresde.networks.TextStyle"
 PREVIEW_SAMPLES = 16
 PREVIEW_CLASSES = 64
+INNER = ("network", "condition")  # parts that take the conditions: of a `LevelHead`, and of a `DualEncoder`
 LENGTHS = {"vector": ("cond_features", -1), "context": ("context_features", -1), "image": ("cond_channels", 1)}
 """For the name of a condition (1, *), the argument of a network and the axis of the condition with this length."""
 
@@ -42,19 +44,21 @@ def fit_network(config: DictConfig, dataset: Any, added: Mapping[str, Sequence[i
         **{name: torch.empty(1, *shape) for name, shape in (added or {}).items()},
     }
     node = config.network
-    while isinstance(node.get("network"), DictConfig):  # such as that of a `LevelHead`
-        node = node.network
+    while part := next((name for name in INNER if isinstance(node.get(name), DictConfig)), None):
+        node = node[part]
     target = str(node.get("_target_"))
-    chosen = {"conditions", "classes", "cond_features", "context_features"} & {str(key) for key in node}
+    chosen = {"conditions", "classes", "cond_features", "context_features", "text"} & {str(key) for key in node}
     if not parts or chosen or not target.startswith("scoresde.networks."):
         return
     known = annotations_of(pkgutil.resolve_name(target))
     names = {name: len(classes) for name, classes in (getattr(dataset, "class_names", None) or {}).items()}
-    labels = [name for name, part in parts.items() if not part.is_floating_point()]
+    labels = [name for name, part in parts.items() if not part.is_floating_point() and name != "text"]
     if set(labels) - set(names):
         names |= {name: int(values.max()) + 1 for name, values in labels_of(dataset).items() if name not in names}
     sizes: dict[str, Any] = {}
     sizes |= {LENGTHS[name][0]: part.shape[LENGTHS[name][1]] for name, part in parts.items() if name in LENGTHS}
+    if "text" in parts:
+        sizes["text"] = {"_target_": TEXT_STYLE, "vocabulary": config.data.text.size, "length": config.data.text.length}
     if labels:
         sizes["classes"] = names["label"] if labels == ["label"] else {name: names[name] for name in labels}
     with open_dict(config):

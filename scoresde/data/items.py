@@ -7,6 +7,7 @@ holds integers and "vector" if it does not, or a dict of named tensors:
 
     ()    int64      a class 0 .. K - 1, or -1, the null class: the sample has no label
     (F,)  float32    a vector; all NaN if the sample has none
+    (L,)  int64      a text, named "text": numbers of tokens, then -1; all -1 if the sample has none
     (C', *space)  float32    an image, named "image", for states (C, *space); all NaN if the sample has none
 
 A dataset that knows the names of its classes has the attribute `class_names`: {name of the condition: [name of class 0,
@@ -25,7 +26,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from scoresde.configured import Configured
-from scoresde.protocols import NULL, by_name
+from scoresde.protocols import NULL, CaptionEncoder, by_name
 from scoresde.tensors import floating
 
 PARTS = ("train", "validation", "test", "all")
@@ -103,6 +104,22 @@ def join_labels(
     if keys is None:
         return (columns[0][0] if columns else None), class_names
     return {key: labels for key, (labels, _) in zip(keys, columns, strict=True)}, class_names
+
+
+def described(
+    labels: Tensor | dict[str, Tensor] | None, captions: Sequence[str], text: CaptionEncoder | None
+) -> Tensor | dict[str, Tensor] | None:
+    """Return the argument `labels` of `Items` with the conditions that an encoder makes of captions, if there is one.
+
+    Raises:
+        ValueError: the encoder makes a condition with the name of a label.
+    """
+    if text is None:
+        return labels
+    own, made = by_name(labels), text(captions)
+    if both := sorted(own.keys() & made.keys()):
+        raise ValueError(f"no label may have the name {both[0]!r}, which is that of the captions: rename the label")
+    return {**own, **made}
 
 
 def numbered(texts: Sequence[str] | np.ndarray) -> tuple[np.ndarray, list[str]]:

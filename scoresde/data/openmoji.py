@@ -27,9 +27,9 @@ from scoresde.arguments import Distinct, Range, checked
 from scoresde.atomic_files import remove_leftovers, replace_atomically
 from scoresde.data.emoji_names import GROUPS, TONES, Attributes, attributes, caption
 from scoresde.data.image_files import SHARES, hundredth
-from scoresde.data.items import PARTS, Items, check_choice, join_labels, listed, reading
+from scoresde.data.items import PARTS, Items, check_choice, described, join_labels, listed, reading
 from scoresde.progress import progress_bar
-from scoresde.protocols import NULL
+from scoresde.protocols import NULL, CaptionEncoder
 from scoresde.tensors import floating
 
 CREDIT = "pictures by OpenMoji (https://openmoji.org), licence CC BY-SA 4.0"
@@ -62,6 +62,8 @@ class OpenMoji(Items):
         flip: if True, append the mirror images, see `Items`.
         root: folder of the files of drawn pictures. Their names have the versions of the packages and a digest of the
             SVG files: other versions are drawn anew.
+        text: maps the captions to further conditions, see `scoresde.text`; None for none. Items are then (picture, dict
+            of conditions).
 
     Attributes:
         codes: code points of the pictures, hexadecimal, joined by "-".
@@ -83,6 +85,7 @@ class OpenMoji(Items):
         split_by: Annotated[Sequence[str], Distinct()] = (),
         flip: bool = False,
         root: str | Path = "datasets/openmoji",
+        text: CaptionEncoder | None = None,
     ):
         check_choice("split", split, PARTS)
         codes, captions, values = _emoji()
@@ -107,7 +110,7 @@ class OpenMoji(Items):
             numbers: dict[str | None, int] = {text: number for number, text in enumerate(texts)}
             columns.append((torch.tensor([numbers.get(values[i][name], NULL) for i in rows]), texts))
         tensors, class_names = join_labels(names if isinstance(labels, (list, tuple)) else None, columns)
-        super().__init__(np.array(rows), tensors, flip, class_names)
+        super().__init__(np.array(rows), described(tensors, self.captions, text), flip, class_names)
 
     @cached_property
     def pictures(self) -> np.ndarray:

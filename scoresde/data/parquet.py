@@ -20,7 +20,8 @@ from torch import Tensor
 
 from scoresde.arguments import Distinct, Seed32, Share, checked
 from scoresde.data.image_files import Reader
-from scoresde.data.items import Items, join_labels, listed, reading, split_indices
+from scoresde.data.items import Items, described, join_labels, listed, reading, split_indices
+from scoresde.protocols import CaptionEncoder
 
 
 @checked
@@ -46,6 +47,9 @@ class ParquetImages(Items):
         validation, test: shares of the images in these splits.
         seed: seed of the permutation; None keeps the order of the files, with the test images at their end.
         cache: bytes of encoded images to keep; at least one row group is kept.
+        captions: column of texts; they are the attribute `captions`.
+        text: maps the captions to further conditions, see `scoresde.text`; None for none. Items are then (state, dict
+            of conditions).
 
     Raises:
         FileNotFoundError: there are no such files.
@@ -67,6 +71,8 @@ class ParquetImages(Items):
         test: Share = 0.05,
         seed: Seed32 | None = 0,
         cache: int = 2**30,
+        captions: str | None = None,
+        text: CaptionEncoder | None = None,
     ):
         self.reader, self.cache = Reader(size, channels, crop), cache
         self.groups: list[tuple[Path, int]] = []  # the file of each row group, and its number in that file
@@ -74,6 +80,9 @@ class ParquetImages(Items):
         wanted = listed(labels)
         classes: dict[str, list[np.ndarray]] = {name: [] for name in wanted}
         names: dict[str, list[str]] = {}
+        texts: list[str] = []
+        if text is not None and captions is None:
+            raise ValueError("captions must name the column of texts beside text; got null: set data.captions=...")
         for path in _paths(files):
             with _open(path) as file:
                 column = _image_column(file.schema_arrow, column)
@@ -81,8 +90,9 @@ class ParquetImages(Items):
                 sizes += [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
                 for name in wanted:
                     classes[name].append(_read_labels(file, name))
-                    if (texts := _class_names(file, name)) and names.setdefault(name, texts) != texts:
-                        raise ValueError(f"column {name!r} has the classes {texts}, but others in {self.groups[0][0]}")
+                    if (named := _class_names(file, name)) and names.setdefault(name, named) != named:
+                        raise ValueError(f"column {name!r} has the classes {named}, but others in {self.groups[0][0]}")
+                texts += [] if captions is None else _read_captions(file, captions)
         if not sum(sizes):
             raise ValueError(f"the Parquet files {files} have no rows: download them again")
         self.column = column
@@ -91,6 +101,9 @@ class ParquetImages(Items):
         indices = split_indices(len(places), split, validation, test, seed, str(files))
         columns = [(torch.from_numpy(np.concatenate(classes[name])[indices]), names.get(name)) for name in wanted]
         tensors, class_names = join_labels(wanted if isinstance(labels, (list, tuple)) else None, columns)
+        if captions is not None:
+            self.captions = [texts[i] for i in indices]
+            tensors = described(tensors, self.captions, text)
         super().__init__(places[indices], tensors, flip, class_names)
         self._columns: OrderedDict[int, Any] = OrderedDict()  # cached images by the number of the row group
 
@@ -182,6 +195,16 @@ def _read_labels(file: Any, column: str) -> np.ndarray:
     if values.null_count:
         raise ValueError(f"column {column!r} has no label in row {values.is_null().to_numpy().argmax()}")
     return values.to_numpy().astype(np.int64)
+
+
+def _read_captions(file: Any, column: str) -> list[str]:
+    """Read a column of texts; a missing text is the empty caption."""
+    if column not in file.schema_arrow.names:
+        raise ValueError(f"captions must be one of the columns {', '.join(file.schema_arrow.names)}; got {column!r}")
+    kind = file.schema_arrow.field(column).type
+    if not str(kind).startswith(("string", "large_string", "dictionary<values=string")):
+        raise ValueError(f"column {column!r} must hold texts; got type {kind}")
+    return [text or "" for text in file.read(columns=[column], use_threads=False).column(column).to_pylist()]
 
 
 def _class_names(file: Any, column: str) -> list[str] | None:

@@ -21,7 +21,7 @@ Data with labels y have the likelihood given the label, p(x | y). Beside it stan
 import math
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Annotated, Any
 
@@ -30,7 +30,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
 from scoresde.arguments import Count, Distinct, Few, Positive
-from scoresde.bits import check_samples, describe_failures
+from scoresde.bits import check_samples, check_surrogate, describe_failures
 from scoresde.build import Run
 from scoresde.dequantization import (
     AboveUniform,
@@ -133,6 +133,7 @@ def evaluate_likelihood(
     training_labels: Mapping[str, Tensor] | None = None,
     tolerance: Positive | None = None,
     levels: Annotated[Sequence[Few], Distinct(least=2)] | None = None,
+    surrogate: Run | None = None,
 ) -> DatasetLikelihood:
     """Return the likelihood of a dataset under a run's model. Sample i draws from seed + i in any batch.
 
@@ -154,6 +155,8 @@ def evaluate_likelihood(
         training_labels: labels of the training data by name, for the likelihood of the labels themselves.
         tolerance, levels: see `bits.bits_per_dim`; also for continuous data, in nats per dimension. The budget is then
             spent on the bound only.
+        surrogate: with a tolerance, the run of a flow map that evaluates all samples as level 0, see
+            `bits.bits_per_dim`; the estimate is still that of `run`.
 
     Warns:
         UserWarning: the network was not trained on data dequantised in this way, the evidence bound cannot be
@@ -166,7 +169,7 @@ def evaluate_likelihood(
         Interrupted: Ctrl-C.
     """
     check_settings(
-        run, dataset, dequantization, samples, batch_size, start, conditional, tolerance, levels, solver=solver
+        run, dataset, dequantization, samples, batch_size, start, conditional, tolerance, levels, solver, surrogate
     )
     count = len(dataset)  # type: ignore[arg-type]
     given, trace, solver, budget = trace, trace_for(solver, trace), solver or DEFAULT_SOLVER, budget or Budget(0, None)
@@ -174,22 +177,10 @@ def evaluate_likelihood(
     evaluation = BatchLikelihood(run, dataset, dequantization, trace, solver, samples, seed, start, conditional)
     budget = evaluation.feasible(budget)
     every, subset = torch.arange(count), evenly_spaced(count, budget.samples)
-    contents = fingerprint(run.model, run.transform, evaluation.tensors(every.split(batch_size)))
-    options = (
-        FORMAT,
-        given,
-        solver,
-        dequantization,
-        samples,
-        batch_size,
-        budget,
-        seed,
-        start,
-        conditional,
-        tolerance,
-        levels,
-    )
-    directory = directory_for(run.path / PARTIAL, [*map(str, options), contents])
+    contents = [fingerprint(run.model, run.transform, evaluation.tensors(every.split(batch_size)))]
+    contents += [] if surrogate is None else [fingerprint(surrogate.model, surrogate.transform)]
+    options = FORMAT, given, solver, dequantization, samples, batch_size, budget, seed, start, conditional, tolerance
+    directory = directory_for(run.path / PARTIAL, [*map(str, (*options, levels)), *contents])
     unit = "nats/dim" if dequantization is None else "bits/dim"
 
     def results_of(tasks: Tasks) -> dict[str, Numbers]:
@@ -209,8 +200,9 @@ def evaluate_likelihood(
             likelihood = _summary(results, unit, subset)
         else:
             with shared(directory):
+                cheap = None if surrogate is None else replace(evaluation, run=surrogate)
                 found, declared, grey_levels = evaluate_multilevel(
-                    evaluation, tolerance, levels, given, batch_size, directory, unit, progress
+                    evaluation, tolerance, levels, given, batch_size, directory, unit, progress, cheap
                 )
                 likelihood = _of_multilevel(found, declared, unit)
                 _add_bound(likelihood, results_of(bound_tasks(evaluation, budget, every)))
@@ -232,6 +224,7 @@ def check_settings(
     tolerance: float | None = None,
     levels: Sequence[int] | None = None,
     solver: Solver | None = None,
+    surrogate: Run | None = None,
     **_: Any,
 ) -> None:
     """Raise ValueError if `evaluate_likelihood` would refuse these arguments; the network is not evaluated."""
@@ -239,6 +232,8 @@ def check_settings(
         raise ValueError("the dataset is empty: expected at least one sample")
     check_count("batch_size", batch_size)
     check_samples(samples, start, DataMap(run.transform, dequantization), run.model.sde, tolerance, levels)
+    if surrogate is not None:
+        check_surrogate(surrogate.model, tolerance)
     if tolerance is not None:
         check_multilevel(len(dataset), tolerance, solver or DEFAULT_SOLVER, levels or STEPS)  # type: ignore[arg-type]
     if not conditional and (names := getattr(run.model, "conditional", ())):

@@ -11,6 +11,7 @@ from dataclasses import replace
 from functools import partial
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,6 +32,7 @@ def evaluate_multilevel(
     directory: Path,
     unit: str,
     progress: bool,
+    surrogate: BatchLikelihood | None = None,
 ) -> tuple[MultilevelLikelihood, dict[str, str], int]:
     """Return the estimate, its conventions, and the number of grey levels, 0 for continuous data.
 
@@ -38,18 +40,20 @@ def evaluate_multilevel(
         evaluation: evaluates batches; its solver is that of the levels, with other numbers of steps.
         tolerance, levels, trace: see `multilevel_bits.multilevel_likelihood`.
         batch_size, directory, unit, progress: size, place, title and progress bar of the batches.
+        surrogate: evaluates batches under a cheaper model for level 0, whose attribute `solver` is its solver.
     """
     requests = count()
     conventions: dict[str, str] = {}
     grey_levels: list[int] = []
 
-    def draw(solver: Solver, trace: Trace, items: Tensor, repeats: Tensor) -> Draws:
-        part = replace(evaluation, solver=solver, trace=trace)
+    def draw_from(source: BatchLikelihood, solver: Solver, trace: Trace, items: Tensor, repeats: Tensor) -> Draws:
+        part = replace(source, solver=solver, trace=trace)
         batches = zip(items.split(batch_size), repeats.split(batch_size), strict=True)
         name = f"multilevel-{next(requests):06d}"
         parts = {f"{name}-{i:06d}": partial(part.values, *batch) for i, batch in enumerate(batches)}
         results = list(evaluate(parts, directory, unit, progress).values())
-        conventions.update(conventions or results[0]["conventions"])
+        if source is evaluation:
+            conventions.update(conventions or results[0]["conventions"])
         grey_levels.extend(result["levels"] for result in results if result["levels"] is not None)
         errors = [result["error"] for result in results]
         stated = None if None in errors else _joined(errors)
@@ -57,8 +61,15 @@ def evaluate_multilevel(
         return Draws(value, stated, nfe, backward)
 
     size = len(evaluation.dataset)  # type: ignore[arg-type]
-    found = multilevel_likelihood(draw, size, tolerance, evaluation.solver, levels, trace, evaluation.seed)
-    return found, conventions | found.conventions(), max(grey_levels, default=0)
+    cheap: Any = None
+    named: dict[str, str] = {}
+    if surrogate is not None:
+        cheap = partial(draw_from, surrogate), surrogate.run.model.solver
+        named = {"surrogate": f"{surrogate.run.path}, at level 0"}
+    found = multilevel_likelihood(
+        partial(draw_from, evaluation), size, tolerance, evaluation.solver, levels, trace, evaluation.seed, cheap
+    )
+    return found, conventions | found.conventions() | named, max(grey_levels, default=0)
 
 
 def _joined(columns: Sequence[Sequence[float | None]]) -> Tensor:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from scoresde.build import Run
-from scoresde.networks.embeddings import numbers_of_classes
+from scoresde.networks.condition_embeddings import numbers_of_classes
 from scoresde.protocols import NULL, by_name
 
 

@@ -149,8 +149,7 @@ class FlowMap(ScoreModel):
         first, *others = output.split([x.shape[1]] * (2 if self.correction else 1) + [1] * self.divergence, dim=1)
         F = self.path.velocity(NetworkViews(x, first, self.sde, self.prediction, t))
         if self.correction:
-            weight = (LARGEST / self._gain(t)).square().clamp(max=1)
-            F = broadcast(weight, F) * F
+            F = broadcast(self.trust(t), F) * F
         h = others.pop().flatten(1).mean(dim=1) if self.divergence else None
         return F + others[0] if others else F, h
 
@@ -161,6 +160,13 @@ class FlowMap(ScoreModel):
             *["one of the divergence"] * self.divergence,
         ]
         return f" ({', '.join(parts)}: give the network as many out_channels)"
+
+    def trust(self, t: Tensor) -> Tensor:
+        """Return min(1, (10/g)^2), float64 () or (B,), with the factor g of errors in the class docstring.
+
+        The weight of a velocity that is computed from the prediction of a network, in F and in the objectives.
+        """
+        return (LARGEST / self._gain(t)).square().clamp(max=1)
 
     def _gain(self, t: Tensor) -> Tensor:
         """Return |dv/dO|, by which the velocity v multiplies an error of what the network predicts, O."""
@@ -226,16 +232,20 @@ class FlowMap(ScoreModel):
         seeds: Sequence[int] | None = None,
         generator: torch.Generator | None = None,
         device: torch.device | str | None = None,
+        guidance: float = 0.0,
     ) -> Tensor:
         """Return samples (B, *) after `steps` jumps, at angles with equal steps; see `samplers.Sampler` for the rest.
+
+        With `guidance`, the strength w of `flowmaps.self_guidance`, samples are likelier under the map and less
+        diverse: for Gaussian data their law is p(x)^(1 + w).
 
         A map with targets="data" jumps to the data in every step, and returns to the next time with fresh noise
         (2303.01469, algorithm 1).
 
         Raises:
-            ValueError: steps < 1; see also `samplers.Sampler`.
+            ValueError: steps < 1, guidance < 0, or guidance of a map without a divergence; see also `samplers.Sampler`.
         """
-        sampler = PredictorCorrector(Jump(), steps=check_steps(steps))
+        sampler = PredictorCorrector(Jump(guidance), steps=check_steps(steps))
         return sampler(self, shape, x_T, cond, generator, seeds, device=device).x
 
     def log_prob(self, x: Tensor, cond: Any = None, steps: int = 4, t_start: float | None = None) -> LogProb:

@@ -6,8 +6,11 @@ h* of the average divergence, both without gradient. The loss of the pair is
     w |F - F*|^2 / d_x  +  lambda (h - h*)^2,        w = 1 / (|F - F*|^2 / d_x + 1e-3)^p  without gradient
 
 (p: the adaptive weight of 2505.13447, section 4.3). In distillation, v is the velocity of a teacher, any model with the
-same SDE. In training from data, v is the velocity of the pair (x_0, eps), whose mean given x_t is that of the flow. On
-the diagonal s = t, F* = v in every objective, so that F(x, t, t) learns the flow from data too.
+same SDE. Where v multiplies errors of the predicted noise or data by g > 10, at one end of the path, v and its
+divergence are mostly error, and the loss of the pair has the weight (10/g)^2 (`FlowMap.trust`; `TrajectoryDistillation`
+has none, as its targets average v over a jump). In training from data, v is the velocity of the pair (x_0, eps), whose
+mean given x_t is that of the flow. On the diagonal s = t, F* = v in every objective, so that F(x, t, t) learns the flow
+from data too.
 
 | class                     | F* from                                              | source                      |
 | ------------------------- | ---------------------------------------------------- | --------------------------- |
@@ -143,7 +146,8 @@ class FlowMapObjective(Objective):
         s = self.draw_targets(model, drawn)
         x = drawn.perturbed(model.sde)
         target = self.target(model, drawn, x, s)
-        return self.errors(model.average(x, drawn.t, s), target, self.scale(model, drawn.t, s))
+        errors = self.errors(model.average(x, drawn.t, s), target, self.scale(model, drawn.t, s))
+        return errors if self.teacher(x, model) is None else model.trust(drawn.t) * errors
 
     def scale(self, model: Any, t: Tensor, s: Tensor) -> Tensor:
         """Return the factor of F - F* in the loss, float64 (B,)."""

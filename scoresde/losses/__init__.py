@@ -16,16 +16,18 @@ omega(t) / q(t) (`losses.weightings`). With eps_hat = -sigma score, the noise th
 | `VariationalBound`       | half of row 1: the evidence bound, also for learned paths  | 2107.00630                  |
 | `InpaintingObjective`    | another row, given a random part of x_0                    | 2111.05826, 2112.10741      |
 | `CrossEntropy`           | -log p(y | x_t), for a noise-conditional classifier        | 2011.13456, appendix I      |
+| `InfoNCE`                | of pairs (x_t, condition), for a contrastive model         | 1807.03748, 2103.00020      |
 
 A view is E[eps | x_t], E[x_0 | x_t] or a combination of the two, such as the velocity (`scoresde.views`). The
 objectives of the first three rows differ by constants. The exact score minimises each objective but the
-last.
+last two.
 """
 
 from scoresde.losses.cross_entropy import CrossEntropy
 from scoresde.losses.denoising import DenoisingScoreMatching
 from scoresde.losses.hybrid import Bins, Hybrid, bin_log_prob, chain_term
 from scoresde.losses.implicit import ImplicitScoreMatching, SlicedScoreMatching
+from scoresde.losses.info_nce import InfoNCE
 from scoresde.losses.inpainting import InpaintingObjective
 from scoresde.losses.objective import Drawn, LossTerms, Objective
 from scoresde.losses.random_masks import RandomMasks
@@ -50,6 +52,7 @@ __all__ = [
     "Drawn",
     "Hybrid",
     "ImplicitScoreMatching",
+    "InfoNCE",
     "InpaintingObjective",
     "KarrasWeighting",
     "LikelihoodWeighting",

@@ -14,6 +14,8 @@ MMD^2 and the energy distance are unbiased U-statistics: where P = Q they are ze
 others are biased upwards by the variance of finite samples: compare them at equal N and M, and with the distance of a
 second sample of Q from y. `bootstrap` gives an interval for any of them.
 
+`retrieval` is the share of queries whose partner is among the k most similar candidates.
+
 For probabilistic classifications (N, K) with labels there are `accuracy`, `log_score`, `brier_score`, `confusion`,
 `calibration` and `fit_temperature`, see `metrics.classification`.
 """
@@ -42,6 +44,7 @@ from scoresde.metrics.image_quality import (
 from scoresde.metrics.intervals import Interval, bootstrap, wilson
 from scoresde.metrics.kernels import Discrepancy, energy_distance, mmd
 from scoresde.metrics.moments import PrincipalComponents, covariance_error, mean_error, moments
+from scoresde.metrics.retrieval import ranks, retrieval
 from scoresde.metrics.transport import SlicedWasserstein, sliced_wasserstein, wasserstein
 
 __all__ = [
@@ -76,6 +79,8 @@ __all__ = [
     "mmd",
     "moments",
     "precision_recall",
+    "ranks",
+    "retrieval",
     "sliced_wasserstein",
     "wasserstein",
     "wilson",

@@ -10,14 +10,17 @@ from scoresde.networks.blocks import (
     filter_resampling,
     residual_resampling,
 )
+from scoresde.networks.condition_embeddings import Conditions
 from scoresde.networks.dit import DiT, dit_b, dit_l, dit_s, dit_xl
-from scoresde.networks.embeddings import Conditions, FourierEmbedding, PositionalEmbedding
+from scoresde.networks.dual_encoder import ConditionEncoder, DualEncoder
+from scoresde.networks.embeddings import FourierEmbedding, PositionalEmbedding
 from scoresde.networks.encoder import EncoderUNet, Ends
 from scoresde.networks.level_head import LevelHead
 from scoresde.networks.lora import adapters, add_lora, load_adapters, merge_lora, save_adapters
 from scoresde.networks.mlp import MLP
 from scoresde.networks.pooling import AttentionPool, AveragePool, SkipPool
 from scoresde.networks.presets import adm, ddpm, ddpmpp, ncsnpp
+from scoresde.networks.text_encoder import TextEncoder, TextStyle
 from scoresde.networks.unet import UNet
 
 __all__ = [
@@ -38,5 +41,7 @@ __all__ = [
 __all__ += ["BlockStyle", "Conditions", "Ends", "FourierEmbedding", "PositionalEmbedding"]
 __all__ += ["adapters", "add_lora", "load_adapters", "merge_lora", "save_adapters"]
 __all__ += ["AttentionPool", "AveragePool", "SkipPool"]
+__all__ += ["TextEncoder", "TextStyle"]
 __all__ += ["InputResidual", "InputSkip", "OutputResidual", "OutputSkip"]
 __all__ += ["convolution_resampling", "filter_resampling", "residual_resampling"]
+__all__ += ["ConditionEncoder", "DualEncoder"]

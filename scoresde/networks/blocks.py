@@ -10,7 +10,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from scoresde.arguments import Count, Positive, Share, checked
-from scoresde.networks.layers import attend, checkpointed, convolution, group_norm, linear, split_heads
+from scoresde.networks.layers import (
+    attend,
+    checkpointed,
+    context_mask,
+    convolution,
+    group_norm,
+    linear,
+    split_heads,
+)
 from scoresde.networks.resampling import Resample, ResampledConvolution
 
 
@@ -165,11 +173,10 @@ class Attention(nn.Module):
         if context is None:
             update = _pointwise(self.out, attend(*split_heads(_pointwise(self.qkv, tokens), 3, self.heads)))
         else:
-            known = ~context.isnan().any(dim=2)
-            is_null = ~known.any(dim=1)[:, None]  # no vector to attend to
+            mask, is_null = context_mask(context)
             (query,) = split_heads(_pointwise(self.query, tokens), 1, self.heads)
             key, value = split_heads(self.context(context.nan_to_num()), 2, self.heads)
-            update = _pointwise(self.out, attend(query, key, value, (known | is_null)[:, None, None]))
+            update = _pointwise(self.out, attend(query, key, value, mask))
         joined = self.style.join(x, update.transpose(1, 2).reshape(x.shape))
         return joined if context is None else torch.where(is_null.reshape(-1, *(1,) * (x.ndim - 1)), x, joined)
 

@@ -2,35 +2,40 @@ r"""The diffusion transformer, DiT with adaLN-Zero (2212.09748, section 3.2), fo
 
     tokens  h_0 = patches(x) + positions,     features  c = silu(time(c_noise) + label + vector)
     block   h  <-  h + gate_1 * attention((1 + scale_1) * norm(h) + shift_1)
+            h  <-  h + attention to the context, if there is one (PixArt-alpha, 2310.00426, section 2.3)
             h  <-  h + gate_2 * mlp((1 + scale_2) * norm(h) + shift_2)
     output  F(x, c_noise)  =  unpatchify(W ((1 + scale) * norm(h) + shift))
 
-with every shift, scale and gate linear in c. These linear maps and W are zero at initialisation: each block starts as
-the identity and the network as zero. The embeddings of the positions are fixed: for every axis, from the last to the
-first (the order of the published weights), sin and cos of the index along it at n frequencies 10^(-4k/n), k = 0..n-1.
+with every shift, scale and gate linear in c. These linear maps, the output of the attention to the context and W are
+zero at initialisation: each block starts as the identity and the network as zero. The embeddings of the positions are
+fixed: for every axis, from the last to the first (the order of the published weights), sin and cos of the index along
+it at n frequencies 10^(-4k/n), k = 0..n-1.
 """
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from scoresde.arguments import Count, CountOrZero, Layers, Positive, Share, checked
 from scoresde.configured import Configured
-from scoresde.networks.embeddings import Classes, ImageCondition, PositionalEmbedding, TimeEmbedding
+from scoresde.networks.condition_embeddings import Classes, Conditions, ImageCondition, context_of
+from scoresde.networks.embeddings import PositionalEmbedding, TimeEmbedding
 from scoresde.networks.layers import (
     CONVOLUTIONS,
     Border,
-    attend,
+    ContextAttention,
+    FeedForward,
+    TokenAttention,
     cast_for,
     check_shape,
     checkpointed,
     linear,
-    split_heads,
 )
+from scoresde.networks.text_encoder import TextStyle
 from scoresde.protocols import Condition
 from scoresde.tensors import FullPrecision
 
@@ -78,29 +83,6 @@ class Positions(FullPrecision):
         return tokens + self.values.to(tokens.dtype)
 
 
-class TokenAttention(nn.Module):
-    """Multi-head self-attention over all tokens, (B, N, width) -> (B, N, width)."""
-
-    def __init__(self, width: int, heads: int):
-        super().__init__()
-        self.heads = heads
-        self.qkv, self.proj = linear(width, 3 * width), linear(width, width)
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        return self.proj(attend(*split_heads(self.qkv(tokens), 3, self.heads)))
-
-
-class FeedForward(nn.Module):
-    """The feed-forward layer W2 gelu(W1 x), with the tanh approximation of the GELU."""
-
-    def __init__(self, width: int, hidden: int):
-        super().__init__()
-        self.inner, self.outer = linear(width, hidden), linear(hidden, width)
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        return self.outer(F.gelu(self.inner(tokens), approximate="tanh"))
-
-
 class DiTBlock(nn.Module):
     """Attention and a feed-forward layer, each modulated and gated by the features c (2212.09748, section 3.2).
 
@@ -109,20 +91,24 @@ class DiTBlock(nn.Module):
         heads: number of attention heads.
         hidden: number of hidden features of the feed-forward layer.
         dropout: dropout probability of the outputs of the attention and of the feed-forward layer.
+        context_features: length of the context vectors; 0 for none.
     """
 
-    def __init__(self, width: int, heads: int, hidden: int, dropout: float = 0.0):
+    def __init__(self, width: int, heads: int, hidden: int, dropout: float = 0.0, context_features: int = 0):
         super().__init__()
         self.norm1, self.attention = layer_norm(width), TokenAttention(width, heads)
         self.norm2, self.mlp = layer_norm(width), FeedForward(width, hidden)
         self.modulation = linear(width, 6 * width, scale=0.0)
         self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
+        self.cross = ContextAttention(width, heads, context_features) if context_features else None
 
-    def forward(self, tokens: Tensor, features: Tensor) -> Tensor:
+    def forward(self, tokens: Tensor, features: Tensor, context: Tensor | None = None) -> Tensor:
         modulation = self.modulation(features)[:, None]
         shift1, scale1, gate1, shift2, scale2, gate2 = modulation.chunk(6, dim=2)
         update = self.attention(modulate(self.norm1(tokens), shift1, scale1))
         tokens = tokens + gate1 * self.dropout(update)
+        if self.cross is not None and context is not None:
+            tokens = self.cross(tokens, context)
         update = self.mlp(modulate(self.norm2(tokens), shift2, scale2))
         return tokens + gate2 * self.dropout(update)
 
@@ -166,6 +152,8 @@ class DiT(nn.Module, Configured):
         pad: if True, pad states with zeros to multiples of `patch` and crop the output; if False, refuse an
             `image_size` that is not a multiple of `patch`.
         cond_channels: number of channels of the condition image, see `ImageCondition`; 0 for none.
+        context_features: length of the context vectors that every block attends to; 0 for none.
+        text: the text encoder that is trained along, see `Conditions`; None for none.
 
     Raises:
         ValueError: a side is not a multiple of `patch` and `pad` is False, or `width` is not a multiple of `heads` and
@@ -191,8 +179,11 @@ class DiT(nn.Module, Configured):
         checkpointing: bool = False,
         pad: bool = False,
         cond_channels: CountOrZero = 0,
+        context_features: CountOrZero = 0,
+        text: TextStyle | None = None,
     ):
         super().__init__()
+        given = Conditions(classes, cond_features, context_features, cond_channels=cond_channels, text=text)
         self.border = Border(image_size, patch, pad)
         dims = len(self.border.sides)
         if width % (2 * dims) or width % heads:
@@ -207,8 +198,8 @@ class DiT(nn.Module, Configured):
         nn.init.zeros_(self.input.get_parameter("bias"))
         self.positions = Positions(self.grid, width)
         position = PositionalEmbedding(LABEL_FEATURES, time_scale, endpoint=False)
-        self.time = TimeEmbedding(position, LABEL_FEATURES, width, classes, cond_features)
-        self.conditions = self.time.cond.parts
+        self.time = TimeEmbedding(position, LABEL_FEATURES, width, classes, cond_features, text=text)
+        self.conditions, self.context_features = [*self.time.cond.parts, *given.sequences], given.context_width
         self.image: ImageCondition | None = None
         if cond_channels:
             patches = CONVOLUTIONS[dims](cond_channels, width, patch, stride=patch, bias=False)
@@ -217,18 +208,22 @@ class DiT(nn.Module, Configured):
         for layer in (self.time.inner, self.time.outer, *self.time.cond.tables.values()):
             nn.init.normal_(layer.get_parameter("weight"), std=0.02)
         hidden = int(mlp_ratio * width)
-        self.blocks = nn.ModuleDict({f"block{i}": DiTBlock(width, heads, hidden, dropout) for i in range(depth)})
+        block = partial(DiTBlock, width, heads, hidden, dropout, given.context_width)
+        self.blocks = nn.ModuleDict({f"block{i}": block() for i in range(depth)})
         self.final = FinalLayer(width, patch**dims * (out_channels or channels))
 
     def forward(self, x: Tensor, c_noise: Tensor, cond: Condition = None) -> Tensor:
-        """Return (B, out_channels, *space) at x (B, C, *space), noise labels (B,) and a condition, see `embeddings`."""
+        """Return (B, out_channels, *space) at x (B, C, *space), noise labels (B,) and a condition."""
         check_shape(x, self.shape)
         parts = self.time.named(cond, self.conditions)
         features, cells = self.time(c_noise, parts), self.input(cast_for(self.input, self.border.add(x)))
         cells = cells if self.image is None else self.image(cells, parts)
-        tokens = self.positions(cells.flatten(2).transpose(1, 2))
+        tokens, context = (
+            self.positions(cells.flatten(2).transpose(1, 2)),
+            context_of(parts, len(x), self.context_features),
+        )
         for block in self.blocks.values():
-            tokens = checkpointed(block, tokens, features, active=self.checkpointing)
+            tokens = checkpointed(block, tokens, features, context, active=self.checkpointing)
         return self.border.remove(unpatchify(self.final(tokens, features), self.grid, self.patch))
 
 

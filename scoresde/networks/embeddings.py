@@ -1,47 +1,26 @@
-"""Embeddings of the noise level and of conditions: a class, a vector, a sequence of context vectors, an image.
+"""Embeddings of the noise level, and of the numbers that flow maps and generators add to it.
 
-Sines and cosines of the noise label, in at least float32 for a network of any dtype, pass through two linear
-layers with SiLU and become the time features that every block reads. A condition is None (the null condition, which
-adds nothing), a tensor, or a dict of tensors:
-
-| key       | tensor                               | how it enters                                         |
-| --------- | ------------------------------------ | ----------------------------------------------------- |
-| "label"   | integers (B,), -1 for the null class | an embedding, added to the features of the noise level |
-| "vector"  | (B, cond_features)                   | a linear map, added to the same features               |
-| "context" | (B, L, context_features)             | cross-attention in every block with attention          |
-| "image"   | (B, cond_channels, *space)           | further channels of the state, see `ImageCondition`    |
-| "target"  | (B,), in [0, 1]                      | `TargetEmbedding`, after a call of `accept_target`      |
-| "latent"  | (B, length)                          | `LatentEmbedding`, after a call of `accept_latent`      |
-
-A tensor of integers stands for {"label": tensor}, a tensor of floating-point numbers for {"vector": tensor}. A network
-may have several labels, each under a name of its own: `classes={"tone": 6, "group": 9}`.
-
-`space` is the shape of the state without its first dimension, the channels.
-
-One sample of a batch can have the null condition, while others have conditions: its label is then -1, or its vector
-or image NaN. It adds nothing, as if the condition were missing. Context vectors that hold NaN are padding, which
-attention leaves out.
+Sines and cosines of the noise label, in at least float32 for a network of any dtype, pass through two linear layers
+with SiLU and become the time features that every block reads. `TimeEmbedding` adds the embeddings of the conditions,
+see `condition_embeddings`, and of a text, see `text_encoder`.
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from scoresde.arguments import Count, CountOrZero, Positive, checked
+from scoresde.arguments import Positive, checked
 from scoresde.configured import Configured
+from scoresde.networks.condition_embeddings import Classes, ConditionEmbedding, named
 from scoresde.networks.layers import cast_for, linear
-from scoresde.protocols import NULL, Condition, by_name
+from scoresde.networks.text_encoder import TextEncoder, TextStyle
+from scoresde.protocols import Condition
 from scoresde.tensors import FullPrecision, at_least_float32
 
 TARGET_FEATURES, TARGET_SCALE = 64, 32.0  # of the embedding of "target"
-RESERVED = ("vector", "context", "image", "target", "latent")  # conditions that are not labels
-
-Classes = CountOrZero | Mapping[str, Count]
-"""The number of classes of the condition "label" (0 for none), or of several conditions by name."""
 
 
 @checked
@@ -101,176 +80,6 @@ def _half(features: int, least: int) -> int:
     if features < least or features % 2:
         raise ValueError(f"an embedding must have an even number of features, at least {least}; got {features}")
     return features // 2
-
-
-@checked
-@dataclass(frozen=True)
-class Conditions:
-    """The conditions that a network accepts in addition to the noise label.
-
-    Args:
-        classes: number of classes, 0 for none; for several labels, a dict from name to number of classes.
-        cond_features: length of the condition vector; 0 for none.
-        context_features: length of the context vectors that blocks with attention attend to; 0 for none.
-        cond_join: where the classes and the vector are added, "output" or "input" of the time embedding, see
-            `TimeEmbedding`.
-        cond_channels: number of channels of the condition image, see `ImageCondition`; 0 for none.
-    """
-
-    classes: Classes = 0
-    cond_features: CountOrZero = 0
-    context_features: CountOrZero = 0
-    cond_join: str = "output"
-    cond_channels: CountOrZero = 0
-
-
-def named(cond: Condition, known: Iterable[str]) -> dict[str, Tensor]:
-    """Return the tensors of a condition by name; every name must be among `known`.
-
-    Raises:
-        TypeError: the condition is not None, a tensor or a dict of tensors.
-        ValueError: `cond` has a name that is not among `known`.
-    """
-    cond, known = by_name(cond), list(known)
-    for name, part in cond.items():
-        if not isinstance(part, Tensor):
-            raise TypeError(f"condition {name!r} must be a tensor; got {type(part).__name__}")
-        if name not in known:
-            raise ValueError(
-                f"this network was built without a condition {name!r} (it takes {', '.join(known) or 'none'}): leave "
-                f"{name!r} out, or build the network with classes (label), cond_features (vector), context_features "
-                "(context) or cond_channels (image)"
-            )
-    return cond
-
-
-class ConditionEmbedding(nn.Module):
-    """Embed class labels and a condition vector, and add the embeddings; return None if all are missing.
-
-    Args:
-        features: number of features of the output.
-        classes: number of classes, 0 for none; for several labels, a dict from name to number of classes.
-        cond_features: length of the condition vector; 0 for none.
-
-    Raises:
-        ValueError: the name of a label is not a Python identifier, or it is that of another condition or an attribute
-            of `ConditionEmbedding`; in a call, labels or vectors have the wrong shape, or a label is out of
-            range (if compiled or on an accelerator, PyTorch raises its own error).
-        TypeError: in a call, labels are not integers, or vectors are not floating-point.
-    """
-
-    def __init__(self, features: int, classes: Classes = 0, cond_features: int = 0):
-        super().__init__()
-        by_label = classes if isinstance(classes, Mapping) else {"label": classes}
-        self.classes, self.cond_features = {name: count for name, count in by_label.items() if count}, cond_features
-        for name, count in self.classes.items():
-            if name in RESERVED or not name.isidentifier() or hasattr(self, name):
-                raise ValueError(
-                    f"the name of a label must be a Python identifier, and not one of {', '.join(RESERVED)} or an "
-                    f"attribute of {type(self).__name__}; got {name!r}: rename the label"
-                )
-            self.add_module(name, nn.Embedding(count, features))
-        self.vector = linear(cond_features, features) if cond_features else None
-
-    @property
-    def parts(self) -> list[str]:
-        """The names of the conditions that this module embeds."""
-        return [*self.classes, *(["vector"] if self.vector is not None else [])]
-
-    @property
-    def tables(self) -> dict[str, nn.Embedding]:
-        """The embedding of each label, by name."""
-        return {name: getattr(self, name) for name in self.classes}
-
-    def forward(self, parts: dict[str, Tensor], batch: int) -> Tensor | None:
-        """Return the sum of the embeddings (B, features) of the conditions in `parts`; None if there are none.
-
-        `parts` maps the name of each label to integers (B,), and "vector" to a tensor (B, cond_features).
-        """
-        tables = self.tables
-        terms = [_embed_label(tables[name], parts[name], batch, name) for name in tables if name in parts]
-        if self.vector is not None and "vector" in parts:
-            vector = parts["vector"]
-            if not vector.is_floating_point():
-                raise TypeError(f"condition vectors must be floating-point; got {vector.dtype}")
-            if vector.shape != (batch, self.cond_features):
-                raise ValueError(
-                    f"expected condition vectors of shape ({batch}, {self.cond_features}); got {tuple(vector.shape)}"
-                )
-            terms.append(_embed_vector(self.vector, vector))
-        return sum(terms[1:], start=terms[0]) if terms else None
-
-
-def _embed_vector(layer: nn.Linear, vector: Tensor) -> Tensor:
-    """Return a linear map of the vectors (B, cond_features), or zero where a vector holds NaN (the null condition).
-
-    It is computed in at least float32, because entries may be large, such as years.
-    """
-    vector = at_least_float32(vector)
-    null = vector.isnan().all(dim=1, keepdim=True)
-    with torch.autocast(vector.device.type, enabled=False):
-        mapped = F.linear(vector.masked_fill(null, 0.0), layer.weight.to(vector.dtype), layer.bias.to(vector.dtype))
-    return mapped.masked_fill(null, 0.0).to(layer.weight.dtype)
-
-
-def _embed_label(table: nn.Embedding, label: Tensor, batch: int, name: str) -> Tensor:
-    """Return the embedding of each label, a row of `table`; zero for the null class -1."""
-    which = "class labels" if name == "label" else f"class labels {name!r}"
-    if label.is_floating_point() or label.dtype == torch.bool:
-        raise TypeError(f"{which} must be integers; got {label.dtype}")
-    if label.shape != (batch,):
-        raise ValueError(f"expected {which} of shape ({batch},); got {tuple(label.shape)}")
-    null = label == NULL
-    try:  # the lookup checks the range; reading the values here would break compilation and vmap
-        rows = table(label.long().masked_fill(null, 0))
-    except IndexError as error:
-        raise ValueError(
-            f"{which} must lie in 0 .. {table.num_embeddings - 1}, or be {NULL} for no class; got a label outside of "
-            "this range: correct the labels, or build the network with more classes"
-        ) from error
-    return rows.masked_fill(null[:, None], 0.0)
-
-
-class ImageCondition(nn.Module):
-    """Map condition images (B, *shape) to what is added to the output of a network's input layer.
-
-    A linear map of a concatenation is a sum, W [x, image] = W_x x + W_image image. With W_x the input layer and
-    W_image a layer of the same kind without bias, the network is that of the concatenated channels (Palette,
-    2111.05826, section 3; GLIDE, 2112.10741, section 2.4). W_image is zero at initialisation: with the weights of a
-    network without the image, the network is that network bit for bit.
-
-    Args:
-        layer: W_image.
-        shape: shape of one image, (cond_channels, *space).
-        prepare: applied to the images before the layer, such as the padding of the state.
-
-    Raises:
-        ValueError: in a call, images have another shape.
-        TypeError: in a call, images are not floating-point.
-    """
-
-    def __init__(self, layer: nn.Module, shape: Sequence[int], prepare: Callable[[Tensor], Tensor]):
-        super().__init__()
-        nn.init.zeros_(layer.get_parameter("weight"))
-        self.layer, self.shape, self.prepare = layer, tuple(shape), prepare
-
-    def forward(self, hidden: Tensor, parts: dict[str, Tensor]) -> Tensor:
-        """Return `hidden` + W_image image for the image of `parts`, 0 for null images; `hidden` without an image."""
-        if "image" not in parts:
-            return hidden
-        image, expected = parts["image"], (len(hidden), *self.shape)
-        if not image.is_floating_point():
-            raise TypeError(f"condition images must be floating-point; got {image.dtype}")
-        if image.shape != expected:
-            raise ValueError(f"expected condition images of shape {expected}; got {tuple(image.shape)}")
-        null = image.isnan().flatten(1).all(dim=1).reshape(-1, *(1,) * (image.ndim - 1))
-        return hidden + self.layer(cast_for(self.layer, self.prepare(image.masked_fill(null, 0.0))))
-
-
-def numbers_of_classes(model: nn.Module) -> dict[str, int]:
-    """Return {name of a label: number of classes} of every `ConditionEmbedding` in a model; empty without one."""
-    embeddings = [module for module in model.modules() if isinstance(module, ConditionEmbedding)]
-    return {name: count for embedding in embeddings for name, count in embedding.classes.items()}
 
 
 class TargetEmbedding(nn.Module):
@@ -354,7 +163,7 @@ def accept_latent(network: nn.Module, length: int) -> None:
 
 
 class TimeEmbedding(nn.Module):
-    """Embed the noise label, classes and a condition vector as the features (B, features) that every block reads.
+    """Embed the noise label, classes, a vector and a text as the features (B, features) that every block reads.
 
     Args:
         position: the embedding of the noise label, (B,) -> (B, channels).
@@ -363,9 +172,11 @@ class TimeEmbedding(nn.Module):
         classes, cond_features: see `ConditionEmbedding`.
         join: where the condition is added: "output", after both layers (ADM, 2105.05233), or "input", before them
             (EDM's DDPM++, 2206.00364).
+        text: the text encoder, see `TextEncoder`; None for none. A linear map of its pooled vector is added like the
+            other conditions (GLIDE, 2112.10741, section 4; Imagen, 2205.11487, section 2.3).
 
     Raises:
-        ValueError: `join` is neither "input" nor "output".
+        ValueError: `join` is neither "input" nor "output"; in a call, the number of texts is not that of noise labels.
     """
 
     def __init__(
@@ -376,23 +187,34 @@ class TimeEmbedding(nn.Module):
         classes: Classes = 0,
         cond_features: int = 0,
         join: str = "output",
+        text: TextStyle | None = None,
     ):
         super().__init__()
         if join not in ("input", "output"):
             raise ValueError(f"cond_join must be 'input' or 'output'; got {join!r}")
         self.join, self.position = join, position
         self.inner, self.outer = linear(channels, features), linear(features, features)
-        self.cond = ConditionEmbedding(features if join == "output" else channels, classes, cond_features)
+        joined = features if join == "output" else channels
+        self.cond = ConditionEmbedding(joined, classes, cond_features)
+        self.text = None if text is None else TextEncoder(text)
+        self.pooled = None if text is None else nn.Linear(text.width, joined, bias=False)
         self.target: TargetEmbedding | None = None
         self.latent: LatentEmbedding | None = None
 
     def named(self, cond: Condition, known: Iterable[str]) -> dict[str, Tensor]:
-        """Return `named(cond, known)`; "target" and "latent" are also known after a call that lets them be accepted."""
-        accepted = {"target": self.target, "latent": self.latent}
-        return named(cond, [*known, *(name for name, part in accepted.items() if part is not None)])
+        """Return the tensors of a condition by name, see `named`, with a text encoded as "context" and "pooled".
+
+        "target" and "latent" are also known after a call that lets them be accepted, and "text" if there is an encoder.
+        """
+        accepted = {"text": self.text, "target": self.target, "latent": self.latent}
+        parts = named(cond, [*known, *(name for name, part in accepted.items() if part is not None)])
+        if self.text is None or "text" not in parts:
+            return parts
+        context, pooled = self.text(parts["text"])
+        return {**parts, "context": context, "pooled": pooled}
 
     def forward(self, label: Tensor, parts: dict[str, Tensor]) -> Tensor:
-        position, cond = self.position(label), self.cond(parts, len(label))
+        position, cond = self.position(label), self._condition(parts, len(label))
         features = position + cond if cond is not None and self.join == "input" else position
         features = self.outer(F.silu(self.inner(cast_for(self.inner, features))))
         if cond is not None and self.join == "output":
@@ -402,3 +224,13 @@ class TimeEmbedding(nn.Module):
         if self.latent is not None and "latent" in parts:
             features = features + self.latent(parts["latent"])
         return F.silu(features)
+
+    def _condition(self, parts: dict[str, Tensor], batch: int) -> Tensor | None:
+        """Return the sum of the embeddings of labels, vector and text; None if all are missing."""
+        cond = self.cond(parts, batch)
+        if self.pooled is None or "pooled" not in parts:
+            return cond
+        if len(parts["pooled"]) != batch:
+            raise ValueError(f"expected {batch} texts, one for each sample; got {len(parts['pooled'])}")
+        text = self.pooled(parts["pooled"])
+        return text if cond is None else cond + text

@@ -17,13 +17,8 @@ from torch import Tensor, nn
 from scoresde.arguments import Count, Layers, checked
 from scoresde.configured import Configured
 from scoresde.networks.blocks import Block, BlockStyle, NetworkStyle, residual_resampling
-from scoresde.networks.embeddings import (
-    Conditions,
-    FourierEmbedding,
-    ImageCondition,
-    PositionalEmbedding,
-    TimeEmbedding,
-)
+from scoresde.networks.condition_embeddings import Conditions, ImageCondition, context_of
+from scoresde.networks.embeddings import FourierEmbedding, PositionalEmbedding, TimeEmbedding
 from scoresde.networks.layers import CONVOLUTIONS, Border, cast_for, check_shape, convolution
 from scoresde.networks.pooling import AveragePool
 from scoresde.protocols import Condition
@@ -149,15 +144,14 @@ class Encoder(nn.Module, Configured):
                 f"attention must be at resolutions among {sides}; got {list(attention)}: choose some of these "
                 "resolutions (network.attention=[...] in a configuration)"
             )
-        self.channels, self.ends, self.context_features = channels, ends, conditions.context_features
+        self.channels, self.ends, self.context_features = channels, ends, conditions.context_width
         dims, features = len(self.sizes[0]), time_features or 4 * width
         self.style = style = NetworkStyle(
-            **vars(block), dims=dims, time_features=features, context_features=conditions.context_features
+            **vars(block), dims=dims, time_features=features, context_features=conditions.context_width
         )
-        self.time = TimeEmbedding(
-            label, label.features, features, conditions.classes, conditions.cond_features, conditions.cond_join
-        )
-        self.conditions = self.time.cond.parts + (["context"] if conditions.context_features else [])
+        numbers = (conditions.classes, conditions.cond_features, conditions.cond_join, conditions.text)
+        self.time = TimeEmbedding(label, label.features, features, *numbers)
+        self.conditions = [*self.time.cond.parts, *conditions.sequences]
         self.input = convolution(dims, channels * (1 + 2 * len(ends.input_frequencies)), width)
         self.image: ImageCondition | None = None
         if cond_channels := conditions.cond_channels:
@@ -199,10 +193,7 @@ class Encoder(nn.Module, Configured):
         """Return the middle's features, the input pyramid's last image, skip connections, time features and context."""
         check_shape(x, (self.channels, *self.border.sides))
         parts = self.time.named(cond, self.conditions)
-        time, context = self.time(c_noise, parts), parts.get("context")
-        features = self.context_features
-        if context is not None and (context.ndim != 3 or (context.shape[0], context.shape[2]) != (len(x), features)):
-            raise ValueError(f"expected context vectors of shape ({len(x)}, L, {features}); got {tuple(context.shape)}")
+        time, context = self.time(c_noise, parts), context_of(parts, len(x), self.context_features)
         context = None if context is None else cast_for(self.input, context)
         image = self.border.add(x if self.ends.centered else 2 * x - 1)
         hidden = self.input(cast_for(self.input, append_fourier_features(image, self.ends.input_frequencies)))
@@ -285,6 +276,6 @@ class EncoderUNet(Encoder):
         self.pool = pool(self.style, self.sizes[-1], skips, classes)
 
     def forward(self, x: Tensor, c_noise: Tensor, cond: Condition = None) -> Tensor:
-        """Return logits (B, K) at x (B, C, *space), noise labels (B,) and a condition (see `embeddings`)."""
+        """Return logits (B, K) at x (B, C, *space), noise labels (B,) and a condition."""
         hidden, _, skips, _, _ = self.encode(x, c_noise, cond)
         return self.pool([*skips, hidden])

@@ -1,4 +1,4 @@
-"""Layers that all networks share: initialised convolutions and linear maps, normalisation, attention, checkpointing."""
+"""Layers that all networks share: initialised convolutions and linear maps, attention, feed-forward, checkpointing."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -126,6 +126,60 @@ def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None
         with sdpa_kernel(SDPBackend.MATH):
             mixed = F.scaled_dot_product_attention(query, key, value, mask)
     return mixed.transpose(1, 2).flatten(2)
+
+
+def context_mask(context: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the mask of context vectors (B, L, F) for `attend`, and which samples have none, (B, 1, 1).
+
+    Vectors that hold NaN are padding. A sample without vectors attends to all of them, so that its softmax is defined:
+    discard its result.
+    """
+    known = ~context.isnan().any(dim=2)
+    is_null = ~known.any(dim=1)[:, None]
+    return (known | is_null)[:, None, None], is_null[:, None]
+
+
+class TokenAttention(nn.Module):
+    """Multi-head self-attention over tokens, (B, N, width) -> (B, N, width); `mask` is that of `attend`."""
+
+    def __init__(self, width: int, heads: int):
+        super().__init__()
+        self.heads = heads
+        self.qkv, self.proj = linear(width, 3 * width), linear(width, width)
+
+    def forward(self, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
+        query, key, value = split_heads(self.qkv(tokens), 3, self.heads)
+        return self.proj(attend(query, key, value, mask))
+
+
+class ContextAttention(nn.Module):
+    """Add multi-head attention from tokens (B, N, width) to context vectors (B, L, features), zero at initialisation.
+
+    Context vectors that hold NaN are left out. A sample whose context vectors all hold NaN stays unchanged.
+    """
+
+    def __init__(self, width: int, heads: int, features: int):
+        super().__init__()
+        self.heads, self.norm = heads, nn.LayerNorm(width)
+        self.query, self.context = linear(width, width), linear(features, 2 * width)
+        self.out = linear(width, width, scale=0.0)
+
+    def forward(self, tokens: Tensor, context: Tensor) -> Tensor:
+        mask, is_null = context_mask(context)
+        (query,) = split_heads(self.query(self.norm(tokens)), 1, self.heads)
+        key, value = split_heads(self.context(cast_for(self.context, context.nan_to_num())), 2, self.heads)
+        return tokens + self.out(attend(query, key, value, mask)).masked_fill(is_null, 0.0)
+
+
+class FeedForward(nn.Module):
+    """The feed-forward layer W2 gelu(W1 x), with the tanh approximation of the GELU."""
+
+    def __init__(self, width: int, hidden: int):
+        super().__init__()
+        self.inner, self.outer = linear(width, hidden), linear(hidden, width)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.outer(F.gelu(self.inner(tokens), approximate="tanh"))
 
 
 def checkpointed(module: nn.Module, *arguments: Any, active: bool) -> Tensor:

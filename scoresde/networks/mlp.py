@@ -10,8 +10,10 @@ from torch.nn import functional as F
 
 from scoresde.arguments import Count, CountOrZero, Layers, Positive, Share, checked
 from scoresde.configured import Configured
-from scoresde.networks.embeddings import Classes, ImageCondition, PositionalEmbedding, TimeEmbedding
+from scoresde.networks.condition_embeddings import Classes, ImageCondition
+from scoresde.networks.embeddings import PositionalEmbedding, TimeEmbedding
 from scoresde.networks.layers import cast_for, check_shape, linear
+from scoresde.networks.text_encoder import TextStyle
 from scoresde.protocols import Condition
 
 
@@ -45,6 +47,7 @@ class MLP(nn.Module, Configured):
             (B, cond_channels, *space), for vectors (B, cond_channels); 0 for none.
         out_channels: first dimension of the output of one state, whose other dimensions are those of `shape`; default:
             that of `shape`.
+        text: the text encoder that is trained along, of which only the pooled vector is used; None for none.
     """
 
     casts_inputs = True
@@ -60,12 +63,14 @@ class MLP(nn.Module, Configured):
         cond_features: CountOrZero = 0,
         cond_channels: CountOrZero = 0,
         out_channels: Count | None = None,
+        text: TextStyle | None = None,
     ):
         super().__init__()
         self.shape = (shape,) if isinstance(shape, int) else tuple(shape)
         size = math.prod(self.shape)
-        self.time = TimeEmbedding(PositionalEmbedding(width, time_scale), width, width, classes, cond_features)
-        self.conditions = self.time.cond.parts
+        position = PositionalEmbedding(width, time_scale)
+        self.time = TimeEmbedding(position, width, width, classes, cond_features, text=text)
+        self.conditions = self.time.cond.parts + ([] if text is None else ["text"])
         self.input, size_of_image = linear(size, width), cond_channels * math.prod(self.shape[1:])
         self.image: ImageCondition | None = None
         if cond_channels:
@@ -77,7 +82,7 @@ class MLP(nn.Module, Configured):
         self.norm, self.output = nn.LayerNorm(width), linear(width, math.prod(self.out_shape), scale=0.0)
 
     def forward(self, x: Tensor, c_noise: Tensor, cond: Condition = None) -> Tensor:
-        """Return (B, out_channels, ...) at states x (B, *), noise labels (B,) and a condition (see `embeddings`)."""
+        """Return (B, out_channels, ...) at states x (B, *), noise labels (B,) and a condition."""
         check_shape(x, self.shape)
         parts = self.time.named(cond, self.conditions)
         time, hidden = self.time(c_noise, parts), self.input(cast_for(self.input, x.flatten(1)))

@@ -20,7 +20,8 @@ from dataclasses import fields
 from typing import Annotated, Any
 
 from scoresde.networks.blocks import BlockStyle, InputResidual, convolution_resampling
-from scoresde.networks.embeddings import Conditions, FourierEmbedding, PositionalEmbedding
+from scoresde.networks.condition_embeddings import Conditions
+from scoresde.networks.embeddings import FourierEmbedding, PositionalEmbedding
 from scoresde.networks.encoder import PARTS, Ends
 from scoresde.networks.unet import UNet
 

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from scoresde.arguments import Count, Layers, checked
 from scoresde.networks.blocks import Block, BlockStyle, Head, residual_resampling
-from scoresde.networks.embeddings import Conditions, FourierEmbedding, PositionalEmbedding
+from scoresde.networks.condition_embeddings import Conditions
+from scoresde.networks.embeddings import FourierEmbedding, PositionalEmbedding
 from scoresde.networks.encoder import Encoder, Ends, Factory, ResolutionStage
 from scoresde.protocols import Condition
 from scoresde.tensors import at_least_float32, broadcast
@@ -142,7 +143,7 @@ class UNet(Encoder):
         return up
 
     def forward(self, x: Tensor, c_noise: Tensor, cond: Condition = None) -> Tensor:
-        """Return (B, out_channels, *space) at x (B, C, *space), noise labels (B,) and a condition, see `embeddings`."""
+        """Return (B, out_channels, *space) at x (B, C, *space), noise labels (B,) and a condition."""
         hidden, image, skips, time, context = self.encode(x, c_noise, cond)
         for stage in self.up.children():
             hidden, image = stage(hidden, image, time, context, skips)

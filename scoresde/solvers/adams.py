@@ -67,6 +67,16 @@ def step_weights(nodes: Tensor, used: Tensor, low: Tensor, high: Tensor, order: 
     return predictor, integration_weights(nodes, used, low, high, order - 1)
 
 
+def grid_weights(grid: Tensor, order: int, smoothing: int) -> tuple[Tensor, Tensor]:
+    """Return the weights of `step_weights` for each step of a grid (n + 1,): (n, p) and (n, p + 1).
+
+    p is order + smoothing. Column j of the predictor is the weight of the velocity j evaluations before the newest one,
+    0 if there is none.
+    """
+    window = torch.arange(len(grid) - 1)[:, None] - torch.arange(order + smoothing)  # step, evaluations
+    return step_weights(grid[window.clamp(min=0)], window >= 0, grid[:-1], grid[1:], order)
+
+
 class _Path(NamedTuple):
     """The computed path of n samples: the current state, and a window of the last p evaluations, the newest first.
 
@@ -155,6 +165,43 @@ def _check_order(order: int, smoothing: int) -> None:
         )
 
 
+def on_grid(
+    field: Field,
+    x: Tensor,
+    grid: Tensor,
+    predictor: Tensor,
+    corrector: Tensor,
+    quadrature: Tensor,
+    unresolved: float = UNRESOLVED,
+) -> Solution:
+    """Integrate from the first to the last node of a grid (n + 1,), float64; see `Adams` for samples that fail.
+
+    Args:
+        predictor: weights (n, p) of the velocities before each step, the newest first.
+        corrector: weights (n, p + 1) of the velocity after each step and of those before it.
+        quadrature: weights of the integrals, as the corrector's.
+        unresolved: the relative difference of predictor and corrector from which on a sample fails.
+    """
+    nodes, predictor, corrector, quadrature = (
+        values.to(x.device, double(x))[:, None].expand(-1, len(x), *values.shape[1:])
+        for values in (grid, predictor, corrector, quadrature)
+    )
+    v, g = field(grid[0], x, None)
+    status = torch.where(finite(v, g), Status.OK, Status.NONFINITE)
+    path = _Path.begin(nodes[0], x, v, g, predictor.shape[-1])
+    for i, s in enumerate(grid[1:]):
+        running = status == Status.OK
+        predicted = path.predict(predictor[i])
+        v, g = field(s, predicted, None)
+        corrected = path.correct(corrector[i], v)
+        sound = finite(predicted, v, g)
+        resolved = _difference(predicted, corrected) < unresolved
+        path = path.accepted(running & sound & resolved, nodes[i + 1], corrected, v, g, quadrature[i])
+        status = torch.where(running & ~sound, Status.NONFINITE, status)
+        status = torch.where(running & sound & ~resolved, Status.FAILED, status)
+    return Solution(path.x, *path.integrals(), path.s, status)
+
+
 @checked
 @dataclass(frozen=True)
 class Adams:
@@ -193,25 +240,8 @@ class Adams:
     def __call__(self, field: Field, x: Tensor, start: float, end: float) -> Solution:
         """Integrate from start to end; see `scoresde.solvers.solver`."""
         grid = torch.linspace(start, end, self.steps + 1, dtype=torch.float64)
-        window = torch.arange(self.steps)[:, None] - torch.arange(self.order + self.smoothing)  # step, evaluations
-        weights = step_weights(grid[window.clamp(min=0)], window >= 0, grid[:-1], grid[1:], self.order)
-        nodes, predictor, corrector = (
-            values.to(x.device, double(x))[:, None].expand(-1, len(x), *values.shape[1:]) for values in (grid, *weights)
-        )
-        v, g = field(grid[0], x, None)
-        status = torch.where(finite(v, g), Status.OK, Status.NONFINITE)
-        path = _Path.begin(nodes[0], x, v, g, self.order + self.smoothing)
-        for i in range(self.steps):
-            running = status == Status.OK
-            predicted = path.predict(predictor[i])
-            v, g = field(grid[i + 1], predicted, None)
-            corrected = path.correct(corrector[i], v)
-            sound = finite(predicted, v, g)
-            resolved = _difference(predicted, corrected) < UNRESOLVED
-            path = path.accepted(running & sound & resolved, nodes[i + 1], corrected, v, g, corrector[i])
-            status = torch.where(running & ~sound, Status.NONFINITE, status)
-            status = torch.where(running & sound & ~resolved, Status.FAILED, status)
-        return Solution(path.x, *path.integrals(), path.s, status)
+        predictor, corrector = grid_weights(grid, self.order, self.smoothing)
+        return on_grid(field, x, grid, predictor, corrector, corrector)
 
 
 @checked

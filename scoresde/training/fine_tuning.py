@@ -1,14 +1,14 @@
 """Fine-tuning: a training that starts from the weights of another run.
 
-A network may have conditions that the other network lacks: an image, labels or a vector (`networks.embeddings`). Their
-weights start at zero, so that the model at step 0 is the other model, for any new conditions (GLIDE fine-tunes
-for inpainting in this way, 2112.10741, section 2.4).
+A network may have conditions that the other network lacks: an image, labels or a vector
+(`networks.condition_embeddings`). Their weights start at zero, so that the model at step 0 is the other model, for any
+new conditions (GLIDE fine-tunes for inpainting in this way, 2112.10741, section 2.4).
 """
 
 import torch
 from torch import nn
 
-from scoresde.networks.embeddings import ConditionEmbedding, ImageCondition
+from scoresde.networks.condition_embeddings import ConditionEmbedding, ImageCondition
 from scoresde.training.checkpoint import difference
 
 CONDITIONS = (ConditionEmbedding, ImageCondition)

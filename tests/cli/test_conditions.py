@@ -8,6 +8,18 @@ import torch
 
 from scoresde.cli.conditions import class_number, described, drawing, load_conditions, save_conditions
 
+
+class Letters:
+    """An encoder of captions: the number of letters; it knows no z."""
+
+    def __call__(self, captions):
+        return {"text": torch.tensor([[len(caption), -1] for caption in captions])}
+
+    def check(self, captions):
+        if any("z" in caption for caption in captions):
+            raise ValueError("z is unknown")
+
+
 CLASSES = {"label": ["cat", "dog", "owl"], "year": ["1990", "2000"]}
 
 
@@ -47,6 +59,41 @@ def test_all_gives_a_row_of_samples_for_each_class():
     assert (both.n, both.columns) == (6 * 8, 8)
     assert both.names[:3] == ("cat, 1990", "cat, 2000", "dog, 1990")
     assert (both.cond["label"][::8].tolist(), both.cond["year"][::8].tolist()) == ([0, 0, 1, 1, 2, 2], [0, 1] * 3)
+
+
+def test_a_caption_is_a_condition_and_several_are_rows(tmp_path):
+    one = drawing({"text": "owl", "label": 1}, 3, 64, CLASSES, ["text"], Letters())
+    assert (one.n, one.columns, one.names) == (3, 3, ())
+    assert (one.cond["text"].tolist(), one.cond["label"].tolist()) == ([[3, -1]] * 3, [1] * 3)
+    (tmp_path / "captions.txt").write_text("owl\n\n horse \n")
+    for value in (["owl", "horse"], f"@{tmp_path}/captions.txt"):
+        two = drawing({"text": value, "vector": [0.5]}, 2, 64, CLASSES, ["text", "vector"], Letters())
+        assert (two.n, two.columns, two.names) == (4, 2, ("owl", "horse"))
+        assert two.cond["text"].tolist() == [[3, -1]] * 2 + [[5, -1]] * 2
+        assert two.cond["vector"].tolist() == [[0.5]] * 4
+    both = drawing({"text": ["owl", 1990], "label": "all"}, None, 64, CLASSES, ["text"], Letters())
+    assert (both.n, both.names[:3]) == (6 * 8, ("cat, owl", "cat, 1990", "dog, owl"))
+    assert both.cond["text"][::8, 0].tolist() == [3, 4] * 3
+
+
+@pytest.mark.parametrize(
+    ("value", "text", "error", "message"),
+    [
+        (
+            "cat",
+            None,
+            ValueError,
+            "cond.text needs a run that was trained with captions (text=tokens); this run has none",
+        ),
+        ({"a": 1}, Letters(), ValueError, "cond.text must be a caption, a list of captions or @FILE; got {'a': 1}"),
+        ([], Letters(), ValueError, "cond.text must be a caption, a list of captions or @FILE; got []"),
+        (["zoo"], Letters(), ValueError, "z is unknown"),
+        ("@none.txt", Letters(), FileNotFoundError, "there is no file none.txt: expected a text file with one caption"),
+    ],
+)
+def test_wrong_captions_are_refused(value, text, error, message):
+    with pytest.raises(error, match=re.escape(message)):
+        drawing({"text": value}, 1, 64, CLASSES, ["text"], text)
 
 
 def test_a_number_is_a_name_where_the_names_are_numbers():

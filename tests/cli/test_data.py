@@ -156,14 +156,15 @@ def test_rare_and_missing_classes_are_warned_of(capsys, tmp_path):
         table_of(capsys, *arguments, "limit=5")  # of some samples only nothing is known about the others
 
 
-def test_classes_of_a_folder_and_pictures_that_name_their_makers(capsys, tmp_path):
+def test_classes_of_a_folder_and_pictures_that_name_their_makers(capsys, tmp_path, openmoji):
     pictures = {f"{'cat' if i % 2 else 'dog'}/{i}.png": np.full((8, 8, 3), i, np.uint8) for i in range(200)}
     write_images(tmp_path / "images", pictures)
     arguments = ["data=image_folder", "data.root=images", "data.size=8", "data.labels=true", "data.flip=true"]
     rows = table_of(capsys, *arguments, "out=x.png")
     assert int(rows["cat"][0].split()[0]) + int(rows["dog"][0].split()[0]) == int(rows["items"][0])
     assert "credit" not in rows
-    rows = table_of(capsys, "data=openmoji", "data.size=8", "data.labels=[group,tone]", "limit=50", "out=y.png")
+    arguments = ["data=openmoji", f"data.root={openmoji}", "data.size=16", "data.labels=[group,tone]", "limit=50"]
+    rows = table_of(capsys, *arguments, "out=y.png")
     assert "CC BY-SA 4.0" in rows["credit"][0]
     assert rows["group"] == rows["tone"] == ["train", "validation", "test"]
     assert (tmp_path / "y.png").stat().st_size > 5000

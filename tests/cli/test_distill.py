@@ -58,6 +58,25 @@ def test_starts_have_the_labels_of_the_data(labelled, capsys):
     assert rows(labelled, "samples")[0]["nfe"] == 4  # two networks
 
 
+QUICK = ["method=likelihood_solver", "method.steps=[6]", "method.samples=12", "method.iterations=1", "method.modes=2"]
+
+
+def test_a_solver_of_the_likelihood_is_stored_kept_and_used(toy, capsys):
+    command = ["distill", f"run={toy}", *QUICK, "method.reference_steps=16"]
+    assert main(command) == 0
+    title, line = (text.split() for text in capsys.readouterr().out.splitlines()[:2])
+    (row,) = rows(toy, "distillation")
+    assert (row["file"], row["samples"]) == ("likelihood_solvers/steps6.safetensors", 12)
+    assert (title[0], line[:2]) == ("steps", ["6", f"{row['rms']:.2e}"])
+    assert main(command) == 0
+    assert "kept" in capsys.readouterr().out
+    evaluate = ["bpd", f"run={toy}", "budget.samples=0"]
+    assert main([*evaluate, "likelihood=learned", "likelihood.solver.steps=6"]) == 0
+    (measured,) = rows(toy, "likelihood")
+    assert measured["conventions"]["solver"].startswith("StoredAdams(LearnedAdams(steps=6, ")
+    assert measured["nfe"] == 2 + 7  # two for a check
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [

@@ -40,7 +40,7 @@ SETTINGS = {
         "run: ???",
     ],
     "bpd": [
-        "likelihood: adaptive, default, dopri5, exact, jumps, multilevel, paired, score_sde",
+        "likelihood: adaptive, default, dopri5, exact, jumps, learned, multilevel, paired, score_sde",
         "run: ???",
         "split: test",
     ],
@@ -62,7 +62,7 @@ SETTINGS = {
     ],
     "dequantize": ["optimizer: adam", "run: ???", "steps: 500", "scoresde dequantize run=runs/digits steps=2000"],
     "distill": [
-        "method: adversarial, consistency, meanflow, progressive, solver, trajectories",
+        "method: adversarial, consistency, likelihood_solver, meanflow, progressive, solver, trajectories",
         "run: ???",
         "nfe: - 5",
         "sampler=learned sampler.nfe=5",

@@ -1,12 +1,14 @@
 """A key that neither the verb, nor a constructor, nor an interpolation reads is refused."""
 
 import pytest
+import yaml
 from omegaconf import OmegaConf
 
 from scoresde.cli import main
 from scoresde.cli.common import config_directory
 from scoresde.cli.keys import check_keys, key_paths, nearest_keys, unknown
 from scoresde.cli.overrides import configurations
+from scoresde.run_config import flatten
 
 UNREAD = {
     "condition of another verb": (["evaluate", "run=x", "+cond.label=3"], "scoresde evaluate: no key 'cond'; "),
@@ -46,14 +48,14 @@ def check(config):
     check_keys("train", config, config.hydra.runtime.choices)
 
 
-def experiments():
-    return sorted(path.stem for path in (config_directory() / "experiment").glob("*.yaml"))
-
-
-def test_every_key_of_every_experiment_is_read():
+def test_every_key_of_every_experiment_is_read_and_set():
+    """Also a key that train.yaml sets itself, such as condition.dropout, has the value of the experiment."""
     with configurations("train", None) as (compose, _):
-        for experiment in experiments():
-            check(compose(f"experiment={experiment}"))
+        for path in sorted((config_directory() / "experiment").glob("*.yaml")):
+            config, own = compose(f"experiment={path.stem}"), yaml.safe_load(path.read_text())
+            check(config)
+            del own["defaults"]
+            assert flatten(own).items() <= flatten(OmegaConf.to_container(config, resolve=False)).items()
 
 
 def test_an_interpolated_key_and_what_an_optional_argument_adds_are_read():

@@ -7,7 +7,8 @@ from omegaconf import OmegaConf
 from scoresde import build
 from scoresde.cli.trained_conditions import fit_network
 from scoresde.data.items import Items
-from scoresde.networks.embeddings import numbers_of_classes
+from scoresde.networks import TextEncoder
+from scoresde.networks.condition_embeddings import numbers_of_classes
 
 STATES = torch.zeros(6, 1, 8, 8)
 LABELS = torch.arange(6) % 3
@@ -22,7 +23,7 @@ NETWORKS = {"U-Net": UNET, "perceptron": MLP, "level head": HEAD, "preset": PRES
 
 def fitted(network, labels, names=None, added=None):
     dataset = Items(STATES, labels, class_names=names or {})
-    config = OmegaConf.create({"network": network})
+    config = OmegaConf.create({"network": network, "data": {"text": {"size": 9, "length": 4}}})
     OmegaConf.set_struct(config, True)
     fit_network(config, dataset, added)
     return config.network
@@ -49,6 +50,20 @@ def test_every_network_gets_the_image_that_the_loss_adds(network):
     assert model.conditions == ["label", "image"]
     if network is not HEAD:
         assert model.image.shape == (2, 8, 8)
+
+
+@pytest.mark.parametrize("network", NETWORKS.values(), ids=NETWORKS)
+def test_every_network_gets_an_encoder_of_the_texts_of_the_data(network):
+    model = build.instantiate(fitted(network, {"text": torch.zeros(6, 4, dtype=torch.int64)}))
+    assert model.conditions == ["text"]
+    (encoder,) = (module for module in model.modules() if isinstance(module, TextEncoder))
+    assert (encoder.style.vocabulary, encoder.style.length) == (9, 4)
+
+
+@pytest.mark.parametrize("network", [UNET, DIT], ids=["U-Net", "transformer"])
+def test_networks_with_attention_get_the_length_of_context_vectors(network):
+    model = build.instantiate(fitted(network, {"context": torch.zeros(6, 4, 5)}))
+    assert (model.conditions, model.context_features) == (["context"], 5)
 
 
 def test_a_choice_of_the_configuration_stays():

@@ -116,12 +116,6 @@ def stand_ins(root, n=101):
         values = rng.randint(0, 256, (many, *shape)) if whole else 5 + 2 * rng.normal(size=(many, *shape))
         np.save(root / f"{name}.npy", values)
     np.savetxt(root / "table.csv", [9, -9, 0] + [1, 10, 0.1] * rng.normal(size=(many, 3)), delimiter=",")
-    places = {
-        "CIFAR10": "cifar10",
-        "ImageFolder": "images",
-        "IDX": "idx",
-        "ParquetImages": "parquet",
-        "OpenMoji": "emoji",
-    }
+    places = {"CIFAR10": "cifar10", "ImageFolder": "images", "IDX": "idx", "ParquetImages": "parquet"}
     places |= {"Arrays": "arrays.npy", "Table": "table.csv"}  # see SHAPES for the other arrays
     return {f"scoresde.data.{name}": str(root / place) for name, place in places.items()}

@@ -17,11 +17,10 @@ from scoresde.data.openmoji import split_combinations
 SPLITS = ("train", "validation", "test")
 
 
-@pytest.fixture(scope="module")
-def make(tmp_path_factory):
+@pytest.fixture
+def make(openmoji):
     """A function that builds the dataset; the pictures are drawn once."""
-    root = tmp_path_factory.mktemp("openmoji")
-    return lambda split="all", **arguments: OpenMoji(16, split, root=root, **arguments)
+    return lambda split="all", **arguments: OpenMoji(16, split, root=openmoji, **arguments)
 
 
 def test_counts_of_the_pinned_packages(make):
@@ -127,6 +126,19 @@ def test_the_file_is_drawn_once_and_named_by_its_sources(make, monkeypatch):
     monkeypatch.setattr(openmoji, "_sources", lambda: (dict.fromkeys(contents, blank), "other"))
     assert make().path != path
     assert (np.load(make().path) == 255).all()
+
+
+def test_captions_become_conditions_beside_the_labels(make):
+    def text(captions):
+        return {"text": torch.tensor([[len(caption)] for caption in captions])}
+
+    dataset = make("test", labels="tone", split_by=["tone", "subject"], text=text)
+    state, cond = dataset[3]
+    assert torch.equal(state, make("test", split_by=["tone", "subject"])[3])
+    assert (set(cond), cond["text"].tolist()) == ({"label", "text"}, [len(dataset.captions[3])])
+    assert set(make("test", text=text)[0][1]) == {"text"}
+    with pytest.raises(ValueError, match="no label may have the name 'tone', which is that of the captions"):
+        make("test", labels=["tone"], text=lambda captions: {"tone": torch.zeros(len(captions))})
 
 
 def test_the_licence_is_with_the_data(make):

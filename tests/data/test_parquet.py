@@ -208,3 +208,25 @@ def test_classes_of_the_metadata_have_to_fit(tmp_path):
         ValueError, match=r"b.parquet .*column 'kind' has the classes \['dog', .*\], but others in .*a.parq"
     ):
         ParquetImages(tmp_path / "*.parquet", 4, labels="kind")
+
+
+def test_captions_stay_with_their_images_and_become_conditions(tmp_path):
+    values = [png(np.full((4, 4, 3), i, np.uint8)) for i in range(50)]
+    captions = [None if i == 7 else f"level {i}" for i in range(50)]
+    for i, part in enumerate((slice(30), slice(30, 50))):
+        write_parquet(tmp_path / f"{i}.parquet", values[part], row_group_size=7, caption=captions[part])
+
+    def text(captions):
+        return {"text": torch.tensor([[int(caption.removeprefix("level ") or 7)] for caption in captions])}
+
+    arguments = {"files": tmp_path / "*.parquet", "size": 4, "captions": "caption", "test": 0.2}
+    dataset = ParquetImages(split="test", text=text, **arguments)
+    assert all(int(state[0, 0, 0]) == cond["text"] for state, cond in (dataset[i] for i in range(len(dataset))))
+    assert dataset.captions == ParquetImages(split="test", **arguments).captions
+    assert "" in ParquetImages(**{**arguments, "split": "all"}).captions
+    with pytest.raises(ValueError, match="captions must be one of the columns image, caption; got 'name'"):
+        ParquetImages(**{**arguments, "captions": "name"})
+    with pytest.raises(ValueError, match="column 'image' must hold texts; got type struct"):
+        ParquetImages(**{**arguments, "captions": "image"})
+    with pytest.raises(ValueError, match="captions must name the column of texts beside text; got null"):
+        ParquetImages(tmp_path / "*.parquet", 4, text=text)

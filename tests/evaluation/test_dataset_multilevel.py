@@ -13,6 +13,7 @@ from scoresde.solvers import Adams
 from scoresde.training.trainer import Interrupted
 from tests.conftest import close, f64, oracle, seeded
 from tests.evaluation.test_dataset_likelihood import SDE, as_run
+from tests.flowmaps.exact import GaussianMap
 from tests.networks.test_layers import randomised
 
 pytestmark = pytest.mark.filterwarnings("ignore:the last level")
@@ -50,6 +51,24 @@ def test_a_dataset_has_the_estimate_of_its_images_and_resumes(tmp_path, monkeypa
     close(f64(result.beyond), f64(expected.multilevel.error), rtol=1e-9)
     assert [term["draws"] for term in result.terms] == [term["draws"] for term in expected.multilevel.terms()]
     assert result.conventions["levels"] == expected.conventions["levels"]
+
+
+def test_a_surrogate_gives_the_estimate_of_its_images(tmp_path):
+    mixture, transform = ss.GaussianMixture(torch.zeros(1, 2), torch.full((1,), 0.5)), Levels(4)
+    images, model = torch.randint(0, 4, (24, 2), generator=seeded()), mixture.score_model(ss.VP())
+    maps = [GaussianMap(ss.VP(), 0.0, 0.5, amount=amount).requires_grad_(False) for amount in (0.0, 0.2)]
+    runs = [as_run(flow_map, transform, tmp_path / f"map{i}") for i, flow_map in enumerate(maps)]
+    options = {"solver": Adams(4, data_scale=1.0), **OPTIONS}
+    for flow_map, surrogate in zip(maps, runs, strict=True):
+        expected = ss.bits_per_dim(model, images, transform, surrogate=flow_map, **options)
+        run, settings = as_run(model, transform, tmp_path), {"progress": False, "surrogate": surrogate, **options}
+        result = evaluate_likelihood(run, list(images), ss.Uniform(), **settings)
+        close(result.per_sample, expected.per_image, rtol=1e-9)
+        assert [term["name"] for term in result.terms] == [term["name"] for term in expected.multilevel.terms()]
+        assert result.conventions["surrogate"] == f"{surrogate.path}, at level 0"
+        assert result.conventions["density"] == expected.conventions["density"]
+    with pytest.raises(ValueError, match="surrogate must come with a tolerance"):
+        evaluate_likelihood(run, list(images), ss.Uniform(), progress=False, surrogate=runs[0])
 
 
 def test_continuous_data_have_nats(tmp_path):

@@ -66,6 +66,31 @@ def test_errors_are_weighted():
     close(value, f64(9 / 9.001 + 2, 0.04 / 0.041 + 4.5))
 
 
+def test_targets_from_a_teacher_have_less_weight_where_errors_of_the_noise_are_multiplied():
+    """Near pure noise under VP, v = (eps - sin(phi) y) / cos(phi): the weight is (10 cos(phi))^2, at most 1."""
+    sde, x0 = ss.VP(), normal(4, 3)
+    teacher, model = (
+        ss.GaussianMixture(normal(1, 3), torch.ones(1)).score_model(sde),
+        small_map(sde, prediction="noise"),
+    )
+    t, cosines = f64(0.2, 0.6, 0.9, 1.0), sde.alpha(f64(0.2, 0.6, 0.9, 1.0))
+    close(model.trust(t), (10 * cosines).square().clamp(max=1), 1e-9)
+    assert bool((model.trust(t)[2:] < 0.05).all())
+    close(small_map(sde).trust(t), torch.ones(4, dtype=torch.float64))  # predicts the velocity itself
+
+    def value(objective):
+        return objective.value(model, Drawn(x0, t, normal(4, 3, seed=1), RandomStream(seeds=range(4))), torch.ones(4))
+
+    class Unweighted(MeanFlow):
+        def teacher(self, like, model):
+            return None
+
+        def flow(self, *arguments):
+            return MeanFlow(teacher).flow(*arguments)
+
+    close(value(MeanFlow(teacher)), model.trust(t) * value(Unweighted()), 1e-9)
+
+
 def test_wrong_models_are_refused():
     with pytest.raises(TypeError, match="predict"):
         MeanFlow(teacher=torch.nn.Identity())

@@ -92,11 +92,11 @@ CHAINS = {
 def test_the_evidence_of_a_chain_is_unbiased_for_few_particles_and_few_steps(name):
     sde, sampler, noise, twist = CHAINS[name]
     operator, model = Linear(MATRIX, noise_std=noise), GAUSSIAN.score_model(sde)
-    runs = [sampler(model, operator, Y, (32, 2), seed=i, twist=twist, dtype=torch.float64) for i in range(40)]
+    runs = [sampler(model, operator, Y, (64, 2), seed=i, twist=twist, dtype=torch.float64) for i in range(20)]
     exact = chain_evidence(sampler, model, operator, Y)
     within(f64(*(run.log_evidence - exact for run in runs)).exp(), f64(1.0), errors=4)
     if noise == 0:
-        close(operator(runs[0].x), Y.expand(32, 1), 1e-9)
+        close(operator(runs[0].x), Y.expand(64, 1), 1e-9)
 
 
 def test_the_weighted_particles_have_the_weights_mean_and_evidence_of_the_posterior():
@@ -119,7 +119,7 @@ def test_the_weighted_particles_have_the_weights_mean_and_evidence_of_the_poster
 @pytest.mark.parametrize("threshold", [0.0, 0.9, 1.0])
 def test_the_stated_error_is_the_spread_of_independent_runs(threshold):
     """With a poor twist, so that weights differ early; the ratio of two standard deviations, from 40 runs each."""
-    sampler = TwistedParticles(steps=15, threshold=threshold, data_std=0.5)
+    sampler = TwistedParticles(steps=10, threshold=threshold, data_std=0.5)
     model, operator = MIXTURE.score_model(ss.VP()), Linear(MATRIX, noise_std=0.3)
     runs = [sampler(model, operator, Y, (128, 2), seed=i) for i in range(40)]
     spread = f64(*(run.log_evidence for run in runs)).std()

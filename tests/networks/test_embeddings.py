@@ -7,15 +7,8 @@ import pytest
 import torch
 
 from scoresde.networks import MLP, DiT, UNet
-from scoresde.networks.embeddings import (
-    ConditionEmbedding,
-    FourierEmbedding,
-    ImageCondition,
-    PositionalEmbedding,
-    TimeEmbedding,
-    accept_target,
-    named,
-)
+from scoresde.networks.condition_embeddings import ConditionEmbedding, ImageCondition, named
+from scoresde.networks.embeddings import FourierEmbedding, PositionalEmbedding, TimeEmbedding, accept_target
 from scoresde.protocols import NULL, null_condition
 from tests.conftest import close, f64, normal
 from tests.networks.test_layers import difference, randomised
@@ -249,7 +242,7 @@ def test_several_labels_have_embeddings_of_their_own():
 
 @pytest.mark.parametrize("name", ["vector", "context", "target", "forward", "skin tone"])
 def test_the_name_of_a_label_must_be_free(name):
-    with pytest.raises(ValueError, match="must be a Python identifier, and not one of vector, context"):
+    with pytest.raises(ValueError, match="must be a Python identifier, and not one of vector, text, context"):
         ConditionEmbedding(6, {name: 4})
 
 

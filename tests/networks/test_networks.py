@@ -23,10 +23,11 @@ from scoresde.networks import (
     OutputSkip,
     PositionalEmbedding,
     SkipPool,
+    TextStyle,
     convolution_resampling,
     ddpmpp,
 )
-from scoresde.networks.embeddings import named
+from scoresde.networks.condition_embeddings import named
 from tests.conftest import normal
 from tests.networks.test_layers import difference, randomised
 
@@ -77,6 +78,7 @@ ADM = {
     "norm_eps": 1e-5,
     "classes": 3,
 }
+TEXT = TextStyle(vocabulary=6, length=4, width=4, depth=1, heads=2, dropout=0.0)
 CROSS = {"context_features": 3, "cond_features": 3, "cond_join": "input", "group_size": 2}
 
 
@@ -87,6 +89,7 @@ def case(make, fixed, *arguments):
 
 CASES = {
     "mlp-length": (case(mlp, {}, 2), (2,)),
+    "mlp-text": (case(mlp, {"text": TEXT}, (2, 2)), (2, 2)),
     "mlp-image": (case(mlp, {"classes": 3, "cond_features": 3, "cond_channels": 2}, (2, 2, 4)), (2, 2, 4)),
     "ddpm-1d": (case(unet, DDPM, 4), (1, 4)),
     "ddpm-3d": (case(unet, {**DDPM, "channels": 2}, 4, 4, 4), (2, 4, 4, 4)),
@@ -97,6 +100,7 @@ CASES = {
     "adm-2d": (case(unet, {**ADM, "channels": 2}, 4, 4), (2, 4, 4)),
     "cross-2d": (case(unet, {**CROSS, "channels": 3}, 4, 4), (3, 4, 4)),
     "cross-3d": (case(unet, {**CROSS, **ADM, "channels": 2}, 4, 4, 4), (2, 4, 4, 4)),
+    "text-2d": (case(unet, {**ADM, "channels": 2, "text": TEXT}, 4, 4), (2, 4, 4)),
     "padded-1d": (case(unet, DDPM, 3), (1, 3)),
     "padded-2d": (case(unet, {**NCSNPP, "channels": 3, "cond_channels": 2}, 3, 4), (3, 3, 4)),
     "classifier-1d": (case(classifier, {"pool": partial(SkipPool, hidden=6, normalise=True)}, 4), (2, 4)),
@@ -104,6 +108,8 @@ CASES = {
     "dit-1d": (case(dit, {}, 8), (2, 8)),
     "dit-padded": (case(dit, {"cond_channels": 2}, 3, 5), (2, 3, 5)),
     "dit-2d": (case(dit, {"classes": 3, "cond_features": 3}, 4, 6), (2, 4, 6)),
+    "dit-cross": (case(dit, {"context_features": 3, "dropout": 0.0}, 8), (2, 8)),
+    "dit-text": (case(dit, {"text": TEXT, "depth": 1}, 4, 4), (2, 4, 4)),
     "dit-3d": (case(dit, {"depth": 1}, 4, 2, 6), (2, 4, 2, 6)),
 }
 
@@ -123,6 +129,8 @@ def inputs(network, shape, batch=3):
     labels = torch.tensor([2, -1, 0, 1, 1])[:batch]
     parts = {"label": labels, "vector": normal(batch, 3, seed=2), "context": normal(batch, 5, 3, seed=3)}
     parts["image"] = normal(batch, 2, *shape[1:], seed=4)
+    texts = [[1, 5, 0, 3], [-1, -1, -1, -1], [2, 4, -1, -1], [5, 3, 1, 1], [0, -1, -1, -1]]
+    parts["text"] = torch.tensor(texts[:batch])
     x, label = normal(batch, *shape), 0.2 + normal(batch, seed=1).abs()
     return x, label, named({name: parts[name] for name in known}, known)
 

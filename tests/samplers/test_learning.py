@@ -67,6 +67,17 @@ def test_a_learned_solver_is_nearer_to_the_flow_than_the_best_formula_on_other_s
     assert distance(solver) < 0.8 * distance(samplers.PredictorCorrector(formula, steps=4, grid=grid))
 
 
+def test_the_grid_of_the_formula_is_chosen_on_the_pool(monkeypatch):
+    monkeypatch.setattr(samplers.learning, "FORMULAS", {"DDIM": samplers.DDIM})
+    model = ss.GaussianMixture(f64(-1.0, 1.0)[:, None], f64(0.1, 0.1)[:, None]).score_model(VP)
+    learner, distances = Learner(model, (1,), settings=dataclasses.replace(FEW, pool=64)), {}
+    learner.held_out.target.add_(3.0)  # these starts cannot tell
+    for grid in samplers.learning.FORMULA_GRIDS:
+        table = learner.table(samplers.DDIM(), samplers.grids.GRIDS[grid], 4)
+        distances[f"DDIM, {grid}"] = learner.distance(table, math.inf, learner.pool).rms
+    assert learner.formula(4)[0] == min(distances, key=lambda name: distances[name])
+
+
 def test_no_steps_leave_the_formula_bit_for_bit():
     model, x = oracle((2,)).score_model(VP), torch.randn(3, 2)
     none = samplers.Learning(steps=0, batch_size=4, pool=1, held_out=8, target_steps=12)

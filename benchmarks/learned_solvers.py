@@ -1,0 +1,142 @@
+"""Learned solvers: the formula that learning begins with, and solvers of the likelihood.
+
+    python benchmarks/learned_solvers.py --starts 10
+    python benchmarks/learned_solvers.py --likelihood 8 12 16
+    python benchmarks/learned_solvers.py --likelihood 8 12 16 --checkpoint digits_vp.pth --fit 192 --test 96
+
+--starts learns a sampler for the mixture of `samplers.py --mixture` from the best formula of each grid, and prints the
+distances of formula and solver to the converged flow on other starts, with the number of starts that end in another
+mode (a distance above 0.3 per dimension).
+
+--likelihood learns the grid and weights of the likelihood's solver (`ss.learn_adams`), for the same mixture or for a
+checkpoint of score_sde_pytorch trained on the digits. It prints the errors of log p in bits per dimension on other
+data, beside those of `Adams` with as many steps: root mean square with a 95% bootstrap interval, mean, and median of
+the absolute value. Truth is `Adams` with --reference steps and the same kept probe.
+"""
+
+import argparse
+import math
+import time
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import samplers
+import torch
+from torch import Tensor
+
+import scoresde as ss
+from scoresde.adams_learning import AdamsLearner
+from scoresde.samplers.grids import GRIDS
+from scoresde.samplers.learned_solver import LearnedSolver, SolverTable
+from scoresde.samplers.learning import FORMULA_GRIDS, FORMULAS, Learner
+from scoresde.samplers.solver_fit import Learning
+from scoresde.tensors import dimensions
+
+FLIPPED, SEED = 0.3, 7
+Data = Callable[[str, int], Tensor]  # (split, count) -> states
+
+
+def starts(options: argparse.Namespace) -> None:
+    """Print the solvers learned from the best formula of each grid."""
+    case = samplers.exact_case((1, 4, 4))
+    x = case.start(options.test, 1)
+    truth = samplers.converged(case.model, x, options.reference)
+    settings = Learning(steps=150, batch_size=128, pool=8192, held_out=1024, denoise_final=True)
+    learner = Learner(case.model, (1, 4, 4), settings=settings, seed=SEED)
+    print("| evaluations | begins with | its rms | other mode | learned, rms [95%] | median | other mode | s |")
+    print("| --- " * 8 + "|")
+
+    def errors(table: SolverTable) -> np.ndarray:
+        return samplers.distance(LearnedSolver(table)(case.model, x_T=x).x, truth).numpy()
+
+    for nfe in options.starts:
+        for grid in FORMULA_GRIDS:
+            tables = {name: learner.table(method(), GRIDS[grid], nfe) for name, method in FORMULAS.items()}
+            name = min(tables, key=lambda name: learner.distance(tables[name], math.inf).rms)
+            began = time.perf_counter()
+            table = learner.learn(nfe, FORMULAS[name](), grid).table
+            took, formula, found = time.perf_counter() - began, errors(tables[name]), errors(table)
+            low, high = samplers.interval(samplers.rms, found)
+            cells = f"{samplers.rms(formula):.4f} | {(formula > FLIPPED).sum()} | {samplers.rms(found):.4f} "
+            cells += f"[{low:.4f}, {high:.4f}] | {np.median(found):.4f} | {(found > FLIPPED).sum()} | {took:.0f}"
+            print(f"| {nfe} | {name}, {grid} | {cells} |", flush=True)
+
+
+def digits(checkpoint: str) -> tuple[ss.ScoreModel, Data]:
+    """Return a checkpoint that was trained on the digits, and its data, dequantised uniformly."""
+    run = ss.convert.score_sde(checkpoint)
+
+    def data(split: str, count: int) -> Tensor:
+        levels = ss.data.Digits(split).images.double()[:count]
+        return ss.data.Levels(17)(levels + torch.rand(levels.shape, generator=samplers.seeded(SEED)).double())
+
+    return run.model.eval(), data
+
+
+def mixture() -> tuple[ss.ScoreModel, Data]:
+    """Return the mixture of `samplers.exact_case` over 16 dimensions, under VP down to its default t_min, and draws."""
+    oracle = samplers.exact_mixture((1, 4, 4))
+    return oracle.score_model(ss.VP()), lambda split, count: oracle.sample(
+        count, generator=samplers.seeded({"fit": 1, "test": 2}[split])
+    )
+
+
+def likelihood(options: argparse.Namespace) -> None:
+    """Print the errors of learned solvers of the likelihood and of `Adams` on test data."""
+    model, data = digits(options.checkpoint) if options.checkpoint else mixture()
+    x, settings = data("test", options.test), ss.AdamsLearning(iterations=options.iterations, modes=options.modes)
+    began = time.perf_counter()
+    learner = AdamsLearner(model, data("fit", options.fit), settings=settings)
+    print(f"{len(learner.x)} data to learn from, accurate values in {time.perf_counter() - began:.0f} s\n", flush=True)
+
+    def values(solver: ss.solvers.Solver) -> np.ndarray:
+        seeds, unit = range(10**6, 10**6 + len(x)), dimensions(x) * math.log(2)
+        parts = zip(x.split(256), torch.arange(len(x)).split(256), strict=True)
+        trace = ss.Hutchinson(resample=False)
+        found = [ss.log_prob(model, a, trace=trace, solver=solver, seeds=[seeds[i] for i in b]).value for a, b in parts]
+        return torch.cat(found).numpy() / unit
+
+    formula = ss.solvers.Adams(data_scale=learner.data_scale)
+    truth = values(replace(formula, steps=options.reference))
+    print("| steps | solver | rms error [95%] | mean | median | ratio of rms [95%] | s |\n" + "| --- " * 7 + "|")
+    for steps in options.likelihood:
+        began = time.perf_counter()
+        learned = learner.learn(steps)
+        took = time.perf_counter() - began
+        pairs = {"Adams": values(replace(formula, steps=steps)) - truth, "learned": values(learned) - truth}
+        ratio, bounds = (
+            (samplers.rms(pairs["learned"]) / samplers.rms(pairs["Adams"])),
+            samplers.interval(lambda a, b: samplers.rms(a) / samplers.rms(b), pairs["learned"], pairs["Adams"]),
+        )
+        for name, errors in pairs.items():
+            low, high = samplers.interval(samplers.rms, errors)
+            last = f"{ratio:.2f} [{bounds[0]:.2f}, {bounds[1]:.2f}] | {took:.0f}" if name == "learned" else "1 | "
+            cells = f"{samplers.rms(errors):.4f} [{low:.4f}, {high:.4f}] | {errors.mean():+.4f}"
+            print(f"| {steps} | {name} | {cells} | {np.median(abs(errors)):.4f} | {last} |", flush=True)
+
+
+def arguments() -> argparse.Namespace:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--starts", type=int, nargs="+", help="numbers of evaluations of a sampler")
+    what.add_argument("--likelihood", type=int, nargs="+", help="numbers of steps of a likelihood's solver")
+    parser.add_argument("--checkpoint", help="VP checkpoint of score_sde_pytorch, trained on the digits")
+    parser.add_argument("--fit", type=int, default=768, help="data to learn from and to hold out")
+    parser.add_argument("--test", type=int, default=4096, help="starts, or data, for the errors")
+    parser.add_argument("--reference", type=int, default=160, help="steps of the converged flow")
+    parser.add_argument("--iterations", type=int, default=5)
+    parser.add_argument("--modes", type=int, default=6)
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Print the selected tables."""
+    options = arguments()
+    print(samplers.machine("cpu") + "\n")
+    (starts if options.starts else likelihood)(options)
+
+
+if __name__ == "__main__":
+    main()
