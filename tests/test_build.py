@@ -160,7 +160,7 @@ def test_every_option_builds_its_object(group, option, request, tmp_path):
         x, transform = torch.stack([state_of(built["test"][i]) for i in range(5)]) + 0.5, fitted(built)
         torch.testing.assert_close(transform.inverse(transform(x)).to(x), x)
     elif group == "likelihood":
-        assert {"trace", "solver", "samples", "start", "batch_size"} == set(built) - {"tolerance", "levels"}
+        assert {"trace", "solver", "samples", "start", "batch_size"} == set(built) - {"tolerance", "levels", "surrogate"}
         assert str(built["solver"]).startswith(config.solver._target_.rsplit(".", 1)[1])
     elif group == "optimizer":
         optimizer = built([nn.Parameter(torch.zeros(2))])
