@@ -153,7 +153,7 @@ def build_model(
         ValueError: only Python can build a part of the model (`scoresde.fitting`), or the network is for states with
             more dimensions than `data.shape` has; see also `instantiate`.
     """
-    _refuse_own_parts(config.get(OWN) or {}, ("network",) if network is not None else ())
+    _refuse_own_parts(_own_parts(config), ("network",) if network is not None else ())
     try:
         if network is None:
             check(config.network, nn.Module, trust)
@@ -181,6 +181,14 @@ def build_model(
     if rank := config.get("lora"):
         add_lora(model.network, rank)
     return model
+
+
+def _own_parts(config: DictConfig) -> Mapping[str, str]:
+    """Return the class names of the parts that only Python can build, by part; see `scoresde.fitted_config`."""
+    own = config.get(OWN) or {}
+    if not isinstance(own, (DictConfig, dict)):
+        raise ValueError(f"{OWN} must be a mapping of parts to names of classes; got {own!r}: restore the file")
+    return own
 
 
 def _refuse_own_parts(own: Mapping[str, str], given: Sequence[str]) -> None:
@@ -264,7 +272,7 @@ def load(
     loaded, config = _load(Path(path), weights, trust, device, model)
     if model is None:
         _check_kind(loaded, ScoreModel, path)
-    own = config.get(OWN) or {}
+    own = _own_parts(config)
     if transform is None and "transform" in own:
         raise ValueError(
             f"the transform of {path}, {own['transform']}, is of a class of your own: pass it, "

@@ -146,6 +146,10 @@ def test_classes_of_users_are_loaded_with_the_model(tmp_path):
         ss.load(tmp_path / "network")
     for model in (Own(), ss.ScoreModel(Own(), ss.VP(), "karras")):
         assert torch.equal(weights(ss.load(tmp_path / "network", model=model).model), weights(run.model))
+    config = (tmp_path / "network" / "config.yaml").read_text()
+    (tmp_path / "network" / "config.yaml").write_text(f"{config.partition('own:')[0]}own: [network]\n")
+    with pytest.raises(ValueError, match="own must be a mapping of parts to names of classes"):
+        ss.load(tmp_path / "network")
     wrapper = OwnModel(ss.ScoreModel(mlp(), ss.VP()))
     ss.fit(wrapper, points(), tmp_path / "model", **FEW)
     with pytest.raises(ValueError, match=r"the model of this run, tests.test_fitting.OwnModel, "):
