@@ -40,7 +40,7 @@ from scoresde.contrastive import ContrastiveModel
 from scoresde.dequantization import DataMap, Dequantization, Variational
 from scoresde.flowmaps import DenoisingGenerator, FlowMap
 from scoresde.networks import add_lora
-from scoresde.pipelines import Embedder
+from scoresde.pipelines import CascadeStage, Embedder
 from scoresde.predictions import Prediction
 from scoresde.protocols import CaptionEncoder, Transform
 from scoresde.run_config import CONFIG, OWN, changed_setting, join, plain, read_config
@@ -93,6 +93,14 @@ class Run:
 
     def __repr__(self) -> str:
         return f"Run({str(self.path)!r}, model={one_line(self.model)}, transform={self.transform})"
+
+    @property
+    def stage(self) -> CascadeStage:
+        """The model as a stage of a `pipelines.Cascade`."""
+        loss: Any = self.config.get("loss")
+        loss = instantiate(loss) if loss is not None and "resolutions" in loss else None
+        split = (None, 0.0) if loss is None else (loss.resolutions, loss.augmentation)
+        return CascadeStage(self.model, self.transform, tuple(self.config.data.shape), self.dequantization, *split)
 
 
 def instantiate(config: Any, trust: Sequence[str] = (), role: Any = object, **arguments: Any) -> Any:

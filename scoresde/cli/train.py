@@ -63,9 +63,10 @@ def train(config: DictConfig) -> Record | None:
     if config.init_from is not None and not (run / CHECKPOINT).exists():
         initialise(model, config)
     is_diffusion = hasattr(model, "predict")  # unlike a classifier or a contrastive model
+    is_alone = is_diffusion and not loss.required  # a stage of a cascade is given an image that the data lack
     with open_dict(config), warnings_on_stderr():
-        conditional = trained_conditions(model, dataset, config, list(added)) if is_diffusion else None
-        config.conditional = conditional or None
+        names = (*trained_conditions(model, dataset, config, list(added)), *loss.required) if is_diffusion else ()
+        config.conditional = list(names) or None
         config.class_names = getattr(dataset, "class_names", None)
     model.conditional = tuple(config.conditional or ())
     dropout = run_config.plain(config.condition)["dropout"]
@@ -79,7 +80,7 @@ def train(config: DictConfig) -> Record | None:
     held_out = None
     if config.trainer.evaluate_every and config.data.get("validation") is not None:
         validation = build.instantiate(config.data.validation, trust)
-        settings = {**config.held_out, **({} if is_diffusion else {"draws": 0})}  # only a diffusion has a bound
+        settings = {**config.held_out, **({} if is_alone else {"draws": 0})}  # only a diffusion has a bound
         held_out = HeldOut(loss, validation, trained, measured, **settings, seed=config.seed)
     # Train.
     parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
@@ -96,7 +97,7 @@ def train(config: DictConfig) -> Record | None:
             shown = {**record, "parameters": f"{parameters:,}", "mirrored": mirrored and f"{mirrored} of the samples"}
             print_rows({key: value for key, value in shown.items() if value})
         drawn = partial(save_preview, sampler, measured, config, run, preview_rows(model, dataset, config))
-        preview = drawn if is_diffusion else None
+        preview = drawn if is_alone else None
         trainer.fit(model, loss, dataset, run, trained, preview, held_out, shows_progress(), stored)
     # Report.
     if not is_first:
