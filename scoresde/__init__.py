@@ -27,12 +27,13 @@ from scoresde import (
 from scoresde.adams_learning import AdamsLearning, learn_adams
 from scoresde.analytic import GaussianMixture
 from scoresde.bits import BitsPerDim, bits_per_dim
-from scoresde.build import Run, load, load_classifier, load_embedder
+from scoresde.build import Run, load, load_autoencoder, load_classifier, load_embedder
 from scoresde.classifier import NoisyClassifier
 from scoresde.classify import Classification, classify
 from scoresde.contrastive import ContrastiveModel
 from scoresde.dequantization import DataMap, TruncatedNormal, Uniform, Variational
 from scoresde.divergence import ExactTrace, Hutchinson
+from scoresde.fitting import fit
 from scoresde.flowmaps import FlowMap
 from scoresde.likelihood import (
     LogProb,
@@ -60,6 +61,7 @@ from scoresde.sdes import (
     Tabulated,
     ZeroTerminalSNR,
 )
+from scoresde.training import EMA, Trainer
 from scoresde.views import BlendedViews, ShiftedViews, TiltedViews, Views
 from scoresde.wrappers import ModelWrapper
 
@@ -67,6 +69,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "DDPM",
+    "EMA",
     "NCSN",
     "SDE",
     "VE",
@@ -97,6 +100,7 @@ __all__ = [
     "SubVP",
     "Tabulated",
     "TiltedViews",
+    "Trainer",
     "TruncatedNormal",
     "Uniform",
     "Variational",
@@ -110,11 +114,13 @@ __all__ = [
     "decode",
     "editing",
     "encode",
+    "fit",
     "flowmaps",
     "guidance",
     "inverse",
     "learn_adams",
     "load",
+    "load_autoencoder",
     "load_classifier",
     "load_embedder",
     "log_prob",

@@ -35,6 +35,8 @@ FEW = ["trainer.preview_every=0", "trainer.evaluate_every=0", "trainer.warmup=1"
 TOY = ["trainer.steps=3", "trainer.batch_size=32", "network.width=16", "data.train.n=200", "data.validation.n=20"]
 SMALL = ["++network.width=8", "++network.blocks=1", "trainer.batch_size=4", "trainer.steps=2", "trainer.compile=false"]
 FACES = ["data.size=32", "++network.multipliers=[1,1,2]"]
+PICTURES = ["trainer.steps=2", "trainer.batch_size=4", "network.width=4", "data=image_folder", "data.root=pictures"]
+PICTURES += ["data.size=8", "data.low=-1.0", "data.training=null"]
 TRAINED = {
     "openmoji_text": ["network.width=8", "trainer.batch_size=16", "trainer.steps=2"],
     "digits_classifier": ["network.width=8", "trainer.batch_size=16", "trainer.steps=2"],
@@ -49,6 +51,8 @@ TRAINED = {
     "series": ["trainer.steps=3", "trainer.batch_size=8", "network.width=8"],
     "image": [*SMALL, "trainer.batch_size=8"],
     "volumes": [*SMALL, "trainer.batch_size=8"],
+    "openmoji_autoencoder": [*PICTURES, "network.multipliers=[1,2]"],
+    "openmoji_latent": [*PICTURES, "network.attention=[]"],
 }
 MULTILEVEL = ["likelihood.tolerance=1", "likelihood.levels=[2,4]"]
 BITS = ["likelihood.solver.steps=4", "budget.samples=2", "budget.bound_draws=2", *MULTILEVEL]
@@ -180,7 +184,9 @@ def test_every_block_is_run_here():
                 "guidance.classifier=",
                 "# or data.labels",
                 "scoresde restore",
+                "run=runs/ring",
                 "loss=super_resolution",
+                "experiment=openmoji_latent",
                 "experiment=openmoji_text",
             ),
         ],
@@ -188,7 +194,9 @@ def test_every_block_is_run_here():
             *("Langevin(snr=0.16)", "trajectory=True", "ClassifierFree", "class Points", "convert.score_sde"),
             "UnCLIP(",
             *("sample_posterior", "posterior_moments", "TrajectoryDistillation", "samplers.learn(", "add_lora"),
+            "ss.fit(",
             "CascadeStage",
+            "class Rotation",
         ],
         "yaml": ["points.Points}", "points.Network"],
     }
@@ -353,6 +361,20 @@ def test_restorations(elsewhere):
     assert sum('"psnr"' in line for line in Path("runs/digits/metrics.jsonl").read_text().splitlines()) == 4
 
 
+@pytest.mark.slow
+def test_latents(elsewhere, capsys):
+    """The bound of an exact autoencoder, and both trainings on small pictures in place of OpenMoji."""
+    exec(compile(block("python", "class Rotation"), "docs/latents.md", "exec"), {})
+    bound, pixels = capsys.readouterr().out.split()[:2]
+    assert float(bound) == pytest.approx(float(pixels), abs=2e-3)
+    write_images(elsewhere / "pictures", {f"{i}.png": levels(8, 8, seed=i) for i in range(150)})
+    for _, *arguments in commands(block("sh", "experiment=openmoji_latent")):
+        run(arguments)
+    printed = capsys.readouterr().out
+    assert printed.count("test bits/dim") == 1
+    assert "KL(q || p)" in printed
+
+
 def test_the_commands_on_conditions_in_the_readme_are_those_of_the_pages():
     pages = block("sh", "guidance.classifier=") + block("sh", "conditional=false")
     assert not {*map(tuple, commands(block("sh", "# or data.labels")))} - {*map(tuple, commands(pages))}
@@ -391,6 +413,20 @@ def test_labels_from_training_to_classification(elsewhere, capsys):
     printed = capsys.readouterr().out
     assert (printed.count("test bits/dim"), printed.count("of the label"), printed.count("test accuracy")) == (2, 1, 2)
     assert len(list(Path("runs/digits_cond/figures").glob("*confusion.png"))) == 2
+
+
+def test_training_in_python(elsewhere, capsys):
+    """With fewer steps and samples, then the command line on the same run."""
+    text = block("python", "ss.fit(").replace("steps=1000", "steps=20").replace("4000", "400").replace("500", "20")
+    exec(compile(text, "docs/training.md", "exec"), {})
+    printed = capsys.readouterr().out
+    assert printed.startswith("Run('runs/ring', model=ScoreModel(network=MLP(shape=2), ")
+    assert "Samples: 20 samples" in printed
+    assert "status       20 OK" in printed
+    for _, *arguments in commands(block("sh", "run=runs/ring")):
+        run([*arguments, "film=false"] if arguments[0] == "report" else arguments)
+    assert "test nats/dim" in capsys.readouterr().out
+    assert Path("runs/ring/report.html").is_file()
 
 
 @pytest.mark.slow

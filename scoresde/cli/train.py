@@ -1,16 +1,15 @@
 """`scoresde train`, which trains a score model or resumes a run."""
 
-import sys
 import time
 import warnings
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf, open_dict
+from torch import Tensor
 from torch.utils.data import Dataset
 
 from scoresde import build, run_config
@@ -22,6 +21,7 @@ from scoresde.cli.common import (
     fit_transform,
     run_directory,
     save_picture,
+    set_state_shape,
     warnings_on_stderr,
 )
 from scoresde.cli.output import Record, command, print_rows, shows_progress
@@ -29,19 +29,24 @@ from scoresde.cli.trained_conditions import fit_network, preview_rows, trained_c
 from scoresde.data.summary import state_of
 from scoresde.dequantization import DataMap
 from scoresde.evaluation.conditions import Rows
+from scoresde.evaluation.trained_latents import cached
+from scoresde.fitting import start_run, warn_of_levels
+from scoresde.losses import Objective
+from scoresde.pipelines import Autoencoder
 from scoresde.prior_mismatch import PriorMismatch
+from scoresde.random_stream import RandomStream
 from scoresde.samplers import Sampler
 from scoresde.score import ScoreModel
-from scoresde.training import checkpoint, distributed
+from scoresde.tensors import send
+from scoresde.training import distributed
 from scoresde.training.batches import fitting
 from scoresde.training.fine_tuning import start_from
 from scoresde.training.json_lines import read_lines
 from scoresde.training.locks import locked
-from scoresde.training.trainer import CHECKPOINT, LOG, Trainer
+from scoresde.training.trainer import CHECKPOINT, LOG
 from scoresde.training.validation import HeldOut
 
-FIRST = 16  # samples that are tested for whole numbers
-RESTART = 0.01  # change of the learning rate between two steps, relative to its maximum, that is worth a warning
+PREVIEWED = 32  # data whose reconstructions are saved
 
 
 def train(config: DictConfig) -> Record | None:
@@ -60,7 +65,8 @@ def train(config: DictConfig) -> Record | None:
         config.trainer.batch_size = fitting(config.trainer.batch_size, dataset)
     if is_shape_open:
         config.data.shape = list(state_of(dataset[0]).shape)
-    loss = build.instantiate(config.loss, trust)
+    set_state_shape(config)
+    loss = build.instantiate(config.loss, trust, Objective)
     added = {} if config.data.shape is None else loss.conditions(tuple(config.data.shape))
     fit_network(config, dataset, added)
     torch.manual_seed(config.seed)
@@ -96,16 +102,14 @@ def train(config: DictConfig) -> Record | None:
     with locked(run), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "find_unused_parameters=True was specified")
         settings = run_config.plain(config)
+        with warnings_on_stderr():
+            stored = start_run(run, settings, trainer, command())
         if is_first:
-            check_resumable(run, settings, trainer)
-            run_config.write_config(config, run / run_config.CONFIG, command())
             shown = {**record, "parameters": f"{parameters:,}", "mirrored": mirrored and f"{mirrored} of the samples"}
             print_rows({key: value for key, value in shown.items() if value})
-        drawn = partial(save_preview, sampler, measured, config, run, preview_rows(model, dataset, config))
-        preview = drawn if is_alone else None
-        left_out = {*run_config.FREE_PARTS} - {"conditional"}
-        stored = {key: value for key, value in settings.items() if key not in left_out}
-        trainer.fit(model, loss, dataset, run, trained, preview, held_out, shows_progress(), stored)
+        preview = None if loss.required else preview_of(model, dataset, sampler, measured, config, run)
+        items, item_map = cached(dataset, trained, shows_progress())
+        trainer.fit(model, loss, items, run, item_map, preview, held_out, shows_progress(), stored)
     # Report.
     if not is_first:
         return None
@@ -135,15 +139,29 @@ def initialise(model: ScoreModel, config: DictConfig) -> None:
     start_from(model, other.model)
 
 
-def warn_of_levels(dataset: Dataset, data_map: DataMap) -> None:
-    """Warn if the first samples are whole numbers but the likelihood is that of a density (no dequantisation)."""
-    first = [state_of(dataset[i]) for i in range(min(FIRST, len(dataset)))]  # type: ignore[arg-type]
-    if data_map.dequantization is None and all(bool((state == state.round()).all()) for state in first):
-        warnings.warn(
-            "the training data are whole numbers, at which a model's density has no upper bound: for a likelihood in "
-            "bits, choose data with levels (for arrays data=level_arrays data.levels=...), or set data.dequantization",
-            stacklevel=2,
-        )
+def preview_of(
+    model: Any, dataset: Dataset, sampler: Sampler, data_map: DataMap, config: DictConfig, run: Path
+) -> Callable[[Any, int], None] | None:
+    """Return the function that saves pictures during training: samples, or an autoencoder's reconstructions."""
+    if isinstance(model, Autoencoder):
+        rows = torch.linspace(0, len(dataset) - 1, PREVIEWED).long().tolist()  # type: ignore[arg-type]
+        data = torch.stack([state_of(dataset[i]) for i in rows])
+        return partial(save_reconstructions, data, data_map, config, run)
+    if not hasattr(model, "predict"):
+        return None
+    return partial(save_preview, sampler, data_map, config, run, preview_rows(model, dataset, config))
+
+
+def save_reconstructions(
+    data: Tensor, data_map: DataMap, config: DictConfig, run: Path, model: Autoencoder, step: int
+) -> None:
+    """Save a picture of data and their reconstructions, side by side, in the first process."""
+    states = data_map.training_states(data, RandomStream(seeds=range(len(data)))).float()
+    with torch.no_grad():
+        decoded = model.decode(model.encode(send(states, next(model.parameters()).device)).mean).cpu()
+    if distributed.rank() == 0:
+        pairs = torch.stack([data.to(decoded.dtype), data_map.inverse(decoded)], dim=1).flatten(0, 1)
+        save_picture(pairs, config, run / "figures" / f"step{step:06d}.png")
 
 
 def save_preview(
@@ -162,42 +180,3 @@ def last_log_entry(log: Path) -> Record:
     """Return the log entries of the last step in the log: the loss, and the metrics on held-out data."""
     lines = read_lines(log)
     return {key: value for line in lines if line["step"] == lines[-1]["step"] for key, value in line.items()}
-
-
-# --- resuming
-
-
-def check_resumable(run: Path, settings: Mapping[str, Any], trainer: Trainer) -> None:
-    """Check that a training run can resume in a directory, and warn if the learning rate would jump.
-
-    Raises:
-        ValueError: the directory has a checkpoint of another configuration or of an unknown one, or a checkpoint of
-            more steps than `trainer` makes.
-    """
-    path = run / CHECKPOINT
-    if not path.exists():
-        return
-    stored = checkpoint.load(path, set(), keys=["step"])[1]
-    before = stored.get("config")
-    if before is None and (run / run_config.CONFIG).exists():  # a checkpoint of an older version
-        before = run_config.plain(run_config.read_config(run))
-    if before is None:
-        raise ValueError(
-            f"{path} needs {run_config.CONFIG} in the same directory: restore that file, or choose another run=..."
-        )
-    if change := run_config.changed_setting(before, settings):
-        raise ValueError(f"{run} has a run of another configuration ({change}); choose another directory with run=...")
-    step = stored["step"]
-    if trainer.steps < step:
-        raise ValueError(
-            f"trainer.steps must be at least {step}, the number of steps that {run} has done; got {trainer.steps}"
-        )
-    planned = replace(trainer, steps=before.get("trainer", {}).get("steps", trainer.steps))
-    old, new = planned.rate(step - 1) if step else 0.0, trainer.rate(step) if step < trainer.steps else 0.0
-    if step < trainer.steps and step and abs(new - old) > RESTART + abs(planned.rate(step) - old):
-        print(
-            f"scoresde train: warning: with trainer.steps={trainer.steps} instead of {planned.steps}, "
-            f"trainer.decay={trainer.decay} sets the learning rate from {old:.3g} to {new:.3g} of its maximum "
-            f"at step {step}",
-            file=sys.stderr,
-        )

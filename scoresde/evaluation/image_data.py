@@ -19,7 +19,7 @@ STATISTICS = "statistics"
 
 def is_of_images(run: Run) -> bool:
     """Return whether the states of the run are images (C, H, W)."""
-    return len(run.config.data.shape) == 3
+    return len(run.data_shape) == 3
 
 
 def span_of(run: Run) -> Span:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from scoresde.configured import Configured
 from scoresde.losses import weightings
 from scoresde.losses.time_densities import TimeDensity
 from scoresde.losses.weightings import Weighting
@@ -52,7 +53,7 @@ class Drawn:
         return sde.perturb(self.x0, self.t, self.noise)
 
 
-class Objective(nn.Module):
+class Objective(Configured, nn.Module):
     """A training objective. A subclass defines `value`, the weighted loss of each state at its time and noise.
 
     Args:
@@ -90,6 +91,17 @@ class Objective(nn.Module):
     def bind(self, model: Any, cond: Any) -> BaseModel:
         """Return the model to train, with the condition of the batch."""
         return as_model(model, cond)
+
+    def measured(self, model: Any, data: Tensor, data_map: Any, stream: RandomStream) -> dict[str, Tensor]:
+        """Return further numbers for the log of held-out data, (B,) each by name; none by default.
+
+        Args:
+            model: the model, in eval mode.
+            data: data (B, *).
+            data_map: maps data to the states that the model is trained on, with `draw` of a `DataMap`.
+            stream: source of draws.
+        """
+        return {}
 
     def value(self, model: BaseModel, drawn: Drawn, weight: Tensor) -> Tensor:
         """Return the weighted loss of each drawn state, (B,); `weight` is omega(t) / q(t), float64 (B,)."""
