@@ -39,7 +39,7 @@ from scoresde.contrastive import ContrastiveModel
 from scoresde.dequantization import DataMap, Dequantization, Variational
 from scoresde.flowmaps import DenoisingGenerator, FlowMap
 from scoresde.networks import add_lora
-from scoresde.pipelines import Autoencoder, Density, Embedder, Latents
+from scoresde.pipelines import Autoencoder, CascadeStage, Density, Embedder, Latents
 from scoresde.predictions import Prediction
 from scoresde.protocols import CaptionEncoder, Transform
 from scoresde.run_config import CONFIG, changed_setting, join, plain, read_config
@@ -91,6 +91,14 @@ class Run:
     def data_map(self) -> DataMap:
         """The map from data to states in model space, and back."""
         return DataMap(self.transform, self.dequantization)
+
+    @property
+    def stage(self) -> CascadeStage:
+        """The model as a stage of a `pipelines.Cascade`."""
+        loss: Any = self.config.get("loss")
+        loss = instantiate(loss) if loss is not None and "resolutions" in loss else None
+        split = (None, 0.0) if loss is None else (loss.resolutions, loss.augmentation)
+        return CascadeStage(self.model, self.transform, tuple(self.config.data.shape), self.dequantization, *split)
 
     @property
     def state_shape(self) -> tuple[int, ...]:

@@ -26,7 +26,7 @@ from scoresde.evaluation.embedded_data import ContrastiveFeatures
 from scoresde.evaluation.flow_map_distillation import FlowMapDistillation
 from scoresde.evaluation.trained_classifier import TrainedClassifier
 from scoresde.guidance import Guided
-from scoresde.losses import Objective
+from scoresde.losses import Objective, SuperResolution
 from scoresde.metrics import Inception, Pixels
 from scoresde.networks import MLP, DiT, UNet
 from scoresde.pipelines import Latents
@@ -70,8 +70,10 @@ FOLDERS = {path.parent.name: path.parent for path in sorted(CONF.glob("**/*/*.ya
 OPTIONS = [(group, path.stem) for group in FOLDERS for path in sorted(FOLDERS[group].glob("*.yaml"))]
 OPTIONS = [(group, option) for group, option in OPTIONS if group != "experiment"]
 NOTHING = ("guidance", "none")  # the option that sets the group to null
-EXPERIMENTS = [path.stem for path in sorted(CONF.glob("experiment/*.yaml"))]
-REPLACED = {"digits", "cond", "text", "contrastive", "inpainting", "unclip", "autoencoder", "latent", "ldm4"}
+ALL_EXPERIMENTS = [path.stem for path in sorted(CONF.glob("experiment/*.yaml"))]
+EXPERIMENTS = [name for name in ALL_EXPERIMENTS if not name.startswith("imagenet")]  # test_imagenet.py has those
+REPLACED = {"digits", "cond", "text", "contrastive", "inpainting", "unclip", "autoencoder", "latent", "ldm4", "haar"}
+REPLACED |= {"super"}  # one kind of network
 PUBLISHED = {  # 2011.13456's code: parameters that train
     "cifar10_ddpm": 35_218_947,
     "cifar10_ddpmpp": 61_804_419,
@@ -97,7 +99,7 @@ def test_every_configuration_is_walked():
     assert {group for group, _ in OPTIONS} == set(KINDS)
     assert {path.stem for path in CONF.glob("*.yaml")} == {"base", *VERBS}
     assert {"digits", "digits_tn", "digits_ve", "digits_vp", "toy2d"} <= set(EXPERIMENTS)
-    assert len(list(CONF.rglob("*.yaml"))) == len(OPTIONS) + len(EXPERIMENTS) + len(list(CONF.glob("*.yaml")))
+    assert len(list(CONF.rglob("*.yaml"))) == len(OPTIONS) + len(ALL_EXPERIMENTS) + len(list(CONF.glob("*.yaml")))
 
 
 @pytest.fixture(scope="module")
@@ -172,7 +174,8 @@ def test_every_option_builds_its_object(group, option, request, tmp_path):
         x, transform = torch.stack([state_of(built["test"][i]) for i in range(5)]) + 0.5, fitted(built)
         torch.testing.assert_close(transform.inverse(transform(x)).to(x), x)
     elif group == "likelihood":
-        assert {"trace", "solver", "samples", "start", "batch_size"} == set(built) - {"tolerance", "levels"}
+        optional = {"tolerance", "levels", "surrogate"}
+        assert {"trace", "solver", "samples", "start", "batch_size"} == set(built) - optional
         assert str(built["solver"]).startswith(config.solver._target_.rsplit(".", 1)[1])
     elif group == "optimizer":
         optimizer = built([nn.Parameter(torch.zeros(2))])
@@ -263,7 +266,14 @@ def test_every_experiment_trains_and_samples(experiment, request, tmp_path):
     if experiment in PUBLISHED:
         small(config, request.getfixturevalue("images"))
     stand_in(config.data, request)
-    if experiment in ("images", "image_arrays", "volumes", "openmoji_text"):
+    if experiment in (
+        "images",
+        "image_arrays",
+        "volumes",
+        "openmoji_text",
+        "openmoji_haar",
+        "openmoji_super_resolution",
+    ):
         config.network.width = 8
     if experiment == "openmoji_latent":
         config.data.transform.run = trained_autoencoder(tmp_path)
@@ -283,9 +293,10 @@ def test_every_experiment_trains_and_samples(experiment, request, tmp_path):
     items = default_collate([data["train"][i * len(data["train"]) // count] for i in range(count)])
     x, cond = split_condition(items, "cpu")
     x = encode(transform, x, RandomStream(seeds=range(count)))
+    states = loss.derive(x, RandomStream(seeds=range(len(x))))[0] if isinstance(loss, SuperResolution) else x
     for part in (config.prediction, config.network):
         if "sigma_data" in part:
-            assert float(x.std()) == pytest.approx(part.sigma_data, rel=0.25)
+            assert float(states.std()) == pytest.approx(part.sigma_data, rel=0.25)
     x, cond = x[:4], select(cond, slice(0, 4), len(x))
     terms = loss(model, x, cond, generator=torch.Generator().manual_seed(0))
     terms.value.mean().backward()
@@ -297,12 +308,18 @@ def test_every_experiment_trains_and_samples(experiment, request, tmp_path):
     if config.get("classifier"):
         assert model.eval()(x[:2], 0.5).shape == (2, model.classes)
         return
+    if isinstance(loss, SuperResolution):  # tests/pipelines has its samples
+        return
     if "autoencoder" in config:
         assert model.eval().decode(model.encode(x[:2]).mean).shape == x[:2].shape
         return
     sampler, given = build.instantiate(config.sampler), select(cond, slice(0, 2), len(x))
     samples = sampler(model.eval(), shape=(2, *config.data.shape), seeds=[0, 1], cond=given).x
     assert bool(torch.isfinite(samples).all())
+
+
+def test_an_experiment_on_captions_is_also_one_of_the_data_verb():
+    assert compose("data", "experiment=openmoji_text").data.text.length == 16
 
 
 @pytest.mark.parametrize(

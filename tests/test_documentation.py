@@ -184,6 +184,7 @@ def test_every_block_is_run_here():
                 "guidance.classifier=",
                 "# or data.labels",
                 "scoresde restore",
+                "loss=super_resolution",
                 "experiment=openmoji_latent",
                 "experiment=openmoji_text",
             ),
@@ -192,6 +193,7 @@ def test_every_block_is_run_here():
             *("Langevin(snr=0.16)", "trajectory=True", "ClassifierFree", "class Points", "convert.score_sde"),
             "UnCLIP(",
             *("sample_posterior", "posterior_moments", "TrajectoryDistillation", "samplers.learn(", "add_lora"),
+            "CascadeStage",
             "class Rotation",
         ],
         "yaml": ["points.Points}", "points.Network"],
@@ -301,6 +303,25 @@ def test_a_posterior_in_a_few_lines(capsys):
     for text in ("sample_posterior", "posterior_moments"):
         exec(compile(block("python", text), "docs/inverse.md", "exec"), names)
     assert "torch.Size([16, 2])" in capsys.readouterr().out
+
+
+@pytest.mark.filterwarnings("ignore::scoresde.prior_mismatch.PriorMismatch")  # the networks are not trained
+def test_a_cascade_in_a_few_lines(capsys):
+    exec(compile(block("python", "CascadeStage"), "docs/cascades.md", "exec"), {})
+    assert capsys.readouterr().out.startswith("torch.Size([4, 3, 16, 16]) [8, 16] 8\n")
+
+
+@pytest.mark.slow
+def test_a_cascade_of_pictures(elsewhere, monkeypatch):
+    """Few pictures: the likelihood of images of 32 x 32 is expensive."""
+    write_images(Path("pictures"), {f"{i:03d}.png": levels(40, 36, seed=i) for i in range(60)})
+    *others, bits = [arguments for _, *arguments in commands(block("sh", "loss=super_resolution"))]
+    for arguments in others:
+        run(arguments)
+    (array,) = Path("runs/pictures32/samples").glob("*.npy")
+    assert np.load(array).shape == (3, 3, 32, 32)
+    assert main([*bits, "likelihood.solver.steps=2"]) == 0
+    assert "cascade_likelihood" in Path("runs/pictures32/metrics.jsonl").read_text()
 
 
 @pytest.mark.slow

@@ -23,6 +23,7 @@ from scoresde.arguments import (
     Positive,
     Range,
     Seed,
+    Share,
     Width,
 )
 from scoresde.dequantization import Dequantization
@@ -47,6 +48,8 @@ from scoresde.wrappers import ModelWrapper
 
 Directory = Annotated[str | int, Named("a directory")]  # a name such as 7 is read as an integer
 File = Annotated[str, Named("a path, in quotes if it is a number")]
+Runs = Directory | Annotated[Sequence[Directory], Distinct(least=2)]  # one, or those of a cascade
+Augmentation = Share | Sequence[Share]
 Names = Annotated[Sequence[str], Distinct(least=1)]
 Split = Literal["train", "validation", "test"]
 Weights = str | float
@@ -114,7 +117,8 @@ class Sample(Shared):
     cond: Condition
     guidance: ModelWrapper | None
     sampler: Sampler
-    run: Directory
+    run: Runs
+    augmentation: Augmentation
     n: Count | None
     weights: Weights
     batch_size: Count
@@ -128,7 +132,6 @@ class Surrogate(TypedDict):
 class Likelihood(Shared):
     guidance: ModelWrapper | None
     likelihood: Annotated[dict, Surrogate, evaluate_likelihood]
-    run: Directory
     split: Split
     weights: Weights
     dequantization: str | None
@@ -136,7 +139,13 @@ class Likelihood(Shared):
     budget: Budget
 
 
+class Bits(Likelihood):
+    run: Runs
+    augmentation: Augmentation
+
+
 class Evaluate(Likelihood):
+    run: Directory
     sampler: Sampler
     features: FeatureSpace
     n: Count | None
@@ -262,7 +271,7 @@ SETTINGS: dict[str, Any] = {
     "train": Train,
     "sample": Sample,
     "restore": Restore,
-    "bpd": Likelihood,
+    "bpd": Bits,
     "evaluate": Evaluate,
     "compare": Compare,
     "classify": Classify,

@@ -77,9 +77,10 @@ def train(config: DictConfig) -> Record | None:
     if config.init_from is not None and not (run / CHECKPOINT).exists():
         initialise(model, config)
     is_diffusion = hasattr(model, "predict")  # unlike a classifier or a contrastive model
+    is_alone = is_diffusion and not loss.required  # a stage of a cascade is given an image that the data lack
     with open_dict(config), warnings_on_stderr():
-        conditional = trained_conditions(model, dataset, config, list(added)) if is_diffusion else None
-        config.conditional = conditional or None
+        names = (*trained_conditions(model, dataset, config, list(added)), *loss.required) if is_diffusion else ()
+        config.conditional = list(names) or None
         config.class_names = getattr(dataset, "class_names", None)
     model.conditional = tuple(config.conditional or ())
     dropout = run_config.plain(config.condition)["dropout"]
@@ -93,7 +94,7 @@ def train(config: DictConfig) -> Record | None:
     held_out = None
     if config.trainer.evaluate_every and config.data.get("validation") is not None:
         validation = build.instantiate(config.data.validation, trust)
-        settings = {**config.held_out, **({} if is_diffusion else {"draws": 0})}  # only a diffusion has a bound
+        settings = {**config.held_out, **({} if is_alone else {"draws": 0})}  # only a diffusion has a bound
         held_out = HeldOut(loss, validation, trained, measured, **settings, seed=config.seed)
     # Train.
     parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
@@ -109,7 +110,7 @@ def train(config: DictConfig) -> Record | None:
             run_config.write_config(config, run / run_config.CONFIG, command())
             shown = {**record, "parameters": f"{parameters:,}", "mirrored": mirrored and f"{mirrored} of the samples"}
             print_rows({key: value for key, value in shown.items() if value})
-        preview = preview_of(model, dataset, sampler, measured, config, run)
+        preview = None if loss.required else preview_of(model, dataset, sampler, measured, config, run)
         left_out = {*run_config.FREE_PARTS} - {"conditional"}
         stored = {key: value for key, value in settings.items() if key not in left_out}
         items, item_map = cached(dataset, trained, shows_progress())

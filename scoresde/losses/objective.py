@@ -78,9 +78,14 @@ class Objective(nn.Module):
         """Return the conditions that this objective itself gives to the network, for states of a shape `*`.
 
         They are {name: shape of the condition of a sample}; none by default. A network that is trained with them has
-        also seen the null condition.
+        also seen the null condition, except for those in `required`.
         """
         return {}
+
+    @property
+    def required(self) -> tuple[str, ...]:
+        """Names among `conditions` of those that every sample has; the trained model needs them wherever it is used."""
+        return ()
 
     def bind(self, model: Any, cond: Any) -> BaseModel:
         """Return the model to train, with the condition of the batch."""

@@ -158,12 +158,20 @@ class UnCLIP:
         Raises:
             ValueError: the numbers of conditions and seeds differ, see also `Sampler`.
         """
+        first, second = _stages(seeds)
+        embeddings, nfe = self.sample_prior(cond, first, prior_scale)
+        samples = self.decode(self.embedder.project(embeddings), second, scale)
+        return EmbeddingSamples(samples.x, samples.embeddings, samples.nfe + nfe)
+
+    def sample_prior(self, cond: Any, seeds: Sequence[int], scale: float = 0.0) -> tuple[Tensor, int]:
+        """Draw from the prior given a condition: vectors (B, E), and the evaluations of the network.
+
+        A call of the pipeline projects them to embeddings, because guidance makes them longer than those of data.
+        """
         vectors = self.embedder.conditions(cond)
         _check_count(vectors, seeds, "conditions")
-        first, second = _stages(seeds)
-        drawn, nfe = _draw(self.prior, self.prior_sampler, vectors, first, prior_scale)
-        samples = self.decode(self.embedder.project(drawn.float()), second, scale)
-        return EmbeddingSamples(samples.x, samples.embeddings, samples.nfe + nfe)
+        drawn, nfe = _draw(self.prior, self.prior_sampler, vectors, seeds, scale)
+        return drawn.float(), nfe
 
     def decode(self, embeddings: Tensor, seeds: Sequence[int], scale: float = 0.0) -> EmbeddingSamples:
         """Draw a sample given each embedding (B, E), or given one (1, E) for every seed."""

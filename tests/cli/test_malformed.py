@@ -261,7 +261,9 @@ def test_every_setting_of_a_verb_has_a_type(verb):
     assert (
         keys - {"name"}
         <= set(annotations_of(SETTINGS[verb]))
-        <= keys | {"experiment", "name", "learned_variance", "classifier", "flow_map", "generator", "data"}
+        <= keys
+        | {"experiment", "name", "learned_variance", "classifier", "contrastive", "flow_map", "generator"}
+        | {"data"}
     )
 
 
