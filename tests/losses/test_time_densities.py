@@ -137,7 +137,7 @@ def test_logit_normal_times_of_stable_diffusion_3():
     sde, times = ss.Rectified(), losses.LogNormal(0.3, 0.8)
     u = torch.linspace(0.01, 0.99, 99, dtype=torch.float64)
     t = times.quantile(sde, u)
-    logit = torch.distributions.Normal(0.3, 0.8)
+    logit = torch.distributions.Normal(f64(0.3), f64(0.8))
     low, high = (logit.cdf(torch.logit(torch.tensor(end, dtype=torch.float64))) for end in (sde.t_min, sde.t_max))
     close(torch.logit(t), logit.icdf(low + u * (high - low)), rtol=1e-9, atol=1e-9)
     expected = logit.log_prob(torch.logit(t)).exp() / (t * (1 - t)) / (high - low)
