@@ -133,7 +133,9 @@ def fit(
         config = run_config_of(path, model, trainer, parts, splits, mapped, names)
         stored = start_run(path, config, trainer)
         evaluate = _held_out(model, loss, splits["validation"], data_map, trainer.seed)
-        shown = None if loss.required else partial(_save_preview, sampler, data_map, splits["train"], config["data"], path)
+        shown = (
+            None if loss.required else partial(_save_preview, sampler, data_map, splits["train"], config["data"], path)
+        )
         drawn = preview or shown  # a stage of a cascade is given an image that the data lack
         trainer.fit(model, loss, splits["train"], path, data_map, drawn, evaluate, progress, stored)
     own = data_map.transform if "transform" in config[run_config.OWN] else None

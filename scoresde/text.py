@@ -127,7 +127,9 @@ class Tokens(Configured):
         """
         tokenizer = _read_tokenizer(Path(file))
         if tokenizer.truncation is None:
-            raise ValueError(f"{file} must have a truncation, as Tokens.fit writes it; got none: train it by Tokens.fit")
+            raise ValueError(
+                f"{file} must have a truncation, as Tokens.fit writes it; got none: train it by Tokens.fit"
+            )
         kind: Any = "bpe" if "BPE" in type(tokenizer.model).__name__ else "words"
         return cls(file, tokenizer.truncation["max_length"], tokenizer.get_vocab_size(), kind)
 

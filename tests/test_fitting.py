@@ -139,7 +139,7 @@ def test_a_flow_map_and_a_classifier_are_trained_and_loaded(tmp_path):
 
 
 class Upper(nn.Module):
-    """A linear network of the fine part (3, 1, 1) of an image (1, 2, 2), given the low resolution and its noise level."""
+    """A linear network of the fine part (3, 1, 1) of an image (1, 2, 2), given its mean and the noise level of this."""
 
     def __init__(self):
         super().__init__()

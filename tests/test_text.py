@@ -216,7 +216,9 @@ def test_weights_of_another_network_are_refused(models, tmp_path):
     config = json.loads((models / "t5" / "config.json").read_text())
     shutil.copytree(models / "t5", tmp_path / "deeper")
     (tmp_path / "deeper" / "config.json").write_text(json.dumps(config | {"num_layers": 2}))
-    with pytest.raises(ValueError, match=r"deeper must have .*; its weights lack \d+ tensors, such as encoder\.block\.1"):
+    with pytest.raises(
+        ValueError, match=r"deeper must have .*; its weights lack \d+ tensors, such as encoder\.block\.1"
+    ):
         Pretrained(tmp_path / "deeper", cache=None)(["cat"])
 
 

@@ -92,7 +92,9 @@ def drawing(
     if captions and text is not None:
         encoded = text(captions)
         if both := sorted(encoded.keys() & parts.keys()):
-            raise ValueError(f"cond.text makes the condition {both[0]!r}; got cond.{both[0]} too: leave one of them out")
+            raise ValueError(
+                f"cond.text makes the condition {both[0]!r}; got cond.{both[0]} too: leave one of them out"
+            )
         if len(captions) > 1:
             axes.append((captions, encoded))
         else:
@@ -122,7 +124,9 @@ def _captions(value: Any, text: CaptionEncoder | None) -> list[str]:
     captions = value if isinstance(value, list) else [value]
     if isinstance(value, str) and value.startswith("@"):
         with reading(value[1:], "a text file with one caption a line", "write one"):
-            captions = [line.strip() for line in Path(value[1:]).read_text(encoding="utf-8").splitlines() if line.strip()]
+            captions = [
+                line.strip() for line in Path(value[1:]).read_text(encoding="utf-8").splitlines() if line.strip()
+            ]
     if not captions or not all(isinstance(caption, (str, int, float)) for caption in captions):
         raise ValueError(f"cond.text must be a caption, a list of captions or @FILE; got {value!r}")
     captions = [str(caption) for caption in captions]

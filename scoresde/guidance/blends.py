@@ -174,7 +174,7 @@ class Composition(ModelWrapper):
 def _with_required(model: Any, negative: Any, cond: Any) -> Any:
     """Return a negative condition with those parts of `cond` that the network of `model` always needs.
 
-    If it needs all parts of `cond`, it is no unconditional model, and `negative` is returned unchanged: the model raises.
+    If it needs all parts of `cond`, it is no unconditional model: `negative` is returned unchanged, and a call raises.
     """
     needed, parts = getattr(model, "conditional", ()), by_name(as_condition(cond))
     kept = {name: part for name, part in parts.items() if name in needed}
