@@ -69,7 +69,8 @@ class ClassifierFree(Blend):
         """Return the guided model with `cond` as the condition of the first model; for the second see `negative`."""
         if cond is None:
             return self
-        other = self.other.given(_with_required(self.model, self.negative, cond))
+        second = _with_required(self.model, self.negative, cond)
+        other = self.other if second is self.negative else self.other.given(second)
         guided = self._replaced({"model": self.model.given(cond), "other": other})
         guided.is_bound = True
         return guided
