@@ -25,7 +25,7 @@ from scoresde.configured import Configured
 from scoresde.counting import evaluated
 from scoresde.networks import DualEncoder
 from scoresde.predictions import Prediction
-from scoresde.protocols import Condition, as_condition
+from scoresde.protocols import Condition, as_condition, by_name
 from scoresde.sdes import SDE, checked_times
 from scoresde.tensors import at_least_float32, broadcast, check_instance, floating
 
@@ -65,8 +65,15 @@ class ContrastiveModel(Configured, nn.Module):
         return vectors
 
     def embed_condition(self, cond: Any) -> Tensor:
-        """Return the unit vectors (K, features) of conditions with leading dimension K."""
-        return self.network.embed_condition(as_condition(cond))
+        """Return the unit vectors (K, features) of conditions with leading dimension K.
+
+        Raises:
+            ValueError: a condition has no dimension.
+        """
+        cond = as_condition(cond)
+        if single := [name for name, part in by_name(cond).items() if not part.ndim]:
+            raise ValueError(f"condition {single[0]!r} must have a leading dimension; got one number: pass a list")
+        return self.network.embed_condition(cond)
 
     def forward(self, x: Tensor, t: Tensor | float, cond: Any) -> Tensor:
         """Return the similarities (B, K) of states x (B, *) at t with conditions of leading dimension K."""

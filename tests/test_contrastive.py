@@ -66,6 +66,13 @@ def test_clean_data_are_embedded_at_t_min_and_rows_are_independent(model):
     assert count.forward == 1
 
 
+def test_one_number_is_no_list_of_conditions(model):
+    with pytest.raises(
+        ValueError, match="condition 'label' must have a leading dimension; got one number: pass a list"
+    ):
+        model.classifier(2)
+
+
 def test_the_scale_is_learned_up_to_its_limit(model):
     network = DualEncoder(nn.Identity(), nn.Identity(), 50.0)
     assert network.scale.item() == pytest.approx(50.0)

@@ -92,7 +92,7 @@ def named(cond: Condition, known: Iterable[str]) -> dict[str, Tensor]:
         TypeError: the condition is not None, a tensor or a dict of tensors.
         ValueError: `cond` has a name that is not among `known`.
     """
-    cond, known = by_name(cond), list(known)
+    cond, known = by_name(cond), list(dict.fromkeys(known))
     for name, part in cond.items():
         if not isinstance(part, Tensor):
             raise TypeError(f"condition {name!r} must be a tensor; got {type(part).__name__}")

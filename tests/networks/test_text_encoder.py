@@ -95,3 +95,5 @@ def test_without_text_a_network_keeps_its_parameters_and_its_output(make):
     output = conditional(x, label, {"text": TEXT})
     close(output[3], plain(x, label)[3], rtol=1e-12)
     assert difference(output[:3], plain(x, label)[:3]) > 1e-6
+    with pytest.raises(ValueError, match=r"without a condition 'vector' \(it takes text\)"):
+        conditional(x, label, {"vector": x})
