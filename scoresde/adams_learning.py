@@ -94,7 +94,8 @@ class AdamsLearner:
         progress: show a progress bar.
 
     Raises:
-        ValueError: there are too few data, they are all 0 or not finite, or the accurate solver fails for all; see also `log_prob`.
+        ValueError: there are too few data, all of them are 0, one is not finite, or the accurate solver fails for all;
+            see also `log_prob`.
     """
 
     def __init__(
