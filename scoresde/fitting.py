@@ -27,7 +27,7 @@ from torch.utils.data import Dataset, default_collate
 from scoresde import run_config
 from scoresde.arguments import Count, Positive, check
 from scoresde.build import Run, load
-from scoresde.configured import full_name
+from scoresde.configured import full_name, remembered
 from scoresde.data import Levels, Standardize, in_memory
 from scoresde.data.summary import state_of
 from scoresde.dequantization import DataMap, Dequantization, Uniform
@@ -79,7 +79,7 @@ def fit(
     Args:
         model: a model, such as `ScoreModel(network, ss.VP(), "v")`, or a network alone, `network(x, c_noise, cond)`.
             A network becomes `ScoreModel(network, ss.VP(), KarrasPreconditioning(sigma_data))` with sigma_data=1 for
-            standardised data and 0.5 for grey levels in [-1, 1]. The model is trained in place.
+            standardised data and latents, and 0.5 for grey levels in [-1, 1]. The model is trained in place.
         data: a tensor or an array (N, *); a pair (states, conditions), with conditions (N,), (N, F) or a dict of them;
             a dataset, whose items are states or pairs (state, condition); or the path of a .csv, .npy or .npz file.
         run: the directory of the run; None for a temporary one, deleted when the result is no longer used.
@@ -118,7 +118,7 @@ def fit(
     check("learning_rate", learning_rate, Positive)
     splits = _splits(data, validation, test, settings.get("seed", 0))
     data_map = _data_map(transform, dequantization, splits["train"])
-    model = _model(model, 0.5 if data_map.levels else 1.0)
+    model = _model(model, 0.5 if data_map.levels and not hasattr(data_map.transform, "fitted") else 1.0)
     loss = _loss(model) if loss is None else loss
     settings = {"optimizer": partial(torch.optim.Adam, lr=learning_rate), **_defaults(model, splits), **settings}
     trainer = Trainer(**{**settings, "steps": steps, "batch_size": fitting(batch_size, splits["train"])})
@@ -160,6 +160,12 @@ def _splits(data: Any, validation: Any, test: Any, seed: int) -> dict[str, Any]:
     others = {
         name: in_memory.dataset(part, name) for name, part in given.items() if part is not None and name not in shares
     }
+    shape = state_of(splits["train"][0]).shape
+    for name, part in others.items():
+        if (got := state_of(part[0]).shape) != shape:
+            raise ValueError(
+                f"{name} must have states of the shape of the training data, {tuple(shape)}; got {tuple(got)}"
+            )
     return {"validation": None, "test": None, **others, **splits}
 
 
@@ -186,7 +192,14 @@ def _data_map(transform: Transform | None, dequantization: Dequantization | None
 
 def _fitted(transform: Any, dataset: Any) -> Any:
     """Return a transform whose numbers are computed from the training data, if it needs them."""
-    return replace(transform, **transform.fit(dataset)) if not getattr(transform, "fitted", True) else transform
+    if getattr(transform, "fitted", True):
+        return transform
+    if (arguments := remembered(transform)) is None:
+        raise ValueError(
+            f"transform must be fitted, or remember its arguments; got {full_name(transform)}: pass "
+            f"{type(transform).__name__}(..., **transform.fit(dataset)), or derive the class from configured.Configured"
+        )
+    return type(transform)(**{**arguments, **transform.fit(dataset)})
 
 
 def _model(model: Any, sigma_data: float) -> Any:
@@ -232,7 +245,7 @@ def _set_conditions(model: Any, dataset: Any, loss: Objective, trainer: Trainer)
             "cond_channels=... (image), or give the data as (states, conditions)"
         )
     if getattr(model, "conditional", None) == () and hasattr(model, "predict"):
-        dropped, labels = dropped_names(trainer.condition_dropout, names), by_name(getattr(dataset, "labels", None))
+        dropped, labels = dropped_names(trainer.condition_dropout, names), in_memory.labels_of(dataset)
         kept = (name for name in names if name not in dropped and not (name in labels and has_null(labels[name])))
         model.conditional = (*kept, *loss.required)
 
