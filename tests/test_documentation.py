@@ -194,7 +194,7 @@ def test_every_block_is_run_here():
             *("Langevin(snr=0.16)", "trajectory=True", "ClassifierFree", "class Points", "convert.score_sde"),
             "UnCLIP(",
             *("sample_posterior", "posterior_moments", "TrajectoryDistillation", "samplers.learn(", "add_lora"),
-            "ss.fit(",
+            *("make_moons", "2 * np.pi"),
             "CascadeStage",
             "class Rotation",
         ],
@@ -228,9 +228,16 @@ def test_two_commands_are_targets_of_the_makefile():
     assert "pytest" in recipes[1]
 
 
+def test_the_python_of_the_readme(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    short = block("python", "make_moons").replace("steps=1000", "steps=20").replace("4000", "400").replace("500", "20")
+    exec(compile(short, "README.md", "exec"), {})
+    assert "status       20 OK" in capsys.readouterr().out
+
+
 @pytest.mark.slow
-def test_the_python_of_the_readme(capsys):
-    exec(compile(block("python", "Langevin(snr=0.16)"), "README.md", "exec"), {})
+def test_a_loop_of_ones_own(capsys):
+    exec(compile(block("python", "Langevin(snr=0.16)"), "docs/training.md", "exec"), {})
     assert "tensor" in capsys.readouterr().out
 
 
@@ -417,7 +424,7 @@ def test_labels_from_training_to_classification(elsewhere, capsys):
 
 def test_training_in_python(elsewhere, capsys):
     """With fewer steps and samples, then the command line on the same run."""
-    text = block("python", "ss.fit(").replace("steps=1000", "steps=20").replace("4000", "400").replace("500", "20")
+    text = block("python", "2 * np.pi").replace("steps=1000", "steps=20").replace("4000", "400").replace("500", "20")
     exec(compile(text, "docs/training.md", "exec"), {})
     printed = capsys.readouterr().out
     assert printed.startswith("Run('runs/ring', model=ScoreModel(network=MLP(shape=2), ")

@@ -20,10 +20,11 @@ import torch
 from torch import Tensor
 
 from scoresde.arguments import check_memory
-from scoresde.build import Run, instantiate
+from scoresde.build import Run
 from scoresde.data.image_files import MODES, Reader
 from scoresde.dequantization import DataMap
 from scoresde.evaluation.image_data import is_of_images, span_of, to_levels
+from scoresde.instantiation import instantiate
 from scoresde.inverse import Operator, PosteriorMoments, TwistedParticles, sample_posterior
 from scoresde.protocols import Model
 from scoresde.random_stream import RandomStream
