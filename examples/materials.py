@@ -1,21 +1,18 @@
-r"""Molecules and crystals as one grid of atoms by element (UniMat, 2311.09235).
+r"""Molecules as a grid of atoms by element (the representation of UniMat, 2311.09235).
 
-A material is a state (3, E + 1, S): the Cartesian positions of up to S atoms of each of E elements, in angstrom. A slot
-without an atom has the null position (-10, -10, -10), so that one diffusion of positions also draws which atoms there
-are, and how many. The last row holds the three vectors of a crystal's cell; a molecule has null vectors there. An atom
-is present if the mean of its three coordinates is above -5.
+A molecule is a state (3, E, S): the Cartesian positions of up to S atoms of each of E elements, in angstrom. A slot
+without an atom has the null position (-5, -5, -5), so that one diffusion of positions also draws which atoms there are,
+and how many. An atom is present if the mean of its three coordinates is above -2.5.
 
-The data are those of `ase`: 148 molecules of two or more atoms (the G2 set) and the crystals of 71 elements (the
-Delta test). A molecule lies along its principal axes; the set has all its mirror images, and orders the atoms of an
-element along the axes. A crystal is seen from 12 random origins. One network learns both, given the kind. A quarter of
-the molecules are held out.
+The data are the 148 molecules of two or more atoms in `ase`'s G2 set; a quarter of them are held out. A molecule lies
+along its principal axes; the data have all its mirror images, and order the atoms of an element along the axes.
 
-A drawn molecule is valid if no two atoms are closer than 0.75 times the sum of their covalent radii, and if the bonds,
-pairs closer than 1.25 times that sum, connect all its atoms. The law of its distances is compared with the data by the
-1-Wasserstein distance of all pairs within 4 angstrom. Each element has one crystal, so the model of crystals can only
-store it; the question is whether it returns the distance of nearest neighbours for the element that it has drawn.
+A drawn molecule is valid if it has at least two atoms, if no two of them are closer than 0.75 times the sum of their
+covalent radii, and if bonds, pairs closer than 1.25 times that sum, connect all atoms. The law of distances is that of
+all pairs of atoms within 4 angstrom; it is compared with the training data by the 1-Wasserstein distance, for the
+model, for the held-out molecules, and for a Gaussian with the mean and covariance of the training states.
 
-    python examples/materials.py            # about 4 minutes; needs pip install 'scoresde[examples]'
+    python examples/materials.py            # needs pip install 'scoresde[examples]'
     python examples/materials.py --small    # ten seconds
 """
 
@@ -33,34 +30,31 @@ import scoresde as ss
 
 try:
     from ase import Atoms
-    from ase.collections import dcdft, g2
+    from ase.collections import g2
     from ase.data import atomic_numbers, covalent_radii
 except ImportError as error:
     raise ImportError("this example needs ase: pip install 'scoresde[examples]'") from error
 
 HERE = Path(__file__).parent
-NULL, SLOTS, MOLECULE, CRYSTAL = -10.0, 12, 0, 1
-ELEMENTS = sorted({symbol for name in dcdft.names for symbol in dcdft[name].symbols}, key=atomic_numbers.get)
-TRANSFORM = ss.data.Affine(scale=0.25, shift=2.5)  # the null position becomes 0; a model unit is 4 angstrom
+NULL, SLOTS = -5.0, 10
+ELEMENTS = sorted({symbol for name in g2.names for symbol in g2[name].symbols}, key=atomic_numbers.get)
+TRANSFORM = ss.data.Affine(scale=0.5, shift=2.5)  # the null position becomes 0; a model unit is 2 angstrom
 
 
 def to_grid(atoms):
-    """Return the state (3, E + 1, S) of a molecule or a crystal, with its atoms in their order."""
-    grid = np.full((len(ELEMENTS) + 1, SLOTS, 3), NULL)
+    """Return the state (3, E, S) of a molecule, with the atoms of an element in their order."""
+    grid = np.full((len(ELEMENTS), SLOTS, 3), NULL)
     for row, element in enumerate(ELEMENTS):
         positions = atoms.positions[[symbol == element for symbol in atoms.symbols]]
         grid[row, : len(positions)] = positions
-    if atoms.pbc.any():
-        grid[-1, :3] = atoms.cell
     return torch.from_numpy(grid).float().permute(2, 0, 1)
 
 
-def from_grid(state, kind):
-    """Return the atoms of a state that the model has drawn."""
+def from_grid(state):
+    """Return the atoms that are present in a state."""
     grid = state.permute(1, 2, 0).double().numpy()
-    rows, slots = np.nonzero(grid[:-1].mean(axis=2) > NULL / 2)
-    cell = {"cell": grid[-1, :3], "pbc": True} if kind == CRYSTAL else {}
-    return Atoms([ELEMENTS[row] for row in rows], grid[rows, slots], **cell)
+    rows, slots = np.nonzero(grid.mean(axis=2) > NULL / 2)
+    return Atoms([ELEMENTS[row] for row in rows], grid[rows, slots])
 
 
 def molecule_states(names):
@@ -74,16 +68,6 @@ def molecule_states(names):
             image = x * signs
             order = np.lexsort(np.round(image, 2).T[::-1])
             states.append(to_grid(Atoms(np.array(atoms.symbols)[order], image[order])))
-    return torch.stack(states)
-
-
-def crystal_states(names, images, rng):
-    """Return the states of crystals, each with random origins."""
-    states = []
-    for name, _ in product(names, range(images)):
-        atoms = dcdft[name]
-        atoms.positions += rng.uniform(-0.2, 0.2, 3) @ atoms.cell.array - atoms.positions.mean(axis=0)
-        states.append(to_grid(atoms))
     return torch.stack(states)
 
 
@@ -102,13 +86,6 @@ def is_valid(atoms):
     bonds = np.zeros((len(atoms), len(atoms)))
     bonds[np.triu_indices(len(atoms), 1)] = distance < 1.25 * contact
     return bool((distance > 0.75 * contact).all()) and connected_components(bonds, directed=False)[0] == 1
-
-
-def nearest(atoms):
-    """Return the mean distance of an atom of a crystal from its nearest neighbour."""
-    shifts = np.array(list(product(range(-2, 3), repeat=3))) @ atoms.cell.array
-    d = np.linalg.norm(atoms.positions[:, None, None] - atoms.positions[None, :, None] - shifts, axis=3)
-    return np.where(d < 1e-9, np.inf, d).min(axis=(1, 2)).mean()
 
 
 def pairs(molecules):
@@ -130,13 +107,6 @@ def share(flags):
     return float(np.mean(flags)), (p * (1 - p) / n) ** 0.5
 
 
-def draw(model, kind, n, steps):
-    """Draw materials of a kind from the model."""
-    shape = (n, 3, len(ELEMENTS) + 1, SLOTS)
-    x = ss.samplers.DDIM()(model.given(kind), shape=shape, seeds=range(n), steps=steps, progress=True).x
-    return [from_grid(state, kind) for state in TRANSFORM.inverse(x)]
-
-
 def show(axis, atoms):
     """Draw a molecule in the plane of its first two axes, with its bonds."""
     distance, contact = distances_of(atoms)
@@ -151,66 +121,57 @@ def show(axis, atoms):
     axis.axis("off")
 
 
-def figure_of(molecules, truth, crystals):
-    """Draw molecules, the law of their distances, and the nearest neighbours of the crystals' elements."""
-    figure = plt.figure(figsize=(8.6, 4.6))
-    top, bottom = figure.subfigures(2, 1, height_ratios=[0.75, 1])
-    axes = top.subplots(2, 7).ravel()
+def figure_of(drawn):
+    """Draw molecules of the model, and the law of distances of the data, the model and the Gaussian."""
+    figure = plt.figure(figsize=(8.6, 3.0))
+    left, right = figure.subfigures(1, 2, width_ratios=[1.5, 1])
+    axes = left.subplots(3, 5).ravel()
+    shown = [atoms for atoms in drawn["model"] if is_valid(atoms) and len(atoms) > 3]
     for axis in axes:
         axis.axis("off")
-    for axis, atoms in zip(axes, [m for m in molecules if is_valid(m) and len(m) > 3], strict=False):
+    for axis, atoms in zip(axes, shown, strict=False):
         show(axis, atoms)
-    left, right = bottom.subplots(1, 2, width_ratios=[1, 1.3])
-    bins = np.linspace(0.6, 4.0, 69)
-    left.hist(pairs(truth), bins, density=True, color="0.75", label="data")
-    left.hist(pairs(molecules), bins, density=True, histtype="step", color="C1", label="drawn")
-    left.set(xlabel="distance of two atoms (Å)", ylabel="density (1/Å)", title="molecules: the law of distances")
-    left.legend()
-    numbers = [atomic_numbers[name] for name in ELEMENTS]
-    right.plot(numbers, [nearest(dcdft[name]) for name in ELEMENTS], "o-", color="0.6", markersize=3, label="data")
-    drawn = [(atoms.numbers[0], nearest(atoms)) for atoms in crystals if len(atoms) and len(set(atoms.symbols)) == 1]
-    right.plot(*np.array(drawn).reshape(-1, 2).T, ".", color="C1", markersize=4, label="drawn")
-    right.set(xlabel="atomic number", ylabel="nearest neighbour (Å)", title="crystals of one element", ylim=(0, 6.5))
-    right.legend()
+    axis, bins = right.subplots(), np.linspace(0.3, 4.0, 60)
+    axis.hist(pairs(drawn["data, training"]), bins, density=True, color="0.75", label="training data")
+    for name, colour in (("model", "C1"), ("Gaussian", "C0")):
+        axis.hist(pairs(drawn[name]), bins, density=True, histtype="step", color=colour, label=name)
+    axis.set(xlabel="distance of two atoms (Å)", ylabel="density (1/Å)")
+    axis.legend()
     return figure
 
 
 def main(small: bool = False) -> dict[str, float]:
-    steps, n, sampler_steps, width, images = (30, 16, 10, 64, 2) if small else (1500, 300, 60, 256, 12)
-    rng, generator = np.random.default_rng(0), torch.Generator().manual_seed(0)
-    names = rng.permutation([name for name in g2.names if len(g2[name]) > 1])
-    train, held_out = names[:111], names[111:]
-    molecules, crystals = molecule_states(train), crystal_states(ELEMENTS, images, rng)
-    kinds = torch.tensor([MOLECULE, CRYSTAL]).repeat_interleave(torch.tensor([len(molecules), len(crystals)]))
+    steps, n, sampler_steps, width = (30, 30, 10, 64) if small else (4500, 500, 100, 256)
+    names = np.random.default_rng(0).permutation([name for name in g2.names if len(g2[name]) > 1])
+    train, held_out = ([g2[name] for name in part] for part in (names[:111], names[111:]))
+    states = molecule_states(names[:111])
     torch.manual_seed(0)
-    network = ss.networks.MLP((3, len(ELEMENTS) + 1, SLOTS), width=width, depth=3, classes=2)
-    data = torch.cat([molecules, crystals]), kinds
+    network = ss.networks.MLP(tuple(states.shape[1:]), width=width, depth=3)
     model = ss.ScoreModel(network, ss.VP(), ss.predictions.KarrasPreconditioning(sigma_data=0.5))
-    model = ss.fit(model, data, transform=TRANSFORM, steps=steps, batch_size=64, ema=0.995).model
-    known = [g2[name] for name in train]
+    model = ss.fit(model, states, transform=TRANSFORM, steps=steps, ema=0.99, learning_rate=2e-3).model
+    x = ss.samplers.DDIM()(model, shape=(n, *states.shape[1:]), seeds=range(n), steps=sampler_steps, progress=True).x
     drawn = {
-        "data, held out": [g2[name] for name in held_out],
-        "data, training": known,
-        "model": draw(model, MOLECULE, n, sampler_steps),
-        "Gaussian": [from_grid(state, MOLECULE) for state in gaussian(molecules, n, generator)],
+        "data, training": train,
+        "data, held out": held_out,
+        "model": [from_grid(state) for state in TRANSFORM.inverse(x)],
+        "Gaussian": [from_grid(state) for state in gaussian(states, n, torch.Generator().manual_seed(0))],
     }
-    formulas, figures = {atoms.get_chemical_formula() for atoms in known}, {}
-    for name, found in drawn.items():
-        figures[f"{name}: valid"], figures[f"{name}: valid, error"] = share([is_valid(atoms) for atoms in found])
-        figures[f"{name}: distances to training (A)"] = wasserstein_distance(pairs(found), pairs(known))
-    valid = [atoms for atoms in drawn["model"] if is_valid(atoms)]
-    new = [atoms.get_chemical_formula() not in formulas for atoms in valid]
-    figures["model: new formula among valid"] = float(np.mean(new)) if new else 0.0
-    lattices = draw(model, CRYSTAL, n, sampler_steps)
-    pure = [atoms for atoms in lattices if len(set(atoms.symbols)) == 1]
-    errors = np.array([nearest(atoms) / nearest(dcdft[atoms.symbols[0]]) - 1 for atoms in pure])
-    within = [len(set(atoms.symbols)) == 1 for atoms in lattices]
-    figures["crystals: one element"], figures["crystals: one element, error"] = share(within)
-    figures["crystals: median error of nearest neighbours"] = float(np.median(np.abs(errors))) if pure else np.nan
-    figures["crystals: elements drawn"] = float(len({atoms.symbols[0] for atoms in pure}))
-    print(*(f"{name:<50}{value:10.4f}" for name, value in figures.items()), sep="\n")
+    figures = {}
+    for name, molecules in drawn.items():
+        figures[f"{name}: valid"], figures[f"{name}: valid, error"] = share([is_valid(atoms) for atoms in molecules])
+        figures[f"{name}: distances to training (A)"] = wasserstein_distance(pairs(molecules), pairs(train))
+    known = {atoms.get_chemical_formula() for atoms in train}
+    others = {atoms.get_chemical_formula() for atoms in held_out} - known
+    formulas = [atoms.get_chemical_formula() for atoms in drawn["model"] if is_valid(atoms)]
+    figures["model: share of new formulas among valid"] = float(
+        np.mean([name not in known for name in formulas] or [0])
+    )
+    figures["model: different formulas among valid"] = float(len(set(formulas)))
+    figures["model: held-out formulas found"] = float(len(set(formulas) & others))
+    figures["held-out formulas"] = float(len(others))
+    print(*(f"{name:<45}{value:10.4f}" for name, value in figures.items()), sep="\n")
     with plt.style.context(HERE.parent / "notebooks" / "paper.mplstyle"):
-        figure = figure_of(drawn["model"], known, lattices)
+        figure = figure_of(drawn)
         if not small:
             figure.savefig(HERE / "figures" / "materials.png", dpi=120)
         plt.close(figure)
