@@ -10,6 +10,9 @@ The test split has N pictures whose combinations of skin tone and subject are no
 
 - retrieval: the share of captions whose own picture is among the k most similar of the N, and of pictures whose own
   caption is, with Wilson's 95% intervals; by chance k/N;
+- prior: one embedding drawn for each caption, by scale of the guidance: its root mean square, 1 for data; then,
+  projected, its cosine with the embedding of the caption's own picture, and the share for which this picture is among
+  the k nearest. The first row has the embeddings of the captions themselves;
 - nearer: for a sample drawn for each caption, the share of the other N - 1 pictures that are less similar to the sample
   than the caption's own picture, averaged over the captions; by chance 1/2. The similarity is the cosine of the
   embeddings, or minus the distance of the pixels. Intervals are 95% bootstrap intervals over captions;
@@ -65,6 +68,22 @@ def print_retrieval(embedder: Any, pictures: Tensor, captions: Sequence[str]) ->
         print(f"| {len(captions)} | {k} | {cells} | {100 * k / len(captions):.1f}% |", flush=True)
 
 
+def print_prior(pipeline: Any, pictures: Tensor, captions: Sequence[str]) -> None:
+    """Print how near embeddings drawn from the prior are to those of the pictures."""
+    print("| embedding | root mean square | cosine | own picture nearest | among 5 |\n" + "| --- " * 5 + "|")
+    states = pipeline.embedder.states(pictures)
+    rows = {"of the caption": pipeline.embedder.conditions(captions)}
+    for scale in (0.0, 1.0, 2.0):
+        drawn, nfe = pipeline.sample_prior(captions, range(len(captions)), scale)
+        rows[f"drawn, scale {scale:g} ({nfe} evaluations)"] = drawn
+    for name, vectors in rows.items():
+        cosines = torch.cosine_similarity(vectors, states).double().numpy()
+        found = [retrieval(pipeline.embedder.project(vectors) @ states.T, k) for k in (1, 5)]
+        cells = " | ".join(f"{100 * p.value:.1f}% [{100 * p.low:.1f}, {100 * p.high:.1f}]" for p in found)
+        size = float(vectors.square().mean(dim=1).sqrt().mean())
+        print(f"| {name} | {size:.2f} | {stated(cosines)} | {cells} |", flush=True)
+
+
 def nearer(similarities: Tensor) -> np.ndarray:
     """Return for each sample the share of the other pictures that are less similar than the own one, (N,)."""
     own = similarities.diagonal()[:, None]
@@ -100,7 +119,7 @@ def print_samples(pipeline: Any, data: Any, pictures: Tensor, tone: Any, options
 
 def plot(pipeline: Any, data: Any, pictures: Tensor, options: argparse.Namespace) -> None:
     """Save a picture: samples of captions, variations of a picture, and samples between two pictures."""
-    (scale, prior_scale), numbers = options.scales[-1], options.shown
+    (scale, prior_scale), numbers = (1.0, 1.0), options.shown
     rows, names = [], []
     for i in numbers:
         rows.append(pipeline([data.captions[i]], range(COLUMNS), scale, prior_scale).x)
@@ -138,6 +157,7 @@ def main() -> None:
     print(machine("cpu"))
     print_retrieval(embedder, pictures, data.captions)
     pipeline = ss.pipelines.UnCLIP(embedder, ss.load(options.prior), ss.load(options.decoder))
+    print_prior(pipeline, pictures, data.captions)
     tone = instantiate(OmegaConf.load(config_directory() / "features" / "openmoji_tone.yaml"))
     print_samples(pipeline, data, pictures, tone, options)
     if options.plot:

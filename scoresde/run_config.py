@@ -34,9 +34,10 @@ RENAMED = {  # targets in the configurations of older runs, and their names now
 FREE_PARTS = ("held_out", "sampler", "trust", "hydra", "device", "run", "conditional", "class_names")
 FREE_SETTINGS = ["steps", "log_every", "checkpoint_every", "preview_every", "evaluate_every", "accumulate", "compile"]
 FREE_SETTINGS += ["channels_last", "workers", "parallel", "wandb", "device"]
+FREE_DATA = ("data.transform.run", "data.transform.cache")  # of latents: a digest identifies their autoencoder
 MEASURED = ("data.validation.", "data.test.")  # held-out data, which do not affect the weights either
 MODEL_PARTS = ["network", "sde", "prediction", "learned_variance", "conditional", "classifier", "contrastive"]
-MODEL_PARTS += ["flow_map", "generator", "lora", "data.shape", "data.transform", "data.training"]
+MODEL_PARTS += ["flow_map", "generator", "autoencoder", "lora", "data.shape", "data.transform", "data.training"]
 
 
 def read_config(path: Path) -> DictConfig:
@@ -193,6 +194,8 @@ def changed_setting(before: Mapping[str, Any], now: Mapping[str, Any], model_onl
     for key, value in old.items():
         is_of_model = any(f"{key}.".startswith(f"{part}.") for part in MODEL_PARTS)
         is_free = key in free or key.split(".")[0] in FREE_PARTS or key.endswith("text.file")
+        if key in FREE_DATA:
+            continue
         is_free = is_free or key.startswith(MEASURED)
         if value != new.get(key) and (is_of_model if model_only else not is_free):
             return f"{key} was {value!r}, now {new.get(key)!r}"

@@ -282,7 +282,10 @@ def _warn_of_cuts(cut: int, count: int, length: int | None) -> None:
 
 @contextmanager
 def _loading(folder: Path) -> Iterator[None]:
-    """Turn errors of `transformers` into a ValueError that names the folder."""
+    """Hide the progress bars of `transformers`, and turn its errors into a ValueError that names the folder."""
+    messages = import_module("transformers.utils.logging")
+    has_bars = messages.is_progress_bar_enabled()
+    messages.disable_progress_bar()
     try:
         yield
     except (OSError, ValueError, KeyError) as error:
@@ -290,3 +293,6 @@ def _loading(folder: Path) -> Iterator[None]:
         raise ValueError(
             f"{folder} must have a T5 encoder or CLIP text model with weights in safetensors files; {reason}"
         ) from error
+    finally:
+        if has_bars:
+            messages.enable_progress_bar()

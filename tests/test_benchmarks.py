@@ -18,6 +18,7 @@ BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 if not BENCHMARKS.is_dir():
     pytest.skip("the benchmarks are not part of this distribution", allow_module_level=True)
 sys.path.insert(0, str(BENCHMARKS))
+import embeddings  # noqa: E402
 import learned_solvers  # noqa: E402
 import likelihood  # noqa: E402
 import multilevel  # noqa: E402
@@ -296,9 +297,9 @@ def test_solvers_of_the_likelihood_are_compared_with_the_formula(capsys):
     }
     learned_solvers.likelihood(argparse.Namespace(**options))
     formula, learned = (line.split(" | ") for line in capsys.readouterr().out.splitlines()[-2:])
-    errors = [float(line[2].split()[0]) for line in (formula, learned)]
+    errors = [float(line[3].split()[0]) for line in (formula, learned)]
     assert (formula[:2], learned[:2]) == (["| 6", "Adams"], ["| 6", "learned"])
-    assert float(learned[5].split()[0]) == pytest.approx(errors[1] / errors[0], abs=0.01)
+    assert float(learned[6].split()[0]) == pytest.approx(errors[1] / errors[0], abs=0.01)
 
 
 def test_the_distances_of_exact_draws_are_those_of_the_floor():
@@ -352,3 +353,9 @@ def test_the_multilevel_benchmark_estimates_the_mean_of_its_table(tmp_path):
     assert 0.06 < table.one_probe < 0.14
     for one in multilevel.repeated(table, 20, 0.02, 3):
         assert abs(one.mean - table.truth) < 4.5 * one.error
+
+
+def test_the_share_of_pictures_that_are_less_similar_than_the_own_one():
+    assert embeddings.nearer(torch.zeros(5, 5)) == pytest.approx(0.5)
+    similarities = torch.tensor([[3.0, 1.0, 2.0], [2.0, 1.0, 3.0], [2.0, 2.0, 2.0]])
+    assert embeddings.nearer(similarities) == pytest.approx([1.0, 0.0, 0.5])

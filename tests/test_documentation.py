@@ -35,6 +35,8 @@ FEW = ["trainer.preview_every=0", "trainer.evaluate_every=0", "trainer.warmup=1"
 TOY = ["trainer.steps=3", "trainer.batch_size=32", "network.width=16", "data.train.n=200", "data.validation.n=20"]
 SMALL = ["++network.width=8", "++network.blocks=1", "trainer.batch_size=4", "trainer.steps=2", "trainer.compile=false"]
 FACES = ["data.size=32", "++network.multipliers=[1,1,2]"]
+PICTURES = ["trainer.steps=2", "trainer.batch_size=4", "network.width=4", "data=image_folder", "data.root=pictures"]
+PICTURES += ["data.size=8", "data.low=-1.0", "data.training=null"]
 TRAINED = {
     "openmoji_text": ["network.width=8", "trainer.batch_size=16", "trainer.steps=2"],
     "digits_classifier": ["network.width=8", "trainer.batch_size=16", "trainer.steps=2"],
@@ -49,6 +51,8 @@ TRAINED = {
     "series": ["trainer.steps=3", "trainer.batch_size=8", "network.width=8"],
     "image": [*SMALL, "trainer.batch_size=8"],
     "volumes": [*SMALL, "trainer.batch_size=8"],
+    "openmoji_autoencoder": [*PICTURES, "network.multipliers=[1,2]"],
+    "openmoji_latent": [*PICTURES, "network.attention=[]"],
 }
 MULTILEVEL = ["likelihood.tolerance=1", "likelihood.levels=[2,4]"]
 BITS = ["likelihood.solver.steps=4", "budget.samples=2", "budget.bound_draws=2", *MULTILEVEL]
@@ -181,6 +185,8 @@ def test_every_block_is_run_here():
                 "# or data.labels",
                 "scoresde restore",
                 "run=runs/ring",
+                "loss=super_resolution",
+                "experiment=openmoji_latent",
                 "experiment=openmoji_text",
             ),
         ],
@@ -188,7 +194,9 @@ def test_every_block_is_run_here():
             *("Langevin(snr=0.16)", "trajectory=True", "ClassifierFree", "class Points", "convert.score_sde"),
             "UnCLIP(",
             *("sample_posterior", "posterior_moments", "TrajectoryDistillation", "samplers.learn(", "add_lora"),
-            "ss.fit(",
+            *("make_moons", "2 * np.pi"),
+            "CascadeStage",
+            "class Rotation",
         ],
         "yaml": ["points.Points}", "points.Network"],
     }
@@ -220,9 +228,16 @@ def test_two_commands_are_targets_of_the_makefile():
     assert "pytest" in recipes[1]
 
 
+def test_the_python_of_the_readme(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    short = block("python", "make_moons").replace("steps=1000", "steps=20").replace("4000", "400").replace("500", "20")
+    exec(compile(short, "README.md", "exec"), {})
+    assert "status       20 OK" in capsys.readouterr().out
+
+
 @pytest.mark.slow
-def test_the_python_of_the_readme(capsys):
-    exec(compile(block("python", "Langevin(snr=0.16)"), "README.md", "exec"), {})
+def test_a_loop_of_ones_own(capsys):
+    exec(compile(block("python", "Langevin(snr=0.16)"), "docs/training.md", "exec"), {})
     assert "tensor" in capsys.readouterr().out
 
 
@@ -299,6 +314,25 @@ def test_a_posterior_in_a_few_lines(capsys):
     assert "torch.Size([16, 2])" in capsys.readouterr().out
 
 
+@pytest.mark.filterwarnings("ignore::scoresde.prior_mismatch.PriorMismatch")  # the networks are not trained
+def test_a_cascade_in_a_few_lines(capsys):
+    exec(compile(block("python", "CascadeStage"), "docs/cascades.md", "exec"), {})
+    assert capsys.readouterr().out.startswith("torch.Size([4, 3, 16, 16]) [8, 16] 8\n")
+
+
+@pytest.mark.slow
+def test_a_cascade_of_pictures(elsewhere, monkeypatch):
+    """Few pictures: the likelihood of images of 32 x 32 is expensive."""
+    write_images(Path("pictures"), {f"{i:03d}.png": levels(40, 36, seed=i) for i in range(60)})
+    *others, bits = [arguments for _, *arguments in commands(block("sh", "loss=super_resolution"))]
+    for arguments in others:
+        run(arguments)
+    (array,) = Path("runs/pictures32/samples").glob("*.npy")
+    assert np.load(array).shape == (3, 3, 32, 32)
+    assert main([*bits, "likelihood.solver.steps=2"]) == 0
+    assert "cascade_likelihood" in Path("runs/pictures32/metrics.jsonl").read_text()
+
+
 @pytest.mark.slow
 def test_generators_and_adapters(elsewhere, capsys):
     exec(compile(block("python", "add_lora"), "docs/flow_maps.md", "exec"), {})
@@ -332,6 +366,20 @@ def test_restorations(elsewhere):
         run(arguments)
     assert len(list(Path("runs/digits/figures").glob("restored_*.png"))) == 5
     assert sum('"psnr"' in line for line in Path("runs/digits/metrics.jsonl").read_text().splitlines()) == 4
+
+
+@pytest.mark.slow
+def test_latents(elsewhere, capsys):
+    """The bound of an exact autoencoder, and both trainings on small pictures in place of OpenMoji."""
+    exec(compile(block("python", "class Rotation"), "docs/latents.md", "exec"), {})
+    bound, pixels = capsys.readouterr().out.split()[:2]
+    assert float(bound) == pytest.approx(float(pixels), abs=2e-3)
+    write_images(elsewhere / "pictures", {f"{i}.png": levels(8, 8, seed=i) for i in range(150)})
+    for _, *arguments in commands(block("sh", "experiment=openmoji_latent")):
+        run(arguments)
+    printed = capsys.readouterr().out
+    assert printed.count("test bits/dim") == 1
+    assert "KL(q || p)" in printed
 
 
 def test_the_commands_on_conditions_in_the_readme_are_those_of_the_pages():
@@ -376,7 +424,7 @@ def test_labels_from_training_to_classification(elsewhere, capsys):
 
 def test_training_in_python(elsewhere, capsys):
     """With fewer steps and samples, then the command line on the same run."""
-    text = block("python", "ss.fit(").replace("steps=1000", "steps=20").replace("4000", "400").replace("500", "20")
+    text = block("python", "2 * np.pi").replace("steps=1000", "steps=20").replace("4000", "400").replace("500", "20")
     exec(compile(text, "docs/training.md", "exec"), {})
     printed = capsys.readouterr().out
     assert printed.startswith("Run('runs/ring', model=ScoreModel(network=MLP(shape=2), ")

@@ -51,7 +51,7 @@ def assert_trains(experiment, root, steps, overrides, capsys, **printed):
 def test_every_published_experiment_is_here():
     assert len(CIFAR) >= 8
     scheduled = {path.stem for path in CONF.glob("*.yaml") if "override /trainer: published" in path.read_text()}
-    assert scheduled <= {*CIFAR, *FOLDERS}
+    assert {name for name in scheduled if not name.startswith("imagenet")} <= {*CIFAR, *FOLDERS}  # test_imagenet.py
 
 
 @pytest.mark.parametrize("experiment", ["cifar10_ddpm", "cifar10_ddpmpp_subvp", "cifar10_ncsnpp_ve"])

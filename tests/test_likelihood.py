@@ -33,7 +33,7 @@ def check_identity(mixture, sde, x, result, tolerance):
 
 @pytest.mark.parametrize("sde", PATHS)
 def test_likelihood_is_exact_on_every_path(sde):
-    mixture = oracle((2, 2))
+    mixture = oracle((2, 5))
     x = mixture.sample(8, sde, sde.t_min, seeded())
     result = ss.log_prob(mixture.score_model(sde), x, trace=ss.ExactTrace(), solver=FINE)
     check_identity(mixture, sde, x, result, 5e-4)

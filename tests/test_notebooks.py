@@ -190,9 +190,9 @@ def printed(cell):
 def shortened(path, folder):
     """Write the notebook with fewer samples, steps and seeds to a folder; return its path there."""
     notebook = read(path)
-    (replacements,) = (texts for name, texts in FEWER.items() if path.stem.startswith(name))
+    replacements = next((texts for name, texts in FEWER.items() if path.stem.startswith(name)), {})
     source = "".join(cell.source for cell in code(notebook))
-    assert not [text for text in replacements if text not in source], "correct FEWER"
+    assert [text for text in replacements if text not in source] == [], "FEWER must have texts of the notebook"
     for cell in code(notebook):
         for text, fewer in replacements.items():
             cell.source = cell.source.replace(text, fewer)

@@ -12,6 +12,7 @@ from omegaconf import DictConfig
 from torch.utils.data import Dataset
 
 from scoresde import build, run_config
+from scoresde.cli.cascade import cascade_bpd, is_cascade
 from scoresde.cli.common import check_choice, load_run, result_name, run_data, warnings_on_stderr
 from scoresde.cli.guidance import guided, load_beside
 from scoresde.cli.output import Record, append_row, print_rows, shows_progress
@@ -33,7 +34,9 @@ DEQUANTIZATIONS: dict[str, Callable[[build.Run], Dequantization]] = {
 
 
 def bpd(config: DictConfig) -> Record | None:
-    """Measure the likelihood of a run on a split of the run's data, with errors."""
+    """Measure the likelihood of a run, or of a cascade of runs, on a split of the run's data, with errors."""
+    if is_cascade(config):
+        return cascade_bpd(config)
     device = distributed.device(config.device)
     run = load_run(config, device)
     rows, table, paths = likelihood_measure(run, config, device)()

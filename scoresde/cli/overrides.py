@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +81,7 @@ def configurations(verb: str, config_dir: str | None) -> Iterator[tuple[Callable
         loader = GlobalHydra.instance().config_loader()
         yield (
             lambda *overrides: loader.load_configuration(verb, [*search, *overrides], RunMode.MULTIRUN),
-            lambda group: sorted(loader.get_group_options(group, config_name=verb, overrides=search)),
+            cache(lambda group: sorted(loader.get_group_options(group, config_name=verb, overrides=search))),
         )
 
 
@@ -88,16 +89,16 @@ def first_mistake(verb: str, overrides: Sequence[str], multirun: bool, config_di
     """Return a message on the first wrong override, with what was probably meant; None if all are valid."""
     with configurations(verb, config_dir) as (compose, options):
         default = compose()
-        groups = {group: options(group) for group in default.hydra.runtime.choices if "/" not in group}
+        groups = [group for group in default.hydra.runtime.choices if "/" not in group]
         parsed = [parse_override(text) for text in overrides]
         named = [(override.key_or_group, option_names(override)) for override in parsed if override is not None]
-        chosen = [f"{group}={names[0]}" for group, names in named if names and names[0] in groups.get(group, ())]
+        chosen = [f"{g}={names[0]}" for g, names in named if names and g in groups and names[0] in options(g)]
         config = compose(*chosen) if chosen else default
         keys = key_paths(config)
         for text, override, following in zip(overrides, parsed, [*overrides[1:], ""], strict=False):
             key = "" if override is None else override.key_or_group
             if override is None or not key:
-                return not_an_override(text, following, groups, keys)
+                return not_an_override(text, following, {group: options(group) for group in groups}, keys)
             known, is_new = options(key), override.is_add() or override.is_force_add()
             for name in option_names(override) if known else ():
                 if name not in known:
@@ -107,7 +108,7 @@ def first_mistake(verb: str, overrides: Sequence[str], multirun: bool, config_di
             if not (known or is_new or key in keys or key.startswith("hydra.")):
                 group = key.partition(".")[0]
                 if group in groups and key != group and OmegaConf.select(config, group) is None:
-                    chosen_first = did_you_mean("", [f"{group}={name}" for name in groups[group]], lists_all=True)
+                    chosen_first = did_you_mean("", [f"{group}={name}" for name in options(group)], lists_all=True)
                     return f"no key {key!r}: {group} has no keys without an option{chosen_first}"
                 return unknown_key(override, [*keys, *groups], could_have(verb, config))
             if override.is_sweep_override() and not multirun:

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from scoresde import build
 from scoresde.atomic_files import replace_atomically
-from scoresde.cli.common import load_run, result_name, save_array, save_picture, warnings_on_stderr
+from scoresde.cli.cascade import draw_cascade, load_runs
+from scoresde.cli.common import result_name, save_array, save_picture, warnings_on_stderr
 from scoresde.cli.conditions import Drawing, described, drawing, save_conditions
 from scoresde.cli.guidance import guided, known_classes
 from scoresde.cli.output import Record, append_row, print_rows, shows_progress
@@ -21,14 +22,15 @@ DEFAULT_N = 64
 
 
 def sample(config: DictConfig) -> Record | None:
-    """Draw samples of a run."""
+    """Draw samples of a run, or of a cascade of runs."""
     device = distributed.device(config.device)
-    run = load_run(config, device)
+    *lower, run = runs = load_runs(config, device)
     cond, classes, names = plain(config.cond), known_classes(run, config), accepted(run)
-    others = None if names is None else [name for name in names if name not in classes]
+    image = ["image"] if lower else []  # a cascade makes this condition itself
+    others = None if names is None else [name for name in names if name not in (*classes, *image)]
     with warnings_on_stderr():
         drawn = drawing(cond, config.n, DEFAULT_N, classes, others, run.text)
-    samples, row = draw(run, config, drawn, cond)
+    samples, row = draw_cascade(runs, config, drawn, cond) if lower else draw(run, config, drawn, cond)
     if distributed.rank() > 0:
         return None
     name = result_name(f"{row['sampler']}_n{drawn.columns}_seed{config.seed}", "sampler", "n", "seed")

@@ -23,6 +23,7 @@ from scoresde.arguments import (
     Positive,
     Range,
     Seed,
+    Share,
     Width,
 )
 from scoresde.dequantization import Dequantization
@@ -35,6 +36,7 @@ from scoresde.inverse import Measured, Operator, RePaint, Replacement, SizedOper
 from scoresde.inverse.spectral import SpectralSampler
 from scoresde.losses import Objective
 from scoresde.metrics.features import FeatureSpace
+from scoresde.pipelines import Autoencoder
 from scoresde.predictions import Prediction
 from scoresde.protocols import CaptionEncoder, Transform
 from scoresde.samplers import Sampler
@@ -46,6 +48,8 @@ from scoresde.wrappers import ModelWrapper
 
 Directory = Annotated[str | int, Named("a directory")]  # a name such as 7 is read as an integer
 File = Annotated[str, Named("a path, in quotes if it is a number")]
+Runs = Directory | Annotated[Sequence[Directory], Distinct(least=2)]  # one, or those of a cascade
+Augmentation = Share | Sequence[Share]
 Names = Annotated[Sequence[str], Distinct(least=1)]
 Split = Literal["train", "validation", "test"]
 Weights = str | float
@@ -101,6 +105,7 @@ class Parts(Shared):
     contrastive: bool
     flow_map: Annotated[dict, FlowMap]
     generator: Annotated[dict, DenoisingGenerator]
+    autoencoder: Annotated[dict, Autoencoder]
 
 
 class Train(Parts):
@@ -112,7 +117,8 @@ class Sample(Shared):
     cond: Condition
     guidance: ModelWrapper | None
     sampler: Sampler
-    run: Directory
+    run: Runs
+    augmentation: Augmentation
     n: Count | None
     weights: Weights
     batch_size: Count
@@ -126,7 +132,6 @@ class Surrogate(TypedDict):
 class Likelihood(Shared):
     guidance: ModelWrapper | None
     likelihood: Annotated[dict, Surrogate, evaluate_likelihood]
-    run: Directory
     split: Split
     weights: Weights
     dequantization: str | None
@@ -134,7 +139,13 @@ class Likelihood(Shared):
     budget: Budget
 
 
+class Bits(Likelihood):
+    run: Runs
+    augmentation: Augmentation
+
+
 class Evaluate(Likelihood):
+    run: Directory
     sampler: Sampler
     features: FeatureSpace
     n: Count | None
@@ -260,7 +271,7 @@ SETTINGS: dict[str, Any] = {
     "train": Train,
     "sample": Sample,
     "restore": Restore,
-    "bpd": Likelihood,
+    "bpd": Bits,
     "evaluate": Evaluate,
     "compare": Compare,
     "classify": Classify,

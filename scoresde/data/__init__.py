@@ -8,6 +8,7 @@ from scoresde.data.image_files import ImageFolder
 from scoresde.data.openmoji import OpenMoji
 from scoresde.data.parquet import ParquetImages
 from scoresde.data.patches import Patches
+from scoresde.data.resolutions import AveragePooling, Haar, Resolutions
 from scoresde.data.standardize import Standardize
 from scoresde.data.summary import DatasetSummary, describe
 from scoresde.data.tables import Table
@@ -18,15 +19,18 @@ __all__ = [
     "IDX",
     "Affine",
     "Arrays",
+    "AveragePooling",
     "Compose",
     "DatasetSummary",
     "Digits",
+    "Haar",
     "ImageFolder",
     "Levels",
     "Logit",
     "OpenMoji",
     "ParquetImages",
     "Patches",
+    "Resolutions",
     "Standardize",
     "Table",
     "Toy2D",

@@ -14,9 +14,10 @@ from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
 from scoresde.arguments import checked
-from scoresde.build import instantiate, load_embedder
+from scoresde.build import load_embedder
 from scoresde.data.items import Items
 from scoresde.evaluation.records import digest
+from scoresde.instantiation import instantiate
 from scoresde.metrics.features import SHOWN, Features, Span, to_unit
 from scoresde.pipelines import Embedder
 from scoresde.protocols import Condition, by_name

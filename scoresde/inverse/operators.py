@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from scoresde.configured import Configured
+from scoresde.configured import Configured, with_defaults
 from scoresde.random_stream import RandomStream
 from scoresde.tensors import check_instance, check_real, float64, floating, listed, send, sum_dims
 
@@ -53,6 +53,11 @@ class Operator(Configured):
         if not bool((torch.isfinite(std) & (std >= 0)).all()):
             raise ValueError(f"noise_std must be finite and at least 0; got {listed(std.flatten())}")
         self.noise_std = std
+
+    def recorded_arguments(self) -> dict[str, Any]:
+        """Return the arguments of the constructor by name, always with the noise."""
+        given = super().recorded_arguments()
+        return given | {"noise_std": self.noise_std} if "noise_std" in with_defaults(type(self), given) else given
 
     def __matmul__(self, other: "Operator") -> "Operator":
         """Return the operator x -> self(other(x)), with the noise of `self`."""

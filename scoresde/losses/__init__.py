@@ -15,6 +15,7 @@ omega(t) / q(t) (`losses.weightings`). With eps_hat = -sigma score, the noise th
 | `Hybrid`                 | row 1 plus the evidence bound, for a learned variance      | 2102.09672                  |
 | `VariationalBound`       | half of row 1: the evidence bound, also for learned paths  | 2107.00630                  |
 | `InpaintingObjective`    | another row, given a random part of x_0                    | 2111.05826, 2112.10741      |
+| `SuperResolution`        | another row, given the low resolution of x_0               | 2104.07636, 2106.15282      |
 | `CrossEntropy`           | -log p(y | x_t), for a noise-conditional classifier        | 2011.13456, appendix I      |
 | `InfoNCE`                | of pairs (x_t, condition), for a contrastive model         | 1807.03748, 2103.00020      |
 
@@ -31,6 +32,7 @@ from scoresde.losses.info_nce import InfoNCE
 from scoresde.losses.inpainting import InpaintingObjective
 from scoresde.losses.objective import Drawn, LossTerms, Objective
 from scoresde.losses.random_masks import RandomMasks
+from scoresde.losses.super_resolution import SuperResolution
 from scoresde.losses.time_densities import LogNormal, Nodes, TimeDensity, UniformLogSNR, UniformTime
 from scoresde.losses.variational import BoundTerms, VariationalBound, decoder_log_scale, squared_errors
 from scoresde.losses.weightings import (
@@ -63,6 +65,7 @@ __all__ = [
     "Objective",
     "RandomMasks",
     "SlicedScoreMatching",
+    "SuperResolution",
     "TimeDensity",
     "UniformLogSNR",
     "UniformTime",

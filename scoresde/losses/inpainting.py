@@ -14,19 +14,15 @@ is zero, which a network reads as the null condition, and the minimiser is the u
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from scoresde.arguments import NonNegative, checked
-from scoresde.losses.objective import LossTerms, Objective
+from scoresde.losses.given_image import GivenImage
+from scoresde.losses.objective import Objective
 from scoresde.losses.random_masks import RandomMasks
-from scoresde.protocols import Model, by_name
 from scoresde.random_stream import RandomStream
-from scoresde.score import BaseModel
-from scoresde.sdes import SDE
-from scoresde.tensors import at_least_float32
 
 
 def measured_image(y: Tensor, mask: Tensor) -> Tensor:
@@ -40,7 +36,7 @@ def measured_image(y: Tensor, mask: Tensor) -> Tensor:
 
 
 @checked
-class InpaintingObjective(Objective):
+class InpaintingObjective(GivenImage):
     """Train a network for inpainting: another objective, given the condition image of the module docstring.
 
     Other conditions of the data stay. The network needs `cond_channels` of C + 1 for states (B, C, *space), and 2 D for
@@ -54,40 +50,16 @@ class InpaintingObjective(Objective):
     """
 
     def __init__(self, loss: Objective, masks: RandomMasks | None = None, noise_std: NonNegative = 0.0):
-        super().__init__(loss.weighting, loss.times, loss.stratified)
-        self.loss, self.masks, self.noise_std = loss, masks or RandomMasks(), float(noise_std)
+        super().__init__(loss)
+        self.masks, self.noise_std = masks or RandomMasks(), float(noise_std)
 
-    def conditions(self, shape: Sequence[int]) -> dict[str, tuple[int, ...]]:
+    def image_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
         channels, *space = shape
-        image = (channels + 1, *space) if space else (2 * channels,)
-        return {**self.loss.conditions(shape), "image": image}
+        return (channels + 1, *space) if space else (2 * channels,)
 
-    def draw_times(self, sde: SDE, n: int, generator: torch.Generator | None = None) -> Tensor:
-        return self.loss.draw_times(sde, n, generator)
-
-    def bind(self, model: Any, cond: Any) -> BaseModel:
-        return self.loss.bind(model, cond)
-
-    def forward(
-        self,
-        model: Model,
-        x0: Tensor,
-        cond: Any = None,
-        t: Tensor | None = None,
-        noise: Tensor | None = None,
-        generator: torch.Generator | None = None,
-        stream: RandomStream | None = None,
-    ) -> LossTerms:
-        """Draw masks and measurements, and return the loss terms of the conditional model, see `Objective.forward`.
-
-        Raises:
-            ValueError: the condition has an image already, or as `Objective.forward` says.
-        """
-        if "image" in by_name(cond):
-            raise ValueError("cond must have no image, which is the measurement; got one: leave it out of the data")
-        stream, x0 = RandomStream(generator) if stream is None else stream, at_least_float32(x0)
-        image = self.condition_image(x0, stream)
-        return self.loss(model, x0, {**by_name(cond), "image": image}, t, noise, generator, stream)
+    def derive(self, x0: Tensor, stream: RandomStream) -> tuple[Tensor, Tensor]:
+        """Draw masks and measurements; return the whole states and the condition images [m y, m]."""
+        return x0, self.condition_image(x0, stream)
 
     def condition_image(self, x0: Tensor, stream: RandomStream) -> Tensor:
         """Draw the condition images [m y, m] of clean states (B, *), see `measured_image`."""

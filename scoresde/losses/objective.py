@@ -79,13 +79,29 @@ class Objective(Configured, nn.Module):
         """Return the conditions that this objective itself gives to the network, for states of a shape `*`.
 
         They are {name: shape of the condition of a sample}; none by default. A network that is trained with them has
-        also seen the null condition.
+        also seen the null condition, except for those in `required`.
         """
         return {}
+
+    @property
+    def required(self) -> tuple[str, ...]:
+        """Names among `conditions` of those that every sample has; the trained model needs them wherever it is used."""
+        return ()
 
     def bind(self, model: Any, cond: Any) -> BaseModel:
         """Return the model to train, with the condition of the batch."""
         return as_model(model, cond)
+
+    def measured(self, model: Any, data: Tensor, data_map: Any, stream: RandomStream) -> dict[str, Tensor]:
+        """Return further numbers for the log of held-out data, (B,) each by name; none by default.
+
+        Args:
+            model: the model, in eval mode.
+            data: data (B, *).
+            data_map: maps data to the states that the model is trained on, with `draw` of a `DataMap`.
+            stream: source of draws.
+        """
+        return {}
 
     def value(self, model: BaseModel, drawn: Drawn, weight: Tensor) -> Tensor:
         """Return the weighted loss of each drawn state, (B,); `weight` is omega(t) / q(t), float64 (B,)."""

@@ -18,12 +18,14 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from scoresde.configured import Configured
 from scoresde.contrastive import ContrastiveModel
 from scoresde.dequantization import DataMap
 from scoresde.editing import slerp
 from scoresde.guidance import ClassifierFree
 from scoresde.protocols import CaptionEncoder, Model
 from scoresde.random_stream import RandomStream
+from scoresde.result_table import Result, cost, counted, range_of, states
 from scoresde.samplers import AngularAdams, PredictorCorrector, Sampler
 from scoresde.tensors import check_instance, floating
 
@@ -102,16 +104,22 @@ class Embedder:
         return unit * unit.shape[1] ** 0.5
 
 
-@dataclass
-class EmbeddingSamples:
+@dataclass(repr=False)
+class EmbeddingSamples(Result):
     """Samples x (B, *) in data units, the embeddings (B, E) they were decoded from, and the evaluations of networks."""
 
     x: Tensor
     embeddings: Tensor
     nfe: int
 
+    def heading(self) -> str:
+        return f"EmbeddingSamples: {counted(len(self.x), 'sample')}"
 
-class UnCLIP:
+    def rows(self) -> dict[str, str]:
+        return {"states": states(self.x), "range": range_of(self.x), "evaluations": cost(self.nfe, 0)}
+
+
+class UnCLIP(Configured):
     """A prior of embeddings and a decoder: samples given a condition, variations and interpolations.
 
     Args:
@@ -158,12 +166,20 @@ class UnCLIP:
         Raises:
             ValueError: the numbers of conditions and seeds differ, see also `Sampler`.
         """
+        first, second = _stages(seeds)
+        embeddings, nfe = self.sample_prior(cond, first, prior_scale)
+        samples = self.decode(self.embedder.project(embeddings), second, scale)
+        return EmbeddingSamples(samples.x, samples.embeddings, samples.nfe + nfe)
+
+    def sample_prior(self, cond: Any, seeds: Sequence[int], scale: float = 0.0) -> tuple[Tensor, int]:
+        """Draw from the prior given a condition: vectors (B, E), and the evaluations of the network.
+
+        A call of the pipeline projects them to embeddings, because guidance makes them longer than those of data.
+        """
         vectors = self.embedder.conditions(cond)
         _check_count(vectors, seeds, "conditions")
-        first, second = _stages(seeds)
-        drawn, nfe = _draw(self.prior, self.prior_sampler, vectors, first, prior_scale)
-        samples = self.decode(self.embedder.project(drawn.float()), second, scale)
-        return EmbeddingSamples(samples.x, samples.embeddings, samples.nfe + nfe)
+        drawn, nfe = _draw(self.prior, self.prior_sampler, vectors, seeds, scale)
+        return drawn.float(), nfe
 
     def decode(self, embeddings: Tensor, seeds: Sequence[int], scale: float = 0.0) -> EmbeddingSamples:
         """Draw a sample given each embedding (B, E), or given one (1, E) for every seed."""

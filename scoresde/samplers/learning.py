@@ -8,7 +8,7 @@ new starts, as is the minimum over a few tables.
 
 The formula decides more than any setting, because learning moves its times little: the rms distance of a learned solver
 is mostly that of a few starts between two modes of the data, and their number depends on the times at which the modes
-separate. Few starts cannot rank formulas by it, so the best method of each grid is compared on the whole pool.
+separate. Few starts cannot rank formulas by it, so all formulas are compared on the whole pool.
 """
 
 import math
@@ -43,7 +43,6 @@ FORMULAS: dict[str, Callable[[], Linear]] = {
     "AngularAdams(3, 2)": lambda: AngularAdams(3, 2),
 }
 FORMULA_GRIDS = ("quadratic", "angle", "uniform_angle", "bounded_karras", "bounded_log_snr")
-TRIED = 64  # held-out starts that choose the best method of each grid
 
 
 @dataclass(frozen=True)
@@ -97,19 +96,16 @@ class Learner:
         parts = [flow(starts.given(self.model, rows), x_T=starts.x[rows]).x for rows in shown]
         return replace(starts, target=torch.cat(parts))
 
-    def distance(
-        self, table: SolverTable, scale: float, starts: Starts | None = None, count: int | None = None
-    ) -> Distance:
+    def distance(self, table: SolverTable, scale: float, starts: Starts | None = None) -> Distance:
         """Return the distance of a table's samples to the flow's.
 
         Args:
             table: the solver.
             scale: c of `samplers.solver_fit`.
             starts: default: those held out.
-            count: take the first `count` starts only.
         """
         starts, sampler, parts = starts or self.held_out, LearnedSolver(table), []
-        for rows in starts.batches(4 * self.settings.batch_size, count):
+        for rows in starts.batches(4 * self.settings.batch_size):
             try:
                 x = sampler(starts.given(self.model, rows), x_T=starts.x[rows]).x
             except torch.OutOfMemoryError:
@@ -123,19 +119,17 @@ class Learner:
     def formula(self, nfe: int) -> tuple[str, SolverTable]:
         """Return the name and the table of the formula with `nfe` evaluations that is nearest to the flow."""
         check_nfe(nfe, self.settings)
-        best = {}
-        for grid in FORMULA_GRIDS:
-            tables, tried = {}, {}
-            for method, make in FORMULAS.items():
+        tables = {}
+        for name, method in FORMULAS.items():
+            for grid in FORMULA_GRIDS:
                 with suppress(ValueError):  # a method or a grid that does not suit this path
-                    tables[name := f"{method}, {grid}"] = self.table(make(), GRIDS[grid], nfe)
-                    tried[name] = self.distance(tables[name], math.inf, count=TRIED).rms
-            if tried and math.isfinite(min(tried.values())):
-                name = min(tried, key=lambda name: tried[name])
-                best[name] = tables[name]
-        if not best:
+                    tables[f"{name}, {grid}"] = self.table(method(), GRIDS[grid], nfe)
+        titled = progress_bar(list(tables), title="formulas", unit="formula", shown=self.progress)
+        tried = {name: self.distance(tables[name], math.inf, self.pool).rms for name in titled}
+        if not tried or math.isinf(min(tried.values())):
             raise RuntimeError(f"no formula gives finite samples with nfe={nfe}: check the model, or give start=")
-        return min(best.items(), key=lambda item: self.distance(item[1], math.inf, self.pool).rms)
+        best = min(tried, key=lambda name: tried[name])
+        return best, tables[best]
 
     def table(self, method: Linear, grid: Grid, nfe: int) -> SolverTable:
         """Return the table of a method on a grid with `nfe` evaluations.

@@ -68,7 +68,7 @@ class HeldOut:
         device = next(model.parameters()).device
         x, cond = split_condition(default_collate(self.items), device)
         with torch.no_grad():
-            numbers = _mean("validation_loss", self._losses(model, x, cond))
+            numbers = _mean("validation_loss", self._losses(model, x, cond)) | self._measured(model, x)
             if self.draws and self.likelihood_map.start(model.sde) is None:
                 numbers |= self._bound(model, x, cond)
         return numbers
@@ -91,6 +91,17 @@ class HeldOut:
             values.append(terms.value.cpu().double())
         return torch.cat(values)
 
+    def _measured(self, model: ScoreModel, x: Tensor) -> dict[str, float]:
+        """Return the means of the numbers that the objective measures, see `Objective.measured`."""
+        parts = []
+        for positions, part, _ in self._batches(x, None):
+            stream = StepNoise(positions, step_seed(self.seed, 0, "validation"), 0)
+            parts.append(self.loss.measured(model, part, self.training_map, stream))
+        numbers: dict[str, float] = {}
+        for name in parts[0]:
+            numbers |= _mean(f"validation_{name}", torch.cat([part[name].cpu().double() for part in parts]))
+        return numbers
+
     def _bound(self, model: ScoreModel, x: Tensor, cond: Condition) -> dict[str, float]:
         if self.likelihood_map.dequantization is not None:
             data_map = self.likelihood_map
@@ -99,9 +110,10 @@ class HeldOut:
             return _mean("validation_bits_per_dim_bound", bound.per_image)
         nats = []
         for positions, part, part_cond in self._batches(x, cond):
-            y, log_det = self.likelihood_map.transform(part), self.likelihood_map.transform.log_det(part)
+            stream = StepNoise(positions, step_seed(self.seed, 0, "validation bound"), 0)
+            y, change = self.likelihood_map.draw(part, stream, model.sde)
             bound_of_y = bounds.continuous_nats(model, y, part_cond, self.draws, seeds=positions).value
-            nats.append(bound_of_y.cpu() - log_det.cpu())
+            nats.append(bound_of_y.cpu() - change.cpu())
         return _mean("validation_nats_per_dim_bound", torch.cat(nats) / dimensions(x))
 
 

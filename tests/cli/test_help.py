@@ -44,7 +44,7 @@ SETTINGS = {
         "run: ???",
         "split: test",
     ],
-    "evaluate": ["features: contrastive, digits, inception, openmoji_", "run: ???", "floors:", "features=inception n=50000"],
+    "evaluate": ["features: contrastive, digits, inception", "run: ???", "floors:", "features=inception n=50000"],
     "compare": ["samplers: - ddim", "run: ???", "sde: ", "- ancestral", "scoresde compare run=oracle sde=subvp"],
     "restore": [
         "operator: blur, colour, downsampling, grey, inpainting",

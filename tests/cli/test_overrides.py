@@ -23,7 +23,7 @@ WRONG = {
     "experiment": (["train", "experiment=digit"], "no option 'digit' in group experiment; did you mean digits? Avai"),
     "features": (
         ["evaluate", "features=inceptoin"],
-        "did you mean inception? Available: digits, inception, openmoji_",
+        "did you mean inception? Available: contrastive, digits, inception, openmoji_",
     ),
     "option of a sweep": (["train", "sde=vp,subpv", "-m"], "no option 'subpv' in group sde; did you mean subvp?"),
     "far option": (["sample", "sampler=zzz"], "scoresde sample: no option 'zzz' in group sampler; available: adaptive"),

@@ -67,14 +67,16 @@ def test_a_learned_solver_is_nearer_to_the_flow_than_the_best_formula_on_other_s
     assert distance(solver) < 0.8 * distance(samplers.PredictorCorrector(formula, steps=4, grid=grid))
 
 
-def test_the_grid_of_the_formula_is_chosen_on_the_pool(monkeypatch):
-    monkeypatch.setattr(samplers.learning, "FORMULAS", {"DDIM": samplers.DDIM})
+def test_the_formula_is_chosen_on_the_pool(monkeypatch):
+    formulas = {"DDIM": samplers.DDIM, "DPMSolverPP(2)": lambda: samplers.DPMSolverPP(2)}
+    monkeypatch.setattr(samplers.learning, "FORMULAS", formulas)
     model = ss.GaussianMixture(f64(-1.0, 1.0)[:, None], f64(0.1, 0.1)[:, None]).score_model(VP)
     learner, distances = Learner(model, (1,), settings=dataclasses.replace(FEW, pool=64)), {}
     learner.held_out.target.add_(3.0)  # these starts cannot tell
-    for grid in samplers.learning.FORMULA_GRIDS:
-        table = learner.table(samplers.DDIM(), samplers.grids.GRIDS[grid], 4)
-        distances[f"DDIM, {grid}"] = learner.distance(table, math.inf, learner.pool).rms
+    for name, method in formulas.items():
+        for grid in samplers.learning.FORMULA_GRIDS:
+            table = learner.table(method(), samplers.grids.GRIDS[grid], 4)
+            distances[f"{name}, {grid}"] = learner.distance(table, math.inf, learner.pool).rms
     assert learner.formula(4)[0] == min(distances, key=lambda name: distances[name])
 
 

@@ -14,7 +14,7 @@ LAWS = [name for name, method in METHODS.items() if method.steps]
 # Every method on one path, and one of each class on the others: most methods only see points of a path.
 CASES = [(name, sde) for sde in SDES for name in (LAWS if sde is SDES[0] else representatives(LAWS))]
 N = 800
-RELABELINGS = 999
+RELABELINGS = 499
 
 
 def id_of(value):
