@@ -6,8 +6,8 @@ An expert drives round a round obstacle and tosses a coin for the side. Two poli
                 coin toss its mean is the average of left and right, which is straight ahead.
     diffusion   the next T_p actions, a state (2, T_p), are a sample of a conditional score model.
 
-Both plan T_p = 8 actions, carry out T_a = 4 of them, and plan again (receding horizon). The observations are
-position, velocity and the place of the obstacle. The law of the expert is known: both sides have probability 1/2.
+Both plan T_p = 8 actions, carry out T_a = 4 of them, and plan again (receding horizon). They observe position, velocity
+and the place of the obstacle. The law of the expert is known: both sides have probability 1/2.
 
     python examples/policy.py              # train, drive, print the table, save examples/figures/policy.png
     python examples/policy.py --small      # ten seconds, smaller networks and fewer episodes
@@ -154,10 +154,10 @@ def interval(count: int, total: int) -> str:
     return f"{100 * share.value:.0f}% [{100 * share.low:.0f}, {100 * share.high:.0f}]"
 
 
-def main(small: bool, figure: Path) -> dict[str, float]:
+def main(small: bool) -> dict[str, float]:
     """Train both policies, drive, print success and sides with 95% intervals, and return the figures by name."""
-    demonstrations, steps, tests, width = (100, 500, 100, 64) if small else (400, 3000, 400, 128)
-    expert = drive(by_experts(demonstrations), range(demonstrations), executed=1)
+    shown, steps, tests, width = (100, 500, 100, 64) if small else (400, 3000, 400, 128)
+    expert = drive(by_experts(shown), range(shown), executed=1)
     actions, observations = chunks([episode for episode in expert if episode["success"]])
     torch.manual_seed(0)
     settings = {"shape": (2, AHEAD), "width": width, "depth": 3, "cond_features": 5, "time_scale": 10.0}
@@ -174,7 +174,8 @@ def main(small: bool, figure: Path) -> dict[str, float]:
         print(f"{name:18s} success {interval(len(good), len(episodes))}{sides}")
         figures[name], figures[f"{name}, above"] = len(good) / len(episodes), above / max(len(good), 1)
     print(f"{time.process_time():.0f} s of CPU time")
-    draw_figure(driven, figure)
+    if not small:
+        draw_figure(driven, Path(__file__).parent / "figures" / "policy.png")
     return figures
 
 
@@ -191,10 +192,9 @@ def draw_figure(driven: dict[str, list[dict]], path: Path) -> None:
         ax.set_title(f"{name}: {interval(sum(episode['success'] for episode in episodes), len(episodes))}")
         ax.set(xlim=(-1.35, 1.35), ylim=(-0.95, 0.95), xticks=[-1, 0, 1], yticks=[-0.5, 0, 0.5], aspect="equal")
     fig.savefig(path, dpi=150)
-    plt.close(fig)
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--small", action="store_true", help="ten seconds in place of minutes; policy.png is left here")
-    main(small := parser.parse_args().small, Path("." if small else Path(__file__).parent / "figures") / "policy.png")
+    parser.add_argument("--small", action="store_true", help="ten seconds in place of minutes, and no figure")
+    main(parser.parse_args().small)
