@@ -12,6 +12,13 @@ EXPECTED = {
         and f["LoRA, rank 1: trained"] < 0.05 * f["all weights: trained"]
         and f["LoRA, rank 1: bits/dim"] < f["from random weights: bits/dim"]
     ),
+    "planning": lambda f: f["shortest route"] == 1.0 and f["plans, guided"] > f["straight line"] + 0.1,
+    "policy": lambda f: (
+        f["diffusion"] > 0.5
+        and f["Gaussian, its mean"] < 0.2
+        and 0.2 < f["diffusion, above"] < 0.8
+        and f["expert"] > 0.9
+    ),
 }
 """For each example, a claim on the figures of its small run."""
 
