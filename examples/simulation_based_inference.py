@@ -112,7 +112,7 @@ def train(simulator, pairs, steps, rng):
     loss = ss.losses.DenoisingScoreMatching("likelihood", ss.losses.LogNormal(simulator.log_width, 1.8))
     network = ss.networks.MLP(shape=2, width=128, depth=3, cond_features=x.shape[1])
     data = torch.tensor(theta).float(), torch.tensor((x - mean) / std).float()
-    run = ss.fit(network, data, steps=steps, batch_size=256, loss=loss, ema=0.998)
+    run = ss.fit(network, data, steps=steps, batch_size=256, loss=loss, learning_rate=2e-3, ema=0.995)
 
     def given(x):
         return run.model.given(torch.tensor((x - mean) / std).float())
@@ -140,8 +140,8 @@ def check(simulator, size, pairs, steps, tests, draws):
     below = drawn.reshape(tests, draws, 3) < np.column_stack([theta, estimate])[:, None]
     ranks = (below.sum(axis=1) + rng.uniform(size=(tests, 3))) / (draws + 1)
     observed = simulator.observe(simulator.noiseless(simulator.example), np.random.default_rng(1))
-    both = np.concatenate([grid.draw(observed[0], 10 * draws, rng), draw(np.repeat(observed, 10 * draws, axis=0))[0]])
-    both, label = (both - both.mean(0)) / both.std(0), np.repeat([0, 1], 10 * draws)
+    both = np.concatenate([grid.draw(observed[0], 20 * draws, rng), draw(np.repeat(observed, 20 * draws, axis=0))[0]])
+    both, label = (both - both.mean(0)) / both.std(0), np.repeat([0, 1], 20 * draws)
     probed, stderr = log_prob(theta[:64], x[:64], ss.Hutchinson(probes=8))
     return {
         "KL (nats)": (exact - estimate).mean(),
@@ -180,15 +180,15 @@ def draw_row(axes, simulator, grid, observed, log_prob, exact, estimate, ranks, 
 
 
 def main(small: bool = False, figure: Path | None = None) -> dict[str, float]:
-    settings, figures = (100, 2000, 100, 16, 5) if small else (400, 100_000, 6000, 300, 39), {}
+    settings, figures = (100, 2000, 200, 16, 5) if small else (400, 100_000, 2500, 200, 19), {}
     with plt.style.context(HERE.parent / "notebooks" / "paper.mplstyle"):
-        drawn, axes = plt.subplots(2, 4, figsize=(9.6, 4.6))
+        drawn, axes = plt.subplots(2, 4, figsize=(9.6, 4.4))
         for row, simulator in zip(axes, (TwoMoons(), Epidemic()), strict=True):
             result, shown = check(simulator, *settings)
-            draw_row(row, simulator, *shown, pixels=10 if small else 120)
+            draw_row(row, simulator, *shown, pixels=10 if small else 100)
             figures |= {f"{simulator.name}: {key}": float(value) for key, value in result.items()}
         if figure or not small:
-            drawn.savefig(figure or HERE / "figures" / "simulation_based_inference.png", dpi=110)
+            drawn.savefig(figure or HERE / "figures" / "simulation_based_inference.png", dpi=100)
     plt.close(drawn)
     print(*(f"{name:<60}{value:9.3f}" for name, value in figures.items()), sep="\n")
     return figures
