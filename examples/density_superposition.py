@@ -20,7 +20,7 @@ them (2412.17762, algorithm 1), with m_i the mean of p for model i:
 AND takes the noise along m_1 - m_2 out of the path, so that its quadratic variation is no longer g^2 dt, as Ito's
 formula assumes: the tracked densities are equal, but the true ones keep a difference, for any number of steps.
 
-    python examples/density_superposition.py            # about 3 minutes
+    python examples/density_superposition.py            # about a minute
     python examples/density_superposition.py --small    # ten seconds
 """
 

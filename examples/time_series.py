@@ -15,7 +15,7 @@ diffusion models the residuals of the same regression, given the past. The serie
 domain); the models see square roots of quarterly means. They are trained on 1749-1929 and tested on 1930-2008. Errors
 are standard errors over seven blocks of 11 years, since neighbouring windows overlap.
 
-    python examples/time_series.py            # about 3 minutes
+    python examples/time_series.py            # about a minute
     python examples/time_series.py --small    # ten seconds
 """
 
