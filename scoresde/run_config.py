@@ -59,7 +59,7 @@ def read_config(path: Path) -> DictConfig:
         raise ValueError(f"{file} is not the configuration of a run: it is not a mapping")
     tree = OmegaConf.to_container(config, resolve=False)
     _check_size(file, _interpolated_size("", tree, dict(nodes(tree)), {}))
-    return OmegaConf.create(_with_own_files(_with_new_names(tree), path))
+    return OmegaConf.create(_with_own_data(_with_own_files(_with_new_names(tree), path), path))
 
 
 def _check_size(file: Path, size: float) -> None:
@@ -134,6 +134,16 @@ def _with_own_files(node: Any, path: Path) -> Any:
         own = {"file": str(path / TOKENIZER)} if str(node.get("_target_")) == TOKENS and node.get("file") else {}
         return {key: _with_own_files(value, path) for key, value in node.items()} | own
     return [_with_own_files(value, path) for value in node] if isinstance(node, list) else node
+
+
+def _with_own_data(tree: dict[str, Any], path: Path) -> dict[str, Any]:
+    """Return a configuration whose held-out data of `scoresde.fitting` are those in the run's directory, see above."""
+    data: Any = tree.get("data")
+    for name in ("validation", "test") if isinstance(data, dict) else ():
+        node, file = data.get(name), f"{name}.npz"
+        if isinstance(node, dict) and node.get("path") and str(node["path"]) == str(Path(str(tree.get("run"))) / file):
+            node["path"] = str(path / file)
+    return tree
 
 
 def no_run(path: Path, hint: str = "") -> FileNotFoundError:

@@ -225,6 +225,11 @@ class Compose(Configured):
         return next((shape for t in self.transforms if (shape := getattr(t, "data_shape", None))), None)
 
     @property
+    def state_shape(self) -> tuple[int, ...] | None:
+        """Shape `*` of the states, if the last transform that changes the shape declares it; else None."""
+        return next((shape for t in reversed(self.transforms) if (shape := getattr(t, "state_shape", None))), None)
+
+    @property
     def levels(self) -> int | None:
         """Number of grey levels of the data, derived from the first transform that has `levels`; None if it is unknown.
 

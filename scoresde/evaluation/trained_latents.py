@@ -6,7 +6,7 @@ with the same autoencoder.
 The mean and standard deviation of q(z | x) of a dataset are stored in `<autoencoder's run>/latents/<hash>.safetensors`.
 The hash is that of the autoencoder and of all items of the dataset, so that any change of either encodes the data
 again. For data with random augmentation, which differ at every access, set `cache=False`: every batch is then encoded
-when it is needed.
+when it is needed. This also happens if q(z | x) depends on the dequantisation, as with the density `Normal`.
 """
 
 import hashlib
@@ -24,6 +24,7 @@ from scoresde.dequantization import DataMap
 from scoresde.pipelines.latent import BATCH, CachedLatents, Latents, MomentStates
 from scoresde.progress import progress_bar
 from scoresde.run_config import CONFIG
+from scoresde.tensors import floating
 from scoresde.training import checkpoint, distributed
 
 FOLDER = "latents"
@@ -111,8 +112,16 @@ def _items(dataset: Any, rows: Tensor) -> Tensor:
 
 
 def cached(dataset: Dataset, data_map: DataMap, progress: bool = False) -> tuple[Dataset, DataMap]:
-    """Return a dataset and its data map for training; those of cached latents if the transform caches its states."""
+    """Return a dataset and its data map for training; those of cached latents if the transform caches its states.
+
+    Moments that depend on the dequantisation are not cached, because every draw has its own.
+    """
     transform: Any = data_map.transform
     if not getattr(transform, "cache", False):
         return dataset, data_map
+    if data_map.dequantization is not None:
+        first = floating(_items(dataset, torch.arange(min(len(dataset), BATCH))))  # type: ignore[arg-type]
+        within = [transform.autoencoder.density.canonical(transform.pixels(first + u)) for u in (0.0, 0.5)]
+        if not torch.equal(*within):
+            return dataset, data_map
     return transform.cached(dataset, progress), DataMap(MomentStates(transform))

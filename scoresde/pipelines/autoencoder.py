@@ -97,9 +97,10 @@ class GreyLevels:
     def log_prob(self, x: Tensor, mean: Tensor, log_scale: Tensor) -> Tensor:
         cell, precision = self._cell(x), torch.exp(-log_scale)
         lower = (self.low + self.width * cell - mean) * precision
-        upper = lower + self.width * precision
+        width = self.width * precision
+        upper = lower + width
         # F(u) - F(l) = F(u) F(-l) (1 - e^(l - u)), without cancellation
-        inside = F.logsigmoid(upper) + F.logsigmoid(-lower) + torch.log(-torch.expm1(lower - upper))
+        inside = F.logsigmoid(upper) + F.logsigmoid(-lower) + torch.log(-torch.expm1(-width))
         first, last = cell == 0, cell == self.levels - 1
         ends = torch.where(first, F.logsigmoid(upper), F.logsigmoid(-lower))
         return torch.where(first | last, ends, inside) - math.log(self.width)

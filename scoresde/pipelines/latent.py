@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
+from scoresde.configured import Configured
 from scoresde.data.summary import Moments, state_of
 from scoresde.data.transforms import draw
 from scoresde.inverse import Composed, Nonlinear, Operator
@@ -35,7 +36,7 @@ FITTED_ON = 4096  # most samples from which `fit` computes shift and scale
 BATCH = 64
 
 
-class Latents:
+class Latents(Configured):
     """The transform of the module docstring; it maps data units to model space.
 
     Args:
@@ -49,7 +50,8 @@ class Latents:
 
     Raises:
         TypeError: the autoencoder has no `encode` or `likelihood`.
-        ValueError: only one of shift and scale is given, or the scale is not positive and finite.
+        ValueError: only one of shift and scale is given, they are neither numbers nor of one number for each channel of
+            the latents, or the scale is not positive and finite.
     """
 
     bound = "an autoencoder"
@@ -67,6 +69,12 @@ class Latents:
             raise ValueError(f"give both shift and scale, or neither; got {shift=}, {scale=}")
         self.autoencoder, self.pixels = autoencoder.eval().requires_grad_(False), pixels
         self.shift, self.scale = shift, scale
+        channels = autoencoder.latent_shape[0]
+        if self.fitted and any(part.shape not in ((), (1,), (channels,)) for part in self._numbers):
+            raise ValueError(
+                f"shift and scale must be numbers, or lists of {channels}, one for each channel of the latents; got "
+                f"{shift=}, {scale=}: use Latents(..., **latents.fit(training_data))"
+            )
         if self.fitted and not all(bool(part.isfinite().all()) for part in self._numbers):
             raise ValueError(f"shift and scale must be finite, and scale positive; got {shift=}, {scale=}")
 
@@ -198,7 +206,7 @@ class Latents:
     @cached_property
     def _numbers(self) -> tuple[Tensor, Tensor]:
         """Shift and scale, float64; NaN where the scale is not positive."""
-        shift, scale = float64(self.shift or 0.0), float64(self.scale or 0.0)
+        shift, scale = (float64(0.0 if part is None else part).cpu() for part in (self.shift, self.scale))
         return shift, torch.where(scale > 0, scale, torch.nan)
 
     def _numbers_for(self, z: Tensor) -> tuple[Tensor, Tensor]:

@@ -15,6 +15,7 @@ from scoresde.cli import main
 from scoresde.dequantization import DataMap
 from scoresde.evaluation.generation import draw_samples
 from scoresde.evaluation.trained_latents import cached
+from scoresde.pipelines import Normal
 from scoresde.random_stream import RandomStream
 from scoresde.report.film import run_film
 from scoresde.report.likelihood_section import bound_terms
@@ -115,6 +116,9 @@ def test_the_latents_are_encoded_once(folder):
     assert len(list(Path("ae/latents").iterdir())) == 2
     with pytest.raises(ValueError, match="items must be equal at every access"):
         latents.cached(Augmented(data))
+    latents.autoencoder.density = Normal()  # q(z | x + u) depends on u
+    data_map = DataMap(latents, ss.Uniform())
+    assert cached(dataset, data_map) == (dataset, data_map)
     latents.cache = False
     data_map = DataMap(latents)
     assert cached(dataset, data_map) == (dataset, data_map)

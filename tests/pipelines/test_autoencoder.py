@@ -89,3 +89,11 @@ def test_what_is_not_an_autoencoder_is_refused():
         Autoencoder(LinearNetwork((2,), (1,), 1.0, 1.0), "logistic")
     with pytest.raises(ValueError, match="low must be below high"):
         GreyLevels(8, 1.0, -1.0)
+
+
+def test_many_levels_have_the_same_density_in_float32_and_float64():
+    """The width of a cell is not taken from rounded edges."""
+    density, mean, log_scale = GreyLevels(60000, -1.0, 1.0), f64(0.05), f64(0.7)
+    x = density.canonical(torch.linspace(-0.9, 0.9, 200, dtype=torch.float64))
+    single = density.log_prob(x.float(), mean.float(), log_scale.float())
+    close(single.double(), density.log_prob(x, mean, log_scale), rtol=0, atol=1e-5)

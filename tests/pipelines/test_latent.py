@@ -106,6 +106,7 @@ def test_a_composition_and_its_parts_agree():
     close(nats[0], nats[1])
     close(whole.inverse(states[0]), composed.inverse(states[1]))
     close(whole.encode(x, RandomStream(seeds=range(3))), states[0])
+    assert composed.state_shape == whole.state_shape
     assert DataMap(composed).bounds == DataMap(whole).bounds == "by an autoencoder"
 
 
@@ -124,6 +125,16 @@ def test_the_scale_comes_from_the_data():
     close(fitted.inverse(fitted(x)), z @ network.matrix.mT, atol=1e-9)
     with pytest.raises(ValueError, match="every channel of the latents must vary"):
         Latents(Autoencoder(LinearNetwork((3,), (2,), 1e-300, 0.3), Normal()), Affine()).fit(torch.zeros(8, 3))
+
+
+def test_shift_and_scale_may_be_tensors_and_have_one_number_for_each_channel():
+    latents, _ = latents_of((3,), (2,), shift=f64(0.1, 0.2), scale=f64(1.0, 2.0))
+    same, _ = latents_of((3,), (2,), shift=[0.1, 0.2], scale=[1.0, 2.0])
+    assert torch.equal(latents(normal(2, 3)), same(normal(2, 3)))
+    with pytest.raises(ValueError, match="lists of 2, one for each channel"):
+        latents_of((3,), (2,), shift=[0.0] * 3, scale=[1.0] * 3)
+    with pytest.raises(ValueError, match="scale positive"):
+        latents_of((3,), (2,), shift=0.0, scale=0.0)
 
 
 def test_grey_levels_keep_their_latents_under_dequantisation():
