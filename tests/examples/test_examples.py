@@ -19,6 +19,16 @@ EXPECTED = {
         and 0.2 < f["diffusion, above"] < 0.8
         and f["expert"] > 0.9
     ),
+    "density_superposition": lambda f: (
+        f["exact score, kernels, given data: r.m.s. error"] < f["exact score, Ito, given data: r.m.s. error"] / 2
+        and abs(f["OR, weights 0.8 and 0.2, share of p_1"] - 0.8) < 0.15  # four standard errors of 100 samples
+        and f["AND, the same as tracked"] < 1e-6 < 0.1 < f["AND, median |log p_1 - log p_2|"]
+    ),
+    "time_series": lambda f: (
+        f["diffusion: CRPS"] < 1.2 * f["linear: CRPS"]
+        and f["diffusion: AUC, other time"] > 0.7
+        and 0.3 < f["diffusion: coverage 50%"] < 0.7
+    ),
 }
 """For each example, a claim on the figures of its small run."""
 
