@@ -133,7 +133,10 @@ def fit(
         config = run_config_of(path, model, trainer, parts, splits, mapped, names)
         stored = start_run(path, config, trainer)
         evaluate = _held_out(model, loss, splits["validation"], data_map, trainer.seed)
-        drawn = preview or partial(_save_preview, sampler, data_map, splits["train"], config["data"], path)
+        shown = (
+            None if loss.required else partial(_save_preview, sampler, data_map, splits["train"], config["data"], path)
+        )
+        drawn = preview or shown  # a stage of a cascade is given an image that the data lack
         trainer.fit(model, loss, splits["train"], path, data_map, drawn, evaluate, progress, stored)
     own = data_map.transform if "transform" in config[run_config.OWN] else None
     trained = load(path, device=str(trainer.where), model=model, transform=own)
@@ -244,7 +247,7 @@ def _set_conditions(model: Any, dataset: Any, loss: Objective, trainer: Trainer)
     if getattr(model, "conditional", None) == () and hasattr(model, "predict"):
         dropped, labels = dropped_names(trainer.condition_dropout, names), in_memory.labels_of(dataset)
         kept = (name for name in names if name not in dropped and not (name in labels and has_null(labels[name])))
-        model.conditional = tuple(kept)
+        model.conditional = (*kept, *loss.required)
 
 
 def _directory(run: str | Path | None) -> Path:
@@ -326,10 +329,10 @@ def warn_of_levels(dataset: Dataset, data_map: DataMap) -> None:
 
 
 def _held_out(model: Any, loss: Objective, dataset: Any, data_map: DataMap, seed: int) -> HeldOut | None:
-    """Return the evaluation on held-out data; models without a density have no bound."""
+    """Return the evaluation on held-out data; there is no bound without a density, or given what the data lack."""
     if dataset is None:
         return None
-    has_density = hasattr(model, "predict") and model.density is not None
+    has_density = hasattr(model, "predict") and model.density is not None and not loss.required
     return HeldOut(loss, dataset, data_map, data_map, draws=8 if has_density else 0, seed=seed)
 
 

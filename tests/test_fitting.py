@@ -140,6 +140,31 @@ def test_a_flow_map_and_a_classifier_are_trained_and_loaded(tmp_path):
         ss.fit(classifier, data, **FEW)
 
 
+class Upper(nn.Module):
+    """A linear network of the fine part (3, 1, 1) of an image (1, 2, 2), given its mean and the noise level of this."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(5, 3)
+
+    def forward(self, x, c_noise, cond):
+        return self.layer(torch.cat([x, cond["image"]], dim=1).flatten(1)).reshape(x.shape)
+
+
+def test_a_stage_of_a_cascade_is_trained_and_loaded(tmp_path):
+    """Its image is not in the data: it has neither previews nor a bound, and the model always needs the image."""
+    x = torch.rand(24, 1, 2, 2, generator=seeded())
+    loss = ss.losses.SuperResolution(ss.losses.DenoisingScoreMatching("likelihood"), ss.data.Haar())
+    options = {"steps": 2, "progress": False, "validation": 0.25}
+    upper = ss.fit(Upper(), x, tmp_path / "u", loss=loss, evaluate_every=2, preview_every=2, **options)
+    (entry,) = (entry for entry in read_lines(tmp_path / "u" / "log.jsonl") if "validation_loss" in entry)
+    assert not any("bound" in name for name in entry)
+    assert ss.load(tmp_path / "u", model=Upper()).model.conditional == upper.model.conditional == ("image",)
+    assert upper.stage.augmentation == 0.5
+    with pytest.raises(ValueError, match="trained with the condition image for every sample"):
+        upper.model.score(torch.zeros(1, 3, 1, 1), 0.5)
+
+
 def test_classes_of_users_are_loaded_with_the_model(tmp_path):
     run = ss.fit(Own(), points(), tmp_path / "network", **FEW)
     with pytest.raises(

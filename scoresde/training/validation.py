@@ -3,6 +3,7 @@
 Both use the same noise at every evaluation, so that changes from one line of the log to the next come from the model.
 """
 
+import itertools
 import math
 import warnings
 from collections.abc import Iterator
@@ -74,9 +75,13 @@ class HeldOut:
         return numbers
 
     def _batches(self, x: Tensor, cond: Condition) -> Iterator[tuple[range, Tensor, Condition]]:
-        """Yield the positions, states and conditions of each batch."""
-        for first in range(0, len(x), self.batch_size):
-            rows = slice(first, first + self.batch_size)
+        """Yield the positions, states and conditions of each batch.
+
+        Sizes differ by at most 1: `losses.InfoNCE` depends on the size, and a rest of one sample would have no value.
+        """
+        count = math.ceil(len(x) / self.batch_size)
+        ends = [i * len(x) // count for i in range(count + 1)]
+        for rows in itertools.starmap(slice, itertools.pairwise(ends)):
             yield range(len(x))[rows], x[rows], select(cond, rows, len(x))
 
     def _losses(self, model: ScoreModel, x: Tensor, cond: Condition) -> Tensor:
