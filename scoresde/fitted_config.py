@@ -16,6 +16,7 @@ from scoresde.contrastive import ContrastiveModel
 from scoresde.data import in_memory
 from scoresde.data.summary import state_of
 from scoresde.flowmaps import DenoisingGenerator, FlowMap
+from scoresde.pipelines import Autoencoder
 from scoresde.run_config import OWN
 from scoresde.score import ScoreModel
 from scoresde.training import distributed
@@ -53,6 +54,10 @@ class Description:
 
     def add_model(self, model: Any) -> None:
         """Add the nodes from which `build.build_model` builds the model."""
+        if type(model) is Autoencoder and (density := self.node("model", model.density)) is not None:
+            self.add("network", model.network)
+            self.nodes |= {"sde": None, "prediction": None, "autoencoder": {"density": density}}
+            return
         if type(model) not in KINDS:
             self.own["model"] = full_name(model)
             for name in ("network", "sde", "prediction"):

@@ -97,7 +97,7 @@ def test_values_are_short_in_one_line():
 
 PACKAGES = (ss, ss.samplers, ss.losses, ss.data, ss.guidance, ss.inverse, ss.flowmaps, ss.predictions, ss.solvers)
 VIEWS = ("Views", "ShiftedViews", "BlendedViews", "TiltedViews")
-NETWORKS = ("PairDiscriminator", "FeatureDiscriminator")  # they print their layers
+NETWORKS = ("PairDiscriminator", "FeatureDiscriminator", "PatchDiscriminator")  # they print their layers
 
 
 @pytest.mark.parametrize("package", PACKAGES, ids=lambda package: package.__name__)

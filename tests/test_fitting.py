@@ -13,6 +13,7 @@ from torch import nn
 
 import scoresde as ss
 from scoresde import pipelines, run_config
+from scoresde.evaluation.trained_latents import TrainedLatents
 from scoresde.training import Interrupted
 from scoresde.training.json_lines import read_lines
 from tests.conftest import close, seeded
@@ -276,8 +277,29 @@ def test_latents_are_a_transform(tmp_path):
     assert run.transform.fitted
     assert run.model.prediction.sigma_data == 1.0
     assert [path.name for path in (tmp_path / "figures").iterdir()] == ["step000004.png"]
+    with pytest.raises(ValueError, match=r"the transform of .*Latents, .*load\(path, transform=transform\)"):
+        ss.load(tmp_path)  # no configuration has the weights of an autoencoder
     with pytest.raises(ValueError, match=r"transform must be fitted, .*pass Unknown\(..., \*\*transform.fit"):
         ss.fit(mlp(), points(), **FEW, transform=Unknown())
+
+
+def test_an_autoencoder_is_a_run_whose_latents_are_a_run(tmp_path):
+    torch.manual_seed(0)
+    network = ss.networks.ConvolutionalAutoencoder(4, 1, 2, width=4, multipliers=(1, 2), blocks=1)
+    autoencoder = pipelines.Autoencoder(network, pipelines.GreyLevels(8))
+    images = torch.randint(0, 8, (20, 1, 4, 4), generator=seeded(), dtype=torch.uint8)
+    options = {**FEW, "transform": ss.data.Levels(8)}
+    ss.fit(autoencoder, images, tmp_path / "ae", **options, loss=pipelines.AutoencoderObjective())
+    loaded = ss.load_autoencoder(tmp_path / "ae")
+    assert torch.equal(weights(loaded.autoencoder), weights(autoencoder))
+    assert str(loaded.autoencoder.density) == str(autoencoder.density)
+    latents = TrainedLatents(tmp_path / "ae")
+    unet = ss.networks.UNet(2, 2, width=8, multipliers=(1,), blocks=1)
+    ss.fit(unet, images, tmp_path / "latent", **{**FEW, "transform": latents})
+    run = ss.load(tmp_path / "latent")
+    assert (run.transform.digest, run.state_shape, run.data_shape) == (latents.digest, (2, 2, 2), (1, 4, 4))
+    with pytest.raises(TypeError, match="needs a model with an SDE; got one without"):
+        ss.fit(autoencoder, images, **options, loss=ss.losses.DenoisingScoreMatching())
 
 
 class Unknown:

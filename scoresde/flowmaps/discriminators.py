@@ -103,7 +103,7 @@ class PairDiscriminator(nn.Module, Configured):
 
 
 @checked
-class PatchDiscriminator(nn.Module):
+class PatchDiscriminator(nn.Module, Configured):
     """The logit of an image (B, C, H, W): the mean over the logits of overlapping patches (1611.07004, section 3.2.2).
 
     Each layer halves the resolution and doubles the channels. Three layers read patches of 22 x 22 pixels.

@@ -108,7 +108,16 @@ class Objective(Configured, nn.Module):
         raise NotImplementedError(f"{type(self).__name__} must define value(model, drawn, weight)")
 
     def draw_times(self, sde: SDE, n: int, generator: torch.Generator | None = None) -> Tensor:
-        """Draw n times from the density: float64 (n,), on the CPU."""
+        """Draw n times from the density: float64 (n,), on the CPU.
+
+        Raises:
+            TypeError: the model has no SDE.
+        """
+        if sde is None:
+            raise TypeError(
+                "this loss needs a model with an SDE; got one without, such as an autoencoder: choose its own loss "
+                "(loss=autoencoder in a configuration, pipelines.AutoencoderObjective() in Python)"
+            )
         device = "cpu" if generator is None else generator.device
         u = torch.rand(1 if self.stratified else n, generator=generator, device=device, dtype=torch.float64).cpu()
         if self.stratified:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from scoresde.arguments import Count, Layers, checked
+from scoresde.configured import Configured
 from scoresde.networks.blocks import Block, BlockStyle, Head, NetworkStyle
 from scoresde.networks.layers import cast_for, check_shape, convolution, spatial_sides
 from scoresde.networks.resampling import ResampledConvolution
@@ -42,7 +43,7 @@ class Stages(nn.Module):
 
 
 @checked
-class ConvolutionalAutoencoder(nn.Module):
+class ConvolutionalAutoencoder(nn.Module, Configured):
     """Encoder and decoder of latent diffusion (2112.10752, appendix E.1; the KL-regularised kind).
 
     With width=128, multipliers=(1, 2, 4, 4), blocks=2 and latent_channels=4 it is the first stage of Stable Diffusion

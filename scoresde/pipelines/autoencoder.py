@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from scoresde.arguments import Few, checked
+from scoresde.configured import Configured
 from scoresde.random_stream import RandomStream
 from scoresde.tensors import check_instance, float64, sum_dims
 
@@ -45,7 +46,7 @@ class Density(Protocol):
         """Return log p(x | z) of each value, (B, *), in the dtype of x."""
 
 
-class Normal:
+class Normal(Configured):
     """log N(x; mean, scale^2) for continuous values."""
 
     def canonical(self, x: Tensor) -> Tensor:
@@ -63,7 +64,7 @@ class Normal:
 
 
 @checked
-class GreyLevels:
+class GreyLevels(Configured):
     """The discretised logistic density of `levels` grey levels, whose cells fill [low, high]; see the module.
 
     Args:
