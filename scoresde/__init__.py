@@ -33,6 +33,7 @@ from scoresde.classify import Classification, classify
 from scoresde.contrastive import ContrastiveModel
 from scoresde.dequantization import DataMap, TruncatedNormal, Uniform, Variational
 from scoresde.divergence import ExactTrace, Hutchinson
+from scoresde.fitting import fit
 from scoresde.flowmaps import FlowMap
 from scoresde.likelihood import (
     LogProb,
@@ -60,6 +61,7 @@ from scoresde.sdes import (
     Tabulated,
     ZeroTerminalSNR,
 )
+from scoresde.training import EMA, Trainer
 from scoresde.views import BlendedViews, ShiftedViews, TiltedViews, Views
 from scoresde.wrappers import ModelWrapper
 
@@ -67,6 +69,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "DDPM",
+    "EMA",
     "NCSN",
     "SDE",
     "VE",
@@ -97,6 +100,7 @@ __all__ = [
     "SubVP",
     "Tabulated",
     "TiltedViews",
+    "Trainer",
     "TruncatedNormal",
     "Uniform",
     "Variational",
@@ -110,6 +114,7 @@ __all__ = [
     "decode",
     "editing",
     "encode",
+    "fit",
     "flowmaps",
     "guidance",
     "inverse",

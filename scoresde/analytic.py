@@ -30,6 +30,7 @@ import torch
 from torch import Tensor
 
 from scoresde import linear_gaussian
+from scoresde.configured import Configured
 from scoresde.exact_score import ExactModel, Marginal, check_marginal
 from scoresde.protocols import Measurement
 from scoresde.score import ScoreModel
@@ -46,7 +47,7 @@ from scoresde.tensors import (
 )
 
 
-class GaussianMixture(FullPrecision):
+class GaussianMixture(Configured, FullPrecision):
     """A mixture of K Gaussians over states of shape `*`, with exact densities and scores under any SDE.
 
     Args:

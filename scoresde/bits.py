@@ -40,6 +40,7 @@ from scoresde.probability_flow import DEFAULT_SOLVER, integrate
 from scoresde.progress import progress_bar
 from scoresde.protocols import Model, Transform
 from scoresde.random_stream import RandomStream
+from scoresde.result_table import Result, cost, counted, plus_minus, range_of, statuses, typical_error
 from scoresde.score import BaseModel, device_of
 from scoresde.sdes import SDE
 from scoresde.solvers import Solver, Status
@@ -47,8 +48,8 @@ from scoresde.tensors import check_instance, check_integer, dimensions, double, 
 from scoresde.wrappers import with_density
 
 
-@dataclass
-class BitsPerDim:
+@dataclass(repr=False)
+class BitsPerDim(Result):
     """Bits per dimension of a set of images.
 
     mean: mean over images. stderr: standard error of that mean, over images (None for one image). per_image: (N,),
@@ -69,6 +70,19 @@ class BitsPerDim:
     backward: Tensor
     status: Tensor
     multilevel: MultilevelLikelihood | None = None
+
+    def heading(self) -> str:
+        return f"BitsPerDim of {counted(len(self.per_image), 'image')}"
+
+    def rows(self) -> dict[str, str]:
+        return {
+            "mean": f"{plus_minus(self.mean, self.stderr)} bits/dim",
+            "range": range_of(self.per_image, "bits/dim"),
+            "error": typical_error(self.trace_stderr, "bits/dim an image", "the trace"),
+            "status": statuses(self.status, Status),
+            "evaluations": cost(self.nfe, self.backward, "an image"),
+            **self.conventions,
+        }
 
 
 def bits_per_dim(

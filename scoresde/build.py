@@ -35,6 +35,7 @@ from scoresde.arguments import (
 )
 from scoresde.arguments import check as check_value
 from scoresde.classifier import NoisyClassifier
+from scoresde.configured import one_line
 from scoresde.contrastive import ContrastiveModel
 from scoresde.dequantization import DataMap, Dequantization, Variational
 from scoresde.flowmaps import DenoisingGenerator, FlowMap
@@ -42,7 +43,7 @@ from scoresde.networks import add_lora
 from scoresde.pipelines import CascadeStage, Embedder
 from scoresde.predictions import Prediction
 from scoresde.protocols import CaptionEncoder, Transform
-from scoresde.run_config import CONFIG, changed_setting, join, plain, read_config
+from scoresde.run_config import CONFIG, OWN, changed_setting, join, plain, read_config
 from scoresde.score import ScoreModel
 from scoresde.sdes import SDE
 from scoresde.tensors import available
@@ -63,7 +64,7 @@ KINDS: dict[type, tuple[str, str]] = {  # of models: what they are, and the func
 ARBITRARY = nn.Module | bool | int | Extended | str | list | dict | None
 
 
-@dataclass
+@dataclass(repr=False)
 class Run:
     """A trained model with its transform, configuration and directory.
 
@@ -89,6 +90,9 @@ class Run:
     def data_map(self) -> DataMap:
         """The map from data to states in model space, and back."""
         return DataMap(self.transform, self.dequantization)
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.path)!r}, model={one_line(self.model)}, transform={self.transform})"
 
     @property
     def stage(self) -> CascadeStage:
@@ -143,21 +147,26 @@ def check(config: Any, role: Any = object, trust: Sequence[str] = ()) -> None:
     _check_types(_key(node), node, role, trust)
 
 
-def build_model(config: DictConfig, trust: Sequence[str] = ()) -> ScoreModel | NoisyClassifier | ContrastiveModel:
+def build_model(
+    config: DictConfig, trust: Sequence[str] = (), network: Any = None
+) -> ScoreModel | NoisyClassifier | ContrastiveModel:
     """Build the untrained model of a configuration from its network, SDE and prediction type.
 
     It is a score model; a noise-conditional classifier if the configuration has `classifier: true`; a contrastive model
     if it has `contrastive: true`; a flow map if it has `flow_map`, further arguments of `FlowMap`; or a denoising
     generator if it has `generator`, further arguments of `DenoisingGenerator`. With `lora`, the network has adapters of
-    this rank.
+    this rank. `network` replaces the network of the configuration.
 
     Raises:
-        ValueError: the network is for states with more dimensions than `data.shape` has; see also `instantiate`.
+        ValueError: only Python can build a part of the model (`scoresde.fitting`), or the network is for states with
+            more dimensions than `data.shape` has; see also `instantiate`.
     """
+    _refuse_own_parts(_own_parts(config), ("network",) if network is not None else ())
     try:
-        check(config.network, nn.Module, trust)
-        check_memory("network", _bytes_of(config.network))
-        network = instantiate(config.network, trust, nn.Module)
+        if network is None:
+            check(config.network, nn.Module, trust)
+            check_memory("network", _bytes_of(config.network))
+            network = instantiate(config.network, trust, nn.Module)
     except InterpolationKeyError as error:
         shape = OmegaConf.select(config, "data.shape")
         raise ValueError(
@@ -180,6 +189,24 @@ def build_model(config: DictConfig, trust: Sequence[str] = ()) -> ScoreModel | N
     if rank := config.get("lora"):
         add_lora(model.network, rank)
     return model
+
+
+def _own_parts(config: DictConfig) -> Mapping[str, str]:
+    """Return the class names of the parts that only Python can build, by part; see `scoresde.fitted_config`."""
+    own = config.get(OWN) or {}
+    if not isinstance(own, (DictConfig, dict)):
+        raise ValueError(f"{OWN} must be a mapping of parts to names of classes; got {own!r}: restore the file")
+    return own
+
+
+def _refuse_own_parts(own: Mapping[str, str], given: Sequence[str]) -> None:
+    """Raise ValueError if a run has a model or a part of one that only Python can build, and that is not given."""
+    for part, name in own.items():
+        if part in ("model", "network", "sde", "prediction") and part not in given:
+            raise ValueError(
+                f"the {part} of this run, {name}, is not of this library, or does not remember its arguments, so the "
+                "configuration cannot build it: build it in Python and pass it, ss.load(path, model=model)"
+            )
 
 
 def _bytes_of(config: DictConfig) -> int:
@@ -223,8 +250,15 @@ def assemble(config: Mapping[str, Any], state: Mapping[str, Tensor], path: str |
     return _run(model.eval(), tree, Path(path), ())
 
 
-def load(path: str | Path, weights: str | float = "ema", trust: Sequence[str] = (), device: str = "cpu") -> Run:
-    """Load a run that `scoresde train` wrote.
+def load(
+    path: str | Path,
+    weights: str | float = "ema",
+    trust: Sequence[str] = (),
+    device: str = "cpu",
+    model: Any = None,
+    transform: Transform | None = None,
+) -> Run:
+    """Load a run that `scoresde train`, `scoresde convert` or `scoresde.fit` wrote.
 
     Args:
         path: the directory of the run.
@@ -233,15 +267,26 @@ def load(path: str | Path, weights: str | float = "ema", trust: Sequence[str] = 
             the run's snapshots, see `scoresde.training.posthoc_ema.reconstruct`.
         trust: packages whose classes the configuration may name, see `instantiate`.
         device: the device of the model.
+        model: a model of your own class, which gets the weights of the run; or its network, if only the network is of
+            your own class. Default: the model that the configuration describes.
+        transform: a transform of your own class. Default: that of the configuration.
 
     Raises:
         FileNotFoundError: there is no run, no checkpoint, or no snapshot of power-function averages.
         ValueError: `weights` is invalid; sigma_rel is outside (0, 0.2887), or the snapshots cannot be combined to this
-            width; or the checkpoint does not fit the configuration.
+            width; the checkpoint does not fit the configuration or the model; or a part of the run is of your own
+            class and is not given.
     """
-    model, config = _load(Path(path), weights, trust, device)
-    _check_kind(model, ScoreModel, path)
-    return _run(model, config, Path(path), trust)
+    loaded, config = _load(Path(path), weights, trust, device, model)
+    if model is None:
+        _check_kind(loaded, ScoreModel, path)
+    own = _own_parts(config)
+    if transform is None and "transform" in own:
+        raise ValueError(
+            f"the transform of {path}, {own['transform']}, is of a class of your own: pass it, "
+            "ss.load(path, transform=transform)"
+        )
+    return _run(loaded, config, Path(path), trust, transform)
 
 
 def load_classifier(
@@ -270,11 +315,14 @@ def _check_kind(model: Any, kind: type, path: str | Path) -> None:
         raise ValueError(f"{path} must be the run of {KINDS[kind][0]}; got that of {own}: use ss.{function}")
 
 
-def _load(path: Path, weights: str | float, trust: Sequence[str], device: str) -> tuple[Any, DictConfig]:
-    """Return the model of a run in eval mode, and the configuration."""
+def _load(
+    path: Path, weights: str | float, trust: Sequence[str], device: str, model: Any = None
+) -> tuple[Any, DictConfig]:
+    """Return the model of a run in eval mode, and the configuration; `model` as in `load`."""
     sigma_rel = None if weights in ("ema", "raw") else _sigma_rel(weights)
     config = read_config(path)
-    model = build_model(config, trust)
+    if model is None or not hasattr(model, "sde"):
+        model = build_model(config, trust, model)
     parts = {"model", "ema"} if weights == "ema" else {"model"}
     groups, info = checkpoint.load(path / CHECKPOINT, parts, needed=["model"])
     is_training = "optimizer" in info  # training averages all trained weights; a converted run may have no averages
@@ -313,12 +361,14 @@ def _sigma_rel(weights: str | float) -> float:
     return sigma_rel
 
 
-def _run(model: ScoreModel, config: DictConfig, path: Path, trust: Sequence[str]) -> Run:
+def _run(
+    model: ScoreModel, config: DictConfig, path: Path, trust: Sequence[str], transform: Transform | None = None
+) -> Run:
     """Return the `Run` of a model whose weights are loaded."""
     data, training = build_data_map(config.data, trust), config.data.get("training")
     on_levels = training is not None and training.get("dequantization") is None
     text = instantiate(config.data.get("text"), trust, CaptionEncoder | None)
-    return Run(model, data.transform, config, path, data.dequantization, on_levels, text)
+    return Run(model, transform or data.transform, config, path, data.dequantization, on_levels, text)
 
 
 def load_dequantization(run: Run) -> Variational:

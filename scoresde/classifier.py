@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from scoresde import predictions
+from scoresde.configured import Configured
 from scoresde.counting import evaluated
 from scoresde.predictions import Prediction
 from scoresde.protocols import Network, call_network
@@ -32,7 +33,7 @@ def check_inputs(prediction: Prediction, sde: SDE) -> None:
             )
 
 
-class NoisyClassifier(nn.Module):
+class NoisyClassifier(Configured, nn.Module):
     """The logits of K classes at a noisy state: `classifier(x, t)`.
 
     Args:

@@ -38,6 +38,7 @@ from scoresde.probability_flow import DEFAULT_SOLVER
 from scoresde.progress import progress_bar
 from scoresde.protocols import Model, Transform
 from scoresde.random_stream import RandomStream
+from scoresde.result_table import Result, cost, counted, mean_of, typical_error
 from scoresde.score import BaseModel, device_of
 from scoresde.solvers import Solver
 from scoresde.tensors import check_integer, check_number, check_real, dimensions, double, float64, listed, send
@@ -48,8 +49,8 @@ EXACT_DIMENSIONS = 32  # up to which the default trace is exact
 PROBES = 4  # of the default trace above
 
 
-@dataclass
-class Classification:
+@dataclass(repr=False)
+class Classification(Result):
     """log p(y | x) of B samples and K classes.
 
     log_posterior: log p(y_k | x), nats (B, K), float64; NaN for a sample whose solver failed.
@@ -74,6 +75,22 @@ class Classification:
     nfe: Tensor
     backward: Tensor
     conventions: dict[str, str]
+
+    def heading(self) -> str:
+        samples, classes = self.log_posterior.shape
+        return f"Classification of {counted(samples, 'sample')} into {counted(classes, 'class', 'classes')}"
+
+    def rows(self) -> dict[str, str]:
+        is_known = ~self.log_posterior.isnan().any(dim=1)
+        found = self.label[is_known].bincount(minlength=self.log_posterior.shape[1]).tolist()
+        return {
+            "most probable": ", ".join(f"{count:,} of class {i}" for i, count in enumerate(found) if count) or "none",
+            "probability": f"{mean_of(self.log_posterior.max(dim=1).values.exp(), '').rstrip()} of the most probable",
+            "error": typical_error(self.stderr, "nats a class", "probes and draws"),
+            "failed": f"{int((~is_known).sum()):,}",
+            "evaluations": cost(self.nfe, self.backward),
+            **self.conventions,
+        }
 
     @property
     def label(self) -> Tensor:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from scoresde import predictions
 from scoresde.classifier import NoisyClassifier, check_inputs
+from scoresde.configured import Configured
 from scoresde.counting import evaluated
 from scoresde.networks import DualEncoder
 from scoresde.predictions import Prediction
@@ -29,7 +30,7 @@ from scoresde.sdes import SDE, checked_times
 from scoresde.tensors import at_least_float32, broadcast, check_instance, floating
 
 
-class ContrastiveModel(nn.Module):
+class ContrastiveModel(Configured, nn.Module):
     """Similarities of noisy states and conditions: `model(x, t, cond)`.
 
     Args:

@@ -31,6 +31,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from scoresde.configured import Configured
 from scoresde.networks.layers import convolution, linear
 from scoresde.protocols import Transform
 from scoresde.random_stream import RandomStream
@@ -62,7 +63,7 @@ class Dequantization(Protocol):
         return None
 
 
-class DataMap:
+class DataMap(Configured):
     """Maps data to states of a model and back, and gives the change of log-density in nats.
 
     The state is T(values), and the values are the data or dequantised levels; if the dequantisation starts at a time
@@ -193,7 +194,7 @@ def warn_if_above_uniform(bits: float, levels: int) -> None:
         )
 
 
-class Uniform(Dequantization):
+class Uniform(Configured, Dequantization):
     """Uniform dequantisation: u is uniform on [0, 1)^d, and log q = 0."""
 
     def sample(self, images: Tensor, stream: RandomStream) -> tuple[Tensor, Tensor]:
@@ -205,7 +206,7 @@ class Uniform(Dequantization):
         return "uniform"
 
 
-class TruncatedNormal(Dequantization):
+class TruncatedNormal(Configured, Dequantization):
     r"""u = 1/2 + z / (2 tau), z normal restricted to [-tau, tau): the noise of the diffusion, within the grey level.
 
     A network trained on the centres of the levels has seen x(t) = alpha T(x + 1/2) + sigma eps. Let t be the time at
@@ -270,7 +271,7 @@ class TruncatedNormal(Dequantization):
         return f"truncated normal, tau={self.tau:g}"
 
 
-class Variational(nn.Module, Dequantization):
+class Variational(Configured, nn.Module, Dequantization):
     r"""q(u|x) by a conditional normalising flow, learned for a trained model (1902.00275, section 3.1).
 
     u = sigmoid(f(e; x)) with logistic e and affine coupling layers f, so that with Lambda(e) = sigmoid'(e)

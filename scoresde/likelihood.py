@@ -22,6 +22,7 @@ from scoresde.prior_mismatch import LARGE_MISMATCH, prior_mismatches, warn_of_mi
 from scoresde.probability_flow import Carried, carry, cast_like, integrate
 from scoresde.protocols import Model
 from scoresde.random_stream import RandomStream
+from scoresde.result_table import Result, cost, counted, mean_of, range_of, states, statuses, typical_error
 from scoresde.score import BaseModel, device_of
 from scoresde.solvers import Solver, Status
 from scoresde.solvers.solver import controls_integrals
@@ -37,8 +38,8 @@ from scoresde.tensors import (
 from scoresde.wrappers import with_density
 
 
-@dataclass
-class LogProb:
+@dataclass(repr=False)
+class LogProb(Result):
     """log p(x) of each sample.
 
     value: nats (B,), float64. stderr: standard error of the trace estimate in nats (B,): zero for an exact trace,
@@ -59,9 +60,21 @@ class LogProb:
     time: Tensor
     per_probe: Tensor
 
+    def heading(self) -> str:
+        return f"LogProb of {counted(len(self.value), 'sample')}"
 
-@dataclass
-class RoundTrip:
+    def rows(self) -> dict[str, str]:
+        return {
+            "mean": mean_of(self.value, "nats"),
+            "range": range_of(self.value, "nats"),
+            "error": typical_error(self.stderr, "nats a sample", "the trace"),
+            "status": statuses(self.status, Status),
+            "evaluations": cost(self.nfe, self.backward),
+        }
+
+
+@dataclass(repr=False)
+class RoundTrip(Result):
     """Data after encoding and decoding.
 
     latent: x(t_max), (B, *). x: the decoded data (B, *). error: root mean square over the dimensions of the difference
@@ -71,6 +84,12 @@ class RoundTrip:
     latent: Tensor
     x: Tensor
     error: Tensor
+
+    def heading(self) -> str:
+        return f"RoundTrip of {counted(len(self.x), 'sample')}"
+
+    def rows(self) -> dict[str, str]:
+        return {"states": states(self.x), "error": typical_error(self.error, "a dimension", "encoding and decoding")}
 
 
 def conventions(

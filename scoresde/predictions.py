@@ -31,11 +31,12 @@ import torch
 from torch import Tensor, nn
 
 from scoresde.arguments import Positive, checked
+from scoresde.configured import Configured, one_line
 from scoresde.sdes import SDE
 from scoresde.tensors import float64, listed
 
 
-class Prediction(nn.Module):
+class Prediction(Configured, nn.Module):
     """A prediction type. Every method takes float64 times () or (B,) and returns values of the same shape."""
 
     def target(self, sde: SDE, t: Tensor) -> tuple[Tensor, Tensor]:
@@ -54,6 +55,10 @@ class Prediction(nn.Module):
         """Return D = alpha q - sigma p of the module docstring."""
         p, q = self.target(sde, t)
         return sde.alpha(t) * q - sde.sigma(t) * p
+
+    def __repr__(self) -> str:
+        settings = (f"{name}={one_line(value)}" for name, value in self.every_argument().items())
+        return f"{type(self).__name__}({', '.join(settings)})"
 
 
 class Noise(Prediction):
@@ -129,9 +134,6 @@ class KarrasPreconditioning(Prediction):
     def target(self, sde: SDE, t: Tensor) -> tuple[Tensor, Tensor]:
         c_in = self.c_in(sde, t)
         return c_in * sde.sigma(t) / self.sigma_data, -c_in * sde.alpha(t) * self.sigma_data
-
-    def extra_repr(self) -> str:
-        return f"sigma_data={self.sigma_data:g}"
 
 
 class TrigFlow(KarrasPreconditioning):

@@ -20,6 +20,7 @@ from scoresde.networks.configuration import with_parts
 from scoresde.text import TOKENIZER
 
 CONFIG = "config.yaml"
+OWN = "own"  # names of the classes of the parts that only Python can build, by part
 MOST_CHARACTERS = 1_000_000  # of a configuration, with its aliases and interpolations written out
 TOKENS = "scoresde.text.Tokens"
 TRAINED = "# scoresde train "  # beginning of the first line of a configuration that `scoresde train` wrote
@@ -33,6 +34,7 @@ RENAMED = {  # targets in the configurations of older runs, and their names now
 FREE_PARTS = ("held_out", "sampler", "trust", "hydra", "device", "run", "conditional", "class_names")
 FREE_SETTINGS = ["steps", "log_every", "checkpoint_every", "preview_every", "evaluate_every", "accumulate", "compile"]
 FREE_SETTINGS += ["channels_last", "workers", "parallel", "wandb", "device"]
+MEASURED = ("data.validation.", "data.test.")  # held-out data, which do not affect the weights either
 MODEL_PARTS = ["network", "sde", "prediction", "learned_variance", "conditional", "classifier", "contrastive"]
 MODEL_PARTS += ["flow_map", "generator", "lora", "data.shape", "data.transform", "data.training"]
 
@@ -191,6 +193,7 @@ def changed_setting(before: Mapping[str, Any], now: Mapping[str, Any], model_onl
     for key, value in old.items():
         is_of_model = any(f"{key}.".startswith(f"{part}.") for part in MODEL_PARTS)
         is_free = key in free or key.split(".")[0] in FREE_PARTS or key.endswith("text.file")
+        is_free = is_free or key.startswith(MEASURED)
         if value != new.get(key) and (is_of_model if model_only else not is_free):
             return f"{key} was {value!r}, now {new.get(key)!r}"
     return None

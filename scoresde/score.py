@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from scoresde import predictions
+from scoresde.configured import Configured, one_line
 from scoresde.counting import evaluated
 from scoresde.predictions import Prediction
 from scoresde.protocols import (
@@ -78,7 +79,7 @@ class NetworkViews(Views):
         return error
 
 
-class BaseModel(nn.Module):
+class BaseModel(Configured, nn.Module):
     """A diffusion model. A subclass has the attribute `sde` and defines `predict`."""
 
     sde: SDE
@@ -113,6 +114,10 @@ class BaseModel(nn.Module):
     def rows(self, rows: Tensor | slice, count: int) -> Self:
         """Return the model for the samples `rows` from a batch of `count`, with only their conditions."""
         return self
+
+    def recorded_arguments(self) -> dict[str, Any]:
+        """Return the arguments of the constructor by name, with the modules that the model has now."""
+        return {name: vars(self)["_modules"].get(name, value) for name, value in super().recorded_arguments().items()}
 
     def __copy__(self) -> Self:
         """Return a model with the same parts; replacing a part of the copy does not change the original."""
@@ -215,6 +220,10 @@ class ScoreModel(BaseModel):
     def rows(self, rows: Tensor | slice, count: int) -> Self:
         """Return the model with only the conditions of the samples `rows` from a batch of `count`."""
         return self if self.cond is None else self._with(select(self.cond, rows, count))
+
+    def __repr__(self) -> str:
+        bound = "" if self.cond is None else f".given({one_line(self.cond)})"
+        return super().__repr__() + bound
 
     def _with(self, cond: Condition) -> Self:
         model = copy(self)

@@ -30,6 +30,7 @@ from torch import Tensor
 
 from scoresde.arguments import MOST, Count, Named, Range, checked
 from scoresde.atomic_files import replace_atomically
+from scoresde.configured import Configured
 from scoresde.protocols import NULL
 
 TOKENIZER = "tokenizer.json"  # name of the file in a run's directory
@@ -53,7 +54,7 @@ def package(name: str) -> Any:
 
 
 @checked
-class Tokens:
+class Tokens(Configured):
     """Number the words of captions, or parts of words: `fit` trains a tokeniser, a call encodes captions.
 
         tokens = ss.text.Tokens().fit(data.captions, "tokenizer.json")
@@ -168,7 +169,7 @@ class Tokens:
 
 
 @checked
-class Pretrained:
+class Pretrained(Configured):
     """The features of captions from a frozen T5 encoder or CLIP text model of `transformers`: its last hidden states.
 
     Nothing is downloaded, only weights in safetensors files are read, and no code of the model's folder is executed.

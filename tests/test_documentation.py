@@ -180,6 +180,7 @@ def test_every_block_is_run_here():
                 "guidance.classifier=",
                 "# or data.labels",
                 "scoresde restore",
+                "run=runs/ring",
                 "loss=super_resolution",
                 "experiment=openmoji_text",
             ),
@@ -188,6 +189,7 @@ def test_every_block_is_run_here():
             *("Langevin(snr=0.16)", "trajectory=True", "ClassifierFree", "class Points", "convert.score_sde"),
             "UnCLIP(",
             *("sample_posterior", "posterior_moments", "TrajectoryDistillation", "samplers.learn(", "add_lora"),
+            "ss.fit(",
             "CascadeStage",
         ],
         "yaml": ["points.Points}", "points.Network"],
@@ -391,6 +393,20 @@ def test_labels_from_training_to_classification(elsewhere, capsys):
     printed = capsys.readouterr().out
     assert (printed.count("test bits/dim"), printed.count("of the label"), printed.count("test accuracy")) == (2, 1, 2)
     assert len(list(Path("runs/digits_cond/figures").glob("*confusion.png"))) == 2
+
+
+def test_training_in_python(elsewhere, capsys):
+    """With fewer steps and samples, then the command line on the same run."""
+    text = block("python", "ss.fit(").replace("steps=1000", "steps=20").replace("4000", "400").replace("500", "20")
+    exec(compile(text, "docs/training.md", "exec"), {})
+    printed = capsys.readouterr().out
+    assert printed.startswith("Run('runs/ring', model=ScoreModel(network=MLP(shape=2), ")
+    assert "Samples: 20 samples" in printed
+    assert "status       20 OK" in printed
+    for _, *arguments in commands(block("sh", "run=runs/ring")):
+        run([*arguments, "film=false"] if arguments[0] == "report" else arguments)
+    assert "test nats/dim" in capsys.readouterr().out
+    assert Path("runs/ring/report.html").is_file()
 
 
 @pytest.mark.slow

@@ -12,13 +12,14 @@ from scoresde.dequantization import DataMap, Incomplete, check_levels
 from scoresde.progress import progress_bar
 from scoresde.protocols import Model, Transform
 from scoresde.random_stream import RandomStream
+from scoresde.result_table import Result, counted, mean_of, plus_minus, typical_error
 from scoresde.score import BaseModel, device_of
 from scoresde.tensors import check_integer, dimensions, mean_and_error, send
 from scoresde.wrappers import for_inference
 
 
-@dataclass
-class NatsBound:
+@dataclass(repr=False)
+class NatsBound(Result):
     """An upper bound on -log p(x) of each state, in nats.
 
     terms: "prior", "diffusion" and "reconstruction", and with a dequantisation "change_of_variables", each (B,),
@@ -41,9 +42,17 @@ class NatsBound:
         """The bound (B,), the sum of the terms."""
         return torch.stack(list(self.terms.values())).sum(dim=0)
 
+    def heading(self) -> str:
+        return f"NatsBound of {counted(len(self.value), 'sample')}"
 
-@dataclass
-class Bound:
+    def rows(self) -> dict[str, str]:
+        terms = {f"  {name}": mean_of(term, "nats") for name, term in self.terms.items()}
+        error = typical_error(self.stderr, "nats a sample", "the draws")
+        return {"-log p at most": mean_of(self.value, "nats"), **terms, "error": error}
+
+
+@dataclass(repr=False)
+class Bound(Result):
     """An upper bound on the bits per dimension of a set of images, under the reverse SDE or DDPM's chain.
 
     mean: the mean of per_image over the images. stderr: the standard error of the mean over images, which includes the
@@ -61,6 +70,15 @@ class Bound:
     per_image_stderr: Tensor | None
     terms: dict[str, Tensor]
     conventions: dict[str, str]
+
+    def heading(self) -> str:
+        return f"{type(self).__name__} of {counted(len(self.per_image), 'image')}"
+
+    def rows(self) -> dict[str, str]:
+        terms = {f"  {name}": mean_of(term, "bits/dim") for name, term in self.terms.items()}
+        error = "none: every step was visited" if self.monte_carlo is None else f"+- {self.monte_carlo:.2g} bits/dim"
+        rows = {"at most": f"{plus_minus(self.mean, self.stderr)} bits/dim", **terms, "error of the draws": error}
+        return rows | self.conventions
 
 
 def uniform(stream: RandomStream, count: int) -> Tensor:

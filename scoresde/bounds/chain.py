@@ -36,7 +36,7 @@ VARIANCES = {
 }
 
 
-@dataclass
+@dataclass(repr=False)
 class DiscreteBound(Bound):
     """The bound of a chain, with the term of each step.
 

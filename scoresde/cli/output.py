@@ -73,9 +73,8 @@ def _print(text: str) -> None:
 
 
 def shows_progress() -> bool:
-    """Return whether to show progress bars: in the first process, if stderr is a terminal and CI is not set."""
-    is_wanted = _current.get().bars and distributed.rank() == 0 and not os.environ.get("CI")
-    return is_wanted and sys.stderr.isatty()
+    """Return whether to show progress (`scoresde.progress`): in the first process, unless CI is set."""
+    return _current.get().bars and distributed.rank() == 0 and not os.environ.get("CI")
 
 
 # --- for a program

@@ -1,10 +1,7 @@
 """`scoresde train`, which trains a score model or resumes a run."""
 
-import sys
 import time
 import warnings
-from collections.abc import Mapping
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,19 +26,17 @@ from scoresde.cli.trained_conditions import fit_network, preview_rows, trained_c
 from scoresde.data.summary import state_of
 from scoresde.dequantization import DataMap
 from scoresde.evaluation.conditions import Rows
+from scoresde.fitting import start_run, warn_of_levels
 from scoresde.prior_mismatch import PriorMismatch
 from scoresde.samplers import Sampler
 from scoresde.score import ScoreModel
-from scoresde.training import checkpoint, distributed
+from scoresde.training import distributed
 from scoresde.training.batches import fitting
 from scoresde.training.fine_tuning import start_from
 from scoresde.training.json_lines import read_lines
 from scoresde.training.locks import locked
-from scoresde.training.trainer import CHECKPOINT, LOG, Trainer
+from scoresde.training.trainer import CHECKPOINT, LOG
 from scoresde.training.validation import HeldOut
-
-FIRST = 16  # samples that are tested for whole numbers
-RESTART = 0.01  # change of the learning rate between two steps, relative to its maximum, that is worth a warning
 
 
 def train(config: DictConfig) -> Record | None:
@@ -96,15 +91,13 @@ def train(config: DictConfig) -> Record | None:
     with locked(run), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "find_unused_parameters=True was specified")
         settings = run_config.plain(config)
+        with warnings_on_stderr():
+            stored = start_run(run, settings, trainer, command())
         if is_first:
-            check_resumable(run, settings, trainer)
-            run_config.write_config(config, run / run_config.CONFIG, command())
             shown = {**record, "parameters": f"{parameters:,}", "mirrored": mirrored and f"{mirrored} of the samples"}
             print_rows({key: value for key, value in shown.items() if value})
         drawn = partial(save_preview, sampler, measured, config, run, preview_rows(model, dataset, config))
         preview = drawn if is_alone else None
-        left_out = {*run_config.FREE_PARTS} - {"conditional"}
-        stored = {key: value for key, value in settings.items() if key not in left_out}
         trainer.fit(model, loss, dataset, run, trained, preview, held_out, shows_progress(), stored)
     # Report.
     if not is_first:
@@ -135,17 +128,6 @@ def initialise(model: ScoreModel, config: DictConfig) -> None:
     start_from(model, other.model)
 
 
-def warn_of_levels(dataset: Dataset, data_map: DataMap) -> None:
-    """Warn if the first samples are whole numbers but the likelihood is that of a density (no dequantisation)."""
-    first = [state_of(dataset[i]) for i in range(min(FIRST, len(dataset)))]  # type: ignore[arg-type]
-    if data_map.dequantization is None and all(bool((state == state.round()).all()) for state in first):
-        warnings.warn(
-            "the training data are whole numbers, at which a model's density has no upper bound: for a likelihood in "
-            "bits, choose data with levels (for arrays data=level_arrays data.levels=...), or set data.dequantization",
-            stacklevel=2,
-        )
-
-
 def save_preview(
     sampler: Sampler, data_map: DataMap, config: DictConfig, run: Path, rows: Rows, model: ScoreModel, step: int
 ) -> None:
@@ -162,42 +144,3 @@ def last_log_entry(log: Path) -> Record:
     """Return the log entries of the last step in the log: the loss, and the metrics on held-out data."""
     lines = read_lines(log)
     return {key: value for line in lines if line["step"] == lines[-1]["step"] for key, value in line.items()}
-
-
-# --- resuming
-
-
-def check_resumable(run: Path, settings: Mapping[str, Any], trainer: Trainer) -> None:
-    """Check that a training run can resume in a directory, and warn if the learning rate would jump.
-
-    Raises:
-        ValueError: the directory has a checkpoint of another configuration or of an unknown one, or a checkpoint of
-            more steps than `trainer` makes.
-    """
-    path = run / CHECKPOINT
-    if not path.exists():
-        return
-    stored = checkpoint.load(path, set(), keys=["step"])[1]
-    before = stored.get("config")
-    if before is None and (run / run_config.CONFIG).exists():  # a checkpoint of an older version
-        before = run_config.plain(run_config.read_config(run))
-    if before is None:
-        raise ValueError(
-            f"{path} needs {run_config.CONFIG} in the same directory: restore that file, or choose another run=..."
-        )
-    if change := run_config.changed_setting(before, settings):
-        raise ValueError(f"{run} has a run of another configuration ({change}); choose another directory with run=...")
-    step = stored["step"]
-    if trainer.steps < step:
-        raise ValueError(
-            f"trainer.steps must be at least {step}, the number of steps that {run} has done; got {trainer.steps}"
-        )
-    planned = replace(trainer, steps=before.get("trainer", {}).get("steps", trainer.steps))
-    old, new = planned.rate(step - 1) if step else 0.0, trainer.rate(step) if step < trainer.steps else 0.0
-    if step < trainer.steps and step and abs(new - old) > RESTART + abs(planned.rate(step) - old):
-        print(
-            f"scoresde train: warning: with trainer.steps={trainer.steps} instead of {planned.steps}, "
-            f"trainer.decay={trainer.decay} sets the learning rate from {old:.3g} to {new:.3g} of its maximum "
-            f"at step {step}",
-            file=sys.stderr,
-        )

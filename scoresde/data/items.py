@@ -25,6 +25,7 @@ import numpy as np
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from scoresde.configured import Configured
 from scoresde.protocols import NULL, CaptionEncoder, by_name
 from scoresde.tensors import floating
 
@@ -32,7 +33,7 @@ PARTS = ("train", "validation", "test", "all")
 LABEL = "label"  # name of a condition that is a tensor of integers
 
 
-class Items(Dataset):
+class Items(Configured, Dataset):
     """A dataset of n states, each made from an entry, such as the state itself, a row number or the name of a file.
 
     A subclass whose entries are not tensors overrides `state`.

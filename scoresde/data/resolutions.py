@@ -21,11 +21,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from scoresde.arguments import Few, checked
+from scoresde.configured import Configured
 
 INTERPOLATION = ("linear", "bilinear", "trilinear")
 
 
-class Resolutions(ABC):
+class Resolutions(Configured, ABC):
     """A split of images into their mean over blocks and a fine part.
 
     Attributes:

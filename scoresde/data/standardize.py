@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from scoresde.configured import call_text
 from scoresde.data.items import check_choice
 from scoresde.data.summary import moments, state_of
 from scoresde.data.transforms import RESOLUTION
@@ -17,7 +18,7 @@ from scoresde.tensors import float64, floating_dtype
 PER = ("dimension", "channel")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Standardize:
     """x -> (x - mean) / std, per dimension or per channel.
 
@@ -125,6 +126,9 @@ class Standardize:
             ) from error
         device = float64(x[:0]).device
         return mean.to(device), std.to(device)
+
+    def __repr__(self) -> str:
+        return call_text(self)
 
     def __str__(self) -> str:
         """Return one line for any number of dimensions: the ranges of mean and std, and a hash of them."""

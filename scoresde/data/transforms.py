@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from scoresde.arguments import checked
+from scoresde.configured import Configured
 from scoresde.protocols import Transform
 from scoresde.tensors import check_instance, dimensions, float64, floating
 
@@ -178,7 +179,7 @@ class Logit:
         return (slope - torch.log(p) - torch.log1p(-p)).flatten(1).sum(dim=1)
 
 
-class Compose:
+class Compose(Configured):
     """A sequence of transforms; their log-determinants add.
 
     Args:

@@ -20,13 +20,14 @@ from scoresde.evaluation.generation import DrawnSamples, check_count, draw_sampl
 from scoresde.evaluation.image_data import data_statistics, is_of_images, shared_extract, span_of, to_levels
 from scoresde.evaluation.labels import classes_of
 from scoresde.evaluation.references import MOST, data_states
-from scoresde.evaluation.sampler_comparison import Build, plans, plus_minus
+from scoresde.evaluation.sampler_comparison import Build, plans
 from scoresde.metrics.features import Features, FeatureSpace
 from scoresde.metrics.image_quality import CLASS_ACCURACY, class_accuracy, measure
 from scoresde.metrics.intervals import FEWEST
 from scoresde.metrics.samples import flatten
 from scoresde.progress import progress_bar
 from scoresde.protocols import Condition, Model, select
+from scoresde.result_table import plus_minus
 from scoresde.wrappers import as_model
 
 METRICS = ("precision", "recall", "frechet_distance", CLASS_ACCURACY)

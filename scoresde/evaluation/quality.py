@@ -22,7 +22,6 @@ from scoresde.build import Run
 from scoresde.evaluation.conditions import no_accuracy
 from scoresde.evaluation.image_data import data_statistics, shared_extract, span_of, to_levels
 from scoresde.evaluation.references import Reference, metric_values
-from scoresde.evaluation.sampler_comparison import plus_minus
 from scoresde.metrics.feature_statistics import FeatureStatistics
 from scoresde.metrics.features import Features, FeatureSpace, warn_if_narrow
 from scoresde.metrics.image_quality import (
@@ -35,6 +34,7 @@ from scoresde.metrics.image_quality import (
     missing,
 )
 from scoresde.metrics.samples import refuse_nonfinite
+from scoresde.result_table import plus_minus
 from scoresde.training.batches import step_seed
 
 FLOORS = ("train", "halves")

@@ -12,7 +12,6 @@ odd budget unused. The NFE of a row is counted while the samples of the row are 
 
 import csv
 import io
-import math
 import statistics
 import time
 import warnings
@@ -30,12 +29,11 @@ from scoresde.evaluation.references import TRUTHS, Reference, metric_values
 from scoresde.metrics.intervals import FEWEST
 from scoresde.progress import progress_bar
 from scoresde.protocols import Condition, Model, select
+from scoresde.result_table import plus_minus
 from scoresde.samplers import Sampler
 from scoresde.wrappers import as_model
 
 Build = Callable[[int], Sampler]
-
-SMALL, LARGE = 1e-4, 1e7  # numbers between these are printed without an exponent
 
 
 @dataclass(frozen=True)
@@ -221,22 +219,6 @@ def table(rows: Sequence[ComparisonRow]) -> list[list[str]]:
         values = [plus_minus(cells[key].value, 0.5 * (cells[key].high - cells[key].low)) for key in metrics]
         lines.append([name, *cost, *values])
     return lines
-
-
-def plus_minus(value: float, error: float | None) -> str:
-    """Return "value +- error" with two digits of the error, or the value with four decimals if there is no error.
-
-    An error of 0 is not shown, as no estimate of a sampling error is known to be zero. Very large and very small
-    numbers have exponents.
-    """
-    if error is None or not 0 < error < math.inf:
-        return f"{value:.4f}" if value == 0 or SMALL <= abs(value) < LARGE else f"{value:.4g}"
-    place, size = math.floor(math.log10(error)), max(abs(value), error)
-    if not SMALL <= size < LARGE:
-        digits = max(math.floor(math.log10(size)) - place, 0) + 1
-        return f"{value:.{digits}e} +- {error:.1e}"
-    digits = min(max(1 - place, 0), 6)
-    return f"{value:.{digits}f} +- " + (f"{error:.{digits}f}" if place >= -6 else f"{error:.1e}")
 
 
 def write_csv(rows: Sequence[Any], path: Path, kind: type = ComparisonRow) -> Path:

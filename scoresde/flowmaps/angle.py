@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from scoresde.arguments import Positive, checked
+from scoresde.configured import Configured
 from scoresde.losses import TimeDensity
 from scoresde.sdes import SDE
 from scoresde.tensors import broadcast, float64
@@ -30,7 +31,7 @@ from scoresde.views import Views
 FINEST = 0.02  # c of the module docstring
 
 
-class AnglePath:
+class AnglePath(Configured):
     """The functions of the angle along the path of an SDE; times and values are float64, () or (B,).
 
     Args:

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from scoresde.arguments import EvenCount, checked
+from scoresde.configured import Configured
 from scoresde.divergence import attention_kernels
 from scoresde.flowmaps.angle import AnglePath
 from scoresde.guidance.blends import check_same_path
@@ -72,7 +73,7 @@ def losses(
     return Losses(generator, loss + F.softplus(-logits) + penalty / 2 * squares)
 
 
-class PairDiscriminator(nn.Module):
+class PairDiscriminator(nn.Module, Configured):
     """The logit of x_s given x_t and t, by a network on both states.
 
     The network reads y_s and y_t, the states divided by n (`flowmaps.angle`), joined along the first dimension `C` of
@@ -115,7 +116,7 @@ class FeatureHead(nn.Module):
 
 
 @checked
-class FeatureDiscriminator(nn.Module):
+class FeatureDiscriminator(nn.Module, Configured):
     """The logit of a noisy state x_u from its features in a trained score network with fixed weights.
 
     Each chosen block of the network has a head (`FeatureHead`); the logit is the mean of theirs.

@@ -125,6 +125,7 @@ class DenoisingGenerator(ScoreModel):
 class GeneratorStep(PlainStep):
     """The step of a denoising generator, between two consecutive times that it was trained for."""
 
+    default_steps = 4
     grid = uniform_angle
 
     def step(self, model: Any, x: Tensor, t_from: Tensor, t_to: Tensor, stream: RandomStream) -> Tensor:

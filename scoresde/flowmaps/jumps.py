@@ -56,6 +56,7 @@ class Jump(PlainStep):
         ValueError: guidance is negative; in a call with guidance, the map has no divergence.
     """
 
+    default_steps = 4
     grid = uniform_angle
 
     def __init__(self, guidance: NonNegative = 0.0):

@@ -60,6 +60,10 @@ class ClassifierFree(Blend):
         super().__init__(model.given(cond), model.given(negative), scale, interval)
         self.is_bound = cond is not None
 
+    def recorded_arguments(self) -> dict[str, Any]:
+        """Return the arguments of the constructor by name, without the condition, which the model has."""
+        return {name: value for name, value in super().recorded_arguments().items() if name != "cond"}
+
     def given(self, cond: Any) -> Self:
         """Return the guided model with `cond` as the condition of the first model; the second model is unchanged."""
         if cond is None:

@@ -1,6 +1,6 @@
 """The base class of guided models: a strength, and the interval of noise levels in which it acts."""
 
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -48,6 +48,10 @@ class Guided(ModelWrapper):
         scale = f"{scales[0]:g}" if len(scales) == 1 else f"{scales[0]:g} to {scales[-1]:g}"
         within = "" if self.interval is None else ", sigma/alpha in [{:g}, {:g}]".format(*self.interval)
         return f"scale={scale}{within}"
+
+    def recorded_arguments(self) -> dict[str, Any]:
+        """Return the arguments of the constructor by name, with the scales of the samples that the model is for."""
+        return {name: self.scale if name == "scale" else value for name, value in super().recorded_arguments().items()}
 
     def predict(self, x: Tensor, t: Tensor | float) -> Views:
         """Return the views (`scoresde.views`) with guidance at x (B, *) and t () or (B,)."""

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from scoresde.arguments import Few, checked
+from scoresde.configured import Configured
 from scoresde.inverse.operators import as_operator, check_linear
 from scoresde.inverse.twists import measured
 from scoresde.random_stream import RandomStream
@@ -97,7 +98,7 @@ def corrected(corrector: Corrector, constraint: StateConstraint) -> Corrector:
 
 
 @checked
-class Resampled:
+class Resampled(Configured):
     """A grid that goes over each part of another grid several times (2201.09865, section 4.2 and appendix B).
 
     The nodes are numbered from 0 at t_min. After reaching each of the nodes 1, 1 + jump, 1 + 2 jump, ... up to

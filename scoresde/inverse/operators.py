@@ -23,11 +23,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from scoresde.configured import Configured, with_defaults
 from scoresde.random_stream import RandomStream
 from scoresde.tensors import check_instance, check_real, float64, floating, listed, send, sum_dims
 
 
-class Operator:
+class Operator(Configured):
     """A linear measurement. A subclass defines `__call__` and `adjoint`; with known singular values also the spectrum.
 
     Attributes:
@@ -53,8 +54,10 @@ class Operator:
             raise ValueError(f"noise_std must be finite and at least 0; got {listed(std.flatten())}")
         self.noise_std = std
 
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}(noise_std={_range(self.noise_std)})"
+    def recorded_arguments(self) -> dict[str, Any]:
+        """Return the arguments of the constructor by name, always with the noise."""
+        given = super().recorded_arguments()
+        return given | {"noise_std": self.noise_std} if "noise_std" in with_defaults(type(self), given) else given
 
     def __matmul__(self, other: "Operator") -> "Operator":
         """Return the operator x -> self(other(x)), with the noise of `self`."""

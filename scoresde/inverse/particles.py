@@ -21,11 +21,12 @@ from torch import Tensor
 
 from scoresde.counting import Evaluations
 from scoresde.random_stream import RandomStream
+from scoresde.result_table import Result, cost, counted, plus_minus, states
 from scoresde.tensors import check_integer, float64
 
 
-@dataclass
-class Particles:
+@dataclass(repr=False)
+class Particles(Result):
     """Weighted samples of a posterior.
 
     x: samples (N, *). log_weights: logs of their weights, which add up to 1, float64 (N,). log_evidence: log of the
@@ -44,6 +45,19 @@ class Particles:
     ancestors: int
     nfe: int
     backward: int
+
+    def heading(self) -> str:
+        return f"Particles: {counted(len(self.x), 'particle')}"
+
+    def rows(self) -> dict[str, str]:
+        least = f"{float(self.ess.min()):.3g}" if len(self.ess) else "unknown"
+        return {
+            "states": states(self.x),
+            "log p(y)": f"{plus_minus(self.log_evidence, self.stderr)} nats",
+            "least effective size": f"{least}, resampled {self.resampled} times",
+            "ancestors": f"{self.ancestors:,} of {len(self.x):,}",
+            "evaluations": cost(self.nfe, self.backward, "for the batch"),
+        }
 
     @property
     def weights(self) -> Tensor:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from scoresde.multilevel import Level, Multilevel, estimate
 from scoresde.protocols import Model
+from scoresde.result_table import Result, cost, range_of, typical_error
 from scoresde.samplers import DPMSolverPP, PredictorCorrector, Sampler
 from scoresde.score import device_of
 from scoresde.tensors import check_integer, float64
@@ -27,8 +28,8 @@ CENTRE = 16  # number of samples whose mean is c of the module docstring
 APART = 2**48  # distance of the seeds of different values of `seed`; those of one estimate are smaller
 
 
-@dataclass
-class PosteriorMoments:
+@dataclass(repr=False)
+class PosteriorMoments(Result):
     """Means and variances of the entries of a posterior.
 
     mean, variance: float64 (*). mean_stderr, variance_stderr: their standard errors (*), which include the estimated
@@ -46,6 +47,18 @@ class PosteriorMoments:
     backward: int
     plain: float
     estimate: Multilevel
+
+    def heading(self) -> str:
+        return f"PosteriorMoments of states {tuple(self.mean.shape)}"
+
+    def rows(self) -> dict[str, str]:
+        return {
+            "mean": range_of(self.mean),
+            "  error": typical_error(self.mean_stderr, "an entry", "samples and steps"),
+            "standard deviation": range_of(self.std),
+            "variance, error": typical_error(self.variance_stderr, "an entry", "samples and steps"),
+            "evaluations": cost(self.nfe, self.backward, "in all"),
+        }
 
     @property
     def std(self) -> Tensor:

@@ -27,6 +27,7 @@ from scoresde.inverse.spectral import DDNM, DDRM
 from scoresde.inverse.trained_inpainting import TrainedInpainting
 from scoresde.inverse.twisted_particles import TwistedParticles
 from scoresde.protocols import Model
+from scoresde.result_table import Result, cost, counted, plus_minus, range_of, states
 from scoresde.samplers import Ancestral, PredictorCorrector, Sampler
 from scoresde.samplers.sampler import StateConstraint
 from scoresde.score import device_of
@@ -40,8 +41,8 @@ METHODS = (*MODELS, "replacement", "repaint", *SPECTRAL, "particles")
 CALL_OPTIONS = ("twist", "batch_size")  # of `TwistedParticles.__call__`
 
 
-@dataclass
-class PosteriorSamples:
+@dataclass(repr=False)
+class PosteriorSamples(Result):
     """Samples of a posterior.
 
     x: samples (n, *). nfe, backward: numbers of evaluations of the network and of backward passes. log_weights: the
@@ -55,6 +56,18 @@ class PosteriorSamples:
     log_weights: Tensor | None = None
     log_evidence: float | None = None
     stderr: float | None = None
+
+    def heading(self) -> str:
+        return (
+            f"PosteriorSamples: {counted(len(self.x), 'sample')}{'' if self.log_weights is None else ' with weights'}"
+        )
+
+    def rows(self) -> dict[str, str]:
+        evidence = (
+            {} if self.log_evidence is None else {"log p(y)": f"{plus_minus(self.log_evidence, self.stderr)} nats"}
+        )
+        rows = {"states": states(self.x), "range": range_of(self.x)}
+        return {**rows, **evidence, "evaluations": cost(self.nfe, self.backward)}
 
 
 def sample_posterior(

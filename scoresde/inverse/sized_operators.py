@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from scoresde.arguments import Named, Share, checked
+from scoresde.configured import Configured
 from scoresde.data.image_files import Reader
 from scoresde.data.items import reading
 from scoresde.inverse.general_operators import Inpainting
@@ -19,7 +20,7 @@ File = Annotated[str | int, Named("a path")]
 CENTRE = (0.25, 0.75, 0.25, 0.75)
 
 
-class SizedOperator:
+class SizedOperator(Configured):
     """A function from the shape `*` of a state to an `Operator`; a subclass defines `__call__`."""
 
     def __call__(self, shape: Sequence[int]) -> Operator:

@@ -44,6 +44,7 @@ import torch
 from torch import Tensor
 
 from scoresde.arguments import Few, Positive, Share, checked
+from scoresde.configured import Configured
 from scoresde.counting import Evaluations, counting
 from scoresde.guidance.gradients import gradient_of
 from scoresde.inverse.operators import Operator, as_operator
@@ -82,7 +83,7 @@ class TwistedState(NamedTuple):
 
 
 @checked
-class TwistedParticles:
+class TwistedParticles(Configured):
     """The twisted diffusion sampler; see the module docstring. A step costs one evaluation and one backward pass.
 
     Args:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from scoresde.configured import Configured
 from scoresde.losses import weightings
 from scoresde.losses.time_densities import TimeDensity
 from scoresde.losses.weightings import Weighting
@@ -52,7 +53,7 @@ class Drawn:
         return sde.perturb(self.x0, self.t, self.noise)
 
 
-class Objective(nn.Module):
+class Objective(Configured, nn.Module):
     """A training objective. A subclass defines `value`, the weighted loss of each state at its time and noise.
 
     Args:

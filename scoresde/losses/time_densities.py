@@ -17,13 +17,14 @@ import torch
 from torch import Tensor
 
 from scoresde.arguments import Positive, checked
+from scoresde.configured import Configured
 from scoresde.sdes import SDE
 from scoresde.tensors import check_number, float64
 
 PURE_NOISE = -30.0  # the log-SNR below which a state counts as pure noise
 
 
-class TimeDensity:
+class TimeDensity(Configured):
     """A density of training times on [t_min, t_max]."""
 
     def quantile(self, sde: SDE, u: Tensor) -> Tensor:

@@ -28,6 +28,7 @@ import torch
 from torch import Tensor
 
 from scoresde.arguments import Positive, checked
+from scoresde.configured import Configured
 from scoresde.losses.time_densities import LogNormal, TimeDensity, UniformLogSNR, UniformTime, log_snr_slope
 from scoresde.sdes import SDE
 from scoresde.tensors import check_instance, check_number
@@ -35,7 +36,7 @@ from scoresde.tensors import check_instance, check_number
 VIEWS = ("velocity", "v", "denoised", "noise", "score")
 
 
-class Weighting:
+class Weighting(Configured):
     """The weight omega(t) of the squared error of a view.
 
     times: the density of training times that suits the weighting. view: the attribute of `Views` whose error is

@@ -23,6 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from scoresde.configured import Configured
 from scoresde.metrics.samples import refuse_nonfinite
 from scoresde.tensors import float64
 
@@ -186,7 +187,7 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-class Pixels:
+class Pixels(Configured):
     """The values of images scaled to black at -1 and white at 1, flattened to (N, C H W).
 
     KID's kernel (f g / D + 1)^3 of two feature vectors f and g assumes this scale: for values 0 .. 255 the kernel is
@@ -200,7 +201,7 @@ class Pixels:
         return Features(2 * to_unit(images, span).flatten(1) - 1)
 
 
-class Inception:
+class Inception(Configured):
     """The Inception-v3 of 2015-12-05 used for published FIDs, from a local file (never downloaded by this class).
 
     The file is NVIDIA's TorchScript translation of the TensorFlow network. It takes uint8 images (N, 3, H, W), resizes
@@ -265,7 +266,7 @@ class Inception:
         return Features(values, None if output is None else F.linear(values, output.weight))
 
 
-class ClassifierFeatures:
+class ClassifierFeatures(Configured):
     """A feature space from a classifier: the features are its last hidden layer, the logits those of its classes.
 
     Args:

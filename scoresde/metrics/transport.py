@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from scoresde.configured import Configured
 from scoresde.metrics.samples import flatten_pair, refuse_nonfinite
 from scoresde.tensors import float64
 
@@ -61,7 +62,7 @@ def directions(size: int, count: int, generator: torch.Generator | None = None) 
     return drawn / drawn.norm(dim=1, keepdim=True)
 
 
-class SlicedWasserstein:
+class SlicedWasserstein(Configured):
     """The sliced Wasserstein distance of order p between subsets of x and y.
 
     A call with indices i of x and j of y, without repetitions, returns a scalar `()`. The attribute `all` is the pair

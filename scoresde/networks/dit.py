@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from scoresde.arguments import Count, CountOrZero, Layers, Positive, Share, checked
+from scoresde.configured import Configured
 from scoresde.networks.condition_embeddings import Classes, Conditions, ImageCondition, context_of
 from scoresde.networks.embeddings import PositionalEmbedding, TimeEmbedding
 from scoresde.networks.layers import (
@@ -126,7 +127,7 @@ class FinalLayer(nn.Module):
 
 
 @checked
-class DiT(nn.Module):
+class DiT(nn.Module, Configured):
     """A noise-conditional transformer on the patches of (B, C, *space), with adaLN-Zero blocks (2212.09748).
 
     Reverse-mode, forward-mode and forward-over-reverse differentiation need no settings. Reverse over reverse needs

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from scoresde.arguments import Count, CountOrZero, Layers, Positive, checked
+from scoresde.configured import Configured
 from scoresde.networks.condition_embeddings import Classes, ConditionEmbedding, named
 from scoresde.networks.layers import linear
 from scoresde.networks.text_encoder import TextEncoder, TextStyle
@@ -80,7 +81,7 @@ class ConditionEncoder(nn.Module):
 
 
 @checked
-class DualEncoder(nn.Module):
+class DualEncoder(nn.Module, Configured):
     """Unit vectors of states and of conditions, with a learned scale of their inner products.
 
     Args:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from scoresde.arguments import Positive, checked
+from scoresde.configured import Configured
 from scoresde.networks.condition_embeddings import Classes, ConditionEmbedding, named
 from scoresde.networks.layers import cast_for, linear
 from scoresde.networks.text_encoder import TextEncoder, TextStyle
@@ -23,7 +24,7 @@ TARGET_FEATURES, TARGET_SCALE = 64, 32.0  # of the embedding of "target"
 
 
 @checked
-class PositionalEmbedding(FullPrecision):
+class PositionalEmbedding(FullPrecision, Configured):
     """sin and cos of the noise label at frequencies from `scale` down to `scale`/10^4, (B,) -> (B, features).
 
     The transformer embedding as DDPM uses it (2006.11239, appendix B). Use scale 1000 for labels in [0, 1].
@@ -52,7 +53,7 @@ class PositionalEmbedding(FullPrecision):
 
 
 @checked
-class FourierEmbedding(FullPrecision):
+class FourierEmbedding(FullPrecision, Configured):
     """sin and cos of 2 pi w label for fixed Gaussian frequencies w, (B,) -> (B, features) (2006.10739).
 
     Args:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from scoresde.arguments import Count, Layers, checked
+from scoresde.configured import Configured
 from scoresde.networks.blocks import Block, BlockStyle, NetworkStyle, residual_resampling
 from scoresde.networks.condition_embeddings import Conditions, ImageCondition, context_of
 from scoresde.networks.embeddings import FourierEmbedding, PositionalEmbedding, TimeEmbedding
@@ -101,7 +102,7 @@ class DownStage(ResolutionStage):
         return hidden, image, skips
 
 
-class Encoder(nn.Module):
+class Encoder(nn.Module, Configured):
     """The embeddings, the way down and the middle; see `UNet` for the arguments and the errors."""
 
     casts_inputs = True  # `input_frequencies` need the digits of the state

@@ -25,12 +25,13 @@ import torch
 from torch import Tensor, nn
 
 from scoresde.arguments import Levels, Positive, checked
+from scoresde.configured import Configured
 from scoresde.protocols import Condition, call_network
 from scoresde.tensors import broadcast, double
 
 
 @checked
-class LevelHead(nn.Module):
+class LevelHead(nn.Module, Configured):
     """Return E[x_0 | x_t] of quantised data, from a network that outputs logits over grey levels.
 
     Use it with the prediction type `predictions.Denoiser()`, which passes y and s (see the module docstring) unscaled.

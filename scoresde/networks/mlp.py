@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from scoresde.arguments import Count, CountOrZero, Layers, Positive, Share, checked
+from scoresde.configured import Configured
 from scoresde.networks.condition_embeddings import Classes, ImageCondition
 from scoresde.networks.embeddings import PositionalEmbedding, TimeEmbedding
 from scoresde.networks.layers import cast_for, check_shape, linear
@@ -31,7 +32,7 @@ class ResidualLayer(nn.Module):
 
 
 @checked
-class MLP(nn.Module):
+class MLP(nn.Module, Configured):
     """A residual multilayer perceptron for states of any shape, flattened to vectors.
 
     Args:

@@ -32,6 +32,7 @@ import torch
 from torch import Tensor
 
 from scoresde.bits import describe_failures
+from scoresde.configured import Configured
 from scoresde.dequantization import DataMap, Incomplete, count_levels, warn_if_above_uniform
 from scoresde.divergence import Trace
 from scoresde.likelihood import LogProb, conventions, log_prob, trace_for
@@ -54,7 +55,7 @@ from scoresde.tensors import check_instance, check_integer, dimensions, double, 
 from scoresde.wrappers import as_model, with_density
 
 
-class Cascade:
+class Cascade(Configured):
     """A base model and super-resolution models; see the module docstring.
 
     Args:

@@ -16,7 +16,9 @@ from scoresde.dequantization import Dequantization
 from scoresde.losses.super_resolution import low_resolution_image
 from scoresde.protocols import Condition, Model, Transform, by_name
 from scoresde.random_stream import RandomStream
+from scoresde.result_table import Result, cost, counted, mean_of, range_of, statuses, typical_error
 from scoresde.score import BaseModel
+from scoresde.solvers import Status
 from scoresde.wrappers import as_model
 
 
@@ -63,8 +65,8 @@ class CascadeStage:
         return getattr(getattr(as_model(self.model), "network", None), "conditions", None)
 
 
-@dataclass
-class CascadeSamples:
+@dataclass(repr=False)
+class CascadeSamples(Result):
     """Samples of a cascade.
 
     x: images (n, *) of the last stage in data units. stages: the images of every stage. nfe, backward: evaluations of
@@ -76,9 +78,16 @@ class CascadeSamples:
     nfe: int
     backward: int
 
+    def heading(self) -> str:
+        return f"CascadeSamples: {counted(len(self.x), 'image')}"
 
-@dataclass
-class CascadeLogProb:
+    def rows(self) -> dict[str, str]:
+        sizes = " -> ".join(str(tuple(stage.shape[1:])) for stage in self.stages)
+        return {"stages": sizes, "range": range_of(self.x), "evaluations": cost(self.nfe, self.backward)}
+
+
+@dataclass(repr=False)
+class CascadeLogProb(Result):
     """log p of each image, in nats.
 
     value: (N,), float64. stderr: standard error of the trace estimates (N,), or None. stages: the terms
@@ -94,8 +103,22 @@ class CascadeLogProb:
     backward: Tensor
     status: Tensor
 
+    def heading(self) -> str:
+        return f"CascadeLogProb of {counted(len(self.value), 'image')}"
 
-@dataclass(kw_only=True)
+    def rows(self) -> dict[str, str]:
+        terms = {f"  stage {i}": mean_of(term, "nats") for i, term in enumerate(self.stages.T)}
+        return {
+            "mean": mean_of(self.value, "nats"),
+            **terms,
+            "error": typical_error(self.stderr, "nats an image", "the trace"),
+            "status": statuses(self.status, Status),
+            "evaluations": cost(self.nfe, self.backward, "an image"),
+            **self.conventions,
+        }
+
+
+@dataclass(kw_only=True, repr=False)
 class CascadeBits(BitsPerDim):
     """Bits per dimension of the images of the last stage.
 

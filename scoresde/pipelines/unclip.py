@@ -18,12 +18,14 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from scoresde.configured import Configured
 from scoresde.contrastive import ContrastiveModel
 from scoresde.dequantization import DataMap
 from scoresde.editing import slerp
 from scoresde.guidance import ClassifierFree
 from scoresde.protocols import CaptionEncoder, Model
 from scoresde.random_stream import RandomStream
+from scoresde.result_table import Result, cost, counted, range_of, states
 from scoresde.samplers import AngularAdams, PredictorCorrector, Sampler
 from scoresde.tensors import check_instance, floating
 
@@ -102,16 +104,22 @@ class Embedder:
         return unit * unit.shape[1] ** 0.5
 
 
-@dataclass
-class EmbeddingSamples:
+@dataclass(repr=False)
+class EmbeddingSamples(Result):
     """Samples x (B, *) in data units, the embeddings (B, E) they were decoded from, and the evaluations of networks."""
 
     x: Tensor
     embeddings: Tensor
     nfe: int
 
+    def heading(self) -> str:
+        return f"EmbeddingSamples: {counted(len(self.x), 'sample')}"
 
-class UnCLIP:
+    def rows(self) -> dict[str, str]:
+        return {"states": states(self.x), "range": range_of(self.x), "evaluations": cost(self.nfe, 0)}
+
+
+class UnCLIP(Configured):
     """A prior of embeddings and a decoder: samples given a condition, variations and interpolations.
 
     Args:

@@ -3,8 +3,8 @@
 import math
 from typing import Any
 
-from scoresde.evaluation.sampler_comparison import plus_minus
 from scoresde.report.run_files import RunFiles
+from scoresde.result_table import plus_minus
 
 MINUS, TIMES, DASH, SPACE = "\N{MINUS SIGN}", "\N{MULTIPLICATION SIGN}", "\N{EN DASH}", "\N{NO-BREAK SPACE}"
 UNITS = {"bits/dim": "bits per dimension", "nats/dim": "nats per dimension"}

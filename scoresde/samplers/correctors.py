@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from scoresde.arguments import Few, Positive, checked
+from scoresde.configured import Configured
 from scoresde.random_stream import RandomStream
 from scoresde.score import BaseModel
 from scoresde.solvers.solver import choose
@@ -31,7 +32,7 @@ def langevin(x: Tensor, score: Tensor, step: Tensor, z: Tensor) -> Tensor:
 
 
 @checked
-class Langevin:
+class Langevin(Configured):
     """Langevin dynamics with steps of a fixed signal-to-noise ratio.
 
     Args:
@@ -65,7 +66,7 @@ class Langevin:
 
 
 @checked
-class AnnealedLangevin:
+class AnnealedLangevin(Configured):
     """The chain of NCSN at each noise level: x + a/2 score + a^(1/2) z with a = step alpha_i sigma^2.
 
     On paths with alpha_i = 1 it is algorithm 1 of 1907.05600. On other paths it is the corrector "ald" of the code of
@@ -93,7 +94,7 @@ class AnnealedLangevin:
 
 
 @checked
-class MALA:
+class MALA(Configured):
     """The Metropolis-adjusted Langevin algorithm: a Langevin step y of size h = step sigma^2, accepted or rejected.
 
     A step is accepted with probability min(1, a), with the proposal's density q(y | x) = N(y; x + h score(x), 2h) and

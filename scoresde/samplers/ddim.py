@@ -26,6 +26,7 @@ class DDIM(Linear):
         if not 0 <= eta <= 1:
             raise ValueError(f"eta must be in [0, 1]; got {eta}")
         self.eta, self.stochastic = eta, eta > 0
+        self.default_steps = 500 if self.stochastic else 100
 
     def row(self, sde: SDE, nodes: Sequence[Point], target: Point, left: int) -> Row:
         here = nodes[0]

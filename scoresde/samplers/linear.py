@@ -29,6 +29,7 @@ from torch import Tensor
 
 from scoresde.random_stream import RandomStream
 from scoresde.samplers.grids import Grid, Transition, angle
+from scoresde.samplers.sampler import CallableStep
 from scoresde.score import BaseModel
 from scoresde.sdes import SDE
 from scoresde.sdes.transitions import Point, points, transition
@@ -93,14 +94,15 @@ def combine(base: Tensor, weights: Sequence[float], views: Sequence[Tensor]) -> 
     return base
 
 
-class Linear:
+class Linear(CallableStep):
     """A method given by its coefficients, as in the module docstring. A subclass defines `row` and sets `view`.
 
     view: the view that the method combines, "denoised", "noise" or "v". past: the largest number of views that it
     combines, the one at the current state included. stochastic: True if the method draws noise. grid: the default grid
-    of times of `PredictorCorrector` with this method.
+    of times of `PredictorCorrector` with this method. default_steps: see `CallableStep`.
     """
 
+    default_steps = 50
     grid: Grid = angle
     view = "denoised"
     past = 1

@@ -79,7 +79,7 @@ class PredictorCorrector(Sampler):
         super().__init__(denoise_final)
         if predictor is None and corrector is None:
             raise ValueError("give a predictor, a corrector or both; got neither")
-        if corrector is not None and (isinstance(corrector, type) or not callable(corrector)):
+        if corrector is not None and (isinstance(corrector, (type, Step)) or not callable(corrector)):
             raise TypeError(f"a corrector must be a function (model, x, t, stream) -> x; got {corrector!r}")
         self.predictor = Idle() if predictor is None else as_step(predictor)
         self._has_grid = grid is not None

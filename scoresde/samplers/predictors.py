@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from scoresde.arguments import checked
+from scoresde.configured import Configured
 from scoresde.protocols import Model
 from scoresde.random_stream import RandomStream
 from scoresde.samplers.grids import Angle
@@ -30,6 +31,7 @@ VARIANCES = ("posterior", "forward", "learned")
 class ReverseFamilyStep(Linear):
     """Base class of the steps that discretise the drift and the diffusion of `ReverseSDE` at noise level l."""
 
+    default_steps = 500
     grid = FLOW_GRID
     view = "noise"
 
@@ -82,6 +84,8 @@ class StochasticHeun(ReverseFamilyStep):
         ValueError: l is negative; in a run, alpha = 0 at the start of a transition.
     """
 
+    default_steps = 100
+
     def row(self, sde: SDE, nodes: Sequence[Point], target: Point, left: int) -> Row:
         check_signal(sde, nodes[0], self)
         t, s = nodes[0].t, target.t
@@ -104,6 +108,7 @@ class ReverseDiffusion(Linear):
     deviation. Use many steps on such a path.
     """
 
+    default_steps = 500
     grid = REVERSE_GRID
     view = "noise"
     stochastic = True
@@ -113,7 +118,7 @@ class ReverseDiffusion(Linear):
         return Row((Stage(nodes[0].t, 2 - ratio, (-variance / nodes[0].sigma,), math.sqrt(variance)),))
 
 
-class OptimalVariance:
+class OptimalVariance(Configured):
     """The variance of an ancestral step that fits the true reverse process best (2201.06503, theorem 1).
 
         c^2 = sigma_s^2 v / sigma_t^2 + k^2 (sigma_t/alpha_t)^2 V(t),        v as in the module docstring,
@@ -178,6 +183,7 @@ class Ancestral(Linear):
         ValueError: variance is unknown; in a run, variance is "learned" and the model has no learned variance.
     """
 
+    default_steps = 500
     grid = REVERSE_GRID
     view = "denoised"
     stochastic = True

@@ -17,11 +17,13 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from scoresde.configured import Configured
 from scoresde.counting import Evaluations, counting
 from scoresde.prior_mismatch import prior_mismatches, warn_of_mismatch
 from scoresde.progress import progress_bar
 from scoresde.protocols import Model
 from scoresde.random_stream import RandomStream
+from scoresde.result_table import Result, cost, counted, range_of, states
 from scoresde.samplers.grids import Grid, Transition, uniform_time
 from scoresde.score import BaseModel, device_of
 from scoresde.sdes import SDE
@@ -56,7 +58,34 @@ class Step(Protocol):
     ) -> tuple[Tensor, Any]: ...
 
 
-class PlainStep:
+class CallableStep(Configured):
+    """A step that can be called like a sampler: with its own grid of times, and `default_steps` transitions."""
+
+    default_steps = 500
+
+    def __call__(
+        self,
+        model: Model,
+        shape: Sequence[int] | None = None,
+        x_T: Tensor | None = None,
+        *,
+        steps: int | None = None,
+        **options: Any,
+    ) -> "Samples":
+        """Draw samples by this step alone, `PredictorCorrector(self, steps=steps)(model, shape, ...)`.
+
+        Args:
+            model, shape, x_T: see `Sampler.__call__`.
+            steps: number of transitions; default `default_steps`, with which the step is accurate on the paths of this
+                library. A `PredictorCorrector` also takes another grid, a corrector and `denoise_final`.
+            options: further arguments of `Sampler.__call__`, such as cond, seeds, trajectory and progress.
+        """
+        from scoresde.samplers.predictor_corrector import PredictorCorrector  # which imports this module
+
+        return PredictorCorrector(self, steps=steps or self.default_steps)(model, shape, x_T, **options)  # type: ignore[arg-type]
+
+
+class PlainStep(CallableStep):
     """A step that prepares nothing and passes no memory to the next transition. A subclass defines `step`."""
 
     grid: Grid = uniform_time
@@ -106,7 +135,7 @@ ConstraintFunction = Callable[[BaseModel, Tensor, Tensor, RandomStream], Tensor]
 """A projection after every transition: (model, x, t, stream) -> the constrained state, from the state x (B, *) at t."""
 
 
-class StateConstraint:
+class StateConstraint(Configured):
     """A projection of the states of a run. A subclass defines `__call__`, and overrides the other methods as needed."""
 
     def __call__(self, model: BaseModel, x: Tensor, t: Tensor, stream: RandomStream) -> Tensor:
@@ -151,8 +180,8 @@ def as_constraint(constraint: StateConstraint | ConstraintFunction | None) -> St
     return constraint if isinstance(constraint, StateConstraint) else _FunctionConstraint(constraint)
 
 
-@dataclass
-class Samples:
+@dataclass(repr=False)
+class Samples(Result):
     """The result of a sampler.
 
     x: samples (B, *) at t_min, denoised if requested. nfe: number of evaluations of the network (of all networks, if
@@ -164,6 +193,13 @@ class Samples:
     nfe: int
     trajectory: Tensor | None
     backward: int = 0
+
+    def heading(self) -> str:
+        return f"Samples: {counted(len(self.x), 'sample')}"
+
+    def rows(self) -> dict[str, str]:
+        rows = {"states": states(self.x), "range": range_of(self.x), "evaluations": cost(self.nfe, self.backward)}
+        return rows if self.trajectory is None else {**rows, "trajectory": counted(len(self.trajectory), "state")}
 
 
 class Sampler(PlainStep):
@@ -196,7 +232,7 @@ class Sampler(PlainStep):
         return model.predict(x, t).denoised
 
     @torch.no_grad()
-    def __call__(
+    def __call__(  # type: ignore[override]
         self,
         model: Model,
         shape: Sequence[int] | None = None,

@@ -149,9 +149,10 @@ class LearnedVP(FullPrecision, LogSNRPath):
 
     def extra_repr(self) -> str:
         if self.ends.is_meta:
-            return super().extra_repr()
+            return f"t_min={self.t_min:g}, t_max={self.t_max:g}"
         low, high = self.gammas().tolist()
-        return f"gamma_min={low:g}, gamma_max={high:g}, units={self.shape.shape[1]}, " + super().extra_repr()
+        ends = f"t_min={self.t_min:g}, t_max={self.t_max:g}"
+        return f"gamma_min={low:g}, gamma_max={high:g}, units={self.shape.shape[1]}, {ends}"
 
 
 def _rise(u: Tensor, a: Tensor, b: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:

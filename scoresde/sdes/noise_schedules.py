@@ -70,9 +70,6 @@ class LinearBeta(SDE):
         """1, as published: sigma(1) differs from it by 2e-5 at the published constants."""
         return 1.0
 
-    def extra_repr(self) -> str:
-        return f"beta_min={self.beta_min:g}, beta_max={self.beta_max:g}, " + super().extra_repr()
-
 
 class VP(LinearBeta):
     """Variance preserving: alpha = exp(-B/2), sigma^2 = 1 - alpha^2, g^2 = beta (2011.13456, eq. 11 and 33).
@@ -169,9 +166,6 @@ class VE(ConstantSignal):
 
     def time(self, log_snr: Tensor) -> Tensor:
         return ((-0.5 * log_snr - math.log(self.sigma_min)) / self.log_ratio).clamp(self.t_min, self.t_max)
-
-    def extra_repr(self) -> str:
-        return f"sigma_min={self.sigma_min:g}, sigma_max={self.sigma_max:g}, " + super().extra_repr()
 
 
 @checked

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from scoresde.arguments import checked
+from scoresde.configured import Configured, one_line
 from scoresde.protocols import Model
 from scoresde.random_stream import RandomStream
 from scoresde.sdes import transitions
@@ -108,7 +109,7 @@ def _ordered_points(sde: "SDE", t_from: Tensor | float, t_to: Tensor | float, fo
 
 
 @checked
-class SDE(nn.Module):
+class SDE(Configured, nn.Module):
     """A diffusion with Gaussian transition kernel. A subclass defines `alpha` and `sigma`.
 
     A subclass should override the functions that have a closed form. By default, derivatives come from automatic
@@ -268,10 +269,14 @@ class SDE(nn.Module):
         return nullcontext()
 
     def extra_repr(self) -> str:
-        return f"t_min={self.t_min:g}, t_max={self.t_max:g}"
+        """Return all arguments of the path, defaults included: each changes a likelihood."""
+        return ", ".join(f"{name}={one_line(value)}" for name, value in self.every_argument().items())
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.extra_repr()})"
 
 
-class ReverseSDE:
+class ReverseSDE(Configured):
     """The family dx = [f x - (1 + l^2)/2 g^2 score] dt + l g dw, from t_max to t_min.
 
     All members have the marginals of the forward process: l = 1 is the reverse-time SDE of Anderson (2011.13456,

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from scoresde.arguments import checked
+from scoresde.configured import Configured
 from scoresde.tensors import at_least_float32
 from scoresde.training.checkpoint import restore
 
@@ -42,7 +43,7 @@ def decay_of_half_life(half_life: float, batch_size: int = 1) -> float:
 
 
 @checked
-class EMA:
+class EMA(Configured):
     """The moving average defined in the module's docstring.
 
     Args:

@@ -6,6 +6,8 @@ steps in a row are skipped, the run has diverged: it stops, and the last checkpo
 """
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -69,3 +71,17 @@ def diagnosis(model: ScoreModel, values: Tensor, times: Tensor, step: int) -> st
     levels = ", ".join(f"t={float(t):.4g} (sigma={float(model.sde.sigma(t).detach()):.4g})" for t in bad_times[:4])
     more = ", ..." if len(bad_times) > 4 else ""
     return f"the loss is not finite at step {step}, for {len(bad_times)} of {len(values)} samples: {levels}{more}"
+
+
+@contextmanager
+def not_fatal(name: str, step: int) -> Iterator[None]:
+    """Turn an error in the block into a warning: a failed preview or evaluation must not end a training run.
+
+    Warns:
+        UserWarning: the block raised an error, which the message describes.
+    """
+    try:
+        yield
+    except Exception as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        warnings.warn(f"the {name} after step {step} failed, and the training goes on: {reason}", stacklevel=2)

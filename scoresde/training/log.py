@@ -26,7 +26,7 @@ from scoresde.losses import LossTerms
 from scoresde.sdes import SDE
 from scoresde.training import distributed
 from scoresde.training.checkpoint import check_like
-from scoresde.training.json_lines import append_line, remove_lines_after
+from scoresde.training.json_lines import append_line, read_lines, remove_lines_after
 from scoresde.training.state import Sums
 
 LOG = "log.jsonl"
@@ -205,3 +205,8 @@ def memory(device: torch.device) -> int:
         return torch.cuda.max_memory_allocated(device)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else 1024 * peak
+
+
+def is_evaluated(path: Path, step: int) -> bool:
+    """Return whether the log has the evaluation after this step; True for step 0, which needs none."""
+    return not step or any(row["step"] == step and "loss" not in row for row in read_lines(path))

@@ -7,13 +7,10 @@ and the log is in `<run>/log.jsonl` and TensorBoard. Processes started by torchr
 `training.distributed`.
 """
 
-import os
-import signal
-import threading
-import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import closing
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -24,41 +21,43 @@ from torch.utils.data import DataLoader, Dataset
 
 from scoresde.arguments import Count, CountOrZero, Distinct, Infinite, Range, Seed, Share, checked
 from scoresde.atomic_files import remove_leftovers
+from scoresde.configured import call_text
 from scoresde.dequantization import DataMap
 from scoresde.losses import LossTerms, Objective
 from scoresde.progress import progress_bar
-from scoresde.protocols import Condition, select
+from scoresde.protocols import select
 from scoresde.score import ScoreModel
 from scoresde.tensors import available, is_half
 from scoresde.training import distributed, posthoc_ema
-from scoresde.training.batches import StepNoise, batches, fitting, share, split_condition, step_seed
-from scoresde.training.condition_dropout import Dropout, drop_conditions
+from scoresde.training.batch_terms import BatchTerms, seed_dropout
+from scoresde.training.batches import batches, fitting, share, split_condition, step_seed
+from scoresde.training.condition_dropout import Dropout
 from scoresde.training.distributed import SharedObjective
 from scoresde.training.ema import EMA
-from scoresde.training.guard import SKIPPED, Guard, NonFiniteLoss, diagnosis
-from scoresde.training.json_lines import read_lines, remove_lines_after
+from scoresde.training.guard import SKIPPED, Guard, NonFiniteLoss, diagnosis, not_fatal
+from scoresde.training.interruption import Interrupted, interruptions
+from scoresde.training.json_lines import remove_lines_after
 from scoresde.training.locks import locked
-from scoresde.training.log import LOG, Log
+from scoresde.training.log import LOG, Log, is_evaluated
 from scoresde.training.precision import Precision
 from scoresde.training.schedule import DECAYS
 from scoresde.training.state import CHECKPOINT, State
 
 __all__ = ["CHECKPOINT", "LOG", "Interrupted", "NonFiniteLoss", "Trainer"]
 Report = Callable[[ScoreModel, int], Any]
-STOPPING = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")
-
-
-class Interrupted(RuntimeError):
-    """Ctrl-C or a termination signal stopped the run after a complete step; the checkpoint is written."""
+ADAM = partial(torch.optim.Adam, lr=1e-3)
 
 
 @checked
-@dataclass
+@dataclass(repr=False)
 class Trainer:
     """The settings of a training run, and the training loop (`fit`).
 
+    `scoresde.fit` chooses the loss, the transform and the other parts that `Trainer.fit` needs.
+
     Args:
-        optimizer: returns the optimiser of the parameters it is called with (a Hydra partial).
+        optimizer: returns the optimiser of the parameters it is called with, such as
+            `functools.partial(torch.optim.Adam, lr=1e-3)`, which is the default.
         steps: number of optimiser steps.
         batch_size: samples per step in all processes together; reduced, with a warning, if the dataset is smaller.
         accumulate: number of parts in which a process computes the gradient of its share of a batch, one after the
@@ -89,8 +88,8 @@ class Trainer:
         ValueError: an argument is out of its range.
     """
 
-    optimizer: Callable[[Any], Optimizer]
-    steps: Count
+    optimizer: Callable[[Any], Optimizer] = ADAM
+    steps: Count = 1000
     batch_size: Count = 128
     accumulate: Count = 1
     warmup: CountOrZero = 0
@@ -132,6 +131,9 @@ class Trainer:
         self.where = available(distributed.device(self.device))
         Precision(self.precision, self.where)
 
+    def __repr__(self) -> str:
+        return call_text(self)
+
     def rate(self, step: int) -> float:
         """Return the learning rate at a step in 0 .. steps - 1, divided by the optimiser's own rate."""
         warm = min(1.0, (step + 1) / self.warmup) if self.warmup else 1.0
@@ -142,7 +144,7 @@ class Trainer:
         model: ScoreModel,
         loss: Objective,
         dataset: Dataset,
-        run: Path,
+        run: str | Path,
         data_map: DataMap,
         preview: Report | None = None,
         evaluate: Report | None = None,
@@ -178,9 +180,11 @@ class Trainer:
             fitted = replace(self, batch_size=size)
             fitted.fit(model, loss, dataset, run, data_map, preview, evaluate, progress, config)
             return
-        is_first = distributed.rank() == 0
+        run, is_first = Path(run), distributed.rank() == 0
         objective = SharedObjective(
-            _Terms(self._prepare(model, loss), loss, data_map, self.seed, self.condition_dropout), model, self.parallel
+            BatchTerms(self._prepare(model, loss), loss, data_map, self.seed, self.condition_dropout),
+            model,
+            self.parallel,
         )
         state = self._state(model, loss, run, is_first, config or {})
         base_rates = [group["lr"] for group in state.optimizer.param_groups]
@@ -188,8 +192,8 @@ class Trainer:
             log = self._resume(state, run, is_first)
             shown = progress and is_first
             bar = progress_bar(total=self.steps, initial=state.step, title="training", unit="step", shown=shown)
-            with _interruptions() as interrupted, closing(log), bar:
-                if distributed.anyone(is_first and not _is_evaluated(run / LOG, state.step)):
+            with interruptions() as interrupted, closing(log), bar:
+                if distributed.anyone(is_first and not is_evaluated(run / LOG, state.step)):
                     self._report(state, log, None, evaluate)  # the run stopped after the checkpoint, before evaluation
                 for step, batch in enumerate(self._loader(dataset, state.step), start=state.step):
                     for group, base in zip(state.optimizer.param_groups, base_rates, strict=True):
@@ -264,7 +268,7 @@ class Trainer:
 
     def _step(self, objective: SharedObjective, state: State, batch: Any, step: int, log: Log) -> None:
         """Make one optimiser step; skip it if the loss or the gradient is not finite."""
-        _seed_dropout(step_seed(self.seed, step, f"dropout {distributed.rank()}"), self.where)
+        seed_dropout(step_seed(self.seed, step, f"dropout {distributed.rank()}"), self.where)
         x, cond = split_condition(batch, self.where)
         if self.channels_last and x.ndim == 4:
             x = x.contiguous(memory_format=torch.channels_last)
@@ -328,85 +332,9 @@ class Trainer:
         state.model.eval()
         with state.ema.applied():
             if preview is not None:
-                with _not_fatal("preview", state.step):
+                with not_fatal("preview", state.step):
                     preview(state.model, state.step)
             if evaluate is not None:
-                with _not_fatal("evaluation", state.step):
+                with not_fatal("evaluation", state.step):
                     log.write({"step": state.step, **evaluate(state.model, state.step)})
         state.model.train()
-
-
-class _Terms(nn.Module):
-    """The loss as a module, because DistributedDataParallel averages only the gradients of a module."""
-
-    def __init__(self, model: ScoreModel, loss: Objective, data_map: DataMap, seed: int, dropout: Dropout):
-        super().__init__()
-        self.model, self.loss, self.data_map, self.seed, self.dropout = model, loss, data_map, seed, dropout
-
-    def forward(
-        self, x: Tensor, cond: Condition, positions: range, batch_size: int, step: int
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return value, time and weight of the loss of each sample of x (n, *), at `positions` in the step's batch."""
-        stream = StepNoise(positions, self.seed, step)
-        x0 = self.data_map.training_states(x, stream).float()
-        generator = torch.Generator().manual_seed(step_seed(self.seed, step, "times"))
-        t = self.loss.draw_times(self.model.sde, batch_size, generator)[positions.start : positions.stop]
-        cond = drop_conditions(cond, self.dropout, StepNoise(positions, self.seed, step, "condition"))
-        terms = self.loss(self.model, x0, cond, t=t, stream=stream)
-        return terms.value, terms.t, terms.weight
-
-
-def _is_evaluated(path: Path, step: int) -> bool:
-    """Return whether the log has the evaluation after this step; True for step 0, which needs none."""
-    return not step or any(row["step"] == step and "loss" not in row for row in read_lines(path))
-
-
-@contextmanager
-def _not_fatal(name: str, step: int) -> Iterator[None]:
-    """Turn an error in the block into a warning: a failed preview or evaluation must not end a training run.
-
-    Warns:
-        UserWarning: the block raised an error, which the message describes.
-    """
-    try:
-        yield
-    except Exception as error:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
-        warnings.warn(f"the {name} after step {step} failed, and the training goes on: {reason}", stacklevel=2)
-
-
-def _seed_dropout(seed: int, device: torch.device) -> None:
-    """Seed only the generators that dropout uses; seeding those of all kinds of devices would take a millisecond."""
-    torch.default_generator.manual_seed(seed)
-    if device.type == "cuda":
-        torch.cuda.default_generators[device.index].manual_seed(seed)  # also if it is not the current one
-    elif device.type == "mps":
-        torch.mps.manual_seed(seed)
-
-
-@contextmanager
-def _interruptions() -> Iterator[Callable[[], bool]]:
-    """Yield a function that returns whether a signal asked to stop; a second signal of the same kind acts as usual.
-
-    The signals are SIGINT, SIGTERM and, if the platform has them, SIGUSR1 (schedulers send it before a time limit) and
-    SIGHUP (unless it is ignored, as under `nohup`). A process of torchrun also stops when torchrun is gone.
-    """
-    received, parent = [], os.getppid()
-    is_main = threading.current_thread() is threading.main_thread()  # no other thread may set handlers
-    numbers = [getattr(signal, name) for name in STOPPING if hasattr(signal, name)] if is_main else []
-    previous = {int(number): signal.getsignal(number) for number in numbers}
-    hangup = int(getattr(signal, "SIGHUP", 0))
-    if previous.get(hangup) is signal.SIG_IGN:
-        del previous[hangup]
-
-    def record(number: int, frame: Any) -> None:
-        received.append(number)
-        signal.signal(number, previous[number])
-
-    for number in previous:
-        signal.signal(number, record)
-    try:
-        yield lambda: bool(received) or (distributed.size() > 1 and os.getppid() != parent)
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)

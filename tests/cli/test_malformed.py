@@ -108,7 +108,7 @@ OTHERS = {
     "restore run=grey posterior=mmsp": "no option 'mmsp' in group posterior; did you mean mmps?",
     "restore run=grey posterior=ddrm posterior.eta=2": "posterior.eta must be a finite number >= 0 and <= 1; got 2",
     "restore run=grey posterior=ddrm sampler.steps=5": "is a sampler itself; got sampler.steps=5: leave it out",
-    "restore run=grey posterior=dps operator.noise_std=0": "needs noise_std > 0; got Inpainting(noise_std=0)",
+    "restore run=grey posterior=dps operator.noise_std=0": "needs noise_std > 0; got Inpainting(",
     "restore run=grey posterior=particles particles=4": "particles must be at least n; got particles=4 and n=8",
     "restore run=grey posterior.itertions=1": "no key 'posterior.itertions'; did you mean posterior.iterations?",
     "restore run=grey operator.noise_std=-1": "noise_std must be finite and at least 0; got [-1]",

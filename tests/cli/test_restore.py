@@ -177,7 +177,8 @@ def test_settings_that_do_not_fit_are_refused(grey, refused, overrides, message)
 def test_a_measurement_of_another_shape_is_refused(grey, refused):
     np.save("y.npy", np.zeros(5))
     error = refused("restore", f"run={grey}", "measurement=y.npy")
-    assert "measurement must have the shape (1, 48), as Inpainting(noise_std=0.05) gives; y.npy has (5,)" in error
+    assert "measurement must have the shape (1, 48), as Inpainting(" in error
+    assert "noise_std=0.05) gives; y.npy has (5,)" in error
     np.save("y.npy", np.full((1, 48), np.nan))
     assert "y.npy is not an array of finite numbers" in refused("restore", f"run={grey}", "measurement=y.npy")
 
@@ -210,9 +211,7 @@ def test_a_network_trained_for_inpainting_restores(inpainting, tmp_path, capsys)
     assert main(["sample", f"run={run}", *words, "cond.image=image.npy"]) == 0
     assert np.allclose(np.load(run / "samples" / rows(run, "samples")[-1]["file"]), array, atol=1e-4)
     restored(run, *FEW, "posterior=trained")
-    message = (
-        "the network was trained for measurements with noise_std=0.1, and takes y as one; got Inpainting(noise_std=0"
-    )
+    message = "the network was trained for measurements with noise_std=0.1, and takes y as one; got Inpainting("
     assert message in capsys.readouterr().err
 
 

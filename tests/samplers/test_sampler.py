@@ -345,3 +345,18 @@ EMPTY = [*SAMPLERS, ss.samplers.ErrorControlled(), ss.samplers.TorchSDE(steps=2)
 @pytest.mark.parametrize("draws", [{"seeds": []}, {"generator": torch.Generator()}], ids=["seeds", "generator"])
 def test_no_samples(make, draws, model):
     assert make(model, shape=(0, *SHAPE[1:]), **draws).x.shape == (0, *SHAPE[1:])
+
+
+STEPS_AS_SAMPLERS = [ss.samplers.DDIM(), ss.samplers.Ancestral(), ss.samplers.UniPC(), ss.samplers.Heun()]
+
+
+@pytest.mark.parametrize("step", STEPS_AS_SAMPLERS, ids=lambda step: type(step).__name__)
+def test_a_step_is_a_sampler_with_its_own_grid(step, model):
+    few = step(model, **SEEDS, steps=3, trajectory=True)
+    assert len(few.trajectory) == 4
+    assert torch.equal(few.x, PredictorCorrector(step, steps=3)(model, **SEEDS).x)
+    assert torch.equal(
+        step(model, x_T=X, steps=2, seeds=[0, 1]).x, PredictorCorrector(step, steps=2)(model, x_T=X, seeds=[0, 1]).x
+    )
+    with pytest.raises(TypeError, match="a corrector must be a function"):
+        PredictorCorrector(step, corrector=step)

@@ -111,3 +111,8 @@ def test_correctors_alone_are_annealed_langevin_dynamics():
 @pytest.mark.parametrize(("solver", "sde"), [(None, SDES[0]), (ss.solvers.TorchDiffEq(), SDES[1])], ids=id_of)
 def test_the_probability_flow_has_the_law_of_the_oracle(sde, solver):
     check_sampler(ss.samplers.ProbabilityFlow(solver), None, sde)
+
+
+@pytest.mark.parametrize("step", [ss.samplers.DDIM(), ss.samplers.UniPC()], ids=id_of)
+def test_a_step_called_as_a_sampler_has_the_law_of_the_oracle(step):
+    assert check_sampler(step, None, ss.VP()).nfe == step.default_steps
