@@ -87,7 +87,7 @@ def test_hooks_are_removed_after_an_error(model):
 
 
 def test_wrong_layers_are_named(model):
-    with pytest.raises(ValueError, match="at must be the name of a layer of Network; got 'fist': .*such as first"):
+    with pytest.raises(ValueError, match=r"at must be the name of a layer of Network; got 'fist': .*such as first"):
         model.features(normal(2, 2), 0.4, at="fist")
     with pytest.raises(ValueError, match="got 'frist'"):
         ss.Modulated(model, "frist", lambda y: y)

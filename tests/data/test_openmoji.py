@@ -197,10 +197,13 @@ def test_parts_are_those_of_the_shapes(make):
 
 def test_the_parts_of_a_drawing():
     """Groups are parts, the outline is not, and a shape covers those before it; checked pixel by pixel."""
-    svg = (
-        '<svg viewBox="0 0 4 4" xmlns="http://www.w3.org/2000/svg"><g id="color"><rect width="4" height="2" fill="#fff"/>'
-        '</g><g id="hair"><rect width="1" height="1" style="opacity:0.1"/></g><g id="skin-shadow">'
-        '<path d="M2,3h2" fill="none" stroke="#000" stroke-width="2"/></g><g id="line"><rect width="4" height="4"/></g></svg>'
-    )
+    groups = {
+        "color": '<rect width="4" height="2" fill="#fff"/>',
+        "hair": '<rect width="1" height="1" style="opacity:0.1"/>',
+        "skin-shadow": '<path d="M2,3h2" fill="none" stroke="#000" stroke-width="2"/>',
+        "line": '<rect width="4" height="4"/>',
+    }
+    shapes = "".join(f'<g id="{name}">{shape}</g>' for name, shape in groups.items())
+    svg = f'<svg viewBox="0 0 4 4" xmlns="http://www.w3.org/2000/svg">{shapes}</svg>'
     expected = [[2, 1, 1, 1], [1, 1, 1, 1], [0, 0, 3, 3], [0, 0, 3, 3]]
     assert openmoji.draw_parts(svg, 4).tolist() == expected
