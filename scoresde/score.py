@@ -251,8 +251,10 @@ class ScoreModel(BaseModel):
     @overload
     def features(self, x: Tensor, t: Tensor | float, at: str) -> Tensor: ...
     @overload
-    def features(self, x: Tensor, t: Tensor | float, at: Sequence[str]) -> dict[str, Tensor]: ...
-    def features(self, x: Tensor, t: Tensor | float, at: str | Sequence[str]) -> Tensor | dict[str, Tensor]:
+    def features(self, x: Tensor, t: Tensor | float, at: list[str] | tuple[str, ...]) -> dict[str, Tensor]: ...
+    def features(
+        self, x: Tensor, t: Tensor | float, at: str | list[str] | tuple[str, ...]
+    ) -> Tensor | dict[str, Tensor]:
         """Return the output of the network's layer `at`, (B, ...), in `predict(x, t)`; one evaluation (2306.03881).
 
         Args:
