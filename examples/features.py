@@ -14,7 +14,7 @@ SVG files. The model is trained on other people, without parts. Accuracy is the 
                      to the cluster k with the largest |D(f + c M_k) - D(f - c M_k)|, with M_k the mask of the cluster
                      and D the denoised picture (EmerDiff, 2401.11739, section 3.3), here relative to its mean in M_k
 
-    python examples/features.py            # about 3 minutes; --run runs/features keeps the trained model
+    python examples/features.py            # about 3 minutes; --run runs/openmoji_cond has a model of 19 minutes
     python examples/features.py --small    # ten seconds
 """
 
@@ -34,13 +34,13 @@ from scoresde.data.openmoji import CREDIT, SHAPES
 
 HERE = Path(__file__).parent
 PEOPLE = {"tone": ["light", "medium-light", "medium", "medium-dark", "dark"]}
-LAYERS = ("down.8x8.block0", "up.4x4.block1", "up.8x8.block1", "up.16x16.block0", "up.16x16.block1")
-COARSE, FINE, CLUSTERS, OTHERS = "up.8x8.block1", "up.16x16.block0", 8, 8  # OTHERS: number of sources of a target
+LAYERS = ("down.8x8.block0", "up.8x8.block1", "up.16x16.block0")
+COARSE, FINE, CLUSTERS, OTHERS = "up.8x8.block1", "up.16x16.block0", 16, 8  # OTHERS: number of sources of a target
 COLOURS = np.array([[255, 255, 255], [86, 180, 233], [230, 159, 0], [213, 94, 0]]) / 255  # of SHAPES
 LEVELS = ss.data.Levels(256)
 
 
-def train(run, root, width, steps):
+def train(root, width, steps):
     """A small unconditional model of people at 16 x 16."""
     torch.manual_seed(0)
     style, label = ss.networks.BlockStyle(dropout=0.0), ss.networks.PositionalEmbedding(width, 100.0)
@@ -51,7 +51,7 @@ def train(run, root, width, steps):
     data = ss.data.OpenMoji(16, "train", only=PEOPLE, flip=True, root=root)
     settings = {"steps": steps, "batch_size": 32, "learning_rate": 2e-3, "ema": 0.99, "preview": lambda *_: None}
     loss = ss.losses.DenoisingScoreMatching("karras")
-    return ss.fit(model, data, run, loss=loss, transform=LEVELS, **settings).model
+    return ss.fit(model, data, loss=loss, transform=LEVELS, **settings).model
 
 
 def with_random_weights(model):
@@ -99,7 +99,7 @@ def balanced(predicted, true):
     """Accuracy, the mean over parts, of pictures (N, ...), and its standard error by 200 bootstraps of the pictures."""
     is_part, rng, n = F.one_hot(true, len(SHAPES)), np.random.default_rng(0), len(true)
     total, right = (c.flatten(1, -2).sum(1) for c in (is_part, is_part * (predicted == true)[..., None]))
-    draws = [slice(None), *(rng.integers(0, n, n) for _ in range(200))]
+    draws = (slice(None), *(rng.integers(0, n, n) for _ in range(200)))
     shares = [float((right[rows].sum(0) / total[rows].sum(0)).mean()) for rows in draws]
     return shares[0], np.std(shares[1:])
 
@@ -138,16 +138,16 @@ def modulated(model, x, t, coarse, strength=10.0):
 
 def draw(curves, baselines, ratios, pictures):
     with plt.style.context(HERE.parent / "notebooks" / "paper.mplstyle"):
-        left, right = (figure := plt.figure(figsize=(9.6, 3.6))).subfigures(1, 2, width_ratios=(1.15, 1))
+        left, right = (figure := plt.figure(figsize=(9.6, 3.4))).subfigures(1, 2, width_ratios=(1.05, 1))
         for axis, kind in zip(left.subplots(1, 2, sharey=True), curves, strict=True):
             for layer, values in curves[kind].items():
                 axis.errorbar(ratios, *np.array(values).T, fmt=".-", label=layer)
             for style, (label, value) in zip(("--", ":"), baselines[kind].items(), strict=True):
                 axis.axhline(value[0], color="black", linestyle=style, linewidth=0.8, label=label)
             axis.set(title=kind, xscale="log", xlabel=r"noise level $\sigma/\alpha$", ylabel="accuracy")
-        axis.legend(fontsize=6)
+        axis.legend(fontsize=6, loc="lower left")
         for axis, (title, images) in zip(right.subplots(len(pictures), 1), pictures.items(), strict=True):
-            some = images[::4][:12]
+            some = images[::6][:9]
             some = some.permute(0, 2, 3, 1).numpy() / 2 + 0.5 if some.ndim == 4 else COLOURS[some.reshape(-1, 16, 16)]
             axis.imshow(np.concatenate([np.pad(p, ((1, 1), (1, 1), (0, 0)), constant_values=1) for p in some], axis=1))
             axis.text(-0.01, 0.5, title, ha="right", va="center", transform=axis.transAxes)
@@ -158,28 +158,29 @@ def draw(curves, baselines, ratios, pictures):
 
 
 def main(small: bool = False, run: str | None = None, root: str = "datasets/openmoji") -> dict[str, float]:
-    model = train(run, root, *((8, 60) if small else (24, 600)))
+    model = ss.load(run).model if run else train(root, *((8, 60) if small else (24, 600)))
     x, parts = (part[: 16 if small else None] for part in held_out_people(root))
     y, targets = moved(x, parts, torch.Generator().manual_seed(0))
     both, n, true = torch.cat([x, y]), len(x), targets.flatten(1)[:, None].expand(-1, OTHERS, -1)
-    ratios = (0.1, 0.8) if small else (0.02, 0.1, 0.2, 0.4, 0.8, 1.6)
+    ratios = (0.1, 0.8) if small else (0.03, 0.1, 0.2, 0.4, 1.0)
     times = [float(model.sde.time(torch.tensor(-2 * np.log(ratio)))) for ratio in ratios]
     kinds = {
         "correspondence": lambda f: balanced(matched_parts(f, parts), true),
         "segmentation": lambda f: balanced(named(clusters(f[:n]), parts), parts.flatten(1)),
     }
-    untrained = features(with_random_weights(model), both, times[0], [FINE])[FINE]
-    others = {"pixels": per_pixel(both), "random weights": per_pixel(untrained)}
-    baselines = {kind: {label: measure(f) for label, f in others.items()} for kind, measure in kinds.items()}
-    curves = {kind: {layer: [] for layer in LAYERS} for kind in kinds}
+    rgb, random = per_pixel(both), per_pixel(features(with_random_weights(model), both, times[0], [FINE])[FINE])
+    baselines = {kind: {"pixels": measure(rgb), "random weights": measure(random)} for kind, measure in kinds.items()}
+    curves = {kind: {layer: [] for layer in (*LAYERS, "both up")} for kind in kinds}
     for t in tqdm(times, "noise levels", disable=None):
-        for layer, f in features(model, both, t, LAYERS).items():
-            for kind, measure in kinds.items():
-                curves[kind][layer].append(measure(per_pixel(f)))
-    f = features(model, both, times[1], (COARSE, FINE))
-    fine, coarse = per_pixel(f[FINE]), clusters(per_pixel(f[COARSE], 8)[:n]).reshape(n, 8, 8)
+        f = {layer: per_pixel(output) for layer, output in features(model, both, t, LAYERS).items()}
+        f["both up"] = torch.cat([f[COARSE], f[FINE]], dim=2)
+        for kind, measure in kinds.items():
+            curves[kind] = {layer: [*values, measure(f[layer])] for layer, values in curves[kind].items()}
+    f = features(model, both, times[-2], (COARSE, FINE))
+    fine = torch.cat([*map(per_pixel, f.values())], dim=2)
+    coarse = clusters(per_pixel(f[COARSE], 8)[:n]).reshape(n, 8, 8)
     repeated = named(coarse.repeat_interleave(2, 1).repeat_interleave(2, 2).flatten(1), parts)
-    sharp = named(modulated(model, x, times[1], coarse), parts)
+    sharp = named(modulated(model, x, times[-2], coarse), parts)
     figures = {"8 x 8": balanced(repeated, parts.flatten(1)), "modulated": balanced(sharp, parts.flatten(1))}
     for kind in kinds:
         figures[kind] = max(max(values) for values in curves[kind].values())  # of the best layer and noise level
@@ -196,5 +197,5 @@ def main(small: bool = False, run: str | None = None, root: str = "datasets/open
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--small", action="store_true", help="a short run, to see that it works")
-    parser.add_argument("--run", help="directory of the trained model, to use it again")
+    parser.add_argument("--run", help="a run on the same pictures, to use in place of training")
     main(**vars(parser.parse_args()))
