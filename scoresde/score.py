@@ -260,9 +260,7 @@ class ScoreModel(BaseModel):
         Args:
             x, t: see `predict`. To read the features of data x_0 at noise level t, pass `sde.perturb(x_0, t, noise)`.
             at: name of a layer, one of `network.named_modules()`; for several names, the result is a dict by name.
-
-        Raises:
-            TypeError, ValueError: see `predict` and `layer_outputs.hooked`.
+                The errors are those of `predict` and `layer_outputs.hooked`.
         """
         names, outputs = [at] if isinstance(at, str) else list(at), dict[str, Tensor]()
         with hooked(self.network, {name: partial(outputs.__setitem__, name) for name in names}):
