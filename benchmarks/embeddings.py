@@ -119,7 +119,7 @@ def print_samples(pipeline: Any, data: Any, pictures: Tensor, tone: Any, options
 
 def plot(pipeline: Any, data: Any, pictures: Tensor, options: argparse.Namespace) -> None:
     """Save a picture: samples of captions, variations of a picture, and samples between two pictures."""
-    (scale, prior_scale), numbers = options.scales[-1], options.shown
+    (scale, prior_scale), numbers = (1.0, 1.0), options.shown
     rows, names = [], []
     for i in numbers:
         rows.append(pipeline([data.captions[i]], range(COLUMNS), scale, prior_scale).x)

@@ -6,7 +6,8 @@
 The run is trained on captions such as "woman cook dark skin tone". Combinations of a subject and a skin tone are held
 out (`split_by=[tone, subject]`): each subject and each tone is in the training data, these pairs are not. For every
 held-out caption, pictures are drawn with UniPC-3 in 20 steps at each scale of classifier-free guidance, from the same
-seeds. The table has
+seeds. The second model of the guidance is unconditional, or, after "tone:", has the caption without the words of the
+tone ("woman cook"; `negative` of `ss.guidance.ClassifierFree`), so that only the tone is emphasised. The table has
 
 - tone: the share of pictures in which a classifier of the tone sees the tone of the caption (chance 20%), and Wilson's
   95% interval. The first row is its accuracy on the real held-out pictures. There are two classifiers, trained on real
@@ -21,6 +22,7 @@ With several pictures of a caption, the first interval takes them as independent
 """
 
 import argparse
+import re
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +40,7 @@ from scoresde.process_settings import tune_process
 
 Z = 1.96
 STEPS, SPAN = 20, (0, 255)
+TONE = re.compile(r" (?:medium-)?(?:light|medium|dark) skin tone")
 CAPTIONS = (
     "firefighter dark skin tone",
     "firefighter light skin tone",
@@ -65,19 +68,32 @@ def classifiers(run: ss.Run, split: str) -> list[TrainedClassifier]:
     return [known, TrainedClassifier(path, real(run, "train"), real(run, split), SPAN, **training)]
 
 
-def draw(run: ss.Run, captions: list[str], scale: float, columns: int, batch: int = 128) -> Tensor:
+def draw(
+    run: ss.Run, captions: list[str], scale: float, columns: int, only_tone: bool = False, batch: int = 128
+) -> Tensor:
     """Draw `columns` pictures of each caption, caption by caption, in grey levels; picture i from seed i."""
     if run.text is None:
         raise ValueError("the run must be trained with captions: scoresde train experiment=openmoji_text")
-    cond = {name: part.repeat_interleave(columns, 0) for name, part in run.text(captions).items()}
+    cond = repeated(run.text(captions), columns)
+    plain = repeated(run.text([TONE.sub("", caption) for caption in captions]), columns)
     sampler = ss.samplers.PredictorCorrector(ss.samplers.UniPC(3, "bh2"), steps=STEPS, denoise_final=False)
     parts = []
     for i in range(0, len(captions) * columns, batch):
         rows = range(i, min(i + batch, len(captions) * columns))
-        part = {name: values[rows.start : rows.stop] for name, values in cond.items()}
-        model = ss.guidance.ClassifierFree(run.model, part, scale) if scale else run.model.given(part)
+        part, other = (
+            {name: values[rows.start : rows.stop] for name, values in either.items()} for either in (cond, plain)
+        )
+        negative = other if only_tone else None
+        model = (
+            ss.guidance.ClassifierFree(run.model, part, scale, negative=negative) if scale else run.model.given(part)
+        )
         parts.append(sampler(model, shape=(len(rows), *run.config.data.shape), seeds=rows).x)
     return run.transform.inverse(torch.cat(parts)).clamp(*SPAN)
+
+
+def repeated(cond: dict[str, Tensor], columns: int) -> dict[str, Tensor]:
+    """Return the conditions with `columns` rows for each."""
+    return {name: part.repeat_interleave(columns, 0) for name, part in cond.items()}
 
 
 def agreement(classifier: TrainedClassifier, pictures: Tensor, tones: Tensor) -> Interval:
@@ -117,6 +133,9 @@ def main() -> None:
     parser.add_argument("run", type=Path)
     parser.add_argument("--split", default="test")
     parser.add_argument("--scales", type=float, nargs="*", default=[0.0, 1.0, 2.0, 3.0])
+    parser.add_argument(
+        "--tone-scales", type=float, nargs="*", default=[1.0, 2.0], help="scales of guidance by the tone"
+    )
     parser.add_argument("--columns", type=int, default=1, help="pictures of each caption")
     parser.add_argument("--picture", type=Path, help="PNG file of a row of pictures for each of a few captions")
     parser.add_argument("--picture-scale", type=float, default=2.0)
@@ -131,10 +150,11 @@ def main() -> None:
     row = [shown(agreement(judge, truth, held_out.labels)) for judge in judges]
     print(f"| real pictures | {' | '.join(row)} | | |")
     tones = held_out.labels.repeat_interleave(options.columns)
-    for scale in options.scales:
-        pictures = draw(run, held_out.captions, scale, options.columns)
+    guidances = [(scale, False) for scale in options.scales] + [(scale, True) for scale in options.tone_scales]
+    for scale, only_tone in guidances:
+        pictures = draw(run, held_out.captions, scale, options.columns, only_tone)
         columns = [*(agreement(judge, pictures, tones) for judge in judges), *nearness(pictures, truth)]
-        print(f"| {scale:g} | {' | '.join(map(shown, columns))} |", flush=True)
+        print(f"| {'tone: ' if only_tone else ''}{scale:g} | {' | '.join(map(shown, columns))} |", flush=True)
     if options.picture is not None:
         pictures = draw(run, list(CAPTIONS), options.picture_scale, 8)
         plots.save_samples(pictures, options.picture, *SPAN, CAPTIONS, held_out.credit)

@@ -27,7 +27,7 @@ from scoresde import (
 from scoresde.adams_learning import AdamsLearning, learn_adams
 from scoresde.analytic import GaussianMixture
 from scoresde.bits import BitsPerDim, bits_per_dim
-from scoresde.build import Run, load, load_classifier, load_embedder
+from scoresde.build import Run, load, load_autoencoder, load_classifier, load_embedder
 from scoresde.classifier import NoisyClassifier
 from scoresde.classify import Classification, classify
 from scoresde.contrastive import ContrastiveModel
@@ -121,6 +121,7 @@ __all__ = [
     "inverse",
     "learn_adams",
     "load",
+    "load_autoencoder",
     "load_classifier",
     "load_embedder",
     "log_prob",

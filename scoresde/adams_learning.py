@@ -94,7 +94,8 @@ class AdamsLearner:
         progress: show a progress bar.
 
     Raises:
-        ValueError: there are too few data, or the accurate solver fails for all; see also `log_prob`.
+        ValueError: there are too few data, all of them are 0, one is not finite, or the accurate solver fails for all;
+            see also `log_prob`.
     """
 
     def __init__(
@@ -114,6 +115,8 @@ class AdamsLearner:
         if not 2 <= self.learned_from <= len(x) - 2:
             raise ValueError(f"x must have at least 2 samples to learn from and 2 held out; got {len(x)} samples")
         self.data_scale = float(float64(x).square().mean().sqrt())
+        if not 0 < self.data_scale < math.inf:
+            raise ValueError(f"x must hold finite numbers that are not all 0; got a root mean square {self.data_scale}")
         flow = Ratio(self.model.sde, self.data_scale)
         self.interval = flow.of_time(self.model.sde.t_min), flow.of_time(self.model.sde.t_max)
         solver = Adams(self.settings.reference_steps, ORDER, SMOOTHING, self.data_scale)

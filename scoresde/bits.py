@@ -4,6 +4,9 @@ Grey levels x are dequantised to x + u with u ~ q(u | x). Under an invertible tr
 
     bits/dim = -[log p(T(x + u)) + log|det T'| - log q(u | x)] / (d log 2).
 
+A transform whose cost is a bound, such as an autoencoder (`pipelines.latent`), has terms in place of log|det T'|.
+`BitsPerDim.terms` holds them.
+
 Scaling data to [0, 1] or [-1, 1] changes log p and log|det T'| by opposite amounts and leaves bits/dim unchanged.
 
 With a tolerance, the mean is estimated by multilevel Monte Carlo (`scoresde.multilevel_bits`): a cheap solve of all
@@ -13,7 +16,7 @@ images, and the differences to more accurate ones on random subsets.
 import math
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -21,6 +24,7 @@ import torch
 from torch import Tensor
 
 from scoresde.counting import counting
+from scoresde.data.transforms import CHANGE
 from scoresde.dequantization import (
     AboveUniform,
     DataMap,
@@ -47,6 +51,8 @@ from scoresde.solvers import Solver, Status
 from scoresde.tensors import check_instance, check_integer, dimensions, double, float64, mean_and_error, send
 from scoresde.wrappers import with_density
 
+PRIOR = "prior"  # the term -log p of the states
+
 
 @dataclass(repr=False)
 class BitsPerDim(Result):
@@ -59,6 +65,8 @@ class BitsPerDim(Result):
     (N,), summed over its dequantisations. status: a `solvers.Status` per image (N,), the worst of its dequantisations.
     multilevel: the error budget, if a tolerance was given; `stderr` then includes all of its errors, and `per_image`
     has the values of the first level plus the mean of the differences, with an error of `multilevel.accuracy`.
+    terms: for a transform whose cost is a bound, such as an autoencoder, and samples=1: the summands of per_image by
+    name, (N,) each, in bits per dimension; "prior" is -log p of the states, by the flow.
     """
 
     mean: float
@@ -70,6 +78,7 @@ class BitsPerDim(Result):
     backward: Tensor
     status: Tensor
     multilevel: MultilevelLikelihood | None = None
+    terms: dict[str, Tensor] = field(default_factory=dict)
 
     def heading(self) -> str:
         return f"BitsPerDim of {counted(len(self.per_image), 'image')}"
@@ -155,35 +164,40 @@ def bits_per_dim(
     if surrogate is not None:
         check_surrogate(surrogate, tolerance)
     device, unit = device_of(model) or images.device, dimensions(images) * math.log(2)
-    batches = []
+    batches: list[Tensor] = []
+    parts: list[dict[str, Tensor]] = []
     for first in progress_bar(range(0, count, batch_size), title="bits/dim", unit="batch", shown=progress):
         part = slice(first, first + batch_size)
         batch, stream = send(images[part], device), RandomStream(seeds=seeds[part])
         solve = partial(_solve_levels, model.rows(part, count), batch, data_map, trace, solver, stream, start)
-        batches.append(torch.stack([solve() for _ in range(samples)], dim=1))
+        solved = [solve() for _ in range(samples)]
+        batches.append(torch.stack([rows for rows, _ in solved], dim=1))
+        parts.append(solved[0][1])
     values, stderr, nfe, backward, status, mismatches = torch.cat(batches, dim=2)  # each (K, N)
     mismatch = warn_of_mismatch(model.sde, mismatches[0])
     per_image = -(values.logsumexp(dim=0) - math.log(samples)) / unit
-    solved = torch.isfinite(per_image)
+    is_solved = torch.isfinite(per_image)
     # d log mean_k p_k / d log p_k is the share of p_k in the sum.
-    shares, variances = values.softmax(dim=0), None if bool(stderr[:, solved].isnan().any()) else stderr.square()
+    shares, variances = values.softmax(dim=0), None if bool(stderr[:, is_solved].isnan().any()) else stderr.square()
     trace_stderr = None if variances is None else (shares.square() * variances).sum(dim=0).sqrt() / unit
     where = f"{start}, t_min={model.sde.t_min:g}"
     if time is not None:
         where = f"alpha x at t={time:.4g}, where sigma/alpha is the noise of the dequantisation"
     declared = {
-        "quantity": "bits per dimension (upper bound, by dequantisation)",
+        "quantity": f"bits per dimension (upper bound, {data_map.bounds})",
         "dequantization": f"{data_map.dequantization}, {samples} per image",
         **conventions(model, data_map, trace, solver, where, mismatch),
     }
-    if samples > 1 and bool(solved.any()):
-        of_one = None if variances is None else float((shares * variances).sum(dim=0)[solved].mean())
+    if samples > 1 and bool(is_solved.any()):
+        of_one = None if variances is None else float((shares * variances).sum(dim=0)[is_solved].mean())
         declared["inflation"] = _check_inflation(of_one, unit, inflation)
-    per_image = torch.where(solved, per_image, math.nan)
+    per_image = torch.where(is_solved, per_image, math.nan)
     counts = nfe.sum(dim=0).long(), backward.sum(dim=0).long()
     worst = status.max(dim=0).values.long()
     result = BitsPerDim(*mean_and_error(per_image), per_image, declared, trace_stderr, *counts, worst)
-    if not bool(solved.all()):
+    if samples == 1:
+        result.terms = bound_terms(parts, -unit)
+    if not bool(is_solved.all()):
         raise Incomplete(describe_failures(per_image, worst), result)
     warn_if_above_uniform(result.mean, count_levels(images, data_map.levels))
     return result
@@ -228,30 +242,40 @@ def _multilevel(
     return BitsPerDim(found.mean, found.stderr, found.per_sample, declared, None, *cost, status, found)
 
 
+def bound_terms(parts: Sequence[dict[str, Tensor]], unit: float) -> dict[str, Tensor]:
+    """Return the terms (N,) of a bound, divided by `unit`, from those of batches; none for an invertible transform."""
+    terms = {name: torch.cat([part[name] for part in parts]) / unit for name in parts[0]}
+    if not set(terms) - {CHANGE, PRIOR}:
+        return {}
+    return {name: values for name, values in terms.items() if name != CHANGE or bool(values.any())}
+
+
 def _solve_levels(
     model: BaseModel, levels: Tensor, data_map: DataMap, trace: Trace, solver: Solver, stream: RandomStream, start: str
-) -> Tensor:
-    """Return the log-probability of grey levels (B, *) for one dequantisation.
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Return the log-probability of grey levels (B, *) for one dequantisation, and its terms by name, nats (B,).
 
-    The rows of the result, a float64 tensor (6, B) on the CPU, are: the value in nats, its standard error (NaN where
-    unknown), network evaluations, products with Jacobians, status, and `prior_mismatches` in nats per dimension.
+    The rows of the first result, a float64 tensor (6, B) on the CPU, are: the value in nats, its standard error (NaN
+    where unknown), network evaluations, products with Jacobians, status, and `prior_mismatches` in nats per dimension.
     """
     sde = model.sde
     with torch.no_grad(), counting() as count:
-        x, nats = data_map.draw(levels.to(double(levels)), stream, sde)
+        x, terms = data_map.draw_terms(levels.to(double(levels)), stream, sde)
         if start == "perturb":
             t, eps = float64(sde.t_min), stream.normal(x)
             errors, norms = squared_errors(model, x, t, eps)
             # log N(x; E[x_0 | x_t], (sigma/alpha)^2) - log q(x_t | x): log(2 pi) and log(sigma) cancel.
-            nats = nats + (0.5 * (norms - errors) + dimensions(x) * sde.alpha(t).log())
+            terms[CHANGE] = terms[CHANGE] + (0.5 * (norms - errors) + dimensions(x) * sde.alpha(t).log())
             x = sde.perturb(x, t, eps)
     time = data_map.start(sde)
     carried = integrate(model, x, sde.t_min if time is None else time, sde.t_max, solver, trace, stream)
     solved = log_prob_of(model, trace, carried, carried.x)
     stderr = torch.full_like(solved.value, math.nan) if solved.stderr is None else solved.stderr
     nfe, backward = solved.nfe + count.forward, solved.backward + count.backward
-    rows = (solved.value + nats, stderr, nfe, backward, solved.status, prior_mismatches(sde, x, time))
-    return torch.stack([float64(row.cpu()) for row in rows])
+    terms = {PRIOR: solved.value} | terms
+    value = torch.stack(list(terms.values())).sum(dim=0)
+    rows = (value, stderr, nfe, backward, solved.status, prior_mismatches(sde, x, time))
+    return torch.stack([float64(row.cpu()) for row in rows]), {name: nats.cpu() for name, nats in terms.items()}
 
 
 def _check_images(images: Tensor, seeds: Sequence[int], data_map: DataMap) -> None:

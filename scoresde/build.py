@@ -1,49 +1,32 @@
-"""Build objects from configurations, and models from the directories of runs.
+"""Models and data maps from configurations, and trained models from the directories of runs.
 
-In a configuration each node with a `_target_` is a constructor with its arguments. The configuration of a run may come
-from somebody else, so only classes of this library, torch.nn and torch.optim are built, unless the caller names further
-packages in `trust`. Before anything is built, `check` compares the whole configuration with the annotations of the
-constructors: every value and every nested `_target_` must match the annotation of the argument that it is passed to.
+`instantiation` checks a configuration and builds its objects; this module puts them together.
 """
 
-import inspect
 import math
-import pkgutil
-import re
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import hydra
 import torch
-from omegaconf import DictConfig, ListConfig, OmegaConf
-from omegaconf.errors import InterpolationKeyError, InterpolationResolutionError, MissingMandatoryValue
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import InterpolationKeyError
 from torch import Tensor, nn
 
-from scoresde.arguments import (
-    Extended,
-    annotations_of,
-    check_memory,
-    describe,
-    fits,
-    fits_call,
-    item_annotation,
-    keys_of,
-    matches,
-)
-from scoresde.arguments import check as check_value
+from scoresde.arguments import check_memory
 from scoresde.classifier import NoisyClassifier
 from scoresde.configured import one_line
 from scoresde.contrastive import ContrastiveModel
 from scoresde.dequantization import DataMap, Dequantization, Variational
 from scoresde.flowmaps import DenoisingGenerator, FlowMap
+from scoresde.instantiation import TORCH_PACKAGES, check, instantiate, targets
 from scoresde.networks import add_lora
-from scoresde.pipelines import CascadeStage, Embedder
+from scoresde.pipelines import Autoencoder, CascadeStage, Density, Embedder, Latents
 from scoresde.predictions import Prediction
 from scoresde.protocols import CaptionEncoder, Transform
-from scoresde.run_config import CONFIG, OWN, changed_setting, join, plain, read_config
+from scoresde.run_config import CONFIG, OWN, changed_setting, plain, read_config
 from scoresde.score import ScoreModel
 from scoresde.sdes import SDE
 from scoresde.tensors import available
@@ -53,15 +36,12 @@ from scoresde.training.posthoc_ema import AVERAGES, reconstruct
 from scoresde.training.power_profiles import WIDEST
 from scoresde.training.trainer import CHECKPOINT
 
-TORCH_PACKAGES = ("torch.nn.", "torch.optim.")
-UNKNOWN = (InterpolationResolutionError, MissingMandatoryValue)
 KINDS: dict[type, tuple[str, str]] = {  # of models: what they are, and the function that loads their runs
     ScoreModel: ("a score model", "load"),
     NoisyClassifier: ("a classifier", "load_classifier"),
     ContrastiveModel: ("a contrastive model", "load_embedder"),
+    Autoencoder: ("an autoencoder", "load_autoencoder"),
 }
-# Values where an annotation is missing or says Any: nothing but modules is built there.
-ARBITRARY = nn.Module | bool | int | Extended | str | list | dict | None
 
 
 @dataclass(repr=False)
@@ -76,6 +56,7 @@ class Run:
         dequantization: the dequantisation of integer grey levels; None for continuous data.
         trained_on_levels: whether the model was trained on the grey levels themselves, without dequantisation.
         text: maps captions to conditions, `run.model.given(run.text(["..."]))`; None if the data have no captions.
+        state_shape, data_shape: shapes `*` of a state and of a sample in data units; they differ for latents.
     """
 
     model: ScoreModel
@@ -102,60 +83,25 @@ class Run:
         split = (None, 0.0) if loss is None else (loss.resolutions, loss.augmentation)
         return CascadeStage(self.model, self.transform, tuple(self.config.data.shape), self.dequantization, *split)
 
+    @property
+    def state_shape(self) -> tuple[int, ...]:
+        return tuple(self.config.data.shape)
 
-def instantiate(config: Any, trust: Sequence[str] = (), role: Any = object, **arguments: Any) -> Any:
-    """Build the object that a configuration describes; return None for None.
-
-    Args:
-        config: a node with `_target_`, which may have nested ones.
-        trust: further packages whose targets may be built, besides this library and torch.
-        role: the annotation that the object must match.
-        arguments: further arguments of the constructor, as objects.
-
-    Raises:
-        ValueError: a target is not allowed or does not exist, an argument does not match its annotation (see `check`),
-            or a constructor rejects its arguments.
-    """
-    check(config, role, trust)
-    for target in _targets(config):  # including targets that `check` does not reach
-        _check(target, trust)
-    try:
-        return hydra.utils.instantiate(config, _convert_="all", **arguments)
-    except hydra.errors.InstantiationException as error:
-        cause = error.__cause__ or error
-        target = config.get("_target_")
-        raise ValueError(f"cannot build {target}: {cause}" if target else str(cause)) from error
-
-
-def check(config: Any, role: Any = object, trust: Sequence[str] = ()) -> None:
-    """Check a configuration before anything is built from it.
-
-    Values that are missing, and interpolations of missing values, are not checked.
-
-    Args:
-        config: a node or a value.
-        role: the annotation that `config` must match. For a TypedDict or `Annotated[dict, function]`, each value of a
-            node without `_target_` must match the annotation of its key in the TypedDict, or of the function's argument
-            with the same name as the key.
-        trust: see `instantiate`. Targets of these packages fit everywhere.
-
-    Raises:
-        ValueError: a target is not allowed, does not exist or does not fit its place, or a value does not match its
-            annotation. The message names the key.
-    """
-    node = OmegaConf.create(config) if isinstance(config, (dict, list)) else config
-    _check_types(_key(node), node, role, trust)
+    @property
+    def data_shape(self) -> tuple[int, ...]:
+        return getattr(self.transform, "data_shape", None) or self.state_shape
 
 
 def build_model(
     config: DictConfig, trust: Sequence[str] = (), network: Any = None
-) -> ScoreModel | NoisyClassifier | ContrastiveModel:
+) -> ScoreModel | NoisyClassifier | ContrastiveModel | Autoencoder:
     """Build the untrained model of a configuration from its network, SDE and prediction type.
 
     It is a score model; a noise-conditional classifier if the configuration has `classifier: true`; a contrastive model
-    if it has `contrastive: true`; a flow map if it has `flow_map`, further arguments of `FlowMap`; or a denoising
-    generator if it has `generator`, further arguments of `DenoisingGenerator`. With `lora`, the network has adapters of
-    this rank. `network` replaces the network of the configuration.
+    if it has `contrastive: true`; a flow map if it has `flow_map`, further arguments of `FlowMap`; a denoising
+    generator if it has `generator`, further arguments of `DenoisingGenerator`; or an autoencoder, without SDE, if it
+    has `autoencoder`, further arguments of `Autoencoder`. With `lora`, the network has adapters of this rank.
+    `network` replaces the network of the configuration.
 
     Raises:
         ValueError: only Python can build a part of the model (`scoresde.fitting`), or the network is for states with
@@ -173,6 +119,9 @@ def build_model(
             f"the network must fit states of shape {shape}; got a network for more dimensions "
             f"({str(error).splitlines()[0]}): take network=mlp (any shape), series, images or volumes"
         ) from error
+    if (node := config.get("autoencoder")) is not None:
+        further = {key: value for key, value in plain(node).items() if key != "density"}
+        return Autoencoder(network, instantiate(node.get("density"), trust, Density | None), **further)
     sde = instantiate(config.sde, trust, SDE)
     prediction, learned = instantiate(config.prediction, trust, Prediction), bool(config.get("learned_variance", False))
     if config.get("classifier"):
@@ -211,7 +160,7 @@ def _refuse_own_parts(own: Mapping[str, str], given: Sequence[str]) -> None:
 
 def _bytes_of(config: DictConfig) -> int:
     """Return the bytes that a network's tensors take, without allocating them; 0 for networks of other packages."""
-    if any(not target.startswith(("scoresde.", *TORCH_PACKAGES)) for target in _targets(config)):
+    if any(not target.startswith(("scoresde.", *TORCH_PACKAGES)) for target in targets(config)):
         return 0
     try:
         with torch.random.fork_rng(devices=[]), torch.device("meta"):
@@ -296,6 +245,19 @@ def load_classifier(
     model, _ = _load(Path(path), weights, trust, device)
     _check_kind(model, NoisyClassifier, path)
     return model
+
+
+def load_autoencoder(
+    path: str | Path, weights: str | float = "ema", trust: Sequence[str] = (), device: str = "cpu"
+) -> Latents:
+    """Load an autoencoder that `scoresde train` wrote, as a transform of its data to latents without shift and scale.
+
+    Its `autoencoder` encodes and decodes, and `scoresde.evaluation.trained_latents.TrainedLatents` adds shift and
+    scale. Arguments and errors are those of `load`.
+    """
+    model, config = _load(Path(path), weights, trust, device)
+    _check_kind(model, Autoencoder, path)
+    return Latents(model, build_data_map(config.data, trust).transform)
 
 
 def load_embedder(
@@ -396,109 +358,3 @@ def _check_fit(expected: Mapping[str, Tensor], state: Mapping[str, Tensor], sour
     """Raise ValueError with the first difference if the stored tensors `state` do not fit those of the model."""
     if text := checkpoint.difference(expected, state):
         raise ValueError(f"the weights in {source} do not fit the model of the configuration: {text}")
-
-
-# --- checks
-
-
-def _targets(config: Any) -> Iterator[str]:
-    """Yield every `_target_` in a configuration."""
-    if isinstance(config, (DictConfig, dict)):
-        for key, value in config.items():
-            if key == "_target_":
-                yield str(value)
-            yield from _targets(value)
-    elif isinstance(config, (ListConfig, list, tuple)):
-        for value in config:
-            yield from _targets(value)
-
-
-def _items(node: Any) -> Iterator[tuple[Any, Any]]:
-    """Yield the key or index and the value of each entry of a node, except missing values."""
-    if not OmegaConf.is_config(node) or not node:
-        return
-    for key in list(node) if isinstance(node, DictConfig) else range(len(node)):
-        with suppress(*UNKNOWN):
-            yield key, node[key]
-
-
-def _check(target: str, trust: Sequence[str], where: str = "") -> None:
-    """Raise ValueError unless a target is in `trust`, or is a public class or network preset of scoresde or torch."""
-    if any(target == package or target.startswith(f"{package}.") for package in trust):
-        return
-    if not target.startswith(("scoresde.", *TORCH_PACKAGES)):
-        package = target.split(".")[0]
-        raise ValueError(
-            f"{where}target {target!r} is outside scoresde, torch.nn and torch.optim; "
-            f"if you trust it, set trust=[{package}]"
-        )
-    try:
-        value = pkgutil.resolve_name(target)
-    except Exception as error:
-        raise ValueError(f"{where}target {target!r} does not exist: {error}") from error
-    module = getattr(value, "__module__", "") or ""
-    if any(part.startswith("_") for part in target.split(".")):
-        raise ValueError(f"{where}target {target!r} is private: name a public class")
-    is_preset = callable(value) and module.startswith("scoresde.networks.")  # a function that makes a network
-    if not (isinstance(value, type) or is_preset) or not module.startswith(("scoresde.", *TORCH_PACKAGES)):
-        raise ValueError(f"{where}target {target!r} is not a class of scoresde, torch.nn or torch.optim")
-
-
-def _check_types(key: str, value: Any, role: Any, trust: Sequence[str]) -> None:
-    """Check a value of a configuration, and all values in it, against an annotation; see `check`."""
-    role = ARBITRARY if role is Any else role
-    if isinstance(value, DictConfig) and "_target_" in value:
-        _check_target(key, value, role, trust)
-    elif isinstance(value, DictConfig) and value:
-        if not matches({}, role):
-            got = f"a mapping without _target_: {', '.join(map(str, value))}"
-            raise ValueError(f"{key or 'the object'} must be {describe(role)}; got {got}")
-        _check_arguments(value, keys_of(role), object if role is object else Any, trust)
-    elif OmegaConf.is_list(value) and any(OmegaConf.is_config(item) for _, item in _items(value)):
-        for name, item in _items(value):
-            _check_types(f"{key}[{name}]", item, item_annotation(role), trust)
-    else:
-        with suppress(*UNKNOWN):
-            check_value(key, OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value, role)
-
-
-def _check_target(key: str, node: DictConfig, role: Any, trust: Sequence[str]) -> None:
-    """Check that the target of a node fits the annotation `role`, and that its arguments match their annotations."""
-    if node["_target_"] is None:
-        raise ValueError(f"{join(key, '_target_')} must be the name of a class; got null")
-    target = str(node["_target_"])
-    _check(target, trust, f"{key}: " if key else "")
-    if not target.startswith(("scoresde.", *TORCH_PACKAGES)):  # a package in `trust`, whose targets fit everywhere
-        _check_arguments(node, {}, object, trust)
-        return
-    function = pkgutil.resolve_name(target)
-    product = function if isinstance(function, type) else annotations_of(function).get("return", Any)
-    is_partial = node.get("_partial_", False)
-    if not (fits_call(product, role) if is_partial else fits(product, role)):
-        is_partial_missing = not is_partial and role is not object and fits_call(product, role)
-        hint = ": set _partial_: true" if is_partial_missing else ""
-        got = f"{target}{' with _partial_: true' if is_partial else ''}"
-        raise ValueError(f"{key or 'the object'} must be {describe(role)}; got {got}{hint}")
-    annotations = {**annotations_of(product), **annotations_of(function), "_partial_": bool, "_recursive_": bool}
-    _check_arguments(node, annotations, Any, trust)
-    names = list(inspect.signature(function).parameters)
-    for i, (_, item) in enumerate(_items(node.get("_args_"))):
-        _check_types(f"{_key(node, '_args_')}[{i}]", item, annotations.get(names[min(i, len(names) - 1)], Any), trust)
-
-
-def _check_arguments(node: DictConfig, annotations: Mapping[str, Any], default: Any, trust: Sequence[str]) -> None:
-    """Check each value of a node against `annotations[key]`, or against `default` if this has no entry for the key."""
-    for name, value in _items(node):
-        if name not in ("_target_", "_args_"):
-            _check_types(_key(node, name), value, annotations.get(str(name), default), trust)
-
-
-def _key(node: Any, name: Any = None) -> str:
-    """Return the dotted key of the value `name` of a node; if the value is an interpolation ${a.b}, the key a.b."""
-    if not OmegaConf.is_config(node):
-        return ""
-    source = None
-    if name is not None and OmegaConf.is_interpolation(node, name):
-        raw: Any = OmegaConf.to_container(node, resolve=False)
-        source = re.fullmatch(r"\$\{(\w[\w.]*)\}", str(raw[name]))
-    return source[1] if source else str(node._get_full_key(name))

@@ -32,6 +32,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from scoresde.configured import Configured
+from scoresde.data.transforms import CHANGE, draw, encode
 from scoresde.networks.layers import convolution, linear
 from scoresde.protocols import Transform
 from scoresde.random_stream import RandomStream
@@ -71,7 +72,8 @@ class DataMap(Configured):
 
         log p(data)  >=  log p(state) + nats,        nats = log|det dT| - log q(u | data) + d log alpha(t),
 
-    with equality for continuous data. A state may have another shape than its data.
+    with equality for continuous data and an invertible T. For a transform whose cost is a bound (`data.transforms`),
+    log|det dT| is the sum of its terms. A state may have another shape than its data.
 
     Args:
         transform: T.
@@ -86,6 +88,12 @@ class DataMap(Configured):
         """Number of grey levels of the data, as the transform declares it; None if it does not."""
         return getattr(self.transform, "levels", None)
 
+    @property
+    def bounds(self) -> str:
+        """What makes the log-density of `draw` a bound: "by dequantisation", and the attribute `bound` of T, if any."""
+        causes = ["dequantisation"] if self.dequantization is not None else []
+        return "by " + " and ".join([*causes, *([bound] if (bound := getattr(self.transform, "bound", "")) else [])])
+
     def start(self, sde: SDE) -> float | None:
         """Return the time of the states of `draw`; None stands for t_min."""
         return None if self.dequantization is None else self.dequantization.start(sde, self.transform)
@@ -96,17 +104,29 @@ class DataMap(Configured):
         Raises:
             ValueError: the data are to be dequantised, but are not grey levels, see `check_levels`.
         """
-        if self.dequantization is None:
-            values, nats = data, self.transform.log_det(data)
-        else:
+        state, terms = self.draw_terms(data, stream, sde)
+        return state, torch.stack(list(terms.values())).sum(dim=0)
+
+    def draw_terms(self, data: Tensor, stream: RandomStream, sde: SDE) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return a state (B, *) for the data (B, *), and its nats as terms by name, float64 (B,) each.
+
+        The terms are those of the transform (see `data.transforms.draw`), where "change_of_variables" includes
+        -log q(u | data) + d log alpha(t).
+
+        Raises:
+            ValueError: see `draw`.
+        """
+        values, log_q, start = data, torch.zeros(len(data), device=data.device), self.start(sde)
+        if self.dequantization is not None:
             check_levels(data, self.levels)
             values, log_q = self.dequantization.sample(data, stream)
-            nats = self.transform.log_det(values) - log_q
-        state = self.transform(values)
-        if (start := self.start(sde)) is not None:
+        state, drawn = draw(self.transform, values, stream)
+        terms = {name: float64(nats) for name, nats in drawn.items()}
+        change = terms.get(CHANGE, torch.zeros_like(float64(log_q))) - float64(log_q)
+        if start is not None:
             alpha = sde.alpha(float64(start)).detach()
-            state, nats = float(alpha) * state, nats + dimensions(state) * float(alpha.log())
-        return state, float64(nats)
+            state, change = float(alpha) * state, change + dimensions(state) * float(alpha.log())
+        return state, terms | {CHANGE: change}
 
     def training_states(self, data: Tensor, stream: RandomStream) -> Tensor:
         """Return the clean states (B, *) to train a network on, float64 or float32, for data (B, *) of any dtype.
@@ -119,10 +139,10 @@ class DataMap(Configured):
         """
         if self.dequantization is None:
             data = floating(data)
-            return self.transform(data.to(torch.promote_types(data.dtype, torch.float32)))
+            return encode(self.transform, data.to(torch.promote_types(data.dtype, torch.float32)), stream)
         check_levels(data.nan_to_num(0.0, 0.0, 0.0), self.levels)  # a step of non-finite data is skipped and logged
         data = data if data.dtype == torch.float64 else data.float()  # float32 holds all levels
-        return self.transform(self.dequantization.training_values(data, stream))
+        return encode(self.transform, self.dequantization.training_values(data, stream), stream)
 
     def inverse(self, state: Tensor) -> Tensor:
         """Return the values (B, *) for a state (B, *), not rounded to levels."""

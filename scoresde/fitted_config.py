@@ -98,7 +98,7 @@ def run_config_of(
     settings = described({name: value for name, value in vars(trainer).items() if name not in ("optimizer", "where")})
     dropout = settings.pop("condition_dropout")
     levels = getattr(data["transform"], "levels", None)
-    shape = list(state_of(splits["train"][0]).shape)
+    shape = list(getattr(data["transform"], "state_shape", None) or state_of(splits["train"][0]).shape)
     nodes = {name: _split_node(path, name, dataset) for name, dataset in splits.items()}
     return {
         "device": trainer.device,

@@ -27,7 +27,7 @@ from torch.utils.data import Dataset, default_collate
 from scoresde import run_config
 from scoresde.arguments import Count, Positive, check
 from scoresde.build import Run, load
-from scoresde.configured import full_name
+from scoresde.configured import full_name, remembered
 from scoresde.data import Levels, Standardize, in_memory
 from scoresde.data.summary import state_of
 from scoresde.dequantization import DataMap, Dequantization, Uniform
@@ -79,7 +79,7 @@ def fit(
     Args:
         model: a model, such as `ScoreModel(network, ss.VP(), "v")`, or a network alone, `network(x, c_noise, cond)`.
             A network becomes `ScoreModel(network, ss.VP(), KarrasPreconditioning(sigma_data))` with sigma_data=1 for
-            standardised data and 0.5 for grey levels in [-1, 1]. The model is trained in place.
+            standardised data and latents, and 0.5 for grey levels in [-1, 1]. The model is trained in place.
         data: a tensor or an array (N, *); a pair (states, conditions), with conditions (N,), (N, F) or a dict of them;
             a dataset, whose items are states or pairs (state, condition); or the path of a .csv, .npy or .npz file.
         run: the directory of the run; None for a temporary one, deleted when the result is no longer used.
@@ -118,7 +118,7 @@ def fit(
     check("learning_rate", learning_rate, Positive)
     splits = _splits(data, validation, test, settings.get("seed", 0))
     data_map = _data_map(transform, dequantization, splits["train"])
-    model = _model(model, 0.5 if data_map.levels else 1.0)
+    model = _model(model, 0.5 if data_map.levels and not hasattr(data_map.transform, "fitted") else 1.0)
     loss = _loss(model) if loss is None else loss
     settings = {"optimizer": partial(torch.optim.Adam, lr=learning_rate), **_defaults(model, splits), **settings}
     trainer = Trainer(**{**settings, "steps": steps, "batch_size": fitting(batch_size, splits["train"])})
@@ -133,7 +133,10 @@ def fit(
         config = run_config_of(path, model, trainer, parts, splits, mapped, names)
         stored = start_run(path, config, trainer)
         evaluate = _held_out(model, loss, splits["validation"], data_map, trainer.seed)
-        drawn = preview or partial(_save_preview, sampler, data_map, splits["train"], config["data"], path)
+        shown = (
+            None if loss.required else partial(_save_preview, sampler, data_map, splits["train"], config["data"], path)
+        )
+        drawn = preview or shown  # a stage of a cascade is given an image that the data lack
         trainer.fit(model, loss, splits["train"], path, data_map, drawn, evaluate, progress, stored)
     own = data_map.transform if "transform" in config[run_config.OWN] else None
     trained = load(path, device=str(trainer.where), model=model, transform=own)
@@ -157,6 +160,12 @@ def _splits(data: Any, validation: Any, test: Any, seed: int) -> dict[str, Any]:
     others = {
         name: in_memory.dataset(part, name) for name, part in given.items() if part is not None and name not in shares
     }
+    shape = state_of(splits["train"][0]).shape
+    for name, part in others.items():
+        if (got := state_of(part[0]).shape) != shape:
+            raise ValueError(
+                f"{name} must have states of the shape of the training data, {tuple(shape)}; got {tuple(got)}"
+            )
     return {"validation": None, "test": None, **others, **splits}
 
 
@@ -183,7 +192,14 @@ def _data_map(transform: Transform | None, dequantization: Dequantization | None
 
 def _fitted(transform: Any, dataset: Any) -> Any:
     """Return a transform whose numbers are computed from the training data, if it needs them."""
-    return replace(transform, **transform.fit(dataset)) if not getattr(transform, "fitted", True) else transform
+    if getattr(transform, "fitted", True):
+        return transform
+    if (arguments := remembered(transform)) is None:
+        raise ValueError(
+            f"transform must be fitted, or remember its arguments; got {full_name(transform)}: pass "
+            f"{type(transform).__name__}(..., **transform.fit(dataset)), or derive the class from configured.Configured"
+        )
+    return type(transform)(**{**arguments, **transform.fit(dataset)})
 
 
 def _model(model: Any, sigma_data: float) -> Any:
@@ -229,9 +245,9 @@ def _set_conditions(model: Any, dataset: Any, loss: Objective, trainer: Trainer)
             "cond_channels=... (image), or give the data as (states, conditions)"
         )
     if getattr(model, "conditional", None) == () and hasattr(model, "predict"):
-        dropped, labels = dropped_names(trainer.condition_dropout, names), by_name(getattr(dataset, "labels", None))
+        dropped, labels = dropped_names(trainer.condition_dropout, names), in_memory.labels_of(dataset)
         kept = (name for name in names if name not in dropped and not (name in labels and has_null(labels[name])))
-        model.conditional = tuple(kept)
+        model.conditional = (*kept, *loss.required)
 
 
 def _directory(run: str | Path | None) -> Path:
@@ -313,10 +329,10 @@ def warn_of_levels(dataset: Dataset, data_map: DataMap) -> None:
 
 
 def _held_out(model: Any, loss: Objective, dataset: Any, data_map: DataMap, seed: int) -> HeldOut | None:
-    """Return the evaluation on held-out data; models without a density have no bound."""
+    """Return the evaluation on held-out data; there is no bound without a density, or given what the data lack."""
     if dataset is None:
         return None
-    has_density = hasattr(model, "predict") and model.density is not None
+    has_density = hasattr(model, "predict") and model.density is not None and not loss.required
     return HeldOut(loss, dataset, data_map, data_map, draws=8 if has_density else 0, seed=seed)
 
 

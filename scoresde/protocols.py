@@ -178,7 +178,11 @@ class Measurement(Protocol):
 
 
 class Transform(Protocol):
-    """An invertible map from data space to model space, with its log-determinant (B,) in nats."""
+    """A map from data space to model space, with its log-determinant (B,) in nats.
+
+    A transform whose cost in nats is a bound also has `encode` and `draw`, see `data.transforms`; its `log_det` raises
+    TypeError, and its `inverse` is the decoder.
+    """
 
     def __call__(self, x: Tensor) -> Tensor: ...
     def inverse(self, y: Tensor) -> Tensor: ...

@@ -55,7 +55,7 @@ def plus_minus(value: float, error: float | None) -> str:
     An error of 0 is not shown, as no estimate of a sampling error is known to be zero. Very large and very small
     numbers have exponents.
     """
-    if error is None or not 0 < error < math.inf:
+    if error is None or not 0 < error < math.inf or not math.isfinite(value):
         return f"{value:.4f}" if value == 0 or SMALL <= abs(value) < LARGE else f"{value:.4g}"
     place, size = math.floor(math.log10(error)), max(abs(value), error)
     if not SMALL <= size < LARGE:
@@ -89,6 +89,8 @@ def typical_error(errors: Tensor | None, unit: str, source: str) -> str:
         return f"unknown, from {source}"
     errors = _finite(errors)
     size = math.sqrt(float(errors.square().mean())) if len(errors) else math.nan
+    if math.isnan(size):
+        return f"unknown, from {source}"
     return f"+- {size:.2g} {unit}, from {source}" if size else f"none from {source}"
 
 

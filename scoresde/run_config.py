@@ -34,9 +34,10 @@ RENAMED = {  # targets in the configurations of older runs, and their names now
 FREE_PARTS = ("held_out", "sampler", "trust", "hydra", "device", "run", "conditional", "class_names")
 FREE_SETTINGS = ["steps", "log_every", "checkpoint_every", "preview_every", "evaluate_every", "accumulate", "compile"]
 FREE_SETTINGS += ["channels_last", "workers", "parallel", "wandb", "device"]
+FREE_DATA = ("data.transform.run", "data.transform.cache")  # of latents: a digest identifies their autoencoder
 MEASURED = ("data.validation.", "data.test.")  # held-out data, which do not affect the weights either
 MODEL_PARTS = ["network", "sde", "prediction", "learned_variance", "conditional", "classifier", "contrastive"]
-MODEL_PARTS += ["flow_map", "generator", "lora", "data.shape", "data.transform", "data.training"]
+MODEL_PARTS += ["flow_map", "generator", "autoencoder", "lora", "data.shape", "data.transform", "data.training"]
 
 
 def read_config(path: Path) -> DictConfig:
@@ -58,7 +59,7 @@ def read_config(path: Path) -> DictConfig:
         raise ValueError(f"{file} is not the configuration of a run: it is not a mapping")
     tree = OmegaConf.to_container(config, resolve=False)
     _check_size(file, _interpolated_size("", tree, dict(nodes(tree)), {}))
-    return OmegaConf.create(_with_own_files(_with_new_names(tree), path))
+    return OmegaConf.create(_with_own_data(_with_own_files(_with_new_names(tree), path), path))
 
 
 def _check_size(file: Path, size: float) -> None:
@@ -135,6 +136,16 @@ def _with_own_files(node: Any, path: Path) -> Any:
     return [_with_own_files(value, path) for value in node] if isinstance(node, list) else node
 
 
+def _with_own_data(tree: dict[str, Any], path: Path) -> dict[str, Any]:
+    """Return a configuration whose held-out data of `scoresde.fitting` are those in the run's directory, see above."""
+    data: Any = tree.get("data")
+    for name in ("validation", "test") if isinstance(data, dict) else ():
+        node, file = data.get(name), f"{name}.npz"
+        if isinstance(node, dict) and node.get("path") and str(node["path"]) == str(Path(str(tree.get("run"))) / file):
+            node["path"] = str(path / file)
+    return tree
+
+
 def no_run(path: Path, hint: str = "") -> FileNotFoundError:
     """Return the FileNotFoundError for a path without a run; `hint` is a text to add to its message."""
     advice = "`scoresde train experiment=digits` makes one"
@@ -193,6 +204,8 @@ def changed_setting(before: Mapping[str, Any], now: Mapping[str, Any], model_onl
     for key, value in old.items():
         is_of_model = any(f"{key}.".startswith(f"{part}.") for part in MODEL_PARTS)
         is_free = key in free or key.split(".")[0] in FREE_PARTS or key.endswith("text.file")
+        if key in FREE_DATA:
+            continue
         is_free = is_free or key.startswith(MEASURED)
         if value != new.get(key) and (is_of_model if model_only else not is_free):
             return f"{key} was {value!r}, now {new.get(key)!r}"

@@ -37,9 +37,13 @@ TOKENIZER = "tokenizer.json"  # name of the file in a run's directory
 UNKNOWN = "[UNK]"  # the token of words that the training captions lack
 WORDS = r"[\w'\u2019-]+|[^\w\s]"  # a word, such as "medium-dark", or a mark of punctuation
 NEAR, MOST_NEAR = 0.6, 3  # similarity and number of the words that a message suggests
-ENCODERS = dict.fromkeys(("t5", "mt5", "umt5"), "T5EncoderModel") | dict.fromkeys(
-    ("clip", "clip_text_model"), "CLIPTextModel"
-)  # classes of transformers, by the `model_type` of a configuration
+ENCODERS = {
+    "t5": "T5EncoderModel",
+    "mt5": "MT5EncoderModel",
+    "umt5": "UMT5EncoderModel",
+    "clip": "CLIPTextModel",
+    "clip_text_model": "CLIPTextModel",
+}  # classes of transformers, by the `model_type` of a configuration
 BATCH = 64  # captions that a frozen encoder reads at a time
 
 Path_ = Annotated[str | Path, Named("a path")]
@@ -51,6 +55,15 @@ def package(name: str) -> Any:
         return import_module(name)
     except ImportError as error:
         raise ImportError(f"texts need the package {name}: pip install 'scoresde[text]' ({error})") from error
+
+
+def listed_captions(captions: Sequence[str]) -> list[str]:
+    """Return captions as a list; raise TypeError for one text, whose characters would be read as captions."""
+    found = [captions] if isinstance(captions, str) else list(captions)
+    if isinstance(captions, str) or not all(isinstance(caption, str) for caption in found):
+        wrong = next((caption for caption in found if not isinstance(caption, str)), captions)
+        raise TypeError(f"captions must be a list of texts; got {wrong!r}: pass [{str(wrong)!r}]")
+    return found
 
 
 @checked
@@ -83,8 +96,10 @@ class Tokens(Configured):
         """Train a tokeniser on captions and write it to a file; return the `Tokens` that use it.
 
         Raises:
+            TypeError: the captions are not a list of texts.
             ValueError: the captions have no words.
         """
+        captions = listed_captions(captions)
         library = package("tokenizers")
         model, trainer = {
             "words": (library.models.WordLevel, library.trainers.WordLevelTrainer),
@@ -104,20 +119,29 @@ class Tokens(Configured):
 
     @classmethod
     def read(cls, file: str | Path) -> "Tokens":
-        """Return the `Tokens` that `fit` wrote to a file; errors are those of `tokenizer`."""
-        tokenizer = cls(file, 1).tokenizer
+        """Return the `Tokens` that `fit` wrote to a file.
+
+        Raises:
+            ValueError: the file is not a tokeniser, or one without a length, which `fit` did not write.
+            FileNotFoundError: the file is missing.
+        """
+        tokenizer = _read_tokenizer(Path(file))
+        if tokenizer.truncation is None:
+            raise ValueError(
+                f"{file} must have a truncation, as Tokens.fit writes it; got none: train it by Tokens.fit"
+            )
         kind: Any = "bpe" if "BPE" in type(tokenizer.model).__name__ else "words"
-        return cls(file, (tokenizer.truncation or {}).get("max_length"), tokenizer.get_vocab_size(), kind)
+        return cls(file, tokenizer.truncation["max_length"], tokenizer.get_vocab_size(), kind)
 
     def save(self, file: str | Path, tokenizer: Any = None) -> "Tokens":
         """Write the tokeniser to a file, and return the `Tokens` that use this file."""
         text = (self.tokenizer if tokenizer is None else tokenizer).to_str(pretty=True)
-        replace_atomically(Path(file), lambda temporary: temporary.write_text(text))
+        replace_atomically(Path(file), lambda temporary: temporary.write_text(text, encoding="utf-8"))
         return Tokens(file, self.length, self.size, self.kind)
 
     @cached_property
     def tokenizer(self) -> Any:
-        """The tokeniser of the library `tokenizers`.
+        """The tokeniser of the library `tokenizers`, which cuts captions to `length` tokens.
 
         Raises:
             ValueError: there is no file yet, or it is not a tokeniser.
@@ -125,17 +149,18 @@ class Tokens(Configured):
         """
         if self.file is None or self.length is None:
             raise ValueError("Tokens must be trained before they encode captions: call fit, or give file and length")
-        if not self.file.is_file():
-            raise FileNotFoundError(f"there is no tokeniser at {self.file}: restore the file, or train the run again")
-        library = package("tokenizers")
-        try:
-            return library.Tokenizer.from_file(str(self.file))
-        except Exception as error:  # the library raises plain exceptions
-            raise ValueError(f"{self.file} must be a tokeniser of `tokenizers`; {error}: restore the file") from error
+        tokenizer = _read_tokenizer(self.file)
+        tokenizer.enable_truncation(self.length)
+        tokenizer.no_padding()
+        return tokenizer
 
     def __call__(self, captions: Sequence[str]) -> dict[str, Tensor]:
-        """Return {"text": int64 (N, L)}: the numbers of the tokens, then -1."""
-        listed = [self.tokenizer.encode(caption) for caption in captions]
+        """Return {"text": int64 (N, L)}: the numbers of the tokens, then -1.
+
+        Raises:
+            TypeError: the captions are not a list of texts.
+        """
+        listed = [self.tokenizer.encode(caption) for caption in listed_captions(captions)]
         _warn_of_cuts(sum(bool(encoded.overflowing) for encoded in listed), len(listed), self.length)
         text = torch.full((len(listed), self.length or 0), NULL)
         for row, encoded in zip(text, listed, strict=True):
@@ -146,8 +171,10 @@ class Tokens(Configured):
         """Warn of words that the training captions lack, and name similar ones.
 
         Raises:
+            TypeError: the captions are not a list of texts.
             ValueError: a caption has no known word.
         """
+        captions = listed_captions(captions)
         known = [word for word in self.tokenizer.get_vocab() if word != UNKNOWN]
         for caption in captions:
             encoded = self.tokenizer.encode(caption)
@@ -216,7 +243,15 @@ class Pretrained(Configured):
         return digest.hexdigest()
 
     def __call__(self, captions: Sequence[str]) -> dict[str, Tensor]:
-        """Return {"context": float32 (N, L, features)}, with NaN in the rows of padding and of empty captions."""
+        """Return {"context": float32 (N, L, features)}, with NaN in the rows of padding and of empty captions.
+
+        Raises:
+            TypeError: the captions are not a list of texts.
+            ValueError: there are no captions.
+        """
+        captions = listed_captions(captions)
+        if not captions:
+            raise ValueError("a frozen encoder needs at least one caption; got none: pass [''] for the empty caption")
         texts = list(dict.fromkeys(captions))
         rows = {text: row for row, text in enumerate(texts)}
         return {"context": self._kept(texts)[torch.tensor([rows[caption] for caption in captions])]}
@@ -256,7 +291,7 @@ class Pretrained(Configured):
             )
             mask = encoded["attention_mask"]
             hidden = encoder(input_ids=encoded["input_ids"], attention_mask=mask).last_hidden_state.float()
-            known = mask.bool() & torch.tensor([[bool(text)] for text in part])
+            known = mask.bool() & torch.tensor([[bool(text.strip())] for text in part])
             parts.append(hidden.masked_fill(~known[:, :, None], math.nan))
         _warn_of_cuts(cut, len(texts), self.length)
         return torch.cat(parts)
@@ -271,8 +306,23 @@ class Pretrained(Configured):
                 raise ValueError(f"its model_type is {kind!r}, and not one of {', '.join(ENCODERS)}")
             tokenizer = library.AutoTokenizer.from_pretrained(self.folder, **options)
             load = getattr(library, ENCODERS[kind]).from_pretrained
-            encoder = load(self.folder, local_files_only=True, use_safetensors=True, dtype=torch.float32)
+            encoder, found = load(
+                self.folder, local_files_only=True, use_safetensors=True, dtype=torch.float32, output_loading_info=True
+            )
+            if missing := sorted(found["missing_keys"]):
+                raise ValueError(f"its weights lack {len(missing)} tensors, such as {missing[0]}")
         return tokenizer, encoder.eval().requires_grad_(False)
+
+
+def _read_tokenizer(file: Path) -> Any:
+    """Return the tokeniser in a file; errors are those of `Tokens.tokenizer`."""
+    if not file.is_file():
+        raise FileNotFoundError(f"there is no tokeniser at {file}: restore the file, or train the run again")
+    library = package("tokenizers")
+    try:
+        return library.Tokenizer.from_file(str(file))
+    except Exception as error:  # the library raises plain exceptions
+        raise ValueError(f"{file} must be a tokeniser of `tokenizers`; {error}: restore the file") from error
 
 
 def _warn_of_cuts(cut: int, count: int, length: int | None) -> None:

@@ -103,6 +103,9 @@ def test_a_learned_solver_belongs_to_its_model(solver):
 def test_too_few_data_and_a_failing_reference_are_refused():
     with pytest.raises(ValueError, match="x must have at least 2 samples to learn from and 2 held out; got 3 samples"):
         AdamsLearner(MODEL, torch.zeros(3, 2, 2))
+    for value in (0.0, math.nan):
+        with pytest.raises(ValueError, match="x must hold finite numbers that are not all 0; got a root mean square"):
+            AdamsLearner(MODEL, torch.full((8, 2), value))
     broken = ss.ScoreModel(lambda x, label, cond=None: x * math.nan, VP)
     with pytest.raises(ValueError, match="reference_steps must resolve the flow of the data; got 4"):
         AdamsLearner(broken, torch.ones(8, 2), settings=ss.AdamsLearning(reference_steps=4))

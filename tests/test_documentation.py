@@ -35,6 +35,8 @@ FEW = ["trainer.preview_every=0", "trainer.evaluate_every=0", "trainer.warmup=1"
 TOY = ["trainer.steps=3", "trainer.batch_size=32", "network.width=16", "data.train.n=200", "data.validation.n=20"]
 SMALL = ["++network.width=8", "++network.blocks=1", "trainer.batch_size=4", "trainer.steps=2", "trainer.compile=false"]
 FACES = ["data.size=32", "++network.multipliers=[1,1,2]"]
+PICTURES = ["trainer.steps=2", "trainer.batch_size=4", "network.width=4", "data=image_folder", "data.root=pictures"]
+PICTURES += ["data.size=8", "data.low=-1.0", "data.training=null"]
 TRAINED = {
     "openmoji_text": ["network.width=8", "trainer.batch_size=16", "trainer.steps=2"],
     "digits_classifier": ["network.width=8", "trainer.batch_size=16", "trainer.steps=2"],
@@ -49,6 +51,8 @@ TRAINED = {
     "series": ["trainer.steps=3", "trainer.batch_size=8", "network.width=8"],
     "image": [*SMALL, "trainer.batch_size=8"],
     "volumes": [*SMALL, "trainer.batch_size=8"],
+    "openmoji_autoencoder": [*PICTURES, "network.multipliers=[1,2]"],
+    "openmoji_latent": [*PICTURES, "network.attention=[]"],
 }
 MULTILEVEL = ["likelihood.tolerance=1", "likelihood.levels=[2,4]"]
 BITS = ["likelihood.solver.steps=4", "budget.samples=2", "budget.bound_draws=2", *MULTILEVEL]
@@ -182,6 +186,7 @@ def test_every_block_is_run_here():
                 "scoresde restore",
                 "run=runs/ring",
                 "loss=super_resolution",
+                "experiment=openmoji_latent",
                 "experiment=openmoji_text",
             ),
         ],
@@ -189,8 +194,9 @@ def test_every_block_is_run_here():
             *("Langevin(snr=0.16)", "trajectory=True", "ClassifierFree", "class Points", "convert.score_sde"),
             "UnCLIP(",
             *("sample_posterior", "posterior_moments", "TrajectoryDistillation", "samplers.learn(", "add_lora"),
-            "ss.fit(",
+            *("make_moons", "2 * np.pi"),
             "CascadeStage",
+            "class Rotation",
         ],
         "yaml": ["points.Points}", "points.Network"],
     }
@@ -222,9 +228,16 @@ def test_two_commands_are_targets_of_the_makefile():
     assert "pytest" in recipes[1]
 
 
+def test_the_python_of_the_readme(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    short = block("python", "make_moons").replace("steps=1000", "steps=20").replace("4000", "400").replace("500", "20")
+    exec(compile(short, "README.md", "exec"), {})
+    assert "status       20 OK" in capsys.readouterr().out
+
+
 @pytest.mark.slow
-def test_the_python_of_the_readme(capsys):
-    exec(compile(block("python", "Langevin(snr=0.16)"), "README.md", "exec"), {})
+def test_a_loop_of_ones_own(capsys):
+    exec(compile(block("python", "Langevin(snr=0.16)"), "docs/training.md", "exec"), {})
     assert "tensor" in capsys.readouterr().out
 
 
@@ -355,6 +368,20 @@ def test_restorations(elsewhere):
     assert sum('"psnr"' in line for line in Path("runs/digits/metrics.jsonl").read_text().splitlines()) == 4
 
 
+@pytest.mark.slow
+def test_latents(elsewhere, capsys):
+    """The bound of an exact autoencoder, and both trainings on small pictures in place of OpenMoji."""
+    exec(compile(block("python", "class Rotation"), "docs/latents.md", "exec"), {})
+    bound, pixels = capsys.readouterr().out.split()[:2]
+    assert float(bound) == pytest.approx(float(pixels), abs=2e-3)
+    write_images(elsewhere / "pictures", {f"{i}.png": levels(8, 8, seed=i) for i in range(150)})
+    for _, *arguments in commands(block("sh", "experiment=openmoji_latent")):
+        run(arguments)
+    printed = capsys.readouterr().out
+    assert printed.count("test bits/dim") == 1
+    assert "KL(q || p)" in printed
+
+
 def test_the_commands_on_conditions_in_the_readme_are_those_of_the_pages():
     pages = block("sh", "guidance.classifier=") + block("sh", "conditional=false")
     assert not {*map(tuple, commands(block("sh", "# or data.labels")))} - {*map(tuple, commands(pages))}
@@ -397,7 +424,7 @@ def test_labels_from_training_to_classification(elsewhere, capsys):
 
 def test_training_in_python(elsewhere, capsys):
     """With fewer steps and samples, then the command line on the same run."""
-    text = block("python", "ss.fit(").replace("steps=1000", "steps=20").replace("4000", "400").replace("500", "20")
+    text = block("python", "2 * np.pi").replace("steps=1000", "steps=20").replace("4000", "400").replace("500", "20")
     exec(compile(text, "docs/training.md", "exec"), {})
     printed = capsys.readouterr().out
     assert printed.startswith("Run('runs/ring', model=ScoreModel(network=MLP(shape=2), ")

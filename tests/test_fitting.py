@@ -12,10 +12,11 @@ import torch
 from torch import nn
 
 import scoresde as ss
-from scoresde import run_config
+from scoresde import pipelines, run_config
 from scoresde.training import Interrupted
 from scoresde.training.json_lines import read_lines
 from tests.conftest import close, seeded
+from tests.pipelines.linear import LinearNetwork
 
 FEW = {"steps": 4, "batch_size": 8, "progress": False}
 
@@ -138,6 +139,31 @@ def test_a_flow_map_and_a_classifier_are_trained_and_loaded(tmp_path):
         ss.fit(classifier, data, **FEW)
 
 
+class Upper(nn.Module):
+    """A linear network of the fine part (3, 1, 1) of an image (1, 2, 2), given its mean and the noise level of this."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(5, 3)
+
+    def forward(self, x, c_noise, cond):
+        return self.layer(torch.cat([x, cond["image"]], dim=1).flatten(1)).reshape(x.shape)
+
+
+def test_a_stage_of_a_cascade_is_trained_and_loaded(tmp_path):
+    """Its image is not in the data: it has neither previews nor a bound, and the model always needs the image."""
+    x = torch.rand(24, 1, 2, 2, generator=seeded())
+    loss = ss.losses.SuperResolution(ss.losses.DenoisingScoreMatching("likelihood"), ss.data.Haar())
+    options = {"steps": 2, "progress": False, "validation": 0.25}
+    upper = ss.fit(Upper(), x, tmp_path / "u", loss=loss, evaluate_every=2, preview_every=2, **options)
+    (entry,) = (entry for entry in read_lines(tmp_path / "u" / "log.jsonl") if "validation_loss" in entry)
+    assert not any("bound" in name for name in entry)
+    assert ss.load(tmp_path / "u", model=Upper()).model.conditional == upper.model.conditional == ("image",)
+    assert upper.stage.augmentation == 0.5
+    with pytest.raises(ValueError, match="trained with the condition image for every sample"):
+        upper.model.score(torch.zeros(1, 3, 1, 1), 0.5)
+
+
 def test_classes_of_users_are_loaded_with_the_model(tmp_path):
     run = ss.fit(Own(), points(), tmp_path / "network", **FEW)
     with pytest.raises(
@@ -210,6 +236,54 @@ def test_wrong_arguments_are_refused(model, options, error, message):
     if not options and isinstance(model, nn.Module):
         with pytest.raises(ValueError, match="the conditions of the data, label; it takes none"):
             ss.fit(mlp(), (points(), torch.arange(60) % 2), **FEW)
+
+
+def test_held_out_data_of_another_shape_are_refused():
+    with pytest.raises(ValueError, match=r"validation must have states of the shape .* \(2,\); got \(3,\)"):
+        ss.fit(mlp(), points(), **FEW, validation=torch.zeros(4, 3))
+
+
+def test_a_part_of_a_dataset_with_null_labels_trains_a_model_without_conditions_too():
+    class Labelled(list):
+        labels = torch.arange(60) % 4 - 1
+
+        def __getitem__(self, index):
+            return super().__getitem__(index), self.labels[index]
+
+    run = ss.fit(mlp(classes=3), Labelled(points()), **FEW, validation=0.2)
+    assert run.model.conditional == ()
+
+
+def test_a_run_that_was_moved_has_its_held_out_data(tmp_path):
+    ss.fit(mlp(), points(), tmp_path / "run", **FEW, validation=0.1, test=0.2)
+    (tmp_path / "run").rename(tmp_path / "moved")
+    data = ss.load(tmp_path / "moved").config.data
+    assert [data[name].path for name in ("validation", "test")] == [
+        str(tmp_path / "moved" / f"{name}.npz") for name in ("validation", "test")
+    ]
+
+
+def test_latents_are_a_transform(tmp_path):
+    """Their scale comes from the data, so the network has states of unit variance, in the shape of the latents."""
+    network = LinearNetwork((1, 2, 2), (3, 1, 1), 0.1, 0.1)
+    latents = pipelines.Latents(pipelines.Autoencoder(network, pipelines.Normal()), ss.data.Levels(8))
+    images = torch.randint(0, 8, (20, 1, 2, 2), generator=seeded(), dtype=torch.uint8)
+    unet = ss.networks.UNet((1, 1), 3, width=8, multipliers=(1,), blocks=1)
+    picture = ss.samplers.PredictorCorrector(ss.samplers.DDIM(), steps=2)
+    options = {"transform": latents, "validation": 0.2, "preview_every": 4, "evaluate_every": 0, "sampler": picture}
+    run = ss.fit(unet, images, tmp_path, **FEW, **options)
+    assert (run.state_shape, run.data_shape) == ((3, 1, 1), (1, 2, 2))
+    assert run.transform.fitted
+    assert run.model.prediction.sigma_data == 1.0
+    assert [path.name for path in (tmp_path / "figures").iterdir()] == ["step000004.png"]
+    with pytest.raises(ValueError, match=r"transform must be fitted, .*pass Unknown\(..., \*\*transform.fit"):
+        ss.fit(mlp(), points(), **FEW, transform=Unknown())
+
+
+class Unknown:
+    """A transform of a user that must be fitted, and does not remember its arguments."""
+
+    fitted = False
 
 
 def test_whole_numbers_without_dequantization_give_a_warning():

@@ -1,11 +1,12 @@
 """No two public classes of the package, and no two modules, have the same name."""
 
 import ast
+import pkgutil
 from collections import defaultdict
 from pathlib import Path
 
 import scoresde
-from scoresde import build, run_config
+from scoresde import run_config
 
 PACKAGE = Path(scoresde.__file__).parent
 MODULES = [path for path in PACKAGE.rglob("*.py") if path.stem not in ("__init__", "__main__")]
@@ -37,4 +38,4 @@ def test_modules_have_unique_names():
 
 def test_renamed_targets_are_classes_that_exist():
     for new in run_config.RENAMED.values():
-        assert isinstance(build.pkgutil.resolve_name(new), type)
+        assert isinstance(pkgutil.resolve_name(new), type)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import scoresde as ss
-from scoresde.result_table import Result, cost, counted, mean_of, range_of, statuses, typical_error
+from scoresde.result_table import Result, cost, counted, mean_of, plus_minus, range_of, statuses, typical_error
 from scoresde.solvers import Status
 from tests.conftest import f64, oracle, seeded
 
@@ -97,6 +97,9 @@ def test_a_notebook_shows_the_rows_as_a_table():
         (range_of(f64(math.nan)), "none"),
         (typical_error(None, "nats", "the trace"), "unknown, from the trace"),
         (typical_error(f64(0.0, 0.0), "nats", "the trace"), "none from the trace"),
+        (typical_error(f64(math.nan), "nats", "the trace"), "unknown, from the trace"),
+        (plus_minus(math.nan, 0.1), "nan"),
+        (plus_minus(-math.inf, 0.1), "-inf"),
         (statuses(torch.tensor([], dtype=torch.int64), Status), "no samples"),
         (cost(100, 0), "100 a sample"),
     ],

@@ -2,6 +2,8 @@
 
 import builtins
 import functools
+import json
+import shutil
 
 import pytest
 import torch
@@ -113,6 +115,9 @@ def test_a_padded_text_is_a_condition_and_padding_alone_is_none(tokens):
         model.given(tokens(["cat", ""]))
 
 
+BIAS = "encoder.block.1.layer.0.SelfAttention.relative_attention_bias.weight"
+
+
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
     """Folders of tiny random models with tokenisers, by kind, as `save_pretrained` of transformers writes them."""
@@ -123,6 +128,7 @@ def models(tmp_path_factory):
     torch.manual_seed(0)
     sizes = {"vocab_size": 16, "num_heads": 2, "num_layers": 1}
     t5 = transformers.T5Config(d_model=8, d_kv=4, d_ff=16, **sizes)
+    umt5 = transformers.UMT5Config(d_model=8, d_kv=4, d_ff=16, **{**sizes, "num_layers": 2})
     clip = transformers.CLIPTextConfig(
         vocab_size=16,
         hidden_size=8,
@@ -139,23 +145,29 @@ def models(tmp_path_factory):
     tokenizer = transformers.PreTrainedTokenizerFast(
         tokenizer_object=trained, unk_token="[UNK]", pad_token="[UNK]", eos_token="[UNK]", model_max_length=12
     )
-    for name, encoder in (("t5", transformers.T5EncoderModel(t5)), ("clip", transformers.CLIPTextModel(clip))):
+    encoders = {"t5": transformers.T5EncoderModel(t5), "clip": transformers.CLIPTextModel(clip)}
+    encoders["umt5"] = transformers.UMT5EncoderModel(umt5)
+    torch.nn.init.normal_(dict(encoders["umt5"].named_parameters())[BIAS])  # a bias of positions in the second layer
+    for name, encoder in encoders.items():
         encoder.save_pretrained(folder / name)
         tokenizer.save_pretrained(folder / name)
     return folder
 
 
-@pytest.mark.parametrize("kind", ["t5", "clip"])
+@pytest.mark.parametrize("kind", ["t5", "umt5", "clip"])
 def test_features_are_those_of_transformers(kind, models, tmp_path):
     import transformers
 
-    context = Pretrained(models / kind, length=6, cache=tmp_path)(["red cat", "", "blue cat dog owl", "red cat"])
+    captions = ["red cat", " ", "blue cat dog owl", "red cat"]  # the second has no word
+    context = Pretrained(models / kind, length=6, cache=tmp_path)(captions)
     ((name, features),) = context.items()
     assert (name, features.shape, features.dtype) == ("context", (4, 6, 8), torch.float32)
     assert (~features.isnan().any(dim=2)).sum(dim=1).tolist() == [3, 0, 5, 3]  # the words and the end of the text
-    encoder = {"t5": transformers.T5EncoderModel, "clip": transformers.CLIPTextModel}[kind].from_pretrained(
-        models / kind
-    )
+    encoder = {
+        "t5": transformers.T5EncoderModel,
+        "umt5": transformers.UMT5EncoderModel,
+        "clip": transformers.CLIPTextModel,
+    }[kind].from_pretrained(models / kind)
     tokenizer = transformers.AutoTokenizer.from_pretrained(models / kind)
     for caption, own in (("red cat", features[0]), ("blue cat dog owl", features[2])):
         ids = tokenizer(caption, return_tensors="pt").input_ids
@@ -197,6 +209,40 @@ def test_models_that_cannot_be_read_are_refused(models, tmp_path):
     torch.save({}, pickled / "pytorch_model.bin")
     with pytest.raises(ValueError, match="must have a T5 encoder or CLIP text model with weights in safetensors files"):
         Pretrained(pickled, cache=None)(["cat"])
+
+
+def test_weights_of_another_network_are_refused(models, tmp_path):
+    """A layer without weights would be random."""
+    config = json.loads((models / "t5" / "config.json").read_text())
+    shutil.copytree(models / "t5", tmp_path / "deeper")
+    (tmp_path / "deeper" / "config.json").write_text(json.dumps(config | {"num_layers": 2}))
+    with pytest.raises(
+        ValueError, match=r"deeper must have .*; its weights lack \d+ tensors, such as encoder\.block\.1"
+    ):
+        Pretrained(tmp_path / "deeper", cache=None)(["cat"])
+
+
+def test_one_text_is_not_a_list_of_captions(tokens, models, tmp_path):
+    """Its characters would be the captions."""
+    for function in (tokens, tokens.check, Pretrained(models / "t5", cache=None)):
+        with pytest.raises(TypeError, match=r"captions must be a list of texts; got 'cat': pass \['cat'\]"):
+            function("cat")
+    with pytest.raises(TypeError, match="captions must be a list of texts; got 3"):
+        tokens(["cat", 3])
+    with pytest.raises(TypeError, match="captions must be a list of texts; got 'cat'"):
+        Tokens().fit("cat", tmp_path / "x.json")
+    with pytest.raises(ValueError, match="needs at least one caption; got none"):
+        Pretrained(models / "t5", cache=None)([])
+
+
+def test_the_length_of_the_tokens_is_that_of_the_argument_and_not_of_the_file(tokens, tmp_path):
+    with pytest.warns(UserWarning, match="1 of 2 captions have more than length=2 tokens and are cut"):
+        short = Tokens(tokens.file, length=2)(["red blue cat", "dog"])["text"]
+    assert torch.equal(short, torch.cat([tokens(["red blue"])["text"], tokens(["dog"])["text"]])[:, :2])
+    raw = json.loads(tokens.file.read_text(encoding="utf-8"))
+    (tmp_path / "raw.json").write_text(json.dumps(raw | {"truncation": None}))
+    with pytest.raises(ValueError, match=r"raw\.json must have a truncation, as Tokens\.fit writes it; got none"):
+        Tokens.read(tmp_path / "raw.json")
 
 
 PLACES = {"left": (-1, 0), "centre": (0, 0), "right": (1, 0), "up": (0, 1), "middle": (0, 0), "down": (0, -1)}

@@ -6,9 +6,10 @@ a threshold act on the first stage.
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
@@ -17,11 +18,14 @@ from torch.utils.data import default_collate
 from scoresde import build, run_config
 from scoresde.cli.common import check_run, result_name, run_data, warnings_on_stderr
 from scoresde.cli.conditions import Drawing
-from scoresde.cli.guidance import guided
+from scoresde.cli.guidance import guided, known_classes
 from scoresde.cli.output import Record, append_row, print_rows, shows_progress
+from scoresde.evaluation.conditions import accepted
 from scoresde.evaluation.dataset_likelihood import Estimate
+from scoresde.evaluation.labels import classes_of
 from scoresde.evaluation.records import METRICS, keep_per_sample
 from scoresde.pipelines import Cascade, CascadeBits, CascadeLogProb
+from scoresde.protocols import CaptionEncoder
 from scoresde.tensors import dimensions, mean_and_error
 from scoresde.training import distributed
 from scoresde.training.batches import split_condition
@@ -45,6 +49,52 @@ def cascade_of(runs: Sequence[build.Run], config: DictConfig, with_threshold: bo
     stages = [run.stage for run in runs]
     model = guided(runs[0], config, with_threshold=with_threshold)
     return Cascade([replace(stages[0], model=model), *stages[1:]])
+
+
+def known_conditions(
+    runs: Sequence[build.Run], config: DictConfig
+) -> tuple[dict[str, list[str]], list[str] | None, CaptionEncoder | None]:
+    """Return what the stages take together, the arguments `classes`, `others` and `text` of `cli.conditions.drawing`.
+
+    Raises:
+        ValueError: two runs have different classes of one label.
+    """
+    classes, accepts = known_classes(runs[0], config), [accepted(run) for run in runs]
+    recorded: dict[str, list[str]] = {}
+    for run in runs:
+        own = run.config.get("class_names") or {}
+        for name, names in classes_of(run).items():
+            if name in own and recorded.setdefault(name, names) != names:
+                raise ValueError(
+                    f"the runs of a cascade must have the same classes of {name}; those of {run.path} differ"
+                )
+            classes[name] = recorded.get(name, names)
+    made = ["image"] if len(runs) > 1 else []  # a cascade makes this condition itself
+    others = None if None in accepts else sorted({name for part in accepts for name in part or ()} - {*classes, *made})
+    texts = [run.text for run in runs if run.text is not None]
+    return classes, others, texts[0] if len(texts) == 1 else SharedText(texts) if texts else None
+
+
+@dataclass(frozen=True)
+class SharedText:
+    """The encoders of captions of several runs, which must give the same numbers to the same words."""
+
+    texts: Sequence[CaptionEncoder]
+
+    def __call__(self, captions: Sequence[str]) -> dict[str, Tensor]:
+        parts: dict[str, Tensor] = {}
+        for text in self.texts:
+            for name, part in text(captions).items():
+                if not torch.equal(parts.setdefault(name, part).nan_to_num(), part.nan_to_num()):
+                    raise ValueError(
+                        "the runs of a cascade must encode captions alike; their encoders differ: train the later runs "
+                        "with data.text.file=FIRST/tokenizer.json, or all with one frozen encoder and length"
+                    )
+        return parts
+
+    def check(self, captions: Sequence[str]) -> None:
+        for text in self.texts:
+            text.check(captions)
 
 
 def draw_cascade(runs: Sequence[build.Run], config: DictConfig, drawn: Drawing, cond: Any) -> tuple[Tensor, Record]:

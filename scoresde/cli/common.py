@@ -151,6 +151,13 @@ def check_states(config: DictConfig) -> None:
         check_memory(f"a state of data.shape={list(shape)}", COPIES * 4 * math.prod(shape))
 
 
+def set_state_shape(config: DictConfig) -> None:
+    """Set `data.shape` to the shape of the latents, if the transform encodes the data."""
+    transform = build.instantiate(config.data.get("transform"), config.trust)
+    if shape := getattr(transform, "state_shape", None):
+        config.data.shape = list(shape)
+
+
 def fit_transform(config: DictConfig, dataset: Dataset) -> None:
     """Compute the arguments of the transform that depend on the training data, and set them in the configuration."""
     transform = build.instantiate(config.data.get("transform"), config.trust)

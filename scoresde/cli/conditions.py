@@ -14,6 +14,7 @@ condition, an array with leading dimension N.
 """
 
 import itertools
+import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,6 +91,10 @@ def drawing(
     axes = [(list(classes[name]), {name: numbers}) for name, numbers in varied.items()]
     if captions and text is not None:
         encoded = text(captions)
+        if both := sorted(encoded.keys() & parts.keys()):
+            raise ValueError(
+                f"cond.text makes the condition {both[0]!r}; got cond.{both[0]} too: leave one of them out"
+            )
         if len(captions) > 1:
             axes.append((captions, encoded))
         else:
@@ -119,7 +124,9 @@ def _captions(value: Any, text: CaptionEncoder | None) -> list[str]:
     captions = value if isinstance(value, list) else [value]
     if isinstance(value, str) and value.startswith("@"):
         with reading(value[1:], "a text file with one caption a line", "write one"):
-            captions = [line.strip() for line in Path(value[1:]).read_text().splitlines() if line.strip()]
+            captions = [
+                line.strip() for line in Path(value[1:]).read_text(encoding="utf-8").splitlines() if line.strip()
+            ]
     if not captions or not all(isinstance(caption, (str, int, float)) for caption in captions):
         raise ValueError(f"cond.text must be a caption, a list of captions or @FILE; got {value!r}")
     captions = [str(caption) for caption in captions]
@@ -223,7 +230,7 @@ def load_conditions(array: Path, n: int) -> Condition:
     try:
         with np.load(path, allow_pickle=False) as archive:
             parts = {name: torch.from_numpy(archive[name]) for name in archive.files}
-    except (ValueError, TypeError, OSError) as error:
+    except (ValueError, TypeError, OSError, EOFError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path} does not hold conditions ({error}): delete it, or draw the samples again") from error
     for name, part in parts.items():
         if not part.ndim or len(part) != n:

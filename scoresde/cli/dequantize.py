@@ -8,7 +8,7 @@ from omegaconf import DictConfig
 from scoresde.cli.common import build_optimizer, load_run, run_data
 from scoresde.cli.output import Record, append_row, print_rows, shows_progress
 from scoresde.dequantization import Variational
-from scoresde.evaluation.dataset_likelihood import Estimate
+from scoresde.evaluation.batch_likelihood import Estimate
 from scoresde.evaluation.records import METRICS
 from scoresde.training.checkpoint import save
 from scoresde.training.learned_dequantization import DEQUANTIZATION, check_comparison, compare, learn

@@ -38,17 +38,17 @@ def restore(config: DictConfig) -> Record:
     """Draw samples of the posterior of a measurement: inpainting, super-resolution, deblurring, colourisation."""
     device = distributed.device(config.device)
     run = load_run(config, device)
-    operator = build_operator(config, tuple(run.config.data.shape))
+    operator = build_operator(config, run.data_shape)
     model, cond = conditional(run, config)
     problem, source = pose(run, operator, config)
     method = posterior(config, run.config)
     counts = {key: config[key] for key in ("n", "seed", "batch_size", "particles")}
     with warnings_on_stderr():
-        part = method(model, operator, problem.y)
+        part = method(model, problem.operator, problem.y)
         sampler = chosen_sampler(config, part)
         restored = restoration.restore(run, model, problem, method, sampler, **counts, progress=shows_progress())
         if config.tolerance is not None:
-            restored = restored.with_moments(moments(config, part, tuple(run.config.data.shape)))
+            restored = restored.with_moments(moments(config, part, run.state_shape))
     choices = HydraConfig.get().runtime.choices
     row = {"kind": "restoration", "operator": plain(config.operator), "method": choices["posterior"]}
     row |= {"posterior": plain(config.posterior), "sampler": None if sampler is None else choices["sampler"]}
@@ -116,9 +116,9 @@ def pose(run: build.Run, operator: Operator, config: DictConfig) -> tuple[restor
         data, source["split"], source["index"] = state_of(dataset[index]), config.split, index
     if data is not None and config.measurement is None:
         return restoration.measure(run, operator, data, config.noise_seed), source
-    y = load_measurement(Path(str(config.measurement)), operator, tuple(run.config.data.shape))
+    y = load_measurement(Path(str(config.measurement)), operator, run.data_shape)
     state = None if data is None else restoration.state_of(run, data, config.noise_seed)
-    return restoration.Problem(operator, y, data, state), source
+    return restoration.Problem(restoration.of_states(run, operator), y, data, state), source
 
 
 def load_measurement(path: Path, operator: Operator, shape: tuple[int, ...]) -> Tensor:
@@ -227,7 +227,9 @@ def save(
     parts = {key: part for key, part in shown.items() if part is not None}
     low, high = run.config.data.range or (0.0, 1.0)
     picture = run.path / "figures" / f"{name}.png"
-    save_restoration(samples, parts, restored.std, picture, low, high, run.config.data.get("credit"))
+    has_pixels = restored.std.shape == samples.shape[1:]
+    std = restored.std if has_pixels else samples.double().std(dim=0)  # of decoded samples, for latents
+    save_restoration(samples, parts, std, picture, low, high, run.config.data.get("credit"))
     return {**paths, "picture": picture}
 
 

@@ -8,12 +8,11 @@ from torch import Tensor
 
 from scoresde import build
 from scoresde.atomic_files import replace_atomically
-from scoresde.cli.cascade import draw_cascade, load_runs
+from scoresde.cli.cascade import draw_cascade, known_conditions, load_runs
 from scoresde.cli.common import result_name, save_array, save_picture, warnings_on_stderr
 from scoresde.cli.conditions import Drawing, described, drawing, save_conditions
-from scoresde.cli.guidance import guided, known_classes
+from scoresde.cli.guidance import guided
 from scoresde.cli.output import Record, append_row, print_rows, shows_progress
-from scoresde.evaluation.conditions import accepted
 from scoresde.evaluation.generation import draw_samples
 from scoresde.evaluation.records import METRICS
 from scoresde.training import distributed
@@ -25,11 +24,9 @@ def sample(config: DictConfig) -> Record | None:
     """Draw samples of a run, or of a cascade of runs."""
     device = distributed.device(config.device)
     *lower, run = runs = load_runs(config, device)
-    cond, classes, names = plain(config.cond), known_classes(run, config), accepted(run)
-    image = ["image"] if lower else []  # a cascade makes this condition itself
-    others = None if names is None else [name for name in names if name not in (*classes, *image)]
+    cond, (classes, others, text) = plain(config.cond), known_conditions(runs, config)
     with warnings_on_stderr():
-        drawn = drawing(cond, config.n, DEFAULT_N, classes, others, run.text)
+        drawn = drawing(cond, config.n, DEFAULT_N, classes, others, text)
     samples, row = draw_cascade(runs, config, drawn, cond) if lower else draw(run, config, drawn, cond)
     if distributed.rank() > 0:
         return None

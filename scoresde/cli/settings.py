@@ -36,6 +36,7 @@ from scoresde.inverse import Measured, Operator, RePaint, Replacement, SizedOper
 from scoresde.inverse.spectral import SpectralSampler
 from scoresde.losses import Objective
 from scoresde.metrics.features import FeatureSpace
+from scoresde.pipelines import Autoencoder
 from scoresde.predictions import Prediction
 from scoresde.protocols import CaptionEncoder, Transform
 from scoresde.samplers import Sampler
@@ -104,6 +105,7 @@ class Parts(Shared):
     contrastive: bool
     flow_map: Annotated[dict, FlowMap]
     generator: Annotated[dict, DenoisingGenerator]
+    autoencoder: Annotated[dict, Autoencoder]
 
 
 class Train(Parts):

@@ -2,12 +2,14 @@
 
 import time
 import warnings
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf, open_dict
+from torch import Tensor
 from torch.utils.data import Dataset
 
 from scoresde import build, run_config
@@ -19,6 +21,7 @@ from scoresde.cli.common import (
     fit_transform,
     run_directory,
     save_picture,
+    set_state_shape,
     warnings_on_stderr,
 )
 from scoresde.cli.output import Record, command, print_rows, shows_progress
@@ -26,10 +29,15 @@ from scoresde.cli.trained_conditions import fit_network, preview_rows, trained_c
 from scoresde.data.summary import state_of
 from scoresde.dequantization import DataMap
 from scoresde.evaluation.conditions import Rows
+from scoresde.evaluation.trained_latents import cached
 from scoresde.fitting import start_run, warn_of_levels
+from scoresde.losses import Objective
+from scoresde.pipelines import Autoencoder
 from scoresde.prior_mismatch import PriorMismatch
+from scoresde.random_stream import RandomStream
 from scoresde.samplers import Sampler
 from scoresde.score import ScoreModel
+from scoresde.tensors import send
 from scoresde.training import distributed
 from scoresde.training.batches import fitting
 from scoresde.training.fine_tuning import start_from
@@ -37,6 +45,8 @@ from scoresde.training.json_lines import read_lines
 from scoresde.training.locks import locked
 from scoresde.training.trainer import CHECKPOINT, LOG
 from scoresde.training.validation import HeldOut
+
+PREVIEWED = 32  # data whose reconstructions are saved
 
 
 def train(config: DictConfig) -> Record | None:
@@ -55,7 +65,8 @@ def train(config: DictConfig) -> Record | None:
         config.trainer.batch_size = fitting(config.trainer.batch_size, dataset)
     if is_shape_open:
         config.data.shape = list(state_of(dataset[0]).shape)
-    loss = build.instantiate(config.loss, trust)
+    set_state_shape(config)
+    loss = build.instantiate(config.loss, trust, Objective)
     added = {} if config.data.shape is None else loss.conditions(tuple(config.data.shape))
     fit_network(config, dataset, added)
     torch.manual_seed(config.seed)
@@ -96,9 +107,9 @@ def train(config: DictConfig) -> Record | None:
         if is_first:
             shown = {**record, "parameters": f"{parameters:,}", "mirrored": mirrored and f"{mirrored} of the samples"}
             print_rows({key: value for key, value in shown.items() if value})
-        drawn = partial(save_preview, sampler, measured, config, run, preview_rows(model, dataset, config))
-        preview = drawn if is_alone else None
-        trainer.fit(model, loss, dataset, run, trained, preview, held_out, shows_progress(), stored)
+        preview = None if loss.required else preview_of(model, dataset, sampler, measured, config, run)
+        items, item_map = cached(dataset, trained, shows_progress())
+        trainer.fit(model, loss, items, run, item_map, preview, held_out, shows_progress(), stored)
     # Report.
     if not is_first:
         return None
@@ -126,6 +137,31 @@ def initialise(model: ScoreModel, config: DictConfig) -> None:
                 "from another run"
             )
     start_from(model, other.model)
+
+
+def preview_of(
+    model: Any, dataset: Dataset, sampler: Sampler, data_map: DataMap, config: DictConfig, run: Path
+) -> Callable[[Any, int], None] | None:
+    """Return the function that saves pictures during training: samples, or an autoencoder's reconstructions."""
+    if isinstance(model, Autoencoder):
+        rows = torch.linspace(0, len(dataset) - 1, PREVIEWED).long().tolist()  # type: ignore[arg-type]
+        data = torch.stack([state_of(dataset[i]) for i in rows])
+        return partial(save_reconstructions, data, data_map, config, run)
+    if not hasattr(model, "predict"):
+        return None
+    return partial(save_preview, sampler, data_map, config, run, preview_rows(model, dataset, config))
+
+
+def save_reconstructions(
+    data: Tensor, data_map: DataMap, config: DictConfig, run: Path, model: Autoencoder, step: int
+) -> None:
+    """Save a picture of data and their reconstructions, side by side, in the first process."""
+    states = data_map.training_states(data, RandomStream(seeds=range(len(data)))).float()
+    with torch.no_grad():
+        decoded = model.decode(model.encode(send(states, next(model.parameters()).device)).mean).cpu()
+    if distributed.rank() == 0:
+        pairs = torch.stack([data.to(decoded.dtype), data_map.inverse(decoded)], dim=1).flatten(0, 1)
+        save_picture(pairs, config, run / "figures" / f"step{step:06d}.png")
 
 
 def save_preview(

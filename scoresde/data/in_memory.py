@@ -53,7 +53,7 @@ def dataset(data: Any, name: str = "data", split: str = "all", shares: Mapping[s
                 f"{name} must be states, or a pair (states, conditions); got {len(data)} parts: give several "
                 'conditions as a dict, (states, {"label": ..., "vector": ...})'
             )
-        return Items(_states(data[0], name), _conditions(data[1]))
+        return Items(_states(data[0], name), None if data[1] is None else _conditions(data[1]))
     if isinstance(data, Tensor) or hasattr(data, "__array__"):
         return Items(_states(data, name))
     if not (hasattr(data, "__len__") and hasattr(data, "__getitem__")):
@@ -63,6 +63,11 @@ def dataset(data: Any, name: str = "data", split: str = "all", shares: Mapping[s
         )
     is_alone = len(data) and isinstance(data[0], (tuple, list)) and len(data[0]) == 1
     found = _First(data) if is_alone else data
+    if isinstance(data, list) and len(data) and not isinstance(data[0], (Tensor, tuple)):
+        raise TypeError(
+            f"{name} must be a list of tensors or of pairs (state, condition); got one of {type(data[0]).__name__}: "
+            "pass numpy.array(...) for numbers, and a pair of states and conditions as a tuple, (states, conditions)"
+        )
     if len(data):
         state_of(found[0])  # raises an error for an item without a state
     return found
@@ -95,6 +100,7 @@ def _file(path: Path, name: str, split: str, shares: Mapping[str, float]) -> Any
 def _states(values: Any, name: str) -> Tensor:
     """Return an array of states (N, *) as a tensor."""
     x = values.detach() if isinstance(values, Tensor) else torch.from_numpy(_numbers(values, name))
+    x = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
     if x.ndim < 2 or not x.numel() or x.is_complex():
         raise ValueError(
             f"{name} must hold numbers (N, *), one state in each row; got {x.dtype} of shape {tuple(x.shape)}"
@@ -155,10 +161,27 @@ def dtype_of(data: Any) -> torch.dtype:
 def _rows(data: Any, indices: np.ndarray) -> Any:
     """Return the items of a dataset with these indices."""
     if not is_in_memory(data):
-        return Subset(data, indices.tolist())
+        return _Part(data, indices)
     rows = torch.from_numpy(indices)
-    labels = {name: part[rows] for name, part in by_name(data.labels).items()}
+    labels = {name: part[rows] for name, part in labels_of(data).items()}
     return Items(_entries(data)[rows], labels if isinstance(data.labels, dict) else next(iter(labels.values()), None))
+
+
+class _Part(Subset):
+    """Some items of a dataset, with their labels and the names of the classes if the dataset has these attributes."""
+
+    def __init__(self, data: Any, indices: np.ndarray):
+        super().__init__(data, indices.tolist())
+        if hasattr(data, "class_names"):
+            self.class_names = data.class_names
+        rows = torch.from_numpy(indices)  # item n + i of n labels is the mirror image of item i, see `Items`
+        self.labels = {name: part[rows % len(part)] for name, part in labels_of(data).items()}
+
+
+def labels_of(data: Any) -> dict[str, Tensor]:
+    """Return the conditions of all items by name, if a dataset has them as tensors in `labels`, as `Items` do."""
+    labels = getattr(data, "labels", None)
+    return by_name(labels) if isinstance(labels, (Tensor, dict)) else {}
 
 
 def _entries(data: Any) -> Tensor:

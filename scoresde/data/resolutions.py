@@ -69,7 +69,7 @@ class Resolutions(Configured, ABC):
         Raises:
             ValueError: the image has no spatial dimension or more than three, or a side is not a multiple of `factor`.
         """
-        channels, *space = shape
+        channels, *space = tuple(shape) or (0,)
         if not 1 <= len(space) <= 3 or any(side % self.factor for side in space):
             raise ValueError(
                 f"images must have the shape (C, *space) with one to three sides that are multiples of {self.factor}; "

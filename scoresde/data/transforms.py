@@ -1,7 +1,14 @@
-"""Invertible transforms between data space and model space, with their log-determinants.
+"""Transforms between data space and model space, and their costs in nats: log-determinants, or bounds.
 
 A transform T maps data x (B, *) to model space; `inverse` undoes it; `log_det` is log|det dT/dx| per sample, in nats:
 log p_data(x) = log p_model(T(x)) + log_det(x).
+
+A transform that is not invertible, such as an autoencoder (`pipelines.latent`), draws the state y from q(y | x). In
+place of `log_det` it has `encode(x, stream)`, which draws y, and `draw(x, stream)`, which also returns terms in nats,
+
+    log p_data(x) >= E_{y ~ q(y | x)} [ log p_model(y) + sum of the terms ].
+
+The functions `encode` and `draw` of this module do the same for every transform.
 
 Integer states are first converted to floating-point numbers (`tensors.floating`). A transform may have the attribute
 `levels`: the number of grey levels 0 .. levels - 1 of the data.
@@ -20,9 +27,23 @@ from torch import Tensor
 from scoresde.arguments import checked
 from scoresde.configured import Configured
 from scoresde.protocols import Transform
+from scoresde.random_stream import RandomStream
 from scoresde.tensors import check_instance, dimensions, float64, floating
 
+CHANGE = "change_of_variables"
 RESOLUTION = 0.01  # largest accepted distance of neighbouring numbers of a dtype, relative to the scale of the data
+
+
+def encode(transform: Transform, x: Tensor, stream: RandomStream) -> Tensor:
+    """Return the state (B, *) of data x: T(x), or a draw of q(y | x)."""
+    method = getattr(transform, "encode", None)
+    return transform(x) if method is None else method(x, stream)
+
+
+def draw(transform: Transform, x: Tensor, stream: RandomStream) -> tuple[Tensor, dict[str, Tensor]]:
+    """Return the state (B, *) of data x, and the terms of its change of log-density by name, in nats (B,), float64."""
+    method = getattr(transform, "draw", None)
+    return (transform(x), {CHANGE: transform.log_det(x)}) if method is None else method(x, stream)
 
 
 def _resolved(x: Tensor, largest: float) -> Tensor:
@@ -194,6 +215,21 @@ class Compose(Configured):
             check_instance(f"transforms[{i}]", transform, "__call__", "inverse", "log_det")
 
     @property
+    def bound(self) -> str:
+        """What makes the terms of `draw` a bound; empty if all transforms are invertible."""
+        return " and ".join(filter(None, (getattr(transform, "bound", "") for transform in self.transforms)))
+
+    @property
+    def data_shape(self) -> tuple[int, ...] | None:
+        """Shape `*` of the data, if the first transform that changes the shape declares it; else None."""
+        return next((shape for t in self.transforms if (shape := getattr(t, "data_shape", None))), None)
+
+    @property
+    def state_shape(self) -> tuple[int, ...] | None:
+        """Shape `*` of the states, if the last transform that changes the shape declares it; else None."""
+        return next((shape for t in reversed(self.transforms) if (shape := getattr(t, "state_shape", None))), None)
+
+    @property
     def levels(self) -> int | None:
         """Number of grey levels of the data, derived from the first transform that has `levels`; None if it is unknown.
 
@@ -211,6 +247,20 @@ class Compose(Configured):
         for transform in self.transforms:
             x = transform(x)
         return x
+
+    def encode(self, x: Tensor, stream: RandomStream) -> Tensor:
+        """Map to model space, (B, *); transforms that are not invertible draw from `stream`."""
+        for transform in self.transforms:
+            x = encode(transform, x, stream)
+        return x
+
+    def draw(self, x: Tensor, stream: RandomStream) -> tuple[Tensor, dict[str, Tensor]]:
+        """Map to model space, (B, *), and return the terms of all transforms, see `draw`; equal names are added."""
+        total: dict[str, Tensor] = {}
+        for transform in self.transforms:
+            x, terms = draw(transform, x, stream)
+            total |= {name: total[name] + nats if name in total else nats for name, nats in terms.items()}
+        return x, total
 
     def inverse(self, y: Tensor) -> Tensor:
         """Map back to data space, (B, *)."""

@@ -1,7 +1,7 @@
 """Likelihoods and evidence bounds of single batches, from which `dataset_likelihood` evaluates a dataset."""
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Annotated, Any
@@ -12,7 +12,7 @@ from torch.utils.data import Dataset, default_collate
 
 from scoresde import bounds
 from scoresde.arguments import MOST, CountOrZero, EvenCount, Range
-from scoresde.bits import BitsPerDim, bits_per_dim
+from scoresde.bits import PRIOR, BitsPerDim, bits_per_dim, bound_terms
 from scoresde.build import Run
 from scoresde.dequantization import (
     AboveUniform,
@@ -32,13 +32,29 @@ from scoresde.protocols import Condition, by_name
 from scoresde.random_stream import RandomStream
 from scoresde.score import device_of
 from scoresde.solvers import Solver
-from scoresde.tensors import dimensions, send
+from scoresde.tensors import dimensions, mean_and_error, send
 from scoresde.training.batches import split_condition
 
 REPEATED = 2**31  # added to the seed of a sample for its second, independent evaluation
 BOUNDS = ("continuous", "discrete")
 
 Tasks = dict[str, tuple[Tensor, Callable[[Tensor], Numbers]]]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean with its standard error (None for a single sample); an error of 0 or None is not printed."""
+
+    mean: float
+    stderr: float | None
+
+    def __str__(self) -> str:
+        return f"{self.mean:.4f}" + (f" +- {four_decimals(self.stderr)}" if self.stderr else "")
+
+
+def four_decimals(error: float) -> str:
+    """Return an error as text with four decimals, or with an exponent if all four would be zero."""
+    return f"{error:.4f}" if error >= 5e-5 else f"{error:.1e}"
 
 
 @dataclass(frozen=True)
@@ -97,15 +113,19 @@ class BatchLikelihood:
         model, data_map = self.run.model, DataMap(self.run.transform, self.dequantization)
         result: LogProb | BitsPerDim
         bits: BitsPerDim
+        terms: dict[str, Tensor]
         try:
             if self.dequantization is None:
-                state, nats = data_map.draw(send(x, device_of(model) or x.device), RandomStream(seeds=seeds), model.sde)
+                data, stream = send(x, device_of(model) or x.device), RandomStream(seeds=seeds)
+                state, drawn = data_map.draw_terms(data, stream, model.sde)
                 result = log_prob(model, state, cond, self.trace, self.solver, seeds)
-                values = -(result.value + nats) / dimensions(x)
+                terms = bound_terms([{PRIOR: result.value} | drawn], -dimensions(x))
+                values = -(result.value + torch.stack(list(drawn.values())).sum(dim=0)) / dimensions(x)
                 stated = None if result.stderr is None else result.stderr / dimensions(x)
                 start, mismatch = f"data, t_min={model.sde.t_min:g}", float(prior_mismatches(model.sde, state).max())
                 declared = conventions(model, data_map, self.trace, self.solver, start, mismatch)
-                declared = {"quantity": "negative log-density, nats per dimension", **declared}
+                kind = f" (upper bound, {data_map.bounds})" if terms else ""
+                declared = {"quantity": f"negative log-density, nats per dimension{kind}", **declared}
             else:
                 shared: dict[str, Any] = {"trace": self.trace, "solver": self.solver, "seeds": seeds}
                 try:
@@ -113,6 +133,7 @@ class BatchLikelihood:
                 except Incomplete as error:
                     bits = error.result
                 result, values, stated, declared = bits, bits.per_image, bits.trace_stderr, bits.conventions
+                terms = bits.terms
         except RuntimeError as error:
             raise RuntimeError(f"samples {indices[0]} to {indices[-1]} of the dataset: {error}") from error
         if names := by_name(cond):
@@ -122,7 +143,10 @@ class BatchLikelihood:
         levels = None if self.dequantization is None else count_levels(x, data_map.levels)
         counts = {name: getattr(result, name).tolist() for name in ("nfe", "backward", "status")}
         errors = None if stated is None else stated.tolist()
-        return {"value": values.tolist(), "error": errors, **counts, "levels": levels, "conventions": declared}
+        numbers = {"value": values.tolist(), "error": errors, **counts, "levels": levels, "conventions": declared}
+        numbers["terms"] = {name: part.tolist() for name, part in terms.items()}
+        squared_error = getattr(self.run.transform, "squared_error", None)  # of an autoencoder
+        return {**numbers, "squared_error": [] if squared_error is None else squared_error(x).tolist()}
 
     def bound(self, indices: Tensor, budget: Budget) -> Numbers:
         """Return evidence bounds, NaN for samples without one, and their conventions."""
@@ -185,6 +209,18 @@ def tasks_of(evaluation: BatchLikelihood, budget: Budget, every: Tensor, subset:
         coarse = replace(evaluation, samples=1, trace=evaluation.trace.kept())
         tasks |= {"coarse": (subset, coarse.values), "fine": (subset, replace(coarse, solver=finer()).values)}
     return tasks | bound_tasks(evaluation, budget, every)
+
+
+def summands(results: Mapping[str, Numbers]) -> dict[str, Estimate]:
+    """Return the means of the terms of the bound of an autoencoder, and of "kl"; none for other transforms.
+
+    "kl" is the sum of "prior" and "entropy".
+    """
+    parts = [result["terms"] for part, result in results.items() if part.startswith("values-")]
+    values = {name: torch.tensor([v for part in parts for v in part[name]], dtype=torch.float64) for name in parts[0]}
+    if "entropy" in values:
+        values["kl"] = values["prior"] + values["entropy"]
+    return {name: Estimate(*mean_and_error(column)) for name, column in values.items()}
 
 
 def bound_tasks(evaluation: BatchLikelihood, budget: Budget, every: Tensor) -> Tasks:

@@ -15,10 +15,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import default_collate
 
-from scoresde.build import Run, instantiate
+from scoresde.build import Run
 from scoresde.data.items import LABEL, Items
 from scoresde.evaluation.labels import classes_of
 from scoresde.evaluation.references import evenly_spaced
+from scoresde.instantiation import instantiate
 from scoresde.metrics.features import Features, FeatureSpace
 from scoresde.protocols import Condition, by_name
 from scoresde.training.batches import split_condition

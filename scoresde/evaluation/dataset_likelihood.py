@@ -40,7 +40,15 @@ from scoresde.dequantization import (
     warn_if_above_uniform,
 )
 from scoresde.divergence import Trace
-from scoresde.evaluation.batch_likelihood import BatchLikelihood, Budget, Tasks, bound_tasks, tasks_of
+from scoresde.evaluation.batch_likelihood import (
+    BatchLikelihood,
+    Budget,
+    Estimate,
+    Tasks,
+    bound_tasks,
+    summands,
+    tasks_of,
+)
 from scoresde.evaluation.dataset_multilevel import evaluate_multilevel
 from scoresde.evaluation.generation import check_count
 from scoresde.evaluation.labels import label_nats, labels_of
@@ -55,23 +63,7 @@ from scoresde.training.batches import split_condition
 from scoresde.training.locks import shared
 
 PARTIAL = "likelihood"
-FORMAT = 3  # of the stored results of batches; those of another format are not read
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A mean with its standard error (None for a single sample); an error of 0 or None is not printed."""
-
-    mean: float
-    stderr: float | None
-
-    def __str__(self) -> str:
-        return f"{self.mean:.4f}" + (f" +- {four_decimals(self.stderr)}" if self.stderr else "")
-
-
-def four_decimals(error: float) -> str:
-    """Return an error as text with four decimals, or with an exponent if all four would be zero."""
-    return f"{error:.4f}" if error >= 5e-5 else f"{error:.1e}"
+FORMAT = 4  # of the stored results of batches; those of another format are not read
 
 
 @dataclass
@@ -90,6 +82,9 @@ class DatasetLikelihood:
         label: mean of -log p(y) of the labels that the likelihood is given, in `unit`; None without labels, or if a
             class does not occur in the training data.
         joint: mean of -log p(x, y), the value of a sample plus -log p(y), in `unit`; None if `label` is None.
+        summands: means of the summands of the bound of an autoencoder by name, see `bits.BitsPerDim.terms`, and "kl",
+            the sum of "prior" and "entropy"; none for other transforms.
+        reconstruction: root mean square error of an autoencoder's reconstructions, in data units; None without one.
         terms: name, mean, standard error, and numbers of samples and draws of each term of a multilevel estimate.
         beyond, bias: the error of a multilevel estimate for these samples, and the remaining bias, a part of it.
         parts: {cause: part of the standard error of the first term} of a multilevel estimate.
@@ -110,6 +105,8 @@ class DatasetLikelihood:
     bound_conventions: dict[str, str] = field(default_factory=dict)
     label: Estimate | None = None
     joint: Estimate | None = None
+    summands: dict[str, Estimate] = field(default_factory=dict)
+    reconstruction: float | None = None
     terms: list[dict[str, Any]] = field(default_factory=list)
     beyond: float | None = None
     bias: float | None = None
@@ -265,6 +262,9 @@ def _summary(results: dict[str, Numbers], unit: str, subset: Tensor) -> DatasetL
         noise = float(again.square().mean()) / 2 / len(values) if len(again) else 0.0
         likelihood.monte_carlo = math.sqrt(noise)
         likelihood.population = math.sqrt(max(stderr**2 - noise, 0.0))
+    likelihood.summands = summands(results)
+    if len(squares := column("values", "squared_error")):
+        likelihood.reconstruction = float(squares.mean().sqrt())
     if len(fine):
         likelihood.discretisation = Estimate(*mean_and_error(fine))
     _add_bound(likelihood, results)

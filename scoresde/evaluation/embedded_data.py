@@ -14,13 +14,14 @@ from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
 from scoresde.arguments import checked
-from scoresde.build import instantiate, load_embedder
+from scoresde.build import load_embedder
 from scoresde.data.items import Items
 from scoresde.evaluation.records import digest
+from scoresde.instantiation import instantiate
 from scoresde.metrics.features import SHOWN, Features, Span, to_unit
 from scoresde.pipelines import Embedder
 from scoresde.protocols import Condition, by_name
-from scoresde.run_config import read_config
+from scoresde.run_config import CONFIG, read_config
 from scoresde.training.batches import split_condition
 from scoresde.training.trainer import CHECKPOINT
 
@@ -41,7 +42,7 @@ class EmbeddingPairs(Items):
     """
 
     def __init__(self, run: str | Path, split: str = "train"):
-        embedder, dataset = load_embedder(run), split_of(run, split)
+        embedder, dataset = embedder_of(run), split_of(run, split)
         parts = [(embedder.states(x), embedder.conditions(cond)) for x, cond in _batches(dataset)]
         states, conditions = (torch.cat(column) for column in zip(*parts, strict=True))
         super().__init__(states, conditions)
@@ -61,7 +62,7 @@ class EmbeddedStates(Items):
     """
 
     def __init__(self, run: str | Path, split: str = "train"):
-        embedder, self.dataset = load_embedder(run), split_of(run, split)
+        embedder, self.dataset = embedder_of(run), split_of(run, split)
         embeddings = torch.cat([embedder.states(x) for x, _ in _batches(self.dataset)])
         super().__init__(range(len(self.dataset)), embeddings)
         self.credit = getattr(self.dataset, "credit", None)
@@ -108,6 +109,16 @@ class ContrastiveFeatures:
         black, white = self.span
         self.embedder.model.to(images.device)
         return Features(self.embedder.states(black + (white - black) * to_unit(images, span)))
+
+
+def embedder_of(run: str | Path) -> Embedder:
+    """Return the embeddings of a contrastive run; raise FileNotFoundError if there is none."""
+    if not (Path(run) / CONFIG).is_file():
+        raise FileNotFoundError(
+            f"no run at {run}: the data are embeddings by a contrastive model, which `scoresde train "
+            "experiment=openmoji_contrastive` trains first; name another run with data.contrastive=..."
+        )
+    return load_embedder(run)
 
 
 def split_of(run: str | Path, split: str) -> Any:

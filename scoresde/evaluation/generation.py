@@ -77,7 +77,7 @@ def draw_samples(
     """
     check_count("n", n)
     check_count("batch_size", batch_size)
-    shape = list(run.config.data.shape)
+    shape = list(run.state_shape)
     check_memory(f"n={n} samples of shape {shape}", COPIES * 4 * n * math.prod(shape))
     columns = n if columns is None else columns
     check_count("columns", columns)
@@ -107,7 +107,7 @@ def _load(file: Path, n: int, run: Run) -> Tensor:
     Raises:
         ValueError: the file does not hold n finite samples of the run's shape.
     """
-    samples, shape = checkpoint.load(file, needed=["samples"])[0]["samples"], (n, *run.config.data.shape)
+    samples, shape = checkpoint.load(file, needed=["samples"])[0]["samples"], (n, *run.data_shape)
     if "x" not in samples or samples["x"].shape != shape or not checkpoint.is_finite(samples["x"]):
         raise ValueError(f"{file} must hold finite samples of shape {shape}: delete {file.parent} to draw again")
     return samples["x"]
@@ -141,6 +141,6 @@ def _stem(seeds: Sequence[int], cond: Condition) -> str:
 def _draw(run: Run, model: Model, sampler: Sampler, seeds: Sequence[int], file: Path, progress: bool) -> Numbers:
     """Draw a batch, store it in a file, and return its cost."""
     started = time.perf_counter()
-    result = sampler(model, shape=(len(seeds), *run.config.data.shape), seeds=seeds, progress=progress)
+    result = sampler(model, shape=(len(seeds), *run.state_shape), seeds=seeds, progress=progress)
     checkpoint.save(file, {"samples": {"x": run.transform.inverse(result.x.cpu())}}, {})
     return {"nfe": result.nfe, "backward": result.backward, "seconds": time.perf_counter() - started}

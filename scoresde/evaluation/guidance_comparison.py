@@ -145,7 +145,7 @@ def _why_not(run: Run, space: FeatureSpace | None, features: Features) -> str | 
 
 def _steps(run: Run, models: Mapping[float, Model], build: Build, cond: Condition, settings: GuidanceSettings) -> int:
     """Return the number of steps that fits into the budget at every scale."""
-    first, shape = select(cond, slice(0, 1), settings.n), (1, *run.config.data.shape)
+    first, shape = select(cond, slice(0, 1), settings.n), (1, *run.state_shape)
     return min(
         steps
         for model in models.values()

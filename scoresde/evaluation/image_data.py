@@ -5,9 +5,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from scoresde.build import Run, instantiate
+from scoresde.build import Run
 from scoresde.evaluation.references import data_items, evenly_spaced
 from scoresde.evaluation.resumable import directory_for
+from scoresde.instantiation import instantiate
 from scoresde.metrics.feature_statistics import FeatureStatistics
 from scoresde.metrics.features import Features, FeatureSpace, Span, check_images, extract_batch
 from scoresde.metrics.intervals import FEWEST
@@ -19,7 +20,7 @@ STATISTICS = "statistics"
 
 def is_of_images(run: Run) -> bool:
     """Return whether the states of the run are images (C, H, W)."""
-    return len(run.config.data.shape) == 3
+    return len(run.data_shape) == 3
 
 
 def span_of(run: Run) -> Span:

@@ -1,6 +1,15 @@
 """The likelihood of a dataset as a table: the mean with its errors, and the conventions that affect it."""
 
-from scoresde.evaluation.dataset_likelihood import DatasetLikelihood, Estimate, four_decimals
+from scoresde.evaluation.batch_likelihood import Estimate, four_decimals
+from scoresde.evaluation.dataset_likelihood import DatasetLikelihood
+
+SUMMANDS = {
+    "prior": "-log p(z), flow",
+    "reconstruction": "-log p(x | z)",
+    "entropy": "log q(z | x)",
+    "kl": "KL(q || p)",
+    "change_of_variables": "change of variables",
+}
 
 
 def likelihood_table(result: DatasetLikelihood, split: str) -> dict[str, str]:
@@ -12,6 +21,9 @@ def likelihood_table(result: DatasetLikelihood, split: str) -> dict[str, str]:
     if result.label is not None:
         rows["  of the label"] = f"{result.label}, by the class frequencies of the training data"
         rows["  of both"] = str(result.joint)
+    rows |= {f"  {SUMMANDS.get(name, name)}": str(mean) for name, mean in result.summands.items()}
+    if result.reconstruction is not None:
+        rows["reconstruction error"] = f"{result.reconstruction:.4g} in units of the data, root mean square"
     if result.population is not None and result.monte_carlo is not None:
         parts = {"population": result.population, "probes and dequantisation": result.monte_carlo}
         rows["errors"] = ", ".join(f"+- {four_decimals(error)} {name}" for name, error in parts.items() if error)

@@ -201,7 +201,7 @@ def quality_of_states(
 
 
 def _check_samples(run: Run, samples: Tensor) -> None:
-    shape = tuple(run.config.data.shape)
+    shape = run.data_shape
     if tuple(samples.shape[1:]) != shape or len(samples) < 4:
         raise ValueError(
             f"samples must have shape (N, {', '.join(map(str, shape))}) with N >= 4; got {tuple(samples.shape)}"

@@ -17,8 +17,9 @@ from torch import Tensor
 from torch.utils.data import default_collate
 
 from scoresde.analytic import GaussianMixture
-from scoresde.build import Run, instantiate
+from scoresde.build import Run
 from scoresde.dequantization import DataMap
+from scoresde.instantiation import instantiate
 from scoresde.metrics.frechet import frechet_distance
 from scoresde.metrics.image_quality import check_names
 from scoresde.metrics.intervals import FEWEST, Interval, Statistic, bootstrap

@@ -20,10 +20,11 @@ import torch
 from torch import Tensor
 
 from scoresde.arguments import check_memory
-from scoresde.build import Run, instantiate
+from scoresde.build import Run
 from scoresde.data.image_files import MODES, Reader
 from scoresde.dequantization import DataMap
 from scoresde.evaluation.image_data import is_of_images, span_of, to_levels
+from scoresde.instantiation import instantiate
 from scoresde.inverse import Operator, PosteriorMoments, TwistedParticles, sample_posterior
 from scoresde.protocols import Model
 from scoresde.random_stream import RandomStream
@@ -93,7 +94,7 @@ def read_picture(run: Run, path: Path) -> Tensor:
             an image that is read (see `data.image_files.Reader`).
         FileNotFoundError: there is no such file.
     """
-    shape = tuple(run.config.data.shape)
+    shape = run.data_shape
     if not is_of_images(run) or shape[0] not in MODES:
         raise ValueError(f"image needs a run of images (1 or 3, H, W); {run.path} has states {shape}: set index=...")
     black, white = span_of(run)
@@ -106,14 +107,29 @@ def read_picture(run: Run, path: Path) -> Tensor:
 def state_of(run: Run, data: Tensor, seed: int = 0) -> Tensor:
     """Return the state (*), float32, of data (*), dequantised as in training."""
     training = instantiate(run.config.data.get("training"))
-    data_map = DataMap(**training) if training else run.data_map
+    return _state(DataMap(**training) if training else run.data_map, data, seed)
+
+
+def _state(data_map: DataMap, data: Tensor, seed: int) -> Tensor:
     return data_map.training_states(data[None], RandomStream(seeds=[seed ^ TRUTH]))[0].float()
 
 
+def of_states(run: Run, operator: Operator) -> Operator:
+    """Return a measurement of pictures in model space as one of states: through the decoder if states are latents."""
+    through = getattr(run.transform, "through", None)
+    return operator if through is None else through(operator)
+
+
 def measure(run: Run, operator: Operator, data: Tensor, seed: int = 0) -> Problem:
-    """Return the problem of a measurement A(state) + noise of data (*), with noise that depends on `seed` alone."""
-    state = state_of(run, data, seed)
-    return Problem(operator, operator.measure(state[None], seeds=[seed ^ NOISE])[0], data, state)
+    """Return the problem of a measurement A(x) + noise of data (*), with noise that depends on `seed` alone.
+
+    x is the state; for a run of latents, it is the picture in the model space of the autoencoder.
+    """
+    state = measured = state_of(run, data, seed)
+    if (pixels := getattr(run.transform, "pixels", None)) is not None:
+        measured = _state(DataMap(pixels, run.dequantization), data, seed)
+    y = operator.measure(measured[None], seeds=[seed ^ NOISE])[0]
+    return Problem(of_states(run, operator), y, data, state)
 
 
 def restore(
@@ -148,7 +164,7 @@ def restore(
     Raises:
         ValueError: n is larger than `particles`, or as the method says.
     """
-    shape, started = tuple(run.config.data.shape), time.perf_counter()
+    shape, started = run.state_shape, time.perf_counter()
     check_memory(f"n={n} samples of shape {list(shape)}", 12 * n * math.prod(shape))
     part = method(model, problem.operator, problem.y)
     if isinstance(part, TwistedParticles):

@@ -8,7 +8,7 @@ likelihoods. The objectives are listed in `flowmaps.flow_map_objective`, those w
 from scoresde.flowmaps.adversarial import AdversarialDistillation, DenoisingGAN
 from scoresde.flowmaps.angle import AnglePath, UniformClock
 from scoresde.flowmaps.consistency import Consistency
-from scoresde.flowmaps.discriminators import FeatureDiscriminator, PairDiscriminator
+from scoresde.flowmaps.discriminators import FeatureDiscriminator, PairDiscriminator, PatchDiscriminator
 from scoresde.flowmaps.flow_map import FlowMap
 from scoresde.flowmaps.flow_map_objective import FlowMapObjective
 from scoresde.flowmaps.generator import DenoisingGenerator, GeneratorStep
@@ -31,6 +31,7 @@ __all__ = [
     "Jumps",
     "MeanFlow",
     "PairDiscriminator",
+    "PatchDiscriminator",
     "ProgressiveDistillation",
     "TrajectoryDistillation",
     "UniformClock",

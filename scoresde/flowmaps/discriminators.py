@@ -14,6 +14,7 @@ generator then vanishes. One optimiser that scales each gradient by itself, such
 | ---------------------- | -------------------------------------------- | ---------------------------------- |
 | `PairDiscriminator`    | y_s = x_s/n(s), given x_t and t              | 2112.07804                         |
 | `FeatureDiscriminator` | features of x_u in a trained score network   | 2311.17042, 2402.13929, 2403.12015 |
+| `PatchDiscriminator`   | images, each patch of which has a logit      | 1611.07004, section 3.2.2          |
 """
 
 import re
@@ -25,13 +26,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from scoresde.arguments import EvenCount, checked
+from scoresde.arguments import Count, EvenCount, checked
 from scoresde.configured import Configured
 from scoresde.divergence import attention_kernels
 from scoresde.flowmaps.angle import AnglePath
 from scoresde.guidance.blends import check_same_path
 from scoresde.networks.embeddings import PositionalEmbedding, TimeEmbedding
-from scoresde.networks.layers import cast_for, linear
+from scoresde.networks.layers import cast_for, group_norm, linear
 from scoresde.probability_flow import frozen
 from scoresde.protocols import Condition, Network, call_network, expand
 from scoresde.score import BaseModel
@@ -99,6 +100,32 @@ class PairDiscriminator(nn.Module, Configured):
         both = torch.cat([*inputs, x_t / broadcast(path.size(t), x_t)], dim=1)
         output = call_network(self.network, both, path.fraction(t), expand(cond, len(both)))
         return output.flatten(1).mean(dim=1)
+
+
+@checked
+class PatchDiscriminator(nn.Module):
+    """The logit of an image (B, C, H, W): the mean over the logits of overlapping patches (1611.07004, section 3.2.2).
+
+    Each layer halves the resolution and doubles the channels. Three layers read patches of 22 x 22 pixels.
+
+    Args:
+        channels: channels of the images.
+        width: channels after the first layer.
+        layers: number of layers.
+    """
+
+    def __init__(self, channels: Count = 3, width: Count = 32, layers: Count = 3):
+        super().__init__()
+        parts: list[nn.Module] = []
+        for i in range(layers):
+            entering = channels if i == 0 else width << (i - 1)
+            norm = [group_norm(width << i)] if i else []
+            parts += [nn.Conv2d(entering, width << i, 4, stride=2, padding=1), *norm, nn.LeakyReLU(0.2)]
+        self.layers = nn.Sequential(*parts, nn.Conv2d(width << (layers - 1), 1, 1))
+
+    def forward(self, inputs: Sequence[Tensor]) -> Tensor:
+        """Return the logits (B,) of the images inputs = [x], (B, C, H, W)."""
+        return self.layers(inputs[0]).flatten(1).mean(dim=1)
 
 
 class FeatureHead(nn.Module):

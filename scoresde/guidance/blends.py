@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from scoresde.guidance.guided import Guided, Interval
-from scoresde.protocols import Model
+from scoresde.protocols import Model, as_condition, by_name
 from scoresde.views import BlendedViews, Views
 from scoresde.wrappers import ModelWrapper, as_model
 
@@ -42,7 +42,8 @@ class ClassifierFree(Blend):
         cond: the condition, see `BaseModel.given`; None to bind it later by `given`.
         scale, interval: see `Guided`.
         negative: a condition that samples avoid (a negative prompt), given to the second model; None (default) leaves
-            the second model unconditional.
+            the second model unconditional. Conditions that the network was never trained without, such as the low
+            resolution of a super-resolution model, are those of `cond` in both models, if `cond` has further ones.
 
     Raises:
         ValueError: in a call, no condition was given.
@@ -57,18 +58,20 @@ class ClassifierFree(Blend):
         negative: Any = None,
     ):
         model = as_model(model)
-        super().__init__(model.given(cond), model.given(negative), scale, interval)
-        self.is_bound = cond is not None
+        super().__init__(model.given(cond), model.given(_with_required(model, negative, cond)), scale, interval)
+        self.is_bound, self.negative = cond is not None, negative
 
     def recorded_arguments(self) -> dict[str, Any]:
         """Return the arguments of the constructor by name, without the condition, which the model has."""
         return {name: value for name, value in super().recorded_arguments().items() if name != "cond"}
 
     def given(self, cond: Any) -> Self:
-        """Return the guided model with `cond` as the condition of the first model; the second model is unchanged."""
+        """Return the guided model with `cond` as the condition of the first model; for the second see `negative`."""
         if cond is None:
             return self
-        guided = self._replaced({"model": self.model.given(cond)})
+        second = _with_required(self.model, self.negative, cond)
+        other = self.other if second is self.negative else self.other.given(second)
+        guided = self._replaced({"model": self.model.given(cond), "other": other})
         guided.is_bound = True
         return guided
 
@@ -167,6 +170,16 @@ class Composition(ModelWrapper):
 
     def _weights(self) -> list[float]:
         return [*self.weights, *([self.rest] if self.base is not None else [])]
+
+
+def _with_required(model: Any, negative: Any, cond: Any) -> Any:
+    """Return a negative condition with those parts of `cond` that the network of `model` always needs.
+
+    If it needs all parts of `cond`, it is no unconditional model: `negative` is returned unchanged, and a call raises.
+    """
+    needed, parts = getattr(model, "conditional", ()), by_name(as_condition(cond))
+    kept = {name: part for name, part in parts.items() if name in needed}
+    return negative if not kept or len(kept) == len(parts) else {**kept, **by_name(as_condition(negative))}
 
 
 def check_same_path(first: Any, second: Any) -> None:

@@ -92,6 +92,17 @@ class Objective(Configured, nn.Module):
         """Return the model to train, with the condition of the batch."""
         return as_model(model, cond)
 
+    def measured(self, model: Any, data: Tensor, data_map: Any, stream: RandomStream) -> dict[str, Tensor]:
+        """Return further numbers for the log of held-out data, (B,) each by name; none by default.
+
+        Args:
+            model: the model, in eval mode.
+            data: data (B, *).
+            data_map: maps data to the states that the model is trained on, with `draw` of a `DataMap`.
+            stream: source of draws.
+        """
+        return {}
+
     def value(self, model: BaseModel, drawn: Drawn, weight: Tensor) -> Tensor:
         """Return the weighted loss of each drawn state, (B,); `weight` is omega(t) / q(t), float64 (B,)."""
         raise NotImplementedError(f"{type(self).__name__} must define value(model, drawn, weight)")

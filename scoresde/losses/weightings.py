@@ -68,18 +68,21 @@ class UnitWeighting(Weighting):
 
     Args:
         view: "velocity", "v", "denoised", "noise" or "score".
+        times: the density q of the times; the weight omega is q, so that every drawn time has the weight 1. Default:
+            `UniformTime()`. `LogNormal(0, 1)` on the `Rectified` path, where sigma/alpha = t/(1 - t), is the
+            logit-normal density of Stable Diffusion 3 (2403.03206, eq. 19).
 
     Raises:
         ValueError: view is unknown.
     """
 
-    def __init__(self, view: str = "velocity"):
+    def __init__(self, view: str = "velocity", times: TimeDensity | None = None):
         if view not in VIEWS:
             raise ValueError(f"view must be one of {', '.join(VIEWS)}; got {view!r}")
-        self.view = view
+        self.view, self.times = view, times or UniformTime()
 
     def omega(self, sde: SDE, t: Tensor) -> Tensor:
-        return UniformTime().density(sde, t)
+        return self.times.density(sde, t)
 
 
 class LikelihoodWeighting(Weighting):

@@ -11,6 +11,7 @@ from scoresde.networks.blocks import (
     residual_resampling,
 )
 from scoresde.networks.condition_embeddings import Conditions
+from scoresde.networks.convolutional_autoencoder import ConvolutionalAutoencoder
 from scoresde.networks.dit import DiT, dit_b, dit_l, dit_s, dit_xl
 from scoresde.networks.dual_encoder import ConditionEncoder, DualEncoder
 from scoresde.networks.embeddings import FourierEmbedding, PositionalEmbedding
@@ -20,11 +21,13 @@ from scoresde.networks.lora import adapters, add_lora, load_adapters, merge_lora
 from scoresde.networks.mlp import MLP
 from scoresde.networks.pooling import AttentionPool, AveragePool, SkipPool
 from scoresde.networks.presets import adm, ddpm, ddpmpp, ncsnpp
+from scoresde.networks.spatial_transformer import LabelContext, SpatialTransformer
 from scoresde.networks.text_encoder import TextEncoder, TextStyle
 from scoresde.networks.unet import UNet
 
 __all__ = [
     "MLP",
+    "ConvolutionalAutoencoder",
     "DiT",
     "EncoderUNet",
     "LevelHead",
@@ -38,6 +41,7 @@ __all__ = [
     "dit_xl",
     "ncsnpp",
 ]
+__all__ += ["LabelContext", "SpatialTransformer"]
 __all__ += ["BlockStyle", "Conditions", "Ends", "FourierEmbedding", "PositionalEmbedding"]
 __all__ += ["adapters", "add_lora", "load_adapters", "merge_lora", "save_adapters"]
 __all__ += ["AttentionPool", "AveragePool", "SkipPool"]

@@ -1,7 +1,7 @@
 """The blocks of the U-Net: residual blocks, attention, resampling, and pyramids (one image per resolution)."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,6 +43,7 @@ class BlockStyle:
         group_size: smallest number of channels per group of the group normalisations, which have at most 32 groups. A
             normalisation with one channel per group removes the added time features; `scale_shift` avoids this.
         norm_eps: constant added to the variance in the normalisations.
+        attention_block: the class of the attention of a block, `Attention` by default, or `SpatialTransformer`.
         checkpointing: if True, recompute the activations of the blocks in the backward pass instead of storing them.
     """
 
@@ -57,6 +58,7 @@ class BlockStyle:
     project_skip: bool = True
     group_size: Count = 4
     norm_eps: Positive = 1e-6
+    attention_block: Callable[..., nn.Module] | None = None
     checkpointing: bool = False
 
 
@@ -66,7 +68,7 @@ class NetworkStyle(BlockStyle):
 
     Args:
         dims: number of spatial dimensions.
-        time_features: length of the time features.
+        time_features: length of the time features; 0 for blocks that do not depend on time.
         context_features: length of the context vectors; 0 for none.
     """
 
@@ -115,13 +117,13 @@ class ResidualBlock(nn.Module):
         self.style, dims = style, style.dims
         self.resample = Resample(dims, resample, style.fir) if resample else None
         self.norm1, self.conv1 = style.norm(in_channels), convolution(dims, in_channels, out_channels)
-        self.time = linear(style.time_features, out_channels * (2 if style.scale_shift else 1))
+        self.time = linear(style.time_features, out_channels * (1 + style.scale_shift)) if style.time_features else None
         self.norm2, self.dropout = style.norm(out_channels), nn.Dropout(style.dropout)
         self.conv2 = convolution(dims, out_channels, out_channels, scale=0.0)
         project = in_channels != out_channels or (resample is not None and style.project_skip)
         self.skip = convolution(dims, in_channels, out_channels, kernel=1) if project else None
 
-    def forward(self, x: Tensor, time: Tensor) -> Tensor:
+    def forward(self, x: Tensor, time: Tensor | None = None) -> Tensor:
         hidden = F.silu(self.norm1(x))
         if self.resample is not None:
             hidden, x = self.resample(hidden), self.resample(x)
@@ -129,7 +131,9 @@ class ResidualBlock(nn.Module):
         hidden = self.conv2(self.dropout(F.silu(hidden)))
         return self.style.join(x if self.skip is None else self.skip(x), hidden)
 
-    def _normalise_with_time(self, hidden: Tensor, time: Tensor) -> Tensor:
+    def _normalise_with_time(self, hidden: Tensor, time: Tensor | None) -> Tensor:
+        if self.time is None:
+            return self.norm2(hidden)
         features = self.time(time)
         features = features.reshape(*features.shape, *(1,) * self.style.dims)
         if not self.style.scale_shift:
@@ -199,15 +203,15 @@ class Block(nn.Module):
     ):
         super().__init__()
         self.residual = ResidualBlock(style, in_channels, out_channels, resample)
-        self.attention = Attention(style, out_channels) if attends else None
-        has_context = attends and style.context_features > 0
+        self.attention = (style.attention_block or Attention)(style, out_channels) if attends else None
+        has_context = attends and style.context_features > 0 and style.attention_block is None
         self.cross = Attention(style, out_channels, style.context_features) if has_context else None
         self.checkpointing = style.checkpointing
 
-    def forward(self, x: Tensor, time: Tensor, context: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, time: Tensor | None, context: Tensor | None = None) -> Tensor:
         hidden = checkpointed(self.residual, x, time, active=self.checkpointing)
         if self.attention is not None:
-            hidden = checkpointed(self.attention, hidden, active=self.checkpointing)
+            hidden = checkpointed(self.attention, hidden, None if self.cross else context, active=self.checkpointing)
         if self.cross is not None and context is not None:
             hidden = checkpointed(self.cross, hidden, context, active=self.checkpointing)
         return hidden

@@ -51,7 +51,16 @@ from scoresde.random_stream import RandomStream
 from scoresde.samplers import DPMSolverPP, PredictorCorrector, Sampler
 from scoresde.score import device_of
 from scoresde.solvers import Solver
-from scoresde.tensors import check_instance, check_integer, dimensions, double, mean_and_error, send
+from scoresde.tensors import (
+    check_instance,
+    check_integer,
+    check_number,
+    check_real,
+    dimensions,
+    double,
+    mean_and_error,
+    send,
+)
 from scoresde.wrappers import as_model, with_density
 
 
@@ -70,6 +79,10 @@ class Cascade(Configured):
     """
 
     def __init__(self, stages: Sequence[Any]):
+        if not isinstance(stages, Sequence):
+            raise TypeError(
+                f"stages must be a list of runs or of CascadeStage; got {type(stages).__name__}: pass a list"
+            )
         self.stages = [getattr(stage, "stage", stage) for stage in stages]
         check_stages(self.stages)
         self.is_exact = all(stage.resolutions.is_exact for stage in self.stages[1:])
@@ -178,6 +191,7 @@ class Cascade(Configured):
                 the start time, or arguments that `log_prob` refuses.
         """
         check_integer("batch_size", batch_size, 1)
+        check_real("images", x)
         seeds, levels = range(len(x)) if seeds is None else seeds, self._levels(augmentation)
         RandomStream(seeds=seeds, count=len(x))
         if tuple(x.shape[1:]) != tuple(self.stages[-1].shape) or not len(x):
@@ -302,6 +316,7 @@ class Cascade(Configured):
                 f"{len(listed)}"
             )
         for i, (level, stage) in enumerate(zip(listed, above, strict=True), start=1):
+            check_number("augmentation", level)
             if not 0 <= level <= stage.augmentation:
                 raise ValueError(
                     f"augmentation must be from 0 to {stage.augmentation:g}, the largest level that stages[{i}] was "

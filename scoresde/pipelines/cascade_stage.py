@@ -162,8 +162,10 @@ def check_stages(stages: Sequence[Any]) -> None:
 
 
 def check_conditions(stages: Sequence[CascadeStage], cond: Condition) -> None:
-    """Raise ValueError if no stage takes one of the conditions."""
+    """Raise ValueError if no stage takes one of the conditions, or for an image of the stages after the first."""
     known = [stage.conditions for stage in stages]
+    if "image" in by_name(cond) and "image" not in (known[0] if known[0] is not None else ["image"]):
+        raise ValueError("cond must have no image, which a cascade makes of the stage below; got one: leave it out")
     for name in by_name(cond):
         if not any(names is None or name in names for names in known):
             taken = sorted({other for names in known for other in names or ()} - {"image"})

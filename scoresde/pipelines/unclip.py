@@ -27,7 +27,7 @@ from scoresde.protocols import CaptionEncoder, Model
 from scoresde.random_stream import RandomStream
 from scoresde.result_table import Result, cost, counted, range_of, states
 from scoresde.samplers import AngularAdams, PredictorCorrector, Sampler
-from scoresde.tensors import check_instance, floating
+from scoresde.tensors import check_instance, floating, send
 
 STEPS = 20  # of the default sampler
 
@@ -73,7 +73,8 @@ class Embedder:
     def states(self, data: Tensor) -> Tensor:
         """Return the embeddings (B, E) of data (B, *). A grey level k stands for its interval [k, k + 1)."""
         values = floating(data) if self.data_map.dequantization is None else floating(data).floor() + 0.5
-        return self._scaled(self.model.embed(self.data_map.transform(values)))
+        where = next(self.model.parameters(), values).device
+        return self._scaled(self.model.embed(send(self.data_map.transform(values), where)))
 
     @torch.no_grad()
     def conditions(self, cond: Any) -> Tensor:
@@ -207,6 +208,8 @@ class UnCLIP(Configured):
         Returns:
             `x` (K, B, *) and `embeddings` (K, B, E).
         """
+        if not len(weights):
+            raise ValueError("weights must hold at least one number from first (0) to second (1); got none")
         start, end = self.embedder.states(first), self.embedder.states(second)
         _check_count(start, seeds, "data", shared=False)
         between = torch.cat([slerp(start, end, weight) for weight in weights])

@@ -89,7 +89,7 @@ def run_film(
         return path.cpu() * scale.to(path.dtype).reshape(-1, *(1,) * (path.ndim - 1))
 
     def in_data_units(x: Tensor) -> Tensor:
-        return transform.inverse(x.flatten(0, 1)).reshape(x.shape).cpu()
+        return transform.inverse(x.flatten(0, 1)).unflatten(0, x.shape[:2]).cpu()
 
     flow, reverse = rescaled(paths[0], flow_variance), rescaled(paths[1], reverse_variance)
     return Film(sde.log_snr(times).cpu(), in_data_units(flow), in_data_units(reverse), chosen, in_data_units(denoised))

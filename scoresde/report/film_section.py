@@ -37,7 +37,7 @@ def film_section(
     steps = settings.steps if settings.steps is not None else 40 if is_costly else 120
     check_numbers(count, steps, settings.frames)
     try:
-        film = run_film(run.model, run.transform, list(files.shape), count, steps, settings.frames, settings.seed)
+        film = run_film(run.model, run.transform, list(run.state_shape), count, steps, settings.frames, settings.seed)
     except Exception as error:  # a user's network may raise anything, for example if it needs a condition
         kind = "" if isinstance(error, (ValueError, RuntimeError)) else f"{type(error).__name__}: "
         return {"missing": f"the model failed: {kind}{error}"}

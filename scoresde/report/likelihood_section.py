@@ -8,6 +8,7 @@ from torch import stack
 from torch.utils.data import Dataset
 
 from scoresde.data.summary import state_of
+from scoresde.evaluation.likelihood_table import SUMMANDS
 from scoresde.plots import COLOURS
 from scoresde.report.charts import Bar, Chart, bar_chart, histogram, new_axes, to_chart
 from scoresde.report.pictures import grid_uri
@@ -36,6 +37,8 @@ def likelihood_section(files: RunFiles, data: Dataset | str) -> dict[str, Any] |
         charts.append(bar_chart("Estimates of the likelihood", bars, label, lengths=False))
     if len(bars := error_sources(line)) > 1:
         charts.append(bar_chart("Where the error comes from", bars, unit, lengths=True))
+    if bars := bound_terms(line):
+        charts.append(bar_chart("Terms of the bound", bars, f"{unit}, mean ± standard error", lengths=True))
     if values is not None and len(values) >= LEAST_VALUES:
         charts.append(values_chart(files, line, values))
     return {
@@ -57,6 +60,13 @@ def estimates(line: Line) -> list[Bar]:
     if (bound := line["bound"]) is not None:
         values.append(("evidence bound (reverse SDE)", bound["mean"], bound.get("stderr"), 1))
     return [Bar(name, value, error, with_error(value, error), colour) for name, value, error, colour in values]
+
+
+def bound_terms(line: Line) -> list[Bar]:
+    """Return a bar for each term of the bound of an autoencoder; none for other transforms."""
+    terms = (line.get("summands") or {}).items()
+    bars = [(SUMMANDS.get(name, name), term["mean"], term["stderr"]) for name, term in terms]
+    return [Bar(name, mean, error, with_error(mean, error), 3) for name, mean, error in bars]
 
 
 def error_sources(line: Line) -> list[Bar]:

@@ -50,7 +50,8 @@ class RunFiles:
     """The contents of a run's directory.
 
     Attributes:
-        shape, kind: shape of a state, and how the page draws it: "images", "plane", "series" or "vectors".
+        shape, kind: shape of a sample in data units, and how the page draws it: "images", "plane", "series" or
+            "vectors".
         levels: number of grey levels of quantised data; None for continuous data.
         bounds: the data values that are drawn black and white.
         training, held_out: lines of the log with a training loss, and lines with metrics of held-out data.
@@ -73,7 +74,9 @@ class RunFiles:
         """
         self.path, self.config = path, config
         self.data: Mapping[str, Any] = config.get("data") or {}
-        self.shape = tuple(int(size) for size in self.data.get("shape") or ())
+        transform = self.data.get("transform") or {}
+        shape = transform.get("data_shape") or self.data.get("shape") or ()  # latents have another shape than the data
+        self.shape = tuple(int(size) for size in shape)
         self.kind = kind_of(self.shape)
         low, high = self.data.get("range") or (0.0, 1.0)
         is_quantised = self.data.get("dequantization") is not None and self.data.get("range") is not None

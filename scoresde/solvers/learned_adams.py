@@ -29,9 +29,9 @@ ORDER, SMOOTHING = 3, 1  # of the formula for the state
 SAME = 1e-9  # largest difference of the ends of equal intervals, relative to their length
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class AdamsTable:
-    """The nodes and factors of a learned solver; letters as in the module docstring.
+    """The nodes and factors of a learned solver; letters as in the module docstring. A table equals only itself.
 
     Attributes:
         nodes: (u_i - u_0) / (u_n - u_0), from 0 to 1, (n + 1,), float64.

@@ -67,8 +67,10 @@ def diagnosis(model: ScoreModel, values: Tensor, times: Tensor, step: int) -> st
     is_bad = ~torch.isfinite(values.detach().cpu())
     if not is_bad.any():
         return f"the gradient is not finite at step {step}, although the loss is finite"
+    if (sde := getattr(model, "sde", None)) is None:
+        return f"the loss is not finite at step {step}, for {int(is_bad.sum())} of {len(values)} samples"
     bad_times = times.detach().cpu()[is_bad]
-    levels = ", ".join(f"t={float(t):.4g} (sigma={float(model.sde.sigma(t).detach()):.4g})" for t in bad_times[:4])
+    levels = ", ".join(f"t={float(t):.4g} (sigma={float(sde.sigma(t).detach()):.4g})" for t in bad_times[:4])
     more = ", ..." if len(bad_times) > 4 else ""
     return f"the loss is not finite at step {step}, for {len(bad_times)} of {len(values)} samples: {levels}{more}"
 

@@ -3,6 +3,7 @@
 Both use the same noise at every evaluation, so that changes from one line of the log to the next come from the model.
 """
 
+import itertools
 import math
 import warnings
 from collections.abc import Iterator
@@ -68,15 +69,19 @@ class HeldOut:
         device = next(model.parameters()).device
         x, cond = split_condition(default_collate(self.items), device)
         with torch.no_grad():
-            numbers = _mean("validation_loss", self._losses(model, x, cond))
+            numbers = _mean("validation_loss", self._losses(model, x, cond)) | self._measured(model, x)
             if self.draws and self.likelihood_map.start(model.sde) is None:
                 numbers |= self._bound(model, x, cond)
         return numbers
 
     def _batches(self, x: Tensor, cond: Condition) -> Iterator[tuple[range, Tensor, Condition]]:
-        """Yield the positions, states and conditions of each batch."""
-        for first in range(0, len(x), self.batch_size):
-            rows = slice(first, first + self.batch_size)
+        """Yield the positions, states and conditions of each batch.
+
+        Sizes differ by at most 1: `losses.InfoNCE` depends on the size, and a rest of one sample would have no value.
+        """
+        count = math.ceil(len(x) / self.batch_size)
+        ends = [i * len(x) // count for i in range(count + 1)]
+        for rows in itertools.starmap(slice, itertools.pairwise(ends)):
             yield range(len(x))[rows], x[rows], select(cond, rows, len(x))
 
     def _losses(self, model: ScoreModel, x: Tensor, cond: Condition) -> Tensor:
@@ -91,6 +96,17 @@ class HeldOut:
             values.append(terms.value.cpu().double())
         return torch.cat(values)
 
+    def _measured(self, model: ScoreModel, x: Tensor) -> dict[str, float]:
+        """Return the means of the numbers that the objective measures, see `Objective.measured`."""
+        parts = []
+        for positions, part, _ in self._batches(x, None):
+            stream = StepNoise(positions, step_seed(self.seed, 0, "validation"), 0)
+            parts.append(self.loss.measured(model, part, self.training_map, stream))
+        numbers: dict[str, float] = {}
+        for name in parts[0]:
+            numbers |= _mean(f"validation_{name}", torch.cat([part[name].cpu().double() for part in parts]))
+        return numbers
+
     def _bound(self, model: ScoreModel, x: Tensor, cond: Condition) -> dict[str, float]:
         if self.likelihood_map.dequantization is not None:
             data_map = self.likelihood_map
@@ -99,9 +115,10 @@ class HeldOut:
             return _mean("validation_bits_per_dim_bound", bound.per_image)
         nats = []
         for positions, part, part_cond in self._batches(x, cond):
-            y, log_det = self.likelihood_map.transform(part), self.likelihood_map.transform.log_det(part)
+            stream = StepNoise(positions, step_seed(self.seed, 0, "validation bound"), 0)
+            y, change = self.likelihood_map.draw(part, stream, model.sde)
             bound_of_y = bounds.continuous_nats(model, y, part_cond, self.draws, seeds=positions).value
-            nats.append(bound_of_y.cpu() - log_det.cpu())
+            nats.append(bound_of_y.cpu() - change.cpu())
         return _mean("validation_nats_per_dim_bound", torch.cat(nats) / dimensions(x))
 
 

@@ -9,7 +9,7 @@ import torch
 import scoresde as ss
 from scoresde import build
 from scoresde.cli import main
-from scoresde.evaluation.dataset_likelihood import four_decimals
+from scoresde.evaluation.batch_likelihood import four_decimals
 from tests.cli.conftest import rows
 
 QUICK = ["likelihood.solver.steps=8", "budget.samples=4", "budget.bound_draws=2", "budget.nodes=30"]

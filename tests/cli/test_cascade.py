@@ -1,13 +1,16 @@
 """Cascades on the command line: a stage that is trained for super-resolution, samples and bits of a list of runs."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from omegaconf import OmegaConf
 
 import scoresde as ss
 from scoresde.cli import main
+from scoresde.cli.cascade import known_conditions
 from scoresde.data import AveragePooling
 from scoresde.pipelines import Cascade
 from tests.cli.conftest import GREY, rows
@@ -73,6 +76,43 @@ def test_bits_of_a_cascade_have_the_parts_of_its_stages(runs):
     values = np.load(Path("fine", "per_sample", row["file"]))
     np.testing.assert_allclose(values["stages"].sum(axis=1), values["values"], rtol=1e-9)
     assert row["mean"] == pytest.approx(values["values"].mean(), rel=1e-9)
+
+
+class Numbers:
+    """An encoder of captions, the lengths of words plus an offset."""
+
+    def __init__(self, offset=0, name="text"):
+        self.offset, self.name = offset, name
+
+    def __call__(self, captions):
+        return {self.name: torch.tensor([[len(caption) + self.offset, -1] for caption in captions])}
+
+    def check(self, captions):
+        pass
+
+
+def part(conditions, class_names=None, text=None):
+    """What `known_conditions` reads of a run."""
+    network = SimpleNamespace(conditions=conditions)
+    model = torch.nn.Module()
+    model.network = network
+    config = OmegaConf.create({"class_names": class_names})
+    return SimpleNamespace(model=model, config=config, text=text, path="runs/part")
+
+
+def test_conditions_of_a_cascade_are_those_of_all_its_stages():
+    """A condition that the first stage alone takes, such as the label above an upsampler without, can be set."""
+    first, last = part(["tone", "text"], {"tone": ["a", "b"]}, Numbers()), part(["image", "vector"])
+    classes, others, text = known_conditions([first, last], OmegaConf.create({}))
+    assert (classes, others, text) == ({"tone": ["a", "b"]}, ["text", "vector"], first.text)
+    assert known_conditions([first, part(None)], OmegaConf.create({}))[1] is None
+    with pytest.raises(ValueError, match="must have the same classes of tone; those of runs/part differ"):
+        known_conditions([first, part(["tone"], {"tone": ["b", "a"]})], OmegaConf.create({}))
+    *_, both = known_conditions([first, part(["context"], None, Numbers(name="context"))], OmegaConf.create({}))
+    assert {name: part.tolist() for name, part in both(["owl"]).items()} == {"text": [[3, -1]], "context": [[3, -1]]}
+    *_, wrong = known_conditions([first, part(["text"], None, Numbers(offset=1))], OmegaConf.create({}))
+    with pytest.raises(ValueError, match=r"the runs of a cascade must encode captions alike; .* train the later runs"):
+        wrong(["owl"])
 
 
 def test_errors(runs, refused):

@@ -76,6 +76,15 @@ def test_a_caption_is_a_condition_and_several_are_rows(tmp_path):
     assert both.cond["text"][::8, 0].tolist() == [3, 4] * 3
 
 
+def test_a_text_and_what_it_makes_are_not_set_together():
+    class Features(Letters):
+        def __call__(self, captions):
+            return {"context": torch.zeros(len(captions), 1, 2)}
+
+    with pytest.raises(ValueError, match=r"cond\.text makes the condition 'context'; got cond\.context too: leave one"):
+        drawing({"text": "owl", "context": [[1.0, 2.0]]}, 1, 64, CLASSES, ["context"], Features())
+
+
 @pytest.mark.parametrize(
     ("value", "text", "error", "message"),
     [
@@ -143,9 +152,11 @@ def test_conditions_beside_an_array(tmp_path):
         ValueError, match=r"a\.cond\.npz must have 3 values of label, one for each sample of a\.npy; got shape \(2,\)"
     ):
         load_conditions(array, 3)
-    Path(tmp_path, "a.cond.npz").write_bytes(b"damaged")
-    with pytest.raises(ValueError, match=r"a\.cond\.npz does not hold conditions .*: delete it"):
-        load_conditions(array, 2)
+    file = Path(tmp_path, "a.cond.npz")
+    for damaged in (b"damaged", b"", file.read_bytes()[:-30]):
+        file.write_bytes(damaged)
+        with pytest.raises(ValueError, match=r"a\.cond\.npz does not hold conditions .*: delete it"):
+            load_conditions(array, 2)
 
 
 def test_classes_are_described_with_their_names():

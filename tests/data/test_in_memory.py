@@ -6,6 +6,7 @@ import torch
 from torch.utils.data import Dataset, TensorDataset
 
 from scoresde.data import in_memory
+from scoresde.data.items import Items
 from tests.conftest import seeded
 
 X = torch.randn(20, 3, generator=seeded(1))
@@ -39,6 +40,7 @@ FORMS = {
     "pairs": (Pairs(2), LABELS),
     "named": ((X, NAMED), NAMED),
     "list": (list(X), None),
+    "no conditions": ((X, None), None),
 }
 
 
@@ -109,6 +111,8 @@ WRONG = {
     "number": (3, TypeError, "must be a tensor or array .* got int"),
     "iterable": (iter([X[0]]), TypeError, "a dataset with a length"),
     "file": ("faces.zip", ValueError, "must be a table .* got faces.zip: pass a dataset"),
+    "list": (X.tolist(), TypeError, r"a list of tensors .* got one of list: pass numpy.array"),
+    "list of arrays": ([X.numpy(), LABELS.numpy()], TypeError, r"as a tuple, \(states, conditions\)"),
     "complex": (torch.zeros(2, 2, dtype=torch.complex64), ValueError, "must hold numbers"),
 }
 
@@ -117,3 +121,27 @@ WRONG = {
 def test_data_of_another_form_is_refused_with_the_fix(data, error, message):
     with pytest.raises(error, match=message):
         in_memory.dataset(data)
+
+
+class Labelled(Pairs):
+    """A dataset of a user with the attributes `labels` and `class_names`."""
+
+    labels, class_names = LABELS, {"label": ["a", "b", "c", "d"]}
+
+
+def test_parts_of_a_dataset_keep_its_labels_and_the_names_of_its_classes():
+    part = in_memory.divided(Labelled(2), {"test": 0.25})["test"]
+    assert part.labels["label"].tolist() == [int(part[i][1]) for i in range(len(part))]
+    assert part.class_names == Labelled.class_names
+    mirrored = Items(torch.zeros(4, 1, 2, 2), torch.arange(4), flip=True)
+    part = in_memory._Part(mirrored, np.array([1, 6]))
+    assert part.labels["label"].tolist() == [int(part[i][1]) for i in range(2)] == [1, 2]
+    assert in_memory.labels_of(type("Dataset", (), {"labels": [1, 2]})()) == {}
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_read_as_float32_and_saved(dtype, tmp_path):
+    data = in_memory.dataset(X.to(dtype))
+    assert in_memory.dtype_of(data) == torch.float32
+    in_memory.save_arrays(data, tmp_path / "part.npz")
+    assert torch.equal(in_memory.saved_arrays(data, tmp_path / "part.npz")[3], X[3].to(dtype).float())

@@ -60,3 +60,5 @@ def test_errors():
         AveragePooling(4).fine_shape((2, 6))
     with pytest.raises(ValueError, match="one to three sides"):
         Haar().mean_shape((4,))
+    with pytest.raises(ValueError, match=r"one to three sides .*; got \(\)"):
+        Haar().mean_shape(())

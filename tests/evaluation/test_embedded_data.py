@@ -60,7 +60,7 @@ def test_captions_are_embedded_by_their_words(tmp_path):
 def test_what_is_no_contrastive_run_is_refused(run, tmp_path):
     with pytest.raises(ValueError, match=r"split must be one that .* has in its configuration; got 'other'"):
         EmbeddingPairs(run, "other")
-    with pytest.raises(FileNotFoundError, match="no run at"):
+    with pytest.raises(FileNotFoundError, match=r"no run at .*experiment=openmoji_contrastive` trains first"):
         EmbeddedStates(tmp_path / "none")
     with pytest.raises(ValueError, match="must be the run of a score model; got that of a contrastive model: use"):
         ss.load(run)

@@ -5,7 +5,7 @@ import torch
 
 import scoresde as ss
 from scoresde.guidance import Autoguidance, ClassifierFree, Composition
-from tests.conftest import PATHS
+from tests.conftest import PATHS, seeded
 
 SHAPES = [(3,), (2, 2), (1, 2, 3), (2, 1, 2, 2)]
 
@@ -50,6 +50,28 @@ def test_a_negative_condition_replaces_the_unconditional_model():
     x, t = states(oracle.sde)
     expected = 3 * oracle.given(0).score(x, t) - 2 * oracle.given(2).score(x, t)
     close(ClassifierFree(oracle, 0, 2.0, negative=2).score(x, t), expected)
+
+
+def test_a_condition_that_a_network_always_needs_is_given_to_both_models():
+    """A super-resolution model has an image always, and a label or none."""
+
+    def network(x, c_noise, cond):
+        label = cond.get("label", torch.full((len(x),), 10))
+        return x + cond["image"] + label[:, None]
+
+    model = ss.ScoreModel(network, ss.VP(), "noise", conditional=["image"])
+    x, cond = torch.randn(2, 3, generator=seeded()), {"image": torch.randn(2, 3, generator=seeded(1))}
+    t, label = torch.tensor(0.5), {"label": torch.tensor([1, 2])}
+    conditional, other = (model.given({**cond, **part}).noise(x, t) for part in (label, {}))
+    for guided in (ClassifierFree(model, {**cond, **label}, 2.0), ClassifierFree(model).given({**cond, **label})):
+        scale = float(guided.scale)
+        close(guided.noise(x, t), (1 + scale) * conditional - scale * other)
+    negative = model.given({**cond, "label": torch.tensor(3)}).noise(x, t)
+    guided = ClassifierFree(model, {**cond, **label}, 2.0, negative={"label": torch.tensor(3)})
+    close(guided.noise(x, t), 3 * conditional - 2 * negative)
+    close(guided.rows(slice(1), 2).noise(x[:1], t), (3 * conditional - 2 * negative)[:1])
+    with pytest.raises(ValueError, match="trained with the condition image for every sample, never without"):
+        ClassifierFree(model, cond, 2.0).noise(x, t)
 
 
 def test_the_interval_limits_guidance_and_its_cost():

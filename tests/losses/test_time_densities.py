@@ -130,3 +130,20 @@ def test_nodes_can_be_equally_spaced_in_log_snr_from_a_given_start(sde):
 def test_bad_nodes_are_refused(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_logit_normal_times_of_stable_diffusion_3():
+    """log(t/(1 - t)) is normal on the rectified path (2403.03206, eq. 19), and every drawn time has the weight 1."""
+    sde, times = ss.Rectified(), losses.LogNormal(0.3, 0.8)
+    u = torch.linspace(0.01, 0.99, 99, dtype=torch.float64)
+    t = times.quantile(sde, u)
+    logit = torch.distributions.Normal(f64(0.3), f64(0.8))
+    low, high = (logit.cdf(torch.logit(torch.tensor(end, dtype=torch.float64))) for end in (sde.t_min, sde.t_max))
+    close(torch.logit(t), logit.icdf(low + u * (high - low)), rtol=1e-9, atol=1e-9)
+    expected = logit.log_prob(torch.logit(t)).exp() / (t * (1 - t)) / (high - low)
+    close(times.density(sde, t), expected, rtol=1e-9)
+    objective = losses.DenoisingScoreMatching(losses.UnitWeighting("velocity", times))
+    assert objective.times is times
+    mixture = ss.GaussianMixture(torch.zeros(1, 2), torch.ones(1))
+    terms = objective(mixture.score_model(sde), torch.ones(8, 2), generator=torch.Generator().manual_seed(0))
+    close(terms.weight, torch.ones(8, dtype=torch.float64))

@@ -240,6 +240,14 @@ def test_errors():
     ):
         with pytest.raises(ValueError, match=text):
             cascade.sample(2, **options)
+    with pytest.raises(ValueError, match="cond must have no image, which a cascade makes of the stage below"):
+        cascade.sample(2, cond={"image": torch.zeros(2, 2, 4, 4)})
+    with pytest.raises(TypeError, match=r"augmentation must be a .*number; got None"):
+        cascade.sample(2, augmentation=None)
+    with pytest.raises(TypeError, match="images must be a tensor; got list"):
+        cascade.log_prob([0.5])
+    with pytest.raises(TypeError, match="stages must be a list of runs or of CascadeStage; got CascadeStage: pass a"):
+        Cascade(base)
     with pytest.raises(ValueError, match="bits need a dequantisation"):
         cascade.bits_per_dim(torch.zeros(1, 1, 4, 4))
     with pytest.raises(ValueError, match=r"images must have the shape \(N, \(1, 4, 4\)\)"):

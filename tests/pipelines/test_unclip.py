@@ -169,6 +169,8 @@ def test_what_does_not_fit_is_refused(pipeline):
         pipeline([0, 1], seeds=range(3))
     with pytest.raises(ValueError, match="expected 2 data, one for each seed; got 1"):
         pipeline.interpolate(torch.zeros(1, 3), torch.ones(1, 3), [0.5], seeds=[0, 1])
+    with pytest.raises(ValueError, match="weights must hold at least one number"):
+        pipeline.interpolate(torch.zeros(1, 3), torch.ones(1, 3), [], seeds=[0])
     with pytest.raises(TypeError, match="embedder must be an object with states and conditions and project"):
         UnCLIP(None, pipeline.prior, pipeline.decoder)
     with pytest.raises(
@@ -204,3 +206,5 @@ def test_embeddings_have_mean_square_one_and_those_of_a_level_are_equal():
     torch.testing.assert_close(model.project(7 * z), z)
     assert torch.equal(model.states(pictures + 0.9), z)
     assert not torch.equal(embedder().states(pictures + 0.9), embedder().states(pictures))
+    model.model.to("meta")
+    assert model.states(pictures).device.type == "meta"  # data go to the device of the model

@@ -60,6 +60,7 @@ def test_a_stored_table_is_one_of_any_number_of_steps(tmp_path):
     dataclasses.replace(BENT, notes={"rms": 0.1}).save(table_file(tmp_path, 12))
     loaded = AdamsTable.load(tmp_path / "steps12.safetensors")
     assert torch.equal(loaded.nodes, BENT.nodes)
+    assert LearnedAdams(loaded) == LearnedAdams(loaded) != LearnedAdams(BENT)
     assert (loaded.data_scale, loaded.notes) == (1.0, {"rms": 0.1})
     stored = StoredAdams(str(tmp_path), 12)
     assert torch.equal(stored(rotation, PAIR, 0.5, 2.0).x, LearnedAdams(BENT)(rotation, PAIR, 0.5, 2.0).x)

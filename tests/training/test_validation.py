@@ -9,7 +9,7 @@ import scoresde as ss
 from scoresde import bounds
 from scoresde.data import Affine, Levels, Standardize, Toy2D
 from scoresde.dequantization import DataMap, TruncatedNormal, Uniform
-from scoresde.losses import DenoisingScoreMatching
+from scoresde.losses import DenoisingScoreMatching, InfoNCE
 from scoresde.networks import MLP
 from scoresde.training.validation import HeldOut
 from tests.conftest import seeded
@@ -40,6 +40,26 @@ def test_the_numbers_depend_on_the_model_alone():
 @pytest.mark.parametrize("batch_size", [5, 16])
 def test_the_numbers_do_not_depend_on_the_batch_size(batch_size):
     assert held_out(batch_size=batch_size)(new_model(), 0) == pytest.approx(held_out()(new_model(), 0), rel=1e-5)
+
+
+def test_a_contrastive_loss_has_batches_of_nearly_equal_sizes():
+    """9 pairs in batches of 8: a rest of one pair would have no negatives."""
+
+    class Similarity(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.sde, self.scale = ss.VP(), torch.nn.Parameter(torch.tensor(0.0))
+
+        def embed_condition(self, cond):
+            return cond
+
+        def forward(self, x, t, cond):
+            return self.scale * x @ cond.T
+
+    data = [(x, x) for x in torch.randn(9, 2, generator=seeded())]
+    evaluate = HeldOut(InfoNCE(), data, DataMap(Affine()), DataMap(Affine()), draws=0, batch_size=8)
+    expected = (4 * math.log(4) + 5 * math.log(5)) / 9  # of equal similarities: log of the number of pairs
+    assert evaluate(Similarity(), 0)["validation_loss"] == pytest.approx(expected, rel=1e-6)
 
 
 def test_the_bound_of_continuous_data_is_in_nats_per_dimension_of_the_data():
