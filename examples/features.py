@@ -50,8 +50,7 @@ def train(root, width, steps):
     model = ss.ScoreModel(network, ss.VP(), ss.predictions.KarrasPreconditioning(0.53))
     data = ss.data.OpenMoji(16, "train", only=PEOPLE, flip=True, root=root)
     settings = {"steps": steps, "batch_size": 32, "learning_rate": 2e-3, "ema": 0.99, "preview": lambda *_: None}
-    loss = ss.losses.DenoisingScoreMatching("karras")
-    return ss.fit(model, data, loss=loss, transform=LEVELS, **settings).model
+    return ss.fit(model, data, loss=ss.losses.DenoisingScoreMatching("karras"), transform=LEVELS, **settings).model
 
 
 def with_random_weights(model):
@@ -72,8 +71,8 @@ def held_out_people(root):
 def moved(pictures, parts, generator):
     """Mirror images, shifted by up to three pixels in both directions."""
     both = torch.cat([pictures, parts[:, None].float()], dim=1).flip(-1) - torch.tensor([1.0, 1, 1, 0])[:, None, None]
-    pairs = zip(F.pad(both, (3, 3, 3, 3)), torch.randint(0, 7, (len(both), 2), generator=generator), strict=True)
-    both = torch.stack([p[:, i : i + 16, j : j + 16] for p, (i, j) in pairs])
+    shifts = torch.randint(0, 7, (len(both), 2), generator=generator)
+    both = torch.stack([F.pad(p, (3,) * 4)[:, i : i + 16, j : j + 16] for p, (i, j) in zip(both, shifts, strict=True)])
     return both[:, :3] + 1, both[:, 3].long()
 
 
