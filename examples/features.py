@@ -144,7 +144,7 @@ def draw(curves, baselines, ratios, pictures):
             for style, (label, value) in zip(("--", ":"), baselines[kind].items(), strict=True):
                 axis.axhline(value[0], color="black", linestyle=style, linewidth=0.8, label=label)
             axis.set(title=kind, xscale="log", xlabel=r"noise level $\sigma/\alpha$", ylabel="accuracy")
-        axis.legend(fontsize=6, loc="lower left")
+        left.axes[0].legend(fontsize=6, loc="upper left")
         for axis, (title, images) in zip(right.subplots(len(pictures), 1), pictures.items(), strict=True):
             some = images[::6][:9]
             some = some.permute(0, 2, 3, 1).numpy() / 2 + 0.5 if some.ndim == 4 else COLOURS[some.reshape(-1, 16, 16)]
