@@ -63,7 +63,7 @@ from scoresde.sdes import (
 )
 from scoresde.training import EMA, Trainer
 from scoresde.views import BlendedViews, ShiftedViews, TiltedViews, Views
-from scoresde.wrappers import ModelWrapper
+from scoresde.wrappers import ModelWrapper, Modulated
 
 __version__ = "0.1.0"
 
@@ -90,6 +90,7 @@ __all__ = [
     "LearnedVP",
     "LogProb",
     "ModelWrapper",
+    "Modulated",
     "NoisyClassifier",
     "Rectified",
     "ReverseSDE",

@@ -13,8 +13,9 @@ condition to the model. Models that wrap another model are in `scoresde.wrappers
 import inspect
 from collections.abc import Sequence
 from copy import copy
+from functools import partial
 from itertools import chain
-from typing import Any, Self
+from typing import Any, Self, overload
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +23,7 @@ from torch import Tensor, nn
 from scoresde import predictions
 from scoresde.configured import Configured, one_line
 from scoresde.counting import evaluated
+from scoresde.layer_outputs import hooked
 from scoresde.predictions import Prediction
 from scoresde.protocols import (
     NULL,
@@ -245,6 +247,25 @@ class ScoreModel(BaseModel):
             output, raw = output.chunk(2, dim=1)
             variance = (raw + 1) / 2
         return NetworkViews(x, output, self.sde, self.prediction, t, variance)
+
+    @overload
+    def features(self, x: Tensor, t: Tensor | float, at: str) -> Tensor: ...
+    @overload
+    def features(self, x: Tensor, t: Tensor | float, at: list[str] | tuple[str, ...]) -> dict[str, Tensor]: ...
+    def features(
+        self, x: Tensor, t: Tensor | float, at: str | list[str] | tuple[str, ...]
+    ) -> Tensor | dict[str, Tensor]:
+        """Return the output of the network's layer `at`, (B, ...), in `predict(x, t)`; one evaluation (2306.03881).
+
+        Args:
+            x, t: see `predict`. To read the features of data x_0 at noise level t, pass `sde.perturb(x_0, t, noise)`.
+            at: name of a layer, one of `network.named_modules()`; for several names, the result is a dict by name.
+                The errors are those of `predict` and `layer_outputs.hooked`.
+        """
+        names, outputs = [at] if isinstance(at, str) else list(at), dict[str, Tensor]()
+        with hooked(self.network, {name: partial(outputs.__setitem__, name) for name in names}):
+            self.predict(x, t)
+        return outputs[at] if isinstance(at, str) else outputs
 
     def _evaluate(self, x: Tensor, t: Tensor, cond: Condition, multiple: int, extra: int = 0) -> Tensor:
         """Return the network's output (B, multiple C + extra, ...) at x (B, C, ...), in at least float32."""

@@ -1,4 +1,5 @@
-"""Models around models: `ModelWrapper` changes a model's views, `ForeignModel` adapts an object of a user's class.
+"""Models around models: `ModelWrapper` changes a model's views, `Modulated` the output of a layer of its network, and
+`ForeignModel` adapts an object of a user's class.
 
 A view is E[x_0 | x_t], E[eps | x_t] or a combination of the two (`scoresde.views`). Every function of the library that
 takes a model passes it through `as_model` first.
@@ -10,6 +11,7 @@ from typing import Any, Self
 from torch import Tensor, nn
 
 from scoresde.counting import counting, evaluated
+from scoresde.layer_outputs import Change, hooked, layer_named
 from scoresde.protocols import Model
 from scoresde.score import BaseModel, refuse_training_mode
 from scoresde.sdes import checked_times
@@ -71,6 +73,29 @@ class ModelWrapper(BaseModel):
         for name, part in parts.items():
             setattr(wrapper, name, part)
         return wrapper
+
+
+class Modulated(ModelWrapper):
+    """A model whose network continues with change(y) in place of the output y of its layer `at` (2401.11739, sec. 3.3).
+
+    Args:
+        model: a `ScoreModel`, or a wrapper of one.
+        at: name of the layer, one of `network.named_modules()`.
+        change: function of the layer's output (B, ...) that returns a tensor of this shape; samples must stay
+            independent.
+
+    Raises:
+        TypeError, ValueError: see `layer_outputs.hooked`.
+    """
+
+    def __init__(self, model: Model, at: str, change: Change):
+        super().__init__(model)
+        layer_named(self.network, at)
+        self.at, self.change = at, change
+
+    def predict(self, x: Tensor, t: Tensor | float) -> Views:
+        with hooked(self.network, {self.at: self.change}):
+            return self.model.predict(x, t)
 
 
 class ForeignModel(ModelWrapper):

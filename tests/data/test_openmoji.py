@@ -176,3 +176,34 @@ def test_packages_that_are_not_installed_are_named(monkeypatch, make):
     openmoji._packages.cache_clear()
     with pytest.raises(ImportError, match=r"pip install 'scoresde\[emoji\]' \(No module named 'resvg_py'\)"):
         make()
+
+
+def test_parts_are_those_of_the_shapes(make):
+    """A red square is "color" where it is drawn; in a drawn person, hair is above skin and skin above clothes."""
+    dataset = make(only={"gender": ["man"], "tone": ["dark"]})
+    parts = dataset.parts()
+    assert (parts.shape, parts.dtype) == ((len(dataset), 16, 16), torch.int64)
+    man = parts[dataset.captions.index("man dark skin tone")]
+    rows = torch.arange(16.0)[:, None].expand(16, 16)
+    heights = [float(rows[man == openmoji.SHAPES.index(part)].mean()) for part in ("hair", "skin", "color")]
+    assert heights == sorted(heights)
+    assert heights[-1] - heights[0] > 4
+    whole = make()
+    square = openmoji.draw_parts(openmoji._sources()[0][whole.codes[whole.captions.index("red square")]], 16)
+    picture = whole[whole.captions.index("red square")]
+    assert ((square == 1) == (picture[1] < 128).numpy()).mean() > 0.8  # but for the outline
+    assert set(square.flatten()) == {0, 1}
+
+
+def test_the_parts_of_a_drawing():
+    """Groups are parts, the outline is not, and a shape covers those before it; checked pixel by pixel."""
+    groups = {
+        "color": '<rect width="4" height="2" fill="#fff"/>',
+        "hair": '<rect width="1" height="1" style="opacity:0.1"/>',
+        "skin-shadow": '<path d="M2,3h2" fill="none" stroke="#000" stroke-width="2"/>',
+        "line": '<rect width="4" height="4"/>',
+    }
+    shapes = "".join(f'<g id="{name}">{shape}</g>' for name, shape in groups.items())
+    svg = f'<svg viewBox="0 0 4 4" xmlns="http://www.w3.org/2000/svg">{shapes}</svg>'
+    expected = [[2, 1, 1, 1], [1, 1, 1, 1], [0, 0, 3, 3], [0, 0, 3, 3]]
+    assert openmoji.draw_parts(svg, 4).tolist() == expected

@@ -29,14 +29,23 @@ EXPECTED = {
         and f["diffusion: AUC, other time"] > 0.7
         and 0.3 < f["diffusion: coverage 50%"] < 0.7
     ),
+    "diffusion_classifier": lambda f: (
+        f["flow: clean"] > 0.6  # chance: 0.1
+        and f["discriminative: clean"] > 0.6
+        and abs(f["parameters"] / f["parameters, discriminative"] - 1) < 0.1
+    ),
+    "features": lambda f: f["correspondence"] > f["correspondence: random weights"] + 0.05,
 }
 """For each example, a claim on the figures of its small run."""
+PICTURES = ("features",)
+"""The examples that take the folder of OpenMoji's pictures."""
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(path.stem for path in EXAMPLES.glob("*.py")))
-def test_the_small_run_shows_what_it_says(name, tmp_path, monkeypatch):
+def test_the_small_run_shows_what_it_says(name, tmp_path, monkeypatch, openmoji):
     monkeypatch.chdir(tmp_path)
-    figures = runpy.run_path(str(EXAMPLES / f"{name}.py"))["main"](small=True)
+    options = {"root": openmoji} if name in PICTURES else {}
+    figures = runpy.run_path(str(EXAMPLES / f"{name}.py"))["main"](small=True, **options)
     assert EXPECTED[name](figures), figures
     assert not list(tmp_path.iterdir())  # a small run leaves no files behind
