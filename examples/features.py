@@ -54,9 +54,9 @@ def train(root, width, steps):
 
 
 def with_random_weights(model):
-    model = copy.deepcopy(model)
+    model, generator = copy.deepcopy(model), torch.Generator().manual_seed(0)
     for weight in (parameter for parameter in model.network.parameters() if parameter.ndim > 1):
-        torch.nn.init.kaiming_normal_(weight, a=1)
+        torch.nn.init.kaiming_normal_(weight, a=1, generator=generator)
     return model
 
 
