@@ -94,7 +94,7 @@ class Classification(Result):
 
     @property
     def label(self) -> Tensor:
-        """The number of the most probable class, int64 (B,)."""
+        """The index of the most probable class, int64 (B,)."""
         return self.log_posterior.argmax(dim=1)
 
     def calibrated(self, temperature: float) -> "Classification":

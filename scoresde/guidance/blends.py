@@ -175,7 +175,8 @@ class Composition(ModelWrapper):
 def _with_required(model: Any, negative: Any, cond: Any) -> Any:
     """Return a negative condition with those parts of `cond` that the network of `model` always needs.
 
-    If it needs all parts of `cond`, it is no unconditional model: `negative` is returned unchanged, and a call raises.
+    A network that needs all parts of `cond` has no unconditional model: `negative` is returned unchanged, and a call
+    raises ValueError.
     """
     needed, parts = getattr(model, "conditional", ()), by_name(as_condition(cond))
     kept = {name: part for name, part in parts.items() if name in needed}

@@ -124,7 +124,7 @@ class TwistedParticles(Configured):
     def variance(self, here: Point[float], data: Any = None) -> Any:
         """Return V_t, the variance of x_0 given x_t that the twist assumes.
 
-        With the variances `data` (D,) along the axes of the data's covariance, V_t along the same axes.
+        Given the variances `data` (D,) along the axes of the data's covariance, return V_t along the same axes.
         """
         if self._variance is not None:
             return float(self._variance(here))

@@ -27,7 +27,8 @@ class CascadeStage:
     """One stage of a cascade.
 
     Args:
-        model: the model; of the fine parts given the condition "image" (`losses.low_resolution_image`) after the first.
+        model: the model, of images in the first stage, of fine parts given the condition "image"
+            (`losses.low_resolution_image`) in later ones.
         transform: the map T_k from data to model space.
         shape: the shape of one image x_k.
         dequantization: the dequantisation of grey levels; None for continuous images.
