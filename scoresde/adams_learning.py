@@ -124,7 +124,10 @@ class AdamsLearner:
         solver = Adams(self.settings.reference_steps, ORDER, SMOOTHING, self.data_scale)
         self.target = torch.cat(list(self._values(solver, 0, len(x), "accurate values")))
         if bool(self.target[: self.learned_from].isnan().all()) or bool(self.target[self.learned_from :].isnan().all()):
-            raise ValueError(f"reference_steps must resolve the flow of the data; got {self.settings.reference_steps}")
+            raise ValueError(
+                f"reference_steps must resolve the flow of the data; got {self.settings.reference_steps}, with which "
+                "the accurate solver fails: choose more steps"
+            )
 
     def learn(self, steps: int) -> LearnedAdams:
         """Return the learned solver; `table.notes` has the errors on the held-out data, of `Adams` and its own."""

@@ -130,7 +130,8 @@ def estimate(
         pilot: number of draws with which a level begins; half of them are second repeats if the population is finite.
         repeated: for a finite population, the number of items of level 0 that are drawn twice at the beginning.
         seed: determines the random subsets of the population. Repeats of level l are l 2^40 + 0, 1, 2, ...
-        refined: index of the first level that refines the one before; earlier differences say nothing of the bias.
+        refined: index of the first level that refines the one before; the bias is not estimated from earlier
+            differences.
 
     Warns:
         UserWarning: the bias after the last level is more than a third of the tolerance.
@@ -326,7 +327,9 @@ def _allocate(terms: Sequence[Term], population: int | None, variance: float) ->
     while not reached(high):
         high *= 2
         if max(draws(high)) > LIMIT:
-            raise ValueError(f"tolerance must need at most {LIMIT:.0e} draws of a level; got a smaller one: raise it")
+            raise ValueError(
+                f"tolerance must need at most {LIMIT:.0e} draws of a level; got one that needs more: raise tolerance"
+            )
     low = 0.0
     for _ in range(40):
         middle = (low + high) / 2

@@ -97,8 +97,8 @@ def posterior_moments(
 
     Raises:
         TypeError: a number of steps, batch_size or seed is not an integer.
-        ValueError: the numbers of steps do not increase, the sampler is not deterministic, batch_size < 1, seed < 0, or
-            as `multilevel.estimate` says.
+        ValueError: the numbers of steps do not increase, the sampler is not deterministic, batch_size < 1, or seed < 0;
+            see also `multilevel.estimate`.
     """
     for n in steps:
         check_integer("steps", n, 1)

@@ -212,7 +212,10 @@ class CorrelatedTwist:
                 f"{tuple(covariance.shape)}"
             )
         if count > MOST_MEASUREMENTS:
-            raise ValueError(f"{count} measurements are too many for a matrix A V A^T (at most {MOST_MEASUREMENTS})")
+            raise ValueError(
+                f"{count} measurements are too many for a matrix A V A^T (at most {MOST_MEASUREMENTS}): leave out "
+                "data_covariance, or pass your own twist"
+            )
         check_memory("the matrix A V A^T", 8.0 * count * (2 * count + size))
         self.variances, self.axes = torch.linalg.eigh(covariance)
         if not bool((self.variances >= -ROUNDED * self.variances.abs().max()).all()):

@@ -51,7 +51,7 @@ class CascadeStage:
     def image(self, mean: Tensor, level: float, stream: RandomStream) -> Tensor:
         """Return the condition image of means in model space, see `losses.super_resolution`."""
         if self.resolutions is None:
-            raise ValueError("the first stage of a cascade is given no image; got a mean")
+            raise ValueError("the first stage of a cascade takes no condition image; got a mean: use a later stage")
         return low_resolution_image(self.resolutions, mean, level if self.augmentation else None, stream)
 
     def given(self, cond: Condition) -> BaseModel:
