@@ -14,8 +14,8 @@ a smooth density of the nodes u_i (`solvers.learned_adams`): the output of a net
 would fit its roughness. They minimise the robust loss of `samplers.solver_fit`, s (s^2 + r^2)^(1/2) - s^2, where s is
 the root mean square of r, by Gauss-Newton steps with a Gaussian prior around `Adams`, shortened until the loss falls.
 The derivatives in o are the terms W_i g_i of the integral, with g_i the divergence at node i, which a solve computes
-anyway; those in c are differences of solves. No derivative of the network is needed beyond the divergence. The method
-works for any model and any trace.
+anyway; those in c are finite differences between solves. No derivative of the network is needed beyond the divergence.
+The method works for any model and any trace.
 
 A part of the data is held out. The result is the table with the smallest loss on it, among `Adams` and the tables of
 all Gauss-Newton steps.

@@ -106,7 +106,7 @@ def pooled(runs: Sequence[Particles]) -> Particles:
 
 
 def systematic(weights: Tensor, n: int, stream: RandomStream) -> Tensor:
-    """Return the indices (n,) of a systematic resampling: those of the cumulative weights at (i + u)/n, u uniform."""
+    """Return the indices (n,) of a systematic resampling: where the cumulative weights reach (i + u)/n, u uniform."""
     u = stream.uniform(torch.empty(1, 1, dtype=torch.float64)).to(weights.device)[0]
     positions = (torch.arange(n, dtype=torch.float64, device=weights.device) + u) / n
     cumulative = weights.cumsum(0)

@@ -33,8 +33,8 @@ The chain's posterior and evidence differ from the model's by the error of the d
 step.
 
 When the effective sample size falls below a fraction of the particles, they are resampled (`inverse.particles`, which
-also explains the error of the evidence). The particles are one batch by nature: every one of them depends on all
-others, and the draws are functions of one seed.
+also explains the error of the evidence). The particles always form one batch: every one of them depends on all others,
+and the draws are functions of one seed.
 """
 
 from collections.abc import Callable, Iterator, Sequence

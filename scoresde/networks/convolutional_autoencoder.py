@@ -60,7 +60,7 @@ class ConvolutionalAutoencoder(nn.Module, Configured):
         attention: resolutions (lengths of the last dimension) with attention; the middle always has it.
         block: the settings that all blocks share, see `BlockStyle`; by default those of the paper's code.
         scales: if True, the decoder also predicts the log scale of each value; if False, it returns None, and the
-            scale is a parameter beside the network.
+            scale is a parameter of the `Autoencoder`.
 
     Raises:
         ValueError: the sides cannot be halved often enough, or attention is at a resolution that does not occur.
