@@ -6,17 +6,19 @@ converged value. The residual of a sample x is the error of log p(x) per dimensi
 
     r(x) = (log p_n(x) - log p_N(x)) / d,        N steps of `Adams`, both with the same kept probes,
 
-so that the probes' noise cancels. The parameters are the factors f_i = 1 + o_i of the weights, and c_1 ... c_m in
+so that the probes' noise cancels. The parameters are the factors f_i = 1 + o_i of the weights W_i, and c_k, k <= m, in
 
     u_(i+1) - u_i  ~  exp(sum_k c_k cos(pi k (i + 1/2) / n)),
 
-a smooth density of nodes: the output of a network is rough in time, and single nodes would fit its roughness. They
-minimise the robust loss of `samplers.solver_fit`, s (s^2 + r^2)^(1/2) - s^2, where s is the root mean square of r, by
-Gauss-Newton steps with a Gaussian prior around `Adams`, shortened until the loss falls. The derivatives in o are the
-terms W_i g_i of the integral, which a solve computes anyway; those in c are differences of solves. No derivative of the
-network is needed beyond the divergence, and any model and trace can be learned for.
+a smooth density of the nodes u_i (`solvers.learned_adams`): the output of a network is rough in time, and single nodes
+would fit its roughness. They minimise the robust loss of `samplers.solver_fit`, s (s^2 + r^2)^(1/2) - s^2, where s is
+the root mean square of r, by Gauss-Newton steps with a Gaussian prior around `Adams`, shortened until the loss falls.
+The derivatives in o are the terms W_i g_i of the integral, with g_i the divergence at node i, which a solve computes
+anyway; those in c are finite differences between solves. No derivative of the network is needed beyond the divergence.
+The method works for any model and any trace.
 
-A part of the data is held out: of `Adams` and the tables of all steps, the one of the smallest loss there is returned.
+A part of the data is held out. The result is the table with the smallest loss on it, among `Adams` and the tables of
+all Gauss-Newton steps.
 """
 
 import math
@@ -51,7 +53,7 @@ FAILED = 1.0  # the residual of a sample that the steps do not resolve, nats per
 @checked
 @dataclass(frozen=True)
 class AdamsLearning:
-    """How the solver of a likelihood is learned; letters as in the module docstring.
+    """Settings for learning the solver of a likelihood; letters as in the module docstring.
 
     Args:
         iterations: Gauss-Newton steps, at most.
@@ -122,7 +124,10 @@ class AdamsLearner:
         solver = Adams(self.settings.reference_steps, ORDER, SMOOTHING, self.data_scale)
         self.target = torch.cat(list(self._values(solver, 0, len(x), "accurate values")))
         if bool(self.target[: self.learned_from].isnan().all()) or bool(self.target[self.learned_from :].isnan().all()):
-            raise ValueError(f"reference_steps must resolve the flow of the data; got {self.settings.reference_steps}")
+            raise ValueError(
+                f"reference_steps must resolve the flow of the data; got {self.settings.reference_steps}, with which "
+                "the accurate solver fails: choose more steps"
+            )
 
     def learn(self, steps: int) -> LearnedAdams:
         """Return the learned solver; `table.notes` has the errors on the held-out data, of `Adams` and its own."""

@@ -287,7 +287,7 @@ def _check_images(images: Tensor, seeds: Sequence[int], data_map: DataMap) -> No
 
 
 def check_surrogate(surrogate: Model, tolerance: float | None) -> None:
-    """Raise ValueError if a surrogate has no tolerance, TypeError if it has no solver of its own."""
+    """Raise ValueError for a surrogate without a tolerance, TypeError if the surrogate has no attribute `solver`."""
     if tolerance is None:
         raise ValueError("surrogate must come with a tolerance, the error to reach; got tolerance=None: give one")
     check_instance("surrogate.solver", getattr(surrogate, "solver", None), "__call__")

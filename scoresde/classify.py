@@ -45,8 +45,8 @@ from scoresde.tensors import check_integer, check_number, check_real, dimensions
 from scoresde.wrappers import for_inference, with_density
 
 METHODS = ("flow", "bound")
-EXACT_DIMENSIONS = 32  # up to which the default trace is exact
-PROBES = 4  # of the default trace above
+EXACT_DIMENSIONS = 32  # largest number for which the default trace is exact
+PROBES = 4  # of the default trace for more dimensions
 
 
 @dataclass(repr=False)
@@ -94,7 +94,7 @@ class Classification(Result):
 
     @property
     def label(self) -> Tensor:
-        """The number of the most probable class, int64 (B,)."""
+        """The index of the most probable class, int64 (B,)."""
         return self.log_posterior.argmax(dim=1)
 
     def calibrated(self, temperature: float) -> "Classification":

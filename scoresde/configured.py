@@ -54,7 +54,8 @@ class Configured:
     def every_argument(self) -> dict[str, Any]:
         """Return all arguments of the constructor by name, defaults included.
 
-        A number of which the object has an attribute of the same name is taken from there, as it may have been trained.
+        If the object has a float attribute with the name of an argument, its value is returned, as training may have
+        changed it.
         """
         named = with_defaults(type(self), self.recorded_arguments()).items()
         return {name: own if isinstance(own := getattr(self, name, None), float) else value for name, value in named}

@@ -40,7 +40,7 @@ STEP = 10.0  # ratio of neighbouring scales
 HIDDEN, VISIBLE = 0.3, 0.02  # `lost` at 10 S is at most the first, and at S at least the second
 SMALL = 0.3  # S is not reduced for data of at least this size, in units of S
 SMOOTH = 0.1  # `found` where the data are smooth
-FAR = tuple(STEP ** (half / 2) for half in range(4, 10))  # where structure above S is looked for, in units of S
+FAR = tuple(STEP ** (half / 2) for half in range(4, 10))  # noise ratios of the extent, in units of S
 LIMIT = 1e12  # largest noise ratio that is probed, and inverse of the smallest
 
 

@@ -90,7 +90,7 @@ class DataMap(Configured):
 
     @property
     def bounds(self) -> str:
-        """What makes the log-density of `draw` a bound: "by dequantisation", and the attribute `bound` of T, if any."""
+        """Why the log-density of `draw` is a bound: "by dequantisation", and the attribute `bound` of T, if any."""
         causes = ["dequantisation"] if self.dequantization is not None else []
         return "by " + " and ".join([*causes, *([bound] if (bound := getattr(self.transform, "bound", "")) else [])])
 

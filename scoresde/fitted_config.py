@@ -34,7 +34,7 @@ COMMON = ("network", "sde", "prediction", "learned_variance", "conditional")
 
 
 class Description:
-    """Nodes of a configuration; `own` gets the names of the parts that it cannot build."""
+    """Nodes of a configuration; `own` gets the names of the parts that no configuration can build."""
 
     def __init__(self) -> None:
         self.nodes: dict[str, Any] = {}

@@ -4,10 +4,10 @@
     run = ss.fit(network, x, run="runs/points", steps=2000, validation=0.1)   # x: an array (N, 2)
     samples = run.transform.inverse(ss.samplers.DDIM()(run.model, shape=(16, 2)).x)
 
-`fit` chooses what is not given, trains with `scoresde.training.Trainer`, and writes the same files as `scoresde train`.
-The classes of this library remember the arguments of their constructors (`scoresde.configured`), so the run gets a
-`config.yaml`: `ss.load` and the verbs of the command line read it like any other run. Objects of other classes are
-listed in it under `own`; such a run is loaded with `ss.load(path, model=model)`.
+`fit` chooses defaults for all other arguments, trains with `scoresde.training.Trainer`, and writes the same files as
+`scoresde train`. The classes of this library remember the arguments of their constructors (`scoresde.configured`), so
+the run gets a `config.yaml`: `ss.load` and the verbs of the command line read it like any other run. Objects of other
+classes are listed in it under `own`; such a run is loaded with `ss.load(path, model=model)`.
 """
 
 import shutil
@@ -170,7 +170,7 @@ def _splits(data: Any, validation: Any, test: Any, seed: int) -> dict[str, Any]:
 
 
 def _data_map(transform: Transform | None, dequantization: Dequantization | None, dataset: Any) -> DataMap:
-    """Return the map from data to model space, with the default of `fit` for what is not given."""
+    """Return the map from data to model space, with the defaults of `fit` in place of None."""
     if transform is None:
         dtype = in_memory.dtype_of(dataset)
         if dtype.is_floating_point:
@@ -329,7 +329,7 @@ def warn_of_levels(dataset: Dataset, data_map: DataMap) -> None:
 
 
 def _held_out(model: Any, loss: Objective, dataset: Any, data_map: DataMap, seed: int) -> HeldOut | None:
-    """Return the evaluation on held-out data; there is no bound without a density, or given what the data lack."""
+    """Return the evaluation on held-out data; no bound if the model lacks a density, or the data a condition."""
     if dataset is None:
         return None
     has_density = hasattr(model, "predict") and model.density is not None and not loss.required

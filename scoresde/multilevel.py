@@ -24,9 +24,9 @@ variance counts as noise. A variance estimated with f degrees of freedom is mult
 squared error divided by it has the mean 1 for normal values, in spite of the small pilots.
 
 **Bias.** Levels are added until the remaining bias is at most a third of the tolerance. If the differences d_l decrease
-at least in proportion to 1 / C_l, as refinements of one method do, and C_l at least doubles, it is at most |d_L|, and
-|d_L| is at most |d_(L-1)| C_(L-1) / C_L. The larger of both, as one difference may vanish by chance, is stated as the
-bias, and the stated error is (sum of variances + bias^2)^(1/2).
+at least in proportion to 1 / C_l, as refinements of one method do, and C_l at least doubles, the bias is at most |d_L|,
+and |d_L| is at most |d_(L-1)| C_(L-1) / C_L. The larger of these two values is stated as the bias, because one
+difference may vanish by chance, and the stated error is (sum of variances + bias^2)^(1/2).
 """
 
 import math
@@ -119,8 +119,8 @@ def estimate(
 
     The first three levels begin with a pilot; level 0 with all items of a finite population. The draws of all levels
     then grow together, at most by a factor of two in a round, to the optimal numbers for the variances known so far.
-    Then the bias is checked. If it is too large, its difference gets more draws if it is within two standard errors of
-    zero, and otherwise the next level joins.
+    Then the bias is checked. If it is too large, and the difference that sets it is within two standard errors of zero,
+    this difference gets more draws; otherwise the next level is added.
 
     Args:
         levels: the terms from the cheapest to the most expensive, at least two. The later ones are only used if the
@@ -130,7 +130,8 @@ def estimate(
         pilot: number of draws with which a level begins; half of them are second repeats if the population is finite.
         repeated: for a finite population, the number of items of level 0 that are drawn twice at the beginning.
         seed: determines the random subsets of the population. Repeats of level l are l 2^40 + 0, 1, 2, ...
-        refined: index of the first level that refines the one before; earlier differences say nothing of the bias.
+        refined: index of the first level that refines the one before; the bias is not estimated from earlier
+            differences.
 
     Warns:
         UserWarning: the bias after the last level is more than a third of the tolerance.
@@ -204,7 +205,7 @@ class _Samples:
         return len(self.positions)
 
     def begin(self, pilot: int, repeated: int | None) -> None:
-        """Draw `pilot` times; with `repeated`, every item of a finite population once, and so many a second time."""
+        """Draw `pilot` times; given `repeated`, draw all items of a finite population, `repeated` of them twice."""
         if self.population is None:
             return self.grow(pilot)
         once, twice = pilot - pilot // 2, pilot // 2
@@ -326,7 +327,9 @@ def _allocate(terms: Sequence[Term], population: int | None, variance: float) ->
     while not reached(high):
         high *= 2
         if max(draws(high)) > LIMIT:
-            raise ValueError(f"tolerance must need at most {LIMIT:.0e} draws of a level; got a smaller one: raise it")
+            raise ValueError(
+                f"tolerance must need at most {LIMIT:.0e} draws of a level; got one that needs more: raise tolerance"
+            )
     low = 0.0
     for _ in range(40):
         middle = (low + high) / 2

@@ -14,11 +14,11 @@ With a surrogate, such as the jumps of a flow map, level 0 is its approximate va
 the difference between n_1 steps of the model and the surrogate, with the same dequantisation. The sum is that of the
 model, however wrong the surrogate is: its error only costs draws of level 1.
 
-A draw whose path n_l steps do not resolve is solved with 2 n_l, 4 n_l, ... steps. Whether they do depends on the path
-only, not on the probes, so that n_l steps have the same expectation in both terms that they occur in.
+A draw whose path n_l steps do not resolve is solved with 2 n_l, 4 n_l, ... steps. Whether n_l steps resolve a path does
+not depend on the probes, so n_l steps have the same expectation in both terms in which they occur.
 
 The noise of level 0 has the variance W^2 = P^2 / m + D^2, with P^2 from the probes and D^2 from the dequantisation.
-Differences with exact traces on a few samples cannot reduce it, since their variance would be P^2 itself. Probes share
+Differences with exact traces on a few samples cannot reduce W^2, since their variance would be P^2 itself. Probes share
 the forward pass of an evaluation, so m > 1 is worth its cost unless one probe for each sample is enough: m is chosen
 from 1, 2, 4, 8 by the variances of a pilot. A given trace keeps its own number of probes.
 """
@@ -101,7 +101,7 @@ class MultilevelLikelihood:
 
     @property
     def stderr(self) -> float:
-        """The standard error of the mean as an estimate for all data: of the choice of samples, and `error`."""
+        """The standard error of the mean as an estimate for all data: `population` and `error` combined."""
         return math.hypot(self.population, self.error)
 
     def conventions(self) -> dict[str, str]:

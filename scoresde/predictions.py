@@ -139,8 +139,8 @@ class KarrasPreconditioning(Prediction):
 class TrigFlow(KarrasPreconditioning):
     """EDM's preconditioning with the noise label phi = atan2(sigma, alpha sigma_data) (2410.11081, sections 3 and 4).
 
-    -F is the velocity of the probability flow in phi. The label is finite where alpha = 0, and the network's derivative
-    with respect to it is that along the flow, as the objectives of flow maps need it.
+    -F is the velocity of the probability flow in phi. The label is finite where alpha = 0. The network's derivative in
+    the label is its derivative along the flow, which the objectives of flow maps need.
     """
 
     def c_noise(self, sde: SDE, t: Tensor) -> Tensor:

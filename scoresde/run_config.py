@@ -137,7 +137,7 @@ def _with_own_files(node: Any, path: Path) -> Any:
 
 
 def _with_own_data(tree: dict[str, Any], path: Path) -> dict[str, Any]:
-    """Return a configuration whose held-out data of `scoresde.fitting` are those in the run's directory, see above."""
+    """Return a configuration whose held-out data of `scoresde.fitting` are those in the directory of the run."""
     data: Any = tree.get("data")
     for name in ("validation", "test") if isinstance(data, dict) else ():
         node, file = data.get(name), f"{name}.npz"

@@ -2,7 +2,7 @@
 
 An encoder maps N captions to conditions with leading dimension N, as a transform maps data to model space:
 
-    Tokens        {"text": integers (N, L)}       the input of `networks.TextEncoder`, which is trained along
+    Tokens        {"text": integers (N, L)}       the input of `networks.TextEncoder`, trained with the network
     Pretrained    {"context": (N, L, features)}   the output of a frozen T5 encoder or CLIP text model
 
 Shorter captions are padded with -1 or NaN, which attention leaves out. The empty caption is padding alone: the null
@@ -122,7 +122,7 @@ class Tokens(Configured):
         """Return the `Tokens` that `fit` wrote to a file.
 
         Raises:
-            ValueError: the file is not a tokeniser, or one without a length, which `fit` did not write.
+            ValueError: the file is not a tokeniser, or has no length, so that `fit` did not write it.
             FileNotFoundError: the file is missing.
         """
         tokenizer = _read_tokenizer(Path(file))
@@ -280,7 +280,7 @@ class Pretrained(Configured):
 
     @torch.no_grad()
     def features(self, texts: Sequence[str]) -> Tensor:
-        """Return the features (N, L, features) of texts without a look at the cache."""
+        """Return the features (N, L, features) of texts, without reading the cache."""
         tokenizer, encoder = self._load()
         parts, cut = [], 0
         for i in range(0, len(texts), BATCH):

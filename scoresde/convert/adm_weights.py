@@ -24,7 +24,7 @@ from scoresde.networks.encoder import Encoder
 
 State = dict[str, Tensor]
 
-# The names of the layers of a residual block and of attention, here and there.
+# The names of the layers of a residual block and of attention: {name in our networks: name in guided-diffusion}.
 RESIDUAL = {
     "norm1": "in_layers.0",
     "conv1": "in_layers.2",
@@ -34,7 +34,7 @@ RESIDUAL = {
     "skip": "skip_connection",
 }
 ATTENTION = {"norm": "norm", "qkv": "qkv", "out": "proj_out"}
-# By their name there: the class of a pool here, its arguments, and the names of its layers here and there.
+# {guided-diffusion's name of a pool: (our class, its arguments, {our name of a layer: guided-diffusion's name})}.
 POOLS: dict[str, tuple[str, dict[str, Any], dict[str, str]]] = {
     "adaptive": ("AveragePool", {}, {"norm": "out.0", "linear": "out.3"}),
     "attention": (

@@ -42,8 +42,8 @@ class ClassifierFree(Blend):
         cond: the condition, see `BaseModel.given`; None to bind it later by `given`.
         scale, interval: see `Guided`.
         negative: a condition that samples avoid (a negative prompt), given to the second model; None (default) leaves
-            the second model unconditional. Conditions that the network was never trained without, such as the low
-            resolution of a super-resolution model, are those of `cond` in both models, if `cond` has further ones.
+            the second model unconditional. Conditions that the network always needs, such as the low resolution of a
+            super-resolution model, are taken from `cond` in both models, if `cond` has others too.
 
     Raises:
         ValueError: in a call, no condition was given.
@@ -175,7 +175,8 @@ class Composition(ModelWrapper):
 def _with_required(model: Any, negative: Any, cond: Any) -> Any:
     """Return a negative condition with those parts of `cond` that the network of `model` always needs.
 
-    If it needs all parts of `cond`, it is no unconditional model: `negative` is returned unchanged, and a call raises.
+    A network that needs all parts of `cond` has no unconditional model: `negative` is returned unchanged, and a call
+    raises ValueError.
     """
     needed, parts = getattr(model, "conditional", ()), by_name(as_condition(cond))
     kept = {name: part for name, part in parts.items() if name in needed}

@@ -190,10 +190,10 @@ class DetachedViews(Views):
 
 
 def views_outside(model: Model, x: Tensor, t: Tensor, views: Views) -> Views:
-    """Return the views at x, after a gradient was computed through `views` at the same x, for use outside of it.
+    """Return the views at x for use after a gradient was computed through `views` at the same x.
 
-    They have a graph only if the caller differentiates through x. Within the transforms of `torch.func`, views of the
-    inner transform end with it, and the network is evaluated once more.
+    They have a graph only if the caller differentiates through x. Views made inside a transform of `torch.func` cannot
+    be used outside of that transform, so the network is then evaluated once more.
     """
     if is_transformed(x):
         return model.predict(x, t)

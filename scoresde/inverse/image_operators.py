@@ -30,7 +30,7 @@ FILTERS = ("box", "bicubic")
 
 @checked
 class Downsampling(Operator):
-    """A periodic convolution, of which every `factor`-th pixel is kept: (B, C, H, W) -> (B, C, H/factor, W/factor).
+    """A periodic convolution that keeps every `factor`-th pixel: (B, C, H, W) -> (B, C, H/factor, W/factor).
 
     The pixel i of the result has its centre at the centre of the pixels factor i, ..., factor i + factor - 1.
 
@@ -183,7 +183,7 @@ class ChannelMixing(Operator):
     """A matrix (m, C) applied to the channels of each pixel: (B, C, *) -> (B, m, *).
 
     Raises:
-        ValueError: the matrix is not (m, C), of finite numbers; in a call, the states have not C channels.
+        ValueError: the matrix is not (m, C), of finite numbers; in a call, the states do not have C channels.
     """
 
     has_spectrum = True
@@ -233,7 +233,8 @@ class Colour(ChannelMixing):
     """The orthogonal colour space of 2011.13456: (B, 3, *) -> (B, 3, *).
 
     Channel 0 is grey, the sum of the channels over 3^(1/2). Channels 1 and 2 are colour: (-2 R + G + B)/6^(1/2) and
-    (G - B)/2^(1/2). The published colourisation keeps channel 0: Inpainting of it, composed with Colour().
+    (G - B)/2^(1/2). The published colourisation measures channel 0: `Inpainting` of this channel, composed with
+    `Colour()`.
     """
 
     is_orthogonal = True

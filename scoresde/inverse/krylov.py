@@ -1,10 +1,11 @@
 """Krylov methods for a batch of linear systems (M + n^2) u = r, each with its own step sizes and its own stop.
 
-Both end after as many iterations as M + n^2 has different eigenvalues, and cost one product with M for each.
+n is the noise_std. Both methods end after as many iterations as M + n^2 has distinct eigenvalues; an iteration costs
+one product with M.
 
 `conjugate_gradients` needs a symmetric, positive semi-definite M: its step |r|^2 / p^T (M + n^2) p has no bound where M
-is neither. `minimal_residuals` is for an M that is only about symmetric and positive, such as A J A^T with the Jacobian
-J of a network: it takes the u of the Krylov space with the smallest residual (generalised conjugate residuals,
+is neither. `minimal_residuals` is for an M that is only approximately symmetric and positive, such as A J A^T with the
+Jacobian J of a network: it takes the u of the Krylov space with the smallest residual (generalised conjugate residuals,
 Eisenstat, Elman and Schultz 1983), so that no iteration increases the residual, for any M.
 """
 

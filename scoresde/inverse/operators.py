@@ -6,8 +6,8 @@ in which A^T A is diagonal:
 
     to_spectrum(x) = V^T x,     from_spectrum(c) = V c,     singular_values(*) = s,     A^T A = V diag(s^2) V^T.
 
-Coordinates and singular values have the shape of the state; s is 0 where A sees nothing. Everything else follows:
-U^T y is to_spectrum(A^T y) / s where s > 0, and for a function f with f(0) = 0 or a y in the range of A,
+Coordinates and singular values have the shape of the state; s is 0 in directions that A does not measure. Everything
+else follows: U^T y is to_spectrum(A^T y) / s where s > 0, and for a function f with f(0) = 0 or a y in the range of A,
 
     A^+ y = V diag(1/s^2) V^T A^T y                              the pseudo-inverse (s > 0 only)
     A^T (r^2 A A^T + n^2 I)^-1 y = V diag(1/(r^2 s^2 + n^2)) V^T A^T y.
@@ -246,7 +246,7 @@ def check_linear(operator: Operator, method: str) -> None:
 
 
 def positive_std(operator: Operator, what: str) -> Tensor:
-    """Return the noise_std of the operator; raise ValueError, naming `what` needs noise, if any of it is 0."""
+    """Return the noise_std of the operator; raise ValueError, which says that `what` needs noise, if a value is 0."""
     if bool((operator.noise_std == 0).any()):
         raise ValueError(f"{what} needs noise_std > 0; got {operator!r}: give the operator a small noise_std")
     return operator.noise_std

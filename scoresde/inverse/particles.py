@@ -1,7 +1,7 @@
 r"""Weighted particles: their weights, resampling, and the estimate of the evidence with its error.
 
 Sequential Monte Carlo multiplies the weights w of N particles by a factor at each time. When the effective sample size
-(sum w)^2 / sum w^2 falls below a fraction of N, the particles are resampled with equal distances in the cumulative
+(sum w)^2 / sum w^2 falls below a fraction of N, the particles are resampled at equally spaced points of the cumulative
 weights (systematic resampling), and the weights become 1. The estimate of the evidence is the product of the mean
 weights before each resampling and at the end; it is unbiased.
 
@@ -81,7 +81,8 @@ class Particles(Result):
 def pooled(runs: Sequence[Particles]) -> Particles:
     """Return the particles of independent runs as one, with the standard error of log p(y) from their spread.
 
-    The estimate of p(y) is the mean of those of the runs, and a run has a share of the weight in proportion to its own.
+    The estimate of p(y) is the mean of the estimates of the runs. Each run has a share of the weight in proportion to
+    its estimate.
 
     Raises:
         ValueError: there are fewer than two runs.
@@ -105,7 +106,7 @@ def pooled(runs: Sequence[Particles]) -> Particles:
 
 
 def systematic(weights: Tensor, n: int, stream: RandomStream) -> Tensor:
-    """Return the indices (n,) of a systematic resampling: those of the cumulative weights at (i + u)/n, u uniform."""
+    """Return the indices (n,) of a systematic resampling: where the cumulative weights reach (i + u)/n, u uniform."""
     u = stream.uniform(torch.empty(1, 1, dtype=torch.float64)).to(weights.device)[0]
     positions = (torch.arange(n, dtype=torch.float64, device=weights.device) + u) / n
     cumulative = weights.cumsum(0)

@@ -254,10 +254,10 @@ class MMPS(MomentMatched):
     one forward pass and at most `iterations` backward passes. The noise_std may be 0.
 
     The solution is exact after as many iterations as S has different eigenvalues; fewer iterations find the part of
-    the correction that reduces |S u - (y - A m)| most. A sample stops at a relative residual below `tolerance`; other
-    samples do not matter.
+    the correction that reduces |S u - (y - A m)| most. Each sample stops by itself, at a relative residual below
+    `tolerance`.
 
-    The paper solves by conjugate gradients. The Jacobian of a network is only about symmetric and positive, and then
+    The paper solves by conjugate gradients. The Jacobian of a network is only approximately symmetric and positive, so
     their steps have no bound: of 9 restorations of a picture, one had values of 7 in place of 1
     (benchmarks/RESULTS.md). They are kept for a single iteration, where both solvers take a multiple of y - A m, and
     the multiple of minimal residuals is the smaller one.
@@ -283,7 +283,7 @@ class MMPS(MomentMatched):
         self.solve = conjugate_gradients if iterations == 1 else minimal_residuals
 
     def gain(self, t: Tensor) -> Tensor:
-        """Return sigma^2/alpha, the factor of J in Cov(x_0 | x_t); 0 where alpha = 0, and x_t says nothing of x_0."""
+        """Return sigma^2/alpha, the factor of J in Cov(x_0 | x_t); 0 where alpha = 0 (x_t is pure noise)."""
         alpha, sigma = self.sde.alpha(t), self.sde.sigma(t)
         return torch.where(alpha > 0, sigma.square() / alpha, 0.0)
 

@@ -6,7 +6,7 @@ these differences correct the mean of many cheap samples (`scoresde.multilevel`)
 
     E[x]    and    E[(x - c)^2],        Var[x] = E[(x - c)^2] - (E[x] - c)^2,
 
-entry by entry. c is the mean of a few samples of their own, so that the difference loses no digits.
+entry by entry. c is the mean of a few further samples, so that the difference loses no digits.
 """
 
 from collections.abc import Callable, Sequence
@@ -34,9 +34,9 @@ class PosteriorMoments(Result):
 
     mean, variance: float64 (*). mean_stderr, variance_stderr: their standard errors (*), which include the estimated
     bias of the finest sampler that was used. nfe, backward: evaluations of the network and backward passes, summed over
-    all samples. plain: the sum of both that independent samples of the finest sampler that was used would need for the
-    same standard error without its bias.
-    estimate: the multilevel estimate; its values are stacked, E[x] and E[(x - c)^2], (2, *).
+    all samples. plain: the cost, nfe + backward, of plain Monte Carlo: independent samples of the finest sampler that
+    was used, with the same standard error; the bias is not counted. estimate: the multilevel estimate; its values are
+    stacked, E[x] and E[(x - c)^2], (2, *).
     """
 
     mean: Tensor
@@ -97,8 +97,8 @@ def posterior_moments(
 
     Raises:
         TypeError: a number of steps, batch_size or seed is not an integer.
-        ValueError: the numbers of steps do not increase, the sampler is not deterministic, batch_size < 1, seed < 0, or
-            as `multilevel.estimate` says.
+        ValueError: the numbers of steps do not increase, the sampler is not deterministic, batch_size < 1, or seed < 0;
+            see also `multilevel.estimate`.
     """
     for n in steps:
         check_integer("steps", n, 1)

@@ -97,14 +97,14 @@ def sample_posterior(
         seeds, generator: one seed per sample, or a generator for the batch. The particles of "particles" are one batch,
             with one seed, seeds=[seed].
         cond: condition of the prior, short for `model.given(cond)`.
-        shape: the shape `*` of one state; default: that of A^T y. Where y could be one measurement or one for each
-            sample, of states of another rank, it is taken as one measurement.
+        shape: the shape `*` of one state; default: that of A^T y. Where y could be one measurement, or one for each
+            sample of states of another rank, y is taken as one measurement.
         dtype, progress: see `Sampler`.
         options: arguments of the method, such as scale=2 or iterations=5.
 
     Raises:
         ValueError: the method is unknown, or takes no sampler; y does not fit the operator; the particles have more
-            than one seed; or as the method and the sampler say.
+            than one seed; see also the method and the sampler.
         TypeError: an argument is of the wrong kind, or the method needs another kind of operator.
     """
     check_integer("n", n, 0)

@@ -20,9 +20,9 @@ from states that depend on the noise of y already, which is neglected. DDRM keep
 The last transition goes to clean data, sigma = 0 and alpha = 1; without measurement noise, A x = y there.
 
 With measurement noise, DDRM uses the measurement of a coordinate at the last noise level r >= l_i of the grid, and
-hardly at lower ones. If r is much larger than l_i, which happens with few steps, samples are up to about r s_i away
-from y where n is expected. A grid with a time at which r = l_i makes this residual about n; in mixtures of Gaussians it
-did not bring the samples closer to the posterior.
+hardly at lower ones. If r is much larger than l_i, which happens with few steps, A x differs from y by up to about
+r s_i instead of n. A grid with a time at which r = l_i makes this residual about n; in mixtures of Gaussians it did not
+bring the samples closer to the posterior.
 """
 
 import math

@@ -70,7 +70,7 @@ class TrainedInpainting(Measured):
             )
         if trained_noise_std is not None and bool((self.operator.noise_std != trained_noise_std).any()):
             warnings.warn(
-                f"the network was trained for measurements with noise_std={trained_noise_std:g}, and takes y as one; "
+                f"the network was trained for measurements with noise_std={trained_noise_std:g}, and treats y as such; "
                 f"got {self.operator!r}",
                 stacklevel=2,
             )

@@ -33,8 +33,8 @@ The chain's posterior and evidence differ from the model's by the error of the d
 step.
 
 When the effective sample size falls below a fraction of the particles, they are resampled (`inverse.particles`, which
-also explains the error of the evidence). The particles are one batch by nature: every one of them depends on all
-others, and the draws are functions of one seed.
+also explains the error of the evidence). The particles always form one batch: every one of them depends on all others,
+and the draws are functions of one seed.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -124,7 +124,7 @@ class TwistedParticles(Configured):
     def variance(self, here: Point[float], data: Any = None) -> Any:
         """Return V_t, the variance of x_0 given x_t that the twist assumes.
 
-        With the variances `data` (D,) along the axes of the data's covariance, V_t along the same axes.
+        Given the variances `data` (D,) along the axes of the data's covariance, return V_t along the same axes.
         """
         if self._variance is not None:
             return float(self._variance(here))

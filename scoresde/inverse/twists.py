@@ -1,13 +1,13 @@
-r"""The Gaussian approximation of p(y | x_t), by its eigenvalues: the twist of `inverse.particles`.
+r"""The Gaussian approximation of p(y | x_t), by its eigenvalues: the twist of `inverse.twisted_particles`.
 
 For a linear measurement y = A x_0 + n e, and x_0 given x_t taken as N(D, V I) with D = E[x_0 | x_t],
 
     p(y | x_t)      = N(y; A D, S),        S = n^2 I + V A A^T
     p(x_0 | x_t, y) = N(D + V A^T S^-1 (y - A D), V I - V^2 A^T S^-1 A).
 
-With the eigenvectors Q and eigenvalues l_i of A A^T, S = Q diag(n^2 + V l_i) Q^T for every V. They come from the
-singular values s_i of the operator, l_i = s_i^2, or else from the matrix A A^T (`GaussianTwist`). With a matrix V in
-place of V I, S is factorised at each time (`CorrelatedTwist`).
+With the eigenvectors Q and eigenvalues l_i of A A^T, S = Q diag(n^2 + V l_i) Q^T for every V. The eigenvalues come from
+the singular values s_i of the operator, l_i = s_i^2, if these are known, otherwise from the matrix A A^T
+(`GaussianTwist`). With a matrix V in place of V I, S is factorised at each time (`CorrelatedTwist`).
 """
 
 import math
@@ -212,7 +212,10 @@ class CorrelatedTwist:
                 f"{tuple(covariance.shape)}"
             )
         if count > MOST_MEASUREMENTS:
-            raise ValueError(f"{count} measurements are too many for a matrix A V A^T (at most {MOST_MEASUREMENTS})")
+            raise ValueError(
+                f"{count} measurements are too many for a matrix A V A^T (at most {MOST_MEASUREMENTS}): leave out "
+                "data_covariance, or pass your own twist"
+            )
         check_memory("the matrix A V A^T", 8.0 * count * (2 * count + size))
         self.variances, self.axes = torch.linalg.eigh(covariance)
         if not bool((self.variances >= -ROUNDED * self.variances.abs().max()).all()):

@@ -60,7 +60,7 @@ class GivenImage(Objective):
         """Derive states and images, and return the loss terms of the conditional model, see `Objective.forward`.
 
         Raises:
-            ValueError: the condition has an image already, or as `Objective.forward` says.
+            ValueError: the condition has an image already; see also `Objective.forward`.
         """
         if "image" in by_name(cond):
             raise ValueError(

@@ -35,8 +35,8 @@ class Pairs(nn.Module):
 class InfoNCE(Objective):
     """The symmetric contrastive loss in nats, at times from a density, all with weight 1.
 
-    The other pairs of the batch are the negatives. With trainer.accumulate=n or n processes, those of the same part of
-    the batch are: the loss is then that of batches of 1/n of the size.
+    The other pairs of the batch are the negatives. With trainer.accumulate=n or n processes, only pairs of the same
+    part of the batch are: the loss is then that of batches of 1/n of the size.
 
     Args:
         times: density of the training times; default: `UniformTime()`.

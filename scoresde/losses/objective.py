@@ -85,7 +85,7 @@ class Objective(Configured, nn.Module):
 
     @property
     def required(self) -> tuple[str, ...]:
-        """Names among `conditions` of those that every sample has; the trained model needs them wherever it is used."""
+        """Names of those `conditions` that every sample has; the trained model cannot be used without them."""
         return ()
 
     def bind(self, model: Any, cond: Any) -> BaseModel:

@@ -98,7 +98,7 @@ class FeatureStatistics:
                 mean, covariance = (torch.from_numpy(arrays[name].astype(np.float64)) for name in ("mu", "sigma"))
                 return cls(mean, covariance, int(arrays["n"]) if "n" in arrays else None, space, features)
             if features is None:
-                raise ValueError(f"expected the arrays mu and sigma, or pool_3; got {', '.join(arrays) or 'others'}")
+                raise ValueError(f"expected the arrays mu and sigma, or pool_3; got {', '.join(arrays) or 'none'}")
             return cls.of(features, space)
         except (ValueError, OSError, zipfile.BadZipFile, AttributeError) as error:
             raise ValueError(f"{path} does not hold feature statistics: {error}") from error

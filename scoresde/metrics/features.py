@@ -153,7 +153,7 @@ def warn_if_narrow(images: Tensor, span: Span) -> None:
     if 0 < share < NARROW:
         warnings.warn(
             f"images with values from {low:g} to {high:g} fill only {100 * share:.2g}% of the span ({black:g}, "
-            f"{white:g}): unless they are that uniform, set span to the values of black and white in them",
+            f"{white:g}): unless they are so uniform, set span to their values of black and white",
             stacklevel=3,
         )
 

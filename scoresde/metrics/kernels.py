@@ -86,7 +86,7 @@ def median_bandwidths(y: Tensor) -> list[float]:
     median = float(torch.pdist(flat[rows.to(flat.device)]).median())
     if not median > 0:
         raise ValueError(
-            "the median distance between samples of y is 0, as most of these samples are equal: choose bandwidths"
+            "the median distance between samples of y is 0, as most of these samples are equal: pass bandwidths"
         )
     return [scale * median for scale in SCALES]
 

@@ -53,8 +53,8 @@ class Conditions:
         cond_join: where the classes and the vector are added, "output" or "input" of the time embedding, see
             `TimeEmbedding`.
         cond_channels: number of channels of the condition image, see `ImageCondition`; 0 for none.
-        text: the text encoder that is trained along, see `TextEncoder`; None for none. Its vectors are the context, so
-            `context_features` must then be 0.
+        text: the text encoder, trained with the network, see `TextEncoder`; None for none. Its vectors are the context,
+            so `context_features` must then be 0.
 
     Raises:
         ValueError: both `text` and `context_features` are given.
@@ -193,7 +193,7 @@ def _embed_label(table: nn.Embedding, label: Tensor, batch: int, name: str) -> T
 
 
 class ImageCondition(nn.Module):
-    """Map condition images (B, *shape) to what is added to the output of a network's input layer.
+    """Map condition images (B, *shape) to a term that is added to the output of a network's input layer.
 
     A linear map of a concatenation is a sum, W [x, image] = W_x x + W_image image. With W_x the input layer and
     W_image a layer of the same kind without bias, the network is that of the concatenated channels (Palette,

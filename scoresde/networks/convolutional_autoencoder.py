@@ -4,8 +4,8 @@
     decode: z (B, c, *latent sides) --middle--> up[res] blocks   --> mean of p(x | z), and log of its scale
 
 Each resolution but the first halves the sides. The blocks are those of the U-Net (`networks.blocks`) without time and
-without skip connections. `pipelines.autoencoder` makes distributions of the outputs of this network, or of any module
-with the methods `encode` and `decode` and the attributes `shape` and `latent_shape`.
+without skip connections. `pipelines.autoencoder` turns the outputs of this network into distributions, or those of any
+module with the methods `encode` and `decode` and the attributes `shape` and `latent_shape`.
 """
 
 from collections.abc import Sequence
@@ -60,7 +60,7 @@ class ConvolutionalAutoencoder(nn.Module, Configured):
         attention: resolutions (lengths of the last dimension) with attention; the middle always has it.
         block: the settings that all blocks share, see `BlockStyle`; by default those of the paper's code.
         scales: if True, the decoder also predicts the log scale of each value; if False, it returns None, and the
-            scale is a parameter beside the network.
+            scale is a parameter of the `Autoencoder`.
 
     Raises:
         ValueError: the sides cannot be halved often enough, or attention is at a resolution that does not occur.

@@ -153,7 +153,7 @@ class DiT(nn.Module, Configured):
             `image_size` that is not a multiple of `patch`.
         cond_channels: number of channels of the condition image, see `ImageCondition`; 0 for none.
         context_features: length of the context vectors that every block attends to; 0 for none.
-        text: the text encoder that is trained along, see `Conditions`; None for none.
+        text: the text encoder, trained with the network, see `Conditions`; None for none.
 
     Raises:
         ValueError: a side is not a multiple of `patch` and `pad` is False, or `width` is not a multiple of `heads` and

@@ -35,7 +35,7 @@ class ConditionEncoder(nn.Module):
         depth: number of residual layers.
         classes: number of classes, 0 for none; for several labels, a dict from name to number of classes.
         cond_features: length of the condition vector; 0 for none.
-        text: the text encoder that is trained along; a linear map of its pooled vector is one of the parts.
+        text: the text encoder, trained with the network; a linear map of its pooled vector is one of the parts.
 
     Raises:
         ValueError: in a call, there is no condition, or one that the encoder was built without.

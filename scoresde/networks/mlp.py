@@ -47,7 +47,7 @@ class MLP(nn.Module, Configured):
             (B, cond_channels, *space), for vectors (B, cond_channels); 0 for none.
         out_channels: first dimension of the output of one state, whose other dimensions are those of `shape`; default:
             that of `shape`.
-        text: the text encoder that is trained along, of which only the pooled vector is used; None for none.
+        text: the text encoder, trained with the network, of which only the pooled vector is used; None for none.
     """
 
     casts_inputs = True

@@ -19,7 +19,7 @@ from scoresde.protocols import Condition, by_name
 
 
 class TransformerAttention(nn.Module):
-    """Multi-head attention of normalised tokens to themselves, or to context vectors, without biases but the last.
+    """Multi-head attention of normalised tokens to themselves, or to context vectors; only the last layer has a bias.
 
     Context vectors that hold NaN are left out; a sample whose context vectors all hold NaN attends to nothing.
     """

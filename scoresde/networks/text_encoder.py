@@ -1,12 +1,12 @@
-"""A small transformer that is trained along with a network and embeds its texts (GLIDE, 2112.10741, section 4).
+"""A small transformer that embeds the texts of a network and is trained with it (GLIDE, 2112.10741, section 4).
 
     h_0  =  E[token] + P[position]
     h  <-  h + attention(norm(h)),    h  <-  h + W2 gelu(W1 norm(h))
     context  =  norm(h),    pooled  =  mean of the context over the tokens of the text
 
-Blocks of a network attend to the context; the pooled vector is added to the features of the noise level. Padding takes
-no part: the result does not depend on how many numbers -1 follow a text, and a text of padding alone, the null
-condition, has a context of NaN, which attention leaves out, and the pooled vector 0.
+Blocks of a network attend to the context; the pooled vector is added to the features of the noise level. Padding has no
+effect: the result does not depend on how many numbers -1 follow a text. A text of padding alone is the null condition:
+its context is NaN, which attention leaves out, and its pooled vector is 0.
 """
 
 import math

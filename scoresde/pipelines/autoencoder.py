@@ -65,7 +65,7 @@ class Normal(Configured):
 
 @checked
 class GreyLevels(Configured):
-    """The discretised logistic density of `levels` grey levels, whose cells fill [low, high]; see the module.
+    """The discretised logistic density of `levels` grey levels, whose cells fill [low, high]; see the module docstring.
 
     Args:
         levels: number of grey levels.
@@ -139,7 +139,7 @@ class Decoded(NamedTuple):
 
 
 class Autoencoder(nn.Module):
-    """q(z | x) and p(x | z) of a network. It has no diffusion: `sde` is None.
+    """q(z | x) and p(x | z) of a network. The model has no diffusion: `sde` is None.
 
     Args:
         network: a module with `encode`, `decode`, `shape` and `latent_shape`, such as

@@ -21,7 +21,8 @@ resolutions (x_0, ..., x_K). For grey levels, x_(k-1) is the mean rounded to a g
 the sum bounds the bits of x_K from above, and equals them if the stages give no probability to another mean. Continuous
 images have no such bound: there the sum is a density of all resolutions, not of x_K.
 
-With s > 0, p_k is a mean over n, and the logarithm is averaged over n in its place: a lower bound (Jensen).
+With s > 0, p_k is a mean over n. The logarithm of each draw is averaged in place of p_k, which gives a lower bound
+(Jensen).
 """
 
 import math
@@ -73,7 +74,7 @@ class Cascade(Configured):
 
     Raises:
         TypeError: a stage is of another kind.
-        ValueError: there are no stages; the first stage is a super-resolution model, or another one is none; a stage
+        ValueError: there are no stages; the first stage is a super-resolution model, or a later one is not; a stage
             needs means of another shape than the images of the stage below; a stage of `AveragePooling` is below one of
             `Haar`, whose means are not grey levels, or above one without dequantisation.
     """

@@ -27,7 +27,8 @@ class CascadeStage:
     """One stage of a cascade.
 
     Args:
-        model: the model; of the fine parts given the condition "image" (`losses.low_resolution_image`) after the first.
+        model: the model, of images in the first stage, of fine parts given the condition "image"
+            (`losses.low_resolution_image`) in later ones.
         transform: the map T_k from data to model space.
         shape: the shape of one image x_k.
         dequantization: the dequantisation of grey levels; None for continuous images.
@@ -50,7 +51,7 @@ class CascadeStage:
     def image(self, mean: Tensor, level: float, stream: RandomStream) -> Tensor:
         """Return the condition image of means in model space, see `losses.super_resolution`."""
         if self.resolutions is None:
-            raise ValueError("the first stage of a cascade is given no image; got a mean")
+            raise ValueError("the first stage of a cascade takes no condition image; got a mean: use a later stage")
         return low_resolution_image(self.resolutions, mean, level if self.augmentation else None, stream)
 
     def given(self, cond: Condition) -> BaseModel:

@@ -5,9 +5,9 @@ A contrastive model gives the embedding z of an image x and that of a text c. Tw
     prior      p(z | c), over vectors, given the embedding of the text
     decoder    p(x | z), over images, given the embedding of an image
 
-and, because z is a function of x, p(x | c) = \int p(x | z) p(z | c) dz: draw z, then x (section 2). Where z carries
-what matters in an image, the decoder alone makes its variations (section 3.1), and images between two others by
-spherical interpolation of their embeddings (section 3.2). The scale of classifier-free guidance is chosen for each
+and, because z is a function of x, p(x | c) = \int p(x | z) p(z | c) dz: draw z, then x (section 2). Given the embedding
+of an image, the decoder alone draws variations of this image (section 3.1). Given spherical interpolations of two
+embeddings, it draws images between two others (section 3.2). The scale of classifier-free guidance is chosen for each
 stage.
 """
 
@@ -232,6 +232,6 @@ def _stages(seeds: Sequence[int]) -> tuple[list[int], list[int]]:
 
 
 def _check_count(values: Tensor, seeds: Sequence[int], name: str, shared: bool = True) -> None:
-    """Raise ValueError unless there are as many values as seeds, or one for all if that is possible."""
+    """Raise ValueError unless there are as many values as seeds, or one for all if `shared`."""
     if len(values) != len(seeds) and not (shared and len(values) == 1):
         raise ValueError(f"expected {len(seeds)} {name}, one for each seed; got {len(values)}")

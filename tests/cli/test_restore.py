@@ -211,7 +211,7 @@ def test_a_network_trained_for_inpainting_restores(inpainting, tmp_path, capsys)
     assert main(["sample", f"run={run}", *words, "cond.image=image.npy"]) == 0
     assert np.allclose(np.load(run / "samples" / rows(run, "samples")[-1]["file"]), array, atol=1e-4)
     restored(run, *FEW, "posterior=trained")
-    message = "the network was trained for measurements with noise_std=0.1, and takes y as one; got Inpainting("
+    message = "the network was trained for measurements with noise_std=0.1, and treats y as such; got Inpainting("
     assert message in capsys.readouterr().err
 
 

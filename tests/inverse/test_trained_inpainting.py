@@ -93,7 +93,7 @@ def test_errors():
 
 def test_another_noise_than_that_of_the_training_is_reported():
     network, y = model(), normal(2, 4)
-    with pytest.warns(UserWarning, match="trained for measurements with noise_std=0.05, and takes y as one"):
+    with pytest.warns(UserWarning, match="trained for measurements with noise_std=0.05, and treats y as such"):
         TrainedInpainting(network, Inpainting(MASK, 0.1), y, trained_noise_std=0.05)
     with warnings.catch_warnings(action="error"):
         TrainedInpainting(network, Inpainting(MASK, 0.1), y, trained_noise_std=0.1)

@@ -83,7 +83,7 @@ def test_images_outside_their_span_are_refused(span, share):
 
 def test_images_that_fill_little_of_their_span_are_warned_about():
     unit = torch.rand(4, 1, 8, 8, generator=seeded())
-    with pytest.warns(UserWarning, match=r"fill only 0.39% of the span \(0, 255\): unless they are that uniform, set"):
+    with pytest.warns(UserWarning, match=r"fill only 0.39% of the span \(0, 255\): unless they are so uniform, set"):
         extract(Pixels(), unit, (0, 255))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
