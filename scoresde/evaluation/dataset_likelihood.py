@@ -328,7 +328,7 @@ def _finite(name: str, values: Tensor) -> Tensor:
     """Return the finite values; if some are not finite, warn that their samples have no `name`."""
     finite = values[torch.isfinite(values)]
     if missing := len(values) - len(finite):
-        warnings.warn(f"{missing} of {len(values)} samples have no {name}: they are left out there", stacklevel=4)
+        warnings.warn(f"{missing} of {len(values)} samples have no {name}: its mean leaves them out", stacklevel=4)
     return finite
 
 

@@ -95,7 +95,7 @@ class SolverTable:
     def of(cls, method: Linear, sde: SDE, times: Tensor, denoise_final: bool = False) -> "SolverTable":
         """Return the table of a method on a grid of times, from t_max to t_min, float64.
 
-        A corrector changes the state before it is evaluated again; here the same change is made one row later, to b.
+        The change that a corrector makes to a state is part of b in the next row.
 
         Args:
             method: deterministic, with one evaluation a step.
