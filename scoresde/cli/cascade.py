@@ -54,7 +54,7 @@ def cascade_of(runs: Sequence[build.Run], config: DictConfig, with_threshold: bo
 def known_conditions(
     runs: Sequence[build.Run], config: DictConfig
 ) -> tuple[dict[str, list[str]], list[str] | None, CaptionEncoder | None]:
-    """Return what the stages take together, the arguments `classes`, `others` and `text` of `cli.conditions.drawing`.
+    """Return the conditions of all stages, as the arguments `classes`, `others` and `text` of `cli.conditions.drawing`.
 
     Raises:
         ValueError: two runs have different classes of one label.

@@ -241,12 +241,12 @@ def load_array(path: Path) -> torch.Tensor:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file holds something else.
+        ValueError: the file is not an array of finite numbers.
     """
     with reading(path, "an array of finite numbers in NumPy's format", "write it with numpy.save"):
         array = np.load(path, allow_pickle=False)
         if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiu" or not np.isfinite(array).all():
-            raise ValueError("it holds something else")
+            raise ValueError("it is an .npz archive, or has NaN, infinity or values that are not numbers")
     return torch.from_numpy(array.astype(np.float32))
 
 

@@ -92,7 +92,7 @@ def runs(folder: Path) -> list[Path]:
 
 
 def main() -> None:
-    """Print the completions of COMP_LINE, a line each; none if Hydra cannot compose the words before the cursor."""
+    """Print the completions of COMP_LINE, one per line; none if Hydra cannot compose the words before the cursor."""
     with open(os.devnull, "w") as null, redirect_stderr(null), suppress(Exception, SystemExit):
         print("\n".join(candidates(os.environ["COMP_LINE"], Path(sys.argv[1]))))
 

@@ -172,7 +172,7 @@ def class_number(name: str, value: Any, names: Sequence[str]) -> int:
     """
     numbered = all(text.lstrip("-").isdecimal() for text in names)
     if isinstance(value, bool) or not isinstance(value, (int, str)):
-        raise ValueError(f"cond.{name} must be a class, its number or its name, or all; got {value!r}")
+        raise ValueError(f"cond.{name} must be the number or the name of a class, or all; got {value!r}")
     if value == NULL and NULL not in map(_whole, names):
         return NULL
     if str(value) in names and (numbered or isinstance(value, str)):

@@ -1,4 +1,4 @@
-"""`scoresde restore`."""
+"""`scoresde restore`, which draws samples of the posterior of a measurement."""
 
 import inspect
 import warnings
@@ -75,7 +75,7 @@ def restore(config: DictConfig) -> Record:
 
 
 def build_operator(config: DictConfig, shape: tuple[int, ...]) -> Operator:
-    """Build the operator for states of a shape; raise ValueError if it is for other states."""
+    """Build the operator for states of a shape; raise ValueError if it does not fit them."""
     operator = build.instantiate(config.operator, config.trust, OperatorSettings)
     operator = operator(shape) if isinstance(operator, SizedOperator) else as_operator(operator)
     try:
@@ -92,7 +92,7 @@ def conditional(run: build.Run, config: DictConfig) -> tuple[Model, Any]:
     others = None if names is None else [name for name in names if name not in classes]
     drawn = drawing(cond, 1, 1, classes, others, run.text)
     if drawn.names:
-        raise ValueError("cond must be one condition; got all classes: restore once for each class, cond.label=3")
+        raise ValueError("cond must be one condition; got all classes: set one class, such as cond.label=3")
     return run.model.given(drawn.cond), cond
 
 
@@ -140,7 +140,8 @@ def posterior(config: DictConfig, run: DictConfig) -> restoration.Method:
 
     Args:
         config: the configuration of the restoration.
-        run: that of the run; a training for inpainting has the noise of its measurements in `loss.noise_std`.
+        run: the configuration of the run; if it was trained for inpainting, `loss.noise_std` is the noise of its
+            measurements.
     """
     build.check(config.posterior, PosteriorSettings, config.trust)
     construct = build.instantiate({**plain(config.posterior), "_partial_": True}, config.trust)
@@ -178,12 +179,12 @@ def moments(config: DictConfig, part: Any, shape: tuple[int, ...]) -> PosteriorM
     choices = HydraConfig.get().runtime.choices
     if not isinstance(part, Measured):
         raise ValueError(
-            f"posterior must be mmps, pigdm, dps or trained with a tolerance; got {choices['posterior']}: take one of "
+            f"with a tolerance, posterior must be mmps, pigdm, dps or trained; got {choices['posterior']}: take one of "
             "these, or leave out the tolerance"
         )
     if "steps" not in config.sampler:
         raise ValueError(
-            f"sampler must have a number of steps with a tolerance; got {choices['sampler']}: use sampler=dpmpp2"
+            f"with a tolerance, sampler must have a number of steps; got {choices['sampler']}: use sampler=dpmpp2"
         )
 
     def sampler(steps: int) -> Sampler:
@@ -196,7 +197,7 @@ def moments(config: DictConfig, part: Any, shape: tuple[int, ...]) -> PosteriorM
 
 
 def warn_of_misfit(row: Record) -> None:
-    """Warn if the samples are far from the measurement, as with too few steps, or if it is not in model space."""
+    """Warn if the samples are far from the measurement, as with too few steps or a measurement in data units."""
     ratio = row["residual"] / row["noise_std"] if row["noise_std"] else 0.0
     if ratio > FAR:
         warnings.warn(

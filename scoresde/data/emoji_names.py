@@ -90,7 +90,7 @@ def caption(code: str, names: Mapping[str, str]) -> str | None:
 
     Args:
         code: code points, "-".join of hexadecimal numbers.
-        names: names by the text of the emoji.
+        names: {emoji: name}.
     """
     text = "".join(chr(int(number, 16)) for number in code.split("-"))
     if text in names:

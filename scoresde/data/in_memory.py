@@ -36,7 +36,7 @@ def dataset(data: Any, name: str = "data", split: str = "all", shares: Mapping[s
         data: a tensor or array (N, *), a pair (states, conditions), a dataset, or the path of a file.
         name: name of the argument in messages.
         split: the part of a file to read, "train", "validation", "test" or "all".
-        shares: the shares of a file that are its parts "validation" and "test".
+        shares: the shares of the rows of a file in its parts "validation" and "test".
 
     Raises:
         TypeError: `data` has none of these forms.
@@ -149,12 +149,12 @@ def divided(data: Any, shares: Mapping[str, float], seed: int = 0) -> dict[str, 
 
 
 def is_in_memory(data: Any) -> bool:
-    """Return whether a dataset holds its states as a tensor, so that only its items can describe it."""
+    """Return whether a dataset holds its states as a tensor, so that no configuration can describe it."""
     return type(data) is Items
 
 
 def dtype_of(data: Any) -> torch.dtype:
-    """Return the dtype of the states as they were given: `Items` of integers have floating-point states."""
+    """Return the dtype of the states before `Items` converts integers to floating point."""
     return _entries(data).dtype if is_in_memory(data) else state_of(data[0]).dtype
 
 

@@ -82,7 +82,7 @@ class ParquetImages(Items):
         names: dict[str, list[str]] = {}
         texts: list[str] = []
         if text is not None and captions is None:
-            raise ValueError("captions must name the column of texts beside text; got null: set data.captions=...")
+            raise ValueError("captions must name the column of texts if text is set; got null: set data.captions=...")
         for path in _paths(files):
             with _open(path) as file:
                 column = _image_column(file.schema_arrow, column)

@@ -216,7 +216,7 @@ class Compose(Configured):
 
     @property
     def bound(self) -> str:
-        """What makes the terms of `draw` a bound; empty if all transforms are invertible."""
+        """Names of the transforms whose terms in `draw` are a bound; empty if all transforms are invertible."""
         return " and ".join(filter(None, (getattr(transform, "bound", "") for transform in self.transforms)))
 
     @property

@@ -35,7 +35,7 @@ class DatasetClassification:
         indices: the positions of the samples in the dataset, int64 (N,); samples without a label are left out.
         log_posterior: log p(k | x), nats (N, K).
         stderr: standard errors of log_posterior (N, K); None if they are not known.
-        draws: draws of each class, see `classify.Classification`, (N, K).
+        draws: numbers of draws for each class, see `classify.Classification`, (N, K).
         nfe, backward: mean numbers of network evaluations and of products with Jacobians per sample.
         conventions: everything that affects the values.
     """

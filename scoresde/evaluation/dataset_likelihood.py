@@ -14,8 +14,9 @@ The squares of the first two add up to the squared standard error over samples, 
 third is a bias. With a tolerance, the mean is a multilevel estimate (`scoresde.multilevel_bits`), whose terms take the
 place of the last two. An evidence bound for the reverse SDE is reported next to the likelihood of the probability flow.
 
-Data with labels y have the likelihood given the label, p(x | y). Beside it stand the cost of the label itself,
--log p(y) under the class frequencies of the training data, and the joint likelihood of sample and label, the sum.
+Data with labels y have the likelihood given the label, p(x | y). Two more values are reported: the cost of the label
+itself, -log p(y) under the class frequencies of the training data, and the joint likelihood of sample and label, the
+sum of the two.
 """
 
 import math
@@ -86,7 +87,7 @@ class DatasetLikelihood:
             the sum of "prior" and "entropy"; none for other transforms.
         reconstruction: root mean square error of an autoencoder's reconstructions, in data units; None without one.
         terms: name, mean, standard error, and numbers of samples and draws of each term of a multilevel estimate.
-        beyond, bias: the error of a multilevel estimate for these samples, and the remaining bias, a part of it.
+        beyond, bias: the standard error of a multilevel estimate for these samples, and the bias that it includes.
         parts: {cause: part of the standard error of the first term} of a multilevel estimate.
         accuracy: the error of an entry of per_sample of a multilevel estimate.
     """
@@ -286,7 +287,7 @@ def _add_bound(likelihood: DatasetLikelihood, results: Mapping[str, Numbers]) ->
 
 
 def _of_multilevel(found: MultilevelLikelihood, declared: dict[str, str], unit: str) -> DatasetLikelihood:
-    """Return a multilevel estimate in the form of all likelihoods."""
+    """Return a multilevel estimate as a `DatasetLikelihood`."""
     nfe, backward = (float(counts.double().mean()) for counts in (found.nfe, found.backward))
     parts = {"probes": found.probes, "dequantisation": found.dequantization}
     return DatasetLikelihood(
@@ -327,7 +328,7 @@ def _finite(name: str, values: Tensor) -> Tensor:
     """Return the finite values; if some are not finite, warn that their samples have no `name`."""
     finite = values[torch.isfinite(values)]
     if missing := len(values) - len(finite):
-        warnings.warn(f"{missing} of {len(values)} samples have no {name}: they are left out there", stacklevel=4)
+        warnings.warn(f"{missing} of {len(values)} samples have no {name}: its mean leaves them out", stacklevel=4)
     return finite
 
 

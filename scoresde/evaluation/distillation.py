@@ -1,4 +1,4 @@
-"""Distillation of a run into something that samples in a few evaluations: the methods of `scoresde distill`.
+"""Distillation of a run into solvers or models that need few evaluations: the methods of `scoresde distill`.
 
 A method is a function of a `Teacher` that yields one row of results for each file or folder that it stores in the
 directory of the run. The rows go to `metrics.jsonl`, and `table` shows them. `SolverDistillation` learns the
@@ -63,7 +63,7 @@ class SolverDistillation:
 
     Args:
         nfe: numbers of evaluations.
-        folder: the folder in the directory of the run. Solvers of a guided model belong in another one than "solvers".
+        folder: the folder in the directory of the run. For a guided model choose another one than "solvers".
         options: arguments of `samplers.Learning`.
     """
 
@@ -114,8 +114,8 @@ class LikelihoodSolverDistillation:
 
     Args:
         steps: numbers of steps.
-        folder: the folder in the directory of the run. Solvers of a guided model belong in another one.
-        samples: data to learn from and to hold out.
+        folder: the folder in the directory of the run. For a guided model choose another one.
+        samples: number of samples of the data; `AdamsLearning.held_out` is the share held out.
         options: arguments of `AdamsLearning`.
     """
 

@@ -101,7 +101,7 @@ class ContrastiveFeatures:
 
     @property
     def description(self) -> str:
-        """What the features are."""
+        """Description of the features."""
         return f"embeddings of the contrastive model {self.run}"
 
     def __call__(self, images: Tensor, span: Span) -> Features:

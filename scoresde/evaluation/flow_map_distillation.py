@@ -1,4 +1,4 @@
-"""Distillation of a run into a flow map: a method of `scoresde distill`, beside that of `evaluation.distillation`.
+"""Distillation of a run into a flow map: a method of `scoresde distill`, see `evaluation.distillation`.
 
 The student is a run of its own in a folder of the teacher's run. Its network is that of the teacher with more output
 channels and an embedding of the target time; at first its jumps are DDIM steps of the teacher. `Trainer.fit` trains it

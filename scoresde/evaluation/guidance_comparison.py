@@ -6,7 +6,7 @@ figure 1). All scales draw the same number of samples, from the same seeds, with
 the differences between scales are those of guidance. The conditions are those of the reference split
 (`evaluation.conditions`).
 
-The number of steps is the one that fits into the budget of network evaluations (NFE) at the scale that costs most; a
+The number of steps is the largest that fits into the budget of network evaluations (NFE) at the dearest scale; a
 scale of 0 costs less, and the NFE of each row is counted. Samples are compared with all of the split: images in a
 feature space (`metrics.features`), other states in model space. Errors are those of `metrics.image_quality`.
 """

@@ -115,7 +115,7 @@ def _state(data_map: DataMap, data: Tensor, seed: int) -> Tensor:
 
 
 def of_states(run: Run, operator: Operator) -> Operator:
-    """Return a measurement of pictures in model space as one of states: through the decoder if states are latents."""
+    """Return the operator on states for one on pictures in model space; on latents it decodes them first."""
     through = getattr(run.transform, "through", None)
     return operator if through is None else through(operator)
 
@@ -162,7 +162,7 @@ def restore(
         UserWarning: there are fewer effective particles than samples.
 
     Raises:
-        ValueError: n is larger than `particles`, or as the method says.
+        ValueError: n is larger than `particles`; see also the method.
     """
     shape, started = run.state_shape, time.perf_counter()
     check_memory(f"n={n} samples of shape {list(shape)}", 12 * n * math.prod(shape))
@@ -206,7 +206,7 @@ def residual(problem: Problem, x: Tensor) -> float:
 
 
 def coverage(x: Tensor, truth: Tensor, level: float) -> dict[str, float | int]:
-    """Return how many entries of the truth (*) lie within the intervals of the samples x (n, *); see the module.
+    """Return how many entries of the truth (*) lie in the intervals of samples x (n, *); see the module docstring.
 
     Returns:
         `coverage`, the share of entries; `coverage_level`, the stated level; and `coverage_entries`, the number of

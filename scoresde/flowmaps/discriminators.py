@@ -146,7 +146,7 @@ class FeatureHead(nn.Module):
 class FeatureDiscriminator(nn.Module, Configured):
     """The logit of a noisy state x_u from its features in a trained score network with fixed weights.
 
-    Each chosen block of the network has a head (`FeatureHead`); the logit is the mean of theirs.
+    Each chosen block of the network has a head (`FeatureHead`); the logit is the mean over the heads.
 
     Args:
         teacher: a score model whose network is a module; its weights stay fixed, and are not among the parameters of

@@ -65,10 +65,10 @@ class FlowMap(ScoreModel):
         prediction: what the first C channels predict on the diagonal, see `ScoreModel`; default
             `predictions.TrigFlow(data_scale)`.
         data_scale: S of `flowmaps.angle`, about the standard deviation of the data.
-        correction: whether the network has the C channels that are added to F. A map that starts from a model of
-            noise or of data needs them: at one end of the path, F is a small difference of x and the output, divided by
-            a small number. Errors of the output are multiplied by g = |dF/d output| there. Where g > 10, the part of F
-            from the first C channels is multiplied by (10/g)^2.
+        correction: whether the network has the C channels that are added to F. A map that starts from a model
+            that predicts noise or data needs them: at one end of the path, F is a small difference of x and the output,
+            divided by a small number. Errors of the output are multiplied by g = |dF/d output| there. Where g > 10, the
+            part of F from the first C channels is multiplied by (10/g)^2.
         divergence: whether the network has the channel h.
         targets: the s that the map is trained for: "all"; "down", those with less noise than t; or "data", t_min only.
         conditional: see `ScoreModel`.
@@ -107,7 +107,7 @@ class FlowMap(ScoreModel):
         """Copy the weights of a trained model, so that the map is its DDIM step; return the flow map.
 
         With `correction`, the map differs from a DDIM step where the factor g of the class docstring exceeds 10. Rows
-        that a tensor of the network's output layer has in addition here become zero.
+        of the output layer that the model lacks become zero.
 
         Raises:
             ValueError: the model has another SDE or prediction type, a learned variance, or a network with other
@@ -198,8 +198,8 @@ class FlowMap(ScoreModel):
         """Return x_s (B, *) for x (B, *) at t; t and s are () or (B,).
 
         Raises:
-            ValueError: t or s is outside [t_min, t_max], or s is not one of the `targets` of the map. The targets of
-                times on an accelerator are not checked, as reading them would wait for the device.
+            ValueError: t or s is outside [t_min, t_max], or s is not one of the `targets` of the map. Times on
+                an accelerator are not compared with `targets`, as reading them would synchronise with the device.
         """
         x, t, s = floating(x), *self._checked(t, s)
         return self.moved(x, self.average(x, t, s)[0], t, s)

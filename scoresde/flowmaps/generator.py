@@ -51,8 +51,8 @@ class DenoisingGenerator(ScoreModel):
     """A generator G(x_t, t, z), see the module docstring. It has no density.
 
     The latent z is the condition "latent" of the network, (B, latent). The networks of this library get an embedding of
-    it (`networks.embeddings.accept_latent`). The views of `predict` are those of a draw x_0 = G(x_t, t, z), and not
-    means; without a latent in the condition they are not trained: use `generate`.
+    it (`networks.embeddings.accept_latent`). `predict` returns the views of a draw x_0 = G(x_t, t, z), not means. It
+    needs a latent in the condition, as the network is not trained without one; `generate` takes the latent.
 
     Args:
         network: see `ScoreModel`.

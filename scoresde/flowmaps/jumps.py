@@ -84,7 +84,7 @@ class Jump(PlainStep):
 
 
 class LearnedTrace(Hutchinson):
-    """The trace that a flow map has learned; `finer()` of `Jumps`, which has none, takes one fixed Hutchinson probe."""
+    """The trace that a flow map has learned. The solver `Jumps.finer()` takes one fixed Hutchinson probe instead."""
 
     def __init__(self) -> None:
         super().__init__(resample=False)
@@ -103,7 +103,7 @@ class Jumps:
     """Jumps of a flow map with equal steps of the angle, in place of a solver: approximate likelihoods and latents.
 
     `conventions` of a likelihood say that it is approximate. `finer()` is the default solver, for the flow of the map's
-    diagonal: `scoresde bpd` reports the difference of the two as the discretisation error.
+    diagonal: `scoresde bpd` reports the difference of the two likelihoods as the discretisation error.
 
     Args:
         steps: number of jumps, each one evaluation.

@@ -1,6 +1,6 @@
 r"""Self-guidance by likelihood: the first noise moves towards samples that the flow map itself finds likelier.
 
-A flow map takes the noise z ~ N(0, I), x_T = prior_std z, to a sample x(z). With the log-determinant of one jump from
+A flow map maps noise z ~ N(0, I), with x_T = prior_std z, to a sample x(z). With the log-determinant of one jump from
 t_max to t_min, its log-likelihood is, up to a constant,
 
     g(z) = -|z|^2 / 2 - log |det dx/dx_T|.

@@ -56,7 +56,7 @@ class SolverTable:
         a: (n,), float64. b: (n, n), float64; b[k, j] multiplies the view j evaluations before the newest one.
         view: "denoised", "noise" or "v".
         path: the path that the table was learned for, see `path_of`.
-        notes: how it was learned, and how far its samples are from the flow's; plain numbers and texts.
+        notes: how the table was learned, and how far its samples are from the flow's; plain numbers and texts.
 
     Raises:
         ValueError: a number is not finite, the shapes do not fit, the view is unknown, or the times do not fall from
@@ -95,7 +95,7 @@ class SolverTable:
     def of(cls, method: Linear, sde: SDE, times: Tensor, denoise_final: bool = False) -> "SolverTable":
         """Return the table of a method on a grid of times, from t_max to t_min, float64.
 
-        A corrector changes the state before it is evaluated again; here the same change is made one row later, to b.
+        The change that a corrector makes to a state is part of b in the next row.
 
         Args:
             method: deterministic, with one evaluation a step.

@@ -1,14 +1,14 @@
 r"""Learn the coefficients and times of a few-step solver for a model (S4S, 2502.17423; LD3, 2405.15506).
 
-The samples of a solver with n evaluations should be those of the probability flow from the same starts x_T. Starts cost
-nothing but their accurate solves. Those to learn from come from a pool (`samplers.solver_fit`). Other starts, which are
-never learned from, choose the table of the smallest loss among several on the way. The formula to begin with is one of
-these, so the loss of a learned solver on these starts is never larger. Its distance there is a little smaller than on
-new starts, as is the minimum over a few tables.
+The samples of a solver with n evaluations should be those of the probability flow from the same starts x_T. The only
+cost of a start is its accurate solve. A pool of starts is learned from (`samplers.solver_fit`). Other starts are held
+out: of several tables from the course of the fit, the one with the smallest loss on them is chosen. The initial formula
+is one of these tables, so a learned solver never has a larger loss on the held-out starts. Because of this choice, its
+distance there is a little smaller than on new starts.
 
 The formula decides more than any setting, because learning moves its times little: the rms distance of a learned solver
 is mostly that of a few starts between two modes of the data, and their number depends on the times at which the modes
-separate. Few starts cannot rank formulas by it, so all formulas are compared on the whole pool.
+separate. A few starts cannot rank formulas by this distance, so all formulas are compared on the whole pool.
 """
 
 import math
@@ -127,7 +127,9 @@ class Learner:
         titled = progress_bar(list(tables), title="formulas", unit="formula", shown=self.progress)
         tried = {name: self.distance(tables[name], math.inf, self.pool).rms for name in titled}
         if not tried or math.isinf(min(tried.values())):
-            raise RuntimeError(f"no formula gives finite samples with nfe={nfe}: check the model, or give start=")
+            raise RuntimeError(
+                f"no formula gives finite samples with nfe={nfe}: check the model, or give a formula as start"
+            )
         best = min(tried, key=lambda name: tried[name])
         return best, tables[best]
 
@@ -229,7 +231,7 @@ def _declared_shape(model: Any) -> Sequence[int]:
     """Return the `shape` of a model's network; raise ValueError if there is none."""
     shape = getattr(getattr(model, "network", None), "shape", None)
     if shape is None:
-        raise ValueError("shape must be given, as the network declares no shape; got None: give shape=(1, 8, 8)")
+        raise ValueError("shape must be given, as the network declares no shape; got None: give one, e.g. (1, 8, 8)")
     return shape
 
 

@@ -290,7 +290,7 @@ class Sampler(PlainStep):
         if not pairs and not self.denoise_final:
             raise ValueError(f"a sampler must have transitions or denoise_final=True; got neither from {self!r}")
         if (shape is None) == (x_T is None):
-            raise ValueError("give either a shape (B, *) or a starting state x_T, exactly one of the two")
+            raise ValueError(f"give either a shape (B, *) or states x_T; got {'neither' if shape is None else 'both'}")
         x = empty_states(shape, dtype, device or device_of(model)) if x_T is None else x_T
         check_real("x_T", x)
         if not x.is_floating_point() or x.ndim < 2 or (x_T is None and not dimensions(x)):

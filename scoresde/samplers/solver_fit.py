@@ -240,7 +240,9 @@ class _Fit:
         lengths = torch.cat(parts).sqrt().cpu()
         if not bool(torch.isfinite(lengths).all()):
             count = int((~torch.isfinite(lengths)).sum())
-            raise RuntimeError(f"{count} of {len(lengths)} samples of the formula are not finite: give another start=")
+            raise RuntimeError(
+                f"{count} of {len(lengths)} samples of the formula are not finite: give another start formula"
+            )
         return lengths
 
     def whitening(self, generator: torch.Generator) -> Tensor:

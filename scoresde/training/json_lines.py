@@ -31,7 +31,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
                 break
             raise ValueError(f"line {number} of {path} is not JSON ({error}): remove that line") from error
         if not isinstance(row, dict):
-            raise ValueError(f"line {number} of {path} is not a JSON object: {line[:40].decode()!r}")
+            raise ValueError(f"line {number} of {path} is not a JSON object; got {line[:40].decode()!r}: remove it")
         rows.append(row)
     return rows
 

@@ -120,9 +120,9 @@ def test_a_number_is_a_name_where_the_names_are_numbers():
         ({"lable": 1}, "no condition 'lable' of this model; did you mean label? Available: label, year, vector"),
         ({"label": "cta"}, "no class 'cta' of cond.label; did you mean cat? Available: cat, dog, owl"),
         ({"label": 3}, "cond.label must be a class 0 .. 2, or -1 for none; got 3"),
-        ({"label": 1.5}, "cond.label must be a class, its number or its name, or all; got 1.5"),
-        ({"label": [0, 1]}, "cond.label must be a class, its number or its name, or all; got [0, 1]"),
-        ({"label": True}, "cond.label must be a class, its number or its name, or all; got True"),
+        ({"label": 1.5}, "cond.label must be the number or the name of a class, or all; got 1.5"),
+        ({"label": [0, 1]}, "cond.label must be the number or the name of a class, or all; got [0, 1]"),
+        ({"label": True}, "cond.label must be the number or the name of a class, or all; got True"),
         ({"vector": "cat"}, "cond.vector must be numbers or FILE.npy; got 'cat'"),
         (
             {"vector": "all"},

@@ -228,5 +228,5 @@ def test_captions_stay_with_their_images_and_become_conditions(tmp_path):
         ParquetImages(**{**arguments, "captions": "name"})
     with pytest.raises(ValueError, match="column 'image' must hold texts; got type struct"):
         ParquetImages(**{**arguments, "captions": "image"})
-    with pytest.raises(ValueError, match="captions must name the column of texts beside text; got null"):
+    with pytest.raises(ValueError, match="captions must name the column of texts if text is set; got null"):
         ParquetImages(tmp_path / "*.parquet", 4, text=text)

@@ -324,8 +324,8 @@ def test_in_the_published_order_a_corrector_acts_before_the_last_denoising(model
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({}, "either a shape .* exactly one of the two"),
-        ({"shape": SHAPE, "x_T": X}, "exactly one of the two"),
+        ({}, "either a shape .* or states x_T; got neither"),
+        ({"shape": SHAPE, "x_T": X}, "or states x_T; got both"),
         ({"shape": (2,)}, r"floating-point tensors \(B, \*\); got torch.float32 \(2,\)"),
         ({"shape": (2, 0)}, r"got torch.float32 \(2, 0\)"),
         ({"x_T": torch.ones(2, 2, dtype=torch.int64)}, "got torch.int64"),
