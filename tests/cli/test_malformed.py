@@ -254,17 +254,21 @@ def test_a_corrupt_line_of_a_log_names_the_file_and_the_line(toy, refused):
     )
 
 
+OPTIONAL = {"experiment", "name", "data", "learned_variance"}
+OPTIONAL |= {
+    "autoencoder",
+    "classifier",
+    "contrastive",
+    "flow_map",
+    "generator",
+}  # keys that only some configurations have
+
+
 @pytest.mark.parametrize("verb", VERBS)
 def test_every_setting_of_a_verb_has_a_type(verb):
     with configurations(verb, None) as (compose, _):
         keys = {key for key in key_paths(compose()) if "." not in key}
-    assert (
-        keys - {"name"}
-        <= set(annotations_of(SETTINGS[verb]))
-        <= keys
-        | {"experiment", "name", "learned_variance", "classifier", "contrastive", "flow_map", "generator"}
-        | {"data"}
-    )
+    assert keys - {"name"} <= set(annotations_of(SETTINGS[verb])) <= keys | OPTIONAL
 
 
 def test_numbers_and_truth_values_of_a_training_take_no_other_type(config):
