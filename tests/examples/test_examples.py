@@ -24,6 +24,12 @@ EXPECTED = {
         and abs(f["OR, weights 0.8 and 0.2, share of p_1"] - 0.8) < 0.15  # four standard errors of 100 samples
         and f["AND, the same as tracked"] < 1e-6 < 0.1 < f["AND, median |log p_1 - log p_2|"]
     ),
+    "simulation_based_inference": lambda f: all(
+        f[f"{name}: information over the prior (nats)"] > 0.3
+        and f[f"{name}: KL (nats)"] > -3 * f[f"{name}: KL, standard error"]
+        and 0.3 < f[f"{name}: errors with eight probes / standard errors"] < 3
+        for name in ("two moons", "SIR epidemic")
+    ),
     "time_series": lambda f: (
         f["diffusion: CRPS"] < 1.2 * f["linear: CRPS"]
         and f["diffusion: AUC, other time"] > 0.7
