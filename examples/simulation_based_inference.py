@@ -169,13 +169,13 @@ def draw_row(axes, simulator, grid, observed, log_prob, exact, estimate, ranks, 
     ends = exact.min() - 1.5, exact.max() + 0.5
     axes[2].plot(ends, ends, color="grey", linewidth=0.7)
     axes[2].plot(exact, estimate, ".", markersize=3, alpha=0.6)
-    axes[2].set(title="log-density at the true parameters", xlim=ends, ylim=ends)
+    axes[2].set(title="log-density at the truth", xlim=ends, ylim=ends)
     axes[2].set(xlabel=r"$\log p(\theta\,|\,x)$, exact (nats)", ylabel=r"$\log q(\theta\,|\,x)$")
     levels, n, band = np.linspace(0, 1, 201), len(ranks), stats.kstwo.ppf(0.95, len(ranks))  # Kolmogorov's band
     axes[3].axhspan(-band, band, color="#DDDDDD", linewidth=0)
     for column, label in zip(ranks.T, (*simulator.labels, r"$\log\,q(\theta\,|\,x)$"), strict=True):
         axes[3].plot(levels, np.searchsorted(np.sort(column), levels) / n - levels, label=label)
-    axes[3].set(title=f"share of {n} ranks - level, 95% band", xlabel="level", ylim=(-0.2, 0.2))
+    axes[3].set(title=f"{n} ranks: share - level", xlabel="level", ylim=(-0.2, 0.2))
     axes[3].legend(ncols=3, loc="upper center")
 
 
