@@ -39,7 +39,7 @@ class Guided(ModelWrapper):
 
     @property
     def density(self) -> str | None:
-        """Name of the guided model (`BaseModel.density`), with its settings; None if that of `model` is None."""
+        """Name of the guided model with its settings (`BaseModel.density`); None if `model` has no name."""
         inner = self.model.density
         return None if inner is None else f"{type(self).__name__}({inner}, {self._settings()})"
 
