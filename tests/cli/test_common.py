@@ -37,7 +37,8 @@ def test_runs_are_suggested_from_the_usual_folder_and_as_they_are_typed(refused)
 @pytest.mark.parametrize("verb", ["sample", "train", "report"])
 @pytest.mark.parametrize(("value", "shown"), [("", "''"), ("null", "null"), ("[a]", "['a']")])
 def test_a_run_is_a_path(verb, value, shown, refused):
-    assert f"run must be a directory; got {shown}" in refused(verb, f"run={value}")
+    several = " or a list [...] (a directory), not empty, without repetitions" if verb == "sample" else ""  # a cascade
+    assert f"run must be a directory{several}; got {shown}" in refused(verb, f"run={value}")
 
 
 @pytest.mark.parametrize("name", ["7", "true", "a=1,b=2", "[a"])

@@ -27,8 +27,8 @@ WRONG = {
     ),
     "option of a sweep": (["train", "sde=vp,subpv", "-m"], "no option 'subpv' in group sde; did you mean subvp?"),
     "far option": (["sample", "sampler=zzz"], "scoresde sample: no option 'zzz' in group sampler; available: adaptive"),
-    "number": (["train", "sde=5"], "no option '5' in group sde; available: cosine, ddpm"),
-    "null": (["train", "sde=null"], "no option 'null' in group sde; available: cosine, ddpm"),
+    "number": (["train", "sde=5"], "no option '5' in group sde; available: cosine, cosine_ddpm, ddpm"),
+    "null": (["train", "sde=null"], "no option 'null' in group sde; available: cosine, cosine_ddpm, ddpm"),
     "group of others": (
         ["sample", "experiment=digits"],
         "sample has no group 'experiment'; the groups of sample: guidance, sampler",
@@ -65,7 +65,10 @@ WRONG = {
     ),
     "group left out": (["train", "~sde"], "the configuration has no sde: add it, or remove the override ~..."),
     "folder of configurations": (["train", "--config-dir", "mine"], "--config-dir must be a directory; got 'mine'"),
-    "help": (["train", "sde=vpp", "--help"], "no option 'vpp' in group sde; did you mean vp? Available: cosine, ddpm"),
+    "help": (
+        ["train", "sde=vpp", "--help"],
+        "no option 'vpp' in group sde; did you mean vp? Available: cosine, cosine_ddpm, ddpm",
+    ),
 }
 
 

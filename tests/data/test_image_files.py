@@ -213,7 +213,10 @@ def test_roots_without_images(tmp_path):
 
 @pytest.mark.parametrize("option", ["cifar10", "cifar10_unit", "image_folder", "mnist", "parquet", "patches"])
 def test_transform_of_a_configuration_maps_the_range_of_the_levels_to_low_and_high(option):
-    config = OmegaConf.create({"data": OmegaConf.load(Path(config_directory(), "data", f"{option}.yaml"))}).data
+    folder = Path(config_directory(), "data")
+    config = OmegaConf.create({"data": OmegaConf.load(folder / f"{option}.yaml")}).data
+    for group in config.pop("defaults", [])[:-1]:
+        config.update({name: OmegaConf.load(folder / name / f"{chosen}.yaml") for name, chosen in group.items()})
     ends = torch.tensor([config.range], dtype=torch.float64)
     assert build.instantiate(config.transform)(ends).tolist() == [[config.low, config.high]]
     assert not config.train.get("flip")  # mirror images are for the experiments that name them
