@@ -45,7 +45,7 @@ def test_a_file_that_keeps_all_lines_is_not_written(tmp_path):
         (b'{}\n{"a"\n{}\n', r"line 2 of .*log\.jsonl is not JSON \(.*\): remove that line"),
         (b'{}\n{"a": 1{"b": 2}\n', r"line 2 of .*log\.jsonl is not JSON"),  # complete, but damaged: not left out
         (b"\xff\x00\n", r"line 1 of .*log\.jsonl is not JSON"),
-        (b"[1]\n", "line 1 of .* object: "),
+        (b"[1]\n", "line 1 of .* object; got "),
     ],
 )
 def test_other_lines_are_refused(tmp_path, content, message):
