@@ -12,7 +12,7 @@ trained on pairs (theta, x) of prior and simulator, is the posterior for every x
 The simulators are "two moons" (2101.04653), whose posterior is two thin crescents, and an SIR epidemic with ten noisy
 counts. Both have two parameters, so that a sum over a fine grid gives the exact posterior.
 
-    python examples/simulation_based_inference.py            # about 5 minutes
+    python examples/simulation_based_inference.py            # about 3 minutes
     python examples/simulation_based_inference.py --small    # ten seconds
 """
 

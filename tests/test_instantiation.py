@@ -35,6 +35,7 @@ def test_targets_of_other_packages_are_refused(target):
         "scoresde.cli.os.system",
         "scoresde.instantiation.os.system",
         "scoresde.instantiation.hydra.utils.call",
+        "scoresde.build.hydra.utils.call",
         "scoresde.build.Path",
         "scoresde.build.load",
         "scoresde.training.checkpoint.replace_atomically",
