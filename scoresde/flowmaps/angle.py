@@ -75,7 +75,7 @@ class AnglePath(Configured):
         return self.clock(t) / math.log1p(math.pi / 2 / FINEST)
 
     def clock_rate(self, t: Tensor) -> Tensor:
-        """Return dl/dphi = 1 / (c + phi)."""
+        """Return dl/dphi = 1 / (c + phi), the rate of the clock at the angle phi."""
         return 1 / (FINEST + self.angle(t))
 
     def time(self, clock: Tensor) -> Tensor:

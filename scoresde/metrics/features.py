@@ -244,7 +244,7 @@ class Inception(Configured):
 
     @property
     def description(self) -> str:
-        """The digest, and whether it was verified."""
+        """SHA-256 digest of the file, followed by "verified" or "not verified"."""
         return f"SHA-256 {self.digest}, {'verified' if self.sha256 is not None else 'not verified'}"
 
     @cached_property
