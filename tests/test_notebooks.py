@@ -22,7 +22,7 @@ from nbclient.exceptions import CellExecutionError
 import scoresde as ss
 from scoresde.evaluation.records import append_metrics
 from scoresde.training import checkpoint
-from tests.processes import start
+from tests.processes import CONTEXT, LIBRARY, NOTEBOOK_LIBRARIES, start
 
 FOLDER = Path(__file__).parent.parent / "notebooks"
 NOTEBOOKS = [pytest.param(path, id=path.stem) for path in sorted(FOLDER.glob("*.ipynb"))]
@@ -228,7 +228,8 @@ def run_cells(path, connection):
     shell.history_manager.enabled = False
     matplotlib.use(INLINE)
     matplotlib.interactive(True)
-    InlineBackend.instance(parent=shell).print_figure_kwargs = {"bbox_inches": None}  # cropping draws it twice
+    # Cropping would draw each figure twice, and small ones take half the time.
+    InlineBackend.instance(parent=shell).print_figure_kwargs = {"bbox_inches": None, "dpi": 20}
     configure_inline_support(shell, INLINE)
     for cell in code(read(path)):
         with capture_output() as captured:
@@ -262,7 +263,14 @@ def test_notebooks_are_found():
     assert NOTEBOOKS
 
 
+@pytest.fixture(scope="module")
+def notebook_processes():
+    """Let the processes that start from now on have the notebooks' libraries, if none has started before."""
+    CONTEXT.set_forkserver_preload([*LIBRARY, *NOTEBOOK_LIBRARIES])
+
+
 @pytest.mark.slow
+@pytest.mark.usefixtures("notebook_processes")
 @pytest.mark.parametrize("path", NOTEBOOKS)
 def test_runs_from_top_to_bottom(path, folder):
     """In a process of its own; every cell has as many figures as in the committed outputs."""
