@@ -153,7 +153,7 @@ def test_the_likelihood_of_an_exact_posterior_model_is_that_of_the_posterior(met
     posterior = mixture.posterior(operator, y)
     x = posterior.sample(3, generator=torch.Generator().manual_seed(0))
     guided = method(mixture.score_model(sde), operator, y)
-    solver = ss.solvers.RungeKutta(steps=6)
+    solver = ss.solvers.RungeKutta(steps=2)  # the same errors in both
     value, expected = (
         ss.log_prob(model, x, trace=trace, solver=solver, seeds=range(3)).value
         for model in (guided, posterior.score_model(sde))

@@ -26,7 +26,7 @@ from tests.losses.published import (
 SHAPES = [(3,), (1, 2, 2)]
 
 
-@pytest.mark.parametrize(("weighting", "shape"), zip(SUITED, cycle([(2, 2), (2, 1, 4, 4)]), strict=False))
+@pytest.mark.parametrize(("weighting", "shape"), [*zip(SUITED, cycle([(2, 2), (2, 1, 4, 4)]), strict=False)])
 @pytest.mark.parametrize("prediction", TYPES, ids=named)
 def test_the_value_is_the_weighted_squared_error_of_the_models_noise(prediction, weighting, shape):
     """Also where it is computed from the network's own target; half_sum is d/2 times the mean."""

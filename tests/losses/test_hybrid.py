@@ -94,7 +94,7 @@ def test_the_terms_are_those_of_the_published_chain(path, posterior, shape):
         close(alone, terms.value[row])
 
 
-@pytest.mark.parametrize(("prediction", "shape"), zip(["noise", "v", "karras", "data"], 2 * SHAPES, strict=True))
+@pytest.mark.parametrize(("prediction", "shape"), [*zip(["noise", "v", "karras", "data"], 2 * SHAPES, strict=True)])
 @pytest.mark.parametrize(("sde", "times"), CHAINS)
 def test_the_terms_are_the_divergences_of_two_gaussian_steps(sde, times, prediction, shape):
     """The posterior by conditioning the joint Gaussian of (x_s, x_t) given x_0, for any path and prediction type."""

@@ -168,7 +168,7 @@ def test_keeps_the_shape_and_starts_at_zero(make, shape):
         assert not output.any()
 
 
-@pytest.mark.parametrize(("name", "dtype"), zip(CASES, cycle([torch.bfloat16, torch.float16]), strict=False))
+@pytest.mark.parametrize(("name", "dtype"), [*zip(CASES, cycle([torch.bfloat16, torch.float16]), strict=False)])
 @torch.no_grad()
 def test_half_precision_rounds_weights_and_activations_alone(name, dtype):
     """Against float32 with the same rounded weights, at labels that half precision cannot tell apart.
