@@ -2,42 +2,37 @@
 
 import json
 import platform
-import resource
+import subprocess
 import sys
 
 import pytest
-import torch
 
+SCRIPT = """
+import json, resource, torch
 from scoresde.process_settings import keep_freed_memory, tune_process
-from tests.processes import ranked, start
-
 
 def faults():
-    """Pages that are faulted in by large tensors, after the first ones."""
     for n in range(12):
-        if n == 4:
-            before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        if n == 4: before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
         torch.ones(12_000_000)  # 48 MB: more than glibc ever keeps by itself
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
-
-def measure():
-    before, kept, after = faults(), keep_freed_memory(), faults()
-    torch.set_num_threads(2)
-    tune_process()
-    tiny = torch.full((4_000_000,), 1e-30)
-    nonzero = [int((tiny * factor != 0).sum()) for factor in (1e-10, 1e-7)]
-    print(json.dumps({"before": before, "kept": kept, "after": after, "nonzero": nonzero}))
+torch.set_num_threads(1)
+before, kept, after = faults(), keep_freed_memory(), faults()
+torch.set_num_threads(2)
+tune_process()
+tiny = torch.full((4_000_000,), 1e-30)
+nonzero = [int((tiny * factor != 0).sum()) for factor in (1e-10, 1e-7)]
+print(json.dumps({"before": before, "kept": kept, "after": after, "nonzero": nonzero}))
+"""
 
 
 @pytest.fixture(scope="module")
-def measured(tmp_path_factory):
+def measured():
     """What a process of its own measures."""
-    path = tmp_path_factory.mktemp("measured")
-    process = start(ranked, {}, path, path / "process", measure)
-    process.join(60)
-    assert process.exitcode == 0, (path / "process.err").read_text()
-    return json.loads((path / "process.out").read_text())
+    done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="of the GNU allocator")
