@@ -2,6 +2,7 @@
 
 import functools
 import gc
+import itertools
 import os
 
 # The states are small, and the tests run in one process for each core, so use one thread, here (before torch is
@@ -81,6 +82,24 @@ def openmoji(tmp_path_factory):
 def some(*names):
     """The paths of these names, as parameters."""
     return [pytest.param(INSTANCES[name], id=name) for name in names]
+
+
+@pytest.fixture
+def quick_figures(monkeypatch):
+    """Draw figures without the layout that fits them, which takes half the time; test_plots.py tests how they look."""
+    monkeypatch.setattr("matplotlib.layout_engine.ConstrainedLayoutEngine.execute", lambda engine, figure: None)
+
+
+def paths_with(name, values, ids=str, paths=PATHS):
+    """Parametrise `sde` and `name`: every value on sub-VP, and one on each other path, in turn.
+
+    For what depends on a path through its functions of time alone. Those of sub-VP simplify no formula.
+    """
+    values, cases, others = list(values), [], itertools.count()
+    for path in paths:
+        here = range(len(values)) if path.id == "sub-vp" else [next(others) % len(values)]
+        cases += [pytest.param(*path.values, values[i], id=f"{path.id}-{ids(values[i])}") for i in here]
+    return pytest.mark.parametrize(("sde", name), cases)
 
 
 def f64(*values):

@@ -8,7 +8,7 @@ import torch
 from torch.distributions import Categorical, MixtureSameFamily, MultivariateNormal
 
 import scoresde as ss
-from tests.conftest import PATHS, close, f64, normal, oracle, seeded, some, times, within
+from tests.conftest import PATHS, close, f64, normal, oracle, paths_with, seeded, some, times, within
 
 MEANS = normal(3, 2, seed=5)
 WEIGHTS = f64(0.2, 0.3, 0.5)
@@ -51,8 +51,7 @@ def trace_of_jacobian(value, x):
     return sum(gradient.flatten(1)[:, i] for i, gradient in enumerate(gradients))
 
 
-@pytest.mark.parametrize("mixture", CASES)
-@pytest.mark.parametrize("sde", PATHS)
+@paths_with("mixture", MIXTURES.values(), ids=tuple(MIXTURES.values()).index)
 def test_density_at_each_time_is_that_of_torch_distributions(sde, mixture):
     t, data = times(sde, n=4, margin=0.02), states(mixture, n=4)
     close(mixture.log_prob(data), reference(mixture).log_prob(data.flatten(1)), rtol=1e-10)

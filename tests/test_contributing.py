@@ -26,7 +26,7 @@ if not (ROOT / "CONTRIBUTING.md").is_file():
 TEXT = (ROOT / "CONTRIBUTING.md").read_text()
 BLOCKS = re.findall(r"```(\w*)\n(.*?)```", TEXT, flags=re.DOTALL)
 HEAD = re.compile(r"^# (\S+\.(?:py|yaml))(?:, in (\w+))?\n", flags=re.MULTILINE)
-LEFT_BEHIND = (".git", ".venv", "runs", "datasets", "notebooks", "__pycache__", ".*_cache", ".hypothesis")
+LEFT_BEHIND = (".git", ".venv", "runs", "datasets", "notebooks", ".*_cache", ".hypothesis")
 
 DRIVER = """
 import contextlib, io, json, runpy, sys

@@ -75,7 +75,7 @@ SHORT = {
         "method.pool=8",
         "method.held_out=4",
     ],
-    "report": [],
+    "report": ["film_steps=2", "film_frames=2"],
     "data": ["data.stride=16"],
     "convert": [],
     "completion": [],
@@ -152,7 +152,7 @@ def seeds(run):
 
 
 @pytest.fixture
-def elsewhere(tmp_path, monkeypatch):
+def elsewhere(tmp_path, monkeypatch, quick_figures):
     """An empty directory; CIFAR-10 and the test set of the digits have few images."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["pytest"])

@@ -1,7 +1,6 @@
 """The published experiments, from files on the disk to a checkpoint, by the command that users type."""
 
 import json
-import shutil
 from pathlib import Path
 
 import pytest
@@ -97,12 +96,3 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path, monkeypatch):
             train("cifar10_ddpmpp_subvp", "files", *SMALL, f"run={run}", f"trainer.steps={step}")
     whole, stopped = ((tmp_path / run / "checkpoint.safetensors").read_bytes() for run in ("whole", "stopped"))
     assert whole == stopped
-
-
-@pytest.mark.slow
-def test_a_published_network_makes_a_step(tmp_path, monkeypatch, capsys):
-    """Everything but the batch has the published size."""
-    write_archive(tmp_path / "files", monkeypatch, BINARY, contents())
-    overrides = [*QUIET, "trainer.batch_size=1", "trainer.steps=1"]
-    assert_trains("cifar10_ddpm", tmp_path / "files", 1, overrides, capsys, parameters="35,218,947")
-    shutil.rmtree(Path("runs", "cifar10_ddpm"))  # 0.6 GB

@@ -8,7 +8,7 @@ import torch
 
 import scoresde as ss
 from scoresde import predictions
-from tests.conftest import FINITE, PATHS, close, f64, gradient, normal, times
+from tests.conftest import FINITE, PATHS, close, f64, gradient, normal, paths_with, times
 
 SIGMA_DATA = 0.7
 
@@ -46,8 +46,7 @@ def instance(name):
     return predictions.KarrasPreconditioning(SIGMA_DATA) if name == "karras" else predictions.resolve(name)
 
 
-@pytest.mark.parametrize("name", TYPES)
-@pytest.mark.parametrize("sde", PATHS)
+@paths_with("name", TYPES)
 def test_target_is_the_published_one_and_determines_data_and_noise(sde, name):
     t = times(sde, n=21, margin=1e-3)
     x0, eps = normal(21), normal(21, seed=1)
@@ -76,8 +75,7 @@ DETERMINANTS = {
 }
 
 
-@pytest.mark.parametrize("name", DETERMINANTS)
-@pytest.mark.parametrize("sde", PATHS)
+@paths_with("name", DETERMINANTS)
 def test_determinants_are_those_of_the_module_table(sde, name):
     t = times(sde, n=31)
     expected = DETERMINANTS[name](sde.alpha(t), sde.sigma(t), sde.diffusion(t))

@@ -10,7 +10,7 @@ from torch import nn
 import scoresde as ss
 from scoresde import predictions
 from scoresde.counting import counting
-from tests.conftest import INSTANCES, PATHS, close, f64, gradient, normal, times
+from tests.conftest import INSTANCES, close, f64, gradient, normal, paths_with, times
 
 TYPES = ["noise", "data", "score", "velocity", "v", predictions.KarrasPreconditioning(0.7), predictions.Denoiser()]
 SHAPES = [(4, 3), (2, 2), (2, 1, 4, 4)]  # (2, 2): a time of shape (B,) must not run along the other dimension
@@ -59,9 +59,8 @@ def accepted(sde, prediction):
     return float(sde.alpha(f64(sde.t_max))) > 0 or named(prediction) in ("data", "velocity", "v")
 
 
-@pytest.mark.parametrize("shape", SHAPES)
+@paths_with("shape", SHAPES)
 @pytest.mark.parametrize("prediction", TYPES, ids=named)
-@pytest.mark.parametrize("sde", PATHS)
 def test_every_view_recovers_the_truth(sde, prediction, shape):
     if not accepted(sde, prediction):
         with pytest.raises(ValueError, match="singular at t_max"):

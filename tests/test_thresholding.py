@@ -8,7 +8,7 @@ import scoresde as ss
 from scoresde.samplers import DDIM, EDM, Ancestral, DPMSolverPP, PredictorCorrector, ProbabilityFlow, ReverseDiffusion
 from scoresde.thresholding import Clipped, DynamicThresholding, Thresholded, quantile
 from scoresde.wrappers import ModelWrapper
-from tests.conftest import PATHS, close, exact_model, f64, gradient, normal, oracle, seeded, some, times
+from tests.conftest import close, exact_model, f64, gradient, normal, oracle, paths_with, seeded, some, times
 
 VIEWS = ("score", "noise", "denoised", "velocity")
 RANGE = {"low": -0.4, "high": 0.7}
@@ -33,8 +33,7 @@ def predicting(x0, sde=None):
 
 
 @EACH
-@pytest.mark.parametrize("shape", [(6, 3), (3, 3), (2, 1, 4, 4)])
-@pytest.mark.parametrize("sde", PATHS)
+@paths_with("shape", [(6, 3), (3, 3), (2, 1, 4, 4)])
 def test_views_follow_from_the_thresholded_data(sde, shape, make):
     t = times(sde, shape[0], margin=0.02)
     x, plain = states(sde, shape, t), oracle(shape[1:]).score_model(sde)

@@ -20,7 +20,7 @@ ENVIRONMENT = {"HYDRA_FULL_ERROR": "0", "OMP_NUM_THREADS": "1"}
 
 
 @pytest.fixture(autouse=True)
-def elsewhere(tmp_path, monkeypatch):
+def elsewhere(tmp_path, monkeypatch, quick_figures):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["pytest"])
     for name, value in ENVIRONMENT.items():

@@ -2,9 +2,9 @@
 
 import json
 import multiprocessing
+import os
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -16,12 +16,13 @@ import torch
 import yaml
 
 import scoresde as ss
+from scoresde import __main__
 from scoresde.cli import main
 from scoresde.cli.overrides import configurations
 from scoresde.training.checkpoint import load, save
 from tests.cli.conftest import LABELLED as DIGITS_WITH_LABELS
 from tests.cli.conftest import TOY, contents, rows
-from tests.processes import start
+from tests.processes import ranked, start
 from tests.training.runs import hold
 
 TRAIN = ["train", *TOY, "trainer.decay=none"]
@@ -297,19 +298,24 @@ def test_an_experiment_and_a_dataset_of_ones_own(tmp_path, monkeypatch, refused)
     assert rows("runs/own")[-1]["n"] == 40
 
 
+def run_script(arguments):
+    sys.argv = ["scoresde", *arguments]
+    sys.exit(__main__.main())
+
+
 @pytest.mark.slow
 def test_ctrl_c_ends_in_one_line_and_the_run_can_be_resumed():
-    """The console script in a process of its own."""
+    """The console script's function in a process of its own."""
     command = [*TRAIN, "trainer.steps=100000", "run=stopped"]
-    script = Path(sys.executable).with_name("scoresde")
-    training = subprocess.Popen([script, *command], text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    training = start(ranked, dict(os.environ), Path.cwd(), Path("output"), run_script, command)
     log, checkpoint = Path("stopped/log.jsonl"), Path("stopped/checkpoint.safetensors")
     limit = time.monotonic() + 60
-    while not (log.exists() and log.stat().st_size) and training.poll() is None and time.monotonic() < limit:
+    while not (log.exists() and log.stat().st_size) and training.is_alive() and time.monotonic() < limit:
         time.sleep(0.05)
-    training.send_signal(signal.SIGINT)
-    _, error = training.communicate(timeout=60)
-    assert training.returncode == 130
+    os.kill(training.pid, signal.SIGINT)
+    training.join(60)
+    error = Path("output.err").read_text()
+    assert training.exitcode == 130
     assert len(error.splitlines()) == 1, error
     assert "the same command" in error
     step = load(checkpoint)[1]["step"]

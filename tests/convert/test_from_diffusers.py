@@ -16,7 +16,12 @@ from scoresde.convert.runs import save_run
 from scoresde.random_stream import RandomStream
 from tests.conftest import close, make_transition, seeded
 
-hf = pytest.importorskip("diffusers")
+
+def setup_module():
+    """Import diffusers when the first test runs: every process collects these tests, and few run them."""
+    global hf
+    hf = pytest.importorskip("diffusers")
+
 
 NODES = (0, 1, 500, 999)
 TINY = {

@@ -5,7 +5,7 @@ import torch
 
 import scoresde as ss
 from scoresde.guidance import Autoguidance, ClassifierFree, Composition
-from tests.conftest import PATHS, seeded
+from tests.conftest import PATHS, paths_with, seeded
 
 SHAPES = [(3,), (2, 2), (1, 2, 3), (2, 1, 2, 2)]
 
@@ -26,8 +26,7 @@ def close(value, expected):
     torch.testing.assert_close(value, expected, rtol=1e-10, atol=1e-10 * float(expected.detach().abs().max()))
 
 
-@pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: f"rank{len(shape)}")
-@pytest.mark.parametrize("sde", PATHS)
+@paths_with("shape", SHAPES)
 def test_classifier_free_guidance_equals_its_formula(sde, shape):
     oracle = mixture(shape).score_model(sde)
     x, t = states(sde, shape)

@@ -7,7 +7,7 @@ import scoresde as ss
 from scoresde.guidance import Classifier, Loss
 from scoresde.guidance.gradients import pullback
 from scoresde.random_stream import RandomStream
-from tests.conftest import PATHS
+from tests.conftest import PATHS, paths_with
 from tests.guidance.test_blends import SHAPES, close, mixture, states
 
 TRACES = [ss.ExactTrace(), ss.ExactTrace(mode="forward"), ss.Hutchinson(probes=2)]
@@ -17,8 +17,7 @@ def exact_classifier(oracle, sde):
     return lambda x, t: oracle.log_posterior(x, sde, t)
 
 
-@pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: f"rank{len(shape)}")
-@pytest.mark.parametrize("sde", PATHS)
+@paths_with("shape", SHAPES)
 def test_an_exact_classifier_at_scale_1_gives_the_conditional_score(sde, shape):
     oracle = mixture(shape)
     model, label = oracle.score_model(sde), torch.tensor([0, 1, 2, 1, 0])

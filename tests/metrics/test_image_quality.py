@@ -5,7 +5,6 @@ import math
 import pytest
 import torch
 from torch import nn
-from torchmetrics.image.fid import FrechetInceptionDistance
 
 from scoresde.metrics import moments
 from scoresde.metrics.feature_statistics import FeatureStatistics
@@ -27,6 +26,8 @@ from tests.conftest import normal, seeded
 
 @pytest.mark.parametrize("size", [1, 20])
 def test_the_frechet_distance_equals_torchmetrics(size):
+    from torchmetrics.image.fid import FrechetInceptionDistance  # takes a second
+
     x, y = 1.2 * normal(60, size), normal(80, size, seed=1) + 0.3
     network = nn.Identity()
     network.num_features = size

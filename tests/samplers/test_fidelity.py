@@ -26,7 +26,12 @@ import scoresde as ss
 from scoresde.random_stream import RandomStream
 from tests.conftest import exact_model, normal, oracle, seeded
 
-diffusers = pytest.importorskip("diffusers")
+
+def setup_module():
+    """Import diffusers when the first test runs: every process collects these tests, and few run them."""
+    global diffusers
+    diffusers = pytest.importorskip("diffusers")
+
 
 LAST = 999
 SHAPE = (16, 2)

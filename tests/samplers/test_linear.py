@@ -11,7 +11,7 @@ from scoresde import samplers
 from scoresde.random_stream import RandomStream
 from scoresde.samplers.linear import Linear, Memory, Row, Stage, combine
 from tests.conftest import INSTANCES, close, f64, make_transition, normal, oracle, seeded, within
-from tests.samplers.methods import EVERY_METHOD, EVERY_PATH, METHODS, STOCHASTIC, pairs, representatives, setup
+from tests.samplers.methods import EVERY_METHOD, METHODS, PATHS, STOCHASTIC, pairs, representatives, setup
 
 MODEL, X = oracle((2,)).score_model(ss.VP()), normal(3, 2)
 NO_SIGNAL = [ss.ZeroTerminalSNR(ss.VP()), ss.ZeroTerminalSNR(ss.VE())]
@@ -277,8 +277,8 @@ def test_a_run_that_goes_up_keeps_the_marginals(step, path):
         within(deviation[:, :, None] * deviation[:, None, :], covariance)
 
 
-@EVERY_PATH
 @EVERY_NOISY_CLASS
+@pytest.mark.parametrize("sde", [PATHS["sub-vp"], PATHS["ve"]], ids=["sub-vp", "ve"])
 def test_a_stochastic_step_up_is_the_forward_kernel(name, sde):
     """x_t = r x_s + v^(1/2) z, by one draw and without an evaluation, also from no noise and to no signal."""
     step, model = setup(name, oracle((2,)), sde)

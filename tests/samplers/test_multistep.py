@@ -10,8 +10,8 @@ from scipy.integrate import quad
 import scoresde as ss
 from scoresde.samplers import DDIM, AngularAdams, DPMSolverPP, PredictorCorrector, SASolver, UniPC
 from scoresde.samplers.multistep import exponential_weights, lagrange
-from tests.conftest import f64
-from tests.samplers.methods import EVERY_PATH, nodes, pairs, planned, polynomial
+from tests.conftest import f64, paths_with
+from tests.samplers.methods import PATHS, nodes, pairs, planned, polynomial
 
 
 @pytest.mark.parametrize("rate", [1.0, 1.25, 2.0])
@@ -45,8 +45,7 @@ EXACT = [
 ]
 
 
-@EVERY_PATH
-@pytest.mark.parametrize("step", EXACT, ids=lambda step: type(step).__name__)
+@paths_with("step", EXACT, lambda step: type(step).__name__, [pytest.param(PATHS[name], id=name) for name in PATHS])
 def test_data_of_one_point_are_exact_at_any_step(step, sde):
     """With E[x_0 | x] = m, x_s ~ N(alpha_s m, sigma_s^2) from x_t ~ N(alpha_t m, sigma_t^2)."""
     plan, points = planned(step, sde), nodes(sde)

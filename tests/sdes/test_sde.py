@@ -10,7 +10,7 @@ import scoresde as ss
 from scoresde import losses
 from scoresde.random_stream import RandomStream
 from scoresde.sdes import checked_times
-from tests.conftest import PATHS, close, f64, gradient, normal, oracle, seeded, times
+from tests.conftest import PATHS, close, f64, gradient, normal, oracle, paths_with, seeded, times
 
 FUNCTIONS = ("alpha", "sigma", "alpha_dot", "sigma_dot", "drift", "diffusion", "log_snr", "size")
 EVERY_PATH = pytest.mark.parametrize("sde", PATHS)
@@ -97,20 +97,21 @@ def test_perturb_rounds_states_in_half_precision_once(dtype):
     close(xt, sde.perturb(x0.float(), t, eps.float()).to(dtype), rtol=0)
 
 
-@pytest.mark.parametrize("name", [*FUNCTIONS, "time"])
 @EVERY_PATH
-def test_functions_keep_shape_and_dtype_and_lose_only_float32_digits(sde, name):
+def test_functions_keep_shape_and_dtype_and_lose_only_float32_digits(sde):
     t = times(sde, margin=1e-5).float()
     if float(sde.alpha(f64(sde.t_max))) == 0:
         t = t[: len(t) // 2]  # towards alpha = 0, the path is a difference of values at t and t_max
-    t = sde.log_snr(t.double()).float() if name == "time" else t
-    function = getattr(sde, name)
-    exact = function(t.double())
-    assert exact.dtype == torch.float64
-    if name != "time":  # whose error is that of its argument
+    for name in FUNCTIONS:
+        function = getattr(sde, name)
+        exact = function(t.double())
+        assert exact.dtype == torch.float64
         # Two terms of the slope of zero-snr-ve cancel to 1/50 of themselves: fifty times the rounding of 6e-8.
         close(function(t), exact.float(), rtol=4e-5, atol=1e-6 if name == "log_snr" else 0)
-    close(function(t[2]), function(t)[2], rtol=2e-5)
+        close(function(t[2]), function(t)[2], rtol=2e-5)
+    log_snr = sde.log_snr(t.double()).float()  # its rounding is an error of the time
+    assert sde.time(log_snr.double()).dtype == torch.float64
+    close(sde.time(log_snr[2]), sde.time(log_snr)[2], rtol=2e-5)
 
 
 @EVERY_PATH
@@ -181,8 +182,7 @@ def test_the_divergence_from_the_prior_is_that_of_two_normals(sde):
 # The reverse family
 
 
-@pytest.mark.parametrize("shape", [(4, 3), (2, 2), (2, 1, 2, 2)])
-@EVERY_PATH
+@paths_with("shape", [(4, 3), (2, 2), (2, 1, 2, 2)])
 def test_reverse_drift_and_diffusion(sde, shape):
     model, t = oracle(shape[1:]).score_model(sde), times(sde, n=shape[0], margin=0.05)
     x = oracle(shape[1:]).sample(shape[0], sde, t, generator=seeded())
@@ -196,8 +196,7 @@ def test_reverse_drift_and_diffusion(sde, shape):
         close(reverse.diffusion(t), level * sde.diffusion(t))
 
 
-@pytest.mark.parametrize("level", [0.0, 0.5, 1.0, 2.0])
-@EVERY_PATH
+@paths_with("level", [0.0, 0.5, 1.0, 2.0])
 def test_every_noise_level_keeps_the_marginals_of_one_gaussian(sde, level):
     """Backward in time, a drift a x and a diffusion b change the variance by dV/dt = 2 a V - b^2."""
     std, t = 0.7, times(sde, n=9, margin=0.02)

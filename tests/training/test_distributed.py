@@ -2,18 +2,16 @@
 
 import os
 import signal
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import pytest
 import torch
 
 from scoresde.losses import DenoisingScoreMatching, SlicedScoreMatching
 from scoresde.training import checkpoint, distributed
+from scoresde.training.interruption import Interrupted
 from scoresde.training.state import CHECKPOINT
-from tests.processes import start_two
+from tests.processes import fork_two, launch_two, start, start_two
 from tests.training.runs import Points, fit, fit_shared, rows, saved_step
 
 TRAININGS = {  # strategy, batch size of all processes together, loss
@@ -28,15 +26,6 @@ def test_a_single_process_is_the_first_of_one():
     with distributed.processes():
         assert (distributed.rank(), distributed.size()) == (0, 1)
         assert distributed.gather("x") == ["x"]
-
-
-def torchrun(script, path):
-    """Run a script in two processes, with `path` as its argument."""
-    (path / "script.py").write_text(script)
-    command = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(path / "script.py"), str(path)]
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", *command]
-    return subprocess.run(command, capture_output=True, text=True, timeout=240, check=False, env=environment)
 
 
 def train_together(path):
@@ -115,35 +104,28 @@ def test_a_process_that_stands_still_is_given_up(tmp_path, monkeypatch):
     assert saved_step(tmp_path) >= 2
 
 
-ORPHANED = """
-import os
-import signal
-import sys
-from pathlib import Path
-from scoresde.training import distributed
-from scoresde.training.trainer import Interrupted
-from tests.training.runs import Points, fit
+def train_without_a_parent(path):
+    """The first process kills the parent of both, as if torchrun were killed."""
 
-path = Path(sys.argv[1])
+    def kill(point):
+        if not (path / "killed").exists():
+            (path / "killed").touch()
+            os.kill(os.getppid(), signal.SIGKILL)
+        return point
 
-def kill(point):
-    if not (path / "killed").exists():
-        (path / "killed").touch()
-        os.kill(os.getppid(), signal.SIGKILL)  # torchrun itself
-    return point
-
-with distributed.processes():
-    data = Points(3, act=kill) if distributed.rank() == 0 else Points()
-    try:
-        fit(path, data, steps=1_000_000, batch_size=16, log_every=1, checkpoint_every=0)
-    except Interrupted:
-        (path / f"interrupted{distributed.rank()}").touch()
-"""
+    with distributed.processes():
+        data = Points(3, act=kill) if distributed.rank() == 0 else Points()
+        try:
+            fit(path, data, steps=1_000_000, batch_size=16, log_every=1, checkpoint_every=0)
+        except Interrupted:
+            (path / f"interrupted{distributed.rank()}").touch()
 
 
 @pytest.mark.slow
 def test_processes_stop_with_a_checkpoint_when_torchrun_is_gone(tmp_path):
-    assert torchrun(ORPHANED, tmp_path).returncode == -signal.SIGKILL
+    parent = start(fork_two, tmp_path / "output", train_without_a_parent, tmp_path)
+    parent.join(240)
+    assert parent.exitcode == -signal.SIGKILL
     limit = time.monotonic() + 60
     while len(list(tmp_path.glob("interrupted*"))) < 2 and time.monotonic() < limit:
         time.sleep(0.1)
@@ -151,25 +133,21 @@ def test_processes_stop_with_a_checkpoint_when_torchrun_is_gone(tmp_path):
     assert 3 <= saved_step(tmp_path) < 1_000_000
 
 
-FAILING = """
-import sys
-from pathlib import Path
-from scoresde.training import distributed
-from tests.training.runs import Points, fit
-
 def fail(point):
     raise MemoryError("rank 1 is out of memory")
 
-with distributed.processes():
-    data = Points(3, act=fail) if distributed.rank() == 1 else Points()
-    fit(Path(sys.argv[1]), data, steps=1000, batch_size=16, log_every=1, checkpoint_every=2)
-"""
+
+def train_until_one_fails(path):
+    with distributed.processes():
+        data = Points(3, act=fail) if distributed.rank() == 1 else Points()
+        fit(path, data, steps=1000, batch_size=16, log_every=1, checkpoint_every=2)
 
 
 @pytest.mark.slow
 def test_an_error_in_one_process_ends_the_training(tmp_path):
     """The other process does not wait forever, and the checkpoint is there to continue from."""
-    done = torchrun(FAILING, tmp_path)
-    assert done.returncode != 0
-    assert "rank 1 is out of memory" in done.stderr
+    agent = start(launch_two, tmp_path / "agent", train_until_one_fails, tmp_path)
+    agent.join(240)
+    assert agent.exitcode == 1
+    assert "rank 1 is out of memory" in (tmp_path / "agent.err").read_text()
     assert 2 <= saved_step(tmp_path) < 10
