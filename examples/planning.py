@@ -171,14 +171,14 @@ def main(small: bool) -> dict[str, float]:
 
 
 def draw_figure(maze: Maze, x: torch.Tensor, routes: dict[str, torch.Tensor], path: Path) -> None:
-    """Draw wanderings, the plans for the first tests, and the lengths of all plans."""
+    """Draw wanderings, the plans for the first tests (dotted through walls), and the lengths of all plans."""
     plt.style.use(Path(__file__).parents[1] / "notebooks" / "paper.mplstyle")
     fig, axes = plt.subplots(1, 4, figsize=(8.4, 2.2))
-    drawn = {"wanderings of the training": x, **{name: routes[name] for name in ("plans", "plans, guided")}}
+    drawn = {"training: wanderings": x, **{name: routes[name] for name in ("plans", "plans, guided")}}
     for ax, (name, plans) in zip(axes, drawn.items(), strict=False):
         ax.imshow(~maze.free.T, cmap="Greys", vmax=2.5, origin="lower", extent=(0, len(maze.free)) * 2)
-        for k, plan in enumerate(plans[:5]):
-            ax.plot(*plan, "-", color=f"C{k}", marker=".", ms=2, lw=0.9)
+        for k, (plan, good) in enumerate(zip(plans[:5], maze.succeeds(plans[:5], plans[:5]), strict=True)):
+            ax.plot(*plan, "-" if good else ":", color=f"C{k}", marker=".", ms=2, lw=0.9)
             ax.plot(*plan[:, 0], "o", color=f"C{k}")
             ax.plot(*plan[:, -1], "*", color=f"C{k}", ms=7)
         ax.set(title=name, xticks=[], yticks=[])
@@ -187,7 +187,8 @@ def draw_figure(maze: Maze, x: torch.Tensor, routes: dict[str, torch.Tensor], pa
         good, pair = maze.succeeds(routes[name], routes["shortest route"]), (routes["shortest route"], routes[name])
         axes[3].plot(*(length(route)[good] for route in pair), ".", ms=3, alpha=0.7, label=name)
     axes[3].axline((0, 0), slope=1, color="0.6", lw=0.7)
-    axes[3].set(title="successful plans, lengths in squares", xlabel="shortest route", xlim=0, ylim=0)
+    axes[3].set(title="length of successful plans", xlabel="shortest route (squares)", ylabel="plan (squares)")
+    axes[3].set(xlim=0, ylim=0)
     axes[3].legend()
     fig.savefig(path, dpi=150)
     plt.close(fig)

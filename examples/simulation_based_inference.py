@@ -104,13 +104,13 @@ class Grid:
         return self.theta[cells] + self.cell * rng.uniform(-0.5, 0.5, (n, 2))
 
 
-def train(simulator, pairs, steps, rng):
+def train(simulator, pairs, width, steps, rng):
     """Return draw(x) -> (theta, log q) and log_prob(theta, x) of a model of the posterior."""
     theta = simulator.prior.rvs((pairs, 2), rng)
     x = simulator.observe(simulator.noiseless(theta), rng)
     mean, std, _ = x.mean(0), x.std(0), torch.manual_seed(0)
     loss = ss.losses.DenoisingScoreMatching("likelihood", ss.losses.LogNormal(simulator.log_width, 1.8))
-    network = ss.networks.MLP(shape=2, width=128, depth=3, cond_features=x.shape[1])
+    network = ss.networks.MLP(shape=2, width=width, depth=3, cond_features=x.shape[1])
     data = torch.tensor(theta).float(), torch.tensor((x - mean) / std).float()
     run = ss.fit(network, data, steps=steps, batch_size=256, loss=loss, learning_rate=2e-3, ema=0.995)
 
@@ -129,9 +129,9 @@ def train(simulator, pairs, steps, rng):
     return draw, log_prob
 
 
-def check(simulator, size, pairs, steps, tests, draws):
+def check(simulator, size, pairs, width, steps, tests, draws, cv):
     rng, grid = np.random.default_rng(0), Grid(simulator, size)
-    draw, log_prob = train(simulator, pairs, steps, rng)
+    draw, log_prob = train(simulator, pairs, width, steps, rng)
     theta = simulator.prior.rvs((tests, 2), rng)
     x = simulator.observe(simulator.noiseless(theta), rng)
     estimate, _ = log_prob(theta, x)
@@ -148,7 +148,7 @@ def check(simulator, size, pairs, steps, tests, draws):
         "KL, standard error": (exact - estimate).std(ddof=1) / np.sqrt(tests),
         "information over the prior (nats)": (estimate - simulator.prior.logpdf(theta).sum(1)).mean(),
         "coverage, p-value of three tests": min(1, 3 * min(stats.kstest(rank, "uniform").pvalue for rank in ranks.T)),
-        "C2ST": cross_val_score(MLPClassifier((64, 64), max_iter=1000, random_state=0), both, label, cv=5).mean(),
+        "C2ST": cross_val_score(MLPClassifier((64, 64), max_iter=1000, random_state=0), both, label, cv=cv).mean(),
         "standard error with eight probes (nats)": float(stderr.square().mean().sqrt()),
         "errors with eight probes / standard errors": float(np.std((probed - estimate[:64]) / stderr.numpy())),
     }, (grid, observed, log_prob, exact, estimate, ranks)
@@ -180,7 +180,7 @@ def draw_row(axes, simulator, grid, observed, log_prob, exact, estimate, ranks, 
 
 
 def main(small: bool = False, figure: Path | None = None) -> dict[str, float]:
-    settings, figures = (100, 2000, 200, 16, 5) if small else (400, 100_000, 2500, 200, 19), {}
+    settings, figures = (50, 2000, 64, 80, 16, 3, 2) if small else (400, 100_000, 128, 2500, 200, 19, 5), {}
     with plt.style.context(HERE.parent / "notebooks" / "paper.mplstyle"):
         drawn, axes = plt.subplots(2, 4, figsize=(9.6, 4.4))
         for row, simulator in zip(axes, (TwoMoons(), Epidemic()), strict=True):

@@ -4,8 +4,10 @@ import runpy
 from pathlib import Path
 
 import pytest
+from tqdm import tqdm
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
+NAMES = sorted(path.stem for path in EXAMPLES.glob("*.py"))
 EXPECTED = {
     "fine_tuning": lambda f: (
         f["all weights: bound, last step"] < f["all weights: bound, first step"]
@@ -47,11 +49,38 @@ PICTURES = ("features",)
 """The examples that take the folder of OpenMoji's pictures."""
 
 
+def run_small(name, **options):
+    return runpy.run_path(str(EXAMPLES / f"{name}.py"))["main"](small=True, **options)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", sorted(path.stem for path in EXAMPLES.glob("*.py")))
+@pytest.mark.parametrize("name", NAMES)
 def test_the_small_run_shows_what_it_says(name, tmp_path, monkeypatch, openmoji):
+    create, bars = tqdm.__init__, []
+
+    def listed(self, *args, **settings):
+        bars.append(settings.get("disable"))  # None: shown at a terminal alone
+        create(self, *args, **settings)
+
+    monkeypatch.setattr(tqdm, "__init__", listed)
     monkeypatch.chdir(tmp_path)
-    options = {"root": openmoji} if name in PICTURES else {}
-    figures = runpy.run_path(str(EXAMPLES / f"{name}.py"))["main"](small=True, **options)
+    figures = run_small(name, **({"root": openmoji} if name in PICTURES else {}))
     assert EXPECTED[name](figures), figures
     assert not list(tmp_path.iterdir())  # a small run leaves no files behind
+    assert not all(bars)  # it shows its progress
+
+
+@pytest.mark.slow
+def test_fine_tuning_of_a_checkpoint_of_score_sde():
+    figures = run_small("fine_tuning", checkpoint=EXAMPLES.parent / "notebooks" / "checkpoints" / "digits_vp.pth")
+    assert figures["all weights: trained"] > 1e6 > 1e5 > figures["LoRA, rank 1: trained"]
+    assert figures["all weights: bits/dim"] < figures["not fine-tuned: bits/dim"] - 0.1  # it learns the turned digits
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_each_example_has_its_row_its_picture_and_its_command(name):
+    rows, gallery = (path.read_text() for path in (EXAMPLES / "README.md", EXAMPLES.parent / "docs" / "gallery.md"))
+    assert f"[{name}.py]({name}.py)" in rows
+    assert f"](../examples/figures/{name}.png)" in gallery and f"`python examples/{name}.py`" in gallery
+    assert (EXAMPLES / "figures" / f"{name}.png").exists()
+    assert len((EXAMPLES / f"{name}.py").read_text().splitlines()) <= 200
