@@ -21,7 +21,7 @@ AND takes the noise along m_1 - m_2 out of the path, so that its quadratic varia
 formula assumes: the tracked densities are equal, but the true ones keep a difference, for any number of steps.
 
     python examples/density_superposition.py            # about a minute
-    python examples/density_superposition.py --small    # ten seconds
+    python examples/density_superposition.py --small    # seconds, and no figure
 """
 
 import argparse

@@ -127,9 +127,8 @@ def main(small: bool = False, checkpoint: str | Path | None = None) -> dict[str,
         base = loaded(checkpoint)
 
     def measure(name, model, count):
-        value = ss.bits_per_dim(
-            model, test, TRANSFORM, dequantization=ss.Uniform(), seeds=range(len(test)), progress=True
-        )
+        settings = {"solver": ss.solvers.Adams(16 if small else 80), "seeds": range(len(test)), "progress": True}
+        value = ss.bits_per_dim(model, test, TRANSFORM, dequantization=ss.Uniform(), **settings)
         rows[name] = count, value
         figures.update({f"{name}: bits/dim": value.mean, f"{name}: error": value.stderr, f"{name}: trained": count})
 

@@ -13,7 +13,7 @@ and the scores of the three factors add up (`ss.guidance.Composition`). No wande
 start to that of its goal. A plan succeeds if it joins start and goal and stays in the corridors.
 
     python examples/planning.py              # train, plan, print the table, save examples/figures/planning.png
-    python examples/planning.py --small      # ten seconds: a small maze, a short training, few plans
+    python examples/planning.py --small      # seconds: a small maze, a short training, few plans
 """
 
 import argparse
@@ -33,7 +33,7 @@ from scoresde.metrics import wilson
 POINTS, PATCH = 24, 4  # of a trajectory, and of one token of the network
 WAVES = 3  # frequencies of the network's inputs
 LOSS = ss.losses.DenoisingScoreMatching(ss.losses.KarrasWeighting(sigma_data=1.0, mean=-0.3, std=1.4))
-STEPS, WEIGHT = 40, 1.0  # of the sampler, and w, for lengths in squares
+WEIGHT = 1.0  # w, for lengths in squares
 
 
 class Maze:
@@ -115,14 +115,14 @@ class Waves(torch.nn.Module):
         return self.network(torch.cat([x, phases.sin(), phases.cos()], dim=1), c_noise, cond)
 
 
-def plans(run: ss.Run, ends: torch.Tensor) -> dict[str, torch.Tensor]:
+def plans(run: ss.Run, ends: torch.Tensor, steps: int) -> dict[str, torch.Tensor]:
     """Draw plans (B, 2, L) for starts and goals (B, 2, 2), whose last dimension is start and goal, in three ways."""
     mask = torch.zeros(POINTS, dtype=torch.bool)
     mask[[0, -1]] = True
     place, y, model = ss.inverse.Inpainting(mask, noise_std=0.01), run.transform(ends), run.model
     joining = ss.inverse.MMPS(model, place, y)
     short = ss.guidance.Loss(model, lambda x: length(run.transform.inverse(x)), WEIGHT)
-    sampler = ss.samplers.PredictorCorrector(ss.samplers.Ancestral(), steps=STEPS, denoise_final=True)
+    sampler = ss.samplers.PredictorCorrector(ss.samplers.Ancestral(), steps=steps, denoise_final=True)
     draw = partial(sampler, shape=(len(ends), 2, POINTS), seeds=range(len(ends)), progress=True)
     samples = {
         "replacement": draw(model, constraint=ss.inverse.Replacement(place, y)),
@@ -140,7 +140,7 @@ def interval(count: int, total: int) -> str:
 
 def main(small: bool) -> dict[str, float]:
     """Train, plan, print successes with 95% intervals and lengths, and return the figures by name."""
-    rooms, steps, width, depth, tests = (2, 300, 48, 2, 30) if small else (3, 1000, 64, 3, 300)
+    rooms, steps, batch, width, depth, tests = (2, 160, 64, 48, 2, 40) if small else (3, 1000, 128, 64, 3, 300)
     maze, rng = Maze(rooms), np.random.default_rng(0)
     held_out = rng.random(maze.distance.shape) < 0.2
     x = wanderings(maze, 700 * rooms**2, rng, held_out)
@@ -150,11 +150,11 @@ def main(small: bool) -> dict[str, float]:
     shortest = np.stack([maze.route(maze.way(a, b), e) for (a, b), e in zip(pairs, ends, strict=True)])
     ends = torch.from_numpy(ends).mT.float()
     torch.manual_seed(0)
-    training = {"batch_size": 128, "learning_rate": 4e-3, "warmup": 30, "ema": 0.99, "loss": LOSS}
+    training = {"batch_size": batch, "learning_rate": 4e-3, "warmup": 30, "ema": 1 - 10 / steps, "loss": LOSS}
     run = ss.fit(Waves(width, depth), x, steps=steps, **training)
     routes = {
         "straight line": torch.lerp(ends[:, :, :1], ends[:, :, 1:], torch.linspace(0, 1, POINTS)),
-        **plans(run, ends),
+        **plans(run, ends, 25 if small else 40),
         "shortest route": torch.from_numpy(shortest).float(),
     }
     figures = {}
@@ -196,5 +196,5 @@ def draw_figure(maze: Maze, x: torch.Tensor, routes: dict[str, torch.Tensor], pa
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--small", action="store_true", help="ten seconds in place of minutes, and no figure")
+    parser.add_argument("--small", action="store_true", help="seconds in place of minutes, and no figure")
     main(parser.parse_args().small)
