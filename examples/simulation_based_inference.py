@@ -31,7 +31,7 @@ import scoresde as ss
 
 HERE, EXACT = Path(__file__).parent, ss.ExactTrace()
 FULL = {"size": 400, "pairs": 100_000, "width": 128, "steps": 2500, "tests": 200, "draws": 19, "cv": 5, "nodes": 80}
-SMALL = {"size": 50, "pairs": 2000, "width": 64, "steps": 120, "tests": 16, "draws": 3, "cv": 2, "nodes": 32}
+SMALL = {"size": 50, "pairs": 2000, "width": 64, "steps": 90, "tests": 16, "draws": 3, "cv": 2, "nodes": 32}
 
 
 class TwoMoons:

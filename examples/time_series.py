@@ -1,8 +1,8 @@
 """Forecasts of a time series with calibrated intervals, and anomalies by likelihood: three centuries of sunspots.
 
 A conditional diffusion model p(future | past) is trained on windows of the series (2107.03502): the next 12 quarters
-given the last 44, which are one solar cycle. Its samples are scenarios of the future;
-their quantiles are forecasts with intervals. Its log-density (nats, by the probability flow) scores what happened:
+given the last 44, which are one solar cycle. The quantiles of its samples are forecasts with intervals. Its log-density
+(nats, by the probability flow) scores what happened:
 
     CRPS       E|X - y| - E|X - X'|/2 for samples X and the observation y, in units of the series
     log score  -log p(future | past) / 12, nats a quarter
@@ -17,7 +17,7 @@ series is monthly (data/sunspots.csv, public domain); the models see square root
 on 1749-1929 and tested on 1930-2008; the number of steps was chosen on years before 1930. Errors are standard errors
 over seven blocks of 11 years, since neighbouring windows overlap.
 
-    python examples/time_series.py            # about a minute
+    python examples/time_series.py            # 15 seconds of one core
     python examples/time_series.py --small    # seconds, and no figure
 """
 

@@ -82,6 +82,7 @@ def test_fine_tuning_of_a_checkpoint_of_score_sde():
 def test_each_example_has_its_row_its_picture_and_its_command(name):
     rows, gallery = (path.read_text() for path in (EXAMPLES / "README.md", EXAMPLES.parent / "docs" / "gallery.md"))
     assert f"[{name}.py]({name}.py)" in rows
-    assert f"](../examples/figures/{name}.png)" in gallery and f"`python examples/{name}.py`" in gallery
+    assert f"](../examples/figures/{name}.png)" in gallery
+    assert f"`python examples/{name}.py`" in gallery
     assert (EXAMPLES / "figures" / f"{name}.png").exists()
     assert len((EXAMPLES / f"{name}.py").read_text().splitlines()) <= 200
