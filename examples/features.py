@@ -158,7 +158,7 @@ def draw(curves, baselines, ratios, pictures):
 
 
 def main(small: bool = False, run: str | None = None, root: str = "datasets/openmoji") -> dict[str, float]:
-    model = ss.load(run).model if run else train(root, *((8, 40, 16) if small else (24, 600, 32)))
+    model = ss.load(run).model if run else train(root, *((8, 30, 16) if small else (24, 600, 32)))
     x, parts = (part[: 16 if small else None] for part in held_out_people(root))
     y, targets = moved(x, parts, torch.Generator().manual_seed(0))
     both, n, true = torch.cat([x, y]), len(x), targets.flatten(1)[:, None].expand(-1, OTHERS, -1)

@@ -140,7 +140,7 @@ def interval(count: int, total: int) -> str:
 
 def main(small: bool) -> dict[str, float]:
     """Train, plan, print successes with 95% intervals and lengths, and return the figures by name."""
-    rooms, steps, batch, width, depth, tests = (2, 160, 64, 48, 2, 40) if small else (3, 1000, 128, 64, 3, 300)
+    rooms, steps, batch, width, depth, tests = (2, 200, 128, 48, 2, 30) if small else (3, 1000, 128, 64, 3, 300)
     maze, rng = Maze(rooms), np.random.default_rng(0)
     held_out = rng.random(maze.distance.shape) < 0.2
     x = wanderings(maze, 700 * rooms**2, rng, held_out)
@@ -154,16 +154,16 @@ def main(small: bool) -> dict[str, float]:
     run = ss.fit(Waves(width, depth), x, steps=steps, **training)
     routes = {
         "straight line": torch.lerp(ends[:, :, :1], ends[:, :, 1:], torch.linspace(0, 1, POINTS)),
-        **plans(run, ends, 25 if small else 40),
+        **plans(run, ends, 32 if small else 40),
         "shortest route": torch.from_numpy(shortest).float(),
     }
     figures = {}
     for name, plan in routes.items():
-        good = maze.succeeds(plan, routes["shortest route"])
-        ratio = (length(plan) / length(routes["shortest route"]))[good]
-        middle = f", length / shortest {ratio.median():.2f}" if len(ratio) else ""
+        good, ratio = maze.succeeds(plan, routes["shortest route"]), length(plan) / length(routes["shortest route"])
+        middle = f", length / shortest {ratio[good].median():.2f}" if good.any() else ""
         print(f"{name:14s} success {interval(int(good.sum()), tests)}{middle}")
-        figures[name], figures[f"{name}, length"] = float(good.double().mean()), float(ratio.median())
+        figures |= {name: float(good.double().mean()), f"{name}, length": float(ratio[good].median())}
+        figures[f"{name}, length of all"] = float(ratio.median())
     print(f"{time.process_time():.0f} s of CPU time")
     if not small:
         draw_figure(maze, x, routes, Path(__file__).parent / "figures" / "planning.png")

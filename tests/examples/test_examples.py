@@ -1,10 +1,15 @@
 """Each example runs with --small, and its figures are what a short run can show."""
 
+import json
+import math
 import runpy
 from pathlib import Path
 
 import pytest
+import torch
 from tqdm import tqdm
+
+from tests.convert.reference import described, weights
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 NAMES = sorted(path.stem for path in EXAMPLES.glob("*.py"))
@@ -14,7 +19,11 @@ EXPECTED = {
         and f["LoRA, rank 1: trained"] < 0.05 * f["all weights: trained"]
         and f["LoRA, rank 1: bits/dim"] < f["from random weights: bits/dim"]
     ),
-    "planning": lambda f: f["shortest route"] == 1.0 and f["plans, guided"] > f["straight line"] + 0.1,
+    "planning": lambda f: (
+        f["shortest route"] == 1.0
+        and f["plans, guided"] > f["straight line"]
+        and f["plans, guided, length of all"] < 0.9 * f["plans, length of all"]
+    ),
     "policy": lambda f: (
         f["diffusion"] > 0.5
         and f["Gaussian, its mean"] < 0.2
@@ -39,7 +48,7 @@ EXPECTED = {
         and f["diffusion: coverage 95%"] > 0.8  # quantiles of 20 samples hold 90%, with an error of about 3%
     ),
     "diffusion_classifier": lambda f: (
-        f["flow: clean"] > 0.6  # chance: 0.1
+        f["flow: clean"] > 0.4  # chance: 0.1, with an error of 0.075 for 16 images
         and f["discriminative: clean"] > 0.6
         and abs(f["parameters"] / f["parameters, discriminative"] - 1) < 0.1
     ),
@@ -72,10 +81,18 @@ def test_the_small_run_shows_what_it_says(name, tmp_path, monkeypatch, openmoji)
 
 
 @pytest.mark.slow
-def test_fine_tuning_of_a_checkpoint_of_score_sde():
-    figures = run_small("fine_tuning", checkpoint=EXAMPLES.parent / "notebooks" / "checkpoints" / "digits_vp.pth")
-    assert figures["all weights: trained"] > 1e6 > 1e5 > figures["LoRA, rank 1: trained"]
-    assert figures["all weights: bits/dim"] < figures["not fine-tuned: bits/dim"] - 0.1  # it learns the turned digits
+def test_fine_tuning_of_a_checkpoint_of_score_sde(tmp_path):
+    about = described("score_sde/variants", "ddpmpp_grey")
+    state = weights(about["shapes"])
+    averages = {"decay": 0.999, "num_updates": 3, "shadow_params": [state[name] for name in about["trainable"]]}
+    torch.save({"model": state, "ema": averages}, tmp_path / "small.pth")
+    config = about["config"] | {"data": about["config"]["data"] | {"dataset": "digits"}}
+    (tmp_path / "small.config.json").write_text(json.dumps(config))
+    figures = run_small("fine_tuning", checkpoint=tmp_path / "small.pth")
+    assert figures["all weights: trained"] == sum(math.prod(shape) for name, shape in about["shapes"])
+    assert figures["LoRA, rank 1: trained"] < 0.2 * figures["all weights: trained"]
+    assert figures["all weights: bits/dim"] < figures["not fine-tuned: bits/dim"]
+    assert "from random weights: bits/dim" not in figures
 
 
 @pytest.mark.parametrize("name", NAMES)
