@@ -55,6 +55,7 @@ def corrupted(x, kind, severity, seed=0):
 
 
 def train_generative(width, steps):
+    """A model of p(x | y): digits of a given class, with uniform dequantisation."""
     torch.manual_seed(0)
     network = ss.networks.MLP((1, 8, 8), width=width, depth=3, dropout=0.1, classes=10)
     model = ss.ScoreModel(network, ss.VP(), ss.predictions.KarrasPreconditioning(0.7))
@@ -96,6 +97,7 @@ def posteriors(model, classifiers, x, estimates):
 
 
 def draw(results, x, labels):
+    """A digit at all severities; accuracy and log score against severity; calibration of all corrupted digits."""
     with plt.style.context(HERE.parent / "notebooks" / "paper.mplstyle"):
         figure, axes = plt.subplots(2, 4, figsize=(9.6, 4.6))
         shown = [torch.cat([corrupted(x, kind, s)[2, 0] for s in SEVERITIES[kind]], dim=1) for kind in SEVERITIES]
@@ -136,6 +138,7 @@ def pool(results, method, labels):
 
 
 def main(small: bool = False) -> dict[str, float]:
+    """Train, classify clean and corrupted digits, print accuracies and log scores, and return the figures by name."""
     width, steps, count, kinds = (64, 140, 16, ("blur",)) if small else (192, 1500, 100, tuple(SEVERITIES))
     estimates = {"flow": {"trace": ss.Hutchinson(probes=1)}, "bound": {"draws": 64}}
     if small:

@@ -167,6 +167,7 @@ def draw(years, future, shown, forecasters):
 
 
 def main(small: bool = False, figure: Path | None = None) -> dict[str, float]:
+    """Train both forecasters, score them on the test years, print and return the figures by name."""
     steps, n, every = (100, 20, 12) if small else (300, 100, 2)
     years, past, future = windows()
     train = years + FUTURE / 4 <= FIRST
