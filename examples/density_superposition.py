@@ -21,7 +21,7 @@ AND takes the noise along m_1 - m_2 out of the path, so that its quadratic varia
 formula assumes: the tracked densities are equal, but the true ones keep a difference, for any number of steps.
 
     python examples/density_superposition.py            # about a minute
-    python examples/density_superposition.py --small    # ten seconds
+    python examples/density_superposition.py --small    # seconds, and no figure
 """
 
 import argparse
@@ -138,13 +138,13 @@ def draw(errors, flow, exact, trained, samples, oracles):
         steps = [number for other, number in errors if other == name]
         values = torch.stack([errors[name, number] for number in steps])
         spread, bias = values.std(1), values.mean(1).abs()
-        axes[0, 0].semilogy(steps, spread, "o-", label=name)
+        axes[0, 0].plot(steps, spread, "o-", label=name)
         axes[0, 1].errorbar(steps, bias, spread / values.shape[1] ** 0.5, marker="o")
     axes[0, 0].axhline(flow.std(), color="grey", linestyle=":", label="probability flow, one probe")
-    axes[0, 0].set(title="exact score: standard deviation of log p (nats)", xlabel="steps")
-    axes[0, 1].set(title="exact score: size of its bias (nats)", xlabel="steps", yscale="log")
-    for axis in axes[0, :2]:
+    for axis, title in zip(axes[0], ("standard deviation of log p (nats)", "size of its bias (nats)"), strict=False):
         axis.set_xscale("log", base=2)
+        axis.set_yscale("log", subs=[])
+        axis.set(title=f"exact score: {title}", xlabel="steps", yticks=(0.1, 0.3, 1, 3), yticklabels=(0.1, 0.3, 1, 3))
     axes[0, 2].plot(exact, trained["paths"], ".", exact, trained["flow"], ".", markersize=3, alpha=0.7)
     axes[0, 2].set(title="trained model: log p - exact (nats)", xlabel="exact log p (nats)", ylim=(-1.2, 0.8))
     axes[0, 2].legend(["mean of paths", "probability flow"])

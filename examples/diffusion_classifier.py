@@ -15,7 +15,7 @@ on digits with noise, blur and occlusion. Accuracy says how often the best class
 -log p(y | x), and the calibration error say how far the probabilities can be trusted.
 
     python examples/diffusion_classifier.py            # about 2 minutes
-    python examples/diffusion_classifier.py --small    # ten seconds
+    python examples/diffusion_classifier.py --small    # seconds, and no figure
 """
 
 import argparse
@@ -55,12 +55,13 @@ def corrupted(x, kind, severity, seed=0):
 
 
 def train_generative(width, steps):
+    """A model of p(x | y): digits of a given class, with uniform dequantisation."""
     torch.manual_seed(0)
     network = ss.networks.MLP((1, 8, 8), width=width, depth=3, dropout=0.1, classes=10)
     model = ss.ScoreModel(network, ss.VP(), ss.predictions.KarrasPreconditioning(0.7))
     data = ss.data.Digits("fit", labels=True)
-    run = ss.fit(model, data, steps=steps, learning_rate=2e-3, transform=LEVELS, ema=0.99, preview=lambda *_: None)
-    return run.model
+    settings = {"warmup": min(100, steps // 10), "ema": 1 - 15 / steps, "preview": lambda *_: None}
+    return ss.fit(model, data, steps=steps, learning_rate=2e-3, transform=LEVELS, **settings).model
 
 
 def train_discriminative(x, y, sde, width, steps, noisy):
@@ -83,11 +84,11 @@ def train_discriminative(x, y, sde, width, steps, noisy):
     return classifier.eval()
 
 
-def posteriors(model, classifiers, x):
+def posteriors(model, classifiers, x, estimates):
     """log p(y | x) (N, 10) by method."""
     digits, seeds = torch.arange(10), range(len(x))
     found = {}
-    for method, options in (("flow", {"trace": ss.Hutchinson(probes=1)}), ("bound", {"draws": 64})):
+    for method, options in estimates.items():
         found[method] = ss.classify(model, x, digits, method, transform=LEVELS, seeds=seeds, **options).log_posterior
     with torch.no_grad():
         for method, classifier in zip(METHODS[2:], classifiers, strict=True):
@@ -96,6 +97,7 @@ def posteriors(model, classifiers, x):
 
 
 def draw(results, x, labels):
+    """A digit at all severities; accuracy and log score against severity; calibration of all corrupted digits."""
     with plt.style.context(HERE.parent / "notebooks" / "paper.mplstyle"):
         figure, axes = plt.subplots(2, 4, figsize=(9.6, 4.6))
         shown = [torch.cat([corrupted(x, kind, s)[2, 0] for s in SEVERITIES[kind]], dim=1) for kind in SEVERITIES]
@@ -136,15 +138,20 @@ def pool(results, method, labels):
 
 
 def main(small: bool = False) -> dict[str, float]:
-    width, steps, count, kinds = (64, 500, 24, ("blur",)) if small else (192, 1500, 100, tuple(SEVERITIES))
+    """Train, classify clean and corrupted digits, print accuracies and log scores, and return the figures by name."""
+    width, steps, count, kinds = (64, 140, 16, ("blur",)) if small else (192, 1500, 100, tuple(SEVERITIES))
+    estimates = {"flow": {"trace": ss.Hutchinson(probes=1)}, "bound": {"draws": 64}}
+    if small:
+        estimates["flow"]["solver"] = ss.solvers.Adams(10, data_scale=0.7)
+        estimates["bound"] = {"draws": 32, "rounds": 1}
     model = train_generative(width, steps)
     x, y = (torch.stack(part) for part in zip(*ss.data.Digits("fit", labels=True), strict=True))
     classifiers = [train_discriminative(x, y, model.sde, width, steps, noisy) for noisy in (False, True)]
     test, labels = (torch.stack(part)[:count] for part in zip(*ss.data.Digits("test", labels=True), strict=True))
-    clean = posteriors(model, classifiers, test)
+    clean = posteriors(model, classifiers, test, estimates)
     cases = [(kind, s) for kind in kinds for s in (SEVERITIES[kind][:2] if small else SEVERITIES[kind])]
     results = {
-        (kind, s): posteriors(model, classifiers, corrupted(test, kind, s)) if s else clean
+        (kind, s): posteriors(model, classifiers, corrupted(test, kind, s), estimates) if s else clean
         for kind, s in tqdm(cases, "classifying", disable=None)
     }
     figures = {"parameters": float(sum(p.numel() for p in model.network.parameters()))}

@@ -14,8 +14,8 @@ SVG files. The model is trained on other people, without parts. Accuracy is the 
                      to the cluster k with the largest |D(f + c M_k) - D(f - c M_k)|, with M_k the mask of the cluster
                      and D the denoised picture (EmerDiff, 2401.11739, section 3.3), here relative to its mean in M_k
 
-    python examples/features.py            # about 3 minutes; --run runs/openmoji_cond has a model of 19 minutes
-    python examples/features.py --small    # ten seconds
+    python examples/features.py            # 2 minutes; --run runs/openmoji_cond: a model trained for 19 minutes
+    python examples/features.py --small    # seconds, and no figure
 """
 
 import argparse
@@ -40,7 +40,7 @@ COLOURS = np.array([[255, 255, 255], [86, 180, 233], [230, 159, 0], [213, 94, 0]
 LEVELS = ss.data.Levels(256)
 
 
-def train(root, width, steps):
+def train(root, width, steps, batch):
     """A small unconditional model of people at 16 x 16."""
     torch.manual_seed(0)
     style, label = ss.networks.BlockStyle(dropout=0.0), ss.networks.PositionalEmbedding(width, 100.0)
@@ -49,8 +49,9 @@ def train(root, width, steps):
     )
     model = ss.ScoreModel(network, ss.VP(), ss.predictions.KarrasPreconditioning(0.53))
     data = ss.data.OpenMoji(16, "train", only=PEOPLE, flip=True, root=root)
-    settings = {"steps": steps, "batch_size": 32, "learning_rate": 2e-3, "ema": 0.99, "preview": lambda *_: None}
-    return ss.fit(model, data, loss=ss.losses.DenoisingScoreMatching("karras"), transform=LEVELS, **settings).model
+    settings = {"warmup": steps // 6, "ema": 1 - 6 / steps, "loss": ss.losses.DenoisingScoreMatching("karras")}
+    settings |= {"transform": LEVELS, "preview": lambda *_: None}
+    return ss.fit(model, data, steps=steps, batch_size=batch, learning_rate=2e-3, **settings).model
 
 
 def with_random_weights(model):
@@ -157,7 +158,7 @@ def draw(curves, baselines, ratios, pictures):
 
 
 def main(small: bool = False, run: str | None = None, root: str = "datasets/openmoji") -> dict[str, float]:
-    model = ss.load(run).model if run else train(root, *((8, 60) if small else (24, 600)))
+    model = ss.load(run).model if run else train(root, *((8, 30, 16) if small else (24, 600, 32)))
     x, parts = (part[: 16 if small else None] for part in held_out_people(root))
     y, targets = moved(x, parts, torch.Generator().manual_seed(0))
     both, n, true = torch.cat([x, y]), len(x), targets.flatten(1)[:, None].expand(-1, OTHERS, -1)
@@ -184,8 +185,7 @@ def main(small: bool = False, run: str | None = None, root: str = "datasets/open
     for kind in kinds:
         figures[kind] = max(max(values) for values in curves[kind].values())  # of the best layer and noise level
         figures |= {f"{kind}: {label}": value for label, value in baselines[kind].items()}
-    for name, (value, error) in figures.items():
-        print(f"{name}: {value:.3f} +- {error:.3f}")
+    print(*(f"{name}: {value:.3f} +- {error:.3f}" for name, (value, error) in figures.items()), sep="\n")
     if not small:
         rows = {"picture": x, "parts": parts, "k-means": named(clusters(fine[:n]), parts), "8 x 8": repeated}
         rows |= {"modulated": sharp, "moved": y, "matched": matched_parts(fine, parts)[:, 0]}

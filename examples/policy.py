@@ -10,7 +10,7 @@ Both plan T_p = 8 actions, carry out T_a = 4 of them, and plan again (receding h
 and the place of the obstacle. The law of the expert is known: both sides have probability 1/2.
 
     python examples/policy.py              # train, drive, print the table, save examples/figures/policy.png
-    python examples/policy.py --small      # ten seconds, smaller networks and fewer episodes
+    python examples/policy.py --small      # seconds, smaller networks and fewer episodes
 """
 
 import argparse
@@ -156,13 +156,13 @@ def interval(count: int, total: int) -> str:
 
 def main(small: bool) -> dict[str, float]:
     """Train both policies, drive, print success and sides with 95% intervals, and return the figures by name."""
-    shown, steps, tests, width = (100, 500, 100, 64) if small else (400, 3000, 400, 128)
+    shown, steps, tests, width = (100, 220, 100, 64) if small else (400, 3000, 400, 128)
     expert = drive(by_experts(shown), range(shown), executed=1)
     actions, observations = chunks([episode for episode in expert if episode["success"]])
     torch.manual_seed(0)
     settings = {"shape": (2, AHEAD), "width": width, "depth": 3, "cond_features": 5, "time_scale": 10.0}
-    training = {"steps": steps, "batch_size": BATCH, "learning_rate": RATE, "warmup": 30, "ema": 0.99, "loss": LOSS}
-    run = ss.fit(ss.networks.MLP(**settings), (actions, observations / UNIT), **training)
+    training = {"batch_size": BATCH, "learning_rate": RATE, "warmup": 30, "ema": 1 - 30 / steps, "loss": LOSS}
+    run = ss.fit(ss.networks.MLP(**settings), (actions, observations / UNIT), steps=steps, **training)
     gaussian = gaussian_policy(ss.networks.MLP(**settings, out_channels=4), actions, observations, steps)
     policies = {**gaussian, "diffusion": diffusion_policy(run)}
     unseen, figures = range(10_000, 10_000 + tests), {}
@@ -196,5 +196,5 @@ def draw_figure(driven: dict[str, list[dict]], path: Path) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--small", action="store_true", help="ten seconds in place of minutes, and no figure")
+    parser.add_argument("--small", action="store_true", help="seconds in place of minutes, and no figure")
     main(parser.parse_args().small)

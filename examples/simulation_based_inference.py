@@ -13,7 +13,7 @@ The simulators are "two moons" (2101.04653), whose posterior is two thin crescen
 counts. Both have two parameters, so that a sum over a fine grid gives the exact posterior.
 
     python examples/simulation_based_inference.py            # about 3 minutes
-    python examples/simulation_based_inference.py --small    # ten seconds
+    python examples/simulation_based_inference.py --small    # seconds, and no figure
 """
 
 import argparse
@@ -23,14 +23,15 @@ import numpy as np
 import torch
 from matplotlib import pyplot as plt
 from scipy import stats
-from scipy.special import logsumexp
 from sklearn.model_selection import cross_val_score
 from sklearn.neural_network import MLPClassifier
 from tqdm import tqdm
 
 import scoresde as ss
 
-HERE = Path(__file__).parent
+HERE, EXACT = Path(__file__).parent, ss.ExactTrace()
+FULL = {"size": 400, "pairs": 100_000, "width": 128, "steps": 2500, "tests": 200, "draws": 19, "cv": 5, "nodes": 80}
+SMALL = {"size": 50, "pairs": 2000, "width": 64, "steps": 90, "tests": 16, "draws": 3, "cv": 2, "nodes": 32}
 
 
 class TwoMoons:
@@ -93,7 +94,7 @@ class Grid:
     def log_posterior(self, x, theta=None):
         """Return the log-density at theta (n, 2), by default at the cells."""
         joint = self.log_prior + self.simulator.log_likelihood(self.noiseless, x)
-        evidence = logsumexp(joint) + np.log(self.cell).sum()
+        evidence = torch.tensor(joint).logsumexp(0).item() + np.log(self.cell).sum()
         if theta is not None:
             simulator = self.simulator
             joint = simulator.prior.logpdf(theta).sum(1) + simulator.log_likelihood(simulator.noiseless(theta), x)
@@ -104,34 +105,35 @@ class Grid:
         return self.theta[cells] + self.cell * rng.uniform(-0.5, 0.5, (n, 2))
 
 
-def train(simulator, pairs, steps, rng):
+def train(simulator, pairs, width, steps, nodes, rng):
     """Return draw(x) -> (theta, log q) and log_prob(theta, x) of a model of the posterior."""
     theta = simulator.prior.rvs((pairs, 2), rng)
     x = simulator.observe(simulator.noiseless(theta), rng)
     mean, std, _ = x.mean(0), x.std(0), torch.manual_seed(0)
     loss = ss.losses.DenoisingScoreMatching("likelihood", ss.losses.LogNormal(simulator.log_width, 1.8))
-    network = ss.networks.MLP(shape=2, width=128, depth=3, cond_features=x.shape[1])
-    data = torch.tensor(theta).float(), torch.tensor((x - mean) / std).float()
-    run = ss.fit(network, data, steps=steps, batch_size=256, loss=loss, learning_rate=2e-3, ema=0.995)
+    network = ss.networks.MLP(shape=2, width=width, depth=3, cond_features=x.shape[1])
+    data, solver = (torch.tensor(theta).float(), torch.tensor((x - mean) / std).float()), ss.solvers.Adams(nodes)
+    settings = {"warmup": steps // 25, "ema": 1 - 12.5 / steps, "loss": loss}
+    run = ss.fit(network, data, steps=steps, batch_size=256, learning_rate=2e-3, **settings)
 
     def given(x):
         return run.model.given(torch.tensor((x - mean) / std).float())
 
     def draw(x):  # one draw for each row of x, and its log-density, from one solve of the flow
-        z, r = ss.sample_with_log_prob(given(x), shape=(len(x), 2), trace=ss.ExactTrace(), seeds=range(len(x)))
+        z, r = ss.sample_with_log_prob(given(x), (len(x), 2), trace=EXACT, solver=solver, seeds=range(len(x)))
         return run.transform.inverse(z).numpy(), (r.value + run.transform.log_det(z)).numpy()
 
-    def log_prob(theta, x, trace=None):
+    def log_prob(theta, x, trace=EXACT):
         theta = torch.tensor(theta)
-        r = ss.log_prob(given(x), run.transform(theta), trace=trace or ss.ExactTrace(), seeds=range(len(x)))
+        r = ss.log_prob(given(x), run.transform(theta), trace=trace, solver=solver, seeds=range(len(x)))
         return (r.value + run.transform.log_det(theta)).numpy(), r.stderr
 
     return draw, log_prob
 
 
-def check(simulator, size, pairs, steps, tests, draws):
+def check(simulator, size, pairs, width, steps, tests, draws, cv, nodes):
     rng, grid = np.random.default_rng(0), Grid(simulator, size)
-    draw, log_prob = train(simulator, pairs, steps, rng)
+    draw, log_prob = train(simulator, pairs, width, steps, nodes, rng)
     theta = simulator.prior.rvs((tests, 2), rng)
     x = simulator.observe(simulator.noiseless(theta), rng)
     estimate, _ = log_prob(theta, x)
@@ -148,7 +150,7 @@ def check(simulator, size, pairs, steps, tests, draws):
         "KL, standard error": (exact - estimate).std(ddof=1) / np.sqrt(tests),
         "information over the prior (nats)": (estimate - simulator.prior.logpdf(theta).sum(1)).mean(),
         "coverage, p-value of three tests": min(1, 3 * min(stats.kstest(rank, "uniform").pvalue for rank in ranks.T)),
-        "C2ST": cross_val_score(MLPClassifier((64, 64), max_iter=1000, random_state=0), both, label, cv=5).mean(),
+        "C2ST": cross_val_score(MLPClassifier((64, 64), max_iter=1000, random_state=0), both, label, cv=cv).mean(),
         "standard error with eight probes (nats)": float(stderr.square().mean().sqrt()),
         "errors with eight probes / standard errors": float(np.std((probed - estimate[:64]) / stderr.numpy())),
     }, (grid, observed, log_prob, exact, estimate, ranks)
@@ -167,8 +169,7 @@ def draw_row(axes, simulator, grid, observed, log_prob, exact, estimate, ranks, 
         axis.plot(*simulator.example[0], "+", color="#009E73", markersize=8)
         axis.set(title=f"{simulator.name}: {title}", xlabel=simulator.labels[0], ylabel=simulator.labels[1])
     ends = exact.min() - 1.5, exact.max() + 0.5
-    axes[2].plot(ends, ends, color="grey", linewidth=0.7)
-    axes[2].plot(exact, estimate, ".", markersize=3, alpha=0.6)
+    axes[2].plot(ends, ends, "k-", exact, estimate, "C0.", linewidth=0.7, markersize=3, alpha=0.6)
     axes[2].set(title="log-density at the truth", xlim=ends, ylim=ends)
     axes[2].set(xlabel=r"$\log p(\theta\,|\,x)$, exact (nats)", ylabel=r"$\log q(\theta\,|\,x)$")
     levels, n, band = np.linspace(0, 1, 201), len(ranks), stats.kstwo.ppf(0.95, len(ranks))  # Kolmogorov's band
@@ -180,11 +181,10 @@ def draw_row(axes, simulator, grid, observed, log_prob, exact, estimate, ranks, 
 
 
 def main(small: bool = False, figure: Path | None = None) -> dict[str, float]:
-    settings, figures = (100, 2000, 200, 16, 5) if small else (400, 100_000, 2500, 200, 19), {}
     with plt.style.context(HERE.parent / "notebooks" / "paper.mplstyle"):
-        drawn, axes = plt.subplots(2, 4, figsize=(9.6, 4.4))
+        figures, (drawn, axes) = {}, plt.subplots(2, 4, figsize=(9.6, 4.4))
         for row, simulator in zip(axes, (TwoMoons(), Epidemic()), strict=True):
-            result, shown = check(simulator, *settings)
+            result, shown = check(simulator, **(SMALL if small else FULL))
             draw_row(row, simulator, *shown, pixels=10 if small else 100)
             figures |= {f"{simulator.name}: {key}": float(value) for key, value in result.items()}
         if figure or not small:
