@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationKeyError
 from torch import Tensor, nn
 
+from scoresde import hub, sharing
 from scoresde.arguments import check_memory
 from scoresde.classifier import NoisyClassifier
 from scoresde.configured import one_line
@@ -26,7 +27,7 @@ from scoresde.networks import add_lora
 from scoresde.pipelines import Autoencoder, CascadeStage, Density, Embedder, Latents
 from scoresde.predictions import Prediction
 from scoresde.protocols import CaptionEncoder, Transform
-from scoresde.run_config import CONFIG, OWN, changed_setting, plain, read_config
+from scoresde.run_config import CONFIG, changed_setting, own_parts, plain, read_config, refuse_own_parts
 from scoresde.score import ScoreModel
 from scoresde.sdes import SDE
 from scoresde.tensors import available
@@ -72,6 +73,8 @@ class Run:
         """The map from data to states in model space, and back."""
         return DataMap(self.transform, self.dequantization)
 
+    push_to_hub = sharing.push_to_hub
+
     def __repr__(self) -> str:
         return f"Run({str(self.path)!r}, model={one_line(self.model)}, transform={self.transform})"
 
@@ -107,7 +110,7 @@ def build_model(
         ValueError: only Python can build a part of the model (`scoresde.fitting`), or the network is for states with
             more dimensions than `data.shape` has; see also `instantiate`.
     """
-    _refuse_own_parts(_own_parts(config), ("network",) if network is not None else ())
+    refuse_own_parts(own_parts(config), ("network",) if network is not None else ())
     try:
         if network is None:
             check(config.network, nn.Module, trust)
@@ -138,24 +141,6 @@ def build_model(
     if rank := config.get("lora"):
         add_lora(model.network, rank)
     return model
-
-
-def _own_parts(config: DictConfig) -> Mapping[str, str]:
-    """Return the class names of the parts that only Python can build, by part; see `scoresde.fitted_config`."""
-    own = config.get(OWN) or {}
-    if not isinstance(own, (DictConfig, dict)):
-        raise ValueError(f"{OWN} must be a mapping of parts to names of classes; got {own!r}: restore the file")
-    return own
-
-
-def _refuse_own_parts(own: Mapping[str, str], given: Sequence[str]) -> None:
-    """Raise ValueError if a run has a model or a part of one that only Python can build, and that is not given."""
-    for part, name in own.items():
-        if part in ("model", "network", "sde", "prediction") and part not in given:
-            raise ValueError(
-                f"the {part} of this run, {name}, is not of this library, or does not remember its arguments, so the "
-                "configuration cannot build it: build it in Python and pass it, ss.load(path, model=model)"
-            )
 
 
 def _bytes_of(config: DictConfig) -> int:
@@ -210,7 +195,8 @@ def load(
     """Load a run that `scoresde train`, `scoresde convert` or `scoresde.fit` wrote.
 
     Args:
-        path: the directory of the run.
+        path: the directory of the run, or `hf://user/name` or `hf://user/name@revision` for a run on the Hugging Face
+            hub, see `scoresde.hub`.
         weights: "ema" for the averaged weights, "raw" for the weights of the last step, or sigma_rel, the relative
             width of a power-function average (2312.02696), as a number or a string. This average is reconstructed from
             the run's snapshots, see `scoresde.training.posthoc_ema.reconstruct`.
@@ -226,23 +212,24 @@ def load(
             width; the checkpoint does not fit the configuration or the model; or a part of the run is of your own
             class and is not given.
     """
-    loaded, config = _load(Path(path), weights, trust, device, model)
+    path = directory(path)
+    loaded, config = _load(path, weights, trust, device, model)
     if model is None:
         _check_kind(loaded, ScoreModel, path)
-    own = _own_parts(config)
+    own = own_parts(config)
     if transform is None and "transform" in own:
         raise ValueError(
             f"the transform of {path}, {own['transform']}, is of a class of your own: pass it, "
             "ss.load(path, transform=transform)"
         )
-    return _run(loaded, config, Path(path), trust, transform)
+    return _run(loaded, config, path, trust, transform)
 
 
 def load_classifier(
     path: str | Path, weights: str | float = "ema", trust: Sequence[str] = (), device: str = "cpu"
 ) -> NoisyClassifier:
     """Load a classifier that `scoresde train` or `scoresde convert` wrote; arguments and errors are those of `load`."""
-    model, _ = _load(Path(path), weights, trust, device)
+    model, _ = _load(directory(path), weights, trust, device)
     _check_kind(model, NoisyClassifier, path)
     return model
 
@@ -255,7 +242,7 @@ def load_autoencoder(
     Its `autoencoder` encodes and decodes, and `scoresde.evaluation.trained_latents.TrainedLatents` adds shift and
     scale. Arguments and errors are those of `load`.
     """
-    model, config = _load(Path(path), weights, trust, device)
+    model, config = _load(directory(path), weights, trust, device)
     _check_kind(model, Autoencoder, path)
     return Latents(model, build_data_map(config.data, trust).transform)
 
@@ -264,7 +251,7 @@ def load_embedder(
     path: str | Path, weights: str | float = "ema", trust: Sequence[str] = (), device: str = "cpu"
 ) -> Embedder:
     """Load a contrastive model that `scoresde train` wrote; arguments and errors are those of `load`."""
-    model, config = _load(Path(path), weights, trust, device)
+    model, config = _load(directory(path), weights, trust, device)
     _check_kind(model, ContrastiveModel, path)
     text = instantiate(config.data.get("text"), trust, CaptionEncoder | None)
     return Embedder(model, build_data_map(config.data, trust), text)
@@ -287,6 +274,8 @@ def _load(
         model = build_model(config, trust, model)
     parts = {"model", "ema"} if weights == "ema" else {"model"}
     groups, info = checkpoint.load(path / CHECKPOINT, parts, needed=["model"])
+    if weights == "raw" and info.get("raw") is False:
+        raise ValueError(f"{path} has only averaged weights, not those of the last step: pass weights='ema'")
     is_training = "optimizer" in info  # training averages all trained weights; a converted run may have no averages
     if weights == "ema" and is_training and "ema" not in groups:
         raise ValueError(
@@ -307,6 +296,11 @@ def _load(
     _check_fit(model.state_dict(), state, path / CHECKPOINT)
     model.load_state_dict(state)
     return model.to(available(device)).eval(), config
+
+
+def directory(path: str | Path) -> Path:
+    """Return the directory of a run, downloaded first if `path` is its address on the Hugging Face hub."""
+    return hub.download(path, sharing.FILES) if hub.is_address(path) else Path(path)
 
 
 def _sigma_rel(weights: str | float) -> float:

@@ -4,6 +4,7 @@ A network is any callable with the signature of `Network`; a model is any object
 losses and likelihoods accept any such object (`wrappers.as_model` adapts it).
 """
 
+import inspect
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
@@ -154,6 +155,19 @@ def call_network(network: nn.Module | Network, x: Tensor, c_noise: Tensor, cond:
     wide = torch.promote_types(dtype, torch.float32)
     dtype = wide if getattr(network, "casts_inputs", False) else dtype
     return network(x.to(dtype), send(c_noise, x.device, wide), to_device(cond, x.device, dtype))
+
+
+def check_signature(network: nn.Module | Network) -> None:
+    """Raise TypeError if the network does not accept (x, c_noise, cond)."""
+    try:
+        signature = inspect.signature(network.forward if isinstance(network, nn.Module) else network)
+    except (TypeError, ValueError):  # a built-in function
+        return
+    try:
+        signature.bind(None, None, None)
+    except TypeError as error:
+        name = getattr(network, "__name__", type(network).__name__)
+        raise TypeError(f"a network must accept (x, c_noise, cond); got {name}{signature}: {error}") from error
 
 
 class Model(Protocol):

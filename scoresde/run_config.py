@@ -210,3 +210,21 @@ def changed_setting(before: Mapping[str, Any], now: Mapping[str, Any], model_onl
         if value != new.get(key) and (is_of_model if model_only else not is_free):
             return f"{key} was {value!r}, now {new.get(key)!r}"
     return None
+
+
+def own_parts(config: DictConfig) -> Mapping[str, str]:
+    """Return the class names of the parts that only Python can build, by part; see `scoresde.fitted_config`."""
+    own = config.get(OWN) or {}
+    if not isinstance(own, (DictConfig, dict)):
+        raise ValueError(f"{OWN} must be a mapping of parts to names of classes; got {own!r}: restore the file")
+    return own
+
+
+def refuse_own_parts(own: Mapping[str, str], given: Sequence[str]) -> None:
+    """Raise ValueError if a run has a model or a part of one that only Python can build, and that is not given."""
+    for part, name in own.items():
+        if part in ("model", "network", "sde", "prediction") and part not in given:
+            raise ValueError(
+                f"the {part} of this run, {name}, is not of this library, or does not remember its arguments, so the "
+                "configuration cannot build it: build it in Python and pass it, ss.load(path, model=model)"
+            )

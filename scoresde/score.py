@@ -10,7 +10,6 @@ A model has `sde` and `predict(x, t) -> Views`; `BaseModel` derives the rest fro
 condition to the model. Models that wrap another model are in `scoresde.wrappers`.
 """
 
-import inspect
 from collections.abc import Sequence
 from copy import copy
 from functools import partial
@@ -33,13 +32,14 @@ from scoresde.protocols import (
     as_condition,
     by_name,
     call_network,
+    check_signature,
     expand,
     has_null,
     select,
     to_device,
 )
 from scoresde.sdes import SDE, checked_times
-from scoresde.tensors import at_least_float32, broadcast, check_instance, check_shape_of_states, floating
+from scoresde.tensors import at_least_float32, broadcast, check_instance, check_shape_of_states, floating, send
 from scoresde.views import Views
 
 
@@ -267,6 +267,21 @@ class ScoreModel(BaseModel):
             self.predict(x, t)
         return outputs[at] if isinstance(at, str) else outputs
 
+    def uncertainty(self, t: Tensor | float) -> Tensor:
+        """Return the learned uncertainty u(t), () or (B,), the log of the expected loss at t (2312.02696, eq. 21).
+
+        The loss is the weighted squared error per dimension, with `KarrasWeighting` that of the network's output.
+        Raises ValueError if the network has no learned uncertainty, or t is outside [t_min, t_max].
+        """
+        t, learned = checked_times(self.sde, t), getattr(self.network, "uncertainty", None)
+        if learned is None:
+            raise ValueError(
+                "the network must have a learned uncertainty; got none: build it with Ends(uncertainty=128)"
+            )
+        like = at_least_float32(next(learned.parameters()).detach())
+        label = send(self.prediction.c_noise(self.sde, t).reshape(-1), like.device, like.dtype)
+        return learned(label).reshape(t.shape)
+
     def _evaluate(self, x: Tensor, t: Tensor, cond: Condition, multiple: int, extra: int = 0) -> Tensor:
         """Return the network's output (B, multiple C + extra, ...) at x (B, C, ...), in at least float32."""
         if self.conditional and self.cond is None:
@@ -279,7 +294,7 @@ class ScoreModel(BaseModel):
         try:
             output = call_network(self.network, scaled, label, expand(cond, len(x)))
         except TypeError:
-            _check_signature(self.network)
+            check_signature(self.network)
             raise
         if not isinstance(output, Tensor) or not output.is_floating_point():
             got = output.dtype if isinstance(output, Tensor) else type(output).__name__
@@ -298,19 +313,6 @@ class ScoreModel(BaseModel):
     def _channels(self) -> str:
         """Return what the channels of the network's output are, for a message."""
         return ", twice the state's channels for a learned variance" if self.learned_variance else ""
-
-
-def _check_signature(network: nn.Module | Network) -> None:
-    """Raise TypeError if the network does not accept (x, c_noise, cond)."""
-    try:
-        signature = inspect.signature(network.forward if isinstance(network, nn.Module) else network)
-    except (TypeError, ValueError):  # a built-in function
-        return
-    try:
-        signature.bind(None, None, None)
-    except TypeError as error:
-        name = getattr(network, "__name__", type(network).__name__)
-        raise TypeError(f"a network must accept (x, c_noise, cond); got {name}{signature}: {error}") from error
 
 
 def device_of(model: Model) -> torch.device | None:

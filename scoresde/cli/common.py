@@ -20,7 +20,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.utils.data import Dataset
 
-from scoresde import build, plots, run_config
+from scoresde import build, hub, plots, run_config
 from scoresde.arguments import check_memory
 from scoresde.cli.completion import runs
 from scoresde.cli.output import typed_overrides
@@ -68,7 +68,7 @@ def run_path(value: Any) -> Path:
 
 def check_run(value: Any) -> Path:
     """Return the setting `run` as a path; if no run is there, raise FileNotFoundError, which suggests the nearest."""
-    path = run_path(value)
+    path = build.directory(value) if hub.is_address(value) else run_path(value)
     if (path / run_config.CONFIG).is_file():
         return path
     known = runs(path.parent)

@@ -9,7 +9,7 @@ from omegaconf import DictConfig
 from scoresde import build, run_config
 from scoresde.cli.common import check_choice
 from scoresde.cli.output import Record, print_rows
-from scoresde.convert import adm, diffusers, edm, save_run, score_sde
+from scoresde.convert import adm, diffusers, edm, edm2, save_run, score_sde
 from scoresde.convert.from_adm import classifier_run
 from scoresde.convert.runs import check_free
 from scoresde.training.trainer import CHECKPOINT
@@ -38,6 +38,7 @@ def convert_score_sde(path: str, config: str | None) -> tuple[build.Run, dict[st
 CONVERTERS: dict[str, Callable[..., tuple[build.Run, dict[str, torch.Tensor] | None]]] = {
     "score_sde": convert_score_sde,
     "edm": lambda path, config: (edm(path, config), None),
+    "edm2": lambda path, config: (edm2(path, config), None),
     "adm": lambda path, config: (adm(path, config), None),
     "adm_classifier": lambda path, config: (classifier_run(path, config), None),
     "diffusers": lambda path, config: (diffusers(path), None),

@@ -5,33 +5,33 @@ i = 0 .. N - 1. The network is used unchanged. The table becomes a continuous pa
 (`sdes.Tabulated`), and the network's label, the timestep, is the straight line (N - 1) t: at a node the model is that
 of diffusers, and between nodes both path and label are interpolated.
 
+The schedulers of continuous paths convert as well: `FlowMatchEulerDiscreteScheduler` (straight lines, whose sigma is
+`shift` u / (1 + (shift - 1) u) at time u; the label is N sigma), `EDMEulerScheduler` and
+`EDMDPMSolverMultistepScheduler` (the path `Karras` with EDM's preconditioning), and `ScoreSdeVeScheduler` (`VE`).
+
 Settings of a scheduler that concern only sampling (clipping and thresholding of the prediction, spacing of the
 timesteps) stay in the configuration and do not change the model.
 """
 
-import importlib
-import inspect
 import json
-import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from scoresde import build
+from scoresde.convert.diffusers_schedulers import DiffusersSchedule, arguments, library, process, scheduler_class
 from scoresde.convert.runs import image_data
 from scoresde.protocols import Condition
-from scoresde.sdes import Tabulated
-from scoresde.tensors import float64, is_half
+from scoresde.tensors import is_half
 
-PREDICTIONS = {"epsilon": "Noise", "sample": "Data", "v_prediction": "V"}
+__all__ = ["DiffusersNetwork", "DiffusersSchedule", "diffusers"]  # runs of earlier versions name both classes here
+
 SUPPORTED = (
     "only a diffusers pipeline of a UNet2DModel and a scheduler, its folder, or the pair (unet, scheduler) converts"
 )
-AGREEMENT = 1e-5  # largest accepted difference from diffusers' float32 table, which is accurate to about 1e-6
 
 
 class DiffusersNetwork(nn.Module):
@@ -84,35 +84,12 @@ class DiffusersNetwork(nn.Module):
         return self.unet(x, c_noise, class_labels=cond).sample
 
 
-class DiffusersSchedule(Tabulated):
-    """The path through a scheduler's table alpha_i^2 = prod_(j <= i) (1 - beta_j) at times i/(N - 1).
-
-    The betas are the scheduler's; their product is computed in float64, because 1 - alpha_0^2 = 1e-4 keeps only three
-    digits in the scheduler's float32. A last entry of zero (zero terminal SNR, 2305.08891) is left out: a log-SNR of
-    minus infinity cannot be interpolated, and x at the last entry but one is N(0, 1) up to a signal of 1e-3 or less.
-
-    Args:
-        scheduler: name of a scheduler of diffusers with `betas` and `alphas_cumprod`.
-        config: the scheduler's arguments, as in scheduler_config.json.
-
-    Raises:
-        ImportError: diffusers is not installed.
-        ValueError: there is no scheduler of this name, it has no such tables, or it rejects the arguments.
-    """
-
-    def __init__(self, scheduler: str, config: Mapping[str, Any]):
-        try:
-            built = _scheduler_class(scheduler)(**config)
-        except (TypeError, NotImplementedError) as error:
-            raise ValueError(f"{scheduler} rejects its configuration: {error}") from error
-        super().__init__(torch.logit(squared_alphas(built)))
-
-
 def diffusers(source: Any, scheduler: Any = None) -> build.Run:
     """Return a model of diffusers as a run, in eval mode and float32, with transform and configuration.
 
-    The views (noise, denoised, score, ...) of the model at t_i = i/(N - 1) are those of diffusers at timestep i. A
-    `ScoreSdeVeScheduler` gives the continuous `sdes.VE` with images in [0, 1]; all others have images in [-1, 1].
+    The views (noise, denoised, score, ...) of the model at t_i = i/(N - 1) are those of diffusers at timestep i, and on
+    the continuous paths of the module docstring those at the same sigma. Images are in [0, 1] for a
+    `ScoreSdeVeScheduler`, and in [-1, 1] for all others.
 
     Args:
         source: the folder of a saved pipeline (nothing is downloaded, and only safetensors are read); a pipeline; a
@@ -131,14 +108,14 @@ def diffusers(source: Any, scheduler: Any = None) -> build.Run:
     size = unet.config.sample_size
     if size is None:
         raise ValueError("unet.config.sample_size is not set: call unet.register_to_config(sample_size=...)")
-    is_exploding = type(scheduler).__name__ == "ScoreSdeVeScheduler"
+    kind = type(scheduler).__name__
     shape = (unet.config.in_channels, *((size, size) if isinstance(size, int) else size))
     config = {
         "name": "diffusers" if path is None else path.resolve().name,
-        **(_exploding(scheduler.config) if is_exploding else _discrete(scheduler, unet)),
-        "network": {"_target_": f"{__name__}.DiffusersNetwork", "config": _arguments(unet)},
+        **process(scheduler, unet),
+        "network": {"_target_": f"{__name__}.DiffusersNetwork", "config": arguments(unet)},
         "learned_variance": _learns_variance(unet, scheduler),
-        "data": image_data(shape, 0.0 if is_exploding else -1.0, 1.0),
+        "data": image_data(shape, 0.0 if kind == "ScoreSdeVeScheduler" else -1.0, 1.0),
     }
     state = {f"unet.{name}": tensor.detach().cpu() for name, tensor in unet.state_dict().items()}
     return build.assemble(config, state, path or Path())
@@ -147,83 +124,6 @@ def diffusers(source: Any, scheduler: Any = None) -> build.Run:
 def _make_contiguous(module: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
     """Make the input of a group normalisation contiguous: vmap does not support the layout that attention returns."""
     return (inputs[0].contiguous(),)
-
-
-def library() -> ModuleType:
-    """Return the package diffusers; raise ImportError if it is not installed."""
-    try:
-        return importlib.import_module("diffusers")
-    except ImportError as error:
-        raise ImportError(
-            f"models of diffusers need the package diffusers: pip install 'scoresde[diffusers]' ({error})"
-        ) from error
-
-
-def squared_alphas(scheduler: Any) -> Tensor:
-    """Return the table alpha_i^2 (N,) of a scheduler of diffusers, in float64, without a last entry of zero.
-
-    Raises:
-        ValueError: the scheduler has no such table, or the table is not the product of 1 - beta_i.
-    """
-    name = type(scheduler).__name__
-    if not all(isinstance(getattr(scheduler, table, None), Tensor) for table in ("betas", "alphas_cumprod")):
-        raise ValueError(
-            f"only schedulers with tables `betas` and `alphas_cumprod` (DDPM, DDIM, ...) convert; got {name}"
-        )
-    squared = torch.cumprod(1 - float64(scheduler.betas).cpu(), dim=0)
-    squared = squared[:-1] if squared[-1] <= 0 else squared
-    difference = (squared - float64(scheduler.alphas_cumprod).cpu()[: len(squared)]).abs().max()
-    if not difference <= AGREEMENT:
-        raise ValueError(f"alphas_cumprod must be cumprod(1 - betas); in this {name} they differ by {difference:.1g}")
-    return squared
-
-
-def _discrete(scheduler: Any, unet: Any) -> dict[str, Any]:
-    """Return the configuration's nodes `sde` and `prediction` for a scheduler with a table."""
-    name, config = type(scheduler).__name__, scheduler.config
-    squared = squared_alphas(scheduler)
-    embedding, kind = unet.config.time_embedding_type, config.get("prediction_type", "epsilon")
-    if embedding != "positional":
-        raise ValueError(
-            f"a network with {name} must have time_embedding_type 'positional', which accepts any timestep; got "
-            f"{embedding!r}"
-        )
-    if config.get("use_flow_sigmas"):
-        raise ValueError(f"use_flow_sigmas of {name} must be false: flow matching cannot be converted")
-    if kind not in PREDICTIONS:
-        raise ValueError(f"prediction_type must be one of {', '.join(PREDICTIONS)}; got {kind!r}")
-    if config.get("timestep_type", "discrete") != "discrete":
-        raise ValueError(f"timestep_type must be 'discrete'; got {config.timestep_type!r}")
-    arguments = _arguments(scheduler)
-    rebuilt = DiffusersSchedule(name, arguments).values
-    if not torch.equal(rebuilt, torch.logit(squared)):
-        raise ValueError(
-            f"the betas of the {name} must be those that its config gives; got others: create it with trained_betas=..."
-        )
-    last = len(squared) - 1
-    if last + 1 < len(scheduler.betas):
-        warnings.warn(
-            f"{name} ends without signal (zero terminal SNR), where the log-SNR is infinite: its last timestep, "
-            f"{last + 1}, is left out, and t_max is timestep {last}, where alpha^2 = {squared[-1]:.1g}",
-            stacklevel=3,
-        )
-    prediction = {
-        "_target_": "scoresde.predictions.Discrete",
-        "prediction": {"_target_": f"scoresde.predictions.{PREDICTIONS[kind]}"},
-        "labels": [0.0, float(last)],
-        "rounding": "linear",
-        "start": 0.0,
-        "end": 1.0,
-    }
-    sde = {"_target_": f"{__name__}.DiffusersSchedule", "scheduler": name, "config": arguments}
-    return {"sde": sde, "prediction": prediction}
-
-
-def _exploding(config: Any) -> dict[str, Any]:
-    """Return the configuration's nodes `sde` and `prediction` for a `ScoreSdeVeScheduler`."""
-    sigmas = {"sigma_min": float(config.sigma_min), "sigma_max": float(config.sigma_max)}
-    sde = {"_target_": "scoresde.sdes.VE", **sigmas, "t_min": float(config.sampling_eps), "t_max": 1.0}
-    return {"sde": sde, "prediction": {"_target_": "scoresde.predictions.SigmaScore"}}
 
 
 def _learns_variance(unet: Any, scheduler: Any) -> bool:
@@ -244,22 +144,6 @@ def _learns_variance(unet: Any, scheduler: Any) -> bool:
         "the network must have as many output as input channels, or twice as many with variance_type 'learned_range' "
         f"('learned' has no counterpart); got {inputs} in, {outputs} out, variance_type {kind!r}"
     )
-
-
-def _arguments(model: Any) -> dict[str, Any]:
-    """Return the constructor's arguments of a model or scheduler of diffusers, as JSON values."""
-    known = inspect.signature(type(model).__init__).parameters
-    arguments = {key: value for key, value in model.config.items() if key in known}
-    return json.loads(json.dumps(arguments, default=lambda table: table.tolist()))
-
-
-def _scheduler_class(name: str) -> Any:
-    """Return the diffusers scheduler class called `name`."""
-    package = library()
-    scheduler = getattr(package, name, None)
-    if not (isinstance(scheduler, type) and issubclass(scheduler, package.SchedulerMixin)):
-        raise ValueError(f"{name!r} is not a scheduler of diffusers {package.__version__}")
-    return scheduler
 
 
 def _from_object(source: Any) -> tuple[Any, Any]:
@@ -301,4 +185,4 @@ def _from_folder(path: Path) -> tuple[Any, Any]:
     options = {"local_files_only": True, "use_safetensors": True, "low_cpu_mem_usage": False}
     unet = library().UNet2DModel.from_pretrained(folders[0], **options)
     settings = json.loads((folders[1] / "scheduler_config.json").read_text())
-    return unet, _scheduler_class(scheduler).from_config(settings)
+    return unet, scheduler_class(scheduler).from_config(settings)

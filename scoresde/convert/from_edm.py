@@ -30,6 +30,7 @@ from scoresde.build import Run
 from scoresde.convert.files import is_state_dict, load_config, load_tensors
 from scoresde.convert.runs import assemble_unet, image_data
 from scoresde.networks.blocks import Attention
+from scoresde.networks.magnitude_blocks import MagnitudeAttention
 from scoresde.networks.unet import UNet
 from scoresde.predictions import Prediction
 from scoresde.sdes import SDE
@@ -119,8 +120,8 @@ def architecture(state: State) -> dict[str, Any]:
         )
     sides = sorted({side for side, _ in blocks}, reverse=True)
     names, is_adm = [f"{side}x{side}" for side in sides], "out_norm.weight" in state
-    first = _tensor(state, f"enc.{names[0]}_conv.weight", dims=4)
-    features, noise_features = _tensor(state, "map_layer0.weight", dims=2).shape
+    first = tensor(state, f"enc.{names[0]}_conv.weight", dims=4)
+    features, noise_features = tensor(state, "map_layer0.weight", dims=2).shape
     width = noise_features if is_adm else first.shape[0]
     if features != 4 * width:
         raise ValueError(f"channel_mult_emb must be 4, for 4 x {width} time features; got {features} time features")
@@ -128,12 +129,12 @@ def architecture(state: State) -> dict[str, Any]:
         "image_size": sides[0],
         "channels": first.shape[1],
         "width": width,
-        "multipliers": [_tensor(state, f"enc.{name}_block0.conv1.weight", dims=4).shape[0] // width for name in names],
+        "multipliers": [tensor(state, f"enc.{name}_block0.conv1.weight", dims=4).shape[0] // width for name in names],
         "blocks": 1 + max(index for _, index in blocks),
         "attention": [
             side for side, name in zip(sides, names, strict=True) if f"enc.{name}_block0.qkv.weight" in state
         ],
-        "classes": _tensor(state, "map_label.weight", dims=2).shape[1] if "map_label.weight" in state else 0,
+        "classes": tensor(state, "map_label.weight", dims=2).shape[1] if "map_label.weight" in state else 0,
         "time_scale": 1.0,
     }
     if is_adm:
@@ -142,7 +143,7 @@ def architecture(state: State) -> dict[str, Any]:
     pyramids = [kind for kind in ("skip", "residual") if any(f"aux_{kind}." in name for name in state)]
     fir = None
     if len(names) > 1:  # the network normalises the filter, so that a factor does not matter
-        taps = _tensor(state, f"enc.{names[1]}_down.conv0.resample_filter", dims=4)[0, 0].sum(dim=0)
+        taps = tensor(state, f"enc.{names[1]}_down.conv0.resample_filter", dims=4)[0, 0].sum(dim=0)
         fir = (taps / taps[0]).tolist()
     return {
         **network,
@@ -155,7 +156,7 @@ def architecture(state: State) -> dict[str, Any]:
     }
 
 
-def _tensor(state: State, name: str, dims: int) -> Tensor:
+def tensor(state: State, name: str, dims: int) -> Tensor:
     """Return the tensor `name`; raise ValueError if it is missing or does not have `dims` dimensions."""
     value = state.get(name)
     if value is None or value.ndim != dims:
@@ -211,23 +212,44 @@ def translate(state: State, network: UNet) -> State:
             `state` has a tensor that our network lacks.
     """
     is_adm = "out_norm.weight" in state
-    state, table = _fold_embeddings(state, is_adm), prefixes([size[-1] for size in network.sizes], is_adm)
-    unused = {name for name in state if not name.endswith("resample_filter")} - {"map_augment.weight"}
-    heads = {name: module.heads for name, module in network.named_modules() if isinstance(module, Attention)}
-    translated: State = {}
+    state = {
+        name: value
+        for name, value in _fold_embeddings(state, is_adm).items()
+        if not name.endswith("resample_filter") and name != "map_augment.weight"
+    }
+    return renamed(state, network, prefixes([size[-1] for size in network.sizes], is_adm), BLOCK_PARTS, "EDM")
+
+
+def renamed(state: State, network: UNet, table: Mapping[str, str], parts: Mapping[str, str], project: str) -> State:
+    """Return a state dict of another project under the names of our network.
+
+    Args:
+        state: the state dict; query, key and value alternate within each head of an attention.
+        network: our network.
+        table: {beginning of a name in our state dict: beginning in theirs}; the first match counts.
+        parts: the names of the parts of a block in our networks and in theirs.
+        project: the name of the project, for messages.
+
+    Raises:
+        ValueError: a tensor is missing or has another shape, or `state` has a tensor that our network lacks.
+    """
+    unused, translated = set(state), dict[str, Tensor]()
+    kinds = (Attention, MagnitudeAttention)
+    heads = {name: module.heads for name, module in network.named_modules() if isinstance(module, kinds)}
     for name, expected in network.state_dict().items():
         theirs = next(there + name.removeprefix(here) for here, there in table.items() if name.startswith(here))
-        for here, there in BLOCK_PARTS.items():
+        for here, there in parts.items():
             theirs = theirs.replace(here, there)
         value = state.get(theirs)
         unused.discard(theirs)
         if value is None or value.shape != expected.shape:
             got = "none" if value is None else tuple(value.shape)
             raise ValueError(
-                f"weights differ first at {name} ({theirs} in EDM): expected shape {tuple(expected.shape)}; got {got}"
+                f"weights differ first at {name} ({theirs} in {project}): expected shape {tuple(expected.shape)}; "
+                f"got {got}"
             )
         block, is_qkv, _ = name.partition(".qkv.")
-        # EDM's query, key and value alternate within each head; ours follow one another.
+        # Our query, key and value follow one another.
         translated[name] = value.unflatten(0, (heads[block], -1, 3)).movedim(2, 0).flatten(0, 2) if is_qkv else value
     if unused:
         raise ValueError(f"the weights hold {min(unused)}, which the network does not have")
@@ -249,7 +271,7 @@ def _fold_embeddings(state: State, is_adm: bool) -> State:
     if bias is not None:
         if bias.shape != inner.shape[1:]:
             raise ValueError(f"expected map_label.bias with shape {tuple(inner.shape[1:])}; got {tuple(bias.shape)}")
-        ours = _tensor(state, "map_layer0.bias", dims=1)
+        ours = tensor(state, "map_layer0.bias", dims=1)
         state["map_layer0.bias"] = (ours.double() + inner.double() @ bias.double()).to(ours.dtype)
     if is_adm:
         state["map_layer0.weight"] = inner.roll(inner.shape[1] // 2, dims=1)

@@ -33,9 +33,9 @@ from scoresde.metrics.features import file_sha256
 from scoresde.run_config import CONFIG
 from scoresde.training import distributed
 from scoresde.training.json_lines import append_line
+from scoresde.training.log import METRICS
 from scoresde.training.trainer import CHECKPOINT
 
-METRICS = "metrics.jsonl"
 PER_SAMPLE = "per_sample"
 PACKAGE = Path(__file__).resolve().parents[1]
 PATIENCE = 10.0  # seconds to wait for git

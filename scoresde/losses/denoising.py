@@ -9,6 +9,9 @@ A weighting may replace the noise by another view (`Weighting.view`), such as th
 `Views.error`, which computes it from the error of the network's target, so no digits are lost at small t.
 """
 
+from typing import Any
+
+import torch
 from torch import Tensor
 
 from scoresde.arguments import checked
@@ -31,9 +34,11 @@ class DenoisingScoreMatching(Objective):
             the scale of NCSN (1907.05600, eq. 5) and of the published VE models (score_sde's reduce_mean=False).
             "half_sum" is d/2 times "mean": it has the same minimiser, but gradient clipping and Adam's epsilon act
             differently.
+        uncertainty: if True, train the uncertainty u of the network too: a sample contributes L exp(-u(t)) + u(t), with
+            L its weighted error (2312.02696, eq. 21; see `networks.uncertainty`). If False, it contributes L.
 
     Raises:
-        ValueError: weighting or reduction is unknown.
+        ValueError: weighting or reduction is unknown; when called with `uncertainty`, the network has none.
     """
 
     def __init__(
@@ -42,15 +47,21 @@ class DenoisingScoreMatching(Objective):
         times: TimeDensity | None = None,
         stratified: bool = True,
         reduction: str = "mean",
+        uncertainty: bool = False,
     ):
         super().__init__(weighting, times, stratified)
         if reduction not in ("mean", "half_sum"):
             raise ValueError(f"reduction must be 'mean' or 'half_sum'; got {reduction!r}")
-        self.reduction = reduction
+        self.reduction, self.uncertainty = reduction, uncertainty
 
     def value(self, model: BaseModel, drawn: Drawn, weight: Tensor) -> Tensor:
         views = model.predict(drawn.perturbed(model.sde), drawn.t)
-        return self._reduce(views.error(drawn.x0, drawn.noise), weight)
+        value = self._reduce(views.error(drawn.x0, drawn.noise), weight)
+        if not self.uncertainty:
+            return value
+        learned: Any = model
+        u = learned.uncertainty(drawn.t)
+        return value * torch.exp(-u) + u
 
     def _reduce(self, error: Views, weight: Tensor) -> Tensor:
         """Return the squared error of the view `weighting.view`, weighted and reduced, (B,)."""

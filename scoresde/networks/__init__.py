@@ -2,10 +2,6 @@
 
 from scoresde.networks.blocks import (
     BlockStyle,
-    InputResidual,
-    InputSkip,
-    OutputResidual,
-    OutputSkip,
     convolution_resampling,
     filter_resampling,
     residual_resampling,
@@ -14,13 +10,15 @@ from scoresde.networks.condition_embeddings import Conditions
 from scoresde.networks.convolutional_autoencoder import ConvolutionalAutoencoder
 from scoresde.networks.dit import DiT, dit_b, dit_l, dit_s, dit_xl
 from scoresde.networks.dual_encoder import ConditionEncoder, DualEncoder
-from scoresde.networks.embeddings import FourierEmbedding, PositionalEmbedding
+from scoresde.networks.embeddings import FourierEmbedding, PositionalEmbedding, ShiftedFourierEmbedding
 from scoresde.networks.encoder import EncoderUNet, Ends
 from scoresde.networks.level_head import LevelHead
 from scoresde.networks.lora import adapters, add_lora, load_adapters, merge_lora, save_adapters
+from scoresde.networks.magnitude_layers import MagnitudeStyle, force_normalisation
 from scoresde.networks.mlp import MLP
 from scoresde.networks.pooling import AttentionPool, AveragePool, SkipPool
-from scoresde.networks.presets import adm, ddpm, ddpmpp, ncsnpp
+from scoresde.networks.presets import adm, ddpm, ddpmpp, edm2, ncsnpp
+from scoresde.networks.pyramids import InputResidual, InputSkip, OutputResidual, OutputSkip
 from scoresde.networks.spatial_transformer import LabelContext, SpatialTransformer
 from scoresde.networks.text_encoder import TextEncoder, TextStyle
 from scoresde.networks.unet import UNet
@@ -39,10 +37,12 @@ __all__ = [
     "dit_l",
     "dit_s",
     "dit_xl",
+    "edm2",
     "ncsnpp",
 ]
 __all__ += ["LabelContext", "SpatialTransformer"]
-__all__ += ["BlockStyle", "Conditions", "Ends", "FourierEmbedding", "PositionalEmbedding"]
+__all__ += ["BlockStyle", "Conditions", "Ends", "FourierEmbedding", "MagnitudeStyle", "PositionalEmbedding"]
+__all__ += ["ShiftedFourierEmbedding", "force_normalisation"]
 __all__ += ["adapters", "add_lora", "load_adapters", "merge_lora", "save_adapters"]
 __all__ += ["AttentionPool", "AveragePool", "SkipPool"]
 __all__ += ["TextEncoder", "TextStyle"]

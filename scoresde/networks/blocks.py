@@ -1,4 +1,4 @@
-"""The blocks of the U-Net: residual blocks, attention, resampling, and pyramids (one image per resolution)."""
+"""The blocks of the U-Net: residual blocks, attention and resampling."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -19,6 +19,8 @@ from scoresde.networks.layers import (
     linear,
     split_heads,
 )
+from scoresde.networks.magnitude_blocks import MagnitudeAttention, MagnitudeResidualBlock
+from scoresde.networks.magnitude_layers import MagnitudeStyle
 from scoresde.networks.resampling import Resample, ResampledConvolution
 
 
@@ -44,6 +46,10 @@ class BlockStyle:
             normalisation with one channel per group removes the added time features; `scale_shift` avoids this.
         norm_eps: constant added to the variance in the normalisations.
         attention_block: the class of the attention of a block, `Attention` by default, or `SpatialTransformer`.
+        magnitude: settings of magnitude-preserving layers (EDM2, 2312.02696), see `MagnitudeStyle`; None for layers
+            with biases and normalisations. Residual blocks, attention, the input, the output and the embeddings then
+            preserve magnitudes, and `skip_rescale`, `scale_shift`, `project_skip`, `group_size` and `norm_eps` have no
+            effect on them. A block with fewer channels than `head_channels` has no attention.
         checkpointing: if True, recompute the activations of the blocks in the backward pass instead of storing them.
     """
 
@@ -59,6 +65,7 @@ class BlockStyle:
     group_size: Count = 4
     norm_eps: Positive = 1e-6
     attention_block: Callable[..., nn.Module] | None = None
+    magnitude: MagnitudeStyle | None = None
     checkpointing: bool = False
 
 
@@ -70,11 +77,13 @@ class NetworkStyle(BlockStyle):
         dims: number of spatial dimensions.
         time_features: length of the time features; 0 for blocks that do not depend on time.
         context_features: length of the context vectors; 0 for none.
+        is_up: whether the block is in the middle or on the way up.
     """
 
     dims: int = 2
     time_features: int = 0
     context_features: int = 0
+    is_up: bool = False
 
     def norm(self, channels: int) -> nn.GroupNorm:
         """Return a group normalisation for this number of channels."""
@@ -202,11 +211,14 @@ class Block(nn.Module):
         resample: str | None = None,
     ):
         super().__init__()
-        self.residual = ResidualBlock(style, in_channels, out_channels, resample)
-        self.attention = (style.attention_block or Attention)(style, out_channels) if attends else None
+        preserves = style.magnitude is not None
+        residual, attention = (MagnitudeResidualBlock, MagnitudeAttention) if preserves else (ResidualBlock, Attention)
+        attends = attends and not (preserves and style.head_channels and out_channels < style.head_channels)
+        self.residual = residual(style, in_channels, out_channels, resample)
+        self.attention = (style.attention_block or attention)(style, out_channels) if attends else None
         has_context = attends and style.context_features > 0 and style.attention_block is None
         self.cross = Attention(style, out_channels, style.context_features) if has_context else None
-        self.checkpointing = style.checkpointing
+        self.checkpointing, self.clip = style.checkpointing, style.magnitude.clip if style.magnitude else None
 
     def forward(self, x: Tensor, time: Tensor | None, context: Tensor | None = None) -> Tensor:
         hidden = checkpointed(self.residual, x, time, active=self.checkpointing)
@@ -214,7 +226,7 @@ class Block(nn.Module):
             hidden = checkpointed(self.attention, hidden, None if self.cross else context, active=self.checkpointing)
         if self.cross is not None and context is not None:
             hidden = checkpointed(self.cross, hidden, context, active=self.checkpointing)
-        return hidden
+        return hidden if self.clip is None else hidden.clamp(-self.clip, self.clip)
 
 
 def residual_resampling(style: NetworkStyle, channels: int, direction: str) -> Block:
@@ -234,53 +246,6 @@ def filter_resampling(style: NetworkStyle, channels: int, direction: str) -> Res
     return Resample(style.dims, direction, style.fir)
 
 
-class InputSkip(nn.Module):
-    """Downsample the image, project it by a 1 x 1 convolution, and add it to the features or concatenate it with them.
-
-    This is the "input skip" of 2011.13456, appendix H, after StyleGAN2 (1912.04958).
-
-    Args:
-        style: the settings that all blocks share.
-        image_channels: channels of the image.
-        channels: channels of the features.
-        concatenate: if True, concatenate the projected image and the features; if False, add them.
-    """
-
-    def __init__(self, style: NetworkStyle, image_channels: int, channels: int, concatenate: bool = False):
-        super().__init__()
-        self.concatenate, self.resample = concatenate, Resample(style.dims, "down", style.fir)
-        self.project = convolution(style.dims, image_channels, channels, kernel=1)
-        self.channels, self.image_channels = channels * (2 if concatenate else 1), image_channels
-
-    def forward(self, hidden: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the features `hidden` joined with the downsampled image, and the downsampled image.
-
-        `image` has twice the resolution of `hidden`.
-        """
-        image = self.resample(image)
-        projected = self.project(image)
-        return torch.cat([projected, hidden], dim=1) if self.concatenate else projected + hidden, image
-
-
-class InputResidual(nn.Module):
-    """Downsample the image by a convolution and add it to the features; the sum replaces both ("residual" input).
-
-    Args:
-        style: the settings that all blocks share.
-        image_channels: channels of the image that enters; the image that leaves has the channels of the features.
-        channels: channels of the features.
-    """
-
-    def __init__(self, style: NetworkStyle, image_channels: int, channels: int):
-        super().__init__()
-        self.style, self.channels, self.image_channels = style, channels, channels
-        self.resample = ResampledConvolution(style.dims, image_channels, channels, "down", style.fir)
-
-    def forward(self, hidden: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
-        joined = self.style.join(self.resample(image), hidden)
-        return joined, joined
-
-
 class Head(nn.Module):
     """Norm, SiLU, convolve: maps features to an image or to other features."""
 
@@ -291,60 +256,3 @@ class Head(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         return self.conv(F.silu(self.norm(hidden)))
-
-
-class OutputSkip(nn.Module):
-    """Map the features to an image, and add the upsampled image of the coarser resolutions ("output skip").
-
-    Args:
-        style: the settings that all blocks share.
-        coarser: channels of the features at the next coarser resolution; None at the coarsest resolution, where there
-            is no image to upsample.
-        channels: channels of the features.
-        image_channels: channels of the image.
-    """
-
-    gives_image = True  # the last image is the network's output
-
-    def __init__(self, style: NetworkStyle, coarser: int | None, channels: int, image_channels: int):
-        super().__init__()
-        self.resample = None if coarser is None else Resample(style.dims, "up", style.fir)
-        self.head = Head(style, channels, image_channels)
-
-    def forward(self, hidden: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the features `hidden` unchanged, and the image made from them plus the upsampled `image`.
-
-        At the coarsest resolution nothing is added: `image` is ignored.
-        """
-        update = self.head(hidden)
-        return hidden, update if self.resample is None else self.resample(image) + update
-
-
-class OutputResidual(nn.Module):
-    """Upsample the image by a convolution and add it to the features; the sum replaces both ("residual" output).
-
-    Args:
-        style: the settings that all blocks share.
-        coarser: channels of the features at the next coarser resolution; None at the coarsest resolution, where a
-            `Head` makes the first image.
-        channels: channels of the features.
-        image_channels: unused; the image has the channels of the features.
-    """
-
-    gives_image = False
-
-    def __init__(self, style: NetworkStyle, coarser: int | None, channels: int, image_channels: int):
-        super().__init__()
-        self.style, self.is_coarsest = style, coarser is None
-        self.head: nn.Module = nn.Identity()
-        self.resample: nn.Module = nn.Identity()
-        if coarser is None:
-            self.head = Head(style, channels, channels, scale=1.0)
-        else:
-            self.resample = ResampledConvolution(style.dims, coarser, channels, "up", style.fir)
-
-    def forward(self, hidden: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
-        if self.is_coarsest:
-            return hidden, self.head(hidden)
-        joined = self.style.join(self.resample(image), hidden)
-        return joined, joined

@@ -24,6 +24,7 @@ hold NaN are padding, which attention leaves out.
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +32,7 @@ from torch.nn import functional as F
 
 from scoresde.arguments import Count, CountOrZero, checked
 from scoresde.networks.layers import cast_for, linear
+from scoresde.networks.magnitude_layers import MagnitudeLayer, MagnitudeTable
 from scoresde.networks.text_encoder import TextStyle
 from scoresde.protocols import NULL, Condition, by_name
 from scoresde.tensors import at_least_float32
@@ -112,6 +114,7 @@ class ConditionEmbedding(nn.Module):
         features: number of features of the output.
         classes: number of classes, 0 for none; for several labels, a dict from name to number of classes.
         cond_features: length of the condition vector; 0 for none.
+        magnitude: whether the embeddings preserve magnitudes, see `magnitude_layers`.
 
     Raises:
         ValueError: the name of a label is not a Python identifier, or it is that of another condition or an attribute
@@ -120,7 +123,7 @@ class ConditionEmbedding(nn.Module):
         TypeError: in a call, labels are not integers, or vectors are not floating-point.
     """
 
-    def __init__(self, features: int, classes: Classes = 0, cond_features: int = 0):
+    def __init__(self, features: int, classes: Classes = 0, cond_features: int = 0, magnitude: bool = False):
         super().__init__()
         by_label = classes if isinstance(classes, Mapping) else {"label": classes}
         self.classes, self.cond_features = {name: count for name, count in by_label.items() if count}, cond_features
@@ -130,8 +133,10 @@ class ConditionEmbedding(nn.Module):
                     f"the name of a label must be a Python identifier, and not one of {', '.join(RESERVED)} or an "
                     f"attribute of {type(self).__name__}; got {name!r}: rename the label"
                 )
-            self.add_module(name, nn.Embedding(count, features))
-        self.vector = linear(cond_features, features) if cond_features else None
+            self.add_module(name, (MagnitudeTable if magnitude else nn.Embedding)(count, features))
+        self.vector: nn.Module | None = None
+        if cond_features:
+            self.vector = MagnitudeLayer(0, cond_features, features) if magnitude else linear(cond_features, features)
 
     @property
     def parts(self) -> list[str]:
@@ -162,7 +167,7 @@ class ConditionEmbedding(nn.Module):
         return sum(terms[1:], start=terms[0]) if terms else None
 
 
-def _embed_vector(layer: nn.Linear, vector: Tensor) -> Tensor:
+def _embed_vector(layer: Any, vector: Tensor) -> Tensor:
     """Return a linear map of the vectors (B, cond_features), or zero where a vector holds NaN (the null condition).
 
     It is computed in at least float32, because entries may be large, such as years.
@@ -170,7 +175,11 @@ def _embed_vector(layer: nn.Linear, vector: Tensor) -> Tensor:
     vector = at_least_float32(vector)
     null = vector.isnan().all(dim=1, keepdim=True)
     with torch.autocast(vector.device.type, enabled=False):
-        mapped = F.linear(vector.masked_fill(null, 0.0), layer.weight.to(vector.dtype), layer.bias.to(vector.dtype))
+        known = vector.masked_fill(null, 0.0)
+        if isinstance(layer, MagnitudeLayer):
+            mapped = layer(known)
+        else:
+            mapped = F.linear(known, layer.weight.to(vector.dtype), layer.bias.to(vector.dtype))
     return mapped.masked_fill(null, 0.0).to(layer.weight.dtype)
 
 

@@ -7,15 +7,17 @@ see `condition_embeddings`, and of a text, see `text_encoder`.
 
 import math
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from scoresde.arguments import Positive, checked
+from scoresde.arguments import Count, Positive, checked
 from scoresde.configured import Configured
 from scoresde.networks.condition_embeddings import Classes, ConditionEmbedding, named
 from scoresde.networks.layers import cast_for, linear
+from scoresde.networks.magnitude_layers import MagnitudeLayer, mix, silu
 from scoresde.networks.text_encoder import TextEncoder, TextStyle
 from scoresde.protocols import Condition
 from scoresde.tensors import FullPrecision, at_least_float32
@@ -76,6 +78,31 @@ class FourierEmbedding(FullPrecision, Configured):
         return torch.cat([phase.sin(), phase.cos()], dim=1)
 
 
+@checked
+class ShiftedFourierEmbedding(FullPrecision, Configured):
+    """2^(1/2) cos(w label + phi) for fixed w and phi, (B,) -> (B, features), of unit magnitude (2312.02696, eq. 75).
+
+    The frequencies w, in radians, are drawn from N(0, (2 pi scale)^2), the phases phi uniformly from [0, 2 pi).
+
+    Args:
+        features: number of features.
+        scale: standard deviation of the frequencies, in cycles.
+    """
+
+    def __init__(self, features: Count, scale: Positive = 1.0):
+        super().__init__()
+        self.features = features
+        self.frequencies = nn.Buffer(2 * math.pi * scale * torch.randn(features))
+        self.phases = nn.Buffer(2 * math.pi * torch.rand(features))
+
+    def forward(self, label: Tensor) -> Tensor:
+        return math.sqrt(2) * torch.cos(at_least_float32(label)[:, None] * self.frequencies + self.phases)
+
+
+LabelEmbedding = PositionalEmbedding | FourierEmbedding | ShiftedFourierEmbedding
+"""The embeddings of a noise label, with the number of their `features`."""
+
+
 def _half(features: int, least: int) -> int:
     if features < least or features % 2:
         raise ValueError(f"an embedding must have an even number of features, at least {least}; got {features}")
@@ -117,7 +144,7 @@ def accept_target(network: nn.Module) -> None:
     for module in list(network.modules()):
         if isinstance(module, TimeEmbedding) and module.target is None:
             like = module.inner.weight
-            module.target = TargetEmbedding(module.inner.in_features, module.outer.out_features).to(like)
+            module.target = TargetEmbedding(module.channels, module.features).to(like)
 
 
 class LatentEmbedding(nn.Module):
@@ -159,7 +186,7 @@ def accept_latent(network: nn.Module, length: int) -> None:
                 f"{module.latent.inner.in_features}: build a new network"
             )
         if module.latent is None:
-            module.latent = LatentEmbedding(length, module.outer.out_features).to(module.inner.weight)
+            module.latent = LatentEmbedding(length, module.features).to(module.inner.weight)
 
 
 class TimeEmbedding(nn.Module):
@@ -192,10 +219,11 @@ class TimeEmbedding(nn.Module):
         super().__init__()
         if join not in ("input", "output"):
             raise ValueError(f"cond_join must be 'input' or 'output'; got {join!r}")
-        self.join, self.position = join, position
-        self.inner, self.outer = linear(channels, features), linear(features, features)
+        self.join, self.position, self.channels, self.features = join, position, channels, features
+        self.inner: Any = linear(channels, features)
+        self.outer: Any = linear(features, features)
         joined = features if join == "output" else channels
-        self.cond = ConditionEmbedding(joined, classes, cond_features)
+        self.cond = ConditionEmbedding(joined, classes, cond_features, isinstance(self, MagnitudeEmbedding))
         self.text = None if text is None else TextEncoder(text)
         self.pooled = None if text is None else nn.Linear(text.width, joined, bias=False)
         self.target: TargetEmbedding | None = None
@@ -214,16 +242,22 @@ class TimeEmbedding(nn.Module):
         return {**parts, "context": context, "pooled": pooled}
 
     def forward(self, label: Tensor, parts: dict[str, Tensor]) -> Tensor:
-        position, cond = self.position(label), self._condition(parts, len(label))
-        features = position + cond if cond is not None and self.join == "input" else position
-        features = self.outer(F.silu(self.inner(cast_for(self.inner, features))))
-        if cond is not None and self.join == "output":
-            features = features + cond
+        position = self.position(label)
+        features = self._join(position, self._condition(parts, len(label)))
         if self.target is not None and "target" in parts:
             features = features + self.target(position, parts["target"])
         if self.latent is not None and "latent" in parts:
             features = features + self.latent(parts["latent"])
+        return self._activate(features)
+
+    def _activate(self, features: Tensor) -> Tensor:
         return F.silu(features)
+
+    def _join(self, position: Tensor, cond: Tensor | None) -> Tensor:
+        """Return the features of the embedded noise label and of the embedded condition."""
+        features = position + cond if cond is not None and self.join == "input" else position
+        features = self.outer(F.silu(self.inner(cast_for(self.inner, features))))
+        return features + cond if cond is not None and self.join == "output" else features
 
     def _condition(self, parts: dict[str, Tensor], batch: int) -> Tensor | None:
         """Return the sum of the embeddings of labels, vector and text; None if all are missing."""
@@ -234,3 +268,42 @@ class TimeEmbedding(nn.Module):
             raise ValueError(f"expected {batch} texts, one for each sample; got {len(parts['pooled'])}")
         text = self.pooled(parts["pooled"])
         return text if cond is None else cond + text
+
+
+class MagnitudeEmbedding(TimeEmbedding):
+    """`TimeEmbedding` of magnitude-preserving layers (EDM2, 2312.02696, figure 21): one linear map of the noise label.
+
+    A network with conditions mixes the result with their embeddings, which are zero for the null condition. Several
+    conditions are added and divided by the root of their number.
+
+    Args:
+        position, channels, features, classes, cond_features, join, text: see `TimeEmbedding`; `join` must be "output".
+        weight: weight of the conditions, see `magnitude_layers.mix`.
+    """
+
+    def __init__(
+        self,
+        position: nn.Module,
+        channels: int,
+        features: int,
+        classes: Classes = 0,
+        cond_features: int = 0,
+        join: str = "output",
+        text: TextStyle | None = None,
+        weight: float = 0.5,
+    ):
+        if join != "output":
+            raise ValueError(f"cond_join must be 'output' in a network with magnitude-preserving layers; got {join!r}")
+        super().__init__(position, channels, features, classes, cond_features, join, text)
+        self.inner, self.outer = MagnitudeLayer(0, channels, features), nn.Identity()
+        self.count, self.weight = len(self.cond.parts) + (self.pooled is not None), weight
+
+    def _activate(self, features: Tensor) -> Tensor:
+        return silu(features)
+
+    def _join(self, position: Tensor, cond: Tensor | None) -> Tensor:
+        features = self.inner(cast_for(self.inner, position))
+        if not self.count:
+            return features
+        cond = torch.zeros_like(features) if cond is None else cond / math.sqrt(self.count)
+        return mix(features, cond.to(features.dtype), self.weight)

@@ -8,18 +8,25 @@ itself to the features at every coarser resolution (2011.13456, appendix H).
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from scoresde.arguments import Count, Layers, checked
+from scoresde.arguments import Count, CountOrZero, Layers, checked
 from scoresde.configured import Configured
 from scoresde.networks.blocks import Block, BlockStyle, NetworkStyle, residual_resampling
 from scoresde.networks.condition_embeddings import Conditions, ImageCondition, context_of
-from scoresde.networks.embeddings import FourierEmbedding, PositionalEmbedding, TimeEmbedding
+from scoresde.networks.embeddings import (
+    LabelEmbedding,
+    MagnitudeEmbedding,
+    PositionalEmbedding,
+    ShiftedFourierEmbedding,
+    TimeEmbedding,
+)
 from scoresde.networks.layers import CONVOLUTIONS, Border, cast_for, check_shape, convolution
+from scoresde.networks.magnitude_layers import MagnitudeLayer
 from scoresde.networks.pooling import AveragePool
 from scoresde.protocols import Condition
 
@@ -40,6 +47,8 @@ class Ends:
         input_pyramid: `InputSkip` or `InputResidual`, which adds the image to the features on the way down, or None.
         output_pyramid: `OutputSkip` or `OutputResidual`, which builds up the output image on the way up, or None.
         scale_by_sigma: if True, divide the output by the noise label, which must be sigma.
+        uncertainty: number of Fourier features of a learned uncertainty of the noise level, see
+            `networks.uncertainty`; 0 for none.
     """
 
     centered: bool = True
@@ -47,6 +56,7 @@ class Ends:
     input_pyramid: Factory | None = None
     output_pyramid: Factory | None = None
     scale_by_sigma: bool = False
+    uncertainty: CountOrZero = 0
 
 
 PARTS = {"block": BlockStyle, "conditions": Conditions, "ends": Ends}
@@ -116,7 +126,7 @@ class Encoder(nn.Module, Configured):
         blocks: Layers,
         attention: Sequence[Count],
         resample: Factory,
-        label: PositionalEmbedding | FourierEmbedding | None,
+        label: LabelEmbedding | None,
         block: BlockStyle | None,
         conditions: Conditions | None,
         ends: Ends | None,
@@ -125,7 +135,9 @@ class Encoder(nn.Module, Configured):
     ):
         super().__init__()
         block, conditions, ends = block or BlockStyle(), conditions or Conditions(), ends or Ends()
-        label = label or PositionalEmbedding(width)
+        preserves = block.magnitude is not None
+        first = width * (multipliers[0] if preserves and multipliers else 1)  # channels after the input layer
+        label = label or (ShiftedFourierEmbedding(first) if preserves else PositionalEmbedding(width))
         parts = {"resample": resample, "label": label, "block": block, "conditions": conditions, "ends": ends}
         for name, kind in KINDS.items():
             if not isinstance(parts[name], kind):
@@ -145,27 +157,34 @@ class Encoder(nn.Module, Configured):
                 "resolutions (network.attention=[...] in a configuration)"
             )
         self.channels, self.ends, self.context_features = channels, ends, conditions.context_width
-        dims, features = len(self.sizes[0]), time_features or 4 * width
+        dims = len(self.sizes[0])
+        features = time_features or width * (max(multipliers) if preserves else 4)
         self.style = style = NetworkStyle(
             **vars(block), dims=dims, time_features=features, context_features=conditions.context_width
         )
         numbers = (conditions.classes, conditions.cond_features, conditions.cond_join, conditions.text)
-        self.time = TimeEmbedding(label, label.features, features, *numbers)
+        if block.magnitude is None:
+            self.time = TimeEmbedding(label, label.features, features, *numbers)
+        else:
+            self.time = MagnitudeEmbedding(label, label.features, features, *numbers, block.magnitude.condition)
         self.conditions = [*self.time.cond.parts, *conditions.sequences]
-        self.input = convolution(dims, channels * (1 + 2 * len(ends.input_frequencies)), width)
+        inputs = channels * (1 + 2 * len(ends.input_frequencies))
+        self.input = (
+            MagnitudeLayer(dims, inputs, first, constant=True) if preserves else convolution(dims, inputs, first)
+        )
         self.image: ImageCondition | None = None
         if cond_channels := conditions.cond_channels:
-            layer = CONVOLUTIONS[dims](cond_channels, width, 3, padding=1, bias=False)
+            layer = CONVOLUTIONS[dims](cond_channels, first, 3, padding=1, bias=False)
             self.image = ImageCondition(layer, (cond_channels, *self.border.sides), self.border.add)
             self.conditions.append("image")
         self.levels: list[Level] = [
             ("x".join(map(str, size)), multiplier * width, size[-1] in attention)
             for size, multiplier in zip(self.sizes, multipliers, strict=True)
         ]
-        self.down, self.skips = self._build_down(width, blocks, resample)
-        current = self.skips[-1]
+        self.down, self.skips = self._build_down(first, blocks, resample)
+        current, middle = self.skips[-1], replace(style, is_up=True)
         self.middle = nn.ModuleDict(
-            {"block0": Block(style, current, current, attends=True), "block1": Block(style, current, current)}
+            {"block0": Block(middle, current, current, attends=True), "block1": Block(middle, current, current)}
         )
 
     def _build_down(self, current: int, blocks: Layers, resample: Factory) -> tuple[nn.ModuleDict, list[int]]:
@@ -243,7 +262,7 @@ class EncoderUNet(Encoder):
         blocks: Layers = 2,
         attention: Sequence[Count] = (),
         resample: Factory = residual_resampling,
-        label: PositionalEmbedding | FourierEmbedding | None = None,
+        label: LabelEmbedding | None = None,
         block: BlockStyle | None = None,
         conditions: Conditions | None = None,
         ends: Ends | None = None,

@@ -24,8 +24,9 @@ from scoresde.arguments import Count, Positive, check
 from scoresde.atomic_files import replace_atomically
 from scoresde.networks.embeddings import LatentEmbedding, TargetEmbedding
 from scoresde.networks.layers import CONVOLUTIONS
+from scoresde.networks.magnitude_layers import MagnitudeLayer
 
-ADAPTED: Any = (nn.Linear, *CONVOLUTIONS.values())
+ADAPTED: Any = (nn.Linear, MagnitudeLayer, *CONVOLUTIONS.values())
 
 
 class LowRank(nn.Module):

@@ -6,6 +6,7 @@
 | `ddpmpp`   | 61.8 M, deep 106.6 M    | 2011.13456, appendix H            |
 | `ncsnpp`   | 62.7 M, deep 107.6 M    | 2011.13456, appendix H            |
 | `adm`      | 295.9 M at 64 x 64      | 2105.05233, section 3             |
+| `edm2`     | 280.2 M at 64 x 64 x 4  | 2312.02696, figure 21             |
 
 The noise label of `ddpm`, `ddpmpp` and `ncsnpp(sigma=False)` is a time in [0, 1], which the embedding multiplies by 999
 as published. The noise label of `ncsnpp()` is sigma, and the network divides its output by sigma: the model is
@@ -19,10 +20,12 @@ from collections.abc import Sequence
 from dataclasses import fields
 from typing import Annotated, Any
 
-from scoresde.networks.blocks import BlockStyle, InputResidual, convolution_resampling
+from scoresde.networks.blocks import BlockStyle, convolution_resampling
 from scoresde.networks.condition_embeddings import Conditions
 from scoresde.networks.embeddings import FourierEmbedding, PositionalEmbedding
 from scoresde.networks.encoder import PARTS, Ends
+from scoresde.networks.magnitude_layers import MagnitudeStyle
+from scoresde.networks.pyramids import InputResidual
 from scoresde.networks.unet import UNet
 
 Options = Annotated[Any, UNet, BlockStyle, Conditions, Ends]
@@ -96,6 +99,30 @@ def adm(image_size: int | Sequence[int] = 64, width: int = 192, **options: Optio
         "scale_shift": True,
         "project_skip": False,
         "norm_eps": 1e-5,
+    }
+    return _unet(image_size, width, {**settings, **options})
+
+
+def edm2(image_size: int | Sequence[int] = 64, width: int = 192, **options: Options) -> UNet:
+    """Return the magnitude-preserving U-Net of EDM2 (2312.02696, figure 21), in its size S, with learned uncertainty.
+
+    It expects `predictions.KarrasPreconditioning`. EDM2's latents have 4 channels: `edm2(channels=4, classes=1000)`.
+    The widths of its sizes XS, M, L, XL and XXL are 128, 256, 320, 384 and 448.
+
+    Args:
+        image_size: side of a square image, or the lengths of one, two or three spatial dimensions.
+        width: channels at the input resolution.
+        options: other arguments, which replace those of the preset, see the module docstring.
+    """
+    settings = {
+        "multipliers": (1, 2, 3, 4),
+        "blocks": 3,
+        "attention": (16, 8),
+        "attend_every": True,
+        "head_channels": 64,
+        "dropout": 0.0,
+        "magnitude": MagnitudeStyle(),
+        "uncertainty": 128,
     }
     return _unet(image_size, width, {**settings, **options})
 

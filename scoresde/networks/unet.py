@@ -17,8 +17,10 @@ from torch import Tensor, nn
 from scoresde.arguments import Count, Layers, checked
 from scoresde.networks.blocks import Block, BlockStyle, Head, residual_resampling
 from scoresde.networks.condition_embeddings import Conditions
-from scoresde.networks.embeddings import FourierEmbedding, PositionalEmbedding
+from scoresde.networks.embeddings import LabelEmbedding
 from scoresde.networks.encoder import Encoder, Ends, Factory, ResolutionStage
+from scoresde.networks.magnitude_layers import MagnitudeLayer, concatenate
+from scoresde.networks.uncertainty import Uncertainty
 from scoresde.protocols import Condition
 from scoresde.tensors import at_least_float32, broadcast
 
@@ -26,8 +28,11 @@ from scoresde.tensors import at_least_float32, broadcast
 class UpStage(ResolutionStage):
     """One resolution on the way up.
 
-    It holds the blocks, the layer of the output pyramid, and the upsampling. Each block reads a skip connection.
+    It holds the blocks, the layer of the output pyramid, and the upsampling. Each block reads a skip connection. With
+    `weight`, it is concatenated as `magnitude_layers.concatenate` does.
     """
+
+    weight: float | None = None
 
     def forward(
         self, hidden: Tensor, image: Tensor, time: Tensor, context: Tensor | None, skips: list[Tensor]
@@ -37,7 +42,9 @@ class UpStage(ResolutionStage):
         Every block removes the last value from `skips` and reads it.
         """
         for block in self.blocks:
-            hidden = block(torch.cat([hidden, skips.pop()], dim=1), time, context)
+            skip = skips.pop()
+            both = torch.cat([hidden, skip], dim=1) if self.weight is None else concatenate(hidden, skip, self.weight)
+            hidden = block(both, time, context)
         if self.pyramid is not None:
             hidden, image = self.pyramid(hidden, image)
         if self.upsample is not None:
@@ -64,7 +71,7 @@ class UNet(Encoder):
         image_size: side of a square image, or the lengths of one, two or three spatial dimensions; each must be a
             multiple of 2^(len(multipliers) - 1), unless `pad` is True.
         channels: channels of the state.
-        width: channels at the input resolution.
+        width: channels after the input layer; with `block.magnitude` these are width times the first multiplier.
         multipliers: factors of `width`, one for each resolution, from the input resolution down.
         blocks: number of residual blocks at each resolution.
         attention: resolutions (lengths of the last dimension) with attention; the middle always has it.
@@ -72,14 +79,16 @@ class UNet(Encoder):
             as many; a `LevelHead` with K grey levels needs K times as many.
         resample: the function that makes the modules between resolutions: `residual_resampling` (the default),
             `convolution_resampling` (DDPM) or `filter_resampling`.
-        label: the embedding of the noise label; default `PositionalEmbedding(width)`.
+        label: the embedding of the noise label; default `PositionalEmbedding(width)`, with `block.magnitude`
+            `ShiftedFourierEmbedding` of as many features as the input layer has channels.
         block: the settings that all blocks share, see `BlockStyle`.
         conditions: the conditions (class, vector, context, image) that the network accepts, see `Conditions`; default
             none.
         ends: how the network reads its state and returns its output, see `Ends`.
         pad: if True, pad states with zeros to sides that can be halved often enough, and crop the output; resolutions
             are then those of the padded states. If False, refuse sides that cannot be halved often enough.
-        time_features: number of time features that every block reads; default 4 width.
+        time_features: number of time features that every block reads; default 4 width, with
+            `block.magnitude` the largest number of channels.
 
     Raises:
         ValueError: an image size that cannot be halved often enough while `pad` is False, attention at a resolution
@@ -97,7 +106,7 @@ class UNet(Encoder):
         attention: Sequence[Count] = (),
         out_channels: Count | None = None,
         resample: Factory = residual_resampling,
-        label: PositionalEmbedding | FourierEmbedding | None = None,
+        label: LabelEmbedding | None = None,
         block: BlockStyle | None = None,
         conditions: Conditions | None = None,
         ends: Ends | None = None,
@@ -123,11 +132,16 @@ class UNet(Encoder):
         self.up = self._build_up(blocks, resample, image_channels)
         finest, finest_width, _ = self.levels[0]
         gives_image = getattr(self.up[finest].pyramid, "gives_image", False)
-        self.output = None if gives_image else Head(self.style, finest_width, image_channels)
+        self.output: nn.Module | None = None
+        if self.style.magnitude and not gives_image:
+            self.output = MagnitudeLayer(self.style.dims, finest_width, image_channels, gain=True)
+        elif not gives_image:
+            self.output = Head(self.style, finest_width, image_channels)
+        self.uncertainty = Uncertainty(self.ends.uncertainty) if self.ends.uncertainty else None
 
     def _build_up(self, blocks: int, resample: Factory, image_channels: int) -> nn.ModuleDict:
         """Return the stages on the way up, from the coarsest resolution."""
-        style = replace(self.style, heads=self.style.heads_up or self.style.heads)
+        style = replace(self.style, heads=self.style.heads_up or self.style.heads, is_up=True)
         up, current, skips, coarser = nn.ModuleDict(), self.skips[-1], list(self.skips), None
         for level, (name, out, attends) in reversed(list(enumerate(self.levels))):
             attending = [attends and (style.attend_every or j == blocks) for j in range(blocks + 1)]
@@ -135,6 +149,7 @@ class UNet(Encoder):
             stage = up[name] = UpStage(
                 [Block(style, n + skips.pop(), out, attend) for n, attend in zip(inputs, attending, strict=True)]
             )
+            stage.weight = style.magnitude.concatenation if style.magnitude else None
             if self.ends.output_pyramid is not None:
                 stage.pyramid = self.ends.output_pyramid(style, coarser, out, image_channels)
             if level:

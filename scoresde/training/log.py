@@ -30,6 +30,7 @@ from scoresde.training.json_lines import append_line, read_lines, remove_lines_a
 from scoresde.training.state import Sums
 
 LOG = "log.jsonl"
+METRICS = "metrics.jsonl"  # results, see `evaluation.records`
 LEVELS = torch.arange(-8.0, 9.0, 2.0, dtype=torch.float64)  # log-SNR at the borders of the log's noise levels
 GIGABYTE = 1e9
 

@@ -24,6 +24,7 @@ from scoresde.atomic_files import remove_leftovers
 from scoresde.configured import call_text
 from scoresde.dequantization import DataMap
 from scoresde.losses import LossTerms, Objective
+from scoresde.networks import force_normalisation
 from scoresde.progress import progress_bar
 from scoresde.protocols import select
 from scoresde.score import ScoreModel
@@ -276,6 +277,7 @@ class Trainer:
         weight = distributed.size() / self.batch_size  # gradients are averaged over processes
         optimizer, scaler = state.optimizer, state.precision.scaler
         optimizer.zero_grad()
+        force_normalisation(state.model)
         parts: list[tuple[Tensor, ...]] = []
         count = min(self.accumulate, self.batch_size // distributed.size())  # the same number in all processes
         for i in range(count):

@@ -242,13 +242,15 @@ def test_a_saved_pipeline_equals_its_objects(tmp_path, network, layout):
 
 
 @pytest.mark.filterwarnings("ignore:.*zero terminal SNR")
-@pytest.mark.parametrize("kind", ["ddpm", "learned", "zero", "exploding"])
+@pytest.mark.parametrize("kind", ["ddpm", "learned", "zero", "exploding", "flow", "edm"])
 def test_a_saved_run_comes_back(tmp_path, network, kind):
     pairs = {
         "ddpm": lambda: (network, hf.DDPMScheduler(trained_betas=np.linspace(1e-4, 0.02, 50))),
         "learned": lambda: (unet(out_channels=6), hf.DDPMScheduler(variance_type="learned_range")),
         "zero": lambda: (network, hf.DDIMScheduler(rescale_betas_zero_snr=True)),
         "exploding": exploding,
+        "flow": lambda: (network, hf.FlowMatchEulerDiscreteScheduler(shift=2.0)),
+        "edm": lambda: (network, hf.EDMEulerScheduler(prediction_type="v_prediction")),
     }
     run = convert(pairs[kind]())
     loaded = ss.load(save_run(run, tmp_path / "run"))
@@ -271,7 +273,12 @@ def test_a_conversion_copies_the_weights_in_float32(network):
 @pytest.mark.parametrize(
     ("scheduler", "message"),
     [
-        (lambda: hf.FlowMatchEulerDiscreteScheduler(), "with tables .* convert; got FlowMatchEulerDiscreteScheduler"),
+        (lambda: hf.FlowMatchHeunDiscreteScheduler(), "with tables .* convert; got FlowMatchHeunDiscreteScheduler"),
+        (lambda: hf.FlowMatchEulerDiscreteScheduler(invert_sigmas=True), "invert_sigmas must be false"),
+        (
+            lambda: hf.EDMDPMSolverMultistepScheduler(prediction_type="sample"),
+            "one of epsilon, v_prediction; got 'sample'",
+        ),
         (lambda: hf.CogVideoXDDIMScheduler(), r"must be cumprod\(1 - betas\); in this CogVideoXDDIMScheduler.* 0\.3"),
         (lambda: hf.DDPMScheduler(prediction_type="x"), "one of epsilon, sample, v_prediction; got 'x'"),
         (lambda: hf.UniPCMultistepScheduler(use_flow_sigmas=True), "use_flow_sigmas .* must be false"),

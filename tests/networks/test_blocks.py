@@ -199,63 +199,6 @@ def test_resampling_modules_accept_the_arguments_of_a_block(resampling, kind):
 
 
 @DIMS
-@pytest.mark.parametrize("fir", [None, FIR], ids=str)
-@pytest.mark.parametrize("concatenate", BOOLEANS)
-def test_input_skip_projects_the_downsampled_image(dims, fir, concatenate):
-    skip = randomised(blocks.InputSkip(NetworkStyle(dims=dims, fir=fir), 2, 4, concatenate))
-    hidden, pyramid = normal(3, 4, *[4] * dims), normal(3, 2, *[8] * dims, seed=1)
-    smaller = Resample(dims, "down", fir).double()(pyramid)
-    image = convolve(skip.project, smaller)
-    output, carried = skip(hidden, pyramid)
-    torch.testing.assert_close(output, torch.cat([image, hidden], dim=1) if concatenate else image + hidden)
-    torch.testing.assert_close(carried, smaller)
-    assert (skip.channels, skip.image_channels) == (output.shape[1], 2)
-
-
-@DIMS
-@pytest.mark.parametrize("skip_rescale", BOOLEANS)
-def test_residual_pyramids_join_the_features(dims, skip_rescale):
-    style, hidden = NetworkStyle(dims=dims, fir=FIR, skip_rescale=skip_rescale), normal(3, 4, *[4] * dims)
-    for pyramid, image in (
-        (randomised(blocks.InputResidual(style, 2, 4)), normal(3, 2, *[8] * dims, seed=1)),
-        (randomised(blocks.OutputResidual(style, 6, 4, 2)), normal(3, 6, *[2] * dims, seed=1)),
-    ):
-        expected = joined(style, pyramid.resample(image), hidden)
-        for actual in pyramid(hidden, image):
-            torch.testing.assert_close(actual, expected)
-        assert difference(expected, joined(style, hidden, 0)) > 1e-3
-
-
-@DIMS
-def test_output_residual_begins_with_a_head(dims):
-    pyramid, hidden = randomised(blocks.OutputResidual(NetworkStyle(dims=dims), None, 8, 2)), normal(3, 8, *[4] * dims)
-    output, image = pyramid(hidden, hidden)
-    assert torch.equal(output, hidden)
-    torch.testing.assert_close(image, convolve(pyramid.head.conv, silu(norm(pyramid.head.norm, hidden, 2))))
-
-
-def test_output_residual_does_not_begin_at_zero():
-    torch.manual_seed(0)
-    head = blocks.OutputResidual(NetworkStyle(), None, 64, 3).head
-    assert float(head.conv.weight.detach().var()) == pytest.approx(1 / (9 * 64), rel=0.05)
-
-
-@DIMS
-@pytest.mark.parametrize("fir", [None, FIR], ids=str)
-def test_output_skip_adds_an_image_to_the_upsampled_one(dims, fir):
-    style, hidden, image = (
-        NetworkStyle(dims=dims, fir=fir),
-        normal(3, 8, *[4] * dims),
-        normal(3, 2, *[2] * dims, seed=1),
-    )
-    for coarser, upsampled in ((None, 0), (16, Resample(dims, "up", fir).double()(image))):
-        skip = randomised(blocks.OutputSkip(style, coarser, 8, 2))
-        output, after = skip(hidden, image)
-        assert torch.equal(output, hidden)
-        torch.testing.assert_close(after, convolve(skip.head.conv, silu(norm(skip.head.norm, hidden, 2))) + upsampled)
-
-
-@DIMS
 def test_head_is_norm_silu_convolution(dims):
     x, style = normal(3, 8, *[4] * dims), NetworkStyle(dims=dims, norm_eps=1e-2, group_size=2)
     head = randomised(blocks.Head(style, 8, 3))

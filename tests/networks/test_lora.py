@@ -4,12 +4,16 @@ import pytest
 import torch
 
 import scoresde as ss
-from scoresde.networks import MLP, DiT, UNet, adapters, add_lora, load_adapters, merge_lora, save_adapters
+from scoresde.networks import MLP, DiT, UNet, adapters, add_lora, edm2, load_adapters, merge_lora, save_adapters
 from tests.conftest import close, normal
 
 NETWORKS = {
     "mlp": (lambda: MLP(3, width=16, depth=1, cond_features=2), (3,)),
     "unet": (lambda: UNet(4, channels=1, width=8, multipliers=[1, 2], blocks=1, attention=[2]), (1, 4, 4)),
+    "edm2": (
+        lambda: edm2(4, channels=1, width=8, multipliers=[1, 2], blocks=1, attention=[2], head_channels=8),
+        (1, 4, 4),
+    ),
     "series": (lambda: UNet([6], channels=2, width=8, multipliers=[1], blocks=1), (2, 6)),
     "dit": (lambda: DiT(4, 1, 2, width=32, depth=1, heads=2), (1, 4, 4)),
 }

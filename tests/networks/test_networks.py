@@ -19,9 +19,11 @@ from scoresde.networks import (
     FourierEmbedding,
     InputResidual,
     InputSkip,
+    MagnitudeStyle,
     OutputResidual,
     OutputSkip,
     PositionalEmbedding,
+    ShiftedFourierEmbedding,
     SkipPool,
     TextStyle,
     convolution_resampling,
@@ -78,6 +80,13 @@ ADM = {
     "norm_eps": 1e-5,
     "classes": 3,
 }
+EDM2 = {
+    "magnitude": MagnitudeStyle(),
+    "label": partial(ShiftedFourierEmbedding, 4, 0.1),
+    "attend_every": True,
+    "classes": 3,
+    "cond_features": 3,
+}
 TEXT = TextStyle(vocabulary=6, length=4, width=4, depth=1, heads=2, dropout=0.0)
 CROSS = {"context_features": 3, "cond_features": 3, "cond_join": "input", "group_size": 2}
 
@@ -98,6 +107,7 @@ CASES = {
     "ncsnpp-2d": (case(unet, {**NCSNPP, "channels": 3}, 4, 4), (3, 4, 4)),
     "ncsnpp-3d": (case(unet, {**NCSNPP, "output_pyramid": OutputResidual, "channels": 2}, 4, 4, 4), (2, 4, 4, 4)),
     "adm-2d": (case(unet, {**ADM, "channels": 2}, 4, 4), (2, 4, 4)),
+    "edm2-2d": (case(unet, {**EDM2, "channels": 2}, 4, 4), (2, 4, 4)),
     "cross-2d": (case(unet, {**CROSS, "channels": 3}, 4, 4), (3, 4, 4)),
     "cross-3d": (case(unet, {**CROSS, **ADM, "channels": 2}, 4, 4, 4), (2, 4, 4, 4)),
     "text-2d": (case(unet, {**ADM, "channels": 2, "text": TEXT}, 4, 4), (2, 4, 4)),

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from scoresde.networks import FourierEmbedding, InputSkip, OutputSkip, presets
-from scoresde.networks.blocks import Attention, Block, InputResidual, ResidualBlock
+from scoresde.networks.blocks import Attention, Block, ResidualBlock
+from scoresde.networks.pyramids import InputResidual
 from scoresde.networks.resampling import ResampledConvolution
 from tests.conftest import normal
 from tests.networks.test_layers import difference, randomised
@@ -21,6 +22,7 @@ CASES = {
     "ncsnpp-deep": (presets.ncsnpp, {"deep": True}, 107_586_947),
     "ncsnpp-256": (presets.ncsnpp, {**CELEBA, **PYRAMIDS}, 65_574_421),
     "ncsnpp-1024": (presets.ncsnpp, {**FFHQ, **PYRAMIDS}, 105_785_880),
+    "edm2": (presets.edm2, {"channels": 4, "classes": 1000}, 280_212_837),  # 280 M in 2312.02696, table 2
     "adm": (presets.adm, {"classes": 1000}, 295_899_267),  # "295.9 M" in 2206.00364's release
 }
 NAMES = pytest.mark.parametrize("make", [presets.ddpm, presets.ddpmpp, presets.ncsnpp, presets.adm])

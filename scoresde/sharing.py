@@ -1,0 +1,69 @@
+"""Upload a run to the Hugging Face hub: its weights, configuration, model card, and a picture of samples.
+
+README.md               the model card, see `model_card`
+checkpoint.safetensors  the weights
+config.yaml             the configuration
+samples.png             the latest picture of samples, if the run has one
+dequantization.safetensors  the learned dequantisation, if the run has one
+"""
+
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from scoresde import hub, model_card
+from scoresde.run_config import CONFIG, plain, write_config
+from scoresde.training import checkpoint
+from scoresde.training.learned_dequantization import DEQUANTIZATION
+from scoresde.training.trainer import CHECKPOINT
+
+FILES = (CONFIG, CHECKPOINT, DEQUANTIZATION)  # that `load` downloads
+
+
+def push_to_hub(
+    run: Any,
+    repo: str,
+    private: bool = False,
+    raw: bool = False,
+    licence: str | None = None,
+    message: str = "Upload a run",
+    token: str | None = None,
+) -> str:
+    """Upload a run to the Hugging Face hub, and return the address of the commit; `load("hf://user/name")` reads it.
+
+    The repository gets the weights that the run was loaded with, by default the averaged ones; the configuration, which
+    may name files of this machine; a model card with the stored likelihood and its errors; the latest picture of
+    samples; and a learned dequantisation.
+
+    Args:
+        run: the run (`run.push_to_hub(repo)`).
+        repo: "user/name"; it is made if it does not exist.
+        private: whether a new repository can be read by its owner only.
+        raw: if True, upload the weights of the last step too, for `load(..., weights="raw")`.
+        licence: identifier of the licence of the weights, such as "cc-by-4.0".
+        message: the message of the commit.
+        token: a token of the hub; default: HF_TOKEN or that of `hf auth login`.
+
+    Raises:
+        ImportError, ValueError, PermissionError, ConnectionError: see `hub.upload`.
+        FileNotFoundError: `raw` is True and the run has no checkpoint.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        write_shared(run, Path(folder), repo, raw, licence)
+        return hub.upload(Path(folder), repo, private, message, token)
+
+
+def write_shared(run: Any, folder: Path, repo: str, raw: bool = False, licence: str | None = None) -> None:
+    """Write the files of a run that are uploaded to a folder; arguments and errors are those of `push_to_hub`."""
+    state, source = run.model.state_dict(), run.path / CHECKPOINT
+    stored, old = checkpoint.load(source, {"model"} if raw else ()) if raw or source.is_file() else ({}, {})
+    groups = {"model": stored["model"], "ema": state} if raw else {"model": state}
+    config, step = plain(run.config), old.get("step", 0)
+    checkpoint.save(folder / CHECKPOINT, groups, {"step": step, "config": config, "raw": raw})
+    write_config(run.config, folder / CONFIG)
+    parameters = sum(parameter.numel() for parameter in run.model.parameters())
+    (folder / "README.md").write_text(model_card.card(repo, run.path, config, parameters, step or None, licence))
+    for path, name in ((model_card.picture(run.path), model_card.PICTURE), (run.path / DEQUANTIZATION, DEQUANTIZATION)):
+        if path is not None and path.is_file():
+            shutil.copyfile(path, folder / name)

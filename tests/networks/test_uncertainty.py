@@ -1,0 +1,41 @@
+"""The learned uncertainty: at the minimum of its loss it is the logarithm of the expected error."""
+
+import pytest
+import torch
+
+import scoresde as ss
+from scoresde.networks.uncertainty import Uncertainty
+from tests.conftest import normal
+
+
+class Wrong(torch.nn.Module):
+    """A network that predicts zero, with an uncertainty."""
+
+    def __init__(self):
+        super().__init__()
+        self.uncertainty = Uncertainty(8)
+
+    def forward(self, x, c_noise, cond=None):
+        return torch.zeros_like(x)
+
+
+def test_the_loss_is_least_at_the_logarithm_of_the_error():
+    torch.manual_seed(0)
+    model = ss.ScoreModel(Wrong().double(), ss.VP(), "noise")
+    t, noise, x = torch.linspace(0.1, 1.0, 50), normal(50, 3), normal(50, 3, seed=1)
+    plain, learned = (ss.losses.DenoisingScoreMatching(uncertainty=uncertain) for uncertain in (False, True))
+    error, u = plain(model, x, t=t, noise=noise).value, model.uncertainty(t)
+    torch.testing.assert_close(error, noise.square().mean(dim=1))
+    torch.testing.assert_close(learned(model, x, t=t, noise=noise).value, error * torch.exp(-u) + u)
+    constant = torch.tensor(0.0, dtype=torch.float64, requires_grad=True)
+    model.network.uncertainty.forward = lambda label: constant.expand(len(label))
+    (slope,) = torch.autograd.grad(learned(model, x, t=t, noise=noise).value.mean(), constant)
+    assert float(slope) == pytest.approx(1 - float(error.mean()))  # zero where exp(u) = E[error]
+
+
+def test_times_of_any_shape_and_models_around_it():
+    model = ss.ScoreModel(Wrong(), ss.VP(), "noise")
+    values = model.uncertainty(torch.tensor([0.2, 0.7]))
+    torch.testing.assert_close(ss.ModelWrapper(model).uncertainty(0.7), values[1])
+    with pytest.raises(ValueError, match="must have a learned uncertainty; got none"):
+        ss.ScoreModel(torch.nn.Identity(), ss.VP(), "noise").uncertainty(0.5)

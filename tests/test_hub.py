@@ -1,0 +1,131 @@
+"""Runs on the hub, against a stand-in of its interface: what is uploaded, what comes back, and what errors say."""
+
+import sys
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+import scoresde as ss
+from scoresde import hub
+from scoresde.cli import main
+from scoresde.networks import MLP
+from scoresde.training import checkpoint
+from tests import hub_server
+from tests.conftest import normal
+
+pytest.importorskip("huggingface_hub")
+
+
+@pytest.fixture
+def server(tmp_path, monkeypatch):
+    server = hub_server.start()
+    monkeypatch.setenv("HF_ENDPOINT", server.address)
+    monkeypatch.setenv("HF_TOKEN", hub_server.TOKEN)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "token"))
+    monkeypatch.chdir(tmp_path)
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A run that was trained for two steps."""
+    path = tmp_path_factory.mktemp("runs") / "points"
+    torch.manual_seed(0)
+    model = ss.ScoreModel(MLP(2, width=8, depth=1), ss.VP(), "noise")
+    data = np.random.RandomState(0).standard_normal((64, 2)).astype(np.float32)
+    return ss.fit(model, data, run=path, steps=2, batch_size=32, progress=False)
+
+
+def score(run):
+    with torch.no_grad():
+        return run.model.score(normal(3, 2).float(), 0.5)
+
+
+def test_a_run_comes_back(server, trained):
+    figures = trained.path / "figures"
+    figures.mkdir(exist_ok=True)
+    (figures / "samples_ddim.png").write_bytes(b"picture")
+    url = trained.push_to_hub("ada/points", licence="cc-by-4.0")
+    assert url.startswith(f"{server.address}/ada/points/commit/")
+    files = server.repositories["ada/points"][-1]
+    assert set(files) == {"README.md", "config.yaml", "checkpoint.safetensors", "samples.png"}
+    run = ss.load("hf://ada/points")
+    assert torch.equal(score(run), score(trained))
+    assert run.config == trained.config
+    _, info = checkpoint.load(run.path / "checkpoint.safetensors")
+    assert info["step"] == 2
+    with pytest.raises(ValueError, match="only averaged weights, not those of the last step"):
+        ss.load("hf://ada/points", weights="raw")
+    header = yaml.safe_load(files["README.md"].decode().split("---")[1])
+    assert (header["library_name"], header["license"]) == ("scoresde", "cc-by-4.0")
+
+
+def test_raw_weights_and_revisions(server, trained):
+    raw = ss.load(trained.path, weights="raw")
+    assert not torch.equal(score(raw), score(trained))
+    trained.push_to_hub("ada/points", raw=True)
+    for _ in range(2):
+        raw.push_to_hub("ada/points")
+    assert torch.equal(score(ss.load("hf://ada/points")), score(raw))
+    earlier = f"hf://ada/points@{hub_server.sha(1)}"
+    assert torch.equal(score(ss.load(earlier)), score(trained))
+    assert torch.equal(score(ss.load(earlier, weights="raw")), score(raw))
+    with pytest.raises(FileNotFoundError, match=r"ada/points on .* has no revision 'v9'"):
+        ss.load("hf://ada/points@v9")
+
+
+def test_without_a_network_an_earlier_download_is_used(server, trained, monkeypatch):
+    trained.push_to_hub("ada/points")
+    ss.load("hf://ada/points")
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    assert torch.equal(score(ss.load("hf://ada/points")), score(trained))
+    with pytest.raises(ConnectionError, match=r"ada/other cannot be reached on http://127.0.0.1:9.*check the network"):
+        ss.load("hf://ada/other")
+    with pytest.raises(ConnectionError, match="cannot be reached"):
+        trained.push_to_hub("ada/points")
+
+
+def test_the_command_line_takes_an_address(server, trained, capsys):
+    trained.push_to_hub("ada/points")
+    assert main(["sample", "run=hf://ada/points", "n=2", "sampler=ddim", "sampler.steps=2", "--json"]) == 0
+    assert "ada--points" in capsys.readouterr().out
+    assert main(["sample", "run=hf://ada/none"]) == 1
+    assert f"no repository ada/none on {server.address}, or it is private" in capsys.readouterr().err
+
+
+def test_says_what_is_missing(server, trained, monkeypatch):
+    with pytest.raises(FileNotFoundError, match=r"no repository ada/none on .* log in by `hf auth login`"):
+        ss.load("hf://ada/none")
+    server.repositories["ada/other"] = [{"README.md": b""}]
+    with pytest.raises(
+        FileNotFoundError, match=r"hf://ada/other must be a run of scoresde; got .* without config.yaml"
+    ):
+        ss.load("hf://ada/other")
+    for address in ("hf://ada", "hf://ada/b/c", "hf://ada/points@"):
+        with pytest.raises(ValueError, match="must be hf://user/name or hf://user/name@revision; got"):
+            ss.load(address)
+    with pytest.raises(ValueError, match="repo must be 'user/name'; got 'points'"):
+        trained.push_to_hub("points")
+    with pytest.raises(PermissionError, match=r"does not allow this for ada/points \(401\): log in"):
+        trained.push_to_hub("ada/points", token="hf_wrong")
+    monkeypatch.delenv("HF_TOKEN")
+    with pytest.raises(PermissionError, match=r"(401|needs a token)"):
+        trained.push_to_hub("ada/points")
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(ImportError, match=r"pip install 'scoresde\[hub\]'"):
+        hub.download("hf://ada/points", ["config.yaml"])
+
+
+def test_a_configuration_from_the_hub_is_trusted_like_any_other(server, trained):
+    trained.push_to_hub("ada/points")
+    files = server.repositories["ada/points"][-1]
+    text = files["config.yaml"].decode().replace("scoresde.networks.MLP", "os.system")
+    assert "os.system" in text
+    server.repositories["ada/points"].append({**files, "config.yaml": text.encode()})
+    with pytest.raises(ValueError, match="os"):
+        ss.load("hf://ada/points")
