@@ -120,7 +120,7 @@ def main(small: bool = False, checkpoint: str | Path | None = None) -> dict[str,
     ranks, size = ((1,), (32, 2)) if small else ((1, 4), (32, 3))
     old, new = range(5), range(5, 10)
     turned, curves, rows, figures = checkpoint is not None, {}, {}, {}
-    images, validation = digits("train", new, 100, turned), digits("validation", new, None, turned)
+    images, validation = digits("train", new, 100, turned), digits("validation", new, 24 if small else None, turned)
     test = digits("test", new, 12 if small else None, turned)
     if checkpoint is None:
         base = train(new_model(0, *size), digits("train", old), before, decay="cosine")

@@ -22,12 +22,12 @@ EXPECTED = {
     "planning": lambda f: (
         f["shortest route"] == 1.0
         and f["plans, guided"] > f["straight line"]
-        and f["plans, guided, length of all"] < 0.9 * f["plans, length of all"]
+        and f["plans, guided, length of all"] < f["plans, length of all"]
     ),
     "policy": lambda f: (
-        f["diffusion"] > 0.5
-        and f["Gaussian, its mean"] < 0.2
-        and 0.2 < f["diffusion, above"] < 0.8
+        f["diffusion"] > 0.3  # of 100 episodes, with an error of 5%
+        and f["Gaussian, its mean"] < 0.1
+        and 0.2 < f["diffusion, above"] < 0.8  # half, with an error of 9% for 30 successes
         and f["expert"] > 0.9
     ),
     "density_superposition": lambda f: (
