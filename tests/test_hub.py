@@ -50,13 +50,16 @@ def test_a_run_comes_back(server, trained):
     figures = trained.path / "figures"
     figures.mkdir(exist_ok=True)
     (figures / "samples_ddim.png").write_bytes(b"picture")
+    (trained.path / "tokenizer.json").write_bytes(b"{}")
     url = trained.push_to_hub("ada/points", licence="cc-by-4.0")
     assert url.startswith(f"{server.address}/ada/points/commit/")
     files = server.repositories["ada/points"][-1]
-    assert set(files) == {"README.md", "config.yaml", "checkpoint.safetensors", "samples.png"}
+    assert set(files) == {"README.md", "config.yaml", "checkpoint.safetensors", "samples.png", "tokenizer.json"}
     run = ss.load("hf://ada/points")
+    assert (run.path / "tokenizer.json").read_bytes() == b"{}"
     assert torch.equal(score(run), score(trained))
     assert run.config == trained.config
+    assert str(run.transform) == str(trained.transform)
     _, info = checkpoint.load(run.path / "checkpoint.safetensors")
     assert info["step"] == 2
     with pytest.raises(ValueError, match="only averaged weights, not those of the last step"):
@@ -94,7 +97,7 @@ def test_the_command_line_takes_an_address(server, trained, capsys):
     trained.push_to_hub("ada/points")
     assert main(["sample", "run=hf://ada/points", "n=2", "sampler=ddim", "sampler.steps=2", "--json"]) == 0
     assert "ada--points" in capsys.readouterr().out
-    assert main(["sample", "run=hf://ada/none"]) == 1
+    assert main(["sample", "run=hf://ada/none"]) == 2
     assert f"no repository ada/none on {server.address}, or it is private" in capsys.readouterr().err
 
 
