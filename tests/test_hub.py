@@ -1,5 +1,6 @@
 """Runs on the hub, against a stand-in of its interface: what is uploaded, what comes back, and what errors say."""
 
+import re
 import sys
 
 import numpy as np
@@ -64,8 +65,11 @@ def test_a_run_comes_back(server, trained):
     assert info["step"] == 2
     with pytest.raises(ValueError, match="only averaged weights, not those of the last step"):
         ss.load("hf://ada/points", weights="raw")
-    header = yaml.safe_load(files["README.md"].decode().split("---")[1])
+    text = files["README.md"].decode()
+    header, scope = yaml.safe_load(text.split("---")[1]), {}
     assert (header["library_name"], header["license"]) == ("scoresde", "cc-by-4.0")
+    exec(re.search(r"```python\n(.*?)```", text, re.DOTALL)[1], scope)
+    assert scope["data"].shape == (4, 2)
 
 
 def test_raw_weights_and_revisions(server, trained):
