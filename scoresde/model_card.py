@@ -59,7 +59,7 @@ def card(
     parts = [
         f"---\n{yaml.safe_dump(header, sort_keys=False)}---",
         f"# {name}",
-        "A score-based generative model (diffusion model) trained with scoresde. Load, sample and measure it:",
+        "A score-based generative model (diffusion model) trained with scoresde. Load it and draw samples:",
         _code(repo, shape, conditions),
         "## Model\n\n" + _table(_settings(config, parameters, step)),
         "## Likelihood\n\n" + ("No likelihood was measured." if line is None else _likelihood(line)),
@@ -74,7 +74,9 @@ def _code(repo: str, shape: list[int], conditions: list[str] | None) -> str:
     cond = ", cond=..." if conditions else ""
     return (
         f'```python\nimport scoresde as ss\n\nrun = ss.load("hf://{repo}")  # pip install "scoresde[hub]"\n'
-        f"samples = ss.samplers.DDIM()(run.model, shape=({states}){cond}).x\n```"
+        f"samples = ss.samplers.DDIM()(run.model, shape=({states}){cond}).x\n"
+        "data = run.data_map.inverse(samples)  # in the units of the data\n```\n\n"
+        f"`scoresde bpd run=hf://{repo}` measures its likelihood, if the data are on your machine."
     )
 
 
@@ -101,6 +103,8 @@ def _settings(config: Mapping[str, Any], parameters: int, step: int | None) -> d
             value = (value or {}).get(name)
         if value is not None:
             rows[key.rsplit(".", 1)[-1]] = described(value)
+    if train := (config.get("data") or {}).get("train"):
+        rows["training data"] = f"`{str(train.get('_target_', 'unknown')).rsplit('.', 1)[-1]}`"
     rows["parameters"] = f"{parameters:,}"
     if step:
         rows["training steps"] = f"{step:,}"
@@ -129,6 +133,8 @@ def _likelihood(line: Mapping[str, Any]) -> str:
         "evidence bound": _estimate(line.get("bound")),
     }
     conventions = {**(line.get("conventions") or {})}
+    bound = {f"{name} (bound)": value for name, value in (line.get("bound_conventions") or {}).items()}
+    conventions |= {name: value for name, value in bound.items() if rows["evidence bound"]}
     text = _table({name: value for name, value in rows.items() if value})
     return text + (
         "" if not conventions else "\n\nConventions:\n\n" + _table({k: str(v) for k, v in conventions.items()})

@@ -1,10 +1,13 @@
 """Upload a run to the Hugging Face hub: its weights, configuration, model card, and a picture of samples.
 
-README.md               the model card, see `model_card`
-checkpoint.safetensors  the weights
-config.yaml             the configuration
-samples.png             the latest picture of samples, if the run has one
-dequantization.safetensors  the learned dequantisation, if the run has one
+| file                         | content                                            |
+| ---------------------------- | -------------------------------------------------- |
+| `README.md`                  | the model card, see `model_card`                   |
+| `checkpoint.safetensors`     | the weights                                        |
+| `config.yaml`                | the configuration                                  |
+| `samples.png`                | the latest picture of samples, if there is one     |
+| `dequantization.safetensors` | the learned dequantisation, if there is one        |
+| `tokenizer.json`             | the tokeniser, if the conditions are texts         |
 """
 
 import shutil
@@ -14,11 +17,13 @@ from typing import Any
 
 from scoresde import hub, model_card
 from scoresde.run_config import CONFIG, plain, write_config
+from scoresde.text import TOKENIZER
 from scoresde.training import checkpoint
 from scoresde.training.learned_dequantization import DEQUANTIZATION
 from scoresde.training.trainer import CHECKPOINT
 
-FILES = (CONFIG, CHECKPOINT, DEQUANTIZATION)  # that `load` downloads
+OPTIONAL = (DEQUANTIZATION, TOKENIZER)  # files that only some runs have
+FILES = (CONFIG, CHECKPOINT, *OPTIONAL)  # that `load` downloads
 
 
 def push_to_hub(
@@ -34,7 +39,7 @@ def push_to_hub(
 
     The repository gets the weights that the run was loaded with, by default the averaged ones; the configuration, which
     may name files of this machine; a model card with the stored likelihood and its errors; the latest picture of
-    samples; and a learned dequantisation.
+    samples; a learned dequantisation; and a tokeniser.
 
     Args:
         run: the run (`run.push_to_hub(repo)`).
@@ -64,6 +69,7 @@ def write_shared(run: Any, folder: Path, repo: str, raw: bool = False, licence: 
     write_config(run.config, folder / CONFIG)
     parameters = sum(parameter.numel() for parameter in run.model.parameters())
     (folder / "README.md").write_text(model_card.card(repo, run.path, config, parameters, step or None, licence))
-    for path, name in ((model_card.picture(run.path), model_card.PICTURE), (run.path / DEQUANTIZATION, DEQUANTIZATION)):
+    named = {model_card.PICTURE: model_card.picture(run.path), **{name: run.path / name for name in OPTIONAL}}
+    for name, path in named.items():
         if path is not None and path.is_file():
             shutil.copyfile(path, folder / name)

@@ -1,5 +1,6 @@
 """Runs on the hub, against a stand-in of its interface: what is uploaded, what comes back, and what errors say."""
 
+import re
 import sys
 
 import numpy as np
@@ -50,19 +51,25 @@ def test_a_run_comes_back(server, trained):
     figures = trained.path / "figures"
     figures.mkdir(exist_ok=True)
     (figures / "samples_ddim.png").write_bytes(b"picture")
+    (trained.path / "tokenizer.json").write_bytes(b"{}")
     url = trained.push_to_hub("ada/points", licence="cc-by-4.0")
     assert url.startswith(f"{server.address}/ada/points/commit/")
     files = server.repositories["ada/points"][-1]
-    assert set(files) == {"README.md", "config.yaml", "checkpoint.safetensors", "samples.png"}
+    assert set(files) == {"README.md", "config.yaml", "checkpoint.safetensors", "samples.png", "tokenizer.json"}
     run = ss.load("hf://ada/points")
+    assert (run.path / "tokenizer.json").read_bytes() == b"{}"
     assert torch.equal(score(run), score(trained))
     assert run.config == trained.config
+    assert str(run.transform) == str(trained.transform)
     _, info = checkpoint.load(run.path / "checkpoint.safetensors")
     assert info["step"] == 2
     with pytest.raises(ValueError, match="only averaged weights, not those of the last step"):
         ss.load("hf://ada/points", weights="raw")
-    header = yaml.safe_load(files["README.md"].decode().split("---")[1])
+    text = files["README.md"].decode()
+    header, scope = yaml.safe_load(text.split("---")[1]), {}
     assert (header["library_name"], header["license"]) == ("scoresde", "cc-by-4.0")
+    exec(re.search(r"```python\n(.*?)```", text, re.DOTALL)[1], scope)
+    assert scope["data"].shape == (4, 2)
 
 
 def test_raw_weights_and_revisions(server, trained):
@@ -94,7 +101,7 @@ def test_the_command_line_takes_an_address(server, trained, capsys):
     trained.push_to_hub("ada/points")
     assert main(["sample", "run=hf://ada/points", "n=2", "sampler=ddim", "sampler.steps=2", "--json"]) == 0
     assert "ada--points" in capsys.readouterr().out
-    assert main(["sample", "run=hf://ada/none"]) == 1
+    assert main(["sample", "run=hf://ada/none"]) == 2
     assert f"no repository ada/none on {server.address}, or it is private" in capsys.readouterr().err
 
 

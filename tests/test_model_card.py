@@ -12,7 +12,11 @@ CONFIG = {
     "sde": {"_target_": "scoresde.sdes.VP", "beta_min": 0.1, "beta_max": 20.0},
     "prediction": {"_target_": "scoresde.predictions.Noise"},
     "network": {"_target_": "scoresde.networks.UNet", "width": 32, "multipliers": [1, 2]},
-    "data": {"shape": [1, 8, 8], "transform": {"_target_": "scoresde.data.Levels", "levels": 17}},
+    "data": {
+        "shape": [1, 8, 8],
+        "train": {"_target_": "scoresde.data.Digits", "split": "fit"},
+        "transform": {"_target_": "scoresde.data.Levels", "levels": 17},
+    },
     "conditional": None,
 }
 
@@ -63,6 +67,7 @@ def test_the_header_the_settings_and_the_code(run):
     assert "# digits" in text
     assert "| sde | `VP(beta_min=0.1, beta_max=20.0)` |" in text
     assert "| parameters | 12,345 |" in text
+    assert "| training data | `Digits` |" in text
     assert "| training steps | 200 |" in text
     assert 'run = ss.load("hf://ada/digits")' in text
     assert "shape=(4, 1, 8, 8)" in text

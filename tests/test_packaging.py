@@ -11,6 +11,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).parents[1]
 
@@ -92,6 +93,21 @@ def check_types(python, folder):
     marked = {i: line.partition("  # ")[2] for i, line in enumerate(OUTSIDE.splitlines(), start=1) if "  # " in line}
     assert errors == marked, output
     assert re.findall(r'Revealed type is "(?:builtins\.)?([\w.]+)"', output) == ["int", "scoresde.build.Run"]
+
+
+def test_the_workflows_run_what_continuous_integration_runs():
+    """At every push, and before a tag is published, which takes no stored token."""
+    flows = {path.stem: yaml.safe_load(path.read_text()) for path in (ROOT / ".github" / "workflows").glob("*.yml")}
+    assert set(flows) == {"test", "publish"}
+    triggers = {name: flow[True] for name, flow in flows.items()}  # YAML 1.1 reads the key "on" as true
+    assert triggers["test"]["push"] == {"branches": ["main"]}
+    assert triggers["publish"] == {"push": {"tags": ["v*"]}}
+    build, publish = (flows["publish"]["jobs"][name] for name in ("build", "publish"))
+    for job in (flows["test"]["jobs"]["test"], build):
+        assert ".ci/run" in [step.get("run") for step in job["steps"]]
+    assert publish["needs"] == "build"
+    assert publish["permissions"] == {"id-token": "write"}
+    assert "secrets" not in str(flows)
 
 
 @pytest.mark.slow

@@ -206,6 +206,8 @@ class TimeEmbedding(nn.Module):
         ValueError: `join` is neither "input" nor "output"; in a call, the number of texts is not that of noise labels.
     """
 
+    preserves_magnitudes = False
+
     def __init__(
         self,
         position: nn.Module,
@@ -223,7 +225,7 @@ class TimeEmbedding(nn.Module):
         self.inner: Any = linear(channels, features)
         self.outer: Any = linear(features, features)
         joined = features if join == "output" else channels
-        self.cond = ConditionEmbedding(joined, classes, cond_features, isinstance(self, MagnitudeEmbedding))
+        self.cond = ConditionEmbedding(joined, classes, cond_features, self.preserves_magnitudes)
         self.text = None if text is None else TextEncoder(text)
         self.pooled = None if text is None else nn.Linear(text.width, joined, bias=False)
         self.target: TargetEmbedding | None = None
@@ -280,6 +282,8 @@ class MagnitudeEmbedding(TimeEmbedding):
         position, channels, features, classes, cond_features, join, text: see `TimeEmbedding`; `join` must be "output".
         weight: weight of the conditions, see `magnitude_layers.mix`.
     """
+
+    preserves_magnitudes = True
 
     def __init__(
         self,

@@ -80,7 +80,7 @@ def test_a_network_of_guided_diffusion_is_converted_with_its_learned_variance():
 
 def test_wrong_input_is_answered_in_one_line(refused):
     source = FIXTURES / "ddpmpp_vp_continuous.pth"
-    one_of = "source must be one of score_sde, edm, adm, adm_classifier, diffusers; got 'gan'"
+    one_of = "source must be one of score_sde, edm, edm2, adm, adm_classifier, diffusers; got 'gan'"
     assert one_of in refused("convert", "source=gan", f"path={source}")
     assert "no checkpoint at nowhere.pth" in refused("convert", "source=edm", "path=nowhere.pth")
     assert "no configuration at" in refused("convert", "source=score_sde", f"path={source}", "config=none.json")

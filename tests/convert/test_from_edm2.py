@@ -7,6 +7,7 @@ import torch
 from torch.nn.functional import one_hot
 
 import scoresde as ss
+from scoresde.cli import main
 from scoresde.convert.from_edm2 import edm2
 from scoresde.networks.magnitude_layers import MagnitudeWeight
 from tests.conftest import normal
@@ -114,6 +115,18 @@ def test_the_run_describes_the_model():
     assert (run.config.network.width, run.config.network.multipliers) == (32, [1, 2])
     assert not any(module.training for module in run.model.modules())
     assert "conditional=['label']" in repr(run)
+
+
+def test_the_command_line_converts(tmp_path):
+    """The saved run has the views of the converted one, to the last bit."""
+    path, stored = DATA / "edm2" / "edm2_cond.pth", given()
+    assert main(["convert", "source=edm2", f"path={path}", f"run={tmp_path / 'run'}"]) == 0
+    labels = stored["labels"].argmax(dim=1)
+    with torch.no_grad():
+        views = [
+            run.model.denoise(stored["x"], stored["sigma"], labels) for run in (ss.load(tmp_path / "run"), fixture())
+        ]
+    assert torch.equal(*views)
 
 
 def test_images_of_three_channels_have_grey_levels(tmp_path):
