@@ -75,6 +75,8 @@ def on_config(config):
         for folder in ("configuration", "api", "examples", "notebooks")
     }
     entries["$api"].insert(0, "api.md")
+    if (ROOT / "docs" / "gallery.md").is_file():
+        entries["$examples"].insert(0, "gallery.md")
     for section in config.nav:
         for title, items in section.items():
             if isinstance(items, str):
