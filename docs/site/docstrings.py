@@ -1,19 +1,29 @@
-"""Docstrings for mkdocstrings: signs of formulas and shapes such as (B, *) are not markup (an extension of griffe)."""
+"""Docstrings for mkdocstrings, an extension of griffe.
+
+Signs of formulas and shapes such as (B, *) are not markup. Where a docstring refers to that of its module, the entry
+ends with the text of the module, folded.
+"""
 
 import re
+import textwrap
 
 import griffe
 
 CODE = re.compile(r"(`[^`]*`)")
+REFERENCE = re.compile(r"module(?:'s)?\s+docstring")
 SIGNS = re.compile(r"([*<]|(?<=\])(?=\())")
 
 
 class PlainSigns(griffe.Extension):
-    """Escapes asterisks, <, and a bracket before a parenthesis, outside of code."""
+    """Escapes asterisks, <, and a bracket before a parenthesis, outside of code; adds the module's text."""
 
     def on_instance(self, *, obj, **kwargs):
-        if obj.docstring is not None:
-            obj.docstring.value = "\n\n".join(map(escaped, obj.docstring.value.split("\n\n")))
+        if obj.docstring is None:
+            return
+        text = "\n\n".join(map(escaped, obj.docstring.value.split("\n\n")))
+        if REFERENCE.search(text) and not obj.is_module and obj.module.docstring is not None:
+            text += f'\n\n??? info "Module {obj.module.path}"\n{textwrap.indent(obj.module.docstring.value, "    ")}'
+        obj.docstring.value = text
 
 
 def escaped(paragraph: str) -> str:
