@@ -59,7 +59,7 @@ def page_name(group: str) -> str:
 
 def group_page(group: str, options: list[Path]) -> str:
     """Return the page of a group: a section for each option."""
-    title = group.removeprefix("verbs/distill/")
+    title = {"verbs/distill/method": "method of distill"}.get(group, group)
     sections = [option_section(path) for path in options]
     return "\n\n".join([f"# {title}", f"{GROUPS[group]}.", *sections]) + "\n"
 

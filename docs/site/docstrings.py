@@ -1,7 +1,7 @@
 """Docstrings for mkdocstrings, an extension of griffe.
 
 Signs of formulas and shapes such as (B, *) are not markup. Where a docstring refers to that of its module, the entry
-ends with the text of the module, folded.
+ends with the text of the module, folded. An object without a docstring, such as a grid of times, shows its value.
 """
 
 import re
@@ -18,6 +18,8 @@ class PlainSigns(griffe.Extension):
     """Escapes asterisks, <, and a bracket before a parenthesis, outside of code; adds the module's text."""
 
     def on_instance(self, *, obj, **kwargs):
+        if obj.is_attribute and obj.parent.is_module and obj.docstring is None and obj.value is not None:
+            obj.docstring = griffe.Docstring(f"`{obj.value}`", parent=obj)  # such as a grid of times
         if obj.docstring is None:
             return
         text = "\n\n".join(map(escaped, obj.docstring.value.split("\n\n")))

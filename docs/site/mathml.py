@@ -1,5 +1,6 @@
 r"""Formulas $...$ and $$...$$ of Markdown as MathML, which browsers show without JavaScript or downloaded fonts."""
 
+import re
 from html import unescape
 from xml.etree.ElementTree import Element
 
@@ -8,6 +9,7 @@ from markdown import Markdown
 from markdown.extensions import Extension
 from markdown.inlinepatterns import InlineProcessor
 
+PRIME = re.compile("<msup>((?:(?!<msup>).)*?)<mi>&#x02032;</mi></msup>")  # the sign is already raised
 BEFORE_ESCAPES = 185  # after code, before backslashes, which are part of formulas
 
 
@@ -19,7 +21,10 @@ class Formula(InlineProcessor):
         self.display = display
 
     def handleMatch(self, m, data):  # noqa: N802 - name of the base class
-        mathml = convert(unescape(m.group(1)), display=self.display)
+        formula = unescape(m.group(1)).replace(r"\mathrm{", r"\text{")  # which keeps a single letter upright
+        mathml = PRIME.sub(
+            r"<mrow>\1<mo lspace='0' rspace='0'>&#x02032;</mo></mrow>", convert(formula, display=self.display)
+        )
         if self.display == "inline":
             return self.md.htmlStash.store(mathml), m.start(0), m.end(0)
         block = Element("div", {"class": "formula"})

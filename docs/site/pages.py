@@ -50,6 +50,14 @@ def public_modules() -> list[str]:
     return [alias.name for node in imports for alias in node.names]
 
 
+def hidden_functions(name: str) -> str:
+    """Return the entries of public functions of a package that are named as their module, which hides them."""
+    folder = ROOT / "scoresde" / name
+    public = (folder / "__init__.py").read_text() if folder.is_dir() else ""
+    hidden = [path.stem for path in folder.glob("*.py") if f'"{path.stem}",' in public]
+    return "".join(f"\n[](){{#scoresde.{name}.{x}}}\n\n::: scoresde.{name}.{x}.{x}\n" for x in sorted(hidden))
+
+
 def generated() -> dict[str, str | bytes | Path]:
     """Return the pages and pictures that are not in docs/, by their path in the site: content, or the file itself."""
     pages: dict[str, str | bytes | Path] = {path: ROOT / path for path in COPIED}
@@ -61,7 +69,7 @@ def generated() -> dict[str, str | bytes | Path]:
         pages |= notebook_page(path)
     for name in public_modules():
         options = "    options:\n      show_root_heading: false\n      show_root_toc_entry: false\n"
-        pages[f"api/{name}.md"] = f"# ss.{name}\n\n::: scoresde.{name}\n{options}"
+        pages[f"api/{name}.md"] = f"# ss.{name}\n\n::: scoresde.{name}\n{options}{hidden_functions(name)}"
     pages["configuration/verbs.md"] = verb_page(ROOT / "conf")
     return pages | config_pages(ROOT / "conf")
 
@@ -75,6 +83,8 @@ def on_config(config):
         for folder in ("configuration", "api", "examples", "notebooks")
     }
     entries["$api"].insert(0, "api.md")
+    for name in ("configuration/verbs.md", "configuration/index.md"):
+        entries["$configuration"].insert(0, entries["$configuration"].pop(entries["$configuration"].index(name)))
     if (ROOT / "docs" / "gallery.md").is_file():
         entries["$examples"].insert(0, "gallery.md")
     for section in config.nav:

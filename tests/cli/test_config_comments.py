@@ -73,3 +73,8 @@ def test_the_chosen_options_and_the_experiment_describe_the_settings(tmp_path):
     assert settings_comments([tmp_path], "go", {"part": "one", "other": None}) == expected
     chosen = settings_comments([tmp_path], "go", {"experiment": "e", "part": "two"})
     assert chosen == {"steps": "of the experiment", "part.size": "of two"}
+
+
+def test_every_option_is_described():
+    options = [path for path in config_directory().rglob("*.yaml") if path.parent != config_directory()]
+    assert [str(path) for path in options if not comments(path.read_text()).get("")] == []
