@@ -82,7 +82,7 @@ def on_config(config):
         f"${folder}": [name for name in sorted(names) if name.startswith(f"{folder}/")]
         for folder in ("configuration", "api", "examples", "notebooks")
     }
-    entries["$api"].insert(0, "api.md")
+    entries["$api"].insert(0, {"ss": "api.md"})
     for name in ("configuration/verbs.md", "configuration/index.md"):
         entries["$configuration"].insert(0, entries["$configuration"].pop(entries["$configuration"].index(name)))
     if (ROOT / "docs" / "gallery.md").is_file():
