@@ -10,7 +10,7 @@ import textwrap
 import griffe
 
 CODE = re.compile(r"(`[^`]*`)")
-REFERENCE = re.compile(r"module(?:'s)?\s+docstring")
+REFERENCE = re.compile(r"module(?:'s)?\s+docstring|formulas in")
 SIGNS = re.compile(r"([*<]|(?<=\])(?=\())")
 
 

@@ -77,16 +77,17 @@ def generated() -> dict[str, str | bytes | Path]:
 def on_config(config):
     """Add the pages to the navigation, and the formulas to the extensions of Markdown."""
     config.markdown_extensions.append(MathML())
-    names = [name for name in generated() if name.endswith(".md")]
-    entries = {
-        f"${folder}": [name for name in sorted(names) if name.startswith(f"{folder}/")]
-        for folder in ("configuration", "api", "examples", "notebooks")
+    names = sorted(name for name in generated() if name.endswith(".md"))
+    first = {
+        "configuration": ["configuration/index.md", "configuration/verbs.md"],
+        "api": [{"ss": "api.md"}],
+        "examples": ["gallery.md"],
+        "notebooks": [],
     }
-    entries["$api"].insert(0, {"ss": "api.md"})
-    for name in ("configuration/verbs.md", "configuration/index.md"):
-        entries["$configuration"].insert(0, entries["$configuration"].pop(entries["$configuration"].index(name)))
-    if (ROOT / "docs" / "gallery.md").is_file():
-        entries["$examples"].insert(0, "gallery.md")
+    entries = {
+        f"${folder}": [*pages, *(name for name in names if name.startswith(f"{folder}/") and name not in pages)]
+        for folder, pages in first.items()
+    }
     for section in config.nav:
         for title, items in section.items():
             if isinstance(items, str):
