@@ -7,7 +7,7 @@ export PYTHONDONTWRITEBYTECODE :=
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --no-compile --constraint constraints.txt
 RUN := runs/digits
 
-.PHONY: demo test lint notebooks clean
+.PHONY: demo test lint docs notebooks clean
 .DELETE_ON_ERROR:
 
 # The library and what it needs.
@@ -36,9 +36,13 @@ lint: .venv/ready-test
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# The site, in build/site.
+docs: .venv/ready-test
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
 # The notebooks, run in place.
 notebooks: .venv/ready-test
 	$(BIN)/python notebooks/execute.py
 
 clean:
-	rm -rf .venv runs dist
+	rm -rf .venv build runs dist

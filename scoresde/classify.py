@@ -54,8 +54,8 @@ class Classification(Result):
     """log p(y | x) of B samples and K classes.
 
     log_posterior: log p(y_k | x), nats (B, K), float64; NaN for a sample whose solver failed.
-    stderr: standard errors of log_posterior (B, K), see the module docstring. For "flow" with `samples=1`, they are
-    None with a single probe and zero with an exact trace.
+    stderr: standard errors of log_posterior (B, K), linearised in the errors of log p(x | y_k). For "flow" with
+    `samples=1`, they are None with a single probe and zero with an exact trace.
     log_likelihood, log_likelihood_stderr: the estimates of log p(x | y_k), nats (B, K), and their standard errors.
     covariance: the covariance C of the errors of log_likelihood, nats^2 (B, K, K); None if it is unknown.
     prior: the prior probabilities pi, (K,).
@@ -130,7 +130,9 @@ def classify(
     batch_size: int = 256,
     progress: bool = False,
 ) -> Classification:
-    """Return log p(y_k | x) for K classes (module docstring).
+    """Return log p(y_k | x) for K classes, by Bayes' rule from the likelihoods log p(x | y_k) of the model.
+
+        log p(y_k | x) = log p(x | y_k) + log prior_k - log sum_j p(x | y_j) prior_j
 
     Args:
         model: the conditional model, in eval mode.

@@ -139,7 +139,7 @@ def interpolate(
         weights: K numbers. 0 gives x, encoded and decoded, 1 gives y likewise; values outside [0, 1] extrapolate.
         mode: "spherical", under which latents of independent noise keep their norm, or "linear".
         cond: condition of x and y, short for `model.given(cond)`.
-        solver: ODE solver, default `probability_flow.DEFAULT_SOLVER`.
+        solver: ODE solver, default `solvers.Adams()`.
 
     Returns:
         (K, B, *).

@@ -136,14 +136,16 @@ def log_prob(
 ) -> LogProb:
     """Return log p(x) in nats, by the probability-flow ODE.
 
+        log p(x) = log p_prior(x(t_max)) + integral of tr(d velocity / dx) dt from t_start to t_max
+
     Args:
         model: the model, in eval mode.
         x: states (B, *) at t_start.
         cond: condition, short for `model.given(cond)`.
         trace: default `Hutchinson(probes=1)`; or `ExactTrace()`. With `solvers.SciPy`, whose error control includes the
             divergence, the probes of the first evaluation are used throughout.
-        solver: default `probability_flow.DEFAULT_SOLVER`, which has a fixed cost; `solvers.AdaptiveAdams()` controls
-            the error of each sample.
+        solver: default `solvers.Adams()`, which has a fixed cost; `solvers.AdaptiveAdams()` controls the error of each
+            sample.
         seeds: one integer per sample, for the probes; sample i then has the same value in any batch.
         t_start: time of x, default t_min.
         generator: generator of the probes, instead of seeds.

@@ -3,9 +3,13 @@
 import string
 import textwrap
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from omegaconf import OmegaConf
 
+from scoresde.cli.common import config_directory
+from scoresde.cli.completion import own_groups
+from scoresde.cli.config_comments import annotated, settings_comments
 from scoresde.cli.overrides import configurations
 
 WIDTH = 100
@@ -33,12 +37,16 @@ def usage(verbs: Mapping[str, object]) -> str:
 
 
 def verb_help(verb: str, overrides: Sequence[str], config_dir: str | None) -> str:
-    """Return the help of a verb: description, options of each config group, and the configuration with overrides."""
+    """Return the help of a verb: description, options of the groups, configuration with overrides and comments."""
     with configurations(verb, config_dir) as (compose, options):
         config = compose(*overrides)
-        groups = sorted(group for group in config.hydra.runtime.choices if "/" not in group)
+        choices = config.hydra.runtime.choices
+        groups = sorted(group for group in choices if "/" not in group)
         listed = "".join(f"{group}: {', '.join(options(group))}\n" for group in groups)
     settings = OmegaConf.to_yaml(OmegaConf.masked_copy(config, [key for key in config if key != "hydra"]))
+    folders = [*([] if config_dir is None else [Path(config_dir)]), config_directory()]
+    described = settings_comments([*folders, *own_groups(config_directory(), verb)], verb, choices)
+    settings = annotated(settings, described, WIDTH)
     text = string.Template(config.hydra.help.template).substitute(APP_CONFIG_GROUPS=listed, CONFIG=settings)
     return "\n".join(map(fold, text.splitlines()))
 

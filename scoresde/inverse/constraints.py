@@ -37,7 +37,9 @@ from scoresde.tensors import broadcast, check_real, float64
 
 
 class Replacement(StateConstraint):
-    """Replacement of the measured part of the state after each transition to less noise; see the module docstring.
+    """Replacement of the measured part of the state after each transition to less noise (2011.13456, appendix I.2).
+
+        x <- x + A^+ A (q - x),        q = alpha A^+ y + sigma z,        z ~ N(0, I)
 
     The samples satisfy A x = y to rounding. To replace after each corrector as well, use `corrected`.
 

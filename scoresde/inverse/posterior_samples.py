@@ -91,8 +91,8 @@ def sample_posterior(
         model: the model of the prior p(x), in eval mode.
         operator: an `Operator`, or a linear physics object of `deepinv`.
         y: one measurement `*m`, used for all samples, or one for each sample, (n, *m).
-        method: a name, or a function (model, operator, y) -> a posterior model, a constraint, a sampler or a
-            `TwistedParticles`; see the module docstring.
+        method: "dps", "pigdm", "mmps", "trained", "replacement", "repaint", "ddrm", "ddnm", "particles"; or a function
+            (model, operator, y) -> a posterior model, a constraint, a sampler or a `TwistedParticles`.
         sampler: default: 100 ancestral steps; None for the methods that are samplers themselves.
         seeds, generator: one seed per sample, or a generator for the batch. The particles of "particles" are one batch,
             with one seed, seeds=[seed].

@@ -138,7 +138,7 @@ def _weighted(weight: Tensor | float, part: Tensor) -> Tensor:
 
 @checked
 class DDRM(SpectralSampler):
-    """Denoising diffusion restoration models (2201.11793); formulas in the module docstring.
+    """Denoising diffusion restoration models (2201.11793); formulas in the module `scoresde.inverse.spectral`.
 
     Args:
         operator, y, steps, grid, denoise_final: see `SpectralSampler`.
@@ -188,7 +188,7 @@ class DDRM(SpectralSampler):
 
 @checked
 class DDNM(SpectralSampler):
-    """The denoising diffusion null-space model (2212.00490), DDNM+ with noise; formulas in the module docstring.
+    """The denoising diffusion null-space model (2212.00490), DDNM+ with noise; formulas in `scoresde.inverse.spectral`.
 
     With `grid=Resampled(jump, repeats)` it has the time travel of the paper's section 3.4.
 

@@ -84,7 +84,9 @@ class TwistedState(NamedTuple):
 
 @checked
 class TwistedParticles(Configured):
-    """The twisted diffusion sampler; see the module docstring. A step costs one evaluation and one backward pass.
+    """The twisted diffusion sampler (2306.17775): particles drift towards the measurement, are weighted and resampled.
+
+    A step costs one evaluation and one backward pass.
 
     Args:
         predictor: the step that defines the chain: a linear method that draws noise and has no corrector, such as

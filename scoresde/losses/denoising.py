@@ -24,8 +24,11 @@ from scoresde.views import Views
 
 @checked
 class DenoisingScoreMatching(Objective):
-    """The denoising score-matching loss L of the module docstring.
+    r"""Denoising score matching, the weighted squared error of the predicted noise, per dimension (Vincent 2011).
 
+        L = \int omega(t) E ||eps_hat(x_t, t) - eps||^2 / d  dt,        x_t = alpha x_0 + sigma eps.
+
+    A weighting chooses omega(t), and may choose another view than the noise, such as the velocity.
     With `times=Nodes()` it is the discrete objective of DDPM or NCSN, see `Nodes`.
 
     Args:

@@ -104,7 +104,7 @@ def chain_term(
     fraction: Tensor | float,
     bins: Bins | None = None,
 ) -> Tensor:
-    """Return the term of L_vlb (see the module docstring) at the node of each sample, in nats per dimension (B,).
+    """Return the term of DDPM's evidence bound L_vlb at the node of each sample, in nats per dimension (B,).
 
     Args:
         sde: the path of the chain.

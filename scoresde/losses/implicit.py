@@ -41,7 +41,9 @@ from scoresde.tensors import check_instance, dimensions, sum_dims
 
 
 class ImplicitScoreMatching(Objective):
-    """The implicit score-matching loss L of the module docstring.
+    r"""Implicit score matching: the score is learned from draws of x_t, without the noise in them (Hyvarinen 2005).
+
+        L = \int omega(t) E[ ||eps_hat||^2 - 2 sigma tr(d eps_hat/dx) ] / d  dt
 
     In expectation the loss of a sample is that of `DenoisingScoreMatching` minus `LossTerms.weight`, so it is negative
     for a good model.
@@ -93,7 +95,9 @@ class ImplicitScoreMatching(Objective):
 
 @checked
 class SlicedScoreMatching(ImplicitScoreMatching):
-    """Sliced score matching (1905.07088, eq. 7 and 8), with the letters of the module docstring.
+    r"""Sliced score matching (1905.07088, eq. 7 and 8): implicit score matching along random directions v.
+
+        L = \int omega(t) sigma^2 (2/d) E[ v^T (ds/dx) v + |s|^2/2 ] dt,        E[v v^T] = I, s the score of the model
 
     Args:
         projections: number of random directions per sample; each costs a backward pass.

@@ -37,7 +37,9 @@ def measured_image(y: Tensor, mask: Tensor) -> Tensor:
 
 @checked
 class InpaintingObjective(GivenImage):
-    """Train a network for inpainting: another objective, given the condition image of the module docstring.
+    """Train a network for inpainting: another objective, given the condition image [m y, m].
+
+    m is a random mask and y = x_0 + noise_std n the measurement, n ~ N(0, I) (2111.05826; 2112.10741, section 2.4).
 
     Other conditions of the data stay. The network needs `cond_channels` of C + 1 for states (B, C, *space), and 2 D for
     vectors (B, D). `scoresde train` sets them if the configuration of the network sets no conditions.

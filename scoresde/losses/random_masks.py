@@ -25,7 +25,7 @@ SEGMENTS = 4  # of a line
 @checked
 @dataclass(frozen=True)
 class RandomMasks:
-    """The distribution of the masks, see the module docstring.
+    """Random masks of four kinds: a box, half of an axis, strokes, or everything is hidden.
 
     Args:
         box, half, strokes, hidden: relative frequencies of the kinds.

@@ -49,7 +49,9 @@ class BoundTerms(LossTerms):
 
 
 class VariationalBound(DenoisingScoreMatching):
-    """The bound of the module docstring in nats per dimension: the loss of variational diffusion models, for any path.
+    """The evidence bound in nats per dimension, the loss of variational diffusion models (2107.00630), for any path.
+
+    It is the sum of the prior term, the diffusion term and the reconstruction of x at t_min, see `bounds.continuous`.
 
     `value.mean()` estimates the bound without bias. The shape of a learned path receives instead the gradient of the
     variance of one sample's diffusion term, estimated from the batch (from a single sample: the gradient of the squared

@@ -129,6 +129,7 @@ WEIGHTINGS: dict[str, Callable[[], Weighting]] = {
     "v": lambda: UnitWeighting("v"),
     "data": lambda: UnitWeighting("denoised"),
 }
+"""The weightings by the name that losses take."""
 
 
 def resolve(weighting: str | Weighting) -> Weighting:

@@ -34,7 +34,7 @@ from scoresde.tensors import broadcast, double
 class LevelHead(nn.Module, Configured):
     """Return E[x_0 | x_t] of quantised data, from a network that outputs logits over grey levels.
 
-    Use it with the prediction type `predictions.Denoiser()`, which passes y and s (see the module docstring) unscaled.
+    Use it with the prediction type `predictions.Denoiser()`, which passes y = x/alpha and s = sigma/alpha unscaled.
     The inner network receives what EDM's networks do (2206.00364, table 1): y / (s^2 + sigma_data^2)^(1/2) as its input
     and log(s)/4 as its noise label.
 

@@ -49,7 +49,7 @@ def add_lora(network: nn.Module, rank: int, scale: float = 1.0, full: Iterable[s
 
     Args:
         network: any network with `torch.nn.Linear` or convolution layers.
-        rank: r of the module docstring.
+        rank: rank r of the update U D of each weight matrix.
         scale: the factor of U D, times r.
         full: names of submodules that are trained in full, without adapters; default: the embeddings of a flow map's
             target time and of a generator's latent, which start untrained.

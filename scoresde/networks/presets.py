@@ -40,7 +40,7 @@ def ddpm(image_size: int | Sequence[int] = 32, width: int = 128, **options: Opti
     Args:
         image_size: side of a square image, or the lengths of one, two or three spatial dimensions.
         width: channels at the input resolution.
-        options: other arguments, which replace those of the preset, see the module docstring.
+        options: arguments of `UNet` or fields of `BlockStyle`, `Conditions` and `Ends`, in place of the preset's.
     """
     settings = {"blocks": 2, "resample": convolution_resampling, "skip_rescale": False}
     return ddpmpp(image_size, width=width, **{**settings, **options})
@@ -53,7 +53,7 @@ def ddpmpp(image_size: int | Sequence[int] = 32, deep: bool = False, width: int 
         image_size: side of a square image, or the lengths of one, two or three spatial dimensions.
         deep: if True, use 8 residual blocks per resolution; if False, 4.
         width: channels at the input resolution.
-        options: other arguments, which replace those of the preset, see the module docstring.
+        options: arguments of `UNet` or fields of `BlockStyle`, `Conditions` and `Ends`, in place of the preset's.
     """
     settings = {"blocks": 8 if deep else 4, "attention": (16,), "label": PositionalEmbedding(width, 999.0)}
     return _unet(image_size, width, {**settings, **options})
@@ -70,7 +70,7 @@ def ncsnpp(
         sigma: if True, the noise label is sigma, embedded by random Fourier features of its logarithm, and the output
             is divided by sigma (for VE); if False, the noise label is a time in [0, 1] (for VP and sub-VP).
         width: channels at the input resolution.
-        options: other arguments, which replace those of the preset, see the module docstring.
+        options: arguments of `UNet` or fields of `BlockStyle`, `Conditions` and `Ends`, in place of the preset's.
     """
     settings: dict[str, Any] = {"fir": (1, 3, 3, 1), "input_pyramid": InputResidual, "scale_by_sigma": sigma}
     if sigma:
@@ -86,7 +86,7 @@ def adm(image_size: int | Sequence[int] = 64, width: int = 192, **options: Optio
     Args:
         image_size: side of a square image, or the lengths of one, two or three spatial dimensions.
         width: channels at the input resolution.
-        options: other arguments, which replace those of the preset, see the module docstring.
+        options: arguments of `UNet` or fields of `BlockStyle`, `Conditions` and `Ends`, in place of the preset's.
     """
     settings = {
         "multipliers": (1, 2, 3, 4),

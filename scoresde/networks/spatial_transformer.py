@@ -46,7 +46,9 @@ class TransformerAttention(nn.Module):
 
 @checked
 class SpatialTransformer(nn.Module):
-    """The transformer block of the module docstring; in a `BlockStyle`: `attention_block=SpatialTransformer`.
+    """Self-attention, attention to a context, and a feed-forward layer (2112.10752, appendix E.2.1).
+
+    In a `BlockStyle` it is `attention_block=SpatialTransformer`.
 
     Args:
         style: the settings that all blocks share.

@@ -31,7 +31,9 @@ BITS = 1.4426950408889634  # of one nat
 
 @checked
 class AutoencoderObjective(Objective):
-    """The objective of the module docstring, for a `pipelines.autoencoder.Autoencoder`.
+    """The evidence bound of an `Autoencoder` per dimension, with a weighted divergence (2112.10752, appendix G).
+
+        L = [ -log p(x | z) + kl_weight KL(q(z | x) || N(0, I)) ] / d  +  perceptual and adversarial terms
 
     Args:
         kl_weight: weight of the divergence of q(z | x) from N(0, I).

@@ -66,7 +66,7 @@ from scoresde.wrappers import as_model, with_density
 
 
 class Cascade(Configured):
-    """A base model and super-resolution models; see the module docstring.
+    """A base model, and super-resolution models given the image below (2106.15282); log p is the sum over all stages.
 
     Args:
         stages: from the smallest images to the largest: `CascadeStage`, or objects with an attribute `stage`, such as

@@ -37,7 +37,9 @@ BATCH = 64
 
 
 class Latents(Configured):
-    """The transform of the module docstring; it maps data units to model space.
+    """The transform from data to the latents y = (z - shift) / scale of an autoencoder, z ~ q(z | x) (2112.10752).
+
+    The likelihood of data is a bound, log p(x) >= E[log p(x | z) + log p(y) - log q(y | x)]. `inverse` decodes.
 
     Args:
         autoencoder: a trained autoencoder; it is put into eval mode, and its weights stay fixed.

@@ -33,10 +33,10 @@ def langevin(x: Tensor, score: Tensor, step: Tensor, z: Tensor) -> Tensor:
 
 @checked
 class Langevin(Configured):
-    """Langevin dynamics with steps of a fixed signal-to-noise ratio.
+    """Langevin dynamics, x + h score + (2h)^(1/2) z, with steps h of a fixed signal-to-noise ratio.
 
     Args:
-        snr: ratio in the rules of the module docstring (2011.13456, table 5: 0.16 for VE, 0.01 to 0.2 for VP).
+        snr: signal-to-noise ratio, which sets h by the rule (2011.13456, table 5: 0.16 for VE, 0.01 to 0.2 for VP).
         steps: number of steps at each time.
         rule: "path", h = 2 (snr sigma)^2; or "batch_mean", the published h = 2 alpha_i (snr mean|z| / mean|score|)^2
             with means over the batch, for reproduction: a sample then depends on its batch.
@@ -70,7 +70,7 @@ class AnnealedLangevin(Configured):
     """The chain of NCSN at each noise level: x + a/2 score + a^(1/2) z with a = step alpha_i sigma^2.
 
     On paths with alpha_i = 1 it is algorithm 1 of 1907.05600. On other paths it is the corrector "ald" of the code of
-    2011.13456, with step = 4 snr^2. alpha_i is explained in the module docstring.
+    2011.13456, with step = 4 snr^2. alpha_i = 1 - beta_i belongs to the discrete chain (`SDE.chain_alpha`).
 
     Args:
         step: a / (alpha_i sigma^2), default 0.2, which is NCSN's epsilon = 2e-5 at its last sigma = 0.01.

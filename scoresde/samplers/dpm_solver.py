@@ -34,7 +34,7 @@ class DPMSolverPP(Multistep):
         order: 1, 2 or 3; with noise (l > 0) the weak order of convergence is at most 2.
         l: noise level; 0 is deterministic, 1 is SDE-DPM-Solver++ (2211.01095, eq. 19; at order 3 from k-diffusion; at
             order 1 the exponential Euler scheme SEEDS-1, 2305.14267).
-        form: "exact" or "published" weights, see the module docstring.
+        form: "exact" weights; or "published", the formula of the paper, whose order is two for order=3.
         final: the highest order allowed in the last transition; the transition before it may have order `final` + 1,
             and so on; 0 for no limit. With few steps, 1 is more stable than 0. Other codes often end with a step of
             order 1 to sigma = 0. If `denoise_final` makes that step, use 2 for the same orders.

@@ -191,7 +191,8 @@ class Angle:
         return times
 
 
-uniform_angle, angle = Angle(1.0), Angle(2.0)
+uniform_angle = Angle(1.0)
+angle = Angle(2.0)
 
 
 @dataclass(frozen=True)
@@ -227,7 +228,8 @@ class Bounded:
         return self.scale * math.tan(root**self.power)
 
 
-bounded_karras, bounded_log_snr = Bounded(5.0, BOUND), Bounded(15.0, 3.0, longest=1.0)
+bounded_karras = Bounded(5.0, BOUND)
+bounded_log_snr = Bounded(15.0, 3.0, longest=1.0)
 
 
 @checked

@@ -102,7 +102,7 @@ class StochasticHeun(ReverseFamilyStep):
 class ReverseDiffusion(Linear):
     """The reverse SDE discretised like the forward one (2011.13456, eq. 46, appendix E); weak order 1.
 
-        x_s = (2 - r) x + v score(x, t) + v^(1/2) z,        r and v as in the module docstring
+        x_s = (2 - r) x + v score(x, t) + v^(1/2) z,        r = alpha_t/alpha_s, v = sigma_t^2 - r^2 sigma_s^2
 
     A first step from alpha = 0, where x is pure noise of standard deviation sigma_t, adds noise of the same standard
     deviation. Use many steps on such a path.
@@ -121,7 +121,7 @@ class ReverseDiffusion(Linear):
 class OptimalVariance(Configured):
     """The variance of an ancestral step that fits the true reverse process best (2201.06503, theorem 1).
 
-        c^2 = sigma_s^2 v / sigma_t^2 + k^2 (sigma_t/alpha_t)^2 V(t),        v as in the module docstring,
+        c^2 = sigma_s^2 v / sigma_t^2 + k^2 (sigma_t/alpha_t)^2 V(t),      v = sigma_t^2 - (sigma_s alpha_t/alpha_s)^2,
         V(t) = E |eps - E[eps | x_t]|^2 / d = 1 - E |E[eps | x_t]|^2 / d,
 
     where k = v alpha_s / sigma_t^2 is the coefficient of E[x_0 | x] in `Ancestral`, d is the number of dimensions, and
@@ -172,7 +172,9 @@ class OptimalVariance(Configured):
 class Ancestral(Linear):
     """A draw from the Gaussian q(x_s | x_t, x_0) at the predicted x_0 (2006.11239, eq. 7; 2011.13456, eq. 4 and 47).
 
-        x_s = (r sigma_s^2 x + v alpha_s E[x_0 | x]) / sigma_t^2 + noise,        r and v as in the module docstring
+        x_s = (r sigma_s^2 x + v alpha_s E[x_0 | x]) / sigma_t^2 + noise
+
+    with r = alpha_t/alpha_s and v = sigma_t^2 - r^2 sigma_s^2.
 
     Args:
         variance: variance of the noise: "posterior", sigma_s^2 v / sigma_t^2 (DDPM's beta-tilde, NCSN's ancestral

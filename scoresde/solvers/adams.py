@@ -205,7 +205,7 @@ def on_grid(
 @checked
 @dataclass(frozen=True)
 class Adams:
-    """The predictor-corrector on a uniform grid, at a fixed cost; a sample does not depend on the others in its batch.
+    """Adams' predictor-corrector on a uniform grid, at a fixed cost; no sample depends on the others in its batch.
 
     A sample stops at its last accepted state if it turns NaN or infinite, or if predictor and corrector differ by half
     the size of the state or more (by 0.5 for a state smaller than 1); the other samples go on. `Solution` reports the

@@ -44,12 +44,15 @@ def decay_of_half_life(half_life: float, batch_size: int = 1) -> float:
 
 @checked
 class EMA(Configured):
-    """The moving average defined in the module's docstring.
+    """Exponential moving average of a model's parameters, in at least float32.
+
+        shadow <- d shadow + (1 - d) parameter,        d = min(decay, w(n)) after step n = 1, 2, ...
 
     Args:
         model: its trainable parameters are averaged.
         decay: in [0, 1); with 0 the average is the current parameters. See `decay_of_half_life`.
-        warmup: "tensorflow", "edm" or "none", see the module docstring.
+        warmup: "tensorflow", w(n) = (1 + n) / (10 + n); "edm", the half-life is at most the fraction `rampup_ratio` of
+            the steps before; or "none", w = 1.
         rampup_ratio: r of the warm-up "edm"; without effect on the others.
 
     Raises:

@@ -32,6 +32,7 @@ SETTINGS = {
         "digits, digits_classifier, digits_cond, digits_tn, digits_vdm, ",
         "sde: cosine, ",
         "batch_size: ",
+        "ema: 0.99 # decay of the averaged weights",
         "--multirun",
     ],
     "sample": [
@@ -64,7 +65,7 @@ SETTINGS = {
     "distill": [
         "method: adversarial, consistency, likelihood_solver, meanflow, progressive, solver, trajectories",
         "run: ???",
-        "nfe: - 5",
+        "nfe: # network evaluations of the solvers - 5",
         "sampler=learned sampler.nfe=5",
     ],
     "convert": ["source: ???", "path: ???", "data: arrays, cifar10, ", "source=edm"],
