@@ -9,6 +9,7 @@ import pytest
 import torch
 from tqdm import tqdm
 
+from scoresde.convert import save_run, score_sde
 from tests.convert.reference import described, weights
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -93,6 +94,12 @@ def test_fine_tuning_of_a_checkpoint_of_score_sde(tmp_path):
     assert figures["LoRA, rank 1: trained"] < 0.2 * figures["all weights: trained"]
     assert figures["all weights: bits/dim"] < figures["not fine-tuned: bits/dim"]
     assert "from random weights: bits/dim" not in figures
+    loaded, converted = runpy.run_path(str(EXAMPLES / "fine_tuning.py"))["loaded"], score_sde(tmp_path / "small.pth")
+    stored = loaded(save_run(converted, tmp_path / "run")).state_dict()
+    torch.testing.assert_close(stored, converted.model.state_dict(), rtol=0, atol=0)
+    (tmp_path / "small.config.json").write_text(json.dumps(about["config"]))
+    with pytest.raises(ValueError, match=r"must be a model of images in Levels\(levels=17.*got Levels\(levels=256"):
+        loaded(tmp_path / "small.pth")
 
 
 @pytest.mark.parametrize("name", NAMES)
