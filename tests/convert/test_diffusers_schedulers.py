@@ -7,12 +7,19 @@ import scoresde as ss
 from scoresde.convert.from_diffusers import diffusers as convert
 from scoresde.random_stream import RandomStream
 from tests.conftest import close, make_transition
-from tests.convert.test_from_diffusers import hf, states, unet
+from tests.convert.test_from_diffusers import TINY, states
+
+
+def setup_module():
+    """Import diffusers when the first test runs, as in `test_from_diffusers.py`."""
+    global hf
+    hf = pytest.importorskip("diffusers")
 
 
 @pytest.fixture(scope="module")
 def network():
-    return unet()
+    torch.manual_seed(0)
+    return hf.UNet2DModel(**TINY).eval().requires_grad_(False)
 
 
 FLOWS = {
