@@ -9,6 +9,7 @@ from markdown import Markdown
 from markdown.extensions import Extension
 from markdown.inlinepatterns import InlineProcessor
 
+LOG = re.compile(r"\\log(?= ?[a-zA-Z\\])")  # before a name, which needs a space
 PRIME = re.compile("<msup>((?:(?!<msup>).)*?)<mi>&#x02032;</mi></msup>")  # the sign is already raised
 BEFORE_ESCAPES = 185  # after code, before backslashes, which are part of formulas
 
@@ -22,6 +23,7 @@ class Formula(InlineProcessor):
 
     def handleMatch(self, m, data):  # noqa: N802 - name of the base class
         formula = unescape(m.group(1)).replace(r"\mathrm{", r"\text{")  # which keeps a single letter upright
+        formula = LOG.sub(r"\\log\\,", formula)
         mathml = PRIME.sub(
             r"<mrow>\1<mo lspace='0' rspace='0'>&#x02032;</mo></mrow>", convert(formula, display=self.display)
         )

@@ -22,7 +22,11 @@ from notebook_pages import notebook_page
 
 ROOT = Path(__file__).parent.parent.parent
 COPIED = ("CONTRIBUTING.md", "CHANGELOG.md", "benchmarks/RESULTS.md", "examples/README.md")
-OTHER = {"README.md": "index.md", "conf": "configuration/index.md"}  # pages with other paths than their files
+OTHER = {  # files and folders whose pages have other paths
+    "README.md": "index.md",
+    "conf": "configuration/index.md",
+    "examples/README.md": "examples/results.md",  # README.md would be the first page of its section
+}
 LINK = re.compile(r"(?<=\]\()([^)#:\s]+)(?=[)#])")
 
 
@@ -39,7 +43,8 @@ def page_of(path: str) -> str:
 def file_of(page: str) -> str:
     """Return the path in the repository of the file that a page of the site is made of."""
     stem = page.removesuffix(".md")
-    names = (f"docs/{page}", page, f"{stem}.ipynb", f"{stem}.py")
+    other = [path for path, name in OTHER.items() if name == page]
+    names = (f"docs/{page}", page, f"{stem}.ipynb", f"{stem}.py", *other)
     return next((name for name in names if (ROOT / name).is_file()), f"docs/{page}")
 
 
@@ -60,7 +65,7 @@ def hidden_functions(name: str) -> str:
 
 def generated() -> dict[str, str | bytes | Path]:
     """Return the pages and pictures that are not in docs/, by their path in the site: content, or the file itself."""
-    pages: dict[str, str | bytes | Path] = {path: ROOT / path for path in COPIED}
+    pages: dict[str, str | bytes | Path] = {page_of(path): ROOT / path for path in COPIED}
     for path in sorted(ROOT.glob("examples/figures/*.*")):
         pages[f"examples/figures/{path.name}"] = path
     for path in sorted(ROOT.glob("examples/*.py")):
@@ -81,8 +86,8 @@ def on_config(config):
     first = {
         "configuration": ["configuration/index.md", "configuration/verbs.md"],
         "api": [{"ss": "api.md"}],
-        "examples": ["gallery.md"],
-        "notebooks": [],
+        "examples": ["gallery.md", "examples/results.md"],
+        "notebooks": ["studies.md"],
     }
     entries = {
         f"${folder}": [*pages, *(name for name in names if name.startswith(f"{folder}/") and name not in pages)]
