@@ -12,6 +12,7 @@ from scoresde.networks.dit import DiT, dit_b, dit_l, dit_s, dit_xl
 from scoresde.networks.dual_encoder import ConditionEncoder, DualEncoder
 from scoresde.networks.embeddings import FourierEmbedding, PositionalEmbedding, ShiftedFourierEmbedding
 from scoresde.networks.encoder import EncoderUNet, Ends
+from scoresde.networks.equivariant import EquivariantNetwork
 from scoresde.networks.level_head import LevelHead
 from scoresde.networks.lora import adapters, add_lora, load_adapters, merge_lora, save_adapters
 from scoresde.networks.magnitude_layers import MagnitudeStyle, force_normalisation
@@ -28,6 +29,7 @@ __all__ = [
     "ConvolutionalAutoencoder",
     "DiT",
     "EncoderUNet",
+    "EquivariantNetwork",
     "LevelHead",
     "UNet",
     "adm",

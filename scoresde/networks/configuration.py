@@ -38,7 +38,7 @@ def with_parts(flat: Mapping[str, Any]) -> dict[str, Any]:
             node[name] = {"_target_": NETWORKS + module, "_partial_": True}
     if node.pop("combine", "sum") == "cat" and flat.get("input_pyramid") == "skip":
         node["input_pyramid"]["concatenate"] = True
-    if (dims := node.pop("dims", None)) and isinstance(node["image_size"], int):
+    if "image_size" in node and (dims := node.pop("dims", None)) and isinstance(node["image_size"], int):
         node["image_size"] = [node["image_size"]] * dims
     is_classifier = node["_target_"] == NETWORKS + "EncoderUNet"
     if not is_classifier and node["_target_"] != NETWORKS + "UNet":

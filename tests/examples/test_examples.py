@@ -53,6 +53,11 @@ EXPECTED = {
         and f["discriminative: clean"] > 0.6
         and abs(f["parameters"] / f["parameters, discriminative"] - 1) < 0.1
     ),
+    "molecules": lambda f: (
+        f["data: valid"] > 0.9
+        and f["model: C-H"] < f["independent: C-H"]
+        and f["model: log p"] > f["Gaussian: log p"] + 30
+    ),
     "features": lambda f: f["correspondence"] > f["correspondence: random weights"],
 }
 """For each example, a claim on the figures of its small run."""

@@ -78,6 +78,8 @@ def test_other_configurations_stay_as_they_are():
     assert preset["dropout"] == 0.0
     dit = with_parts({"_target_": "scoresde.networks.DiT", "image_size": 8, "dims": 1})
     assert dit == {"_target_": "scoresde.networks.DiT", "image_size": [8]}
+    points = {"_target_": "scoresde.networks.EquivariantNetwork", "kinds": [0], "dims": 2}
+    assert with_parts(points) == points  # dims without an image_size is the network's own
 
 
 def test_flat_configurations_of_runs_load(tmp_path):

@@ -16,6 +16,7 @@ from scoresde.networks import (
     Conditions,
     DiT,
     EncoderUNet,
+    EquivariantNetwork,
     FourierEmbedding,
     InputResidual,
     InputSkip,
@@ -52,6 +53,11 @@ def mlp(shape, **options):
 def dit(*sides, **options):
     tiny = {"channels": 2, "width": 12, "depth": 2, "heads": 2, "mlp_ratio": 1.5, "time_scale": 2.0, "pad": True}
     return DiT(sides, **{**tiny, **options})
+
+
+def points(kinds, **options):
+    tiny = {"width": 8, "depth": 2, "waves": 4, "reach": 3.0, "channels": 3, "time_scale": 2.0}
+    return EquivariantNetwork(kinds, **{**tiny, **options})
 
 
 def classifier(*sides, pool, cond_features=3, **style):
@@ -120,6 +126,8 @@ CASES = {
     "dit-2d": (case(dit, {"classes": 3, "cond_features": 3}, 4, 6), (2, 4, 6)),
     "dit-cross": (case(dit, {"context_features": 3, "dropout": 0.0}, 8), (2, 8)),
     "dit-text": (case(dit, {"text": TEXT, "depth": 1}, 4, 4), (2, 4, 4)),
+    "points-3d": (case(points, {"scalars": 1, "classes": 3}, (0, 1, 0, 2)), (4, 4)),
+    "points-2d": (case(points, {"dims": 2, "cond_features": 3}, (0, 0, 0)), (2, 3)),
     "dit-3d": (case(dit, {"depth": 1}, 4, 2, 6), (2, 4, 2, 6)),
 }
 
