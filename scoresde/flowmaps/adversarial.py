@@ -107,7 +107,7 @@ class AdversarialDistillation(Objective):
     def terms(self, model: Any, drawn: Drawn) -> LossTerms:
         """Return the loss terms of the distillation with the losses of generator and discriminator added."""
         distilled = self.distillation.terms(model, drawn)
-        generator, discriminator = self.adversarial(model, drawn)
+        generator, discriminator = self.adversarial(model, self.distillation.clean(model, drawn))
         return LossTerms(distilled.value + self.weight * generator + discriminator, distilled.t, distilled.weight)
 
     def adversarial(self, model: Any, drawn: Drawn) -> tuple[Tensor, Tensor]:
