@@ -104,7 +104,8 @@ def train(
     def adam(parameters: Any) -> torch.optim.Optimizer:
         return torch.optim.Adam(parameters, lr=options.rate, betas=(0.9, 0.99))
 
-    trainer = Trainer(adam, options.steps, warmup=min(100, options.steps // 10), decay=options.decay, **settings)
+    settings |= {"decay": options.decay, "warmup": min(100, options.steps // 10), "loss_rate": options.loss_rate}
+    trainer = Trainer(adam, options.steps, **settings)
     started = time.perf_counter(), time.process_time()
     trainer.fit(model, loss, data, options.out, data_map, progress=False)
     wall, busy = time.perf_counter() - started[0], time.process_time() - started[1]
@@ -323,6 +324,7 @@ def main() -> None:
     parser.add_argument("--nodes", type=int, default=24, help="steps of a solution (method trajectories)")
     parser.add_argument("--solutions", type=int, default=0, help="solve so many before the training, and train on them")
     parser.add_argument("--divergence-weight", type=float, default=5.0)
+    parser.add_argument("--loss-rate", type=float, default=1.0, help="rate of the discriminator over that of the map")
     parser.add_argument("--adversarial-weight", type=float, default=0.1, help="of the generator's loss")
     parser.add_argument("--jumps", type=int, nargs="+", default=[1, 2, 4, 8])
     parser.add_argument("--samples-only", action="store_true", help="without the tables of the likelihood (digits)")

@@ -28,7 +28,7 @@ from scoresde.protocols import Model
 from scoresde.random_stream import RandomStream
 from scoresde.solvers.solver import choose
 
-BATCH = 64  # solutions that are computed at a time
+BATCH = 256  # solutions that are computed at a time
 
 
 def stored_solutions(
