@@ -108,10 +108,17 @@ class StoredTrajectories(TrajectoryDistillation):
         self.shape = tuple(shape)
 
     def forward(
-        self, model: Model, x0: Tensor, cond: Any = None, t: Tensor | None = None, noise: Any = None, **options: Any
+        self,
+        model: Model,
+        x0: Tensor,
+        cond: Any = None,
+        t: Tensor | None = None,
+        noise: Tensor | None = None,
+        generator: torch.Generator | None = None,
+        stream: RandomStream | None = None,
     ) -> LossTerms:
         """Return the loss terms of solutions x0 (B, K + 1, 3 + 2 d); no noise is drawn for them."""
-        return super().forward(model, x0, cond, t, x0 if noise is None else noise, **options)
+        return super().forward(model, x0, cond, t, x0 if noise is None else noise, generator, stream)
 
     def solve(self, model: Any, drawn: Drawn) -> Trajectories:
         """Return the solutions of a batch (B, K + 1, 3 + 2 d)."""
