@@ -9,9 +9,9 @@ exact draws is compared with the exact density, in nats per dimension; samples (
 distance, beside that of other exact draws.
 
 digits: the teacher is a trained model of score_sde's format. Bits per dimension of 96 test images after k jumps less
-those of the teacher's converged flow, with the same dequantisation; Frechet distance of 2,000 samples to the training
-digits in the features of the digits' classifier, beside those of the teacher's samplers; and the cost of a
-multilevel estimate of the teacher's bits, with the flow map as level 0 and without.
+those of the teacher's converged flow, with the same dequantisation; Frechet distances of 2,000 samples to the training
+and to the test digits in the features of the digits' classifier, beside those of the teacher's samplers; and the cost
+of a multilevel estimate of the teacher's bits, with the flow map as level 0 and without.
 
 With `--solutions`, the flow is solved before the training, and each pair of a batch comes from another stored solution.
 With `--guidance`, both tables of samples have rows for self-guidance by likelihood; `--others` adds rows of other flow
@@ -253,8 +253,9 @@ def on_digits(options: argparse.Namespace) -> None:
     def features(x: Tensor) -> Any:
         return extract(space, x, (0, 16), device="cpu")
 
-    reference = features(torch.stack([digits[i] for i in range(len(digits))]).float())
-    print("| samples | Frechet distance to the training digits |\n| --- | --- |")
+    splits = [digits, ss.data.Digits("test")]
+    references = [features(torch.stack([part[i] for i in range(len(part))]).float()).values for part in splits]
+    print("| samples | Frechet distance to the training digits | to the test digits |\n| --- | --- | --- |")
     shape, seeds = (SAMPLES, *run.config.data.shape), range(SAMPLES)
 
     def of_teacher(step: Step, steps: int) -> Tensor:
@@ -275,8 +276,8 @@ def on_digits(options: argparse.Namespace) -> None:
         samples[f"{generator.steps} steps of the generator {path.name}"] = partial(generator.sample, shape, seeds=seeds)
     for name, draw in samples.items():
         levels = (run.transform.inverse(draw()) - 0.5).round().clamp(0, 16)
-        value = frechet(features(levels).values, reference.values)
-        print(f"| {name} | {value.value:.3f} +- {value.error:.3f} |", flush=True)
+        values = [frechet(features(levels).values, reference) for reference in references]
+        print(f"| {name} | {' | '.join(f'{v.value:.3f} +- {v.error:.3f}' for v in values)} |", flush=True)
 
 
 def likelihoods(model: ss.FlowMap, teacher: ss.ScoreModel, data_map: DataMap, options: argparse.Namespace) -> None:
