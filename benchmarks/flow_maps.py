@@ -1,7 +1,7 @@
 """Flow maps: their likelihood and samples in a few jumps, against the exact density or the model's own flow.
 
-    python benchmarks/flow_maps.py mixture --steps 2000 --solutions 65536 --pairs 1 --batch 1024
-    python benchmarks/flow_maps.py digits --steps 3400 --solutions 8192 --pairs 1 --batch 128 --teacher digits_vp.pth
+    python benchmarks/flow_maps.py mixture --steps 2500 --rate 3e-3 --solutions 32768 --pairs 1 --batch 1024
+    python benchmarks/flow_maps.py digits --steps 2800 --solutions 8192 --pairs 1 --batch 128 --teacher digits_vp.pth
     python benchmarks/flow_maps.py mixture --method mean_flow                # the same with another objective
 
 mixture: 8 rotated Gaussians in 16 (or --size) dimensions under VP. The teacher is the exact score. log p(x) of 2,000
