@@ -1,29 +1,31 @@
 """Flow maps: their likelihood and samples in a few jumps, against the exact density or the model's own flow.
 
-    python benchmarks/flow_maps.py mixture --steps 1600 --rate 3e-3          # 16 dimensions, the score is exact
-    python benchmarks/flow_maps.py digits --steps 1500 --teacher shared/fixtures/digits_vp.pth
-    python benchmarks/flow_maps.py mixture --method mean_flow               # the same with another objective
+    python benchmarks/flow_maps.py mixture --steps 2500 --rate 3e-3 --solutions 32768 --pairs 1 --batch 1024
+    python benchmarks/flow_maps.py digits --steps 2800 --solutions 8192 --pairs 1 --batch 128 --teacher digits_vp.pth
+    python benchmarks/flow_maps.py mixture --method mean_flow                # the same with another objective
 
 mixture: 8 rotated Gaussians in 16 (or --size) dimensions under VP. The teacher is the exact score. log p(x) of 2,000
 exact draws is compared with the exact density, in nats per dimension; samples (2,000) with exact draws by the energy
 distance, beside that of other exact draws.
 
 digits: the teacher is a trained model of score_sde's format. Bits per dimension of 96 test images after k jumps less
-those of the teacher's converged flow, with the same dequantisation; Frechet distance of 2,000 samples to the training
-digits in the features of the digits' classifier, beside that of the teacher's 20-step sampler; and the cost of a
-multilevel estimate of the teacher's bits, with the flow map as level 0 and without.
+those of the teacher's converged flow, with the same dequantisation; Frechet distances of 2,000 samples to the training
+and to the test digits in the features of the digits' classifier, beside those of the teacher's samplers; and the cost
+of a multilevel estimate of the teacher's bits, with the flow map as level 0 and without.
 
-With `--guidance`, both tables of samples have rows for self-guidance by likelihood; `--generators` adds rows of
-denoising generators (`scoresde train experiment=gan_digits`).
+With `--solutions`, the flow is solved before the training, and each pair of a batch comes from another stored solution.
+With `--guidance`, both tables of samples have rows for self-guidance by likelihood; `--others` adds rows of other flow
+maps of this script, and `--generators` of denoising generators (`scoresde train experiment=gan_digits`).
 
 A training is one of `Trainer.fit` in `--out`, and resumes there. Intervals are 95%: bootstrap over images and points,
 and over eight sets of samples for the energy distance.
 """
 
 import argparse
+import copy
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -45,36 +47,35 @@ from scoresde.flowmaps import (
     AdversarialDistillation,
     Consistency,
     FeatureDiscriminator,
+    FlowMapObjective,
     Jumps,
     MeanFlow,
     ProgressiveDistillation,
+    StoredTrajectories,
     TrajectoryDistillation,
 )
+from scoresde.flowmaps.stored_trajectories import stored_solutions
 from scoresde.losses import Objective
 from scoresde.metrics import energy_distance
 from scoresde.metrics.features import extract
 from scoresde.metrics.image_quality import frechet
 from scoresde.networks import MLP
-from scoresde.samplers import DPMSolverPP, PredictorCorrector
+from scoresde.samplers import DDIM, DPMSolverPP, PredictorCorrector
+from scoresde.samplers.sampler import Step
 from scoresde.training import Trainer, checkpoint
 from scoresde.training.trainer import CHECKPOINT
 
 POINTS, DRAWS, SETS, IMAGES, SAMPLES = 2000, 2000, 8, 96, 2000
 
 
-def adversarial(teacher: ss.ScoreModel, **options: Any) -> Objective:
-    """Return `TrajectoryDistillation` with a discriminator on the features of a teacher of the digits."""
-    return AdversarialDistillation(TrajectoryDistillation(teacher, **options), FeatureDiscriminator(teacher, (1, 8, 8)))
-
-
-METHODS: dict[str, Callable[..., Objective]] = {
+METHODS: dict[str, Callable[..., FlowMapObjective]] = {
     "trajectories": TrajectoryDistillation,
+    "adversarial": TrajectoryDistillation,  # with a discriminator, for the digits
     "mean_flow": MeanFlow,
-    "consistency": Consistency,
+    "consistency": partial(Consistency, steps=100),
     "progressive": ProgressiveDistillation,
-    "adversarial": adversarial,  # for the digits
 }
-BATCHES = {"trajectories": 64, "mean_flow": 2048, "consistency": 2048, "progressive": 2048}
+BATCHES = {"trajectories": 64, "adversarial": 64, "mean_flow": 2048, "consistency": 2048, "progressive": 2048}
 
 
 class Identity:
@@ -103,7 +104,8 @@ def train(
     def adam(parameters: Any) -> torch.optim.Optimizer:
         return torch.optim.Adam(parameters, lr=options.rate, betas=(0.9, 0.99))
 
-    trainer = Trainer(adam, options.steps, warmup=min(100, options.steps // 10), decay=options.decay, **settings)
+    settings |= {"decay": options.decay, "warmup": min(100, options.steps // 10), "loss_rate": options.loss_rate}
+    trainer = Trainer(adam, options.steps, **settings)
     started = time.perf_counter(), time.process_time()
     trainer.fit(model, loss, data, options.out, data_map, progress=False)
     wall, busy = time.perf_counter() - started[0], time.process_time() - started[1]
@@ -114,18 +116,42 @@ def train(
     return load_average(model, options.out).eval()
 
 
+def trained_on(
+    model: ss.FlowMap, data: Dataset, data_map: DataMap, options: argparse.Namespace, teacher: ss.ScoreModel
+) -> tuple[Dataset, DataMap]:
+    """Return the data to train on: with `--solutions`, solutions of the teacher's flow, from a file if there is one.
+
+    Adversarial distillation gets those from data only, whose clean states are the real ones of its discriminator.
+    """
+    if not options.solutions:
+        return data, data_map
+    file, busy = (options.start or options.out) / "solutions.safetensors", time.process_time()
+    solving = TrajectoryDistillation(teacher, options.nodes)
+    items = stored_solutions(file, solving, model, data, data_map, options.solutions, 0)
+    print(f"{len(items)} solutions: {time.process_time() - busy:.0f} s of one core\n", flush=True)
+    from_data = items.entries[:, 0, 0] < items.entries[:, -1, 0]
+    chosen = items.entries[from_data] if options.method == "adversarial" else items.entries
+    return Items(chosen), DataMap(Identity())
+
+
 def load_average(model: ss.FlowMap, path: Path) -> ss.FlowMap:
     """Load the averaged weights of a run into a flow map; return it."""
     model.load_state_dict(checkpoint.load(path / CHECKPOINT, {"ema"})[0]["ema"], strict=False)
     return model
 
 
-def objective(options: argparse.Namespace, teacher: ss.ScoreModel) -> Objective:
-    """Return the objective of a method, with its settings here."""
-    solved = {"trajectories": 16, "adversarial": 8}  # steps of a solution
-    own = {"steps": solved[options.method], "pairs": options.pairs} if options.method in solved else {}
-    own |= {"steps": 100} if options.method == "consistency" else {}
-    return METHODS[options.method](teacher, divergence_weight=options.divergence_weight, **own)
+def objective(options: argparse.Namespace, teacher: ss.ScoreModel, shape: Sequence[int]) -> Objective:
+    """Return the objective of a method for states of a shape, with its settings here."""
+    is_solved = METHODS[options.method] is TrajectoryDistillation
+    own = {"steps": options.nodes, "pairs": options.pairs} if is_solved else {}
+    distillation = METHODS[options.method](teacher, divergence_weight=options.divergence_weight, **own)
+    if options.solutions:
+        distillation = StoredTrajectories(distillation, shape)
+    if options.method != "adversarial":
+        return distillation
+    return AdversarialDistillation(
+        distillation, FeatureDiscriminator(teacher, shape), weight=options.adversarial_weight
+    )
 
 
 # --- the mixture
@@ -145,8 +171,9 @@ def on_mixture(options: argparse.Namespace) -> None:
         "log_every": 20,
         "checkpoint_every": 100,
     }
-    loss = objective(options, exact.score_model(sde))
-    model = train(model, loss, Items(data), DataMap(Identity()), options, **settings)
+    teacher = exact.score_model(sde)
+    items = trained_on(model, Items(data), DataMap(Identity()), options, teacher)
+    model = train(model, objective(options, teacher, [options.size]), *items, options, **settings)
 
     x = exact.sample(POINTS, generator=torch.Generator().manual_seed(99))
     truth = exact.log_prob(x)
@@ -207,6 +234,7 @@ def on_digits(options: argparse.Namespace) -> None:
     with open_dict(config):
         config.network.out_channels = 3  # of the prediction, the correction and the divergence
         config.flow_map = {"data_scale": 0.8, "correction": True}
+        config.network.block.dropout = 0.0
     torch.manual_seed(0)
     model: Any = build.build_model(config)
     model.start_from(teacher)
@@ -214,7 +242,9 @@ def on_digits(options: argparse.Namespace) -> None:
         load_average(model, options.start)
     data_map, digits = DataMap(run.transform, Uniform()), ss.data.Digits("fit")
     settings = {"batch_size": options.batch or 8, "ema": 0.99, "log_every": 20, "checkpoint_every": 100}
-    model = train(model, objective(options, teacher), digits, data_map, options, **settings)
+    loss = objective(options, teacher, run.config.data.shape)
+    items = trained_on(model, digits, data_map, options, teacher)
+    model = train(model, loss, *items, options, **settings)
 
     if not options.samples_only:
         likelihoods(model, teacher, data_map, options)
@@ -223,21 +253,31 @@ def on_digits(options: argparse.Namespace) -> None:
     def features(x: Tensor) -> Any:
         return extract(space, x, (0, 16), device="cpu")
 
-    reference = features(torch.stack([digits[i] for i in range(len(digits))]).float())
-    print("| samples | Frechet distance to the training digits |\n| --- | --- |")
+    splits = [digits, ss.data.Digits("test")]
+    references = [features(torch.stack([part[i] for i in range(len(part))]).float()).values for part in splits]
+    print("| samples | Frechet distance to the training digits | to the test digits |\n| --- | --- | --- |")
     shape, seeds = (SAMPLES, *run.config.data.shape), range(SAMPLES)
-    twenty = PredictorCorrector(DPMSolverPP(2), steps=20)
-    samples = {"20 steps of the teacher": lambda: twenty(teacher, shape, seeds=seeds).x}
+
+    def of_teacher(step: Step, steps: int) -> Tensor:
+        return PredictorCorrector(step, steps=steps)(teacher, shape, seeds=seeds).x
+
+    samples: dict[str, Callable[[], Tensor]] = {}
+    for name, step in (("DDIM", DDIM()), ("DPM-Solver++(2)", DPMSolverPP(2))):
+        samples |= {f"{steps} steps of {name}": partial(of_teacher, step, steps) for steps in options.teacher_steps}
     for jumps, w in ((jumps, w) for w in options.guidance for jumps in options.jumps):
         name = f"{jumps} jumps" + (f", guidance {w:g}" if w else "")
         samples[name] = partial(model.sample, shape, steps=jumps, seeds=seeds, guidance=w)
+    for path in options.others:
+        other = load_average(copy.deepcopy(model), path).eval()
+        for jumps in options.jumps:
+            samples[f"{jumps} jumps of {path.name}"] = partial(other.sample, shape, steps=jumps, seeds=seeds)
     for path in options.generators:
         generator: Any = ss.load(path).model
         samples[f"{generator.steps} steps of the generator {path.name}"] = partial(generator.sample, shape, seeds=seeds)
     for name, draw in samples.items():
         levels = (run.transform.inverse(draw()) - 0.5).round().clamp(0, 16)
-        value = frechet(features(levels).values, reference.values)
-        print(f"| {name} | {value.value:.3f} +- {value.error:.3f} |", flush=True)
+        values = [frechet(features(levels).values, reference) for reference in references]
+        print(f"| {name} | {' | '.join(f'{v.value:.3f} +- {v.error:.3f}' for v in values)} |", flush=True)
 
 
 def likelihoods(model: ss.FlowMap, teacher: ss.ScoreModel, data_map: DataMap, options: argparse.Namespace) -> None:
@@ -282,12 +322,18 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=16, help="dimensions of the mixture")
     parser.add_argument("--batch", type=int, help="states of a batch")
     parser.add_argument("--pairs", type=int, default=32, help="jumps learned for each state (method trajectories)")
+    parser.add_argument("--nodes", type=int, default=24, help="steps of a solution (method trajectories)")
+    parser.add_argument("--solutions", type=int, default=0, help="solve so many before the training, and train on them")
     parser.add_argument("--divergence-weight", type=float, default=5.0)
+    parser.add_argument("--loss-rate", type=float, default=1.0, help="rate of the discriminator over that of the map")
+    parser.add_argument("--adversarial-weight", type=float, default=0.1, help="of the generator's loss")
     parser.add_argument("--jumps", type=int, nargs="+", default=[1, 2, 4, 8])
     parser.add_argument("--samples-only", action="store_true", help="without the tables of the likelihood (digits)")
     parser.add_argument("--guidance", type=float, nargs="+", default=[0.0], help="strengths of the self-guidance")
     parser.add_argument("--generators", type=Path, nargs="*", default=[], help="runs of denoising generators of digits")
     parser.add_argument("--teacher", type=Path, help="checkpoint of the digits in score_sde's format")
+    parser.add_argument("--teacher-steps", type=int, nargs="*", default=[20], help="numbers of steps of its samplers")
+    parser.add_argument("--others", type=Path, nargs="*", default=[], help="further runs of this script (digits)")
     parser.add_argument("--start", type=Path, help="directory of another run of this script to start from (digits)")
     parser.add_argument("--out", type=Path, help="directory of the run; default runs/flow_maps/PROBLEM_METHOD")
     options = parser.parse_args()

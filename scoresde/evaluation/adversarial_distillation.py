@@ -32,7 +32,7 @@ class AdversarialFlowMap(FlowMapDistillation):
         others = {name: value for name, value in self.adversary.items() if name not in names}
         shape = list(teacher.run.config.data.shape)
         discriminator = FeatureDiscriminator(teacher.model, shape, **judged)
-        return AdversarialDistillation(self.objective(teacher.model), discriminator, **others)
+        return AdversarialDistillation(self.distillation(teacher), discriminator, **others)
 
     def configuration(self, teacher: Teacher) -> dict[str, Any]:
         """Return the configuration of the student, see `FlowMapDistillation.configuration`."""

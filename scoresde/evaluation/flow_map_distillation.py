@@ -1,9 +1,9 @@
 """Distillation of a run into a flow map: a method of `scoresde distill`, see `evaluation.distillation`.
 
 The student is a run of its own in a folder of the teacher's run. Its network is that of the teacher with more output
-channels and an embedding of the target time; at first its jumps are DDIM steps of the teacher. `Trainer.fit` trains it
-on the teacher's training data, and the same command resumes an interrupted training. `ss.load` reads the student, and
-`sampler=flow_map` and `likelihood=jumps` use it.
+channels, an embedding of the target time and no dropout; at first its jumps are DDIM steps of the teacher.
+`Trainer.fit` trains it on the teacher's training data, and the same command resumes an interrupted training. `ss.load`
+reads the student, and `sampler=flow_map` and `likelihood=jumps` use it.
 """
 
 import pkgutil
@@ -18,8 +18,12 @@ from torch.utils.data import Dataset
 
 from scoresde import build, run_config
 from scoresde.arguments import CountOrZero, Named, Positive, annotations_of, checked
+from scoresde.data.transforms import Affine
+from scoresde.dequantization import DataMap
 from scoresde.evaluation.distillation import Row, Teacher
+from scoresde.flowmaps import StoredTrajectories, TrajectoryDistillation
 from scoresde.flowmaps.flow_map_objective import FlowMapObjective
+from scoresde.flowmaps.stored_trajectories import stored_solutions
 from scoresde.losses import Objective
 from scoresde.networks import add_lora
 from scoresde.score import device_of
@@ -29,6 +33,7 @@ from scoresde.training.json_lines import read_lines
 from scoresde.training.trainer import CHECKPOINT, LOG, Trainer
 
 BETAS = (0.9, 0.99)  # of Adam
+SOLUTIONS = "solutions.safetensors"
 
 
 @checked
@@ -41,6 +46,9 @@ class FlowMapDistillation:
         folder: the folder of the flow map in the directory of the run.
         data_scale: S of `flowmaps.angle`; default: `data.sigma_data` of the run's configuration, or 1.
         targets, divergence: see `FlowMap`.
+        solutions: number of solutions of the teacher's flow that are computed before the training and stored in the
+            folder; batches are then drawn from them (`flowmaps.stored_trajectories`). The objective must be
+            `TrajectoryDistillation`, and the data without conditions. 0 solves the flow anew for each batch.
         lora: rank of the adapters that are trained in place of the network's weights (`networks.lora`); 0 trains the
             weights.
         options: arguments of `Trainer`, except its optimiser, seed and device.
@@ -54,11 +62,13 @@ class FlowMapDistillation:
         data_scale: Positive | None = None,
         targets: Literal["all", "down", "data"] = "all",
         divergence: bool = True,
+        solutions: CountOrZero = 0,
         lora: CountOrZero = 0,
         **options: Annotated[Any, Trainer],
     ):
         self.objective, self.rate, self.folder, self.data_scale = objective, rate, folder, data_scale
         self.targets, self.divergence, self.lora, self.options = targets, divergence, lora, options
+        self.solutions = solutions
 
     def __call__(self, teacher: Teacher) -> Iterator[Row]:
         """Train the flow map, or resume its training, and yield its row.
@@ -77,22 +87,50 @@ class FlowMapDistillation:
         model.to(device_of(teacher.run.model)).start_from(teacher.run.model)
         if self.lora:
             add_lora(model.network, self.lora)
-        trainer = self._trainer(teacher, dataset)
         before = self._check_resumable(path, stored, teacher.again)
         started = time.perf_counter()
         if distributed.rank() == 0:
             run_config.write_config(config, path / run_config.CONFIG)
         data_map = build.build_data_map(config.data.get("training") or config.data, teacher.trust)
+        dataset, data_map = self._trained_on(teacher, model, dataset, data_map, path)
+        loss, trainer = self.loss(teacher), self._trainer(teacher, dataset)
         shown: Any = {"progress": teacher.progress, "config": stored}
-        trainer.fit(model, self.loss(teacher), dataset, path, data_map, **shown)
-        loss = next((line["loss"] for line in reversed(read_lines(path / LOG)) if "loss" in line), None)
+        trainer.fit(model, loss, dataset, path, data_map, **shown)
+        last = next((line["loss"] for line in reversed(read_lines(path / LOG)) if "loss" in line), None)
         seconds = round(time.perf_counter() - started, 2)
-        row = {"objective": stored["loss"]["_target_"], "steps": trainer.steps, "loss": loss, "seconds": seconds}
+        row = {"objective": stored["loss"]["_target_"], "steps": trainer.steps, "loss": last, "seconds": seconds}
         yield {**row, "kept": before == trainer.steps, "file": self.folder}
 
     def loss(self, teacher: Teacher) -> Objective:
         """Return the objective of the training."""
-        return self.objective(teacher.model)
+        return self.distillation(teacher)
+
+    def distillation(self, teacher: Teacher) -> FlowMapObjective:
+        """Return the objective of the distillation.
+
+        Raises:
+            ValueError: `solutions` is set and the objective is not `TrajectoryDistillation`.
+        """
+        objective = self.objective(teacher.model)
+        if not self.solutions:
+            return objective
+        if not isinstance(objective, TrajectoryDistillation):
+            name = type(objective).__name__
+            raise ValueError(f"solutions needs method=trajectories; got {self.solutions} with {name}: set solutions=0")
+        return StoredTrajectories(objective, list(teacher.run.config.data.shape))
+
+    def _trained_on(
+        self, teacher: Teacher, model: Any, dataset: Dataset, data_map: DataMap, path: Path
+    ) -> tuple[Dataset, DataMap]:
+        """Return the data to train on and its map: solutions of the teacher's flow, if `solutions` is set."""
+        if not self.solutions:
+            return dataset, data_map
+        self.distillation(teacher)  # checks the objective before the flow is solved
+        parts: Any = self.objective(teacher.model), model, dataset, data_map, self.solutions, teacher.seed
+        if distributed.rank() == 0:
+            stored_solutions(path / SOLUTIONS, *parts)
+        distributed.gather(None)  # wait for the file
+        return stored_solutions(path / SOLUTIONS, *parts), DataMap(Affine())
 
     def _trainer(self, teacher: Teacher, dataset: Dataset) -> Trainer:
         size = fitting(self.options.get("batch_size", Trainer.batch_size), dataset)
@@ -121,8 +159,9 @@ class FlowMapDistillation:
         parts = {"data_scale": float(scale), "correction": True, "divergence": self.divergence, "targets": self.targets}
         function = getattr(objective, "func", objective)
         loss = {"_target_": f"{function.__module__}.{function.__qualname__}", **getattr(objective, "keywords", {})}
+        loss |= {"solutions": self.solutions} if self.solutions else {}
         return config | {
-            "network": config["network"] | {"out_channels": channels},
+            "network": _without_dropout(config["network"]) | {"out_channels": channels},
             "flow_map": parts,
             "lora": self.lora,
             "loss": loss,
@@ -157,3 +196,10 @@ class FlowMapDistillation:
             seconds = "kept" if row["kept"] else f"{row['seconds']:.0f}"
             lines.append([row["objective"].rsplit(".", 1)[-1], str(row["steps"]), loss, seconds, row["file"]])
         return lines
+
+
+def _without_dropout(settings: Any) -> Any:
+    """Return the settings of a network without dropout, whose noise a regression on exact targets would average."""
+    if not isinstance(settings, Mapping):
+        return settings
+    return {name: 0.0 if name == "dropout" else _without_dropout(value) for name, value in settings.items()}

@@ -78,7 +78,10 @@ class TrainedClassifier:
         return ClassifierFeatures(network, self.path.stem, digest(self.path), description)
 
     def _train(self, settings: dict[str, Any]) -> None:
-        network, accuracy = train_classifier(self.train, self.test, self.span, progress=self.progress, **self.training)
+        with torch.enable_grad():  # the first use may be in an evaluation
+            network, accuracy = train_classifier(
+                self.train, self.test, self.span, progress=self.progress, **self.training
+            )
         tested = len(self.test)  # type: ignore[arg-type]
         info = {"arguments": network.arguments, "accuracy": accuracy, "tested": tested, "training": settings}
         checkpoint.save(self.path, {"classifier": network.state_dict()}, info)

@@ -15,6 +15,7 @@ from scoresde.flowmaps.generator import DenoisingGenerator, GeneratorStep
 from scoresde.flowmaps.jumps import Jump, Jumps
 from scoresde.flowmaps.mean_flow import MeanFlow
 from scoresde.flowmaps.progressive_distillation import ProgressiveDistillation
+from scoresde.flowmaps.stored_trajectories import StoredTrajectories
 from scoresde.flowmaps.trajectory_distillation import TrajectoryDistillation
 
 __all__ = [
@@ -33,6 +34,7 @@ __all__ = [
     "PairDiscriminator",
     "PatchDiscriminator",
     "ProgressiveDistillation",
+    "StoredTrajectories",
     "TrajectoryDistillation",
     "UniformClock",
 ]

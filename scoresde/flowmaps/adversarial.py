@@ -5,7 +5,9 @@ x_s ~ q(x_s | x_0), x_t ~ q(x_t | x_s), the discriminator compares
 
     real: x_s        generated: a draw of q(x_s | x_t, G(x_t, t, z)),        both given x_t.
 
-The best discriminator is log q(x_s | x_t) - log p_G(x_s | x_t).
+The best discriminator is log q(x_s | x_t) - log p_G(x_s | x_t). The loss may have a term |G(x_t, t, z) - x_0|^2, as in
+UFOGen (2311.09257). It teaches the generator the mean of x_0 given x_t from the first step on. It also lowers the
+spread around that mean, so its weight is small.
 
 `AdversarialDistillation` trains a flow map by an objective of `flowmaps.flow_map_objective` and a discriminator of its
 jumps. For a number of steps K, the map jumps from a state x_t of the forward process, t the k-th time of K equal
@@ -47,14 +49,15 @@ class DenoisingGAN(Objective):
         discriminator: the discriminator of x_s given x_t.
         penalty: gamma of `flowmaps.discriminators`, the weight of the gradient penalty (0.02 for CIFAR-10 in the
             published code of 2112.07804).
+        regression: weight of |G - x_0|^2 / (S^2 d), d the number of dimensions and S the `data_scale` of the model.
 
     Raises:
         TypeError: in a call, the model is not a `DenoisingGenerator`.
     """
 
-    def __init__(self, discriminator: PairDiscriminator, penalty: NonNegative = 0.05):
+    def __init__(self, discriminator: PairDiscriminator, penalty: NonNegative = 0.05, regression: NonNegative = 0.0):
         super().__init__()
-        self.discriminator, self.penalty = discriminator, penalty
+        self.discriminator, self.penalty, self.regression = discriminator, penalty, regression
 
     def bind(self, model: Any, cond: Any) -> Any:
         """Return the generator to train, with the condition of the batch."""
@@ -66,9 +69,12 @@ class DenoisingGAN(Objective):
         t, s = model.times[k], model.times[k + 1]
         x_s = model.sde.perturb(drawn.x0, s, drawn.noise)
         x_t = _noised(model.sde, x_s, s, t, drawn.stream)
-        real, generated = (x / broadcast(model.path.size(s), x) for x in (x_s, model.step(x_t, t, s, drawn.stream)))
+        data = model.draw(x_t, t, drawn.stream)
+        states = x_s, model.given_data(x_t, data, t, s, drawn.stream)
+        real, generated = (x / broadcast(model.path.size(s), x) for x in states)
         players = losses(self.discriminator, [real], [generated], (model.path, x_t, t, model.cond), self.penalty)
-        return LossTerms(players.generator + players.discriminator, t, torch.ones_like(t))
+        error = ((data - drawn.x0) / model.data_scale).square().flatten(1).mean(dim=1)
+        return LossTerms(players.generator + players.discriminator + self.regression * error, t, torch.ones_like(t))
 
 
 @checked
@@ -107,7 +113,7 @@ class AdversarialDistillation(Objective):
     def terms(self, model: Any, drawn: Drawn) -> LossTerms:
         """Return the loss terms of the distillation with the losses of generator and discriminator added."""
         distilled = self.distillation.terms(model, drawn)
-        generator, discriminator = self.adversarial(model, drawn)
+        generator, discriminator = self.adversarial(model, self.distillation.clean(model, drawn))
         return LossTerms(distilled.value + self.weight * generator + discriminator, distilled.t, distilled.weight)
 
     def adversarial(self, model: Any, drawn: Drawn) -> tuple[Tensor, Tensor]:

@@ -142,6 +142,10 @@ class FlowMapObjective(Objective):
         one = torch.ones_like(drawn.t)
         return LossTerms(self.value(model, drawn, one), drawn.t, one)
 
+    def clean(self, model: Any, drawn: Drawn) -> Drawn:
+        """Return the draws with clean states as x0, for objectives whose batches are not clean states."""
+        return drawn
+
     def value(self, model: Any, drawn: Drawn, weight: Tensor) -> Tensor:
         s = self.draw_targets(model, drawn)
         x = drawn.perturbed(model.sde)

@@ -104,9 +104,16 @@ class DenoisingGenerator(ScoreModel):
 
     def step(self, x: Tensor, t: Tensor, s: Tensor, stream: RandomStream) -> Tensor:
         """Return a draw of x_s (B, *) for x (B, *) at t; t and s are float64, () or (B,)."""
-        drawn = self.generate(x, t, stream.normal(x.new_empty(len(x), self.latent)))
+        return self.given_data(x, self.draw(x, t, stream), t, s, stream)
+
+    def draw(self, x: Tensor, t: Tensor, stream: RandomStream) -> Tensor:
+        """Return G(x, t, z) (B, *) for x (B, *) at t and a latent drawn from the stream."""
+        return self.generate(x, t, stream.normal(x.new_empty(len(x), self.latent)))
+
+    def given_data(self, x: Tensor, x0: Tensor, t: Tensor, s: Tensor, stream: RandomStream) -> Tensor:
+        """Return a draw of x_s ~ q(x_s | x_t = x, x_0), all (B, *); t and s are float64, () or (B,)."""
         a, b, v = self.sde.posterior(t, s)
-        return broadcast(a, x) * x + broadcast(b, x) * drawn + broadcast(v.sqrt(), x) * stream.normal(x)
+        return broadcast(a, x) * x + broadcast(b, x) * x0 + broadcast(v.sqrt(), x) * stream.normal(x)
 
     def sample(
         self,

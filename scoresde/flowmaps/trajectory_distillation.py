@@ -11,9 +11,10 @@ dimension (letters as in `flowmaps.angle`). This is the regression on pairs of n
 pairs of times and both directions, with the accumulated divergence of 2512.02636. Each evaluation of the teacher serves
 several samples of the student, and the targets do not depend on the student.
 
-The solver is `solvers.Adams`. Its nodes are at equal steps of u, with the clock
-l = l_0 + (l_1 - l_0) (u + a sin(2 pi u) / 2 pi), and a uniform in [-0.7, 0.7] for each state. v' is estimated with one
-Hutchinson probe at each node. The states and the integral of v' at the nodes are integrals of the cubic through v and
+The solver is `solvers.Adams` in the variable u of `probability_flow.Ratio`. Its nodes are at equal steps of z, with
+u = u_0 + (u_1 - u_0) (z + a sin(2 pi z) / 2 pi), and a uniform in [-0.3, 0.3] for each state. (Equal steps of the clock
+would be too long near pure noise, where errors of the teacher are multiplied.) v' is estimated with one Hutchinson
+probe at each node. The states and the integral of v' at the nodes are integrals of the cubic through v and
 v' at four neighbouring nodes. Between two nodes they are cubic Hermite interpolants, with v and v' as derivatives.
 """
 
@@ -28,12 +29,13 @@ from scoresde.arguments import Count, Distinct, NonNegative, Range, Share, check
 from scoresde.flowmaps.angle import AnglePath
 from scoresde.flowmaps.flow_map_objective import SAME, FlowMapObjective, Target, check_shares
 from scoresde.losses import Drawn
+from scoresde.probability_flow import Ratio
 from scoresde.protocols import Model
 from scoresde.solvers import Adams, Status
 from scoresde.solvers.solver import choose
 from scoresde.tensors import broadcast, double
 
-WARP = 0.7  # largest |a| of the module docstring
+WARP = 0.3  # largest |a| of the module docstring
 
 
 class Trajectories(NamedTuple):
@@ -135,16 +137,19 @@ class TrajectoryDistillation(FlowMapObjective):
         is_noise, a = drawn.stream.uniform(torch.empty(len(drawn.t), 2, dtype=torch.float64)).unbind(dim=1)
         is_noise, a, (low, high) = is_noise < 0.5, WARP * (2 * a - 1), path.ends()
         first, last = torch.where(is_noise, high, low), torch.where(is_noise, low, high)
-        clock, span = path.clock(first), path.clock(last) - path.clock(first)
+        ratio = Ratio(model.sde, path.data_scale)
+        least, most = (ratio.of_time(float(end)) for end in (low, high))
+        begin, span = torch.where(is_noise, most, least), torch.where(is_noise, least - most, most - least)
         clean = model.sde.perturb(drawn.x0, low, drawn.noise)
         x = choose(is_noise, model.sde.prior_std * drawn.noise, clean)
         start = x.to(double(x)) / broadcast(path.size(first), x.to(double(x)))
         nodes: list[tuple[Tensor, ...]] = []
 
-        def field(u: Tensor, y: Tensor, rows: Tensor | None) -> tuple[Tensor, Tensor]:
-            t = path.time(clock + span * (u + a * torch.sin(2 * math.pi * u) / (2 * math.pi)))
-            t = torch.where(u <= 0, first, torch.where(u >= 1, last, t))
-            pace = span * (1 + a * torch.cos(2 * math.pi * u)) / path.clock_rate(t)  # dphi/du
+        def field(z: Tensor, y: Tensor, rows: Tensor | None) -> tuple[Tensor, Tensor]:
+            u = begin + span * (z + a * torch.sin(2 * math.pi * z) / (2 * math.pi))
+            t = torch.where(z <= 0, first, torch.where(z >= 1, last, ratio.to_time(u)))
+            data, noise = ratio.coefficients(u, t)
+            pace = span * (1 + a * torch.cos(2 * math.pi * z)) * torch.hypot(path.data_scale * data, noise)  # dphi/dz
             flow = self.flow(model, drawn, path.to_state(y, t), t)
             divergence = y.new_zeros(len(y)) if flow.divergence is None else flow.divergence
             nodes.append((t, flow.v, broadcast(pace, y) * flow.v, divergence, pace.to(y) * divergence))

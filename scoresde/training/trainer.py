@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader, Dataset
 
-from scoresde.arguments import Count, CountOrZero, Distinct, Infinite, Range, Seed, Share, checked
+from scoresde.arguments import Count, CountOrZero, Distinct, Infinite, Positive, Range, Seed, Share, checked
 from scoresde.atomic_files import remove_leftovers
 from scoresde.configured import call_text
 from scoresde.dequantization import DataMap
@@ -66,6 +66,7 @@ class Trainer:
         warmup: steps in which the learning rate rises linearly.
         decay, decay_start: decay of the learning rate, "none", "linear", "cosine" or "inverse_sqrt", and the step from
             which "inverse_sqrt" decays; see `training.schedule`.
+        loss_rate: learning rate of the parameters of the loss, such as a discriminator's, divided by that of the model.
         clip: largest norm of the gradient; a larger gradient is scaled down to it.
         ema, ema_warmup: decay and warm-up of the moving average, see `EMA`.
         power: relative widths of the power-function averages, from which averages of other widths are made after
@@ -96,6 +97,7 @@ class Trainer:
     warmup: CountOrZero = 0
     decay: str = "none"
     decay_start: Count = 1
+    loss_rate: Positive = 1.0
     clip: Annotated[float, Infinite(0)] = 1.0
     ema: Share = 0.999
     ema_warmup: str = "tensorflow"
@@ -240,7 +242,12 @@ class Trainer:
 
     def _state(self, model: ScoreModel, loss: Objective, run: Path, is_first: bool, config: Mapping[str, Any]) -> State:
         """Return the training state at step 0."""
-        optimizer = self.optimizer([p for p in (*model.parameters(), *loss.parameters()) if p.requires_grad])
+        own, others = ([p for p in part.parameters() if p.requires_grad] for part in (model, loss))
+        if others and self.loss_rate != 1:
+            optimizer = self.optimizer([{"params": own}, {"params": others}])
+            optimizer.param_groups[1]["lr"] *= self.loss_rate
+        else:
+            optimizer = self.optimizer([*own, *others])
         ema = EMA(model, self.ema, warmup=self.ema_warmup)
         power = posthoc_ema.PowerAverages(model, tuple(self.power)) if self.power else None
         guard = Guard(self.skip_limit, run / SKIPPED if is_first else None, run / CHECKPOINT)

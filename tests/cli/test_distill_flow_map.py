@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 from omegaconf import OmegaConf
+from safetensors.torch import load_file
 
 import scoresde as ss
 from scoresde.build import Run
@@ -54,13 +55,28 @@ def test_distillation_resumes_and_other_verbs_read_the_map(toy, refused, capsys)
     assert "remove that folder" in refused(*command, "method.steps=2", "again=true")
 
 
+def test_a_map_is_trained_on_solutions_that_are_stored_in_its_folder(toy, refused):
+    command = ["distill", f"run={toy}", "method=trajectories", *FEW, "method.objective.steps=8"]
+    assert main([*command, "method.solutions=9"]) == 0
+    file = toy / "flow_map" / "solutions.safetensors"
+    assert load_file(file)["solutions"].shape == (9, 9, 3 + 2 * 2)
+    assert "another flow map" in refused(*command, "method.solutions=10")
+    other = ["distill", f"run={toy}", "method=progressive", "method.folder=other", "+method.solutions=9"]
+    assert "solutions needs method=trajectories" in refused(*other)
+
+
 def test_runs_that_cannot_become_a_flow_map_are_refused(toy, refused):
     assert "method.targets" in refused("distill", f"run={toy}", "method=meanflow", "method.targets=up")
     config = {"network": {"_target_": "scoresde.networks.LevelHead"}, "data": {"shape": [1, 8, 8]}}
     run = Run(None, None, OmegaConf.create(config), toy)
     with pytest.raises(ValueError, match=r"network with the argument out_channels; .* is scoresde.networks.LevelHead"):
         FlowMapDistillation(MeanFlow).configuration(Teacher(run, None, None, 0))
-    config = {"network": {"_target_": "scoresde.networks.MLP"}, "data": {"shape": [2]}, "learned_variance": True}
+    config = {"network": {"_target_": "scoresde.networks.MLP", "dropout": 0.1}, "data": {"shape": [2]}}
+    made = FlowMapDistillation(MeanFlow).configuration(
+        Teacher(replace(run, config=OmegaConf.create(config)), None, None, 0)
+    )
+    assert made["network"]["dropout"] == 0
+    config["learned_variance"] = True
     with pytest.raises(ValueError, match="without learned variance"):
         FlowMapDistillation(MeanFlow).configuration(
             Teacher(replace(run, config=OmegaConf.create(config)), None, None, 0)

@@ -99,6 +99,19 @@ def test_a_generator_learns_from_the_log_density_ratio_to_be_exact():
     assert float(rows.mean()) < -4 * float(rows.std()) / GROUPS**0.5
 
 
+def test_the_regression_of_the_posterior_mean_is_the_posterior_variance():
+    """The term of a generator without spread has the mean E[var(x_0 | x_t)] over the steps, within five errors."""
+    model, n = ExactGenerator(GAUSSIAN, ss.VP(), steps=2, spread=0.0), 4000
+    x0, none = GAUSSIAN.sample(n, generator=seeded()).double(), Shifted(lambda y_s, *given: 0 * y_s.sum(dim=1))
+    with_term, without = (
+        DenoisingGAN(none, 0.0, regression)(model, x0, generator=seeded(1)).value.detach() for regression in (0.5, 0.0)
+    )
+    term = with_term - without
+    stds = GAUSSIAN.denoising_posterior(x0[:2], model.sde, model.times[:2])[2]
+    error = float(term.std()) / n**0.5
+    assert abs(float(term.mean()) - 0.5 * float(stds.square().mean())) < 5 * error
+
+
 @pytest.fixture(scope="module")
 def judge():
     torch.manual_seed(0)
@@ -198,24 +211,41 @@ def test_a_generator_with_the_wrong_spread_learns_the_right_one():
     assert float(after) < 0.25 * float(before)
 
 
-def train(run, steps):
+ADAM = partial(torch.optim.Adam, lr=2e-3)
+
+
+def train(run, steps, optimizer=ADAM, **options):
     """Train a generator with the `Trainer`."""
     torch.manual_seed(0)
     model = DenoisingGenerator(MLP(2, width=8, depth=1), ss.VP(), steps=2, latent=4)
-    trainer = Trainer(partial(torch.optim.Adam, lr=2e-3), steps=steps, batch_size=8, log_every=3)
+    trainer = Trainer(optimizer, steps=steps, batch_size=8, log_every=3, **options)
     trainer.fit(model, DenoisingGAN(pair_discriminator(8)), Points(), run, DataMap(Levels(17), None), progress=False)
 
 
 def test_a_discriminator_is_trained_and_resumes_bit_for_bit(tmp_path):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    train(whole, 6)
-    train(parts, 3)
-    train(parts, 6)
+    train(whole, 6, loss_rate=2.0)
+    train(parts, 3, loss_rate=2.0)
+    train(parts, 6, loss_rate=2.0)
     assert_same_run(parts, whole)
     tensors, _ = saved(whole)
     start = pair_discriminator(8).state_dict()
     assert {f"loss/discriminator.{name}" for name in start} < set(tensors)
     assert bool(tensors["loss/discriminator.network.output.weight"].any())  # zero at first
+
+
+def test_the_discriminator_has_a_learning_rate_of_its_own(tmp_path):
+    """The first step of gradient descent, from the same weights, is three times as long for the discriminator only."""
+    weights = {}
+    for loss_rate in (1.0, 3.0):
+        train(tmp_path / str(loss_rate), 1, partial(torch.optim.SGD, lr=1e-2), loss_rate=loss_rate)
+        weights[loss_rate] = saved(tmp_path / str(loss_rate))[0]
+    name = "loss/discriminator.network.output.weight"  # zero at first
+    close(weights[3.0][name], 3 * weights[1.0][name], 1e-6, 1e-9)
+    assert bool(weights[1.0][name].any())
+    generator = [key for key in weights[1.0] if key.startswith("model/")]
+    assert generator
+    assert all(torch.equal(weights[1.0][key], weights[3.0][key]) for key in generator)
 
 
 def test_a_loss_with_parameters_is_not_sharded(tmp_path):
