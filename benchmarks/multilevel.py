@@ -21,8 +21,8 @@ core, which depend less on other work on the machine than the time on the clock.
 
 `--learned` counts these passes with first levels of solvers that `learned_solvers.py --likelihood --store` learned, and
 beside it with `Adams` on all levels, for which the scale of the data is measured for each batch or, as for a learned
-solver, known. The levels with fewer than twice the steps of the finest learned solver are replaced by those learned.
-Their values are stored beside the table.
+solver, known. The levels for whose numbers of steps the directory has a solver are learned; their values are stored beside the
+table.
 """
 
 import argparse
@@ -49,6 +49,7 @@ from scoresde.multilevel_bits import PROBES, Draws, MultilevelLikelihood, multil
 from scoresde.protocols import Transform
 from scoresde.random_stream import RandomStream
 from scoresde.solvers import Solver
+from scoresde.solvers.learned_adams import table_file
 from scoresde.solvers.solver import StepSolver, with_steps
 from scoresde.tensors import dimensions
 
@@ -71,7 +72,7 @@ PEERS: dict[str, tuple[Callable, float]] = {
 class Table:
     """Bits per dimension of N images.
 
-    kept: (levels, N, dequantisations, 2 probes). fresh: {m: (N, FRESH)} of level 0, for m probes. variance: {m: mean
+    kept: (levels, N, dequantisations, 2 probes). fresh: {m: (N, draws)} of level 0, for m probes. variance: {m: mean
     squared standard error that the trace states for `fresh`}. steps: the numbers of steps.
     """
 
@@ -110,8 +111,8 @@ class Table:
         return float((probes + between).sqrt())
 
     def begun_by(self, first: "Table") -> "Table":
-        """Return a table whose levels with fewer than twice the steps of another table are those of the other."""
-        later = [i for i, steps in enumerate(self.steps) if steps >= 2 * first.steps[-1]]
+        """Return the table with the levels of another one before its own levels with more steps."""
+        later = [i for i, steps in enumerate(self.steps) if steps > first.steps[-1]]
         steps = (*first.steps, *(self.steps[i] for i in later))
         return Table(torch.cat([first.kept, self.kept[later]]), first.fresh, first.variance, steps)
 
@@ -139,8 +140,8 @@ class Case(NamedTuple):
     images: Tensor
 
 
-def compute(case: Case, steps: Sequence[int], solver: StepSolver | None = None) -> Table:
-    """Compute the table of the images of a case, by default with `Adams`."""
+def compute(case: Case, steps: Sequence[int], draws: int = FRESH, solver: StepSolver | None = None) -> Table:
+    """Compute the table of the images of a case with a number of fresh draws, by default with `Adams`."""
     solvers = [with_steps(solver or ss.solvers.Adams(), n) for n in steps]
     model, transform, images = case
     count, unit = len(images), dimensions(images) * math.log(2)
@@ -156,9 +157,9 @@ def compute(case: Case, steps: Sequence[int], solver: StepSolver | None = None) 
 
     fresh, variance = {}, {}
     for m in PROBES:
-        draws = [values(1000 * m + k, ss.Hutchinson(m), solvers[0]) for k in range(FRESH)]
-        fresh[m] = torch.stack([value.mean(dim=1) for value, _ in draws], dim=1)
-        variance[m] = float(torch.stack([stated for _, stated in draws]).square().mean())
+        drawn = [values(1000 * m + k, ss.Hutchinson(m), solvers[0]) for k in range(draws)]
+        fresh[m] = torch.stack([value.mean(dim=1) for value, _ in drawn], dim=1)
+        variance[m] = float(torch.stack([stated for _, stated in drawn]).square().mean())
         print(f"fresh, m={m}", flush=True)
     kept = []
     for one in solvers:
@@ -177,10 +178,10 @@ def load(path: str | None, count: int) -> Case:
     return Case(run.model, run.transform, torch.stack([data[i] for i in range(count)]))
 
 
-def computed(path: Path, case: Case, steps: Sequence[int], solver: StepSolver | None = None) -> Table:
-    """Return the table in a file; compute and store it first if there is none."""
+def computed(path: Path, *arguments: Any) -> Table:
+    """Return the table in a file; compute it from the arguments of `compute` and store it if there is none."""
     if not path.is_file():
-        compute(case, steps, solver).store(path)
+        compute(*arguments).store(path)
     return Table.read(path)
 
 
@@ -295,11 +296,13 @@ def count_passes(cases: dict[str, tuple[Table, StepSolver]]) -> None:
             print(f"| {count} | {tolerance:g} | " + " | ".join(cells) + " |", flush=True)
 
 
-def with_learned(table: Table, directory: Path, path: Path, case: Case) -> dict[str, tuple[Table, StepSolver]]:
-    """Return the tables and solvers to compare: `Adams` alone, and begun by the learned solvers of a directory."""
-    steps = sorted(int(file.stem.removeprefix("steps")) for file in directory.glob("steps*.safetensors"))
-    learned = ss.solvers.StoredAdams(str(directory), steps[0])
-    first = computed(path.with_name(f"{path.stem}_{directory.name}.npz"), case, steps, learned)
+def with_learned(table: Table, options: argparse.Namespace, case: Case) -> dict[str, tuple[Table, StepSolver]]:
+    """Return the tables and solvers to compare: `Adams` alone, and begun by learned solvers."""
+    path = options.table
+    steps = [steps for steps in table.steps if table_file(options.learned, steps).is_file()]
+    learned = ss.solvers.StoredAdams(str(options.learned), steps[0])
+    file = path.with_name(f"{path.stem}_{options.learned.name}.npz")
+    first = computed(file, case, steps, options.fresh, learned)
     return {
         "Adams, scale measured": (table, ss.solvers.Adams()),
         "Adams, scale known": (table, ss.solvers.Adams(data_scale=learned.data_scale)),
@@ -315,6 +318,8 @@ def main() -> None:
     model.add_argument("--oracle", action="store_true", help="a mixture of Gaussians with its exact score")
     parser.add_argument("--table", type=Path, required=True)
     parser.add_argument("--table-images", type=int, default=96)
+    parser.add_argument("--levels", type=int, nargs="+", default=LEVELS, help="numbers of steps")
+    parser.add_argument("--fresh", type=int, default=FRESH, help="draws of fresh probes for each image and number m")
     parser.add_argument("--calibrate", action="store_true")
     parser.add_argument("--seconds", action="store_true")
     parser.add_argument("--learned", type=Path, help="directory of learned solvers of the likelihood")
@@ -325,11 +330,11 @@ def main() -> None:
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     case = load(options.checkpoint, options.table_images)
-    table = computed(options.table, case, LEVELS)
+    table = computed(options.table, case, options.levels, options.fresh)
     if options.calibrate:
         calibrate(table)
     if options.learned:
-        count_passes(with_learned(table, options.learned, options.table, case))
+        count_passes(with_learned(table, options, case))
     if options.seconds:
         compare(table, *measure(case._replace(images=case.images[: options.few]), options.rounds), options.data_scale)
 
