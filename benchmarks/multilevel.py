@@ -21,8 +21,8 @@ core, which depend less on other work on the machine than the time on the clock.
 
 `--learned` counts these passes with first levels of solvers that `learned_solvers.py --likelihood --store` learned, and
 beside it with `Adams` on all levels, for which the scale of the data is measured for each batch or, as for a learned
-solver, known. The levels for whose numbers of steps the directory has a solver are learned; their values are stored beside the
-table.
+solver, known. The levels for whose numbers of steps the directory has a solver are learned; their values are stored
+beside the table.
 """
 
 import argparse
