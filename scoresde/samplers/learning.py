@@ -8,13 +8,13 @@ distance there is a little smaller than on new starts.
 
 The formula decides more than any setting, because learning moves its times little: the rms distance of a learned solver
 is mostly that of a few starts between two modes of the data, and their number depends on the times at which the modes
-separate. A few starts cannot rank the grids by this distance, but they can rank the formulas on one grid. So all
-formulas are compared on a part of the pool, and the best formulas of all grids on the whole pool.
+separate. A few starts cannot rank grids by this distance, but their median can rank the formulas on one grid. So all
+formulas are compared on a part of the pool, and the best formula of each grid, by its rms distance, on the whole pool.
 """
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -123,7 +123,8 @@ class Learner:
     def formula(self, nfe: int) -> tuple[str, SolverTable]:
         """Return the name and the table of the formula with `nfe` evaluations that is nearest to the flow.
 
-        Of each grid, the formula that is nearest on a part of the pool; of these, the nearest on the whole pool.
+        Of each grid, the formula with the smallest median on a part of the pool; of these, the one with the smallest
+        root mean square on the whole pool.
         """
         check_nfe(nfe, self.settings)
         few = self.pool.first(max(round(SHARE * len(self.pool.x)), FEWEST))
@@ -133,21 +134,17 @@ class Learner:
             for formula, method in FORMULAS.items():
                 with suppress(ValueError):  # a method or a grid that does not suit this path
                     tables[f"{formula}, {grid}"] = self.table(method(), GRIDS[grid], nfe)
-            if tables:
-                name, _ = self._nearest(tables, few)
+            medians = {name: self.distance(table, math.inf, few).median for name, table in tables.items()}
+            if medians:
+                name = min(medians, key=lambda name: medians[name])
                 best[name] = tables[name]
-        name, rms = self._nearest(best, self.pool) if best else ("", math.inf)
-        if math.isinf(rms):
+        tried = {name: self.distance(table, math.inf, self.pool).rms for name, table in best.items()}
+        name = min(tried, key=lambda name: tried[name], default="")
+        if not tried or math.isinf(tried[name]):
             raise RuntimeError(
                 f"no formula gives finite samples with nfe={nfe}: check the model, or give a formula as start"
             )
         return name, best[name]
-
-    def _nearest(self, tables: Mapping[str, SolverTable], starts: Starts) -> tuple[str, float]:
-        """Return the name of the table whose samples are nearest to the flow's, and their distance."""
-        distances = {name: self.distance(table, math.inf, starts).rms for name, table in tables.items()}
-        name = min(distances, key=lambda name: distances[name])
-        return name, distances[name]
 
     def table(self, method: Linear, grid: Grid, nfe: int) -> SolverTable:
         """Return the table of a method on a grid with `nfe` evaluations.
