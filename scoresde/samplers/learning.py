@@ -8,8 +8,9 @@ distance there is a little smaller than on new starts.
 
 The formula decides more than any setting, because learning moves its times little: the rms distance of a learned solver
 is mostly that of a few starts between two modes of the data, and their number depends on the times at which the modes
-separate. A few starts cannot rank grids by this distance, but their median can rank the formulas on one grid. So all
-formulas are compared on a part of the pool, and the best formula of each grid, by its rms distance, on the whole pool.
+separate. A few starts cannot rank grids by this distance, but they can rank the formulas on one grid. So all formulas
+are compared on a part of the pool. Of each grid, those with the smallest rms distance and the smallest median are then
+compared on the whole pool.
 """
 
 import math
@@ -123,8 +124,8 @@ class Learner:
     def formula(self, nfe: int) -> tuple[str, SolverTable]:
         """Return the name and the table of the formula with `nfe` evaluations that is nearest to the flow.
 
-        Of each grid, the formula with the smallest median on a part of the pool; of these, the one with the smallest
-        root mean square on the whole pool.
+        Of each grid, the formulas with the smallest root mean square and the smallest median on a part of the pool; of
+        these, the one with the smallest root mean square on the whole pool.
         """
         check_nfe(nfe, self.settings)
         few = self.pool.first(max(round(SHARE * len(self.pool.x)), FEWEST))
@@ -134,10 +135,13 @@ class Learner:
             for formula, method in FORMULAS.items():
                 with suppress(ValueError):  # a method or a grid that does not suit this path
                     tables[f"{formula}, {grid}"] = self.table(method(), GRIDS[grid], nfe)
-            medians = {name: self.distance(table, math.inf, few).median for name, table in tables.items()}
-            if medians:
-                name = min(medians, key=lambda name: medians[name])
-                best[name] = tables[name]
+            found = {name: self.distance(table, math.inf, few) for name, table in tables.items()}
+            if found:
+                nearest = [
+                    min(found, key=lambda name: found[name].rms),
+                    min(found, key=lambda name: found[name].median),
+                ]
+                best |= {name: tables[name] for name in nearest}
         tried = {name: self.distance(table, math.inf, self.pool).rms for name, table in best.items()}
         name = min(tried, key=lambda name: tried[name], default="")
         if not tried or math.isinf(tried[name]):
