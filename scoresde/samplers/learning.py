@@ -8,9 +8,8 @@ distance there is a little smaller than on new starts.
 
 The formula decides more than any setting, because learning moves its times little: the rms distance of a learned solver
 is mostly that of a few starts between two modes of the data, and their number depends on the times at which the modes
-separate. A few starts cannot rank grids by this distance, but they can rank the formulas on one grid. So all formulas
-are compared on a part of the pool. Of each grid, those with the smallest rms distance and the smallest median are then
-compared on the whole pool.
+separate. A few starts cannot rank formulas by this distance, so all are compared on the whole pool. A few starts decide
+their order: the likely best comes first, and another one stops once its sum of squares is larger.
 """
 
 import math
@@ -47,7 +46,7 @@ FORMULAS: dict[str, Callable[[], Linear]] = {
     "IPNDM(3)": lambda: IPNDM(3),
 }
 FORMULA_GRIDS = ("quadratic", "angle", "uniform_angle", "bounded_karras", "bounded_log_snr")
-SHARE, FEWEST = 1 / 16, 64  # of the pool, and at least so many starts, on which the formulas of a grid are compared
+FEW = 64  # starts that decide the order in which formulas are compared
 
 
 @dataclass(frozen=True)
@@ -101,15 +100,18 @@ class Learner:
         parts = [flow(starts.given(self.model, rows), x_T=starts.x[rows]).x for rows in shown]
         return replace(starts, target=torch.cat(parts))
 
-    def distance(self, table: SolverTable, scale: float, starts: Starts | None = None) -> Distance:
+    def distance(
+        self, table: SolverTable, scale: float, starts: Starts | None = None, limit: float = math.inf
+    ) -> Distance:
         """Return the distance of a table's samples to the flow's.
 
         Args:
             table: the solver.
             scale: c of `samplers.solver_fit`.
             starts: default: those held out.
+            limit: stop, with infinite distances, once the root mean square is known to be larger.
         """
-        starts, sampler, parts = starts or self.held_out, LearnedSolver(table), []
+        starts, sampler, parts, total = starts or self.held_out, LearnedSolver(table), [], 0.0
         for rows in starts.batches(4 * self.settings.batch_size):
             try:
                 x = sampler(starts.given(self.model, rows), x_T=starts.x[rows]).x
@@ -118,37 +120,32 @@ class Learner:
             except RuntimeError:  # samples are not finite
                 return Distance(math.inf, math.inf, math.inf)
             parts.append(squares(x, starts.target[rows]))
+            total += float(parts[-1].sum())
+            if total > limit**2 * len(starts.x):
+                return Distance(math.inf, math.inf, math.inf)
         q = torch.cat(parts)
         return Distance(float(q.mean().sqrt()), float(q.median().sqrt()), float(robust(q, scale).mean()))
 
     def formula(self, nfe: int) -> tuple[str, SolverTable]:
-        """Return the name and the table of the formula with `nfe` evaluations that is nearest to the flow.
-
-        Of each grid, the formulas with the smallest root mean square and the smallest median on a part of the pool; of
-        these, the one with the smallest root mean square on the whole pool.
-        """
+        """Return the name and the table of the formula with `nfe` evaluations that is nearest to the flow."""
         check_nfe(nfe, self.settings)
-        few = self.pool.first(max(round(SHARE * len(self.pool.x)), FEWEST))
-        best: dict[str, SolverTable] = {}
-        for grid in progress_bar(FORMULA_GRIDS, title="formulas", unit="grid", shown=self.progress):
-            tables = {}
-            for formula, method in FORMULAS.items():
+        tables = {}
+        for name, method in FORMULAS.items():
+            for grid in FORMULA_GRIDS:
                 with suppress(ValueError):  # a method or a grid that does not suit this path
-                    tables[f"{formula}, {grid}"] = self.table(method(), GRIDS[grid], nfe)
-            found = {name: self.distance(table, math.inf, few) for name, table in tables.items()}
-            if found:
-                nearest = [
-                    min(found, key=lambda name: found[name].rms),
-                    min(found, key=lambda name: found[name].median),
-                ]
-                best |= {name: tables[name] for name in nearest}
-        tried = {name: self.distance(table, math.inf, self.pool).rms for name, table in best.items()}
-        name = min(tried, key=lambda name: tried[name], default="")
-        if not tried or math.isinf(tried[name]):
+                    tables[f"{name}, {grid}"] = self.table(method(), GRIDS[grid], nfe)
+        few, best, rms = self.pool.first(FEW), "", math.inf
+        likely = {name: self.distance(table, math.inf, few).rms for name, table in tables.items()}
+        ordered = sorted(likely, key=lambda name: likely[name])
+        for name in progress_bar(ordered, title="formulas", unit="formula", shown=self.progress):
+            distance = self.distance(tables[name], math.inf, self.pool, limit=rms).rms
+            if distance < rms:
+                best, rms = name, distance
+        if not best:
             raise RuntimeError(
                 f"no formula gives finite samples with nfe={nfe}: check the model, or give a formula as start"
             )
-        return name, best[name]
+        return best, tables[best]
 
     def table(self, method: Linear, grid: Grid, nfe: int) -> SolverTable:
         """Return the table of a method on a grid with `nfe` evaluations.
