@@ -24,6 +24,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -39,6 +40,7 @@ from scoresde.samplers.learned_solver import LearnedSolver, SolverTable
 from scoresde.samplers.learning import FORMULA_GRIDS, FORMULAS, Learner
 from scoresde.samplers.linear import Linear
 from scoresde.samplers.solver_fit import Learning, Parameters
+from scoresde.solvers.learned_adams import table_file
 from scoresde.tensors import dimensions
 
 FLIPPED, SEED = 0.3, 7
@@ -172,6 +174,8 @@ def likelihood(options: argparse.Namespace) -> None:
         began = time.perf_counter()
         learned = learner.learn(steps)
         took = time.perf_counter() - began
+        if options.store:
+            learned.table.save(table_file(options.store, steps))
         pairs = {"Adams": values(replace(formula, steps=steps)) - truth, "learned": values(learned) - truth}
         solved = np.isfinite(pairs["Adams"]) & np.isfinite(pairs["learned"])
         mine, theirs = (pairs[name][solved] for name in ("learned", "Adams"))
@@ -192,6 +196,7 @@ def arguments() -> argparse.Namespace:
     what.add_argument("--variants", type=int, nargs="+", help="numbers of evaluations of a sampler")
     what.add_argument("--likelihood", type=int, nargs="+", help="numbers of steps of a likelihood's solver")
     parser.add_argument("--checkpoint", help="VP checkpoint of score_sde_pytorch, trained on the digits")
+    parser.add_argument("--store", type=Path, help="directory for the learned solvers of the likelihood")
     parser.add_argument("--fit", type=int, default=768, help="data to learn from and to hold out")
     parser.add_argument("--test", type=int, default=4096, help="starts, or data, for the errors")
     parser.add_argument("--reference", type=int, default=160, help="steps of the converged flow")

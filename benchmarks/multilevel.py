@@ -3,6 +3,7 @@
     python benchmarks/multilevel.py --checkpoint digits_vp.pth --table table.npz --calibrate
     python benchmarks/multilevel.py --checkpoint digits_vp.pth --table table.npz --seconds
     python benchmarks/multilevel.py --oracle --table oracle.npz --calibrate
+    python benchmarks/multilevel.py --checkpoint digits_vp.pth --table table.npz --learned likelihood_solvers
 
 `--table` computes the values of some test images once: with several dequantisations and kept probes at all levels, and
 with several draws of fresh probes at the first level. It stores them in a file, or reads them from it. `--calibrate`
@@ -17,6 +18,11 @@ The other projects are measured on a few images, in turn with that solve; their 
 Their standard error is that of one kept probe and one dequantisation for each image, from the table; an equal error
 takes as many repetitions as the squared ratio of the errors, at least one. Times are seconds of the process on one
 core, which depend less on other work on the machine than the time on the clock.
+
+`--learned` counts these passes with first levels of solvers that `learned_solvers.py --likelihood --store` learned, and
+beside it with `Adams` on all levels, for which the scale of the data is measured for each batch or, as for a learned
+solver, known. The levels for whose numbers of steps the directory has a solver are learned; their values are stored
+beside the table.
 """
 
 import argparse
@@ -43,6 +49,8 @@ from scoresde.multilevel_bits import PROBES, Draws, MultilevelLikelihood, multil
 from scoresde.protocols import Transform
 from scoresde.random_stream import RandomStream
 from scoresde.solvers import Solver
+from scoresde.solvers.learned_adams import table_file
+from scoresde.solvers.solver import StepSolver, with_steps
 from scoresde.tensors import dimensions
 
 KEPT = ss.Hutchinson(probes=2, resample=False)
@@ -64,7 +72,7 @@ PEERS: dict[str, tuple[Callable, float]] = {
 class Table:
     """Bits per dimension of N images.
 
-    kept: (levels, N, dequantisations, 2 probes). fresh: {m: (N, FRESH)} of level 0, for m probes. variance: {m: mean
+    kept: (levels, N, dequantisations, 2 probes). fresh: {m: (N, draws)} of level 0, for m probes. variance: {m: mean
     squared standard error that the trace states for `fresh`}. steps: the numbers of steps.
     """
 
@@ -102,6 +110,12 @@ class Table:
         between = (dequantisations.var(dim=1).mean() - probes / 2).clamp(min=0)
         return float((probes + between).sqrt())
 
+    def begun_by(self, first: "Table") -> "Table":
+        """Return the table with the levels of another one before its own levels with more steps."""
+        later = [i for i, steps in enumerate(self.steps) if steps > first.steps[-1]]
+        steps = (*first.steps, *(self.steps[i] for i in later))
+        return Table(torch.cat([first.kept, self.kept[later]]), first.fresh, first.variance, steps)
+
     def store(self, path: Path) -> None:
         """Write the table."""
         fresh = {f"fresh{m}": values.numpy() for m, values in self.fresh.items()}
@@ -126,8 +140,9 @@ class Case(NamedTuple):
     images: Tensor
 
 
-def compute(case: Case, steps: Sequence[int]) -> Table:
-    """Compute the table of the images of a case."""
+def compute(case: Case, steps: Sequence[int], draws: int = FRESH, solver: StepSolver | None = None) -> Table:
+    """Compute the table of the images of a case with a number of fresh draws, by default with `Adams`."""
+    solvers = [with_steps(solver or ss.solvers.Adams(), n) for n in steps]
     model, transform, images = case
     count, unit = len(images), dimensions(images) * math.log(2)
 
@@ -142,14 +157,14 @@ def compute(case: Case, steps: Sequence[int]) -> Table:
 
     fresh, variance = {}, {}
     for m in PROBES:
-        draws = [values(1000 * m + k, ss.Hutchinson(m), ss.solvers.Adams(steps[0])) for k in range(FRESH)]
-        fresh[m] = torch.stack([value.mean(dim=1) for value, _ in draws], dim=1)
-        variance[m] = float(torch.stack([stated for _, stated in draws]).square().mean())
+        drawn = [values(1000 * m + k, ss.Hutchinson(m), solvers[0]) for k in range(draws)]
+        fresh[m] = torch.stack([value.mean(dim=1) for value, _ in drawn], dim=1)
+        variance[m] = float(torch.stack([stated for _, stated in drawn]).square().mean())
         print(f"fresh, m={m}", flush=True)
     kept = []
-    for n in steps:
-        kept.append(torch.stack([values(k, KEPT, ss.solvers.Adams(n))[0] for k in range(DEQUANTISATIONS)], dim=1))
-        print(f"kept, {n} steps", flush=True)
+    for one in solvers:
+        kept.append(torch.stack([values(k, KEPT, one)[0] for k in range(DEQUANTISATIONS)], dim=1))
+        print(f"kept, {one}", flush=True)
     return Table(torch.stack(kept), fresh, variance, tuple(steps))
 
 
@@ -163,17 +178,29 @@ def load(path: str | None, count: int) -> Case:
     return Case(run.model, run.transform, torch.stack([data[i] for i in range(count)]))
 
 
+def computed(path: Path, *arguments: Any) -> Table:
+    """Return the table in a file; compute it from the arguments of `compute` and store it if there is none."""
+    if not path.is_file():
+        compute(*arguments).store(path)
+    return Table.read(path)
+
+
 def repeated(
-    table: Table, count: int, tolerance: float, repetitions: int, data_scale: float | None = None
+    table: Table, count: int, tolerance: float, repetitions: int, solver: StepSolver | None = None
 ) -> list[MultilevelLikelihood]:
-    """Return independent multilevel estimates of `count` items from the table."""
+    """Return independent multilevel estimates of `count` items from the table, by default with `Adams`."""
     found = []
     for repetition in range(repetitions):
         draw = partial(table.draw, repetition=repetition)
         with warnings.catch_warnings(action="ignore"):
-            solver = ss.solvers.Adams(data_scale=data_scale)
-            found.append(multilevel_likelihood(draw, count, tolerance, solver, table.steps, seed=repetition))
+            used = solver or ss.solvers.Adams()
+            found.append(multilevel_likelihood(draw, count, tolerance, used, table.steps, seed=repetition))
     return found
+
+
+def passes_per_image(found: Sequence[MultilevelLikelihood], count: int) -> Tensor:
+    """Return the passes through the network of each estimate, forward and backward, divided by the images."""
+    return torch.tensor([float((one.nfe + one.backward).sum()) for one in found]).double() / count
 
 
 def calibrate(table: Table) -> None:
@@ -190,7 +217,7 @@ def calibrate(table: Table) -> None:
         low, high = again.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
         stated = sum(one.error for one in found) / len(found)
         probes = ", ".join(map(str, sorted({one.trace.probes for one in found})))
-        passes = sum(float((one.nfe + one.backward).sum()) for one in found) / len(found) / count
+        passes = float(passes_per_image(found, count).mean())
         print(
             f"| {tolerance:g} | {stated:.1e} | {float(ratios.mean()):+.2f} | {float(ratios.square().mean()):.2f} "
             f"[{low:.2f}, {high:.2f}] | {probes} | {passes:.0f} |",
@@ -237,8 +264,8 @@ def compare(table: Table, one_pass: float, others: dict[str, float], data_scale:
     )
     for count in COUNTS:
         for tolerance in TOLERANCES:
-            found = repeated(table, count, tolerance, COUNTED, data_scale)
-            passes = torch.tensor([float((one.nfe + one.backward).sum()) for one in found]).double() / count
+            found = repeated(table, count, tolerance, COUNTED, ss.solvers.Adams(data_scale=data_scale))
+            passes = passes_per_image(found, count)
             ours, cells = float(passes.mean()) * count * one_pass, []
             for seconds in others.values():
                 once, error = seconds * count, table.one_probe / math.sqrt(count)
@@ -246,6 +273,41 @@ def compare(table: Table, one_pass: float, others: dict[str, float], data_scale:
                 cells.append(f"{once:.0f} ({once / ours:.1f}) | {error:.1e} | {equal:.0f} ({equal / ours:.0f})")
             spread = f"{float(passes.mean()):.1f} +- {float(passes.std()):.1f}"
             print(f"| {count} | {tolerance:g} | {spread} | {ours:.1f} | " + " | ".join(cells) + " |", flush=True)
+
+
+def count_passes(cases: dict[str, tuple[Table, StepSolver]]) -> None:
+    """Print the standard deviations of the first differences, and the passes per image at each tolerance."""
+    print(
+        "| first levels | levels | mean difference (standard deviation) of the first two levels |\n"
+        + "| --- " * 3
+        + "|"
+    )
+    for title, (table, _) in cases.items():
+        first = (table.kept[1] - table.kept[0]).flatten()
+        levels = ", ".join(map(str, table.steps))
+        print(f"| {title} | {levels} | {float(first.mean()):+.4f} ({float(first.std()):.4f}) |", flush=True)
+    print("\n| images | error | " + " | ".join(cases) + " |\n" + "| --- " * (2 + len(cases)) + "|")
+    for count in COUNTS:
+        for tolerance in TOLERANCES:
+            cells = []
+            for table, solver in cases.values():
+                passes = passes_per_image(repeated(table, count, tolerance, COUNTED, solver), count)
+                cells.append(f"{float(passes.mean()):.1f} +- {float(passes.std() / math.sqrt(COUNTED)):.1f}")
+            print(f"| {count} | {tolerance:g} | " + " | ".join(cells) + " |", flush=True)
+
+
+def with_learned(table: Table, options: argparse.Namespace, case: Case) -> dict[str, tuple[Table, StepSolver]]:
+    """Return the tables and solvers to compare: `Adams` alone, and begun by learned solvers."""
+    path = options.table
+    steps = [steps for steps in table.steps if table_file(options.learned, steps).is_file()]
+    learned = ss.solvers.StoredAdams(str(options.learned), steps[0])
+    file = path.with_name(f"{path.stem}_{options.learned.name}.npz")
+    first = computed(file, case, steps, options.fresh, learned)
+    return {
+        "Adams, scale measured": (table, ss.solvers.Adams()),
+        "Adams, scale known": (table, ss.solvers.Adams(data_scale=learned.data_scale)),
+        f"learned, {', '.join(map(str, steps))} steps": (table.begun_by(first), learned),
+    }
 
 
 def main() -> None:
@@ -256,8 +318,11 @@ def main() -> None:
     model.add_argument("--oracle", action="store_true", help="a mixture of Gaussians with its exact score")
     parser.add_argument("--table", type=Path, required=True)
     parser.add_argument("--table-images", type=int, default=96)
+    parser.add_argument("--levels", type=int, nargs="+", default=LEVELS, help="numbers of steps")
+    parser.add_argument("--fresh", type=int, default=FRESH, help="draws of fresh probes for each image and number m")
     parser.add_argument("--calibrate", action="store_true")
     parser.add_argument("--seconds", action="store_true")
+    parser.add_argument("--learned", type=Path, help="directory of learned solvers of the likelihood")
     parser.add_argument("--data-scale", type=float, help="the scale S of the data, instead of four evaluations for it")
     parser.add_argument("--few", type=int, default=32, help="images on which all times are measured")
     parser.add_argument("--rounds", type=int, default=2, help="measurements of each time")
@@ -265,11 +330,11 @@ def main() -> None:
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     case = load(options.checkpoint, options.table_images)
-    if not options.table.is_file():
-        compute(case, LEVELS).store(options.table)
-    table = Table.read(options.table)
+    table = computed(options.table, case, options.levels, options.fresh)
     if options.calibrate:
         calibrate(table)
+    if options.learned:
+        count_passes(with_learned(table, options, case))
     if options.seconds:
         compare(table, *measure(case._replace(images=case.images[: options.few]), options.rounds), options.data_scale)
 

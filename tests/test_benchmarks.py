@@ -285,7 +285,7 @@ def test_learned_solvers_are_stored_measured_and_come_first(tmp_path, capsys):
     assert float(second.split("|")[-2].split()[0]) == pytest.approx(best[0].rms / best[1].rms, abs=0.006)
 
 
-def test_solvers_of_the_likelihood_are_compared_with_the_formula(capsys):
+def test_solvers_of_the_likelihood_are_compared_with_the_formula(tmp_path, capsys):
     options = {
         "likelihood": [6],
         "checkpoint": None,
@@ -294,12 +294,14 @@ def test_solvers_of_the_likelihood_are_compared_with_the_formula(capsys):
         "reference": 40,
         "iterations": 1,
         "modes": 2,
+        "store": tmp_path,
     }
     learned_solvers.likelihood(argparse.Namespace(**options))
     formula, learned = (line.split(" | ") for line in capsys.readouterr().out.splitlines()[-2:])
     errors = [float(line[3].split()[0]) for line in (formula, learned)]
     assert (formula[:2], learned[:2]) == (["| 6", "Adams"], ["| 6", "learned"])
     assert float(learned[6].split()[0]) == pytest.approx(errors[1] / errors[0], abs=0.01)
+    assert ss.solvers.StoredAdams(str(tmp_path), 6).data_scale > 0
 
 
 def test_the_distances_of_exact_draws_are_those_of_the_floor():
@@ -353,6 +355,10 @@ def test_the_multilevel_benchmark_estimates_the_mean_of_its_table(tmp_path):
     assert 0.06 < table.one_probe < 0.14
     for one in multilevel.repeated(table, 20, 0.02, 3):
         assert abs(one.mean - table.truth) < 4.5 * one.error
+    few = multilevel.Table(kept[None] + 0.02, fresh, variances, (4,))
+    assert table.begun_by(few).steps == table.steps
+    for level, error in enumerate((0.02, 0.01, 0.0)):
+        close(table.begun_by(few).kept[level], kept + error)
 
 
 def test_the_share_of_pictures_that_are_less_similar_than_the_own_one():

@@ -8,7 +8,8 @@ distance there is a little smaller than on new starts.
 
 The formula decides more than any setting, because learning moves its times little: the rms distance of a learned solver
 is mostly that of a few starts between two modes of the data, and their number depends on the times at which the modes
-separate. A few starts cannot rank formulas by this distance, so all formulas are compared on the whole pool.
+separate. A few starts cannot rank formulas by this distance, so all are compared on the whole pool. A few starts decide
+their order: the likely best comes first, and another one stops once its sum of squares is larger.
 """
 
 import math
@@ -22,7 +23,7 @@ import torch
 
 from scoresde.progress import progress_bar
 from scoresde.protocols import Condition, Model, expand
-from scoresde.samplers.deis import AngularAdams
+from scoresde.samplers.deis import IPNDM, AngularAdams
 from scoresde.samplers.dpm_solver import DPMSolverPP
 from scoresde.samplers.grids import GRIDS, Grid, resolve_grid, transitions
 from scoresde.samplers.learned_solver import LearnedSolver, SolverTable
@@ -41,8 +42,11 @@ FORMULAS: dict[str, Callable[[], Linear]] = {
     "AngularAdams(2, 1)": lambda: AngularAdams(2, 1),
     "AngularAdams(2, 2)": lambda: AngularAdams(2, 2),
     "AngularAdams(3, 2)": lambda: AngularAdams(3, 2),
+    "AngularAdams(4, 3)": lambda: AngularAdams(4, 3),
+    "IPNDM(3)": lambda: IPNDM(3),
 }
 FORMULA_GRIDS = ("quadratic", "angle", "uniform_angle", "bounded_karras", "bounded_log_snr")
+FEW = 64  # starts that decide the order in which formulas are compared
 
 
 @dataclass(frozen=True)
@@ -96,15 +100,18 @@ class Learner:
         parts = [flow(starts.given(self.model, rows), x_T=starts.x[rows]).x for rows in shown]
         return replace(starts, target=torch.cat(parts))
 
-    def distance(self, table: SolverTable, scale: float, starts: Starts | None = None) -> Distance:
+    def distance(
+        self, table: SolverTable, scale: float, starts: Starts | None = None, limit: float = math.inf
+    ) -> Distance:
         """Return the distance of a table's samples to the flow's.
 
         Args:
             table: the solver.
             scale: c of `samplers.solver_fit`.
             starts: default: those held out.
+            limit: stop, with infinite distances, once the root mean square is known to be larger.
         """
-        starts, sampler, parts = starts or self.held_out, LearnedSolver(table), []
+        starts, sampler, parts, total = starts or self.held_out, LearnedSolver(table), [], 0.0
         for rows in starts.batches(4 * self.settings.batch_size):
             try:
                 x = sampler(starts.given(self.model, rows), x_T=starts.x[rows]).x
@@ -113,6 +120,9 @@ class Learner:
             except RuntimeError:  # samples are not finite
                 return Distance(math.inf, math.inf, math.inf)
             parts.append(squares(x, starts.target[rows]))
+            total += float(parts[-1].sum())
+            if total > limit**2 * len(starts.x):
+                return Distance(math.inf, math.inf, math.inf)
         q = torch.cat(parts)
         return Distance(float(q.mean().sqrt()), float(q.median().sqrt()), float(robust(q, scale).mean()))
 
@@ -124,13 +134,17 @@ class Learner:
             for grid in FORMULA_GRIDS:
                 with suppress(ValueError):  # a method or a grid that does not suit this path
                     tables[f"{name}, {grid}"] = self.table(method(), GRIDS[grid], nfe)
-        titled = progress_bar(list(tables), title="formulas", unit="formula", shown=self.progress)
-        tried = {name: self.distance(tables[name], math.inf, self.pool).rms for name in titled}
-        if not tried or math.isinf(min(tried.values())):
+        few, best, rms = self.pool.first(FEW), "", math.inf
+        likely = {name: self.distance(table, math.inf, few).rms for name, table in tables.items()}
+        ordered = sorted(likely, key=lambda name: likely[name])
+        for name in progress_bar(ordered, title="formulas", unit="formula", shown=self.progress):
+            distance = self.distance(tables[name], math.inf, self.pool, limit=rms).rms
+            if distance < rms:
+                best, rms = name, distance
+        if not best:
             raise RuntimeError(
                 f"no formula gives finite samples with nfe={nfe}: check the model, or give a formula as start"
             )
-        best = min(tried, key=lambda name: tried[name])
         return best, tables[best]
 
     def table(self, method: Linear, grid: Grid, nfe: int) -> SolverTable:

@@ -92,6 +92,11 @@ class Starts:
         """Return the model with the conditions of these rows."""
         return model.given(select(self.cond, rows, len(self.x)))
 
+    def first(self, count: int) -> "Starts":
+        """Return the first `count` starts."""
+        rows = slice(count)
+        return Starts(self.x[rows], self.target[rows], select(self.cond, rows, len(self.x)))
+
     def batches(self, size: int, count: int | None = None) -> Iterator[slice]:
         """Yield the slices of consecutive batches of the first `count` starts, by default all."""
         end = len(self.x) if count is None else min(count, len(self.x))

@@ -22,6 +22,7 @@ METHODS = {
     "dpm-solver++-2": (samplers.DPMSolverPP(2), True),
     "dpm-solver++-3": (samplers.DPMSolverPP(3, final=1), True),
     "deis": (samplers.DEIS(3), True),
+    "ipndm": (samplers.IPNDM(3), True),
     "unipc-3": (samplers.UniPC(3), False),
     "angular-adams": (samplers.AngularAdams(3, 2), False),
 }

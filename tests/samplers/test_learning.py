@@ -71,6 +71,7 @@ def test_the_formula_is_chosen_on_the_pool(monkeypatch):
     formulas = {"DDIM": samplers.DDIM, "DPMSolverPP(2)": lambda: samplers.DPMSolverPP(2)}
     monkeypatch.setattr(samplers.learning, "FORMULAS", formulas)
     model = ss.GaussianMixture(f64(-1.0, 1.0)[:, None], f64(0.1, 0.1)[:, None]).score_model(VP)
+    monkeypatch.setattr(samplers.learning, "FEW", 4)
     learner, distances = Learner(model, (1,), settings=dataclasses.replace(FEW, pool=64)), {}
     learner.held_out.target.add_(3.0)  # these starts cannot tell
     for name, method in formulas.items():
