@@ -149,5 +149,6 @@ def test_an_error_in_one_process_ends_the_training(tmp_path):
     agent = start(launch_two, tmp_path / "agent", train_until_one_fails, tmp_path)
     agent.join(240)
     assert agent.exitcode == 1
-    assert "rank 1 is out of memory" in (tmp_path / "agent.err").read_text()
+    error = (tmp_path / "agent.err").read_text()  # of the process that ends first: it, or the one that it leaves alone
+    assert "rank 1 is out of memory" in error or "Connection closed by peer" in error
     assert 2 <= saved_step(tmp_path) < 10
