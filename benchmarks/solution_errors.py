@@ -42,9 +42,8 @@ def main() -> None:
 
     fine = solved(FINE)
     from_data = fine.t[0] < fine.t[-1]
-    print(
-        "| nodes | start | fail | rms error of the end | mean error of the divergence |\n| --- | --- | --- | --- | --- |"
-    )
+    print("| nodes | start | fail | rms error of the end | mean error of the divergence |")
+    print("| --- | --- | --- | --- | --- |")
     for nodes in options.nodes:
         coarse = solved(nodes)
         for name, chosen in (("data", from_data), ("noise", ~from_data)):
