@@ -1,11 +1,13 @@
 """Random masks of states, for the training of networks that restore the hidden part.
 
 A mask is true where the state is measured. Places have coordinates in [0, 1] along each axis of the space, and a mask
-is one of four kinds:
+is one of five kinds:
 
     box        a box is hidden; its sides and its place are uniform
     half       one half of an axis is hidden
     strokes    a line through random points is hidden, as in free-form inpainting (1806.03589, section 3.4)
+    frames     all frames of a video, along the first axis of the space, from a random one on are hidden, or those from
+               a random one to another: prediction and filling in; the first frame is measured
     hidden     everything is hidden: the network also learns the unconditional model
 
 A mask is a function of its sample's stream alone, so it does not depend on the batch.
@@ -28,7 +30,7 @@ class RandomMasks:
     """Random masks of four kinds: a box, half of an axis, strokes, or everything is hidden.
 
     Args:
-        box, half, strokes, hidden: relative frequencies of the kinds.
+        box, half, strokes, hidden, frames: relative frequencies of the kinds.
         sides: shortest and longest side of a box, as shares of an axis.
         width: smallest and largest width of a line, as shares of an axis.
 
@@ -42,6 +44,7 @@ class RandomMasks:
     hidden: NonNegative = 2.0
     sides: tuple[Share, Share] = (0.2, 0.8)
     width: tuple[Share, Share] = (0.05, 0.25)
+    frames: NonNegative = 0.0
 
     def __post_init__(self) -> None:
         if not self.hidden > 0:
@@ -59,16 +62,18 @@ class RandomMasks:
         kind, half, width = u[:, 0], u[:, 1:3], u[:, 3 + 2 * dims]
         axes = [(torch.arange(side, device=x.device) + 0.5) / side for side in space]
         places = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).reshape(-1, dims)
-        hidden = (
+        parts = (
             self._box(places, u[:, 3 : 3 + dims], u[:, 3 + dims : 3 + 2 * dims]),
             _half(places, half),
             self._strokes(places, width, u[:, 4 + 2 * dims :].unflatten(1, (SEGMENTS + 1, dims))),
+            torch.ones(len(x), len(places), dtype=torch.bool, device=x.device),
+            _frames(places, space[0], u[:, 1:4]),
         )
-        frequencies = torch.tensor([self.box, self.half, self.strokes, self.hidden], dtype=torch.float64)
+        frequencies = torch.tensor([self.box, self.half, self.strokes, self.hidden, self.frames], dtype=torch.float64)
         ends = (frequencies / frequencies.sum()).cumsum(0).tolist()
         masks = torch.zeros(len(x), len(places), dtype=torch.bool, device=x.device)
-        for low, high, part in zip([0.0, *ends], ends, hidden, strict=False):
-            masks |= ((low <= kind) & (kind < high))[:, None] & ~part
+        for low, high, hidden in zip([0.0, *ends], ends, parts, strict=False):
+            masks |= ((low <= kind) & (kind < high))[:, None] & ~hidden
         return masks.reshape(len(x), *([1] if x.ndim > 2 else []), *space)
 
     def _box(self, places: Tensor, length: Tensor, start: Tensor) -> Tensor:
@@ -92,3 +97,11 @@ def _half(places: Tensor, u: Tensor) -> Tensor:
     """Return the places (B, N) in one half of an axis, from uniform numbers (B, 2) for the axis and the half."""
     axis = (u[:, 0] * places.shape[1]).long().clamp(max=places.shape[1] - 1)
     return (places.mT[axis] < 0.5) == (u[:, 1] < 0.5)[:, None]
+
+
+def _frames(places: Tensor, count: int, u: Tensor) -> Tensor:
+    """Return the places (B, N) in hidden frames of `count`, from uniform numbers (B, 3): kind, first and last frame."""
+    frame = (places[:, 0] * count).floor()
+    first = 1 + (u[:, 1] * (count - 1)).floor()
+    length = torch.where(u[:, 0] < 0.5, count, 1 + (u[:, 2] * (count - first)).floor())
+    return (first[:, None] <= frame) & (frame < (first + length)[:, None])

@@ -23,6 +23,7 @@ from scoresde.networks.pyramids import InputResidual, InputSkip, OutputResidual,
 from scoresde.networks.spatial_transformer import LabelContext, SpatialTransformer
 from scoresde.networks.text_encoder import TextEncoder, TextStyle
 from scoresde.networks.unet import UNet
+from scoresde.networks.video import VideoNetwork
 
 __all__ = [
     "MLP",
@@ -51,3 +52,4 @@ __all__ += ["TextEncoder", "TextStyle"]
 __all__ += ["InputResidual", "InputSkip", "OutputResidual", "OutputSkip"]
 __all__ += ["convolution_resampling", "filter_resampling", "residual_resampling"]
 __all__ += ["ConditionEncoder", "DualEncoder"]
+__all__ += ["VideoNetwork"]

@@ -11,6 +11,7 @@ A condition is None (the null condition, which adds nothing), a tensor, or a dic
 | "image"   | (B, cond_channels, *space)           | further channels of the state, see `ImageCondition`    |
 | "target"  | (B,), in [0, 1]                      | `TargetEmbedding`, after a call of `accept_target`      |
 | "latent"  | (B, length)                          | `LatentEmbedding`, after a call of `accept_latent`      |
+| "clips"   | integers (B, T)                      | which frames belong together, see `VideoNetwork`       |
 
 A tensor of integers stands for {"label": tensor}, a tensor of floating-point numbers for {"vector": tensor}. A network
 may have several labels, each under a name of its own: `classes={"tone": 6, "group": 9}`.
@@ -37,7 +38,7 @@ from scoresde.networks.text_encoder import TextStyle
 from scoresde.protocols import NULL, Condition, by_name
 from scoresde.tensors import at_least_float32
 
-RESERVED = ("vector", "text", "context", "image", "target", "latent")  # conditions that are not labels
+RESERVED = ("vector", "text", "context", "image", "target", "latent", "clips")  # conditions that are not labels
 
 Classes = CountOrZero | Mapping[str, Count]
 """The number of classes of the condition "label" (0 for none), or of several conditions by name."""

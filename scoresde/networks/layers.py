@@ -116,7 +116,8 @@ def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None
     """Return softmax(query key^T / C^(1/2)) value, with the heads concatenated: (B, positions, heads C).
 
     query, key and value have shape (B, heads, positions, C).
-    `mask` (B, 1, 1, positions of the keys) is True for the keys that take part; None for all.
+    `mask` is True for the keys that take part; it broadcasts to (B, heads, positions of the queries, of the keys). None
+    for all.
 
     The fused kernels raise NotImplementedError in forward-mode differentiation; unfused operations then replace them.
     """

@@ -7,7 +7,7 @@ from scoresde.losses import RandomMasks
 from scoresde.random_stream import RandomStream
 from tests.conftest import seeded
 
-KINDS = ("box", "half", "strokes", "hidden")
+KINDS = ("box", "half", "strokes", "hidden", "frames")
 
 
 def drawn(shape, count=200, seed=0, **options):
@@ -62,6 +62,20 @@ def test_strokes_are_near_a_line_of_their_width():
     widened = torch.nn.functional.max_pool2d(thin[:, None].float(), 5, 1, 2)[:, 0].bool()  # by 2 of 32 pixels
     assert (thick <= widened).double().mean() > 0.999
     assert 0.05 < float(thin.double().mean()) < 0.4
+
+
+def test_later_frames_or_those_in_between_are_hidden():
+    masks = drawn((2, 5, 2, 3), **only("frames"))[:, 0]
+    frames = masks.all(dim=(2, 3))
+    assert torch.equal(frames, masks.any(dim=(2, 3)))  # a frame is hidden or measured as a whole
+    patterns = frames.int().unique(dim=0, return_counts=True)
+    for first in range(1, 5):
+        for stop in range(first + 1, 6):
+            hidden = torch.tensor([first <= j < stop for j in range(5)])
+            count = patterns[1][(patterns[0] == (~hidden).int()).all(dim=1)].sum()
+            assert count >= (12 if stop == 5 else 1)  # of 25 or more, and of 6 or more
+    assert patterns[1].sum() == 200
+    assert len(patterns[1]) == 10
 
 
 def test_frequencies_are_relative():
