@@ -8,6 +8,7 @@ r"""Inverse problems: samples of x given a measurement y = A(x) + noise, with a 
     constraints         `Replacement`, which overwrites the measured part of the state, and `RePaint`
     spectral            `DDRM`, `DDNM`: samplers for operators with known singular values
     trained_inpainting  `TrainedInpainting`: a network that was trained for inpainting, the measurement its condition
+    hidden_entries      `HiddenEntries`: the model of the hidden entries alone, with the density p(hidden | measured)
     twisted_particles   `TwistedParticles`: exact in the limit of many particles, with the evidence p(y)
     posterior_samples   `sample_posterior`: samples by the name of a method
     posterior_moments   `posterior_moments`: means and variances by multilevel Monte Carlo
@@ -19,6 +20,7 @@ evidence p(y) is known, `GaussianMixture.log_evidence`: every method is tested a
 from scoresde.inverse.constraints import RePaint, Replacement, Resampled, corrected
 from scoresde.inverse.general_operators import Inpainting, Nonlinear
 from scoresde.inverse.general_operators import LinearOperator as Linear
+from scoresde.inverse.hidden_entries import HiddenEntries
 from scoresde.inverse.image_operators import Blur, ChannelMixing, Colour, Downsampling, Fourier, GaussianBlur, Grey
 from scoresde.inverse.operators import Composed, Operator, PhysicsOperator, as_operator
 from scoresde.inverse.particles import Particles, pooled
@@ -43,6 +45,7 @@ __all__ = [
     "Fourier",
     "GaussianBlur",
     "Grey",
+    "HiddenEntries",
     "Inpainting",
     "Linear",
     "Measured",

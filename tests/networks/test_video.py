@@ -95,9 +95,9 @@ def test_rotations_make_products_depend_on_the_distance_of_frames():
 
 
 def test_bad_arguments_are_refused():
-    with pytest.raises(ValueError, match="a multiple of 8, twice the number of heads .*; got 12: change the width"):
+    with pytest.raises(ValueError, match=r"a multiple of 8, twice the number of heads .*; got 12: change the width"):
         TemporalAttention(12, 4)
-    with pytest.raises(TypeError, match="network must be a UNet or a DiT of scoresde.networks; got EncoderUNet"):
+    with pytest.raises(TypeError, match=r"network must be a UNet or a DiT of scoresde.networks; got EncoderUNet"):
         VideoNetwork(EncoderUNet(4, 2, 1, 4, (1,), 1))
     network, (x, label, cond) = video(dit), inputs(3)
     for clips in (torch.zeros(2, 2, dtype=torch.long), torch.zeros(2, 3)):

@@ -1,0 +1,213 @@
+r"""Video diffusion of moving digits: joint training on videos and images, prediction, filling in, bits (2204.03458).
+
+Two of scikit-learn's digits, 8 x 8 pixels, bounce off the walls of a frame of 16 x 16; the nearer one hides the other. A
+video is a state (1, T, 16, 16). The network is a DiT for images with attention over frames after each of its blocks
+(`ss.networks.VideoNetwork`). It is trained once, jointly, on
+
+    videos of 6 frames;  two videos of 3 frames in one state;  6 independent images in one state
+
+(the condition "clips" masks the attention between frames of different clips), and with all frames, the later ones or
+those in between hidden, the other ones being a condition. The one network then gives
+
+    samples, also longer than those of the training       later frames, and frames in between, given the others
+    p(future | past), by the condition                    the same by `ss.inverse` from the unconditional model alone
+
+Bits per dimension are evidence bounds (2107.00630), with standard errors over test videos of digits not trained on. The
+motion is exact, so that a predicted frame has a known truth: its digits are located by the best match of all
+81 x 81 places, and their distance to the true places is compared with that of digits that stop moving.
+
+    python examples/video.py                  # train, predict, print the table, save examples/figures/video.png
+    python examples/video.py --run runs/video # the same; keep the training in this directory, or go on with it
+    python examples/video.py --small          # seconds: a short training, few videos
+"""
+
+import argparse
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from matplotlib import pyplot as plt
+
+import scoresde as ss
+
+HERE = Path(__file__).parent
+SIDE, DIGIT, FRAMES, PAST = 16, 8, 6, 3  # pixels of a frame and of a digit; frames of a video, and of its past
+SPAN, TRANSFORM = SIDE - DIGIT, ss.data.Levels(17)
+GIVEN = {"future": range(PAST), "middle": (0, 1, 4, 5)}  # the known frames
+SAMPLER = ss.samplers.PredictorCorrector(ss.samplers.DPMSolverPP(), steps=20)
+
+
+def videos(split, n, seed):
+    """Return n videos (n, 1, T, 16, 16) in grey levels, their digits (n, 2, 8, 8), the nearer last, and their places.
+
+    The places (n, T, 2, 2) are row and column of the upper left corner. Speeds are 1 or 2 pixels a frame on each axis.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    images = ss.data.Digits(split).images[:, 0]
+    digits = images[torch.randint(len(images), (n, 2), generator=generator)]
+    phase = torch.randint(2 * SPAN, (n, 1, 2, 2), generator=generator)
+    speed = torch.randint(1, 3, (n, 1, 2, 2), generator=generator)
+    places = SPAN - ((phase + speed * torch.arange(FRAMES)[:, None, None]) % (2 * SPAN) - SPAN).abs()
+    return drawn(digits[:, None], places)[:, None], digits, places
+
+
+def drawn(digits, places):
+    """Draw digits (n, 1, 2, 8, 8) at places (n, T, 2, 2): frames (n, T, 16, 16)."""
+    n, frames = places.shape[:2]
+    canvas, at = torch.zeros(n, frames, SIDE, SIDE), places[..., None] + torch.arange(DIGIT)
+    first, second = torch.arange(n)[:, None, None, None], torch.arange(frames)[:, None, None]
+    for k in range(2):
+        index = first, second, at[:, :, k, 0, :, None], at[:, :, k, 1, None, :]
+        canvas[index] = torch.where(digits[:, :, k] > 0, digits[:, :, k], canvas[index])
+    return canvas
+
+
+def mixture(n):
+    """Return n states of the training with their clips: 5/8 videos, 1/4 two short videos each, 1/8 images."""
+    x, clips = videos("train", n, seed=0)[0], torch.full((n, FRAMES), -1)  # -1: all frames are one video
+    pairs, images = slice(0, n // 4), slice(n // 4, 3 * n // 8)
+    x[pairs, :, PAST:] = x[pairs, :, PAST:].roll(1, 0)
+    clips[pairs] = torch.arange(FRAMES) // PAST
+    order = torch.randperm(n // 8 * FRAMES, generator=torch.Generator().manual_seed(1))
+    x[images] = x[images].flatten(0, 2)[order].reshape(-1, 1, FRAMES, SIDE, SIDE)
+    clips[images] = torch.arange(FRAMES)
+    return x.byte(), {"clips": clips}
+
+
+def train(width, depth, steps, n, run):
+    """Train the network on the mixture, with random frames hidden, and return the model."""
+    torch.manual_seed(0)
+    image = ss.networks.DiT(SIDE, 1, patch=4, width=width, depth=depth, heads=4, out_channels=17, cond_channels=2)
+    network = ss.networks.LevelHead(ss.networks.VideoNetwork(image, clips=True), levels=17, sigma_data=0.85)
+    model = ss.ScoreModel(network, ss.VP(), ss.predictions.Denoiser())
+    masks = ss.losses.RandomMasks(box=0, half=0, strokes=0, hidden=1, frames=1)
+    score_matching = ss.losses.DenoisingScoreMatching("likelihood", ss.losses.LogNormal(-0.5, 1.5))
+    settings = {"steps": steps, "batch_size": 16, "learning_rate": 2e-3, "warmup": min(100, steps // 4), "ema": 0.99}
+    loss = ss.losses.InpaintingObjective(score_matching, masks)
+    return ss.fit(model, mixture(n), run, loss=loss, transform=TRANSFORM, **settings).model
+
+
+def known(which):
+    """Return the operator that measures the known frames, and its mask (1, T, 16, 16)."""
+    mask = torch.zeros(1, FRAMES, SIDE, SIDE, dtype=torch.bool)
+    mask[:, list(GIVEN[which])] = True
+    return ss.inverse.Inpainting(mask), mask
+
+
+def bits(model, test, draws):
+    """Return the bounds in bits/dim of videos, of images, of the future alone and of the future given the past."""
+    operator, mask = known("future")
+    given = ss.inverse.TrainedInpainting(model, operator, operator(TRANSFORM(test + 0.5)))
+    images = model.given({"clips": torch.arange(FRAMES).expand(len(test), -1)})
+    cases = {
+        "video": (model, test),
+        "video as independent images": (images, test),
+        "future": (model, test[:, :, PAST:]),
+        "future given past": (ss.inverse.HiddenEntries(given), test[:, ~mask]),
+    }
+    return {name: ss.bounds.continuous(m, x.long(), TRANSFORM, draws=draws) for name, (m, x) in cases.items()}
+
+
+def restored(model, test, which, method, count, **options):
+    """Draw the hidden frames of the first `count` videos, (count, 1, T, 16, 16) in grey levels, with all frames."""
+    operator, mask = known(which)
+    y = operator(TRANSFORM(test[:count] + 0.5))
+    x = ss.inverse.sample_posterior(
+        model, operator, y, count, method, sampler=SAMPLER, seeds=range(count), shape=mask.shape, **options
+    ).x
+    return torch.where(mask, test[:count], TRANSFORM.quantise(x))
+
+
+def located(frames, digits):
+    """Return the places (T, 2, 2) at which two digits (2, 8, 8) match frames (T, 16, 16) best, in squared error."""
+    axis = torch.arange(SPAN + 1)
+    places = torch.cartesian_prod(axis, axis, axis, axis).reshape(-1, 1, 2, 2)
+    all_frames = drawn(digits[None, None].expand(len(places), 1, -1, -1, -1), places).flatten(1)
+    error = all_frames.square().sum(1) - 2 * frames.flatten(1) @ all_frames.T
+    return places[error.argmin(1), 0]
+
+
+def distances(predictions, digits, places):
+    """Return the mean distance of the digits of predicted frames to their true places, (n, T), in pixels."""
+    found = torch.stack([located(x[0], digits[i]) for i, x in enumerate(predictions)])
+    return (found - places[: len(found)]).float().norm(dim=3).mean(dim=2)
+
+
+def strip(video, given=()):
+    """Return the frames (1, T, 16, 16) side by side as a picture, with blue frames around the known ones."""
+    rows = []
+    for j, frame in enumerate(video[0]):
+        cell = torch.tensor([0.0, 0.45, 0.7] if j in given else [1.0, 1.0, 1.0]).repeat(SIDE + 2, SIDE + 2, 1)
+        cell[1:-1, 1:-1] = 1 - frame[..., None].clamp(0, 16) / 16
+        rows += [cell, torch.ones(SIDE + 2, 1, 3)]
+    return torch.cat(rows[:-1], dim=1)
+
+
+def draw(test, filled, predicted, samples, errors, values):
+    """Draw truth, predictions and filled-in frames of three videos; samples; bits; distances by frame."""
+    fig = plt.figure(figsize=(7.4, 5.3))
+    left, right = fig.subfigures(1, 2, width_ratios=(1.35, 1))
+    rows = [(name, i) for i in range(3) for name in ("truth", *predicted, "filled in")]
+    for ax, (name, i) in zip(left.subplots(len(rows), 1), rows, strict=True):
+        videos_by_name = {"truth": test, **predicted, "filled in": filled}
+        given = () if name == "truth" else GIVEN["middle" if name == "filled in" else "future"]
+        ax.imshow(strip(videos_by_name[name][i], given))
+        ax.set_ylabel(name, rotation=0, ha="right", va="center", fontsize=6)
+        ax.set(xticks=[], yticks=[])
+        ax.spines[:].set_visible(False)
+    top, middle, bottom = right.subfigures(3, 1, height_ratios=(1.1, 1, 1))
+    axes = top.subplots(len(samples), 1)
+    axes[0].set_title("samples; the network was trained on 6 frames", fontsize=7)
+    for ax, x in zip(axes, samples, strict=True):
+        ax.imshow(strip(x))
+        ax.axis("off")
+    ax = middle.subplots()
+    for name, (mean, error) in errors.items():
+        ax.errorbar(np.arange(1, FRAMES - PAST + 1), mean, error, marker="o", ms=3, label=name)
+    ax.set(xlabel="frames ahead", ylabel="distance (pixels)", xticks=range(1, FRAMES - PAST + 1), ylim=(0, None))
+    ax.legend(fontsize=6)
+    ax = bottom.subplots()
+    ax.barh(list(values), [b.mean for b in values.values()], xerr=[b.stderr for b in values.values()], color="C0")
+    ax.invert_yaxis()
+    ax.set(xlabel="bits/dim (bound)")
+    return fig
+
+
+def main(small: bool = False, run: str | None = None) -> dict[str, float]:
+    width, depth, steps, n, tests, draws = (32, 1, 30, 256, 4, 2) if small else (96, 3, 600, 4096, 48, 16)
+    model = train(width, depth, steps, n, run)
+    test, digits, places = videos("test", tests, seed=1)
+    values = bits(model, test, draws)
+    figures = {f"{name}: bits/dim": b.mean for name, b in values.items()}
+    saved = values["future"].per_image - values["future given past"].per_image
+    figures |= {"bits/dim saved by the past": float(saved.mean()), "error": float(saved.std() / tests**0.5)}
+    count = tests if small else tests // 3
+    predicted = {
+        "trained": restored(model, test, "future", "trained", tests),
+        "MMPS": restored(model, test, "future", "mmps", count, iterations=2),
+    }
+    by_frame = {name: distances(x[:, :, PAST:], digits, places[:, PAST:]) for name, x in predicted.items()}
+    still = places[:, [PAST - 1]].expand(-1, FRAMES - PAST, -1, -1)
+    by_frame["no motion"] = (still - places[:, PAST:]).float().norm(dim=3).mean(dim=2)
+    errors = {name: (d.mean(0), d.std(0) / len(d) ** 0.5) for name, d in by_frame.items()}
+    figures |= {f"{name}: distance {j + 1} ahead": float(m[j]) for name, (m, _) in errors.items() for j in range(3)}
+    figures |= {f"{name}: distance": float(d.mean()) for name, d in by_frame.items()}
+    print(*(f"{name:<40}{value:9.4f}" for name, value in figures.items()), sep="\n")
+    print(*(f"{name:<40}+- {b.stderr:.4f}" for name, b in values.items()), sep="\n")
+    print(f"{time.process_time():.0f} s of CPU time")
+    if not small:
+        filled = restored(model, test, "middle", "trained", 3)
+        long = [SAMPLER(model, (1, 1, t, SIDE, SIDE), seeds=[t]).x[0] for t in (6, 7, 8, 10)]
+        with plt.style.context(HERE.parent / "notebooks" / "paper.mplstyle"):
+            fig = draw(test, filled, predicted, [TRANSFORM.quantise(x) for x in long], errors, values)
+            fig.savefig(HERE / "figures" / "video.png", dpi=150)
+    return figures
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--small", action="store_true", help="a short run, to see that it works")
+    parser.add_argument("--run", help="directory of the training; default: a temporary one")
+    arguments = parser.parse_args()
+    main(arguments.small, arguments.run)
