@@ -66,7 +66,7 @@ def test_errors_are_those_of_the_hidden_entries():
 
 
 def test_bad_arguments_are_refused():
-    with pytest.raises(TypeError, match="a posterior model with Inpainting, such as .*; got MMPS"):
+    with pytest.raises(TypeError, match=r"a posterior model with Inpainting, such as .*; got MMPS"):
         HiddenEntries(MMPS(ORACLE.score_model(SDE), Grey(0.1), normal(1, 1, 2)))
     with pytest.raises(ValueError, match="the mask must hide at least one entry"):
         HiddenEntries(MMPS(ORACLE.score_model(SDE), Inpainting(torch.ones(2, 2), 0.1), normal(4)))
