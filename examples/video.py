@@ -1,6 +1,6 @@
 r"""Video diffusion of moving digits: joint training on videos and images, prediction, filling in, bits (2204.03458).
 
-Two of scikit-learn's digits, 8 x 8 pixels, bounce off the walls of a frame of 16 x 16; the nearer one hides the other. A
+Two of scikit-learn's digits, 8 x 8 pixels, bounce off the walls of a frame of 16 x 16; the nearer hides the other. A
 video is a state (1, T, 16, 16). The network is a DiT for images with attention over frames after each of its blocks
 (`ss.networks.VideoNetwork`). It is trained once, jointly, on
 
@@ -83,7 +83,7 @@ def train(width, depth, steps, n, run):
     model = ss.ScoreModel(network, ss.VP(), ss.predictions.Denoiser())
     masks = ss.losses.RandomMasks(box=0, half=0, strokes=0, hidden=1, frames=1)
     score_matching = ss.losses.DenoisingScoreMatching("likelihood", ss.losses.LogNormal(-0.5, 1.5))
-    settings = {"steps": steps, "batch_size": 16, "learning_rate": 2e-3, "warmup": min(100, steps // 4), "ema": 0.99}
+    settings = {"steps": steps, "batch_size": 8, "learning_rate": 1.5e-3, "warmup": min(100, steps // 4), "ema": 0.99}
     loss = ss.losses.InpaintingObjective(score_matching, masks)
     return ss.fit(model, mixture(n), run, loss=loss, transform=TRANSFORM, **settings).model
 

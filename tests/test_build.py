@@ -152,7 +152,9 @@ def test_every_option_builds_its_object(group, option, request, tmp_path):
         whole.run = str(tmp_path)
         AdamsTable.uniform(12, (0.0, 1.0), 1.0).save(tmp_path / "likelihood_solvers" / "steps12.safetensors")
     if group == "network":
-        whole.data.shape = {"volumes": [1, 8, 8, 8], "video": [1, 3, 8, 8], "patches": [3, 16, 16]}.get(option, [3, 64, 64])
+        whole.data.shape = {"volumes": [1, 8, 8, 8], "video": [1, 3, 8, 8], "patches": [3, 16, 16]}.get(
+            option, [3, 64, 64]
+        )
     if group == "data":
         stand_in(whole.data, request)
     if (group, option) == ("text", "pretrained"):
