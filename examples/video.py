@@ -7,17 +7,16 @@ video is a state (1, T, 16, 16). The network is a DiT for images with attention 
     videos of 6 frames;  two videos of 3 frames in one state;  6 independent images in one state
 
 (the condition "clips" masks the attention between frames of different clips), and with all frames, the later ones or
-those in between hidden, the other ones being a condition. The one network then gives
-
-    samples, also longer than those of the training       later frames, and frames in between, given the others
-    p(future | past), by the condition                    the same by `ss.inverse` from the unconditional model alone
+those in between hidden, the other ones being a condition. The one network then gives samples of any length, p(future |
+past), and later frames and frames in between given the others: by its condition, or by `ss.inverse` from the
+unconditional model alone.
 
 Bits per dimension are evidence bounds (2107.00630), with standard errors over test videos of digits not trained on. The
-motion is exact, so that a predicted frame has a known truth: its digits are located by the best match of all
-81 x 81 places, and their distance to the true places is compared with that of digits that stop moving.
+motion is known: the digits of a predicted frame, located by the best match among all 81 x 81 places, have a distance to
+their true places, which is compared with that of digits that stop moving.
 
     python examples/video.py                  # train, predict, print the table, save examples/figures/video.png
-    python examples/video.py --run runs/video # the same; keep the training in this directory, or go on with it
+    python examples/video.py --run DIRECTORY  # the same; keep the training in this directory, or go on with it
     python examples/video.py --small          # seconds: a short training, few videos
 """
 
@@ -25,7 +24,6 @@ import argparse
 import time
 from pathlib import Path
 
-import numpy as np
 import torch
 from matplotlib import pyplot as plt
 
@@ -34,7 +32,7 @@ import scoresde as ss
 HERE = Path(__file__).parent
 SIDE, DIGIT, FRAMES, PAST = 16, 8, 6, 3  # pixels of a frame and of a digit; frames of a video, and of its past
 SPAN, TRANSFORM = SIDE - DIGIT, ss.data.Levels(17)
-GIVEN = {"future": range(PAST), "middle": (0, 1, 4, 5)}  # the known frames
+BEFORE, AROUND = (0, 1, 2), (0, 1, 4, 5)  # frames that are known in prediction and in filling in
 SAMPLER = ss.samplers.PredictorCorrector(ss.samplers.DPMSolverPP(), steps=20)
 
 
@@ -88,16 +86,15 @@ def train(width, depth, steps, n, run):
     return ss.fit(model, mixture(n), run, loss=loss, transform=TRANSFORM, **settings).model
 
 
-def known(which):
-    """Return the operator that measures the known frames, and its mask (1, T, 16, 16)."""
-    mask = torch.zeros(1, FRAMES, SIDE, SIDE, dtype=torch.bool)
-    mask[:, list(GIVEN[which])] = True
-    return ss.inverse.Inpainting(mask), mask
+def known(frames):
+    """Return a mask (1, T, 16, 16) that is true in the known frames."""
+    return torch.isin(torch.arange(FRAMES), torch.tensor(frames))[:, None, None].expand(1, -1, SIDE, SIDE)
 
 
 def bits(model, test, draws):
     """Return the bounds in bits/dim of videos, of images, of the future alone and of the future given the past."""
-    operator, mask = known("future")
+    mask = known(BEFORE)
+    operator = ss.inverse.Inpainting(mask)
     given = ss.inverse.TrainedInpainting(model, operator, operator(TRANSFORM(test + 0.5)))
     images = model.given({"clips": torch.arange(FRAMES).expand(len(test), -1)})
     cases = {
@@ -109,14 +106,13 @@ def bits(model, test, draws):
     return {name: ss.bounds.continuous(m, x.long(), TRANSFORM, draws=draws) for name, (m, x) in cases.items()}
 
 
-def restored(model, test, which, method, count, **options):
-    """Draw the hidden frames of the first `count` videos, (count, 1, T, 16, 16) in grey levels, with all frames."""
-    operator, mask = known(which)
-    y = operator(TRANSFORM(test[:count] + 0.5))
-    x = ss.inverse.sample_posterior(
-        model, operator, y, count, method, sampler=SAMPLER, seeds=range(count), shape=mask.shape, **options
-    ).x
-    return torch.where(mask, test[:count], TRANSFORM.quantise(x))
+def restored(model, test, frames, method, **options):
+    """Draw the hidden frames of videos given the known ones; return all frames, (n, 1, T, 16, 16) in grey levels."""
+    mask, settings = known(frames), {"sampler": SAMPLER, "seeds": range(len(test)), **options}
+    operator = ss.inverse.Inpainting(mask)
+    y = operator(TRANSFORM(test + 0.5))
+    x = ss.inverse.sample_posterior(model, operator, y, len(test), method, shape=mask.shape, **settings).x
+    return torch.where(mask, test, TRANSFORM.quantise(x))
 
 
 def located(frames, digits):
@@ -134,44 +130,45 @@ def distances(predictions, digits, places):
     return (found - places[: len(found)]).float().norm(dim=3).mean(dim=2)
 
 
-def strip(video, given=()):
-    """Return the frames (1, T, 16, 16) side by side as a picture, with blue frames around the known ones."""
-    rows = []
-    for j, frame in enumerate(video[0]):
-        cell = torch.tensor([0.0, 0.45, 0.7] if j in given else [1.0, 1.0, 1.0]).repeat(SIDE + 2, SIDE + 2, 1)
-        cell[1:-1, 1:-1] = 1 - frame[..., None].clamp(0, 16) / 16
-        rows += [cell, torch.ones(SIDE + 2, 1, 3)]
-    return torch.cat(rows[:-1], dim=1)
+def picture(rows):
+    """Return a picture of videos (1, T, 16, 16), one in each row; known frames have blue borders."""
+    side = SIDE + 3
+    canvas = torch.ones(len(rows) * side, max(len(x[0]) for x, _ in rows) * side, 3)
+    for i, (x, given) in enumerate(rows):
+        for j, frame in enumerate(x[0]):
+            cell = canvas[i * side : (i + 1) * side - 1, j * side : (j + 1) * side - 1]
+            cell[:] = torch.tensor([0.0, 0.45, 0.7] if j in given else [0.85, 0.85, 0.85])
+            cell[1:-1, 1:-1] = 1 - frame[..., None] / 16
+    return canvas
 
 
-def draw(test, filled, predicted, samples, errors, values):
-    """Draw truth, predictions and filled-in frames of three videos; samples; bits; distances by frame."""
-    fig = plt.figure(figsize=(7.4, 5.3))
-    left, right = fig.subfigures(1, 2, width_ratios=(1.35, 1))
-    rows = [(name, i) for i in range(3) for name in ("truth", *predicted, "filled in")]
-    for ax, (name, i) in zip(left.subplots(len(rows), 1), rows, strict=True):
-        videos_by_name = {"truth": test, **predicted, "filled in": filled}
-        given = () if name == "truth" else GIVEN["middle" if name == "filled in" else "future"]
-        ax.imshow(strip(videos_by_name[name][i], given))
-        ax.set_ylabel(name, rotation=0, ha="right", va="center", fontsize=6)
-        ax.set(xticks=[], yticks=[])
-        ax.spines[:].set_visible(False)
-    top, middle, bottom = right.subfigures(3, 1, height_ratios=(1.1, 1, 1))
-    axes = top.subplots(len(samples), 1)
-    axes[0].set_title("samples; the network was trained on 6 frames", fontsize=7)
-    for ax, x in zip(axes, samples, strict=True):
-        ax.imshow(strip(x))
-        ax.axis("off")
-    ax = middle.subplots()
-    for name, (mean, error) in errors.items():
-        ax.errorbar(np.arange(1, FRAMES - PAST + 1), mean, error, marker="o", ms=3, label=name)
-    ax.set(xlabel="frames ahead", ylabel="distance (pixels)", xticks=range(1, FRAMES - PAST + 1), ylim=(0, None))
-    ax.legend(fontsize=6)
-    ax = bottom.subplots()
-    ax.barh(list(values), [b.mean for b in values.values()], xerr=[b.stderr for b in values.values()], color="C0")
-    ax.invert_yaxis()
-    ax.set(xlabel="bits/dim (bound)")
-    return fig
+def draw(test, shown, samples, distance, values):
+    """Draw the truth and the restored frames of three videos, samples, distances by frame, and bits."""
+    figure, axes = plt.subplot_mosaic("abc;dfg", figsize=(7.4, 3.6))
+    names = {"truth": (test, ()), **shown}
+    for i, key in enumerate("abc"):
+        axes[key].imshow(picture([(x[i], given) for x, given in names.values()]))
+        axes[key].set_yticks(
+            [(SIDE + 3) * (k + 0.5) for k in range(len(names))], names if i == 0 else [""] * len(names)
+        )
+    axes["d"].imshow(picture([(x, ()) for x in samples]))
+    axes["d"].set(title="samples (trained on 6 frames)", yticks=[])
+    for key in "abcd":
+        axes[key].set_xticks([])
+        axes[key].tick_params(length=0)
+        axes[key].spines[:].set_visible(False)
+    ahead = range(1, FRAMES - PAST + 1)
+    for name, (mean, error) in distance.items():
+        axes["f"].errorbar(ahead, mean, error, marker="o", label=name)
+    axes["f"].set(
+        title="predicted places", xlabel="frames ahead", ylabel="error (pixels)", xticks=ahead, ylim=(0, None)
+    )
+    axes["f"].legend()
+    mean, error = ([getattr(b, key) for b in values.values()] for key in ("mean", "stderr"))
+    axes["g"].barh([name.replace(" as", "\nas").replace(" given", "\ngiven") for name in values], mean, xerr=error)
+    axes["g"].invert_yaxis()
+    axes["g"].set(title="test videos", xlabel="bits/dim")
+    return figure
 
 
 def main(small: bool = False, run: str | None = None) -> dict[str, float]:
@@ -179,30 +176,29 @@ def main(small: bool = False, run: str | None = None) -> dict[str, float]:
     model = train(width, depth, steps, n, run)
     test, digits, places = videos("test", tests, seed=1)
     values = bits(model, test, draws)
-    figures = {f"{name}: bits/dim": b.mean for name, b in values.items()}
+    table = {name: (b.mean, b.stderr) for name, b in values.items()}
     saved = values["future"].per_image - values["future given past"].per_image
-    figures |= {"bits/dim saved by the past": float(saved.mean()), "error": float(saved.std() / tests**0.5)}
-    count = tests if small else tests // 3
+    table["saved by the past"] = float(saved.mean()), float(saved.std() / tests**0.5)
     predicted = {
-        "trained": restored(model, test, "future", "trained", tests),
-        "MMPS": restored(model, test, "future", "mmps", count, iterations=2),
+        "trained": restored(model, test, BEFORE, "trained"),
+        "MMPS": restored(model, test[: tests // 3 + 2], BEFORE, "mmps", iterations=2),
     }
     by_frame = {name: distances(x[:, :, PAST:], digits, places[:, PAST:]) for name, x in predicted.items()}
-    still = places[:, [PAST - 1]].expand(-1, FRAMES - PAST, -1, -1)
-    by_frame["no motion"] = (still - places[:, PAST:]).float().norm(dim=3).mean(dim=2)
-    errors = {name: (d.mean(0), d.std(0) / len(d) ** 0.5) for name, d in by_frame.items()}
-    figures |= {f"{name}: distance {j + 1} ahead": float(m[j]) for name, (m, _) in errors.items() for j in range(3)}
-    figures |= {f"{name}: distance": float(d.mean()) for name, d in by_frame.items()}
-    print(*(f"{name:<40}{value:9.4f}" for name, value in figures.items()), sep="\n")
-    print(*(f"{name:<40}+- {b.stderr:.4f}" for name, b in values.items()), sep="\n")
+    by_frame["no motion"] = (places[:, [PAST - 1]] - places[:, PAST:]).float().norm(dim=3).mean(dim=2)
+    distance = {name: (d.mean(0), d.std(0) / len(d) ** 0.5) for name, d in by_frame.items()}
+    for name, parts in distance.items():
+        rows = enumerate(zip(*(part.tolist() for part in parts), strict=True), 1)
+        table |= {f"{name}: pixels {j} ahead": row for j, row in rows}
+    print(*(f"{name:<40}{value:9.4f} +- {error:.4f}" for name, (value, error) in table.items()), sep="\n")
     print(f"{time.process_time():.0f} s of CPU time")
     if not small:
-        filled = restored(model, test, "middle", "trained", 3)
-        long = [SAMPLER(model, (1, 1, t, SIDE, SIDE), seeds=[t]).x[0] for t in (6, 7, 8, 10)]
+        shown = {name: (x, BEFORE) for name, x in predicted.items()}
+        shown["filled in"] = restored(model, test[:3], AROUND, "trained"), AROUND
+        samples = [SAMPLER(model, (1, 1, t, SIDE, SIDE), seeds=[t]).x[0] for t in (6, 6, 7, 8, 10)]
         with plt.style.context(HERE.parent / "notebooks" / "paper.mplstyle"):
-            fig = draw(test, filled, predicted, [TRANSFORM.quantise(x) for x in long], errors, values)
-            fig.savefig(HERE / "figures" / "video.png", dpi=150)
-    return figures
+            figure = draw(test, shown, [TRANSFORM.quantise(x) for x in samples], distance, values)
+            figure.savefig(HERE / "figures" / "video.png", dpi=150)
+    return {name: value for name, (value, _) in table.items()}
 
 
 if __name__ == "__main__":

@@ -183,7 +183,7 @@ class FeedForward(nn.Module):
         return self.outer(F.gelu(self.inner(tokens), approximate="tanh"))
 
 
-def checkpointed(module: nn.Module, *arguments: Any, active: bool) -> Tensor:
+def checkpointed(module: Callable[..., Tensor], *arguments: Any, active: bool) -> Tensor:
     """Return module(*arguments); if active, recompute activations in the backward pass instead of storing them.
 
     (Method: 1604.06174.) `torch.func.grad` and `vjp` do not support checkpointing; `torch.autograd.grad` does.

@@ -170,13 +170,14 @@ class VideoNetwork(nn.Module, Configured):
             raise TypeError(f"network must be a UNet or a DiT of scoresde.networks; got {type(network).__name__}")
         attend_over_frames(network, heads)
         self.network: Any = network
-        self.network.time = FrameEmbedding(network.time)
+        network.add_module("time", FrameEmbedding(network.time))
         self.conditions = [*self.network.conditions, *([CLIPS] if clips else [])]
 
     def forward(self, x: Tensor, c_noise: Tensor, cond: Condition = None) -> Tensor:
         """Return (B, out_channels, T, *space) at x (B, C, T, *space), noise labels (B,) and a condition."""
         channels, *space = self.network.shape
-        batch, count = len(x), x.shape[2] if x.ndim > 2 + len(space) else "T"
+        batch = len(x)
+        count: Any = x.shape[2] if x.ndim > 2 + len(space) else "T"
         check_shape(x, (channels, count, *space))
         parts = {name: _of_frames(name, part, x) for name, part in by_name(cond).items()}
         if CLIPS in parts and CLIPS not in self.conditions:
