@@ -2,22 +2,18 @@ r"""Video diffusion of moving digits: joint training on videos and images, predi
 
 Two of scikit-learn's digits, 8 x 8 pixels, bounce off the walls of a frame of 16 x 16; the nearer hides the other. A
 video is a state (1, T, 16, 16). The network is a DiT for images with attention over frames after each of its blocks
-(`ss.networks.VideoNetwork`). It is trained once, jointly, on
-
-    videos of 6 frames;  two videos of 3 frames in one state;  6 independent images in one state
-
-(the condition "clips" masks the attention between frames of different clips), and with all frames, the later ones or
-those in between hidden, the other ones being a condition. The one network then gives samples of any length, p(future |
-past), and later frames and frames in between given the others: by its condition, or by `ss.inverse` from the
+(`ss.networks.VideoNetwork`). It is trained once on videos of 6 frames, pairs of videos of 3 frames, and 6 independent
+images (the condition "clips" masks the attention between frames of different clips), and with all frames, the later ones
+or those in between hidden, the other ones being a condition. The one network then gives samples of any length, p(future
+| past), and later frames and frames in between given the others: by its condition, or by `ss.inverse` from the
 unconditional model alone.
 
 Bits per dimension are evidence bounds (2107.00630), with standard errors over test videos of digits not trained on. The
 motion is known: the digits of a predicted frame, located by the best match among all 81 x 81 places, have a distance to
 their true places, which is compared with that of digits that stop moving.
 
-    python examples/video.py                  # train, predict, print the table, save examples/figures/video.png
-    python examples/video.py --run DIRECTORY  # the same; keep the training in this directory, or go on with it
-    python examples/video.py --small          # seconds: a short training, few videos
+    python examples/video.py            # train, predict, print the table, save examples/figures/video.png
+    python examples/video.py --small    # seconds: a short training, few videos
 """
 
 import argparse
@@ -115,19 +111,15 @@ def restored(model, test, frames, method, **options):
     return torch.where(mask, test, TRANSFORM.quantise(x))
 
 
-def located(frames, digits):
-    """Return the places (T, 2, 2) at which two digits (2, 8, 8) match frames (T, 16, 16) best, in squared error."""
-    axis = torch.arange(SPAN + 1)
-    places = torch.cartesian_prod(axis, axis, axis, axis).reshape(-1, 1, 2, 2)
-    all_frames = drawn(digits[None, None].expand(len(places), 1, -1, -1, -1), places).flatten(1)
-    error = all_frames.square().sum(1) - 2 * frames.flatten(1) @ all_frames.T
-    return places[error.argmin(1), 0]
-
-
 def distances(predictions, digits, places):
-    """Return the mean distance of the digits of predicted frames to their true places, (n, T), in pixels."""
-    found = torch.stack([located(x[0], digits[i]) for i, x in enumerate(predictions)])
-    return (found - places[: len(found)]).float().norm(dim=3).mean(dim=2)
+    """Return the mean distance of the digits of frames (n, 1, T, 16, 16) to their true places, (n, T), in pixels."""
+    axis, located = torch.arange(SPAN + 1), []
+    candidates = torch.cartesian_prod(axis, axis, axis, axis).reshape(-1, 1, 2, 2)
+    for x, pair in zip(predictions[:, 0], digits, strict=False):  # the best match, in squared error
+        drawings = drawn(pair[None, None].expand(len(candidates), -1, -1, -1, -1), candidates).flatten(1)
+        error = drawings.square().sum(1) - 2 * x.flatten(1) @ drawings.T
+        located.append(candidates[error.argmin(1), 0])
+    return (torch.stack(located) - places[: len(located)]).float().norm(dim=3).mean(dim=2)
 
 
 def picture(rows):
@@ -144,8 +136,8 @@ def picture(rows):
 
 def draw(test, shown, samples, distance, values):
     """Draw the truth and the restored frames of three videos, samples, distances by frame, and bits."""
-    figure, axes = plt.subplot_mosaic("abc;dfg", figsize=(7.4, 3.6))
     names = {"truth": (test, ()), **shown}
+    figure, axes = plt.subplot_mosaic("abc;dfg", figsize=(7.4, 3.6))
     for i, key in enumerate("abc"):
         axes[key].imshow(picture([(x[i], given) for x, given in names.values()]))
         axes[key].set_yticks(
@@ -154,8 +146,7 @@ def draw(test, shown, samples, distance, values):
     axes["d"].imshow(picture([(x, ()) for x in samples]))
     axes["d"].set(title="samples (trained on 6 frames)", yticks=[])
     for key in "abcd":
-        axes[key].set_xticks([])
-        axes[key].tick_params(length=0)
+        axes[key].tick_params(length=0, labelbottom=False)
         axes[key].spines[:].set_visible(False)
     ahead = range(1, FRAMES - PAST + 1)
     for name, (mean, error) in distance.items():
@@ -186,15 +177,14 @@ def main(small: bool = False, run: str | None = None) -> dict[str, float]:
     by_frame = {name: distances(x[:, :, PAST:], digits, places[:, PAST:]) for name, x in predicted.items()}
     by_frame["no motion"] = (places[:, [PAST - 1]] - places[:, PAST:]).float().norm(dim=3).mean(dim=2)
     distance = {name: (d.mean(0), d.std(0) / len(d) ** 0.5) for name, d in by_frame.items()}
-    for name, parts in distance.items():
-        rows = enumerate(zip(*(part.tolist() for part in parts), strict=True), 1)
-        table |= {f"{name}: pixels {j} ahead": row for j, row in rows}
+    for name, (mean, error) in distance.items():
+        table |= {f"{name}: pixels {j + 1} ahead": (float(mean[j]), float(error[j])) for j in range(len(mean))}
     print(*(f"{name:<40}{value:9.4f} +- {error:.4f}" for name, (value, error) in table.items()), sep="\n")
     print(f"{time.process_time():.0f} s of CPU time")
     if not small:
         shown = {name: (x, BEFORE) for name, x in predicted.items()}
         shown["filled in"] = restored(model, test[:3], AROUND, "trained"), AROUND
-        samples = [SAMPLER(model, (1, 1, t, SIDE, SIDE), seeds=[t]).x[0] for t in (6, 6, 7, 8, 10)]
+        samples = [SAMPLER(model, (1, 1, t, SIDE, SIDE), seeds=[i]).x[0] for i, t in enumerate((6, 6, 6, 8, 10))]
         with plt.style.context(HERE.parent / "notebooks" / "paper.mplstyle"):
             figure = draw(test, shown, [TRANSFORM.quantise(x) for x in samples], distance, values)
             figure.savefig(HERE / "figures" / "video.png", dpi=150)
