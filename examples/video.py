@@ -3,7 +3,7 @@ r"""Video diffusion of moving digits: joint training on videos and images, predi
 Two of scikit-learn's digits, 8 x 8 pixels, bounce off the walls of a frame of 16 x 16; the nearer hides the other. A
 video is a state (1, T, 16, 16). The network is a DiT for images with attention over frames after each of its blocks
 (`ss.networks.VideoNetwork`). It is trained once on videos of 6 frames, pairs of videos of 3 frames, and 6 independent
-images (the condition "clips" masks the attention between frames of different clips), and with all frames, the later ones
+images (the condition "clips" masks attention between frames of different clips), and with all frames, the later ones
 or those in between hidden, the other ones being a condition. The one network then gives samples of any length, p(future
 | past), and later frames and frames in between given the others: by its condition, or by `ss.inverse` from the
 unconditional model alone.
