@@ -163,7 +163,7 @@ def draw(test, shown, samples, distance, values):
 
 
 def main(small: bool = False, run: str | None = None) -> dict[str, float]:
-    width, depth, steps, n, tests, draws = (32, 1, 20, 256, 3, 2) if small else (96, 3, 600, 4096, 48, 16)
+    width, depth, steps, n, tests, draws = (32, 1, 20, 256, 3, 8) if small else (96, 3, 600, 4096, 48, 16)
     model = train(width, depth, steps, n, run)
     test, digits, places = videos("test", tests, seed=1)
     values = bits(model, test, draws)
