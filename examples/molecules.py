@@ -116,7 +116,7 @@ def fit(x: np.ndarray, steps: int, width: int, depth: int) -> ss.Run:
 
 def main(small: bool) -> dict[str, float]:
     """Train, draw molecules, print the table, and return the figures by name."""
-    steps, width, depth, count, probes = (150, 32, 2, 48, 1) if small else (1500, 96, 4, 400, 8)
+    steps, width, depth, count, probes = (80, 32, 2, 48, 1) if small else (1500, 96, 4, 400, 8)
     rng, grids = np.random.default_rng(0), molecules()
     order = rng.permutation(sorted(grids))
     parts = {"data": [grids[n] for n in order[HELD_OUT:]], "held out": [grids[n] for n in order[:HELD_OUT]]}
