@@ -156,7 +156,10 @@ class PixelNetwork(torch.nn.Module):
         super().__init__()
         options = {"channels": 1, "multipliers": (1, 2), "blocks": 1, "attention": (), "head_channels": 8}
         self.unet = edm2((2,), 8, **options, uncertainty=4)
-        self.uncertainty = self.unet.uncertainty
+
+    @property
+    def uncertainty(self):
+        return self.unet.uncertainty
 
     def forward(self, x, c_noise, cond=None):
         return self.unet(x[:, None], c_noise, cond)[:, 0]
