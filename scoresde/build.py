@@ -5,7 +5,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +57,7 @@ class Run:
         dequantization: the dequantisation of integer grey levels; None for continuous data.
         trained_on_levels: whether the model was trained on the grey levels themselves, without dequantisation.
         text: maps captions to conditions, `run.model.given(run.text(["..."]))`; None if the data have no captions.
+        weights: "ema", "raw" or a relative width: the weights of the model, see `load`.
         state_shape, data_shape: shapes `*` of a state and of a sample in data units; they differ for latents.
     """
 
@@ -67,6 +68,7 @@ class Run:
     dequantization: Dequantization | None = None
     trained_on_levels: bool = False
     text: CaptionEncoder | None = None
+    weights: str | float = "ema"
 
     @property
     def data_map(self) -> DataMap:
@@ -222,7 +224,7 @@ def load(
             f"the transform of {path}, {own['transform']}, is of a class of your own: pass it, "
             "ss.load(path, transform=transform)"
         )
-    return _run(loaded, config, path, trust, transform)
+    return replace(_run(loaded, config, path, trust, transform), weights=weights)
 
 
 def load_classifier(

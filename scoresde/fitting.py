@@ -24,7 +24,7 @@ import torch
 from torch import nn
 from torch.utils.data import Dataset, default_collate
 
-from scoresde import run_config
+from scoresde import hub, run_config
 from scoresde.arguments import Count, Positive, check
 from scoresde.build import Run, load
 from scoresde.configured import full_name, remembered
@@ -253,7 +253,7 @@ def _set_conditions(model: Any, dataset: Any, loss: Objective, trainer: Trainer)
 def _directory(run: str | Path | None) -> Path:
     """Return the directory of the run, or a new temporary one."""
     if run is not None:
-        return Path(run)
+        return hub.check_local(run)
     if distributed.size() > 1:
         raise ValueError("run must be a directory that all processes share; got None: pass run=...")
     return Path(tempfile.mkdtemp(prefix="scoresde-"))

@@ -23,6 +23,13 @@ def is_address(path: str | Path) -> bool:
     return str(path).startswith("hf:/")
 
 
+def check_local(path: str | Path) -> Path:
+    """Return the directory of a run to write as a path; raise ValueError if it is an address on the hub."""
+    if is_address(path):
+        raise ValueError(f"the run must be written to a local directory; got {path}: upload it later by push_to_hub")
+    return Path(path)
+
+
 def download(address: str | Path, files: Sequence[str]) -> Path:
     """Download files of a run, as far as they exist and are not there yet, and return their folder.
 
@@ -50,8 +57,17 @@ def download(address: str | Path, files: Sequence[str]) -> Path:
     return folder
 
 
-def upload(folder: Path, repo: str, private: bool = False, message: str = "Upload a run", token: Any = None) -> str:
+def upload(
+    folder: Path,
+    repo: str,
+    private: bool = False,
+    message: str = "Upload a run",
+    token: Any = None,
+    optional: Sequence[str] = (),
+) -> str:
     """Upload a folder to a repository of models, made if it does not exist; return the address of the commit's page.
+
+    Files of the repository whose names are in `optional` are deleted if the folder lacks them; all others stay.
 
     Raises:
         ImportError: huggingface_hub is not installed.
@@ -64,7 +80,8 @@ def upload(folder: Path, repo: str, private: bool = False, message: str = "Uploa
     with _explained(repo, None):
         api = _api(token)
         api.create_repo(repo, private=private, exist_ok=True)
-        return str(api.upload_folder(repo_id=repo, folder_path=folder, commit_message=message).commit_url)
+        settings = {"commit_message": message, "delete_patterns": list(optional)}
+        return str(api.upload_folder(repo_id=repo, folder_path=folder, **settings).commit_url)
 
 
 def _api(token: Any = None) -> Any:
@@ -106,7 +123,7 @@ def _explained(repo: str, revision: str | None) -> Iterator[None]:
         status = getattr(error.response, "status_code", None)
         if status in (401, 403):
             raise PermissionError(f"{_server()} does not allow this for {repo} ({status}): {login}") from error
-        raise ConnectionError(f"{_server()} did not do this for {repo}: {error}") from error
+        raise ConnectionError(f"{_server()} answered a request for {repo} with an error: {error}") from error
     except (errors.HTTPError, errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, ConnectionError) as error:
         raise ConnectionError(
             f"{repo} cannot be reached on {_server()}, and was not downloaded before: check the network, and the "

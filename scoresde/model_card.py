@@ -32,7 +32,13 @@ def _by_age(paths: Any) -> list[Path]:
 
 
 def card(
-    repo: str, run: Path, config: Mapping[str, Any], parameters: int, step: int | None, licence: str | None = None
+    repo: str,
+    run: Path,
+    config: Mapping[str, Any],
+    parameters: int,
+    step: int | None,
+    licence: str | None = None,
+    weights: str | float = "ema",
 ) -> str:
     """Return the model card of a run.
 
@@ -43,8 +49,9 @@ def card(
         parameters: number of trained numbers of the model.
         step: number of training steps; None if unknown.
         licence: identifier of the licence of the weights, such as "cc-by-4.0"; None leaves it out.
+        weights: the weights of the model, see `build.load`, whose likelihood the card states.
     """
-    line = likelihood(run)
+    line = likelihood(run, weights)
     header: dict[str, Any] = {"library_name": "scoresde", "tags": ["scoresde", "score-based-generative-model"]}
     shape = (config.get("data") or {}).get("shape") or []
     conditions = config.get("conditional")
@@ -80,8 +87,11 @@ def _code(repo: str, shape: list[int], conditions: list[str] | None) -> str:
     )
 
 
-def likelihood(run: Path) -> dict[str, Any] | None:
-    """Return the latest stored likelihood of the present checkpoint, of the first split in `SPLITS`; None if none."""
+def likelihood(run: Path, weights: str | float = "ema") -> dict[str, Any] | None:
+    """Return the latest stored likelihood of the present checkpoint with these weights; None if there is none.
+
+    It is that of the first split in `SPLITS` that was measured.
+    """
     checkpoint = run / CHECKPOINT
     digest = file_sha256(checkpoint) if checkpoint.is_file() else None
     lines = [
@@ -89,6 +99,7 @@ def likelihood(run: Path) -> dict[str, Any] | None:
         for line in read_lines(run / METRICS)
         if line.get("kind") == "likelihood"
         and line.get("guidance") is None
+        and str(line.get("weights", "ema")) == str(weights)
         and (line.get("provenance") or {}).get("checkpoint") in (None, digest)
     ]
     by_split = {line.get("split"): line for line in lines}

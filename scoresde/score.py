@@ -280,7 +280,8 @@ class ScoreModel(BaseModel):
             )
         like = at_least_float32(next(learned.parameters()).detach())
         label = send(self.prediction.c_noise(self.sde, t).reshape(-1), like.device, like.dtype)
-        return learned(label).reshape(t.shape)
+        with torch.autocast(like.device.type, enabled=False):
+            return learned(label).reshape(t.shape)
 
     def _evaluate(self, x: Tensor, t: Tensor, cond: Condition, multiple: int, extra: int = 0) -> Tensor:
         """Return the network's output (B, multiple C + extra, ...) at x (B, C, ...), in at least float32."""

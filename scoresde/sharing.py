@@ -39,7 +39,8 @@ def push_to_hub(
 
     The repository gets the weights that the run was loaded with, by default the averaged ones; the configuration, which
     may name files of this machine; a model card with the stored likelihood and its errors; the latest picture of
-    samples; a learned dequantisation; and a tokeniser.
+    samples; a learned dequantisation; and a tokeniser. Of these, the files of an earlier upload that the run lacks are
+    deleted.
 
     Args:
         run: the run (`run.push_to_hub(repo)`).
@@ -56,7 +57,7 @@ def push_to_hub(
     """
     with tempfile.TemporaryDirectory() as folder:
         write_shared(run, Path(folder), repo, raw, licence)
-        return hub.upload(Path(folder), repo, private, message, token)
+        return hub.upload(Path(folder), repo, private, message, token, (model_card.PICTURE, *OPTIONAL))
 
 
 def write_shared(run: Any, folder: Path, repo: str, raw: bool = False, licence: str | None = None) -> None:
@@ -65,10 +66,11 @@ def write_shared(run: Any, folder: Path, repo: str, raw: bool = False, licence: 
     stored, old = checkpoint.load(source, {"model"} if raw else ()) if raw or source.is_file() else ({}, {})
     groups = {"model": stored["model"], "ema": state} if raw else {"model": state}
     config, step = plain(run.config), old.get("step", 0)
-    checkpoint.save(folder / CHECKPOINT, groups, {"step": step, "config": config, "raw": raw})
+    checkpoint.save(folder / CHECKPOINT, groups, {"step": step, "config": config, "raw": raw or run.weights == "raw"})
     write_config(run.config, folder / CONFIG)
     parameters = sum(parameter.numel() for parameter in run.model.parameters())
-    (folder / "README.md").write_text(model_card.card(repo, run.path, config, parameters, step or None, licence))
+    card = model_card.card(repo, run.path, config, parameters, step or None, licence, run.weights)
+    (folder / "README.md").write_text(card)
     named = {model_card.PICTURE: model_card.picture(run.path), **{name: run.path / name for name in OPTIONAL}}
     for name, path in named.items():
         if path is not None and path.is_file():

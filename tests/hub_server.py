@@ -88,8 +88,9 @@ class Handler(BaseHTTPRequestHandler):
         files = {
             line["value"]["path"]: base64.b64decode(line["value"]["content"]) for line in lines if line["key"] == "file"
         }
+        deleted = {line["value"]["path"] for line in lines if line["key"] == "deletedFile"}
         commits = self.server.repositories[repo]
-        commits.append({**commits[-1], **files})
+        commits.append({**{name: data for name, data in commits[-1].items() if name not in deleted}, **files})
         number = len(commits) - 1
         return self.answer(
             200, {"commitUrl": f"{self.server.address}/{repo}/commit/{sha(number)}", "commitOid": sha(number)}

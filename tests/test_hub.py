@@ -2,6 +2,7 @@
 
 import re
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -51,7 +52,8 @@ def test_a_run_comes_back(server, trained):
     figures = trained.path / "figures"
     figures.mkdir(exist_ok=True)
     (figures / "samples_ddim.png").write_bytes(b"picture")
-    (trained.path / "tokenizer.json").write_bytes(b"{}")
+    tokenizer = trained.path / "tokenizer.json"
+    tokenizer.write_bytes(b"{}")
     url = trained.push_to_hub("ada/points", licence="cc-by-4.0")
     assert url.startswith(f"{server.address}/ada/points/commit/")
     files = server.repositories["ada/points"][-1]
@@ -70,6 +72,10 @@ def test_a_run_comes_back(server, trained):
     assert (header["library_name"], header["license"]) == ("scoresde", "cc-by-4.0")
     exec(re.search(r"```python\n(.*?)```", text, re.DOTALL)[1], scope)
     assert scope["data"].shape == (4, 2)
+    tokenizer.unlink()
+    server.repositories["ada/points"].append({**files, "notes.txt": b""})
+    trained.push_to_hub("ada/points")
+    assert set(server.repositories["ada/points"][-1]) == {*files, "notes.txt"} - {"tokenizer.json"}
 
 
 def test_raw_weights_and_revisions(server, trained):
@@ -79,6 +85,7 @@ def test_raw_weights_and_revisions(server, trained):
     for _ in range(2):
         raw.push_to_hub("ada/points")
     assert torch.equal(score(ss.load("hf://ada/points")), score(raw))
+    assert torch.equal(score(ss.load("hf://ada/points", weights="raw")), score(raw))
     earlier = f"hf://ada/points@{hub_server.sha(1)}"
     assert torch.equal(score(ss.load(earlier)), score(trained))
     assert torch.equal(score(ss.load(earlier, weights="raw")), score(raw))
@@ -101,6 +108,15 @@ def test_the_command_line_takes_an_address(server, trained, capsys):
     trained.push_to_hub("ada/points")
     assert main(["sample", "run=hf://ada/points", "n=2", "sampler=ddim", "sampler.steps=2", "--json"]) == 0
     assert "ada--points" in capsys.readouterr().out
+    assert main(["train", "experiment=toy2d", "run=hf://ada/points"]) == 2
+    assert "must be written to a local directory; got hf://ada/points: upload it later" in capsys.readouterr().err
+    for write in (
+        lambda: ss.convert.save_run(trained, "hf://a/b"),
+        lambda: ss.fit(MLP(2), normal(9, 2), run="hf://a/b"),
+    ):
+        with pytest.raises(ValueError, match="must be written to a local directory; got hf://a/b"):
+            write()
+    assert not Path("hf:").exists()
     assert main(["sample", "run=hf://ada/none"]) == 2
     assert f"no repository ada/none on {server.address}, or it is private" in capsys.readouterr().err
 

@@ -48,8 +48,10 @@ def write(run, *lines):
 def test_the_likelihood_of_the_present_checkpoint_and_its_errors(run):
     now = hashlib.sha256(b"weights").hexdigest()
     rows = [line(1.8, now), line(1.5, now, split="train"), line(1.1, "older"), line(0.9, now, guidance={"scale": 1})]
+    rows += [line(2.5, now, weights="raw"), line(2.1, now, weights=0.1)]
     write(run, *rows)
-    assert model_card.likelihood(run) == rows[0]
+    found = (model_card.likelihood(run, weights) for weights in ("ema", "raw", "0.1", 0.2))
+    assert list(found) == [rows[0], rows[4], rows[5], None]
     text = model_card.card("ada/digits", run, CONFIG, 12345, 200)
     assert "| test data, 100 samples | **1.800 ± 0.021 bits/dim** |" in text
     assert "| error from the choice of samples | ± 0.0200 |" in text

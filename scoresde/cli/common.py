@@ -59,8 +59,8 @@ def run_directory(config: DictConfig) -> Path:
 
 
 def run_path(value: Any) -> Path:
-    """Return the setting `run` as a path; raise ValueError if the path is a file, or lies inside one."""
-    path = Path(value)
+    """Return the setting `run` as a path; raise ValueError if it is a file, lies inside one, or is on the hub."""
+    path = hub.check_local(value)
     if file := next((part for part in (path, *path.parents) if part.is_file()), None):
         raise ValueError(f"run must be a directory; got run={value}: {file} is a file")
     return path

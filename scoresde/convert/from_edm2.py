@@ -32,6 +32,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from scoresde.arguments import shown
 from scoresde.build import Run
 from scoresde.convert.files import is_state_dict, load_config, load_tensors
@@ -190,7 +192,7 @@ BLOCK_PARTS = {
 def translate(state: State, network: UNet) -> State:
     """Convert a state dict of EDM2 to the state dict of our network.
 
-    A class is a row of our embedding; in EDM2 it is a column of a matrix.
+    A class is a row of our embedding; in EDM2 it is a column of a matrix. A gain has the shape (1,); in EDM2 it is ().
 
     Raises:
         ValueError: a tensor is missing or has another shape (the message has both names of the first one), or
@@ -208,6 +210,6 @@ def translate(state: State, network: UNet) -> State:
         "uncertainty.linear": "logvar_linear",
     }
     sides = [size[-1] for size in network.sizes]
-    state = {name: value.T if name == "emb_label.weight" else value for name, value in state.items()}
+    state = {name: value.T if name == "emb_label.weight" else torch.atleast_1d(value) for name, value in state.items()}
     table |= {here: there for here, there in prefixes(sides, is_adm=False).items() if here not in table}
     return renamed(state, network, table, BLOCK_PARTS, "EDM2")

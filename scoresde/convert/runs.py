@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scoresde import build, run_config
+from scoresde import build, hub, run_config
 from scoresde.networks.configuration import with_parts
 from scoresde.training import checkpoint
 from scoresde.training.locks import locked
@@ -48,8 +48,8 @@ def assemble_unet(config: Mapping[str, Any], translate: Callable[[Any], Mapping[
 
 
 def check_free(directory: str | Path) -> Path:
-    """Return `directory` as a path; raise FileExistsError if it already holds a run."""
-    directory = Path(directory)
+    """Return `directory` as a path; raise FileExistsError if it already holds a run, ValueError if it is on the hub."""
+    directory = hub.check_local(directory)
     for name in (run_config.CONFIG, CHECKPOINT):
         if (directory / name).exists():
             raise FileExistsError(f"{directory} holds a run already (its {name}); choose another directory")

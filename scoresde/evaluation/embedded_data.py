@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
 from scoresde.arguments import checked
-from scoresde.build import load_embedder
+from scoresde.build import directory, load_embedder
 from scoresde.data.items import Items
 from scoresde.evaluation.records import digest
 from scoresde.instantiation import instantiate
@@ -81,7 +81,7 @@ class ContrastiveFeatures:
     """
 
     def __init__(self, run: str | Path, span: tuple[float, float]):
-        self.run, (black, white) = Path(run), span
+        self.run, (black, white) = directory(run), span
         self.span: Span = (float(black), float(white))
 
     @cached_property
@@ -113,7 +113,7 @@ class ContrastiveFeatures:
 
 def embedder_of(run: str | Path) -> Embedder:
     """Return the embeddings of a contrastive run; raise FileNotFoundError if there is none."""
-    if not (Path(run) / CONFIG).is_file():
+    if not (directory(run) / CONFIG).is_file():
         raise FileNotFoundError(
             f"no run at {run}: the data are embeddings by a contrastive model, which `scoresde train "
             "experiment=openmoji_contrastive` trains first; name another run with data.contrastive=..."
@@ -128,7 +128,7 @@ def split_of(run: str | Path, split: str) -> Any:
         FileNotFoundError: there is no such run.
         ValueError: the configuration of the run has no such split.
     """
-    data = read_config(Path(run)).data
+    data = read_config(directory(run)).data
     if data.get(split) is None:
         raise ValueError(f"split must be one that {run} has in its configuration; got {split!r}")
     return instantiate(data[split], role=Dataset)

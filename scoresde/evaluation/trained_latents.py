@@ -34,7 +34,7 @@ class TrainedLatents(Latents):
     """`Latents` of the autoencoder that `scoresde train` wrote to a run; see the module docstring.
 
     Args:
-        run: the directory of the autoencoder's run.
+        run: the directory of the autoencoder's run, or its address on the Hugging Face hub.
         weights: see `build.load`.
         digest, data_shape, shift, scale: results of `fit`: the digest of the autoencoder, the shape of its data, and
             shift and scale of `Latents` for the training data.
@@ -57,7 +57,8 @@ class TrainedLatents(Latents):
         cache: bool = True,
         trust: Sequence[str] = (),
     ):
-        if not (Path(run) / CONFIG).is_file():
+        run = build.directory(run)
+        if not (run / CONFIG).is_file():
             raise FileNotFoundError(
                 f"the autoencoder of these latents must be in {run}; there is no run: restore it, or train it "
                 "(scoresde train experiment=openmoji_autoencoder), and name it with data.transform.run=..."
@@ -69,7 +70,7 @@ class TrainedLatents(Latents):
                 f"{run} must have the autoencoder that these latents were made with, of digest {digest}; got "
                 f"{self.digest}: restore that autoencoder, or train the diffusion of the latents again"
             )
-        self.run, self.cache = Path(run), cache
+        self.run, self.cache = run, cache
 
     def fit(self, dataset: Dataset) -> dict[str, Any]:
         """Return the digest, the shape of the data, and shift and scale for a dataset, see `Latents.fit`."""

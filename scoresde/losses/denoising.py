@@ -41,7 +41,7 @@ class DenoisingScoreMatching(Objective):
             L its weighted error (2312.02696, eq. 21; see `networks.uncertainty`). If False, it contributes L.
 
     Raises:
-        ValueError: weighting or reduction is unknown; when called with `uncertainty`, the network has none.
+        ValueError: weighting or reduction is unknown; when called with `uncertainty`, the model has none.
     """
 
     def __init__(
@@ -62,8 +62,13 @@ class DenoisingScoreMatching(Objective):
         value = self._reduce(views.error(drawn.x0, drawn.noise), weight)
         if not self.uncertainty:
             return value
-        learned: Any = model
-        u = learned.uncertainty(drawn.t)
+        learned: Any = getattr(model, "uncertainty", None)
+        if learned is None:
+            name = type(model).__name__
+            raise ValueError(
+                f"uncertainty=True needs a ScoreModel, whose network has a learned uncertainty; got {name}"
+            )
+        u = learned(drawn.t)
         return value * torch.exp(-u) + u
 
     def _reduce(self, error: Views, weight: Tensor) -> Tensor:

@@ -285,10 +285,10 @@ class EncoderUNet(Encoder):
             pad,
             time_features,
         )
-        if self.ends.output_pyramid is not None or self.ends.scale_by_sigma:
+        if self.ends.output_pyramid is not None or self.ends.scale_by_sigma or self.ends.uncertainty:
             raise ValueError(
-                "ends of a classifier must not have output_pyramid or scale_by_sigma, because it returns no image; got "
-                f"{self.ends}: leave both out"
+                "ends of a classifier must not have output_pyramid, scale_by_sigma or uncertainty, because it returns "
+                f"no image; got {self.ends}: leave them out"
             )
         self.classes = classes
         skips = [*self.skips, self.skips[-1]]

@@ -94,14 +94,16 @@ class MagnitudeWeight(nn.Module):
         return normalise(at_least_float32(self.weight), self.rows)
 
     @torch.no_grad()
-    def force(self) -> None:
-        """Replace the stored weight by the normalised one, if it changed since the last call.
+    def force(self, always: bool = False) -> None:
+        """Replace the stored weight by the normalised one, if it changed since the last call, or `always`.
 
-        A weight that is not a parameter of its own (that of a `torch.func.functional_call`, or with adapters) stays.
+        A change through `weight.data`, as by some optimisers, cannot be noticed. A weight that is not a parameter of
+        its own (that of a `torch.func.functional_call`, or with adapters) stays.
         """
-        if isinstance(self.weight, nn.Parameter) and self.weight._version != vars(self).get("version"):
-            self.weight.copy_(normalise(at_least_float32(self.weight), self.rows))
-            vars(self)["version"] = self.weight._version
+        weight = self.weight
+        if isinstance(weight, nn.Parameter) and (always or weight._version != vars(self).get("version")):
+            weight.copy_(normalise(at_least_float32(weight), self.rows))
+            vars(self)["version"] = weight._version
 
 
 class MagnitudeLayer(MagnitudeWeight):
@@ -127,14 +129,15 @@ class MagnitudeLayer(MagnitudeWeight):
         super().__init__()
         self.dims, self.constant, self.rows = dims, constant, tuple(range(1, 2 + dims))
         self.weight = nn.Parameter(torch.randn(out_channels, in_channels + constant, *[kernel] * dims))
-        self.gain = nn.Parameter(torch.zeros(())) if gain else None
+        self.gain = nn.Parameter(torch.zeros(1)) if gain else None
 
     def forward(self, x: Tensor) -> Tensor:
         if self.constant:
             x = torch.cat([x, torch.ones_like(x[:, :1])], dim=1)
         gain = 1.0 if self.gain is None else self.gain
-        weight = self.normalised() * (gain / math.sqrt(self.weight[0].numel()))
-        padding = {"padding": self.weight.shape[-1] // 2} if self.dims else {}
+        weight = self.normalised()
+        weight = weight * (gain / math.sqrt(weight[0].numel()))
+        padding = {"padding": weight.shape[-1] // 2} if self.dims else {}
         return APPLY[self.dims](x, weight.to(x.dtype), **padding)
 
 
@@ -154,7 +157,7 @@ class MagnitudeTable(nn.Embedding, MagnitudeWeight):
 
 
 def force_normalisation(model: nn.Module) -> None:
-    """Normalise the stored weights of all magnitude-preserving layers of a model, as its next evaluation would."""
+    """Normalise the stored weights of all magnitude-preserving layers of a model, as after each optimiser step."""
     for module in model.modules():
         if isinstance(module, MagnitudeWeight):
-            module.force()
+            module.force(always=True)

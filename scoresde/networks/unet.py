@@ -39,10 +39,9 @@ class UpStage(ResolutionStage):
     ) -> tuple[Tensor, Tensor]:
         """Return the features for the next stage, and the image of the output pyramid.
 
-        Every block removes the last value from `skips` and reads it.
+        `skips` are the skip connections of the blocks; the first block reads the last one.
         """
-        for block in self.blocks:
-            skip = skips.pop()
+        for block, skip in zip(self.blocks, reversed(skips), strict=True):
             both = torch.cat([hidden, skip], dim=1) if self.weight is None else concatenate(hidden, skip, self.weight)
             hidden = block(both, time, context)
         if self.pyramid is not None:
@@ -161,7 +160,8 @@ class UNet(Encoder):
         """Return (B, out_channels, *space) at x (B, C, *space), noise labels (B,) and a condition."""
         hidden, image, skips, time, context = self.encode(x, c_noise, cond)
         for stage in self.up.children():
-            hidden, image = stage(hidden, image, time, context, skips)
+            skips, own = skips[: -stage.count], skips[-stage.count :]
+            hidden, image = stage(hidden, image, time, context, own)
         output = self.border.remove(image if self.output is None else self.output(hidden))
         if not self.ends.scale_by_sigma:
             return output

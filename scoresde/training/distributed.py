@@ -177,6 +177,8 @@ def shard(model: ScoreModel) -> "FSDPModule":
         for block in module.children() if isinstance(module, CONTAINERS) else ():
             if not isinstance(block, CONTAINERS) and any(True for _ in block.parameters()):
                 fully_shard(block, mesh=mesh)
+    if isinstance(uncertainty := getattr(network, "uncertainty", None), nn.Module):
+        fully_shard(uncertainty, mesh=mesh)  # losses evaluate it by itself, after the network
     # Reshard the root too: an evaluation gathers averaged weights, which are outdated once the raw ones are restored.
     return fully_shard(network, mesh=mesh, reshard_after_forward=True)
 

@@ -198,7 +198,7 @@ WRONG = {
     "gain": (
         {"unet.enc.8x8_block0.emb_gain": torch.zeros(2)},
         {},
-        r"down.8x8.block0.residual.time.gain \(enc.8x8_block0.emb_gain in EDM2\): expected shape \(\); got \(2,\)",
+        r"down.8x8.block0.residual.time.gain \(enc.8x8_block0.emb_gain in EDM2\): expected shape \(1,\); got \(2,\)",
     ),
     "extra": (
         {"unet.head.weight": torch.zeros(2)},

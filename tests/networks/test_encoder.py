@@ -54,8 +54,8 @@ def test_an_input_pyramid_and_a_range_are_allowed_and_outputs_are_not():
     whole = randomised(small(ends=Ends(input_pyramid=InputSkip)))
     x, label = normal(2, 1, 8, 8), torch.ones(2).double()
     torch.testing.assert_close(network(x, label), whole(2 * x - 1, label))
-    for ends in (Ends(output_pyramid=OutputSkip), Ends(scale_by_sigma=True)):
-        with pytest.raises(ValueError, match="must not have output_pyramid or scale_by_sigma"):
+    for ends in (Ends(output_pyramid=OutputSkip), Ends(scale_by_sigma=True), Ends(uncertainty=4)):
+        with pytest.raises(ValueError, match="must not have output_pyramid, scale_by_sigma or uncertainty"):
             small(ends=ends)
 
 

@@ -80,6 +80,15 @@ def test_training_normalises_the_stored_weights_once_after_each_step():
         assert float((layer.weight.detach().square().mean(dim=1) - 1).abs().max()) > 0.01  # a step leaves the sphere
 
 
+def test_optimisers_may_change_the_data_of_the_weights():
+    """Such a change leaves no mark on a tensor; the trainer normalises before each step."""
+    layer = MagnitudeTable(5, 4)
+    force_normalisation(layer)
+    layer.weight.data.mul_(3)
+    force_normalisation(layer)
+    torch.testing.assert_close(layer.weight.square().mean(dim=0), torch.ones(4), rtol=1e-3, atol=0)
+
+
 def test_derivatives_under_torch_func_work_in_training_mode():
     """After `force_normalisation`, which the trainer calls before each step; given weights are not changed."""
     torch.manual_seed(0)

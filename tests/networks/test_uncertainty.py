@@ -1,5 +1,7 @@
 """The learned uncertainty: at the minimum of its loss it is the logarithm of the expected error."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -37,5 +39,10 @@ def test_times_of_any_shape_and_models_around_it():
     model = ss.ScoreModel(Wrong(), ss.VP(), "noise")
     values = model.uncertainty(torch.tensor([0.2, 0.7]))
     torch.testing.assert_close(ss.ModelWrapper(model).uncertainty(0.7), values[1])
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(model.uncertainty(torch.tensor([0.2, 0.7])), values)
     with pytest.raises(ValueError, match="must have a learned uncertainty; got none"):
         ss.ScoreModel(torch.nn.Identity(), ss.VP(), "noise").uncertainty(0.5)
+    foreign = SimpleNamespace(sde=model.sde, predict=model.predict)
+    with pytest.raises(ValueError, match="uncertainty=True needs a ScoreModel, whose network has"):
+        ss.losses.DenoisingScoreMatching(uncertainty=True)(foreign, normal(2, 3))

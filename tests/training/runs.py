@@ -14,7 +14,7 @@ import scoresde as ss
 from scoresde.data import Levels
 from scoresde.dequantization import DataMap, Uniform
 from scoresde.losses import DenoisingScoreMatching
-from scoresde.networks import MLP
+from scoresde.networks import MLP, edm2
 from scoresde.training import Trainer, checkpoint
 from scoresde.training.json_lines import read_lines
 from scoresde.training.locks import locked
@@ -149,7 +149,23 @@ def fit_slowly(run, steps, delay):
     fit(run, Slow(), preview=lambda model, step: torch.rand(3), steps=steps, **options)
 
 
-def fit_shared(run, strategy, batch, loss):
+class PixelNetwork(torch.nn.Module):
+    """A U-Net of magnitude-preserving layers for two pixels (B, 2)."""
+
+    def __init__(self):
+        super().__init__()
+        options = {"channels": 1, "multipliers": (1, 2), "blocks": 1, "attention": (), "head_channels": 8}
+        self.unet = edm2((2,), 8, **options, uncertainty=4)
+
+    @property
+    def uncertainty(self):
+        return self.unet.uncertainty
+
+    def forward(self, x, c_noise, cond=None):
+        return self.unet(x[:, None], c_noise, cond)[:, 0]
+
+
+def fit_shared(run, strategy, batch, loss, preserves=False):
     """Train in all processes together: 4 steps, then 2 more from the checkpoint; evaluate after each step."""
 
     def evaluate(model, step):
@@ -157,6 +173,14 @@ def fit_shared(run, strategy, batch, loss):
             assert bool(torch.isfinite(model.noise(torch.zeros(4, 2), 0.5)).all())
 
     for steps in (4, 6):
-        model = new_model(dropout=0.0, width=16)
-        options = {"accumulate": 3, "parallel": strategy, "warmup": 2, "preview_every": 1, "log_every": 1}
+        torch.manual_seed(0)
+        model = ss.ScoreModel(PixelNetwork(), ss.VP(), "karras") if preserves else new_model(dropout=0.0, width=16)
+        options = {
+            "optimizer": SGD if preserves else ADAM,
+            "accumulate": 3,
+            "parallel": strategy,
+            "warmup": 2,
+            "preview_every": 1,
+            "log_every": 1,
+        }
         fit(run, model=model, loss=loss, preview=evaluate, steps=steps, batch_size=batch, **options)

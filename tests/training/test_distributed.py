@@ -14,10 +14,11 @@ from scoresde.training.state import CHECKPOINT
 from tests.processes import fork_two, launch_two, start, start_two
 from tests.training.runs import Points, fit, fit_shared, rows, saved_step
 
-TRAININGS = {  # strategy, batch size of all processes together, loss
+TRAININGS = {  # strategy, batch size of all processes together, loss, whether the network preserves magnitudes
     "ddp": ("ddp", 8, DenoisingScoreMatching("likelihood")),
     "ddp-uneven": ("ddp", 7, SlicedScoreMatching()),
     "fsdp": ("fsdp", 8, DenoisingScoreMatching("likelihood")),
+    "fsdp-unet": ("fsdp", 8, DenoisingScoreMatching("likelihood", uncertainty=True), True),
     "fsdp-uneven": ("fsdp", 5, DenoisingScoreMatching("likelihood")),
 }
 

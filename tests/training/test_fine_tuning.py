@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import scoresde as ss
-from scoresde.networks import MLP, Conditions, UNet
+from scoresde.networks import MLP, Conditions, UNet, edm2
 from scoresde.training.fine_tuning import start_from
 from tests.conftest import normal, seeded
 
@@ -40,6 +40,23 @@ def test_a_model_with_more_conditions_starts_as_the_other_bit_for_bit(make):
     model.given(cond).score(x, 0.4).square().sum().backward()
     learned = [name for name, p in model.named_parameters() if name in new and float(p.grad.abs().max()) > 0]
     assert sorted(learned) == sorted(new)
+
+
+def test_magnitude_preserving_embeddings_cannot_start_at_zero():
+    """A condition image can; with it the model starts as the other one."""
+
+    def preserving(**conditions):
+        torch.manual_seed(0)
+        network = edm2(4, 8, channels=1, multipliers=(1, 2), blocks=1, attention=(), head_channels=4, **conditions)
+        return ss.ScoreModel(network, ss.VP(), "karras").eval()
+
+    other, model = trained(preserving()), preserving(cond_channels=2)
+    assert start_from(model, other) == ["network.image.layer.weight"]
+    x, image = normal(2, 1, 4, 4).float(), normal(2, 2, 4, 4).float()
+    with torch.no_grad():
+        assert torch.equal(model.given({"image": image}).score(x, 0.4), other.score(x, 0.4))
+    with pytest.raises(ValueError, match=r"cannot start at zero; got network.time.cond.label.weight, which is new"):
+        start_from(preserving(classes=3), other)
 
 
 @pytest.mark.parametrize(
