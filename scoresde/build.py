@@ -31,7 +31,7 @@ from scoresde.run_config import CONFIG, changed_setting, own_parts, plain, read_
 from scoresde.score import ScoreModel
 from scoresde.sdes import SDE
 from scoresde.tensors import available
-from scoresde.training import checkpoint
+from scoresde.training import checkpoint, distributed
 from scoresde.training.learned_dequantization import DEQUANTIZATION
 from scoresde.training.posthoc_ema import AVERAGES, reconstruct
 from scoresde.training.power_profiles import WIDEST
@@ -294,9 +294,9 @@ def _load(
         averages = reconstruct(path / AVERAGES, sigma_rel, info.get("step"), extra=[path / CHECKPOINT])
     if weights != "raw" and is_training:
         _check_fit({name: p for name, p in model.named_parameters() if p.requires_grad}, averages, path / CHECKPOINT)
-    state = {**groups["model"], **averages}
-    _check_fit(model.state_dict(), state, path / CHECKPOINT)
-    model.load_state_dict(state)
+    state, own = {**groups["model"], **averages}, model.state_dict()
+    _check_fit(own, state, path / CHECKPOINT)
+    model.load_state_dict({name: distributed.sharded_like(x, own[name]) for name, x in state.items()})
     return model.to(available(device)).eval(), config
 
 

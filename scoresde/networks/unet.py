@@ -10,6 +10,7 @@ the image itself to the features on the way down, or build up the output image o
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -159,6 +160,7 @@ class UNet(Encoder):
     def forward(self, x: Tensor, c_noise: Tensor, cond: Condition = None) -> Tensor:
         """Return (B, out_channels, *space) at x (B, C, *space), noise labels (B,) and a condition."""
         hidden, image, skips, time, context = self.encode(x, c_noise, cond)
+        stage: Any
         for stage in self.up.children():
             skips, own = skips[: -stage.count], skips[-stage.count :]
             hidden, image = stage(hidden, image, time, context, own)

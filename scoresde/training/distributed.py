@@ -203,6 +203,11 @@ def place_like(x: Tensor, like: Tensor) -> Tensor:
     return torch.empty_like(like, dtype=x.dtype).copy_(x)
 
 
+def sharded_like(x: Tensor, like: Tensor) -> Tensor:
+    """Return x with the sharding of `like`; every process must call this function. x itself if `like` is whole."""
+    return place_like(x, like) if _is_sharded(like) else x
+
+
 def _is_sharded(x: Tensor) -> bool:
     """Return whether x is a DTensor, without importing that class."""
     return hasattr(x, "placements")

@@ -7,12 +7,14 @@ import time
 import pytest
 import torch
 
+import scoresde as ss
 from scoresde.losses import DenoisingScoreMatching, SlicedScoreMatching
 from scoresde.training import checkpoint, distributed
 from scoresde.training.interruption import Interrupted
 from scoresde.training.state import CHECKPOINT
+from tests.conftest import seeded
 from tests.processes import fork_two, launch_two, start, start_two
-from tests.training.runs import Points, fit, fit_shared, rows, saved_step
+from tests.training.runs import Points, fit, fit_shared, new_model, rows, saved_step
 
 TRAININGS = {  # strategy, batch size of all processes together, loss, whether the network preserves magnitudes
     "ddp": ("ddp", 8, DenoisingScoreMatching("likelihood")),
@@ -37,6 +39,11 @@ def train_together(path):
             print(distributed.size(), gathered)
         for name, training in TRAININGS.items():
             fit_shared(path / name, *training)
+        x, data = torch.ones(2, 2), torch.randn(40, 2, generator=seeded())
+        options = {"batch_size": 8, "parallel": "fsdp", "validation": None, "progress": False}
+        run = ss.fit(new_model(), data, run=path / "python", steps=2, **options)
+        with torch.no_grad():
+            torch.testing.assert_close(run.model.noise(x, 0.5), ss.load(path / "python").model.noise(x, 0.5))
     assert distributed.size() == 1
 
 
