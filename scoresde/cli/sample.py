@@ -33,16 +33,15 @@ def sample(config: DictConfig) -> Record | None:
         drawn = drawing(cond, config.n, DEFAULT_N, classes, others, text)
     name = result_name(f"{sampler_name()}_n{drawn.columns}_seed{config.seed}", "sampler", "n", "seed", "out")
     array = run.path / "samples" / f"{name}.npy" if config.out is None else Path(config.out)
-    settings: dict[str, Any] = {"n": drawn.n, "cond": drawn.cond, "classes": classes, "trust": config.trust}
-    consume = None
+    write = partial(write_samples, run, n=drawn.n, cond=drawn.cond, classes=classes, trust=config.trust)
     if config.out is not None:
         check_sample_path(run, array, drawn.n)
-        consume = partial(write_samples, run, array, **settings)
     if lower:
         samples, row = draw_cascade(runs, config, drawn, cond)
-        if consume is not None:
-            consume([samples])
+        if config.out is not None:
+            write(array, [samples])
     else:
+        consume = None if config.out is None else partial(write, array)
         samples, row = draw(run, config, drawn, cond, consume)
     if distributed.rank() > 0:
         return None
@@ -55,12 +54,12 @@ def sample(config: DictConfig) -> Record | None:
         if conditions := save_conditions(array, drawn.cond):
             paths["conditions"] = conditions
         if run.config.get("column_names"):
-            paths["table"] = write_samples(run, array.with_name(f"{name}.csv"), [samples], **settings)
+            paths["table"] = write(array.with_name(f"{name}.csv"), [samples])
     names = drawn.names if len(samples) == drawn.n else ()
     picture = save_picture(samples, run.config, run.path / "figures" / f"samples_{name}.png", names)
     paths |= {"picture": picture, "metrics": run.path / METRICS}
-    described_settings = {"condition": described(cond, classes), "guidance": describe_guidance(config)}
-    shown = {key: text for key, text in described_settings.items() if text}
+    settings = {"condition": described(cond, classes), "guidance": describe_guidance(config)}
+    shown = {key: text for key, text in settings.items() if text}
     print_rows({**shown, **{key: row[key] for key in ("sampler", "n", "nfe", "seconds")}, **paths})
     return {"run": run.path, "rows": [row], "paths": paths}
 

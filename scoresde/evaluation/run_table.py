@@ -19,6 +19,7 @@ from scoresde.tensors import mean_and_error
 
 Value = tuple[float, float | None]  # a result and its standard error
 FREE = ("run", "device", "seed", "trust", "class_names", "column_names", "conditional", "hydra")  # of any job
+SEEDS = ("trainer.seed",)  # further settings that follow the seed
 UNTOLD = ("step", "gradient_norm", "learning_rate", "skipped", "images_per_second", "memory_gb")  # in the log
 
 
@@ -43,13 +44,13 @@ def settings_of(run: Path, config: Mapping[str, Any], overrides: Sequence[str]) 
     """Return the settings of a job: the overrides of its command, and the other settings of its run.
 
     Args:
-        run: the directory of the run; settings that contain it are left out.
+        run: the directory of the run; settings that contain it are left out, and so is the seed.
         config: the configuration of the run, as nested dicts and lists.
         overrides: the overrides of the command; an override of a group replaces the settings of that group.
     """
     own = {key: value for key, value in config.items() if key not in FREE}
     leaves = {path: str(value) for path, value in nodes(own) if not isinstance(value, (dict, list))}
-    leaves = {path: text for path, text in leaves.items() if str(run) not in text}
+    leaves = {p: text for p, text in leaves.items() if str(run) not in text and p not in SEEDS}
     typed = dict(text.lstrip("+~").partition("=")[::2] for text in overrides)
     typed = {key: text for key, text in typed.items() if key.partition(".")[0] not in FREE}
     return {p: text for p, text in leaves.items() if not any(f"{p}.".startswith(f"{key}.") for key in typed)} | typed

@@ -16,7 +16,13 @@ from scoresde.evaluation.run_table import (
     write_table,
 )
 
-CONFIG = {"run": "runs/a", "seed": 3, "sde": {"_target_": "scoresde.sdes.VP"}, "text": {"file": "runs/a/tokens.json"}}
+CONFIG = {
+    "run": "runs/a",
+    "seed": 3,
+    "sde": {"_target_": "scoresde.sdes.VP"},
+    "trainer": {"seed": 3},
+    "text": {"file": "runs/a/tokens.json"},
+}
 
 
 def job(sde, value, error=None, **settings):
