@@ -44,7 +44,7 @@ from scoresde.probability_flow import DEFAULT_SOLVER, integrate
 from scoresde.progress import progress_bar
 from scoresde.protocols import Model, Transform
 from scoresde.random_stream import RandomStream
-from scoresde.result_table import Result, cost, counted, plus_minus, range_of, statuses, typical_error
+from scoresde.result_table import Result, cost, counted, plus_minus, range_of, sample_columns, statuses, typical_error
 from scoresde.score import BaseModel, device_of
 from scoresde.sdes import SDE
 from scoresde.solvers import Solver, Status
@@ -82,6 +82,9 @@ class BitsPerDim(Result):
 
     def heading(self) -> str:
         return f"BitsPerDim of {counted(len(self.per_image), 'image')}"
+
+    def columns(self) -> dict[str, list[Any]]:
+        return sample_columns("bits_per_dim", "", self.per_image, self.trace_stderr, self.status, Status)
 
     def rows(self) -> dict[str, str]:
         return {

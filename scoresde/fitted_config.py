@@ -17,7 +17,7 @@ from scoresde.data import in_memory
 from scoresde.data.summary import state_of
 from scoresde.flowmaps import DenoisingGenerator, FlowMap
 from scoresde.pipelines import Autoencoder
-from scoresde.run_config import OWN
+from scoresde.run_config import OWN, column_names_of
 from scoresde.score import ScoreModel
 from scoresde.training import distributed
 from scoresde.training.trainer import Trainer
@@ -113,6 +113,7 @@ def run_config_of(
         **found.nodes,
         "conditional": list(getattr(model, "conditional", ())) or None,
         "class_names": class_names,
+        "column_names": column_names_of(splits["train"]),
         "data": {
             "shape": shape,
             "range": [0, levels] if levels else None,

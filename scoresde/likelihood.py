@@ -22,7 +22,17 @@ from scoresde.prior_mismatch import LARGE_MISMATCH, prior_mismatches, warn_of_mi
 from scoresde.probability_flow import Carried, carry, cast_like, integrate
 from scoresde.protocols import Model
 from scoresde.random_stream import RandomStream
-from scoresde.result_table import Result, cost, counted, mean_of, range_of, states, statuses, typical_error
+from scoresde.result_table import (
+    Result,
+    cost,
+    counted,
+    mean_of,
+    range_of,
+    sample_columns,
+    states,
+    statuses,
+    typical_error,
+)
 from scoresde.score import BaseModel, device_of
 from scoresde.solvers import Solver, Status
 from scoresde.solvers.solver import controls_integrals
@@ -62,6 +72,9 @@ class LogProb(Result):
 
     def heading(self) -> str:
         return f"LogProb of {counted(len(self.value), 'sample')}"
+
+    def columns(self) -> dict[str, list[Any]]:
+        return sample_columns("log_likelihood", "_nats", self.value, self.stderr, self.status, Status)
 
     def rows(self) -> dict[str, str]:
         return {

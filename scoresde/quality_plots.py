@@ -1,4 +1,4 @@
-"""PNG files of the quality of conditional models: classifications, and samples against the scale of guidance."""
+"""PNG files of results: classifications, samples against the scale of guidance, and the jobs of a sweep."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,6 +9,7 @@ from torch import Tensor
 
 from scoresde.atomic_files import replace_atomically
 from scoresde.evaluation.guidance_comparison import GuidanceRow
+from scoresde.evaluation.run_table import SeedGroup, result_names
 from scoresde.metrics.classification import Calibration
 from scoresde.plots import BAND, COLOURS, curve, metric_name
 
@@ -105,5 +106,24 @@ def save_guidance(rows: Sequence[GuidanceRow], path: Path) -> Path:
     first = rows[0]
     made = f"{first.n} samples by {first.sampler}, {first.steps} steps"
     figure.suptitle(f"{made}, compared with {first.reference_n} of {first.reference}; {first.space}", fontsize=9)
+    replace_atomically(path, lambda file: figure.savefig(file, format="png"))
+    return path
+
+
+def save_groups(groups: Sequence[SeedGroup], path: Path) -> Path:
+    """Draw each result of all groups, a panel for each result, with bars of one standard error; return the path."""
+    names = result_names(groups)
+    labels = [", ".join(f"{key.rpartition('.')[2]}={text}" for key, text in g.settings.items()) for g in groups]
+    size = (3.2 * len(names) + 0.07 * max(map(len, labels)), 1.2 + 0.35 * len(groups))
+    figure = Figure(figsize=size, dpi=120, layout="constrained")
+    panels = figure.subplots(1, len(names), sharey=True, squeeze=False)[0]
+    for axes, name in zip(panels, names, strict=True):
+        known = [(i, *group.values[name]) for i, group in enumerate(groups) if name in group.values]
+        places, means = [i for i, _, _ in known], [mean for _, mean, _ in known]
+        axes.errorbar(means, places, xerr=[error or 0.0 for _, _, error in known], fmt="o", capsize=3, color=COLOURS[0])
+        axes.set(xlabel=name, ylim=(len(groups) - 0.5, -0.5))
+        axes.locator_params(axis="x", nbins=4)
+        axes.grid(axis="x", alpha=0.3)
+    panels[0].set_yticks(range(len(groups)), labels)
     replace_atomically(path, lambda file: figure.savefig(file, format="png"))
     return path

@@ -7,20 +7,27 @@
     status       16 OK
     evaluations  87 a sample, and 83 backward passes
 
-A notebook shows the same rows as an HTML table. An error of a mean is its standard error over the samples.
+A notebook shows the same rows as an HTML table. An error of a mean is its standard error over the samples. `to_csv`
+writes the values of the samples to a file.
 """
 
+import csv
 import html
+import io
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from enum import IntEnum
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from scoresde.atomic_files import replace_atomically
 from scoresde.tensors import float64, mean_and_error
 
+TABLES = (".csv", ".parquet")
 SMALL, LARGE = 1e-4, 1e7  # numbers between these are printed without an exponent
 
 
@@ -35,6 +42,28 @@ class Result:
         """Return the rows of the table: names and texts."""
         raise NotImplementedError(f"{type(self).__name__} must define rows()")
 
+    def columns(self) -> Mapping[str, Sequence[Any]]:
+        """Return the values of the samples by name, with the unit in the name; {} if there are none."""
+        return {}
+
+    def to_csv(self, path: str | Path, ids: Sequence[Any] | None = None) -> Path:
+        """Write the values of the samples to a CSV file, or to a Parquet file if `path` ends in .parquet.
+
+        Args:
+            path: the file to write.
+            ids: names of the samples, the column `id`; default 0, 1, 2, ...
+
+        Raises:
+            ValueError: the result has no values of samples, `ids` has another length, or `path` another ending.
+        """
+        columns = self.columns()
+        if not columns:
+            raise ValueError(
+                f"{type(self).__name__} has no values of single samples, so that there is nothing to write"
+            )
+        count = len(next(iter(columns.values())))
+        return write_columns(Path(path), {"id": range(count) if ids is None else ids, **columns})
+
     def __repr__(self) -> str:
         rows = self.rows()
         width = max(map(len, rows), default=0)
@@ -47,6 +76,49 @@ class Result:
             for name, text in self.rows().items()
         )
         return f"<table><caption>{html.escape(self.heading())}</caption>{''.join(cells)}</table>"
+
+
+def check_table_path(path: Path) -> None:
+    """Raise ValueError if a path does not end in .csv or .parquet."""
+    if path.suffix.lower() not in TABLES:
+        raise ValueError(f"a table must be written to a file that ends in {' or '.join(TABLES)}; got {path}")
+
+
+def write_columns(path: Path, columns: Mapping[str, Sequence[Any]]) -> Path:
+    """Write columns below their names as CSV, or as Parquet if the path ends in .parquet; return the path.
+
+    None is an empty cell, and numbers have all their digits.
+
+    Raises:
+        ValueError: the columns differ in length, or the path has another ending.
+    """
+    check_table_path(path)
+    if len({len(column) for column in columns.values()}) > 1:
+        lengths = ", ".join(f"{name} has {len(column)}" for name, column in columns.items())
+        raise ValueError(f"the columns of a table must have one length; {lengths}")
+    if path.suffix.lower() == ".csv":
+        text = io.StringIO(newline="")
+        csv.writer(text).writerows([[*columns], *zip(*columns.values(), strict=True)])
+        replace_atomically(path, lambda file: file.write_text(text.getvalue(), encoding="utf-8", newline=""))
+        return path
+    import pyarrow.parquet  # imported late: it takes longer to import than scoresde
+
+    table = pyarrow.table({name: list(column) for name, column in columns.items()})
+    replace_atomically(path, partial(pyarrow.parquet.write_table, table))
+    return path
+
+
+def sample_columns(
+    quantity: str, unit: str, value: Tensor, stderr: Tensor | None, status: Tensor, kind: type[IntEnum]
+) -> dict[str, list[Any]]:
+    """Return values, standard errors and statuses (n,) as columns of a table; None for numbers that are not finite.
+
+    Without standard errors, that column is left out.
+    """
+    columns: dict[str, list[Any]] = {f"{quantity}{unit}": _finite_or_none(value)}
+    if stderr is not None:
+        columns[f"standard_error{unit or '_' + quantity}"] = _finite_or_none(stderr)
+    return {**columns, "status": [kind(int(number)).name for number in status.flatten()]}
 
 
 def plus_minus(value: float, error: float | None) -> str:
@@ -109,6 +181,10 @@ def cost(nfe: Any, backward: Any, each: str = "a sample") -> str:
 def states(x: Tensor) -> str:
     """Return the number, shape and dtype of states (B, *), as text."""
     return f"{tuple(x.shape[1:])}, {str(x.dtype).removeprefix('torch.')}"
+
+
+def _finite_or_none(values: Tensor) -> list[float | None]:
+    return [number if math.isfinite(number) else None for number in float64(values.detach()).flatten().tolist()]
 
 
 def _finite(values: Tensor) -> Tensor:

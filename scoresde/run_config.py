@@ -31,7 +31,7 @@ RENAMED = {  # targets in the configurations of older runs, and their names now
     "scoresde.metrics.Classifier": "scoresde.metrics.ClassifierFeatures",
 }
 # A resumed run may change these parts, and these settings of the trainer: they do not affect the weights.
-FREE_PARTS = ("held_out", "sampler", "trust", "hydra", "device", "run", "conditional", "class_names")
+FREE_PARTS = ("held_out", "sampler", "trust", "hydra", "device", "run", "conditional", "class_names", "column_names")
 FREE_SETTINGS = ["steps", "log_every", "checkpoint_every", "preview_every", "evaluate_every", "accumulate", "compile"]
 FREE_SETTINGS += ["channels_last", "workers", "parallel", "wandb", "device"]
 FREE_DATA = ("data.transform.run", "data.transform.cache")  # of latents: a digest identifies their autoencoder
@@ -60,6 +60,12 @@ def read_config(path: Path) -> DictConfig:
     tree = OmegaConf.to_container(config, resolve=False)
     _check_size(file, _interpolated_size("", tree, dict(nodes(tree)), {}))
     return OmegaConf.create(_with_own_data(_with_own_files(_with_new_names(tree), path), path))
+
+
+def column_names_of(dataset: Any) -> list[str] | None:
+    """Return the names of the columns of a table, which a run records as `column_names`; None for other data."""
+    names = getattr(dataset, "names", None)
+    return list(map(str, names)) if isinstance(names, (list, tuple)) else None
 
 
 def _check_size(file: Path, size: float) -> None:

@@ -66,6 +66,7 @@ SHORT = {
         "bound.draws=4",
         "bound.rounds=1",
     ],
+    "score": ["likelihood.solver.steps=2"],
     "compare": ["n=12", "nfe=[2,4]", "resamples=4", "features.epochs=1"],
     "evaluate": ["n=24", "features.epochs=1", "sampler.steps=2", *BITS],
     "dequantize": ["steps=2", "batch_size=8", "draws=2", "width=4", "layers=2"],
@@ -465,6 +466,10 @@ def test_data_of_ones_own(elsewhere, capsys):
     assert (printed.count("test nats/dim"), printed.count("test bits/dim"), printed.count("test accuracy")) == (2, 1, 1)
     (rows,) = Path("runs/iris/samples").glob("*all*.npy")
     assert np.load(rows).shape == (9, 4)
+    assert rows.with_suffix(".csv").read_text().splitlines()[0].endswith("petal length,petal width,species")
+    (scores,) = Path("runs/iris/scores").glob("all*.csv")
+    assert len(scores.read_text().splitlines()) == 151
+    assert Path("scores.parquet").is_file()
     names = ("iris", "series", "images", "image_arrays", "volumes")
     assert all(Path("runs", name, "checkpoint.safetensors").is_file() for name in names)
 

@@ -7,8 +7,9 @@ import torch
 from matplotlib.figure import Figure
 
 from scoresde.evaluation.guidance_comparison import GuidanceRow
+from scoresde.evaluation.run_table import SeedGroup
 from scoresde.metrics import calibration
-from scoresde.quality_plots import save_confusion, save_guidance, save_reliability
+from scoresde.quality_plots import save_confusion, save_groups, save_guidance, save_reliability
 from tests.conftest import normal
 
 
@@ -62,3 +63,11 @@ def test_the_reliability_diagram_has_a_point_for_each_bin(tmp_path, monkeypatch)
     np.testing.assert_allclose(points.get_ydata(), [b.accuracy.value for b in table.bins])
     assert [bar.get_height() for bar in lower.patches] == [b.count for b in table.bins]
     assert upper.get_legend().texts[0].get_text() == f"posterior, ECE {table.ece:.3f}"
+
+
+def test_groups_of_jobs_have_a_panel_for_each_result(tmp_path):
+    groups = [SeedGroup({"sde": "vp"}, 3, {"loss": (1.0, 0.1)}), SeedGroup({"sde": "ve"}, 1, {"bits/dim": (2.0, None)})]
+    both = matplotlib.image.imread(save_groups(groups, tmp_path / "both.png"))
+    one = matplotlib.image.imread(save_groups(groups[:1], tmp_path / "one.png"))
+    assert both.shape[1] > 1.5 * one.shape[1]
+    assert both.shape[0] > one.shape[0]

@@ -37,15 +37,31 @@ from scoresde.cli.overrides import first_mistake, literal, parse_options, parse_
 from scoresde.cli.report import report
 from scoresde.cli.restore import restore
 from scoresde.cli.sample import sample
+from scoresde.cli.score import score
 from scoresde.cli.suggestions import did_you_mean
+from scoresde.cli.sweeps import print_sweep
 from scoresde.cli.train import train
 from scoresde.training import distributed
 
 VERBS: dict[str, Verb] = {
     verb.__name__: verb
-    for verb in (train, sample, bpd, evaluate, compare, restore, classify, dequantize, distill, convert, data, report)
+    for verb in (
+        train,
+        sample,
+        bpd,
+        score,
+        evaluate,
+        compare,
+        restore,
+        classify,
+        dequantize,
+        distill,
+        convert,
+        data,
+        report,
+    )
 }
-PATHS = ("run", "samples", "image", "measurement")  # settings that are paths
+PATHS = ("run", "samples", "image", "measurement", "data.path", "out")  # settings that are paths
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -100,6 +116,8 @@ def run(verb: str, arguments: Sequence[str]) -> int:
             else:
                 with distributed.processes():
                     completion.run_hydra(config_directory(), verb, [*hydra_options, *overrides], job)
+                if options.multirun and not job.as_json:
+                    print_sweep(verb, job.finished)
         except (HydraException, OmegaConfBaseException, YAMLError, ValueError) as error:
             mistake = first_mistake(verb, overrides, options.multirun, options.config_dir)
             if mistake is None:

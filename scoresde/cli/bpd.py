@@ -23,6 +23,7 @@ from scoresde.evaluation.likelihood_table import likelihood_table
 from scoresde.evaluation.records import METRICS, PER_SAMPLE, keep_per_sample
 from scoresde.training import distributed
 
+OF_SAMPLES = ("per_sample", "errors", "status")  # the attributes of a likelihood that are not in `metrics.jsonl`
 Measured = tuple[list[Record], dict[str, str], dict[str, Path]]
 DEQUANTIZATIONS: dict[str, Callable[[build.Run], Dequantization]] = {
     "uniform": lambda run: Uniform(),
@@ -75,6 +76,18 @@ def likelihood_measure(run: build.Run, config: DictConfig, device: str) -> Calla
     return partial(measure_likelihood, run, config, device, dataset, dequantization, options)
 
 
+def options_of_each(config: DictConfig, purpose: str) -> dict[str, Any]:
+    """Return the setting `likelihood` as arguments of a function that computes the value of each sample.
+
+    Raises:
+        ValueError: the setting asks for the mean only, to within a tolerance.
+    """
+    options = build.instantiate(config.likelihood, config.trust)
+    if any(options.pop(key, None) is not None for key in ("tolerance", "levels", "surrogate")):
+        raise ValueError(f"likelihood.tolerance must be null for {purpose}, which needs the value of each sample")
+    return options
+
+
 def chosen_dequantization(run: build.Run, config: DictConfig) -> Dequantization | None:
     """Return the dequantisation that the setting `dequantization` names; by default that of the run."""
     if config.dequantization is None:
@@ -105,7 +118,7 @@ def measure_likelihood(
         return [], {}, {}
     row = {"kind": "likelihood", "split": config.split, "n": len(result.per_sample), "weights": config.weights}
     row |= {"guidance": run_config.plain(config.guidance) if config.guidance is not None else None}
-    row |= {key: value for key, value in asdict(result).items() if key != "per_sample"}
+    row |= {key: value for key, value in asdict(result).items() if key not in OF_SAMPLES}
     paths = {"per_sample": keep_per_sample(run.path, result_name(config.split, "split"), result.per_sample)}
     file = paths["per_sample"].name
     row = append_row(run.path, {**row, "seconds": seconds, "seed": config.seed, "file": file}, device)

@@ -9,7 +9,7 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from scoresde import build
-from scoresde.cli.bpd import chosen_dequantization
+from scoresde.cli.bpd import chosen_dequantization, options_of_each
 from scoresde.cli.common import load_run, result_name, run_data, warnings_on_stderr
 from scoresde.cli.output import Record, append_row, print_rows, shows_progress
 from scoresde.evaluation.dataset_classification import (
@@ -79,11 +79,9 @@ def measurement(
     run: build.Run, config: DictConfig, condition: str, prior: Tensor
 ) -> Callable[[str], DatasetClassification]:
     """Return the function that classifies a split of the run's data."""
-    options = build.instantiate(config.likelihood, config.trust)
+    options = options_of_each(config, "a classification")
     if (start := options.pop("start", "data")) != "data":
         raise ValueError(f"likelihood.start must be data for a classification; got {start}: leave it out")
-    if any(options.pop(key, None) is not None for key in ("tolerance", "levels", "surrogate")):
-        raise ValueError("likelihood.tolerance must be null for a classification, which needs the value of each sample")
     options |= {**config.bound, "method": config.method, "seed": config.seed, "progress": shows_progress()}
     dequantization = chosen_dequantization(run, config)
 

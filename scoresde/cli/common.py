@@ -26,6 +26,7 @@ from scoresde.cli.completion import runs
 from scoresde.cli.output import typed_overrides
 from scoresde.cli.suggestions import did_you_mean
 from scoresde.data.items import reading
+from scoresde.evaluation.scoring import split_data
 from scoresde.protocols import CaptionEncoder
 from scoresde.text import TOKENIZER
 from scoresde.training import distributed
@@ -85,12 +86,9 @@ def run_data(run: build.Run, split: str, trust: Sequence[str]) -> Any:
     """Build the dataset of a split of a run, with a warning on stderr if it has few samples.
 
     Raises:
-        ValueError: the run's configuration has no such split; see also `build.instantiate`.
+        ValueError: see `split_data`.
     """
-    node = run.config.data.get(split)
-    if node is None:
-        raise ValueError(f"{run.path} has no {split} data: set data.{split} in its {run_config.CONFIG}")
-    dataset = build.instantiate(node, trust, Dataset)
+    dataset = split_data(run, split, trust)
     if 1 < (count := len(dataset)) < FEW:
         with warnings_on_stderr():
             warnings.warn(

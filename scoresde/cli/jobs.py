@@ -38,7 +38,7 @@ EXPECTED = (
     YAMLError,
 )
 WRONG, INTERRUPTED, UNREAD = 2, 130, 141  # exit codes
-SHARED = ("train", "sample", "bpd", "evaluate", "classify")  # verbs that the processes of torchrun can share
+SHARED = ("train", "sample", "bpd", "evaluate", "score", "classify")  # verbs that the processes of torchrun can share
 Verb = Callable[[DictConfig], Record | None]
 
 
@@ -55,6 +55,7 @@ class Job:
     def __init__(self, name: str, verb: Verb, as_json: bool = False, raises: bool = False):
         self.name, self.verb, self.as_json, self.raises = name, verb, as_json, raises
         self.has_failed = False  # whether a job has failed
+        self.finished: list[tuple[Record, list[str]]] = []  # records and overrides of the jobs of this process
         self.is_remote = False  # whether this copy is in another process than the command's
 
     def __getstate__(self) -> dict[str, Any]:
@@ -80,6 +81,8 @@ class Job:
             except (Interrupted, KeyboardInterrupt) as stop:
                 print(f"scoresde {self.name}: {str(stop) or 'interrupted'}", file=sys.stderr)
                 raise SystemExit(INTERRUPTED) from stop
+            if record and is_first:
+                self.finished.append((record, typed_overrides()))
             if self.as_json and is_first:
                 header = {"verb": self.name, "overrides": typed_overrides()}
                 line = json_line({**header, **(record or {})})

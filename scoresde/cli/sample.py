@@ -1,5 +1,8 @@
 """`scoresde sample`, which draws samples of a run; `scoresde evaluate` uses the same functions."""
 
+from collections.abc import Callable, Iterable
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
@@ -15,6 +18,7 @@ from scoresde.cli.guidance import guided
 from scoresde.cli.output import Record, append_row, print_rows, shows_progress
 from scoresde.evaluation.generation import draw_samples
 from scoresde.evaluation.records import METRICS
+from scoresde.evaluation.sample_files import check_sample_path, write_samples
 from scoresde.training import distributed
 
 DEFAULT_N = 64
@@ -27,26 +31,51 @@ def sample(config: DictConfig) -> Record | None:
     cond, (classes, others, text) = plain(config.cond), known_conditions(runs, config)
     with warnings_on_stderr():
         drawn = drawing(cond, config.n, DEFAULT_N, classes, others, text)
-    samples, row = draw_cascade(runs, config, drawn, cond) if lower else draw(run, config, drawn, cond)
+    name = result_name(f"{sampler_name()}_n{drawn.columns}_seed{config.seed}", "sampler", "n", "seed", "out")
+    array = run.path / "samples" / f"{name}.npy" if config.out is None else Path(config.out)
+    write = partial(write_samples, run, n=drawn.n, cond=drawn.cond, classes=classes, trust=config.trust)
+    if config.out is not None:
+        check_sample_path(run, array, drawn.n)
+    if lower:
+        samples, row = draw_cascade(runs, config, drawn, cond)
+        if config.out is not None:
+            write(array, [samples])
+    else:
+        consume = None if config.out is None else partial(write, array)
+        samples, row = draw(run, config, drawn, cond, consume)
     if distributed.rank() > 0:
         return None
-    name = result_name(f"{row['sampler']}_n{drawn.columns}_seed{config.seed}", "sampler", "n", "seed")
-    array = run.path / "samples" / f"{name}.npy"
     if drawn.names:
         row |= {"rows": list(drawn.names)}
     row = append_row(run.path, {"kind": "samples", **row, "file": array.name}, device)
-    replace_atomically(array, lambda file: save_array(file, samples.numpy()), size=samples.nbytes)
-    conditions = save_conditions(array, drawn.cond)
-    picture = save_picture(samples, run.config, run.path / "figures" / f"samples_{name}.png", drawn.names)
-    paths = {"array": array, **({"conditions": conditions} if conditions else {})}
+    paths = {"array": array} if config.out is None else {"samples": array}
+    if config.out is None:
+        replace_atomically(array, lambda file: save_array(file, samples.numpy()), size=samples.nbytes)
+        if conditions := save_conditions(array, drawn.cond):
+            paths["conditions"] = conditions
+        if run.config.get("column_names"):
+            paths["table"] = write(array.with_name(f"{name}.csv"), [samples])
+    names = drawn.names if len(samples) == drawn.n else ()
+    picture = save_picture(samples, run.config, run.path / "figures" / f"samples_{name}.png", names)
     paths |= {"picture": picture, "metrics": run.path / METRICS}
     settings = {"condition": described(cond, classes), "guidance": describe_guidance(config)}
-    shown = {name: text for name, text in settings.items() if text}
+    shown = {key: text for key, text in settings.items() if text}
     print_rows({**shown, **{key: row[key] for key in ("sampler", "n", "nfe", "seconds")}, **paths})
     return {"run": run.path, "rows": [row], "paths": paths}
 
 
-def draw(run: build.Run, config: DictConfig, drawn: Drawing, cond: Any) -> tuple[Tensor, Record]:
+def sampler_name() -> str:
+    """Return the option of the group `sampler`."""
+    return HydraConfig.get().runtime.choices["sampler"]
+
+
+def draw(
+    run: build.Run,
+    config: DictConfig,
+    drawn: Drawing,
+    cond: Any,
+    consume: Callable[[Iterable[Tensor]], Any] | None = None,
+) -> tuple[Tensor, Record]:
     """Draw samples of a run with the guidance, sampler, threshold and seed of a configuration.
 
     Args:
@@ -54,15 +83,17 @@ def draw(run: build.Run, config: DictConfig, drawn: Drawing, cond: Any) -> tuple
         config: a configuration of `scoresde sample` or `evaluate`.
         drawn: the number of samples and their conditions.
         cond: description of the conditions, which is stored in the row.
+        consume: see `generation.draw_samples`; the result then has the first batch only.
 
     Returns:
         The samples (n, *) in data units, and a row of settings and costs for `metrics.jsonl`.
     """
     sampler, size = build.instantiate(config.sampler, config.trust), config.batch_size
     model, shown = guided(run, config), shows_progress()
-    result = draw_samples(run, sampler, drawn.n, size, config.seed, model, shown, drawn.cond, drawn.columns)
-    name, seconds = HydraConfig.get().runtime.choices["sampler"], round(result.seconds, 2)
-    row = {"sampler": name, "n": drawn.n, "nfe": result.nfe, "backward": result.backward, "seconds": seconds}
+    arguments = drawn.n, size, config.seed, model, shown, drawn.cond, drawn.columns, consume
+    result = draw_samples(run, sampler, *arguments)
+    seconds = round(result.seconds, 2)
+    row = {"sampler": sampler_name(), "n": drawn.n, "nfe": result.nfe, "backward": result.backward, "seconds": seconds}
     settings = {key: plain(config[key]) for key in ("weights", "guidance", "threshold")}
     return result.x, {**row, "seed": config.seed, "cond": cond, **settings}
 

@@ -120,6 +120,7 @@ class Sample(Shared):
     run: Runs
     augmentation: Augmentation
     n: Count | None
+    out: File | None
     weights: Weights
     batch_size: Count
     threshold: ModelWrapper | None
@@ -178,6 +179,24 @@ class Restore(Shared):
     weights: Weights
     batch_size: Count
     cond: Condition
+
+
+class NewData(TypedDict):
+    path: File | None
+    labels: str | int | Sequence[str | int] | None
+
+
+class Scores(Shared):
+    guidance: ModelWrapper | None
+    likelihood: Annotated[dict, Surrogate, evaluate_likelihood]
+    run: Directory
+    split: Literal["train", "validation", "test", "all"] | None
+    data: NewData
+    id: str | int | None
+    out: File | None
+    weights: Weights
+    dequantization: str | None
+    conditional: bool
 
 
 class BoundSettings(TypedDict):
@@ -274,6 +293,7 @@ SETTINGS: dict[str, Any] = {
     "bpd": Bits,
     "evaluate": Evaluate,
     "compare": Compare,
+    "score": Scores,
     "classify": Classify,
     "dequantize": Dequantize,
     "distill": Distill,

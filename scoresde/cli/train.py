@@ -79,6 +79,7 @@ def train(config: DictConfig) -> Record | None:
         names = (*trained_conditions(model, dataset, config, list(added)), *loss.required) if is_diffusion else ()
         config.conditional = list(names) or None
         config.class_names = getattr(dataset, "class_names", None)
+        config.column_names = run_config.column_names_of(dataset)
     model.conditional = tuple(config.conditional or ())
     dropout = run_config.plain(config.condition)["dropout"]
     trainer = build.instantiate(config.trainer, trust, optimizer=optimizer, condition_dropout=dropout)

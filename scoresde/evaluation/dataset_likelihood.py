@@ -75,6 +75,9 @@ class DatasetLikelihood:
         unit: "bits/dim" or "nats/dim".
         mean, stderr: the mean over samples and its standard error (None for one sample).
         per_sample: the values of the samples, (N,).
+        errors: standard errors of per_sample due to the stochastic trace, (N,), see `likelihood.LogProb.stderr`; None
+            if they are unknown.
+        status: a `solvers.Status` of each sample, (N,); None for a multilevel estimate.
         conventions: the choices that affect the values (solver, trace, dequantisation, ...), by name.
         nfe, backward: mean numbers of network evaluations and of products with Jacobians per sample.
         population, monte_carlo: the two parts of stderr, see the module docstring; None if not measured.
@@ -113,6 +116,8 @@ class DatasetLikelihood:
     bias: float | None = None
     parts: dict[str, float] = field(default_factory=dict)
     accuracy: float | None = None
+    errors: Tensor | None = None
+    status: Tensor | None = None
 
 
 def evaluate_likelihood(
@@ -249,6 +254,9 @@ def _summary(results: dict[str, Numbers], unit: str, subset: Tensor) -> DatasetL
     mean, stderr = mean_and_error(values)
     nfe, backward = (float(column("values", key).mean()) for key in ("nfe", "backward"))
     likelihood = DatasetLikelihood(unit, mean, stderr, values, results["values-000000"]["conventions"], nfe, backward)
+    likelihood.status = column("values", "status").long()
+    if results["values-000000"]["error"] is not None:
+        likelihood.errors = column("values", "error")
     if bool((failed := ~torch.isfinite(values)).any()):
         solved = values[~failed]
         message = describe_failures(values, column("values", "status"))

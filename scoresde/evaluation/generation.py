@@ -10,10 +10,11 @@ through them, so all processes must see the directory of the run.
 import hashlib
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -35,7 +36,8 @@ COPIES = 3  # of all samples in memory: the batches, their concatenation, and da
 class DrawnSamples:
     """Samples x (n, *) in data units on the CPU, and their cost.
 
-    nfe, backward: network evaluations and backward passes for each sample. seconds: time of all batches.
+    x has only the first batch if the samples were passed to a function `consume`, see `draw_samples`. nfe, backward:
+    network evaluations and backward passes for each sample. seconds: time of all batches.
     """
 
     x: Tensor
@@ -54,6 +56,7 @@ def draw_samples(
     progress: bool = False,
     cond: Condition = None,
     columns: int | None = None,
+    consume: Callable[[Iterable[Tensor]], Any] | None = None,
 ) -> DrawnSamples:
     """Draw n samples of a run, sample i from seed + (i mod columns); return all of them in every process.
 
@@ -68,6 +71,8 @@ def draw_samples(
         cond: the condition: tensors with leading dimension n, or 1 if all samples have the same condition. Each batch
             is drawn from `model.given(rows)` with its rows of the condition.
         columns: number of samples with different seeds; default: n.
+        consume: called in the first process with the batches of samples in order, such as a function that writes them
+            to a file, so that only one batch is in memory; the result then has the first batch only.
 
     Raises:
         ValueError: n, batch_size or columns is not a positive integer, `cond` has another leading dimension, or the
@@ -78,7 +83,8 @@ def draw_samples(
     check_count("n", n)
     check_count("batch_size", batch_size)
     shape = list(run.state_shape)
-    check_memory(f"n={n} samples of shape {shape}", COPIES * 4 * n * math.prod(shape))
+    held = n if consume is None else min(n, batch_size)  # samples in memory
+    check_memory(f"n={n} samples of shape {shape}", COPIES * 4 * held * math.prod(shape))
     columns = n if columns is None else columns
     check_count("columns", columns)
     model = as_model(run.model if model is None else model)
@@ -95,7 +101,10 @@ def draw_samples(
         files.append((file, len(rows)))
     with shared(directory):
         costs = evaluate(parts, directory / "done", "samples", progress and n > batch_size).values()
-        x = torch.cat([_load(file, count, run) for file, count in files])
+        if consume is not None and distributed.rank() == 0:
+            consume(_load(file, count, run) for file, count in files)
+        kept = files if consume is None else files[:1]
+        x = torch.cat([_load(file, count, run) for file, count in kept])
         distributed.gather(None)  # every process has read the files before they are removed
     nfe, backward = (max(cost[name] for cost in costs) for name in ("nfe", "backward"))
     return DrawnSamples(x, nfe, sum(cost["seconds"] for cost in costs), backward)

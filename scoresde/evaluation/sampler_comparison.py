@@ -10,26 +10,23 @@ the evaluations counted with two and with three steps; a method of two evaluatio
 odd budget unused. The NFE of a row is counted while the samples of the row are drawn.
 """
 
-import csv
-import io
 import statistics
 import time
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import astuple, dataclass, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from scoresde.atomic_files import replace_atomically
 from scoresde.evaluation.generation import check_count
 from scoresde.evaluation.references import TRUTHS, Reference, metric_values
 from scoresde.metrics.intervals import FEWEST
 from scoresde.progress import progress_bar
 from scoresde.protocols import Condition, Model, select
-from scoresde.result_table import plus_minus
+from scoresde.result_table import plus_minus, write_columns
 from scoresde.samplers import Sampler
 from scoresde.wrappers import as_model
 
@@ -223,7 +220,4 @@ def table(rows: Sequence[ComparisonRow]) -> list[list[str]]:
 
 def write_csv(rows: Sequence[Any], path: Path, kind: type = ComparisonRow) -> Path:
     """Write rows, instances of the dataclass `kind`, as CSV below a line with the names of the fields; return path."""
-    text = io.StringIO(newline="")
-    csv.writer(text).writerows([[column.name for column in fields(kind)], *map(astuple, rows)])
-    replace_atomically(path, lambda file: file.write_text(text.getvalue(), newline=""))
-    return path
+    return write_columns(path, {column.name: [getattr(row, column.name) for row in rows] for column in fields(kind)})

@@ -13,6 +13,7 @@ PURPOSES = {
     "classification": "classify the data",
     "dequantization": "learn the dequantisation",
     "comparison": "compare samplers",
+    "scores": "score every sample",
     "restoration": "restore a measurement",
 }
 

@@ -5,6 +5,7 @@ import shutil
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from scoresde.cli import main
@@ -15,6 +16,8 @@ TOY += ["held_out.draws=0", "trainer.warmup=2"]
 GREY = ["experiment=digits", "network=mlp", "network.shape=[1,8,8]", "network.width=16", "prediction=karras"]
 GREY += ["trainer.preview_every=0", "trainer.evaluate_every=0", "trainer.steps=1"]
 LABELLED = [*GREY, "data.labels=true", "+network.classes=10", "condition.dropout=0.1", "optimizer.lr=0.1"]
+TABLE = ["experiment=table", "network.width=8", "network.depth=1", "data.shares=[0.2,0.2]", "trainer.steps=3"]
+TABLE += ["trainer.batch_size=16", "trainer.preview_every=0", "trainer.warmup=2", "trainer.evaluate_every=0"]
 CLASSIFIER = ["experiment=digits_classifier", "network.width=8", "trainer.steps=1", "trainer.evaluate_every=0"]
 ENVIRONMENT = {"HYDRA_FULL_ERROR": "0", "OMP_NUM_THREADS": "1"}
 
@@ -62,6 +65,26 @@ def labelled(trained, tmp_path):
     """A copy of the run of grey levels with labels in `labelled`, beside one of a classifier in `classifier`."""
     shutil.copytree(trained / "classifier", tmp_path / "classifier")
     return Path(shutil.copytree(trained / "labelled", tmp_path / "labelled").name)
+
+
+@pytest.fixture(scope="session")
+def trained_table(tmp_path_factory):
+    """A folder with a table of the columns a, b, kind and a run of it; kind has the classes x, y and z."""
+    folder, random = tmp_path_factory.mktemp("table"), np.random.RandomState(0)
+    lines = [f"{200 + 30 * u:.6f},{10 + 2 * v:.6f},{'xyz'[i % 3]}" for i, (u, v) in enumerate(random.randn(50, 2))]
+    (folder / "train.csv").write_text("\n".join(["a,b,kind", *lines, ""]))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setenv("HYDRA_FULL_ERROR", "0")
+        assert main(["train", *TABLE, "data.path=train.csv", "data.labels=kind", "run=run"]) == 0
+    return folder
+
+
+@pytest.fixture
+def run(trained_table, tmp_path):
+    """The override of a run of a table, beside a copy of the table `train.csv`."""
+    shutil.copytree(trained_table, tmp_path, dirs_exist_ok=True)
+    return "run=run"
 
 
 @pytest.fixture

@@ -54,6 +54,7 @@ SETTINGS = {
         "noise_seed: 0",
         "operator=inpainting image=photo.png",
     ],
+    "score": ["likelihood: adaptive, ", "run: ???", "path: null", "id: null", "run=runs/table data.path=new.csv"],
     "classify": [
         "likelihood: adaptive, ",
         "run: ???",

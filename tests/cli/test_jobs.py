@@ -40,6 +40,19 @@ def test_a_sweep_has_a_directory_and_a_record_for_each_job_and_the_code_of_the_w
     assert all(Path(record["run"]).name.startswith("data.test.n=20,data.train.n=200,") for record in records)
 
 
+def test_a_sweep_ends_with_a_table_over_seeds(capsys):
+    assert main([*SWEEP, "trainer.steps=1", "optimizer.lr=0.1,0.2", "seed=0,1", "run=sweep"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    start = next(i for i, line in enumerate(lines) if line.split() == ["optimizer.lr", "jobs", "loss"])
+    assert [line.split()[:2] for line in lines[start + 1 : start + 3]] == [["0.1", "2"], ["0.2", "2"]]
+    losses = [rows(path, file="log.jsonl")[-1]["loss"] for path in sorted(Path("sweep").glob("*lr=0.1*"))]
+    header, first, _ = Path("sweep/sweep_train.csv").read_text().splitlines()
+    assert header == "optimizer.lr,jobs,loss,loss error"
+    assert float(first.split(",")[2]) == pytest.approx(np.mean(losses))
+    assert float(first.split(",")[3]) == pytest.approx(abs(losses[0] - losses[1]) / 2)
+    assert Path("sweep/sweep_train.png").is_file()
+
+
 @pytest.mark.slow
 def test_jobs_of_joblib_leave_and_print_what_jobs_of_one_process_do(capfd):
     """Two processes start once, for a sweep with records and a job that fails, and for a sweep with tables."""

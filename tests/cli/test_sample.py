@@ -186,3 +186,16 @@ def test_a_threshold_is_outside_of_guidance(labelled):
     assert main(["sample", f"run={labelled}", "n=3", *settings]) == 0
     states = ss.load(labelled).transform(torch.from_numpy(array_of(labelled)[1]))
     assert states.abs().max() <= 0.25 + 1e-5
+
+
+def test_samples_of_a_table_have_its_columns_and_classes(run):
+    command = ["sample", run, "n=2", "cond.label=all", "sampler.steps=2"]
+    assert main(command) == 0
+    array = np.load("run/samples/" + rows("run")[0]["file"])
+    assert main([*command, "out=rows.csv", "batch_size=4"]) == 0
+    header, *lines = Path("rows.csv").read_text().splitlines()
+    assert header == "a,b,kind"
+    assert [line.split(",")[2] for line in lines] == ["x", "x", "y", "y", "z", "z"]
+    assert np.array([line.split(",")[:2] for line in lines], float) == pytest.approx(array, rel=1e-5)
+    assert [path.suffix for path in sorted(Path("run/samples").iterdir())] == [".npz", ".csv", ".npy"]
+    assert rows("run")[1]["file"] == "rows.csv"
