@@ -37,7 +37,8 @@ def sample(config: DictConfig) -> Record | None:
     row = append_row(run.path, {"kind": "samples", **row, "file": array.name}, device)
     replace_atomically(array, lambda file: save_array(file, samples.numpy()), size=samples.nbytes)
     conditions = save_conditions(array, drawn.cond)
-    picture = save_picture(samples, run.config, run.path / "figures" / f"samples_{name}.png", drawn.names)
+    figure = run.path / "figures" / f"samples_{name}.png"
+    picture = save_picture(samples, run.config, figure, drawn.names, config.trust)
     paths = {"array": array, **({"conditions": conditions} if conditions else {})}
     paths |= {"picture": picture, "metrics": run.path / METRICS}
     settings = {"condition": described(cond, classes), "guidance": describe_guidance(config)}
