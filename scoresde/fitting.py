@@ -340,7 +340,7 @@ def _save_preview(
     sampler: Sampler, data_map: DataMap, dataset: Any, data: Mapping[str, Any], path: Path, model: Any, step: int
 ) -> None:
     """Draw samples with the conditions of the first items of the data, and save a picture of them."""
-    from scoresde import plots  # imported late: a training without previews needs no matplotlib
+    from scoresde import state_plots  # imported late: a training without previews needs no matplotlib
 
     count = min(FIRST, len(dataset))
     _, cond = split_condition(default_collate([dataset[i] for i in range(count)]), device_of(model) or "cpu")
@@ -348,4 +348,5 @@ def _save_preview(
         samples = sampler(model.given(cond), shape=(count, *data["shape"]), seeds=range(count)).x
     if distributed.rank() == 0:
         low, high = data["range"] or (0.0, 1.0)
-        plots.save_samples(data_map.inverse(samples), path / "figures" / f"step{step:06d}.png", low, high)
+        figure, columns = path / "figures" / f"step{step:06d}.png", getattr(dataset, "names", None)
+        state_plots.save_states(data_map.inverse(samples), figure, low, high, columns=columns)

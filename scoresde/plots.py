@@ -1,6 +1,6 @@
 """PNG files of samples, sampler comparisons and classifications; drawing functions that `scoresde.report` uses too."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,6 @@ from scoresde.evaluation.sampler_comparison import ComparisonRow
 
 Interval = tuple[np.ndarray, np.ndarray]  # low and high
 PIXELS = 64  # height of a small image in a grid
-LINES = 64  # states that are drawn as lines
 LONGEST = 32  # characters of the name of a row
 # Okabe and Ito's colours for colour-blind readers; near-black replaces their yellow, which is invisible on white.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#111111")
@@ -59,6 +58,11 @@ def draw_histogram(axes: Axes, values: Any, bins: int, **style: Any) -> None:
     axes.bar(least + edges[:-1], counts, np.diff(edges), align="edge", **style)
 
 
+def are_images(states: Tensor) -> bool:
+    """Return whether states are grey or colour images, (N, 1, H, W) or (N, 3, H, W)."""
+    return states.ndim == 4 and states.shape[1] in (1, 3)
+
+
 def save_samples(
     samples: Tensor,
     path: Path,
@@ -67,14 +71,14 @@ def save_samples(
     names: Sequence[str] = (),
     credit: str | None = None,
 ) -> Path:
-    """Save a picture of samples (N, *): images in a grid, points in the plane as a scatter, other states as lines.
+    """Save a grid of images, magnified by a whole number. `state_plots.save_picture` draws states of any shape.
 
     Args:
-        samples: (N, C, H, W) with C 1 or 3, (N, 2), or any other shape, drawn as lines over the flattened state.
+        samples: images (N, C, H, W) with C 1 or 3.
         path: PNG file to write.
-        low, high: the value drawn in black and the value drawn in white, for images.
-        names: names of K groups of N / K consecutive samples, such as classes: each is a row of images with its name at
-            the side, or has a colour of its own. Empty for samples of one kind.
+        low, high: the value drawn in black and the value drawn in white.
+        names: names of K groups of N / K consecutive images, such as classes: each is a row with its name at the side.
+            Empty for images of one kind.
         credit: the makers of the data and their licence, stored in the file as the metadata "Copyright".
 
     Raises:
@@ -85,41 +89,8 @@ def save_samples(
             f"the number of samples must be a multiple of {len(names)}, the number of names; got {len(samples)}"
         )
     metadata = {"Copyright": credit} if credit else {}
-    if samples.ndim == 4 and samples.shape[1] in (1, 3):
-        return _save_images((samples - low) / (high - low), path, names, metadata)
-    figure = Figure(figsize=(5, 5), dpi=120, layout="constrained")
-    axes = figure.add_subplot()
-    flat = samples.detach().cpu().flatten(1).numpy()
-    each = len(flat) // max(len(names), 1)
-    groups = [(name, flat[i * each : (i + 1) * each]) for i, name in enumerate(names)] or [("", flat)]
-    for i, (name, group) in enumerate(groups):
-        style: dict[str, Any] = {"color": _colour(i, len(names))} if names else {}
-        if flat.shape[1] == 2:
-            axes.scatter(group[:, 0], group[:, 1], s=4, alpha=0.5, linewidths=0, label=name, **style)
-        else:
-            shown = group[: max(1, LINES // len(groups))]
-            axes.plot(shown.T, linewidth=0.8, alpha=0.6, **style)
-            axes.plot([], [], label=name, **style)
-    if flat.shape[1] == 2:
-        axes.set(xlabel="$x_1$", ylabel="$x_2$", aspect="equal", title=f"{len(flat)} samples")
-    else:
-        shown_count = min(len(flat), max(1, LINES // len(groups)) * len(groups))
-        axes.set(xlabel="dimension", ylabel="value", title=f"{shown_count} samples")
-    if names:
-        figure.legend(loc="outside right upper", fontsize=7, frameon=False, markerscale=2, ncols=-(-len(names) // 24))
-    replace_atomically(path, lambda file: figure.savefig(file, format="png", metadata=metadata))
-    return path
-
-
-def _colour(index: int, count: int) -> Any:
-    """Return the colour of group number `index` out of `count`."""
-    return COLOURS[index] if count <= len(COLOURS) else matplotlib.colormaps["turbo"]((index + 0.5) / count)
-
-
-def _save_images(images: Tensor, path: Path, names: Sequence[str], metadata: Mapping[str, str]) -> Path:
-    """Save images (N, C, H, W) in [0, 1] as a grid, magnified by a whole number; names stand left of their rows."""
-    grid = image_grid(images, len(images) // len(names) if names else None)
-    scale = max(1, PIXELS // images.shape[2])
+    grid = image_grid((samples - low) / (high - low), len(samples) // len(names) if names else None)
+    scale = max(1, PIXELS // samples.shape[2])
     grid = grid.repeat(scale, axis=0).repeat(scale, axis=1)
     if names:
         grid = np.concatenate([_row_names(names, grid.shape[0], grid.ndim), grid], axis=1)
@@ -247,8 +218,8 @@ def distinct_ticks(ticks: Sequence[int]) -> list[int]:
     return distinct
 
 
-def set_ticks(axes: Axes) -> None:
-    """Set plain numbers as ticks: at most seven on a linear axis, 1, 2 and 5 of each decade on a logarithmic one.
+def set_ticks(axes: Axes, most: int = 6) -> None:
+    """Set plain numbers as ticks: at most `most` + 1 on a linear axis, 1, 2 and 5 of each decade on a logarithmic one.
 
     A logarithmic axis of more than three decades has ticks at powers of ten alone.
     """
@@ -259,7 +230,7 @@ def set_ticks(axes: Axes) -> None:
         axis.set_major_formatter(lambda value, _: tick_label(value))
         if not isinstance(axis.get_major_locator(), FixedLocator):
             is_log = axis.get_scale() == "log"
-            axis.set_major_locator(decades if is_log else MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
+            axis.set_major_locator(decades if is_log else MaxNLocator(most, steps=[1, 2, 2.5, 5, 10]))
 
 
 def tick_label(value: float) -> str:

@@ -1,6 +1,7 @@
 """Functions that the verbs (subcommands of `scoresde`) share: runs, checks of settings, warnings, names of files."""
 
 import hashlib
+import inspect
 import math
 import re
 import shlex
@@ -15,12 +16,12 @@ import numpy as np
 import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict
 from torch import nn
 from torch.optim import Optimizer
 from torch.utils.data import Dataset
 
-from scoresde import build, hub, plots, run_config
+from scoresde import build, data, hub, plots, run_config, state_plots
 from scoresde.arguments import check_memory
 from scoresde.cli.completion import runs
 from scoresde.cli.output import typed_overrides
@@ -213,6 +214,22 @@ def result_name(base: str, *named: str) -> str:
     return f"{name[:MAX_RESULT_NAME].rstrip('-')}-{hashlib.sha256(text.encode()).hexdigest()[:6]}"
 
 
+def data_of(config: DictConfig, split: str, trust: Sequence[str]) -> Dataset | str:
+    """Return the dataset of a split of the run, or the reason why it is not available; download nothing."""
+    if (node := (config.get("data") or {}).get(split)) is None:
+        return f"the run's configuration names no {split} data"
+    try:
+        return build.instantiate(OmegaConf.merge(node, offline(str(node.get("_target_")))), trust)
+    except (ValueError, OSError, ImportError) as error:
+        return f"the {split} data is not available ({error})"
+
+
+def offline(target: str) -> dict[str, bool]:
+    """Return {"download": False} if `target` is a dataset class of this library with that argument; otherwise {}."""
+    dataset = getattr(data, target.rpartition(".")[2], None) if target.startswith("scoresde.data.") else None
+    return {"download": False} if dataset is not None and "download" in inspect.signature(dataset).parameters else {}
+
+
 @contextmanager
 def warnings_on_stderr() -> Iterator[None]:
     """Print the UserWarnings of the block at the end of the block, each text once, in the first process."""
@@ -224,14 +241,25 @@ def warnings_on_stderr() -> Iterator[None]:
         print(f"scoresde {HydraConfig.get().job.config_name}: warning: {message}", file=sys.stderr)
 
 
-def save_picture(samples: torch.Tensor, config: DictConfig, path: Path, names: Sequence[str] = ()) -> Path:
+def save_picture(
+    samples: torch.Tensor,
+    config: DictConfig,
+    path: Path,
+    names: Sequence[str] = (),
+    trust: Sequence[str] | None = None,
+) -> Path:
     """Save a picture of samples in data units, black to white over the range that the configuration declares.
 
     The metadata of the file hold `data.credit` (the makers and licence of the data) if it is set. `names` are names of
-    the rows or classes of the samples, see `plots.save_samples`.
+    the rows or classes of the samples, see `state_plots.save_states`. Unless `trust` is None, samples that are not
+    images are drawn beside real data, if these are on this machine and their class is trusted.
     """
     low, high = config.data.range or (0.0, 1.0)
-    return plots.save_samples(samples, path, low, high, names, config.data.get("credit"))
+    real = None
+    if trust is not None and not plots.are_images(samples):
+        real = state_plots.real_data(lambda split: data_of(config, split, trust), samples.shape[1:])
+    credit, columns = config.data.get("credit"), config.get("column_names")
+    return state_plots.save_states(samples, path, low, high, names, credit, columns, real)
 
 
 def load_array(path: Path) -> torch.Tensor:

@@ -1,16 +1,13 @@
 """`scoresde report`, which writes a report on a run as an HTML page."""
 
-import inspect
 import re
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
-from torch.utils.data import Dataset
 
-from scoresde import build, data, run_config
-from scoresde.cli.common import check_run
+from scoresde import build, run_config
+from scoresde.cli.common import check_run, data_of
 from scoresde.cli.output import Record, print_rows
 from scoresde.cli.overrides import literal
 from scoresde.report import FilmSettings, Source, write_report
@@ -46,22 +43,6 @@ def model_of(path: Path, config: DictConfig) -> build.Run | str:
         return build.load(path, config.weights, config.trust, config.device)
     except FileNotFoundError as error:
         return str(error)
-
-
-def data_of(config: DictConfig, split: str, trust: Sequence[str]) -> Dataset | str:
-    """Return the dataset of a split of the run, or the reason why it is not available; download nothing."""
-    if (node := (config.get("data") or {}).get(split)) is None:
-        return f"the run's configuration names no {split} data"
-    try:
-        return build.instantiate(OmegaConf.merge(node, offline(str(node.get("_target_")))), trust)
-    except (ValueError, OSError, ImportError) as error:
-        return f"the {split} data is not available ({error})"
-
-
-def offline(target: str) -> dict[str, bool]:
-    """Return {"download": False} if `target` is a dataset class of this library with that argument; otherwise {}."""
-    dataset = getattr(data, target.rpartition(".")[2], None) if target.startswith("scoresde.data.") else None
-    return {"download": False} if dataset is not None and "download" in inspect.signature(dataset).parameters else {}
 
 
 def refuse_resolvers(config: DictConfig, path: Path) -> None:

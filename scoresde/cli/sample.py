@@ -56,7 +56,8 @@ def sample(config: DictConfig) -> Record | None:
         if run.config.get("column_names"):
             paths["table"] = write(array.with_name(f"{name}.csv"), [samples])
     names = drawn.names if len(samples) == drawn.n else ()
-    picture = save_picture(samples, run.config, run.path / "figures" / f"samples_{name}.png", names)
+    figure = run.path / "figures" / f"samples_{name}.png"
+    picture = save_picture(samples, run.config, figure, names, config.trust)
     paths |= {"picture": picture, "metrics": run.path / METRICS}
     settings = {"condition": described(cond, classes), "guidance": describe_guidance(config)}
     shown = {key: text for key, text in settings.items() if text}

@@ -1,7 +1,7 @@
 """Charts as inline SVG: matplotlib draws the charts, and the page's style sheet sets colours and font.
 
-A chart is 360 units wide, the width of a phone; wider pages put several side by side. Text stays text, and each colour
-becomes a CSS custom property, so that a chart follows the light or dark mode of the page.
+A chart is 360 units wide, the width of a phone, or half as wide; wider pages put more of them side by side. Text stays
+text, and each colour becomes a CSS custom property, so that a chart follows the light or dark mode of the page.
 """
 
 import hashlib
@@ -67,10 +67,10 @@ class Chart:
     legend: dict[str, Markup]
 
 
-def new_axes(x: str = "", y: str = "", height: float = HEIGHT) -> Axes:
+def new_axes(x: str = "", y: str = "", height: float = HEIGHT, width: float = WIDTH) -> Axes:
     """Return the axes of a new chart, with the label `x` at the lower right and `y` at the upper left corner."""
     with matplotlib.rc_context(STYLE):
-        figure = Figure((WIDTH / UNITS_PER_INCH, height / UNITS_PER_INCH), layout="constrained", frameon=False)
+        figure = Figure((width / UNITS_PER_INCH, height / UNITS_PER_INCH), layout="constrained", frameon=False)
         axes = figure.add_subplot(facecolor="none", xlabel=x)
         if y:
             figure.suptitle(y, x=0, ha="left", color=MUTED, fontsize=12)
@@ -79,7 +79,8 @@ def new_axes(x: str = "", y: str = "", height: float = HEIGHT) -> Axes:
 
 def to_chart(axes: Axes, title: str, description: str) -> Chart:
     """Return the chart of drawn axes, with a legend if there are two labels or more."""
-    set_ticks(axes)
+    figure = cast(Figure, axes.get_figure())
+    set_ticks(axes, 6 if figure.get_figwidth() * UNITS_PER_INCH >= WIDTH else 3)
     svg, identifier = accessible_svg(axes, title, description)
     handles = {name: handle for handle, name in zip(*axes.get_legend_handles_labels(), strict=True)}
     legend = {name: _glyph(handle, f"{identifier}{i}") for i, (name, handle) in enumerate(handles.items())}

@@ -13,14 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
-import torch
 from markupsafe import Markup
-from torch import Tensor
 from torch.utils.data import Dataset
 
 from scoresde.atomic_files import replace_atomically
 from scoresde.build import Run
-from scoresde.data.summary import state_of
 from scoresde.evaluation.records import provenance
 from scoresde.plots import metric_name
 from scoresde.report import wording
@@ -32,12 +29,13 @@ from scoresde.report.likelihood_section import likelihood_section
 from scoresde.report.quality_section import quality_section
 from scoresde.report.restoration_section import restoration_section
 from scoresde.report.run_files import Line, RunFiles
-from scoresde.report.sample_section import sample_section
+from scoresde.report.sample_section import MOST_IMAGES, sample_section
 from scoresde.report.sampler_section import sampler_section
 from scoresde.report.training_section import training_section
+from scoresde.state_plots import real_data
 
 REPORT = "report.html"
-MOST_DATA = 1500  # states of real data shown beside samples
+MOST_DATA = 1500  # states of real data shown beside samples that are not images
 
 
 @dataclass
@@ -78,7 +76,7 @@ def render(source: Source) -> str:
     files = RunFiles(source.path, source.config)
     line, drawn = files.likelihood(), files.samples()
     data = source.data(line["split"] if line else "test")
-    real = None if isinstance(data, str) else evenly_spaced(data, MOST_DATA if files.kind != "images" else 64)
+    real = real_data(source.data, files.shape, MOST_IMAGES if files.kind == "images" else MOST_DATA)
     singular, plural = wording.nouns(files)
     return (
         environment()
@@ -137,10 +135,3 @@ def origins(files: RunFiles) -> list[Line]:
     lines = [line for line in files.metrics if line.get("provenance")]
     keys = [(line.get("kind"), *map(line["provenance"].get, ("date", "commit", "checkpoint"))) for line in lines]
     return list(dict(zip(keys, lines, strict=True)).values())
-
-
-def evenly_spaced(data: Dataset, count: int) -> Tensor | None:
-    """Return at most `count` states of a dataset, evenly spaced in it; None if it is empty."""
-    size = len(data)  # type: ignore[arg-type]
-    indices = [i * size // min(count, size) for i in range(min(count, size))]
-    return torch.stack([state_of(data[i]).double() for i in indices]) if indices else None

@@ -7,31 +7,33 @@ from torch import Tensor
 
 from scoresde.report.pictures import Picture, grid_uri, png_uri
 from scoresde.report.run_files import Line, RunFiles
-from scoresde.report.state_charts import sample_charts
+from scoresde.report.state_charts import sample_charts, small_charts
 from scoresde.report.wording import number, states
+from scoresde.state_plots import RealData
 
 MOST_IMAGES = 64
 MOST_PIXELS = 2**20  # of a grid of images
 
 
-def sample_section(files: RunFiles, drawn: tuple[Line, Tensor] | None, data: Tensor | None) -> dict[str, Any]:
+def sample_section(files: RunFiles, drawn: tuple[Line, Tensor] | None, real: RealData | None) -> dict[str, Any]:
     """Return the variables for the section's template.
 
     Args:
         files: the files of the run.
         drawn: the line of metrics.jsonl about the samples, and the samples (N, *); None if there are none.
-        data: real data (M, *) to show beside the samples; None if they are not available.
+        real: real data to show beside the samples; None if they are not available.
     """
     if drawn is None:
         previews = sorted((files.path / "figures").glob("step*.png"))
-        return {"line": None, "pictures": [preview(path) for path in previews[-1:]], "charts": []}
+        return {"line": None, "pictures": [preview(path) for path in previews[-1:]], "charts": [], "small": []}
     line, samples = drawn
     if files.kind != "images":
-        return {"line": line, "pictures": [], "charts": sample_charts(files, samples, data)}
+        charts, small = sample_charts(files, samples, real), small_charts(files, samples, real)
+        return {"line": line, "pictures": [], "charts": charts, "small": small}
     pictures = [image_picture(files, samples, f"Samples by {line['sampler']}")]
-    if data is not None:
-        pictures.append(image_picture(files, data, "Real data for comparison"))
-    return {"line": line, "pictures": pictures, "charts": []}
+    if real is not None:
+        pictures.append(image_picture(files, real.states, "Real data for comparison"))
+    return {"line": line, "pictures": pictures, "charts": [], "small": []}
 
 
 def preview(path: Path) -> Picture:

@@ -1,7 +1,8 @@
 """Charts of states that are not images: samples, frames of a film, and paths.
 
-Points in the plane are dots; series are curves, with a chart for each channel; other vectors are drawn by their first
-two principal components, and coordinate by coordinate.
+Points in the plane are dots. Series have a chart for each channel, with their quantiles and some of them as curves;
+those of two channels are also paths in the plane. Tables have small charts of columns and pairs. States of more
+dimensions are drawn by their first two principal components, and coordinate by coordinate.
 """
 
 from collections.abc import Sequence
@@ -27,11 +28,13 @@ from scoresde.report.charts import (
 )
 from scoresde.report.film import Film
 from scoresde.report.run_files import RunFiles
+from scoresde.report.table_charts import MOST_COLUMNS, table_charts
 from scoresde.report.wording import number
+from scoresde.state_plots import Group, RealData, column_names, draw_bands, draw_marginals, grouped
 
 POINTS = 1500  # largest number of points in a chart
 FEW = 200  # up to this number of points, they are drawn large
-CURVES = 12  # largest number of series in a chart
+CURVES = 12  # largest number of series in a panel of the film
 CHANNELS = 4  # largest number of channels of series; each has a chart
 DIMENSIONS = 64  # largest number of coordinates in a chart
 FLOW_PATHS, REVERSE_PATHS, OTHER_PATHS = 12, 3, 6  # numbers of paths: ODE and SDE in the plane; others
@@ -42,15 +45,21 @@ SQUARE = 340.0  # height of a chart of the plane
 # --- samples
 
 
-def sample_charts(files: RunFiles, samples: Tensor, data: Tensor | None = None) -> list[Chart]:
-    """Draw samples (N, *) over data (M, *)."""
+def sample_charts(files: RunFiles, samples: Tensor, real: RealData | None = None) -> list[Chart]:
+    """Draw samples (N, *) over real data: all but tables of a few columns, which `small_charts` draws."""
+    data = None if real is None else real.states
     if files.kind == "series":
-        return [series_chart(samples, channel) for channel in range(min(samples.shape[1], CHANNELS))]
+        groups = grouped(samples, (), real)
+        charts = [series_chart(groups, channel) for channel in range(min(samples.shape[1], CHANNELS))]
+        return [*charts, planar_series(samples)] if samples.shape[1] == 2 and samples.shape[2] > 1 else charts
     if files.kind == "plane":
-        return [cloud("Samples in the plane", samples, data, ("x₁", "x₂"))]
+        names = column_names(real and real.columns, 2)
+        return [cloud("Samples in the plane", samples, data, (names[0], names[1]))]
     samples, data = samples.double().flatten(1), None if data is None else data.double().flatten(1)
     if samples.shape[1] == 1:
-        return [values_chart(samples[:, 0])]
+        return [values_chart(grouped(samples, (), real))]
+    if len(files.shape) == 1 and samples.shape[1] <= MOST_COLUMNS:
+        return []
     reference = samples if data is None else data
     if len(reference) < 2:  # one point has no principal components
         return [coordinate_chart(samples, data)]
@@ -58,6 +67,15 @@ def sample_charts(files: RunFiles, samples: Tensor, data: Tensor | None = None) 
     title, labels = "Samples in two dimensions", ("first principal component", "second principal component")
     projected = cloud(title, samples @ basis, None if data is None else data @ basis, labels)
     return [projected, coordinate_chart(samples, data)]
+
+
+def small_charts(files: RunFiles, samples: Tensor, real: RealData | None = None) -> list[Chart]:
+    """Draw the columns and the pairs of columns of a table of 3 to 12 columns, or of one whose columns have names."""
+    is_named = real is not None and bool(real.columns)
+    is_table = len(files.shape) == 1 and files.shape[0] > 1
+    if not is_table or not (is_named or 2 < files.shape[0] <= MOST_COLUMNS):
+        return []
+    return table_charts(grouped(samples, (), real), column_names(real and real.columns, files.shape[0]))
 
 
 def cloud(title: str, samples: Tensor, data: Tensor | None, labels: tuple[str, str]) -> Chart:
@@ -73,12 +91,12 @@ def cloud(title: str, samples: Tensor, data: Tensor | None, labels: tuple[str, s
     return to_chart(axes, title, f"{title}: {shown} samples as dots, mean ({mean}), standard deviations ({std}).")
 
 
-def values_chart(values: Tensor) -> Chart:
-    """Draw a histogram of numbers, one for each sample."""
-    axes = new_axes("value", "number of samples")
-    histogram(axes, values.numpy(), bins=40)
-    low, high = values.aminmax()
-    return to_chart(axes, "Samples", f"Histogram of {len(values)} samples from {low:.3g} to {high:.3g}.")
+def values_chart(groups: Sequence[Group]) -> Chart:
+    """Draw a histogram of numbers (N, 1), one for each state."""
+    axes, (values, name) = new_axes("value"), (groups[-1].states[:, 0], groups[-1].name or "samples")
+    draw_marginals(axes, [group.of(slice(None), 0) for group in groups])
+    description = f"Histogram of {len(values)} {name} from {values.min():.3g} to {values.max():.3g}."
+    return to_chart(axes, "Samples", description)
 
 
 def coordinate_chart(samples: Tensor, data: Tensor | None) -> Chart:
@@ -94,12 +112,31 @@ def coordinate_chart(samples: Tensor, data: Tensor | None) -> Chart:
     return to_chart(axes, "Coordinate by coordinate", description)
 
 
-def series_chart(samples: Tensor, channel: int) -> Chart:
-    """Draw one channel of the samples (series) as curves, for the first `CURVES` samples."""
-    axes, x = new_axes("position", "value"), samples[:CURVES, channel].double().cpu()
-    draw_lines(axes, np.arange(x.shape[1]), x.T)
-    low, high = x.aminmax()
-    return to_chart(axes, f"Channel {channel}", f"{len(x)} series of channel {channel}, from {low:.3g} to {high:.3g}.")
+def series_chart(groups: Sequence[Group], channel: int) -> Chart:
+    """Draw one channel of groups of series (N, C, L): quantiles at each position, and a few of the samples."""
+    axes, x = new_axes("position", "value"), groups[-1].states[:, channel]
+    draw_bands(axes, [group.of(slice(None), channel) for group in groups])
+    texts = [
+        f"of {len(group.states)} {group.name or 'samples'}, 90% lie on average between {low:.3g} and {high:.3g}"
+        for group in groups
+        for low, high in [np.quantile(group.states[:, channel], (0.05, 0.95), axis=0).mean(axis=1)]
+    ]
+    description = (
+        f"Series of channel {channel}: {'; '.join(texts)}. The samples go from {x.min():.3g} to {x.max():.3g}."
+    )
+    return to_chart(axes, f"Channel {channel}", description)
+
+
+def planar_series(samples: Tensor) -> Chart:
+    """Draw the first series (2, L) as paths in the plane of their two channels."""
+    axes, x = new_axes("channel 0", "channel 1", height=SQUARE), samples[:OTHER_PATHS].double().cpu()
+    for i, path in enumerate(x.numpy()):
+        axes.plot(*path, color=COLOURS[i % len(COLOURS)], linewidth=1.2)
+    dots(axes, x[:, :, 0], colour=1, size=5.5, label="first position")
+    dots(axes, x[:, :, -1], colour=2, size=5.5, label="last position")
+    length = x.diff(dim=2).norm(dim=1).sum(dim=1).mean()
+    description = f"{len(x)} series as paths in the plane of their two channels; their mean length is {length:.3g}."
+    return to_chart(axes, "Both channels as paths", description)
 
 
 def draw_lines(axes: Axes, x: Sequence[float] | np.ndarray, columns: Tensor) -> None:

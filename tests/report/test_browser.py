@@ -13,7 +13,7 @@ from tests.report.runs import new_run, source_of, whole_run
 pytestmark = pytest.mark.slow
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 CHROMIUM = next(filter(None, map(shutil.which, NAMES)), None)
-KINDS = {"images": (1, 8, 8), "plane": (2,), "series": (2, 16)}
+KINDS = {"images": (1, 8, 8), "plane": (2,), "series": (2, 16), "table": (4,)}
 
 # The contrast of every text and every coloured mark of a chart with its background (WCAG 2.2), and what it is.
 CONTRASTS = """() => {
@@ -54,6 +54,10 @@ CONTRASTS = """() => {
 }"""
 LAYOUT = """() => ({
   overflow: document.documentElement.scrollWidth - document.documentElement.clientWidth,
+  cut: [...document.querySelectorAll("svg text, h1, h2, h3, p, dt, dd, figcaption, .time, .legend span")]
+    .filter(e => !e.closest("details:not([open])"))
+    .filter(e => { const r = e.getBoundingClientRect(); return r.width && (r.left < 0 || r.right > innerWidth); })
+    .map(e => e.textContent.trim().slice(0, 40)),
   images: [...document.images].every(i => i.complete && i.naturalWidth > 0),
   charts: Math.min(...[...document.querySelectorAll("svg.chart text")].map(e => e.getBoundingClientRect().height)),
   labels: Math.min(...[...document.querySelectorAll(".film .time, .row-labels span")].map(
@@ -91,6 +95,7 @@ def test_a_page_is_readable_on_a_phone_and_on_a_desk(pages, name):
         page.set_viewport_size({"width": width, "height": 900})
         layout = page.evaluate(LAYOUT)
         assert layout["overflow"] <= 0
+        assert layout["cut"] == []
         assert layout["images"]
         assert layout["charts"] >= (10 if width >= 400 else 9)
         assert layout["labels"] >= 12

@@ -102,6 +102,9 @@ def test_the_outline_of_a_page(whole):
     identifiers = [a["id"] for _, a in reader.tags if "id" in a]
     assert len(set(identifiers)) == len(identifiers)
     assert {"about", "film", "restorations", "commands"} <= links <= set(identifiers)
+    sections = [a["aria-labelledby"] for a in reader.all("section")]
+    assert (sections[0], sections[-1]) == ("samples", "glossary")
+    assert [a["href"][1:] for a in reader.all("a") if a["href"][1:] in sections] == [s for s in sections if s in links]
 
 
 def test_a_page_is_self_contained(whole):
