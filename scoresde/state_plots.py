@@ -151,7 +151,7 @@ def save_states(
     """
     if are_images(samples):
         return save_samples(samples, path, low, high, names, credit)
-    columns = columns or (data and data.columns)
+    columns = columns or (data.columns if data else None)
     groups = grouped(samples, names, data)
     if samples.ndim != 2:
         figure = series(groups)

@@ -53,7 +53,7 @@ def sample_charts(files: RunFiles, samples: Tensor, real: RealData | None = None
         charts = [series_chart(groups, channel) for channel in range(min(samples.shape[1], CHANNELS))]
         return [*charts, planar_series(samples)] if samples.shape[1] == 2 and samples.shape[2] > 1 else charts
     if files.kind == "plane":
-        names = column_names(real and real.columns, 2)
+        names = column_names(real.columns if real else None, 2)
         return [cloud("Samples in the plane", samples, data, (names[0], names[1]))]
     samples, data = samples.double().flatten(1), None if data is None else data.double().flatten(1)
     if samples.shape[1] == 1:
@@ -75,7 +75,7 @@ def small_charts(files: RunFiles, samples: Tensor, real: RealData | None = None)
     is_table = len(files.shape) == 1 and files.shape[0] > 1
     if not is_table or not (is_named or 2 < files.shape[0] <= MOST_COLUMNS):
         return []
-    return table_charts(grouped(samples, (), real), column_names(real and real.columns, files.shape[0]))
+    return table_charts(grouped(samples, (), real), column_names(real.columns if real else None, files.shape[0]))
 
 
 def cloud(title: str, samples: Tensor, data: Tensor | None, labels: tuple[str, str]) -> Chart:
