@@ -23,4 +23,4 @@ class Uncertainty(nn.Module):
         self.position, self.linear = ShiftedFourierEmbedding(features), MagnitudeLayer(0, features, 1)
 
     def forward(self, label: Tensor) -> Tensor:
-        return self.linear(self.position(label)).squeeze(1)
+        return self.linear(self.position(label)).sum(dim=1)  # not a view, which FSDP warns of
