@@ -1,7 +1,7 @@
 r"""Video diffusion of moving digits: joint training on videos and images, prediction, filling in, bits (2204.03458).
 
 Two of scikit-learn's digits, 8 x 8 pixels, bounce off the walls of a frame of 16 x 16; the nearer hides the other. A
-video is a state (1, T, 16, 16). The network is a DiT for images with attention over frames after each of its blocks
+video is a state (1, T, 16, 16). The network is a U-Net for images with attention over frames after each of its blocks
 (`ss.networks.VideoNetwork`). It is trained once on videos of 6 frames, pairs of videos of 3 frames, and 6 independent
 images (the condition "clips" masks attention between frames of different clips), and with all frames, the later ones
 or those in between hidden, the other ones being a condition. The one network then gives samples of any length, p(future
@@ -69,15 +69,17 @@ def mixture(n):
     return x.byte(), {"clips": clips}
 
 
-def train(width, depth, steps, n, run):
+def train(width, steps, n, run):
     """Train the network on the mixture, with random frames hidden, and return the model."""
     torch.manual_seed(0)
-    image = ss.networks.DiT(SIDE, 1, patch=4, width=width, depth=depth, heads=4, out_channels=17, cond_channels=2)
-    network = ss.networks.LevelHead(ss.networks.VideoNetwork(image, clips=True), levels=17, sigma_data=0.85)
+    parts = {"label": ss.networks.PositionalEmbedding(width, 100.0), "block": ss.networks.BlockStyle(dropout=0.0)}
+    parts["conditions"] = ss.networks.Conditions(cond_channels=2)
+    image = ss.networks.UNet(SIDE, 1, width, multipliers=(1, 2, 2), blocks=1, out_channels=17, **parts)
+    network = ss.networks.LevelHead(ss.networks.VideoNetwork(image, heads=2, clips=True), levels=17, sigma_data=0.85)
     model = ss.ScoreModel(network, ss.VP(), ss.predictions.Denoiser())
     masks = ss.losses.RandomMasks(box=0, half=0, strokes=0, hidden=1, frames=1)
-    score_matching = ss.losses.DenoisingScoreMatching("likelihood", ss.losses.LogNormal(-0.5, 1.5))
-    settings = {"steps": steps, "batch_size": 8, "learning_rate": 1.5e-3, "warmup": min(100, steps // 4), "ema": 0.99}
+    score_matching = ss.losses.DenoisingScoreMatching(ss.losses.KarrasWeighting(sigma_data=0.5, mean=0.0, std=1.4))
+    settings = {"steps": steps, "batch_size": 8, "learning_rate": 3e-3, "warmup": min(100, steps // 4), "ema": 0.99}
     loss = ss.losses.InpaintingObjective(score_matching, masks)
     return ss.fit(model, mixture(n), run, loss=loss, transform=TRANSFORM, **settings).model
 
@@ -151,9 +153,8 @@ def draw(test, shown, samples, distance, values):
     ahead = range(1, FRAMES - PAST + 1)
     for name, (mean, error) in distance.items():
         axes["f"].errorbar(ahead, mean, error, marker="o", label=name)
-    axes["f"].set(
-        title="predicted places", xlabel="frames ahead", ylabel="error (pixels)", xticks=ahead, ylim=(0, None)
-    )
+    labels = {"title": "predicted places", "xlabel": "frames ahead", "ylabel": "error (pixels)"}
+    axes["f"].set(xticks=ahead, ylim=(0, None), **labels)
     axes["f"].legend()
     mean, error = ([getattr(b, key) for b in values.values()] for key in ("mean", "stderr"))
     axes["g"].barh([name.replace(" as", "\nas").replace(" given", "\ngiven") for name in values], mean, xerr=error)
@@ -163,8 +164,8 @@ def draw(test, shown, samples, distance, values):
 
 
 def main(small: bool = False, run: str | None = None) -> dict[str, float]:
-    width, depth, steps, n, tests, draws = (32, 1, 20, 256, 3, 8) if small else (96, 3, 600, 4096, 48, 16)
-    model = train(width, depth, steps, n, run)
+    width, steps, n, tests, draws = (8, 20, 256, 3, 4) if small else (16, 1600, 8192, 48, 16)
+    model = train(width, steps, n, run)
     test, digits, places = videos("test", tests, seed=1)
     values = bits(model, test, draws)
     table = {name: (b.mean, b.stderr) for name, b in values.items()}

@@ -117,7 +117,7 @@ def test_a_submission_to_slurm_composes(capsys):
 @pytest.mark.parametrize("command", [["dequantize"], ["distill"], ["compare"], ["convert", "source=edm", "path=x.pt"]])
 def test_verbs_that_processes_cannot_share_refuse_several(command, monkeypatch, refused):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    verbs = "train, sample, bpd, evaluate, classify"
+    verbs = "train, sample, bpd, evaluate, score, classify"
     message = f"must run in one process; got 2 processes of torchrun, which can share only {verbs}"
     assert f"{command[0]} {message}" in refused(*command)
 
