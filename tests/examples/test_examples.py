@@ -62,6 +62,12 @@ EXPECTED = {
         and f["model: C-H"] < f["independent: C-H"]
         and f["model: log p"] > f["Gaussian: log p"] + 30
     ),
+    "crystals": lambda f: (
+        f["nearest element: known"] == 1.0
+        and f["elements of the training: known"] > f["independent columns: known"] + 0.05
+        and f["model: distance"] < f["independent columns: distance"]
+        and f["model: log p"] > 0
+    ),
     "features": lambda f: f["correspondence"] > f["correspondence: random weights"],
 }
 """For each example, a claim on the figures of its small run."""
