@@ -153,7 +153,7 @@ FIELDS = cases(*(name for name in CASES if not name.startswith("classifier")))  
 
 def inputs(network, shape, batch=3):
     """States, positive noise labels, and every condition of the network."""
-    known = network.conditions
+    known = network.conditions if hasattr(network, "conditions") else network.time.cond.parts
     labels = torch.tensor([2, -1, 0, 1, 1])[:batch]
     parts = {"label": labels, "vector": normal(batch, 3, seed=2), "context": normal(batch, 5, 3, seed=3)}
     parts["image"] = normal(batch, 2, *shape[1:], seed=4)
