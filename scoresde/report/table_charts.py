@@ -12,7 +12,7 @@ from scoresde.state_plots import Group, draw_marginals
 MOST_COLUMNS = 12  # largest number of columns that are drawn
 MOST_PAIRS = 6  # largest number of pairs of columns
 MOST_POINTS = 500  # of a group in the chart of a pair
-WIDTH, HEIGHT = 172.0, 140.0  # two charts side by side fit on a phone
+WIDTH, HEIGHT = 172.0, 160.0  # two charts side by side fit on a phone
 
 
 def table_charts(groups: Sequence[Group], names: Sequence[str]) -> list[Chart]:
