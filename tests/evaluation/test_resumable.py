@@ -51,15 +51,19 @@ def test_two_commands_with_the_same_settings_are_both_right(tmp_path):
     """The second starts during the first, uses its finished parts, and still works when the first has ended."""
     first, second, results = [], [], []
     parts, others = recording(first), recording(second)
-    started, ended = threading.Event(), threading.Event()
+    started, reached, ended = threading.Event(), threading.Event(), threading.Event()
 
     def run():
         parts["part-1"]()
         started.set()
         return {"value": [1 / 3, 0.1 + 0.2]}
 
+    def last():
+        reached.wait(10)  # the second has read what is finished
+        return parts["part-3"]()
+
     def wait():
-        started.wait(10)
+        reached.set()
         others["part-3"]()
         ended.wait(10)  # the first has removed nothing
         assert sorted(path.name for path in (tmp_path / "x").iterdir())[:3] == [f"part-{i}.json" for i in range(3)]
@@ -71,7 +75,7 @@ def test_two_commands_with_the_same_settings_are_both_right(tmp_path):
 
     thread = threading.Thread(target=other)
     thread.start()
-    result = evaluate({**parts, "part-1": run}, tmp_path / "x", "test", False)
+    result = evaluate({**parts, "part-1": run, "part-3": last}, tmp_path / "x", "test", False)
     ended.set()
     thread.join(10)
     assert results == [result]
