@@ -58,9 +58,8 @@ class Result:
         """
         columns = self.columns()
         if not columns:
-            raise ValueError(
-                f"{type(self).__name__} has no values of single samples, so that there is nothing to write"
-            )
+            name = type(self).__name__
+            raise ValueError(f"{name} has no values of single samples: write a result that has them, such as LogProb")
         count = len(next(iter(columns.values())))
         return write_columns(Path(path), {"id": range(count) if ids is None else ids, **columns})
 

@@ -21,7 +21,7 @@ architecture, except for the settings of the following table. They have the defa
 | `clip_act`          | 256     | `MagnitudeStyle.clip`                                 |
 | `label_dropout`     | 0       | 0: the class is required; otherwise it may be missing |
 
-The run computes in float32 whatever `use_fp16` says. The noise level sigma is the time of the path `Karras`, and
+The run computes in float32, also with `use_fp16`. The noise level sigma is the time of the path `Karras`, and
 `model.uncertainty(t)` is u(sigma), the "logvar" of that project. Data of 4 channels are latents, which the run takes as
 they are; all others are images with 256 grey levels.
 """

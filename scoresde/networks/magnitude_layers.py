@@ -4,7 +4,7 @@ Each row w of a weight (all weights that make one output) is divided by its magn
 
     y = gain / n^(1/2) \hat w x,        \hat w = w / (|w| / n^(1/2) + 1e-4),
 
-so that uncorrelated inputs of unit magnitude give outputs of unit magnitude, whatever the size of w (eq. 47). Layers
+so that uncorrelated inputs of unit magnitude give outputs of unit magnitude for every size of w (eq. 47). Layers
 have no bias. In training mode, with gradients enabled, the stored weights are replaced by \hat w at the first
 evaluation after each change (forced weight normalisation, eq. 66): the optimiser then turns w without growing it, and
 the effective learning rate does not decay.

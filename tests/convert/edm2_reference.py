@@ -1,6 +1,6 @@
 """The equations of EDM2's network (2312.02696, figure 21 and appendix B.5), on its state dict, in float64.
 
-A second implementation for the settings of which there are no stored outputs; the stored ones check it.
+A second implementation. It checks the settings without stored outputs; the stored outputs check it.
 """
 
 import numpy as np

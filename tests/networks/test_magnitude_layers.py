@@ -1,4 +1,4 @@
-"""Magnitude-preserving layers: magnitudes of 1 whatever the weights, and forced weight normalisation."""
+"""Magnitude-preserving layers: magnitudes of 1 for weights of any scale, and forced weight normalisation."""
 
 import pytest
 import torch
@@ -35,7 +35,7 @@ def test_functions_keep_a_magnitude_of_one():
 
 
 @pytest.mark.parametrize("dims", [0, 1, 2, 3])
-def test_layers_keep_a_magnitude_of_one_whatever_the_scale_of_the_weights(dims):
+def test_layers_keep_a_magnitude_of_one_for_weights_of_any_scale(dims):
     torch.manual_seed(0)
     layer = MagnitudeLayer(dims, 16, 256, kernel=1).double()
     x = normal(400, 16, *[2] * dims)
