@@ -1,24 +1,12 @@
-r"""Adversarial objectives of few-step models: denoising diffusion GANs, and adversarial distillation of flow maps.
+"""Adversarial objectives of few-step models: denoising diffusion GANs, and adversarial distillation of flow maps.
 
-`DenoisingGAN` (2112.07804) trains a `DenoisingGenerator`. With t one of its times, s the next one, and
-x_s ~ q(x_s | x_0), x_t ~ q(x_t | x_s), the discriminator compares
+The classes have the formulas. The best discriminator of `DenoisingGAN` is log q(x_s | x_t) - log p_G(x_s | x_t). Its
+term |G(x_t, t, z) - x_0|^2, as in UFOGen (2311.09257), teaches the generator the mean of x_0 given x_t from the first
+step on. It also lowers the spread around that mean, so its weight is small.
 
-    real: x_s        generated: a draw of q(x_s | x_t, G(x_t, t, z)),        both given x_t.
-
-The best discriminator is log q(x_s | x_t) - log p_G(x_s | x_t). The loss may have a term |G(x_t, t, z) - x_0|^2, as in
-UFOGen (2311.09257). It teaches the generator the mean of x_0 given x_t from the first step on. It also lowers the
-spread around that mean, so its weight is small.
-
-`AdversarialDistillation` trains a flow map by an objective of `flowmaps.flow_map_objective` and a discriminator of its
-jumps. For a number of steps K, the map jumps from a state x_t of the forward process, t the k-th time of K equal
-steps of the angle, to the (k+1)-th time s. Its result is noised to a random time u >= s, uniform in the clock, and the
-discriminator compares features of real and generated states in the teacher's network,
-
-    real: x_u ~ p_u        generated: x_u ~ q(x_u | x_s),  x_s = map(x_t, t, s).
-
-Both have the law p_u if the map is exact: the objective and the adversarial loss have the same optimum. The published
-methods differ in the terms beside the discriminator: ADD (2311.17042) pulls the one-step result to the teacher's
-E[x_0 | x_u], SDXL-Lightning (2402.13929) distils progressively, LADD (2403.12015) has none.
+In `AdversarialDistillation` the time u is uniform in the clock. The distillation and the adversarial loss have the same
+optimum. The published methods differ in the terms beside the discriminator: ADD (2311.17042) pulls the one-step result
+to the teacher's E[x_0 | x_u], SDXL-Lightning (2402.13929) distils progressively, LADD (2403.12015) has none.
 
 The discriminator is a part of the objective: the `Trainer` trains its parameters with those of the model, and stores
 them in the checkpoint. The logged loss is the sum of all terms. With an exact generator and the best discriminator,
@@ -43,13 +31,26 @@ from scoresde.tensors import broadcast, float64
 
 @checked
 class DenoisingGAN(Objective):
-    """The objective of a `DenoisingGenerator`, see the module docstring.
+    """Train a `DenoisingGenerator` against a discriminator of its steps: denoising diffusion GANs (2112.07804).
+
+    With t one of the generator's times, s the next one, x_s ~ q(x_s | x_0) and x_t ~ q(x_t | x_s), the discriminator
+    D(x_s, x_t, t) compares, given x_t,
+
+        real: x_s        generated: a draw of q(x_s | x_t, G(x_t, t, z)).
+
+    With sp(u) = log(1 + e^u), the sum of the losses of both players is
+
+        sp(-D(generated)) + sp(-D(real)) + sp(D(generated))
+            + penalty/2 |dD(real)/d real|^2 + regression |G - x_0|^2 / (S^2 d),
+
+    where each player's loss trains its own parameters only. The `Trainer` trains and stores the discriminator with the
+    generator. With an exact generator and the best discriminator the sum is 3 log 2.
 
     Args:
         discriminator: the discriminator of x_s given x_t.
-        penalty: gamma of `flowmaps.discriminators`, the weight of the gradient penalty (0.02 for CIFAR-10 in the
-            published code of 2112.07804).
-        regression: weight of |G - x_0|^2 / (S^2 d), d the number of dimensions and S the `data_scale` of the model.
+        penalty: weight gamma of the gradient penalty (0.02 for CIFAR-10 in the published code of 2112.07804).
+        regression: weight of |G - x_0|^2 / (S^2 d), d the number of dimensions and S the `data_scale` of the model; it
+            speeds up the start of the training and narrows the samples (UFOGen, 2311.09257).
 
     Raises:
         TypeError: in a call, the model is not a `DenoisingGenerator`.
@@ -79,14 +80,27 @@ class DenoisingGAN(Objective):
 
 @checked
 class AdversarialDistillation(Objective):
-    """The objective of a `FlowMap` with a discriminator of its jumps, see the module docstring.
+    """Train a `FlowMap` by another objective and a discriminator of its jumps (2311.17042, 2402.13929, 2403.12015).
+
+    For a number of steps K, the map jumps from a state x_t of the forward process, t the k-th time of K equal steps of
+    the angle, to the (k + 1)-th time s. Its result is noised to a random time u >= s, and the discriminator compares
+    features in the teacher's network of
+
+        real: x_u ~ p_u        generated: x_u ~ q(x_u | x_s),  x_s = map(x_t, t, s).
+
+    Both have the law p_u if the map is exact. With sp(u) = log(1 + e^u), the loss is
+
+        distillation + weight sp(-D(generated)) + sp(-D(real)) + sp(D(generated)) + penalty/2 |dD(real)/d features|^2,
+
+    where each player's loss trains its own parameters only. The `Trainer` trains and stores the discriminator with the
+    map.
 
     Args:
         distillation: the objective to which the adversarial loss is added.
         discriminator: the discriminator of noisy states; its teacher may be that of `distillation`.
         steps: the numbers of steps K; each state draws one of them.
         weight: weight of the generator's loss beside that of `distillation`.
-        penalty: gamma of `flowmaps.discriminators`, with respect to the features.
+        penalty: weight of the gradient penalty, with respect to the features.
 
     Raises:
         TypeError: in a call, the model is not a flow map.

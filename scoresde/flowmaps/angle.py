@@ -32,11 +32,15 @@ FINEST = 0.02  # c of the module docstring
 
 
 class AnglePath(Configured):
-    """The functions of the angle along the path of an SDE; times and values are float64, () or (B,).
+    """The angle phi = atan2(sigma, alpha S) along the path of an SDE, and functions of it.
+
+    phi rises from data (0) to noise (pi/2). The states y = x / n with n = (alpha^2 S^2 + sigma^2)^(1/2) follow the flow
+    dy/dphi = cos(phi) E[eps | x] - sin(phi) E[x_0 | x]/S (2410.11081, section 2), and l = log(1 + phi/0.02) is the
+    clock of flow maps. Times and values are float64, () or (B,).
 
     Args:
         sde: the diffusion.
-        data_scale: S of the module docstring.
+        data_scale: S, about the standard deviation of the data in model space.
     """
 
     def __init__(self, sde: SDE, data_scale: float):
@@ -103,10 +107,13 @@ class AnglePath(Configured):
 
 @checked
 class UniformClock(TimeDensity):
-    """Times uniform in the clock of the module docstring.
+    """Training times whose clock l = log(1 + phi/0.02) is uniform, with the angle phi = atan2(sigma, alpha S).
+
+    Small angles, which are near the data, thus get as many times as large ones. It is the default of the objectives of
+    flow maps.
 
     Args:
-        data_scale: S of the module docstring.
+        data_scale: S, about the standard deviation of the data in model space.
 
     Raises:
         ValueError: data_scale is not positive and finite.

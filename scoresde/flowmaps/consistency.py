@@ -1,27 +1,12 @@
-r"""Consistency (2303.01469; 2410.11081): the end of a jump does not change as its start moves along the flow.
+"""Consistency (2303.01469; 2410.11081): the end of a jump does not change as its start moves along the flow.
 
-Discrete, with `steps` equal steps of the angle between data and noise: u is the time one step from t towards s. The
-state y_u is that of a DDIM step of the teacher from y_t (consistency distillation, 2303.01469, eq. 7), or has the same
-(x_0, eps) as y_t (consistency training, eq. 9). The target is the present map from there,
-
-    X* = map(y_u, u, s),        F* = (X* - cos(d) y_t) / sin(d),
-
-and the loss is that of the ends of the jumps, |X - X*|^2 = sin(d)^2 |F - F*|^2. The target's error is of the order of
-the step.
-
-Continuous (`steps=None`, sCM): the limit of small steps gives the gradient of |F - F*|^2 with
-
-    F* = F + g / (|g| / d_x^(1/2) + 0.1),        g = dX/dphi_t as in `flowmaps.mean_flow`,
-
-normalised as in 2410.11081, section 4.1. On the diagonal s = t, F* = v: normalised errors of noisy targets do not have
-the mean 0 at F = E[v | x_t]. For the same reason the normalisation leaves an error in training from data, which falls
-with the number of dimensions; a teacher's v has no noise.
+`Consistency` has the formulas. The error of the discrete target is of the order of the step. In the continuous
+objective, F* = v on the diagonal s = t: normalised errors of noisy targets do not have the mean 0 at F = E[v | x_t].
+For the same reason the normalisation leaves an error in training from data, which falls with the number of dimensions;
+a teacher's v has no noise.
 
 The divergence of the continuous objective is that of `flowmaps.mean_flow`. That of the discrete one is D* =
 D(y_t, t, u) + D(y_u, u, s) for D = h (l_s - l_t), where the first term is the divergence at t times the step.
-
-The papers train for s = t_min only: use a flow map with targets="data". With other targets it is the consistency
-trajectory of 2310.02279, without its adversarial loss.
 """
 
 from typing import Any
@@ -42,15 +27,33 @@ OFFSET = 0.1  # of the normalisation of the derivative (2410.11081, section 4.1)
 
 @checked
 class Consistency(FlowMapObjective):
-    """The objective of the module docstring.
+    """Train a `FlowMap` by consistency: the end X of a jump does not change as its start moves along the flow.
+
+    Discrete, with `steps` equal steps of the angle phi between data and noise: u is the time one step from t towards s.
+    The state y_u is that of a DDIM step of the teacher from y_t (consistency distillation, 2303.01469, eq. 7), or has
+    the same (x_0, eps) as y_t (consistency training, eq. 9). The target of F is that of the present map from there,
+
+        F* = (map(y_u, u, s) - cos(d) y_t) / sin(d),        loss |X - X*|^2 = sin(d)^2 |F - F*|^2,    d = phi_s - phi_t.
+
+    Continuous (`steps=None`, sCM, 2410.11081): the limit of small steps, with the normalised derivative along the flow,
+
+        F* = F + g / (|g| / d_x^(1/2) + 0.1),        g = dX/dphi_t,    d_x dimensions.
+
+    The papers train for s = t_min only: use a flow map with targets="data". With other targets it is the consistency
+    trajectory of 2310.02279, without its adversarial loss.
 
     Args:
-        teacher: the model whose flow the map learns; None to train from data.
+        teacher: the model whose flow the map learns, with the same SDE; None to train from data.
         steps: number of steps of the angle between data and noise; None for the continuous objective.
-        diagonal, ends, adaptive, divergence_weight: see `FlowMapObjective`.
+        diagonal: probability of s = t, where F learns the velocity of the flow.
+        ends: probability that s is t_min or t_max; otherwise s is uniform in the clock between the ends.
+        adaptive: power p of the weight 1 / (|F - F*|^2 / d_x + 1e-3)^p of a pair; 0 for the plain squared error.
+        divergence_weight: weight of the squared error of the average divergence h beside that of F.
 
     Raises:
-        TypeError, ValueError: see `FlowMapObjective`.
+        TypeError: the teacher is not a model; in a call, the model is not a flow map.
+        ValueError: diagonal + ends is more than 1, or another argument is out of its range; in a call, the teacher has
+            another SDE than the flow map.
     """
 
     def __init__(

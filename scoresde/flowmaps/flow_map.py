@@ -1,22 +1,14 @@
-r"""Flow maps: models that jump along the probability flow, from any time t to any time s, in one evaluation.
+"""Flow maps: models that jump along the probability flow, from any time t to any time s, in one evaluation.
 
-In the angle phi and the normalised states y of `flowmaps.angle`, the map from t to s is
+`FlowMap` has the formulas. With F(x, t, s) = F(x, t, t) the map is a DDIM step. A flow map is therefore a score model
+(its diagonal s = t) with the target time s as a further condition of the network, and it starts from a trained model as
+DDIM. The same holds in both directions, from noise to data and from data to noise.
 
-    y_s = cos(d) y_t + sin(d) F(x_t, t, s),        d = phi_s - phi_t,
-
-and F(x, t, t) = dy/dphi is the velocity of the flow: with F(x, t, s) = F(x, t, t) the map is a DDIM step. A flow map is
-therefore a score model (its diagonal s = t) with the target time s as a further condition of the network, and it starts
-from a trained model as DDIM. The same holds in both directions, from noise to data and from data to noise.
-
-The log-determinant of the map is the integral of the divergence of the velocity. A second output of the network, the
-average divergence h per dimension and unit of the clock l (2512.02636, F2D2; the clock is that of `flowmaps.angle`),
-gives it in the same evaluation,
-
-    log |det dy_s/dy_t| = d_x h(x_t, t, s) (l_s - l_t),        d_x the number of dimensions,
-
-so that log p(x) takes as many evaluations as there are jumps. Both outputs are learned: a likelihood from them is
-approximate, and only a comparison with the flow shows its error (`log_prob` of the diagonal, or the multilevel estimate
-of bits per dimension).
+The log-determinant of the map is the integral of the divergence of the velocity. The second output of the network is
+the average divergence h per dimension and unit of the clock l (2512.02636, F2D2; the clock is that of
+`flowmaps.angle`), so that log p(x) takes as many evaluations as there are jumps. Both outputs are learned: a likelihood
+from them is approximate, and only a comparison with the flow shows its error (`log_prob` of the diagonal, or the
+multilevel estimate of bits per dimension).
 
 Objectives are in `flowmaps.flow_map_objective` and the modules named after them.
 """
@@ -52,10 +44,24 @@ def _fits(source: torch.Size, own: torch.Size) -> bool:
 
 @checked
 class FlowMap(ScoreModel):
-    """A flow map of an SDE, see the module docstring.
+    """A model that jumps along the probability flow, from any time t to any time s, in one evaluation (2512.02636).
 
-    The condition "target" of the network is the clock of s, divided by that of pure noise, (B,) in [0, 1]. The networks
-    of this library get an embedding of it (`networks.embeddings.accept_target`), zero at first.
+    In the angle phi = atan2(sigma, alpha S) and the states y = x / (alpha^2 S^2 + sigma^2)^(1/2), the map is
+
+        y_s = cos(d) y_t + sin(d) F(x_t, t, s),        d = phi_s - phi_t,
+        log |det dy_s/dy_t| = d_x h(x_t, t, s) (l_s - l_t),        l = log(1 + phi/0.02), d_x dimensions.
+
+    One evaluation of the network gives F and h. On the diagonal s = t, F is the velocity of the flow: a flow map is a
+    score model too, which every sampler and likelihood accepts. Objectives: `MeanFlow`, `Consistency`,
+    `ProgressiveDistillation`, `TrajectoryDistillation`.
+
+        flow_map = ss.FlowMap(ss.networks.MLP(2, out_channels=3), ss.VP())  # 2 numbers of F and one of h
+        flow_map = ss.fit(flow_map, data, loss=ss.flowmaps.MeanFlow()).model
+        samples = flow_map.sample((16, 2), steps=2)
+        nats = flow_map.log_prob(samples, steps=4).value  # approximate
+
+    The condition "target" of the network is the clock l of s, divided by that of pure noise, (B,) in [0, 1]. The
+    networks of this library get an embedding of it (`networks.embeddings.accept_target`), zero at first.
 
     Args:
         network: maps (c_in x, c_noise, cond) to (B, channels, ...) for states (B, C, ...). The channels are, in this
@@ -64,14 +70,14 @@ class FlowMap(ScoreModel):
         sde: the diffusion.
         prediction: what the first C channels predict on the diagonal, see `ScoreModel`; default
             `predictions.TrigFlow(data_scale)`.
-        data_scale: S of `flowmaps.angle`, about the standard deviation of the data.
+        data_scale: S, about the standard deviation of the data.
         correction: whether the network has the C channels that are added to F. A map that starts from a model
             that predicts noise or data needs them: at one end of the path, F is a small difference of x and the output,
             divided by a small number. Errors of the output are multiplied by g = |dF/d output| there. Where g > 10, the
             part of F from the first C channels is multiplied by (10/g)^2.
         divergence: whether the network has the channel h.
         targets: the s that the map is trained for: "all"; "down", those with less noise than t; or "data", t_min only.
-        conditional: see `ScoreModel`.
+        conditional: names of the conditions that every training sample had; the model requires them.
 
     Raises:
         ValueError: an argument is out of its range; see also `ScoreModel`.

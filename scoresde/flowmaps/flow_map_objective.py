@@ -91,17 +91,25 @@ def composed(
 
 @checked
 class FlowMapObjective(Objective):
-    """The loss of the module docstring. A subclass defines `target`.
+    """Base class of the objectives of a `FlowMap`: regression of F and h on targets. A subclass defines `target`.
+
+    For a state x_t = alpha x_0 + sigma eps and a pair of times (t, s), the loss is
+
+        w |F - F*|^2 / d_x  +  lambda (h - h*)^2,        w = 1 / (|F - F*|^2 / d_x + 1e-3)^p without gradient,
+
+    with targets F* and h* without gradient and d_x dimensions (p: the adaptive weight of 2505.13447, section 4.3). On
+    the diagonal s = t, F* is the velocity v of the flow: that of the teacher, or of the pair (x_0, eps) in training
+    from data.
 
     Args:
-        teacher: the model whose flow the map learns; None to train from data.
+        teacher: the model whose flow the map learns, with the same SDE; None to train from data.
         diagonal: probability of s = t.
         ends: probability that s is t_min or t_max, where the map may go there; otherwise s is uniform in the clock of
             `flowmaps.angle` between the ends.
-        adaptive: p of the module docstring; 0 for the plain squared error.
-        divergence_weight: lambda of the module docstring.
+        adaptive: p; 0 for the plain squared error.
+        divergence_weight: lambda.
         times: density of t; default: `UniformClock()`, uniform in the clock for data of scale 1.
-        stratified: see `Objective`.
+        stratified: draw the times of a batch as a lattice with a random offset, for less variance.
 
     Raises:
         TypeError: the teacher is not a model; in a call, the model is not a flow map.

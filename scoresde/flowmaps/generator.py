@@ -1,12 +1,7 @@
-r"""Denoising generators: few large denoising steps, each a draw from a conditional generator (2112.07804, section 4).
+"""Denoising generators: few large denoising steps, each a draw from a conditional generator (2112.07804, section 4).
 
-A generator maps a state x_t and a latent z ~ N(0, I) to a draw of the data, x_0 = G(x_t, t, z). A step from t to s is
-
-    x_s ~ q(x_s | x_t, G(x_t, t, z)),
-
-with q the Gaussian of `sdes.transitions`. If G(x_t, t, z) has the law p(x_0 | x_t), the step is exact for any distance
-of t and s, whereas a Gaussian step with E[x_0 | x_t] needs short ones. `flowmaps.adversarial.DenoisingGAN` trains G for
-the steps of one grid.
+If G(x_t, t, z) has the law p(x_0 | x_t), a step is exact for any distance of t and s, whereas a Gaussian step with
+E[x_0 | x_t] needs short ones. `flowmaps.adversarial.DenoisingGAN` trains G for the steps of one grid.
 """
 
 from collections.abc import Sequence
@@ -48,21 +43,28 @@ def generating(model: Any) -> Any:
 
 @checked
 class DenoisingGenerator(ScoreModel):
-    """A generator G(x_t, t, z), see the module docstring. It has no density.
+    """A generator of draws x_0 = G(x_t, t, z) of the data, z ~ N(0, I), for few large steps (2112.07804, section 4).
+
+        x_s ~ q(x_s | x_t, G(x_t, t, z))        a step from t to s, with the Gaussian q of the forward process.
+
+    `DenoisingGAN` trains it for the steps of one grid. It has no density.
+
+        generator = ss.flowmaps.DenoisingGenerator(ss.networks.MLP(2), ss.VP(), steps=4)
+        samples = generator.sample((16, 2), seeds=range(16))  # after training
 
     The latent z is the condition "latent" of the network, (B, latent). The networks of this library get an embedding of
     it (`networks.embeddings.accept_latent`). `predict` returns the views of a draw x_0 = G(x_t, t, z), not means. It
     needs a latent in the condition, as the network is not trained without one; `generate` takes the latent.
 
     Args:
-        network: see `ScoreModel`.
+        network: maps (c_in x, c_noise, cond) to the shape of x (B, *), see `ScoreModel`.
         sde: the diffusion.
         prediction: what the network predicts; G follows from it as E[x_0 | x_t] does in a score model. Default:
             `predictions.TrigFlow(data_scale)`.
         data_scale: about the standard deviation of the data; the scale of the states that a discriminator reads.
-        steps: number of steps from noise to data, with equal differences of the angle (`samplers.grids.uniform_angle`).
+        steps: number of steps from noise to data, with equal differences of the angle atan(sigma/alpha).
         latent: number of dimensions of z.
-        conditional: see `ScoreModel`.
+        conditional: names of the conditions that every training sample had; the model requires them.
 
     Raises:
         ValueError: an argument is out of its range, or the network has an embedding of latents of another length; see

@@ -1,13 +1,7 @@
-r"""Progressive distillation (2202.00512) of a flow map: a jump equals two jumps of half the angle.
+"""Progressive distillation (2202.00512) of a flow map: a jump equals two jumps of half the angle.
 
-With u at the middle angle between t and s, the target is the present map, composed,
-
-    X* = map(map(y_t, t, u), u, s),        F* = (X* - cos(d) y_t) / sin(d),
-
-and for the divergence D* = D(y_t, t, u) + D(y_u, u, s), with D = h (l_s - l_t). Where a half is at most `finest` of a
-quarter turn, the two halves are DDIM steps of the teacher, which have F = v (appendix D). The paper trains a new
-student for every halving of the number of steps. Here one map learns the jumps of all lengths together, as in
-2410.12557: its jumps of one length give the targets of twice that length.
+The paper trains a new student for every halving of the number of steps. Here one map learns the jumps of all lengths
+together, as in 2410.12557: its jumps of one length give the targets of twice that length.
 """
 
 from typing import Annotated, Any
@@ -26,16 +20,29 @@ QUARTER = torch.pi / 2
 
 @checked
 class ProgressiveDistillation(FlowMapObjective):
-    """The objective of the module docstring.
+    """Train a `FlowMap` by progressive distillation (2202.00512; 2410.12557): a jump equals two of half the angle.
+
+    With u at the middle angle between t and s, the targets are those of the present map, composed,
+
+        F* = (map(map(y_t, t, u), u, s) - cos(d) y_t) / sin(d),        d = phi_s - phi_t,
+        D* = D(y_t, t, u) + D(y_u, u, s),        D = h (l_s - l_t), the log-determinant per dimension,
+
+    without gradient. Where a half is at most `finest` of a quarter turn, the two halves are DDIM steps of the teacher
+    (2202.00512, appendix D).
 
     Args:
-        teacher: the model whose flow the map learns; None to train from data, where all halves are jumps of the map.
+        teacher: the model whose flow the map learns, with the same SDE; None to train from data, where all halves are
+            jumps of the map.
         finest: length of the steps of the teacher, as a fraction of a quarter turn.
-        diagonal, ends, adaptive, divergence_weight: see `FlowMapObjective`.
+        diagonal: probability of s = t, where F learns the velocity of the flow.
+        ends: probability that s is t_min or t_max; otherwise s is uniform in the clock l between the ends.
+        adaptive: power p of the weight 1 / (|F - F*|^2 / d_x + 1e-3)^p of a pair; 0 for the plain squared error.
+        divergence_weight: weight of the squared error of the average divergence h beside that of F.
 
     Raises:
-        TypeError, ValueError: see `FlowMapObjective`.
-        ValueError: finest is not in (0, 1).
+        TypeError: the teacher is not a model; in a call, the model is not a flow map.
+        ValueError: finest is not in (0, 1), diagonal + ends is more than 1, or another argument is out of its range; in
+            a call, the teacher has another SDE than the flow map.
     """
 
     def __init__(

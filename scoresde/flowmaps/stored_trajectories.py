@@ -96,10 +96,15 @@ def packed(solved: Trajectories) -> Tensor:
 
 
 class StoredTrajectories(TrajectoryDistillation):
-    """A `TrajectoryDistillation` on batches of stored solutions in place of data, see the module docstring.
+    """A `TrajectoryDistillation` that reads its solutions of the teacher's flow from a dataset, computed once.
+
+    A solution costs K + 1 evaluations of the teacher with their derivatives, many times the training of a flow map on
+    one pair of its times. `flowmaps.stored_trajectories.stored_solutions` computes a number of solutions, tensors (K +
+    1, 3 + 2 d) for d dimensions; the batches of this objective are such solutions in place of data, and each epoch
+    draws new pairs of times.
 
     Args:
-        objective: has the settings.
+        objective: a `TrajectoryDistillation` with the settings; the number of solutions in a batch is the batch size.
         shape: shape `*` of one state.
     """
 

@@ -1,14 +1,7 @@
-r"""Distillation from accurate solutions of the teacher's flow: regression on pairs of their states.
+"""Distillation from accurate solutions of the teacher's flow: regression on pairs of their states.
 
-Each state of a batch starts a solution of the probability flow: at t_min from data, or at t_max from the prior, with
-equal probability. The map therefore learns from the states of a likelihood and from those of a sampler. Two times t and
-s of a solution give a sample of the map,
-
-    F* = (y_s - cos(d) y_t) / sin(d),        h* = int_t^s v' dphi / (l_s - l_t),
-
-and a node of the solution gives a sample of the velocity, F* = v and h* = v' / l'(phi), with v' the divergence per
-dimension (letters as in `flowmaps.angle`). This is the regression on pairs of noise and sample of 2101.02388 for all
-pairs of times and both directions, with the accumulated divergence of 2512.02636. Each evaluation of the teacher serves
+`TrajectoryDistillation` has the formulas. It is the regression on pairs of noise and sample of 2101.02388 for all pairs
+of times and both directions, with the accumulated divergence of 2512.02636. Each evaluation of the teacher serves
 several samples of the student, and the targets do not depend on the student.
 
 The solver is `solvers.Adams` in the variable u of `probability_flow.Ratio`. Its nodes are at equal steps of z, with
@@ -39,7 +32,7 @@ WARP = 0.3  # largest |a| of the module docstring
 
 
 class Trajectories(NamedTuple):
-    """Solutions of a flow at K + 1 nodes; letters as in the module docstring.
+    """Solutions of a flow at K + 1 nodes; letters as in `TrajectoryDistillation`.
 
     t: times (K + 1, B), float64. y, v: normalised states and velocities (K + 1, B, *). divergence: v' (K + 1, B), and
     integral: that of v' over phi from the first node (K + 1, B); zeros if the map learns no divergence. is_solved:
@@ -88,22 +81,31 @@ def cumulative(g: Tensor, step: float) -> Tensor:
 
 @checked
 class TrajectoryDistillation(FlowMapObjective):
-    """The objective of the module docstring.
+    """Train a `FlowMap` on accurate solutions of a teacher's flow (2101.02388, for all pairs of times; 2512.02636).
+
+    Each state of a batch starts a solution of the probability flow, at t_min from data or at t_max from the prior with
+    equal probability. Two times t and s of a solution give the targets of one sample,
+
+        F* = (y_s - cos(d) y_t) / sin(d),        h* = int_t^s v' dphi / (l_s - l_t),        d = phi_s - phi_t,
+
+    and a node of the solution, where s = t, those of F* = v and h* = v' / l'(phi), with v the velocity in the angle
+    phi, v' its divergence per dimension and l the clock (see `FlowMap`). The loss of a pair is |F - F*|^2 / d_x +
+    divergence_weight (h - h*)^2. A state whose solution fails, or whose divergence is not finite, has the loss 0.
 
     Args:
-        teacher: the model whose flow the map learns.
+        teacher: the model whose flow the map learns, with the same SDE.
         steps: number K of steps of a solution; it costs K + 1 evaluations of the teacher for each state of a batch.
         pairs: number of pairs of times for each state of a batch; each costs one evaluation of the flow map.
         jumps: numbers of steps of `FlowMap.sample` and `Jumps` whose jumps are drawn with probability `few`.
         few: see `jumps`. The times of the other pairs are uniform in the clock.
         diagonal: probability of a node, where s = t.
-        adaptive, divergence_weight: see `FlowMapObjective`.
-
-    A state whose solution fails, or whose divergence is not finite, has the loss 0.
+        adaptive: power p of the weight 1 / (|F - F*|^2 / d_x + 1e-3)^p of a pair; 0 for the plain squared error.
+        divergence_weight: weight of the squared error of the average divergence h beside that of F.
 
     Raises:
-        TypeError: the teacher is not a model.
-        ValueError: few + diagonal is more than 1, or another argument is out of its range.
+        TypeError: the teacher is not a model; in a call, the model is not a flow map.
+        ValueError: few + diagonal is more than 1, or another argument is out of its range; in a call, the teacher has
+            another SDE than the flow map.
     """
 
     def __init__(
