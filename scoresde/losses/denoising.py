@@ -9,13 +9,14 @@ A weighting may replace the noise by another view (`Weighting.view`), such as th
 `Views.error`, which computes it from the error of the network's target, so no digits are lost at small t.
 """
 
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from scoresde.arguments import checked
-from scoresde.losses.objective import Drawn, Objective
+from scoresde.losses.objective import Drawn, LossTerms, Objective
 from scoresde.losses.time_densities import TimeDensity
 from scoresde.losses.weightings import Weighting
 from scoresde.score import BaseModel
@@ -38,7 +39,8 @@ class DenoisingScoreMatching(Objective):
             "half_sum" is d/2 times "mean": it has the same minimiser, but gradient clipping and Adam's epsilon act
             differently.
         uncertainty: if True, train the uncertainty u of the network too: a sample contributes L exp(-u(t)) + u(t), with
-            L its weighted error (2312.02696, eq. 21; see `networks.uncertainty`). If False, it contributes L.
+            L its weighted error (2312.02696, eq. 21; see `networks.uncertainty`). If False, it contributes L. The
+            loss by noise level in the log of a training is L divided by the weight in both cases.
 
     Raises:
         ValueError: weighting or reduction is unknown; when called with `uncertainty`, the model has none.
@@ -59,9 +61,13 @@ class DenoisingScoreMatching(Objective):
 
     def value(self, model: BaseModel, drawn: Drawn, weight: Tensor) -> Tensor:
         views = model.predict(drawn.perturbed(model.sde), drawn.t)
-        value = self._reduce(views.error(drawn.x0, drawn.noise), weight)
+        return self._reduce(views.error(drawn.x0, drawn.noise), weight)
+
+    def terms(self, model: BaseModel, drawn: Drawn) -> LossTerms:
+        """Return the loss terms; with `uncertainty`, `value` is L exp(-u) + u, and `error` is L."""
+        terms = super().terms(model, drawn)
         if not self.uncertainty:
-            return value
+            return terms
         learned: Any = getattr(model, "uncertainty", None)
         if learned is None:
             name = type(model).__name__
@@ -69,7 +75,7 @@ class DenoisingScoreMatching(Objective):
                 f"uncertainty=True needs a ScoreModel, whose network has a learned uncertainty; got {name}"
             )
         u = learned(drawn.t)
-        return value * torch.exp(-u) + u
+        return replace(terms, value=terms.value * torch.exp(-u) + u, error=terms.value.detach())
 
     def _reduce(self, error: Views, weight: Tensor) -> Tensor:
         """Return the squared error of the view `weighting.view`, weighted and reduced, (B,)."""

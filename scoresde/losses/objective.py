@@ -6,7 +6,7 @@ q is the density of the training times (`losses.time_densities`), omega the weig
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -26,14 +26,19 @@ from scoresde.wrappers import as_model
 
 @dataclass
 class LossTerms:
-    """The loss of each sample of a batch: weighted loss `value` (B,), with gradient; `t` and `weight` (B,), float64.
+    """The loss of each sample of a batch.
 
-    `value.mean()` estimates the objective without bias. `weight` is omega(t) / q(t).
+    value: the weighted loss (B,), with gradient; `value.mean()` estimates the objective without bias.
+    t: the times (B,), float64.
+    weight: omega(t) / q(t), (B,), float64.
+    error: the weighted error (B,) if `value` is another function of it, as with a learned uncertainty; None if it is
+        `value` itself. The log has the mean of `error / weight` by noise level.
     """
 
     value: Tensor
     t: Tensor
     weight: Tensor
+    error: Tensor | None = field(default=None, kw_only=True)
 
 
 @dataclass(frozen=True)

@@ -20,15 +20,16 @@ class BatchTerms(nn.Module):
 
     def forward(
         self, x: Tensor, cond: Condition, positions: range, batch_size: int, step: int
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return value, time and weight of the loss of each sample of x (n, *), at `positions` in the step's batch."""
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return the fields of `LossTerms` for each sample of x (n, *), at `positions` in the step's batch."""
         stream = StepNoise(positions, self.seed, step)
         x0 = self.data_map.training_states(x, stream).float()
         generator = torch.Generator().manual_seed(step_seed(self.seed, step, "times"))
         t = self.loss.draw_times(self.model.sde, batch_size, generator)[positions.start : positions.stop]
         cond = drop_conditions(cond, self.dropout, StepNoise(positions, self.seed, step, "condition"))
         terms = self.loss(self.model, x0, cond, t=t, stream=stream)
-        return terms.value, terms.t, terms.weight
+        error = terms.value if terms.error is None else terms.error
+        return terms.value, terms.t, terms.weight, error.detach()
 
 
 def seed_dropout(seed: int, device: torch.device) -> None:

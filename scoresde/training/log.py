@@ -78,13 +78,16 @@ class Log:
 
     def record(self, terms: LossTerms, share: float, norm: float, sde: SDE | None, samples: int) -> None:
         """Add a step: this process's loss terms and its fraction of the batch, the gradient norm, the batch size."""
-        values, times, weights = (y.detach().cpu().double() for y in (terms.value, terms.t, terms.weight))
+        error = terms.value if terms.error is None else terms.error
+        values, times, weights, errors = (
+            y.detach().cpu().double() for y in (terms.value, terms.t, terms.weight, error)
+        )
         common = [0.0, 0.0] if self.run is None else [norm, 1.0]  # the same in all processes: counted in the first
         self.sums["sums"] += torch.tensor([float(values.mean()) * share, *common], dtype=torch.float64)
         if sde is not None:  # an autoencoder has no noise levels
             with torch.no_grad():
                 level = torch.bucketize(sde.log_snr(times).cpu(), LEVELS)
-            self.sums["levels"].index_add_(0, level, values / weights)
+            self.sums["levels"].index_add_(0, level, errors / weights)
             self.sums["counts"].index_add_(0, level, torch.ones_like(values))
         self.samples += samples
         self.seconds += time.perf_counter() - self.since

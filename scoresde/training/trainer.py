@@ -295,7 +295,8 @@ class Trainer:
                     terms = objective(x[rows], select(cond, rows, len(x)), positions[rows], self.batch_size, step)
                 scaler.scale(weight * terms[0].sum()).backward()
             parts.append(tuple(column.detach() for column in terms))
-        loss_terms = LossTerms(*(torch.cat(column) for column in zip(*parts, strict=True)))
+        *columns, error = (torch.cat(column) for column in zip(*parts, strict=True))
+        loss_terms = LossTerms(*columns, error=error)
         scaler.unscale_(optimizer)
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         norm = float(distributed.whole(nn.utils.clip_grad_norm_(parameters, self.clip)))

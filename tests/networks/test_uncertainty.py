@@ -7,6 +7,8 @@ import torch
 
 import scoresde as ss
 from scoresde.networks.uncertainty import Uncertainty
+from scoresde.training.json_lines import read_lines
+from scoresde.training.log import LOG
 from tests.conftest import normal
 
 
@@ -15,10 +17,10 @@ class Wrong(torch.nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.uncertainty = Uncertainty(8)
+        self.uncertainty, self.bias = Uncertainty(8), torch.nn.Parameter(torch.zeros(()))
 
     def forward(self, x, c_noise, cond=None):
-        return torch.zeros_like(x)
+        return self.bias.expand_as(x)
 
 
 def test_the_loss_is_least_at_the_logarithm_of_the_error():
@@ -28,11 +30,28 @@ def test_the_loss_is_least_at_the_logarithm_of_the_error():
     plain, learned = (ss.losses.DenoisingScoreMatching(uncertainty=uncertain) for uncertain in (False, True))
     error, u = plain(model, x, t=t, noise=noise).value, model.uncertainty(t)
     torch.testing.assert_close(error, noise.square().mean(dim=1))
-    torch.testing.assert_close(learned(model, x, t=t, noise=noise).value, error * torch.exp(-u) + u)
+    terms = learned(model, x, t=t, noise=noise)
+    torch.testing.assert_close(terms.value, error * torch.exp(-u) + u)
+    torch.testing.assert_close(terms.error, error)
     constant = torch.tensor(0.0, dtype=torch.float64, requires_grad=True)
     model.network.uncertainty.forward = lambda label: constant.expand(len(label))
     (slope,) = torch.autograd.grad(learned(model, x, t=t, noise=noise).value.mean(), constant)
     assert float(slope) == pytest.approx(1 - float(error.mean()))  # zero where exp(u) = E[error]
+
+
+def test_the_log_has_the_error_by_noise_level(tmp_path):
+    """It does not depend on the uncertainty, which would make it negative."""
+    logs = []
+    for uncertain in (False, True):
+        torch.manual_seed(0)
+        loss, run = ss.losses.DenoisingScoreMatching(uncertainty=uncertain), tmp_path / str(uncertain)
+        options = {"batch_size": 20, "accumulate": 2, "log_every": 1, "progress": False, "loss": loss}
+        ss.fit(ss.ScoreModel(Wrong(), ss.VP(), "noise"), normal(20, 3).float(), run, steps=1, **options)
+        logs.append(read_lines(run / LOG)[0])
+    plain, learned = logs
+    assert learned["loss"] != plain["loss"]
+    assert learned["loss_by_log_snr"] == plain["loss_by_log_snr"]
+    assert min(level for level in plain["loss_by_log_snr"] if level is not None) > 0
 
 
 def test_times_of_any_shape_and_models_around_it():
