@@ -83,7 +83,8 @@ def _code(repo: str, shape: list[int], conditions: list[str] | None) -> str:
         f'```python\nimport scoresde as ss\n\nrun = ss.load("hf://{repo}")  # pip install "scoresde[hub]"\n'
         f"samples = ss.samplers.DDIM()(run.model, shape=({states}){cond}).x\n"
         "data = run.data_map.inverse(samples)  # in the units of the data\n```\n\n"
-        f"`scoresde bpd run=hf://{repo}` measures its likelihood, if the data are on your machine."
+        f"`scoresde bpd run=hf://{repo}` measures its likelihood, if the data are on your machine; `data.path=FILE` "
+        "takes another file."
     )
 
 

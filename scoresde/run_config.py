@@ -23,6 +23,8 @@ CONFIG = "config.yaml"
 OWN = "own"  # names of the classes of the parts that only Python can build, by part
 MOST_CHARACTERS = 1_000_000  # of a configuration, with its aliases and interpolations written out
 TOKENS = "scoresde.text.Tokens"
+LATENTS = "scoresde.evaluation.trained_latents.TrainedLatents"
+AUTOENCODER = "autoencoder"  # directory in a run of latents with their autoencoder, if it was downloaded with them
 TRAINED = "# scoresde train "  # beginning of the first line of a configuration that `scoresde train` wrote
 RENAMED = {  # targets in the configurations of older runs, and their names now
     "scoresde.predictions.Karras": "scoresde.predictions.KarrasPreconditioning",
@@ -135,9 +137,16 @@ def _with_new_names(node: Any) -> Any:
 
 
 def _with_own_files(node: Any, path: Path) -> Any:
-    """Return a configuration whose tokenisers are those in a run's directory, which may have been moved or copied."""
+    """Return a configuration whose tokeniser and autoencoder are those in a run's directory, if it has them.
+
+    The directory may have been moved or copied since the configuration was written.
+    """
     if isinstance(node, dict):
-        own = {"file": str(path / TOKENIZER)} if str(node.get("_target_")) == TOKENS and node.get("file") else {}
+        target, own = str(node.get("_target_")), {}
+        if target == TOKENS and node.get("file"):
+            own = {"file": str(path / TOKENIZER)}
+        elif target == LATENTS and (path / AUTOENCODER / CONFIG).is_file():
+            own = {"run": str(path / AUTOENCODER)}
         return {key: _with_own_files(value, path) for key, value in node.items()} | own
     return [_with_own_files(value, path) for value in node] if isinstance(node, list) else node
 

@@ -1,6 +1,7 @@
 """Runs on the hub, against a stand-in of its interface: what is uploaded, what comes back, and what errors say."""
 
 import re
+import shutil
 import sys
 from pathlib import Path
 
@@ -12,9 +13,11 @@ import yaml
 import scoresde as ss
 from scoresde import hub
 from scoresde.cli import main
+from scoresde.evaluation.trained_latents import TrainedLatents
 from scoresde.networks import MLP
 from scoresde.training import checkpoint
 from tests import hub_server
+from tests.cli.conftest import rows
 from tests.conftest import normal
 
 pytest.importorskip("huggingface_hub")
@@ -106,8 +109,8 @@ def test_without_a_network_an_earlier_download_is_used(server, trained, monkeypa
 
 def test_the_command_line_takes_an_address(server, trained, capsys):
     trained.push_to_hub("ada/points")
-    assert main(["sample", "run=hf://ada/points", "n=2", "sampler=ddim", "sampler.steps=2", "--json"]) == 0
-    assert "ada--points" in capsys.readouterr().out
+    assert main(["sample", "run=hf://ada/points", "n=2", "sampler=ddim", "sampler.steps=2"]) == 0
+    assert len(list(Path("runs/points/samples").iterdir())) == 1
     assert main(["train", "experiment=toy2d", "run=hf://ada/points"]) == 2
     assert "must be written to a local directory; got hf://ada/points: upload it later" in capsys.readouterr().err
     for write in (
@@ -119,6 +122,45 @@ def test_the_command_line_takes_an_address(server, trained, capsys):
     assert not Path("hf:").exists()
     assert main(["sample", "run=hf://ada/none"]) == 2
     assert f"no repository ada/none on {server.address}, or it is private" in capsys.readouterr().err
+
+
+def test_results_of_a_run_from_the_hub_are_in_a_directory_of_the_user(server, trained, capsys):
+    """The data of the run are not uploaded: the likelihood is that of a new file."""
+    trained.push_to_hub("ada/points")
+    settings = ["likelihood=exact", "likelihood.solver.steps=4", "budget.samples=0", "budget.bound=null"]
+    assert main(["bpd", "run=hf://ada/points", *settings]) == 2
+    assert "runs/points has no test data: set data.test in its config.yaml, or give" in capsys.readouterr().err
+    x = normal(30, 2).float()
+    np.save("new.npy", x.numpy())
+    assert main(["bpd", "run=hf://ada/points", "data.path=new.npy", *settings]) == 0
+    (row,) = rows("runs/points", "likelihood")
+    solver, transform = ss.solvers.Adams(steps=4), trained.transform
+    nats = ss.log_prob(trained.model, transform(x), trace=ss.ExactTrace(), solver=solver).value + transform.log_det(x)
+    assert (row["split"], row["mean"]) == ("new", pytest.approx(-float(nats.mean()) / 2, rel=1e-4))
+    assert not list(Path("cache").rglob("metrics.jsonl"))
+    ss.load(trained.path, weights="raw").push_to_hub("ada/points")
+    assert main(["bpd", "run=hf://ada/points", "data.path=new.npy", *settings]) == 2
+    assert "runs/points must hold the run hf://ada/points, or not exist; its checkpoint" in capsys.readouterr().err
+    assert main(["report", f"run=hf://ada/points@{hub_server.sha(2)}", "film=false"]) == 0
+    assert Path(f"runs/points@{hub_server.sha(2)}/report.html").is_file()
+
+
+def test_a_run_of_latents_brings_its_autoencoder(server, tmp_path):
+    torch.manual_seed(0)
+    options = {"steps": 2, "batch_size": 8, "progress": False}
+    network = ss.networks.ConvolutionalAutoencoder(4, 1, 2, width=4, multipliers=(1, 2), blocks=1)
+    autoencoder, images = ss.pipelines.Autoencoder(network), normal(20, 1, 4, 4).float()
+    ss.fit(autoencoder, images, "ae", **options, loss=ss.pipelines.AutoencoderObjective())
+    unet = ss.networks.UNet(2, 2, width=8, multipliers=(1,), blocks=1)
+    latents = TrainedLatents("ae", weights="raw")
+    ss.fit(unet, images, "latent", **options, transform=latents).push_to_hub("ada/latent")
+    for name in ("ae", "latent"):
+        shutil.rmtree(name)
+    run = ss.load("hf://ada/latent")
+    assert run.transform.digest == latents.digest
+    assert (run.state_shape, run.data_shape) == ((2, 2, 2), (1, 4, 4))
+    assert main(["sample", "run=hf://ada/latent", "n=2", "sampler=ddim", "sampler.steps=2"]) == 0
+    assert ss.load("runs/latent").transform.run == Path("runs/latent/autoencoder")
 
 
 def test_says_what_is_missing(server, trained, monkeypatch):

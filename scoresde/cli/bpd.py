@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 
 from scoresde import build, run_config
 from scoresde.cli.cascade import cascade_bpd, is_cascade
-from scoresde.cli.common import check_choice, load_run, result_name, run_data, warnings_on_stderr
+from scoresde.cli.common import check_choice, load_run, new_file, result_name, run_data, warnings_on_stderr
 from scoresde.cli.guidance import guided, load_beside
 from scoresde.cli.output import Record, append_row, print_rows, shows_progress
 from scoresde.dequantization import Dequantization, Incomplete, TruncatedNormal, Uniform
@@ -21,6 +21,7 @@ from scoresde.evaluation.dataset_likelihood import DatasetLikelihood, check_sett
 from scoresde.evaluation.labels import classes_of, labels_of
 from scoresde.evaluation.likelihood_table import likelihood_table
 from scoresde.evaluation.records import METRICS, PER_SAMPLE, keep_per_sample
+from scoresde.evaluation.scoring import NEW
 from scoresde.training import distributed
 
 OF_SAMPLES = ("per_sample", "errors", "status")  # the attributes of a likelihood that are not in `metrics.jsonl`
@@ -35,7 +36,7 @@ DEQUANTIZATIONS: dict[str, Callable[[build.Run], Dequantization]] = {
 
 
 def bpd(config: DictConfig) -> Record | None:
-    """Measure the likelihood of a run, or of a cascade of runs, on a split of the run's data, with errors."""
+    """Measure the likelihood of a run, or of a cascade of runs, on a split of its data or a new file, with errors."""
     if is_cascade(config):
         return cascade_bpd(config)
     device = distributed.device(config.device)
@@ -61,7 +62,10 @@ def likelihood_measure(run: build.Run, config: DictConfig, device: str) -> Calla
         to print, and {name: path} of the written file. In processes other than the first, all three are empty.
     """
     run = replace(run, model=guided(run, config, with_threshold=False))
-    dataset = run_data(run, config.split, config.trust)
+    dataset = new_file(run, config) if "data" in config else None
+    split = NEW if dataset is not None else config.split or "test"
+    if dataset is None:
+        dataset = run_data(run, split, config.trust)
     options, budget = (build.instantiate(part, config.trust) for part in (config.likelihood, config.budget))
     if options.get("surrogate") is not None:
         options["surrogate"] = load_beside(run, options["surrogate"], build.load, config)
@@ -73,7 +77,7 @@ def likelihood_measure(run: build.Run, config: DictConfig, device: str) -> Calla
     if config.conditional and run.config.data.get("train") is not None and classes_of(run):
         options["training_labels"] = labels_of(build.instantiate(run.config.data.train, config.trust, Dataset))
     check_settings(run, dataset, dequantization, **options)
-    return partial(measure_likelihood, run, config, device, dataset, dequantization, options)
+    return partial(measure_likelihood, run, config, device, split, dataset, dequantization, options)
 
 
 def options_of_each(config: DictConfig, purpose: str) -> dict[str, Any]:
@@ -99,6 +103,7 @@ def measure_likelihood(
     run: build.Run,
     config: DictConfig,
     device: str,
+    split: str,
     dataset: Dataset,
     dequantization: Dequantization | None,
     options: dict[str, Any],
@@ -112,20 +117,22 @@ def measure_likelihood(
         with warnings_on_stderr():
             result = evaluate_likelihood(run, dataset, dequantization, **options)
     except Incomplete as error:
-        raise RuntimeError(f"{error}; {keep_incomplete(run, config, error.result, device)}") from error
+        raise RuntimeError(f"{error}; {keep_incomplete(run, config, split, error.result, device)}") from error
     seconds = round(time.perf_counter() - started, 2)
     if distributed.rank() > 0:
         return [], {}, {}
-    row = {"kind": "likelihood", "split": config.split, "n": len(result.per_sample), "weights": config.weights}
+    row = {"kind": "likelihood", "split": split, "n": len(result.per_sample), "weights": config.weights}
     row |= {"guidance": run_config.plain(config.guidance) if config.guidance is not None else None}
     row |= {key: value for key, value in asdict(result).items() if key not in OF_SAMPLES}
-    paths = {"per_sample": keep_per_sample(run.path, result_name(config.split, "split"), result.per_sample)}
+    paths = {"per_sample": keep_per_sample(run.path, result_name(split, "split"), result.per_sample)}
     file = paths["per_sample"].name
     row = append_row(run.path, {**row, "seconds": seconds, "seed": config.seed, "file": file}, device)
-    return [row], likelihood_table(result, config.split), paths
+    return [row], likelihood_table(result, split), paths
 
 
-def keep_incomplete(run: build.Run, config: DictConfig, result: DatasetLikelihood, device: str) -> str:
+def keep_incomplete(
+    run: build.Run, config: DictConfig, split: str, result: DatasetLikelihood, device: str
+) -> str:
     """Store the likelihoods of a split if the solver failed for some samples; return a message that says where.
 
     The row added to `metrics.jsonl` has the kind "incomplete_likelihood", the indices of the failed samples, and no
@@ -136,8 +143,8 @@ def keep_incomplete(run: build.Run, config: DictConfig, result: DatasetLikelihoo
     if len(failed) == count:
         return "no likelihood is stored"
     if distributed.rank() == 0:
-        path = keep_per_sample(run.path, result_name(f"{config.split}_incomplete", "split"), result.per_sample)
-        row = {"kind": "incomplete_likelihood", "split": config.split, "n": count, "weights": config.weights}
+        path = keep_per_sample(run.path, result_name(f"{split}_incomplete", "split"), result.per_sample)
+        row = {"kind": "incomplete_likelihood", "split": split, "n": count, "weights": config.weights}
         row |= {"guidance": run_config.plain(config.guidance) if config.guidance is not None else None}
         row |= {"unit": result.unit, "failed": failed, "conventions": result.conventions}
         append_row(run.path, {**row, "seed": config.seed, "file": path.name}, device)

@@ -125,9 +125,11 @@ def cascade_bpd(config: DictConfig) -> Record:
     refused = {"samples": 1, "start": "data", "tolerance": None, "levels": None, "surrogate": None}
     wrong = [f"likelihood.{key}" for key, value in refused.items() if options.pop(key, value) != value]
     wrong += ["dequantization"] * (config.dequantization is not None) + ["conditional"] * (not config.conditional)
+    wrong += [f"data.{key}" for key, value in config.data.items() if value is not None]
     if wrong:
         raise ValueError(f"{wrong[0]} must have its default for a cascade; got another value: leave it out")
-    dataset, cascade = run_data(top, config.split, config.trust), cascade_of(runs, config, with_threshold=False)
+    split = config.split or "test"
+    dataset, cascade = run_data(top, split, config.trust), cascade_of(runs, config, with_threshold=False)
     x, cond = split_condition(default_collate([dataset[i] for i in range(len(dataset))]), device)
     started, seeds = time.perf_counter(), range(config.seed, config.seed + len(x))
     shared = {**options, "seeds": seeds, "augmentation": _plain(config.augmentation)}
@@ -141,14 +143,14 @@ def cascade_bpd(config: DictConfig) -> Record:
             unit, values, parts = "nats/dim", -nats.value / dimensions(x), -nats.stages / dimensions(x)
     terms = [Estimate(*mean_and_error(part)) for part in parts.T]
     (mean, stderr), seconds = mean_and_error(values), round(time.perf_counter() - started, 2)
-    file = keep_per_sample(top.path, result_name(f"{config.split}_cascade", "split"), values, stages=parts)
-    row: Record = {"kind": "cascade_likelihood", "split": config.split, "n": len(x), "unit": unit}
+    file = keep_per_sample(top.path, result_name(f"{split}_cascade", "split"), values, stages=parts)
+    row: Record = {"kind": "cascade_likelihood", "split": split, "n": len(x), "unit": unit}
     row |= {"mean": mean, "stderr": stderr, "stages": [asdict(term) for term in terms]}
     row |= {"conventions": found.conventions, "nfe": float(found.nfe.double().mean()), "seed": config.seed}
     row |= {**_settings(runs, config), "seconds": seconds, "file": file.name}
     row = append_row(top.path, row, device)
     names = {f"  {path}": str(term) for path, term in zip(row["cascade"], terms, strict=True)}
-    shown = {f"{config.split} {unit}": f"{Estimate(mean, stderr)} (standard error over {len(x)} samples)", **names}
+    shown = {f"{split} {unit}": f"{Estimate(mean, stderr)} (standard error over {len(x)} samples)", **names}
     print_rows({**shown, **found.conventions, "seconds": seconds, "metrics": top.path / METRICS})
     return {"run": top.path, "rows": [row], "paths": {"metrics": top.path / METRICS, "per_sample": file}}
 

@@ -21,13 +21,13 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.utils.data import Dataset
 
-from scoresde import build, data, hub, plots, run_config, state_plots
+from scoresde import build, data, hub, plots, run_config, sharing, state_plots
 from scoresde.arguments import check_memory
 from scoresde.cli.completion import runs
 from scoresde.cli.output import typed_overrides
 from scoresde.cli.suggestions import did_you_mean
 from scoresde.data.items import reading
-from scoresde.evaluation.scoring import split_data
+from scoresde.evaluation.scoring import new_data, split_data
 from scoresde.protocols import CaptionEncoder
 from scoresde.text import TOKENIZER
 from scoresde.training import distributed
@@ -69,8 +69,11 @@ def run_path(value: Any) -> Path:
 
 
 def check_run(value: Any) -> Path:
-    """Return the setting `run` as a path; if no run is there, raise FileNotFoundError, which suggests the nearest."""
-    path = build.directory(value) if hub.is_address(value) else run_path(value)
+    """Return the setting `run` as a path; if no run is there, raise FileNotFoundError, which suggests the nearest.
+
+    A run on the hub is copied to a directory in which its results are written, see `sharing.local_copy`.
+    """
+    path = sharing.local_copy(value) if hub.is_address(value) else run_path(value)
     if (path / run_config.CONFIG).is_file():
         return path
     known = runs(path.parent)
@@ -99,6 +102,23 @@ def run_data(run: build.Run, split: str, trust: Sequence[str]) -> Any:
                 stacklevel=2,
             )
     return dataset
+
+
+def new_file(run: build.Run, config: DictConfig, identifier: str | int | None = None) -> Any:
+    """Return the samples of the new file `data.path`, see `scoring.new_data`; None if it is null.
+
+    Raises:
+        ValueError: a split is chosen beside the file, or labels without a file; see also `new_data`.
+    """
+    path, labels = config.data.path, config.data.labels
+    if path is None:
+        if labels is not None:
+            raise ValueError(f"data.labels must be null without data.path; got {labels!r}")
+        return None
+    if config.split is not None:
+        raise ValueError(f"split must be null with data.path, which is read as a whole; got {config.split}")
+    labels = build.instantiate(labels) if labels is not None else None
+    return new_data(run, path, labels, identifier, config.conditional, config.trust)
 
 
 def file_name(text: str) -> str:

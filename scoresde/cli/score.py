@@ -10,14 +10,14 @@ from omegaconf import DictConfig
 
 from scoresde import build
 from scoresde.cli.bpd import chosen_dequantization, options_of_each
-from scoresde.cli.common import load_run, result_name, warnings_on_stderr
+from scoresde.cli.common import load_run, new_file, result_name, warnings_on_stderr
 from scoresde.cli.guidance import guided
 from scoresde.cli.output import Record, append_row, print_rows, shows_progress
 from scoresde.dequantization import Dequantization, Incomplete
 from scoresde.evaluation.batch_likelihood import Budget, Estimate
 from scoresde.evaluation.dataset_likelihood import DatasetLikelihood, check_settings, evaluate_likelihood
 from scoresde.evaluation.records import METRICS
-from scoresde.evaluation.scoring import NEW, ids_of, new_data, score_columns, splits_of
+from scoresde.evaluation.scoring import NEW, ids_of, score_columns, splits_of
 from scoresde.result_table import check_table_path, statuses, write_columns
 from scoresde.solvers import Status
 from scoresde.training import distributed
@@ -60,16 +60,12 @@ def datasets_of(run: build.Run, config: DictConfig) -> dict[str, Any]:
     """Return the datasets to score by name: splits of the run, or the new file.
 
     Raises:
-        ValueError: a split is chosen of a new file, or labels or ids for a split of the run.
+        ValueError: an id is given for a split of the run; see also `new_file`.
     """
-    if config.data.path is not None:
-        if config.split is not None:
-            raise ValueError(f"split must be null with data.path, which is read as a whole; got {config.split}")
-        labels = build.instantiate(config.data.labels) if config.data.labels is not None else None
-        return {NEW: new_data(run, config.data.path, labels, config.id, config.conditional, config.trust)}
-    for name, value in {"data.labels": config.data.labels, "id": config.id}.items():
-        if value is not None:
-            raise ValueError(f"{name} must be null without data.path; got {value!r}")
+    if (dataset := new_file(run, config, config.id)) is not None:
+        return {NEW: dataset}
+    if config.id is not None:
+        raise ValueError(f"id must be null without data.path; got {config.id!r}")
     return splits_of(run, config.split or "test", config.trust)
 
 

@@ -130,10 +130,14 @@ class Surrogate(TypedDict):
     surrogate: Directory | None  # in place of the argument of `evaluate_likelihood`, the run
 
 
+class NewData(TypedDict):
+    path: File | None
+    labels: str | int | Sequence[str | int] | None
+
+
 class Likelihood(Shared):
     guidance: ModelWrapper | None
     likelihood: Annotated[dict, Surrogate, evaluate_likelihood]
-    split: Split
     weights: Weights
     dequantization: str | None
     conditional: bool
@@ -142,11 +146,14 @@ class Likelihood(Shared):
 
 class Bits(Likelihood):
     run: Runs
+    split: Split | None
+    data: NewData
     augmentation: Augmentation
 
 
 class Evaluate(Likelihood):
     run: Directory
+    split: Split
     sampler: Sampler
     features: FeatureSpace
     n: Count | None
@@ -179,11 +186,6 @@ class Restore(Shared):
     weights: Weights
     batch_size: Count
     cond: Condition
-
-
-class NewData(TypedDict):
-    path: File | None
-    labels: str | int | Sequence[str | int] | None
 
 
 class Scores(Shared):

@@ -39,12 +39,17 @@ def split_data(run: Run, split: str, trust: Sequence[str] = ()) -> Any:
     """Build the dataset of a split of a run.
 
     Raises:
-        ValueError: the run's configuration has no such split; see also `build.instantiate`.
+        ValueError: the run's configuration has no such split, or its files are missing; see also `build.instantiate`.
     """
-    node = run.config.data.get(split)
+    node, other = run.config.data.get(split), "or give `scoresde bpd` or `score` a file, data.path=FILE"
     if node is None:
-        raise ValueError(f"{run.path} has no {split} data: set data.{split} in its {CONFIG}")
-    return build.instantiate(node, trust, Dataset)
+        raise ValueError(f"{run.path} has no {split} data: set data.{split} in its {CONFIG}, {other}")
+    try:
+        return build.instantiate(node, trust, Dataset)
+    except ValueError as error:
+        if isinstance(getattr(error.__cause__, "__cause__", None), FileNotFoundError):
+            raise ValueError(f"{error}; restore it, correct data.{split} in {run.path / CONFIG}, {other}") from error
+        raise
 
 
 def splits_of(run: Run, split: str, trust: Sequence[str] = ()) -> dict[str, Any]:
@@ -70,6 +75,8 @@ def new_data(
 ) -> Any:
     """Return the samples of a new file (or folder), read as the data of a run were.
 
+    For a run whose data were in memory, the file is a .npy or .npz file, see `data.Arrays`.
+
     Args:
         run: the run.
         path: the file or folder, in the format of the run's data.
@@ -79,18 +86,20 @@ def new_data(
         trust: packages whose classes the configuration may name, see `build.instantiate`.
 
     Raises:
-        ValueError: the run's data are not read from files, a column is missing, the table has further columns, or a
-            label is not a class of the run.
+        ValueError: the run's data are of a class that reads no files, a column is missing, the table has further
+            columns, or a label is not a class of the run.
         FileNotFoundError: there is no such file.
     """
     split = next((name for name in reversed(PARTS) if run.config.data.get(name) is not None), None)
-    node = {} if split is None else plain(run.config.data[split])
+    in_memory = {"_target_": "scoresde.data.Arrays", "shape": list(run.data_shape)}
+    node = in_memory if split is None else plain(run.config.data[split])
     arguments = _arguments(node)
     source = next((name for name in SOURCES if name in arguments), None)
     if source is None:
-        kind = node.get("_target_", "data in memory")
-        raise ValueError(f"data.path needs a run whose data come from a file; those of {run.path} are {kind}")
+        raise ValueError(f"data.path needs a run whose data come from a file; those of {run.path} are {node['_target_']}")
     node |= {source: str(path)} | {k: v for k, v in {"split": ALL, "flip": False}.items() if k in arguments}
+    if "key" in arguments and Path(path).suffix.lower() == ".npy":
+        node["key"] = None  # a .npy file holds one array
     if "labels" in arguments:
         node["labels"] = _labels(node, labels, arguments["labels"].default if not conditional else None)
     if "ids" in arguments:
