@@ -107,13 +107,15 @@ class V(Prediction):
 class KarrasPreconditioning(Prediction):
     """EDM's preconditioning (2206.00364, eq. 7 and table 1), for any SDE.
 
-    At noise-to-signal ratio s = sigma/alpha the denoiser is c_skip x/alpha + c_out F(c_in x, c_noise) with
-    c_skip = sigma_data^2 / (s^2 + sigma_data^2), c_out = s sigma_data / (s^2 + sigma_data^2)^(1/2), c_noise = log(s)/4
-    and c_in = 1/n with n as in the module docstring. The network's input and target have unit variance for data of
-    standard deviation sigma_data.
+    At noise-to-signal ratio s = sigma/alpha the denoiser is c_skip x/alpha + c_out F(c_in x, c_noise), with
+
+        c_skip = sigma_data^2 / (s^2 + sigma_data^2),      c_out = s sigma_data / (s^2 + sigma_data^2)^(1/2),
+        c_in = 1 / (sigma^2 + alpha^2 sigma_data^2)^(1/2),      c_noise = log(s)/4.
+
+    The network's input and target have unit variance for data of standard deviation sigma_data.
 
     Args:
-        sigma_data: root mean square of the data.
+        sigma_data: root mean square of the data in model space.
 
     Raises:
         ValueError: sigma_data is not positive.

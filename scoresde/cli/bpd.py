@@ -130,9 +130,7 @@ def measure_likelihood(
     return [row], likelihood_table(result, split), paths
 
 
-def keep_incomplete(
-    run: build.Run, config: DictConfig, split: str, result: DatasetLikelihood, device: str
-) -> str:
+def keep_incomplete(run: build.Run, config: DictConfig, split: str, result: DatasetLikelihood, device: str) -> str:
     """Store the likelihoods of a split if the solver failed for some samples; return a message that says where.
 
     The row added to `metrics.jsonl` has the kind "incomplete_likelihood", the indices of the failed samples, and no

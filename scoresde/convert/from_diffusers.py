@@ -85,16 +85,23 @@ class DiffusersNetwork(nn.Module):
 
 
 def diffusers(source: Any, scheduler: Any = None) -> build.Run:
-    """Return a model of diffusers as a run, in eval mode and float32, with transform and configuration.
+    """Return a model of Hugging Face diffusers as a run, in eval mode and float32, with transform and configuration.
 
-    The views (noise, denoised, score, ...) of the model at t_i = i/(N - 1) are those of diffusers at timestep i, and on
-    the continuous paths of the module docstring those at the same sigma. Images are in [0, 1] for a
-    `ScoreSdeVeScheduler`, and in [-1, 1] for all others.
+    The views (noise, denoised, score, ...) of the model at t_i = i/(N - 1) are those of diffusers at timestep i of N.
+    On the continuous paths (`FlowMatchEulerDiscreteScheduler`, `EDMEulerScheduler`, `EDMDPMSolverMultistepScheduler`,
+    `ScoreSdeVeScheduler`) they are those at the same sigma. Images are in [0, 1] for a `ScoreSdeVeScheduler`, and in
+    [-1, 1] for all others.
+
+        run = ss.convert.diffusers("ddpm-cifar10-32")
+        samples = ss.samplers.DDIM()(run.model, shape=(4, 3, 32, 32)).x
 
     Args:
         source: the folder of a saved pipeline (nothing is downloaded, and only safetensors are read); a pipeline; a
             pair (UNet2DModel, scheduler); or a UNet2DModel.
         scheduler: the scheduler, if the source is a UNet2DModel.
+
+    Returns:
+        The run: `run.model` is the model, `run.transform` the map from images to model space.
 
     Raises:
         ImportError: diffusers is not installed.

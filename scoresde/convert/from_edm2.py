@@ -49,10 +49,20 @@ HEAD_CHANNELS = 64
 def edm2(path: str | Path, config: Mapping[str, Any] | str | Path | None = None) -> Run:
     """Return the model of EDM2 weights as a run; its denoised view E[x_0 | x_t] is EDM2's D at the same noise level.
 
+        run = ss.convert.edm2("edm2.pth")  # torch.save(network["ema"].state_dict(), "edm2.pth") in that project
+        u = run.model.uncertainty(0.5)     # the learned uncertainty, its "logvar", at sigma = 0.5
+
     Args:
         path: a state dict saved by `torch.save` or as safetensors.
-        config: `{"class": "Precond", "kwargs": {...}}`, the path of a JSON file with them, or None for
-            `<stem>.config.json`; without that file, the defaults of the module docstring.
+        config: `{"class": "Precond", "kwargs": {...}}`, the arguments of the constructor; the path of a JSON file with
+            them; or None for `<stem>.config.json`. Without that file, the defaults of that project: sigma_data=0.5,
+            channels_per_head=64, resample_filter=[1, 1], dropout=0, res_balance=0.3, attn_balance=0.3,
+            label_balance=0.5, concat_balance=0.5, clip_act=256, label_dropout=0.
+
+    Returns:
+        The run: `run.model` is the model on the path `Karras`, `run.transform` the map from images, or from latents of
+            4
+        channels, to model space.
 
     Raises:
         FileNotFoundError: there is no such file.

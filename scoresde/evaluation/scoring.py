@@ -96,7 +96,9 @@ def new_data(
     arguments = _arguments(node)
     source = next((name for name in SOURCES if name in arguments), None)
     if source is None:
-        raise ValueError(f"data.path needs a run whose data come from a file; those of {run.path} are {node['_target_']}")
+        raise ValueError(
+            f"data.path needs a run whose data come from a file; those of {run.path} are {node['_target_']}"
+        )
     node |= {source: str(path)} | {k: v for k, v in {"split": ALL, "flip": False}.items() if k in arguments}
     if "key" in arguments and Path(path).suffix.lower() == ".npy":
         node["key"] = None  # a .npy file holds one array

@@ -1,13 +1,8 @@
-r"""The density of the hidden entries of a state given the measured ones, with a network trained for inpainting.
+"""The density of the hidden entries of a state given the measured ones, with a network trained for inpainting.
 
-A posterior model with `Inpainting` has states x of all entries, so that its density is that of the hidden entries x_h
-only where the measured ones are left out. With the measurement y and one fixed draw z ~ N(0, I), the state
-
-    x_t = (alpha y + sigma z  where measured,  x_h,t  where hidden)
-
-has the law of the training, z does not depend on x_h, and the hidden entries of the views at this state are those of a
-model of x_h given y. Its likelihoods and bounds are those of p(x_h | y), for every z: bits of the later frames of a
-video given the earlier ones, or of one half of an image given the other.
+A posterior model with `Inpainting` has states x of all entries, so that its density is that of the hidden entries only
+where the measured ones are left out. The likelihoods and bounds of `HiddenEntries` are those of p(x_h | y): bits of the
+later frames of a video given the earlier ones, or of one half of an image given the other.
 """
 
 import torch
@@ -59,10 +54,14 @@ class HiddenEntries(ModelWrapper):
         given = ss.inverse.TrainedInpainting(model, past, past(x))
         nats = ss.log_prob(ss.inverse.HiddenEntries(given), x[:, ~mask])  # log p(hidden frames | known frames)
 
+    The hidden entries x_h,t are completed by the measured ones with one fixed draw z ~ N(0, I): alpha y + sigma z,
+    which has the law of the training and does not depend on x_h. The views at this state, restricted to the hidden
+    entries, are those of a model of x_h given y, for every z.
+
     Args:
         model: a posterior model with `Inpainting`, whose mask has the shape of a state: `TrainedInpainting`, or one of
             the approximate ones such as `MMPS`.
-        seed: seed of z, see the module docstring.
+        seed: seed of z.
 
     Raises:
         TypeError: `model` is not a posterior model with `Inpainting`.

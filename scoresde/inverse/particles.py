@@ -27,13 +27,22 @@ from scoresde.tensors import check_integer, float64
 
 @dataclass(repr=False)
 class Particles(Result):
-    """Weighted samples of a posterior.
+    """Weighted samples of a posterior, from sequential Monte Carlo.
 
-    x: samples (N, *). log_weights: logs of their weights, which add up to 1, float64 (N,). log_evidence: log of the
-    estimate of p(y), in nats; the estimate is unbiased, its log is too low by half its relative variance. stderr: the
-    standard error of log_evidence, see the module docstring. ess: effective sample size at each time before resampling,
-    (K,). resampled: number of times that the particles were resampled. ancestors: number of initial particles with
-    descendants. nfe, backward: evaluations of the network and backward passes, each of a batch of particles.
+    Expectations under the posterior are sum_i exp(log_weights_i) f(x_i).
+
+    Attributes:
+        x: samples (N, *).
+        log_weights: logarithms of their weights, which add up to 1, float64 (N,).
+        log_evidence: log of the estimate of p(y), in nats. The estimate is unbiased, its log is too low by half its
+            relative variance.
+        stderr: the standard error of log_evidence, from the final weights S_e of the descendants of each initial
+            particle e, sum_e S_e^2 - 1/N (Chan and Lai, 2013), less the part that systematic resampling saves. It is
+            too small if `ancestors` is small; `pooled` estimates the error from independent runs.
+        ess: effective sample size at each time before resampling, (K,).
+        resampled: number of times that the particles were resampled.
+        ancestors: number of initial particles with descendants.
+        nfe, backward: evaluations of the network and backward passes, each of a batch of particles.
     """
 
     x: Tensor

@@ -112,7 +112,14 @@ def edm2(image_size: int | Sequence[int] = 64, width: int = 192, **options: Opti
     Args:
         image_size: side of a square image, or the lengths of one, two or three spatial dimensions.
         width: channels at the input resolution.
-        options: other arguments, which replace those of the preset, see the module docstring.
+        options: other arguments of `UNet`, or fields of its parts `BlockStyle`, `Conditions` and `Ends`, which replace
+            those of the preset.
+
+    Returns:
+        A `UNet`, (c_in x (B, C, *space), c_noise (B,), cond) -> (B, C, *space).
+
+    Raises:
+        ValueError: see `UNet`.
     """
     settings = {
         "multipliers": (1, 2, 3, 4),

@@ -1,19 +1,12 @@
-r"""Networks for videos (B, C, T, *space): a network for images, with attention over frames after each of its blocks.
+"""Networks for videos (B, C, T, *space): a network for images, with attention over frames after each of its blocks.
 
-Every layer of the network for images acts on each frame, as if the B T frames were samples of their own. After each
-block, every place attends over the frames (factorised space-time attention: 2204.03458, section 3; 2312.06662):
+`VideoNetwork` has the formulas. The layers of the network for images see the B T frames as samples of their own.
+Queries and keys of the attention over frames are rotated by angles proportional to the number of their frame
+(2104.09864): attention depends on the distance between two frames alone, so that a network is one for videos of every
+length.
 
-    h (B T, N, C)  <-  spatial block(h)                   N places of each frame
-    h (B N, T, C)  <-  h + W attention(norm(h))           T frames at each place
-
-W is zero at initialisation, so the network starts as the one for images, which may be trained already. Queries and keys
-are rotated by angles proportional to the number of their frame (2104.09864): attention depends on the distance between
-two frames alone, so that a network is one for videos of every length.
-
-The condition "clips" (B, T) says which frames belong together: a frame attends to those with the same integer. Joint
-training on videos and images (2204.03458, section 3.1) mixes videos, whose frames have equal integers, with images put
-together as the frames of one state, whose integers all differ. Without the condition, or where a row is -1 throughout
-(the null condition), the T frames are one video.
+With the condition "clips", joint training on videos and images (2204.03458, section 3.1) mixes videos, whose frames
+have equal integers, with images put together as the frames of one state, whose integers all differ.
 """
 
 from collections.abc import Iterable
@@ -146,15 +139,25 @@ def attend_over_frames(network: nn.Module, heads: int) -> None:
 
 @checked
 class VideoNetwork(nn.Module, Configured):
-    """A noise-conditional network on videos (B, C, T, *space) of any number T of frames; see the module docstring.
+    """A network for videos (B, C, T, *space): one for images, and attention over frames after each of its blocks.
 
-    The conditions are those of the network for images, one for each video; an "image" (B, cond_channels, T, *space) has
-    one for each frame.
+    Every layer of the network for images acts on each frame; after a block, every place attends over the frames
+    (factorised space-time attention: 2204.03458, section 3; 2312.06662), for any number T of frames,
+
+        h (B T, N, C)  <-  spatial block(h)                   N places of each frame
+        h (B N, T, C)  <-  h + W attention(norm(h))           T frames at each place, W = 0 at initialisation.
+
+    So it starts as the network for images, which may be trained already. The conditions are those of the network for
+    images, one for each video; an "image" (B, cond_channels, T, *space) has one for each frame.
+
+        network = ss.networks.VideoNetwork(ss.networks.UNet(32, 3))
 
     Args:
         network: a `UNet` or a `DiT` for images, changed in place.
         heads: number of heads of the attention over frames.
-        clips: if True, the network also takes the condition "clips", integers (B, T), see the module docstring.
+        clips: if True, the network also takes the condition "clips", integers (B, T): a frame attends to those with the
+            same integer, so that a state may hold several videos or single images (2204.03458, section 3.1). Without
+            the condition, or in a row of -1 (the null condition), the T frames are one video.
 
     Raises:
         TypeError: `network` is not a `UNet` or a `DiT`.

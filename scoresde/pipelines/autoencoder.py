@@ -47,7 +47,10 @@ class Density(Protocol):
 
 
 class Normal(Configured):
-    """log N(x; mean, scale^2) for continuous values."""
+    """The density of a decoder for continuous values: log p(x | z) = sum over the values of log N(x; mean, scale^2).
+
+    Mean and scale of each value come from the decoder.
+    """
 
     def canonical(self, x: Tensor) -> Tensor:
         return x
@@ -65,7 +68,12 @@ class Normal(Configured):
 
 @checked
 class GreyLevels(Configured):
-    """The discretised logistic density of `levels` grey levels, whose cells fill [low, high]; see the module docstring.
+    """The density of a decoder for grey levels: a discretised logistic distribution (1701.05517, section 2.1).
+
+        log p(x | z) = sum over the values of log [F((b - m)/s) - F((a - m)/s)] - log(b - a),
+
+    for x in the cell [a, b) of its grey level, with mean m and scale s from the decoder, and F the logistic function,
+    set to 0 below the first cell and to 1 above the last. The `levels` cells fill [low, high].
 
     Args:
         levels: number of grey levels.

@@ -208,32 +208,36 @@ class _Runs:
 
 @checked
 class ErrorControlled(Sampler):
-    """The reverse SDE with a step size for each sample, by the stochastic improved Euler method (2105.14080).
+    """The reverse SDE with a step size for each sample, by a stochastic improved Euler method (2105.14080).
 
-    The error E of a step is the root mean square, over the dimensions of a sample, of
+    It works on w = x / (alpha^2 + sigma^2)^(1/2) in the angle phi = atan(sigma/alpha), with V = E[v | x],
 
-        (w' - w'') / max(atol, rtol |w'|, rtol |w'_previous|),
+        dw = (1 + l^2) V dphi - w dc + 2^(1/2) dB_c,        c = l^2 log cos phi, B a Brownian motion,
 
-    with w, w' and w'' as in the module docstring and w'_previous the w' of the last accepted step. If E <= 1, the step
-    is accepted, and the new state is w'' (extrapolation). Accepted or not, the step size is then multiplied by
-    safety E^-exponent, limited to [1/5, 5]. The tolerances are in units of w, whose size is about 1 at any time; the
-    default atol is the spacing of 8-bit grey levels in [-1, 1].
+    and integrates everything but V exactly. A step has two proposals: w' takes V as constant, w'' as linear between its
+    values at the start and, evaluated at w', at the end (algorithm 1 of the paper). Its error E is the root mean
+    square, over the dimensions of a sample, of
+
+        (w' - w'') / max(atol, rtol |w'|, rtol |w'_previous|),        w'_previous: the w' of the last accepted step.
+
+    If E <= 1, the step is accepted, and the new state is w'' (extrapolation). Accepted or not, the step size is then
+    multiplied by safety E^-exponent, limited to [1/5, 5]. The tolerances are in units of w, whose size is about 1 at
+    any time; the default atol is the spacing of 8-bit grey levels in [-1, 1].
 
     Every sample has its own time, step size and noise, and does not depend on the others in its batch; only samples
     that have not arrived at the end are evaluated. A step costs two evaluations, and one more for each rejection. With
     one segment, `Samples.nfe` is the number of evaluations of the sample that needed most of them.
 
-    Whether a step is rejected depends on its noise. Drawing new noise after a rejection would replace just those
-    increments that make the error large: their law changes, and the more so the smaller the tolerance, since more steps
-    are rejected. Scaling the old increment down with the step would make the noise too smooth. In this sampler the
-    noise at the end of a rejected step is kept, and shorter steps draw theirs from the bridge to it (`Bridges`): the
-    law of the noise does not depend on the steps.
+    Whether a step is rejected depends on its noise. Drawing new noise after a rejection would change the law of the
+    increments, and scaling the old increment down with the step would make the noise too smooth. Here the noise at the
+    end of a rejected step is kept, and shorter steps draw theirs from the bridge to it: the law of the noise does not
+    depend on the steps.
 
     Args:
         rtol, atol: relative and absolute tolerance.
         l: noise level; 1 is the reverse SDE, 0 the probability flow.
         safety, exponent: parameters of the next step size, see above; both 0.9 in 2105.14080.
-        max_step: largest step, as a fraction of the length of a transition in nu (see the module docstring).
+        max_step: largest step, as a fraction of the length of a transition in nu = asinh(30 alpha/sigma).
         max_evaluations: largest number of evaluations of a sample in a transition.
         segments: number of transitions, uniform in log-SNR; more than one is useful with a constraint, a trajectory or
             a callback. The step size starts anew in each.

@@ -7,13 +7,8 @@ In y = x/alpha and r = sigma/alpha the flow is dy/dr = E[eps | x]. So a step fro
 with a polynomial for E[eps | x] through its last values: in r (rho-AB of DEIS), in t (t-AB), or with the classical
 weights of Adams and Bashforth, as if the steps were equal (iPNDM).
 
-r is infinite where no signal is left, and E[eps | x] changes fast where there is little noise. In the angle phi =
-atan(sigma/alpha) and the rescaled state w = x/(alpha^2 + sigma^2)^(1/2) the flow is
-
-    dw/dphi = E[v | x],        v = cos(phi) eps - sin(phi) x_0
-
-(v of 2202.00512, section 4 and appendix D), which is bounded on all of [0, pi/2] for every path. `AngularAdams` uses
-this form.
+r is infinite where no signal is left, and E[eps | x] changes fast where there is little noise. `AngularAdams` uses the
+angle, in which the flow is bounded at both ends.
 """
 
 from collections.abc import Sequence
@@ -37,11 +32,15 @@ ADAMS_BASHFORTH = {
 
 @checked
 class DEIS(Linear):
-    """DEIS (2204.13902, eq. 15): Adams-Bashforth with exact weights, one evaluation a step.
+    r"""DEIS (2204.13902, eq. 15): Adams-Bashforth with exact weights, one evaluation a step.
+
+        x_s = alpha_s/alpha_t x_t + alpha_s \int_(r_t)^(r_s) P(r) dr,        r = sigma/alpha,
+
+    with P the polynomial through the last `order` values of E[eps | x].
 
     Args:
         order: number of values that the polynomial interpolates, 1 (DDIM) to 4.
-        variable: variable of the polynomial, "ratio" (rho-AB) or "time" (t-AB).
+        variable: variable of the polynomial, "ratio" (rho-AB, in r) or "time" (t-AB, in t).
 
     Raises:
         ValueError: order or variable is none of these; in a run, alpha = 0 at the start of a transition.
@@ -75,7 +74,10 @@ class DEIS(Linear):
 class IPNDM(Linear):
     """iPNDM (2202.09778, eq. 12; 2204.13902, section 3.3): classical Adams-Bashforth weights on any grid.
 
-    It has its nominal order on grids uniform in sigma/alpha, and at most order 2 on other smoothly varying grids.
+        x_s = alpha_s/alpha_t x_t + alpha_s (r_s - r_t) sum_j w_j eps_j,        r = sigma/alpha,
+
+    with eps_j the last values of E[eps | x] and w the weights for equal steps, (3/2, -1/2) at order 2. It has its
+    nominal order on grids uniform in r, and at most order 2 on other smoothly varying grids.
 
     Args:
         order: number of values combined, 1 (DDIM) to 4.
@@ -100,11 +102,17 @@ class IPNDM(Linear):
 class AngularAdams(Multistep):
     """Adams-Bashforth predictor and Adams-Moulton corrector in the angle, one evaluation a step, for few steps.
 
-    The angle phi and v are those of the module docstring. The predictor interpolates `order` values of E[v | x]. The
-    corrector interpolates `corrector` values and the value at the end of the step, which is evaluated once (PEC mode).
-    The order of convergence is min(order, corrector) + 1, or `order` without a corrector. With the default `final` = 1
-    it is at most 2, but with few steps the samples are more accurate than without a limit (`final` = 0). The
-    coefficients are bounded at both ends of the path, so the method can start where no signal is left.
+    In the angle phi = atan(sigma/alpha) and w = x/(alpha^2 + sigma^2)^(1/2) the probability flow is
+
+        dw/dphi = E[v | x],        v = cos(phi) eps - sin(phi) x_0        (2202.00512, section 4 and appendix D),
+
+    bounded on all of [0, pi/2] for every path, so the method can start where no signal is left. The predictor
+    integrates the polynomial through `order` values of E[v | x]. The corrector interpolates `corrector` values and the
+    value at the end of the step, which is evaluated once (PEC mode). The order of convergence is min(order, corrector)
+    + 1, or `order` without a corrector. With the default `final` = 1 it is at most 2, but with few steps the samples
+    are more accurate than without a limit (`final` = 0).
+
+        samples = ss.samplers.PredictorCorrector(ss.samplers.AngularAdams(), steps=10)(model, shape=(16, 1, 8, 8)).x
 
     Args:
         order: number of values that the predictor interpolates, 1 to 4.
@@ -133,7 +141,7 @@ class AngularAdams(Multistep):
         """Return the weights of the views for the step from `here` to `target`.
 
         They are the integrals of the Lagrange polynomials over the angle phi, times (alpha^2 + sigma^2)^(1/2) at
-        `target`, which converts w to x (letters as in the module docstring).
+        `target`, which converts w to x (letters as in `AngularAdams`).
         """
         low, high = here.angle, target.angle
         at = 0.5 * (low + high) + 0.5 * (high - low) * NODES

@@ -94,7 +94,15 @@ quadratic = Power(2.0)
 
 
 def uniform_log_snr(sde: SDE, steps: int) -> Tensor:
-    """Return steps + 1 times uniform in log-SNR; those of `bounded_log_snr` if the log-SNR is infinite at an end."""
+    """Return times with equal steps in log-SNR; those of `bounded_log_snr` if the log-SNR is infinite at an end.
+
+    Args:
+        sde: the path.
+        steps: number of steps.
+
+    Returns:
+        steps + 1 times from t_max to t_min, float64.
+    """
     ends = sde.log_snr(_ends(sde))
     if not bool(torch.isfinite(ends).all()):
         return bounded_log_snr(sde, steps)

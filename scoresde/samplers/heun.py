@@ -22,7 +22,12 @@ def _heun(here: Point, target: Point) -> tuple[Stage, Stage]:
 
 
 class Heun(Linear):
-    """Heun's method in sigma/alpha (2206.00364, algorithm 1), of order 2, two evaluations a step.
+    """Heun's method in r = sigma/alpha (2206.00364, algorithm 1), of order 2, two evaluations a step.
+
+        y = alpha_s/alpha_t x + alpha_s (r_s - r_t) E[eps | x],
+        x_s = alpha_s/alpha_t x + alpha_s (r_s - r_t) (E[eps | x] + E[eps | y]) / 2.
+
+    The method has no settings; `PredictorCorrector(Heun(), steps=...)` has the grid and the number of steps.
 
     Raises:
         ValueError: in a run, alpha = 0 at the start of a transition.

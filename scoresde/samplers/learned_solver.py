@@ -1,12 +1,9 @@
-r"""Solvers whose coefficients were learned for a model: a table of numbers, and the sampler that uses it.
+"""Solvers whose coefficients were learned for a model: a table of numbers, and the sampler that uses it.
 
-With V one view of the model (`scoresde.views`), a learned solver evaluates it n times and makes the states
-
-    y_0 = x(t_max),        V_k = V(y_k, t_k),        y_(k+1) = a_k y_k + sum_(j <= k) b_kj V_(k-j).
-
-A row combines every view so far, so each deterministic method with one evaluation a step is such a table, of any order
-and with or without a corrector: `SolverTable.of`. The last state y_n is the state of the probability flow at
-t_min, or E[x_0 | x] there; the denoising is then the last row. `samplers.learning` fits the table to a model.
+`SolverTable` has the formula. A row combines every view so far, so each deterministic method with one evaluation a step
+is such a table, of any order and with or without a corrector: `SolverTable.of`. The last state y_n is the state of the
+probability flow at t_min, or E[x_0 | x] there; the denoising is then the last row. `samplers.learning` fits the table
+to a model.
 
 A table belongs to the path that it was learned for: its times and coefficients mean nothing on another one. It records
 alpha and sigma, and a sampler refuses a model with another path or another range of times.
@@ -49,13 +46,22 @@ def path_of(sde: SDE) -> Tensor:
 
 @dataclass(frozen=True)
 class SolverTable:
-    """The coefficients of a learned solver; letters as in the module docstring.
+    """The coefficients of a learned solver with n evaluations.
+
+    With V one view of the model, x(t_max) = y_0 and V_k = V(y_k, t_k), row k of the table makes the next state
+
+        y_(k+1) = a_k y_k + sum_(j <= k) b_kj V_(k-j),        k = 0, ..., n - 1,
+
+    and y_n is the sample. Every deterministic method with one evaluation a step is such a table (`SolverTable.of`);
+    `samplers.learn` fits one to a model, and `LearnedSolver` samples with it. A table belongs to the path that it was
+    learned for.
 
     Attributes:
-        t: the times of the evaluations, (n,), float64; the first is t_max.
-        a: (n,), float64. b: (n, n), float64; b[k, j] multiplies the view j evaluations before the newest one.
-        view: "denoised", "noise" or "v".
-        path: the path that the table was learned for, see `path_of`.
+        t: the times t_k of the evaluations, (n,), float64; the first is t_max.
+        a: the factors a_k of the state, (n,), float64.
+        b: the factors of the views, (n, n), float64; b[k, j] multiplies the view j evaluations before the newest one.
+        view: the view V: "denoised", E[x_0 | x]; "noise", E[eps | x]; or "v", E[v | x].
+        path: times, alpha and sigma of the path that the table was learned for, float64 (3, 17), see `path_of`.
         notes: how the table was learned, and how far its samples are from the flow's; plain numbers and texts.
 
     Raises:
@@ -176,7 +182,14 @@ class SolverTable:
 
 
 class LearnedSolver(Sampler):
-    """A deterministic sampler with the coefficients of a table, see the module docstring.
+    """A deterministic sampler with the coefficients of a `SolverTable`: n evaluations, no settings.
+
+        y_(k+1) = a_k y_k + sum_(j <= k) b_kj V_(k-j),        V_k = V(y_k, t_k) a view of the model, y_0 = x(t_max)
+
+    `samplers.learn(model, nfe)` returns one; `StoredSolver` reads one that `scoresde distill` learned.
+
+        sampler = ss.samplers.learn(model, nfe=5)
+        samples = sampler(model, shape=(16, 1, 8, 8), seeds=range(16)).x
 
     Args:
         table: the coefficients.

@@ -95,11 +95,23 @@ def combine(base: Tensor, weights: Sequence[float], views: Sequence[Tensor]) -> 
 
 
 class Linear(CallableStep):
-    """A method given by its coefficients, as in the module docstring. A subclass defines `row` and sets `view`.
+    """Base class of methods that combine states, views and noise linearly. A subclass defines `row`.
 
-    view: the view that the method combines, "denoised", "noise" or "v". past: the largest number of views that it
-    combines, the one at the current state included. stochastic: True if the method draws noise. grid: the default grid
-    of times of `PredictorCorrector` with this method. default_steps: see `CallableStep`.
+    With V one view of the model and z ~ N(0, I), drawn once a transition, the transition from t to s has K stages, each
+    with one evaluation,
+
+        y_0 = x,        V_k = V(y_k, t_k),        y_(k+1) = a_k x + sum_j b_kj V_j + c_k z,        x(s) = y_K,
+
+    where the sum runs over the views of this transition and of earlier ones, the newest first. `row` returns the
+    coefficients a, b, c, which depend only on the times. `DDIM`, `Ancestral`, `Heun`, `DPMSolverPP`, `UniPC`, ... are
+    such methods; pass an instance to `PredictorCorrector`, or call it.
+
+    Attributes:
+        view: the view V: "denoised", "noise" or "v".
+        past: the largest number of views that it combines, the one at the current state included.
+        stochastic: True if the method draws noise.
+        grid: the default grid of times of `PredictorCorrector` with this method.
+        default_steps: number of transitions if the method itself is called.
     """
 
     default_steps = 50

@@ -46,7 +46,11 @@ NODES = 4096  # of the table that maps the coordinate of a grid to times
 @checked
 @dataclass(frozen=True)
 class Learning:
-    """How a solver is learned; letters as in the module docstring.
+    """Settings of `samplers.learn`: how the table of a solver is fitted to a model.
+
+    With q the squared distance per dimension of a sample from that of the accurate flow, the fit minimises E[c (c^2 +
+    q)^(1/2) - c^2] by Adam. Adam works on phi in theta = theta_0 + L phi, where theta are the coefficients and times,
+    theta_0 those of the initial formula, and L L^T the inverse of the Gauss-Newton matrix there.
 
     Args:
         steps: steps of Adam; 0 keeps the formula.
@@ -54,13 +58,16 @@ class Learning:
         pool: starts to learn from.
         held_out: starts that choose the best iterate.
         target_steps: steps of the accurate solver (Adams); its error should be far below that of the learned solver.
-        rate: the first learning rate of phi, times n, in units of the root mean square distance of the formula; it
-            falls to 0 along a cosine.
-        robust: c of the module docstring, as a multiple of that distance; infinity for the squared distance.
+        rate: the first learning rate of phi, times the number of evaluations, in units of the root mean square distance
+            of the formula; it falls to 0 along a cosine.
+        robust: c, as a multiple of that distance; infinity for the squared distance.
         ridge: added to the Gauss-Newton matrix, as a fraction of its diagonal.
-        radius: how far starts may move, as a fraction of their norm; 0 keeps them.
+        radius: how far starts may move, as a fraction of their norm (2405.15506, section 3.3); 0 keeps them.
         denoise_final: if True, the samples are E[x_0 | x] at t_min, and the evaluation there is the last of the n.
         checkpointing: recompute the network in the backward pass, which then needs the memory of one evaluation.
+
+    Raises:
+        ValueError: a setting is out of its range.
     """
 
     steps: CountOrZero = 300

@@ -1,9 +1,8 @@
-r"""Adams with nodes and quadrature weights that were learned for the likelihood of a model.
+"""Adams with nodes and quadrature weights that were learned for the likelihood of a model.
 
 `Adams` takes equal steps of its variable u and integrates the divergence with the weights W_i of its corrector. A
-learned solver with n steps has nodes u_0 < ... < u_n of any spacing and the integral sum_i f_i W_i g_i, with a factor
-f_i for each evaluation. The state follows the formula of `Adams` on these nodes. The n - 1 nodes and n + 1 factors are
-an `AdamsTable`; `scoresde.adams_learning` fits them to a model.
+learned solver has nodes of any spacing and a factor for each weight: n - 1 nodes and n + 1 factors, an `AdamsTable`;
+`scoresde.adams_learning` fits them to a model.
 
 A table belongs to one interval of u, from the data to the noise, and one scale S of the data (`probability_flow`).
 """
@@ -31,7 +30,16 @@ SAME = 1e-9  # largest difference of the ends of equal intervals, relative to th
 
 @dataclass(frozen=True, eq=False)
 class AdamsTable:
-    """The nodes and factors of a learned solver; letters as in the module docstring. A table equals only itself.
+    """The nodes and quadrature factors of a learned `Adams` solver for likelihoods. A table equals only itself.
+
+    In the variable u of the probability flow, n steps have nodes u_0 < ... < u_n. The state follows the formula of
+    `Adams` on these nodes, and the integral of the divergence g is
+
+        sum_i f_i W_i g_i,        W_i the weights of Adams' corrector, f_i a factor for each evaluation (1 without
+            learning).
+
+    `ss.learn_adams` fits a table to a model; `LearnedAdams` is the solver. A table belongs to one interval of u and to
+    one scale S of the data.
 
     Attributes:
         nodes: (u_i - u_0) / (u_n - u_0), from 0 to 1, (n + 1,), float64.
@@ -103,12 +111,14 @@ class AdamsTable:
 
 @dataclass(frozen=True)
 class LearnedAdams:
-    """The solver of a table, see the module docstring.
+    """Adams' method with learned nodes and quadrature factors (`AdamsTable`), for likelihoods with few evaluations.
+
+        solver = ss.learn_adams(model, x, steps=12)
+        nats = ss.log_prob(model, x_test, solver=solver).value
 
     A sample that turns NaN or infinite stops at its last finite state. Predictor and corrector may differ by any
-    amount: held-out data have shown the errors of the table.
-
-    The cost is n + 1 evaluations. The number of steps is fixed; `StoredAdams` has any number.
+    amount: held-out data have shown the errors of the table. The cost is n + 1 evaluations. The number of steps is
+    fixed; `StoredAdams` has any number.
 
     Args:
         table: the nodes and factors.
