@@ -48,12 +48,22 @@ from scoresde.tensors import (
 
 
 class GaussianMixture(Configured, FullPrecision):
-    """A mixture of K Gaussians over states of shape `*`, with exact densities and scores under any SDE.
+    """A mixture of K Gaussians over states of shape `*`, with exact densities and scores under any SDE, in float64.
+
+        p_0 = sum_k w_k N(m_k, R_k diag(s_k^2) R_k^T),
+        p_t = sum_k w_k N(alpha m_k, R_k diag(alpha^2 s_k^2 + sigma^2) R_k^T)      for x_t = alpha x_0 + sigma eps.
+
+    `score_model(sde)` is a model with the exact score, `log_prob(x, sde, t)` the density, and `posterior(operator, y)`
+    the mixture p(x_0 | y) under a linear measurement; test methods against them.
+
+        oracle = ss.GaussianMixture(means=torch.tensor([[-2.0, 0], [2, 0]]), stds=torch.tensor([0.3, 0.5]))
+        x = ss.samplers.DDIM()(oracle.score_model(ss.VP()), shape=(100, 2)).x
+        nats = oracle.log_prob(x)  # (100,)
 
     Args:
-        means: (K, *).
-        stds: standard deviations along the axes of each component, (K,) or (K, *).
-        weights: (K,), positive; the constructor normalises them. Default: equal weights.
+        means: m_k, (K, *).
+        stds: standard deviations s_k along the axes of each component, (K,) or (K, *).
+        weights: w_k, (K,), positive; the constructor normalises them. Default: equal weights.
         rotation: orthogonal matrices R, (D, D) or (K, D, D) with D the product of `*`; default: the identity.
 
     Raises:

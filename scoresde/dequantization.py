@@ -215,7 +215,11 @@ def warn_if_above_uniform(bits: float, levels: int) -> None:
 
 
 class Uniform(Configured, Dequantization):
-    """Uniform dequantisation: u is uniform on [0, 1)^d, and log q = 0."""
+    """Uniform dequantisation (1511.01844): a level x becomes x + u, u uniform on [0, 1)^d, with log q(u | x) = 0.
+
+    It has no arguments. The log-density of x + u is in expectation a lower bound on the log-probability of x, and
+    `bits_per_dim` averages it over `samples` draws.
+    """
 
     def sample(self, images: Tensor, stream: RandomStream) -> tuple[Tensor, Tensor]:
         """Draw images + u (B, *); also return log q(u | images), which is zero (B,)."""

@@ -93,6 +93,10 @@ def slerp(first: Tensor, second: Tensor, weight: float) -> Tensor:
     Between two states of equal norm, the result has that norm for all w. For parallel states it is the linear
     interpolation.
 
+    Args:
+        first, second: states (B, *).
+        weight: w, a number; 0 gives the first, 1 the second.
+
     Raises:
         ValueError: the states have different shapes or opposite directions (such as a positive and a negative number).
     """
@@ -114,7 +118,15 @@ def slerp(first: Tensor, second: Tensor, weight: float) -> Tensor:
 
 
 def lerp(first: Tensor, second: Tensor, weight: float) -> Tensor:
-    """Return the linear interpolation (1 - w) first + w second of states (B, *) of the same shape."""
+    """Return the linear interpolation (1 - w) first + w second of states (B, *).
+
+    Args:
+        first, second: states (B, *).
+        weight: w, a number; 0 gives the first, 1 the second.
+
+    Raises:
+        ValueError: the states have different shapes.
+    """
     _check_pair(first, second)
     return (1 - weight) * first + weight * second
 

@@ -1,10 +1,6 @@
 """Score models: a network, an SDE and a prediction type give every view of a diffusion model.
 
-One evaluation of the network, F = network(c_in(t) x, c_noise(t), cond), gives each view as an affine map,
-
-    score, noise, denoised, velocity  =  a(t) x + b(t) F,
-
-with a and b combined in float64 (`scoresde.predictions`) and cast once (`scoresde.views`).
+The coefficients of the views are combined in float64 (`scoresde.predictions`) and cast once (`scoresde.views`).
 
 A model has `sde` and `predict(x, t) -> Views`; `BaseModel` derives the rest from these two. `model.given(cond)` binds a
 condition to the model. Models that wrap another model are in `scoresde.wrappers`.
@@ -149,17 +145,27 @@ class BaseModel(Configured, nn.Module):
 class ScoreModel(BaseModel):
     """A noise-conditional network as the score of a diffusion.
 
+    One evaluation of the network, F = network(c_in(t) x, c_noise(t), cond), gives every view of the model as an affine
+    map,
+
+        score, noise, denoised, velocity, v  =  a(t) x + b(t) F,
+
+    with a and b from the prediction type. x is (B, *), t is () or (B,).
+
+        model = ss.ScoreModel(ss.networks.MLP(2), ss.VP(), prediction="v")
+        score = model.score(torch.randn(16, 2), 0.5)  # (16, 2); also noise, denoise, velocity, predict
+
     Args:
         network: F(c_in x, c_noise, cond), of the shape of x; runs in its own dtype, with noise labels in at least
             float32, see `protocols.call_network`.
         sde: the diffusion.
         prediction: what F predicts: "noise", "data", "velocity", "v", "score", "karras", or an instance such as
             `predictions.KarrasPreconditioning(sigma_data=0.5)` or `predictions.Discrete("noise", labels)`.
-        conditional: names of the conditions ("label", "vector", ...) that every training sample had. The model
-            raises ValueError if one of them is missing.
         learned_variance: if True, the network's output has twice the channels of the state, (B, 2C, ...): F, and h in
             about [-1, 1], which gives the `variance` nu = (h + 1)/2 of `Views` (2102.09672, section 3.1). If False, the
             output is F.
+        conditional: names of the conditions ("label", "vector", ...) that every training sample had. The model
+            raises ValueError if one of them is missing.
 
     Raises:
         TypeError: `network` cannot be called, or `sde` is not an SDE.

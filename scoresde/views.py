@@ -144,10 +144,14 @@ class BlendedViews(Views):
 
 
 class ShiftedViews(Views):
-    """Views whose denoised mean is shifted from `before` to `after`, (B, *), at the same x.
+    """Views whose denoised mean is shifted from `before` to `after` at the same x, as by thresholding.
 
     With delta = after - before, combine(d, n) = views.combine(d, n) + (d - n alpha/sigma) delta. If delta is zero, the
     views are unchanged to the last digit. At sigma = 0, where x does not determine the noise, the noise is unchanged.
+
+    Args:
+        views: the views to shift.
+        before, after: the denoised mean E[x_0 | x] before and after the shift, (B, *).
     """
 
     def __init__(self, views: Views, before: Tensor, after: Tensor):
@@ -173,10 +177,14 @@ class ShiftedViews(Views):
 
 
 class TiltedViews(Views):
-    """Views of the density proportional to p_t(x) w(x): their score is increased by g = grad log w(x), (B, *).
+    """Views of the density proportional to p_t(x) w(x): their score is increased by g = grad log w(x).
 
     combine(d, n) = views.combine(d, n) + (d sigma^2/alpha - n sigma) g. Where alpha = 0, x does not determine x_0, and
     the denoised mean is unchanged.
+
+    Args:
+        views: the views of p_t.
+        gradient: g, (B, *).
     """
 
     def __init__(self, views: Views, gradient: Tensor):

@@ -61,10 +61,14 @@ def _refuse_nonfinite(transform: "Affine | Logit", *names: str) -> None:
 @checked
 @dataclass(frozen=True)
 class Affine:
-    """x -> scale x + shift.
+    """x -> scale x + shift, with log|det| = d log|scale| for d dimensions.
 
     The result is float64 if neighbouring numbers of the argument's dtype near `shift` are more than 1/100 apart, as
     those of float32 are for a shift beyond 8e4.
+
+    Args:
+        scale: the factor, not 0.
+        shift: the value of 0 in model space.
 
     Raises:
         ValueError: the scale is zero, or scale or shift is NaN or infinite.
@@ -151,6 +155,10 @@ class Logit:
 
     RealNVP (1605.08803, section 4.1) uses margin 0.05. The map is defined where 0 <= p <= 1, that is up to
     margin/(1 - 2 margin) (high - low) beyond low and high, and infinite at p = 0 and 1.
+
+    Args:
+        low, high: the range of the data.
+        margin: distance of p from 0 and 1 at the ends of the range, in [0, 0.5).
 
     Raises:
         ValueError: low < high are not finite, or margin is not in [0, 0.5); when applied: a value has p outside [0, 1].

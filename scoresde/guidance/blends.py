@@ -40,7 +40,8 @@ class ClassifierFree(Blend):
     Args:
         model: a model trained with condition dropout, so that it is also the unconditional one.
         cond: the condition, see `BaseModel.given`; None to bind it later by `given`.
-        scale, interval: see `Guided`.
+        scale: strength of the guidance, a number or one for each sample (B,).
+        interval: the noise levels (low, high) of sigma/alpha with guidance; None for all.
         negative: a condition that samples avoid (a negative prompt), given to the second model; None (default) leaves
             the second model unconditional. Conditions that the network always needs, such as the low resolution of a
             super-resolution model, are taken from `cond` in both models, if `cond` has others too.
@@ -90,7 +91,8 @@ class Autoguidance(Blend):
     Args:
         model: the model.
         weak: a smaller or less trained model of the same data and the same conditions.
-        scale, interval: see `Guided`.
+        scale: strength of the guidance, a number or one for each sample (B,).
+        interval: the noise levels (low, high) of sigma/alpha with guidance; None for all.
     """
 
     def __init__(self, model: Model, weak: Model, scale: float | Tensor = 1.0, interval: Interval | None = None):

@@ -27,7 +27,8 @@ class Classifier(Guided):
             itself, without a label.
         label: the classes, an integer or integers (B,), -1 for samples that are not guided; None if the classifier
             returns log p(y | x_t), or to bind it later by `given`.
-        scale, interval: see `Guided`.
+        scale: strength of the guidance, a number or one for each sample (B,).
+        interval: the noise levels (low, high) of sigma/alpha with guidance; None for all.
         joint: if True, `given` sets the condition of the inner model as well, which must be class-conditional, as in
             2105.05233; if False, it sets only the label of the classifier.
 
@@ -103,7 +104,8 @@ class Loss(Guided):
     Args:
         model: the model.
         loss: maps denoised states (B, *) to (B,), differentiable.
-        scale, interval: see `Guided`.
+        scale: strength of the guidance, a number or one for each sample (B,).
+        interval: the noise levels (low, high) of sigma/alpha with guidance; None for all.
         rule: "constant" adds -scale times the gradient. "normalised" first scales the gradient of each sample to the
             norm of its score, so that `scale` is the size of the guidance relative to the score (similar: 2303.09833).
 

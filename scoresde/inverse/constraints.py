@@ -143,7 +143,8 @@ class RePaint(PredictorCorrector):
 
     Args:
         steps: number of steps of the inner grid.
-        jump, repeats: see `Resampled`.
+        jump: number of nodes of the inner grid by which a resampling goes up.
+        repeats: number of times that each part is passed; 1 for the inner grid.
         predictor: the step, default `Ancestral()`; transitions to more noise must be draws from the forward kernel, as
             they are for every linear method that draws noise.
         corrector, order, denoise_final: see `PredictorCorrector`.

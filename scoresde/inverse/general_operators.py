@@ -18,7 +18,7 @@ class Inpainting(Operator):
 
     Args:
         mask: bools, or numbers 0 and 1.
-        noise_std: see `Operator`.
+        noise_std: standard deviation of a measurement's noise, a number or one for each of its entries; 0 for none.
 
     Raises:
         TypeError: mask is not a tensor or an array of bools or real numbers.
@@ -60,7 +60,7 @@ class LinearOperator(Operator):
         forward: a function from states (B, *) to measurements (B, *m), or a matrix (m, D) for states of D numbers,
             which measures (B, m).
         adjoint: the function A^T from measurements to states; not with a matrix.
-        noise_std: see `Operator`.
+        noise_std: standard deviation of a measurement's noise, a number or one for each of its entries; 0 for none.
         shape: with a matrix, the shape `*` of a state, D numbers in all; default (D,).
 
     Raises:
@@ -133,7 +133,7 @@ class Nonlinear(Operator):
 
     Args:
         forward: a differentiable function from states (B, *) to measurements (B, *m).
-        noise_std: see `Operator`.
+        noise_std: standard deviation of a measurement's noise, a number or one for each of its entries; 0 for none.
 
     Raises:
         TypeError: forward cannot be called.

@@ -41,7 +41,7 @@ class Downsampling(Operator):
         factor: the factor by which height and width shrink.
         filter: "box", the mean of factor x factor pixels; "bicubic", Keys' cubic convolution with a = -1/2, stretched
             by the factor against aliasing; or the filter itself (h, w).
-        noise_std: see `Operator`.
+        noise_std: standard deviation of a measurement's noise, a number or one for each of its entries; 0 for none.
 
     Raises:
         ValueError: factor < 1, the filter is unknown, or not a matrix of finite numbers; in a call, the height or the
@@ -136,7 +136,7 @@ class Blur(Downsampling):
 
     Args:
         kernel: (h, w), usually of odd sizes; the centre of n taps is tap (n - 1)//2.
-        noise_std: see `Operator`.
+        noise_std: standard deviation of a measurement's noise, a number or one for each of its entries; 0 for none.
 
     Raises:
         ValueError: the kernel is not a matrix of finite numbers.
@@ -165,7 +165,7 @@ class GaussianBlur(Blur):
 
     Args:
         std: standard deviation of the kernel, in pixels.
-        noise_std: see `Operator`.
+        noise_std: standard deviation of a measurement's noise, a number or one for each of its entries; 0 for none.
 
     Raises:
         ValueError: std is not positive, or the kernel needs more memory than there is.
@@ -180,7 +180,11 @@ class GaussianBlur(Blur):
 
 
 class ChannelMixing(Operator):
-    """A matrix (m, C) applied to the channels of each pixel: (B, C, *) -> (B, m, *).
+    """A matrix M applied to the channels of each pixel, y = M x: (B, C, *) -> (B, m, *).
+
+    Args:
+        matrix: M, (m, C).
+        noise_std: standard deviation of a measurement's noise, a number or one for each of its entries; 0 for none.
 
     Raises:
         ValueError: the matrix is not (m, C), of finite numbers; in a call, the states do not have C channels.
@@ -213,7 +217,7 @@ class Grey(ChannelMixing):
     """A weighted sum of the channels: (B, C, *) -> (B, 1, *).
 
     Args:
-        noise_std: see `Operator`.
+        noise_std: standard deviation of a measurement's noise, a number or one for each of its entries; 0 for none.
         weights: one for each channel; default: the mean of three channels.
 
     Raises:
@@ -252,7 +256,7 @@ class Fourier(Operator):
 
     Args:
         mask: (H, W), bools or numbers 0 and 1, with frequency 0 at [0, 0] (torch.fft.ifftshift moves it there).
-        noise_std: see `Operator`.
+        noise_std: standard deviation of a measurement's noise, a number or one for each of its entries; 0 for none.
 
     Raises:
         TypeError: mask is not a tensor or an array of bools or real numbers.

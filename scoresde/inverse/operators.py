@@ -128,6 +128,10 @@ class Composed(Operator):
 
     Its singular values are known if one of the two is orthogonal and those of the other are known.
 
+    Args:
+        outer: the operator that is applied last.
+        inner: the operator that is applied first, without noise.
+
     Raises:
         TypeError: one of the two is not an operator.
         ValueError: the inner operator has noise.

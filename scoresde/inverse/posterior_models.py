@@ -116,7 +116,11 @@ class DPS(Measured):
     Where it fails, take more steps, rule="published", or `PiGDM` or `MMPS`, which add the variance of x_0 to n^2.
 
     Args:
-        model, operator, y, scale, interval: see `Measured`.
+        model: the model of the prior p(x).
+        operator: an `Operator`, or a linear physics object of `deepinv`.
+        y: one measurement of the shape `*m`, used for all samples, or one for each sample, (B, *m).
+        scale: factor of grad log p(y | x_t), a number or (B,); 1 approximates the posterior.
+        interval: the noise levels (low, high) of sigma/alpha at which the measurement acts; None for all.
         rule: "likelihood" takes the gradient of log N(y; A(m), noise_std^2). "published" takes the steps of the paper's
             algorithm 1, x <- x - scale grad |y - A(m)| in each of 1,000 steps, as a term of the score: with
             N = 1000/(t_max - t_min) steps per unit of time, -scale N/g(t)^2 grad |y - A(m)|. The reverse SDE then has
@@ -202,7 +206,11 @@ class PiGDM(MomentMatched):
     conjugate gradients, which evaluate the operator but not the network.
 
     Args:
-        model, operator, y, scale, interval: see `Measured`.
+        model: the model of the prior p(x).
+        operator: an `Operator`, or a linear physics object of `deepinv`.
+        y: one measurement of the shape `*m`, used for all samples, or one for each sample, (B, *m).
+        scale: factor of grad log p(y | x_t), a number or (B,); 1 approximates the posterior.
+        interval: the noise levels (low, high) of sigma/alpha at which the measurement acts; None for all.
         data_std: c, the standard deviation of the data.
         iterations, tolerance: of the conjugate gradients: their largest number, and the relative residual to stop at.
     """
@@ -263,7 +271,11 @@ class MMPS(MomentMatched):
     the multiple of minimal residuals is the smaller one.
 
     Args:
-        model, operator, y, scale, interval: see `Measured`.
+        model: the model of the prior p(x).
+        operator: an `Operator`, or a linear physics object of `deepinv`.
+        y: one measurement of the shape `*m`, used for all samples, or one for each sample, (B, *m).
+        scale: factor of grad log p(y | x_t), a number or (B,); 1 approximates the posterior.
+        interval: the noise levels (low, high) of sigma/alpha at which the measurement acts; None for all.
         iterations: largest number of iterations.
         tolerance: relative residual |S u - (y - A m)| / |y - A m| at which a sample stops.
     """

@@ -37,7 +37,7 @@ class SizedInpainting(SizedOperator):
             whole pixels; ignored if there is a mask.
         mask: a NumPy file (.npy) of bools or numbers 0 and 1, of the shape of a state or of all but its first
             dimension; or an image of the height and width of the states, white where they are measured.
-        noise_std: see `Operator`.
+        noise_std: standard deviation of a measurement's noise, a number or one for each of its entries; 0 for none.
 
     Raises:
         ValueError: the box is empty; in a call, it hides no pixel or all of them, or states are not images; or the

@@ -138,15 +138,31 @@ def _weighted(weight: Tensor | float, part: Tensor) -> Tensor:
 
 @checked
 class DDRM(SpectralSampler):
-    """Denoising diffusion restoration models (2201.11793); formulas in the module `scoresde.inverse.spectral`.
+    """DDRM (2201.11793, eq. 7 and 8): a sampler for linear measurements with known singular values.
+
+    In the coordinates V^T x of A = U diag(s) V^T, coordinate i is measured with noise of standard deviation
+    l_i = noise_std/s_i, infinite if it is not measured. With D = E[x_0 | x_t], the transition from t to s gives, with
+    r = sigma_s/alpha_s and in units of alpha_s,
+
+        l_i infinite        D + (1 - eta^2)^(1/2) r E[eps | x_t] + eta r z
+        r < l_i             D + (1 - eta^2)^(1/2) r (A^+ y - D) / l_i + eta r z
+        r >= l_i            (1 - eta_b) D + eta_b A^+ y + (r^2 - eta_b^2 l_i^2)^(1/2) z,        z ~ N(0, I).
+
+        x = ss.inverse.DDRM(operator, y)(model, shape=(16, 3, 64, 64)).x
 
     Args:
-        operator, y, steps, grid, denoise_final: see `SpectralSampler`.
+        operator: a linear operator with known singular values and one `noise_std`.
+        y: one measurement (*m), used for all samples, or one for each (B, *m).
+        steps: number of transitions, without the last one to clean data.
+        grid: a name, a function (sde, steps) -> times, or the times from t_max to t_min; default: uniform in t.
+        denoise_final: whether to make the last transition to clean data, with one more evaluation.
         eta: amount of fresh noise in coordinates that are not measured, or measured with more noise than the state has.
         eta_b: amount by which measured coordinates follow the measurement.
 
     Raises:
-        ValueError: eta or eta_b is not in [0, 1]; see also `SpectralSampler`.
+        TypeError: the operator is not linear; in a call, it does not know its singular values.
+        ValueError: eta or eta_b is not in [0, 1], or the grid is unknown; in a call, y does not fit, or noise_std is
+            not one number.
     """
 
     def __init__(
@@ -188,15 +204,29 @@ class DDRM(SpectralSampler):
 
 @checked
 class DDNM(SpectralSampler):
-    """The denoising diffusion null-space model (2212.00490), DDNM+ with noise; formulas in `scoresde.inverse.spectral`.
+    """DDNM, and DDNM+ with noise (2212.00490): a null-space sampler for measurements with known singular values.
+
+    The transition from t to s is a draw from q(x_s | x_t, x_0) = N(a x_t + b x_0, w^2) at
+
+        x_0 = D + g (A^+ y - D),        D = E[x_0 | x_t],
+
+    where in each coordinate of the singular value decomposition g is the largest number in [0, 1] for which the noise
+    of A^+ y does not exceed w (section 3.3, eq. 17 to 19); the rest of w^2 is added as noise. Without noise, g = 1.
 
     With `grid=Resampled(jump, repeats)` it has the time travel of the paper's section 3.4.
 
+        x = ss.inverse.DDNM(operator, y)(model, shape=(16, 3, 64, 64)).x
+
     Args:
-        operator, y, steps, grid, denoise_final: see `SpectralSampler`.
+        operator: a linear operator with known singular values and one `noise_std`.
+        y: one measurement (*m), used for all samples, or one for each (B, *m).
+        steps: number of transitions, without the last one to clean data.
+        grid: a name, a function (sde, steps) -> times, or the times from t_max to t_min; default: uniform in t.
+        denoise_final: whether to make the last transition to clean data, with one more evaluation.
 
     Raises:
-        ValueError: see `SpectralSampler`.
+        TypeError: the operator is not linear; in a call, it does not know its singular values.
+        ValueError: the grid is unknown; in a call, y does not fit, or noise_std is not one number.
     """
 
     def __init__(

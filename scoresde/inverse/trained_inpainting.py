@@ -32,7 +32,9 @@ class TrainedInpainting(Measured):
     Args:
         model: a model whose network takes the condition "image".
         operator: `Inpainting`, with the same mask in every channel.
-        y, scale, interval: see `Measured`.
+        y: one measurement of the shape `*m`, used for all samples, or one for each sample, (B, *m).
+        scale: weight of the conditional score, a number or (B,); 1 is the posterior.
+        interval: the noise levels (low, high) of sigma/alpha at which the measurement acts; None for all.
         trained_noise_std: standard deviation of the noise of the measurements that the network was trained with; None
             if unknown. The network takes every measurement as one with this noise.
 

@@ -30,7 +30,7 @@ class CrossEntropy(Objective):
 
     Args:
         times: density of the training times; default: `UniformTime()`.
-        stratified: see `Objective`.
+        stratified: draw the times of a batch as a lattice with a random offset, for less variance.
         condition: name of the condition that is the label.
 
     Raises:

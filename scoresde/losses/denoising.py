@@ -33,7 +33,9 @@ class DenoisingScoreMatching(Objective):
     With `times=Nodes()` it is the discrete objective of DDPM or NCSN, see `Nodes`.
 
     Args:
-        weighting, times, stratified: see `Objective`.
+        weighting: "variance", "likelihood", "karras", "min_snr", "velocity", "v", "data", or a `Weighting`.
+        times: density q of the training times; default: that of the weighting.
+        stratified: draw the times of a batch as a lattice with a random offset, for less variance.
         reduction: "mean", the mean of the squared error over dimensions; or "half_sum", half its sum over dimensions,
             the scale of NCSN (1907.05600, eq. 5) and of the published VE models (score_sde's reduce_mean=False).
             "half_sum" is d/2 times "mean": it has the same minimiser, but gradient clipping and Adam's epsilon act

@@ -46,7 +46,7 @@ class Hybrid(DenoisingScoreMatching):
         low, high: the first and the last grey level in model space; their bins are open-ended.
         times: the nodes of the chain; by default those of a `Tabulated` path. `Nodes(steps)` works for any SDE.
         weighting: weighting of the first term; "variance" gives L_simple.
-        stratified: see `Objective`.
+        stratified: draw the times of a batch as a lattice with a random offset, for less variance.
 
     Raises:
         TypeError: times is not `Nodes`.

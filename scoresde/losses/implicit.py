@@ -49,7 +49,9 @@ class ImplicitScoreMatching(Objective):
     for a good model.
 
     Args:
-        weighting, times, stratified: see `Objective`.
+        weighting: "variance", "likelihood", "karras", "min_snr", "velocity", "v", "data", or a `Weighting`.
+        times: density q of the training times; default: that of the weighting.
+        stratified: draw the times of a batch as a lattice with a random offset, for less variance.
         trace: default `ExactTrace()`, for small states: one vector-Jacobian product per dimension, all of them stored
             for the backward pass. `Hutchinson(probes)` makes it sliced score matching with reduced variance.
 
@@ -103,7 +105,9 @@ class SlicedScoreMatching(ImplicitScoreMatching):
         projections: number of random directions per sample; each costs a backward pass.
         distribution: "gaussian" or "rademacher" (smaller variance), both with E[v v^T] = I.
         variance_reduction: if True, use |s|^2 (eq. 8); if False, its estimate (v^T s)^2 (eq. 7).
-        weighting, times, stratified: see `Objective`.
+        weighting: "variance", "likelihood", "karras", "min_snr", "velocity", "v", "data", or a `Weighting`.
+        times: density q of the training times; default: that of the weighting.
+        stratified: draw the times of a batch as a lattice with a random offset, for less variance.
 
     Raises:
         ValueError: projections is less than 1, distribution or weighting is unknown, or weighting weights the error of

@@ -40,7 +40,7 @@ class InfoNCE(Objective):
 
     Args:
         times: density of the training times; default: `UniformTime()`.
-        stratified: see `Objective`.
+        stratified: draw the times of a batch as a lattice with a random offset, for less variance.
 
     Raises:
         TypeError: in a call, the model is not a contrastive model.

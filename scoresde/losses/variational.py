@@ -61,7 +61,7 @@ class VariationalBound(DenoisingScoreMatching):
     Args:
         times: density of the times, default `UniformTime()`. A learned path requires `UniformTime`, as other densities
             depend on the path. For a fixed path, `UniformLogSNR()` gives less variance.
-        stratified: see `Objective`.
+        stratified: draw the times of a batch as a lattice with a random offset, for less variance.
 
     Raises:
         TypeError: times is a `Nodes`.

@@ -37,10 +37,16 @@ VIEWS = ("velocity", "v", "denoised", "noise", "score")
 
 
 class Weighting(Configured):
-    """The weight omega(t) of the squared error of a view.
+    """Base class of the weights omega(t) of the squared error of a view. A subclass defines `omega(sde, t)`.
 
-    times: the density of training times that suits the weighting. view: the attribute of `Views` whose error is
-    weighted. Losses without denoising (`ImplicitScoreMatching`) accept only "noise".
+        class Mine(ss.losses.Weighting):
+            def omega(self, sde, t):  # float64 (B,) -> (B,)
+                return 1 / (1 + sde.log_snr(t).exp())
+
+    Attributes:
+        times: the density of training times that suits the weighting; default `UniformTime()`.
+        view: the attribute of `Views` whose error is weighted, by default "noise". Losses without denoising
+            (`ImplicitScoreMatching`) accept only "noise".
     """
 
     times: TimeDensity = UniformTime()
@@ -52,7 +58,10 @@ class Weighting(Configured):
 
 
 class VarianceWeighting(Weighting):
-    """Weight sigma^2 on the error of the score: equal weight on the noise at all times (2011.13456, sec. 3)."""
+    """Weight sigma^2 on the error of the score: equal weight on the noise at all times (2011.13456, sec. 3).
+
+    omega(t) = 1 / (t_max - t_min) on |eps_hat - eps|^2 / d, times uniform. Its name in losses is "variance".
+    """
 
     def omega(self, sde: SDE, t: Tensor) -> Tensor:
         return UniformTime().density(sde, t)
@@ -88,7 +97,8 @@ class UnitWeighting(Weighting):
 class LikelihoodWeighting(Weighting):
     """Weight g^2 on the error of the score, for maximum likelihood (2101.09258, theorem 1).
 
-    The objective times d/2, plus a constant, is an upper bound on -log p in nats for data of d dimensions.
+    omega(t) = g^2/sigma^2 on |eps_hat - eps|^2 / d, times uniform in log-SNR. The objective times d/2, plus a constant,
+    is an upper bound on -log p in nats for data of d dimensions. Its name in losses is "likelihood".
     """
 
     times = UniformLogSNR()
@@ -99,7 +109,18 @@ class LikelihoodWeighting(Weighting):
 
 @checked
 class KarrasWeighting(Weighting):
-    """EDM's weighting: unit weight on the error of the network's output, log-normal times (2206.00364, table 1)."""
+    """EDM's weighting: unit weight on the error of the network's output, log-normal times (2206.00364, table 1).
+
+    omega(t) = (1 + s^2/sigma_data^2) q(t) on |eps_hat - eps|^2 / d, with s = sigma/alpha and q the density of the
+    times. Its name in losses is "karras".
+
+    Args:
+        sigma_data: root mean square of the data in model space, as in `predictions.KarrasPreconditioning`.
+        mean, std: mean and standard deviation of log(sigma/alpha) of the training times.
+
+    Raises:
+        ValueError: sigma_data or std is not positive.
+    """
 
     def __init__(self, sigma_data: Positive = 0.5, mean: float = -1.2, std: Positive = 1.2):
         self.sigma_data, self.times = check_number("sigma_data", sigma_data, 0), LogNormal(mean, std)
@@ -111,7 +132,17 @@ class KarrasWeighting(Weighting):
 
 @checked
 class MinSNRWeighting(Weighting):
-    """Weight min(SNR, gamma) on the error of the data (2303.09556, eq. 8; gamma = 5)."""
+    """Weight min(SNR, gamma) on the error of the data (2303.09556, eq. 8).
+
+    omega(t) = min(1, gamma/SNR) / (t_max - t_min) on |eps_hat - eps|^2 / d, with SNR = alpha^2/sigma^2; times uniform.
+    Its name in losses is "min_snr".
+
+    Args:
+        gamma: the largest weight, 5 in the paper.
+
+    Raises:
+        ValueError: gamma is not positive.
+    """
 
     def __init__(self, gamma: Positive = 5.0):
         self.gamma = check_number("gamma", gamma, 0)

@@ -230,26 +230,54 @@ class DiT(nn.Module, Configured):
 def dit_s(
     image_size: int | Sequence[int] = 32, channels: int = 4, patch: int = 2, **options: Annotated[Any, DiT]
 ) -> DiT:
-    """DiT-S (2212.09748, table 1); 33M parameters with patch 2."""
+    """Return DiT-S (2212.09748, table 1): 384 features, 12 blocks, 6 heads; 33M parameters with patch 2.
+
+    Args:
+        image_size: side of a square image, or the lengths of one, two or three spatial dimensions.
+        channels: channels of the state.
+        patch: side of a patch.
+        options: other arguments of `DiT`, such as classes=1000.
+    """
     return DiT(image_size, channels, patch, width=384, depth=12, heads=6, **options)
 
 
 def dit_b(
     image_size: int | Sequence[int] = 32, channels: int = 4, patch: int = 2, **options: Annotated[Any, DiT]
 ) -> DiT:
-    """DiT-B (2212.09748, table 1); 130M parameters with patch 2."""
+    """Return DiT-B (2212.09748, table 1): 768 features, 12 blocks, 12 heads; 130M parameters with patch 2.
+
+    Args:
+        image_size: side of a square image, or the lengths of one, two or three spatial dimensions.
+        channels: channels of the state.
+        patch: side of a patch.
+        options: other arguments of `DiT`, such as classes=1000.
+    """
     return DiT(image_size, channels, patch, width=768, depth=12, heads=12, **options)
 
 
 def dit_l(
     image_size: int | Sequence[int] = 32, channels: int = 4, patch: int = 2, **options: Annotated[Any, DiT]
 ) -> DiT:
-    """DiT-L (2212.09748, table 1); 458M parameters with patch 2."""
+    """Return DiT-L (2212.09748, table 1): 1,024 features, 24 blocks, 16 heads; 458M parameters with patch 2.
+
+    Args:
+        image_size: side of a square image, or the lengths of one, two or three spatial dimensions.
+        channels: channels of the state.
+        patch: side of a patch.
+        options: other arguments of `DiT`, such as classes=1000.
+    """
     return DiT(image_size, channels, patch, width=1024, depth=24, heads=16, **options)
 
 
 def dit_xl(
     image_size: int | Sequence[int] = 32, channels: int = 4, patch: int = 2, **options: Annotated[Any, DiT]
 ) -> DiT:
-    """DiT-XL (2212.09748, table 1); 675M parameters with patch 2."""
+    """Return DiT-XL (2212.09748, table 1): 1,152 features, 28 blocks, 16 heads; 675M parameters with patch 2.
+
+    Args:
+        image_size: side of a square image, or the lengths of one, two or three spatial dimensions.
+        channels: channels of the state.
+        patch: side of a patch.
+        options: other arguments of `DiT`, such as classes=1000.
+    """
     return DiT(image_size, channels, patch, width=1152, depth=28, heads=16, **options)

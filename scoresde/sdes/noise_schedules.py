@@ -74,7 +74,19 @@ class LinearBeta(SDE):
 class VP(LinearBeta):
     """Variance preserving: alpha = exp(-B/2), sigma^2 = 1 - alpha^2, g^2 = beta (2011.13456, eq. 11 and 33).
 
-    The continuous limit of DDPM (2006.11239). B is `integrated_beta`.
+    B(t) is the integral of beta(s) = beta_min + s (beta_max - beta_min) from 0 to t. The continuous limit of DDPM
+    (2006.11239).
+
+        sde = ss.VP()
+        x_t = sde.perturb(x_0, t, noise)  # alpha(t) x_0 + sigma(t) noise
+
+    Args:
+        beta_min, beta_max: beta at t = 0 and t = 1.
+        t_min: time of the data, default 1e-5, at which 2011.13456 computes likelihoods (appendices C and D.2).
+        t_max: time of the prior.
+
+    Raises:
+        ValueError: 0 < beta_min <= beta_max or 0 <= t_min < t_max does not hold.
     """
 
     def sigma(self, t: Tensor) -> Tensor:
@@ -99,7 +111,16 @@ class VP(LinearBeta):
 class SubVP(LinearBeta):
     """sub-VP: alpha = exp(-B/2), sigma = 1 - alpha^2, g^2 = beta (1 - exp(-2B)) (2011.13456, eq. 12 and 33).
 
-    B is `integrated_beta`.
+    B(t) is the integral of beta(s) = beta_min + s (beta_max - beta_min) from 0 to t. Its noise is below that of `VP` at
+    every time: sigma(1e-5) = 1e-6.
+
+    Args:
+        beta_min, beta_max: beta at t = 0 and t = 1.
+        t_min: time of the data, default 1e-5, at which 2011.13456 computes likelihoods (appendices C and D.2).
+        t_max: time of the prior.
+
+    Raises:
+        ValueError: 0 < beta_min <= beta_max or 0 <= t_min < t_max does not hold.
     """
 
     def sigma(self, t: Tensor) -> Tensor:
@@ -141,8 +162,11 @@ class VE(ConstantSignal):
     about sigma_min.
 
     Args:
-        sigma_min, sigma_max: noise level at t = 0 and t = 1.
-        t_min, t_max: time range.
+        sigma_min, sigma_max: noise level at t = 0 and t = 1, in the units of the data in model space.
+        t_min, t_max: times of the data and of the prior.
+
+    Raises:
+        ValueError: 0 < sigma_min < sigma_max or 0 <= t_min < t_max does not hold.
     """
 
     def __init__(self, sigma_min: float = 0.01, sigma_max: float = 50.0, t_min: float = 1e-5, t_max: float = 1.0):
@@ -170,7 +194,14 @@ class VE(ConstantSignal):
 
 @checked
 class Karras(ConstantSignal):
-    """alpha = 1, sigma = t: time is the noise level itself (EDM, 2206.00364, table 1), by default from 0.002 to 80."""
+    """alpha = 1, sigma = t: time is the noise level itself (EDM, 2206.00364, table 1), by default from 0.002 to 80.
+
+    Args:
+        t_min, t_max: lowest and highest noise level, in the units of the data in model space.
+
+    Raises:
+        ValueError: 0 <= t_min < t_max does not hold.
+    """
 
     def __init__(self, t_min: float = 0.002, t_max: float = 80.0):
         super().__init__(t_min, t_max)
@@ -204,6 +235,12 @@ class Cosine(UnitTime):
     """alpha = cos(pi t / 2), sigma = sin(pi t / 2) (2102.09672, without offset; 2202.00512, section 2).
 
     f = -(pi/2) tan(pi t / 2) diverges at t = 1, where alpha = 0: t_max is 1 - 1e-3 by default.
+
+    Args:
+        t_min, t_max: times of the data and of the prior, in [0, 1].
+
+    Raises:
+        ValueError: 0 <= t_min < t_max <= 1 does not hold.
     """
 
     def alpha(self, t: Tensor) -> Tensor:
@@ -229,6 +266,12 @@ class Rectified(UnitTime):
     """alpha = 1 - t, sigma = t: straight lines (rectified flow 2209.03003, flow matching 2210.02747).
 
     f = -1/(1 - t) and g^2 = 2t/(1 - t) diverge at t = 1, where alpha = 0: t_max is 1 - 1e-3 by default.
+
+    Args:
+        t_min, t_max: times of the data and of the prior, in [0, 1].
+
+    Raises:
+        ValueError: 0 <= t_min < t_max <= 1 does not hold.
     """
 
     def alpha(self, t: Tensor) -> Tensor:

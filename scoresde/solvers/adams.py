@@ -258,7 +258,9 @@ class AdaptiveAdams:
             the scale of the data, so structure finer than rtol times that scale needs a smaller rtol.
         max_step: largest step, as a fraction of the interval. It keeps the integrals accurate, which error control
             ignores: near the data the state may be constant while the divergence of the velocity is not.
-        order, smoothing, data_scale: see `Adams`.
+        order: 1, 2 or 3.
+        smoothing: number of velocities to which the predictor is fitted, in addition to those that its degree needs.
+        data_scale: scale of the data in model space, to within a factor of three; None (default) measures it.
         max_evaluations: number of evaluations after which a sample stops.
 
     Raises:

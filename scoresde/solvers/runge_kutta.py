@@ -47,7 +47,8 @@ class RungeKutta:
     Args:
         method: "euler" (order 1), "heun2", "heun3" or "rk4" (order 4).
         steps: number of steps; the cost is steps times the number of stages.
-        data_scale: see `Adams`.
+        data_scale: scale of the data in model space, to within a factor of three; None (default) measures it with
+            three to ten evaluations.
 
     Raises:
         ValueError: method is unknown, steps < 1, or data_scale is not positive.
