@@ -196,6 +196,10 @@ def load(
 ) -> Run:
     """Load a run that `scoresde train`, `scoresde convert` or `scoresde.fit` wrote.
 
+        run = ss.load("runs/digits")
+        x = ss.samplers.DDIM()(run.model, shape=(16, *run.state_shape), seeds=range(16)).x
+        images = run.transform.inverse(x)  # in the units of the data
+
     Args:
         path: the directory of the run, or `hf://user/name` or `hf://user/name@revision` for a run on the Hugging Face
             hub, see `scoresde.hub`.
@@ -230,7 +234,21 @@ def load(
 def load_classifier(
     path: str | Path, weights: str | float = "ema", trust: Sequence[str] = (), device: str = "cpu"
 ) -> NoisyClassifier:
-    """Load a classifier that `scoresde train` or `scoresde convert` wrote; arguments and errors are those of `load`."""
+    """Load a classifier p(y | x_t) that `scoresde train` or `scoresde convert` wrote, for `guidance.Classifier`.
+
+        classifier = ss.load_classifier("runs/digits_classifier")
+        logits = classifier(x, t)  # (B, K)
+
+    Args:
+        path: the directory of the run.
+        weights: "ema", "raw", or the width of a power-function average, see `load`.
+        trust: packages whose classes the configuration may name.
+        device: the device of the classifier.
+
+    Raises:
+        FileNotFoundError: there is no run, or no checkpoint.
+        ValueError: the run is that of another kind of model, or the checkpoint does not fit the configuration.
+    """
     model, _ = _load(directory(path), weights, trust, device)
     _check_kind(model, NoisyClassifier, path)
     return model
@@ -242,7 +260,17 @@ def load_autoencoder(
     """Load an autoencoder that `scoresde train` wrote, as a transform of its data to latents without shift and scale.
 
     Its `autoencoder` encodes and decodes, and `scoresde.evaluation.trained_latents.TrainedLatents` adds shift and
-    scale. Arguments and errors are those of `load`.
+    scale.
+
+    Args:
+        path: the directory of the run.
+        weights: "ema", "raw", or the width of a power-function average, see `load`.
+        trust: packages whose classes the configuration may name.
+        device: the device of the autoencoder.
+
+    Raises:
+        FileNotFoundError: there is no run, or no checkpoint.
+        ValueError: the run is that of another kind of model, or the checkpoint does not fit the configuration.
     """
     model, config = _load(directory(path), weights, trust, device)
     _check_kind(model, Autoencoder, path)
@@ -252,7 +280,20 @@ def load_autoencoder(
 def load_embedder(
     path: str | Path, weights: str | float = "ema", trust: Sequence[str] = (), device: str = "cpu"
 ) -> Embedder:
-    """Load a contrastive model that `scoresde train` wrote; arguments and errors are those of `load`."""
+    """Load a contrastive model that `scoresde train` wrote, as the embeddings of data and of conditions.
+
+        embedder = ss.load_embedder("runs/openmoji_contrastive")
+
+    Args:
+        path: the directory of the run.
+        weights: "ema", "raw", or the width of a power-function average, see `load`.
+        trust: packages whose classes the configuration may name.
+        device: the device of the model.
+
+    Raises:
+        FileNotFoundError: there is no run, or no checkpoint.
+        ValueError: the run is that of another kind of model, or the checkpoint does not fit the configuration.
+    """
     model, config = _load(directory(path), weights, trust, device)
     _check_kind(model, ContrastiveModel, path)
     text = instantiate(config.data.get("text"), trust, CaptionEncoder | None)

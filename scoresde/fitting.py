@@ -76,6 +76,10 @@ def fit(
 
     The same call with the same `run` resumes a training that was stopped, also with more steps.
 
+        run = ss.fit(ss.networks.MLP(2), data, "runs/points", steps=2000, test=0.1)  # data (N, 2)
+        x = ss.samplers.DDIM()(run.model, shape=(16, 2)).x
+        points = run.transform.inverse(x)
+
     Args:
         model: a model, such as `ScoreModel(network, ss.VP(), "v")`, or a network alone, `network(x, c_noise, cond)`.
             A network becomes `ScoreModel(network, ss.VP(), KarrasPreconditioning(sigma_data))` with sigma_data=1 for

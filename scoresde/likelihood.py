@@ -151,6 +151,11 @@ def log_prob(
 
         log p(x) = log p_prior(x(t_max)) + integral of tr(d velocity / dx) dt from t_start to t_max
 
+    (2011.13456, eq. 39). x is in model space; `bits_per_dim` takes grey levels.
+
+        result = ss.log_prob(model, x, seeds=range(len(x)))
+        print(result.value.mean(), result.stderr)
+
     Args:
         model: the model, in eval mode.
         x: states (B, *) at t_start.
@@ -248,7 +253,17 @@ def log_prob_of(model: BaseModel, trace: Trace, carried: Carried, latent: Tensor
 def encode(
     model: Model, x: Tensor, cond: Any = None, solver: Solver | None = None, t_start: float | None = None
 ) -> Tensor:
-    """Return the latent x(t_max) (B, *) of data x (B, *) = x(t_start), with t_start = t_min by default.
+    """Return the latent x(t_max) (B, *) of data x by the probability-flow ODE dx/dt = velocity(x, t).
+
+        z = ss.encode(model, x)
+        x = ss.decode(model, z)
+
+    Args:
+        model: the model, in eval mode.
+        x: data (B, *) in model space, at t_start.
+        cond: condition, short for `model.given(cond)`.
+        solver: ODE solver; default `solvers.Adams()`, of fixed cost.
+        t_start: time of x; default t_min.
 
     Warns:
         PriorMismatch: the noise at t_max does not hide the data, so that the prior is not the distribution of the
@@ -267,9 +282,16 @@ def encode(
 def decode(
     model: Model, z: Tensor, cond: Any = None, solver: Solver | None = None, t_end: float | None = None
 ) -> Tensor:
-    """Return the data x(t_end) (B, *) of a latent z (B, *) = x(t_max), with t_end = t_min by default.
+    """Return the data x(t_end) (B, *) of a latent by the probability-flow ODE dx/dt = velocity(x, t).
 
-    This is the inverse of `encode`.
+    It is the inverse of `encode`.
+
+    Args:
+        model: the model, in eval mode.
+        z: latents (B, *) = x(t_max).
+        cond: condition, short for `model.given(cond)`.
+        solver: ODE solver; default `solvers.Adams()`, of fixed cost.
+        t_end: time of the result; default t_min.
 
     Warns:
         PriorMismatch: the noise at t_max does not hide the result, so that the prior is not the distribution of
@@ -286,7 +308,19 @@ def decode(
 
 
 def round_trip(model: Model, x: Tensor, cond: Any = None, solver: Solver | None = None) -> RoundTrip:
-    """Encode data x (B, *), decode the latent, and return both results with the error of the decoded data."""
+    """Encode data x, decode the latent, and return both results with the error of the decoded data.
+
+    The error measures the solver: an exact solution of the flow returns x.
+
+    Args:
+        model: the model, in eval mode.
+        x: data (B, *) in model space.
+        cond: condition, short for `model.given(cond)`.
+        solver: ODE solver; default `solvers.Adams()`, of fixed cost.
+
+    Raises:
+        ValueError, RuntimeError: see `encode`.
+    """
     latent = encode(model, x, cond, solver)
     decoded = decode(model, latent, cond, solver)
     return RoundTrip(latent, decoded, (sum_dims((decoded - x).square()) / dimensions(x)).sqrt())

@@ -60,11 +60,18 @@ def adm(path: str | Path, config: Config = None) -> Run:
 def adm_classifier(path: str | Path, config: Config = None) -> NoisyClassifier:
     """Return the noise-conditional classifier of an `EncoderUNetModel`; step i of its N steps is at time i/(N - 1).
 
+        classifier = ss.convert.adm_classifier("64x64_classifier.pt")
+        guided = ss.guidance.Classifier(model, classifier, label=3)
+
     Args:
-        path, config: see `adm`; a configuration without a diffusion has the linear schedule of 1,000 steps.
+        path: a state dict saved by `torch.save` or as safetensors.
+        config: a configuration (see `convert.adm_settings`), the path of a JSON file with one, or None for
+            `<stem>.config.json` beside the checkpoint. Without a diffusion it has the linear schedule of 1,000 steps.
 
     Raises:
-        FileNotFoundError, ValueError: see `adm`.
+        FileNotFoundError: there is no such file.
+        ValueError: there is no configuration, it does not agree with the weights, or the weights are those of another
+            network; the message names the first difference.
     """
     classifier: Any = classifier_run(path, config).model
     return classifier

@@ -91,7 +91,12 @@ class Replacement(StateConstraint):
 
 
 def corrected(corrector: Corrector, constraint: StateConstraint) -> Corrector:
-    """Return the corrector followed by the constraint at the same time, as in the code of 2011.13456."""
+    """Return the corrector followed by the constraint at the same time, as in the code of 2011.13456.
+
+    Args:
+        corrector: a corrector of `PredictorCorrector`, (model, x, t, stream) -> x.
+        constraint: such as `Replacement(operator, y)`.
+    """
 
     def constrained(model: BaseModel, x: Tensor, t: Tensor, stream: RandomStream) -> Tensor:
         return constraint(model, corrector(model, x, t, stream), t, stream)

@@ -93,6 +93,9 @@ def pooled(runs: Sequence[Particles]) -> Particles:
     The estimate of p(y) is the mean of the estimates of the runs. Each run has a share of the weight in proportion to
     its estimate.
 
+    Args:
+        runs: the results of at least two runs of `TwistedParticles` with different seeds.
+
     Raises:
         ValueError: there are fewer than two runs.
     """

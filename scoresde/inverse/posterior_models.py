@@ -53,7 +53,8 @@ class Measured(Guided):
         model: the model of the prior p(x).
         operator: an `Operator`, or a linear physics object of `deepinv`.
         y: one measurement of the shape `*m`, used for all samples, or one for each sample, (B, *m).
-        scale, interval: see `Guided`; scale multiplies grad log p(y | x_t).
+        scale: factor of grad log p(y | x_t), a number or (B,).
+        interval: the noise levels (low, high) of sigma/alpha at which the measurement acts; None for all.
 
     Raises:
         TypeError: the operator is of another kind, or y is not a tensor of real numbers.
@@ -104,7 +105,11 @@ class Measured(Guided):
 class DPS(Measured):
     """Diffusion posterior sampling (2209.14687): p(y | x_t) ~ p(y | x_0) at x_0 = E[x_0 | x_t].
 
-    An evaluation costs one forward and one backward pass of the network. The operator may be nonlinear.
+    The score is grad log p(x_t) - scale grad |y - A(m)|^2 / (2 noise_std^2) with m = E[x_0 | x_t]. An evaluation costs
+    one forward and one backward pass of the network. The operator may be nonlinear.
+
+        posterior = ss.inverse.DPS(model, ss.inverse.Inpainting(mask, noise_std=0.1), y)
+        x = ss.samplers.Ancestral()(posterior, shape=(16, 3, 32, 32)).x
 
     With the rule "likelihood", the gradient grows like 1/noise_std^2, and samplers with few steps diverge for a small
     noise_std. For data of variance c^2 and a singular value s of the operator, an ancestral step from r_t to r_s, with
@@ -196,7 +201,11 @@ class MomentMatched(Measured):
 
 @checked
 class PiGDM(MomentMatched):
-    """Pseudo-inverse guidance (Song et al., ICLR 2023, eq. 7): V = r^2 I.
+    """Pseudo-inverse guidance, PiGDM (Song et al., ICLR 2023, eq. 7): a posterior model for y = A x_0 + noise.
+
+    It takes p(x_0 | x_t) as N(m, V) with m = E[x_0 | x_t] and V = r^2 I, and adds to the score
+
+        grad log p(y | x_t)  ~  J^T A^T S^-1 (y - A m),        S = A V A^T + noise_std^2 I,        J = dm/dx_t.
 
     r^2 = c^2 sigma^2 / (c^2 alpha^2 + sigma^2) is the variance of x_0 given x_t for data N(0, c^2 I), and the paper's
     choice for c = 1. An evaluation costs one forward and one backward pass of the network. The noise_std may be 0; the
@@ -255,7 +264,12 @@ class PiGDM(MomentMatched):
 
 @checked
 class MMPS(MomentMatched):
-    """Moment matching posterior sampling (2405.13712, section 4.2): V = sigma^2/alpha J, the exact Cov(x_0 | x_t).
+    """Moment matching posterior sampling, MMPS (2405.13712, section 4.2): a posterior model for y = A x_0 + noise.
+
+    It takes p(x_0 | x_t) as N(m, V) with m = E[x_0 | x_t], J = dm/dx_t and the exact covariance V = sigma^2/alpha J,
+    and adds to the score
+
+        grad log p(y | x_t)  ~  J^T A^T S^-1 (y - A m),        S = A V A^T + noise_std^2 I.
 
     S u = y - A m is solved by minimal residuals, with V A^T p = sigma^2/alpha J^T A^T p by one backward pass for each
     iteration. The same products add up to the gradient J^T A^T u, which costs no further pass. An evaluation thus costs

@@ -77,7 +77,13 @@ def posterior_moments(
     seed: int = 0,
     dtype: torch.dtype = torch.float32,
 ) -> PosteriorMoments:
-    """Estimate the mean and the variance of each entry of the samples of a model.
+    """Estimate the mean and the variance of each entry of the samples of a model, by multilevel Monte Carlo.
+
+    Samples with n_0 < n_1 < ... steps of a deterministic sampler from the same noise differ little, so that few of
+    these differences correct the means of many cheap samples (2409.15511). Estimated are E[x] and E[(x - c)^2], entry
+    by entry, with c the mean of 16 further samples; Var[x] = E[(x - c)^2] - (E[x] - c)^2.
+
+        moments = ss.inverse.posterior_moments(ss.inverse.MMPS(model, operator, y), (3, 32, 32), tolerance=0.01)
 
     Args:
         posterior: the model of p(x | y), such as `MMPS(model, operator, y)` with one measurement y; any other model

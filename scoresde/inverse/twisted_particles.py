@@ -86,7 +86,17 @@ class TwistedState(NamedTuple):
 class TwistedParticles(Configured):
     """The twisted diffusion sampler (2306.17775): particles drift towards the measurement, are weighted and resampled.
 
-    A step costs one evaluation and one backward pass.
+    With a twist h_t(x) ~ p(y | x_t = x), each particle of the chain x_s = F(x_t, z) draws z from N(u, I) in place of
+    N(0, I), moves along grad log h_t, and is weighted by N(z; 0, I) h_s(x_s) / (N(z; u, I) h_t(x_t)). The default is
+
+        h_t(x) = N(y; A D(x), noise_std^2 I + V_t A A^T),    D(x) = E[x_0 | x_t = x],
+        V_t = d^2 sigma^2 / (alpha^2 d^2 + sigma^2).
+
+    In the limit of many particles the weighted samples follow the posterior of the chain, and the estimate of p(y) is
+    unbiased for any number. A step costs one evaluation and one backward pass. The result of a call is a `Particles`.
+
+        sampler = ss.inverse.TwistedParticles(steps=100)
+        result = sampler(model, operator, y, shape=(256, 3, 32, 32), seed=0)
 
     Args:
         predictor: the step that defines the chain: a linear method that draws noise and has no corrector, such as

@@ -82,9 +82,12 @@ def add_lora(network: nn.Module, rank: int, scale: float = 1.0, full: Iterable[s
 
 
 def merge_lora(network: nn.Module) -> nn.Module:
-    """Add the adapters to the weights in place and remove them, as if the network had none; return it.
+    """Add the adapters of `add_lora` to the weights in place and remove them, as if the network had none; return it.
 
     All parameters require a gradient afterwards. The network keeps its outputs to floating-point precision.
+
+    Args:
+        network: a network with adapters.
 
     Raises:
         ValueError: the network has no adapters.
@@ -107,11 +110,15 @@ def adapters(network: nn.Module) -> dict[str, Tensor]:
 
 
 def save_adapters(network: nn.Module, path: str | Path) -> None:
-    """Write `adapters(network)` to a safetensors file, atomically.
+    """Write the trained tensors of an adapted network, `adapters(network)`, to a safetensors file, atomically.
+
+    Args:
+        network: a network with adapters, see `add_lora`.
+        path: the file to write.
 
     Raises:
         ValueError: the network has no adapters.
-        OSError: the file cannot be written, see `atomic_files.replace_atomically`.
+        OSError: the file cannot be written, for example because the disk is full.
     """
     tensors = {name: x.cpu().contiguous() for name, x in adapters(network).items()}
     replace_atomically(Path(path), lambda temporary: temporary.write_bytes(save(tensors)))
@@ -120,6 +127,10 @@ def save_adapters(network: nn.Module, path: str | Path) -> None:
 @torch.no_grad()
 def load_adapters(network: nn.Module, path: str | Path) -> nn.Module:
     """Load the file of `save_adapters` into a network with the same adapters, in place; return the network.
+
+    Args:
+        network: a network with adapters of the same rank, see `add_lora`.
+        path: the file.
 
     Raises:
         FileNotFoundError: there is no such file.

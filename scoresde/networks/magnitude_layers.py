@@ -157,7 +157,13 @@ class MagnitudeTable(nn.Embedding, MagnitudeWeight):
 
 
 def force_normalisation(model: nn.Module) -> None:
-    """Normalise the stored weights of all magnitude-preserving layers of a model, as after each optimiser step."""
+    """Normalise the stored weights of all magnitude-preserving layers of a model (2312.02696, section 2.3), in place.
+
+    Training does so before each step; call it in a training loop of your own. Other layers are not changed.
+
+    Args:
+        model: any module, such as a `ScoreModel` of `networks.edm2`.
+    """
     for module in model.modules():
         if isinstance(module, MagnitudeWeight):
             module.force(always=True)

@@ -47,7 +47,12 @@ class Idle(PlainStep):
 class PredictorCorrector(Sampler):
     """Sampling with a predictor, a corrector, or both.
 
-    The predictor may also be a multistep or a deterministic method, such as `UniPC` or `DDIM`.
+    For each transition from t to s of the grid, x <- predictor(x, t, s), then x <- corrector(x, s) (2011.13456,
+    algorithm 1). The predictor may also be a multistep or a deterministic method, such as `UniPC` or `DDIM`.
+
+        sampler = ss.samplers.PredictorCorrector(ss.samplers.ReverseDiffusion(), ss.samplers.Langevin(), steps=500)
+        result = sampler(model, shape=(16, 1, 8, 8), seeds=range(16))
+        result.x, result.nfe
 
     Args:
         predictor: the step to the next time, or None; it may be a function (model, x, t_from, t_to, stream) -> x.
