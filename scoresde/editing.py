@@ -34,6 +34,8 @@ REMNANT = 0.1  # fraction of a transition below which the rest of it is joined t
 class From(Sampler):
     """A sampler that starts at a time t instead of t_max: it makes the transitions of `sampler` below t.
 
+        x = ss.editing.From(sampler, t=0.5)(model, x_T=x_t, seeds=range(len(x_t))).x  # x_t: states at t = 0.5
+
     The transition that contains t is shortened to start at t. If less than a tenth of it is left, it is joined to the
     next one, because the coefficients of a multistep method divide by the lengths of the steps. A transition that
     goes back to more noise goes no further than t.

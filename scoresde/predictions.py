@@ -83,7 +83,10 @@ class Score(Prediction):
 
 
 class SigmaScore(Score):
-    """F = -eps / sigma with noise label sigma, by which the network divides its output (2011.13456, appendix H)."""
+    """F = -eps / sigma with noise label sigma, by which the network divides its output (2011.13456, appendix H).
+
+    The published VE models: `ScoreModel(networks.ncsnpp(), VE(), "sigma_score")`.
+    """
 
     def c_noise(self, sde: SDE, t: Tensor) -> Tensor:
         return sde.sigma(t)

@@ -78,12 +78,15 @@ TOYS: dict[str, Callable[[int, np.random.RandomState], np.ndarray]] = {
 
 @checked
 class Toy2D(Items):
-    """Points of a distribution in the plane, drawn once from a seed.
+    """Points of a distribution in the plane, drawn once from a seed: items are float32 tensors (2,).
 
     Args:
         name: "moons", "checkerboard", "spirals" or "rings".
         n: number of points.
         seed: seed of the draw; use another one for a test set.
+
+    Raises:
+        ValueError: the name is unknown, or n < 1.
     """
 
     def __init__(self, name: str = "moons", n: Count = 10_000, seed: Seed32 = 0):

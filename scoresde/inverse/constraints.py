@@ -152,7 +152,9 @@ class RePaint(PredictorCorrector):
         repeats: number of times that each part is passed; 1 for the inner grid.
         predictor: the step, default `Ancestral()`; transitions to more noise must be draws from the forward kernel, as
             they are for every linear method that draws noise.
-        corrector, order, denoise_final: see `PredictorCorrector`.
+        corrector: the Markov chain at a fixed time, a function (model, x, t, stream) -> x; None for none.
+        order: "predictor_first" or "corrector_first".
+        denoise_final: if True, replace the last state by E[x_0 | x], which costs one more evaluation.
         grid: the inner grid; default: uniform in t.
 
     Raises:

@@ -51,7 +51,11 @@ class BoundTerms(LossTerms):
 class VariationalBound(DenoisingScoreMatching):
     """The evidence bound in nats per dimension, the loss of variational diffusion models (2107.00630), for any path.
 
-    It is the sum of the prior term, the diffusion term and the reconstruction of x at t_min, see `bounds.continuous`.
+    For data x_0 of d dimensions it is the sum of the terms prior, diffusion and reconstruction,
+
+        KL(q(x_tmax | x_0) || prior)/d  +  1/2 int (g/sigma)^2 E |eps_hat - eps|^2/d dt  +  1/2 + log((2 pi)^(1/2) r),
+
+    with r = sigma/alpha at t_min, for the density of x_0 with noise at t_min (continuous data).
 
     `value.mean()` estimates the bound without bias. The shape of a learned path receives instead the gradient of the
     variance of one sample's diffusion term, estimated from the batch (from a single sample: the gradient of the squared

@@ -30,6 +30,10 @@ from scoresde.sdes.transitions import Point, points
 class DPMSolverPP(Multistep):
     """DPM-Solver++, multistep (2211.01095), one evaluation a step; order 1 is DDIM.
 
+        x_s = sigma_s/sigma_t x + sigma_s int e^lambda D(lambda) dlambda,        lambda = log(alpha/sigma),
+
+    from lambda_t to lambda_s, with D the polynomial through the last `order` values of E[x_0 | x] (at l = 0).
+
     Args:
         order: 1, 2 or 3; with noise (l > 0) the weak order of convergence is at most 2.
         l: noise level; 0 is deterministic, 1 is SDE-DPM-Solver++ (2211.01095, eq. 19; at order 3 from k-diffusion; at
@@ -78,6 +82,11 @@ def _published(lams: Sequence[float], h: float, rate: float) -> list[float]:
 @checked
 class DPMSolver(Linear):
     """DPM-Solver (2206.00927, algorithms 1, 2) and DPM-Solver++ (2211.01095, algorithm 1), single-step.
+
+    With lambda = log(alpha/sigma), a step from t to s approximates one of the exact solutions
+
+        x_s = sigma_s/sigma_t x + sigma_s int e^lambda E[x_0 | x] dlambda        (DPM-Solver++),
+        x_s = alpha_s/alpha_t x - alpha_s int e^-lambda E[eps | x] dlambda       (DPM-Solver).
 
     The view is E[x_0 | x] or E[eps | x]. The last stage of order 2 takes it as constant, with its value at the middle
     of the step in lambda. The last stage of order 3 takes it as linear in lambda, through its first and last values.

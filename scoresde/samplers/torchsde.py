@@ -63,7 +63,7 @@ class _Reversed:
 
 
 class TorchSDE(Sampler):
-    """A solver of torchsde on the reverse SDE, in the time t.
+    """A solver of torchsde on the reverse SDE dx = [f x - (1 + l^2)/2 g^2 score] dt + l g dw, in the time t.
 
     Every sample has its own Brownian motion. With adaptive=False and seeds, a sample therefore does not depend on the
     others in its batch. With adaptive=True it does, since torchsde takes one step size for the whole batch, from the
