@@ -1,8 +1,9 @@
 """Pictures of states that are not images: tables, points in the plane, series, and other arrays.
 
 Vectors (N, D) are drawn by the histogram of each column and the points of each pair of columns. Series (N, C, L) are
-drawn, for each channel, by the 5%, 50% and 95% quantiles at each position and by a few of the series. Several groups of
-states, such as real data and samples, share the same axes: real data are grey, every other group has its own colour.
+drawn, for each channel, by the 5%, 50% and 95% quantiles at each position and by a few of the series; a few series of
+two channels are also paths in the plane of the two, as in the report. Several groups of states, such as real data and
+samples, share the same axes: real data are grey, every other group has its own colour.
 """
 
 from collections.abc import Callable, Sequence
@@ -247,18 +248,35 @@ def scatter(axes: Axes, groups: Sequence[Group]) -> None:
 
 
 def series(groups: Sequence[Group]) -> Figure:
-    """Draw series (N, C, L): a panel for each of the first 16 channels, see `draw_bands`."""
+    """Draw series (N, C, L): a panel for each of the first 16 channels, see `draw_bands`; two also as `draw_paths`."""
     total = groups[0].states.shape[1]
-    channels = min(PANELS, total)
-    figure = Figure(figsize=(8, 1.4 + 1.8 * channels), dpi=120, layout="constrained")
-    panels: Any = figure.subplots(channels, 1, squeeze=False, sharex=True)[:, 0]
+    channels, is_planar = min(PANELS, total), total == 2
+    figure = Figure(figsize=(8 + 4 * is_planar, 1.4 + 1.8 * channels), dpi=120, layout="constrained")
+    grid = figure.add_gridspec(channels, 1 + is_planar, width_ratios=(2, 1)[: 1 + is_planar])
+    panels = [figure.add_subplot(grid[0, 0])]
+    panels += [figure.add_subplot(grid[i, 0], sharex=panels[0]) for i in range(1, channels)]
+    if is_planar:
+        draw_paths(figure.add_subplot(grid[:, 1], xlabel="channel 0", ylabel="channel 1"), groups)
     for channel, axes in enumerate(panels):
         draw_bands(axes, [group.of(slice(None), channel) for group in groups])
         axes.set_ylabel(f"channel {channel}", fontsize=8)
         axes.margins(x=0)
+        axes.tick_params(labelbottom=channel == channels - 1)
         set_ticks(axes)
     panels[-1].set_xlabel("position")
     return titled(figure, groups, panels[0], f"{channels} of {total} channels, " if channels < total else "")
+
+
+def draw_paths(axes: Axes, groups: Sequence[Group]) -> None:
+    """Draw a few series (N, 2, L) of each group as paths in the plane of their channels, with a dot at the start."""
+    samples = [group for group in groups if group.colour is not None]
+    for group in groups:
+        shown = group.states[: LINES if len(samples) == 1 else FEW_LINES]
+        for i, (x, y) in enumerate(shown):
+            colour = group.colour if len(samples) > 1 else COLOURS[1 + i % 4]
+            axes.plot(x, y, color=BAND if group.colour is None else colour, linewidth=1.2)
+        axes.scatter(*shown[:, :, 0].T, s=16, color=COLOURS[6], zorder=3)
+    set_ticks(axes)
 
 
 def draw_bands(axes: Axes, groups: Sequence[Group]) -> None:

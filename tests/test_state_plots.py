@@ -74,6 +74,17 @@ def test_bands_lie_at_the_quantiles_of_the_samples_and_the_data():
     assert drawn["samples, 4 of them"] == pytest.approx([0, 0, 0])
 
 
+def test_series_of_two_channels_are_paths_in_the_plane():
+    samples, data = normal(64, 2, 20), normal(50, 2, 20, seed=1)
+    figure = series(grouped(samples, (), RealData(data, "test data", None)))
+    *channels, plane = panels(figure)
+    assert len(channels) == 2
+    paths = [np.stack(line.get_data()) for line in plane.lines]
+    assert np.array_equal(paths[0], data[0])  # real data first, in the background
+    assert np.array_equal(paths[len(paths) // 2], samples[0])
+    assert np.array_equal(plane.collections[1].get_offsets(), samples[: len(paths) // 2, :, 0])
+
+
 def test_series_have_a_panel_for_each_channel():
     figure = series(grouped(normal(64, 3, 20)))
     assert [axes.get_ylabel() for axes in figure.axes] == [f"channel {i}" for i in range(3)]

@@ -60,7 +60,9 @@ def test_another_dequantisation_warns_and_starts_where_its_noise_ends(grey, caps
 
 
 def test_wrong_input_is_answered_in_one_line(toy, refused):
-    assert "split must be one of train, validation, test; got 'all'" in refused("bpd", f"run={toy}", "split=all")
+    assert "split must be one of train, validation, test or null; got 'all'" in refused(
+        "bpd", f"run={toy}", "split=all"
+    )
     failing = refused("bpd", f"run={toy}", "likelihood=dopri5", "+likelihood.solver.max_steps=2")
     assert "solver failed" in failing
     config = Path(toy, "config.yaml")

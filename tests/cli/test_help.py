@@ -43,7 +43,7 @@ SETTINGS = {
     "bpd": [
         "likelihood: adaptive, default, dopri5, exact, jumps, learned, multilevel, paired, score_sde",
         "run: ???",
-        "split: test",
+        "path: null",
     ],
     "evaluate": ["features: contrastive, digits, inception", "run: ???", "floors:", "features=inception n=50000"],
     "compare": ["samplers: - ddim", "run: ???", "sde: ", "- ancestral", "scoresde compare run=oracle sde=subvp"],

@@ -122,7 +122,7 @@ OTHERS = {
     "restore run=grey operator={_target_:scoresde.inverse.MMPS}": "operator must be a Operator (_target_: ...)",
     "restore run=labelled cond.label=all": "cond must be one condition; got all classes",
     "restore run=labelled cond.lable=3": "no condition 'lable' of this model; did you mean label?",
-    "bpd run=toy split=dev": "split must be one of train, validation, test; got 'dev'",
+    "bpd run=toy split=dev": "split must be one of train, validation, test or null; got 'dev'",
     "bpd run=toy likelihood.samples=0": "likelihood.samples must be an integer >= 1 and <= 1,000,000; got 0",
     "bpd run=toy budget.bound_draws=3": "budget.bound_draws must be an integer >= 2 and <= 1,000,000, even; got 3",
     "bpd run=toy budget.nodes=1000000000000": "budget.nodes must be an integer >= 2 and <= 1,000,000",
