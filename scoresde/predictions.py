@@ -37,7 +37,15 @@ from scoresde.tensors import float64, listed
 
 
 class Prediction(Configured, nn.Module):
-    """A prediction type. Every method takes float64 times () or (B,) and returns values of the same shape."""
+    """Base class of prediction types: what a network predicts, F = p(t) x_0 + q(t) eps. A subclass defines `target`.
+
+    With D = alpha q - sigma p, every view of the model follows from x_t = alpha x_0 + sigma eps and F,
+
+        x_0 = (q x - sigma F) / D,        eps = (alpha F - p x) / D.
+
+    `c_in` scales the input of the network (default 1), `c_noise` is its noise label (default t). Every method takes
+    float64 times () or (B,) and returns values of the same shape.
+    """
 
     def target(self, sde: SDE, t: Tensor) -> tuple[Tensor, Tensor]:
         """Return (p, q) of the network's target F = p x_0 + q eps."""
@@ -52,7 +60,7 @@ class Prediction(Configured, nn.Module):
         return t
 
     def determinant(self, sde: SDE, t: Tensor) -> Tensor:
-        """Return D = alpha q - sigma p of the module docstring."""
+        """Return D = alpha q - sigma p."""
         p, q = self.target(sde, t)
         return sde.alpha(t) * q - sde.sigma(t) * p
 
@@ -62,21 +70,21 @@ class Prediction(Configured, nn.Module):
 
 
 class Noise(Prediction):
-    """F = eps (DDPM, 2006.11239, eq. 14)."""
+    """F = eps (DDPM, 2006.11239, eq. 14); "noise" in `ScoreModel`. It divides by alpha: alpha(t_max) must not be 0."""
 
     def target(self, sde: SDE, t: Tensor) -> tuple[Tensor, Tensor]:
         return torch.zeros_like(t), torch.ones_like(t)
 
 
 class Data(Prediction):
-    """F = x_0 (2202.00512, section 4)."""
+    """F = x_0 (2202.00512, section 4); "data" in `ScoreModel`. It divides by sigma: sigma(t_min) must not be 0."""
 
     def target(self, sde: SDE, t: Tensor) -> tuple[Tensor, Tensor]:
         return torch.ones_like(t), torch.zeros_like(t)
 
 
 class Score(Prediction):
-    """F = -eps / sigma, the score of the transition kernel (2011.13456, eq. 7)."""
+    """F = -eps / sigma, the score of the transition kernel (2011.13456, eq. 7); "score" in `ScoreModel`."""
 
     def target(self, sde: SDE, t: Tensor) -> tuple[Tensor, Tensor]:
         return torch.zeros_like(t), -1 / sde.sigma(t)
@@ -93,14 +101,14 @@ class SigmaScore(Score):
 
 
 class Velocity(Prediction):
-    """F = alpha' x_0 + sigma' eps = dx_t/dt, the velocity of the probability flow (flow matching, 2210.02747)."""
+    """F = alpha' x_0 + sigma' eps = dx_t/dt, the velocity of the flow (2210.02747); "velocity" in `ScoreModel`."""
 
     def target(self, sde: SDE, t: Tensor) -> tuple[Tensor, Tensor]:
         return sde.alpha_dot(t), sde.sigma_dot(t)
 
 
 class V(Prediction):
-    """F = alpha eps - sigma x_0 (progressive distillation, 2202.00512, appendix D; "v_prediction" in diffusers)."""
+    """F = alpha eps - sigma x_0 (2202.00512, appendix D; "v_prediction" in diffusers); "v" in `ScoreModel`."""
 
     def target(self, sde: SDE, t: Tensor) -> tuple[Tensor, Tensor]:
         return -sde.sigma(t), sde.alpha(t)
@@ -237,8 +245,11 @@ NAMES = {
 def resolve(prediction: str | Prediction) -> Prediction:
     """Return the prediction type with the given name; return an instance unchanged.
 
+    Args:
+        prediction: "noise", "data", "score", "sigma_score", "velocity", "v", "karras", or a `Prediction`.
+
     Raises:
-        ValueError: the name is unknown.
+        ValueError: the name is unknown; the message lists all names.
         TypeError: `prediction` is neither a name nor a `Prediction`.
     """
     if isinstance(prediction, Prediction):

@@ -132,7 +132,10 @@ class DenoisingGenerator(ScoreModel):
 
 
 class GeneratorStep(PlainStep):
-    """The step of a denoising generator, between two consecutive times that it was trained for."""
+    """The step of a `DenoisingGenerator` in a sampler, between two consecutive times that it was trained for.
+
+    x_s ~ q(x_s | x_t, G(x_t, t, z)), z ~ N(0, I). `generator.sample` uses it with the grid of the training.
+    """
 
     default_steps = 4
     grid = uniform_angle

@@ -229,6 +229,9 @@ class PhysicsOperator(Operator):
 def as_operator(operator: Any) -> Operator:
     """Return an `Operator` unchanged, and a linear physics object of `deepinv` as a `PhysicsOperator`.
 
+    Args:
+        operator: an `Operator`, or an object with methods A(x) and A_adjoint(y).
+
     Raises:
         TypeError: the object is neither.
     """

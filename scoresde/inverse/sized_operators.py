@@ -21,7 +21,10 @@ CENTRE = (0.25, 0.75, 0.25, 0.75)
 
 
 class SizedOperator(Configured):
-    """A function from the shape `*` of a state to an `Operator`; a subclass defines `__call__`."""
+    """A function from the shape `*` of a state to an `Operator`, for configurations that do not know the shape.
+
+    A subclass defines `__call__(shape)`.
+    """
 
     def __call__(self, shape: Sequence[int]) -> Operator:
         """Return the operator for states of this shape."""

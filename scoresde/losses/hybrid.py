@@ -88,7 +88,10 @@ class Hybrid(DenoisingScoreMatching):
 
 
 class Bins(NamedTuple):
-    """Grey levels in model space: their spacing, and the first and the last level, whose bins are open-ended."""
+    """Grey levels in model space, whose bins of the first and of the last level are open-ended.
+
+    width: the spacing of the levels. low, high: the first and the last level.
+    """
 
     width: float
     low: float

@@ -25,7 +25,11 @@ PURE_NOISE = -30.0  # the log-SNR below which a state counts as pure noise
 
 
 class TimeDensity(Configured):
-    """A density of training times on [t_min, t_max]."""
+    """Base class of the densities q(t) of training times on [t_min, t_max].
+
+    A subclass defines `quantile(sde, u)`, the time t for a fraction u in [0, 1], and `density(sde, t)`, both float64
+    (B,).
+    """
 
     def quantile(self, sde: SDE, u: Tensor) -> Tensor:
         """Return the time t below which a fraction u of the probability lies; u and t are float64 (B,)."""

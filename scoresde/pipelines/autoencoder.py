@@ -34,7 +34,7 @@ from scoresde.tensors import check_instance, float64, sum_dims
 
 
 class Density(Protocol):
-    """The interface of the density of a decoder."""
+    """The interface of the density p(x | z) of a decoder, such as `Normal` and `GreyLevels`."""
 
     def canonical(self, x: Tensor) -> Tensor:
         """Return the value (B, *) that stands for x in the encoder; equal for all x of the same density."""

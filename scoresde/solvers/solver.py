@@ -29,12 +29,17 @@ rows (n,) holds the indices in the batch of the samples in x; None if x is the w
 
 
 class Status(IntEnum):
-    """How the solution of a sample ended."""
+    """How the solution of a sample ended.
+
+    OK: it reached the end. NONFINITE: the field gave NaN or infinity; the state is the last finite one. FAILED: the
+    steps do not resolve the field (stiff, or far too few steps); the state is the last accepted one. BUDGET: the
+    evaluations were used up before the end; the state is the last one reached.
+    """
 
     OK = 0
-    NONFINITE = 1  # the field gave NaN or infinity; the state is the last finite one
-    FAILED = 2  # the steps do not resolve the field (stiff, or far too few steps); the state is the last accepted one
-    BUDGET = 3  # evaluations used up before `end`; the state is the last one reached
+    NONFINITE = 1
+    FAILED = 2
+    BUDGET = 3
 
 
 @dataclass
