@@ -120,3 +120,4 @@ def test_errors(runs, refused):
     assert "order the stages from the smallest images" in refused("sample", "run=[fine,small]", *STEPS)
     assert "augmentation must be from 0 to 0.5" in refused("sample", runs, *STEPS, "augmentation=0.9")
     assert "likelihood.samples must have its default for a cascade" in refused("bpd", runs, "likelihood.samples=2")
+    assert "data.path must have its default for a cascade" in refused("bpd", runs, "data.path=new")
