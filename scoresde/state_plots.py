@@ -275,7 +275,7 @@ def draw_paths(axes: Axes, groups: Sequence[Group]) -> None:
         for i, (x, y) in enumerate(shown):
             colour = group.colour if len(samples) > 1 else COLOURS[1 + i % 4]
             axes.plot(x, y, color=BAND if group.colour is None else colour, linewidth=1.2)
-        axes.scatter(*shown[:, :, 0].T, s=16, color=COLOURS[6], zorder=3)
+        axes.scatter(shown[:, 0, 0], shown[:, 1, 0], s=16, color=COLOURS[6], zorder=3)
     set_ticks(axes)
 
 

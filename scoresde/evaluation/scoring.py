@@ -91,7 +91,7 @@ def new_data(
         FileNotFoundError: there is no such file.
     """
     split = next((name for name in reversed(PARTS) if run.config.data.get(name) is not None), None)
-    in_memory = {"_target_": "scoresde.data.Arrays", "shape": list(run.data_shape)}
+    in_memory: dict[str, Any] = {"_target_": "scoresde.data.Arrays", "shape": list(run.data_shape)}
     node = in_memory if split is None else plain(run.config.data[split])
     arguments = _arguments(node)
     source = next((name for name in SOURCES if name in arguments), None)
