@@ -156,6 +156,9 @@ def save_compared_groups(groups: Sequence[SeedGroup], path: Path) -> Path:
     drawn = figure.subplots(lines, columns, squeeze=False).flatten()
     for axes, (label, rows) in zip(drawn, panels.items(), strict=False):
         draw_comparison(axes, rows)
+        for row in rows:
+            if row.is_floor and row.value > 0:  # a band without an error would be invisible
+                axes.axhline(row.value, color=BAND, linewidth=1)
         axes.grid(linewidth=0.4, alpha=0.6)
         axes.spines[["top", "right"]].set_visible(False)
         axes.set_title(label if len(panels) > 1 else "", fontsize=9)

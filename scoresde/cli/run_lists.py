@@ -83,8 +83,8 @@ def listed_runs(verb: str, text: str) -> list[str]:
     if verb == "bpd" and set(runs[1:]) <= set(stages):
         return []
     raise ValueError(
-        f"run must list runs that {verb} can measure one by one; got {', '.join(stages)}, trained for super-resolution: "
-        "give sample or bpd a cascade, all its runs from the smallest images to the largest"
+        f"run must list runs that {verb} can measure one by one; got {', '.join(stages)}, trained for "
+        "super-resolution: give sample or bpd a cascade, all its runs from the smallest images to the largest"
     )
 
 

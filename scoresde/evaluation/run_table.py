@@ -112,7 +112,7 @@ def values_of(record: Mapping[str, Any]) -> dict[str, Value]:
 
 
 def compared_values(rows: Sequence[Mapping[str, Any]]) -> list[tuple[dict[str, str], dict[str, Value]]]:
-    """Return the samplers and budgets, or the guidance scales, that rows of a record compare, with the metrics of each."""
+    """Return the samplers and budgets, or the guidance scales, that rows of a record compare, with their metrics."""
     found: dict[tuple[tuple[str, str], ...], dict[str, Value]] = {}
     for row in rows:
         if row.get("kind") == "comparison":
@@ -178,7 +178,8 @@ def _means(jobs: Sequence[JobResult]) -> dict[str, Value]:
 
 def common_directory(runs: Sequence[Path]) -> Path:
     """Return the directory that contains all runs; of a single run, the run itself."""
-    return Path(os.path.commonpath([run.absolute() for run in runs]))
+    is_mixed = any(run.is_absolute() or ".." in run.parts for run in runs)
+    return Path(os.path.commonpath([os.path.abspath(run) if is_mixed else run for run in runs]))
 
 
 def table(groups: Sequence[SeedGroup]) -> list[list[str]]:
