@@ -53,7 +53,8 @@ def separate_runs(verb: str, overrides: Sequence[str]) -> tuple[list[str], bool]
 
     Raises:
         FileNotFoundError: a path of the list has no run.
-        ValueError: the list has fewer than two runs, or some of them were trained for super-resolution.
+        ValueError: the list has fewer than two runs, some of them were trained for super-resolution, or the reports of
+            all runs would be one file.
     """
     separate, has_list = list(overrides), False
     for i, text in enumerate(overrides):
@@ -61,6 +62,8 @@ def separate_runs(verb: str, overrides: Sequence[str]) -> tuple[list[str], bool]
         if runs:
             separate[i] = f"run={','.join(map(literal, runs))}"
             has_list = has_list or len(runs) > 1
+    if has_list and verb == "report" and any(text.startswith("out=") and "${" not in text for text in overrides):
+        raise ValueError("out must be left out for several runs: each has its report in its own directory")
     return separate, has_list
 
 

@@ -127,7 +127,8 @@ def with_index(chart: Chart, index: int) -> Chart:
     """Return a chart with an index in the identifiers of its SVG, as two runs may have equal charts."""
 
     def numbered(svg: Markup) -> Markup:
-        return Markup(re.sub(r'(?<=["# (])(c[0-9a-f]{12})', rf"\1r{index}-", svg))
+        names = "|".join(re.escape(name) for name in re.findall(r'\bid="([^"]+)"', svg))
+        return Markup(re.sub(rf"\b({names})\b", rf"r{index}-\1", svg)) if names else svg
 
     legend = {name: numbered(glyph) for name, glyph in chart.legend.items()}
     return replace(chart, svg=numbered(chart.svg), legend=legend)
