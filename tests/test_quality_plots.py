@@ -85,7 +85,7 @@ def test_compared_samplers_have_a_panel_for_each_group_of_runs_on_equal_axes(tmp
         SeedGroup({"sde": sde, "sampler": sampler, "nfe": nfe}, 2, {"mmd": (scale * value, 0.1 * value)})
         for scale, sde in ((1.0, "vp"), (3.0, "ve"))
         for sampler, nfe, value in (
-            ("test data", "", 0.5),
+            ("training data", "", 0.5),
             ("ddim", "5", 2.0),
             ("ddim", "10", 1.0),
             ("heun", "10", 4.0),

@@ -42,7 +42,7 @@ def test_a_sweep_has_a_directory_and_a_record_for_each_job_and_the_code_of_the_w
 
 
 def test_the_same_sweep_finds_its_directories_and_a_longer_one_adds_to_them(capsys):
-    for seeds, steps in (("0,1", 1), ("1,0", 2), ("0,1,2", 2)):
+    for seeds, steps in (("0,1", 1), ("1,0,2", 2)):
         assert main([*SWEEP, f"trainer.steps={steps}", f"seed={seeds}", "run=sweep"]) == 0
         expected = [(f"sweep/seed={seed}", int(seed), steps) for seed in sorted(seeds.split(","))]
         assert jobs("sweep") == expected
