@@ -144,12 +144,7 @@ def save_compared_groups(groups: Sequence[SeedGroup], path: Path) -> Path:
     metric, panels = result_names(groups)[0], dict[str, list[ComparisonRow]]()
     for group in groups:
         if metric in group.values:
-            (mean, error), nfe = group.values[metric], int(group.settings["nfe"] or 0)
-            ends = {"value": mean, "low": mean - (error or 0.0), "high": mean + (error or 0.0)}
-            row = ComparisonRow(
-                group.settings["sampler"], nfe or None, None, nfe, None, 0, metric, "state", **ends, n=0, reference=""
-            )
-            panels.setdefault(group.label("sampler", "nfe"), []).append(row)
+            panels.setdefault(group.label("sampler", "nfe"), []).append(_comparison_row(group, metric))
     columns = min(len(panels), MOST_PANELS)
     lines = math.ceil(len(panels) / columns)
     figure = Figure(figsize=(3.6 * columns + 1.8, 3.4 * lines), dpi=120, layout="constrained")
@@ -162,9 +157,9 @@ def save_compared_groups(groups: Sequence[SeedGroup], path: Path) -> Path:
         axes.grid(linewidth=0.4, alpha=0.6)
         axes.spines[["top", "right"]].set_visible(False)
         axes.set_title(label if len(panels) > 1 else "", fontsize=9)
-    ends = [axes.get_ylim() for axes in drawn[: len(panels)]]
+    limits = np.array([axes.get_ylim() for axes in drawn[: len(panels)]])
     for axes in drawn[: len(panels)]:
-        axes.set_ylim(min(low for low, _ in ends), max(high for _, high in ends))
+        axes.set_ylim(limits.min(), limits.max())
         set_ticks(axes)
     for axes in drawn[len(panels) :]:
         axes.set_axis_off()
@@ -172,3 +167,23 @@ def save_compared_groups(groups: Sequence[SeedGroup], path: Path) -> Path:
     figure.legend(*drawn[0].get_legend_handles_labels(), loc="outside right upper", fontsize=8, frameon=False)
     replace_atomically(path, lambda file: figure.savefig(file, format="png"))
     return path
+
+
+def _comparison_row(group: SeedGroup, metric: str) -> ComparisonRow:
+    """Return a metric of a sampler, averaged over seeds, with the ends of one standard error."""
+    (mean, error), nfe = group.values[metric], int(group.settings["nfe"] or 0)
+    return ComparisonRow(
+        sampler=group.settings["sampler"],
+        budget=nfe or None,
+        steps=None,
+        nfe=nfe,
+        seconds=None,
+        batch=0,
+        metric=metric,
+        space="state",
+        value=mean,
+        low=mean - (error or 0.0),
+        high=mean + (error or 0.0),
+        n=0,
+        reference="",
+    )

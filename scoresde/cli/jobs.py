@@ -19,6 +19,7 @@ from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
+from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
@@ -65,7 +66,7 @@ class Finished:
     @property
     def record(self) -> Record:
         """The record with the verb and the overrides, as numbers and text."""
-        return json.loads(self.line)  # type: ignore[no-any-return]
+        return json.loads(self.line)
 
 
 FINISHED: list[Finished] = []  # jobs of the command that runs
@@ -120,7 +121,9 @@ class Job:
             if is_first:
                 header = {"verb": self.name, "overrides": typed_overrides()}
                 line = json_line({**header, **(record or {})})
-                job = Finished(HydraConfig.get().job.get("num", 0), line, self.as_json)
+                settings = HydraConfig.get()
+                number = settings.job.num if settings.mode == RunMode.MULTIRUN else 0
+                job = Finished(number, line, self.as_json)
                 if self.is_remote:
                     return job
                 finish(*astuple(job))

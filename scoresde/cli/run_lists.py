@@ -36,7 +36,8 @@ def quote_runs(text: str) -> str | None:
     The names of runs may contain "=" and ",", as in `sde=vp,seed=1`.
     """
     is_list = text.startswith("[") and text.endswith("]")
-    paths, rest = [], ""
+    paths: list[str] = []
+    rest = ""
     for part in (text[1:-1] if is_list else text).split(","):
         rest = f"{rest},{part}" if rest else part
         if matching_runs(rest):

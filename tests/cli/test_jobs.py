@@ -1,6 +1,7 @@
 """Jobs: sweeps in this process and in others, and commands that several processes share."""
 
 import json
+import pickle
 import sys
 from pathlib import Path
 
@@ -10,12 +11,23 @@ import torch
 import yaml
 
 from scoresde.cli import main
+from scoresde.cli.jobs import Finished
 from scoresde.training import distributed
 from scoresde.training.checkpoint import load
 from tests.cli.conftest import TOY, contents, rows
 from tests.processes import start_two
 
 SWEEP = ["train", *TOY, "trainer.evaluate_every=0", "--multirun"]
+
+
+def test_a_job_of_another_process_is_stored_and_printed_on_arrival(capsys, monkeypatch):
+    monkeypatch.setattr("scoresde.cli.jobs.FINISHED", received := [])
+    sent = [pickle.dumps(Finished(number, '{"a": 1}', is_shown)) for number, is_shown in ((1, True), (0, False))]
+    assert not (received or capsys.readouterr().out)
+    for text in sent:
+        pickle.loads(text)
+    assert capsys.readouterr().out == '{"a": 1}\n'
+    assert [(job.number, job.record) for job in received] == [(1, {"a": 1}), (0, {"a": 1})]
 
 
 def jobs(run):
