@@ -1,5 +1,6 @@
 """PNG files of results: classifications, samples against the scale of guidance, and the jobs of a sweep."""
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -10,9 +11,11 @@ from torch import Tensor
 from scoresde.atomic_files import replace_atomically
 from scoresde.evaluation.guidance_comparison import GuidanceRow
 from scoresde.evaluation.run_table import SeedGroup, result_names
+from scoresde.evaluation.sampler_comparison import ComparisonRow
 from scoresde.metrics.classification import Calibration
-from scoresde.plots import BAND, COLOURS, curve, metric_name
+from scoresde.plots import BAND, COLOURS, curve, draw_comparison, metric_name, set_ticks
 
+MOST_PANELS = 3  # side by side
 MOST_CLASSES = 40  # with a number in each cell and a name at each row of the confusion matrix
 
 
@@ -113,7 +116,7 @@ def save_guidance(rows: Sequence[GuidanceRow], path: Path) -> Path:
 def save_groups(groups: Sequence[SeedGroup], path: Path) -> Path:
     """Draw each result of all groups, a panel for each result, with bars of one standard error; return the path."""
     names = result_names(groups)
-    labels = [", ".join(f"{key.rpartition('.')[2]}={text}" for key, text in g.settings.items()) for g in groups]
+    labels = [group.label() for group in groups]
     size = (3.2 * len(names) + 0.07 * max(map(len, labels)), 1.2 + 0.35 * len(groups))
     figure = Figure(figsize=size, dpi=120, layout="constrained")
     panels = figure.subplots(1, len(names), sharey=True, squeeze=False)[0]
@@ -127,3 +130,60 @@ def save_groups(groups: Sequence[SeedGroup], path: Path) -> Path:
     panels[0].set_yticks(range(len(groups)), labels)
     replace_atomically(path, lambda file: figure.savefig(file, format="png"))
     return path
+
+
+def save_compared_groups(groups: Sequence[SeedGroup], path: Path) -> Path:
+    """Draw the first metric of samplers against their evaluations, a panel for each group of runs; return the path.
+
+    Bars, and the band of the noise floor, show one standard error over the seeds.
+
+    Args:
+        groups: groups with the settings `sampler` and `nfe`, see `evaluation.run_table.compared_values`.
+        path: PNG file to write.
+    """
+    metric, panels = result_names(groups)[0], dict[str, list[ComparisonRow]]()
+    for group in groups:
+        if metric in group.values:
+            panels.setdefault(group.label("sampler", "nfe"), []).append(_comparison_row(group, metric))
+    columns = min(len(panels), MOST_PANELS)
+    lines = math.ceil(len(panels) / columns)
+    figure = Figure(figsize=(3.6 * columns + 1.8, 3.4 * lines), dpi=120, layout="constrained")
+    drawn = figure.subplots(lines, columns, squeeze=False).flatten()
+    for axes, (label, rows) in zip(drawn, panels.items(), strict=False):
+        draw_comparison(axes, rows)
+        for row in rows:
+            if row.is_floor and row.value > 0:  # a band without an error would be invisible
+                axes.axhline(row.value, color=BAND, linewidth=1)
+        axes.grid(linewidth=0.4, alpha=0.6)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.set_title(label if len(panels) > 1 else "", fontsize=9)
+    limits = np.array([axes.get_ylim() for axes in drawn[: len(panels)]])
+    for axes in drawn[: len(panels)]:
+        axes.set_ylim(limits.min(), limits.max())
+        set_ticks(axes)
+    for axes in drawn[len(panels) :]:
+        axes.set_axis_off()
+    drawn[0].set(xlabel="network evaluations per sample (NFE)", ylabel=metric)
+    figure.legend(*drawn[0].get_legend_handles_labels(), loc="outside right upper", fontsize=8, frameon=False)
+    replace_atomically(path, lambda file: figure.savefig(file, format="png"))
+    return path
+
+
+def _comparison_row(group: SeedGroup, metric: str) -> ComparisonRow:
+    """Return a metric of a sampler, averaged over seeds, with the ends of one standard error."""
+    (mean, error), nfe = group.values[metric], int(group.settings["nfe"] or 0)
+    return ComparisonRow(
+        sampler=group.settings["sampler"],
+        budget=nfe or None,
+        steps=None,
+        nfe=nfe,
+        seconds=None,
+        batch=0,
+        metric=metric,
+        space="state",
+        value=mean,
+        low=mean - (error or 0.0),
+        high=mean + (error or 0.0),
+        n=0,
+        reference="",
+    )

@@ -448,6 +448,8 @@ def test_train(elsewhere):
     assert Path("runs/digits_ve/checkpoint.safetensors").is_file()
     assert Path("runs/spirals/checkpoint.safetensors").is_file()
     assert seeds("runs/seeds") == ["1", "2", "3"]
+    assert Path("runs/seeds/sweep_bpd.csv").read_text().splitlines()[1].startswith("3,")  # one row of three seeds
+    assert Path("runs/seeds/report.html").is_file()
 
 
 @pytest.mark.slow

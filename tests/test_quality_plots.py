@@ -9,7 +9,13 @@ from matplotlib.figure import Figure
 from scoresde.evaluation.guidance_comparison import GuidanceRow
 from scoresde.evaluation.run_table import SeedGroup
 from scoresde.metrics import calibration
-from scoresde.quality_plots import save_confusion, save_groups, save_guidance, save_reliability
+from scoresde.quality_plots import (
+    save_compared_groups,
+    save_confusion,
+    save_groups,
+    save_guidance,
+    save_reliability,
+)
 from tests.conftest import normal
 
 
@@ -71,3 +77,26 @@ def test_groups_of_jobs_have_a_panel_for_each_result(tmp_path):
     one = matplotlib.image.imread(save_groups(groups[:1], tmp_path / "one.png"))
     assert both.shape[1] > 1.5 * one.shape[1]
     assert both.shape[0] > one.shape[0]
+
+
+def test_compared_samplers_have_a_panel_for_each_group_of_runs_on_equal_axes(tmp_path, monkeypatch):
+    figures = drawn_figure(monkeypatch)
+    groups = [
+        SeedGroup({"sde": sde, "sampler": sampler, "nfe": nfe}, 2, {"mmd": (scale * value, 0.1 * value)})
+        for scale, sde in ((1.0, "vp"), (3.0, "ve"))
+        for sampler, nfe, value in (
+            ("training data", "", 0.5),
+            ("ddim", "5", 2.0),
+            ("ddim", "10", 1.0),
+            ("heun", "10", 4.0),
+        )
+    ]
+    save_compared_groups(groups, tmp_path / "both.png")
+    left, right = figures[0].axes
+    assert [axes.get_title() for axes in (left, right)] == ["sde=vp", "sde=ve"]
+    assert left.get_ylim() == right.get_ylim()
+    assert left.get_ylim()[1] > 12
+    drawn = {lines.get_label(): lines[0].get_xydata().tolist() for lines in right.containers}
+    assert drawn == {"ddim": [[5, 6], [10, 3]], "heun": [[10, 12]]}
+    save_compared_groups(groups[:4], tmp_path / "one.png")
+    assert [axes.get_title() for axes in figures[1].axes] == [""]

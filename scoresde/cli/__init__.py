@@ -32,10 +32,12 @@ from scoresde.cli.dequantize import dequantize
 from scoresde.cli.distill import distill
 from scoresde.cli.evaluate import evaluate
 from scoresde.cli.help import usage, verb_help
-from scoresde.cli.jobs import INTERRUPTED, WRONG, Job, Verb
+from scoresde.cli.jobs import FINISHED, INTERRUPTED, WRONG, Job, Verb
+from scoresde.cli.output import Output, using
 from scoresde.cli.overrides import first_mistake, literal, parse_options, parse_override
 from scoresde.cli.report import report
 from scoresde.cli.restore import restore
+from scoresde.cli.run_lists import quote_runs, separate_runs, sweep_settings
 from scoresde.cli.sample import sample
 from scoresde.cli.score import score
 from scoresde.cli.suggestions import did_you_mean
@@ -110,16 +112,19 @@ def run(verb: str, arguments: Sequence[str]) -> int:
         options = parse_options(arguments)
         overrides = [add_condition(verb, quote_path(text)) for text in options.overrides]
         hydra_options = [word for word in arguments if word not in (*options.overrides, "--json")]
+        multirun = options.multirun
         try:
             if options.help:
                 print(verb_help(verb, overrides, options.config_dir))
+            elif options.cfg or options.info or options.hydra_help:
+                completion.run_hydra(config_directory(), verb, [*hydra_options, *overrides], job)
             else:
-                with distributed.processes():
-                    completion.run_hydra(config_directory(), verb, [*hydra_options, *overrides], job)
-                if options.multirun and not job.as_json:
-                    print_sweep(verb, job.finished)
+                overrides, has_list = separate_runs(verb, overrides)
+                hydra_options += ["--multirun"] * (has_list and not multirun)
+                multirun = multirun or has_list
+                run_jobs(job, hydra_options, overrides, multirun)
         except (HydraException, OmegaConfBaseException, YAMLError, ValueError) as error:
-            mistake = first_mistake(verb, overrides, options.multirun, options.config_dir)
+            mistake = first_mistake(verb, overrides, multirun, options.config_dir)
             if mistake is None:
                 raise
             raise ValueError(mistake) from error
@@ -129,6 +134,23 @@ def run(verb: str, arguments: Sequence[str]) -> int:
             print(f"scoresde {verb}: interrupted", file=sys.stderr)
             return INTERRUPTED
     return WRONG if job.has_failed else 0
+
+
+def run_jobs(job: Job, hydra_options: Sequence[str], overrides: Sequence[str], multirun: bool) -> None:
+    """Run the job or the jobs of a command; a sweep ends with the table of the jobs that finished."""
+    FINISHED.clear()
+    settings = sweep_settings(overrides) if multirun else []
+    failure = None
+    try:
+        with distributed.processes():
+            completion.run_hydra(config_directory(), job.name, [*hydra_options, *settings, *overrides], job)
+    except RuntimeError as error:  # of a job in another process
+        failure = error
+    if multirun:
+        with using(Output(tables=not job.as_json)):
+            print_sweep(job.name, sorted(FINISHED, key=lambda finished: finished.number))
+    if failure is not None:
+        raise failure
 
 
 def add_condition(verb: str, override: str) -> str:
@@ -143,7 +165,7 @@ def add_condition(verb: str, override: str) -> str:
 
 
 def quote_path(override: str) -> str:
-    """Quote the path in `run=DIRECTORY`, or in another of `PATHS`, for Hydra if necessary.
+    """Quote the path in `run=DIRECTORY`, or in another of `PATHS`, for Hydra if necessary, or those of several runs.
 
     A run may be named `sde=vp,seed=1`, or `7`, and the files of results have the overrides in their names.
     """
@@ -151,6 +173,8 @@ def quote_path(override: str) -> str:
     if key not in PATHS:
         return override
     parsed = parse_override(override)
+    if parsed is None and key == "run" and (several := quote_runs(path)) is not None:
+        return f"{key}={several}"
     is_text = parsed is None or isinstance(parsed.value(), (int, float))
     is_text = is_text or Path(path).is_file() or (Path(path) / run_config.CONFIG).is_file()
     return f"{key}={literal(path)}" if path and is_text else override

@@ -1,7 +1,7 @@
 """Cascades on the command line: `run=[FIRST,...,LAST]`, directories of runs from the smallest images to the largest.
 
-`scoresde sample` and `scoresde bpd` take such a list. Results are stored in the directory of the last run. Guidance and
-a threshold act on the first stage.
+`scoresde sample` and `scoresde bpd` take such a list, see also `cli.run_lists`. Results are stored in the directory of
+the last run. Guidance and a threshold act on the first stage.
 """
 
 import time
@@ -34,6 +34,11 @@ from scoresde.training.batches import split_condition
 def is_cascade(config: DictConfig) -> bool:
     """Return whether the setting `run` is a list of runs."""
     return OmegaConf.is_list(config.run)
+
+
+def is_later_stage(trained: DictConfig) -> bool:
+    """Return whether the configuration of a run says that it was trained for super-resolution."""
+    return "resolutions" in (trained.get("loss") or {})
 
 
 def load_runs(config: DictConfig, device: str) -> list[build.Run]:

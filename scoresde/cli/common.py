@@ -34,10 +34,9 @@ from scoresde.training import distributed
 from scoresde.training.trainer import CHECKPOINT
 
 SPLITS = ("train", "validation", "test")
-MAX_FILE_NAME = 255  # bytes
 COPIES = 4  # of a state in memory: levels, floating-point numbers, model space and a batch
 FEW = 20  # a split with fewer samples than these gets a warning
-MAX_RESULT_NAME = 120
+MAX_NAME = 120  # characters of the name of a file or directory, before its digest
 NOT_IN_NAMES = ("run", "device", "trust", "batch_size")  # settings that do not change a result
 
 
@@ -52,11 +51,14 @@ def config_directory() -> Path:
 
 
 def run_directory(config: DictConfig) -> Path:
-    """Return the directory `run`; for a job of a sweep, the subdirectory that is named by the job's overrides."""
+    """Return the directory `run`; for a job of a sweep, the subdirectory named by the swept settings.
+
+    `cli.run_lists.sweep_settings` tells Hydra which settings are swept.
+    """
     run = run_path(config.run)
     settings = HydraConfig.get()
     if settings.mode == RunMode.MULTIRUN:
-        return run / (file_name(settings.job.override_dirname) or str(settings.job.num))
+        return run / (safe_name(settings.job.override_dirname) or str(settings.job.num))
     return run
 
 
@@ -119,18 +121,6 @@ def new_file(run: build.Run, config: DictConfig, identifier: str | int | None = 
         raise ValueError(f"split must be null with data.path, which is read as a whole; got {config.split}")
     labels = build.instantiate(labels) if labels is not None else None
     return new_data(run, path, labels, identifier, config.conditional, config.trust)
-
-
-def file_name(text: str) -> str:
-    """Return a text as a file name; different texts get different names.
-
-    "/" becomes "%2F", and "%" becomes "%25"; a name longer than 255 bytes ends in a digest.
-    """
-    name = text.replace("%", "%25").replace("/", "%2F")
-    if len(name.encode()) <= MAX_FILE_NAME:
-        return name
-    digest = hashlib.sha256(text.encode()).hexdigest()[:16]
-    return f"{name.encode()[: MAX_FILE_NAME - 17].decode(errors='ignore')}-{digest}"
 
 
 # --- settings
@@ -219,19 +209,26 @@ def fit_text(config: DictConfig, run: Path) -> None:
 def result_name(base: str, *named: str) -> str:
     """Return the name of the files of a result: `base`, and the overrides that affect the result.
 
-    The same command gives the same name, and a different command a different name. If the overrides have characters
-    that a shell treats specially, "-" replaces these characters, and the name ends in a digest.
+    The same command gives the same name, and a different command a different name, see `safe_name`.
 
     Args:
         base: the beginning of the name.
         named: keys of the settings that `base` names already.
     """
     overrides = [(text.lstrip("+~").partition("=")[0], text) for text in typed_overrides()]
-    text = ",".join([base, *sorted(text for key, text in overrides if key not in (*NOT_IN_NAMES, *named))])
+    return safe_name(",".join([base, *sorted(text for key, text in overrides if key not in (*NOT_IN_NAMES, *named))]))
+
+
+def safe_name(text: str) -> str:
+    """Return a text as the name of a file or directory; different texts get different names.
+
+    "-" replaces characters that a shell or a file system treats specially. If there were any, or if the text is long,
+    the name ends in a digest.
+    """
     name = re.sub(r"[^\w.,=+-]+", "-", text, flags=re.ASCII)
-    if name == text and len(name) <= MAX_RESULT_NAME:
+    if name == text and len(name) <= MAX_NAME:
         return name
-    return f"{name[:MAX_RESULT_NAME].rstrip('-')}-{hashlib.sha256(text.encode()).hexdigest()[:6]}"
+    return f"{name[:MAX_NAME].rstrip('-')}-{hashlib.sha256(text.encode()).hexdigest()[:6]}"
 
 
 def data_of(config: DictConfig, split: str, trust: Sequence[str]) -> Dataset | str:

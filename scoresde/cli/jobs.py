@@ -4,24 +4,28 @@ By default, a sweep runs its jobs one after the other in the process of the comm
 of this machine) and `submitit_local`, `submitit_slurm` (jobs of a cluster) send each job to another process. An
 expected error is printed as one line on stderr by the process in which it happened. A job in another process then
 raises RuntimeError, which reaches the process of the command, and the other jobs go on. Tasks that submitit starts for
-one job (`hydra.launcher.tasks_per_node`) share this job, as the processes of torchrun do.
+one job (`hydra.launcher.tasks_per_node`) share this job, as the processes of torchrun do. The records of all jobs reach
+the process of the command, in `FINISHED`.
 """
 
+import json
 import os
 import select
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import astuple, dataclass
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
+from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from scoresde.cli.keys import check_keys
-from scoresde.cli.output import Output, PrintedOnArrival, Record, json_line, typed_overrides, using
+from scoresde.cli.output import Output, Record, json_line, typed_overrides, using
 from scoresde.cli.suggestions import one_line
 from scoresde.process_settings import tune_process
 from scoresde.training import distributed
@@ -42,6 +46,40 @@ SHARED = ("train", "sample", "bpd", "evaluate", "score", "classify")  # verbs th
 Verb = Callable[[DictConfig], Record | None]
 
 
+@dataclass
+class Finished:
+    """A job that finished.
+
+    number: its place in the sweep. line: its record as JSON. is_shown: whether to print the line.
+
+    A job in another process returns this object, which is stored when it is unpickled in the process of the command.
+    Hydra discards the results of the jobs of a sweep, but unpickles them first.
+    """
+
+    number: int
+    line: str
+    is_shown: bool
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return finish, astuple(self)
+
+    @property
+    def record(self) -> Record:
+        """The record with the verb and the overrides, as numbers and text."""
+        return json.loads(self.line)
+
+
+FINISHED: list[Finished] = []  # jobs of the command that runs
+
+
+def finish(*fields: Any) -> None:
+    """Store a job that finished, and print its record if it is to be shown."""
+    job = Finished(*fields)
+    FINISHED.append(job)
+    if job.is_shown:
+        print(job.line, flush=True)
+
+
 class Job:
     """The function of a verb that Hydra calls, once for each job.
 
@@ -55,14 +93,13 @@ class Job:
     def __init__(self, name: str, verb: Verb, as_json: bool = False, raises: bool = False):
         self.name, self.verb, self.as_json, self.raises = name, verb, as_json, raises
         self.has_failed = False  # whether a job has failed
-        self.finished: list[tuple[Record, list[str]]] = []  # records and overrides of the jobs of this process
         self.is_remote = False  # whether this copy is in another process than the command's
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "is_remote": True}
 
-    def __call__(self, config: DictConfig) -> PrintedOnArrival | None:
-        """Run the verb; print its record if `as_json`.
+    def __call__(self, config: DictConfig) -> Finished | None:
+        """Run the verb and store its record; print the record if `as_json`.
 
         Raises:
             SystemExit: the job was interrupted.
@@ -81,14 +118,15 @@ class Job:
             except (Interrupted, KeyboardInterrupt) as stop:
                 print(f"scoresde {self.name}: {str(stop) or 'interrupted'}", file=sys.stderr)
                 raise SystemExit(INTERRUPTED) from stop
-            if record and is_first:
-                self.finished.append((record, typed_overrides()))
-            if self.as_json and is_first:
+            if is_first:
                 header = {"verb": self.name, "overrides": typed_overrides()}
                 line = json_line({**header, **(record or {})})
+                settings = HydraConfig.get()
+                number = settings.job.num if settings.mode == RunMode.MULTIRUN else 0
+                job = Finished(number, line, self.as_json)
                 if self.is_remote:
-                    return PrintedOnArrival(line)
-                print(line, flush=True)
+                    return job
+                finish(*astuple(job))
         return None
 
     @contextmanager

@@ -14,7 +14,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stdout
 from contextvars import ContextVar
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -113,16 +112,3 @@ def to_json(value: Any) -> Any:
     if OmegaConf.is_config(value):
         return OmegaConf.to_container(value, resolve=True)
     return value.tolist() if hasattr(value, "tolist") else str(value)
-
-
-@dataclass
-class PrintedOnArrival:
-    """A line that a job in another process returns, printed when it is unpickled in the process of the command.
-
-    Hydra discards the results of the jobs of a sweep, but unpickles them first.
-    """
-
-    line: str
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return partial(print, flush=True), (self.line,)

@@ -1,6 +1,7 @@
 """Jobs: sweeps in this process and in others, and commands that several processes share."""
 
 import json
+import pickle
 import sys
 from pathlib import Path
 
@@ -10,12 +11,24 @@ import torch
 import yaml
 
 from scoresde.cli import main
+from scoresde.cli.jobs import Finished
 from scoresde.training import distributed
 from scoresde.training.checkpoint import load
 from tests.cli.conftest import TOY, contents, rows
 from tests.processes import start_two
 
 SWEEP = ["train", *TOY, "trainer.evaluate_every=0", "--multirun"]
+
+
+def test_a_job_of_another_process_is_stored_and_printed_on_arrival(capsys, monkeypatch):
+    monkeypatch.setattr("scoresde.cli.jobs.FINISHED", received := [])
+    sent = [pickle.dumps(Finished(number, '{"a": 1}', is_shown)) for number, is_shown in ((1, True), (0, False))]
+    assert not received
+    assert not capsys.readouterr().out
+    for text in sent:
+        pickle.loads(text)
+    assert capsys.readouterr().out == '{"a": 1}\n'
+    assert [(job.number, job.record) for job in received] == [(1, {"a": 1}), (0, {"a": 1})]
 
 
 def jobs(run):
@@ -37,7 +50,18 @@ def test_a_sweep_has_a_directory_and_a_record_for_each_job_and_the_code_of_the_w
     assert [record["steps"] for record in records] == [2, 1]
     assert [path.name for path in tmp_path.iterdir()] == ["a" * 100]
     assert jobs(run) == sorted((record["run"], 0, record["steps"]) for record in records)
-    assert all(Path(record["run"]).name.startswith("data.test.n=20,data.train.n=200,") for record in records)
+    assert [Path(record["run"]).name for record in records] == ["trainer.steps=2", "trainer.steps=1"]
+    assert Path(run, "sweep_train.csv").read_text().startswith("trainer.steps,jobs,loss,")  # beside the records
+
+
+def test_the_same_sweep_finds_its_directories_and_a_longer_one_adds_to_them(capsys):
+    for seeds, steps in (("0,1", 1), ("1,0,2", 2)):
+        assert main([*SWEEP, f"trainer.steps={steps}", f"seed={seeds}", "run=sweep"]) == 0
+        expected = [(f"sweep/seed={seed}", int(seed), steps) for seed in sorted(seeds.split(","))]
+        assert jobs("sweep") == expected
+    assert main([*SWEEP, "trainer.steps=1", "seed=7", "run=alone"]) == 0  # no setting is swept: all are in the name
+    (directory, *_) = jobs("alone")[0]
+    assert Path(directory).name.startswith("data.test.n=20,data.train.n=200,")
 
 
 def test_a_sweep_ends_with_a_table_over_seeds(capsys):
@@ -80,7 +104,10 @@ def test_jobs_of_joblib_leave_and_print_what_jobs_of_one_process_do(capfd):
     assert "'trainer.steps=0'" in overrides
     assert reported == there.replace("scoresde train: ", "scoresde train: a job failed: ")
     assert tables.out.count("\ncheckpoint ") == 2
-    assert sorted(job[1:] for job in jobs("tables")) == [(0, 1), (1, 1)]
+    assert jobs("tables") == [("tables/seed=0", 0, 1), ("tables/seed=1", 1, 1)]
+    assert ["2"] in [line.split()[:1] for line in tables.out.splitlines()]  # the table: both jobs in one line
+    assert Path("tables", "sweep_train.png").is_file()
+    assert len(Path("spread", "sweep_train.csv").read_text().splitlines()) == 3  # of the jobs that did not fail
 
 
 @pytest.mark.slow

@@ -3,7 +3,6 @@
 import io
 import json
 import math
-import pickle
 import sys
 from pathlib import Path
 
@@ -15,7 +14,6 @@ from omegaconf import OmegaConf
 from scoresde.cli import VERBS, main
 from scoresde.cli.output import (
     Output,
-    PrintedOnArrival,
     json_line,
     print_rows,
     print_table,
@@ -104,13 +102,6 @@ def test_numbers_are_unrounded_and_null_if_they_are_not_finite():
         "flags": [True, False],
         "dtype": "torch.float32",
     }
-
-
-def test_a_record_of_another_process_is_printed_on_arrival(capsys):
-    sent = pickle.dumps(PrintedOnArrival('{"a": 1}'))
-    assert not capsys.readouterr().out
-    pickle.loads(sent)
-    assert capsys.readouterr().out == '{"a": 1}\n'
 
 
 class Terminal(io.StringIO):
