@@ -89,7 +89,10 @@ def new_data(
     source = next((name for name in SOURCES if name in arguments), None)
     if source is None:
         kind = node.get("_target_", "data in memory")
-        raise ValueError(f"data.path needs a run whose data come from a file; those of {run.path} are {kind}")
+        raise ValueError(
+            f"data.path needs a run whose data come from a file; those of {run.path} are {kind}: in Python take "
+            "ss.log_prob(run.model, x, transform=run.transform), or ss.bits_per_dim(run.model, x, run.data_map) of levels"
+        )
     node |= {source: str(path)} | {k: v for k, v in {"split": ALL, "flip": False}.items() if k in arguments}
     if "labels" in arguments:
         node["labels"] = _labels(node, labels, arguments["labels"].default if not conditional else None)
