@@ -199,7 +199,13 @@ def test_every_block_is_run_here():
         "python": [
             *("Langevin(snr=0.16)", "trajectory=True", "ClassifierFree", "class Points", "convert.score_sde"),
             "UnCLIP(",
-            *("oracle.posterior(operator", "posterior_moments", "TrajectoryDistillation", "samplers.learn(", "add_lora"),
+            *(
+                "oracle.posterior(operator",
+                "posterior_moments",
+                "TrajectoryDistillation",
+                "samplers.learn(",
+                "add_lora",
+            ),
             *("make_moons", "2 * np.pi", "load_iris", "torch.uint8", "Inpainting(measured"),
             "CascadeStage",
             "class Rotation",
@@ -296,13 +302,16 @@ def test_one_run_through_every_verb(elsewhere, capsys):
 def test_a_guided_model_in_a_few_lines(elsewhere, capsys):
     short = block("python", "ClassifierFree").replace("steps=1000", "steps=2").replace("200", "4")
     exec(compile(short, "docs/conditions.md", "exec"), {})
-    assert re.findall(r"^(\d) (\d+) tensor", capsys.readouterr().out, re.M) == [("0", "100"), ("1", "200"), ("3", "200")]
+    evaluations = re.findall(r"^[\d.]+ (\d+) tensor", capsys.readouterr().out, re.M)
+    assert evaluations == ["100", "200", "200"]
 
 
 @pytest.mark.filterwarnings("ignore::scoresde.prior_mismatch.PriorMismatch")  # the network is not trained
 def test_a_forecast_in_python(elsewhere, capsys):
     short = block("python", "Inpainting(measured").replace("steps=500", "steps=2").replace("n=8", "n=2")
-    short = short.replace("width=16", "width=4").replace("range(8)", "range(2), sampler=ss.samplers.PredictorCorrector(ss.samplers.Ancestral(), steps=3)")
+    short = short.replace("width=16", "width=4").replace(
+        "range(8)", "range(2), sampler=ss.samplers.PredictorCorrector(ss.samplers.Ancestral(), steps=3)"
+    )
     exec(compile(short, "docs/series.md", "exec"), {})
     assert capsys.readouterr().out.startswith("tensor")
 

@@ -90,8 +90,8 @@ def new_data(
     if source is None:
         kind = node.get("_target_", "data in memory")
         raise ValueError(
-            f"data.path needs a run whose data come from a file; those of {run.path} are {kind}: in Python take "
-            "ss.log_prob(run.model, x, transform=run.transform), or ss.bits_per_dim(run.model, x, run.data_map) of levels"
+            f"data.path needs a run whose data come from a file; those of {run.path} are {kind}: in Python, take "
+            "ss.log_prob(run.model, x, transform=run.transform), or ss.bits_per_dim(run.model, x, run.data_map)"
         )
     node |= {source: str(path)} | {k: v for k, v in {"split": ALL, "flip": False}.items() if k in arguments}
     if "labels" in arguments:
