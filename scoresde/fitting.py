@@ -243,10 +243,12 @@ def _set_conditions(model: Any, dataset: Any, loss: Objective, trainer: Trainer)
     added = list(loss.conditions(tuple(state_of(item).shape)))
     expected = getattr(getattr(model, "network", None), "conditions", None)
     if expected is not None and {*names, *added} != {*expected} and not {"target", "latent"} & {*expected}:
+        fix = "build it with classes=... (label), cond_features=... (vector) or cond_channels=... (image)"
+        if {*names, *added} < {*expected}:
+            fix = "give the data as (states, conditions), or build the network without"
         raise ValueError(
             f"the network must take the conditions of the data, {', '.join([*names, *added]) or 'none'}; it takes "
-            f"{', '.join(expected) or 'none'}: build it with classes=... (label), cond_features=... (vector) or "
-            "cond_channels=... (image), or give the data as (states, conditions)"
+            f"{', '.join(expected) or 'none'}: {fix}"
         )
     if getattr(model, "conditional", None) == () and hasattr(model, "predict"):
         dropped, labels = dropped_names(trainer.condition_dropout, names), in_memory.labels_of(dataset)

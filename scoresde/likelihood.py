@@ -14,13 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scoresde.dequantization import (
-    DataMap,
-)
+from scoresde.dequantization import DataMap
 from scoresde.divergence import Hutchinson, Trace
 from scoresde.prior_mismatch import LARGE_MISMATCH, prior_mismatches, warn_of_mismatch
 from scoresde.probability_flow import Carried, carry, cast_like, integrate
-from scoresde.protocols import Model
+from scoresde.protocols import Model, Transform
 from scoresde.random_stream import RandomStream
 from scoresde.result_table import (
     Result,
@@ -146,19 +144,23 @@ def log_prob(
     t_start: float | None = None,
     generator: torch.Generator | None = None,
     differentiable: bool = False,
+    transform: Transform | DataMap | None = None,
 ) -> LogProb:
     """Return log p(x) in nats, by the probability-flow ODE.
 
         log p(x) = log p_prior(x(t_max)) + integral of tr(d velocity / dx) dt from t_start to t_max
 
-    (2011.13456, eq. 39). x is in model space; `bits_per_dim` takes grey levels.
+    (2011.13456, eq. 39). With `transform=run.transform`, x are data in their own units, and the result is
+    their density in these units,
 
-        result = ss.log_prob(model, x, seeds=range(len(x)))
+        log p_data(x) = log p(T(x)) + log|det dT/dx|.
+
+        result = ss.log_prob(run.model, data, transform=run.transform, seeds=range(len(data)))
         print(result.value.mean(), result.stderr)
 
     Args:
         model: the model, in eval mode.
-        x: states (B, *) at t_start.
+        x: states (B, *) at t_start, in model space; or data, with `transform`.
         cond: condition, short for `model.given(cond)`.
         trace: default `Hutchinson(probes=1)`; or `ExactTrace()`. With `solvers.SciPy`, whose error control includes the
             divergence, the probes of the first evaluation are used throughout.
@@ -169,6 +171,8 @@ def log_prob(
         generator: generator of the probes, instead of seeds.
         differentiable: if True, keep the graph of `value` and `latent` for gradients in x and in the parameters, with
             memory that grows with the number of evaluations; if False, compute without gradients.
+        transform: the map T from data to model space, or a `DataMap`, whose dequantisation then makes `value` a lower
+            bound on average. None: x are states.
 
     Warns:
         PriorMismatch: the noise at t_max does not hide the states x, so that the prior is not the distribution of the
@@ -176,18 +180,27 @@ def log_prob(
 
     Raises:
         ValueError: the model is in training mode, its flow is not invertible (thresholding), x holds NaN or infinity,
-            or t_start is out of range.
+            t_start is out of range or given with `transform`, or x are not the data that the transform takes.
     """
     model = with_density(model, cond)
     check_real("x", x)
     if not bool(torch.isfinite(x).all()):
         raise ValueError("x must be finite; got NaN or infinity: remove or repair these states")
+    trace, stream, nats = trace_for(solver, trace), RandomStream(generator, seeds, len(x)), None
+    if transform is not None:
+        if t_start is not None:
+            raise ValueError(f"t_start must be None with transform, which gives data at t_min; got {t_start}")
+        data_map = transform if isinstance(transform, DataMap) else DataMap(transform)
+        with torch.set_grad_enabled(differentiable and torch.is_grad_enabled()):
+            x, nats = data_map.draw(x.to(double(x)), stream, model.sde)
+        t_start = data_map.start(model.sde)
     t_start = model.sde.t_min if t_start is None else t_start
-    trace, stream = trace_for(solver, trace), RandomStream(generator, seeds, len(x))
     carried = integrate(model, x.to(double(x)), t_start, model.sde.t_max, solver, trace, stream, differentiable)
     warn_of_mismatch(model.sde, prior_mismatches(model.sde, x, t_start))
     result = log_prob_of(model, trace, carried, carried.x)
     result.latent = cast_like(carried.x, x)
+    if nats is not None:
+        result.value, result.per_probe = result.value + nats, result.per_probe + nats.detach()[:, None]
     return result
 
 

@@ -222,7 +222,8 @@ class ScoreModel(BaseModel):
     def _needs_condition(self, got: str) -> str:
         return (
             f"the network was trained with the condition {' and '.join(self.conditional)} for every sample, never "
-            f"without; got {got}: use model.given(cond), or cond=... of samplers and likelihoods"
+            f"without; got {got}: use model.given(cond), or cond=... of samplers and likelihoods; on the command line "
+            f"cond.{self.conditional[0]}=..., in `sample` also cond=data"
         )
 
     def rows(self, rows: Tensor | slice, count: int) -> Self:

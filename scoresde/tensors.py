@@ -51,7 +51,8 @@ def floating(x: Tensor) -> Tensor:
 def check_real(name: str, value: object) -> None:
     """Raise TypeError unless the argument `name` is a tensor of real numbers."""
     if not isinstance(value, Tensor):
-        raise TypeError(f"{name} must be a tensor; got {type(value).__name__}")
+        fix = f": pass torch.as_tensor({name})" if hasattr(value, "__array__") else ""
+        raise TypeError(f"{name} must be a tensor; got {type(value).__name__}{fix}")
     if value.is_complex():
         raise TypeError(f"{name} must be real numbers; got {value.dtype}")
 

@@ -226,7 +226,7 @@ WRONG = {
     "setting": (mlp(), {"stps": 3}, TypeError, "unexpected keyword argument 'stps'"),
     "ema": (mlp(), {"ema": 2.0}, ValueError, "ema must be a finite number >= 0 and <= 1"),
     "share": (mlp(), {"test": 1.5}, ValueError, "validation and test must be >= 0, with a sum below 1"),
-    "conditions": (mlp(classes=3), {}, ValueError, "conditions of the data, none; it takes label: build it"),
+    "conditions": (mlp(classes=3), {}, ValueError, "conditions of the data, none; it takes label: give the data as"),
 }
 
 
@@ -235,7 +235,9 @@ def test_wrong_arguments_are_refused(model, options, error, message):
     with pytest.raises(error, match=message):
         ss.fit(model, points(), **{**FEW, **options})
     if not options and isinstance(model, nn.Module):
-        with pytest.raises(ValueError, match="the conditions of the data, label; it takes none"):
+        with pytest.raises(
+            ValueError, match="the conditions of the data, label; it takes none: build it with classes="
+        ):
             ss.fit(mlp(), (points(), torch.arange(60) % 2), **FEW)
 
 

@@ -441,6 +441,29 @@ def test_bad_states_and_times_are_refused(message):
         CALLS[message](ss.GaussianMixture(ORIGIN, torch.ones(1)).score_model(VP))
 
 
+def test_with_a_transform_the_density_is_that_of_the_data():
+    """Data N(30, 4^2) are N(0, 1) in model space."""
+    transform, exact = Affine(scale=0.25, shift=-7.5), Normal(f64(30.0), f64(4.0))
+    model = ss.GaussianMixture(torch.zeros(1, 1), torch.ones(1)).score_model(VP)
+    x = f64([[22.0], [31.0], [38.0]]).requires_grad_()
+    options = {"trace": ss.ExactTrace(), "differentiable": True}
+    result = ss.log_prob(model, x, transform=transform, **options)
+    close(result.value.detach(), exact.log_prob(x.detach())[:, 0], atol=1e-3)
+    close(result.per_probe[:, 0], result.value.detach())
+    (gradient,) = torch.autograd.grad(result.value.sum(), x)
+    close(gradient, (30 - x.detach()) / 16, rtol=0.01, atol=1e-3)
+    assert torch.equal(ss.log_prob(model, x, transform=DataMap(transform), **options).value, result.value)
+    with pytest.raises(ValueError, match="t_start must be None with transform"):
+        ss.log_prob(model, x, transform=transform, t_start=0.5)
+
+
+def test_with_dequantisation_the_value_is_the_bound_of_bits_per_dim():
+    model, data_map = oracle((2,)).score_model(VP), DataMap(Levels(4), ss.Uniform())
+    x, options = torch.tensor([[0, 3], [2, 1]]), {"trace": ss.ExactTrace(), "seeds": [4, 5]}
+    bits = ss.bits_per_dim(model, x, data_map, **options).per_image
+    close(ss.log_prob(model, x, transform=data_map, **options).value, -2 * math.log(2) * bits, rtol=1e-6)
+
+
 # --- encoding, sampling, gradients
 
 

@@ -8,6 +8,7 @@
     cond.vector=[0.1,2]           a vector
     cond.context=[[0.1,2],[1,0]]  context vectors (`networks.condition_embeddings`)
     cond.image=image.npy          an image, or another condition of numbers, from a NumPy file
+    cond=data                     those of the training data: classes with their frequencies (`scoresde sample`)
 
 The conditions of N samples are stored beside the samples, `<name>.npy`, in `<name>.cond.npz`: for each name of a
 condition, an array with leading dimension N.
@@ -31,6 +32,7 @@ from scoresde.data.items import LABEL, reading
 from scoresde.protocols import NULL, CaptionEncoder, Condition, as_condition, by_name, expand
 
 ALL = "all"
+DATA = "data"
 ROW = 8  # samples of each class by default
 SUFFIX = ".cond.npz"
 
@@ -192,8 +194,8 @@ def _whole(text: str) -> int | None:
 
 def described(cond: Any, classes: Mapping[str, Sequence[str]]) -> str:
     """Return a condition of the settings as text for a table, such as "label=3 (cat)"."""
-    words = []
-    for name, value in _named_parts(cond).items():
+    words = ["of the training data"] if cond == DATA else []
+    for name, value in [] if words else _named_parts(cond).items():
         is_number = isinstance(value, int) and not isinstance(value, bool) and name in classes
         text = classes[name][class_number(name, value, classes[name])] if is_number and value != NULL else str(value)
         words.append(f"{name}={value}" + (f" ({text})" if text != str(value) else ""))

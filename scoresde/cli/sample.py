@@ -1,6 +1,6 @@
 """`scoresde sample`, which draws samples of a run; `scoresde evaluate` uses the same functions."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,9 +13,10 @@ from scoresde import build
 from scoresde.atomic_files import replace_atomically
 from scoresde.cli.cascade import draw_cascade, known_conditions, load_runs
 from scoresde.cli.common import result_name, save_array, save_picture, warnings_on_stderr
-from scoresde.cli.conditions import Drawing, described, drawing, save_conditions
+from scoresde.cli.conditions import DATA, Drawing, described, drawing, save_conditions
 from scoresde.cli.guidance import guided
 from scoresde.cli.output import Record, append_row, print_rows, shows_progress
+from scoresde.evaluation.conditions import data_conditions
 from scoresde.evaluation.generation import draw_samples
 from scoresde.evaluation.records import METRICS
 from scoresde.evaluation.sample_files import check_sample_path, write_samples
@@ -30,7 +31,10 @@ def sample(config: DictConfig) -> Record | None:
     *lower, run = runs = load_runs(config, device)
     cond, (classes, others, text) = plain(config.cond), known_conditions(runs, config)
     with warnings_on_stderr():
-        drawn = drawing(cond, config.n, DEFAULT_N, classes, others, text)
+        if cond == DATA:
+            drawn = drawing_of_data(runs, DEFAULT_N if config.n is None else config.n, config.trust)
+        else:
+            drawn = drawing(cond, config.n, DEFAULT_N, classes, others, text)
     name = result_name(f"{sampler_name()}_n{drawn.columns}_seed{config.seed}", "sampler", "n", "seed", "out")
     array = run.path / "samples" / f"{name}.npy" if config.out is None else Path(config.out)
     write = partial(write_samples, run, n=drawn.n, cond=drawn.cond, classes=classes, trust=config.trust)
@@ -63,6 +67,19 @@ def sample(config: DictConfig) -> Record | None:
     shown = {key: text for key, text in settings.items() if text}
     print_rows({**shown, **{key: row[key] for key in ("sampler", "n", "nfe", "seconds")}, **paths})
     return {"run": run.path, "rows": [row], "paths": paths}
+
+
+def drawing_of_data(runs: Sequence[build.Run], n: int, trust: Sequence[str]) -> Drawing:
+    """Return n samples with the conditions of training data, `evaluation.conditions.data_conditions`.
+
+    Raises:
+        ValueError: the runs are a cascade, or the training data have no conditions.
+    """
+    if len(runs) > 1:
+        raise ValueError("cond=data needs one run; got a cascade: set cond.NAME=... of a condition")
+    if (cond := data_conditions(runs[0], "train", n, trust)) is None:
+        raise ValueError(f"cond=data needs training data with conditions; {runs[0].path} has none: leave cond out")
+    return Drawing(n, n, cond)
 
 
 def sampler_name() -> str:

@@ -187,7 +187,9 @@ class Cells:
         elif not is_number[row] and _is_number(cell):
             advice = f"the decimal sign is {decimal!r}: set decimal, or write all numbers with the same sign"
         elif not is_number.any():
-            advice = f"the column holds text; name it as labels={name!r}, or choose other columns with columns=[...]"
+            advice = (
+                f"the column holds text: leave it out with columns=[...], or take it as classes with labels={name!r}"
+            )
         raise ValueError(
             f"line {self.lines[row]}, column {name!r} of {self.path} is {cell!r}, not a finite number: {advice}"
         )

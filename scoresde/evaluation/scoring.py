@@ -97,7 +97,9 @@ def new_data(
     source = next((name for name in SOURCES if name in arguments), None)
     if source is None:
         raise ValueError(
-            f"data.path needs a run whose data come from a file; those of {run.path} are {node['_target_']}"
+            f"data.path needs a run whose data come from a file; those of {run.path} are "
+            f"{node['_target_']}: in Python, take ss.log_prob(run.model, x, transform=run.transform), "
+            "or ss.bits_per_dim(run.model, x, run.data_map)"
         )
     node |= {source: str(path)} | {k: v for k, v in {"split": ALL, "flip": False}.items() if k in arguments}
     if "key" in arguments and Path(path).suffix.lower() == ".npy":

@@ -188,5 +188,6 @@ def state_shape(operator: Operator, y: Tensor, n: int) -> tuple[int, ...]:
             errors.append(str(error))
     reason = f" ({errors[0]})" if errors else ""
     raise ValueError(
-        f"y must be one measurement of {operator!r}, or one for each of the n={n} samples; got {tuple(y.shape)}{reason}"
+        f"y must be one measurement of {operator!r}, or one for each of the n={n} samples; got "
+        f"{tuple(y.shape)}{reason}: operator(x[None])[0] is the measurement of a state x in model space"
     )

@@ -67,7 +67,8 @@ def box_mask(box: Box, shape: Sequence[int]) -> Tensor:
     """
     if len(shape) != 3:
         raise ValueError(
-            f"a box needs images (C, H, W); got states {tuple(shape)}: give a mask of their shape, mask=FILE"
+            f"a box needs images (C, H, W); got states {tuple(shape)}: give a mask of their shape, mask=FILE, true "
+            "where they are measured"
         )
     height, width = shape[1:]
     rows = slice(round(box[0] * height), round(box[1] * height))

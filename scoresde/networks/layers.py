@@ -81,9 +81,9 @@ class Border:
         self.padded = tuple(-(-side // multiple) * multiple for side in self.sides)
         if self.padded != self.sides and not pad:
             raise ValueError(
-                f"each side of image_size must be a multiple of {multiple}; got {image_size}: set pad=True "
-                f"(network.pad=true in a configuration), which pads states to {list(self.padded)} with zeros and "
-                "crops the output"
+                f"each side of image_size (without the channels) must be a multiple of {multiple}; got {image_size}: "
+                f"set pad=True (network.pad=true in a configuration), which pads states to {list(self.padded)} with "
+                "zeros and crops the output"
             )
         extra = [padded - side for padded, side in zip(self.padded, self.sides, strict=True)]
         self.margins = [margin for n in reversed(extra) for margin in (n // 2, n - n // 2)]  # as F.pad takes them

@@ -113,7 +113,7 @@ class Log:
         }
         self.write(row)
         self._reset()
-        shown = {"loss": row["loss"], "images/s": row["images_per_second"]}
+        shown = {"loss": row["loss"], "samples/s": row["images_per_second"]}
         return {key: f"{value:.4g}" for key, value in shown.items() if value is not None}
 
     def write(self, row: Mapping[str, Any]) -> None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import scoresde as ss
+from scoresde import build
 from scoresde.cli import main
 from tests.cli.conftest import contents, rows
 
@@ -199,3 +200,12 @@ def test_samples_of_a_table_have_its_columns_and_classes(run):
     assert np.array([line.split(",")[:2] for line in lines], float) == pytest.approx(array, rel=1e-5)
     assert [path.suffix for path in sorted(Path("run/samples").iterdir())] == [".npz", ".csv", ".npy"]
     assert rows("run")[1]["file"] == "rows.csv"
+
+
+def test_conditions_of_the_data_have_their_frequencies(run, toy, refused, capsys):
+    labels = build.instantiate(ss.load("run").config.data.train).labels
+    assert main(["sample", run, f"n={len(labels)}", "cond=data", *QUICK, "out=rows.csv"]) == 0
+    drawn = [line.split(",")[2] for line in Path("rows.csv").read_text().splitlines()[1:]]
+    assert drawn == [["x", "y", "z"][label] for label in labels.tolist()]
+    assert "of the training data" in capsys.readouterr().out
+    assert "needs training data with conditions" in refused("sample", f"run={toy}", "cond=data")

@@ -86,7 +86,7 @@ BAD = {
     "text": ("a,b\n1,2\n\n,\n3,four\n5,6\n", "line 5, column 'b' of .* is 'four', not a finite number: remove the row"),
     "a column of text": (
         "a,b\n1,x\n2,y\n",
-        "line 2, column 'b' of .* is 'x', .* holds text; name it as labels='b', or",
+        "line 2, column 'b' of .* is 'x', .* leave it out with columns=.*, or take it as classes with labels='b'",
     ),
     "two decimal signs": ("a;b\n1,5;2\n2.5;3\n", "line 2, column 'a' of .* is '1,5', .* the decimal sign is '.'"),
     "underscore": ("a,b\n1,1_0\n", "is '1_0'"),
