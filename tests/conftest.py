@@ -78,8 +78,8 @@ def some(*names):
 
 @pytest.fixture
 def quick_figures(monkeypatch):
-    """Draw figures without the layout that fits them, which takes half the time; test_plots.py tests how they look."""
-    monkeypatch.setattr("matplotlib.layout_engine.ConstrainedLayoutEngine.execute", lambda engine, figure: None)
+    """Draw figures once, without the layout that fits them, in half the time; test_plots.py tests how they look."""
+    monkeypatch.setattr("matplotlib.figure.Figure.get_layout_engine", lambda figure: None)
 
 
 def paths_with(name, values, ids=str, paths=PATHS):
