@@ -14,7 +14,7 @@ import scoresde as ss
 from scoresde.cli import main
 from tests.cli.conftest import GREY, rows
 
-QUICK = ["likelihood.solver.steps=4", "likelihood.trace.probes=1"]
+QUICK = ["likelihood.solver.steps=4", "likelihood.trace.probes=2"]
 BOUND = ["method=bound", "bound.draws=2", "bound.rounds=1"]
 
 
