@@ -172,7 +172,7 @@ def write_config(config: DictConfig, path: Path, command: Sequence[str] | None =
 
     A command with characters that a YAML comment cannot hold, such as a line break, is not recorded.
     """
-    text = OmegaConf.to_yaml(OmegaConf.create(plain(config)))
+    text = OmegaConf.to_yaml(config, resolve=True)
     line = shlex.join(command or [])
     header = f"# {line}\n" if line and line.isprintable() else ""
     replace_atomically(path, lambda file: file.write_text(header + text))

@@ -1,6 +1,5 @@
 """Shared by the tests: every path of the library, times along it, and an exact mixture of Gaussians."""
 
-import functools
 import gc
 import itertools
 import os
@@ -10,26 +9,19 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
-import omegaconf.base
 import pytest
 import torch
-import yaml
-from hydra._internal.hydra import Hydra
 from hypothesis import settings
 
 import scoresde as ss
 from scoresde.samplers.sampler import as_step
 from scoresde.wrappers import as_model
+from tests import composition  # noqa: F401
 
 settings.register_profile("repeatable", derandomize=True)  # new examples: pytest --hypothesis-profile=default
 settings.load_profile("repeatable")
 torch.set_num_threads(1)
 gc.set_threshold(20_000)  # tests are short: rarer collections save a tenth of the time of composing configurations
-# Hydra composes the configuration of a command twice, once to read hydra.mode alone, which no test sets.
-Hydra.get_mode = lambda self, config_name, overrides: None
-# Most tests of commands compose one. With these two lines it takes four fifths of the time.
-yaml.SafeLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # of which OmegaConf derives its loader
-omegaconf.base.parse = functools.cache(omegaconf.base.parse)  # of an interpolation such as ${data.shape}
 
 DDPM = np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))  # 2006.11239, section 4: the squared alpha of each step
 NCSN = np.geomspace(0.01, 50.0, 100)  # 1907.05600: a geometric sequence of noise levels
@@ -86,8 +78,8 @@ def some(*names):
 
 @pytest.fixture
 def quick_figures(monkeypatch):
-    """Draw figures without the layout that fits them, which takes half the time; test_plots.py tests how they look."""
-    monkeypatch.setattr("matplotlib.layout_engine.ConstrainedLayoutEngine.execute", lambda engine, figure: None)
+    """Draw figures once, without the layout that fits them, in half the time; test_plots.py tests how they look."""
+    monkeypatch.setattr("matplotlib.figure.Figure.get_layout_engine", lambda figure: None)
 
 
 def paths_with(name, values, ids=str, paths=PATHS):

@@ -187,7 +187,7 @@ def test_every_option_builds_its_object(group, option, request, tmp_path):
         target = pkgutil.resolve_name(config._target_)
         assert isinstance(built, target if isinstance(target, type) else (UNet, DiT))  # a preset is a function
         if option == "latent":
-            assert (built.data_shape, built.state_shape) == ((3, 8, 8), (4, 4, 4))
+            assert (built.data_shape, built.state_shape) == ((3, 16, 16), (4, 4, 4))
         for key, value in config.items():
             if hasattr(built, key) and isinstance(value, (int, float)):
                 assert getattr(built, key) == value
@@ -282,7 +282,7 @@ def test_every_experiment_trains_and_samples(experiment, request, tmp_path):
         config.network.width = 8
     if experiment == "openmoji_latent":
         config.data.transform.run = trained_autoencoder(tmp_path)
-        config.data.size, config.data.shape, config.network.attention = 8, [4, 4, 4], []
+        config.data.size, config.data.shape, config.network.attention = 16, [4, 4, 4], []
     if config.data.get("text") is not None:
         fit_text(config, tmp_path)
         fit_network(config, build.instantiate(config.data.train))
@@ -343,7 +343,7 @@ def test_parts_of_an_experiment_can_be_replaced(experiment, request):
 
 def trained_autoencoder(path):
     """The directory of a run of an autoencoder that was not trained."""
-    overrides = ["data.size=8", "network.width=4", "network.multipliers=[1,2]"]
+    overrides = ["data.size=16", "network.width=4", "network.multipliers=[1,2,2]"]
     config = compose("train", "experiment=openmoji_autoencoder", *overrides).copy()
     run_config.write_config(config, path / run_config.CONFIG)
     checkpoint.save(path / CHECKPOINT, {"model": build.build_model(config).state_dict()}, {"step": 0})

@@ -14,8 +14,8 @@ import scoresde as ss
 from scoresde.cli import main
 from tests.cli.conftest import GREY, rows
 
-QUICK = ["likelihood.solver.steps=8", "likelihood.trace.probes=2"]
-BOUND = ["method=bound", "bound.draws=4", "bound.rounds=1"]
+QUICK = ["likelihood.solver.steps=4", "likelihood.trace.probes=2"]
+BOUND = ["method=bound", "bound.draws=2", "bound.rounds=1"]
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +90,7 @@ def test_a_uniform_prior_and_the_frequencies_differ_by_their_ratio(labels):
 
 
 def test_bits_are_given_the_label_or_without(labels, capsys):
-    command = ["bpd", f"run={labels}", "likelihood.solver.steps=8", "budget.samples=0", "budget.bound=null"]
+    command = ["bpd", f"run={labels}", "likelihood.solver.steps=4", "budget.samples=0", "budget.bound=null"]
     assert main(command) == 0
     assert main([*command, "conditional=false"]) == 0
     given, without = rows(labels)

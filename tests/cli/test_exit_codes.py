@@ -1,13 +1,15 @@
 """Exit codes: 0 success, 1 a bug, 2 wrong input or a failed job, 130 interrupted, 141 the reader is gone."""
 
+import ctypes
 import os
-import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from scoresde import __main__
 from scoresde.cli import VERBS, main
+from tests.processes import ranked, start
 
 
 @pytest.fixture
@@ -59,16 +61,20 @@ def test_a_command_leaves_its_process_as_it_was(monkeypatch):
 
 
 @pytest.mark.slow
+def run_without_a_reader(arguments):
+    """Be `scoresde ARGUMENTS` with a pipe for stdout that nobody reads, to the end of the interpreter."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    os.dup2(writer, 1)
+    sys.argv = ["scoresde", *arguments]
+    ctypes.pythonapi.Py_Exit(__main__.main())  # flushes stdout, as the end of a script does
+
+
 def test_a_reader_that_goes_away_is_141_without_a_word():
-    process = subprocess.Popen(
-        [sys.executable, "-m", "scoresde", "data", "data=toy2d"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    process.stdout.close()
-    assert process.stderr.read() == ""
-    assert process.wait() == 141
+    process = start(ranked, {}, Path.cwd(), Path("output"), run_without_a_reader, ["data", "data=toy2d"])
+    process.join(60)
+    assert Path("output.err").read_text() == ""
+    assert process.exitcode == 141
 
 
 @pytest.fixture
