@@ -16,6 +16,7 @@ import torch
 import yaml
 from hydra._internal.hydra import Hydra
 from hypothesis import settings
+from matplotlib.backend_bases import FigureCanvasBase
 
 import scoresde as ss
 from scoresde.samplers.sampler import as_step
@@ -84,10 +85,16 @@ def some(*names):
     return [pytest.param(INSTANCES[name], id=name) for name in names]
 
 
+def print_once(canvas, *arguments, print_figure=FigureCanvasBase.print_figure, **options):
+    """Print a figure as it is. One with a layout engine is drawn twice: the first drawing fits the layout."""
+    canvas.figure._layout_engine = None
+    return print_figure(canvas, *arguments, **options)
+
+
 @pytest.fixture
 def quick_figures(monkeypatch):
-    """Draw figures without the layout that fits them, which takes half the time; test_plots.py tests how they look."""
-    monkeypatch.setattr("matplotlib.layout_engine.ConstrainedLayoutEngine.execute", lambda engine, figure: None)
+    """Draw figures once, without the layout that fits them; test_plots.py tests how they look."""
+    monkeypatch.setattr("matplotlib.backend_bases.FigureCanvasBase.print_figure", print_once)
 
 
 def paths_with(name, values, ids=str, paths=PATHS):
