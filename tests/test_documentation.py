@@ -63,7 +63,7 @@ TRAINED = {
 }
 FEATURES = ["features.epochs=1", "features.width=4", "features.batch_size=256"]
 MULTILEVEL = ["likelihood.tolerance=1", "likelihood.levels=[2,4]"]
-BITS = ["likelihood.solver.steps=4", "budget.samples=2", "budget.bound_draws=2", *MULTILEVEL]
+BITS = ["likelihood.solver.steps=2", "budget.samples=2", "budget.bound_draws=2", *MULTILEVEL]
 SHORT = {
     "bpd": BITS,
     "classify": ["likelihood.solver.steps=2", "likelihood.trace.probes=1", "bound.draws=4", "bound.rounds=1"],
