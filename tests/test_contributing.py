@@ -2,7 +2,7 @@
 
 A block of Python or YAML is made of pieces, each headed by a comment with the file it goes to: at its end, imports at
 its top, or, with "in NAME", into the list or dict of that name, or at the beginning of the function. Commands of pytest
-that select by name are run in the copy, others collect their tests; what `make` would do is asked of it.
+that select new parts by name are run in the copy, others collect their tests; what `make` would do is asked of it.
 """
 
 import ast
@@ -76,10 +76,13 @@ def pieces(block):
     return [(head[1], head[2], block[head.end() : end].strip("\n")) for head, end in zip(heads, ends, strict=True)]
 
 
-def commands():
-    """Every command of the page."""
-    lines = [line for text in blocks("sh") for line in text.splitlines() if line]
+def commands(*texts):
+    """The commands of blocks; of the page, if none are given."""
+    lines = [line for text in texts or blocks("sh") for line in text.splitlines() if line]
     return [shlex.split(line, comments=True) for line in lines]
+
+
+EXAMPLES = commands(next(text for text in blocks("sh") if "pytest" in text))  # of tests that are there already
 
 
 def inserted(source, name, text):
@@ -123,7 +126,8 @@ def copy(tmp_path_factory):
 def driven(command):
     """A command as the driver is given it: in its cheap form if it has one."""
     name, *arguments = command
-    if name == "pytest" and "-k" not in arguments and "convert" not in arguments[0]:
+    is_of_new_parts = "-k" in arguments or "convert" in arguments[0]
+    if name == "pytest" and (command in EXAMPLES or not is_of_new_parts):
         return ["pytest", *arguments, "--collect-only"]
     if name == "python":
         return ["python", *arguments, *(["--help"] if arguments[0].startswith("benchmarks/") else [])]

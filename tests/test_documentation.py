@@ -33,42 +33,43 @@ VERBS = "nfe=[5,10,20]\nscoresde evaluate"  # in the commands of docs/start.md
 EVALUATION = next(c for language, c in BLOCKS if language == "sh" and c.startswith("scoresde evaluate"))
 
 FEW = ["trainer.preview_every=0", "trainer.evaluate_every=0", "trainer.warmup=1", "trainer.workers=0", "device=cpu"]
-TOY = ["trainer.steps=3", "trainer.batch_size=32", "network.width=16", "data.train.n=200", "data.validation.n=20"]
+TOY = ["trainer.steps=3", "trainer.batch_size=32", "network.width=16", "data.train.n=200", "data.validation.n=8"]
 SMALL = ["++network.width=8", "++network.blocks=1", "trainer.batch_size=4", "trainer.steps=2", "trainer.compile=false"]
 FACES = ["data.size=32", "++network.multipliers=[1,1,2]"]
 PICTURES = ["trainer.steps=2", "trainer.batch_size=4", "network.width=4", "data=image_folder", "data.root=pictures"]
 PICTURES += ["data.size=8", "data.low=-1.0", "data.training=null"]
 TRAINED = {
-    "openmoji_text": ["network.width=8", "trainer.batch_size=16", "trainer.steps=2"],
-    "digits_classifier": ["network.width=8", "trainer.batch_size=16", "trainer.steps=2"],
-    "digits": ["network.network.width=8", "trainer.batch_size=16", "trainer.steps=2"],
-    "toy2d": [*TOY, "data.test.n=20"],
-    "flow_map_2d": [*TOY, "data.test.n=20"],
-    "gan_2d": [*TOY, "data.test.n=20", "generator.steps=2"],
-    "cifar10": SMALL,
+    "openmoji_text": ["network.width=8", "network.multipliers=[1,2]", "trainer.batch_size=8", "trainer.steps=2"],
+    "digits_classifier": ["network.width=8", "network.attention=[]", "trainer.batch_size=16", "trainer.steps=2"],
+    "digits": [
+        "network.network.width=8",
+        "network.network.multipliers=[1]",
+        "network.network.attention=[]",
+        "trainer.batch_size=16",
+        "trainer.steps=2",
+    ],
+    "toy2d": [*TOY, "data.test.n=8"],
+    "flow_map_2d": [*TOY, "data.test.n=8"],
+    "gan_2d": [*TOY, "data.test.n=8", "generator.steps=2"],
+    "cifar10": [*SMALL, "++network.multipliers=[1,2]"],
     "celebahq256": [*SMALL, *FACES],
     "ffhq1024": [*SMALL, *FACES],
     "table": ["trainer.steps=3", "trainer.batch_size=16"],
-    "series": ["trainer.steps=3", "trainer.batch_size=8", "network.width=8"],
-    "image": [*SMALL, "trainer.batch_size=8"],
-    "volumes": [*SMALL, "trainer.batch_size=8"],
+    "series": ["trainer.steps=2", "trainer.batch_size=8", "network.width=8", "network.multipliers=[1]"],
+    "image": [*SMALL, "network.multipliers=[1]"],
+    "volumes": [*SMALL, "network.multipliers=[1]"],
     "openmoji_autoencoder": [*PICTURES, "network.multipliers=[1,2]"],
     "openmoji_latent": [*PICTURES, "network.attention=[]"],
 }
+FEATURES = ["features.epochs=1", "features.width=4", "features.batch_size=256"]
 MULTILEVEL = ["likelihood.tolerance=1", "likelihood.levels=[2,4]"]
-BITS = ["likelihood.solver.steps=4", "budget.samples=2", "budget.bound_draws=2", *MULTILEVEL]
+BITS = ["likelihood.solver.steps=2", "budget.samples=2", "budget.bound_draws=2", *MULTILEVEL]
 SHORT = {
     "bpd": BITS,
-    "classify": [
-        "likelihood.solver.steps=2",
-        "likelihood.trace.probes=1",
-        "likelihood.batch_size=297",
-        "bound.draws=4",
-        "bound.rounds=1",
-    ],
+    "classify": ["likelihood.solver.steps=2", "likelihood.trace.probes=1", "bound.draws=4", "bound.rounds=1"],
     "score": ["likelihood.solver.steps=2"],
-    "compare": ["n=12", "nfe=[2,4]", "resamples=4", "features.epochs=1"],
-    "evaluate": ["n=24", "features.epochs=1", "sampler.steps=2", *BITS],
+    "compare": ["n=8", "nfe=[4]", "resamples=4", *FEATURES],
+    "evaluate": ["n=8", "sampler.steps=2", *FEATURES, *BITS],
     "dequantize": ["steps=2", "batch_size=8", "draws=2", "width=4", "layers=2"],
     "distill": [
         "method.steps=2",
@@ -76,6 +77,7 @@ SHORT = {
         "method.objective.steps=4",
         "method.pool=8",
         "method.held_out=4",
+        "method.target_steps=8",
     ],
     "report": ["film_steps=2", "film_frames=2"],
     "data": ["data.stride=16"],
@@ -131,14 +133,13 @@ def is_of_another(override, arguments):
     """Whether an override belongs to an option that the command has replaced."""
     likelihood, is_solver = value(arguments, "likelihood", "default"), value(arguments, "method") is None
     return (
-        (override.startswith("likelihood.solver.steps") and likelihood != "default")
+        (override.startswith("likelihood.solver.steps") and likelihood not in ("default", "exact"))
         or (override in MULTILEVEL and likelihood != "multilevel")
         or (override.startswith("data.") and value(arguments, "data") != "patches")
         or (override.startswith("features.") and value(arguments, "features") is None)
-        or (override.startswith("nfe=") and value(arguments, "guidance.scale") is not None)  # one budget, the default
         or (override.startswith("nfe=") and "learned" in value(arguments, "samplers", ""))  # those that were learned
         or (override.startswith("method.objective") and is_solver)
-        or (override.startswith(("method.pool", "method.held_out")) and not is_solver)
+        or (override.startswith(("method.pool", "method.held_out", "method.target")) and not is_solver)
     )
 
 
@@ -159,7 +160,7 @@ def elsewhere(tmp_path, monkeypatch, quick_figures):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["pytest"])
     monkeypatch.setattr(CIFAR10, "records", RECORDS)
-    monkeypatch.setitem(SPLITS, "test", slice(1500, 1530))
+    monkeypatch.setitem(SPLITS, "test", slice(1500, 1508))
     return tmp_path
 
 
@@ -249,7 +250,9 @@ def test_the_python_of_the_readme(tmp_path, monkeypatch, capsys):
 
 @pytest.mark.slow
 def test_a_loop_of_ones_own(capsys):
-    exec(compile(block("python", "Langevin(snr=0.16)"), "docs/training.md", "exec"), {})
+    short = block("python", "Langevin(snr=0.16)").replace("range(200)", "range(5)").replace("steps=100", "steps=3")
+    short = short.replace("ExactTrace())", "ExactTrace(), solver=ss.solvers.Adams(6))")
+    exec(compile(short, "docs/training.md", "exec"), {})
     assert "tensor" in capsys.readouterr().out
 
 
@@ -258,7 +261,7 @@ def test_samplers_in_a_few_lines(capsys):
     exec(compile(block("python", "trajectory=True"), "docs/sampling.md", "exec"), names)
     assert " 10 torch.Size([10, 16, 2])" in capsys.readouterr().out
     short = block("python", "samplers.learn(").replace(
-        "steps=100, batch_size=32, pool=256", "steps=2, batch_size=4, pool=8"
+        "steps=100, batch_size=32, pool=256, held_out=64", "steps=2, batch_size=4, pool=8, held_out=4, target_steps=8"
     )
     exec(compile(short, "docs/sampling.md", "exec"), names)
     assert capsys.readouterr().out.startswith("5 ")
