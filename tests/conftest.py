@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import settings
+from matplotlib.backend_bases import FigureCanvasBase
 
 import scoresde as ss
 from scoresde.samplers.sampler import as_step
@@ -76,10 +77,16 @@ def some(*names):
     return [pytest.param(INSTANCES[name], id=name) for name in names]
 
 
+def print_once(canvas, *arguments, print_figure=FigureCanvasBase.print_figure, **options):
+    """Print a figure without its layout engine, for which it would be drawn twice."""
+    canvas.figure._layout_engine = None
+    return print_figure(canvas, *arguments, **options)
+
+
 @pytest.fixture
 def quick_figures(monkeypatch):
     """Draw figures once, without the layout that fits them, in half the time; test_plots.py tests how they look."""
-    monkeypatch.setattr("matplotlib.figure.Figure.get_layout_engine", lambda figure: None)
+    monkeypatch.setattr("matplotlib.backend_bases.FigureCanvasBase.print_figure", print_once)
 
 
 def paths_with(name, values, ids=str, paths=PATHS):

@@ -22,6 +22,7 @@ from nbclient.exceptions import CellExecutionError
 import scoresde as ss
 from scoresde.evaluation.records import append_metrics
 from scoresde.training import checkpoint
+from tests.conftest import print_once
 from tests.processes import CONTEXT, LIBRARY, NOTEBOOK_LIBRARIES, start
 
 FOLDER = Path(__file__).parent.parent / "notebooks"
@@ -232,7 +233,7 @@ def run_cells(path, connection):
     """Run the cells of a notebook in an IPython of this process, in its folder; send the number of figures of each."""
     from IPython.core.interactiveshell import InteractiveShell
     from IPython.utils.capture import capture_output
-    from matplotlib.figure import Figure
+    from matplotlib.backend_bases import FigureCanvasBase
     from matplotlib_inline.backend_inline import configure_inline_support
     from matplotlib_inline.config import InlineBackend
 
@@ -243,7 +244,7 @@ def run_cells(path, connection):
     shell.history_manager.enabled = False
     matplotlib.use(INLINE)
     matplotlib.interactive(True)
-    Figure.get_layout_engine = lambda figure: None
+    FigureCanvasBase.print_figure = print_once
     InlineBackend.instance(parent=shell).print_figure_kwargs = {"bbox_inches": None, "dpi": 20}
     configure_inline_support(shell, INLINE)
     for cell in code(read(path)):
