@@ -33,7 +33,7 @@ def check_identity(mixture, sde, x, result, tolerance):
 
 @pytest.mark.parametrize("sde", PATHS)
 def test_likelihood_is_exact_on_every_path(sde):
-    """With many steps on one path, in units of the data; few show an error of a path, whose flow is otherwise the same."""
+    """With many steps on one path; few show an error of another path, whose flow is otherwise the same."""
     mixture, is_fine = oracle((2, 2)), isinstance(sde, ss.SubVP)
     x = mixture.sample(8, sde, sde.t_min, seeded())
     solver = FINE if is_fine else Adams(32, data_scale=1.0)
