@@ -109,7 +109,7 @@ def test_posteriors_of_bounds_are_within_their_errors():
 def test_elimination_keeps_the_best_class_and_saves_evaluations():
     sde, identity = ss.VP(), torch.eye(6).expand(3, 6, 6)
     mixture = ss.GaussianMixture(1.5 * normal(3, 6), torch.full((3, 6), 0.5), WEIGHTS, identity)
-    x = mixture.sample(60, sde, sde.t_min, seeded(1))
+    x = mixture.sample(100, sde, sde.t_min, seeded(1))
     truth, model = exact(mixture, sde, x), mixture.score_model(sde)
     options = {"prior": WEIGHTS, "draws": 128, "rounds": 4}
     result = ss.classify(model, x, range(3), "bound", **options)
