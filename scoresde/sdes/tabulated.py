@@ -191,8 +191,7 @@ class ZeroTerminalSNR(SDE):
 
     def _ends(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return a(t_min), nu(t_min) and a(t_max) of the path, see `_unit`, each () in the dtype of t."""
-        first, start, _ = self._unit(t.new_full((), self.path.t_min))
-        last, _, _ = self._unit(t.new_full((), self.path.t_max))
+        (first, last), (start, _), _ = self._unit(t.new_tensor([self.path.t_min, self.path.t_max]))
         return first, start, last
 
     def _rescaled(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
