@@ -13,7 +13,7 @@ from scoresde.run_config import flatten
 UNREAD = {
     "condition of another verb": (["evaluate", "run=x", "+cond.label=3"], "scoresde evaluate: no key 'cond'; "),
     "condition": (["bpd", "run=x", "+cond=3"], "scoresde bpd: no key 'cond'; "),
-    "data of a run": (["bpd", "run=x", "+data.path=new.npy"], "scoresde bpd: no key 'data'; "),
+    "data of a run": (["evaluate", "run=x", "+data.path=new.npy"], "scoresde evaluate: no key 'data'; "),
     "node": (["train", "+trainr.steps=7"], "scoresde train: no key 'trainr'; did you mean trainer?"),
     "argument": (["train", "+trainer.stps=7"], "no key 'trainer.stps'; did you mean trainer.steps?"),
     "argument of a part": (["sample", "run=x", "+sampler.corrector.srn=1"], "did you mean sampler.corrector.snr?"),
