@@ -178,7 +178,8 @@ def test_every_flipped_bit_is_found_or_harmless(tmp_path):
     for bit in range(8 * len(content)):
         changed = bytearray(content)
         changed[bit // 8] ^= 1 << bit % 8
-        path.write_bytes(changed)
+        with path.open("r+b") as file:  # a file that is truncated first may be flushed to disk each time
+            file.write(changed)
         try:
             loaded, info = checkpoint.load(path)
         except ValueError:
