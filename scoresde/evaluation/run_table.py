@@ -54,7 +54,7 @@ class SeedGroup:
     def label(self, *left_out: str) -> str:
         """Return the settings on one line, each by the last part of its path."""
         parts = [f"{k.rpartition('.')[2]}={text}" for k, text in self.settings.items() if text and k not in left_out]
-        return ", ".join(parts) or "default"
+        return ", ".join(parts) or "the same settings"
 
 
 def results_of(record: Mapping[str, Any], config: Mapping[str, Any], command: Sequence[str] = ()) -> list[JobResult]:

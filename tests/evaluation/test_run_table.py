@@ -75,7 +75,7 @@ def test_groups_are_named_by_commands_or_settings_or_runs():
     jobs = [many(9, sde, f"runs/{sde}/{seed}", part=seed, steps="1") for sde in ("vp", "ve") for seed in "12"]
     assert names(*jobs) == [{"run": "vp/1, vp/2"}, {"run": "ve/1, ve/2"}]
     first, second = group_by_seed([*jobs[:2], many(9, "ve", "runs/ve/1", steps="2")])
-    assert (first.label(), second.label("steps")) == ("steps=1", "default")
+    assert (first.label(), second.label("steps")) == ("steps=1", "the same settings")
     assert [len(group.runs) for group in (first, second)] == [2, 1]
 
 
