@@ -49,8 +49,8 @@ def train(root, width, steps, batch):
     )
     model = ss.ScoreModel(network, ss.VP(), ss.predictions.KarrasPreconditioning(0.53))
     data = ss.data.OpenMoji(16, "train", only=PEOPLE, flip=True, root=root)
-    settings = {"warmup": steps // 6, "ema": 1 - 6 / steps, "loss": ss.losses.DenoisingScoreMatching("karras")}
-    settings |= {"transform": LEVELS, "preview": lambda *_: None}
+    settings = {"warmup": min(100, steps // 6), "decay": "none", "ema": min(0.997, 1 - 3 / steps)}
+    settings |= {"loss": ss.losses.DenoisingScoreMatching("karras"), "transform": LEVELS, "preview": lambda *_: None}
     return ss.fit(model, data, steps=steps, batch_size=batch, learning_rate=2e-3, **settings).model
 
 
@@ -158,7 +158,7 @@ def draw(curves, baselines, ratios, pictures):
 
 
 def main(small: bool = False, run: str | None = None, root: str = "datasets/openmoji") -> dict[str, float]:
-    model = ss.load(run).model if run else train(root, *((8, 30, 16) if small else (24, 600, 32)))
+    model = ss.load(run).model if run else train(root, *((8, 24, 16) if small else (32, 4000, 16)))
     x, parts = (part[: 16 if small else None] for part in held_out_people(root))
     y, targets = moved(x, parts, torch.Generator().manual_seed(0))
     both, n, true = torch.cat([x, y]), len(x), targets.flatten(1)[:, None].expand(-1, OTHERS, -1)

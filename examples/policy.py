@@ -156,7 +156,7 @@ def interval(count: int, total: int) -> str:
 
 def main(small: bool) -> dict[str, float]:
     """Train both policies, drive, print success and sides with 95% intervals, and return the figures by name."""
-    shown, steps, tests, width = (100, 330, 100, 64) if small else (400, 3000, 400, 128)
+    shown, steps, tests, width = (100, 300, 100, 64) if small else (400, 3000, 400, 128)
     expert = drive(by_experts(shown), range(shown), executed=1)
     actions, observations = chunks([episode for episode in expert if episode["success"]])
     torch.manual_seed(0)
