@@ -171,13 +171,13 @@ def draw_row(axes, simulator, grid, observed, log_prob, exact, estimate, ranks, 
     ends = exact.min() - 1.5, exact.max() + 0.5
     axes[2].plot(ends, ends, "k-", exact, estimate, "C0.", linewidth=0.7, markersize=3, alpha=0.6)
     axes[2].set(title="log-density at the truth", xlim=ends, ylim=ends)
-    axes[2].set(xlabel=r"$\log p(\theta\,|\,x)$, exact (nats)", ylabel=r"$\log q(\theta\,|\,x)$")
+    axes[2].set(xlabel=r"$\log p(\theta\,|\,x)$, exact (nats)", ylabel=r"$\log q(\theta\,|\,x)$ (nats)")
     levels, n, band = np.linspace(0, 1, 201), len(ranks), stats.kstwo.ppf(0.95, len(ranks))  # Kolmogorov's band
     axes[3].axhspan(-band, band, color="#DDDDDD", linewidth=0)
     for column, label in zip(ranks.T, (*simulator.labels, r"$\log\,q(\theta\,|\,x)$"), strict=True):
         axes[3].plot(levels, np.searchsorted(np.sort(column), levels) / n - levels, label=label)
     axes[3].set(title=f"{n} ranks: share - level", xlabel="level", ylim=(-0.2, 0.2))
-    axes[3].legend(ncols=3, loc="upper center")
+    axes[3].legend(ncols=3, loc="upper center", fontsize=6, handlelength=1, columnspacing=1, borderpad=0)
 
 
 def main(small: bool = False, figure: Path | None = None) -> dict[str, float]:
