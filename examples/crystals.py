@@ -136,7 +136,7 @@ def summary(name: str, drawn: np.ndarray, x: np.ndarray) -> dict[str, float]:
 
 def main(small: bool) -> dict[str, float]:
     """Train, draw crystals of held-out elements, print the table, and return the figures by name."""
-    steps, width, draws, folds = (200, 64, 4, 1) if small else (2000, 96, 16, FOLDS)
+    steps, width, draws, folds = (160, 64, 4, 1) if small else (2000, 96, 16, FOLDS)
     names = [n for n in chemical_symbols if n in {*dcdft.names, "Ac"} - {"O"} and np.isfinite(state(n)[0])]
     x, places = np.stack([*map(state, names)]), np.array([place(atomic_numbers[name]) for name in names])
     given, parts, rng = torch.from_numpy(cond := features(places)), [], np.random.default_rng(0)

@@ -160,8 +160,8 @@ def draw(errors, flow, exact, trained, samples, oracles):
 
 
 def main(small: bool = False, figure: Path | None = None) -> dict[str, float]:
-    steps_list, n, train_steps = ((8, 32), 100, 100) if small else ((16, 32, 64, 128, 256), 1000, 3000)
-    (path_steps, paths, count), (errors, flow) = (32, 4, 100) if small else (128, 16, 600), study(steps_list, n)
+    steps_list, n, train_steps = ((8, 32), 100, 80) if small else ((16, 32, 64, 128, 256), 1000, 3000)
+    (path_steps, paths, count), (errors, flow) = (24, 2, 100) if small else (128, 16, 600), study(steps_list, n)
     last = {name: v for (name, steps), v in errors.items() if steps == steps_list[-1]} | {"flow with one probe": flow}
     figures = {f"exact score, {name}: r.m.s. error": float(v.square().mean().sqrt()) for name, v in last.items()}
     row = torch.stack([torch.linspace(-1.6, 1.6, 5), torch.zeros(5)], dim=1)

@@ -139,11 +139,11 @@ def pool(results, method, labels):
 
 def main(small: bool = False) -> dict[str, float]:
     """Train, classify clean and corrupted digits, print accuracies and log scores, and return the figures by name."""
-    width, steps, count, kinds = (64, 140, 16, ("blur",)) if small else (192, 1500, 100, tuple(SEVERITIES))
+    width, steps, count, kinds = (64, 120, 16, ("blur",)) if small else (192, 1500, 100, tuple(SEVERITIES))
     estimates = {"flow": {"trace": ss.Hutchinson(probes=1)}, "bound": {"draws": 64}}
     if small:
         estimates["flow"]["solver"] = ss.solvers.Adams(10, data_scale=0.7)
-        estimates["bound"] = {"draws": 32, "rounds": 1}
+        estimates["bound"] = {"draws": 16, "rounds": 1}
     model = train_generative(width, steps)
     x, y = (torch.stack(part) for part in zip(*ss.data.Digits("fit", labels=True), strict=True))
     classifiers = [train_discriminative(x, y, model.sde, width, steps, noisy) for noisy in (False, True)]

@@ -14,7 +14,7 @@ SVG files. The model is trained on other people, without parts. Accuracy is the 
                      to the cluster k with the largest |D(f + c M_k) - D(f - c M_k)|, with M_k the mask of the cluster
                      and D the denoised picture (EmerDiff, 2401.11739, section 3.3), here relative to its mean in M_k
 
-    python examples/features.py            # 2 minutes; --run runs/openmoji_cond: a model trained for 19 minutes
+    python examples/features.py            # 7 minutes; --run runs/openmoji_cond: a model trained for 19 minutes
     python examples/features.py --small    # seconds, and no figure
 """
 
@@ -49,8 +49,8 @@ def train(root, width, steps, batch):
     )
     model = ss.ScoreModel(network, ss.VP(), ss.predictions.KarrasPreconditioning(0.53))
     data = ss.data.OpenMoji(16, "train", only=PEOPLE, flip=True, root=root)
-    settings = {"warmup": steps // 6, "ema": 1 - 6 / steps, "loss": ss.losses.DenoisingScoreMatching("karras")}
-    settings |= {"transform": LEVELS, "preview": lambda *_: None}
+    settings = {"warmup": min(100, steps // 6), "decay": "none", "ema": min(0.997, 1 - 3 / steps)}
+    settings |= {"loss": ss.losses.DenoisingScoreMatching("karras"), "transform": LEVELS, "preview": lambda *_: None}
     return ss.fit(model, data, steps=steps, batch_size=batch, learning_rate=2e-3, **settings).model
 
 
@@ -144,7 +144,7 @@ def draw(curves, baselines, ratios, pictures):
                 axis.errorbar(ratios, *np.array(values).T, fmt=".-", label=layer)
             for style, (label, value) in zip(("--", ":"), baselines[kind].items(), strict=True):
                 axis.axhline(value[0], color="black", linestyle=style, linewidth=0.8, label=label)
-            axis.set(title=kind, xscale="log", xlabel=r"noise level $\sigma/\alpha$", ylabel="accuracy")
+            axis.set(title=f"accuracy of {kind}", xscale="log", xlabel=r"noise level $\sigma/\alpha$")
         left.axes[0].legend(fontsize=6, loc="upper left")
         for axis, (title, images) in zip(right.subplots(len(pictures), 1), pictures.items(), strict=True):
             some = images[::6][:9]
@@ -158,7 +158,7 @@ def draw(curves, baselines, ratios, pictures):
 
 
 def main(small: bool = False, run: str | None = None, root: str = "datasets/openmoji") -> dict[str, float]:
-    model = ss.load(run).model if run else train(root, *((8, 30, 16) if small else (24, 600, 32)))
+    model = ss.load(run).model if run else train(root, *((8, 24, 16) if small else (32, 2400, 16)))
     x, parts = (part[: 16 if small else None] for part in held_out_people(root))
     y, targets = moved(x, parts, torch.Generator().manual_seed(0))
     both, n, true = torch.cat([x, y]), len(x), targets.flatten(1)[:, None].expand(-1, OTHERS, -1)

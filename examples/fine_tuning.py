@@ -116,7 +116,7 @@ def draw(curves, rows):
 
 def main(small: bool = False, checkpoint: str | Path | None = None) -> dict[str, float]:
     """Train or load a model, fine-tune it in each way, print and return the figures by name."""
-    before, steps, every, draws = (80, 20, 10, 4) if small else (1000, 300, 25, 8)
+    before, steps, every, draws = (80, 20, 20, 4) if small else (1000, 300, 25, 8)
     ranks, size = ((1,), (32, 2)) if small else ((1, 4), (32, 3))
     old, new = range(5), range(5, 10)
     turned, curves, rows, figures = checkpoint is not None, {}, {}, {}

@@ -104,24 +104,24 @@ def independent_log_prob(x: np.ndarray, train: np.ndarray) -> np.ndarray:
     return np.logaddexp(present, absent).sum(1)
 
 
-def fit(x: np.ndarray, steps: int, width: int, depth: int) -> ss.Run:
+def fit(x: np.ndarray, steps: int, width: int, depth: int, batch: int) -> ss.Run:
     """Train a model of grids (N, 4, L)."""
     torch.manual_seed(0)
     network = ss.networks.EquivariantNetwork(KIND.tolist(), scalars=1, width=width, depth=depth)
     model = ss.ScoreModel(network, ss.VP(), ss.predictions.KarrasPreconditioning(SIGMA_DATA))
     loss = ss.losses.DenoisingScoreMatching(ss.losses.KarrasWeighting(SIGMA_DATA, mean=-1.0, std=1.4))
-    settings = {"batch_size": 64, "learning_rate": 3e-3, "warmup": 30, "ema": 0.99, "transform": ss.data.Affine()}
+    settings = {"batch_size": batch, "learning_rate": 3e-3, "warmup": 30, "ema": 0.99, "transform": ss.data.Affine()}
     return ss.fit(model, x, steps=steps, loss=loss, **settings)
 
 
 def main(small: bool) -> dict[str, float]:
     """Train, draw molecules, print the table, and return the figures by name."""
-    steps, width, depth, count, probes = (80, 32, 2, 48, 1) if small else (1500, 96, 4, 400, 8)
-    rng, grids = np.random.default_rng(0), molecules()
-    order = rng.permutation(sorted(grids))
+    steps, width, depth, batch = (80, 48, 1, 32) if small else (1500, 96, 4, 64)
+    count, probes, nodes = (48, 1, 16) if small else (400, 8, 80)
+    order = (rng := np.random.default_rng(0)).permutation(sorted(grids := molecules()))
     parts = {"data": [grids[n] for n in order[HELD_OUT:]], "held out": [grids[n] for n in order[:HELD_OUT]]}
     train, test = noisy(parts["data"], 180, rng), noisy(parts["held out"], 1, rng)
-    run, figures = fit(train, steps, width, depth), {}
+    run, figures = fit(train, steps, width, depth, batch), {}
     sampler = ss.samplers.PredictorCorrector(ss.samplers.DPMSolverPP(), steps=40, denoise_final=True)
     drawn = sampler(run.model, shape=(count, *train.shape[1:]), seeds=range(count), progress=True)
     samples = {"data": train[:: len(train) // count][:count], "model": drawn.x.double().numpy()}
@@ -141,8 +141,9 @@ def main(small: bool) -> dict[str, float]:
             figures[f"{name}: {a}-{b}"] = off.value
         print(" Å off")
     flat, states = train.reshape(len(train), -1), torch.from_numpy(test)
+    options = {"trace": ss.Hutchinson(probes), "solver": ss.solvers.Adams(nodes)}
     nats = {
-        "model": ss.log_prob(run.model, states, trace=ss.Hutchinson(probes), seeds=range(HELD_OUT)).value.numpy(),
+        "model": ss.log_prob(run.model, states, seeds=range(HELD_OUT), **options).value.numpy(),
         "independent": independent_log_prob(test, train),
         "Gaussian": multivariate_normal(flat.mean(0), np.cov(flat.T)).logpdf(test.reshape(HELD_OUT, -1)),
     }
@@ -172,8 +173,7 @@ def draw_figure(samples: dict, parts: dict, known: dict, nats: dict, path: Path)
     plt.style.use(Path(__file__).parents[1] / "notebooks" / "paper.mplstyle")
     fig, axes = plt.subplot_mosaic("abcdefgh;ijklmnop;qqrrsstt", figsize=(8.6, 4.6), height_ratios=(1, 1, 1.7))
     axes, data = [*axes.values()], np.stack(parts["data"])
-    x = samples["model"][valid(samples["model"])]
-    shown = {"held out": {}, "new": {}}
+    x, shown = samples["model"][valid(samples["model"])], {"held out": {}, "new": {}}
     for key, row in zip(graphs(x), x, strict=True):
         shown.get(next((part for part in known if key in known[part]), "new"), {}).setdefault(key, row)
     rows = [(kind, *item) for kind, found in shown.items() for item in list(found.items())[:4]]

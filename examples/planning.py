@@ -140,10 +140,10 @@ def interval(count: int, total: int) -> str:
 
 def main(small: bool) -> dict[str, float]:
     """Train, plan, print successes with 95% intervals and lengths, and return the figures by name."""
-    rooms, steps, batch, width, depth, tests = (2, 200, 128, 48, 2, 30) if small else (3, 1000, 128, 64, 3, 300)
+    rooms, routes, steps, batch, depth, tests = (2, 1200, 250, 64, 1, 30) if small else (3, 6300, 1000, 128, 3, 300)
     maze, rng = Maze(rooms), np.random.default_rng(0)
     held_out = rng.random(maze.distance.shape) < 0.2
-    x = wanderings(maze, 700 * rooms**2, rng, held_out)
+    x = wanderings(maze, routes, rng, held_out)
     pairs = rng.permutation(np.argwhere(held_out & (maze.distance >= rooms)))
     pairs = pairs[np.arange(tests) % len(pairs)]
     ends = maze.squares[pairs] + rng.uniform(0.2, 0.8, (tests, 2, 2))
@@ -151,10 +151,10 @@ def main(small: bool) -> dict[str, float]:
     ends = torch.from_numpy(ends).mT.float()
     torch.manual_seed(0)
     training = {"batch_size": batch, "learning_rate": 4e-3, "warmup": 30, "ema": 1 - 10 / steps, "loss": LOSS}
-    run = ss.fit(Waves(width, depth), x, steps=steps, **training)
+    run = ss.fit(Waves(64, depth), x, steps=steps, **training)
     routes = {
         "straight line": torch.lerp(ends[:, :, :1], ends[:, :, 1:], torch.linspace(0, 1, POINTS)),
-        **plans(run, ends, 32 if small else 40),
+        **plans(run, ends, 24 if small else 40),
         "shortest route": torch.from_numpy(shortest).float(),
     }
     figures = {}

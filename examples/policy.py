@@ -27,7 +27,7 @@ import scoresde as ss
 from scoresde.metrics import wilson
 
 AHEAD, EXECUTED, UNIT = 8, 4, 0.25  # T_p, T_a, and the unit of the observations that the networks read
-BATCH, RATE = 128, 3e-3  # of both trainings
+BATCH = 128  # of both trainings
 LOSS = ss.losses.DenoisingScoreMatching(ss.losses.KarrasWeighting(sigma_data=1.0, mean=0.0, std=1.4))
 RADIUS, GOAL, STEP = 0.4, np.array([1.2, 0.0]), 0.1  # of the obstacle; relative to the obstacle; length of a step
 
@@ -111,9 +111,9 @@ def chunks(episodes: list[dict]) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.tensor(np.stack(rows), dtype=torch.float32), torch.tensor(np.stack(observed))
 
 
-def gaussian_policy(network: torch.nn.Module, actions: torch.Tensor, observations: torch.Tensor, steps: int):
+def gaussian_policy(network: torch.nn.Module, actions: torch.Tensor, observed: torch.Tensor, steps: int, rate: float):
     """Train N(mean(o), diag(std(o)^2)) by maximum likelihood; return the policies of its mean and of its samples."""
-    optimizer, generator = torch.optim.Adam(network.parameters(), RATE), torch.Generator().manual_seed(0)
+    optimizer, generator = torch.optim.Adam(network.parameters(), rate), torch.Generator().manual_seed(0)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
 
     def moments(o: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -122,7 +122,7 @@ def gaussian_policy(network: torch.nn.Module, actions: torch.Tensor, observation
 
     for _ in tqdm(range(steps), desc="Gaussian", leave=False):
         rows = torch.randint(len(actions), (BATCH,), generator=generator)
-        mean, std = moments(observations[rows])
+        mean, std = moments(observed[rows])
         optimizer.zero_grad()
         (0.5 * ((actions[rows] - mean) / std).square() + std.log()).mean().backward()
         optimizer.step()
@@ -156,14 +156,14 @@ def interval(count: int, total: int) -> str:
 
 def main(small: bool) -> dict[str, float]:
     """Train both policies, drive, print success and sides with 95% intervals, and return the figures by name."""
-    shown, steps, tests, width = (100, 330, 100, 64) if small else (400, 3000, 400, 128)
+    shown, steps, rate, tests, width = (100, 200, 6e-3, 100, 96) if small else (400, 3000, 3e-3, 400, 128)
     expert = drive(by_experts(shown), range(shown), executed=1)
     actions, observations = chunks([episode for episode in expert if episode["success"]])
     torch.manual_seed(0)
     settings = {"shape": (2, AHEAD), "width": width, "depth": 3, "cond_features": 5, "time_scale": 10.0}
-    training = {"batch_size": BATCH, "learning_rate": RATE, "warmup": 30, "ema": 1 - 30 / steps, "loss": LOSS}
+    training = {"batch_size": BATCH, "learning_rate": rate, "warmup": 30, "ema": 1 - 30 / steps, "loss": LOSS}
     run = ss.fit(ss.networks.MLP(**settings), (actions, observations / UNIT), steps=steps, **training)
-    gaussian = gaussian_policy(ss.networks.MLP(**settings, out_channels=4), actions, observations, steps)
+    gaussian = gaussian_policy(ss.networks.MLP(**settings, out_channels=4), actions, observations, steps, rate)
     policies = {**gaussian, "diffusion": diffusion_policy(run)}
     unseen, figures = range(10_000, 10_000 + tests), {}
     driven = {"expert": expert, **{name: drive(plan, unseen, EXECUTED) for name, plan in policies.items()}}
