@@ -166,7 +166,7 @@ def draw(test, shown, samples, distance, values):
 
 
 def main(small: bool = False, run: str | None = None) -> dict[str, float]:
-    width, steps, n, tests, draws = (8, 20, 256, 3, 4) if small else (32, 700, 8192, 48, 8)
+    width, steps, n, tests, draws = (8, 20, 256, 3, 4) if small else (32, 700, 8192, 48, 16)
     model = train(width, steps, n, run)
     test, digits, places = videos("test", tests, seed=1)
     values = bits(model, test, draws)
